@@ -154,7 +154,7 @@ def _cell(
             "budget": budget,
             "seed": seed,
             "unseen": evaluation.unseen,
-            "probe_c": evaluation.probe_c,  # a task holds it, so that an algorithm may use the evaluation's probe
+            "probe_c": evaluation.real_c,  # a task holds it, so that an algorithm may use the evaluation's probe
             "source": variant.source,
             # scores of held-out rows decide what is kept, and so does the code that computes them
             **({"tuning": variant.tuning.model_dump(mode="json"), "code": evaluation_hash()} if variant.tuning else {}),
@@ -193,7 +193,7 @@ def public_for(grid: Grid, variant: Variant, data: Embeddings, clients: int) -> 
     if data.public is None:
         return None
     cls = lookup(variant.name)
-    task = Task(data.dim, data.classes, clients, grid.unit_kind, grid.trust, grid.evaluation.probe_c, data.public)
+    task = Task(data.dim, data.classes, clients, grid.unit_kind, grid.trust, grid.evaluation.real_c, data.public)
     points = [{}] if variant.tuning is None else variant.tuning.points
     settings = (cls.Params.model_validate({**variant.params, **point}) for point in points)
     return data.public if any(cls(setting, task).uses_public() for setting in settings) else None

@@ -106,7 +106,7 @@ def prepare(
 
 def task_of(cell: Cell, data: Embeddings) -> Task:
     """The public facts that a cell's algorithm gets."""
-    return Task(data.dim, data.classes, cell.clients, cell.unit, cell.trust, cell.evaluation.probe_c, data.public)
+    return Task(data.dim, data.classes, cell.clients, cell.unit, cell.trust, cell.evaluation.real_c, data.public)
 
 
 def loaded(grid: Grid, tell: Tell = _silent) -> dict[str, Embeddings]:

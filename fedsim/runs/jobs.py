@@ -269,7 +269,7 @@ def references_of(desk: Desk, trial: Trial) -> tuple[SideJob, SideJob]:
     return reference("ceiling", common, None), reference("local-only", common | own, partition)
 
 
-def _reference(data_key: str, partition: Partition | None, spec: PartitionSpec, probe_c: float, put: Put) -> tuple[Any, ...]:
+def _reference(data_key: str, partition: Partition | None, spec: PartitionSpec, probe_c: float | None, put: Put) -> tuple[Any, ...]:
     return "reference", put(data_key), partition, spec, probe_c
 
 

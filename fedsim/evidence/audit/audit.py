@@ -81,12 +81,12 @@ class Audit:
 
 def outcome_of(setting: Setting, seen: Sequence[TrainingPair]) -> Audit:
     """What pairs of trainings say."""
-    plan, events = setting.plan, setting.events
-    bounds = bound([pair.absent for pair in seen], [pair.present for pair in seen], events, plan.delta)
+    plan, mechanisms = setting.plan, setting.plan.mechanisms
+    bounds = bound([pair.absent for pair in seen], [pair.present for pair in seen], mechanisms, plan.delta)
     ratio, most = math.sqrt(float(np.mean([pair.ratio**2 for pair in seen]))), max(pair.most for pair in seen)
     # of a search no other noise is known whose best training is as likely, so only what holds for any mechanism is refuted
     mechanism = bounds.mechanism if setting.tuning is None else None
-    best = at_best(tuple(events), plan.delta, len(seen)) if setting.tuning is None else None
+    best = at_best(mechanisms, plan.delta, len(seen)) if setting.tuning is None else None
     reached = mechanism, bounds.clopper_pearson, len(seen), ratio, most
     return Audit(plan.epsilon_target, *reached, plan.claim == "heuristic", best, setting.params)
 

@@ -22,7 +22,6 @@ from fedsim.methods.messages import Task
 from fedsim.planning.tuning import plans_of
 from fedsim.plugins.code_hash import is_shipped
 from fedsim.plugins.registry import lookup
-from fedsim.privacy.events import Event
 from fedsim.privacy.plan import PrivacyPlan, Trust, Unit
 from fedsim.training.cohort import build_algorithm
 
@@ -71,11 +70,6 @@ class Setting:
     def canary_client(self) -> int:
         """The client that is the unit, or has it: the last one."""
         return self.task.clients - 1
-
-    @property
-    def events(self) -> list[Event]:
-        """The claimed mechanism: (noise multiplier, sample rate, steps) of each release."""
-        return [event for event in self.plan.events() if event.steps]
 
     @cached_property
     def others(self) -> tuple[tuple[Rows, Labels], ...]:

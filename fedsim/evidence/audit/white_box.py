@@ -26,10 +26,9 @@ from fedsim.data.normalise import unit_norm
 from fedsim.evaluation.tuning import draws
 from fedsim.evidence.audit.setting import Labels, Rows, Setting, clipped
 from fedsim.evidence.fresh import forked, in_fresh_processes
-from fedsim.evidence.worlds import Divergence, Hidden, Tape, WatchedPool, choice_range, watched
+from fedsim.evidence.worlds import Divergence, Hidden, Tape, WatchedPool, watched
 from fedsim.methods.clients import Noised
 from fedsim.methods.messages import Round, Tensors
-from fedsim.methods.phase import Phase
 from fedsim.plugins.own_errors import own_errors
 from fedsim.plugins.registry import lookup
 from fedsim.privacy.plan import Unit
@@ -152,39 +151,18 @@ def observed(setting: Setting, canary: Canary, seeds: Seeds, *, present: bool) -
     Raises:
         Divergence: which mechanisms run depends on the unit.
     """
-    sampled = any(event.sample_rate < 1 for event in setting.events)
+    sampled = any(one.sample_rate < 1 for one in setting.plan.mechanisms)
     live = _world(setting, seeds, canary if present else None)
     absent = _world(setting, seeds, None, live) if present else live
     always = _world(setting, seeds, canary, live, always=True) if sampled or not present else live
-    algorithm, notes, banded = setting.build(), Observed([], []), dict[int, list[NoisyOutput]]()
-    phases, at_clients = algorithm.phases(), algorithm.noise_at_clients()
+    at_clients, notes = setting.build().noise_at_clients(), Observed([], [])
     for round_, noisy in live.noisy:
         steps, others = _at_clients(setting, round_, (live, absent, always))
         notes.others.extend(others if at_clients else ())
         sums = [world.sums(round_) for world in (live, absent, always)]
-        outputs = _uncovered(round_, *sums) if at_clients else [_of_sum(setting, round_, noisy, *sums[1:])]
-        (banded.setdefault(round_.phase, []) if phases[round_.phase].correlation else steps[0]).extend(outputs)
+        steps[0].extend(_uncovered(round_, *sums) if at_clients else [_of_sum(setting, round_, noisy, *sums[1:])])
         notes.steps.extend(step for step in steps if step)
-    for number, outputs in banded.items():
-        start = next(round_.number for round_, _ in live.noisy if round_.phase == number)
-        notes.steps.extend(_decorrelated(outputs, phases[number], setting.canary_client - start))
     return notes
-
-
-def _decorrelated(outputs: Sequence[NoisyOutput], phase: Phase, first: int) -> Iterator[list[NoisyOutput]]:
-    """The rows of ``C x + z``, whose noise is independent, by the turns of a client who has its ``first`` in that round of the phase.
-
-    A turn's rows share one sample, and no other turn of the client changes them.
-    """
-
-    def row(t: int) -> NoisyOutput:
-        terms = [(c, outputs[t - j]) for j, c in enumerate(phase.correlation[: t + 1])]
-        residual, shift = torch.stack([c * o.residual for c, o in terms]).sum(0), torch.stack([c * o.shift for c, o in terms]).sum(0)
-        return outputs[t]._replace(residual=residual, shift=shift)
-
-    rows, turns = list(map(row, range(len(outputs)))), phase.release.turns
-    for start in range(first % turns, len(rows), turns):
-        yield rows[start : start + turns]
 
 
 def _at_clients(setting: Setting, round_: Round, worlds: Sequence[_World]) -> tuple[list[list[NoisyOutput]], list[NoisyOutput]]:
@@ -226,20 +204,7 @@ def _of_sum(setting: Setting, round_: Round, noisy: Tensors, absent: Sequence[Te
     base, whole = (
         {name: torch.stack([sent[name].double() for sent in sums if name in sent]).sum(0) for name in noisy} for sums in (absent, always)
     )
-    if round_.release.mechanism == "exponential":
-        return _of_choice(noisy, base, whole, setting.plan.noise_scale(round_.release.name))
     return NoisyOutput(*_apart(noisy, base, whole), setting.plan.noise_std(round_.release.name), round_.release.sample_rate)
-
-
-def _of_choice(chosen: Tensors, base: Tensors, whole: Tensors, scale: float) -> NoisyOutput:
-    """What an exponential mechanism chose, as an output of one dimension that has the log likelihood ratio of the choice."""
-    ratio = 0.0
-    for name, at_ in chosen.items():
-        log_chances = [torch.log_softmax(scores[name] / scale, -1).gather(-1, at_.cpu()[..., None]) for scores in (whole, base)]
-        ratio += float((log_chances[0] - log_chances[1]).sum())
-    shift = choice_range(whole, base)
-    residual = (ratio * scale**2 + shift**2 / 2) / shift if shift else 0.0
-    return NoisyOutput(torch.tensor([residual]).double(), torch.tensor([shift]).double(), scale, 1.0)
 
 
 def _uncovered(round_: Round, live: Sequence[Tensors], absent: Sequence[Tensors], always: Sequence[Tensors]) -> Iterator[NoisyOutput]:

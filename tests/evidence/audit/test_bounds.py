@@ -8,6 +8,7 @@ from scipy.stats import binomtest
 
 from fedsim.evidence.audit.audit import Audit
 from fedsim.evidence.audit.bounds import bound, least_pairs, lower, upper
+from fedsim.privacy.mechanism import Mechanism
 
 
 @given(st.integers(1, 400), st.data())
@@ -19,7 +20,7 @@ def test_rates_have_the_intervals_of_clopper_and_pearson(total: int, data: st.Da
 
 
 def test_fewer_pairs_than_the_least_bound_nothing_and_the_least_do() -> None:
-    least, events = least_pairs(1e-4), [(1.0, 1.0, 1)]
+    least, events = least_pairs(1e-4), [Mechanism(1.0)]
     for pairs, is_bound in ((least - 2, False), (least, True)):
         assert (bound([0.0] * pairs, [1.0] * pairs, events, 1e-4).clopper_pearson > 0) == is_bound
 
@@ -28,14 +29,14 @@ def test_fewer_pairs_than_the_least_bound_nothing_and_the_least_do() -> None:
     ("absent", "present"), [([0.0, 0.0], [0.0, 1.0]), ([0.0, -1.0], [0.0, 0.0])], ids=["called present", "called absent"]
 )
 def test_what_only_one_world_shows_refutes_any_epsilon_but_for_the_chance_of_it_that_delta_allows(absent, present) -> None:
-    found = [bound(200 * absent, 200 * present, [(1.0, 1.0, 1)], delta).clopper_pearson for delta in (1e-4, 0.6)]
+    found = [bound(200 * absent, 200 * present, [Mechanism(1.0)], delta).clopper_pearson for delta in (1e-4, 0.6)]
     assert found[0] > 3
     assert found[1] == 0
 
 
 def test_scores_that_tell_nothing_bound_nothing() -> None:
     stream = np.random.default_rng(0)
-    found = bound(stream.normal(size=200), stream.normal(size=200), [(1.0, 1.0, 1)], 1e-4)
+    found = bound(stream.normal(size=200), stream.normal(size=200), [Mechanism(1.0)], 1e-4)
     assert found.epsilon < 0.3
 
 

@@ -31,7 +31,7 @@ def test_the_score_of_a_right_one_is_the_privacy_loss_that_was_paid_for() -> Non
     setting = tiny()
     saturated = saturating(setting, 0)
     found = [pair(*saturated, 0, number) for number in range(30)]
-    mu_squared = sum(steps / noise**2 for noise, _, steps, *_ in setting.events)
+    mu_squared = sum(one.count / one.noise_multiplier**2 for one in setting.plan.mechanisms)
     spread = math.sqrt(mu_squared / len(found))
     assert np.mean([each.absent for each in found]) == pytest.approx(-mu_squared / 2, abs=4 * spread)
     assert np.mean([each.present for each in found]) == pytest.approx(mu_squared / 2, abs=4 * spread)
@@ -68,14 +68,14 @@ def test_a_right_one_is_not_accused_in_twenty_repetitions() -> None:
 
 def test_scores_of_the_claimed_mechanism_are_rarely_above_it_and_near_it_with_many() -> None:
     setting, stream = tiny(), np.random.default_rng(0)
-    mu = math.sqrt(sum(steps / noise**2 for noise, _, steps, *_ in setting.events))
+    mu = math.sqrt(sum(one.count / one.noise_multiplier**2 for one in setting.plan.mechanisms))
     refuted = 0
     for _ in range(20):
         absent, present = stream.normal(-(mu**2) / 2, mu, 500), stream.normal(mu**2 / 2, mu, 500)
-        refuted += bound(absent, present, setting.events, 1e-4).epsilon > 4
+        refuted += bound(absent, present, setting.plan.mechanisms, 1e-4).epsilon > 4
     assert refuted <= 2
     absent, present = stream.normal(-(mu**2) / 2, mu, 20000), stream.normal(mu**2 / 2, mu, 20000)
-    assert bound(absent, present, setting.events, 1e-4).mechanism > 3.5
+    assert bound(absent, present, setting.plan.mechanisms, 1e-4).mechanism > 3.5
 
 
 @pytest.mark.slow

@@ -1,20 +1,16 @@
 """The plan is solved by fedsim for what a method releases; a method refuses settings, and changes no plan."""
 
 import math
-from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import pytest
-from benches import Done
 from broken.client_is_refused import ClientMayBeRefused
 from broken.tiny import Tiny
-from cells import NODES, quick, small_cells, small_grid
+from cells import quick, small_cells
 
 from fedsim.errors import PluginError, UserError
 from fedsim.methods.algorithm import Algorithm, solved_plan
 from fedsim.methods.messages import Task
-from fedsim.planning.prepare import prepare
 from fedsim.privacy.plan import Trust, Unit, calibrate
 
 HALF = "broken.half_the_noise:HalfTheNoise"
@@ -23,30 +19,6 @@ REFUSED = r"HalfTheNoise\.plan.*let releases\(\), clip\(\) and sensitivity\(\)"
 
 def made(cls: type[Algorithm], unit: Unit = "example", trust: Trust = "aggregate", **params: Any) -> Algorithm:
     return cls(cls.Params(**params), Task(8, 3, 4, unit, trust))
-
-
-@pytest.mark.parametrize("line", [["check", HALF, "--quick"], ["audit", HALF, "--pairs", "2"], ["algorithms", HALF]])
-def test_a_plan_of_a_methods_own_is_refused_before_anything_is_written(
-    line: list[str], command: Callable[..., Done], folder: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("FEDSIM_CACHE", str(folder / "cache"))
-    done = command(*line)
-    assert (done.returncode, done.stdout) == (2, "")
-    assert "HalfTheNoise.plan" in done.stderr
-    assert not (folder / "runs").exists()
-    assert not (folder / "cache" / "checks").exists()
-
-
-def test_the_rehearsal_refuses_it_and_leaves_it_out_of_a_grid_that_keeps_going() -> None:
-    with pytest.raises(PluginError, match=REFUSED):
-        prepare(small_grid(HALF, epsilon=4.0), NODES)
-    prepared = prepare(small_grid(HALF, "broken.tiny:Tiny", epsilon=4.0), NODES, keep_going=True)
-    assert (list(prepared.refused), len(prepared.trials)) == ([0], 1)
-
-
-def test_so_does_the_preflight_of_what_was_not_rehearsed() -> None:
-    with pytest.raises(PluginError, match=REFUSED):
-        prepare(small_grid(HALF, epsilon=4.0), NODES, rehearsal=lambda *given: None)
 
 
 def test_an_instance_cannot_have_one_either() -> None:

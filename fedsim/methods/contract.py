@@ -1,24 +1,30 @@
-"""Tests on made-up rows that a loss or statistic is per example: the proof of clipping assumes it, and no class can enforce it."""
+"""What the proof of clipping takes for granted of an algorithm's methods: what they return, and that a loss or statistic is per example.
+
+Types, shapes and dtypes are looked at wherever a value is used, in microseconds. That a row's loss depends on that row alone is tested on
+made-up rows, since no class can enforce it.
+"""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
 
 from fedsim.batch import Batch, Layout
-from fedsim.errors import NotPerExample
+from fedsim.errors import NotPerExample, WrongReturn
+from fedsim.methods.algorithm import Algorithm
 from fedsim.methods.messages import Task
-from fedsim.methods.returns import loss_parts
 from fedsim.models.initialise import initial_model
 from fedsim.privacy.clipping import Norms, clipped_sum
 from fedsim.privacy.clipping.norms import Loss
 from fedsim.seeds import Seeds
 
+Model = TypeVar("Model")
+Kind = TypeVar("Kind")
 TRIED_ROWS = 6
 CROWD_ROWS = 40
 """Rows of one client and label, added one at a time: shows a dependence on the number of rows up to this one."""
@@ -33,36 +39,83 @@ SAME_BATCH_TOLERANCE = 1e-4
 SUM_TOLERANCE = 1e-3
 """Allowed error of a clipped sum, relative to its norm."""
 
-
-class PerExample(Protocol):
-    """An algorithm that is a loss per example."""
-
-    task: Task
-    params: Any
-
-    def build(self, clients: int) -> nn.Module:
-        """The model."""
-
-    def draws(self) -> Mapping[str, tuple[int, ...]]:
-        """Draws of an example."""
-
-    def loss(self, model: Any, batch: Batch) -> Mapping[str, Tensor]:
-        """Parts ``[N]``."""
+# --- what is returned ---
 
 
-def check_loss(algorithm: PerExample, clients: int, norms: Callable[[nn.Module], Norms]) -> None:
-    """Test a loss on made-up rows of ``clients``, whose gradients are clipped by ``norms`` of the model.
+def typed(method: Any, returned: Any, kind: type[Kind], expected: str, shape: tuple[int, ...] | None = None, what: str = "") -> Kind:
+    """The value that ``method`` ``returned``, if it is a ``kind``, of this ``shape`` if one is given.
+
+    Raises:
+        WrongReturn: it is not; the message says what was ``expected``, and ``what`` names the part of the value.
+    """
+    if isinstance(returned, kind) and shape in (None, getattr(returned, "shape", None)):
+        return returned
+    raise WrongReturn(method, what + _described(returned), expected)
+
+
+def loss_parts(loss: Callable[[Model, Batch], Mapping[str, Tensor]], model: Model, batch: Batch) -> dict[str, Tensor]:
+    """The parts ``[N]`` of a loss per example, by name.
+
+    Raises:
+        WrongReturn: it returned something else.
+    """
+    parts, expected = loss(model, batch), f"one number a row: [{len(batch)}]"
+    if not isinstance(parts, Mapping) or not parts:
+        raise WrongReturn(loss, _described(parts), f"a mapping of loss parts by name, {expected}")
+    return {name: typed(loss, part, Tensor, expected, (len(batch),), f"'{name}' as ") for name, part in parts.items()}
+
+
+def answer(algorithm: Algorithm, made: Any, labels: Tensor, x: Tensor, stream: torch.Generator) -> Tensor:
+    """Rows ``[n, d]`` of ``labels`` by the generator that an algorithm made, or class probabilities ``[n, C]`` of ``x`` by its classifier.
+
+    Raises:
+        WrongReturn: ``made`` is neither, or returned something else, numbers that are not finite, or probabilities that do not sum to 1.
+    """
+    task, generates = algorithm.task, algorithm.generates(algorithm.params)
+    name = "sample" if generates else "probabilities"
+    method: Any = getattr(made, name, None)
+    if method is None:
+        raise WrongReturn(algorithm.generator if generates else algorithm.classifier, _described(made), f"an object with {name}")
+    shape = (len(labels), task.dim) if generates else (len(x), task.classes)
+    dtypes = (torch.float32,) if generates else (torch.float32, torch.float64)
+    expected = f"{' or '.join(map(_plain, dtypes))} {list(shape)}"
+    returned = typed(method, method(labels, stream) if generates else method(x), Tensor, expected, shape)
+    if returned.dtype not in dtypes:
+        raise WrongReturn(method, _described(returned), expected)
+    if returned.requires_grad:
+        raise WrongReturn(method, "a tensor with a gradient", "constants: sample and predict under torch.no_grad()")
+    if not returned.isfinite().all():
+        raise WrongReturn(method, "numbers that are not finite", f"finite {expected}")
+    if not generates and ((returned.sum(1) - 1).abs() > 1e-3).any():
+        raise WrongReturn(method, "rows that do not sum to 1", f"the probability of every class: {expected}")
+    return returned
+
+
+def _described(value: Any) -> str:
+    if not isinstance(value, Tensor):
+        return "nothing" if value is None else f"a {type(value).__name__}"
+    return f"{_plain(value.dtype)} {list(value.shape)}"
+
+
+def _plain(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
+
+
+# --- whether it is per example ---
+
+
+def check_loss(algorithm: Any, clients: int, norms: Callable[[nn.Module], Norms]) -> None:
+    """Test the loss of a DPSGD or LocalDPSGD on made-up rows of ``clients``, whose gradients are clipped by ``norms`` of the model.
 
     Raises:
         NotPerExample: a row's loss changes with the presence or number of other rows, or with rows that were seen before.
         ValueError: a part of the loss is not one finite number a row, or the engine cannot clip the model.
     """
-    model = _started(algorithm, clients)
+    model, batch = _started(algorithm, clients), _made_up(algorithm, clients)
 
     def loss(model: nn.Module, batch: Batch) -> Tensor:
         return _parts(algorithm, model, batch)
 
-    batch = _made_up(algorithm, clients)
     for name, losses in loss_parts(algorithm.loss, model, batch).items():
         if not losses.isfinite().all():
             raise ValueError(f"part '{name}' of the loss is not finite for made-up rows of unit norm")
@@ -76,7 +129,7 @@ def check_loss(algorithm: PerExample, clients: int, norms: Callable[[nn.Module],
         _check_forgets(algorithm, clients, batch, model)
 
 
-def check_clients(algorithm: PerExample, clients: int) -> None:
+def check_clients(algorithm: Any, clients: int) -> None:
     """Test a loss on made-up rows of ``clients``, whose gradients are clipped client by client.
 
     Raises:
@@ -93,32 +146,12 @@ def check_clients(algorithm: PerExample, clients: int) -> None:
         _check_forgets(algorithm, clients, _made_up(algorithm, clients), model)
 
 
-def _check_forgets(algorithm: PerExample, clients: int, batch: Batch, model: nn.Module) -> None:
-    """Compare the loss with that of another instance, which has seen other rows."""
-    again: Any = type(algorithm)(algorithm.params, algorithm.task)  # type: ignore[call-arg]
-    other, (crowd, _) = _started(again, clients), crowds(algorithm.task)
-    _parts(again, other, _batch(again, -crowd.x, crowd.y, torch.zeros_like(crowd.y), clients))
-    one, two = _parts(algorithm, model, batch), _parts(again, other, batch)
-    if not _near(one, two, SAME_BATCH_TOLERANCE):
-        raise NotPerExample("the loss has memory: the loss of the same rows changes after other rows were seen")
-
-
-def _parts(algorithm: PerExample, model: nn.Module, batch: Batch) -> Tensor:
-    return torch.stack(list(loss_parts(algorithm.loss, model, batch).values()), 1)
-
-
 def check_per_example(model: nn.Module, loss: Loss, batch: Batch, norms: Norms, engine: str = "bookkeeping") -> None:
     """Raise if one example's presence changes the clipped sum by anything but its own clipped gradient.
 
     The engines clip row n's gradient on the assumption that it depends on row n alone. A batch statistic, such as a batch-level MMD,
-    breaks it, and so does a layer that sees the rows in another order.
-
-    Args:
-        model: as for :func:`fedsim.privacy.clipping.clipped_sum`, and so are ``loss`` and ``engine``.
-        loss: the loss to check.
-        batch: made-up rows, at least two, of the real shapes; every row is left out in turn.
-        norms: the weights and the free parameters; the check clips to the median norm of the rows, so that half of them are clipped.
-        engine: the engine to check with.
+    breaks it, and so does a layer that sees the rows in another order. Every row of ``batch``, made-up ones of the real shapes, is left out
+    in turn, with a clip at their median norm, so that half of them are clipped.
 
     Raises:
         NotPerExample: with the row and by how much.
@@ -133,7 +166,7 @@ def check_per_example(model: nn.Module, loss: Loss, batch: Batch, norms: Norms, 
         without = clipped_sum(model, loss, batch.without(index), biting, engine).sums
         alone = clipped_sum(model, loss, batch.take(slice(index, index + 1)), biting, engine).sums
         error = _norm({name: whole[name] - without[name] - alone[name] for name in whole})
-        size = max(_norm(whole), _norm(without), _norm(alone))
+        size = max(map(_norm, (whole, without, alone)))
         if not error <= SUM_TOLERANCE * size:
             raise NotPerExample(
                 f"the loss is not per example: leaving out row {index} of {len(batch)} changes the clipped sum by {error:.3g} beyond "
@@ -141,20 +174,9 @@ def check_per_example(model: nn.Module, loss: Loss, batch: Batch, norms: Norms, 
             )
 
 
-def _norm(tensors: dict[str, Tensor]) -> float:
-    return float(torch.stack([value.norm() for value in tensors.values()]).norm())
-
-
 @dataclass(frozen=True)
 class Crowd:
-    """Made-up rows of unit norm of one client.
-
-    Attributes:
-        x: ``[n, d]``.
-        y: their labels.
-        words: what the rows have in common.
-        parts: the slices that are evaluated alone.
-    """
+    """Made-up rows of unit norm of one client ``[n, d]``, their labels, what they have in common, and slices that are evaluated alone."""
 
     x: Tensor
     y: Tensor
@@ -182,10 +204,6 @@ def is_same(one: Tensor, two: Tensor) -> bool:
     return _near(one.nan_to_num(), two.nan_to_num(), LOSS_TOLERANCE)
 
 
-def _near(one: Tensor, two: Tensor, within: float) -> bool:
-    return float((one - two).norm()) <= within * float(one.norm() + two.norm())
-
-
 def crowds(task: Task) -> tuple[Crowd, Crowd]:
     """Rows of one label, added one at a time; and rows of many labels, from either end."""
     labels = torch.linspace(0, task.classes - 1, min(MIXED_LABELS, task.classes)).round().long()
@@ -200,7 +218,28 @@ def crowds(task: Task) -> tuple[Crowd, Crowd]:
     )
 
 
-def _started(algorithm: PerExample, clients: int) -> nn.Module:
+def _check_forgets(algorithm: Any, clients: int, batch: Batch, model: nn.Module) -> None:
+    """Compare the loss with that of another instance, which has seen other rows."""
+    again = type(algorithm)(algorithm.params, algorithm.task)
+    other, (crowd, _) = _started(again, clients), crowds(algorithm.task)
+    _parts(again, other, _batch(again, -crowd.x, crowd.y, torch.zeros_like(crowd.y), clients))
+    if not _near(_parts(algorithm, model, batch), _parts(again, other, batch), SAME_BATCH_TOLERANCE):
+        raise NotPerExample("the loss has memory: the loss of the same rows changes after other rows were seen")
+
+
+def _parts(algorithm: Any, model: nn.Module, batch: Batch) -> Tensor:
+    return torch.stack(list(loss_parts(algorithm.loss, model, batch).values()), 1)
+
+
+def _norm(tensors: dict[str, Tensor]) -> float:
+    return float(torch.stack([value.norm() for value in tensors.values()]).norm())
+
+
+def _near(one: Tensor, two: Tensor, within: float) -> bool:
+    return float((one - two).norm()) <= within * float(one.norm() + two.norm())
+
+
+def _started(algorithm: Any, clients: int) -> nn.Module:
     """The model at nonzero weights: a layer of zeros would hide the layers behind it."""
     stream = torch.Generator().manual_seed(0)
     model = initial_model(algorithm.build, Seeds(0), range(clients))
@@ -210,13 +249,13 @@ def _started(algorithm: PerExample, clients: int) -> nn.Module:
     return model
 
 
-def _made_up(algorithm: PerExample, clients: int) -> Batch:
+def _made_up(algorithm: Any, clients: int) -> Batch:
     task, stream = algorithm.task, torch.Generator().manual_seed(0)
     x = torch.nn.functional.normalize(torch.randn(TRIED_ROWS, task.dim, generator=stream), dim=1)
     return _batch(algorithm, x, torch.arange(TRIED_ROWS) % min(3, task.classes), torch.arange(TRIED_ROWS) * clients // TRIED_ROWS, clients)
 
 
-def _batch(algorithm: PerExample, x: Tensor, y: Tensor, client: Tensor, clients: int) -> Batch:
+def _batch(algorithm: Any, x: Tensor, y: Tensor, client: Tensor, clients: int) -> Batch:
     stream = torch.Generator().manual_seed(2)
     draws = {name: torch.randn(len(x), *shape, generator=stream) for name, shape in algorithm.draws().items()}
     return Batch(x, y, draws, Layout(client, clients))

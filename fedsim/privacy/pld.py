@@ -5,12 +5,6 @@ mechanism, P = (1 - q) N(0, s^2) + q N(1, s^2) and Q = N(0, s^2). The product of
 for any unit under add-or-remove-one, in both orders (Zhu, Dong & Wang 2022, "Optimal accounting of differential privacy via
 characteristic function", theorems 10 and 11).
 
-The loss of an exponential mechanism is in [t - e, t] for some t in [0, e], e = 1 / s. Among these mechanisms the one with the two losses
-t - e and t has the largest delta at every epsilon (Dong, Durfee & Rogers 2020, arXiv 1909.13830, section 3), and at t = (e + epsilon) / 2
-it is largest over t: delta(epsilon) = (exp(e / 2) - exp(epsilon / 2))^2 / (exp(e) - 1) for |epsilon| <= e, in either order. That is the
-privacy curve of the pair whose loss l in [-e, e] has the densities exp((e + l) / 2) / (2 (exp(e) - 1)) under P and
-exp((e - l) / 2) / (2 (exp(e) - 1)) under Q, so this pair dominates, however t depends on the data and on earlier steps.
-
 From the distribution of the privacy loss log P / Q follow
 
 - the privacy curve delta(epsilon) = sup_S P(S) - exp(epsilon) Q(S), for either order of P and Q, and
@@ -36,7 +30,7 @@ from numpy.typing import ArrayLike, NDArray
 from scipy import fft
 from scipy.special import logsumexp, ndtr, ndtri
 
-from fedsim.privacy.events import AnyEvent, Event
+from fedsim.privacy.mechanism import Mechanism
 
 Floats = NDArray[np.floating]
 
@@ -48,8 +42,6 @@ LOST_MASS = 1e-14
 """Mass of the composed loss outside the grid on either side; counted as an infinite loss."""
 GRID_WIDTH = 0.0155
 """Width of the grid in standard deviations of a step's loss; it increases the composed loss by 1 to 2 parts in 100,000."""
-BOUNDED_WIDTH = 2e-3
-"""The same in units of an exponential mechanism's largest loss, near which all of a small delta is."""
 MOST_POINTS = 2**22
 MOST_SPREAD = 30.0
 """Largest standard deviation of a composed loss that is bounded (epsilon is then about 450); above it exp(loss) overflows a double."""
@@ -160,30 +152,26 @@ class Spectra:
     (Koskela, Jälkö & Honkela 2020, arXiv 1906.03049).
     """
 
-    def __init__(self, events: Sequence[AnyEvent]) -> None:
-        """Prepare for compositions of at most the steps of ``events``.
+    def __init__(self, mechanisms: Sequence[Mechanism]) -> None:
+        """Prepare for compositions of at most the runs of ``mechanisms``.
 
         Raises:
-            ValueError: a noise multiplier that is not above 0, a sample rate outside [0, 1], an exponential mechanism on a sample, or
-                negative steps.
+            ValueError: a noise multiplier that is not above 0, a sample rate outside [0, 1], or negative steps.
         """
-        steps_of = [Event(*event) for event in events]
-        for event in steps_of:
-            rates = 0 <= event.sample_rate <= 1 and (event.mechanism == "gaussian" or event.sample_rate in (0, 1))
-            if not (event.noise_multiplier > 0 and rates and event.steps >= 0):
-                raise ValueError(f"not a step with noise (noise multiplier, sample rate, steps, mechanism): {tuple(event)}")
-        self._costs = [bool(one.steps and one.sample_rate) and math.isfinite(one.noise_multiplier) for one in steps_of]
-        costly = [event for event, costs in zip(steps_of, self._costs, strict=True) if costs]
+        for one in mechanisms:
+            if not (one.noise_multiplier > 0 and 0 <= one.sample_rate <= 1 and one.count >= 0):
+                raise ValueError(f"not a mechanism with noise: {one}")
+        self._costs = [one.costs for one in mechanisms]
+        costly = [one for one in mechanisms if one.costs]
         self._spectra: list[tuple[NDArray[np.complex128], NDArray[np.complex128]]] = []
         if not costly:
             return
-        total = sum(event.steps for event in costly)
-        spread = math.sqrt(sum(event.steps * _variance(event) for event in costly))
+        total = sum(one.count for one in costly)
+        spread = math.sqrt(sum(one.count * _variance(one) for one in costly))
         self._bounded = spread < MOST_SPREAD
         if not self._bounded:
             return
-        bounded = (BOUNDED_WIDTH / event.noise_multiplier for event in costly if event.mechanism == "exponential")
-        width = min(GRID_WIDTH * spread / math.sqrt(total), *bounded, math.inf)
+        width = GRID_WIDTH * spread / math.sqrt(total)
         low, high = _window(costly)
         self._width = max(width, (high - low) / (MOST_POINTS - 4))
         self._first = min(math.floor(low / self._width) - 1, 0)
@@ -193,14 +181,14 @@ class Spectra:
         sides = [np.arange(n) * self._width for n in (self._points - self._zero, self._zero + 1)]
         self._grids = [(side, np.exp(-side)) for side in sides]
         self._lost = [0.0, 0.0]
-        for event in costly:
-            at, present, absent = _step(event, self._width, LOST_MASS / total)
+        for one in costly:
+            at, present, absent = _step(one, self._width, LOST_MASS / total)
             self._spectra.append((self._transform(at, present), self._transform(at, absent)))
-            self._lost[0] += event.steps * max(0.0, 1 - float(present.sum()))
-            self._lost[1] += event.steps * max(0.0, 1 - float(absent.sum()))
+            self._lost[0] += one.count * max(0.0, 1 - float(present.sum()))
+            self._lost[1] += one.count * max(0.0, 1 - float(absent.sum()))
 
     def compose(self, steps: Sequence[int]) -> Composition:
-        """The composition of ``steps`` steps of each event, at most as many as were prepared."""
+        """The composition of ``steps`` runs of each mechanism, at most as many as were prepared."""
         counts = [count for count, costs in zip(steps, self._costs, strict=True) if costs]
         if not any(counts) or not self._bounded:
             nothing = np.zeros(0)
@@ -223,16 +211,16 @@ class Spectra:
             return np.asarray(np.log(fft.rfft(np.bincount(at % self._points, mass, self._points))))
 
 
-def compose(events: Sequence[AnyEvent]) -> Composition:
-    """The composition of all ``events``.
+def compose(mechanisms: Sequence[Mechanism]) -> Composition:
+    """The composition of all ``mechanisms``.
 
     Raises:
         ValueError: see :class:`Spectra`.
     """
-    return Spectra(events).compose([Event(*event).steps for event in events])
+    return Spectra(mechanisms).compose([one.count for one in mechanisms])
 
 
-def refuted_epsilon(events: Sequence[AnyEvent], delta: float, false_positives: float, true_positives: float) -> tuple[float, float]:
+def refuted_epsilon(mechanisms: Sequence[Mechanism], delta: float, false_positives: float, true_positives: float) -> tuple[float, float]:
     """The largest epsilon, over factors of noise, of the mechanisms that a test with these rates refutes; and its factor.
 
     The mechanism at a factor s has all noise multipliers times s. It did not run if the test's false-negative rate is below its trade-off
@@ -240,7 +228,7 @@ def refuted_epsilon(events: Sequence[AnyEvent], delta: float, false_positives: f
     confidence limit of the false positives and the lower one of the true positives.
 
     Args:
-        events: of the claimed mechanism.
+        mechanisms: as claimed.
         delta: of the epsilon.
         false_positives: in [0, 1]; a positive says that the unit is present.
         true_positives: in [0, 1].
@@ -251,10 +239,9 @@ def refuted_epsilon(events: Sequence[AnyEvent], delta: float, false_positives: f
     Raises:
         ValueError: see :class:`Spectra`.
     """
-    claimed = [Event(*event) for event in events]
 
     def scaled(factor: float) -> Composition:
-        return compose([event.scaled(factor) for event in claimed])
+        return compose([one.scaled(factor) for one in mechanisms])
 
     def is_refuted(factor: float) -> bool:
         return 1 - true_positives < float(scaled(factor).false_negatives(false_positives, "add-one")) - 1e-12
@@ -293,35 +280,28 @@ def _between(edges: Floats, noise: float, mean: float) -> Floats:
     return np.asarray(np.where(z[:-1] > 0, ndtr(-z[:-1]) - ndtr(-z[1:]), ndtr(z[1:]) - ndtr(z[:-1])))
 
 
-def _range(event: Event, lost: float) -> tuple[float, float]:
+def _range(one: Mechanism, lost: float) -> tuple[float, float]:
     """The range of a step's losses up to a mass of ``lost`` on either side, under P and under Q."""
-    noise, rate = event.noise_multiplier, event.sample_rate
-    if event.mechanism == "exponential":
-        return -1 / noise, 1 / noise
+    noise, rate = one.noise_multiplier, one.sample_rate
     reach = -noise * float(ndtri(lost / 2))
     low, high = _loss(np.array([-reach, 1 + reach]), noise, rate)
     return float(low), float(high)
 
 
-def _masses(event: Event, losses: Floats) -> tuple[Floats, Floats]:
+def _masses(one: Mechanism, losses: Floats) -> tuple[Floats, Floats]:
     """P's and Q's mass between neighbouring ``losses``."""
-    noise, rate = event.noise_multiplier, event.sample_rate
-    if event.mechanism == "exponential":
-        most = 1 / noise
-        edges = np.clip(losses, -most, most)
-        total = np.expm1(np.diff(edges) / 2) / -math.expm1(-most)
-        return np.exp((edges[:-1] - most) / 2) * total, np.exp(-(edges[1:] + most) / 2) * total
+    noise, rate = one.noise_multiplier, one.sample_rate
     observed = _observation(losses, noise, rate)
     absent = _between(observed, noise, 0.0)
     return (1 - rate) * absent + rate * _between(observed, noise, 1.0), absent
 
 
-def _step(event: Event, width: float, lost: float) -> tuple[NDArray[np.int64], Floats, Floats]:
+def _step(one: Mechanism, width: float, lost: float) -> tuple[NDArray[np.int64], Floats, Floats]:
     """One step's loss on a grid: the indices of the points, and P's and Q's mass at every point."""
-    low, high = _range(event, lost)
+    low, high = _range(one, lost)
     first, last = math.floor(low / width), math.ceil(high / width)
     at = np.arange(first, last + 1)
-    present, absent = _masses(event, at * width)
+    present, absent = _masses(one, at * width)
     # an interval's masses a (P) and b (Q) are split between its ends, u (Q) at the lower and v (Q) at the upper; P = exp(loss) Q at a
     # point, so u + v = b and exp(low) u + exp(high) v = a, hence v / b = (a / b exp(-low) - 1) / (exp(width) - 1)
     # (Doroshenko et al. 2022, arXiv 2207.04380)
@@ -334,11 +314,9 @@ def _step(event: Event, width: float, lost: float) -> tuple[NDArray[np.int64], F
     return at, p, q
 
 
-def _variance(event: Event) -> float:
+def _variance(one: Mechanism) -> float:
     """The variance of a step's loss under P, by the trapezoidal rule; it only sets the grid's width, so it needs no error bound."""
-    noise, rate = event.noise_multiplier, event.sample_rate
-    if event.mechanism == "exponential":
-        return noise**-2 / 3  # of a uniform loss, which it nearly is where it is small
+    noise, rate = one.noise_multiplier, one.sample_rate
     y = np.linspace(-8 * noise, 1 + 8 * noise, 2001)
     loss = _loss(y, noise, rate)
     density = (1 - rate) * np.exp(-((y / noise) ** 2) / 2) + rate * np.exp(-(((y - 1) / noise) ** 2) / 2)
@@ -347,16 +325,16 @@ def _variance(event: Event) -> float:
     return max(float(density @ (loss - mean) ** 2), 1e-30)
 
 
-def _window(events: Sequence[Event]) -> tuple[float, float]:
+def _window(mechanisms: Sequence[Mechanism]) -> tuple[float, float]:
     """Bounds beyond which the composed loss has a mass of at most :data:`LOST_MASS`, under P and under Q, by Chernoff's inequality."""
-    total = sum(event.steps for event in events)
+    total = sum(one.count for one in mechanisms)
     steps_of = []
-    for event in events:
-        low, high = _range(event, LOST_MASS / total)
+    for one in mechanisms:
+        low, high = _range(one, LOST_MASS / total)
         width = (high - low) / 4000
-        at, p, q = _step(event, width, LOST_MASS / total)
-        steps_of.append((at * width, p, q, event.steps))
-    spread = math.sqrt(sum(event.steps * _variance(event) for event in events))
+        at, p, q = _step(one, width, LOST_MASS / total)
+        steps_of.append((at * width, p, q, one.count))
+    spread = math.sqrt(sum(one.count * _variance(one) for one in mechanisms))
     # P(L >= t) <= E exp(a (L - t)) for any a > 0 (Chernoff 1952), and this bound equals LOST_MASS at
     # t = (log E exp(a L) - log LOST_MASS) / a; for independent steps log E exp(a L) is the sum of theirs
     exponents = np.geomspace(0.5, 40, 24) / spread
