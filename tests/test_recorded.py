@@ -5,6 +5,7 @@
 
 import hashlib
 import json
+import os
 import platform
 import tempfile
 from pathlib import Path
@@ -87,8 +88,8 @@ def fingerprint(values: list[Any]) -> str:
 
 
 def elsewhere(head: dict[str, Any]) -> bool:
-    """Whether floating-point numbers may differ in their last bits: another processor or torch rounds in another way."""
-    return bool(head["machine"] != machine())
+    """Whether floating-point numbers may differ in their last bits: another processor, torch or number of threads rounds in another way."""
+    return bool(head["machine"] != machine()) or "MKL_ENABLE_INSTRUCTIONS" in os.environ or os.environ["OMP_NUM_THREADS"] != "1"
 
 
 def close(new: Any, old: Any) -> bool:

@@ -70,7 +70,7 @@ def rehearse_grid(
         if is_shipped(lookup(variant.name)):
             continue
         for dim, classes in shapes:
-            task = Task(dim, classes, min(MOST_CLIENTS, *grid.clients), grid.unit_kind, grid.trust, grid.evaluation.probe_c)
+            task = Task(dim, classes, min(MOST_CLIENTS, *grid.clients), grid.unit_kind, grid.trust, grid.evaluation.real_c)
             try:
                 for place in dict.fromkeys((CPU, device)):
                     where = grid.place("algorithms", variant.entry, "name")

@@ -19,7 +19,7 @@ from fedsim.plugins.claims import allowed
 from fedsim.privacy import accountant
 from fedsim.privacy.mechanism import Mechanism
 from fedsim.privacy.plan import PrivacyPlan, Release
-from fedsim.privacy.selection import SCORE, Selection, distinct, solved_noise
+from fedsim.privacy.selection import SCORE, SEEN, Selection, distinct, solved_noise
 from fedsim.training.trial import Candidate
 
 _LESS = 0.995
@@ -40,9 +40,11 @@ def plans_of(
         delta: of the budget.
 
     Raises:
-        UserError: as :func:`fedsim.methods.algorithm.solved_plan`, or the budget is too small to search within.
+        UserError: as :func:`fedsim.methods.algorithm.solved_plan`, single messages are seen, or the budget is too small to search within.
         ValidationError: a point of the space does not do.
     """
+    if tuning is not None and task.trust == "silo":
+        raise UserError("trust", SEEN, "tune under trust: aggregate, or leave out tune")
     points = [{}] if tuning is None else tuning.points
     settings = [cls.Params.model_validate({**params, **point}) for point in points]
     algorithms = [cls(setting, task) for setting in settings]

@@ -39,6 +39,8 @@ SHAPES: dict[Distribution, float] = {"geometric": 1.0, "logarithmic": 0.0}
 """Shapes of the truncated negative binomial."""
 SCORE = "score"
 """The release of a run's score, on units that its training does not see."""
+SEEN = "every training would be seen, and ε of a search is of its best training alone"
+"""Why nobody searches where single messages are seen."""
 _REACH = 0.995
 """The share of a target that noise is solved for."""
 

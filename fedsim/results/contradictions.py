@@ -16,7 +16,7 @@ from fedsim.plugins.registry import check_installed, lookup
 from fedsim.privacy import accountant
 from fedsim.privacy.mechanism import Mechanism
 from fedsim.privacy.plan import MOST_DELTA, PrivacyPlan, Trust, Unit, large_delta
-from fedsim.privacy.selection import SCORE
+from fedsim.privacy.selection import SCORE, SEEN
 from fedsim.results.join import planned
 from fedsim.results.rows import Row
 from fedsim.words import number
@@ -138,6 +138,8 @@ def _unlike(row: Row) -> Iterator[str]:
 def _of_search(row: Row, mechanisms: Sequence[Mechanism]) -> Iterator[str]:
     """Where a row says different things of the trainings among which its parameters were chosen."""
     tuning, selection = row.tuning, row.selection
+    if tuning is not None and row.trust == "silo":
+        yield f"its parameters were chosen by a search under trust: silo: {SEEN}"
     if tuning is None or tuning.free:
         if tuning is not None and row.claim in _THEOREMS:
             yield f"it claims '{row.claim}' and its parameters were chosen by scores that nothing pays for"

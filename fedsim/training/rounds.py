@@ -18,7 +18,7 @@ from fedsim.methods.algorithm import Algorithm
 from fedsim.methods.contract import typed
 from fedsim.methods.messages import Diagnostic, Message, Pool, Round, Server, Tensors, Values
 from fedsim.methods.parameters import add_in_order, in_order, joint_norm, l2_norm, load_parameters, rounded, squared_sums
-from fedsim.methods.products import Product
+from fedsim.methods.products import Product, on_sphere
 from fedsim.privacy.ledger import Ledger
 from fedsim.privacy.noise import Noise
 from fedsim.privacy.plan import PrivacyPlan
@@ -142,7 +142,7 @@ def restored(
 
 def _product(algorithm: Algorithm, server: Server) -> Product:
     _take_means(server)
-    return algorithm.product(server)
+    return on_sphere(algorithm.product(server))
 
 
 def _take_means(server: Server) -> None:

@@ -280,6 +280,7 @@ def test_a_search_is_proved_from_its_row_alone_released_and_composed_and_no_lie_
         "both of less noise": {"mechanisms": quieter, "selection": replace(selection, score=1e-3)},
         "a training of other noise": {"selection": replace(selection, trainings=((Mechanism(50.0),),))},
         "a theorem for a free search": {"tuning": tuning.model_copy(update={"free": True})},
+        "whose messages were seen": {"trust": "silo"},
         "a point that was not in the space": {"params": small.params | {"radius": 0.7}},
     }
     for lie, fields in lies.items():

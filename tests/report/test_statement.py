@@ -28,6 +28,15 @@ def test_the_sum_is_noised_once_and_clients_noise_is_each_ones_own() -> None:
     assert "sees single clients' messages" not in found["clients"]
 
 
+def test_a_tuned_row_trusts_whoever_sees_its_trainings_wherever_noise_was_added() -> None:
+    search = {"space": {"clip": (1, 2)}, "trials": 10, "distribution": "geometric", "held_out": 0.1, "chosen": {"clip": 1}, "trained": 2}
+    for place in ("sum", "clients"):
+        found = told(make_row(noise_at=place, tuning=search, **PROOF))["fedhypevae"]
+        assert "shows nobody, clients included, any but the best" in found
+        assert "silo as well" not in found
+        assert "whoever sees a message or a score of a training that was not the best" in found
+
+
 def test_a_heuristic_claim_is_no_guarantee_and_says_so() -> None:
     assert "No (ε, δ) below is a guarantee" in told(make_row(claim="heuristic", **PROOF))["fedhypevae"]
     assert "guarantee" not in told(make_row(**PROOF))["fedhypevae"]

@@ -16,7 +16,7 @@ from functools import lru_cache
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.stats import beta, binom, norm
+from scipy.stats import beta, norm
 
 from fedsim.privacy.mechanism import Mechanism
 from fedsim.privacy.pld import compose, refuted_epsilon
@@ -126,33 +126,3 @@ def _epsilon(false: Floats, true: Floats, delta: float) -> Floats:
         called = np.log(np.maximum(true - delta, 0) / false)
         others = np.log(np.maximum(1 - false - delta, 0) / (1 - true))
     return np.asarray(np.fmax(np.nan_to_num(called, nan=0.0, neginf=0.0), np.nan_to_num(others, nan=0.0, neginf=0.0)))
-
-
-def one_run_p_value(canaries: int, guesses: int, correct: int, epsilon: float, delta: float) -> float:
-    """The probability of so many correct guesses or more under (epsilon, delta)-DP, at most (Steinke, Nasr & Jagielski 2023, theorem 5.2).
-
-    Args:
-        canaries: each in the training by a fair coin of its own.
-        guesses: of them that were guessed.
-        correct: of those.
-        epsilon: the claim.
-        delta: of the claim.
-    """
-    rate = 1 / (1 + math.exp(-epsilon))
-    tail = float(binom.sf(correct - 1, guesses, rate))
-    masses = np.cumsum(binom.pmf(np.arange(correct - 1, -1, -1), guesses, rate))
-    worst = float((masses / np.arange(1, correct + 1)).max(initial=0.0))
-    return min(1.0, tail + 2 * canaries * delta * worst)
-
-
-def one_run_epsilon(canaries: int, guesses: int, correct: int, delta: float, level: float = 1 - CONFIDENCE) -> float:
-    """The largest epsilon that so many correct guesses refute at ``level``; 0 where none is."""
-    if one_run_p_value(canaries, guesses, correct, 0.0, delta) > level:
-        return 0.0
-    low, high = 0.0, 1.0
-    while one_run_p_value(canaries, guesses, correct, high, delta) <= level and high < 64:
-        low, high = high, 2 * high
-    while high - low > 1e-4:
-        middle = (low + high) / 2
-        low, high = (middle, high) if one_run_p_value(canaries, guesses, correct, middle, delta) <= level else (low, middle)
-    return low
