@@ -105,8 +105,8 @@ def bench(plugins: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Ite
     monkeypatch.chdir(plugins)
     monkeypatch.syspath_prepend(str(plugins))
 
-    def run(grid: Grid, name: str = "run", *, retry_failed: bool = False) -> Ran:
-        return ran(grid, tmp_path / name, InProcess(NODES[0]), NODES, 1, retry_failed=retry_failed)
+    def run(grid: Grid, name: str = "run", *, retry_failed: bool = False, keep_going: bool = False) -> Ran:
+        return ran(grid, tmp_path / name, InProcess(NODES[0]), NODES, 1, retry_failed=retry_failed, keep_going=keep_going)
 
     yield run
     torch.set_flush_denormal(False)
@@ -122,8 +122,10 @@ def ray_bench(ray_cluster: None, tmp_path: Path) -> Callable[..., Ran]:
     return run
 
 
-def ran(grid: Grid, folder: Path, engine: Engine, nodes: Sequence[Node], parallel: int | None, *, retry_failed: bool) -> Ran:
+def ran(
+    grid: Grid, folder: Path, engine: Engine, nodes: Sequence[Node], parallel: int | None, *, retry_failed: bool, keep_going: bool = False
+) -> Ran:
     console = Console(file=io.StringIO(), width=200)
-    prepared = prepare(grid, nodes, parallel)
+    prepared = prepare(grid, nodes, parallel, keep_going=keep_going)
     code = run_bench(prepared, folder, console, nullcontext(engine), retry_failed=retry_failed)
     return Ran(code, console.file.getvalue(), folder)  # type: ignore[attr-defined]

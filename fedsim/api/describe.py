@@ -20,9 +20,8 @@ from fedsim.errors import PluginError, UserError
 from fedsim.methods.algorithm import Algorithm, solved_plan
 from fedsim.methods.messages import PublicRows, Task
 from fedsim.plugins.claims import allowed
-from fedsim.plugins.notebook import name_of
 from fedsim.plugins.places import blamed, line_of, said
-from fedsim.plugins.registry import lookup
+from fedsim.plugins.registry import lookup, name_of
 from fedsim.privacy.plan import Trust, Unit
 from fedsim.words import Printed, spelled
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from fedsim.api.run import Run, ended
 from fedsim.errors import UserError
 from fedsim.interrupts import INTERRUPTED, kept_handlers
-from fedsim.plugins.registry import find_in_working_folder
+from fedsim.plugins.registry import NOTEBOOK, check_importable, find_in_working_folder
 from fedsim.words import Printed, plain_console, print_line
 
 if TYPE_CHECKING:
@@ -50,11 +50,12 @@ def bench(
         grid: a grid file, or a mapping as one has it, whose paths are relative to the working folder.
         out: the run folder; default: ``runs/<name of the grid>``.
         set: values that replace the grid's: ``{"alpha": [0.3], "resources.device": "cpu"}``.
-        algorithms: more methods: names, mappings of ``name``, ``params`` and ``label``, or classes, also those that a notebook defines.
+        algorithms: more methods: names, mappings of ``name``, ``params`` and ``label``, or classes; with one that a notebook defines all
+            runs in this process.
         address: of a running Ray cluster; default: start a local one.
         max_parallel: at most so many cells at a time.
         retry_failed: run failed cells again.
-        keep_going: leave out algorithms whose plug-in is refused.
+        keep_going: go on without algorithms whose plug-in cannot be imported or fails its rehearsal.
         in_process: run one cell after another in this process, without Ray.
 
     Returns:
@@ -102,6 +103,10 @@ def run_grid(
     in_process: bool = False,
 ) -> int:
     """Run a grid, or print its plan; the exit code says how it went. Arguments as of :func:`bench`."""
+    for name in (entry.name for entry in grid.algorithms if entry.name.startswith(NOTEBOOK)):
+        if address is not None or grid.check or grid.audit:
+            check_importable(name, "a cluster, checks and audits need others")
+        in_process = True
     if in_process and address is not None:
         raise UserError("--in-process", "runs nothing on a cluster", "leave out --address or --in-process")
     from fedsim.results.store import ResultStore
@@ -115,20 +120,20 @@ def run_grid(
     from fedsim.runs.cluster import joined_cluster, this_machine
     from fedsim.runs.display import Preparing
     from fedsim.runs.engine import InProcess
-    from fedsim.runs.ray_engine import connected_ray, everywhere, local_ray
+    from fedsim.runs.ray_engine import connected_ray, local_ray
 
     console = plain_console()
     with ExitStack() as stack:
         node = this_machine()
         try:
             with Preparing(plain_console(stderr=True)) as tell:
-                nodes, rehearsal = [node], None
+                nodes = [node]
                 if address is not None:
                     files = plug_in_files(variant.name for variant in resolve(grid, keep_going=keep_going).variants)
-                    nodes, rehearsal = stack.enter_context(joined_cluster(address, files)), everywhere
+                    nodes = stack.enter_context(joined_cluster(address, files))
                 if in_process:
                     grid, max_parallel = one_by_one(grid), 1
-                prepared = prepare(grid, nodes, max_parallel, keep_going=keep_going, rehearsal=rehearsal, tell=tell, embed=not dry_run)
+                prepared = prepare(grid, nodes, max_parallel, keep_going=keep_going, tell=tell, embed=not dry_run)
         except KeyboardInterrupt:
             print_line(console, "interrupted; the same command goes on")
             return INTERRUPTED

@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Any
 
 from fedsim.errors import UserError
 from fedsim.interrupts import INTERRUPTED, kept_handlers
-from fedsim.plugins.notebook import take_sources
 from fedsim.results.folder import RunFolder
 from fedsim.words import Printed, plain_console, wide_console
 
@@ -29,7 +28,7 @@ if TYPE_CHECKING:
     from fedsim.report.tracking import Tracker
     from fedsim.report.typeset import TableFormat
     from fedsim.results.generators import GeneratorFacts, SavedGenerator
-    from fedsim.results.grid_rows import GridResults, OlderResults
+    from fedsim.results.grid_rows import GridResults
     from fedsim.results.groups import Spread
     from fedsim.results.rows import Row
 
@@ -47,10 +46,6 @@ class Run(Printed):
     folder: Path
     trust_plugin: bool = False
     code: int = 0
-
-    def __post_init__(self) -> None:
-        if self.trust_plugin:
-            take_sources(RunFolder(self.folder).methods)
 
     @property
     def rows(self) -> pd.DataFrame:
@@ -318,7 +313,7 @@ class Run(Printed):
         console.print(shown)
 
     @property
-    def _results(self) -> GridResults | OlderResults:
+    def _results(self) -> GridResults:
         from fedsim.results.grid_rows import read_results
 
         RunFolder(self.folder).check()

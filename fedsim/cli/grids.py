@@ -23,7 +23,7 @@ def bench(
     address: Address = None,
     max_parallel: MaxParallel = None,
     retry_failed: Annotated[bool, typer.Option("--retry-failed", help="Run failed cells again.")] = False,
-    keep_going: Annotated[bool, typer.Option("--keep-going", help="Leave out algorithms whose plug-in is refused; exit code 1.")] = False,
+    keep_going: Annotated[bool, typer.Option("--keep-going", help="Go on when a plug-in is refused; exit code 1.")] = False,
     dry_run: DryRun = False,
     in_process: InProcess = False,
 ) -> None:

@@ -61,8 +61,8 @@ def check(
 
     It trains on 200 rows of digits and 4 clients, 12 rounds at a time, for about a minute. The exit code is 0 if all passed, 1 if
     something failed.
-    With --run, rows of this code with the parameters given here (others: the defaults) say `checked` in place of `stated` after a full
-    check that passed. After a fault in what the claim rests on they say `heuristic`, and so do those of parameters that have not passed.
+    With --run, the column `check` of rows of this code with the parameters given here (others: the defaults) says `passed` after a full
+    check that passed. After a fault in what the claim rests on it says `failed`, also of parameters that have not passed.
     """
     from fedsim.api.methods import check as checked
 

@@ -132,7 +132,7 @@ def release(
     cell: Annotated[str | None, typer.Option(help="The id of the cell, or its beginning, where there are several.")] = None,
     trust_plugin: TrustPlugin = False,
 ) -> None:
-    """Write a generator that may leave the simulation under its ε (noise: secret, a claim that is proved or checked) as two files."""
+    """Write a generator that may leave the simulation under its ε (noise: secret; proved, or stated and checked) as two files."""
     from fedsim.api.run import load
 
     path, facts = load(folder, trust_plugin=trust_plugin).release(out, cell)

@@ -18,9 +18,9 @@ from rich.table import Table
 from rich.text import Text
 
 from fedsim.files import unread
+from fedsim.plugins.claims import may_leave
 from fedsim.privacy.accountant import INTEGER_ORDERS, ORDERS
 from fedsim.privacy.events import AnyEvent, Event
-from fedsim.privacy.plan import RELEASABLE
 from fedsim.privacy.selection import Curve, Selection, composed_by_renyi, composed_event, converted
 from fedsim.results.contradictions import MOST_ABOVE, MOST_BELOW, cross_check, impossible, large_deltas, ratio, within_row
 from fedsim.results.groups import grouped
@@ -284,7 +284,14 @@ def _units(row: Row) -> tuple[str | None, str | None]:
 
 def _releasable(rows: Sequence[Row]) -> Iterator[Row]:
     for row in rows:
-        if row.generator and row.noise == "secret" and row.status == "ok" and row.claim in RELEASABLE and row.mechanisms and row.delta:
+        if (
+            row.generator
+            and row.noise == "secret"
+            and row.status == "ok"
+            and may_leave(row.claim, row.check)
+            and row.mechanisms
+            and row.delta
+        ):
             yield row
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -63,17 +63,6 @@ class Resolved:
     variants: tuple[Variant, ...]
     refused: Mapping[int, PluginError]
 
-    def without(self, refused: Mapping[int, PluginError]) -> Resolved:
-        """The grid with further entries left out.
-
-        Raises:
-            PluginError: no entry would be left; the first one's error.
-        """
-        left_out = {**self.refused, **refused}
-        if len(left_out) == len(self.grid.algorithms):
-            raise left_out[0]
-        return replace(self, variants=tuple(variant for variant in self.variants if variant.entry not in left_out), refused=left_out)
-
 
 def resolve(grid: Grid, *, keep_going: bool = False) -> Resolved:
     """Find the grid's algorithms, which imports plug-ins, and check the parameters of each by its own model.
@@ -94,7 +83,8 @@ def resolve(grid: Grid, *, keep_going: bool = False) -> Resolved:
             if not keep_going:
                 raise
             refused[i] = error
-    known = Resolved(grid, (), {}).without(refused)
+    if not classes:
+        raise refused[0]
     if not refused:
         _check_axes(grid, classes)
     variants: list[Variant] = []
@@ -102,7 +92,7 @@ def resolve(grid: Grid, *, keep_going: bool = False) -> Resolved:
         for variant in _points(grid, i, cls):
             _check_apart(grid, variant, variants)
             variants.append(variant)
-    return replace(known, variants=tuple(variants))
+    return Resolved(grid, tuple(variants), refused)
 
 
 def plug_in_files(names: Iterable[str]) -> set[Path]:

@@ -8,7 +8,6 @@ from dataclasses import dataclass, replace
 from fedsim.data.embeddings import Embeddings
 from fedsim.data.public import PublicRows
 from fedsim.data.sources.load import load_public, opened
-from fedsim.device import device_of
 from fedsim.errors import PluginError, UserError, at
 from fedsim.grid.cells import check_partitions, expand, grid_place, without_unseen
 from fedsim.grid.models import Cell, Grid, Resources
@@ -19,9 +18,8 @@ from fedsim.partition import SCHEMES, Partition, as_seen, make_partition
 from fedsim.planning.gpu_memory import GIB, MOST_ACTORS_PER_GPU, even_share, least
 from fedsim.planning.node import Node, Share
 from fedsim.planning.process import plug_in_code
-from fedsim.planning.rehearsal import Rehearsal, rehearse_grid
 from fedsim.planning.tuning import plans_of
-from fedsim.plugins.registry import lookup
+from fedsim.plugins.registry import lookup, own_errors
 from fedsim.training.trial import Candidate, Trial, packing
 from fedsim.words import counted
 
@@ -39,6 +37,7 @@ class Prepared:
         share: what an actor takes of it; with a whole GPU where its share is still to be measured.
         parallel: how many cells may run at a time.
         to_embed: what is not embedded yet, in words; there ``data`` has made-up rows, so that ids are not the cells'.
+        keep_going: whether cells go on when a plug-in fails its rehearsal.
     """
 
     grid: Grid
@@ -49,6 +48,7 @@ class Prepared:
     share: Share
     parallel: int
     to_embed: tuple[str, ...] = ()
+    keep_going: bool = False
 
 
 Tell = Callable[[str], None]
@@ -65,18 +65,16 @@ def prepare(
     max_parallel: int | None = None,
     *,
     keep_going: bool = False,
-    rehearsal: Rehearsal | None = None,
     tell: Tell = _silent,
     embed: bool = True,
 ) -> Prepared:
-    """Find the algorithms, load the data, rehearse the plug-ins, list the cells, partition, plan every budget, lay out the actors.
+    """Find the algorithms, load the data, list the cells, partition, plan every budget, lay out the actors.
 
     Args:
         grid: a checked grid.
         nodes: what the cluster has.
         max_parallel: at most so many cells at a time.
-        keep_going: leave out the algorithms whose plug-in is refused.
-        rehearsal: how plug-ins are rehearsed; default: in this process.
+        keep_going: leave out the algorithms whose plug-in cannot be imported, and go on when one fails its rehearsal.
         tell: hears of every step that may take long.
         embed: whether images are embedded that are not in the cache; without, nothing can be run.
 
@@ -90,9 +88,6 @@ def prepare(
     parallel = min(capacity, max_parallel or capacity)
     to_embed: list[str] = []
     data = loaded(grid, tell, None if embed else to_embed)
-    tell("rehearsing plug-ins")
-    device = device_of(share.device, share.gpus)
-    resolved = rehearse_grid(resolved, data, device, keep_going=keep_going, rehearsal=rehearsal)
     data = without_unseen(grid, data)
     tell("listing the cells")
     cells = expand(resolved, data)
@@ -106,7 +101,7 @@ def prepare(
     first = [own[0].plan for own in plans]
     trials = tuple(Trial(*facts) for facts in zip(cells, tasks, first, partitions, sizes, keys, candidates, strict=True))
     check_memory(grid, trials, views, nodes)
-    return Prepared(grid, resolved.refused, views, trials, tuple(nodes), share, parallel, tuple(to_embed))
+    return Prepared(grid, resolved.refused, views, trials, tuple(nodes), share, parallel, tuple(to_embed), keep_going)
 
 
 def task_of(cell: Cell, data: Embeddings) -> Task:
@@ -247,7 +242,7 @@ def calibrated(grid: Grid, cell: Cell, task: Task) -> tuple[Candidate, ...]:
             key = grid.place(where) if where in Grid.model_fields else f"{grid.place('algorithms')}: {where}"
         return f"{key} with {cell.label}"
 
-    with at(place):
+    with at(place), plug_in_code(), own_errors(cell.algorithm):
         return plans_of(lookup(cell.algorithm), cell.params, cell.tuning, task, cell.epsilon, cell.delta)
 
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 from rich.console import Console
 
+from fedsim.privacy.plan import THEOREMS
 from fedsim.privacy.selection import SCORE
 from fedsim.results.contradictions import CrossCheck, large_deltas, within_row
 from fedsim.results.rows import Row
@@ -27,13 +28,16 @@ NOISES = {
 }
 CLAIMS = {
     "proved": "(ε, δ) is a theorem for this method",
-    "checked": "(ε, δ) is a theorem by its author's word, also that the loss or statistic is per example; a full fedsim check of this code "
-    "and these parameters passed, which looks at that and does not prove it",
-    "stated": "(ε, δ) is a theorem by its author's word alone, also that the loss or statistic is per example; no full fedsim check of "
-    "this code and these parameters stands behind it",
+    "stated": "(ε, δ) is a theorem by its author's word, also that the loss or statistic is per example",
     "heuristic": "(ε, δ) is computed for the noise that was added, but is not a theorem for this method",
     "none": "no privacy is claimed",
 }
+CHECKS = {
+    "passed": "a full fedsim check of this code and these parameters passed, which looks for faults and does not prove that there is none",
+    "failed": "a fedsim check of this code found a fault in what the claim rests on",
+    None: "no full fedsim check of this code and these parameters stands behind it",
+}
+"""How the check of a row ended, in words."""
 ACCOUNTANTS = {
     "prv": "numerical composition of privacy loss random variables (Gopi, Lee & Wutschitz 2021, theorem 5.5; Opacus), an upper bound",
     "pld": "the privacy loss distribution on a grid, connect the dots (Doroshenko et al. 2022), that of an exponential mechanism by its "
@@ -95,7 +99,10 @@ def statements(
     asked = [row for row in rows if only is None or row.cell_id in only]
     for row in asked:
         if row.status in ("ok", "overspent") and row.label not in wrong:
-            key = (row.label, *((row.unit, row.trust, row.claim, row.scope, row.noise, row.status) if _is_private(row) else (None,)))
+            key = (
+                row.label,
+                *((row.unit, row.trust, row.claim, row.check, row.scope, row.noise, row.status) if _is_private(row) else (None,)),
+            )
             by_setting.setdefault(key, []).append(row)
     private_labels = {row.label for members in by_setting.values() for row in members if _is_private(row)}
     refuted = {_claimed(row): row for row in rows if row.status == "refuted"}
@@ -153,8 +160,10 @@ def _parts(rows: Sequence[Row]) -> Iterator[tuple[str, str]]:
         what = "it ran without noise (ε = ∞)" if row.epsilon_target is not None else "it adds no noise, and ε has no meaning for it"
         yield "guarantee", f"none: {what}; nothing that it makes may be released as private"
         return
-    void = "" if row.claim in ("proved", "checked", "stated") else ". No (ε, δ) below is a guarantee"
+    void = "" if row.drawn_claim in THEOREMS else ". No (ε, δ) below is a guarantee"
     yield "claim", f"{row.claim}: {CLAIMS.get(row.claim or '', '')}{void}"
+    if row.check or row.claim == "stated":
+        yield "check", CHECKS[row.check]
     yield "unit", unit_words(row.unit or "example")
     yield "relation", f"{row.relation or 'add-or-remove-one'}: neighbours differ in the presence of one unit"
     yield "trust", _trust(row)
@@ -185,7 +194,7 @@ def _parts(rows: Sequence[Row]) -> Iterator[tuple[str, str]]:
         what = f"an update is clipped to L2 norm {clips}, and {moved}"
     yield "clip", f"{what}; the noise covers {scopes.get(row.scope or '', row.scope)}"
     names = [name for name in dict.fromkeys(member.accountant for member in rows) if name]
-    counted = ", ".join(dict.fromkeys(member.counted_by for member in rows if member.counted_by)) or "a revision older than this field"
+    counted = ", ".join(dict.fromkeys(member.counted_by for member in rows if member.counted_by))
     accountants = "; ".join(f"{name.upper()}, {ACCOUNTANTS.get(name, '')}" for name in names)
     overspent = row.status == "overspent"
     planned = "more than the plan that was solved before the first" if overspent else "equal to the plan that was solved before the first"
@@ -207,10 +216,7 @@ def _trust(row: Row) -> str:
         return f"{row.trust}: somebody is trusted who sees every training and shows nobody, clients included, any but the best"
     if row.trust == "aggregate" and row.noise_at == "clients":
         return "aggregate, and silo as well: every client adds the full noise to its own steps, so its messages are private one by one"
-    words = TRUSTS.get(row.trust or "", "")
-    # an older row does not say where its noise was added
-    known = words if row.trust == "silo" or row.noise_at == "sum" else words.partition(", noise")[0]
-    return f"{row.trust}: {known}"
+    return f"{row.trust}: {TRUSTS.get(row.trust or '', '')}"
 
 
 def _is_tuned(row: Row) -> bool:
@@ -247,11 +253,7 @@ def _tuning(row: Row) -> Iterator[str]:
 
 def _mechanisms(row: Row) -> Iterator[str]:
     target = f"ε = {number(row.epsilon_target)}"
-    if row.mechanisms is None:
-        where = f"{row.steps} noisy steps, the last kind at sample rate {number(row.sample_rate)}"
-        yield f"{target}: {where}; the row is older than the list of its mechanisms, so it cannot be proved from itself"
-        return
-    for mechanism in row.mechanisms:
+    for mechanism in row.mechanisms or ():
         if row.selection is not None and mechanism.release == SCORE:
             continue  # the search says it
         times = "once" if mechanism.count == 1 else f"{mechanism.count} times"

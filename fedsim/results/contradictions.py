@@ -15,7 +15,7 @@ from fedsim.plugins.code_hash import source_hash
 from fedsim.plugins.registry import check_installed, lookup
 from fedsim.privacy import accountant
 from fedsim.privacy.events import Event
-from fedsim.privacy.plan import MOST_DELTA, PrivacyPlan, Trust, Unit, large_delta
+from fedsim.privacy.plan import MOST_DELTA, THEOREMS, PrivacyPlan, Trust, Unit, large_delta
 from fedsim.privacy.selection import SCORE, SEEN
 from fedsim.results.join import planned, planned_mechanisms
 from fedsim.results.rows import Mechanism, Row
@@ -33,7 +33,6 @@ DIMS = (16, 1024)
 """A row does not hold its dimension: what of a plan is equal at both of these does not depend on it."""
 MOST_CLASSES = 10**6
 _SOLVED = 2e-3  # relative difference of noise that was solved with two versions of an accountant
-_THEOREMS = ("proved", "checked", "stated")
 
 
 @dataclass(frozen=True)
@@ -143,7 +142,7 @@ def _of_search(row: Row, mechanisms: Sequence[Mechanism]) -> Iterator[str]:
     if tuning is not None and row.trust == "silo":
         yield f"its parameters were chosen by a search under trust: silo: {SEEN}"
     if tuning is None or tuning.free:
-        if tuning is not None and row.claim in _THEOREMS:
+        if tuning is not None and row.claim in THEOREMS:
             yield f"it claims '{row.claim}' and its parameters were chosen by scores that nothing pays for"
         if selection is not None:
             yield "the row holds the cost of a search that it did not run"
@@ -294,6 +293,6 @@ def _said(value: _Value | None) -> str:
 
 
 def _claimed(row: Row, plan: PrivacyPlan | None) -> Iterator[str]:
-    too_much = ("proved",) if plan is not None and plan.claim in _THEOREMS else _THEOREMS
+    too_much = ("proved",) if plan is not None and plan.claim in THEOREMS else THEOREMS
     if plan is not None and row.claim in too_much and row.claim != plan.claim:
         yield f"it claims '{row.claim}' and its algorithm '{plan.claim}'"

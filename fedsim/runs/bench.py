@@ -25,10 +25,9 @@ from fedsim.partition.matrix import write_partitions
 from fedsim.planning.label_matrices import drawn_matrices
 from fedsim.planning.node import Node
 from fedsim.planning.prepare import Prepared
-from fedsim.plugins.notebook import keep_sources
 from fedsim.plugins.registry import check_installed
 from fedsim.report.plan_table import show_refused, show_warnings
-from fedsim.results.grid_rows import entries, is_older, read_manifest
+from fedsim.results.grid_rows import entries, read_manifest
 from fedsim.results.join import Entry, Lines
 from fedsim.results.store import ResultStore
 from fedsim.results.trained import prepare_trained
@@ -99,7 +98,7 @@ def run_prepared(
         others: further cells of the grid, of which nothing is run.
     """
     folder = store.folder.path
-    keep_older(store)
+    read_manifest(folder)  # which refuses an older folder
     store.check()
     lines = Lines.read(folder)
     if changed := older_code(prepared.grid, prepared.trials, lines):
@@ -108,7 +107,6 @@ def run_prepared(
     desk = Desk(prepared, store, Display(console, len(prepared.trials), *ended))
     jobs = list(missing_jobs(desk, audits, lines, retry_failed=retry_failed))
     sweep(store, prepared.trials, lines)
-    keep_sources((trial.cell.algorithm for trial in prepared.trials), store.folder.methods)
     write_manifest(store.folder, prepared, [*entries_of(desk, audits), *others])
     write_partitions(store.folder.partitions, drawn_matrices(prepared))
     try:
@@ -133,15 +131,6 @@ def run_prepared(
         console.print(again, soft_wrap=True)
     print_line(console, f"report: {report.page}")
     return 1 if bad or prepared.refused else 0
-
-
-def keep_older(store: ResultStore) -> None:
-    """Put the rows of fedsim 0.1 aside, which this version writes anew from result lines that they do not have."""
-    if is_older(store.folder.path):
-        store.folder.results.rename(store.folder.results.with_name("results-0.1.jsonl"))
-        older = store.folder.lines("rounds")
-        if older.exists():
-            older.rename(older.with_name("rounds-0.1.jsonl"))
 
 
 def missing_jobs(desk: Desk, audits: Sequence[ClaimAudit], lines: Lines, *, retry_failed: bool = False) -> Iterator[Job]:

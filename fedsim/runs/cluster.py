@@ -45,7 +45,6 @@ import psutil  # isort: skip (Ray brings it along)
 from fedsim.errors import RunLost, UserError
 from fedsim.interrupts import INTERRUPTED, at_a_late_end, interrupts
 from fedsim.planning.node import Node
-from fedsim.plugins.code_hash import NOTEBOOK
 from fedsim.runs.engine import ClusterLost
 
 _SESSIONS = "fedsim-ray-"
@@ -182,7 +181,7 @@ def joined_cluster(address: str, files: Collection[Path] = ()) -> Iterator[list[
 
     Args:
         address: where its head listens.
-        files: what its machines need to import; those below the working folder, and those of notebooks, are sent to each.
+        files: what its machines need to import; those below the working folder are sent to each.
 
     Raises:
         UserError: there is no cluster, or this process may not join it.
@@ -202,9 +201,8 @@ def joined_cluster(address: str, files: Collection[Path] = ()) -> Iterator[list[
 
 
 def _copied(files: Collection[Path], folder: Path) -> bool:
-    """Copy the files that lie below the working folder, at their places in it, and those of notebooks; whether there are any."""
+    """Copy the files that lie below the working folder, at their places in it; whether there are any."""
     places = {file: file.relative_to(Path.cwd()) for file in files if file.is_relative_to(Path.cwd())}
-    places |= {file: Path(file.name) for file in files if file.stem.startswith(NOTEBOOK)}
     for file, place in places.items():
         (folder / place).parent.mkdir(parents=True, exist_ok=True)
         shutil.copy(file, folder / place)

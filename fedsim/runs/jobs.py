@@ -17,7 +17,7 @@ from fedsim.json_lines import dump
 from fedsim.partition import Partition, PartitionSpec
 from fedsim.planning.gpu_memory import share_for
 from fedsim.planning.prepare import Prepared
-from fedsim.plugins.code_hash import check_hash, evaluation_hash, is_shipped
+from fedsim.plugins.code_hash import evaluation_hash, harness_hash, is_shipped
 from fedsim.plugins.registry import lookup
 from fedsim.results.join import Entry, Lines
 from fedsim.results.result_lines import judgement_line, reference_line, training_line
@@ -330,7 +330,7 @@ def check_of(desk: Desk, trial: Trial, *, quick: bool) -> SideJob:
 def checked_facts(trial: Trial) -> dict[str, Any]:
     """What a line of a check has to have the same to be of a cell."""
     cell = trial.cell
-    return {"source": cell.source, "unit": cell.unit, "trust": cell.trust, "params": cell.params, "check": check_hash()}
+    return {"source": cell.source, "unit": cell.unit, "trust": cell.trust, "params": cell.params, "check": harness_hash("evidence")}
 
 
 def shape_of(trial: Trial) -> str:

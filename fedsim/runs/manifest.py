@@ -26,6 +26,7 @@ from fedsim.methods.algorithm import Algorithm
 from fedsim.planning.prepare import Prepared
 from fedsim.plugins.registry import lookup
 from fedsim.results.folder import RunFolder
+from fedsim.results.grid_rows import FORMAT
 from fedsim.results.join import Entry
 
 RELEASE_WORDS = {
@@ -54,6 +55,7 @@ def grid_of(manifest: Mapping[str, Any], folder: RunFolder) -> Grid:
 def write_manifest(folder: RunFolder, prepared: Prepared, entries: Sequence[Entry]) -> None:
     """Write ``manifest.json``: versions, revision, hardware, the resolved grid, its cells, refused plug-ins; replaces an older."""
     manifest = {
+        "format": FORMAT,
         "versions": versions(),
         "revision": revision(),
         "hardware": hardware(),

@@ -9,6 +9,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
+from fedsim.errors import PluginError
 from fedsim.planning.gpu_memory import doubled
 from fedsim.planning.node import Share, fit_together
 from fedsim.runs.engine import ClusterLost, Engine, Slot, WorkerLost
@@ -32,6 +33,10 @@ class Running:
     job: Job
     slot: Slot
     since: float
+
+
+def _turn(job: Job) -> tuple[int, str]:
+    return (0 if job.plug_in and not job.any_slot else 2 if job.plug_in else 1), job.plug_in
 
 
 class Scheduler:
@@ -60,9 +65,10 @@ class Scheduler:
 
         Raises:
             ClusterLost: nothing more can run.
+            PluginError: a plug-in fails its rehearsal, and cells are not to go on.
         """
-        # plug-ins come last, each one's jobs together, because their slots are used for nothing else
-        self.queue = deque(sorted(self._with_measurements(jobs) if self.measuring else jobs, key=lambda job: job.plug_in))
+        # cells of plug-ins come first, so that a mistake is told early, each one's together, because their slots are used for nothing else
+        self.queue = deque(sorted(self._with_measurements(jobs) if self.measuring else jobs, key=_turn))
         try:
             while self.queue or self.running:
                 while self.queue and self._start_next():
@@ -152,6 +158,8 @@ class Scheduler:
 
     def _take(self, running: Running, item: Item) -> None:
         job, slot = running.job, running.slot
+        if isinstance(item, Failure) and item.type == PluginError.__name__ and not self.desk.prepared.keep_going:
+            raise PluginError("", item.message)
         # Ray's failure of the same name is a loss: it ended a worker because its machine's memory was full
         short = isinstance(item, Failure) and item.type == "OutOfMemoryError" and not item.goes_on and 0 < slot.share.gpus < 1
         if not (short and isinstance(job, TrainingJob)):

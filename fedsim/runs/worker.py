@@ -25,7 +25,8 @@ from fedsim.partition import Partition, PartitionSpec
 from fedsim.planning.gpu_memory import filled
 from fedsim.planning.node import Share
 from fedsim.planning.process import limit_memory, settle
-from fedsim.plugins.code_hash import source_hash
+from fedsim.planning.rehearsal import rehearse
+from fedsim.plugins.code_hash import is_shipped, source_hash
 from fedsim.plugins.registry import lookup
 from fedsim.seeds import Seeds
 from fedsim.training.checkpoint import SentCheckpoints
@@ -194,6 +195,8 @@ class Worker:
 
         def steps(output: Output) -> Iterator[Item]:
             check_source(trial.cell)
+            if not is_shipped(lookup(trial.cell.algorithm)):
+                rehearse(trial.cell.algorithm, trial.cell.params, trial.task, trial.plan, self.device)
             pending, sent = list[RoundRecord](), time.monotonic()
             trained = (run_tuned if trial.candidates else run_trial)(trial, own, make_pool, checkpoints, self.device)
             try:

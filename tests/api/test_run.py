@@ -1,7 +1,6 @@
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +13,6 @@ from notebooks import Notebook
 
 import fedsim
 from fedsim.results.grid_rows import grid_rows
-from fedsim.runs.engine import InProcess
-from fedsim.runs.ray_engine import RayEngine
 
 GRID: dict[str, Any] = {
     "dataset": {"name": "digits", "limit": 200},
@@ -127,11 +124,9 @@ def test_a_folder_without_a_run_is_a_mistake(tmp_path: Path) -> None:
         fedsim.load(tmp_path)
 
 
-def test_a_class_of_a_cell_is_benched_checked_and_verified(
-    folder: Path, monkeypatch: pytest.MonkeyPatch, ray_cluster: None, capsys: pytest.CaptureFixture[str]
+def test_a_class_of_a_notebook_is_benched_in_its_process_and_refused_where_others_need_it(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """On Ray, whose workers have another ``__main__``."""
-    monkeypatch.setattr("fedsim.runs.ray_engine.local_ray", lambda node: nullcontext(RayEngine()))
     book = Notebook(monkeypatch)
     book.cell("import fedsim, torch\nfrom torch import nn\nfrom fedsim.methods import DPSGD, DPSGDParams\nWIDTH = 6")
     book.cell(
@@ -149,16 +144,13 @@ def test_a_class_of_a_cell_is_benched_checked_and_verified(
         "        return self(x).softmax(1)\n"
     )
     book.cell(
-        "grid = {'dataset': {'name': 'digits', 'limit': 200}, 'clients': 2, 'alpha': 1.0, 'resources': {'clients_per_actor': 'all'}}\n"
+        "grid = {'dataset': {'name': 'digits', 'limit': 200}, 'clients': 2, 'alpha': 1.0}\n"
         "run, again = (fedsim.bench(grid, out='run', algorithms=[{'name': Mine, 'params': {'rounds': 2}}]) for _ in range(2))"
     )
     run = book.names["run"]
     assert run.rows[["label", "status", "claim", "params.rounds"]].to_numpy().tolist() == [["Mine", "ok", "stated", 2]]
     assert "the cell is finished" in capsys.readouterr().out
-    monkeypatch.setattr("fedsim.runs.ray_engine.local_ray", lambda node: nullcontext(InProcess(node)))
-    assert fedsim.load("run", trust_plugin=True).verify()
-    book.cell("checked = fedsim.check(Mine, params={'rounds': 2}, quick=True, trust='aggregate', unit='example', run=run)")
-    assert book.names["checked"].passed
-    assert book.names["checked"].notes == ("run: rows of this code: 1 stated",)
-    with pytest.raises(fedsim.UserError, match="give --trust-plugin if you trust that code"):
-        fedsim.load("run").verify()
+    assert run.verify()
+    for call in ("fedsim.check(Mine)", "fedsim.audit(Mine)", "fedsim.bench(grid, out='other', algorithms=[Mine], address='auto')"):
+        with pytest.raises(fedsim.UserError, match=r"Mine: is defined in this process alone, .*%%writefile my_method\.py"):
+            book.cell(call)

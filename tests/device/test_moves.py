@@ -4,15 +4,14 @@ from pathlib import Path
 
 import pytest
 import torch
-from cells import quick, small_cells, small_grid
+from cells import quick, small_cells
 from devices import DEVICE, waits
 
 from fedsim.batch import Layout
 from fedsim.device import CPU, device_of, moved, normal
 from fedsim.errors import PluginError
-from fedsim.grid.resolve import resolve
 from fedsim.methods.messages import Diagnostic, Message
-from fedsim.planning.rehearsal import rehearse_grid
+from fedsim.planning.rehearsal import rehearse
 from fedsim.training.cohort import HELD, Cohort
 
 FOREIGN = pytest.mark.skipif(DEVICE == CPU, reason="on the CPU every tensor is where it should be")
@@ -94,11 +93,10 @@ def test_auto_is_the_cpu_without_a_share_or_without_cuda() -> None:
 
 
 @FOREIGN
-def test_a_plug_in_that_leaves_tensors_on_the_cpu_is_told_so_before_anything_runs(folder: Path) -> None:
+def test_a_plug_in_that_leaves_tensors_on_the_cpu_is_told_so_before_it_trains(folder: Path) -> None:
     (folder / "left.py").write_text(LEFT_BEHIND)
-    grid = small_grid({"name": f"{folder / 'left.py'}:LeftBehind"})
-    prepared = small_cells("fedavg-linear")
-    resolved = resolve(grid, keep_going=False)
-    assert rehearse_grid(resolved, prepared.data).variants
+    (trial,) = small_cells({"name": f"{folder / 'left.py'}:LeftBehind"}).trials
+    given = trial.cell.algorithm, trial.cell.params, trial.task, trial.plan
+    rehearse(*given)
     with pytest.raises(PluginError, match=r"left.py:9.*make tensors where the batch is \(batch.x.new_zeros, fedsim.methods.normal\)"):
-        rehearse_grid(resolved, prepared.data, DEVICE)
+        rehearse(*given, DEVICE)

@@ -12,16 +12,11 @@ from typing import Any
 
 import psutil
 import pytest
-from benches import TIMES, Ran, slowness, wait_until
-from cells import NODES, quick, small_grid
-from plug_ins import changed, write
+from benches import TIMES, Ran, slowness
+from cells import quick, small_grid
 from processes import offspring
 
-from fedsim.errors import PluginError
-from fedsim.planning.prepare import prepare
 from fedsim.results.rows import Row
-from fedsim.runs import ray_engine
-from fedsim.runs.ray_engine import everywhere
 
 Bench = Callable[..., Ran]
 
@@ -116,36 +111,6 @@ def test_hostile_plug_ins_fail_alone(ray_bench: Bench, hostile: str) -> None:
     log = (ran.folder / "logs" / f"{rows['Floods'].cell_id}.log").stat().st_size
     assert 10_000_000 <= log < 10_100_000
     assert "more than 10 MB of output; the rest of it is left out" in ran.log(rows["Floods"])
-
-
-STUCK = "import ctypes; lock = ctypes.create_string_buffer(64); take = ctypes.CDLL(None).pthread_mutex_lock; take(lock); take(lock)"
-"""A call into a library that no signal interrupts."""
-
-
-def refused(folder: Path, stem: str, body: str, seconds: int) -> str:
-    """What is said of a plug-in whose server step does this in its rehearsal on the cluster's machine."""
-    method = f"    def server_step(self, *given):\n        {body}\n\n    def draws(self)"
-    name = write(folder, stem, changed("    def draws(self)", method))
-    grid = small_grid(f"{folder}/{name}", epsilon=4.0, resources={"cell_timeout": f"{seconds}s"})
-    with pytest.raises(PluginError, match=r"^algorithms\[0\]\.name: on [\d.:]+: ") as raised:
-        prepare(grid, NODES, rehearsal=everywhere)
-    return str(raised.value)
-
-
-@pytest.mark.slow
-def test_a_plug_in_that_hangs_in_its_rehearsal_on_a_machine_is_refused_and_its_process_ended(
-    ray_cluster: None, folder: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    assert "loops.py:" in (told := refused(folder, "loops", "while True: pass", 2))
-    assert "still running after 2 s; expected MyMethod to train and sample" in told
-    monkeypatch.setattr(ray_engine, "STARTING", 3.0)
-    assert "a rehearsal on made-up data has not ended after 2 s" in refused(folder, "stuck", STUCK, 2)
-    wait_until(lambda: not offspring(os.getpid(), "rehearse"))
-
-
-def test_a_plug_in_that_ends_its_process_in_its_rehearsal_on_a_machine_is_refused(ray_cluster: None, folder: Path) -> None:
-    told = refused(folder, "exits", "import os; os._exit(3)", 60)
-    assert "a rehearsal on made-up data failed (WorkerCrashedError: " in told
 
 
 def descriptors(process: psutil.Process) -> int:

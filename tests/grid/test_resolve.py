@@ -28,13 +28,3 @@ def test_a_refused_plug_in_is_left_out_only_when_the_rest_is_to_go_on(broken: st
 def test_a_grid_of_refused_plug_ins_alone_is_the_first_one_s_error(broken: str) -> None:
     with pytest.raises(PluginError, match=r"algorithms\[0\]"):
         resolve(Grid.model_validate({"algorithms": [broken]}), keep_going=True)
-
-
-def test_what_a_rehearsal_refuses_later_makes_no_variant() -> None:
-    resolved = resolve(Grid.model_validate({"algorithms": ["dp-gaussian", "weight-noise"], "scan": {"rounds": [1, 2]}}))
-    assert [each.entry for each in resolved.variants] == [0, 1, 1]
-    left = resolved.without({1: PluginError("algorithms[1]", "refused")})
-    assert [each.label for each in left.variants] == ["dp-gaussian"]
-    assert list(left.refused) == [1]
-    with pytest.raises(PluginError, match="too"):
-        left.without({0: PluginError("algorithms[0]", "refused too")})

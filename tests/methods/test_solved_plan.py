@@ -37,16 +37,9 @@ def test_a_plan_of_a_methods_own_is_refused_before_anything_is_written(
     assert not (folder / "cache" / "checks").exists()
 
 
-def test_the_rehearsal_refuses_it_and_leaves_it_out_of_a_grid_that_keeps_going() -> None:
+def test_the_preflight_refuses_it() -> None:
     with pytest.raises(PluginError, match=REFUSED):
         prepare(small_grid(HALF, epsilon=4.0), NODES)
-    prepared = prepare(small_grid(HALF, "broken.tiny:Tiny", epsilon=4.0), NODES, keep_going=True)
-    assert (list(prepared.refused), len(prepared.trials)) == ([0], 1)
-
-
-def test_so_does_the_preflight_of_what_was_not_rehearsed() -> None:
-    with pytest.raises(PluginError, match=REFUSED):
-        prepare(small_grid(HALF, epsilon=4.0), NODES, rehearsal=lambda *given: None)
 
 
 def test_an_instance_cannot_have_one_either() -> None:

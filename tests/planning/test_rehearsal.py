@@ -1,26 +1,17 @@
-import io
-import random
-import re
-import signal
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
-import yaml
-from benches import Done, slowness
-from cells import NODES, SHIPPED, small_grid
+from benches import Ran
+from cells import small_cells, small_grid
 from plug_ins import GOOD, changed, line, write
-from rich.console import Console
 
 from fedsim.errors import PluginError, UserError
-from fedsim.grid.models import Grid
-from fedsim.planning import rehearsal
-from fedsim.planning.prepare import prepare
-from fedsim.plugins.registry import lookup
-from fedsim.report.plan_table import show_plan
+from fedsim.planning.rehearsal import rehearse
+from fedsim.results.store import ResultStore
+from fedsim.training.trial import Trial
 
 SHORT = {"rounds": 2}
 GENERATOR = "return CVAEGenerator(cast(CVAE, server.model))"
@@ -93,13 +84,17 @@ MISTAKES = {
         "def client_round",
         "client_round returned a dict; expected .*Message",
     ),
-    "plan_raises": (method("releases", "", "return 1 / 0"), "return 1 / 0", "ZeroDivisionError: division by zero"),
-    "cannot_be_built": (method("__init__", "params", "pass"), "class MyMethod(", "TypeError: .*__init__"),
 }
 
 
-def grid_of(*entries: Any, **keys: Any) -> Grid:
-    return small_grid(*({"name": entry, "params": SHORT} if isinstance(entry, str) else entry for entry in entries), **keys)
+def trial_of(name: str, **keys: Any) -> Trial:
+    (trial,) = small_cells({"name": name, "params": SHORT}, **{"epsilon": 4.0} | keys).trials
+    return trial
+
+
+def rehearsed(name: str, **keys: Any) -> None:
+    trial = trial_of(name, **keys)
+    rehearse(trial.cell.algorithm, trial.cell.params, trial.task, trial.plan)
 
 
 @pytest.mark.parametrize("mistake", MISTAKES)
@@ -107,117 +102,49 @@ def test_a_mistake_is_told_with_file_and_line_and_what_was_expected(folder: Path
     text, mark, said = MISTAKES[mistake]
     name = write(folder, mistake, text)
     with pytest.raises(PluginError, match=said) as raised:
-        prepare(grid_of(name, epsilon=4.0), NODES)
-    assert raised.value.where == "algorithms[0].name"
+        rehearsed(name)
     assert f"{mistake}.py:{line(text, mark)}: " in str(raised.value)
     assert "\n" not in str(raised.value)
 
 
-def test_the_starter_is_not_refused_in_any_setting(folder: Path) -> None:
-    name = write(folder, "good", GOOD)
-    for unit in ("example", "client"):
-        for trust in ("aggregate", "silo"):
-            assert prepare(grid_of(name, epsilon=[4.0, float("inf")], unit=unit, trust=trust), NODES).refused == {}
+@pytest.mark.parametrize(("unit", "trust"), [("example", "aggregate"), ("client", "silo")])
+def test_the_starter_is_not_refused(folder: Path, unit: str, trust: str) -> None:
+    rehearsed(write(folder, "good", GOOD), unit=unit, trust=trust)
 
 
-def test_a_loss_that_mixes_clients_is_refused_where_clients_are_clipped(folder: Path) -> None:
-    name = write(folder, "loss_of_other_clients", MISTAKES["loss_of_the_others"][0])
-    with pytest.raises(PluginError, match="a client's loss depends on other clients' rows"):
-        prepare(grid_of(name, epsilon=4.0, unit="client"), NODES)
+@pytest.mark.parametrize(
+    ("mistake", "said"), [("loss_of_the_others", "a client's loss depends on other clients' rows"), ("loss_that_remembers", "has memory")]
+)
+def test_a_loss_that_hears_of_other_clients_is_refused_where_clients_are_clipped(folder: Path, mistake: str, said: str) -> None:
+    with pytest.raises(PluginError, match=said):
+        rehearsed(write(folder, mistake, MISTAKES[mistake][0]), unit="client")
 
 
-def test_a_loss_that_remembers_is_refused_where_clients_are_clipped(folder: Path) -> None:
-    name = write(folder, "remembers_other_clients", MISTAKES["loss_that_remembers"][0])
-    with pytest.raises(PluginError, match="the loss has memory"):
-        prepare(grid_of(name, epsilon=4.0, unit="client"), NODES)
+def test_it_takes_two_rounds_and_no_real_row_and_leaves_the_global_random_numbers_alone(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    told = 'print("rows", sum(map(len, clients.x)), round_.release.name, round_.number)'
+    body = f"import torch; torch.randn(1); {told}; return super().client_round(clients, round_, broadcast)"
+    before = torch.get_rng_state()
+    rehearsed(write(folder, "told", method("client_round", "clients, round_, broadcast", body)))
+    assert capsys.readouterr().out == "rows 16 dp-sgd 0\nrows 16 dp-sgd 1\n"
+    assert torch.equal(torch.get_rng_state(), before)
 
 
-def test_a_method_of_one_client_is_rehearsed_with_one(folder: Path) -> None:
-    text = changed("return CVAE(self.task.dim", "assert clients <= self.task.clients\n        return CVAE(self.task.dim")
-    assert prepare(grid_of(write(folder, "alone_with_one", text), epsilon=4.0, clients=1), NODES).refused == {}
+def test_a_plug_in_goes_first_and_its_mistake_ends_the_bench_unless_that_is_to_go_on(folder: Path, bench: Callable[..., Ran]) -> None:
+    name = f"{folder}/{write(folder, 'wrong', MISTAKES['wrong_shape'][0])}"
+    grid = small_grid("dp-gaussian", {"name": name, "params": SHORT, "label": "wrong"}, epsilon=4.0)
+    with pytest.raises(PluginError, match=r"wrong\.py:\d+: sample returned"):
+        bench(grid, "stops")
+    assert list(ResultStore(folder / "stops").lines("trainings")) == []
+    assert [(row.label, row.status) for row in bench(grid, "goes on", keep_going=True).rows] == [("dp-gaussian", "ok"), ("wrong", "failed")]
 
 
-def test_a_classifier_is_not_refused(folder: Path) -> None:
-    name = write(folder, "classifies", predicting("return x[:, :10].double().softmax(1)"))
-    assert prepare(grid_of(name, epsilon=4.0), NODES).refused == {}
-
-
-def test_a_setting_that_cannot_be_planned_is_no_mistake_of_the_plug_in(folder: Path) -> None:
+def test_what_cannot_be_planned_is_told_before_anything_runs(folder: Path) -> None:
+    text = method("releases", "", "return 1 / 0")
+    with pytest.raises(PluginError, match=r"unplanned.py:\d+: ZeroDivisionError: division by zero"):
+        trial_of(write(folder, "unplanned", text))
     name = write(folder, "example_only", changed("    Params = MyMethodParams", '    Params = MyMethodParams\n    units = ("example",)'))
     with pytest.raises(UserError, match="does not support 'client'") as raised:
-        prepare(grid_of(name, epsilon=4.0, unit="client"), NODES)
+        trial_of(name, unit="client")
     assert not isinstance(raised.value, PluginError)
-
-
-def test_what_is_refused_is_left_out_and_the_rest_keeps_its_place(folder: Path) -> None:
-    bad = {"name": write(folder, "left_out", MISTAKES["wrong_shape"][0]), "params": SHORT}
-    prepared = prepare(
-        grid_of(bad, "weight-noise", {**bad, "params": {"rounds": 3}, "label": "again"}, epsilon=4.0), NODES, keep_going=True
-    )
-    assert list(prepared.refused) == [0, 2]
-    assert [trial.cell.label for trial in prepared.trials] == ["weight-noise"]
-    assert prepared.grid.place("algorithms", 1) == "algorithms[1]"
-    console = Console(file=io.StringIO(), width=200)
-    show_plan(prepared, console)
-    assert console.file.getvalue().count("left out: algorithms[") == 2  # type: ignore[attr-defined]
-
-
-def test_where_all_is_refused_there_is_nothing_to_go_on_with(folder: Path) -> None:
-    bad = {"name": write(folder, "alone", MISTAKES["wrong_shape"][0]), "params": SHORT}
-    with pytest.raises(PluginError, match="sample returned"):
-        prepare(grid_of(bad, epsilon=4.0), NODES, keep_going=True)
-
-
-def test_a_rehearsal_takes_two_rounds_of_each_release_and_no_real_row(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    told = 'print("rows", sum(map(len, clients.x)), round_.release.name, round_.number)'
-    body = f"{told}; return super().client_round(clients, round_, broadcast)"
-    text = method("client_round", "clients, round_, broadcast", body)
-    name = write(folder, "told", text)
-    prepare(grid_of({"name": name, "params": {"rounds": 40}}, epsilon=[1.0, 4.0], seeds=[0, 1]), NODES)
-    assert capsys.readouterr().out == "rows 16 dp-sgd 0\nrows 16 dp-sgd 1\n"
-
-
-def test_the_global_random_numbers_are_left_alone(folder: Path) -> None:
-    name = write(folder, "draws", made("import torch; return torch.randn(len(labels), 64)"))
-    torch.manual_seed(1)
-    np.random.seed(1)  # noqa: NPY002 (the global state is what is looked at)
-    random.seed(1)
-    before = torch.get_rng_state(), str(np.random.get_state()), random.getstate()  # noqa: NPY002
-    prepare(grid_of(name, epsilon=4.0), NODES)
-    after = torch.get_rng_state(), str(np.random.get_state()), random.getstate()  # noqa: NPY002
-    assert torch.equal(before[0], after[0])
-    assert before[1:] == after[1:]
-
-
-ENDLESS = {
-    "loops": "while True: pass",
-    "sleeps": "import time; time.sleep(1e9)",
-    "waits": "import threading; threading.Event().wait()",
-    "catches": "\n            ".join(("while True:", "    try: 1 / 0", "    except Exception: continue")),
-}
-
-
-@pytest.mark.parametrize("kind", ENDLESS)
-def test_a_plug_in_that_never_returns_is_told_with_its_line_and_nothing_is_written(
-    folder: Path, command: Callable[..., Done], kind: str
-) -> None:
-    text = method("releases", "", f"if True:\n            {ENDLESS[kind]}")
-    grid = {"dataset": {"name": "digits", "limit": 200}, "algorithms": [write(folder, kind, text)], "clients": 4, "epsilon": 4}
-    seconds = f"{round(0.5 * slowness(), 1):g}"
-    (folder / "g.yaml").write_text(yaml.safe_dump(grid | {"resources": {"cell_timeout": f"{seconds}s"}}))
-    before, handler = sorted(folder.rglob("*")), signal.getsignal(signal.SIGALRM)
-    done = command("bench", "--grid", "g.yaml")
-    assert done.returncode == 2
-    first = line(text, ENDLESS[kind].partition("\n")[0])
-    lines = f"{first}|{first + 1}|{first + 2}"
-    assert re.search(rf"{kind}\.py:({lines}): still running after {seconds} s; expected MyMethod to train", done.stderr)
-    assert [path for path in sorted(folder.rglob("*")) if "__pycache__" not in path.parts] == before
-    assert (signal.getsignal(signal.SIGALRM), signal.getitimer(signal.ITIMER_REAL)) == (handler, (0.0, 0.0))
-
-
-@pytest.mark.parametrize("name", SHIPPED)
-def test_no_shipped_algorithm_would_be_refused(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(rehearsal, "is_shipped", lambda cls: False)
-    cls = lookup(name)
-    prepared = prepare(small_grid(name, epsilon=4.0, unit=cls.units[0], trust=cls.trusts[0]), NODES, keep_going=False)
-    assert prepared.refused == {}

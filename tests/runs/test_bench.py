@@ -1,7 +1,6 @@
 import gc
 import json
 import resource
-import shutil
 import sys
 import threading
 from collections.abc import Callable
@@ -11,13 +10,13 @@ from typing import Any
 import numpy as np
 import pytest
 import ray
-from benches import TIMES, Done, Ran, wait_until
+from benches import TIMES, Ran, wait_until
 from cells import NODES, quick, small_grid
 from plug_ins import GOOD, changed
 from rich.console import Console
-from rows import add_lines, add_rows
 
 import fedsim
+from fedsim.errors import UserError
 from fedsim.evaluation.measures import MEASURES
 from fedsim.grid.models import Grid
 from fedsim.interrupts import INTERRUPTED
@@ -311,29 +310,15 @@ def test_a_grid_may_ask_for_checks_of_plug_ins_which_run_once(bench: Bench, plug
     assert [job.key[0] for job in missing_jobs(desk, (), Lines.read(ran.folder))] == ["check"]
 
 
-def test_a_run_folder_of_fedsim_0_1_is_read_and_a_bench_in_it_puts_its_rows_aside(
-    bench: Bench, command: Callable[..., Done], tmp_path: Path
-) -> None:
-    run = tmp_path / "run"
-    row = bench(small_grid("dp-gaussian", epsilon=4.0), "newer").rows[0]
-    add_rows(run, row, row.model_copy(update={"cell_id": "0" * 16, "seed": 7}))
-    add_lines(run / "rounds.jsonl", [{"cell_id": row.cell_id, "round": 0, "loss": 1.0}])
-    (run / "manifest.json").write_text(json.dumps({"cells": [{"cell_id": row.cell_id, "label": "renamed"}]}))
-    shutil.copytree(run, tmp_path / "same")
-    older = {path.name: path.read_bytes() for path in run.iterdir()}
-    done = command("report", str(run))
-    assert (done.returncode, "renamed" in done.stdout) == (0, True), done.stderr
-    done = command("compare", str(run), str(tmp_path / "same"))
-    assert (done.returncode, "equal to the last bit" in done.stdout) == (0, True), done.stdout + done.stderr
-    done = command("prove", str(run))
-    assert (done.returncode, "2 of 2 rows proved" in done.stdout) == (0, True), done.stdout + done.stderr
-    assert (run / "results.jsonl").read_bytes() == older["results.jsonl"]
-
-    again = bench(small_grid("dp-gaussian", epsilon=4.0))
-    assert again.code == 0
-    assert by_cell(again.rows) == by_cell([row])
-    assert [(run / f"{name}-0.1.jsonl").read_bytes() for name in ("results", "rounds")] == [older["results.jsonl"], older["rounds.jsonl"]]
-    assert len((run / "results.jsonl").read_text().splitlines()) == 1
+def test_a_run_folder_of_an_older_fedsim_is_refused_in_one_sentence_and_stays_as_it_is(bench: Bench) -> None:
+    grid = small_grid("fedavg-linear")
+    manifest = bench(grid).folder / "manifest.json"
+    manifest.write_text(json.dumps(json.loads(manifest.read_text()) | {"format": 2, "versions": {"fedsim": "0.2.0"}}))
+    before = manifest.read_bytes()
+    for use in (lambda: bench(grid), lambda: grid_rows(manifest.parent)):
+        with pytest.raises(UserError, match=r"is of fedsim 0\.2\.0, and this version reads run folders from 0\.3 on"):
+            use()
+    assert manifest.read_bytes() == before
 
 
 def test_a_bench_in_process_leaves_this_process_the_memory_that_it_had(bench: Bench) -> None:

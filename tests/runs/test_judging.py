@@ -17,7 +17,6 @@ from sites import digits_of_sites
 from fedsim.errors import UserError
 from fedsim.grid.models import Grid
 from fedsim.interrupts import INTERRUPTED
-from fedsim.plugins import code_hash
 from fedsim.results.rows import Row
 from fedsim.results.store import Kind, ResultStore
 from fedsim.runs.bench import run_judging
@@ -82,8 +81,7 @@ def test_a_newer_judge_judges_again_and_trains_nothing_by_the_same_command_or_by
 def test_trainings_of_older_code_are_judged_where_judge_is_asked_to(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
     ran = bench(small_grid("dp-gaussian", "fedavg-linear", epsilon=2.0))
     before = ran.rows
-    monkeypatch.setattr(code_hash, "_known", {})
-    monkeypatch.setattr(code_hash, "_hash_of", lambda found: "fedcba9876543210")
+    monkeypatch.setattr("fedsim.runs.worker.source_hash", lambda cls: "fedcba9876543210")
     other_judge(monkeypatch)
     again = judge(ran.folder)
     assert (again.code, count(again, "trainings"), count(again, "judgements")) == (0, 2, 4)

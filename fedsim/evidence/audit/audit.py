@@ -19,7 +19,7 @@ from fedsim.evidence.audit.observed import in_clean_processes
 from fedsim.evidence.audit.one_run import Scored, check_one_run, one_run
 from fedsim.evidence.audit.setting import Setting
 from fedsim.evidence.audit.white_box import TrainingPair, pairs, saturating
-from fedsim.plugins.code_hash import module_hash, source_hash
+from fedsim.plugins.code_hash import harness_hash, source_hash
 from fedsim.plugins.registry import lookup
 from fedsim.words import number
 
@@ -158,7 +158,7 @@ def key_of(setting: Setting, method: str, root: int) -> str:
 
 def key(algorithm: str, params: Mapping[str, Any], facts: Sequence[Any]) -> str:
     """The key of an audit of these parameters and of the code that is here."""
-    code = [source_hash(lookup(algorithm)), module_hash("fedsim.evidence.audit.audit")]
+    code = [source_hash(lookup(algorithm)), harness_hash("evidence")]
     hashed = {"algorithm": algorithm, "code": code, "params": params, "facts": facts}
     return hashlib.sha256(json.dumps(hashed, sort_keys=True, default=str).encode()).hexdigest()[:16]
 

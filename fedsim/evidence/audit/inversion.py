@@ -40,7 +40,7 @@ from fedsim.methods.local_training import UPDATES_RELEASE, LocalTraining
 from fedsim.methods.messages import Message, Round, Task, Tensors
 from fedsim.methods.parameters import load_parameters, local_names
 from fedsim.methods.returns import loss_parts
-from fedsim.plugins.code_hash import module_hash
+from fedsim.plugins.code_hash import harness_hash
 from fedsim.plugins.registry import lookup
 from fedsim.privacy.clipping import Norms, clipped_sum
 from fedsim.privacy.plan import PrivacyPlan, Trust, Unit
@@ -302,7 +302,7 @@ class Inversion:
         self.task = Task(data.dim, data.classes, INVERSION_CLIENTS, unit, trust, public=PublicRows.made_up(data.dim, data.classes))
         self.variants = tuple(self._variants(dict(params), epsilon, delta, private=kind.private))
         self.count = clients * len(self.variants) * len(BATCH_ROWS)
-        self.key = key(algorithm, params, [unit, trust, epsilon, delta, "inversion", data.fingerprint, module_hash(__name__)])
+        self.key = key(algorithm, params, [unit, trust, epsilon, delta, "inversion", data.fingerprint, harness_hash("evidence")])
 
     def _variants(self, params: dict[str, Any], epsilon: float, delta: float, *, private: bool) -> Iterator[AttackedSetting]:
         """Without privacy; for a private algorithm also at the claim, with the parameters as given and, where it can, less of it noised."""

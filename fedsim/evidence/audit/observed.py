@@ -23,8 +23,7 @@ from fedsim.evidence.worlds import Divergence, Hidden, Tape, WatchedPool, choice
 from fedsim.methods.clients import Noised
 from fedsim.methods.messages import Round, Tensors
 from fedsim.methods.phase import Phase
-from fedsim.plugins.own_errors import own_errors
-from fedsim.plugins.registry import lookup
+from fedsim.plugins.registry import lookup, own_errors
 from fedsim.seeds import Seeds
 from fedsim.training.cohort import Cohort, CohortSpec
 from fedsim.training.rounds import train
