@@ -15,9 +15,9 @@ from fedsim.data.public import PublicRows
 from fedsim.device import CPU
 from fedsim.errors import NotPerExample, PluginError, WrongReturn
 from fedsim.methods.algorithm import Algorithm
+from fedsim.methods.contract import answer
 from fedsim.methods.messages import Message, Round, Task, Tensors
 from fedsim.methods.products import Product, is_classifier, is_personal, own
-from fedsim.methods.returns import answer
 from fedsim.plugins.places import blamed, line_of, said
 from fedsim.plugins.registry import lookup
 from fedsim.privacy.plan import PrivacyPlan

@@ -40,8 +40,6 @@ CHECKS = {
 """How the check of a row ended, in words."""
 ACCOUNTANTS = {
     "prv": "numerical composition of privacy loss random variables (Gopi, Lee & Wutschitz 2021, theorem 5.5; Opacus), an upper bound",
-    "pld": "the privacy loss distribution on a grid, connect the dots (Doroshenko et al. 2022), that of an exponential mechanism by its "
-    "bounded range (Durfee & Rogers 2019; Dong, Durfee & Rogers 2020), an upper bound",
     "rdp": "Rényi composition (Mironov, Talwar & Zhang 2019; conversion of Balle et al. 2020), an upper bound",
 }
 
@@ -186,9 +184,6 @@ def _parts(rows: Sequence[Row]) -> Iterator[tuple[str, str]]:
         "hypernetwork": "the hypernetwork alone",
     }
     what = f"a unit's contribution is clipped to L2 norm {clips}"
-    kinds = {"Gumbel" if m.kind == "exponential" else "Gaussian" for member in rows for m in member.mechanisms or ()} or {"Gaussian"}
-    if "Gumbel" in kinds:
-        what = f"{what}, what it adds to scores to {clips} over all choices together"
     if row.sensitivity not in (None, row.clip):
         moved = f"a unit may turn it into any other: it moves it by {number(row.sensitivity)}"
         what = f"an update is clipped to L2 norm {clips}, and {moved}"
@@ -200,7 +195,7 @@ def _parts(rows: Sequence[Row]) -> Iterator[tuple[str, str]]:
     planned = "more than the plan that was solved before the first" if overspent else "equal to the plan that was solved before the first"
     yield "accountant", f"{accountants}; counted from the steps that ran, and {planned}; by {counted}"
     use = "less of it was added than was planned, so nothing made here may be released" if overspent else NOISES[row.noise or "seeded"]
-    yield "noise", f"{' and '.join(sorted(kinds))}, {row.noise or 'seeded'}: {use}"
+    yield "noise", f"Gaussian, {row.noise or 'seeded'}: {use}"
     yield "not covered", "; ".join(_uncovered(row))
 
 
@@ -253,20 +248,10 @@ def _tuning(row: Row) -> Iterator[str]:
 
 def _mechanisms(row: Row) -> Iterator[str]:
     target = f"ε = {number(row.epsilon_target)}"
+    assert row.sensitivity is not None
     for mechanism in row.mechanisms or ():
-        if row.selection is not None and mechanism.release == SCORE:
-            continue  # the search says it
-        times = "once" if mechanism.count == 1 else f"{mechanism.count} times"
-        sampled = (
-            f"on a fresh Poisson sample of the units at rate {number(mechanism.sample_rate)}"
-            if mechanism.sample_rate < 1
-            else "on all units, no sampling"
-        )
-        size = f"{number(mechanism.noise_multiplier, 5)} × the sensitivity {number(row.sensitivity)}"
-        noise = f"noise of standard deviation {size}"
-        if mechanism.kind == "exponential":
-            noise = f"only the numbers of the largest scores are released, chosen after Gumbel noise of scale {size}"
-        yield f"{target}: {mechanism.release}, {times}, {sampled}, {noise}"
+        if row.selection is None or mechanism.release != SCORE:  # the search says its own
+            yield f"{target}: {mechanism.sentence(row.sensitivity)}"
 
 
 def _uncovered(row: Row) -> Iterator[str]:

@@ -3,7 +3,6 @@ import math
 from rows import make_failed, make_row
 
 from fedsim.report.statement import statements
-from fedsim.results.rows import Mechanism
 
 PROOF = {"relation": "add-or-remove-one", "noise": "seeded", "sensitivity": 1.0}
 
@@ -36,14 +35,6 @@ def test_a_tuned_row_trusts_whoever_sees_its_trainings_wherever_noise_was_added(
         assert "shows nobody, clients included, any but the best" in found
         assert "silo as well" not in found
         assert "whoever sees a message or a score of a training that was not the best" in found
-
-
-def test_a_choice_is_stated_as_one() -> None:
-    choice = Mechanism(release="prototypes", kind="exponential", noise_multiplier=2.0, sample_rate=1.0, count=1)
-    found = told(make_row(mechanisms=(choice,), steps=1, sample_rate=1.0, accountant="pld", **PROOF))["fedhypevae"]
-    assert "prototypes, once, on all units, no sampling, only the numbers of the largest scores are released" in found
-    assert "noise: Gumbel, seeded" in found
-    assert "bounded range" in found
 
 
 def test_a_heuristic_claim_is_no_guarantee_and_says_so() -> None:
