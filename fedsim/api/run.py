@@ -180,9 +180,14 @@ class Run(Printed):
 
     def release(self, out: Path | str, cell: str | None = None) -> tuple[Path, GeneratorFacts]:
         """Write a generator that may leave the simulation; see :func:`fedsim.results.generators.release`."""
+        from fedsim.evidence.prove import proofs_of
         from fedsim.results.generators import release
 
-        return release(self.folder, cell, Path(out), trust_plugin=self.trust_plugin)
+        row = self.generator(cell).facts.row
+        (proof,) = proofs_of([row], self._results, trust_plugin=self.trust_plugin)
+        if proof.verdict == "differs":
+            raise UserError(f"{self.folder}, cell {row.cell_id}", f"is not proved: {proof.why}", "run the cell again in a new folder")
+        return release(self.folder, row.cell_id, Path(out), trust_plugin=self.trust_plugin)
 
     def statement(self, cell: str) -> Statement:
         """The privacy statement of a cell, given by its id or its beginning.
@@ -201,10 +206,11 @@ class Run(Printed):
         return self._statements(None)
 
     def _statements(self, only: Collection[str] | None) -> list[Statement]:
+        from fedsim.evidence.prove import proofs_of
         from fedsim.report.statement import statements
-        from fedsim.results.contradictions import cross_check
 
-        return statements(self._results.rows, lambda row: cross_check(row, trust_plugin=self.trust_plugin), only)
+        results = self._results
+        return statements(results.rows, proofs_of(results.rows, results, trust_plugin=self.trust_plugin), only)
 
     def report(self, spread: Spread = "ci95") -> Report:
         """Draw summary, curves and page again; see :func:`fedsim.report.report.write_report`."""
@@ -232,12 +238,12 @@ class Run(Printed):
         return compare_folders(self.folder, other.folder if isinstance(other, Run) else Path(other))
 
     def prove(self) -> Proofs:
-        """Recompute every ε from its row, with dp-accounting, and every plan."""
-        from fedsim.evidence.prove import Proofs, prove
-        from fedsim.results.grid_rows import every_row
+        """Recompute every ε with dp-accounting, and every plan."""
+        from fedsim.evidence.prove import Proofs, proofs_of
 
-        RunFolder(self.folder).check()
-        return Proofs(self.folder.resolve().name, tuple(prove(row, trust_plugin=self.trust_plugin) for row in every_row(self.folder)))
+        results = self._results
+        proofs = proofs_of(results.every_row(), results, trust_plugin=self.trust_plugin)
+        return Proofs(self.folder.resolve().name, tuple(proofs))
 
     def verify(self, cells: int = 3, ids: Sequence[str] = ()) -> bool:
         """Run some finished cells again and print what differs; whether rows and rounds are equal to the last bit.
@@ -338,8 +344,10 @@ def board(runs: Sequence[Path | str], *, trust_plugin: bool = False) -> Board:
     from fedsim.evidence.prove import prove
     from fedsim.report.board import Board
     from fedsim.report.choice import pooled_rows
+    from fedsim.results.grid_rows import read_results
 
-    return Board.of([prove(row, trust_plugin=trust_plugin) for row in pooled_rows(runs)])
+    lines = {cell: line for run in runs for cell, line in read_results(run).trainings.items()}
+    return Board.of([prove(row, lines[row.cell_id], trust_plugin=trust_plugin) for row in pooled_rows(runs)])
 
 
 def load(folder: Path | str, *, trust_plugin: bool = False) -> Run:

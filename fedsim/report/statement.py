@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 from rich.console import Console
 
+from fedsim.evidence.prove import Proof
 from fedsim.privacy.plan import THEOREMS
 from fedsim.privacy.selection import SCORE
-from fedsim.results.contradictions import CrossCheck, large_deltas, within_row
-from fedsim.results.rows import Row
+from fedsim.results.rows import Row, large_deltas
 from fedsim.words import Printed, at_most, number, print_line, spelled
 
 UNITS = {
@@ -75,24 +75,22 @@ def unit_words(unit: str) -> str:
     )
 
 
-def statements(
-    rows: Sequence[Row], check: Callable[[Row], CrossCheck] = within_row, only: Collection[str] | None = None
-) -> list[Statement]:
+def statements(rows: Sequence[Row], proofs: Sequence[Proof] = (), only: Collection[str] | None = None) -> list[Statement]:
     """A statement for every method of the rows, and for each unit, trust, claim and noise that it ran under.
 
     Rows that failed, are unaccounted or refuted have no part in one; a method that has no others has a statement of that. A method of which
-    ``check`` finds a contradiction has no guarantee.
+    a proof finds a difference has no guarantee.
 
     Args:
         rows: of a run's grid.
-        check: what contradicts a row.
+        proofs: of all rows, in their order; none: nothing was proved.
         only: state the cells of these ids alone; what the other rows say against their methods counts all the same.
     """
-    checks = {id(row): check(row) for row in rows}
     wrong: dict[str, dict[str, None]] = {}
-    for row in rows:
-        for sentence in checks[id(row)].contradictions:
-            wrong.setdefault(row.label, {})[sentence] = None
+    for proof in proofs:
+        if proof.verdict == "differs":
+            wrong.setdefault(proof.row.label, {})[proof.why] = None
+    notes = {proof.row.cell_id: proof.why for proof in proofs if proof.verdict in ("proved", "not proved") and proof.why}
     by_setting: dict[tuple[object, ...], list[Row]] = {}
     asked = [row for row in rows if only is None or row.cell_id in only]
     for row in asked:
@@ -110,7 +108,7 @@ def statements(
             members[0].label,
             (
                 *_parts(members),
-                *(("plan", note) for note in dict.fromkeys(note for row in members for note in checks[id(row)].notes)),
+                *(("plan", note) for note in dict.fromkeys(notes[row.cell_id] for row in members if row.cell_id in notes)),
                 *_audit(refuted.get(_claimed(members[0]))),
             ),
         )

@@ -36,11 +36,10 @@ from fedsim.methods.products import Generator, is_classifier, is_personal, own
 from fedsim.plugins.claims import may_leave
 from fedsim.plugins.registry import check_installed, lookup
 from fedsim.privacy.plan import PrivacyPlan
-from fedsim.results.contradictions import cross_check, large_deltas
 from fedsim.results.folder import RunFolder
 from fedsim.results.grid_rows import entries, every_entry
 from fedsim.results.join import Lines
-from fedsim.results.rows import Row
+from fedsim.results.rows import Row, large_deltas
 from fedsim.results.trained import read_state
 from fedsim.seeds import Purpose, Seeds
 from fedsim.training.cohort import build_algorithm
@@ -120,16 +119,13 @@ def release(run: Path | str, cell: str | None, out: Path, *, trust_plugin: bool 
         The JSON file, and what it says.
 
     Raises:
-        UserError: there is no such generator, it cannot be loaded, its row contradicts itself or its plan, or it may not leave the
-            simulation under its epsilon.
+        UserError: there is no such generator, it cannot be loaded, or it may not leave the simulation under its epsilon.
     """
     facts, state = _of_run(RunFolder(Path(run)), cell)
     where = f"{run}, cell {facts.cell.cell_id}"
     if not trust_plugin:
         check_installed(facts.cell.algorithm, where)
     _made(where, facts, facts.cell.params, state)
-    if contradictions := cross_check(facts.row, dims=(facts.task.dim,), trust_plugin=True).contradictions:
-        raise UserError(where, f"contradicts itself: {'; '.join(contradictions)}", _AGAIN)
     if facts.held_back:
         raise UserError(f"cell {facts.cell.cell_id}", f"may not be released: {facts.held_back}", RELEASE_HINT)
     content = save({name: value.contiguous() for name, value in state.items()})

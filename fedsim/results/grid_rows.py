@@ -14,7 +14,7 @@ from fedsim.errors import UserError
 from fedsim.files import replaced
 from fedsim.json_lines import dump, read_document
 from fedsim.results.folder import RunFolder
-from fedsim.results.join import Entry, Lines
+from fedsim.results.join import Entry, Line, Lines
 from fedsim.results.rows import Row
 from fedsim.results.store import ResultStore
 
@@ -71,6 +71,12 @@ class GridResults:
         """See :func:`grid_rows`."""
         rows = self.lines.rows(self.entries)
         return rows if self.listed else newest(rows)
+
+    @cached_property
+    def trainings(self) -> dict[str, Line]:
+        """The line of every cell's training, by the cell's id."""
+        known = [*every_entry(self.lines), *self.entries]
+        return {entry.cell_id: self.lines.trainings[entry.training_id] for entry in known if entry.training_id in self.lines.trainings}
 
     def rounds(self) -> list[dict[str, Any]]:
         """See :func:`grid_rounds`."""

@@ -12,8 +12,6 @@ from typing import Any
 
 from fedsim.json_lines import dump
 from fedsim.plugins.claims import Check, check_of
-from fedsim.privacy.mechanism import Mechanism
-from fedsim.privacy.plan import Release
 from fedsim.results.rows import Row
 from fedsim.results.store import ResultStore
 
@@ -214,11 +212,6 @@ def planned(plan: Mapping[str, Any]) -> dict[str, Any]:
     main = [release for release in plan["releases"] if release["main"]][-1]
     own = {name: plan[name] for name in ("epsilon_target", "delta", "trust", "scope", "sigma", "clip", "sensitivity")}
     return own | {"sample_rate": main["sample_rate"], "steps": sum(release["steps"] for release in plan["releases"])}
-
-
-def planned_mechanisms(plan: Mapping[str, Any]) -> tuple[Mechanism, ...]:
-    """The mechanisms of a row whose training ran all of its plan."""
-    return tuple(Release(**release).mechanism.scaled(plan["sigma"]) for release in plan["releases"] if release["steps"])
 
 
 def _judged(line: Line, training: Line, local_only: Line | None) -> dict[str, Any]:

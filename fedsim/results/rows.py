@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
 from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, SerializerFunctionWrapHandler, field_validator, model_serializer, model_validator
@@ -10,7 +12,7 @@ from fedsim.evaluation.measures import MEASURES, LabelShares
 from fedsim.json_lines import decode, dump, load
 from fedsim.plugins.claims import Check
 from fedsim.privacy.mechanism import Mechanism
-from fedsim.privacy.plan import Claim, Neighbours, Trust
+from fedsim.privacy.plan import Claim, Neighbours, Trust, large_delta
 from fedsim.privacy.selection import Distribution, Selection
 from fedsim.words import encodable, setting, spelled
 
@@ -319,6 +321,17 @@ class Row(BaseModel):
         if isinstance(fields, dict) and "params" in fields:
             fields["params"] = decode(fields["params"])
         return cls.model_validate(fields)
+
+
+def large_deltas(rows: Sequence[Row]) -> list[str]:
+    """Warnings of budgets whose delta is too large for the data, each once (:func:`fedsim.privacy.plan.large_delta`)."""
+    private = [row for row in rows if row.epsilon_target is not None and math.isfinite(row.epsilon_target)]
+    settings = dict.fromkeys((row.unit, row.delta, row.units, row.dataset) for row in private)
+    return [
+        text
+        for unit, delta, units, dataset in settings
+        if unit is not None and delta is not None and units is not None and (text := large_delta(unit, delta, units, dataset))
+    ]
 
 
 _NUMBERS = tuple(name for name, field in Row.model_fields.items() if field.annotation == float | None)
