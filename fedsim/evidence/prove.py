@@ -151,8 +151,8 @@ def _made(cls: type[Algorithm], facts: str) -> PrivacyPlan | None:
     Raises:
         ValueError: a tuned cell has no such candidate.
     """
+    from fedsim.evaluation.plans import plans_of
     from fedsim.methods.messages import PublicRows, Task  # late: they import torch
-    from fedsim.planning.tuning import plans_of
 
     params, tuning, task, epsilon, delta = decode(load(facts))
     how = tuning and Tuning.model_validate_json(dump(tuning))

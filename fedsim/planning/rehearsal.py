@@ -1,4 +1,4 @@
-"""The rehearsal: before a plug-in's cell trains, its worker trains it for two rounds of each of its releases on made-up rows."""
+"""Two rounds of a method on made-up rows, by the code that trains."""
 
 from __future__ import annotations
 
@@ -13,63 +13,18 @@ from pydantic import ValidationError
 
 from fedsim.data.public import PublicRows
 from fedsim.device import CPU
-from fedsim.errors import NotPerExample, PluginError, WrongReturn
 from fedsim.methods.algorithm import Algorithm
-from fedsim.methods.contract import answer
 from fedsim.methods.messages import Message, Round, Task, Tensors
-from fedsim.methods.products import Product, is_classifier, is_personal, own
-from fedsim.plugins.places import blamed, line_of, said
+from fedsim.methods.products import Product
 from fedsim.plugins.registry import lookup
 from fedsim.privacy.plan import PrivacyPlan
-from fedsim.seeds import Purpose, Seeds
+from fedsim.seeds import Seeds
 from fedsim.training.cohort import Cohort, CohortSpec, LocalPool
 from fedsim.training.rounds import to_the_end, train
 
-MADE_UP_ROWS, MOST_CLIENTS = 8, 2
+MADE_UP_ROWS = 8
 BRIEF_PARAMS = {"sample_rate": 1.0, "client_rate": 1.0, "local_steps": 2}
-"""Parameters that a rehearsal sets: no row is left to chance, and it takes a moment."""
-
-
-def rehearse(name: str, params: dict[str, Any], task: Task, plan: PrivacyPlan | None, device: torch.device = CPU) -> None:
-    """Train on made-up rows by the code that trains, use what comes out, and on the CPU try the contract.
-
-    Args:
-        name: of the algorithm.
-        params: of the algorithm.
-        task: the public facts; of real data's shape.
-        plan: the privacy plan, None without privacy.
-        device: where it trains; what passes on the CPU is rehearsed there too.
-
-    Raises:
-        PluginError: an exception, a result of a wrong type, shape or dtype, or a loss that is not per example; with file and line, and what
-            was expected.
-    """
-    task = _with_made_up_rows(replace(task, clients=min(MOST_CLIENTS, task.clients)))
-    made_up = f"made-up data ({task.clients} clients with {MADE_UP_ROWS} rows each, {task.dim} dimensions, {task.classes} classes)"
-    for place in dict.fromkeys((CPU, device)):
-        try:
-            with torch.random.fork_rng(devices=[]):
-                cohort = made_up_cohort(name, params, task, plan, MADE_UP_ROWS, place)
-                _use(train_rehearsed(cohort, plan), cohort)
-        except PluginError:
-            raise
-        except (Exception, SystemExit) as error:  # a plug-in may raise anything
-            what, fix = _complaint(error, lookup(name), place)
-            raise PluginError(name, f"on {made_up}, {what}", fix) from error
-
-
-def _complaint(error: BaseException, cls: type, device: torch.device) -> tuple[str, str]:
-    """What is wrong, with file and line, and what would be right."""
-    if isinstance(error, NotPerExample):
-        return f"{line_of(getattr(cls, 'loss', getattr(cls, 'statistics', cls)))}: {error}", error.remedy
-    if isinstance(error, WrongReturn):
-        scalar = ", so without the mean or the sum over the batch (reduction='none')" if error.what.endswith(" []") else ""
-        return f"{line_of(error.method)}: {error.what}", f"expected {error.expected}{scalar}"
-    at, fix = blamed(error, cls), f"expected {cls.__name__} to train and sample"
-    if device == CPU:
-        return f"{at}: {said(error)}", fix
-    fix = "it runs on the CPU: make tensors where the batch is (batch.x.new_zeros, fedsim.methods.normal), or set device: cpu"
-    return f"on {device.type}, {at}: {said(error)}", fix
+"""Parameters that are set: no row is left to chance, and it takes a moment."""
 
 
 def made_up_cohort(
@@ -136,12 +91,3 @@ class _TriedPool(LocalPool):
         if self.tried is not None:
             self.tried.check_contract(round_, broadcast)
         return messages
-
-
-def _use(made: Product, cohort: Cohort) -> None:
-    """Sample or predict, by the shared version and by a client's own."""
-    algorithm, x, personal = cohort.algorithm, cohort.clients.pooled.x, [own(made, 0)] if is_personal(made) else []
-    labels = torch.arange(algorithm.task.classes, device=x.device).repeat_interleave(2)
-    # a personal classifier is used by its clients alone
-    for version in personal if personal and is_classifier(made) else [made, *personal]:
-        answer(algorithm, version, labels, x, Seeds(0).torch(Purpose.SYNTHESIS))

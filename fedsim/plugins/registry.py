@@ -98,7 +98,9 @@ def check_installed(name: str, where: str) -> None:
         UserError: it is the path of a class.
     """
     if ":" in name and name not in known():
-        raise UserError(where, f"its algorithm is the plug-in '{name}', whose code would run", "give --trust-plugin if you trust that code")
+        raise UserError(
+            where, f"its algorithm is the plug-in '{name}', whose code would run", "give `trust_plugin=True` if you trust that code"
+        )
 
 
 def name_of(cls: type) -> str:

@@ -1,7 +1,5 @@
 """What moves between devices, and what a plug-in that does not move is told."""
 
-from pathlib import Path
-
 import pytest
 import torch
 from cells import quick, small_cells
@@ -9,9 +7,7 @@ from devices import DEVICE, waits
 
 from fedsim.batch import Layout
 from fedsim.device import CPU, device_of, moved, normal
-from fedsim.errors import PluginError
 from fedsim.methods.messages import Diagnostic, Message
-from fedsim.planning.rehearsal import rehearse
 from fedsim.training.cohort import HELD, Cohort
 
 FOREIGN = pytest.mark.skipif(DEVICE == CPU, reason="on the CPU every tensor is where it should be")
@@ -90,13 +86,3 @@ def test_auto_is_the_cpu_without_a_share_or_without_cuda() -> None:
     assert device_of("auto", 0.0) == device_of("cpu", 1.0) == CPU
     assert device_of("auto", 0.5).type == ("cuda" if torch.cuda.is_available() else "cpu")
     assert device_of("cuda", 0.5).type == "cuda"
-
-
-@FOREIGN
-def test_a_plug_in_that_leaves_tensors_on_the_cpu_is_told_so_before_it_trains(folder: Path) -> None:
-    (folder / "left.py").write_text(LEFT_BEHIND)
-    (trial,) = small_cells({"name": f"{folder / 'left.py'}:LeftBehind"}).trials
-    given = trial.cell.algorithm, trial.cell.params, trial.task, trial.plan
-    rehearse(*given)
-    with pytest.raises(PluginError, match=r"left.py:9.*make tensors where the batch is \(batch.x.new_zeros, fedsim.methods.normal\)"):
-        rehearse(*given, DEVICE)

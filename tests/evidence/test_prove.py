@@ -179,7 +179,7 @@ def test_the_rows_of_a_bench_are_proved_and_their_statement_holds_their_numbers(
     assert rows["dp-cvae", 2.0].noise_at == "clients"
     assert rows["fedavg-linear", None].mechanisms is None
 
-    done = command("prove", str(run.folder))
+    done = command("verify", str(run.folder))
     assert done.returncode == 0, done.stdout
     assert "3 of 7 rows proved" in done.stdout
     told = command("statement", str(run.folder)).stdout
@@ -192,14 +192,14 @@ def test_the_rows_of_a_bench_are_proved_and_their_statement_holds_their_numbers(
         if line["plan"] and line["cell"]["algorithm"] == "dp-gaussian" and line["plan"]["epsilon_target"] == 2.0:
             ran(2.0)(line)
     (run.folder / "trainings.jsonl").write_text("".join(f"{dump(line)}\n" for line in changed))
-    done = command("prove", str(run.folder))
+    done = command("verify", str(run.folder))
     assert done.returncode == 1
     assert "differs" in done.stdout
     assert "guarantee: none: a row of it contradicts itself" in command("statement", str(run.folder)).stdout
 
 
 def test_a_folder_without_results_is_a_mistake(folder: Path, command) -> None:
-    for name in ("prove", "statement"):
+    for name in ("verify", "statement"):
         done = command(name, "nowhere")
         assert done.returncode == 2
         assert "nowhere" in done.stderr
@@ -251,7 +251,7 @@ def test_data_sets_and_units_are_told_apart_and_clients_of_two_partitions_too() 
 
 def test_a_run_with_secret_noise_tells_what_all_of_it_costs(bench, folder: Path, command) -> None:
     ran = bench(small_grid("dp-gaussian", privacy={"noise": "secret"}, epsilon=[1.0, 4.0], seeds=[0, 1]), "run")
-    told = " ".join(command("prove", str(ran.folder)).stdout.split())
+    told = " ".join(command("verify", str(ran.folder)).stdout.split())
     assert "4 generators of digits[:200] may be released, each under its ε; all of them together cost ε = " in told
     assert "all of them cost together" in ran.folder.joinpath("manifest.json").read_text()
     assert "what all of them cost is the composition" in " ".join(command("statement", str(ran.folder)).stdout.split())

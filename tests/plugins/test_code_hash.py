@@ -10,7 +10,7 @@ from plug_ins import GOOD, changed, write
 
 from algorithms.fedhypevae import FedHypeVAE
 from baselines.dp_gaussian import DPGaussian
-from fedsim.grid.resolve import resolve
+from fedsim.grid.cells import resolve
 from fedsim.plugins.code_hash import is_shipped, own_files, place_of, source_hash
 from fedsim.plugins.registry import lookup
 
