@@ -13,8 +13,7 @@ import yaml
 from fedsim.api.run import Run
 from fedsim.errors import UserError
 from fedsim.interrupts import kept_handlers
-from fedsim.plugins.notebook import name_of
-from fedsim.plugins.registry import find_in_working_folder
+from fedsim.plugins.registry import check_importable, find_in_working_folder, name_of, own_errors
 from fedsim.privacy.plan import Trust, Unit
 from fedsim.words import Printed, plain_console, print_line, wide_console
 
@@ -53,7 +52,7 @@ class Checked(Printed):
     Attributes:
         name: of the algorithm.
         findings: of every check in every setting.
-        notes: what rows of this code claim now, a sentence for every run folder that the check was for.
+        notes: what the checks of rows of this code say now, a sentence for every run folder that the check was for.
     """
 
     name: str
@@ -99,7 +98,7 @@ def check(
         unit: this one only; default: all that the class states.
         trust: this one only; default: all that the class states.
         quick: three rounds and few pairs of neighbouring data sets: seconds in place of a minute, but less is seen.
-        run: a run folder whose rows of this code claim what follows: ``checked`` where a full check passed; as often as needed.
+        run: a run folder whose rows of this code say in ``check`` what follows: ``passed``, ``failed`` or nothing; as often as needed.
 
     Raises:
         UserError: the algorithm, a parameter or every setting does not do, or a folder is no run.
@@ -109,7 +108,6 @@ def check(
     from fedsim.evidence.audit.setting import parameters
     from fedsim.evidence.check.check import check_algorithm, check_lines
     from fedsim.evidence.check.subject import DELTA, EPSILON
-    from fedsim.plugins.own_errors import own_errors
     from fedsim.results.store import ResultStore
 
     runs = [run] if isinstance(run, Run | Path | str) else list(run)
@@ -130,7 +128,7 @@ def check(
 
 
 def _noted(store: ResultStore, lines: list[dict[str, Any]]) -> str:
-    """Write a check's lines into a run folder; what its rows of that code claim now, in words."""
+    """Write a check's lines into a run folder; what the checks of its rows of that code say now, in words."""
     from fedsim.results.grid_rows import read_results
 
     if lines:
@@ -138,8 +136,8 @@ def _noted(store: ResultStore, lines: list[dict[str, Any]]) -> str:
     results = read_results(store.folder.path)
     results.write()
     rows = [row for row in results.rows if lines and row.source == lines[0]["source"]]
-    claims = ", ".join(f"{count} {claim}" for claim, count in Counter(str(row.claim) for row in rows).items())
-    return f"{store.folder.path}: rows of this code: {claims or 'none'}"
+    ends = ", ".join(f"{count} {check}" for check, count in Counter(row.check or "unchecked" for row in rows).items())
+    return f"{store.folder.path}: rows of this code: {ends or 'none'}"
 
 
 @dataclass(frozen=True, repr=False)
@@ -207,7 +205,6 @@ def audit(
 
     from fedsim.evidence.audit.audit import AuditRun
     from fedsim.evidence.audit.setting import brief, parameters, setting_of
-    from fedsim.plugins.own_errors import own_errors
     from fedsim.results.store import ResultStore
 
     if not isinstance(algorithm, type) and Path(algorithm).is_dir():
@@ -246,7 +243,9 @@ def _attacked(folder: Path, cell: str | None, *, trust_plugin: bool) -> Audited:
 
 def _named(algorithm: str | type) -> str:
     find_in_working_folder()
-    return name_of(algorithm) if isinstance(algorithm, type) else algorithm
+    name = name_of(algorithm) if isinstance(algorithm, type) else algorithm
+    check_importable(name, "checks and audits run in fresh ones")
+    return name
 
 
 def _texts(params: Given) -> list[str]:

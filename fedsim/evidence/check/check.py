@@ -20,7 +20,7 @@ from fedsim.evidence.check.subject import Subject, subject
 from fedsim.evidence.check.traces import data_untouched, global_random, made, predictions, public_rows, restored, sent_bytes, serialisable
 from fedsim.evidence.check.verdict import Verdict, failed, idle, passed, raised
 from fedsim.evidence.fresh import start_server
-from fedsim.plugins.code_hash import check_hash, source_hash
+from fedsim.plugins.code_hash import harness_hash, source_hash
 from fedsim.plugins.registry import lookup
 from fedsim.privacy.plan import Trust, Unit
 
@@ -179,7 +179,7 @@ def check_lines(name: str, params: Mapping[str, Any], findings: Sequence[CheckRe
         own = [finding for finding in findings if finding.setting == f"{unit}, {trust}"]
         refuted = any(finding.passed is False and finding.check in OF_PRIVACY for finding in own)
         if own and (refuted or all(finding.passed is not False for finding in own)):
-            facts = {"algorithm": name, "source": source, "unit": unit, "trust": trust, "params": params, "check": check_hash()}
+            facts = {"algorithm": name, "source": source, "unit": unit, "trust": trust, "params": params, "check": harness_hash("evidence")}
             lines.append({**facts, "full": not quick, "ended": "failed" if refuted else "passed"})
     return lines
 

@@ -18,8 +18,7 @@ from fedsim.evidence.check.example_pairs import example_pairs
 from fedsim.evidence.check.neighbours import Pair
 from fedsim.evidence.check.subject import DELTA, EPSILON, Subject
 from fedsim.evidence.check.verdict import Verdict, failed, idle, passed
-from fedsim.plugins.claims import PROMISES
-from fedsim.privacy.plan import Claim
+from fedsim.privacy.plan import THEOREMS, Claim
 from fedsim.words import counted
 
 CLEAR_RATIO = 1.2
@@ -63,7 +62,7 @@ def judged(subject: Subject, pairs: Iterator[Pair]) -> Verdict:
     if unit == "client" and not any(result.ratio for result in results if not result.bounded):
         return failed(f"no query changes with a client's rows, over {seen}: nothing was measured of what is kept", FEW_FIX)
     text = f"the largest change seen is {most.ratio:.3f} of the claimed bound ({most.pair}), over {seen}"
-    if claim not in PROMISES:
+    if claim not in THEOREMS:
         return idle(f"claim {claim}, nothing is promised; measured: {text}")
     return passed(f"{text}; a lower bound of the truth, which may be larger")
 
@@ -71,7 +70,7 @@ def judged(subject: Subject, pairs: Iterator[Pair]) -> Verdict:
 def _of(claim: Claim, fault: Verdict | None) -> Verdict:
     """The fault of an algorithm that promises something."""
     assert fault is not None
-    return fault if claim in PROMISES else idle(f"claim {claim}, nothing is promised; measured: {fault.reason}")
+    return fault if claim in THEOREMS else idle(f"claim {claim}, nothing is promised; measured: {fault.reason}")
 
 
 def _remembered(result: PairResult) -> Verdict | None:
@@ -86,7 +85,7 @@ def _remembered(result: PairResult) -> Verdict | None:
 def canary(subject: Subject) -> Verdict:
     """The canary adds no more than the sensitivity that the plan claims; nothing is said of bounds, which takes many more pairs."""
     claim, cell, task = subject.algorithm.claim(), subject.trial.cell, subject.trial.task
-    if subject.plan is None or claim not in PROMISES:
+    if subject.plan is None or claim not in THEOREMS:
         return idle("not private, nothing is claimed" if subject.plan is None else f"claim {claim}, nothing is promised")
     params = {**cell.params, **brief(cell.algorithm, ("rounds",) if subject.quick else ())}
     setting = setting_of(cell.algorithm, params, task.unit, task.trust, EPSILON, DELTA)
