@@ -25,6 +25,7 @@ from fedsim.partition.matrix import write_partitions
 from fedsim.planning.label_matrices import drawn_matrices
 from fedsim.planning.node import Node
 from fedsim.planning.prepare import Prepared
+from fedsim.plugins.claims import PROMISES
 from fedsim.plugins.notebook import keep_sources
 from fedsim.plugins.registry import check_installed
 from fedsim.report.plan_table import show_refused, show_warnings
@@ -167,10 +168,10 @@ def missing_jobs(desk: Desk, audits: Sequence[ClaimAudit], lines: Lines, *, retr
 
 
 def _missing_checks(desk: Desk, lines: Lines) -> Iterator[Job]:
-    """A check for every plug-in, its parameters, unit and trust that the grid's rows state a theorem of."""
+    """A check for every method, its parameters, unit and trust whose rows promise a theorem."""
     mode, seen = desk.prepared.grid.check, set[str]()
     for trial in chain.from_iterable(trial.trained for trial in desk.prepared.trials if mode is not None):
-        if trial.plan is None or trial.plan.claim != "stated":
+        if trial.plan is None or trial.plan.claim not in PROMISES:
             continue
         facts = checked_facts(trial)
         done = any(

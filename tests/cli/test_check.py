@@ -33,7 +33,7 @@ def test_a_file_that_fails_is_told_with_reason_and_fix_in_100_columns(check: Che
 
 
 def test_a_method_that_ends_the_process_has_not_passed(check: Check) -> None:
-    code, table, _ = check("broken.ends_the_process:Exits", "--trust", "silo", "--quick")
+    code, table, _ = check("broken.refused:Exits", "--trust", "silo", "--quick")
     assert code == 1
     assert "SystemExit: 0" in table
 

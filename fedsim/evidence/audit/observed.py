@@ -18,13 +18,12 @@ import torch
 from torch import Tensor
 
 from fedsim.evidence.audit.setting import Labels, Rows, Setting
-from fedsim.evidence.fresh import forked, in_fresh_processes
+from fedsim.evidence.forked import forked, in_forks
 from fedsim.evidence.worlds import Divergence, Hidden, Tape, WatchedPool, choice_range, watched
 from fedsim.methods.clients import Noised
 from fedsim.methods.messages import Round, Tensors
 from fedsim.methods.phase import Phase
 from fedsim.plugins.own_errors import own_errors
-from fedsim.plugins.registry import lookup
 from fedsim.seeds import Seeds
 from fedsim.training.cohort import Cohort, CohortSpec
 from fedsim.training.rounds import train
@@ -160,7 +159,7 @@ def in_clean_processes(setting: Setting, function: Callable[..., Result], argume
         ProcessEnded: such a process ended.
     """
     if setting.apart:
-        yield from in_fresh_processes(function, arguments, lookup(setting.algorithm).__module__)
+        yield from in_forks(function, arguments)
     else:
         yield from starmap(function, arguments)
 
