@@ -128,7 +128,7 @@ def run_grid(
                     nodes, rehearsal = stack.enter_context(joined_cluster(address, files)), everywhere
                 if in_process:
                     grid, max_parallel = one_by_one(grid), 1
-                prepared = prepare(grid, nodes, max_parallel, keep_going=keep_going, rehearsal=rehearsal, tell=tell, embed=not dry_run)
+                prepared = prepare(grid, nodes, max_parallel, keep_going=keep_going, rehearsal=rehearsal, tell=tell)
         except KeyboardInterrupt:
             print_line(console, "interrupted; the same command goes on")
             return INTERRUPTED
@@ -185,7 +185,7 @@ def plan(grid: GridLike, *, set: Replacements = (), algorithms: Iterable[Any] = 
     from fedsim.planning.prepare import prepare
     from fedsim.runs.cluster import this_machine
 
-    return Plan(prepare(_checked(grid, set, algorithms), [this_machine()], embed=False))
+    return Plan(prepare(_checked(grid, set, algorithms), [this_machine()]))
 
 
 @dataclass(frozen=True, repr=False)

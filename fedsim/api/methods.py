@@ -6,12 +6,12 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import yaml
 
 from fedsim.api.run import Run
-from fedsim.errors import UserError, at
+from fedsim.errors import UserError
 from fedsim.interrupts import kept_handlers
 from fedsim.plugins.notebook import name_of
 from fedsim.plugins.registry import find_in_working_folder
@@ -22,15 +22,9 @@ if TYPE_CHECKING:
     import pandas as pd
     from rich.console import Console
 
-    from fedsim.data.embeddings import Embeddings
-    from fedsim.evidence.audit.audit import AuditRun
-    from fedsim.evidence.audit.black_box import BlackBox
-    from fedsim.evidence.audit.inversion import Inversion
     from fedsim.evidence.check.check import CheckResult
     from fedsim.results.store import ResultStore
 
-Attack = Literal["white-box", "one-run", "black-box", "inversion"]
-"""How an audit looks."""
 Given = Mapping[str, Any] | Sequence[str]
 """Parameters by name, or as ``key=YAML`` texts."""
 
@@ -147,18 +141,17 @@ class Audited(Printed):
 
     Attributes:
         name: of the algorithm, with unit and trust.
-        lines: in words.
+        line: in words.
         refuted: whether a bound with 95 % confidence is above the claim; False proves nothing.
     """
 
     name: str
-    lines: tuple[str, ...]
+    line: str
     refuted: bool
 
     def show(self, console: Console) -> None:
         """Print the words."""
-        for line in self.lines:
-            print_line(console, f"{self.name}: {line}")
+        print_line(console, f"{self.name}: {self.line}")
 
 
 def audit(
@@ -169,9 +162,7 @@ def audit(
     unit: Unit = "example",
     trust: Trust = "aggregate",
     params: Given = (),
-    attack: Attack = "white-box",
-    pairs: int | None = None,
-    dataset: str | None = None,
+    pairs: int = 1000,
     rows: int = 2,
     out: Path | str = Path("runs/audit"),
 ) -> Audited:
@@ -186,73 +177,34 @@ def audit(
         unit: what the claim protects.
         trust: who may see what.
         params: of the algorithm; others are short: six rounds of a small network.
-        attack: ``white-box``: pairs of trainings; ``one-run``: many canaries in one DP-SGD training; ``black-box``: what is released;
-            ``inversion``: rows reconstructed from one client's gradient or update, an illustration.
-        pairs: of trainings, canaries, or attacked clients; default: 1000 (white-box), 400 (one-run), 200 (black-box), 3 (inversion).
-        dataset: for inversion, as in a grid; default: digits.
+        pairs: of trainings.
         rows: other rows of each client, through which the unit may act.
         out: the folder of the results.
 
     Raises:
-        UserError: a value does not do, or another fedsim runs in the folder.
+        UserError: a value is not valid, or another fedsim runs in the folder.
     """
     from rich.markup import escape
     from rich.progress import Progress
 
-    from fedsim.evidence.audit.inversion import Inversion
+    from fedsim.evidence.audit.audit import AuditRun
+    from fedsim.evidence.audit.setting import brief, parameters, setting_of
     from fedsim.plugins.own_errors import own_errors
     from fedsim.results.store import ResultStore
 
-    if dataset is not None and attack != "inversion":
-        raise UserError("--dataset", f"means nothing for --attack {attack}", "leave it out, or give --attack inversion")
-    name, store, console = _named(algorithm), ResultStore(out), wide_console(plain_console(), 100)
+    name, texts, store, console = _named(algorithm), _texts(params), ResultStore(out), wide_console(plain_console(), 100)
     with kept_handlers(), own_errors(name):
-        looked = _looked(name, attack, _texts(params), (unit, trust, epsilon, delta), pairs, dataset, rows)
+        known = parameters(name, texts, unit, trust, epsilon, delta)
+        short = brief(name, {text.partition("=")[0].strip() for text in texts})
+        run = AuditRun(setting_of(name, {**known, **short}, unit, trust, epsilon, delta, rows), pairs)
         with store.lock(), Progress(console=console, transient=True) as progress:
-            task = progress.add_task(escape(name), total=looked.count)
-            words, refuted = looked.completed(
-                store.audit_pairs(looked.key),
-                lambda lines: store.append("pairs", ({"audit": looked.key, **line} for line in lines)),
+            task = progress.add_task(escape(name), total=pairs)
+            found = run.completed(
+                store.audit_pairs(run.key),
+                lambda line: store.append("pairs", [{"audit": run.key, **line}]),
                 lambda count: progress.update(task, completed=count),
             )
-    if isinstance(looked, Inversion):
-        console.print(looked.table(store.audit_pairs(looked.key)))
-    return Audited(f"{name}, {unit}, {trust}", tuple(words), refuted)
-
-
-def _looked(
-    name: str,
-    attack: Attack,
-    params: Sequence[str],
-    claim: tuple[Unit, Trust, float, float],
-    pairs: int | None,
-    dataset: str | None,
-    rows: int,
-) -> AuditRun | BlackBox | Inversion:
-    """What an audit runs."""
-    from fedsim.evidence.audit.audit import AuditRun
-    from fedsim.evidence.audit.black_box import BlackBox
-    from fedsim.evidence.audit.inversion import Inversion
-    from fedsim.evidence.audit.one_run import MANY_DIM
-    from fedsim.evidence.audit.setting import ROW_DIM, parameters, setting_of_options
-
-    if attack == "inversion":
-        return Inversion(name, parameters(name, params, *claim), *claim, _embeddings(dataset or "digits"), pairs or 3)
-    if attack == "black-box":
-        return BlackBox(name, parameters(name, params, *claim), *claim, pairs or 200)
-    dim, count = (MANY_DIM, 400) if attack == "one-run" else (ROW_DIM, 1000)
-    return AuditRun(setting_of_options(name, params, *claim, dim, rows), attack, pairs or count)
-
-
-def _embeddings(dataset: str) -> Embeddings:
-    """The data set that an option names."""
-    from fedsim.data.sources.load import load
-    from fedsim.data.sources.spec import DatasetSpec
-    from fedsim.grid.read import parse_option
-
-    spec = parse_option(DatasetSpec, "--dataset", dataset, {}).within(Path.cwd())
-    with at("--dataset"):
-        return load(spec)
+    return Audited(f"{name}, {unit}, {trust}", found.words(), found.refuted)
 
 
 def _named(algorithm: str | type) -> str:

@@ -270,7 +270,7 @@ class Run(Printed):
         Args:
             cell: the id of the one cell to attack, or its beginning.
         """
-        from fedsim.evidence.audit.black_box import attack_run
+        from fedsim.evidence.audit.membership import attack_run
         from fedsim.results.grid_rows import read_manifest
         from fedsim.runs.manifest import grid_of
 

@@ -1,4 +1,4 @@
-"""Commands on data: what there is, and embeddings of images."""
+"""Commands on data: embeddings of images."""
 
 from __future__ import annotations
 
@@ -8,20 +8,9 @@ from typing import Annotated
 import typer
 
 from fedsim.cli.app import app, interruptible
-from fedsim.words import plain_console, print_line, wide_console
+from fedsim.words import plain_console, print_line
 
 DATA_PANEL = "Data"
-
-sets = typer.Typer(help="List the known data sets.", no_args_is_help=True)
-app.add_typer(sets, name="data", rich_help_panel=DATA_PANEL)
-
-
-@sets.command("list")
-def data_list() -> None:
-    """Show the data sets that fedsim knows: classes, size, licence, source."""
-    from fedsim.data.sources import catalogue_table
-
-    wide_console(plain_console()).print(catalogue_table())
 
 
 @app.command(rich_help_panel=DATA_PANEL)
@@ -36,7 +25,6 @@ def embed(
     pool: Annotated[str | None, typer.Option(help="cls (default), mean or cls+mean.")] = None,
     dtype: Annotated[str | None, typer.Option(help="float32 (default), float16 or bfloat16.")] = None,
     batch: Annotated[int, typer.Option(min=1, help="Images per forward pass.")] = 64,
-    actors: Annotated[int, typer.Option(min=1, help="Encoders that run in parallel and share this machine's GPUs.")] = 1,
     skip_bad: Annotated[bool, typer.Option("--skip-bad", help="Leave out images that cannot be decoded.")] = False,
 ) -> None:
     """Turn a data set's images into embeddings. Interrupt it at any time; the same command goes on where it stopped."""
@@ -55,7 +43,6 @@ def embed(
             pool=pool,
             dtype=dtype,
             batch=batch,
-            actors=actors,
             skip_bad=skip_bad,
         )
     rows, dim = made.x.shape

@@ -7,7 +7,6 @@ from typing import Annotated
 
 import typer
 
-from fedsim.api.methods import Attack
 from fedsim.cli.app import Param, TrustPlugin, app, folder, interruptible
 from fedsim.errors import UserError
 from fedsim.privacy.plan import Trust, Unit
@@ -85,24 +84,7 @@ def audit(
         Trust, typer.Option(help="What an adversary sees: aggregate, the sum over clients; silo, every message.")
     ] = "aggregate",
     param: Annotated[list[str] | None, typer.Option(help="A parameter: key=YAML; others are short: six rounds of a small network.")] = None,
-    attack: Annotated[
-        Attack,
-        typer.Option(
-            help="white-box: pairs of trainings; one-run: many canaries in one DP-SGD training; black-box: what is released; "
-            "inversion: rows reconstructed from one client's gradient or update, an illustration."
-        ),
-    ] = "white-box",
-    pairs: Annotated[
-        int | None,
-        typer.Option(
-            min=1,
-            help="Pairs of trainings, canaries, or attacked clients; "
-            "default: 1000 (white-box), 400 (one-run), 200 (black-box), 3 (inversion).",
-        ),
-    ] = None,
-    dataset: Annotated[
-        str | None, typer.Option(help="Embeddings for inversion, as in a grid: digits (the default), npz:PATH, a YAML mapping.")
-    ] = None,
+    pairs: Annotated[int, typer.Option(min=1, help="Pairs of trainings.")] = 1000,
     rows: Annotated[int, typer.Option(min=0, help="Other rows of each client, through which the unit may act.")] = 2,
     out: Annotated[Path, folder("The folder of the results, from which the same command goes on.")] = Path("runs") / "audit",
     cell: Annotated[str | None, typer.Option(help="Of a run folder: the id of the one cell to attack, or its beginning.")] = None,
@@ -135,9 +117,7 @@ def audit(
             unit=unit,
             trust=trust,
             params=param or [],
-            attack=attack,
             pairs=pairs,
-            dataset=dataset,
             rows=rows,
             out=out,
         )

@@ -131,6 +131,7 @@ MEASURES = {
     "squared_mmd": Measure("Squared MMD to test rows, mean over classes", "all", None),
     "density": Measure("Density among test rows, mean over classes", "all", None),
     "coverage": Measure("Coverage of test rows, mean over classes", "all", None, "coverage", table=True),
+    "synthetic_norm": Measure("Mean norm of synthetic rows before they are brought to the sphere; real rows have 1", "all", None),
     "real_or_synthetic": Measure("Accuracy of telling synthetic from test rows, 0.5 is best", "all", None, table=True),
     "client_balanced_accuracy": Measure(
         f"Balanced accuracy {_OWN}, mean over clients", "clients", None, table=True, terminal=True, references=_OWN_ROWS

@@ -9,7 +9,7 @@ import pickle
 import signal
 import threading
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable
 from concurrent.futures import ProcessPoolExecutor
 from itertools import islice
 from multiprocessing.connection import Connection
@@ -33,7 +33,7 @@ def forked(function: Callable[..., Result], *arguments: Any) -> Result:
     return next(in_forks(function, [arguments]))
 
 
-def in_forks(function: Callable[..., Result], arguments: Iterable[tuple[Any, ...]]) -> Iterator[Result]:
+def in_forks(function: Callable[..., Result], arguments: Iterable[tuple[Any, ...]]) -> Generator[Result, None, None]:
     """The function's result for each of ``arguments``, in order, each in a fork of its own.
 
     Raises:

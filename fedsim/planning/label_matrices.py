@@ -9,7 +9,7 @@ from fedsim.data.sources.load import labelled
 from fedsim.errors import at
 from fedsim.grid.cells import evaluations, grid_place, without_unseen
 from fedsim.grid.models import Grid, data_key, shown
-from fedsim.partition import Partition, PartitionSpec, make_partition
+from fedsim.partition import Partition, PartitionSpec, make_partition, site_names
 from fedsim.partition.matrix import MOST_PANELS, LabelMatrix
 from fedsim.planning.prepare import Prepared
 
@@ -61,8 +61,4 @@ def drawn_matrices(prepared: Prepared) -> list[LabelMatrix]:
 
 
 def _matrix(place: tuple[str, str, float | None, int, int], partition: Partition, data: Embeddings, spec: PartitionSpec) -> LabelMatrix:
-    """The matrix with every client's site, and its number where several are of one site; without names under a scheme without sites."""
-    column = spec.given.site_column
-    sites = [] if column is None else [str(data.columns[column][rows[0]]) for rows in partition.rows]
-    names = sites if len(set(sites)) == len(sites) else [f"{site} {client}" for client, site in enumerate(sites)]
-    return LabelMatrix(*place, partition.fingerprint, partition.label_counts, data.names, sites=tuple(names))
+    return LabelMatrix(*place, partition.fingerprint, partition.label_counts, data.names, sites=site_names(data, partition, spec))

@@ -15,9 +15,8 @@ from fedsim.errors import UserError
 from fedsim.grid.complaints import translated
 from fedsim.grid.places import Loc, Origin
 from fedsim.grid.yaml import parse, read_text
-from fedsim.privacy.events import Mechanism
 from fedsim.privacy.plan import MOST_DELTA, PrivacyPlan, Release, Unit, calibrate
-from fedsim.privacy.tradeoff import Composition, Floats, Spectra
+from fedsim.privacy.pld import Composition, Floats, Spectra
 
 MOST_ROUNDS = 1000
 """So many rounds are accounted one by one; of more, so many that are evenly spaced."""
@@ -36,7 +35,6 @@ class ReleaseSettings(BaseModel):
         steps: noisy steps of a round, each with noise of its own.
         sample_rate: the probability with which each unit is in a step.
         relative_noise: its noise multiplier in units of the plan's sigma.
-        mechanism: ``gaussian`` or ``exponential``.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -46,12 +44,11 @@ class ReleaseSettings(BaseModel):
     steps: int = Field(1, ge=1)
     sample_rate: float = Field(1.0, gt=0, le=1)
     relative_noise: float = Field(1.0, gt=0)
-    mechanism: Mechanism = "gaussian"
 
     @property
     def release(self) -> Release:
         """As a plan has it."""
-        return Release(self.name, self.sample_rate, self.rounds * self.steps, self.relative_noise, self.steps, mechanism=self.mechanism)
+        return Release(self.name, self.sample_rate, self.rounds * self.steps, self.relative_noise, self.steps)
 
 
 @dataclass(frozen=True)
@@ -123,16 +120,15 @@ def account(
     schedule = [(i, n) for i, release in enumerate(plan.releases) for n in range(1, release.rounds + 1)]
     total, last = len(schedule), plan.releases[-1]
     # room for the one more round
-    *others, final = plan.events()
-    spectra = Spectra([*others, final._replace(steps=final.steps + last.per_round)])
+    *others, final = plan.mechanisms
+    spectra = Spectra([*others, final.times(final.count + last.per_round)])
     schedule.append((len(plan.releases) - 1, last.rounds + 1))
     tell("composing its rounds")
 
     def spent(number: int) -> Spent:
         tell(f"accounting round {min(number, total)} of {total}")
         at, n = schedule[number - 1]
-        # of clients that take turns, those of the first have spent the most
-        steps = [r.steps if i < at else r.per_round * -(-n // r.turns) if i == at else 0 for i, r in enumerate(plan.releases)]
+        steps = [r.steps if i < at else r.per_round * n if i == at else 0 for i, r in enumerate(plan.releases)]
         return Spent(number, plan.releases[at].name, spectra.compose(steps).epsilon(delta))
 
     numbers = {round(x) for x in np.linspace(1, total, min(total, MOST_ROUNDS))}

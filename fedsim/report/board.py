@@ -25,6 +25,8 @@ BoardFormat = Literal["md", "html", "csv"]
 MEASURE = "balanced_accuracy"
 NOTHING = "–"
 """What stands where a line has no value."""
+EXACT = "scores are exact functions of real rows, which no ε here covers: publish them only where the data may be"
+"""What whoever publishes a board has to know."""
 
 
 @dataclass(frozen=True)
@@ -86,9 +88,8 @@ class Board(Printed):
         """What stands under the table."""
         rows = sum(len(standing.group.rows) for standing in self.standings)
         proved = f"{counted(rows, 'row')}, each ε proved from the row alone by fedsim prove"
-        if not self.left_out:
-            return (f"{proved}; none is left out",)
-        return (f"{proved}; left out: {sum(self.left_out.values())}", *(f"{count} × {what}" for what, count in self.left_out.items()))
+        left_out = f"left out: {sum(self.left_out.values())}" if self.left_out else "none is left out"
+        return (EXACT, f"{proved}; {left_out}", *(f"{count} × {what}" for what, count in self.left_out.items()))
 
     @property
     def table(self) -> ResultsTable:
@@ -122,7 +123,7 @@ class Board(Printed):
 
         with replaced(path) as part:
             part.write_text(self.text(as_) + "\n", encoding="utf-8")
-        print_line(console, f"board: {path}")
+        print_line(console, f"board: {path}; {EXACT}")
 
 
 _NAMES = ("data set", "method", "claim")

@@ -27,15 +27,9 @@ def budget_words(budget: Budget) -> Iterator[str]:
     yield f"ε = {number(plan.epsilon_target)} at δ = {number(plan.delta)}, unit {plan.unit}: σ = {plan.sigma:.6g} ({plan.accountant})"
     for release in plan.releases:
         sampled = f" on Poisson samples of rate {release.sample_rate:g}" if release.sample_rate < 1 else ", every unit in each"
-        exponential = release.mechanism == "exponential"
-        kind = "exponential" if exponential else "Gaussian"
-        times = f"1 {kind} mechanism" if release.steps == 1 else f"{release.steps} {kind} mechanisms"
-        multiplier = plan.noise_multiplier(release.name)
-        steps = f"{times} with noise multiplier {multiplier:.6g}{sampled}"
-        if exponential:
-            yield f"{release.name}: {steps}, ε₀ = {1 / multiplier:.6g} each; Gumbel scale = multiplier × sensitivity of the scores"
-        else:
-            yield f"{release.name}: {steps}; noise standard deviation = multiplier × L2 sensitivity"
+        times = "1 Gaussian mechanism" if release.steps == 1 else f"{release.steps} Gaussian mechanisms"
+        steps = f"{times} with noise multiplier {plan.mechanism(release.name).noise_multiplier:.6g}{sampled}"
+        yield f"{release.name}: {steps}; noise standard deviation = multiplier × L2 sensitivity"
     last, more = budget.rounds[-1], budget.next
     yield f"one more round of '{more.release}' with the same noise costs {more.epsilon - last.epsilon:.2g} more ε"
     yield from budget.notes
@@ -45,7 +39,6 @@ def how_computed(budget: Budget) -> Iterator[str]:
     """Where the numbers come from."""
     with_ = {
         "prv": "Opacus' PRV accountant (Gopi, Lee & Wutschitz 2021)",
-        "pld": "the privacy loss distribution below",
         "rdp": "Rényi composition (Mironov, Talwar & Zhang 2019)",
     }
     yield f"σ: solved as a grid's, {with_[budget.plan.accountant]}, all rounds at once, before the first."

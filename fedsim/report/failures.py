@@ -6,15 +6,16 @@ import math
 from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from itertools import combinations
 from statistics import fmean
 from typing import Any
 
 import pandas as pd
 
 from fedsim.report.diagnostics import Rounds
-from fedsim.results.groups import Group, grouped
+from fedsim.results.groups import Group, Interval, grouped
 from fedsim.results.rows import Row
-from fedsim.words import setting
+from fedsim.words import number, setting
 
 ACCURACY_SHARE = 0.25
 """Share of the way from chance to the score without noise: with less than that, noise has taken most of what was learned."""
@@ -26,6 +27,14 @@ KL_GROWTH, KL_LARGE = 10.0, 50.0
 """Times the first value, and nats: a useful posterior of a few dozen latents stays below both."""
 MMD_HIGH, MMD_STAYED = 0.1, 0.5
 """A squared MMD, of a kernel with values up to 1; and a share of the run's own maximum: below it, the clients are coming together."""
+FALL, FALL_OF_FEW = 0.02, 0.05
+"""What a score loses as noise goes, beyond its interval; and in every seed, where there are too few for an interval."""
+JUDGES_APART, SEEDS_APART = 0.15, 0.3
+"""Between the probe and the nearest neighbours of one seed; between the best and the worst seed."""
+SIZES = (0.67, 1.5)
+"""Of synthetic rows as they are drawn, where real ones have norm 1."""
+FEWEST_SEEDS = 3
+"""Of a confidence interval."""
 _LAST = 4
 """The last quarter of the rounds is what a run has come to."""
 
@@ -35,7 +44,15 @@ BELOW_CEILING = "accuracy far below the ceiling"
 COLLAPSE = "KL collapse"
 EXPLOSION = "KL explosion"
 DISAGREEMENT = "cross-client MMD stays high"
+FALLS = "score falls as noise goes"
+JUDGES = "probe and nearest neighbours disagree"
+SEEDS = "seeds far apart"
+SIZE = "synthetic rows of another size than real ones"
 HELP = {
+    FALLS: "more synthetic rows (evaluation.per_class), a fixed probe_c, more seeds",
+    JUDGES: "look at fidelity before either score is believed; more synthetic rows",
+    SEEDS: "more seeds, and single seeds in place of their mean",
+    SIZE: "more rows or a larger ε; a smaller clip or radius, where the method has one",
     DIVERGED: "a smaller learning rate, a larger ε or fewer rounds (less noise a round), a smaller model",
     ACCURACY: "a larger ε, more data; where there are rounds, fewer of them, fewer and larger batches, a smaller model",
     BELOW_CEILING: "ε = .inf in the grid, to see whether it is the noise; if it is not, longer training or another model",
@@ -45,6 +62,10 @@ HELP = {
 }
 """The kinds of failures, and what usually helps."""
 MEANING = {
+    FALLS: "less noise cannot hurt a method, so the judge or the method's defaults do",
+    JUDGES: "one of them reads something that is not in real rows",
+    SEEDS: "a mean says little",
+    SIZE: "directions alone carry what was learned; rows longer than 1 are brought back to the sphere before they are judged",
     DIVERGED: "a loss is not finite, so nothing was learned from there on",
     ACCURACY: "most of what the method learns without noise is lost with it",
     BELOW_CEILING: "no score without noise stands beside it, so the noise may be the cause or not",
@@ -86,6 +107,8 @@ def find_failures(rows: Sequence[Row], rounds: Rounds) -> list[KnownFailure]:
         {"group": cells["group"].first(), "most": cells["cross_client_mmd"].max(), "last": at_the_end["cross_client_mmd"].mean()}
     ).dropna()
     return [
+        *_falls(groups, ok),
+        *_apart(groups, ok),
         *_diverged(groups, lost),
         *sorted(
             _accuracy(groups, ok, lost, late.groupby("group")["noise_to_signal"].median()),
@@ -114,6 +137,56 @@ def by_kind(findings: Iterable[KnownFailure]) -> dict[str, list[KnownFailure]]:
 def _told(kind: str) -> str:
     meaning = MEANING[kind]
     return f"{meaning[0].upper()}{meaning[1:]}. What usually helps: {HELP[kind]}"
+
+
+def _falls(groups: Sequence[Group], ok: Container[str]) -> Iterator[KnownFailure]:
+    """Of every method and place the deepest fall from a smaller to a larger epsilon, over the seeds that both have."""
+    curves = grouped([group for group in groups if group.epsilon_target is not None], _place).values()
+    for curve in curves:
+        by_epsilon = sorted(curve, key=lambda group: group.epsilon_target or 0.0)
+        scores = [
+            {row.seed: row.balanced_accuracy for row in group.rows if row.cell_id in ok and row.balanced_accuracy is not None}
+            for group in by_epsilon
+        ]
+        falls = [
+            (fmean(lost), before, after)
+            for before, after in combinations(range(len(scores)), 2)
+            if _has_fallen(lost := [scores[before][seed] - scores[after][seed] for seed in scores[before] if seed in scores[after]])
+        ]
+        if falls:
+            fall, before, after = max(falls)
+            yield KnownFailure(
+                _setting(by_epsilon[after]),
+                FALLS,
+                f"balanced accuracy is {fall:.2f} less than at ε = {number(by_epsilon[before].epsilon_target)}",
+            )
+
+
+def _has_fallen(lost: Sequence[float]) -> bool:
+    if len(lost) < FEWEST_SEEDS:
+        return bool(lost) and min(lost) > FALL_OF_FEW
+    return fmean(lost) > FALL + (Interval.of(lost).half_width or 0.0)
+
+
+def _apart(groups: Sequence[Group], ok: Container[str]) -> Iterator[KnownFailure]:
+    """What single seeds show: two judges that disagree, seeds that do, rows of another size."""
+    for group in groups:
+        rows = [row for row in group.rows if row.cell_id in ok and row.balanced_accuracy is not None]
+        scores = [row.scores["balanced_accuracy"] for row in rows]
+        nearest = [
+            (row.scores["balanced_accuracy"], row.scores["knn_balanced_accuracy"]) for row in rows if "knn_balanced_accuracy" in row.scores
+        ]
+        if apart := [pair for pair in nearest if abs(pair[0] - pair[1]) > JUDGES_APART]:
+            probe, neighbours = max(apart, key=lambda pair: abs(pair[0] - pair[1]))
+            yield KnownFailure(
+                _setting(group), JUDGES, f"{probe:.2f} by the probe, {neighbours:.2f} by neighbours{_seeds(len(apart), len(rows))}"
+            )
+        if scores and max(scores) - min(scores) > SEEDS_APART:
+            yield KnownFailure(_setting(group), SEEDS, f"balanced accuracy {', '.join(f'{score:.2f}' for score in scores)}")
+        sizes = [row.scores["synthetic_norm"] for row in rows if "synthetic_norm" in row.scores]
+        if others := [size for size in sizes if not SIZES[0] <= size <= SIZES[1]]:
+            worst = max(others, key=lambda size: abs(math.log(max(size, 1e-9))))
+            yield KnownFailure(_setting(group), SIZE, f"norm {_rounded(worst)}{_seeds(len(others), len(rows))}")
 
 
 def _accuracy(groups: Sequence[Group], ok: set[str], lost: Container[str], noise: pd.Series[float]) -> Iterator[KnownFailure]:

@@ -14,8 +14,7 @@ from rich.table import Table
 from rich.text import Text
 
 from fedsim.json_lines import dump
-from fedsim.methods.local_dp_sgd import LocalDPSGD
-from fedsim.methods.local_training import LocalTraining
+from fedsim.methods.local_training import LocalDPSGD, LocalTraining
 from fedsim.methods.messages import Message, Round, Tensors
 from fedsim.planning.prepare import Prepared
 from fedsim.planning.rehearsal import first_rounds, made_up_cohort
@@ -141,9 +140,6 @@ class CellNoise:
 
     def signals(self, release: Release) -> Iterator[Signal]:
         """Every part of a release."""
-        if release.mechanism == "exponential":
-            yield self._choice(release)
-            return
         weights = self.parts.weights.get(release.name, {})
         if not weights:
             yield self._gradient(release)
@@ -169,14 +165,6 @@ class CellNoise:
         if size == 1:
             return Signal(title, std / held, "the count", where)
         return Signal(title, math.sqrt(size) * std / held, _UNITS.get(name, "the radius"), f"{where}, {size} dimensions")
-
-    def _choice(self, release: Release) -> Signal:
-        """Noise on scores, beside the score of a candidate that every unit of a class scores highest."""
-        (held, called), classes = self._held, self.trial.task.classes
-        shown = ", ".join(f"{shape[-1]:,}" for shape in self.parts.shapes[release.name].values())
-        detail = f"of {held / classes:,.0f} {called} a class on average, one of {shown} candidates, in each of {release.steps} steps"
-        noise = self._plan.noise_multiplier(release.name) * classes / held
-        return Signal("choice (Gumbel noise, its scale)", noise, "the largest score", detail)
 
     def _gradient(self, release: Release) -> Signal:
         (held, called), task, clip = self._held, self.trial.task, self._plan.clip

@@ -37,8 +37,6 @@ def show_plan(prepared: Prepared, console: Console) -> None:
     print_line(console, f"data: {sizes}")
     for public in public_rows_of(prepared):
         print_line(console, public)
-    for left in prepared.to_embed:
-        print_line(console, f"to be embedded first: {left}; the ids above are not those that its cells will have")
     print_line(
         console, f"{counted(prepared.parallel, 'cell')} at a time, {shares}; {counted(len(prepared.trials), 'cell')}; nothing was run"
     )

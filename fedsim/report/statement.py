@@ -36,8 +36,6 @@ CLAIMS = {
 }
 ACCOUNTANTS = {
     "prv": "numerical composition of privacy loss random variables (Gopi, Lee & Wutschitz 2021, theorem 5.5; Opacus), an upper bound",
-    "pld": "the privacy loss distribution on a grid, connect the dots (Doroshenko et al. 2022), that of an exponential mechanism by its "
-    "bounded range (Durfee & Rogers 2019; Dong, Durfee & Rogers 2020), an upper bound",
     "rdp": "Rényi composition (Mironov, Talwar & Zhang 2019; conversion of Balle et al. 2020), an upper bound",
 }
 
@@ -177,9 +175,6 @@ def _parts(rows: Sequence[Row]) -> Iterator[tuple[str, str]]:
         "hypernetwork": "the hypernetwork alone",
     }
     what = f"a unit's contribution is clipped to L2 norm {clips}"
-    kinds = {"Gumbel" if m.kind == "exponential" else "Gaussian" for member in rows for m in member.mechanisms or ()} or {"Gaussian"}
-    if "Gumbel" in kinds:
-        what = f"{what}, what it adds to scores to {clips} over all choices together"
     if row.sensitivity not in (None, row.clip):
         moved = f"a unit may turn it into any other: it moves it by {number(row.sensitivity)}"
         what = f"an update is clipped to L2 norm {clips}, and {moved}"
@@ -191,7 +186,7 @@ def _parts(rows: Sequence[Row]) -> Iterator[tuple[str, str]]:
     planned = "more than the plan that was solved before the first" if overspent else "equal to the plan that was solved before the first"
     yield "accountant", f"{accountants}; counted from the steps that ran, and {planned}; by {counted}"
     use = "less of it was added than was planned, so nothing made here may be released" if overspent else NOISES[row.noise or "seeded"]
-    yield "noise", f"{' and '.join(sorted(kinds))}, {row.noise or 'seeded'}: {use}"
+    yield "noise", f"Gaussian, {row.noise or 'seeded'}: {use}"
     yield "not covered", "; ".join(_uncovered(row))
 
 
@@ -203,12 +198,19 @@ def public_sentence(name: str | None, licence: str | None) -> str:
 
 
 def _trust(row: Row) -> str:
+    if _is_tuned(row):
+        return f"{row.trust}: somebody is trusted who sees every training and shows nobody, clients included, any but the best"
     if row.trust == "aggregate" and row.noise_at == "clients":
         return "aggregate, and silo as well: every client adds the full noise to its own steps, so its messages are private one by one"
     words = TRUSTS.get(row.trust or "", "")
     # an older row does not say where its noise was added
     known = words if row.trust == "silo" or row.noise_at == "sum" else words.partition(", noise")[0]
     return f"{row.trust}: {known}"
+
+
+def _is_tuned(row: Row) -> bool:
+    """Whether its budget paid for a search."""
+    return row.tuning is not None and not row.tuning.free
 
 
 def _budget(row: Row) -> str:
@@ -244,20 +246,10 @@ def _mechanisms(row: Row) -> Iterator[str]:
         where = f"{row.steps} noisy steps, the last kind at sample rate {number(row.sample_rate)}"
         yield f"{target}: {where}; the row is older than the list of its mechanisms, so it cannot be proved from itself"
         return
+    assert row.sensitivity is not None
     for mechanism in row.mechanisms:
-        if row.selection is not None and mechanism.release == SCORE:
-            continue  # the search says it
-        times = "once" if mechanism.count == 1 else f"{mechanism.count} times"
-        sampled = (
-            f"on a fresh Poisson sample of the units at rate {number(mechanism.sample_rate)}"
-            if mechanism.sample_rate < 1
-            else "on all units, no sampling"
-        )
-        size = f"{number(mechanism.noise_multiplier, 5)} × the sensitivity {number(row.sensitivity)}"
-        noise = f"noise of standard deviation {size}"
-        if mechanism.kind == "exponential":
-            noise = f"only the numbers of the largest scores are released, chosen after Gumbel noise of scale {size}"
-        yield f"{target}: {mechanism.release}, {times}, {sampled}, {noise}"
+        if row.selection is None or mechanism.release != SCORE:  # the search says its own
+            yield f"{target}: {mechanism.sentence(row.sensitivity)}"
 
 
 def _uncovered(row: Row) -> Iterator[str]:
@@ -266,14 +258,16 @@ def _uncovered(row: Row) -> Iterator[str]:
         yield "a person with several rows (k rows are a group of k: up to k times the ε, at a larger δ)"
     if row.scope not in ("joint", None):
         yield "what stays with a client (encoder, codes), which trains without noise"
-    if row.trust == "aggregate" and row.noise_at != "clients":
+    if _is_tuned(row):
+        yield "whoever sees a message or a score of a training that was not the best"
+    elif row.trust == "aggregate" and row.noise_at != "clients":
         yield "a server that sees single clients' messages"
     if row.noise != "secret":
         yield "a release of anything from this run, whose noise is seeded"
     else:
         yield "a second release from the same data: what all of them cost is the composition, which fedsim prove computes for a run"
     yield "scores, references, diagnostics and label matrices of the run folder, exact functions of the real data"
-    tuned = row.tuning is not None and not row.tuning.free
+    tuned = _is_tuned(row)
     yield f"the choice of {'the space that was searched and of all other parameters' if tuned else 'parameters'} after looking at them"
     yield from ["the number of trainings, which may not be told"] if tuned else []
     yield "which rows are for training, and whose they are: a split or a partition that is computed from rows is taken as given"

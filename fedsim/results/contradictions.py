@@ -14,11 +14,11 @@ from fedsim.json_lines import decode, dump, load, reasons
 from fedsim.plugins.code_hash import source_hash
 from fedsim.plugins.registry import check_installed, lookup
 from fedsim.privacy import accountant
-from fedsim.privacy.events import Event
+from fedsim.privacy.mechanism import Mechanism
 from fedsim.privacy.plan import MOST_DELTA, PrivacyPlan, Trust, Unit, large_delta
-from fedsim.privacy.selection import SCORE
-from fedsim.results.join import planned, planned_mechanisms
-from fedsim.results.rows import Mechanism, Row
+from fedsim.privacy.selection import SCORE, SEEN
+from fedsim.results.join import planned
+from fedsim.results.rows import Row
 from fedsim.words import number
 
 if TYPE_CHECKING:
@@ -132,14 +132,14 @@ def _unlike(row: Row) -> Iterator[str]:
         yield f"the row says {row.steps} steps and holds {count} mechanisms"
     if row.sample_rate is not None and row.sample_rate not in {m.sample_rate for m in row.mechanisms}:
         yield f"the row says a sample rate of {number(row.sample_rate)} and no mechanism has it"
-    if any((m.kind == "sampled-gaussian") == (m.sample_rate == 1) for m in row.mechanisms):
-        yield "a mechanism's kind and its sample rate do not fit"
     yield from _of_search(row, row.mechanisms)
 
 
 def _of_search(row: Row, mechanisms: Sequence[Mechanism]) -> Iterator[str]:
     """Where a row says different things of the trainings among which its parameters were chosen."""
     tuning, selection = row.tuning, row.selection
+    if tuning is not None and row.trust == "silo":
+        yield f"its parameters were chosen by a search under trust: silo: {SEEN}"
     if tuning is None or tuning.free:
         if tuning is not None and row.claim in _THEOREMS:
             yield f"it claims '{row.claim}' and its parameters were chosen by scores that nothing pays for"
@@ -151,18 +151,16 @@ def _of_search(row: Row, mechanisms: Sequence[Mechanism]) -> Iterator[str]:
         return
     if (selection.mean, selection.distribution) != (tuning.trials, tuning.distribution):
         yield "the search and its cost differ in the number of trainings"
-    training = sorted(mechanism.event for mechanism in mechanisms if mechanism.release != SCORE)
-    scores = [mechanism.event for mechanism in mechanisms if mechanism.release == SCORE]
+    training = sorted(mechanism for mechanism in mechanisms if mechanism.release != SCORE)
+    scores = [mechanism for mechanism in mechanisms if mechanism.release == SCORE]
     if not any(_alike(training, planned) for planned in selection.trainings):
         yield "its mechanisms are those of no training that its search pays for"
-    if not _alike(scores, [Event(selection.score, 1.0, 1)]):
+    if not _alike(scores, [Mechanism(selection.score)]):
         yield "the noise of its score is not the one that its search pays for"
 
 
-def _alike(ran: Sequence[Event], planned: Sequence[Event]) -> bool:
-    return len(ran) == len(planned) and all(
-        one[1:] == other[1:] and math.isclose(one[0], other[0], rel_tol=1e-6) for one, other in zip(ran, sorted(planned), strict=True)
-    )
+def _alike(ran: Sequence[Mechanism], planned: Sequence[Mechanism]) -> bool:
+    return len(ran) == len(planned) and all(_agree(one, other, 1e-6) for one, other in zip(ran, sorted(planned), strict=True))
 
 
 def _against_epsilon(row: Row, composed: float | None) -> Iterator[str]:
@@ -181,7 +179,7 @@ def _spent(row: Row) -> float | None:
     if row.selection is not None:
         return row.selection.epsilon(row.delta)
     try:
-        return accountant.epsilon([m.event for m in row.mechanisms], row.delta)[0]
+        return accountant.epsilon(row.mechanisms, row.delta)[0]
     except (ArithmeticError, ValueError, MemoryError):  # of numbers that no training has
         return None
 
@@ -242,16 +240,14 @@ def _planned(cls: type[Algorithm], params: str, tuning: str | None, task: Task, 
     raise ValueError("its parameters are no point of the space that was searched")
 
 
-_Value = str | float | Event
+_Value = str | float | Mechanism
 """Of a field, or a release."""
 
 
 def _of_plan(plan: PrivacyPlan | None, row: Row) -> dict[str, _Value]:
     if plan is None:
         return {}
-    fields = asdict(plan)
-    made = {"mechanisms": planned_mechanisms(fields), "selection": plan.selection}
-    return _of_row(row.model_copy(update=planned(fields) | made))
+    return _of_row(row.model_copy(update=planned(asdict(plan)) | {"mechanisms": plan.mechanisms, "selection": plan.selection}))
 
 
 def _of_row(row: Row) -> dict[str, _Value]:
@@ -262,7 +258,7 @@ def _of_row(row: Row) -> dict[str, _Value]:
     held: dict[str, _Value] = {name: value for name, value in values.items() if value is not None}
     for m in row.mechanisms or ():
         name = f"release '{m.release}'"
-        held[f"another {name}" if name in held else name] = m.event
+        held[f"another {name}" if name in held else name] = m
     return held
 
 
@@ -272,22 +268,22 @@ def _differences(row: Row, made: Mapping[str, _Value], left_out: Container[str])
     for name in dict.fromkeys((*made, *held)):
         here, there = held.get(name), made.get(name)
         newer = here is None and not (name.startswith("release") and row.mechanisms is not None)
-        if name not in left_out and not newer and not _agree(here, there, _SOLVED if name == "σ" else 1e-9):
+        if name not in left_out and not newer and not _agree(here, there, _SOLVED if name == "σ" or isinstance(here, Mechanism) else 1e-9):
             yield f"{name} is {_said(here)} and in its plan {_said(there)}"
 
 
 def _agree(here: _Value | None, there: _Value | None, tolerance: float) -> bool:
-    if isinstance(here, tuple) and isinstance(there, tuple):
-        return _agree(here[0], there[0], _SOLVED) and here[1:] == there[1:]
+    if isinstance(here, Mechanism) and isinstance(there, Mechanism):
+        same = (here.sample_rate, here.count) == (there.sample_rate, there.count)
+        return same and math.isclose(here.noise_multiplier, there.noise_multiplier, rel_tol=tolerance)
     if isinstance(here, int | float) and isinstance(there, int | float):
         return math.isclose(here, there, rel_tol=tolerance)
     return here == there
 
 
 def _said(value: _Value | None) -> str:
-    if isinstance(value, tuple):
-        exponential = ", exponential" if value.mechanism == "exponential" else ""
-        return f"of noise multiplier {number(value[0])} at rate {number(value[1])}, {value.steps} times{exponential}"
+    if isinstance(value, Mechanism):
+        return f"of noise multiplier {number(value.noise_multiplier)} at rate {number(value.sample_rate)}, {value.count} times"
     return "missing" if value is None else value if isinstance(value, str) else number(value)
 
 

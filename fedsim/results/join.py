@@ -12,8 +12,9 @@ from typing import Any, get_args
 
 from fedsim.json_lines import dump
 from fedsim.plugins.claims import as_checked
-from fedsim.privacy.plan import Claim
-from fedsim.results.rows import Mechanism, Row, mechanism_kind
+from fedsim.privacy.mechanism import Mechanism
+from fedsim.privacy.plan import Claim, Release
+from fedsim.results.rows import Row
 from fedsim.results.store import ResultStore
 
 Line = Mapping[str, Any]
@@ -212,17 +213,7 @@ def planned(plan: Mapping[str, Any]) -> dict[str, Any]:
 
 def planned_mechanisms(plan: Mapping[str, Any]) -> tuple[Mechanism, ...]:
     """The mechanisms of a row whose training ran all of its plan."""
-    return tuple(
-        Mechanism(
-            release=release["name"],
-            kind=mechanism_kind(release.get("mechanism", "gaussian"), release["sample_rate"]),
-            noise_multiplier=release["relative_noise"] * plan["sigma"],
-            sample_rate=release["sample_rate"],
-            count=release["steps"],
-        )
-        for release in plan["releases"]
-        if release["steps"]
-    )
+    return tuple(Release(**release).mechanism.scaled(plan["sigma"]) for release in plan["releases"] if release["steps"])
 
 
 def _judged(line: Line, training: Line, local_only: Line | None) -> dict[str, Any]:

@@ -8,8 +8,7 @@ from pydantic import BaseModel, ConfigDict, SerializerFunctionWrapHandler, field
 
 from fedsim.evaluation.measures import MEASURES, LabelShares
 from fedsim.json_lines import decode, dump, load
-from fedsim.privacy import events
-from fedsim.privacy.events import Event
+from fedsim.privacy.mechanism import Mechanism
 from fedsim.privacy.plan import Claim, Neighbours, Trust
 from fedsim.privacy.selection import Distribution, Selection
 from fedsim.words import encodable, setting, spelled
@@ -51,41 +50,6 @@ class RowError(BaseModel):
     def _end(cls, text: str) -> str:
         left = len(text) - MOST_TRACEBACK
         return encodable(text if left <= ROOM else f"({left} characters before in the cell's log) ... {text[-MOST_TRACEBACK:]}")
-
-
-MechanismKind = Literal["gaussian", "sampled-gaussian", "exponential"]
-
-
-def mechanism_kind(mechanism: events.Mechanism, sample_rate: float) -> MechanismKind:
-    """How a row names a mechanism."""
-    return "exponential" if mechanism == "exponential" else "gaussian" if sample_rate == 1 else "sampled-gaussian"
-
-
-class Mechanism(BaseModel):
-    """A mechanism that ran ``count`` times over the data of every client: an event of an accountant.
-
-    Attributes:
-        release: what was released, as the plan calls it.
-        kind: ``gaussian`` over all units, ``sampled-gaussian`` over a Poisson sample of them, ``exponential`` over all units.
-        noise_multiplier: standard deviation of the noise, or of an exponential mechanism the scale of its Gumbel noise, over the row's
-            ``sensitivity``; 0 for none.
-        sample_rate: of the Poisson sample; 1 for all units.
-        count: how often it ran.
-    """
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    release: str
-    kind: MechanismKind
-    noise_multiplier: float
-    sample_rate: float
-    count: int
-
-    @property
-    def event(self) -> Event:
-        """As an accountant has it."""
-        mechanism: events.Mechanism = "exponential" if self.kind == "exponential" else "gaussian"
-        return Event(self.noise_multiplier, self.sample_rate, self.count, mechanism)
 
 
 class Tuned(BaseModel):

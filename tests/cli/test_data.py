@@ -27,8 +27,6 @@ def test_images_to_embeddings_to_a_grid_that_reads_them(tmp_path, fedsim):
         "embed", "--dataset", "imagefolder:pets", "--encoder", "dino", "--out", "pets.npz", "--pool", "mean", "--dtype", "float16"
     )
     assert done.returncode == 0, done.stderr
-    assert "24/24" in done.stdout
-    assert "images/s" in done.stdout
     assert "24 embeddings of 16 dimensions" in done.stdout
     with np.load(tmp_path / "pets.npz") as held:
         assert (held["x"].shape, held["x"].dtype) == ((24, 16), np.float16)
@@ -47,7 +45,6 @@ MISTAKES = {
     "a file that is no npz": (("--out", "pets.csv"), "--out pets.csv: is not an .npz file; give pets.npz"),
     "data that are embeddings": (("--dataset", "npz:pets.npz"), "holds embeddings, not images"),
     "no YAML": (("--dataset", "{imagefolder: pets"), "--dataset: is not valid YAML"),
-    "too many actors": (("--actors", "4096"), "4096 actors need as many CPUs"),
 }
 
 
@@ -79,12 +76,12 @@ def test_truncated_images_are_listed_and_left_out_only_when_that_is_asked_for(tm
 INTERRUPTED = """
 import os, signal
 from fedsim.cli import main
-from fedsim.data.encoding.shards import Shard
+from fedsim.data.encode import Shard
 
 save = Shard.save
 
-def save_and_interrupt(shard, folder):
-    save(shard, folder)
+def save_and_interrupt(shard, path):
+    save(shard, path)
     os.kill(os.getpid(), signal.SIGINT)
 
 Shard.save = save_and_interrupt
@@ -108,13 +105,6 @@ def test_an_interrupted_embed_goes_on_where_it_stopped(tmp_path):
     assert "interrupted; the same command goes on" in interrupted.stdout
     assert not (tmp_path / "o.npz").exists()
     assert len(list((tmp_path / "cache/embeddings").glob("*.shards/*.npz"))) == 1
-    assert "1112/1112" in embed(Path(sys.executable).with_name("fedsim")).stdout
+    assert embed(Path(sys.executable).with_name("fedsim")).returncode == 0
     with np.load(tmp_path / "o.npz") as held:
         assert held["x"].shape == (1_112, 16)
-
-
-def test_data_list_shows_every_known_data_set(fedsim):
-    shown = fedsim("data", "list")
-    assert shown.returncode == 0, shown.stderr
-    for word in ("digits", "medmnist:organsmnist", "milk10k", "imagefolder", "CC BY 4.0", "13932 / 8827"):
-        assert word in shown.stdout

@@ -8,10 +8,10 @@ from benches import no_file_above
 from PIL import Image
 
 from fedsim.errors import UserError
+from fedsim.privacy.mechanism import Mechanism
 from fedsim.privacy.plan import Release, calibrate
-from fedsim.privacy.tradeoff import compose
+from fedsim.privacy.pld import compose
 from fedsim.report.account import account, read_releases, settings
-from fedsim.report.budget import budget_words, how_computed
 
 COMMON = {"rounds": None, "sample_rate": None, "unit": "example", "clients": None, "client_rate": None, "delta": 1e-4, "releases": None}
 QUICK = ("account", "--epsilon", "2", "--rounds", "20", "--sample-rate", "0.2")
@@ -49,18 +49,7 @@ def test_a_round_of_the_table_is_the_composition_of_its_steps() -> None:
     budget = account(2.0, 1e-4, [Release("steps", 0.1, 60, per_round=5)])
     assert len(budget.rounds) == 12
     found = budget.rounds[3].epsilon
-    assert found == pytest.approx(compose([(budget.plan.sigma, 0.1, 20)]).epsilon(1e-4), rel=1e-3)
-
-
-def test_choices_share_a_budget_with_sums_and_are_printed_as_what_they_are() -> None:
-    releases = read_releases([{"name": "mean"}, {"name": "choice", "rounds": 5, "mechanism": "exponential"}])
-    budget = account(2.0, 1e-4, releases)
-    assert 1.97 < budget.rounds[-1].epsilon <= 2.0
-    assert budget.composition.epsilon(1e-4) == pytest.approx(budget.plan.epsilon_reached, rel=1e-6)
-    words = list(budget_words(budget))
-    assert f"5 exponential mechanisms with noise multiplier {budget.plan.sigma:.6g}" in words[2]
-    assert f"ε₀ = {1 / budget.plan.sigma:.6g} each" in words[2]
-    assert "privacy loss distribution" in next(how_computed(budget))
+    assert found == pytest.approx(compose([Mechanism(budget.plan.sigma, 0.1, 20)]).epsilon(1e-4), rel=1e-3)
 
 
 def test_a_client_is_sampled_by_its_own_rate() -> None:

@@ -61,3 +61,8 @@ def test_what_users_wrote_is_text(as_: Any, text: str) -> None:
 def test_a_table_of_no_row_says_so() -> None:
     assert board(scored("a", 0.5), verdict="not proved", why="it is old").text("csv") == ""
     assert "left out: 1" in board(scored("a", 0.5), verdict="not proved", why="it is old").text("md")
+
+
+def test_it_says_that_its_scores_are_of_real_rows() -> None:
+    for as_ in ("md", "html"):
+        assert "exact functions of real rows" in board(scored("a", 0.5)).text(as_)

@@ -39,7 +39,7 @@ def test_a_gradients_noise_is_the_one_that_a_training_adds(keys) -> None:
 def test_class_means_noise_is_in_units_of_the_radius() -> None:
     trial, found = signals("dp-gaussian", epsilon=1.0)
     signal = found["class means"]
-    multiplier = trial.plan.noise_multiplier("moments")
+    multiplier = trial.plan.mechanism("moments").noise_multiplier
     weight = 1 / math.sqrt(1 + 0.15**2 + 0.7**2)
     assert signal.noise == pytest.approx(multiplier / weight * math.sqrt(64) / (trial.train_rows / 10))
     assert "of the radius at n = 200" in signal.words

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import Any, Literal
@@ -22,7 +22,7 @@ from fedsim.privacy.plan import Release
 from fedsim.seeds import Purpose, Seeds
 from fedsim.training import rounds
 from fedsim.training.cohort import CohortSpec
-from fedsim.training.rounds import Trained
+from fedsim.training.rounds import RoundRecord, Trained
 from fedsim.training.state import Checkpoint
 
 MOST_ROWS, BASE_ROWS, FEW_ROWS = 3000, 50, 4
@@ -332,7 +332,9 @@ def trained(subject: Subject, draw: Draw, world: World, schedule: Sequence[Round
         return rounds.to_the_end(steps)[1], tape
 
 
-def _begun(subject: Subject, draw: Draw, world: World, schedule: Sequence[Round], script: Tape | None = None) -> tuple[Iterator[Any], Tape]:
+def _begun(
+    subject: Subject, draw: Draw, world: World, schedule: Sequence[Round], script: Tape | None = None
+) -> tuple[Generator[RoundRecord, None, Trained], Tape]:
     cell, task, algorithm = subject.trial.cell, subject.trial.task, subject.build()
     ends = np.cumsum([0, *map(len, world.y)])
     held = tuple(np.arange(start, end) for start, end in pairwise(ends))

@@ -21,12 +21,12 @@ from fedsim.errors import NotPerExample, WrongReturn
 from fedsim.evidence.check.subject import CHECKED_CLIENTS, Subject, Training, drawn, same, train
 from fedsim.evidence.check.verdict import Verdict, failed, idle, passed, raised
 from fedsim.evidence.worlds import Query, WatchedPool
+from fedsim.methods.contract import answer
 from fedsim.methods.dp_sgd import DPSGD
-from fedsim.methods.local_dp_sgd import LocalDPSGD
+from fedsim.methods.local_training import LocalDPSGD
 from fedsim.methods.messages import Diagnostic, Message, Round, Tensors
 from fedsim.methods.one_shot import OneShot
 from fedsim.methods.products import is_classifier, own
-from fedsim.methods.returns import answer
 from fedsim.planning.prepare import partition_of
 from fedsim.plugins.places import FEDSIM, line_of
 from fedsim.privacy.plan import PrivacyPlan
@@ -214,7 +214,7 @@ def budget(subject: Subject) -> Verdict:
     """The ledger holds what the plan planned, and epsilon is spent, not overspent."""
     plan, ledger = subject.plan, subject.first[0].trained.ledger
     if plan is None:
-        if ledger.entries or any(record.values["noise_norm"] for record in subject.records):
+        if ledger.mechanisms() or any(record.values["noise_norm"] for record in subject.records):
             return failed("it is not private, yet something is noised or accounted", "set private = True, or leave noise alone")
         return passed("no epsilon, no noise, no ledger")
     if fault := ledger.unaccounted(plan, subject.trial.task.clients):
@@ -335,7 +335,7 @@ def resume(subject: Subject) -> Verdict:
 
 def restored(subject: Subject) -> Verdict:
     """A generator that is made again from what a run keeps of it, without public rows, is the same generator."""
-    if not subject.algorithm.generates():
+    if not subject.algorithm.generates(subject.algorithm.params):
         return idle("a classifier is not kept")
     trained = subject.first[0].trained
     bare = replace(subject, trial=replace(subject.trial, task=replace(subject.trial.task, public=None)))

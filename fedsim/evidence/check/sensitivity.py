@@ -15,11 +15,9 @@ import torch
 from torch import Tensor
 
 from fedsim.device import bytes_of
-from fedsim.evidence.audit.audit import MOST_ADDED, ROOT
-from fedsim.evidence.audit.observed import in_clean_processes
 from fedsim.evidence.audit.setting import brief, setting_of
+from fedsim.evidence.audit.white_box import MOST_ADDED, ROOT, in_clean_processes, saturating
 from fedsim.evidence.audit.white_box import pairs as trained_pairs
-from fedsim.evidence.audit.white_box import saturating
 from fedsim.evidence.check.corpus import CORPUS
 from fedsim.evidence.check.neighbours import NEAR_ZERO, Draw, Levels, Pair, World, draw_of, levels_of, pair_of, takes_part, trained
 from fedsim.evidence.check.subject import CHECKED_CLIENTS, DELTA, EPSILON, Subject, drawn
@@ -184,8 +182,8 @@ def judged(pair: Pair, first: Seen, second: Seen, words: str) -> Compared:
 
 def _uncovered(first: Seen, second: Seen, *, at_clients: bool) -> str:
     """What the same clients do with another row, and what comes out, may differ in nothing but the queries: all outputs are equal."""
-    for round_, one in first.tape.messages.items() if at_clients else ():
-        norms, scales = _norms(one.sums, second.tape.messages[round_].sums), _norms(one.sums, {})
+    for round_, message in first.tape.messages.items() if at_clients else ():
+        norms, scales = _norms(message.sums, second.tape.messages[round_].sums), _norms(message.sums, {})
         if name := next((name for name, norm in norms.items() if norm > ROUNDING * scales.get(name, 0.0) + 1e-9), None):
             text = f"changes '{name}' in the messages of round {round_} by {norms[name]:.3g}"
             return f"{text}; no noise of Clients.add_noise covers it, no ledger pays for it"
@@ -196,8 +194,8 @@ def _uncovered(first: Seen, second: Seen, *, at_clients: bool) -> str:
         # bits, so that what is not a number equals itself
         if one is None or two is None or one.shape != two.shape or not np.array_equal(bytes_of(one), bytes_of(two)):
             return f"changes '{name}' in what is kept of a training, though all noisy outputs are equal"
-    for what, one, two in (("what the result says", first.said, second.said), ("label_counts", first.shares, second.shares)):
-        if one.shape != two.shape or not torch.allclose(one, two, atol=1e-5, rtol=1e-4, equal_nan=True):
+    for what, said, other in (("what the result says", first.said, second.said), ("label_counts", first.shares, second.shares)):
+        if said.shape != other.shape or not torch.allclose(said, other, atol=1e-5, rtol=1e-4, equal_nan=True):
             return f"changes {what} though all noisy outputs are equal"
     return ""
 
