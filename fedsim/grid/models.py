@@ -375,7 +375,7 @@ class Grid(_Model):
         tune: parameters whose best values are searched for within the budget.
         evaluation: how generators are judged.
         audit: how claims are audited; None: not.
-        check: whether methods that fedsim does not ship are checked beside their cells, and how; None: not.
+        check: whether private methods are checked beside their cells, and how; None: not.
         resources: where cells run.
     """
 

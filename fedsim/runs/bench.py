@@ -22,6 +22,7 @@ from fedsim.grid.cells import identity
 from fedsim.grid.models import Grid
 from fedsim.interrupts import INTERRUPTED
 from fedsim.partition.matrix import MOST_PANELS, write_partitions
+from fedsim.privacy.plan import THEOREMS
 from fedsim.report.plan import show_refused, show_warnings
 from fedsim.results.grid_rows import read_manifest
 from fedsim.results.join import Entry, Lines
@@ -162,10 +163,10 @@ def missing_jobs(run: RunContext, audits: Sequence[ClaimAudit], lines: Lines, *,
 
 
 def _missing_checks(run: RunContext, lines: Lines) -> Iterator[Job]:
-    """A check for every plug-in, its parameters, unit and trust that the grid's rows state a theorem of."""
+    """A check for every method, its parameters, unit and trust whose rows promise a theorem."""
     mode, seen = run.prepared.grid.check, set[str]()
     for trial in chain.from_iterable(trial.trained for trial in run.prepared.trials if mode is not None):
-        if trial.plan is None or trial.plan.claim != "stated":
+        if trial.plan is None or trial.plan.claim not in THEOREMS:
             continue
         facts = checked_facts(trial)
         done = any(

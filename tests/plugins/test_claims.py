@@ -208,22 +208,22 @@ def flat(text: str) -> str:
 
 
 def test_a_grid_that_asks_for_checks_adds_their_lines_to_what_is_finished_and_touches_no_other(bench: Callable[..., Ran]) -> None:
-    finished = bench(strong("broken.strength:Strength"))
+    finished = bench(strong("broken.noise:Strength"))
     before = files(finished.folder)
     assert checks(finished.folder) == dict.fromkeys(PARAMS)
-    checked = bench(strong("broken.strength:Strength", check="quick"))
+    checked = bench(strong("broken.noise:Strength", check="quick"))
     after = files(checked.folder)
     lines = list(ResultStore(checked.folder).lines("checks"))
     assert {**before, "checks.jsonl": after["checks.jsonl"]} == after
     assert [(line["ended"], line["full"]) for line in lines] == [("passed", False), ("failed", False), ("failed", False), ("passed", False)]
     # without a full check what passed quickly is in doubt once others failed
     assert checks(checked.folder) == dict.fromkeys(PARAMS, "failed")
-    assert bench(strong("broken.strength:Strength", check="quick")).code == 0
+    assert bench(strong("broken.noise:Strength", check="quick")).code == 0
     assert files(checked.folder) == after
 
 
 def test_a_grid_with_checks_gives_the_rows_that_checks_of_the_finished_grid_give(bench: Callable[..., Ran]) -> None:
-    plain, checked = (small_grid("broken.strength:Strength", "dp-gaussian", epsilon=4.0, **keys) for keys in ({}, {"check": "quick"}))
+    plain, checked = (small_grid("broken.noise:Strength", "dp-gaussian", epsilon=4.0, **keys) for keys in ({}, {"check": "quick"}))
     together = bench(checked, "together")
     bench(plain, "later")
     later = bench(checked, "later")
@@ -232,15 +232,15 @@ def test_a_grid_with_checks_gives_the_rows_that_checks_of_the_finished_grid_give
 
 
 def test_a_check_that_could_not_run_leaves_no_line(tmp_path: Path, command: Callable[..., Done], bench: Callable[..., Ran]) -> None:
-    folder = bench(small_grid("broken.bytes_by_size:BytesBySize", epsilon=4.0)).folder
-    done = command("check", "broken.bytes_by_size:BytesBySize", "--trust", "aggregate", "--param", "rounds=0", "--run", str(folder))
+    folder = bench(small_grid("broken.tiny:Tiny", epsilon=4.0)).folder
+    done = command("check", "broken.tiny:Tiny", "--trust", "aggregate", "--param", "rounds=0", "--run", str(folder))
     assert done.returncode == 2
     assert list(ResultStore(folder).lines("checks")) == []
 
 
 def test_a_fault_that_is_none_of_privacy_leaves_the_row(command: Callable[..., Done], bench: Callable[..., Ran]) -> None:
-    folder = bench(small_grid("broken.depends_on_packing:DependsOnPacking", epsilon=4.0)).folder
-    done = command("check", "broken.depends_on_packing:DependsOnPacking", "--trust", "aggregate", "--quick", "--run", str(folder))
+    folder = bench(small_grid("broken.results:DependsOnPacking", epsilon=4.0)).folder
+    done = command("check", "broken.results:DependsOnPacking", "--trust", "aggregate", "--quick", "--run", str(folder))
     assert done.returncode == 1
     assert [row.check for row in grid_rows(folder)] == [None]
     assert list(ResultStore(folder).lines("checks")) == []

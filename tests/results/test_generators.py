@@ -213,7 +213,7 @@ def test_a_package_holds_no_exact_function_of_private_data(package, released):
 
 def stated(folder):
     """A run of a plug-in that states a theorem; of its training the line of a check."""
-    trial, *_ = saved(folder, {"name": "broken.strength:Strength", "params": {"strength": 0.0, "rounds": 3}}, **SECRET)
+    trial, *_ = saved(folder, {"name": "broken.noise:Strength", "params": {"strength": 0.0, "rounds": 3}}, **SECRET)
     cell = trial.cell
     return {"source": cell.source, "unit": cell.unit, "trust": cell.trust, "params": cell.params, "full": True, "ended": "passed"}
 
