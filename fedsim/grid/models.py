@@ -73,8 +73,8 @@ class Origin:
         """The parts of ``loc`` that the user wrote, the line of the last one that is in the file, and whether all are."""
         kept: list[str | int] = []
         at, node, line = self.data, self.root, 0
-        for part in loc if self.data is not None else ():
-            if isinstance(at, Mapping) and isinstance(part, str):
+        for n, part in enumerate(loc if self.data is not None else (), 1):
+            if isinstance(at, Mapping) and (part in at or n == len(loc)):
                 at = at.get(part)
             elif isinstance(at, list | tuple) and isinstance(part, int) and part < len(at):
                 at = at[part]

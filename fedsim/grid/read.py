@@ -68,9 +68,10 @@ def read_text(path: Path, kind: str = "YAML file") -> str:
 
 
 def complaint(error: ValidationError, model: type[BaseModel], place: Callable[[Loc], str]) -> UserError:
-    """The first error of a validation; an unknown key goes first, for it explains the missing one."""
+    """The first error of a validation; an unknown key goes first, for it explains the missing one, and a word that was a mapping last."""
     errors = error.errors(include_url=False)
-    first = next((one for one in errors if one["type"] == "extra_forbidden"), errors[0])
+    written = [one for one in errors if one["type"] != "literal_error" or not isinstance(one["input"], Mapping)] or errors
+    first = next((one for one in errors if one["type"] == "extra_forbidden"), written[0])
     where, given = place(first["loc"]), first["input"]
     if first["type"] == "extra_forbidden":
         return UserError(where, f"unknown key '{first['loc'][-1]}'", nearest(str(first["loc"][-1]), _fields(model, first["loc"][:-1])))

@@ -66,7 +66,7 @@ def test_a_path_and_a_mapping_are_the_same_grid_and_a_mapping_stays_as_it_is(fol
     ("grid", "replaced", "says"),
     [
         ({"algorithms": ["dp-gaussian"], "epsilonn": 1}, {}, r"^epsilonn: .*did you mean 'epsilon'"),
-        ({"algorithms": ["dp-gaussian"]}, {"epsilon": [1, -1]}, r"^set epsilon\[1\]: .*> 0"),
+        ({"algorithms": ["dp-gaussian"]}, {"epsilon": [1, -1]}, r"^--set epsilon\[1\]: .*greater than 0"),
         ({"algorithms": ["dp-gaussian"], "alpha": 1}, {"alpha.x": 1}, r"^set alpha.x: 'alpha' is not a mapping"),
         ("nowhere.yaml", {}, r"^nowhere.yaml: there is no such file; give the path of a grid file"),
     ],

@@ -75,12 +75,12 @@ def test_images_become_embeddings_that_a_grid_reads(pictures: Path, command: Com
 
 
 MISTAKES = {
-    "an unknown data set": (("--dataset", "petz"), "--dataset: unknown data set 'petz'"),
+    "an unknown data set": (("--dataset", "petz"), "dataset: unknown data set 'petz'"),
     "a folder that is not there": (("--dataset", "imagefolder:petz"), "petz: there is no such folder"),
     "an encoder that cannot be had": (("--encoder", "facebook/dinov2-base"), "hf download facebook/dinov2-base --revision f9e44c81"),
-    "an unknown pool": (("--pool", "max"), "--encoder: pool: unknown value 'max'"),
-    "a file that is no npz": (("--out", "pets.csv"), "--out pets.csv: is not an .npz file; give pets.npz"),
-    "no YAML": (("--dataset", "{imagefolder: pets"), "--dataset: is not valid YAML"),
+    "an unknown pool": (("--pool", "max"), "encoder: pool: 'max': Input should be 'cls'"),
+    "a file that is no npz": (("--out", "pets.csv"), "out pets.csv: is not an .npz file; give pets.npz"),
+    "no YAML": (("--dataset", "{imagefolder: pets"), "dataset: is not valid YAML"),
     "no batch": (("--batch", "0"), "--batch: must be at least 1, got 0"),
 }
 

@@ -136,7 +136,8 @@ BASE = "algorithms: [config-private]\n"
         (BASE + "alpha: [1, 1.0]", "g.yaml:2: alpha: 1.0 is listed twice; remove one"),
         (BASE + "alpha: []", "g.yaml:2: alpha: "),
         (BASE + "seeds: 4-0", "seeds: '4-0' is not a range of up to 1000 numbers; give one such as 0-4"),
-        (BASE + "unit: exampel", "g.yaml:2: unit: "),
+        (BASE + "unit: exampel", "g.yaml:2: unit: 'exampel': Input should be 'example' or 'client'"),
+        (BASE + "unit: {colum: a}", "g.yaml:2: unit.colum: unknown key 'colum'; did you mean 'column'?"),
         (BASE + "unit: {column: client}", "a column called 'client' would be taken for another unit; rename it"),
         (
             BASE + "unit: {column: a}\npartition: {together: b}",
@@ -191,8 +192,8 @@ def test_a_mistake_is_one_message_with_its_place(write: Write, monkeypatch: pyte
     [
         ("alpha=[0.3, -1]", "--set alpha[1]: -1"),
         ("evaluation.per_clas=1", "--set evaluation.per_clas: unknown key"),
-        ("name.x=5", "--set name.x: 'name' is not a mapping in the grid file; set name as a whole"),
-        ("alpha", "--set alpha: is not of the form key=value"),
+        ("name.x=5", "set name.x: 'name' is not a mapping in the grid file; set name as a whole"),
+        ("alpha", "set alpha: is not of the form key=value"),
     ],
 )
 def test_a_mistake_in_an_override_names_it(write: Write, override: str, message: str) -> None:

@@ -43,9 +43,9 @@ def test_a_label_with_a_comma_is_one_method(row: MakeRow) -> None:
 @pytest.mark.parametrize(
     ("asked", "message"),
     [
-        ({"methods": ["goood"]}, "--methods: there is no method 'goood'; did you mean 'good'"),
-        ({"measure": "balanced"}, "--measure: there is no measure 'balanced'"),
-        ({"order": "worst"}, "--order: there is no order 'worst'; known: best, given, name"),
+        ({"methods": ["goood"]}, "methods: there is no method 'goood'; did you mean 'good'"),
+        ({"measure": "balanced"}, "measure: there is no measure 'balanced'"),
+        ({"order": "worst"}, "order: there is no order 'worst'; known: best, given, name"),
     ],
 )
 def test_what_is_not_there_is_named(rows: list[Row], asked: dict[str, Any], message: str) -> None:
@@ -101,7 +101,7 @@ def test_an_empty_table_and_an_unknown_one_are_mistakes(rows: list[Row]) -> None
         chosen_table(groups, "coverage")
     with pytest.raises(UserError, match="there is no table 'result'; did you mean 'results'"):
         chosen_table(groups, table="result")
-    with pytest.raises(UserError, match="--pair: there is no method 'goood'"):
+    with pytest.raises(UserError, match="pair: there is no method 'goood'"):
         chosen_table(groups, pair=("goood", "poor"))
 
 

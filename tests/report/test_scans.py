@@ -67,7 +67,7 @@ def test_words_stand_one_after_another(row: MakeRow) -> None:
 
 def test_what_was_not_scanned_is_a_mistake_with_a_way_out(row: MakeRow) -> None:
     rows = scan(row, rounds=[5, 20])
-    with pytest.raises(UserError, match=r"--over latent: no two cells .* differ in it; scan a parameter in the grid"):
+    with pytest.raises(UserError, match=r"over latent: no two cells .* differ in it; scan a parameter in the grid"):
         chosen_figure(rows, over="latent")
     with pytest.raises(UserError, match="did you mean 'rounds'"):
         chosen_figure(rows, over="round")
@@ -86,5 +86,5 @@ def test_a_pdf_has_its_text_as_text_the_width_and_the_same_bytes_again(row: Make
 @pytest.mark.parametrize("width", ["wide", "0", "nan", "100"])
 def test_a_width_is_a_column_a_page_or_inches(width: str) -> None:
     assert (inches("page"), inches("3.5")) == (7.0, 3.5)
-    with pytest.raises(UserError, match=rf"--width {width}: is no width; give column, page, or inches"):
+    with pytest.raises(UserError, match=rf"width {width}: is no width; give column, page, or inches"):
         inches(width)

@@ -168,7 +168,7 @@ def test_two_seeds_have_no_interval_unless_another_spread_is_asked_for(row):
     rows = [row(cell_id=f"{seed}", seed=seed, balanced_accuracy=0.5 + seed / 10) for seed in range(2)]
     table = results_table(group_seeds(rows))
     assert table.blocks[0].lines[0].values == ("0.550",)
-    assert any(note.startswith("mean over 2 seeds, without intervals: ") and "report --spread range" in note for note in table.notes)
+    assert any(note.startswith("mean over 2 seeds, without intervals: ") and "give `spread` range" in note for note in table.notes)
     for spread, value in (("range", "0.550±0.050"), ("sd", "0.550±0.071")):
         shown = results_table(group_seeds(rows, spread))
         assert shown.blocks[0].lines[0].values == (value,)
