@@ -43,6 +43,7 @@ Direction = Literal["class mean", "batch mean", "random", "opposite"]
 Sampled = Literal["every", "first", "alone"]
 FloatRows = NDArray[np.float32]
 Labels = NDArray[np.int64]
+Steps = Generator[RoundRecord, None, Trained]
 
 
 @dataclass(frozen=True)
@@ -184,6 +185,11 @@ class Pair:
     whole: World
     other: World
     rounds: tuple[Round, ...]
+
+    @property
+    def words(self) -> str:
+        """What differs, for people."""
+        return self.draw.words(self.subject.trial.task.unit)
 
     @property
     def same_clients(self) -> bool:
@@ -332,9 +338,7 @@ def trained(subject: Subject, draw: Draw, world: World, schedule: Sequence[Round
         return rounds.to_the_end(steps)[1], tape
 
 
-def _begun(
-    subject: Subject, draw: Draw, world: World, schedule: Sequence[Round], script: Tape | None = None
-) -> tuple[Generator[RoundRecord, None, Trained], Tape]:
+def _begun(subject: Subject, draw: Draw, world: World, schedule: Sequence[Round], script: Tape | None = None) -> tuple[Steps, Tape]:
     cell, task, algorithm = subject.trial.cell, subject.trial.task, subject.build()
     ends = np.cumsum([0, *map(len, world.y)])
     held = tuple(np.arange(start, end) for start, end in pairwise(ends))

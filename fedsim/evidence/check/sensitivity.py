@@ -6,9 +6,10 @@ Sampling belongs to it, for its amplification is of a sensitivity; and so does t
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from itertools import chain
 
 import numpy as np
 import torch
@@ -22,7 +23,7 @@ from fedsim.evidence.check.corpus import CORPUS
 from fedsim.evidence.check.neighbours import NEAR_ZERO, Draw, Levels, Pair, World, draw_of, levels_of, pair_of, takes_part, trained
 from fedsim.evidence.check.subject import CHECKED_CLIENTS, DELTA, EPSILON, Subject, drawn
 from fedsim.evidence.check.verdict import Verdict, failed, idle, passed, raised
-from fedsim.evidence.forked import ProcessEnded, forked, in_forks
+from fedsim.evidence.forked import forked, in_forks
 from fedsim.evidence.worlds import Divergence, Query, Tape
 from fedsim.methods.messages import Tensors
 from fedsim.plugins.registry import lookup
@@ -31,6 +32,8 @@ from fedsim.privacy.plan import THEOREMS
 
 BOUND_SLACK = 1e-3
 """Relative excess over the bound that is put down to rounding."""
+TOGETHER = 8
+"""Pairs whose first worlds share a process, and whose second ones do: what a module keeps of earlier ones then differs, too."""
 ROUNDING = 1e-6
 """Change of a tensor, relative to its norm, that is put down to rounding."""
 CLIP_FIX = (
@@ -100,12 +103,13 @@ class Compared:
     ratio: float = 0.0
 
 
-def searched(subject: Subject, draws: Iterable[Draw]) -> Verdict:
+def searched(subject: Subject, draws: Sequence[Draw]) -> Verdict:
     """The verdict on the pairs of these draws; the first fault is the one that is told."""
     unit, results = subject.trial.task.unit, list[Compared]()
     levels = {weights: forked(levels_of, subject, weights) for weights in (1.0, NEAR_ZERO)}
-    with closing(in_forks(compare, ((subject, draw, levels[draw.weights]) for draw in draws))) as compared:
-        for result in compared:
+    some = (draws[at : at + TOGETHER] for at in range(0, len(draws), TOGETHER))
+    with closing(in_forks(compare, ((subject, own, levels) for own in some))) as compared:
+        for result in chain.from_iterable(compared):
             if result.fault is not None:
                 return result.fault
             results.append(result)
@@ -118,18 +122,20 @@ def searched(subject: Subject, draws: Iterable[Draw]) -> Verdict:
     return passed(f"the largest change seen is {most.ratio:.3f} of the claimed bound ({most.draw.words(unit)}), over {seen}")
 
 
-def compare(subject: Subject, draw: Draw, levels: Levels | None) -> Compared:
-    """Train in both worlds, the second under the first one's outputs, and compare what they did; in a process of its own."""
-    words = draw.words(subject.trial.task.unit)
-    try:
-        pair = pair_of(subject, draw, levels)
-        first = forked(look, pair, pair.whole)
-        return judged(pair, first, look(pair, pair.other, first.tape), words)
-    except (Divergence, ProcessEnded) as error:
-        return Compared(draw, failed(f"{words}: {error}", PUBLIC_FIX))
-    except Exception as error:
-        fault = raised(error, lookup(subject.trial.cell.algorithm))
-        return Compared(draw, failed(f"{words}: {fault.reason}", fault.fix))
+def compare(subject: Subject, draws: Sequence[Draw], levels: Mapping[float, Levels | None]) -> list[Compared]:
+    """Train in the first worlds of these draws, all in one process, and in the second ones under the first ones' outputs, in this one."""
+    pairs = [pair_of(subject, draw, levels[draw.weights]) for draw in draws]
+    return [_compared(pair, first) for pair, first in zip(pairs, forked(_first_worlds, pairs), strict=True)]
+
+
+def _first_worlds(pairs: Sequence[Pair]) -> list[Seen | Verdict]:
+    return [look(pair, pair.whole) for pair in pairs]
+
+
+def _compared(pair: Pair, first: Seen | Verdict) -> Compared:
+    second = look(pair, pair.other, first.tape) if isinstance(first, Seen) else first
+    ended = first if isinstance(first, Verdict) else second
+    return Compared(pair.draw, ended) if isinstance(ended, Verdict) else judged(pair, first, second)
 
 
 @dataclass(frozen=True)
@@ -139,25 +145,31 @@ class Seen:
     tape: Tape
     said: Tensor
     shares: Tensor
-    state: Tensors = field(default_factory=dict)
-    ledger: Ledger = field(default_factory=Ledger)
+    state: Tensors
+    ledger: Ledger
 
 
-def look(pair: Pair, world: World, script: Tape | None = None) -> Seen:
-    """Train in a world of the pair."""
-    made, tape = trained(pair.subject, pair.draw, world, pair.rounds, script)
-    # a result may ask for the version of a client that is not there
-    said = drawn(made.made, pair.subject.data, CHECKED_CLIENTS if pair.same_clients else 0)
+def look(pair: Pair, world: World, script: Tape | None = None) -> Seen | Verdict:
+    """Train in a world of the pair; a fault, if that is how it ends."""
+    try:
+        made, tape = trained(pair.subject, pair.draw, world, pair.rounds, script)
+        # a result may ask for the version of a client that is not there
+        said = drawn(made.made, pair.subject.data, CHECKED_CLIENTS if pair.same_clients else 0)
+    except Divergence as error:
+        return failed(f"{pair.words}: {error}", PUBLIC_FIX)
+    except (Exception, SystemExit) as error:
+        fault = raised(error, lookup(pair.subject.trial.cell.algorithm))
+        return failed(f"{pair.words}: {fault.reason}", fault.fix)
     shares = torch.zeros(0) if made.shares is None else torch.from_numpy(made.shares)
     return Seen(tape.without_diagnostics(), said, shares, made.state, made.ledger)
 
 
-def judged(pair: Pair, first: Seen, second: Seen, words: str) -> Compared:
+def judged(pair: Pair, first: Seen, second: Seen) -> Compared:
     """What breaks the claim in two worlds, if anything."""
-    subject, draw, plan = pair.subject, pair.draw, pair.subject.plan
+    subject, draw, plan, words = pair.subject, pair.draw, pair.subject.plan, pair.words
     assert plan is not None
     if len(first.tape.queries) != len(second.tape.queries):
-        raise Divergence("how often Clients.add_noise runs depends on the data")
+        return Compared(draw, failed(f"{words}: how often Clients.add_noise runs depends on the data", PUBLIC_FIX))
     at_clients = subject.algorithm.noise_at_clients()
     # a world without a client lacks what that client alone would have sent, noised
     if (pair.same_clients or not at_clients) and (difference := envelope(first.tape, second.tape)):
