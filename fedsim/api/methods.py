@@ -13,15 +13,14 @@ import yaml
 from fedsim.api.run import Run
 from fedsim.errors import UserError
 from fedsim.interrupts import kept_handlers
-from fedsim.plugins.notebook import name_of
-from fedsim.plugins.registry import find_in_working_folder
+from fedsim.plugins.registry import check_importable, find_in_working_folder, name_of, own_errors
 from fedsim.privacy.plan import Trust, Unit
 from fedsim.words import Printed, plain_console, print_line, wide_console
 
 if TYPE_CHECKING:
-    import pandas as pd
     from rich.console import Console
 
+    from fedsim.api.describe import Catalogue, Description
     from fedsim.evidence.check.check import CheckResult
     from fedsim.results.store import ResultStore
 
@@ -29,23 +28,21 @@ Given = Mapping[str, Any] | Sequence[str]
 """Parameters by name, or as ``key=YAML`` texts."""
 
 
-def algorithms() -> pd.DataFrame:
-    """The known algorithms: source, what they yield, claims by unit and trust, parameters with defaults; or why one is refused."""
-    import pandas as pd
+def algorithms(name: str | type | None = None) -> Catalogue | Description:
+    """List the algorithms, or show one in full.
 
-    from fedsim.api.describe import describe
+    With source, claims and parameters.
+
+    Args:
+        name: one to show in full: a name, pkg.module:Class or file.py:Class; in Python also a class.
+
+    Raises:
+        UserError: there is none of that name.
+    """
+    from fedsim.api.describe import Catalogue, describe
     from fedsim.plugins.registry import known
 
-    records: list[dict[str, Any]] = []
-    for name in known():
-        try:
-            one = describe(name)
-        except UserError as error:
-            records.append({"refused": str(error)})
-            continue
-        defaults = {parameter.name: parameter.default for parameter in one.parameters}
-        records.append({"source": one.source, "yields": one.yields, "claims": "; ".join(one.support()), "parameters": defaults})
-    return pd.DataFrame(records, index=pd.Index(known(), name="name"))
+    return Catalogue(tuple(known())) if name is None else describe(name)
 
 
 @dataclass(frozen=True, repr=False)
@@ -55,7 +52,7 @@ class Checked(Printed):
     Attributes:
         name: of the algorithm.
         findings: of every check in every setting.
-        notes: what rows of this code claim now, a sentence for every run folder that the check was for.
+        notes: what the checks of rows of this code say now, a sentence for every run folder that the check was for.
         verbose: whether all findings are printed.
     """
 
@@ -68,6 +65,11 @@ class Checked(Printed):
     def passed(self) -> bool:
         """Whether nothing failed."""
         return all(finding.passed is not False for finding in self.findings)
+
+    @property
+    def code(self) -> int:
+        """The command's exit code."""
+        return 0 if self.passed else 1
 
     def show(self, console: Console) -> None:
         """Print how many passed, and a row for every fault; of a ``verbose`` check for all that was seen."""
@@ -90,16 +92,19 @@ def check(
     verbose: bool = False,
     run: Iterable[Run | Path | str] | Run | Path | str = (),
 ) -> Checked:
-    """Look for what would void an algorithm's proof or its repeatability: per-example loss, sensitivity, noise, budget, seeds.
+    """Look for what would void an algorithm's proof.
+
+    Per-example loss, sensitivity, noise, budget, seeds: it trains on 200 rows of digits and 4 clients for about a minute. The exit code
+    is 1 if something failed.
 
     Args:
-        algorithm: its name as a grid gives it, or its class, also one that a notebook defines.
-        params: of the algorithm, that differ from its defaults.
+        algorithm: its name as a grid gives it, my_file.py:MyMethod or pkg.module:Class; in Python also a class.
+        params: a parameter that differs from its default, as often as needed: ``latent=16``; in Python also a mapping.
         unit: this one only; default: all that the class states.
         trust: this one only; default: all that the class states.
         quick: 40 random pairs of neighbouring data sets in place of 400: less is seen.
         verbose: print all that was seen.
-        run: a run, or several, whose rows of this code claim what follows: ``checked`` where a full check passed.
+        run: a run folder whose rows of this code say in ``check`` what follows: ``passed``, ``failed`` or nothing; as often as needed.
 
     Raises:
         UserError: the algorithm, a parameter or every setting does not do, or a folder is no run.
@@ -107,7 +112,6 @@ def check(
     from fedsim.evidence.audit.setting import parameters
     from fedsim.evidence.check.check import check_algorithm, check_lines
     from fedsim.evidence.check.subject import DELTA, EPSILON
-    from fedsim.plugins.own_errors import own_errors
     from fedsim.results.store import ResultStore
 
     runs = [run] if isinstance(run, Run | Path | str) else list(run)
@@ -123,7 +127,7 @@ def check(
 
 
 def _noted(store: ResultStore, lines: list[dict[str, Any]]) -> str:
-    """Write a check's lines into a run folder; what its rows of that code claim now, in words."""
+    """Write a check's lines into a run folder; what the checks of its rows of that code say now, in words."""
     from fedsim.results.grid_rows import read_results
 
     if lines:
@@ -131,8 +135,8 @@ def _noted(store: ResultStore, lines: list[dict[str, Any]]) -> str:
     results = read_results(store.folder.path)
     results.write()
     rows = [row for row in results.rows if lines and row.source == lines[0]["source"]]
-    claims = ", ".join(f"{count} {claim}" for claim, count in Counter(str(row.claim) for row in rows).items())
-    return f"{store.folder.path}: rows of this code: {claims or 'none'}"
+    ends = ", ".join(f"{count} {check}" for check, count in Counter(row.check or "unchecked" for row in rows).items())
+    return f"{store.folder.path}: rows of this code: {ends or 'none'}"
 
 
 @dataclass(frozen=True, repr=False)
@@ -149,6 +153,11 @@ class Audited(Printed):
     line: str
     refuted: bool
 
+    @property
+    def code(self) -> int:
+        """The command's exit code."""
+        return 1 if self.refuted else 0
+
     def show(self, console: Console) -> None:
         """Print the words."""
         print_line(console, f"{self.name}: {self.line}")
@@ -164,34 +173,45 @@ def audit(
     params: Given = (),
     pairs: int = 1000,
     rows: int = 2,
-    out: Path | str = Path("runs/audit"),
+    out: Path = Path("runs/audit"),
+    cell: str | None = None,
+    trust_plugin: bool = False,
 ) -> Audited:
-    """Compute a lower bound of ε: train with and without a unit, and let an adversary tell which from every noisy output.
+    """Compute a lower bound of ε, or attack the generators of a run.
 
-    Interrupted, the same call continues where it stopped; more pairs add to what is there.
+    Of an algorithm: train with and without a unit, and let an adversary tell which from every noisy output. The exit code is 1 if a bound
+    with 95 % confidence is above the claim, else 0, which proves nothing. Interrupted, the same command continues where it stopped; more
+    pairs add to what is there. Of a run folder: membership inference from the synthetic rows of its generators, which bounds no ε.
 
     Args:
-        algorithm: its name as a grid gives it, or its class, also one that a notebook defines.
+        algorithm: a name as a grid gives it, my_file.py:MyMethod or pkg.module:Class, in Python also a class; or a run folder.
         epsilon: that is claimed.
         delta: that is claimed.
         unit: what the claim protects.
-        trust: who may see what.
-        params: of the algorithm; others are short: six rounds of a small network.
+        trust: who may see what: aggregate, the sum over clients; silo, every message.
+        params: a parameter, as often as needed; others are short: six rounds of a small network.
         pairs: of trainings.
         rows: other rows of each client, through which the unit may act.
         out: the folder of the results.
+        cell: of a run folder, the id of the one cell to attack, or its beginning.
+        trust_plugin: of a run folder, run the code of plug-ins that it names.
 
     Raises:
-        UserError: a value is not valid, or another fedsim runs in the folder.
+        UserError: a value is out of its range, or another fedsim runs in the folder.
     """
     from rich.markup import escape
     from rich.progress import Progress
 
     from fedsim.evidence.audit.audit import AuditRun
     from fedsim.evidence.audit.setting import brief, parameters, setting_of
-    from fedsim.plugins.own_errors import own_errors
     from fedsim.results.store import ResultStore
 
+    if not isinstance(algorithm, type) and Path(algorithm).is_dir():
+        return _attacked(Path(algorithm), cell, trust_plugin=trust_plugin)
+    if not isinstance(algorithm, type) and "/" in algorithm and ":" not in algorithm:
+        raise UserError(algorithm, "there is no such run folder", "give one, an algorithm's name, or my_file.py:MyMethod")
+    if cell is not None:
+        raise UserError("cell", f"means nothing for {algorithm}, which is not a run folder", "leave it out, or give a run folder")
     name, texts, store, console = _named(algorithm), _texts(params), ResultStore(out), wide_console(plain_console(), 100)
     with kept_handlers(), own_errors(name):
         known = parameters(name, texts, unit, trust, epsilon, delta)
@@ -207,9 +227,24 @@ def audit(
     return Audited(f"{name}, {unit}, {trust}", found.words(), found.refuted)
 
 
+def _attacked(folder: Path, cell: str | None, *, trust_plugin: bool) -> Audited:
+    """How well membership in the training rows can be inferred from a run's generators."""
+    from fedsim.evidence.audit.membership import attack_run
+    from fedsim.results.folder import RunFolder
+    from fedsim.results.grid_rows import read_manifest
+    from fedsim.runs.manifest import grid_of
+
+    run = RunFolder(folder)
+    run.check()
+    lines = attack_run(run, grid_of(read_manifest(folder), run), cell=cell, trust_plugin=trust_plugin)
+    return Audited(str(folder), "\n".join(lines), False)
+
+
 def _named(algorithm: str | type) -> str:
     find_in_working_folder()
-    return name_of(algorithm) if isinstance(algorithm, type) else algorithm
+    name = name_of(algorithm) if isinstance(algorithm, type) else algorithm
+    check_importable(name, "checks and audits run in fresh ones")
+    return name
 
 
 def _texts(params: Given) -> list[str]:

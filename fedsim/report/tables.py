@@ -20,7 +20,6 @@ from fedsim.results.rows import UNDRAWN
 from fedsim.words import number, setting
 
 CLAIM_WORDS = {
-    "checked": "checked ε",
     "stated": "stated ε",
     "heuristic": "heuristic ε",
     "none": "no claim on ε",
@@ -29,13 +28,12 @@ CLAIM_WORDS = {
 }
 """How a claim other than "proved" is worded beside a label."""
 _CLAIM_NOTES = {
-    "checked": "the author states the theorem, and a passed fedsim check of this code and these parameters refutes nothing",
-    "stated": "the author states the theorem; no passed fedsim check of this code and these parameters is on file",
-    "heuristic": "the number is not a theorem for that method",
+    "stated": "the author states the theorem; the column check of the rows says whether a fedsim check refutes it",
+    "heuristic": "the number is not a theorem for that method, or a check found a fault",
     "refuted": "an audit refutes what is claimed at one budget or more",
 }
 SPREADS = {"ci95": "95 % confidence interval", "sd": "standard deviation", "range": "least to most"}
-TOO_FEW = "the 95 % confidence interval of two seeds is 12.7 times as wide as they are apart: run more, or give report --spread range"
+TOO_FEW = "the 95 % confidence interval of two seeds is 12.7 times as wide as they are apart: run more, or give `spread` range"
 """What stands beside means, by the spread that was chosen; and why nothing does."""
 ONE_SEED = "one seed, so no interval"
 PUBLIC_MARK = " †"
@@ -50,7 +48,7 @@ _AXES: tuple[Callable[[Group], str], ...] = (
 )
 
 
-THEOREMS = ("proved", "checked", "stated")
+THEOREMS = ("proved", "stated")
 """Claims under which a number may be the best of its column; a method without epsilon is best among its own kind."""
 BEST_VALUES: dict[str, float | None] = {
     "frechet_distance": 0.0,
@@ -396,7 +394,7 @@ def _notes(groups: Sequence[Group], seeds: int, measure: str) -> tuple[str, ...]
     if any(interval.half_width is None and interval.count > few for group in groups if (interval := group.interval(measure))):
         notes.append("no ±: each seed gave the same")
     if (judges := len({row.judged for group in groups for row in group.rows})) > 1:
-        notes.append(f"scores are from {judges} states of the code that judges: fedsim judge scores saved generators anew")
+        notes.append(f"scores are from {judges} states of the code that judges: the same bench scores saved generators anew")
     counts = {word: sum(getattr(group, word) for group in groups) for word in UNDRAWN}
     if any(counts.values()):
         left_out = " and ".join(f"{count} {word}" for word, count in counts.items() if count)

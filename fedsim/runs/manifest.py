@@ -23,15 +23,16 @@ from fedsim.errors import UserError
 from fedsim.files import replaced
 from fedsim.grid.models import Grid
 from fedsim.methods.algorithm import Algorithm
-from fedsim.planning.prepare import Prepared
 from fedsim.plugins.registry import lookup
 from fedsim.results.folder import RunFolder
+from fedsim.results.grid_rows import FORMAT
 from fedsim.results.join import Entry
+from fedsim.runs.prepare import Prepared
 
 RELEASE_WORDS = {
     "seeded": "simulation only: the seed of all noise is in this folder, so nothing in it may be released",
     "secret": "what `fedsim release` writes of a cell may be released under its epsilon, several under what all of them cost together "
-    "(fedsim prove), for training rows and clients as they were given; nothing else in this folder may",
+    "(fedsim verify), for training rows and clients as they were given; nothing else in this folder may",
 }
 """What may leave a run folder, by where its noise comes from."""
 PACKAGES = ("ray", "torch", "opacus", "numpy", "scikit-learn", "scipy")
@@ -54,6 +55,7 @@ def grid_of(manifest: Mapping[str, Any], folder: RunFolder) -> Grid:
 def write_manifest(folder: RunFolder, prepared: Prepared, entries: Sequence[Entry]) -> None:
     """Write ``manifest.json``: versions, revision, hardware, the resolved grid, its cells, refused plug-ins; replaces an older."""
     manifest = {
+        "format": FORMAT,
         "versions": versions(),
         "revision": revision(),
         "hardware": hardware(),

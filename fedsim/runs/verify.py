@@ -17,7 +17,6 @@ from rich.text import Text
 from fedsim.errors import UserError
 from fedsim.grid.models import Grid
 from fedsim.json_lines import dump
-from fedsim.planning.prepare import Prepared
 from fedsim.plugins.registry import check_installed
 from fedsim.report.comparison import MATCHED_BY, ComparedFolders, RunRecords, compare
 from fedsim.results.grid_rows import entries, every_row, grid_rounds, grid_rows, read_manifest
@@ -28,8 +27,9 @@ from fedsim.results.store import ResultStore
 from fedsim.runs.bench import entries_of, missing_jobs
 from fedsim.runs.display import Display
 from fedsim.runs.engine import Engine
-from fedsim.runs.jobs import Desk
+from fedsim.runs.jobs import RunContext
 from fedsim.runs.manifest import grid_of, hardware, write_manifest
+from fedsim.runs.prepare import Prepared
 from fedsim.runs.scheduler import Scheduler
 from fedsim.training.trial import Trial
 from fedsim.words import counted
@@ -120,7 +120,7 @@ class Verification:
         known = [row.cell_id for row, _ in self.cells]
         for start in ids:
             if not any(id_.startswith(start) for id_ in known):
-                raise UserError("--cell", f"no cell that can be repeated has the id '{start}'", f"known: {', '.join(known) or 'none'}")
+                raise UserError("cells", f"no cell that can be repeated has the id '{start}'", f"known: {', '.join(known) or 'none'}")
         return [i for i, id_ in enumerate(known) if id_.startswith(tuple(ids))]
 
     def run(self, count: int, console: Console, engine: AbstractContextManager[Engine], ids: Sequence[str] = ()) -> bool:
@@ -149,10 +149,10 @@ class Verification:
         """Run cells again and show what differs; whether rows and rounds are equal to the last bit."""
         old, trials = [row for row, _ in cells], [trial for _, trial in cells]
         with tempfile.TemporaryDirectory(prefix="fedsim-verify-") as scratch:
-            desk = Desk(replace(self.prepared, trials=tuple(trials)), ResultStore(Path(scratch)), Display(console, len(trials)))
-            with engine as running, desk.display:
-                Scheduler(desk, running).run(missing_jobs(desk, (), Lines({}, {}, {})))
-            write_manifest(desk.store.folder, desk.prepared, entries_of(desk, ()))
+            run = RunContext(replace(self.prepared, trials=tuple(trials)), ResultStore(Path(scratch)), Display(console, len(trials)))
+            with engine as running, run.display:
+                Scheduler(run, running).run(missing_jobs(run, (), Lines({}, {}, {})))
+            write_manifest(run.store.folder, run.prepared, entries_of(run, ()))
             new = RunRecords(grid_rows(Path(scratch)), grid_rounds(Path(scratch)))
         comparison = compare(RunRecords(old, grid_rounds(self.folder)), new)
         ComparedFolders((self.folder, Path("the cells run again")), comparison).show(console)

@@ -1,26 +1,20 @@
 """A run folder on a disk that gets full, goes read-only or is gone while cells run; a real file system each time."""
 
-import io
 import os
 import shutil
 import subprocess
 from collections.abc import Callable, Iterator
-from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
 import pytest
 from benches import Ran
-from cells import NODES, small_grid
-from rich.console import Console
+from cells import small_grid
 
 from fedsim.errors import RunLost, UserError
-from fedsim.report.report import write_report
 from fedsim.results.folder import RunFolder
 from fedsim.results.grid_rows import every_row
 from fedsim.results.store import Kind, ResultStore
-from fedsim.runs.bench import run_judging
-from fedsim.runs.engine import InProcess
 
 Bench = Callable[..., Ran]
 Acting = Callable[[Callable[[], object]], None]
@@ -107,14 +101,6 @@ def test_a_folder_that_is_removed_is_reported_and_not_made_again(bench: Bench, t
     assert len(bench(small_grid("weight-noise", **GRID)).rows) == 4
 
 
-def test_a_folder_that_is_moved_keeps_its_rows(bench: Bench, tmp_path: Path, after_a_row: Acting) -> None:
-    folder = tmp_path / "run"
-    after_a_row(lambda: folder.rename(tmp_path / "elsewhere"))
-    with pytest.raises(RunLost, match="was moved or removed"):
-        bench(small_grid("weight-noise", **GRID))
-    assert every_row(tmp_path / "elsewhere")
-
-
 def test_half_a_line_is_never_left(disk: Path) -> None:
     store = ResultStore(disk)
     store.append("rounds", [{"training_id": "a", "round": 0}])
@@ -131,32 +117,3 @@ def test_a_folder_in_use_is_refused_without_making_anything(tmp_path: Path) -> N
     with ResultStore(tmp_path / "run").lock(), pytest.raises(UserError, match="is running in this folder; wait for it or stop it"):
         ResultStore(tmp_path / "run").check_free()
     ResultStore(tmp_path / "run").check_free()
-
-
-def copied(whole: Path, disk: Path) -> None:
-    """What a finished run has computed, without what is drawn of it."""
-    for path in [*whole.glob("*.jsonl"), whole / "manifest.json"]:
-        if path.name != "results.jsonl":
-            shutil.copy(path, disk)
-
-
-def test_a_finished_run_on_a_read_only_file_system_is_named(bench: Bench, disk: Path) -> None:
-    copied(bench(small_grid("dp-gaussian", seeds=[0]), "whole").folder, disk)
-    make_read_only(disk)
-    named = r"run: cannot be written \(read-only file system\); make it writable, or give another one"
-    with pytest.raises(UserError, match=named), ResultStore(disk).lock():
-        pass
-    with pytest.raises(OSError, match="Read-only") as caught:
-        write_report(disk)
-    assert caught.value.filename == str(disk / "results.jsonl")
-
-
-def test_a_disk_without_room_for_the_report_of_a_judging_ends_it_as_one_of_a_bench(bench: Bench, disk: Path) -> None:
-    whole = bench(small_grid("dp-gaussian", seeds=[0]), "whole").folder
-    copied(whole, disk)
-    shutil.copytree(whole / "trained", disk / "trained")
-    (disk / "judgements.jsonl").unlink()
-    console = Console(file=io.StringIO(), width=200)
-    with pytest.raises(RunLost, match=r"curves/.*: cannot be written \(no space left on device\).*the same command goes on"):
-        run_judging(disk, NODES, console, nullcontext(InProcess(NODES[0])), 1)
-    assert [line["error"] for line in ResultStore(disk).judgements().values()] == [None]

@@ -29,7 +29,7 @@ from fedsim.evidence.forked import forked, in_forks
 from fedsim.evidence.worlds import Divergence, Hidden, Tape, WatchedPool, watched
 from fedsim.methods.clients import Noised
 from fedsim.methods.messages import Round, Tensors
-from fedsim.plugins.own_errors import own_errors
+from fedsim.plugins.registry import own_errors
 from fedsim.privacy.plan import Unit
 from fedsim.seeds import Seeds
 from fedsim.training.cohort import Cohort, CohortSpec

@@ -19,7 +19,7 @@ from fedsim.evidence.check.sensitivity import canary, sampling, sensitivity
 from fedsim.evidence.check.subject import Subject, subject
 from fedsim.evidence.check.verdict import Verdict, failed, idle, raised
 from fedsim.evidence.forked import ProcessEnded, alone, forked, in_forks
-from fedsim.plugins.code_hash import check_hash, source_hash
+from fedsim.plugins.code_hash import harness_hash, source_hash
 from fedsim.plugins.registry import lookup
 from fedsim.privacy.plan import Trust, Unit
 from fedsim.words import counted
@@ -195,7 +195,7 @@ def check_lines(name: str, params: Mapping[str, Any], findings: Sequence[CheckRe
         own = [finding for finding in findings if finding.setting == f"{unit}, {trust}"]
         refuted = any(finding.passed is False and finding.check in OF_PRIVACY for finding in own)
         if own and (refuted or all(finding.passed is not False for finding in own)):
-            facts = {"algorithm": name, "source": source, "unit": unit, "trust": trust, "params": params, "check": check_hash()}
+            facts = {"algorithm": name, "source": source, "unit": unit, "trust": trust, "params": params, "check": harness_hash("evidence")}
             lines.append({**facts, "full": not quick, "ended": "failed" if refuted else "passed"})
     return lines
 

@@ -21,14 +21,15 @@ from fedsim.errors import NotPerExample, WrongReturn
 from fedsim.evidence.check.subject import CHECKED_CLIENTS, Subject, Training, drawn, same, train
 from fedsim.evidence.check.verdict import Verdict, failed, idle, passed, raised
 from fedsim.evidence.worlds import Query, WatchedPool
+from fedsim.grid.sets import partition_of
 from fedsim.methods.contract import answer
 from fedsim.methods.dp_sgd import DPSGD
 from fedsim.methods.local_training import LocalDPSGD
 from fedsim.methods.messages import Diagnostic, Message, Round, Tensors
 from fedsim.methods.one_shot import OneShot
 from fedsim.methods.products import is_classifier, own
-from fedsim.planning.prepare import partition_of
-from fedsim.plugins.places import FEDSIM, line_of
+from fedsim.plugins.code_hash import FEDSIM
+from fedsim.plugins.places import line_of
 from fedsim.privacy.plan import PrivacyPlan
 from fedsim.seeds import Seeds
 from fedsim.training import rounds

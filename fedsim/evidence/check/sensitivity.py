@@ -26,9 +26,9 @@ from fedsim.evidence.check.verdict import Verdict, failed, idle, passed, raised
 from fedsim.evidence.forked import forked, in_forks
 from fedsim.evidence.worlds import Divergence, Query, Tape
 from fedsim.methods.messages import Tensors
-from fedsim.plugins.claims import PROMISES
 from fedsim.plugins.registry import lookup
 from fedsim.privacy.ledger import Ledger
+from fedsim.privacy.plan import THEOREMS
 
 BOUND_SLACK = 1e-3
 """Relative excess over the bound that is put down to rounding."""
@@ -63,7 +63,7 @@ def sensitivity(subject: Subject) -> Verdict:
     draws = [*CORPUS["client" if unit == "client" else "row"].values()]
     draws += [draw_of(number, unit, subject.data.classes) for number in subject.draws]
     verdict = searched(subject, draws)
-    return verdict if claim in PROMISES else idle(f"claim {claim}, nothing is promised; measured: {verdict.reason}")
+    return verdict if claim in THEOREMS else idle(f"claim {claim}, nothing is promised; measured: {verdict.reason}")
 
 
 def sampling(subject: Subject) -> Verdict:
@@ -317,7 +317,7 @@ def _norms(one: Tensors, two: Tensors) -> dict[str, float]:
 def canary(subject: Subject) -> Verdict:
     """The audit's canary adds no more than the sensitivity that the plan claims; of bounds nothing is said, which takes many more pairs."""
     claim, cell, task = subject.algorithm.claim(), subject.trial.cell, subject.trial.task
-    if subject.plan is None or claim not in PROMISES:
+    if subject.plan is None or claim not in THEOREMS:
         return idle("not private, nothing is claimed" if subject.plan is None else f"claim {claim}, nothing is promised")
     params = {**cell.params, **brief(cell.algorithm, ("rounds",))}
     setting = setting_of(cell.algorithm, params, task.unit, task.trust, EPSILON, DELTA)

@@ -1,0 +1,87 @@
+"""Benches as processes of their own, their Ray processes, and what is left of them."""
+
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import psutil
+from benches import TIMES, interruptible
+
+from fedsim.results.grid_rows import grid_rounds, grid_rows
+
+FEDSIM = Path(sys.executable).with_name("fedsim")
+GRID = """
+dataset: {name: digits, limit: 200}
+algorithms: [{name: fedavg-cvae, params: {rounds: 60}}, dp-gaussian]
+clients: 4
+alpha: 1.0
+epsilon: 4
+seeds: [0, 1, 2]
+evaluation: {per_class: 10}
+resources: {clients_per_actor: all}
+"""
+"""Six cells, more than are run without Ray; three of them take a while."""
+
+
+@contextmanager
+def bench(folder: Path, *options: str, preexec: Callable[[], None] = interruptible, **how: Any) -> Iterator[subprocess.Popen[str]]:
+    """A bench of ``g.yaml``, in a process group of its own; it is killed at the end of the block."""
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "process_group": 0} | how
+    command = [FEDSIM, "bench", "--grid", "g.yaml", *options]
+    process = subprocess.Popen(command, cwd=folder, text=True, preexec_fn=preexec, **pipes)
+    try:
+        yield process
+    finally:
+        process.kill()
+        process.communicate()
+
+
+def when(holds: Callable[[], Any], process: subprocess.Popen[str], seconds: float = 120.0) -> Any:
+    """What ``holds`` returns once that is true of a process that runs."""
+    end = time.monotonic() + seconds
+    while not (found := holds()):
+        assert process.poll() is None, process.communicate()
+        assert time.monotonic() < end, f"not within {seconds} s"
+        time.sleep(0.02)
+    return found
+
+
+def offspring(pid: int, *names: str) -> list[psutil.Process]:
+    """The processes that one started, and those that these started; only those whose command line holds one of ``names``."""
+    found = []
+    for each in psutil.Process(pid).children(recursive=True):
+        try:
+            line = " ".join(each.cmdline())
+        except psutil.Error:
+            continue
+        if not names or any(name in line for name in names):
+            found.append(each)
+    return found
+
+
+def wait_for_the_end_of(processes: list[psutil.Process], seconds: float = 10.0) -> None:
+    """Return when all have ended; an error after so many seconds."""
+    end = time.monotonic() + seconds
+    while left := [each for each in processes if each.is_running() and each.status() != psutil.STATUS_ZOMBIE]:
+        assert time.monotonic() < end, f"{left} not within {seconds} s"
+        time.sleep(0.02)
+
+
+def rows(folder: Path) -> dict[str, dict[str, Any]]:
+    """Rows by cell, without their wall time; of a bench under way those that are finished."""
+    return {row.cell_id: row.model_dump(exclude={*TIMES}) for row in grid_rows(folder / "runs" / "g")}
+
+
+def rounds(folder: Path) -> list[dict[str, Any]]:
+    """Round records by cell and round."""
+    return sorted(grid_rounds(folder / "runs" / "g"), key=lambda record: (record["cell_id"], record["round"]))
+
+
+def environment(**variables: str) -> dict[str, str]:
+    """This process's environment with more in it."""
+    return {**os.environ, **variables}

@@ -1,0 +1,121 @@
+"""Public rows: which source they come from, who is given them, what they change, and what is refused."""
+
+import pickle
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from benches import Ran
+from cells import NODES, small_grid
+
+from baselines.dp_gaussian import DPGaussian
+from fedsim.data.sources.load import opened
+from fedsim.errors import UserError
+from fedsim.grid.models import Grid
+from fedsim.methods.messages import Server
+from fedsim.methods.products import Generator
+from fedsim.results.grid_rows import grid_rows
+from fedsim.runs.prepare import Prepared, prepare
+from fedsim.training.cohort import build_algorithm
+
+DIM = 64
+
+
+class Shifted(DPGaussian):
+    """DP-Gaussian that also keeps the mean of the public rows."""
+
+    def uses_public(self) -> bool:
+        return True
+
+    def initial_server(self, seeds: Any) -> Server:
+        server = super().initial_server(seeds)
+        if self.task.public is not None:
+            server.tensors["public_mean"] = self.task.public.rows().mean(0)
+        return server
+
+
+class Unaware(DPGaussian):
+    """Looks for public rows without saying so."""
+
+    def generator(self, server: Server) -> Generator:
+        assert self.task.public is None
+        return super().generator(server)
+
+
+def rows(count: int = 30, dim: int = DIM, seed: int = 5) -> np.ndarray:
+    return np.random.default_rng(seed).standard_normal((count, dim)).astype(np.float32)
+
+
+def npz(path: Path, **arrays: Any) -> dict[str, str]:
+    np.savez(path, **arrays)
+    return {"npz": str(path)}
+
+
+@pytest.fixture
+def public(tmp_path: Path) -> dict[str, str]:
+    return npz(tmp_path / "other.npz", x=rows())
+
+
+def prepared(public: Any, *algorithms: Any, **values: Any) -> Prepared:
+    return prepare(grid(public, *algorithms, **values), NODES)
+
+
+def grid(public: Any, *algorithms: Any, **values: Any) -> Grid:
+    return small_grid(*(algorithms or (Shifted,)), public=public, **values)
+
+
+def test_a_method_that_uses_them_is_given_the_rows_and_no_other_method_is(public: dict[str, str]) -> None:
+    ready = prepared(public, Shifted, Unaware)
+    used, unused = ready.trials
+    held = ready.data[used.data_key].public
+    assert held is not None
+    assert (used.cell.public, used.cell.public_hash) == ("other", held.fingerprint)
+    assert (unused.cell.public, unused.cell.public_hash) == (None, None)
+    assert np.allclose(np.linalg.norm(held.x, axis=1), 1)
+    given, kept = (build_algorithm(t.cell.algorithm, t.cell.params, t.given(ready.data[t.data_key]).task) for t in (used, unused))
+    assert given.task.public is held
+    assert kept.task.public is None
+
+
+def test_only_cells_that_use_them_have_other_ids_with_them(public: dict[str, str], tmp_path: Path) -> None:
+    other = npz(tmp_path / "second.npz", x=rows(seed=6))
+    bare = [t.cell.cell_id for t in prepared(None, "dp-gaussian").trials]
+    first, second = ([t.cell.cell_id for t in prepared(held, Shifted, "dp-gaussian").trials] for held in (public, other))
+    assert first[1:] == second[1:] == bare
+    assert first[0] != second[0]
+
+
+def test_they_travel_with_the_data_and_not_with_trials(public: dict[str, str]) -> None:
+    ready = prepared(public)
+    (trial,) = ready.trials
+    assert len(pickle.dumps(trial)) < rows().nbytes
+    assert trial.given(ready.data[trial.data_key]).cohorts()[0].given(None).task.public is None
+
+
+def test_a_method_that_needs_them_is_refused_without() -> None:
+    with pytest.raises(UserError, match=r"public with .*Shifted: the method uses public rows, and there are none; name a data set"):
+        prepare(small_grid(Shifted), NODES)
+
+
+def test_rows_that_are_private_too_are_refused(tmp_path: Path) -> None:
+    data = opened(small_grid("dp-gaussian").dataset[0]).labelled()
+    mixed = np.concatenate([rows(), 4 * data.x_train[[9, 4]]])  # scaled to unit norm they are the same
+    with pytest.raises(UserError, match=r"public: 2 training rows of 'digits\S*' are public too, the first is row 4"):
+        prepared(npz(tmp_path / "mixed.npz", x=mixed))
+    with pytest.raises(UserError, match=r"1 test row of 'digits\S*' is public too, the first is row 3"):
+        prepared(npz(tmp_path / "mixed.npz", x=np.concatenate([rows(), data.x_test[3:4]])))
+
+
+def test_rows_of_another_dimension_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"'p' has rows of 9 dimensions, data set 'digits\S*' of 64; give public rows"):
+        prepared(npz(tmp_path / "p.npz", x=rows(dim=9)))
+
+
+@pytest.mark.slow
+def test_every_actor_of_a_cell_has_them(public: dict[str, str], ray_bench: Callable[..., Ran], bench: Callable[..., Ran]) -> None:
+    entry = {"name": "dp-gaussian", "params": {"project": 8}}
+    spread = small_grid(entry, public=public, epsilon=8, resources={"clients_per_actor": 2})
+    scores = [row.scores for ran in (ray_bench(spread, "spread"), bench(spread, "together")) for row in grid_rows(ran.folder)]
+    assert scores[0] == pytest.approx(scores[1], abs=1e-3)
