@@ -114,7 +114,8 @@ class OnSphere:
 
     def sample(self, labels: Tensor, stream: torch.Generator) -> Tensor:
         """Synthetic embeddings ``[n, d]``, none longer than 1."""
-        rows = self.generator.sample(labels, stream)
+        # what is no tensor is refused elsewhere, see :func:`fedsim.methods.contract.answer`
+        rows = torch.as_tensor(self.generator.sample(labels, stream))
         longer: Tensor = torch.linalg.vector_norm(rows, dim=1, keepdim=True).clamp_min(1)
         return rows / longer
 

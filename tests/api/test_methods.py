@@ -16,18 +16,22 @@ Command = Callable[..., Done]
 
 
 def test_a_file_that_fails_is_told_with_reason_and_fix_in_100_columns(command: Command) -> None:
-    done = command("check", f"{BROKEN}/unclipped_part.py:UnclippedPart", "--trust", "silo", "--param", "rounds=2")
+    done = command("check", f"{BROKEN}/clips.py:UnclippedPart", "--trust", "silo", "--quick")
     assert done.returncode == 1
-    # the title is as long as the path
-    assert max(map(len, done.stdout.partition("check  ")[2].splitlines())) <= 100
-    assert "prototypes.bias" in done.stdout
-    assert "fix: clip every unit" in done.stdout
+    line, _, table = done.stdout.partition("\n")
+    assert line.endswith("clips.py:UnclippedPart: 11 of 12 checks passed (example, silo)")
+    assert max(map(len, table.splitlines())) <= 100
+    assert "prototypes.bias" in table
+    assert "fix: clip every unit" in table
 
 
-def test_an_algorithm_that_passes_exits_with_0(command: Command) -> None:
-    done = command("check", "dp-gaussian", "--trust", "aggregate", "--quick")
-    assert done.returncode == 0
-    assert "failed" not in done.stdout
+def test_a_check_that_passes_is_one_line_and_a_verbose_one_is_all_that_was_seen(command: Command) -> None:
+    arguments = ("check", "dp-gaussian", "--unit", "example", "--trust", "aggregate", "--quick")
+    done, line = command(*arguments), "fedsim check dp-gaussian: 12 of 12 checks passed (example, aggregate)\n"
+    assert (done.returncode, done.stdout) == (0, line)
+    told = command(*arguments, "--verbose").stdout
+    assert told.startswith(line)
+    assert "pairs of neighbours" in " ".join(told.split())
 
 
 @pytest.mark.parametrize(
@@ -36,7 +40,7 @@ def test_an_algorithm_that_passes_exits_with_0(command: Command) -> None:
         (["nothing.py:Method"], "there is no file"),
         (["fedhypevaee"], "did you mean 'fedhypevae'"),
         (["fedhypevae-sites", "--unit", "client"], "does not support 'client'"),
-        ([f"{BROKEN}/cannot_be_planned.py:CannotBePlanned"], "cannot_be_planned.py:8: ZeroDivisionError: division by zero"),
+        ([f"{BROKEN}/refused.py:CannotBePlanned"], ": ZeroDivisionError: division by zero"),
     ],
 )
 def test_a_mistake_of_a_check_is_one_line_and_exit_code_2(command: Command, arguments: list[str], words: str) -> None:

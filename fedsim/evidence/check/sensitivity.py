@@ -134,8 +134,9 @@ def _first_worlds(pairs: Sequence[Pair]) -> list[Seen | Verdict]:
 
 def _compared(pair: Pair, first: Seen | Verdict) -> Compared:
     second = look(pair, pair.other, first.tape) if isinstance(first, Seen) else first
-    ended = first if isinstance(first, Verdict) else second
-    return Compared(pair.draw, ended) if isinstance(ended, Verdict) else judged(pair, first, second)
+    if isinstance(first, Verdict) or isinstance(second, Verdict):
+        return Compared(pair.draw, first if isinstance(first, Verdict) else second)
+    return judged(pair, first, second)
 
 
 @dataclass(frozen=True)
