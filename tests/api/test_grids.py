@@ -150,16 +150,6 @@ def test_a_name_that_cannot_be_written_down_and_a_folder_in_use_are_refused(fold
         assert f"fedsim, process {os.getpid()}, is running in this folder; wait for it or stop it" in command("bench", "g.yaml").stderr
 
 
-def test_a_damaged_line_is_told_before_anything_runs(folder: Path, command: Callable[..., Done]) -> None:
-    (folder / "small.yaml").write_text(FOUR)
-    run = folder / "runs" / "small"
-    run.mkdir(parents=True)
-    (run / "rounds.jsonl").write_text('hello\n{"training_id": "a", "round": 0}\n')
-    done = command("bench", "small.yaml")
-    assert (done.returncode, "rounds.jsonl:1: this line cannot be read" in done.stderr) == (2, True)
-    assert [path.name for path in run.glob("*.jsonl")] == ["rounds.jsonl"]
-
-
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL])
 def test_a_bench_that_is_interrupted_or_killed_goes_on_by_the_same_command(
     tmp_path: Path, started: subprocess.Popen[str], number: signal.Signals, monkeypatch: pytest.MonkeyPatch, command: Callable[..., Done]

@@ -434,6 +434,7 @@ def everything(tmp_path_factory, row, training):
     return write_report(folder).page
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(CHROMIUM is None, reason="chromium is not installed")
 @pytest.mark.parametrize("dark", [False, True], ids=["light", "dark"])
 def test_the_page_is_read_on_a_telephone_a_tablet_and_a_desk(tmp_path, everything, dark):
