@@ -1,4 +1,4 @@
-from fedsim.report.sites import MOST_SITES, draw_sites, site_panels, site_tables
+from fedsim.report.sites import draw_sites, site_panels, site_tables
 from fedsim.results.groups import group_seeds
 
 
@@ -60,10 +60,3 @@ def test_sites_that_were_left_out_have_a_table_with_their_mean(row):
     (table,) = site_tables(group_seeds(rows, "range"), [])
     assert table.title.startswith("Balanced accuracy by site · on a site that took no part · digits · ")
     assert (table.columns, table.blocks[0].lines[0].values) == (("north", "south", "mean"), ("0.550±0.050", "0.650±0.050", "0.600"))
-
-
-def test_more_sites_than_a_table_has_room_for_have_none(row):
-    groups = group_seeds([row(cell_id="a")])
-    for count, tables in ((MOST_SITES, 1), (MOST_SITES + 1, 0)):
-        lines = [line | {"local_only_balanced_accuracy": None} for line in told("a", {str(site): 0.5 for site in range(count)})]
-        assert len(site_tables(groups, lines)) == tables
