@@ -1,20 +1,15 @@
 import json
-import math
 import re
 import shutil
 import subprocess
-from html import escape, unescape
 from html.parser import HTMLParser
-from itertools import product
 
-import numpy as np
 import pytest
 from benches import PATIENCE
 from matplotlib.figure import Figure
 from rows import add_lines, add_rows
 
 from fedsim.errors import UserError
-from fedsim.partition.matrix import LabelMatrix, write_partitions
 from fedsim.report import report
 from fedsim.report.diagnostics import DIAGNOSTICS_NOT_PRIVATE
 from fedsim.report.figures import SERIES, SHADES
@@ -341,118 +336,6 @@ def test_a_browser_shows_the_page(tmp_path, full, training):
     assert len(panels(tree)) > 10
     assert sections(tree) == ["findings", "curves", "results", "failures", "methods", "privacy", "cells", "manifest", "diagnostics"]
     assert picture.stat().st_size > 50_000
-
-
-MEASURED = """<script>
-const measure = frame => {
-  const page = frame.contentDocument, width = frame.clientWidth;
-  const found = {width, texts: 0, small: [], faint: [], wide: [], cut: [], shown: []};
-  const style = element => frame.contentWindow.getComputedStyle(element);
-  const rgba = colour => (colour.match(/[\\d.]+/g) || [0, 0, 0, 0]).map(Number).concat(1).slice(0, 4);
-  const light = c => [0.2126, 0.7152, 0.0722].reduce((sum, w, i) => {
-    const v = c[i] / 255;
-    return sum + w * (v <= 0.04045 ? v / 12.92 : ((v + 0.055) / 1.055) ** 2.4);
-  }, 0);
-  const contrast = (a, b) => (Math.max(light(a), light(b)) + 0.05) / (Math.min(light(a), light(b)) + 0.05);
-  const over = (c, below, alpha) => c.slice(0, 3).map((v, i) => alpha * v + (1 - alpha) * below[i]);
-  const behind = element => {
-    for (let e = element; e; e = e.parentElement) { const c = rgba(style(e).backgroundColor); if (c[3] == 1) return c; }
-  };
-  const check = (what, colour, paper, size) => {
-    found.texts++;
-    if (size < 10.95) found.small.push(`${what}: ${size.toFixed(1)}`);
-    if (contrast(colour, paper) < 4.5) found.faint.push(`${what}: ${contrast(colour, paper).toFixed(1)}`);
-  };
-  page.querySelectorAll("details").forEach(e => e.open = true);
-  const paper = rgba(style(page.body).backgroundColor), ink = rgba(style(page.body).color);
-  for (const input of page.querySelectorAll(".tabs > input")) {
-    input.checked = true;
-    const tabs = [...page.querySelectorAll(".tab")].filter(tab => tab.offsetWidth);
-    found.shown.push(tabs.length == 1 && tabs[0] == input.nextElementSibling.nextElementSibling);
-    for (const box of page.querySelectorAll(".scroll")) {
-      if (box.querySelector(".results") && box.scrollWidth > box.clientWidth) found.cut.push(box.textContent.slice(0, 80));
-    }
-    const texts = page.createTreeWalker(page.body, NodeFilter.SHOW_TEXT);
-    for (let text; text = texts.nextNode();) {
-      const parent = text.parentElement;
-      if (!text.data.trim() || !parent.offsetWidth) continue;
-      check(text.data.trim().slice(0, 30), rgba(style(parent).color), behind(parent), parseFloat(style(parent).fontSize));
-    }
-  }
-  const panels = [...page.querySelectorAll(".panel")], boxes = panels.map(panel => panel.getBoundingClientRect());
-  for (const panel of panels) {
-    const zoom = panel.getBoundingClientRect().width / panel.viewBox.baseVal.width;
-    for (const text of panel.querySelectorAll("g[transform*=scale]")) {
-      const size = 100 * zoom * parseFloat(text.getAttribute("transform").split("scale(")[1]);
-      check(panel.getAttribute("aria-label"), rgba(style(text).fill), paper, size);
-    }
-    for (const cell of panel.querySelectorAll("path[style*=heat]")) {
-      const drawn = style(cell);
-      check("heat", ink, over(rgba(drawn.fill), paper, parseFloat(drawn.fillOpacity) * parseFloat(drawn.opacity)), 11);
-    }
-    if (zoom * panel.viewBox.baseVal.width > Math.min(width - 40, 520)) found.wide.push(panel.getAttribute("aria-label"));
-  }
-  for (let i = 0; i < 10; i++) {
-    const line = style(page.documentElement).getPropertyValue(`--series-${i}`).match(/\\w\\w/g).map(v => parseInt(v, 16));
-    if (contrast(line, paper) < 3) found.faint.push(`series ${i}`);
-  }
-  found.beside = Math.max(...boxes.map(box => boxes.filter(other => other.top < box.bottom && box.top < other.bottom).length));
-  found.overflow = page.documentElement.scrollWidth - width;
-  found.dark = light(paper) < 0.1;
-  return found;
-};
-onload = () => setTimeout(() => document.title = JSON.stringify([...document.querySelectorAll("iframe")].map(measure)));
-</script>"""
-"""Looks at the page at three widths: what is small, faint, wide or cut, which tab is shown, how many panels stand in a line."""
-
-
-@pytest.fixture(scope="module")
-def everything(tmp_path_factory, row, training):
-    """The page of a run with ten methods, of which some yield classifiers, three clients with names, rounds, and two data sets."""
-    folder = tmp_path_factory.mktemp("everything")
-    clients, rows, held = ("Hôpital de la Croix-Rousse", "Mayo", "北京"), [], []
-    scores = {"frechet_distance": 0.1, "coverage": 0.8, "density": 0.9, "worst_class_recall": 0.3, "client_balanced_accuracy": 0.6}
-    for method, epsilon, seed, dataset in product(range(10), (1.0, 4.0, math.inf), range(3), ("digits", "retina")):
-        facts = {"label": f"method {method}" + " of a long name" * (method == 3), "yields": "classifier" if method > 7 else "generator"}
-        facts |= {"epsilon_target": epsilon, "epsilon_spent": epsilon, "seed": seed, "clients": 3, "dataset": dataset}
-        facts |= {"uplink_bytes": 10**method, "downlink_bytes": 10**6}
-        cell = f"{method}-{epsilon}-{seed}-{dataset}"
-        rows.append(row(cell_id=cell, balanced_accuracy=0.6 + method / 40 + seed / 50, **facts, **scores))
-        held += [
-            {"cell_id": cell, "client": c, "name": name, "own_balanced_accuracy": 0.5 + c / 10, "shared_balanced_accuracy": 0.6}
-            | {"local_only_balanced_accuracy": 0.4}
-            for c, name in enumerate(clients)
-        ]
-    add_rows(folder, *rows)
-    add_lines(folder / "clients.jsonl", held)
-    add_lines(folder / "rounds.jsonl", [record for each in rows[:12] for record in training(each.cell_id)])
-    counts = np.array([[400, 1, 90], [12, 30, 0], [7, 1200, 60]])
-    write_partitions(
-        folder / "partitions.json",
-        [LabelMatrix("digits", "column", None, 3, 0, "f", counts, ("cat", "dog", "eel"), clients)],
-    )
-    return write_report(folder).page
-
-
-@pytest.mark.skipif(CHROMIUM is None, reason="chromium is not installed")
-@pytest.mark.parametrize("dark", [False, True], ids=["light", "dark"])
-def test_the_page_is_read_on_a_telephone_a_tablet_and_a_desk(tmp_path, everything, dark):
-    html = escape(everything.read_text(encoding="utf-8"))
-    frames = [f'<iframe style="width:{width}px;height:90000px;border:0" srcdoc="{html}"></iframe>' for width in (360, 768, 1280)]
-    page = tmp_path / "widths.html"
-    page.write_text(f"<!doctype html><meta charset=utf-8>{''.join(frames)}{MEASURED}", encoding="utf-8")
-    shown = browsed(page, tmp_path / "profile", f"--blink-settings=preferredColorScheme={0 if dark else 1}")
-    measured = json.loads(unescape(re.search("<title>(.*?)</title>", shown)[1]))
-    assert [found["width"] for found in measured] == [360, 768, 1280]
-    for found in measured:
-        assert found["dark"] == dark
-        assert len(found["shown"]) > 4
-        assert all(found["shown"])
-        assert found["texts"] > 5_000
-        assert (found["small"], found["faint"], found["cut"], found["overflow"]) == ([], [], [], 0)
-        assert found["wide"] == []
-    assert measured[0]["beside"] == 1
-    assert min(found["beside"] for found in measured[1:]) > 1
 
 
 def test_only_a_block_with_a_place_or_references_has_a_head(tmp_path, row):

@@ -1,9 +1,4 @@
-from itertools import combinations
-
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.text import Text
-
-from fedsim.report.sites import MOST_SITES, draw_sites, site_panels, site_tables
+from fedsim.report.sites import draw_sites, site_panels, site_tables
 from fedsim.results.groups import group_seeds
 
 
@@ -13,10 +8,6 @@ def told(cell: str, own: dict[str, float | None], shared: float = 0.5) -> list[d
         other = None if value is None else shared
         lines.append({"cell_id": cell, "client": client, "name": name, "own_balanced_accuracy": value, "shared_balanced_accuracy": other})
     return lines
-
-
-def title_of(axes):
-    return next(text for text in axes.get_children() if isinstance(text, Text) and text.get_text() == axes.get_title(loc="left"))
 
 
 def test_a_client_has_the_mean_over_seeds_at_every_epsilon(row):
@@ -41,25 +32,6 @@ def test_clients_without_test_rows_and_cells_without_clients_are_left_out(row):
     assert [dot.name for dot in panel.dots[1.0]] == ["north"]
     assert site_panels(groups, []) == []
     assert draw_sites(groups, told("a", {"west": None})) is None
-
-
-def test_long_names_stay_over_their_panels(row):
-    labels = ["short", "a name of many words that goes on " * 5, "oneword" * 20, "x" * 30, "another of many words that goes on " * 5]
-    groups = group_seeds(row(cell_id=label, label=label, dataset="a_data_set_with_a_name_that_is_long_too") for label in labels)
-    figure = draw_sites(groups, [line for label in labels for line in told(label, {"north": 0.4})])
-    FigureCanvasAgg(figure).draw()
-    boxes = [title_of(axes).get_window_extent() for axes in figure.axes]
-    assert not any(one.overlaps(other) for one, other in combinations(boxes, 2))
-    assert not any(box.overlaps(axes.get_tightbbox(for_layout_only=True)) for box, axes in zip(boxes[4:], figure.axes, strict=False))
-    assert all(figure.bbox.x0 <= box.x0 and box.x1 <= figure.bbox.x1 and box.y1 < figure.bbox.y1 for box in boxes)
-
-
-def test_of_many_panels_the_first_are_drawn_and_the_caption_says_so(row):
-    labels = [f"method {number}" for number in range(17)]
-    groups = group_seeds(row(cell_id=label, label=label) for label in labels)
-    figure = draw_sites(groups, [line for label in labels for line in told(label, {"north": 0.4})])
-    assert len(figure.axes) == 16
-    assert any(text.get_text().endswith("16 of 17 are drawn.") for text in figure.texts)
 
 
 def test_a_table_by_site_has_every_sites_mean_and_the_mean_over_them(row):
@@ -88,10 +60,3 @@ def test_sites_that_were_left_out_have_a_table_with_their_mean(row):
     (table,) = site_tables(group_seeds(rows, "range"), [])
     assert table.title.startswith("Balanced accuracy by site · on a site that took no part · digits · ")
     assert (table.columns, table.blocks[0].lines[0].values) == (("north", "south", "mean"), ("0.550±0.050", "0.650±0.050", "0.600"))
-
-
-def test_more_sites_than_a_table_has_room_for_have_none(row):
-    groups = group_seeds([row(cell_id="a")])
-    for count, tables in ((MOST_SITES, 1), (MOST_SITES + 1, 0)):
-        lines = [line | {"local_only_balanced_accuracy": None} for line in told("a", {str(site): 0.5 for site in range(count)})]
-        assert len(site_tables(groups, lines)) == tables

@@ -29,7 +29,15 @@ def test_the_sum_is_noised_once_and_clients_noise_is_each_ones_own() -> None:
 
 
 def test_a_tuned_row_trusts_whoever_sees_its_trainings_wherever_noise_was_added() -> None:
-    search = {"space": {"clip": (1, 2)}, "trials": 10, "distribution": "geometric", "free": False, "held_out": 0.1, "chosen": {"clip": 1}, "trained": 2}
+    search = {
+        "space": {"clip": (1, 2)},
+        "trials": 10,
+        "distribution": "geometric",
+        "free": False,
+        "held_out": 0.1,
+        "chosen": {"clip": 1},
+        "trained": 2,
+    }
     for place in ("sum", "clients"):
         found = told(make_row(noise_at=place, tuning=search, **PROOF))["fedhypevae"]
         assert "shows nobody, clients included, any but the best" in found

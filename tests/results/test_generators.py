@@ -63,7 +63,7 @@ def package(tmp_path):
 
 @pytest.mark.parametrize("name", [name for name in SHIPPED if lookup(name).generates()])
 def test_a_saved_generator_gives_the_rows_that_its_cell_was_scored_on(tmp_path, name):
-    trial, data, outcome = saved(tmp_path, name)
+    trial, data, outcome = saved(tmp_path, name, evaluation={"per_class": 10, "probe_c": 0.5})
     x, y = load_generator(tmp_path).synthesise(trial.cell.evaluation.per_class)
     again = score_probe(x, y, data.x_test, data.y_test, trial.cell.evaluation.probe_c)
     # plain accuracy knows the released labels too
@@ -107,7 +107,7 @@ def test_a_synthesis_that_there_is_not_is_named(tmp_path, name, synthesis, messa
     saved(tmp_path, name)
     with pytest.raises(UserError, match=message) as caught:
         load_generator(tmp_path, synthesis=synthesis)
-    assert caught.value.where == f"--synthesis {synthesis}"
+    assert caught.value.where == f"synthesis {synthesis}"
 
 
 def test_what_is_saved_holds_no_optimiser_no_encoder_of_a_client_and_no_iterate_beside_its_mean(tmp_path):
@@ -167,7 +167,7 @@ def test_a_run_keeps_a_generator_for_every_cell(bench):
     assert (loaded.facts.row, loaded.facts.sha256) == (row, row.generator)
     assert loaded.vouched
     assert loaded.manifest(5)["vouched"] == "by the results of its run"
-    with pytest.raises(UserError, match=r"there are several generators .*; name one with --cell"):
+    with pytest.raises(UserError, match=r"there are several generators .*; name one with `cell`"):
         load_generator(done.folder)
     with pytest.raises(UserError, match="there is no generator of this cell"):
         load_generator(done.folder, "no such")
@@ -240,7 +240,7 @@ def test_what_a_plug_in_states_is_released_once_a_full_check_of_the_run_folder_p
     with pytest.raises(UserError, match="its claim stated, its check none"):
         release(tmp_path, None, package, trust_plugin=True)
     ResultStore(tmp_path).append("checks", [line])
-    with pytest.raises(UserError, match="give --trust-plugin if you trust that code"):
+    with pytest.raises(UserError, match="give `trust_plugin=True` if you trust that code"):
         release(tmp_path, None, package)
     assert not package.exists()
     row = release(tmp_path, None, package, trust_plugin=True)[1].row

@@ -31,7 +31,7 @@ CONTRACT = [
     *("noise_at", "counted_by", "audit_epsilon_lower", "audit_epsilon_any", "audit_method", "audit_pairs", "audit_canary_ratio"),
     *("audit_params", "evaluation", "unseen", "tested", "label_shares", "accuracy", "balanced_accuracy", "share_of_ceiling", "macro_f1"),
     *("worst_class_recall", "knn_balanced_accuracy", "mlp_balanced_accuracy", "frechet_distance", "squared_mmd", "density", "coverage"),
-    *("real_or_synthetic", "client_balanced_accuracy", "client_worst_balanced_accuracy", "client_spread"),
+    *("synthetic_norm", "real_or_synthetic", "client_balanced_accuracy", "client_worst_balanced_accuracy", "client_spread"),
     *("client_shared_balanced_accuracy", "client_local_only_balanced_accuracy", "personal_accuracy", "personal_balanced_accuracy"),
     *("personal_alone_accuracy", "personal_alone_balanced_accuracy", "personal_weight", "recall_per_class", "ceiling_balanced_accuracy"),
     *("ceiling_accuracy", "local_only_balanced_accuracy", "chance", "uplink_bytes", "downlink_bytes", "parameters", "seconds"),

@@ -232,13 +232,6 @@ def test_a_cell_that_fails_is_a_row_and_the_grid_goes_on(bench: Bench, tmp_path:
     assert retried.rows[-1] == rows["dp-gaussian"]
 
 
-def test_an_algorithm_that_calls_sys_exit_is_reported_as_that(bench: Bench, tmp_path: Path) -> None:
-    (row,) = bench(small_grid(trouble("sys.exit", tmp_path / "never"))).rows
-    assert row.error is not None
-    assert (row.error.type, row.error.message) == ("RuntimeError", "the algorithm called sys.exit('enough'), which a cell may not")
-    assert "raise SystemExit" in row.error.traceback
-
-
 def test_a_handful_of_short_cells_runs_in_this_process_by_itself() -> None:
     """Larger grids, long trainings and what needs limits or GPUs run on actors."""
     for short, keys in (
