@@ -133,10 +133,10 @@ def _first_worlds(pairs: Sequence[Pair]) -> list[Seen | Verdict]:
 
 
 def _compared(pair: Pair, first: Seen | Verdict) -> Compared:
-    second = look(pair, pair.other, first.tape) if isinstance(first, Seen) else first
-    if isinstance(first, Verdict) or isinstance(second, Verdict):
-        return Compared(pair.draw, first if isinstance(first, Verdict) else second)
-    return judged(pair, first, second)
+    if isinstance(first, Verdict):
+        return Compared(pair.draw, first)
+    second = look(pair, pair.other, first.tape)
+    return Compared(pair.draw, second) if isinstance(second, Verdict) else judged(pair, first, second)
 
 
 @dataclass(frozen=True)
