@@ -72,6 +72,8 @@ def value_words(annotation: Any) -> str:
     if origin is Annotated:
         return value_words(arguments[0])
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        if annotation not in SECTIONS:  # a mapping of a key or two
+            return " and ".join(f"`{{{name}: …}}`" for name in annotation.model_fields)
         return f"[{SECTIONS[annotation]}](#{SECTIONS[annotation]})"
     words = {bool: "true or false", int: "whole number", float: "number", str: "text", Path: "path", dict: "mapping"}
     return words.get(origin or annotation, "value")
@@ -121,7 +123,12 @@ def columns() -> Iterator[str]:
     meanings = meanings_of(Row) | {name: measure.title for name, measure in MEASURES.items()}
     values = {name: value_words(field.annotation) for name, field in Row.model_fields.items()}
     yield from table(("column", "values", "meaning"), ((f"`{n}`", values.get(n, "number"), meanings.get(n, "")) for n in Row.columns()))
-    yield from (*section(RowError), *section(Mechanism), *section(Tuned))
+    yield from (*section(RowError), f"## {SECTIONS[Mechanism]}\n", *meaning_table(Mechanism), *section(Tuned))
+
+
+def meaning_table(described: type) -> Iterator[str]:
+    """The attributes of a class and what they mean."""
+    yield from table(("key", "meaning"), ((f"`{name}`", meaning) for name, meaning in meanings_of(described).items()))
 
 
 def methods() -> Iterator[str]:
