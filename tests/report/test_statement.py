@@ -56,10 +56,6 @@ def test_methods_without_noise_guarantee_nothing() -> None:
     assert "guarantee: none: it ran without noise" in found["loud"]
 
 
-def test_a_row_without_mechanisms_says_that_it_cannot_be_proved() -> None:
-    assert "cannot be proved from itself" in told(make_row())["fedhypevae"]
-
-
 def test_a_method_of_which_nothing_finished_or_holds_says_that_alone() -> None:
     unknown = [make_row(label=status, **PROOF).model_copy(update={"status": status}) for status in ("unaccounted", "refuted")]
     found = told(make_failed(), *unknown)

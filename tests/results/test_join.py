@@ -5,7 +5,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import pytest
 from cells import small_cells
 from rows import ERROR, lines_of
 
@@ -141,23 +140,6 @@ def test_seconds_are_those_of_training_and_judging() -> None:
     trial = a_trial()
     row = row_of(trial, as_planned(trial, seconds=3.0), JUDGEMENT)
     assert (row.train_seconds, row.judge_seconds, row.seconds) == (3.0, 1.0, 4.0)
-
-
-@pytest.mark.parametrize(
-    ("change", "claim"),
-    [
-        ({}, "checked"),
-        ({"ended": "failed"}, "heuristic"),
-        ({"full": False}, "stated"),
-        ({"source": "of other code"}, "stated"),
-        ({"source": "of other code", "ended": "failed"}, "stated"),
-    ],
-)
-def test_a_claim_is_the_plan_s_as_the_checks_of_its_code_have_it(change: dict[str, Any], claim: str) -> None:
-    trial = a_trial("broken.tiny:Tiny")
-    check = {**CHECK, "source": trial.cell.source, "params": trial.cell.params}
-    assert row_of(trial, as_planned(trial), JUDGEMENT).claim == "stated"
-    assert row_of(trial, as_planned(trial), JUDGEMENT, checks=[check | change]).claim == claim
 
 
 def test_a_method_without_a_budget_claims_nothing() -> None:

@@ -54,19 +54,6 @@ def test_a_row_whose_claim_an_audit_refutes_is_not_ok():
         row(**facts)
 
 
-def test_a_row_has_the_fields_of_the_contract_and_no_other():
-    assert Row.columns() == CONTRACT
-    assert list(json.loads(row().to_json())) == CONTRACT
-    with pytest.raises(ValidationError, match="acuracy"):
-        row(acuracy=0.5)
-
-
-def test_a_row_can_be_told_without_some_of_its_fields():
-    told = row().model_dump(exclude={"claim", "seconds"})
-    assert list(told) == [name for name in CONTRACT if name not in ("claim", "seconds")]
-    assert row().model_dump(include={"label"}) == {"label": "alg"}
-
-
 @pytest.mark.parametrize(
     "fields",
     [

@@ -9,7 +9,6 @@ from broken.tiny import Adapted, Spelled, Tiny
 from cells import one_cell, quick
 from rows import joined
 
-from fedsim.errors import PluginError
 from fedsim.methods.clients import Clients, Noised
 from fedsim.methods.messages import Message, Ran, Round, Tensors
 from fedsim.methods.parameters import add_in_order
@@ -121,11 +120,6 @@ def test_a_plan_that_its_budget_does_not_pay_for_is_overspent() -> None:
     assert outcome.epsilon_spent is not None
     assert outcome.epsilon_spent > 1.1
     assert joined(trial, outcome).status == "overspent"
-
-
-def test_noise_of_another_round_is_refused_before_a_grid_runs() -> None:
-    with pytest.raises(PluginError, match=r"step 1 is not in the round \(steps 0 \.\. 0\)"):
-        outcome("test-takes-the-next-rounds-noise")
 
 
 @pytest.mark.parametrize("name", ["dp-gaussian", "weight-noise"])

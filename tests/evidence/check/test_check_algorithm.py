@@ -77,7 +77,7 @@ SEARCHED = {
     "clips:GroupsClippedByRow": ("ordinary", r"removing a group of 3 rows .* \((2\.9|3\.0)\d of it\)"),
     "clips:SensitivityOfATenth": ("ordinary", r"\((9\.9\d|10\.0\d) of it\)"),
     "clips:FirstRowIsTheAnchor": ("first row", r"\(1\.\d+ of it\)"),
-    "clips:OneLabelCountsDouble": ("label six", r"\((1\.9|2\.0)\d of it\)"),
+    "clips:OneLabelCountsDouble": ("against two alike", r"\((1\.9|2\.0)\d of it\)"),
     "clips:DividesByStepsOfTenRows": ("beside ten alike", r"\(4\.\d+ of it\)"),
     "clips:ClipAtTheBatchMedian": ("moves the median", r"\(8\.\d+ of it\)"),
     "clips:UpdatesClippedAtTheirMedian": ("moves the median", r"\(1\.5\d of it\)"),
@@ -106,7 +106,7 @@ SEARCHED = {
     "leaks:StatisticsEveryTenthRound": ("ordinary", r"changes 'prototypes.bias' in the messages of round 9"),
     "leaks:StopsOnOwnLoss": ("in no sample", r"round [5-9]: .* not in the round's sample, changes"),
     "leaks:RaisesWithoutRows": ("beside none", r"ValueError: a client has no row \(\S*leaks\.py:\d+\)"),
-    "noise:EveryoneTakesPart": ("left out", r"not in the round's sample .* claims rate 0\.2"),
+    "noise:EveryoneTakesPart": ("left out", r"not in the round's sample.* claims rate 0\.2"),
     "noise:RateOfRowsClaimedForClients": ("left out", r"not in the round's sample.* claims rate 0\.2"),
     "noise:LeftOutClientSendsOldUpdate": ("left out", r"by 0\.5 of the bound; the plan claims rate 0\.5"),
 }
@@ -267,7 +267,7 @@ def test_a_setting_that_is_refused_while_others_are_not_is_printed(path: str, pa
 
 @pytest.mark.parametrize(
     ("name", "params", "unit", "words"),
-    [("fedhypevae-sites", [], "client", "does not support 'client'"), ("fedhypevae", ["latentt=3"], None, "--param latentt")],
+    [("fedhypevae-sites", [], "client", "does not support 'client'"), ("fedhypevae", ["latentt=3"], None, "params latentt")],
 )
 def test_a_wrong_unit_or_parameter_is_a_users_mistake(name: str, params: list[str], unit: Unit | None, words: str) -> None:
     with pytest.raises(UserError, match=words):

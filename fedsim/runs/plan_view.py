@@ -231,9 +231,9 @@ def parts_of(trial: Trial) -> Parts:
 
     from fedsim.methods.local_training import LocalDPSGD, LocalTraining
     from fedsim.methods.messages import Message, Round, Tensors
-    from fedsim.planning.rehearsal import first_rounds, made_up_cohort
     from fedsim.seeds import Seeds
     from fedsim.training.cohort import LocalPool
+    from fedsim.training.rehearsal import first_rounds, made_up_cohort
     from fedsim.training.rounds import to_the_end, train
 
     shapes: dict[str, dict[str, tuple[int, ...]]] = {}
