@@ -22,9 +22,8 @@ from fedsim.privacy.accountant import INTEGER_ORDERS, ORDERS
 from fedsim.privacy.events import AnyEvent, Event
 from fedsim.privacy.plan import RELEASABLE
 from fedsim.privacy.selection import Curve, Selection, composed_by_renyi, composed_event, converted
-from fedsim.results.contradictions import MOST_ABOVE, MOST_BELOW, cross_check, impossible, large_deltas, ratio, within_row
-from fedsim.results.groups import grouped
-from fedsim.results.rows import Row
+from fedsim.results.contradictions import MOST_ABOVE, MOST_BELOW, cross_check, impossible, large_deltas, ran, ratio, selection_of, within_row
+from fedsim.results.columns import Result
 from fedsim.words import Printed, at_most, number, print_line
 
 Verdict = Literal["proved", "differs", "not proved", "no claim"]
@@ -45,7 +44,7 @@ class Proof:
         epsilon: recomputed.
     """
 
-    row: Row
+    row: Result
     verdict: Verdict
     why: str = ""
     epsilon: float | None = None
@@ -56,7 +55,7 @@ class Proof:
         return None if self.row.epsilon_spent is None or self.epsilon is None else ratio(self.row.epsilon_spent, self.epsilon)
 
 
-def prove(row: Row, *, trust_plugin: bool = False) -> Proof:
+def prove(row: Result, *, trust_plugin: bool = False) -> Proof:
     """Recompute a row's epsilon from its mechanisms and its delta, and cross-check the rest (:func:`cross_check`).
 
     By dp-accounting's privacy loss distribution (pessimistic, both orders; Gaussians by connecting the dots, exponential mechanisms as
@@ -73,17 +72,14 @@ def prove(row: Row, *, trust_plugin: bool = False) -> Proof:
         return Proof(row, "no claim", "unaccounted: nothing is known of its ε, and the row claims none")
     if row.status == "refuted":
         return Proof(row, "no claim", "refuted: an audit contradicts the ε that the row claimed")
-    missing = [name for name in ("mechanisms", "delta", "epsilon_spent", "relation", "sensitivity") if getattr(row, name) is None]
+    missing = [name for name in ("mechanisms", "delta", "epsilon_spent") if getattr(row, name) is None]
     if missing:
-        older = "; it is older than these fields" if "mechanisms" in missing else ""
-        return Proof(row, "not proved", f"the row does not hold its {', '.join(missing)}{older}")
-    assert row.mechanisms is not None
-    assert row.delta is not None
+        return Proof(row, "not proved", f"the row does not hold its {', '.join(missing)}")
     if numbers := impossible(row):
         return Proof(row, "differs", "; ".join(numbers))
-    events = tuple(sorted(mechanism.event for mechanism in row.mechanisms))
+    events, selection = tuple(sorted(each.event for each in ran(row))), selection_of(row)
     try:
-        epsilon = recomputed(events, row.delta, row.accountant == "rdp") if row.selection is None else searched(row.selection, row.delta)
+        epsilon = recomputed(events, row.delta, row.accountant == "rdp") if selection is None else searched(selection, row.delta)
     except (ArithmeticError, ValueError, MemoryError) as error:  # of numbers that no training has
         return Proof(row, "not proved", f"dp-accounting cannot compose its mechanisms ({unread(error)})")
     checked = cross_check(row, composed=epsilon, trust_plugin=trust_plugin)
@@ -253,48 +249,52 @@ class Together:
     epsilon: float
 
 
-def together(rows: Sequence[Row]) -> list[Together]:
+def together(rows: Sequence[Result]) -> list[Together]:
     """For every data set and unit with two releasable generators or more: what releasing all of them costs.
 
     Each has noise of its own, and a unit is in the data of all, so their mechanisms compose (Dwork and Roth 2014, section 3.5). Clients of
     two partitions are not the same units: each partition is then counted by itself.
     """
-    groups = grouped(_releasable(rows), lambda row: (row.dataset_hash, *_units(row)))
+    groups: dict[tuple[str | None, ...], list[Result]] = {}
+    for row in _releasable(rows):
+        groups.setdefault((row.dataset_hash, *_units(row)), []).append(row)
     return [_composed(members) for members in groups.values() if len(members) > 1]
 
 
-def apart_words(rows: Sequence[Row]) -> Iterator[str]:
+def apart_words(rows: Sequence[Result]) -> Iterator[str]:
     """Generators that may cost more together than one of them: of units of two kinds or partitions, and of several data sets."""
-    for members in grouped(_releasable(rows), lambda row: row.dataset_hash).values():
+    sets: dict[str, list[Result]] = {}
+    for row in _releasable(rows):
+        sets.setdefault(row.dataset_hash, []).append(row)
+    for members in sets.values():
         if len(kinds := {_units(row) for row in members}) > 1:
             of = " and ".join(dict.fromkeys(f"unit {row.unit}" for row in members))
             what = f"may be released whose units are of {len(kinds)} kinds or partitions ({of})"
             yield f"{len(members)} generators of {members[0].dataset} {what}: a row is in all of them, and pays for all"
-    sets = {row.dataset_hash: row.dataset for row in _releasable(rows)}
     if len(sets) > 1:
-        names = ", ".join(dict.fromkeys(sets.values()))
+        names = ", ".join(dict.fromkeys(members[0].dataset for members in sets.values()))
         pays = "a unit that is in several, as in cuts or encodings of one, pays for all"
         yield f"generators of {len(sets)} data sets may be released ({names}): {pays}"
 
 
-def _units(row: Row) -> tuple[str | None, str | None]:
+def _units(row: Result) -> tuple[str | None, str | None]:
     """What a row's budget protects: units of a kind, and clients of a partition."""
     return row.unit, row.partition_hash if row.unit == "client" else None
 
 
-def _releasable(rows: Sequence[Row]) -> Iterator[Row]:
+def _releasable(rows: Sequence[Result]) -> Iterator[Result]:
     for row in rows:
         if row.generator and row.noise == "secret" and row.status == "ok" and row.claim in RELEASABLE and row.mechanisms and row.delta:
             yield row
 
 
-def _composed(rows: Sequence[Row]) -> Together:
+def _composed(rows: Sequence[Result]) -> Together:
     delta = max(row.delta or 0.0 for row in rows)
     if any(row.selection for row in rows):
         whole = np.sum([*map(_whole, rows)], axis=0)
         return Together(rows[0].dataset, rows[0].unit or "example", len(rows), delta, converted(whole, delta))
     events: Counter[Event] = Counter()
-    for event in (mechanism.event for row in rows for mechanism in row.mechanisms or ()):
+    for event in (each.event for row in rows for each in ran(row)):
         events[event._replace(steps=1)] += event.steps
     composed = tuple(sorted(event._replace(steps=count) for event, count in events.items()))
     try:
@@ -304,11 +304,11 @@ def _composed(rows: Sequence[Row]) -> Together:
     return Together(rows[0].dataset, rows[0].unit or "example", len(rows), delta, epsilon)
 
 
-def _whole(row: Row) -> Curve:
+def _whole(row: Result) -> Curve:
     """The Rényi divergence of all that a row paid for; of a search the larger one of a unit in training and one in the score."""
-    if row.selection is not None:
-        return np.max(row.selection.curves(_divergence), axis=0)  # type: ignore[no-any-return]
-    return _divergence([mechanism.event for mechanism in row.mechanisms or ()])
+    if (selection := selection_of(row)) is not None:
+        return np.max(selection.curves(_divergence), axis=0)  # type: ignore[no-any-return]
+    return _divergence([each.event for each in ran(row)])
 
 
 def together_words(costs: Sequence[Together]) -> Iterator[str]:

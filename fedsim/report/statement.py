@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from rich.console import Console
 
 from fedsim.privacy.selection import SCORE
+from fedsim.results.columns import Result
 from fedsim.results.contradictions import CrossCheck, large_deltas, within_row
-from fedsim.results.rows import Row
 from fedsim.words import Printed, at_most, number, print_line, spelled
 
 UNITS = {
@@ -36,8 +36,6 @@ CLAIMS = {
 }
 ACCOUNTANTS = {
     "prv": "numerical composition of privacy loss random variables (Gopi, Lee & Wutschitz 2021, theorem 5.5; Opacus), an upper bound",
-    "pld": "the privacy loss distribution on a grid, connect the dots (Doroshenko et al. 2022), that of an exponential mechanism by its "
-    "bounded range (Durfee & Rogers 2019; Dong, Durfee & Rogers 2020), an upper bound",
     "rdp": "Rényi composition (Mironov, Talwar & Zhang 2019; conversion of Balle et al. 2020), an upper bound",
 }
 
@@ -74,7 +72,7 @@ def unit_words(unit: str) -> str:
 
 
 def statements(
-    rows: Sequence[Row], check: Callable[[Row], CrossCheck] = within_row, only: Collection[str] | None = None
+    rows: Sequence[Result], check: Callable[[Result], CrossCheck] = within_row, only: Collection[str] | None = None
 ) -> list[Statement]:
     """A statement for every method of the rows, and for each unit, trust, claim and noise that it ran under.
 
@@ -91,7 +89,7 @@ def statements(
     for row in rows:
         for sentence in checks[id(row)].contradictions:
             wrong.setdefault(row.label, {})[sentence] = None
-    by_setting: dict[tuple[object, ...], list[Row]] = {}
+    by_setting: dict[tuple[object, ...], list[Result]] = {}
     asked = [row for row in rows if only is None or row.cell_id in only]
     for row in asked:
         if row.status in ("ok", "overspent") and row.label not in wrong:
@@ -127,7 +125,7 @@ _NONE = {
 """Why there is nothing to state."""
 
 
-def _audit(refuted: Row | None) -> Iterator[tuple[str, str]]:
+def _audit(refuted: Result | None) -> Iterator[tuple[str, str]]:
     """What an audit says of the claim of ``refuted``, a row of another budget."""
     if refuted is not None:
         what = ", ".join(filter(None, ("one refutes the claim at another budget", refuted.audited_form)))
@@ -139,15 +137,15 @@ def _contradicted(sentences: Iterable[str]) -> str:
     return f"a row of it contradicts itself: {first}" + (f" (and {len(more)} more)" if more else "")
 
 
-def _claimed(row: Row) -> tuple[str | None, ...]:
+def _claimed(row: Result) -> tuple[str | None, ...]:
     return row.label, row.unit, row.trust
 
 
-def _is_private(row: Row) -> bool:
+def _is_private(row: Result) -> bool:
     return row.epsilon_target is not None and math.isfinite(row.epsilon_target)
 
 
-def _parts(rows: Sequence[Row]) -> Iterator[tuple[str, str]]:
+def _parts(rows: Sequence[Result]) -> Iterator[tuple[str, str]]:
     row = rows[0]
     if not _is_private(row):
         what = "it ran without noise (ε = ∞)" if row.epsilon_target is not None else "it adds no noise, and ε has no meaning for it"
@@ -156,7 +154,7 @@ def _parts(rows: Sequence[Row]) -> Iterator[tuple[str, str]]:
     void = "" if row.claim in ("proved", "checked", "stated") else ". No (ε, δ) below is a guarantee"
     yield "claim", f"{row.claim}: {CLAIMS.get(row.claim or '', '')}{void}"
     yield "unit", unit_words(row.unit or "example")
-    yield "relation", f"{row.relation or 'add-or-remove-one'}: neighbours differ in the presence of one unit"
+    yield "relation", f"{row.relation}: neighbours differ in the presence of one unit"
     yield "trust", _trust(row)
     for public in dict.fromkeys((member.public, member.public_licence) for member in rows if member.public):
         yield "public data", public_sentence(*public)
@@ -170,28 +168,25 @@ def _parts(rows: Sequence[Row]) -> Iterator[tuple[str, str]]:
         yield "mechanism", line
     rounds = ", ".join(dict.fromkeys(number(member.params["rounds"]) for member in rows if "rounds" in member.params))
     yield from [("rounds", rounds)] if rounds else []
-    clips = ", ".join(dict.fromkeys(number(member.clip) for member in rows))
+    clips = ", ".join(dict.fromkeys(number(member.plan["clip"]) for member in rows))
     scopes = {
         "joint": "everything that depends on a unit",
         "shared": "the shared parameters alone",
         "hypernetwork": "the hypernetwork alone",
     }
     what = f"a unit's contribution is clipped to L2 norm {clips}"
-    kinds = {"Gumbel" if m.kind == "exponential" else "Gaussian" for member in rows for m in member.mechanisms or ()} or {"Gaussian"}
-    if "Gumbel" in kinds:
-        what = f"{what}, what it adds to scores to {clips} over all choices together"
-    if row.sensitivity not in (None, row.clip):
-        moved = f"a unit may turn it into any other: it moves it by {number(row.sensitivity)}"
+    if row.plan["sensitivity"] != row.plan["clip"]:
+        moved = f"replacing one unit's data changes it by at most {number(row.plan['sensitivity'])}"
         what = f"an update is clipped to L2 norm {clips}, and {moved}"
     yield "clip", f"{what}; the noise covers {scopes.get(row.scope or '', row.scope)}"
     names = [name for name in dict.fromkeys(member.accountant for member in rows) if name]
-    counted = ", ".join(dict.fromkeys(member.counted_by for member in rows if member.counted_by)) or "a revision older than this field"
+    counted = ", ".join(dict.fromkeys(member.counted_by for member in rows if member.counted_by)) or "an unknown revision"
     accountants = "; ".join(f"{name.upper()}, {ACCOUNTANTS.get(name, '')}" for name in names)
     overspent = row.status == "overspent"
     planned = "more than the plan that was solved before the first" if overspent else "equal to the plan that was solved before the first"
     yield "accountant", f"{accountants}; counted from the steps that ran, and {planned}; by {counted}"
-    use = "less of it was added than was planned, so nothing made here may be released" if overspent else NOISES[row.noise or "seeded"]
-    yield "noise", f"{' and '.join(sorted(kinds))}, {row.noise or 'seeded'}: {use}"
+    use = "less of it was added than was planned, so nothing made here may be released" if overspent else NOISES[row.noise]
+    yield "noise", f"Gaussian, {row.noise}: {use}"
     yield "not covered", "; ".join(_uncovered(row))
 
 
@@ -202,65 +197,52 @@ def public_sentence(name: str | None, licence: str | None) -> str:
     )
 
 
-def _trust(row: Row) -> str:
+def _trust(row: Result) -> str:
     if row.trust == "aggregate" and row.noise_at == "clients":
         return "aggregate, and silo as well: every client adds the full noise to its own steps, so its messages are private one by one"
-    words = TRUSTS.get(row.trust or "", "")
-    # an older row does not say where its noise was added
-    known = words if row.trust == "silo" or row.noise_at == "sum" else words.partition(", noise")[0]
-    return f"{row.trust}: {known}"
+    return f"{row.trust}: {TRUSTS[row.trust]}"
 
 
-def _budget(row: Row) -> str:
+def _budget(row: Result) -> str:
     spent = "overspent: " if row.status == "overspent" else ""
-    sigma = f"; σ = {number(row.sigma, 5)}, one for all rounds" if row.sigma is not None else ""
-    return f"{spent}ε = {at_most(row.epsilon_spent)} (target {number(row.epsilon_target)}) at δ = {number(row.delta)}{sigma}"
+    sigma = f"σ = {number(row.plan['sigma'], 5)}, one for all rounds"
+    return f"{spent}ε = {at_most(row.epsilon_spent)} (target {number(row.epsilon_target)}) at δ = {number(row.delta)}; {sigma}"
 
 
-def _tuning(row: Row) -> Iterator[str]:
+def _tuning(row: Result) -> Iterator[str]:
     """How parameters were chosen, and what that cost."""
     tuning, selection = row.tuning, row.selection
     if tuning is None:
         return
-    space = ", ".join(f"{name} from {', '.join(map(spelled, values))}" for name, values in tuning.space.items())
-    if tuning.free or selection is None:
+    space = ", ".join(f"{name} from {', '.join(map(spelled, values))}" for name, values in tuning["space"].items())
+    if tuning["free"] or selection is None:
         yield f"{space}: the best by scores on test rows, a search that the budget does not pay for"
         return
     target = f"ε = {number(row.epsilon_target)}"
+    law, mean, held_out = tuning["distribution"], number(tuning["trials"]), number(tuning["held_out"])
     yield (
-        f"{target}: the best of a random number of trainings ({tuning.distribution}, mean {number(tuning.trials)}), each with parameters "
-        f"drawn from {space}. ε is of all of them together (Papernot & Steinke 2022); one alone is released"
+        f"{target}: the best of a random number of trainings ({law}, mean {mean}), each with parameters drawn from {space}. ε is of all of "
+        "them together (Papernot & Steinke 2022); one alone is released"
     )
     yield (
-        f"{target}: a secret coin holds each unit out with probability {number(tuning.held_out)}; best is the training that predicts most "
-        f"held-out units right, a number with noise of standard deviation {number(selection.score, 5)}"
+        f"{target}: a secret coin holds each unit out with probability {held_out}; best is the training that predicts most held-out units "
+        f"right, a number with noise of standard deviation {number(selection['score'], 5)}"
     )
-    yield f"chosen: {', '.join(f'{name} {spelled(value)}' for name, value in tuning.chosen.items())}"
+    yield f"chosen: {', '.join(f'{name} {spelled(value)}' for name, value in tuning['chosen'].items())}"
 
 
-def _mechanisms(row: Row) -> Iterator[str]:
+def _mechanisms(row: Result) -> Iterator[str]:
     target = f"ε = {number(row.epsilon_target)}"
-    if row.mechanisms is None:
-        where = f"{row.steps} noisy steps, the last kind at sample rate {number(row.sample_rate)}"
-        yield f"{target}: {where}; the row is older than the list of its mechanisms, so it cannot be proved from itself"
-        return
-    for mechanism in row.mechanisms:
-        if row.selection is not None and mechanism.release == SCORE:
-            continue  # the search says it
-        times = "once" if mechanism.count == 1 else f"{mechanism.count} times"
-        sampled = (
-            f"on a fresh Poisson sample of the units at rate {number(mechanism.sample_rate)}"
-            if mechanism.sample_rate < 1
-            else "on all units, no sampling"
-        )
-        size = f"{number(mechanism.noise_multiplier, 5)} × the sensitivity {number(row.sensitivity)}"
-        noise = f"noise of standard deviation {size}"
-        if mechanism.kind == "exponential":
-            noise = f"only the numbers of the largest scores are released, chosen after Gumbel noise of scale {size}"
-        yield f"{target}: {mechanism.release}, {times}, {sampled}, {noise}"
+    for mechanism in row.mechanisms or ():
+        if row.selection is None or mechanism["release"] != SCORE:  # the search says its own
+            times = "once" if mechanism["count"] == 1 else f"{mechanism['count']} times"
+            rate = mechanism["sample_rate"]
+            sampled = f"on a fresh Poisson sample of the units at rate {number(rate)}" if rate < 1 else "on all units, no sampling"
+            size = f"{number(mechanism['noise_multiplier'], 5)} × the sensitivity {number(row.plan['sensitivity'])}"
+            yield f"{target}: {mechanism['release']}, {times}, {sampled}, noise of standard deviation {size}"
 
 
-def _uncovered(row: Row) -> Iterator[str]:
+def _uncovered(row: Result) -> Iterator[str]:
     """What a reader could take for covered and is not."""
     if row.unit == "example":
         yield "a person with several rows (k rows are a group of k: up to k times the ε, at a larger δ)"
@@ -273,7 +255,7 @@ def _uncovered(row: Row) -> Iterator[str]:
     else:
         yield "a second release from the same data: what all of them cost is the composition, which fedsim verify computes for a run"
     yield "scores, references, diagnostics and label matrices of the run folder, exact functions of the real data"
-    tuned = row.tuning is not None and not row.tuning.free
+    tuned = row.tuning is not None and not row.tuning["free"]
     yield f"the choice of {'the space that was searched and of all other parameters' if tuned else 'parameters'} after looking at them"
     yield from ["the number of trainings, which may not be told"] if tuned else []
     yield "which rows are for training, and whose they are: a split or a partition that is computed from rows is taken as given"

@@ -6,7 +6,9 @@ import math
 from collections.abc import Container, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import lru_cache
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, Literal
+
+from pydantic import TypeAdapter
 
 from fedsim.errors import UserError
 from fedsim.grid.models import Tuning
@@ -16,9 +18,8 @@ from fedsim.plugins.registry import check_installed, lookup
 from fedsim.privacy import accountant
 from fedsim.privacy.events import Event
 from fedsim.privacy.plan import MOST_DELTA, PrivacyPlan, Trust, Unit, large_delta
-from fedsim.privacy.selection import SCORE
-from fedsim.results.join import planned, planned_mechanisms
-from fedsim.results.rows import Mechanism, Row
+from fedsim.privacy.selection import SCORE, Selection
+from fedsim.results.columns import Result
 from fedsim.words import number
 
 if TYPE_CHECKING:
@@ -49,7 +50,7 @@ class CrossCheck:
     notes: tuple[str, ...] = ()
 
 
-def cross_check(row: Row, *, composed: float | None = None, dims: Sequence[int] = DIMS, trust_plugin: bool = False) -> CrossCheck:
+def cross_check(row: Result, *, composed: float | None = None, dims: Sequence[int] = DIMS, trust_plugin: bool = False) -> CrossCheck:
     """Hold a row's fields against each other, its epsilon against its mechanisms, and all against its algorithm's plan.
 
     The plan is rebuilt from parameters, unit, trust, numbers of clients and classes, target and delta, if the algorithm's code may run.
@@ -70,7 +71,7 @@ def cross_check(row: Row, *, composed: float | None = None, dims: Sequence[int] 
     return CrossCheck((*_against_epsilon(row, composed), *differences), (note,) if note else ())
 
 
-def within_row(row: Row) -> CrossCheck:
+def within_row(row: Result) -> CrossCheck:
     """Only the row's fields against each other: no code runs and nothing is composed."""
     if row.status not in ("ok", "overspent"):
         return CrossCheck()
@@ -79,20 +80,42 @@ def within_row(row: Row) -> CrossCheck:
     return CrossCheck(impossible(row) or tuple(_unlike(row)))
 
 
-def impossible(row: Row) -> tuple[str, ...]:
+@dataclass(frozen=True)
+class Ran:
+    """A mechanism that a ledger counted, by its release."""
+
+    release: str
+    event: Event
+
+
+def ran(row: Result) -> tuple[Ran, ...]:
+    """The mechanisms of a row."""
+    return tuple(Ran(m["release"], Event(m["noise_multiplier"], m["sample_rate"], m["count"], _kind(m))) for m in row.mechanisms or ())
+
+
+def _kind(mechanism: Mapping[str, Any]) -> Literal["gaussian", "exponential"]:
+    return "exponential" if mechanism.get("kind") == "exponential" else "gaussian"
+
+
+def selection_of(row: Result) -> Selection | None:
+    """The cost of the search that a row pays for."""
+    return row.selection and TypeAdapter(Selection).validate_json(dump(row.selection))
+
+
+def impossible(row: Result) -> tuple[str, ...]:
     """Why no private training wrote these numbers."""
     faults = [f"δ {number(row.delta)}"] if row.delta is not None and not 0 < row.delta <= MOST_DELTA else []
-    for name, value in (("clip", row.clip), ("sensitivity", row.sensitivity), ("σ", row.sigma)):
+    for name, value in (("clip", row.plan["clip"]), ("sensitivity", row.plan["sensitivity"]), ("σ", row.plan["sigma"])):
         if value is not None and not 0 < value < math.inf:
             faults.append(f"{name} {number(value)}")
-    for m in row.mechanisms or ():
-        if not (0 < m.noise_multiplier < math.inf and 0 < m.sample_rate <= 1 and m.count >= 1):
-            faults.append(f"noise multiplier {number(m.noise_multiplier)}, sample rate {number(m.sample_rate)}, count {m.count}")
-    nothing = ["the row has a finite target and no mechanism"] if row.mechanisms == () else []
+    for noise, rate, count, _ in (m.event for m in ran(row)):
+        if not (0 < noise < math.inf and 0 < rate <= 1 and count >= 1):
+            faults.append(f"noise multiplier {number(noise)}, sample rate {number(rate)}, count {count}")
+    nothing = ["the row has a finite target and no mechanism"] if row.mechanisms == [] else []
     return (*(f"no mechanism of a finite target has {fault}" for fault in faults), *nothing)
 
 
-def large_deltas(rows: Sequence[Row]) -> list[str]:
+def large_deltas(rows: Sequence[Result]) -> list[str]:
     """Warnings of budgets whose delta is too large for the data, each once (:func:`fedsim.privacy.plan.large_delta`)."""
     settings = dict.fromkeys((row.unit, row.delta, row.units, row.dataset) for row in rows if _promises(row))
     return [
@@ -107,40 +130,34 @@ def ratio(recorded: float, composed: float) -> float:
     return 1.0 if recorded == composed else recorded / composed if composed else math.inf
 
 
-def _promises(row: Row) -> bool:
+def _promises(row: Result) -> bool:
     return row.epsilon_target is not None and math.isfinite(row.epsilon_target)
 
 
-def _without_budget(row: Row) -> Iterator[str]:
+def _without_budget(row: Result) -> Iterator[str]:
     if row.epsilon_spent is not None and math.isfinite(row.epsilon_spent):
         yield f"the row holds an ε of {number(row.epsilon_spent)} and no finite target"
     if row.claim not in (None, "none"):
         yield f"the row claims '{row.claim}' and has no finite target"
 
 
-def _unlike(row: Row) -> Iterator[str]:
+def _unlike(row: Result) -> Iterator[str]:
     """Where a row's fields say different things."""
-    if row.clip is not None and row.sensitivity is not None and row.sensitivity < row.clip * (1 - 1e-9):
-        what = f"a unit that is clipped to norm {number(row.clip)} may move a sum by as much"
-        yield f"sensitivity {number(row.sensitivity)} is below the clip: {what}"
+    clip, sensitivity = row.plan["clip"], row.plan["sensitivity"]
+    if sensitivity < clip * (1 - 1e-9):
+        what = f"a unit that is clipped to norm {number(clip)} may move a sum by as much"
+        yield f"sensitivity {number(sensitivity)} is below the clip: {what}"
     if row.status == "overspent" and row.epsilon_spent is not None and row.epsilon_spent <= (row.epsilon_target or 0.0):
         yield f"the row is overspent and holds ε {number(row.epsilon_spent)} of a target of {number(row.epsilon_target)}"
     if row.mechanisms is None:
         return
-    count = sum(m.count for m in row.mechanisms)
-    if row.steps is not None and row.steps != count:
-        yield f"the row says {row.steps} steps and holds {count} mechanisms"
-    if row.sample_rate is not None and row.sample_rate not in {m.sample_rate for m in row.mechanisms}:
-        yield f"the row says a sample rate of {number(row.sample_rate)} and no mechanism has it"
-    if any((m.kind == "sampled-gaussian") == (m.sample_rate == 1) for m in row.mechanisms):
-        yield "a mechanism's kind and its sample rate do not fit"
-    yield from _of_search(row, row.mechanisms)
+    yield from _of_search(row, ran(row))
 
 
-def _of_search(row: Row, mechanisms: Sequence[Mechanism]) -> Iterator[str]:
+def _of_search(row: Result, mechanisms: Sequence[Ran]) -> Iterator[str]:
     """Where a row says different things of the trainings among which its parameters were chosen."""
-    tuning, selection = row.tuning, row.selection
-    if tuning is None or tuning.free:
+    tuning, selection = row.tuning, selection_of(row)
+    if tuning is None or tuning["free"]:
         if tuning is not None and row.claim in _THEOREMS:
             yield f"it claims '{row.claim}' and its parameters were chosen by scores that nothing pays for"
         if selection is not None:
@@ -149,7 +166,7 @@ def _of_search(row: Row, mechanisms: Sequence[Mechanism]) -> Iterator[str]:
     if selection is None:
         yield "its parameters were chosen by a search, whose cost it does not hold"
         return
-    if (selection.mean, selection.distribution) != (tuning.trials, tuning.distribution):
+    if (selection.mean, selection.distribution) != (tuning["trials"], tuning["distribution"]):
         yield "the search and its cost differ in the number of trainings"
     training = sorted(mechanism.event for mechanism in mechanisms if mechanism.release != SCORE)
     scores = [mechanism.event for mechanism in mechanisms if mechanism.release == SCORE]
@@ -165,7 +182,7 @@ def _alike(ran: Sequence[Event], planned: Sequence[Event]) -> bool:
     )
 
 
-def _against_epsilon(row: Row, composed: float | None) -> Iterator[str]:
+def _against_epsilon(row: Result, composed: float | None) -> Iterator[str]:
     if composed is None or row.epsilon_spent is None:
         return
     share = ratio(row.epsilon_spent, composed)
@@ -174,19 +191,19 @@ def _against_epsilon(row: Row, composed: float | None) -> Iterator[str]:
         yield f"ε is {share:.3f} of what its mechanisms spend{holds}"
 
 
-def _spent(row: Row) -> float | None:
+def _spent(row: Result) -> float | None:
     """What a row's mechanisms spend, by the accountant that counts; None where it cannot say."""
     if not row.mechanisms or row.delta is None:
         return None
-    if row.selection is not None:
-        return row.selection.epsilon(row.delta)
+    if (selection := selection_of(row)) is not None:
+        return selection.epsilon(row.delta)
     try:
-        return accountant.epsilon([m.event for m in row.mechanisms], row.delta)[0]
+        return accountant.epsilon([m.event for m in ran(row)], row.delta)[0]
     except (ArithmeticError, ValueError, MemoryError):  # of numbers that no training has
         return None
 
 
-def _against_plan(row: Row, dims: Sequence[int], trust_plugin: bool) -> tuple[list[str], str, float | None]:
+def _against_plan(row: Result, dims: Sequence[int], trust_plugin: bool) -> tuple[list[str], str, float | None]:
     """Differences from the algorithm's plan, what was not compared, and epsilon of the plan where all of it is the row's."""
     from fedsim.methods.messages import PublicRows, Task  # and torch, which a report does without
 
@@ -207,13 +224,13 @@ def _against_plan(row: Row, dims: Sequence[int], trust_plugin: bool) -> tuple[li
     tasks = [Task(dim, classes, row.clients, unit, trust, public=PublicRows.made_up(dim, classes)) for dim in dims]
     note, reached = "", None
     try:
-        tuning = row.tuning and row.tuning.model_dump_json(exclude={"chosen", "trained"})
+        tuning = row.tuning and dump({name: value for name, value in row.tuning.items() if name not in ("chosen", "trained")})
         plans = [_planned(cls, dump(row.params), tuning, task, row.epsilon_target or math.inf, row.delta) for task in tasks]
     except (Exception, SystemExit) as error:  # whatever an algorithm makes of parameters that it was not given
         why = "; ".join(reasons(error)) if isinstance(error, Exception) else "it exits"
         differences = [f"its algorithm makes no plan of its parameters ({why})"]
     else:
-        first, *others = [_of_plan(plan, row) for plan in plans]
+        first, *others = [_of_plan(None if plan is None else asdict(plan), ()) for plan in plans]
         same = {name: value for name, value in first.items() if all(other.get(name) == value for other in others)}
         differences = [*_differences(row, same, first.keys() - same.keys()), *_claimed(row, plans[0])]
         if len(same) < len(first):
@@ -246,32 +263,29 @@ _Value = str | float | Event
 """Of a field, or a release."""
 
 
-def _of_plan(plan: PrivacyPlan | None, row: Row) -> dict[str, _Value]:
+def _of_plan(plan: Mapping[str, Any] | None, mechanisms: Sequence[Ran]) -> dict[str, _Value]:
+    """What a plan says, with the mechanisms that ran; without these its own."""
     if plan is None:
         return {}
-    fields = asdict(plan)
-    made = {"mechanisms": planned_mechanisms(fields), "selection": plan.selection}
-    return _of_row(row.model_copy(update=planned(fields) | made))
-
-
-def _of_row(row: Row) -> dict[str, _Value]:
-    values = {"σ": row.sigma, "sensitivity": row.sensitivity, "clip": row.clip, "scope": row.scope}
-    values |= {"sample rate": row.sample_rate, "number of steps": row.steps}
-    if row.selection is not None:
-        values |= {"noise of scores": row.selection.score, "number of different trainings": len(row.selection.trainings)}
-    held: dict[str, _Value] = {name: value for name, value in values.items() if value is not None}
-    for m in row.mechanisms or ():
+    main = [release for release in plan["releases"] if release["main"]][-1]
+    names = {"σ": "sigma", "sensitivity": "sensitivity", "clip": "clip", "scope": "scope"}
+    held: dict[str, _Value] = {name: plan[key] for name, key in names.items()}
+    held |= {"sample rate": main["sample_rate"], "number of steps": sum(release["steps"] for release in plan["releases"])}
+    if (selection := plan["selection"]) is not None:
+        held |= {"noise of scores": selection["score"], "number of different trainings": len(selection["trainings"])}
+    own = [Ran(r["name"], Event(r["relative_noise"] * plan["sigma"], r["sample_rate"], r["steps"], r["mechanism"])) for r in plan["releases"]]
+    for m in mechanisms or [each for each in own if each.event.steps]:
         name = f"release '{m.release}'"
         held[f"another {name}" if name in held else name] = m.event
     return held
 
 
-def _differences(row: Row, made: Mapping[str, _Value], left_out: Container[str]) -> Iterator[str]:
+def _differences(row: Result, made: Mapping[str, _Value], left_out: Container[str]) -> Iterator[str]:
     """Where a row says otherwise than a plan, but for what is ``left_out``; a field that it lacks is newer than the row."""
-    held = _of_row(row)
+    held = _of_plan(row.plan or None, ran(row))
     for name in dict.fromkeys((*made, *held)):
         here, there = held.get(name), made.get(name)
-        newer = here is None and not (name.startswith("release") and row.mechanisms is not None)
+        newer = here is None and not name.startswith("release")
         if name not in left_out and not newer and not _agree(here, there, _SOLVED if name == "σ" else 1e-9):
             yield f"{name} is {_said(here)} and in its plan {_said(there)}"
 
@@ -291,7 +305,7 @@ def _said(value: _Value | None) -> str:
     return "missing" if value is None else value if isinstance(value, str) else number(value)
 
 
-def _claimed(row: Row, plan: PrivacyPlan | None) -> Iterator[str]:
+def _claimed(row: Result, plan: PrivacyPlan | None) -> Iterator[str]:
     too_much = ("proved",) if plan is not None and plan.claim in _THEOREMS else _THEOREMS
     if plan is not None and row.claim in too_much and row.claim != plan.claim:
         yield f"it claims '{row.claim}' and its algorithm '{plan.claim}'"

@@ -29,17 +29,16 @@ from fedsim.errors import UserError
 from fedsim.evaluation.judge import synthesise
 from fedsim.files import replaced, unread
 from fedsim.grid.models import Cell
-from fedsim.json_lines import dump, encode, reasons
+from fedsim.json_lines import decode, dump, encode, reasons
 from fedsim.methods.algorithm import Algorithm
 from fedsim.methods.messages import Task, Tensors
 from fedsim.methods.products import Generator, is_classifier, is_personal, own
 from fedsim.plugins.registry import check_installed, lookup
 from fedsim.privacy.plan import RELEASABLE, PrivacyPlan
+from fedsim.results.columns import Result
 from fedsim.results.contradictions import cross_check, large_deltas
 from fedsim.results.folder import RunFolder
-from fedsim.results.grid_rows import entries, every_entry
-from fedsim.results.join import Lines, planned, planned_mechanisms, tuning_of
-from fedsim.results.rows import Row
+from fedsim.results.run import Lines, entries
 from fedsim.results.trained import read_state
 from fedsim.seeds import Purpose, Seeds
 from fedsim.training.cohort import build_algorithm
@@ -172,7 +171,7 @@ class SavedGenerator:
     facts: GeneratorFacts
     synthesis: str | None
     generator: Generator
-    row: Row | None
+    row: Result | None
     notes: tuple[str, ...]
 
     @property
@@ -295,7 +294,7 @@ def load_generator(run: Path | str, cell: str | None = None, synthesis: str | No
         UserError: there is no such generator, it is not what was saved, its algorithm is a plug-in, or does not synthesise like that.
     """
     folder = RunFolder(Path(run))
-    row: Row | None = None
+    row: Result | None = None
     if folder.lines("trainings").exists():
         facts, state, row = _of_run(folder, cell)
     else:
@@ -324,10 +323,10 @@ _AGAIN = "run the cell again in a new folder"
 RELEASE_HINT = "a generator may leave under privacy: {noise: secret}, a finite epsilon, and a claim that is proved or checked"
 
 
-def _of_run(folder: RunFolder, cell: str | None) -> tuple[GeneratorFacts, Tensors, Row]:
+def _of_run(folder: RunFolder, cell: str | None) -> tuple[GeneratorFacts, Tensors, Result]:
     """The facts of a run's generator, from its result lines, what it is made from, and the row of its cell."""
     lines = Lines.read(folder.path)
-    held = {e.cell_id: e for e in [*every_entry(lines), *entries(folder.path, lines)] if _is_kept(lines.trainings.get(e.training_id))}
+    held = {e.cell_id: e for e in [*lines.every_entry(), *entries(folder.path, lines)] if _is_kept(lines.trainings.get(e.training_id))}
     entry = held[_chosen(folder.path, cell, {id_: _words(lines.trainings[e.training_id]["cell"]) for id_, e in held.items()})]
     line, where = lines.trainings[entry.training_id], f"{folder.lines('trainings')}, training {entry.training_id}"
     state = read_state(folder.state(entry.training_id), line["state"], _AGAIN)
@@ -336,7 +335,7 @@ def _of_run(folder: RunFolder, cell: str | None) -> tuple[GeneratorFacts, Tensor
     facts = {name: line[name] for name in ("task", "class_names", "versions")} | {
         "cell": {**line["cell"], "cell_id": entry.cell_id, "label": entry.label},
         "plan": plan,
-        "status": lines.standing(entry)[0],  # the training's: it may be its judging that failed
+        "status": row.trained.status,  # the training's: it may be its judging that failed
         "epsilon_spent": ledger.get("epsilon_spent"),
         "accountant": ledger.get("accountant"),
         "tensors": described(state),
@@ -348,7 +347,7 @@ def _of_run(folder: RunFolder, cell: str | None) -> tuple[GeneratorFacts, Tensor
         raise UserError(where, f"cannot be read ({'; '.join(reasons(error))})", _AGAIN) from error
 
 
-def _cross_checked(where: str, facts: GeneratorFacts, row: Row) -> tuple[str, ...]:
+def _cross_checked(where: str, facts: GeneratorFacts, row: Result) -> tuple[str, ...]:
     """What the facts, which are ``row``'s, were not compared with.
 
     Raises:
@@ -360,37 +359,36 @@ def _cross_checked(where: str, facts: GeneratorFacts, row: Row) -> tuple[str, ..
     return checked.notes
 
 
-def _as_row(facts: GeneratorFacts) -> Row:
+def _as_row(facts: GeneratorFacts) -> Result:
     """A package's facts as the row that they claim to be of, without scores; mechanisms are the plan's."""
-    cell, spent = facts.cell, facts.epsilon_spent
-    plan = None if facts.plan is None else asdict(facts.plan)
-    private = {} if plan is None else planned(plan) | {"mechanisms": planned_mechanisms(plan), "unit": cell.unit_name, "noise": cell.noise}
-    private |= {"selection": plan and plan["selection"], "tuning": tuning_of(cell.model_dump(mode="json"))}
-    return Row(
-        cell_id=cell.cell_id,
-        source=cell.source,
-        status="overspent" if plan is not None and (spent or 0.0) > plan["epsilon_target"] * (1 + 1e-6) else "ok",
-        algorithm=cell.algorithm,
-        label=cell.label,
-        params=cell.params,
-        dataset=cell.dataset.display,
-        public=cell.public,
-        public_hash=cell.public_hash,
-        public_licence=cell.public_licence,
-        clients=cell.clients,
-        chance=1 / facts.task.classes,
-        claim=plan["claim"] if plan is not None else "none",
-        epsilon_spent=spent,
-        accountant=facts.accountant,
-        **private,
-    )
+    cell, plan = facts.cell.model_dump(mode="json"), None if facts.plan is None else asdict(facts.plan)
+    ledger = plan and {"epsilon_spent": facts.epsilon_spent, "accountant": facts.accountant, "mechanisms": _mechanisms(plan)}
+    line = {"cell": decode(cell), "plan": plan, "ledger": ledger, "error": None, "task": {"classes": facts.task.classes}, "seconds": None}
+    line["dataset"] = facts.cell.dataset.display
+    return Result(facts.cell.cell_id, facts.cell.label, line, claim=plan["claim"] if plan is not None else "none")
 
 
-def row_of_facts(generator: SavedGenerator) -> Row:
+def _mechanisms(plan: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """What a training that ran all of its plan counts."""
+    return [
+        {
+            "release": release["name"],
+            "kind": "exponential" if release["mechanism"] == "exponential" else "",
+            "noise_multiplier": release["relative_noise"] * plan["sigma"],
+            "sample_rate": release["sample_rate"],
+            "count": release["steps"],
+        }
+        for release in plan["releases"]
+        if release["steps"]
+    ]
+
+
+def row_of_facts(generator: SavedGenerator) -> Result:
     """What a generator that may leave the simulation says of its privacy as a row: public facts alone, as a package holds them."""
     facts = generator.facts.model_copy(update={"cell": releasable(generator.facts.cell)})
+    row = _as_row(facts)
     counted_by = None if generator.row is None else generator.row.counted_by
-    return _as_row(facts).model_copy(update={"counted_by": counted_by})
+    return replace(row, training={**row.training, "ledger": {**row.ledger, "counted_by": counted_by}})
 
 
 def _is_kept(line: Mapping[str, Any] | None) -> bool:

@@ -26,8 +26,7 @@ from fedsim.planning.label_matrices import drawn_matrices
 from fedsim.planning.prepare import Prepared
 from fedsim.plugins.notebook import keep_sources
 from fedsim.report.plan import show_refused, show_warnings
-from fedsim.results.grid_rows import is_older
-from fedsim.results.join import Entry, Lines
+from fedsim.results.run import Entry, Lines
 from fedsim.results.store import ResultStore
 from fedsim.runs.display import Display, outcome
 from fedsim.runs.engine import ClusterLost, Engine
@@ -84,7 +83,6 @@ def _run_locked(
     retry_failed: bool,
 ) -> int:
     folder = store.folder.path
-    keep_older(store)
     store.check()
     lines = Lines.read(folder)
     if changed := older_code(prepared.grid, prepared.trials, lines):
@@ -116,17 +114,7 @@ def _run_locked(
     if any(row.status == "failed" for row in bad):
         again = "the same command runs failed cells again" if retry_failed else "run failed cells again with --retry-failed"
         console.print(again, soft_wrap=True)
-    print_line(console, f"report: {report.page}")
     return 1 if bad or prepared.refused else 0
-
-
-def keep_older(store: ResultStore) -> None:
-    """Put the rows of fedsim 0.1 aside, which this version writes anew from result lines that they do not have."""
-    if is_older(store.folder.path):
-        store.folder.results.rename(store.folder.results.with_name("results-0.1.jsonl"))
-        older = store.folder.lines("rounds")
-        if older.exists():
-            older.rename(older.with_name("rounds-0.1.jsonl"))
 
 
 def missing_jobs(desk: Desk, audits: Sequence[ClaimAudit], lines: Lines, *, retry_failed: bool = False) -> Iterator[Job]:

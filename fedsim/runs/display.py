@@ -15,7 +15,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from fedsim.results.rows import Row
+from fedsim.results.columns import Result
 from fedsim.words import counted, is_live, number, print_line
 
 _CELLS_SHOWN = 12
@@ -133,7 +133,7 @@ class Display:
         with self._lock:
             self.running.pop(cell_id, None)
 
-    def cell_finished(self, row: Row) -> None:
+    def cell_finished(self, row: Result) -> None:
         """A cell ended, well or badly."""
         with self._lock:
             self._count(row)
@@ -143,7 +143,7 @@ class Display:
             style = "" if self._live is None else "red" if row.status == "failed" else "yellow"
             self._print(Text(f"{position}{row.setting}: {outcome(row)}", style))
 
-    def _count(self, row: Row) -> None:
+    def _count(self, row: Result) -> None:
         cell = self.running.pop(row.cell_id, None)
         self.done += row.status == "ok"
         self.failed += row.status == "failed"
@@ -219,11 +219,11 @@ class Display:
         return heading
 
 
-def outcome(row: Row) -> str:
+def outcome(row: Result) -> str:
     """A cell's result in a few words."""
     if row.error is not None:
-        first = (row.error.message.strip().splitlines() or [""])[0]
-        return f"unaccounted, {first}" if row.status == "unaccounted" else f"failed, {row.error.type}: {first}"
+        first = (row.error["message"].strip().splitlines() or [""])[0]
+        return f"unaccounted, {first}" if row.status == "unaccounted" else f"failed, {row.error['type']}: {first}"
     words = f"balanced accuracy {row.balanced_accuracy:.3f}"
     if row.epsilon_spent is not None:
         words += f", ε spent {number(row.epsilon_spent, 3)}"

@@ -26,7 +26,7 @@ from fedsim.methods.algorithm import Algorithm
 from fedsim.planning.prepare import Prepared
 from fedsim.plugins.registry import lookup
 from fedsim.results.folder import RunFolder
-from fedsim.results.join import Entry
+from fedsim.results.run import Entry
 
 RELEASE_WORDS = {
     "seeded": "simulation only: the seed of all noise is in this folder, so nothing in it may be released",

@@ -35,8 +35,7 @@ from fedsim.planning.prepare import Prepared
 from fedsim.plugins.registry import check_installed, lookup
 from fedsim.privacy.plan import Trust, Unit
 from fedsim.results.folder import RunFolder
-from fedsim.results.grid_rows import entries
-from fedsim.results.join import Lines
+from fedsim.results.run import Lines, entries
 from fedsim.results.trained import prepare_trained, read_state
 from fedsim.seeds import Seeds
 from fedsim.training.cohort import Cohort, CohortSpec, LocalPool, build_algorithm
@@ -192,7 +191,8 @@ def attack_run(folder: RunFolder, grid: Grid, *, cell: str | None = None, trust_
     """
     lines = Lines.read(folder.path)
     cells = entries(folder.path, lines)
-    ended = [lines.trainings[entry.training_id] for entry in cells if lines.standing_of(entry) == "ok"]
+    trained = [lines.trained_row(entry).trained for entry in cells if entry.training_id in lines.trainings]
+    ended = [row.training for row in trained if row.status == "ok"]
     for line in () if trust_plugin else ended:
         check_installed(line["cell"]["algorithm"], str(folder.lines("trainings")))
     kept = [line for line in ended if line["yields"] == "generator" and line["state"] and folder.state(line["training_id"]).exists()]

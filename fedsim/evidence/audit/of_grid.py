@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from fedsim.errors import at
 from fedsim.grid.models import Grid
-from fedsim.results.join import claim_of
+from fedsim.results.run import claim_of
 from fedsim.training.trial import Trial
 
 if TYPE_CHECKING:
