@@ -29,7 +29,6 @@ from fedsim.models.initialise import initial_model
 from fedsim.models.kernel import batch_mmd, kernel_features, kernel_frequencies, kernel_score
 from fedsim.plugins.registry import register
 from fedsim.privacy.plan import Claim, Release
-from fedsim.privacy.statistics.spectral import descending
 from fedsim.seeds import Purpose, Seeds
 
 FEATURES = 256
@@ -60,29 +59,11 @@ class FedHypeVAE(DPSGD):
                 layer.rows.weight[:, self.params.latent :] = 0
         return server
 
-    def uses_public(self) -> bool:
-        """For the start."""
-        return bool(self.params.public_start)
-
     def start_in(self, coordinates: Coordinates, server: Server) -> None:
-        """The map of z starts along the axes of the coordinates, or of public rows in them, with half of their variance."""
+        """The map of z starts along the axes of the coordinates, with half of their variance."""
         if not self.params.decoder_hidden:
             model: Any = server.model
-            axes = self.public_axes(coordinates) if self.params.public_start else coordinates.main_axes(self.params.latent)
-            model.decoder.start_map(axes / math.sqrt(2))
-
-    def public_axes(self, coordinates: Coordinates) -> Tensor:
-        """Directions ``[d, k]`` in which public rows vary most in coordinates, each as long as their standard deviation.
-
-        In units of that of all others, as :meth:`fedsim.methods.coordinates.Coordinates.main_axes` has them.
-        """
-        assert self.task.public is not None
-        x = self.task.public.rows(coordinates.mean.device)
-        about = coordinates.of_centred(x - x.mean(0))
-        values, vectors = descending(about.T @ about)
-        count = min(self.params.latent, len(values) - 1)
-        rest = values[count:].mean().clamp_min(1e-12)
-        return (vectors[:, :count] * (values[:count] / rest).clamp_min(1).sqrt()).float()
+            model.decoder.start_map(coordinates.main_axes(self.params.latent) / math.sqrt(2))
 
     def start_clients(self, clients: Clients) -> None:
         """Every correction starts at zero, and the encoder as the exact posterior."""
@@ -186,12 +167,15 @@ class FedHypeVAE(DPSGD):
         weight = self.params.lipschitz * self.params.code_scale**2
         return {"lipschitz": weight * model.lipschitz()}
 
-    @torch.no_grad()
     def diagnostics(self, clients: Clients, parts: Mapping[str, Tensor], round_: Round) -> Mapping[str, DiagnosticLike]:
         """KL in nats per example; of the first :data:`SHOWN` clients norms of what is generated, kernel features of one row a class.
 
         All clients decode the same draws, so that features differ by the codes alone.
         """
+        with torch.no_grad():
+            return self._diagnostics(clients, parts, round_)
+
+    def _diagnostics(self, clients: Clients, parts: Mapping[str, Tensor], round_: Round) -> Mapping[str, DiagnosticLike]:
         model: Any = clients.model
         weight = (self.params.beta * model.observation.variance().double()).float()
         kl: dict[str, DiagnosticLike] = {"kl": parts["kl"] / weight if self.params.beta and "kl" in parts else []}

@@ -17,13 +17,13 @@ from torch import Tensor
 from fedsim.batch import Batch, Layout
 from fedsim.device import to_device
 from fedsim.methods.clients import Clients
+from fedsim.methods.contract import loss_parts
 from fedsim.methods.dp_sgd import DPSGD
 from fedsim.methods.local_training import clip_updates, weighted_sum
 from fedsim.methods.messages import Diagnostic, Message, Round, Tensors
 from fedsim.methods.optimise import adam_step
 from fedsim.methods.parameters import code_names, load_parameters, local_names
-from fedsim.methods.returns import loss_parts
-from fedsim.privacy.clipping.materialised import functional_loss
+from fedsim.privacy.clipping.vmap import functional_loss
 from fedsim.privacy.noise import gaussian
 from fedsim.seeds import Purpose
 

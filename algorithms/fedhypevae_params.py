@@ -59,7 +59,6 @@ class FedHypeVAEParams(DPSGDParams):
         synthesis: ``neutral`` decodes one meta-code, ``mixture`` several, ``client`` for every row a client's own code at random.
         meta_codes: how many codes a mixture has.
         meta_steps: Adam steps that fit the meta-codes to the clients' generators.
-        public_start: the map of z starts along the axes of public rows in the released coordinates, in place of those that were released.
     """
 
     form: Literal["default", "paper"] = "default"
@@ -82,7 +81,6 @@ class FedHypeVAEParams(DPSGDParams):
     synthesis: Literal["neutral", "mixture", "client"] = "neutral"
     meta_codes: int = Field(3, ge=1)
     meta_steps: int = Field(50, ge=0)
-    public_start: bool = False
     rounds: int = Field(100, ge=1)
     sample_rate: float = Field(0.2, gt=0, le=1)
     clip: float = Field(0.5, gt=0)
@@ -102,8 +100,6 @@ class FedHypeVAEParams(DPSGDParams):
     def _parts_that_fit(self) -> FedHypeVAEParams:
         if self.form == "paper" and (self.encoder != "trained" or self.precondition):
             raise ValueError("form: paper has encoder: trained and precondition: 0; leave both out, or give form: default")
-        if self.public_start and (self.decoder_hidden or not self.precondition):
-            raise ValueError("public_start starts a decoder without hidden layers, in released coordinates; leave out what replaces these")
         if self.decoder_hidden and self.encoder != "trained":
             raise ValueError("decoder_hidden is not empty; give encoder: trained, any other needs a decoder without hidden layers")
         return self

@@ -8,7 +8,7 @@ The decoder is affine in z, so its exact posterior and its maximum likelihood ar
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
@@ -29,7 +29,6 @@ from fedsim.methods.coordinates import (
 from fedsim.methods.messages import Server, Tensors
 from fedsim.methods.one_shot import OneShot, OneShotParams, Rows, Statistic
 from fedsim.methods.phase import Phase
-from fedsim.models.layers import one_hot
 from fedsim.plugins.registry import register
 from fedsim.privacy.statistics import moments, shrinkage
 from fedsim.privacy.statistics.outer_products import OuterProduct, unit_weights
@@ -74,12 +73,10 @@ class FedHypeVAEWarmParams(OneShotParams):
     Attributes:
         block: most directions in which every class has a covariance of its own; the noise allows fewer at a small epsilon.
         paired: rows of a label are drawn in pairs, and pairs orthogonal, to balance what says nothing of a class; false: each by itself.
-        public_start: the covariance is shrunk towards that of public rows, as far as its noise hides it.
     """
 
     block: int = Field(TUNED.block, ge=1)
     paired: bool = True
-    public_start: bool = False
 
 
 @register("fedhypevae-warm")
@@ -103,10 +100,6 @@ class FedHypeVAEWarm(OneShot):
     def mean_statistic(self, share: float) -> Statistic:
         """The mean of all rows."""
         return Statistic("mean", share, moments.MEAN_WEIGHTS, lambda rows, broadcast: moments.mean_products(rows.x), self.receive_mean)
-
-    def uses_public(self) -> bool:
-        """For the start, and for the subspace."""
-        return self.params.public_start or super().uses_public()
 
     def phases(self) -> tuple[Phase, ...]:
         """One a statistic; the moments are what a report draws."""
@@ -201,8 +194,6 @@ class FedHypeVAEWarm(OneShot):
         sums = {name: sums[name] / by for name, by in emphasis.items()}
         std = {name: std[name] / by for name, by in emphasis.items()}
         found = moments.gaussians(sums, std, clipped_square(broadcast, torch.full_like(broadcast["inner_radius"], TUNED.clip)))
-        if self.params.public_start:
-            found = self.towards_public(found, server)
         clipped = found.second.trace().clamp_min(TUNED.least_trace) * broadcast["inner_radius"].square()
         radius = broadcast["inner_radius"] * stretch(broadcast["inner_variance"], clipped)
         again = found.counts.new_tensor(std["class_counts"] ** 2)
@@ -219,26 +210,6 @@ class FedHypeVAEWarm(OneShot):
         means = (shrinkage.shrunk_along(means.double() @ along, noise.double(), spread) @ along.T).float()
         server.tensors |= {"radius": radius, "counts": counts}
         server.tensors |= self.decoder(server, means, believed(seen, found.noise), vectors)
-
-    def towards_public(self, found: moments.Gaussians, server: Server) -> moments.Gaussians:
-        """The second moment, shrunk towards the public rows' by its noise, against how far the two are apart (empirical Bayes).
-
-        In the public eigenvectors entry (i, j) is believed to be off by t^2 v_i v_j in variance, of public eigenvalues v whose sum is made
-        the private trace (as of a Wishart matrix), and t^2 is estimated by moments. Small variances, which noise hides, follow the public
-        rows; large ones stay as they were released. Public rows are taken about their classes' means where they have labels.
-        """
-        x, labels = self.public_rows(server), self.task.public and self.task.public.y
-        y = torch.zeros(len(x), dtype=torch.long) if labels is None else torch.tensor(labels)
-        onehot = one_hot(to_device(y, x.device), int(y.max()) + 1)
-        about = Coordinates(server.tensors).of_centred(x - onehot @ (onehot.T @ x / onehot.sum(0)[:, None].clamp_min(1)))
-        values, vectors = descending(about.T @ about)
-        values = values.clamp_min(0) * (found.second.trace().clamp_min(TUNED.least_trace) / values.sum())
-        off = vectors.T @ found.second.double() @ vectors - torch.diag(values)
-        scale = values[:, None] * values
-        spread = ((scale * (off.square() - found.noise**2)).sum() / scale.square().sum()).clamp_min(0) * scale
-        kept = spread / (spread + max(found.noise, 1e-12) ** 2)
-        second = vectors @ (torch.diag(values) + kept * off) @ vectors.T
-        return replace(found, second=second.to(found.second.dtype), noise=found.noise * float(kept.square().mean().sqrt()))
 
     def decoder(self, server: Server, means: Tensor, values: Tensor, vectors: Tensor) -> Tensors:
         """The affine decoder and its block, of class means ``[C, d]`` and eigenvalues ``[d]`` and vectors ``[d, d]`` of the covariance."""

@@ -7,14 +7,22 @@ from collections.abc import Mapping
 import torch
 from torch import nn
 
-from fedsim.methods.algorithm import Algorithm, Params
-from fedsim.methods.clients import Clients
-from fedsim.methods.messages import Message, Round, Server, Tensors
-from fedsim.methods.phase import Phase
-from fedsim.models.linear import ProbeClassifier, probe_of, probe_tensors
-from fedsim.models.probe import fit_probe
-from fedsim.plugins.registry import register
-from fedsim.privacy.plan import Release
+from fedsim.methods import (
+    Algorithm,
+    Clients,
+    Message,
+    Params,
+    Phase,
+    ProbeClassifier,
+    Release,
+    Round,
+    Server,
+    Tensors,
+    fit_probe,
+    probe_of,
+    probe_tensors,
+    register,
+)
 
 
 @register("centralised")

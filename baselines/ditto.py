@@ -9,13 +9,19 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from baselines.fedavg_linear import FedAvgLinearParams
-from fedsim.batch import Batch
-from fedsim.methods.clients import Clients
-from fedsim.methods.local_training import LocalTraining
-from fedsim.methods.messages import Server, Tensors
-from fedsim.methods.parameters import load_parameters
-from fedsim.models.linear import LinearClassifier, LinearHead, LocalClassifiers, cross_entropy
-from fedsim.plugins.registry import register
+from fedsim.methods import (
+    Batch,
+    Clients,
+    LinearClassifier,
+    LinearHead,
+    LocalClassifiers,
+    LocalTraining,
+    Server,
+    Tensors,
+    cross_entropy,
+    load_parameters,
+    register,
+)
 
 SHARED_HEAD, OWN_HEAD = "shared.", "own."
 

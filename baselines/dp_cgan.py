@@ -21,14 +21,21 @@ from pydantic import Field
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from fedsim.batch import Batch
-from fedsim.methods.dp_sgd import DPSGD, DPSGDParams
-from fedsim.methods.messages import Round, Server, Tensors, Values
-from fedsim.methods.optimise import adam_step
-from fedsim.models.conditional import ConditionalGenerator, ConditionalSampler
-from fedsim.models.layers import one_hot
-from fedsim.plugins.registry import register
-from fedsim.seeds import Purpose
+from fedsim.methods import (
+    DPSGD,
+    Batch,
+    ConditionalGenerator,
+    ConditionalSampler,
+    DPSGDParams,
+    Purpose,
+    Round,
+    Server,
+    Tensors,
+    Values,
+    adam_step,
+    one_hot,
+    register,
+)
 
 
 class DPCGANParams(DPSGDParams):

@@ -14,11 +14,7 @@ from typing import Any, cast
 from pydantic import Field
 from torch import Tensor, nn
 
-from fedsim.batch import Batch
-from fedsim.methods.local_dp_sgd import LocalDPSGD, LocalDPSGDParams
-from fedsim.methods.messages import Server
-from fedsim.models.cvae import CVAE, CVAEGenerator
-from fedsim.plugins.registry import register
+from fedsim.methods import CVAE, Batch, CVAEGenerator, LocalDPSGD, LocalDPSGDParams, Server, register
 
 
 class DPCVAEParams(LocalDPSGDParams):

@@ -11,9 +11,7 @@ from typing import ClassVar
 from pydantic import Field
 
 from baselines.ditto import PersonalSoftmaxRegression
-from fedsim.methods.local_dp_sgd import LocalDPSGD, LocalDPSGDParams
-from fedsim.plugins.registry import register
-from fedsim.privacy.plan import Unit
+from fedsim.methods import LocalDPSGD, LocalDPSGDParams, Unit, register
 
 
 class DPDittoParams(LocalDPSGDParams):

@@ -16,21 +16,30 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from fedsim.batch import Batch
-from fedsim.methods.coordinates import Coordinates
-from fedsim.methods.dp_sgd import DPSGD, DPSGDParams
-from fedsim.methods.messages import Round, Server, Tensors, Values
-from fedsim.methods.one_shot import Rows, Statistic, statistic_phase
-from fedsim.methods.optimise import average_step
-from fedsim.methods.parameters import shared_tensors
-from fedsim.methods.phase import Phase
-from fedsim.methods.products import Classifier
-from fedsim.models.layers import ZeroLinear
-from fedsim.models.linear import LinearClassifier, cross_entropy
-from fedsim.plugins.registry import register
-from fedsim.privacy.statistics import moments
-from fedsim.privacy.statistics.outer_products import OuterProduct
-from fedsim.privacy.statistics.spectral import spectral_function
+from fedsim.methods import (
+    DPSGD,
+    Batch,
+    Classifier,
+    Coordinates,
+    DPSGDParams,
+    LinearClassifier,
+    OuterProduct,
+    Phase,
+    Round,
+    Rows,
+    Server,
+    Statistic,
+    Tensors,
+    Values,
+    ZeroLinear,
+    average_step,
+    cross_entropy,
+    moments,
+    register,
+    shared_tensors,
+    spectral_function,
+    statistic_phase,
+)
 
 LEAST_RIDGE = 0.01
 """The ridge without noise, as a share of the mean eigenvalue."""

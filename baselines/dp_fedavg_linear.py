@@ -5,8 +5,7 @@ from __future__ import annotations
 from pydantic import Field
 
 from baselines.fedavg_linear import SoftmaxRegression
-from fedsim.methods.local_dp_sgd import LocalDPSGD, LocalDPSGDParams
-from fedsim.plugins.registry import register
+from fedsim.methods import LocalDPSGD, LocalDPSGDParams, register
 
 
 class DPFedAvgLinearParams(LocalDPSGDParams):

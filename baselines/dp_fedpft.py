@@ -14,17 +14,27 @@ import torch
 from torch import Tensor
 
 from baselines.fedpft import ClientMixtures
-from fedsim.methods.algorithm import Params
-from fedsim.methods.clients import Clients
-from fedsim.methods.messages import Diagnostic, Message, Round, Server, Tensors
-from fedsim.methods.phase import Phase
-from fedsim.models.layers import one_hot
-from fedsim.plugins.registry import register
-from fedsim.privacy.clipping import Norms
-from fedsim.privacy.plan import Release, Unit
-from fedsim.privacy.statistics import moments
-from fedsim.privacy.statistics.outer_products import OuterProduct, clipped_statistics, unit_weights
-from fedsim.privacy.statistics.spectral import square_root
+from fedsim.methods import (
+    Clients,
+    Diagnostic,
+    Message,
+    Norms,
+    OuterProduct,
+    Params,
+    Phase,
+    Release,
+    Round,
+    Server,
+    Tensors,
+    Unit,
+    clipped_statistics,
+    moments,
+    one_hot,
+    register,
+    rounded,
+    square_root,
+    unit_weights,
+)
 
 CLIENT_CLASS_WEIGHTS = {"sums": 1.0, "counts": 0.15, "squares": 1.0}
 LEAST_ENTRY_VARIANCE = 1e-6
@@ -70,8 +80,8 @@ class DPFedPFT(ClientMixtures):
         squares = (hot, r * r) if self.params.covariance == "diag" else ((hot.unsqueeze(2) * r.unsqueeze(1)).flatten(1), r)
         products = {"sums": OuterProduct(hot, r), "counts": OuterProduct(hot, torch.ones_like(r[:, :1])), "squares": OuterProduct(*squares)}
         sums, joint = clipped_statistics(products, norms, clients.all_groups)
-        kept = {name: value.view(len(clients.x), self.task.classes, -1).float() for name, value in sums.items()}
-        noised = clients.add_noise(round_.release, round_.stream, {}, kept).kept
+        kept = {name: value.view(len(clients.x), self.task.classes, -1) for name, value in sums.items()}
+        noised = rounded(clients.add_noise(round_.release, round_.stream, {}, kept).kept)
         sent = {f"{name}.{client}": value[i] for name, value in noised.items() for i, client in enumerate(clients.members)}
         weight = sum(value.nbytes for value in sent.values())
         return clients.send(sent, {"gradient_norm": Diagnostic(joint, "quantiles")}, uplink_bytes=weight)

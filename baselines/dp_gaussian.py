@@ -9,15 +9,24 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from fedsim.device import normal, to_device
-from fedsim.methods.coordinates import Coordinates, coordinate_statistics
-from fedsim.methods.messages import Server, Tensors
-from fedsim.methods.one_shot import OneShot, OneShotParams, Rows, Statistic
-from fedsim.methods.products import Generator, Stretched
-from fedsim.plugins.registry import register
-from fedsim.privacy.statistics import moments
-from fedsim.privacy.statistics.outer_products import OuterProduct
-from fedsim.privacy.statistics.spectral import square_root
+from fedsim.methods import (
+    Coordinates,
+    Generator,
+    OneShot,
+    OneShotParams,
+    OuterProduct,
+    Rows,
+    Server,
+    Statistic,
+    Stretched,
+    Tensors,
+    coordinate_statistics,
+    moments,
+    normal,
+    register,
+    square_root,
+    to_device,
+)
 
 
 class DPGaussianParams(OneShotParams):

@@ -14,15 +14,22 @@ from pydantic import Field
 from torch import Tensor
 
 from baselines.dp_gaussian import DPGaussian, DPGaussianParams, GaussianGenerator
-from fedsim.device import normal, to_device
-from fedsim.methods.coordinates import COORDINATE_NAMES, coordinate_statistics
-from fedsim.methods.messages import Server, Tensors
-from fedsim.methods.one_shot import Rows, Statistic
-from fedsim.methods.products import Generator
-from fedsim.plugins.registry import register
-from fedsim.privacy.statistics import mixture, moments
-from fedsim.privacy.statistics.outer_products import OuterProduct
-from fedsim.seeds import Purpose
+from fedsim.methods import (
+    COORDINATE_NAMES,
+    Generator,
+    OuterProduct,
+    Purpose,
+    Rows,
+    Server,
+    Statistic,
+    Tensors,
+    coordinate_statistics,
+    mixture,
+    moments,
+    normal,
+    register,
+    to_device,
+)
 
 SENT_TO_CLIENTS = ("mean", *COORDINATE_NAMES, "class_means", "class_counts", "basis", "covariance", "offsets", "shares")
 """What clients need of what was released."""

@@ -14,11 +14,7 @@ from pydantic import Field
 from torch import Tensor
 
 from algorithms.fedhypevae_warm import FedHypeVAEWarm, FedHypeVAEWarmParams
-from fedsim.methods.messages import Server
-from fedsim.methods.products import Classifier
-from fedsim.models.linear import LinearClassifier
-from fedsim.plugins.registry import register
-from fedsim.privacy.statistics.spectral import spectral_function
+from fedsim.methods import Classifier, LinearClassifier, Server, register, spectral_function
 
 LEAST_CLASS_VARIANCE = 0.05
 """A variance of a class in the block is no smaller, in units of what classes share."""

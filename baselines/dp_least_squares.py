@@ -16,14 +16,7 @@ from typing import Any, ClassVar
 from pydantic import Field
 
 from baselines.dp_gaussian import DPGaussian
-from fedsim.methods.coordinates import Coordinates
-from fedsim.methods.messages import Server, Tensors
-from fedsim.methods.one_shot import OneShotParams
-from fedsim.methods.products import Classifier
-from fedsim.models.linear import LinearClassifier
-from fedsim.plugins.registry import register
-from fedsim.privacy.statistics import moments
-from fedsim.privacy.statistics.spectral import spectral_function
+from fedsim.methods import Classifier, Coordinates, LinearClassifier, OneShotParams, Server, Tensors, moments, register, spectral_function
 
 
 class DPLeastSquaresParams(OneShotParams):

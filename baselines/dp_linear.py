@@ -1,4 +1,10 @@
-"""DP-linear: a linear classifier on the embeddings by federated DP-SGD, over rows about a released mean; no generator."""
+"""DP-linear: a linear classifier on the embeddings by federated DP-SGD, over rows about a released mean; no generator.
+
+With ``reencoded`` its weights are written as synthetic rows: class means along them, with white noise around. A linear probe loves these
+rows, and they are no model of the data. They stand beside the generators so that everybody sees what a measure misses: where they score
+high, it reads a classifier off the rows and says nothing of whether they are like real ones. Balanced accuracy is such a measure, by the
+linear probe and by nearest neighbours alike; coverage and the Fréchet distance are not.
+"""
 
 from __future__ import annotations
 
@@ -10,17 +16,25 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from fedsim.batch import Batch
-from fedsim.methods.dp_sgd import DPSGD, DPSGDParams
-from fedsim.methods.messages import Server, Tensors
-from fedsim.methods.one_shot import overall_mean, statistic_phase
-from fedsim.methods.parameters import load_parameters
-from fedsim.methods.phase import Phase
-from fedsim.methods.products import Classifier
-from fedsim.models.layers import ZeroLinear
-from fedsim.models.linear import LinearClassifier, cross_entropy
-from fedsim.plugins.registry import register
-from fedsim.privacy.statistics import moments
+from fedsim.methods import (
+    DPSGD,
+    Batch,
+    Classifier,
+    DPSGDParams,
+    Generator,
+    LinearClassifier,
+    Phase,
+    Server,
+    Tensors,
+    ZeroLinear,
+    cross_entropy,
+    load_parameters,
+    moments,
+    normal,
+    overall_mean,
+    register,
+    statistic_phase,
+)
 
 SCALE = 25.0
 """Makes a row about the mean some ten times as long as the bias's input, so that a clipped gradient is a row's direction for any d."""
@@ -33,6 +47,7 @@ class DPLinearParams(DPSGDParams):
         mean_share: share of the budget (in 1 / sigma^2) that the mean takes.
         sample_rate: q; with all rows in every step, noise is all that makes steps differ.
         clip: C. Nearly every gradient is longer, so that all examples count alike.
+        reencoded: share of synthetic rows' variance about the mean that lies between class means; 0: no rows, the classifier itself.
     """
 
     mean_share: float = Field(0.1, gt=0, lt=1)
@@ -40,6 +55,7 @@ class DPLinearParams(DPSGDParams):
     sample_rate: float = Field(1.0, gt=0, le=1)
     clip: float = Field(1.0, gt=0, allow_inf_nan=False)
     learning_rate: float = Field(0.03, gt=0)
+    reencoded: float = Field(0.0, ge=0, lt=1)
 
 
 class CentredHead(nn.Module):
@@ -61,8 +77,9 @@ class CentredHead(nn.Module):
         return LinearClassifier(weight, self.head.bias - weight @ self.mean)
 
 
-class CentredSoftmaxRegression(DPSGD):
-    """Releases the mean, then trains a softmax layer on the rows about it; what is made of the layer is a subclass's.
+@register("dp-linear")
+class DPLinear(DPSGD):
+    """Releases the mean, then trains a softmax layer on the rows about it: what a generator of the same budget has to beat for one task.
 
     Rows of unit norm share a large mean. About it they are short, so that of a clipped gradient more tells classes apart.
     """
@@ -87,18 +104,38 @@ class CentredSoftmaxRegression(DPSGD):
         mean = statistic_phase(replace(overall_mean(share), receive=receive_mean), self.clip(), self.task, self.broadcast)
         return (mean, sgd.taking(1 - share))
 
-
-def receive_mean(server: Server, sums: Tensors, std: Mapping[str, float]) -> None:
-    """Put the released mean into the model, whose parameters every later broadcast carries."""
-    load_parameters(server.model, {"mean": moments.released_mean(sums, std).mean})
-
-
-@register("dp-linear")
-class DPLinear(CentredSoftmaxRegression):
-    """The softmax layer as a classifier: what a generator of the same budget has to beat where one task is all that is wanted."""
+    @classmethod
+    def generates(cls, params: Any = None) -> bool:
+        """Where it is re-encoded."""
+        return bool(params and params.reencoded)
 
     def classifier(self, server: Server) -> Classifier:
         """The mean of the later iterates."""
         model: Any = server.model
         averaged: LinearClassifier = model.classifier()
         return averaged
+
+    def generator(self, server: Server) -> Generator:
+        """The same as rows, which get the variance that unit norm leaves about the released mean."""
+        model: Any = server.model
+        mean, weight, between = model.mean.detach(), model.classifier().weight, self.params.reencoded
+        variance = (1 - mean.square().sum()).clamp_min(0.01)
+        apart = weight - weight.mean(0)
+        size = apart.square().sum(1).mean().sqrt().clamp_min(1e-12)
+        return WhiteGenerator(mean + (between * variance).sqrt() / size * apart, ((1 - between) * variance / len(mean)).sqrt())
+
+
+def receive_mean(server: Server, sums: Tensors, std: Mapping[str, float]) -> None:
+    """Put the released mean into the model, whose parameters every later broadcast carries."""
+    load_parameters(server.model, {"mean": moments.released_mean(sums, std).mean})
+
+
+class WhiteGenerator:
+    """Samples from N(mean of the class, std^2 I)."""
+
+    def __init__(self, means: Tensor, std: Tensor) -> None:
+        self.means, self.std = means, std
+
+    def sample(self, labels: Tensor, stream: torch.Generator) -> Tensor:
+        """Synthetic embeddings ``[n, d]``."""
+        return self.means[labels] + self.std * normal((len(labels), self.means.shape[1]), stream, labels)

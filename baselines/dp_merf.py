@@ -15,18 +15,29 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from fedsim.methods.coordinates import Coordinates, coordinate_statistics
-from fedsim.methods.messages import Server, Tensors
-from fedsim.methods.one_shot import OneShot, OneShotParams, Rows, Statistic
-from fedsim.methods.optimise import adam_step
-from fedsim.methods.products import Generator, Stretched
-from fedsim.models.conditional import ConditionalGenerator, ConditionalSampler
-from fedsim.models.kernel import kernel_features, kernel_frequencies
-from fedsim.models.layers import one_hot
-from fedsim.plugins.registry import register
-from fedsim.privacy.statistics.moments import counts_above_noise
-from fedsim.privacy.statistics.outer_products import OuterProduct
-from fedsim.seeds import Purpose, Seeds
+from fedsim.methods import (
+    ConditionalGenerator,
+    ConditionalSampler,
+    Coordinates,
+    Generator,
+    OneShot,
+    OneShotParams,
+    OuterProduct,
+    Purpose,
+    Rows,
+    Seeds,
+    Server,
+    Statistic,
+    Stretched,
+    Tensors,
+    adam_step,
+    coordinate_statistics,
+    kernel_features,
+    kernel_frequencies,
+    moments,
+    one_hot,
+    register,
+)
 
 EMBEDDING_WEIGHTS = {"features": 1.0, "counts": 0.15}
 
@@ -92,7 +103,7 @@ class DPMERF(OneShot):
 
     def receive_embedding(self, server: Server, sums: Tensors, std: Mapping[str, float]) -> None:
         """The classes' mean features, to which the generator is trained."""
-        counts = counts_above_noise(sums["counts"], std["counts"])
+        counts = moments.counts_above_noise(sums["counts"], std["counts"])
         self.train_generator(server, sums["features"] / counts)
         server.tensors["class_counts"] = counts[:, 0]
         del server.tensors["frequencies"]  # a saved generator does not need them

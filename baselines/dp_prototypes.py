@@ -3,8 +3,7 @@
 DPPL-Mean of the paper: clip the rows, release every class's mean by a Gaussian mechanism, classify by the nearest prototype. Different
 here: rows are taken in released coordinates, so that what is clipped and noised is small; counts are released with the sums, where the
 paper takes them for known; and what noise adds to a prototype's length is taken off. Averaging neighbouring features, the paper's option
-against noise, is left out: about a mean, noise in further dimensions turns no row's angle to a prototype. Prototypes that
-are public rows: ``dppl-public``.
+against noise, is left out: about a mean, noise in further dimensions turns no row's angle to a prototype.
 """
 
 from __future__ import annotations
@@ -13,13 +12,20 @@ from collections.abc import Mapping
 
 from pydantic import Field
 
-from fedsim.methods.coordinates import Coordinates, coordinate_statistics
-from fedsim.methods.messages import Server, Tensors
-from fedsim.methods.one_shot import OneShot, OneShotParams, Rows, Statistic
-from fedsim.methods.products import Classifier
-from fedsim.models.linear import LinearClassifier
-from fedsim.plugins.registry import register
-from fedsim.privacy.statistics import moments
+from fedsim.methods import (
+    Classifier,
+    Coordinates,
+    LinearClassifier,
+    OneShot,
+    OneShotParams,
+    Rows,
+    Server,
+    Statistic,
+    Tensors,
+    coordinate_statistics,
+    moments,
+    register,
+)
 
 PROTOTYPE_WEIGHTS = {"sums": 1.0, "counts": 0.15}
 LEAST_SIGNAL = 0.05

@@ -14,12 +14,7 @@ from pydantic import Field
 from torch import Tensor
 
 from baselines.fedavg_linear import SoftmaxRegression
-from fedsim.methods.clients import Clients
-from fedsim.methods.local_dp_sgd import LocalDPSGD, LocalDPSGDParams
-from fedsim.methods.messages import Server, Tensors
-from fedsim.plugins.registry import register
-from fedsim.privacy.plan import Unit
-from fedsim.seeds import Seeds
+from fedsim.methods import Clients, LocalDPSGD, LocalDPSGDParams, Seeds, Server, Tensors, Unit, register
 
 CONTROL = "control."
 

@@ -8,11 +8,7 @@ from typing import Any, ClassVar, cast
 from pydantic import Field
 from torch import Tensor, nn
 
-from fedsim.batch import Batch
-from fedsim.methods.local_training import LocalTraining, LocalTrainingParams
-from fedsim.methods.messages import Server
-from fedsim.models.cvae import CVAE, CVAEGenerator, gaussian_nll
-from fedsim.plugins.registry import register
+from fedsim.methods import CVAE, Batch, CVAEGenerator, LocalTraining, LocalTrainingParams, Server, gaussian_nll, register
 
 
 class FedAvgCVAEParams(LocalTrainingParams):

@@ -8,12 +8,7 @@ from typing import Any, ClassVar, cast
 from pydantic import Field
 from torch import Tensor, nn
 
-from fedsim.batch import Batch
-from fedsim.methods.local_training import LocalTraining, LocalTrainingParams
-from fedsim.methods.messages import Server, Task
-from fedsim.methods.products import Classifier
-from fedsim.models.linear import LinearHead, cross_entropy
-from fedsim.plugins.registry import register
+from fedsim.methods import Batch, Classifier, LinearHead, LocalTraining, LocalTrainingParams, Server, Task, cross_entropy, register
 
 
 class FedAvgLinearParams(LocalTrainingParams):

@@ -8,14 +8,21 @@ import torch
 
 from baselines.fedavg_linear import FedAvgLinear
 from baselines.local_only import keep, own_classifier, own_classifiers
-from fedsim.evaluation.weights import held_out_weight
-from fedsim.methods.clients import Clients
-from fedsim.methods.messages import Message, Round, Server, Tensors
-from fedsim.methods.parameters import load_parameters
-from fedsim.methods.phase import Phase
-from fedsim.models.linear import Interpolated, LinearClassifier, LocalClassifiers
-from fedsim.plugins.registry import register
-from fedsim.privacy.plan import Release
+from fedsim.methods import (
+    Clients,
+    Interpolated,
+    LinearClassifier,
+    LocalClassifiers,
+    Message,
+    Phase,
+    Release,
+    Round,
+    Server,
+    Tensors,
+    held_out_weight,
+    load_parameters,
+    register,
+)
 
 
 @register("fedlambda")

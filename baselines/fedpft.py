@@ -10,14 +10,22 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from baselines.local_only import keep
-from fedsim.device import normal, to_device
-from fedsim.methods.algorithm import Algorithm, Params
-from fedsim.methods.clients import Clients
-from fedsim.methods.messages import NUMBER_BYTES, Message, Round, Server, Tensors
-from fedsim.methods.phase import Phase
-from fedsim.plugins.registry import register
-from fedsim.privacy.plan import Release
-from fedsim.seeds import Purpose
+from fedsim.methods import (
+    NUMBER_BYTES,
+    Algorithm,
+    Clients,
+    Message,
+    Params,
+    Phase,
+    Purpose,
+    Release,
+    Round,
+    Server,
+    Tensors,
+    normal,
+    register,
+    to_device,
+)
 
 PARTS = ("means", "roots", "mass")
 

@@ -6,14 +6,23 @@ from collections.abc import Mapping
 
 from torch import nn
 
-from fedsim.methods.algorithm import Algorithm, Params
-from fedsim.methods.clients import Clients
-from fedsim.methods.messages import Message, Round, Server, Tensors
-from fedsim.methods.phase import Phase
-from fedsim.models.linear import LocalClassifiers, ProbeClassifier, probe_of, probe_tensors
-from fedsim.models.probe import fit_probe
-from fedsim.plugins.registry import register
-from fedsim.privacy.plan import Release
+from fedsim.methods import (
+    Algorithm,
+    Clients,
+    LocalClassifiers,
+    Message,
+    Params,
+    Phase,
+    ProbeClassifier,
+    Release,
+    Round,
+    Server,
+    Tensors,
+    fit_probe,
+    probe_of,
+    probe_tensors,
+    register,
+)
 
 
 @register("local-only")

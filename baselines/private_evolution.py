@@ -25,16 +25,26 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from baselines.dppl_public import directions
-from fedsim.device import normal, to_device
-from fedsim.methods.coordinates import Coordinates, coordinate_statistics, receive_spread
-from fedsim.methods.messages import Server, Tensors
-from fedsim.methods.one_shot import OneShot, OneShotParams, Rows, Statistic
-from fedsim.methods.products import Generator, Stretched
-from fedsim.models.layers import one_hot
-from fedsim.plugins.registry import register
-from fedsim.privacy.statistics.outer_products import OuterProduct
-from fedsim.seeds import Purpose, Seeds
+from fedsim.methods import (
+    Coordinates,
+    Generator,
+    OneShot,
+    OneShotParams,
+    OuterProduct,
+    Purpose,
+    Rows,
+    Server,
+    Statistic,
+    Stretched,
+    Tensors,
+    coordinate_statistics,
+    exact,
+    normal,
+    one_hot,
+    receive_spread,
+    register,
+    to_device,
+)
 
 AXES = 64
 """Most directions with a variance of their own of candidates that are drawn."""
@@ -48,7 +58,7 @@ class PrivateEvolutionParams(OneShotParams):
         coordinates_share: share of the budget (in 1 / sigma^2) that the released coordinates take (:mod:`fedsim.methods.coordinates`).
         rounds: rounds of votes, which share the rest.
         candidates: of every class in a round.
-        votes: how many candidates a row votes for.
+        votes: how many candidates a row votes for; where some are equal, as large a share of the different ones.
         threshold: votes below so many standard deviations of their noise count as none.
         variation: the most by which offspring are moved towards a fresh candidate, as a share of the way.
         noise: norm of the white noise on a sampled row, in units of rows' typical distance from the mean: features that public rows lack
@@ -83,15 +93,6 @@ class PrivateEvolution(OneShot):
         spread = replace(spread, receive=self.receive_coordinates)
         return mean, spread, Statistic("votes", 1 - share, {"votes": 1.0}, self.vote_products, self.receive_votes, rounds)
 
-    def initial_server(self, seeds: Seeds) -> Server:
-        """Fresh public candidates of all rounds ``[rounds K, d]``, about the mean of all public rows."""
-        server = super().initial_server(seeds)
-        if self.params.start == "public" and self.task.public is not None:
-            rows, stream, count = self.public_rows(server), seeds.torch(Purpose.INIT), self._fresh
-            order = torch.cat([torch.randperm(len(rows), generator=stream) for _ in range(count // len(rows) + 1)])
-            server.tensors["fresh"] = (rows - rows.mean(0))[order[:count]]
-        return server
-
     @property
     def _fresh(self) -> int:
         return int(self.params.rounds * self.params.candidates)
@@ -102,10 +103,15 @@ class PrivateEvolution(OneShot):
         self.begin(server)
 
     def begin(self, server: Server) -> None:
-        """Fresh candidates in coordinates ``[rounds, K, d]``, of mean squared norm 1; in the first round all classes have the same."""
+        """Fresh candidates in coordinates ``[rounds, K, d]``, of mean squared norm 1; in the first round all classes have the same.
+
+        Public ones are about the mean of all public rows, which are repeated where they are too few.
+        """
         coordinates, found = Coordinates(server.tensors), server.tensors
         if self.params.start == "public":
-            fresh = coordinates.of_centred(found["fresh"])
+            rows = self.public_rows(server)
+            order = torch.randperm(len(rows), generator=server.seeds.torch(Purpose.INIT))[: self._fresh]
+            fresh = coordinates.of_centred((rows - rows.mean(0))[order])[torch.arange(self._fresh) % len(order)]
         else:
             axes, stream = coordinates.main_axes(AXES), server.seeds.torch(Purpose.PENALTY)
             fresh = normal((self._fresh, self.dim), stream, axes) + normal((self._fresh, axes.shape[1]), stream, axes) @ axes.T
@@ -119,15 +125,17 @@ class PrivateEvolution(OneShot):
         return {name: value for name, value in server.tensors.items() if name not in ("fresh", "round")}
 
     def vote_products(self, rows: Rows, broadcast: Tensors) -> Mapping[str, OuterProduct]:
-        """Votes of every row, of norm 1, beside its class."""
-        candidates = broadcast["candidates"]
+        """Votes of every row, of norm 1, beside its class; of several equal candidates the first has them."""
+        candidates, coordinates = broadcast["candidates"], Coordinates(broadcast)
         votes = rows.x.new_zeros(len(rows.x), candidates.shape[1])
-        about = Coordinates(broadcast).of_rows(rows.x)
-        count = min(self.params.votes, candidates.shape[1])
         for label, own in enumerate(candidates):
-            of_class = (rows.y == label).nonzero()[:, 0]
-            nearest = (directions(about[of_class]) @ directions(own).T).topk(count, 1).indices
-            votes[of_class[:, None], nearest] = count**-0.5
+            of_class, distinct = (rows.y == label).nonzero()[:, 0], first_of_equals(own)
+            # the cosine of T (x - m) and c is <x - m, T c / |c|> over the row's own length, T symmetric
+            looked_for = coordinates.of_centred(torch.nn.functional.normalize(own[distinct], dim=1))
+            cosines = exact.products(rows.x[of_class] - coordinates.mean, looked_for)
+            count = -(-min(self.params.votes, len(own)) * len(distinct) // len(own))
+            nearest = cosines.argsort(dim=1, descending=True, stable=True)[:, :count]
+            votes[of_class[:, None], distinct[nearest]] = count**-0.5
         return {"votes": OuterProduct(one_hot(rows.y, self.task.classes), votes)}
 
     def receive_votes(self, server: Server, sums: Tensors, std: Mapping[str, float]) -> None:
@@ -162,6 +170,13 @@ class PrivateEvolution(OneShot):
         found = server.tensors
         evolved = Evolved(found["candidates"], found["weights"], self.params.noise / self.dim**0.5)
         return Stretched(evolved, Coordinates(found))
+
+
+def first_of_equals(candidates: Tensor) -> Tensor:
+    """Numbers of the rows ``[K, d]`` that no earlier one equals, ascending."""
+    _, which = torch.unique(candidates, dim=0, return_inverse=True)
+    place = torch.arange(len(which), device=which.device)
+    return torch.full_like(place, len(place)).scatter_reduce(0, which, place, "amin")[: int(which.max()) + 1].sort().values
 
 
 def offspring(candidates: Tensor, weights: Tensor, labels: Tensor, stream: torch.Generator) -> Tensor:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pydantic import Field
 
 from baselines.fedavg_cvae import FedAvgCVAE, FedAvgCVAEParams
-from fedsim.plugins.registry import register
+from fedsim.methods import register
 
 
 class WeightNoiseCVAEParams(FedAvgCVAEParams):

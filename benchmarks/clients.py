@@ -40,26 +40,16 @@ WARM_UP = 2
 
 @dataclass(frozen=True)
 class Record:
-    """One row of the result: the median round, its ratio to the first count's, diagnostics' share of it, and the process's peak memory."""
+    """One row of the result: the median round, its ratio to the first count's, and the process's peak memory."""
 
     clients: int
     seconds: float
     ratio: float
-    diagnostics: float
     peak_gb: float
 
 
-@dataclass(frozen=True)
-class Measured:
-    """What one round took, in seconds, and the most memory that the process has held so far, in bytes."""
-
-    seconds: float
-    diagnostics: float
-    peak: int
-
-
 def work(clients: int, turns: Connection) -> None:
-    """A round for every message, answered by its :class:`Measured`; until the other end closes."""
+    """A round for every message, answered by its seconds and the most bytes held so far; until the other end closes."""
     settle(1)
     stream = np.random.default_rng(0)
     x = stream.standard_normal((ROWS, DIM), dtype=np.float32)
@@ -72,32 +62,14 @@ def work(clients: int, turns: Connection) -> None:
     rows = tuple(np.array_split(np.arange(ROWS), clients))
     cohort = Cohort(CohortSpec(NAME, params, algorithm.task, plan, Seeds(0), tuple(range(clients)), rows), x, y)
     rounds = train(algorithm, LocalPool([cohort]), plan, Seeds(0))
-    told = _timed_diagnostics(cohort)
     while True:
         try:
             turns.recv()
         except EOFError:
             return
-        told.clear()
         start = time.process_time()
         next(rounds)
-        seconds = time.process_time() - start
-        turns.send(Measured(seconds, sum(told), 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss))
-
-
-def _timed_diagnostics(cohort: Cohort) -> list[float]:
-    """The seconds of every call of the algorithm's diagnostics, from now on."""
-    told: list[float] = []
-    diagnostics = cohort.algorithm.diagnostics
-
-    def timed(*args: object) -> object:
-        start = time.process_time()
-        found = diagnostics(*args)
-        told.append(time.process_time() - start)
-        return found
-
-    cohort.algorithm.diagnostics = timed
-    return told
+        turns.send((time.process_time() - start, 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss))
 
 
 def measure(counts: list[int], rounds: int) -> list[Record]:
@@ -109,24 +81,16 @@ def measure(counts: list[int], rounds: int) -> list[Record]:
         spawn.Process(target=work, args=(clients, theirs), daemon=True).start()
         theirs.close()
         ends.append(ours)
-    found: list[list[Measured]] = [[] for _ in counts]
-    for round_ in range(-WARM_UP, rounds):
+    found: list[list[tuple[float, int]]] = [[] for _ in counts]
+    for _ in range(WARM_UP + rounds):
         for own, end in zip(found, ends, strict=True):
             end.send(None)
-            measured: Measured = end.recv()
-            if round_ >= 0:
-                own.append(measured)
+            own.append(end.recv())
     for end in ends:
         end.close()
-    medians = [statistics.median(each.seconds for each in own) for own in found]
+    medians = [statistics.median(seconds for seconds, _ in own[WARM_UP:]) for own in found]
     return [
-        Record(
-            clients,
-            round(seconds, 4),
-            round(seconds / medians[0], 3),
-            round(statistics.median(each.diagnostics / each.seconds for each in own), 4),
-            round(own[-1].peak / 1e9, 2),
-        )
+        Record(clients, round(seconds, 4), round(seconds / medians[0], 3), round(own[-1][1] / 1e9, 2))
         for clients, seconds, own in zip(counts, medians, found, strict=True)
     ]
 
@@ -134,10 +98,10 @@ def measure(counts: list[int], rounds: int) -> list[Record]:
 def table(records: list[Record]) -> Table:
     """The result for people."""
     shown = Table(title=f"One round of {NAME}, {ROWS:,} rows of {DIM:,}, one thread (median)")
-    for heading in ("clients", "s", f"x {records[0].clients} clients", "diagnostics", "peak GB"):
+    for heading in ("clients", "s", f"x {records[0].clients} clients", "peak GB"):
         shown.add_column(heading, justify="right")
     for record in records:
-        numbers = (f"{record.seconds:.3f}", f"{record.ratio:.2f}", f"{record.diagnostics:.1%}", f"{record.peak_gb:.2f}")
+        numbers = (f"{record.seconds:.3f}", f"{record.ratio:.2f}", f"{record.peak_gb:.2f}")
         shown.add_row(f"{record.clients:,}", *numbers)
     return shown
 

@@ -42,36 +42,31 @@ def white(x: Rows) -> Rows:
     centred = x - x.mean(0)
     left, values, _ = np.linalg.svd(centred, full_matrices=False)
     kept = int((values > 1e-3 * values[0]).sum())
-    scaled: Rows = np.sqrt(len(x)) * left[:, :kept]
-    return scaled
+    return np.asarray(np.sqrt(len(x)) * left[:, :kept])
 
 
 def placed(w: Rows, distance: float) -> Rows:
     """Unit rows about a mean, at ``distance`` times its length on average of the squares."""
     scaled = distance * w / np.sqrt((w**2).sum(1).mean())
     x = np.concatenate([scaled, np.ones((len(w), 1))], 1)
-    unit: Rows = x / np.linalg.norm(x, axis=1, keepdims=True)
-    return unit
+    return np.asarray(x / np.linalg.norm(x, axis=1, keepdims=True))
 
 
 def alike(w: Rows) -> Rows:
     """A gently falling spectrum: the standard deviations of components fall as their number's fourth root."""
-    falling: Rows = w * np.arange(1, w.shape[1] + 1) ** -0.25
-    return falling
+    return np.asarray(w * np.arange(1, w.shape[1] + 1) ** -0.25)
 
 
 def heavy(w: Rows, stream: np.random.Generator) -> Rows:
     """Rows whose distance from the mean is multiplied by a log-normal factor, 0.5 to 2 for nine in ten."""
-    tailed: Rows = w * np.exp(0.42 * stream.standard_normal((len(w), 1)))
-    return tailed
+    return np.asarray(w * np.exp(0.42 * stream.standard_normal((len(w), 1))))
 
 
 def wider(x: Rows, dim: int, stream: np.random.Generator) -> Rows:
     """Rows turned into ``dim`` dimensions, with white noise of a twentieth of their variance in all of them."""
     turned = x @ np.linalg.qr(stream.standard_normal((dim, x.shape[1])))[0].T
     variance = ((x - x.mean(0)) ** 2).sum(1).mean()
-    noisy: Rows = turned + np.sqrt(0.05 * variance / dim) * stream.standard_normal(turned.shape)
-    return noisy
+    return np.asarray(turned + np.sqrt(0.05 * variance / dim) * stream.standard_normal(turned.shape))
 
 
 def twins(x: Rows, stream: np.random.Generator) -> dict[str, Callable[[], Rows]]:
@@ -97,13 +92,10 @@ def shares(
 ) -> Iterator[dict[str, Any]]:
     """Every method's mean share of the rows' own ceiling, at every epsilon."""
     with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "rows.npz"
+        path, evaluation = Path(folder) / "rows.npz", {"per_class": 500, "probe_c": 0.01}
         np.savez(path, x=x.astype(np.float32), y=y, split=split)
-        keys = {"dataset": {"npz": str(path), "overlap": "keep"}, "alpha": 0.3, "clients": 10, "delta": 1e-4}
-        evaluation = {"per_class": 500, "probe_c": 0.01}
-        grid = Grid.model_validate(
-            {**keys, "algorithms": methods, "epsilon": epsilons, "seeds": list(range(seeds)), "evaluation": evaluation}
-        )
+        keys = {"dataset": {"npz": str(path), "overlap": "keep"}, "alpha": 0.3, "clients": 10, "delta": 1e-4, "evaluation": evaluation}
+        grid = Grid.model_validate({**keys, "algorithms": methods, "epsilon": epsilons, "seeds": list(range(seeds))})
         prepared = prepare(grid, [Node(4.0, 0.0)])
         (data,) = prepared.data.values()
         most = ceiling(data, evaluation["probe_c"]).balanced_accuracy

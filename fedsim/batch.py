@@ -59,15 +59,6 @@ class Layout:
         moved = torch.repeat_interleave(torch.cumsum(empty, 0) - empty, self._counts)
         return to_device(moved + torch.arange(len(self.client)), self.client.device)
 
-    def detach(self) -> Layout:
-        """Itself: Opacus detaches every input that a layer sees."""
-        return self
-
-    @property
-    def shape(self) -> torch.Size:
-        """``[N]``: Opacus reads the number of rows from a layer's last input."""
-        return self.client.shape
-
     def pad(self, rows: Tensor) -> Tensor:
         """``[N, ...]`` to ``[clients in the span, width, ...]``, zeros where a client has fewer rows."""
         size = self.span.stop - self.span.start

@@ -6,10 +6,12 @@ import numpy as np
 import pandas as pd
 from PIL import Image
 
-from fedsim.data.encoding.spec import EncoderSpec
-from fedsim.data.sources.ham10000 import IMAGE_FOLDERS
-from fedsim.data.sources.milk10k import DIAGNOSES, GROUND_TRUTH, IMAGES, METADATA
+from fedsim.data.sources.known import DIAGNOSES
+from fedsim.data.spec import EncoderSpec
 
+IMAGE_FOLDERS = ("HAM10000_images_part_1", "HAM10000_images_part_2")
+IMAGES, METADATA = "MILK10k_Training_Input", "MILK10k_Training_Metadata.csv"
+GROUND_TRUTH = "MILK10k_Training_GroundTruth.csv"
 SITES = ("head_neck_face", "trunk", None)
 
 

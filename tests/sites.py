@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 
 from fedsim.data.sources.load import load
-from fedsim.data.sources.spec import DatasetSpec
+from fedsim.data.spec import DatasetSpec
 
 SITES = ("north", "south", "west")
 

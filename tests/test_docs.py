@@ -13,12 +13,12 @@ import typer.main
 import yaml
 from benches import Done, Ran
 from cells import small_grid
+from fedsim.results.grid_rows import grid_rows
 from notebooks import Notebook
 
 from fedsim.cli import app
 from fedsim.grid.read import load_grid
 from fedsim.planning.node import Node
-from fedsim.results.grid_rows import grid_rows
 from fedsim.runs.engine import InProcess
 
 ROOT = Path(__file__).parents[1]
@@ -68,7 +68,7 @@ def test_every_command_of_the_pages_exists_with_its_options(line: str) -> None:
 def test_the_grids_of_the_data_page_are_valid(tmp_path: Path) -> None:
     first, second = blocks(DATA, "yaml")
     (tmp_path / "g.yaml").write_text(first)
-    assert load_grid(tmp_path / "g.yaml").partition.given.site_column == "scanner"
+    assert load_grid(tmp_path / "g.yaml").partition.column == "scanner"
     (tmp_path / "g.yaml").write_text(second)
     encoders = ("dinov2-small", "efficientnet-lite0", "exported")
     names = [f"{name} ({encoder})" for name in ("ham10000", "chest-xray") for encoder in encoders]
@@ -235,11 +235,11 @@ def test_the_files_of_the_cluster_page_are_what_slurm_and_kuberay_take(tmp_path:
 
 def test_every_command_of_the_audit_page_runs(bench: Callable[..., Ran], folder: Path, command: Callable[..., Done]) -> None:
     bench(small_grid("dp-gaussian"), "runs/quickstart")
-    assert len(commands(AUDIT)) == 5
+    assert len(commands(AUDIT)) == 2
     for line in commands(AUDIT):
         done = command(*shlex.split(line)[1:])
         assert done.returncode == 0, line + done.stdout + done.stderr
-        assert any(words in done.stdout for words in ("not refuted", "AUC", "guess without data"))
+        assert any(words in done.stdout for words in ("not refuted", "AUC"))
 
 
 def test_the_grid_of_the_audit_page_is_valid(tmp_path: Path) -> None:

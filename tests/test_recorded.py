@@ -5,6 +5,7 @@
 
 import hashlib
 import json
+import os
 import platform
 import tempfile
 from pathlib import Path
@@ -50,7 +51,7 @@ GRIDS: dict[str, dict[str, Any]] = {
     "not private": {"algorithms": [{"name": "fedavg-cvae", "params": {"rounds": 3}}], "epsilon": [float("inf")], "seeds": [0, 1]},
 }
 """Grids by name; a grid differs from :data:`SMALL` in what stands here."""
-MOVES = {"cell_id", "source", "judged", "generator", "versions", "params", "seconds", "train_seconds", "judge_seconds"}
+MOVES = {"cell_id", "source", "judged", "counted_by", "generator", "versions", "params", "seconds", "train_seconds", "judge_seconds"}
 """Columns of the clock and of the code: not compared."""
 DROPPED: set[str] = set()
 """Columns that rows had when they were recorded and have no more."""
@@ -87,8 +88,8 @@ def fingerprint(values: list[Any]) -> str:
 
 
 def elsewhere(head: dict[str, Any]) -> bool:
-    """Whether floating-point numbers may differ in their last bits: another processor or torch rounds in another way."""
-    return bool(head["machine"] != machine())
+    """Whether floating-point numbers may differ in their last bits: another processor, torch or number of threads rounds in another way."""
+    return bool(head["machine"] != machine()) or "MKL_ENABLE_INSTRUCTIONS" in os.environ or os.environ["OMP_NUM_THREADS"] != "1"
 
 
 def close(new: Any, old: Any) -> bool:

@@ -30,7 +30,7 @@ ROOMS = (
     ("privacy", "partition"),
     ("models", "data"),
     ("batch", "json_lines"),
-    ("device", "files", "words", "errors", "interrupts", "seeds", "tagged"),
+    ("device", "files", "words", "errors", "interrupts", "seeds"),
     ("keystream",),
 )
 """From the roof to the ground: a file imports its own room and those on the floors below."""
@@ -142,7 +142,7 @@ def test_ray_is_known_to_one_room_alone() -> None:
 
 def test_the_rooms_that_compute_numbers_import_nothing_that_moves_or_writes_them() -> None:
     pure = {"training", "evaluation", "methods", "models", "partition", "privacy"}
-    below = pure | {"grid", "plugins", "data", "batch", "device", "seeds", "keystream", "errors", "words", "files", "tagged"}
+    below = pure | {"grid", "plugins", "data", "batch", "device", "seeds", "keystream", "errors", "words", "files"}
     assert {room(target) for source, target in arrows() if room(source) in pure} <= below
 
 

@@ -15,16 +15,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, get_args
 
+from fedsim.results.groups import grouped
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from fedsim.errors import UserError
 from fedsim.grid.complaints import translated
 from fedsim.grid.places import Origin
 from fedsim.grid.yaml import parse, read_text
-from fedsim.privacy.events import Event
+from fedsim.privacy.mechanism import Mechanism
 from fedsim.privacy.plan import Release, Trust, Unit, calibrate
-from fedsim.privacy.tradeoff import compose
-from fedsim.results.groups import grouped
+from fedsim.privacy.pld import compose
 from fedsim.words import number
 
 
@@ -240,20 +240,20 @@ def _of_examples(s: Settings, unit: Unit, trust: Trust) -> Worth:
         return Worth(unit, trust, None, "examples are clipped one by one: nothing bounds what all of a client's examples do together")
     if s.sampling == "poisson":
         told = f"{s.steps} steps on Poisson samples of rate 1/{s.epoch_steps}, as Opacus' loader has it, σ = {number(s.sigma, 4)}"
-        return Worth(unit, trust, _epsilon(s, [(s.sigma, 1 / s.epoch_steps, s.steps)]), told)
+        return Worth(unit, trust, _epsilon(s, Mechanism(s.sigma, 1 / s.epoch_steps, s.steps)), told)
     if s.sampling == "all":
         told = f"{s.steps} steps on all rows, σ = {number(s.sigma, 4)}"
-        return Worth(unit, trust, _epsilon(s, [(s.sigma, 1.0, s.steps)]), told)
+        return Worth(unit, trust, _epsilon(s, Mechanism(s.sigma, 1.0, s.steps)), told)
     if s.sampling == "shuffled":
         # of two permutations alike but for that, one of the rows' and one of all but one of them
         sigma = s.sigma / math.sqrt(2**2 + 1**2)
         moved = "the last row of a pass takes the place of one that is gone: its batch moves by 2 C, the last one by C"
         told = f"{s.passes} passes, no amplification: batches are shuffled and not Poisson samples, {moved}, σ = {number(sigma, 4)} of both"
-        return Worth(unit, trust, _epsilon(s, [(sigma, 1.0, s.passes)]), told)
+        return Worth(unit, trust, _epsilon(s, Mechanism(sigma, 1.0, s.passes)), told)
     sigma = s.sigma / 2
     moved = "another row takes the place of one that is gone, 2 C"
     told = f"{s.steps} steps, no amplification: batches have a fixed size and are no Poisson samples, {moved}, σ = {number(sigma, 4)}"
-    return Worth(unit, trust, _epsilon(s, [(sigma, 1.0, s.steps)]), told)
+    return Worth(unit, trust, _epsilon(s, Mechanism(sigma, 1.0, s.steps)), told)
 
 
 def _of_updates(s: Settings, unit: Unit, trust: Trust) -> Worth:
@@ -278,7 +278,7 @@ def _of_updates(s: Settings, unit: Unit, trust: Trust) -> Worth:
     elif s.client_sampling == "fixed":
         told.append("a fixed number of clients is drawn, which is no Poisson sample: no amplification")
     told.append(f"σ = {number(sigma, 4)}")
-    return Worth(unit, trust, _epsilon(s, [(sigma, rate, s.rounds)]), ", ".join(told))
+    return Worth(unit, trust, _epsilon(s, Mechanism(sigma, rate, s.rounds)), ", ".join(told))
 
 
 def _sparse_vector(s: Settings) -> str:
@@ -292,8 +292,8 @@ def _sparse_vector(s: Settings) -> str:
     )
 
 
-def _epsilon(s: Settings, events: list[Event]) -> float:
-    return compose(events).epsilon(s.delta)
+def _epsilon(s: Settings, ran: Mechanism) -> float:
+    return compose([ran]).epsilon(s.delta)
 
 
 def _places(members: list[Worth]) -> tuple[tuple[str, list[str]], tuple[str, list[str]]]:

@@ -9,6 +9,7 @@ from types import UnionType
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 import typer.main
+from fedsim.results.rows import Mechanism, Row, RowError, Tuned
 from mkdocs.config.defaults import MkDocsConfig
 from mkdocs.structure.files import Files
 from mkdocs.structure.pages import Page
@@ -19,14 +20,12 @@ from typer.cli import get_docs_for_click
 import fedsim
 from fedsim.api.describe import Parameter, describe, meanings_of, parameters_of, plain
 from fedsim.cli import app
-from fedsim.data.encoding.spec import EncoderSpec
-from fedsim.data.sources.spec import DatasetSpec, SplitSpec
+from fedsim.data.spec import DatasetSpec, EncoderSpec, SplitSpec
 from fedsim.evaluation.measures import MEASURES
 from fedsim.grid.models import AlgorithmEntry, AuditSpec, Evaluation, Grid, Privacy, Resources, Tune
 from fedsim.methods import face
 from fedsim.partition import PartitionSpec
 from fedsim.plugins.registry import known, lookup
-from fedsim.results.rows import Mechanism, Row, RowError, Tuned
 
 
 def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Files) -> str:
@@ -94,10 +93,6 @@ def section(model: type[BaseModel]) -> Iterator[str]:
     """A model's summary and its fields; those of its kinds after them."""
     yield f"## {SECTIONS[model]}\n\n{plain((model.__doc__ or '').partition(chr(10))[0])}\n"
     yield from fields_table(model)
-    for kind, own in getattr(model, "kinds", {}).items():
-        if own.params.model_fields:
-            yield f"Of `{kind}` alone:\n"
-            yield from fields_table(own.params)
 
 
 def fields_table(model: type[BaseModel]) -> Iterator[str]:

@@ -64,9 +64,9 @@ def account(
     Raises:
         UserError: a value is out of its range, or no noise reaches the budget.
     """
-    from fedsim.privacy.events import Event
+    from fedsim.privacy.mechanism import Mechanism
     from fedsim.privacy.plan import Release, calibrate
-    from fedsim.privacy.tradeoff import compose
+    from fedsim.privacy.pld import compose
 
     if (epsilon is None) == (sigma is None):
         raise UserError("epsilon", "one of `epsilon` and `sigma` is needed, and not both")
@@ -79,5 +79,5 @@ def account(
         fixed = {"unit": "example", "trust": "aggregate", "scope": "joint", "claim": "stated", "clip": 1.0, "sensitivity": 1.0}
         sigma = calibrate(epsilon=epsilon, delta=delta, releases=[Release("rounds", sample_rate, rounds)], **fixed).sigma  # type: ignore[arg-type]
     assert sigma is not None
-    spent = compose([Event(sigma, sample_rate, rounds)])
+    spent = compose([Mechanism(sigma, sample_rate, rounds)])
     return Account(sigma, spent.epsilon(delta), delta, rounds, sample_rate, {each: spent.epsilon(each) for each in DELTAS})

@@ -4,14 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from fedsim.errors import UserError, at
 from fedsim.interrupts import kept_handlers
 from fedsim.words import plain_console
-
-if TYPE_CHECKING:
-    from fedsim.data.encoding.embed import Work
 
 
 def embed(
@@ -26,7 +23,6 @@ def embed(
     pool: str | None = None,
     dtype: str | None = None,
     batch: int = 64,
-    actors: int = 1,
     skip_bad: bool = False,
 ) -> str:
     """Turn images into embeddings, a file that grids take.
@@ -44,19 +40,17 @@ def embed(
         pool: ``cls`` (default), ``mean`` or ``cls+mean``.
         dtype: ``float32`` (default), ``float16`` or ``bfloat16``.
         batch: images per forward pass.
-        actors: encoders that run in parallel and share this machine's GPUs.
         skip_bad: leave out images that cannot be decoded.
 
     Raises:
-        UserError: the data set, the encoder or the file does not do.
+        UserError: the data set, the encoder or the file is not valid.
     """
     from fedsim.data.arrays import check_target
-    from fedsim.data.encoding.embed import EmbedJob, in_process
-    from fedsim.data.encoding.embed import embed as embedded
-    from fedsim.data.encoding.encoder import locate
-    from fedsim.data.encoding.spec import EncoderSpec
+    from fedsim.data.encode import EmbedJob
+    from fedsim.data.encode import embed as embedded
+    from fedsim.data.encoder import locate
     from fedsim.data.sources.load import image_set
-    from fedsim.data.sources.spec import DatasetSpec
+    from fedsim.data.spec import DatasetSpec, EncoderSpec
     from fedsim.grid.read import parse_option
 
     check_target(out := Path(out))
@@ -67,22 +61,12 @@ def embed(
         images = image_set(spec)
     with at("encoder"):
         files = locate(asked)
-    for name, value in (("batch", batch), ("actors", actors)):
-        if value < 1:
-            raise UserError(name, f"must be at least 1, got {value}")
+    if batch < 1:
+        raise UserError("batch", f"must be at least 1, got {batch}")
     job = EmbedJob(images.below("dataset"), files, batch)
-    work: Work = in_process if actors == 1 else _on_actors(actors)
     with kept_handlers():
-        made = embedded(job, plain_console(), skip_bad=spec.skip_bad, work=work)
+        made = embedded(job, plain_console(), skip_bad=spec.skip_bad)
         made.save(out)
     rows, dim = made.x.shape
     skipped = f", {len(made.manifest['skipped'])} bad images left out" if made.manifest["skipped"] else ""
     return f"{out}: {rows} embeddings of {dim} dimensions{skipped}; manifest: {out.with_suffix('.json')}"
-
-
-def _on_actors(actors: int) -> Work:
-    from fedsim.runs.cluster import local_cluster, this_machine
-    from fedsim.runs.embedding import on_actors
-
-    node = this_machine()
-    return on_actors(actors, node, local_cluster(node))

@@ -85,7 +85,7 @@ def bench(
             if in_process:
                 one = checked.resources.model_copy(update={"clients_per_actor": "all"})
                 checked, max_parallel = checked.model_copy(update={"resources": one}), 1
-            prepared = prepare(checked, nodes, max_parallel, keep_going=keep_going, rehearsal=rehearsal, tell=tell, embed=not dry_run)
+            prepared = prepare(checked, nodes, max_parallel, keep_going=keep_going, rehearsal=rehearsal, tell=tell)
         if dry_run:
             from fedsim.report.plan import Plan
 

@@ -6,12 +6,12 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import yaml
 
 from fedsim.api.run import Run
-from fedsim.errors import UserError, at
+from fedsim.errors import UserError
 from fedsim.interrupts import kept_handlers
 from fedsim.plugins.notebook import name_of
 from fedsim.plugins.registry import find_in_working_folder
@@ -22,15 +22,9 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from fedsim.api.describe import Catalogue, Description
-    from fedsim.data.embeddings import Embeddings
-    from fedsim.evidence.audit.audit import AuditRun
-    from fedsim.evidence.audit.black_box import BlackBox
-    from fedsim.evidence.audit.inversion import Inversion
     from fedsim.evidence.check.check import CheckResult
     from fedsim.results.store import ResultStore
 
-Attack = Literal["white-box", "one-run", "black-box", "inversion"]
-"""How an audit looks."""
 Given = Mapping[str, Any] | Sequence[str]
 """Parameters by name, or as ``key=YAML`` texts."""
 
@@ -154,12 +148,12 @@ class Audited(Printed):
 
     Attributes:
         name: of the algorithm, with unit and trust.
-        lines: in words.
+        line: in words.
         refuted: whether a bound with 95 % confidence is above the claim; False proves nothing.
     """
 
     name: str
-    lines: tuple[str, ...]
+    line: str
     refuted: bool
 
     @property
@@ -169,8 +163,7 @@ class Audited(Printed):
 
     def show(self, console: Console) -> None:
         """Print the words."""
-        for line in self.lines:
-            print_line(console, f"{self.name}: {line}")
+        print_line(console, f"{self.name}: {self.line}")
 
 
 def audit(
@@ -181,9 +174,7 @@ def audit(
     unit: Unit = "example",
     trust: Trust = "aggregate",
     params: Given = (),
-    attack: Attack = "white-box",
-    pairs: int | None = None,
-    dataset: str | None = None,
+    pairs: int = 1000,
     rows: int = 2,
     out: Path = Path("runs/audit"),
     cell: str | None = None,
@@ -202,22 +193,20 @@ def audit(
         unit: what the claim protects.
         trust: who may see what: aggregate, the sum over clients; silo, every message.
         params: a parameter, as often as needed; others are short: six rounds of a small network.
-        attack: ``white-box``: pairs of trainings; ``one-run``: many canaries in one DP-SGD training; ``black-box``: what is released;
-            ``inversion``: rows reconstructed from one client's gradient or update, an illustration.
-        pairs: of trainings, canaries, or attacked clients; default: 1000 (white-box), 400 (one-run), 200 (black-box), 3 (inversion).
-        dataset: for inversion, as in a grid; default: digits.
+        pairs: of trainings.
         rows: other rows of each client, through which the unit may act.
         out: the folder of the results.
         cell: of a run folder, the id of the one cell to attack, or its beginning.
         trust_plugin: of a run folder, run the code of plug-ins that it names.
 
     Raises:
-        UserError: a value is out of its range, or another fedsim runs in the folder.
+        UserError: a value is not valid, or another fedsim runs in the folder.
     """
     from rich.markup import escape
     from rich.progress import Progress
 
-    from fedsim.evidence.audit.inversion import Inversion
+    from fedsim.evidence.audit.audit import AuditRun
+    from fedsim.evidence.audit.setting import brief, parameters, setting_of
     from fedsim.plugins.own_errors import own_errors
     from fedsim.results.store import ResultStore
 
@@ -227,26 +216,24 @@ def audit(
         raise UserError(algorithm, "there is no such run folder", "give one, an algorithm's name, or my_file.py:MyMethod")
     if cell is not None:
         raise UserError("cell", f"means nothing for {algorithm}, which is not a run folder", "leave it out, or give a run folder")
-    if dataset is not None and attack != "inversion":
-        raise UserError("dataset", f"means nothing for the attack {attack}", "leave it out, or give `attack` inversion")
-    name, store, console = _named(algorithm), ResultStore(out), wide_console(plain_console(), 100)
+    name, texts, store, console = _named(algorithm), _texts(params), ResultStore(out), wide_console(plain_console(), 100)
     with kept_handlers(), own_errors(name):
-        looked = _looked(name, attack, _texts(params), (unit, trust, epsilon, delta), pairs, dataset, rows)
+        known = parameters(name, texts, unit, trust, epsilon, delta)
+        short = brief(name, {text.partition("=")[0].strip() for text in texts})
+        run = AuditRun(setting_of(name, {**known, **short}, unit, trust, epsilon, delta, rows), pairs)
         with store.lock(), Progress(console=console, transient=True) as progress:
-            task = progress.add_task(escape(name), total=looked.count)
-            words, refuted = looked.completed(
-                store.audit_pairs(looked.key),
-                lambda lines: store.append("pairs", ({"audit": looked.key, **line} for line in lines)),
+            task = progress.add_task(escape(name), total=pairs)
+            found = run.completed(
+                store.audit_pairs(run.key),
+                lambda line: store.append("pairs", [{"audit": run.key, **line}]),
                 lambda count: progress.update(task, completed=count),
             )
-    if isinstance(looked, Inversion):
-        console.print(looked.table(store.audit_pairs(looked.key)))
-    return Audited(f"{name}, {unit}, {trust}", tuple(words), refuted)
+    return Audited(f"{name}, {unit}, {trust}", found.words(), found.refuted)
 
 
 def _attacked(folder: Path, cell: str | None, *, trust_plugin: bool) -> Audited:
     """How well membership in the training rows can be inferred from a run's generators."""
-    from fedsim.evidence.audit.black_box import attack_run
+    from fedsim.evidence.audit.membership import attack_run
     from fedsim.results.folder import RunFolder
     from fedsim.results.run import read_manifest
     from fedsim.runs.manifest import grid_of
@@ -254,42 +241,7 @@ def _attacked(folder: Path, cell: str | None, *, trust_plugin: bool) -> Audited:
     run = RunFolder(folder)
     run.check()
     lines = attack_run(run, grid_of(read_manifest(folder), run), cell=cell, trust_plugin=trust_plugin)
-    return Audited(str(folder), tuple(lines), False)
-
-
-def _looked(
-    name: str,
-    attack: Attack,
-    params: Sequence[str],
-    claim: tuple[Unit, Trust, float, float],
-    pairs: int | None,
-    dataset: str | None,
-    rows: int,
-) -> AuditRun | BlackBox | Inversion:
-    """What an audit runs."""
-    from fedsim.evidence.audit.audit import AuditRun
-    from fedsim.evidence.audit.black_box import BlackBox
-    from fedsim.evidence.audit.inversion import Inversion
-    from fedsim.evidence.audit.one_run import MANY_DIM
-    from fedsim.evidence.audit.setting import ROW_DIM, parameters, setting_of_options
-
-    if attack == "inversion":
-        return Inversion(name, parameters(name, params, *claim), *claim, _embeddings(dataset or "digits"), pairs or 3)
-    if attack == "black-box":
-        return BlackBox(name, parameters(name, params, *claim), *claim, pairs or 200)
-    dim, count = (MANY_DIM, 400) if attack == "one-run" else (ROW_DIM, 1000)
-    return AuditRun(setting_of_options(name, params, *claim, dim, rows), attack, pairs or count)
-
-
-def _embeddings(dataset: str) -> Embeddings:
-    """The data set that an option names."""
-    from fedsim.data.sources.load import load
-    from fedsim.data.sources.spec import DatasetSpec
-    from fedsim.grid.read import parse_option
-
-    spec = parse_option(DatasetSpec, "dataset", dataset, {}).within(Path.cwd())
-    with at("dataset"):
-        return load(spec)
+    return Audited(str(folder), "\n".join(lines), False)
 
 
 def _named(algorithm: str | type) -> str:

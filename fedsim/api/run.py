@@ -364,7 +364,7 @@ def pooled(folders: Sequence[Path | str], where: str | None = None) -> list[Resu
     try:
         kept = set(frame_of([*rows.values()]).query(where)["cell_id"])
     except Exception as error:  # whatever pandas makes of a text
-        raise UserError("where", f"'{where}' is not a query ({error})", "write such as \"label != 'dp-gmm' and epsilon_target < 8\"") from error
+        raise UserError("where", f"'{where}' is not a query ({error})", "such as: label != 'dp-gmm' and epsilon_target < 8") from error
     return [row for id_, row in rows.items() if id_ in kept]
 
 
@@ -407,6 +407,7 @@ def board(runs: Sequence[Path], *, out: Path | None = None, trust_plugin: bool =
     from fedsim.evidence.prove import prove
     from fedsim.files import replaced
     from fedsim.report.board import Board
+
     as_: Any = out and Path(out).suffix[1:]
     if out is not None and as_ not in ("md", "html", "csv"):
         raise UserError(f"out {out}", "does not say the format", "give a file that ends in .md, .html or .csv")

@@ -66,7 +66,7 @@ class Embeddings:
             class_names: what the classes are called, ``[C]``; None where that is not known.
 
         Raises:
-            UserError: an array has a wrong rank, dtype, length or value; rows are counted from 0 in ``x``.
+            UserError: an array has a wrong rank, dtype, length or value.
         """
         features = _features(x)
         labels = _integers(y, "y", len(features))
@@ -104,11 +104,7 @@ class Embeddings:
         return np.asarray(self.columns[column].astype(np.str_) != value)
 
     def unseen(self, column: str, value: str) -> Embeddings:
-        """The data set without a column's ``value`` in training, and with that value alone among the test rows.
-
-        Raises:
-            UserError: a class is left without a training row, or no test row has the value.
-        """
+        """The data set without a column's ``value`` in training, and with that value alone among the test rows."""
         train, test = self.others(column, value), self.test_columns[column].astype(np.str_) == value
         if not test.any():
             raise UserError("", f"no test row has {column} '{value}'", "name another site")
@@ -137,12 +133,7 @@ class Embeddings:
     def fingerprint(self) -> str:
         """First 16 hex digits of the SHA-256 of the content; name and public rows are no part of it."""
         digest = hashlib.sha256()
-        arrays: dict[str, NDArray[Any]] = {
-            "x_train": self.x_train,
-            "y_train": self.y_train,
-            "x_test": self.x_test,
-            "y_test": self.y_test,
-        }
+        arrays: dict[str, NDArray[Any]] = {name: getattr(self, name) for name in ("x_train", "y_train", "x_test", "y_test")}
         arrays |= {f"column {key}": self.columns[key] for key in sorted(self.columns)}
         arrays |= {f"test column {key}": self.test_columns[key] for key in sorted(self.test_columns)}
         for key, array in arrays.items():
@@ -163,11 +154,7 @@ def untested(data: Embeddings, site: str | None = None) -> str | None:
 
 
 def check_texts(name: str, values: NDArray[Any] | Iterable[str]) -> None:
-    """Check that what is text is Unicode, for results are written as UTF-8.
-
-    Raises:
-        UserError: a value holds half a character, as the name of a file does that is not UTF-8.
-    """
+    """Refuse text with half a character, as the name of a file has that is not UTF-8: results are written as UTF-8."""
     kind = values.dtype.kind if isinstance(values, np.ndarray) else "U"
     if kind == "U" and (bad := next((text for text in np.unique(np.asarray(values)).tolist() if not is_encodable(text)), None)) is not None:
         raise UserError("", f"{name} has the value {bad!a}, which is no Unicode text", "write it as UTF-8")
@@ -189,11 +176,6 @@ def _features(x: NDArray[Any]) -> NDArray[np.float32]:
         row = int(bad.any(axis=1).argmax())
         what = "NaN or infinite values" if not np.isfinite(x[bad]).all() else "values beyond float32"
         raise UserError("", f"x has {int(bad.sum())} {what}, the first in row {row}", "repair or drop them")
-    zero = np.flatnonzero(~features.any(axis=1))
-    vanished = zero[x[zero].any(axis=1)]
-    if len(vanished):
-        what = f"x has {len(vanished)} rows too small for float32, the first is row {vanished[0]}"
-        raise UserError("", what, "scale x up: each row is scaled to unit norm anyway")
     return features
 
 

@@ -29,7 +29,7 @@ class BadImage(Exception):
 
 
 class Images(Protocol):
-    """Where pixels come from; picklable, so that actors can read on their own."""
+    """Where pixels come from."""
 
     def __len__(self) -> int:
         """How many images there are."""
@@ -99,11 +99,7 @@ class ImageSet:
         return replace(self, where=below(place, self.where))
 
     def limited(self, limit: int) -> ImageSet:
-        """At most ``limit`` training images and as many test images, fixed stratified choices; no validation images.
-
-        Raises:
-            UserError: ``limit`` is less than the number of classes.
-        """
+        """At most ``limit`` training images and as many test images, fixed stratified choices; no validation images."""
         if limit < len(self.class_names):
             what = f"limit {limit} leaves some of the {len(self.class_names)} classes without an image"
             raise UserError(self.where, what, "give a larger limit")
@@ -146,12 +142,7 @@ class ImageSet:
 
 
 class ImageFiles:
-    """Image files on disk.
-
-    Args:
-        paths: the files.
-        root: what names in messages are relative to.
-    """
+    """Image files on disk; names in messages are relative to ``root``."""
 
     def __init__(self, paths: Iterable[Path], root: Path) -> None:
         self.paths, self.root = tuple(map(str, paths)), root
@@ -225,14 +216,14 @@ def from_pixels(pixels: NDArray[np.uint8]) -> Image.Image:
 
 
 def _rgb(image: Image.Image) -> Image.Image:
-    if image.mode.startswith(("I;16", "I")):
-        values = np.asarray(image)
-        if values.min() < 0 or values.max() > 65535:
-            raise BadImage("its pixels are beyond 16 bits")
-        return Image.fromarray((values // 256).astype(np.uint8)).convert("RGB")
     if image.mode == "F":
         raise BadImage("its pixels are floating-point numbers")
-    return image.convert("RGB")
+    if not image.mode.startswith("I"):
+        return image.convert("RGB")
+    values = np.asarray(image)
+    if values.min() < 0 or values.max() > 65535:
+        raise BadImage("its pixels are beyond 16 bits")
+    return from_pixels((values // 256).astype(np.uint8))
 
 
 def _file_digest(path: str) -> bytes:
@@ -245,17 +236,7 @@ def _file_digest(path: str) -> bytes:
 
 
 def overlapping(digests: Sequence[bytes], split: NDArray[np.int64], name: Callable[[int], str], *, drop: bool) -> NDArray[np.int64]:
-    """The training rows that have the same content as a test row, to be dropped.
-
-    Args:
-        digests: a content hash per row.
-        split: 0 = train, 2 = test.
-        name: what a message calls a row.
-        drop: whether they are dropped; otherwise there may be none.
-
-    Raises:
-        UserError: there are some and they are not to be dropped; with how many, and the first pair.
-    """
+    """The training rows whose digest is a test row's, to be dropped; where they are not to be, there may be none."""
     tested = {digests[row]: row for row in np.flatnonzero(split == TEST)[::-1].tolist()}
     both = [row for row in np.flatnonzero(split == TRAIN).tolist() if digests[row] in tested]
     if both and not drop:

@@ -18,18 +18,7 @@ MANIFEST_KEY = b"fedsim"
 
 
 def write_parquet(path: Path, x: NDArray[np.float32], y: NDArray[np.int64], names: Sequence[str], manifest: Mapping[str, Any]) -> None:
-    """Write a file, at once or not at all; equal content gives equal bytes.
-
-    Args:
-        path: the file.
-        x: rows ``[n, d]``.
-        y: labels ``[n]``.
-        names: of the classes, ``[C]``.
-        manifest: what the file carries in its metadata.
-
-    Raises:
-        UserError: pyarrow is not installed.
-    """
+    """Write rows ``[n, d]``, labels ``[n]`` and the classes' names, with a manifest in the metadata; equal content gives equal bytes."""
     try:
         import pyarrow as pa
         from pyarrow import parquet

@@ -66,17 +66,9 @@ class PublicRows:
         return frozenset(_digests(self.x))
 
     def check_apart(self, private: NDArray[np.float32], part: str, name: str) -> None:
-        """Refuse private rows that are public too.
+        """Refuse private rows ``[m, d]`` that are public too: the ``part`` (training, test) of the data set ``name``.
 
         This reads private rows, and tells the user of a simulation of a mistake in the grid; nothing of it is in a result or a release.
-
-        Args:
-            private: rows ``[m, d]``, prepared like these.
-            part: which rows they are: ``training`` or ``test``.
-            name: of their data set.
-
-        Raises:
-            UserError: with how many there are, and the first one's number.
         """
         both = [row for row, digest in enumerate(_digests(private)) if digest in self._known]
         if both:

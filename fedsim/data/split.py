@@ -42,11 +42,7 @@ def stratified_rows(y: NDArray[np.int64], size: int, leave: int = 0) -> NDArray[
 
 
 def made_up_labels(rows: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Labels of two classes and a split ``[n]`` that stand in for those of rows without any.
-
-    Raises:
-        UserError: there are less than three rows.
-    """
+    """Labels of two classes and a split ``[n]`` that stand in for those of rows without any."""
     if rows < 3:
         raise UserError("", f"{rows} rows are too few", "give three or more")
     numbers = np.arange(rows, dtype=np.int64)
@@ -60,9 +56,6 @@ def quarter_for_testing(y: NDArray[np.int64], names: tuple[str, ...], thing: str
         y: labels ``[n]`` in 0 .. C-1, every class present.
         names: what the classes are called.
         thing: what a row is.
-
-    Raises:
-        UserError: a class has a single row, which cannot be both for training and for testing.
     """
     counts = np.bincount(y)
     if counts.min() < 2:
@@ -83,9 +76,6 @@ def quarter_of_groups(values: NDArray[Any], y: NDArray[np.int64], names: tuple[s
         y: labels ``[n]`` in 0 .. C-1.
         names: what the classes are called.
         thing: what a group is.
-
-    Raises:
-        UserError: a row has no group, or a class a single one.
     """
     if missing := int(np.count_nonzero(lacking(values))):
         raise UserError("", f"{missing} rows have no {thing}", "give every row one; a row that stands alone a value of its own")

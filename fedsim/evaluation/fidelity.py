@@ -22,6 +22,9 @@ NEIGHBOURS = 5
 MOST_ROWS_COMPARED = 1000
 """Rows that directions are computed from, and rows of each kind that the probe of real against synthetic sees."""
 
+WIDTHS = (1.0, 10.0, 100.0)
+"""Widths of the MMD's kernels, in medians of squared distance."""
+
 Rows = NDArray[np.float64]
 
 
@@ -87,17 +90,20 @@ def frechet(made: Rows, real: Rows) -> float:
 
 
 def squared_mmd(made: Rows, real: Rows) -> float:
-    """Unbiased squared MMD (Gretton et al. 2012) with a Gaussian kernel as wide as real rows are apart in the median."""
+    """Unbiased squared MMD (Gretton et al. 2012): Gaussian kernels as wide as real rows are apart, and wider, so that size shows."""
     from scipy.spatial.distance import cdist, pdist
 
     width = max(float(np.median(pdist(real, "sqeuclidean"))), 1e-12)
 
+    def kernel(one: Rows, other: Rows) -> Rows:
+        distances = cdist(one, other, "sqeuclidean") / width
+        return np.asarray(np.mean([np.exp(-distances / wider) for wider in WIDTHS], axis=0))
+
     def mean_kernel(rows: Rows) -> float:
         """Without the pairs of a row with itself."""
-        total = np.exp(-cdist(rows, rows, "sqeuclidean") / width).sum() - len(rows)
-        return float(total / (len(rows) * max(len(rows) - 1, 1)))
+        return float((kernel(rows, rows).sum() - len(rows)) / (len(rows) * max(len(rows) - 1, 1)))
 
-    return mean_kernel(made) + mean_kernel(real) - 2 * float(np.exp(-cdist(made, real, "sqeuclidean") / width).mean())
+    return mean_kernel(made) + mean_kernel(real) - 2 * float(kernel(made, real).mean())
 
 
 def density_and_coverage(made: Rows, real: Rows) -> tuple[float, float]:
@@ -110,7 +116,7 @@ def density_and_coverage(made: Rows, real: Rows) -> tuple[float, float]:
 
 
 def told_apart(made: Labelled, real: Labelled, probe_c: float) -> float:
-    """Accuracy of a probe of real against made, of equal numbers a class: 0.5 where it cannot tell them, 1 where it always can.
+    """Accuracy of a probe that tells real from made, of equal numbers a class, by features and squared norm: 0.5 is a guess.
 
     It is trained on every other two rows and tested on the rest, and the other way round: two at a time, since some generators draw rows
     in pairs, and the other of a pair must not be among the training rows. Too few rows for two folds: 0.5.
@@ -138,6 +144,7 @@ def _paired(made: Labelled, real: Labelled) -> tuple[NDArray[np.float32], NDArra
     picked = [[np.flatnonzero(rows.y == label)[:count] for label, count in enumerate(counts)] for rows in (made, real)]
     mine, theirs = (np.concatenate(own) for own in picked)
     x = np.concatenate([made.x[mine], real.x[theirs]])
+    x = np.hstack([x, np.square(x).sum(axis=1, keepdims=True)])  # a linear probe does not see how long rows are
     even = counts + counts % 2
     numbers = np.concatenate([end - room + np.arange(count) for end, room, count in zip(np.cumsum(even), even, counts, strict=True)])
     return x, np.repeat([0, 1], [len(mine), len(theirs)]), np.tile(numbers, 2)

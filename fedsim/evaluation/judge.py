@@ -15,7 +15,6 @@ from fedsim.data.embeddings import Embeddings
 from fedsim.device import CPU, to_device
 from fedsim.evaluation.fidelity import Labelled
 from fedsim.evaluation.measures import LabelShares, Predictions
-from fedsim.evaluation.own_rows import OwnRows, own_rows
 from fedsim.evaluation.readouts import READOUTS
 from fedsim.evaluation.scores import (
     Scores,
@@ -31,14 +30,18 @@ from fedsim.evaluation.scores import (
 from fedsim.evaluation.weights import best_weight, held_out_weight
 from fedsim.grid.models import Cell
 from fedsim.methods.messages import Tensors
-from fedsim.methods.products import Classifier, Generator, is_classifier, is_personal, own
+from fedsim.methods.products import Classifier, Generator, OnSphere, is_classifier, is_personal, own
 from fedsim.models.linear import Interpolated, ProbeClassifier, fit_linear, folded
-from fedsim.models.probe import Probe, fit_probe
+from fedsim.models.probe import Probe, fit_chosen, fit_probe
 from fedsim.partition import Partition
+from fedsim.partition.own_rows import OwnRows, own_rows
 from fedsim.seeds import SERVER, Purpose, Seeds
 from fedsim.training.cohort import build_algorithm
 from fedsim.training.rounds import restored
 from fedsim.training.trial import Trial
+
+FRESH, FEW = 200, 20
+"""Rows a class that a probe's penalty is chosen on, and those that a generator's norm is measured on."""
 
 
 def synthesise(
@@ -145,7 +148,9 @@ class Judge:
     def judgement(self) -> Judgement:
         """All that the evaluation asks for. Balanced accuracy is of uniform labels, plain accuracy of released ones where there are any."""
         predicted, evaluation = self.predictions(), self.cell.evaluation
-        scores = Scores(mean_scores([scores_with(predictions, self._label_shares) for predictions in predicted]), **self.readouts())
+        scores = Scores(
+            mean_scores([scores_with(predictions, self._label_shares) for predictions in predicted]), **self.size(), **self.readouts()
+        )
         clients = self.of_clients() if evaluation.per_client else ()
         scores |= scores_of_clients([client.own for client in clients], [client.shared for client in clients])
         if evaluation.personal is not None:
@@ -160,15 +165,22 @@ class Judge:
         if is_classifier(made):
             clients = range(self.cell.clients if is_personal(made) else 1)
             return [predictions_of(own(made, client).probabilities(self._x_test), data.y_test) for client in clients]
-        return [probe_predictions(self._probe, data.x_test, data.y_test, data.classes)]
+        return [probe_predictions(self.probe, data.x_test, data.y_test, data.classes)]
 
     def readouts(self) -> Scores:
         """What the evaluation asks for beside the linear probe; empty where there is no generator."""
         scores, evaluation = Scores(), self.cell.evaluation
         real = Labelled(self.data.x_test, self.data.y_test)
         for name in () if is_classifier(self.made) else evaluation.readouts:
-            scores.update(READOUTS[name](self._rows, real, evaluation.probe_c))
+            scores.update(READOUTS[name](self._rows, real, evaluation.real_c))
         return scores
+
+    def size(self) -> Scores:
+        """The mean norm of a few rows as the shared generator draws them; empty where there is none."""
+        if not isinstance(self.made, OnSphere):
+            return Scores()
+        x, _ = synthesise(self.made.generator, self.data.classes, FEW, self._seeds, draw=3, device=self.device)
+        return Scores(synthetic_norm=float(np.linalg.norm(x.astype(np.float64), axis=1).mean()))
 
     def of_clients(self) -> tuple[ClientScores, ...]:
         """Of what each client has of its own, and of what all share, on the client's test rows."""
@@ -188,13 +200,13 @@ class Judge:
         if is_classifier(mine):
             return mine
         rows = self._drawn(mine, client)
-        return ProbeClassifier(fit_probe(rows.x, rows.y, self.cell.evaluation.probe_c), self.data.classes)
+        return ProbeClassifier(fit_probe(rows.x, rows.y, self._fitted[1]), self.data.classes)
 
     @cached_property
     def _shared(self) -> Classifier | None:
         """What all clients share; None where each has a classifier of its own and that is all."""
         if not is_classifier(self.made):
-            return ProbeClassifier(self._probe, self.data.classes)
+            return ProbeClassifier(self.probe, self.data.classes)
         return None if is_personal(self.made) else self.made
 
     def personal(self) -> Scores:
@@ -211,14 +223,14 @@ class Judge:
 
     def _interpolated(self, generator: Generator) -> Scores:
         data, evaluation = self.data, self.cell.evaluation
-        shared, other = folded(self._probe, data.classes), self._drawn(generator, draw=1)
+        shared, other = folded(self.probe, data.classes), self._drawn(generator, draw=1)
         rows, labels, x_test = (torch.from_numpy(part) for part in (other.x, other.y, data.x_test))
         predicted, alone, weights = [], [], []
         for client in range(self.cell.clients):
             x, y = data.x_train[self.partition.rows[client]], data.y_train[self.partition.rows[client]]
-            local = fit_linear(x, y, data.classes, evaluation.probe_c)
+            local = fit_linear(x, y, data.classes, evaluation.real_c)
             if evaluation.personal == "held-out":
-                weight = held_out_weight(x, y, shared, data.classes, evaluation.probe_c)
+                weight = held_out_weight(x, y, shared, data.classes, evaluation.real_c)
             elif evaluation.personal == "synthetic":
                 importance = torch.from_numpy(self._share(client))[labels]
                 weight = best_weight(local.probabilities(rows), shared.probabilities(rows), labels, importance)
@@ -241,13 +253,24 @@ class Judge:
         assert not is_classifier(self.made)
         return self._drawn(self.made)
 
+    @property
+    def probe(self) -> Probe:
+        """The linear probe on the shared generator's embeddings."""
+        return self._fitted[0]
+
     @cached_property
-    def _probe(self) -> Probe:
-        """The probe on them."""
-        return fit_probe(self._rows.x, self._rows.y, self.cell.evaluation.probe_c)
+    def _fitted(self) -> tuple[Probe, float]:
+        """That probe, and the inverse strength of its penalty, which the probes of clients' own generators share."""
+        assert not is_classifier(self.made)
+        given = self.cell.evaluation.probe_c
+        if given is not None:
+            return fit_probe(self._rows.x, self._rows.y, given), given
+        fresh = synthesise(self.made, self.data.classes, FRESH, self._seeds, draw=2, device=self.device)
+        return fit_chosen(self._rows.x, self._rows.y, *fresh)
 
     def _drawn(self, generator: Generator, client: int = SERVER, draw: int = 0) -> Labelled:
-        return Labelled(*synthesise(generator, self.data.classes, self.cell.evaluation.per_class, self._seeds, client, draw, self.device))
+        rows = self.cell.evaluation.rows_per_class(self.data.dim, self.data.classes)
+        return Labelled(*synthesise(generator, self.data.classes, rows, self._seeds, client, draw, self.device))
 
     def _as_seen(self, client: int, probabilities: Callable[[Tensor], Tensor], x_test: Tensor) -> Predictions:
         seen = self.own_rows.rows[client]

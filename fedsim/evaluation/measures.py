@@ -174,6 +174,9 @@ MEASURES = {
     ),
     "density": Measure("Density among test rows, mean over classes", "all", None, short="density", best=None, most=math.inf, fidelity=True),
     "coverage": Measure("Coverage of test rows, mean over classes", "all", None, "coverage", table=True, short="coverage", fidelity=True),
+    "synthetic_norm": Measure(
+        "Mean norm of synthetic rows before they are brought to the sphere; real rows have 1", "all", None, best=1.0, most=math.inf
+    ),
     "real_or_synthetic": Measure(
         "Accuracy of telling synthetic from test rows, 0.5 is best",
         "all",

@@ -10,18 +10,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fedsim.evaluation.measures import Predictions, balanced_accuracy
-from fedsim.evaluation.own_rows import own_rows
 from fedsim.evaluation.scores import score_classifier
 from fedsim.models.linear import ProbeClassifier
-from fedsim.models.probe import fit_probes, predict_each
+from fedsim.models.probe import fit_probes, predict_each, strengths
+from fedsim.partition.own_rows import own_rows
 
 if TYPE_CHECKING:
     from fedsim.data.embeddings import Embeddings
     from fedsim.partition import Partition, PartitionSpec
-
-
-STRENGTHS = (0.001, 0.01, 0.1, 1.0)
-"""Public inverse strengths of the L2 penalty, of which a reference takes the best."""
 
 
 @dataclass(frozen=True)
@@ -37,12 +33,12 @@ class Ceiling:
     accuracy: float
 
 
-def ceiling(data: Embeddings, probe_c: float) -> Ceiling:
-    """The best of the probes at :data:`STRENGTHS` and ``probe_c``; on natural shares alone, none bounds a set of uniform labels."""
+def ceiling(data: Embeddings, probe_c: float | None) -> Ceiling:
+    """The best of the probes at all :func:`strengths` and ``probe_c``; on natural shares alone, none bounds a set of uniform labels."""
     scores = [
         score_classifier(ProbeClassifier(probe, data.classes), data.x_test, data.y_test)
         for balanced in (False, True)
-        for probe in fit_probes(data.x_train, data.y_train, _strengths(probe_c), balanced=balanced)
+        for probe in fit_probes(data.x_train, data.y_train, _tried(data.dim, probe_c), balanced=balanced)
     ]
     return Ceiling(max(scored.balanced_accuracy for scored in scores), max(scored["accuracy"] for scored in scores))
 
@@ -60,10 +56,10 @@ class LocalOnly:
     clients: tuple[float | None, ...]
 
 
-def local_only(data: Embeddings, partition: Partition, spec: PartitionSpec, probe_c: float) -> LocalOnly:
-    """What every client has by itself, at that of :data:`STRENGTHS` and ``probe_c`` which is the best for their mean."""
-    own, strengths = own_rows(data, partition, spec).rows, _strengths(probe_c)
-    by_client = [_by_itself(data, rows, test, strengths) for rows, test in zip(partition.rows, own, strict=True)]
+def local_only(data: Embeddings, partition: Partition, spec: PartitionSpec, probe_c: float | None) -> LocalOnly:
+    """What every client has by itself, at that of all :func:`strengths` and ``probe_c`` which is the best for their mean."""
+    own, tried = own_rows(data, partition, spec).rows, _tried(data.dim, probe_c)
+    by_client = [_by_itself(data, rows, test, tried) for rows, test in zip(partition.rows, own, strict=True)]
     by_strength = [tuple(zip(*scores, strict=True)) for scores in zip(*by_client, strict=True)]
     return LocalOnly(
         max(float(np.mean(everywhere)) for everywhere, _ in by_strength),
@@ -72,18 +68,18 @@ def local_only(data: Embeddings, partition: Partition, spec: PartitionSpec, prob
 
 
 def _by_itself(
-    data: Embeddings, rows: NDArray[np.int64], own: NDArray[np.int64], strengths: Sequence[float]
+    data: Embeddings, rows: NDArray[np.int64], own: NDArray[np.int64], tried: Sequence[float]
 ) -> list[tuple[float, float | None]]:
     """Balanced accuracy over all test rows and over a client's own, at each strength, of a probe of the client's rows."""
-    probes, y = fit_probes(data.x_train[rows], data.y_train[rows], strengths, balanced=True), data.y_test
+    probes, y = fit_probes(data.x_train[rows], data.y_train[rows], tried, balanced=True), data.y_test
     return [
         (_balanced_accuracy(y, predicted), _balanced_accuracy(y[own], predicted[own]) if len(own) else None)
         for predicted in predict_each(probes, data.x_test)
     ]
 
 
-def _strengths(probe_c: float) -> list[float]:
-    return sorted({*STRENGTHS, probe_c})
+def _tried(dim: int, probe_c: float | None) -> list[float]:
+    return sorted({*strengths(dim), probe_c or strengths(dim)[0]})
 
 
 def _balanced_accuracy(y: NDArray[np.int64], predicted: NDArray[np.int64]) -> float:

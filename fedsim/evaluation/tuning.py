@@ -19,9 +19,9 @@ from fedsim.evaluation.measures import balanced_accuracy
 from fedsim.grid.models import Tuning
 from fedsim.methods.messages import Pool, Tensors
 from fedsim.methods.products import is_classifier, own
+from fedsim.models.linear import folded
 from fedsim.partition import Partition
-from fedsim.privacy.events import Event
-from fedsim.privacy.ledger import Tally
+from fedsim.privacy.mechanism import Mechanism
 from fedsim.privacy.noise import gaussian
 from fedsim.privacy.plan import PrivacyPlan
 from fedsim.privacy.selection import SCORE, distinct, runs_at
@@ -86,7 +86,7 @@ def _plain(run: ScoredRun) -> dict[str, Any]:
 
 def _scored(plain: dict[str, Any]) -> ScoredRun:
     ran = plain["outcome"].pop("mechanisms")
-    mechanisms = None if ran is None else tuple(Tally(**tally) for tally in ran)
+    mechanisms = None if ran is None else tuple(Mechanism(**one) for one in ran)
     return ScoredRun(**{**plain, "outcome": Outcome(**plain["outcome"], mechanisms=mechanisms)})
 
 
@@ -124,8 +124,7 @@ def run_tuned(
 ) -> Iterator[RoundRecord | Outcome]:
     """Train a tuned cell: yields the rounds of its trainings one after another, then the outcome of the best.
 
-    The number of trainings, their parameters and their keys are drawn from a secret stream, so the cell continues with them. If no training
-    is drawn (Poisson), the first parameters of the space are trained on no row at all.
+    The number of trainings, their parameters and their keys are drawn from a secret stream, so the cell continues with them.
 
     Args:
         trial: the cell, with its candidates.
@@ -142,8 +141,6 @@ def run_tuned(
     search, progress = (_Search(), None) if resume is None else _Search.of(resume)
     drawn = draws(tuning, len(trial.candidates), seeds)
     trained_on, held = (trial.partition, None) if tuning.free else held_out(trial, tuning.held_out, seeds)
-    if not drawn:
-        drawn, trained_on = [0], nobody(trial.partition)
     sizes = [_rounds(trial, candidate) for candidate in drawn]
     for number, candidate in enumerate(drawn):
         if number < len(search.runs):
@@ -187,12 +184,6 @@ def _training(plan: PrivacyPlan | None) -> PrivacyPlan | None:
     return plan and replace(plan, releases=tuple(release for release in plan.releases if release.name != SCORE))
 
 
-def nobody(partition: Partition) -> Partition:
-    """The partition without any row."""
-    none = tuple(rows[:0] for rows in partition.rows)
-    return replace(partition, rows=none, groups=partition.groups and tuple(own[:0] for own in partition.groups))
-
-
 @dataclass(frozen=True)
 class HeldOut:
     """The rows that trainings are scored on.
@@ -212,26 +203,24 @@ class HeldOut:
     ) -> tuple[float, float]:
         """How many units are predicted right, with the plan's noise; and the noise multiplier. One unit changes the number by at most 1."""
         count = float(self.weights @ self.correct(trial, state, data, device))
-        std = 0.0 if plan is None else plan.noise_multiplier(SCORE)
+        std = 0.0 if plan is None else plan.mechanism(SCORE).noise_multiplier
         noise = gaussian({SCORE: (1,)}, std, seeds.keystream(Purpose.SELECTION))
         return count + float(noise.parts[SCORE][0]), std
 
     def correct(self, trial: Trial, state: Tensors, data: Embeddings, device: torch.device = CPU) -> NDArray[np.bool_]:
-        """Whether each row is predicted right: by a probe on synthetic rows, or by a classifier, which sees one row at a time.
+        """Whether each row is predicted right, by a classifier or the probe on synthetic rows.
 
-        A classifier that saw all rows together could let one change what it predicts of the others.
+        It sees one row at a time, in memory of its own: of all rows together, one could change how the others are rounded or predicted.
         """
         algorithm = build_algorithm(trial.cell.algorithm, trial.cell.params, trial.task)
         made, _ = restored(algorithm, state, trial.plan, Seeds(trial.cell.seed), device)
-        x, y = data.x_train[self.rows], data.y_train[self.rows]
         if not is_classifier(made):
-            (predictions,) = Judge(trial.cell, replace(data, x_test=x, y_test=y), trial.partition, made, device=device).predictions()
-            return np.asarray(predictions.predicted == y)
-        there = to_device(torch.from_numpy(x), device)
+            made, device = folded(Judge(trial.cell, data, trial.partition, made, device=device).probe, data.classes), CPU
+        rows = to_device(torch.from_numpy(data.x_train[self.rows]), device)
         predicted = [
-            int(own(made, int(client)).probabilities(row[None])[0].argmax()) for row, client in zip(there, self.clients, strict=True)
+            int(own(made, int(client)).probabilities(row[None].clone())[0].argmax()) for row, client in zip(rows, self.clients, strict=True)
         ]
-        return np.asarray(np.array(predicted, dtype=np.int64) == y)
+        return np.asarray(np.array(predicted, dtype=np.int64) == data.y_train[self.rows])
 
 
 def held_out(trial: Trial, probability: float, seeds: Seeds) -> tuple[Partition, HeldOut]:
@@ -282,17 +271,13 @@ def _outcome(trial: Trial, search: _Search, seconds: float) -> Outcome:
     plan = chosen.plan
     if plan is None or plan.selection is None:
         return outcome
-    ran = [[_event(tally) for tally in one.mechanisms] for one in outcomes if one.mechanisms is not None]
+    ran = [one.mechanisms for one in outcomes if one.mechanisms is not None]
     least = min(run.multiplier for run in search.runs)
     spent = replace(plan.selection, trainings=distinct([*plan.selection.trainings, *ran]), score=least)
-    scored = Tally(0, SCORE, winner.multiplier, 1.0, 1)
+    scored = Mechanism(winner.multiplier, release=SCORE)
     return replace(
         outcome,
         epsilon_spent=spent.epsilon(plan.delta),
         accountant=plan.accountant,
         mechanisms=winner.outcome.mechanisms and (*winner.outcome.mechanisms, scored),
     )
-
-
-def _event(tally: Tally) -> Event:
-    return Event(tally.noise_multiplier, tally.sample_rate, tally.count, tally.mechanism)

@@ -19,16 +19,15 @@ from rich.text import Text
 
 from fedsim.files import unread
 from fedsim.privacy.accountant import INTEGER_ORDERS, ORDERS
-from fedsim.privacy.events import AnyEvent, Event
+from fedsim.privacy.mechanism import Mechanism, merged
 from fedsim.privacy.plan import RELEASABLE
 from fedsim.privacy.selection import Curve, Selection, composed_by_renyi, composed_event, converted
-from fedsim.results.contradictions import MOST_ABOVE, MOST_BELOW, cross_check, impossible, large_deltas, ran, ratio, selection_of, within_row
 from fedsim.results.columns import Result
+from fedsim.results.contradictions import MOST_ABOVE, MOST_BELOW, cross_check, impossible, large_deltas, ratio, within_row
 from fedsim.words import Printed, at_most, number, print_line
 
 Verdict = Literal["proved", "differs", "not proved", "no claim"]
-_FINEST, _MESH, _ROUNDED = 1e-4, 0.02, 5e-4
-_MOST_RESPONSES = 4000
+_FINEST, _MESH = 1e-4, 0.02
 _MOST_POINTS = 1e8
 """Of a loss distribution; as many take some GiB."""
 
@@ -58,8 +57,8 @@ class Proof:
 def prove(row: Result, *, trust_plugin: bool = False) -> Proof:
     """Recompute a row's epsilon from its mechanisms and its delta, and cross-check the rest (:func:`cross_check`).
 
-    By dp-accounting's privacy loss distribution (pessimistic, both orders; Gaussians by connecting the dots, exponential mechanisms as
-    mixtures of randomized response), or where the row's accountant is Rényi's by dp-accounting's Rényi accountant.
+    By dp-accounting's privacy loss distribution (pessimistic, both orders, connecting the dots), or its Rényi accountant where the row's
+    is one.
 
     Args:
         row: the row.
@@ -77,9 +76,8 @@ def prove(row: Result, *, trust_plugin: bool = False) -> Proof:
         return Proof(row, "not proved", f"the row does not hold its {', '.join(missing)}")
     if numbers := impossible(row):
         return Proof(row, "differs", "; ".join(numbers))
-    events, selection = tuple(sorted(each.event for each in ran(row))), selection_of(row)
     try:
-        epsilon = recomputed(events, row.delta, row.accountant == "rdp") if selection is None else searched(selection, row.delta)
+        epsilon = recomputed(row.ran, row.delta, row.accountant == "rdp") if row.search is None else searched(row.search, row.delta)
     except (ArithmeticError, ValueError, MemoryError) as error:  # of numbers that no training has
         return Proof(row, "not proved", f"dp-accounting cannot compose its mechanisms ({unread(error)})")
     checked = cross_check(row, composed=epsilon, trust_plugin=trust_plugin)
@@ -87,21 +85,21 @@ def prove(row: Result, *, trust_plugin: bool = False) -> Proof:
 
 
 @lru_cache(maxsize=4096)
-def recomputed(events: tuple[Event, ...], delta: float, renyi: bool) -> float:
+def recomputed(mechanisms: tuple[Mechanism, ...], delta: float, renyi: bool) -> float:
     """Epsilon by dp-accounting.
 
     Args:
-        events: the mechanisms.
+        mechanisms: that ran.
         delta: of epsilon.
         renyi: by Rényi composition.
 
     Raises:
         ValueError: they spend more than a loss distribution can hold; Rényi composition has no such limit.
     """
-    costly = tuple(event for event in events if event.steps and event.sample_rate and not math.isinf(event.noise_multiplier))
+    costly = merged(mechanisms)
     if not costly:
         return 0.0
-    if any(event.noise_multiplier == 0 for event in costly):
+    if any(one.noise_multiplier == 0 for one in costly):
         return math.inf
     return _of_renyi(costly, delta) if renyi else _of_losses(costly, delta)
 
@@ -111,65 +109,36 @@ def searched(selection: Selection, delta: float) -> float:
     return selection.spent(delta, _divergence)
 
 
-def _divergence(events: Sequence[AnyEvent]) -> Curve:
+def _divergence(mechanisms: Sequence[Mechanism]) -> Curve:
     """The Rényi divergence of some mechanisms at each of the orders."""
-    return np.asarray(composed_by_renyi(composed_event(events), ORDERS)._rdp, np.float64)
+    return np.asarray(composed_by_renyi(composed_event(mechanisms), ORDERS)._rdp, np.float64)
 
 
-def _of_losses(events: Sequence[Event], delta: float) -> float:
+def _of_losses(mechanisms: Sequence[Mechanism], delta: float) -> float:
     """By composition of privacy loss distributions."""
     from dp_accounting.pld import privacy_loss_distribution
 
-    rough, steps = _of_renyi(events, delta, INTEGER_ORDERS), sum(event.steps for event in events)
+    rough, steps = _of_renyi(mechanisms, delta, INTEGER_ORDERS), sum(one.count for one in mechanisms)
     # connecting the dots widens the sum's variance by a share of steps * mesh^2
     mesh = min(_FINEST, _MESH * max(rough, 1e-3) / math.sqrt(steps))
-    if any(event.mechanism == "exponential" for event in events):
-        # rounding up moves each step's loss by half of it on average
-        mesh = min(mesh, _ROUNDED * max(rough, 1e-3) / steps)
     if not rough < _MOST_POINTS * mesh:
         raise ValueError(f"they spend up to {number(rough)}")
     total: Any = privacy_loss_distribution.identity(mesh)
-    for event in events:
-        one = _of_choice(event.noise_multiplier, mesh) if event.mechanism == "exponential" else _of_gaussian(event, mesh)
-        total = total.compose(one.self_compose(event.steps))
+    for one in mechanisms:
+        losses = privacy_loss_distribution.from_gaussian_mechanism(
+            one.noise_multiplier,
+            sampling_prob=one.sample_rate,
+            value_discretization_interval=mesh,
+            pessimistic_estimate=True,
+            use_connect_dots=True,
+        )
+        total = total.compose(losses.self_compose(one.count))
     return float(total.get_epsilon_for_delta(delta))
 
 
-def _of_gaussian(event: Event, mesh: float) -> Any:
-    from dp_accounting.pld import privacy_loss_distribution
-
-    return privacy_loss_distribution.from_gaussian_mechanism(
-        event.noise_multiplier,
-        sampling_prob=event.sample_rate,
-        value_discretization_interval=mesh,
-        pessimistic_estimate=True,
-        use_connect_dots=True,
-    )
-
-
-def _of_choice(noise: float, mesh: float) -> Any:
-    """An exponential mechanism's loss distribution (:mod:`fedsim.privacy.tradeoff`), from what dp-accounting has.
-
-    Its loss l in [-e, e], e = 1 / noise, has densities proportional to exp(l / 2) and exp(-l / 2): given |l| = a it is randomized response
-    with epsilon a. So the pair is a mixture of these, |l| having the density cosh(a / 2) / (2 sinh(e / 2)) on [0, e]. Every a is rounded up
-    to one of a few thousand, which makes each of them less private.
-    """
-    from dp_accounting.pld import privacy_loss_distribution
-
-    most = 1 / noise
-    count = min(_MOST_RESPONSES, math.ceil(most / mesh))
-    edges = np.linspace(0, most, count + 1)
-    chances = np.diff(np.sinh(edges / 2)) / math.sinh(most / 2)
-    likely, unlikely = np.log(chances) - np.log1p(np.exp(-edges[1:])), np.log(chances) - np.log1p(np.exp(edges[1:]))
-    places = [(side, i) for side in (1, -1) for i in range(count)]
-    upper = dict(zip(places, [*likely, *unlikely], strict=True))
-    lower = dict(zip(places, [*unlikely, *likely], strict=True))
-    return privacy_loss_distribution.from_two_probability_mass_functions(lower, upper, value_discretization_interval=mesh)
-
-
-def _of_renyi(events: Sequence[Event], delta: float, orders: Sequence[float] = ORDERS) -> float:
+def _of_renyi(mechanisms: Sequence[Mechanism], delta: float, orders: Sequence[float] = ORDERS) -> float:
     """By Rényi composition."""
-    return float(composed_by_renyi(composed_event(events), orders).get_epsilon(delta))
+    return float(composed_by_renyi(composed_event(mechanisms), orders).get_epsilon(delta))
 
 
 @dataclass(frozen=True, repr=False)
@@ -293,10 +262,7 @@ def _composed(rows: Sequence[Result]) -> Together:
     if any(row.selection for row in rows):
         whole = np.sum([*map(_whole, rows)], axis=0)
         return Together(rows[0].dataset, rows[0].unit or "example", len(rows), delta, converted(whole, delta))
-    events: Counter[Event] = Counter()
-    for event in (each.event for row in rows for each in ran(row)):
-        events[event._replace(steps=1)] += event.steps
-    composed = tuple(sorted(event._replace(steps=count) for event, count in events.items()))
+    composed = merged(one for row in rows for one in row.ran)
     try:
         epsilon = recomputed(composed, delta, any(row.accountant == "rdp" for row in rows))
     except ValueError:  # more than loss distributions hold, as of a thousand generators at ε = 8
@@ -306,9 +272,9 @@ def _composed(rows: Sequence[Result]) -> Together:
 
 def _whole(row: Result) -> Curve:
     """The Rényi divergence of all that a row paid for; of a search the larger one of a unit in training and one in the score."""
-    if (selection := selection_of(row)) is not None:
-        return np.max(selection.curves(_divergence), axis=0)  # type: ignore[no-any-return]
-    return _divergence([each.event for each in ran(row)])
+    if row.search is not None:
+        return np.max(row.search.curves(_divergence), axis=0)  # type: ignore[no-any-return]
+    return _divergence(row.ran)
 
 
 def together_words(costs: Sequence[Together]) -> Iterator[str]:

@@ -305,16 +305,5 @@ def tape_of(cohort: Cohort) -> Tape:
     return cohort.clients.tape
 
 
-def choice_range(one: Tensors, two: Tensors) -> float:
-    """What the difference of two scores ``[..., candidates]`` can move a choice by: its range with 0, added up over choices.
-
-    By so much over the noise's scale the range of the privacy loss is bounded, of scores that grow and of any others.
-    """
-    return sum(
-        float((change.amax(-1).clamp_min(0) - change.amin(-1).clamp_max(0)).sum())
-        for change in (one[name].double() - two[name].double() for name in one)
-    )
-
-
 def _copied(message: Message) -> Message:
     return replace(message, sums=copied(message.sums))

@@ -13,14 +13,14 @@ from numpy.typing import NDArray
 
 from fedsim.data.embeddings import Embeddings
 from fedsim.data.public import PublicRows
-from fedsim.data.sources.spec import DatasetSpec
+from fedsim.data.spec import DatasetSpec
 from fedsim.errors import UserError, at, nearest
 from fedsim.grid.models import Cell, Evaluation, Grid, data_key
 from fedsim.grid.resolve import Resolved, Variant
 from fedsim.methods.messages import Task
 from fedsim.partition import check_partition
 from fedsim.partition.groups import TOGETHER_KEY, check_split
-from fedsim.partition.schemes.column import column_values
+from fedsim.partition.schemes import column_values
 from fedsim.plugins.code_hash import evaluation_hash
 from fedsim.plugins.registry import lookup
 from fedsim.words import json_number
@@ -62,7 +62,7 @@ def evaluations(grid: Grid, spec: DatasetSpec, columns: Mapping[str, NDArray[Any
     asked = grid.evaluation.unseen
     if asked is None:
         return (grid.evaluation,)
-    where, column = grid.place("evaluation", "unseen"), grid.partition.given.site_column
+    where, column = grid.place("evaluation", "unseen"), grid.partition.column
     if column is None:
         raise UserError(where, f"scheme '{grid.partition.scheme}' has no sites", "give partition: {scheme: column, column: NAME}")
     with at(lambda key: grid.place(*key.split("."))):
@@ -83,7 +83,7 @@ def without_unseen(grid: Grid, data: Mapping[str, Embeddings]) -> dict[str, Embe
         for evaluation in evaluations(grid, spec, data[spec.key].columns):
             if evaluation.unseen is not None:
                 with at(grid.place("evaluation", "unseen")):
-                    column = str(grid.partition.given.site_column)
+                    column = str(grid.partition.column)
                     views[data_key(spec, evaluation)] = data[spec.key].unseen(column, evaluation.unseen)
     return views
 
@@ -140,8 +140,7 @@ def _cell(
     evaluation: Evaluation,
 ) -> Cell:
     content, public = data.fingerprint, public_for(grid, variant, data, clients)
-    # ids have always held a strength, whatever the scheme
-    scheme = {"strength": 0.0, **grid.division.model_dump(mode="json")} | ({"alpha": alpha} if grid.partition.uses_alpha else {})
+    scheme = grid.division.model_dump(mode="json") | ({"alpha": alpha} if grid.partition.uses_alpha else {})
     # without an epsilon there is no budget to protect a unit with
     noise = grid.privacy.noise if variant.private else "seeded"
     budget = [json_number(epsilon), grid.delta, grid.model_dump(include={"unit"})["unit"], grid.trust, noise] if variant.private else None
@@ -155,7 +154,7 @@ def _cell(
             "budget": budget,
             "seed": seed,
             "unseen": evaluation.unseen,
-            "probe_c": evaluation.probe_c,  # a task holds it, so that an algorithm may use the evaluation's probe
+            "probe_c": evaluation.real_c,  # a task holds it, so that an algorithm may use the evaluation's probe
             "source": variant.source,
             # scores of held-out rows decide what is kept, and so does the code that computes them
             **({"tuning": variant.tuning.model_dump(mode="json"), "code": evaluation_hash()} if variant.tuning else {}),
@@ -194,7 +193,7 @@ def public_for(grid: Grid, variant: Variant, data: Embeddings, clients: int) -> 
     if data.public is None:
         return None
     cls = lookup(variant.name)
-    task = Task(data.dim, data.classes, clients, grid.unit_kind, grid.trust, grid.evaluation.probe_c, data.public)
+    task = Task(data.dim, data.classes, clients, grid.unit_kind, grid.trust, grid.evaluation.real_c, data.public)
     points = [{}] if variant.tuning is None else variant.tuning.points
     settings = (cls.Params.model_validate({**variant.params, **point}) for point in points)
     return data.public if any(cls(setting, task).uses_public() for setting in settings) else None

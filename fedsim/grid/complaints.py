@@ -41,9 +41,7 @@ def translated(error: ValidationError, model: type[BaseModel], place: Callable[[
 
 
 def _keys_of(model: type[BaseModel]) -> Iterable[str]:
-    """The keys that a mapping may have; a model whose fields do not say it has ``known_keys``."""
-    known: Iterable[str] = model.known_keys() if hasattr(model, "known_keys") else model.model_fields
-    return known
+    return model.model_fields
 
 
 def _model_at(model: type[BaseModel], loc: Loc) -> type[BaseModel]:

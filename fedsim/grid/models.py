@@ -26,8 +26,7 @@ from pydantic import (
     model_validator,
 )
 
-from fedsim.data.encoding.spec import EncoderSpec
-from fedsim.data.sources.spec import DatasetSpec
+from fedsim.data.spec import DatasetSpec, EncoderSpec
 from fedsim.grid.complaints import spelled
 from fedsim.grid.places import Origin
 from fedsim.models.probe import PROBE_C
@@ -183,12 +182,16 @@ class _Model(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", ser_json_inf_nan="strings")
 
 
+MOST_OF_A_CLASS, MOST_OF_ALL = 1000, 20_000
+"""Synthetic rows that a probe is trained on where a grid does not say how many."""
+
+
 class Evaluation(_Model):
     """How generators are judged.
 
     Attributes:
-        per_class: synthetic rows per class that the probe is trained on.
-        probe_c: inverse regularisation strength of the probe.
+        per_class: synthetic rows per class that the probe is trained on; default: :meth:`rows_per_class`.
+        probe_c: inverse strength of the probe's penalty; default: chosen on fresh synthetic rows (:func:`fedsim.models.probe.fit_chosen`).
         per_client: also judge each client's own generator, on test rows as that client sees them.
         personal: also judge each client's own classifier interpolated with the shared one; how its weight is chosen: ``synthetic``
             (also ``true``), ``held-out``, or a number in [0, 1].
@@ -196,12 +199,21 @@ class Evaluation(_Model):
         unseen: a site that takes no part in training, and on whose test rows everything is judged; ``each``: every site in turn.
     """
 
-    per_class: Annotated[Whole, Field(ge=1, le=10**6)] = 200
-    probe_c: Annotated[Real, Field(gt=0, allow_inf_nan=False)] = PROBE_C
+    per_class: Annotated[Whole, Field(ge=1, le=10**6)] | None = None
+    probe_c: Annotated[Real, Field(gt=0, allow_inf_nan=False)] | None = None
     per_client: bool = Field(default=False, strict=True)
     personal: Annotated[str | float | None, PlainValidator(_personal)] = None
     readouts: Annotated[tuple[Readout, ...], BeforeValidator(listed), AfterValidator(_no_two)] = ("knn", "fidelity")
     unseen: str | None = Field(default=None, min_length=1)
+
+    def rows_per_class(self, dim: int, classes: int) -> int:
+        """Synthetic rows of each class: as given, else four a feature, but at most 1,000, and 20,000 of all classes."""
+        return self.per_class or max(1, min(4 * dim, MOST_OF_A_CLASS, MOST_OF_ALL // classes))
+
+    @property
+    def real_c(self) -> float:
+        """The inverse strength where a method or a readout fits a probe of its own."""
+        return PROBE_C if self.probe_c is None else self.probe_c
 
     @model_validator(mode="after")
     def _whose_rows(self) -> Evaluation:
@@ -266,7 +278,7 @@ class Tune(_Model):
     Attributes:
         params: values by parameter; an algorithm without any of these is not tuned.
         trials: the mean number of trainings of a cell, >= 1.
-        distribution: of that number: ``geometric``, ``logarithmic`` (cheaper, more often a single training) or ``poisson``.
+        distribution: of that number: ``geometric``, or ``logarithmic`` (cheaper, more often a single training).
         held_out: the probability with which a unit is held out of training, to score trainings on.
         curves: what a tuned algorithm runs as: ``tuned``; ``default``, with the parameters of its entry; ``free``, tuned on test rows by
             a search that its budget does not pay for.
@@ -418,7 +430,7 @@ class Grid(_Model):
     @classmethod
     def _encoder_matters(cls, encoder: tuple[EncoderSpec, ...], info: ValidationInfo) -> tuple[EncoderSpec, ...]:
         sets = (*info.data.get("dataset", ()), *filter(None, [info.data.get("public")]))
-        if encoder and "dataset" in info.data and all(spec.source.images is None for spec in sets):
+        if encoder and "dataset" in info.data and not any(spec.has_images for spec in sets):
             raise ValueError("no data set of the grid holds images; remove it")
         if twice := _twice([spec.display for spec in encoder]):
             raise ValueError(f"two encoders are called '{twice}'; rename the file or folder of one")

@@ -17,6 +17,7 @@ from fedsim.grid.places import Loc
 from fedsim.methods.algorithm import Algorithm
 from fedsim.plugins.code_hash import own_files, place_of, source_hash
 from fedsim.plugins.registry import lookup
+from fedsim.privacy.selection import SEEN
 from fedsim.words import spelled
 
 CURVE_LABELS: dict[Curve, str] = {"default": "", "tuned": " tuned", "free": " tuned (free, on test rows)"}
@@ -158,6 +159,8 @@ def _points(grid: Grid, i: int, cls: type[Algorithm]) -> Iterator[Variant]:
     if tuned and grid.unit == "client":
         what = "a client would be held out as a whole, which no method trains without"
         raise UserError(grid.place("unit"), what, "tune for unit: example or a group by its column, or leave out tune")
+    if tuned and grid.trust == "silo":
+        raise UserError(grid.place("trust"), SEEN, "tune under trust: aggregate, or leave out tune")
     for point in _choices(scanned):
         label = " ".join([entry.display, *(f"{name}={spelled(scanned[name].values[j])}" for name, j in point.items())])
         for curve in grid.tune.curves if tuned else ("default",):

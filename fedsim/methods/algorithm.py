@@ -1,7 +1,7 @@
 """The base class of every algorithm: an algorithm supplies mathematics, the harness drives its rounds.
 
 Four base classes supply the clients' computation: :class:`fedsim.methods.dp_sgd.DPSGD` (a loss per
-example), :class:`fedsim.methods.local_dp_sgd.LocalDPSGD` (the same with many local steps a round),
+example), :class:`fedsim.methods.local_training.LocalDPSGD` (the same with many local steps a round),
 :class:`fedsim.methods.local_training.LocalTraining` (local steps, then an update) and :class:`fedsim.methods.one_shot.OneShot` (a
 statistic per example). How rounds run is in :mod:`fedsim.training.rounds`.
 """
@@ -91,7 +91,7 @@ class Algorithm(ABC):
 
     def product(self, server: Server) -> Product:
         """The generator or classifier, of embeddings."""
-        return self.generator(server) if self.generates() else self.classifier(server)
+        return self.generator(server) if self.generates(self.params) else self.classifier(server)
 
     def label_counts(self, server: Server) -> Tensor | None:
         """Rows per class ``[C]``, estimated from releases of the plan; None if the plan releases no counts.
@@ -101,8 +101,8 @@ class Algorithm(ABC):
         return None
 
     @classmethod
-    def generates(cls) -> bool:
-        """Whether it yields a generator, not a classifier."""
+    def generates(cls, params: Any = None) -> bool:
+        """Whether with these parameters, or its defaults, it yields a generator, not a classifier."""
         return cls.classifier is Algorithm.classifier
 
     def claim(self) -> Claim:

@@ -15,8 +15,9 @@ from torch import Tensor, nn
 
 from fedsim.batch import Batch, Layout, consecutive
 from fedsim.device import CPU, moved, to_device
-from fedsim.methods.messages import NUMBER_BYTES, DiagnosticLike, MechanismStep, Message, Ran, Round, Tensors
+from fedsim.methods.messages import NUMBER_BYTES, DiagnosticLike, Message, Ran, Step, Tensors
 from fedsim.methods.parameters import rounded
+from fedsim.privacy.mechanism import Mechanism
 from fedsim.privacy.noise import fill_gaussian, fingerprint, gaussian
 from fedsim.privacy.plan import PrivacyPlan, Release
 from fedsim.seeds import Purpose, Seeds
@@ -129,12 +130,6 @@ class Clients:
         chosen.pooled = replace(self.pooled, starts=tuple(self.pooled.starts[i] for i in positions))
         return chosen
 
-    def of_turn(self, round_: Round) -> Clients:
-        """The members whose turn the round is, as :meth:`only`; themselves where clients take no turns."""
-        if round_.release.turns == 1:
-            return self
-        return self.only([i for i, client in enumerate(self.members) if round_.has_turn(client)])
-
     def batch(self, rows: Sequence[Tensor], round_: int, shapes: Mapping[str, tuple[int, ...]]) -> Batch:
         """The batch of each member's ``rows`` (int64, on the CPU), with standard normal draws from each client's own stream."""
         drawn = self.drawn(rows, round_, shapes)
@@ -237,15 +232,12 @@ class Clients:
             release: the mechanism.
             round_: the round; if a round has several steps, the number of the step over all rounds.
             sent: sums over the members; in float64 they are rounded once noise is added.
-            kept: per-client tensors ``[members, ...]``; none with an exponential mechanism, whose scores are for the server to choose by.
+            kept: per-client tensors ``[members, ...]``.
 
         Raises:
-            ValueError: the step is not in the round, or its noise was drawn before: two sums with the same noise reveal their difference;
-                or an exponential mechanism keeps something.
+            ValueError: the step is not in the round, or its noise was drawn before: two sums with the same noise reveal their difference.
         """
         kept = kept or {}
-        if kept and release.mechanism == "exponential":
-            raise ValueError(f"'{release.name}' is an exponential mechanism: it only chooses by sums, and noises nothing that clients keep")
         if self.plan is None:
             return Noised(sent, kept)
         if (self.steps is not None and round_ not in self.steps) or any(step.number == round_ for step in self.ran.steps):
@@ -272,9 +264,7 @@ class Clients:
                 torch.add(held, own_draws[:, begin:at].view(held.shape), out=noised[name][start : start + block])
         multiplier = std / self.plan.sensitivity if own or kept else math.inf
         bare = bool(sent) and not own
-        self.ran.steps.append(
-            MechanismStep(release.name, round_, self.members, release.sample_rate, multiplier, bare, mechanism=release.mechanism)
-        )
+        self.ran.steps.append(Step(Mechanism(multiplier, release.sample_rate, 1, release.name), round_, self.members, bare))
         parts = torch.split(to_device(total, self.device), [value.numel() for value in own.values()])
         added = {name: value + noise.view(value.shape) for (name, value), noise in zip(own.items(), parts, strict=True)}
         return Noised(sent | rounded(added), noised)

@@ -21,15 +21,14 @@ from fedsim.batch import Batch
 from fedsim.errors import UserError
 from fedsim.methods.algorithm import Algorithm, Params
 from fedsim.methods.clients import Clients
+from fedsim.methods.contract import check_clients, check_loss, loss_parts
 from fedsim.methods.coordinates import PREFIX, Coordinates, coordinate_statistics
 from fedsim.methods.messages import Diagnostic, DiagnosticLike, Message, Round, Server, Tensors, Values
 from fedsim.methods.one_shot import statistic_phase
 from fedsim.methods.optimise import Dims, adam_step, average_step, by_client, by_input, signal_shares
 from fedsim.methods.parameters import load_parameters, local_names, shared_tensors
-from fedsim.methods.per_example import check_clients, check_loss
 from fedsim.methods.phase import Phase
 from fedsim.methods.products import Product, for_embeddings
-from fedsim.methods.returns import loss_parts
 from fedsim.privacy.clipping import EngineName, Norms, clipped_sum
 from fedsim.privacy.plan import Claim, Release, Unit
 from fedsim.seeds import Purpose

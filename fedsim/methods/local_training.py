@@ -3,6 +3,11 @@
 McMahan et al. 2017 (arXiv 1602.05629). A client sends its update, local minus broadcast parameters. A private variant clips every
 update to C and adds Gaussian noise. One client's presence changes the sum by at most C. One example's or group's presence may turn its
 client's clipped update into any other, whatever the local steps computed and stored, so it changes the sum by at most 2C.
+
+Or every local step is private (:class:`LocalDPSGD`): a client draws a Poisson sample of its rows, clips every example's gradient by all of
+its parameters to C and adds noise of its own (Abadi et al. 2016, arXiv 1607.00133), for any trust: its message is a function of noisy
+steps. For ``unit: group`` the rows of a group are drawn, summed and clipped together; for ``unit: client`` the clipped updates get the
+noise, not the local steps.
 """
 
 from __future__ import annotations
@@ -21,17 +26,18 @@ from fedsim.batch import Batch, Layout
 from fedsim.device import to_device
 from fedsim.methods.algorithm import Algorithm, Params
 from fedsim.methods.clients import Clients
+from fedsim.methods.contract import check_loss, loss_parts
 from fedsim.methods.messages import NUMBER_BYTES, Diagnostic, Message, Round, Server, Tensors, Values
 from fedsim.methods.optimise import adam_step
-from fedsim.methods.parameters import shared_tensors
+from fedsim.methods.parameters import load_parameters, shared_tensors
 from fedsim.methods.phase import Phase
-from fedsim.methods.returns import loss_parts
-from fedsim.privacy.clipping.materialised import functional_loss
+from fedsim.privacy.clipping import EngineName, Norms, clipped_sum
+from fedsim.privacy.clipping.vmap import functional_loss
 from fedsim.privacy.noise import gaussian
 from fedsim.privacy.plan import Release, Unit
 from fedsim.seeds import Purpose
 
-UPDATES_RELEASE = "updates"
+UPDATES_RELEASE, LOCAL_STEPS_RELEASE = "updates", "local dp-sgd"
 WEIGHT = "client_weight"
 
 
@@ -44,7 +50,7 @@ class LocalTrainingParams(Params):
         batch_size: rows of a local step, drawn with replacement.
         learning_rate: the local Adam's.
         client_rate: the probability with which each client takes part in a round; it amplifies for ``unit: client``.
-        proximal: FedProx's mu: weight of half the squared distance to the broadcast parameters (Li et al. 2020, arXiv 1812.06127).
+        mu: FedProx's: weight of half the squared distance to the broadcast parameters in the local loss (Li et al. 2020, arXiv 1812.06127).
     """
 
     rounds: int = Field(10, ge=1)
@@ -52,7 +58,7 @@ class LocalTrainingParams(Params):
     batch_size: int = Field(32, ge=1)
     learning_rate: float = Field(0.02, gt=0)
     client_rate: float = Field(1.0, gt=0, le=1)
-    proximal: float = Field(0.0, ge=0)
+    mu: float = Field(0.0, ge=0)
 
 
 class LocalTraining(Algorithm):
@@ -109,9 +115,8 @@ class LocalTraining(Algorithm):
         private = clients.plan is not None
         weight = to_device(torch.ones(len(rows)) if private else torch.tensor([float(len(x)) for x in active.x]), clients.device)
         clipped, norms = clip_updates(updates, self.clip())
-        of_turn = clients.of_turn(round_)
-        noised = of_turn.add_noise(round_.release, round_.stream, {name: weighted_sum(weight, update) for name, update in clipped.items()})
-        weighed = self.message_bytes(broadcast, torch.ones(len(of_turn.members)) if private else takes_part)
+        noised = clients.add_noise(round_.release, round_.stream, {name: weighted_sum(weight, update) for name, update in clipped.items()})
+        weighed = self.message_bytes(broadcast, torch.ones(len(clients.members)) if private else takes_part)
         return clients.send(
             noised.sent if private else noised.sent | {WEIGHT: weight.sum()},
             {
@@ -136,11 +141,9 @@ class LocalTraining(Algorithm):
         return shared, {name: value for name, value in clients.state.items() if name.startswith(self.local)}
 
     def participants(self, clients: Clients, round_: Round) -> Tensor:
-        """1.0 for a member that takes part in the round, of those whose turn it is, else 0.0: ``[K]``, on the CPU."""
-        streams = ((client, clients.seeds.keystream(Purpose.SAMPLING, round_.number, client)) for client in clients.members)
-        return torch.tensor(
-            [float(stream.uniform(1)[0] < self.params.client_rate and round_.has_turn(client)) for client, stream in streams]
-        )
+        """1.0 for a member that takes part in the round, else 0.0: ``[K]``, on the CPU."""
+        streams = (clients.seeds.keystream(Purpose.SAMPLING, round_.number, client) for client in clients.members)
+        return torch.tensor([float(stream.uniform(1)[0] < self.params.client_rate) for stream in streams])
 
     def message_bytes(self, broadcast: Tensors, takes_part: Tensor) -> int:
         """Bytes of the updates of all members that take part, or of the broadcasts to them."""
@@ -148,8 +151,8 @@ class LocalTraining(Algorithm):
 
     def server_step(self, server: Server, round_: Round, total: Tensors) -> Values:
         """Add the mean update: by row counts without privacy, by a public number of clients with it."""
-        shared, of_turn = self.broadcast(server), sum(map(round_.has_turn, range(self.task.clients)))
-        expected = to_device(torch.tensor(of_turn * self.params.client_rate), server.device)
+        shared = self.broadcast(server)
+        expected = to_device(torch.tensor(self.task.clients * self.params.client_rate), server.device)
         divisor = total.get(WEIGHT, expected).clamp_min(1e-12)
         for name, parameter in shared.items():
             parameter += total[name] / divisor
@@ -194,12 +197,114 @@ class LocalTraining(Algorithm):
 
     def pull(self, clients: Clients, gradients: Tensors, parameters: Tensors, broadcast: Tensors) -> None:
         """Add to the gradients ``[K, ...]`` of a local step, in place, what depends on no row: the proximal term's."""
-        for name in broadcast if self.params.proximal else ():
-            gradients[name] = gradients[name] + self.params.proximal * (parameters[name] - broadcast[name])
+        for name in broadcast if self.params.mu else ():
+            gradients[name] = gradients[name] + self.params.mu * (parameters[name] - broadcast[name])
 
     def local_step(self, parameters: Tensors, gradients: Tensors, state: Tensors) -> None:
         """Take a local step, in place: Adam's; ``state`` is empty in a round's first."""
         adam_step(parameters, gradients, state, self.params.learning_rate)
+
+
+class LocalDPSGDParams(LocalTrainingParams):
+    """Parameters of every algorithm that trains locally by DP-SGD.
+
+    Attributes:
+        sample_rate: q, the probability with which each example enters a local step; ``local_steps * q`` is the number of local epochs.
+            ``batch_size`` is for ``unit: client`` alone.
+        clip: C, of one example's gradient, or for ``unit: client`` of the client's update.
+        expected_batch: public divisor of the summed gradients; not derived from the number of examples.
+        engine: computes the clipped sums.
+    """
+
+    sample_rate: float = Field(0.2, gt=0, le=1)
+    clip: float = Field(1.0, gt=0)
+    expected_batch: float = Field(64, gt=0)
+    engine: EngineName = "bookkeeping"
+
+
+class LocalDPSGD(LocalTraining):
+    """Base class of an algorithm that is a loss per example, local DP-SGD, and an average of updates.
+
+    A subclass supplies the same as one of :class:`LocalTraining`; row n of the loss depends on row n alone.
+    """
+
+    @property
+    def in_local_steps(self) -> bool:
+        """Whether noise is added to local steps; else to the clipped updates."""
+        return self.task.unit != "client"
+
+    def check_contract(self, round_: Round, broadcast: Tensors) -> None:
+        """The loss is per example, if single examples are clipped; tested in the first round, on one client.
+
+        Raises:
+            NotPerExample: it is not.
+            ValueError: the engine cannot clip the model.
+        """
+        if self.in_local_steps and not round_.number:
+            check_loss(self, 1, lambda model: Norms(self.clip()))
+
+    def sensitivity(self) -> float:
+        """C: of one example's or group's gradient, or of one client's update."""
+        return self.clip()
+
+    def noise_at_clients(self) -> bool:
+        """Noisy local steps for any trust; for ``unit: client`` it depends on the trust."""
+        return self.in_local_steps or super().noise_at_clients()
+
+    def phases(self) -> tuple[Phase, ...]:
+        """All local steps of all rounds, or for ``unit: client`` all rounds."""
+        if not self.in_local_steps:
+            return super().phases()
+        steps = self.params.local_steps
+        release = Release(LOCAL_STEPS_RELEASE, self.params.sample_rate, self.params.rounds * steps, per_round=steps)
+        return (Phase(release, self.noisy_steps, self.server_step, self.broadcast),)
+
+    def noisy_steps(self, clients: Clients, round_: Round, broadcast: Tensors) -> Message:
+        """Noisy local steps of every member; the sum of their updates."""
+        shared, private = self.stacked(clients, broadcast)
+        parameters, state = shared | private, Tensors()
+        takes_part = self.participants(clients, round_)
+        norms, losses, release = list[Tensor](), list[Tensor](), round_.release
+        for step in range(round_.stream, round_.stream + release.per_round):
+            rows = clients.poisson(step, release.sample_rate)
+            batches = clients.batches(rows, step, self.draws())
+            kept, joint, loss = self._clipped(clients.model, parameters, batches)
+            noised = clients.add_noise(release, step, {}, kept)
+            gradients = {name: value / self.params.expected_batch for name, value in noised.kept.items()}
+            self.pull(clients, gradients, parameters, broadcast)
+            self.local_step(parameters, gradients, state)
+            norms += joint
+            losses += loss
+        weighed, weight = self.message_bytes(broadcast, takes_part), to_device(takes_part, clients.device)
+        return clients.send(
+            {name: weighted_sum(weight, update) for name, update in self.updates(clients, shared, broadcast, weight).items()},
+            {
+                "loss": torch.cat(losses),
+                "gradient_norm": Diagnostic(torch.cat(norms), "quantiles"),
+                "clipped_fraction": (torch.cat(norms) > self.clip()).float(),
+            },
+            weighed,
+            weighed,
+        )
+
+    def updates(self, clients: Clients, shared: Tensors, broadcast: Tensors, takes_part: Tensor) -> Tensors:
+        """Every member's part of the sum ``[K, ...]``, of the parameters after its steps; ``takes_part`` is 1 for those that count."""
+        return {name: value - broadcast[name] for name, value in shared.items()}
+
+    def _clipped(self, model: nn.Module, parameters: Tensors, batches: list[Batch]) -> tuple[Tensors, list[Tensor], list[Tensor]]:
+        """Each member's clipped sum ``[K, ...]`` by name; norms and losses of all examples."""
+
+        def total(model: nn.Module, batch: Batch) -> Tensor:
+            return torch.stack(list(loss_parts(self.loss, model, batch).values())).sum(0)
+
+        sums, norms, losses = [], [], []
+        for position, batch in enumerate(batches):
+            load_parameters(model, {name: value[position] for name, value in parameters.items()})
+            result = clipped_sum(model, total, batch, Norms(self.clip(), self.task.unit), self.params.engine)
+            sums.append(result.sums)
+            norms.append(result.norms)
+            losses.append(result.loss)
+        return {name: torch.stack([own[name] for own in sums]) for name in parameters}, norms, losses
 
 
 def clip_updates(updates: Tensors, clip: float) -> tuple[Tensors, Tensor]:

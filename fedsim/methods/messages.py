@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal, Protocol
 
@@ -14,8 +13,7 @@ from torch import Tensor, nn
 from fedsim.data.public import PublicRows as PublicRows
 from fedsim.device import CPU, moved
 from fedsim.models.probe import PROBE_C
-from fedsim.privacy.events import Mechanism
-from fedsim.privacy.ledger import LedgerEntry
+from fedsim.privacy.mechanism import Mechanism
 from fedsim.privacy.plan import PrivacyPlan, Release, Trust, Unit
 from fedsim.seeds import Seeds
 
@@ -97,42 +95,27 @@ class Round:
     stream: int
     release: Release
 
-    def has_turn(self, client: int) -> bool:
-        """Whether the client may take part: always, where clients do not take turns."""
-        return (client - self.number) % self.release.turns == 0
-
 
 @dataclass(frozen=True)
-class MechanismStep:
+class Step:
     """One step of a mechanism on a cohort, as :meth:`fedsim.methods.clients.Clients.add_noise` ran it.
 
     Attributes:
-        release: its release.
+        mechanism: with the noise that each member added; infinite if no tensor needed any.
         number: the number that its noise was drawn with.
         members: the clients whose data it read.
-        sample_rate: of the release.
-        noise_multiplier: of the noise that each member added; inf if no tensor needed any.
         bare: whether sums left the clients without noise, so that the server has to add it.
-        mechanism: of the release.
     """
 
-    release: str
+    mechanism: Mechanism
     number: int
     members: tuple[int, ...]
-    sample_rate: float
-    noise_multiplier: float
     bare: bool
-    mechanism: Mechanism = "gaussian"
 
-    def entries(self, server: float) -> Iterator[LedgerEntry]:
-        """A ledger entry a member, with the least noise on any released tensor; no entry if nothing was released.
-
-        Args:
-            server: noise multiplier of what the server added to the sums; 0 for none.
-        """
-        multiplier = min(self.noise_multiplier, server) if self.bare else self.noise_multiplier
-        for client in self.members if multiplier < math.inf else ():
-            yield LedgerEntry(self.release, self.number, client, multiplier, self.sample_rate, self.mechanism)
+    def noised(self, server: float) -> Mechanism:
+        """With the least noise on any released tensor; ``server`` is the noise multiplier of what the server added to the sums."""
+        own = self.mechanism.noise_multiplier
+        return replace(self.mechanism, noise_multiplier=min(own, server) if self.bare else own)
 
 
 @dataclass
@@ -145,7 +128,7 @@ class Ran:
         noise: fingerprint of the drawn noise.
     """
 
-    steps: list[MechanismStep] = field(default_factory=list)
+    steps: list[Step] = field(default_factory=list)
     sampled: int = 0
     noise: int = 0
 

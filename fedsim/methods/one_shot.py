@@ -1,4 +1,4 @@
-"""Algorithms that release statistics and choices: each is one mechanism, in whose round clients send sums over rows, clipped by unit."""
+"""Algorithms that release statistics: each is one Gaussian mechanism, in whose round clients send sums over rows, clipped by unit."""
 
 from __future__ import annotations
 
@@ -17,20 +17,16 @@ from fedsim.device import to_device
 from fedsim.errors import UserError
 from fedsim.methods.algorithm import Algorithm, Params
 from fedsim.methods.clients import Clients
+from fedsim.methods.contract import crowds
 from fedsim.methods.messages import Diagnostic, Message, Round, Server, Task, Tensors, Values
-from fedsim.methods.per_example import crowds
 from fedsim.methods.phase import Phase
 from fedsim.methods.products import Product
 from fedsim.methods.subspace import PublicSubspace
-from fedsim.models.layers import one_hot
 from fedsim.privacy.clipping import Norms
 from fedsim.privacy.plan import Release, Unit
 from fedsim.privacy.statistics import moments
 from fedsim.privacy.statistics.outer_products import OuterProduct, clipped_statistics, unit_weights
 from fedsim.seeds import Seeds
-
-ROWS_SCORED = 1024
-"""Rows whose scores are made at a time."""
 
 ROW_COUNT, ROW_COUNT_WEIGHT = "row_count", 0.2
 """For unit client every release also counts its rows, with this weight beside the statistic's, whose own joint norm is 1."""
@@ -128,55 +124,6 @@ def units_of(clients: Clients, task: Task) -> Layout | None:
     return clients.layout if task.unit == "client" else clients.all_groups
 
 
-@dataclass(frozen=True)
-class Choice:
-    """Of every class one candidate, by one exponential mechanism a step (:class:`fedsim.privacy.plan.Release`).
-
-    Attributes:
-        name: of the release, unique within an algorithm.
-        share: of the budget in units of 1 / sigma^2, for all its steps together.
-        scores: (rows, broadcast): what each row gives to the candidates of its class ``[N, candidates]``, in [0, 1]: values outside are
-            clipped, and what is not a number counts as 0. The rows of a group or a client share 1 between them.
-        receive: (server, chosen): takes the number of every class's candidate ``[C]`` into ``server.tensors``.
-        steps: how often it is made.
-    """
-
-    name: str
-    share: float
-    scores: Callable[[Rows, Tensors], Tensor]
-    receive: Callable[[Server, Tensor], None]
-    steps: int = 1
-
-
-def choice_phase(choice: Choice, clip: float, task: Task, broadcast: Callable[[Server], Tensors], *, main: bool = False) -> Phase:
-    """The rounds in which a choice is made; arguments as of :func:`fedsim.methods.one_shot.statistic_phase`."""
-    # epsilon_0^2 / 8-zCDP with epsilon_0 = 1 / noise: so much as a Gaussian mechanism of twice the noise
-    noise = (choice.share / choice.steps) ** -0.5 / 2
-    release = Release(choice.name, 1.0, choice.steps, noise, main=main, mechanism="exponential")
-    unit = clip if math.isfinite(clip) else 1.0
-
-    def at_clients(clients: Clients, round_: Round, received: Tensors) -> Message:
-        rows, groups = Rows.of(clients), units_of(clients, task)
-        weight = rows.x.new_full((len(rows.x),), unit, dtype=torch.double)
-        if groups is not None:
-            weight /= torch.bincount(groups.client, minlength=groups.clients)[groups.client]
-        total: Tensor | float = 0.0
-        for start in range(0, max(1, len(rows.x)), ROWS_SCORED):
-            part = slice(start, start + ROWS_SCORED)
-            some = Rows(rows.x[part], rows.y[part], rows.client[part])
-            scores = choice.scores(some, received).double().nan_to_num(0.0, 0.0, 0.0).clamp(0, 1)
-            # a row adds to its own class alone; over all classes a unit adds 1 at most, so its choices together cost what one does
-            total = total + (one_hot(some.y, task.classes).double() * weight[part, None]).T @ scores
-        assert isinstance(total, Tensor)
-        return clients.send(clients.add_noise(round_.release, round_.stream, {"scores": total}).sent)
-
-    def at_server(server: Server, round_: Round, chosen: Tensors) -> Values:
-        choice.receive(server, chosen["scores"])
-        return {}
-
-    return Phase(release, at_clients, at_server, broadcast)
-
-
 class OneShotParams(Params):
     """Parameters of algorithms that release statistics.
 
@@ -188,7 +135,7 @@ class OneShotParams(Params):
 
 
 class OneShot(Algorithm):
-    """Base class of an algorithm that releases statistics, and makes choices, and samples from what they say.
+    """Base class of an algorithm that releases statistics and samples from what they say.
 
     A subclass supplies :meth:`statistics` and :meth:`generator`. The statistics of a unit, an example's or the sum over all rows of a group
     or a client, are scaled to a joint norm of at most 1.
@@ -197,7 +144,7 @@ class OneShot(Algorithm):
     units: ClassVar[tuple[Unit, ...]] = ("example", "group", "client")
 
     @abstractmethod
-    def statistics(self) -> tuple[Statistic | Choice, ...]:
+    def statistics(self) -> tuple[Statistic, ...]:
         """What is released, one after another; shares add up to 1."""
 
     @property
@@ -245,30 +192,24 @@ class OneShot(Algorithm):
         """Statistics have joint norm at most 1."""
         return 1.0
 
-    def projected(self, released: Statistic | Choice) -> Statistic | Choice:
-        """What is released, of rows in the public subspace if there is one."""
+    def projected(self, statistic: Statistic) -> Statistic:
+        """A statistic, of rows in the public subspace if there is one."""
 
         def inside(rows: Rows, received: Tensors) -> Rows:
             return replace(rows, x=PublicSubspace(received).of_rows(rows.x))
 
         if not self.projects:
-            return released
-        if isinstance(released, Choice):
-            scores = released.scores
-            return replace(released, scores=lambda rows, received: scores(inside(rows, received), received))
-        products = released.products
-        return replace(released, products=lambda rows, received: products(inside(rows, received), received))
+            return statistic
+        products = statistic.products
+        return replace(statistic, products=lambda rows, received: products(inside(rows, received), received))
 
-    def phase(self, released: Statistic | Choice, *, main: bool = False) -> Phase:
-        """The rounds in which a statistic is released or a choice made; ``main``: a report draws them."""
+    def phase(self, statistic: Statistic, *, main: bool = False) -> Phase:
+        """The rounds in which a statistic is released; ``main``: a report draws them."""
 
         def broadcast(server: Server) -> Tensors:
             return self.broadcast(server) | PublicSubspace.held(server.tensors)
 
-        of = self.projected(released)
-        if isinstance(of, Choice):
-            return choice_phase(of, self.clip(), self.task, broadcast, main=main)
-        return statistic_phase(of, self.clip(), self.task, broadcast, main=main)
+        return statistic_phase(self.projected(statistic), self.clip(), self.task, broadcast, main=main)
 
     def build(self, clients: int) -> nn.Module:
         """Nothing is trained."""
@@ -295,24 +236,17 @@ class OneShot(Algorithm):
         for crowd in crowds(self.task):
             x, y = crowd.x, crowd.y
             for statistic in (self.projected(each) for each in self.statistics() if each.name == round_.release.name):
-                whole = _sides(statistic, Rows(x, y, torch.zeros_like(y)), broadcast)
+                whole = statistic.products(Rows(x, y, torch.zeros_like(y)), broadcast)
                 for part in crowd.parts:
-                    own = _sides(statistic, Rows(x[part], y[part], torch.zeros_like(y[part])), broadcast)
-                    for (name, *sides), (_, *others) in zip(own, whole, strict=True):
-                        for side, other in zip(sides, others, strict=True):
-                            crowd.check_same(f"'{name}' of '{statistic.name}'", part, side, other)
+                    own = statistic.products(Rows(x[part], y[part], torch.zeros_like(y[part])), broadcast)
+                    for name, product in own.items():
+                        crowd.check_same(f"'{name}' of '{statistic.name}'", part, product.left, whole[name].left)
+                        crowd.check_same(f"'{name}' of '{statistic.name}'", part, product.right, whole[name].right)
 
     def phases(self) -> tuple[Phase, ...]:
-        """One a statistic or choice; the last is what a report draws, if it has several rounds."""
+        """One a statistic; the last is what a report draws, if it has several rounds."""
         *first, last = self.statistics()
         return (*(self.phase(statistic) for statistic in first), self.phase(last, main=True))
-
-
-def _sides(released: Statistic | Choice, rows: Rows, broadcast: Tensors) -> list[tuple[str, *tuple[Tensor, ...]]]:
-    """By name, the tensors of which every row has its own row."""
-    if isinstance(released, Choice):
-        return [("scores", released.scores(rows, broadcast))]
-    return [(name, product.left, product.right) for name, product in released.products(rows, broadcast).items()]
 
 
 def overall_mean(share: float) -> Statistic:

@@ -106,6 +106,34 @@ class CoordinateClassifier:
         return self.classifier.probabilities(self.chart.of_rows(x))
 
 
+class OnSphere:
+    """A generator whose rows longer than 1 are brought back to the unit sphere: embeddings have unit norm, and that is public."""
+
+    def __init__(self, generator: Generator) -> None:
+        self.generator = generator
+
+    def sample(self, labels: Tensor, stream: torch.Generator) -> Tensor:
+        """Synthetic embeddings ``[n, d]``, none longer than 1."""
+        rows = self.generator.sample(labels, stream)
+        longer: Tensor = torch.linalg.vector_norm(rows, dim=1, keepdim=True).clamp_min(1)
+        return rows / longer
+
+
+class PersonalOnSphere(OnSphere):
+    """The same of a generator with a version for every client."""
+
+    def of_client(self, client: int) -> OnSphere:
+        """That of the client's own generator."""
+        return OnSphere(own(self.generator, client))
+
+
+def on_sphere(made: Product) -> Product:
+    """What was made, with its rows on or within the unit sphere; a classifier as it is."""
+    if is_classifier(made):
+        return made
+    return (PersonalOnSphere if is_personal(made) else OnSphere)(made)
+
+
 def for_embeddings(made: Product, chart: Chart | None) -> Product:
     """What was made of rows in coordinates, for embeddings; as it is where there are none."""
     if chart is None:

@@ -17,7 +17,7 @@ from fedsim.data.public import PublicRows
 from fedsim.device import normal
 from fedsim.methods.messages import Tensors
 from fedsim.methods.products import CoordinateClassifier, Generator, Product, is_classifier, is_personal, own
-from fedsim.privacy.statistics.moments import in_unit_ball
+from fedsim.privacy.statistics import exact
 from fedsim.privacy.statistics.spectral import descending, steady
 
 MEAN_NAME, BASIS_NAME = "public.mean", "public.basis"
@@ -44,8 +44,9 @@ class PublicSubspace:
         return {name: tensors[name] for name in (MEAN_NAME, BASIS_NAME) if name in tensors}
 
     def of_rows(self, x: Tensor) -> Tensor:
-        """Rows ``[N, k]`` of norm at most 1, of embeddings ``[N, d]``, each by itself."""
-        return in_unit_ball((x - self.mean) @ self.basis)
+        """Rows ``[N, k]`` of norm at most 1, of embeddings ``[N, d]``, each by itself to the last bit: their distances are counted."""
+        r = exact.products(x - self.mean, self.basis.T)
+        return (r / exact.squares(r).sqrt().clamp_min(1.0)).float()
 
     def rows(self, r: Tensor) -> Tensor:
         """Embeddings ``[N, d]`` in the subspace."""

@@ -6,14 +6,20 @@ scikit-learn and scipy are imported where they are used: whoever reads a grid ne
 from __future__ import annotations
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
 PROBE_C = 0.1
-"""The inverse strength of the L2 penalty where nothing else is asked for."""
+"""The inverse strength of the L2 penalty of a probe of real rows where nothing else is asked for."""
+STRENGTHS = (0.4, 1.28, 4.0, 12.8, 128.0)
+"""Inverse strengths times the dimension d, which is the squared norm of a standardised row: what is trained on real rows takes the best."""
+STRONG, WEAK = 4.0, 12.8
+"""The two of them that are open to a probe of synthetic rows."""
+CLOSE, SURE = 0.02, 1 / 3
+"""The weak penalty must lower the log loss on fresh rows by so many nats, and the strong one's be above this share of a guess's."""
 MAX_ITERATIONS, TOLERANCE = 200, 1e-4
 """When a fit of many rows ends: the iterations, or the largest entry of the gradient."""
 _EXACT_ITERATIONS, _EXACT_TOLERANCE = 1000, 1e-7
@@ -99,6 +105,11 @@ def fit_probe(x: NDArray[np.float32], y: NDArray[np.int64], probe_c: float, *, b
 
 def fit_probes(x: NDArray[np.float32], y: NDArray[np.int64], strengths: Sequence[float], *, balanced: bool = False) -> list[Probe]:
     """:func:`fit_probe` of the same rows with each of several inverse strengths of the penalty."""
+    return list(fit_each(x, y, strengths, balanced=balanced))
+
+
+def fit_each(x: NDArray[np.float32], y: NDArray[np.int64], strengths: Sequence[float], *, balanced: bool = False) -> Iterator[Probe]:
+    """:func:`fit_probes`, one after another, as they are asked for."""
     if len(x) == 0:
         raise ValueError("the probe needs at least one training row")
     broken = int((~np.isfinite(x).all(axis=1)).sum())
@@ -109,33 +120,67 @@ def fit_probes(x: NDArray[np.float32], y: NDArray[np.int64], strengths: Sequence
     scale = np.maximum(deviation, floor) if floor > 0 else np.ones_like(deviation)
     classes = np.unique(y).astype(np.int64)
     if len(classes) == 1:
-        return [Probe(mean, scale, classes, np.empty((x.shape[1], 0), np.float32), np.empty(0, np.float32)) for _ in strengths]
+        yield from (Probe(mean, scale, classes, np.empty((x.shape[1], 0), np.float32), np.empty(0, np.float32)) for _ in strengths)
+        return
     features = _standardise(x, mean, scale)
-    if 2 * len(x) > x.shape[1]:
-        fitted = [_weights(features, y, strength, balanced, MAX_ITERATIONS, TOLERANCE) for strength in strengths]
-    else:
-        # W lies in the span of the rows: the same problem in as many coordinates as there are rows
-        basis, coordinates = np.linalg.qr(features.T.astype(np.float64))
-        found = [_weights(coordinates.T, y, strength, balanced, _EXACT_ITERATIONS, _EXACT_TOLERANCE) for strength in strengths]
-        fitted = [(basis @ weight, bias) for weight, bias in found]
-    return [Probe(mean, scale, classes, weight.astype(np.float32), bias.astype(np.float32)) for weight, bias in fitted]
+    # of few rows W lies in their span: the same problem in as many coordinates as there are rows
+    few = 2 * len(x) <= x.shape[1]
+    basis, coordinates = np.linalg.qr(features.T.astype(np.float64)) if few else (None, features.T)
+    limits = (_EXACT_ITERATIONS, _EXACT_TOLERANCE) if few else (MAX_ITERATIONS, TOLERANCE)
+    for weight, bias in _weights(coordinates.T, y, strengths, balanced, *limits):
+        whole = weight if basis is None else basis @ weight
+        yield Probe(mean, scale, classes, whole.astype(np.float32), bias.astype(np.float32))
+
+
+def strengths(dim: int) -> list[float]:
+    """The inverse strengths of the penalty that are tried on rows of ``dim`` features, the strongest penalty first."""
+    return [strength / dim for strength in STRENGTHS]
+
+
+def fit_chosen(x: NDArray[np.float32], y: NDArray[np.int64], fresh: NDArray[np.float32], labels: NDArray[np.int64]) -> tuple[Probe, float]:
+    """The probe of synthetic rows and its inverse strength, chosen on fresh synthetic rows: no real row is looked at.
+
+    :data:`STRONG` / d, unless fresh rows are predicted better with :data:`WEAK` / d and not well with the strong penalty: where a generator
+    tells its own classes apart with ease, what a weaker penalty still finds is the generator's alone.
+
+    Args:
+        x: synthetic rows ``[n, d]``, which the probes are fitted to.
+        y: their labels ``[n]``.
+        fresh: other rows of the same generator ``[m, d]``, on which the log loss is compared.
+        labels: theirs ``[m]``, of classes that ``y`` has.
+    """
+    strong, weak = STRONG / x.shape[1], WEAK / x.shape[1]
+    fitted = fit_each(x, y, [strong, weak])
+    first = next(fitted)
+    loss = _log_loss(first, fresh, labels)
+    if loss <= SURE * np.log(max(len(first.classes), 2)):
+        return first, strong
+    second = next(fitted)
+    return (second, weak) if _log_loss(second, fresh, labels) < loss - CLOSE else (first, strong)
+
+
+def _log_loss(probe: Probe, x: NDArray[np.float32], y: NDArray[np.int64]) -> float:
+    known = probe.probabilities(x, int(max(y.max(), probe.classes.max())) + 1)[np.arange(len(y)), y]
+    return float(-np.log(np.maximum(known, np.finfo(np.float32).tiny)).mean())
 
 
 def _weights(
-    features: NDArray[np.floating], y: NDArray[np.int64], probe_c: float, balanced: bool, iterations: int, tolerance: float
-) -> tuple[NDArray[np.floating], NDArray[np.floating]]:
+    features: NDArray[np.floating], y: NDArray[np.int64], strengths: Sequence[float], balanced: bool, iterations: int, tolerance: float
+) -> Iterator[tuple[NDArray[np.floating], NDArray[np.floating]]]:
+    """Weights and biases at each strength."""
     from sklearn.exceptions import ConvergenceWarning
     from sklearn.linear_model import LogisticRegression
 
     weight = "balanced" if balanced else None
-    model = LogisticRegression(C=probe_c, solver="lbfgs", class_weight=weight, max_iter=iterations, tol=tolerance)
-    with warnings.catch_warnings():
-        # Stopping at the limit is part of the probe's definition, not news.
-        warnings.simplefilter("ignore", ConvergenceWarning)
-        # nor are a client's few rows of as many classes
-        warnings.filterwarnings("ignore", "The number of unique classes is greater")
-        model.fit(features, y)
-    return np.ascontiguousarray(model.coef_.T), model.intercept_
+    for strength in strengths:
+        model = LogisticRegression(C=strength, solver="lbfgs", class_weight=weight, max_iter=iterations, tol=tolerance)
+        with warnings.catch_warnings():
+            # Stopping at the limit is part of the probe's definition, not news.
+            warnings.simplefilter("ignore", ConvergenceWarning)
+            # nor are a client's few rows of as many classes
+            warnings.filterwarnings("ignore", "The number of unique classes is greater")
+            model.fit(features, y)
+        yield np.ascontiguousarray(model.coef_.T), model.intercept_
 
 
 def _standardise(x: NDArray[np.float32], mean: NDArray[np.float64], scale: NDArray[np.float64]) -> NDArray[np.float32]:

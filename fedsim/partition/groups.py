@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from fedsim.data.split import lacking
 from fedsim.errors import UserError, nearest
-from fedsim.partition.schemes.scheme import Integers
+from fedsim.partition.schemes import Integers
 from fedsim.partition.spec import PartitionSpec
 
 TOGETHER_KEY = "partition.together"
@@ -39,7 +39,7 @@ def parts_of(y: Integers, columns: Mapping[str, NDArray[Any]], spec: PartitionSp
     Raises:
         UserError: there is no such column, a row has no value in it, or the sites of a scheme divide a group; its place is a grid's key.
     """
-    together, site = spec.together, spec.given.site_column
+    together, site = spec.together, spec.column
     if together is None:
         return Grouping(y, columns, np.arange(len(y)))
     _, first, part = np.unique(_values(columns, together), return_index=True, return_inverse=True)

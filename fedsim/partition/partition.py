@@ -1,20 +1,18 @@
-"""A partition: which rows each client holds; the limits that none can escape, and the data as its clients see them."""
+"""A partition: which rows each client holds, and the limits that none can escape."""
 
 from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from fedsim.data.embeddings import Embeddings
 from fedsim.errors import UserError
 from fedsim.partition.groups import parts_of
-from fedsim.partition.schemes import SCHEMES
-from fedsim.partition.schemes.scheme import Division, own_test_rows
+from fedsim.partition.schemes import OWNERS, Division, check
 from fedsim.partition.spec import PartitionSpec
 from fedsim.seeds import Purpose, Seeds
 
@@ -60,7 +58,7 @@ def check_partition(y: NDArray[np.int64], *, spec: PartitionSpec, clients: int, 
         if spec.min_size > there:
             raise UserError("partition.min_size", arithmetic, f"give at most {there // clients or 1}")
         raise UserError("clients", arithmetic, f"give at most {there // spec.min_size} clients")
-    SCHEMES[spec.scheme].check(Division(parts.y, parts.columns, clients, spec.min_size, spec.given))
+    check(Division(parts.y, parts.columns, clients, spec))
 
 
 def make_partition(
@@ -87,8 +85,8 @@ def make_partition(
     """
     check_partition(y, spec=spec, clients=clients, columns=columns)
     rng = Seeds(seed).numpy(Purpose.PARTITION)
-    scheme, parts = SCHEMES[spec.scheme], parts_of(y, columns, spec)
-    owner = scheme.owner(Division(parts.y, parts.columns, clients, spec.min_size, spec.given, alpha), rng)[parts.part]
+    parts = parts_of(y, columns, spec)
+    owner = OWNERS[spec.scheme](Division(parts.y, parts.columns, clients, spec, alpha), rng)[parts.part]
     order = np.lexsort((parts.part, owner))
     sizes = np.bincount(owner, minlength=clients)
     rows = tuple(np.split(order, np.cumsum(sizes)[:-1]))
@@ -100,23 +98,6 @@ def make_partition(
     if spec.together is not None:
         groups = tuple(np.unique(parts.part[own], return_inverse=True)[1] for own in rows)
         digest.update(np.concatenate(groups).tobytes())
-    given = spec.given.model_dump().values()
-    if scheme.map_rows is not None and any(given):
-        digest.update(f"shift {' '.join(map(repr, given))} {seed}".encode())  # equal rows, other values
+    if spec.shifts and spec.strength:
+        digest.update(f"shift {spec.strength!r} {seed}".encode())  # equal rows, other values
     return Partition(rows, digest.hexdigest()[:16], label_counts, spec.scheme, groups)
-
-
-def as_seen(data: Embeddings, partition: Partition, spec: PartitionSpec, seed: int) -> Embeddings:
-    """Every training row through its owner's map; the data set itself where the scheme has none.
-
-    Test rows stand for all clients alike: row i goes through the map of client ``i mod clients``.
-    """
-    map_rows = SCHEMES[spec.scheme].map_rows
-    if map_rows is None:
-        return data
-    x_train, x_test = data.x_train.copy(), data.x_test.copy()
-    for client, rows in enumerate(partition.rows):
-        x_train[rows] = map_rows(data.x_train[rows], client, spec.given, seed)
-        own = own_test_rows(client, len(partition.rows))
-        x_test[own] = map_rows(data.x_test[own], client, spec.given, seed)
-    return replace(data, x_train=x_train, x_test=x_test)

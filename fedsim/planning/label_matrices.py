@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from fedsim.data.embeddings import Embeddings
 from fedsim.grid.models import shown
-from fedsim.partition import Partition, PartitionSpec
+from fedsim.partition import Partition, PartitionSpec, site_names
 from fedsim.partition.matrix import MOST_PANELS, LabelMatrix
 from fedsim.planning.prepare import Prepared
 
@@ -25,8 +25,4 @@ def drawn_matrices(prepared: Prepared) -> list[LabelMatrix]:
 
 
 def _matrix(place: tuple[str, str, float | None, int, int], partition: Partition, data: Embeddings, spec: PartitionSpec) -> LabelMatrix:
-    """The matrix with every client's site, and its number where several are of one site; without names under a scheme without sites."""
-    column = spec.given.site_column
-    sites = [] if column is None else [str(data.columns[column][rows[0]]) for rows in partition.rows]
-    names = sites if len(set(sites)) == len(sites) else [f"{site} {client}" for client, site in enumerate(sites)]
-    return LabelMatrix(*place, partition.fingerprint, partition.label_counts, data.names, sites=tuple(names))
+    return LabelMatrix(*place, partition.fingerprint, partition.label_counts, data.names, sites=site_names(data, partition, spec))

@@ -15,7 +15,7 @@ from fedsim.grid.models import Cell, Grid, Resources
 from fedsim.grid.resolve import resolve
 from fedsim.json_lines import dump
 from fedsim.methods.messages import Task
-from fedsim.partition import SCHEMES, Partition, as_seen, make_partition
+from fedsim.partition import Partition, as_seen, make_partition
 from fedsim.planning.gpu_memory import GIB, MOST_ACTORS_PER_GPU, even_share, least
 from fedsim.planning.node import Node, Share
 from fedsim.planning.process import plug_in_code
@@ -38,7 +38,6 @@ class Prepared:
         nodes: what the cluster has.
         share: what an actor takes of it; with a whole GPU where its share is still to be measured.
         parallel: how many cells may run at a time.
-        to_embed: what is not embedded yet, in words; there ``data`` has made-up rows, so that ids are not the cells'.
     """
 
     grid: Grid
@@ -48,7 +47,6 @@ class Prepared:
     nodes: tuple[Node, ...]
     share: Share
     parallel: int
-    to_embed: tuple[str, ...] = ()
 
 
 Tell = Callable[[str], None]
@@ -67,7 +65,6 @@ def prepare(
     keep_going: bool = False,
     rehearsal: Rehearsal | None = None,
     tell: Tell = _silent,
-    embed: bool = True,
 ) -> Prepared:
     """Find the algorithms, load the data, rehearse the plug-ins, list the cells, partition, plan every budget, lay out the actors.
 
@@ -78,7 +75,6 @@ def prepare(
         keep_going: leave out the algorithms whose plug-in is refused.
         rehearsal: how plug-ins are rehearsed; default: in this process.
         tell: hears of every step that may take long.
-        embed: whether images are embedded that are not in the cache; without, nothing can be run.
 
     Raises:
         UserError: an algorithm, a data set, a plug-in, a partition, a plan or the layout does not work out; the message says where in
@@ -88,8 +84,7 @@ def prepare(
         resolved = resolve(grid, keep_going=keep_going)
     share, capacity = share_of(grid.resources), actors_that_fit(grid, nodes)
     parallel = min(capacity, max_parallel or capacity)
-    to_embed: list[str] = []
-    data = loaded(grid, tell, None if embed else to_embed)
+    data = loaded(grid, tell)
     tell("rehearsing plug-ins")
     device = device_of(share.device, share.gpus)
     resolved = rehearse_grid(resolved, data, device, keep_going=keep_going, rehearsal=rehearsal)
@@ -106,21 +101,16 @@ def prepare(
     first = [own[0].plan for own in plans]
     trials = tuple(Trial(*facts) for facts in zip(cells, tasks, first, partitions, sizes, keys, candidates, strict=True))
     check_memory(grid, trials, views, nodes)
-    return Prepared(grid, resolved.refused, views, trials, tuple(nodes), share, parallel, tuple(to_embed))
+    return Prepared(grid, resolved.refused, views, trials, tuple(nodes), share, parallel)
 
 
 def task_of(cell: Cell, data: Embeddings) -> Task:
     """The public facts that a cell's algorithm gets."""
-    return Task(data.dim, data.classes, cell.clients, cell.unit, cell.trust, cell.evaluation.probe_c, data.public)
+    return Task(data.dim, data.classes, cell.clients, cell.unit, cell.trust, cell.evaluation.real_c, data.public)
 
 
-def loaded(grid: Grid, tell: Tell = _silent, to_embed: list[str] | None = None) -> dict[str, Embeddings]:
+def loaded(grid: Grid, tell: Tell = _silent) -> dict[str, Embeddings]:
     """The grid's data sets by key. What labels and columns can refuse is refused before any image is decoded.
-
-    Args:
-        grid: the grid.
-        tell: hears of every data set.
-        to_embed: if given, nothing is embedded; it gets what would be, in words, and those sets have made-up rows.
 
     Raises:
         UserError: a set cannot be had or does not do, or no partition of it is possible.
@@ -134,14 +124,11 @@ def loaded(grid: Grid, tell: Tell = _silent, to_embed: list[str] | None = None) 
         check_partitions(grid, without_unseen(grid, {key: held.labelled() for key, held in sets.items()}))
     for spec in grid.sets:
         with at(grid.place_of(spec)):
-            held = sets.pop(spec.key)  # rows as they were read need no memory beside those of unit norm
-            data[spec.key], left = (held.embedded(), None) if to_embed is None else held.foreseen()
-        if to_embed is not None and left:
-            to_embed.append(left)
-    return data if grid.public is None else with_public(grid, data, tell, to_embed)
+            data[spec.key] = sets.pop(spec.key).embedded()  # rows as they were read need no memory beside those of unit norm
+    return data if grid.public is None else with_public(grid, data, tell)
 
 
-def with_public(grid: Grid, data: Mapping[str, Embeddings], tell: Tell, to_embed: list[str] | None) -> dict[str, Embeddings]:
+def with_public(grid: Grid, data: Mapping[str, Embeddings], tell: Tell) -> dict[str, Embeddings]:
     """The data sets by key, each with the grid's public rows beside it; arguments as in :func:`loaded`.
 
     Raises:
@@ -155,9 +142,7 @@ def with_public(grid: Grid, data: Mapping[str, Embeddings], tell: Tell, to_embed
         with at(grid.place("public")):
             if public.key not in held:
                 tell(f"reading {public.display}")
-                held[public.key], left = load_public(public, foresee=to_embed is not None)
-                if to_embed is not None and left:
-                    to_embed.append(left)
+                held[public.key] = load_public(public)
             beside = held[public.key]
             if beside.x.shape[1] != rows.dim:
                 what = f"'{public.display}' has rows of {beside.x.shape[1]} dimensions, data set '{spec.display}' of {rows.dim}"
@@ -206,7 +191,7 @@ def seen(
     views, keys = dict(data), []
     for cell, partition in zip(cells, partitions, strict=True):
         key = cell.data_key
-        if SCHEMES[cell.partition.scheme].map_rows is not None:
+        if cell.partition.shifts:
             key = f"{key} {partition.fingerprint}"
             if key not in views:
                 views[key] = as_seen(data[cell.data_key], partition, cell.partition, cell.seed)

@@ -20,9 +20,9 @@ from fedsim.device import CPU
 from fedsim.errors import NotPerExample, PluginError, UserError, WrongReturn
 from fedsim.grid.resolve import Resolved, Variant
 from fedsim.methods.algorithm import Algorithm, solved_plan
+from fedsim.methods.contract import answer
 from fedsim.methods.messages import Message, Round, Task, Tensors
 from fedsim.methods.products import Product, is_classifier, is_personal, own
-from fedsim.methods.returns import answer
 from fedsim.planning.process import plug_in_code
 from fedsim.plugins.code_hash import is_shipped
 from fedsim.plugins.places import blamed, line_of, said
@@ -70,7 +70,7 @@ def rehearse_grid(
         if is_shipped(lookup(variant.name)):
             continue
         for dim, classes in shapes:
-            task = Task(dim, classes, min(MOST_CLIENTS, *grid.clients), grid.unit_kind, grid.trust, grid.evaluation.probe_c)
+            task = Task(dim, classes, min(MOST_CLIENTS, *grid.clients), grid.unit_kind, grid.trust, grid.evaluation.real_c)
             try:
                 for place in dict.fromkeys((CPU, device)):
                     where = grid.place("algorithms", variant.entry, "name")

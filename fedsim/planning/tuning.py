@@ -17,9 +17,9 @@ from fedsim.methods.algorithm import Algorithm, solved_plan
 from fedsim.methods.messages import Task
 from fedsim.plugins.claims import allowed
 from fedsim.privacy import accountant
-from fedsim.privacy.events import Event
+from fedsim.privacy.mechanism import Mechanism
 from fedsim.privacy.plan import PrivacyPlan, Release
-from fedsim.privacy.selection import SCORE, Selection, distinct, solved_noise
+from fedsim.privacy.selection import SCORE, SEEN, Selection, distinct, solved_noise
 from fedsim.training.trial import Candidate
 
 _LESS = 0.995
@@ -40,9 +40,11 @@ def plans_of(
         delta: of the budget.
 
     Raises:
-        UserError: as :func:`fedsim.methods.algorithm.solved_plan`, or the budget is too small to search within.
+        UserError: as :func:`fedsim.methods.algorithm.solved_plan`, single messages are seen, or the budget is too small to search within.
         ValidationError: a point of the space does not do.
     """
+    if tuning is not None and task.trust == "silo":
+        raise UserError("trust", SEEN, "tune under trust: aggregate, or leave out tune")
     points = [{}] if tuning is None else tuning.points
     settings = [cls.Params.model_validate({**params, **point}) for point in points]
     algorithms = [cls(setting, task) for setting in settings]
@@ -68,37 +70,36 @@ def _tuned(algorithms: Sequence[Algorithm], tuning: Tuning, epsilon: float, delt
         for algorithm in algorithms:
             solved_plan(algorithm, epsilon, delta)  # refuses what has no plan at all
         try:
-            noise = solved_noise(*how, epsilon, delta, lambda sigma: [Event(sigma, 1.0, 1)])
+            noise = solved_noise(*how, epsilon, delta, lambda sigma: [Mechanism(sigma)])
             inner = min(_largest(releases, how, epsilon, delta) for releases in {_steps(algorithm) for algorithm in algorithms})
         except ValueError as error:
             raise UserError("epsilon", str(error), "give a larger one, or a smaller mean number of trials") from error
     while True:
         plans = [plan for algorithm in algorithms if (plan := _plan(algorithm, inner, delta))]
-        selection = Selection(*how, distinct(map(events_of, plans)), noise)
+        selection = Selection(*how, distinct(map(mechanisms_of, plans)), noise)
         reached = selection.epsilon(delta)
         if reached <= epsilon:
             return [_with_score(plan, selection, epsilon, reached) for plan in plans]
         inner = float(f"{_LESS * inner:.6g}")
 
 
-def _steps(algorithm: Algorithm) -> tuple[Event, ...]:
+def _steps(algorithm: Algorithm) -> tuple[Mechanism, ...]:
     """The mechanisms of an algorithm at a noise multiplier of 1."""
-    return tuple(sorted(release.event for release in algorithm.releases() if release.steps))
+    return tuple(sorted(release.mechanism for release in algorithm.releases() if release.steps))
 
 
-def _largest(steps: tuple[Event, ...], how: tuple[float, Any], epsilon: float, delta: float) -> float:
+def _largest(steps: tuple[Mechanism, ...], how: tuple[float, Any], epsilon: float, delta: float) -> float:
     """The epsilon of a training alone with the least noise at which the best of the trainings costs ``epsilon``."""
 
-    def events(sigma: float) -> list[Event]:
-        return [event.scaled(sigma) for event in steps]
+    def scaled(sigma: float) -> list[Mechanism]:
+        return [one.scaled(sigma) for one in steps]
 
-    return accountant.epsilon(events(solved_noise(*how, epsilon, delta, events)), delta)[0]
+    return accountant.epsilon(scaled(solved_noise(*how, epsilon, delta, scaled)), delta)[0]
 
 
-def events_of(plan: PrivacyPlan) -> tuple[Event, ...]:
+def mechanisms_of(plan: PrivacyPlan) -> tuple[Mechanism, ...]:
     """The mechanisms of a training: the plan's, without a score."""
-    releases = tuple(release for release in plan.releases if release.steps and release.name != SCORE)
-    return tuple(replace(plan, releases=releases).events())
+    return tuple(one for one in plan.mechanisms if one.release != SCORE)
 
 
 def _with_score(plan: PrivacyPlan, selection: Selection, epsilon: float, reached: float) -> PrivacyPlan:

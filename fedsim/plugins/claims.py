@@ -1,4 +1,4 @@
-"""What an algorithm may claim: ``proved`` is for what fedsim ships; ``checked`` is the word of checks in a run folder.
+"""What an algorithm may claim: ``proved`` is for what fedsim ships and nobody changed; ``checked`` is the word of checks in a run folder.
 
 Any other class states a theorem that nobody here has proved, were it only that its loss is per example: ``stated``. How checks of its code
 change that, and what they take back, is :func:`as_checked`.
@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
+from functools import lru_cache
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fedsim.errors import UserError
-from fedsim.plugins.code_hash import is_shipped
+from fedsim.plugins.code_hash import SHIPPED, is_shipped
 from fedsim.privacy.plan import Claim
 
 if TYPE_CHECKING:
@@ -32,7 +34,30 @@ def allowed(claim: Claim, algorithm: Algorithm) -> Claim:
     if claim not in OWN:
         what = "is what fedsim says after a passed check" if claim == "checked" else "is none"
         raise UserError("claim", f"{claim!r} {what}", f"let claim() return one of {', '.join(OWN)}")
-    return "stated" if claim == "proved" and not is_shipped(type(algorithm)) else claim
+    return "stated" if claim == "proved" and not (is_shipped(type(algorithm)) and is_untouched(type(algorithm))) else claim
+
+
+def is_untouched(cls: type) -> bool:
+    """Whether every function of a shipped class and its bases is code of its own package, which whatever replaced one is not."""
+    return all(
+        _home(function) == base.__module__.partition(".")[0]
+        for base in cls.__mro__
+        if is_shipped(base)
+        for function in (getattr(value, "__func__", getattr(value, "fget", getattr(value, "func", value))) for value in vars(base).values())
+        if callable(function) and not isinstance(function, type)
+    )
+
+
+def _home(function: Any) -> str | None:
+    """The shipped package whose file a function was compiled from."""
+    file = getattr(getattr(function, "__code__", None), "co_filename", None)
+    return _package(file) if isinstance(file, str) else None
+
+
+@lru_cache(maxsize=4096)
+def _package(file: str) -> str | None:
+    path = Path(file).resolve()
+    return next((folder.name for folder in SHIPPED if path.is_relative_to(folder)), None)
 
 
 def as_checked(claim: Claim, checks: Sequence[Mapping[str, Any]], unit: str, trust: str, params: Mapping[str, Any]) -> Claim:

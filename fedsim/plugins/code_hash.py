@@ -214,7 +214,7 @@ def _spec(name: str, known: dict[str, ModuleSpec | None]) -> ModuleSpec | None:
                 known[name] = PathFinder.find_spec(name, folders) if folders else None
             else:
                 known[name] = importlib.util.find_spec(name)
-        except (ImportError, ValueError):  # a module that was put together by hand has no spec
+        except (ImportError, ValueError, KeyError):  # put together by hand, or below a namespace package that is not imported
             known[name] = None
     return known[name]
 

@@ -1,19 +1,23 @@
-"""The cost of a sequence of Gaussian and exponential mechanisms: (epsilon, delta) under add-or-remove-one.
+"""The cost of a sequence of Gaussian mechanisms: (epsilon, delta) under add-or-remove-one.
 
-Neighbours are two data sets of which one has one unit more than the other; the mechanisms are those of :mod:`fedsim.privacy.events`.
+Neighbours are two data sets of which one has one unit more than the other.
 """
 
 from __future__ import annotations
 
+import hashlib
 import math
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from decimal import ROUND_CEILING, Context
 from functools import cache
+from importlib.metadata import version
+from pathlib import Path
 
 import numpy as np
 
-from fedsim.privacy.events import AnyEvent, Event, Mechanism
+from fedsim import __version__
+from fedsim.privacy.mechanism import Mechanism, merged
 
 INTEGER_ORDERS: tuple[float, ...] = (*range(2, 64), 72, 80, 96, 112, 128, 160, 192, 256, 320, 384, 512, 640, 768, 1024)
 LOW_ORDERS: tuple[float, ...] = (1.05, 1.1, 1.2, 1.3, 1.4, 1.5, 1.6, 1.8)
@@ -24,45 +28,45 @@ PRV_RELATIVE_ERROR = 1e-3  # of epsilon; the discretisation error is part of the
 PRV_MAX_POINTS = 2**20  # of the discretised privacy loss; keeps one evaluation under about two seconds
 PRV_MAX_EPSILON = 690.0  # above it losses are too large for exp in a double, and count as smaller ones
 PRV_MIN_DELTA = 1e-10  # below it the rounding of the Fourier transform is no longer small against delta
+_CODE = ("mechanism.py", "plan.py", "solved.py", "ledger.py", "accountant.py", "selection.py")
+_PACKAGES = ("opacus", "dp-accounting", "numpy", "scipy")
 _UP = Context(prec=10, rounding=ROUND_CEILING)
 """Rounds an epsilon up: further digits of its sums depend on the processor and the number of threads."""
 
 
-def epsilon(events: Sequence[AnyEvent], delta: float) -> tuple[float, str]:
-    """The epsilon that ``events`` spend together at ``delta``, and the accountant that computed it.
+def epsilon(mechanisms: Iterable[Mechanism], delta: float) -> tuple[float, str]:
+    """The epsilon that ``mechanisms`` spend together at ``delta``, and the accountant that computed it.
 
-    Gaussian mechanisms alone: the upper bound of numerical composition of privacy loss random variables (Gopi, Lee & Wutschitz 2021,
-    "Numerical composition of differential privacy", theorem 5.5; Opacus' implementation). With an exponential mechanism among them: the
-    privacy loss distribution on a grid (:mod:`fedsim.privacy.tradeoff`). If that fails or would need too fine a mesh: Rényi composition
+    The upper bound of numerical composition of privacy loss random variables (Gopi, Lee & Wutschitz 2021, "Numerical composition of
+    differential privacy", theorem 5.5; Opacus' implementation). If that fails or would need too fine a mesh: Rényi composition
     (:func:`rdp_epsilon`).
 
     Args:
-        events: the order does not matter.
+        mechanisms: the order does not matter.
         delta: in (0, 1).
 
     Returns:
-        (epsilon, "prv", "pld" or "rdp"), rounded up to ten digits; (0.0, "none") if nothing ran, (inf, "none") if a step had no noise.
+        (epsilon, "prv" or "rdp"), rounded up to ten digits; (0.0, "none") if nothing ran, (inf, "none") if a step had no noise.
 
     Raises:
-        ValueError: a noise multiplier below 0 or not a number, a sample rate outside [0, 1], an exponential mechanism on a sample, negative
-            steps, or delta outside (0, 1).
+        ValueError: a noise multiplier below 0 or not a number, a sample rate outside [0, 1], negative steps, or delta outside (0, 1).
     """
-    return _composed(_merge(events, delta), delta)
+    return _composed(_merged(mechanisms, delta), delta)
 
 
 @cache
-def _composed(merged: tuple[Event, ...], delta: float) -> tuple[float, str]:
-    """:func:`epsilon` of merged events; kept, since cells of a grid share few plans and each evaluation takes half a second."""
-    if not merged:
+def _composed(mechanisms: tuple[Mechanism, ...], delta: float) -> tuple[float, str]:
+    """:func:`epsilon` of merged mechanisms; kept, since cells of a grid share few plans and each evaluation takes half a second."""
+    if not mechanisms:
         return 0.0, "none"
-    if any(event.noise_multiplier == 0 for event in merged):
+    if any(one.noise_multiplier == 0 for one in mechanisms):
         return math.inf, "none"
-    rough, exponential = rough_epsilon(merged, delta), any(event.mechanism == "exponential" for event in merged)
-    spent = _pld_epsilon(merged, delta) if exponential else _prv_epsilon(merged, delta, rough)
+    rough = rough_epsilon(mechanisms, delta)
+    spent = _prv_epsilon(mechanisms, delta, rough)
     # NaN fails the comparison too; a bound above the looser theorem's own bound is a numerical failure
     if 0 <= spent <= rough + 0.1 * max(rough, 0.1):
-        return rounded_up(spent), "pld" if exponential else "prv"
-    return rounded_up(rdp_epsilon(merged, delta)), "rdp"
+        return rounded_up(spent), "prv"
+    return rounded_up(rdp_epsilon(mechanisms, delta)), "rdp"
 
 
 def rounded_up(spent: float) -> float:
@@ -70,73 +74,50 @@ def rounded_up(spent: float) -> float:
     return float(_UP.create_decimal(spent))
 
 
-def rdp_epsilon(events: Sequence[AnyEvent], delta: float, orders: Sequence[float] = ORDERS) -> float:
-    """The epsilon of ``events`` by Rényi composition: cheap, always an upper bound, looser than :func:`epsilon`.
+def rdp_epsilon(mechanisms: Iterable[Mechanism], delta: float, orders: Sequence[float] = ORDERS) -> float:
+    """The epsilon of ``mechanisms`` by Rényi composition: cheap, always an upper bound, looser than :func:`epsilon`.
 
-    Per-step Rényi divergence of the sampled Gaussian mechanism from Mironov, Talwar & Zhang 2019 (arXiv 1908.10530, section 3.3), of the
-    exponential one a epsilon_0^2 / 8 (Cesar & Rogers 2021, arXiv 2004.07223, lemma 3.4); conversion from Balle et al. 2020 (arXiv
-    1905.09982, theorem 21): the minimum over orders a of R(a) + log((a - 1) / a) - (log delta + log a) / (a - 1).
+    Conversion of :meth:`Mechanism.divergence` from Balle et al. 2020 (arXiv 1905.09982, theorem 21): the minimum over orders a of
+    R(a) + log((a - 1) / a) - (log delta + log a) / (a - 1).
 
     Raises:
         ValueError: as :func:`epsilon`.
     """
-    merged = _merge(events, delta)
-    if not merged:
-        return 0.0
-    bounds = [_order_bound(merged, delta, order) for order in orders]
-    return max(0.0, min(bounds))
+    costly = _merged(mechanisms, delta)
+    return max(0.0, min(_order_bound(costly, delta, order) for order in orders)) if costly else 0.0
 
 
-def rough_epsilon(events: Sequence[AnyEvent], delta: float) -> float:
+def rough_epsilon(mechanisms: Iterable[Mechanism], delta: float) -> float:
     """:func:`rdp_epsilon` from few orders, in milliseconds: an upper bound to start a search from.
 
     Raises:
         ValueError: as :func:`epsilon`.
     """
-    rough = rdp_epsilon(events, delta, INTEGER_ORDERS)
+    costly = _merged(mechanisms, delta)
+    rough = rdp_epsilon(costly, delta, INTEGER_ORDERS)
     # the best order falls below 2 only for a large epsilon; fractional orders are slow where sigma is large and q near 1/2
-    return rough if rough < 20 else min(rough, rdp_epsilon(events, delta, LOW_ORDERS))
+    return rough if rough < 20 else min(rough, rdp_epsilon(costly, delta, LOW_ORDERS))
 
 
-def _merge(events: Sequence[AnyEvent], delta: float) -> tuple[Event, ...]:
-    """Equal mechanisms added up and sorted: the result depends on the steps that ran and not on their order or grouping."""
+def _merged(mechanisms: Iterable[Mechanism], delta: float) -> tuple[Mechanism, ...]:
     if not 0 < delta < 1:
         raise ValueError(f"delta must be in (0, 1), not {delta}")
-    steps_of: dict[tuple[float, float, Mechanism], int] = {}
-    for given in events:
-        event = Event(*given)
-        noise, rate, steps, mechanism = event
-        # a Poisson sample amplifies the exponential mechanism too, but no theorem here says by how much
-        sampled = mechanism == "exponential" and rate not in (0, 1)
-        if not (noise >= 0 and 0 <= rate <= 1 and steps >= 0) or sampled:
-            raise ValueError(f"not an event (noise multiplier, sample rate, steps, mechanism): {tuple(event)}")
-        if steps and rate and not math.isinf(noise):
-            key = (float(noise), float(rate), mechanism)
-            steps_of[key] = steps_of.get(key, 0) + int(steps)
-    return tuple(sorted(Event(noise, rate, steps, mechanism) for (noise, rate, mechanism), steps in steps_of.items()))
+    return merged(mechanisms)
 
 
-def _pld_epsilon(events: tuple[Event, ...], delta: float) -> float:
-    """The bound on a grid; nan where it is none."""
-    from fedsim.privacy.tradeoff import compose  # late: few plans need it, and it imports more of scipy
-
-    spent = compose(events).epsilon(delta) if delta >= PRV_MIN_DELTA else math.nan
-    return spent if math.isfinite(spent) else math.nan
-
-
-def _prv_epsilon(events: tuple[Event, ...], delta: float, rough: float) -> float:
+def _prv_epsilon(mechanisms: tuple[Mechanism, ...], delta: float, rough: float) -> float:
     """Opacus' PRV upper bound, its discretisation error scaled to the ``rough`` epsilon; nan if it fails."""
     if not math.isfinite(rough) or delta < PRV_MIN_DELTA:
         return math.nan
     # the mesh is error / sqrt(steps * log(12 / delta_error) / 2) over a domain of about (1.5 epsilon + 3) on both sides of 0
-    scale = math.sqrt(sum(event.steps for event in events) * math.log(12_000 / delta) / 2)
+    scale = math.sqrt(sum(one.count for one in mechanisms) * math.log(12_000 / delta) / 2)
     error = max(PRV_RELATIVE_ERROR * rough, 2 * (1.5 * rough + 3) * scale / PRV_MAX_POINTS)
     if error >= 1:  # Opacus' rule for the domain holds for smaller errors only
         return math.nan
     from opacus.accountants import PRVAccountant  # late: Opacus imports its optimisers, too
 
     accountant = PRVAccountant()
-    accountant.history = [(event.noise_multiplier, event.sample_rate, event.steps) for event in events]
+    accountant.history = [(one.noise_multiplier, one.sample_rate, one.count) for one in mechanisms]
     # log(1 - q) at q = 1 and the far tails warn; the formulas handle them
     with warnings.catch_warnings(), np.errstate(all="ignore"):
         warnings.simplefilter("ignore")
@@ -147,21 +128,16 @@ def _prv_epsilon(events: tuple[Event, ...], delta: float, rough: float) -> float
     return spent if spent < PRV_MAX_EPSILON else math.nan
 
 
-def _order_bound(events: tuple[Event, ...], delta: float, order: float) -> float:
+def _order_bound(mechanisms: tuple[Mechanism, ...], delta: float, order: float) -> float:
     """Epsilon from one Rényi order; +inf if its series overflows double precision."""
-    spent = sum(divergence(event, order) for event in events)
+    spent = sum(one.divergence(order) for one in mechanisms)
     bound = spent + math.log1p(-1 / order) - (math.log(delta) + math.log(order)) / (order - 1)
     return math.inf if math.isnan(bound) or spent < 0 else bound
 
 
-def divergence(event: Event, order: float) -> float:
-    """The Rényi divergence of all steps of one mechanism at ``order``; +inf if its series overflows double precision."""
-    noise, rate, steps, mechanism = event
-    if mechanism == "exponential":
-        return steps * order / (8 * noise**2)
-    from opacus.accountants.analysis.rdp import compute_rdp  # late, as above
-
-    try:
-        return float(compute_rdp(q=rate, noise_multiplier=noise, steps=steps, orders=float(order)))
-    except (ArithmeticError, ValueError):
-        return math.inf
+@cache
+def counted_by() -> str:
+    """Fedsim's version with the hash of the code that plans and counts, and the versions of the packages it uses: a row records it."""
+    folder = Path(__file__).parent
+    code = hashlib.sha256(b"".join(hashlib.sha256((folder / name).read_bytes()).digest() for name in _CODE)).hexdigest()[:12]
+    return ", ".join([f"fedsim {__version__} {code}", *(f"{name} {version(name)}" for name in _PACKAGES)])

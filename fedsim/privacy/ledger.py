@@ -1,78 +1,41 @@
-"""The ledger: the spent privacy budget, counted from the steps that ran."""
+"""The ledger: the spent privacy budget, counted from the mechanisms that ran."""
 
 from __future__ import annotations
 
 import json
 import math
 from collections import Counter
-from dataclasses import dataclass, replace
+from collections.abc import Iterable
 
 from fedsim.privacy import accountant
-from fedsim.privacy.events import Event, Mechanism
+from fedsim.privacy.mechanism import Mechanism
 from fedsim.privacy.plan import PrivacyPlan
-
-History = frozenset[tuple[Event, int]]
-"""How often every mechanism ran, as events of one step."""
-
-
-@dataclass(frozen=True)
-class LedgerEntry:
-    """One step of one release on one client's data, with the noise that was really added.
-
-    Attributes:
-        release: the release's name in the plan.
-        round: the round it ran in; if a round has several steps, the number of the step.
-        client: the client whose data it read.
-        noise_multiplier: standard deviation, or Gumbel scale, of the added noise over the sensitivity; 0.0 for none.
-        sample_rate: the Poisson rate of the sample.
-        mechanism: that ran.
-    """
-
-    release: str
-    round: int
-    client: int
-    noise_multiplier: float
-    sample_rate: float
-    mechanism: Mechanism = "gaussian"
-
-
-@dataclass(frozen=True, order=True)
-class Tally:
-    """How often one mechanism ran on a client's data: the number of entries that differ only in their round."""
-
-    client: int
-    release: str
-    noise_multiplier: float
-    sample_rate: float
-    count: int
-    mechanism: Mechanism = "gaussian"
 
 
 class Ledger:
-    """Entries, kept as counts, so that many rounds need a few numbers a client.
+    """How often every mechanism ran on every client's data, with the noise that was really added.
 
-    Two ledgers are equal if the same mechanisms ran equally often on the same clients, in any order; the JSON form keeps
-    every float exactly, so a resumed run equals an uninterrupted one.
+    Two ledgers are equal if the same mechanisms ran equally often on the same clients, in any order; the JSON form keeps every float
+    exactly, so a resumed run equals an uninterrupted one.
     """
 
     def __init__(self) -> None:
-        self._counts: Counter[tuple[int, str, float, float, Mechanism]] = Counter()
+        self._counts: dict[int, Counter[Mechanism]] = {}
 
-    def record(self, entry: LedgerEntry, times: int = 1) -> None:
-        """Add ``entry`` ``times`` times (equal steps of one round).
+    def record(self, clients: Iterable[int], mechanism: Mechanism) -> None:
+        """``mechanism`` ran on the data of each of the ``clients``.
 
         Raises:
-            ValueError: an impossible noise multiplier or sample rate, or ``times`` below 1.
+            ValueError: an impossible noise multiplier, sample rate or count.
         """
-        if not (entry.noise_multiplier >= 0 and 0 < entry.sample_rate <= 1 and times >= 1):
-            raise ValueError(f"cannot have run: {entry}, {times} times")
-        key = (entry.client, entry.release, float(entry.noise_multiplier), float(entry.sample_rate), entry.mechanism)
-        self._counts[key] += times
+        if not (mechanism.noise_multiplier >= 0 and 0 < mechanism.sample_rate <= 1 and mechanism.count >= 1):
+            raise ValueError(f"cannot have run: {mechanism}")
+        for client in clients:
+            self._counts.setdefault(client, Counter())[mechanism.times(1)] += mechanism.count
 
-    @property
-    def entries(self) -> tuple[Tally, ...]:
-        """The steps that ran, one tally a client and mechanism, sorted."""
-        return tuple(sorted(Tally(*key[:4], count, key[4]) for key, count in self._counts.items()))
+    def of_client(self, client: int) -> tuple[Mechanism, ...]:
+        """The mechanisms that ran on a client's data, sorted."""
+        return tuple(sorted(one.times(count) for one, count in self._counts.get(client, Counter()).items()))
 
     def epsilon(self, delta: float) -> tuple[float, str]:
         """The (epsilon, accountant) spent so far: the largest over clients.
@@ -81,54 +44,41 @@ class Ledger:
         data count (parallel composition over disjoint data, cf. McSherry 2009, theorem 4); each client's composition is
         :func:`fedsim.privacy.accountant.epsilon`.
         """
-        return max((accountant.epsilon(events, delta) for events in self._costly()), default=(0.0, "none"))
+        histories = dict.fromkeys(map(self.of_client, self._counts))
+        return max((accountant.epsilon(history, delta) for history in _undominated(histories)), default=(0.0, "none"))
 
     def unaccounted(self, plan: PrivacyPlan, clients: int) -> str:
-        """The first difference between the steps that ran and ``plan``; "" if exactly the plan's steps ran on every client's data.
+        """The first difference between what ran and ``plan``; "" if exactly the plan's mechanisms ran on every client's data.
 
         A missing step was either not run or ran without being counted, and then its cost is unknown.
         """
-        ran: dict[int, list[Tally]] = {client: [] for client in range(clients)}
-        for tally in self.entries:
-            ran.setdefault(tally.client, []).append(tally)
-        planned = {release.name: (plan.noise_multiplier(release.name), release) for release in plan.releases if release.steps}
-        for client, tallies in ran.items():
-            for tally in tallies:
-                if tally.release not in planned:
-                    return f"client {client} has {tally.count} steps of '{tally.release}', which is not in the plan"
-                multiplier, release = planned[tally.release]
-                if not math.isclose(tally.noise_multiplier, multiplier, rel_tol=1e-6) or tally.sample_rate != release.sample_rate:
-                    what = f"noise multiplier {tally.noise_multiplier:.4g} at rate {tally.sample_rate:g} ran"
-                    return f"client {client}, '{tally.release}': {what}, {multiplier:.4g} at {release.sample_rate:g} was planned"
-                if tally.mechanism != release.mechanism:
-                    ran_as = f"{tally.mechanism} mechanisms ran, {release.mechanism} ones were planned"
-                    return f"client {client}, '{tally.release}': {ran_as}"
-            for name, (_, release) in planned.items():
-                count = sum(tally.count for tally in tallies if tally.release == name)
-                if count != release.steps:
-                    return f"client {client} has {count} steps of '{name}' in the ledger, the plan {release.steps}"
+        planned = {one.release: one for one in plan.mechanisms}
+        for client in dict.fromkeys((*range(clients), *sorted(self._counts))):
+            counts: Counter[str] = Counter()
+            for one in self.of_client(client):
+                if one.release not in planned:
+                    return f"client {client} has {one.count} steps of '{one.release}', which is not in the plan"
+                wanted = planned[one.release]
+                if not math.isclose(one.noise_multiplier, wanted.noise_multiplier, rel_tol=1e-6) or one.sample_rate != wanted.sample_rate:
+                    ran, asked = (f"{each.noise_multiplier:.4g} at rate {each.sample_rate:g}" for each in (one, wanted))
+                    return f"client {client}, '{one.release}': noise multiplier {ran} ran, {asked} was planned"
+                counts[one.release] += one.count
+            for name, wanted in planned.items():
+                if counts[name] != wanted.count:
+                    return f"client {client} has {counts[name]} steps of '{name}' in the ledger, the plan {wanted.count}"
         return ""
 
-    def mechanisms(self) -> tuple[Tally, ...] | None:
-        """The mechanisms that ran on every client's data, as tallies of client 0; None if they differ between clients."""
-        of_client: dict[int, set[Tally]] = {}
-        for tally in self.entries:
-            of_client.setdefault(tally.client, set()).add(replace(tally, client=0))
-        histories = list(of_client.values())
-        if any(history != histories[0] for history in histories):
-            return None
-        return tuple(sorted(histories[0])) if histories else ()
+    def mechanisms(self) -> tuple[Mechanism, ...] | None:
+        """The mechanisms that ran on every client's data, by release; None if they differ between clients."""
+        first, *others = dict.fromkeys(map(self.of_client, self._counts)) or [()]
+        return None if others else tuple(sorted(first, key=lambda one: (one.release, one)))
 
     def to_json(self) -> str:
-        """The ledger as text: clients with equal tallies share one record, floats round-trip exactly."""
-        of_client: dict[int, list[tuple[str | float, ...]]] = {}
-        for tally in self.entries:
-            row: tuple[str | float, ...] = (tally.release, tally.noise_multiplier, tally.sample_rate, tally.count)
-            of_client.setdefault(tally.client, []).append(row if tally.mechanism == "gaussian" else (*row, tally.mechanism))
-        clients_of: dict[tuple[tuple[str | float, ...], ...], list[int]] = {}
-        for client, rows in of_client.items():
-            clients_of.setdefault(tuple(rows), []).append(client)
-        return json.dumps([{"clients": clients, "ran": rows} for rows, clients in clients_of.items()])
+        """The ledger as text: clients with equal mechanisms share one record, floats round-trip exactly."""
+        clients_of: dict[tuple[Mechanism, ...], list[int]] = {}
+        for client in sorted(self._counts):
+            clients_of.setdefault(self.of_client(client), []).append(client)
+        return json.dumps([{"clients": clients, "ran": [vars(one) for one in history]} for history, clients in clients_of.items()])
 
     @classmethod
     def from_json(cls, text: str) -> Ledger:
@@ -140,9 +90,8 @@ class Ledger:
         ledger = cls()
         try:
             for record in json.loads(text):
-                for client in record["clients"]:
-                    for release, noise_multiplier, sample_rate, count, *mechanism in record["ran"]:
-                        ledger.record(LedgerEntry(release, 0, client, noise_multiplier, sample_rate, *mechanism), count)
+                for one in record["ran"]:
+                    ledger.record(record["clients"], Mechanism(**one))
         except (KeyError, TypeError) as error:
             raise ValueError(f"not a ledger: {error!r}") from error
         return ledger
@@ -153,26 +102,14 @@ class Ledger:
     __hash__ = None  # type: ignore[assignment]
 
     def __repr__(self) -> str:
-        return f"Ledger({self._counts.total()} entries, {len({key[0] for key in self._counts})} clients)"
-
-    def _costly(self) -> list[list[Event]]:
-        """The events of every client that may have spent the most."""
-        histories = _undominated(set(self._histories().values()))
-        return [[event._replace(steps=steps) for event, steps in history] for history in histories]
-
-    def _histories(self) -> dict[int, History]:
-        """By client, how often every mechanism ran, whatever the release is called."""
-        counts: dict[int, Counter[Event]] = {}
-        for (client, _, noise_multiplier, sample_rate, mechanism), count in self._counts.items():
-            counts.setdefault(client, Counter())[Event(noise_multiplier, sample_rate, 1, mechanism)] += count
-        return {client: frozenset(count.items()) for client, count in counts.items()}
+        return f"Ledger({sum(map(Counter.total, self._counts.values()))} steps, {len(self._counts)} clients)"
 
 
-def _undominated(histories: set[History]) -> list[History]:
-    """The histories that no other history dominates by running every mechanism at least as often: only they can cost the most."""
-    kept: list[tuple[dict[Event, int], History]] = []
-    for history in sorted(histories, key=lambda h: (-sum(count for _, count in h), sorted(h))):
-        counts = dict(history)
-        if not any(all(larger.get(mechanism, 0) >= n for mechanism, n in history) for larger, _ in kept):
-            kept.append((counts, history))
-    return [history for _, history in kept]
+def _undominated(histories: Iterable[tuple[Mechanism, ...]]) -> list[tuple[Mechanism, ...]]:
+    """The histories that no other one dominates by running every mechanism at least as often: only they can cost the most."""
+    kept: list[dict[Mechanism, int]] = []
+    for history in sorted(histories, key=lambda history: (-sum(one.count for one in history), history)):
+        counts = {one.times(1): one.count for one in history}
+        if not any(all(larger.get(one, 0) >= count for one, count in counts.items()) for larger in kept):
+            kept.append(counts)
+    return [tuple(one.times(count) for one, count in counts.items()) for counts in kept]

@@ -1,10 +1,10 @@
-"""Gaussian and Gumbel noise for the parts of one release, and fingerprints that show two runs drew the same."""
+"""Gaussian noise for the parts of one release, and fingerprints that show two runs drew the same."""
 
 from __future__ import annotations
 
 import math
 import zlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -32,7 +32,7 @@ class Noise:
     """One draw.
 
     Attributes:
-        parts: tensors by name, views of one flat tensor: float32, Gumbel noise float64.
+        parts: tensors by name, views of one flat float32 tensor.
         fingerprint: CRC-32 of some of its random words: equal on every processor, though logarithms may differ in the last bit.
     """
 
@@ -56,36 +56,6 @@ def gaussian(shapes: Mapping[str, torch.Size | tuple[int, ...]], std: float, str
     crc = fill_gaussian(drawn, std, stream)
     parts = torch.split(torch.from_numpy(drawn), sizes)
     return Noise({name: part.view(shape) for (name, shape), part in zip(shapes.items(), parts, strict=True)}, crc)
-
-
-def gumbel(shapes: Mapping[str, torch.Size | tuple[int, ...]], scale: float, stream: Keystream) -> Noise:
-    """Independent Gumbel noise of ``scale`` for every part, -scale log(-log u), in float64; a scale of 0 gives zeros.
-
-    Gumbel 1954: the place of the largest of scores with such noise is distributed as exp(score / scale) over its sum. The words give 1 - u
-    as a multiple of 2^-53 and half a step, so that large noise has all bits of a double.
-
-    Args:
-        shapes: by part; the parts are drawn in this order.
-        scale: noise multiplier times sensitivity (:meth:`fedsim.privacy.plan.PrivacyPlan.noise_scale`).
-        stream: of this release and round (:meth:`fedsim.seeds.Seeds.keystream`).
-    """
-    sizes = [math.prod(shape) for shape in shapes.values()]
-    drawn, crc = np.zeros(sum(sizes)), 0
-    if scale:
-        uniform = stream.uniform(len(drawn))
-        crc = zlib.crc32(uniform[::FINGERPRINT_STRIDE].tobytes())
-        drawn = -scale * np.log(-np.log1p(-np.minimum(uniform + 2.0**-54, 1 - 2.0**-53)))
-    parts = torch.split(torch.from_numpy(drawn), sizes)
-    return Noise({name: part.view(shape) for (name, shape), part in zip(shapes.items(), parts, strict=True)}, crc)
-
-
-def inverse(correlation: Sequence[float], rounds: int) -> list[float]:
-    """The first ``rounds`` numbers of C^-1's first column, C lower triangular and Toeplitz, its column ``correlation``; [] for none."""
-    column: list[float] = []
-    for t in range(rounds if correlation else 0):
-        past = sum(c * column[t - j] for j, c in enumerate(correlation[1 : t + 1], 1))
-        column.append(((t == 0) - past) / correlation[0])
-    return column
 
 
 def fill_gaussian(out: NDArray[np.float32], std: float, stream: Keystream) -> int:

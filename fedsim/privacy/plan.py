@@ -2,24 +2,21 @@
 
 Two data sets are neighbours if one has one unit more than the other (add or remove one); the unit is an example, a group
 of one client's examples (a patient's, a lesion's) or a client. A release is a Gaussian mechanism on a Poisson sample of the units, whose
-noise has standard deviation ``relative_noise * sigma * sensitivity`` per coordinate, or an exponential mechanism on all units, whose Gumbel
-noise has that scale. The composition of all steps of all releases is (epsilon, delta)-DP by the theorems of
-:func:`fedsim.privacy.accountant.epsilon`.
+noise has standard deviation ``relative_noise * sigma * sensitivity`` per coordinate. The composition of all steps of all releases is
+(epsilon, delta)-DP by the theorems of :func:`fedsim.privacy.accountant.epsilon`.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import lru_cache
 from typing import Literal
 
 from fedsim.errors import UserError, nearest
-from fedsim.privacy import accountant
-from fedsim.privacy.events import Event, Mechanism
+from fedsim.privacy.mechanism import Mechanism, merged
 from fedsim.privacy.selection import Selection
-from fedsim.privacy.solved import Mechanisms, Solution, kept
+from fedsim.privacy.solved import solved
 
 Unit = Literal["example", "group", "client"]
 Trust = Literal["aggregate", "silo"]
@@ -33,20 +30,11 @@ RELEASABLE: tuple[Claim, ...] = ("proved", "checked")
 
 MOST_DELTA = 0.1
 """The largest delta of a budget: a larger one guarantees next to nothing."""
-SIGMA_MIN, SIGMA_MAX = 1e-3, 1e7
-REACH = 0.999  # the search stops once this share of the target is used
-RESOLUTION = 1e-4  # and in any case at this relative width of sigma
-SIGMA_DIGITS = 6  # of every sigma tried, so that it does not depend on the last bits of an accountant's sums, which vary by processor
 
 
 @dataclass(frozen=True)
 class Release:
     """One kind of noisy release: ``steps`` runs of one mechanism.
-
-    An exponential mechanism takes non-negative scores ``[classes, candidates]`` that a unit more lowers nowhere, and releases the number of
-    every class's largest noisy score. What bounds a unit is the sum over classes of the most that it raises a score of the class: its
-    ``sensitivity``. The choices of all classes together then have a privacy loss with a range of at most epsilon_0: each class's noise is
-    its own, so the losses and their ranges add up (parallel composition: of an example, which has one label, one class's choice depends).
 
     Attributes:
         name: unique within a plan.
@@ -55,9 +43,6 @@ class Release:
         relative_noise: its noise multiplier in units of the plan's sigma; the ratio between releases is kept.
         per_round: steps in a round (local steps, each with noise of its own); divides ``steps``.
         main: whether a report draws its rounds as the training; false for a release before or after the training.
-        mechanism: ``gaussian``: noisy sums; ``exponential``: the numbers of the largest noisy scores, and epsilon_0 of a step is
-            1 / noise multiplier (:mod:`fedsim.privacy.accountant`).
-        turns: b: clients take turns, client c in the rounds t with t = c modulo b, so that ``steps`` steps take b times as many rounds.
     """
 
     name: str
@@ -66,18 +51,16 @@ class Release:
     relative_noise: float = 1.0
     per_round: int = 1
     main: bool = True
-    mechanism: Mechanism = "gaussian"
-    turns: int = 1
 
     @property
-    def event(self) -> Event:
-        """For an accountant, at a sigma of 1."""
-        return Event(self.relative_noise, self.sample_rate, self.steps, self.mechanism)
+    def mechanism(self) -> Mechanism:
+        """All of it, at a sigma of 1."""
+        return Mechanism(self.relative_noise, self.sample_rate, self.steps, self.name)
 
     @property
     def rounds(self) -> int:
         """How many rounds it takes."""
-        return self.steps // self.per_round * self.turns
+        return self.steps // self.per_round
 
 
 @dataclass(frozen=True)
@@ -91,12 +74,11 @@ class PrivacyPlan:
         trust: ``aggregate``: an adversary sees the sum over clients only; ``silo``: every single message.
         scope: which parameters are under the noise, in the algorithm's words.
         claim: whether (epsilon, delta) is a theorem for the algorithm.
-        accountant: "prv", "pld" or "rdp"; "none" without noise.
-        sigma: noise multiplier of a release with ``relative_noise`` 1: noise standard deviation over ``sensitivity``, or Gumbel scale over
-            it.
+        accountant: "prv" or "rdp"; "none" without noise.
+        sigma: noise multiplier of a release with ``relative_noise`` 1: noise standard deviation over ``sensitivity``.
         releases: the noisy releases that the budget pays for.
         clip: C, the bound on a unit's L2 norm.
-        sensitivity: L2 sensitivity of the noised sum to one unit, C or 2C; of scores see :class:`Release`.
+        sensitivity: L2 sensitivity of the noised sum to one unit, C or 2C.
         epsilon_reached: the cost of all releases together; at most ``epsilon_target``.
         selection: the training is one of several, of which the best is released: the cost is that of all; None: it is not.
     """
@@ -131,22 +113,18 @@ class PrivacyPlan:
                 return release
         raise KeyError(f"no release '{name}' in the plan; {nearest(name, (r.name for r in self.releases))}")
 
-    def events(self) -> list[Event]:
-        """Every release as an accountant's event."""
-        return [release.event.scaled(self.sigma) for release in self.releases]
+    def mechanism(self, name: str) -> Mechanism:
+        """The mechanism of the release called ``name``; its noise is 0 for an infinite epsilon."""
+        return self.release(name).mechanism.scaled(self.sigma)
 
-    def noise_multiplier(self, name: str) -> float:
-        """The noise multiplier of release ``name``: ``relative_noise * sigma``; 0.0 for an infinite epsilon."""
-        return self.release(name).relative_noise * self.sigma
+    @property
+    def mechanisms(self) -> tuple[Mechanism, ...]:
+        """Those of all releases that run."""
+        return tuple(release.mechanism.scaled(self.sigma) for release in self.releases if release.steps)
 
     def noise_std(self, name: str) -> float:
-        """The standard deviation of release ``name``'s Gaussian noise per coordinate: noise multiplier times sensitivity."""
-        return self.noise_scale(name)
-
-    def noise_scale(self, name: str) -> float:
-        """Noise multiplier times sensitivity: a Gaussian's standard deviation, or a Gumbel distribution's scale."""
-        multiplier = self.noise_multiplier(name)
-        return multiplier * self.sensitivity if multiplier else 0.0
+        """The standard deviation of release ``name``'s noise per coordinate: noise multiplier times sensitivity."""
+        return self.mechanism(name).std(self.sensitivity)
 
     def noise_std_of_sum(self, name: str, clients: int) -> float:
         """The same for the sum over ``clients``: under ``trust: silo`` every client's noise is in it, else one draw."""
@@ -210,14 +188,10 @@ def calibrate(
     if len({release.name for release in releases}) < len(releases):
         raise ValueError(f"two releases of one name: {[release.name for release in releases]}")
     _check(epsilon, delta, releases, clip, sensitivity)
-    if trust == "silo" and (chosen := next((release.name for release in releases if release.mechanism == "exponential"), None)):
-        what = f"'{chosen}' is an exponential mechanism, which chooses by the sum of all clients' scores; no client can choose by itself"
-        raise UserError("trust", what, "give trust: aggregate")
     if math.isinf(epsilon):
         sigma, reached, name, claim = 0.0, math.inf, "none", "none"
     else:
-        mechanisms = sorted(release.event for release in releases if release.steps)
-        sigma, reached, name = _solved(float(epsilon), float(delta), tuple(mechanisms))
+        sigma, reached, name = solved(float(epsilon), float(delta), merged(release.mechanism for release in releases))
     return PrivacyPlan(
         epsilon_target=epsilon,
         delta=delta,
@@ -247,10 +221,6 @@ def _check(epsilon: float, delta: float, releases: tuple[Release, ...], clip: fl
             raise UserError(where, f"{release.steps} steps", "the number of steps cannot be negative")
         if release.per_round < 1 or release.steps % release.per_round:
             raise UserError(where, f"{release.steps} steps are not whole rounds of {release.per_round}")
-        if release.mechanism == "exponential" and release.sample_rate < 1:
-            raise UserError(where, "an exponential mechanism on a sample of the units is not accounted for", "give sample rate 1")
-        if release.turns < 1:
-            raise UserError(where, f"{release.turns} turns", "give 1, where every client takes part in every round, or more")
         if not 0 < release.relative_noise < math.inf:
             raise UserError(where, f"relative noise {release.relative_noise} is not a positive number")
     if math.isinf(epsilon):
@@ -265,74 +235,3 @@ def _check(epsilon: float, delta: float, releases: tuple[Release, ...], clip: fl
         if not 0 < value < math.inf:
             own = f"in a method of your own let {name}() return the norm to which a unit's part of a sum is clipped"
             raise UserError(name, f"{value} is not a positive, finite number", f"give one; {own}")
-
-
-@lru_cache(maxsize=4096)
-def _solved(epsilon: float, delta: float, mechanisms: Mechanisms) -> Solution:
-    return kept(_solve, epsilon, delta, mechanisms)
-
-
-def _solve(epsilon: float, delta: float, mechanisms: Mechanisms) -> Solution:
-    """(sigma, epsilon reached, accountant) for mechanisms whose noise multiplier is the relative one."""
-
-    def events(sigma: float) -> list[Event]:
-        return [one.scaled(sigma) for one in mechanisms]
-
-    start = _bracket(lambda sigma: accountant.rough_epsilon(events(sigma), delta), epsilon, delta)
-    return _tighten(lambda sigma: accountant.epsilon(events(sigma), delta), epsilon, start, delta)
-
-
-def _bracket(rough: Callable[[float], float], target: float, delta: float) -> float:
-    """The sigma, to 2 %, at which the cheap Rényi bound meets the target: a little more noise than needed."""
-    low, high = SIGMA_MIN, SIGMA_MAX
-    if rough(high) > target:
-        raise UserError("epsilon", f"{target:g} is too small to account for at delta {delta:g}", "give a larger epsilon")
-    while high / low > 1.02:
-        middle = math.sqrt(low * high)
-        low, high = (low, middle) if rough(middle) <= target else (middle, high)
-    return high
-
-
-def _tighten(spend: Callable[[float], tuple[float, str]], target: float, sigma: float, delta: float) -> tuple[float, float, str]:
-    """The least sigma whose spend is at most the target: a bracket shrunk by log-log interpolation, then by halves."""
-    enough: tuple[float, float, str] | None = None  # the least noise known to keep the target
-    short: tuple[float, float] | None = None  # the most noise known to break it
-    tries = 0
-    while True:
-        sigma = float(f"{sigma:.{SIGMA_DIGITS}g}")
-        reached, name = spend(sigma)
-        tries += 1
-        if reached <= target:
-            enough = (sigma, reached, name)
-        else:
-            short = (sigma, reached)
-        if enough and (enough[1] >= REACH * target or (short and enough[0] <= short[0] * (1 + RESOLUTION))):
-            return enough
-        sigma = _next(sigma, reached, target, enough, short, halve=tries > 8)
-        if not SIGMA_MIN / 2 < sigma < SIGMA_MAX * 2:
-            raise UserError(
-                "epsilon",
-                f"{target:g} at delta {delta:g} is reached by no noise multiplier in [{SIGMA_MIN:g}, {SIGMA_MAX:g}]",
-                "give a smaller delta, a smaller epsilon, or .inf for no noise",
-            )
-
-
-def _next(
-    sigma: float,
-    reached: float,
-    target: float,
-    enough: tuple[float, float, str] | None,
-    short: tuple[float, float] | None,
-    halve: bool,
-) -> float:
-    """The next sigma to try: by the power law through the bracket's ends, or through one point with exponent -1."""
-    aim = (1 + REACH) / 2 * target
-    if not (enough and short):
-        step = min(max(reached / aim, 0.5), 2.0)
-        # always move, and away from the side already known
-        return sigma * (min(step, 0.99) if enough else max(step, 1.01))
-    share = 0.5
-    if not halve and enough[1] > 0 and math.isfinite(short[1]):
-        share = math.log(short[1] / aim) / math.log(short[1] / enough[1])
-    ratio = enough[0] / short[0]
-    return short[0] * math.exp(math.log(ratio) * min(max(share, 0.05), 0.95))

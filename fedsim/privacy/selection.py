@@ -3,7 +3,7 @@
 A mechanism Q draws one of several parameter settings uniformly, trains with it, and gives what it made a noisy score. It is run K times,
 and of what the K runs made the one with the best score is released; K itself is not. If K has a truncated negative binomial distribution
 (shape 1: geometric, shape 0: logarithmic), the whole is Rényi private by theorem 2 of Papernot and Steinke 2022 (arXiv 2110.03620,
-"Hyperparameter tuning with Rényi differential privacy"); if it is Poisson, by their theorem 6.
+"Hyperparameter tuning with Rényi differential privacy").
 
 **Q's own cost.** A coin, drawn without a look at the data, puts each unit into the training or into the score, for all runs alike. Coins
 are independent and secret: assigned in row order and known, they would show every later unit change sides when one is removed. Two
@@ -24,22 +24,23 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
-from fedsim.privacy.accountant import ORDERS, divergence, rounded_up
-from fedsim.privacy.events import AnyEvent, Event
+from fedsim.privacy.accountant import ORDERS, rounded_up
+from fedsim.privacy.mechanism import Mechanism
 
-Distribution = Literal["geometric", "logarithmic", "poisson"]
-SHAPES: dict[Distribution, float] = {"geometric": 1.0, "logarithmic": 0.0, "poisson": math.inf}
-"""Shapes of the truncated negative binomial; its limit is Poisson, which is not truncated."""
-DISTRIBUTIONS: tuple[Distribution, ...] = get_args(Distribution)
+Distribution = Literal["geometric", "logarithmic"]
+SHAPES: dict[Distribution, float] = {"geometric": 1.0, "logarithmic": 0.0}
+"""Shapes of the truncated negative binomial."""
 SCORE = "score"
 """The release of a run's score, on units that its training does not see."""
+SEEN = "every training would be seen, and ε of a search is of its best training alone"
+"""Why nobody searches where single messages are seen."""
 _REACH = 0.995
 """The share of a target that noise is solved for."""
 
@@ -60,36 +61,36 @@ class Selection:
 
     mean: float
     distribution: Distribution
-    trainings: tuple[tuple[Event, ...], ...]
+    trainings: tuple[tuple[Mechanism, ...], ...]
     score: float
 
     def epsilon(self, delta: float) -> float:
         """What is spent, rounded up to ten digits; see the module's text."""
         return rounded_up(self.spent(delta, curve_of))
 
-    def spent(self, delta: float, curve_of: Callable[[Sequence[AnyEvent]], Curve]) -> float:
+    def spent(self, delta: float, curve_of: Callable[[Sequence[Mechanism]], Curve]) -> float:
         """The same to all digits, by an accountant that composes mechanisms as ``curve_of`` does."""
-        if not self.score or any(not event.noise_multiplier for training in self.trainings for event in training):
+        if not self.score or any(not one.noise_multiplier for training in self.trainings for one in training):
             return math.inf
         return max(converted(curve, delta) for curve in self.curves(curve_of))
 
-    def curves(self, curve_of: Callable[[Sequence[AnyEvent]], Curve]) -> tuple[Curve, Curve]:
+    def curves(self, curve_of: Callable[[Sequence[Mechanism]], Curve]) -> tuple[Curve, Curve]:
         """Of the selection where the unit is in training, and where it is in the score; ``curve_of`` composes mechanisms."""
-        training = np.max([curve_of(events) for events in self.trainings], axis=0)
-        score = curve_of([Event(self.score, 1.0, 1)])
+        training = np.max([curve_of(training) for training in self.trainings], axis=0)
+        score = curve_of([Mechanism(self.score)])
         return selected(training, self.mean, self.distribution), selected(score, self.mean, self.distribution)
 
 
-def curve_of(events: Sequence[AnyEvent]) -> Curve:
+def curve_of(mechanisms: Sequence[Mechanism]) -> Curve:
     """The Rényi divergence of some mechanisms together at each of :data:`ORDERS`; infinite where it cannot be computed."""
-    curves = [_curve(event._replace(steps=1)) * event.steps for event in (Event(*given) for given in events)]
+    curves = [_curve(replace(one, count=1, release="")) * one.count for one in mechanisms]
     return np.asarray(np.sum(curves, axis=0), np.float64)
 
 
 @lru_cache(maxsize=4096)
-def _curve(event: Event) -> Curve:
+def _curve(mechanism: Mechanism) -> Curve:
     with np.errstate(all="ignore"):
-        curve = np.array([divergence(event, order) for order in ORDERS])
+        curve = np.array([mechanism.divergence(order) for order in ORDERS])
     return np.where(curve >= 0, curve, math.inf)  # not a number fails the comparison, too
 
 
@@ -111,7 +112,7 @@ def converted(curve: Curve, delta: float) -> float:
 
 
 def solved_noise(
-    mean: float, distribution: Distribution, epsilon: float, delta: float, events: Callable[[float], Sequence[AnyEvent]]
+    mean: float, distribution: Distribution, epsilon: float, delta: float, mechanisms: Callable[[float], Sequence[Mechanism]]
 ) -> float:
     """The least noise multiplier, to four digits, at which the best of the runs costs ``epsilon``; 0 if that is infinite.
 
@@ -120,7 +121,7 @@ def solved_noise(
         distribution: of that number.
         epsilon: the target.
         delta: of the target.
-        events: a run's mechanisms at a noise multiplier.
+        mechanisms: a run's, at a noise multiplier.
 
     Raises:
         ValueError: no noise multiplier up to a million is enough.
@@ -129,7 +130,7 @@ def solved_noise(
         return 0.0
 
     def spent(sigma: float) -> float:
-        return converted(selected(curve_of(events(sigma)), mean, distribution), delta)
+        return converted(selected(curve_of(mechanisms(sigma)), mean, distribution), delta)
 
     low, high = 1e-2, 1e6
     if not spent(high) <= epsilon:
@@ -141,23 +142,24 @@ def solved_noise(
 
 
 def runs_at(quantile: float, mean: float, distribution: Distribution) -> int:
-    """The number of runs at a quantile in [0, 1) of its distribution."""
-    from scipy import stats
+    """The number of runs at a quantile in [0, 1) of its distribution: P(k) in proportion to (1 - gamma)^k k^(shape - 1), k up to a cut.
 
-    if distribution == "poisson":
-        return int(stats.poisson.ppf(quantile, mean))
-    if mean == 1:
-        return 1
-    if distribution == "geometric":
-        return int(max(1, stats.geom.ppf(quantile, 1 / mean)))
+    The theorem takes the distribution by sum_k k P(k) q^(k - 1), which is P(1) at least. What lies beyond the cut adds less than 2^-53 P(1)
+    to it, so that the divergence of the selection, a logarithm of such sums, changes by less than a double's last bit.
+    """
     from dp_accounting.rdp.rdp_privacy_accountant import _gamma_truncated_negative_binomial
 
-    return int(max(1, stats.logser.ppf(quantile, 1 - _gamma_truncated_negative_binomial(0.0, mean))))
+    shape = SHAPES[distribution]
+    gamma = _gamma_truncated_negative_binomial(shape, mean)
+    # (1 - gamma)^cut <= e^-60 gamma^3
+    runs = np.arange(1, math.ceil((60 - 3 * math.log(gamma)) / gamma) + 1)
+    below = np.cumsum((1 - gamma) ** (runs - 1) * runs ** (shape - 1))
+    return int(runs[np.searchsorted(below, quantile * below[-1])])
 
 
-def distinct(trainings: Iterable[Sequence[AnyEvent]]) -> tuple[tuple[Event, ...], ...]:
+def distinct(trainings: Iterable[Sequence[Mechanism]]) -> tuple[tuple[Mechanism, ...], ...]:
     """Trainings of the same mechanisms once."""
-    return tuple(dict.fromkeys(tuple(sorted(Event(*event) for event in events)) for events in trainings))
+    return tuple(dict.fromkeys(tuple(sorted(training)) for training in trainings))
 
 
 def composed_by_renyi(event: Any, orders: Sequence[float] = ORDERS) -> Any:
@@ -169,15 +171,12 @@ def composed_by_renyi(event: Any, orders: Sequence[float] = ORDERS) -> Any:
     return RdpAccountant(orders).compose(event)
 
 
-def composed_event(events: Sequence[AnyEvent]) -> Any:
-    """All ``events`` as one of dp-accounting's; an exponential mechanism is epsilon_0^2 / 8-zCDP (Cesar & Rogers 2021, lemma 3.4)."""
+def composed_event(mechanisms: Sequence[Mechanism]) -> Any:
+    """All ``mechanisms`` as one event of dp-accounting."""
     import dp_accounting
 
-    def one(event: Event) -> Any:
-        if event.mechanism == "exponential":
-            return dp_accounting.ZCDpEvent(event.noise_multiplier**-2 / 8)
-        gaussian = dp_accounting.GaussianDpEvent(event.noise_multiplier)
-        return gaussian if event.sample_rate == 1 else dp_accounting.PoissonSampledDpEvent(event.sample_rate, gaussian)
+    def one(mechanism: Mechanism) -> Any:
+        gaussian = dp_accounting.GaussianDpEvent(mechanism.noise_multiplier)
+        return gaussian if mechanism.sample_rate == 1 else dp_accounting.PoissonSampledDpEvent(mechanism.sample_rate, gaussian)
 
-    steps = [Event(*event) for event in events]
-    return dp_accounting.ComposedDpEvent([dp_accounting.SelfComposedDpEvent(one(event), event.steps) for event in steps if event.steps])
+    return dp_accounting.ComposedDpEvent([dp_accounting.SelfComposedDpEvent(one(each), each.count) for each in mechanisms if each.count])

@@ -14,6 +14,8 @@ from fedsim.report.tables import Table, decimal, named
 from fedsim.results.stats import PLACE, Settings
 from fedsim.words import Printed, counted, number, setting, wide_console
 
+EXACT = "scores are exact functions of real rows, which no ε here covers: publish them only where the data may be"
+"""What whoever publishes a board has to know."""
 _SHOWN = {"claim": "claim", "delta": "δ", "unit": "unit", "trust": "trust", "n": "seeds"}
 """Columns of a setting as the board names them."""
 
@@ -68,7 +70,8 @@ class Board(Printed):
             texts[name] = [_text(name, value) for value in texts[name]]
         proved = f"{counted(self.rows, 'row')}, each ε proved from the row alone by fedsim verify"
         out = [f"{count} × {what}" for what, count in self.left_out.items()]
-        notes = (f"{proved}; left out: {sum(self.left_out.values())}", *out) if out else (f"{proved}; none is left out",)
+        left_out = f"left out: {sum(self.left_out.values())}" if out else "none is left out"
+        notes = (EXACT, f"{proved}; {left_out}", *out)
         return Table("board", "Board", texts.set_index(["data set", "method"]), notes, self.frame)
 
     def show(self, console: Console) -> None:

@@ -71,7 +71,7 @@ class Comparison(Printed):
         yield from self.provenance
         equal = int(((self.matched["differ"] == "") & self.matched["rounds"]).sum())
         what = "everything" if self.equal else f"{equal} of {len(self.matched)} shared rows"
-        yield f"equal to the last bit: {what} ({counted(equal, 'row')}), all columns but clock and provenance, and samples and noise of rounds"
+        yield f"equal to the last bit: {what} ({counted(equal, 'row')}), all but clock and provenance, and samples and noise of rounds"
 
 
 def compare(runs: tuple[str, str], first: Run, second: Run) -> Comparison:

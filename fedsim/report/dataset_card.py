@@ -81,14 +81,14 @@ def _card(generator: SavedGenerator, manifest: dict[str, Any], names: list[str],
 
 # {text(title)}
 
-{shape[0]} synthetic embeddings of {shape[1]} dimensions and {len(names)} classes ({", ".join(map(text, names))}), {manifest["per_class"]} a \
-class, drawn from a generator that was trained by {text(cell.label)} on {text(cell.dataset.display)}, held by {cell.clients} clients. They \
-are draws of a model, and no rows of that data set.
+{shape[0]} synthetic embeddings of {shape[1]} dimensions and {len(names)} classes ({", ".join(map(text, names))}), \
+{manifest["per_class"]} a class, drawn from a generator trained by {text(cell.label)} on {text(cell.dataset.display)}, held by \
+{cell.clients} clients. They are draws of a model, and no rows of that data set.
 
 ## Privacy
 
-The generator has (ε, δ) = ({at_most(facts.epsilon_spent)}, {number(plan.delta)}) for one {text(cell.unit_name)}, trust {text(cell.trust)}, \
-claim {manifest["claim"]}. Drawing rows from it costs nothing more.
+The generator has (ε, δ) = ({at_most(facts.epsilon_spent)}, {number(plan.delta)}) for one {text(cell.unit_name)}, trust \
+{text(cell.trust)}, claim {manifest["claim"]}. Drawing rows from it costs nothing more.
 
 {chr(10).join(covered)}
 

@@ -190,8 +190,8 @@ def facet(
                 axes.set(xlim=ends, ylim=ends)
         for cells, own in zip(grid, lines, strict=True):
             cells[0].set_ylabel(textwrap.fill(panels[own[0]]["y_label"].iloc[0], 30))
-        for key, axes in shown.items() if levels is not None else ():
-            _levels(axes, levels.query("row == @key[0] and column == @key[1]"))
+        for (row, column), axes in shown.items() if levels is not None else ():
+            _levels(axes, levels[(levels["row"] == row) & (levels["column"] == column)])
         _legend(figure, used, across, "\n".join(wrapped), joined=joined)
     return figure
 
@@ -436,7 +436,7 @@ def inches(width: str) -> float:
 
 
 def save_figure(figure: Figure, folder: Path, name: str) -> bytes:
-    """Write ``name.png`` (200 dpi) and ``name.svg`` into ``folder``, each at once; the same figure gives the same bytes. Returns the SVG."""
+    """Write ``name.png`` (200 dpi) and ``name.svg`` into ``folder``, each the same bytes for the same figure. Returns the SVG."""
     text = io.BytesIO()
     with style(), warnings.catch_warnings():
         # a name in a script that the font lacks is boxes here, and right in the page's tables

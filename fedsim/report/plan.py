@@ -79,7 +79,7 @@ class Plan(Printed):
             parts[known] = parts.get(known) or parts_of(trial)
             for release in trial.plan.releases:
                 for name, noise, of in signals(trial, parts[known], release):
-                    multiplier = trial.plan.noise_multiplier(release.name)
+                    multiplier = trial.plan.mechanism(release.name).noise_multiplier
                     facts = dict(zip(("algorithm", "data", "clients", "ε"), place, strict=False)) | {"release": release.name}
                     records.append(facts | {"noise multiplier": multiplier, "part": name, "noise / signal": noise, "signal": of})
         return pd.DataFrame(records)
@@ -125,8 +125,6 @@ class Plan(Printed):
             licence = public.licence or "not known"
             shape = f"{len(public.x)} × {public.x.shape[1]}"
             yield f"public data: {public.name}, {shape}, {labels}, licence {licence}; used by {users or 'none'}"
-        for left in prepared.to_embed:
-            yield f"to be embedded first: {left}; the ids above are not those that its cells will have"
         at_most = "" if asked.memory_per_cell is None else f", at most {asked.memory_per_cell / 2**30:.1f} GiB a cell"
         yield f"{counted(prepared.parallel, 'cell')} at a time, {counted(prepared.share.cpus, 'CPU')} an actor{at_most}"
         yield f"{self._time()}; {counted(len(prepared.trials), 'cell')}; nothing was run"
@@ -231,8 +229,7 @@ def parts_of(trial: Trial) -> Parts:
     """The parts of a cell's releases: the first round of each, through the code that trains, on a few made-up rows a client."""
     import torch
 
-    from fedsim.methods.local_dp_sgd import LocalDPSGD
-    from fedsim.methods.local_training import LocalTraining
+    from fedsim.methods.local_training import LocalDPSGD, LocalTraining
     from fedsim.methods.messages import Message, Round, Tensors
     from fedsim.planning.rehearsal import first_rounds, made_up_cohort
     from fedsim.seeds import Seeds

@@ -198,9 +198,16 @@ def public_sentence(name: str | None, licence: str | None) -> str:
 
 
 def _trust(row: Result) -> str:
+    if _is_tuned(row):
+        return f"{row.trust}: somebody is trusted who sees every training and shows nobody, clients included, any but the best"
     if row.trust == "aggregate" and row.noise_at == "clients":
         return "aggregate, and silo as well: every client adds the full noise to its own steps, so its messages are private one by one"
     return f"{row.trust}: {TRUSTS[row.trust]}"
+
+
+def _is_tuned(row: Result) -> bool:
+    """Whether its budget paid for a search."""
+    return row.tuning is not None and not row.tuning["free"]
 
 
 def _budget(row: Result) -> str:
@@ -233,13 +240,9 @@ def _tuning(row: Result) -> Iterator[str]:
 
 def _mechanisms(row: Result) -> Iterator[str]:
     target = f"ε = {number(row.epsilon_target)}"
-    for mechanism in row.mechanisms or ():
-        if row.selection is None or mechanism["release"] != SCORE:  # the search says its own
-            times = "once" if mechanism["count"] == 1 else f"{mechanism['count']} times"
-            rate = mechanism["sample_rate"]
-            sampled = f"on a fresh Poisson sample of the units at rate {number(rate)}" if rate < 1 else "on all units, no sampling"
-            size = f"{number(mechanism['noise_multiplier'], 5)} × the sensitivity {number(row.plan['sensitivity'])}"
-            yield f"{target}: {mechanism['release']}, {times}, {sampled}, noise of standard deviation {size}"
+    for mechanism in row.ran:
+        if row.search is None or mechanism.release != SCORE:  # the search says its own
+            yield f"{target}: {mechanism.sentence(row.plan['sensitivity'])}"
 
 
 def _uncovered(row: Result) -> Iterator[str]:
@@ -248,14 +251,16 @@ def _uncovered(row: Result) -> Iterator[str]:
         yield "a person with several rows (k rows are a group of k: up to k times the ε, at a larger δ)"
     if row.scope not in ("joint", None):
         yield "what stays with a client (encoder, codes), which trains without noise"
-    if row.trust == "aggregate" and row.noise_at != "clients":
+    if _is_tuned(row):
+        yield "whoever sees a message or a score of a training that was not the best"
+    elif row.trust == "aggregate" and row.noise_at != "clients":
         yield "a server that sees single clients' messages"
     if row.noise != "secret":
         yield "a release of anything from this run, whose noise is seeded"
     else:
         yield "a second release from the same data: what all of them cost is the composition, which fedsim verify computes for a run"
     yield "scores, references, diagnostics and label matrices of the run folder, exact functions of the real data"
-    tuned = row.tuning is not None and not row.tuning["free"]
+    tuned = _is_tuned(row)
     yield f"the choice of {'the space that was searched and of all other parameters' if tuned else 'parameters'} after looking at them"
     yield from ["the number of trainings, which may not be told"] if tuned else []
     yield "which rows are for training, and whose they are: a split or a partition that is computed from rows is taken as given"

@@ -9,7 +9,12 @@ from enum import Enum
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
+from pydantic import TypeAdapter
+
 from fedsim.evaluation.measures import MEASURES
+from fedsim.json_lines import dump
+from fedsim.privacy.mechanism import Mechanism
+from fedsim.privacy.selection import Selection
 from fedsim.words import setting, spelled
 
 if TYPE_CHECKING:
@@ -106,6 +111,17 @@ class Result:
     def setting(self) -> str:
         """Method, data set, alpha, clients, epsilon and seed in a few words."""
         return setting(self.label, self.dataset, alpha=self.alpha, clients=self.clients, epsilon=self.epsilon_target, seed=self.seed)
+
+    @property
+    def ran(self) -> tuple[Mechanism, ...]:
+        """The mechanisms that the ledger counted."""
+        return tuple(Mechanism(**each) for each in self.mechanisms or ())
+
+    @cached_property
+    def search(self) -> Selection | None:
+        """The cost of the search that it paid for."""
+        paid: Selection | None = self.selection and TypeAdapter(Selection).validate_json(dump(self.selection))
+        return paid
 
     @property
     def units(self) -> int:
@@ -210,8 +226,8 @@ COLUMNS: dict[str, Column] = {
     "judged": Column(Kind.PROVENANCE, "hash of the code that computed scores and references", _judged("judged")),
     "status": Column(
         Kind.STATUS,
-        "`ok`; `failed`, see `error`; `overspent`: the epsilon spent exceeds the target; `unaccounted`: the ledger differs from the plan, so "
-        "epsilon is unknown and `error` says why; `refuted`: an audit's bound exceeds the target, or a sensitivity was exceeded",
+        "`ok`; `failed`, see `error`; `overspent`: the epsilon spent exceeds the target; `unaccounted`: the ledger differs from the plan, "
+        "so epsilon is unknown and `error` says why; `refuted`: an audit's bound exceeds the target, or a sensitivity was exceeded",
         lambda row: row.status,
     ),
     "error": Column(Kind.STATUS, "why a cell failed: `type`, `message`, `traceback`", lambda row: row.error),
@@ -245,7 +261,7 @@ COLUMNS: dict[str, Column] = {
     "trust": Column(Kind.BUDGET, "who may see what: `aggregate`, only the sum over clients; `silo`, every message", _plan("trust")),
     "scope": Column(
         Kind.PRIVACY,
-        "`joint` where all that is trained on private data is noised, `shared` (of FedHypeVAE `hypernetwork`) where only shared parameters are",
+        "`joint` where all that is trained on private data is noised, `shared` (FedHypeVAE's `hypernetwork`) where only what is shared is",
         _plan("scope"),
     ),
     "claim": Column(Kind.PRIVACY, "what epsilon rests on", lambda row: row.claim),

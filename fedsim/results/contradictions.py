@@ -6,9 +6,7 @@ import math
 from collections.abc import Container, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import lru_cache
-from typing import TYPE_CHECKING, Any, Literal
-
-from pydantic import TypeAdapter
+from typing import TYPE_CHECKING, Any
 
 from fedsim.errors import UserError
 from fedsim.grid.models import Tuning
@@ -16,9 +14,9 @@ from fedsim.json_lines import decode, dump, load, reasons
 from fedsim.plugins.code_hash import source_hash
 from fedsim.plugins.registry import check_installed, lookup
 from fedsim.privacy import accountant
-from fedsim.privacy.events import Event
-from fedsim.privacy.plan import MOST_DELTA, PrivacyPlan, Trust, Unit, large_delta
-from fedsim.privacy.selection import SCORE, Selection
+from fedsim.privacy.mechanism import Mechanism
+from fedsim.privacy.plan import MOST_DELTA, PrivacyPlan, Release, Trust, Unit, large_delta
+from fedsim.privacy.selection import SCORE, SEEN
 from fedsim.results.columns import Result
 from fedsim.words import number
 
@@ -80,37 +78,15 @@ def within_row(row: Result) -> CrossCheck:
     return CrossCheck(impossible(row) or tuple(_unlike(row)))
 
 
-@dataclass(frozen=True)
-class Ran:
-    """A mechanism that a ledger counted, by its release."""
-
-    release: str
-    event: Event
-
-
-def ran(row: Result) -> tuple[Ran, ...]:
-    """The mechanisms of a row."""
-    return tuple(Ran(m["release"], Event(m["noise_multiplier"], m["sample_rate"], m["count"], _kind(m))) for m in row.mechanisms or ())
-
-
-def _kind(mechanism: Mapping[str, Any]) -> Literal["gaussian", "exponential"]:
-    return "exponential" if mechanism.get("kind") == "exponential" else "gaussian"
-
-
-def selection_of(row: Result) -> Selection | None:
-    """The cost of the search that a row pays for."""
-    return row.selection and TypeAdapter(Selection).validate_json(dump(row.selection))
-
-
 def impossible(row: Result) -> tuple[str, ...]:
     """Why no private training wrote these numbers."""
     faults = [f"δ {number(row.delta)}"] if row.delta is not None and not 0 < row.delta <= MOST_DELTA else []
     for name, value in (("clip", row.plan["clip"]), ("sensitivity", row.plan["sensitivity"]), ("σ", row.plan["sigma"])):
         if value is not None and not 0 < value < math.inf:
             faults.append(f"{name} {number(value)}")
-    for noise, rate, count, _ in (m.event for m in ran(row)):
-        if not (0 < noise < math.inf and 0 < rate <= 1 and count >= 1):
-            faults.append(f"noise multiplier {number(noise)}, sample rate {number(rate)}, count {count}")
+    for m in row.ran:
+        if not (0 < m.noise_multiplier < math.inf and 0 < m.sample_rate <= 1 and m.count >= 1):
+            faults.append(f"noise multiplier {number(m.noise_multiplier)}, sample rate {number(m.sample_rate)}, count {m.count}")
     nothing = ["the row has a finite target and no mechanism"] if row.mechanisms == [] else []
     return (*(f"no mechanism of a finite target has {fault}" for fault in faults), *nothing)
 
@@ -151,12 +127,14 @@ def _unlike(row: Result) -> Iterator[str]:
         yield f"the row is overspent and holds ε {number(row.epsilon_spent)} of a target of {number(row.epsilon_target)}"
     if row.mechanisms is None:
         return
-    yield from _of_search(row, ran(row))
+    yield from _of_search(row, row.ran)
 
 
-def _of_search(row: Result, mechanisms: Sequence[Ran]) -> Iterator[str]:
+def _of_search(row: Result, mechanisms: Sequence[Mechanism]) -> Iterator[str]:
     """Where a row says different things of the trainings among which its parameters were chosen."""
-    tuning, selection = row.tuning, selection_of(row)
+    tuning, selection = row.tuning, row.search
+    if tuning is not None and row.trust == "silo":
+        yield f"its parameters were chosen by a search under trust: silo: {SEEN}"
     if tuning is None or tuning["free"]:
         if tuning is not None and row.claim in _THEOREMS:
             yield f"it claims '{row.claim}' and its parameters were chosen by scores that nothing pays for"
@@ -168,18 +146,16 @@ def _of_search(row: Result, mechanisms: Sequence[Ran]) -> Iterator[str]:
         return
     if (selection.mean, selection.distribution) != (tuning["trials"], tuning["distribution"]):
         yield "the search and its cost differ in the number of trainings"
-    training = sorted(mechanism.event for mechanism in mechanisms if mechanism.release != SCORE)
-    scores = [mechanism.event for mechanism in mechanisms if mechanism.release == SCORE]
+    training = sorted(mechanism for mechanism in mechanisms if mechanism.release != SCORE)
+    scores = [mechanism for mechanism in mechanisms if mechanism.release == SCORE]
     if not any(_alike(training, planned) for planned in selection.trainings):
         yield "its mechanisms are those of no training that its search pays for"
-    if not _alike(scores, [Event(selection.score, 1.0, 1)]):
+    if not _alike(scores, [Mechanism(selection.score)]):
         yield "the noise of its score is not the one that its search pays for"
 
 
-def _alike(ran: Sequence[Event], planned: Sequence[Event]) -> bool:
-    return len(ran) == len(planned) and all(
-        one[1:] == other[1:] and math.isclose(one[0], other[0], rel_tol=1e-6) for one, other in zip(ran, sorted(planned), strict=True)
-    )
+def _alike(ran: Sequence[Mechanism], planned: Sequence[Mechanism]) -> bool:
+    return len(ran) == len(planned) and all(_agree(one, other, 1e-6) for one, other in zip(ran, sorted(planned), strict=True))
 
 
 def _against_epsilon(row: Result, composed: float | None) -> Iterator[str]:
@@ -195,10 +171,10 @@ def _spent(row: Result) -> float | None:
     """What a row's mechanisms spend, by the accountant that counts; None where it cannot say."""
     if not row.mechanisms or row.delta is None:
         return None
-    if (selection := selection_of(row)) is not None:
-        return selection.epsilon(row.delta)
+    if row.search is not None:
+        return row.search.epsilon(row.delta)
     try:
-        return accountant.epsilon([m.event for m in ran(row)], row.delta)[0]
+        return accountant.epsilon(row.ran, row.delta)[0]
     except (ArithmeticError, ValueError, MemoryError):  # of numbers that no training has
         return None
 
@@ -259,49 +235,47 @@ def _planned(cls: type[Algorithm], params: str, tuning: str | None, task: Task, 
     raise ValueError("its parameters are no point of the space that was searched")
 
 
-_Value = str | float | Event
+_Value = str | float | Mechanism
 """Of a field, or a release."""
 
 
-def _of_plan(plan: Mapping[str, Any] | None, mechanisms: Sequence[Ran]) -> dict[str, _Value]:
+def _of_plan(plan: Mapping[str, Any] | None, mechanisms: Sequence[Mechanism]) -> dict[str, _Value]:
     """What a plan says, with the mechanisms that ran; without these its own."""
     if plan is None:
         return {}
-    main = [release for release in plan["releases"] if release["main"]][-1]
     names = {"σ": "sigma", "sensitivity": "sensitivity", "clip": "clip", "scope": "scope"}
     held: dict[str, _Value] = {name: plan[key] for name, key in names.items()}
-    held |= {"sample rate": main["sample_rate"], "number of steps": sum(release["steps"] for release in plan["releases"])}
     if (selection := plan["selection"]) is not None:
         held |= {"noise of scores": selection["score"], "number of different trainings": len(selection["trainings"])}
-    own = [Ran(r["name"], Event(r["relative_noise"] * plan["sigma"], r["sample_rate"], r["steps"], r["mechanism"])) for r in plan["releases"]]
-    for m in mechanisms or [each for each in own if each.event.steps]:
+    own = [Release(**release).mechanism.scaled(plan["sigma"]) for release in plan["releases"] if release["steps"]]
+    for m in mechanisms or own:
         name = f"release '{m.release}'"
-        held[f"another {name}" if name in held else name] = m.event
+        held[f"another {name}" if name in held else name] = m
     return held
 
 
 def _differences(row: Result, made: Mapping[str, _Value], left_out: Container[str]) -> Iterator[str]:
     """Where a row says otherwise than a plan, but for what is ``left_out``; a field that it lacks is newer than the row."""
-    held = _of_plan(row.plan or None, ran(row))
+    held = _of_plan(row.plan or None, row.ran)
     for name in dict.fromkeys((*made, *held)):
         here, there = held.get(name), made.get(name)
         newer = here is None and not name.startswith("release")
-        if name not in left_out and not newer and not _agree(here, there, _SOLVED if name == "σ" else 1e-9):
+        if name not in left_out and not newer and not _agree(here, there, _SOLVED if name == "σ" or isinstance(here, Mechanism) else 1e-9):
             yield f"{name} is {_said(here)} and in its plan {_said(there)}"
 
 
 def _agree(here: _Value | None, there: _Value | None, tolerance: float) -> bool:
-    if isinstance(here, tuple) and isinstance(there, tuple):
-        return _agree(here[0], there[0], _SOLVED) and here[1:] == there[1:]
+    if isinstance(here, Mechanism) and isinstance(there, Mechanism):
+        same = (here.sample_rate, here.count) == (there.sample_rate, there.count)
+        return same and math.isclose(here.noise_multiplier, there.noise_multiplier, rel_tol=tolerance)
     if isinstance(here, int | float) and isinstance(there, int | float):
         return math.isclose(here, there, rel_tol=tolerance)
     return here == there
 
 
 def _said(value: _Value | None) -> str:
-    if isinstance(value, tuple):
-        exponential = ", exponential" if value.mechanism == "exponential" else ""
-        return f"of noise multiplier {number(value[0])} at rate {number(value[1])}, {value.steps} times{exponential}"
+    if isinstance(value, Mechanism):
+        return f"of noise multiplier {number(value.noise_multiplier)} at rate {number(value.sample_rate)}, {value.count} times"
     return "missing" if value is None else value if isinstance(value, str) else number(value)
 
 

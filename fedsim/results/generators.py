@@ -362,25 +362,11 @@ def _cross_checked(where: str, facts: GeneratorFacts, row: Result) -> tuple[str,
 def _as_row(facts: GeneratorFacts) -> Result:
     """A package's facts as the row that they claim to be of, without scores; mechanisms are the plan's."""
     cell, plan = facts.cell.model_dump(mode="json"), None if facts.plan is None else asdict(facts.plan)
-    ledger = plan and {"epsilon_spent": facts.epsilon_spent, "accountant": facts.accountant, "mechanisms": _mechanisms(plan)}
+    ran = [asdict(one) for one in facts.plan.mechanisms] if facts.plan is not None else []
+    ledger = facts.plan and {"epsilon_spent": facts.epsilon_spent, "accountant": facts.accountant, "mechanisms": ran}
     line = {"cell": decode(cell), "plan": plan, "ledger": ledger, "error": None, "task": {"classes": facts.task.classes}, "seconds": None}
     line["dataset"] = facts.cell.dataset.display
     return Result(facts.cell.cell_id, facts.cell.label, line, claim=plan["claim"] if plan is not None else "none")
-
-
-def _mechanisms(plan: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """What a training that ran all of its plan counts."""
-    return [
-        {
-            "release": release["name"],
-            "kind": "exponential" if release["mechanism"] == "exponential" else "",
-            "noise_multiplier": release["relative_noise"] * plan["sigma"],
-            "sample_rate": release["sample_rate"],
-            "count": release["steps"],
-        }
-        for release in plan["releases"]
-        if release["steps"]
-    ]
 
 
 def row_of_facts(generator: SavedGenerator) -> Result:

@@ -13,7 +13,7 @@ from fedsim.evaluation.references import Ceiling, LocalOnly
 from fedsim.grid.models import shown
 from fedsim.plugins.code_hash import evaluation_hash
 from fedsim.plugins.registry import lookup
-from fedsim.privacy.counted_by import counted_by
+from fedsim.privacy.accountant import counted_by
 from fedsim.training.trial import Outcome, Trial
 from fedsim.words import encodable
 
@@ -61,7 +61,7 @@ def training_line(
         class_names: what the classes are called; may be empty.
         state: SHA-256 of the file of tensors that it left; None where none was kept.
     """
-    cell, plan = trial.cell, trial.plan
+    cell, plan, cls = trial.cell, trial.plan, lookup(trial.cell.algorithm)
     outcome = end if isinstance(end, Outcome) else None
     return {
         "training_id": cell.training_id,
@@ -71,7 +71,7 @@ def training_line(
         "plan": None if plan is None else asdict(plan),
         "dataset": shown(cell.dataset, cell.evaluation.unseen),
         "alpha": cell.concentration,
-        "yields": "generator" if lookup(cell.algorithm).generates() else "classifier",
+        "yields": "generator" if cls.generates(cls.Params.model_validate(cell.params)) else "classifier",
         "partition": trial.partition.fingerprint,
         "train_rows": trial.train_rows,
         "train_groups": trial.train_groups,
@@ -95,16 +95,10 @@ def _ledger(outcome: Outcome) -> dict[str, Any]:
         "unaccounted": "",
         "accountant": outcome.accountant,
         "epsilon_spent": outcome.epsilon_spent,
-        "mechanisms": None if outcome.mechanisms is None else [_mechanism(asdict(tally)) for tally in outcome.mechanisms],
+        "mechanisms": None if outcome.mechanisms is None else [asdict(one) for one in outcome.mechanisms],
         "noise_at": outcome.noise_at,
         "counted_by": counted_by(),
     }
-
-
-def _mechanism(tally: Mapping[str, Any]) -> dict[str, Any]:
-    gaussian = "gaussian" if tally["sample_rate"] == 1 else "sampled-gaussian"
-    kind = "exponential" if tally["mechanism"] == "exponential" else gaussian
-    return {"kind": kind, **{name: value for name, value in tally.items() if name not in ("client", "mechanism")}}
 
 
 def judgement_line(trial: Trial, end: Judgement | RowError, seconds: float) -> dict[str, Any]:

@@ -22,7 +22,7 @@ EQUAL = 1e-12
 """Numbers that differ by less are the same but for rounding."""
 Spread = Literal["ci95", "sd", "range"]
 """How a score varies over seeds: Student-t 95 % confidence interval of the mean, standard deviation, or least and most."""
-_FEWEST = 3
+FEWEST_SEEDS = 3
 """Seeds of a confidence interval that is shown: one of two is 12.7 times as wide as they are apart."""
 PLACE = ["dataset", "scheme", "alpha", "clients"]
 """What methods are compared at."""
@@ -98,7 +98,7 @@ def with_ends(stats: pd.DataFrame, spread: Spread) -> pd.DataFrame:
     """``mean``, ``std``, ``min``, ``max`` and ``n`` with ``half``, ``low`` and ``high`` in place of what these are made of."""
     varies = stats["max"] - stats["min"] >= EQUAL
     half = (stdtrit(np.maximum(stats["n"] - 1, 1), 0.975) * stats["std"] / np.sqrt(stats["n"])).where(varies & (stats["n"] > 1))
-    reach = half.where(stats["n"] >= _FEWEST) if spread == "ci95" else stats["std"].where(half.notna())
+    reach = half.where(stats["n"] >= FEWEST_SEEDS) if spread == "ci95" else stats["std"].where(half.notna())
     low, high = stats["mean"] - reach, stats["mean"] + reach
     if spread == "range":
         low, high = stats["min"].where(half.notna()), stats["max"].where(half.notna())

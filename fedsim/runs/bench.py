@@ -16,7 +16,6 @@ from typing import TYPE_CHECKING
 from rich.console import Console
 
 from fedsim.errors import UserError
-from fedsim.evidence.audit.of_grid import ClaimAudit, audits_of
 from fedsim.files import discard
 from fedsim.grid.cells import identity
 from fedsim.grid.models import Grid
@@ -37,6 +36,7 @@ from fedsim.training.trial import Trial
 from fedsim.words import counted, print_line
 
 if TYPE_CHECKING:
+    from fedsim.evidence.audit.audit import ClaimAudit
     from fedsim.report.report import Report
 
 REPORT = "from fedsim.cli import main; main()"
@@ -66,7 +66,7 @@ def run_bench(
     store = ResultStore(folder)
     show_refused(prepared, console)
     show_warnings(prepared, console)
-    audits = audits_of(prepared.grid, prepared.trials)  # before the folder is made
+    audits = _audits(prepared)  # before the folder is made
     with store.lock():
         code = _run_locked(prepared, store, console, engine, audits, retry_failed=retry_failed)
     show_refused(prepared, console)
@@ -115,6 +115,15 @@ def _run_locked(
         again = "the same command runs failed cells again" if retry_failed else "run failed cells again with --retry-failed"
         console.print(again, soft_wrap=True)
     return 1 if bad or prepared.refused else 0
+
+
+def _audits(prepared: Prepared) -> tuple[ClaimAudit, ...]:
+    if prepared.grid.audit is None:
+        return ()
+    # late, for few grids have audits, and what they compute with takes most of a second to import
+    from fedsim.evidence.audit.audit import audits_of
+
+    return audits_of(prepared.grid, prepared.grid.audit, prepared.trials)
 
 
 def missing_jobs(desk: Desk, audits: Sequence[ClaimAudit], lines: Lines, *, retry_failed: bool = False) -> Iterator[Job]:

@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 from fedsim.evaluation.references import Ceiling, LocalOnly
-from fedsim.evidence.audit.of_grid import ClaimAudit, audit_line
 from fedsim.files import discard, unread
 from fedsim.grid.cells import identity
 from fedsim.json_lines import dump
@@ -28,10 +27,10 @@ from fedsim.runs.manifest import now, versions
 from fedsim.runs.worker import Failure, Item, Judged, Progress
 from fedsim.training.checkpoint import keep, kept
 from fedsim.training.trial import Outcome, Trial
-from fedsim.words import number, setting
+from fedsim.words import setting
 
 if TYPE_CHECKING:
-    from fedsim.evidence.audit.audit import Audit
+    from fedsim.evidence.audit.audit import Audit, ClaimAudit
 
 
 @dataclass(frozen=True)
@@ -269,7 +268,7 @@ def references_of(desk: Desk, trial: Trial) -> tuple[SideJob, SideJob]:
     return reference("ceiling", common, None), reference("local-only", common | own, partition)
 
 
-def _reference(data_key: str, partition: Partition | None, spec: PartitionSpec, probe_c: float, put: Put) -> tuple[Any, ...]:
+def _reference(data_key: str, partition: Partition | None, spec: PartitionSpec, probe_c: float | None, put: Put) -> tuple[Any, ...]:
     return "reference", put(data_key), partition, spec, probe_c
 
 
@@ -295,8 +294,7 @@ def measurement(trial: Trial, shares: dict[str, float], whole: float) -> SideJob
 
 def audit_of(desk: Desk, audit: ClaimAudit) -> SideJob:
     """The audit of one claim, from the pairs that are there."""
-    store, run, trial = desk.store, audit.run, audit.trials[0]
-    name = f"the audit of {audit.label} at ε = {number(audit.epsilon)}"
+    store, run, trial, name = desk.store, audit.run, audit.trials[0], audit.words
 
     def take(item: Item) -> None:
         if isinstance(item, Progress):
@@ -306,7 +304,7 @@ def audit_of(desk: Desk, audit: ClaimAudit) -> SideJob:
         else:
             outcome = cast("Audit", item)
             desk.display.note(f"{name}: {outcome.words()}")
-            store.append("audits", [audit_line(audit, outcome)])
+            store.append("audits", [audit.line(outcome)])
 
     return SideJob(("audit", run.key), name, lambda put: ("audit", trial.cell, run, store.audit_pairs(run.key)), take, trial)
 

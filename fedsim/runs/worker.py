@@ -285,7 +285,7 @@ class Worker:
 
         yield from self._job(steps)
 
-    def reference(self, data: Embeddings, partition: Partition | None, spec: PartitionSpec, probe_c: float) -> Iterator[Item]:
+    def reference(self, data: Embeddings, partition: Partition | None, spec: PartitionSpec, probe_c: float | None) -> Iterator[Item]:
         """The ceiling without a partition, local-only with one."""
 
         def steps(output: Output) -> Iterator[Item]:

@@ -14,9 +14,9 @@ from numpy.typing import NDArray
 from fedsim.device import CPU, moved, to_device
 from fedsim.methods.algorithm import Algorithm
 from fedsim.methods.clients import Clients
+from fedsim.methods.contract import typed
 from fedsim.methods.messages import Message, PublicRows, Ran, Round, Task, Tensors
 from fedsim.methods.parameters import in_order, load_parameters, local_names
-from fedsim.methods.returns import typed
 from fedsim.models.initialise import initial_model
 from fedsim.plugins.registry import lookup
 from fedsim.privacy.plan import PrivacyPlan

@@ -15,13 +15,13 @@ from torch import Tensor
 
 from fedsim.device import CPU, moved
 from fedsim.methods.algorithm import Algorithm
+from fedsim.methods.contract import typed
 from fedsim.methods.messages import Diagnostic, Message, Pool, Round, Server, Tensors, Values
 from fedsim.methods.parameters import add_in_order, in_order, joint_norm, l2_norm, load_parameters, rounded, squared_sums
-from fedsim.methods.products import Product
-from fedsim.methods.returns import typed
+from fedsim.methods.products import Product, on_sphere
 from fedsim.privacy.ledger import Ledger
-from fedsim.privacy.noise import Noise, gaussian, gumbel, inverse
-from fedsim.privacy.plan import PrivacyPlan, Release
+from fedsim.privacy.noise import Noise
+from fedsim.privacy.plan import PrivacyPlan
 from fedsim.seeds import Purpose, Seeds
 from fedsim.training.state import Checkpoint, below, capture, check_alike, described, load_server, released_state
 
@@ -76,7 +76,7 @@ def train(
         resume: continue from here; the result is that of an uninterrupted training.
         checkpoint: called after every round with a function that captures the progress, which it may call.
         device: of the server.
-        watch: called in every round with what the server gets (:func:`revealed`), which it must not change.
+        watch: called in every round with what the server gets, the noisy sums, which it must not change.
         schedule: the rounds to run; None: all of the algorithm's.
     """
     server = algorithm.initial_server(seeds.public).to(device)
@@ -97,9 +97,9 @@ def train(
         phase = phases[round_.phase]
         messages = pool.round(round_, phase.broadcast(server))
         total = add_in_order([moved(message.sums, device) for message in messages])
-        noise, multiplier = server_noise(algorithm, plan, round_, total, seeds, phase.correlation)
+        noise, multiplier = server_noise(algorithm, plan, round_, total, seeds)
         signal, drawn = squared_sums(total), moved(noise.parts, device)
-        noisy = revealed(round_.release, {name: value + drawn[name] for name, value in total.items()} if drawn else total)
+        noisy = rounded({name: value + drawn[name] for name, value in total.items()} if drawn else total)
         if watch is not None:
             watch(round_, noisy)
         values = phase.at_server(server, round_, noisy)
@@ -107,8 +107,8 @@ def train(
         record = {"release": round_.release.name, "main": round_.release.main, **_gathered(messages, noise, signal, values)}
         server.tensors = in_order(server.tensors)
         for step in (step for message in messages for step in message.ran.steps):
-            for entry in step.entries(multiplier):
-                ledger.record(entry)
+            if (ran := step.noised(multiplier)).costs:
+                ledger.record(step.members, ran)
         uplink += sum(message.uplink_bytes for message in messages)
         downlink += sum(message.downlink_bytes or 0 for message in messages)
         if checkpoint is not None:
@@ -142,7 +142,7 @@ def restored(
 
 def _product(algorithm: Algorithm, server: Server) -> Product:
     _take_means(server)
-    return algorithm.product(server)
+    return on_sphere(algorithm.product(server))
 
 
 def _take_means(server: Server) -> None:
@@ -160,34 +160,13 @@ def released_shares(algorithm: Algorithm, server: Server) -> NDArray[np.float64]
     return known / known.sum() if known.any() else None
 
 
-def server_noise(
-    algorithm: Algorithm,
-    plan: PrivacyPlan | None,
-    round_: Round,
-    total: Tensors,
-    seeds: Seeds,
-    correlation: Sequence[float] = (),
-) -> tuple[Noise, float]:
-    """The noise that the server adds, once, to the sum; with its multiplier, 0 without noise.
-
-    Under a correlation the noise of earlier rounds is drawn again from their streams, so that none is stored.
-    """
+def server_noise(algorithm: Algorithm, plan: PrivacyPlan | None, round_: Round, total: Tensors, seeds: Seeds) -> tuple[Noise, float]:
+    """The noise that the server adds, once, to the sum; with its multiplier, 0 without noise."""
     if plan is None or algorithm.noise_at_clients():
         return Noise({}, 0), 0.0
-    shapes = {name: tuple(value.shape) for name, value in total.items()}
-    scale, draw = plan.noise_scale(round_.release.name), gumbel if round_.release.mechanism == "exponential" else gaussian
-    noise = draw(shapes, scale, seeds.keystream(Purpose.NOISE, round_.stream))
-    for back, weight in enumerate(inverse(correlation, round_.step + 1)):
-        stream = seeds.keystream(Purpose.NOISE, round_.stream - back * round_.release.per_round)
-        earlier = gaussian(shapes, scale, stream) if back else noise
-        for name, part in noise.parts.items():
-            part.mul_(weight) if back == 0 else part.add_(earlier.parts[name], alpha=weight)
-    return noise, scale / plan.sensitivity
-
-
-def revealed(release: Release, noisy: Tensors) -> Tensors:
-    """What the server gets of noisy sums: of an exponential mechanism's scores ``[..., candidates]`` only the numbers of the largest."""
-    return {name: value.argmax(-1) for name, value in noisy.items()} if release.mechanism == "exponential" else rounded(noisy)
+    mechanism, shapes = plan.mechanism(round_.release.name), {name: tuple(value.shape) for name, value in total.items()}
+    noise = mechanism.draw(shapes, plan.sensitivity, seeds.keystream(Purpose.NOISE, round_.stream))
+    return noise, mechanism.std(plan.sensitivity) / plan.sensitivity
 
 
 def _gathered(messages: Sequence[Message], noise: Noise, signal: Tensor, values: Values) -> dict[str, Any]:

@@ -17,7 +17,7 @@ from fedsim.methods.algorithm import Algorithm
 from fedsim.methods.messages import Pool, Task, Tensors
 from fedsim.models.initialise import initial_model
 from fedsim.partition import Partition
-from fedsim.privacy.ledger import Tally
+from fedsim.privacy.mechanism import Mechanism
 from fedsim.privacy.plan import PrivacyPlan
 from fedsim.seeds import Seeds
 from fedsim.training.checkpoint import Checkpoints
@@ -124,7 +124,7 @@ class Outcome:
 
     epsilon_spent: float | None
     accountant: str | None
-    mechanisms: tuple[Tally, ...] | None
+    mechanisms: tuple[Mechanism, ...] | None
     noise_at: Literal["sum", "clients"] | None
     unaccounted: str
     uplink_bytes: int

@@ -2,8 +2,6 @@
 
 import pytest
 import torch
-from hypothesis import given
-from hypothesis import strategies as st
 from scipy.stats import kstest
 from torch import Tensor
 
@@ -11,10 +9,8 @@ from algorithms.class_block import (
     TUNED,
     BlockGenerator,
     SitesGenerator,
-    between,
     from_upper_triangles,
     orthogonal,
-    pairs,
     upper_triangles,
 )
 
@@ -75,43 +71,6 @@ def test_a_pair_agrees_between_class_means_and_in_what_follows_from_it_and_is_op
     assert not torch.allclose(inside[::2], inside[1::2], atol=0.1)
 
 
-def test_no_linear_learner_finds_chance_outside_of_the_block_but_where_every_row_is_by_itself() -> None:
-    generator = made_up()
-    labels = torch.arange(CLASSES).repeat_interleave(20)
-    inside, outside = whitened(generator, labels)
-    told = torch.cat([torch.nn.functional.one_hot(labels).double(), inside @ generator.onto.double()], 1)
-    assert float((told.T @ outside).abs().max()) < 1e-3
-    alone, chance = whitened(BlockGenerator(generator.tensors, paired=False), labels)
-    assert float((torch.cat([told[:, :CLASSES], alone @ generator.onto.double()], 1).T @ chance).abs().max()) > 1
-
-
-def test_classes_overlap_as_much_whatever_their_distance() -> None:
-    for tensors in (made_up().tensors, made_up().tensors | {"prior_means": 3 * made_up().tensors["prior_means"]}):
-        generator = BlockGenerator(tensors)
-        variance = torch.einsum("ckl,kl->c", generator.roots.transpose(1, 2) @ generator.roots, generator.onto).mean() / (CLASSES - 1)
-        apart = generator.means - generator.means.mean(0)
-        assert torch.allclose(apart, TUNED.closeness * (tensors["prior_means"] - tensors["prior_means"].mean(0)), atol=1e-4)
-        assert float(apart.square().sum(1).mean() / (CLASSES - 1) / variance) == pytest.approx(TUNED.overlap, rel=1e-3)
-
-
-def test_between_class_means_and_beyond_covariances_are_the_released_ones_and_as_dependent() -> None:
-    generator = made_up()
-    beyond = torch.eye(BLOCK) - generator.onto
-    drawn, told = generator.roots.transpose(1, 2) @ generator.roots, generator.tensors["prior_covariances"]
-    assert torch.allclose(beyond @ drawn @ beyond, beyond @ told @ beyond, atol=1e-3)
-    across, released = (generator.onto @ covariance @ beyond for covariance in (drawn, told))
-    assert torch.allclose(across / across.norm(), released / released.norm(), atol=1e-3)
-    between_drawn, between_told = (generator.onto @ each @ generator.onto for each in (drawn, told))
-    assert torch.allclose(between_drawn / between_drawn.norm(), between_told / between_told.norm(), atol=1e-4)
-
-
-def test_equal_class_means_span_nothing_and_every_pair_is_opposite() -> None:
-    tensors = made_up().tensors | {"prior_means": torch.ones(CLASSES, BLOCK)}
-    assert between((tensors["prior_means"] - tensors["prior_means"].mean(0)).double()).shape == (BLOCK, 0)
-    inside, _ = whitened(BlockGenerator(tensors), torch.zeros(2, dtype=torch.long))
-    assert torch.allclose(inside.mean(0), torch.ones(BLOCK).double(), atol=1e-4)
-
-
 def of_two_sites() -> SitesGenerator:
     """The first site is as all are; the second has a centre, shifts and a covariance of its own."""
     tensors, stream = made_up().tensors, torch.Generator().manual_seed(5)
@@ -123,12 +82,6 @@ def of_two_sites() -> SitesGenerator:
         "site_covariances": torch.stack([torch.eye(BLOCK), mixing @ mixing.T + torch.eye(BLOCK)]),
     }
     return SitesGenerator(tensors | own)
-
-
-def test_a_site_that_is_as_all_are_draws_the_rows_about_the_common_centre() -> None:
-    sites, labels = of_two_sites(), torch.arange(CLASSES).repeat_interleave(5)
-    rows = (each.sample(labels, torch.Generator().manual_seed(0)) for each in (BlockGenerator(sites.tensors), sites.of_client(0)))
-    torch.testing.assert_close(*rows, atol=1e-4, rtol=1e-4)
 
 
 @pytest.mark.parametrize("paired", [True, False])
@@ -167,16 +120,6 @@ def test_upper_triangles_hold_a_row_s_outer_product_and_its_norm(size: int, rows
     torch.testing.assert_close(from_upper_triangles(held, size), u.unsqueeze(2) * u.unsqueeze(1))
 
 
-@given(st.lists(st.integers(0, 4), max_size=40))
-def test_pairs_are_neighbours_among_the_rows_of_a_label(labels: list[int]) -> None:
-    pair, second = pairs(torch.tensor(labels, dtype=torch.long))
-    for label in range(5):
-        rows = [row for row, other in enumerate(labels) if other == label]
-        assert [bool(second[row]) for row in rows] == [place % 2 == 1 for place in range(len(rows))]
-        assert [int(pair[row] - pair[rows[0]]) for row in rows] == [place // 2 for place in range(len(rows))]
-    assert sorted(pair[~second].tolist()) == list(range(len(pair) - int(second.sum())))
-
-
 @pytest.mark.parametrize(("rows", "dim"), [(1, 3), (3, 5), (5, 5), (9, 5)])
 def test_each_of_the_rows_that_are_made_orthogonal_is_standard_normal_and_as_long_as_it_was(rows: int, dim: int) -> None:
     stream = torch.Generator().manual_seed(rows)
@@ -187,14 +130,3 @@ def test_each_of_the_rows_that_are_made_orthogonal_is_standard_normal_and_as_lon
         values = torch.stack([each[row] for each in made])
         assert kstest(values.flatten().numpy(), "norm").pvalue > 0.01
         assert torch.allclose(torch.cov(values.T), torch.eye(dim), atol=0.15)
-
-
-def test_few_rows_are_orthogonal_and_many_vary_alike_in_every_direction() -> None:
-    stream = torch.Generator().manual_seed(0)
-    few = orthogonal(torch.randn(6, 8, generator=stream))
-    torch.testing.assert_close(few @ few.T, torch.diag(few.square().sum(1)), atol=1e-5, rtol=0)
-    for rows in (64, 10_000):
-        drawn = torch.randn(rows, 32, generator=stream)
-        before, after = (torch.linalg.eigvalsh(each.T @ each / rows) for each in (drawn, orthogonal(drawn)))
-        assert float(after.max() - after.min()) < float(before.max() - before.min()) / 4
-    assert orthogonal(torch.empty(0, 4)).shape == (0, 4)

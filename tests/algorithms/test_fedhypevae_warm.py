@@ -11,20 +11,11 @@ from released import centred_at
 from rows import ran
 
 from algorithms import fedhypevae_sites, fedhypevae_warm
-from algorithms.class_block import BlockGenerator, SitesGenerator, block_of
-from fedsim.evaluation.judge import judgement_of
+from fedsim.methods import Coordinates, Norms, Rows, Seeds, Task, Tensors, clipped_statistics, rounded, spectral_function, unit_weights
 from fedsim.methods.algorithm import solved_plan
-from fedsim.methods.coordinates import PREFIX, Coordinates, clipped_square
-from fedsim.methods.messages import Task, Tensors
-from fedsim.methods.one_shot import Rows
-from fedsim.methods.parameters import rounded
-from fedsim.privacy.clipping import Norms
 from fedsim.privacy.plan import PrivacyPlan
-from fedsim.privacy.statistics.outer_products import clipped_statistics, unit_weights
-from fedsim.privacy.statistics.spectral import spectral_function
-from fedsim.seeds import Seeds
 from fedsim.training.cohort import LocalPool, build_algorithm
-from fedsim.training.trial import local_pool, run_trial
+from fedsim.training.trial import local_pool
 
 SHARES = {"fedhypevae-warm": fedhypevae_warm.SHARES, "fedhypevae-sites": fedhypevae_sites.SHARES}
 SHIFT = {"scheme": "feature-shift", "strength": 1.0}
@@ -70,21 +61,6 @@ def test_no_example_changes_a_release_by_more_than_the_clip_norm(expected: float
     assert sum(SHARES[name].values()) == pytest.approx(1)
 
 
-@pytest.mark.parametrize("trust", ["aggregate", "silo"])
-@pytest.mark.parametrize("name", SHARES)
-def test_what_is_planned_is_spent_whatever_the_packing(name: str, trust: str) -> None:
-    prepared = small_cells(name, epsilon=4.0, trust=trust)
-    (trial,), (data,) = prepared.trials, prepared.data.values()
-    spread_out = replace(trial, sizes=(2, 1, 1))
-    *one, first = run_trial(trial, data)
-    *spread, second = run_trial(spread_out, data)
-    assert 0.99 * 4.0 <= first.epsilon_spent <= 4.0
-    assert second.epsilon_spent == first.epsilon_spent
-    assert [r.values["noise"] for r in one] == [r.values["noise"] for r in spread]
-    whole, parts = (judgement_of(each, end.state, data) for each, end in ((trial, first), (spread_out, second)))
-    assert parts.scores == pytest.approx(whole.scores, abs=1e-5)
-
-
 def score(name: str, measure: str, **keys: Any) -> float:
     params = keys.pop("params", {})
     prepared = small_cells(quick(name, **params), **keys)
@@ -92,6 +68,7 @@ def score(name: str, measure: str, **keys: Any) -> float:
     return judgement.scores[measure]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("epsilon", [2.0, 8.0, float("inf")])
 def test_on_digits_it_is_worth_more_than_dp_gaussian(epsilon: float) -> None:
     keys: dict[str, Any] = {"dataset": "digits", "epsilon": epsilon, "evaluation": {"per_class": 100}}
@@ -99,38 +76,6 @@ def test_on_digits_it_is_worth_more_than_dp_gaussian(epsilon: float) -> None:
         [score(name, "balanced_accuracy", seeds=[seed], **keys) for seed in range(3)] for name in ("fedhypevae-warm", "dp-gaussian")
     )
     assert mean(warm) > mean(gaussian) + 0.005
-
-
-def test_sites_whose_features_differ_are_each_judged_better_by_their_own_generator() -> None:
-    evaluation = {"per_class": 60, "per_client": True}
-    keys: dict[str, Any] = {"dataset": "digits", "partition": SHIFT, "epsilon": float("inf"), "evaluation": evaluation}
-    own, shared = (score("fedhypevae-sites", name, **keys) for name in ("client_balanced_accuracy", "client_shared_balanced_accuracy"))
-    assert own > shared
-
-
-@pytest.mark.parametrize("epsilon", [0.01, 0.3])
-def test_where_noise_drowns_everything_rows_are_finite(epsilon: float) -> None:
-    for name in SHARES:
-        assert 0 <= score(name, "balanced_accuracy", epsilon=epsilon) <= 1
-
-
-def test_a_block_has_a_direction_where_none_stands_out() -> None:
-    alike = torch.full((5,), 0.1, dtype=torch.double)
-    block = block_of(torch.full((2, 5), 0.3), alike, torch.eye(5, dtype=torch.double), 1, torch.eye(5))
-    assert block.directions.shape == block.basis.shape == (5, 1)
-    assert float(block.directions.norm()) == pytest.approx(1)
-
-
-def test_of_few_rows_in_many_dimensions_the_centre_is_hardly_the_noise_of_their_mean() -> None:
-    x = torch.nn.functional.normalize(torch.randn(200, 1500, generator=torch.Generator().manual_seed(0)) + 1)
-    algorithm = fedhypevae_warm.FedHypeVAEWarm(fedhypevae_warm.FedHypeVAEWarmParams(), Task(1500, 2, 1))
-    server, drawn = algorithm.initial_server(Seeds(0)), 5.0 * torch.randn(1, 1500, generator=torch.Generator().manual_seed(1))
-    algorithm.receive_mean(server, {"sum": x.sum(0, keepdim=True) + drawn, "count": torch.full((1, 1), 200.0)}, {"sum": 5.0})
-    released, raw = server.tensors, x.mean(0)
-    noise, error = 5.0 * 1500**0.5 / 200, (released["mean"] - raw).norm()
-    assert 1.2 * error < raw.norm() < noise
-    assert released["error"] == pytest.approx(float(error**2), rel=0.5)
-    assert released["square"] == pytest.approx(float((x - released["mean"]).square().sum(1).mean()), abs=0.25)
 
 
 @pytest.mark.parametrize(("rows", "second"), [(100_000, 1.0), (2000, 0.62), (100, 0.08)])
@@ -193,14 +138,6 @@ def test_exact_moments_say_the_same_whatever_their_weights(noise: float) -> None
         torch.testing.assert_close(few[name], many[name], rtol=1e-3, atol=1e-4)
 
 
-def test_where_noise_hides_the_trace_the_radius_follows_from_the_rows_distances() -> None:
-    algorithm = fedhypevae_warm.FedHypeVAEWarm(fedhypevae_warm.FedHypeVAEWarmParams(block=2), Task(10, 3, SITES))
-    told = without_noise(algorithm, of_sites(0.0)[0], second=1e6)
-    clipped = clipped_square(told, torch.tensor(fedhypevae_warm.TUNED.clip))
-    stretch = told["inner_variance"] / (clipped * told["inner_radius"].square())
-    torch.testing.assert_close(told["radius"], told["inner_radius"] * stretch ** (fedhypevae_warm.TUNED.stretch / 2))
-
-
 def test_rows_are_taken_about_their_classes_means_where_these_stand_out_of_the_noise() -> None:
     algorithm = fedhypevae_warm.FedHypeVAEWarm(fedhypevae_warm.FedHypeVAEWarmParams(block=2), Task(10, 3, SITES))
     rows, (y, _) = of_sites(0.0)
@@ -239,21 +176,6 @@ def test_without_noise_the_prior_has_every_classs_mean_and_covariance_in_the_blo
         assert (told["prior_covariances"][label] - covariance).norm() < 0.15 * covariance.norm()
 
 
-def test_without_noise_rows_of_uniform_labels_are_about_the_mean_of_the_class_means_and_nearly_as_wide_as_the_classes() -> None:
-    rows, (y, _) = of_sites(0.0)
-    # one class is five times as frequent as the others
-    kept = (y == 0) | (torch.arange(len(y)) % 5 == 0)
-    rows, y = Rows(rows.x[kept], rows.y[kept], rows.client[kept]), y[kept]
-    algorithm = fedhypevae_warm.FedHypeVAEWarm(fedhypevae_warm.FedHypeVAEWarmParams(block=4), Task(10, 3, SITES))
-    labels = torch.arange(3).repeat_interleave(4000)
-    made = BlockGenerator(without_noise(algorithm, rows)).sample(labels, torch.Generator().manual_seed(0))
-    of_classes = [(values[which == label]) for values, which in ((made, labels), (rows.x, y)) for label in range(3)]
-    means = torch.stack([values.mean(0) for values in of_classes]).view(2, 3, -1).mean(1)
-    assert (means[0] - means[1]).norm() < 0.2 * (rows.x.mean(0) - means[1]).norm()
-    widths = torch.stack([torch.cov(values.T).trace() for values in of_classes]).view(2, 3).sum(1)
-    assert 0.7 < float(widths[0] / widths[1]) < 1
-
-
 @pytest.mark.parametrize(("shift", "apart"), [(0.05, False), (0.3, True)])
 def test_without_noise_a_site_has_the_means_of_its_own_rows_of_every_class_and_their_covariance(shift: float, apart: bool) -> None:
     rows, (y, site) = of_sites(shift)
@@ -268,54 +190,3 @@ def test_without_noise_a_site_has_the_means_of_its_own_rows_of_every_class_and_t
         white = spectral_function(told["prior_covariances"].mean(0), lambda values: values.rsqrt())
         relative = white @ torch.cov(about.T) @ white
         assert (told["site_covariances"][own] - 4 * relative / relative.trace()).norm() < 0.1
-
-
-def test_what_class_means_leave_of_the_variance_has_none_of_the_noise_in_them(monkeypatch: pytest.MonkeyPatch) -> None:
-    # where nothing is clipped, rows are not stretched
-    monkeypatch.setattr(fedhypevae_warm, "TUNED", replace(fedhypevae_warm.TUNED, clip=2.0))
-    stream, dim, counts = torch.Generator().manual_seed(0), 3000, torch.tensor([100.0, 300.0, 600.0])
-    means, std = 0.5 * torch.nn.functional.normalize(torch.randn(3, dim, generator=stream)), 1.0
-    algorithm = fedhypevae_warm.FedHypeVAEWarm(fedhypevae_warm.FedHypeVAEWarmParams(), Task(dim, 3, 1))
-    server = algorithm.initial_server(Seeds(0))
-    bins = {f"{PREFIX}counts": torch.tensor([1000.0]), f"{PREFIX}squares": torch.tensor([4 / 3])}
-    server.tensors |= centred_at(torch.zeros(dim)) | bins | {"error": torch.tensor(0.0)}
-    drawn = counts[:, None] * means / 2 + std * torch.randn(3, dim, generator=stream)
-    algorithm.receive_means(server, {"class_sums": drawn, "class_counts": counts[:, None]}, {"class_sums": std, "class_counts": 0.0})
-    found = server.tensors
-    torch.testing.assert_close((found["class_means"] - means).square().mean(1), found["class_means_noise"], rtol=0.1, atol=0)
-    assert found["known"]
-    assert float(found["inner_variance"]) == pytest.approx(0.75, abs=0.04)
-
-
-def test_both_releases_tell_class_means_and_counts_each_by_its_precision() -> None:
-    algorithm = fedhypevae_warm.FedHypeVAEWarm(fedhypevae_warm.FedHypeVAEWarmParams(block=10), Task(10, 3, SITES))
-    rows, first = of_sites(0.0)[0], {"class_sums": 0.02, "class_counts": 5.0}
-    # one class is absent: its counts are 0, and what it is divided by is what noise leaves unknown
-    rows = Rows(*(part[rows.y < 2] for part in (rows.x, rows.y, rows.client)))
-    second = {"class_sums": 0.03, "class_counts": 7.0, "second": 0.0}
-    server = algorithm.initial_server(Seeds(0))
-    server.tensors |= without_noise(algorithm, rows, until="moments", **first)
-    exact = {name: each.left.T @ each.right for name, each in algorithm.moment_products(rows, server.tensors).items()}
-    moved = exact | {
-        "class_counts": exact["class_counts"] + torch.tensor([[100.0], [100.0], [0.0]]),
-        "class_sums": exact["class_sums"] + 100,
-    }
-    algorithm.receive_moments(server, moved, second)
-    told = server.tensors
-    known = 2000 + 100 * 5.0**2 / (5.0**2 + 7.0**2)
-    torch.testing.assert_close(told["counts"], torch.tensor([known, known, 2 * (1 / 5.0**2 + 1 / 7.0**2) ** -0.5]))
-    radius, counts = told["radius"], moved["class_counts"].clamp_min(2 * 7.0)
-    by_second = told["class_centres"] + moved["class_sums"] / counts * radius
-    noise, again = told["class_means_noise"][:, None], (radius * 0.03 / counts).square()
-    wanted = (told["class_means"] / noise + by_second / again) / (1 / noise + 1 / again)
-    wanted = Coordinates(told).apart(wanted)
-    torch.testing.assert_close(told["coordinates"] @ told["basis"].inverse() * radius, wanted, rtol=1e-3, atol=1e-4)
-
-
-def test_sites_of_equal_class_means_have_finite_shifts() -> None:
-    y = torch.arange(60) % 3
-    rows = Rows(torch.full((60, 4), 0.5), y, torch.arange(60) // 30)
-    told = without_noise(fedhypevae_sites.FedHypeVAESites(fedhypevae_sites.FedHypeVAESitesParams(), Task(4, 3, SITES)), rows)
-    assert (told["prior_means"] == told["prior_means"][0]).all()
-    assert told["shifts"].isfinite().all()
-    assert SitesGenerator(told).of_client(0).sample(y, torch.Generator().manual_seed(0)).isfinite().all()

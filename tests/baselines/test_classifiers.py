@@ -1,6 +1,5 @@
 """The algorithms without a generator: what they yield, and how it is judged."""
 
-from dataclasses import replace
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -11,9 +10,7 @@ from rows import ran
 
 from fedsim.evaluation.references import ceiling, local_only
 from fedsim.evaluation.scores import Scores
-from fedsim.methods.messages import Task
-from fedsim.models.probe import fit_probe
-from fedsim.seeds import Seeds
+from fedsim.methods import Seeds
 from fedsim.training.cohort import build_algorithm
 from fedsim.training.rounds import Trained, train
 from fedsim.training.trial import local_pool
@@ -55,17 +52,6 @@ def test_centralised_is_the_probe_of_all_rows_and_no_better_than_the_ceiling() -
     assert end.uplink_bytes == data.x_train.nbytes + data.y_train.nbytes
 
 
-def test_centralised_leaves_classes_as_frequent_as_they_are() -> None:
-    rng = np.random.default_rng(0)
-    y = (np.arange(200) % 10 == 0).astype(np.int64)
-    x = (rng.standard_normal((200, 3)) + y[:, None]).astype(np.float32)
-    algorithm: Any = build_algorithm("centralised", {}, Task(3, 2, 2, probe_c=C))
-    server = algorithm.initial_server(Seeds(0))
-    rows = {f"{part}.{k}": torch.from_numpy(values[k * 100 :][:100]) for part, values in (("x", x), ("y", y)) for k in range(2)}
-    algorithm.server_step(server, next(algorithm.schedule()), rows)
-    np.testing.assert_array_equal(algorithm.classifier(server).probe.weight, fit_probe(x, y, C).weight)
-
-
 def test_local_only_is_the_floor_and_sends_nothing() -> None:
     end, trial, data = outcome(quick("local-only"), evaluation={"probe_c": C})
     alone = [score_probe(data.x_train[rows], data.y_train[rows], data.x_test, data.y_test, C) for rows in trial.partition.rows]
@@ -73,23 +59,6 @@ def test_local_only_is_the_floor_and_sends_nothing() -> None:
     # the reference takes the best strength, and weighs a client's classes alike
     assert end.scores.balanced_accuracy <= local_only(data, trial.partition, trial.cell.partition, C).mean
     assert end.uplink_bytes == 0
-
-
-@pytest.mark.parametrize("name", ["fedavg-linear", "fedprox-linear", "dp-fedavg-linear"])
-def test_a_federated_classifier_learns(name: str) -> None:
-    end, _, data = outcome(quick(name, rounds=15, local_steps=10, learning_rate=0.01), epsilon=float("inf"))
-    assert end.scores.balanced_accuracy > 0.6
-    assert end.uplink_bytes == 15 * 4 * 4 * (data.dim + 1) * data.classes
-
-
-def test_a_strong_proximal_term_keeps_the_classifier_near_where_it_started() -> None:
-    norms = []
-    for proximal in (0.0, 1.0, 100.0):
-        made: Any = trained(quick("fedprox-linear", proximal=proximal)).made
-        norms.append(float(made.weight.norm()))
-    assert norms[0] > norms[1] > norms[2] > 0
-    plain: Any = trained(quick("fedavg-linear")).made
-    assert float(plain.weight.norm()) == pytest.approx(norms[0])
 
 
 def test_fedlambda_predicts_its_clients_rows_better_than_either_part() -> None:
@@ -112,17 +81,3 @@ def test_fedlambda_holds_one_classifier_a_client_and_fedavg_one_for_all() -> Non
     for client, tensors in enumerate(made.own):
         assert tensors.weight == pytest.approx(float(end.state[f"server.tensors.lambda.{client}"]))
     torch.testing.assert_close(made.probabilities(x), each.mean(0))
-
-
-def test_the_proximal_term_of_fedprox_cvae_is_the_only_difference_to_fedavg_cvae() -> None:
-    plain, held = (trained(quick(name)).state for name in ("fedavg-cvae", "fedprox-cvae"))
-    same = trained(quick("fedprox-cvae", proximal=0.0)).state
-    assert all(torch.equal(same[key], plain[key]) for key in plain)
-    assert not all(torch.equal(held[key], plain[key]) for key in plain)
-
-
-def test_a_classifier_that_runs_on_several_actors_is_the_same() -> None:
-    prepared = small_cells(quick("centralised"), quick("fedlambda"))
-    for trial in prepared.trials:
-        one, other = ran(prepared, trial), ran(prepared, replace(trial, sizes=(1, 3)))
-        assert (replace(one[0], seconds=0.0), one[1]) == (replace(other[0], seconds=0.0), other[1])

@@ -9,8 +9,8 @@ from torch.distributions import Normal, kl_divergence
 
 from baselines.dp_cvae import DPCVAE, DPCVAEParams
 from baselines.fedavg_cvae import FedAvgCVAE, FedAvgCVAEParams
-from fedsim.batch import Batch, Layout
-from fedsim.methods.messages import Task
+from fedsim.batch import Layout
+from fedsim.methods import Batch, Task
 
 DIM, CLASSES, ROWS, BETA = 5, 3, 9, 0.3
 METHODS = [

@@ -1,21 +1,23 @@
-"""The mixtures' own mathematics; what every algorithm must keep is in tests/test_algorithms.py."""
+"""The mixtures' own mathematics."""
 
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
-from released import centred_at
 
-from baselines.dp_gaussian import DPGaussian, DPGaussianParams
 from baselines.dp_gmm import DPGMM, DPGMMParams, MixtureGenerator
-from fedsim.methods.messages import Server, Task, Tensors
-from fedsim.methods.one_shot import OneShot, Rows
-from fedsim.methods.parameters import rounded
-from fedsim.methods.products import Stretched
-from fedsim.privacy.clipping import Norms
-from fedsim.privacy.statistics import mixture
-from fedsim.privacy.statistics.outer_products import clipped_statistics, unit_weights
-from fedsim.seeds import Purpose, Seeds
+from fedsim.methods import (
+    Norms,
+    OneShot,
+    Purpose,
+    Rows,
+    Seeds,
+    Server,
+    Stretched,
+    Task,
+    clipped_statistics,
+    mixture,
+    rounded,
+    unit_weights,
+)
 
 DIM, CLASSES = 6, 2
 
@@ -58,54 +60,6 @@ def test_without_noise_it_finds_two_planted_components() -> None:
     basis = made.chart.apart(made.unit * mixed.components.basis.T)
     within = basis.T @ mixed.components.covariance @ basis
     assert within.diagonal().max() < 0.1 * 0.3**2  # the scatter between components is out of the covariance
-
-
-def test_samples_have_the_mean_and_the_covariance_of_the_rows() -> None:
-    x, y = planted(4000, 0.2)
-    algorithm = DPGMM(DPGMMParams(components=3, em_steps=2, radius=4.0), Task(DIM, CLASSES, 1))
-    made = algorithm.generator(without_noise(algorithm, x, y))
-    labels = torch.arange(20_000) % CLASSES
-    sampled = made.sample(labels, torch.Generator().manual_seed(1))
-    assert torch.allclose(sampled[labels == 0].mean(0), x[y == 0].mean(0), atol=0.01)
-    pooled = [sum(torch.cov(rows[which == label].T) for label in range(CLASSES)) / CLASSES for rows, which in ((sampled, labels), (x, y))]
-    assert (pooled[0] - pooled[1]).norm() < 0.1 * pooled[1].norm()
-
-
-def test_one_component_is_dp_gaussian() -> None:
-    x, y = planted(500, 0.2)
-    task = Task(DIM, CLASSES, 1)
-    pair = DPGMM(DPGMMParams(components=1), task), DPGaussian(DPGaussianParams(), task)
-    assert pair[0].releases() == pair[1].releases()
-    labels = torch.arange(20) % CLASSES
-    made = [each.generator(without_noise(each, x, y)).sample(labels, torch.Generator().manual_seed(1)) for each in pair]
-    assert torch.equal(*made)
-
-
-@settings(max_examples=50)
-@given(seed=st.integers(0, 10_000), scale=st.floats(0, 100), components=st.integers(1, 4), std=st.floats(0, 50))
-def test_responsibilities_sum_to_one_and_a_row_adds_at_most_one(seed: int, scale: float, components: int, std: float) -> None:
-    stream = torch.Generator().manual_seed(seed)
-    x, y = scale * torch.randn(20, DIM, generator=stream), torch.randint(CLASSES, (20,), generator=stream)
-    algorithm = DPGMM(DPGMMParams(components=components), Task(DIM, CLASSES, 1))
-    root = torch.randn(4, 4, generator=stream)
-    covariance = root @ root.T + 1e-3 * torch.eye(4)
-    told: Tensors = centred_at(torch.randn(DIM, generator=stream)) | {"class_means": torch.randn(CLASSES, DIM, generator=stream)}
-    told |= {"basis": torch.linalg.qr(torch.randn(DIM, 4, generator=stream)).Q}
-    told |= mixture.start(torch.randn(CLASSES, components, 4, generator=stream), covariance, 2.0)
-    # after a step so noisy that nothing of it need make sense
-    sums, counts = (
-        std * torch.randn(CLASSES * components, 4, generator=stream),
-        std * torch.randn(CLASSES * components, 1, generator=stream),
-    )
-    told |= mixture.maximise(sums, counts, told["shares"], dict.fromkeys(mixture.WEIGHTS, std))
-    told |= {"covariance": covariance, "class_counts": torch.ones(CLASSES)}
-    whitening = mixture.whitening(covariance, mixture.scatter(told["offsets"], told["shares"], told["class_counts"]))
-    u = mixture.residuals(x, y, told["class_means"], told["basis"])
-    belongs = mixture.responsibilities(u, y, told["offsets"], told["shares"], whitening)
-    assert torch.allclose(belongs.sum(1), torch.ones(20), atol=1e-5)
-    products = algorithm.component_products(Rows(x, y, torch.zeros_like(y)), told)
-    _, norms = clipped_statistics(products, Norms(1.0, weights=unit_weights(mixture.WEIGHTS)))
-    assert norms.max() <= 1 + 1e-5
 
 
 def test_the_m_step_keeps_class_means_and_shrinks_pure_noise_away() -> None:

@@ -1,28 +1,13 @@
-"""The closed form's own mathematics; what every algorithm must keep is in tests/kit and tests/test_algorithms.py."""
-
-import math
-from typing import Any
+"""The closed form's own mathematics."""
 
 import numpy as np
-import pytest
 import torch
-from cells import small_cells
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from released import centred_at
-from rows import outcome_and_plan, score_of
 from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
 
 from baselines.dp_least_squares import DPLeastSquares, DPLeastSquaresParams
-from fedsim.methods.messages import Server, Task
-from fedsim.methods.one_shot import Rows
-from fedsim.methods.parameters import rounded
-from fedsim.planning.prepare import Prepared
-from fedsim.privacy.clipping import Norms
+from fedsim.methods import Norms, Rows, Seeds, Server, Task, clipped_statistics, rounded, unit_weights
 from fedsim.privacy.statistics.moments import MOMENT_WEIGHTS
-from fedsim.privacy.statistics.outer_products import clipped_statistics, unit_weights
-from fedsim.seeds import Seeds
-from fedsim.training.trial import Outcome
 
 DIM, CLASSES = 6, 3
 
@@ -52,16 +37,6 @@ def receive(x: torch.Tensor, y: torch.Tensor, std: dict[str, float], drawn: floa
     return server
 
 
-@settings(max_examples=30)
-@given(seed=st.integers(0, 10_000), scale=st.floats(0, 100))
-def test_one_row_adds_at_most_one_to_all_moments_together(seed: int, scale: float) -> None:
-    stream = torch.Generator().manual_seed(seed)
-    x, y = scale * torch.randn(10, DIM, generator=stream), torch.randint(CLASSES, (10,), generator=stream)
-    products = method().moment_products(Rows(x, y, torch.zeros_like(y)), centred_at(torch.randn(DIM, generator=stream)))
-    _, norms = clipped_statistics(products, Norms(1.0, weights=unit_weights(MOMENT_WEIGHTS)))
-    assert norms.max() <= 1 + 1e-5
-
-
 def test_without_noise_it_is_the_discriminant_of_equal_priors() -> None:
     x, y = classes_apart(4000, 0)
     found = method(radius=1.0).classifier(receive(x, y, dict.fromkeys(MOMENT_WEIGHTS, 0.0))).probabilities(x)
@@ -83,29 +58,3 @@ def test_noise_in_its_mean_costs_a_rare_class_no_recall() -> None:
 
     assert recall(told) > 0.5
     assert recall(told | {"class_sums": 0.0}) < 0.2
-
-
-def cells(epsilon: float, **keys: Any) -> Prepared:
-    return small_cells({"name": "dp-least-squares"}, epsilon=epsilon, dataset={"name": "digits", "limit": 1000}, **keys)
-
-
-def outcome(epsilon: float, **keys: Any) -> tuple[Outcome, Any]:
-    return outcome_and_plan(cells(epsilon, **keys))
-
-
-def score(epsilon: float) -> float:
-    return score_of(cells(epsilon))
-
-
-def test_it_tells_digits_apart_without_noise_and_under_it() -> None:
-    assert score(math.inf) > 0.85
-    assert score(8.0) > 0.5
-
-
-@pytest.mark.parametrize("trust", ["aggregate", "silo"])
-def test_coordinates_and_moments_share_the_budget(trust: str) -> None:
-    found, plan = outcome(4.0, trust=trust)
-    assert [release.name for release in plan.releases] == ["mean", "spread", "moments"]
-    assert [release.relative_noise**-2 for release in plan.releases] == pytest.approx([0.064, 0.096, 0.84])
-    assert found.epsilon_spent == pytest.approx(plan.epsilon_reached)
-    assert plan.claim == "proved"

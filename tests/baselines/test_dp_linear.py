@@ -1,67 +1,16 @@
-"""The classifier's own mathematics; what every algorithm must keep is in tests/kit and tests/test_algorithms.py."""
+"""The classifier's own mathematics."""
 
-import math
 from typing import Any
 
 import pytest
 import torch
 from cells import small_cells
+from rows import ran
 
-from baselines.dp_linear import SCALE, CentredHead, DPLinear, DPLinearParams
-from fedsim.batch import Batch, Layout
-from fedsim.methods.messages import Task
-from fedsim.privacy.clipping import ENGINES, Norms, clipped_sum
-from fedsim.seeds import Seeds
-from fedsim.training.cohort import build_algorithm
-from fedsim.training.rounds import Trained, train
-from fedsim.training.trial import Trial, local_pool
+from baselines.dp_linear import DPLinear, DPLinearParams
+from fedsim.methods import Seeds, Task, load_parameters
 
 DIM, CLASSES = 6, 3
-
-
-def trained(epsilon: float, rows: int = 200, **keys: Any) -> tuple[Trained, int, Trial, Any]:
-    """A whole training on digits, with how many rounds it took, its trial and its data."""
-    prepared = small_cells({"name": "dp-linear"}, epsilon=epsilon, dataset={"name": "digits", "limit": rows}, **keys)
-    (trial,), (data,) = prepared.trials, prepared.data.values()
-    steps = train(build_algorithm(trial.cell.algorithm, trial.cell.params, trial.task), local_pool(trial, data), trial.plan, Seeds(0))
-    rounds = 0
-    while True:
-        try:
-            next(steps)
-            rounds += 1
-        except StopIteration as end:
-            return end.value, rounds, trial, data
-
-
-def accuracy(found: Trained, data: Any) -> float:
-    made: Any = found.made
-    predicted = made.probabilities(torch.from_numpy(data.x_test)).argmax(1)
-    return float((predicted == torch.from_numpy(data.y_test)).float().mean())
-
-
-@pytest.mark.parametrize("unit", ["example", "client"])
-def test_without_noise_it_tells_digits_apart(unit: str) -> None:
-    found, _, _, data = trained(math.inf, 1000, unit=unit)
-    assert accuracy(found, data) > 0.85
-
-
-def test_without_noise_the_mean_is_that_of_all_rows_and_training_leaves_it_alone() -> None:
-    found, _, trial, data = trained(math.inf)
-    rows = torch.from_numpy(data.x_train)[torch.cat([torch.from_numpy(own) for own in trial.partition.rows])]
-    torch.testing.assert_close(found.state["server.tensors.average.mean"], rows.mean(0))
-
-
-@pytest.mark.parametrize("trust", ["aggregate", "silo"])
-def test_the_mean_and_every_step_are_in_every_clients_ledger(trust: str) -> None:
-    found, rounds, trial = trained(4.0, trust=trust)[:3]
-    assert trial.plan is not None
-    assert rounds == 61
-    multipliers = {name: trial.plan.noise_multiplier(name) for name in ("mean", "dp-sgd")}
-    for client in range(4):
-        ran = [tally for tally in found.ledger.entries if tally.client == client]
-        assert {tally.release: tally.count for tally in ran} == {"mean": 1, "dp-sgd": 60}
-        assert {tally.release: tally.noise_multiplier for tally in ran} == pytest.approx(multipliers)
-    assert 0.99 * 4 <= found.ledger.epsilon(trial.plan.delta)[0] <= 4
 
 
 @pytest.mark.parametrize(("share", "rate"), [(0.1, 1.0), (0.3, 0.5)])
@@ -72,34 +21,30 @@ def test_the_mean_takes_its_share_of_the_budget_and_the_steps_the_rest(share: fl
     assert sgd.steps * (sgd.sample_rate / sgd.relative_noise) ** 2 == pytest.approx(1 - share)
 
 
-def random_head(stream: torch.Generator) -> CentredHead:
-    head = CentredHead(DIM, CLASSES)
-    with torch.no_grad():
-        for parameter in head.parameters():
-            parameter.copy_(torch.randn(parameter.shape, generator=stream))
-    return head
+def scores(name: str, **params: float) -> dict[str, float]:
+    prepared = small_cells({"name": name, "params": params}, epsilon=8.0, dataset="digits", evaluation={"per_class": 100})
+    return dict(ran(prepared, prepared.trials[0])[1].scores)
 
 
-@pytest.mark.parametrize("engine", ENGINES)
-def test_gradients_are_by_the_head_on_rows_about_the_mean_and_not_by_the_mean(engine: str) -> None:
-    stream = torch.Generator().manual_seed(0)
-    head, x, y = random_head(stream), torch.randn(20, DIM, generator=stream), torch.arange(20) % CLASSES
-    algorithm = DPLinear(DPLinearParams(), Task(DIM, CLASSES, 1))
-
-    def loss(model: Any, batch: Batch) -> torch.Tensor:
-        return algorithm.loss(model, batch)["cross_entropy"]
-
-    found = clipped_sum(head, loss, Batch(x, y, {}, Layout(torch.zeros_like(y), 1)), Norms(1.0), engine)
-    residuals = torch.softmax(head(x), 1).detach() - torch.nn.functional.one_hot(y, CLASSES)
-    inputs = torch.cat([SCALE * (x - head.mean), torch.ones(20, 1)], 1)
-    norms = residuals.norm(dim=1) * inputs.norm(dim=1)
-    wanted = (residuals / norms.clamp_min(1)[:, None]).T @ inputs
-    assert set(found.sums) == {"head.weight", "head.bias"}
-    torch.testing.assert_close(found.norms, norms)
-    torch.testing.assert_close(torch.cat([found.sums["head.weight"], found.sums["head.bias"][:, None]], 1), wanted)
+def test_a_probe_and_neighbours_love_the_reencoded_form_and_its_rows_do_not_cover_real_ones() -> None:
+    reencoded, model = scores("dp-linear", reencoded=0.3), scores("dp-gaussian")
+    for name in ("balanced_accuracy", "knn_balanced_accuracy"):
+        assert reencoded[name] > model[name] - 0.03
+    assert reencoded["coverage"] < 0.5 * model["coverage"]
+    assert reencoded["frechet_distance"] > 2 * model["frechet_distance"]
 
 
-def test_the_classifier_of_plain_rows_is_the_head_of_rows_about_the_mean() -> None:
-    stream = torch.Generator().manual_seed(0)
-    head, x = random_head(stream), torch.randn(20, DIM, generator=stream)
-    torch.testing.assert_close(head.classifier().probabilities(x), torch.softmax(head(x), 1))
+def test_class_means_lie_along_the_weights_and_rows_have_the_variance_that_unit_norm_leaves() -> None:
+    algorithm = DPLinear(DPLinearParams(reencoded=0.4), Task(DIM, CLASSES, 2))
+    server = algorithm.initial_server(Seeds(0))
+    weight, mean = torch.eye(CLASSES, DIM), torch.full((DIM,), 0.25)
+    load_parameters(server.model, {"head.weight": weight, "mean": mean})
+    made: Any = algorithm.generator(server)
+    apart = made.means - mean
+    wanted = weight - weight.mean(0)
+    torch.testing.assert_close(apart / apart.norm(), wanted / wanted.norm())
+    labels = torch.arange(30_000) % CLASSES
+    rows = made.sample(labels, torch.Generator().manual_seed(1)) - mean
+    left = 1 - float(mean.square().sum())
+    assert float(rows.square().sum(1).mean()) == pytest.approx(left, rel=0.02)
+    assert float(apart.square().sum(1).mean()) == pytest.approx(0.4 * left, rel=1e-5)

@@ -1,4 +1,4 @@
-"""The mean embeddings' own mathematics; what every algorithm must keep is in tests/test_algorithms.py."""
+"""The mean embeddings' own mathematics."""
 
 import torch
 from hypothesis import given, settings
@@ -6,12 +6,7 @@ from hypothesis import strategies as st
 from released import centred_at
 
 from baselines.dp_merf import DPMERF, EMBEDDING_WEIGHTS, DPMERFParams
-from fedsim.methods.messages import Server, Task
-from fedsim.methods.one_shot import Rows
-from fedsim.methods.parameters import rounded
-from fedsim.privacy.clipping import Norms
-from fedsim.privacy.statistics.outer_products import clipped_statistics, unit_weights
-from fedsim.seeds import Seeds
+from fedsim.methods import Norms, Rows, Seeds, Server, Task, clipped_statistics, rounded, unit_weights
 
 DIM, CLASSES = 8, 3
 
@@ -64,17 +59,3 @@ def test_the_generator_moves_towards_a_planted_distribution() -> None:
         distances.append(float(means.norm(dim=1).max()))
     assert distances[1] < 0.15 < 0.4 < distances[0]
     assert made[:, -1].std() > 2 * made[:, -2].std()
-
-
-def test_rows_vary_as_much_however_few_are_made_in_a_step() -> None:
-    x, y = planted(3000)
-    algorithm = small(generator_steps=300, per_class=2)
-    made = algorithm.generator(without_noise(algorithm, x, y)).sample(y, torch.Generator().manual_seed(1))
-    assert made[:, -1].std() > 0.7 * x[:, -1].std()
-
-
-def test_without_the_frequencies_a_saved_generator_is_small() -> None:
-    x, y = planted(60)
-    kept = without_noise(small(generator_steps=1), x, y).tensors
-    assert "frequencies" not in kept
-    assert max(tensor.numel() for tensor in kept.values()) <= DIM**2

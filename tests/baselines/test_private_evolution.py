@@ -1,6 +1,7 @@
 """Private evolution's own mathematics; what every algorithm must keep is checked elsewhere."""
 
 import math
+from collections.abc import Iterator
 
 import numpy as np
 import pytest
@@ -14,25 +15,31 @@ from rows import outcome_and_plan, score_of
 from baselines.private_evolution import Evolved, PrivateEvolution, PrivateEvolutionParams, offspring
 from fedsim.batch import consecutive
 from fedsim.data.public import PublicRows
-from fedsim.methods.messages import Server, Task
-from fedsim.methods.one_shot import Rows
+from fedsim.methods import Norms, Rows, Seeds, Server, Task, clipped_statistics
 from fedsim.planning.prepare import Prepared
-from fedsim.privacy.clipping import Norms
-from fedsim.privacy.statistics.outer_products import clipped_statistics
-from fedsim.seeds import Seeds
 
 DIM, CLASSES = 20, 3
 
 
+def public() -> torch.Tensor:
+    return torch.from_numpy(np.random.default_rng(0).standard_normal((60, DIM)).astype(np.float32))
+
+
 def method(**params) -> PrivateEvolution:
-    public = PublicRows(np.random.default_rng(0).standard_normal((60, DIM)).astype(np.float32))
-    return PrivateEvolution(PrivateEvolutionParams(**params), Task(DIM, CLASSES, 2, public=public))
+    return PrivateEvolution(PrivateEvolutionParams(**params), Task(DIM, CLASSES, 2, public=PublicRows(public().numpy())))
+
+
+@pytest.fixture
+def numbers_of_threads() -> Iterator[None]:
+    before = torch.get_num_threads()
+    yield
+    torch.set_num_threads(before)
 
 
 def started(algorithm: PrivateEvolution) -> Server:
     """The server once coordinates are there: those of rows about the origin, all directions alike."""
     server = algorithm.initial_server(Seeds(0))
-    server.tensors |= centred_at(torch.zeros(DIM))
+    server.tensors |= centred_at(torch.zeros(algorithm.dim))
     algorithm.begin(server)
     return server
 
@@ -51,6 +58,33 @@ def test_one_row_and_one_group_add_votes_of_norm_at_most_one(seed: int, votes: i
     groups = torch.tensor([0, 0, 1, 1, 2, 2, 3, 3, 3])
     grouped = histogram(algorithm, x, y, groups) - histogram(algorithm, x[:6], y[:6], groups[:6])
     assert grouped.norm() <= 1 + 1e-6
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+@pytest.mark.parametrize("project", [0, 7])
+def test_what_a_row_adds_does_not_rest_on_which_rows_stand_beside_it(threads: int, project: int, numbers_of_threads: None) -> None:
+    torch.set_num_threads(threads)
+    algorithm, stream = method(candidates=200, votes=40, project=project), torch.Generator().manual_seed(threads)
+    x, y = torch.randn(130, DIM, generator=stream), torch.randint(CLASSES, (130,), generator=stream)
+    x[:40] = public()[torch.randint(60, (40,), generator=stream)]  # as near to one candidate as to its copies
+    server, (_, spread, votes) = started(algorithm), map(algorithm.projected, algorithm.statistics())
+    for statistic, name in ((votes, "votes"), (spread, "bins")):
+        together = statistic.products(Rows(x, y, y), algorithm.broadcast(server) | server.tensors)[name].right
+        for some in (*(slice(n, n + 1) for n in range(130)), slice(0, 129), slice(1, 130), slice(50, 67)):
+            alone = statistic.products(Rows(x[some], y[some], y[some]), algorithm.broadcast(server) | server.tensors)[name].right
+            assert torch.equal(alone, together[some])
+
+
+def test_equal_candidates_are_one() -> None:
+    algorithm = method(candidates=200, votes=40)
+    server = started(algorithm)
+    x, y = torch.randn(50, DIM, generator=torch.Generator().manual_seed(0)), torch.zeros(50, dtype=torch.long)
+    votes = algorithm.vote_products(Rows(x, y, y), algorithm.broadcast(server))["votes"].right
+    candidates = server.tensors["candidates"][0]
+    for row in votes:
+        chosen = candidates[row > 0]
+        assert len(torch.unique(chosen, dim=0)) == len(chosen) == 40 * 60 / 200
+        assert torch.all(row[row > 0] == len(chosen) ** -0.5)
 
 
 def test_a_row_votes_for_the_nearest_candidates_of_its_label() -> None:

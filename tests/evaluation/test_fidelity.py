@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 
 from fedsim.data.embeddings import Embeddings
 from fedsim.evaluation.fidelity import (
+    WIDTHS,
     Labelled,
     density_and_coverage,
     fidelity,
@@ -47,6 +48,16 @@ def test_rows_that_are_moved_collapsed_or_blown_up_are_seen_by_every_number(move
     assert other["coverage"] < same["coverage"] - 0.05
 
 
+def test_rows_of_another_size_are_told_apart_and_further_off_the_larger_they_are() -> None:
+    rng, y = np.random.default_rng(0), np.arange(400) % 2
+    x = rng.standard_normal((3, 400, 20))
+    real, same, other = (Labelled((rows / np.linalg.norm(rows, axis=1, keepdims=True)).astype(np.float32), y) for rows in x)
+    larger = {size: fidelity(Labelled(size * other.x, y), real, 0.1) for size in (1.5, 3, 11)}
+    assert fidelity(same, real, 0.1)["real_or_synthetic"] < 0.6
+    assert larger[11]["real_or_synthetic"] > 0.95
+    assert larger[1.5]["squared_mmd"] < larger[3]["squared_mmd"] < larger[11]["squared_mmd"]
+
+
 def test_prototypes_with_white_noise_fool_a_probe_and_not_fidelity() -> None:
     """What a classifier's weights know, decoded as rows: classes are right, nothing else is."""
     real = rows(900, 1)
@@ -76,11 +87,11 @@ def test_density_is_a_share_of_made_rows_and_coverage_one_of_real_rows() -> None
     assert density_and_coverage(np.array([[2.5]]), real) == (6 / 5, 1)
 
 
-def test_the_squared_mmd_is_the_unbiased_one_of_a_kernel_as_wide_as_the_median_of_squared_distances() -> None:
+def test_the_squared_mmd_is_the_unbiased_one_of_kernels_as_wide_as_the_median_of_squared_distances_and_wider() -> None:
     real, made = np.array([[0.0], [1.0], [3.0]]), np.array([[0.0], [3.0]])
 
     def kernel(*distances: float) -> float:
-        return float(np.mean(np.exp(-np.square(distances) / 4)))
+        return float(np.mean([np.exp(-np.square(distances) / (4 * wider)) for wider in WIDTHS]))
 
     right = kernel(3) + kernel(1, 2, 3) - 2 * kernel(0, 1, 3, 3, 2, 0)
     assert squared_mmd(made, real) == pytest.approx(right)

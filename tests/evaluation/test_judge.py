@@ -49,7 +49,9 @@ class Noise:
 
 
 def judge(personal: Any, alpha: float = 0.1, **keys: Any) -> tuple[Judge, Any]:
-    prepared = small_cells(quick("dp-gaussian"), epsilon=4.0, alpha=alpha, evaluation={"per_class": 20, "personal": personal}, **keys)
+    prepared = small_cells(
+        quick("dp-gaussian"), epsilon=4.0, alpha=alpha, evaluation={"per_class": 20, "probe_c": 0.1, "personal": personal}, **keys
+    )
     (trial,), (data,) = prepared.trials, list(prepared.data.values())[-1:]
     return Judge(trial.cell, data, trial.partition, Noise(data.dim)), data
 

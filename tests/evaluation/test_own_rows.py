@@ -6,19 +6,19 @@ from typing import Any
 import numpy as np
 import pytest
 from cells import quick, small_cells
+from fedsim.results.rows import Row
 from rows import clients, joined, ran
 from sites import SITES, digits_of_sites
 
 from fedsim.data.embeddings import Embeddings
 from fedsim.errors import UserError
-from fedsim.evaluation.own_rows import own_rows
-from fedsim.evaluation.references import STRENGTHS, local_only
+from fedsim.evaluation.references import local_only
 from fedsim.evaluation.scores import probe_predictions, scores_of
 from fedsim.evaluation.weights import TRIED_WEIGHTS, held_out_weight
 from fedsim.models.linear import fit_linear
-from fedsim.models.probe import fit_probe
+from fedsim.models.probe import fit_probe, strengths
+from fedsim.partition.own_rows import own_rows
 from fedsim.planning.prepare import Prepared
-from fedsim.results.rows import Row
 
 HAM = Path(__file__).parents[3] / "shared" / "data" / "ham10000_sites_effnetlite0.npz"
 BY_SITE = {"scheme": "column", "column": "site"}
@@ -42,8 +42,8 @@ def test_a_sites_client_is_judged_on_the_sites_own_test_rows(tmp_path: Path) -> 
         clients = zip(trial.partition.rows, found.rows, strict=True)
         return tuple(floor_of(data, rows, test, strength) for rows, test in clients)
 
-    floor = local_only(data, trial.partition, trial.cell.partition, STRENGTHS[0]).clients
-    assert floor == max(map(by_themselves, STRENGTHS), key=sum)
+    floor = local_only(data, trial.partition, trial.cell.partition, None).clients
+    assert floor == max(map(by_themselves, strengths(data.dim)), key=sum)
 
 
 def floor_of(data: Embeddings, rows: np.ndarray, test: np.ndarray, strength: float) -> float:

@@ -12,10 +12,13 @@ import pytest
 import torch
 from cells import one_cell, quick, small_cells
 
+from baselines.dp_gaussian import DPGaussian
 from baselines.dp_linear import DPLinear
 from fedsim.data.embeddings import Embeddings
-from fedsim.evaluation.tuning import HeldOut, draws, held_out, run_tuned
+from fedsim.errors import UserError
+from fedsim.evaluation.tuning import HeldOut, held_out, run_tuned
 from fedsim.methods.messages import Server
+from fedsim.planning.tuning import plans_of
 from fedsim.plugins.registry import register
 from fedsim.seeds import Seeds
 from fedsim.training.checkpoint import Checkpoints
@@ -158,19 +161,6 @@ def test_each_training_has_noise_of_its_own() -> None:
     assert len(set(fingerprints)) == len(fingerprints)
 
 
-def test_where_no_training_is_drawn_the_result_looks_at_no_row() -> None:
-    made = []
-    for seed in range(40):
-        trial, data = tuned(space={"clip": [1.0, 2.0]}, tune={"trials": 1, "distribution": "poisson"}, seeds=seed)
-        if trial.cell.tuning and not draws(trial.cell.tuning, 2, Seeds(seed)):
-            changed = replace(data, x_train=np.roll(data.x_train, 1, axis=0), y_train=np.roll(data.y_train, 1))
-            made = [ended(run_tuned(trial, rows))[1] for rows in (data, changed)]
-            break
-    one, two = made
-    assert one.chosen == trial.candidates[0]
-    assert all(torch.equal(two.state[name], value) for name, value in one.state.items())
-
-
 def test_a_free_search_trains_each_point_on_all_rows_and_claims_no_theorem() -> None:
     prepared = small_cells(quick("dp-linear") | {"tune": {"clip": [0.01, 1.0]}}, epsilon=8.0, tune={"curves": ["default", "free"]})
     default, free = prepared.trials
@@ -202,6 +192,38 @@ def test_the_score_counts_right_predictions() -> None:
     alone = HeldOut(held.rows[:1], held.clients[:1], held.weights[:1]).correct(one, outcome.state, data)
     assert right[0] == alone[0]
     assert 0.2 < right.mean() <= 1
+
+
+@pytest.mark.parametrize("free", [False, True])
+def test_no_search_runs_or_is_planned_where_single_messages_are_seen(free: bool) -> None:
+    with pytest.raises(UserError, match="every training would be seen"):
+        tuned("dp-gaussian", {"radius": [0.5, 1.0]}, trust="silo", tune={"curves": "free"} if free else {})
+    trial, _ = tuned("dp-gaussian", {"radius": [0.5, 1.0]}, tune={"curves": "free"} if free else {})
+    seen = replace(trial.task, trust="silo")
+    with pytest.raises(UserError, match="every training would be seen"):
+        plans_of(DPGaussian, trial.cell.params, trial.cell.tuning, seen, 8.0, 1e-3)
+
+
+def test_a_row_is_predicted_alike_alone_and_among_others_a_last_bit_from_another_class() -> None:
+    trial, data = tuned("dp-gaussian", {"radius": [0.5, 0.8]}, tune={"trials": 1})
+    _, outcome = ended(run_tuned(trial, data))
+    assert outcome.chosen is not None
+    one, label = trial.of(outcome.chosen.params, None), data.y_train[0]
+
+    def of_label(x: np.ndarray) -> np.ndarray:
+        rows = np.arange(len(x))
+        alike = replace(data, x_train=x.astype(np.float32), y_train=np.full(len(x), label))
+        return HeldOut(rows, 0 * rows, np.ones(len(x))).correct(one, outcome.state, alike)
+
+    predicted = of_label(data.x_train)
+    outside = data.x_train[~predicted][:3].astype(float)
+    inside, each = np.broadcast_to(data.x_train[predicted][0], outside.shape), np.arange(3)
+    for _ in range(4):
+        lines = inside[:, None] + np.linspace(0, 1, 60)[:, None] * (outside - inside)[:, None]
+        change = of_label(lines.reshape(-1, data.dim)).reshape(3, 60).argmin(1)
+        inside, outside = lines[each, change - 1], lines[each, change]
+    close = np.concatenate([inside, outside])
+    assert of_label(close).tolist() == [bool(of_label(row[None])[0]) for row in close]
 
 
 def test_how_clients_are_packed_changes_nothing() -> None:

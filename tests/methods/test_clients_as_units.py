@@ -7,26 +7,21 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from cells import SHIPPED, one_cell, quick
+from cells import SHIPPED, one_cell
 
 from fedsim.data.embeddings import Embeddings
-from fedsim.errors import UserError
 from fedsim.methods.clients import Clients
 from fedsim.methods.messages import Round, Server, Task, Tensors
 from fedsim.methods.one_shot import OneShot, Rows, Statistic, statistic_phase
 from fedsim.methods.phase import rounds_of
 from fedsim.plugins.registry import lookup
-from fedsim.privacy.noise import gaussian
-from fedsim.privacy.plan import calibrate
 from fedsim.privacy.statistics import moments
-from fedsim.seeds import Purpose, Seeds
+from fedsim.seeds import Seeds
 from fedsim.training.cohort import Cohort, LocalPool
-from fedsim.training.rounds import to_the_end, train
-from fedsim.training.trial import Outcome, Trial, local_pool, run_trial
+from fedsim.training.trial import Trial, local_pool, run_trial
 
-ONE_SHOT = [name for name in SHIPPED if issubclass(lookup(name), OneShot) and "client" in lookup(name).units and name != "dppl-public"]
-"""Algorithms of statistics; the choices of dppl-public are not released as sums."""
-WITH_STATISTICS = [*ONE_SHOT, "dp-linear", "dp-feature-covariance", "fedhypevae"]
+ONE_SHOT = [name for name in SHIPPED if issubclass(lookup(name), OneShot) and "client" in lookup(name).units]
+"""Algorithms of statistics."""
 
 
 @pytest.mark.parametrize("name", ONE_SHOT)
@@ -60,29 +55,12 @@ def cohort(trial: Trial, data: Embeddings, rows: tuple[np.ndarray, ...]) -> Coho
     return Cohort(spec, data.x_train, data.y_train)
 
 
-@pytest.mark.parametrize("name", WITH_STATISTICS)
-def test_a_release_of_statistics_is_paid_for_where_clients_are_units(name: str) -> None:
-    trial, data, _ = one_cell(name, unit="client", epsilon=4.0)
-    *_, outcome = run_trial(trial, data)
-    assert trial.plan is not None
-    assert isinstance(outcome, Outcome)
-    assert "mean" in [release.name for release in trial.plan.releases]
-    assert not outcome.unaccounted
-
-
 def test_rows_of_a_client_and_label_count_as_one_and_a_cohort_may_have_none() -> None:
     x, y, client = torch.eye(4), torch.tensor([0, 0, 1, 0]), torch.tensor([0, 0, 0, 1])
     found = Rows(x, y, client).by_label(moments.class_mean_products(x, y, 2), 2)["class_sums"]
     torch.testing.assert_close(found.left.T @ found.right, torch.tensor([[0.5, 0.5, 0.0, 1.0], [0.0, 0.0, 1.0, 0.0]]))
     none = Rows(x[:0], y[:0], client[:0])
     assert none.by_label(moments.mean_products(none.x), 2)["sum"].left.shape == (0, 1)
-
-
-def test_label_shares_are_not_read_off_clients() -> None:
-    for unit, released in (("example", True), ("client", False)):
-        trial, data, algorithm = one_cell("dp-gaussian", unit=unit, epsilon=4.0)
-        _, trained = to_the_end(train(algorithm, local_pool(trial, data), trial.plan, Seeds(0)))
-        assert (trained.shares is not None) == released
 
 
 def test_without_noise_every_release_counts_what_clients_there_are() -> None:
@@ -105,31 +83,3 @@ def test_without_noise_every_release_counts_what_clients_there_are() -> None:
         phase.at_server(Server(torch.nn.Module(), Seeds(0)), round_, total)
     for found in counts:
         assert float(found.sum()) == pytest.approx(4.0, rel=1e-5)
-
-
-def test_noise_is_scaled_as_the_sums_are() -> None:
-    received: dict[str, Tensors | Mapping[str, float]] = {}
-    statistic = Statistic(
-        "sum", 1.0, {"sum": 1.0}, lambda rows, broadcast: {}, lambda server, sums, std: received.update(sums=sums, std=std)
-    )
-    phase = statistic_phase(statistic, 1.0, Task(3, 2, 50, unit="client"), lambda server: {})
-    plan = calibrate(
-        epsilon=2.0,
-        delta=1e-4,
-        releases=(phase.release,),
-        unit="client",
-        trust="aggregate",
-        scope="joint",
-        claim="proved",
-        clip=1.0,
-        sensitivity=1.0,
-    )
-    noise = gaussian({"sum": (40_000,), "row_count": (1, 1)}, plan.noise_std("sum"), Seeds(0).keystream(Purpose.NOISE, 0)).parts
-    phase.at_server(Server(torch.nn.Module(), Seeds(0), plan=plan), next(rounds_of([phase])), noise | {"row_count": torch.tensor([[20.0]])})
-    assert float(received["sums"]["sum"].std()) == pytest.approx(received["std"]["sum"], rel=0.02)
-    assert received["std"]["sum"] < plan.noise_std("sum")
-
-
-def test_a_method_for_single_clients_refuses_them_as_units() -> None:
-    with pytest.raises(UserError, match=r"does not support 'client'; supported: example, group"):
-        one_cell(quick("fedhypevae-sites"), unit="client", epsilon=4.0)

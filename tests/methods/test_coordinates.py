@@ -81,28 +81,6 @@ def test_without_noise_a_variance_is_raised_to_what_the_power_leaves_of_it() -> 
     torch.testing.assert_close(after, before ** (1 - 2 * POWER), rtol=0.45, atol=0)
 
 
-def test_the_main_axes_hold_the_largest_variances_in_coordinates_up_to_one_factor() -> None:
-    x = unit_rows(0.1, 2.0)
-    coordinates = Coordinates(released(x))
-    axes = coordinates.main_axes(4)
-    assert axes.shape == (DIM, 4)
-    covariance = torch.cov(coordinates.of_rows(x).T)
-    values, vectors = (part.flip(-1)[..., :4] for part in torch.linalg.eigh(covariance))
-    lengths = axes.norm(dim=0)
-    assert ((axes / lengths * vectors).sum(0).abs() > 0.9).all()
-    ratios = lengths.square() / values
-    assert float(values[0] / values[3]) > 7
-    assert float(ratios.max() / ratios.min()) < 4
-    assert coordinates.main_axes(DIM + 5).shape[1] <= DIM
-
-
-def test_rotated_rows_have_the_same_coordinates_rotated() -> None:
-    x = unit_rows(0.1, 1.5)
-    turn = torch.linalg.qr(torch.randn(DIM, DIM, generator=torch.Generator().manual_seed(5))).Q
-    plain, turned = (Coordinates(released(rows)).of_rows(rows) for rows in (x, x @ turn))
-    torch.testing.assert_close(plain @ turn, turned, atol=1e-3, rtol=1e-3)
-
-
 def test_directions_that_noise_hides_share_a_scale() -> None:
     x = unit_rows(0.1, 1.5)
     many, noisy, hidden = (released(x, std=std)[COORDINATE_NAMES[1]] for std in (0.0, 50.0, 1e5))

@@ -6,15 +6,14 @@ from typing import Any
 
 import pytest
 import torch
-from cells import SHIPPED, one_cell, quick
+from cells import one_cell, quick
 
 from fedsim.methods.local_training import WEIGHT, clip_updates
-from fedsim.methods.messages import Diagnostic, Task
-from fedsim.plugins.registry import lookup
+from fedsim.methods.messages import Message, Task
 from fedsim.privacy.plan import Unit
 from fedsim.seeds import Seeds
-from fedsim.training.cohort import Cohort, LocalPool, build_algorithm
-from fedsim.training.rounds import revealed
+from fedsim.training.cohort import Cohort, build_algorithm
+from fedsim.training.trial import Trial, local_pool
 
 
 def cohort_of(name: str, unit: str = "client", **params: Any) -> tuple[Cohort, Any]:
@@ -43,42 +42,6 @@ def test_a_client_that_does_not_take_part_trains_nothing_and_sends_nothing() -> 
     assert seen - {0, 4}, "every client by its own coin"
 
 
-def test_clients_that_train_locally_may_keep_a_counter() -> None:
-    cohort, algorithm = cohort_of("weight-noise", client_rate=0.5)
-    cohort.clients.state["rounds"] = torch.tensor(5)
-    cohort.round(next(algorithm.schedule()), algorithm.broadcast(algorithm.initial_server(Seeds(0))))
-    assert cohort.clients.state["rounds"].tolist() == 5
-
-
-def test_every_round_has_minibatches_of_its_own() -> None:
-    (cohort, algorithm), (other, _) = cohort_of("fedavg-linear", batch_size=4), cohort_of("fedavg-linear", batch_size=4)
-    broadcast = algorithm.broadcast(algorithm.initial_server(Seeds(0)))
-    one, two = islice(algorithm.schedule(), 2)
-    first, second, again = (own.round(round_, broadcast).sums for own, round_ in ((cohort, one), (cohort, two), (other, one)))
-    assert all(torch.equal(first[name], again[name]) for name in first)
-    assert not any(torch.equal(first[name], second[name]) for name in first.keys() - {WEIGHT})
-
-
-def test_a_round_without_participants_is_a_round() -> None:
-    cohort, algorithm = cohort_of("weight-noise", client_rate=0.01)
-    message = cohort.round(next(algorithm.schedule()), algorithm.broadcast(algorithm.initial_server(Seeds(0))))
-    assert all(not value.any() for value in message.sums.values())
-    assert message.ran.steps[0].members == (0, 1, 2, 3)
-    norms = message.diagnostics["gradient_norm"]
-    assert isinstance(norms, Diagnostic)
-    assert (len(norms.values), norms.reduction) == (0, "quantiles")
-
-
-@pytest.mark.parametrize("rate", [1.0, 0.5])
-def test_the_sum_is_of_clipped_updates_of_participants(rate: float) -> None:
-    cohort, algorithm = cohort_of("weight-noise", client_rate=rate, clip=0.01)
-    broadcast = algorithm.broadcast(algorithm.initial_server(Seeds(0)))
-    for round_ in islice(algorithm.schedule(), 3):
-        (message,) = LocalPool([cohort]).round(round_, broadcast)
-        norm = math.sqrt(sum(float(value.square().sum()) for value in message.sums.values()))
-        assert norm <= 0.01 * float(algorithm.participants(cohort.clients, round_).sum()) + 1e-6
-
-
 def test_the_sum_is_divided_by_how_many_take_part_on_average() -> None:
     _, algorithm = cohort_of("weight-noise", client_rate=0.5)
     server = algorithm.initial_server(Seeds(0))
@@ -97,14 +60,6 @@ def test_sampling_clients_amplifies_for_clients_alone_and_less_than_a_client_may
     assert (release.sample_rate, algorithm.sensitivity()) == (rate, sensitivity)
 
 
-@pytest.mark.parametrize(("clip", "clipped"), [(1e-9, 1.0), (1e9, 0.0)])
-def test_the_share_of_clipped_updates_is_recorded(clip: float, clipped: float) -> None:
-    cohort, algorithm = cohort_of("weight-noise", clip=clip)
-    message = cohort.round(next(algorithm.schedule()), algorithm.broadcast(algorithm.initial_server(Seeds(0))))
-    fractions: Any = message.diagnostics["clipped_fraction"]
-    assert fractions.tolist() == [clipped] * 4
-
-
 def test_without_privacy_an_update_counts_as_often_as_its_client_has_rows() -> None:
     cohort, algorithm = cohort_of("fedavg-linear", local_steps=1)
     rows = [len(x) for x in cohort.clients.x]
@@ -118,7 +73,7 @@ def test_without_privacy_an_update_counts_as_often_as_its_client_has_rows() -> N
 
 
 def test_the_proximal_term_is_half_of_mu_times_the_squared_distance_to_the_broadcast() -> None:
-    cohort, algorithm = cohort_of("fedprox-linear", proximal=0.3)
+    cohort, algorithm = cohort_of("fedavg-linear", mu=0.3)
     stream = torch.Generator().manual_seed(0)
     broadcast = {"a": torch.randn(2, 3, generator=stream), "b": torch.randn(3, generator=stream)}
     shared = {name: torch.randn(4, *value.shape, generator=stream).requires_grad_() for name, value in broadcast.items()}
@@ -156,16 +111,51 @@ def test_a_client_whose_training_diverges_sends_what_an_absent_one_would() -> No
     assert all(torch.allclose(value, without.sums[name], atol=1e-6) for name, value in message.sums.items())
 
 
-@pytest.mark.parametrize("name", [name for name in SHIPPED if lookup(name).private])
-def test_a_client_whose_last_row_is_removed_is_a_client_still(name: str) -> None:
-    cohort, algorithm = cohort_of(name, unit=lookup(name).units[0])
-    cohort.clients.x = (cohort.clients.x[0][:0], *cohort.clients.x[1:])
-    cohort.clients.y = (cohort.clients.y[0][:0], *cohort.clients.y[1:])
+# --- noisy local steps ---
+
+
+def one(trust: str = "aggregate", unit: str = "example", **params: Any) -> tuple[Trial, Any, Any]:
+    """The trial, its data and its algorithm: DP-FedAvg-linear, 3 rounds of 3 steps."""
+    return one_cell(quick("dp-fedavg-linear", **params), epsilon=4.0, trust=trust, unit=unit)
+
+
+def first_messages(trial: Trial, data: Any, algorithm: Any) -> list[Message]:
+    return local_pool(trial, data).round(next(algorithm.schedule()), algorithm.broadcast(algorithm.initial_server(Seeds(0))))
+
+
+def test_every_local_step_is_planned_and_noted() -> None:
+    trial, data, algorithm = one()
+    assert trial.plan is not None
+    (release,) = trial.plan.releases
+    assert (release.steps, release.per_round, release.rounds) == (9, 3, 3)
+    steps = [step for message in first_messages(trial, data, algorithm) for step in message.ran.steps]
+    assert sorted((client, step.number) for step in steps for client in step.members) == [(k, step) for k in range(4) for step in range(3)]
+    assert {step.noised(server=0.0).noise_multiplier for step in steps} == {trial.plan.sigma}
+
+
+def test_for_unit_client_the_update_is_clipped_and_sampling_clients_amplifies() -> None:
+    sigmas = {}
+    for rate in (1.0, 0.25):
+        trial, _, algorithm = one(unit="client", client_rate=rate)
+        assert trial.plan is not None
+        (release,) = trial.plan.releases
+        assert (release.sample_rate, release.steps, release.per_round) == (rate, 3, 1)
+        assert trial.plan.sensitivity == algorithm.clip()
+        assert not algorithm.noise_at_clients()
+        sigmas[rate] = trial.plan.sigma
+    assert sigmas[0.25] < 0.6 * sigmas[1.0]
+
+
+def test_without_noise_each_clients_step_is_its_own_clipped_sum() -> None:
+    trial, data, algorithm = one_cell(quick("dp-fedavg-linear", clip=1e9, local_steps=1, sample_rate=1.0), epsilon=math.inf)
+    messages = first_messages(trial, data, algorithm)
     server = algorithm.initial_server(Seeds(0))
-    server.plan = cohort.clients.plan
-    phases = algorithm.phases()
-    for round_ in algorithm.schedule():
-        phase = phases[round_.phase]
-        message = cohort.round(round_, phase.broadcast(server))
-        assert all(value.isfinite().all() for value in message.sums.values())
-        phase.at_server(server, round_, revealed(round_.release, message.sums))
+    expected = torch.zeros(10, 64)
+    for rows in trial.partition.rows:
+        x, y = torch.from_numpy(data.x_train[rows]), torch.from_numpy(data.y_train[rows])
+        torch.nn.functional.cross_entropy(server.model(x), y, reduction="sum").backward()
+        # Adam's first step is the learning rate against the gradient's sign
+        expected -= algorithm.params.learning_rate * server.model.head.weight.grad.sign()
+        server.model.zero_grad()
+    moved = torch.stack([message.sums["head.weight"] for message in messages]).sum(0)
+    torch.testing.assert_close(moved.float(), expected, atol=1e-3, rtol=1e-2)

@@ -19,54 +19,6 @@ def test_it_is_torchs_adam():
     assert torch.allclose(mine["w"], theirs.detach(), atol=1e-6)
 
 
-STRANGE = {
-    "expanded": lambda values: values.flatten()[:1].expand(4, 3),
-    "transposed": lambda values: values.reshape(3, 4).T,
-    "sliced": lambda values: torch.stack([values, values + 1], -1)[..., 0],
-    "from an offset": lambda values: torch.cat([torch.full((1,), 1e9), values.flatten(), torch.full((12,), 1e9)])[1:13].view(4, 3),
-}
-
-
-@pytest.mark.parametrize("which", ["gradient", "parameter", "both"])
-@pytest.mark.parametrize("layout", STRANGE)
-def test_memory_is_read_by_its_strides(layout, which):
-    stream = torch.Generator().manual_seed(1)
-    start, state, plain = torch.randn(4, 3, generator=stream), {}, {}
-    if which != "gradient":
-        start = STRANGE[layout](start)
-    strange, expected = {"w": start if layout != "expanded" else start.clone()}, {"w": start.clone(memory_format=torch.contiguous_format)}
-    for _ in range(3):
-        gradient = torch.randn(4, 3, generator=stream)
-        gradient = STRANGE[layout](gradient) if which != "parameter" else gradient
-        adam_step(strange, {"w": gradient}, state, 0.1)
-        adam_step(expected, {"w": gradient.clone(memory_format=torch.contiguous_format)}, plain, 0.1)
-    assert torch.equal(strange["w"], expected["w"])
-    assert all(torch.equal(state[name], plain[name]) for name in plain)
-
-
-def test_the_gradient_of_a_sum_moves_all_coordinates_alike():
-    shift = torch.zeros(1000, requires_grad=True)
-    (gradient,) = torch.autograd.grad(shift.sum(), shift)
-    assert gradient.stride() == (0,)  # one number, read as a thousand by a kernel that ignores strides
-    state = {}
-    adam_step({"shift": shift.detach()}, {"shift": gradient}, state, 0.1)
-    assert torch.equal(state["adam.m.shift"], torch.full((1000,), state["adam.m.shift"][0]))
-
-
-def test_the_state_goes_on_from_a_copy():
-    gradients = [{"w": torch.full((2,), float(i))} for i in range(4)]
-    through, state = {"w": torch.zeros(2)}, {}
-    for gradient in gradients:
-        adam_step(through, gradient, state, 0.1)
-    halves, first = {"w": torch.zeros(2)}, {}
-    for gradient in gradients[:2]:
-        adam_step(halves, gradient, first, 0.1)
-    second = {name: value.clone() for name, value in first.items()}
-    for gradient in gradients[2:]:
-        adam_step(halves, gradient, second, 0.1)
-    assert torch.equal(through["w"], halves["w"])
-
-
 def test_the_average_is_the_mean_of_what_it_saw():
     state = {}
     for value in (1.0, 2.0, 6.0):

@@ -3,7 +3,7 @@
 import torch
 
 from fedsim.methods.messages import Diagnostic
-from fedsim.methods.products import is_classifier, is_personal, own
+from fedsim.methods.products import is_classifier, is_personal
 from fedsim.models.linear import LinearClassifier, LocalClassifiers
 
 
@@ -28,13 +28,6 @@ def test_a_product_predicts_or_generates_and_has_a_version_a_client_or_one_for_a
     made = [Rows(9.0), OwnRows(9.0), linear(0.0), LocalClassifiers([linear(0.0), linear(1.0)])]
     assert [is_classifier(product) for product in made] == [False, False, True, True]
     assert [is_personal(product) for product in made] == [False, True, False, True]
-
-
-def test_a_client_uses_its_own_version_or_the_one_that_all_share() -> None:
-    shared, personal = Rows(9.0), OwnRows(9.0)
-    assert own(shared, 1) is shared
-    assert float(own(personal, 1).sample(torch.zeros(1), torch.Generator())[0, 0]) == 1.0
-    assert float(own(LocalClassifiers([linear(0.0), linear(1.0)]), 1).probabilities(torch.zeros(1, 2))[0, 0]) > 0.7
 
 
 def test_a_diagnostic_is_reduced_as_it_says() -> None:

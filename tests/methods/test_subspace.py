@@ -3,13 +3,12 @@
 import numpy as np
 import pytest
 import torch
-from cells import SHIPPED, one_cell, quick, small_grid
+from cells import SHIPPED, one_cell, quick
 from torch import Tensor
 
 from fedsim.data.normalise import unit_norm
 from fedsim.data.public import PublicRows
 from fedsim.errors import UserError
-from fedsim.evidence.check.check import check_algorithm
 from fedsim.methods.messages import Task
 from fedsim.methods.one_shot import OneShot, Rows
 from fedsim.methods.subspace import BASIS_NAME, MEAN_NAME, Lifted, PublicSubspace, places
@@ -43,7 +42,8 @@ def test_every_row_has_norm_1_at_most_in_it_and_depends_on_no_other_row(public: 
     x[0] = -torch.nn.functional.normalize(subspace.mean, dim=0)  # as far from the public mean as a row can be
     y = subspace.of_rows(x)
     assert float(y.norm(dim=1).max()) <= 1 + 1e-6
-    assert torch.equal(y[7:9], subspace.of_rows(x[7:9]))
+    for some in (*(slice(n, n + 1) for n in range(200)), slice(7, 9), slice(1, 200)):
+        assert torch.equal(y[some], subspace.of_rows(x[some]))
 
 
 class Fixed:
@@ -64,8 +64,8 @@ def test_a_lifted_row_has_norm_1_and_its_part_in_the_subspace(public: PublicRows
     assert alike[2] < 0.999
 
 
-@pytest.mark.parametrize("name", ONE_SHOT)
-def test_every_one_shot_method_trains_in_it(name: str, tmp_path) -> None:
+@pytest.mark.parametrize("name", ["dp-gaussian", "fedhypevae-warm"])
+def test_a_one_shot_method_trains_in_it(name: str, tmp_path) -> None:
     np.savez(tmp_path / "p.npz", x=np.random.default_rng(1).standard_normal((90, 64)))
     public = {"npz": str(tmp_path / "p.npz")}
     trial, data, _ = one_cell(quick(name, project=8), public=public, epsilon=8)
@@ -93,14 +93,3 @@ def test_more_directions_than_dimensions_are_refused(tmp_path) -> None:
     np.savez(tmp_path / "p.npz", x=np.random.default_rng(1).standard_normal((90, 64)))
     with pytest.raises(UserError, match=r"params.project with dp-gaussian: 65 directions of 64 dimensions; give fewer"):
         one_cell(quick("dp-gaussian", project=65), public={"npz": str(tmp_path / "p.npz")})
-
-
-def test_without_a_subspace_public_rows_are_not_asked_for() -> None:
-    (entry,) = small_grid("dp-gaussian").algorithms
-    assert not lookup(entry.name)(lookup(entry.name).Params(), Task(DIM, 3, 2)).uses_public()
-
-
-@pytest.mark.parametrize("trust", ["aggregate", "silo"])
-def test_dp_gaussian_in_a_subspace_passes_the_check(trust) -> None:
-    findings = list(check_algorithm("dp-gaussian", ["project=8"], "example", trust, quick=True))
-    assert not [finding for finding in findings if finding.passed is False]

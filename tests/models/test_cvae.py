@@ -2,13 +2,16 @@ from __future__ import annotations
 
 import math
 
+import pytest
 import torch
+from torch import Tensor
 from torch.distributions import Independent, MultivariateNormal, Normal, kl_divergence
 
 from fedsim.batch import Layout
-from fedsim.models.cvae import Encoder, ObservationNoise, gaussian_nll, kl_normal, sample_posterior
+from fedsim.models.cvae import CVAE, ConditionalGenerator, ConditionalSampler, CVAEGenerator, Encoder, gaussian_nll, kl_normal
 
 ROWS, DIM, LATENT = 9, 5, 3
+CLASSES, VARIANCE = 2, 0.3
 stream = torch.Generator().manual_seed(0)
 
 
@@ -34,18 +37,6 @@ def test_the_divergence_is_torchs():
     assert torch.allclose(kl_normal(mean, log_var, prior_mean, root), kl_divergence(q, p), rtol=1e-3)
 
 
-def test_the_posterior_draw_has_its_mean_and_deviation():
-    mean, log_var = draw(1, LATENT).expand(20_000, -1), draw(1, LATENT).expand(20_000, -1)
-    z = sample_posterior(mean, log_var, draw(20_000, LATENT))
-    assert torch.allclose(z.mean(0), mean[0], atol=0.1)
-    assert torch.allclose(z.std(0), (0.5 * log_var[0]).exp(), rtol=0.05)
-
-
-def test_the_observation_variance_starts_as_asked_and_is_the_same_for_all():
-    noise = ObservationNoise(0.3)
-    assert torch.allclose(noise(draw(ROWS, DIM)).exp(), torch.full((ROWS, 1), 0.3))
-
-
 def test_a_cohorts_encoders_are_each_clients_own():
     """Two clients' encoders side by side give what each gives alone."""
     both = Encoder(DIM, 2, [4], LATENT, clients=2)
@@ -61,3 +52,36 @@ def test_a_cohorts_encoders_are_each_clients_own():
         alone = single(x[mine], y[mine])
         assert torch.allclose(mean[mine], alone[0], atol=1e-5)
         assert torch.allclose(log_var[mine], alone[1], atol=1e-5)
+
+
+def randomised(model: torch.nn.Module) -> None:
+    """The decoder's weights; the variance stays as it is."""
+    stream = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if not name.startswith("observation."):
+                parameter.copy_(torch.randn(parameter.shape, generator=stream))
+
+
+@pytest.mark.parametrize("label", range(CLASSES))
+@pytest.mark.parametrize("kind", ["of a CVAE", "conditional"])
+def test_rows_are_what_standard_normal_z_decode_to_with_the_observation_noise(kind: str, label: int) -> None:
+    scale, shift = 1.0, torch.zeros(DIM)
+    if kind == "of a CVAE":
+        model = CVAE(DIM, CLASSES, LATENT, [4], [], VARIANCE)
+        randomised(model)
+        made: CVAEGenerator | ConditionalSampler = CVAEGenerator(model)
+    else:
+        scale, shift, generator = 2.0, torch.arange(float(DIM)), ConditionalGenerator(LATENT, CLASSES, [], DIM, VARIANCE * DIM)
+        randomised(generator)
+        made, model = ConditionalSampler(generator, scale, shift), generator
+
+    def decoded(z: Tensor) -> Tensor:
+        return model.decoder(z[:, None], torch.full((len(z),), label), z[:, :0])[:, 0].detach()
+
+    prototype = decoded(torch.zeros(1, LATENT))
+    map_ = decoded(torch.eye(LATENT)) - prototype
+    rows = made.sample(torch.full((40_000,), label), torch.Generator().manual_seed(1))
+    covariance = scale**2 * (map_.T @ map_ + VARIANCE * torch.eye(DIM))
+    assert torch.allclose(rows.mean(0), shift + scale * prototype[0], atol=0.06)
+    assert torch.allclose(torch.cov(rows.T), covariance, atol=0.04 * float(covariance.norm()))

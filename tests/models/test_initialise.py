@@ -38,24 +38,6 @@ def test_shared_weights_are_the_same_with_and_without_a_code():
     assert all(torch.equal(plain[name], modulated[name]) for name in plain)
 
 
-@pytest.mark.parametrize("packing", [[(0, 1, 2, 3)], [(0,), (1, 2, 3)], [(0, 1), (2, 3)], [(0,), (1,), (2,), (3,)]])
-def test_any_packing_into_cohorts_starts_the_same(packing):
-    whole, server = initial_model(build, SEEDS, range(4)), initial_model(build, SEEDS)
-    cohorts = [initial_model(build, SEEDS, members) for members in packing]
-    for model in (whole, *cohorts):
-        assert all(torch.equal(value, shared(server)[name]) for name, value in shared(model).items())
-    for name in ("code.weight", "encoder.head.weight", "encoder.hidden.0.bias"):
-        assert torch.equal(torch.cat([model.get_parameter(name) for model in cohorts]), whole.get_parameter(name))
-
-
-def test_clients_share_the_first_encoder_and_differ_in_their_codes():
-    model = initial_model(build, SEEDS, range(3))
-    weight, codes = model.encoder.head.weight, model.code.weight
-    assert torch.equal(weight[0], weight[1])
-    assert not torch.equal(codes[0], codes[1])
-    assert torch.equal(initial_model(build, SEEDS, [2]).code.weight[0], codes[2])
-
-
 def test_weights_have_variance_one_over_fan_in_and_heads_and_biases_are_zero():
     model = initial_model(build, SEEDS, [0])
     first, last = model.decoder.modulated()
@@ -63,11 +45,6 @@ def test_weights_have_variance_one_over_fan_in_and_heads_and_biases_are_zero():
     assert not first.rows.bias.any()
     assert not first.scale.weight.any()
     assert not first.shift.weight.any()
-
-
-def test_fan_in_of_a_convolution_is_all_that_its_kernel_covers():
-    model = initial_model(lambda clients: nn.Conv2d(16, 64, 3), SEEDS)
-    assert float(model.weight.detach().std()) == pytest.approx(1 / math.sqrt(16 * 9), rel=0.1)
 
 
 class Drawn(nn.Module):
@@ -86,12 +63,6 @@ def test_what_a_model_draws_as_it_is_built_is_the_seeds_whoever_builds_it():
     assert torch.equal(server.features, cohort.features)
     assert not torch.equal(server.scale, other.scale)
     assert not torch.equal(server.features, other.features)
-
-
-def test_another_seed_or_name_draws_other_weights():
-    model, other = initial_model(build, SEEDS, [0]), initial_model(build, Seeds(4), [0])
-    assert not torch.equal(model.decoder.layers[1].rows.weight, other.decoder.layers[1].rows.weight)
-    assert not torch.equal(model.encoder.head.weight.flatten()[:6], model.decoder.layers[1].rows.weight.flatten()[:6])
 
 
 def test_the_global_generator_is_left_alone():

@@ -1,10 +1,7 @@
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
-from hypothesis import strategies as st
 
-from fedsim.evaluation.weights import best_weight, held_out
 from fedsim.models.linear import Interpolated, LinearClassifier, LocalClassifiers, fit_linear
 from fedsim.models.probe import fit_probe
 
@@ -26,28 +23,6 @@ def test_the_folded_probe_predicts_as_the_probe(classes: list[int]) -> None:
     absent = [label for label in range(5) if label not in classes]
     assert float(probabilities[:, absent].sum()) == 0
     torch.testing.assert_close(probabilities.sum(1), torch.ones(len(other)))
-
-
-@given(st.integers(1, 60))
-def test_about_a_fifth_is_held_out_and_never_nothing(count: int) -> None:
-    chosen = held_out(count)
-    assert 1 <= chosen.sum() <= max(1, count // 5)
-
-
-def test_the_best_weight_is_the_one_whose_mixture_is_most_often_right() -> None:
-    y = torch.tensor([0, 0, 1, 1])
-    right, wrong = torch.eye(2)[y], torch.eye(2)[1 - y]
-    ones = torch.ones(4)
-    assert best_weight(right, wrong, y, ones) >= 0.5
-    assert best_weight(wrong, right, y, ones) == 0
-    assert best_weight(right, right, y, ones) == 0  # of equals the smallest
-
-
-def test_rows_without_importance_do_not_count() -> None:
-    y = torch.tensor([0, 1])
-    local, shared = torch.tensor([[1.0, 0.0], [1.0, 0.0]]), torch.tensor([[0.0, 1.0], [0.0, 1.0]])
-    assert best_weight(local, shared, y, torch.tensor([1.0, 0.0])) > 0
-    assert best_weight(local, shared, y, torch.tensor([0.0, 1.0])) == 0
 
 
 def test_interpolation_is_between_its_parts() -> None:

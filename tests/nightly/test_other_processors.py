@@ -1,37 +1,25 @@
-"""The same cell by other instructions of the processor, in processes of their own."""
+"""The tests of numbers by other instructions of the processor, and by two threads, in processes of their own."""
 
-import json
 import os
 import subprocess
 import sys
-from typing import Any
+from pathlib import Path
 
 import pytest
-import torch
-from test_last_bit import ENTRIES, close, ended, shown
 
 pytestmark = pytest.mark.slow
+TESTS = Path(__file__).parents[1]
+NUMBERS = ("privacy", "methods", "models", "baselines", "algorithms", "training", "evidence/check", "test_golden.py", "test_recorded.py")
 PROCESSORS = {
-    "the plainest products of MKL": {"MKL_CBWR": "COMPATIBLE"},
-    "no vector instructions in torch": {"ATEN_CPU_CAPABILITY": "default"},
+    "torch without vector instructions": {"ATEN_CPU_CAPABILITY": "default"},
+    "torch with AVX2": {"ATEN_CPU_CAPABILITY": "avx2"},
+    "MKL with SSE4.2": {"MKL_ENABLE_INSTRUCTIONS": "SSE4_2"},
+    "two threads": {"OMP_NUM_THREADS": "2"},
 }
-ELSEWHERE = ("dp-gaussian", "dp-gmm", "fedhypevae", "fedhypevae-warm", "fedhypevae-sites")
 
 
-def everything() -> dict[str, Any]:
-    return {f"{name}, {trust}": shown(*ended(ENTRIES[name], trust=trust)) for name in ELSEWHERE for trust in ("aggregate", "silo")}
-
-
-def test_scores_and_codes_are_those_of_another_processor() -> None:
-    shared = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
-    others = [subprocess.Popen([sys.executable, __file__], env=shared | each, stdout=subprocess.PIPE) for each in PROCESSORS.values()]
-    here = everything()
-    for other in others:
-        there = json.loads(other.communicate()[0])
-        for name in here:
-            close(here[name], there[name])
-
-
-if __name__ == "__main__":
-    torch.set_num_threads(1)
-    print(json.dumps(everything()))
+@pytest.mark.parametrize("processor", PROCESSORS)
+def test_the_ordinary_tests_of_numbers_pass(processor: str) -> None:
+    command = [sys.executable, "-m", "pytest", "-n", "0", *(str(TESTS / part) for part in NUMBERS)]
+    done = subprocess.run(command, env=os.environ | PROCESSORS[processor], capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout[-4000:]

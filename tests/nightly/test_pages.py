@@ -1,7 +1,6 @@
 """The commands of the pages that start Ray, read pictures or train for minutes, as processes of their own."""
 
 import os
-import re
 import shlex
 import subprocess
 import sys
@@ -9,11 +8,11 @@ from pathlib import Path
 
 import pytest
 from benches import PATIENCE
+from fedsim.results.grid_rows import grid_rows
 from pictures import save_chest_xray, save_encoder, save_ham10000, save_medmnist, save_milk10k
 from test_docs import ALGORITHMS, DATA, ROOT, commands, save_methods
 
-from fedsim.data.encoding.spec import REVISIONS
-from fedsim.results.grid_rows import grid_rows
+from fedsim.data.spec import REVISIONS
 
 pytestmark = pytest.mark.slow
 FEDSIM = Path(sys.executable).with_name("fedsim")
@@ -37,21 +36,12 @@ def desk(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, str]
 
 def test_every_command_of_the_data_page_runs_in_its_order(desk: tuple[Path, dict[str, str]]) -> None:
     folder, environment = desk
-    assert len(commands(DATA)) == 7
+    assert len(commands(DATA)) == 2
     for command in commands(DATA):
         done = subprocess.run(shlex.split(command), cwd=folder, env=environment, capture_output=True, text=True, timeout=PATIENCE)
         assert done.returncode == 0, command + done.stdout + done.stderr
     made = {str(path.relative_to(folder)) for path in folder.rglob("*") if path.suffix in (".npz", ".png") and "home" not in str(path)}
-    pictures = {"runs/milk/curves/privacy_utility.png"}
-    assert made >= {"organsmnist.npz", "milk10k.npz", "ham10000.npz", "chest.npz", "synth.npz"} | pictures
-
-
-def test_the_python_of_the_data_page_runs(desk: tuple[Path, dict[str, str]]) -> None:
-    folder, environment = desk
-    (code,) = re.findall(r"```python\n(.*?)```", DATA.read_text(), re.S)
-    script = code + "assert len(rows) == 1\nassert x.shape == (3, 16)\n"
-    done = subprocess.run([sys.executable, "-c", script], cwd=folder, env=environment, capture_output=True, text=True, timeout=PATIENCE)
-    assert done.returncode == 0, done.stderr
+    assert made >= {"organsmnist.npz", "chest.npz"}
 
 
 def test_every_command_of_the_algorithms_page_runs_in_its_order(tmp_path: Path) -> None:

@@ -46,11 +46,6 @@ def test_a_client_holds_all_rows_of_a_group_or_none(scheme: str, order: int, see
         assert len({(group, name) for group, name in zip(groups.tolist(), lesion[rows].tolist(), strict=True)}) == len(set(groups.tolist()))
 
 
-def test_without_a_column_nothing_is_grouped() -> None:
-    made = make_partition(LABELS, spec=PartitionSpec(), alpha=0.3, clients=6, seed=0, columns={})
-    assert made.groups is None
-
-
 def test_a_group_has_the_label_of_most_of_its_rows_and_of_several_the_lowest() -> None:
     y, lesion = np.array([2, 2, 0, 3, 1, 1, 3]), np.array(["a", "a", "a", "b", "b", "c", "c"])
     assert parts_of(y, {"lesion": lesion}, PartitionSpec(together="lesion")).y.tolist() == [2, 1, 1]

@@ -9,13 +9,16 @@ import numpy as np
 import pytest
 from benches import Ran
 from cells import NODES, small_grid
+from fedsim.results.grid_rows import grid_rows
+from fedsim.results.join import Entry, Lines
 from PIL import Image
 
 from baselines.dp_gaussian import DPGaussian
 from fedsim.data.images import ImageSet
 from fedsim.data.public import PublicRows
 from fedsim.data.sources.load import load_public, opened
-from fedsim.data.sources.spec import DatasetSpec
+from fedsim.data.sources.registry import read_unlabelled
+from fedsim.data.spec import DatasetSpec
 from fedsim.errors import UserError
 from fedsim.grid.models import Grid
 from fedsim.methods.messages import Server
@@ -23,8 +26,6 @@ from fedsim.methods.products import Generator
 from fedsim.planning.prepare import Prepared, prepare
 from fedsim.report.statement import statements
 from fedsim.results.generators import load_generator
-from fedsim.results.grid_rows import grid_rows
-from fedsim.results.join import Entry, Lines
 from fedsim.results.result_lines import training_line
 from fedsim.training.cohort import build_algorithm
 from fedsim.training.trial import Outcome, run_trial
@@ -184,7 +185,6 @@ def test_images_need_no_labels(tmp_path: Path, source: str) -> None:
     spec = DatasetSpec.model_validate({source: str(tmp_path / "table.csv" if source == "csv" else tmp_path)})
     with pytest.raises(UserError, match="holds images; name what embeds them"):
         load_public(spec)
-    assert spec.source.unlabelled is not None
-    read = spec.source.unlabelled(spec.asked)
+    read = read_unlabelled(spec)
     assert isinstance(read, ImageSet)
     assert len(read) == 4

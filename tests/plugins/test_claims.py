@@ -1,6 +1,7 @@
 import shutil
 import sys
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -8,6 +9,9 @@ import pytest
 from benches import Done, Ran
 from broken.tiny import Tiny, TinyParams
 from cells import SHIPPED, small_grid
+from fedsim.results.grid_rows import grid_rows
+from fedsim.results.rows import Row
+from plug_ins import GOOD
 
 from baselines.dp_gaussian import DPGaussian
 from baselines.fedlambda import FedLambda
@@ -18,8 +22,6 @@ from fedsim.methods.messages import Task
 from fedsim.plugins.claims import allowed, as_checked
 from fedsim.plugins.registry import lookup
 from fedsim.privacy.plan import Claim, Trust, Unit
-from fedsim.results.grid_rows import grid_rows
-from fedsim.results.rows import Row
 from fedsim.results.store import KINDS, ResultStore
 
 BROKEN = Path(__file__).parents[1] / "broken"
@@ -42,6 +44,32 @@ class Hooks(Tiny):
 @pytest.mark.parametrize("name", SHIPPED)
 def test_a_shipped_algorithm_may_claim_a_theorem(name: str) -> None:
     assert allowed("proved", made(lookup(name))) == "proved"
+
+
+def tenth_of_the_noise(self: DPGaussian) -> list[Any]:
+    return []
+
+
+def test_a_shipped_class_in_which_a_plug_in_replaced_a_method_states_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    untouched = made(DPGaussian)
+    for cls, name in ((DPGaussian, "phases"), (Algorithm, "noise_at_clients")):
+        for given in (tenth_of_the_noise, property(tenth_of_the_noise), partial(tenth_of_the_noise)):
+            with monkeypatch.context() as change:
+                change.setattr(cls, name, given)
+                assert allowed("proved", untouched) == "stated"
+    assert allowed("proved", untouched) == "proved"
+
+
+def test_a_row_of_a_shipped_method_that_a_plug_in_of_its_grid_changed_as_it_was_imported_is_stated(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, bench: Callable[..., Ran]
+) -> None:
+    monkeypatch.setattr(DPGaussian, "phases", DPGaussian.phases)  # put back at the end
+    whole = DPGaussian.phases
+    text = "from baselines.dp_gaussian import DPGaussian\nwhole = DPGaussian.phases\nDPGaussian.phases = lambda self: whole(self)\n"
+    (folder / "changes.py").write_text(GOOD + text)
+    rows = bench(small_grid("dp-gaussian", f"{folder}/changes.py:MyMethod", epsilon=4.0)).rows
+    assert DPGaussian.phases is not whole
+    assert {row.claim for row in rows} == {"stated"}
 
 
 class Modes(TinyParams):

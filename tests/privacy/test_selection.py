@@ -9,11 +9,11 @@ from dp_accounting.rdp import RdpAccountant
 from scipy.optimize import brentq
 
 from fedsim.privacy.accountant import ORDERS, rdp_epsilon
-from fedsim.privacy.events import Event
-from fedsim.privacy.selection import DISTRIBUTIONS, SHAPES, Distribution, Selection, converted, curve_of, runs_at, selected, solved_noise
+from fedsim.privacy.mechanism import Mechanism
+from fedsim.privacy.selection import SHAPES, Distribution, Selection, converted, curve_of, runs_at, selected, solved_noise
 
 DELTA = 1e-4
-EVENTS = [Event(4.0, 1.0, 1), Event(3.0, 0.1, 40)]
+EVENTS = [Mechanism(4.0), Mechanism(3.0, 0.1, 40)]
 
 
 def divergence(p: np.ndarray, q: np.ndarray) -> np.ndarray:
@@ -29,21 +29,16 @@ def divergence(p: np.ndarray, q: np.ndarray) -> np.ndarray:
 
 
 def best(p: np.ndarray, mean: float, distribution: Distribution) -> np.ndarray:
-    """What is released where each run has outcome k, the better the larger, with probability ``p[k]``; outcome 0 where nothing ran."""
+    """What is released where each run has outcome k, the better the larger, with probability ``p[k]``."""
     below = np.concatenate([[0.0], p.cumsum()])
     below[-1] = 1.0
-    if distribution == "poisson":
-        generated = np.exp(mean * (below - 1))
-        released = np.diff(generated)
-        released[0] += generated[0]
-        return released
     if distribution == "geometric":
         return np.diff(below / mean / (1 - (1 - 1 / mean) * below))
     rate = brentq(lambda gamma: (1 / gamma - 1) / math.log(1 / gamma) - mean, 1e-9, 0.999)
     return np.diff(np.log1p(-(1 - rate) * below) / math.log(rate))
 
 
-@pytest.mark.parametrize("distribution", DISTRIBUTIONS)
+@pytest.mark.parametrize("distribution", SHAPES)
 @pytest.mark.parametrize("odds", [0.2, 1.0])
 def test_the_best_of_several_runs_diverges_by_no_more_than_it_costs(distribution: Distribution, odds: float) -> None:
     p = np.array([0.5, 0.3, 0.15, 0.05])
@@ -54,7 +49,7 @@ def test_the_best_of_several_runs_diverges_by_no_more_than_it_costs(distribution
     assert (exact <= bound * (1 + 1e-6) + 1e-9).all()
 
 
-@pytest.mark.parametrize("distribution", DISTRIBUTIONS)
+@pytest.mark.parametrize("distribution", SHAPES)
 def test_one_setting_costs_what_the_event_of_dp_accounting_does(distribution: Distribution) -> None:
     base = ComposedDpEvent([GaussianDpEvent(4.0), SelfComposedDpEvent(PoissonSampledDpEvent(0.1, GaussianDpEvent(3.0)), 40)])
     accountant = RdpAccountant(ORDERS)
@@ -64,30 +59,45 @@ def test_one_setting_costs_what_the_event_of_dp_accounting_does(distribution: Di
 
 
 def test_a_setting_more_never_costs_less_and_the_dearer_of_training_and_score_is_spent() -> None:
-    one, other = tuple(EVENTS), (Event(3.0, 1.0, 2),)
+    one, other = tuple(EVENTS), (Mechanism(3.0, 1.0, 2),)
     costs = [Selection(10, "geometric", trainings, 9.0).epsilon(DELTA) for trainings in ((one,), (other,), (one, other))]
     assert max(costs[:2]) <= costs[2]
     assert Selection(10, "geometric", (one,), 0.5).epsilon(DELTA) > costs[0]
     assert Selection(10, "geometric", (one,), 0.0).epsilon(DELTA) == math.inf
 
 
-@pytest.mark.parametrize("distribution", DISTRIBUTIONS)
+@pytest.mark.parametrize("distribution", SHAPES)
 def test_the_number_of_runs_has_the_mean_that_is_paid_for(distribution: Distribution) -> None:
     counts = [runs_at(u, 5, distribution) for u in (np.arange(2_000) + 0.5) / 2_000]
     assert np.mean(counts) == pytest.approx(5, rel=0.02)
-    assert min(counts) == (0 if distribution == "poisson" else 1)
-    assert runs_at(0.999, 1, "geometric") == runs_at(0.999, 1, "logarithmic") == 1
+    assert min(counts) == 1
+    assert runs_at(0.999, 1, distribution) == 1
 
 
-@pytest.mark.parametrize("distribution", DISTRIBUTIONS)
+@pytest.mark.parametrize("distribution", SHAPES)
+@pytest.mark.parametrize("mean", [1.5, 30])
+def test_every_quantile_has_the_number_of_runs_that_its_distribution_says(distribution: Distribution, mean: float) -> None:
+    rate = 1 / mean if distribution == "geometric" else brentq(lambda gamma: (1 / gamma - 1) / math.log(1 / gamma) - mean, 1e-9, 0.999)
+    number, below = 1, 0.0
+    weight = rate if distribution == "geometric" else (1 - rate) / -math.log(rate)
+    for quantile in [0.0, *(np.arange(500) + 0.5) / 500, 0.9999]:
+        while below + weight < quantile:
+            below += weight
+            weight *= (1 - rate) * (1 if distribution == "geometric" else number / (number + 1))
+            number += 1
+        assert runs_at(quantile, mean, distribution) == number
+    assert runs_at(1 - 2**-53, mean, distribution) < 80 * mean * (1 if distribution == "geometric" else math.log(1 / rate))
+
+
+@pytest.mark.parametrize("distribution", SHAPES)
 def test_noise_is_solved_for_the_whole_search(distribution: Distribution) -> None:
-    sigma = solved_noise(10, distribution, 2.0, DELTA, lambda sigma: [(sigma, 1.0, 3)])
-    spent = converted(selected(curve_of([(sigma, 1.0, 3)]), 10, distribution), DELTA)
+    sigma = solved_noise(10, distribution, 2.0, DELTA, lambda sigma: [Mechanism(sigma, 1.0, 3)])
+    spent = converted(selected(curve_of([Mechanism(sigma, 1.0, 3)]), 10, distribution), DELTA)
     assert 0.99 * 2 < spent <= 2
 
 
-def test_all_mechanisms_of_a_run_count_and_a_choice_is_one_of_them() -> None:
-    events = [*EVENTS, Event(10.0, 1.0, 3, "exponential")]
+def test_all_mechanisms_of_a_run_count() -> None:
+    events = [*EVENTS, Mechanism(10.0, 1.0, 3)]
     once = converted(selected(curve_of(events), 1, "geometric"), DELTA)
     assert once == pytest.approx(rdp_epsilon(events, DELTA), rel=1e-3)
     assert converted(selected(curve_of(events), 8, "geometric"), DELTA) > converted(selected(curve_of(EVENTS), 8, "geometric"), DELTA)

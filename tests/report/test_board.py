@@ -3,11 +3,11 @@
 from typing import Any
 
 import pytest
+from fedsim.results.rows import Row, Tuned
 from rows import make_row
 
 from fedsim.evidence.prove import Proof
 from fedsim.report.board import Board
-from fedsim.results.rows import Row, Tuned
 
 TUNED = Tuned(space={"clip": (1, 2)}, trials=10, distribution="geometric", held_out=0.1, free=True, chosen={"clip": 1}, trained=2)
 
@@ -61,3 +61,8 @@ def test_what_users_wrote_is_text(as_: Any, text: str) -> None:
 def test_a_table_of_no_row_says_so() -> None:
     assert board(scored("a", 0.5), verdict="not proved", why="it is old").text("csv") == ""
     assert "left out: 1" in board(scored("a", 0.5), verdict="not proved", why="it is old").text("md")
+
+
+def test_it_says_that_its_scores_are_of_real_rows() -> None:
+    for as_ in ("md", "html"):
+        assert "exact functions of real rows" in board(scored("a", 0.5)).text(as_)

@@ -10,7 +10,7 @@ import yaml
 from benches import Ran
 from cells import small_grid
 
-from fedsim.data.sources.spec import DatasetSpec
+from fedsim.data.spec import DatasetSpec
 from fedsim.errors import UserError
 from fedsim.report.dataset_card import CARD_FILE, CROISSANT_FILE, DATA_FILE, write_hub_folder
 from fedsim.results.generators import load_generator
@@ -107,7 +107,6 @@ def test_a_folder_that_is_not_empty_is_left_alone(hub: Path, run: Path) -> None:
         ("digits", "CC BY 4.0"),
         ("ham10000", "CC BY-NC 4.0"),
         ("medmnist:organsmnist", "CC BY 4.0"),
-        ("flamby:tcga-brca", "GDC open access"),
         ({"npz": "a.npz"}, ""),
         ("hf:user/set", ""),
     ],

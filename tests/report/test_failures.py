@@ -1,8 +1,6 @@
 import math
 
 import pytest
-from rows import add_lines, add_rows
-
 from fedsim.report.diagnostics import Rounds
 from fedsim.report.failures import (
     ACCURACY,
@@ -11,11 +9,17 @@ from fedsim.report.failures import (
     DISAGREEMENT,
     DIVERGED,
     EXPLOSION,
+    FALLS,
     HELP,
+    JUDGES,
     MEANING,
+    SEEDS,
+    SIZE,
     find_failures,
     summary,
 )
+from rows import add_lines, add_rows
+
 from fedsim.report.report import write_report
 
 
@@ -109,7 +113,31 @@ def test_accuracy_is_the_mean_over_seeds_that_are_ok(row, failed):
     left_out = [row(cell_id="o", seed=2, status="overspent", epsilon_spent=9.0, balanced_accuracy=0.9), failed(cell_id="f", seed=3)]
     seeds = [row(cell_id="a", seed=0, balanced_accuracy=0.1), row(cell_id="b", seed=1, balanced_accuracy=0.2)]
     assert "balanced accuracy 0.15" in only([*seeds, *left_out], []).observed
-    assert kinds([*seeds, row(cell_id="c", seed=4, balanced_accuracy=0.9)], []) == []
+    assert kinds([*seeds, row(cell_id="c", seed=4, balanced_accuracy=0.9)], []) == [SEEDS]
+
+
+@pytest.mark.parametrize(("at_8", "expected"), [((0.7, 0.71, 0.72), [FALLS]), ((0.79, 0.81, 0.8), []), ((0.6, 0.8, 0.8), [])])
+def test_a_score_falls_with_epsilon_if_its_seeds_say_so(row, at_8, expected):
+    curves = {1.0: (0.8, 0.8, 0.8), 8.0: at_8}
+    rows = [
+        row(cell_id=f"{epsilon} {seed}", seed=seed, epsilon_target=epsilon, balanced_accuracy=score)
+        for epsilon, scores in curves.items()
+        for seed, score in enumerate(scores)
+    ]
+    assert kinds(rows, []) == expected
+
+
+def test_single_seeds_show_judges_that_disagree_seeds_that_do_and_rows_of_another_size(row):
+    rows = [
+        row(cell_id="a", seed=0, balanced_accuracy=0.9, knn_balanced_accuracy=0.7, synthetic_norm=8.5),
+        row(cell_id="b", seed=1, balanced_accuracy=0.5, knn_balanced_accuracy=0.5, synthetic_norm=1.0),
+    ]
+    found = {finding.kind: finding.observed for finding in found_in(rows, [])}
+    assert found == {
+        JUDGES: "0.90 by the probe, 0.70 by neighbours, in 1 of 2 seeds",
+        SEEDS: "balanced accuracy 0.90, 0.50",
+        SIZE: "norm 8.5, in 1 of 2 seeds",
+    }
 
 
 def test_a_method_without_noise_does_not_collapse_under_noise(row):

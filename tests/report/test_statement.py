@@ -3,7 +3,6 @@ import math
 from rows import make_failed, make_row
 
 from fedsim.report.statement import statements
-from fedsim.results.rows import Mechanism
 
 PROOF = {"relation": "add-or-remove-one", "noise": "seeded", "sensitivity": 1.0}
 
@@ -29,12 +28,13 @@ def test_the_sum_is_noised_once_and_clients_noise_is_each_ones_own() -> None:
     assert "sees single clients' messages" not in found["clients"]
 
 
-def test_a_choice_is_stated_as_one() -> None:
-    choice = Mechanism(release="prototypes", kind="exponential", noise_multiplier=2.0, sample_rate=1.0, count=1)
-    found = told(make_row(mechanisms=(choice,), steps=1, sample_rate=1.0, accountant="pld", **PROOF))["fedhypevae"]
-    assert "prototypes, once, on all units, no sampling, only the numbers of the largest scores are released" in found
-    assert "noise: Gumbel, seeded" in found
-    assert "bounded range" in found
+def test_a_tuned_row_trusts_whoever_sees_its_trainings_wherever_noise_was_added() -> None:
+    search = {"space": {"clip": (1, 2)}, "trials": 10, "distribution": "geometric", "held_out": 0.1, "chosen": {"clip": 1}, "trained": 2}
+    for place in ("sum", "clients"):
+        found = told(make_row(noise_at=place, tuning=search, **PROOF))["fedhypevae"]
+        assert "shows nobody, clients included, any but the best" in found
+        assert "silo as well" not in found
+        assert "whoever sees a message or a score of a training that was not the best" in found
 
 
 def test_a_heuristic_claim_is_no_guarantee_and_says_so() -> None:

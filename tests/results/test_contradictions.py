@@ -1,18 +1,18 @@
 import re
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 
 import pytest
 from cells import SHIPPED, quick, small_cells
+from fedsim.results.rows import Row
 from plug_ins import GOOD, write
 from rows import joined
 
 from fedsim.plugins.registry import lookup
 from fedsim.privacy.accountant import epsilon
-from fedsim.privacy.ledger import Tally
 from fedsim.report.statement import statements
 from fedsim.results.contradictions import CrossCheck, cross_check, large_deltas
-from fedsim.results.rows import Row
 from fedsim.training.trial import Outcome
 
 
@@ -22,16 +22,15 @@ def planned(name: str, unit: str = "example", trust: str = "aggregate", **params
     (trial,) = small_cells(quick(name, **params), epsilon=4.0, unit=unit, trust=trust).trials
     plan = trial.plan
     assert plan is not None
-    ran = tuple(Tally(0, r.name, plan.noise_multiplier(r.name), r.sample_rate, r.steps, r.mechanism) for r in plan.releases if r.steps)
-    return joined(trial, Outcome(plan.epsilon_reached, plan.accountant, ran, "sum", "", 0, 0, 0, 1.0, {}))
+    return joined(trial, Outcome(plan.epsilon_reached, plan.accountant, plan.mechanisms, "sum", "", 0, 0, 0, 1.0, {}))
 
 
 def forged(row: Row, noise: float = 1.0, steps: int | None = None, **fields: object) -> Row:
     """A row whose last mechanism has other noise or another count, which spends what it says."""
     *others, last = row.mechanisms or ()
     changes = {"noise_multiplier": noise * last.noise_multiplier, "count": last.count if steps is None else steps}
-    mechanisms = (*others, last.model_copy(update=changes))
-    spent, _ = epsilon([(m.noise_multiplier, m.sample_rate, m.count) for m in mechanisms], row.delta or 0.0)
+    mechanisms = (*others, replace(last, **changes))
+    spent, _ = epsilon(mechanisms, row.delta or 0.0)
     told = {"mechanisms": mechanisms, "epsilon_spent": spent, "steps": sum(m.count for m in mechanisms)}
     return row.model_copy(update=told | fields)
 

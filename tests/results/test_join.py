@@ -7,15 +7,14 @@ from typing import Any
 
 import pytest
 from cells import small_cells
+from fedsim.results.grid_rows import every_row, grid_rows
+from fedsim.results.join import Entry, Lines, claim_of
+from fedsim.results.rows import Row, RowError
 from rows import ERROR, lines_of
 
 from fedsim.evaluation.judge import Judgement
 from fedsim.evaluation.references import Ceiling, LocalOnly
-from fedsim.privacy.ledger import Tally
-from fedsim.results.grid_rows import every_row, grid_rows
-from fedsim.results.join import Entry, Lines, claim_of
 from fedsim.results.result_lines import judgement_line, reference_line, training_line
-from fedsim.results.rows import Row, RowError
 from fedsim.results.store import ResultStore
 from fedsim.runs.manifest import write_manifest
 from fedsim.training.trial import Outcome, Trial
@@ -44,8 +43,7 @@ def as_planned(trial: Trial, **fields: Any) -> Outcome:
     """A training that did what was planned, but for what is given."""
     plan = trial.plan
     assert plan is not None
-    ran = tuple(Tally(0, r.name, plan.noise_multiplier(r.name), r.sample_rate, r.steps) for r in plan.releases)
-    return replace(Outcome(plan.epsilon_reached, plan.accountant, ran, "sum", "", 1000, 2000, 30, 3.0, {}), **fields)
+    return replace(Outcome(plan.epsilon_reached, plan.accountant, plan.mechanisms, "sum", "", 1000, 2000, 30, 3.0, {}), **fields)
 
 
 def entry_of(trial: Trial) -> Entry:

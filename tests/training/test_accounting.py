@@ -85,7 +85,7 @@ class ForgesItsMessage(ForgetsTheNoise):
         honest = Clients(clients.members, clients.x, clients.y, clients.seeds, clients.plan, clients.model)
         honest.add_noise(round_.release, round_.stream, {}, {})
         message = super().client_round(clients, round_, broadcast)
-        return replace(message, ran=Ran([replace(step, noise_multiplier=99.0) for step in honest.ran.steps]))
+        return replace(message, ran=Ran([replace(step, mechanism=step.mechanism.scaled(99.0)) for step in honest.ran.steps]))
 
 
 def outcome(name: str, **keys: Any) -> Outcome:

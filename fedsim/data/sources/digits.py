@@ -9,7 +9,6 @@ from numpy.typing import NDArray
 
 from fedsim.data.embeddings import Embeddings
 from fedsim.data.images import ImageSet, PixelArrays
-from fedsim.data.sources.source import Listing, Source
 from fedsim.data.split import quarter_for_testing
 
 _NAMES = tuple(map(str, range(10)))
@@ -34,11 +33,3 @@ def _digits() -> tuple[NDArray[np.float64], NDArray[np.int64]]:
     (file,) = (file for file in files("scikit-learn") or () if file.name == "digits.csv.gz")
     table = np.loadtxt(str(file.locate()), delimiter=",")
     return table[:, :-1].reshape(-1, 8, 8), table[:, -1].astype(np.int64)
-
-
-DIGITS = Source(
-    lambda: [Listing("digits", "10", "1348 / 449", "8 (or embeddings of 64)", "CC BY 4.0", "scikit-learn, UCI", "yes")],
-    images=lambda asked: digits_images(asked.name),
-    embeddings=lambda asked: digits_embeddings(asked.name),
-    published=True,
-)

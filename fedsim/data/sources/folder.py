@@ -9,21 +9,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fedsim.data.images import EXTENSIONS, ImageFiles, ImageSet
-from fedsim.data.sources.source import Listing, Source
 from fedsim.data.split import TRAIN, WORDS, made_up_labels, quarter_for_testing
 from fedsim.errors import UserError, at
-from fedsim.tagged import KindParams
-
-
-class ImageFolderParams(KindParams):
-    """Parameters of an image folder.
-
-    Attributes:
-        domains: the folders at the top are domains (sites, scanners, styles), with the classes' folders in each; they become the column
-            ``domain``.
-    """
-
-    domains: bool = False
 
 
 def load_image_folder(root: Path, name: str, *, domains: bool = False) -> ImageSet:
@@ -31,9 +18,6 @@ def load_image_folder(root: Path, name: str, *, domains: bool = False) -> ImageS
 
     Without train and test folders a fixed stratified quarter is for testing, of every domain. Hidden files and other types are left out.
     Where a class has folders (of patients), the column ``folder`` has the name of an image's.
-
-    Raises:
-        UserError: the folder is not there, holds no classes or half a split, or a class holds no image.
     """
     where = str(root)
     if not os.path.isdir(root):  # unlike Path.is_dir, never raises
@@ -77,11 +61,7 @@ def load_image_folder(root: Path, name: str, *, domains: bool = False) -> ImageS
 
 
 def images_alone(root: Path, name: str) -> ImageSet | None:
-    """The images of a folder that holds no folders, with made-up labels; None for one that does, or holds no image.
-
-    Raises:
-        UserError: there are less than three.
-    """
+    """The images of a folder that holds no folders, with made-up labels; None for one that does, or holds no image."""
     if not os.path.isdir(root) or _folders(root) or not (images := sorted(path for path in root.iterdir() if _may_be_image(path))):
         return None
     with at(str(root)):
@@ -90,11 +70,7 @@ def images_alone(root: Path, name: str) -> ImageSet | None:
 
 
 def _parts(top: Path) -> dict[Path, int]:
-    """The folders of a split, if there are some for training and for testing.
-
-    Raises:
-        UserError: there is nothing but the folders of a split, and one of these is missing.
-    """
+    """The folders of a split, if there are some for training and for testing; half a split is refused."""
     folders = _folders(top)
     parts = {folder: WORDS[folder.name.lower()] for folder in folders if folder.name.lower() in WORDS}
     missing = [name for name in ("train", "test") if WORDS[name] not in parts.values()]
@@ -121,11 +97,3 @@ def _may_be_image(path: Path) -> bool:
 
 def _folders(root: Path) -> list[Path]:
     return sorted(path for path in root.iterdir() if path.is_dir() and not path.name.startswith("."))
-
-
-IMAGE_FOLDER = Source(
-    lambda: [Listing("{imagefolder: PATH}", "yours", "train/ and test/, or a quarter", "their own", "yours", "your files")],
-    images=lambda asked: load_image_folder(asked.path, asked.name, domains=asked.given.domains),
-    unlabelled=lambda asked: images_alone(asked.path, asked.name),
-    params=ImageFolderParams,
-)

@@ -11,7 +11,6 @@ from typing import Any
 import numpy as np
 
 from fedsim.data.images import Decoder, ImageSet, decoded
-from fedsim.data.sources.source import Listing, Source
 from fedsim.data.sources.table import class_labels, texts
 from fedsim.data.split import TEST, TRAIN, WORDS, quarter_for_testing
 from fedsim.errors import UserError, not_installed
@@ -22,9 +21,6 @@ def load_hub(dataset: str, name: str) -> ImageSet:
 
     A missing text is an empty one. Its own train, validation and test splits are used; a set without a test split gets a fixed stratified
     quarter of its rows for testing.
-
-    Raises:
-        UserError: ``datasets`` is not installed, the data cannot be had, there are no such columns, or a row has no label.
     """
     try:
         import datasets
@@ -96,10 +92,3 @@ class HubImages:
         if held["bytes"] is not None:
             return bytes(held["bytes"])
         return Path(held["path"]).read_bytes()
-
-
-HUB = Source(
-    lambda: [Listing("hf:<dataset>", "yours", "its own, or a quarter", "their own", "yours", "the hub")],
-    images=lambda asked: load_hub(asked.argument, asked.name),
-    argument="<dataset>",
-)

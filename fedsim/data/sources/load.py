@@ -13,7 +13,8 @@ from fedsim.data.embeddings import Embeddings
 from fedsim.data.images import ImageSet, overlapping
 from fedsim.data.normalise import unit_norm
 from fedsim.data.public import PublicRows
-from fedsim.data.sources.spec import DatasetSpec
+from fedsim.data.sources.registry import read, read_unlabelled
+from fedsim.data.spec import DatasetSpec
 from fedsim.data.split import TEST, TRAIN, quarter_of_groups, stratified_rows
 from fedsim.errors import UserError, at, nearest
 from fedsim.files import unread
@@ -41,13 +42,13 @@ class OpenedSet:
     spec: DatasetSpec
     held: ImageSet | Embeddings
 
-    def labelled(self, dim: int = 1, seed: int = 0) -> Embeddings:
-        """Its labels, split and columns, with made-up rows of ``dim`` dimensions in place of images."""
+    def labelled(self) -> Embeddings:
+        """Its labels, split and columns, with made-up rows of one dimension in place of images."""
         if isinstance(self.held, Embeddings):
             return self.held
         images = self.held
-        x = np.random.default_rng(seed).standard_normal((len(images), dim), np.float32)
-        return Embeddings.from_arrays(self.spec.display, unit_norm(x), images.y, images.split, images.columns, images.class_names)
+        x = np.ones((len(images), 1), np.float32)
+        return Embeddings.from_arrays(self.spec.display, x, images.y, images.split, images.columns, images.class_names)
 
     def embedded(self) -> Embeddings:
         """The data set, its rows scaled to unit norm; embeddings that were computed before come from the cache.
@@ -57,46 +58,22 @@ class OpenedSet:
         """
         data = self.held
         if isinstance(data, ImageSet):
-            from fedsim.data.encoding.embed import cached_embeddings
+            from fedsim.data.encode import cached_embeddings
 
             assert self.spec.encoder is not None
             data = cached_embeddings(data, self.spec.encoder, self.spec.display, skip_bad=self.spec.skip_bad)
         return replace(data, x_train=unit_norm(data.x_train), x_test=unit_norm(data.x_test))
-
-    def foreseen(self) -> tuple[Embeddings, str | None]:
-        """The data set where the cache has it, else one with made-up rows; and what there is to embed, in words.
-
-        Raises:
-            UserError: as :meth:`embedded`, but for images that cannot be decoded.
-        """
-        if isinstance(self.held, Embeddings):
-            return self.embedded(), None
-        from fedsim.data.encoding.embed import EmbedJob, outlook
-        from fedsim.data.encoding.encoder import locate
-
-        assert self.spec.encoder is not None
-        job = EmbedJob(self.held, locate(self.spec.encoder))
-        images, seconds, dim = outlook(job)
-        if job.manifest():
-            return self.embedded(), None
-        left = f"{images} images of {self.held.name} with {self.spec.encoder.display}, about {_lasting(seconds)} on this machine"
-        return self.labelled(dim, int(job.key, 16)), left
-
-
-def _lasting(seconds: float) -> str:
-    unit, words = next((pair for pair in ((3600, "h"), (60, "min")) if seconds >= pair[0]), (1, "s"))
-    return f"{seconds / unit:.2g} {words}"
 
 
 def opened(spec: DatasetSpec) -> OpenedSet:
     """Read a data set's labels, split and columns; no image is decoded.
 
     Raises:
-        UserError: it cannot be had, does not do, or holds images and there is no encoder.
+        UserError: it cannot be had, is not valid, or holds images and there is no encoder.
     """
     if spec.holds_images and spec.encoder is None:
         raise UserError("", f"'{spec.display}' holds images", "name what embeds them, such as encoder: facebook/dinov2-base")
-    return OpenedSet(spec, image_set(spec) if spec.holds_images else _embedded(spec))
+    return OpenedSet(spec, image_set(spec) if spec.holds_images else _rows(spec))
 
 
 def load(spec: DatasetSpec) -> Embeddings:
@@ -108,26 +85,21 @@ def load(spec: DatasetSpec) -> Embeddings:
     return opened(spec).embedded()
 
 
-def load_public(spec: DatasetSpec, *, foresee: bool = False) -> tuple[PublicRows, str | None]:
-    """All rows of a data set that is public, with their labels if it has any; and what there is to embed, in words.
-
-    Args:
-        spec: which one.
-        foresee: embed nothing; rows that are not in the cache are then made up.
+def load_public(spec: DatasetSpec) -> PublicRows:
+    """All rows of a data set that is public, with their labels if it has any.
 
     Raises:
         UserError: as ``load``.
     """
     with _readable():
-        bare = spec.source.unlabelled(spec.asked) if spec.source.unlabelled else None
+        bare = read_unlabelled(spec)
     if bare is None or (spec.holds_images and spec.encoder is None):
         held = opened(spec if spec.overlap else spec.model_copy(update={"overlap": "keep"}))
     else:
-        limited = bare.limited(spec.limit) if isinstance(bare, ImageSet) and spec.limit else bare
-        held = OpenedSet(spec, limited)
-    data, left = held.foreseen() if foresee else (held.embedded(), None)
+        held = OpenedSet(spec, bare.limited(spec.limit) if isinstance(bare, ImageSet) and spec.limit else bare)
+    data = held.embedded()
     y = None if bare is not None else np.concatenate([data.y_train, data.y_test])
-    return PublicRows(np.concatenate([data.x_train, data.x_test]), y, spec.display, spec.terms[0] or None), left
+    return PublicRows(np.concatenate([data.x_train, data.x_test]), y, spec.display, spec.terms[0] or None)
 
 
 def labelled(spec: DatasetSpec) -> Embeddings:
@@ -137,7 +109,7 @@ def labelled(spec: DatasetSpec) -> Embeddings:
         UserError: as ``load``.
     """
     if not spec.holds_images:
-        return _embedded(spec)
+        return _rows(spec)
     return load(spec) if spec.skip_bad and spec.encoder else OpenedSet(spec, image_set(spec)).labelled()
 
 
@@ -145,12 +117,13 @@ def image_set(spec: DatasetSpec) -> ImageSet:
     """The images of a data set, with ``split``, ``overlap`` and ``limit`` applied.
 
     Raises:
-        UserError: the data set cannot be had, or does not do.
+        UserError: the data set cannot be had, or is not valid.
     """
-    if spec.source.images is None:
+    if not spec.has_images:
         raise UserError("", f"'{spec.display}' holds embeddings, not images", "use it as it is, without an encoder")
     with _readable():
-        whole = spec.source.images(spec.asked)
+        whole = read(spec, images=True)
+    assert isinstance(whole, ImageSet)
     with at(whole.where):
         if spec.split is not None:
             whole = _split_by(whole, spec.split.by)
@@ -167,11 +140,11 @@ def _split_by(images: ImageSet, column: str) -> ImageSet:
         return replace(images, split=quarter_of_groups(images.columns[column], images.y, images.class_names, column))
 
 
-def _embedded(spec: DatasetSpec) -> Embeddings:
+def _rows(spec: DatasetSpec) -> Embeddings:
     """Data sets that are embeddings already."""
-    assert spec.source.embeddings is not None
     with _readable():
-        data = spec.source.embeddings(spec.asked)
+        data = read(spec, images=False)
+    assert isinstance(data, Embeddings)
     with at(str(spec.path or "")):
         if spec.overlap_policy != "keep":
             data = _without_overlap(data, drop=spec.overlap_policy == "drop")

@@ -14,20 +14,8 @@ from numpy.typing import NDArray
 
 from fedsim.data.arrays import Arrays, BadArrays, read_arrays
 from fedsim.data.embeddings import Embeddings
-from fedsim.data.sources.source import Listing, Source
 from fedsim.data.split import TEST, TRAIN, made_up_labels
 from fedsim.errors import UserError, at
-from fedsim.tagged import KindParams
-
-
-class NpzParams(KindParams):
-    """Parameters of files of embeddings.
-
-    Attributes:
-        remap: number the labels 0 .. C-1 in sorted order.
-    """
-
-    remap: bool = False
 
 
 def load_embedding_file(path: Path, name: str, *, remap: bool = False) -> Embeddings:
@@ -37,9 +25,6 @@ def load_embedding_file(path: Path, name: str, *, remap: bool = False) -> Embedd
         path: the file; one that holds pickled objects is refused.
         name: what tables call the data set.
         remap: number the labels 0 .. C-1 in sorted order, whatever they are.
-
-    Raises:
-        UserError: the file is missing, is not such a file, or its arrays do not do.
     """
     arrays = _read(path)
     x, y, split = (arrays.pop(key) for key in ("x", "y", "split"))
@@ -52,11 +37,7 @@ def load_embedding_file(path: Path, name: str, *, remap: bool = False) -> Embedd
 
 
 def without_labels(path: Path, name: str) -> Embeddings | None:
-    """The rows of a file that has no ``y``, in place of which are made-up labels; None for one that has.
-
-    Raises:
-        UserError: as :func:`load_embedding_file`.
-    """
+    """The rows of a file that has no ``y``, in place of which are made-up labels; None for one that has."""
     arrays = _read(path, ("x",))
     if "y" in arrays:
         return None
@@ -68,9 +49,6 @@ def remapped(y: NDArray[Any], split: NDArray[Any]) -> tuple[NDArray[Any], NDArra
     """Labels of training and test rows as 0 .. C-1 in sorted order, and what they were where that is text.
 
     Arrays of another shape, and a split that is no whole numbers, come back as they are, to be refused.
-
-    Raises:
-        UserError: they are neither whole numbers nor texts, or no training row has a test row's.
     """
     if y.ndim != 1 or split.shape != y.shape or split.dtype.kind not in "iu":
         return y, None
@@ -101,11 +79,3 @@ def _read(path: Path, needed: Sequence[str] = ("x", "y", "split")) -> Arrays:
         held = f"it holds {', '.join(sorted(arrays))}" if arrays else "it holds no named arrays"
         raise UserError(str(path), f"there is no array '{missing[0]}'", f"give x [n, d], y [n] and split [n] ({held})")
     return arrays
-
-
-NPZ = Source(
-    lambda: [Listing("{npz: PATH}", "yours", "array split", "embeddings", "yours", "your files")],
-    embeddings=lambda asked: load_embedding_file(asked.path, asked.name, remap=asked.given.remap),
-    unlabelled=lambda asked: without_labels(asked.path, asked.name),
-    params=NpzParams,
-)

@@ -15,7 +15,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fedsim.data.images import ImageFiles, ImageSet
-from fedsim.data.sources.source import Listing, Source
 from fedsim.data.split import WORDS, made_up_labels, quarter_for_testing
 from fedsim.errors import UserError, at, nearest
 from fedsim.files import open_regular, unread
@@ -29,9 +28,6 @@ def load_image_table(path: Path, name: str) -> ImageSet:
 
     A column ``split`` (train, validation, test) says what is for testing; without one it is a fixed stratified quarter. All other
     columns are kept, for partitions by column, as whole numbers or texts; a missing value is an empty text.
-
-    Raises:
-        UserError: the table lacks a column or a value, or an image is not there.
     """
     table = read_table(path, ("path", "label"), exact=("label",), numbers=False)
     where = str(path)
@@ -44,11 +40,7 @@ def load_image_table(path: Path, name: str) -> ImageSet:
 
 
 def table_without_labels(path: Path, name: str) -> ImageSet | None:
-    """The images of a table that has no column ``label``, with made-up labels; None for one that has.
-
-    Raises:
-        UserError: an image is not there, or there are less than three.
-    """
+    """The images of a table that has no column ``label``, with made-up labels; None for one that has."""
     table = read_table(path, ("path",), numbers=False)
     if "label" in table:
         return None
@@ -65,15 +57,7 @@ def _listed(table: pd.DataFrame, path: Path) -> ImageFiles:
     return ImageFiles(files, folder)
 
 
-def read_table(
-    path: Path,
-    needed: Sequence[str] = (),
-    exact: Sequence[str] = (),
-    *,
-    numbers: bool = True,
-    names: tuple[str, ...] | None = None,
-    missing: str | None = None,
-) -> pd.DataFrame:
+def read_table(path: Path, needed: Sequence[str] = (), exact: Sequence[str] = (), *, numbers: bool = True) -> pd.DataFrame:
     """Read a CSV file.
 
     Args:
@@ -81,11 +65,6 @@ def read_table(
         needed: columns that it must have.
         exact: columns whose values are what stands there, and neither numbers nor missing where they look so.
         numbers: whether the other columns are numbers where they look so; else they are texts.
-        names: of the columns of a file without a head line.
-        missing: how the file spells a missing value, beside an empty text.
-
-    Raises:
-        UserError: it is not there, is no table, is empty, or lacks a column.
     """
     import pandas as pd
 
@@ -93,7 +72,7 @@ def read_table(
     try:
         with open_regular(path) as file:
             content = io.BytesIO(file.read())
-            table = pd.read_csv(content, skipinitialspace=True, dtype=None if numbers else str, names=names, na_values=missing)
+            table = pd.read_csv(content, skipinitialspace=True, dtype=None if numbers else str)
             if given := [name for name in exact if name in table]:
                 content.seek(0)
                 there = pd.read_csv(content, skipinitialspace=True, usecols=given, dtype=str, keep_default_na=False)
@@ -110,11 +89,7 @@ def read_table(
 
 
 def complete(table: pd.DataFrame, name: str) -> pd.Series[Any]:
-    """A column without gaps.
-
-    Raises:
-        UserError: a value is missing; with how many, and the first one's line in the file.
-    """
+    """A column without gaps; the message about one says how many there are, and the first one's line in the file."""
     gaps = (table[name].isna() | (table[name] == "")).to_numpy()
     if gaps.any():
         what = f"column '{name}' lacks {int(gaps.sum())} values, the first in line {int(gaps.argmax()) + 2}"
@@ -146,43 +121,23 @@ def exact_columns(table: pd.DataFrame, names: Sequence[str]) -> dict[str, NDArra
 
 def plain_columns(table: pd.DataFrame, names: Sequence[str]) -> dict[str, NDArray[Any]]:
     """Columns as arrays of numbers or texts; a missing text is ``unknown``."""
-    return {name: _plain(table[name]) for name in names}
+    from pandas.api.types import is_numeric_dtype  # of truth values, too
 
-
-def _plain(values: pd.Series[Any]) -> NDArray[Any]:
-    from pandas.api.types import is_bool_dtype, is_numeric_dtype
-
-    if is_bool_dtype(values) or is_numeric_dtype(values):
-        return values.to_numpy()
-    return values.fillna("unknown").astype(str).to_numpy(dtype=np.str_)
+    texts = {name: table[name].fillna("unknown").astype(str) for name in names if not is_numeric_dtype(table[name])}
+    return {name: texts[name].to_numpy(dtype=np.str_) if name in texts else table[name].to_numpy() for name in names}
 
 
 def check_files(paths: Sequence[Path], remedy: str) -> None:
-    """Every path is a file.
-
-    Raises:
-        UserError: some are not; with how many, and the first one.
-    """
+    """Refuse paths that are no files."""
     missing = [path for path in paths if not os.path.isfile(path)]  # unlike Path.is_file, never raises
     if missing:
         raise UserError("", f"{len(missing)} of {len(paths)} images are not there, the first is {missing[0]}", remedy)
 
 
 def split_values(values: NDArray[Any], words: Mapping[str, int]) -> NDArray[np.int64]:
-    """A split column: words (train, validation, test) or their numbers 0, 1, 2.
-
-    Raises:
-        UserError: another value.
-    """
+    """A split column: words (train, validation, test) or their numbers 0, 1, 2."""
     known = {**words, **{str(number): number for number in words.values()}}
     texts = [str(value).strip().lower().removesuffix(".0") for value in values]
     if unknown := next((text for text in texts if text not in known), None):
         raise UserError("", f"column 'split' has the value '{unknown}'", "give train, validation or test")
     return np.array([known[text] for text in texts], dtype=np.int64)
-
-
-TABLE = Source(
-    lambda: [Listing("{csv: PATH}", "yours", "column split, or a quarter", "their own", "yours", "your files")],
-    images=lambda asked: load_image_table(asked.path, asked.name),
-    unlabelled=lambda asked: table_without_labels(asked.path, asked.name),
-)

@@ -16,10 +16,10 @@ from functools import lru_cache
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.stats import beta, binom, norm
+from scipy.stats import beta, norm
 
-from fedsim.privacy.events import Event
-from fedsim.privacy.tradeoff import compose, refuted_epsilon
+from fedsim.privacy.mechanism import Mechanism
+from fedsim.privacy.pld import compose, refuted_epsilon
 
 CONFIDENCE = 0.95
 _EACH = (1 - CONFIDENCE) / 2
@@ -59,13 +59,13 @@ def least_pairs(delta: float) -> int:
     return pairs
 
 
-def bound(absent: Sequence[float], present: Sequence[float], events: Sequence[Event], delta: float) -> Bound:
+def bound(absent: Sequence[float], present: Sequence[float], mechanisms: Sequence[Mechanism], delta: float) -> Bound:
     """The bounds from the log likelihood ratios of trainings without and with the unit, in the order they were made.
 
     Args:
         absent: scores of the trainings without it.
         present: scores of those with it.
-        events: the claimed mechanism.
+        mechanisms: as claimed.
         delta: of the claim.
     """
     without, with_ = np.asarray(absent, float), np.asarray(present, float)
@@ -73,24 +73,26 @@ def bound(absent: Sequence[float], present: Sequence[float], events: Sequence[Ev
     half = len(without) // 2
     threshold = _threshold(without[:half], with_[:half], len(without) - half, delta)
     (tested,) = _epsilon(*_rates(without[half:], with_[half:], np.array([threshold])), delta)
-    return Bound(_of_mechanism(events, delta, float(false), float(true)), max(0.0, float(tested)), len(without), float(false), float(true))
+    return Bound(
+        _of_mechanism(mechanisms, delta, float(false), float(true)), max(0.0, float(tested)), len(without), float(false), float(true)
+    )
 
 
 @lru_cache(maxsize=256)
-def at_best(events: tuple[Event, ...], delta: float, pairs: int) -> Bound:
+def at_best(mechanisms: tuple[Mechanism, ...], delta: float, pairs: int) -> Bound:
     """The bounds where these mechanisms run and every rate that the best adversary counts is the one that it expects."""
     false = norm.sf(np.linspace(-4, 4, 161))
-    true = np.asarray(1 - compose(events).false_negatives(false, "add-one"), float)
+    true = np.asarray(1 - compose(mechanisms).false_negatives(false, "add-one"), float)
     tested = pairs - pairs // 2
     reached = _epsilon(upper(false * tested, tested), lower(true * tested, tested), delta).max()
     # there the log likelihood ratio is 0
     middle = int(np.argmax(true - false))
     limits = float(upper(false[middle] * pairs, pairs)), float(lower(true[middle] * pairs, pairs))
-    return Bound(_of_mechanism(events, delta, *limits), float(reached), pairs, *limits)
+    return Bound(_of_mechanism(mechanisms, delta, *limits), float(reached), pairs, *limits)
 
 
-def _of_mechanism(events: Sequence[Event], delta: float, false: float, true: float) -> float:
-    return refuted_epsilon(events, delta, false, true)[0] if true > false else 0.0
+def _of_mechanism(mechanisms: Sequence[Mechanism], delta: float, false: float, true: float) -> float:
+    return refuted_epsilon(mechanisms, delta, false, true)[0] if true > false else 0.0
 
 
 def upper(count: Floats, total: int) -> Floats:
@@ -124,33 +126,3 @@ def _epsilon(false: Floats, true: Floats, delta: float) -> Floats:
         called = np.log(np.maximum(true - delta, 0) / false)
         others = np.log(np.maximum(1 - false - delta, 0) / (1 - true))
     return np.asarray(np.fmax(np.nan_to_num(called, nan=0.0, neginf=0.0), np.nan_to_num(others, nan=0.0, neginf=0.0)))
-
-
-def one_run_p_value(canaries: int, guesses: int, correct: int, epsilon: float, delta: float) -> float:
-    """The probability of so many correct guesses or more under (epsilon, delta)-DP, at most (Steinke, Nasr & Jagielski 2023, theorem 5.2).
-
-    Args:
-        canaries: each in the training by a fair coin of its own.
-        guesses: of them that were guessed.
-        correct: of those.
-        epsilon: the claim.
-        delta: of the claim.
-    """
-    rate = 1 / (1 + math.exp(-epsilon))
-    tail = float(binom.sf(correct - 1, guesses, rate))
-    masses = np.cumsum(binom.pmf(np.arange(correct - 1, -1, -1), guesses, rate))
-    worst = float((masses / np.arange(1, correct + 1)).max(initial=0.0))
-    return min(1.0, tail + 2 * canaries * delta * worst)
-
-
-def one_run_epsilon(canaries: int, guesses: int, correct: int, delta: float, level: float = 1 - CONFIDENCE) -> float:
-    """The largest epsilon that so many correct guesses refute at ``level``; 0 where none is."""
-    if one_run_p_value(canaries, guesses, correct, 0.0, delta) > level:
-        return 0.0
-    low, high = 0.0, 1.0
-    while one_run_p_value(canaries, guesses, correct, high, delta) <= level and high < 64:
-        low, high = high, 2 * high
-    while high - low > 1e-4:
-        middle = (low + high) / 2
-        low, high = (middle, high) if one_run_p_value(canaries, guesses, correct, middle, delta) <= level else (low, middle)
-    return low

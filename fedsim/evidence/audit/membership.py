@@ -1,17 +1,43 @@
-"""How well scores tell rows that were trained on from rows that were not: AUC, and true positives at few false ones, with intervals."""
+"""Membership inference against the saved generators of a run: how well scores tell its training rows from other rows of the data set.
+
+The adversary sees synthetic rows alone. Cells that differ in nothing but their seed and the site that they leave out are each other's
+shadows (LiRA), where a row was trained on by some of them and not by others; a seed alone moves rows between clients and leaves none out.
+Rows may differ by themselves, so this bounds no epsilon.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.spatial.distance import cdist
 from scipy.stats import norm
 from sklearn.metrics import auc, roc_curve
+
+from fedsim.errors import UserError
+from fedsim.evaluation.judge import synthesise
+from fedsim.grid.models import Cell, Grid
+from fedsim.methods.products import is_classifier
+from fedsim.planning.node import Node
+from fedsim.planning.prepare import Prepared
+from fedsim.plugins.registry import check_installed
+from fedsim.results.folder import RunFolder
+from fedsim.results.run import Lines, entries
+from fedsim.results.trained import prepare_trained, read_state
+from fedsim.seeds import Seeds
+from fedsim.training.cohort import build_algorithm
+from fedsim.training.rounds import restored
+from fedsim.training.trial import Trial
+from fedsim.words import counted, number
 
 FALSE_POSITIVE_RATES = (0.01, 0.001)
 """Rates of false positives at which true ones are printed (Carlini et al. 2022, arXiv 2112.03570)."""
 RESAMPLES = 400
+PER_CLASS = 200
+FEWEST_SHADOWED, CELLS_OF_A_KIND = 3, 2
+"""Cells of a run below which none has shadows; cells with and cells without a row that it takes, so that others of both kinds are left."""
 
 Floats = NDArray[np.float64]
 Bools = NDArray[np.bool_]
@@ -31,14 +57,7 @@ class Estimate:
 
 @dataclass(frozen=True)
 class Membership:
-    """What an attack reaches.
-
-    Attributes:
-        attack: its name.
-        auc: area under its curve of true against false positives; 0.5 is guessing.
-        true_positives: at each of :data:`FALSE_POSITIVE_RATES`.
-        rows: how many rows it was tried on.
-    """
+    """What an attack reaches: area under its ROC curve, true positives at :data:`FALSE_POSITIVE_RATES`, and the rows it was tried on."""
 
     attack: str
     auc: Estimate
@@ -53,13 +72,12 @@ class Membership:
 
 def membership(attack: str, scores: Floats, inside: Bools) -> Membership:
     """How well scores ``[trainings, rows]`` say which rows were ``inside``; rows are resampled, with all their trainings."""
-    stream = np.random.default_rng(0)
-    count = scores.shape[1]
-    draws = [np.arange(count), *(np.asarray(stream.integers(0, count, count)) for _ in range(RESAMPLES))]
-    measured = np.array([_measured(scores[:, rows].ravel(), inside[:, rows].ravel()) for rows in draws])
+    stream, count = np.random.default_rng(0), scores.shape[1]
+    resampled = [np.arange(count), *(np.asarray(stream.integers(0, count, count)) for _ in range(RESAMPLES))]
+    measured = np.array([_measured(scores[:, rows].ravel(), inside[:, rows].ravel()) for rows in resampled])
     low, high = np.quantile(measured[1:], (0.025, 0.975), axis=0)
     area, *rest = (Estimate(*map(float, numbers)) for numbers in zip(measured[0], low, high, strict=True))
-    return Membership(attack, area, tuple(rest), scores.shape[1])
+    return Membership(attack, area, tuple(rest), count)
 
 
 def _measured(scores: Floats, inside: Bools) -> list[float]:
@@ -69,24 +87,19 @@ def _measured(scores: Floats, inside: Bools) -> list[float]:
     return [float(auc(false, true)), *(float(true[false <= rate].max()) for rate in FALSE_POSITIVE_RATES)]
 
 
-def likelihood_ratios(scores: Floats, inside: Bools, *, designed: bool = False) -> Floats:
-    """LiRA: how much likelier each score is if its row was trained on, by Gaussians of the other trainings' scores of the row.
+def likelihood_ratios(scores: Floats, inside: Bools) -> Floats:
+    """LiRA: how much likelier each score ``[trainings, rows]`` is if its row was trained on, by Gaussians of the others' scores of the row.
 
-    Carlini et al. 2022 (arXiv 2112.03570), with one variance for all rows, as for few shadow trainings; a row that all other trainings
-    have, or none, has a ratio of 1.
-
-    Args:
-        scores: ``[trainings, rows]``.
-        inside: the same.
-        designed: whether it is fixed how many trainings have a row. The count of the others would then give away whether the attacked one
-            does, so one other that differs from it is no shadow: there are equally many of either kind whatever the truth is.
+    Carlini et al. 2022 (arXiv 2112.03570), with one variance for all rows. How many trainings have a row is fixed, so the count of the
+    others would give away whether the attacked one does: one other that differs from it is no shadow, and there are equally many of either
+    kind whatever the truth is. A row without shadows of both kinds has a ratio of 1.
     """
     ratios, count = np.zeros_like(scores), len(scores)
     for target in range(count):
         others = (target + np.arange(1, count)) % count
         own, held = scores[others], inside[others]
         differs = held != inside[target]
-        shadow = ~(differs & (differs.cumsum(0) == 1)) if designed else np.ones_like(held)
+        shadow = ~(differs & (differs.cumsum(0) == 1))
         means = [_mean(own, which & shadow) for which in (held, ~held)]
         left = np.where(shadow, np.where(held, own - means[0], own - means[1]), np.nan)
         spread = float(np.sqrt(np.nanmean(np.square(left)))) or 1.0
@@ -98,3 +111,113 @@ def likelihood_ratios(scores: Floats, inside: Bools, *, designed: bool = False) 
 def _mean(scores: Floats, which: Bools) -> Floats:
     count = which.sum(0)
     return np.asarray(np.divide((scores * which).sum(0), count, out=np.full(scores.shape[1], np.nan), where=count > 0))
+
+
+def scores_of(synthetic: NDArray[np.float32], labels: NDArray[np.int64], x: NDArray[np.float32], y: NDArray[np.int64]) -> dict[str, Floats]:
+    """Of each row, its nearness to the nearest synthetic row of its label, and its likelihood under a Gaussian of those."""
+    near, likely = np.zeros(len(x)), np.zeros(len(x))
+    for label in np.unique(y):
+        rows, own = synthetic[labels == label].astype(float), y == label
+        near[own] = -cdist(x[own].astype(float), rows).min(1)
+        centred = rows - rows.mean(0)
+        covariance = centred.T @ centred / len(rows)
+        # a little of a ball, so that few rows have a density in many dimensions
+        covariance += (0.1 * np.trace(covariance) / len(covariance) + 1e-9) * np.eye(len(covariance))
+        away = x[own] - rows.mean(0)
+        likely[own] = -0.5 * np.einsum("nd,nd->n", away @ np.linalg.inv(covariance), away) - 0.5 * np.linalg.slogdet(covariance)[1]
+    return {"likelihood": likely, "nearest synthetic row": near}
+
+
+@dataclass(frozen=True)
+class Attacked:
+    """A cell whose generator was attacked, which of the data set's training rows it trained on, and their scores by name."""
+
+    cell: Cell
+    trained: Bools
+    scores: dict[str, Floats]
+
+    @property
+    def words(self) -> str:
+        """What its shadows share with it."""
+        return self.cell.label if self.cell.epsilon is None else f"{self.cell.label}, ε = {number(self.cell.epsilon)}"
+
+
+def attack_run(folder: RunFolder, grid: Grid, *, cell: str | None = None, trust_plugin: bool = False) -> Iterator[str]:
+    """The membership of training rows against other rows by every generator that is kept, then by their shadows; a line each.
+
+    Args:
+        folder: of the run.
+        grid: that its manifest holds.
+        cell: the id of the one cell to attack, or its beginning; cells of other seeds and sites are still its shadows.
+        trust_plugin: also run the code of algorithms that trainings name as a file or a module that is not installed.
+
+    Raises:
+        UserError: there are no generators, a training names a plug-in, or data or partitions are not those of the trainings.
+    """
+    lines = Lines.read(folder.path)
+    cells = entries(folder.path, lines)
+    ended = [lines.trainings[entry.training_id] for entry in cells if lines.standing_of(entry) == "ok"]
+    for line in () if trust_plugin else ended:
+        check_installed(line["cell"]["algorithm"], str(folder.lines("trainings")))
+    kept = [line for line in ended if line["yields"] == "generator" and line["state"] and folder.state(line["training_id"]).exists()]
+    if not kept:
+        raise UserError(str(folder.path), "there are no generators here", "run the grid with resources: {save_generators: true}")
+    if missing := sum(line["yields"] == "generator" for line in ended) - len(kept):
+        yield f"{missing} of {counted(len(ended), 'cell')} without a saved generator: left out"
+    prepared = prepare_trained(grid, kept, folder, [Node(1.0, 0.0)])
+    chosen = {entry.training_id for entry in cells if entry.cell_id.startswith(cell or "")} & {line["training_id"] for line in kept}
+    if cell is not None and len(chosen) != 1:
+        what = f"{'several cells' if chosen else 'no cell with a generator'} of {folder.path} begin with that"
+        raise UserError(f"--cell {cell}", what, "give a cell_id of results.jsonl")
+    of_them = {_but_for_seed_and_site(trial.cell) for trial in prepared.trials if trial.cell.training_id in chosen}
+    groups: dict[str, list[Attacked]] = {}
+    for line, trial in zip(kept, prepared.trials, strict=True):
+        own, group = trial.cell, _but_for_seed_and_site(trial.cell)
+        if group not in of_them:
+            continue
+        x, y, trained, count = rows_of(trial, prepared)
+        state = read_state(folder.state(own.training_id), line["state"])
+        made, _ = restored(build_algorithm(own.algorithm, own.params, trial.task), state, trial.plan, Seeds(own.seed))
+        assert not is_classifier(made)
+        scores = scores_of(*synthesise(made, trial.task.classes, PER_CLASS, Seeds(own.seed)), x, y)
+        attacked = Attacked(own, trained[:count], {name: values[:count] for name, values in scores.items()})
+        groups.setdefault(group, []).append(attacked)
+        place = f"{attacked.words}, seed {own.seed}" + (f", {own.evaluation.unseen} unseen" if own.evaluation.unseen else "")
+        for name, values in scores.items() if own.training_id in chosen else ():
+            yield f"{place}: {membership(name, values[None], trained[None]).words()}"
+    yield from dict.fromkeys(line for each in groups.values() for line in by_shadows(each))
+
+
+def by_shadows(group: Sequence[Attacked]) -> Iterator[str]:
+    """LiRA on the training rows that some cells of a group trained on and others did not; or why there is none, on one line."""
+    trained = np.stack([attacked.trained for attacked in group])
+    if trained.all():
+        yield "no LiRA: cells that differ in their seed alone trained on the same rows; under evaluation: {unseen: each} they do not"
+        return
+    chosen = (trained.sum(0) >= CELLS_OF_A_KIND) & ((~trained).sum(0) >= CELLS_OF_A_KIND)
+    if len(group) < FEWEST_SHADOWED or not chosen.any():
+        rows = f"rows that {CELLS_OF_A_KIND} trained on and {CELLS_OF_A_KIND} did not"
+        yield f"no LiRA: it takes {FEWEST_SHADOWED} cells and {rows}; give more seeds"
+        return
+    for name in group[0].scores:
+        scores, inside = np.stack([attacked.scores[name][chosen] for attacked in group]), trained[:, chosen]
+        words = membership(f"LiRA by {name}", likelihood_ratios(scores, inside), inside).words()
+        yield f"{group[0].words}, {len(group)} cells, rows that come and go with their site: {words}"
+
+
+def rows_of(trial: Trial, prepared: Prepared) -> tuple[NDArray[np.float32], NDArray[np.int64], Bools, int]:
+    """A cell's data set, training rows first: values, labels, which the cell trained on, how many training rows."""
+    cell = trial.cell
+    # a site is left out where clients see values as they are, so the whole data set has the rows of both
+    site = cell.evaluation.unseen
+    data = prepared.data[trial.data_key if site is None else cell.dataset.key]
+    count = len(data.y_train)
+    trained = np.ones(count, bool) if site is None else data.others(str(cell.partition.column), site)
+    x, y = np.concatenate([data.x_train, data.x_test]), np.concatenate([data.y_train, data.y_test])
+    return x, y, np.concatenate([trained, np.zeros(len(data.y_test), bool)]), count
+
+
+def _but_for_seed_and_site(cell: Cell) -> str:
+    """Everything of a cell but its seed and the site that it leaves out."""
+    evaluation = cell.evaluation.model_copy(update={"unseen": None})
+    return cell.model_copy(update={"cell_id": "", "training_id": "", "seed": 0, "evaluation": evaluation}).model_dump_json()

@@ -22,7 +22,6 @@ from fedsim.methods.messages import Task
 from fedsim.planning.tuning import plans_of
 from fedsim.plugins.code_hash import is_shipped
 from fedsim.plugins.registry import lookup
-from fedsim.privacy.events import Event
 from fedsim.privacy.plan import PrivacyPlan, Trust, Unit
 from fedsim.training.cohort import build_algorithm
 
@@ -41,7 +40,7 @@ Labels = NDArray[np.int64]
 
 @dataclass(frozen=True)
 class Setting:
-    """An algorithm at a claim.
+    """An algorithm at a claim, and the small made-up data set beside which a unit is put.
 
     Attributes:
         algorithm: its name, as a grid gives it.
@@ -49,8 +48,7 @@ class Setting:
         task: the public facts.
         plan: what it plans for the claim.
         rows: of each client beside the unit.
-        apart: whether every training is in a process of its own, in which none was before: a module of a class that is not shipped may
-            keep what it saw.
+        apart: whether every training is in a process of its own, since a plug-in's module may keep what it saw.
         tuning: how a tuned cell chooses among ``candidates``; the claim is of the whole search.
         candidates: the settings of its trainings; this one is the first's.
     """
@@ -73,28 +71,15 @@ class Setting:
         """The client that is the unit, or has it: the last one."""
         return self.task.clients - 1
 
-    @property
-    def events(self) -> list[Event]:
-        """The claimed mechanism: (noise multiplier, sample rate, steps) of each release."""
-        return [event for event in self.plan.events() if event.steps]
-
     @cached_property
     def others(self) -> tuple[tuple[Rows, Labels], ...]:
         """Each client's rows beside the unit; the canary client has none where it is the unit."""
-        stream = np.random.default_rng(0)
-        held = []
+        stream, held = np.random.default_rng(0), []
         for client in range(self.task.clients):
             count = 0 if self.task.unit == "client" and client == self.canary_client else self.rows
             x = unit_norm(stream.standard_normal((count, self.task.dim)).astype(np.float32))
             held.append((x, np.arange(count) % self.task.classes))
         return tuple(held)
-
-    def groups(self, client: int, more: int) -> NDArray[np.int64] | None:
-        """The number of each row's group, where the unit is one: a client's own rows are one each, ``more`` behind them are one."""
-        if self.task.unit != "group":
-            return None
-        own = len(self.others[client][0])
-        return np.concatenate([np.arange(own), np.full(more, own)])
 
 
 def brief(algorithm: str, given: Container[str] = ()) -> dict[str, Any]:
@@ -103,19 +88,9 @@ def brief(algorithm: str, given: Container[str] = ()) -> dict[str, Any]:
 
 
 def setting_of(
-    name: str, params: Mapping[str, Any], unit: Unit, trust: Trust, epsilon: float, delta: float, dim: int = ROW_DIM, rows: int = OTHER_ROWS
+    name: str, params: Mapping[str, Any], unit: Unit, trust: Trust, epsilon: float, delta: float, rows: int = OTHER_ROWS
 ) -> Setting:
-    """The setting of a claim.
-
-    Args:
-        name: of the algorithm, as a grid gives it.
-        params: that differ from its defaults.
-        unit: what the claim protects.
-        trust: who may see what.
-        epsilon: the claim.
-        delta: of the claim.
-        dim: of the rows; canaries of one training need room beside each other.
-        rows: of each client beside the unit; more where the unit may act through them.
+    """The setting of a claim; parameters that are not given are the algorithm's defaults.
 
     Raises:
         UserError: the algorithm is not private or does not support the unit or trust, or nothing could refute the claim.
@@ -125,9 +100,10 @@ def setting_of(
         raise UserError(f"algorithm {name}", "has no privacy to audit", "give a private one, see fedsim algorithms")
     if not 0 < epsilon < math.inf:
         raise UserError("epsilon", f"{epsilon:g} is no claim that an audit could refute", "give a positive, finite number")
-    task = Task(dim, AUDIT_CLASSES, AUDIT_CLIENTS, unit, trust, public=PublicRows.made_up(dim, AUDIT_CLASSES))
+    task = Task(ROW_DIM, AUDIT_CLASSES, AUDIT_CLIENTS, unit, trust, public=PublicRows.made_up(ROW_DIM, AUDIT_CLASSES))
     validated = cls.Params.model_validate(dict(params)).model_dump(mode="json")
-    plan = plan_of(name, validated, task, epsilon, delta)
+    with at(lambda where: f"{where} with {name}"):
+        plan = solved_plan(build_algorithm(name, validated, task), epsilon, delta)
     assert plan is not None
     return Setting(name, validated, task, plan, rows, apart=not is_shipped(cls))
 
@@ -144,16 +120,6 @@ def tuned_setting(setting: Setting, tuning: Tuning, short: Container[str]) -> Se
     return replace(settings[0], tuning=own, candidates=settings)
 
 
-def plan_of(algorithm: str, params: dict[str, Any], task: Task, epsilon: float | None, delta: float) -> PrivacyPlan | None:
-    """The plan of what is claimed.
-
-    Raises:
-        UserError: the unit or trust is not supported, or the claim cannot be met; with the algorithm's name.
-    """
-    with at(lambda where: f"{where} with {algorithm}"):
-        return solved_plan(build_algorithm(algorithm, params, task), epsilon, delta)
-
-
 def clipped(setting: Setting, clip: float) -> Setting:
     """The setting with another clip norm, and noise in units of it as before."""
     changed = replace(setting, params={**setting.params, "clip": clip})
@@ -167,23 +133,10 @@ def parameters(algorithm: str, params: Sequence[str], unit: Unit, trust: Trust, 
     """All parameters of an algorithm, from ``key=YAML`` texts.
 
     Raises:
-        UserError: a parameter or a number does not do.
+        UserError: a parameter or a number is not valid.
     """
     # groups are made here, of a column that no data set has
     of_units = {"column": "canary"} if unit == "group" else unit
     grid = one_cell(algorithm, params, dataset="digits", unit=of_units, trust=trust, epsilon=epsilon, delta=delta)
     (variant,) = resolve(grid).variants
     return variant.params
-
-
-def setting_of_options(
-    name: str, params: Sequence[str], unit: Unit, trust: Trust, epsilon: float, delta: float, dim: int = ROW_DIM, rows: int = OTHER_ROWS
-) -> Setting:
-    """The setting that a command line asks for; parameters that it does not give are brief ones.
-
-    Raises:
-        UserError: as :func:`setting_of`, or a parameter does not do.
-    """
-    given = {text.partition("=")[0].strip() for text in params}
-    known = parameters(name, params, unit, trust, epsilon, delta)
-    return setting_of(name, {**known, **brief(name, given)}, unit, trust, epsilon, delta, dim=dim, rows=rows)

@@ -11,7 +11,6 @@ from fedsim.evidence.check.client_pairs import RESAMPLED, sampled_pairs
 from fedsim.evidence.check.comparison import PairResult, comparisons, seen_words
 from fedsim.evidence.check.subject import Subject, varied
 from fedsim.evidence.check.verdict import Verdict, failed, idle, passed
-from fedsim.privacy.plan import Release
 
 SAMPLE_FIX = "take each step's rows from clients.poisson(round, release.sample_rate) and give them to clients.batch or clients.batches"
 CLIENTS_FIX = (
@@ -56,10 +55,10 @@ def sampling(subject: Subject) -> Verdict:
 
 def _clients(subject: Subject) -> Verdict:
     """A client that the sampling stream leaves out of a round changes nothing in it, and nothing shows which client it is."""
-    claimed = any(map(_left_out, subject.algorithm.releases()))
+    claimed = any(release.sample_rate < 1 for release in subject.algorithm.releases())
     # an algorithm that claims nothing as it stands may claim it with another parameter
-    own = subject if any(release.sample_rate < 1 for release in subject.algorithm.releases()) else varied(subject, client_rate=CLIENT_RATE)
-    release = next(filter(_left_out, own.algorithm.releases()), None)
+    own = subject if claimed else varied(subject, client_rate=CLIENT_RATE)
+    release = next((release for release in own.algorithm.releases() if release.sample_rate < 1), None)
     if release is None:
         return passed("no amplification by sampling is claimed")
     results = list[PairResult]()
@@ -73,11 +72,6 @@ def _clients(subject: Subject) -> Verdict:
                 text = f"round {round_}: {result.pair} that is not in the round's sample changes '{name}' by {share:.3g} of the bound"
                 return failed(f"{text}; the plan claims rate {release.sample_rate:g} for '{release.name}'", CLIENTS_FIX)
     return passed(f"clients that are not sampled (rate {release.sample_rate:g}) change nothing: {seen_words(results)}")
-
-
-def _left_out(release: Release) -> bool:
-    """Whether clients are left out of a round, by chance or because it is not their turn."""
-    return release.sample_rate < 1 or release.turns > 1
 
 
 def _again(subject: Subject) -> str:
@@ -99,7 +93,7 @@ def budget(subject: Subject) -> Verdict:
     """The ledger holds what the plan planned, and epsilon is spent, not overspent."""
     plan, ledger = subject.plan, subject.first[0].trained.ledger
     if plan is None:
-        if ledger.entries or any(record.values["noise_norm"] for record in subject.records):
+        if ledger.mechanisms() != () or any(record.values["noise_norm"] for record in subject.records):
             return failed("it is not private, yet something is noised or accounted", "set private = True, or leave noise alone")
         return passed("no epsilon, no noise, no ledger")
     if fault := ledger.unaccounted(plan, subject.trial.task.clients):

@@ -27,7 +27,7 @@ OTHER_ROWS_SEEDS = 2
 def takes_part(seed: int, step: int, client: int, release: Release) -> bool:
     """Whether the stream by which :meth:`fedsim.methods.clients.Clients.poisson` samples whole clients puts ``client`` into ``step``."""
     drawn = Seeds(seed).keystream(Purpose.SAMPLING, step, client).uniform(1)[0]
-    return bool(drawn < release.sample_rate) and (client - step) % release.turns == 0
+    return bool(drawn < release.sample_rate)
 
 
 def client_pairs(subject: Subject) -> Iterator[Pair]:
@@ -49,21 +49,16 @@ def client_pairs(subject: Subject) -> Iterator[Pair]:
 
 
 def sampled_pairs(subject: Subject, release: Release) -> Iterator[Pair]:
-    """One client less, of seeds in which it takes part in its first turn and not in its second; for a release of the first rounds.
+    """One client less, of seeds in which it takes part in the first step and not in the second; for a release of the first rounds.
 
-    Last the same clients, of whom one takes part in its first turn in one world and in its second in the other.
+    Last the same clients, of whom one takes part in the first step in one world and in the second in the other.
     """
     held = subject.trial.partition.rows
     for client in (1, len(held) - 1):
-        yield _less(subject, "a client", client, held, next(_of_turns(client, release, True), 0), 1.0)
+        yield _less(subject, "a client", client, held, next(_seeds(client, release, {0: True, 1: False}), 0), 1.0)
     world = everyone(subject)
-    yield Pair(RESAMPLED, world, replace(world, secret=next(_of_turns(1, release, False), 0)), next(_of_turns(1, release, True), 0), 1.0)
-
-
-def _of_turns(client: int, release: Release, first: bool) -> Iterator[int]:
-    """Seeds with which ``client`` takes part in its first turn, or in its second, and not in the other."""
-    turn = client % release.turns
-    return _seeds(client, release, {turn: first, turn + release.turns: not first})
+    second, first = (next(_seeds(1, release, {0: part, 1: not part}), 0) for part in (False, True))
+    yield Pair(RESAMPLED, world, replace(world, secret=second), first, 1.0)
 
 
 def _seeds(client: int, release: Release, parts: Mapping[int, bool]) -> Iterator[int]:
@@ -94,7 +89,7 @@ def _other_rows(subject: Subject, client: int) -> Iterator[Pair]:
     fewer = tuple(own[:-3] if i == client else own for i, own in enumerate(whole.rows))
     other = replace(whole, x=_against_the_mean(subject, client), rows=fewer)
     release = subject.algorithm.releases()[0]
-    for seed in islice(_seeds(client, release, {client % release.turns: True}), OTHER_ROWS_SEEDS):
+    for seed in islice(_seeds(client, release, {0: True}), OTHER_ROWS_SEEDS):
         yield Pair(f"client {client} with other rows", whole, other, seed)
 
 

@@ -16,7 +16,7 @@ from fedsim.evidence.check.neighbours import Pair, World, live, of_pair
 from fedsim.evidence.check.subject import CHECKED_CLIENTS, Subject, drawn
 from fedsim.evidence.check.verdict import Verdict, failed, raised
 from fedsim.evidence.fresh import forked, in_fresh_processes
-from fedsim.evidence.worlds import Divergence, Query, Tape, choice_range
+from fedsim.evidence.worlds import Divergence, Query, Tape
 from fedsim.methods.messages import Message, Tensors
 from fedsim.plugins.registry import lookup
 from fedsim.privacy.ledger import Ledger
@@ -233,8 +233,6 @@ def rounds(first: Tape, second: Tape, sampled: Sampled | None) -> Iterator[Chang
     for message in messages(first, second):
         pairs = [pair for pair in zip(first.queries, second.queries, strict=True) if pair[0].round == message.round]
         norms = dict(message.norms)
-        if pairs and pairs[0][0].release.mechanism == "exponential":
-            norms = {"scores": choice_range(*(tape.messages[message.round].sums for tape in (first, second)))}
         for one, two in pairs:
             norms = _joined(norms, _kept(one, two))
         steps = pairs[0][0].release.per_round if pairs else 1

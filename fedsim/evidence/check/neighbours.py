@@ -173,16 +173,13 @@ def clip_of(subject: Subject) -> float | None:
 
 
 def contributions(subject: Subject, worlds: Sequence[World], seed: int, weights: float = 1.0) -> list[float]:
-    """The norm of what all of each world adds to the first noisy step, nothing clipped, in units of the clip norm that is a parameter.
-
-    Where clients take turns, to the first step of every turn together.
-    """
+    """The norm of what all of each world adds to the first noisy step, nothing clipped, in units of the clip norm that is a parameter."""
     clip, norms = clip_of(subject), list[float]()
     assert clip is not None
     for world in worlds:
         pair = Pair("", world, world, seed, UNCLIPPED, weights)
         own = of_pair(subject, pair)
-        _, tape = live(own, pair, world, only=list(islice(own.algorithm.schedule(), own.algorithm.releases()[0].turns)))
+        _, tape = live(own, pair, world, only=list(islice(own.algorithm.schedule(), 1)))
         queries = [tape.queries_of(number)[0] for number in tape.messages]
         sent = [query.sent for query in queries] if own.algorithm.noise_at_clients() else [m.sums for m in tape.messages.values()]
         norms.append(math.hypot(*map(l2_norm, sent), *(l2_norm(query.kept) for query in queries)) / clip)

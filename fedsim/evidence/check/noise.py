@@ -22,9 +22,8 @@ from fedsim.evidence.fresh import in_fresh_processes
 from fedsim.evidence.worlds import Query, WatchedPool
 from fedsim.keystream import Keystream
 from fedsim.methods.messages import Tensors
-from fedsim.methods.parameters import add_in_order
+from fedsim.methods.parameters import add_in_order, rounded
 from fedsim.plugins.registry import lookup
-from fedsim.privacy.noise import inverse
 from fedsim.privacy.plan import PrivacyPlan
 from fedsim.seeds import Purpose, Seeds
 from fedsim.training import rounds
@@ -35,9 +34,6 @@ DEVIATIONS = 6.0
 
 SAME_DRAW = 1e-5
 """Relative difference of two short draws that is put down to rounding."""
-
-GUMBEL_SIZE = math.sqrt(math.pi**2 / 6 + np.euler_gamma**2)
-"""Root mean square of Gumbel noise of scale 1."""
 
 REUSE_FIX = (
     "call Clients.add_noise with round_.stream (further steps: what follows) and all of the cohort's members; draw no noise elsewhere"
@@ -108,7 +104,7 @@ def _draws(subject: Subject, plan: PrivacyPlan) -> list[Draw]:
         for client, queries in enumerate(own):
             for query in queries:
                 draws.append(Draw(release.name, query.step, client, _flat(_added(query, sent=plan.trust == "silo" and not black_box))))
-        phase.at_server(server, round_, rounds.revealed(release, add_in_order([message.sums for message in messages])))
+        phase.at_server(server, round_, rounded(add_in_order([message.sums for message in messages])))
     return [draw for draw in draws if len(draw.values)]
 
 
@@ -146,13 +142,9 @@ def _scale(draws: Sequence[Draw], planned: float, name: str) -> Verdict | None:
 
 
 def _server_scale(subject: Subject, plan: PrivacyPlan) -> Verdict | None:
-    phases = subject.algorithm.phases()
     for round_, record in zip(subject.algorithm.schedule(), subject.records, strict=True):
         count = sum(value.numel() for value in subject.tape.messages[round_.number].sums.values())
-        measured, release = record.values["noise_norm"] / math.sqrt(count), round_.release
-        # of a correlation, each round's noise is a sum of independent draws
-        factor = math.hypot(*inverse(phases[round_.phase].correlation, round_.step + 1) or [1.0])
-        planned = plan.noise_scale(release.name) * (GUMBEL_SIZE if release.mechanism == "exponential" else factor)
+        measured, planned = record.values["noise_norm"] / math.sqrt(count), plan.noise_std(round_.release.name)
         if fault := _judged(measured, count, planned, f"the server's noise in round {round_.number}"):
             return fault
     return None

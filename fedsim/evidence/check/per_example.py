@@ -10,10 +10,10 @@ import torch
 from fedsim.errors import NotPerExample
 from fedsim.evidence.check.subject import Subject
 from fedsim.evidence.check.verdict import Verdict, failed, idle, passed, raised
+from fedsim.methods.contract import CROWD_ROWS, TRIED_ROWS
 from fedsim.methods.dp_sgd import DPSGD
-from fedsim.methods.local_dp_sgd import LocalDPSGD
+from fedsim.methods.local_training import LocalDPSGD
 from fedsim.methods.one_shot import OneShot
-from fedsim.methods.per_example import CROWD_ROWS, TRIED_ROWS
 from fedsim.planning import rehearsal
 from fedsim.plugins.places import FEDSIM
 

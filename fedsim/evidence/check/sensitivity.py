@@ -9,11 +9,9 @@ from collections.abc import Iterator
 from contextlib import closing
 from dataclasses import replace
 
-from fedsim.evidence.audit.audit import MOST_ADDED, ROOT
-from fedsim.evidence.audit.observed import in_clean_processes
 from fedsim.evidence.audit.setting import brief, setting_of
+from fedsim.evidence.audit.white_box import MOST_ADDED, ROOT, in_clean_processes, saturating
 from fedsim.evidence.audit.white_box import pairs as trained_pairs
-from fedsim.evidence.audit.white_box import saturating
 from fedsim.evidence.check.client_pairs import client_pairs
 from fedsim.evidence.check.comparison import PairResult, comparisons, seen_words
 from fedsim.evidence.check.example_pairs import example_pairs

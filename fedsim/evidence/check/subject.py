@@ -32,7 +32,7 @@ from fedsim.training.rounds import RoundRecord, Trained
 from fedsim.training.state import Checkpoint
 from fedsim.training.trial import Trial
 
-BRIEF = {"rounds": 3, "turns": 2, "local_steps": 3, "meta_steps": 2, "generator_steps": 2}
+BRIEF = {"rounds": 3, "local_steps": 3, "meta_steps": 2, "generator_steps": 2}
 """Parameters that make a training long, where an algorithm has them, and what they become."""
 
 ROUNDS = 12

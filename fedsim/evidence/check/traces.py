@@ -18,9 +18,9 @@ from torch import Tensor
 from fedsim.errors import WrongReturn
 from fedsim.evidence.check.subject import Subject, drawn, same
 from fedsim.evidence.check.verdict import Verdict, failed, idle, passed
+from fedsim.methods.contract import answer
 from fedsim.methods.messages import Diagnostic, Message
 from fedsim.methods.products import is_classifier, own
-from fedsim.methods.returns import answer
 from fedsim.planning.prepare import partition_of
 from fedsim.plugins.places import line_of
 from fedsim.seeds import Seeds
@@ -129,7 +129,7 @@ def _first_line(error: Exception) -> str:
 
 def restored(subject: Subject) -> Verdict:
     """A generator that is made again from what a run keeps of it, without public rows, is the same generator."""
-    if not subject.algorithm.generates():
+    if not (algorithm := subject.algorithm).generates(algorithm.params):
         return idle("a classifier is not kept")
     trained = subject.first[0].trained
     bare = replace(subject, trial=replace(subject.trial, task=replace(subject.trial.task, public=None)))

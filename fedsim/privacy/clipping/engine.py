@@ -12,14 +12,10 @@ from torch import Tensor, nn
 from fedsim.batch import Batch
 from fedsim.models.layers import ClientCode, ClientLinear
 from fedsim.privacy.clipping.bookkeeping import bookkeeping
-from fedsim.privacy.clipping.materialised import opacus_hooks, vmap
 from fedsim.privacy.clipping.norms import ClippingEngine, Loss, Norms
+from fedsim.privacy.clipping.vmap import vmap
 
-ENGINES: dict[str, ClippingEngine] = {
-    "bookkeeping": bookkeeping,
-    "opacus": opacus_hooks,
-    "vmap": vmap,
-}
+ENGINES: dict[str, ClippingEngine] = {"bookkeeping": bookkeeping, "vmap": vmap}
 """The engines by the names that a parameter gives them."""
 if TYPE_CHECKING:
     EngineName = str
@@ -64,8 +60,8 @@ def clipped_sum(
         loss: the per-example loss; called with a part of the batch at a time unless the unit is a client.
         batch: the rows, sorted by client, and by group where that is the unit; may be empty.
         norms: the clip norm, the unit, the weights and the free parameters.
-        engine: ``bookkeeping`` (one forward, one backward, no gradient with a batch dimension), ``opacus`` or ``vmap``
-            (both hold every per-example gradient: references, and for layers that bookkeeping does not cover).
+        engine: ``bookkeeping`` (one forward, one backward, no gradient with a batch dimension), or ``vmap`` (holds every per-example
+            gradient: for layers that bookkeeping does not cover).
 
     Raises:
         ValueError: a parameter that the engine cannot cover (named), a layer that did not see one row per example, a module that

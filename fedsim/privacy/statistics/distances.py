@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from fedsim.models.layers import one_hot
+from fedsim.privacy.statistics import exact
 from fedsim.privacy.statistics.moments import Products
 from fedsim.privacy.statistics.outer_products import OuterProduct
 
@@ -21,8 +22,13 @@ MOSTLY_CLIPPED = 0.95
 
 def distance_products(r: Tensor) -> Products:
     """A histogram ``[1, BINS]`` of the norms of rows ``[N, d]``; a row is in one bin, so its removal changes one count by 1."""
-    half_octaves = (2 - 2 * r.norm(dim=1).clamp_min(1e-12).log2()).floor().clamp(0, BINS - 1)
-    return {"bins": OuterProduct(r.new_ones(len(r), 1), one_hot(half_octaves.long(), BINS))}
+    bins = (exact.squares(r) <= largest_squares(r.device)).sum(1) - 1
+    return {"bins": OuterProduct(r.new_ones(len(r), 1), one_hot(bins.clamp_min(0), BINS))}
+
+
+def largest_squares(device: torch.device) -> Tensor:
+    """The largest squared distance of every bin ``[BINS]``."""
+    return 4 * 0.5 ** torch.arange(BINS, device=device)
 
 
 @dataclass(frozen=True)
@@ -46,7 +52,7 @@ def released_distances(bins: Tensor, std: float, square: Tensor) -> ReleasedDist
     What was expected is kept within the bounds that the bins set, and where no bin stands out of the noise.
     """
     counts = torch.where(bins[0] > SEEN * std, bins[0], 0.0)
-    squares = 4 * 0.5 ** torch.arange(BINS, device=counts.device)
+    squares = largest_squares(counts.device)
     most = (counts * squares).sum() / counts.sum().clamp_min(1e-9)
     believed = torch.where(counts.sum() > 0, torch.minimum(torch.maximum(square, most / 2), most), square)
     return ReleasedDistances(believed, counts, squares)

@@ -2,7 +2,7 @@ import os
 
 import numpy as np
 import pytest
-from pictures import picture, save_folder
+from pictures import save_folder
 
 from fedsim.data.images import BadImage
 from fedsim.data.sources.folder import load_image_folder
@@ -27,23 +27,6 @@ def test_train_and_test_folders_are_the_split(tmp_path):
     assert {images.image_name(i).split("/")[0] for i in np.flatnonzero(images.split == TEST)} == {"test"}
 
 
-def test_images_lie_as_deep_as_they_like_and_other_files_are_left_out(tmp_path):
-    root = save_folder(tmp_path / "pets")
-    (root / "cat" / "more").mkdir()
-    picture(77).save(root / "cat" / "more" / "deep.JPEG")
-    (root / "cat" / "notes.txt").write_text("no image")
-    (root / "cat" / "._hidden.png").write_text("no image")
-    assert len(load_image_folder(root, "pets")) == 25
-
-
-def test_a_class_with_a_single_image_is_named(tmp_path):
-    root = save_folder(tmp_path / "pets")
-    (root / "fox").mkdir()
-    picture(5).save(root / "fox" / "a.png")
-    with pytest.raises(UserError, match="class 'fox' has a single image; give two at least"):
-        load_image_folder(root, "pets")
-
-
 def test_the_folders_at_the_top_may_be_domains_each_with_test_rows_of_its_own(tmp_path):
     for start, domain in enumerate(("photo", "sketch")):
         save_folder(tmp_path / "pets" / domain, each=8 - 4 * start, start=100 * start)
@@ -58,47 +41,6 @@ def test_the_folders_at_the_top_may_be_domains_each_with_test_rows_of_its_own(tm
         [1, 1, 1, 2],
     ]
     assert all(images.image_name(i).startswith(str(name)) for i, name in enumerate(domain))
-
-
-def test_domains_may_bring_their_own_split(tmp_path):
-    for start, domain in enumerate(("photo", "sketch")):
-        for late, part in enumerate(("train", "test")):
-            save_folder(tmp_path / "pets" / domain / part, each=3 - late, start=1000 * start + 100 * late)
-    images = load_image_folder(tmp_path / "pets", "pets", domains=True)
-    assert [int(((images.split == part) & (images.columns["domain"] == "photo")).sum()) for part in (TRAIN, TEST)] == [9, 6]
-    assert images.class_names == ("cat", "dog", "eel")
-
-
-@pytest.mark.parametrize(
-    ("parts", "said"),
-    [
-        (("train", "val"), "holds the folders train, val of a split, and no test; give train and test"),
-        (("Validation", "test"), "holds the folders Validation, test of a split, and no train; give"),
-        (("valid",), "holds the folders valid of a split, and no train and no test; give"),
-    ],
-)
-@pytest.mark.parametrize("domains", [False, True])
-def test_half_a_split_is_neither_a_split_nor_classes(tmp_path, parts, said, domains):
-    for start, part in enumerate(parts):
-        save_folder(tmp_path / "pets/photo" / part, each=3, start=100 * start)
-    with pytest.raises(UserError, match=f"pets/photo: {said}"):
-        load_image_folder(tmp_path / "pets" / ("" if domains else "photo"), "pets", domains=domains)
-
-
-def test_a_split_is_of_all_domains_or_of_none(tmp_path):
-    for start, folder in enumerate(("photo/train", "photo/test", "sketch")):
-        save_folder(tmp_path / "pets" / folder, each=4, start=100 * start)
-    with pytest.raises(
-        UserError, match="domain 'photo' has train and test folders, and domain 'sketch' has not; give them to every domain"
-    ):
-        load_image_folder(tmp_path / "pets", "pets", domains=True)
-
-
-def test_a_domain_whose_class_has_a_single_image_is_named(tmp_path):
-    save_folder(tmp_path / "pets" / "photo", each=4)
-    save_folder(tmp_path / "pets" / "sketch", classes=("cat",), each=1, start=50)
-    with pytest.raises(UserError, match="class 'sketch/cat' has a single image"):
-        load_image_folder(tmp_path / "pets", "pets", domains=True)
 
 
 def test_a_folder_without_domains_is_reported_how_they_stand(tmp_path):
@@ -130,9 +72,3 @@ def test_what_is_named_like_an_image_and_is_no_file_is_a_bad_image_and_a_folder_
         "cat/device.png": "it is no regular file",
         "cat/pipe.png": "it is no regular file",
     }
-
-
-def test_a_path_of_any_length_is_one_short_message(tmp_path):
-    with pytest.raises(UserError, match="there is no such folder") as caught:
-        load_image_folder(tmp_path / ("a" * 200_000), "pets")
-    assert len(str(caught.value)) < 1000

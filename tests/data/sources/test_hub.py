@@ -50,12 +50,6 @@ def saved(folder, features, **columns):
     return str(folder)
 
 
-def test_a_missing_text_is_empty_and_the_others_are_whole(tmp_path):
-    features = {"label": datasets.ClassLabel(names=["no", "yes"]), "site": datasets.Value("string")}
-    images = load_hub(saved(tmp_path / "set", features, label=[0, 1] * 6, site=["site0", "site1", None] * 4), "set")
-    assert images.columns["site"].tolist() == ["site0", "site1", ""] * 4
-
-
 @pytest.mark.parametrize(
     ("feature", "labels"),
     [
@@ -66,8 +60,3 @@ def test_a_missing_text_is_empty_and_the_others_are_whole(tmp_path):
 def test_rows_without_a_label_are_refused(tmp_path, feature, labels):
     with pytest.raises(UserError, match="column 'label' has no label in 2 of 6 rows; choose a set whose rows are all labelled"):
         load_hub(saved(tmp_path / "set", {"label": feature}, label=labels), "set")
-
-
-def test_a_set_that_cannot_be_had_says_so():
-    with pytest.raises(UserError, match=r"'nobody/nothing' cannot be loaded .*; download it where there is a network"):
-        load_hub("nobody/nothing", "nothing")

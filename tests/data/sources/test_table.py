@@ -5,8 +5,6 @@ from pictures import save_folder
 from fedsim.data.sources.table import load_image_table
 from fedsim.data.split import TEST
 from fedsim.errors import UserError
-from fedsim.partition import PartitionSpec
-from fedsim.partition.groups import parts_of
 
 
 def table(folder, lines=None, head="path,label,site,age"):
@@ -35,19 +33,6 @@ def test_a_split_column_says_what_is_for_testing(tmp_path):
     assert np.flatnonzero(images.split == TEST).tolist() == [5, 11]
 
 
-def test_whole_numbers_as_labels_keep_their_order(tmp_path):
-    rows = [f"pictures/{name}/{n}.png,{label}" for name, label in (("one", 10), ("two", 9)) for n in range(6)]
-    assert load_image_table(table(tmp_path, rows, "path,label"), "toy").class_names == ("9", "10")
-
-
-def test_labels_are_the_texts_that_stand_there(tmp_path):
-    labels = ["01", "1", "NA", "None"]
-    rows = [f"pictures/one/{n}.png,{label}" for n, label in enumerate(labels)] + [
-        f"pictures/two/{n}.png,{label}" for n, label in enumerate(labels)
-    ]
-    assert load_image_table(table(tmp_path, rows, "path,label"), "toy").class_names == ("01", "1", "NA", "None")
-
-
 def test_columns_are_the_texts_that_stand_there_but_for_gaps_or_whole_numbers(tmp_path):
     facts = ["00,10, NA,1.50", "0,9,,1.5", "1,-3,p 1 ,0.5"]
     rows = [f"pictures/{name}/{n}.png,{name},{fact}" for name in ("one", "two") for n, fact in enumerate(facts)]
@@ -59,14 +44,6 @@ def test_columns_are_the_texts_that_stand_there_but_for_gaps_or_whole_numbers(tm
         "dose": ["1.50", "1.5", "0.5"] * 2,
     }
     assert {values.dtype.kind for name, values in columns.items() if name != "visit"} == {"U"}
-
-
-@pytest.mark.parametrize("gap", ["", "NA"])
-def test_rows_without_a_patient_are_no_group(tmp_path, gap):
-    rows = [f"pictures/{name}/{n}.png,{name},{f'p{n}' if n else gap}" for name in ("one", "two") for n in range(6)]
-    images = load_image_table(table(tmp_path, rows, "path,label,patient"), "toy")
-    with pytest.raises(UserError, match="2 rows have no value of 'patient'"):
-        parts_of(images.y, images.columns, PartitionSpec(together="patient"))
 
 
 @pytest.mark.parametrize(
@@ -85,8 +62,3 @@ def test_a_mistake_in_a_table_is_named(tmp_path, head, lines, message):
     path.write_text("\n".join([head, *lines]) + "\n")
     with pytest.raises(UserError, match=message):
         load_image_table(path, "toy")
-
-
-def test_a_table_that_is_not_there_is_named(tmp_path):
-    with pytest.raises(UserError, match="there is no such file"):
-        load_image_table(tmp_path / "none.csv", "toy")

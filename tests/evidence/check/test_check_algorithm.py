@@ -79,7 +79,6 @@ BROKEN = {
     "joined_rows_changed:JoinedRowsChanged": ("data untouched", r"the clients' joined rows are not what the partition gave"),
     "sample_reused_between_rounds:SampleReusedBetweenRounds": ("sampling", r"the Poisson sample of step 0 is drawn again, after round 0"),
     "everyone_takes_part:EveryoneTakesPart": ("sampling", r"a client that is not in the round's sample .* claims rate 0\.2"),
-    "takes_part_out_of_turn:TakesPartOutOfTurn": ("sampling", r"round 0: a client that is not in the round's sample changes"),
     "rate_of_rows_claimed_for_clients:RateOfRowsClaimedForClients": ("sampling", r"is not in the round's sample .* claims rate 0\.2"),
     "left_out_client_sends_old_update:LeftOutClientSendsOldUpdate": ("sampling", r"by 0\.5 of the bound; the plan claims rate 0\.5"),
     "bytes_by_size:BytesBySize": ("sensitivity", r"changes what a message is: round 0: \d+ and \d+ bytes sent"),
@@ -90,7 +89,6 @@ BROKEN = {
     "rate_from_own_rows:RateFromOwnRows": ("sensitivity", r"'codes\.code\.weight' in what is kept of a training"),
     "centred_by_the_first_batch:CentredByTheFirstBatch": ("sensitivity", r"removing a row against the mean.* \(1\.\d+ of it\)"),
     "votes_counted_twice:VotesCountedTwice": ("sensitivity", r"removing .* claimed bound is 1 \(2\.00 of it\)"),
-    "scores_of_both_signs:ScoresOfBothSigns": ("sensitivity", r"removing .* claimed bound is 1 \((1\.[5-9]|2\.)\d+ of it\)"),
     "first_row_is_the_anchor:FirstRowIsTheAnchor": ("sensitivity", r"removing an ordinary row .* claimed bound is 1 \([12]\.\d+ of it\)"),
 }
 """A quick check sees them."""

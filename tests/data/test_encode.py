@@ -1,0 +1,236 @@
+"""Images to embeddings: equal to a bare loop, computed once, resumed, and refused in time."""
+
+import io
+import json
+from collections import Counter
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from cells import NODES, quick
+from pictures import save_encoder, save_folder
+from rich.console import Console
+
+from fedsim.data.arrays import check_target
+from fedsim.data.encode import EmbedJob, Shard, cached_embeddings, embed
+from fedsim.data.encoder import ImageEncoder, locate, views_of
+from fedsim.data.images import ImageFiles, ImageSet
+from fedsim.data.sources.folder import load_image_folder
+from fedsim.data.sources.npz import load_embedding_file
+from fedsim.errors import UserError
+from fedsim.grid.models import Grid
+from fedsim.planning.prepare import prepare
+
+CONSOLE = Console(file=io.StringIO())
+
+
+class Counted:
+    """Images that count how often each is decoded."""
+
+    def __init__(self, images):
+        self.images, self.decoded = images, Counter()
+
+    def __getattr__(self, name):
+        return getattr(self.images, name)
+
+    def decoder(self, row):
+        self.decoded[row] += 1
+        return self.images.decoder(row)
+
+
+@pytest.fixture(autouse=True)
+def small_shards(monkeypatch):
+    monkeypatch.setattr("fedsim.data.encode.SHARD", 7)
+
+
+@pytest.fixture
+def pets(tmp_path) -> ImageSet:
+    images = load_image_folder(save_folder(tmp_path / "pets"), "pets")
+    return replace(images, images=Counted(images.images), columns={"site": np.array(["n", "s"] * 12)})
+
+
+def job(images, spec, **changes):
+    return EmbedJob(images, locate(spec.model_copy(update=changes)), batch=3)
+
+
+def stored(path):
+    with np.load(path, allow_pickle=False) as held:
+        return dict(held)
+
+
+def bare(images, spec, **changes):
+    """What a loop over the images gives."""
+    made = ImageEncoder(locate(spec.model_copy(update=changes)), "cpu")
+    return made.embed(made.pixels([images.decoder(i)() for i in range(len(images))]))
+
+
+def test_the_file_holds_what_a_bare_loop_over_the_images_gives(tmp_path, pets, encoder):
+    made = embed(job(pets, encoder), CONSOLE)
+    made.save(tmp_path / "out/pets.npz")
+    held = stored(tmp_path / "out/pets.npz")
+    np.testing.assert_allclose(held["x"], bare(pets, encoder), atol=1e-5)
+    assert held["x"].dtype == np.float32
+    for name, values in (("y", pets.y), ("split", pets.split), ("site", pets.columns["site"]), ("class_names", pets.class_names)):
+        np.testing.assert_array_equal(held[name], values)
+    manifest = json.loads((tmp_path / "out/pets.json").read_text())
+    assert (manifest["dataset"], manifest["encoder"], manifest["shape"]) == ("pets", locate(encoder).digest, [24, 16])
+    assert pets.images.decoded == Counter(range(24)) + Counter(range(24)), "by the loop, and once"
+    data = cached_embeddings(pets, encoder, "pets", skip_bad=False)
+    assert load_embedding_file(tmp_path / "out/pets.npz", "pets").fingerprint == data.fingerprint
+
+
+def test_a_view_is_a_fixed_flip_or_crop_and_an_embedding_the_mean_over_them(pets, encoder):
+    made = ImageEncoder(locate(encoder), "cpu")
+    views = [list(views_of(pets.decoder(i)(), 4)) for i in range(24)]
+    mean = np.mean([made.embed(made.pixels([of[k] for of in views])).numpy() for k in range(4)], axis=0)
+    np.testing.assert_allclose(embed(job(pets, encoder, views=4), CONSOLE).x, mean, atol=1e-5)
+    first = views[0][0]
+    assert first == pets.decoder(0)()
+    assert [view.tobytes() for view in views[0][:3]] == [view.tobytes() for view in views_of(first, 3)]
+    assert len({view.tobytes() for view in views[0]}) == 4
+
+
+def test_whatever_differs_is_computed_again_never_reused(tmp_path, pets, encoder):
+    other = save_encoder(tmp_path / "other", seed=1)
+    jobs = [
+        job(pets, encoder),
+        job(pets, encoder, pool="mean"),
+        job(pets, encoder, dtype="float16"),
+        job(pets, encoder, views=2),
+        job(pets, other),
+        job(pets.take(np.arange(24) != 3), encoder),
+    ]
+    assert len({each.path for each in jobs}) == len(jobs)
+    before = jobs[0].path
+    (tmp_path / "pets/cat/3.png").write_bytes((tmp_path / "pets/dog/3.png").read_bytes())
+    changed = load_image_folder(tmp_path / "pets", "pets")
+    assert job(replace(changed, columns=pets.columns), encoder).path != before
+
+
+@pytest.fixture
+def damaged(tmp_path) -> ImageSet:
+    """Seven bad images, a whole batch among them."""
+    root = save_folder(tmp_path / "pets", each=12)
+    for name in ("cat/0", "cat/1", "cat/10", "cat/11", "cat/2", "eel/5", "eel/6"):
+        path = root / f"{name}.png"
+        path.write_bytes(path.read_bytes()[:60])
+    return load_image_folder(root, "pets")
+
+
+def test_bad_images_are_left_out_if_that_is_asked_for_and_only_then(damaged, encoder):
+    made = embed(job(damaged, encoder), CONSOLE, skip_bad=True)
+    assert made.x.shape == (29, 16)
+    assert made.x.any(axis=1).all()
+    assert len(made.images.y) == 29
+    assert {bad["image"] for bad in made.manifest["skipped"]} >= {"cat/0.png", "eel/6.png"}
+    with pytest.raises(UserError, match=r"7 of 36 images cannot be decoded; .*--skip-bad(?s:.*)cat/0.png(?s:.*)eel/6.png"):
+        embed(job(damaged, encoder), CONSOLE)
+
+
+@pytest.mark.parametrize(
+    ("out", "message"),
+    [
+        ("a/b.npy", "is not an .npz file; give a/b.npz"),
+        ("", "is not an .npz file; give rows.npz"),
+        ("/", "is not an .npz file; give rows.npz"),
+        ("file/b.npz", "cannot"),
+        ("folder.npz", "cannot"),
+        ("mine.npz", "is there and was not made by fedsim; give another file, or remove it"),
+        ("notes.npz", "notes.json, where its manifest goes, is there already; give another file, or remove that"),
+    ],
+)
+def test_where_nothing_can_be_written_is_said_before_the_work(tmp_path, monkeypatch, out, message):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "file").write_text("")
+    (tmp_path / "folder.npz").mkdir()
+    np.savez(tmp_path / "mine.npz", x=np.eye(2))
+    (tmp_path / "notes.json").write_text("{}")
+    with pytest.raises(UserError, match=message):
+        check_target(Path(out))
+    check_target(Path("new/folder/a.npz"))
+    assert not (tmp_path / "new").exists()
+
+
+def test_an_interrupted_run_goes_on_with_the_next_shard_and_a_broken_one_is_computed_again(pets, encoder, cache, monkeypatch):
+    save = Shard.save
+
+    def interrupted(shard, path):
+        save(shard, path)
+        if path.stem == "000001":
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(Shard, "save", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        embed(job(pets, encoder), CONSOLE)
+    monkeypatch.setattr(Shard, "save", save)
+    broken = next((cache / "embeddings").glob("*.shards/000000.npz"))
+    broken.write_bytes(b"PK half a file")
+    pets.images.decoded.clear()
+    x = embed(job(pets, encoder), CONSOLE).x
+    assert set(pets.images.decoded) == {*range(7), *range(14, 24)}
+    np.testing.assert_allclose(x, bare(pets, encoder), atol=1e-5)
+    assert sorted(path.suffix for path in (cache / "embeddings").iterdir()) == [".lock", ".npz"]
+
+
+def grid(tmp_path, **keys):
+    base = {"encoder": save_encoder(tmp_path / "encoder").name, "clients": 3, "algorithms": [quick("fedhypevae"), quick("weight-noise")]}
+    return Grid.model_validate({**base, "evaluation": {"per_class": 5}, **keys})
+
+
+@pytest.fixture
+def decoded(monkeypatch):
+    """The images that are decoded, one after another."""
+    rows = []
+    original = ImageFiles.decoder
+    monkeypatch.setattr(ImageFiles, "decoder", lambda images, row: rows.append(row) or original(images, row))
+    return rows
+
+
+def table(folder, **columns):
+    """A CSV file of 24 images of three classes."""
+    save_folder(folder)
+    paths = [f"{kind}/{n}.png" for kind in ("cat", "dog", "eel") for n in range(8)]
+    pd.DataFrame({"path": paths, "label": [path[:3] for path in paths], **columns}).to_csv(folder / "pets.csv", index=False)
+    return {"csv": folder / "pets.csv"}
+
+
+PATIENTS = [f"p{n}" for n in range(12)] * 2
+
+
+@pytest.mark.parametrize(
+    ("columns", "asked", "message"),
+    [
+        ({"site": ["n", "s"] * 12}, {"partition": {"scheme": "column", "column": "sites"}}, "partition.column: .* no column 'sites'"),
+        (
+            {"patient": PATIENTS, "split": ["train"] * 12 + ["test"] * 4 + ["train"] * 8},
+            {"unit": {"column": "patient"}, "clients": 2},
+            "unit: 4 values of patient have both training and test rows, such as 'p0'",
+        ),
+        ({}, {"clients": 30}, r"clients\[0\]: 30 clients"),
+    ],
+)
+def test_what_columns_and_labels_refuse_is_refused_before_an_image_is_decoded(tmp_path, decoded, columns, asked, message):
+    with pytest.raises(UserError, match=message):
+        prepare(grid(tmp_path, dataset=table(tmp_path / "pets", **columns), **asked), NODES)
+    assert decoded == []
+
+
+def test_a_grid_decodes_each_image_once_and_another_column_none_again(tmp_path, decoded):
+    prepare(grid(tmp_path, dataset=table(tmp_path / "pets"), alpha=[0.5, 1.0], seeds=[0, 1]), NODES)
+    assert sorted(decoded) == list(range(24))
+    held = pd.read_csv(tmp_path / "pets/pets.csv")
+    held.assign(patient=PATIENTS).to_csv(tmp_path / "pets/pets.csv", index=False)
+    of_patients = {"csv": tmp_path / "pets/pets.csv", "split": {"by": "patient"}}
+    (data,) = prepare(grid(tmp_path, dataset=of_patients, unit={"column": "patient"}, clients=2), NODES).data.values()
+    assert len(decoded) == 24
+    assert not set(data.columns["patient"]) & set(data.test_columns["patient"])
+
+
+def test_encoders_are_an_axis_beside_data_sets_that_need_none(tmp_path):
+    pets = {"imagefolder": save_folder(tmp_path / "pets"), "overlap": "keep"}
+    encoders = [save_encoder(tmp_path / "dino").name, {"name": save_encoder(tmp_path / "base", seed=1).name, "views": 2}]
+    trials = prepare(grid(tmp_path, dataset=[pets, "digits"], encoder=encoders, algorithms=["dp-gaussian"]), NODES).trials
+    names = [f"{name} ({encoder})" for name in ("pets", "digits") for encoder in ("dino", "base, 2 views")]
+    assert [trial.cell.dataset.display for trial in trials] == names

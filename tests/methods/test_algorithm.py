@@ -1,0 +1,58 @@
+"""The plan is solved by fedsim for what a method releases; a method refuses settings, and changes no plan."""
+
+import math
+from typing import Any
+
+import pytest
+from broken.client_is_refused import ClientMayBeRefused
+from broken.tiny import Tiny
+from cells import quick, small_cells
+
+from fedsim.errors import PluginError, UserError
+from fedsim.methods.algorithm import Algorithm, solved_plan
+from fedsim.methods.messages import Task
+from fedsim.privacy.plan import Trust, Unit, calibrate
+
+HALF = "broken.half_the_noise:HalfTheNoise"
+REFUSED = r"HalfTheNoise\.plan.*let releases\(\), clip\(\) and sensitivity\(\)"
+
+
+def made(cls: type[Algorithm], unit: Unit = "example", trust: Trust = "aggregate", **params: Any) -> Algorithm:
+    return cls(cls.Params(**params), Task(8, 3, 4, unit, trust))
+
+
+def test_an_instance_cannot_have_one_either() -> None:
+    algorithm = made(Tiny)
+    vars(algorithm)["plan"] = lambda *given: None
+    with pytest.raises(PluginError, match=r"Tiny\.plan"):
+        solved_plan(algorithm, 1.0, 1e-4)
+
+
+class Doubled(Tiny):
+    def sensitivity(self) -> float:
+        return 2 * self.clip()
+
+
+def test_what_a_method_says_of_its_releases_is_what_the_plan_is_solved_for() -> None:
+    own = made(Doubled)
+    assert solved_plan(own, 4.0, 1e-4) == calibrate(
+        epsilon=4.0,
+        delta=1e-4,
+        releases=own.releases(),
+        unit="example",
+        trust="aggregate",
+        scope="joint",
+        claim="proved",
+        clip=1.0,
+        sensitivity=2.0,
+    )
+    assert solved_plan(own, None, 1e-4) is None
+
+
+def test_a_method_refuses_a_setting_by_its_word() -> None:
+    with pytest.raises(UserError, match="rows_only: clients have no plan"):
+        solved_plan(made(ClientMayBeRefused, "client", "silo", rows_only=True), math.inf, 1e-4)
+    with pytest.raises(UserError, match="unit: does not support 'group'"):
+        solved_plan(made(ClientMayBeRefused, "group"), 1.0, 1e-4)
+    (trial,) = small_cells(quick("broken.client_is_refused:ClientMayBeRefused"), epsilon=4.0, trust="silo", unit="client").trials
+    assert trial.plan is not None

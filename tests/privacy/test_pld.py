@@ -1,0 +1,114 @@
+import math
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from hypothesis import assume, given, settings
+from hypothesis import strategies as st
+from scipy.stats import norm
+
+from fedsim.privacy.mechanism import Mechanism
+from fedsim.privacy.pld import Spectra, compose, refuted_epsilon
+
+RATES = np.array([0, 1e-4, 0.01, 0.1, 0.5, 0.9, 1])
+SAMPLED = [
+    [Mechanism(1.0, 0.01, 1000)],
+    [Mechanism(0.6, 0.01, 100)],
+    [Mechanism(20.0, 0.5, 3000)],
+    [Mechanism(4.0), Mechanism(3.0, 0.2, 200)],
+]
+
+
+def gaussian_delta(mu, epsilon):
+    """Balle & Wang 2018, theorem 8."""
+    return norm.cdf(-epsilon / mu + mu / 2) - math.exp(epsilon) * norm.cdf(-epsilon / mu - mu / 2)
+
+
+@pytest.mark.parametrize(("noise", "steps"), [(1.0, 1), (5.0, 10), (3.0, 200), (0.3, 1), (200.0, 3)])
+def test_without_sampling_it_is_the_gaussian_mechanism_in_closed_form_bounded_from_the_safe_side(noise, steps):
+    mu, composed = math.sqrt(steps) / noise, compose([Mechanism(noise, 1.0, steps)])
+    for epsilon in (0.0, 0.1 * mu, mu, 2 * mu):
+        exact = gaussian_delta(mu, epsilon)
+        assert exact <= composed.delta(epsilon) <= exact * 1.0005 + 1e-12
+    exact = norm.cdf(norm.isf(RATES) - mu)
+    bounds = composed.false_negatives(RATES)
+    assert (bounds <= exact + 1e-12).all()
+    np.testing.assert_allclose(bounds, exact, rtol=2e-3, atol=1e-9)
+
+
+@pytest.mark.parametrize("mechanisms", SAMPLED)
+def test_both_orders_agree_with_an_independent_accountant(mechanisms):
+    import dp_accounting
+    from dp_accounting.pld import PLDAccountant
+
+    peer = PLDAccountant()
+    for one in mechanisms:
+        event = dp_accounting.PoissonSampledDpEvent(one.sample_rate, dp_accounting.GaussianDpEvent(one.noise_multiplier))
+        peer.compose(dp_accounting.SelfComposedDpEvent(event, one.count))
+    for delta in (1e-3, 1e-5):
+        assert compose(mechanisms).epsilon(delta) == pytest.approx(peer.get_epsilon(delta), rel=1e-4)
+
+
+@pytest.mark.parametrize("mechanisms", SAMPLED)
+def test_the_trade_off_function_is_the_privacy_curves_dual(mechanisms):
+    """No test's rates break a bound P(S) <= exp(e) Q(S) + d, and some test's rates meet it."""
+    composed = compose(mechanisms)
+    rates = np.linspace(0, 1, 4001)
+    missed = composed.false_negatives(rates, "add-one")
+    assert (np.diff(missed) <= 1e-12).all()
+    for epsilon in (0.0, 0.5, 1.5):
+        gap = 1 - missed - math.exp(epsilon) * rates
+        assert gap.max() == pytest.approx(float(composed.present.delta(epsilon)), rel=0.01, abs=1e-3)
+
+
+def test_the_two_orders_differ_with_sampling_and_the_worse_is_taken():
+    composed = compose(SAMPLED[1])
+    present, absent = composed.present.epsilon(1e-5), composed.absent.epsilon(1e-5)
+    assert present > 5 * absent
+    assert composed.epsilon(1e-5) == present
+    worst = composed.false_negatives(RATES)
+    assert (worst == np.minimum(composed.false_negatives(RATES, "add-one"), composed.false_negatives(RATES, "remove-one"))).all()
+
+
+@settings(max_examples=15)
+@given(
+    noise=st.floats(0.5, 20),
+    rate=st.floats(0.01, 1),
+    steps=st.integers(2, 300),
+)
+def test_fewer_steps_from_the_same_transforms_are_the_composition_of_fewer_steps(noise, rate, steps):
+    part = steps // 2
+    spectra = Spectra([Mechanism(noise, rate, steps)])
+    # if losses spread too far, there is no bound, neither of the whole nor of a part
+    assume(math.isfinite(spectra.compose([steps]).epsilon(1e-4)))
+    spent = spectra.compose([part]).epsilon(1e-4)
+    assert spent == pytest.approx(compose([Mechanism(noise, rate, part)]).epsilon(1e-4), rel=1e-3, abs=1e-6)
+    assert spent <= spectra.compose([steps]).epsilon(1e-4)
+
+
+def test_nothing_is_spent_if_nothing_ran():
+    composed = compose([Mechanism(1.0, 0.0, 5), Mechanism(math.inf, 1.0, 3), Mechanism(2.0, 0.5, 0)])
+    assert composed.epsilon(1e-5) == 0
+    assert composed.delta(0.0) == 0
+    np.testing.assert_array_equal(composed.false_negatives(RATES), 1 - RATES)
+
+
+def test_the_best_test_of_a_mechanism_with_more_noise_refutes_exactly_up_to_it():
+    claimed, delta, factor = [Mechanism(3.0, 0.1, 300)], 1e-4, 1.7
+    real = [claimed[0].scaled(factor)]
+    missed = float(compose(real).false_negatives(0.05, "add-one"))
+    epsilon, least = refuted_epsilon(claimed, delta, 0.05, 1 - missed)
+    assert factor < least < 1.002 * factor
+    assert epsilon == pytest.approx(compose(real).epsilon(delta), rel=0.01)
+
+
+@pytest.mark.parametrize("event", [(0.0, 1.0, 1), (1.0, 1.5, 1), (1.0, 1.0, -1), (math.nan, 1.0, 1)])
+def test_what_is_no_step_with_noise_is_refused(event):
+    with pytest.raises(ValueError, match="not a mechanism with noise"):
+        compose([Mechanism(*event)])
+
+
+def test_no_torch_is_imported():
+    code = "import sys, fedsim.privacy.pld, fedsim.privacy.accountant, fedsim.privacy.mechanism; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
