@@ -27,7 +27,7 @@ from rich.table import Table
 
 from fedsim.methods.algorithm import solved_plan
 from fedsim.methods.messages import Task
-from fedsim.planning.process import settle
+from fedsim.runs.worker import settle
 from fedsim.seeds import Seeds
 from fedsim.training.cohort import Cohort, CohortSpec, LocalPool, build_algorithm
 from fedsim.training.rounds import train

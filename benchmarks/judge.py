@@ -20,8 +20,8 @@ from sklearn.metrics import balanced_accuracy_score
 from fedsim.evaluation.judge import Judge, synthesise
 from fedsim.grid.models import Grid
 from fedsim.methods.products import OnSphere
-from fedsim.planning.node import Node
-from fedsim.planning.prepare import prepare
+from fedsim.runs.need import Node
+from fedsim.runs.prepare import prepare
 from fedsim.seeds import Seeds
 from fedsim.training.cohort import build_algorithm
 from fedsim.training.rounds import restored

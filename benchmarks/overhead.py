@@ -38,13 +38,12 @@ from fedsim.methods.clients import Clients
 from fedsim.methods.messages import Message, Round, Server, Tensors
 from fedsim.methods.phase import Phase
 from fedsim.models.linear import LinearClassifier
-from fedsim.planning.node import Node
-from fedsim.planning.prepare import prepare
 from fedsim.privacy.plan import Release
-from fedsim.results.grid_rows import grid_rounds
+from fedsim.results.run import grid_rounds
 from fedsim.runs.bench import run_bench
-from fedsim.runs.cluster import local_cluster
-from fedsim.runs.ray_engine import RayEngine
+from fedsim.runs.need import Node
+from fedsim.runs.prepare import prepare
+from fedsim.runs.ray import RayEngine, local_cluster
 
 NUMBERS, WARM, FLOWER_ROUNDS = 100_000, 50, 30
 SETTINGS = tuple((clients, actors) for clients in (10, 100) for actors in (1, 2))

@@ -44,9 +44,9 @@ from fedsim.methods.messages import Server, Task
 from fedsim.methods.products import Generator
 from fedsim.models.initialise import initial_model
 from fedsim.models.layers import one_hot
-from fedsim.planning.process import settle
 from fedsim.plugins.registry import register
 from fedsim.privacy.clipping import ClippedSum
+from fedsim.runs.worker import settle
 from fedsim.seeds import Seeds
 from fedsim.training.cohort import Cohort, CohortSpec, LocalPool, build_algorithm
 from fedsim.training.rounds import train

@@ -106,7 +106,7 @@ def add(function: Callable[..., Any], panel: str) -> None:
             how, default = typer.Option(options[name], help=words, **given), default or None if get_origin(kind) is list else default
         elif get_origin(kind) is list or own[name].kind is inspect.Parameter.VAR_POSITIONAL:
             how = typer.Argument(metavar=f"{name.upper()}...", help=words)
-            kind, default = list[kind] if get_origin(kind) is not list else kind, [] if name == "beside" else default
+            kind, default = list.__class_getitem__(kind) if get_origin(kind) is not list else kind, [] if name == "beside" else default
         else:
             how, default = typer.Argument(metavar=name.upper(), help=words), None
             parameters.append(_parameter(f"{name}_option", Annotated[kind | None, typer.Option(_option(name, kind), hidden=True)], None))

@@ -9,7 +9,7 @@ import stat
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from types import FrameType
 
@@ -17,7 +17,6 @@ INTERRUPTED = 130
 """The exit code."""
 _ENDING = 4.0
 """Seconds that an orderly end may take; a call into a library that waits for a server which is gone takes a minute."""
-_LAST: list[Callable[[], None]] = []
 _RAISING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
@@ -64,16 +63,6 @@ def soon() -> Iterator[None]:
         os.close(writing)
 
 
-@contextmanager
-def at_a_late_end(act: Callable[[], None]) -> Iterator[None]:
-    """In the block, call ``act`` before :func:`soon` kills the process, because ``finally`` blocks do not run then."""
-    _LAST.append(act)
-    try:
-        yield
-    finally:
-        _LAST.remove(act)
-
-
 def _end_late(reading: int) -> None:
     """Wait for a signal, and then for the process's end."""
     while (number := os.read(reading, 1)) and number[0] not in _RAISING:
@@ -82,8 +71,6 @@ def _end_late(reading: int) -> None:
         os.close(reading)
         return
     time.sleep(_ENDING)
-    for act in _LAST:
-        act()
     with suppress(OSError, ValueError):  # not by sys.stdout, whose lock may be held, nor into a pipe that is full
         if select.select([], [1], [], 0)[1]:
             os.write(1, b"interrupted; the same command goes on\n")

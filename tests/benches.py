@@ -9,15 +9,10 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from fedsim.results.grid_rows import grid_rounds, grid_rows
-from fedsim.results.rows import Row
-
-if TYPE_CHECKING:
-    from fedsim.planning.node import Share
-    from fedsim.runs.engine import Slot
-    from fedsim.runs.slots import Slots
+from fedsim.results.run import grid_rounds, grid_rows
+from fedsim.results.columns import Result
 
 PATIENCE = 600
 """Seconds after which something hangs, however busy the machine is."""
@@ -26,10 +21,6 @@ TIMES = ("seconds", "train_seconds", "judge_seconds")
 PLUGIN = '''
 import os
 from pathlib import Path
-
-import ray
-import torch
-from threadpoolctl import threadpool_info
 
 from baselines.weight_noise_cvae import WeightNoiseCVAE, WeightNoiseCVAEParams
 
@@ -73,31 +64,6 @@ class Optimist(WeightNoiseCVAE):
 
     def sensitivity(self):
         return self.clip() / 32
-
-
-class Hungry(WeightNoiseCVAE):
-    """Needs half a GPU in its third round."""
-
-    def client_round(self, clients, round_, broadcast):
-        if round_.number == 2 and ray.get_runtime_context().get_assigned_resources().get("GPU", 0) < 0.5:
-            raise torch.OutOfMemoryError("CUDA out of memory")
-        return super().client_round(clients, round_, broadcast)
-
-
-class Threads(WeightNoiseCVAE):
-    """Tells how many threads the server's and the clients' processes use."""
-
-    def server_step(self, server, round_, total):
-        return {**super().server_step(server, round_, total), "server_threads": count()}
-
-    def client_round(self, clients, round_, broadcast):
-        message = super().client_round(clients, round_, broadcast)
-        message.diagnostics["client_threads"] = [float(count())]
-        return message
-
-
-def count():
-    return max(torch.get_num_threads(), *(pool["num_threads"] for pool in threadpool_info()))
 '''
 
 
@@ -107,19 +73,6 @@ def wait_until(holds: Callable[[], object], timeout: float = PATIENCE) -> None:
     while not holds():
         assert time.monotonic() < end, f"not within {timeout} s"
         time.sleep(0.02)
-
-
-def taken(slots: Slots, actors: int, share: Share) -> Slot:
-    """A slot, once Ray has placed it."""
-    taken: list[Slot | None] = [None]
-
-    def placed() -> bool:
-        taken[0] = slots.take(actors, share)
-        return taken[0] is not None
-
-    wait_until(placed)
-    assert taken[0] is not None
-    return taken[0]
 
 
 @dataclass(frozen=True)
@@ -140,7 +93,7 @@ class Ran:
     folder: Path
 
     @property
-    def rows(self) -> list[Row]:
+    def rows(self) -> list[Result]:
         """Rows in the grid's order."""
         return grid_rows(self.folder)
 
@@ -149,7 +102,7 @@ class Ran:
         """Round records."""
         return grid_rounds(self.folder)
 
-    def log(self, row: Row) -> str:
+    def log(self, row: Result) -> str:
         """A cell's log."""
         return (self.folder / "logs" / f"{row.cell_id}.log").read_text()
 

@@ -18,9 +18,9 @@ from fedsim.evidence.check.subject import BRIEF
 from fedsim.grid.models import Grid
 from fedsim.methods.messages import Task
 from fedsim.models.probe import fit_probe
-from fedsim.planning.node import Node
-from fedsim.planning.prepare import Prepared, prepare
 from fedsim.plugins.registry import GROUP, lookup
+from fedsim.runs.need import Node
+from fedsim.runs.prepare import Prepared, prepare
 from fedsim.training.cohort import build_algorithm
 from fedsim.training.trial import Trial
 

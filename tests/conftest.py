@@ -6,10 +6,12 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # for the processes that tests start, too
+os.environ.setdefault("RAY_worker_niceness", "0")  # a busy machine would leave the workers nothing
 
 import torch
 from benches import PLUGIN, Done, Ran
@@ -19,12 +21,10 @@ from rich.console import Console
 
 from fedsim.cli import main
 from fedsim.grid.models import Grid
-from fedsim.planning.node import Node
-from fedsim.planning.prepare import prepare
 from fedsim.runs.bench import run_bench
-from fedsim.runs.cluster import local_cluster
 from fedsim.runs.engine import Engine, InProcess
-from fedsim.runs.ray_engine import RayEngine
+from fedsim.runs.need import Node
+from fedsim.runs.prepare import prepare
 
 # a busy machine may take its time, and the same code gives the same verdict again
 settings.register_profile("fedsim", deadline=None, derandomize=True)
@@ -80,6 +80,8 @@ def plugins(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def _cluster(plugins: Path) -> Iterator[None]:
     """Four CPUs and two GPUs by count, started in the plug-ins' folder as ``fedsim bench`` would be."""
+    from fedsim.runs.ray import local_cluster
+
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(plugins)
         patch.syspath_prepend(str(plugins))
@@ -105,8 +107,8 @@ def bench(plugins: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Ite
     monkeypatch.chdir(plugins)
     monkeypatch.syspath_prepend(str(plugins))
 
-    def run(grid: Grid, name: str = "run", *, retry_failed: bool = False) -> Ran:
-        return ran(grid, tmp_path / name, InProcess(NODES[0]), NODES, 1, retry_failed=retry_failed)
+    def run(grid: Grid, name: str = "run", **how: Any) -> Ran:
+        return ran(grid, tmp_path / name, InProcess(NODES[0]), **how)
 
     yield run
     torch.set_flush_denormal(False)
@@ -116,14 +118,25 @@ def bench(plugins: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Ite
 def ray_bench(ray_cluster: None, tmp_path: Path) -> Callable[..., Ran]:
     """Runs a grid on the shared cluster, in the folder ``name``: one cell after another, since every further slot imports torch anew."""
 
-    def run(grid: Grid, name: str = "run", *, retry_failed: bool = False, nodes: Sequence[Node] = NODES) -> Ran:
-        return ran(grid, tmp_path / name, RayEngine(), nodes, 1 if nodes is NODES else None, retry_failed=retry_failed)
+    from fedsim.runs.ray import RayEngine
+
+    def run(grid: Grid, name: str = "run", **how: Any) -> Ran:
+        return ran(grid, tmp_path / name, RayEngine(), **how)
 
     return run
 
 
-def ran(grid: Grid, folder: Path, engine: Engine, nodes: Sequence[Node], parallel: int | None, *, retry_failed: bool) -> Ran:
+def ran(
+    grid: Grid,
+    folder: Path,
+    engine: Engine,
+    *,
+    nodes: Sequence[Node] = NODES,
+    parallel: int | None = 1,
+    retry_failed: bool = False,
+    keep_going: bool = True,
+) -> Ran:
     console = Console(file=io.StringIO(), width=200)
-    prepared = prepare(grid, nodes, parallel)
+    prepared = prepare(grid, nodes, parallel, keep_going=keep_going)
     code = run_bench(prepared, folder, console, nullcontext(engine), retry_failed=retry_failed)
     return Ran(code, console.file.getvalue(), folder)  # type: ignore[attr-defined]

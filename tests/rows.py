@@ -8,12 +8,12 @@ from typing import Any
 from fedsim.evaluation.judge import Judgement, judgement_of
 from fedsim.evaluation.references import Ceiling, LocalOnly
 from fedsim.json_lines import dump
-from fedsim.planning.prepare import Prepared
-from fedsim.results.join import Entry, Lines
-from fedsim.results.result_lines import judgement_line, reference_line, training_line
-from fedsim.results.rows import Row, RowError
+from fedsim.results.run import Entry, Lines
+from fedsim.results.result_lines import RowError, judgement_line, reference_line, training_line
+from fedsim.results.columns import Result
 from fedsim.results.store import ResultStore
 from fedsim.results.trained import keep_state
+from fedsim.runs.prepare import Prepared
 from fedsim.training.trial import Outcome, Trial, run_trial
 
 ERROR = {"type": "ValueError", "message": "rows hold NaN", "traceback": "Traceback (most recent call last):\nValueError"}

@@ -13,13 +13,13 @@ import typer.main
 import yaml
 from benches import Done, Ran
 from cells import small_grid
-from fedsim.results.grid_rows import grid_rows
+from fedsim.results.run import grid_rows
 from notebooks import Notebook
 
 from fedsim.cli import app
 from fedsim.grid.read import load_grid
-from fedsim.planning.node import Node
 from fedsim.runs.engine import InProcess
+from fedsim.runs.need import Node
 
 ROOT = Path(__file__).parents[1]
 DATA = ROOT / "docs" / "data.md"
@@ -95,7 +95,7 @@ def test_the_public_page_from_first_to_last(folder: Path, command: Callable[...,
     (folder / "public.yaml").write_text(grid)
     (folder / "mine.py").write_text(method)
     exec(compile(write, str(PUBLIC), "exec"), {})
-    monkeypatch.setattr("fedsim.runs.ray_engine.local_ray", in_process)
+    monkeypatch.setattr("fedsim.runs.ray.local_ray", in_process)
     done = [command(*shlex.split(line)[1:]) for line in commands(PUBLIC)]
     assert [each.returncode for each in done] == [0] * len(done)
     assert len(done) == 2
@@ -116,7 +116,7 @@ def save_methods(folder: Path) -> None:
 
 def test_the_two_methods_of_the_algorithms_page_learn(folder: Path, command: Callable[..., Done], monkeypatch: pytest.MonkeyPatch) -> None:
     save_methods(folder)
-    monkeypatch.setattr("fedsim.runs.ray_engine.local_ray", in_process)
+    monkeypatch.setattr("fedsim.runs.ray.local_ray", in_process)
     one, two = (line for line in commands(ALGORITHMS) if "noisy_means" in line or "personal" in line)
     exec(shlex.split(one)[2])
     assert command(*shlex.split(two)[1:]).returncode == 0
@@ -138,7 +138,7 @@ def test_the_methods_of_the_algorithms_page_pass_their_checks(method: str, folde
 
 def test_a_release_from_first_to_last(folder: Path, command: Callable[..., Done], monkeypatch: pytest.MonkeyPatch) -> None:
     (folder / "benchmarks").symlink_to(ROOT / "benchmarks")
-    monkeypatch.setattr("fedsim.runs.ray_engine.local_ray", in_process)
+    monkeypatch.setattr("fedsim.runs.ray.local_ray", in_process)
     lines = commands(RELEASE)
     assert [line.split()[1] for line in lines] == ["bench", "statement", "verify", "release", "synth"]
     for line in lines:
@@ -150,7 +150,7 @@ def test_a_release_from_first_to_last(folder: Path, command: Callable[..., Done]
 def test_a_search_from_first_to_last(folder: Path, command: Callable[..., Done], monkeypatch: pytest.MonkeyPatch) -> None:
     (text,) = blocks(TUNING, "yaml")
     (folder / "search.yaml").write_text(text)
-    monkeypatch.setattr("fedsim.runs.ray_engine.local_ray", in_process)
+    monkeypatch.setattr("fedsim.runs.ray.local_ray", in_process)
     for line in commands(TUNING):
         done = command(*shlex.split(line)[1:])
         assert done.returncode == 0, line + done.stdout + done.stderr
@@ -163,7 +163,7 @@ def test_what_is_summed_once_is_equal_for_every_partition(
     folder: Path, command: Callable[..., Done], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (folder / "benchmarks").symlink_to(ROOT / "benchmarks")
-    monkeypatch.setattr("fedsim.runs.ray_engine.local_ray", in_process)
+    monkeypatch.setattr("fedsim.runs.ray.local_ray", in_process)
     (line,) = commands(EQUAL)
     assert command(*shlex.split(line)[1:]).returncode == 0
     rows = grid_rows("runs/equal")
@@ -249,7 +249,7 @@ def test_the_grid_of_the_audit_page_is_valid(tmp_path: Path) -> None:
 
 
 def test_every_block_of_the_page_on_python_runs_as_a_cell(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("fedsim.runs.ray_engine.local_ray", in_process)
+    monkeypatch.setattr("fedsim.runs.ray.local_ray", in_process)
     book = Notebook(monkeypatch)
     for code in blocks(PYTHON, "python"):
         book.cell(code)

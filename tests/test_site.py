@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import typer.main
 from cells import SHIPPED
-from fedsim.results.rows import Row
+from fedsim.results.columns import Result
 from test_docs import ROOT
 
 from fedsim.cli import app

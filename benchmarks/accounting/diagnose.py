@@ -19,9 +19,8 @@ from fedsim.results.groups import grouped
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from fedsim.errors import UserError
-from fedsim.grid.complaints import translated
-from fedsim.grid.places import Origin
-from fedsim.grid.yaml import parse, read_text
+from fedsim.grid.models import Origin
+from fedsim.grid.read import complaint, parse, read_text
 from fedsim.privacy.mechanism import Mechanism
 from fedsim.privacy.plan import Release, Trust, Unit, calibrate
 from fedsim.privacy.pld import compose
@@ -207,7 +206,7 @@ def read_settings(path: Path) -> Settings:
     try:
         return Settings.model_validate(data)
     except ValidationError as error:
-        raise translated(error, Settings, Origin(str(path), data, lines).place) from error
+        raise complaint(error, Settings, Origin(str(path), data, lines).place) from error
 
 
 def diagnose(settings: Settings) -> list[Worth]:

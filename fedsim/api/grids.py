@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from contextlib import AbstractContextManager, ExitStack, nullcontext
+from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,8 +14,7 @@ from fedsim.plugins.registry import find_in_working_folder
 from fedsim.words import plain_console
 
 if TYPE_CHECKING:
-    from fedsim.report.plan import Plan
-    from fedsim.runs.engine import Engine
+    from fedsim.runs.plan import Plan
 
 
 def bench(
@@ -67,32 +66,27 @@ def bench(
     folder = Path("runs") / checked.name if out is None else Path(out)
     if not dry_run:  # before anything that takes time
         ResultStore(folder).check_free()
-    from fedsim.grid.resolve import plug_in_files, resolve
-    from fedsim.planning.prepare import prepare
-    from fedsim.runs.bench import run_bench
-    from fedsim.runs.cluster import joined_cluster, this_machine
+    from fedsim.grid.cells import plug_in_files, resolve
+    from fedsim.runs.bench import engine_for, run_bench
     from fedsim.runs.display import Preparing
-    from fedsim.runs.engine import InProcess
-    from fedsim.runs.ray_engine import connected_ray, everywhere, local_ray
+    from fedsim.runs.prepare import prepare, this_machine
 
-    console, node = plain_console(), this_machine()
+    console = plain_console()
     with kept_handlers(), ExitStack() as stack:
+        nodes = [this_machine()]
         with Preparing(plain_console(stderr=True)) as tell:
-            nodes, rehearsal = [node], None
             if address is not None:
+                from fedsim.runs.ray import joined_cluster
+
                 files = plug_in_files(variant.name for variant in resolve(checked, keep_going=keep_going).variants)
-                nodes, rehearsal = stack.enter_context(joined_cluster(address, files)), everywhere
-            if in_process:
-                one = checked.resources.model_copy(update={"clients_per_actor": "all"})
-                checked, max_parallel = checked.model_copy(update={"resources": one}), 1
-            prepared = prepare(checked, nodes, max_parallel, keep_going=keep_going, rehearsal=rehearsal, tell=tell)
+                nodes = stack.enter_context(joined_cluster(address, files))
+            prepared = prepare(checked, nodes, max_parallel, keep_going=keep_going, tell=tell)
         if dry_run:
-            from fedsim.report.plan import Plan
+            from fedsim.runs.plan import Plan
 
             return Plan(prepared, folder)
-        # a local cluster starts only when there is something to run on it
-        engine: AbstractContextManager[Engine] = connected_ray() if address is not None else local_ray(node)
-        engine = nullcontext(InProcess(node)) if in_process else engine
+        # a cluster starts only when there is something to run on it
+        prepared, engine = engine_for(prepared, address, in_process=in_process)
         code = run_bench(prepared, folder, console, engine, retry_failed=retry_failed)
     if code == INTERRUPTED:
         raise KeyboardInterrupt("what is finished is kept; the same call continues")

@@ -200,7 +200,7 @@ def audit(
         trust_plugin: of a run folder, run the code of plug-ins that it names.
 
     Raises:
-        UserError: a value is not valid, or another fedsim runs in the folder.
+        UserError: a value is out of its range, or another fedsim runs in the folder.
     """
     from rich.markup import escape
     from rich.progress import Progress

@@ -306,15 +306,10 @@ class Run(Printed):
         return Verified((proofs, *again), proofs.sound and all(each.rows_equal for each in again))
 
     def _rerun(self, count: int, ids: Sequence[str]) -> Comparison:
-        from fedsim.planning.prepare import prepare
-        from fedsim.runs.cluster import this_machine
-        from fedsim.runs.ray_engine import local_ray
         from fedsim.runs.rerun import rerun
 
-        node, console = this_machine(), wide_console(plain_console())
         with kept_handlers():
-            how: dict[str, Any] = {"trust_plugin": self.trust_plugin}
-            return rerun(self.folder, lambda grid: prepare(grid, [node]), local_ray(node), console, count, ids, **how)
+            return rerun(self.folder, wide_console(plain_console()), count, ids, trust_plugin=self.trust_plugin)
 
     def show(self, console: Console) -> None:
         """Print the tables of results that a bench ends with."""

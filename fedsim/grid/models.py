@@ -1,15 +1,17 @@
-"""A grid file as frozen models: its values, their types, and what they mean."""
+"""A grid file as frozen models: its values, their types, and what they mean; and where each value stands, for messages."""
 
 from __future__ import annotations
 
 import os
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import product
+from math import prod
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar, get_args
 
+import yaml
 from pydantic import (
     AfterValidator,
     BaseModel,
@@ -18,17 +20,13 @@ from pydantic import (
     ConfigDict,
     Field,
     PlainSerializer,
-    PlainValidator,
     PrivateAttr,
-    TypeAdapter,
     ValidationInfo,
     field_validator,
     model_validator,
 )
 
 from fedsim.data.spec import DatasetSpec, EncoderSpec
-from fedsim.grid.complaints import spelled
-from fedsim.grid.places import Origin
 from fedsim.models.probe import PROBE_C
 from fedsim.partition import PartitionSpec
 from fedsim.plugins import places
@@ -40,12 +38,63 @@ from fedsim.words import json_number
 
 MOST_OF_A_RANGE = 1000
 """Seeds that one range may name."""
+MANY_CELLS = 5000
+"""Cells from which on a grid is only run if that is confirmed."""
+Loc = tuple[str | int, ...]
 _Item = TypeVar("_Item")
+
+
+@dataclass(frozen=True)
+class Origin:
+    """Where the values of a grid came from, to name places in messages; no part of what makes two grids equal.
+
+    Attributes:
+        file: the file; empty: none.
+        data: what was validated.
+        root: the file's YAML.
+        overrides: keys that were replaced.
+    """
+
+    file: str = field(default="", compare=False)
+    data: Any = field(default=None, compare=False)
+    root: yaml.Node | None = field(default=None, compare=False)
+    overrides: tuple[Loc, ...] = field(default=(), compare=False)
+
+    def place(self, loc: Loc) -> str:
+        """``file:line: key[i].key``; the parts of ``loc`` that validation added to what the user wrote are left out."""
+        loc, line, complete = self._found(loc)
+        text = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in loc).lstrip(".")
+        if any(loc[: len(key)] == key or (loc and not complete and key[: len(loc)] == loc) for key in self.overrides):
+            return f"--set {text}"
+        if not self.file:
+            return text or "grid"
+        return ": ".join(filter(None, (f"{self.file}:{line}" if line else self.file, text)))
+
+    def _found(self, loc: Loc) -> tuple[Loc, int, bool]:
+        """The parts of ``loc`` that the user wrote, the line of the last one that is in the file, and whether all are."""
+        kept: list[str | int] = []
+        at, node, line = self.data, self.root, 0
+        for part in loc if self.data is not None else ():
+            if isinstance(at, Mapping) and isinstance(part, str):
+                at = at.get(part)
+            elif isinstance(at, list | tuple) and isinstance(part, int) and part < len(at):
+                at = at[part]
+            else:
+                continue
+            kept.append(part)
+            here = None
+            if isinstance(node, yaml.MappingNode):
+                here = next((pair for pair in node.value if pair[0].value == part), None)
+            elif isinstance(node, yaml.SequenceNode) and isinstance(part, int) and part < len(node.value):
+                here = (node.value[part], node.value[part])
+            node = here and here[1]
+            line = here[0].start_mark.line + 1 if here else line
+        return tuple(kept) if self.data is not None else loc, line, node is not None
 
 
 def listed(given: Any) -> Any:
     """The values of an axis, which may be given as one."""
-    return given if isinstance(given, list | tuple) else [given]
+    return [] if given is None else given if isinstance(given, list | tuple) else [given]
 
 
 def _ranges(given: Any) -> list[Any]:
@@ -55,22 +104,18 @@ def _ranges(given: Any) -> list[Any]:
         ends = re.fullmatch(r"(\d{1,18})-(\d{1,18})", one) if isinstance(one, str) else None
         if ends is None:
             numbers.append(one)
-            continue
-        first, last = int(ends[1]), int(ends[2])
-        if not 0 <= last - first < MOST_OF_A_RANGE:
-            raise ValueError(f"{spelled(one)} is no range of up to {MOST_OF_A_RANGE} numbers; give one such as 0-4, which is 0, 1, 2, 3, 4")
-        numbers += range(first, last + 1)
+        elif 0 <= int(ends[2]) - int(ends[1]) < MOST_OF_A_RANGE:
+            numbers += range(int(ends[1]), int(ends[2]) + 1)
+        else:
+            raise ValueError(f"'{one}' is not a range of up to {MOST_OF_A_RANGE} numbers; give one such as 0-4, which is 0, 1, 2, 3, 4")
     return numbers
 
 
-def _none_or_listed(given: Any) -> Any:
-    return [] if given is None else listed(given)
-
-
-def _distinct(values: tuple[_Item, ...]) -> tuple[_Item, ...]:
-    if not values:
-        raise ValueError("is empty; give at least one value")
-    return _no_two(values)
+def _no_two(values: tuple[_Item, ...]) -> tuple[_Item, ...]:
+    for i, value in enumerate(values):
+        if value in values[:i]:
+            raise ValueError(f"{getattr(value, 'display', value)} is listed twice; remove one")
+    return values
 
 
 def _twice(names: Sequence[str]) -> str | None:
@@ -78,108 +123,51 @@ def _twice(names: Sequence[str]) -> str | None:
     return next((name for i, name in enumerate(names) if name in names[:i]), None)
 
 
-def _no_two(values: tuple[_Item, ...]) -> tuple[_Item, ...]:
-    for i, value in enumerate(values):
-        if value in values[:i]:
-            raise ValueError(f"{spelled(value)} is listed twice; remove one")
-    return values
+def _seconds(given: Any) -> Any:
+    """``2h`` as seconds."""
+    parts = re.fullmatch(r"\s*([\d.]+)\s*([smhd])\s*", given) if isinstance(given, str) else None
+    if isinstance(given, str) and parts is None:
+        raise ValueError(f"'{given}' is not a time; give seconds, or a number with s, m, h or d, such as 2h")
+    return given if parts is None else float(parts[1]) * {"s": 1, "m": 60, "h": 3600, "d": 86400}[parts[2]]
 
 
-def _no_flag(given: Any) -> Any:
-    if isinstance(given, bool):
-        raise ValueError(f"{spelled(given)} is not a number; give a number")
-    return given
+def _share(gpus: float) -> float:
+    if gpus > 1 and gpus != int(gpus):
+        raise ValueError(f"{gpus:g} is not a share of a GPU; give a number in [0, 1] or a whole number of GPUs")
+    return gpus
 
 
-def _numeric(given: Any) -> Any:
-    if isinstance(given, str):  # pydantic takes '0-4' for -4
-        try:
-            float(given)
-        except ValueError as error:
-            raise ValueError(f"{spelled(given)} is not a number; give a number") from error
-    return _no_flag(given)
-
-
-def _actor_share(given: Any) -> int | str:
-    if given in ("auto", "all") or (isinstance(given, int) and not isinstance(given, bool) and given >= 1):
-        return given  # type: ignore[no-any-return]
-    raise ValueError(f"{spelled(given)} is neither a number of clients nor a known word; give auto, all or a whole number >= 1")
-
-
-def _gpu_share(given: Any) -> str | float:
-    number = isinstance(given, int | float) and not isinstance(given, bool)
-    if given == "auto" or (number and (0 <= given <= 1 or (given < float("inf") and given == int(given) > 0))):
-        return given if given == "auto" else float(given)
-    raise ValueError(f"{spelled(given)} is not a share of a GPU; give auto, a number in [0, 1] or a whole number of GPUs")
-
-
-def _seconds(given: Any) -> float:
-    number, unit = (given, "s") if not isinstance(given, str) else (given.strip()[:-1], given.strip()[-1:].lower())
-    try:
-        if not isinstance(number, bool) and 0 < (seconds := float(number) * _UNITS[unit]) < float("inf"):
-            return seconds
-    except (KeyError, TypeError, ValueError):
-        pass
-    raise ValueError(f"{spelled(given)} is not a time; give seconds, or a number with s, m, h or d, such as 2h")
-
-
-def _bytes(given: Any) -> int:
-    try:
-        return TypeAdapter(ByteSize).validate_python(_no_flag(given))
-    except ValueError as error:
-        raise ValueError(f"{spelled(given)} is not an amount of memory; give bytes, or a number with its unit, such as 4GB") from error
-
-
-def _personal(given: Any) -> str | float | None:
-    if isinstance(given, bool):
-        return "synthetic" if given else None
-    if given in (None, "synthetic", "held-out") or (isinstance(given, int | float) and 0 <= given <= 1):
-        return given  # type: ignore[no-any-return]
-    raise ValueError(f"{spelled(given)} is not a way to choose a weight; give synthetic, held-out or a number in [0, 1]")
-
-
-@dataclass(frozen=True)
-class GroupUnit:
-    """A unit that is a group of one client's rows: all that have one value of a column (a patient's, a lesion's)."""
-
-    column: str
-
-
-def _unit(given: Any) -> str | GroupUnit:
-    if given in ("example", "client") or isinstance(given, GroupUnit):
-        return given  # type: ignore[no-any-return]
-    if not isinstance(given, Mapping):
-        # no guess: patient is neither client nor example
-        name = given if isinstance(given, str) and given.isidentifier() and given not in ("examples", "clients") else "NAME"
-        raise ValueError(f"unknown value {spelled(given)}; give example, client, or a group of rows by its column: {{column: {name}}}")
-    column = given.get("column")
-    if len(given) != 1 or not isinstance(column, str) or not column:
-        raise ValueError("a group of rows is named by a column; give {column: NAME} and nothing else")
-    if column in get_args(Unit):
-        raise ValueError(f"a column called '{column}' would be taken for another unit; rename it")
-    return GroupUnit(column=column)
-
-
-def _spelled_unit(unit: str | GroupUnit) -> Any:
-    return unit if isinstance(unit, str) else {"column": unit.column}
-
-
-_UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
-Readout = Literal["knn", "mlp", "fidelity"]
-Real = Annotated[float, BeforeValidator(_numeric)]
-Whole = Annotated[int, BeforeValidator(_numeric)]
-Epsilon = Annotated[Real, Field(gt=0), PlainSerializer(json_number, when_used="json")]
-Alpha = Annotated[Real, Field(gt=0, allow_inf_nan=False)]
-Clients = Annotated[Whole, Field(ge=1)]
-Seed = Annotated[Whole, Field(ge=0, lt=2**63)]
-Delta = Annotated[Real, Field(gt=0, le=MOST_DELTA)]
-Device = Literal["auto", "cpu", "cuda"]
-Axis = Annotated[tuple[_Item, ...], BeforeValidator(listed), AfterValidator(_distinct)]
-Seeds = Annotated[tuple[Seed, ...], BeforeValidator(_ranges), AfterValidator(_distinct)]
+def _infinite(given: Any) -> Any:
+    """Infinity, which JSON has as a word."""
+    return float("inf") if given == "inf" else given
 
 
 class _Model(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", ser_json_inf_nan="strings")
+
+
+class GroupUnit(_Model):
+    """A unit that is a group of one client's rows: all that have one value of a column (a patient's, a lesion's)."""
+
+    column: str = Field(min_length=1)
+
+    @field_validator("column")
+    @classmethod
+    def _no_other_unit(cls, column: str) -> str:
+        if column in get_args(Unit):
+            raise ValueError(f"a column called '{column}' would be taken for another unit; rename it")
+        return column
+
+
+Readout = Literal["knn", "mlp", "fidelity"]
+Real = Annotated[float, Field(strict=True)]
+Whole = Annotated[int, Field(strict=True)]
+Epsilon = Annotated[float, BeforeValidator(_infinite), Field(gt=0, strict=True), PlainSerializer(json_number, when_used="json")]
+Axis = Annotated[tuple[_Item, ...], BeforeValidator(listed), Field(min_length=1), AfterValidator(_no_two)]
+Seeds = Annotated[
+    tuple[Annotated[Whole, Field(ge=0, lt=2**63)], ...], BeforeValidator(_ranges), Field(min_length=1), AfterValidator(_no_two)
+]
+Device = Literal["auto", "cpu", "cuda"]
 
 
 MOST_OF_A_CLASS, MOST_OF_ALL = 1000, 20_000
@@ -193,8 +181,8 @@ class Evaluation(_Model):
         per_class: synthetic rows per class that the probe is trained on; default: :meth:`rows_per_class`.
         probe_c: inverse strength of the probe's penalty; default: chosen on fresh synthetic rows (:func:`fedsim.models.probe.fit_chosen`).
         per_client: also judge each client's own generator, on test rows as that client sees them.
-        personal: also judge each client's own classifier interpolated with the shared one; how its weight is chosen: ``synthetic``
-            (also ``true``), ``held-out``, or a number in [0, 1].
+        personal: also judge each client's own classifier interpolated with the shared one; how its weight is chosen:
+            ``synthetic``, ``held-out``, or a number in [0, 1].
         readouts: what reads synthetic embeddings beside the linear probe: ``knn``, ``mlp``, ``fidelity``.
         unseen: a site that takes no part in training, and on whose test rows everything is judged; ``each``: every site in turn.
     """
@@ -202,7 +190,7 @@ class Evaluation(_Model):
     per_class: Annotated[Whole, Field(ge=1, le=10**6)] | None = None
     probe_c: Annotated[Real, Field(gt=0, allow_inf_nan=False)] | None = None
     per_client: bool = Field(default=False, strict=True)
-    personal: Annotated[str | float | None, PlainValidator(_personal)] = None
+    personal: Literal["synthetic", "held-out"] | Annotated[float, Field(ge=0, le=1, strict=True)] | None = None
     readouts: Annotated[tuple[Readout, ...], BeforeValidator(listed), AfterValidator(_no_two)] = ("knn", "fidelity")
     unseen: str | None = Field(default=None, min_length=1)
 
@@ -302,7 +290,7 @@ class Resources(_Model):
     Attributes:
         clients_per_actor: clients that one actor hosts; ``all``: one actor per cell, ``auto``: the scheduler's choice.
         cpus_per_actor: CPU share of an actor.
-        gpus_per_actor: GPU share of an actor; ``auto``: as much as a first round of such a cell is measured to need.
+        gpus_per_actor: GPU share of an actor: 0.25 puts four on a GPU; or a whole number of GPUs.
         device: ``auto``: an actor computes on the GPU that it has a share of, and without one on the CPU; ``cpu``; ``cuda``.
         cell_timeout: seconds after which a cell that still runs has failed; also as text such as ``2h``.
         memory_per_cell: bytes that all actors of a cell may take beside the data set, after which it has failed; also as text such as
@@ -310,18 +298,18 @@ class Resources(_Model):
         save_generators: keep every cell's generator in the run folder, for ``fedsim synth``.
     """
 
-    clients_per_actor: Annotated[Literal["auto", "all"] | int, PlainValidator(_actor_share)] = "auto"
+    clients_per_actor: Literal["auto", "all"] | Annotated[Whole, Field(ge=1)] = "auto"
     cpus_per_actor: Annotated[Real, Field(gt=0, allow_inf_nan=False)] = 1.0
-    gpus_per_actor: Annotated[Literal["auto"] | float, PlainValidator(_gpu_share)] = 0.0
+    gpus_per_actor: Annotated[Real, Field(ge=0, allow_inf_nan=False), AfterValidator(_share)] = 0.0
     device: Device = "auto"
-    cell_timeout: Annotated[float, PlainValidator(_seconds)] | None = None
-    memory_per_cell: Annotated[int, BeforeValidator(_bytes), Field(ge=1)] | None = None
-    save_generators: bool = True
+    cell_timeout: Annotated[Real, BeforeValidator(_seconds), Field(gt=0, allow_inf_nan=False)] | None = None
+    memory_per_cell: Annotated[ByteSize, Field(ge=1)] | None = None
+    save_generators: bool = Field(default=True, strict=True)
 
     @model_validator(mode="after")
     def _cuda_has_a_gpu(self) -> Resources:
         if self.device == "cuda" and not self.gpus_per_actor:
-            raise ValueError("device: cuda with gpus_per_actor: 0 leaves actors without a GPU; give gpus_per_actor: auto or a share")
+            raise ValueError("device: cuda with gpus_per_actor: 0 leaves actors without a GPU; give a share")
         return self
 
 
@@ -362,7 +350,7 @@ class AlgorithmEntry(_Model):
             registered = vars(own).get("name", ":")
             return {"label": own.__name__ if ":" in registered else registered, **given, "name": name_of(own)}
         if not isinstance(given, str | Mapping | AlgorithmEntry):
-            raise ValueError(f"{spelled(given)} is no algorithm; give a name, or a mapping of name, params, scan, tune and label")
+            raise ValueError("is not an algorithm; give a name, or a mapping of name, params, scan, tune and label")
         return {"name": given} if isinstance(given, str) else given
 
 
@@ -395,15 +383,15 @@ class Grid(_Model):
     name: str = Field(default="grid", pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$")
     dataset: Axis[DatasetSpec] = (DatasetSpec(name="digits"),)
     public: DatasetSpec | None = None
-    encoder: Annotated[tuple[EncoderSpec, ...], BeforeValidator(_none_or_listed), AfterValidator(_no_two)] = ()
+    encoder: Annotated[tuple[EncoderSpec, ...], BeforeValidator(listed), AfterValidator(_no_two)] = ()
     partition: PartitionSpec = PartitionSpec()
     algorithms: Axis[AlgorithmEntry]
-    alpha: Axis[Alpha] = (0.3,)
-    clients: Axis[Clients] = (10,)
+    alpha: Axis[Annotated[Real, Field(gt=0, allow_inf_nan=False)]] = (0.3,)
+    clients: Axis[Annotated[Whole, Field(ge=1)]] = (10,)
     epsilon: Axis[Epsilon] = (1.0,)
     seeds: Seeds = (0,)
-    delta: Delta = 1e-4
-    unit: Annotated[str | GroupUnit, PlainValidator(_unit), PlainSerializer(_spelled_unit)] = "example"
+    delta: Annotated[Real, Field(gt=0, le=MOST_DELTA)] = 1e-4
+    unit: Literal["example", "client"] | GroupUnit = "example"
     trust: Trust = "aggregate"
     privacy: Privacy = Privacy()
     scan: dict[str, Axis[Any]] = {}
@@ -454,6 +442,15 @@ class Grid(_Model):
                 f"a group is all rows of one '{unit.column}', and partition.together keeps those of one '{together}'; give one column"
             )
         return unit
+
+    @property
+    def most_cells(self) -> int:
+        """So many cells at most; sites that are left out one by one are counted as one, and methods may lack a scanned parameter."""
+        entries = 0
+        for entry in self.algorithms:
+            scanned = prod(len(values) for values in (self.scan | entry.scan).values())
+            entries += scanned * (len(self.tune.curves) if self.tune.params or entry.tune else 1)
+        return prod(map(len, (self.sets, self.alpha, self.clients, self.epsilon, self.seeds))) * entries
 
     @property
     def sets(self) -> tuple[DatasetSpec, ...]:

@@ -1,29 +1,105 @@
-"""Reading grids: from a file, a mapping, or the parameters of one algorithm."""
+"""Reading grids: YAML text to checked models, and every mistake as one message with its file and line."""
 
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterable, Mapping, Sequence
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, get_args
 
+import yaml
 from pydantic import BaseModel, ValidationError
 
-from fedsim.errors import UserError
-from fedsim.grid.complaints import spelled, translated
-from fedsim.grid.models import Grid, listed
-from fedsim.grid.places import Options, Origin
-from fedsim.grid.yaml import override, parse, put, read_text
-from fedsim.words import is_encodable
+from fedsim.errors import UserError, nearest
+from fedsim.files import unread
+from fedsim.grid.models import Grid, Loc, Origin, listed
 
 _Option = TypeVar("_Option", bound=BaseModel)
+
+
+class _Loader(yaml.SafeLoader):
+    """SafeLoader that takes ``1e-4`` for a number, as YAML 1.2 does, and a key that is given twice for a mistake."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        """A mapping."""
+        keys = [key.value for key, _ in node.value if key.value != "<<"]
+        for i, (key, name) in enumerate(zip((key for key, _ in node.value if key.value != "<<"), keys, strict=True)):
+            if name in keys[:i]:
+                raise yaml.MarkedYAMLError(problem=f"the key '{name}' is given twice", problem_mark=key.start_mark)
+        return super().construct_mapping(node, deep)
+
+
+_Loader.add_implicit_resolver("tag:yaml.org,2002:float", re.compile(r"^[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+$"), list("-+.0123456789"))
+
+
+def parse(text: str, where: str) -> tuple[Any, yaml.Node | None]:
+    """YAML text to plain data, and its nodes.
+
+    Raises:
+        UserError: it is not valid.
+    """
+    try:
+        loader = _Loader(text)
+        node = loader.get_single_node()
+        return (None if node is None else loader.construct_document(node)), node
+    except yaml.MarkedYAMLError as error:
+        line = "" if error.problem_mark is None or not where.endswith((".yaml", ".yml")) else f":{error.problem_mark.line + 1}"
+        raise UserError(where + line, f"is not valid YAML ({error.problem})", "correct the line") from error
+    # PyYAML lets the errors of int(), datetime() and the like through
+    except (yaml.YAMLError, ValueError, KeyError, AttributeError, TypeError, RecursionError) as error:
+        raise UserError(where, f"is not valid YAML ({' '.join(str(error).split())})", "write it as `fedsim new` does") from error
+
+
+def read_text(path: Path, kind: str = "YAML file") -> str:
+    """The text of a file that a user names; ``kind`` is what is expected.
+
+    Raises:
+        UserError: it cannot be read, or is no text.
+    """
+    try:
+        return path.read_text(encoding="utf-8-sig")
+    except FileNotFoundError as error:
+        raise UserError(str(path), "there is no such file", f"give the path of a {kind}") from error
+    except (OSError, ValueError) as error:
+        what = "is not a text file" if isinstance(error, UnicodeDecodeError) else f"cannot be read ({unread(error)})"
+        raise UserError(str(path), what, f"give a {kind}, UTF-8") from error
+
+
+def complaint(error: ValidationError, model: type[BaseModel], place: Callable[[Loc], str]) -> UserError:
+    """The first error of a validation; an unknown key goes first, for it explains the missing one."""
+    errors = error.errors(include_url=False)
+    first = next((one for one in errors if one["type"] == "extra_forbidden"), errors[0])
+    where, given = place(first["loc"]), first["input"]
+    if first["type"] == "extra_forbidden":
+        return UserError(where, f"unknown key '{first['loc'][-1]}'", nearest(str(first["loc"][-1]), _fields(model, first["loc"][:-1])))
+    if first["type"] == "value_error":
+        what, _, hint = str(first["ctx"]["error"]).partition("; ")
+        return UserError(where, what, hint)
+    shown = "" if first["type"] == "missing" or isinstance(given, Mapping | list | tuple) else f"{given!r}: "
+    return UserError(where, " ".join(f"{shown}{first['msg']}".split()))
+
+
+def _fields(model: type[BaseModel], loc: Loc) -> Iterable[str]:
+    """The keys of the mapping at ``loc``."""
+    for part in loc:
+        if part in model.model_fields:
+            model = next(_models(model.model_fields[str(part)].annotation), model)
+    return model.model_fields
+
+
+def _models(annotation: Any) -> Iterator[type[BaseModel]]:
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        yield annotation
+    for part in get_args(annotation):
+        yield from _models(part)
 
 
 def load_grid(
     grid: Path | str | Mapping[str, Any], overrides: Sequence[str] | Mapping[str, Any] = (), algorithms: Iterable[Any] = ()
 ) -> Grid:
-    """Read and check a grid; its algorithms are names still, see :func:`fedsim.grid.resolve.resolve`.
+    """Read and check a grid; its algorithms are names still, see :func:`fedsim.grid.cells.resolve`.
 
     Args:
         grid: the YAML file, from whose folder relative paths of data, encoders and plug-ins are taken (those of overrides too); or a
@@ -35,28 +111,18 @@ def load_grid(
         UserError: the first mistake, with its place.
     """
     if isinstance(grid, Mapping):
-        data, named, folder = copy.deepcopy(dict(grid)), Origin(), Path.cwd()
+        data, source, folder = copy.deepcopy(dict(grid)), Origin(), Path.cwd()
     else:
-        data, named, folder = _read(Path(grid))
-    if isinstance(overrides, Mapping):
-        changed = [put(data, key, value) for key, value in overrides.items()]
-    else:
-        changed = [override(data, text) for text in overrides]
+        path = Path(grid)
+        given, root = parse(read_text(path, "grid file (YAML)"), str(path))
+        if not isinstance(given, dict):
+            raise UserError(str(path), "is not a mapping", "write `key: value` lines, at least `algorithms: [NAME]`")
+        data, source, folder = {"name": path.stem, **given}, Origin(str(path), root=root), path.absolute().parent
+    pairs = overrides.items() if isinstance(overrides, Mapping) else [assignment(text) for text in overrides]
+    changed = tuple(put(data, key, value) for key, value in pairs)
     if more := list(algorithms):
-        data["algorithms"] = [*listed(data.get("algorithms", [])), *more]
-    return _validated(data, replace(named, data=data, overrides=tuple(changed)), folder)
-
-
-def _read(path: Path) -> tuple[dict[str, Any], Origin, Path]:
-    """What a grid file holds, where it stands there, and the folder that relative paths are taken from."""
-    if not is_encodable(str(path.absolute())):
-        raise UserError(ascii(str(path.absolute())), "is no path in UTF-8, which Ray and JSON need", "rename it")
-    data, lines = parse(read_text(path, "grid file (YAML)"), str(path))
-    if data is None:
-        raise UserError(str(path), "the file is empty", "give at least `algorithms: [NAME]`")
-    if not isinstance(data, dict):
-        raise UserError(str(path), f"the top level is {spelled(data)}, not a mapping", "write `key: value` lines")
-    return {"name": path.stem, **data}, Origin(str(path), None, lines), path.absolute().parent
+        data["algorithms"] = [*listed(data.get("algorithms")), *more]
+    return _validated(data, replace(source, data=data, overrides=changed), folder)
 
 
 def _validated(data: Mapping[str, Any], source: Origin, folder: Path) -> Grid:
@@ -64,10 +130,42 @@ def _validated(data: Mapping[str, Any], source: Origin, folder: Path) -> Grid:
     try:
         grid = Grid.model_validate(data, context=source)
     except ValidationError as error:
-        raise translated(error, Grid, source.place) from error
+        raise complaint(error, Grid, source.place) from error
     axes = {name: getattr(grid, name) for name in ("dataset", "encoder", "algorithms")}
     placed: dict[str, Any] = {name: tuple(entry.within(folder) for entry in axis) for name, axis in axes.items()}
     return grid.model_copy(update=placed | {"public": grid.public and grid.public.within(folder)})
+
+
+def assignment(text: str, option: str = "set") -> tuple[str, Any]:
+    """Key and value of a ``key=YAML`` text."""
+    key, equals, value = text.partition("=")
+    if not equals or not all(key.strip().split(".")):
+        raise UserError(f"{option} {text}", "is not of the form key=value", "write for example alpha=[0.3] or latent=16")
+    return key.strip(), parse(value, f"{option} {key.strip()}")[0]
+
+
+def put(data: dict[str, Any], key: str, value: Any) -> Loc:
+    """Put a value at a key such as ``evaluation.per_class`` of ``data``; return its key path."""
+    parts, at = key.split("."), data
+    for n, part in enumerate(parts[:-1], 1):
+        inner = at.setdefault(part, {})
+        if not isinstance(inner, dict):
+            outer = ".".join(parts[:n])
+            raise UserError(f"set {key}", f"'{outer}' is not a mapping in the grid file", f"set {outer} as a whole")
+        at = inner
+    at[parts[-1]] = value
+    return tuple(parts)
+
+
+class Options(Origin):
+    """Places of a grid that was given as parameters of a function."""
+
+    def place(self, loc: Loc) -> str:
+        """The parameter."""
+        inner = [str(part) for part in loc[3:] if isinstance(part, str)]
+        if loc and loc[0] == "algorithms":
+            return f"params {'.'.join(inner)}" if "params" in loc and inner else "algorithm"
+        return f"--{loc[0]}" if loc else "algorithm"
 
 
 def one_cell(algorithm: str, params: Sequence[str], **values: Any) -> Grid:
@@ -79,12 +177,13 @@ def one_cell(algorithm: str, params: Sequence[str], **values: Any) -> Grid:
         values: further keys of the grid, as a file has them.
 
     Raises:
-        UserError: a value does not do.
+        UserError: a value is not valid.
     """
     given: dict[str, Any] = {}
     for text in params:
-        override(given, text, "params")
-    return _validated({"name": "run", "algorithms": [{"name": algorithm, "params": given}], **values}, Options(), Path.cwd())
+        put(given, *assignment(text, "params"))
+    data = {"name": "run", "algorithms": [{"name": algorithm, "params": given}], **values}
+    return _validated(data, Options(), Path.cwd())
 
 
 def parse_option(model: type[_Option], option: str, text: str | Mapping[str, Any], given: Mapping[str, Any]) -> _Option:
@@ -97,11 +196,11 @@ def parse_option(model: type[_Option], option: str, text: str | Mapping[str, Any
         given: keys that other parameters give; None is not given.
 
     Raises:
-        UserError: it does not do.
+        UserError: it is not valid.
     """
     value = dict(text) if isinstance(text, Mapping) else parse(text, option)[0]
     try:
         base = value if isinstance(value, dict) else model.model_validate(str(value)).model_dump(exclude_unset=True)
         return model.model_validate({**base, **{key: option for key, option in given.items() if option is not None}})
     except ValidationError as error:
-        raise translated(error, model, lambda loc: f"{option}: {'.'.join(map(str, loc))}" if loc else option) from error
+        raise complaint(error, model, lambda loc: f"{option}: {'.'.join(map(str, loc))}" if loc else option) from error

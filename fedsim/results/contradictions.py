@@ -226,7 +226,7 @@ def _planned(cls: type[Algorithm], params: str, tuning: str | None, task: Task, 
     Raises:
         ValueError: a tuned cell has no such candidate.
     """
-    from fedsim.planning.tuning import plans_of  # late, as above
+    from fedsim.evaluation.plans import plans_of  # late, as above
 
     how = Tuning.model_validate_json(tuning) if tuning else None
     for candidate in plans_of(cls, decode(load(params)), how, task, epsilon, delta):

@@ -6,47 +6,47 @@ import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from pydantic import TypeAdapter, ValidationError
 from safetensors import SafetensorError
 from safetensors.torch import load, save
 from torch import Tensor
 
+from fedsim.data.embeddings import Embeddings
 from fedsim.errors import UserError
 from fedsim.files import replaced, unread
-from fedsim.grid.cells import judged_id, without_unseen
+from fedsim.grid.cells import judged_id, task_of
 from fedsim.grid.models import Cell, Grid
+from fedsim.grid.sets import client_views, loaded, partition_of, without_unseen
 from fedsim.json_lines import dump, reasons
 from fedsim.methods.messages import Tensors
-from fedsim.planning.node import Node, Share
-from fedsim.planning.prepare import Prepared, loaded, partitioned, seen, task_of
 from fedsim.privacy.plan import PrivacyPlan
 from fedsim.results.folder import RunFolder
 from fedsim.training.trial import Trial
 
-JUDGING_SHARE = Share(1.0, 0.0, "cpu")
-"""Resources of a judging job: one CPU, no GPU."""
+
+class Trained(NamedTuple):
+    """The cells of trainings, ready to be judged or attacked, and the data sets that they read, by key."""
+
+    trials: tuple[Trial, ...]
+    data: Mapping[str, Embeddings]
 
 
-def prepare_trained(
-    grid: Grid, trainings: Sequence[Mapping[str, Any]], folder: RunFolder, nodes: Sequence[Node], max_parallel: int | None = None
-) -> Prepared:
-    """Load the data and make the partitions again, and judge by the grid's evaluation and today's code.
+def prepare_trained(grid: Grid, trainings: Sequence[Mapping[str, Any]], folder: RunFolder) -> Trained:
+    """Load the data and make the partitions again.
 
     Args:
         grid: that the trainings are of, as the manifest has it.
         trainings: lines of trainings that ended well.
         folder: of the run.
-        nodes: what the cluster has.
-        max_parallel: at most so many cells at a time.
 
     Raises:
         UserError: a line is of another grid, or data or partitions are not those of the trainings.
     """
     cells = [_cell(line, grid, folder) for line in trainings]
     data = without_unseen(grid, loaded(grid))
-    partitions = partitioned(grid, cells, data)
+    partitions = [partition_of(cell, data[cell.data_key]) for cell in cells]
     for line, cell, partition in zip(trainings, cells, partitions, strict=True):
         same_data = cell.dataset_hash == data[cell.dataset.key].fingerprint
         public = data[cell.dataset.key].public
@@ -56,16 +56,12 @@ def prepare_trained(
         if not same_data or line["partition"] != partition.fingerprint:
             what = f"the {'partition' if same_data else 'content'} of data set '{cell.dataset.display}' is not that of its trainings"
             raise UserError(str(folder.path), what, "give back what the grid ran on, or run it again")
-    views, keys = seen(cells, partitions, data)
-    plans = [_plan(line) for line in trainings]
+    views, keys = client_views(cells, partitions, data)
     trials = tuple(
-        Trial(cell, replace(task_of(cell, data[cell.data_key]), public=None), plan, partition, (cell.clients,), key)
-        for cell, plan, partition, key in zip(cells, plans, partitions, keys, strict=True)
+        Trial(cell, replace(task_of(cell, data[cell.data_key]), public=None), _plan(line), partition, (cell.clients,), key)
+        for line, cell, partition, key in zip(trainings, cells, partitions, keys, strict=True)
     )
-    parallel = max(1, sum(JUDGING_SHARE.fit(node) for node in nodes))
-    resources = grid.resources.model_copy(update={"gpus_per_actor": 0.0, "device": "cpu"})
-    grid = grid.model_copy(update={"resources": resources})
-    return Prepared(grid, {}, views, trials, tuple(nodes), JUDGING_SHARE, min(parallel, max_parallel or parallel))
+    return Trained(trials, views)
 
 
 def as_trained(trial: Trial, line: Mapping[str, Any]) -> Trial:

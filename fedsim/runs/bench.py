@@ -8,7 +8,8 @@ import sys
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import replace
 from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -20,17 +21,16 @@ from fedsim.files import discard
 from fedsim.grid.cells import identity
 from fedsim.grid.models import Grid
 from fedsim.interrupts import INTERRUPTED
-from fedsim.partition.matrix import write_partitions
-from fedsim.planning.label_matrices import drawn_matrices
-from fedsim.planning.prepare import Prepared
+from fedsim.partition.matrix import MOST_PANELS, write_partitions
 from fedsim.plugins.notebook import keep_sources
-from fedsim.report.plan import show_refused, show_warnings
+from fedsim.runs.plan import show_refused, show_warnings
 from fedsim.results.run import Entry, Lines
 from fedsim.results.store import ResultStore
 from fedsim.runs.display import Display, outcome
-from fedsim.runs.engine import ClusterLost, Engine
-from fedsim.runs.jobs import Desk, Job, JudgingJob, TrainingJob, audit_of, check_of, checked_facts, references_of
+from fedsim.runs.engine import ClusterLost, Engine, InProcess, by_token
+from fedsim.runs.jobs import Job, JudgingJob, RunContext, TrainingJob, audit_of, check_of, checked_facts, references_of
 from fedsim.runs.manifest import write_manifest
+from fedsim.runs.prepare import Prepared, label_matrices
 from fedsim.runs.scheduler import Scheduler
 from fedsim.training.trial import Trial
 from fedsim.words import counted, print_line
@@ -42,6 +42,19 @@ if TYPE_CHECKING:
 REPORT = "from fedsim.cli import main; main()"
 MOST_SHOWN = 12
 """Rows that are not ok and are listed below the table of results, which has to stay in sight."""
+
+
+def engine_for(
+    prepared: Prepared, address: str | None = None, *, in_process: bool = False
+) -> tuple[Prepared, AbstractContextManager[Engine]]:
+    """What runs a grid: the cluster joined at ``address``, this process where that is asked for or takes less time, or a new cluster."""
+    if address is None and (in_process or prepared.short):
+        return replace(prepared, parallel=1), nullcontext(InProcess(prepared.nodes[0], capture=not in_process))
+    if address is None:
+        by_token()
+    from fedsim.runs.ray import connected_ray, local_ray
+
+    return prepared, local_ray(prepared.nodes[0]) if address is None else connected_ray()
 
 
 def run_bench(
@@ -60,8 +73,8 @@ def run_bench(
         The exit code: 0 if every cell is ok, 1 if one is not or a plug-in was left out, 130 after an interruption.
 
     Raises:
-        UserError: the folder cannot be written, another fedsim runs in it, the grid's audits could say nothing, or a judgement is missing
-            whose training cannot be repeated.
+        UserError: the folder cannot be written, another fedsim runs in it, the grid's audits could say nothing, a judgement is missing
+            whose training cannot be repeated, or the first training of a plug-in fails.
     """
     store = ResultStore(folder)
     show_refused(prepared, console)
@@ -87,15 +100,15 @@ def _run_locked(
     lines = Lines.read(folder)
     if changed := older_code(prepared.grid, prepared.trials, lines):
         print_line(console, changed, "yellow")
-    ended = _ended(prepared.trials, lines, retry_failed=retry_failed)
-    desk = Desk(prepared, store, Display(console, len(prepared.trials), *ended))
-    jobs = list(missing_jobs(desk, audits, lines, retry_failed=retry_failed))
+    run = RunContext(prepared, store, Display(console, len(prepared.trials), _ended(prepared.trials, lines, retry_failed=retry_failed)))
+    jobs = list(missing_jobs(run, audits, lines, retry_failed=retry_failed))
     sweep(store, prepared.trials, lines)
     keep_sources((trial.cell.algorithm for trial in prepared.trials), store.folder.methods)
-    write_manifest(store.folder, prepared, entries_of(desk, audits))
-    write_partitions(store.folder.partitions, drawn_matrices(prepared))
+    write_manifest(store.folder, prepared, entries_of(run, audits))
+    drawn = [matrix for matrix in label_matrices(prepared) if matrix.seed == prepared.grid.seeds[0]]
+    write_partitions(store.folder.partitions, drawn[:MOST_PANELS])
     try:
-        report = _run(desk, jobs, console, engine)
+        report = _run(run, jobs, console, engine)
     except KeyboardInterrupt:
         print_line(console, f"interrupted: {_finished(prepared, folder)}; the same command goes on")
         return INTERRUPTED
@@ -107,8 +120,7 @@ def _run_locked(
     report.show(console)
     bad = [row for row in report.rows if row.status != "ok"]
     for row in bad[:MOST_SHOWN]:
-        log = store.folder.log(row.cell_id)
-        print_line(console, f"{row.setting}: {outcome(row)} ({log})", "red")
+        print_line(console, f"{row.setting}: {outcome(row)} ({store.folder.log(row.cell_id)})", "red")
     if len(bad) > MOST_SHOWN:
         print_line(console, f"and {len(bad) - MOST_SHOWN} more that are not ok; the report lists them", "red")
     if any(row.status == "failed" for row in bad):
@@ -126,7 +138,7 @@ def _audits(prepared: Prepared) -> tuple[ClaimAudit, ...]:
     return audits_of(prepared.grid, prepared.grid.audit, prepared.trials)
 
 
-def missing_jobs(desk: Desk, audits: Sequence[ClaimAudit], lines: Lines, *, retry_failed: bool = False) -> Iterator[Job]:
+def missing_jobs(run: RunContext, audits: Sequence[ClaimAudit], lines: Lines, *, retry_failed: bool = False) -> Iterator[Job]:
     """A job for every line that the grid's rows lack: cells, each behind the references that it needs first, then audits and checks.
 
     Raises:
@@ -134,24 +146,24 @@ def missing_jobs(desk: Desk, audits: Sequence[ClaimAudit], lines: Lines, *, retr
             a second release of the same rows.
     """
     seen = set(lines.references)
-    for trial in desk.prepared.trials:
-        for reference in references_of(desk, trial):
+    for trial in run.prepared.trials:
+        for reference in references_of(run, trial):
             if reference.key[-1] not in seen:
                 seen.add(reference.key[-1])
                 yield reference
-        job = _cell_job(desk, trial, lines, retry_failed=retry_failed)
+        job = _cell_job(run, trial, lines, retry_failed=retry_failed)
         if job is not None:
             yield job
     for audit in audits:
         if lines.audits.get(audit.run.key, {}).get("pairs") != audit.run.count:
-            yield audit_of(desk, audit)
-    yield from _missing_checks(desk, lines)
+            yield audit_of(run, audit)
+    yield from _missing_checks(run, lines)
 
 
-def _missing_checks(desk: Desk, lines: Lines) -> Iterator[Job]:
+def _missing_checks(run: RunContext, lines: Lines) -> Iterator[Job]:
     """A check for every plug-in, its parameters, unit and trust that the grid's rows state a theorem of."""
-    mode, seen = desk.prepared.grid.check, set[str]()
-    for trial in chain.from_iterable(trial.trained for trial in desk.prepared.trials if mode is not None):
+    mode, seen = run.prepared.grid.check, set[str]()
+    for trial in chain.from_iterable(trial.trained for trial in run.prepared.trials if mode is not None):
         if trial.plan is None or trial.plan.claim != "stated":
             continue
         facts = checked_facts(trial)
@@ -160,24 +172,24 @@ def _missing_checks(desk: Desk, lines: Lines) -> Iterator[Job]:
         )
         if not done and (key := identity(facts)) not in seen:
             seen.add(key)
-            yield check_of(desk, trial, quick=mode == "quick")
+            yield check_of(run, trial, quick=mode == "quick")
 
 
-def _cell_job(desk: Desk, trial: Trial, lines: Lines, *, retry_failed: bool) -> Job | None:
+def _cell_job(run: RunContext, trial: Trial, lines: Lines, *, retry_failed: bool) -> Job | None:
     """What a cell lacks: its training, its judgement, or nothing."""
     cell = trial.cell
     training, judgement = lines.trainings.get(cell.training_id), lines.judgements.get(cell.cell_id)
     if training is None or (training["error"] is not None and retry_failed):
-        return TrainingJob(desk, trial)
+        return TrainingJob(run, trial)
     if training["error"] is not None or (judgement is not None and (judgement["error"] is None or not retry_failed)):
         return None
-    if training["state"] is not None and desk.store.folder.state(cell.training_id).exists():
-        return JudgingJob(desk, trial, training)
+    if training["state"] is not None and run.store.folder.state(cell.training_id).exists():
+        return JudgingJob(run, trial, training)
     if cell.noise == "secret" and trial.plan is not None:
         what = f"{cell.label} (cell {cell.cell_id}) is to be judged, and what its training made was not kept"
         hint = "its noise was secret, and a second training would be a second release of the same rows: give a new folder to train again"
-        raise UserError(str(desk.store.folder.path), what, hint)
-    return TrainingJob(desk, trial)
+        raise UserError(str(run.store.folder.path), what, hint)
+    return TrainingJob(run, trial)
 
 
 def sweep(store: ResultStore, trials: Iterable[Trial], lines: Lines) -> None:
@@ -188,26 +200,27 @@ def sweep(store: ResultStore, trials: Iterable[Trial], lines: Lines) -> None:
             discard(store.folder.checkpoint(trial.cell.training_id))
 
 
-def entries_of(desk: Desk, audits: Sequence[ClaimAudit]) -> list[Entry]:
+def entries_of(run: RunContext, audits: Sequence[ClaimAudit]) -> list[Entry]:
     """The grid's cells by the keys of their lines."""
     audit_keys = {trial.cell.cell_id: audit.run.key for audit in audits for trial in audit.trials}
     entries = []
-    for trial in desk.prepared.trials:
-        cell, (high, low) = trial.cell, references_of(desk, trial)
+    for trial in run.prepared.trials:
+        cell, (high, low) = trial.cell, references_of(run, trial)
         entries.append(Entry(cell.cell_id, cell.training_id, cell.label, high.key[-1], low.key[-1], audit_keys.get(cell.cell_id)))
     return entries
 
 
-def _ended(trials: Sequence[Trial], lines: Lines, *, retry_failed: bool) -> tuple[int, Mapping[str, int]]:
-    """How many cells an earlier bench ended well, and how many otherwise, by status."""
-    rows = lines.rows([Entry(t.cell.cell_id, t.cell.training_id, t.cell.label) for t in trials])
-    counts = Counter[str](row.status for row in rows if row.status != "failed" or not retry_failed)
-    return counts.pop("ok", 0), counts
+def _bare(trials: Sequence[Trial]) -> list[Entry]:
+    return [Entry(trial.cell.cell_id, trial.cell.training_id, trial.cell.label) for trial in trials]
+
+
+def _ended(trials: Sequence[Trial], lines: Lines, *, retry_failed: bool) -> Mapping[str, int]:
+    """How many cells an earlier bench ended that do not run again, by status."""
+    return Counter(row.status for row in lines.rows(_bare(trials)) if row.status != "failed" or not retry_failed)
 
 
 def _finished(prepared: Prepared, folder: Path) -> str:
-    lines = Lines.read(folder)
-    done = lines.rows([Entry(trial.cell.cell_id, trial.cell.training_id, trial.cell.label) for trial in prepared.trials])
+    done = Lines.read(folder).rows(_bare(prepared.trials))
     return f"{len(done)} of {counted(len(prepared.trials), 'cell')} finished"
 
 
@@ -224,18 +237,18 @@ def older_code(grid: Grid, trials: Sequence[Trial], lines: Lines) -> str | None:
     return f"the source of {methods} changed: {count} left out"
 
 
-def _run(desk: Desk, jobs: list[Job], console: Console, engine: AbstractContextManager[Engine]) -> Report:
+def _run(run: RunContext, jobs: list[Job], console: Console, engine: AbstractContextManager[Engine]) -> Report:
     """Run what is to do, then draw the report; its libraries are loaded beside the cells, and it is drawn while Ray ends."""
-    folder, count = desk.store.folder.path, len(desk.prepared.trials)
+    folder, count = run.store.folder.path, len(run.prepared.trials)
     if not jobs:
         print_line(console, "the cell is finished" if count == 1 else f"all {count} cells are finished")
         return _drawn(folder)
     if judged := sum(isinstance(job, JudgingJob) for job in jobs):
         print_line(console, f"{counted(judged, 'trained cell')} to be judged, without training again")
     with ThreadPoolExecutor(1) as beside:
-        with engine as running, desk.display:
+        with engine as running, run.display:
             beside.submit(importlib.import_module, "fedsim.report.report")
-            Scheduler(desk, running).run(jobs)
+            Scheduler(run, running).run(jobs)
             drawing = beside.submit(_drawn, folder)
         return drawing.result()
 

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import secrets
+import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -9,28 +12,20 @@ from typing import Any, Protocol
 import torch
 
 from fedsim.errors import RunLost
-from fedsim.planning.node import Node, Share
+from fedsim.grid.models import Device
+from fedsim.runs.need import Need, Node
 from fedsim.runs.worker import Failure, Item, Worker
 
 
 class ClusterLost(RunLost):
-    """The cluster itself is gone, or has no room any more for what is left to do.
-
-    Args:
-        what: which of these.
-    """
+    """The cluster itself is gone, or has no room any more for what is left to do; ``what`` says which."""
 
     def __init__(self, what: str) -> None:
         super().__init__("the cluster is lost", what, "the same command goes on")
 
 
 class WorkerLost(Exception):
-    """A worker is of no use any more.
-
-    Attributes:
-        failure: what its job ended with.
-        again: whether that was no fault of the job.
-    """
+    """A worker is of no use any more: its job ended with ``failure``; ``again``: that was no fault of the job."""
 
     def __init__(self, failure: Failure, *, again: bool) -> None:
         super().__init__(failure.summary())
@@ -39,18 +34,9 @@ class WorkerLost(Exception):
 
 @dataclass(eq=False)
 class Slot:
-    """The actors of one cell.
+    """The actors of one job, whose ``worker`` runs it; ``plug_in``: the algorithm that is not shipped and whose code ran on it."""
 
-    Attributes:
-        actors: how many compute.
-        share: what each takes.
-        worker: what runs jobs.
-        held: what the engine keeps of it.
-        plug_in: the algorithm that is not shipped and whose code ran on it; empty: none yet.
-    """
-
-    actors: int
-    share: Share
+    need: Need
     worker: Any
     held: Any = None
     plug_in: str = ""
@@ -69,20 +55,11 @@ class Engine(Protocol):
             ClusterLost: nothing.
         """
 
-    def reserve(self, actors: int, share: Share) -> Any:
-        """Ask for room for all actors of a slot at once."""
-
-    def opened(self, reserved: Any, actors: int, share: Share, patience: float) -> Slot | None:
-        """The slot, once there is room for it; None if there is none within so many seconds."""
-
-    def cancel(self, reserved: Any) -> None:
-        """Give up what was asked for."""
+    def open(self, need: Need, device: Device) -> Slot:
+        """A slot; what is started on it waits until there is room for all its actors."""
 
     def close(self, slot: Slot) -> None:
         """End a slot's actors."""
-
-    def lost(self, slots: Sequence[Slot]) -> list[Slot]:
-        """Those of ``slots`` that lost the node of an actor."""
 
     def start(self, slot: Slot, method: str, *args: Any) -> Any:
         """Start a job, a method of :class:`fedsim.runs.worker.Worker`; its stream."""
@@ -105,9 +82,11 @@ class InProcess:
 
     Args:
         node: this machine, all of it one slot's.
+        capture: whether what a cell prints goes to its log.
     """
 
     node: Node
+    capture: bool = False
 
     def put(self, value: Any) -> Any:
         """The value itself."""
@@ -117,24 +96,14 @@ class InProcess:
         """This machine."""
         return (self.node,)
 
-    def reserve(self, actors: int, share: Share) -> Any:
-        """There is room for one slot at a time, as the scheduler knows."""
-
-    def opened(self, reserved: Any, actors: int, share: Share, patience: float) -> Slot | None:
+    def open(self, need: Need, device: Device) -> Slot:
         """A worker in this process, whatever the number of actors."""
-        return Slot(actors, share, Worker(share, capture=False))
-
-    def cancel(self, reserved: Any) -> None:
-        """Nothing was asked for."""
+        return Slot(need, Worker(need, device, capture=self.capture))
 
     def close(self, slot: Slot) -> None:
         """The process stays: its settings are reset as before a job, and whatever else a plug-in changed is not."""
         slot.worker.process.make_ready()
         torch.set_flush_denormal(False)
-
-    def lost(self, slots: Sequence[Slot]) -> list[Slot]:
-        """None ever is."""
-        return []
 
     def start(self, slot: Slot, method: str, *args: Any) -> Iterator[Item]:
         """The job's own generator."""
@@ -149,3 +118,9 @@ class InProcess:
         """Compute up to the next item."""
         item: Item = next(stream)
         return item
+
+
+def by_token() -> None:
+    """Have the Ray that this process will import ask for a token, so that nobody else on this machine may use a cluster of its own."""
+    if "ray" not in sys.modules and os.environ.setdefault("RAY_AUTH_MODE", "token") == "token" and "RAY_AUTH_TOKEN_PATH" not in os.environ:
+        os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))

@@ -1,21 +1,20 @@
-"""What runs on slots. A job has a key, a name, a method of a worker that does it, and writes its own result line."""
+"""What runs on slots. A job has a key, a name, a need and a method of a worker that does it, and writes its own result line."""
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from functools import cache, partial
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
+from fedsim.errors import PluginError
 from fedsim.evaluation.references import Ceiling, LocalOnly
 from fedsim.files import discard, unread
 from fedsim.grid.cells import identity
 from fedsim.json_lines import dump
-from fedsim.partition import Partition, PartitionSpec
-from fedsim.planning.gpu_memory import share_for
-from fedsim.planning.prepare import Prepared
+from fedsim.partition import Partition
 from fedsim.plugins.code_hash import check_hash, evaluation_hash, is_shipped
 from fedsim.plugins.registry import lookup
 from fedsim.results.result_lines import RowError, judgement_line, reference_line, training_line
@@ -24,6 +23,8 @@ from fedsim.results.store import ResultStore
 from fedsim.results.trained import as_trained, keep_state, read_state
 from fedsim.runs.display import Display
 from fedsim.runs.manifest import now, versions
+from fedsim.runs.need import Need
+from fedsim.runs.prepare import Prepared
 from fedsim.runs.worker import Failure, Item, Judged, Progress
 from fedsim.training.checkpoint import keep, kept
 from fedsim.training.trial import Outcome, Trial
@@ -32,10 +33,13 @@ from fedsim.words import setting
 if TYPE_CHECKING:
     from fedsim.evidence.audit.audit import Audit, ClaimAudit
 
+Put = Callable[[str], Any]
+"""Gives a data set, by its key, as the engine holds it."""
+
 
 @dataclass(frozen=True)
-class Desk:
-    """Where jobs put their results: the run folder and the display, with the grid that they are of."""
+class RunContext:
+    """The grid, its run folder and its display: where jobs put their results."""
 
     prepared: Prepared
     store: ResultStore
@@ -57,9 +61,14 @@ class Desk:
         assert row is not None
         self.display.cell_finished(row)
 
-
-Put = Callable[[str], Any]
-"""Gives a data set, by its key, as the engine holds it."""
+    def refused(self, job: Job, failure: Failure) -> PluginError:
+        """The message of a plug-in whose first training fails; its log has the traceback, and nothing else is written."""
+        assert job.trial is not None
+        self.log(job.trial, [failure.traceback.rstrip("\n")])
+        grid, name = self.prepared.grid, job.trial.cell.algorithm
+        where = grid.place("algorithms", next(i for i, entry in enumerate(grid.algorithms) if entry.name == name), "name")
+        what = f"its first cell failed: {failure.summary()} ({self.store.folder.log(job.trial.cell.cell_id)})"
+        return PluginError(where, what, "correct it, or give keep_going for a failed row")
 
 
 class Job(ABC):
@@ -68,6 +77,7 @@ class Job(ABC):
     Attributes:
         key: differs from that of every other job of a bench.
         name: what it is called in a message.
+        need: what it needs.
         trial: a cell whose algorithm it runs; None: none.
         any_slot: whether it runs on a slot of any shape.
         limited: whether it is ended after the grid's ``cell_timeout``.
@@ -75,6 +85,7 @@ class Job(ABC):
 
     key: tuple[str, ...]
     name: str
+    need: Need
     trial: Trial | None
     any_slot: bool = True
     limited: bool = False
@@ -82,8 +93,7 @@ class Job(ABC):
     @property
     def plug_in(self) -> str:
         """The algorithm whose code it runs, where that is not shipped with fedsim; else empty."""
-        name = "" if self.trial is None else self.trial.cell.algorithm
-        return name if name and _is_plug_in(name) else ""
+        return self.trial.cell.algorithm if self.trial is not None and _is_plug_in(self.trial.cell.algorithm) else ""
 
     @abstractmethod
     def call(self, put: Put) -> tuple[Any, ...]:
@@ -99,28 +109,22 @@ class Job(ABC):
 
 
 class CellJob(Job):
-    """A job of one cell, with the cell's log and its line in the display.
-
-    Args:
-        desk: where it is written.
-        trial: the cell.
-        training: the line of its training; None before there is one.
-    """
+    """A job of one cell, with the cell's log and its line in the display; ``training`` is the line of its training, if there is one."""
 
     trial: Trial
 
-    def __init__(self, desk: Desk, trial: Trial, training: Mapping[str, Any] | None = None) -> None:
-        self.desk, self.trial, self.training = desk, trial if training is None else as_trained(trial, training), training
-        self.key = "cell", trial.cell.cell_id
+    def __init__(self, run: RunContext, trial: Trial, training: Mapping[str, Any] | None = None) -> None:
+        self.run, self.trial, self.training = run, trial if training is None else as_trained(trial, training), training
+        self.key, self.need = ("cell", trial.cell.cell_id), run.prepared.need
         self.name = f"{trial.cell.label} (cell {trial.cell.cell_id})"
 
     def started(self, what: str) -> None:
         """Show and log that it runs now."""
         cell = self.trial.cell
         point = {"alpha": cell.concentration, "clients": cell.clients, "epsilon": cell.epsilon, "seed": cell.seed}
-        self.desk.display.cell_started(cell.cell_id, setting(cell.label, cell.dataset.display, **point))  # type: ignore[arg-type]
+        self.run.display.cell_started(cell.cell_id, setting(cell.label, cell.dataset.display, **point))  # type: ignore[arg-type]
         plan, sizes = f"plan {self.trial.plan}", f"clients per actor {self.trial.sizes}"
-        self.desk.log(self.trial, [f"{what} {now()}", f"cell {cell.model_dump_json()}", plan, sizes])
+        self.run.log(self.trial, [f"{what} {now()}", f"cell {cell.model_dump_json()}", plan, sizes])
 
     def judged(self, end: Judged | Failure) -> None:
         """Write the judgement's line."""
@@ -129,9 +133,9 @@ class CellJob(Job):
             what, line = end.traceback.rstrip("\n"), judgement_line(self.trial, error_of(end), 0.0)
         else:
             what, line = f"judged {end.judgement}", judgement_line(self.trial, end.judgement, end.seconds)
-        self.desk.log(self.trial, [what])
-        self.desk.store.append("judgements", [line])
-        self.desk.finished(self.trial, self.training, line)
+        self.run.log(self.trial, [what])
+        self.run.store.append("judgements", [line])
+        self.run.finished(self.trial, self.training, line)
 
 
 class TrainingJob(CellJob):
@@ -139,6 +143,10 @@ class TrainingJob(CellJob):
 
     any_slot = False
     limited = True
+
+    def __init__(self, run: RunContext, trial: Trial) -> None:
+        super().__init__(run, trial)
+        self.need = run.prepared.need_of(trial)
 
     def call(self, put: Put) -> tuple[Any, ...]:
         """Go on from the last checkpoint, if there is one."""
@@ -160,31 +168,31 @@ class TrainingJob(CellJob):
 
     def again(self) -> Job:
         """Judging, once the training's line is written."""
-        return JudgingJob(self.desk, self.trial, self.training) if self.training is not None else self
+        return JudgingJob(self.run, self.trial, self.training) if self.training is not None else self
 
     @property
     def _checkpoint(self) -> Path:
-        return self.desk.store.folder.checkpoint(self.trial.cell.training_id)
+        return self.run.store.folder.checkpoint(self.trial.cell.training_id)
 
     def _progress(self, progress: Progress) -> None:
-        cell, store = self.trial.cell, self.desk.store
-        store.append("rounds", ({"training_id": cell.training_id, "round": r.round, **r.values} for r in progress.rounds))
-        self.desk.log(self.trial, log_lines(progress))
+        cell = self.trial.cell
+        self.run.store.append("rounds", ({"training_id": cell.training_id, "round": r.round, **r.values} for r in progress.rounds))
+        self.run.log(self.trial, log_lines(progress))
         if progress.rounds:
             last = progress.rounds[-1]
-            self.desk.display.round_done(cell.cell_id, last.round + 1, last.rounds)
+            self.run.display.round_done(cell.cell_id, last.round + 1, last.rounds)
         if progress.checkpoint is not None:
             try:
                 keep(self._checkpoint, progress.checkpoint)
             except OSError as error:  # a cell can do without
                 what = f"{self._checkpoint} cannot be written ({unread(error)}); the cell goes on without a new checkpoint"
-                self.desk.log(self.trial, [what])
+                self.run.log(self.trial, [what])
 
     def _end(self, outcome: Outcome) -> None:
         """Keep what was made, then write the line; the checkpoint, which may hold the key of secret noise, goes before."""
-        prepared, store, training = self.desk.prepared, self.desk.store, self.trial.cell.training_id
+        prepared, store, training = self.run.prepared, self.run.store, self.trial.cell.training_id
         self.trial = self.trial.ended(outcome)
-        self.desk.log(self.trial, [f"trained {outcome}"])
+        self.run.log(self.trial, [f"trained {outcome}"])
         state = keep_state(store.folder.state(training), outcome.state) if prepared.grid.resources.save_generators else None
         discard(self._checkpoint)
         names = prepared.data[self.trial.data_key].class_names
@@ -197,10 +205,10 @@ class TrainingJob(CellJob):
             return
         if not failure.goes_on:
             discard(self._checkpoint)
-        self.desk.log(self.trial, [failure.traceback.rstrip("\n")])
+        self.run.log(self.trial, [failure.traceback.rstrip("\n")])
         line = training_line(self.trial, error_of(failure), versions())
-        self.desk.store.append("trainings", [line])
-        self.desk.finished(self.trial, line)
+        self.run.store.append("trainings", [line])
+        self.run.finished(self.trial, line)
 
 
 class JudgingJob(CellJob):
@@ -210,33 +218,27 @@ class JudgingJob(CellJob):
         """With the tensors that the training left."""
         self.started("judged anew")
         assert self.training is not None
-        state = read_state(self.desk.store.folder.state(self.trial.cell.training_id), self.training["state"])
+        state = read_state(self.run.store.folder.state(self.trial.cell.training_id), self.training["state"])
         return "judge", self.trial, state, put(self.trial.data_key)
 
     def take(self, item: Item) -> None:
         """The judgement's line."""
         if isinstance(item, Progress):
-            self.desk.log(self.trial, log_lines(item))
+            self.run.log(self.trial, log_lines(item))
         elif isinstance(item, Judged | Failure):
             self.judged(item)
 
 
 @dataclass(frozen=True)
 class SideJob(Job):
-    """A job beside the cells; see :class:`Job`.
-
-    Attributes:
-        asked: makes :meth:`call`'s result.
-        done: takes every item.
-    """
+    """A job beside the cells: ``asked`` makes what :meth:`call` gives, ``done`` takes every item."""
 
     key: tuple[str, ...]
     name: str
+    need: Need
     asked: Callable[[Put], tuple[Any, ...]]
     done: Callable[[Item], None]
     trial: Trial | None = None
-    any_slot: bool = True
-    limited: bool = False
 
     def call(self, put: Put) -> tuple[Any, ...]:
         """As asked for."""
@@ -247,92 +249,72 @@ class SideJob(Job):
         self.done(item)
 
 
-def references_of(desk: Desk, trial: Trial) -> tuple[SideJob, SideJob]:
+def references_of(run: RunContext, trial: Trial) -> tuple[SideJob, SideJob]:
     """A cell's ceiling and its local-only reference, whose keys end in those of their lines; a failed one leaves no line."""
-    cell, partition, data = trial.cell, trial.partition, desk.prepared.data[trial.data_key]
+    cell, partition, data = trial.cell, trial.partition, run.prepared.data[trial.data_key]
     common = {"data": data.fingerprint, "probe_c": cell.evaluation.probe_c, "code": evaluation_hash()}
     own = {"partition": partition.fingerprint, "scheme": cell.partition.model_dump(mode="json")}
 
     def reference(kind: str, facts: Mapping[str, Any], divided: Partition | None) -> SideJob:
         line, name = identity({"kind": kind, **facts}), f"the {kind} reference"
 
+        def ask(put: Put) -> tuple[Any, ...]:
+            return "reference", put(trial.data_key), divided, cell.partition, cell.evaluation.probe_c
+
         def take(item: Item) -> None:
             if isinstance(item, Ceiling | LocalOnly):
-                desk.store.append("references", [reference_line(line, item)])
+                run.store.append("references", [reference_line(line, item)])
             elif isinstance(item, Failure):
-                desk.failed(name, "its column stays empty", item)
+                run.failed(name, "its column stays empty", item)
 
-        asked = partial(_reference, trial.data_key, divided, cell.partition, cell.evaluation.probe_c)
-        return SideJob((kind, line), name, asked, take)
+        return SideJob((kind, line), name, run.prepared.need, ask, take)
 
     return reference("ceiling", common, None), reference("local-only", common | own, partition)
 
 
-def _reference(data_key: str, partition: Partition | None, spec: PartitionSpec, probe_c: float | None, put: Put) -> tuple[Any, ...]:
-    return "reference", put(data_key), partition, spec, probe_c
-
-
-def measurement(trial: Trial, shares: dict[str, float], whole: float) -> SideJob:
-    """The first round of the first cell of its shape, on a GPU of its own, to see how much of it such cells need; sets its share."""
-
-    def take(item: Item) -> None:
-        # what cannot even be measured gets a whole GPU, and its row has the error
-        if isinstance(item, float | Failure):
-            shares[shape_of(trial)] = share_for(item) if isinstance(item, float) else whole
-
-    name = f"the first round of {trial.cell.label}"
-    return SideJob(
-        ("first round", shape_of(trial)),
-        name,
-        lambda put: ("measure", trial, put(trial.data_key)),
-        take,
-        trial,
-        any_slot=False,
-        limited=True,
-    )
-
-
-def audit_of(desk: Desk, audit: ClaimAudit) -> SideJob:
+def audit_of(run: RunContext, audit: ClaimAudit) -> SideJob:
     """The audit of one claim, from the pairs that are there."""
-    store, run, trial, name = desk.store, audit.run, audit.trials[0], audit.words
+    store, key, trial = run.store, audit.run.key, audit.trials[0]
+    name = audit.words
+
+    def ask(put: Put) -> tuple[Any, ...]:
+        return "audit", trial.cell, audit.run, store.audit_pairs(key)
 
     def take(item: Item) -> None:
         if isinstance(item, Progress):
-            store.append("pairs", ({"audit": run.key, **pair} for pair in item.pairs))
+            store.append("pairs", ({"audit": key, **pair} for pair in item.pairs))
         elif isinstance(item, Failure):
-            desk.failed(name, "its columns stay empty", item)
+            run.failed(name, "its columns stay empty", item)
         else:
             outcome = cast("Audit", item)
-            desk.display.note(f"{name}: {outcome.words()}")
+            run.display.note(f"{name}: {outcome.words()}")
             store.append("audits", [audit.line(outcome)])
 
-    return SideJob(("audit", run.key), name, lambda put: ("audit", trial.cell, run, store.audit_pairs(run.key)), take, trial)
+    return SideJob(("audit", key), name, run.prepared.need, ask, take, trial)
 
 
-def check_of(desk: Desk, trial: Trial, *, quick: bool) -> SideJob:
+def check_of(run: RunContext, trial: Trial, *, quick: bool) -> SideJob:
     """The check of one cell's algorithm, parameters, unit and trust, which other cells share."""
     cell, name = trial.cell, f"the check of {trial.cell.label}"
     defaults = lookup(cell.algorithm).Params.model_validate({}).model_dump(mode="json")
     given = [f"{key}={dump(value)}" for key, value in cell.params.items() if value != defaults.get(key)]
 
+    def ask(put: Put) -> tuple[Any, ...]:
+        return "check", trial, given, quick
+
     def take(item: Item) -> None:
         if isinstance(item, Failure):
-            desk.failed(name, "claims stay as they are", item)
+            run.failed(name, "claims stay as they are", item)
         elif isinstance(item, list):
-            desk.store.append("checks", item)
+            run.store.append("checks", item)
 
-    return SideJob(("check", identity(checked_facts(trial))), name, lambda put: ("check", trial, given, quick), take, trial)
+    return SideJob(("check", identity(checked_facts(trial))), name, run.prepared.need, ask, take, trial)
 
 
 def checked_facts(trial: Trial) -> dict[str, Any]:
     """What a line of a check has to have the same to be of a cell."""
     cell = trial.cell
     return {"source": cell.source, "unit": cell.unit, "trust": cell.trust, "params": cell.params, "check": check_hash()}
-
-
-def shape_of(trial: Trial) -> str:
-    """What decides how much memory a cell needs; equal for cells that are alike but for their seed and their budget."""
-    return repr((trial.cell.algorithm, sorted(trial.cell.params.items()), trial.task, trial.sizes, trial.cell.dataset.key))
 
 
 @cache
@@ -357,6 +339,4 @@ def log_lines(progress: Progress) -> Iterator[str]:
 def _short(value: Any) -> str:
     if isinstance(value, float):
         return f"{value:.4g}"
-    if isinstance(value, list):
-        return "[" + ",".join(map(_short, value)) + "]"
-    return str(value)
+    return "[" + ",".join(map(_short, value)) + "]" if isinstance(value, list) else str(value)

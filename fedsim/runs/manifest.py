@@ -23,10 +23,10 @@ from fedsim.errors import UserError
 from fedsim.files import replaced
 from fedsim.grid.models import Grid
 from fedsim.methods.algorithm import Algorithm
-from fedsim.planning.prepare import Prepared
 from fedsim.plugins.registry import lookup
 from fedsim.results.folder import RunFolder
 from fedsim.results.run import Entry
+from fedsim.runs.prepare import Prepared
 
 RELEASE_WORDS = {
     "seeded": "simulation only: the seed of all noise is in this folder, so nothing in it may be released",

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,25 +11,21 @@ import numpy as np
 from rich.console import Console
 
 from fedsim.errors import UserError
-from fedsim.grid.models import Grid
-from fedsim.planning.prepare import Prepared
 from fedsim.plugins.registry import check_installed
 from fedsim.report.compare import Comparison, compare
 from fedsim.results.run import Lines, entries, grid_rounds, grid_rows, read_manifest
 from fedsim.results.store import ResultStore
-from fedsim.runs.bench import entries_of, missing_jobs
+from fedsim.runs.bench import engine_for, entries_of, missing_jobs
 from fedsim.runs.display import Display
-from fedsim.runs.engine import Engine
-from fedsim.runs.jobs import Desk
+from fedsim.runs.jobs import RunContext
 from fedsim.runs.manifest import grid_of, write_manifest
+from fedsim.runs.prepare import prepare, this_machine
 from fedsim.runs.scheduler import Scheduler
 from fedsim.words import counted
 
 
 def rerun(
     folder: Path,
-    prepare: Callable[[Grid], Prepared],
-    engine: AbstractContextManager[Engine],
     console: Console,
     count: int,
     ids: Sequence[str] = (),
@@ -41,8 +36,6 @@ def rerun(
 
     Args:
         folder: the run folder, maybe somebody else's.
-        prepare: makes a grid ready.
-        engine: runs the cells.
         console: where progress goes.
         count: how many cells, drawn at random.
         ids: instead of these, the cells whose ids begin with one of them.
@@ -58,7 +51,7 @@ def rerun(
     grid = grid.model_copy(update={"algorithms": tuple(entry for entry in grid.algorithms if entry.display not in refused)})
     for entry in () if trust_plugin else grid.algorithms:
         check_installed(entry.name, str(store.folder.manifest))
-    prepared, listed = prepare(grid), manifest.get("cells") or []
+    prepared, listed = prepare(grid, [this_machine()]), manifest.get("cells") or []
     if len(listed) != len(prepared.trials):
         what = f"lists {counted(len(listed), 'cell')}, and its grid makes {len(prepared.trials)} with the code and data of today"
         raise UserError(str(store.folder.manifest), what, "run them again with the code and data that they ran on")
@@ -73,11 +66,11 @@ def rerun(
     if not ids:
         rows = [rows[i] for i in sorted(np.random.default_rng().choice(len(rows), min(count, len(rows)), replace=False))]
     with tempfile.TemporaryDirectory(prefix="fedsim-rerun-") as scratch:
-        again = replace(prepared, trials=tuple(trials[row.cell_id] for row in rows))
-        desk = Desk(again, ResultStore(Path(scratch)), Display(console, len(rows)))
-        with engine as running, desk.display:
-            Scheduler(desk, running).run(missing_jobs(desk, (), Lines({}, {}, {})))
-        write_manifest(desk.store.folder, desk.prepared, entries_of(desk, ()))
+        again, engine = engine_for(replace(prepared, trials=tuple(trials[row.cell_id] for row in rows)))
+        run = RunContext(again, ResultStore(Path(scratch)), Display(console, len(rows)))
+        with engine as running, run.display:
+            Scheduler(run, running).run(missing_jobs(run, (), Lines({}, {}, {})))
+        write_manifest(run.store.folder, again, entries_of(run, ()))
         new = grid_rows(scratch), grid_rounds(scratch)
     kept = {row.cell_id for row in rows}
     old = rows, [record for record in grid_rounds(folder) if record["cell_id"] in kept]

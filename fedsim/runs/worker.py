@@ -3,39 +3,48 @@
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import io
 import logging
 import os
-import signal
-import threading
+import resource
 import time
 import traceback
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, Protocol
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from threadpoolctl import threadpool_limits
 
 from fedsim.data.embeddings import Embeddings
-from fedsim.device import device_of
+from fedsim.device import CPU, device_of, exact_products
 from fedsim.evaluation.judge import Judgement, judgement_of
 from fedsim.evaluation.references import Ceiling, LocalOnly, ceiling, local_only
 from fedsim.evaluation.tuning import run_tuned
-from fedsim.grid.models import Cell
+from fedsim.grid.models import Cell, Device
 from fedsim.methods.messages import Pool, Tensors
 from fedsim.partition import Partition, PartitionSpec
-from fedsim.planning.gpu_memory import filled
-from fedsim.planning.node import Share
-from fedsim.planning.process import limit_memory, settle
 from fedsim.plugins.code_hash import source_hash
 from fedsim.plugins.registry import lookup
+from fedsim.runs.need import Need
 from fedsim.seeds import Seeds
 from fedsim.training.checkpoint import SentCheckpoints
-from fedsim.training.cohort import Cohort, build_algorithm
 from fedsim.training.rounds import RoundRecord
 from fedsim.training.trial import Outcome, Trial, local_pool, run_trial
+
+if TYPE_CHECKING:
+    from fedsim.evidence.audit.audit import AuditRun
 
 FLUSH_SECONDS = 0.2
 MOST_OUTPUT = 10_000_000
 """Characters that a cell may print."""
+KEPT_MEMORY = 2**29
+"""Bytes of freed memory that a process keeps for its next step."""
+_M_MMAP_MAX, _M_TRIM_THRESHOLD = -4, -1
+"""Of glibc's malloc.h."""
 
 
 @dataclass(frozen=True)
@@ -79,18 +88,8 @@ class Judged:
     seconds: float
 
 
-Item = Progress | Outcome | Judged | Ceiling | LocalOnly | Failure | float | object
+Item = Progress | Outcome | Judged | Ceiling | LocalOnly | Failure | object
 """What a worker streams: progress, then results or a failure."""
-
-
-class PairsRun(Protocol):
-    """A running audit (:class:`fedsim.evidence.audit.audit.AuditRun`)."""
-
-    def missing(self, known: Sequence[dict[str, Any]]) -> Iterator[dict[str, Any]]:
-        """Run what ``known`` lacks; yields a line for each pair."""
-
-    def outcome(self, known: Sequence[dict[str, Any]]) -> object:
-        """The result of all pairs."""
 
 
 def exited(error: SystemExit) -> RuntimeError:
@@ -109,27 +108,66 @@ def check_source(cell: Cell) -> None:
         raise RuntimeError(f"the source of {cell.algorithm} is not what it was when the grid was read; run the same command again")
 
 
-class Process:
-    """A process that runs one job after another.
+def settle(cpus: float, device: torch.device = CPU) -> None:
+    """Make a process ready for training on its share of the machine: so many threads, and memory that is kept for the next step."""
+    reset_torch()
+    if device != CPU:
+        exact_products()
+    threads = max(1, int(cpus))
+    torch.set_num_threads(threads)
+    # numbers below 1e-38, as saturated layers leave them, take some processors a hundred times as long as 0
+    torch.set_flush_denormal(True)
+    threadpool_limits(threads)
+    # glibc gives large blocks back at every step, and the next step pays for every page anew: up to a third of its time.
+    if (mallopt := getattr(ctypes.CDLL(None), "mallopt", None)) is not None:
+        mallopt(_M_MMAP_MAX, 0)
+        mallopt(_M_TRIM_THRESHOLD, KEPT_MEMORY)
 
-    Args:
-        share: what it may take.
+
+def reset_torch() -> None:
+    """Torch's default dtype and device, and gradients, which plug-ins change."""
+    torch.set_default_dtype(torch.float32)
+    if torch.empty(0).device != CPU:  # torch.get_default_device fails in older versions once the default was taken back
+        torch.set_default_device(None)
+    torch.set_grad_enabled(True)
+
+
+@contextlib.contextmanager
+def plug_in_code() -> Iterator[None]:
+    """Runs a plug-in's code in the driver: afterwards torch's settings, numpy's error handling and the working folder are as before."""
+    with contextlib.chdir("."), np.errstate():
+        try:
+            yield
+        finally:
+            reset_torch()
+
+
+def limit_memory(bytes_: float) -> None:
+    """Let this process take so many bytes more than it has now; 0: any number. What it asks for beyond is refused: a MemoryError.
+
+    Shared memory, in which Ray keeps data sets, does not count.
     """
+    hard = resource.getrlimit(resource.RLIMIT_DATA)[1]
+    lines = Path("/proc/self/status").read_text().splitlines()
+    has = next(int(line.split()[1]) * 1024 for line in lines if line.startswith("VmData:"))
+    resource.setrlimit(resource.RLIMIT_DATA, (has + int(bytes_) if bytes_ else hard, hard))
 
-    def __init__(self, share: Share) -> None:
-        if threading.current_thread() is threading.main_thread():
-            signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM})  # Ray is deaf to it, and what a plug-in starts should not be
-        self.share, self.device = share, device_of(share.device, share.gpus)
-        settle(share.cpus, self.device)
+
+class Process:
+    """A process that runs one job after another, on ``device``, with what ``need`` grants one actor."""
+
+    def __init__(self, need: Need, device: Device) -> None:
+        self.need, self.device = need, device_of(device, need.gpus)
+        settle(need.cpus, self.device)
         self.folder = os.getcwd()
         self.latest: tuple[str, Embeddings] | None = None
 
     def make_ready(self, *, limited: bool = False) -> None:
-        """Set folder, threads, torch's defaults and the memory limit again; ``limited``: the next job has no more memory than its share."""
+        """Set folder, threads, torch's defaults and the memory limit again; ``limited``: the next job has no more memory than granted."""
         with contextlib.suppress(OSError):
             os.chdir(self.folder)
-        settle(self.share.cpus, self.device)
-        limit_memory(self.share.memory if limited else 0)
+        settle(self.need.cpus, self.device)
+        limit_memory(self.need.memory if limited else 0)
 
     def same(self, key: str, data: Embeddings) -> Embeddings:
         """The data set as the last call had it, so that rows on a device are known again: Ray makes an object of its own for every call."""
@@ -142,12 +180,13 @@ class Worker:
     """Runs jobs; all clients of a cell are in its process.
 
     Args:
-        share: what it may take.
+        need: what one actor is granted.
+        device: where it computes.
         capture: whether what a cell prints goes to its log; else it goes where it would go without fedsim.
     """
 
-    def __init__(self, share: Share, *, capture: bool = True) -> None:
-        self.process, self.capture = Process(share), capture
+    def __init__(self, need: Need, device: Device = "auto", *, capture: bool = True) -> None:
+        self.process, self.capture = Process(need, device), capture
         self.device = self.process.device
 
     def pool(self, trial: Trial, data: Embeddings, held: Sequence[Any], seeds: Seeds) -> Pool:
@@ -156,15 +195,20 @@ class Worker:
 
     def failure(self, error: Exception | SystemExit) -> Failure:
         """Why a cell failed; memory that it was refused is reported in the grid's words."""
-        failure, memory = Failure.of(error), self.process.share.memory
+        failure, memory = Failure.of(error), self.process.need.memory
         if memory and (failure.type.endswith("MemoryError") or "can't allocate memory" in failure.message):
             what = f"an actor of the cell asked for more than its {memory / 1e9:g} GB of memory_per_cell"
             return replace(failure, type="MemoryError", message=f"{what}: {failure.message}")
         return failure
 
+    def goes_on(self, error: Exception | SystemExit) -> bool:
+        """Whether this worker is still of use after an exception."""
+        return True
+
     def _job(self, steps: Callable[[Output], Iterator[Item]], *, limited: bool = False) -> Iterator[Item]:
-        """What a job yields from what it prints; an exception ends it with a failure."""
+        """What a job yields from what it prints, after a word that it has begun; an exception ends it with a failure."""
         self.process.make_ready(limited=limited)
+        yield Progress()
         with self._captured() as output:
             try:
                 yield from steps(output)
@@ -173,10 +217,6 @@ class Worker:
                 if not self.goes_on(error):
                     raise
                 yield self.failure(error)
-
-    def goes_on(self, error: Exception | SystemExit) -> bool:
-        """Whether this worker is still of use after an exception."""
-        return True
 
     def train(self, trial: Trial, data: Embeddings, held: Sequence[Any], checkpoint: bytes | None) -> Iterator[Item]:
         """Train a cell, then judge the result: progress, the outcome, the judgement; or a failure in place of either.
@@ -226,28 +266,8 @@ class Worker:
         yield Progress(output=output.drain())
         yield Judged(judgement, time.perf_counter() - started)
 
-    def measure(self, trial: Trial, data: Embeddings) -> Iterator[Item]:
-        """The part of the GPU that the first actor of a cell fills in its first round."""
-        own = self.process.same(trial.data_key, data)
-        trial = trial.given(own)
-
-        def steps(output: Output) -> Iterator[Item]:
-            algorithm = build_algorithm(trial.cell.algorithm, trial.cell.params, trial.task)
-            server = algorithm.initial_server(Seeds(trial.cell.seed).public).to(self.device)
-            cohort = Cohort(trial.cohorts()[0], own.x_train, own.y_train, self.device)
-            cohort.round(next(algorithm.schedule()), algorithm.phases()[0].broadcast(server))
-            yield filled(self.device)
-
-        yield from self._job(steps)
-
-    def audit(self, cell: Cell, run: PairsRun, known: Sequence[dict[str, Any]]) -> Iterator[Item]:
-        """What an audit lacks, in progress of some pairs each, and its outcome.
-
-        Args:
-            cell: one of those that make the claim.
-            run: the audit.
-            known: its pairs so far.
-        """
+    def audit(self, cell: Cell, run: AuditRun, known: Sequence[dict[str, Any]]) -> Iterator[Item]:
+        """What an audit lacks, in progress of some pairs each, and its outcome; ``known`` are its pairs so far."""
 
         def steps(output: Output) -> Iterator[Item]:
             check_source(cell)

@@ -16,7 +16,7 @@ from baselines.private_evolution import Evolved, PrivateEvolution, PrivateEvolut
 from fedsim.batch import consecutive
 from fedsim.data.public import PublicRows
 from fedsim.methods import Norms, Rows, Seeds, Server, Task, clipped_statistics
-from fedsim.planning.prepare import Prepared
+from fedsim.runs.prepare import Prepared
 
 DIM, CLASSES = 20, 3
 

@@ -21,7 +21,7 @@ from fedsim.data.sources.folder import load_image_folder
 from fedsim.data.sources.npz import load_embedding_file
 from fedsim.errors import UserError
 from fedsim.grid.models import Grid
-from fedsim.planning.prepare import prepare
+from fedsim.runs.prepare import prepare
 
 CONSOLE = Console(file=io.StringIO())
 

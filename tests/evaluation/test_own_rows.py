@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import pytest
 from cells import quick, small_cells
-from fedsim.results.rows import Row
+from fedsim.results.columns import Result
 from rows import clients, joined, ran
 from sites import SITES, digits_of_sites
 
@@ -18,7 +18,8 @@ from fedsim.evaluation.weights import TRIED_WEIGHTS, held_out_weight
 from fedsim.models.linear import fit_linear
 from fedsim.models.probe import fit_probe, strengths
 from fedsim.partition.own_rows import own_rows
-from fedsim.planning.prepare import Prepared
+from fedsim.results.columns import Result
+from fedsim.runs.prepare import Prepared
 
 HAM = Path(__file__).parents[3] / "shared" / "data" / "ham10000_sites_effnetlite0.npz"
 BY_SITE = {"scheme": "column", "column": "site"}
@@ -111,7 +112,7 @@ def moved(site: str, part: int) -> Callable[[dict[str, Any]], dict[str, Any]]:
     return lambda of: {"split": np.where((of["site"] == site) & (of["split"] == part), 1, of["split"])}
 
 
-def judged(path: Path, name: str = "dp-gaussian", **keys: Any) -> tuple[Row, list[dict[str, Any]]]:
+def judged(path: Path, name: str = "dp-gaussian", **keys: Any) -> tuple[Result, list[dict[str, Any]]]:
     """The row and the clients' lines of a cell by site."""
     evaluation = {"per_class": 10, "per_client": True, "personal": "synthetic"}
     prepared = small_cells(

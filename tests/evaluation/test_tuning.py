@@ -16,9 +16,9 @@ from baselines.dp_gaussian import DPGaussian
 from baselines.dp_linear import DPLinear
 from fedsim.data.embeddings import Embeddings
 from fedsim.errors import UserError
+from fedsim.evaluation.plans import plans_of
 from fedsim.evaluation.tuning import HeldOut, held_out, run_tuned
 from fedsim.methods.messages import Server
-from fedsim.planning.tuning import plans_of
 from fedsim.plugins.registry import register
 from fedsim.seeds import Seeds
 from fedsim.training.checkpoint import Checkpoints

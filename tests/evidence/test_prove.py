@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 from cells import quick, small_grid
-from fedsim.results.grid_rows import grid_rows
-from fedsim.results.rows import Row
+from fedsim.results.run import grid_rows
+from fedsim.results.columns import Result
 from rows import add_lines, add_rows, make_failed, make_row
 
 from fedsim.evidence.prove import apart_words, prove, together, together_words
@@ -17,9 +17,9 @@ from fedsim.results.store import ResultStore
 RAN = (Mechanism(10.0, 1.0, 1, "r1"), Mechanism(2.5, 0.1, 40, "r40"))
 
 
-def counted(mechanisms=RAN, **fields) -> Row:
+def counted(ran=RAN, **fields) -> Result:
     """A row as a bench would have written it."""
-    spent, name = epsilon(mechanisms, 1e-4)
+    spent, name = epsilon(ran, 1e-4)
     base = {
         "algorithm": "somebody.py:Method",  # code that does not run, so that mechanisms may be any
         "epsilon_target": 1.01 * spent,
@@ -27,9 +27,9 @@ def counted(mechanisms=RAN, **fields) -> Row:
         "accountant": name,
         "relation": "add-or-remove-one",
         "sensitivity": 1.0,
-        "sample_rate": mechanisms[-1].sample_rate,
-        "steps": sum(one.count for one in mechanisms),
-        "mechanisms": mechanisms,
+        "sample_rate": ran[-1].sample_rate,
+        "steps": sum(one.count for one in ran),
+        "mechanisms": ran,
     }
     return make_row(**base | fields)
 
@@ -128,7 +128,7 @@ def test_the_rows_of_a_bench_are_proved_and_their_statement_holds_their_numbers(
     rows = {(row.algorithm, row.epsilon_target): row for row in grid_rows(ran.folder)}
     row = rows["dp-gaussian", 2.0]
     assert row.mechanisms is not None
-    assert {m.release: (m.kind, m.count) for m in row.mechanisms} == dict.fromkeys(("mean", "spread", "moments"), ("gaussian", 1))
+    assert {m.release: m.count for m in row.mechanisms} == dict.fromkeys(("mean", "spread", "moments"), 1)
     assert (row.relation, row.sensitivity, row.noise_at, row.counted_by) == ("add-or-remove-one", 1.0, "sum", counted_by())
     assert rows["dp-cvae", 2.0].noise_at == "clients"
     assert rows["fedavg-linear", None].mechanisms is None
@@ -160,7 +160,7 @@ def test_a_row_that_is_not_what_its_algorithm_plans_is_not_proved_and_its_method
     bench(small_grid("dp-gaussian"), "run")
     (line,) = ResultStore("run").trainings().values()
     twice = [m | {"noise_multiplier": 2 * m["noise_multiplier"]} for m in line["ledger"]["mechanisms"]]
-    spent, _ = epsilon([(m["noise_multiplier"], m["sample_rate"], m["count"]) for m in twice], 1e-4)
+    spent, _ = epsilon([Mechanism(**m) for m in twice], 1e-4)
     add_lines(Path("run/trainings.jsonl"), [line | {"ledger": line["ledger"] | {"mechanisms": twice, "epsilon_spent": spent}}])
     done = command("verify", "run")
     assert done.returncode == 1
@@ -177,7 +177,7 @@ def test_a_folder_without_results_is_a_mistake(folder: Path, command) -> None:
         assert "nowhere" in done.stderr
 
 
-def released(number: int, **fields) -> Row:
+def released(number: int, **fields) -> Result:
     """A row with a generator of its own that may be released."""
     mechanisms = [Mechanism(10.0)]
     base = {"cell_id": f"{number}", "generator": f"{number}", "noise": "secret", "claim": "proved", "accountant": "prv"}

@@ -5,8 +5,6 @@ from pathlib import Path
 from benches import PATIENCE
 
 import fedsim
-from fedsim.grid.models import Grid
-from fedsim.grid.read import load_grid
 
 QUICKSTART = Path(fedsim.__file__).parents[1] / "benchmarks/quickstart.yaml"
 
@@ -28,12 +26,3 @@ print(*sorted(sys.modules))
     assert "fedsim.grid.models" in imported
     assert not {"torch", "ray", "sklearn", "mine"} & imported
     assert not {name for name in imported if name.startswith(("algorithms", "baselines", "fedsim.methods"))}
-
-
-def test_a_grid_knows_where_it_came_from_and_compares_without(tmp_path: Path) -> None:
-    (tmp_path / "g.yaml").write_text("alpha: 1\nalgorithms: [dp-gaussian]\n")
-    grid = load_grid(tmp_path / "g.yaml")
-    assert grid.place("algorithms", 0) == f"{tmp_path / 'g.yaml'}:2: algorithms[0]"
-    given = Grid.model_validate({"name": "g", "alpha": 1, "algorithms": ["dp-gaussian"]})
-    assert given.place("algorithms", 0) == "algorithms[0]"
-    assert grid == given

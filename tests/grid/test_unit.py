@@ -13,9 +13,9 @@ from sites import digits_of_writers
 
 from fedsim.errors import UserError
 from fedsim.grid.models import Grid
-from fedsim.planning.prepare import Prepared
 from fedsim.report.page import render_page
 from fedsim.results.groups import group_seeds
+from fedsim.runs.prepare import Prepared
 
 
 def cells(path: Path, *algorithms: Any, **keys: Any) -> Prepared:

@@ -6,7 +6,7 @@ from cells import quick, small_cells
 from sites import SITES, digits_of_sites
 
 from fedsim.errors import UserError
-from fedsim.planning.prepare import Prepared
+from fedsim.runs.prepare import Prepared
 
 BY_SITE = {"scheme": "column", "column": "site"}
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 from benches import PATIENCE
-from fedsim.results.grid_rows import grid_rows
+from fedsim.results.run import grid_rows
 from pictures import save_chest_xray, save_encoder, save_ham10000, save_medmnist, save_milk10k
 from test_docs import ALGORITHMS, DATA, ROOT, commands, save_methods
 

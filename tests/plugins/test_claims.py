@@ -9,8 +9,8 @@ import pytest
 from benches import Done, Ran
 from broken.tiny import Tiny, TinyParams
 from cells import SHIPPED, small_grid
-from fedsim.results.grid_rows import grid_rows
-from fedsim.results.rows import Row
+from fedsim.results.run import grid_rows
+from fedsim.results.columns import Result
 from plug_ins import GOOD
 
 from baselines.dp_gaussian import DPGaussian
@@ -223,7 +223,7 @@ def test_a_check_counts_for_rows_of_its_parameters_in_the_run_folders_that_it_na
     assert {row.claim for row in bench(strong(name), "here").rows} == {"stated"}
 
 
-def derived(folder: Path) -> list[Row]:
+def derived(folder: Path) -> list[Result]:
     """The rows as ``results.jsonl`` has them."""
     return [Row.from_json(line) for line in (folder / "results.jsonl").read_text().splitlines()]
 

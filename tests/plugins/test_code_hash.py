@@ -13,7 +13,7 @@ from plug_ins import GOOD, changed, write
 
 from algorithms.fedhypevae import FedHypeVAE
 from baselines.dp_gaussian import DPGaussian
-from fedsim.grid.resolve import resolve
+from fedsim.grid.cells import resolve
 from fedsim.plugins import code_hash
 from fedsim.plugins.code_hash import (
     EVALUATION,

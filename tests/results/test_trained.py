@@ -13,9 +13,9 @@ from fedsim.errors import UserError
 from fedsim.evaluation.judge import judgement_of
 from fedsim.grid.models import Grid
 from fedsim.json_lines import decode, dump, load
-from fedsim.planning.prepare import prepare
 from fedsim.results.folder import RunFolder
 from fedsim.results.trained import prepare_trained
+from fedsim.runs.prepare import prepare
 
 SITES = {"scheme": "column", "column": "site"}
 GRIDS: list[dict[str, Any]] = [

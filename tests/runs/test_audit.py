@@ -6,7 +6,6 @@ from pathlib import Path
 import pytest
 from benches import Ran
 from cells import quick, small_grid
-from sites import digits_of_writers
 
 from fedsim.errors import UserError
 from fedsim.results.folder import RunFolder
@@ -44,6 +43,7 @@ def test_an_interrupted_audit_goes_on_from_its_pairs(bench: Callable[..., Ran], 
     assert folder.lines("pairs").read_text().splitlines(keepends=True) == lines
 
 
+@pytest.mark.slow
 def test_an_audit_that_is_added_later_touches_no_other_line_and_no_row_of_a_refuted_claim_is_ok(bench: Callable[..., Ran]) -> None:
     grid = small_grid(quick("plugin:Optimist", rounds=1), "dp-gaussian", epsilon=[4.0, float("inf")], seeds=[0, 1])
     first = bench(grid)
@@ -64,20 +64,13 @@ def test_an_audit_that_is_added_later_touches_no_other_line_and_no_row_of_a_refu
     assert {line["refuted"] for line in ResultStore(first.folder).audits().values()} == {True, False}
 
 
-def test_groups_are_audited(bench: Callable[..., Ran], tmp_path: Path) -> None:
-    data = {"npz": str(digits_of_writers(tmp_path)), "overlap": "keep"}
-    grid = small_grid("dp-gaussian", dataset=data, unit={"column": "writer"}, epsilon=4.0, audit=AUDIT)
-    (row,) = bench(grid).rows
-    assert row.audit_pairs == 40
-    assert row.audit_canary_ratio == pytest.approx(1, abs=1e-4)
-
-
 def test_too_few_pairs_for_any_bound_are_refused_before_anything_runs(bench: Callable[..., Ran], tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"audit.*pairs: 6 are too few.*give 12 or more"):
         bench(small_grid("dp-gaussian", epsilon=4.0, audit={"pairs": 6}))
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.slow
 def test_a_search_is_audited_as_a_whole(bench: Callable[..., Ran]) -> None:
     entries = (quick("plugin:Optimist", rounds=1) | {"tune": {"clip": [0.5, 1.0]}}, quick("dp-gaussian") | {"tune": {"radius": [0.5, 0.8]}})
     ran = bench(small_grid(*entries, epsilon=4.0, tune={"trials": 2}, audit=AUDIT))

@@ -12,9 +12,8 @@ from benches import Ran
 from cells import small_grid
 
 from fedsim.errors import RunLost, UserError
-from fedsim.report.report import write_report
 from fedsim.results.folder import RunFolder
-from fedsim.results.grid_rows import every_row
+from fedsim.results.run import every_row
 from fedsim.results.store import Kind, ResultStore
 
 Bench = Callable[..., Ran]
@@ -102,14 +101,6 @@ def test_a_folder_that_is_removed_is_reported_and_not_made_again(bench: Bench, t
     assert len(bench(small_grid("weight-noise", **GRID)).rows) == 4
 
 
-def test_a_folder_that_is_moved_keeps_its_rows(bench: Bench, tmp_path: Path, after_a_row: Acting) -> None:
-    folder = tmp_path / "run"
-    after_a_row(lambda: folder.rename(tmp_path / "elsewhere"))
-    with pytest.raises(RunLost, match="was moved or removed"):
-        bench(small_grid("weight-noise", **GRID))
-    assert every_row(tmp_path / "elsewhere")
-
-
 def test_half_a_line_is_never_left(disk: Path) -> None:
     store = ResultStore(disk)
     store.append("rounds", [{"training_id": "a", "round": 0}])
@@ -126,21 +117,3 @@ def test_a_folder_in_use_is_refused_without_making_anything(tmp_path: Path) -> N
     with ResultStore(tmp_path / "run").lock(), pytest.raises(UserError, match="is running in this folder; wait for it or stop it"):
         ResultStore(tmp_path / "run").check_free()
     ResultStore(tmp_path / "run").check_free()
-
-
-def copied(whole: Path, disk: Path) -> None:
-    """What a finished run has computed, without what is drawn of it."""
-    for path in [*whole.glob("*.jsonl"), whole / "manifest.json"]:
-        if path.name != "results.jsonl":
-            shutil.copy(path, disk)
-
-
-def test_a_finished_run_on_a_read_only_file_system_is_named(bench: Bench, disk: Path) -> None:
-    copied(bench(small_grid("dp-gaussian", seeds=[0]), "whole").folder, disk)
-    make_read_only(disk)
-    named = r"run: cannot be written \(read-only file system\); make it writable, or give another one"
-    with pytest.raises(UserError, match=named), ResultStore(disk).lock():
-        pass
-    with pytest.raises(OSError, match="Read-only") as caught:
-        write_report(disk)
-    assert caught.value.filename == str(disk / "results.jsonl")

@@ -9,21 +9,21 @@ from rich.console import Console
 from rows import joined, lines_of, ran
 
 from fedsim.errors import UserError
-from fedsim.planning.prepare import Prepared
-from fedsim.results.join import Lines
-from fedsim.results.rows import RowError
+from fedsim.results.run import Lines
+from fedsim.results.result_lines import RowError
 from fedsim.results.store import ResultStore
 from fedsim.results.trained import keep_state
 from fedsim.runs.bench import missing_jobs
 from fedsim.runs.display import Display
-from fedsim.runs.jobs import CellJob, Desk, JudgingJob, TrainingJob, references_of
+from fedsim.runs.jobs import CellJob, JudgingJob, RunContext, TrainingJob, references_of
+from fedsim.runs.prepare import Prepared
 
 DATA = [{"name": "digits", "limit": limit} for limit in (200, 300)]
 ERROR = RowError(type="ValueError", message="no", traceback="")
 
 
-def desk(prepared: Prepared, folder: Path) -> Desk:
-    return Desk(prepared, ResultStore(folder), Display(Console(quiet=True), 1))
+def context(prepared: Prepared, folder: Path) -> RunContext:
+    return RunContext(prepared, ResultStore(folder), Display(Console(quiet=True), 1))
 
 
 def test_a_reference_is_of_one_data_set_one_probe_and_below_the_ceiling_of_one_partition(tmp_path: Path) -> None:
@@ -32,7 +32,7 @@ def test_a_reference_is_of_one_data_set_one_probe_and_below_the_ceiling_of_one_p
         evaluation = {"per_class": 10, "probe_c": probe_c}
         prepared = small_cells("local-only", "fedavg-linear", dataset=DATA, alpha=[0.1, 1.0], evaluation=evaluation)
         for trial in prepared.trials:
-            ceiling, local_only = references_of(desk(prepared, tmp_path), trial)
+            ceiling, local_only = references_of(context(prepared, tmp_path), trial)
             depends_on.setdefault(ceiling.key[-1], set()).add((trial.data_key, probe_c))
             depends_on.setdefault(local_only.key[-1], set()).add((trial.data_key, probe_c, trial.partition.fingerprint))
     assert all(len(each) == 1 for each in depends_on.values())
@@ -40,7 +40,7 @@ def test_a_reference_is_of_one_data_set_one_probe_and_below_the_ceiling_of_one_p
 
 
 def kinds(prepared: Prepared, lines: Lines, folder: Path, *, retry_failed: bool = False) -> list[type]:
-    jobs = missing_jobs(desk(prepared, folder), (), lines, retry_failed=retry_failed)
+    jobs = missing_jobs(context(prepared, folder), (), lines, retry_failed=retry_failed)
     return [type(job) for job in jobs if isinstance(job, CellJob)]
 
 
@@ -78,7 +78,7 @@ def test_a_training_whose_judging_lost_its_worker_is_not_trained_again(tmp_path:
     prepared = small_cells(quick("dp-gaussian"), epsilon=4.0)
     (trial,) = prepared.trials
     outcome, judgement = ran(prepared, trial)
-    job = TrainingJob(desk(prepared, tmp_path), trial)
+    job = TrainingJob(context(prepared, tmp_path), trial)
     assert isinstance(job.again(), TrainingJob)
     job.take(outcome)
     again = job.again()

@@ -1,117 +1,54 @@
-"""What travels between the actors of a cell, and how many of them there are."""
+"""The process that trains: its threads, memory and settings, whatever ran in it before."""
 
-import sys
-from collections.abc import Iterator
-from copy import deepcopy
+import os
+from pathlib import Path
 
+import numpy as np
 import pytest
-import ray
 import torch
-from benches import wait_until
-from cells import NODES, quick, small_cells
+from cells import NODES, small_grid
+from threadpoolctl import threadpool_info
 
-from fedsim.methods.parameters import ALIGNMENT
-from fedsim.planning.node import Share
-from fedsim.planning.process import settle
-from fedsim.runs.actors import IN_THE_CALL, CohortActor, send_tensors_as_bytes
-from fedsim.runs.engine import Slot
-from fedsim.runs.ray_engine import RayEngine
-from fedsim.runs.slots import Slots
-from fedsim.training.cohort import HELD
-
-SHARE = Share(1.0)
-
-TENSORS = {
-    "single": torch.randn(3, 5),
-    "double": torch.randn(4, dtype=torch.float64),
-    "brain float": torch.randn(7).bfloat16(),
-    "whole": torch.arange(6).view(2, 3),
-    "true or false": torch.tensor([True, False, True]),
-    "scalar": torch.tensor(2.5),
-    "empty": torch.zeros(0, 4),
-    "transposed": torch.randn(3, 5).T,
-    "a single number that repeats": torch.tensor(1.0).expand(1),
-    "expanded": torch.ones(1).expand(3, 2),
-    "larger than a call": torch.randn(IN_THE_CALL),
-}
+from fedsim.runs.need import Need
+from fedsim.runs.prepare import prepare
+from fedsim.runs.worker import MOST_OUTPUT, Output, Process, check_source, limit_memory, plug_in_code, settle
 
 
-@pytest.fixture
-def as_bytes(ray_cluster: None) -> Iterator[None]:
-    send_tensors_as_bytes()
-    yield
-    ray.util.deregister_serializer(torch.Tensor)
+def test_what_a_plug_in_changes_in_torch_numpy_and_the_folder_is_put_back(tmp_path: Path) -> None:
+    threads, folder, errors = torch.get_num_threads(), Path.cwd(), np.geterr()
+    with plug_in_code():
+        torch.set_default_dtype(torch.float64)
+        torch.set_default_device("meta")
+        torch.set_grad_enabled(False)
+        np.seterr(all="raise")
+        os.chdir(tmp_path)
+    assert (torch.ones(2).dtype, torch.ones(2).device.type, torch.is_grad_enabled()) == (torch.float32, "cpu", True)
+    assert (Path.cwd(), np.geterr(), torch.get_num_threads()) == (folder, errors, threads)
 
 
-@pytest.mark.parametrize("name", TENSORS)
-def test_a_tensor_arrives_as_it_was_sent_in_aligned_memory_of_its_own(as_bytes: None, name: str) -> None:
-    sent = TENSORS[name]
-    got = ray.get(ray.put({name: sent}))[name]
-    assert (got.dtype, got.shape) == (sent.dtype, sent.shape)
-    assert torch.equal(got, sent)
-    assert got.is_contiguous()
-    assert got.data_ptr() % ALIGNMENT == 0
-    got.zero_()
-
-
-def test_a_gradient_is_no_part_of_what_is_sent(as_bytes: None) -> None:
-    sent = torch.ones(2, requires_grad=True) * 2
-    assert not ray.get(ray.put(sent)).requires_grad
-
-
-@pytest.fixture
-def slots(ray_cluster: None) -> Iterator[Slots]:
-    slots = Slots(RayEngine(), tuple(NODES), parallel=4)
-    yield slots
-    slots.close()
-
-
-def taken(slots: Slots, actors: int, *, any_shape: bool = False) -> Slot:
-    """A slot, once Ray has placed it."""
-    found: list[Slot] = []
-
-    def placed() -> bool:
-        slot = slots.take(actors, SHARE, any_shape=any_shape)
-        found.extend([slot] if slot else [])
-        return bool(found)
-
-    wait_until(placed)
-    return found[0]
-
-
-def test_a_cell_on_three_actors_is_three_processes_one_of_which_coordinates(slots: Slots) -> None:
-    slot = taken(slots, 3)
-    assert (slot.actors, 1 + len(slot.held.cohorts)) == (3, 3)
-
-
-def test_a_reference_takes_an_idle_slot_of_any_shape_and_opens_the_one_that_its_cell_needs(slots: Slots) -> None:
-    opened = taken(slots, 3, any_shape=True)
-    assert opened.actors == 3
-    slots.give_back(opened)
-    assert slots.take(1, SHARE, any_shape=True) is opened
-    slots.give_back(opened)
-    assert slots.take(3, SHARE) is opened
-
-
-def test_a_process_of_ray_has_the_workers_module_before_it_is_asked_for_anything(ray_cluster: None) -> None:
-    assert ray.get(ray.remote(lambda: "fedsim.runs.actors" in sys.modules).remote())
-
-
-def test_rows_that_an_actor_gets_again_are_put_on_its_device_once(as_bytes: None) -> None:
-    prepared = small_cells(quick("fedavg-linear"))
-    (trial,), (data,) = prepared.trials, prepared.data.values()
-    first, again, other = (deepcopy(data) for _ in range(3))
-    actor, device = CohortActor(SHARE), torch.device("meta")
-    actor.process.device = device
+def test_a_process_is_made_ready_again_after_every_job_with_threads_by_its_cpus(tmp_path: Path) -> None:
+    process, folder = Process(Need(2.0), "auto"), Path.cwd()
     try:
-        actor.host(trial.cohorts()[0], "a", first)
-        there = HELD.on(device, first.x_train)
-        actor.host(trial.cohorts()[0], "a", again)
-        assert HELD.on(device, first.x_train) is there
-        actor.host(trial.cohorts()[0], "b", other)
-        assert HELD.on(device, first.x_train) is not there
+        torch.set_default_dtype(torch.float64)
+        torch.set_num_threads(3)
+        os.chdir(tmp_path)
+        process.make_ready()
+        assert (torch.ones(2).dtype, torch.get_num_threads(), Path.cwd()) == (torch.float32, 2, folder)
+        assert max(pool["num_threads"] for pool in threadpool_info()) <= 2
     finally:
+        settle(1)
         torch.set_flush_denormal(False)
+
+
+@pytest.mark.parametrize("take", [lambda: np.ones(2**28), lambda: torch.ones(2**29)])
+def test_memory_beyond_the_limit_is_refused(take: object) -> None:
+    limit_memory(2**28)
+    try:
+        with pytest.raises((MemoryError, RuntimeError), match=r"Unable to allocate|can't allocate memory|^$"):
+            take()  # type: ignore[operator]
+    finally:
+        limit_memory(0)
+    assert torch.ones(2**20).sum() == 2**20
 
 
 def test_what_a_process_trains_on_is_never_slowly_small() -> None:
@@ -122,3 +59,19 @@ def test_what_a_process_trains_on_is_never_slowly_small() -> None:
         assert not (tiny / 8).any()
     finally:
         torch.set_flush_denormal(False)
+
+
+def test_endless_output_is_cut_and_the_log_says_so() -> None:
+    output = Output()
+    for _ in range(3):
+        output.write("x" * (MOST_OUTPUT // 2))
+    text = output.drain()
+    assert MOST_OUTPUT <= len(text) < MOST_OUTPUT + 100
+    assert "more than 10 MB of output; the rest of it is left out" in text
+
+
+def test_a_worker_that_holds_other_code_than_the_grid_s_says_so() -> None:
+    cell = prepare(small_grid("dp-gaussian"), NODES).trials[0].cell
+    check_source(cell)
+    with pytest.raises(RuntimeError, match="the source of dp-gaussian is not what it was when the grid was read"):
+        check_source(cell.model_copy(update={"source": "0" * 16}))

@@ -15,8 +15,8 @@ from rows import kept
 from fedsim.data.embeddings import Embeddings
 from fedsim.errors import UserError
 from fedsim.grid.models import Cell
-from fedsim.planning.prepare import Prepared, prepare
 from fedsim.results.generators import load_generator, release
+from fedsim.runs.prepare import Prepared, prepare
 from fedsim.training.checkpoint import Checkpoints
 from fedsim.training.trial import Outcome, Trial, local_pool, run_trial, seeds_of
 

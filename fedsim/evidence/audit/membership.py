@@ -20,12 +20,10 @@ from fedsim.errors import UserError
 from fedsim.evaluation.judge import synthesise
 from fedsim.grid.models import Cell, Grid
 from fedsim.methods.products import is_classifier
-from fedsim.planning.node import Node
-from fedsim.planning.prepare import Prepared
 from fedsim.plugins.registry import check_installed
 from fedsim.results.folder import RunFolder
 from fedsim.results.run import Lines, entries
-from fedsim.results.trained import prepare_trained, read_state
+from fedsim.results.trained import Trained, prepare_trained, read_state
 from fedsim.seeds import Seeds
 from fedsim.training.cohort import build_algorithm
 from fedsim.training.rounds import restored
@@ -164,7 +162,7 @@ def attack_run(folder: RunFolder, grid: Grid, *, cell: str | None = None, trust_
         raise UserError(str(folder.path), "there are no generators here", "run the grid with resources: {save_generators: true}")
     if missing := sum(line["yields"] == "generator" for line in ended) - len(kept):
         yield f"{missing} of {counted(len(ended), 'cell')} without a saved generator: left out"
-    prepared = prepare_trained(grid, kept, folder, [Node(1.0, 0.0)])
+    prepared = prepare_trained(grid, kept, folder)
     chosen = {entry.training_id for entry in cells if entry.cell_id.startswith(cell or "")} & {line["training_id"] for line in kept}
     if cell is not None and len(chosen) != 1:
         what = f"{'several cells' if chosen else 'no cell with a generator'} of {folder.path} begin with that"
@@ -205,7 +203,7 @@ def by_shadows(group: Sequence[Attacked]) -> Iterator[str]:
         yield f"{group[0].words}, {len(group)} cells, rows that come and go with their site: {words}"
 
 
-def rows_of(trial: Trial, prepared: Prepared) -> tuple[NDArray[np.float32], NDArray[np.int64], Bools, int]:
+def rows_of(trial: Trial, prepared: Trained) -> tuple[NDArray[np.float32], NDArray[np.int64], Bools, int]:
     """A cell's data set, training rows first: values, labels, which the cell trained on, how many training rows."""
     cell = trial.cell
     # a site is left out where clients see values as they are, so the whole data set has the rows of both

@@ -14,12 +14,12 @@ from numpy.typing import NDArray
 from fedsim.data.normalise import unit_norm
 from fedsim.data.public import PublicRows
 from fedsim.errors import UserError, at
+from fedsim.evaluation.plans import plans_of
+from fedsim.grid.cells import resolve
 from fedsim.grid.models import Tuning
 from fedsim.grid.read import one_cell
-from fedsim.grid.resolve import resolve
 from fedsim.methods.algorithm import Algorithm, solved_plan
 from fedsim.methods.messages import Task
-from fedsim.planning.tuning import plans_of
 from fedsim.plugins.code_hash import is_shipped
 from fedsim.plugins.registry import lookup
 from fedsim.privacy.plan import PrivacyPlan, Trust, Unit

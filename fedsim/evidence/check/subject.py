@@ -15,14 +15,16 @@ from torch import Tensor
 
 from fedsim.data.embeddings import Embeddings
 from fedsim.data.public import PublicRows
+from fedsim.errors import at
+from fedsim.evaluation.plans import plans_of
 from fedsim.evidence.worlds import Tape, WatchedPool, watched
-from fedsim.grid.cells import expand
+from fedsim.grid.cells import expand, resolve, task_of
+from fedsim.grid.models import Grid
 from fedsim.grid.read import one_cell
-from fedsim.grid.resolve import resolve
+from fedsim.grid.sets import loaded, partition_of
 from fedsim.methods.algorithm import Algorithm
 from fedsim.methods.messages import Pool, Round
 from fedsim.methods.products import Product, is_classifier, is_personal, own
-from fedsim.planning.prepare import calibrated, loaded, partitioned, task_of
 from fedsim.plugins.registry import lookup
 from fedsim.privacy.plan import PrivacyPlan, Trust, Unit
 from fedsim.seeds import Seeds
@@ -170,12 +172,18 @@ def subject(name: str, params: Sequence[str], unit: Unit, trust: Trust, *, quick
     grid = one_cell(name, [*params, *short], unit="example" if unit == "group" else unit, trust=trust, **CELL)
     data = {key: replace(rows, public=PublicRows.made_up(rows.dim, rows.classes)) for key, rows in loaded(grid).items()}
     (cell,) = expand(resolve(grid), data)
-    (partition,), rows = partitioned(grid, [cell], data), data[cell.data_key]
+    rows = data[cell.data_key]
+    partition = partition_of(cell, rows)
     if unit == "group":
         cell = cell.model_copy(update={"unit": unit})
         partition = replace(partition, groups=tuple(np.arange(len(own)) // ROWS_OF_A_GROUP for own in partition.rows))
     task = task_of(cell, rows)
-    (candidate,) = calibrated(grid, cell, task)
+
+    def place(where: str) -> str:
+        return f"{grid.place(where) if where in Grid.model_fields else grid.place('algorithms') + ': ' + where} with {cell.label}"
+
+    with at(place):
+        (candidate,) = plans_of(lookup(cell.algorithm), cell.params, cell.tuning, task, cell.epsilon, cell.delta)
     trial = Trial(cell, task, candidate.plan, partition, (CHECKED_CLIENTS,), cell.data_key)
     return Subject(trial, rows, quick, shortened)
 

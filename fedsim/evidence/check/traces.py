@@ -18,10 +18,10 @@ from torch import Tensor
 from fedsim.errors import WrongReturn
 from fedsim.evidence.check.subject import Subject, drawn, same
 from fedsim.evidence.check.verdict import Verdict, failed, idle, passed
+from fedsim.grid.sets import partition_of
 from fedsim.methods.contract import answer
 from fedsim.methods.messages import Diagnostic, Message
 from fedsim.methods.products import is_classifier, own
-from fedsim.planning.prepare import partition_of
 from fedsim.plugins.places import line_of
 from fedsim.seeds import Seeds
 from fedsim.training import rounds

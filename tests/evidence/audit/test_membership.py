@@ -15,10 +15,10 @@ from sites import digits_of_sites
 from fedsim.errors import UserError
 from fedsim.evidence.audit.membership import Attacked, attack_run, by_shadows, likelihood_ratios, membership, rows_of
 from fedsim.grid.models import Grid
-from fedsim.planning.prepare import prepare
 from fedsim.results.folder import RunFolder
 from fedsim.results.store import ResultStore
 from fedsim.results.trained import prepare_trained
+from fedsim.runs.prepare import prepare
 
 BY_SITE: dict[str, Any] = {"partition": {"scheme": "column", "column": "site"}, "clients": 2, "epsilon": float("inf")}
 

@@ -12,7 +12,7 @@ from typing import Any
 import psutil
 from benches import TIMES, interruptible
 
-from fedsim.results.grid_rows import grid_rounds, grid_rows
+from fedsim.results.run import grid_rounds, grid_rows
 
 FEDSIM = Path(sys.executable).with_name("fedsim")
 GRID = """
@@ -21,11 +21,11 @@ algorithms: [{name: fedavg-cvae, params: {rounds: 60}}, dp-gaussian]
 clients: 4
 alpha: 1.0
 epsilon: 4
-seeds: [0, 1]
+seeds: [0, 1, 2]
 evaluation: {per_class: 10}
 resources: {clients_per_actor: all}
 """
-"""Four cells; two of them take a while."""
+"""Six cells, more than are run without Ray; three of them take a while."""
 
 
 @contextmanager

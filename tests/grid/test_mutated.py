@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from fedsim.errors import UserError
 from fedsim.grid.read import load_grid
-from fedsim.planning.prepare import prepare
+from fedsim.runs.prepare import prepare
 
 BASE: dict[str, Any] = {
     "name": "g",

@@ -9,26 +9,16 @@ import numpy as np
 import pytest
 from benches import Ran
 from cells import NODES, small_grid
-from fedsim.results.grid_rows import grid_rows
-from fedsim.results.join import Entry, Lines
-from PIL import Image
 
 from baselines.dp_gaussian import DPGaussian
-from fedsim.data.images import ImageSet
-from fedsim.data.public import PublicRows
-from fedsim.data.sources.load import load_public, opened
-from fedsim.data.sources.registry import read_unlabelled
-from fedsim.data.spec import DatasetSpec
+from fedsim.data.sources.load import opened
 from fedsim.errors import UserError
 from fedsim.grid.models import Grid
 from fedsim.methods.messages import Server
 from fedsim.methods.products import Generator
-from fedsim.planning.prepare import Prepared, prepare
-from fedsim.report.statement import statements
-from fedsim.results.generators import load_generator
-from fedsim.results.result_lines import training_line
+from fedsim.results.run import grid_rows
+from fedsim.runs.prepare import Prepared, prepare
 from fedsim.training.cohort import build_algorithm
-from fedsim.training.trial import Outcome, run_trial
 
 DIM = 64
 
@@ -104,31 +94,6 @@ def test_they_travel_with_the_data_and_not_with_trials(public: dict[str, str]) -
     assert trial.given(ready.data[trial.data_key]).cohorts()[0].given(None).task.public is None
 
 
-def test_a_row_names_them_with_their_hash_and_licence(public: dict[str, str]) -> None:
-    ready = prepared({**public, "licence": "CC0"})
-    (trial,) = ready.trials
-    *_, end = run_trial(trial, ready.data[trial.data_key])
-    assert isinstance(end, Outcome)
-    assert "server.tensors.public_mean" in end.state
-    line = training_line(trial, end, {})
-    row = Lines({trial.cell.training_id: line}, {}, {}).trained_row(Entry(trial.cell.cell_id, trial.cell.training_id, "it"))
-    assert (row.public, row.public_hash, row.public_licence) == ("other", trial.cell.public_hash, "CC0")
-
-
-def test_the_licence_of_a_known_set_is_the_catalogues() -> None:
-    assert Grid.model_validate({"algorithms": ["dp-gaussian"], "public": "medmnist:bloodmnist"}).public.terms[0] == "CC BY 4.0"  # type: ignore[union-attr]
-
-
-@pytest.mark.parametrize("labelled", [True, False])
-def test_labels_are_the_sources_own_and_may_be_missing(tmp_path: Path, *, labelled: bool) -> None:
-    labels = {"y": np.arange(30) % 3, "split": np.where(np.arange(30) < 20, 0, 2)}
-    (data,) = prepared(npz(tmp_path / "p.npz", x=rows(), **(labels if labelled else {}))).data.values()
-    held = data.public
-    assert held is not None
-    assert len(held.x) == 30
-    assert held.y is None if not labelled else np.bincount(held.y).tolist() == [10, 10, 10]
-
-
 def test_a_method_that_needs_them_is_refused_without() -> None:
     with pytest.raises(UserError, match=r"public with .*Shifted: the method uses public rows, and there are none; name a data set"):
         prepare(small_grid(Shifted), NODES)
@@ -148,43 +113,9 @@ def test_rows_of_another_dimension_are_refused(tmp_path: Path) -> None:
         prepared(npz(tmp_path / "p.npz", x=rows(dim=9)))
 
 
-def test_the_fingerprint_is_of_rows_and_labels_alone() -> None:
-    x, y = rows(), np.arange(30)
-    assert PublicRows(x, y, "a").fingerprint == PublicRows(x.copy(), y, "b", "CC0").fingerprint
-    assert len({PublicRows(x, y).fingerprint, PublicRows(x).fingerprint, PublicRows(x[::-1], y).fingerprint}) == 3
-
-
-def test_a_generator_is_judged_and_loaded_without_them(public: dict[str, str], bench: Callable[..., Ran]) -> None:
-    entry = {"name": "dp-gaussian", "params": {"project": 8}}
-    ran = bench(small_grid(entry, public=public, epsilon=8), "kept")
-    assert ran.code == 0
-    saved = load_generator(ran.folder)
-    assert saved.facts.task.public is None
-    assert saved.facts.cell.public == "other"
-    assert saved.sample([0, 1, 2]).shape == (3, DIM)
-    assert saved.manifest(2)["public"] == "other"
-    (row,) = grid_rows(ran.folder)
-    (statement,) = statements([row])
-    sentence = "other (licence: not known): no unit's rows; what is made of them alone costs nothing, and ε does not protect them"
-    assert ("public data", sentence) in statement.parts
-
-
+@pytest.mark.slow
 def test_every_actor_of_a_cell_has_them(public: dict[str, str], ray_bench: Callable[..., Ran], bench: Callable[..., Ran]) -> None:
     entry = {"name": "dp-gaussian", "params": {"project": 8}}
     spread = small_grid(entry, public=public, epsilon=8, resources={"clients_per_actor": 2})
     scores = [row.scores for ran in (ray_bench(spread, "spread"), bench(spread, "together")) for row in grid_rows(ran.folder)]
     assert scores[0] == pytest.approx(scores[1], abs=1e-3)
-
-
-@pytest.mark.parametrize("source", ["csv", "imagefolder"])
-def test_images_need_no_labels(tmp_path: Path, source: str) -> None:
-    images = [Image.fromarray(np.full((8, 8, 3), shade, np.uint8)) for shade in (0, 90, 180, 250)]
-    for number, image in enumerate(images):
-        image.save(tmp_path / f"{number}.png")
-    (tmp_path / "table.csv").write_text("path\n" + "".join(f"{number}.png\n" for number in range(4)))
-    spec = DatasetSpec.model_validate({source: str(tmp_path / "table.csv" if source == "csv" else tmp_path)})
-    with pytest.raises(UserError, match="holds images; name what embeds them"):
-        load_public(spec)
-    read = read_unlabelled(spec)
-    assert isinstance(read, ImageSet)
-    assert len(read) == 4

@@ -13,9 +13,9 @@ from rich.console import Console
 
 from fedsim.data.embeddings import untested
 from fedsim.evaluation.fidelity import left_out
-from fedsim.planning.prepare import Prepared
 from fedsim.privacy.plan import Release, large_delta
 from fedsim.report.terminal import frame_table
+from fedsim.runs.prepare import Prepared
 from fedsim.training.trial import Trial
 from fedsim.words import Printed, counted, number, print_line, wide_console
 
@@ -126,7 +126,7 @@ class Plan(Printed):
             shape = f"{len(public.x)} × {public.x.shape[1]}"
             yield f"public data: {public.name}, {shape}, {labels}, licence {licence}; used by {users or 'none'}"
         at_most = "" if asked.memory_per_cell is None else f", at most {asked.memory_per_cell / 2**30:.1f} GiB a cell"
-        yield f"{counted(prepared.parallel, 'cell')} at a time, {counted(prepared.share.cpus, 'CPU')} an actor{at_most}"
+        yield f"{counted(prepared.parallel, 'cell')} at a time, {counted(prepared.need.cpus, 'CPU')} an actor{at_most}"
         yield f"{self._time()}; {counted(len(prepared.trials), 'cell')}; nothing was run"
 
     def _time(self) -> str:

@@ -9,12 +9,11 @@ import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Any
 
 import psutil
 import pytest
 from benches import PATIENCE, wait_until
-from fedsim.results.grid_rows import grid_rounds, grid_rows
+from fedsim.results.run import grid_rounds, grid_rows
 from plug_ins import changed
 from processes import FEDSIM, environment
 
@@ -36,14 +35,6 @@ pytestmark = pytest.mark.slow
 
 def may_mount() -> bool:
     return os.geteuid() == 0 and subprocess.run(["unshare", "--mount", "true"], capture_output=True).returncode == 0
-
-
-def serves_jobs() -> bool:
-    try:
-        import ray.dashboard.optional_deps  # noqa: F401
-    except ImportError:
-        return False
-    return True
 
 
 @pytest.fixture
@@ -129,34 +120,6 @@ def test_a_token_is_asked_for_and_what_to_set_is_said(project: Path, cluster: Ca
     let_in = bench(project, f"127.0.0.1:{PORT}", "--dry-run", RAY_AUTH_TOKEN=SECRET["RAY_AUTH_TOKEN"])
     assert let_in.returncode == 0, let_in.stderr
     assert "ε reached" in let_in.stdout
-
-
-@pytest.mark.skipif(not may_mount(), reason="namespaces need root")
-@pytest.mark.skipif(not serves_jobs(), reason='the job server needs pip install "ray[default]"')
-def test_a_submitted_job_that_is_stopped_goes_on_when_it_is_submitted_again(
-    project: Path, cluster: Callable[..., list[subprocess.Popen[bytes]]]
-) -> None:
-    cluster("--include-dashboard=true", f"--dashboard-port={PORT + 1}", RAY_JOB_STOP_WAIT_TIME_S="60", **SECRET)
-    folder = project / "kept"
-    place = ["--address", f"http://127.0.0.1:{PORT + 1}"]
-    command = ["--working-dir", ".", "--", str(FEDSIM), "bench", "--grid", "g.yaml", "--address", "auto", "--out", str(folder)]
-
-    def job(*arguments: str) -> str:
-        how: Any = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True, "timeout": 240}
-        done = subprocess.run([RAY, "job", *arguments], cwd=project, env=environment(**SECRET), **how)
-        assert done.returncode == 0, done.stdout
-        return done.stdout
-
-    job("submit", *place, "--submission-id", "first", "--no-wait", *command)
-    wait_until(lambda: len(grid_rounds(folder)) > 3)
-    job("stop", *place, "first")
-    assert "was stopped" in job("status", *place, "first")
-    assert re.search(r"interrupted: [012] of 3 cells finished; the same command goes on", job("logs", *place, "first"))
-    assert "3 of 3 cells done" in job("submit", *place, *command)
-    disturbed = {row.cell_id: row.scores for row in grid_rows(folder)}
-    local = subprocess.run([FEDSIM, "bench", "--grid", "g.yaml"], cwd=project, capture_output=True, text=True, timeout=PATIENCE)
-    assert local.returncode == 0, local.stdout + local.stderr
-    assert {row.cell_id: row.scores for row in grid_rows(project / "runs" / "g")} == disturbed
 
 
 def own_files_only(project: Path, name: str, text: str) -> Path:

@@ -1,0 +1,262 @@
+"""Preflight: everything that can go wrong before a cell runs goes wrong here."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import joblib
+import torch
+
+from fedsim.data.embeddings import Embeddings
+from fedsim.errors import PluginError, UserError, at
+from fedsim.evaluation.plans import plans_of
+from fedsim.grid.cells import expand, resolve, task_of
+from fedsim.grid.models import Cell, Grid, shown
+from fedsim.grid.sets import client_views, grid_place, loaded, partition_of, without_unseen
+from fedsim.json_lines import dump
+from fedsim.methods.messages import Task
+from fedsim.partition import Partition, site_names
+from fedsim.partition.matrix import LabelMatrix
+from fedsim.plugins.registry import lookup
+from fedsim.runs.need import Need, Node
+from fedsim.runs.worker import plug_in_code
+from fedsim.training.cohort import build_algorithm
+from fedsim.training.trial import Candidate, Trial, packing
+from fedsim.words import counted
+
+FEW_CELLS, SHORT = 5, 3e7
+"""Cells, and numbers that their rounds read (rounds x rows x dimensions), up to which they take less time than Ray to start."""
+GIB = 2**30
+Tell = Callable[[str], None]
+"""Takes a few words on what is going on."""
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A grid that is ready to run.
+
+    Attributes:
+        grid: the grid.
+        refused: why entries of ``algorithms``, by their positions, are left out.
+        data: the data sets by key; where clients see values of their own also what each partition makes of them.
+        trials: one a cell, in the grid's order.
+        nodes: what the cluster has.
+        need: what one actor needs.
+        parallel: how many cells may run at a time.
+        keep_going: whether a plug-in whose first training fails is a failed row rather than the end.
+    """
+
+    grid: Grid
+    refused: Mapping[int, PluginError]
+    data: Mapping[str, Embeddings]
+    trials: tuple[Trial, ...]
+    nodes: tuple[Node, ...]
+    need: Need
+    parallel: int
+    keep_going: bool = False
+
+    def need_of(self, trial: Trial) -> Need:
+        """What the training of a cell needs."""
+        actors = len(trial.sizes)
+        return self.need._replace(actors=actors, memory=(self.grid.resources.memory_per_cell or 0) / actors)
+
+    @property
+    def short(self) -> bool:
+        """Whether all cells have run before a cluster has started: a handful of shipped methods on few rows, without limits or GPUs."""
+        asked, work = self.grid.resources, 0.0
+        if (
+            len(self.trials) > FEW_CELLS
+            or self.need.gpus
+            or asked.cell_timeout
+            or asked.memory_per_cell
+            or self.grid.audit
+            or self.grid.check
+        ):
+            return False
+        for trial in self.trials:
+            algorithm = build_algorithm(trial.cell.algorithm, trial.cell.params, trial.task)
+            rounds = sum(1 for _ in algorithm.schedule()) * max(1, len(trial.candidates))
+            work += rounds * trial.train_rows * trial.task.dim
+        return work <= SHORT
+
+
+def this_machine() -> Node:
+    """This machine, as far as this process may use it (affinity, container limits, visible GPUs)."""
+    cards = [torch.cuda.get_device_properties(card).total_memory for card in range(torch.cuda.device_count())]
+    return Node(float(joblib.cpu_count()), float(len(cards)), float(min(cards, default=0)))
+
+
+def _silent(text: str) -> None:
+    pass
+
+
+def prepare(
+    grid: Grid,
+    nodes: Sequence[Node],
+    max_parallel: int | None = None,
+    *,
+    keep_going: bool = False,
+    tell: Tell = _silent,
+) -> Prepared:
+    """Find the algorithms, load the data, list the cells, partition, plan every budget, lay out the actors.
+
+    Args:
+        grid: a checked grid.
+        nodes: what the cluster has.
+        max_parallel: at most so many cells at a time.
+        keep_going: leave out the algorithms whose plug-in is refused.
+        tell: called before each long step.
+
+    Raises:
+        UserError: an algorithm, a data set, a partition, a plan or the layout does not work out; the message says where in the grid.
+    """
+    with plug_in_code():  # imports run it
+        resolved = resolve(grid, keep_going=keep_going)
+    need = Need(grid.resources.cpus_per_actor, grid.resources.gpus_per_actor)
+    capacity = actors_that_fit(grid, need, nodes)
+    parallel = min(capacity, max_parallel or capacity)
+    data = without_unseen(grid, loaded(grid, tell))
+    tell("listing the cells")
+    cells = expand(resolved, data)
+    partitions = partitioned(grid, cells, data, tell)
+    tasks = tuple(task_of(cell, data[cell.data_key]) for cell in cells)
+    plans = planned(grid, cells, tasks, tell)
+    sizes = laid_out(grid, cells, capacity, parallel)
+    views, keys = client_views(cells, partitions, data)
+    trials = tuple(
+        # public rows travel with the data
+        Trial(cell, replace(task, public=None), own[0].plan, partition, size, key, own if cell.tuning else ())
+        for cell, task, own, partition, size, key in zip(cells, tasks, plans, partitions, sizes, keys, strict=True)
+    )
+    check_memory(grid, need, trials, views, nodes)
+    return Prepared(grid, resolved.refused, views, trials, tuple(nodes), need, parallel, keep_going)
+
+
+def partitioned(grid: Grid, cells: Sequence[Cell], data: Mapping[str, Embeddings], tell: Tell = _silent) -> tuple[Partition, ...]:
+    """Every cell's partition; cells of one data set, alpha, number of clients and seed share it.
+
+    Raises:
+        UserError: the data do not allow one.
+    """
+    made: dict[tuple[str, float, int, int], Partition] = {}
+    keys = [(cell.data_key, cell.alpha, cell.clients, cell.seed) for cell in cells]
+    total = len(set(keys))
+    for key, cell in zip(keys, cells, strict=True):
+        if key not in made:
+            tell(f"dividing the data: partition {len(made) + 1} of {total}")
+            with at(grid_place(grid, cell.dataset, grid.clients.index(cell.clients), cell.evaluation.unseen)):
+                made[key] = partition_of(cell, data[cell.data_key])
+    return tuple(made[key] for key in keys)
+
+
+def planned(grid: Grid, cells: Sequence[Cell], tasks: Sequence[Task], tell: Tell = _silent) -> tuple[tuple[Candidate, ...], ...]:
+    """Every cell's parameters with their plan, several of a tuned cell; cells that differ in data, alpha or seed alone share them.
+
+    Raises:
+        UserError: the first cell without a plan; with the place in the grid.
+    """
+    solved: dict[tuple[str, str, str, Task, float | None, str | None], tuple[Candidate, ...]] = {}
+    keys = [
+        (cell.algorithm, dump(cell.params), dump(cell.tuning and cell.tuning.model_dump()), task, cell.epsilon, cell.public_hash)
+        for cell, task in zip(cells, tasks, strict=True)
+    ]
+    total = len(set(keys))
+    for key, cell, task in zip(keys, cells, tasks, strict=True):
+
+        def place(where: str, cell: Cell = cell) -> str:
+            if where == "epsilon":
+                named = grid.place("epsilon", grid.epsilon.index(cell.epsilon))
+            else:
+                named = grid.place(where) if where in Grid.model_fields else f"{grid.place('algorithms')}: {where}"
+            return f"{named} with {cell.label}"
+
+        if key not in solved:
+            tell(f"planning the budgets: {len(solved) + 1} of {total}")
+            with at(place):
+                solved[key] = plans_of(lookup(cell.algorithm), cell.params, cell.tuning, task, cell.epsilon, cell.delta)
+    return tuple(solved[key] for key in keys)
+
+
+def laid_out(grid: Grid, cells: Sequence[Cell], capacity: int, parallel: int) -> tuple[tuple[int, ...], ...]:
+    """Clients per actor of every cell, in client order. ``auto``: all where cells keep every slot busy, else spread over idle ones.
+
+    Raises:
+        UserError: a cell needs more actors at once than fit.
+    """
+    asked, sizes = grid.resources.clients_per_actor, []
+    for cell in cells:
+        spread = cell.clients if asked == "all" or len(cells) >= parallel else -(-cell.clients // (parallel // len(cells)))
+        sizes.append(packing(cell.clients, min(asked, cell.clients) if isinstance(asked, int) else spread))
+        if len(sizes[-1]) > capacity:
+            raise UserError(
+                grid.place("resources", "clients_per_actor"),
+                f"{cell.clients} clients need {len(sizes[-1])} actors at once and the cluster has room for {capacity}",
+                "put more clients on an actor, or give actors a smaller share",
+            )
+    return tuple(sizes)
+
+
+def actors_that_fit(grid: Grid, need: Need, nodes: Sequence[Node]) -> int:
+    """How many actors fit on the cluster.
+
+    Raises:
+        UserError: not even one.
+    """
+    if fitting := sum(need.fit(node) for node in nodes):
+        return fitting
+    has = ", ".join(sorted({node.words for node in nodes}))
+    without = need.gpus and not any(node.gpus for node in nodes)
+    fix = "give gpus_per_actor: 0 and device: auto" if without else "give actors a smaller share"
+    what = f"an actor needs {counted(need.cpus, 'CPU')} and {counted(need.gpus, 'GPU')}; no node has them ({has})"
+    raise UserError(grid.place("resources"), what, fix)
+
+
+def check_memory(grid: Grid, need: Need, trials: Sequence[Trial], data: Mapping[str, Embeddings], nodes: Sequence[Node]) -> None:
+    """Refuse a cell that cannot fit in an actor's share of any GPU.
+
+    Raises:
+        UserError: with the arithmetic.
+    """
+    largest = max((node.gpu_memory for node in nodes if node.gpus), default=0.0)
+    if not need.gpus or not largest or grid.resources.device == "cpu":
+        return
+    for trial in trials:
+        rows, parameters = least(trial, data[trial.data_key])
+        room = min(need.gpus, 1.0) * largest
+        if rows + parameters > room:
+            clients = f"{max(trial.sizes)} clients" if max(trial.sizes) > 1 else "a client"
+            raise UserError(
+                grid.place("resources"),
+                f"an actor of {trial.cell.label} with {clients} needs at least {rows / GIB:.3g} GiB for rows and "
+                f"{parameters / GIB:.3g} GiB for parameters, {(rows + parameters) / GIB:.3g} GiB; "
+                f"{min(need.gpus, 1.0):g} of a GPU of {largest / GIB:.3g} GiB is {room / GIB:.3g} GiB",
+                "put fewer clients on an actor, give it a larger share, or set device: cpu",
+            )
+
+
+def least(trial: Trial, data: Embeddings) -> tuple[float, float]:
+    """Bytes that the largest actor of a cell needs at least: for rows (the data set's and its clients' own), and for parameters.
+
+    A parameter is four numbers: itself, its gradient, and Adam's two moments.
+    """
+    start, own = 0, 0
+    for size in trial.sizes:
+        own = max(own, sum(map(len, trial.partition.rows[start : start + size])))
+        start += size
+    with torch.device("meta"):
+        model = build_algorithm(trial.cell.algorithm, trial.cell.params, trial.task).build(max(trial.sizes))
+    return float((4 * data.dim + 8) * (len(data.y_train) + own)), float(16 * sum(p.numel() for p in model.parameters()))
+
+
+def label_matrices(prepared: Prepared) -> list[LabelMatrix]:
+    """The label-by-client matrix of every partition; clients by site are called by it, with a number where several are of one."""
+    matrices: dict[tuple[Any, ...], LabelMatrix] = {}
+    for trial in prepared.trials:
+        cell, partition, data = trial.cell, trial.partition, prepared.data[trial.data_key]
+        place = (shown(cell.dataset, cell.evaluation.unseen), partition.scheme, cell.concentration, cell.clients, cell.seed)
+        if place not in matrices:
+            names = site_names(data, partition, cell.partition)
+            matrices[place] = LabelMatrix(*place, partition.fingerprint, partition.label_counts, data.names, sites=names)
+    return list(matrices.values())

@@ -1,0 +1,178 @@
+"""Ends of a bench from outside: signals, a killed driver, a killed service of Ray; then the same command, and the same rows."""
+
+import fcntl
+import os
+import pty
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import termios
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+import yaml
+from benches import PATIENCE, TIMES, Ran, interruptible, slowness
+from processes import GRID, bench, offspring, rounds, rows, wait_for_the_end_of, when
+
+from fedsim.grid.models import Grid
+
+pytestmark = pytest.mark.slow
+CLUSTER = """
+import sys
+from fedsim.runs.need import Node
+from fedsim.runs.ray import local_cluster
+
+with local_cluster(Node(1.0, 0.0)):
+    print("started", flush=True)
+    sys.stdin.read()
+"""
+Undisturbed = tuple[dict[str, Any], list[dict[str, Any]]]
+
+
+@pytest.fixture
+def grid(tmp_path: Path) -> Path:
+    """The folder that holds the grid."""
+    (tmp_path / "g.yaml").write_text(GRID)
+    return tmp_path
+
+
+@pytest.fixture(name="undisturbed")
+def undisturbed_(bench: Callable[..., Ran]) -> Undisturbed:
+    """Rows and round records of the grid, without wall time, as a bench without any fault writes them."""
+    ran = bench(Grid.model_validate(yaml.safe_load(GRID)), "undisturbed")
+    by_cell = {row.cell_id: row.model_dump(exclude={*TIMES}) for row in ran.rows}
+    return by_cell, sorted(ran.rounds, key=lambda record: (record["cell_id"], record["round"]))
+
+
+def trained(folder: Path) -> bool:
+    """Whether a cell is in training."""
+    return (folder / "runs" / "g" / "rounds.jsonl").exists()
+
+
+def the_same_command_gives(undisturbed: Undisturbed, folder: Path) -> None:
+    with bench(folder) as process:
+        out, err = process.communicate(timeout=PATIENCE)
+        assert (process.returncode, err) == (0, ""), out + err
+    assert (rows(folder), rounds(folder)) == undisturbed
+
+
+def test_sigterm_to_the_group_ends_a_bench_in_order(grid: Path, undisturbed: Undisturbed) -> None:
+    with bench(grid) as process:
+        when(lambda: trained(grid), process)
+        started = offspring(process.pid)
+        asked = time.monotonic()
+        os.killpg(process.pid, signal.SIGTERM)
+        out, err = process.communicate(timeout=PATIENCE)
+        assert time.monotonic() - asked < 5 * slowness()
+        assert (process.returncode, err) == (130, ""), out + err
+        assert "of 6 cells finished; the same command goes on" in out
+        wait_for_the_end_of(started, 10)
+    the_same_command_gives(undisturbed, grid)
+
+
+def test_a_closed_terminal_ends_a_bench_in_order(grid: Path) -> None:
+    outer, inner = pty.openpty()
+
+    def own_the_terminal() -> None:
+        interruptible()
+        fcntl.ioctl(inner, termios.TIOCSCTTY, 0)
+
+    how = {"stdin": inner, "stdout": inner, "stderr": inner, "start_new_session": True, "process_group": None}
+    with bench(grid, **how, preexec=own_the_terminal) as process:
+        os.close(inner)
+        os.set_blocking(outer, False)
+
+        def read() -> bool:
+            with suppress(BlockingIOError):
+                os.read(outer, 2**16)
+            return trained(grid)
+
+        when(read, process)
+        started = offspring(process.pid)
+        os.close(outer)
+        assert process.wait(PATIENCE) == 130
+        wait_for_the_end_of(started, 10)
+
+
+def test_an_interruption_while_ray_starts_leaves_none_of_its_processes(grid: Path) -> None:
+    with bench(grid) as process:
+        when(lambda: offspring(process.pid, "DashboardAgent"), process)
+        started = offspring(process.pid)
+        os.killpg(process.pid, signal.SIGINT)
+        out, err = process.communicate(timeout=PATIENCE)
+        assert (process.returncode, err) == (130, ""), out + err
+        wait_for_the_end_of(started, 10)
+
+
+@pytest.mark.parametrize("service", ["raylet/raylet", "gcs/gcs_server"])
+def test_a_killed_service_of_ray_ends_a_bench_in_order(grid: Path, undisturbed: Undisturbed, service: str) -> None:
+    with bench(grid) as process:
+        when(lambda: len(rows(grid)) >= 1, process)
+        started = offspring(process.pid)
+        (killed,) = offspring(process.pid, service)
+        killed.send_signal(signal.SIGKILL)
+        out, err = process.communicate(timeout=PATIENCE)
+        assert process.returncode == 1, out + err
+        assert "the cluster is lost: " in out
+        assert "report: runs/g/report.html" in out
+        wait_for_the_end_of(started, 10)
+    the_same_command_gives(undisturbed, grid)
+
+
+def test_a_killed_driver_leaves_no_process_and_its_cells_go_on_from_their_checkpoints(grid: Path, undisturbed: Undisturbed) -> None:
+    with bench(grid) as process:
+        when(lambda: trained(grid), process)
+        started = offspring(process.pid)
+        process.kill()
+        process.wait()
+        wait_for_the_end_of(started, 10)
+    the_same_command_gives(undisturbed, grid)
+
+
+@pytest.fixture
+def short(monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """A temporary folder with a short path."""
+    folder = Path(tempfile.mkdtemp(prefix="fs", dir="/tmp"))
+    monkeypatch.setenv("TMPDIR", str(folder))
+    yield folder
+    shutil.rmtree(folder)
+
+
+@contextmanager
+def driver() -> Iterator[subprocess.Popen[str]]:
+    """A process with a local cluster."""
+    process = subprocess.Popen([sys.executable, "-c", CLUSTER], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    try:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "started\n"
+        yield process
+    finally:
+        process.kill()
+        process.wait()
+
+
+def listening(process: psutil.Process) -> set[str]:
+    return {each.laddr.ip for each in process.net_connections("tcp") if each.status == psutil.CONN_LISTEN}
+
+
+def test_a_local_cluster_listens_on_this_machine_alone_and_is_gone_with_its_driver(short: Path) -> None:
+    with driver() as killed:
+        (left,) = short.iterdir()
+        started = offspring(killed.pid)
+        assert any("raylet" in each.name() for each in started)
+    wait_for_the_end_of(started, 10)
+    with driver() as process:
+        started = offspring(process.pid)
+        assert set.union(*map(listening, [psutil.Process(process.pid), *started])) <= {"127.0.0.1", "::ffff:127.0.0.1"}
+        assert not left.exists()
+        process.communicate("", timeout=PATIENCE)
+        assert process.returncode == 0
+    wait_for_the_end_of(started, 1)
+    assert list(short.iterdir()) == []

@@ -1,0 +1,117 @@
+"""What is found out before a cell runs: partitions, plans, layout, memory, and what the manifest says of it."""
+
+import re
+from pathlib import Path
+
+import pytest
+from cells import NODES, quick, small_cells, small_grid
+from sites import SITES, digits_of_sites
+
+from fedsim.errors import UserError
+from fedsim.methods.one_shot import OneShot
+from fedsim.results.folder import RunFolder
+from fedsim.results.run import read_manifest
+from fedsim.runs.manifest import write_manifest
+from fedsim.runs.need import Need, Node
+from fedsim.runs.prepare import label_matrices, least, prepare
+
+
+def test_cells_of_one_data_set_alpha_number_of_clients_and_seed_share_a_partition() -> None:
+    trials = prepare(small_grid("dp-gaussian", "weight-noise", epsilon=[1.0, 4.0], seeds=[0, 1]), NODES).trials
+    assert len(trials) == 8
+    assert len({id(trial.partition) for trial in trials}) == 2
+    assert all(len({id(t.partition) for t in trials if t.cell.seed == seed}) == 1 for seed in (0, 1))
+
+
+def test_what_cannot_be_planned_or_placed_is_named_by_the_grid_s_key() -> None:
+    with pytest.raises(UserError, match=r"^unit with fedhypevae-sites: does not support 'client'; supported: example, group"):
+        prepare(small_grid("fedhypevae-sites", unit="client"), NODES)
+    with pytest.raises(UserError, match=r"^epsilon\[1\] with dp-gaussian: 1e-06 is too small"):
+        prepare(small_grid("dp-gaussian", "dp-gmm", epsilon=[1.0, 1e-6]), NODES)
+    with pytest.raises(UserError, match=r"^resources.clients_per_actor: 4 clients need 4 actors at once and the cluster has room for 2"):
+        prepare(small_grid("dp-gaussian", resources={"clients_per_actor": 1}), [Node(2.0, 0.0)])
+    with pytest.raises(UserError, match=r"^dataset\[1\]: /none.npz: there is no such file"):
+        prepare(small_grid("dp-gaussian", dataset=["digits", {"npz": "/none.npz"}]), NODES)
+    with pytest.raises(UserError, match=r"^clients\[1\]: 101 clients × 2"):
+        prepare(small_grid("dp-gaussian", clients=[4, 101]), NODES)
+
+
+def test_sampled_clients_are_refused_where_the_budget_is_an_examples() -> None:
+    sampled = quick("fedhypevae", client_rate=0.5)
+    with pytest.raises(UserError, match=r"client_rate with fedhypevae: 0.5 samples clients, .*; give 1, or unit: client"):
+        prepare(small_grid(sampled), NODES)
+    (trial,) = prepare(small_grid(sampled, unit="client"), NODES).trials
+    assert trial.plan is not None
+    assert trial.plan.main.sample_rate == 0.5
+
+
+def test_cells_that_differ_in_alpha_and_seed_alone_share_a_plan() -> None:
+    trials = prepare(small_grid("dp-gaussian", "fedavg-cvae", alpha=[0.3, 1.0], seeds=[0, 1], epsilon=[1, 4]), NODES).trials
+    plans = {(trial.cell.label, trial.cell.epsilon): trial.plan for trial in trials}
+    assert len(plans) == 3
+    assert all(trial.plan is plans[trial.cell.label, trial.cell.epsilon] for trial in trials)
+    assert [plan and plan.epsilon_target for plan in plans.values()] == [1.0, 4.0, None]
+
+
+def test_a_plan_is_of_the_cells_own_parameters_and_task(monkeypatch: pytest.MonkeyPatch) -> None:
+    entries = [
+        quick("fedhypevae", rounds=rounds, sample_rate=rate) | {"label": f"{rounds} {rate}"} for rounds in (3, 5) for rate in (0.1, 0.2)
+    ]
+    for trial in prepare(small_grid(*entries, epsilon=4.0), NODES).trials:
+        assert trial.plan is not None
+        assert (trial.plan.main.steps, trial.plan.main.sample_rate) == (trial.cell.params["rounds"], trial.cell.params["sample_rate"])
+    scope = "{} clients".format
+    monkeypatch.setattr(OneShot, "scope", lambda self: scope(self.task.clients))
+    for trial in prepare(small_grid("dp-gaussian", clients=[2, 4], epsilon=4.0), NODES).trials:
+        assert trial.plan is not None
+        assert trial.plan.scope == scope(trial.cell.clients)
+
+
+def test_clients_are_spread_over_actors_that_would_idle() -> None:
+    sizes = {trial.sizes for trial in prepare(small_grid("dp-gaussian"), NODES).trials}
+    assert sizes == {(1, 1, 1, 1)}
+    busy = prepare(small_grid("dp-gaussian", seeds=[0, 1, 2, 3], resources={"memory_per_cell": "1GB"}), NODES)
+    assert {trial.sizes for trial in busy.trials} == {(4,)}
+    spread = prepare(small_grid("dp-gaussian", resources={"clients_per_actor": 2, "memory_per_cell": "1GB"}), NODES)
+    assert spread.need_of(spread.trials[0]) == Need(1.0, 0.0, 5e8, actors=2)
+
+
+def test_the_least_that_an_actor_needs_are_its_rows_and_its_parameters_with_their_optimiser() -> None:
+    prepared = small_cells("fedavg-linear", clients=1)
+    (trial,), (data,) = prepared.trials, prepared.data.values()
+    rows, parameters = least(trial, data)
+    assert rows == 2 * len(data.x_train) * (4 * data.dim + 8)
+    assert parameters == 16 * (data.dim + 1) * data.classes
+    (apart,) = small_cells("fedavg-linear", clients=4, resources={"clients_per_actor": 1}).trials
+    assert least(apart, data)[0] == (len(data.x_train) + max(map(len, apart.partition.rows))) * (4 * data.dim + 8)
+
+
+def test_mistakes_in_gpus_are_told_with_the_arithmetic_before_anything_runs() -> None:
+    with pytest.raises(UserError, match=r"^resources: an actor needs 1 CPU and 0.5 GPUs; no node has them \(4 CPUs and 0 GPUs\)"):
+        prepare(small_grid("dp-gaussian", resources={"gpus_per_actor": 0.5}), NODES)
+    told = r"^resources: an actor of fedhypevae with a client needs at least .* for rows and .* for parameters, .* GiB; 0.25 of a GPU"
+    with pytest.raises(UserError, match=told) as error:
+        prepare(small_grid("fedhypevae", resources={"gpus_per_actor": 0.25}), [Node(4.0, 1.0, 2.0**18)])
+    rows, parameters, needed, card, room = (float(n) for n in re.findall(r"([\d.e-]+) GiB", str(error.value)))
+    assert rows + parameters == pytest.approx(needed, rel=1e-2)
+    assert (room, needed > room) == (pytest.approx(0.25 * card, rel=1e-2), True)
+    assert prepare(small_grid("fedhypevae", resources={"gpus_per_actor": 0.25, "device": "cpu"}), [Node(4.0, 1.0, 2.0**18)]).trials
+
+
+@pytest.mark.parametrize(
+    ("scheme", "clients", "names"), [("column", 3, SITES), ("column-dirichlet", 4, ("north 0", "south 1", "south 2", "west 3"))]
+)
+def test_matrices_are_of_the_partitions_that_cells_train_on_with_clients_called_by_site(
+    tmp_path: Path, scheme: str, clients: int, names: tuple[str, ...]
+) -> None:
+    dataset = {"npz": str(digits_of_sites(tmp_path)), "overlap": "keep"}
+    prepared = prepare(small_grid("dp-gaussian", dataset=dataset, partition={"scheme": scheme, "column": "site"}, clients=clients), NODES)
+    (made,) = label_matrices(prepared)
+    assert (made.sites, made.fingerprint) == (names, prepared.trials[0].partition.fingerprint)
+
+
+def test_a_manifest_says_what_each_method_is_and_which_paper_it_follows(tmp_path: Path) -> None:
+    write_manifest(folder := RunFolder(tmp_path), prepare(small_grid("fedhypevae", "dp-gaussian"), NODES), [])
+    first, second = read_manifest(folder.path)["methods"]
+    assert (first["label"], first["source"], first["text"][:13]) == ("fedhypevae", "arXiv 2601.00785", "Negative ELBO")
+    assert (second["label"], "`" in second["text"], "1805.06530" in second["source"]) == ("dp-gaussian", False, True)

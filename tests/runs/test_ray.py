@@ -1,0 +1,280 @@
+"""Cells on Ray's actors: the same rows as in one process, whatever dies under them or is left behind by others."""
+
+import gc
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from benches import TIMES, Ran, slowness, wait_until
+from cells import NODES, WITH_GPUS, quick, small_grid
+
+from fedsim.methods.parameters import ALIGNMENT
+from fedsim.runs import scheduler
+from fedsim.runs.need import Need
+from fedsim.runs.ray import IN_THE_CALL, CohortActor, RayEngine, prepare_process, ray
+from fedsim.runs.scheduler import Slots
+from fedsim.training.cohort import HELD
+
+Bench = Callable[..., Ran]
+TENSORS = (
+    torch.randn(3, 5),
+    torch.randn(4, dtype=torch.float64),
+    torch.randn(7).bfloat16(),
+    torch.arange(6).view(2, 3),
+    torch.tensor([True, False, True]),
+    torch.tensor(2.5),
+    torch.zeros(0, 4),
+    torch.randn(3, 5).T,
+    torch.tensor(1.0).expand(1),
+    torch.ones(1).expand(3, 2),
+    torch.randn(IN_THE_CALL),
+    torch.ones(2, requires_grad=True) * 2,
+)
+HOSTILE = '''
+import os, signal, sys, threading
+from pathlib import Path
+
+import torch
+import fedsim.training.checkpoint
+from baselines.weight_noise_cvae import WeightNoiseCVAE, WeightNoiseCVAEParams
+
+fedsim.training.checkpoint.CHECKPOINT_SECONDS = 0.0
+
+
+class HostileParams(WeightNoiseCVAEParams):
+    marker: str = ""
+
+
+class Killed(WeightNoiseCVAE):
+    """Its worker, or that of its last client, is killed in the third round, until that is marked."""
+
+    Params = HostileParams
+
+    def kill(self, round_):
+        if round_.number == 2 and not Path(self.params.marker).exists():
+            Path(self.params.marker).touch()
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    def server_step(self, server, round_, total):
+        print(f"round {round_.number} at the server")
+        self.kill(round_)
+        return super().server_step(server, round_, total)
+
+
+class ClientKilled(Killed):
+    def client_round(self, clients, round_, broadcast):
+        if 3 in clients.members:
+            self.kill(round_)
+        return WeightNoiseCVAE.client_round(self, clients, round_, broadcast)
+
+
+class Spoils(WeightNoiseCVAE):
+    """Leaves another process behind than it found."""
+
+    def server_step(self, server, round_, total):
+        values = super().server_step(server, round_, total)
+        if round_.number == 2:
+            torch.set_default_dtype(torch.float64)
+            torch.set_grad_enabled(False)
+            torch.nn.functional.softplus = None
+            torch.Tensor.sum = lambda self: 0
+            sys.path.clear()
+            os.chdir("/")
+            os.environ.clear()
+        return values
+
+
+class Eats(WeightNoiseCVAE):
+    """Takes memory without an end."""
+
+    def server_step(self, server, round_, total):
+        eaten = []
+        while round_.number > 1:
+            eaten.append(torch.ones(2**22))
+        return super().server_step(server, round_, total)
+
+
+class Hangs(WeightNoiseCVAE):
+    def server_step(self, server, round_, total):
+        if round_.number > 1:
+            threading.Event().wait()
+        return super().server_step(server, round_, total)
+'''
+
+
+@pytest.fixture
+def hostile(plugins: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    """The module of hostile plug-ins; its import changes this process, too."""
+    from fedsim.training import checkpoint
+
+    monkeypatch.setattr(checkpoint, "CHECKPOINT_SECONDS", checkpoint.CHECKPOINT_SECONDS)
+    (plugins / "hostile.py").write_text(HOSTILE)
+    return "hostile"
+
+
+@pytest.fixture
+def as_bytes(ray_cluster: None) -> Iterator[None]:
+    prepare_process()
+    yield
+    ray.util.deregister_serializer(torch.Tensor)
+
+
+@pytest.fixture
+def all_free(ray_cluster: None) -> Callable[[], None]:
+    """Waits until no actor holds a share any more: none was leaked."""
+    return lambda: wait_until(lambda: ray.available_resources().get("CPU") == NODES[0].cpus)
+
+
+def by_label(ran: Ran, *left_out: str) -> dict[str, dict[str, Any]]:
+    return {row.label: row.model_dump(exclude={*TIMES, *left_out}) for row in ran.rows}
+
+
+def test_a_tensor_arrives_as_it_was_sent_in_aligned_memory_of_its_own(as_bytes: None) -> None:
+    for sent, got in zip(TENSORS, ray.get([ray.put({"sent": tensor}) for tensor in TENSORS]), strict=True):
+        tensor = got["sent"]
+        assert (tensor.dtype, tensor.shape, tensor.requires_grad) == (sent.dtype, sent.shape, False)
+        assert torch.equal(tensor, sent)
+        assert tensor.is_contiguous()
+        assert tensor.data_ptr() % ALIGNMENT == 0
+        tensor.zero_()
+
+
+@pytest.mark.parametrize("name", ["weight-noise", pytest.param("fedhypevae", marks=pytest.mark.slow)])
+def test_one_process_and_three_actors_sample_noise_and_account_alike(
+    bench: Bench, ray_bench: Bench, all_free: Callable[[], None], name: str
+) -> None:
+    grids = [small_grid(name, epsilon=4.0, clients=5, resources={"clients_per_actor": each}) for each in ("all", 2)]
+    one, three = bench(grids[0], "one"), ray_bench(grids[1], "three")
+    assert "clients per actor (2, 2, 1)" in three.log(three.rows[0])
+    fingerprints = [[(r["round"], r["sampled"], r["noise"]) for r in ran.rounds] for ran in (one, three)]
+    assert fingerprints[0] == fingerprints[1]
+    by_rounding = ("scores", "recall_per_class", "generator")
+    assert by_label(one, *by_rounding) == by_label(three, *by_rounding)
+    assert one.rows[0].scores == pytest.approx(three.rows[0].scores, abs=1e-5, rel=1e-4)
+    all_free()
+
+
+@pytest.mark.slow
+def test_a_cell_whose_worker_is_killed_goes_on_from_its_checkpoint_and_gives_the_same_row(
+    bench: Bench, ray_bench: Bench, hostile: str, tmp_path: Path
+) -> None:
+    for kind, each in (("Killed", "all"), ("ClientKilled", 2)):
+        entry = {**quick(f"{hostile}:{kind}", rounds=4, marker=str(tmp_path / kind)), "label": kind}
+        grid = small_grid(entry, resources={"clients_per_actor": each})
+        disturbed, undisturbed = ray_bench(grid, kind), bench(grid, f"{kind} again")
+        assert disturbed.code == 0, disturbed.output
+        assert "a worker process of the cell died (killed, out of memory, or it crashed); it runs again" in disturbed.output
+        assert by_label(disturbed) == by_label(undisturbed)
+        assert disturbed.rounds == undisturbed.rounds
+        assert disturbed.log(disturbed.rows[0]).count("\nclients per actor") == 2
+        assert list((tmp_path / kind / "checkpoints").iterdir()) == []
+
+
+@pytest.mark.slow
+def test_a_cell_that_fails_ends_its_process_or_loses_a_client_is_a_row_and_leaves_no_broken_slot(
+    ray_bench: Bench, tmp_path: Path, all_free: Callable[[], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(scheduler, "MOST_LOSSES", 0)
+    hows = ("exit", "client raises", "client sys.exits", "client exits")
+    entries = [{**quick("plugin:Trouble", how=how, healed="never"), "label": how} for how in hows]
+    ran = ray_bench(small_grid(*entries, "weight-noise", resources={"clients_per_actor": 2}), keep_going=True)
+    assert ran.code == 1
+    assert [(row.label, row.status) for row in ran.rows] == [*((how, "failed") for how in hows), ("weight-noise", "ok")]
+    ended, raised, left, died = ((row.error.type, row.error.message) for row in ran.rows[:4] if row.error)
+    assert raised == ("ZeroDivisionError", "a client is broken")
+    assert left == ("RuntimeError", "the algorithm called sys.exit(3), which a cell may not")
+    for kind, message in (ended, died):
+        assert (kind, "worker process of the cell died" in message) == ("ActorDiedError", True)
+    assert "round 1 at the server" in ran.log(ran.rows[1])
+    all_free()
+
+
+@pytest.mark.slow
+def test_hostile_plug_ins_fail_alone(ray_bench: Bench, hostile: str) -> None:
+    alone = by_label(ray_bench(small_grid("dp-gaussian", "weight-noise"), "alone"))
+    hostiles = [{**quick(f"{hostile}:{kind}", rounds=3), "label": kind} for kind in ("Spoils", "Eats", "Hangs")]
+    resources = {"cell_timeout": f"{8 * slowness():.0f}s", "memory_per_cell": "500MB"}
+    started = time.monotonic()
+    ran = ray_bench(small_grid(hostiles[0], "dp-gaussian", hostiles[1], "weight-noise", hostiles[2], resources=resources), keep_going=True)
+    assert time.monotonic() - started < 60 * slowness()
+    assert {name: row for name, row in by_label(ran).items() if name in alone} == alone
+    errors = {row.label: (row.error.type, row.error.message) for row in ran.rows if row.error}
+    assert (errors["Hangs"][0], "it ran for longer than cell_timeout" in errors["Hangs"][1]) == ("TimeoutError", True)
+    assert (errors["Eats"][0], "more than its 0.5 GB of memory_per_cell" in errors["Eats"][1]) == ("MemoryError", True)
+
+
+def used_object_store() -> float:
+    return ray.cluster_resources()["object_store_memory"] - ray.available_resources().get("object_store_memory", 0.0)
+
+
+@pytest.mark.slow
+def test_cells_of_several_shapes_share_one_copy_of_the_data(ray_bench: Bench, tmp_path: Path, all_free: Callable[[], None]) -> None:
+    rng, size, dim = np.random.default_rng(0), 4000, 2000
+    x = rng.standard_normal((size, dim), dtype=np.float32)
+    # nearly all rows are for testing: the data are large and probes are fitted in a moment
+    np.savez(tmp_path / "big.npz", x=x, y=np.arange(size) % 2, split=np.where(np.arange(size) < 200, 0, 2))
+    data = {"npz": str(tmp_path / "big.npz")}
+    grid = small_grid("weight-noise", dataset=data, clients=[2, 4], seeds=[0, 1], resources={"clients_per_actor": 2})
+    gc.collect()
+    wait_until(lambda: used_object_store() == 0)  # what earlier benches left is freed
+    seen, ended = [0.0], threading.Event()
+
+    def sample() -> None:
+        while not ended.wait(0.02):
+            seen.append(used_object_store())
+
+    sampler = threading.Thread(target=sample)
+    sampler.start()
+    try:
+        ran = ray_bench(grid, parallel=None)
+    finally:
+        ended.set()
+        sampler.join()
+    assert [row.status for row in ran.rows] == ["ok"] * 4
+    assert x.nbytes <= max(seen) < 1.5 * x.nbytes
+    all_free()
+
+
+@pytest.mark.slow
+def test_cells_share_gpus_and_give_the_rows_that_they_give_in_one_process(bench: Bench, ray_bench: Bench) -> None:
+    half = {"gpus_per_actor": 0.5, "clients_per_actor": 2}
+    slots = Slots(RayEngine(), tuple(WITH_GPUS), 4)
+    try:
+        pair, other = slots.take(Need(1.0, 0.5, actors=2)), slots.take(Need(1.0, 0.5, actors=2))
+        assert pair is not None
+        assert other is not None
+        ray.get([slot.held.group.ready() for slot in (pair, other)])
+        wait_until(lambda: ray.available_resources().get("GPU", 0.0) == 0)
+        assert slots.take(Need(1.0, 0.5)) is None
+    finally:
+        slots.close()
+    wait_until(lambda: ray.available_resources().get("GPU", 0.0) == WITH_GPUS[0].gpus)
+    without, shared = bench(small_grid("dp-gaussian"), "one"), ray_bench(small_grid("dp-gaussian", resources=half), nodes=WITH_GPUS)
+    assert by_label(shared, "scores", "recall_per_class") == by_label(without, "scores", "recall_per_class")
+
+
+@pytest.mark.slow
+def test_rows_that_an_actor_gets_again_are_put_on_its_device_once(as_bytes: None) -> None:
+    from copy import deepcopy
+
+    from cells import small_cells
+
+    prepared = small_cells(quick("fedavg-linear"))
+    (trial,), (data,) = prepared.trials, prepared.data.values()
+    first, again, other = (deepcopy(data) for _ in range(3))
+    actor, device = CohortActor(Need(1.0), "auto"), torch.device("meta")
+    actor.process.device = device
+    try:
+        actor.host(trial.cohorts()[0], "a", first)
+        there = HELD.on(device, first.x_train)
+        actor.host(trial.cohorts()[0], "a", again)
+        assert HELD.on(device, first.x_train) is there
+        actor.host(trial.cohorts()[0], "b", other)
+        assert HELD.on(device, first.x_train) is not there
+    finally:
+        torch.set_flush_denormal(False)

@@ -1,0 +1,135 @@
+"""Which job runs where and when, and what its worker's end means for it."""
+
+import io
+from pathlib import Path
+
+import pytest
+from cells import NODES, quick, small_grid
+from rich.console import Console
+
+from fedsim.errors import PluginError
+from fedsim.results.run import grid_rows
+from fedsim.results.store import ResultStore
+from fedsim.runs import scheduler
+from fedsim.runs.display import Display
+from fedsim.runs.engine import ClusterLost, InProcess, Slot, WorkerLost
+from fedsim.runs.jobs import RunContext, TrainingJob, references_of
+from fedsim.runs.need import Need, Node
+from fedsim.runs.prepare import Prepared, prepare
+from fedsim.runs.scheduler import Scheduler, Slots
+from fedsim.runs.worker import Failure, Item
+
+ONE, TWO = Need(1.0), Need(1.0, actors=2)
+
+
+def slots(parallel: int = 4) -> Slots:
+    return Slots(InProcess(NODES[0]), tuple(NODES), parallel)
+
+
+def context(prepared: Prepared, folder: Path) -> RunContext:
+    return RunContext(prepared, ResultStore(folder), Display(Console(file=io.StringIO(), width=300), len(prepared.trials)))
+
+
+def told(run: RunContext) -> str:
+    return run.display._console.file.getvalue()  # type: ignore[attr-defined, no-any-return]
+
+
+def test_a_slot_is_kept_for_jobs_of_its_need_and_any_is_for_what_needs_little() -> None:
+    held = slots()
+    first, second = held.take(TWO), held.take(ONE)
+    assert first is not None
+    assert second is not None
+    held.give_back(first)
+    assert held.take(ONE, any_slot=True) is first
+    held.give_back(first)
+    assert held.take(TWO) is first
+    assert held.take(TWO) is None  # four CPUs
+    held.give_back(first)
+    assert held.take(ONE) not in (None, first)
+    assert held.idle == []
+    held.close()
+
+
+def test_at_most_so_many_slots_work_at_a_time() -> None:
+    held = slots(parallel=2)
+    assert [held.take(ONE) is None for _ in range(3)] == [False, False, True]
+    held.close()
+
+
+@pytest.mark.parametrize("plug_in", ["", "mine.py:Other"])
+def test_a_slot_that_ran_a_plug_in_is_used_for_no_other_code(plug_in: str) -> None:
+    held = slots()
+    first = held.take(ONE)
+    for _ in range(2):
+        assert first is not None
+        held.give_back(first)
+        assert held.take(ONE, plug_in="mine.py:Mine") is first
+    held.give_back(first)
+    assert held.take(ONE, any_slot=True, plug_in=plug_in) not in (None, first)
+    held.close()
+
+
+class Losing(InProcess):
+    """Every worker is lost at its first item."""
+
+    def receive(self, stream: object) -> Item:
+        raise WorkerLost(Failure("ActorDiedError", "its worker died", "", goes_on=True), again=True)
+
+
+def test_a_job_that_loses_its_worker_runs_again_and_in_the_end_fails(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(scheduler, "MOST_LOSSES", 1)
+    prepared = prepare(small_grid("dp-gaussian"), NODES, 1)
+    run = context(prepared, tmp_path)
+    (trial,) = prepared.trials
+    Scheduler(run, Losing(NODES[0])).run([*references_of(run, trial), TrainingJob(run, trial)])
+    assert told(run).count("its worker died; it runs again") == 3
+    assert told(run).count("reference failed, its column stays empty; the same command tries again") == 2
+    assert ResultStore(tmp_path).references() == {}
+    assert [(row.status, row.error and row.error.type) for row in grid_rows(tmp_path)] == [("failed", "ActorDiedError")]
+
+
+class Shrunken(InProcess):
+    """A cluster that has lost machines."""
+
+    def nodes(self) -> tuple[Node, ...]:
+        return (Node(2.0, 0.0),)
+
+    def open(self, need: Need, device: object) -> Slot:
+        return super().open(need, "cpu")
+
+
+def test_a_cell_for_which_machines_are_missing_lets_others_pass_and_ends_the_bench(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, seconds in (("LOOK_EVERY", 0.0), ("GIVE_UP_AFTER", 0.1)):
+        monkeypatch.setattr(scheduler, name, seconds)
+    grid = small_grid("dp-gaussian", clients=[6, 2], resources={"clients_per_actor": 1})
+    prepared = prepare(grid, [Node(4.0, 0.0)] * 2, 1)
+    run = context(prepared, tmp_path)
+    running = Scheduler(run, Shrunken(NODES[0]))
+    running.slots.nodes = (Node(2.0, 0.0),)
+    with pytest.raises(ClusterLost, match=r"waits for 6 actors with 1 CPU and 0 GPUs each; the cluster has 2 CPUs and 0 GPUs"):
+        running.run([TrainingJob(run, trial) for trial in prepared.trials])
+    assert [(row.clients, row.status) for row in grid_rows(tmp_path)] == [(2, "ok")]
+
+
+def test_a_plug_in_comes_first_and_its_first_failure_is_the_message_unless_the_grid_is_to_go_on(
+    tmp_path: Path, plugins: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(plugins)
+    monkeypatch.syspath_prepend(str(plugins))
+    grid = small_grid("dp-gaussian", quick("plugin:Trouble"), seeds=[0, 1])
+    for keep_going in (False, True):
+        prepared = prepare(grid, NODES, 1, keep_going=keep_going)
+        run = context(prepared, tmp_path / str(keep_going))
+        jobs = [TrainingJob(run, trial) for trial in prepared.trials]
+        if keep_going:
+            Scheduler(run, InProcess(NODES[0], capture=True)).run(jobs)
+            statuses = {row.algorithm: row.status for row in grid_rows(run.store.folder.path)}
+            assert statuses == {"plugin:Trouble": "failed", "dp-gaussian": "ok"}
+            continue
+        message = r"^algorithms\[1\]\.name: its first cell failed: ZeroDivisionError: the third round"
+        with pytest.raises(PluginError, match=message) as raised:
+            Scheduler(run, InProcess(NODES[0], capture=True)).run(jobs)
+        (log,) = (tmp_path / "False" / "logs").iterdir()
+        assert str(log) in str(raised.value)
+        assert 'raise ZeroDivisionError("the third round' in log.read_text()
+        assert run.store.trainings() == {}
