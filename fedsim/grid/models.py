@@ -75,7 +75,7 @@ class Origin:
         kept: list[str | int] = []
         at, node, line = self.data, self.root, 0
         for part in loc if self.data is not None else ():
-            if isinstance(at, Mapping) and isinstance(part, str):
+            if isinstance(at, Mapping) and (part in at or re.fullmatch("[a-z_]+", str(part))):
                 at = at.get(part)
             elif isinstance(at, list | tuple) and isinstance(part, int) and part < len(at):
                 at = at[part]

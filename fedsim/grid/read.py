@@ -69,8 +69,11 @@ def read_text(path: Path, kind: str = "YAML file") -> str:
 
 def complaint(error: ValidationError, model: type[BaseModel], place: Callable[[Loc], str]) -> UserError:
     """The first error of a validation; an unknown key goes first, for it explains the missing one."""
-    errors = error.errors(include_url=False)
-    first = next((one for one in errors if one["type"] == "extra_forbidden"), errors[0])
+
+    def late(one: Mapping[str, Any]) -> int:
+        return 0 if one["type"] == "extra_forbidden" else 2 if one["type"] == "literal_error" and isinstance(one["input"], Mapping) else 1
+
+    first = min(error.errors(include_url=False), key=late)
     where, given = place(first["loc"]), first["input"]
     if first["type"] == "extra_forbidden":
         return UserError(where, f"unknown key '{first['loc'][-1]}'", nearest(str(first["loc"][-1]), _fields(model, first["loc"][:-1])))

@@ -37,6 +37,9 @@ def show_plan(prepared: Prepared, console: Console) -> None:
     print_line(console, f"data: {sizes}")
     for public in public_rows_of(prepared):
         print_line(console, public)
+    if prepared.repeated:
+        equal = f"{prepared.repeated} of {counted(len(prepared.trials), 'cell')}"
+        print_line(console, f"{equal} are equal to another by construction, whatever the partition, and are not trained again")
     print_line(
         console, f"{counted(prepared.parallel, 'cell')} at a time, {shares}; {counted(len(prepared.trials), 'cell')}; nothing was run"
     )

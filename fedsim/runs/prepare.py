@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import joblib
@@ -13,12 +13,13 @@ from fedsim.data.embeddings import Embeddings
 from fedsim.errors import PluginError, UserError, at
 from fedsim.evaluation.plans import plans_of
 from fedsim.grid.cells import expand, resolve, task_of
-from fedsim.grid.models import Cell, Grid, shown
+from fedsim.grid.models import MANY_CELLS, Cell, Grid, shown
 from fedsim.grid.sets import client_views, grid_place, loaded, partition_of, without_unseen
 from fedsim.json_lines import dump
 from fedsim.methods.messages import Task
 from fedsim.partition import Partition, site_names
 from fedsim.partition.matrix import LabelMatrix
+from fedsim.plugins.code_hash import is_shipped
 from fedsim.plugins.registry import lookup
 from fedsim.runs.need import Need, Node
 from fedsim.runs.worker import plug_in_code
@@ -45,6 +46,7 @@ class Prepared:
         nodes: what the cluster has.
         need: what one actor needs.
         parallel: how many cells may run at a time.
+        equal: of cells whose result another partition cannot change, the training of the first that is equal to it.
         keep_going: whether a plug-in whose first training fails is a failed row rather than the end.
     """
 
@@ -55,7 +57,13 @@ class Prepared:
     nodes: tuple[Node, ...]
     need: Need
     parallel: int
+    equal: Mapping[str, str] = field(default_factory=dict)
     keep_going: bool = False
+
+    @property
+    def repeated(self) -> int:
+        """How many cells are not trained because they are equal to another."""
+        return sum(training != first for training, first in self.equal.items())
 
     def need_of(self, trial: Trial) -> Need:
         """What the training of a cell needs."""
@@ -99,6 +107,7 @@ def prepare(
     *,
     keep_going: bool = False,
     tell: Tell = _silent,
+    yes: bool = False,
 ) -> Prepared:
     """Find the algorithms, load the data, list the cells, partition, plan every budget, lay out the actors.
 
@@ -108,10 +117,15 @@ def prepare(
         max_parallel: at most so many cells at a time.
         keep_going: leave out the algorithms whose plug-in is refused.
         tell: called before each long step.
+        yes: whether a grid of many cells is meant.
 
     Raises:
         UserError: an algorithm, a data set, a partition, a plan or the layout does not work out; the message says where in the grid.
     """
+    tell(f"up to {counted(grid.most_cells, 'cell')}")
+    if grid.most_cells > MANY_CELLS and not yes:
+        hint = f"give yes for more than {MANY_CELLS:,}, or fewer values"
+        raise UserError(grid.place(), f"stands for up to {grid.most_cells:,} cells", hint)
     with plug_in_code():  # imports run it
         resolved = resolve(grid, keep_going=keep_going)
     need = Need(grid.resources.cpus_per_actor, grid.resources.gpus_per_actor)
@@ -131,7 +145,21 @@ def prepare(
         for cell, task, own, partition, size, key in zip(cells, tasks, plans, partitions, sizes, keys, strict=True)
     )
     check_memory(grid, need, trials, views, nodes)
-    return Prepared(grid, resolved.refused, views, trials, tuple(nodes), need, parallel, keep_going)
+    return Prepared(grid, resolved.refused, views, trials, tuple(nodes), need, parallel, equal_cells(trials), keep_going)
+
+
+def equal_cells(trials: Sequence[Trial]) -> dict[str, str]:
+    """By training, the first that gives the same: of shipped methods that only release sums over rows, and are judged as a whole."""
+    first: dict[str, str] = {}
+    equal = {}
+    for trial in trials:
+        cell, judged = trial.cell, trial.cell.evaluation
+        known = is_shipped(lookup(cell.algorithm)) and build_algorithm(cell.algorithm, cell.params, trial.task).ignores_partition()
+        if known and not (cell.tuning or cell.partition.shifts or judged.per_client or judged.personal is not None):
+            facts = cell.model_dump(mode="json", exclude={"cell_id", "training_id", "partition", "alpha", "clients"})
+            key = dump([facts, trial.data_key, trial.train_rows, trial.train_groups])
+            equal[cell.training_id] = first.setdefault(key, cell.training_id)
+    return equal
 
 
 def partitioned(grid: Grid, cells: Sequence[Cell], data: Mapping[str, Embeddings], tell: Tell = _silent) -> tuple[Partition, ...]:

@@ -252,3 +252,17 @@ def test_a_handful_of_short_cells_runs_in_this_process_by_itself() -> None:
         if short:
             with engine as running:
                 assert isinstance(running, InProcess)
+
+
+def test_cells_that_are_equal_by_construction_are_trained_once_and_each_has_the_row_that_it_has_alone(bench: Bench) -> None:
+    axes = {"alpha": [0.5, 1.0], "clients": [2, 4]}
+    together = bench(small_grid("dp-gaussian", **axes))
+    assert (together.code, len(together.rows)) == (0, 4)
+    assert sum("\nstarted " in f"\n{together.log(row)}" for row in together.rows) == 1
+    again = bench(small_grid("dp-gaussian", **axes))
+    assert "all 4 cells are finished" in again.output
+    for row in together.rows:
+        (alone,) = bench(small_grid("dp-gaussian", alpha=row.alpha, clients=row.clients), row.cell_id).rows
+        left_out = {*TIMES, "scores", "recall_per_class", "generator"}
+        assert row.model_dump(exclude=left_out) == alone.model_dump(exclude=left_out)
+        assert row.scores == pytest.approx(alone.scores, abs=0.02)

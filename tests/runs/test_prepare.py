@@ -8,6 +8,7 @@ from cells import NODES, quick, small_cells, small_grid
 from sites import SITES, digits_of_sites
 
 from fedsim.errors import UserError
+from fedsim.grid.models import Grid
 from fedsim.methods.one_shot import OneShot
 from fedsim.results.folder import RunFolder
 from fedsim.results.grid_rows import read_manifest
@@ -115,3 +116,25 @@ def test_a_manifest_says_what_each_method_is_and_which_paper_it_follows(tmp_path
     first, second = read_manifest(folder.path)["methods"]
     assert (first["label"], first["source"], first["text"][:13]) == ("fedhypevae", "arXiv 2601.00785", "Negative ELBO")
     assert (second["label"], "`" in second["text"], "1805.06530" in second["source"]) == ("dp-gaussian", False, True)
+
+
+def test_a_grid_of_many_cells_is_counted_and_refused_before_anything_is_resolved_unless_it_is_meant() -> None:
+    heard: list[str] = []
+    keys = {"seeds": "0-999", "epsilon": [1, 2, 4], "alpha": [0.1, 1.0]}
+    many = Grid.model_validate({"dataset": "digits", "algorithms": ["nobody:Knows"], **keys})
+    with pytest.raises(UserError, match=r"^grid: stands for up to 6,000 cells; give yes for more than 5,000"):
+        prepare(many, NODES, tell=heard.append)
+    assert heard == ["up to 6000 cells"]
+    with pytest.raises(UserError, match="nobody"):
+        prepare(many, NODES, yes=True)
+
+
+def test_cells_that_no_partition_can_change_are_equal_where_nothing_of_them_is_a_clients() -> None:
+    keys = {"alpha": [0.5, 1.0], "clients": [2, 4]}
+    one_shot = ("dp-gaussian", "dp-gmm", "fedhypevae-warm")
+    assert prepare(small_grid(*one_shot, epsilon=[1, 4], seeds=[0, 1, 2], **keys), NODES).repeated == 54  # of 72
+    for other in ({"trust": "silo"}, {"unit": "client"}, {"partition": {"scheme": "feature-shift"}, "alpha": 1.0}):
+        assert prepare(small_grid("dp-gaussian", **(keys | other)), NODES).repeated == 0
+    per_client = {"evaluation": {"per_class": 10, "per_client": True}}
+    assert prepare(small_grid("fedhypevae-sites", "weight-noise", **keys), NODES).repeated == 0
+    assert prepare(small_grid("dp-gaussian", **keys, **per_client), NODES).repeated == 0
