@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from decimal import ROUND_CEILING, Decimal
 from importlib.util import find_spec
 from io import StringIO
@@ -52,6 +53,11 @@ def setting(
     parts += [f"ε = {number(epsilon)}"] if epsilon is not None else []
     parts += [f"seed {seed}"] if seed is not None else []
     return " · ".join(parts)
+
+
+def plain(text: str) -> str:
+    """A docstring without its marks."""
+    return re.sub(r":\w+:`([^`]*)`", r"\1", text).replace("``", "")
 
 
 def encodable(text: str) -> str:

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from fedsim.cli.new import STARTER
+from fedsim.api.new import STARTER
 
 GOOD = STARTER.read_text().replace('@register("my-method")\n', "")
 """Not registered, so that several can live in one process."""

@@ -63,7 +63,7 @@ def test_the_wheel_holds_all_files_of_the_packages_and_the_license(wheel: Path) 
         names = set(held.namelist())
     assert {str(path.relative_to(ROOT)) for path in files} | {"fedsim_command.py"} == {n for n in names if not n.startswith(information)}
     assert f"{information}/licenses/LICENSE" in names
-    assert {"fedsim/report/page.html", "fedsim/report/page.css", "fedsim/py.typed", "fedsim/cli/starter.py"} < names
+    assert {"fedsim/report/page.html", "fedsim/report/page.css", "fedsim/py.typed", "fedsim/api/starter.py"} < names
 
 
 @pytest.mark.slow

@@ -4,36 +4,35 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from fedsim.errors import at
+from fedsim.errors import UserError, at
 from fedsim.interrupts import kept_handlers
 from fedsim.words import plain_console
-
-if TYPE_CHECKING:
-    from fedsim.data.encode import Embedded
 
 
 def embed(
     dataset: str | Mapping[str, Any],
     encoder: str | Mapping[str, Any],
-    out: Path | str,
+    out: Path,
     *,
     size: int | None = None,
-    root: Path | str | None = None,
+    root: Path | None = None,
     limit: int | None = None,
     revision: str | None = None,
     pool: str | None = None,
     dtype: str | None = None,
     batch: int = 64,
     skip_bad: bool = False,
-) -> Embedded:
-    """Turn a data set's images into embeddings, an .npz file that grids take. Interrupted, the same call continues where it stopped.
+) -> str:
+    """Turn images into embeddings, a file that grids take.
+
+    Interrupted, the same command continues where it stopped.
 
     Args:
         dataset: as in a grid: ``medmnist:organsmnist``, ``imagefolder:PATH``, ``csv:PATH``, or a mapping.
         encoder: a vision transformer of the hub or a local folder, an .onnx file, or a mapping.
-        out: the file.
+        out: the .npz file.
         size: pixels of a MedMNIST set: 28, 64, 128 or 224.
         root: the folder of a known set's files.
         limit: keep at most this many training images, and as many test images.
@@ -56,14 +55,18 @@ def embed(
 
     check_target(out := Path(out))
     given = {"size": size, "root": root, "limit": limit, "skip_bad": skip_bad or None}
-    spec = parse_option(DatasetSpec, "--dataset", dataset, given).within(Path.cwd())
-    asked = parse_option(EncoderSpec, "--encoder", encoder, {"revision": revision, "pool": pool, "dtype": dtype})
-    with at("--dataset"):
+    spec = parse_option(DatasetSpec, "dataset", dataset, given).within(Path.cwd())
+    asked = parse_option(EncoderSpec, "encoder", encoder, {"revision": revision, "pool": pool, "dtype": dtype})
+    with at("dataset"):
         images = image_set(spec)
-    with at("--encoder"):
+    with at("encoder"):
         files = locate(asked)
-    job = EmbedJob(images.below("--dataset"), files, batch)
+    if batch < 1:
+        raise UserError("batch", f"must be at least 1, got {batch}")
+    job = EmbedJob(images.below("dataset"), files, batch)
     with kept_handlers():
         made = embedded(job, plain_console(), skip_bad=spec.skip_bad)
         made.save(out)
-    return made
+    rows, dim = made.x.shape
+    skipped = f", {len(made.manifest['skipped'])} bad images left out" if made.manifest["skipped"] else ""
+    return f"{out}: {rows} embeddings of {dim} dimensions{skipped}; manifest: {out.with_suffix('.json')}"

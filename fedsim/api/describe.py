@@ -5,10 +5,10 @@ from __future__ import annotations
 import inspect
 import math
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from itertools import product
-from typing import Any, Literal, get_args, get_origin
+from typing import TYPE_CHECKING, Any, Literal, get_args, get_origin
 
 from pydantic import BaseModel, ValidationError
 from pydantic.fields import FieldInfo
@@ -24,7 +24,11 @@ from fedsim.plugins.notebook import name_of
 from fedsim.plugins.places import blamed, line_of, said
 from fedsim.plugins.registry import lookup
 from fedsim.privacy.plan import Trust, Unit
-from fedsim.words import Printed, spelled
+from fedsim.report.terminal import frame_table
+from fedsim.words import Printed, plain, spelled
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 CLAIM_SHAPE = (64, 10, 10)
 """Dimensions, classes and clients of the task for which claims are listed; no claim depends on them."""
@@ -156,11 +160,6 @@ def meanings_of(params: type[BaseModel]) -> dict[str, str]:
     return meanings
 
 
-def plain(text: str) -> str:
-    """A docstring without its marks."""
-    return re.sub(r":\w+:`([^`]*)`", r"\1", text).replace("``", "")
-
-
 def _paragraphs(text: str) -> str:
     """Without the line breaks within paragraphs."""
     return "\n\n".join(" ".join(paragraph.split()) for paragraph in text.split("\n\n"))
@@ -177,22 +176,32 @@ def _constraint(info: FieldInfo) -> str:
     return ", ".join(f"{sign} {bound}" for sign, bound in bounds)
 
 
-def algorithms_table(names: Iterable[str]) -> Table:
-    """A row for every algorithm; one that is refused says why."""
-    table = Table(title="algorithms", title_justify="left", show_edge=False, show_lines=True)
-    table.add_column("name", style="bold", no_wrap=True)
-    for column, width in (("source", 24), ("unit × trust: claim", 26), ("parameters", None)):
-        table.add_column(column, max_width=width, overflow="fold")
-    for name in names:
-        try:
-            described = describe(name)
-        except UserError as error:
-            table.add_row(Text(name), Text(f"{error.what}; {error.hint}", "red"), "", "")
-            continue
-        yields = "" if described.yields == "generator" else f" (yields a {described.yields})"
-        parameters = ", ".join(f"{parameter.name}={parameter.default}" for parameter in described.parameters)
-        table.add_row(Text(name), Text(described.source + yields), Text("\n".join(described.support())), Text(parameters))
-    return table
+@dataclass(frozen=True, repr=False)
+class Catalogue(Printed):
+    """Algorithms by name."""
+
+    names: tuple[str, ...]
+
+    @property
+    def frame(self) -> pd.DataFrame:
+        """A row for every algorithm: source, what it yields, claims by unit and trust, parameters; or why one is refused."""
+        import pandas as pd
+
+        records = []
+        for name in self.names:
+            try:
+                one = describe(name)
+            except UserError as error:
+                records.append({"name": name, "source": f"refused: {error}"})
+                continue
+            parameters = ", ".join(f"{parameter.name}={parameter.default}" for parameter in one.parameters)
+            claims = "\n".join(one.support())
+            records.append({"name": name, "source": one.source, "yields": one.yields, "claims": claims, "parameters": parameters})
+        return pd.DataFrame(records)
+
+    def show(self, console: Console) -> None:
+        """Print them."""
+        console.print(frame_table("", self.frame))
 
 
 def algorithm_page(described: Description) -> Iterator[RenderableType]:

@@ -2,35 +2,30 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from fedsim.errors import UserError
-from fedsim.interrupts import INTERRUPTED, kept_handlers
+from fedsim.interrupts import kept_handlers
 from fedsim.plugins.notebook import take_sources
 from fedsim.results.folder import RunFolder
-from fedsim.words import Printed, plain_console, wide_console
+from fedsim.words import Printed, plain_console, print_line, wide_console
 
 if TYPE_CHECKING:
     import pandas as pd
     from matplotlib.figure import Figure
     from rich.console import Console
 
-    from fedsim.evidence.prove import Proofs
     from fedsim.report.board import Board
-    from fedsim.report.choice import Order
-    from fedsim.report.comparison import ComparedFolders
-    from fedsim.report.report import Report
-    from fedsim.report.statement import Statement
-    from fedsim.report.tables import ResultsTable
-    from fedsim.report.tracking import Tracker
-    from fedsim.report.typeset import TableFormat
-    from fedsim.results.generators import GeneratorFacts, SavedGenerator
+    from fedsim.results.generators import SavedGenerator
     from fedsim.results.grid_rows import GridResults, OlderResults
-    from fedsim.results.groups import Spread
-    from fedsim.results.rows import Row
+
+Order = Literal["given", "best", "name"]
+Spread = Literal["ci95", "sd", "range"]
+TableFormat = Literal["md", "latex", "html", "csv"]
+TableName = Literal["results", "differences", "private", "sites"]
 
 
 @dataclass(frozen=True, repr=False)
@@ -79,94 +74,103 @@ class Run(Printed):
 
         return frame_of_cells((results := self._results).audits(), results.rows)
 
-    def curves(
+    def figure(
         self,
-        *,
+        *beside: Path | str,
         measure: str = "balanced_accuracy",
-        methods: Sequence[str] | None = None,
+        methods: str | Sequence[str] | None = None,
         order: Order = "given",
         over: str = "epsilon",
         width: float | None = None,
-        beside: Sequence[Path | str] = (),
         spread: Spread = "ci95",
     ) -> Figure:
-        """The privacy-utility curves, or a measure over something else: a figure to change at will, or for :func:`fedsim.save_pdf`.
+        """The privacy-utility curves, or a measure over something else: a figure to change at will; arguments as of :meth:`report`."""
+        from fedsim.report.choice import chosen_figure, pooled_rows
 
-        Args:
-            measure: one of :data:`fedsim.evaluation.measures.MEASURES`, such as ``knn_balanced_accuracy``.
-            methods: labels of the methods to draw, or patterns such as ``fedhypevae*``; default: all.
-            order: of the methods: ``given``, ``best`` or ``name``.
-            over: ``epsilon``, a scanned parameter, ``bytes`` or ``seconds``.
-            width: in inches; default: as in the page.
-            beside: further run folders, whose rows are shown together with this one's.
-            spread: what bars are over seeds: ``ci95``, ``sd`` or ``range``.
-
-        Raises:
-            UserError: there is no such measure or method, or no row that can be drawn has the measure.
-        """
-        from fedsim.report.choice import chosen_figure
-
-        return chosen_figure(self._pooled(beside), measure, methods, order, over, width, spread)
+        names = [methods] if isinstance(methods, str) else methods
+        return chosen_figure(pooled_rows([self.folder, *beside]), measure, names, order, over, width, spread)
 
     def table(
         self,
-        *,
+        *beside: Path | str,
+        table: TableName = "results",
         measure: str = "balanced_accuracy",
-        methods: Sequence[str] | None = None,
+        methods: str | Sequence[str] | None = None,
         order: Order = "given",
-        table: str = "results",
         pair: tuple[str, str] | None = None,
         digits: int = 3,
-        beside: Sequence[Path | str] = (),
         spread: Spread = "ci95",
-        format: TableFormat | None = None,
-    ) -> Any:
-        """One table, by default a measure's mean ± 95 % confidence half-width over seeds: a frame of texts, or one text.
-
-        Args:
-            measure: as in :meth:`curves`.
-            methods: as in :meth:`curves`.
-            order: as in :meth:`curves`.
-            table: ``results``, ``differences`` (paired, at one budget), ``private`` (private methods minus those without noise) or
-                ``sites`` (balanced accuracy by site).
-            pair: two labels: the table of their differences.
-            digits: behind the decimal point.
-            beside: as in :meth:`curves`.
-            spread: as in :meth:`curves`.
-            format: ``md``, ``latex`` or ``csv``.
-
-        Raises:
-            UserError: there is no such measure, method or table, or it is empty.
-        """
-        from fedsim.report.typeset import typeset
-
-        shown = self.chosen(measure, methods, order, table, pair, digits, beside, spread)
-        if format is not None:
-            return typeset([shown], format)
+    ) -> pd.DataFrame:
+        """One table, by default a measure's mean ± 95 % confidence half-width over seeds, as texts; arguments as of :meth:`report`."""
         import pandas as pd
 
+        shown = self._table(beside, table, measure, methods, order, pair, digits, spread)
         lines = [(block.place, *shown.names(line), *line.values) for block in shown.blocks for line in block.lines]
         frame = pd.DataFrame(lines, columns=["where", *shown.heads, *shown.columns]).set_index(["where", *shown.heads])
         return frame.droplevel("where") if len(shown.blocks) < 2 else frame
 
-    def chosen(
-        self,
-        measure: str,
-        methods: Sequence[str] | None,
-        order: Order,
-        table: str,
-        pair: tuple[str, str] | None,
-        digits: int,
-        beside: Sequence[Path | str],
-        spread: Spread,
-    ) -> ResultsTable:
-        """The table of :meth:`table` before it is typeset."""
-        from fedsim.report.choice import chosen_groups, chosen_table
+    def _table(
+        self, beside: Sequence[Path | str], table: str, measure: str, methods: Any, order: Any, pair: Any, digits: int, spread: Any
+    ) -> Any:
+        from fedsim.report.choice import chosen_groups, chosen_table, pooled_rows
         from fedsim.results.grid_rows import read_results
 
-        groups = chosen_groups(self._pooled(beside), measure, methods, order, spread)
+        names = [methods] if isinstance(methods, str) else methods
+        groups = chosen_groups(pooled_rows([self.folder, *beside]), measure, names, order, spread)
         clients = [line for folder in (self.folder, *beside) for line in read_results(folder).clients()] if table == "sites" else ()
         return chosen_table(groups, measure, table, digits, pair, clients)
+
+    def report(
+        self,
+        *beside: Path,
+        format: TableFormat | None = None,
+        table: TableName | None = None,
+        measure: str | None = None,
+        methods: str | Sequence[str] | None = None,
+        order: Order = "given",
+        pair: tuple[str, str] | None = None,
+        digits: int = 3,
+        figure: Path | None = None,
+        over: str = "epsilon",
+        width: str = "column",
+        spread: Spread = "ci95",
+    ) -> Any:
+        """Draw a run's page again, or one table or figure.
+
+        Args:
+            beside: more run folders, whose rows are shown together with the first one's, in one table or figure.
+            format: print the tables of the page, or the one that is chosen, and draw nothing.
+            table: one table: ``results``; ``differences``, paired by seed; ``private``, private methods minus others; ``sites``.
+            measure: a score of a row, such as knn_balanced_accuracy; default: balanced_accuracy.
+            methods: labels or patterns, with commas: 'fedhypevae*,dp-gmm'.
+            order: of methods: as given here or in the grid, best first, or by name.
+            pair: two labels: paired tests of the first minus the second.
+            digits: behind the decimal point.
+            figure: draw one figure into this PDF file, its text as text.
+            over: the figure's x axis: ``epsilon``, a scanned parameter, ``bytes`` or ``seconds``.
+            width: of the figure: ``column`` (8.5 cm), ``page`` (17.8 cm), or inches.
+            spread: what stands beside means over seeds: 95 % confidence interval, standard deviation, or least to most.
+
+        Raises:
+            UserError: there is no such measure or method, or nothing to show.
+        """
+        from fedsim.report.report import page_tables, write_report
+        from fedsim.report.tables import TerminalTable
+        from fedsim.report.typeset import typeset
+
+        chosen: dict[str, Any] = {"measure": measure or "balanced_accuracy", "methods": methods, "order": order, "spread": spread}
+        if figure is not None:
+            from fedsim.report.figures import inches, save_pdf
+
+            if Path(figure).suffix != ".pdf":
+                raise UserError(f"figure {figure}", "is not a .pdf file", f"give {Path(figure).with_suffix('.pdf')}")
+            return f"figure: {save_pdf(self.figure(*beside, over=over, width=inches(width), **chosen), Path(figure))}"
+        if beside or table or measure or methods or pair or order != "given" or digits != 3 or format == "csv":
+            shown = self._table(beside, table or "results", chosen["measure"], methods, order, pair, digits, spread)
+            return TerminalTable(shown) if format is None else typeset([shown], format)
+        if format is not None:
+            return typeset(page_tables(self.folder, spread), format)
+        return write_report(self.folder, spread)
 
     def generator(self, cell: str | None = None, synthesis: str | None = None) -> SavedGenerator:
         """The generator that a training left, or that was released; see :func:`fedsim.results.generators.load_generator`."""
@@ -174,85 +178,123 @@ class Run(Printed):
 
         return load_generator(self.folder, cell, synthesis, trust_plugin=self.trust_plugin)
 
-    def hub_folder(
-        self, generator: SavedGenerator, out: Path | str, per_class: int = 200, seed: int | None = None, repository: str | None = None
-    ) -> dict[str, Any]:
-        """Write synthetic rows as a folder for the hub; see :func:`fedsim.report.dataset_card.write_hub_folder`."""
+    def synth(
+        self,
+        out: Path,
+        *,
+        format: Literal["npz", "parquet", "hf"] = "npz",
+        cell: str | None = None,
+        synthesis: str | None = None,
+        per_class: int = 200,
+        seed: int | None = None,
+        repo: str | None = None,
+    ) -> str:
+        """Draw synthetic embeddings from a generator.
+
+        It costs no privacy.
+
+        Args:
+            out: the file of embeddings; with format hf the folder, new or empty.
+            format: npz; parquet; or hf, a folder for the Hugging Face hub with its card, to be released.
+            cell: the id of the cell, or its beginning, where there are several.
+            synthesis: one of the algorithm's, such as neutral or mixture, or client:K; default: the cell's own.
+            per_class: synthetic rows per class.
+            seed: of the draw; default: the cell's.
+            repo: with format hf, where on the hub: OWNER/NAME; default: the folder's name.
+
+        Raises:
+            UserError: there is no such generator, or it is not what was saved.
+        """
+        from fedsim.data.arrays import check_target
         from fedsim.report.dataset_card import write_hub_folder
 
-        return write_hub_folder(generator, out, per_class, seed, repository)
+        if per_class < 1:
+            raise UserError("per_class", f"must be at least 1, got {per_class}")
+        if format == "npz":
+            check_target(Path(out))
+        elif format == "parquet" and Path(out).suffix != ".parquet":
+            raise UserError(f"out {out}", "is not a .parquet file", f"give {Path(out).with_suffix('.parquet')}")
+        if repo is not None and format != "hf":
+            raise UserError("repo", f"means nothing for format {format}", "leave it out, or give `format` hf")
+        generator = self.generator(cell, synthesis)
+        manifest = write_hub_folder(generator, out, per_class, seed, repo) if format == "hf" else generator.save(out, per_class, seed)
+        words = " ".join(f"{key} {manifest[key]}" for key in ("epsilon", "delta", "unit", "trust", "claim"))
+        words += f"; not for release: {why}" if (why := generator.facts.held_back) else ""
+        task = generator.facts.task
+        lines = [f"{out}: {task.classes * per_class} synthetic embeddings of {task.dim} dimensions; {words}"]
+        lines += [f"warning: {text}" for text in generator.warnings]
+        lines += [] if generator.vouched else ["no results of a run are here to vouch for it: all this is by the package's own word"]
+        return "\n".join(lines)
 
-    def release(self, out: Path | str, cell: str | None = None) -> tuple[Path, GeneratorFacts]:
-        """Write a generator that may leave the simulation; see :func:`fedsim.results.generators.release`."""
+    def release(self, out: Path, *, cell: str | None = None) -> str:
+        """Write a generator that may leave the simulation.
+
+        It leaves under its ε, as two files; it needs secret noise, and a claim that is proved or checked.
+
+        Args:
+            out: the folder of the package: tensors, and the facts about them.
+            cell: the id of the cell, or its beginning, where there are several.
+
+        Raises:
+            UserError: there is no such generator, or it may not leave.
+        """
         from fedsim.results.generators import release
 
-        return release(self.folder, cell, Path(out), trust_plugin=self.trust_plugin)
+        path, facts = release(self.folder, cell, Path(out), trust_plugin=self.trust_plugin)
+        assert facts.plan is not None
+        return f"{path}: {facts.cell.label}, ε = {facts.plan.epsilon_target:g} at δ = {facts.plan.delta:g}, claim {facts.plan.claim}"
 
-    def statement(self, cell: str) -> Statement:
-        """The privacy statement of a cell, given by its id or its beginning.
+    def statement(self, *, cell: str | None = None, format: Literal["text", "latex"] = "text") -> str:
+        """Say each method's privacy in words.
+
+        Unit, relation, trust, accountant, noise, rounds, sampling, and what is not covered.
+
+        Args:
+            cell: the id of the one cell to state, or its beginning; default: every method.
+            format: plain text, or LaTeX for an appendix.
 
         Raises:
             UserError: there is no such cell, or there are several.
         """
-        ids = [row.cell_id for row in self._results.rows if row.cell_id.startswith(cell)]
-        if len(ids) != 1:
-            raise UserError(cell, f"{len(ids) or 'no'} cells of {self.folder} have such an id", "give one of `rows.cell_id`")
-        (one,) = self._statements(ids)
-        return one
-
-    def statements(self) -> list[Statement]:
-        """The privacy statement of every method."""
-        return self._statements(None)
-
-    def _statements(self, only: Collection[str] | None) -> list[Statement]:
         from fedsim.report.statement import statements
+        from fedsim.report.typeset import typeset_statement
         from fedsim.results.contradictions import cross_check
 
-        return statements(self._results.rows, lambda row: cross_check(row, trust_plugin=self.trust_plugin), only)
+        rows, ids = self._results.rows, None
+        if cell is not None:
+            ids = [row.cell_id for row in rows if row.cell_id.startswith(cell)]
+            if len(ids) != 1:
+                raise UserError(f"cell {cell}", f"{len(ids) or 'no'} cells of {self.folder} have such an id", "give one of results.jsonl")
+        stated = statements(rows, lambda row: cross_check(row, trust_plugin=self.trust_plugin), ids)
+        return "\n\n".join(typeset_statement(text) if format == "latex" else "\n".join(text.lines) for text in stated)
 
-    def report(self, spread: Spread = "ci95") -> Report:
-        """Draw summary, curves and page again; see :func:`fedsim.report.report.write_report`."""
-        from fedsim.report.report import write_report
+    def verify(self, *, rerun: int = 0, cells: Sequence[str] = (), with_: Path | None = None) -> Verified:
+        """Prove every ε of a run by a second accountant, and every plan.
 
-        return write_report(self.folder, spread)
+        The exit code is 1 unless every claimed ε is proved, and what ran again or is compared is equal to the last bit.
 
-    def tables(self, format: TableFormat, spread: Spread = "ci95") -> str:
-        """All tables of the page in Markdown, LaTeX or CSV."""
-        from fedsim.report.report import page_tables
-        from fedsim.report.typeset import typeset
+        Args:
+            rerun: also run so many finished cells again, drawn at random, and compare rows and rounds.
+            cells: the beginning of the id of a cell to run again.
+            with_: compare with this run folder, row by row, instead.
 
-        return typeset(page_tables(self.folder, spread), format)
-
-    def export(self, to: Tracker, out: Path | str | None = None) -> tuple[Path, int]:
-        """Write the cells for an experiment tracker; see :func:`fedsim.report.tracking.export`."""
-        from fedsim.report.tracking import export
-
-        return export(self.folder, to, out)
-
-    def compare(self, other: Run | Path | str) -> ComparedFolders:
-        """Match the rows of two runs; see :func:`fedsim.report.comparison.compare_folders`."""
-        from fedsim.report.comparison import compare_folders
-
-        return compare_folders(self.folder, other.folder if isinstance(other, Run) else Path(other))
-
-    def prove(self) -> Proofs:
-        """Recompute every ε from its row, with dp-accounting, and every plan."""
+        Raises:
+            UserError: no cell can be repeated, the grid is not that of its cells, or the folders share nothing.
+        """
         from fedsim.evidence.prove import Proofs, prove
+        from fedsim.report.comparison import compare_folders
         from fedsim.results.grid_rows import every_row
 
         RunFolder(self.folder).check()
-        return Proofs(self.folder.resolve().name, tuple(prove(row, trust_plugin=self.trust_plugin) for row in every_row(self.folder)))
+        if with_ is not None:
+            compared = compare_folders(self.folder, Path(with_))
+            return Verified((compared,), compared.comparison.equal)
+        proofs = Proofs(self.folder.resolve().name, tuple(prove(row, trust_plugin=self.trust_plugin) for row in every_row(self.folder)))
+        equal = self._run_again(rerun, cells) if rerun or cells else True
+        return Verified((proofs,), proofs.sound and equal)
 
-    def verify(self, cells: int = 3, ids: Sequence[str] = ()) -> bool:
-        """Run some finished cells again and print what differs; whether rows and rounds are equal to the last bit.
-
-        Args:
-            cells: how many, drawn at random.
-            ids: instead of these, the cells whose ids begin with one of them.
-
-        Raises:
-            UserError: no cell can be repeated, or the grid is not that of its cells.
-        """
+    def _run_again(self, count: int, ids: Sequence[str]) -> bool:
+        """Run cells again and print what differs; whether nothing does."""
         from fedsim.runs.bench import engine_for
         from fedsim.runs.prepare import prepare, this_machine
         from fedsim.runs.verify import Verification
@@ -260,21 +302,7 @@ class Run(Printed):
         node = this_machine()
         with kept_handlers():
             verification = Verification.of(self.folder, lambda grid: prepare(grid, [node]), trust_plugin=self.trust_plugin)
-            return verification.run(cells, wide_console(plain_console()), engine_for(verification.prepared)[1], ids)
-
-    def audit(self, cell: str | None = None) -> Iterator[str]:
-        """How well membership in the training rows can be inferred from the run's generators: sentences, as they are computed.
-
-        Args:
-            cell: the id of the one cell to attack, or its beginning.
-        """
-        from fedsim.evidence.audit.membership import attack_run
-        from fedsim.results.grid_rows import read_manifest
-        from fedsim.runs.manifest import grid_of
-
-        run = RunFolder(self.folder)
-        run.check()
-        return iter(attack_run(run, grid_of(read_manifest(self.folder), run), cell=cell, trust_plugin=self.trust_plugin))
+            return verification.run(count, wide_console(plain_console()), engine_for(verification.prepared)[1], ids)
 
     def show(self, console: Console) -> None:
         """Print the tables of results that a bench ends with."""
@@ -294,27 +322,57 @@ class Run(Printed):
         RunFolder(self.folder).check()
         return read_results(self.folder)
 
-    def _pooled(self, beside: Sequence[Path | str]) -> list[Row]:
-        from fedsim.report.choice import pooled_rows
 
-        return pooled_rows([self.folder, *beside])
+@dataclass(frozen=True, repr=False)
+class Verified(Printed):
+    """What was proved or compared of a run.
+
+    Attributes:
+        parts: what was found.
+        equal: whether all is as it should be.
+    """
+
+    parts: tuple[Printed, ...]
+    equal: bool
+
+    @property
+    def code(self) -> int:
+        """The command's exit code."""
+        return 0 if self.equal else 1
+
+    def show(self, console: Console) -> None:
+        """Print what was found."""
+        for part in self.parts:
+            part.show(wide_console(console))
 
 
-def board(runs: Sequence[Path | str], *, trust_plugin: bool = False) -> Board:
-    """One table over several runs, of rows whose epsilon :meth:`Run.prove` finds again and of rows without a budget, and of no others.
+def board(runs: Sequence[Path], *, out: Path | None = None, trust_plugin: bool = False) -> Board:
+    """Put the rows of many runs into one table.
+
+    Only rows whose ε is proved again, and rows without a budget, stand in it; all others are counted.
 
     Args:
-        runs: their folders; a cell that several have counts once.
+        runs: run folders; a cell that several have counts once.
+        out: also write it into this file: GitHub Markdown (.md), HTML, or CSV with a line a method and budget.
         trust_plugin: also rebuild plans of algorithms that are a file or a module that is not installed.
 
     Raises:
         UserError: a folder has no results, or rows that one line would average were judged in different ways.
     """
     from fedsim.evidence.prove import prove
+    from fedsim.files import replaced
     from fedsim.report.board import Board
     from fedsim.report.choice import pooled_rows
 
-    return Board.of([prove(row, trust_plugin=trust_plugin) for row in pooled_rows(runs)])
+    as_: Any = out and Path(out).suffix[1:]
+    if out is not None and as_ not in ("md", "html", "csv"):
+        raise UserError(f"out {out}", "does not say the format", "give a file that ends in .md, .html or .csv")
+    made = Board.of([prove(row, trust_plugin=trust_plugin) for row in pooled_rows(runs)])
+    if out is not None:
+        with replaced(Path(out)) as part:
+            part.write_text(made.text(as_) + "\n", encoding="utf-8")
+        print_line(plain_console(), f"board: {out}")
+    return made
 
 
 def load(folder: Path | str, *, trust_plugin: bool = False) -> Run:
@@ -331,14 +389,3 @@ def load(folder: Path | str, *, trust_plugin: bool = False) -> Run:
     if not any(path.glob("*.safetensors")):
         RunFolder(path).check()
     return Run(path, trust_plugin)
-
-
-def ended(folder: Path, code: int, *, trust_plugin: bool) -> Run:
-    """The run that ended with an exit code.
-
-    Raises:
-        KeyboardInterrupt: it was interrupted.
-    """
-    if code == INTERRUPTED:
-        raise KeyboardInterrupt
-    return Run(folder, trust_plugin, code)

@@ -109,15 +109,15 @@ def check_target(out: Path, suffix: str = ".npz", manifest: Callable[[Path], dic
         UserError: it cannot.
     """
     if out.suffix != suffix:
-        raise UserError(f"--out {out}", f"is not an {suffix} file", f"give {out.with_suffix(suffix) if out.name else f'rows{suffix}'}")
+        raise UserError(f"out {out}", f"is not an {suffix} file", f"give {out.with_suffix(suffix) if out.name else f'rows{suffix}'}")
     above = next(parent for parent in out.absolute().parents if parent.exists())
     if out.is_dir() or not above.is_dir() or not os.access(above, os.W_OK):
-        raise UserError(f"--out {out}", "cannot be written", "give another file")
+        raise UserError(f"out {out}", "cannot be written", "give another file")
     if out.exists() and manifest(out) is None:
-        raise UserError(f"--out {out}", "is there and was not made by fedsim", "give another file, or remove it")
+        raise UserError(f"out {out}", "is there and was not made by fedsim", "give another file, or remove it")
     beside = out.with_suffix(".json")
     if not out.exists() and os.path.lexists(beside):
-        raise UserError(f"--out {out}", f"{beside}, where its manifest goes, is there already", "give another file, or remove that")
+        raise UserError(f"out {out}", f"{beside}, where its manifest goes, is there already", "give another file, or remove that")
 
 
 def write_sidecar(out: Path, manifest: Mapping[str, Any]) -> None:

@@ -258,7 +258,7 @@ def _shard(path: Path) -> Shard:
 def _bad_images(bad: Mapping[int, str], job: EmbedJob) -> UserError:
     listed = "".join(f"\n  {job.images.image_name(position)} ({why})" for position, why in sorted(bad.items())[:_SHOWN])
     more = f"\n  and {len(bad) - _SHOWN} more" if len(bad) > _SHOWN else ""
-    hint = "repair them, or leave them out with --skip-bad (skip_bad: true in a grid)"
+    hint = "repair them, or leave them out with `skip_bad` (skip_bad: true in a grid)"
     return UserError(job.images.where, f"{len(bad)} of {len(job.images)} images cannot be decoded", f"{hint}:{listed}{more}")
 
 

@@ -23,7 +23,7 @@ def write_parquet(path: Path, x: NDArray[np.float32], y: NDArray[np.int64], name
         import pyarrow as pa
         from pyarrow import parquet
     except ImportError as error:
-        raise not_installed("--format", "pyarrow", "hf") from error
+        raise not_installed("format", "pyarrow", "hf") from error
     rows = pa.FixedSizeListArray.from_arrays(pa.array(np.ascontiguousarray(x, np.float32).reshape(-1)), x.shape[1])
     features = {
         "embedding": {"feature": {"dtype": "float32", "_type": "Value"}, "length": x.shape[1], "_type": "Sequence"},

@@ -139,7 +139,7 @@ def _validated(data: Mapping[str, Any], source: Origin, folder: Path) -> Grid:
     return grid.model_copy(update=placed | {"public": grid.public and grid.public.within(folder)})
 
 
-def assignment(text: str, option: str = "--set") -> tuple[str, Any]:
+def assignment(text: str, option: str = "set") -> tuple[str, Any]:
     """Key and value of a ``key=YAML`` text."""
     key, equals, value = text.partition("=")
     if not equals or not all(key.strip().split(".")):
@@ -154,25 +154,25 @@ def put(data: dict[str, Any], key: str, value: Any) -> Loc:
         inner = at.setdefault(part, {})
         if not isinstance(inner, dict):
             outer = ".".join(parts[:n])
-            raise UserError(f"--set {key}", f"'{outer}' is not a mapping in the grid file", f"set {outer} as a whole")
+            raise UserError(f"set {key}", f"'{outer}' is not a mapping in the grid file", f"set {outer} as a whole")
         at = inner
     at[parts[-1]] = value
     return tuple(parts)
 
 
 class Options(Origin):
-    """Places of a grid that was given as options."""
+    """Places of a grid that was given as parameters of a function."""
 
     def place(self, loc: Loc) -> str:
-        """The option."""
+        """The parameter."""
         inner = [str(part) for part in loc[3:] if isinstance(part, str)]
         if loc and loc[0] == "algorithms":
-            return f"--param {'.'.join(inner)}" if "params" in loc and inner else "--algorithm"
-        return f"--{loc[0]}" if loc else "--algorithm"
+            return f"params {'.'.join(inner)}" if "params" in loc and inner else "algorithm"
+        return f"--{loc[0]}" if loc else "algorithm"
 
 
 def one_cell(algorithm: str, params: Sequence[str], **values: Any) -> Grid:
-    """A grid of one algorithm, whose messages name options.
+    """A grid of one algorithm, whose messages name parameters.
 
     Args:
         algorithm: its name.
@@ -184,19 +184,19 @@ def one_cell(algorithm: str, params: Sequence[str], **values: Any) -> Grid:
     """
     given: dict[str, Any] = {}
     for text in params:
-        put(given, *assignment(text, "--param"))
+        put(given, *assignment(text, "params"))
     data = {"name": "run", "algorithms": [{"name": algorithm, "params": given}], **values}
     return _validated(data, Options(), Path.cwd())
 
 
 def parse_option(model: type[_Option], option: str, text: str | Mapping[str, Any], given: Mapping[str, Any]) -> _Option:
-    """An option as a grid would have it.
+    """A function's parameter as a grid would have it.
 
     Args:
         model: what it becomes.
         option: its name, for messages.
         text: a YAML scalar or mapping; in Python also a mapping.
-        given: keys that other options give; None is not given.
+        given: keys that other parameters give; None is not given.
 
     Raises:
         UserError: it is not valid.

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
@@ -58,18 +57,6 @@ class LabelMatrix:
     def sizes(self) -> NDArray[np.int64]:
         """Rows of each client."""
         return np.asarray(self.counts.sum(axis=1), np.int64)
-
-    @property
-    def labels_per_client(self) -> float:
-        """Mean number of labels that a client holds."""
-        return float((self.counts > 0).sum(axis=1).mean())
-
-    @property
-    def entropy(self) -> float:
-        """Mean entropy of a client's labels, relative to log C: 0 for one label each, 1 for uniform ones."""
-        shares = self.counts / self.sizes.clip(min=1)[:, None]
-        logs = np.log(np.where(shares > 0, shares, 1))
-        return float(-(shares * logs).sum(axis=1).mean() / math.log(max(len(self.classes), 2)))
 
 
 _FILE: TypeAdapter[Sequence[LabelMatrix]] = TypeAdapter(list[LabelMatrix])

@@ -1,1 +1,1 @@
-"""Before anything runs: a grid made ready, plug-ins rehearsed, room and memory measured."""
+"""Before anything runs: a grid made ready, a method tried on made-up rows."""

@@ -1,166 +1,30 @@
-"""The rehearsal: before anything runs, every plug-in of a grid trains for two rounds of each of its releases on made-up rows."""
+"""Two rounds of a method on made-up rows, by the code that trains."""
 
 from __future__ import annotations
 
-import signal
-import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import replace
-from types import FrameType
 from typing import Any
 
 import numpy as np
 import torch
 from pydantic import ValidationError
 
-from fedsim.data.embeddings import Embeddings
 from fedsim.data.public import PublicRows
 from fedsim.device import CPU
-from fedsim.errors import NotPerExample, PluginError, UserError, WrongReturn
-from fedsim.grid.cells import Resolved, Variant
-from fedsim.methods.algorithm import Algorithm, solved_plan
-from fedsim.methods.contract import answer
+from fedsim.methods.algorithm import Algorithm
 from fedsim.methods.messages import Message, Round, Task, Tensors
-from fedsim.methods.products import Product, is_classifier, is_personal, own
-from fedsim.plugins.code_hash import is_shipped
-from fedsim.plugins.places import blamed, line_of, said
+from fedsim.methods.products import Product
 from fedsim.plugins.registry import lookup
 from fedsim.privacy.plan import PrivacyPlan
-from fedsim.runs.worker import plug_in_code
-from fedsim.seeds import Purpose, Seeds
-from fedsim.training.cohort import Cohort, CohortSpec, LocalPool, build_algorithm
+from fedsim.seeds import Seeds
+from fedsim.training.cohort import Cohort, CohortSpec, LocalPool
 from fedsim.training.rounds import to_the_end, train
 
-Rehearsal = Callable[[Variant, Task, float, float, str, torch.device, float], None]
-MADE_UP_ROWS, MOST_CLIENTS = 8, 2
-LONGEST_REHEARSAL = 120.0
-"""Seconds that a rehearsal may take; a grid's ``cell_timeout``, if that is shorter."""
+MADE_UP_ROWS = 8
 BRIEF_PARAMS = {"sample_rate": 1.0, "client_rate": 1.0, "local_steps": 2}
-"""Parameters that a rehearsal sets: no row is left to chance, and it takes a moment."""
-
-
-def rehearse_grid(
-    resolved: Resolved,
-    data: Mapping[str, Embeddings],
-    device: torch.device = CPU,
-    *,
-    keep_going: bool = False,
-    rehearsal: Rehearsal | None = None,
-) -> Resolved:
-    """Rehearse every plug-in with every parameters and shape of data that the grid gives it.
-
-    Args:
-        resolved: the grid with its algorithms.
-        data: its data sets; their shapes are read, not their rows.
-        device: where cells will run; what passes on the CPU is rehearsed there too.
-        keep_going: leave out the entries whose plug-in is refused.
-        rehearsal: how one is rehearsed; default: :func:`rehearse`, in this process.
-
-    Returns:
-        The grid, without what is refused.
-
-    Raises:
-        PluginError: a plug-in is refused; under ``keep_going``: every one.
-    """
-    grid, refused = resolved.grid, dict[int, PluginError]()
-    seconds = min(LONGEST_REHEARSAL, grid.resources.cell_timeout or LONGEST_REHEARSAL)
-    shapes = sorted({(rows.dim, rows.classes) for rows in data.values()})
-    for variant in resolved.variants:
-        if is_shipped(lookup(variant.name)):
-            continue
-        for dim, classes in shapes:
-            task = Task(dim, classes, min(MOST_CLIENTS, *grid.clients), grid.unit_kind, grid.trust, grid.evaluation.real_c)
-            try:
-                for place in dict.fromkeys((CPU, device)):
-                    where = grid.place("algorithms", variant.entry, "name")
-                    (rehearsal or rehearse)(variant, task, max(grid.epsilon), grid.delta, where, place, seconds)
-            except PluginError as error:
-                if not keep_going:
-                    raise
-                refused.setdefault(variant.entry, error)
-    return resolved.without(refused)
-
-
-def rehearse(
-    variant: Variant, task: Task, epsilon: float, delta: float, where: str, device: torch.device = CPU, seconds: float = LONGEST_REHEARSAL
-) -> None:
-    """Train on made-up rows by the code that trains, use what comes out, and try the contract.
-
-    Args:
-        variant: the algorithm with its parameters.
-        task: the public facts; of real data's shape.
-        epsilon: the budget; a large one, so that a result that is not finite is not the noise's fault.
-        delta: of the budget.
-        where: the place to name in an error.
-        device: where it trains.
-        seconds: that it may take.
-
-    Raises:
-        PluginError: an exception, a result of a wrong type, shape or dtype, a loss that is not per example, or no end in time; with file
-            and line, and what was expected.
-    """
-    with plug_in_code():
-        cls = lookup(variant.name, where)
-    task = _with_made_up_rows(task)
-    made_up = f"made-up data ({task.clients} clients with {MADE_UP_ROWS} rows each, {task.dim} dimensions, {task.classes} classes)"
-    try:
-        with plug_in_code(), _in_time(seconds), torch.random.fork_rng(devices=[]):
-            try:
-                plan = solved_plan(build_algorithm(variant.name, variant.params, task), epsilon if cls.private else None, delta)
-            except PluginError:
-                raise
-            except UserError:  # the grid asks for what cannot be planned: not the plug-in's mistake, and reported with its cell
-                return
-            cohort = made_up_cohort(variant.name, variant.params, task, plan, MADE_UP_ROWS, device)
-            _use(train_rehearsed(cohort, plan), cohort)
-    except PluginError:
-        raise
-    except (Exception, SystemExit, _Late) as error:  # a plug-in may raise anything
-        what, fix = _complaint(error, cls, device, seconds)
-        raise PluginError(where, f"on {made_up}, {what}", fix) from error
-
-
-def _complaint(error: BaseException, cls: type, device: torch.device, seconds: float) -> tuple[str, str]:
-    """What is wrong, with file and line, and what would be right."""
-    if isinstance(error, NotPerExample):
-        return f"{line_of(getattr(cls, 'loss', getattr(cls, 'statistics', cls)))}: {error}", error.remedy
-    if isinstance(error, WrongReturn):
-        scalar = ", so without the mean or the sum over the batch (reduction='none')" if error.what.endswith(" []") else ""
-        return f"{line_of(error.method)}: {error.what}", f"expected {error.expected}{scalar}"
-    at, fix = blamed(error, cls), f"expected {cls.__name__} to train and sample"
-    if isinstance(error, _Late):
-        return f"{at}: still running after {seconds:g} s", f"{fix} in that time"
-    if device == CPU:
-        return f"{at}: {said(error)}", fix
-    fix = "it runs on the CPU: make tensors where the batch is (batch.x.new_zeros, fedsim.methods.normal), or set device: cpu"
-    return f"on {device.type}, {at}: {said(error)}", fix
-
-
-class _Late(BaseException):
-    """The time is up; a plug-in that catches every ``Exception`` does not catch this."""
-
-
-@contextmanager
-def _in_time(seconds: float) -> Iterator[None]:
-    """Raise where the block stands after so many seconds, and again every second until it ends; for the main thread, others have no limit.
-
-    A call into a library is raised in once it returns.
-    """
-
-    def late(number: int, frame: FrameType | None) -> None:
-        raise _Late
-
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    handler, timer = signal.signal(signal.SIGALRM, late), signal.setitimer(signal.ITIMER_REAL, seconds, 1.0)
-    try:
-        yield
-    finally:
-        signal.setitimer(signal.ITIMER_REAL, 0)
-        signal.signal(signal.SIGALRM, handler)
-        signal.setitimer(signal.ITIMER_REAL, *timer)
+"""Parameters that are set: no row is left to chance, and it takes a moment."""
 
 
 def made_up_cohort(
@@ -227,12 +91,3 @@ class _TriedPool(LocalPool):
         if self.tried is not None:
             self.tried.check_contract(round_, broadcast)
         return messages
-
-
-def _use(made: Product, cohort: Cohort) -> None:
-    """Sample or predict, by the shared version and by a client's own."""
-    algorithm, x, personal = cohort.algorithm, cohort.clients.pooled.x, [own(made, 0)] if is_personal(made) else []
-    labels = torch.arange(algorithm.task.classes, device=x.device).repeat_interleave(2)
-    # a personal classifier is used by its clients alone
-    for version in personal if personal and is_classifier(made) else [made, *personal]:
-        answer(algorithm, version, labels, x, Seeds(0).torch(Purpose.SYNTHESIS))

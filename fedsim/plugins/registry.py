@@ -97,7 +97,9 @@ def check_installed(name: str, where: str) -> None:
     module, colon, _ = name.rpartition(":")
     if name in known() or not colon or (not module.endswith(".py") and _is_installed(module.partition(".")[0])):
         return
-    raise UserError(where, f"its algorithm is the plug-in '{name}', whose code would run", "give --trust-plugin if you trust that code")
+    raise UserError(
+        where, f"its algorithm is the plug-in '{name}', whose code would run", "give `trust_plugin=True` if you trust that code"
+    )
 
 
 def _is_installed(package: str) -> bool:

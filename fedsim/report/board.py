@@ -87,7 +87,7 @@ class Board(Printed):
     def notes(self) -> tuple[str, ...]:
         """What stands under the table."""
         rows = sum(len(standing.group.rows) for standing in self.standings)
-        proved = f"{counted(rows, 'row')}, each ε proved from the row alone by fedsim prove"
+        proved = f"{counted(rows, 'row')}, each ε proved from the row alone by fedsim verify"
         left_out = f"left out: {sum(self.left_out.values())}" if self.left_out else "none is left out"
         return (EXACT, f"{proved}; {left_out}", *(f"{count} × {what}" for what, count in self.left_out.items()))
 

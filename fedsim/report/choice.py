@@ -111,7 +111,7 @@ def chosen_table(
         if by_site := site_tables(groups, clients, digits):
             return by_site[0]
         why = f"no row that is ok has scores by site, or there are more than {MOST_SITES} sites"
-        raise UserError("--table sites", why, "give evaluation: {per_client: true} or {unseen: each}")
+        raise UserError("table sites", why, "give evaluation: {per_client: true} or {unseen: each}")
     if pair is not None:
         for label in pair:
             _known("pair", label, {group.label for group in groups})
@@ -120,7 +120,7 @@ def chosen_table(
         shown = TABLES[table](groups, measure, digits)
     if not any(value for block in shown.blocks for line in block.lines for value in line.values):
         why = "no two rows share a seed twice" if "differences" in shown.name else "no row that is ok has it"
-        raise UserError("--measure", f"there is nothing to show of {measure}: {why}", "look at status and scores in results.jsonl")
+        raise UserError("measure", f"there is nothing to show of {measure}: {why}", "look at status and scores in results.jsonl")
     return shown
 
 
@@ -160,7 +160,7 @@ def chosen_figure(
         return draw_over(chosen, over, measure, width or WIDTHS["page"])
     figure = draw_curves(chosen_groups(rows, measure, methods, order, spread), measure, width)
     if figure is None:
-        raise UserError("--measure", f"no row that is ok has a {measure}", "look at status and scores in results.jsonl")
+        raise UserError("measure", f"no row that is ok has a {measure}", "look at status and scores in results.jsonl")
     return figure
 
 
@@ -189,13 +189,13 @@ def _matching(name: str, labels: Sequence[str]) -> Iterator[str]:
     for part in [name] if name in labels else name.split(","):
         matching = [part] if part in labels else [label for label in labels if fnmatchcase(label, part.strip())]
         if not matching:
-            raise UserError("--methods", f"there is no method '{part}'", nearest(part, labels))
+            raise UserError("methods", f"there is no method '{part}'", nearest(part, labels))
         yield from matching
 
 
 def _known(option: str, name: str, known: Collection[str]) -> None:
     if name not in known:
-        raise UserError(f"--{option}", f"there is no {'method' if option == 'pair' else option} '{name}'", nearest(name, known))
+        raise UserError(option, f"there is no {'method' if option == 'pair' else option} '{name}'", nearest(name, known))
 
 
 def _badness(groups: Sequence[Group], measure: str) -> float:

@@ -63,7 +63,7 @@ def write_hub_folder(
     if generator.facts.held_back:
         raise UserError(f"cell {cell.cell_id}", f"may not be released: {generator.facts.held_back}", RELEASE_HINT)
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise UserError(f"--out {out}", "is there and not empty", "give a new folder")
+        raise UserError(f"out {out}", "is there and not empty", "give a new folder")
     x, y = generator.synthesise(per_class, seed)
     manifest = generator.manifest(per_class, seed)
     names = manifest["class_names"] or list(map(str, range(generator.facts.task.classes)))

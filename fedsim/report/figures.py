@@ -211,7 +211,7 @@ def inches(width: str) -> float:
     except ValueError:
         value = math.nan
     if not _WIDTH_RANGE[0] <= value <= _WIDTH_RANGE[1]:
-        raise UserError(f"--width {width}", "is no width", f"give column, page, or inches in {_WIDTH_RANGE[0]:g} .. {_WIDTH_RANGE[1]:g}")
+        raise UserError(f"width {width}", "is no width", f"give column, page, or inches in {_WIDTH_RANGE[0]:g} .. {_WIDTH_RANGE[1]:g}")
     return value
 
 

@@ -1,4 +1,4 @@
-"""Partitions for the eye: label-by-client matrices as a picture and as tables for the terminal."""
+"""Partitions for the eye: label-by-client matrices as a picture."""
 
 from __future__ import annotations
 
@@ -10,15 +10,12 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.colors import ListedColormap
 from matplotlib.figure import Figure
-from rich.table import Table
-from rich.text import Text
 
 from fedsim.partition.matrix import MOST_PANELS, LabelMatrix
 from fedsim.report.figures import HEAT, INK, MUTED, PAPER, SMALL, style
-from fedsim.words import number, setting
+from fedsim.words import setting
 
 PARTITIONS = "partitions"
-_MOST_LINES = 30
 _FEW = 24
 """Clients whose names and counts are drawn."""
 _CELL = 0.33
@@ -31,43 +28,6 @@ _MOST_ACROSS = 200
 def title(matrix: LabelMatrix) -> str:
     """A matrix's place in the grid, in a few words."""
     return setting(matrix.dataset, matrix.scheme, alpha=matrix.alpha, clients=matrix.clients, seed=matrix.seed)
-
-
-def summary_table(matrices: Sequence[LabelMatrix]) -> Table:
-    """A line for every partition: sizes, labels per client, entropy, fingerprint."""
-    table = Table(title="partitions", title_justify="left", show_edge=False)
-    for name in ("data", "scheme"):
-        table.add_column(name, no_wrap=True)
-    for name in ("α", "clients", "seed", "rows, least", "median", "most", "labels a client", "entropy"):
-        table.add_column(name, justify="right", no_wrap=True)
-    table.add_column("fingerprint", no_wrap=True)
-    for m in matrices:
-        alpha = "–" if m.alpha is None else number(m.alpha)
-        sizes = [f"{m.sizes.min()}", f"{np.median(m.sizes):g}", f"{m.sizes.max()}"]
-        table.add_row(
-            m.dataset, m.scheme, alpha, str(m.clients), str(m.seed), *sizes, f"{m.labels_per_client:.1f}", f"{m.entropy:.2f}", m.fingerprint
-        )
-    return table
-
-
-def label_table(matrix: LabelMatrix) -> Table:
-    """The matrix itself: a line for every client (the first 30), a column for every class, shaded by the share of the class."""
-    table = Table(title=title(matrix), title_justify="left", show_edge=False)
-    table.add_column("client", justify="left" if matrix.sites else "right")
-    for name in matrix.classes:
-        table.add_column(name, justify="right", no_wrap=True)
-    table.add_column("rows", justify="right")
-    shares = matrix.counts / matrix.counts.sum(axis=0).clip(min=1)
-    for client, counts in enumerate(matrix.counts[:_MOST_LINES]):
-        cells = [Text(str(count) if count else "·", _shade(share)) for count, share in zip(counts, shares[client], strict=True)]
-        table.add_row(Text(matrix.names[client]), *cells, str(matrix.sizes[client]))
-    if matrix.clients > _MOST_LINES:
-        table.caption = f"… and {matrix.clients - _MOST_LINES} more clients"
-    return table
-
-
-def _shade(share: float) -> str:
-    return "dim" if share == 0 else "bold" if share >= 0.25 else ""
 
 
 def draw_partitions(matrices: Sequence[LabelMatrix]) -> Figure | None:

@@ -77,7 +77,7 @@ def scanned(rows: Sequence[Row], over: str, measure: str) -> Lines:
         return lines
     known = {name for row in rows for name in row.given_params} | set(COSTS)
     hint = "scan a parameter in the grid, such as scan: {rounds: [...]}" if over in known else nearest(over, ["epsilon", *known])
-    raise UserError(f"--over {over}", "no two cells of a method that have the measure differ in it", hint)
+    raise UserError(f"over {over}", "no two cells of a method that have the measure differ in it", hint)
 
 
 def _groups(rows: Sequence[Row], over: str) -> list[tuple[Any, list[Group]]]:

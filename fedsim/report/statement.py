@@ -265,7 +265,7 @@ def _uncovered(row: Row) -> Iterator[str]:
     if row.noise != "secret":
         yield "a release of anything from this run, whose noise is seeded"
     else:
-        yield "a second release from the same data: what all of them cost is the composition, which fedsim prove computes for a run"
+        yield "a second release from the same data: what all of them cost is the composition, which fedsim verify computes for a run"
     yield "scores, references, diagnostics and label matrices of the run folder, exact functions of the real data"
     tuned = _is_tuned(row)
     yield f"the choice of {'the space that was searched and of all other parameters' if tuned else 'parameters'} after looking at them"

@@ -35,7 +35,7 @@ _CLAIM_NOTES = {
     "refuted": "an audit refutes what is claimed at one budget or more",
 }
 SPREADS = {"ci95": "95 % confidence interval", "sd": "standard deviation", "range": "least to most"}
-TOO_FEW = "the 95 % confidence interval of two seeds is 12.7 times as wide as they are apart: run more, or give report --spread range"
+TOO_FEW = "the 95 % confidence interval of two seeds is 12.7 times as wide as they are apart: run more, or give `spread` range"
 """What stands beside means, by the spread that was chosen; and why nothing does."""
 ONE_SEED = "one seed, so no interval"
 PUBLIC_MARK = " †"
@@ -396,7 +396,7 @@ def _notes(groups: Sequence[Group], seeds: int, measure: str) -> tuple[str, ...]
     if any(interval.half_width is None and interval.count > few for group in groups if (interval := group.interval(measure))):
         notes.append("no ±: each seed gave the same")
     if (judges := len({row.judged for group in groups for row in group.rows})) > 1:
-        notes.append(f"scores are from {judges} states of the code that judges: fedsim judge scores saved generators anew")
+        notes.append(f"scores are from {judges} states of the code that judges: the same bench scores saved generators anew")
     counts = {word: sum(getattr(group, word) for group in groups) for word in UNDRAWN}
     if any(counts.values()):
         left_out = " and ".join(f"{count} {word}" for word, count in counts.items() if count)

@@ -213,7 +213,7 @@ class SavedGenerator:
         if DRAWN * needed > memory:
             rows = f"{per_class} rows of {task.classes} classes and {task.dim} dimensions"
             what = f"{rows} are {needed / 2**30:.0f} GiB, and to draw them takes {DRAWN} times that or more"
-            raise UserError("--per-class", what, f"give fewer; this machine has {memory / 2**30:.0f} GiB")
+            raise UserError("per_class", what, f"give fewer; this machine has {memory / 2**30:.0f} GiB")
         return synthesise(self.generator, self.facts.task.classes, per_class, self._seeds(seed))
 
     def manifest(self, per_class: int, seed: int | None = None) -> dict[str, Any]:
@@ -274,7 +274,7 @@ class SavedGenerator:
     def _seeds(self, seed: int | None) -> Seeds:
         root = self.facts.cell.seed if seed is None else seed
         if not 0 <= root < 2**63:
-            raise UserError("--seed", f"{root} is no seed", "give a whole number in 0 .. 2^63 - 1")
+            raise UserError("seed", f"{root} is no seed", "give a whole number in 0 .. 2^63 - 1")
         return Seeds(root)
 
 
@@ -304,7 +304,7 @@ def load_generator(run: Path | str, cell: str | None = None, synthesis: str | No
     if not trust_plugin:
         check_installed(facts.cell.algorithm, where)
     kind, colon, client = (synthesis or "").partition(":")
-    ways, option = lookup(facts.cell.algorithm).syntheses, f"--synthesis {synthesis}"
+    ways, option = lookup(facts.cell.algorithm).syntheses, f"synthesis {synthesis}"
     params = {**facts.cell.params, "synthesis": kind} if kind in ways else facts.cell.params
     if synthesis is not None and kind != "client" and not ways:
         raise UserError(option, f"{facts.cell.label} has one way to synthesise", "leave it out")
@@ -427,8 +427,8 @@ def _chosen(run: Path, cell: str | None, known: Mapping[str, str]) -> str:
     if not known:
         raise UserError(str(run), "there are no generators here", "give the folder of a run whose generative cells are finished")
     if cell is None or matching:
-        raise UserError(str(run), f"there are several generators ({ids})", "name one with --cell")
-    raise UserError(f"--cell {cell}", f"there is no generator of this cell in {run}", f"known: {ids}")
+        raise UserError(str(run), f"there are several generators ({ids})", "name one with `cell`")
+    raise UserError(f"cell {cell}", f"there is no generator of this cell in {run}", f"known: {ids}")
 
 
 def _words(cell: Mapping[str, Any]) -> str:

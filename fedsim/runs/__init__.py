@@ -3,6 +3,6 @@
 import atexit
 import gc
 
-# as in fedsim.cli.app; here, for a worker imports this before everything else
+# as in fedsim.cli; here, for a worker imports this before everything else
 gc.set_threshold(*gc.get_threshold()[:2], 100)
 atexit.register(gc.freeze)

@@ -23,7 +23,7 @@ from fedsim.grid.models import Grid
 from fedsim.interrupts import INTERRUPTED
 from fedsim.partition.matrix import MOST_PANELS, write_partitions
 from fedsim.plugins.notebook import keep_sources
-from fedsim.report.plan_table import show_refused, show_warnings
+from fedsim.report.plan import show_refused, show_warnings
 from fedsim.results.join import Entry, Lines
 from fedsim.results.store import ResultStore
 from fedsim.runs.display import Display, outcome

@@ -31,7 +31,7 @@ from fedsim.runs.prepare import Prepared
 RELEASE_WORDS = {
     "seeded": "simulation only: the seed of all noise is in this folder, so nothing in it may be released",
     "secret": "what `fedsim release` writes of a cell may be released under its epsilon, several under what all of them cost together "
-    "(fedsim prove), for training rows and clients as they were given; nothing else in this folder may",
+    "(fedsim verify), for training rows and clients as they were given; nothing else in this folder may",
 }
 """What may leave a run folder, by where its noise comes from."""
 PACKAGES = ("ray", "torch", "opacus", "numpy", "scikit-learn", "scipy")

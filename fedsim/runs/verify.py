@@ -120,7 +120,7 @@ class Verification:
         known = [row.cell_id for row, _ in self.cells]
         for start in ids:
             if not any(id_.startswith(start) for id_ in known):
-                raise UserError("--cell", f"no cell that can be repeated has the id '{start}'", f"known: {', '.join(known) or 'none'}")
+                raise UserError("cells", f"no cell that can be repeated has the id '{start}'", f"known: {', '.join(known) or 'none'}")
         return [i for i, id_ in enumerate(known) if id_.startswith(tuple(ids))]
 
     def run(self, count: int, console: Console, engine: AbstractContextManager[Engine], ids: Sequence[str] = ()) -> bool:

@@ -1,7 +1,7 @@
+import json
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -9,13 +9,10 @@ import matplotlib.figure
 import numpy as np
 import pytest
 import torch
-from benches import Done
-from notebooks import Notebook
+from benches import Done, Ran
+from cells import small_grid
 
 import fedsim
-from fedsim.results.grid_rows import grid_rows
-from fedsim.runs.engine import InProcess
-from fedsim.runs.ray import RayEngine
 
 GRID: dict[str, Any] = {
     "dataset": {"name": "digits", "limit": 200},
@@ -33,7 +30,9 @@ GRID: dict[str, Any] = {
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory) -> Iterator[fedsim.Run]:
     """A finished run."""
-    yield fedsim.bench(GRID, out=tmp_path_factory.mktemp("runs") / "run", in_process=True)
+    run = fedsim.bench(GRID, out=tmp_path_factory.mktemp("runs") / "run", in_process=True)
+    assert isinstance(run, fedsim.Run)
+    yield run
     torch.set_flush_denormal(False)
 
 
@@ -41,21 +40,14 @@ def test_the_face_shows_what_there_is_and_loads_nothing_before_it_is_used() -> N
     script = "import sys, fedsim; print(*dir(fedsim)); print([name for name in ('torch', 'ray', 'pandas', 'numpy') if name in sys.modules])"
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
     names, loaded = done.stdout.splitlines()
-    assert {"bench", "load", "partition", "plan", "account", "check", "audit", "UserError", "Run"} <= set(names.split())
+    assert {"bench", "load", "account", "check", "audit", "UserError", "Run"} <= set(names.split())
     assert loaded == "[]"
     assert all(getattr(fedsim, name) is not None for name in names.split())
 
 
-def test_partition_is_the_function_whatever_was_imported() -> None:
-    import fedsim.partition.schemes.dirichlet
-
-    assert fedsim.partition is not sys.modules["fedsim.partition"]
-    assert fedsim.partition(GRID).counts.groupby("seed")["rows"].sum().tolist() == [200, 200]
-
-
 def test_rows_rounds_clients_and_audits_are_frames(run: fedsim.Run) -> None:
     rows = run.rows
-    assert rows["cell_id"].tolist() == [row.cell_id for row in grid_rows(run.folder)]
+    assert len(rows) == 8
     assert rows["params.rounds"].dropna().unique().tolist() == [3]
     assert str(rows["params.rounds"].dtype) == "Int64"
     assert len(run.clients) == 4 * len(rows)
@@ -66,60 +58,52 @@ def test_rows_rounds_clients_and_audits_are_frames(run: fedsim.Run) -> None:
     assert linear.groupby("release").size().to_dict() == {"mean": 1, "dp-sgd": 3}
 
 
-def test_curves_are_a_figure_of_any_measure_and_methods(run: fedsim.Run) -> None:
-    figure = run.curves(measure="knn_balanced_accuracy", methods=["dp-gaussian"])
+def test_a_figure_is_of_any_measure(run: fedsim.Run) -> None:
+    figure = run.figure(measure="knn_balanced_accuracy")
     assert isinstance(figure, matplotlib.figure.Figure)
-    (axes,) = figure.axes
-    assert "nearest" in axes.get_ylabel().replace("\n", " ")
-    drawn = [line for line in axes.get_lines() if len(np.asarray(line.get_xdata())) == 2 and line.get_marker() == "o"]
-    mean = run.rows.query("label == 'dp-gaussian'").groupby("epsilon_target")["knn_balanced_accuracy"].mean()
-    np.testing.assert_allclose(np.asarray(drawn[0].get_ydata(), dtype=float), mean.to_numpy())
-    assert max(run.curves(measure="frechet_distance", methods=["dp-gaussian"]).axes[0].get_ylim()) > 0
-
-
-def test_a_table_is_a_frame_or_text(run: fedsim.Run) -> None:
-    table = run.table(methods=["linear"])
-    assert (table.index.to_list(), table.columns.to_list()) == ([("linear", "proved")], ["ε = 2", "ε = 8"])
-    mean = run.rows.query("label == 'linear' and epsilon_target == 8")["balanced_accuracy"].mean()
-    assert table.loc[("linear", "proved"), "ε = 8"] == f"{mean:.3f}"
-    assert run.table(format="latex").count("\\toprule") == 1
-
-
-@pytest.mark.parametrize(
-    ("asked", "says"),
-    [
-        ({"measure": "acuracy"}, "there is no measure 'acuracy'; did you mean 'accuracy'"),
-        ({"methods": ["linear", "liner"]}, "there is no method 'liner'; did you mean 'linear'"),
-    ],
-)
-def test_what_a_picture_does_not_have_is_a_mistake(run: fedsim.Run, asked: dict[str, Any], says: str) -> None:
-    for draw in (run.curves, run.table):
-        with pytest.raises(fedsim.UserError, match=says):
-            draw(**asked)
-
-
-def test_a_measure_that_no_row_has_is_a_mistake(run: fedsim.Run) -> None:
+    assert "nearest" in figure.axes[0].get_ylabel().replace("\n", " ")
+    with pytest.raises(fedsim.UserError, match="there is no measure 'acuracy'; did you mean 'accuracy'"):
+        run.figure(measure="acuracy")
     with pytest.raises(fedsim.UserError, match="no row that is ok has a mlp_balanced_accuracy"):
-        run.curves(measure="mlp_balanced_accuracy")
+        run.figure(measure="mlp_balanced_accuracy")
+
+
+def test_a_table_is_a_frame_and_the_report_prints_it(run: fedsim.Run, command: Callable[..., Done], tmp_path: Path) -> None:
+    table = run.table()
+    mean = run.rows.query("label == 'linear' and epsilon_target == 8")["balanced_accuracy"].mean()
+    assert f"{mean:.3f}" in table["ε = 8"].tolist()
+    before = sorted(path.name for path in run.folder.iterdir())
+    latex = command("report", str(run.folder), "--format", "latex")
+    assert (latex.returncode, "\\toprule" in latex.stdout) == (0, True)
+    done = command("report", str(run.folder), "--figure", str(tmp_path / "curve.pdf"))
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "curve.pdf").read_bytes().startswith(b"%PDF")
+    assert sorted(path.name for path in run.folder.iterdir()) == before
+    assert "is not a .pdf file" in command("report", str(run.folder), "--figure", "a.png").stderr
 
 
 def test_a_cell_has_its_generator_and_its_statement(run: fedsim.Run) -> None:
     cell = run.rows.query("label == 'dp-gaussian' and epsilon_target == 8").cell_id.iloc[1]
     assert run.generator(cell).sample([0, 3]).shape == (2, 64)
-    said = str(run.statement(cell[:10]))
+    said = run.statement(cell=cell[:10])
     assert said.splitlines()[0] == "dp-gaussian"
     assert "target 8" in said
     assert "target 2" not in said
-    with pytest.raises(fedsim.UserError, match=r"^zz: no cells of"):
-        run.statement("zz")
+    assert run.statement(cell=cell, format="latex").startswith("\\paragraph{Privacy of dp-gaussian}")
+    with pytest.raises(fedsim.UserError, match=r"^cell zz: no cells of"):
+        run.statement(cell="zz")
 
 
-def test_the_command_prints_what_python_has(run: fedsim.Run, command: Callable[..., Done]) -> None:
-    assert command("prove", str(run.folder)).stdout.split()[-20:] == repr(run.prove()).split()[-20:]
-    assert command("statement", str(run.folder)).stdout.split() == "\n".join(map(repr, run.statements())).split()
-    assert command("report", str(run.folder), "--format", "md").stdout.strip() == run.tables("md").strip()
-    assert run.compare(run).comparison.equal
-    assert "dp-gaussian" in repr(run)
+def test_verify_proves_every_epsilon_runs_cells_again_and_compares(
+    run: fedsim.Run, command: Callable[..., Done], monkeypatch: pytest.MonkeyPatch, bench: Callable[..., Ran]
+) -> None:
+    proved = command("verify", str(run.folder))
+    assert (proved.returncode, "8 of 8 rows proved" in proved.stdout) == (0, True), proved.stdout
+    equal = command("verify", str(run.folder), "--with", str(run.folder))
+    assert (equal.returncode, "equal to the last bit: everything (8 rows)" in equal.stdout) == (0, True)
+    other = bench(small_grid("dp-gaussian"), "other").folder
+    assert "no setting and seed is in both" in command("verify", str(run.folder), "--with", str(other)).stderr
+    assert not fedsim.load(run.folder).verify(with_=run.folder).code
 
 
 def test_a_folder_without_a_run_is_a_mistake(tmp_path: Path) -> None:
@@ -127,38 +111,44 @@ def test_a_folder_without_a_run_is_a_mistake(tmp_path: Path) -> None:
         fedsim.load(tmp_path)
 
 
-def test_a_class_of_a_cell_is_benched_checked_and_verified(
-    folder: Path, monkeypatch: pytest.MonkeyPatch, ray_cluster: None, capsys: pytest.CaptureFixture[str]
+def test_a_saved_generator_gives_a_file_of_synthetic_embeddings_with_its_manifest(
+    tmp_path: Path, bench: Callable[..., Ran], command: Callable[..., Done]
 ) -> None:
-    """On Ray, whose workers have another ``__main__``."""
-    monkeypatch.setattr("fedsim.runs.ray.local_ray", lambda node: nullcontext(RayEngine()))
-    book = Notebook(monkeypatch)
-    book.cell("import fedsim, torch\nfrom torch import nn\nfrom fedsim.methods import DPSGD, DPSGDParams\nWIDTH = 6")
-    book.cell(
-        "class Mine(DPSGD):\n"
-        "    Params = DPSGDParams\n"
-        "    def build(self, clients):\n"
-        "        return Net(nn.Linear(self.task.dim, WIDTH), nn.Linear(WIDTH, self.task.classes))\n"
-        "    def loss(self, model, batch):\n"
-        "        return {'ce': nn.functional.cross_entropy(model(batch.x), batch.y, reduction='none')}\n"
-        "    def classifier(self, server):\n"
-        "        return server.model\n"
-        "class Net(nn.Sequential):\n"
-        "    @torch.no_grad()\n"
-        "    def probabilities(self, x):\n"
-        "        return self(x).softmax(1)\n"
-    )
-    book.cell(
-        "grid = {'dataset': {'name': 'digits', 'limit': 200}, 'clients': 2, 'alpha': 1.0, 'resources': {'clients_per_actor': 'all'}}\n"
-        "run, again = (fedsim.bench(grid, out='run', algorithms=[{'name': Mine, 'params': {'rounds': 2}}]) for _ in range(2))"
-    )
-    run = book.names["run"]
-    assert run.rows[["label", "status", "claim", "params.rounds"]].to_numpy().tolist() == [["Mine", "ok", "stated", 2]]
-    assert "the cell is finished" in capsys.readouterr().out
-    monkeypatch.setattr("fedsim.runs.ray.local_ray", lambda node: nullcontext(InProcess(node)))
-    assert fedsim.load("run", trust_plugin=True).verify()
-    book.cell("checked = fedsim.check(Mine, params={'rounds': 2}, quick=True, trust='aggregate', unit='example', run=run)")
-    assert book.names["checked"].passed
-    assert book.names["checked"].notes == ("run: rows of this code: 1 stated",)
-    with pytest.raises(fedsim.UserError, match="give --trust-plugin if you trust that code"):
-        fedsim.load("run").verify()
+    run = str(bench(small_grid("fedhypevae", epsilon=4.0), "out").folder)
+    out = tmp_path / "made/synth.npz"
+    done = command("synth", run, "--synthesis", "client:3", "--per-class", "5", "--out", str(out))
+    assert done.returncode == 0, done.stderr
+    assert "50 synthetic embeddings of 64 dimensions" in done.stdout
+    with np.load(out) as held:
+        assert np.bincount(held["y"]).tolist() == [5] * 10
+        manifest = json.loads(str(held["manifest"]))
+    assert manifest == json.loads(out.with_suffix(".json").read_text())
+    assert (manifest["unit"], manifest["trust"], manifest["claim"]) == ("example", "aggregate", "proved")
+    refused = command("synth", run, "--synthesis", "client:4", "--out", "more.npz")
+    assert (refused.returncode, refused.stderr.startswith("fedsim: --synthesis client:4: there are 4 clients")) == (2, True)
+
+
+def test_a_generator_leaves_as_a_package_if_its_noise_is_secret_and_is_drawn_from_there(
+    tmp_path: Path, bench: Callable[..., Ran], command: Callable[..., Done]
+) -> None:
+    seeded, secret = (str(bench(small_grid("dp-gaussian", privacy={"noise": noise}), noise).folder) for noise in ("seeded", "secret"))
+    package = tmp_path / "package"
+    assert "may not be released" in command("release", seeded, "--out", str(package)).stderr
+    assert not package.exists()
+    done = command("release", secret, "--out", str(package))
+    assert (done.returncode, "dp-gaussian, ε = 1 at δ = 0.0001, claim proved" in done.stdout) == (0, True), done.stderr
+    assert command("synth", str(package), "--out", str(tmp_path / "synth.npz")).returncode == 0
+    hub = tmp_path / "hub"
+    assert command("synth", secret, "--format", "hf", "--out", str(hub), "--per-class", "3").returncode == 0
+    assert {"README.md", "data"} <= {path.name for path in hub.iterdir()}
+    assert "--repo: means nothing for format npz" in command("synth", secret, "--out", "x.npz", "--repo", "a/b").stderr
+
+
+def test_code_that_a_run_names_runs_only_if_it_is_trusted(folder: Path, bench: Callable[..., Ran], command: Callable[..., Done]) -> None:
+    run = bench(small_grid("dp-gaussian", privacy={"noise": "secret"}), "run").folder
+    Path("evil.py").write_text('open("evil ran", "w").close()\nfrom baselines.dp_gaussian import DPGaussian as X\n')
+    path = run / "trainings.jsonl"
+    path.write_text(path.read_text().replace('"algorithm": "dp-gaussian"', '"algorithm": "evil.py:X"'))
+    done = command("release", str(run), "--out", "package")
+    assert (done.returncode, "give --trust-plugin if you trust that code" in done.stderr) == (2, True)
+    assert not Path("evil ran").exists()

@@ -1,18 +1,13 @@
 """What moves between devices, and what a plug-in that does not move is told."""
 
-from pathlib import Path
-
 import pytest
 import torch
-from cells import quick, small_cells, small_grid
+from cells import quick, small_cells
 from devices import DEVICE, waits
 
 from fedsim.batch import Layout
 from fedsim.device import CPU, device_of, moved, normal
-from fedsim.errors import PluginError
-from fedsim.grid.cells import resolve
 from fedsim.methods.messages import Diagnostic, Message
-from fedsim.planning.rehearsal import rehearse_grid
 from fedsim.training.cohort import HELD, Cohort
 
 FOREIGN = pytest.mark.skipif(DEVICE == CPU, reason="on the CPU every tensor is where it should be")
@@ -91,14 +86,3 @@ def test_auto_is_the_cpu_without_a_share_or_without_cuda() -> None:
     assert device_of("auto", 0.0) == device_of("cpu", 1.0) == CPU
     assert device_of("auto", 0.5).type == ("cuda" if torch.cuda.is_available() else "cpu")
     assert device_of("cuda", 0.5).type == "cuda"
-
-
-@FOREIGN
-def test_a_plug_in_that_leaves_tensors_on_the_cpu_is_told_so_before_anything_runs(folder: Path) -> None:
-    (folder / "left.py").write_text(LEFT_BEHIND)
-    grid = small_grid({"name": f"{folder / 'left.py'}:LeftBehind"})
-    prepared = small_cells("fedavg-linear")
-    resolved = resolve(grid, keep_going=False)
-    assert rehearse_grid(resolved, prepared.data).variants
-    with pytest.raises(PluginError, match=r"left.py:9.*make tensors where the batch is \(batch.x.new_zeros, fedsim.methods.normal\)"):
-        rehearse_grid(resolved, prepared.data, DEVICE)

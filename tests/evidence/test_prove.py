@@ -134,7 +134,7 @@ def test_the_rows_of_a_bench_are_proved_and_their_statement_holds_their_numbers(
     assert rows["fedavg-linear", None].mechanisms is None
     assert Row.from_json(row.to_json()) == row
 
-    done = command("prove", str(ran.folder))
+    done = command("verify", str(ran.folder))
     assert done.returncode == 0, done.stdout
     assert "3 of 7 rows proved" in done.stdout
 
@@ -147,11 +147,11 @@ def test_the_rows_of_a_bench_are_proved_and_their_statement_holds_their_numbers(
 def test_a_changed_row_makes_the_command_fail(folder: Path, command) -> None:
     run = Path("run")
     add_rows(run, counted(cell_id="a"), make_row(cell_id="b", seed=1))
-    assert command("prove", "run").returncode == 1
+    assert command("verify", "run").returncode == 1
     add_rows(run, counted(cell_id="b", seed=1))
-    assert command("prove", "run").returncode == 0
+    assert command("verify", "run").returncode == 0
     add_rows(run, counted(cell_id="b", seed=1, epsilon_spent=0.5))
-    done = command("prove", "run")
+    done = command("verify", "run")
     assert done.returncode == 1
     assert "differs" in done.stdout
 
@@ -162,7 +162,7 @@ def test_a_row_that_is_not_what_its_algorithm_plans_is_not_proved_and_its_method
     twice = [m | {"noise_multiplier": 2 * m["noise_multiplier"]} for m in line["ledger"]["mechanisms"]]
     spent, _ = epsilon([(m["noise_multiplier"], m["sample_rate"], m["count"]) for m in twice], 1e-4)
     add_lines(Path("run/trainings.jsonl"), [line | {"ledger": line["ledger"] | {"mechanisms": twice, "epsilon_spent": spent}}])
-    done = command("prove", "run")
+    done = command("verify", "run")
     assert done.returncode == 1
     assert "and in its plan" in done.stdout
     told = command("statement", "run").stdout
@@ -171,7 +171,7 @@ def test_a_row_that_is_not_what_its_algorithm_plans_is_not_proved_and_its_method
 
 
 def test_a_folder_without_results_is_a_mistake(folder: Path, command) -> None:
-    for name in ("prove", "statement"):
+    for name in ("verify", "statement"):
         done = command(name, "nowhere")
         assert done.returncode == 2
         assert "nowhere" in done.stderr
@@ -223,7 +223,7 @@ def test_data_sets_and_units_are_told_apart_and_clients_of_two_partitions_too() 
 
 def test_a_run_with_secret_noise_tells_what_all_of_it_costs(bench, folder: Path, command) -> None:
     ran = bench(small_grid("dp-gaussian", privacy={"noise": "secret"}, epsilon=[1.0, 4.0], seeds=[0, 1]), "run")
-    told = " ".join(command("prove", str(ran.folder)).stdout.split())
+    told = " ".join(command("verify", str(ran.folder)).stdout.split())
     assert "4 generators of digits[:200] may be released, each under its ε; all of them together cost ε = " in told
     assert "all of them cost together" in ran.folder.joinpath("manifest.json").read_text()
     assert "what all of them cost is the composition" in " ".join(command("statement", str(ran.folder)).stdout.split())
@@ -232,7 +232,7 @@ def test_a_run_with_secret_noise_tells_what_all_of_it_costs(bench, folder: Path,
 def test_a_generator_whose_row_is_not_proved_is_not_told_as_one_that_may_be_released(folder: Path, command) -> None:
     for number in range(2):
         add_rows(Path("run"), released(number))
-    done = command("prove", "run")
+    done = command("verify", "run")
     assert done.returncode == 1
     assert "may be released" not in done.stdout
 

@@ -574,7 +574,7 @@ def test_a_claim_that_its_algorithm_does_not_make_is_refused(package, released):
 
 def test_a_delta_that_would_publish_a_row_is_told_with_every_draw_proof_and_statement(tmp_path, command, bench):
     run = str(bench(small_grid("dp-gaussian", epsilon=4.0, delta=0.01)).folder)
-    for arguments in (("synth", run, "--out", str(tmp_path / "s.npz")), ("prove", run), ("statement", run)):
+    for arguments in (("synth", run, "--out", str(tmp_path / "s.npz")), ("verify", run), ("statement", run)):
         done = command(*arguments)
         assert done.returncode == 0, done.stderr
         assert "δ = 0.01 is not below 1/n = 0.005 for the 200 training rows" in " ".join(done.stdout.split())

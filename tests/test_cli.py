@@ -1,0 +1,114 @@
+"""The adapter: every command is a function of the API."""
+
+import inspect
+import re
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from benches import PATIENCE, Done, interruptible
+
+from fedsim import __version__
+from fedsim.cli import COMMANDS
+
+Fedsim = Callable[..., Done]
+FUNCTIONS = {function.__name__: function for functions in COMMANDS.values() for function in functions}
+
+
+@pytest.fixture
+def fedsim(folder: Path, command: Callable[..., Done]) -> Callable[..., Done]:
+    """Runs the command's entry point in a folder of its own."""
+    return command
+
+
+def test_thirteen_commands_fit_40_rows_of_a_terminal(fedsim: Fedsim, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    lines = fedsim("--help").stdout.splitlines()
+    assert len(lines) < 40
+    assert len(FUNCTIONS) == 13
+    assert [name for name in FUNCTIONS if not any(line.startswith(f"│ {name} ") for line in lines)] == []
+
+
+@pytest.mark.parametrize("name", FUNCTIONS)
+def test_every_parameter_is_an_argument_or_an_option_with_its_help(fedsim: Fedsim, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "200")
+    text = fedsim(name, "--help").stdout
+    entries = re.findall(r"^    (\w+): ", inspect.getdoc(FUNCTIONS[name]) or "", re.M)
+    parameters = [parameter for parameter in inspect.signature(FUNCTIONS[name]).parameters if parameter != "self"]
+    assert {*parameters} <= {*entries}
+    shown = {word.removeprefix("--").removesuffix("...").lower().replace("-", "_") for word in re.findall(r"│ +(?:\* +)?(\S+)", text)}
+    python_alone = {"bench": {"algorithms"}}.get(name, set())
+    assert {p.rstrip("_") for p in parameters} - {*shown, *(f"{word}s" for word in shown)} == python_alone
+
+
+def test_a_grid_is_an_argument_or_an_option_and_not_both(fedsim: Fedsim) -> None:
+    both, none = fedsim("bench", "a.yaml", "--grid", "b.yaml"), fedsim("bench")
+    assert (both.returncode, none.returncode) == (2, 2)
+    assert both.stderr == "fedsim: GRID: a.yaml and --grid b.yaml are both given; give one\n"
+    assert "GRID: is missing" in none.stderr
+    assert "none.yaml: there is no such file" in fedsim("bench", "--grid", "none.yaml").stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["account", "--sigma", "1", "--rounds", "0"], "--rounds: must be above 0"),
+        (["account"], "one of --epsilon and --sigma is needed"),
+        (["bench", "g.yaml", "--in-process", "--address", "auto"], "--in-process: runs nothing on a cluster; leave out --address or"),
+        (["bench", "g.yaml", "--set", "epsilon=[-3]"], "--set epsilon[0]: "),
+        (["check", "dp-gaussian", "--param", "rankk=3"], "--param rankk: unknown key 'rankk'"),
+        (["audit", "dp-gaussian", "--cell", "a"], "--cell: means nothing for dp-gaussian"),
+        (["synth", "run", "--out", "x.csv"], "run: there are no results here"),
+    ],
+)
+def test_a_mistake_is_one_line_that_names_the_option_and_exit_code_2(fedsim: Fedsim, arguments: list[str], said: str) -> None:
+    Path("g.yaml").write_text("algorithms: [dp-gaussian]\n")
+    done = fedsim(*arguments)
+    assert (done.returncode, done.stdout, len(done.stderr.splitlines())) == (2, "", 1)
+    assert said in done.stderr
+    assert [path.name for path in Path().iterdir()] == ["g.yaml"]
+
+
+@pytest.mark.parametrize("arguments", [["bench", "--dry-run", "--grid"], ["report"], ["synth", "--out", "s.npz"]])
+def test_a_path_of_any_length_is_a_mistake_of_one_short_line(fedsim: Fedsim, arguments: list[str]) -> None:
+    done = fedsim(*arguments, "a" * 200_000)
+    assert (done.returncode, len(done.stderr.splitlines())) == (2, 1)
+    assert len(done.stderr) < 1000
+
+
+def test_an_empty_path_names_no_folder(fedsim: Fedsim) -> None:
+    done = fedsim("bench", "g.yaml", "--out", "")
+    assert (done.returncode, "--out" in done.stderr, "is empty" in done.stderr) == (2, True, True)
+
+
+def test_a_terminal_without_columns_and_closed_streams_are_no_reason_to_end(fedsim: Fedsim, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "0")
+    assert "there are no results here" in fedsim("report", "none").stderr
+    for name in ("stdout", "stderr"):
+        monkeypatch.setattr(sys, name, None)
+    assert fedsim("report", "none").returncode == 2
+    with sys.stdout, sys.stderr:
+        assert min(sys.stdout.fileno(), sys.stderr.fileno()) >= 0
+
+
+def test_an_interruption_has_one_word_and_exit_code_130(tmp_path: Path) -> None:
+    (tmp_path / "stop.py").write_text("import os, signal\nos.kill(os.getpid(), signal.SIGINT)\n")
+    script = "import sys; sys.argv = ['fedsim', 'algorithms', 'stop.py:Any']; from fedsim.cli import main; main()"
+    command = [sys.executable, "-c", script]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=PATIENCE, preexec_fn=interruptible)
+    assert (done.returncode, done.stdout, done.stderr) == (130, "interrupted\n", "")
+
+
+def test_version_tells_what_a_paper_cites(fedsim: Fedsim) -> None:
+    told = re.fullmatch(r"fedsim (\S+)(, revision [0-9a-f]{12}(-dirty)?)?\n", fedsim("--version").stdout)
+    assert told is not None
+    assert told[1] == __version__
+
+
+def test_help_loads_neither_torch_nor_ray_nor_pandas(tmp_path: Path) -> None:
+    script = "import sys; sys.argv = ['fedsim', '--help']\nfrom fedsim.cli import main\ntry:\n    main()\nexcept SystemExit:\n    pass\n"
+    check = "print([name for name in ('torch', 'ray', 'pandas', 'matplotlib', 'transformers', 'medmnist') if name in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", script + check], cwd=tmp_path, capture_output=True, text=True, timeout=PATIENCE)
+    assert done.stdout.strip().splitlines()[-1] == "[]"
