@@ -21,7 +21,6 @@ ROOMS = (
     ("report",),
     ("evidence",),
     ("results",),
-    ("planning",),
     ("evaluation",),
     ("training",),
     ("grid",),

@@ -14,7 +14,7 @@ from fedsim.plugins.registry import find_in_working_folder
 from fedsim.words import plain_console
 
 if TYPE_CHECKING:
-    from fedsim.report.plan import Plan
+    from fedsim.runs.plan_view import Plan
 
 
 def bench(
@@ -29,6 +29,7 @@ def bench(
     in_process: bool = False,
     address: str | None = None,
     max_parallel: int | None = None,
+    yes: bool = False,
 ) -> Run | Plan:
     """Run a grid and draw its privacy-utility curves.
 
@@ -46,6 +47,7 @@ def bench(
         in_process: run one cell after another in this process, without Ray: for debuggers and profilers.
         address: of a running Ray cluster; default: start a local one.
         max_parallel: run at most so many cells at a time.
+        yes: run a grid of more than 5,000 cells.
 
     Returns:
         The run, whose plug-ins are trusted, since they ran here; of a dry run the plan.
@@ -80,9 +82,9 @@ def bench(
 
                 files = plug_in_files(variant.name for variant in resolve(checked, keep_going=keep_going).variants)
                 nodes = stack.enter_context(joined_cluster(address, files))
-            prepared = prepare(checked, nodes, max_parallel, keep_going=keep_going, tell=tell)
+            prepared = prepare(checked, nodes, max_parallel, keep_going=keep_going, tell=tell, yes=yes)
         if dry_run:
-            from fedsim.report.plan import Plan
+            from fedsim.runs.plan_view import Plan
 
             return Plan(prepared, folder)
         # a cluster starts only when there is something to run on it

@@ -23,13 +23,13 @@ from fedsim.grid.models import Grid
 from fedsim.interrupts import INTERRUPTED
 from fedsim.partition.matrix import MOST_PANELS, write_partitions
 from fedsim.plugins.notebook import keep_sources
-from fedsim.report.plan import show_refused, show_warnings
 from fedsim.results.join import Entry, Lines
 from fedsim.results.store import ResultStore
 from fedsim.runs.display import Display, outcome
 from fedsim.runs.engine import ClusterLost, Engine, InProcess, by_token
 from fedsim.runs.jobs import Job, JudgingJob, RunContext, TrainingJob, audit_of, check_of, checked_facts, references_of
 from fedsim.runs.manifest import write_manifest
+from fedsim.runs.plan_view import show_refused, show_warnings
 from fedsim.runs.prepare import Prepared, label_matrices
 from fedsim.runs.scheduler import Scheduler
 from fedsim.training.trial import Trial

@@ -14,8 +14,8 @@ from fedsim.methods.contract import CROWD_ROWS, TRIED_ROWS
 from fedsim.methods.dp_sgd import DPSGD
 from fedsim.methods.local_training import LocalDPSGD
 from fedsim.methods.one_shot import OneShot
-from fedsim.planning import rehearsal
 from fedsim.plugins.places import FEDSIM
+from fedsim.training import rehearsal
 
 ENGINE_FIX = (
     "mend what is named: a layer that uses the batch or draws by itself, or a parameter outside of a layer (which engine: vmap takes)"

@@ -5,7 +5,7 @@ import pytest
 import torch
 from cells import quick, small_cells
 
-from fedsim.report.plan import Plan, parts_of
+from fedsim.runs.plan_view import Plan, parts_of
 from fedsim.training.trial import run_trial
 
 

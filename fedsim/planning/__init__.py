@@ -1,1 +1,0 @@
-"""Before anything runs: a grid made ready, a method tried on made-up rows."""
