@@ -1,5 +1,6 @@
 """Made-up rows of a grid, as a real bench would write them; and the row of a cell that ran here."""
 
+import json
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -16,6 +17,17 @@ from fedsim.results.trained import keep_state
 from fedsim.runs.prepare import Prepared
 from fedsim.training.trial import Outcome, Trial, run_trial
 
+AUDIT = ("epsilon_lower", "epsilon_any", "method", "pairs", "canary_ratio", "params")
+CELL = (
+    *("source", "algorithm", "label", "params", "dataset_hash", "public", "public_hash", "public_licence", "clients", "seed", "noise"),
+    *("delta", "unit", "trust"),
+)
+PLAN = ("epsilon_target", "delta", "trust", "scope", "claim", "sigma", "clip", "sensitivity", "selection")
+LINE = (
+    *("dataset", "alpha", "yields", "train_rows", "train_groups", "parameters", "uplink_bytes", "downlink_bytes"),
+    *("seconds", "versions"),
+)
+"""The fields of a row that an audit, a cell, a plan and the line of a training hold by the same names."""
 ERROR = {"type": "ValueError", "message": "rows hold NaN", "traceback": "Traceback (most recent call last):\nValueError"}
 
 
@@ -70,8 +82,55 @@ def make_failed(**fields: Any) -> Row:
 
 
 def add_rows(folder: Path, *rows: Row) -> None:
-    """Write rows into a folder without result lines, which is then read from them alone."""
-    add_lines(folder / "results.jsonl", (row.model_dump() for row in rows))
+    """Write the result lines that give these rows, and the cells of a manifest."""
+    path = folder / "manifest.json"
+    manifest = json.loads(path.read_text()) if path.exists() else {}
+    cells = {cell["cell_id"]: cell for cell in manifest.get("cells", [])}
+    for row in rows:
+        key = f"t-{row.cell_id}"
+        references = {f"ceiling-{key}": row.ceiling_balanced_accuracy, f"local-only-{key}": row.local_only_balanced_accuracy}
+        cells[row.cell_id] = {"cell_id": row.cell_id, "label": row.label, "training_id": key, "audit": key}
+        cells[row.cell_id] |= dict(zip(("ceiling", "local_only"), references, strict=True))
+        add_lines(folder / "trainings.jsonl", [training_of(row, key)])
+        judged = [] if row.status in ("failed", "unaccounted") else [judgement_of_row(row, key)]
+        add_lines(folder / "judgements.jsonl", judged)
+        for name, score in references.items():
+            scores = {"balanced_accuracy": score, "accuracy": row.ceiling_accuracy, "mean": score, "clients": []}
+            add_lines(folder / "references.jsonl", [{"reference": name, **scores}] if score else [])
+        audit = {name: getattr(row, f"audit_{name}") for name in AUDIT} | {"refuted": row.status == "refuted"}
+        add_lines(folder / "audits.jsonl", [{"audit": key, "claim": key, **audit}] if audit["method"] or audit["refuted"] else [])
+    path.write_text(json.dumps(manifest | {"cells": list(cells.values())}))
+
+
+def training_of(row: Row, key: str) -> dict[str, Any]:
+    """The line of a row's training."""
+    fields = row.model_dump()
+    cell = {name: fields[name] for name in CELL} | {"cell_id": row.cell_id, "epsilon": row.epsilon_target}
+    cell |= {"partition": {"scheme": row.scheme}, "evaluation": (row.evaluation or {}) | {"unseen": row.unseen}, "unit_column": row.unit}
+    cell["tuning"] = row.tuning and row.tuning.model_dump(exclude={"chosen", "trained"})
+    release = {"name": "release", "sample_rate": row.sample_rate, "steps": row.steps or 0, "main": True, "relative_noise": 1.0}
+    ledger = {name: fields[name] for name in ("epsilon_spent", "accountant", "mechanisms", "noise_at", "counted_by")}
+    ledger["unaccounted"] = row.error.message if row.error and row.status == "unaccounted" else ""
+    private = row.epsilon_target is not None
+    return {
+        "training_id": key,
+        "error": fields["error"] if row.status == "failed" else None,
+        "cell": cell,
+        "plan": {name: fields[name] for name in PLAN} | {"releases": [release]} if private else None,
+        "ledger": ledger if private else None,
+        "task": {"classes": round(1 / row.chance) if row.chance else 10},
+        "partition": row.partition_hash,
+        "state": row.generator,
+        "trials": row.tuning and row.tuning.trained,
+        **{name: fields[name] for name in LINE},
+    }
+
+
+def judgement_of_row(row: Row, key: str) -> dict[str, Any]:
+    """The line of a row's judgement."""
+    same = {name: getattr(row, name) for name in ("cell_id", "judged", "tested", "label_shares", "scores")}
+    shown = {"training_id": key, "error": None, "seconds": row.judge_seconds or 0.0, "recalls": row.recall_per_class}
+    return same | shown | {"evaluation": row.evaluation or {}, "clients": []}
 
 
 def add_lines(path: Path, lines: Iterable[Mapping[str, Any]]) -> None:

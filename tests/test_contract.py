@@ -128,7 +128,7 @@ def test_an_infinite_epsilon_adds_no_noise(name: str) -> None:
 
 @pytest.mark.parametrize("name", [name for name in SHIPPED if "clip" in lookup(name).Params.model_fields])
 def test_a_clip_norm_that_bounds_nothing_is_refused_in_a_line_where_noise_is_asked_for(name: str) -> None:
-    with pytest.raises(UserError, match=r"(?s)clip.*inf is not a (positive, )?finite number"):
+    with pytest.raises(UserError, match=r"(?s)clip.*finite number"):
         small_cells({"name": name, "params": {"clip": float("inf")}}, epsilon=1.0)
 
 

@@ -20,9 +20,8 @@ from fedsim.errors import PluginError, UserError
 from fedsim.methods.algorithm import Algorithm, solved_plan
 from fedsim.methods.messages import PublicRows, Task
 from fedsim.plugins.claims import allowed
-from fedsim.plugins.notebook import name_of
 from fedsim.plugins.places import blamed, line_of, said
-from fedsim.plugins.registry import lookup
+from fedsim.plugins.registry import lookup, name_of
 from fedsim.privacy.plan import Trust, Unit
 from fedsim.report.terminal import frame_table
 from fedsim.words import Printed, plain, spelled
@@ -96,7 +95,7 @@ def describe(name: str | type, where: str = "fedsim algorithms") -> Description:
     """Describe an algorithm.
 
     Args:
-        name: a registered name, an entry point, or a path; or the class, also one that a notebook defines.
+        name: a registered name, an entry point, or a path; or the class.
         where: the place to name in an error.
 
     Raises:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from fedsim.api.run import Run
 from fedsim.errors import UserError
 from fedsim.interrupts import INTERRUPTED, kept_handlers
-from fedsim.plugins.registry import find_in_working_folder
+from fedsim.plugins.registry import NOTEBOOK, check_importable, find_in_working_folder
 from fedsim.words import plain_console
 
 if TYPE_CHECKING:
@@ -40,7 +40,8 @@ def bench(
         grid: a grid file (YAML); in Python also a mapping as one has it, whose paths are relative to the working folder.
         out: the run folder; default: ``runs/<name of the grid>``.
         set: replace a value of the grid, as often as needed: ``alpha=[0.3]``, ``resources.device=cpu``; in Python also a mapping.
-        algorithms: more methods: names, mappings of ``name``, ``params`` and ``label``, or classes.
+        algorithms: more methods: names, mappings of ``name``, ``params`` and ``label``, or classes; with one that a notebook defines all
+            runs in this process.
         dry_run: show cells, noise, partitions, memory and time, and run nothing.
         retry_failed: run failed cells again.
         keep_going: leave out algorithms whose plug-in is refused; exit code 1.
@@ -65,6 +66,10 @@ def bench(
 
     find_in_working_folder()
     checked = load_grid(grid, set, algorithms)
+    for name in (entry.name for entry in checked.algorithms if entry.name.startswith(NOTEBOOK)):
+        if address is not None or checked.check or checked.audit:
+            check_importable(name, "a cluster, checks and audits need others")
+        in_process = True
     folder = Path("runs") / checked.name if out is None else Path(out)
     if not dry_run:  # before anything that takes time
         ResultStore(folder).check_free()

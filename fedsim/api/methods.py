@@ -13,8 +13,7 @@ import yaml
 from fedsim.api.run import Run
 from fedsim.errors import UserError
 from fedsim.interrupts import kept_handlers
-from fedsim.plugins.notebook import name_of
-from fedsim.plugins.registry import find_in_working_folder
+from fedsim.plugins.registry import check_importable, find_in_working_folder, name_of, own_errors
 from fedsim.privacy.plan import Trust, Unit
 from fedsim.words import Printed, plain_console, print_line, wide_console
 
@@ -53,12 +52,14 @@ class Checked(Printed):
     Attributes:
         name: of the algorithm.
         findings: of every check in every setting.
-        notes: what rows of this code claim now, a sentence for every run folder that the check was for.
+        notes: what the checks of rows of this code say now, a sentence for every run folder that the check was for.
+        verbose: whether all findings are printed.
     """
 
     name: str
     findings: tuple[CheckResult, ...]
     notes: tuple[str, ...] = ()
+    verbose: bool = False
 
     @property
     def passed(self) -> bool:
@@ -71,10 +72,12 @@ class Checked(Printed):
         return 0 if self.passed else 1
 
     def show(self, console: Console) -> None:
-        """Print a row for every check and distinct verdict."""
-        from fedsim.evidence.check.check import findings_table
+        """Print how many passed, and a row for every fault; of a ``verbose`` check for all that was seen."""
+        from fedsim.evidence.check.check import findings_table, in_a_line
 
-        console.print(findings_table(self.name, self.findings))
+        print_line(console, in_a_line(self.name, self.findings))
+        if self.verbose or not self.passed:
+            console.print(findings_table(self.findings, verbose=self.verbose))
         for note in self.notes:
             print_line(console, note)
 
@@ -86,6 +89,7 @@ def check(
     unit: Unit | None = None,
     trust: Trust | None = None,
     quick: bool = False,
+    verbose: bool = False,
     run: Iterable[Run | Path | str] | Run | Path | str = (),
 ) -> Checked:
     """Look for what would void an algorithm's proof.
@@ -98,39 +102,32 @@ def check(
         params: a parameter that differs from its default, as often as needed: ``latent=16``; in Python also a mapping.
         unit: this one only; default: all that the class states.
         trust: this one only; default: all that the class states.
-        quick: three rounds and few pairs of neighbouring data sets: seconds in place of a minute, but less is seen.
-        run: a run folder whose rows of this code claim what follows: ``checked`` where a full check passed; as often as needed.
+        quick: 40 random pairs of neighbouring data sets in place of 400: less is seen.
+        verbose: print all that was seen.
+        run: a run folder whose rows of this code say in ``check`` what follows: ``passed``, ``failed`` or nothing; as often as needed.
 
     Raises:
         UserError: the algorithm, a parameter or every setting does not do, or a folder is no run.
     """
-    import torch
-
     from fedsim.evidence.audit.setting import parameters
     from fedsim.evidence.check.check import check_algorithm, check_lines
     from fedsim.evidence.check.subject import DELTA, EPSILON
-    from fedsim.plugins.own_errors import own_errors
     from fedsim.results.store import ResultStore
 
     runs = [run] if isinstance(run, Run | Path | str) else list(run)
     stores = [ResultStore(one.folder if isinstance(one, Run) else one) for one in runs]
     for store in stores:
         store.folder.check()
-    name, texts, threads = _named(algorithm), _texts(params), torch.get_num_threads()
-    # on so small tensors a second thread only waits
-    torch.set_num_threads(1)
-    try:
-        with own_errors(name):
-            in_a_grid = parameters(name, texts, "example", "aggregate", EPSILON, DELTA)
-            findings = tuple(check_algorithm(name, texts, unit, trust, quick=quick))
-    finally:
-        torch.set_num_threads(threads)
+    name, texts = _named(algorithm), _texts(params)
+    with own_errors(name):
+        in_a_grid = parameters(name, texts, "example", "aggregate", EPSILON, DELTA)
+        findings = tuple(check_algorithm(name, texts, unit, trust, quick=quick))
     lines = check_lines(name, in_a_grid, findings, quick=quick)
-    return Checked(name, findings, tuple(_noted(store, lines) for store in stores))
+    return Checked(name, findings, tuple(_noted(store, lines) for store in stores), verbose)
 
 
 def _noted(store: ResultStore, lines: list[dict[str, Any]]) -> str:
-    """Write a check's lines into a run folder; what its rows of that code claim now, in words."""
+    """Write a check's lines into a run folder; what the checks of its rows of that code say now, in words."""
     from fedsim.results.grid_rows import read_results
 
     if lines:
@@ -138,8 +135,8 @@ def _noted(store: ResultStore, lines: list[dict[str, Any]]) -> str:
     results = read_results(store.folder.path)
     results.write()
     rows = [row for row in results.rows if lines and row.source == lines[0]["source"]]
-    claims = ", ".join(f"{count} {claim}" for claim, count in Counter(str(row.claim) for row in rows).items())
-    return f"{store.folder.path}: rows of this code: {claims or 'none'}"
+    ends = ", ".join(f"{count} {check}" for check, count in Counter(row.check or "unchecked" for row in rows).items())
+    return f"{store.folder.path}: rows of this code: {ends or 'none'}"
 
 
 @dataclass(frozen=True, repr=False)
@@ -207,7 +204,6 @@ def audit(
 
     from fedsim.evidence.audit.audit import AuditRun
     from fedsim.evidence.audit.setting import brief, parameters, setting_of
-    from fedsim.plugins.own_errors import own_errors
     from fedsim.results.store import ResultStore
 
     if not isinstance(algorithm, type) and Path(algorithm).is_dir():
@@ -246,7 +242,9 @@ def _attacked(folder: Path, cell: str | None, *, trust_plugin: bool) -> Audited:
 
 def _named(algorithm: str | type) -> str:
     find_in_working_folder()
-    return name_of(algorithm) if isinstance(algorithm, type) else algorithm
+    name = name_of(algorithm) if isinstance(algorithm, type) else algorithm
+    check_importable(name, "checks and audits run in fresh ones")
+    return name
 
 
 def _texts(params: Given) -> list[str]:

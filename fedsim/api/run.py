@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from fedsim.errors import UserError
 from fedsim.interrupts import kept_handlers
-from fedsim.plugins.notebook import take_sources
 from fedsim.results.folder import RunFolder
 from fedsim.words import Printed, plain_console, print_line, wide_console
 
@@ -20,7 +19,7 @@ if TYPE_CHECKING:
 
     from fedsim.report.board import Board
     from fedsim.results.generators import SavedGenerator
-    from fedsim.results.grid_rows import GridResults, OlderResults
+    from fedsim.results.grid_rows import GridResults
 
 Order = Literal["given", "best", "name"]
 Spread = Literal["ci95", "sd", "range"]
@@ -41,10 +40,6 @@ class Run(Printed):
     folder: Path
     trust_plugin: bool = False
     code: int = 0
-
-    def __post_init__(self) -> None:
-        if self.trust_plugin:
-            take_sources(RunFolder(self.folder).methods)
 
     @property
     def rows(self) -> pd.DataFrame:
@@ -229,7 +224,7 @@ class Run(Printed):
     def release(self, out: Path, *, cell: str | None = None) -> str:
         """Write a generator that may leave the simulation.
 
-        It leaves under its ε, as two files; it needs secret noise, and a claim that is proved or checked.
+        It leaves under its ε, as two files; it needs secret noise, and a claim that is proved, or stated and checked.
 
         Args:
             out: the folder of the package: tensors, and the facts about them.
@@ -238,9 +233,14 @@ class Run(Printed):
         Raises:
             UserError: there is no such generator, or it may not leave.
         """
+        from fedsim.evidence.prove import proofs_of
         from fedsim.results.generators import release
 
-        path, facts = release(self.folder, cell, Path(out), trust_plugin=self.trust_plugin)
+        row = self.generator(cell).facts.row
+        (proof,) = proofs_of([row], self._results, trust_plugin=self.trust_plugin)
+        if proof.verdict == "differs":
+            raise UserError(f"{self.folder}, cell {row.cell_id}", f"is not proved: {proof.why}", "run the cell again in a new folder")
+        path, facts = release(self.folder, row.cell_id, Path(out), trust_plugin=self.trust_plugin)
         assert facts.plan is not None
         return f"{path}: {facts.cell.label}, ε = {facts.plan.epsilon_target:g} at δ = {facts.plan.delta:g}, claim {facts.plan.claim}"
 
@@ -256,16 +256,16 @@ class Run(Printed):
         Raises:
             UserError: there is no such cell, or there are several.
         """
+        from fedsim.evidence.prove import proofs_of
         from fedsim.report.statement import statements
         from fedsim.report.typeset import typeset_statement
-        from fedsim.results.contradictions import cross_check
 
-        rows, ids = self._results.rows, None
+        rows, ids = (results := self._results).rows, None
         if cell is not None:
             ids = [row.cell_id for row in rows if row.cell_id.startswith(cell)]
             if len(ids) != 1:
                 raise UserError(f"cell {cell}", f"{len(ids) or 'no'} cells of {self.folder} have such an id", "give one of results.jsonl")
-        stated = statements(rows, lambda row: cross_check(row, trust_plugin=self.trust_plugin), ids)
+        stated = statements(rows, proofs_of(rows, results, trust_plugin=self.trust_plugin), ids)
         return "\n\n".join(typeset_statement(text) if format == "latex" else "\n".join(text.lines) for text in stated)
 
     def verify(self, *, rerun: int = 0, cells: Sequence[str] = (), with_: Path | None = None) -> Verified:
@@ -281,15 +281,15 @@ class Run(Printed):
         Raises:
             UserError: no cell can be repeated, the grid is not that of its cells, or the folders share nothing.
         """
-        from fedsim.evidence.prove import Proofs, prove
+        from fedsim.evidence.prove import Proofs, proofs_of
         from fedsim.report.comparison import compare_folders
-        from fedsim.results.grid_rows import every_row
 
-        RunFolder(self.folder).check()
+        results = self._results
         if with_ is not None:
             compared = compare_folders(self.folder, Path(with_))
             return Verified((compared,), compared.comparison.equal)
-        proofs = Proofs(self.folder.resolve().name, tuple(prove(row, trust_plugin=self.trust_plugin) for row in every_row(self.folder)))
+        found = proofs_of(results.every_row(), results, trust_plugin=self.trust_plugin)
+        proofs = Proofs(self.folder.resolve().name, tuple(found))
         equal = self._run_again(rerun, cells) if rerun or cells else True
         return Verified((proofs,), proofs.sound and equal)
 
@@ -316,7 +316,7 @@ class Run(Printed):
         console.print(shown)
 
     @property
-    def _results(self) -> GridResults | OlderResults:
+    def _results(self) -> GridResults:
         from fedsim.results.grid_rows import read_results
 
         RunFolder(self.folder).check()
@@ -361,17 +361,19 @@ def board(runs: Sequence[Path], *, out: Path | None = None, trust_plugin: bool =
     """
     from fedsim.evidence.prove import prove
     from fedsim.files import replaced
-    from fedsim.report.board import Board
+    from fedsim.report.board import EXACT, Board
     from fedsim.report.choice import pooled_rows
+    from fedsim.results.grid_rows import read_results
 
     as_: Any = out and Path(out).suffix[1:]
     if out is not None and as_ not in ("md", "html", "csv"):
         raise UserError(f"out {out}", "does not say the format", "give a file that ends in .md, .html or .csv")
-    made = Board.of([prove(row, trust_plugin=trust_plugin) for row in pooled_rows(runs)])
+    lines = {cell: line for run in runs for cell, line in read_results(run).trainings.items()}
+    made = Board.of([prove(row, lines[row.cell_id], trust_plugin=trust_plugin) for row in pooled_rows(runs)])
     if out is not None:
         with replaced(Path(out)) as part:
             part.write_text(made.text(as_) + "\n", encoding="utf-8")
-        print_line(plain_console(), f"board: {out}")
+        print_line(plain_console(), f"board: {out}; {EXACT}")
     return made
 
 

@@ -33,7 +33,7 @@ class MyMethodParams(DPSGDParams):
 class MyMethod(DPSGD):
     """One encoder and one decoder for all clients, trained on every example's negative ELBO."""
 
-    # What rows and `fedsim algorithms` cite. The claim is `stated`, and `checked` once `fedsim check --run` has passed: the base class
+    # What rows and `fedsim algorithms` cite. The claim is `stated`; the column `check` says how `fedsim check --run` ended. The base class
     # clips, noises and counts, and that the loss is per example is your word; `noised: shared` is `heuristic`.
     source = "Kingma and Welling 2014, arXiv 1312.6114; Sohn et al. 2015"
     Params = MyMethodParams

@@ -1,33 +1,50 @@
-"""Rows proved again: every epsilon recomputed from the row alone, by an accountant that is not the one that counted.
+"""Rows proved again: every epsilon by an accountant that is not the one that counted, every plan by the algorithm that made it.
 
-And what several releases of the same data cost together: the composition of all their mechanisms.
+What is proved is the line of a training: its ledger is its plan, its plan is what its algorithm plans for its task, and its epsilon is what
+its mechanisms spend. And what several releases of the same data cost together: the composition of all their mechanisms.
 """
 
 from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
 from functools import lru_cache
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import numpy as np
+from pydantic import TypeAdapter
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from fedsim.errors import UserError
 from fedsim.files import unread
+from fedsim.grid.models import Tuning
+from fedsim.json_lines import decode, dump, load, reasons
+from fedsim.plugins.claims import may_leave
+from fedsim.plugins.code_hash import source_hash
+from fedsim.plugins.registry import check_installed, lookup
 from fedsim.privacy.accountant import INTEGER_ORDERS, ORDERS
 from fedsim.privacy.mechanism import Mechanism, merged
-from fedsim.privacy.plan import RELEASABLE
-from fedsim.privacy.selection import Curve, Selection, composed_by_renyi, composed_event, converted
-from fedsim.results.contradictions import MOST_ABOVE, MOST_BELOW, cross_check, impossible, large_deltas, ratio, within_row
+from fedsim.privacy.plan import Claim, PrivacyPlan
+from fedsim.privacy.selection import SCORE, SEEN, Curve, Selection, composed_by_renyi, composed_event, converted
+from fedsim.results.grid_rows import GridResults
 from fedsim.results.groups import grouped
-from fedsim.results.rows import Row
+from fedsim.results.join import Line
+from fedsim.results.rows import Row, large_deltas
 from fedsim.words import Printed, at_most, number, print_line
 
+if TYPE_CHECKING:
+    from fedsim.methods.algorithm import Algorithm
+
 Verdict = Literal["proved", "differs", "not proved", "no claim"]
+MOST_ABOVE, MOST_BELOW = 0.01, 1e-3
+"""Relative differences by which a tight accountant may be above another that is still agreement, and below, where a row would claim less
+than it spent."""
+_SOLVED = 2e-3
+"""Relative difference of noise that was solved with two versions of an accountant."""
 _FINEST, _MESH = 1e-4, 0.02
 _MOST_POINTS = 1e8
 """Of a loss distribution; as many take some GiB."""
@@ -39,8 +56,8 @@ class Proof:
 
     Attributes:
         row: the row.
-        verdict: whether they agree; ``not proved`` where the row does not hold what it takes, ``no claim`` where it claims no epsilon.
-        why: what is missing, differs or was not compared; "" where nothing is.
+        verdict: whether they agree; ``not proved`` where that cannot be computed, ``no claim`` where it claims no epsilon.
+        why: what differs or was not compared; "" where nothing is.
         epsilon: recomputed.
     """
 
@@ -52,42 +69,124 @@ class Proof:
     @property
     def ratio(self) -> float | None:
         """The row's epsilon over the recomputed one."""
-        return None if self.row.epsilon_spent is None or self.epsilon is None else ratio(self.row.epsilon_spent, self.epsilon)
+        spent, epsilon = self.row.epsilon_spent, self.epsilon
+        return None if spent is None or epsilon is None else 1.0 if spent == epsilon else spent / epsilon if epsilon else math.inf
 
 
-def prove(row: Row, *, trust_plugin: bool = False) -> Proof:
-    """Recompute a row's epsilon from its mechanisms and its delta, and cross-check the rest (:func:`cross_check`).
+_NO_CLAIM = {
+    "failed": "",
+    "unaccounted": "unaccounted: nothing is known of its ε, and the row claims none",
+    "refuted": "refuted: an audit contradicts the ε that the row claimed",
+}
+
+
+def prove(row: Row, line: Line, *, trust_plugin: bool = False) -> Proof:
+    """Compare ledger, plan and epsilon of a training with each other, with the algorithm's plan, and with dp-accounting.
 
     By dp-accounting's privacy loss distribution (pessimistic, both orders, connecting the dots), or its Rényi accountant where the row's
     is one.
 
     Args:
-        row: the row.
-        trust_plugin: also rebuild the plan of an algorithm that is a file or a module that is not installed.
+        row: the row of a cell.
+        line: of its training.
+        trust_plugin: also rebuild the plan of an algorithm that is the path of a class.
     """
-    if row.epsilon_target is None or math.isinf(row.epsilon_target) or row.status == "failed":
-        contradictions = within_row(row).contradictions
-        return Proof(row, "differs" if contradictions else "no claim", "; ".join(contradictions))
-    if row.status == "unaccounted":
-        return Proof(row, "no claim", "unaccounted: nothing is known of its ε, and the row claims none")
-    if row.status == "refuted":
-        return Proof(row, "no claim", "refuted: an audit contradicts the ε that the row claimed")
-    missing = [name for name in ("mechanisms", "delta", "epsilon_spent", "relation", "sensitivity") if getattr(row, name) is None]
-    if missing:
-        older = "; it is older than these fields" if "mechanisms" in missing else ""
-        return Proof(row, "not proved", f"the row does not hold its {', '.join(missing)}{older}")
-    assert row.mechanisms is not None
-    assert row.delta is not None
-    if numbers := impossible(row):
-        return Proof(row, "differs", "; ".join(numbers))
+    if row.epsilon_target is None or math.isinf(row.epsilon_target) or row.status in _NO_CLAIM:
+        return Proof(row, "no claim", _NO_CLAIM.get(row.status, ""))
+    plan: PrivacyPlan = TypeAdapter(PrivacyPlan).validate_json(dump(line["plan"]))
+    ran = row.mechanisms or ()
     try:
-        epsilon = (
-            recomputed(row.mechanisms, row.delta, row.accountant == "rdp") if row.selection is None else searched(row.selection, row.delta)
-        )
+        costly = merged(ran)
+        epsilon = recomputed(ran, plan.delta, row.accountant == "rdp") if plan.selection is None else searched(plan.selection, plan.delta)
     except (ArithmeticError, ValueError, MemoryError) as error:  # of numbers that no training has
         return Proof(row, "not proved", f"dp-accounting cannot compose its mechanisms ({unread(error)})")
-    checked = cross_check(row, composed=epsilon, trust_plugin=trust_plugin)
-    return Proof(row, "differs" if checked.contradictions else "proved", "; ".join((*checked.contradictions, *checked.notes)), epsilon)
+    proof = Proof(row, "proved", epsilon=epsilon)
+    faults = []
+    if not 1 - MOST_BELOW <= (proof.ratio or 0.0) <= 1 + MOST_ABOVE:
+        loose = ", a bound that holds and is loose" if (proof.ratio or 0.0) > 1 else ""
+        faults.append(f"ε is {proof.ratio or 0.0:.3f} of what its mechanisms spend{loose}")
+    if not _alike(list(map(asdict, costly)), list(map(asdict, merged(plan.mechanisms)))):
+        faults.append("what ran is not what was planned")
+    if plan.selection is not None and not _alike_any(merged(one for one in ran if one.release != SCORE), plan.selection.trainings):
+        faults.append("its mechanisms are those of no training that its search pays for")
+    if row.tuning is not None and row.trust == "silo":
+        faults.append(f"its parameters were chosen by a search under trust: silo: {SEEN}")
+    differences, note = _against_algorithm(line, plan, trust_plugin=trust_plugin)
+    faults += differences
+    return Proof(row, "differs" if faults else "proved", "; ".join(faults) or note, epsilon)
+
+
+def proofs_of(rows: Sequence[Row], results: GridResults, *, trust_plugin: bool = False) -> list[Proof]:
+    """The proofs of rows of a run, each by the line of its training."""
+    return [prove(row, results.trainings[row.cell_id], trust_plugin=trust_plugin) for row in rows]
+
+
+def _against_algorithm(line: Line, plan: PrivacyPlan, *, trust_plugin: bool) -> tuple[list[str], str]:
+    """Where a plan is not what its algorithm makes of the cell, and why that was not compared, or says nothing."""
+    cell = line["cell"]
+    try:
+        if not trust_plugin:
+            check_installed(cell["algorithm"], "")
+    except UserError:
+        return [], "its plan was not rebuilt: its algorithm is a plug-in, whose code only runs with --trust-plugin"
+    try:
+        cls = lookup(cell["algorithm"])
+    except UserError as error:
+        return [], f"its plan was not rebuilt: {error}"
+    try:
+        made = _made(cls, dump([cell["params"], cell["tuning"], line["task"], cell["epsilon"], cell["delta"]]))
+        differences = ["its algorithm plans none"] if made is None else list(_differences(plan, made))
+    except (Exception, SystemExit) as error:  # whatever an algorithm makes of parameters that it was not given
+        why = "; ".join(reasons(error)) if isinstance(error, Exception) else "it exits"
+        differences = [f"its algorithm makes no plan of its parameters ({why})"]
+    if differences and cell["source"] != source_hash(cls):
+        return [], f"the code here is not the one that ran, and differs: {'; '.join(differences)}"
+    return differences, ""
+
+
+@lru_cache(maxsize=4096)
+def _made(cls: type[Algorithm], facts: str) -> PrivacyPlan | None:
+    """The plan of a cell; of a tuned one that of the candidate with its parameters.
+
+    Raises:
+        ValueError: a tuned cell has no such candidate.
+    """
+    from fedsim.evaluation.plans import plans_of
+    from fedsim.methods.messages import PublicRows, Task  # late: they import torch
+
+    params, tuning, task, epsilon, delta = decode(load(facts))
+    how = tuning and Tuning.model_validate_json(dump(tuning))
+    known = Task(**task, public=PublicRows.made_up(task["dim"], task["classes"]))
+    for candidate in plans_of(cls, params, how, known, epsilon, delta):
+        if how is None or dump(candidate.params) == dump(params):
+            return candidate.plan
+    raise ValueError("its parameters are no point of the space that was searched")
+
+
+def _differences(plan: PrivacyPlan, made: PrivacyPlan) -> Iterator[str]:
+    """Where a plan says otherwise than another; a claim may be the weaker one."""
+    claims = get_args(Claim)
+    if claims.index(plan.claim) < claims.index(made.claim):
+        yield f"it claims '{plan.claim}' and its algorithm '{made.claim}'"
+    there = asdict(made)
+    for name, value in asdict(plan).items():
+        if name != "claim" and not _alike(value, there[name]):
+            yield f"its {name} is {value} and in its algorithm's plan {there[name]}"
+
+
+def _alike(one: Any, other: Any) -> bool:
+    """Whether two values are the same, numbers as nearly as accountants solve them."""
+    if isinstance(one, Mapping) and isinstance(other, Mapping):
+        return one.keys() == other.keys() and all(_alike(value, other[name]) for name, value in one.items())
+    if isinstance(one, list | tuple) and isinstance(other, list | tuple):
+        return len(one) == len(other) and all(map(_alike, one, other))
+    if isinstance(one, float) and isinstance(other, float):
+        return math.isclose(one, other, rel_tol=_SOLVED)
+    return bool(one == other)
+
+
+def _alike_any(training: Sequence[Mechanism], others: Sequence[Sequence[Mechanism]]) -> bool:
+    return any(_alike(list(map(asdict, training)), list(map(asdict, merged(other)))) for other in others)
 
 
 @lru_cache(maxsize=4096)
@@ -199,7 +298,7 @@ def proofs_words(proofs: Sequence[Proof]) -> str:
     """How many rows are proved, in a sentence."""
     counts = Counter(proof.verdict for proof in proofs)
     limits = f"at most {MOST_BELOW:.1%} below and {MOST_ABOVE:.0%} above"
-    parts = [f"{counts['proved']} of {len(proofs)} rows proved: each ε is what dp-accounting computes from the row alone, {limits}"]
+    parts = [f"{counts['proved']} of {len(proofs)} rows proved: each plan is its algorithm's, each ε what dp-accounting computes, {limits}"]
     others: dict[Verdict, str] = {"differs": "differ", "not proved": "cannot be proved", "no claim": "claim no ε"}
     parts += [f"{counts[verdict]} {words}" for verdict, words in others.items() if counts[verdict]]
     return "; ".join(parts)
@@ -255,7 +354,14 @@ def _units(row: Row) -> tuple[str | None, str | None]:
 
 def _releasable(rows: Sequence[Row]) -> Iterator[Row]:
     for row in rows:
-        if row.generator and row.noise == "secret" and row.status == "ok" and row.claim in RELEASABLE and row.mechanisms and row.delta:
+        if (
+            row.generator
+            and row.noise == "secret"
+            and row.status == "ok"
+            and may_leave(row.claim, row.check)
+            and row.mechanisms
+            and row.delta
+        ):
             yield row
 
 

@@ -29,9 +29,8 @@ from pydantic import (
 from fedsim.data.spec import DatasetSpec, EncoderSpec
 from fedsim.models.probe import PROBE_C
 from fedsim.partition import PartitionSpec
-from fedsim.plugins import places
-from fedsim.plugins.code_hash import NOTEBOOK
-from fedsim.plugins.notebook import name_of
+from fedsim.plugins import code_hash
+from fedsim.plugins.registry import name_of
 from fedsim.privacy.plan import MOST_DELTA, Trust, Unit
 from fedsim.privacy.selection import Distribution
 from fedsim.words import json_number
@@ -338,9 +337,9 @@ class AlgorithmEntry(_Model):
     def within(self, folder: Path) -> AlgorithmEntry:
         """The same algorithm with the path of its file taken from ``folder``; what it is called stays."""
         file, _, cls = self.name.rpartition(":")
-        if not file.endswith(".py") or file.startswith(NOTEBOOK):
+        if not file.endswith(".py"):
             return self
-        return self.model_copy(update={"name": f"{places.shown(os.path.abspath(folder / file))}:{cls}", "label": self.display})
+        return self.model_copy(update={"name": f"{code_hash.shown(os.path.abspath(folder / file))}:{cls}", "label": self.display})
 
     @model_validator(mode="before")
     @classmethod
@@ -376,7 +375,7 @@ class Grid(_Model):
         tune: parameters whose best values are searched for within the budget.
         evaluation: how generators are judged.
         audit: how claims are audited; None: not.
-        check: whether methods that fedsim does not ship are checked beside their cells, and how; None: not.
+        check: whether private methods are checked beside their cells, and how; None: not.
         resources: where cells run.
     """
 

@@ -1,7 +1,7 @@
-"""What an algorithm may claim: ``proved`` is for what fedsim ships and nobody changed; ``checked`` is the word of checks in a run folder.
+"""What an algorithm may claim, and what checks in a run folder say of that.
 
-Any other class states a theorem that nobody here has proved, were it only that its loss is per example: ``stated``. How checks of its code
-change that, and what they take back, is :func:`as_checked`.
+``proved`` is for what fedsim ships and nobody changed. Any other class states a theorem that nobody here has proved, were it only that its
+loss is per example: ``stated``.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import json
 from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from fedsim.errors import UserError
 from fedsim.plugins.code_hash import SHIPPED, is_shipped
@@ -19,28 +19,25 @@ from fedsim.privacy.plan import Claim
 if TYPE_CHECKING:
     from fedsim.methods.algorithm import Algorithm
 
-PROMISES: tuple[Claim, ...] = ("proved", "stated")
-"""Claims of an algorithm's own that (epsilon, delta) is a theorem, which a check may refute."""
-OWN = (*PROMISES, "heuristic", "none")
-"""What an algorithm may claim itself; ``checked`` is fedsim's to say."""
+Check = Literal["passed", "failed"]
+"""How the check of a row's code, parameters, unit and trust ended."""
 
 
 def allowed(claim: Claim, algorithm: Algorithm) -> Claim:
     """The claim that a plan of ``algorithm`` may make where it makes ``claim`` itself.
 
     Raises:
-        UserError: ``claim`` is no claim, or none that an algorithm makes itself.
+        UserError: ``claim`` is no claim.
     """
-    if claim not in OWN:
-        what = "is what fedsim says after a passed check" if claim == "checked" else "is none"
-        raise UserError("claim", f"{claim!r} {what}", f"let claim() return one of {', '.join(OWN)}")
+    if claim not in get_args(Claim):
+        raise UserError("claim", f"{claim!r} is not a claim", f"let claim() return one of {', '.join(get_args(Claim))}")
     return "stated" if claim == "proved" and not (is_shipped(type(algorithm)) and is_untouched(type(algorithm))) else claim
 
 
 def is_untouched(cls: type) -> bool:
     """Whether every function of a shipped class and its bases is code of its own package, which whatever replaced one is not."""
     return all(
-        _home(function) == base.__module__.partition(".")[0]
+        _package(getattr(getattr(function, "__code__", None), "co_filename", "")) == base.__module__.partition(".")[0]
         for base in cls.__mro__
         if is_shipped(base)
         for function in (getattr(value, "__func__", getattr(value, "fget", getattr(value, "func", value))) for value in vars(base).values())
@@ -48,46 +45,40 @@ def is_untouched(cls: type) -> bool:
     )
 
 
-def _home(function: Any) -> str | None:
-    """The shipped package whose file a function was compiled from."""
-    file = getattr(getattr(function, "__code__", None), "co_filename", None)
-    return _package(file) if isinstance(file, str) else None
-
-
 @lru_cache(maxsize=4096)
 def _package(file: str) -> str | None:
-    path = Path(file).resolve()
-    return next((folder.name for folder in SHIPPED if path.is_relative_to(folder)), None)
+    """The shipped package that a file is of."""
+    return next((folder.name for folder in SHIPPED if Path(file).resolve().is_relative_to(folder)), None)
 
 
-def as_checked(claim: Claim, checks: Sequence[Mapping[str, Any]], unit: str, trust: str, params: Mapping[str, Any]) -> Claim:
-    """A plan's claim as checks of the same code have it: a check refutes and does not prove.
+def may_leave(claim: Claim | None, check: Check | None) -> bool:
+    """Whether a generator may be released under its epsilon: its theorem is proved, or stated and a full check found nothing."""
+    return check != "failed" and (claim == "proved" or (claim == "stated" and check == "passed"))
 
-    ``heuristic`` if these parameters failed in this unit and trust, or others did and these have not passed; ``checked`` if it was stated,
-    these parameters passed a full check there, and failed in no other unit or trust.
+
+def check_of(checks: Sequence[Mapping[str, Any]], unit: str, trust: str, params: Mapping[str, Any]) -> Check | None:
+    """What checks of the same code say of some parameters in a unit and trust.
+
+    ``failed`` if these failed there, or others did and these have not passed; ``passed`` if these passed a full check there and failed in
+    no other unit or trust. A quick check that passed says nothing.
 
     Args:
-        claim: the plan's.
         checks: result lines of checks of the code, the oldest first: the last one of the same parameters, unit and trust counts.
         unit: of the row.
         trust: of the row.
         params: all parameters of the row.
     """
-    if claim not in PROMISES or not checks:
-        return claim
-    # a quick check that passed takes nothing back
-    last = {_identity(check): check for check in checks if check["full"] or check["ended"] == "failed"}.values()
-    here = {_params(check["params"]): check["ended"] for check in last if (check["unit"], check["trust"]) == (unit, trust)}
-    own = _params(params)
+    last: dict[tuple[str, str, str], str] = {}
+    for check in checks:
+        if check["full"] or check["ended"] == "failed":
+            last[check["unit"], check["trust"], _text(check["params"])] = check["ended"]
+    here = {each: ended for (*setting, each), ended in last.items() if setting == [unit, trust]}
+    own = _text(params)
     if here.get(own, "failed" if "failed" in here.values() else None) == "failed":
-        return "heuristic"
-    doubted = any(check["ended"] == "failed" and _params(check["params"]) == own for check in last)
-    return "checked" if claim == "stated" and here.get(own) == "passed" and not doubted else claim
+        return "failed"
+    doubted = any(ended == "failed" and each == own for (*_, each), ended in last.items())
+    return "passed" if here.get(own) == "passed" and not doubted else None
 
 
-def _identity(check: Mapping[str, Any]) -> tuple[str, str, str]:
-    return check["unit"], check["trust"], _params(check["params"])
-
-
-def _params(params: Mapping[str, Any]) -> str:
+def _text(params: Mapping[str, Any]) -> str:
     return json.dumps(params, sort_keys=True)

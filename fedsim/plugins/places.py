@@ -7,14 +7,7 @@ import traceback
 from pathlib import Path
 from typing import Any
 
-FEDSIM = Path(__file__).parents[1]
-INSTALLED = {"site-packages", "dist-packages"}
-
-
-def shown(file: str | Path) -> str:
-    """A path, from the working folder where it lies below it."""
-    path = Path(file)
-    return str(path.relative_to(Path.cwd())) if path.is_relative_to(Path.cwd()) else str(path)
+from fedsim.plugins.code_hash import FEDSIM, INSTALLED, shown
 
 
 def line_of(thing: Any) -> str:
@@ -26,7 +19,7 @@ def line_of(thing: Any) -> str:
 
 
 def origin(error: BaseException, file: str | None = None) -> str | None:
-    """``file:line`` of an exception: the innermost frame in the plug-in's code; None where it has no part in it.
+    """``file:line`` of an exception: the innermost frame in the plug-in's folder; None where it has no part in it.
 
     Args:
         error: the exception, as caught.
@@ -42,7 +35,10 @@ def origin(error: BaseException, file: str | None = None) -> str | None:
 
 def blamed(error: BaseException, cls: type) -> str:
     """``file:line`` of an exception in the code of an algorithm, or of its class where it was raised elsewhere."""
-    return origin(error, inspect.getsourcefile(cls)) or line_of(cls)
+    try:
+        return origin(error, inspect.getsourcefile(cls)) or line_of(cls)
+    except (OSError, TypeError):  # a class of a notebook
+        return line_of(cls)
 
 
 def said(error: BaseException) -> str:

@@ -5,25 +5,25 @@ from __future__ import annotations
 import importlib
 import importlib.util
 import inspect
-import json
 import os
 import sys
-from collections.abc import Callable
-from importlib.metadata import distribution, entry_points, packages_distributions
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from importlib.metadata import entry_points
 from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any, TypeVar, cast, get_args
-from urllib.parse import unquote, urlsplit
 
 from fedsim.errors import PluginError, UserError, nearest
-from fedsim.files import cache_folder
-from fedsim.plugins.code_hash import NOTEBOOK
-from fedsim.plugins.places import line_of, origin, said, shown
+from fedsim.plugins.code_hash import is_shipped, shown
+from fedsim.plugins.places import blamed, line_of, origin, said
 
 if TYPE_CHECKING:
     from fedsim.methods.algorithm import Algorithm
 
 GROUP = "fedsim.algorithms"
+NOTEBOOK = "__main__:"
+"""How the names of classes begin that no other process can import."""
 _registered: dict[str, type[Algorithm]] = {}
 _Class = TypeVar("_Class", bound="type[Algorithm]")
 
@@ -37,9 +37,12 @@ def register(name: str) -> Callable[[_Class], _Class]:
 
     def add(cls: _Class) -> _Class:
         held = _registered.get(name)
-        # a notebook's classes, and the files that are written of them, follow each other
-        passing = any(own.__module__ == "__main__" or own.__module__.startswith(NOTEBOOK) for own in (held, cls) if own)
-        if held is not None and not passing and (held.__module__, held.__qualname__) != (cls.__module__, cls.__qualname__):
+        # a notebook's class may move into a file
+        if (
+            held is not None
+            and held.__module__ != "__main__"
+            and (held.__module__, held.__qualname__) != (cls.__module__, cls.__qualname__)
+        ):
             raise ValueError(f"algorithm '{name}' is already registered by {held.__module__}:{held.__qualname__}")
         cls.name = name
         _registered[name] = cls
@@ -92,31 +95,59 @@ def check_installed(name: str, where: str) -> None:
         where: the place to name in an error.
 
     Raises:
-        UserError: it is neither registered nor of an installed package.
+        UserError: it is the path of a class.
     """
-    module, colon, _ = name.rpartition(":")
-    if name in known() or not colon or (not module.endswith(".py") and _is_installed(module.partition(".")[0])):
-        return
-    raise UserError(
-        where, f"its algorithm is the plug-in '{name}', whose code would run", "give `trust_plugin=True` if you trust that code"
-    )
+    if ":" in name and name not in known():
+        raise UserError(
+            where, f"its algorithm is the plug-in '{name}', whose code would run", "give `trust_plugin=True` if you trust that code"
+        )
 
 
-def _is_installed(package: str) -> bool:
-    """Whether what an import would find is of an installed distribution; imports nothing."""
+def name_of(cls: type) -> str:
+    """How a grid names a class: by its entry point or its module; a notebook's is of ``__main__``, which no other process has.
+
+    Raises:
+        UserError: it is defined inside a function or class.
+    """
+    if "." in cls.__qualname__:
+        raise UserError(cls.__qualname__, "is defined inside a function or class", "define it at the top level of a cell or module")
+    path = f"{cls.__module__}:{cls.__qualname__}"
+    return next((entry.name for entry in entry_points(group=GROUP) if entry.value == path), path)
+
+
+def check_importable(name: str, what: str) -> None:
+    """Refuse a class of a notebook where other processes need it.
+
+    Args:
+        name: of an algorithm.
+        what: what needs it.
+
+    Raises:
+        UserError: it is of ``__main__``.
+    """
+    if name.startswith(NOTEBOOK):
+        path = name.removeprefix(NOTEBOOK)
+        hint = f"write it to a file, as by %%writefile my_method.py at the top of its cell, and name it my_method.py:{path}"
+        raise UserError(path, f"is defined in this process alone, and {what}", hint)
+
+
+@contextmanager
+def own_errors(name: str) -> Iterator[None]:
+    """Translate what the block raises into one message in place of a traceback, if ``name`` is none of fedsim's own algorithms.
+
+    Raises:
+        PluginError: with file and line, and what was expected.
+    """
     try:
-        spec = importlib.util.find_spec(package)
-    except (ImportError, ValueError):
-        return False
-    if spec is None or not (at := spec.origin or next(iter(spec.submodule_search_locations or ()), None)):
-        return False
-    held = packages_distributions().get(package, [])
-    homes = [Path(str(distribution(name).locate_file(""))).resolve() for name in held]
-    for name in held:
-        direct = json.loads(distribution(name).read_text("direct_url.json") or "{}")
-        if direct.get("dir_info", {}).get("editable"):
-            homes.append(Path(unquote(urlsplit(direct["url"]).path)).resolve())
-    return any(Path(at).resolve().is_relative_to(home) for home in homes)
+        yield
+    except UserError:
+        raise
+    except (Exception, SystemExit) as error:
+        cls = lookup(name)
+        if is_shipped(cls):
+            raise
+        expected = f"expected {cls.__name__} to be made, planned and trained"
+        raise PluginError(name, f"{blamed(error, cls)}: {said(error)}", expected) from error
 
 
 def _imported(path: str, where: str) -> Any:
@@ -137,7 +168,7 @@ def _module_of_file(path: str, where: str) -> ModuleType:
 
     A worker's working folder may be another one than the driver's, which Ray puts on the worker's import path.
     """
-    folders = [Path.cwd(), *map(Path, sys.path), *([notebook_folder()] if path.startswith(NOTEBOOK) else [])]
+    folders = [Path.cwd(), *map(Path, sys.path)]
     file = next((at for folder in folders if (at := (folder / path).resolve()).is_file()), None)
     if file is None:
         raise PluginError(
@@ -151,11 +182,6 @@ def _module_of_file(path: str, where: str) -> ModuleType:
         held = module.__file__ or "a built-in module"
         raise PluginError(where, f"'{path}' cannot be imported: its name belongs to {shown(held)} already", "rename the file")
     return module
-
-
-def notebook_folder() -> Path:
-    """Where the files of classes are that a notebook defined: the same for every process of this machine."""
-    return cache_folder() / "methods"
 
 
 def check_complete(cls: Any, name: str, where: str) -> None:

@@ -22,11 +22,11 @@ Unit = Literal["example", "group", "client"]
 Trust = Literal["aggregate", "silo"]
 Neighbours = Literal["add-or-remove-one"]
 """The neighbouring relation of a plan's epsilon."""
-Claim = Literal["proved", "checked", "stated", "heuristic", "none"]
-"""How strong an (epsilon, delta) is, the strongest first: a theorem of a class that fedsim ships; stated by a plug-in's author and not
-refuted by a check of its code and parameters; stated only; not a theorem; no guarantee."""
-RELEASABLE: tuple[Claim, ...] = ("proved", "checked")
-"""Claims that allow a release."""
+Claim = Literal["proved", "stated", "heuristic", "none"]
+"""How strong an (epsilon, delta) is, the strongest first: a theorem of a class that fedsim ships; one by its author's word; not a theorem;
+no guarantee."""
+THEOREMS: tuple[Claim, ...] = ("proved", "stated")
+"""Claims that (epsilon, delta) is a theorem, which a check may refute."""
 
 MOST_DELTA = 0.1
 """The largest delta of a budget: a larger one guarantees next to nothing."""

@@ -79,7 +79,7 @@ def write_hub_folder(
 def _budget(generator: SavedGenerator) -> str:
     plan = generator.facts.plan
     assert plan is not None
-    return f"(ε, δ) = ({at_most(generator.facts.epsilon_spent)}, {number(plan.delta)})"
+    return f"(ε, δ) = ({at_most(generator.facts.row.epsilon_spent)}, {number(plan.delta)})"
 
 
 def _title(generator: SavedGenerator) -> str:

@@ -23,9 +23,8 @@ from fedsim.report.figures import HEAT, SERIES, SHADES, Drawn
 from fedsim.report.statement import CLAIMS, NOISES, TRUSTS, statements, unit_words
 from fedsim.report.tables import SHORT_TITLES, TOO_FEW, ResultsTable, claim, results_table, shown_measures
 from fedsim.report.tuned import tuned_tables
-from fedsim.results.contradictions import large_deltas
 from fedsim.results.groups import Group, grouped
-from fedsim.results.rows import UNDRAWN, Row
+from fedsim.results.rows import UNDRAWN, Row, large_deltas
 from fedsim.words import counted, number
 
 

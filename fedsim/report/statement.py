@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 from rich.console import Console
 
+from fedsim.evidence.prove import Proof
+from fedsim.privacy.plan import THEOREMS
 from fedsim.privacy.selection import SCORE
-from fedsim.results.contradictions import CrossCheck, large_deltas, within_row
-from fedsim.results.rows import Row
+from fedsim.results.rows import Row, large_deltas
 from fedsim.words import Printed, at_most, number, print_line, spelled
 
 UNITS = {
@@ -27,13 +28,16 @@ NOISES = {
 }
 CLAIMS = {
     "proved": "(ε, δ) is a theorem for this method",
-    "checked": "(ε, δ) is a theorem by its author's word, also that the loss or statistic is per example; a full fedsim check of this code "
-    "and these parameters passed, which looks at that and does not prove it",
-    "stated": "(ε, δ) is a theorem by its author's word alone, also that the loss or statistic is per example; no full fedsim check of "
-    "this code and these parameters stands behind it",
+    "stated": "(ε, δ) is a theorem by its author's word, also that the loss or statistic is per example",
     "heuristic": "(ε, δ) is computed for the noise that was added, but is not a theorem for this method",
     "none": "no privacy is claimed",
 }
+CHECKS = {
+    "passed": "a full fedsim check of this code and these parameters passed, which looks for faults and does not prove that there is none",
+    "failed": "a fedsim check of this code found a fault in what the claim rests on",
+    None: "no full fedsim check of this code and these parameters stands behind it",
+}
+"""How the check of a row ended, in words."""
 ACCOUNTANTS = {
     "prv": "numerical composition of privacy loss random variables (Gopi, Lee & Wutschitz 2021, theorem 5.5; Opacus), an upper bound",
     "rdp": "Rényi composition (Mironov, Talwar & Zhang 2019; conversion of Balle et al. 2020), an upper bound",
@@ -71,29 +75,30 @@ def unit_words(unit: str) -> str:
     )
 
 
-def statements(
-    rows: Sequence[Row], check: Callable[[Row], CrossCheck] = within_row, only: Collection[str] | None = None
-) -> list[Statement]:
+def statements(rows: Sequence[Row], proofs: Sequence[Proof] = (), only: Collection[str] | None = None) -> list[Statement]:
     """A statement for every method of the rows, and for each unit, trust, claim and noise that it ran under.
 
     Rows that failed, are unaccounted or refuted have no part in one; a method that has no others has a statement of that. A method of which
-    ``check`` finds a contradiction has no guarantee.
+    a proof finds a difference has no guarantee.
 
     Args:
         rows: of a run's grid.
-        check: what contradicts a row.
+        proofs: of all rows, in their order; none: nothing was proved.
         only: state the cells of these ids alone; what the other rows say against their methods counts all the same.
     """
-    checks = {id(row): check(row) for row in rows}
     wrong: dict[str, dict[str, None]] = {}
-    for row in rows:
-        for sentence in checks[id(row)].contradictions:
-            wrong.setdefault(row.label, {})[sentence] = None
+    for proof in proofs:
+        if proof.verdict == "differs":
+            wrong.setdefault(proof.row.label, {})[proof.why] = None
+    notes = {proof.row.cell_id: proof.why for proof in proofs if proof.verdict in ("proved", "not proved") and proof.why}
     by_setting: dict[tuple[object, ...], list[Row]] = {}
     asked = [row for row in rows if only is None or row.cell_id in only]
     for row in asked:
         if row.status in ("ok", "overspent") and row.label not in wrong:
-            key = (row.label, *((row.unit, row.trust, row.claim, row.scope, row.noise, row.status) if _is_private(row) else (None,)))
+            key = (
+                row.label,
+                *((row.unit, row.trust, row.claim, row.check, row.scope, row.noise, row.status) if _is_private(row) else (None,)),
+            )
             by_setting.setdefault(key, []).append(row)
     private_labels = {row.label for members in by_setting.values() for row in members if _is_private(row)}
     refuted = {_claimed(row): row for row in rows if row.status == "refuted"}
@@ -103,7 +108,7 @@ def statements(
             members[0].label,
             (
                 *_parts(members),
-                *(("plan", note) for note in dict.fromkeys(note for row in members for note in checks[id(row)].notes)),
+                *(("plan", note) for note in dict.fromkeys(notes[row.cell_id] for row in members if row.cell_id in notes)),
                 *_audit(refuted.get(_claimed(members[0]))),
             ),
         )
@@ -151,8 +156,10 @@ def _parts(rows: Sequence[Row]) -> Iterator[tuple[str, str]]:
         what = "it ran without noise (ε = ∞)" if row.epsilon_target is not None else "it adds no noise, and ε has no meaning for it"
         yield "guarantee", f"none: {what}; nothing that it makes may be released as private"
         return
-    void = "" if row.claim in ("proved", "checked", "stated") else ". No (ε, δ) below is a guarantee"
+    void = "" if row.drawn_claim in THEOREMS else ". No (ε, δ) below is a guarantee"
     yield "claim", f"{row.claim}: {CLAIMS.get(row.claim or '', '')}{void}"
+    if row.check or row.claim == "stated":
+        yield "check", CHECKS[row.check]
     yield "unit", unit_words(row.unit or "example")
     yield "relation", f"{row.relation or 'add-or-remove-one'}: neighbours differ in the presence of one unit"
     yield "trust", _trust(row)
@@ -180,7 +187,7 @@ def _parts(rows: Sequence[Row]) -> Iterator[tuple[str, str]]:
         what = f"an update is clipped to L2 norm {clips}, and {moved}"
     yield "clip", f"{what}; the noise covers {scopes.get(row.scope or '', row.scope)}"
     names = [name for name in dict.fromkeys(member.accountant for member in rows) if name]
-    counted = ", ".join(dict.fromkeys(member.counted_by for member in rows if member.counted_by)) or "a revision older than this field"
+    counted = ", ".join(dict.fromkeys(member.counted_by for member in rows if member.counted_by))
     accountants = "; ".join(f"{name.upper()}, {ACCOUNTANTS.get(name, '')}" for name in names)
     overspent = row.status == "overspent"
     planned = "more than the plan that was solved before the first" if overspent else "equal to the plan that was solved before the first"
@@ -202,10 +209,7 @@ def _trust(row: Row) -> str:
         return f"{row.trust}: somebody is trusted who sees every training and shows nobody, clients included, any but the best"
     if row.trust == "aggregate" and row.noise_at == "clients":
         return "aggregate, and silo as well: every client adds the full noise to its own steps, so its messages are private one by one"
-    words = TRUSTS.get(row.trust or "", "")
-    # an older row does not say where its noise was added
-    known = words if row.trust == "silo" or row.noise_at == "sum" else words.partition(", noise")[0]
-    return f"{row.trust}: {known}"
+    return f"{row.trust}: {TRUSTS.get(row.trust or '', '')}"
 
 
 def _is_tuned(row: Row) -> bool:
@@ -242,12 +246,8 @@ def _tuning(row: Row) -> Iterator[str]:
 
 def _mechanisms(row: Row) -> Iterator[str]:
     target = f"ε = {number(row.epsilon_target)}"
-    if row.mechanisms is None:
-        where = f"{row.steps} noisy steps, the last kind at sample rate {number(row.sample_rate)}"
-        yield f"{target}: {where}; the row is older than the list of its mechanisms, so it cannot be proved from itself"
-        return
     assert row.sensitivity is not None
-    for mechanism in row.mechanisms:
+    for mechanism in row.mechanisms or ():
         if row.selection is None or mechanism.release != SCORE:  # the search says its own
             yield f"{target}: {mechanism.sentence(row.sensitivity)}"
 

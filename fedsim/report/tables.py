@@ -20,7 +20,6 @@ from fedsim.results.rows import UNDRAWN
 from fedsim.words import number, setting
 
 CLAIM_WORDS = {
-    "checked": "checked ε",
     "stated": "stated ε",
     "heuristic": "heuristic ε",
     "none": "no claim on ε",
@@ -29,9 +28,8 @@ CLAIM_WORDS = {
 }
 """How a claim other than "proved" is worded beside a label."""
 _CLAIM_NOTES = {
-    "checked": "the author states the theorem, and a passed fedsim check of this code and these parameters refutes nothing",
-    "stated": "the author states the theorem; no passed fedsim check of this code and these parameters is on file",
-    "heuristic": "the number is not a theorem for that method",
+    "stated": "the author states the theorem; the column check of the rows says whether a fedsim check refutes it",
+    "heuristic": "the number is not a theorem for that method, or a check found a fault",
     "refuted": "an audit refutes what is claimed at one budget or more",
 }
 SPREADS = {"ci95": "95 % confidence interval", "sd": "standard deviation", "range": "least to most"}
@@ -50,7 +48,7 @@ _AXES: tuple[Callable[[Group], str], ...] = (
 )
 
 
-THEOREMS = ("proved", "checked", "stated")
+THEOREMS = ("proved", "stated")
 """Claims under which a number may be the best of its column; a method without epsilon is best among its own kind."""
 BEST_VALUES: dict[str, float | None] = {
     "frechet_distance": 0.0,

@@ -63,11 +63,6 @@ class RunFolder:
         return self.path / "trained"
 
     @property
-    def methods(self) -> Path:
-        """The folder of those methods that a notebook defined."""
-        return self.path / "methods"
-
-    @property
     def lock(self) -> Path:
         """Held by the one process that writes here."""
         return self.path / ".lock"
@@ -90,5 +85,5 @@ class RunFolder:
         Raises:
             UserError: there are no results.
         """
-        if not (self.lines("trainings").exists() or self.results.exists()):
+        if not self.lines("trainings").exists():
             raise UserError(str(self.path), "there are no results here", "give a run folder, such as runs/quickstart")

@@ -2,21 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 from pydantic import BaseModel
 
 from fedsim.errors import UserError
 from fedsim.files import replaced
-from fedsim.json_lines import complete_lines, decode, dump, load, read_document, reasons
+from fedsim.json_lines import dump, read_document
 from fedsim.results.folder import RunFolder
-from fedsim.results.join import Entry, Lines
+from fedsim.results.join import Entry, Line, Lines
 from fedsim.results.rows import Row
 from fedsim.results.store import ResultStore
+
+FORMAT = 3
+"""Of a run folder, as its manifest has it; no other is read."""
 
 
 class _Manifest(BaseModel):
@@ -26,6 +29,7 @@ class _Manifest(BaseModel):
     refused: list[_Refused] | None = None
     methods: list[_Method] = []
     hardware: dict[str, Any] = {}
+    versions: dict[str, str] = {}
 
 
 class _Cell(BaseModel):
@@ -68,6 +72,12 @@ class GridResults:
         rows = self.lines.rows(self.entries)
         return rows if self.listed else newest(rows)
 
+    @cached_property
+    def trainings(self) -> dict[str, Line]:
+        """The line of every cell's training, by the cell's id."""
+        known = [*every_entry(self.lines), *self.entries]
+        return {entry.cell_id: self.lines.trainings[entry.training_id] for entry in known if entry.training_id in self.lines.trainings}
+
     def rounds(self) -> list[dict[str, Any]]:
         """See :func:`grid_rounds`."""
         rounds = ResultStore(self.run.path).rounds()
@@ -95,54 +105,13 @@ class GridResults:
             _write(self.run.clients, list(map(dump, clients)))
 
 
-@dataclass(frozen=True)
-class OlderResults:
-    """The same of a run folder of fedsim 0.1, whose rows were written one by one; it is read for one release more, and not written."""
-
-    run: RunFolder
-
-    @cached_property
-    def rows(self) -> list[Row]:
-        """Those of the manifest's cells, the last of each; without a manifest those of :func:`newest`."""
-        latest = {row.cell_id: row for row in self.every_row()}
-        cells = read_manifest(self.run.path).get("cells")
-        if cells is None:
-            return newest(list(latest.values()))
-        return [latest[cell["cell_id"]].model_copy(update={"label": cell["label"]}) for cell in cells if cell["cell_id"] in latest]
-
-    def rounds(self) -> list[dict[str, Any]]:
-        """As they stand there."""
-        return list(_older_lines(self.run.lines("rounds"), _decoded))
-
-    def clients(self) -> list[dict[str, Any]]:
-        """As they stand there."""
-        return list(_older_lines(self.run.clients, _decoded))
-
-    def audits(self) -> list[dict[str, Any]]:
-        """None: its rows have what there was."""
-        return []
-
-    def every_row(self) -> list[Row]:
-        """The last row of every cell, in the order of these."""
-        latest: dict[str, Row] = {}
-        for row in _older_lines(self.run.results, _older_row):
-            latest.pop(row.cell_id, None)
-            latest[row.cell_id] = row
-        return list(latest.values())
-
-    def write(self) -> None:
-        """Nothing: its files are the only ones that there are."""
-
-
-def read_results(folder: Path | str) -> GridResults | OlderResults:
+def read_results(folder: Path | str) -> GridResults:
     """The results of a run folder.
 
     Raises:
         UserError: a file of the folder cannot be read.
     """
     run = RunFolder(Path(folder))
-    if is_older(folder):
-        return OlderResults(run)
     lines = Lines.read(folder)
     return GridResults(run, lines, entries(folder, lines), read_manifest(run.path).get("cells") is not None)
 
@@ -199,32 +168,6 @@ def every_entry(lines: Lines) -> list[Entry]:
     return cells + [Entry(cell["cell_id"], training, cell["label"]) for training, cell in others.items()]
 
 
-def is_older(folder: Path | str) -> bool:
-    """Whether a run folder is of fedsim 0.1."""
-    run = RunFolder(Path(folder))
-    return run.results.exists() and not run.lines("trainings").exists()
-
-
-_Read = TypeVar("_Read")
-
-
-def _older_lines(path: Path, read: Callable[[Any], _Read]) -> Iterator[_Read]:
-    for number, line in complete_lines(path):
-        try:
-            yield read(load(line))
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
-            raise UserError(f"{path}:{number}", f"this line cannot be read ({'; '.join(reasons(error))})", "remove the line") from error
-
-
-def _older_row(fields: dict[str, Any]) -> Row:
-    known = {name: value for name, value in fields.items() if name in Row.columns()}
-    return Row.model_validate(known | {"params": decode(known["params"])})
-
-
-def _decoded(fields: dict[str, Any]) -> dict[str, Any]:
-    return {name: value if name == "cell_id" else decode(value) for name, value in fields.items()}
-
-
 def _write(path: Path, texts: Sequence[str]) -> None:
     with replaced(path) as part:
         part.write_text("".join(f"{text}\n" for text in texts), encoding="utf-8")
@@ -234,7 +177,7 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     """The manifest of a run folder; empty where there is none.
 
     Raises:
-        UserError: it is not a JSON object, or what is read of it is not what a bench writes.
+        UserError: it is not a JSON object, what is read of it is not what a bench writes, or an older fedsim wrote it.
     """
     path = RunFolder(folder).manifest
     if not path.exists():
@@ -245,4 +188,7 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     except ValueError as error:
         hint = "restore it; without it, report shows the newest rows, and nothing can be judged or verified"
         raise UserError(str(path), "this is not a manifest that fedsim wrote", hint) from error
+    if "versions" in manifest and manifest.get("format") != FORMAT:
+        what = f"is of fedsim {manifest['versions'].get('fedsim')}, and this version reads run folders from 0.3 on"
+        raise UserError(str(folder), what, "read it with the version that wrote it, or run its grid again in a new folder")
     return manifest

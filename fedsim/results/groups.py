@@ -178,7 +178,7 @@ def _group(members: list[Row], spread: Spread) -> Group:
     # A seed counts once; a later row of the same seed is the newer result.
     averaged = {row.seed: row for row in members if row.status == "ok"}
     scopes = dict.fromkeys(row.scope for row in members if row.scope is not None)
-    claims = {row.claim for row in members if row.claim is not None}
+    claims = {row.drawn_claim for row in members if row.claim is not None}
     statuses = Counter(row.status for row in members)
     return Group(
         **{name: getattr(members[0], name) for name in SETTING},

@@ -8,12 +8,10 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import product
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 from fedsim.json_lines import dump
-from fedsim.plugins.claims import as_checked
-from fedsim.privacy.mechanism import Mechanism
-from fedsim.privacy.plan import Claim, Release
+from fedsim.plugins.claims import Check, check_of
 from fedsim.results.rows import Row
 from fedsim.results.store import ResultStore
 
@@ -73,7 +71,13 @@ class Lines:
         ended = self.judgements.get(entry.cell_id) if training["error"] is None else None
         error = training["error"] or (ended["error"] if ended is not None else None)
         fields = _trained(training)
-        fields.update(cell_id=entry.cell_id, label=entry.label, error=error, claim=self.claim(training))
+        fields.update(
+            cell_id=entry.cell_id,
+            label=entry.label,
+            error=error,
+            claim=(training["plan"] or {}).get("claim", "none"),
+            check=self.check(training),
+        )
         ceiling, local_only = self.references.get(entry.ceiling), self.references.get(entry.local_only)
         if ended is not None and error is None:
             fields.update(_judged(ended, training, local_only))
@@ -105,13 +109,13 @@ class Lines:
     def standing_of(self, entry: Entry) -> str:
         """Status of a cell, judged or not; "" while its training is not finished."""
         training = self.trainings.get(entry.training_id)
-        return "" if training is None else "failed" if training["error"] is not None else self.standing(entry)[0]
+        return "" if training is None else "failed" if training["error"] is not None else self.standing(entry)
 
-    def standing(self, entry: Entry) -> tuple[str, str]:
-        """Status and claim of a cell whose training has ended well, judged or not."""
+    def standing(self, entry: Entry) -> str:
+        """Status of a cell whose training has ended well, judged or not."""
         training = self.trainings[entry.training_id]
         fields = _trained(training) | {"error": None}
-        return _status(fields, training, self._audit(entry, training))["status"], self.claim(training)
+        return str(_status(fields, training, self._audit(entry, training))["status"])
 
     def audit_of(self, entry: Entry) -> Line | None:
         """The audit of a cell's claim; None without one, or while its training is not finished."""
@@ -126,17 +130,17 @@ class Lines:
         """The last audit of every claim."""
         return {line["claim"]: line for line in self.audits.values()}
 
-    def claim(self, training: Line) -> Claim:
-        """What the row of a training may claim: its plan's claim, as the checks of its code in the run folder have it."""
+    def check(self, training: Line) -> Check | None:
+        """What checks in the run folder say of a training's code and parameters, of a search of all that it tries."""
         cell, plan = training["cell"], training["plan"]
         if plan is None:
-            return "none"
+            return None
         checks = [check for check in self.checks if check["source"] == cell["source"]]
         points = product(*cell["tuning"]["space"].values()) if cell.get("tuning") else ((),)
         settings = ({**cell["params"], **dict(zip((cell.get("tuning") or {}).get("space", ()), point, strict=True))} for point in points)
-        claims = {as_checked(plan["claim"], checks, cell["unit"], cell["trust"], params) for params in settings}
-        # the theorem of a search needs that of each of its trainings
-        return next(claim for claim in reversed(get_args(Claim)) if claim in claims)
+        said = {check_of(checks, cell["unit"], cell["trust"], params) for params in settings}
+        # a search is as well founded as the weakest of its trainings
+        return "failed" if "failed" in said else None if None in said else "passed"
 
 
 _OF_AUDIT = ("epsilon_lower", "epsilon_any", "method", "pairs", "canary_ratio", "params")
@@ -173,8 +177,7 @@ def _trained(line: Line) -> dict[str, Any]:
         "evaluation": evaluation,
         "unseen": unseen,
         "chance": 1 / line["task"]["classes"],
-        # lines of fedsim before these were counted do not have them
-        **{name: line.get(name) for name in ("uplink_bytes", "downlink_bytes", "parameters")},
+        **{name: line[name] for name in ("uplink_bytes", "downlink_bytes", "parameters")},
         "train_seconds": line["seconds"],
         "seconds": line["seconds"],
         "versions": line["versions"],
@@ -209,11 +212,6 @@ def planned(plan: Mapping[str, Any]) -> dict[str, Any]:
     main = [release for release in plan["releases"] if release["main"]][-1]
     own = {name: plan[name] for name in ("epsilon_target", "delta", "trust", "scope", "sigma", "clip", "sensitivity")}
     return own | {"sample_rate": main["sample_rate"], "steps": sum(release["steps"] for release in plan["releases"])}
-
-
-def planned_mechanisms(plan: Mapping[str, Any]) -> tuple[Mechanism, ...]:
-    """The mechanisms of a row whose training ran all of its plan."""
-    return tuple(Release(**release).mechanism.scaled(plan["sigma"]) for release in plan["releases"] if release["steps"])
 
 
 def _judged(line: Line, training: Line, local_only: Line | None) -> dict[str, Any]:

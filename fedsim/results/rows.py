@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
 from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, SerializerFunctionWrapHandler, field_validator, model_serializer, model_validator
 
 from fedsim.evaluation.measures import MEASURES, LabelShares
 from fedsim.json_lines import decode, dump, load
+from fedsim.plugins.claims import Check
 from fedsim.privacy.mechanism import Mechanism
-from fedsim.privacy.plan import Claim, Neighbours, Trust
+from fedsim.privacy.plan import Claim, Neighbours, Trust, large_delta
 from fedsim.privacy.selection import Distribution, Selection
 from fedsim.words import encodable, setting, spelled
 
@@ -81,7 +84,7 @@ class Row(BaseModel):
 
     Attributes:
         cell_id: hash of all that can change the row.
-        source: hash of the code that ran (:mod:`fedsim.plugins.code_hash`); None: an older row.
+        source: hash of the code that ran (:mod:`fedsim.plugins.code_hash`).
         judged: hash of the code that computed scores and references.
         status: ``failed``: see ``error``; ``overspent``: the epsilon spent exceeds the target; ``unaccounted``: the ledger differs from the
             plan, so epsilon is unknown and ``error`` says why; ``refuted``: a bound of an audit exceeds the target, or a sensitivity was
@@ -90,10 +93,10 @@ class Row(BaseModel):
         algorithm: its name, as the grid gives it.
         label: what tables and curves call the algorithm with these parameters.
         params: all parameters of the algorithm, defaults included.
-        yields: what the algorithm makes; None: an older row.
+        yields: what the algorithm makes.
         dataset: what tables call the data set.
         dataset_hash, partition_hash: fingerprints of the data and of the partition.
-        public: what tables call the public rows that the algorithm used; None: none, or an older row.
+        public: what tables call the public rows that the algorithm used; None: none.
         public_hash: their fingerprint.
         public_licence: of their source, in words; None where it is not known.
         scheme: of the partition.
@@ -111,6 +114,7 @@ class Row(BaseModel):
         scope: ``joint`` where all that is trained on private data is noised, ``shared`` (of FedHypeVAE
             ``hypernetwork``) where only shared parameters are.
         claim: what epsilon rests on.
+        check: how a check of this code and these parameters in this unit and trust ended; None: none says anything.
         accountant: which accountant computed epsilon.
         noise: ``seeded`` or ``secret``.
         sigma: the plan's: the noise multiplier of a release of relative noise 1. Every release's own is in ``mechanisms``.
@@ -119,7 +123,7 @@ class Row(BaseModel):
         clip: the clip norm.
         sensitivity: L2 distance by which one unit can move what is noised.
         mechanisms: what the ledger counted for the data of every client; with ``delta`` and ``relation`` anyone can compute
-            ``epsilon_spent`` again. None: an older row.
+            ``epsilon_spent`` again.
         tuning: how some of ``params`` were chosen; None: they were given.
         selection: of a tuned row that pays for its search, the mechanisms of its trainings and the noise of their scores, from which anyone
             can compute ``epsilon_spent``; ``mechanisms`` are the best training's and its score's.
@@ -130,8 +134,8 @@ class Row(BaseModel):
         audit_method: how the audit looked.
         audit_pairs: pairs of trainings of the audit.
         audit_canary_ratio: what the audit's canary adds to a step, in units of the claimed sensitivity.
-        audit_params: the parameters that the audit changed to be short, with their values there; None: no audit, or an older one.
-        evaluation: the keys of the grid's ``evaluation`` that scores are by; None: an older row.
+        audit_params: the parameters that the audit changed to be short, with their values there; None: no audit.
+        evaluation: the keys of the grid's ``evaluation`` that scores are by.
         unseen: a site that took no part and on whose test rows all scores are.
         tested: which test rows the clients' own scores are from.
         label_shares: how frequent labels are in ``accuracy``. Personal scores use the client's shares, all others equal ones. None for a
@@ -181,6 +185,7 @@ class Row(BaseModel):
     trust: Trust | None = None
     scope: str | None = None
     claim: Claim | None = None
+    check: Check | None = None
     accountant: str | None = None
     noise: Literal["seeded", "secret"] | None = None
     sigma: float | None = None
@@ -272,6 +277,11 @@ class Row(BaseModel):
         changed = ", ".join(f"{name} {spelled(value)}" for name, value in (self.audit_params or {}).items())
         return changed and f"of a short form: {changed}"
 
+    @property
+    def drawn_claim(self) -> Claim | None:
+        """The claim as tables and curves have it: one in which a check found a fault is no theorem."""
+        return "heuristic" if self.check == "failed" and self.claim in ("proved", "stated") else self.claim
+
     def value(self, name: str) -> float | None:
         """The number in a column; None where the row has none."""
         number: float | None = self.scores.get(name) if name in MEASURES else getattr(self, name)
@@ -311,6 +321,17 @@ class Row(BaseModel):
         if isinstance(fields, dict) and "params" in fields:
             fields["params"] = decode(fields["params"])
         return cls.model_validate(fields)
+
+
+def large_deltas(rows: Sequence[Row]) -> list[str]:
+    """Warnings of budgets whose delta is too large for the data, each once (:func:`fedsim.privacy.plan.large_delta`)."""
+    private = [row for row in rows if row.epsilon_target is not None and math.isfinite(row.epsilon_target)]
+    settings = dict.fromkeys((row.unit, row.delta, row.units, row.dataset) for row in private)
+    return [
+        text
+        for unit, delta, units, dataset in settings
+        if unit is not None and delta is not None and units is not None and (text := large_delta(unit, delta, units, dataset))
+    ]
 
 
 _NUMBERS = tuple(name for name, field in Row.model_fields.items() if field.annotation == float | None)

@@ -22,7 +22,8 @@ from fedsim.grid.cells import identity
 from fedsim.grid.models import Grid
 from fedsim.interrupts import INTERRUPTED
 from fedsim.partition.matrix import MOST_PANELS, write_partitions
-from fedsim.plugins.notebook import keep_sources
+from fedsim.privacy.plan import THEOREMS
+from fedsim.results.grid_rows import read_manifest
 from fedsim.results.join import Entry, Lines
 from fedsim.results.store import ResultStore
 from fedsim.runs.display import Display, outcome
@@ -96,6 +97,7 @@ def _run_locked(
     retry_failed: bool,
 ) -> int:
     folder = store.folder.path
+    read_manifest(folder)  # which refuses an older folder
     store.check()
     lines = Lines.read(folder)
     if changed := older_code(prepared.grid, prepared.trials, lines):
@@ -103,7 +105,6 @@ def _run_locked(
     run = RunContext(prepared, store, Display(console, len(prepared.trials), _ended(prepared.trials, lines, retry_failed=retry_failed)))
     jobs = list(missing_jobs(run, audits, lines, retry_failed=retry_failed))
     sweep(store, prepared.trials, lines)
-    keep_sources((trial.cell.algorithm for trial in prepared.trials), store.folder.methods)
     write_manifest(store.folder, prepared, entries_of(run, audits))
     drawn = [matrix for matrix in label_matrices(prepared) if matrix.seed == prepared.grid.seeds[0]]
     write_partitions(store.folder.partitions, drawn[:MOST_PANELS])
@@ -165,10 +166,10 @@ def missing_jobs(run: RunContext, audits: Sequence[ClaimAudit], lines: Lines, *,
 
 
 def _missing_checks(run: RunContext, lines: Lines) -> Iterator[Job]:
-    """A check for every plug-in, its parameters, unit and trust that the grid's rows state a theorem of."""
+    """A check for every method, its parameters, unit and trust whose rows promise a theorem."""
     mode, seen = run.prepared.grid.check, set[str]()
     for trial in chain.from_iterable(trial.trained for trial in run.prepared.trials if mode is not None):
-        if trial.plan is None or trial.plan.claim != "stated":
+        if trial.plan is None or trial.plan.claim not in THEOREMS:
             continue
         facts = checked_facts(trial)
         done = any(

@@ -15,7 +15,7 @@ from fedsim.files import discard, unread
 from fedsim.grid.cells import identity
 from fedsim.json_lines import dump
 from fedsim.partition import Partition
-from fedsim.plugins.code_hash import check_hash, evaluation_hash, is_shipped
+from fedsim.plugins.code_hash import evaluation_hash, harness_hash, is_shipped
 from fedsim.plugins.registry import lookup
 from fedsim.results.join import Entry, Lines
 from fedsim.results.result_lines import judgement_line, reference_line, training_line
@@ -340,7 +340,7 @@ def check_of(run: RunContext, trial: Trial, *, quick: bool) -> SideJob:
 def checked_facts(trial: Trial) -> dict[str, Any]:
     """What a line of a check has to have the same to be of a cell."""
     cell = trial.cell
-    return {"source": cell.source, "unit": cell.unit, "trust": cell.trust, "params": cell.params, "check": check_hash()}
+    return {"source": cell.source, "unit": cell.unit, "trust": cell.trust, "params": cell.params, "check": harness_hash("evidence")}
 
 
 @cache

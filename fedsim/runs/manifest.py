@@ -25,6 +25,7 @@ from fedsim.grid.models import Grid
 from fedsim.methods.algorithm import Algorithm
 from fedsim.plugins.registry import lookup
 from fedsim.results.folder import RunFolder
+from fedsim.results.grid_rows import FORMAT
 from fedsim.results.join import Entry
 from fedsim.runs.prepare import Prepared
 
@@ -54,6 +55,7 @@ def grid_of(manifest: Mapping[str, Any], folder: RunFolder) -> Grid:
 def write_manifest(folder: RunFolder, prepared: Prepared, entries: Sequence[Entry]) -> None:
     """Write ``manifest.json``: versions, revision, hardware, the resolved grid, its cells, refused plug-ins; replaces an older."""
     manifest = {
+        "format": FORMAT,
         "versions": versions(),
         "revision": revision(),
         "hardware": hardware(),

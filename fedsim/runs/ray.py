@@ -55,7 +55,6 @@ from fedsim.errors import RunLost, UserError
 from fedsim.grid.models import Device
 from fedsim.interrupts import INTERRUPTED, interrupts
 from fedsim.methods.messages import Message, Pool, Round, Tensors
-from fedsim.plugins.code_hash import NOTEBOOK
 from fedsim.runs.engine import ClusterLost, Slot, WorkerLost
 from fedsim.runs.need import Need, Node
 from fedsim.runs.worker import Failure, Item, Process, Worker, exited
@@ -148,7 +147,7 @@ def joined_cluster(address: str, files: Collection[Path] = ()) -> Iterator[list[
 
     Args:
         address: where its head listens.
-        files: what its machines need to import; those below the working folder, and those of notebooks, are sent to each.
+        files: what its machines need to import; those below the working folder are sent to each.
 
     Raises:
         UserError: there is no cluster, or this process may not join it.
@@ -180,9 +179,8 @@ def _check_listening(address: str) -> None:
 
 
 def _copied(files: Collection[Path], folder: Path) -> bool:
-    """Copy the files that lie below the working folder, at their places in it, and those of notebooks; whether there are any."""
+    """Copy the files that lie below the working folder, at their places in it; whether there are any."""
     places = {file: file.relative_to(Path.cwd()) for file in files if file.is_relative_to(Path.cwd())}
-    places |= {file: Path(file.name) for file in files if file.stem.startswith(NOTEBOOK)}
     for file, place in places.items():
         (folder / place).parent.mkdir(parents=True, exist_ok=True)
         shutil.copy(file, folder / place)

@@ -27,11 +27,12 @@ from fedsim.evaluation.tuning import run_tuned
 from fedsim.grid.models import Cell, Device
 from fedsim.methods.messages import Pool, Tensors
 from fedsim.partition import Partition, PartitionSpec
-from fedsim.plugins.code_hash import source_hash
+from fedsim.plugins.code_hash import is_shipped, source_hash
 from fedsim.plugins.registry import lookup
 from fedsim.runs.need import Need
 from fedsim.seeds import Seeds
 from fedsim.training.checkpoint import SentCheckpoints
+from fedsim.training.rehearsal import MADE_UP_ROWS, made_up_cohort, train_rehearsed
 from fedsim.training.rounds import RoundRecord
 from fedsim.training.trial import Outcome, Trial, local_pool, run_trial
 
@@ -234,6 +235,9 @@ class Worker:
 
         def steps(output: Output) -> Iterator[Item]:
             check_source(trial.cell)
+            if not is_shipped(lookup(trial.cell.algorithm)):  # a loss that is not per example voids the plan
+                task = replace(trial.task, clients=min(2, trial.task.clients))
+                train_rehearsed(made_up_cohort(trial.cell.algorithm, trial.cell.params, task, trial.plan, MADE_UP_ROWS), trial.plan)
             pending, sent = list[RoundRecord](), time.monotonic()
             trained = (run_tuned if trial.candidates else run_trial)(trial, own, make_pool, checkpoints, self.device)
             try:

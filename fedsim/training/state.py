@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from torch import Tensor, nn
+from torch import Tensor
 
 from fedsim.device import CPU, moved
 from fedsim.methods.messages import Pool, Server, Tensors
-from fedsim.methods.parameters import code_names, load_parameters
+from fedsim.methods.parameters import load_parameters
 from fedsim.privacy.ledger import Ledger
 
 
@@ -59,32 +59,6 @@ def check_alike(actual: Mapping[str, str], expected: Mapping[str, str]) -> None:
             raise ValueError(f"there is a tensor '{name}' ({actual[name]}) too many")
         if actual[name] != expected[name]:
             raise ValueError(f"tensor '{name}' is {actual[name]}, not {expected[name]}")
-
-
-def check_released(model: nn.Module, state: Tensors, clients: int, *, codes: bool) -> None:
-    """Check that a generator's state holds the model's parameters, or their means over iterates, and the released codes.
-
-    Args:
-        model: the server's; its parameters may be without memory.
-        state: as :func:`released_state` makes it.
-        clients: the number of clients with a code.
-        codes: whether codes were released.
-
-    Raises:
-        ValueError: a tensor is missing, unexpected, different or not finite.
-    """
-    shapes = dict(model.named_parameters())
-    expected = {}
-    for name, own in described({name: p for name, p in shapes.items() if p.numel()}).items():
-        mean = f"server.tensors.average.{name}"
-        expected[mean if mean in state else f"server.model.{name}"] = own
-    dtypes = {name: str(shapes[name].dtype).removeprefix("torch.") for name in code_names(model)}
-    expected |= {f"codes.{name}": f"{dtypes[name]} {[clients, *shapes[name].shape[1:]]}" for name in dtypes if codes}
-    free = "server.tensors."
-    check_alike({name: own for name, own in described(state).items() if name in expected or not name.startswith(free)}, expected)
-    for name, value in state.items():
-        if not value.isfinite().all():
-            raise ValueError(f"tensor '{name}' holds numbers that are not finite")
 
 
 def load_server(server: Server, tensors: Tensors) -> None:

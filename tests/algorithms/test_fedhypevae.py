@@ -183,6 +183,6 @@ def test_in_released_coordinates_the_map_of_z_starts_along_their_main_axes() -> 
     *_, outcome = run_trial(trial, data)
     algorithm: Any = build_algorithm("fedhypevae", trial.cell.params, trial.task)
     product, _ = restored(algorithm, outcome.state, None, Seeds(trial.cell.seed))
-    axes = product.chart.main_axes(trial.cell.params["latent"])
+    axes = product.generator.chart.main_axes(trial.cell.params["latent"])
     linear, _ = product.generator.model.decoder.linear_map()
     torch.testing.assert_close(linear[:, : axes.shape[1]], axes / math.sqrt(2 * axes.shape[0]), rtol=1e-3, atol=1e-5)

@@ -11,6 +11,7 @@ import pytest
 import torch
 from benches import Done, Ran
 from cells import small_grid
+from notebooks import Notebook
 
 import fedsim
 
@@ -152,3 +153,35 @@ def test_code_that_a_run_names_runs_only_if_it_is_trusted(folder: Path, bench: C
     done = command("release", str(run), "--out", "package")
     assert (done.returncode, "give --trust-plugin if you trust that code" in done.stderr) == (2, True)
     assert not Path("evil ran").exists()
+
+
+def test_a_class_of_a_notebook_is_benched_in_its_process_and_refused_where_others_need_it(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    book = Notebook(monkeypatch)
+    book.cell("import fedsim, torch\nfrom torch import nn\nfrom fedsim.methods import DPSGD, DPSGDParams\nWIDTH = 6")
+    book.cell(
+        "class Mine(DPSGD):\n"
+        "    Params = DPSGDParams\n"
+        "    def build(self, clients):\n"
+        "        return Net(nn.Linear(self.task.dim, WIDTH), nn.Linear(WIDTH, self.task.classes))\n"
+        "    def loss(self, model, batch):\n"
+        "        return {'ce': nn.functional.cross_entropy(model(batch.x), batch.y, reduction='none')}\n"
+        "    def classifier(self, server):\n"
+        "        return server.model\n"
+        "class Net(nn.Sequential):\n"
+        "    @torch.no_grad()\n"
+        "    def probabilities(self, x):\n"
+        "        return self(x).softmax(1)\n"
+    )
+    book.cell(
+        "grid = {'dataset': {'name': 'digits', 'limit': 200}, 'clients': 2, 'alpha': 1.0}\n"
+        "run, again = (fedsim.bench(grid, out='run', algorithms=[{'name': Mine, 'params': {'rounds': 2}}]) for _ in range(2))"
+    )
+    run = book.names["run"]
+    assert run.rows[["label", "status", "claim", "params.rounds"]].to_numpy().tolist() == [["Mine", "ok", "stated", 2]]
+    assert len((folder / "run" / "trainings.jsonl").read_text().splitlines()) == 1
+    assert run.verify(rerun=1).equal
+    for call in ("fedsim.check(Mine)", "fedsim.audit(Mine)", "fedsim.bench(grid, out='other', algorithms=[Mine], address='auto')"):
+        with pytest.raises(fedsim.UserError, match=r"Mine: is defined in this process alone, .*%%writefile my_method\.py"):
+            book.cell(call)

@@ -1,4 +1,4 @@
-"""A sound algorithm of a few numbers, which the broken ones break: a prototype per class, learned by DP-SGD."""
+"""Sound algorithms of a few numbers, which the broken ones break: a prototype per class, learned by DP-SGD."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from fedsim.methods.messages import Message, Round, Server, Tensors
 from fedsim.methods.parameters import load_parameters
 from fedsim.models.layers import ClientCode, ClientLinear, one_hot
 from fedsim.models.linear import LinearClassifier
-from fedsim.privacy.clipping import clipped_sum
+from fedsim.privacy.clipping import ClippedSum, Norms, clipped_sum
 
 
 class TinyParams(DPSGDParams):
@@ -38,7 +38,10 @@ class Tiny(DPSGD):
         return model["prototypes"](one_hot(y, self.task.classes))
 
     def loss(self, model: Any, batch: Batch) -> Mapping[str, Tensor]:
-        return {"distance": (batch.x - self.decoded(model, batch.y)).square().sum(1)}
+        return {"distance": self.distance(model, batch)}
+
+    def distance(self, model: Any, batch: Batch) -> Tensor:
+        return (batch.x - self.decoded(model, batch.y)).square().sum(1)
 
     def generator(self, server: Server) -> Prototypes:
         with torch.no_grad():
@@ -53,9 +56,9 @@ class Adapted(Tiny):
         model["own"] = ClientLinear(clients, self.task.classes, self.task.dim)
         return model
 
-    def loss(self, model: Any, batch: Batch) -> Mapping[str, Tensor]:
+    def distance(self, model: Any, batch: Batch) -> Tensor:
         own = model["own"](one_hot(batch.y, self.task.classes), batch.layout)
-        return {"distance": (batch.x - self.decoded(model, batch.y) - own).square().sum(1)}
+        return (batch.x - self.decoded(model, batch.y) - own).square().sum(1)
 
 
 class Coded(Tiny):
@@ -84,7 +87,7 @@ class Counting(Tiny):
 class Classified(Tiny):
     """A classifier in place of the generator: the nearest prototype."""
 
-    def classifier(self, server: Server) -> LinearClassifier:
+    def classifier(self, server: Server) -> Any:
         with torch.no_grad():
             rows = self.decoded(server.model, torch.arange(self.task.classes))
             return LinearClassifier(2 * rows, -rows.square().sum(1))
@@ -97,14 +100,16 @@ class Spelled(Tiny):
         load_parameters(clients.model, broadcast)
         rows = self.rows(clients, round_)
         sums = self.sums(clients.model, clients.batch(rows, round_.stream, {}))
-        noised = self.noised(clients, round_, sums)
-        return clients.send(noised.sent)
+        return clients.send(self.noised(clients, round_, sums).sent)
 
     def rows(self, clients: Clients, round_: Round) -> list[Tensor]:
         return clients.poisson(round_.stream, self.params.sample_rate, self.params.client_rate)
 
     def sums(self, model: nn.Module, batch: Batch) -> Tensors:
-        return clipped_sum(model, lambda model, batch: self.loss(model, batch)["distance"], batch, self.norms(model)).sums
+        return self.clipped(model, batch, self.norms(model)).sums
+
+    def clipped(self, model: nn.Module, batch: Batch, norms: Norms) -> ClippedSum:
+        return clipped_sum(model, self.distance, batch, norms)
 
     def noised(self, clients: Clients, round_: Round, sums: Tensors) -> Noised:
         return clients.add_noise(round_.release, round_.stream, sums)

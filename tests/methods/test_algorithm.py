@@ -4,7 +4,7 @@ import math
 from typing import Any
 
 import pytest
-from broken.client_is_refused import ClientMayBeRefused
+from broken.refused import ClientMayBeRefused
 from broken.tiny import Tiny
 from cells import quick, small_cells
 
@@ -13,7 +13,7 @@ from fedsim.methods.algorithm import Algorithm, solved_plan
 from fedsim.methods.messages import Task
 from fedsim.privacy.plan import Trust, Unit, calibrate
 
-HALF = "broken.half_the_noise:HalfTheNoise"
+HALF = "broken.noise:HalfTheNoise"
 REFUSED = r"HalfTheNoise\.plan.*let releases\(\), clip\(\) and sensitivity\(\)"
 
 
@@ -54,5 +54,5 @@ def test_a_method_refuses_a_setting_by_its_word() -> None:
         solved_plan(made(ClientMayBeRefused, "client", "silo", rows_only=True), math.inf, 1e-4)
     with pytest.raises(UserError, match="unit: does not support 'group'"):
         solved_plan(made(ClientMayBeRefused, "group"), 1.0, 1e-4)
-    (trial,) = small_cells(quick("broken.client_is_refused:ClientMayBeRefused"), epsilon=4.0, trust="silo", unit="client").trials
+    (trial,) = small_cells(quick("broken.refused:ClientMayBeRefused"), epsilon=4.0, trust="silo", unit="client").trials
     assert trial.plan is not None

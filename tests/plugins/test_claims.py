@@ -3,7 +3,7 @@ import sys
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 from benches import Done, Ran
@@ -17,7 +17,7 @@ from fedsim.errors import UserError
 from fedsim.grid.models import Grid
 from fedsim.methods.algorithm import Algorithm
 from fedsim.methods.messages import Task
-from fedsim.plugins.claims import allowed, as_checked
+from fedsim.plugins.claims import allowed, check_of, may_leave
 from fedsim.plugins.registry import lookup
 from fedsim.privacy.plan import Claim, Trust, Unit
 from fedsim.results.grid_rows import grid_rows
@@ -72,23 +72,27 @@ def test_a_row_of_a_shipped_method_that_a_plug_in_of_its_grid_changed_as_it_was_
     assert {row.claim for row in rows} == {"stated"}
 
 
+@pytest.mark.parametrize("cls", [Tiny, Hooks, type("Same", (DPGaussian,), {}), type("Private", (FedLambda,), {"private": True})])
+def test_any_other_class_states_it(cls: type[Algorithm]) -> None:
+    assert allowed("proved", made(cls)) == allowed("stated", made(cls)) == "stated"
+
+
+def test_a_claim_that_is_none_is_a_mistake() -> None:
+    with pytest.raises(UserError, match=r"'checked' is not a claim; let claim\(\) return one of proved, stated, heuristic, none"):
+        allowed("checked", made(Tiny))  # type: ignore[arg-type]
+
+
+def test_what_is_proved_or_stated_and_checked_may_be_released() -> None:
+    may = [(claim, check) for claim in get_args(Claim) for check in (None, "passed", "failed") if may_leave(claim, check)]  # type: ignore[arg-type]
+    assert may == [("proved", None), ("proved", "passed"), ("stated", "passed")]
+
+
 class Modes(TinyParams):
     mode: str = "a"
     strength: float = 1.0
 
 
 QUICK = {"full": False}
-
-
-@pytest.mark.parametrize("cls", [Tiny, Hooks, type("Same", (DPGaussian,), {}), type("Private", (FedLambda,), {"private": True})])
-def test_any_other_class_states_it_until_a_check_of_its_code_has_passed(cls: type[Algorithm]) -> None:
-    assert allowed("proved", made(cls)) == allowed("stated", made(cls)) == "stated"
-    assert claimed("stated", ("passed", {})) == "checked"
-
-
-def claimed(claim: Claim, *checks: tuple[str, dict[str, Any]]) -> Claim:
-    """What an example, aggregate row of the default parameters claims, given how checks ended: of these, or of what is named."""
-    return as_checked(claim, [line(*check) for check in checks], "example", "aggregate", Modes().model_dump())
 
 
 def line(ended: str, other: dict[str, Any]) -> dict[str, Any]:
@@ -98,63 +102,32 @@ def line(ended: str, other: dict[str, Any]) -> dict[str, Any]:
     return {**facts, "params": params, "ended": ended}
 
 
-@pytest.mark.parametrize("claim", ["heuristic", "none"])
-def test_no_check_makes_a_theorem_of_what_claims_none(claim: Claim) -> None:
-    assert claimed(claim, ("passed", {})) == claim
-
-
 @pytest.mark.parametrize(
-    ("checks", "claim"),
+    ("checks", "said"),
     [
-        ([], "stated"),
-        ([("passed", {})], "checked"),
-        ([("failed", {})], "heuristic"),
+        ([], None),
+        ([("passed", {})], "passed"),
+        ([("failed", {})], "failed"),
         # of the same parameters the last check counts
-        ([("failed", {}), ("passed", {})], "checked"),
-        ([("passed", {}), ("failed", {})], "heuristic"),
+        ([("failed", {}), ("passed", {})], "passed"),
+        ([("passed", {}), ("failed", {})], "failed"),
         # others, numbers included, do not pass for them, and cast doubt until they have passed
-        ([("passed", {"strength": 0.0})], "stated"),
-        ([("passed", {"rounds": 3})], "stated"),
-        ([("passed", {"mode": "b"})], "stated"),
-        ([("failed", {"strength": 0.0})], "heuristic"),
-        ([("failed", {}), ("passed", {"strength": 0.0})], "heuristic"),
-        ([("passed", {}), ("failed", {"strength": 0.0})], "checked"),
-        # another setting does not pass for theirs, and what fails there is checked nowhere
-        ([("passed", {"trust": "silo"})], "stated"),
-        ([("failed", {"trust": "silo"})], "stated"),
-        ([("failed", {"unit": "client"})], "stated"),
-        ([("passed", {}), ("failed", {"trust": "silo"})], "stated"),
-        ([("passed", {}), ("failed", {"unit": "client"})], "stated"),
-        ([("passed", {}), ("failed", {"trust": "silo", "strength": 0.0})], "checked"),
-        # a quick one only refutes, and its word that nothing was seen takes nothing back
-        ([("passed", QUICK)], "stated"),
-        ([("failed", QUICK)], "heuristic"),
-        ([("failed", {}), ("passed", QUICK)], "heuristic"),
-        ([("failed", QUICK), ("passed", QUICK)], "heuristic"),
-        ([("passed", {}), ("passed", QUICK)], "checked"),
-        ([("passed", {}), ("failed", QUICK)], "heuristic"),
-        ([("failed", QUICK), ("passed", {})], "checked"),
-        ([("failed", {"strength": 0.0}), ("passed", {"strength": 0.0, "full": False})], "heuristic"),
+        ([("passed", {"strength": 0.0})], None),
+        ([("failed", {"strength": 0.0})], "failed"),
+        ([("passed", {}), ("failed", {"strength": 0.0})], "passed"),
+        # another setting does not pass for theirs, and what fails there passes nowhere
+        ([("passed", {"trust": "silo"})], None),
+        ([("failed", {"unit": "client"})], None),
+        ([("passed", {}), ("failed", {"unit": "client"})], None),
+        # a quick one only refutes
+        ([("passed", QUICK)], None),
+        ([("failed", QUICK), ("passed", QUICK)], "failed"),
+        ([("passed", {}), ("passed", QUICK)], "passed"),
+        ([("failed", QUICK), ("passed", {})], "passed"),
     ],
 )
-def test_what_checks_say_of_the_default_parameters(checks: list[tuple[str, dict[str, Any]]], claim: Claim) -> None:
-    assert claimed("stated", *checks) == claim
-
-
-def test_a_shipped_algorithm_in_which_a_check_found_a_fault_is_heuristic_until_one_passes() -> None:
-    assert claimed("proved", ("passed", {})) == "proved"
-    assert claimed("proved", ("failed", {})) == "heuristic"
-    assert claimed("proved", ("failed", {}), ("passed", {})) == "proved"
-
-
-def test_a_claim_that_is_none_is_a_mistake() -> None:
-    with pytest.raises(UserError, match=r"'yes' is none; let claim\(\) return one of proved, stated, heuristic, none"):
-        allowed("yes", made(Tiny))  # type: ignore[arg-type]
-
-
-def test_no_algorithm_says_itself_that_it_was_checked() -> None:
-    with pytest.raises(UserError, match=r"'checked' is what fedsim says after a passed check; let claim\(\) return one of proved, stated"):
-        allowed("checked", made(Tiny))
+def test_what_checks_say_of_the_default_parameters(checks: list[tuple[str, dict[str, Any]]], said: str | None) -> None:
+    assert check_of([line(*check) for check in checks], "example", "aggregate", Modes().model_dump()) == said
 
 
 # --- from checks to a grid's rows ---
@@ -173,9 +146,11 @@ def strong(name: str, **keys: Any) -> Grid:
     return small_grid(*entries, epsilon=4.0, **keys)
 
 
-def claims(folder: Path) -> dict[str, str | None]:
-    """What the rows of a folder claim, by their labels."""
-    return {row.label: row.claim for row in grid_rows(folder)}
+def checks(folder: Path) -> dict[str, str | None]:
+    """What checks of the rows of a folder say, by their labels; all rows are stated."""
+    found = grid_rows(folder)
+    assert {row.claim for row in found} == {"stated"}
+    return {row.label: row.check for row in found}
 
 
 def rows(folder: Path) -> list[dict[str, Any]]:
@@ -197,22 +172,22 @@ def test_a_check_counts_for_rows_of_its_parameters_in_the_run_folders_that_it_na
     here, elsewhere = bench(strong(name), "here").folder, tmp_path / "elsewhere"
     shutil.copytree(here, elsewhere)
     unchecked = rows(here)
-    assert claims(here) == dict.fromkeys(PARAMS, "stated")
+    assert checks(here) == dict.fromkeys(PARAMS)
 
     sound = command("check", name, "--trust", "aggregate", "--param", "strength=0", "--param", "rounds=3", "--run", str(here))
     assert sound.returncode == 0
-    assert f"{here}: rows of this code: 1 checked, 3 stated" in flat(sound.stdout)
-    assert claims(here) == {**dict.fromkeys(PARAMS, "stated"), "sound": "checked"}
+    assert f"{here}: rows of this code: 1 passed, 3 unchecked" in flat(sound.stdout)
+    assert checks(here) == {**dict.fromkeys(PARAMS), "sound": "passed"}
 
     broken = command("check", name, "--trust", "aggregate", "--param", "rounds=3", "--quick", "--run", str(here))
     assert broken.returncode == 1
-    assert f"{here}: rows of this code: 1 checked, 3 heuristic" in flat(broken.stdout)
-    assert claims(here) == {**dict.fromkeys(PARAMS, "heuristic"), "sound": "checked"}
+    assert f"{here}: rows of this code: 1 passed, 3 failed" in flat(broken.stdout)
+    assert checks(here) == {**dict.fromkeys(PARAMS, "failed"), "sound": "passed"}
 
     silo = command("check", name, "--trust", "silo", "--param", "strength=2", "--quick", "--run", str(here))
     assert silo.returncode == 1
-    assert claims(here)["sound"] == "checked"
-    assert [row.claim for row in derived(here)] == ["checked", "heuristic", "heuristic", "heuristic"]
+    assert checks(here)["sound"] == "passed"
+    assert [row.check for row in derived(here)] == ["passed", "failed", "failed", "failed"]
 
     # another folder, be it on another machine, knows nothing of it
     assert rows(elsewhere) == unchecked
@@ -220,7 +195,7 @@ def test_a_check_counts_for_rows_of_its_parameters_in_the_run_folders_that_it_na
 
     (tmp_path / "strong.py").write_text((BROKEN / "strength.py").read_text().replace("1.0 + self", "2.0 + self"))
     sys.modules.pop("strong")
-    assert {row.claim for row in bench(strong(name), "here").rows} == {"stated"}
+    assert {row.check for row in bench(strong(name), "here").rows} == {None}
 
 
 def derived(folder: Path) -> list[Row]:
@@ -233,41 +208,41 @@ def flat(text: str) -> str:
 
 
 def test_a_grid_that_asks_for_checks_adds_their_lines_to_what_is_finished_and_touches_no_other(bench: Callable[..., Ran]) -> None:
-    finished = bench(strong("broken.strength:Strength"))
+    finished = bench(strong("broken.noise:Strength"))
     before = files(finished.folder)
-    assert claims(finished.folder) == dict.fromkeys(PARAMS, "stated")
-    checked = bench(strong("broken.strength:Strength", check="quick"))
+    assert checks(finished.folder) == dict.fromkeys(PARAMS)
+    checked = bench(strong("broken.noise:Strength", check="quick"))
     after = files(checked.folder)
     lines = list(ResultStore(checked.folder).lines("checks"))
     assert {**before, "checks.jsonl": after["checks.jsonl"]} == after
     assert [(line["ended"], line["full"]) for line in lines] == [("passed", False), ("failed", False), ("failed", False), ("passed", False)]
-    # without a full check what passed is stated no more once others failed
-    assert claims(checked.folder) == dict.fromkeys(PARAMS, "heuristic")
-    assert bench(strong("broken.strength:Strength", check="quick")).code == 0
+    # without a full check what passed quickly is in doubt once others failed
+    assert checks(checked.folder) == dict.fromkeys(PARAMS, "failed")
+    assert bench(strong("broken.noise:Strength", check="quick")).code == 0
     assert files(checked.folder) == after
 
 
 def test_a_grid_with_checks_gives_the_rows_that_checks_of_the_finished_grid_give(bench: Callable[..., Ran]) -> None:
-    plain, checked = (small_grid("broken.strength:Strength", "dp-gaussian", epsilon=4.0, **keys) for keys in ({}, {"check": "quick"}))
+    plain, checked = (small_grid("broken.noise:Strength", "dp-gaussian", epsilon=4.0, **keys) for keys in ({}, {"check": "quick"}))
     together = bench(checked, "together")
     bench(plain, "later")
     later = bench(checked, "later")
-    assert [row.claim for row in together.rows] == ["heuristic", "proved"]
+    assert [(row.claim, row.check) for row in together.rows] == [("stated", "failed"), ("proved", None)]
     assert rows(together.folder) == rows(later.folder)
 
 
 def test_a_check_that_could_not_run_leaves_no_line(tmp_path: Path, command: Callable[..., Done], bench: Callable[..., Ran]) -> None:
-    folder = bench(small_grid("broken.bytes_by_size:BytesBySize", epsilon=4.0)).folder
-    done = command("check", "broken.bytes_by_size:BytesBySize", "--trust", "aggregate", "--param", "rounds=0", "--run", str(folder))
+    folder = bench(small_grid("broken.tiny:Tiny", epsilon=4.0)).folder
+    done = command("check", "broken.tiny:Tiny", "--trust", "aggregate", "--param", "rounds=0", "--run", str(folder))
     assert done.returncode == 2
     assert list(ResultStore(folder).lines("checks")) == []
 
 
-def test_a_fault_that_is_none_of_privacy_leaves_the_claim(command: Callable[..., Done], bench: Callable[..., Ran]) -> None:
-    folder = bench(small_grid("broken.depends_on_packing:DependsOnPacking", epsilon=4.0)).folder
-    done = command("check", "broken.depends_on_packing:DependsOnPacking", "--trust", "aggregate", "--quick", "--run", str(folder))
+def test_a_fault_that_is_none_of_privacy_leaves_the_row(command: Callable[..., Done], bench: Callable[..., Ran]) -> None:
+    folder = bench(small_grid("broken.results:DependsOnPacking", epsilon=4.0)).folder
+    done = command("check", "broken.results:DependsOnPacking", "--trust", "aggregate", "--quick", "--run", str(folder))
     assert done.returncode == 1
-    assert [row.claim for row in grid_rows(folder)] == ["stated"]
+    assert [row.check for row in grid_rows(folder)] == [None]
     assert list(ResultStore(folder).lines("checks")) == []
 
 

@@ -9,7 +9,7 @@ from baselines.dp_gaussian import DPGaussian
 from fedsim.errors import PluginError, UserError
 from fedsim.methods.algorithm import Algorithm
 from fedsim.plugins import registry
-from fedsim.plugins.registry import known, lookup, register
+from fedsim.plugins.registry import known, lookup, name_of, register
 
 MODULE = """
 from baselines.dp_gaussian import DPGaussian
@@ -176,3 +176,13 @@ def test_an_incomplete_class_is_reported_with_its_line_and_what_it_lacks(folder:
     name = write(folder, mistake, text)
     with pytest.raises(PluginError, match=f"{mistake}.py:{line(text, 'class MyMethod(')}: {said}"):
         lookup(name)
+
+
+def test_classes_of_modules_go_by_the_names_that_they_have() -> None:
+    from baselines.dp_gaussian import DPGaussian
+    from fedsim.methods import DPSGD
+
+    assert (name_of(DPGaussian), name_of(DPSGD)) == ("dp-gaussian", "fedsim.methods.dp_sgd:DPSGD")
+    inner = type("Inner", (DPGaussian,), {"__qualname__": "function.<locals>.Inner"})
+    with pytest.raises(UserError, match="is defined inside a function or class"):
+        name_of(inner)

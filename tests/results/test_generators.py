@@ -1,4 +1,3 @@
-import hashlib
 import json
 import math
 import os
@@ -7,12 +6,8 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-import torch
 from cells import SHIPPED, quick, score_probe, small_cells, small_grid
-from hypothesis import HealthCheck, given, settings
-from hypothesis import strategies as st
 from rows import ERROR, kept, ran
-from safetensors.torch import load_file, save_file
 
 import fedsim
 from fedsim.errors import UserError
@@ -24,7 +19,6 @@ from fedsim.results.generators import load_generator, release
 from fedsim.results.result_lines import judgement_line, training_line
 from fedsim.results.rows import RowError
 from fedsim.results.store import ResultStore
-from fedsim.training.state import described
 from fedsim.training.trial import Outcome, run_trial
 
 SECRET = {"privacy": {"noise": "secret"}}
@@ -170,8 +164,7 @@ def test_a_run_keeps_a_generator_for_every_cell(bench):
     done = bench(small_grid("dp-gaussian", epsilon=[1.0, 4.0], resources={"clients_per_actor": "all"}))
     row = done.rows[0]
     loaded = fedsim.load(done.folder).generator(row.cell_id[:10])
-    assert loaded.row == row
-    assert (loaded.facts.epsilon_spent, loaded.facts.sha256) == (row.epsilon_spent, row.generator)
+    assert (loaded.facts.row, loaded.facts.sha256) == (row, row.generator)
     assert loaded.vouched
     assert loaded.manifest(5)["vouched"] == "by the results of its run"
     with pytest.raises(UserError, match=r"there are several generators .*; name one with --cell"):
@@ -207,7 +200,6 @@ def test_a_released_package_gives_the_rows_of_the_run_and_says_what_was_paid(pac
     assert (own.pop("vouched"), given.pop("vouched")) == ("by nothing: no results were with it", "by the results of its run")
     assert own == given
     assert (own["release"], own["claim"], own["delta"]) == ("under its epsilon", "proved", cell.delta)
-    assert alone.facts.epsilon_spent == run.facts.epsilon_spent
 
 
 def test_a_package_holds_no_exact_function_of_private_data(package, released):
@@ -221,7 +213,7 @@ def test_a_package_holds_no_exact_function_of_private_data(package, released):
 
 def stated(folder):
     """A run of a plug-in that states a theorem; of its training the line of a check."""
-    trial, *_ = saved(folder, {"name": "broken.strength:Strength", "params": {"strength": 0.0, "rounds": 3}}, **SECRET)
+    trial, *_ = saved(folder, {"name": "broken.noise:Strength", "params": {"strength": 0.0, "rounds": 3}}, **SECRET)
     cell = trial.cell
     return {"source": cell.source, "unit": cell.unit, "trust": cell.trust, "params": cell.params, "full": True, "ended": "passed"}
 
@@ -245,25 +237,17 @@ def test_what_its_epsilon_does_not_cover_is_not_released(tmp_path, package, name
 
 def test_what_a_plug_in_states_is_released_once_a_full_check_of_the_run_folder_passed(tmp_path, package):
     line = stated(tmp_path)
-    with pytest.raises(UserError, match="its claim stated"):
+    with pytest.raises(UserError, match="its claim stated, its check none"):
         release(tmp_path, None, package, trust_plugin=True)
     ResultStore(tmp_path).append("checks", [line])
     with pytest.raises(UserError, match="give --trust-plugin if you trust that code"):
         release(tmp_path, None, package)
     assert not package.exists()
-    assert release(tmp_path, None, package, trust_plugin=True)[1].plan.claim == "checked"
+    row = release(tmp_path, None, package, trust_plugin=True)[1].row
+    assert (row.claim, row.check) == ("stated", "passed")
     ResultStore(tmp_path).append("checks", [line | {"ended": "failed", "full": False}])
-    with pytest.raises(UserError, match="its claim heuristic"):
+    with pytest.raises(UserError, match="its claim stated, its check failed"):
         release(tmp_path, None, package, trust_plugin=True)
-
-
-def test_a_package_of_a_plug_in_that_calls_itself_proved_is_refused(tmp_path, package):
-    ResultStore(tmp_path).append("checks", [stated(tmp_path)])
-    release(tmp_path, None, package, trust_plugin=True)
-    load_generator(package, trust_plugin=True)
-    rewritten(package, put("plan", "claim", "proved"))
-    with pytest.raises(UserError, match="it claims 'proved' and its algorithm 'stated'"):
-        load_generator(package, trust_plugin=True)
 
 
 @pytest.mark.parametrize("judging", ["none", "failed"])
@@ -283,7 +267,7 @@ def test_what_an_audit_refuted_is_not_released_whether_it_was_judged_or_not(tmp_
 
 ENDS = {
     "unaccounted": ({"unaccounted": "2 of 3 steps"}, "its status is unaccounted"),
-    "overspent": ({"epsilon_spent": 4.5}, "its status is overspent|contradicts itself"),
+    "overspent": ({"epsilon_spent": 4.5}, "its status is overspent"),
 }
 
 
@@ -303,7 +287,7 @@ def test_a_failed_judgement_alone_holds_nothing_back(tmp_path, package):
     trial, *_ = saved(tmp_path, "dp-gaussian", **SECRET)
     ResultStore(tmp_path).append("judgements", [judgement_line(trial, RowError(**ERROR), 1.0)])
     release(tmp_path, None, package)
-    assert load_generator(package).facts.status == "ok"
+    assert load_generator(package).facts.row.status == "ok"
 
 
 def test_a_package_is_written_and_drawn_from_by_commands(tmp_path, package, command, bench):
@@ -338,65 +322,6 @@ def test_tensors_of_another_training_are_refused(tmp_path):
             load_generator(tmp_path, cell.cell_id)
 
 
-def rewritten(folder, facts=lambda facts: None, tensors=lambda tensors: None, *, hashed=True, listed=True):
-    """Change a package's files, its hash with them: what somebody could do who wants them to be believed."""
-    (path,) = folder.glob("*.json")
-    told, held = json.loads(path.read_text()), load_file(path.with_suffix(".safetensors"))
-    tensors(held)
-    save_file(held, path.with_suffix(".safetensors"))
-    if hashed:
-        told["sha256"] = hashlib.sha256(path.with_suffix(".safetensors").read_bytes()).hexdigest()
-    if listed:
-        told["tensors"] = described(held)
-    facts(told)
-    path.write_text(json.dumps(told))
-
-
-TENSORS = {
-    "one is missing": (lambda held: held.pop("server.tensors.within"), r"within' \(float32 \[64, 64\]\) is missing"),
-    "all are missing": (lambda held: held.clear(), "is missing"),
-    "one too many": (lambda held: held.update(more=torch.zeros(2)), r"there is a tensor 'more' \(float32 \[2\]\) too many"),
-    "another dtype": (lambda held: held.update({"server.tensors.within": torch.zeros(64, 64).double()}), "is float64"),
-    "another shape": (lambda held: held.update({"server.tensors.within": torch.zeros(8, 8)}), r"is float32 \[8, 8\], not float32 \[64"),
-    "other numbers": (lambda held: held["server.tensors.within"].mul_(1.001), ""),
-}
-
-
-@pytest.mark.parametrize("change", TENSORS)
-def test_tensors_that_are_not_those_of_the_facts_are_refused(package, change, released):
-    released(package, "dp-gaussian")
-    tensors, message = TENSORS[change]
-    rewritten(package, tensors=tensors, hashed=bool(message), listed=False)
-    with pytest.raises(UserError, match=f"is not what was saved .*{message or 'its SHA-256'}.*; run the cell again"):
-        load_generator(package)
-
-
-FORGED = {
-    "a parameter is missing": (lambda held: held.pop(min(n for n in held if n.startswith("server.model."))), "is missing"),
-    "a parameter is of another dtype": (lambda held: held.update({each: held[each].double() for each in list(held)}), "is float64"),
-    "a code too few": (lambda held: held.update({"codes.code.weight": held["codes.code.weight"][1:].clone()}), r"is float32 \[3, "),
-    "a parameter that the model has not": (lambda held: held.update({"server.model.more": torch.zeros(2)}), "too many"),
-    "a number that is none": (lambda held: held["codes.code.weight"].fill_(math.nan), "not finite"),
-    "no tensor at all": (lambda held: held.clear(), "is missing"),
-}
-
-
-@pytest.mark.parametrize("change", FORGED)
-def test_tensors_that_are_not_the_algorithms_are_refused_whatever_the_facts_say(package, change, released):
-    released(package, "fedhypevae")
-    tensors, message = FORGED[change]
-    rewritten(package, tensors=tensors)
-    with pytest.raises(UserError, match=f"is no generator of fedhypevae .*{message}"):
-        load_generator(package)
-
-
-def test_what_a_one_shot_method_cannot_use_is_refused_whatever_the_facts_say(package, released):
-    released(package, "dp-gaussian")
-    rewritten(package, tensors=lambda held: held.pop("server.tensors.within"))
-    with pytest.raises(UserError, match=r"is no generator of dp-gaussian \(KeyError: 'within'\)"):
-        load_generator(package)
-
-
 def put(*path_and_value):
     *path, last, value = path_and_value
 
@@ -408,35 +333,14 @@ def put(*path_and_value):
     return change
 
 
-FACTS = {
-    "no number": (put("epsilon_spent", "much"), "epsilon_spent: Input should be a valid number"),
-    "an epsilon beyond its target": (put("epsilon_spent", 40.0), "which is not what status 'ok' says"),
-    "a target that is not the cell's": (put("plan", "epsilon_target", 1.0), "cell and plan differ"),
-    "no plan": (put("plan", None), "cell and plan differ in epsilon"),
-    "a delta that is none": (put("cell", "delta", math.nan), "differ|cannot be read"),
-    "a negative seed": (put("cell", "seed", -1), "cell.seed is -1"),
-    "a negative dimension": (put("task", "dim", -64), "task.dim is -64"),
-    "more classes than anybody has": (put("task", "classes", 10**12), "task.classes is 1000000000000"),
-    "clients that are not the cell's": (put("task", "clients", 5), "cell and task differ"),
-    "a parameter that is none": (put("cell", "params", {"rank": "many"}), "is no generator of dp-gaussian .*rank"),
-    "an algorithm that there is not": (put("cell", "algorithm", "none"), "unknown algorithm"),
-    "another dimension": (put("task", "dim", 32), "is no generator of dp-gaussian"),
-    "a key more": (put("more", 1), "more: Extra inputs are not permitted"),
-    "a claim that there is not": (put("plan", "claim", "certain"), "plan.claim"),
-}
+def changed(path, change):
+    """Change a file with one JSON object."""
+    told = json.loads(path.read_text())
+    change(told)
+    path.write_text(json.dumps(told) + "\n")
 
 
-@pytest.mark.parametrize("change", FACTS)
-def test_wrong_facts_are_told_in_one_line(package, change, released):
-    released(package, "dp-gaussian")
-    facts, message = FACTS[change]
-    rewritten(package, facts)
-    with pytest.raises(UserError, match=message) as caught:
-        load_generator(package)
-    assert "\n" not in str(caught.value)
-
-
-@pytest.mark.parametrize("text", ["", "null", "[]", "{}", "[" * 100_000 + "]" * 100_000, '{"cell": ' * 500, "\x00"])
+@pytest.mark.parametrize("text", ["", "null", "{}", "\x00"])
 def test_what_is_no_json_of_a_generator_is_told_in_one_line(package, text, released):
     path, _ = released(package, "dp-gaussian")
     path.write_text(text)
@@ -445,131 +349,20 @@ def test_what_is_no_json_of_a_generator_is_told_in_one_line(package, text, relea
     assert "\n" not in str(caught.value)
 
 
-@settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(data=st.data())
-def test_a_mutated_file_is_refused(package, data, released):
-    if not package.exists():
-        released(package, "dp-gaussian")
-    path = data.draw(st.sampled_from(sorted(package.iterdir())))
-    whole = path.read_bytes()
-    place = data.draw(st.integers(0, len(whole) - 1))
-    path.write_bytes(whole[:place] + bytes([data.draw(st.integers(0, 255))]) + whole[place + 1 :])
-    before = path.read_bytes()
-    try:
+def test_facts_that_no_generator_has_are_told_in_one_line(package, released):
+    path, _ = released(package, "dp-gaussian")
+    changed(path, put("task", "dim", 32))
+    with pytest.raises(UserError, match="is no generator of dp-gaussian") as caught:
         load_generator(package)
-    except UserError:
-        pass
-    else:  # only what nothing else in the package says, such as a version's digit
-        assert before == whole or path.suffix == ".json"
-    finally:
-        path.write_bytes(whole)
+    assert "\n" not in str(caught.value)
 
 
-def older(folder, package):
-    """The package as fedsim 0.1 kept it in its run folders: in ``generators``, without the id of a training."""
-    (folder / "generators").mkdir(parents=True)
-    for path in package.iterdir():
-        path.rename(folder / "generators" / path.name)
-    (path,) = (folder / "generators").glob("*.json")
-    told = json.loads(path.read_text())
-    told["cell"].pop("training_id")
-    path.write_text(json.dumps(told, indent=1))
-    (folder / "results.jsonl").write_text("")
-    return path
-
-
-def test_a_run_folder_of_fedsim_0_1_is_read_like_a_package(tmp_path, package, released):
-    released(package, "dp-gaussian")
-    rows = load_generator(package).synthesise(5)[0]
-    path = older(tmp_path / "older", package)
-    loaded = load_generator(tmp_path / "older")
-    np.testing.assert_array_equal(loaded.synthesise(5)[0], rows)
-    assert not loaded.vouched
-    told = json.loads(path.read_text())
-    path.write_text(json.dumps({name: value for name, value in told.items() if name not in ("tensors", "sha256")}))
-    with pytest.raises(UserError, match=r"tensors: Field required; sha256: Field required.*; run the cell again in a new folder"):
-        load_generator(tmp_path / "older")
-
-
-def line_changed(folder, change):
-    """Change the result line of a run's one training."""
-    path = folder / "trainings.jsonl"
-    line = json.loads(path.read_text())
-    change(line)
-    path.write_text(json.dumps(line) + "\n")
-
-
-FORGERIES = {
-    "a lower epsilon": (put("ledger", "epsilon_spent", 0.01), "contradicts itself: ε is 0.003 of what its mechan"),
-    "another sigma": (put("plan", "sigma", 50.0), "contradicts itself: .*σ is 50 and in its plan"),
-    "a lower sensitivity": (put("plan", "sensitivity", 1e-6), "contradicts itself: sensitivity 1e-6 is below the clip"),
-    "a larger sensitivity": (put("plan", "sensitivity", 2.0), "contradicts itself: sensitivity is 2 and in its plan 1"),
-    "another scope": (put("plan", "scope", "everything"), "contradicts itself: scope is everything"),
-    "other parameters": (put("cell", "params", "coordinates_share", 0.5), "contradicts itself: .*release 'mean' is of noise multiplier"),
-    "another delta": (put("plan", "delta", 1e-6), "cell and plan differ"),
-    "a mechanism less": (lambda line: line["ledger"]["mechanisms"].pop(), "contradicts itself: the row says 3 steps and holds 2"),
-}
-
-
-@pytest.mark.parametrize("name", FORGERIES)
-def test_a_run_whose_lines_contradict_themselves_or_the_plan_gives_no_generator_and_nothing_is_written(folder, command, package, name):
-    change, message = FORGERIES[name]
+def test_of_a_run_whose_line_contradicts_its_plan_nothing_is_released(folder, package):
     saved(folder / "run", "dp-gaussian", **SECRET)
-    line_changed(folder / "run", change)
-    with pytest.raises(UserError, match=message):
-        load_generator(folder / "run")
-    done = command("synth", "run", "--out", "s.npz")
-    assert (done.returncode, len(done.stderr.splitlines()), (folder / "s.npz").exists()) == (2, 1, False)
-    with pytest.raises(UserError, match=message):
-        release(folder / "run", None, package)
+    changed(folder / "run" / "trainings.jsonl", put("ledger", "epsilon_spent", 0.01))
+    with pytest.raises(UserError, match=r"is not proved: ε is 0\.003 of what its mechanisms spend"):
+        fedsim.load(folder / "run").release(package)
     assert not package.exists()
-
-
-def lower(name, value):
-    """Put into a package's cell and plan alike."""
-    plan = {"epsilon": "epsilon_target"}.get(name, name)
-
-    def change(facts):
-        facts["cell"][name] = facts["plan"][plan] = value
-        facts["epsilon_spent"] = min(facts["epsilon_spent"], facts["plan"]["epsilon_target"])
-
-    return change
-
-
-FALSE = {
-    "a lower epsilon": (put("epsilon_spent", 0.01), "contradicts itself: ε is 0.003 of what its mechan"),
-    "a lower target": (lower("epsilon", 1.0), "contradicts itself: .*of what its mechanisms spend"),
-    "a lower delta": (lower("delta", 1e-6), "contradicts itself: .*of what its mechanisms spend"),
-    "less noise": (put("plan", "sigma", 0.1), "contradicts itself: .*σ is 0.1 and in its plan"),
-    "another clip": (put("plan", "clip", 0.5), r"contradicts itself: clip is 0\.5 and in its plan 1"),
-    "another scope": (put("plan", "scope", "everything"), "contradicts itself: scope is everything"),
-    "a release less": (lambda facts: facts["plan"]["releases"].pop(0), "contradicts itself: "),
-    "a release that runs more often": (put("plan", "releases", 1, "steps", 2), "contradicts itself: "),
-}
-
-
-@pytest.mark.parametrize("name", FALSE)
-def test_a_package_whose_budget_is_not_its_algorithms_is_refused(package, name, released):
-    change, message = FALSE[name]
-    released(package, "dp-gaussian")
-    assert load_generator(package).warnings == ()
-    rewritten(package, change)
-    with pytest.raises(UserError, match=message):
-        load_generator(package)
-
-
-def test_of_other_code_a_difference_is_a_warning(package, released):
-    released(package, "dp-gaussian")
-    rewritten(package, put("plan", "clip", 0.5))
-    rewritten(package, put("cell", "source", "0" * 16))
-    assert "the code here is not the one that ran, and differs: clip is 0.5" in load_generator(package).warnings[0]
-
-
-def test_a_claim_that_its_algorithm_does_not_make_is_refused(package, released):
-    released(package, "fedhypevae")
-    rewritten(package, put("cell", "params", "noised", "shared"), lambda held: [held.pop(n) for n in list(held) if n.startswith("codes.")])
-    with pytest.raises(UserError, match="it claims 'proved' and its algorithm 'heuristic'"):
-        load_generator(package)
 
 
 def test_a_delta_that_would_publish_a_row_is_told_with_every_draw_proof_and_statement(tmp_path, command, bench):
@@ -578,14 +371,6 @@ def test_a_delta_that_would_publish_a_row_is_told_with_every_draw_proof_and_stat
         done = command(*arguments)
         assert done.returncode == 0, done.stderr
         assert "δ = 0.01 is not below 1/n = 0.005 for the 200 training rows" in " ".join(done.stdout.split())
-
-
-def test_a_package_under_another_name_is_refused(package, released):
-    path, _ = released(package, "dp-gaussian")
-    for suffix in (".json", ".safetensors"):
-        path.with_suffix(suffix).rename(path.with_name(f"0123{suffix}"))
-    with pytest.raises(UserError, match=rf"0123\.json: holds the generator of cell {path.stem}"):
-        load_generator(package)
 
 
 EVIL = """
@@ -606,8 +391,8 @@ def evil(folder, released):
     (folder / "evil.egg-info" / "entry_points.txt").write_text("[fedsim.algorithms]\nevil = evil:X\n")
 
     def name(algorithm):
-        line_changed(folder / "run", put("cell", "algorithm", algorithm))
-        rewritten(folder / "package", put("cell", "algorithm", algorithm))
+        changed(folder / "run" / "trainings.jsonl", put("cell", "algorithm", algorithm))
+        changed(next((folder / "package").glob("*.json")), put("cell", "algorithm", algorithm))
 
     return name
 
@@ -619,14 +404,15 @@ RUNS_CODE = {
 }
 
 
-@pytest.mark.parametrize("arguments", RUNS_CODE)
-@pytest.mark.parametrize("name", ["evil.py:X", "evil:X", "{folder}/evil.py:X", "fedsim.results.nowhere:X"])
+@pytest.mark.parametrize(
+    ("name", "arguments"), [("evil.py:X", "release"), ("evil:X", "synth of a run"), ("evil.py:X", "synth of a package")]
+)
 def test_a_generator_runs_no_code_that_nobody_installed(folder, command, evil, name, arguments):
-    evil(name.format(folder=folder))
+    evil(name)
     done = command(*RUNS_CODE[arguments])
     assert done.returncode == 2
     assert len(done.stderr.splitlines()) == 1
-    assert ("give --trust-plugin if you trust that code" in done.stderr) == ("evil" in name)
+    assert "give --trust-plugin if you trust that code" in done.stderr
     assert not (folder / "evil ran").exists()
 
 

@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
-from rows import ERROR, add_lines, add_rows, make_failed, make_row
+from rows import ERROR, make_failed, make_row
 
 import fedsim
 from fedsim.errors import RunLost, UserError
@@ -323,15 +323,3 @@ def test_groups_come_by_partition_then_label_then_epsilon():
     told = [(group.alpha, group.label, group.epsilon_target) for group in group_seeds(rows)]
     ordered = (1.0, 4.0, math.inf, None)
     assert told == [(alpha, label, epsilon) for alpha in (0.1, 1.0) for label in ("z", "a") for epsilon in ordered]
-
-
-def test_a_folder_without_result_lines_is_read_from_its_rows_those_of_its_manifest(tmp_path):
-    add_rows(tmp_path, *(row(cell_id, balanced_accuracy=score) for cell_id, score in (("a", 0.1), ("b", 0.2), ("a", 0.3))))
-    assert fedsim.load(tmp_path).rows[["cell_id", "balanced_accuracy"]].to_numpy().tolist() == [["b", 0.2], ["a", 0.3]]
-    (tmp_path / "manifest.json").write_text(json.dumps({"cells": [{"cell_id": "a", "label": "renamed"}]}))
-    assert fedsim.load(tmp_path).rows[["cell_id", "label"]].to_numpy().tolist() == [["a", "renamed"]]
-
-
-def test_a_row_of_an_older_fedsim_is_read_without_the_columns_that_are_gone(tmp_path):
-    add_lines(tmp_path / "results.jsonl", [row().model_dump() | {"referenced": "abc", "epsilon_spent_replace_one": 2.0}])
-    assert fedsim.load(tmp_path).rows["cell_id"].tolist() == ["a"]

@@ -266,3 +266,23 @@ def test_cells_that_are_equal_by_construction_are_trained_once_and_each_has_the_
         left_out = {*TIMES, "scores", "recall_per_class", "generator"}
         assert row.model_dump(exclude=left_out) == alone.model_dump(exclude=left_out)
         assert row.scores == pytest.approx(alone.scores, abs=0.02)
+
+
+def test_a_run_folder_of_an_older_fedsim_is_refused_in_one_sentence_and_stays_as_it_is(bench: Bench) -> None:
+    grid = small_grid("fedavg-linear")
+    manifest = bench(grid).folder / "manifest.json"
+    manifest.write_text(json.dumps(json.loads(manifest.read_text()) | {"format": 2, "versions": {"fedsim": "0.2.0"}}))
+    before = manifest.read_bytes()
+    for use in (lambda: bench(grid), lambda: grid_rows(manifest.parent)):
+        with pytest.raises(fedsim.UserError, match=r"is of fedsim 0\.2\.0, and this version reads run folders from 0\.3 on"):
+            use()
+    assert manifest.read_bytes() == before
+
+
+def test_a_plug_in_whose_loss_is_not_per_example_trains_on_no_real_row(folder: Path, bench: Bench) -> None:
+    text = changed("gaussian_nll(batch.x, decoded", "gaussian_nll(batch.x - batch.x.mean(0), decoded")
+    (folder / "mixes.py").write_text(text)
+    grid = small_grid({"name": f"{folder}/mixes.py:MyMethod", "params": {"rounds": 2}}, epsilon=4.0)
+    with pytest.raises(fedsim.PluginError, match="NotPerExample: the loss is not per example"):
+        bench(grid, "mixes", keep_going=False)
+    assert list(ResultStore(folder / "mixes").lines("trainings")) == []

@@ -17,7 +17,7 @@ from fedsim.evidence.audit.bounds import Bound, at_best, bound, least_pairs
 from fedsim.evidence.audit.setting import Setting, brief, setting_of, tuned_setting
 from fedsim.evidence.audit.white_box import MOST_ADDED, ROOT, TrainingPair, in_clean_processes, pairs, saturating
 from fedsim.grid.models import AuditSpec, Grid
-from fedsim.plugins.code_hash import module_hash, source_hash
+from fedsim.plugins.code_hash import harness_hash, source_hash
 from fedsim.plugins.registry import lookup
 from fedsim.results.join import claim_of
 from fedsim.training.trial import Trial
@@ -107,7 +107,7 @@ def key_of(setting: Setting, root: int) -> str:
     search = None if setting.tuning is None else setting.tuning.model_dump(mode="json")
     hashed = {
         "algorithm": setting.algorithm,
-        "code": [source_hash(lookup(setting.algorithm)), module_hash("fedsim.evidence.audit.audit")],
+        "code": [source_hash(lookup(setting.algorithm)), harness_hash("evidence")],
         "params": setting.params,
         "facts": [*task, setting.plan.epsilon_target, setting.plan.delta, setting.rows, root, search],
     }

@@ -25,12 +25,11 @@ from torch import Tensor
 from fedsim.data.normalise import unit_norm
 from fedsim.evaluation.tuning import draws
 from fedsim.evidence.audit.setting import Labels, Rows, Setting, clipped
-from fedsim.evidence.fresh import forked, in_fresh_processes
+from fedsim.evidence.forked import forked, in_forks
 from fedsim.evidence.worlds import Divergence, Hidden, Tape, WatchedPool, watched
 from fedsim.methods.clients import Noised
 from fedsim.methods.messages import Round, Tensors
-from fedsim.plugins.own_errors import own_errors
-from fedsim.plugins.registry import lookup
+from fedsim.plugins.registry import own_errors
 from fedsim.privacy.plan import Unit
 from fedsim.seeds import Seeds
 from fedsim.training.cohort import Cohort, CohortSpec
@@ -356,5 +355,5 @@ def in_clean_processes(setting: Setting, function: Callable[..., Result], argume
         ProcessEnded: such a process ended.
     """
     if setting.apart:
-        return in_fresh_processes(function, arguments, lookup(setting.algorithm).__module__)
+        return in_forks(function, arguments)
     return starmap(function, arguments)

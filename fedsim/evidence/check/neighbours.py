@@ -1,41 +1,138 @@
-"""Neighbouring worlds: the small cell with and without one unit, and how to train in them."""
+"""Neighbouring worlds, drawn at random: the small cell with and without one unit, and how to train in them."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Sequence
 from dataclasses import dataclass, replace
-from itertools import islice
+from itertools import pairwise
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
+from fedsim.data.normalise import unit_norm
 from fedsim.evidence.check.subject import ROWS_OF_A_GROUP, Subject, fixed_random_states, varied
 from fedsim.evidence.worlds import Hidden, RowBlock, Tape, WatchedPool, tape_of, watched
 from fedsim.methods.algorithm import Algorithm
 from fedsim.methods.messages import Round
 from fedsim.methods.parameters import l2_norm
 from fedsim.privacy.ledger import Ledger
-from fedsim.seeds import Seeds
+from fedsim.privacy.plan import Release
+from fedsim.seeds import Purpose, Seeds
 from fedsim.training import rounds
 from fedsim.training.cohort import CohortSpec
-from fedsim.training.rounds import Trained
+from fedsim.training.rounds import RoundRecord, Trained
 from fedsim.training.state import Checkpoint
 
-SMALL_CLIP = 0.05
-"""Share of the clip norm with which clipping bites everywhere, so that what is not clipped stands out."""
+MOST_ROWS, BASE_ROWS, FEW_ROWS = 3000, 50, 4
+"""Rows of a client: at most, of the small cell, and where one row is a large part of all."""
+COPIES = (1, 3, 12)
+MAGNITUDES = (0.0, 0.01, 1.0, 100.0)
+NEAR_ZERO = 0.01
+"""Share of the initial weights from which rows' gradients follow the rows."""
+MORE_ROUNDS = 3
+"""Rounds of a pair beside the first one of every phase."""
+UNCLIPPED, BARELY = 1e6, 1.01
+"""Shares of a norm at which nothing of that norm is clipped."""
+TRIED_ROWS = 12
+TRIED_SEEDS = 200
 
-FEW = 4
-"""Rows of each client in small worlds, where one example is a large part of the whole."""
+Way = Literal["removed", "replaced", "resampled"]
+Direction = Literal["class mean", "batch mean", "random", "opposite"]
+Sampled = Literal["every", "first", "alone"]
+FloatRows = NDArray[np.float32]
+Labels = NDArray[np.int64]
 
-UNCLIPPED = 1e6
-"""Share of the clip norm with which nothing is clipped."""
 
-FEW_ROUNDS = 2
-"""Rounds of a pair whose point is its rows."""
+@dataclass(frozen=True)
+class Draw:
+    """How two worlds differ in one unit; the defaults are an ordinary one.
 
-Rows = tuple[NDArray[np.int64], ...]
-"""Each member's row numbers."""
+    Attributes:
+        way: the unit is removed; or replaced by another of any size, where no bound holds: half of a client's rows that no sample holds, or
+            the first one alone, or a whole client; or other clients are sampled.
+        client: the unit's, or the unit.
+        size: rows beside the unit, or of the client that is the unit.
+        others: of the other clients, by turns.
+        copies: how often each of these rows stands there; rows of a group.
+        large: the share of them that is the row that adds most of some that were tried, where the rest is the one that adds least; None:
+            they are rows of the data.
+        label: of the unit; None: that of the last row beside it, or those of the data for a client's rows.
+        alike: whether all rows beside the unit have its label.
+        direction: of its rows: the mean of its class, or of all rows beside it, a random one, or the opposite of that mean.
+        magnitude: the most that an ordinary unit adds, in units of the clip norm; 0: the unit's rows are zero.
+        position: where it stands among its client's: 0 first, 1 last.
+        sampled: the unit is in every Poisson sample or in the first one alone; or its client is, with all rows, and no other.
+        client_rate: at which clients are sampled, where an algorithm has it as a parameter and claims none by default.
+        weights: share of the initial weights that the server starts from; a bound holds for any.
+        rounds: numbers of rounds that are run beside the first one of every phase, modulo how many there are.
+        seed: of rows, noise and samples.
+    """
+
+    way: Way = "removed"
+    client: int = 1
+    size: int = BASE_ROWS
+    others: tuple[int, ...] = (FEW_ROWS,)
+    copies: int = 1
+    large: float | None = None
+    label: int | None = None
+    alike: bool = False
+    direction: Direction = "class mean"
+    magnitude: float = 100.0
+    position: float = 0.5
+    sampled: Sampled = "every"
+    client_rate: float = 1.0
+    weights: float = 1.0
+    rounds: tuple[int, ...] = ()
+    seed: int = 0
+
+    def words(self, unit: str) -> str:
+        """For people."""
+        if self.way == "resampled":
+            return "another sample of clients"
+        if self.way == "replaced":
+            return f"other rows of client {self.client}"
+        if unit == "client":
+            return f"client {self.client} with {self.size} rows ({self.direction})"
+        noun = "a row" if unit == "example" else f"a group of {self.copies} rows"
+        alike = " of its label" if self.alike else ""
+        return f"{noun} ({self.direction}, {self.magnitude:.3g} clip norms) beside {self.size}{alike}"
+
+
+def draw_of(number: int, unit: str, classes: int) -> Draw:
+    """The random draw of that number."""
+    stream = np.random.default_rng((number, unit == "client"))
+
+    def one(*values: Any) -> Any:
+        return values[stream.integers(len(values))]
+
+    small, large = stream.integers(TRIED_ROWS + 1), 3 * BASE_ROWS
+    size = one(small, _log_uniform(stream, 1, large), _log_uniform(stream, 1, large), _log_uniform(stream, large, MOST_ROWS))
+    mixed = unit != "client" and one(True, False, False)
+    return Draw(
+        way=one("removed", "replaced", "resampled", "removed") if unit == "client" else one(*["removed"] * 9, "replaced"),
+        client=int(stream.integers(4)),
+        size=int(size),
+        others=tuple(int(one(FEW_ROWS, FEW_ROWS, BASE_ROWS)) for _ in range(3)),
+        copies=one(*COPIES),
+        large=one(0.0, 0.05, 0.1, 0.25, 0.5, 1.0) if mixed else None,
+        label=one(None, int(stream.integers(classes))),
+        alike=one(True, False),
+        direction=one("class mean", "batch mean", "random", "opposite"),
+        magnitude=one(*MAGNITUDES, *(math.exp(stream.uniform(0, math.log(6))) for _ in MAGNITUDES)),
+        position=one(0.0, 0.5, 1.0),
+        sampled=one("every", "first", "alone"),
+        client_rate=one(1.0, 0.5),
+        weights=one(1.0, 1.0, NEAR_ZERO),
+        # of all rounds one is as often run as another
+        rounds=tuple(MORE_ROUNDS * number + more for more in range(MORE_ROUNDS)),
+        seed=number,
+    )
+
+
+def _log_uniform(stream: np.random.Generator, low: float, high: float) -> float:
+    return float(np.exp(stream.uniform(math.log(low), math.log(high + 1))))
 
 
 @dataclass(frozen=True)
@@ -43,27 +140,25 @@ class World:
     """A data set in clients' hands.
 
     Attributes:
-        x, y: all rows.
-        rows: each member's.
+        x, y: each member's rows.
         members: the clients that are there.
         hidden: the unit that one of two neighbouring worlds lacks, or the block of rows that differ.
         size: rows of the hidden unit.
         secret: what its clients' secret streams are drawn from; None: as the pair's seed has it.
     """
 
-    x: NDArray[np.float32]
-    y: NDArray[np.int64]
-    rows: Rows
+    x: tuple[FloatRows, ...]
+    y: tuple[Labels, ...]
     members: tuple[int, ...]
     hidden: Hidden | RowBlock | None = None
     size: int = 1
     secret: int | None = None
 
-    def groups(self) -> Rows:
+    def groups(self) -> tuple[Labels, ...]:
         """The number of each row's group within its client: the hidden unit is one, and so are :data:`ROWS_OF_A_GROUP` of the others."""
-        return tuple(self._groups_of(client, len(own)) for client, own in zip(self.members, self.rows, strict=True))
+        return tuple(self._groups_of(client, len(own)) for client, own in zip(self.members, self.y, strict=True))
 
-    def _groups_of(self, client: int, rows: int) -> NDArray[np.int64]:
+    def _groups_of(self, client: int, rows: int) -> Labels:
         hidden = self.hidden
         if not isinstance(hidden, Hidden) or client != hidden.client or not hidden.present:
             return np.arange(rows) // ROWS_OF_A_GROUP
@@ -77,93 +172,178 @@ class Pair:
     """Two worlds and how to run them.
 
     Attributes:
-        label: what is special about the unit.
+        draw: what they were made of.
+        subject: with the pair's clip norm.
         whole: the world with the unit.
         other: the world that sees the first one's outputs.
-        seed: of both.
-        clip: share of the algorithm's clip norm.
-        weights: share of the initial weights that the server starts from; a bound holds for any.
-        rounds: of the training, where the algorithm has such a parameter; None: the subject's.
-        late: rounds that are run in place of a training, of one that is not shortened: no result comes of them.
-        client: the client that ``other`` lacks, or whose unit it lacks; None: data of any size are replaced there, so that no bound holds,
-            and only what no noise covers, and steps in whose samples they are not, are compared.
+        rounds: that are run.
     """
 
-    label: str
+    draw: Draw
+    subject: Subject
     whole: World
     other: World
-    seed: int
-    clip: float = SMALL_CLIP
-    weights: float = 1.0
-    rounds: int | None = None
-    client: int | None = None
-    late: tuple[Round, ...] = ()
+    rounds: tuple[Round, ...]
+
+    @property
+    def same_clients(self) -> bool:
+        """Whether no client is missing."""
+        return self.whole.members == self.other.members
 
 
-def everyone(subject: Subject, rows: Rows | None = None, hidden: Hidden | RowBlock | None = None) -> World:
-    """The cell's data in the hands of clients who hold ``rows``; None: what the partition gives them."""
-    own = subject.trial.partition.rows if rows is None else rows
-    return World(subject.data.x_train, subject.data.y_train, own, tuple(range(len(own))), hidden)
+@dataclass(frozen=True)
+class Levels:
+    """What single units add to the first step, nothing clipped: ``norms`` in units of the clip norm; rows ``x`` with labels ``y``."""
+
+    x: FloatRows
+    y: Labels
+    norms: NDArray[np.float64]
 
 
-def with_unit(pair: Pair, x: NDArray[np.float32], y: int, size: int | None = None) -> Pair:
-    """The pair whose ``other`` lacks the hidden unit, and whose ``whole`` has it.
-
-    Args:
-        pair: its ``other`` says where the unit is missing.
-        x: the unit's row ``[d]``, or rows ``[size, d]``, which are scaled to unit norm; of a group all rows may be one.
-        y: their label.
-        size: how many rows the unit has, if it is a group; None: an example.
-    """
-    other, hidden = pair.other, pair.other.hidden
-    assert isinstance(hidden, Hidden)
-    count, units_of = size or 1, ROWS_OF_A_GROUP if size else 1
-    new = np.broadcast_to(x, (count, other.x.shape[1]))
-    more = np.concatenate([other.x, new / np.linalg.norm(new, axis=1, keepdims=True)]).astype(np.float32)
-    added = len(other.x) + np.arange(count)
-    at = [min(hidden.index(-(-len(own) // units_of)) * units_of, len(own)) for own in other.rows]
-    rows = tuple(np.insert(own, at[i], added) if i == hidden.client else own for i, own in enumerate(other.rows))
-    label = pair.label if size is None else f"{pair.label}, {count} times, as one group"
-    whole = World(more, np.append(other.y, np.full(count, y)), rows, other.members, hidden, count)
-    return replace(pair, label=label, whole=whole, other=replace(other, hidden=replace(hidden, present=False)), client=hidden.client)
-
-
-def few(rows: Rows, count: int) -> Rows:
-    """The first ``count`` rows of every member."""
-    return tuple(own[:count] for own in rows)
-
-
-def late(subject: Subject, pair: Pair) -> Iterator[Pair]:
-    """The pair in a round that no training of the check reaches; none where all are reached."""
-    if chosen := subject.late_rounds():
-        yield replace(pair, label=f"{pair.label}, late", late=tuple(chosen))
-
-
-def of_pair(subject: Subject, pair: Pair) -> Subject:
-    """The subject with the pair's clip norm and rounds."""
-    own, clip = subject.as_given if pair.late else subject, clip_of(subject)
-    changed = {} if clip is None else {"clip": pair.clip * clip}
-    return varied(own, **changed, **({} if pair.rounds is None else {"rounds": pair.rounds}))
-
-
-def live(subject: Subject, pair: Pair, world: World, script: Tape | None = None, only: Sequence[Round] = ()) -> tuple[Trained | None, Tape]:
-    """Train in ``world`` of ``pair``, all clients in one cohort; with a ``script``, the noise gives that world's outputs.
-
-    With rounds that are run in place of all, the pair's or ``only`` these, there is no result.
-    """
-    cell, trial, algorithm, only = subject.trial.cell, subject.trial, subject.build(), only or pair.late
-    held = (world.members, world.rows, world.groups() if trial.task.unit == "group" else None)
-    spec = CohortSpec(cell.algorithm, cell.params, trial.task, trial.plan, Seeds(pair.seed, world.secret), *held)
-    cohort = watched(spec, world.x, world.y, world.hidden, script)
-    pool, tape = WatchedPool([cohort], script=None if script is None else [script]), tape_of(cohort)
-    with fixed_random_states([]):
-        steps = rounds.train(algorithm, pool, subject.plan, Seeds(pair.seed), _start(algorithm, pair), schedule=only or None)
-        if not only:
-            return rounds.to_the_end(steps)[1], tape
-        for _ in only:
+def levels_of(subject: Subject, weights: float) -> Levels | None:
+    """Of some ordinary rows, each the only one of the only client, or of each client alone; None where nothing is clipped or added."""
+    data, clip = subject.data, clip_of(subject)
+    if clip is None:
+        return None
+    if subject.trial.task.unit == "client":
+        x, y = data.x_train, data.y_train
+        worlds = [World((x[own],), (y[own],), (client,)) for client, own in enumerate(subject.trial.partition.rows)]
+    else:
+        x, y = data.x_test[:TRIED_ROWS], data.y_test[:TRIED_ROWS]
+        worlds = [World((x[[i]],), (y[[i]],), (0,), Hidden(0, "alone")) for i in range(len(x))]
+    own, norms = varied(subject, clip=UNCLIPPED * clip), list[float]()
+    first = next(own.algorithm.schedule())
+    for world in worlds:
+        steps, tape = _begun(own, Draw(weights=weights), world, [first])
+        with fixed_random_states([]):
             next(steps)
-        steps.close()
-    return None, tape
+        query = tape.queries_of(first.number)[0]
+        sent = query.sent if own.algorithm.noise_at_clients() else tape.messages[first.number].sums
+        norms.append(math.hypot(l2_norm(sent), l2_norm(query.kept)) / clip)
+    return Levels(x, y, np.array(norms)) if any(norms) else None
+
+
+def pair_of(subject: Subject, draw: Draw, levels: Levels | None) -> Pair:
+    """The worlds of a draw, and the clip norm and rounds with which they are run."""
+    unit = subject.trial.task.unit
+    whole, other = (_clients if unit == "client" else _rows)(subject, draw, levels)
+    own = subject.with_all_rounds
+    if unit == "client":
+        own = varied(own, client_rate=rate_of(own, draw))
+    if (clip := clip_of(subject)) is not None and levels is not None:
+        most = float(levels.norms.max()) * (draw.copies if unit == "group" else 1)
+        own = varied(own, clip=BARELY * clip * most / (draw.magnitude or MAGNITUDES[-1]))
+    schedule = list(own.algorithm.schedule())
+    chosen = {round_.number for round_ in schedule if round_.step == 0} | {number % len(schedule) for number in draw.rounds}
+    return Pair(draw, own, whole, other, tuple(schedule[number] for number in sorted(chosen)))
+
+
+def rate_of(subject: Subject, draw: Draw) -> float:
+    """At which clients are sampled: what the algorithm claims by itself, or what the draw has."""
+    claimed = subject.trial.cell.params.get("client_rate", 1.0)
+    return float(draw.client_rate if claimed == 1 else claimed)
+
+
+def takes_part(seed: int, step: int, client: int, release: Release) -> bool:
+    """Whether the stream by which :meth:`fedsim.methods.clients.Clients.poisson` samples whole clients puts ``client`` into ``step``."""
+    return bool(Seeds(seed).keystream(Purpose.SAMPLING, step, client).uniform(1)[0] < release.sample_rate)
+
+
+def _clients(subject: Subject, draw: Draw, levels: Levels | None) -> tuple[World, World]:
+    """Worlds that differ in a client: it is not there, has other rows, or is in other samples."""
+    stream = np.random.default_rng(draw.seed)
+    held = _held(subject, draw)
+    x, y = _drawn_rows(subject, draw, None, stream)
+    held[draw.client] = _turned(subject, draw, x, stream), y if draw.label is None else np.full(len(y), draw.label)
+    whole = _world(held)
+    if draw.way == "resampled":
+        return whole, replace(whole, secret=draw.seed + 1)
+    if draw.way == "replaced":
+        x, y = held[draw.client]
+        return whole, _world({**held, draw.client: (unit_norm(-x + x.mean(0))[:-3], y[:-3])})
+    return whole, _world({client: own for client, own in held.items() if client != draw.client})
+
+
+def _turned(subject: Subject, draw: Draw, x: FloatRows, stream: np.random.Generator) -> FloatRows:
+    """A client's rows: its own, or all in one direction, or each in a random one."""
+    mean = np.broadcast_to(subject.data.x_train.mean(0), x.shape)
+    random = stream.standard_normal(x.shape)
+    turned = {"class mean": x, "batch mean": mean, "random": random, "opposite": -mean}[draw.direction]
+    return unit_norm(turned.astype(np.float32)) * np.float32(draw.magnitude > 0) if len(x) else x
+
+
+def _rows(subject: Subject, draw: Draw, levels: Levels | None) -> tuple[World, World]:
+    """Worlds that differ in a row or a group of rows, or in half of a client's rows."""
+    stream, group = np.random.default_rng(draw.seed), subject.trial.task.unit == "group"
+    held = _held(subject, draw)
+    x, y = _drawn_rows(subject, draw, levels, stream)
+    label = draw.label if draw.label is not None else int(y[-1]) if len(y) else 0
+    y = np.full_like(y, label) if draw.alike else y
+    if draw.way == "replaced":
+        start = len(x) // 2 // ROWS_OF_A_GROUP * ROWS_OF_A_GROUP
+        block = RowBlock(draw.client, start, int(draw.sampled == "first"))
+        turned = np.concatenate([x[:start], -x[start:]]), np.concatenate([y[:start], (y[start:] + 1) % subject.data.classes])
+        return _world({**held, draw.client: (x, y)}, block), _world({**held, draw.client: turned}, block)
+    count, units_of = (draw.copies, ROWS_OF_A_GROUP) if group else (1, 1)
+    hidden = Hidden(draw.client, draw.sampled, draw.position)
+    at = min(hidden.index(-(-len(x) // units_of)) * units_of, len(x))
+    row = _direction(subject, draw, x, y, label, stream)
+    more = np.insert(x, [at] * count, row, 0), np.insert(y, [at] * count, label)
+    whole = replace(_world({**held, draw.client: more}, hidden), size=count)
+    return whole, _world({**held, draw.client: (x, y)}, replace(hidden, present=False))
+
+
+def _direction(subject: Subject, draw: Draw, x: FloatRows, y: Labels, label: int, stream: np.random.Generator) -> FloatRows:
+    """The unit's row ``[1, d]``."""
+    data, all_rows = subject.data, x if len(x) else subject.data.x_train
+    own = x[y == label] if (y == label).any() else data.x_train[data.y_train == label]
+    random = stream.standard_normal(data.dim)
+    row = {"class mean": own.mean(0), "batch mean": all_rows.mean(0), "random": random, "opposite": -all_rows.mean(0)}[draw.direction]
+    return unit_norm(row[None].astype(np.float32)) * np.float32(draw.magnitude > 0)
+
+
+def _drawn_rows(subject: Subject, draw: Draw, levels: Levels | None, stream: np.random.Generator) -> tuple[FloatRows, Labels]:
+    """The rows beside a unit, or of a client, and their labels."""
+    if draw.large is not None and levels is not None:
+        many = round(draw.large * draw.size)
+        numbers = np.repeat([levels.norms.argmin(), levels.norms.argmax()], [draw.size - many, many])
+        return levels.x[numbers], levels.y[numbers]
+    numbers = np.repeat(stream.integers(len(subject.data.x_train), size=draw.size // draw.copies + 1), draw.copies)[: draw.size]
+    return subject.data.x_train[numbers], subject.data.y_train[numbers]
+
+
+def _held(subject: Subject, draw: Draw) -> dict[int, tuple[FloatRows, Labels]]:
+    """So many rows of every client as the draw has of the others."""
+    data, found = subject.data, dict[int, tuple[FloatRows, Labels]]()
+    for client, own in enumerate(subject.trial.partition.rows):
+        numbers = np.resize(own, draw.others[client % len(draw.others)])
+        found[client] = data.x_train[numbers], data.y_train[numbers]
+    return found
+
+
+def _world(held: dict[int, tuple[FloatRows, Labels]], hidden: Hidden | RowBlock | None = None) -> World:
+    return World(tuple(x for x, _ in held.values()), tuple(y for _, y in held.values()), tuple(held), hidden)
+
+
+def trained(subject: Subject, draw: Draw, world: World, schedule: Sequence[Round], script: Tape | None = None) -> tuple[Trained, Tape]:
+    """Train in a world, all clients in one cohort; with a ``script``, the noise gives that world's outputs."""
+    steps, tape = _begun(subject, draw, world, schedule, script)
+    with fixed_random_states([]):
+        return rounds.to_the_end(steps)[1], tape
+
+
+def _begun(
+    subject: Subject, draw: Draw, world: World, schedule: Sequence[Round], script: Tape | None = None
+) -> tuple[Generator[RoundRecord, None, Trained], Tape]:
+    cell, task, algorithm = subject.trial.cell, subject.trial.task, subject.build()
+    ends = np.cumsum([0, *map(len, world.y)])
+    held = tuple(np.arange(start, end) for start, end in pairwise(ends))
+    groups = world.groups() if task.unit == "group" else None
+    seeds = Seeds(draw.seed, world.secret)
+    spec = CohortSpec(cell.algorithm, cell.params, task, subject.plan, seeds, world.members, held, groups)
+    cohort = watched(spec, np.concatenate(world.x), np.concatenate(world.y), world.hidden, script)
+    pool = WatchedPool([cohort], script=None if script is None else [script])
+    return rounds.train(algorithm, pool, subject.plan, Seeds(draw.seed), _start(algorithm, draw), schedule=schedule), tape_of(cohort)
 
 
 def clip_of(subject: Subject) -> float | None:
@@ -172,25 +352,11 @@ def clip_of(subject: Subject) -> float | None:
     return float(clip) if isinstance(clip, float | int) else None
 
 
-def contributions(subject: Subject, worlds: Sequence[World], seed: int, weights: float = 1.0) -> list[float]:
-    """The norm of what all of each world adds to the first noisy step, nothing clipped, in units of the clip norm that is a parameter."""
-    clip, norms = clip_of(subject), list[float]()
-    assert clip is not None
-    for world in worlds:
-        pair = Pair("", world, world, seed, UNCLIPPED, weights)
-        own = of_pair(subject, pair)
-        _, tape = live(own, pair, world, only=list(islice(own.algorithm.schedule(), 1)))
-        queries = [tape.queries_of(number)[0] for number in tape.messages]
-        sent = [query.sent for query in queries] if own.algorithm.noise_at_clients() else [m.sums for m in tape.messages.values()]
-        norms.append(math.hypot(*map(l2_norm, sent), *(l2_norm(query.kept) for query in queries)) / clip)
-    return norms
-
-
-def _start(algorithm: Algorithm, pair: Pair) -> Checkpoint | None:
+def _start(algorithm: Algorithm, draw: Draw) -> Checkpoint | None:
     """Where a training begins whose server has a share of its initial weights."""
-    if pair.weights == 1:
+    if draw.weights == 1:
         return None
-    server = algorithm.initial_server(Seeds(pair.seed).public)
-    tensors = {f"server.model.{name}": pair.weights * p.detach() for name, p in server.model.named_parameters() if p.numel()}
+    server = algorithm.initial_server(Seeds(draw.seed).public)
+    tensors = {f"server.model.{name}": draw.weights * p.detach() for name, p in server.model.named_parameters() if p.numel()}
     tensors |= {f"server.tensors.{name}": value for name, value in server.tensors.items()}
     return Checkpoint(0, tensors, Ledger().to_json(), 0, 0)

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import pickle
 import random
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
@@ -23,7 +24,7 @@ from fedsim.grid.models import Grid
 from fedsim.grid.read import one_cell
 from fedsim.grid.sets import loaded, partition_of
 from fedsim.methods.algorithm import Algorithm
-from fedsim.methods.messages import Pool, Round
+from fedsim.methods.messages import Pool
 from fedsim.methods.products import Product, is_classifier, is_personal, own
 from fedsim.plugins.registry import lookup
 from fedsim.privacy.plan import PrivacyPlan, Trust, Unit
@@ -36,12 +37,8 @@ from fedsim.training.trial import Trial
 
 BRIEF = {"rounds": 3, "local_steps": 3, "meta_steps": 2, "generator_steps": 2}
 """Parameters that make a training long, where an algorithm has them, and what they become."""
-
-ROUNDS = 12
-"""Rounds of a training in a full check: what happens in every tenth round, or once a loss has stopped falling, is seen."""
-LATE = 0
-"""Seed of the draw of the one round beyond these that a full check looks at."""
-
+NARROW = {"latent": 4, "hidden": [8], "encoder_hidden": [8], "discriminator_hidden": [8]}
+"""Parameters that make a network large, and what they become."""
 EPSILON, DELTA = 4.0, 1e-4
 CHECKED_CLIENTS = 4
 CELL: Mapping[str, Any] = {
@@ -55,14 +52,7 @@ ROWS_OF_A_GROUP = 2
 
 @dataclass(frozen=True)
 class Training:
-    """What :func:`train` returns.
-
-    Attributes:
-        records: one a round.
-        trained: the outcome.
-        progress: after each round.
-        touched: the global random states that it changed, of ``torch``, ``numpy`` and ``random``.
-    """
+    """What :func:`train` returns: a record a round, the outcome, the progress after each round, and the global generators drawn from."""
 
     records: list[RoundRecord]
     trained: Trained
@@ -77,14 +67,14 @@ class Subject:
     Attributes:
         trial: the cell with its plan and partition.
         data: its rows; public ones are made up, and the same in both worlds of a pair.
-        quick: whether few pairs of neighbouring worlds do.
-        shortened: the parameters that make its trainings short, as they are without this.
+        draws: numbers of the random pairs of neighbouring worlds that are compared.
+        rounds: of a training that is not shortened, where the algorithm has such a parameter and it was not given.
     """
 
     trial: Trial
     data: Embeddings
-    quick: bool = False
-    shortened: Mapping[str, Any] = field(default_factory=dict)
+    draws: range = range(0)
+    rounds: int | None = None
 
     @property
     def plan(self) -> PrivacyPlan | None:
@@ -102,23 +92,9 @@ class Subject:
         return self.build()
 
     @cached_property
-    def as_given(self) -> Subject:
-        """With all rounds and steps; the noise multiplier stays that of the short training."""
-        return varied(self, **self.shortened)
-
-    def late_rounds(self) -> list[Round]:
-        """Of :attr:`as_given`, what leads to one round that no short training reaches, that one last; empty where there is none.
-
-        Phases before its own are as short as in a short training, its own is its first round and then the late one.
-        """
-        seen = {(round_.phase, round_.step) for round_ in self.algorithm.schedule()}
-        all_rounds = list(self.as_given.algorithm.schedule())
-        unseen = [round_ for round_ in all_rounds if (round_.phase, round_.step) not in seen]
-        if not unseen:
-            return []
-        late = unseen[int(np.random.default_rng(LATE).integers(len(unseen)))]
-        before = [round_ for round_ in all_rounds if round_.phase < late.phase and round_ not in unseen]
-        return [*before, *(round_ for round_ in all_rounds if round_.phase == late.phase and round_.step in (0, late.step))]
+    def with_all_rounds(self) -> Subject:
+        """Its training is not shortened to a few rounds; the noise multiplier stays."""
+        return self if self.rounds is None else varied(self, rounds=self.rounds)
 
     def build(self) -> Algorithm:
         """A new instance."""
@@ -129,9 +105,9 @@ class Subject:
         specs = replace(self.trial, sizes=sizes).cohorts()
         return [watched(replace(spec, seeds=Seeds(seed)), self.data.x_train, self.data.y_train) for spec in specs]
 
-    def train(self, sizes: tuple[int, ...] = (CHECKED_CLIENTS,), seed: int = 0) -> Training:
-        """A whole training, packed so."""
-        return train(self.build(), WatchedPool(self.cohorts(sizes, seed)), self.plan, seed)
+    def train(self, seed: int = 0) -> Training:
+        """A whole training."""
+        return train(self.build(), WatchedPool(self.cohorts(seed=seed)), self.plan, seed)
 
     @cached_property
     def first(self) -> tuple[Training, WatchedPool]:
@@ -150,7 +126,7 @@ class Subject:
         return self.first[0].records
 
 
-def subject(name: str, params: Sequence[str], unit: Unit, trust: Trust, *, quick: bool = False) -> Subject:
+def subject(name: str, params: Sequence[str], unit: Unit, trust: Trust, draws: range = range(0)) -> Subject:
     """The cell for one privacy setting.
 
     Args:
@@ -158,16 +134,14 @@ def subject(name: str, params: Sequence[str], unit: Unit, trust: Trust, *, quick
         params: ``key=YAML`` texts.
         unit: what the budget protects.
         trust: who may see what.
-        quick: three rounds in place of :data:`ROUNDS`, and see :class:`Subject`.
+        draws: see :class:`Subject`.
 
     Raises:
         UserError: the parameters do not do, or the algorithm has no plan for this setting.
     """
     given = {text.partition("=")[0].strip() for text in params}
     known = lookup(name).Params
-    brief = known.brief(BRIEF if quick else BRIEF | {"rounds": ROUNDS}, given)
-    own = {key: known.model_fields[key] for key in brief}
-    shortened = {key: field.get_default(call_default_factory=True) for key, field in own.items() if not field.is_required()}
+    brief = known.brief(BRIEF | NARROW, given)
     short = [f"{key}={value}" for key, value in brief.items()]
     grid = one_cell(name, [*params, *short], unit="example" if unit == "group" else unit, trust=trust, **CELL)
     data = {key: replace(rows, public=PublicRows.made_up(rows.dim, rows.classes)) for key, rows in loaded(grid).items()}
@@ -185,7 +159,8 @@ def subject(name: str, params: Sequence[str], unit: Unit, trust: Trust, *, quick
     with at(place):
         (candidate,) = plans_of(lookup(cell.algorithm), cell.params, cell.tuning, task, cell.epsilon, cell.delta)
     trial = Trial(cell, task, candidate.plan, partition, (CHECKED_CLIENTS,), cell.data_key)
-    return Subject(trial, rows, quick, shortened)
+    field = known.model_fields["rounds"] if "rounds" in brief else None
+    return Subject(trial, rows, draws, field.get_default() if field is not None and not field.is_required() else None)
 
 
 def varied(subject: Subject, **params: Any) -> Subject:
@@ -230,7 +205,7 @@ def fixed_random_states(touched: list[str]) -> Iterator[None]:
 def _states() -> dict[str, Any]:
     return {
         "torch": torch.get_rng_state().numpy().tobytes(),
-        "numpy": repr(np.random.get_state()),  # noqa: NPY002
+        "numpy": pickle.dumps(np.random.get_state()),  # noqa: NPY002
         "random": random.getstate(),
     }
 

@@ -27,8 +27,8 @@ def test_an_interrupted_audit_goes_on_and_more_pairs_are_added(folder: Path, com
 @pytest.mark.parametrize(
     ("path", "message"),
     [
-        ("ends_the_process:Exits", "ends_the_process.py:12: SystemExit: 0"),
-        pytest.param("ends_the_process:Interrupted", "ProcessEnded: a training ended its process", marks=pytest.mark.slow),
+        ("refused:Exits", ": SystemExit: 0"),
+        pytest.param("refused:Interrupted", "ProcessEnded: a training ended its process", marks=pytest.mark.slow),
     ],
 )
 def test_a_plug_in_that_ends_its_training_ends_no_audit_well(path: str, message: str, folder: Path, command: Command) -> None:
@@ -41,15 +41,15 @@ def test_a_plug_in_that_ends_its_training_ends_no_audit_well(path: str, message:
 @pytest.mark.slow
 def test_what_a_module_keeps_of_its_first_rows_refutes_a_claim_and_a_constant_does_not(folder: Path, command: Command) -> None:
     options = ("--param", "rounds=1", "--param", "sample_rate=1", "--pairs", "12")
-    done = command("audit", "broken.scaled_by_the_first_batch:ScaledByTheFirstBatch", *options)
+    done = command("audit", "broken.clips:ScaledByTheFirstBatch", *options)
     assert done.returncode == 1
     assert "of the claimed sensitivity, which is exceeded" in done.stdout
-    done = command("audit", "broken.scaled_by_the_first_batch:ScaledByAConstant", *options)
+    done = command("audit", "broken.clips:ScaledByAConstant", *options)
     assert (done.returncode, "canary 1.00 of the claimed sensitivity" in done.stdout) == (0, True)
 
 
 def test_a_refuted_claim_is_exit_code_1(folder: Path, command: Command) -> None:
-    done = command("audit", "broken.unclipped_part:UnclippedPart", "--param", "clip=0.1", "--param", "rounds=1", "--pairs", "12")
+    done = command("audit", "broken.clips:UnclippedPart", "--param", "clip=0.1", "--param", "rounds=1", "--pairs", "12")
     assert done.returncode == 1
     assert "REFUTED" in done.stdout
 

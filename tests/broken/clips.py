@@ -1,0 +1,233 @@
+"""One unit changes a noised sum by more than the claimed bound: by the clip, by weights after it, or by what the clip is set by."""
+
+import math
+from dataclasses import replace
+from typing import Any
+
+import torch
+from broken.tiny import Spelled, Tiny
+from torch import Tensor, nn
+
+from baselines.private_evolution import PrivateEvolution
+from fedsim.batch import Batch
+from fedsim.methods.clients import Clients
+from fedsim.methods.messages import Message, Round, Tensors
+from fedsim.methods.one_shot import Rows, Statistic
+from fedsim.methods.phase import Phase
+from fedsim.privacy.clipping import Norms
+from fedsim.privacy.plan import Claim
+
+
+class UnclippedPart(Tiny):
+    """The bias is left out of the clip, and is sent like the rest."""
+
+    def norms(self, model: nn.Module) -> Norms:
+        return replace(super().norms(model), free=("prototypes.bias",))
+
+
+class BatchClippedAsOne(Tiny):
+    """Each client's batch is clipped as one sample: what layer hooks make of a weight set that is generated once a batch."""
+
+    def norms(self, model: nn.Module) -> Norms:
+        return replace(super().norms(model), unit="client")
+
+
+class GroupsClippedByRow(Tiny):
+    """A group's rows are clipped one by one, as if its unit were an example."""
+
+    units = ("group",)
+
+    def norms(self, model: nn.Module) -> Norms:
+        return replace(super().norms(model), unit="example")
+
+
+class SensitivityOfATenth(Tiny):
+    """The author states a theorem, by a bound that is a tenth of what a row adds."""
+
+    def claim(self) -> Claim:
+        return "stated"
+
+    def sensitivity(self) -> float:
+        return self.clip() / 10
+
+
+class FirstRowIsTheAnchor(Tiny):
+    """Rows are told by their difference to their client's first row: without that one they are all other rows."""
+
+    def client_round(self, clients: Clients, round_: Round, broadcast: Tensors) -> Message:
+        return super().client_round(replace(clients, x=tuple(x - x[:1] / 2 for x in clients.x)), round_, broadcast)
+
+
+class OneLabelCountsDouble(Spelled):
+    """Rows of label 6 count twice, after the clip."""
+
+    def sums(self, model: nn.Module, batch: Batch) -> Tensors:
+        twice = super().sums(model, batch.take(batch.y == 6))
+        return {name: value + twice[name] for name, value in super().sums(model, batch).items()}
+
+
+class DividesByStepsOfTenRows(Spelled):
+    """A client divides by its number of batches of ten rows: the eleventh row halves what all others count."""
+
+    def client_round(self, clients: Clients, round_: Round, broadcast: Tensors) -> Message:
+        self.steps = [max(math.ceil(len(x) / 10), 1) for x in clients.x]
+        return super().client_round(clients, round_, broadcast)
+
+    def sums(self, model: nn.Module, batch: Batch) -> Tensors:
+        parts = [super(DividesByStepsOfTenRows, self).sums(model, batch.take(batch.layout.client == i)) for i in range(len(self.steps))]
+        return {name: torch.stack([part[name] / n for part, n in zip(parts, self.steps, strict=True)]).sum(0) for name in parts[0]}
+
+
+class ClipAtTheBatchMedian(Spelled):
+    """Gradients are clipped at the median of their norms, if that is below C: one row moves the clip norm of all."""
+
+    def sums(self, model: nn.Module, batch: Batch) -> Tensors:
+        found = self.clipped(model, batch, self.norms(model)).norms
+        sent = found[found > 0]
+        clip = min(self.clip(), float(sent.median())) if len(sent) else self.clip()
+        return self.clipped(model, batch, replace(self.norms(model), clip=clip)).sums
+
+
+class UpdatesClippedAtTheirMedian(ClipAtTheBatchMedian):
+    """Clients' updates, by the median of their norms."""
+
+    units = ("client",)
+
+
+class ClipAtAHighQuantile(Spelled):
+    """Gradients are clipped at the 90 % quantile of their client's norms, if that is below C: one row moves what clips the largest."""
+
+    def sums(self, model: nn.Module, batch: Batch) -> Tensors:
+        norms, found = self.norms(model), []
+        for client in range(batch.layout.clients):
+            own = batch.take(batch.layout.client == client)
+            measured = self.clipped(model, own, replace(norms, clip=1e9)).norms
+            clip = min(norms.clip, float(measured.quantile(0.9))) if len(measured) else norms.clip
+            found.append(self.clipped(model, own, replace(norms, clip=clip)).sums)
+        return {name: sum(each[name] for each in found) for name in found[0]}
+
+
+class NoClipWhileTheMeanIsSmall(Spelled):
+    """Nothing is clipped while the mean of the gradients' norms is below C."""
+
+    def sums(self, model: nn.Module, batch: Batch) -> Tensors:
+        found = self.clipped(model, batch, self.norms(model))
+        if not len(found.norms) or float(found.norms.mean()) >= self.clip():
+            return found.sums
+        return self.clipped(model, batch, replace(self.norms(model), clip=math.inf)).sums
+
+
+class ClipSetByTheFirstSample(Spelled):
+    """The largest norm of a client's first sample, if that is below C, is its clip norm from then on; it never had any noise."""
+
+    def start_clients(self, clients: Clients) -> None:
+        clients.state["clip"] = torch.full((len(clients.members),), self.clip())
+
+    def client_round(self, clients: Clients, round_: Round, broadcast: Tensors) -> Message:
+        self.own, self.is_first = clients.state["clip"], round_.step == 0
+        return super().client_round(clients, round_, broadcast)
+
+    def sums(self, model: nn.Module, batch: Batch) -> Tensors:
+        total = {name: torch.zeros_like(p) for name, p in model.named_parameters()}
+        for client, clip in enumerate(self.own.tolist()):
+            rows = (batch.layout.client == client).nonzero()[:, 0]
+            found = self.clipped(model, batch.take(rows), Norms(clip))
+            total = {name: total[name] + value for name, value in found.sums.items()}
+            if self.is_first and len(rows):
+                self.own[client] = found.norms.max().clamp_max(clip)
+        return total
+
+
+class StopsClippingLate(Spelled):
+    """From round 50 of 300 on nothing is clipped."""
+
+    late_share = math.inf
+
+    def client_round(self, clients: Clients, round_: Round, broadcast: Tensors) -> Message:
+        self.is_late = self.late(round_)
+        return super().client_round(clients, round_, broadcast)
+
+    def late(self, round_: Round) -> bool:
+        return round_.number >= 50
+
+    def norms(self, model: nn.Module) -> Norms:
+        norms = super().norms(model)
+        return replace(norms, clip=norms.clip * self.late_share) if getattr(self, "is_late", False) else norms
+
+
+class ClientsStopClippingLate(StopsClippingLate):
+    units = ("client",)
+
+
+class RoundTwenty(StopsClippingLate):
+    """In the twentieth round alone."""
+
+    def late(self, round_: Round) -> bool:
+        return round_.number == 19
+
+
+class ClipsMoreLate(StopsClippingLate):
+    """Sound: it clips to half of the norm."""
+
+    units = ("example", "group", "client")
+    late_share = 0.5
+
+
+class CentredByAConstant(Tiny):
+    """Sound: rows are centred at a public place."""
+
+    trusts = ("silo",)
+
+    def distance(self, model: Any, batch: Batch) -> Tensor:
+        return super().distance(model, replace(batch, x=batch.x - self.centre(batch)))
+
+    def centre(self, batch: Batch) -> Tensor:
+        return torch.full((self.task.dim,), self.task.dim**-0.5)
+
+
+CENTRES: dict[int, Tensor] = {}
+
+
+class CentredByTheFirstBatch(CentredByAConstant):
+    """By the mean of the first batch that the process saw, as an ActNorm layer starts."""
+
+    def centre(self, batch: Batch) -> Tensor:
+        return CENTRES.setdefault(self.task.dim, batch.x.detach().mean(0)) if len(batch) else super().centre(batch)
+
+
+class ScaledByAConstant(Tiny):
+    """Sound: rows are told in public units."""
+
+    def scale(self, x: Tensor) -> Tensor:
+        return torch.full((self.task.dim,), 4.0)
+
+    def distance(self, model: Any, batch: Batch) -> Tensor:
+        return super().distance(model, replace(batch, x=batch.x * self.scale(batch.x)))
+
+
+START: list[Tensor] = []
+
+
+class ScaledByTheFirstBatch(ScaledByAConstant):
+    """In units of the spread of the first batch that the process saw, as ActNorm starts."""
+
+    def scale(self, x: Tensor) -> Tensor:
+        if not START and len(x) > 1:
+            START.append(1 / (x.detach().std(0) + 0.1))
+        return START[0] if START else super().scale(x)
+
+
+class VotesCountedTwice(PrivateEvolution):
+    """Every row votes twice, past the clip that the votes of a row share."""
+
+    units = ("example",)
+    trusts = ("aggregate",)
+
+    def phase(self, statistic: Statistic, *, main: bool = False) -> Phase:
+        def count(clients: Clients, round_: Round, received: Tensors) -> Message:
+            votes = self.vote_products(Rows.of(clients), received)["votes"]
+            sums = {"votes": 2 * votes.left.double().T @ votes.right.double()}
+            return clients.send(clients.add_noise(round_.release, round_.stream, sums).sent)
+
+        phase = super().phase(statistic, main=main)
+        return replace(phase, at_clients=count) if statistic.name == "votes" else phase

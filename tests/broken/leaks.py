@@ -1,0 +1,282 @@
+"""Something that private rows decide leaves without noise: in numbers, names, sizes, state, public rows, or by an exception."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+
+import numpy as np
+import torch
+from broken.tiny import Adapted, Coded, Prototypes, Spelled, Tiny, TinyParams
+from torch import Tensor, nn
+
+from baselines.weight_noise_cvae import WeightNoiseCVAE
+from fedsim.batch import Batch, Layout
+from fedsim.methods.clients import Clients, Noised
+from fedsim.methods.messages import Message, PublicRows, Round, Server, Tensors, Values
+from fedsim.methods.parameters import load_parameters
+from fedsim.privacy.plan import Claim
+
+
+class SizeLeavesUnpaid(Tiny):
+    """Silos are weighed by their numbers of rows, which leave with the sum."""
+
+    trusts = ("silo",)
+
+    def client_round(self, clients: Clients, round_: Round, broadcast: Tensors) -> Message:
+        message = super().client_round(clients, round_, broadcast)
+        return replace(message, sums={**message.sums, "rows": torch.tensor(float(sum(map(len, clients.x))))})
+
+    def server_step(self, server: Server, round_: Round, total: Tensors) -> Mapping[str, float]:
+        rows = total.pop("rows")
+        return super().server_step(server, round_, {name: 200 * value / rows for name, value in total.items()})
+
+
+class LabelCountsLeaveUnpaid(Tiny):
+    """Label counts ride on the sum; the noise is the clipped gradients', which a count exceeds by far."""
+
+    trusts = ("aggregate",)
+
+    def client_round(self, clients: Clients, round_: Round, broadcast: Tensors) -> Message:
+        message = super().client_round(clients, round_, broadcast)
+        counts = torch.bincount(torch.cat(clients.y), minlength=self.task.classes).float()
+        return replace(message, sums={**message.sums, "label_counts": counts})
+
+    def server_step(self, server: Server, round_: Round, total: Tensors) -> Mapping[str, float]:
+        server.tensors["label_counts"] = total.pop("label_counts")
+        return super().server_step(server, round_, total)
+
+
+COUNTED: dict[int, Tensor] = {}
+
+
+class LabelCountsToldExactly(Tiny):
+    """Label shares are told beside the generator, and were counted without noise on the way."""
+
+    trusts = ("aggregate",)
+
+    def client_round(self, clients: Clients, round_: Round, broadcast: Tensors) -> Message:
+        COUNTED[0] = torch.bincount(torch.cat(clients.y), minlength=self.task.classes).float()
+        return super().client_round(clients, round_, broadcast)
+
+    def label_counts(self, server: Server) -> Tensor:
+        return COUNTED[0]
+
+
+class LabelToldByName(Tiny):
+    """The message has a tensor of zeros if there is a row of label 0: its names tell that, whatever noise is added."""
+
+    trusts = ("aggregate",)
+
+    def client_round(self, clients: Clients, round_: Round, broadcast: Tensors) -> Message:
+        message = super().client_round(clients, round_, broadcast)
+        return replace(message, sums=message.sums | ({"label 0": torch.zeros(1)} if 0 in torch.cat(clients.y) else {}))
+
+    def server_step(self, server: Server, round_: Round, total: Tensors) -> Mapping[str, float]:
+        return super().server_step(server, round_, {k: v for k, v in total.items() if not k.startswith("label")})
+
+
+class FewRowsToldByNoisyName(Spelled):
+    """Where all clients have few rows there is a tensor of zeros more, which is given to ``Clients.add_noise`` like all others."""
+
+    trusts = ("silo",)
+
+    def noised(self, clients: Clients, round_: Round, sums: Tensors) -> Noised:
+        return super().noised(clients, round_, sums | ({"zeros": self.zeros(clients)} if self.are_there(clients) else {}))
+
+    def are_there(self, clients: Clients) -> bool:
+        return max(map(len, clients.x)) <= 4
+
+    def zeros(self, clients: Clients) -> Tensor:
+        return torch.zeros(1)
+
+    def server_step(self, server: Server, round_: Round, total: Tensors) -> Mapping[str, float]:
+        return super().server_step(server, round_, {name: value for name, value in total.items() if name != "zeros"})
+
+
+class ZerosAlwaysThere(FewRowsToldByNoisyName):
+    """Sound: they say nothing."""
+
+    units = ("example", "client")
+
+    def are_there(self, clients: Clients) -> bool:
+        return True
+
+
+class LabelsToldByShape(ZerosAlwaysThere):
+    """As many zeros as there are labels."""
+
+    units = ("example",)
+
+    def zeros(self, clients: Clients) -> Tensor:
+        return torch.zeros(len(torch.cat(clients.y).unique()))
+
+
+class ParticipantsToldByName(WeightNoiseCVAE):
+    """The message has a tensor of zeros for every client that takes part: its names tell who does, whatever noise is added."""
+
+    units = ("client",)
+    trusts = ("silo",)
+
+    def client_round(self, clients: Clients, round_: Round, broadcast: Tensors) -> Message:
+        message = super().client_round(clients, round_, broadcast)
+        takes = zip(clients.members, self.participants(clients, round_).tolist(), strict=True)
+        return replace(message, sums=message.sums | {f"present {client}": torch.zeros(1) for client, part in takes if part})
+
+    def server_step(self, server: Server, round_: Round, total: Tensors) -> Values:
+        return super().server_step(server, round_, {name: value for name, value in total.items() if not name.startswith("present")})
+
+
+class ToldInTheSum(ParticipantsToldByName):
+    trusts = ("aggregate",)
+
+
+class Unnoised(TinyParams):
+    noised: str = "shared"
+
+
+class StateWithoutNoise(Adapted):
+    """What stays with a client is trained without noise, and (epsilon, delta) is claimed to be proved all the same."""
+
+    Params = Unnoised
+
+    def claim(self) -> Claim:
+        return "proved"
+
+
+class CodesWithoutNoise(Coded):
+    """Codes that are trained without noise are kept beside the generator, which does not read them."""
+
+    Params = Unnoised
+
+    def claim(self) -> Claim:
+        return "proved"
+
+    def releases_codes(self) -> bool:
+        return True
+
+
+class RateFromOwnRows(Coded):
+    """A client's learning rate follows the spread of its own rows, which no noise covers; its noised code leaves."""
+
+    def client_round(self, clients: Clients, round_: Round, broadcast: Tensors) -> Message:
+        self.rates = self.rates_of(clients)
+        return super().client_round(clients, round_, broadcast)
+
+    def rates_of(self, clients: Clients) -> list[float]:
+        return [1 + float(x.std()) if len(x) else 1.0 for x in clients.x]
+
+    def _local_step(self, clients: Clients, round_: Round, gradients: Tensors, noise: Mapping[str, float]) -> None:
+        before = clients.model["code"].weight.detach().clone()
+        super()._local_step(clients, round_, gradients, noise)
+        with torch.no_grad():
+            step = clients.model["code"].weight - before
+            clients.model["code"].weight.copy_(before + torch.tensor(self.rates)[:, None] * step)
+        clients.state["average.code.weight"] = clients.model["code"].weight.detach().clone()
+
+
+class RateOfTheLastClient(RateFromOwnRows):
+    """Of one client only."""
+
+    units = ("client",)
+
+    def rates_of(self, clients: Clients) -> list[float]:
+        return [rate if client == 3 else 1.0 for client, rate in zip(clients.members, super().rates_of(clients), strict=True)]
+
+
+class RateAtSomeSeeds(RateFromOwnRows):
+    """With one seed of four."""
+
+    units = ("client",)
+
+    def rates_of(self, clients: Clients) -> list[float]:
+        return [1 + (clients.seeds.root % 4 == 1) * (rate - 1) for rate in super().rates_of(clients)]
+
+
+class RateByNumber(RateFromOwnRows):
+    """Sound: the rate follows the client's number."""
+
+    units = ("example", "client")
+
+    def rates_of(self, clients: Clients) -> list[float]:
+        return [1 + client / 8 for client in clients.members]
+
+
+class StatisticsEveryTenthRound(Tiny):
+    """In every tenth round the mean of all rows is added to what leaves with noise."""
+
+    trusts = ("silo",)
+
+    def client_round(self, clients: Clients, round_: Round, broadcast: Tensors) -> Message:
+        message = super().client_round(clients, round_, broadcast)
+        if (round_.number + 1) % 10:
+            return message
+        return replace(
+            message, sums=message.sums | {"prototypes.bias": message.sums["prototypes.bias"] + torch.cat(clients.x).sum(0) / 200}
+        )
+
+
+class StopsOnOwnLoss(Spelled):
+    """From the fifth round on a client falls silent once the mean loss on all its rows is small enough for its taste."""
+
+    def client_round(self, clients: Clients, round_: Round, broadcast: Tensors) -> Message:
+        load_parameters(clients.model, broadcast)
+        with torch.no_grad():
+            batches = [Batch(x, y, {}, Layout(torch.zeros_like(y), 1)) for x, y in zip(clients.x, clients.y, strict=True)]
+            losses = torch.stack([self.distance(clients.model, batch).mean() for batch in batches])
+        self.trains = losses > 0.97 if round_.number > 4 else torch.ones_like(losses, dtype=torch.bool)
+        return super().client_round(clients, round_, broadcast)
+
+    def sums(self, model: nn.Module, batch: Batch) -> Tensors:
+        return super().sums(model, batch.take(self.trains[batch.layout.client]))
+
+
+class RaisesWithoutRows(Tiny):
+    """A client that has no row cannot take part, and the training ends: which shows that it has none."""
+
+    def client_round(self, clients: Clients, round_: Round, broadcast: Tensors) -> Message:
+        if any(len(x) == 0 for x in clients.x):
+            raise ValueError("a client has no row")
+        return super().client_round(clients, round_, broadcast)
+
+
+class TakenForPublic(Tiny):
+    """A client's rows are in the place of ``task.public``, which the server reads."""
+
+    def uses_public(self) -> bool:
+        return True
+
+    def start_clients(self, clients: Clients) -> None:
+        object.__setattr__(self.task, "public", PublicRows(clients.pooled.x.numpy()))
+
+    def server_step(self, server: Server, round_: Round, total: Tensors) -> Values:
+        assert self.task.public is not None
+        server.tensors["public.anchor"] = self.task.public.rows()[0]
+        return super().server_step(server, round_, total)
+
+    def generator(self, server: Server) -> Prototypes:
+        return Prototypes(server.tensors["public.anchor"].expand(self.task.classes, -1))
+
+
+class WrittenOverPublic(TakenForPublic):
+    """Its rows are written into the array."""
+
+    def start_clients(self, clients: Clients) -> None:
+        assert self.task.public is not None
+        held = clients.pooled.x.numpy()
+        np.copyto(self.task.public.x[: len(held)], held[: len(self.task.public.x)])
+
+
+class KeepsPublic(TakenForPublic):
+    """Sound: the server reads the grid's public rows, and keeps what its generator needs of them."""
+
+    def start_clients(self, clients: Clients) -> None:
+        pass
+
+
+class ForgetsPublic(KeepsPublic):
+    """Its generator looks for public rows, which are not there when it is made again."""
+
+    def generator(self, server: Server) -> Prototypes:
+        rows = self.task.public.rows() if self.task.public is not None else torch.zeros(1, self.task.dim)
+        return Prototypes(rows[:1].expand(self.task.classes, -1))

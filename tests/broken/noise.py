@@ -1,0 +1,157 @@
+"""Noise is reused, taken off or too small; samples are other than claimed; steps are not paid."""
+
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+import torch
+from broken.tiny import Spelled, Tiny, TinyParams
+from pydantic import Field
+from torch import Tensor, nn
+
+from fedsim.batch import Batch
+from fedsim.methods.clients import Clients, Noised
+from fedsim.methods.messages import Message, Round, Server, Tensors
+from fedsim.methods.phase import Phase
+from fedsim.privacy.noise import gaussian
+from fedsim.privacy.plan import Release
+from fedsim.seeds import Purpose
+
+
+class NoiseReusedBetweenRounds(Spelled):
+    """Every round draws its noise from the stream of round 0."""
+
+    trusts = ("silo",)
+
+    def noised(self, clients: Clients, round_: Round, sums: Tensors) -> Noised:
+        return replace(clients, steps=None).add_noise(round_.release, 0, sums)
+
+
+class NoiseReusedBetweenClients(Spelled):
+    """All clients draw their noise from the stream of client 0."""
+
+    trusts = ("silo",)
+
+    def noised(self, clients: Clients, round_: Round, sums: Tensors) -> Noised:
+        noised = replace(clients, members=(0,) * len(clients.members)).add_noise(round_.release, round_.stream, sums)
+        clients.ran.steps[-1:] = [replace(step, members=clients.members) for step in clients.ran.steps[-1:]]
+        return noised
+
+
+class TakesTheNoiseOff(Tiny):
+    """The server draws the noise once more, by the seed tree that it has, and subtracts it."""
+
+    trusts = ("aggregate",)
+
+    def server_step(self, server: Server, round_: Round, total: Tensors) -> Mapping[str, float]:
+        assert server.plan is not None
+        shapes = {name: tuple(value.shape) for name, value in total.items()}
+        std, stream = server.plan.noise_std(round_.release.name), server.seeds.keystream(Purpose.NOISE, round_.stream)
+        noise = gaussian(shapes, std, stream).parts
+        return super().server_step(server, round_, {name: value - noise[name] for name, value in total.items()})
+
+
+class Overspends(Spelled):
+    """Two noisy steps a round, where the plan pays for one; the ledger is told of one."""
+
+    trusts = ("silo",)
+
+    def client_round(self, clients: Clients, round_: Round, broadcast: Tensors) -> Message:
+        super().client_round(replace(clients, steps=None), replace(round_, stream=self.params.rounds + round_.stream), broadcast)
+        return super().client_round(clients, round_, broadcast)
+
+
+class SamplingNotPoisson(Spelled):
+    """All rows of every client make every batch, where the plan claims a Poisson sample."""
+
+    def rows(self, clients: Clients, round_: Round) -> list[Tensor]:
+        return [torch.arange(len(x)) for x in clients.x]
+
+
+class SampleReusedBetweenRounds(Spelled):
+    """Every round has the sample of round 0: the plan claims a new one."""
+
+    def rows(self, clients: Clients, round_: Round) -> list[Tensor]:
+        return clients.poisson(0, round_.release.sample_rate)
+
+
+class FewTakePart(TinyParams):
+    client_rate: float = Field(0.2, gt=0, le=1)
+
+
+class EveryoneTakesPart(Spelled):
+    """Every client takes part in every round, where the plan claims that few do."""
+
+    Params = FewTakePart
+    units = ("client",)
+
+    def rows(self, clients: Clients, round_: Round) -> list[Tensor]:
+        return clients.poisson(round_.stream, self.params.sample_rate)
+
+
+class RateOfRowsClaimedForClients(Tiny):
+    """Rows are sampled at the rate that the plan claims for clients."""
+
+    units = ("client",)
+
+    def phases(self) -> tuple[Phase, ...]:
+        (phase,) = super().phases()
+        return (replace(phase, release=replace(phase.release, sample_rate=self.params.sample_rate)),)
+
+
+class LeftOutClientSendsOldUpdate(Spelled):
+    """A client that is not sampled sends half of what it sent last, which its clip covers and its sampling rate does not."""
+
+    units = ("client",)
+
+    def start_clients(self, clients: Clients) -> None:
+        members = len(clients.members)
+        clients.state |= {name: torch.zeros(members, *p.shape) for name, p in clients.model.named_parameters()}
+
+    def client_round(self, clients: Clients, round_: Round, broadcast: Tensors) -> Message:
+        self.old = clients.state
+        return super().client_round(clients, round_, broadcast)
+
+    def sums(self, model: nn.Module, batch: Batch) -> Tensors:
+        total: Tensors = {}
+        for client in range(batch.layout.clients):
+            own = super().sums(model, batch.take(batch.layout.client == client))
+            for name, value in own.items():
+                self.old[name][client] = value if (batch.layout.client == client).any() else self.old[name][client] / 2
+                total[name] = total.get(name, torch.zeros(())) + self.old[name][client]
+        return total
+
+
+class HalfTheNoise(Tiny):
+    """The noise has half of the standard deviation that the budget asks for: its plan halves the sensitivity that it was solved for."""
+
+    def plan(self, epsilon: float | None, delta: float) -> Any:
+        plan = super().plan(epsilon, delta)  # type: ignore[misc]
+        return plan and replace(plan, sensitivity=plan.sensitivity / 2)
+
+
+class CountsATwelfthOfTheEpochs(Tiny):
+    """The budget is solved for 20 of 250 epochs, as the public DP-CVAE's is."""
+
+    def releases(self) -> tuple[Release, ...]:
+        return tuple(replace(release, steps=max(1, release.steps * 20 // 250)) for release in super().releases())
+
+
+class ScoreWithoutNoise(Tiny):
+    """A training's score would have next to no noise: a release of the method's own is called as the harness's."""
+
+    def releases(self) -> tuple[Release, ...]:
+        return (*super().releases(), Release("score", 1.0, 1, relative_noise=1e-6))
+
+
+class StrengthParams(TinyParams):
+    strength: float = 1.0
+
+
+class Strength(Tiny):
+    """The bound on what a row adds is too small, by a parameter; at 0 it is right."""
+
+    Params = StrengthParams
+
+    def sensitivity(self) -> float:
+        return self.clip() / (1.0 + self.params.strength)  # type: ignore[no-any-return]

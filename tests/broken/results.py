@@ -1,0 +1,137 @@
+"""A training cannot be repeated, packed, resumed or sent, changes its data, or makes what is no result."""
+
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import torch
+from broken.tiny import Prototypes, Tiny
+from torch import Tensor
+
+from baselines.dp_gaussian import DPGaussian
+from fedsim.batch import Batch
+from fedsim.methods.clients import Clients
+from fedsim.methods.messages import Message, Round, Server, Tensors
+from fedsim.methods.one_shot import Rows
+from fedsim.privacy.statistics.outer_products import OuterProduct
+
+
+class Shaken(Tiny):
+    """The server's step is shaken."""
+
+    def shake(self) -> Tensor:
+        raise NotImplementedError
+
+    def server_step(self, server: Server, round_: Round, total: Tensors) -> Mapping[str, float]:
+        return super().server_step(server, round_, total | {"prototypes.bias": total["prototypes.bias"] + 1e-3 * self.shake()})
+
+
+class GlobalRandomState(Shaken):
+    """By torch's global generator."""
+
+    def shake(self) -> Tensor:
+        return torch.randn(self.task.dim)
+
+
+class NotDeterministic(Shaken):
+    """By a generator that nobody seeded."""
+
+    def shake(self) -> Tensor:
+        return torch.from_numpy(np.random.default_rng().standard_normal(self.task.dim)).float()
+
+
+class DependsOnPacking(Tiny):
+    """A cohort sends the mean over its clients where the sum belongs."""
+
+    trusts = ("aggregate",)
+
+    def client_round(self, clients: Clients, round_: Round, broadcast: Tensors) -> Message:
+        message = super().client_round(clients, round_, broadcast)
+        return replace(message, sums={name: value / len(clients.members) for name, value in message.sums.items()})
+
+
+class ResumeDiffers(Tiny):
+    """The server counts its rounds in an attribute, which no checkpoint holds, and steps by the count."""
+
+    rounds_seen = 0
+
+    def server_step(self, server: Server, round_: Round, total: Tensors) -> Mapping[str, float]:
+        self.rounds_seen += 1
+        return super().server_step(server, round_, {name: value / self.rounds_seen for name, value in total.items()})
+
+
+class DataChanged(Tiny):
+    """Large entries of the rows are cut in place."""
+
+    def client_round(self, clients: Clients, round_: Round, broadcast: Tensors) -> Message:
+        for x in clients.x:
+            x.clamp_(max=0.2)
+        return super().client_round(clients, round_, broadcast)
+
+
+class JoinedRowsChanged(DPGaussian):
+    """Large entries of all clients' rows, as they are joined for a statistic, are cut in place."""
+
+    units = ("example",)
+
+    def moment_products(self, rows: Rows, told: Tensors) -> Mapping[str, OuterProduct]:
+        rows.x.clamp_(max=0.2)
+        return super().moment_products(rows, told)
+
+
+class Told(float):
+    """A number that knows how it is told."""
+
+    def __init__(self, value: float) -> None:
+        self.text = lambda: f"{value:g}"
+
+
+class UnserialisableMessage(Tiny):
+    """A diagnostic holds a function, which no actor can send."""
+
+    def client_round(self, clients: Clients, round_: Round, broadcast: Tensors) -> Message:
+        message = super().client_round(clients, round_, broadcast)
+        return replace(message, diagnostics={**message.diagnostics, "clients": [Told(len(clients.members))]})
+
+
+class RowsAreNotFinite(Tiny):
+    """What is learned divides zero by zero: the same in every training, whatever the packing."""
+
+    def generator(self, server: Server) -> Prototypes:
+        return Prototypes(0 * super().generator(server).rows / 0)
+
+
+class Arrays(Prototypes):
+    def sample(self, labels: Tensor, stream: torch.Generator) -> Any:
+        return super().sample(labels, stream).numpy()
+
+
+class RowsAreNumpy(Tiny):
+    """The generator answers with an array of numpy."""
+
+    def generator(self, server: Server) -> Prototypes:
+        return Arrays(super().generator(server).rows)
+
+
+class LabelCountsOfThreeClasses(Tiny):
+    """Label counts are told for three classes, whatever their number is."""
+
+    def label_counts(self, server: Server) -> Tensor:
+        return torch.ones(3)
+
+
+class LearnsNothing(Tiny):
+    """Nothing that is released depends on any row, so no pair of neighbours measures anything."""
+
+    def distance(self, model: Any, batch: Batch) -> Tensor:
+        return 0 * super().distance(model, batch)
+
+
+class LearnsOnlyThatAClientIsThere(Tiny):
+    """Every row adds the same, whatever it is."""
+
+    units = ("client",)
+
+    def distance(self, model: Any, batch: Batch) -> Tensor:
+        return (1 + self.decoded(model, 0 * batch.y)).square().sum(1)
