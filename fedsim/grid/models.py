@@ -64,7 +64,7 @@ class Origin:
         loc, line, complete = self._found(loc)
         text = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in loc).lstrip(".")
         if any(loc[: len(key)] == key or (loc and not complete and key[: len(loc)] == loc) for key in self.overrides):
-            return f"--set {text}"
+            return f"set {text}"
         if not self.file:
             return text or "grid"
         return ": ".join(filter(None, (f"{self.file}:{line}" if line else self.file, text)))

@@ -27,7 +27,7 @@ from fedsim.training.cohort import build_algorithm
 from fedsim.training.trial import Candidate, Trial, packing
 from fedsim.words import counted
 
-FEW_CELLS, SHORT = 5, 3e7
+FEW_CELLS, SHORT_WORK = 5, 3e7
 """Cells, and numbers that their rounds read (rounds x rows x dimensions), up to which they take less time than Ray to start."""
 GIB = 2**30
 Tell = Callable[[str], None]
@@ -87,7 +87,7 @@ class Prepared:
             algorithm = build_algorithm(trial.cell.algorithm, trial.cell.params, trial.task)
             rounds = sum(1 for _ in algorithm.schedule()) * max(1, len(trial.candidates))
             work += rounds * trial.train_rows * trial.task.dim
-        return work <= SHORT
+        return work <= SHORT_WORK
 
 
 def this_machine() -> Node:

@@ -52,10 +52,6 @@ def test_a_grid_is_written_as_it_was_read() -> None:
 @pytest.mark.parametrize(
     ("keys", "said"),
     [
-        ({"unit": "patient"}, r"unknown value 'patient'; give example, client, or a group of rows by its column: \{column: patient\}"),
-        ({"unit": {"colum": "writer"}}, r"a group of rows is named by a column; give \{column: NAME\} and nothing else"),
-        ({"unit": {"column": "client"}}, "a column called 'client' would be taken for another unit; rename it"),
-        ({"partition": {"together": "site"}}, "a group is all rows of one 'writer', and partition.together keeps those of one 'site'"),
         ({"unit": {"column": "writers"}}, "unit: the data set has no column 'writers'; did you mean 'writer'"),
     ],
 )

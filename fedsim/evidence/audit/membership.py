@@ -24,7 +24,7 @@ from fedsim.plugins.registry import check_installed
 from fedsim.results.folder import RunFolder
 from fedsim.results.grid_rows import entries
 from fedsim.results.join import Lines
-from fedsim.results.trained import Trained, prepare_trained, read_state
+from fedsim.results.trained import TrainedCells, prepare_trained, read_state
 from fedsim.seeds import Seeds
 from fedsim.training.cohort import build_algorithm
 from fedsim.training.rounds import restored
@@ -204,7 +204,7 @@ def by_shadows(group: Sequence[Attacked]) -> Iterator[str]:
         yield f"{group[0].words}, {len(group)} cells, rows that come and go with their site: {words}"
 
 
-def rows_of(trial: Trial, prepared: Trained) -> tuple[NDArray[np.float32], NDArray[np.int64], Bools, int]:
+def rows_of(trial: Trial, prepared: TrainedCells) -> tuple[NDArray[np.float32], NDArray[np.int64], Bools, int]:
     """A cell's data set, training rows first: values, labels, which the cell trained on, how many training rows."""
     cell = trial.cell
     # a site is left out where clients see values as they are, so the whole data set has the rows of both
