@@ -9,10 +9,12 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import psutil
 from benches import TIMES, interruptible
 
+import fedsim.runs.ray  # noqa: F401 (Ray brings psutil along)
 from fedsim.results.grid_rows import grid_rounds, grid_rows
+
+import psutil  # isort: skip
 
 FEDSIM = Path(sys.executable).with_name("fedsim")
 GRID = """

@@ -49,7 +49,7 @@ def line_of(grid: Grid) -> tuple[Any, Any, dict[str, Any]]:
 def test_a_training_s_line_leads_back_to_its_cell_its_plan_and_its_judgement(tmp_path: Path, keys: dict[str, Any]) -> None:
     grid = made(tmp_path, **keys)
     trial, (outcome, judgement), line = line_of(grid)
-    again = prepare_trained(written(grid), [line], RunFolder(tmp_path), NODES)
+    again = prepare_trained(written(grid), [line], RunFolder(tmp_path))
     (found,) = again.trials
     assert (found.cell.model_dump(), found.task, found.plan) == (trial.cell.model_dump(), trial.task, trial.plan)
     assert judgement_of(found, outcome.state, again.data[found.data_key]) == judgement
@@ -65,4 +65,4 @@ def test_data_partitions_and_data_sets_that_are_not_those_of_the_trainings_are_r
     }
     for what, fields in changed.items():
         with pytest.raises(UserError, match=what.replace("digits:999", ".*")):
-            prepare_trained(written(grid), [line | fields], RunFolder(tmp_path), NODES)
+            prepare_trained(written(grid), [line | fields], RunFolder(tmp_path))

@@ -15,11 +15,10 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-import psutil
 import pytest
 import yaml
 from benches import PATIENCE, TIMES, Ran, interruptible, slowness
-from processes import GRID, bench, offspring, rounds, rows, wait_for_the_end_of, when
+from processes import GRID, bench, offspring, psutil, rounds, rows, wait_for_the_end_of, when
 
 from fedsim.grid.models import Grid
 

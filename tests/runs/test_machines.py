@@ -10,11 +10,10 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
 
-import psutil
 import pytest
 from benches import PATIENCE, wait_until
 from plug_ins import changed
-from processes import FEDSIM, environment
+from processes import FEDSIM, environment, psutil
 
 from fedsim.results.grid_rows import grid_rounds, grid_rows
 

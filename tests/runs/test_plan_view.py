@@ -29,7 +29,7 @@ def test_a_gradients_noise_is_the_one_that_a_training_adds(keys) -> None:
 def test_class_means_noise_is_in_units_of_the_radius_and_twice_the_rows_halve_it() -> None:
     trial, found = noise_of("dp-gaussian", epsilon=1.0)
     weight = 1 / math.sqrt(1 + 0.15**2 + 0.7**2)
-    expected = trial.plan.noise_multiplier("moments") / weight * math.sqrt(64) / (trial.train_rows / 10)
+    expected = trial.plan.mechanism("moments").noise_multiplier / weight * math.sqrt(64) / (trial.train_rows / 10)
     assert found["class means"] == pytest.approx(expected)
     more = noise_of("dp-gaussian", epsilon=1.0, dataset={"name": "digits", "limit": 400})[1]
     assert all(more[name] == pytest.approx(found[name] / 2) for name in found)
