@@ -17,8 +17,9 @@ from sklearn.exceptions import ConvergenceWarning
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import balanced_accuracy_score
 
+from fedsim.data.embeddings import Embeddings
 from fedsim.evaluation.judge import Judge, synthesise
-from fedsim.grid.models import Grid
+from fedsim.grid.models import Evaluation, Grid
 from fedsim.methods.products import OnSphere
 from fedsim.runs.need import Node
 from fedsim.runs.prepare import prepare
@@ -28,7 +29,7 @@ from fedsim.training.rounds import restored
 from fedsim.training.trial import Outcome, run_trial
 
 METHODS = ("dp-gaussian", "dp-gmm", "fedhypevae-warm", "fedhypevae-sites", "fedhypevae")
-FIXED = {"per_class": 1000, "probe_c": 0.01, "readouts": []}
+RULE, FIXED = Evaluation(readouts=()), Evaluation(per_class=1000, probe_c=0.01, readouts=())
 STRENGTHS = (1e-4, 1e-3, 1e-2, 1e-1, 1.0)
 LARGE = [f"{name}_effnetlite0" for name in ("organamnist", "bloodmnist", "ham10000_sites")]
 LARGE += [f"{name}_dinov2s" for name in ("organamnist", "ham10000_sites", "chestxray", "milk10k")]
@@ -52,58 +53,44 @@ def small_sets(data: Path, out: Path) -> None:
     np.savez(out / "ham2.npz", x=lesions["x"][rows].astype(np.float32), **columns)
 
 
-def grid_of(name: str, path: Path, method: str, epsilon: float, seed: int, **evaluation: Any) -> Grid:
+def grid_of(name: str, path: Path, method: str, epsilon: float, seed: int) -> Grid:
     """One cell; the hospitals are clients, else 3 or 10 clients hold the rows."""
     sites = {"partition": {"scheme": "column", "column": "site"}, "clients": 2}
     mixed = {"alpha": 1.0, "clients": 3} if name.startswith("small") else {"alpha": 0.3, "clients": 10}
-    keys = {"algorithms": [method], "epsilon": epsilon, "seeds": seed, "delta": 1e-4, "evaluation": evaluation}
+    keys = {"algorithms": [method], "epsilon": epsilon, "seeds": seed, "delta": 1e-4}
     return Grid.model_validate({"dataset": {"npz": str(path), "overlap": "drop"}, **keys, **(sites if name == "ham2" else mixed)})
 
 
 def judged(name: str, path: Path, method: str, epsilon: float, seed: int, states: Path) -> dict[str, Any]:
     """The scores of one training by the rule, by the fixed probe and by the best of five penalties, with the seconds of either judge."""
-    (trial,), (data,) = _prepared(grid_of(name, path, method, epsilon, seed, readouts=[]))
+    prepared = prepare(grid_of(name, path, method, epsilon, seed), [Node(4.0, 0.0)])
+    (data,) = prepared.data.values()
+    trial = prepared.trials[0].given(data)
     kept = states / f"{name}.{method}.{epsilon}.{seed}.safetensors"
     if not kept.exists():
         *_, outcome = run_trial(trial, data)
         assert isinstance(outcome, Outcome)
         save_file({key: value.contiguous() for key, value in outcome.state.items()}, kept)
-    state = load_file(kept)
+    state, algorithm = load_file(kept), build_algorithm(trial.cell.algorithm, trial.cell.params, trial.task)
     scores, seconds = [], []
-    for evaluation in ({"readouts": []}, FIXED):
-        (asked,), _ = _prepared(grid_of(name, path, method, epsilon, seed, **evaluation))
+    for evaluation in (RULE, FIXED):
+        cell = trial.cell.model_copy(update={"evaluation": evaluation})
         start = time.process_time()
-        made, shares = restored(build_algorithm(asked.cell.algorithm, asked.cell.params, asked.task), state, asked.plan, Seeds(seed))
+        made, shares = restored(algorithm, state, trial.plan, Seeds(seed))
         drawn = made.generator if evaluation is FIXED and isinstance(made, OnSphere) else made  # rows were not brought to the sphere
-        scores.append(Judge(asked.cell, data, asked.partition, drawn, shares).judgement().scores.balanced_accuracy)
+        scores.append(Judge(cell, data, trial.partition, drawn, shares).judgement().scores.balanced_accuracy)
         seconds.append(time.process_time() - start)
-    best = best_of_five(trial, state, data) if name in ("small2", "small3", "ham2") else None
-    return {
-        "set": name,
-        "method": method,
-        "epsilon": epsilon,
-        "seed": seed,
-        "rule": scores[0],
-        "fixed": scores[1],
-        "best": best,
-        "seconds": seconds,
-    }
+    best = best_of_five(made, data, seed) if name in ("small2", "small3", "ham2") else None
+    row = {"set": name, "method": method, "epsilon": epsilon, "seed": seed}
+    return {**row, "rule": scores[0], "fixed": scores[1], "best": best, "seconds": seconds}
 
 
-def best_of_five(trial: Any, state: Any, data: Any) -> float:
+def best_of_five(made: Any, data: Embeddings, seed: int) -> float:
     """scikit-learn's logistic regression on the rows that the rule sees, at the penalty that is best on test rows."""
-    algorithm = build_algorithm(trial.cell.algorithm, trial.cell.params, trial.task)
-    made, _ = restored(algorithm, state, trial.plan, Seeds(trial.cell.seed))
-    x, y = synthesise(made, data.classes, trial.cell.evaluation.rows_per_class(data.dim, data.classes), Seeds(trial.cell.seed))  # type: ignore[arg-type]
+    x, y = synthesise(made, data.classes, RULE.rows_per_class(data.dim, data.classes), Seeds(seed))
     mean, scale = x.mean(axis=0), np.maximum(x.std(axis=0), 1e-3 * x.std())
     models = [LogisticRegression(C=strength, max_iter=200).fit((x - mean) / scale, y) for strength in STRENGTHS]
     return max(float(balanced_accuracy_score(data.y_test, model.predict((data.x_test - mean) / scale))) for model in models)
-
-
-def _prepared(grid: Grid) -> tuple[Any, Any]:
-    prepared = prepare(grid, [Node(4.0, 0.0)])
-    data = next(iter(prepared.data.values()))
-    return [trial.given(data) for trial in prepared.trials], [data]
 
 
 def main() -> None:
