@@ -108,8 +108,9 @@ def add(function: Callable[..., Any], panel: str) -> None:
             how = typer.Argument(metavar=f"{name.upper()}...", help=words)
             kind, default = list.__class_getitem__(kind) if get_origin(kind) is not list else kind, [] if name == "beside" else default
         else:
-            how, default = typer.Argument(metavar=name.upper(), help=words), None
-            parameters.append(_parameter(f"{name}_option", Annotated[kind | None, typer.Option(_option(name, kind), hidden=True)], None))
+            option = _option(name, kind)
+            how, default = typer.Argument(metavar=name.upper(), help=f"{words} Also as {option}."), None
+            parameters.append(_parameter(f"{name}_option", Annotated[kind | None, typer.Option(option, hidden=True)], None))
         parameters.append(_parameter(name, Annotated[kind if kind is bool or default is not None else kind | None, how], default))
     command.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
     command.__annotations__ = {p.name: p.annotation for p in parameters}
