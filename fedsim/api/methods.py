@@ -144,13 +144,13 @@ class Audited(Printed):
     """What an audit found.
 
     Attributes:
-        name: of the algorithm, with unit and trust.
-        line: in words.
+        name: of the algorithm, with unit and trust; of a run, its folder.
+        lines: in words.
         refuted: whether a bound with 95 % confidence is above the claim; False proves nothing.
     """
 
     name: str
-    line: str
+    lines: tuple[str, ...]
     refuted: bool
 
     @property
@@ -159,9 +159,9 @@ class Audited(Printed):
         return 1 if self.refuted else 0
 
     def show(self, console: Console) -> None:
-        """Print the words, a line for every cell."""
-        for line in self.line.splitlines():
-            print_line(console, f"{self.name}: {line}")
+        """Print the words."""
+        for line in self.lines:
+            print_line(console, line)
 
 
 def audit(
@@ -225,7 +225,8 @@ def audit(
                 lambda line: store.append("pairs", [{"audit": run.key, **line}]),
                 lambda count: progress.update(task, completed=count),
             )
-    return Audited(f"{name}, {unit}, {trust}", found.words(), found.refuted)
+    setting = f"{name}, {unit}, {trust}"
+    return Audited(setting, (f"{setting}: {found.words()}",), found.refuted)
 
 
 def _attacked(folder: Path, cell: str | None, *, trust_plugin: bool) -> Audited:
@@ -238,7 +239,7 @@ def _attacked(folder: Path, cell: str | None, *, trust_plugin: bool) -> Audited:
     run = RunFolder(folder)
     run.check()
     lines = attack_run(run, grid_of(read_manifest(folder), run), cell=cell, trust_plugin=trust_plugin)
-    return Audited(str(folder), "\n".join(lines), False)
+    return Audited(str(folder), tuple(lines), False)
 
 
 def _named(algorithm: str | type) -> str:

@@ -290,7 +290,8 @@ def _of_run(folder: RunFolder, cell: str | None) -> tuple[GeneratorFacts, Tensor
     line = lines.trainings[entry.training_id]
     row = lines.trained_row(entry)
     if row.status == "failed":  # its judging did, its training did not
-        row = row.model_copy(update={"status": lines.standing(entry), "error": None})
+        standing = lines.standing(entry)
+        row = row.model_copy(update={"status": standing, "error": row.error if standing == "unaccounted" else None})
     facts = {name: line[name] for name in ("task", "plan", "class_names", "versions")}
     facts |= {"cell": {**line["cell"], "cell_id": entry.cell_id, "label": entry.label}, "row": row.model_dump(), "sha256": line["state"]}
     try:

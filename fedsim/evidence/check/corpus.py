@@ -9,7 +9,7 @@ CORPUS: dict[str, dict[str, Draw]] = {
         "first row": Draw(position=0.0, direction="opposite"),
         "beside none": Draw(size=0, direction="random"),
         "new label": Draw(size=4, copies=12, others=(0,), label=0),
-        "label six": Draw(label=6, magnitude=1.0),
+        "label six": Draw(label=6),
         "beside ten alike": Draw(size=10, copies=12, sampled="alone"),
         "beside sixty of its label": Draw(size=60, alike=True),
         "beside thousands": Draw(size=2000, direction="batch mean", position=0.0),

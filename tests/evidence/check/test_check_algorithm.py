@@ -77,7 +77,7 @@ SEARCHED = {
     "clips:GroupsClippedByRow": ("ordinary", r"removing a group of 3 rows .* \((2\.9|3\.0)\d of it\)"),
     "clips:SensitivityOfATenth": ("ordinary", r"\((9\.9\d|10\.0\d) of it\)"),
     "clips:FirstRowIsTheAnchor": ("first row", r"\(1\.\d+ of it\)"),
-    "clips:OneLabelCountsDouble": ("against two alike", r"\((1\.9|2\.0)\d of it\)"),
+    "clips:OneLabelCountsDouble": ("label six", r"\((1\.9|2\.0)\d of it\)"),
     "clips:DividesByStepsOfTenRows": ("beside ten alike", r"\(4\.\d+ of it\)"),
     "clips:ClipAtTheBatchMedian": ("moves the median", r"\(8\.\d+ of it\)"),
     "clips:UpdatesClippedAtTheirMedian": ("moves the median", r"\(1\.5\d of it\)"),
