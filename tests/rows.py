@@ -96,7 +96,7 @@ def add_rows(folder: Path, *rows: Row) -> None:
         cells[row.cell_id] = {"cell_id": row.cell_id, "label": row.label, "training_id": key, "audit": key}
         cells[row.cell_id] |= dict(zip(("ceiling", "local_only"), references, strict=True))
         add_lines(folder / "trainings.jsonl", [training_of(row, key)])
-        judged = [] if row.status in ("failed", "unaccounted") else [judgement_of_row(row, key)]
+        judged = [] if row.status == "failed" else [judgement_of_row(row, key)]
         add_lines(folder / "judgements.jsonl", judged)
         for name, score in references.items():
             scores = {"balanced_accuracy": score, "accuracy": row.ceiling_accuracy, "mean": score, "clients": []}

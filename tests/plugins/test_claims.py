@@ -1,3 +1,5 @@
+import shutil
+import sys
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -160,6 +162,40 @@ def files(folder: Path) -> dict[str, bytes]:
     """The result lines and the tensors of a folder."""
     found = [folder / f"{kind}.jsonl" for kind in KINDS] + sorted((folder / "trained").iterdir())
     return {path.name: path.read_bytes() for path in found if path.exists()}
+
+
+def test_a_check_counts_for_rows_of_its_parameters_in_the_run_folders_that_it_names(
+    tmp_path: Path, command: Callable[..., Done], bench: Callable[..., Ran]
+) -> None:
+    (tmp_path / "strong.py").write_text((BROKEN / "noise.py").read_text())
+    name = f"{tmp_path}/strong.py:Strength"
+    here, elsewhere = bench(strong(name), "here").folder, tmp_path / "elsewhere"
+    shutil.copytree(here, elsewhere)
+    unchecked = rows(here)
+    assert checks(here) == dict.fromkeys(PARAMS)
+
+    sound = command("check", name, "--trust", "aggregate", "--param", "strength=0", "--param", "rounds=3", "--run", str(here))
+    assert sound.returncode == 0
+    assert f"{here}: rows of this code: 1 passed, 3 unchecked" in flat(sound.stdout)
+    assert checks(here) == {**dict.fromkeys(PARAMS), "sound": "passed"}
+
+    broken = command("check", name, "--trust", "aggregate", "--param", "rounds=3", "--quick", "--run", str(here))
+    assert broken.returncode == 1
+    assert f"{here}: rows of this code: 1 passed, 3 failed" in flat(broken.stdout)
+    assert checks(here) == {**dict.fromkeys(PARAMS, "failed"), "sound": "passed"}
+
+    silo = command("check", name, "--trust", "silo", "--param", "strength=2", "--quick", "--run", str(here))
+    assert silo.returncode == 1
+    assert checks(here)["sound"] == "passed"
+    assert [row.check for row in derived(here)] == ["passed", "failed", "failed", "failed"]
+
+    # another folder, be it on another machine, knows nothing of it
+    assert rows(elsewhere) == unchecked
+    assert list(ResultStore(elsewhere).lines("checks")) == []
+
+    (tmp_path / "strong.py").write_text((BROKEN / "noise.py").read_text().replace("1.0 + self", "2.0 + self"))
+    sys.modules.pop("strong")
+    assert {row.check for row in bench(strong(name), "here").rows} == {None}
 
 
 def derived(folder: Path) -> list[Row]:

@@ -170,6 +170,17 @@ def test_a_refuted_claim_is_never_drawn(row):
     assert solid_points(axes, SERIES[0]) == [0.5]
 
 
+def test_a_name_says_what_claim_a_method_has_what_it_yields_and_that_it_used_public_rows(row):
+    facts = {
+        "said": {"claim": "stated"},
+        "hoped": {"claim": "heuristic"},
+        "reads": {"yields": "classifier"},
+        "helped": {"public": "BloodMNIST", "public_hash": "0"},
+    }
+    names = legend([row(cell_id=label, label=label, **fields) for label, fields in facts.items()])
+    assert names == ["said (stated ε)", "hoped (heuristic ε)", "reads (classifier)", "helped †"]
+
+
 def test_the_references_are_labelled_lines(quickstart):
     assert [text.get_text() for text in panels(quickstart)[0].texts] == ["chance 0.10", "local-only 0.38", "ceiling 0.95"]
 

@@ -9,10 +9,11 @@ from benches import PATIENCE
 from matplotlib.figure import Figure
 from rows import add_lines, add_rows
 
+from fedsim.errors import UserError
 from fedsim.report import report
 from fedsim.report.diagnostics import DIAGNOSTICS_NOT_PRIVATE
 from fedsim.report.figures import SERIES, SHADES
-from fedsim.report.report import FIGURES, write_report
+from fedsim.report.report import FIGURES, page_tables, write_report
 from fedsim.results.grid_rows import grid_rows
 
 CHROMIUM = shutil.which("chromium")
@@ -51,6 +52,10 @@ def folder_with(tmp_path, rows, manifest=None, records=()):
         cells = [whole.get(cell["cell_id"], {"training_id": "none"}) | cell for cell in manifest.get("cells", whole.values())]
         path.write_text(json.dumps({"format": 3, **manifest, "cells": cells}))
     return folder
+
+
+LINES = {"manifest.json", "trainings.jsonl", "judgements.jsonl", "references.jsonl"}
+"""What a bench leaves, from which a report is drawn."""
 
 
 def sections(page):
@@ -108,6 +113,17 @@ def hostile(tmp_path_factory, full):
     return page_of(folder_with(tmp_path_factory.mktemp("hostile"), full, manifest_of(full)))
 
 
+def test_a_report_is_drawn_from_rows_alone(plain, quickstart):
+    drawn = {"results.jsonl", "summary.csv", "report.html", "curves"}
+    assert {path.name for path in plain.iterdir()} - LINES == drawn
+    assert {path.suffix for path in (plain / "curves").iterdir()} == {".png", ".svg"}
+    page = Elements((plain / "report.html").read_text(encoding="utf-8"))
+    assert all(each.cell_id in page.text for each in quickstart)
+    assert f"{quickstart[0].balanced_accuracy:.3f}" in page.text
+    assert "differences between methods, paired over seeds" in page.text
+    assert page.text.count("fedhypevae − weight-noise") == 2
+
+
 def test_every_text_is_escaped_and_nothing_is_loaded(hostile):
     names = [tag for tag, _ in hostile.tags]
     assert "script" not in names
@@ -120,6 +136,16 @@ def test_every_text_is_escaped_and_nothing_is_loaded(hostile):
     ids = {value for name, value in attributes if name == "id"}
     assert {value[1:] for value in links if value.startswith("#")} <= ids
     assert not [name for name, _ in attributes if name.startswith("on")]
+
+
+def test_the_page_says_what_failed_what_was_overspent_or_unaccounted_and_what_the_numbers_mean(hostile):
+    text = " ".join(hostile.text.split())
+    for words in (
+        *("1 cell failed", "1 cell overspent", "1 cell unaccounted", "nothing is known of its ε: client 0 has 0 steps", "- .inf"),
+        *("ε = 5 was spent where 1 was allowed", "neighbouring data sets differ in one example", "nothing made here may be released"),
+        *("it follows from a seed that stands in the results", "aggregate, that is only the sum over clients is seen"),
+    ):
+        assert words in text
 
 
 def test_a_stranger_reads_what_ran_and_what_each_method_is_with_its_paper(tmp_path, row):
@@ -144,6 +170,13 @@ def test_one_section_has_every_measure_and_what_is_below_all_tables_once(tmp_pat
     names = ("balanced accuracy", "worst class", "clients, mean", "Fréchet distance", "coverage")
     assert [page.text.index(f"{name}\n") for name in names] == sorted(page.text.index(f"{name}\n") for name in names)
     assert page.text.count("mean ± half-width of the Student-t 95 % confidence interval") == 1
+
+
+def test_the_tables_of_the_page_are_read_without_writing(tmp_path, quickstart):
+    folder = folder_with(tmp_path, quickstart)
+    titles = [table.title.partition(" · ")[0] for table in page_tables(folder)]
+    assert titles == ["Balanced accuracy", "Balanced accuracy, paired differences"]
+    assert {path.name for path in folder.iterdir()} == LINES
 
 
 def test_a_figure_is_one_line_of_figures(tmp_path, quickstart, monkeypatch):
@@ -265,6 +298,35 @@ def test_a_failure_of_many_settings_unfolds(tmp_path, row, training):
     assert "4 more" in page.text
 
 
+def test_a_folder_without_results_or_with_a_broken_manifest_is_a_users_mistake(tmp_path, row):
+    with pytest.raises(UserError, match="there are no results here"):
+        write_report(tmp_path)
+    cell = {"cell_id": row().cell_id, "label": "a"}
+    broken = [
+        {"cells": ["a"]},
+        {"cells": [cell | {"label": 1.0}]},
+        {"cells": [cell | {"cell_id": []}]},
+        {"refused": {}},
+        {"hardware": 1},
+        [],
+    ]
+    folder = folder_with(tmp_path, [row()])
+    for manifest in broken:
+        (folder / "manifest.json").write_text(json.dumps(manifest))
+        with pytest.raises(UserError, match=r"manifest\.json"):
+            write_report(folder)
+
+
+@pytest.mark.parametrize("name", ["rounds.jsonl", "partitions.json"])
+def test_a_file_that_cannot_be_read_leaves_the_folder_as_it_was(tmp_path, row, name):
+    folder = folder_with(tmp_path, [row()], {})
+    (folder / name).mkdir()
+    before = sorted(folder.iterdir())
+    with pytest.raises(UserError, match=name):
+        write_report(folder)
+    assert sorted(folder.iterdir()) == before
+
+
 def browsed(page, profile, *flags):
     """The page as a browser has it."""
     command = [CHROMIUM, *FLAGS, f"--user-data-dir={profile}", *flags, "--dump-dom", page.as_uri()]
@@ -296,3 +358,15 @@ def test_a_delta_that_is_too_large_for_the_data_is_said_and_a_small_one_is_not(t
     assert "δ = 0.0001 is not below 1/n = 8.3e-05 for the 12000 training rows of digits" in text
     for name, fields in {"small": {"train_rows": 9_999}, "client": {"train_rows": 12_000, "unit": "client"}}.items():
         assert "is not below 1/n" not in page_of(folder_with(tmp_path / name, [row(**fields)])).text
+
+
+def test_without_a_manifest_rows_of_older_code_are_left_out(tmp_path, row):
+    rows = [
+        row(cell_id="a", source="old"),
+        row(cell_id="b", seed=1, source="old"),
+        row(cell_id="c", source="new"),
+        row(cell_id="d", label="other"),
+    ]
+    folder = folder_with(tmp_path, rows)
+    (folder / "manifest.json").unlink()
+    assert [each.cell_id for each in grid_rows(folder)] == ["c", "d"]

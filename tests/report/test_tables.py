@@ -1,5 +1,6 @@
 import io
 import math
+from itertools import pairwise
 
 import pytest
 from rich.console import Console
@@ -107,11 +108,24 @@ def test_no_rows_give_an_empty_table():
     assert printed([]).strip() == "Balanced accuracy"
 
 
+def test_a_mean_over_seeds_has_the_claim_that_is_worth_the_least(row):
+    order = ["none", "heuristic", "stated", "proved"]
+    for worse, better in pairwise(order):
+        rows = [row(cell_id="a", claim=better), row(cell_id="b", seed=1, claim=worse)]
+        assert claim(group_seeds(rows)) == worse
+
+
 def test_which_methods_predict_and_do_not_generate_is_said_below_the_table(row):
     rows = [row(label="makes", yields="generator", coverage=0.5), row(cell_id="b", label="predicts", yields="classifier")]
     first, second = (results_table(group_seeds(rows), measure) for measure in ("balanced_accuracy", "coverage"))
     assert "classifiers, which generate no rows: predicts" in first.notes
     assert not any("classifier" in note for note in second.notes)
+
+
+def test_what_a_stated_epsilon_is_is_said_below_the_table(row):
+    rows = [row(cell_id=name, label=name, claim=name) for name in ("stated", "proved")]
+    notes = results_table(group_seeds(rows)).notes
+    assert any(note.startswith("stated ε: ") and "whether a fedsim check refutes it" in note for note in notes)
 
 
 def test_a_reference_is_the_mean_of_partitions_however_many_rows_each_has(row):

@@ -2,6 +2,7 @@ import json
 import math
 import os
 import shutil
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -262,6 +263,24 @@ def test_what_an_audit_refuted_is_not_released_whether_it_was_judged_or_not(tmp_
     with pytest.raises(UserError, match="may not be released: its status is refuted"):
         release(tmp_path, None, package)
     assert load_generator(tmp_path).manifest(5)["release"] == "simulation only"
+
+
+ENDS = {
+    "unaccounted": ({"unaccounted": "2 of 3 steps"}, "its status is unaccounted"),
+    "overspent": ({"epsilon_spent": 4.5}, "its status is overspent"),
+}
+
+
+@pytest.mark.parametrize("name", ENDS)
+@pytest.mark.parametrize("judging", ["none", "failed"])
+def test_what_was_not_spent_as_planned_is_not_released_whether_it_was_judged_or_not(tmp_path, package, name, judging):
+    fields, why = ENDS[name]
+    trial, *_ = saved(tmp_path, "dp-gaussian", lambda outcome: replace(outcome, **fields), **SECRET)
+    if judging == "failed":
+        ResultStore(tmp_path).append("judgements", [judgement_line(trial, RowError(**ERROR), 1.0)])
+    with pytest.raises(UserError, match=why):
+        release(tmp_path, None, package)
+    assert not package.exists()
 
 
 ENDS = {

@@ -5,6 +5,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import pytest
 from cells import small_cells
 from rows import ERROR, lines_of
 
@@ -140,6 +141,23 @@ def test_seconds_are_those_of_training_and_judging() -> None:
     trial = a_trial()
     row = row_of(trial, as_planned(trial, seconds=3.0), JUDGEMENT)
     assert (row.train_seconds, row.judge_seconds, row.seconds) == (3.0, 1.0, 4.0)
+
+
+@pytest.mark.parametrize(
+    ("change", "check"),
+    [
+        ({}, "passed"),
+        ({"ended": "failed"}, "failed"),
+        ({"full": False}, None),
+        ({"source": "of other code"}, None),
+        ({"source": "of other code", "ended": "failed"}, None),
+    ],
+)
+def test_what_checks_of_its_code_found_stands_beside_a_claim(change: dict[str, Any], check: str | None) -> None:
+    trial = a_trial("broken.tiny:Tiny")
+    line = {**CHECK, "source": trial.cell.source, "params": trial.cell.params}
+    assert row_of(trial, as_planned(trial), JUDGEMENT).claim == "stated"
+    assert row_of(trial, as_planned(trial), JUDGEMENT, checks=[line | change]).check == check
 
 
 def test_a_method_without_a_budget_claims_nothing() -> None:

@@ -26,7 +26,21 @@ CONTRACT = [
     *("cell_id", "source", "judged", "status", "error", "algorithm", "label", "params", "yields", "dataset", "dataset_hash"),
     *("public", "public_hash", "public_licence", "scheme"),
     *("alpha", "clients", "partition_hash", "train_rows", "train_groups", "seed", "epsilon_target", "epsilon_spent", "delta", "unit"),
-    *("relation", "trust", "scope", "claim", "accountant", "noise", "sigma", "sample_rate", "steps", "clip", "sensitivity", "mechanisms"),
+    *(
+        "relation",
+        "trust",
+        "scope",
+        "claim",
+        "check",
+        "accountant",
+        "noise",
+        "sigma",
+        "sample_rate",
+        "steps",
+        "clip",
+        "sensitivity",
+        "mechanisms",
+    ),
     *("tuning", "selection"),
     *("noise_at", "counted_by", "audit_epsilon_lower", "audit_epsilon_any", "audit_method", "audit_pairs", "audit_canary_ratio"),
     *("audit_params", "evaluation", "unseen", "tested", "label_shares", "accuracy", "balanced_accuracy", "share_of_ceiling", "macro_f1"),
@@ -52,6 +66,19 @@ def test_a_row_whose_claim_an_audit_refutes_is_not_ok():
     assert row(status="refuted", **facts).status == "refuted"
     with pytest.raises(ValidationError, match=r"one below 4\.5 is refuted"):
         row(**facts)
+
+
+def test_a_row_has_the_fields_of_the_contract_and_no_other():
+    assert Row.columns() == CONTRACT
+    assert list(json.loads(row().to_json())) == CONTRACT
+    with pytest.raises(ValidationError, match="acuracy"):
+        row(acuracy=0.5)
+
+
+def test_a_row_can_be_told_without_some_of_its_fields():
+    told = row().model_dump(exclude={"claim", "seconds"})
+    assert list(told) == [name for name in CONTRACT if name not in ("claim", "seconds")]
+    assert row().model_dump(include={"label"}) == {"label": "alg"}
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from benches import Ran
+from benches import Done, Ran
 from cells import NODES, small_grid
 from rich.console import Console
 
@@ -16,6 +16,7 @@ from fedsim.errors import UserError
 from fedsim.results.store import ResultStore
 from fedsim.runs.bench import run_bench
 from fedsim.runs.engine import InProcess
+from fedsim.runs.need import Node
 from fedsim.runs.prepare import prepare
 from fedsim.runs.verify import Verification
 
@@ -52,6 +53,29 @@ def ran_once(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("once") / "run"
     run_bench(prepare(small_grid("dp-gaussian", epsilon=4.0, seeds=list(range(6))), NODES, 1), folder, Console(quiet=True), HERE)
     return folder
+
+
+def test_cells_that_run_again_give_the_same_rows_and_rounds_or_what_differs_is_shown_with_exit_code_1(
+    bench: Bench, command: Callable[..., Done], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("fedsim.runs.prepare.this_machine", lambda: Node(1.0, 0.0))
+    monkeypatch.setattr("fedsim.runs.ray.local_ray", lambda node: HERE)
+    ran = bench(small_grid("dp-gaussian", "weight-noise", epsilon=[4.0, float("inf")]))
+    before = {path.name: path.read_bytes() for path in ran.folder.iterdir() if path.is_file()}
+    done = command("verify", str(ran.folder), "--rerun", "3")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "3 of 4 finished cells run again: equal to the last bit in rows and rounds" in done.stdout
+    assert {path.name: path.read_bytes() for path in ran.folder.iterdir() if path.is_file()} == before
+
+    store = ResultStore(ran.folder)
+    store.append("judgements", [line | {"scores": line["scores"] | {"accuracy": 0.123}} for line in store.judgements().values()])
+    store.append("trainings", [line | {"versions": line["versions"] | {"torch": "0.1"}} for line in store.trainings().values()])
+    done = command("verify", str(ran.folder), "--cell", "xyz")
+    assert (done.returncode, "--cell: no cell that can be repeated has the id 'xyz'; known: " in done.stderr) == (2, True)
+    done = command("verify", str(ran.folder), "--rerun", "1")
+    assert (done.returncode, done.stderr) == (1, "")
+    for said in ("accuracy", "torch: 0.1 →", "1 of 4 finished cells run again: they differ"):
+        assert said in done.stdout
 
 
 def test_rows_of_another_grid_in_the_folder_are_not_taken_for_those_of_the_last(bench: Bench) -> None:

@@ -122,6 +122,11 @@ def test_a_plan_that_its_budget_does_not_pay_for_is_overspent() -> None:
     assert joined(trial, outcome).status == "overspent"
 
 
+def test_noise_of_another_round_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"step 1 is not in the round \(steps 0 \.\. 0\)"):
+        outcome("test-takes-the-next-rounds-noise")
+
+
 @pytest.mark.parametrize("name", ["dp-gaussian", "weight-noise"])
 def test_the_sum_over_clients_is_rounded_once_it_has_its_noise_and_not_before(name: str) -> None:
     (trial, data, algorithm), seen = one_cell(quick(name), epsilon=4.0), list[Tensors]()

@@ -81,3 +81,13 @@ def test_a_folder_without_what_an_attack_needs_is_one_message(bench: Callable[..
     done = command("audit", "bare")
     assert done.returncode == 2
     assert "bare: there are no generators here; run the grid with resources" in done.stderr
+
+
+def test_a_run_folder_is_attacked_by_its_synthetic_rows(bench: Callable[..., Ran], folder: Path, command: Command) -> None:
+    bench(small_grid("dp-gaussian"), "run")
+    done = command("audit", "run")
+    assert done.returncode == 0
+    *lines, why = done.stdout.splitlines()
+    assert [line.split(":")[1].strip() for line in lines] == ["likelihood", "nearest synthetic row"]
+    assert all("TPR" in line for line in lines)
+    assert why.startswith("no LiRA: cells that differ in their seed alone trained on the same rows")

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from benches import Done, Ran
 from cells import NODES, quick, small_grid
+from rows import add_lines
 from sites import digits_of_sites
 
 from fedsim.errors import UserError
@@ -74,6 +75,22 @@ def test_one_cell_is_attacked_by_its_id_and_cells_of_other_seeds_stay_its_shadow
     for cell, what in (("", "several cells"), ("xyz", "no cell with a generator")):
         with pytest.raises(UserError, match=rf"--cell {cell}: {what} of .* begin with that"):
             list(attack_run(run, grid, cell=cell))
+
+
+def test_code_that_a_run_names_runs_only_if_it_is_trusted(bench: Callable[..., Ran], folder: Path, command: Callable[..., Done]) -> None:
+    ran = bench(small_grid("dp-gaussian", seeds=[0, 1]))
+    (folder / "evil.py").write_text('open("evil ran", "w").close()\nfrom baselines.dp_gaussian import DPGaussian as X\n')
+    line, other = ResultStore(ran.folder).trainings().values()
+    add_lines(ran.folder / "trainings.jsonl", [line | {"cell": line["cell"] | {"algorithm": "evil.py:X"}}])
+    RunFolder(ran.folder).state(other["training_id"]).unlink()
+    done = command("audit", "run")
+    assert done.returncode == 2
+    assert "give --trust-plugin if you trust that code" in done.stderr
+    assert not (folder / "evil ran").exists()
+    done = command("audit", "run", "--trust-plugin")
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith("1 of 2 cells without a saved generator: left out")
+    assert (folder / "evil ran").exists()
 
 
 @pytest.mark.parametrize("told", [2.0, 0.0])
