@@ -7,6 +7,7 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import product
+from math import prod
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar, get_args
 
@@ -63,7 +64,7 @@ class Origin:
         loc, line, complete = self._found(loc)
         text = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in loc).lstrip(".")
         if any(loc[: len(key)] == key or (loc and not complete and key[: len(loc)] == loc) for key in self.overrides):
-            return f"--set {text}"
+            return f"set {text}"
         if not self.file:
             return text or "grid"
         return ": ".join(filter(None, (f"{self.file}:{line}" if line else self.file, text)))
@@ -440,6 +441,15 @@ class Grid(_Model):
                 f"a group is all rows of one '{unit.column}', and partition.together keeps those of one '{together}'; give one column"
             )
         return unit
+
+    @property
+    def most_cells(self) -> int:
+        """So many cells at most; sites that are left out one by one are counted as one, and methods may lack a scanned parameter."""
+        entries = 0
+        for entry in self.algorithms:
+            scanned = prod(len(values) for values in (self.scan | entry.scan).values())
+            entries += scanned * (len(self.tune.curves) if self.tune.params or entry.tune else 1)
+        return prod(map(len, (self.sets, self.alpha, self.clients, self.epsilon, self.seeds))) * entries
 
     @property
     def sets(self) -> tuple[DatasetSpec, ...]:

@@ -166,7 +166,7 @@ class Options(Origin):
         inner = [str(part) for part in loc[3:] if isinstance(part, str)]
         if loc and loc[0] == "algorithms":
             return f"params {'.'.join(inner)}" if "params" in loc and inner else "algorithm"
-        return f"--{loc[0]}" if loc else "algorithm"
+        return str(loc[0]) if loc else "algorithm"
 
 
 def one_cell(algorithm: str, params: Sequence[str], **values: Any) -> Grid:

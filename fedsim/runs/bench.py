@@ -125,7 +125,7 @@ def _run_locked(
     if len(bad) > MOST_SHOWN:
         print_line(console, f"and {len(bad) - MOST_SHOWN} more that are not ok; the report lists them", "red")
     if any(row.status == "failed" for row in bad):
-        again = "the same command runs failed cells again" if retry_failed else "run failed cells again with --retry-failed"
+        again = "the same command runs failed cells again" if retry_failed else "run failed cells again with retry_failed"
         console.print(again, soft_wrap=True)
     print_line(console, f"report: {report.page}")
     return 1 if bad or prepared.refused else 0
@@ -148,13 +148,16 @@ def missing_jobs(run: RunContext, audits: Sequence[ClaimAudit], lines: Lines, *,
             a second release of the same rows.
     """
     seen = set(lines.references)
+    first: dict[str, TrainingJob] = {}
     for trial in run.prepared.trials:
         for reference in references_of(run, trial):
             if reference.key[-1] not in seen:
                 seen.add(reference.key[-1])
                 yield reference
-        job = _cell_job(run, trial, lines, retry_failed=retry_failed)
-        if job is not None:
+        job, equal = _cell_job(run, trial, lines, retry_failed=retry_failed), run.prepared.equal.get(trial.cell.training_id)
+        if equal is not None and isinstance(job, TrainingJob) and first.setdefault(equal, job) is not job:
+            first[equal].equal.append((trial, None))
+        elif job is not None:
             yield job
     for audit in audits:
         if lines.audits.get(audit.run.key, {}).get("pairs") != audit.run.count:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import joblib
@@ -19,6 +19,7 @@ from fedsim.json_lines import dump
 from fedsim.methods.messages import Task
 from fedsim.partition import Partition, site_names
 from fedsim.partition.matrix import LabelMatrix
+from fedsim.plugins.code_hash import is_shipped
 from fedsim.plugins.registry import lookup
 from fedsim.runs.need import Need, Node
 from fedsim.runs.worker import plug_in_code
@@ -26,7 +27,7 @@ from fedsim.training.cohort import build_algorithm
 from fedsim.training.trial import Candidate, Trial, packing
 from fedsim.words import counted
 
-FEW_CELLS, SHORT = 5, 3e7
+FEW_CELLS, SHORT_WORK = 5, 3e7
 """Cells, and numbers that their rounds read (rounds x rows x dimensions), up to which they take less time than Ray to start."""
 GIB = 2**30
 Tell = Callable[[str], None]
@@ -45,6 +46,7 @@ class Prepared:
         nodes: what the cluster has.
         need: what one actor needs.
         parallel: how many cells may run at a time.
+        equal: of cells whose result another partition cannot change, the training of the first that is equal to it.
         keep_going: whether a plug-in whose first training fails is a failed row rather than the end.
     """
 
@@ -55,7 +57,13 @@ class Prepared:
     nodes: tuple[Node, ...]
     need: Need
     parallel: int
+    equal: Mapping[str, str] = field(default_factory=dict)
     keep_going: bool = False
+
+    @property
+    def repeated(self) -> int:
+        """How many cells are not trained because they are equal to another."""
+        return sum(training != first for training, first in self.equal.items())
 
     def need_of(self, trial: Trial) -> Need:
         """What the training of a cell needs."""
@@ -79,7 +87,7 @@ class Prepared:
             algorithm = build_algorithm(trial.cell.algorithm, trial.cell.params, trial.task)
             rounds = sum(1 for _ in algorithm.schedule()) * max(1, len(trial.candidates))
             work += rounds * trial.train_rows * trial.task.dim
-        return work <= SHORT
+        return work <= SHORT_WORK
 
 
 def this_machine() -> Node:
@@ -131,7 +139,21 @@ def prepare(
         for cell, task, own, partition, size, key in zip(cells, tasks, plans, partitions, sizes, keys, strict=True)
     )
     check_memory(grid, need, trials, views, nodes)
-    return Prepared(grid, resolved.refused, views, trials, tuple(nodes), need, parallel, keep_going)
+    return Prepared(grid, resolved.refused, views, trials, tuple(nodes), need, parallel, equal_cells(trials), keep_going)
+
+
+def equal_cells(trials: Sequence[Trial]) -> dict[str, str]:
+    """By training, the first that gives the same: of shipped methods that only release sums over rows, and are judged as a whole."""
+    first: dict[str, str] = {}
+    equal = {}
+    for trial in trials:
+        cell, judged = trial.cell, trial.cell.evaluation
+        known = is_shipped(lookup(cell.algorithm)) and build_algorithm(cell.algorithm, cell.params, trial.task).ignores_partition()
+        if known and not (cell.tuning or cell.partition.shifts or judged.per_client or judged.personal is not None):
+            facts = cell.model_dump(mode="json", exclude={"cell_id", "training_id", "partition", "alpha", "clients"})
+            key = dump([facts, trial.data_key, trial.train_rows, trial.train_groups])
+            equal[cell.training_id] = first.setdefault(key, cell.training_id)
+    return equal
 
 
 def partitioned(grid: Grid, cells: Sequence[Cell], data: Mapping[str, Embeddings], tell: Tell = _silent) -> tuple[Partition, ...]:

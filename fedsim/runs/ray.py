@@ -161,7 +161,7 @@ def joined_cluster(address: str, files: Collection[Path] = ()) -> Iterator[list[
         except (ConnectionError, RuntimeError, ValueError) as error:  # RuntimeError: other versions there
             what, right = "no Ray cluster runs there, or it does not let this process in", "start one with `ray start --head`"
             token = "where it asks for a token, set RAY_AUTH_TOKEN or RAY_AUTH_TOKEN_PATH (`ray get-auth-token` at its head)"
-            raise UserError(f"--address {address}", what, f"{right}, of this version of Ray and Python; {token}") from error
+            raise UserError(f"address {address}", what, f"{right}, of this version of Ray and Python; {token}") from error
     with _connected(), interrupts():
         yield list(live_nodes())
 
@@ -171,11 +171,11 @@ def _check_listening(address: str) -> None:
     host, _, port = address.rpartition(":")
     host = host.removeprefix("[").removesuffix("]")
     if not host or not port.isdecimal() or not port.isascii() or "/" in host:
-        raise UserError(f"--address {address}", "is not host:port", "give the address that `ray start --head` shows, or auto")
+        raise UserError(f"address {address}", "is not host:port", "give the address that `ray start --head` shows, or auto")
     try:
         socket.create_connection((host, int(port)), timeout=5).close()
     except (OSError, OverflowError, UnicodeError) as error:
-        raise UserError(f"--address {address}", f"cannot be reached ({error})", "give a running cluster's host:port") from error
+        raise UserError(f"address {address}", f"cannot be reached ({error})", "give a running cluster's host:port") from error
 
 
 def _copied(files: Collection[Path], folder: Path) -> bool:

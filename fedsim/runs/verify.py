@@ -147,21 +147,27 @@ class Verification:
 
     def _run_again(self, cells: Sequence[tuple[Row, Trial]], console: Console, engine: AbstractContextManager[Engine]) -> bool:
         """Run cells again and show what differs; whether rows and rounds are equal to the last bit."""
-        old, trials = [row for row, _ in cells], [trial for _, trial in cells]
+        old, chosen = [row for row, _ in cells], {trial.cell.cell_id for _, trial in cells}
+        kept, equal = {training: line["state"] for training, line in Lines.read(self.folder).trainings.items()}, self.prepared.equal
+        equal = {training: first for training, first in equal.items() if kept.get(training) == kept.get(first)}  # it was trained once
+        firsts = {equal.get(trial.cell.training_id) for _, trial in cells}
+        trials = [trial for trial in self.prepared.trials if trial.cell.cell_id in chosen or trial.cell.training_id in firsts]
         with tempfile.TemporaryDirectory(prefix="fedsim-verify-") as scratch:
-            run = RunContext(replace(self.prepared, trials=tuple(trials)), ResultStore(Path(scratch)), Display(console, len(trials)))
+            prepared = replace(self.prepared, trials=tuple(trials), equal=equal)
+            run = RunContext(prepared, ResultStore(Path(scratch)), Display(console, len(trials)))
             with engine as running, run.display:
                 Scheduler(run, running).run(missing_jobs(run, (), Lines({}, {}, {})))
             write_manifest(run.store.folder, run.prepared, entries_of(run, ()))
-            new = RunRecords(grid_rows(Path(scratch)), grid_rounds(Path(scratch)))
+            rows = [row for row in grid_rows(Path(scratch)) if row.cell_id in chosen]
+            new = RunRecords(rows, [record for record in grid_rounds(Path(scratch)) if record["cell_id"] in chosen])
         comparison = compare(RunRecords(old, grid_rounds(self.folder)), new)
         ComparedFolders((self.folder, Path("the cells run again")), comparison).show(console)
-        equal = sum(match.seeds for match in comparison.matched if match.equal) == len(old)
-        if not equal:
+        same = sum(match.seeds for match in comparison.matched if match.equal) == len(old)
+        if not same:
             now = hardware()
             for name in [name for name in now if self.hardware.get(name) != now[name]]:
                 console.print(Text(f"{name}: {self.hardware.get(name)} → {now[name]}"), soft_wrap=True)
-        return equal
+        return same
 
 
 def blank_row(trial: Trial) -> Row:

@@ -97,7 +97,7 @@ def test_a_grid_with_everything_is_read_from_its_own_folder_and_written_as_it_wa
     assert [entry.params["beta"] for entry in grid.algorithms] == [2, 3]
     assert (grid.unit_column, grid.unit_kind, grid.division.together) == ("patient", "group", "patient")
     assert (grid.resources.cell_timeout, grid.resources.memory_per_cell) == (5400.0, 4 * 10**9)
-    assert grid.place("clients", 1) == "--set clients[1]"
+    assert grid.place("clients", 1) == "set clients[1]"
     assert grid.place("alpha", 1) == f"{tmp_path / 'my_grid.yaml'}:4: alpha[1]"
     assert Grid.model_validate_json(grid.model_dump_json()) == grid
     assert load_grid(write(yaml.safe_dump(grid.model_dump(mode="json")), "my_grid.yaml")) == grid
@@ -189,8 +189,8 @@ def test_a_mistake_is_one_message_with_its_place(write: Write, monkeypatch: pyte
 @pytest.mark.parametrize(
     ("override", "message"),
     [
-        ("alpha=[0.3, -1]", "--set alpha[1]: -1"),
-        ("evaluation.per_clas=1", "--set evaluation.per_clas: unknown key"),
+        ("alpha=[0.3, -1]", "set alpha[1]: -1"),
+        ("evaluation.per_clas=1", "set evaluation.per_clas: unknown key"),
         ("name.x=5", "set name.x: 'name' is not a mapping in the grid file; set name as a whole"),
         ("alpha", "set alpha: is not of the form key=value"),
     ],

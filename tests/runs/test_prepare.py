@@ -115,3 +115,14 @@ def test_a_manifest_says_what_each_method_is_and_which_paper_it_follows(tmp_path
     first, second = read_manifest(folder.path)["methods"]
     assert (first["label"], first["source"], first["text"][:13]) == ("fedhypevae", "arXiv 2601.00785", "Negative ELBO")
     assert (second["label"], "`" in second["text"], "1805.06530" in second["source"]) == ("dp-gaussian", False, True)
+
+
+def test_cells_that_no_partition_can_change_are_equal_where_nothing_of_them_is_a_clients() -> None:
+    keys = {"alpha": [0.5, 1.0], "clients": [2, 4]}
+    one_shot = ("dp-gaussian", "dp-gmm", "fedhypevae-warm")
+    assert prepare(small_grid(*one_shot, epsilon=[1, 4], seeds=[0, 1, 2], **keys), NODES).repeated == 54  # of 72
+    for other in ({"trust": "silo"}, {"unit": "client"}, {"partition": {"scheme": "feature-shift"}, "alpha": 1.0}):
+        assert prepare(small_grid("dp-gaussian", **(keys | other)), NODES).repeated == 0
+    per_client = {"evaluation": {"per_class": 10, "per_client": True}}
+    assert prepare(small_grid("fedhypevae-sites", "weight-noise", **keys), NODES).repeated == 0
+    assert prepare(small_grid("dp-gaussian", **keys, **per_client), NODES).repeated == 0
