@@ -79,13 +79,13 @@ def bench(
         ResultStore(folder).check_free()
     from fedsim.grid.cells import plug_in_files, resolve
     from fedsim.runs.bench import engine_for, run_bench
-    from fedsim.runs.display import Preparing
+    from fedsim.runs.display import preparing
     from fedsim.runs.prepare import prepare, this_machine
 
     console = plain_console()
     with kept_handlers(), ExitStack() as stack:
         nodes = [this_machine()]
-        with Preparing(plain_console(stderr=True)) as tell:
+        with preparing(plain_console(stderr=True)) as tell:
             tell(f"up to {counted(checked.most_cells, 'cell')}")
             if address is not None:
                 from fedsim.runs.ray import joined_cluster

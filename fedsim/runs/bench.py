@@ -53,29 +53,18 @@ def engine_for(
         return replace(prepared, parallel=1), nullcontext(InProcess(prepared.nodes[0], capture=not in_process))
     if address is None:
         by_token()
-    from fedsim.runs.ray import connected_ray, local_ray
+    from fedsim.runs.ray import RayEngine, local_ray
 
-    return prepared, local_ray(prepared.nodes[0]) if address is None else connected_ray()
+    return prepared, local_ray(prepared.nodes[0]) if address is None else nullcontext(RayEngine())
 
 
 def run_bench(
     prepared: Prepared, folder: Path, console: Console, engine: AbstractContextManager[Engine], *, retry_failed: bool = False
 ) -> int:
-    """Run the jobs whose lines are missing, then draw the report.
-
-    Args:
-        prepared: the grid.
-        folder: the run folder.
-        console: where progress and the table of results go.
-        engine: entered if there is anything to run.
-        retry_failed: run cells again that failed before.
+    """Run the jobs whose lines are missing on ``engine``, which is entered if there are any, then draw the report.
 
     Returns:
         The exit code: 0 if every cell is ok, 1 if one is not or a plug-in was left out, 130 after an interruption.
-
-    Raises:
-        UserError: the folder cannot be written, another fedsim runs in it, the grid's audits could say nothing, a judgement is missing
-            whose training cannot be repeated, or the first training of a plug-in fails.
     """
     store = ResultStore(folder)
     show_refused(prepared, console)
@@ -141,12 +130,7 @@ def _audits(prepared: Prepared) -> tuple[ClaimAudit, ...]:
 
 
 def missing_jobs(run: RunContext, audits: Sequence[ClaimAudit], lines: Lines, *, retry_failed: bool = False) -> Iterator[Job]:
-    """A job for every line that the grid's rows lack: cells, each behind the references that it needs first, then audits and checks.
-
-    Raises:
-        UserError: a judgement is missing, what the training made was not kept, and its noise was secret, so that a second training would be
-            a second release of the same rows.
-    """
+    """A job for every line that the grid's rows lack: cells, each behind the references that it needs first, then audits and checks."""
     seen = set(lines.references)
     first: dict[str, TrainingJob] = {}
     for trial in run.prepared.trials:

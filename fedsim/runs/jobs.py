@@ -113,11 +113,7 @@ class Job(ABC):
 class CellJob(Job):
     """A job of one cell, with the cell's log and its line in the display.
 
-    Args:
-        run: where its results go.
-        trial: the cell.
-        training: the line of its training, if there is one.
-        equal: further cells whose results are equal by construction, with the lines of their trainings; they get the same.
+    ``equal`` are further cells whose results are equal by construction; each has the line of its training, if there is one.
     """
 
     trial: Trial

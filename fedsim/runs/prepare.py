@@ -39,11 +39,9 @@ class Prepared:
     """A grid that is ready to run.
 
     Attributes:
-        grid: the grid.
         refused: why entries of ``algorithms``, by their positions, are left out.
         data: the data sets by key; where clients see values of their own also what each partition makes of them.
         trials: one a cell, in the grid's order.
-        nodes: what the cluster has.
         need: what one actor needs.
         parallel: how many cells may run at a time.
         equal: of cells whose result another partition cannot change, the training of the first that is equal to it.
@@ -74,14 +72,8 @@ class Prepared:
     def short(self) -> bool:
         """Whether all cells have run before a cluster has started: a handful of shipped methods on few rows, without limits or GPUs."""
         asked, work = self.grid.resources, 0.0
-        if (
-            len(self.trials) > FEW_CELLS
-            or self.need.gpus
-            or asked.cell_timeout
-            or asked.memory_per_cell
-            or self.grid.audit
-            or self.grid.check
-        ):
+        limits = (self.need.gpus, asked.cell_timeout, asked.memory_per_cell, self.grid.audit, self.grid.check)
+        if len(self.trials) > FEW_CELLS or any(limits):
             return False
         for trial in self.trials:
             algorithm = build_algorithm(trial.cell.algorithm, trial.cell.params, trial.task)
@@ -110,15 +102,8 @@ def prepare(
 ) -> Prepared:
     """Find the algorithms, load the data, list the cells, partition, plan every budget, lay out the actors.
 
-    Args:
-        grid: a checked grid.
-        nodes: what the cluster has.
-        max_parallel: at most so many cells at a time.
-        keep_going: leave out the algorithms whose plug-in is refused.
-        tell: called before each long step.
-
-    Raises:
-        UserError: an algorithm, a data set, a partition, a plan or the layout does not work out; the message says where in the grid.
+    Any mistake is raised with its place in the grid, but that of a plug-in is noted where the rest is to go on, ``keep_going``.
+    ``tell`` is called before each long step.
     """
     with plug_in_code():  # imports run it
         resolved = resolve(grid, keep_going=keep_going)
@@ -157,11 +142,7 @@ def equal_cells(trials: Sequence[Trial]) -> dict[str, str]:
 
 
 def partitioned(grid: Grid, cells: Sequence[Cell], data: Mapping[str, Embeddings], tell: Tell = _silent) -> tuple[Partition, ...]:
-    """Every cell's partition; cells of one data set, alpha, number of clients and seed share it.
-
-    Raises:
-        UserError: the data do not allow one.
-    """
+    """Every cell's partition; cells of one data set, alpha, number of clients and seed share it."""
     made: dict[tuple[str, float, int, int], Partition] = {}
     keys = [(cell.data_key, cell.alpha, cell.clients, cell.seed) for cell in cells]
     total = len(set(keys))
@@ -174,11 +155,7 @@ def partitioned(grid: Grid, cells: Sequence[Cell], data: Mapping[str, Embeddings
 
 
 def planned(grid: Grid, cells: Sequence[Cell], tasks: Sequence[Task], tell: Tell = _silent) -> tuple[tuple[Candidate, ...], ...]:
-    """Every cell's parameters with their plan, several of a tuned cell; cells that differ in data, alpha or seed alone share them.
-
-    Raises:
-        UserError: the first cell without a plan; with the place in the grid.
-    """
+    """Every cell's parameters with their plan, several of a tuned cell; cells that differ in data, alpha or seed alone share them."""
     solved: dict[tuple[str, str, str, Task, float | None, str | None], tuple[Candidate, ...]] = {}
     keys = [
         (cell.algorithm, dump(cell.params), dump(cell.tuning and cell.tuning.model_dump()), task, cell.epsilon, cell.public_hash)
@@ -202,11 +179,7 @@ def planned(grid: Grid, cells: Sequence[Cell], tasks: Sequence[Task], tell: Tell
 
 
 def laid_out(grid: Grid, cells: Sequence[Cell], capacity: int, parallel: int) -> tuple[tuple[int, ...], ...]:
-    """Clients per actor of every cell, in client order. ``auto``: all where cells keep every slot busy, else spread over idle ones.
-
-    Raises:
-        UserError: a cell needs more actors at once than fit.
-    """
+    """Clients per actor of every cell, in client order. ``auto``: all where cells keep every slot busy, else spread over idle ones."""
     asked, sizes = grid.resources.clients_per_actor, []
     for cell in cells:
         spread = cell.clients if asked == "all" or len(cells) >= parallel else -(-cell.clients // (parallel // len(cells)))
@@ -221,11 +194,7 @@ def laid_out(grid: Grid, cells: Sequence[Cell], capacity: int, parallel: int) ->
 
 
 def actors_that_fit(grid: Grid, need: Need, nodes: Sequence[Node]) -> int:
-    """How many actors fit on the cluster.
-
-    Raises:
-        UserError: not even one.
-    """
+    """How many actors fit on the cluster."""
     if fitting := sum(need.fit(node) for node in nodes):
         return fitting
     has = ", ".join(sorted({node.words for node in nodes}))
@@ -236,11 +205,7 @@ def actors_that_fit(grid: Grid, need: Need, nodes: Sequence[Node]) -> int:
 
 
 def check_memory(grid: Grid, need: Need, trials: Sequence[Trial], data: Mapping[str, Embeddings], nodes: Sequence[Node]) -> None:
-    """Refuse a cell that cannot fit in an actor's share of any GPU.
-
-    Raises:
-        UserError: with the arithmetic.
-    """
+    """Refuse a cell that cannot fit in an actor's share of any GPU."""
     largest = max((node.gpu_memory for node in nodes if node.gpus), default=0.0)
     if not need.gpus or not largest or grid.resources.device == "cpu":
         return

@@ -82,11 +82,7 @@ os.killpg(0, signal.SIGKILL)
 
 @contextmanager
 def local_cluster(node: Node) -> Iterator[None]:
-    """A Ray cluster of one node for the block, for this machine alone; its processes end with this one, however it ends.
-
-    Raises:
-        UserError: this process, such as a notebook's, is connected to another one.
-    """
+    """A Ray cluster of one node for the block, for this machine alone; its processes end with this one, however it ends."""
     if ray.is_initialized():
         raise UserError("Ray", "runs in this process already", "end it with `ray.shutdown()` first, which ends what it computes, too")
     with _sessions() as folder, _head(node, folder) as address, _connected():
@@ -145,12 +141,7 @@ def _sessions() -> Iterator[Path]:
 def joined_cluster(address: str, files: Collection[Path] = ()) -> Iterator[list[Node]]:
     """The running cluster at ``address`` (``host:port``, or ``auto`` for one on this machine) for the block; yields its nodes.
 
-    Args:
-        address: where its head listens.
-        files: what its machines need to import; those below the working folder are sent to each.
-
-    Raises:
-        UserError: there is no cluster, or this process may not join it.
+    Of ``files``, which its machines need to import, those below the working folder are sent to each.
     """
     if address != "auto":
         _check_listening(address)
@@ -248,11 +239,7 @@ class Lifeline:
         }
 
     def check(self) -> None:
-        """Check that both still listen, and that the cluster still lists this machine.
-
-        Raises:
-            ClusterLost: one does not.
-        """
+        """Check that both still listen, and that the cluster still lists this machine."""
         for name, address in self.services.items():
             try:
                 socket.create_connection(address, timeout=5).close()
@@ -333,16 +320,7 @@ class CohortActor:
 
 
 class RayPool:
-    """The cohorts of a cell, the first in this process and each other on its actor; what comes back is in client order.
-
-    Args:
-        actors: of all cohorts but the first.
-        specs: of all cohorts.
-        key: the data set's.
-        data: the data set.
-        data_ref: its reference in the object store.
-        device: where the first cohort computes.
-    """
+    """The cohorts of a cell, the first in this process and each other on one of ``actors``; what comes back is in client order."""
 
     def __init__(
         self, actors: Sequence[Any], specs: Sequence[CohortSpec], key: str, data: Embeddings, data_ref: Any, device: torch.device
@@ -355,18 +333,17 @@ class RayPool:
     def round(self, round_: Round, broadcast: Tensors) -> list[Message]:
         """See :class:`fedsim.methods.messages.Pool`; a large broadcast goes into the object store once."""
         size, there = sum(value.nbytes for value in broadcast.values()), moved(broadcast, CPU)
-        sent = ray.put(there) if size > IN_THE_CALL else there
-        others = [actor.call.remote("round", round_, sent) for actor in self.actors]
+        others = self._others("round", round_, ray.put(there) if size > IN_THE_CALL else there)
         return [self.own.round(round_, broadcast), *ray.get(others)]
 
     def released(self, names: Sequence[str]) -> Tensors:
         """See :class:`fedsim.methods.messages.Pool`."""
-        others = [actor.call.remote("released", names) for actor in self.actors]
+        others = self._others("released", names)
         return join_clients([self.own.released(names), *ray.get(others)])
 
     def state(self) -> Tensors:
         """See :class:`fedsim.methods.messages.Pool`."""
-        others = [actor.call.remote("state") for actor in self.actors]
+        others = self._others("state")
         return join_clients([self.own.state(), *ray.get(others)])
 
     def load_state(self, tensors: Tensors) -> None:
@@ -375,6 +352,9 @@ class RayPool:
         others = [actor.call.remote("load_state", part) for actor, part in zip(self.actors, parts, strict=True)]
         self.own.load_state(own)
         ray.get(others)
+
+    def _others(self, method: str, *args: Any) -> list[Any]:
+        return [actor.call.remote(method, *args) for actor in self.actors]
 
 
 @dataclass(frozen=True)
@@ -397,11 +377,7 @@ class RayEngine:
         return ray.put(value)
 
     def nodes(self) -> tuple[Node, ...]:
-        """The nodes that the cluster has now.
-
-        Raises:
-            ClusterLost: its head or this machine's service does not answer.
-        """
+        """The nodes that the cluster has now."""
         self.lifeline.check()
         return live_nodes()
 
@@ -436,13 +412,7 @@ class RayEngine:
         return ready
 
     def receive(self, stream: Any) -> Item:
-        """The next item.
-
-        Raises:
-            StopIteration: the job has ended.
-            WorkerLost: its worker, its machine or an object is gone, or it raised an exception of Ray's.
-            ClusterLost: the cluster is.
-        """
+        """The next item."""
         try:
             item: Item = ray.get(next(stream))
         except ray.exceptions.RayError as error:
@@ -465,9 +435,3 @@ def local_ray(node: Node) -> Iterator[RayEngine]:
     """A Ray cluster of this machine alone for the block, as an engine."""
     with local_cluster(node):
         yield RayEngine()
-
-
-@contextmanager
-def connected_ray() -> Iterator[RayEngine]:
-    """The cluster that this process has joined, as an engine."""
-    yield RayEngine()

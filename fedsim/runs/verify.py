@@ -40,15 +40,11 @@ FIXED = (*MATCHED_BY, "algorithm", "params", "seed", "noise", "relation", "evalu
 
 @dataclass(frozen=True)
 class Verification:
-    """The finished rows of a run folder: those whose cells can be run again, and the others.
+    """The finished rows of a run folder: those that can be repeated, each with the cell that makes it, and the others.
 
     Attributes:
-        folder: the run folder.
-        prepared: its grid.
-        cells: rows that can be repeated, each with the cell that makes it.
         differing: rows in which a field that the grid fixes has another value, each with a blank row of its cell.
         left_out: how many rows cannot be repeated, by the reason.
-        hardware: what the run ran on.
     """
 
     folder: Path
@@ -60,15 +56,9 @@ class Verification:
 
     @classmethod
     def of(cls, folder: Path, prepare: Callable[[Grid], Prepared], *, trust_plugin: bool = False) -> Verification:
-        """Read a run folder, prepare its grid, and compare every finished row with what the grid fixes of it.
+        """Read a run folder, maybe somebody else's, prepare its grid, and compare every finished row with what the grid fixes of it.
 
-        Args:
-            folder: the run folder, maybe somebody else's.
-            prepare: makes a grid ready.
-            trust_plugin: also run the code of algorithms that the grid names as a file or a module that is not installed.
-
-        Raises:
-            UserError: it is none, its grid names a plug-in, cannot be prepared or is not that of its cells, or no cell can be repeated.
+        The code of algorithms that the grid names as a file or a module that is not installed only runs with ``trust_plugin``.
         """
         store = ResultStore(folder)
         store.folder.check()
@@ -109,11 +99,7 @@ class Verification:
         return cls(folder, prepared, cells, differing, left_out, manifest.get("hardware", {}))
 
     def chosen(self, count: int, ids: Sequence[str] = ()) -> list[int]:
-        """Positions in ``cells``: of all whose ids begin with one of ``ids``; without any, of ``count`` drawn at random.
-
-        Raises:
-            UserError: no cell that can be repeated has such an id.
-        """
+        """Positions in ``cells``: of all whose ids begin with one of ``ids``; without any, of ``count`` drawn at random."""
         if not ids:
             drawn = np.random.default_rng().choice(len(self.cells), min(count, len(self.cells)), replace=False)
             return sorted(drawn.tolist())
@@ -124,11 +110,7 @@ class Verification:
         return [i for i, id_ in enumerate(known) if id_.startswith(tuple(ids))]
 
     def run(self, count: int, console: Console, engine: AbstractContextManager[Engine], ids: Sequence[str] = ()) -> bool:
-        """Run the :meth:`chosen` cells again, and show what differs and what cannot be repeated.
-
-        Returns:
-            Whether rows and rounds are equal to the last bit, and no row differs from the grid.
-        """
+        """Run the :meth:`chosen` cells again and show what differs; whether nothing does, to the last bit of rows and rounds."""
         chosen = self.chosen(count, ids)
         equal = not chosen or self._run_again([self.cells[i] for i in chosen], console, engine)
         finished = len(self.cells) + len(self.differing) + sum(self.left_out.values())
