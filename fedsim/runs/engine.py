@@ -34,11 +34,15 @@ class WorkerLost(Exception):
 
 @dataclass(eq=False)
 class Slot:
-    """The actors of one job, whose ``worker`` runs it; ``plug_in``: the algorithm that is not shipped and whose code ran on it."""
+    """The actors of one job, whose ``worker`` runs it on its and ``others``' shares, held by ``group``.
+
+    ``plug_in``: the algorithm that is not shipped and whose code ran on it.
+    """
 
     need: Need
     worker: Any
-    held: Any = None
+    others: tuple[Any, ...] = ()
+    group: Any = None
     plug_in: str = ""
 
 

@@ -29,7 +29,6 @@ from fedsim.words import counted
 
 FEW_CELLS, SHORT_WORK = 5, 3e7
 """Cells, and numbers that their rounds read (rounds x rows x dimensions), up to which they take less time than Ray to start."""
-GIB = 2**30
 Tell = Callable[[str], None]
 """Takes a few words on what is going on."""
 
@@ -84,8 +83,7 @@ class Prepared:
 
 def this_machine() -> Node:
     """This machine, as far as this process may use it (affinity, container limits, visible GPUs)."""
-    cards = [torch.cuda.get_device_properties(card).total_memory for card in range(torch.cuda.device_count())]
-    return Node(float(joblib.cpu_count()), float(len(cards)), float(min(cards, default=0)))
+    return Node(float(joblib.cpu_count()), float(torch.cuda.device_count()))
 
 
 def _silent(text: str) -> None:
@@ -123,7 +121,6 @@ def prepare(
         Trial(cell, replace(task, public=None), own[0].plan, partition, size, key, own if cell.tuning else ())
         for cell, task, own, partition, size, key in zip(cells, tasks, plans, partitions, sizes, keys, strict=True)
     )
-    check_memory(grid, need, trials, views, nodes)
     return Prepared(grid, resolved.refused, views, trials, tuple(nodes), need, parallel, equal_cells(trials), keep_going)
 
 
@@ -202,39 +199,6 @@ def actors_that_fit(grid: Grid, need: Need, nodes: Sequence[Node]) -> int:
     fix = "give gpus_per_actor: 0 and device: auto" if without else "give actors a smaller share"
     what = f"an actor needs {counted(need.cpus, 'CPU')} and {counted(need.gpus, 'GPU')}; no node has them ({has})"
     raise UserError(grid.place("resources"), what, fix)
-
-
-def check_memory(grid: Grid, need: Need, trials: Sequence[Trial], data: Mapping[str, Embeddings], nodes: Sequence[Node]) -> None:
-    """Refuse a cell that cannot fit in an actor's share of any GPU."""
-    largest = max((node.gpu_memory for node in nodes if node.gpus), default=0.0)
-    if not need.gpus or not largest or grid.resources.device == "cpu":
-        return
-    for trial in trials:
-        rows, parameters = least(trial, data[trial.data_key])
-        room = min(need.gpus, 1.0) * largest
-        if rows + parameters > room:
-            clients = f"{max(trial.sizes)} clients" if max(trial.sizes) > 1 else "a client"
-            raise UserError(
-                grid.place("resources"),
-                f"an actor of {trial.cell.label} with {clients} needs at least {rows / GIB:.3g} GiB for rows and "
-                f"{parameters / GIB:.3g} GiB for parameters, {(rows + parameters) / GIB:.3g} GiB; "
-                f"{min(need.gpus, 1.0):g} of a GPU of {largest / GIB:.3g} GiB is {room / GIB:.3g} GiB",
-                "put fewer clients on an actor, give it a larger share, or set device: cpu",
-            )
-
-
-def least(trial: Trial, data: Embeddings) -> tuple[float, float]:
-    """Bytes that the largest actor of a cell needs at least: for rows (the data set's and its clients' own), and for parameters.
-
-    A parameter is four numbers: itself, its gradient, and Adam's two moments.
-    """
-    start, own = 0, 0
-    for size in trial.sizes:
-        own = max(own, sum(map(len, trial.partition.rows[start : start + size])))
-        start += size
-    with torch.device("meta"):
-        model = build_algorithm(trial.cell.algorithm, trial.cell.params, trial.task).build(max(trial.sizes))
-    return float((4 * data.dim + 8) * (len(data.y_train) + own)), float(16 * sum(p.numel() for p in model.parameters()))
 
 
 def label_matrices(prepared: Prepared) -> list[LabelMatrix]:

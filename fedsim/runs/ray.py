@@ -17,7 +17,6 @@ import threading
 import traceback
 from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -222,33 +221,6 @@ def live_nodes() -> tuple[Node, ...]:
     return tuple(Node(float(offer.get("CPU", 0)), float(offer.get("GPU", 0))) for offer in offers)
 
 
-class Lifeline:
-    """The services that this process's connection needs: the cluster's head and Ray's service on this machine.
-
-    Without one of them Ray waits for a minute and then ends the process without a message.
-    """
-
-    def __init__(self) -> None:
-        context = ray.get_runtime_context()
-        self.node = context.get_node_id()
-        own = next(node for node in ray.nodes() if node["NodeID"] == self.node)  # type: ignore[no-untyped-call]
-        head, _, port = context.gcs_address.rpartition(":")
-        self.services = {
-            "the cluster's head": (head.strip("[]"), int(port)),
-            "Ray's service on this machine": (own["NodeManagerAddress"], int(own["NodeManagerPort"])),
-        }
-
-    def check(self) -> None:
-        """Check that both still listen, and that the cluster still lists this machine."""
-        for name, address in self.services.items():
-            try:
-                socket.create_connection(address, timeout=5).close()
-            except OSError as error:
-                raise ClusterLost(f"{name} does not answer any more ({error})") from error
-        if not any(node["Alive"] and node["NodeID"] == self.node for node in ray.nodes()):  # type: ignore[no-untyped-call]
-            raise ClusterLost("Ray's service on this machine has left the cluster")
-
-
 def prepare_process() -> None:
     """Let Ray send tensors as arrays of bytes, into memory of torch's own: Ray's is read-only and aligned by chance."""
     ray.util.register_serializer(torch.Tensor, serializer=_sent, deserializer=_received)
@@ -357,28 +329,36 @@ class RayPool:
         return [actor.call.remote(method, *args) for actor in self.actors]
 
 
-@dataclass(frozen=True)
-class _Held:
-    """A slot's cohort actors and its placement group."""
-
-    cohorts: list[Any]
-    group: PlacementGroup
-
-
 class RayEngine:
-    """The connected Ray cluster; see :class:`fedsim.runs.engine.Engine`."""
+    """The connected Ray cluster; see :class:`fedsim.runs.engine.Engine`.
+
+    Without its head, or Ray's service on this machine, Ray waits for a minute and then ends the process without a message.
+    """
 
     def __init__(self) -> None:
         prepare_process()
-        self.lifeline = Lifeline()
+        context = ray.get_runtime_context()
+        self.node = context.get_node_id()
+        own = next(node for node in ray.nodes() if node["NodeID"] == self.node)  # type: ignore[no-untyped-call]
+        head, _, port = context.gcs_address.rpartition(":")
+        self.services = {
+            "the cluster's head": (head.strip("[]"), int(port)),
+            "Ray's service on this machine": (own["NodeManagerAddress"], int(own["NodeManagerPort"])),
+        }
 
     def put(self, value: Any) -> Any:
         """A reference into the object store."""
         return ray.put(value)
 
     def nodes(self) -> tuple[Node, ...]:
-        """The nodes that the cluster has now."""
-        self.lifeline.check()
+        """The nodes that the cluster has now; what this process is connected by must still listen and be listed."""
+        for name, address in self.services.items():
+            try:
+                socket.create_connection(address, timeout=5).close()
+            except OSError as error:
+                raise ClusterLost(f"{name} does not answer any more ({error})") from error
+        if not any(node["Alive"] and node["NodeID"] == self.node for node in ray.nodes()):  # type: ignore[no-untyped-call]
+            raise ClusterLost("Ray's service on this machine has left the cluster")
         return live_nodes()
 
     def open(self, need: Need, device: Device) -> Slot:
@@ -394,13 +374,13 @@ class RayEngine:
             )
 
         cohorts = [placed(CohortActor, bundle).remote(need, device) for bundle in range(1, need.actors)]
-        return Slot(need, placed(TrialWorker, 0).remote(need, device, cohorts), _Held(cohorts, group))
+        return Slot(need, placed(TrialWorker, 0).remote(need, device, cohorts), tuple(cohorts), group)
 
     def close(self, slot: Slot) -> None:
         """End the actors and give their shares back."""
-        for actor in (slot.worker, *slot.held.cohorts):
+        for actor in (slot.worker, *slot.others):
             ray.kill(actor)
-        remove_placement_group(slot.held.group)
+        remove_placement_group(slot.group)
 
     def start(self, slot: Slot, method: str, *args: Any) -> Any:
         """A streaming call."""
@@ -416,7 +396,7 @@ class RayEngine:
         try:
             item: Item = ray.get(next(stream))
         except ray.exceptions.RayError as error:
-            self.lifeline.check()
+            self.nodes()
             raise _lost(error) from error
         return item
 

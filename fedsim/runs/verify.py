@@ -43,14 +43,14 @@ class Verification:
     """The finished rows of a run folder: those that can be repeated, each with the cell that makes it, and the others.
 
     Attributes:
-        differing: rows in which a field that the grid fixes has another value, each with a blank row of its cell.
+        differing: of rows in which a field that the grid fixes has another value, what differs, in words.
         left_out: how many rows cannot be repeated, by the reason.
     """
 
     folder: Path
     prepared: Prepared
     cells: Sequence[tuple[Row, Trial]]
-    differing: Sequence[tuple[Row, Row]]
+    differing: Sequence[str]
     left_out: Mapping[str, int]
     hardware: dict[str, Any]
 
@@ -78,12 +78,14 @@ class Verification:
         rows = lines.rows(entries(folder, lines))
         cells, differing, left_out = [], [], Counter[str]()
         for row in rows:
-            blank = blank_row(trials[row.cell_id])
-            if row.status != "failed" and _fixed(row) != _fixed(blank):
-                differing.append((row, blank))
-            elif row.status != "failed" and row.noise == "secret":
+            given, fixed = _fixed(row), _fixed(blank_row(trials[row.cell_id]))
+            if row.status == "failed":
+                continue
+            if others := [f"{name} is {given[name]}, by its grid {fixed[name]}" for name in FIXED if given[name] != fixed[name]]:
+                differing.append(f"{row.setting}: {'; '.join(others)}")
+            elif row.noise == "secret":
                 left_out["secret noise"] += 1
-            elif row.status != "failed":
+            else:
                 cells.append((row, trials[row.cell_id]))
         sources = {trial.cell.algorithm: trial.cell.source for trial in prepared.trials}
         for row in every_row(folder):
@@ -93,9 +95,8 @@ class Verification:
                 left_out["of a refused algorithm" if row.algorithm in refused_names else other] += 1
         if not cells and not differing:
             reasons = f"; {_reasons(left_out)}" if left_out else ""
-            raise UserError(
-                str(folder), f"no finished cell can be repeated{reasons}", "give a folder with finished cells whose noise is seeded"
-            )
+            what, hint = f"no finished cell can be repeated{reasons}", "give a folder with finished cells whose noise is seeded"
+            raise UserError(str(folder), what, hint)
         return cls(folder, prepared, cells, differing, left_out, manifest.get("hardware", {}))
 
     def chosen(self, count: int, ids: Sequence[str] = ()) -> list[int]:
@@ -115,10 +116,7 @@ class Verification:
         equal = not chosen or self._run_again([self.cells[i] for i in chosen], console, engine)
         finished = len(self.cells) + len(self.differing) + sum(self.left_out.values())
         lines = [f"{len(chosen)} of {finished} finished cells run again: {_RESULT[equal]}"] if chosen else []
-        for row, blank in self.differing:
-            given, fixed = _fixed(row), _fixed(blank)
-            others = [f"{name} is {given[name]}, by its grid {fixed[name]}" for name in FIXED if given[name] != fixed[name]]
-            lines.append(f"{row.setting}: {'; '.join(others)}")
+        lines += self.differing
         if self.differing:
             lines.append(f"{len(self.differing)} of {finished} {'differs' if len(self.differing) == 1 else 'differ'} from the grid")
         if self.left_out:

@@ -16,7 +16,6 @@ from fedsim.grid.models import Grid
 from fedsim.interrupts import INTERRUPTED
 from fedsim.report.report import write_report
 from fedsim.results.folder import RunFolder
-from fedsim.results.generators import load_generator
 from fedsim.results.grid_rows import every_row, grid_rows
 from fedsim.results.join import Lines
 from fedsim.results.rows import Row
@@ -24,7 +23,7 @@ from fedsim.results.store import KINDS, Kind, ResultStore
 from fedsim.runs.bench import engine_for, missing_jobs
 from fedsim.runs.display import Display
 from fedsim.runs.engine import InProcess
-from fedsim.runs.jobs import RunContext, checked_facts
+from fedsim.runs.jobs import RunContext
 from fedsim.runs.prepare import prepare
 
 Bench = Callable[..., Ran]
@@ -156,32 +155,6 @@ def test_an_edit_runs_the_cells_anew_and_leaves_the_old_rows_out(bench: Bench, p
     assert "all 4 cells are finished" in undone.output
     assert {row.cell_id for row in undone.rows} == {row.cell_id for row in rows}
     assert set(fedsim.load(undone.folder).rows.cell_id) == {row.cell_id for row in rows}
-
-
-def note_check(ran: Ran, grid: Grid, ended: str, **facts: Any) -> None:
-    """Note a full check of the grid's first cell in the run folder."""
-    checked = checked_facts(prepare(grid, NODES).trials[0]) | {"full": True, "ended": ended} | facts
-    ResultStore(ran.folder).append("checks", [checked])
-
-
-def test_checks_of_the_code_that_ran_stand_beside_the_claims_of_its_rows_and_generators(bench: Bench, plugins: Path) -> None:
-    (plugins / "says_so.py").write_text(GOOD)
-    grid = small_grid("says_so.py:MyMethod", epsilon=[1.0, float("inf")])
-    first = bench(grid)
-    assert first.code == 0
-    rows = first.rows
-    assert [row.claim for row in rows] == ["stated", "none"]
-    note_check(first, grid, "passed")
-    again = bench(grid)
-    assert "all 2 cells are finished" in again.output
-    assert [(row.claim, row.check) for row in again.rows] == [("stated", "passed"), ("none", "passed")]
-    saved = load_generator(again.folder, rows[0].cell_id, trust_plugin=True)
-    assert saved.facts.plan is not None
-    assert (saved.facts.plan.claim, saved.facts.row.check) == ("stated", "passed")
-
-    # not where one found a fault in another setting
-    note_check(again, grid, "failed", trust="silo")
-    assert {row.check for row in bench(grid).rows} == {None}
 
 
 @pytest.mark.slow

@@ -12,7 +12,6 @@ from cells import NODES, one_cell, quick, small_grid
 from rows import kept
 
 from fedsim.data.embeddings import Embeddings
-from fedsim.errors import UserError
 from fedsim.grid.models import Cell
 from fedsim.results.generators import load_generator, release
 from fedsim.runs.prepare import Prepared, prepare
@@ -149,8 +148,3 @@ def test_what_carries_no_theorem_is_for_simulation_only(tmp_path: Path, entry: A
     manifest = load_generator(tmp_path).manifest(5)
     assert manifest["release"] == "simulation only"
     assert reason in manifest["held_back"]
-
-
-def test_another_word_for_it_is_refused() -> None:
-    with pytest.raises((UserError, ValueError), match="seeded"):
-        prepared("dp-gaussian", noise="random")
