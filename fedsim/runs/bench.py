@@ -28,7 +28,7 @@ from fedsim.results.join import Entry, Lines
 from fedsim.results.store import ResultStore
 from fedsim.runs.display import Display, outcome
 from fedsim.runs.engine import ClusterLost, Engine, InProcess, by_token
-from fedsim.runs.jobs import Job, JudgingJob, RunContext, TrainingJob, audit_of, check_of, checked_facts, references_of
+from fedsim.runs.jobs import CellJob, Job, RunContext, audit_of, check_of, checked_facts, references_of
 from fedsim.runs.manifest import write_manifest
 from fedsim.runs.plan_view import show_refused, show_warnings
 from fedsim.runs.prepare import Prepared, label_matrices
@@ -132,14 +132,14 @@ def _audits(prepared: Prepared) -> tuple[ClaimAudit, ...]:
 def missing_jobs(run: RunContext, audits: Sequence[ClaimAudit], lines: Lines, *, retry_failed: bool = False) -> Iterator[Job]:
     """A job for every line that the grid's rows lack: cells, each behind the references that it needs first, then audits and checks."""
     seen = set(lines.references)
-    first: dict[str, TrainingJob] = {}
+    first: dict[str, CellJob] = {}
     for trial in run.prepared.trials:
         for reference in references_of(run, trial):
             if reference.key[-1] not in seen:
                 seen.add(reference.key[-1])
                 yield reference
         job, equal = _cell_job(run, trial, lines, retry_failed=retry_failed), run.prepared.equal.get(trial.cell.training_id)
-        if equal is not None and isinstance(job, TrainingJob) and first.setdefault(equal, job) is not job:
+        if equal is not None and isinstance(job, CellJob) and job.training is None and first.setdefault(equal, job) is not job:
             first[equal].equal.append((trial, None))
         elif job is not None:
             yield job
@@ -169,16 +169,16 @@ def _cell_job(run: RunContext, trial: Trial, lines: Lines, *, retry_failed: bool
     cell = trial.cell
     training, judgement = lines.trainings.get(cell.training_id), lines.judgements.get(cell.cell_id)
     if training is None or (training["error"] is not None and retry_failed):
-        return TrainingJob(run, trial)
+        return CellJob(run, trial)
     if training["error"] is not None or (judgement is not None and (judgement["error"] is None or not retry_failed)):
         return None
     if training["state"] is not None and run.store.folder.state(cell.training_id).exists():
-        return JudgingJob(run, trial, training)
+        return CellJob(run, trial, training)
     if cell.noise == "secret" and trial.plan is not None:
         what = f"{cell.label} (cell {cell.cell_id}) is to be judged, and what its training made was not kept"
         hint = "its noise was secret, and a second training would be a second release of the same rows: give a new folder to train again"
         raise UserError(str(run.store.folder.path), what, hint)
-    return TrainingJob(run, trial)
+    return CellJob(run, trial)
 
 
 def sweep(store: ResultStore, trials: Iterable[Trial], lines: Lines) -> None:
@@ -232,7 +232,7 @@ def _run(run: RunContext, jobs: list[Job], console: Console, engine: AbstractCon
     if not jobs:
         print_line(console, "the cell is finished" if count == 1 else f"all {count} cells are finished")
         return _drawn(folder)
-    if judged := sum(isinstance(job, JudgingJob) for job in jobs):
+    if judged := sum(isinstance(job, CellJob) and job.training is not None for job in jobs):
         print_line(console, f"{counted(judged, 'trained cell')} to be judged, without training again")
     with ThreadPoolExecutor(1) as beside:
         with engine as running, run.display:

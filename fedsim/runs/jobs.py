@@ -37,6 +37,7 @@ if TYPE_CHECKING:
 Put = Callable[[str], Any]
 """Gives a data set, by its key, as the engine holds it."""
 Line = Mapping[str, Any]
+_Cell = tuple[Trial, Line | None]
 
 
 @dataclass(frozen=True)
@@ -111,27 +112,35 @@ class Job(ABC):
 
 
 class CellJob(Job):
-    """A job of one cell, with the cell's log and its line in the display.
+    """What a cell lacks: its training and the judgement of what that made, in the same worker; with a training's line the judgement alone.
 
     ``equal`` are further cells whose results are equal by construction; each has the line of its training, if there is one.
     """
 
     trial: Trial
 
-    def __init__(
-        self, run: RunContext, trial: Trial, training: Line | None = None, equal: Sequence[tuple[Trial, Line | None]] = ()
-    ) -> None:
+    def __init__(self, run: RunContext, trial: Trial, training: Line | None = None, equal: Sequence[_Cell] = ()) -> None:
         self.run, self.trial, self.training = run, trial if training is None else as_trained(trial, training), training
-        self.equal, self.key, self.need = list(equal), ("cell", trial.cell.cell_id), run.prepared.need
-        self.name = f"{trial.cell.label} (cell {trial.cell.cell_id})"
+        self.equal, self.key, self.name = list(equal), ("cell", trial.cell.cell_id), f"{trial.cell.label} (cell {trial.cell.cell_id})"
+        self.need = run.prepared.need_of(trial) if training is None else run.prepared.need
+        self.any_slot, self.limited = training is not None, training is None
 
     @property
-    def cells(self) -> list[tuple[Trial, Line | None]]:
+    def cells(self) -> list[_Cell]:
         """All cells of it, each with the line of its training."""
         return [(self.trial, self.training), *self.equal]
 
-    def started(self, what: str) -> None:
-        """Show and log that it runs now."""
+    def call(self, put: Put) -> tuple[Any, ...]:
+        """Train, from the last checkpoint if there is one; or judge by the tensors that the training left."""
+        trial, folder, data = self.trial, self.run.store.folder, put(self.trial.data_key)
+        if self.training is None:
+            self._started("started")
+            # in a list the data set stays a reference, for the worker to hand on to its cohort actors
+            return "train", trial, data, [data], kept(self._checkpoint)
+        self._started("judged anew")
+        return "judge", trial, read_state(folder.state(trial.cell.training_id), self.training["state"]), data
+
+    def _started(self, what: str) -> None:
         cell = self.trial.cell
         point = {"alpha": cell.concentration, "clients": cell.clients, "epsilon": cell.epsilon, "seed": cell.seed}
         self.run.display.cell_started(cell.cell_id, setting(cell.label, cell.dataset.display, **point))  # type: ignore[arg-type]
@@ -140,48 +149,20 @@ class CellJob(Job):
         for other, _ in self.equal:
             self.run.log(other, [f"equal to cell {cell.cell_id} by construction: see its log"])
 
-    def judged(self, end: Judged | Failure) -> None:
-        """Write the judgement's line."""
-        self.run.log(self.trial, [end.traceback.rstrip("\n") if isinstance(end, Failure) else f"judged {end.judgement}"])
-        for trial, training in self.cells:
-            assert training is not None
-            made = (error_of(end), 0.0) if isinstance(end, Failure) else (end.judgement, end.seconds)
-            line = judgement_line(trial, *made)
-            self.run.store.append("judgements", [line])
-            self.run.finished(trial, training, line)
-
-
-class TrainingJob(CellJob):
-    """A training, and the judgement of what it made, in the same worker."""
-
-    any_slot = False
-    limited = True
-
-    def __init__(self, run: RunContext, trial: Trial, equal: Sequence[Trial] = ()) -> None:
-        super().__init__(run, trial, equal=[(other, None) for other in equal])
-        self.need = run.prepared.need_of(trial)
-
-    def call(self, put: Put) -> tuple[Any, ...]:
-        """Go on from the last checkpoint, if there is one."""
-        self.started("started")
-        data = put(self.trial.data_key)
-        # in a list the data set stays a reference, for the worker to hand on to its cohort actors
-        return "train", self.trial, data, [data], kept(self._checkpoint)
-
     def take(self, item: Item) -> None:
-        """Rounds and checkpoints as they come; then the outcome's line, then the judgement's."""
+        """Rounds and checkpoints as they come; then the training's lines, then the judgement's."""
         if isinstance(item, Progress):
             self._progress(item)
         elif isinstance(item, Outcome):
             self._end(item)
-        elif isinstance(item, Judged):
-            self.judged(item)
+        elif isinstance(item, Judged) or (isinstance(item, Failure) and self.training is not None):
+            self._judged(item)
         elif isinstance(item, Failure):
             self._fail(item)
 
     def again(self) -> Job:
         """Judging, once the training's line is written."""
-        return self if self.training is None else JudgingJob(self.run, self.trial, self.training, self.equal)
+        return self if self.training is None else CellJob(self.run, self.trial, self.training, self.equal)
 
     @property
     def _checkpoint(self) -> Path:
@@ -221,9 +202,6 @@ class TrainingJob(CellJob):
         self.equal = [(trial, line) for (trial, _), line in zip(self.equal, others, strict=True)]
 
     def _fail(self, failure: Failure) -> None:
-        if self.training is not None:
-            self.judged(failure)
-            return
         if not failure.goes_on:
             discard(self._checkpoint)
         self.run.log(self.trial, [failure.traceback.rstrip("\n")])
@@ -232,23 +210,14 @@ class TrainingJob(CellJob):
             self.run.store.append("trainings", [line])
             self.run.finished(trial, line)
 
-
-class JudgingJob(CellJob):
-    """A judgement of what an earlier training made."""
-
-    def call(self, put: Put) -> tuple[Any, ...]:
-        """With the tensors that the training left."""
-        self.started("judged anew")
-        assert self.training is not None
-        state = read_state(self.run.store.folder.state(self.trial.cell.training_id), self.training["state"])
-        return "judge", self.trial, state, put(self.trial.data_key)
-
-    def take(self, item: Item) -> None:
-        """The judgement's line."""
-        if isinstance(item, Progress):
-            self.run.log(self.trial, log_lines(item))
-        elif isinstance(item, Judged | Failure):
-            self.judged(item)
+    def _judged(self, end: Judged | Failure) -> None:
+        self.run.log(self.trial, [end.traceback.rstrip("\n") if isinstance(end, Failure) else f"judged {end.judgement}"])
+        for trial, training in self.cells:
+            assert training is not None
+            made = (error_of(end), 0.0) if isinstance(end, Failure) else (end.judgement, end.seconds)
+            line = judgement_line(trial, *made)
+            self.run.store.append("judgements", [line])
+            self.run.finished(trial, training, line)
 
 
 @dataclass(frozen=True)

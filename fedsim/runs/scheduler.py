@@ -11,7 +11,7 @@ from typing import Any
 
 from fedsim.grid.models import Device
 from fedsim.runs.engine import ClusterLost, Engine, Slot, WorkerLost
-from fedsim.runs.jobs import CellJob, Job, RunContext, TrainingJob
+from fedsim.runs.jobs import CellJob, Job, RunContext
 from fedsim.runs.need import Need, Node, fit_together
 from fedsim.runs.worker import Failure, Item
 from fedsim.training.trial import Outcome
@@ -161,7 +161,7 @@ class Scheduler:
         """Hand a job what its worker yields; the first failure of a plug-in that has trained nothing yet is its message."""
         if isinstance(item, Outcome):
             self.trained.add(job.plug_in)
-        untried = isinstance(job, TrainingJob) and job.plug_in not in ("", *self.trained)
+        untried = isinstance(job, CellJob) and job.training is None and job.plug_in not in ("", *self.trained)
         if untried and isinstance(item, Failure) and not self.context.prepared.keep_going:
             raise self.context.refused(job, item)
         job.take(item)
