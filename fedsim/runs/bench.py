@@ -106,6 +106,7 @@ def _run_locked(
         print_line(console, f"{error.where}: {error.what}; {_finished(prepared, folder)}; {error.hint}")
         if Lines.read(folder).trainings:  # in a process of its own: Ray ends this one within seconds of a loss
             subprocess.run([sys.executable, "-c", REPORT, "report", str(folder)], check=False)
+            print_line(console, f"report: {store.folder.page}")
         return error.exit_code
     report.show(console)
     bad = [row for row in report.rows if row.status != "ok"]
