@@ -70,7 +70,7 @@ def test_one_cell_is_attacked_by_its_id_and_cells_of_other_seeds_stay_its_shadow
     lines = list(attack_run(run, grid, cell=row.cell_id[:8]))
     assert [line.partition(": ")[0] for line in lines] == ["dp-gmm, ε = 1, seed 1"] * 2 + ["no LiRA"]
     for cell, what in (("", "several cells"), ("xyz", "no cell with a generator")):
-        with pytest.raises(UserError, match=rf"--cell {cell}: {what} of .* begin with that"):
+        with pytest.raises(UserError, match=rf"cell {cell}: {what} of .* begin with that"):
             list(attack_run(run, grid, cell=cell))
 
 
