@@ -45,11 +45,7 @@ def opened(path: Path) -> Iterator[zipfile.ZipFile]:
 
 
 def read_arrays(path: Path) -> Arrays:
-    """All arrays of an ``.npz`` file, by name.
-
-    Raises:
-        BadArrays: it is no regular file, no such archive, damaged, or holds Python objects.
-    """
+    """All arrays of an ``.npz`` file, by name."""
     with opened(path) as archive:
         names = [name.removesuffix(".npy") for name in archive.namelist() if name.endswith(".npy")]
         return {name: read_member(archive, name) for name in names}
@@ -103,11 +99,7 @@ def write_npz(
 
 
 def check_target(out: Path, suffix: str = ".npz", manifest: Callable[[Path], dict[str, Any] | None] = read_manifest) -> None:
-    """A file of this ``suffix``, whose ``manifest`` is read so, can be written; asked before the work, not after it.
-
-    Raises:
-        UserError: it cannot.
-    """
+    """A file of this ``suffix``, whose ``manifest`` is read so, can be written; asked before the work, not after it."""
     if out.suffix != suffix:
         raise UserError(f"out {out}", f"is not an {suffix} file", f"give {out.with_suffix(suffix) if out.name else f'rows{suffix}'}")
     above = next(parent for parent in out.absolute().parents if parent.exists())

@@ -64,9 +64,6 @@ class Embeddings:
             split: ``[n]``, 0 = train, 1 = validation (ignored), 2 = test.
             columns: further values per row, each ``[n]``.
             class_names: what the classes are called, ``[C]``; None where that is not known.
-
-        Raises:
-            UserError: an array has a wrong rank, dtype, length or value.
         """
         features = _features(x)
         labels = _integers(y, "y", len(features))

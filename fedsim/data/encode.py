@@ -131,11 +131,7 @@ class Embedded:
 
 
 def cached_embeddings(images: ImageSet, spec: EncoderSpec, name: str, *, skip_bad: bool) -> Embeddings:
-    """The embeddings of an image set, from the cache or computed now; tables call them ``name``.
-
-    Raises:
-        UserError: the encoder cannot be had, or images cannot be decoded and are not to be skipped.
-    """
+    """The embeddings of an image set, from the cache or computed now; tables call them ``name``."""
     return embed(EmbedJob(images, locate(spec)), plain_console(stderr=True), skip_bad=skip_bad).data(name)
 
 
@@ -146,10 +142,6 @@ def embed(job: EmbedJob, console: Console, *, skip_bad: bool = False) -> Embedde
         job: what to embed.
         console: where progress is shown.
         skip_bad: leave out images that cannot be decoded.
-
-    Raises:
-        UserError: images cannot be decoded and are not to be skipped (the first of them are listed; what was computed is kept), or
-            embeddings are not finite.
     """
     if clash := next((name for name in job.images.columns if name in _RESERVED), None):
         raise UserError(job.images.where, f"has a column '{clash}', a name that embeddings use themselves", "rename the column")

@@ -38,10 +38,6 @@ def plans_of(
         task: the public facts.
         epsilon: the budget of the cell, all its trainings and scores together; None if epsilon has no meaning for the algorithm.
         delta: of the budget.
-
-    Raises:
-        UserError: as :func:`fedsim.methods.algorithm.solved_plan`, single messages are seen, or the budget is too small to search within.
-        ValidationError: a point of the space does not do.
     """
     if tuning is not None and task.trust == "silo":
         raise UserError("trust", SEEN, "tune under trust: aggregate, or leave out tune")

@@ -234,12 +234,7 @@ class LocalDPSGD(LocalTraining):
         return self.task.unit != "client"
 
     def check_contract(self, round_: Round, broadcast: Tensors) -> None:
-        """The loss is per example, if single examples are clipped; tested in the first round, on one client.
-
-        Raises:
-            NotPerExample: it is not.
-            ValueError: the engine cannot clip the model.
-        """
+        """The loss is per example, if single examples are clipped; tested in the first round, on one client."""
         if self.in_local_steps and not round_.number:
             check_loss(self, 1, lambda model: Norms(self.clip()))
 

@@ -162,11 +162,7 @@ class OneShot(Algorithm):
         return self.projects
 
     def check_setting(self) -> None:
-        """A subspace has no more directions than the rows.
-
-        Raises:
-            UserError: it has.
-        """
+        """A subspace has no more directions than the rows."""
         if self.projects and self.params.project > self.task.dim:
             raise UserError("params.project", f"{self.params.project} directions of {self.task.dim} dimensions", "give fewer")
 
@@ -228,11 +224,7 @@ class OneShot(Algorithm):
         return dict(server.tensors)
 
     def check_contract(self, round_: Round, broadcast: Tensors) -> None:
-        """Look at what made-up rows of one client add to the round's statistic as they become more.
-
-        Raises:
-            NotPerExample: how many there are changes what one of them adds.
-        """
+        """Look at what made-up rows of one client add to the round's statistic as they become more."""
         for crowd in crowds(self.task):
             x, y = crowd.x, crowd.y
             for statistic in (self.projected(each) for each in self.statistics() if each.name == round_.release.name):

@@ -43,9 +43,6 @@ def initial_model(build: Callable[[int], nn.Module], seeds: Seeds, members: Sequ
     """Build for ``members`` and initialise; what torch's layers draw from the global generator as they are built is the seed's, too.
 
     That generator is put back.
-
-    Raises:
-        TypeError: a parameter is not float32, as embeddings, noise and messages are.
     """
     with torch.random.fork_rng(devices=[]):
         torch.set_rng_state(seeds.torch(Purpose.INIT).get_state())

@@ -46,9 +46,6 @@ def inverse_root(precision: Tensor) -> Tensor:
     """R with ``R R^T = precision^-1`` of positive definite matrices ``[..., k, k]``: the inverse of the Cholesky factor, transposed.
 
     No device is waited for: what is not positive definite gives nan elsewhere than on the CPU.
-
-    Raises:
-        ValueError: a matrix on the CPU is not positive definite.
     """
     if precision.device.type not in FUSED:  # a lazy device has these, and not those below
         return lower_inverse(torch.cholesky(precision)).mT  # type: ignore[attr-defined, unused-ignore]  # of newer torch

@@ -96,9 +96,6 @@ def fit_probe(x: NDArray[np.float32], y: NDArray[np.int64], probe_c: float, *, b
         y: their labels, int64 [n]; classes may be missing.
         probe_c: inverse strength of the L2 penalty, > 0.
         balanced: weigh every row by n / (C n_class), as if classes were equally frequent.
-
-    Raises:
-        ValueError: there is no row, or a row holds NaN or an infinite value.
     """
     return fit_probes(x, y, [probe_c], balanced=balanced)[0]
 

@@ -44,10 +44,6 @@ def check_partition(y: NDArray[np.int64], *, spec: PartitionSpec, clients: int, 
         spec: the scheme and its parameters.
         clients: how many.
         columns: values per training row.
-
-    Raises:
-        UserError: too few rows, classes or column values for so many clients; no such column; a group in two clients. Its place is a
-            grid's key (``clients``, ``partition.column``, ``partition.together``).
     """
     if clients < 1:
         raise UserError("clients", f"{clients} is not positive", "give at least 1 client")
@@ -79,9 +75,6 @@ def make_partition(
         clients: how many.
         seed: of the partition.
         columns: values per training row, for schemes by column and for groups that stay together.
-
-    Raises:
-        UserError: the data do not allow it (see ``check_partition``); its place is a grid's key.
     """
     check_partition(y, spec=spec, clients=clients, columns=columns)
     rng = Seeds(seed).numpy(Purpose.PARTITION)

@@ -79,20 +79,13 @@ def rdp_epsilon(mechanisms: Iterable[Mechanism], delta: float, orders: Sequence[
 
     Conversion of :meth:`Mechanism.divergence` from Balle et al. 2020 (arXiv 1905.09982, theorem 21): the minimum over orders a of
     R(a) + log((a - 1) / a) - (log delta + log a) / (a - 1).
-
-    Raises:
-        ValueError: as :func:`epsilon`.
     """
     costly = _merged(mechanisms, delta)
     return max(0.0, min(_order_bound(costly, delta, order) for order in orders)) if costly else 0.0
 
 
 def rough_epsilon(mechanisms: Iterable[Mechanism], delta: float) -> float:
-    """:func:`rdp_epsilon` from few orders, in milliseconds: an upper bound to start a search from.
-
-    Raises:
-        ValueError: as :func:`epsilon`.
-    """
+    """:func:`rdp_epsilon` from few orders, in milliseconds: an upper bound to start a search from."""
     costly = _merged(mechanisms, delta)
     rough = rdp_epsilon(costly, delta, INTEGER_ORDERS)
     # the best order falls below 2 only for a large epsilon; fractional orders are slow where sigma is large and q near 1/2

@@ -47,9 +47,6 @@ def gaussian(shapes: Mapping[str, torch.Size | tuple[int, ...]], std: float, str
         shapes: by part; the parts are drawn in this order.
         std: standard deviation per coordinate (:meth:`fedsim.privacy.plan.PrivacyPlan.noise_std`).
         stream: of this release, round and client (:meth:`fedsim.seeds.Seeds.keystream`).
-
-    Raises:
-        ValueError: as :func:`fill_gaussian`.
     """
     sizes = [math.prod(shape) for shape in shapes.values()]
     drawn = np.empty(sum(sizes), np.float32)

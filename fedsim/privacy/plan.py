@@ -103,11 +103,7 @@ class PrivacyPlan:
         return [release for release in self.releases if release.main][-1]
 
     def release(self, name: str) -> Release:
-        """The release called ``name``.
-
-        Raises:
-            KeyError: the plan has no such release.
-        """
+        """The release called ``name``."""
         for release in self.releases:
             if release.name == name:
                 return release

@@ -153,11 +153,7 @@ class Spectra:
     """
 
     def __init__(self, mechanisms: Sequence[Mechanism]) -> None:
-        """Prepare for compositions of at most the runs of ``mechanisms``.
-
-        Raises:
-            ValueError: a noise multiplier that is not above 0, a sample rate outside [0, 1], or negative steps.
-        """
+        """Prepare for compositions of at most the runs of ``mechanisms``."""
         for one in mechanisms:
             if not (one.noise_multiplier > 0 and 0 <= one.sample_rate <= 1 and one.count >= 0):
                 raise ValueError(f"not a mechanism with noise: {one}")
@@ -212,11 +208,7 @@ class Spectra:
 
 
 def compose(mechanisms: Sequence[Mechanism]) -> Composition:
-    """The composition of all ``mechanisms``.
-
-    Raises:
-        ValueError: see :class:`Spectra`.
-    """
+    """The composition of all ``mechanisms``."""
     return Spectra(mechanisms).compose([one.count for one in mechanisms])
 
 
@@ -235,9 +227,6 @@ def refuted_epsilon(mechanisms: Sequence[Mechanism], delta: float, false_positiv
 
     Returns:
         (epsilon, factor), the factor to a thousandth; (0.0, inf) if not even :data:`MOST_NOISE_FACTOR` is refuted.
-
-    Raises:
-        ValueError: see :class:`Spectra`.
     """
 
     def scaled(factor: float) -> Composition:

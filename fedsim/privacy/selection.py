@@ -122,9 +122,6 @@ def solved_noise(
         epsilon: the target.
         delta: of the target.
         mechanisms: a run's, at a noise multiplier.
-
-    Raises:
-        ValueError: no noise multiplier up to a million is enough.
     """
     if math.isinf(epsilon):
         return 0.0

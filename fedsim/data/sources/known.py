@@ -130,11 +130,7 @@ FOLDERS = {
 
 
 def load_folder(kind: str, root: Path | None, name: str) -> ImageSet:
-    """A known set's images.
-
-    Raises:
-        UserError: something is missing; with where to get it.
-    """
+    """A known set's images."""
     known, root = FOLDERS[kind], root or cache_folder() / kind
     for names in known.needed:
         if not any((root / file).exists() for file in names):

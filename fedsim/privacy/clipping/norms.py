@@ -29,9 +29,6 @@ class Norms:
         weights: factor per parameter, by the longest matching name prefix, applied before the joint norm is taken and kept in the
             sum: the caller divides by it after the noise, which is post-processing. 1 if no prefix matches.
         free: prefixes of the names of parameters that are neither counted in the norm nor clipped (``noised: shared``).
-
-    Raises:
-        ValueError: ``clip`` is not positive, or a weight is not positive and finite.
     """
 
     clip: float
