@@ -59,8 +59,7 @@ def loss_parts(loss: Callable[[Model, Batch], Mapping[str, Tensor]], model: Mode
 
 
 def answer(algorithm: Algorithm, made: Any, labels: Tensor, x: Tensor, stream: torch.Generator) -> Tensor:
-    """Rows ``[n, d]`` of ``labels`` by the generator that an algorithm made, or class probabilities ``[n, C]`` of ``x`` by its classifier.
-    """
+    """Rows ``[n, d]`` of ``labels`` by the generator that was made, or class probabilities ``[n, C]`` of ``x`` by the classifier."""
     task, generates = algorithm.task, algorithm.generates(algorithm.params)
     name = "sample" if generates else "probabilities"
     # its own, not what brings its rows to the sphere

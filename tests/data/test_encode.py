@@ -165,7 +165,7 @@ def test_an_interrupted_run_goes_on_with_the_next_shard_and_a_broken_one_is_comp
     with pytest.raises(KeyboardInterrupt):
         embed(job(pets, encoder), CONSOLE)
     monkeypatch.setattr(Shard, "save", save)
-    broken = next((cache / "embeddings").glob("*.shards/000000.npz"))
+    broken = next((cache / "embeddings").glob("*.parts/000000.npz"))
     broken.write_bytes(b"PK half a file")
     pets.images.decoded.clear()
     x = embed(job(pets, encoder), CONSOLE).x

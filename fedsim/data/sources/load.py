@@ -32,12 +32,7 @@ def _readable() -> Iterator[None]:
 
 @dataclass(frozen=True)
 class OpenedSet:
-    """A data set whose labels, split and columns are read.
-
-    Attributes:
-        spec: which one.
-        held: its images, none of them decoded; or its rows, where it is embeddings already.
-    """
+    """A data set whose labels, split and columns are read: its images, not decoded, or its rows, where it is embeddings already."""
 
     spec: DatasetSpec
     held: ImageSet | Embeddings
@@ -84,13 +79,6 @@ def load_public(spec: DatasetSpec) -> PublicRows:
     data = held.embedded()
     y = None if bare is not None else np.concatenate([data.y_train, data.y_test])
     return PublicRows(np.concatenate([data.x_train, data.x_test]), y, spec.display, spec.terms[0] or None)
-
-
-def labelled(spec: DatasetSpec) -> Embeddings:
-    """A data set's labels, split and columns, with made-up rows; decodes images only where bad ones are to be skipped."""
-    if not spec.holds_images:
-        return _rows(spec)
-    return load(spec) if spec.skip_bad and spec.encoder else OpenedSet(spec, image_set(spec)).labelled()
 
 
 def image_set(spec: DatasetSpec) -> ImageSet:
