@@ -35,18 +35,11 @@ _UP = Context(prec=10, rounding=ROUND_CEILING)
 
 
 def epsilon(mechanisms: Iterable[Mechanism], delta: float) -> tuple[float, str]:
-    """The epsilon that ``mechanisms`` spend together at ``delta``, and the accountant that computed it.
+    """The epsilon that ``mechanisms`` spend together at ``delta`` in (0, 1), and the accountant that computed it: "prv", "rdp" or "none".
 
     The upper bound of numerical composition of privacy loss random variables (Gopi, Lee & Wutschitz 2021, "Numerical composition of
-    differential privacy", theorem 5.5; Opacus' implementation). If that fails or would need too fine a mesh: Rényi composition
-    (:func:`rdp_epsilon`).
-
-    Args:
-        mechanisms: the order does not matter.
-        delta: in (0, 1).
-
-    Returns:
-        (epsilon, "prv" or "rdp"), rounded up to ten digits; (0.0, "none") if nothing ran, (inf, "none") if a step had no noise.
+    differential privacy", theorem 5.5; Opacus' implementation), rounded up to ten digits. If that fails or would need too fine a mesh:
+    Rényi composition (:func:`rdp_epsilon`). (0.0, "none") if nothing ran, (inf, "none") if a step had no noise.
 
     Raises:
         ValueError: a noise multiplier below 0 or not a number, a sample rate outside [0, 1], negative steps, or delta outside (0, 1).

@@ -74,16 +74,7 @@ class ClippingEngine(Protocol):
 
 
 def clip_units(gradients: Mapping[str, Tensor], norms: Norms, units: int) -> tuple[dict[str, Tensor], Tensor]:
-    """Weigh and clip every unit's gradient; the caller sums.
-
-    Args:
-        gradients: by parameter name, ``[units, ...]`` each.
-        norms: the clip norm, the weights and the free parameters.
-        units: their number.
-
-    Returns:
-        Clipped gradients in the same shapes, and the units' joint norms before ``[units]``.
-    """
+    """Every unit's gradient, ``[units, ...]`` by name, weighed and clipped, for the caller to sum; and their joint norms before."""
     squared, finite = _joint_squared(gradients, norms, units)
     clip, free = norms.factors(squared), finite.to(squared.dtype)
     clipped = {}
