@@ -30,7 +30,7 @@ from fedsim.evaluation.scores import (
 from fedsim.evaluation.weights import best_weight, held_out_weight
 from fedsim.grid.models import Cell
 from fedsim.methods.messages import Tensors
-from fedsim.methods.products import Classifier, Generator, OnSphere, is_classifier, is_personal, own
+from fedsim.methods.products import Classifier, Generator, before_sphere, is_classifier, is_personal, own
 from fedsim.models.linear import Interpolated, ProbeClassifier, fit_linear, folded
 from fedsim.models.probe import Probe, fit_chosen, fit_probe
 from fedsim.partition import Partition
@@ -176,10 +176,11 @@ class Judge:
         return scores
 
     def size(self) -> Scores:
-        """The mean norm of a few rows as the shared generator draws them; empty where there is none."""
-        if not isinstance(self.made, OnSphere):
+        """The mean norm of a few rows as the shared generator draws them; empty where they are not brought to the sphere."""
+        own_rows = before_sphere(self.made)
+        if own_rows is self.made or is_classifier(own_rows):
             return Scores()
-        x, _ = synthesise(self.made.generator, self.data.classes, FEW, self._seeds, draw=3, device=self.device)
+        x, _ = synthesise(own_rows, self.data.classes, FEW, self._seeds, draw=3, device=self.device)
         return Scores(synthetic_norm=float(np.linalg.norm(x.astype(np.float64), axis=1).mean()))
 
     def of_clients(self) -> tuple[ClientScores, ...]:

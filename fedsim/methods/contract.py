@@ -18,7 +18,7 @@ from fedsim.batch import Batch, Layout
 from fedsim.errors import NotPerExample, WrongReturn
 from fedsim.methods.algorithm import Algorithm
 from fedsim.methods.messages import Task
-from fedsim.methods.products import OnSphere
+from fedsim.methods.products import before_sphere
 from fedsim.models.initialise import initial_model
 from fedsim.privacy.clipping import Norms, clipped_sum
 from fedsim.privacy.clipping.norms import Loss
@@ -62,8 +62,7 @@ def answer(algorithm: Algorithm, made: Any, labels: Tensor, x: Tensor, stream: t
     """Rows ``[n, d]`` of ``labels`` by the generator that was made, or class probabilities ``[n, C]`` of ``x`` by the classifier."""
     task, generates = algorithm.task, algorithm.generates(algorithm.params)
     name = "sample" if generates else "probabilities"
-    # its own, not what brings its rows to the sphere
-    made = made.generator if isinstance(made, OnSphere) else made
+    made = before_sphere(made)
     method: Any = getattr(made, name, None)
     if method is None:
         raise WrongReturn(algorithm.generator if generates else algorithm.classifier, _described(made), f"an object with {name}")

@@ -94,9 +94,7 @@ class DPSGD(Algorithm):
     def public_terms(self, model: nn.Module, stream: torch.Generator) -> Mapping[str, Tensor]:
         """Terms of the server's objective, scalars by name, that depend on shared parameters alone, so they cost no privacy.
 
-        Args:
-            model: the server's.
-            stream: of the round's random numbers, if a term needs any.
+        ``stream`` is of the round's random numbers, if a term needs any.
         """
         return {}
 

@@ -79,14 +79,9 @@ class Statistic:
 
 
 def statistic_phase(statistic: Statistic, clip: float, task: Task, broadcast: Callable[[Server], Tensors], *, main: bool = False) -> Phase:
-    """The rounds in which a statistic is released.
+    """The rounds in which a statistic is released; the sums are scaled so that nothing is clipped at C unless factors are too large.
 
-    Args:
-        statistic: what is released.
-        clip: C, of an example's joint norm; the sums are scaled so that nothing is clipped unless factors are too large.
-        task: the public facts.
-        broadcast: as :class:`fedsim.methods.phase.Phase` has it.
-        main: whether a report draws its rounds.
+    ``broadcast`` is as :class:`fedsim.methods.phase.Phase` has it; ``main``: a report draws these rounds.
     """
     # many steps share what one would have, and a mechanism that takes a share of the budget has 1 / sqrt(share) times the noise
     release = Release(statistic.name, 1.0, statistic.steps, (statistic.share / statistic.steps) ** -0.5, main=main)
