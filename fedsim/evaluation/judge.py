@@ -55,14 +55,7 @@ def synthesise(
 ) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
     """Synthetic embeddings with uniform labels, which cost no privacy: ``[classes * per_class, d]`` and their labels.
 
-    Args:
-        generator: on ``device``.
-        classes: C.
-        per_class: rows of each.
-        seeds: of the draw.
-        client: whose draw; the server's where all share one.
-        draw: the number of the draw.
-        device: where the generator is.
+    The draw of that number is of ``client``'s stream, or the server's where all share one.
     """
     labels = torch.arange(classes).repeat_interleave(per_class)
     x = generator.sample(to_device(labels, device), seeds.torch(Purpose.SYNTHESIS, draw, client))
@@ -111,14 +104,7 @@ class Judgement:
 
 
 def judgement_of(trial: Trial, state: Tensors, data: Embeddings, device: torch.device = CPU) -> Judgement:
-    """Judge what a training made, made again from its state.
-
-    Args:
-        trial: the cell, with the plan that was trained.
-        state: :attr:`fedsim.training.rounds.Trained.state`.
-        data: real rows.
-        device: where it computes; probes are the CPU's.
-    """
+    """Judge what a training made, made again from its ``state`` (:attr:`fedsim.training.rounds.Trained.state`), with its trial's plan."""
     cell = trial.cell
     algorithm = build_algorithm(cell.algorithm, cell.params, trial.task)
     made, shares = restored(algorithm, state, trial.plan, Seeds(cell.seed), device)

@@ -27,11 +27,7 @@ TRIED_WEIGHTS = tuple(step / 10 for step in range(11))
 def best_weight(local: Tensor, shared: Tensor, y: Tensor, importance: Tensor) -> float:
     """The weight of ``local`` among :data:`TRIED_WEIGHTS` whose mixture has the best weighted accuracy; the smallest of equals.
 
-    Args:
-        local: probabilities ``[n, C]``.
-        shared: probabilities ``[n, C]``.
-        y: labels ``[n]``.
-        importance: of each row ``[n]``.
+    Of probabilities ``[n, C]`` of both, labels y ``[n]``, and the importance of each row ``[n]``.
     """
     best, best_score = 0.0, -math.inf
     for weight in TRIED_WEIGHTS:
@@ -45,14 +41,7 @@ def best_weight(local: Tensor, shared: Tensor, y: Tensor, importance: Tensor) ->
 def held_out_weight(x: NDArray[np.float32], y: NDArray[np.int64], shared: LinearClassifier, classes: int, probe_c: float) -> float:
     """The best weight of a client's own classifier on a fifth of its rows, which the classifier that is tried there did not see.
 
-    A client with one row has nothing to try it on: 0.
-
-    Args:
-        x: the client's rows ``[n, d]``.
-        y: their labels ``[n]``.
-        shared: what its own classifier is interpolated with.
-        classes: C.
-        probe_c: inverse strength of the own classifier's L2 penalty.
+    Of rows ``[n, d]`` with labels ``[n]`` and what it is interpolated with. A client with one row has nothing to try it on: 0.
     """
     if len(y) < 2:
         return 0.0
