@@ -83,9 +83,6 @@ def test_a_wrong_npz_file_is_named(tmp_path, changes, message):
         ("digit", "did you mean 'digits'"),
         ("a/b.npz", r"write \{npz: a/b.npz\}"),
         ({}, "names no data"),
-        ({"name": "digits", "limit": 0}, "greater than 0"),
-        ({"name": "digits", "url": "x"}, "Extra inputs"),
-        ({"name": "medmnist:organsmnist", "size": 100}, "28, 64, 128 or 224"),
         ({"name": "digits", "size": 64}, "'digits' takes no size; it is for medmnist"),
         ({"npz": "a.npz", "root": "b"}, "takes no root; it is for chest-xray, ham10000, medmnist, milk10k"),
         ({"csv": "a.csv", "remap": True}, "takes no remap; it is for npz"),
@@ -174,8 +171,3 @@ def test_labels_and_columns_come_before_an_image_is_embedded_and_are_those_of_th
     assert (len(rows.y_train), len(rows.names)) == (22, 11)
     np.testing.assert_array_equal(rows.y_train, data.y_train)
     assert rows.class_names == data.class_names
-
-
-def test_digits_are_images_for_an_encoder_and_embeddings_without_one(encoder):
-    assert load(DatasetSpec(name="digits")).dim == 64
-    assert load(DatasetSpec(name="digits", limit=40, encoder=encoder)).dim == 16
