@@ -12,12 +12,7 @@ from torch import Tensor
 from fedsim.models.linear import LinearClassifier, fit_linear
 
 HELD_OUT = 5
-
-
-def held_out(rows: int) -> NDArray[np.bool_]:
-    """The fifth of a client's rows on which its weight is chosen: bool ``[rows]``; a client with few rows holds one out."""
-    chosen: NDArray[np.bool_] = np.arange(rows) % HELD_OUT == min(HELD_OUT, rows) - 1
-    return chosen
+"""Of so many rows one is held out, to choose the weight on."""
 
 
 TRIED_WEIGHTS = tuple(step / 10 for step in range(11))
@@ -45,7 +40,7 @@ def held_out_weight(x: NDArray[np.float32], y: NDArray[np.int64], shared: Linear
     """
     if len(y) < 2:
         return 0.0
-    kept = held_out(len(y))
+    kept = np.arange(len(y)) % HELD_OUT == min(HELD_OUT, len(y)) - 1  # of few rows one
     tried = fit_linear(x[~kept], y[~kept], classes, probe_c)
     rows, ones = torch.from_numpy(x[kept]), torch.ones(int(kept.sum()))
     return best_weight(tried.probabilities(rows), shared.probabilities(rows), torch.from_numpy(y[kept]), ones)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Protocol
 
 import torch
 from torch import Tensor, nn
@@ -66,11 +65,8 @@ Measured = tuple[Tensor, Tensor]
 """The units' norms before clipping and the examples' losses."""
 
 
-class ClippingEngine(Protocol):
-    """How the clipped sum is computed."""
-
-    def __call__(self, model: nn.Module, loss: Loss, batch: Batch, norms: Norms, sums: dict[str, Tensor]) -> Measured:
-        """Add the clipped sum to ``sums``, which holds every trainable parameter, in place; see :func:`clipped_sum`."""
+ClippingEngine = Callable[[nn.Module, Loss, Batch, Norms, dict[str, Tensor]], Measured]
+"""Adds the clipped sum to the last argument, which holds every trainable parameter, in place; see :func:`clipped_sum`."""
 
 
 def clip_units(gradients: Mapping[str, Tensor], norms: Norms, units: int) -> tuple[dict[str, Tensor], Tensor]:
