@@ -121,14 +121,8 @@ def run_tuned(
 ) -> Iterator[RoundRecord | Outcome]:
     """Train a tuned cell: yields the rounds of its trainings one after another, then the outcome of the best.
 
-    The number of trainings, their parameters and their keys are drawn from a secret stream, so the cell continues with them.
-
-    Args:
-        trial: the cell, with its candidates.
-        data: its data set.
-        make_pool: as for :func:`fedsim.training.trial.run_trial`, as are the others.
-        checkpoints: stores its progress.
-        device: of the server.
+    The number of trainings, their parameters and their keys are drawn from a secret stream, so the cell continues with them. Arguments are
+    those of :func:`fedsim.training.trial.run_trial`.
     """
     started = time.perf_counter()
     trial = trial.given(data)

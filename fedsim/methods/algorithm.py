@@ -191,10 +191,6 @@ def solved_plan(algorithm: Algorithm, epsilon: float | None, delta: float) -> Pr
     """The privacy plan, calibrated before the first step; None if epsilon has no meaning.
 
     It is solved here alone, for the releases that the algorithm declares: the proof does not cover a plan that an algorithm changed.
-
-    Raises:
-        UserError: the unit or trust is not supported, the parameters are refused, or the target cannot be met.
-        PluginError: the algorithm has a ``plan`` of its own.
     """
     if hasattr(algorithm, "plan"):
         where, what = f"{type(algorithm).__name__}.plan", "a method does not solve its own plan"

@@ -14,7 +14,7 @@ from typing import Any
 import yaml
 
 from fedsim import __version__
-from fedsim.data.parquet import write_parquet
+from fedsim.data.arrays import write_parquet
 from fedsim.errors import UserError
 from fedsim.files import replaced
 from fedsim.plugins.registry import lookup

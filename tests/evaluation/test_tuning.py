@@ -221,10 +221,3 @@ def test_a_row_is_predicted_alike_alone_and_among_others_a_last_bit_from_another
         inside, outside = lines[each, change - 1], lines[each, change]
     close = np.concatenate([inside, outside])
     assert of_label(close).tolist() == [bool(of_label(row[None])[0]) for row in close]
-
-
-def test_how_clients_are_packed_changes_nothing() -> None:
-    trial, data = tuned(space={"radius": [0.5, 0.8]}, name="dp-gaussian", tune={"trials": 2})
-    one, two = (ended(run_tuned(replace(trial, sizes=sizes), data))[1] for sizes in ((4,), (1, 3)))
-    assert (one.chosen, one.trials) == (two.chosen, two.trials)
-    assert all(torch.allclose(two.state[name], value, atol=1e-5) for name, value in one.state.items())
