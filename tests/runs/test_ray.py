@@ -163,7 +163,7 @@ def test_a_cell_whose_worker_is_killed_goes_on_from_its_checkpoint_and_gives_the
     bench: Bench, ray_bench: Bench, hostile: str, tmp_path: Path
 ) -> None:
     for kind, each in (("Killed", "all"), ("ClientKilled", 2)):
-        entry = {**quick(f"{hostile}:{kind}", rounds=4, marker=str(tmp_path / kind)), "label": kind}
+        entry = {**quick(f"{hostile}:{kind}", rounds=4, marker=str(tmp_path / f"{kind} once")), "label": kind}
         grid = small_grid(entry, resources={"clients_per_actor": each})
         disturbed, undisturbed = ray_bench(grid, kind), bench(grid, f"{kind} again")
         assert disturbed.code == 0, disturbed.output

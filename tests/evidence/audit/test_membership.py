@@ -76,9 +76,9 @@ def test_one_cell_is_attacked_by_its_id_and_cells_of_other_seeds_stay_its_shadow
 
 def test_code_that_a_run_names_runs_only_if_it_is_trusted(bench: Callable[..., Ran], folder: Path, command: Callable[..., Done]) -> None:
     ran = bench(small_grid("dp-gaussian", seeds=[0, 1]))
-    (folder / "evil.py").write_text('open("evil ran", "w").close()\nfrom baselines.dp_gaussian import DPGaussian as X\n')
+    (folder / "wicked.py").write_text('open("evil ran", "w").close()\nfrom baselines.dp_gaussian import DPGaussian as X\n')
     line, other = ResultStore(ran.folder).trainings().values()
-    add_lines(ran.folder / "trainings.jsonl", [line | {"cell": line["cell"] | {"algorithm": "evil.py:X"}}])
+    add_lines(ran.folder / "trainings.jsonl", [line | {"cell": line["cell"] | {"algorithm": "wicked.py:X"}}])
     RunFolder(ran.folder).state(other["training_id"]).unlink()
     done = command("audit", "run")
     assert done.returncode == 2
