@@ -1,6 +1,5 @@
 import json
 import os
-import re
 import signal
 import subprocess
 import sys
@@ -9,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from benches import PATIENCE, PLUGIN, Done, interruptible
+from benches import PATIENCE, Done, interruptible
 from plug_ins import GOOD, changed, write
 
 import fedsim
@@ -209,16 +208,6 @@ def test_a_bench_in_process_stops_at_breakpoints_starts_nothing_and_gives_the_ro
     )
     assert on_ray.returncode == 0, on_ray.stdout + on_ray.stderr
     assert command("verify", "here", "--with", "there").returncode == 0
-
-
-@pytest.mark.slow
-def test_a_worker_that_dies_puts_no_line_of_rays_own_on_the_terminal(folder: Path) -> None:
-    (folder / "plugin.py").write_text(PLUGIN)
-    grid = SMALL | {"algorithms": [{"name": "plugin:Trouble", "params": {"rounds": 3, "how": "exit"}}]}
-    (folder / "g.yaml").write_text(json.dumps(grid))
-    done = subprocess.run([FEDSIM, "bench", "g.yaml", "--keep-going"], capture_output=True, text=True, timeout=PATIENCE)
-    assert (done.returncode, done.stderr) == (1, "")
-    assert not re.search(r"^\[20\d\d-|core_worker|raylet|gcs_|\(pid=", done.stdout, re.MULTILINE), done.stdout
 
 
 def test_plug_ins_that_are_refused_stop_a_bench_and_with_keep_going_the_rest_runs(folder: Path, command: Callable[..., Done]) -> None:
