@@ -53,6 +53,10 @@ class FedHypeVAESites(FedHypeVAEWarm):
     Params: ClassVar[type[FedHypeVAESitesParams]] = FedHypeVAESitesParams
     shares: ClassVar[Mapping[str, float]] = SHARES
 
+    def ignores_partition(self) -> bool:
+        """Its codes are the clients'."""
+        return False
+
     def statistics(self) -> tuple[Statistic, ...]:
         """The shared ones; then site moments in the block."""
         share = self.shares["site moments"]

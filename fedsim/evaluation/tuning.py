@@ -111,9 +111,6 @@ class _OfRun(Checkpoints):
         """Where this training stood."""
         return self.progress
 
-    def remove(self) -> None:
-        """The cell is not finished."""
-
 
 def run_tuned(
     trial: Trial,
@@ -154,8 +151,6 @@ def run_tuned(
                 score, multiplier = held.noisy(one, step.state, data, chosen.plan, own_seeds, device)
             search = search.after(ScoredRun(candidate, score, multiplier, replace(step, state={})), step.state)
         progress = None
-    if checkpoints:
-        checkpoints.remove()
     yield _outcome(trial, search, time.perf_counter() - started)
 
 

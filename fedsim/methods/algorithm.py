@@ -137,6 +137,10 @@ class Algorithm(ABC):
         """Whether clients add noise to everything they send, so that the server adds none."""
         return self.task.trust == "silo"
 
+    def ignores_partition(self) -> bool:
+        """Whether all that is released are sums over rows, whichever clients hold them: any partition then gives the same result."""
+        return False
+
     def uses_public(self) -> bool:
         """Whether it is given the grid's public rows as ``task.public``, which its training then has to have.
 

@@ -152,6 +152,10 @@ class OneShot(Algorithm):
         """Of the rows that statistics are of."""
         return self.params.project if self.projects else self.task.dim
 
+    def ignores_partition(self) -> bool:
+        """Where neither the clip nor the noise is a client's."""
+        return self.task.unit != "client" and self.task.trust == "aggregate"
+
     def uses_public(self) -> bool:
         """For the subspace."""
         return self.projects
