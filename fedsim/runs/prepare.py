@@ -72,7 +72,7 @@ class Prepared:
         """Whether all cells have run before a cluster has started: a handful of shipped methods on few rows, without limits or GPUs."""
         asked, work = self.grid.resources, 0.0
         limits = (self.need.gpus, asked.cell_timeout, asked.memory_per_cell, self.grid.audit, self.grid.check)
-        if len(self.trials) > FEW_CELLS or any(limits):
+        if len(self.trials) > FEW_CELLS or any(limits) or not all(is_shipped(lookup(trial.cell.algorithm)) for trial in self.trials):
             return False
         for trial in self.trials:
             algorithm = build_algorithm(trial.cell.algorithm, trial.cell.params, trial.task)

@@ -216,7 +216,7 @@ def test_a_worker_that_dies_puts_no_line_of_rays_own_on_the_terminal(folder: Pat
     (folder / "plugin.py").write_text(PLUGIN)
     grid = SMALL | {"algorithms": [{"name": "plugin:Trouble", "params": {"rounds": 3, "how": "exit"}}]}
     (folder / "g.yaml").write_text(json.dumps(grid))
-    done = subprocess.run([FEDSIM, "bench", "g.yaml"], capture_output=True, text=True, timeout=PATIENCE)
+    done = subprocess.run([FEDSIM, "bench", "g.yaml", "--keep-going"], capture_output=True, text=True, timeout=PATIENCE)
     assert (done.returncode, done.stderr) == (1, "")
     assert not re.search(r"^\[20\d\d-|core_worker|raylet|gcs_|\(pid=", done.stdout, re.MULTILINE), done.stdout
 

@@ -206,12 +206,13 @@ def test_a_cell_that_fails_is_a_row_and_the_grid_goes_on(bench: Bench, tmp_path:
 
 
 def test_a_handful_of_short_cells_runs_in_this_process_by_itself() -> None:
-    """Larger grids, long trainings and what needs limits or GPUs run on actors."""
+    """Larger grids, long trainings, plug-ins and what needs limits or GPUs run on actors."""
     for short, keys in (
         (True, {"seeds": [0, 1]}),
         (False, {"seeds": list(range(6))}),
         (False, {"resources": {"cell_timeout": "1h"}}),
         (False, {"algorithms": [{"name": "fedavg-cvae", "params": {"rounds": 10_000}}]}),
+        (False, {"algorithms": ["broken.tiny:Tiny"]}),
     ):
         prepared, engine = engine_for(prepare(small_grid("dp-gaussian", **keys), NODES))
         assert (prepared.parallel == 1) == short
