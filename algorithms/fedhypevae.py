@@ -174,28 +174,25 @@ class FedHypeVAE(DPSGD):
         """
         # no decorator: a method that is not this package's own code is not proved
         with torch.no_grad():
-            return self._diagnostics(clients, parts, round_)
-
-    def _diagnostics(self, clients: Clients, parts: Mapping[str, Tensor], round_: Round) -> Mapping[str, DiagnosticLike]:
-        model: Any = clients.model
-        weight = (self.params.beta * model.observation.variance().double()).float()
-        kl: dict[str, DiagnosticLike] = {"kl": parts["kl"] / weight if self.params.beta and "kl" in parts else []}
-        shown = sum(client < SHOWN for client in clients.members)
-        if not shown:
-            return kl
-        codes, classes = model.codes(len(clients.members))[:shown], self.task.classes
-        stream = clients.seeds.torch(Purpose.DIAGNOSTICS, round_.stream)
-        latent, observation = (normal((classes, 1, size), stream, codes) for size in (self.params.latent, self.task.dim))
-        y = torch.arange(classes, device=codes.device).repeat(shown)
-        own = model.generate(codes.repeat_interleave(classes, 0), y, latent.repeat(shown, 1, 1), observation.repeat(shown, 1, 1))
-        made = own.view(shown, classes, self.task.dim)
-        features = kernel_features(made, to_device(kernel_frequencies(self.task.dim, FEATURES // 2, stream), codes.device))
-        return {
-            **kl,
-            "generated_decoder_norm": model.decoder.generated_norms(model.features(codes)),
-            "generated_prior_norm": torch.cat([part.flatten(1) for part in model.prior.table(model.features(codes))], 1).norm(dim=1),
-            "cross_client_mmd": Diagnostic(features.mean(1), "spread"),
-        }
+            model: Any = clients.model
+            weight = (self.params.beta * model.observation.variance().double()).float()
+            kl: dict[str, DiagnosticLike] = {"kl": parts["kl"] / weight if self.params.beta and "kl" in parts else []}
+            shown = sum(client < SHOWN for client in clients.members)
+            if not shown:
+                return kl
+            codes, classes = model.codes(len(clients.members))[:shown], self.task.classes
+            stream = clients.seeds.torch(Purpose.DIAGNOSTICS, round_.stream)
+            latent, observation = (normal((classes, 1, size), stream, codes) for size in (self.params.latent, self.task.dim))
+            y = torch.arange(classes, device=codes.device).repeat(shown)
+            own = model.generate(codes.repeat_interleave(classes, 0), y, latent.repeat(shown, 1, 1), observation.repeat(shown, 1, 1))
+            made = own.view(shown, classes, self.task.dim)
+            features = kernel_features(made, to_device(kernel_frequencies(self.task.dim, FEATURES // 2, stream), codes.device))
+            return {
+                **kl,
+                "generated_decoder_norm": model.decoder.generated_norms(model.features(codes)),
+                "generated_prior_norm": torch.cat([part.flatten(1) for part in model.prior.table(model.features(codes))], 1).norm(dim=1),
+                "cross_client_mmd": Diagnostic(features.mean(1), "spread"),
+            }
 
     def scope(self) -> str:
         """In the paper's words: ``joint``, or ``hypernetwork`` where that alone is noised."""
