@@ -126,12 +126,3 @@ class LearnsNothing(Tiny):
 
     def distance(self, model: Any, batch: Batch) -> Tensor:
         return 0 * super().distance(model, batch)
-
-
-class LearnsOnlyThatAClientIsThere(Tiny):
-    """Every row adds the same, whatever it is."""
-
-    units = ("client",)
-
-    def distance(self, model: Any, batch: Batch) -> Tensor:
-        return (1 + self.decoded(model, 0 * batch.y)).square().sum(1)

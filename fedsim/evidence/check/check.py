@@ -58,6 +58,8 @@ _SOUND = ("per-example loss", "public rows", "determinism")
 CHECKS = (
     Check("per-example loss", others.per_example, ()),
     Check("trains", others.trains, ()),
+    Check("result finite", others.finite),
+    Check("per-example loss", others.predictions, ("result finite",)),
     Check("global random state", others.global_random),
     Check("public rows", others.public_rows),
     Check("determinism", others.determinism),
@@ -69,10 +71,8 @@ CHECKS = (
     Check("sensitivity", canary, ("sensitivity",)),
     Check("noise not reused", others.noise, ("determinism",)),
     Check("budget", others.budget),
-    Check("resume", others.resume, ("determinism", "packing", "global random state")),
+    Check("resume", others.resume, ("per-example loss", "determinism", "packing", "global random state")),
     Check("restored", others.restored, ("determinism",)),
-    Check("result finite", others.finite),
-    Check("per-example loss", others.predictions, ("result finite",)),
 )
 
 

@@ -117,8 +117,6 @@ def searched(subject: Subject, draws: Sequence[Draw]) -> Verdict:
     seen = f"{len(results)} pairs of neighbours"
     if most.ratio == 0:
         return failed(f"nothing that is released depends on any unit that was tried, {seen}: nothing was measured", FEW_FIX)
-    if unit == "client" and not any(result.ratio for result in results if result.draw.way == "replaced"):
-        return failed(f"no query changes with a client's rows, over {seen}: nothing was measured of what is kept", FEW_FIX)
     return passed(f"the largest change seen is {most.ratio:.3f} of the claimed bound ({most.draw.words(unit)}), over {seen}")
 
 

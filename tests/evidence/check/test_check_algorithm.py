@@ -68,7 +68,6 @@ BROKEN = {
 """The check that fails, and why."""
 SEARCHED = {
     "results:LearnsNothing": ("ordinary", r"nothing that is released depends on any unit .*: nothing was measured"),
-    "results:LearnsOnlyThatAClientIsThere": ("ordinary", r"no query changes with a client's rows, .*: nothing was measured"),
     "losses:WeightsFromLabelCounts": ("against two alike", r"\(1\.3\d of it\)"),
     "losses:Majority": ("beside sixty of its label", r"\(14\.\d+ of it\)"),
     "losses:CapThousand": ("beside thousands", r"\(1\.1\d of it\)"),
