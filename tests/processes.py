@@ -12,7 +12,7 @@ from typing import Any
 import psutil
 from benches import TIMES, interruptible
 
-from fedsim.results.grid_rows import grid_rounds, grid_rows
+from fedsim.results.run import grid_rounds, grid_rows
 
 FEDSIM = Path(sys.executable).with_name("fedsim")
 GRID = """

@@ -13,7 +13,7 @@ from fedsim.cli import app
 from fedsim.data.spec import DatasetSpec
 from fedsim.grid.models import Evaluation, Grid, Resources
 from fedsim.partition import PartitionSpec
-from fedsim.results.rows import Row
+from fedsim.results.columns import Row
 
 TUTORIAL = ROOT / "docs" / "tutorial.ipynb"
 

@@ -12,7 +12,7 @@ import fedsim
 from fedsim.evaluation.measures import MEASURES, Measure, Predictions
 from fedsim.evaluation.references import Ceiling, LocalOnly
 from fedsim.report.report import write_report
-from fedsim.results.grid_rows import grid_rows
+from fedsim.results.run import grid_rows
 
 
 def top_2(of: Predictions) -> float:

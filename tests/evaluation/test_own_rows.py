@@ -17,7 +17,7 @@ from fedsim.evaluation.weights import TRIED_WEIGHTS, held_out_weight
 from fedsim.models.linear import fit_linear
 from fedsim.models.probe import fit_probe, strengths
 from fedsim.partition.own_rows import own_rows
-from fedsim.results.rows import Row
+from fedsim.results.columns import Row
 from fedsim.runs.prepare import Prepared
 
 HAM = Path(__file__).parents[3] / "shared" / "data" / "ham10000_sites_effnetlite0.npz"

@@ -16,10 +16,9 @@ from fedsim.plugins.registry import lookup
 from fedsim.privacy.accountant import counted_by, epsilon, rdp_epsilon
 from fedsim.privacy.mechanism import Mechanism
 from fedsim.report.statement import statements
+from fedsim.results.columns import Row, large_deltas
 from fedsim.results.generators import load_generator, release
-from fedsim.results.grid_rows import grid_rows, read_results
-from fedsim.results.join import Entry, Lines
-from fedsim.results.rows import Row, large_deltas
+from fedsim.results.run import Entry, Lines, grid_rows, read_results
 from fedsim.training.trial import Outcome
 
 RAN = (Mechanism(10.0, 1.0, 1, "r1"), Mechanism(2.5, 0.1, 40, "r40"))

@@ -8,13 +8,13 @@ from typing import Any
 import numpy as np
 import pytest
 from cells import quick, small_cells
+from fedsim.results.groups import group_seeds
 from rows import joined, ran
 from sites import digits_of_writers
 
 from fedsim.errors import UserError
 from fedsim.grid.models import Grid
 from fedsim.report.page import render_page
-from fedsim.results.groups import group_seeds
 from fedsim.runs.prepare import Prepared
 
 

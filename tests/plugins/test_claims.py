@@ -20,8 +20,8 @@ from fedsim.methods.messages import Task
 from fedsim.plugins.claims import allowed, check_of, may_leave
 from fedsim.plugins.registry import lookup
 from fedsim.privacy.plan import Claim, Trust, Unit
-from fedsim.results.grid_rows import grid_rows
-from fedsim.results.rows import Row
+from fedsim.results.columns import Row
+from fedsim.results.run import grid_rows
 from fedsim.results.store import KINDS, ResultStore
 
 BROKEN = Path(__file__).parents[1] / "broken"

@@ -3,11 +3,11 @@
 from typing import Any
 
 import pytest
+from fedsim.results.rows import Row, Tuned
 from rows import make_row
 
 from fedsim.evidence.prove import Proof
 from fedsim.report.board import Board
-from fedsim.results.rows import Row, Tuned
 
 TUNED = Tuned(space={"clip": (1, 2)}, trials=10, distribution="geometric", held_out=0.1, free=True, chosen={"clip": 1}, trained=2)
 

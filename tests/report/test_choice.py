@@ -4,12 +4,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from fedsim.report.choice import chosen_figure, chosen_groups, chosen_table, pooled_rows
 from rows import add_rows
 from scipy.stats import ttest_rel
 
 from fedsim.errors import UserError
-from fedsim.report.choice import chosen_figure, chosen_groups, chosen_table, pooled_rows
-from fedsim.results.rows import Row
+from fedsim.results.columns import Row
 
 MakeRow = Callable[..., Row]
 SCORES = {"good": (0.8, 0.7, 0.9), "poor": (0.5, 0.45, 0.4), "other": (0.6, 0.61, 0.62)}

@@ -1,11 +1,11 @@
 """Utility against bytes: what is drawn where, and what is left out."""
 
 import pytest
-from rows import make_row
-
 from fedsim.report.communication import best_so_far, draw_communication, point_of
 from fedsim.results.groups import group_seeds
-from fedsim.results.rows import Row
+from rows import make_row
+
+from fedsim.results.columns import Row
 
 
 def rows(label: str, megabytes: float, accuracy: float, epsilon: float | None = 1.0, **fields: object) -> list[Row]:

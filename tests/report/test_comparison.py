@@ -1,11 +1,11 @@
 import io
 
 import pytest
+from fedsim.report.comparison import compare_folders
 from rich.console import Console
 from rows import add_lines, add_rows
 
 from fedsim.errors import UserError
-from fedsim.report.comparison import compare_folders
 
 
 def folder_with(path, rows, records=()):

@@ -2,12 +2,12 @@ import math
 
 import pytest
 from benches import no_file_above
+from fedsim.report.curves import CURVES, draw_curves
+from fedsim.results.groups import group_seeds
 from matplotlib.collections import LineCollection
 from matplotlib.image import imread
 
-from fedsim.report.curves import CURVES, draw_curves
 from fedsim.report.figures import SERIES, save_figure
-from fedsim.results.groups import group_seeds
 
 UNACCOUNTED = {"type": "Unaccounted", "message": "client 0 has 0 steps", "traceback": ""}
 

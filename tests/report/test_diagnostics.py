@@ -2,12 +2,12 @@ import math
 
 import pytest
 from cells import quick, small_cells
+from fedsim.report.diagnostics import DIAGNOSTICS, DIAGNOSTICS_NOT_PRIVATE, Rounds, draw_diagnostics, round_frame, settings
 from matplotlib.image import imread
 from rows import add_lines, add_rows, make_row
 
-from fedsim.report.diagnostics import DIAGNOSTICS, DIAGNOSTICS_NOT_PRIVATE, Rounds, draw_diagnostics, round_frame, settings
 from fedsim.report.figures import SHADES, save_figure
-from fedsim.results.grid_rows import grid_rounds
+from fedsim.results.run import grid_rounds
 from fedsim.training.trial import run_trial
 
 

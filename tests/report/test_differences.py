@@ -1,5 +1,4 @@
 import pytest
-
 from fedsim.report.differences import difference_table, difference_tables
 from fedsim.results.groups import group_seeds
 

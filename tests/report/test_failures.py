@@ -1,8 +1,6 @@
 import math
 
 import pytest
-from rows import add_lines, add_rows
-
 from fedsim.report.diagnostics import Rounds
 from fedsim.report.failures import (
     ACCURACY,
@@ -20,6 +18,8 @@ from fedsim.report.failures import (
     find_failures,
     summary,
 )
+from rows import add_lines, add_rows
+
 from fedsim.report.report import write_report
 
 

@@ -1,8 +1,8 @@
 import pytest
-
 from fedsim.report.fidelity import draw_fidelity
-from fedsim.report.figures import save_figure
 from fedsim.results.groups import group_seeds
+
+from fedsim.report.figures import save_figure
 
 FIDELITY = {"frechet_distance": 0.1, "squared_mmd": 0.02, "density": 0.9, "coverage": 0.8, "real_or_synthetic": 0.7}
 

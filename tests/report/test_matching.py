@@ -1,10 +1,10 @@
 from typing import Any
 
 import pytest
+from fedsim.report.comparison import RunRecords, compare
 from rows import make_failed, make_row
 
-from fedsim.report.comparison import RunRecords, compare
-from fedsim.results.rows import Row
+from fedsim.results.columns import Row
 
 VERSIONS = {"fedsim": "0.1.0", "torch": "2.13.0"}
 

@@ -6,15 +6,15 @@ from html.parser import HTMLParser
 
 import pytest
 from benches import PATIENCE
+from fedsim.report.diagnostics import DIAGNOSTICS_NOT_PRIVATE
 from matplotlib.figure import Figure
 from rows import add_lines, add_rows
 
 from fedsim.errors import UserError
 from fedsim.report import report
-from fedsim.report.diagnostics import DIAGNOSTICS_NOT_PRIVATE
 from fedsim.report.figures import SERIES, SHADES
 from fedsim.report.report import FIGURES, page_tables, write_report
-from fedsim.results.grid_rows import grid_rows
+from fedsim.results.run import grid_rows
 
 CHROMIUM = shutil.which("chromium")
 HOSTILE = "<script>document.title='taken'</script>"

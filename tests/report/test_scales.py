@@ -1,7 +1,6 @@
 import math
 
 import pytest
-
 from fedsim.report.lines import ends_of
 from fedsim.results.groups import Interval
 

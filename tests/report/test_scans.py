@@ -3,12 +3,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from fedsim.report.choice import chosen_figure
+from fedsim.report.scans import scanned
 
 from fedsim.errors import UserError
-from fedsim.report.choice import chosen_figure
 from fedsim.report.figures import inches, save_pdf
-from fedsim.report.scans import scanned
-from fedsim.results.rows import Row
+from fedsim.results.columns import Row
 
 MakeRow = Callable[..., Row]
 

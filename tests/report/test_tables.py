@@ -3,10 +3,10 @@ import math
 from itertools import pairwise
 
 import pytest
+from fedsim.results.groups import group_seeds
 from rich.console import Console
 
 from fedsim.report.tables import claim, results_table, results_tables, rich_tables, same_everywhere
-from fedsim.results.groups import group_seeds
 
 
 def printed(rows, width=100):

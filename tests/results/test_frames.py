@@ -3,10 +3,10 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+from fedsim.results.frames import frame_of_cells, frame_of_rows
 from rows import make_failed, make_row
 
-from fedsim.results.frames import frame_of_cells, frame_of_rows
-from fedsim.results.rows import Row
+from fedsim.results.columns import Row
 
 
 def row(cell_id: str, **fields: Any) -> Row:

@@ -16,8 +16,7 @@ from fedsim.json_lines import dump
 from fedsim.plugins.registry import lookup
 from fedsim.results.folder import RunFolder
 from fedsim.results.generators import load_generator, release
-from fedsim.results.result_lines import judgement_line, training_line
-from fedsim.results.rows import RowError
+from fedsim.results.result_lines import RowError, judgement_line, training_line
 from fedsim.results.store import ResultStore
 from fedsim.training.trial import Outcome, run_trial
 

@@ -7,14 +7,13 @@ from typing import Any
 
 import pytest
 from cells import small_cells
+from fedsim.results.rows import Row, RowError
 from rows import ERROR, lines_of
 
 from fedsim.evaluation.judge import Judgement
 from fedsim.evaluation.references import Ceiling, LocalOnly
-from fedsim.results.grid_rows import every_row, grid_rows
-from fedsim.results.join import Entry, Lines, claim_of
 from fedsim.results.result_lines import judgement_line, reference_line, training_line
-from fedsim.results.rows import Row, RowError
+from fedsim.results.run import Entry, Lines, claim_of, every_row, grid_rows
 from fedsim.results.store import ResultStore
 from fedsim.runs.manifest import write_manifest
 from fedsim.training.trial import Outcome, Trial

@@ -2,12 +2,12 @@ import math
 from typing import Any
 
 import pytest
+from fedsim.results.groups import Interval, group_seeds
+from fedsim.results.paired import Difference, holm, paired_differences, paired_t_test
 from rows import make_row
 from scipy.stats import ttest_1samp, ttest_rel
 
-from fedsim.results.groups import Interval, group_seeds
-from fedsim.results.paired import Difference, holm, paired_differences, paired_t_test
-from fedsim.results.rows import Row
+from fedsim.results.columns import Row
 
 GOOD, POOR = [0.8, 0.7, 0.9, 0.85], [0.5, 0.45, 0.4, 0.62]
 

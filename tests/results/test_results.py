@@ -9,6 +9,8 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+from fedsim.results.groups import Interval, group_seeds
+from fedsim.results.summary import write_summary
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
@@ -17,10 +19,8 @@ from rows import ERROR, make_failed, make_row
 import fedsim
 from fedsim.errors import RunLost, UserError
 from fedsim.files import replaced
-from fedsim.results.groups import Interval, group_seeds
-from fedsim.results.rows import Row
+from fedsim.results.columns import Row
 from fedsim.results.store import ResultStore
-from fedsim.results.summary import write_summary
 
 CONTRACT = [
     *("cell_id", "source", "judged", "status", "error", "algorithm", "label", "params", "yields", "dataset", "dataset_hash"),

@@ -2,11 +2,11 @@
 
 import pytest
 from cells import small_cells
+from fedsim.results.rows import MOST_MESSAGE, MOST_TRACEBACK, RowError
 from rows import make_row
 
-from fedsim.results.grid_rows import grid_rows
 from fedsim.results.result_lines import training_line
-from fedsim.results.rows import MOST_MESSAGE, MOST_TRACEBACK, RowError
+from fedsim.results.run import grid_rows
 from fedsim.results.store import ResultStore
 
 

@@ -15,11 +15,10 @@ from fedsim.errors import PluginError
 from fedsim.grid.models import Grid
 from fedsim.interrupts import INTERRUPTED
 from fedsim.report.report import write_report
+from fedsim.results.columns import Row
 from fedsim.results.folder import RunFolder
 from fedsim.results.generators import load_generator
-from fedsim.results.grid_rows import every_row, grid_rows
-from fedsim.results.join import Lines
-from fedsim.results.rows import Row
+from fedsim.results.run import Lines, every_row, grid_rows
 from fedsim.results.store import KINDS, Kind, ResultStore
 from fedsim.runs.bench import engine_for, missing_jobs
 from fedsim.runs.display import Display

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from fedsim.results.rows import Row
+from fedsim.results.columns import Row
 from fedsim.runs import display
 from fedsim.runs.display import Display, Preparing
 

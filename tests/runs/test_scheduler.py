@@ -8,7 +8,7 @@ from cells import NODES, quick, small_grid
 from rich.console import Console
 
 from fedsim.errors import PluginError
-from fedsim.results.grid_rows import grid_rows
+from fedsim.results.run import grid_rows
 from fedsim.results.store import ResultStore
 from fedsim.runs import scheduler
 from fedsim.runs.display import Display

@@ -5,7 +5,7 @@ from sites import digits_of_sites, digits_of_writers
 
 from fedsim.evaluation.judge import Judgement
 from fedsim.evaluation.references import Ceiling, LocalOnly, local_only
-from fedsim.results.rows import RowError
+from fedsim.results.result_lines import RowError
 from fedsim.training.trial import packing
 
 SHIFT = {"scheme": "feature-shift", "strength": 2.0}
