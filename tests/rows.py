@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 from fedsim.evaluation.judge import Judgement, judgement_of
-from fedsim.evaluation.measures import MEASURES
 from fedsim.evaluation.references import Ceiling, LocalOnly
 from fedsim.json_lines import dump
 from fedsim.results.columns import COLUMNS, Row
@@ -97,6 +96,11 @@ def changed(row: Row, **values: Any) -> Row:
     return Row({**row.values, **values}, row.plan)
 
 
+def values_of(row: Row, *without: str) -> dict[str, Any]:
+    """The columns of a row, but for some."""
+    return {name: value for name, value in row.values.items() if name not in without}
+
+
 def add_rows(folder: Path, *rows: Row) -> None:
     """Write the result lines that give these rows, and the cells of a manifest."""
     path = folder / "manifest.json"
@@ -143,7 +147,7 @@ def training_of(row: Row, key: str) -> dict[str, Any]:
 def judgement_of_row(row: Row, key: str) -> dict[str, Any]:
     """The line of a row's judgement."""
     same = {name: getattr(row, name) for name in ("cell_id", "judged", "tested", "label_shares")}
-    scores = {name: row.values[name] for name in MEASURES if row.values[name] is not None and name != "share_of_ceiling"}
+    scores = {name: score for name, score in row.scores.items() if name != "share_of_ceiling"}
     shown = {"training_id": key, "error": None, "seconds": row.judge_seconds or 0.0, "recalls": row.recall_per_class}
     return same | shown | {"scores": scores, "evaluation": row.evaluation or {}, "clients": []}
 

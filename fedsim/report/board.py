@@ -52,7 +52,7 @@ class Board(Printed):
         lines = means.merge(more, on="setting").sort_values(["dataset", "epsilon_target", "mean"], ascending=[True, True, False])
         frame = lines[["dataset"]].rename(columns={"dataset": "data set"})
         frame["method"] = lines["label"].map(named(settings.facts))
-        frame["partition"] = [setting(line.scheme, alpha=line.alpha, clients=line.clients) for line in lines[PLACE].itertuples()]
+        frame["partition"] = [setting(scheme, alpha=alpha, clients=clients) for _, scheme, alpha, clients in lines[PLACE].to_numpy(object)]
         frame["ε"] = lines["epsilon_target"].astype("float64")
         frame = frame.join(lines[[*_SHOWN]].rename(columns=_SHOWN))
         frame["balanced accuracy"], frame["sd"] = lines["mean"], (lines["high"] - lines["low"]) / 2
@@ -67,7 +67,7 @@ class Board(Printed):
         """As tables are printed, a block a data set."""
         texts = self.frame.copy()
         for name in texts:
-            texts[name] = [_text(name, value) for value in texts[name]]
+            texts[name] = [_text(str(name), value) for value in texts[name]]
         proved = f"{counted(self.rows, 'row')}, each ε proved from the row alone by fedsim verify"
         out = [f"{count} × {what}" for what, count in self.left_out.items()]
         left_out = f"left out: {sum(self.left_out.values())}" if out else "none is left out"

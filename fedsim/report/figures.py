@@ -16,9 +16,6 @@ import matplotlib
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.backends.backend_pdf import FigureCanvasPdf
-from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import NullFormatter
@@ -44,6 +41,7 @@ _DASHES = {"stated": (0, (4, 2)), "heuristic": (0, (4, 2)), "none": (0, (1, 1.5)
 _LEVELS = ((0, (6, 2, 1, 2)), (0, (2, 2)), (0, (9, 3)))
 WIDTHS = {"column": 3.35, "page": 7.0}
 """Inches of a two-column paper's column (8.5 cm), and of both."""
+EPSILON = "privacy budget ε (∞: no noise)"
 LEAST_BOUND = 0.01
 """Bounds of audits below it say nothing, and a logarithmic axis has no place for them."""
 COSTS = {"bytes": "MB that a client sends and receives", "seconds": "seconds of training"}
@@ -52,18 +50,23 @@ COSTS = {"bytes": "MB that a client sends and receives", "seconds": "seconds of 
 
 @dataclass(frozen=True)
 class Look:
-    """How a line is drawn."""
+    """How a line is drawn, and what the legend calls it."""
 
     name: str
     style: Mapping[str, Any]
-    level: bool = False
-    """Whether it has no place on the x axis and is a line across."""
+
+
+REFERENCES = {
+    name: Look(name, {"color": MUTED, "linewidth": 0.9, "linestyle": dashes, "zorder": 1.5})
+    for name, dashes in (("ceiling", "-"), ("local-only", (0, (5, 2))), ("chance", (0, (1, 2))))
+}
+"""How the levels are drawn that a reader may expect."""
 
 
 @contextmanager
 def style() -> Iterator[None]:
     """The font; text becomes outlines, so that a figure looks the same on a machine without it."""
-    known = {"font.family": "DejaVu Sans", "font.size": 9, "svg.fonttype": "path", "svg.hashsalt": "fedsim", "axes.axisbelow": True}
+    known: Any = {"font.family": "DejaVu Sans", "font.size": 9, "svg.fonttype": "path", "svg.hashsalt": "fedsim", "axes.axisbelow": True}
     known |= {"axes.spines.top": False, "axes.spines.right": False, "axes.edgecolor": MUTED, "axes.grid": True, "grid.color": GRID_COLOUR}
     known |= {"text.color": INK, "axes.labelcolor": INK, "xtick.color": INK, "ytick.color": INK, "axes.titlesize": 9, "axes.labelsize": 8.5}
     known |= {"text.parse_math": False, "xtick.labelsize": 8.5, "ytick.labelsize": 8.5, "axes.titlelocation": "left"}
@@ -71,7 +74,7 @@ def style() -> Iterator[None]:
         yield
 
 
-def looks(facts: pd.DataFrame) -> dict[str, Look]:
+def looks(facts: pd.DataFrame, *, joined: bool = True) -> dict[str, Look]:
     """Every method's look, by label in their order: colour and marker by its number, dashes and hollow markers by its claim.
 
     Methods that yield a classifier are thin with crosses, those that use public data have stars, one without epsilon is a level.
@@ -81,33 +84,30 @@ def looks(facts: pd.DataFrame) -> dict[str, Look]:
         word, public, thin = claim(own), own["public"].notna().any(), own["yields"].iloc[0] == "classifier"
         # where colours come round again, markers and dashes move on
         colour, turn = SERIES[position % len(SERIES)], position + position // len(SERIES)
-        level = word == "not private"
+        level = word == "not private"  # it has no place on the x axis and is a line across
         found[str(label)] = Look(
             "\n".join(textwrap.wrap(names[str(label)], 38)),
             {
                 "color": colour,
                 "linewidth": 0.8 if thin else 1.7,
                 "linestyle": _LEVELS[turn % len(_LEVELS)] if level else _DASHES.get(word, "-"),
-                "marker": (_STARS if public else _CROSSES if thin else _MARKERS)[turn % len(_MARKERS)],
+                "marker": "" if level and joined else (_STARS if public else _CROSSES if thin else _MARKERS)[turn % len(_MARKERS)],
                 "markersize": 8 if public else 5.2,
                 "markerfacecolor": PAPER if word in _DASHES and word != "stated" else colour,
                 "fillstyle": "left" if word == "stated" else "full",
                 "markerfacecoloralt": PAPER,
                 "zorder": 3,
             },
-            level,
         )
     return found
 
 
-def shades(epsilons: pd.Series[float]) -> dict[float, Look]:
-    """A shade for every epsilon, the darkest for the largest; grey for a method without one."""
+def shades(epsilons: pd.Series[float]) -> dict[str, Look]:
+    """A shade for every epsilon, by :func:`epsilon_head`, the darkest for the largest; grey for a method without one."""
     given = sorted(epsilons.dropna().unique())
-    colours = matplotlib.colormaps["plasma_r"](np.linspace(0.15, 1.0, max(2, len(given))))[-len(given) :]
-    found = {
-        epsilon: Look(epsilon_head(epsilon), {"color": colour, "linewidth": 1.3}) for epsilon, colour in zip(given, colours, strict=True)
-    }
-    return found | ({math.nan: Look("no ε", {"color": MUTED, "linewidth": 1.3})} if epsilons.isna().any() else {})
+    colours = matplotlib.colormaps["plasma_r"](np.linspace(1.0, 0.15, max(2, len(given))))[: len(given)][::-1]
+    known = {epsilon_head(epsilon): colour for epsilon, colour in zip(given, colours, strict=True)} | {epsilon_head(math.nan): MUTED}
+    return {name: Look(name, {"color": colour, "linewidth": 1.3}) for name, colour in known.items()}
 
 
 def epsilon_axis(epsilons: pd.Series[float]) -> tuple[dict[float, float], dict[float, str]]:
@@ -120,10 +120,15 @@ def epsilon_axis(epsilons: pd.Series[float]) -> tuple[dict[float, float], dict[f
 
 
 def facet(
-    points: pd.DataFrame,
-    look: Mapping[Any, Look],
-    *,
+    frame: pd.DataFrame,
+    x: str,
+    y: str,
+    panel: str,
     line: str,
+    look: Mapping[str, Look],
+    *,
+    row: str | None = None,
+    labels: tuple[str, str | Mapping[str, str]] = ("", ""),
     caption: str = "",
     width: float | None = None,
     joined: bool = True,
@@ -133,66 +138,73 @@ def facet(
     levels: pd.DataFrame | None = None,
     shared: bool = True,
     widest: int = 4,
-    most: int = 20,
+    most: int = 24,
 ) -> Figure:
     """A grid of panels, a line for every value of ``line``.
 
     Args:
-        points: a line a point: ``x``, ``y``, ``low`` and ``high`` (ends of a bar, or missing), ``x_label``, ``y_label``, ``row``: its line
-            of panels, of which a long one is broken, and ``column``: the title of its panel; without ``x`` a level.
-        look: by the values of ``line``.
+        frame: a line a point; ``low`` and ``high`` are the ends of its bar, ``bound`` is where an audit's tick is, each if there is one.
+        x: the column on the x axis; a point without a value is a level across the panel.
+        y: the column on the y axis.
+        panel: the column of titles, a panel each.
         line: the column whose values are lines.
+        look: by the values of ``line``.
+        row: the column whose values are lines of panels of their own, a long one broken; default: all panels are one.
+        labels: of the x axis, and of the y axis or of that of each row.
         caption: what a reader has to know when the picture stands alone.
         width: in inches; default: as in the page.
         joined: whether points are joined.
         square: whether both axes are alike, with the diagonal.
         ticks: texts of places on the x axis; default: matplotlib's.
         logarithmic: whether the x axis is.
-        levels: a line a reference: ``row``, ``column``, ``name``, ``y``.
+        levels: a line a reference: the columns of ``row`` and ``panel``, ``name``, ``y``.
         shared: whether all panels have one y axis.
         widest: how many panels stand beside each other in a page.
         most: how many panels are drawn.
     """
-    panels = dict(iter(points.groupby(["row", "column"], sort=False)))
+    frame = frame.assign(_row=frame[row] if row else "")
+    panels: dict[Any, pd.DataFrame] = dict(iter(frame.groupby(["_row", panel], sort=False)))
     lines = _broken([*panels], widest if width is None else max(1, int(width / 2.3)), most)
     columns, drawn = max(map(len, lines)), sum(map(len, lines))
     caption += f" · {drawn} of {len(panels)} panels are drawn" if drawn < len(panels) else ""
-    size = width or max(0.4 + (2.7 if columns > 4 else 3.4 if columns > 1 else 4.6) * columns, 6.0)
-    height = 2.1 if width else 2.5 if columns > 1 else 3.4
-    used = {key: each for key, each in look.items() if _of(points, line, key).any()}
-    across = max(1, min(len(used), int(15 * size / (max(len(part) for each in used.values() for part in each.name.split("\n")) + 8))))
-    wrapped = textwrap.wrap(caption, int(17 * size)) if width is None else []
-    height = height * len(lines) + 0.3 + 0.2 * math.ceil(len(used) / across) + 0.15 * len(wrapped)
+    used = {name: each for name, each in look.items() if (frame[line] == name).any()}
+    used |= {name: each for name, each in REFERENCES.items() if levels is not None and (levels["name"] == name).any()}
+    size = width or max(2.8 * columns + 0.4, 6.0)
+    words = textwrap.fill(caption, int(16 * size)) if width is None else ""
+    across = max(1, min(len(used), int(size / 2.2)))
+    height = (2.3 if columns > 1 else 3.4) * len(lines) + 0.2 * math.ceil(len(used) / across) + 0.6
     with style():
         figure = Figure(figsize=(size, height), layout="constrained", facecolor=PAPER)
         grid = figure.subplots(len(lines), columns, squeeze=False, sharey=shared)
-        shown = {key: axes for cells, own in zip(grid, lines, strict=True) for key, axes in zip(own, cells, strict=False)}
-        for axes in {*grid.flat} - {*shown.values()}:
-            axes.set_axis_off()
-        for key, axes in shown.items():
-            _panel(axes, panels[key], used, line, joined=joined)
-            axes.set_title(textwrap.fill(key[1], 44))
-            axes.set_xlabel(panels[key]["x_label"].iloc[0])
-            axes.tick_params(labelleft=True)
-            if levels is not None:  # chance may be far below what is drawn
-                reached = levels.query("row == @key[0] and column == @key[1] and name != 'chance'")["y"]
-                axes.update_datalim([(axes.get_xlim()[0], level) for level in reached], updatex=False)
-                axes.autoscale_view(scalex=False)
-            if ticks:
-                axes.set_xticks([*ticks], [*ticks.values()])
-            if logarithmic:
-                axes.set_xscale("log")
-                axes.xaxis.set_major_formatter("{x:g}")
-                axes.xaxis.set_minor_formatter(NullFormatter())
-            if square:
-                axes.axline((0.5, 0.5), slope=1, color=MUTED, linewidth=0.8, linestyle=(0, (1, 2)))
-                ends = points[["x", "y"]].min(axis=None) - 0.03, points[["x", "y"]].max(axis=None) + 0.03
-                axes.set(xlim=ends, ylim=ends)
         for cells, own in zip(grid, lines, strict=True):
-            cells[0].set_ylabel(textwrap.fill(panels[own[0]]["y_label"].iloc[0], 30))
-        for (row, column), axes in shown.items() if levels is not None else ():
-            _levels(axes, levels[(levels["row"] == row) & (levels["column"] == column)])
-        _legend(figure, used, across, "\n".join(wrapped), joined=joined)
+            label = labels[1] if isinstance(labels[1], str) else labels[1][own[0][0]]
+            cells[0].set_ylabel(textwrap.fill(label, 30))
+            for axes in cells[len(own) :]:
+                axes.set_axis_off()
+            for axes, key in zip(cells, own, strict=False):
+                axes.set_title(textwrap.fill(key[1], 40))
+                if levels is not None:
+                    for name, level in levels[(levels[panel] == key[1]) & (key[0] == (levels[row] if row else ""))][["name", "y"]].values:
+                        axes.axhline(level, **REFERENCES[name].style)
+                _panel(axes, panels[key], (x, y, line), used, joined=joined)
+                if logarithmic:
+                    axes.set_xscale("log")
+                    axes.xaxis.set_major_formatter("{x:g}")
+                    axes.xaxis.set_minor_formatter(NullFormatter())
+                if ticks:
+                    axes.set_xticks([*ticks], [*ticks.values()])
+                if square:
+                    axes.axline((0.5, 0.5), slope=1, color=MUTED, linewidth=0.8, linestyle=(0, (1, 2)))
+                    both = frame[[x, y]].to_numpy(float)
+                    axes.set(xlim=(ends := (both.min() - 0.03, both.max() + 0.03)), ylim=ends)
+        figure.supxlabel(labels[0], fontsize=8.5)
+        handles = [Line2D([], [], **{**each.style, **({} if joined else {"linestyle": "none"})}) for each in used.values()]
+        how: dict[str, Any] = {"frameon": False, "fontsize": 8.5, "handlelength": 3.2, "title_fontsize": 8, "alignment": "left"}
+        # matplotlib drops labels that begin with an underscore, so names come after
+        legend = figure.legend(handles, [*map(str, range(len(handles)))], loc="outside lower left", ncols=across, title=words, **how)
+        legend.get_title().set_color(MUTED)
+        for text, each in zip(legend.get_texts(), used.values(), strict=True):
+            text.set_text(each.name)
     return figure
 
 
@@ -206,81 +218,31 @@ def _broken(panels: Sequence[tuple[str, str]], widest: int, most: int) -> list[l
     return [line for i, line in enumerate(lines) if i == 0 or sum(map(len, lines[: i + 1])) <= most]
 
 
-def _dot(look: Look) -> dict[str, Any]:
-    """A point without a line."""
-    return {"linestyle": "none", "marker": look.style.get("marker", "o"), "markersize": look.style.get("markersize", 4)}
-
-
-def _of(points: pd.DataFrame, line: str, key: Any) -> pd.Series[bool]:
-    """Which points are of a line; an epsilon may be missing."""
-    return points[line].isna() if pd.isna(key) else points[line] == key
-
-
-def _panel(axes: Axes, points: pd.DataFrame, look: Mapping[Any, Look], line: str, *, joined: bool) -> None:
-    for key, each in look.items():
-        own = points[_of(points, line, key)]
-        if not len(own):
-            continue
-        kept = {**each.style, **({} if joined else _dot(each))}
-        placed_ = own.dropna(subset=["x"])
-        for level in own[own["x"].isna()].itertuples():
-            axes.axhline(level.y, **{name: each.style[name] for name in ("color", "linewidth", "linestyle")}, zorder=2)
-            if level.low == level.low:
-                axes.axhspan(level.low, level.high, color=each.style["color"], alpha=0.13, linewidth=0, zorder=1)
-        axes.plot(placed_["x"], placed_["y"], **kept)
-        barred = placed_.dropna(subset=["low"])
-        axes.vlines(barred["x"], barred["low"], barred["high"], each.style["color"], linewidth=1.2, zorder=2.5)
-        if "bound" in placed_:
-            refuted = placed_[placed_["bound"].notna()]
-            drawn = {"color": each.style["color"], "marker": "|", "markersize": 6, "linestyle": "none", "zorder": 2.6}
-            axes.plot(refuted["bound"], refuted["y"], **drawn)
-            axes.hlines(refuted["y"], refuted["bound"], refuted["x"], each.style["color"], linewidth=0.8, alpha=0.5)
-
-
-def _levels(axes: Axes, levels: pd.DataFrame) -> None:
-    """References by name right of a panel, names apart; one that is far below what is drawn is an arrow there."""
-    dashes = {"ceiling": "-", "local-only": (0, (5, 2)), "chance": (0, (1, 2))}
-    (low, high), above = axes.get_ylim(), -math.inf
-    for level in levels.sort_values("y").itertuples():
-        if below := level.y < low:
-            axes.set_ylim(low, high)
-        else:
-            axes.axhline(level.y, color=MUTED, linewidth=0.9, linestyle=dashes.get(str(level.name), (0, (1, 2))), zorder=1.5)
-        above = max(level.y, low, above + 0.07 * (high - low))
-        text = f"{level.name} {level.y:.2f}{' ↓' if below else ''}"
-        axes.annotate(text, (1, above), (3, 0), axes.get_yaxis_transform(), "offset points", va="center", fontsize=8, color=MUTED)
-
-
-def _legend(figure: Figure, look: Mapping[Any, Look], across: int, caption: str, *, joined: bool) -> None:
-    plain = {"marker": ""} if joined else {}
-    handles = [
-        Line2D([], [], **{**each.style, **(plain if each.level else {}), **({} if joined else _dot(each))}) for each in look.values()
-    ]
-    # matplotlib drops labels that begin with an underscore, so names come after
-    legend = figure.legend(
-        handles,
-        [str(position) for position in range(len(handles))],
-        loc="outside lower left",
-        ncols=across,
-        frameon=False,
-        fontsize=8.5,
-        handlelength=3.2,
-        title=caption,
-        title_fontsize=8,
-        alignment="left",
-    )
-    legend.get_title().set_color(MUTED)
-    for text, each in zip(legend.get_texts(), look.values(), strict=True):
-        text.set_text(each.name)
+def _panel(axes: Axes, points: pd.DataFrame, names: tuple[str, str, str], look: Mapping[str, Look], *, joined: bool) -> None:
+    x, y, line = names
+    for name, own in points.groupby(line, sort=False):
+        each, level, placed_ = look[str(name)].style, own[own[x].isna()], own.dropna(subset=[x])
+        colour = each["color"]
+        for at, low, high in level.reindex(columns=[y, "low", "high"]).to_numpy():
+            axes.axhline(at, color=colour, linewidth=each["linewidth"], linestyle=each["linestyle"], zorder=2)
+            axes.axhspan(low, high, color=colour, alpha=0.13, linewidth=0, zorder=1) if low == low else None
+        if len(placed_):
+            axes.plot(placed_[x], placed_[y], **{"marker": "." if not joined else "", **each, **({} if joined else {"linestyle": "none"})})
+        if "low" in placed_ and len(barred := placed_.dropna(subset="low")):
+            axes.vlines(barred[x], barred["low"], barred["high"], colour, linewidth=1.2, zorder=2.5)
+        if "bound" in placed_ and len(refuted := placed_.dropna(subset="bound")):
+            axes.plot(refuted["bound"], refuted[y], color=colour, marker="|", markersize=6, linestyle="none", zorder=2.6)
+            axes.hlines(refuted[y], refuted["bound"], refuted[x], colour, linewidth=0.8, alpha=0.5)
 
 
 def caption_of(settings: Settings, *more: str) -> str:
     """What a reader has to know when the picture stands alone."""
     facts = settings.facts[settings.facts["seeds"] > 0]
-    budgets = {f"{f.unit}-level ε, trust {f.trust}, δ = {number(f.delta)}" for f in facts.dropna(subset=["epsilon_target"]).itertuples()}
+    budgets = facts.dropna(subset="epsilon_target")[["unit", "trust", "delta"]].drop_duplicates().to_numpy()
+    budget = [f"{unit}-level ε, trust {trust}, δ = {number(delta)}" for unit, trust, delta in budgets]
     thin = "thin, crosses: classifiers, which generate no rows" if (facts["yields"] == "classifier").any() else ""
     stars = "stars: use public data" if facts["public"].notna().any() else ""
-    parts = [*placed(facts)[0], *(budgets if len(budgets) == 1 else ()), spread_words(settings.spread, facts["seeds"].max())]
+    parts = [*placed(facts)[0], *(budget if len(budget) == 1 else ()), spread_words(settings.spread, facts["seeds"].max())]
     return " · ".join(filter(None, [*parts, thin, stars, *more]))
 
 
@@ -289,7 +251,8 @@ def _points(settings: Settings, measures: Sequence[str]) -> pd.DataFrame:
     means = settings.means(measures).astype({"epsilon_target": "float64"})
     least, most = ({name: getattr(measure, end) for name, measure in MEASURES.items()} for end in ("least", "most"))
     low, high = means["low"].clip(lower=means["measure"].map(least)), means["high"].clip(upper=means["measure"].map(most))
-    return means.assign(y=means["mean"], low=low, high=high, place=placed(means)[1])
+    at, _ = epsilon_axis(means["epsilon_target"])
+    return means.assign(low=low, high=high, at=means["epsilon_target"].map(at), place=placed(means)[1])
 
 
 def utility(settings: Settings, measure: str = "balanced_accuracy", width: float | None = None) -> Figure | None:
@@ -300,18 +263,16 @@ def utility(settings: Settings, measure: str = "balanced_accuracy", width: float
     points = _points(settings, [known_measure(measure)])
     if not len(points):
         return None
-    at, ticks = epsilon_axis(points["epsilon_target"])
     bound = points["setting"].map(settings.averaged.groupby("setting")["audit_epsilon_lower"].max().astype("float64"))
-    points["x"], points["bound"] = points["epsilon_target"].map(at), np.log10(bound.where(bound > LEAST_BOUND))
+    points["bound"] = np.log10(bound.where(bound > LEAST_BOUND))
     points["row"] = points[["dataset", "scheme", "clients"]].astype(str).agg(" ".join, axis=1)
-    label = "privacy budget ε (∞: no noise)" if math.inf in at else "privacy budget ε"
-    points = points.assign(column=points["place"], x_label=label, y_label=MEASURES[measure].title)
-    panels = points.drop_duplicates(PLACE).set_index(PLACE)[["row", "column"]]
+    panels = points.drop_duplicates(PLACE).set_index(PLACE)[["row", "place"]]
     known = {name: column for name, column in MEASURES[measure].references if settings.averaged[column].notna().any()}
     levels = [settings.reference(column).rename("y").to_frame().join(panels).assign(name=name) for name, column in known.items()]
     more = "ticks: the ε that an audit refutes with a confidence of 95 %" if points["bound"].notna().any() else ""
-    how: dict[str, Any] = {"caption": caption_of(settings, more), "width": width, "ticks": ticks}
-    return facet(points, looks(settings.facts), line="label", levels=pd.concat(levels) if levels else None, **how)
+    how: dict[str, Any] = {"caption": caption_of(settings, more), "width": width, "ticks": epsilon_axis(points["epsilon_target"])[1]}
+    how |= {"row": "row", "labels": (EPSILON, MEASURES[measure].title), "levels": pd.concat(levels) if levels else None}
+    return facet(points, "at", "mean", "place", "label", looks(settings.facts), **how)
 
 
 def fidelity(settings: Settings) -> Figure | None:
@@ -320,13 +281,12 @@ def fidelity(settings: Settings) -> Figure | None:
     points = _points(settings, shown)
     if not len(points):
         return None
-    at, ticks = epsilon_axis(points["epsilon_target"])
     titles = {name: f"{MEASURES[name].short} ({_ideal(MEASURES[name].best)})" for name in shown}
-    points = points.assign(x=points["epsilon_target"].map(at), row=points["place"], column=points["measure"].map(titles))
-    points = points.assign(x_label="privacy budget ε", y_label=points["place"])
+    points = points.assign(title=points["measure"].map(titles))
     of = "in the test rows' leading directions, means over classes of more than 5 test rows; real or synthetic: whole rows"
-    how: dict[str, Any] = {"caption": caption_of(settings, of), "ticks": ticks, "shared": False, "widest": len(shown)}
-    return facet(points, looks(settings.facts), line="label", **how)
+    how: dict[str, Any] = {"caption": caption_of(settings, of), "ticks": epsilon_axis(points["epsilon_target"])[1], "shared": False}
+    how |= {"row": "place", "labels": (EPSILON, {place: place for place in points["place"]}), "widest": len(shown), "most": 3 * len(shown)}
+    return facet(points, "at", "mean", "title", "label", looks(settings.facts), **how)
 
 
 def _ideal(best: float | None) -> str:
@@ -338,16 +298,16 @@ def communication(settings: Settings) -> Figure | None:
     """Balanced accuracy against what a client sends and receives, a panel a place and epsilon; what sends nothing has no place."""
     rows = settings.averaged
     points = _points(settings, ["balanced_accuracy"])
-    points = points.assign(x=points["setting"].map(_megabytes(rows).groupby(rows["setting"]).mean())).query("x > 0")
-    if points["x"].nunique() < 2:
+    points = points.assign(cost=points["setting"].map(_megabytes(rows).groupby(rows["setting"]).mean())).query("cost > 0")
+    if points["cost"].nunique() < 2:
         return None
     epsilons = sorted(points["epsilon_target"].dropna().unique()) or [math.nan]
     # a method without epsilon stands in each panel
-    panels = [points[points["epsilon_target"].isna() | (points["epsilon_target"] == e)].assign(column=epsilon_head(e)) for e in epsilons]
+    panels = [points[points["epsilon_target"].isna() | (points["epsilon_target"] == e)].assign(budget=epsilon_head(e)) for e in epsilons]
     points = pd.concat(panels).sort_values("setting", kind="stable")
-    points["row"], points["column"] = points["place"], _beside(points["place"], points["column"])
-    points = points.assign(x_label=COSTS["bytes"], y_label="balanced accuracy")
-    return facet(points, looks(settings.facts), line="label", caption=caption_of(settings), joined=False, logarithmic=True)
+    points = points.assign(panel=_beside(points["place"], points["budget"]))
+    how: dict[str, Any] = {"row": "place", "labels": (COSTS["bytes"], "balanced accuracy"), "caption": caption_of(settings)}
+    return facet(points, "cost", "mean", "panel", "label", looks(settings.facts, joined=False), joined=False, logarithmic=True, **how)
 
 
 def _beside(place: pd.Series[str], words: pd.Series[str]) -> pd.Series[str]:
@@ -362,17 +322,19 @@ def _megabytes(rows: pd.DataFrame) -> pd.Series[float]:
 
 def sites(settings: Settings, clients: pd.DataFrame) -> Figure | None:
     """Every client judged by itself, a dot each: the shared generator to the right, its own upwards; a panel a method and place."""
-    names = {"shared_balanced_accuracy": "x", "own_balanced_accuracy": "y"}
-    if not len(clients) or clients[[*names]].isna().any(axis=1).all():
+    names = ["shared_balanced_accuracy", "own_balanced_accuracy"]
+    if not len(clients) or clients[names].isna().any(axis=1).all():
         return None
-    rows = settings.averaged[["setting", "cell_id"]].merge(clients[["cell_id", "name", *names]].rename(columns=names), on="cell_id")
-    dots = rows.astype({"x": "float64", "y": "float64"}).groupby(["setting", "name"])[["x", "y"]].mean().dropna().reset_index()
-    points = dots.merge(settings.facts, left_on="setting", right_index=True).assign(low=math.nan, high=math.nan, row="")
-    points = points.assign(column=_beside(placed(points)[1], points["label"]), x_label="shared", y_label="own")
+    rows = settings.averaged[["setting", "cell_id"]].merge(clients[["cell_id", "name", *names]], on="cell_id")
+    dots = rows.astype(dict.fromkeys(names, "float64")).groupby(["setting", "name"])[names].mean().dropna().reset_index()
+    points = dots.merge(settings.facts, left_on="setting", right_index=True)
+    points = points.assign(panel=_beside(placed(points)[1], points["label"]), budget=points["epsilon_target"].map(epsilon_head))
     caption = (
         "a dot: one client on its own test rows, the mean over seeds; above the line its own generator serves it better than the shared one"
     )
-    return facet(points, shades(points["epsilon_target"]), line="epsilon_target", caption=caption, joined=False, square=True)
+    look = shades(points["epsilon_target"])
+    how: dict[str, Any] = {"labels": ("shared", "own"), "caption": caption, "joined": False, "square": True, "most": 12}
+    return facet(points, names[0], names[1], "panel", "budget", look, **how)
 
 
 def over_parameter(results: Sequence[Row], over: str, measure: str, width: float | None = None) -> Figure:
@@ -383,38 +345,36 @@ def over_parameter(results: Sequence[Row], over: str, measure: str, width: float
     Raises:
         UserError: no two cells of a method that have the measure differ in it.
     """
-    plain = {
-        row.cell_id: _without(row, [*row.params] if over in COSTS else [over]) for row in results if over in COSTS or over in row.params
-    }
-    settings = Settings.of([row for row in results if row.cell_id in plain])
+    kept = [row for row in results if over in COSTS or over in row.params]
+    settings = Settings.of(kept)
+    plain = {row.cell_id: _without(row, [*row.params] if over in COSTS else [over]) for row in kept}
     rows = settings.averaged
-    costs = {"bytes": _megabytes, "seconds": lambda rows: rows["train_seconds"]}
-    rows = rows.assign(at=costs[over](rows) if over in COSTS else rows.get(f"params.{over}", math.nan), line=rows["cell_id"].map(plain))
-    by = rows.groupby("setting")
-    points = _points(settings, [known_measure(measure)]).drop(columns="label")
-    points = points.assign(
-        at=points["setting"].map(by["at"].mean() if over in COSTS else by["at"].first()), label=points["setting"].map(by["line"].first())
-    )
-    points = points.dropna(subset=["at"])
+    costs = {"bytes": _megabytes(rows), "seconds": rows["train_seconds"]}
+    rows = rows.assign(at=costs[over] if over in COSTS else rows.get(f"params.{over}", math.nan), line=rows["cell_id"].map(plain))
+    by = rows[["setting", "at", "line"]].groupby("setting")
+    at = by["at"].mean() if over in COSTS else by["at"].first()
+    points = _points(settings, [known_measure(measure)])
+    points = points.assign(at=points["setting"].map(at), label=points["setting"].map(by["line"].first())).dropna(subset="at")
     points = points[points.groupby([*PLACE, "epsilon_target", "label"], dropna=False)["at"].transform("nunique") > 1]
     if not len(points):
         known = {name for row in results for name in row.params} | {*COSTS}
         hint = "scan a parameter in the grid, such as scan: {rounds: [...]}" if over in known else nearest(over, ["epsilon", *known])
         raise UserError(f"over {over}", "no two cells of a method that have the measure differ in it", hint)
-    ticks, numeric = None, points["at"].map(lambda value: isinstance(value, int | float)).all()
+    ticks, numeric = None, all(isinstance(value, int | float) for value in points["at"])
     if not numeric:
-        ticks = dict(enumerate(sorted(set(map(spelled, points["at"])))))
-        points["at"] = points["at"].map(spelled).map({text: place for place, text in ticks.items()})
-    points = points.astype({"at": "float64"}).sort_values("at", kind="stable").rename(columns={"at": "x"})
-    words = _beside(points["place"], points["epsilon_target"].map(epsilon_head))
-    points = points.assign(x_label=COSTS.get(over, over), y_label=MEASURES[measure].title, row="", column=words)
-    wide = bool(numeric and points["x"].min() > 0 and points["x"].max() >= 10 * points["x"].min())
-    return facet(points, looks(points), line="label", width=width, ticks=ticks, logarithmic=wide)
+        texts = points["at"].map(spelled)
+        ticks = {float(place): text for place, text in enumerate(sorted(set(texts)))}
+        points["at"] = texts.map({text: place for place, text in ticks.items()})
+    points = points.astype({"at": "float64"}).sort_values("at", kind="stable")
+    points = points.assign(panel=_beside(points["place"], points["epsilon_target"].map(epsilon_head)))
+    wide = bool(numeric and points["at"].min() > 0 and points["at"].max() >= 10 * points["at"].min())
+    how: dict[str, Any] = {"labels": (COSTS.get(over, over), MEASURES[measure].title), "width": width, "ticks": ticks, "logarithmic": wide}
+    return facet(points, "at", "mean", "panel", "label", looks(points), **how)
 
 
 def _without(row: Row, names: Sequence[str]) -> str:
     """A row's label without what a scan appended to it for some parameters."""
-    label = row.label
+    label: str = row.label
     for name in names:
         label = label.replace(f" {name}={spelled(row.params[name])}", "")
     return label
@@ -435,18 +395,16 @@ def inches(width: str) -> float:
     return value
 
 
-def save_figure(figure: Figure, folder: Path, name: str) -> bytes:
-    """Write ``name.png`` (200 dpi) and ``name.svg`` into ``folder``, each the same bytes for the same figure. Returns the SVG."""
-    text = io.BytesIO()
+def save_figure(figure: Figure, path: Path) -> bytes:
+    """Write an SVG, the same bytes for the same figure, and return it; with a suffix ``.png`` also that, of 200 dpi."""
     with style(), warnings.catch_warnings():
         # a name in a script that the font lacks is boxes here, and right in the page's tables
         warnings.filterwarnings("ignore", "Glyph .* missing from font")
-        figure.set_dpi(200)
-        with replaced(folder / f"{name}.png") as part:
-            FigureCanvasAgg(figure).print_png(part)
-        figure.set_layout_engine("none")  # computed once
-        FigureCanvasSVG(figure).print_svg(text, metadata={"Date": None})
-    with replaced(folder / f"{name}.svg") as part:
+        if path.suffix == ".png":
+            with replaced(path) as part:
+                figure.savefig(part, format="png", dpi=200)
+        figure.savefig(text := io.BytesIO(), format="svg", metadata={"Date": None})
+    with replaced(path.with_suffix(".svg")) as part:
         part.write_bytes(text.getvalue())
     return text.getvalue()
 
@@ -454,5 +412,5 @@ def save_figure(figure: Figure, folder: Path, name: str) -> bytes:
 def save_pdf(figure: Figure, path: Path) -> Path:
     """Write a figure as PDF, its text as text in embedded fonts, at once; the same figure gives the same bytes."""
     with style(), matplotlib.rc_context({"pdf.fonttype": 42}), replaced(path) as part:
-        FigureCanvasPdf(figure).print_pdf(part, metadata={"CreationDate": None})
+        figure.savefig(part, format="pdf", metadata={"CreationDate": None})
     return path

@@ -89,7 +89,7 @@ def _judges(seen: Seen) -> Found:
     rows = seen.settings.averaged.dropna(subset=["balanced_accuracy", "knn_balanced_accuracy"])
     apart = (rows["balanced_accuracy"] - rows["knn_balanced_accuracy"]).abs()
     for position, cells in _by_setting(rows.assign(apart=apart)[apart > JUDGES_APART]):
-        worst = cells.loc[cells["apart"].idxmax()]
+        worst = cells.sort_values("apart").iloc[-1]
         probe, neighbours = worst["balanced_accuracy"], worst["knn_balanced_accuracy"]
         yield position, f"{probe:.2f} by the probe, {neighbours:.2f} by neighbours{seen.seeds(cells)}"
 
@@ -124,10 +124,10 @@ def _compared(seen: Seen, *, noiseless: bool) -> Found:
     best, low = without if noiseless else lines["ceiling"].where(without.isna()), lines["chance"]
     far = (best > low + LEAST_LEARNED * (1 - low)) & (lines["score"] < low + ACCURACY_SHARE * (best - low))
     far &= (lines["epsilon_target"] < math.inf) & ~lines.index.isin(seen.rounds[seen.rounds["lost"] != ""]["setting"])
-    ratio = seen.late.groupby("setting")["noise_to_signal"].median()
-    for position, line in lines[far].iterrows():
-        words = f"{best[position]:.2f} without noise" if noiseless else f"the ceiling is {best[position]:.2f}"
-        noise = f"; the noise's norm is {_rounded(ratio[position])} times the signal's" if 0 < ratio.get(position, 0.0) < math.inf else ""
+    ratio = seen.late.groupby("setting")["noise_to_signal"].median().reindex(lines.index)
+    for position, line in lines.assign(best=best, ratio=ratio)[far].iterrows():
+        words = f"{line['best']:.2f} without noise" if noiseless else f"the ceiling is {line['best']:.2f}"
+        noise = f"; the noise's norm is {_rounded(line['ratio'])} times the signal's" if 0 < line["ratio"] < math.inf else ""
         yield int(str(position)), f"balanced accuracy {line['score']:.2f}, {words} (chance {line['chance']:.2f}){noise}"
 
 
@@ -137,7 +137,11 @@ def _collapsed(seen: Seen) -> Found:
 
 
 def _exploded(seen: Seen) -> Found:
-    for position, cells in _by_setting(seen.late.query("kl > @KL_LARGE and kl > @KL_GROWTH * first_kl")):
+    lost = seen.rounds[seen.rounds["kl_lost"]].drop_duplicates("cell_id")
+    for position, cells in _by_setting(lost):
+        yield position, f"the KL is not finite from round {cells['round'].min()} on{seen.seeds(cells)}"
+    grown = seen.late.query("kl > @KL_LARGE and kl > @KL_GROWTH * first_kl")
+    for position, cells in _by_setting(grown[~grown.index.isin(lost["cell_id"])]):
         last = f"{_rounded(cells['kl'].median())} nats an example in the last quarter of the rounds"
         yield position, f"{last}, {_rounded(cells['first_kl'].median())} at first{seen.seeds(cells)}"
 

@@ -28,7 +28,7 @@ from fedsim.words import counted, number
 
 COMPARED = ("balanced_accuracy", "client_balanced_accuracy")
 """Measures whose paired differences are shown."""
-_LISTED = 6
+LISTED = 4
 """Settings of one kind of failure, and missing cells of one status, that are read at once; the others unfold."""
 _NO_CLAIMS = {
     "not private": "no noise is added and ε has no meaning",
@@ -92,7 +92,7 @@ def render_page(
         findings=findings,
         missing=[(status, [row for row in rows if row.status == status]) for status in UNDRAWN if counts[status]],
         refused=manifest.get("refused") or [],
-        listed=_LISTED,
+        listed=LISTED,
         missing_words=_missing,
         main=Markup(main.html()),
         more=[(table.title.split(" · ")[0], Markup(table.html())) for table in more],

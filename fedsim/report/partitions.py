@@ -46,7 +46,7 @@ def draw_partitions(matrices: Sequence[LabelMatrix]) -> Figure | None:
                 axes.set_xticks(range(matrix.clients), [name[:_LONGEST] for name in matrix.names], rotation=90 if matrix.sites else 0)
                 for place, count in np.ndenumerate(table):
                     if count:
-                        shown = count if count < 10_000 else f"{count // 1000}k"
+                        shown = str(count) if count < 10_000 else f"{count // 1000}k"
                         axes.text(place[1], place[0], shown, ha="center", va="center", fontsize=7.5)
         figure.supxlabel("exact counts of the real data: a diagnostic, not private", fontsize=8)
     return figure

@@ -41,12 +41,11 @@ class Report(Printed):
     findings: list[Finding]
 
     def show(self, console: Console) -> None:
-        """Print the tables of results, the known failures that were seen, and where the page is."""
+        """Print the tables of results and the known failures that were seen."""
         for table in self.tables:
             console.print(table)
         for finding in self.findings:
             console.print(finding.summary, style="yellow", highlight=False, markup=False)
-        console.print(f"report: {self.page}", highlight=False, markup=False, soft_wrap=True)
 
 
 @contextmanager
@@ -63,7 +62,7 @@ def without_collection() -> Iterator[None]:
 
 @without_collection()
 def write_report(folder: Path, spread: Spread = "ci95") -> Report:
-    """Write rows, summary, every figure as ``curves/*.png`` and ``.svg``, and ``report.html`` into a run folder.
+    """Write rows, summary, every figure as ``curves/*.svg``, the first also as PNG, and ``report.html`` into a run folder.
 
     Args:
         folder: a run folder. Its manifest says which cells belong to the grid, and their labels.
@@ -75,21 +74,22 @@ def write_report(folder: Path, spread: Spread = "ci95") -> Report:
     run = RunFolder(folder)
     run.check()
     manifest, results = read_manifest(folder), read_results(folder)
-    results.write()
     settings = Settings.of(results.rows, spread)
     clients = frame_of_lines(results.clients(), results.rows)
-    rounds = round_frame(settings, results.rounds())
+    rounds, matrices = round_frame(settings, results.rounds()), read_partitions(run.partitions)
+    results.write()
     write_summary(settings, run.summary)
     drawn: dict[str, tuple[str, Callable[[], Figure | None]]] = {
         "privacy_utility": ("Privacy against utility", lambda: figures.utility(settings)),
         "fidelity": ("Fidelity: how like real rows synthetic ones are", lambda: figures.fidelity(settings)),
         "sites": ("Clients one by one", lambda: figures.sites(settings, clients)),
-        "partitions": ("Who holds what", lambda: draw_partitions(read_partitions(run.partitions))),
+        "partitions": ("Who holds what", lambda: draw_partitions(matrices)),
         "communication": ("Utility against bytes", lambda: figures.communication(settings)),
         "diagnostics": ("Diagnostics of the rounds", lambda: diagnostics(settings, rounds)),
     }
     made = [(name, title, draw()) for name, (title, draw) in drawn.items()]
-    pictures = [Picture(name, title, save_figure(figure, run.curves, name)) for name, title, figure in made if figure is not None]
+    paths = {name: run.curves / f"{name}.{'png' if name == 'privacy_utility' else 'svg'}" for name in drawn}
+    pictures = [Picture(name, title, save_figure(figure, paths[name])) for name, title, figure in made if figure is not None]
     by_site, found = site_table(settings, clients), findings(settings, rounds)
     page = render_page(encodable(folder.resolve().name), results.rows, settings, pictures, manifest, found, by_site)
     with replaced(run.page) as part:

@@ -31,6 +31,11 @@ CLAIM_WORDS = {
     "not private": "not private",
 }
 """How a claim other than "proved" is worded beside a label."""
+_CLAIM_NOTES = {
+    "stated": "the author states the theorem; the column check of the rows says whether a fedsim check refutes it",
+    "heuristic": "the number is not a theorem for that method, or a check found a fault",
+    "refuted": "an audit refutes what is claimed at one budget or more",
+}
 PUBLIC_MARK = " †"
 """Behind the label of a method that used public rows."""
 MOST_SITES = 24
@@ -75,12 +80,12 @@ class Table(Printed):
             return "\n\n".join([f"### {markdown_text(self.title)}", *self._markdown(), notes])
         if as_ == "html":
             return self.html()
-        shown = self._marked(latex_text, r"\textbf{{{}}}").rename_axis(index=[None, None])
+        shown = self._marked(latex_text, r"\textbf{{{}}}").rename_axis(index=["", ""])
         shown = shown.droplevel(0) if shown.index.get_level_values(0).nunique() < 2 else shown
         columns = "l" * shown.index.nlevels + "r" * shown.shape[1]
         label = f"tab:{self.name.replace('_', '-')}"
         how: dict[str, Any] = {"hrules": True, "position_float": "centering", "multirow_align": "naive", "column_format": columns}
-        table = shown.style.to_latex(caption=latex_text(self.title), label=label, **how)
+        table: str = shown.style.to_latex(caption=latex_text(self.title), label=label, **how)
         notes = rf"\par\smallskip\raggedright\footnotesize {latex_text('; '.join(self.notes))}."
         return "% \\usepackage{booktabs}\n" + table.replace(r"\end{table}", f"{notes}\n\\end{{table}}").rstrip("\n")
 
@@ -149,7 +154,7 @@ def decimal(value: float, digits: int = 3) -> str:
     return number(value, 4) if abs(value) >= 1e6 else f"{value:.{digits}f}"
 
 
-def mean_text(line: Mapping[str, Any], digits: int = 3, sign: str = "") -> str:
+def mean_text(line: Mapping[Any, Any], digits: int = 3, sign: str = "") -> str:
     """A mean with half of what lies between its ends."""
     beside = "" if math.isnan(line["low"]) else f"±{decimal((line['high'] - line['low']) / 2, digits)}"
     return (f"{line['mean']:{sign}.{digits}f}" if sign else decimal(line["mean"], digits)) + beside
@@ -226,7 +231,7 @@ def results_table(settings: Settings, measure: str = "balanced_accuracy", order:
     Raises:
         UserError: there is no such measure, or no row has it.
     """
-    means = settings.means([known_measure(measure)]).set_index(settings.means([measure])["setting"])
+    means = settings.means([known_measure(measure)]).set_index("setting", drop=False)
     if not len(means) and measure != "balanced_accuracy":
         raise UserError("measure", f"no row that is ok has a {measure}", "look at status and scores in results.jsonl")
     facts, seeds = settings.facts, int(settings.facts["seeds"].max()) if len(settings.facts) else 0
@@ -239,6 +244,7 @@ def results_table(settings: Settings, measure: str = "balanced_accuracy", order:
         rank=facts["label"].map(labels.index),
         text=[_value(facts.loc[number], means.loc[number] if number in means.index else None, seeds, digits) for number in facts.index],
         mean=means["mean"] if len(means) else math.nan,
+        holds=facts["label"].map({label: claim(own) in (*THEOREMS, "not private") for label, own in facts.groupby("label")}),
     )
     lines = pd.concat([lines, _references(settings, measure, places, digits)]).astype({"epsilon_target": "float64"})
     lines = lines.assign(place=lines["where"].map({place: i for i, place in enumerate(dict.fromkeys(places))}))
@@ -281,7 +287,7 @@ def _references(settings: Settings, measure: str, places: pd.Series[str], digits
         {"where": where, "method": name, "kind": "reference", "rank": rank, "text": decimal(level, digits), "epsilon_target": math.nan}
         for rank, (name, column) in enumerate(MEASURES[measure].references)
         for place, level in settings.reference(column).items()
-        for where in [by_place.loc[[place]].iloc[0]]
+        for where in [by_place.loc[[place]].iloc[0]]  # type: ignore[index]
     ]
     return pd.DataFrame(records, columns=["where", "method", "kind", "rank", "text", "epsilon_target"])
 
@@ -291,7 +297,7 @@ def _best(lines: pd.DataFrame, measure: str, digits: int) -> pd.DataFrame | None
     best = MEASURES[measure].best
     if best is None:
         return None
-    held = lines["claim"].isin(THEOREMS) | lines["epsilon_target"].isna()
+    held = lines["holds"].eq(True)
     distance = lines["mean"].round(digits).where(held & (lines["kind"] != "reference"))
     distance = -distance if best == math.inf else (distance - best).abs().round(digits)
     by = distance.groupby([lines["where"], lines["kind"], lines["epsilon_target"]], dropna=False)
@@ -329,6 +335,8 @@ def _notes(settings: Settings, means: pd.DataFrame, measure: str) -> Iterable[st
         yield f"scores are from {judges} states of the code that judges: the same bench scores saved generators anew"
     if MEASURES[measure].best is not None:
         yield "bold: the best of a column among generators, and among classifiers, whose claim holds"
+    words = {claim(own) for _, own in facts.groupby("label")}
+    yield from (f"{CLAIM_WORDS[word]}: {text}" for word, text in _CLAIM_NOTES.items() if word in words)
     yield from filter(None, [public_words(facts)])
 
 
@@ -392,7 +400,7 @@ def tuned_table(settings: Settings) -> Table | None:
         chosen = pd.Series(
             [", ".join(f"{name} {spelled(value)}" for name, value in each["chosen"].items()) for each in made]
         ).value_counts()
-        words = "; ".join(choice if len(made) == 1 else f"{choice} ({count})" for choice, count in chosen.items())
+        words = "; ".join(str(choice) if len(made) == 1 else f"{choice} ({count})" for choice, count in chosen.items())
         texts.append(f"{words}: {', '.join(str(each['trained']) for each in made)}")
     lines = facts.assign(where=places, method=facts["label"], text=texts).astype({"epsilon_target": "float64"})
     note = "the number of trainings is not private, and no part of what may be released; an ε that is paid for is of all of them together"

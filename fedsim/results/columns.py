@@ -98,6 +98,8 @@ class Joined:
         if self.local_only is not None and self.judged.get("clients"):
             known = [score for score in self.local_only["clients"] if score is not None]
             scores |= {"client_local_only_balanced_accuracy": sum(known) / len(known)} if known else {}
+        if strange := sorted(name for name, score in scores.items() if score != score):  # NaN alone is not equal to itself
+            raise ValueError(f"cell {self.cell_id}: {strange[0]} is not a number")
         accuracy, ceiling = scores.get("balanced_accuracy"), (self.ceiling or {}).get("balanced_accuracy")
         return scores | ({"share_of_ceiling": accuracy / ceiling} if accuracy is not None and ceiling else {})
 
@@ -127,6 +129,11 @@ class Row:
     def setting(self) -> str:
         """Method, data set, alpha, clients, epsilon and seed in a few words."""
         return setting(self.label, self.dataset, alpha=self.alpha, clients=self.clients, epsilon=self.epsilon_target, seed=self.seed)
+
+    @property
+    def scores(self) -> dict[str, float]:
+        """Its measures, those that it has."""
+        return {name: self.values[name] for name in MEASURES if self.values.get(name) is not None}
 
     @property
     def given_params(self) -> dict[str, Any]:
@@ -223,7 +230,8 @@ def _private(of: Callable[[Joined], Any]) -> Callable[[Joined], Any]:
     return lambda joined: of(joined) if joined.plan else None
 
 
-def _score(name: str) -> Column:
+def score_column(name: str) -> Column:
+    """The column of a measure."""
     return Column(Kind.SCORE, MEASURES[name].title, lambda of: of.scores.get(name), "float64")
 
 
@@ -342,7 +350,7 @@ COLUMNS: dict[str, Column] = {
         "which has its own",
         _judged("label_shares"),
     ),
-    **{name: _score(name) for name in MEASURES},
+    **{name: score_column(name) for name in MEASURES},
     "recall_per_class": Column(Kind.FACT, "in the order of the classes; null for a class without test rows", _judged("recalls")),
     "ceiling_balanced_accuracy": Column(
         Kind.FACT,

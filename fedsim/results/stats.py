@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import combinations
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
@@ -13,7 +14,8 @@ from scipy.special import stdtr, stdtrit
 
 from fedsim.json_lines import dump
 from fedsim.privacy.plan import Claim
-from fedsim.results.columns import UNDRAWN, Row, frame_of
+from fedsim.results.columns import UNDRAWN, Kind, Row, frame_of
+from fedsim.results.columns import names as columns_of
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -64,7 +66,7 @@ class Settings:
         rows = rows.assign(setting=rows.groupby(keys, sort=False, dropna=False).ngroup()).drop(columns=["_given", "_evaluation"])
         return cls(rows, _facts(rows), spread)
 
-    @property
+    @cached_property
     def averaged(self) -> pd.DataFrame:
         """The rows that means are of; a seed counts once, the later row of it."""
         return _averaged(self.rows)
@@ -78,11 +80,16 @@ class Settings:
         import pandas as pd
 
         if not len(self.averaged):
-            return self.facts.iloc[:0].assign(**dict.fromkeys(("measure", "mean", "half", "low", "high", "n"), math.nan))
-        by = self.averaged.groupby("setting")[list(names)]
-        stats = {name: getattr(by, name)().stack() for name in ("mean", "std", "min", "max", "count")}
+            return self.facts.iloc[:0].reset_index().assign(**dict.fromkeys(("measure", "mean", "half", "low", "high", "n"), math.nan))
+        stats = {name: held[list(names)].stack() for name, held in self._stats.items()}
         long = pd.DataFrame(stats).query("count > 0").rename_axis(["setting", "measure"]).reset_index()
         return self.facts.merge(with_ends(long.rename(columns={"count": "n"}), spread or self.spread), on="setting")
+
+    @cached_property
+    def _stats(self) -> dict[str, pd.DataFrame]:
+        """Statistics of every score by setting."""
+        by = self.averaged.groupby("setting")[columns_of(Kind.SCORE)]
+        return {name: getattr(by, name)() for name in ("mean", "std", "min", "max", "count")}
 
     def mean(self, name: str) -> pd.Series[float]:
         """The mean of a column by setting."""
@@ -177,7 +184,7 @@ def paired_differences(settings: Settings, measure: str, compared: Compared = sa
     facts = settings.facts.loc[[number for number in settings.facts.index if number in wide.columns]]
     records = []
     for place, (_, own) in enumerate(facts.groupby(PLACE, sort=False, dropna=False)):
-        known = own.to_dict("index")
+        known: dict[Any, Any] = own.to_dict("index")
         for one, other in combinations(known, 2):
             for first, second in ((one, other), (other, one)):
                 if compared(known[first], known[second]):
@@ -207,4 +214,4 @@ def holm(p: Sequence[float] | pd.Series[float]) -> list[float]:
     order = np.argsort(values, kind="stable")
     adjusted = np.empty_like(values)
     adjusted[order] = np.maximum.accumulate(np.minimum(1.0, (len(values) - np.arange(len(values))) * values[order]))
-    return adjusted.tolist()
+    return [float(value) for value in adjusted]

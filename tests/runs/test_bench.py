@@ -9,6 +9,7 @@ from benches import TIMES, Ran
 from cells import NODES, quick, small_grid
 from plug_ins import GOOD, changed
 from rich.console import Console
+from rows import values_of
 
 import fedsim
 from fedsim.errors import PluginError
@@ -30,7 +31,7 @@ Bench = Callable[..., Ran]
 
 
 def by_cell(rows: list[Row], *left_out: str) -> dict[str, dict[str, Any]]:
-    return {row.cell_id: row.model_dump(exclude={*TIMES, *left_out}) for row in rows}
+    return {row.cell_id: values_of(row, *TIMES, *left_out) for row in rows}
 
 
 def files(folder: Path) -> dict[str, bytes]:
