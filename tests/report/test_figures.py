@@ -114,7 +114,8 @@ def test_utility_against_bytes_is_of_one_client_and_a_method_without_epsilon_sta
 
 def test_clients_are_dots_their_own_generator_against_the_shared_one(row):
     rows = [row(cell_id="a"), row(cell_id="b", seed=1)]
-    scores = [(cell, name, own, 0.5) for cell, name, own in (("a", "north", 0.4), ("b", "north", 0.6), ("a", "south", 0.7), ("b", "south", 0.7))]
+    own = (("a", "north", 0.4), ("b", "north", 0.6), ("a", "south", 0.7), ("b", "south", 0.7))
+    scores = [(cell, name, score, 0.5) for cell, name, score in own]
     columns = ["cell_id", "name", "own_balanced_accuracy", "shared_balanced_accuracy"]
     clients = pd.DataFrame([*scores, ("a", "west", None, None)], columns=columns)
     (axes,) = shown(sites(Settings.of(rows), clients))

@@ -54,7 +54,8 @@ def folder_with(tmp_path, rows, manifest=None, records=()):
 
 KNOWN = {
     *("html", "head", "meta", "title", "style", "body", "header", "section", "figure", "img", "details", "summary", "code", "pre", "em"),
-    *("h1", "h2", "h3", "h4", "p", "div", "ul", "li", "dl", "dt", "dd", "cite", "span", "a", "table", "thead", "tbody", "tr", "th", "td", "b"),
+    *("h1", "h2", "h3", "h4", "p", "div", "ul", "li", "dl", "dt", "dd", "cite", "span", "a", "b"),
+    *("table", "thead", "tbody", "tr", "th", "td"),
 }
 """The tags that a page is made of."""
 LINES = {"manifest.json", "trainings.jsonl", "judgements.jsonl", "references.jsonl"}
@@ -118,7 +119,7 @@ def test_a_report_is_drawn_from_rows_alone(plain, quickstart):
     assert all(each.cell_id in page.text for each in quickstart)
     assert f"{quickstart[0].balanced_accuracy:.3f}" in page.text
     assert page.text.count("fedhypevae − weight-noise") == 2
-    assert sections(page) == ["curve", "results", "run"]
+    assert sections(page) == ["curve", "wrong", "results", "run"]
     assert pictures(page) == ["Privacy against utility", "Utility against bytes"]
 
 
@@ -204,7 +205,7 @@ def test_every_measure_has_its_table_and_the_main_one_is_open(tmp_path, row):
     titles = ("Balanced accuracy · digits", "Recall of the worst class", "Fréchet distance", "Coverage", "mean over clients")
     places = [page.text.index(title, page.text.index("Results")) for title in titles]
     assert places == sorted(places)
-    assert [tag for tag, attributes in page.tags if attributes.get("class") == "results"] == ["table"] * 5
+    assert [tag for tag, attributes in page.tags if "results" in attributes.get("class", "")] == ["table"] * 5
 
 
 def test_every_number_of_a_cell_stands_under_its_head_and_what_refutes_one_is_told(tmp_path, row):
@@ -216,7 +217,8 @@ def test_every_number_of_a_cell_stands_under_its_head_and_what_refutes_one_is_to
     heads = re.findall(r"<th [^>]*>(.*?)</th>", table[: table.index("</thead>")])
     told = dict(zip(heads, re.findall(r"<td[^>]*>(.*?)</td>", table[: table.index("</tr>", table.index("<tbody>"))]), strict=True))
     assert [told[head] for head in ("seed", "status", "ε target", "ε spent", "seconds")] == ["3", "ok", "1", "0.9", "12.3"]
-    assert [told[head] for head in ("mechanisms", "uplink MB", "downlink MB", "parameters")] == ["dp-sgd σ 4.2, q 0.08, × 400", "5.5", "6.5", "1300"]
+    assert told["mechanisms"] == "dp-sgd σ 4.2, q 0.08, × 400"
+    assert [told[head] for head in ("uplink MB", "downlink MB", "parameters")] == ["5.5", "6.5", "1300"]
     said = "refuted, ε = 1 is claimed and 500 pairs of trainings refute every ε below 1.5, with a canary that adds 0.98 of the claimed"
     assert said in " ".join(Elements(page).text.split())
     assert "(ε, δ) is claimed, and an audit refutes it at one budget or more" in page
