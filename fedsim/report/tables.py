@@ -144,9 +144,14 @@ def latex_text(text: str) -> str:
 
 
 def inert(frame: pd.DataFrame) -> pd.DataFrame:
-    """Texts as a spreadsheet shows them: what it would take for a formula begins with an apostrophe."""
-    formula = ("=", "+", "-", "@", "\t", "\r")
-    return frame.map(lambda value: f"'{value}" if isinstance(value, str) and value.startswith(formula) else value)
+    """Texts as a spreadsheet shows them: what it would take for a formula begins with an apostrophe, and no text ends a line."""
+
+    def shown(value: Any) -> Any:
+        if not isinstance(value, str):
+            return value
+        return ("'" if value.startswith(("=", "+", "-", "@", "\t", "\r")) else "") + value.replace("\r", " ")
+
+    return frame.map(shown)
 
 
 def decimal(value: float, digits: int = 3) -> str:

@@ -120,7 +120,7 @@ def test_a_report_is_drawn_from_rows_alone(plain, quickstart):
     assert f"{quickstart[0].balanced_accuracy:.3f}" in page.text
     assert page.text.count("fedhypevae − weight-noise") == 2
     assert sections(page) == ["curve", "wrong", "results", "run"]
-    assert pictures(page) == ["Privacy against utility", "Utility against bytes"]
+    assert pictures(page) == ["Privacy against utility"]
 
 
 def test_every_text_is_escaped_and_nothing_is_loaded(hostile):
