@@ -57,14 +57,11 @@ class ClassBlock:
 
 
 def block_of(means: Tensor, values: Tensor, vectors: Tensor, size: int, outward: Tensor) -> ClassBlock:
-    """The directions between class means, then those in which embeddings vary most, up to ``size`` in all.
+    """The directions between class means ``[C, d]``, then those in which embeddings vary most, up to ``size`` in all.
 
-    Args:
-        means: class means ``[C, d]``.
-        values: descending eigenvalues ``[d]`` of the covariance within classes, as it is believed.
-        vectors: its eigenvectors ``[d, d]``.
-        size: k; there are C - 1 directions at least, fewer only where class means span fewer, and never none.
-        outward: takes whitened rows to embeddings ``[d, d]``.
+    There are C - 1 directions at least, fewer only where class means span fewer, and never none. Eigenvalues ``[d]``, descending, and
+    eigenvectors ``[d, d]`` are of the covariance within classes, as it is believed; ``outward`` ``[d, d]`` takes whitened rows to
+    embeddings.
     """
     white = (vectors * values.rsqrt()) @ vectors.T
     found = between((means - means.mean(0)).double() @ white)
@@ -140,17 +137,13 @@ class BlockGenerator:
     """Decodes ``x = centre + radius (middle + root w)``, w standard normal but in the block, where it is the class's own normal.
 
     A linear-Gaussian CVAE: z = w, the decoder is affine, the prior p(z | y, v) has mean and covariance by class, and by site where there
-    are sites. Class means are drawn together and classes overlap as :data:`TUNED` says.
+    are sites. Class means are drawn together and classes overlap as :data:`TUNED` says. What the block's coordinates are multiplied by when
+    all else is drawn is ``spread`` ``[k, k]``, where there is one among the tensors.
 
-    Rows of a label come in pairs (antithetic variates, Hammersley and Morton 1956): the second has the first's coordinates between class
-    means, and the opposite of all else; and pairs are drawn orthogonal to each other. Each row has the model's law; but what says nothing
-    of a class is balanced within a pair, and over all pairs varies as it is believed to, so that nobody who learns from the rows takes
-    chance there for a difference between classes.
-
-    Args:
-        tensors: what was released; ``spread`` ``[k, k]``, where there is one, is what the block's coordinates are multiplied by when all
-            else is drawn.
-        paired: rows are drawn in pairs; else every row by itself.
+    If ``paired``, rows of a label come in pairs (antithetic variates, Hammersley and Morton 1956): the second has the first's coordinates
+    between class means, and the opposite of all else; and pairs are drawn orthogonal to each other. Each row has the model's law; but what
+    says nothing of a class is balanced within a pair, and over all pairs varies as it is believed to, so that nobody who learns from the
+    rows takes chance there for a difference between classes.
     """
 
     def __init__(self, tensors: dict[str, Tensor], paired: bool = True) -> None:

@@ -172,6 +172,7 @@ class FedHypeVAE(DPSGD):
 
         All clients decode the same draws, so that features differ by the codes alone.
         """
+        # no decorator: a method that is not this package's own code is not proved
         with torch.no_grad():
             return self._diagnostics(clients, parts, round_)
 

@@ -8,23 +8,17 @@ client's whole contribution is clipped to C, whatever the steps computed and sto
 
 from __future__ import annotations
 
-from functools import partial
 from typing import Any
 
 import torch
-from torch import Tensor
 
-from fedsim.batch import Batch, Layout
 from fedsim.device import to_device
 from fedsim.methods.clients import Clients
-from fedsim.methods.contract import loss_parts
 from fedsim.methods.dp_sgd import DPSGD
-from fedsim.methods.local_training import clip_updates, weighted_sum
+from fedsim.methods.local_training import Minibatches, clip_updates, weighted_sum
 from fedsim.methods.messages import Diagnostic, Message, Round, Tensors
 from fedsim.methods.optimise import adam_step
 from fedsim.methods.parameters import code_names, load_parameters, local_names
-from fedsim.privacy.clipping.vmap import functional_loss
-from fedsim.privacy.noise import gaussian
 from fedsim.seeds import Purpose
 
 
@@ -68,34 +62,13 @@ def paper_round(algorithm: DPSGD, clients: Clients, round_: Round, broadcast: Te
     )
 
 
-def _both_levels(algorithm: DPSGD, clients: Clients, round_: Round, shared: Tensors, own: Tensors) -> tuple[Tensors, dict[str, Tensor]]:
+def _both_levels(algorithm: DPSGD, clients: Clients, round_: Round, shared: Tensors, own: Tensors) -> tuple[Tensors, Tensors]:
     """Gradients by the shared parameters ``[K, ...]`` and loss parts ``[K]``, means over the minibatches; ``own`` is trained in place."""
-    params, size = algorithm.params, algorithm.params.batch_size
-    rows = clients.minibatches(round_.stream, params.local_steps, size)
-    picked = to_device(torch.stack(clients.pooled.numbers(rows), 1), clients.device)
-    streams = [clients.seeds.keystream(Purpose.LATENT, round_.stream, client) for client in clients.members]
-    shapes = {name: (size, *shape) for name, shape in algorithm.draws().items()}
-    layout = Layout.on(clients.device, torch.zeros(size, dtype=torch.long), 1)
-    loss = partial(loss_parts, algorithm.loss)
-
-    def of_client(values: Tensors, x: Tensor, y: Tensor, *draws: Tensor) -> dict[str, Tensor]:
-        batch = Batch(x, y, dict(zip(shapes, draws, strict=True)), layout)
-        return {name: part.mean() for name, part in functional_loss(clients.model, loss, values, batch).items()}
-
-    of_all = torch.func.vmap(of_client)
-
-    def gradients(by: Tensors, fixed: Tensors, step: int) -> tuple[Tensors, dict[str, Tensor]]:
-        drawn = [gaussian(shapes, 1.0, stream).parts for stream in streams]
-        draws = [to_device(torch.stack([parts[name] for parts in drawn]), clients.device) for name in shapes]
-        followed = {name: value.detach().requires_grad_() for name, value in by.items()}
-        parts = of_all(fixed | followed, clients.pooled.x[picked[step]], clients.pooled.y[picked[step]], *draws)
-        # a client's loss depends on its own slices only, so the sum's gradient holds every client's gradient
-        found = torch.autograd.grad(torch.stack(list(parts.values())).sum(), list(followed.values()), materialize_grads=True)
-        return dict(zip(followed, found, strict=True)), {name: part.detach() for name, part in parts.items()}
-
-    state: Tensors = {}
+    params, state = algorithm.params, Tensors()
+    rows = clients.minibatches(round_.stream, params.local_steps, params.batch_size)
+    minibatches = Minibatches(algorithm, clients, round_, rows)
     for step in range(params.local_steps):
-        adam_step(own, gradients(own, shared, step)[0], state, params.local_learning_rate)
-    outer = [gradients(shared, own, step) for step in range(params.local_steps)]
+        adam_step(own, minibatches.gradients(step, own, shared)[0], state, params.local_learning_rate)
+    outer = [minibatches.gradients(step, shared, own) for step in range(params.local_steps)]
     means = [{name: torch.stack([part[name] for part in kind]).mean(0) for name in kind[0]} for kind in zip(*outer, strict=True)]
     return means[0], means[1]

@@ -53,6 +53,10 @@ class FedHypeVAESites(FedHypeVAEWarm):
     Params: ClassVar[type[FedHypeVAESitesParams]] = FedHypeVAESitesParams
     shares: ClassVar[Mapping[str, float]] = SHARES
 
+    def ignores_partition(self) -> bool:
+        """Its codes are the clients'."""
+        return False
+
     def statistics(self) -> tuple[Statistic, ...]:
         """The shared ones; then site moments in the block."""
         share = self.shares["site moments"]
@@ -128,11 +132,8 @@ def shrunk_mean(sums: Tensor, counts: Tensor, std: float, count_std: float, alon
 def site_covariances(sums: Tensors, std: Mapping[str, float], shifts: Tensor, of_classes: Tensor) -> Tensor:
     """Covariances of sites ``[K, k, k]``, relative to what their classes, as frequent as there, would have them be; shrunk to that.
 
-    Args:
-        sums: as :func:`algorithms.class_block.site_products` names them.
-        std: of the noise on each.
-        shifts: of the sites' class means ``[K, C, k]``, in the units of the sums.
-        of_classes: covariances of the classes ``[C, k, k]``, in the block's units.
+    Sums and their noise as :func:`algorithms.class_block.site_products` names them, shifts of the sites' class means ``[K, C, k]`` in the
+    units of the sums, and covariances of the classes ``[C, k, k]`` in the block's.
     """
     size = shifts.shape[2]
     frequent = sums["site_class_counts"].view(len(shifts), -1).clamp_min(1)

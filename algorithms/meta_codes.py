@@ -18,15 +18,9 @@ from fedsim.seeds import Purpose, Seeds
 def fit_meta_codes(model: Any, codes: Tensor, count: int, steps: int, seeds: Seeds) -> Tensor:
     """``count`` codes whose mixture of generators is closest, in kernel score, to the mixture of the clients' generators.
 
-    Reads only released codes and the private-already hypernetwork: post-processing, no privacy cost. The codes start at the means of
-    ``count`` groups of clients along the codes' first principal direction, or in the clients' order where there is no first one.
-
-    Args:
-        model: the shared model.
-        codes: the clients' codes ``[K, k]``, scaled.
-        count: how many meta-codes; 1 is the neutral one.
-        steps: Adam steps.
-        seeds: the cell's seed tree.
+    Reads only released codes, scaled, ``[K, k]``, and the private-already hypernetwork: post-processing, no privacy cost. The codes start
+    at the means of ``count`` groups of clients along the codes' first principal direction, or in the clients' order where there is no first
+    one.
     """
     if codes.shape[1] == 0:
         return codes[:count]

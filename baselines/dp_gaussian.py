@@ -18,13 +18,13 @@ from fedsim.methods import (
     Rows,
     Server,
     Statistic,
-    Stretched,
     Tensors,
     coordinate_statistics,
     moments,
     normal,
     register,
     square_root,
+    stretched,
     to_device,
 )
 
@@ -85,7 +85,7 @@ class DPGaussian(OneShot):
 
     def taken_back(self, generator: Generator, server: Server) -> Generator:
         """A generator of clipped rows as one of embeddings."""
-        return Stretched(generator, Coordinates(server.tensors), self.params.radius)
+        return stretched(generator, Coordinates(server.tensors), self.params.radius)
 
 
 class GaussianGenerator:

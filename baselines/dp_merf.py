@@ -28,7 +28,6 @@ from fedsim.methods import (
     Seeds,
     Server,
     Statistic,
-    Stretched,
     Tensors,
     adam_step,
     coordinate_statistics,
@@ -37,6 +36,7 @@ from fedsim.methods import (
     moments,
     one_hot,
     register,
+    stretched,
 )
 
 EMBEDDING_WEIGHTS = {"features": 1.0, "counts": 0.15}
@@ -130,4 +130,4 @@ class DPMERF(OneShot):
 
     def generator(self, server: Server) -> Generator:
         """What was trained, taken back to where the rows are."""
-        return Stretched(ConditionalSampler(server.model), Coordinates(server.tensors), self.params.radius)
+        return stretched(ConditionalSampler(server.model), Coordinates(server.tensors), self.params.radius)

@@ -47,14 +47,10 @@ class ClientMixtures(Algorithm):
         """Nothing is trained."""
         return nn.Module()
 
-    def of_all(self, server: Server) -> Mixtures:
+    def generator(self, server: Server) -> Mixtures:
         """Every client's components side by side, each as frequent as its rows are."""
         clients = range(self.task.clients)
         return Mixtures(*(torch.cat([server.tensors[f"{part}.{client}"] for client in clients], 1) for part in PARTS))
-
-    def generator(self, server: Server) -> Mixtures:
-        """Draws from all of them."""
-        return self.of_all(server)
 
 
 @register("fedpft")

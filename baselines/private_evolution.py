@@ -35,7 +35,6 @@ from fedsim.methods import (
     Rows,
     Server,
     Statistic,
-    Stretched,
     Tensors,
     coordinate_statistics,
     exact,
@@ -43,6 +42,7 @@ from fedsim.methods import (
     one_hot,
     receive_spread,
     register,
+    stretched,
     to_device,
 )
 
@@ -169,7 +169,7 @@ class PrivateEvolution(OneShot):
         """Offspring of the last candidates, where private rows are."""
         found = server.tensors
         evolved = Evolved(found["candidates"], found["weights"], self.params.noise / self.dim**0.5)
-        return Stretched(evolved, Coordinates(found))
+        return stretched(evolved, Coordinates(found))
 
 
 def first_of_equals(candidates: Tensor) -> Tensor:

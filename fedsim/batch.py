@@ -131,11 +131,6 @@ class Batch:
 
 
 def consecutive(groups: Tensor, like: Tensor) -> Layout:
-    """The groups of a batch, counted from 0, where ``like`` is.
-
-    Args:
-        groups: int64 ``[N]`` on the CPU, the number of each row's group; a group's rows are consecutive.
-        like: a tensor on the batch's device.
-    """
+    """The groups of a batch, of numbers ``[N]`` on the CPU, a group's rows consecutive; counted from 0, on the device of ``like``."""
     numbers = torch.unique_consecutive(groups, return_inverse=True)[1]
     return Layout.on(like.device, numbers, int(numbers[-1]) + 1 if len(numbers) else 0)

@@ -24,7 +24,7 @@ from fedsim.api.new import new
 from fedsim.api.run import Run, board, load
 from fedsim.errors import UserError
 from fedsim.files import unread
-from fedsim.interrupts import INTERRUPTED, interrupts, soon
+from fedsim.interrupts import INTERRUPTED, interrupts
 from fedsim.plugins.registry import find_in_working_folder
 from fedsim.words import Printed, plain, plain_console, print_line, wide_console
 
@@ -203,7 +203,7 @@ def main() -> None:
         if isinstance(stream, TextIOWrapper):  # what its encoding lacks, such as ε, is a question mark and no reason to end
             stream.reconfigure(errors="replace")
     try:
-        with soon(), interrupts():
+        with interrupts():
             app()
     except UserError as error:
         _complain(str(error))

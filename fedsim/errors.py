@@ -14,10 +14,8 @@ _LONGEST = 400
 class UserError(Exception):
     """A user's mistake: one message with the place, the mistake and a hint; the command line exits with ``exit_code``.
 
-    Args:
-        where: the place: a file and key, an option, a path; empty where only the caller knows it, see :func:`at`.
-        what: what is wrong there.
-        hint: how to correct it; may be empty where ``what`` already says it.
+    ``where`` is a file and key, an option, a path; empty where only the caller knows it, see :func:`at`. The hint may be empty where
+    ``what`` already says how to correct it.
     """
 
     exit_code: ClassVar[int] = 2
@@ -84,11 +82,7 @@ def below(place: str, where: str) -> str:
 
 @contextmanager
 def at(place: str | Callable[[str], str]) -> Iterator[None]:
-    """Name the place of every UserError that passes through.
-
-    Args:
-        place: a prefix of the error's own place, or a function of it.
-    """
+    """Name the place of every UserError that passes through: a prefix of the error's own place, or a function of it."""
     try:
         yield
     except UserError as error:

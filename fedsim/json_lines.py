@@ -19,11 +19,7 @@ _NOT_FINITE = {"inf": math.inf, "-inf": -math.inf, "nan": math.nan}
 
 
 def load(text: str | bytes) -> Any:
-    """A JSON text as plain values.
-
-    Raises:
-        ValueError: it is not JSON, or nested too deeply.
-    """
+    """A JSON text as plain values."""
     try:
         return from_json(text)
     except ValueError as error:
@@ -39,11 +35,7 @@ def is_json(line: bytes) -> bool:
 
 
 def complete_lines(path: Path) -> Iterator[tuple[int, bytes]]:
-    """Line numbers and complete lines of a file, read as they are asked for; none where there is no file.
-
-    Raises:
-        UserError: it cannot be read.
-    """
+    """Line numbers and complete lines of a file, read as they are asked for; none where there is no file."""
     try:
         with path.open("rb") as file:
             for number, line in enumerate(file, 1):
@@ -56,11 +48,7 @@ def complete_lines(path: Path) -> Iterator[tuple[int, bytes]]:
 
 
 def read_document(path: Path) -> Any:
-    """The JSON values of a whole file.
-
-    Raises:
-        ValueError: it is no JSON, or cannot be read.
-    """
+    """The JSON values of a whole file."""
     try:
         return load(path.read_bytes())
     except OSError as error:

@@ -92,16 +92,7 @@ class Description(Printed):
 
 
 def describe(name: str | type, where: str = "fedsim algorithms") -> Description:
-    """Describe an algorithm.
-
-    Args:
-        name: a registered name, an entry point, or a path; or the class.
-        where: the place to name in an error.
-
-    Raises:
-        UserError: there is none of that name.
-        PluginError: it is not a complete algorithm, or cannot say what it releases.
-    """
+    """Describe an algorithm, by its name as a grid gives it or by its class; ``where`` is the place to name in an error."""
     name = name_of(name) if isinstance(name, type) else name
     cls = lookup(name, where)
     claims, refused = _claims(cls, where)
@@ -206,18 +197,13 @@ class Catalogue(Printed):
 def algorithm_page(described: Description) -> Iterator[RenderableType]:
     """Everything about one algorithm, from top to bottom."""
     yield Text(described.name, "bold")
-    facts = {
-        "source": described.source or "none given",
-        "yields": f"a {described.yields}",
-        "kind": described.kind,
-        "class": described.place,
-    }
-    for fact, text in facts.items():
+    facts = {"source": described.source or "none given", "yields": f"a {described.yields}", "kind": described.kind}
+    for fact, text in (facts | {"class": described.place}).items():
         yield Text(f"{fact + ':':8}{text}")
     yield Text(f"\n{described.text}\n")
     claims = Table("unit", "trust", "claim", title="claims", title_justify="left", show_edge=False)
-    for (unit, trust), claim in described.claims.items():
-        claims.add_row(unit, trust, Text(f"– ({claim})" if (unit, trust) in described.refused else claim))
+    for setting, claim in described.claims.items():
+        claims.add_row(*setting, Text(f"– ({claim})" if setting in described.refused else claim))
     yield claims
     yield ""
     parameters = Table(title="parameters", title_justify="left", show_edge=False)

@@ -11,7 +11,7 @@ from fedsim.api.run import Run
 from fedsim.errors import UserError
 from fedsim.interrupts import INTERRUPTED, kept_handlers
 from fedsim.plugins.registry import NOTEBOOK, check_importable, find_in_working_folder
-from fedsim.words import plain_console
+from fedsim.words import counted, plain_console
 
 if TYPE_CHECKING:
     from fedsim.runs.plan_view import Plan
@@ -29,6 +29,7 @@ def bench(
     in_process: bool = False,
     address: str | None = None,
     max_parallel: int | None = None,
+    yes: bool = False,
 ) -> Run | Plan:
     """Run a grid and draw its privacy-utility curves.
 
@@ -47,6 +48,7 @@ def bench(
         in_process: run one cell after another in this process, without Ray: for debuggers and profilers.
         address: of a running Ray cluster; default: start a local one.
         max_parallel: run at most so many cells at a time.
+        yes: run a grid of more than 5,000 cells.
 
     Returns:
         The run, whose plug-ins are trusted, since they ran here; of a dry run the plan.
@@ -59,11 +61,15 @@ def bench(
         raise UserError("in_process", "runs nothing on a cluster", "leave out `address` or `in_process`")
     if max_parallel is not None and max_parallel < 1:
         raise UserError("max_parallel", f"must be at least 1, got {max_parallel}")
+    from fedsim.grid.models import MANY_CELLS
     from fedsim.grid.read import load_grid
     from fedsim.results.store import ResultStore
 
     find_in_working_folder()
     checked = load_grid(grid, set, algorithms)
+    if checked.most_cells > MANY_CELLS and not yes:
+        hint = f"give `yes=True` to run more than {MANY_CELLS:,}, or fewer values"
+        raise UserError(checked.place(), f"stands for up to {checked.most_cells:,} cells", hint)
     for name in (entry.name for entry in checked.algorithms if entry.name.startswith(NOTEBOOK)):
         if address is not None or checked.check or checked.audit:
             check_importable(name, "a cluster, checks and audits need others")
@@ -73,13 +79,14 @@ def bench(
         ResultStore(folder).check_free()
     from fedsim.grid.cells import plug_in_files, resolve
     from fedsim.runs.bench import engine_for, run_bench
-    from fedsim.runs.display import Preparing
+    from fedsim.runs.display import preparing
     from fedsim.runs.prepare import prepare, this_machine
 
     console = plain_console()
     with kept_handlers(), ExitStack() as stack:
         nodes = [this_machine()]
-        with Preparing(plain_console(stderr=True)) as tell:
+        with preparing(plain_console(stderr=True)) as tell:
+            tell(f"up to {counted(checked.most_cells, 'cell')}")
             if address is not None:
                 from fedsim.runs.ray import joined_cluster
 

@@ -7,8 +7,7 @@ import keyword
 import os
 import re
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import suppress
 from pathlib import Path
 
 from fedsim.errors import UserError
@@ -36,8 +35,6 @@ epsilon: [1, 8]
 seeds: [0]
 evaluation: {{per_class: 100}}
 """
-_LONGEST = 255
-"""Letters of a file's name, on the usual file systems."""
 
 
 def new(name: str, *, out: Path = Path()) -> str:
@@ -65,31 +62,20 @@ def new(name: str, *, out: Path = Path()) -> str:
     texts = (source, TEST_TEXT.format(**names), GRID_TEXT.format(**names))
     try:
         out.mkdir(parents=True, exist_ok=True)
-        with _all_or_none(paths):
-            for path, text in zip(paths, texts, strict=True):
-                path.write_text(text, "utf-8")
+        for path, text in zip(paths, texts, strict=True):
+            path.write_text(text, "utf-8")
     except OSError as error:
+        for path in paths:  # none of which was there before
+            with suppress(OSError):
+                path.unlink()
         raise UserError("out", f"{out} cannot be written ({error.strerror})", "give another folder") from error
     return "\n".join(map(str, paths))
-
-
-@contextmanager
-def _all_or_none(paths: list[Path]) -> Iterator[None]:
-    """Remove the files, none of which was there before, if the block that writes them does not end well."""
-    try:
-        yield
-    except BaseException:
-        for path in paths:
-            path.unlink(missing_ok=True)
-        raise
 
 
 def _check(name: str, stem: str, cls: str, paths: list[Path], source: str) -> None:
     """Check that the name makes a module of its own and that no file is in the way."""
     if not all(word.isascii() and word.isidentifier() and not keyword.iskeyword(word) for word in (stem, cls)):
         raise UserError("name", f"'{stem}' is not a module's name", "give letters, digits and dashes, as in my-method")
-    if max(len(path.name) for path in paths) > _LONGEST:
-        raise UserError("name", f"a file's name would have more than {_LONGEST} letters", "give a shorter name")
     if taken := next((path for path in paths if os.path.lexists(path)), None):
         raise UserError("name", f"{taken} is there already", "give another name, or another folder with `out`")
     if name in known():

@@ -1,4 +1,4 @@
-"""Archives of arrays (``.npz``), read and written in one place; a manifest inside says what the rows are and how they came to be.
+"""Archives of arrays (``.npz``) and Parquet files; a manifest inside says what the rows are and how they came to be.
 
 Whatever is wrong with a file comes out as :class:`BadArrays`. Nothing is unpickled.
 """
@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import os
 import zipfile
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -16,12 +16,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from fedsim.errors import UserError
+from fedsim.errors import UserError, not_installed
 from fedsim.files import open_regular, replaced, unread
 
 Arrays = dict[str, NDArray[Any]]
 MANIFEST = "manifest"
-"""The array that holds the manifest, a JSON text."""
+"""The array that holds the manifest, a JSON text; a Parquet file has it in its metadata, as :data:`PARQUET_MANIFEST`."""
+PARQUET_MANIFEST = b"fedsim"
 
 
 class BadArrays(Exception):
@@ -45,11 +46,7 @@ def opened(path: Path) -> Iterator[zipfile.ZipFile]:
 
 
 def read_arrays(path: Path) -> Arrays:
-    """All arrays of an ``.npz`` file, by name.
-
-    Raises:
-        BadArrays: it is no regular file, no such archive, damaged, or holds Python objects.
-    """
+    """All arrays of an ``.npz`` file, by name; none may hold Python objects."""
     with opened(path) as archive:
         names = [name.removesuffix(".npy") for name in archive.namelist() if name.endswith(".npy")]
         return {name: read_member(archive, name) for name in names}
@@ -74,40 +71,16 @@ def read_manifest(path: Path) -> dict[str, Any] | None:
         return None
 
 
-def write_npz(
-    path: Path,
-    shape: tuple[int, int],
-    dtype: str,
-    rows: Iterable[NDArray[np.floating]],
-    arrays: Mapping[str, NDArray[Any]],
-    manifest: Mapping[str, Any],
-) -> None:
-    """Write an ``.npz`` file, at once or not at all; equal content gives equal bytes.
-
-    Args:
-        path: the file.
-        shape: of ``x``.
-        dtype: of ``x``.
-        rows: the pieces of ``x``, in order.
-        arrays: the other arrays.
-        manifest: what the file carries as ``manifest``, a JSON text.
-    """
+def write_npz(path: Path, arrays: Mapping[str, NDArray[Any]], manifest: Mapping[str, Any]) -> None:
+    """Write arrays and their manifest, at once or not at all; equal content gives equal bytes."""
     with replaced(path) as part, zipfile.ZipFile(part, "w") as file:
-        with file.open(zipfile.ZipInfo("x.npy"), "w", force_zip64=True) as stream:
-            np.lib.format.write_array_header_1_0(stream, {"descr": np.dtype(dtype).str, "fortran_order": False, "shape": shape})
-            for piece in rows:
-                stream.write(np.ascontiguousarray(piece, dtype).tobytes())
         for name, array in {**arrays, MANIFEST: np.array(json.dumps(manifest))}.items():
-            with file.open(zipfile.ZipInfo(f"{name}.npy"), "w") as stream:
+            with file.open(zipfile.ZipInfo(f"{name}.npy"), "w", force_zip64=True) as stream:
                 np.lib.format.write_array(stream, array, allow_pickle=False)
 
 
 def check_target(out: Path, suffix: str = ".npz", manifest: Callable[[Path], dict[str, Any] | None] = read_manifest) -> None:
-    """A file of this ``suffix``, whose ``manifest`` is read so, can be written; asked before the work, not after it.
-
-    Raises:
-        UserError: it cannot.
-    """
+    """A file of this ``suffix``, whose ``manifest`` is read so, can be written; asked before the work, not after it."""
     if out.suffix != suffix:
         raise UserError(f"out {out}", f"is not an {suffix} file", f"give {out.with_suffix(suffix) if out.name else f'rows{suffix}'}")
     above = next(parent for parent in out.absolute().parents if parent.exists())
@@ -124,3 +97,32 @@ def write_sidecar(out: Path, manifest: Mapping[str, Any]) -> None:
     """The manifest beside its file, for reading."""
     with replaced(out.with_suffix(".json")) as part:
         part.write_text(json.dumps(manifest, indent=2) + "\n", encoding="utf-8")
+
+
+def write_parquet(path: Path, x: NDArray[np.float32], y: NDArray[np.int64], names: Sequence[str], manifest: Mapping[str, Any]) -> None:
+    """Rows ``[n, d]``, labels ``[n]`` and the classes' names as the Hugging Face hub shows them; equal content gives equal bytes."""
+    try:
+        import pyarrow as pa
+        from pyarrow import parquet
+    except ImportError as error:
+        raise not_installed("format", "pyarrow", "hf") from error
+    rows = pa.FixedSizeListArray.from_arrays(pa.array(np.ascontiguousarray(x, np.float32).reshape(-1)), x.shape[1])
+    features = {
+        "embedding": {"feature": {"dtype": "float32", "_type": "Value"}, "length": x.shape[1], "_type": "Sequence"},
+        "label": {"names": list(names), "_type": "ClassLabel"},
+    }
+    notes = {b"huggingface": json.dumps({"info": {"features": features}}).encode(), PARQUET_MANIFEST: json.dumps(manifest).encode()}
+    table = pa.table({"embedding": rows, "label": pa.array(y)}).replace_schema_metadata(notes)
+    with replaced(path) as part:
+        parquet.write_table(table, part)
+
+
+def read_parquet_manifest(path: Path) -> dict[str, Any] | None:
+    """The manifest in a Parquet file that fedsim wrote; None if there is none or the file cannot be read."""
+    try:
+        from pyarrow import parquet
+
+        manifest = json.loads(parquet.read_schema(path).metadata[PARQUET_MANIFEST])
+    except (ImportError, OSError, ValueError, KeyError, TypeError):
+        return None
+    return manifest if isinstance(manifest, dict) else None

@@ -49,7 +49,7 @@ _SHOWN = 10
 
 @dataclass(frozen=True)
 class Shard:
-    """The embeddings ``[k, d]`` of up to ``SHARD`` images, zero where one is bad, and why it is, by its position in the whole set."""
+    """Embeddings ``[k, d]`` of the good images among ``SHARD`` ones, and why the others are bad, by their positions in the whole set."""
 
     x: NDArray[np.floating]
     bad: dict[int, str]
@@ -100,7 +100,7 @@ class EmbedJob:
     @property
     def shards(self) -> dict[Path, range]:
         """The files of shards while the file is made, and the images that each has."""
-        folder, count = self.path.with_suffix(".shards"), len(self.images)
+        folder, count = self.path.with_suffix(".parts"), len(self.images)
         return {folder / f"{start // SHARD:06}.npz": range(start, min(start + SHARD, count)) for start in range(0, count, SHARD)}
 
     def manifest(self) -> dict[str, Any] | None:
@@ -125,31 +125,20 @@ class Embedded:
     def save(self, out: Path) -> None:
         """Write an ``.npz`` file that a grid can read, with its manifest readable beside it."""
         images = self.images
-        arrays = {"y": images.y, "split": images.split, "class_names": np.array(images.class_names), **images.columns}
-        write_npz(out, (self.x.shape[0], self.x.shape[1]), self.x.dtype.str, [self.x], arrays, self.manifest)
+        own = {"x": self.x, "y": images.y, "split": images.split, "class_names": np.array(images.class_names)}
+        write_npz(out, {**own, **images.columns}, self.manifest)
         write_sidecar(out, self.manifest)
 
 
 def cached_embeddings(images: ImageSet, spec: EncoderSpec, name: str, *, skip_bad: bool) -> Embeddings:
-    """The embeddings of an image set, from the cache or computed now; tables call them ``name``.
-
-    Raises:
-        UserError: the encoder cannot be had, or images cannot be decoded and are not to be skipped.
-    """
+    """The embeddings of an image set, from the cache or computed now; tables call them ``name``."""
     return embed(EmbedJob(images, locate(spec)), plain_console(stderr=True), skip_bad=skip_bad).data(name)
 
 
 def embed(job: EmbedJob, console: Console, *, skip_bad: bool = False) -> Embedded:
     """Embed what the cache lacks, on a GPU if there is one; a run that was killed continues with the next shard.
 
-    Args:
-        job: what to embed.
-        console: where progress is shown.
-        skip_bad: leave out images that cannot be decoded.
-
-    Raises:
-        UserError: images cannot be decoded and are not to be skipped (the first of them are listed; what was computed is kept), or
-            embeddings are not finite.
+    ``skip_bad`` leaves out images that cannot be decoded; else the first of them are listed, and what was computed is kept.
     """
     if clash := next((name for name in job.images.columns if name in _RESERVED), None):
         raise UserError(job.images.where, f"has a column '{clash}', a name that embeddings use themselves", "rename the column")
@@ -157,9 +146,8 @@ def embed(job: EmbedJob, console: Console, *, skip_bad: bool = False) -> Embedde
     with _locked(job.path.with_suffix(".lock"), console):
         manifest = job.manifest()
         if manifest is None:
-            _compute(job, console)
-            manifest = _assemble(job, skip_bad)
-            shutil.rmtree(job.path.with_suffix(".shards"))
+            manifest = _assemble(job, _shards(job, console), skip_bad)
+            shutil.rmtree(job.path.with_suffix(".parts"))
         bad = {int(position): why for position, why in manifest["bad"]}
         if bad and not skip_bad:
             raise _bad_images(bad, job)
@@ -183,30 +171,39 @@ def _locked(path: Path, console: Console) -> Iterator[None]:
         yield
 
 
-def _compute(job: EmbedJob, console: Console) -> None:
-    """Compute and save the shards that are not there yet; the batches of a shard are decoded while the model computes."""
-    missing = {path: positions for path, positions in job.shards.items() if Shard.load(path) is None}
+def _shards(job: EmbedJob, console: Console) -> list[Shard]:
+    """All shards; those that are not there yet are computed and saved. A shard's batches are decoded while the model computes."""
+    there = {path: Shard.load(path) for path in job.shards}
+    missing = [positions for path, positions in job.shards.items() if there[path] is None]
     if not missing:
-        return
+        return [shard for shard in there.values() if shard]
     device = "cuda" if torch.cuda.is_available() else "cpu"
     encoder, total = ImageEncoder(job.encoder, device), len(job.images)
     size, threads = max(1, job.batch // job.encoder.spec.views), 1 if device == "cpu" else max(1, joblib.cpu_count() - 1)
+    shards = []
     with Progress(console=console) as progress, ThreadPoolExecutor(threads, thread_name_prefix="decode") as pool:
-        bar = progress.add_task(f"embedding {job.images.name}", total=total, completed=total - sum(map(len, missing.values())))
-        for path, positions in missing.items():
-            parts = [positions[start : start + size] for start in range(0, len(positions), size)]
-            # in ascending order and in this thread, as files that are read as a stream want it
-            decoders = [[job.images.decoder(position) for position in part] for part in parts]
-            rows: list[NDArray[np.floating]] = []
-            bad: dict[int, str] = {}
-            for pixels, why in pool.map(partial(_prepared, encoder), parts, decoders):
-                rows += [] if pixels is None else [encoder.embed(pixels).numpy().astype(job.encoder.spec.stored)]
-                bad |= why
-            x = np.zeros((len(positions), rows[0].shape[1] if rows else 0), job.encoder.spec.stored)
-            if rows:
-                x[[position not in bad for position in positions]] = np.concatenate(rows)
-            Shard(x, bad).save(path)
-            progress.advance(bar, len(positions))
+        bar = progress.add_task(f"embedding {job.images.name}", total=total, completed=total - sum(map(len, missing)))
+        for path, positions in job.shards.items():
+            shard = there[path]
+            if shard is None:
+                parts = [positions[start : start + size] for start in range(0, len(positions), size)]
+                # in ascending order and in this thread, as files that are read as a stream want it
+                decoders = [[job.images.decoder(position) for position in part] for part in parts]
+                rows: list[NDArray[np.floating]] = [np.zeros((0, 0), job.encoder.spec.stored)]
+                bad: dict[int, str] = {}
+                for pixels, why in pool.map(partial(_prepared, encoder), parts, decoders):
+                    rows += [] if pixels is None else [encoder.embed(pixels).numpy().astype(job.encoder.spec.stored)]
+                    bad |= why
+                shard = Shard(_joined(rows), bad)
+                shard.save(path)
+                progress.advance(bar, len(positions))
+            shards.append(shard)
+    return shards
+
+
+def _joined(parts: Sequence[NDArray[np.floating]]) -> NDArray[np.floating]:
+    """One after another, those without a row left out."""
+    return np.concatenate([part for part in parts if len(part)] or list(parts[:1]))
 
 
 def _prepared(encoder: ImageEncoder, positions: Sequence[int], decoders: Sequence[Decoder]) -> tuple[Tensor | None, dict[int, str]]:
@@ -220,39 +217,26 @@ def _prepared(encoder: ImageEncoder, positions: Sequence[int], decoders: Sequenc
     return encoder.pixels(good) if good else None, bad
 
 
-def _assemble(job: EmbedJob, skip_bad: bool) -> dict[str, Any]:
-    """Put the shards into one file, shard by shard; returns its manifest."""
-    bad: dict[int, str] = {}
-    dim = 0
-    for path, positions in job.shards.items():
-        shard = _shard(path)
-        dim = max(dim, shard.x.shape[1])
-        bad |= shard.bad
-        finite = np.isfinite(shard.x).all(axis=1)
-        if not finite.all():
-            what = f"the embedding of {job.images.image_name(positions[int(finite.argmin())])} has NaN or infinite values"
-            raise UserError(job.images.where, what, "store them as float32, or check the encoder")
+def _assemble(job: EmbedJob, shards: Sequence[Shard], skip_bad: bool) -> dict[str, Any]:
+    """Put the shards into one file; returns its manifest."""
+    x, bad = _joined([shard.x for shard in shards]), {position: why for shard in shards for position, why in shard.bad.items()}
+    finite = np.isfinite(x).all(axis=1)
+    if not finite.all():
+        kept = np.setdiff1d(np.arange(len(job.images)), list(bad))
+        what = f"the embedding of {job.images.image_name(int(kept[finite.argmin()]))} has NaN or infinite values"
+        raise UserError(job.images.where, what, "store them as float32, or check the encoder")
     if bad and not skip_bad:
         raise _bad_images(bad, job)
     manifest = {
         **job.identity,
-        "shape": [len(job.images) - len(bad), dim],
+        "shape": list(x.shape),
         "bad": sorted(bad.items()),
         "device": "cuda" if torch.cuda.is_available() else "cpu",
         "versions": {"fedsim": __version__} | {name: version(name) for name in ("torch", "torchvision", "transformers", "numpy", "pillow")},
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
     }
-    kept = {path: [position not in bad for position in positions] for path, positions in job.shards.items()}
-    rows = (_shard(path).x[good] for path, good in kept.items() if any(good))
-    write_npz(job.path, (len(job.images) - len(bad), dim), job.encoder.spec.stored, rows, {}, manifest)
+    write_npz(job.path, {"x": x}, manifest)
     return manifest
-
-
-def _shard(path: Path) -> Shard:
-    shard = Shard.load(path)
-    if shard is None:
-        raise UserError(str(path), "was removed while fedsim ran", "run the same command again")
-    return shard
 
 
 def _bad_images(bad: Mapping[int, str], job: EmbedJob) -> UserError:

@@ -60,11 +60,7 @@ class EncoderFiles:
 
 
 def locate(spec: EncoderSpec) -> EncoderFiles:
-    """Find an encoder's files: a local one, the hub's cache, or the hub.
-
-    Raises:
-        UserError: it is not on this machine and cannot be downloaded, or files are missing.
-    """
+    """Find an encoder's files: a local one, the hub's cache, or the hub."""
     if spec.onnx:
         if not os.path.isfile(spec.onnx):
             hint = "give the path of an exported network; benchmarks/encoders.py of a checkout makes those that are known by name"
@@ -126,11 +122,7 @@ class Network(NamedTuple):
 
 
 class ImageEncoder:
-    """An encoder on ``cpu``, or on ``cuda`` in bfloat16 mixed precision.
-
-    Raises:
-        UserError: it cannot be loaded.
-    """
+    """An encoder on ``cpu``, or on ``cuda`` in bfloat16 mixed precision."""
 
     def __init__(self, files: EncoderFiles, device: str) -> None:
         self.spec, self.network = files.spec, (_exported if files.spec.onnx else _transformer)(files, device)

@@ -192,11 +192,7 @@ class PixelArrays:
 
 
 def decoded(source: str | bytes) -> Image.Image:
-    """Decode a file, or its bytes, to RGB: upright by its EXIF orientation, 16-bit grey values scaled to 8 bits.
-
-    Raises:
-        BadImage: it is truncated, not an image, too large, a program, or has floating-point pixels.
-    """
+    """Decode a file, or its bytes, to RGB: upright by its EXIF orientation, 16-bit grey values scaled to 8 bits."""
     try:
         with BytesIO(source) if isinstance(source, bytes) else open_regular(source) as file, Image.open(file) as image:
             if image.format == "EPS":  # Pillow would hand it to Ghostscript

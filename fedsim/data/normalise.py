@@ -7,14 +7,7 @@ from numpy.typing import NDArray
 
 
 def unit_norm(x: NDArray[np.float32]) -> NDArray[np.float32]:
-    """Scale every row to L2 norm 1: ``x_i / ||x_i||``; zero rows stay zero.
-
-    Args:
-        x: float32 ``[n, d]``, finite.
-
-    Returns:
-        float32 ``[n, d]``.
-    """
+    """Scale every row of finite ``x`` ``[n, d]`` to L2 norm 1: ``x_i / ||x_i||``; zero rows stay zero."""
     # dividing by the largest entry first keeps the squares of huge and tiny rows inside float32
     largest = np.maximum(x.max(axis=1, keepdims=True), -x.min(axis=1, keepdims=True))
     unit: NDArray[np.float32] = np.divide(x, np.where(largest > 0, largest, 1).astype(np.float32))

@@ -18,15 +18,9 @@ WORDS = {"train": TRAIN, "training": TRAIN, "val": VALIDATION, "valid": VALIDATI
 
 
 def stratified_rows(y: NDArray[np.int64], size: int, leave: int = 0) -> NDArray[np.int64]:
-    """Choose ``size`` rows whose label counts follow those of ``y``, at least one row of every class.
+    """The sorted numbers of ``size`` rows whose label counts follow those of ``y`` ``[n]``, at least one of every class.
 
-    Args:
-        y: labels ``[n]`` in 0 .. C-1, every class present.
-        size: how many rows, between C and n - C * leave.
-        leave: rows of every class that are not chosen, at least; every class has more.
-
-    Returns:
-        Sorted row numbers int64 ``[size]``.
+    ``leave`` rows of every class, which has more, are not chosen.
     """
     counts = np.bincount(y)
     spare = counts - 1
@@ -50,13 +44,7 @@ def made_up_labels(rows: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
 
 
 def quarter_for_testing(y: NDArray[np.int64], names: tuple[str, ...], thing: str = "image") -> NDArray[np.int64]:
-    """A split ``[n]`` with a stratified quarter of the rows as test rows.
-
-    Args:
-        y: labels ``[n]`` in 0 .. C-1, every class present.
-        names: what the classes are called.
-        thing: what a row is.
-    """
+    """A split ``[n]`` with a stratified quarter of the rows as test rows; of labels ``y`` every class is present, a row is a ``thing``."""
     counts = np.bincount(y)
     if counts.min() < 2:
         what = f"class '{names[int(counts.argmin())]}' has a single {thing}"
@@ -67,15 +55,9 @@ def quarter_for_testing(y: NDArray[np.int64], names: tuple[str, ...], thing: str
 
 
 def quarter_of_groups(values: NDArray[Any], y: NDArray[np.int64], names: tuple[str, ...], thing: str) -> NDArray[np.int64]:
-    """A split ``[n]`` with a quarter of the groups as test rows, all rows of a group on one side.
+    """A split ``[n]`` with a quarter of the groups as test rows, all rows of a group, of equal ``values``, on one side.
 
-    It is stratified by the groups' labels: the one that most rows of a group have, of several the lowest.
-
-    Args:
-        values: the group of every row, ``[n]``.
-        y: labels ``[n]`` in 0 .. C-1.
-        names: what the classes are called.
-        thing: what a group is.
+    It is stratified by the groups' labels: the one that most rows of a group, a ``thing``, have, of several the lowest.
     """
     if missing := int(np.count_nonzero(lacking(values))):
         raise UserError("", f"{missing} rows have no {thing}", "give every row one; a row that stands alone a value of its own")

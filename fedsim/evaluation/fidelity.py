@@ -37,13 +37,7 @@ class Labelled:
 
 
 def fidelity(made: Labelled, real: Labelled, probe_c: float) -> Scores:
-    """Fréchet distance, squared MMD, density, coverage, and how well a probe tells real from made.
-
-    Args:
-        made: synthetic rows.
-        real: test rows.
-        probe_c: inverse strength of that probe's penalty.
-    """
+    """Fréchet distance, squared MMD, density, coverage, and how well a probe of inverse penalty ``probe_c`` tells real from made."""
     basis = leading_directions(real.x)
     counts = np.bincount(real.y)
     classes = [label for label in np.flatnonzero(counts > NEIGHBOURS) if (made.y == label).any()]

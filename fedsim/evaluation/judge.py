@@ -30,7 +30,7 @@ from fedsim.evaluation.scores import (
 from fedsim.evaluation.weights import best_weight, held_out_weight
 from fedsim.grid.models import Cell
 from fedsim.methods.messages import Tensors
-from fedsim.methods.products import Classifier, Generator, OnSphere, is_classifier, is_personal, own
+from fedsim.methods.products import Classifier, Generator, before_sphere, is_classifier, is_personal, own
 from fedsim.models.linear import Interpolated, ProbeClassifier, fit_linear, folded
 from fedsim.models.probe import Probe, fit_chosen, fit_probe
 from fedsim.partition import Partition
@@ -55,14 +55,7 @@ def synthesise(
 ) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
     """Synthetic embeddings with uniform labels, which cost no privacy: ``[classes * per_class, d]`` and their labels.
 
-    Args:
-        generator: on ``device``.
-        classes: C.
-        per_class: rows of each.
-        seeds: of the draw.
-        client: whose draw; the server's where all share one.
-        draw: the number of the draw.
-        device: where the generator is.
+    The draw of that number is of ``client``'s stream, or the server's where all share one.
     """
     labels = torch.arange(classes).repeat_interleave(per_class)
     x = generator.sample(to_device(labels, device), seeds.torch(Purpose.SYNTHESIS, draw, client))
@@ -111,14 +104,7 @@ class Judgement:
 
 
 def judgement_of(trial: Trial, state: Tensors, data: Embeddings, device: torch.device = CPU) -> Judgement:
-    """Judge what a training made, made again from its state.
-
-    Args:
-        trial: the cell, with the plan that was trained.
-        state: :attr:`fedsim.training.rounds.Trained.state`.
-        data: real rows.
-        device: where it computes; probes are the CPU's.
-    """
+    """Judge what a training made, made again from its ``state`` (:attr:`fedsim.training.rounds.Trained.state`), with its trial's plan."""
     cell = trial.cell
     algorithm = build_algorithm(cell.algorithm, cell.params, trial.task)
     made, shares = restored(algorithm, state, trial.plan, Seeds(cell.seed), device)
@@ -176,10 +162,11 @@ class Judge:
         return scores
 
     def size(self) -> Scores:
-        """The mean norm of a few rows as the shared generator draws them; empty where there is none."""
-        if not isinstance(self.made, OnSphere):
+        """The mean norm of a few rows as the shared generator draws them; empty where they are not brought to the sphere."""
+        own_rows = before_sphere(self.made)
+        if own_rows is self.made or is_classifier(own_rows):
             return Scores()
-        x, _ = synthesise(self.made.generator, self.data.classes, FEW, self._seeds, draw=3, device=self.device)
+        x, _ = synthesise(own_rows, self.data.classes, FEW, self._seeds, draw=3, device=self.device)
         return Scores(synthetic_norm=float(np.linalg.norm(x.astype(np.float64), axis=1).mean()))
 
     def of_clients(self) -> tuple[ClientScores, ...]:

@@ -85,6 +85,11 @@ def balanced_accuracy(of: Predictions) -> float:
     return float(recall_score(of.y, of.predicted, labels=of.held, average="macro", zero_division=0))
 
 
+def balanced_accuracy_of(y: NDArray[np.int64], predicted: NDArray[np.int64]) -> float:
+    """The same of predicted labels alone, by a predictor that is no single client's."""
+    return balanced_accuracy(Predictions(y, predicted, np.empty((len(y), 0))))
+
+
 def macro_f1(of: Predictions) -> float:
     """Mean F1 over the held classes; a class that is never predicted counts as 0."""
     from sklearn.metrics import f1_score

@@ -31,17 +31,8 @@ def plans_of(
 ) -> tuple[Candidate, ...]:
     """The parameters of a cell with their plan; one candidate unless the cell is tuned, else one a point of its space.
 
-    Args:
-        cls: the algorithm.
-        params: all its parameters; those in the space of ``tuning`` are replaced.
-        tuning: how parameters are chosen.
-        task: the public facts.
-        epsilon: the budget of the cell, all its trainings and scores together; None if epsilon has no meaning for the algorithm.
-        delta: of the budget.
-
-    Raises:
-        UserError: as :func:`fedsim.methods.algorithm.solved_plan`, single messages are seen, or the budget is too small to search within.
-        ValidationError: a point of the space does not do.
+    Points replace those of all ``params`` that are in their space. The budget is of all trainings and scores together; an ``epsilon`` of
+    None has no meaning for the algorithm.
     """
     if tuning is not None and task.trust == "silo":
         raise UserError("trust", SEEN, "tune under trust: aggregate, or leave out tune")

@@ -5,10 +5,8 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable
 
-import numpy as np
-
 from fedsim.evaluation.fidelity import Labelled, fidelity
-from fedsim.evaluation.measures import Predictions, balanced_accuracy
+from fedsim.evaluation.measures import balanced_accuracy_of
 from fedsim.evaluation.scores import Scores
 
 NEAREST = 5
@@ -27,7 +25,7 @@ def nearest_neighbours(made: Labelled, real: Labelled, probe_c: float) -> Scores
     some = slice(None, None, -(-len(made.x) // MOST_NEIGHBOURS))
     x, y = made.x[some], made.y[some]
     model = KNeighborsClassifier(min(NEAREST, len(x)), algorithm="brute").fit(x, y)
-    return Scores(knn_balanced_accuracy=_balanced(model.predict(real.x), real))
+    return Scores(knn_balanced_accuracy=balanced_accuracy_of(real.y, model.predict(real.x)))
 
 
 def small_network(made: Labelled, real: Labelled, probe_c: float) -> Scores:
@@ -41,11 +39,7 @@ def small_network(made: Labelled, real: Labelled, probe_c: float) -> Scores:
         # so many steps are the readout's definition
         warnings.simplefilter("ignore", ConvergenceWarning)
         model.fit((made.x - mean) / deviation, made.y)
-    return Scores(mlp_balanced_accuracy=_balanced(model.predict((real.x - mean) / deviation), real))
-
-
-def _balanced(predicted: np.ndarray[tuple[int], np.dtype[np.int64]], real: Labelled) -> float:
-    return balanced_accuracy(Predictions(real.y, predicted, np.empty((len(predicted), 0))))
+    return Scores(mlp_balanced_accuracy=balanced_accuracy_of(real.y, model.predict((real.x - mean) / deviation)))
 
 
 READOUTS: dict[str, Callable[[Labelled, Labelled, float], Scores]] = {

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from fedsim.evaluation.measures import Predictions, balanced_accuracy
+from fedsim.evaluation.measures import balanced_accuracy_of
 from fedsim.evaluation.scores import score_classifier
 from fedsim.models.linear import ProbeClassifier
 from fedsim.models.probe import fit_probes, predict_each, strengths
@@ -71,16 +71,12 @@ def _by_itself(
     data: Embeddings, rows: NDArray[np.int64], own: NDArray[np.int64], tried: Sequence[float]
 ) -> list[tuple[float, float | None]]:
     """Balanced accuracy over all test rows and over a client's own, at each strength, of a probe of the client's rows."""
-    probes, y = fit_probes(data.x_train[rows], data.y_train[rows], tried, balanced=True), data.y_test
+    probes, y = list(fit_probes(data.x_train[rows], data.y_train[rows], tried, balanced=True)), data.y_test
     return [
-        (_balanced_accuracy(y, predicted), _balanced_accuracy(y[own], predicted[own]) if len(own) else None)
+        (balanced_accuracy_of(y, predicted), balanced_accuracy_of(y[own], predicted[own]) if len(own) else None)
         for predicted in predict_each(probes, data.x_test)
     ]
 
 
 def _tried(dim: int, probe_c: float | None) -> list[float]:
     return sorted({*strengths(dim), probe_c or strengths(dim)[0]})
-
-
-def _balanced_accuracy(y: NDArray[np.int64], predicted: NDArray[np.int64]) -> float:
-    return balanced_accuracy(Predictions(y, predicted, np.empty((len(y), 0))))

@@ -35,10 +35,6 @@ def at_shares(predictions: Predictions, shares: NDArray[np.float64] | None) -> P
     """What is predicted where labels are as frequent as ``shares`` ``[C]`` say, by a classifier that was trained on uniform ones.
 
     Its probabilities times the shares, as Bayes' rule has it (Saerens, Latinne and Decaestecker 2002, equation 4): no second fit.
-
-    Args:
-        predictions: of the classifier.
-        shares: of the labels; None leaves the predictions as they are.
     """
     return predictions if shares is None else replace(predictions, predicted=(predictions.probabilities * shares).argmax(1))
 
@@ -66,9 +62,7 @@ def recall_per_class(predicted: Sequence[Predictions], classes: int) -> tuple[fl
 def scores_of_clients(own: Sequence[Scores | None], shared: Sequence[Scores | None]) -> Scores:
     """Mean over clients, the worst client and the spread (largest less smallest) of the balanced accuracy by what is their own.
 
-    Args:
-        own: every client's scores by its own generator or classifier; None for a client without a test row.
-        shared: by what all share; None where nothing is shared, or a client has no test row.
+    None for a client without a test row, and by what is ``shared`` also where nothing is.
     """
     owned, alike = ([scores.balanced_accuracy for scores in part if scores is not None] for part in (own, shared))
     if not owned:
@@ -85,9 +79,6 @@ def personal_scores(clients: Sequence[Predictions]) -> Scores:
     """Means over clients of how well every one predicts rows as it sees them, its labels as frequent as with it.
 
     A client that holds no class of its test rows has no score.
-
-    Args:
-        clients: every client's predictions, with its label shares.
     """
     return mean_scores([scores_of(predictions, "personal") for predictions in clients if len(predictions.held)])
 

@@ -111,9 +111,6 @@ class _OfRun(Checkpoints):
         """Where this training stood."""
         return self.progress
 
-    def remove(self) -> None:
-        """The cell is not finished."""
-
 
 def run_tuned(
     trial: Trial,
@@ -124,14 +121,8 @@ def run_tuned(
 ) -> Iterator[RoundRecord | Outcome]:
     """Train a tuned cell: yields the rounds of its trainings one after another, then the outcome of the best.
 
-    The number of trainings, their parameters and their keys are drawn from a secret stream, so the cell continues with them.
-
-    Args:
-        trial: the cell, with its candidates.
-        data: its data set.
-        make_pool: as for :func:`fedsim.training.trial.run_trial`, as are the others.
-        checkpoints: stores its progress.
-        device: of the server.
+    The number of trainings, their parameters and their keys are drawn from a secret stream, so the cell continues with them. Arguments are
+    those of :func:`fedsim.training.trial.run_trial`.
     """
     started = time.perf_counter()
     trial = trial.given(data)
@@ -160,8 +151,6 @@ def run_tuned(
                 score, multiplier = held.noisy(one, step.state, data, chosen.plan, own_seeds, device)
             search = search.after(ScoredRun(candidate, score, multiplier, replace(step, state={})), step.state)
         progress = None
-    if checkpoints:
-        checkpoints.remove()
     yield _outcome(trial, search, time.perf_counter() - started)
 
 

@@ -12,12 +12,7 @@ from torch import Tensor
 from fedsim.models.linear import LinearClassifier, fit_linear
 
 HELD_OUT = 5
-
-
-def held_out(rows: int) -> NDArray[np.bool_]:
-    """The fifth of a client's rows on which its weight is chosen: bool ``[rows]``; a client with few rows holds one out."""
-    chosen: NDArray[np.bool_] = np.arange(rows) % HELD_OUT == min(HELD_OUT, rows) - 1
-    return chosen
+"""Of so many rows one is held out, to choose the weight on."""
 
 
 TRIED_WEIGHTS = tuple(step / 10 for step in range(11))
@@ -27,11 +22,7 @@ TRIED_WEIGHTS = tuple(step / 10 for step in range(11))
 def best_weight(local: Tensor, shared: Tensor, y: Tensor, importance: Tensor) -> float:
     """The weight of ``local`` among :data:`TRIED_WEIGHTS` whose mixture has the best weighted accuracy; the smallest of equals.
 
-    Args:
-        local: probabilities ``[n, C]``.
-        shared: probabilities ``[n, C]``.
-        y: labels ``[n]``.
-        importance: of each row ``[n]``.
+    Of probabilities ``[n, C]`` of both, labels y ``[n]``, and the importance of each row ``[n]``.
     """
     best, best_score = 0.0, -math.inf
     for weight in TRIED_WEIGHTS:
@@ -45,18 +36,11 @@ def best_weight(local: Tensor, shared: Tensor, y: Tensor, importance: Tensor) ->
 def held_out_weight(x: NDArray[np.float32], y: NDArray[np.int64], shared: LinearClassifier, classes: int, probe_c: float) -> float:
     """The best weight of a client's own classifier on a fifth of its rows, which the classifier that is tried there did not see.
 
-    A client with one row has nothing to try it on: 0.
-
-    Args:
-        x: the client's rows ``[n, d]``.
-        y: their labels ``[n]``.
-        shared: what its own classifier is interpolated with.
-        classes: C.
-        probe_c: inverse strength of the own classifier's L2 penalty.
+    Of rows ``[n, d]`` with labels ``[n]`` and what it is interpolated with. A client with one row has nothing to try it on: 0.
     """
     if len(y) < 2:
         return 0.0
-    kept = held_out(len(y))
+    kept = np.arange(len(y)) % HELD_OUT == min(HELD_OUT, len(y)) - 1  # of few rows one
     tried = fit_linear(x[~kept], y[~kept], classes, probe_c)
     rows, ones = torch.from_numpy(x[kept]), torch.ones(int(kept.sum()))
     return best_weight(tried.probabilities(rows), shared.probabilities(rows), torch.from_numpy(y[kept]), ones)

@@ -26,6 +26,7 @@ from fedsim.plugins.registry import lookup
 from fedsim.privacy.selection import SEEN
 from fedsim.words import json_number, spelled
 
+_Point = tuple[float, int, int, Evaluation]
 CURVE_LABELS: dict[Curve, str] = {"default": "", "tuned": " tuned", "free": " tuned (free, on test rows)"}
 """What stands behind the label of each curve of a tuned algorithm."""
 
@@ -67,12 +68,7 @@ class Resolved:
 def resolve(grid: Grid, *, keep_going: bool = False) -> Resolved:
     """Find the grid's algorithms, which imports plug-ins, and check the parameters of each by its own model.
 
-    Args:
-        grid: the grid.
-        keep_going: leave out the entries whose plug-in is refused.
-
-    Raises:
-        UserError: an algorithm is unknown or refused, its parameters are not valid, or two are the same.
+    The first plug-in that is refused is raised, or left out, like any other, where the rest is to go on, ``keep_going``.
     """
     classes: dict[int, type[Algorithm]] = {}
     refused: dict[int, PluginError] = {}
@@ -190,14 +186,7 @@ def expand(resolved: Resolved, data: Mapping[str, Embeddings]) -> tuple[Cell, ..
     """All cells, ordered by data set, alpha, clients, seed, then algorithm (with its scan) and epsilon.
 
     So cells that share a partition come together. An algorithm for which epsilon has no meaning makes one cell per
-    partition, any other makes one per epsilon.
-
-    Args:
-        resolved: the grid with its algorithms.
-        data: what :func:`fedsim.grid.sets.without_unseen` gave.
-
-    Raises:
-        UserError: the data do not allow so many clients, or two data sets are the same.
+    partition, any other makes one per epsilon. ``data`` are what :func:`fedsim.grid.sets.without_unseen` gave.
     """
     grid = resolved.grid
     check_partitions(grid, data)
@@ -207,27 +196,16 @@ def expand(resolved: Resolved, data: Mapping[str, Embeddings]) -> tuple[Cell, ..
         if same != i:
             raise UserError(grid.place_of(spec), f"has the same content as dataset[{grid.position(grid.sets[same])}]", "remove one")
     return tuple(
-        _cell(grid, variant, spec, data[spec.key], alpha, clients, epsilon, seed, evaluation)
+        _cell(grid, variant, spec, data[spec.key], point, epsilon)
         for spec in grid.sets
-        for alpha, clients, seed, evaluation in product(
-            grid.alpha, grid.clients, grid.seeds, evaluations(grid, spec, data[spec.key].columns)
-        )
+        for point in product(grid.alpha, grid.clients, grid.seeds, evaluations(grid, spec, data[spec.key].columns))
         for variant in resolved.variants
         for epsilon in (grid.epsilon if variant.private else (None,))
     )
 
 
-def _cell(
-    grid: Grid,
-    variant: Variant,
-    spec: DatasetSpec,
-    data: Embeddings,
-    alpha: float,
-    clients: int,
-    epsilon: float | None,
-    seed: int,
-    evaluation: Evaluation,
-) -> Cell:
+def _cell(grid: Grid, variant: Variant, spec: DatasetSpec, data: Embeddings, point: _Point, epsilon: float | None) -> Cell:
+    alpha, clients, seed, evaluation = point
     content, public = data.fingerprint, public_for(grid, variant, data, clients)
     scheme = grid.division.model_dump(mode="json") | ({"alpha": alpha} if grid.partition.uses_alpha else {})
     # without an epsilon there is no budget to protect a unit with

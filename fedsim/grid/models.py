@@ -7,6 +7,7 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import product
+from math import prod
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar, get_args
 
@@ -46,11 +47,7 @@ _Item = TypeVar("_Item")
 class Origin:
     """Where the values of a grid came from, to name places in messages; no part of what makes two grids equal.
 
-    Attributes:
-        file: the file; empty: none.
-        data: what was validated.
-        root: the file's YAML.
-        overrides: keys that were replaced.
+    A file or none, what was validated, the file's YAML, and the keys that were replaced.
     """
 
     file: str = field(default="", compare=False)
@@ -63,7 +60,7 @@ class Origin:
         loc, line, complete = self._found(loc)
         text = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in loc).lstrip(".")
         if any(loc[: len(key)] == key or (loc and not complete and key[: len(loc)] == loc) for key in self.overrides):
-            return f"--set {text}"
+            return f"set {text}"
         if not self.file:
             return text or "grid"
         return ": ".join(filter(None, (f"{self.file}:{line}" if line else self.file, text)))
@@ -232,13 +229,10 @@ class AuditSpec(_Model):
 
 
 class Tuning(_Model):
-    """How a cell's parameters are chosen: the best of several trainings, each with parameters from a space.
+    """How a cell's parameters are chosen: the best of several trainings, as :class:`Tune` has it.
 
     Attributes:
         space: values by parameter; a training draws one of each, uniformly.
-        trials: the mean number of trainings, >= 1.
-        distribution: of that number (:mod:`fedsim.privacy.selection`).
-        held_out: the probability with which a unit is not trained on but scored on.
         free: every point of the space is trained once, on all rows and at the whole budget, and the best on test rows is kept: what a
             search costs that nobody pays for.
     """
@@ -442,6 +436,15 @@ class Grid(_Model):
         return unit
 
     @property
+    def most_cells(self) -> int:
+        """So many cells at most; sites that are left out one by one are counted as one, and methods may lack a scanned parameter."""
+        entries = 0
+        for entry in self.algorithms:
+            scanned = prod(len(values) for values in (self.scan | entry.scan).values())
+            entries += scanned * (len(self.tune.curves) if self.tune.params or entry.tune else 1)
+        return prod(map(len, (self.sets, self.alpha, self.clients, self.epsilon, self.seeds))) * entries
+
+    @property
     def sets(self) -> tuple[DatasetSpec, ...]:
         """Every data set with every encoder, in the order of the axes."""
         return tuple(encoded for spec in self.dataset for encoded in spec.encoded_by(self.encoder))
@@ -488,22 +491,15 @@ class Cell(_Model):
         training_id: the same of what can change the training: cells that differ in their evaluation alone share it.
         source: hash of the code that computes it, see :mod:`fedsim.plugins.code_hash`.
         label: what tables and curves call the algorithm with these parameters.
-        algorithm: its name as the grid gives it.
         params: all its parameters, defaults included.
-        dataset: where the data come from.
         dataset_hash: the data's fingerprint; None in what may be released.
         public, public_hash, public_licence: name, fingerprint and licence of the public rows, where the algorithm uses them.
         partition: the scheme, which keeps units together.
         alpha: Dirichlet concentration, of the schemes that use one.
-        clients: how many.
         epsilon: budget, ``inf`` without privacy; None where epsilon has no meaning for the algorithm.
-        delta: of the budget.
-        unit: what the budget protects.
         unit_column: the column whose values are the units, where the unit is a group.
-        trust: who may see what.
         noise: ``seeded``, or ``secret`` where a budget is kept by noise that no seed gives.
         seed: root of the cell's seed tree, and the partition's seed.
-        evaluation: how the generator is judged.
         tuning: how some of ``params`` are chosen; before that they are the first of the space. None: they are given.
     """
 

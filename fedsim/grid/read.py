@@ -35,11 +35,7 @@ _Loader.add_implicit_resolver("tag:yaml.org,2002:float", re.compile(r"^[-+]?(\d+
 
 
 def parse(text: str, where: str) -> tuple[Any, yaml.Node | None]:
-    """YAML text to plain data, and its nodes.
-
-    Raises:
-        UserError: it is not valid.
-    """
+    """YAML text to plain data, and its nodes."""
     try:
         loader = _Loader(text)
         node = loader.get_single_node()
@@ -53,11 +49,7 @@ def parse(text: str, where: str) -> tuple[Any, yaml.Node | None]:
 
 
 def read_text(path: Path, kind: str = "YAML file") -> str:
-    """The text of a file that a user names; ``kind`` is what is expected.
-
-    Raises:
-        UserError: it cannot be read, or is no text.
-    """
+    """The text of a file that a user names; ``kind`` is what is expected."""
     try:
         return path.read_text(encoding="utf-8-sig")
     except FileNotFoundError as error:
@@ -107,9 +99,6 @@ def load_grid(
             mapping as such a file has it, whose paths are relative to the working folder.
         overrides: ``key=YAML`` texts, or values by key, that replace values of the grid; ``evaluation.per_class`` goes into a mapping.
         algorithms: more of them, as a file has them, or classes.
-
-    Raises:
-        UserError: the first mistake, with its place.
     """
     if isinstance(grid, Mapping):
         data, source, folder = copy.deepcopy(dict(grid)), Origin(), Path.cwd()
@@ -166,20 +155,11 @@ class Options(Origin):
         inner = [str(part) for part in loc[3:] if isinstance(part, str)]
         if loc and loc[0] == "algorithms":
             return f"params {'.'.join(inner)}" if "params" in loc and inner else "algorithm"
-        return f"--{loc[0]}" if loc else "algorithm"
+        return str(loc[0]) if loc else "algorithm"
 
 
 def one_cell(algorithm: str, params: Sequence[str], **values: Any) -> Grid:
-    """A grid of one algorithm, whose messages name parameters.
-
-    Args:
-        algorithm: its name.
-        params: ``key=YAML`` texts, its parameters.
-        values: further keys of the grid, as a file has them.
-
-    Raises:
-        UserError: a value is not valid.
-    """
+    """A grid of one algorithm with ``key=YAML`` parameters and further keys, as a file has them; messages name parameters."""
     given: dict[str, Any] = {}
     for text in params:
         put(given, *assignment(text, "params"))
@@ -188,16 +168,9 @@ def one_cell(algorithm: str, params: Sequence[str], **values: Any) -> Grid:
 
 
 def parse_option(model: type[_Option], option: str, text: str | Mapping[str, Any], given: Mapping[str, Any]) -> _Option:
-    """A function's parameter as a grid would have it.
+    """A function's parameter ``option``, a YAML scalar or mapping, as a grid would have it.
 
-    Args:
-        model: what it becomes.
-        option: its name, for messages.
-        text: a YAML scalar or mapping; in Python also a mapping.
-        given: keys that other parameters give; None is not given.
-
-    Raises:
-        UserError: it is not valid.
+    ``given`` are keys that other parameters give; None is not given.
     """
     value = dict(text) if isinstance(text, Mapping) else parse(text, option)[0]
     try:

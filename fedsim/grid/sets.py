@@ -26,11 +26,7 @@ def _silent(text: str) -> None:
 
 
 def loaded(grid: Grid, tell: Callable[[str], None] = _silent) -> dict[str, Embeddings]:
-    """The grid's data sets by key. What labels and columns can refuse is refused before any image is decoded.
-
-    Raises:
-        UserError: a set cannot be had or does not do, or no partition of it is possible.
-    """
+    """The grid's data sets by key. What labels and columns can refuse is refused before any image is decoded."""
     sets, data = {}, {}
     for spec in grid.sets:
         tell(f"reading {spec.display}")
@@ -66,11 +62,7 @@ def _with_public(grid: Grid, data: Mapping[str, Embeddings], tell: Callable[[str
 
 
 def evaluations(grid: Grid, spec: DatasetSpec, columns: Mapping[str, NDArray[Any]]) -> tuple[Evaluation, ...]:
-    """The grid's evaluation, once for every site that it leaves out of training.
-
-    Raises:
-        UserError: the scheme has no sites, or none of that name.
-    """
+    """The grid's evaluation, once for every site that it leaves out of training."""
     asked = grid.evaluation.unseen
     if asked is None:
         return (grid.evaluation,)
@@ -85,11 +77,7 @@ def evaluations(grid: Grid, spec: DatasetSpec, columns: Mapping[str, NDArray[Any
 
 
 def without_unseen(grid: Grid, data: Mapping[str, Embeddings]) -> dict[str, Embeddings]:
-    """The data sets by key, and what is left of each without a site that takes no part, by :func:`fedsim.grid.models.data_key`.
-
-    Raises:
-        UserError: a site cannot be left out.
-    """
+    """The data sets by key, and what is left of each without a site that takes no part, by :func:`fedsim.grid.models.data_key`."""
     views = dict(data)
     for spec in grid.sets:
         for evaluation in evaluations(grid, spec, data[spec.key].columns):
@@ -101,15 +89,7 @@ def without_unseen(grid: Grid, data: Mapping[str, Embeddings]) -> dict[str, Embe
 
 
 def check_partitions(grid: Grid, data: Mapping[str, Embeddings]) -> None:
-    """Check what partitions ask of labels, columns and split; rows are not looked at.
-
-    Args:
-        grid: the grid.
-        data: what :func:`without_unseen` gave.
-
-    Raises:
-        UserError: the data do not allow so many clients, or a group is on both sides of the split.
-    """
+    """Check what partitions ask of labels, columns and split of what :func:`without_unseen` gave; rows are not looked at."""
     for spec in grid.sets:
         for (j, clients), evaluation in product(enumerate(grid.clients), evaluations(grid, spec, data[spec.key].columns)):
             rows = data[data_key(spec, evaluation)]
@@ -133,11 +113,7 @@ def grid_place(grid: Grid, dataset: DatasetSpec, clients: int, unseen: str | Non
 
 
 def partition_of(cell: Cell, data: Embeddings) -> Partition:
-    """A cell's partition of its data set.
-
-    Raises:
-        UserError: the data do not allow it.
-    """
+    """A cell's partition of its data set."""
     return make_partition(data.y_train, spec=cell.partition, alpha=cell.alpha, clients=cell.clients, seed=cell.seed, columns=data.columns)
 
 

@@ -137,6 +137,10 @@ class Algorithm(ABC):
         """Whether clients add noise to everything they send, so that the server adds none."""
         return self.task.trust == "silo"
 
+    def ignores_partition(self) -> bool:
+        """Whether all that is released are sums over rows, whichever clients hold them: any partition then gives the same result."""
+        return False
+
     def uses_public(self) -> bool:
         """Whether it is given the grid's public rows as ``task.public``, which its training then has to have.
 
@@ -187,10 +191,6 @@ def solved_plan(algorithm: Algorithm, epsilon: float | None, delta: float) -> Pr
     """The privacy plan, calibrated before the first step; None if epsilon has no meaning.
 
     It is solved here alone, for the releases that the algorithm declares: the proof does not cover a plan that an algorithm changed.
-
-    Raises:
-        UserError: the unit or trust is not supported, the parameters are refused, or the target cannot be met.
-        PluginError: the algorithm has a ``plan`` of its own.
     """
     if hasattr(algorithm, "plan"):
         where, what = f"{type(algorithm).__name__}.plan", "a method does not solve its own plan"

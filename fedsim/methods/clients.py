@@ -224,15 +224,10 @@ class Clients:
     def add_noise(self, release: Release, round_: int, sent: Tensors, kept: Tensors | None = None) -> Noised:
         """Add the clients' noise, and count the step for the ledger; all noise of clients is drawn here.
 
-        Under ``trust: silo`` every member adds the full noise to the tensors it sends; under ``trust: aggregate`` the server adds it
-        once. Tensors that stay with a client get the client's noise in any case. One unit must change ``sent`` and ``kept`` together by
-        at most the plan's sensitivity. Without a plan no noise is added.
-
-        Args:
-            release: the mechanism.
-            round_: the round; if a round has several steps, the number of the step over all rounds.
-            sent: sums over the members; in float64 they are rounded once noise is added.
-            kept: per-client tensors ``[members, ...]``.
+        Under ``trust: silo`` every member adds the full noise to the sums ``sent``; under ``trust: aggregate`` the server adds it once.
+        Per-client tensors ``kept`` ``[members, ...]`` get the client's noise in any case. One unit must change ``sent`` and ``kept``
+        together by at most the plan's sensitivity. Without a plan no noise is added. ``round_`` is the round, or of several steps a round
+        the number of the step over all rounds. Sums in float64 are rounded once noise is added.
 
         Raises:
             ValueError: the step is not in the round, or its noise was drawn before: two sums with the same noise reveal their difference.
@@ -276,13 +271,10 @@ class Clients:
         uplink_bytes: int | None = None,
         downlink_bytes: int | None = None,
     ) -> Message:
-        """The cohort's message.
+        """The cohort's message: sums over the members, as :meth:`add_noise` returned them, and diagnostics, which are not private.
 
-        Args:
-            sums: sums over the members, as :meth:`add_noise` returned them.
-            diagnostics: values per example or per client by name; not private, for people who may see the data.
-            uplink_bytes: bytes that all members together would send over a network; None: tensors of these shapes from every member.
-            downlink_bytes: bytes that all members together would receive; None: the broadcast for every member.
+        Bytes are what all members together would send over a network, and receive; None: tensors of these shapes from every member, and the
+        broadcast for every one.
         """
         weight = len(self.members) * NUMBER_BYTES * sum(value.numel() for value in sums.values())
         sent = weight if uplink_bytes is None else uplink_bytes

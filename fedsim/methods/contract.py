@@ -18,7 +18,7 @@ from fedsim.batch import Batch, Layout
 from fedsim.errors import NotPerExample, WrongReturn
 from fedsim.methods.algorithm import Algorithm
 from fedsim.methods.messages import Task
-from fedsim.methods.products import OnSphere
+from fedsim.methods.products import before_sphere
 from fedsim.models.initialise import initial_model
 from fedsim.privacy.clipping import Norms, clipped_sum
 from fedsim.privacy.clipping.norms import Loss
@@ -44,22 +44,14 @@ SUM_TOLERANCE = 1e-3
 
 
 def typed(method: Any, returned: Any, kind: type[Kind], expected: str, shape: tuple[int, ...] | None = None, what: str = "") -> Kind:
-    """The value that ``method`` ``returned``, if it is a ``kind``, of this ``shape`` if one is given.
-
-    Raises:
-        WrongReturn: it is not; the message says what was ``expected``, and ``what`` names the part of the value.
-    """
+    """The value that ``method`` ``returned``, if it is a ``kind``, of this ``shape`` if one is given."""
     if isinstance(returned, kind) and shape in (None, getattr(returned, "shape", None)):
         return returned
     raise WrongReturn(method, what + _described(returned), expected)
 
 
 def loss_parts(loss: Callable[[Model, Batch], Mapping[str, Tensor]], model: Model, batch: Batch) -> dict[str, Tensor]:
-    """The parts ``[N]`` of a loss per example, by name.
-
-    Raises:
-        WrongReturn: it returned something else.
-    """
+    """The parts ``[N]`` of a loss per example, by name."""
     parts, expected = loss(model, batch), f"one number a row: [{len(batch)}]"
     if not isinstance(parts, Mapping) or not parts:
         raise WrongReturn(loss, _described(parts), f"a mapping of loss parts by name, {expected}")
@@ -67,15 +59,10 @@ def loss_parts(loss: Callable[[Model, Batch], Mapping[str, Tensor]], model: Mode
 
 
 def answer(algorithm: Algorithm, made: Any, labels: Tensor, x: Tensor, stream: torch.Generator) -> Tensor:
-    """Rows ``[n, d]`` of ``labels`` by the generator that an algorithm made, or class probabilities ``[n, C]`` of ``x`` by its classifier.
-
-    Raises:
-        WrongReturn: ``made`` is neither, or returned something else, numbers that are not finite, or probabilities that do not sum to 1.
-    """
+    """Rows ``[n, d]`` of ``labels`` by the generator that was made, or class probabilities ``[n, C]`` of ``x`` by the classifier."""
     task, generates = algorithm.task, algorithm.generates(algorithm.params)
     name = "sample" if generates else "probabilities"
-    # its own, not what brings its rows to the sphere
-    made = made.generator if isinstance(made, OnSphere) else made
+    made = before_sphere(made)
     method: Any = getattr(made, name, None)
     if method is None:
         raise WrongReturn(algorithm.generator if generates else algorithm.classifier, _described(made), f"an object with {name}")
@@ -108,12 +95,7 @@ def _plain(dtype: torch.dtype) -> str:
 
 
 def check_loss(algorithm: Any, clients: int, norms: Callable[[nn.Module], Norms]) -> None:
-    """Test the loss of a DPSGD or LocalDPSGD on made-up rows of ``clients``, whose gradients are clipped by ``norms`` of the model.
-
-    Raises:
-        NotPerExample: a row's loss changes with the presence or number of other rows, or with rows that were seen before.
-        ValueError: a part of the loss is not one finite number a row, or the engine cannot clip the model.
-    """
+    """Test the loss of a DPSGD or LocalDPSGD on made-up rows of ``clients``, whose gradients are clipped by ``norms`` of the model."""
     model, batch = _started(algorithm, clients), _made_up(algorithm, clients)
 
     def loss(model: nn.Module, batch: Batch) -> Tensor:
@@ -133,11 +115,7 @@ def check_loss(algorithm: Any, clients: int, norms: Callable[[nn.Module], Norms]
 
 
 def check_clients(algorithm: Any, clients: int) -> None:
-    """Test a loss on made-up rows of ``clients``, whose gradients are clipped client by client.
-
-    Raises:
-        NotPerExample: a client's loss changes with another client's rows, or with rows that were seen before.
-    """
+    """Test a loss on made-up rows of ``clients``, whose gradients are clipped client by client."""
     model, (_, crowd), rows = _started(algorithm, clients), crowds(algorithm.task), MIXED_ROWS // clients
     batch = _batch(algorithm, crowd.x, crowd.y, torch.arange(MIXED_ROWS) // rows, clients)
     with torch.no_grad():
@@ -155,10 +133,6 @@ def check_per_example(model: nn.Module, loss: Loss, batch: Batch, norms: Norms, 
     The engines clip row n's gradient on the assumption that it depends on row n alone. A batch statistic, such as a batch-level MMD,
     breaks it, and so does a layer that sees the rows in another order. Every row of ``batch``, made-up ones of the real shapes, is left out
     in turn, with a clip at their median norm, so that half of them are clipped.
-
-    Raises:
-        NotPerExample: with the row and by how much.
-        ValueError: the engine cannot clip the model.
     """
     measured = clipped_sum(model, loss, batch, Norms(math.inf, "example", norms.weights, norms.free), engine).norms
     if not measured.isfinite().all():
@@ -187,11 +161,7 @@ class Crowd:
     parts: tuple[slice, ...]
 
     def check_same(self, what: str, part: slice, alone: Tensor, whole: Tensor) -> None:
-        """Compare the values of the rows in ``part``, evaluated ``alone``, with theirs in the ``whole``; label by label.
-
-        Raises:
-            NotPerExample: they differ.
-        """
+        """Compare the values of the rows in ``part``, evaluated ``alone``, with theirs in the ``whole``; label by label."""
         within, y = whole[part], self.y[part].to(whole.device)
         if alone.shape == within.shape and all(is_same(alone[y == label], within[y == label]) for label in torch.unique(y)):
             return

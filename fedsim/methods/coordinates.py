@@ -44,12 +44,10 @@ def about_mean(rows: Rows, released: Tensors) -> Tensor:
 
 
 def coordinate_statistics(share: float, about: About = about_mean, mean: Statistic | None = None) -> tuple[Statistic, Statistic]:
-    """The two releases; :class:`Coordinates` reads what they leave in ``server.tensors``.
+    """The two releases, for a ``share`` of the budget in units of 1 / sigma^2; :class:`Coordinates` reads what they leave behind.
 
-    Args:
-        share: of the budget in units of 1 / sigma^2, for both together.
-        about: rows about their centre, from what was broadcast.
-        mean: the first release, where it is not the overall mean; it leaves ``mean``, ``rows`` and ``square`` as that does.
+    ``about`` takes rows to their centre, from what was broadcast; another first release ``mean`` leaves ``mean``, ``rows`` and ``square``
+    in ``server.tensors`` as the overall mean does.
     """
 
     def products(rows: Rows, released: Tensors) -> Products:

@@ -94,9 +94,7 @@ class DPSGD(Algorithm):
     def public_terms(self, model: nn.Module, stream: torch.Generator) -> Mapping[str, Tensor]:
         """Terms of the server's objective, scalars by name, that depend on shared parameters alone, so they cost no privacy.
 
-        Args:
-            model: the server's.
-            stream: of the round's random numbers, if a term needs any.
+        ``stream`` is of the round's random numbers, if a term needs any.
         """
         return {}
 
@@ -131,22 +129,13 @@ class DPSGD(Algorithm):
         return (*first, sgd.taking(1 - share))
 
     def check_setting(self) -> None:
-        """Clients are sampled where they are the unit only.
-
-        Raises:
-            UserError: they are sampled, and the budget is an example's or a group's.
-        """
+        """Clients are sampled where they are the unit only."""
         if self.task.unit != "client" and self.params.client_rate < 1:
             what = f"{self.params.client_rate:g} samples clients, which does not amplify the budget of a unit within one"
             raise UserError("client_rate", what, "give 1, or unit: client")
 
     def check_contract(self, round_: Round, broadcast: Tensors) -> None:
-        """The loss is per example where single examples are clipped, else its client's own; tried in the first round.
-
-        Raises:
-            NotPerExample: it is not.
-            ValueError: the engine cannot clip the model.
-        """
+        """The loss is per example where single examples are clipped, else its client's own; tried in the first round."""
         if round_.step or round_.release.name != RELEASE:
             return
         if self.task.unit == "client":

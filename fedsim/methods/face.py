@@ -17,7 +17,7 @@ from fedsim.methods.one_shot import OneShot, OneShotParams, Rows, Statistic, ove
 from fedsim.methods.optimise import adam_step, average_step
 from fedsim.methods.parameters import load_parameters, rounded, shared_tensors
 from fedsim.methods.phase import Phase
-from fedsim.methods.products import Classifier, Generator, PersonalClassifier, PersonalGenerator, Stretched
+from fedsim.methods.products import Classifier, Generator, PersonalClassifier, PersonalGenerator, stretched
 from fedsim.models.cvae import CVAE, ConditionalGenerator, ConditionalSampler, CVAEGenerator, gaussian_nll
 from fedsim.models.kernel import kernel_features, kernel_frequencies
 from fedsim.models.layers import ZeroLinear, one_hot
@@ -83,7 +83,6 @@ __all__ = [
     "Seeds",
     "Server",
     "Statistic",
-    "Stretched",
     "Task",
     "Tensors",
     "Trust",
@@ -117,6 +116,7 @@ __all__ = [
     "spectral_function",
     "square_root",
     "statistic_phase",
+    "stretched",
     "to_device",
     "unit_weights",
 ]

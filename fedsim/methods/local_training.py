@@ -159,41 +159,15 @@ class LocalTraining(Algorithm):
         return {"parameter_norm": torch.stack([p.norm() for p in shared.values()]).norm()}
 
     def _local_steps(
-        self,
-        clients: Clients,
-        round_: Round,
-        shared: Tensors,
-        private: Tensors,
-        broadcast: Tensors,
-        rows: list[Tensor],
-    ) -> dict[str, Tensor]:
+        self, clients: Clients, round_: Round, shared: Tensors, private: Tensors, broadcast: Tensors, rows: list[Tensor]
+    ) -> Tensors:
         """Train stacked parameters ``[K, ...]`` in place; returns the loss parts ``[K]`` of the last step."""
-        parameters = shared | private
-        streams = [clients.seeds.keystream(Purpose.LATENT, round_.stream, client) for client in clients.members]
-        size = self.params.batch_size
-        shapes = {name: (size, *shape) for name, shape in self.draws().items()}
-        layout = Layout.on(clients.device, torch.zeros(size, dtype=torch.long), 1)
-        picked = to_device(torch.stack(clients.pooled.numbers(rows), 1), clients.device)
-
-        def losses(values: Tensors, x: Tensor, y: Tensor, *draws: Tensor) -> dict[str, Tensor]:
-            batch = Batch(x, y, dict(zip(shapes, draws, strict=True)), layout)
-            return {name: value.mean() for name, value in functional_loss(clients.model, loss, values, batch).items()}
-
-        loss, step = partial(loss_parts, self.loss), torch.func.vmap(losses)
-        state: Tensors = {}
-        means: dict[str, Tensor] = {}
-        for index in range(self.params.local_steps):
-            x, y = clients.pooled.x[picked[index]], clients.pooled.y[picked[index]]
-            drawn = [gaussian(shapes, 1.0, stream).parts for stream in streams]
-            draws = [to_device(torch.stack([parts[name] for parts in drawn]), clients.device) for name in shapes]
-            followed = {name: value.detach().requires_grad_() for name, value in parameters.items()}
-            means = step(followed, x, y, *draws)
-            # a client's loss depends on its own parameters only, so the sum's gradient holds every client's gradient
-            total = torch.stack(list(means.values())).sum()
-            gradients = dict(zip(followed, torch.autograd.grad(total, list(followed.values()), materialize_grads=True), strict=True))
+        parameters, minibatches, state, losses = shared | private, Minibatches(self, clients, round_, rows), Tensors(), Tensors()
+        for step in range(self.params.local_steps):
+            gradients, losses = minibatches.gradients(step, parameters, {})
             self.pull(clients, gradients, parameters, broadcast)
             self.local_step(parameters, gradients, state)
-        return {name: value.detach() for name, value in means.items()}
+        return losses
 
     def pull(self, clients: Clients, gradients: Tensors, parameters: Tensors, broadcast: Tensors) -> None:
         """Add to the gradients ``[K, ...]`` of a local step, in place, what depends on no row: the proximal term's."""
@@ -203,6 +177,34 @@ class LocalTraining(Algorithm):
     def local_step(self, parameters: Tensors, gradients: Tensors, state: Tensors) -> None:
         """Take a local step, in place: Adam's; ``state`` is empty in a round's first."""
         adam_step(parameters, gradients, state, self.params.learning_rate)
+
+
+class Minibatches:
+    """The minibatches of all members, side by side, whose rows have numbers ``[steps, size]`` each, and their losses' gradients."""
+
+    def __init__(self, algorithm: Any, clients: Clients, round_: Round, rows: list[Tensor]) -> None:
+        self.clients, size = clients, algorithm.params.batch_size
+        self.picked = to_device(torch.stack(clients.pooled.numbers(rows), 1), clients.device)
+        self.streams = [clients.seeds.keystream(Purpose.LATENT, round_.stream, client) for client in clients.members]
+        self.shapes = {name: (size, *shape) for name, shape in algorithm.draws().items()}
+        layout, loss = Layout.on(clients.device, torch.zeros(size, dtype=torch.long), 1), partial(loss_parts, algorithm.loss)
+
+        def of_client(values: Tensors, x: Tensor, y: Tensor, *draws: Tensor) -> Tensors:
+            batch = Batch(x, y, dict(zip(self.shapes, draws, strict=True)), layout)
+            return {name: part.mean() for name, part in functional_loss(clients.model, loss, values, batch).items()}
+
+        self._of_all = torch.func.vmap(of_client)
+
+    def gradients(self, step: int, by: Tensors, fixed: Tensors) -> tuple[Tensors, Tensors]:
+        """Of every member's mean loss ``[K, ...]``, by stacked parameters, beside others that are ``fixed``; and loss parts ``[K]``."""
+        drawn = [gaussian(self.shapes, 1.0, stream).parts for stream in self.streams]
+        draws = [to_device(torch.stack([parts[name] for parts in drawn]), self.clients.device) for name in self.shapes]
+        followed = {name: value.detach().requires_grad_() for name, value in by.items()}
+        x, y = self.clients.pooled.x[self.picked[step]], self.clients.pooled.y[self.picked[step]]
+        parts = self._of_all(fixed | followed, x, y, *draws)
+        # a client's loss depends on its own parameters only, so the sum's gradient holds every client's gradient
+        found = torch.autograd.grad(torch.stack(list(parts.values())).sum(), list(followed.values()), materialize_grads=True)
+        return dict(zip(followed, found, strict=True)), {name: part.detach() for name, part in parts.items()}
 
 
 class LocalDPSGDParams(LocalTrainingParams):
@@ -234,12 +236,7 @@ class LocalDPSGD(LocalTraining):
         return self.task.unit != "client"
 
     def check_contract(self, round_: Round, broadcast: Tensors) -> None:
-        """The loss is per example, if single examples are clipped; tested in the first round, on one client.
-
-        Raises:
-            NotPerExample: it is not.
-            ValueError: the engine cannot clip the model.
-        """
+        """The loss is per example, if single examples are clipped; tested in the first round, on one client."""
         if self.in_local_steps and not round_.number:
             check_loss(self, 1, lambda model: Norms(self.clip()))
 

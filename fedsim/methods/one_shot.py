@@ -79,14 +79,9 @@ class Statistic:
 
 
 def statistic_phase(statistic: Statistic, clip: float, task: Task, broadcast: Callable[[Server], Tensors], *, main: bool = False) -> Phase:
-    """The rounds in which a statistic is released.
+    """The rounds in which a statistic is released; the sums are scaled so that nothing is clipped at C unless factors are too large.
 
-    Args:
-        statistic: what is released.
-        clip: C, of an example's joint norm; the sums are scaled so that nothing is clipped unless factors are too large.
-        task: the public facts.
-        broadcast: as :class:`fedsim.methods.phase.Phase` has it.
-        main: whether a report draws its rounds.
+    ``broadcast`` is as :class:`fedsim.methods.phase.Phase` has it; ``main``: a report draws these rounds.
     """
     # many steps share what one would have, and a mechanism that takes a share of the budget has 1 / sqrt(share) times the noise
     release = Release(statistic.name, 1.0, statistic.steps, (statistic.share / statistic.steps) ** -0.5, main=main)
@@ -157,16 +152,16 @@ class OneShot(Algorithm):
         """Of the rows that statistics are of."""
         return self.params.project if self.projects else self.task.dim
 
+    def ignores_partition(self) -> bool:
+        """Where neither the clip nor the noise is a client's."""
+        return self.task.unit != "client" and self.task.trust == "aggregate"
+
     def uses_public(self) -> bool:
         """For the subspace."""
         return self.projects
 
     def check_setting(self) -> None:
-        """A subspace has no more directions than the rows.
-
-        Raises:
-            UserError: it has.
-        """
+        """A subspace has no more directions than the rows."""
         if self.projects and self.params.project > self.task.dim:
             raise UserError("params.project", f"{self.params.project} directions of {self.task.dim} dimensions", "give fewer")
 
@@ -228,11 +223,7 @@ class OneShot(Algorithm):
         return dict(server.tensors)
 
     def check_contract(self, round_: Round, broadcast: Tensors) -> None:
-        """Look at what made-up rows of one client add to the round's statistic as they become more.
-
-        Raises:
-            NotPerExample: how many there are changes what one of them adds.
-        """
+        """Look at what made-up rows of one client add to the round's statistic as they become more."""
         for crowd in crowds(self.task):
             x, y = crowd.x, crowd.y
             for statistic in (self.projected(each) for each in self.statistics() if each.name == round_.release.name):

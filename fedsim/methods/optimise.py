@@ -25,17 +25,10 @@ def adam_step(
     betas: tuple[float, float] = (0.9, 0.999),
     shares: Mapping[str, Tensor] | None = None,
 ) -> None:
-    """One Adam step (Kingma and Ba 2015) in place; ``state`` gains ``adam.*`` tensors, and starts empty.
+    """One Adam step (Kingma and Ba 2015) of tensors by name, in place; ``state`` gains ``adam.*`` tensors, and starts empty.
 
-    Torch's fused kernel ignores strides and would read an expanded gradient past its end, so all tensors are made contiguous.
-
-    Args:
-        parameters: updated in place; stacked parameters of several clients elementwise.
-        gradients: by the same names.
-        state: moments and step counts.
-        learning_rate: step size.
-        betas: decay rates of the two moments.
-        shares: by the same names, the fraction of its step that a parameter takes, broadcast to it; None: all of it.
+    Torch's fused kernel ignores strides and would read an expanded gradient past its end, so all tensors are made contiguous. ``shares``
+    are the fractions of its step that each parameter takes, broadcast to it; None: all of it.
     """
     names = list(gradients)
     for name in names:
@@ -76,13 +69,9 @@ def signal_shares(gradients: Mapping[str, Tensor], noise: Mapping[str, float], s
     """The signal's share of every gradient, by name: sqrt(1 - noise variance / mean square), 0 if the mean square is below the variance.
 
     For a gradient g = s + noise of known variance, the signal's share of the energy is the factor of a Wiener filter on g; Adam's step has
-    unit size for any g, so its length is scaled by the root. Reads private values and a constant of the plan only.
-
-    Args:
-        gradients: noisy means by name.
-        noise: standard deviation of a gradient's noise per coordinate; 0: all of it is signal.
-        state: gains ``adam.signal.*``, the running mean squares in units of the noise variance.
-        dims: the dimensions of a gradient over which its mean square is taken.
+    unit size for any g, so its length is scaled by the root. Reads private values and a constant of the plan only. ``noise`` is the
+    standard deviation per coordinate, 0: all is signal; ``dims`` says over which dimensions a mean square is taken; ``state`` gains
+    ``adam.signal.*``, the running mean squares in units of the noise variance.
     """
     shares = {}
     for name, value in gradients.items():

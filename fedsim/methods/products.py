@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Protocol, overload, runtime_checkable
 
 import torch
@@ -44,6 +45,8 @@ class PersonalClassifier(Classifier, Protocol):
 
 
 Product = Generator | Classifier
+Onward = Callable[[Tensor, Tensor, torch.Generator], Tensor]
+"""(rows ``[n, k]``, their labels ``[n]``, stream) to rows ``[n, d]``."""
 
 
 def is_classifier(made: Product) -> TypeIs[Classifier]:
@@ -75,26 +78,6 @@ class Chart(Protocol):
         """Embeddings ``[N, d]`` at coordinates ``[N, k]``."""
 
 
-class Stretched:
-    """A generator of coordinates, in units of ``unit``, as one of embeddings."""
-
-    def __init__(self, generator: Generator, chart: Chart, unit: float = 1.0) -> None:
-        self.generator, self.chart, self.unit = generator, chart, unit
-
-    def sample(self, labels: Tensor, stream: torch.Generator) -> Tensor:
-        """Synthetic embeddings ``[n, d]``."""
-        with torch.no_grad():
-            return self.chart.rows(self.unit * self.generator.sample(labels, stream))
-
-
-class PersonalStretched(Stretched):
-    """The same of a generator with a version for every client."""
-
-    def of_client(self, client: int) -> Stretched:
-        """That of the client's own generator."""
-        return Stretched(own(self.generator, client), self.chart, self.unit)
-
-
 class CoordinateClassifier:
     """A classifier of coordinates, as one of embeddings."""
 
@@ -106,39 +89,56 @@ class CoordinateClassifier:
         return self.classifier.probabilities(self.chart.of_rows(x))
 
 
-class OnSphere:
-    """A generator whose rows longer than 1 are brought back to the unit sphere: embeddings have unit norm, and that is public."""
+class Mapped:
+    """A generator whose rows are taken further by ``onward(rows, labels, stream)``."""
 
-    def __init__(self, generator: Generator) -> None:
-        self.generator = generator
+    def __init__(self, generator: Generator, onward: Onward) -> None:
+        self.generator, self.onward = generator, onward
 
     def sample(self, labels: Tensor, stream: torch.Generator) -> Tensor:
-        """Synthetic embeddings ``[n, d]``, none longer than 1."""
-        # what is no tensor is refused elsewhere, see :func:`fedsim.methods.contract.answer`
-        rows = torch.as_tensor(self.generator.sample(labels, stream))
-        longer: Tensor = torch.linalg.vector_norm(rows, dim=1, keepdim=True).clamp_min(1)
-        return rows / longer
+        """Synthetic embeddings ``[n, d]``."""
+        with torch.no_grad():
+            return self.onward(self.generator.sample(labels, stream), labels, stream)
 
 
-class PersonalOnSphere(OnSphere):
+class PersonalMapped(Mapped):
     """The same of a generator with a version for every client."""
 
-    def of_client(self, client: int) -> OnSphere:
+    def of_client(self, client: int) -> Mapped:
         """That of the client's own generator."""
-        return OnSphere(own(self.generator, client))
+        return Mapped(own(self.generator, client), self.onward)
 
 
-def on_sphere(made: Product) -> Product:
-    """What was made, with its rows on or within the unit sphere; a classifier as it is."""
-    if is_classifier(made):
-        return made
-    return (PersonalOnSphere if is_personal(made) else OnSphere)(made)
+def mapped(generator: Generator, onward: Onward) -> Generator:
+    """A generator whose rows are taken further, with a version for every client where it has one."""
+    return (PersonalMapped if is_personal(generator) else Mapped)(generator, onward)
+
+
+def stretched(generator: Generator, chart: Chart, unit: float = 1.0) -> Generator:
+    """A generator of coordinates, in units of ``unit``, as one of embeddings."""
+    return mapped(generator, lambda rows, labels, stream: chart.rows(unit * rows))
 
 
 def for_embeddings(made: Product, chart: Chart | None) -> Product:
     """What was made of rows in coordinates, for embeddings; as it is where there are none."""
     if chart is None:
         return made
-    if is_classifier(made):
-        return CoordinateClassifier(made, chart)
-    return (PersonalStretched if is_personal(made) else Stretched)(made, chart)
+    return CoordinateClassifier(made, chart) if is_classifier(made) else stretched(made, chart)
+
+
+def to_sphere(rows: Tensor, labels: Tensor, stream: torch.Generator) -> Tensor:
+    """Rows ``[n, d]``, those longer than 1 brought back to the unit sphere: embeddings have unit norm, and that is public."""
+    # what is no tensor is refused elsewhere, see :func:`fedsim.methods.contract.answer`
+    rows = torch.as_tensor(rows)
+    longer: Tensor = torch.linalg.vector_norm(rows, dim=1, keepdim=True).clamp_min(1)
+    return rows / longer
+
+
+def on_sphere(made: Product) -> Product:
+    """What was made, with its rows on or within the unit sphere; a classifier as it is."""
+    return made if is_classifier(made) else mapped(made, to_sphere)
+
+
+def before_sphere(made: Product) -> Product:
+    """What was made, before :func:`on_sphere`."""
+    return made.generator if isinstance(made, Mapped) and made.onward is to_sphere else made

@@ -16,7 +16,7 @@ from torch import Tensor
 from fedsim.data.public import PublicRows
 from fedsim.device import normal
 from fedsim.methods.messages import Tensors
-from fedsim.methods.products import CoordinateClassifier, Generator, Product, is_classifier, is_personal, own
+from fedsim.methods.products import CoordinateClassifier, Product, is_classifier, mapped
 from fedsim.privacy.statistics import exact
 from fedsim.privacy.statistics.spectral import descending, steady
 
@@ -54,40 +54,22 @@ class PublicSubspace:
 
     def for_embeddings(self, made: Product) -> Product:
         """What was made of rows in the subspace, for embeddings."""
-        if is_classifier(made):
-            return CoordinateClassifier(made, self)
-        return (PersonalLifted if is_personal(made) else Lifted)(made, self)
+        return CoordinateClassifier(made, self) if is_classifier(made) else mapped(made, self.lift)
 
+    def lift(self, rows: Tensor, labels: Tensor, stream: torch.Generator) -> Tensor:
+        """Rows ``[n, k]`` of ``labels`` as embeddings of norm 1 ``[n, d]``; the part outside the subspace is white noise.
 
-class Lifted:
-    """A generator of rows in a subspace as one of embeddings of norm 1.
-
-    The part outside is white noise. Rows at the same place among those of their label share it: over the classes it then cancels, and a
-    probe does not take it for a difference of classes.
-    """
-
-    def __init__(self, generator: Generator, subspace: PublicSubspace) -> None:
-        self.generator, self.subspace = generator, subspace
-
-    def sample(self, labels: Tensor, stream: torch.Generator) -> Tensor:
-        """Synthetic embeddings ``[n, d]``."""
-        with torch.no_grad():
-            inside, place, basis = self.subspace.rows(self.generator.sample(labels, stream)), places(labels), self.subspace.basis
-            white = normal((int(place.max()) + 1 if len(place) else 0, inside.shape[1]), stream, labels)[place]
-            outside = white - (white @ basis) @ basis.T
-            along, square = (inside * outside).sum(1, keepdim=True), outside.square().sum(1, keepdim=True).clamp_min(1e-12)
-            missing = 1 - inside.square().sum(1, keepdim=True)
-            # the positive root c of |inside + c outside| = 1; none where the part inside is longer
-            length = ((along.square() + square * missing).clamp_min(0).sqrt() - along) / square
-            return inside + length.clamp_min(0) * outside
-
-
-class PersonalLifted(Lifted):
-    """The same of a generator with a version for every client."""
-
-    def of_client(self, client: int) -> Lifted:
-        """That of the client's own generator."""
-        return Lifted(own(self.generator, client), self.subspace)
+        Rows at the same place among those of their label share it: over the classes it then cancels, and a probe does not take it for a
+        difference of classes.
+        """
+        inside, place, basis = self.rows(rows), places(labels), self.basis
+        white = normal((int(place.max()) + 1 if len(place) else 0, inside.shape[1]), stream, labels)[place]
+        outside = white - (white @ basis) @ basis.T
+        along, square = (inside * outside).sum(1, keepdim=True), outside.square().sum(1, keepdim=True).clamp_min(1e-12)
+        missing = 1 - inside.square().sum(1, keepdim=True)
+        # the positive root c of |inside + c outside| = 1; none where the part inside is longer
+        length = ((along.square() + square * missing).clamp_min(0).sqrt() - along) / square
+        return inside + length.clamp_min(0) * outside
 
 
 def places(labels: Tensor) -> Tensor:

@@ -22,12 +22,7 @@ from fedsim.models.layers import ClientLinear, Shift, one_hot
 class Encoder(nn.Module):
     """Amortised posterior q(z | x, y) = N(mean, diag exp(log_var)): an MLP on [x * sqrt(d), one-hot y].
 
-    Args:
-        dim: d, the embedding's dimension; rows have unit norm, so x * sqrt(d) has entries of order one.
-        classes: number of labels.
-        hidden: widths of the hidden layers.
-        latent: dimension of z.
-        clients: with a number, one weight set per client (a cohort's encoder); without, one for all.
+    Rows have unit norm, so x * sqrt(d) has entries of order one. With ``clients``, a cohort's number, there is one weight set a client.
     """
 
     def __init__(self, dim: int, classes: int, hidden: Sequence[int], latent: int, clients: int | None = None) -> None:
@@ -72,12 +67,7 @@ class ObservationNoise(nn.Module):
 class CVAE(nn.Module):
     """One client's CVAE; the decoder is FedHypeVAE's without a code: with hidden layers of one shape both start from the same weights.
 
-    Args:
-        dim: d, the embedding's dimension.
-        classes: number of labels.
-        latent: dimension of z.
-        encoder_hidden, decoder_hidden: widths of the hidden layers; no decoder layer means a prototype per class plus a linear map.
-        initial_variance: of the likelihood, before it is learned; None: the likelihood's variance is not modelled.
+    No decoder layer means a prototype per class plus a linear map of z; without ``initial_variance`` the likelihood's is not modelled.
     """
 
     def __init__(
@@ -126,14 +116,8 @@ class CVAEGenerator:
 class ConditionalGenerator(nn.Module):
     """x = decoder(z, y) + N(0, s^2 I) with z ~ N(0, I) and a learned s; rows come out with a norm of order one.
 
-    Without the observation noise all rows of a class would lie in a plane, which no embeddings do.
-
-    Args:
-        latent: dimension of z.
-        classes: number of labels.
-        hidden: widths of the decoder's hidden layers; none means a prototype per class plus a linear map of z.
-        dim: d, the embedding's dimension.
-        initial_variance: of the observation noise times d, before it is learned.
+    Without the observation noise all rows of a class would lie in a plane, which no embeddings do. No ``hidden`` layer means a prototype
+    per class plus a linear map of z; ``initial_variance`` is that of the noise times the dimension d, before it is learned.
     """
 
     def __init__(self, latent: int, classes: int, hidden: Sequence[int], dim: int, initial_variance: float) -> None:

@@ -63,15 +63,8 @@ class ModulatedDecoder(nn.Module):
     """x from (z, y, v): modulated layers on [z * latent_scale, one-hot y], times 1 / sqrt(d) at the end.
 
     Without a hidden layer it is a prototype per class plus a low-rank map of z, the parametrisation that learns under noise. Embeddings
-    have unit norm, so after the 1 / sqrt(d) weights of order one are right for any dimension.
-
-    Args:
-        latent: dimension of z.
-        classes: number of labels.
-        hidden: widths of the hidden layers.
-        dim: d, the embedding's dimension.
-        code: dimension of the client code; 0: no modulation.
-        latent_scale: factor on z, which sets z's share of the gradient against the prototypes'.
+    have unit norm, so after the 1 / sqrt(d) weights of order one are right for any dimension d. ``code`` 0 is no modulation;
+    ``latent_scale`` sets z's share of the gradient against the prototypes'.
     """
 
     def __init__(

@@ -18,12 +18,7 @@ def initialise(model: nn.Module, seeds: Seeds, members: Sequence[int] = ()) -> N
 
     Fan_in is how many inputs an output has, of a convolution all that its kernel covers. Elementwise scales and shifts stay as built. A
     draw depends on the parameter's name and on the shape of one client's slice, never on the cohort: all clients start with the same
-    encoder, each with a code of its own.
-
-    Args:
-        model: built for ``len(members)`` clients.
-        seeds: the cell's seed tree.
-        members: the clients that the model's per-client slices belong to, in order.
+    encoder, each of ``members``, whose slices the model has in this order, with a code of its own.
     """
     with torch.no_grad():
         for path, module in model.named_modules():
@@ -43,9 +38,6 @@ def initial_model(build: Callable[[int], nn.Module], seeds: Seeds, members: Sequ
     """Build for ``members`` and initialise; what torch's layers draw from the global generator as they are built is the seed's, too.
 
     That generator is put back.
-
-    Raises:
-        TypeError: a parameter is not float32, as embeddings, noise and messages are.
     """
     with torch.random.fork_rng(devices=[]):
         torch.set_rng_state(seeds.torch(Purpose.INIT).get_state())

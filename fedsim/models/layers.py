@@ -54,18 +54,6 @@ class ClientCode(nn.Module):
         return self.weight[layout.client]
 
 
-class Scale(nn.Module):
-    """Elementwise scale ``y = x * weight`` over the last dimension."""
-
-    def __init__(self, size: int) -> None:
-        super().__init__()
-        self.weight = nn.Parameter(torch.ones(size))
-
-    def forward(self, x: Tensor) -> Tensor:
-        """``[N, ..., size]`` to the same shape."""
-        return x * self.weight
-
-
 class Shift(nn.Module):
     """Elementwise shift ``y = x + weight`` over the last dimension."""
 

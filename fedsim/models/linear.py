@@ -63,12 +63,7 @@ class Interpolated:
 
 
 class ProbeClassifier:
-    """The linear probe itself: it predicts what the evaluation's probe predicts.
-
-    Args:
-        probe: the fitted probe.
-        classes: C.
-    """
+    """The linear probe itself: it predicts what the evaluation's probe predicts, of C ``classes``."""
 
     def __init__(self, probe: Probe, classes: int) -> None:
         self.probe, self.classes = probe, classes
@@ -104,14 +99,7 @@ class LocalClassifiers:
 
 
 def fit_linear(x: NDArray[np.float32], y: NDArray[np.int64], classes: int, probe_c: float) -> LinearClassifier:
-    """The linear probe (:func:`fedsim.models.probe.fit_probe`), :func:`folded`.
-
-    Args:
-        x: training rows ``[n, d]``.
-        y: their labels ``[n]``; absent classes are never predicted.
-        classes: C.
-        probe_c: inverse strength of the L2 penalty.
-    """
+    """The linear probe of rows ``[n, d]`` (:func:`fedsim.models.probe.fit_probe`), :func:`folded`; absent classes are never predicted."""
     return folded(fit_probe(x, y, probe_c), classes)
 
 

@@ -29,13 +29,9 @@ class SpreadCache:
 def posterior_spread(linear: Tensor, scales: Tensor, prior_root: Tensor, variance: Tensor) -> Tensor:
     """R with ``R R^T = S``, the covariance of z given x, which depends on client and class alone; upper triangular, ``[K, C, k, k]``.
 
-    Bishop 2006, eq. 2.117: ``S = (T^T T + A^T A / variance)^-1`` with ``A = diag(scale_i) linear``.
-
-    Args:
-        linear: the map ``[d, k]``.
-        scales: row scales of every client, ``[K, d]``.
-        prior_root: T ``[K, C, k, k]``, of the prior's precision ``T^T T``.
-        variance: of the observation noise, a scalar.
+    Bishop 2006, eq. 2.117: ``S = (T^T T + A^T A / variance)^-1`` with ``A = diag(scale_i) linear``: the map ``linear`` ``[d, k]``, row
+    scales of every client ``[K, d]``, the root T ``[K, C, k, k]`` of the prior's precision, and the scalar variance of the observation
+    noise.
     """
     size, square = linear.shape[1], (linear.unsqueeze(2) * linear.unsqueeze(1)).flatten(1)
     gram = (scales.square() @ square).view(len(scales), 1, size, size)
@@ -46,9 +42,6 @@ def inverse_root(precision: Tensor) -> Tensor:
     """R with ``R R^T = precision^-1`` of positive definite matrices ``[..., k, k]``: the inverse of the Cholesky factor, transposed.
 
     No device is waited for: what is not positive definite gives nan elsewhere than on the CPU.
-
-    Raises:
-        ValueError: a matrix on the CPU is not positive definite.
     """
     if precision.device.type not in FUSED:  # a lazy device has these, and not those below
         return lower_inverse(torch.cholesky(precision)).mT  # type: ignore[attr-defined, unused-ignore]  # of newer torch
@@ -82,17 +75,9 @@ def linear_posterior(
 
     The model is ``x = scale_i * (linear z) + offset + N(0, variance I)`` with ``z ~ N(prior of client i and class c)``; the posterior's
     mean is ``S (A^T r / variance + T^T T m)`` (Bishop 2006, eq. 2.116). The log density lacks ``-k/2 log 2 pi``, as
-    :func:`fedsim.models.cvae.gaussian_nll_root` does.
-
-    Args:
-        residual: x minus the offset, ``[N, d]``.
-        group: client and class of every row, int64 ``[2, N]``.
-        linear: the map ``[d, k]``.
-        scales: row scales of every client, ``[K, d]``.
-        prior: mean m ``[K, C, k]`` and T ``[K, C, k, k]``.
-        variance: of the observation noise, a scalar.
-        root: of the covariance, from :func:`posterior_spread`.
-        noise: standard normal draws ``[N, k]``.
+    :func:`fedsim.models.cvae.gaussian_nll_root` does. ``residual`` r ``[N, d]`` is x minus the offset, ``group`` ``[2, N]`` client and
+    class of every row, ``prior`` m ``[K, C, k]`` and T ``[K, C, k, k]``, ``root`` from :func:`posterior_spread`, ``noise`` standard normal
+    draws ``[N, k]``.
     """
     (client, label), (prior_mean, prior_root) = group, prior
     pull = (prior_root.mT @ (prior_root @ prior_mean.unsqueeze(-1))).squeeze(-1)

@@ -85,31 +85,18 @@ def predict_each(probes: Sequence[Probe], x: NDArray[np.float32]) -> list[NDArra
 
 
 def fit_probe(x: NDArray[np.float32], y: NDArray[np.int64], probe_c: float, *, balanced: bool = False) -> Probe:
-    """Fit the probe; deterministic, and the same for every algorithm.
+    """Fit the probe to rows ``[n, d]`` and labels ``[n]``, of which classes may be missing; deterministic, the same for every algorithm.
 
-    Minimises ``sum_i -log softmax(W s(x_i) + b)[y_i] + ||W||^2 / (2 probe_c)`` with L-BFGS, where ``s`` subtracts the mean
-    and divides by the standard deviation of each feature over ``x``. With more rows than half of the features it stops at a gradient of
-    :data:`TOLERANCE` or after :data:`MAX_ITERATIONS`; with fewer it goes on to the minimum.
-
-    Args:
-        x: training rows, float [n, d], n >= 1.
-        y: their labels, int64 [n]; classes may be missing.
-        probe_c: inverse strength of the L2 penalty, > 0.
-        balanced: weigh every row by n / (C n_class), as if classes were equally frequent.
-
-    Raises:
-        ValueError: there is no row, or a row holds NaN or an infinite value.
+    Minimises ``sum_i -log softmax(W s(x_i) + b)[y_i] + ||W||^2 / (2 probe_c)`` with L-BFGS, where ``s`` subtracts the mean and divides by
+    the standard deviation of each feature over ``x``. With more rows than half of the features it stops at a gradient of :data:`TOLERANCE`
+    or after :data:`MAX_ITERATIONS`; with fewer it goes on to the minimum. ``balanced`` weighs every row by n / (C n_class), as if classes
+    were equally frequent.
     """
-    return fit_probes(x, y, [probe_c], balanced=balanced)[0]
+    return next(fit_probes(x, y, [probe_c], balanced=balanced))
 
 
-def fit_probes(x: NDArray[np.float32], y: NDArray[np.int64], strengths: Sequence[float], *, balanced: bool = False) -> list[Probe]:
-    """:func:`fit_probe` of the same rows with each of several inverse strengths of the penalty."""
-    return list(fit_each(x, y, strengths, balanced=balanced))
-
-
-def fit_each(x: NDArray[np.float32], y: NDArray[np.int64], strengths: Sequence[float], *, balanced: bool = False) -> Iterator[Probe]:
-    """:func:`fit_probes`, one after another, as they are asked for."""
+def fit_probes(x: NDArray[np.float32], y: NDArray[np.int64], strengths: Sequence[float], *, balanced: bool = False) -> Iterator[Probe]:
+    """:func:`fit_probe` of the same rows with each of several inverse strengths of the penalty, fitted as they are asked for."""
     if len(x) == 0:
         raise ValueError("the probe needs at least one training row")
     broken = int((~np.isfinite(x).all(axis=1)).sum())
@@ -140,17 +127,12 @@ def strengths(dim: int) -> list[float]:
 def fit_chosen(x: NDArray[np.float32], y: NDArray[np.int64], fresh: NDArray[np.float32], labels: NDArray[np.int64]) -> tuple[Probe, float]:
     """The probe of synthetic rows and its inverse strength, chosen on fresh synthetic rows: no real row is looked at.
 
-    :data:`STRONG` / d, unless fresh rows are predicted better with :data:`WEAK` / d and not well with the strong penalty: where a generator
-    tells its own classes apart with ease, what a weaker penalty still finds is the generator's alone.
-
-    Args:
-        x: synthetic rows ``[n, d]``, which the probes are fitted to.
-        y: their labels ``[n]``.
-        fresh: other rows of the same generator ``[m, d]``, on which the log loss is compared.
-        labels: theirs ``[m]``, of classes that ``y`` has.
+    :data:`STRONG` / d, unless fresh rows ``[m, d]``, of classes that ``y`` has, are predicted better with :data:`WEAK` / d and not well
+    with the strong penalty: where a generator tells its own classes apart with ease, what a weaker penalty still finds is the generator's
+    alone.
     """
     strong, weak = STRONG / x.shape[1], WEAK / x.shape[1]
-    fitted = fit_each(x, y, [strong, weak])
+    fitted = fit_probes(x, y, [strong, weak])
     first = next(fitted)
     loss = _log_loss(first, fresh, labels)
     if loss <= SURE * np.log(max(len(first.classes), 2)):

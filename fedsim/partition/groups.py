@@ -34,11 +34,7 @@ class Grouping:
 
 
 def parts_of(y: Integers, columns: Mapping[str, NDArray[Any]], spec: PartitionSpec) -> Grouping:
-    """The groups that the specification keeps together; without any every row is a part.
-
-    Raises:
-        UserError: there is no such column, a row has no value in it, or the sites of a scheme divide a group; its place is a grid's key.
-    """
+    """The groups that the specification keeps together; without any every row is a part."""
     together, site = spec.together, spec.column
     if together is None:
         return Grouping(y, columns, np.arange(len(y)))
@@ -56,11 +52,7 @@ def parts_of(y: Integers, columns: Mapping[str, NDArray[Any]], spec: PartitionSp
 
 
 def check_split(column: str, train: Mapping[str, NDArray[Any]], test: Mapping[str, NDArray[Any]]) -> None:
-    """No group has rows on both sides of the split: its test rows would be judged by what was learned of it.
-
-    Raises:
-        UserError: there is no such column, a row has no value in it, or a group is divided; its place is a grid's key.
-    """
+    """No group has rows on both sides of the split: its test rows would be judged by what was learned of it."""
     both = np.intersect1d(_values(train, column), _values(test, column))
     if len(both):
         what = f"{len(both)} values of {column} have both training and test rows, such as '{both[0]}'"

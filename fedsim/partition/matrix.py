@@ -69,11 +69,7 @@ def write_partitions(path: Path, matrices: Sequence[LabelMatrix]) -> None:
 
 
 def read_partitions(path: Path) -> Sequence[LabelMatrix]:
-    """What ``write_partitions`` wrote; empty where there is no such file.
-
-    Raises:
-        UserError: the file cannot be read.
-    """
+    """What ``write_partitions`` wrote; empty where there is no such file."""
     try:
         return _FILE.validate_json(path.read_bytes(), strict=True) if path.exists() else []
     except (OSError, ValueError) as error:

@@ -37,18 +37,7 @@ class Partition:
 
 
 def check_partition(y: NDArray[np.int64], *, spec: PartitionSpec, clients: int, columns: Mapping[str, NDArray[Any]]) -> None:
-    """Check the limits that no partition of these data can escape, before one is made.
-
-    Args:
-        y: labels int64 ``[n]``.
-        spec: the scheme and its parameters.
-        clients: how many.
-        columns: values per training row.
-
-    Raises:
-        UserError: too few rows, classes or column values for so many clients; no such column; a group in two clients. Its place is a
-            grid's key (``clients``, ``partition.column``, ``partition.together``).
-    """
+    """Check the limits that no partition of labels ``y`` ``[n]`` and columns, values per training row, can escape, before one is made."""
     if clients < 1:
         raise UserError("clients", f"{clients} is not positive", "give at least 1 client")
     parts = parts_of(y, columns, spec)
@@ -70,18 +59,9 @@ def make_partition(
     seed: int,
     columns: Mapping[str, NDArray[Any]],
 ) -> Partition:
-    """Divide the training rows among clients.
+    """Divide training rows with labels ``y`` ``[n]``, 0 .. C-1, among clients; alpha > 0 is the concentration of the schemes that use one.
 
-    Args:
-        y: labels int64 ``[n]``, 0 .. C-1.
-        spec: the scheme and its parameters.
-        alpha: concentration, > 0, of the schemes that use one.
-        clients: how many.
-        seed: of the partition.
-        columns: values per training row, for schemes by column and for groups that stay together.
-
-    Raises:
-        UserError: the data do not allow it (see ``check_partition``); its place is a grid's key.
+    ``columns`` are values per training row, for schemes by column and for groups that stay together.
     """
     check_partition(y, spec=spec, clients=clients, columns=columns)
     rng = Seeds(seed).numpy(Purpose.PARTITION)

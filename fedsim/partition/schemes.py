@@ -302,11 +302,7 @@ def _values_fit(division: Division) -> None:
 
 
 def column_values(columns: Mapping[str, NDArray[Any]], name: str) -> tuple[NDArray[Any], Integers]:
-    """A column's values in sorted order, and how many rows have each.
-
-    Raises:
-        UserError: there is no such column, or a row has no value; its place is a grid's key.
-    """
+    """A column's values in sorted order, and how many rows have each."""
     if name not in columns:
         what = f"the data set has no column '{name}' with a value for every row"
         raise UserError("partition.column", what, nearest(name, columns))

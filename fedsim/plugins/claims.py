@@ -24,11 +24,7 @@ Check = Literal["passed", "failed"]
 
 
 def allowed(claim: Claim, algorithm: Algorithm) -> Claim:
-    """The claim that a plan of ``algorithm`` may make where it makes ``claim`` itself.
-
-    Raises:
-        UserError: ``claim`` is no claim.
-    """
+    """The claim that a plan of ``algorithm`` may make where it makes ``claim`` itself."""
     if claim not in get_args(Claim):
         raise UserError("claim", f"{claim!r} is not a claim", f"let claim() return one of {', '.join(get_args(Claim))}")
     return "stated" if claim == "proved" and not (is_shipped(type(algorithm)) and is_untouched(type(algorithm))) else claim
@@ -57,16 +53,10 @@ def may_leave(claim: Claim | None, check: Check | None) -> bool:
 
 
 def check_of(checks: Sequence[Mapping[str, Any]], unit: str, trust: str, params: Mapping[str, Any]) -> Check | None:
-    """What checks of the same code say of some parameters in a unit and trust.
+    """What checks of the same code, the oldest first, say of a row's parameters in its unit and trust.
 
     ``failed`` if these failed there, or others did and these have not passed; ``passed`` if these passed a full check there and failed in
-    no other unit or trust. A quick check that passed says nothing.
-
-    Args:
-        checks: result lines of checks of the code, the oldest first: the last one of the same parameters, unit and trust counts.
-        unit: of the row.
-        trust: of the row.
-        params: all parameters of the row.
+    no other unit or trust. A quick check that passed says nothing. The last check of the same parameters, unit and trust counts.
     """
     last: dict[tuple[str, str, str], str] = {}
     for check in checks:

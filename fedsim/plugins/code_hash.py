@@ -21,18 +21,8 @@ from weakref import WeakKeyDictionary
 FEDSIM = Path(__file__).parents[1]
 SHIPPED = tuple(FEDSIM.parent / name for name in ("fedsim", "algorithms", "baselines"))
 INSTALLED = {"site-packages", "dist-packages"}
-MATHEMATICS = (
-    "methods",
-    "privacy",
-    "models",
-    "training",
-    "partition",
-    "batch.py",
-    "device.py",
-    "keystream.py",
-    "seeds.py",
-    "data/normalise.py",
-)
+_ROOMS = ("methods", "privacy", "models", "training", "partition")
+MATHEMATICS = (*_ROOMS, "batch.py", "device.py", "keystream.py", "seeds.py", "data/normalise.py")
 """The rooms and files of fedsim that compute what a training is."""
 _IMPORTS = re.compile(r"^[ \t]*(?:from|import)\s+([^(\n]*(?:\([^)]*\))?)", re.MULTILINE)
 _known: WeakKeyDictionary[type, str] = WeakKeyDictionary()

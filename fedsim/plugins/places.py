@@ -21,9 +21,7 @@ def line_of(thing: Any) -> str:
 def origin(error: BaseException, file: str | None = None) -> str | None:
     """``file:line`` of an exception: the innermost frame in the plug-in's folder; None where it has no part in it.
 
-    Args:
-        error: the exception, as caught.
-        file: of the plug-in; None: of the first module that an import executed.
+    The plug-in is ``file``, by default that of the first module that an import executed.
     """
     if isinstance(error, SyntaxError) and error.filename:
         return f"{shown(error.filename)}:{error.lineno}"

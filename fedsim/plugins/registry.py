@@ -37,12 +37,8 @@ def register(name: str) -> Callable[[_Class], _Class]:
 
     def add(cls: _Class) -> _Class:
         held = _registered.get(name)
-        # a notebook's class may move into a file
-        if (
-            held is not None
-            and held.__module__ != "__main__"
-            and (held.__module__, held.__qualname__) != (cls.__module__, cls.__qualname__)
-        ):
+        path = (cls.__module__, cls.__qualname__)
+        if held is not None and (held.__module__, held.__qualname__) != path and held.__module__ != "__main__":  # it may move into a file
             raise ValueError(f"algorithm '{name}' is already registered by {held.__module__}:{held.__qualname__}")
         cls.name = name
         _registered[name] = cls
@@ -59,13 +55,7 @@ def known() -> list[str]:
 def lookup(name: str, where: str = "algorithm") -> type[Algorithm]:
     """The class behind a registered name, an entry point, a ``pkg.module:Class`` path or a ``path/to/file.py:Class`` path.
 
-    Args:
-        name: as a grid file gives it; files are looked for from the working folder.
-        where: the place to name in an error.
-
-    Raises:
-        UserError: nothing has the name; the known ones are listed.
-        PluginError: the plug-in cannot be imported, or its class is not a complete algorithm; with file and line.
+    Files are looked for from the working folder; ``where`` is the place to name in an error.
     """
     cls: Any = _registered.get(name)
     if cls is None:
@@ -88,27 +78,14 @@ def find_in_working_folder() -> None:
 
 
 def check_installed(name: str, where: str) -> None:
-    """Refuse a name whose look-up would run code that nobody installed; for names that come from somebody else's files.
-
-    Args:
-        name: of an algorithm.
-        where: the place to name in an error.
-
-    Raises:
-        UserError: it is the path of a class.
-    """
+    """Refuse a name whose look-up would run code that nobody installed; for names that come from somebody else's files."""
     if ":" in name and name not in known():
-        raise UserError(
-            where, f"its algorithm is the plug-in '{name}', whose code would run", "give `trust_plugin=True` if you trust that code"
-        )
+        what = f"its algorithm is the plug-in '{name}', whose code would run"
+        raise UserError(where, what, "give `trust_plugin=True` if you trust that code")
 
 
 def name_of(cls: type) -> str:
-    """How a grid names a class: by its entry point or its module; a notebook's is of ``__main__``, which no other process has.
-
-    Raises:
-        UserError: it is defined inside a function or class.
-    """
+    """How a grid names a class: by its entry point or its module; a notebook's is of ``__main__``, which no other process has."""
     if "." in cls.__qualname__:
         raise UserError(cls.__qualname__, "is defined inside a function or class", "define it at the top level of a cell or module")
     path = f"{cls.__module__}:{cls.__qualname__}"
@@ -116,15 +93,7 @@ def name_of(cls: type) -> str:
 
 
 def check_importable(name: str, what: str) -> None:
-    """Refuse a class of a notebook where other processes need it.
-
-    Args:
-        name: of an algorithm.
-        what: what needs it.
-
-    Raises:
-        UserError: it is of ``__main__``.
-    """
+    """Refuse a class of a notebook where other processes need it; ``what`` says what does."""
     if name.startswith(NOTEBOOK):
         path = name.removeprefix(NOTEBOOK)
         hint = f"write it to a file, as by %%writefile my_method.py at the top of its cell, and name it my_method.py:{path}"
@@ -133,11 +102,7 @@ def check_importable(name: str, what: str) -> None:
 
 @contextmanager
 def own_errors(name: str) -> Iterator[None]:
-    """Translate what the block raises into one message in place of a traceback, if ``name`` is none of fedsim's own algorithms.
-
-    Raises:
-        PluginError: with file and line, and what was expected.
-    """
+    """Translate what the block raises into one message in place of a traceback, if ``name`` is none of fedsim's own algorithms."""
     try:
         yield
     except UserError:
@@ -171,9 +136,8 @@ def _module_of_file(path: str, where: str) -> ModuleType:
     folders = [Path.cwd(), *map(Path, sys.path)]
     file = next((at for folder in folders if (at := (folder / path).resolve()).is_file()), None)
     if file is None:
-        raise PluginError(
-            where, f"there is no file '{path}'", "a grid file gives its path from its own folder, a command from the working folder"
-        )
+        hint = "a grid file gives its path from its own folder, a command from the working folder"
+        raise PluginError(where, f"there is no file '{path}'", hint)
     if str(file.parent) not in sys.path:
         sys.path.append(str(file.parent))
     importlib.invalidate_caches()
@@ -185,16 +149,7 @@ def _module_of_file(path: str, where: str) -> ModuleType:
 
 
 def check_complete(cls: Any, name: str, where: str) -> None:
-    """Check what can be seen of a class without running it.
-
-    Args:
-        cls: what the look-up led to.
-        name: as a grid file gives it.
-        where: the place to name in an error.
-
-    Raises:
-        PluginError: it is not an algorithm, lacks a method, its parameters are not a model of parameters, or it names no privacy setting.
-    """
+    """Check what can be seen without running it of what the look-up of ``name`` led to."""
     from fedsim.methods.algorithm import Algorithm, Params
     from fedsim.privacy.plan import Trust, Unit
 

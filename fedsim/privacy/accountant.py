@@ -35,18 +35,11 @@ _UP = Context(prec=10, rounding=ROUND_CEILING)
 
 
 def epsilon(mechanisms: Iterable[Mechanism], delta: float) -> tuple[float, str]:
-    """The epsilon that ``mechanisms`` spend together at ``delta``, and the accountant that computed it.
+    """The epsilon that ``mechanisms`` spend together at ``delta`` in (0, 1), and the accountant that computed it: "prv", "rdp" or "none".
 
     The upper bound of numerical composition of privacy loss random variables (Gopi, Lee & Wutschitz 2021, "Numerical composition of
-    differential privacy", theorem 5.5; Opacus' implementation). If that fails or would need too fine a mesh: Rényi composition
-    (:func:`rdp_epsilon`).
-
-    Args:
-        mechanisms: the order does not matter.
-        delta: in (0, 1).
-
-    Returns:
-        (epsilon, "prv" or "rdp"), rounded up to ten digits; (0.0, "none") if nothing ran, (inf, "none") if a step had no noise.
+    differential privacy", theorem 5.5; Opacus' implementation), rounded up to ten digits. If that fails or would need too fine a mesh:
+    Rényi composition (:func:`rdp_epsilon`). (0.0, "none") if nothing ran, (inf, "none") if a step had no noise.
 
     Raises:
         ValueError: a noise multiplier below 0 or not a number, a sample rate outside [0, 1], negative steps, or delta outside (0, 1).
@@ -79,20 +72,13 @@ def rdp_epsilon(mechanisms: Iterable[Mechanism], delta: float, orders: Sequence[
 
     Conversion of :meth:`Mechanism.divergence` from Balle et al. 2020 (arXiv 1905.09982, theorem 21): the minimum over orders a of
     R(a) + log((a - 1) / a) - (log delta + log a) / (a - 1).
-
-    Raises:
-        ValueError: as :func:`epsilon`.
     """
     costly = _merged(mechanisms, delta)
     return max(0.0, min(_order_bound(costly, delta, order) for order in orders)) if costly else 0.0
 
 
 def rough_epsilon(mechanisms: Iterable[Mechanism], delta: float) -> float:
-    """:func:`rdp_epsilon` from few orders, in milliseconds: an upper bound to start a search from.
-
-    Raises:
-        ValueError: as :func:`epsilon`.
-    """
+    """:func:`rdp_epsilon` from few orders, in milliseconds: an upper bound to start a search from."""
     costly = _merged(mechanisms, delta)
     rough = rdp_epsilon(costly, delta, INTEGER_ORDERS)
     # the best order falls below 2 only for a large epsilon; fractional orders are slow where sigma is large and q near 1/2

@@ -82,11 +82,7 @@ class Ledger:
 
     @classmethod
     def from_json(cls, text: str) -> Ledger:
-        """The ledger that :meth:`to_json` wrote.
-
-        Raises:
-            ValueError: not such a text.
-        """
+        """The ledger that :meth:`to_json` wrote."""
         ledger = cls()
         try:
             for record in json.loads(text):

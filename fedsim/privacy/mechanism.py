@@ -84,9 +84,6 @@ def merged(mechanisms: Iterable[Mechanism]) -> tuple[Mechanism, ...]:
     """Equal mechanisms added up and sorted, without their releases' names and without what costs nothing.
 
     The cost of what ran depends on neither order nor grouping.
-
-    Raises:
-        ValueError: a noise multiplier below 0 or not a number, a sample rate outside [0, 1], or a negative count.
     """
     counts: dict[tuple[float, float], int] = {}
     for one in mechanisms:

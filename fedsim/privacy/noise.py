@@ -41,15 +41,9 @@ class Noise:
 
 
 def gaussian(shapes: Mapping[str, torch.Size | tuple[int, ...]], std: float, stream: Keystream) -> Noise:
-    """Independent N(0, ``std``^2) noise for every part, from one draw.
+    """Independent N(0, ``std``^2) noise for every part, from one draw, in the order of ``shapes``.
 
-    Args:
-        shapes: by part; the parts are drawn in this order.
-        std: standard deviation per coordinate (:meth:`fedsim.privacy.plan.PrivacyPlan.noise_std`).
-        stream: of this release, round and client (:meth:`fedsim.seeds.Seeds.keystream`).
-
-    Raises:
-        ValueError: as :func:`fill_gaussian`.
+    ``std`` is :meth:`fedsim.privacy.plan.PrivacyPlan.noise_std`, ``stream`` that of this release, round and client.
     """
     sizes = [math.prod(shape) for shape in shapes.values()]
     drawn = np.empty(sum(sizes), np.float32)

@@ -103,11 +103,7 @@ class PrivacyPlan:
         return [release for release in self.releases if release.main][-1]
 
     def release(self, name: str) -> Release:
-        """The release called ``name``.
-
-        Raises:
-            KeyError: the plan has no such release.
-        """
+        """The release called ``name``."""
         for release in self.releases:
             if release.name == name:
                 return release
@@ -134,13 +130,8 @@ class PrivacyPlan:
 def large_delta(unit: str, delta: float, units: int, dataset: str) -> str | None:
     """Why a delta is too large for the data, None if it is not: publishing each unit with probability delta is (0, delta)-DP.
 
-    Dwork & Roth 2014, "The algorithmic foundations of differential privacy", section 2.3: delta has to be far below 1 / n.
-
-    Args:
-        unit: the protected unit: ``example``, ``client``, or a group by its column.
-        delta: of the budget.
-        units: n, their number.
-        dataset: the data set's name.
+    Dwork & Roth 2014, "The algorithmic foundations of differential privacy", section 2.3: delta has to be far below 1 / n, n the number of
+    ``units``: each an ``example``, a ``client``, or a group by its column.
     """
     if delta * units < 1:
         return None
@@ -166,19 +157,10 @@ def calibrate(
 ) -> PrivacyPlan:
     """The plan with the least noise whose composition is (``epsilon``, ``delta``)-DP under add-or-remove-one.
 
-    Sigma is solved for all steps of all releases at once, so that epsilon_reached is in [0.99, 1] of the target. It
-    multiplies ``sensitivity`` (and each release's ``relative_noise``). Equal budgets are solved once (:mod:`fedsim.privacy.solved`).
-
-    Args:
-        epsilon: the target; ``math.inf`` gives sigma 0, accountant "none", claim "none".
-        delta: in (0, 1).
-        releases: the releases that the budget pays for; at least one step for a finite epsilon.
-        unit: see :class:`PrivacyPlan`.
-        trust: see :class:`PrivacyPlan`.
-        scope: see :class:`PrivacyPlan`.
-        claim: the claim that holds if the noise is there.
-        clip: C > 0.
-        sensitivity: L2 sensitivity of every release > 0, C or 2C.
+    Sigma is solved for all steps of all releases at once, so that epsilon_reached is in [0.99, 1] of the target. It multiplies
+    ``sensitivity`` (and each release's ``relative_noise``). Equal budgets are solved once (:mod:`fedsim.privacy.solved`). An infinite
+    epsilon gives sigma 0, accountant and claim "none"; ``claim`` is what holds if the noise is there. The rest is as :class:`PrivacyPlan`
+    has it.
 
     Raises:
         UserError: a target that no noise reaches, or an argument out of its range.

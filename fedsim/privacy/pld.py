@@ -145,99 +145,50 @@ def _slopes(curve: Curve) -> Floats:
     return np.concatenate([[0.0], curve.losses[::stride]])
 
 
-class Spectra:
-    """The logarithms of single steps' Fourier transforms, from which any number of steps is composed in milliseconds.
-
-    The loss of independent steps is the sum of theirs, so its distribution is their convolution: transforms multiply, logarithms add
-    (Koskela, Jälkö & Honkela 2020, arXiv 1906.03049).
-    """
-
-    def __init__(self, mechanisms: Sequence[Mechanism]) -> None:
-        """Prepare for compositions of at most the runs of ``mechanisms``.
-
-        Raises:
-            ValueError: a noise multiplier that is not above 0, a sample rate outside [0, 1], or negative steps.
-        """
-        for one in mechanisms:
-            if not (one.noise_multiplier > 0 and 0 <= one.sample_rate <= 1 and one.count >= 0):
-                raise ValueError(f"not a mechanism with noise: {one}")
-        self._costs = [one.costs for one in mechanisms]
-        costly = [one for one in mechanisms if one.costs]
-        self._spectra: list[tuple[NDArray[np.complex128], NDArray[np.complex128]]] = []
-        if not costly:
-            return
-        total = sum(one.count for one in costly)
-        spread = math.sqrt(sum(one.count * _variance(one) for one in costly))
-        self._bounded = spread < MOST_SPREAD
-        if not self._bounded:
-            return
-        width = GRID_WIDTH * spread / math.sqrt(total)
-        low, high = _window(costly)
-        self._width = max(width, (high - low) / (MOST_POINTS - 4))
-        self._first = min(math.floor(low / self._width) - 1, 0)
-        self._points = int(fft.next_fast_len(math.ceil(high / self._width) + 2 - self._first, real=True))
-        # the point of loss 0, and the losses from there in either direction, with exp(-loss), which turns X's mass into Y's
-        self._zero = -self._first
-        sides = [np.arange(n) * self._width for n in (self._points - self._zero, self._zero + 1)]
-        self._grids = [(side, np.exp(-side)) for side in sides]
-        self._lost = [0.0, 0.0]
-        for one in costly:
-            at, present, absent = _step(one, self._width, LOST_MASS / total)
-            self._spectra.append((self._transform(at, present), self._transform(at, absent)))
-            self._lost[0] += one.count * max(0.0, 1 - float(present.sum()))
-            self._lost[1] += one.count * max(0.0, 1 - float(absent.sum()))
-
-    def compose(self, steps: Sequence[int]) -> Composition:
-        """The composition of ``steps`` runs of each mechanism, at most as many as were prepared."""
-        counts = [count for count, costs in zip(steps, self._costs, strict=True) if costs]
-        if not any(counts) or not self._bounded:
-            nothing = np.zeros(0)
-            return Composition(*[Curve(nothing, nothing, nothing, 1.0 if any(counts) else 0.0)] * 2)
-        curves = []
-        for which in (0, 1):
-            with np.errstate(invalid="ignore"):
-                logs = sum(count * pair[which] for pair, count in zip(self._spectra, counts, strict=True) if count)
-                product = np.nan_to_num(np.exp(logs))
-            mass = np.roll(fft.irfft(product, self._points), -self._first)
-            # the losses >= 0 of either order, ascending: log Q / P is the negative of log P / Q
-            forward = np.clip(mass[self._zero :] if which == 0 else mass[self._zero :: -1], 0.0, None)
-            losses, ratio = self._grids[which]
-            weight = np.cumsum((forward * ratio)[::-1])[::-1]
-            curves.append(Curve(losses, np.cumsum(forward[::-1])[::-1], weight, 2 * LOST_MASS + self._lost[which]))
-        return Composition(*curves)
-
-    def _transform(self, at: NDArray[np.int64], mass: Floats) -> NDArray[np.complex128]:
-        with np.errstate(divide="ignore"):
-            return np.asarray(np.log(fft.rfft(np.bincount(at % self._points, mass, self._points))))
-
-
 def compose(mechanisms: Sequence[Mechanism]) -> Composition:
     """The composition of all ``mechanisms``.
 
-    Raises:
-        ValueError: see :class:`Spectra`.
+    The loss of independent steps is the sum of theirs, so its distribution is their convolution: Fourier transforms multiply
+    (Koskela, Jälkö & Honkela 2020, arXiv 1906.03049).
     """
-    return Spectra(mechanisms).compose([one.count for one in mechanisms])
+    for one in mechanisms:
+        if not (one.noise_multiplier > 0 and 0 <= one.sample_rate <= 1 and one.count >= 0):
+            raise ValueError(f"not a mechanism with noise: {one}")
+    costly = [one for one in mechanisms if one.costs]
+    spread = math.sqrt(sum(one.count * _variance(one) for one in costly))
+    if not costly or spread >= MOST_SPREAD:
+        nothing = np.zeros(0)
+        return Composition(*[Curve(nothing, nothing, nothing, 1.0 if costly else 0.0)] * 2)
+    total, (low, high) = sum(one.count for one in costly), _window(costly)
+    width = max(GRID_WIDTH * spread / math.sqrt(total), (high - low) / (MOST_POINTS - 4))
+    first = min(math.floor(low / width) - 1, 0)
+    points = int(fft.next_fast_len(math.ceil(high / width) + 2 - first, real=True))
+    steps = [_step(one, width, LOST_MASS / total) for one in costly]
+    curves = []
+    for which in (0, 1):
+        logs, lost = np.zeros(points // 2 + 1, complex), 2 * LOST_MASS
+        for one, (at, *masses) in zip(costly, steps, strict=True):
+            with np.errstate(divide="ignore", invalid="ignore"):
+                logs = logs + one.count * np.log(fft.rfft(np.bincount(at % points, masses[which], points)))
+            lost += one.count * max(0.0, 1 - float(masses[which].sum()))
+        with np.errstate(invalid="ignore"):
+            mass = np.roll(fft.irfft(np.nan_to_num(np.exp(logs)), points), -first)
+        # from the point of loss 0 the losses of either order, ascending: log Q / P is the negative of log P / Q; exp(-loss) turns X's mass
+        # into Y's
+        forward = np.clip(mass[-first:] if which == 0 else mass[-first::-1], 0.0, None)
+        losses = np.arange(len(forward)) * width
+        weight = np.cumsum((forward * np.exp(-losses))[::-1])[::-1]
+        curves.append(Curve(losses, np.cumsum(forward[::-1])[::-1], weight, lost))
+    return Composition(*curves)
 
 
 def refuted_epsilon(mechanisms: Sequence[Mechanism], delta: float, false_positives: float, true_positives: float) -> tuple[float, float]:
     """The largest epsilon, over factors of noise, of the mechanisms that a test with these rates refutes; and its factor.
 
     The mechanism at a factor s has all noise multipliers times s. It did not run if the test's false-negative rate is below its trade-off
-    function; more noise is easier to refute, so the least refuted factor has the largest epsilon. For a confidence bound give the upper
-    confidence limit of the false positives and the lower one of the true positives.
-
-    Args:
-        mechanisms: as claimed.
-        delta: of the epsilon.
-        false_positives: in [0, 1]; a positive says that the unit is present.
-        true_positives: in [0, 1].
-
-    Returns:
-        (epsilon, factor), the factor to a thousandth; (0.0, inf) if not even :data:`MOST_NOISE_FACTOR` is refuted.
-
-    Raises:
-        ValueError: see :class:`Spectra`.
+    function; more noise is easier to refute, so the least refuted factor, to a thousandth, has the largest epsilon: (0.0, inf) if not even
+    :data:`MOST_NOISE_FACTOR` is refuted. A positive says that the unit is present. For a confidence bound give the upper confidence limit
+    of the false positives and the lower one of the true positives.
     """
 
     def scaled(factor: float) -> Composition:
@@ -288,20 +239,14 @@ def _range(one: Mechanism, lost: float) -> tuple[float, float]:
     return float(low), float(high)
 
 
-def _masses(one: Mechanism, losses: Floats) -> tuple[Floats, Floats]:
-    """P's and Q's mass between neighbouring ``losses``."""
-    noise, rate = one.noise_multiplier, one.sample_rate
-    observed = _observation(losses, noise, rate)
-    absent = _between(observed, noise, 0.0)
-    return (1 - rate) * absent + rate * _between(observed, noise, 1.0), absent
-
-
 def _step(one: Mechanism, width: float, lost: float) -> tuple[NDArray[np.int64], Floats, Floats]:
     """One step's loss on a grid: the indices of the points, and P's and Q's mass at every point."""
     low, high = _range(one, lost)
     first, last = math.floor(low / width), math.ceil(high / width)
     at = np.arange(first, last + 1)
-    present, absent = _masses(one, at * width)
+    observed = _observation(at * width, one.noise_multiplier, one.sample_rate)
+    absent = _between(observed, one.noise_multiplier, 0.0)
+    present = (1 - one.sample_rate) * absent + one.sample_rate * _between(observed, one.noise_multiplier, 1.0)
     # an interval's masses a (P) and b (Q) are split between its ends, u (Q) at the lower and v (Q) at the upper; P = exp(loss) Q at a
     # point, so u + v = b and exp(low) u + exp(high) v = a, hence v / b = (a / b exp(-low) - 1) / (exp(width) - 1)
     # (Doroshenko et al. 2022, arXiv 2207.04380)

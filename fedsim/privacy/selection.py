@@ -116,15 +116,7 @@ def solved_noise(
 ) -> float:
     """The least noise multiplier, to four digits, at which the best of the runs costs ``epsilon``; 0 if that is infinite.
 
-    Args:
-        mean: of the number of runs.
-        distribution: of that number.
-        epsilon: the target.
-        delta: of the target.
-        mechanisms: a run's, at a noise multiplier.
-
-    Raises:
-        ValueError: no noise multiplier up to a million is enough.
+    ``mechanisms`` are a run's at a noise multiplier, ``mean`` and ``distribution`` those of the number of runs.
     """
     if math.isinf(epsilon):
         return 0.0

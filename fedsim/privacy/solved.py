@@ -33,9 +33,6 @@ def solved(epsilon: float, delta: float, mechanisms: tuple[Mechanism, ...]) -> S
     """The least noise for mechanisms whose noise multiplier is the relative one, from its file if this code solved it before.
 
     If the folder cannot be written, it is only slower.
-
-    Raises:
-        UserError: no noise reaches the target.
     """
     question = json.dumps([counted_by(), epsilon, delta, [astuple(one) for one in mechanisms]])
     path = cache_folder() / "plans" / f"{hashlib.sha256(question.encode()).hexdigest()[:32]}.json"

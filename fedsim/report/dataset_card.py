@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from fedsim import __version__
-from fedsim.data.parquet import write_parquet
+from fedsim.data.arrays import write_parquet
 from fedsim.errors import UserError
 from fedsim.files import replaced
 from fedsim.plugins.registry import lookup

@@ -23,8 +23,7 @@ from numpy.typing import ArrayLike, NDArray
 from pydantic import BaseModel, ConfigDict, ValidationError, ValidationInfo, field_serializer, field_validator
 from safetensors.torch import save
 
-from fedsim.data.arrays import check_target, write_npz, write_sidecar
-from fedsim.data.parquet import read_parquet_manifest, write_parquet
+from fedsim.data.arrays import check_target, read_parquet_manifest, write_npz, write_parquet, write_sidecar
 from fedsim.errors import UserError
 from fedsim.evaluation.judge import synthesise
 from fedsim.files import replaced, unread
@@ -250,7 +249,7 @@ class SavedGenerator:
         if out.suffix == ".parquet":
             write_parquet(out, x, y, names or list(map(str, range(self.facts.task.classes))), manifest)
         else:
-            write_npz(out, (len(x), x.shape[1]), "float32", [x], {"y": y, **({"class_names": np.array(names)} if names else {})}, manifest)
+            write_npz(out, {"x": x, "y": y, **({"class_names": np.array(names)} if names else {})}, manifest)
         write_sidecar(out, manifest)
         return manifest
 

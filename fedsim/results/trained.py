@@ -26,14 +26,14 @@ from fedsim.results.folder import RunFolder
 from fedsim.training.trial import Trial
 
 
-class Trained(NamedTuple):
+class TrainedCells(NamedTuple):
     """The cells of trainings, ready to be judged or attacked, and the data sets that they read, by key."""
 
     trials: tuple[Trial, ...]
     data: Mapping[str, Embeddings]
 
 
-def prepare_trained(grid: Grid, trainings: Sequence[Mapping[str, Any]], folder: RunFolder) -> Trained:
+def prepare_trained(grid: Grid, trainings: Sequence[Mapping[str, Any]], folder: RunFolder) -> TrainedCells:
     """Load the data and make the partitions again.
 
     Args:
@@ -61,7 +61,7 @@ def prepare_trained(grid: Grid, trainings: Sequence[Mapping[str, Any]], folder: 
         Trial(cell, replace(task_of(cell, data[cell.data_key]), public=None), _plan(line), partition, (cell.clients,), key)
         for line, cell, partition, key in zip(trainings, cells, partitions, keys, strict=True)
     )
-    return Trained(trials, views)
+    return TrainedCells(trials, views)
 
 
 def as_trained(trial: Trial, line: Mapping[str, Any]) -> Trial:

@@ -27,7 +27,7 @@ from fedsim.results.run import Entry, Lines, read_manifest
 from fedsim.results.store import ResultStore
 from fedsim.runs.display import Display, outcome
 from fedsim.runs.engine import ClusterLost, Engine, InProcess, by_token
-from fedsim.runs.jobs import Job, JudgingJob, RunContext, TrainingJob, audit_of, check_of, checked_facts, references_of
+from fedsim.runs.jobs import CellJob, Job, RunContext, audit_of, check_of, checked_facts, references_of
 from fedsim.runs.manifest import write_manifest
 from fedsim.runs.plan_view import show_refused, show_warnings
 from fedsim.runs.prepare import Prepared, label_matrices
@@ -52,29 +52,18 @@ def engine_for(
         return replace(prepared, parallel=1), nullcontext(InProcess(prepared.nodes[0], capture=not in_process))
     if address is None:
         by_token()
-    from fedsim.runs.ray import connected_ray, local_ray
+    from fedsim.runs.ray import RayEngine, local_ray
 
-    return prepared, local_ray(prepared.nodes[0]) if address is None else connected_ray()
+    return prepared, local_ray(prepared.nodes[0]) if address is None else nullcontext(RayEngine())
 
 
 def run_bench(
     prepared: Prepared, folder: Path, console: Console, engine: AbstractContextManager[Engine], *, retry_failed: bool = False
 ) -> int:
-    """Run the jobs whose lines are missing, then draw the report.
-
-    Args:
-        prepared: the grid.
-        folder: the run folder.
-        console: where progress and the table of results go.
-        engine: entered if there is anything to run.
-        retry_failed: run cells again that failed before.
+    """Run the jobs whose lines are missing on ``engine``, which is entered if there are any, then draw the report.
 
     Returns:
         The exit code: 0 if every cell is ok, 1 if one is not or a plug-in was left out, 130 after an interruption.
-
-    Raises:
-        UserError: the folder cannot be written, another fedsim runs in it, the grid's audits could say nothing, a judgement is missing
-            whose training cannot be repeated, or the first training of a plug-in fails.
     """
     store = ResultStore(folder)
     show_refused(prepared, console)
@@ -116,6 +105,7 @@ def _run_locked(
         print_line(console, f"{error.where}: {error.what}; {_finished(prepared, folder)}; {error.hint}")
         if Lines.read(folder).trainings:  # in a process of its own: Ray ends this one within seconds of a loss
             subprocess.run([sys.executable, "-c", REPORT, "report", str(folder)], check=False)
+            print_line(console, f"report: {store.folder.page}")
         return error.exit_code
     report.show(console)
     bad = [row for row in report.rows if row.status != "ok"]
@@ -124,7 +114,7 @@ def _run_locked(
     if len(bad) > MOST_SHOWN:
         print_line(console, f"and {len(bad) - MOST_SHOWN} more that are not ok; the report lists them", "red")
     if any(row.status == "failed" for row in bad):
-        again = "the same command runs failed cells again" if retry_failed else "run failed cells again with --retry-failed"
+        again = "the same command runs failed cells again" if retry_failed else "run failed cells again with retry_failed"
         console.print(again, soft_wrap=True)
     print_line(console, f"report: {report.page}")
     return 1 if bad or prepared.refused else 0
@@ -140,20 +130,18 @@ def _audits(prepared: Prepared) -> tuple[ClaimAudit, ...]:
 
 
 def missing_jobs(run: RunContext, audits: Sequence[ClaimAudit], lines: Lines, *, retry_failed: bool = False) -> Iterator[Job]:
-    """A job for every line that the grid's rows lack: cells, each behind the references that it needs first, then audits and checks.
-
-    Raises:
-        UserError: a judgement is missing, what the training made was not kept, and its noise was secret, so that a second training would be
-            a second release of the same rows.
-    """
+    """A job for every line that the grid's rows lack: cells, each behind the references that it needs first, then audits and checks."""
     seen = set(lines.references)
+    first: dict[str, CellJob] = {}
     for trial in run.prepared.trials:
         for reference in references_of(run, trial):
             if reference.key[-1] not in seen:
                 seen.add(reference.key[-1])
                 yield reference
-        job = _cell_job(run, trial, lines, retry_failed=retry_failed)
-        if job is not None:
+        job, equal = _cell_job(run, trial, lines, retry_failed=retry_failed), run.prepared.equal.get(trial.cell.training_id)
+        if equal is not None and isinstance(job, CellJob) and job.training is None and first.setdefault(equal, job) is not job:
+            first[equal].equal.append((trial, None))
+        elif job is not None:
             yield job
     for audit in audits:
         if lines.audits.get(audit.run.key, {}).get("pairs") != audit.run.count:
@@ -181,16 +169,16 @@ def _cell_job(run: RunContext, trial: Trial, lines: Lines, *, retry_failed: bool
     cell = trial.cell
     training, judgement = lines.trainings.get(cell.training_id), lines.judgements.get(cell.cell_id)
     if training is None or (training["error"] is not None and retry_failed):
-        return TrainingJob(run, trial)
+        return CellJob(run, trial)
     if training["error"] is not None or (judgement is not None and (judgement["error"] is None or not retry_failed)):
         return None
     if training["state"] is not None and run.store.folder.state(cell.training_id).exists():
-        return JudgingJob(run, trial, training)
+        return CellJob(run, trial, training)
     if cell.noise == "secret" and trial.plan is not None:
         what = f"{cell.label} (cell {cell.cell_id}) is to be judged, and what its training made was not kept"
         hint = "its noise was secret, and a second training would be a second release of the same rows: give a new folder to train again"
         raise UserError(str(run.store.folder.path), what, hint)
-    return TrainingJob(run, trial)
+    return CellJob(run, trial)
 
 
 def sweep(store: ResultStore, trials: Iterable[Trial], lines: Lines) -> None:
@@ -244,7 +232,7 @@ def _run(run: RunContext, jobs: list[Job], console: Console, engine: AbstractCon
     if not jobs:
         print_line(console, "the cell is finished" if count == 1 else f"all {count} cells are finished")
         return _drawn(folder)
-    if judged := sum(isinstance(job, JudgingJob) for job in jobs):
+    if judged := sum(isinstance(job, CellJob) and job.training is not None for job in jobs):
         print_line(console, f"{counted(judged, 'trained cell')} to be judged, without training again")
     with ThreadPoolExecutor(1) as beside:
         with engine as running, run.display:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, nullcontext
 from types import TracebackType
 
 from rich.console import Console
@@ -19,52 +20,33 @@ EVERY = 60.0
 _DAY = 86_400.0
 
 
-class Preparing:
-    """Shows what a preparation does: in a terminal at once, elsewhere a line every so many seconds."""
+@contextmanager
+def preparing(console: Console, every: float = 20.0) -> Iterator[Callable[[str], None]]:
+    """Yields what shows what a preparation does now: in a terminal at once, elsewhere by a line every so many seconds."""
+    status = console.status("preparing") if is_live(console) else None
+    started = printed = time.monotonic()
 
-    def __init__(self, console: Console, every: float = 20.0) -> None:
-        self._console, self._every = console, every
-        self._status = console.status("preparing") if is_live(console) else None
-        self._started = self._printed = time.monotonic()
-
-    def __call__(self, text: str) -> None:
-        """Show what happens now."""
+    def tell(text: str) -> None:
+        nonlocal printed
         now = time.monotonic()
-        line = f"{text} ({now - self._started:.0f} s)"
-        if self._status is not None:
-            self._status.update(Text(line))
-        elif now - self._printed >= self._every:
-            self._printed = now
-            print_line(self._console, line)
+        line = f"{text} ({now - started:.0f} s)"
+        if status is not None:
+            status.update(Text(line))
+        elif now - printed >= every:
+            printed = now
+            print_line(console, line)
 
-    def __enter__(self) -> Preparing:
-        if self._status is not None:
-            self._status.start()
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        if self._status is not None:
-            self._status.stop()
+    with status or nullcontext():
+        yield tell
 
 
 class Display:
-    """The progress of a bench; a context manager that leaves the terminal as it was, however it is left.
-
-    Args:
-        console: where to print.
-        total: cells of the grid.
-        ended: cells that an earlier run ended and that do not run again, by status.
-    """
+    """The progress of a bench of ``total`` cells, of which an earlier run ``ended`` some, by status; it leaves the terminal as it was."""
 
     def __init__(self, console: Console, total: int, ended: Mapping[str, int] | None = None) -> None:
         self.total, self.ended, self._console = total, Counter(ended), console
-        columns = (
-            TextColumn("{task.description}", markup=False),
-            BarColumn(),
-            MofNCompleteColumn(),
-            TimeElapsedColumn(),
-            TimeRemainingColumn(),
-        )
+        words = TextColumn("{task.description}", markup=False)
+        columns = (words, BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn())
         self._progress = Progress(*columns, console=console, transient=True, disable=not is_live(console), speed_estimate_period=_DAY)
         self._cells = self._progress.add_task("cells", total=total, completed=self.ended.total())
         self.running: dict[str, TaskID] = {}

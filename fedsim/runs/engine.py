@@ -34,11 +34,15 @@ class WorkerLost(Exception):
 
 @dataclass(eq=False)
 class Slot:
-    """The actors of one job, whose ``worker`` runs it; ``plug_in``: the algorithm that is not shipped and whose code ran on it."""
+    """The actors of one job, whose ``worker`` runs it on its and ``others``' shares, held by ``group``.
+
+    ``plug_in``: the algorithm that is not shipped and whose code ran on it.
+    """
 
     need: Need
     worker: Any
-    held: Any = None
+    others: tuple[Any, ...] = ()
+    group: Any = None
     plug_in: str = ""
 
 
@@ -49,11 +53,7 @@ class Engine(Protocol):
         """A value as jobs are given it; workers read it without a copy where they can."""
 
     def nodes(self) -> tuple[Node, ...]:
-        """What there is now.
-
-        Raises:
-            ClusterLost: nothing.
-        """
+        """What there is now."""
 
     def open(self, need: Need, device: Device) -> Slot:
         """A slot; what is started on it waits until there is room for all its actors."""
@@ -68,21 +68,14 @@ class Engine(Protocol):
         """Streams whose next item is there or that have ended; none if nothing comes in so many seconds."""
 
     def receive(self, stream: Any) -> Item:
-        """The next item of a stream.
-
-        Raises:
-            StopIteration: the job has ended.
-            WorkerLost: its worker is gone.
-        """
+        """The next item of a stream."""
 
 
 @dataclass
 class InProcess:
     """Runs each job where it is started from, item by item: breakpoints and profilers work, and nothing is started.
 
-    Args:
-        node: this machine, all of it one slot's.
-        capture: whether what a cell prints goes to its log.
+    All of ``node``, this machine, is one slot's; ``capture``: what a cell prints goes to its log.
     """
 
     node: Node

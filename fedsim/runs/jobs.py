@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
@@ -35,6 +35,8 @@ if TYPE_CHECKING:
 
 Put = Callable[[str], Any]
 """Gives a data set, by its key, as the engine holds it."""
+Line = Mapping[str, Any]
+_Cell = tuple[Trial, Line | None]
 
 
 @dataclass(frozen=True)
@@ -109,78 +111,70 @@ class Job(ABC):
 
 
 class CellJob(Job):
-    """A job of one cell, with the cell's log and its line in the display; ``training`` is the line of its training, if there is one."""
+    """What a cell lacks: its training and the judgement of what that made, in the same worker; with a training's line the judgement alone.
+
+    ``equal`` are further cells whose results are equal by construction; each has the line of its training, if there is one.
+    """
 
     trial: Trial
 
-    def __init__(self, run: RunContext, trial: Trial, training: Mapping[str, Any] | None = None) -> None:
+    def __init__(self, run: RunContext, trial: Trial, training: Line | None = None, equal: Sequence[_Cell] = ()) -> None:
         self.run, self.trial, self.training = run, trial if training is None else as_trained(trial, training), training
-        self.key, self.need = ("cell", trial.cell.cell_id), run.prepared.need
-        self.name = f"{trial.cell.label} (cell {trial.cell.cell_id})"
+        self.equal, self.key, self.name = list(equal), ("cell", trial.cell.cell_id), f"{trial.cell.label} (cell {trial.cell.cell_id})"
+        self.need = run.prepared.need_of(trial) if training is None else run.prepared.need
+        self.any_slot, self.limited = training is not None, training is None
 
-    def started(self, what: str) -> None:
-        """Show and log that it runs now."""
+    @property
+    def cells(self) -> list[_Cell]:
+        """All cells of it, each with the line of its training."""
+        return [(self.trial, self.training), *self.equal]
+
+    def call(self, put: Put) -> tuple[Any, ...]:
+        """Train, from the last checkpoint if there is one; or judge by the tensors that the training left."""
+        trial, folder, data = self.trial, self.run.store.folder, put(self.trial.data_key)
+        if self.training is None:
+            self._started("started")
+            # in a list the data set stays a reference, for the worker to hand on to its cohort actors
+            return "train", trial, data, [data], kept(self._checkpoint)
+        self._started("judged anew")
+        return "judge", trial, read_state(folder.state(trial.cell.training_id), self.training["state"]), data
+
+    def _started(self, what: str) -> None:
         cell = self.trial.cell
         point = {"alpha": cell.concentration, "clients": cell.clients, "epsilon": cell.epsilon, "seed": cell.seed}
         self.run.display.cell_started(cell.cell_id, setting(cell.label, cell.dataset.display, **point))  # type: ignore[arg-type]
         plan, sizes = f"plan {self.trial.plan}", f"clients per actor {self.trial.sizes}"
         self.run.log(self.trial, [f"{what} {now()}", f"cell {cell.model_dump_json()}", plan, sizes])
-
-    def judged(self, end: Judged | Failure) -> None:
-        """Write the judgement's line."""
-        assert self.training is not None
-        if isinstance(end, Failure):
-            what, line = end.traceback.rstrip("\n"), judgement_line(self.trial, error_of(end), 0.0)
-        else:
-            what, line = f"judged {end.judgement}", judgement_line(self.trial, end.judgement, end.seconds)
-        self.run.log(self.trial, [what])
-        self.run.store.append("judgements", [line])
-        self.run.finished(self.trial, self.training, line)
-
-
-class TrainingJob(CellJob):
-    """A training, and the judgement of what it made, in the same worker."""
-
-    any_slot = False
-    limited = True
-
-    def __init__(self, run: RunContext, trial: Trial) -> None:
-        super().__init__(run, trial)
-        self.need = run.prepared.need_of(trial)
-
-    def call(self, put: Put) -> tuple[Any, ...]:
-        """Go on from the last checkpoint, if there is one."""
-        self.started("started")
-        data = put(self.trial.data_key)
-        # in a list the data set stays a reference, for the worker to hand on to its cohort actors
-        return "train", self.trial, data, [data], kept(self._checkpoint)
+        for other, _ in self.equal:
+            self.run.log(other, [f"equal to cell {cell.cell_id} by construction: see its log"])
 
     def take(self, item: Item) -> None:
-        """Rounds and checkpoints as they come; then the outcome's line, then the judgement's."""
+        """Rounds and checkpoints as they come; then the training's lines, then the judgement's."""
         if isinstance(item, Progress):
             self._progress(item)
         elif isinstance(item, Outcome):
             self._end(item)
-        elif isinstance(item, Judged):
-            self.judged(item)
+        elif isinstance(item, Judged) or (isinstance(item, Failure) and self.training is not None):
+            self._judged(item)
         elif isinstance(item, Failure):
             self._fail(item)
 
     def again(self) -> Job:
         """Judging, once the training's line is written."""
-        return JudgingJob(self.run, self.trial, self.training) if self.training is not None else self
+        return self if self.training is None else CellJob(self.run, self.trial, self.training, self.equal)
 
     @property
     def _checkpoint(self) -> Path:
         return self.run.store.folder.checkpoint(self.trial.cell.training_id)
 
     def _progress(self, progress: Progress) -> None:
-        cell = self.trial.cell
-        self.run.store.append("rounds", ({"training_id": cell.training_id, "round": r.round, **r.values} for r in progress.rounds))
+        for trial, _ in self.cells:
+            training = {"training_id": trial.cell.training_id}
+            self.run.store.append("rounds", ({**training, "round": r.round, **r.values} for r in progress.rounds))
         self.run.log(self.trial, log_lines(progress))
         if progress.rounds:
             last = progress.rounds[-1]
-            self.run.display.round_done(cell.cell_id, last.round + 1, last.rounds)
+            self.run.display.round_done(self.trial.cell.cell_id, last.round + 1, last.rounds)
         if progress.checkpoint is not None:
             try:
                 keep(self._checkpoint, progress.checkpoint)
@@ -189,44 +183,40 @@ class TrainingJob(CellJob):
                 self.run.log(self.trial, [what])
 
     def _end(self, outcome: Outcome) -> None:
-        """Keep what was made, then write the line; the checkpoint, which may hold the key of secret noise, goes before."""
-        prepared, store, training = self.run.prepared, self.run.store, self.trial.cell.training_id
+        """Keep what was made, then write the lines; the checkpoint, which may hold the key of secret noise, goes before."""
+        prepared, store, clients = self.run.prepared, self.run.store, self.trial.cell.clients
         self.trial = self.trial.ended(outcome)
         self.run.log(self.trial, [f"trained {outcome}"])
-        state = keep_state(store.folder.state(training), outcome.state) if prepared.grid.resources.save_generators else None
         discard(self._checkpoint)
-        names = prepared.data[self.trial.data_key].class_names
-        self.training = training_line(self.trial, outcome, versions(), names, state)
-        store.append("trainings", [self.training])
+        names, lines = prepared.data[self.trial.data_key].class_names, list[Line]()
+        for trial, _ in self.cells:
+            path, own = store.folder.state(trial.cell.training_id), outcome
+            if trial is not self.trial:  # every client sends and gets the same
+                up, down = (size // clients * trial.cell.clients for size in (outcome.uplink_bytes, outcome.downlink_bytes))
+                own = replace(outcome, uplink_bytes=up, downlink_bytes=down)
+            state = keep_state(path, outcome.state) if prepared.grid.resources.save_generators else None
+            lines.append(training_line(trial, own, versions(), names, state))
+        store.append("trainings", lines)
+        self.training, *others = lines
+        self.equal = [(trial, line) for (trial, _), line in zip(self.equal, others, strict=True)]
 
     def _fail(self, failure: Failure) -> None:
-        if self.training is not None:
-            self.judged(failure)
-            return
         if not failure.goes_on:
             discard(self._checkpoint)
         self.run.log(self.trial, [failure.traceback.rstrip("\n")])
-        line = training_line(self.trial, error_of(failure), versions())
-        self.run.store.append("trainings", [line])
-        self.run.finished(self.trial, line)
+        for trial, _ in self.cells:
+            line = training_line(trial, error_of(failure), versions())
+            self.run.store.append("trainings", [line])
+            self.run.finished(trial, line)
 
-
-class JudgingJob(CellJob):
-    """A judgement of what an earlier training made."""
-
-    def call(self, put: Put) -> tuple[Any, ...]:
-        """With the tensors that the training left."""
-        self.started("judged anew")
-        assert self.training is not None
-        state = read_state(self.run.store.folder.state(self.trial.cell.training_id), self.training["state"])
-        return "judge", self.trial, state, put(self.trial.data_key)
-
-    def take(self, item: Item) -> None:
-        """The judgement's line."""
-        if isinstance(item, Progress):
-            self.run.log(self.trial, log_lines(item))
-        elif isinstance(item, Judged | Failure):
-            self.judged(item)
+    def _judged(self, end: Judged | Failure) -> None:
+        self.run.log(self.trial, [end.traceback.rstrip("\n") if isinstance(end, Failure) else f"judged {end.judgement}"])
+        for trial, training in self.cells:
+            assert training is not None
+            made = (error_of(end), 0.0) if isinstance(end, Failure) else (end.judgement, end.seconds)
+            line = judgement_line(trial, *made)
+            self.run.store.append("judgements", [line])
+            self.run.finished(trial, training, line)
 
 
 @dataclass(frozen=True)

@@ -38,11 +38,7 @@ PACKAGES = ("ray", "torch", "opacus", "numpy", "scikit-learn", "scipy")
 
 
 def grid_of(manifest: Mapping[str, Any], folder: RunFolder) -> Grid:
-    """The resolved grid that a run folder's manifest holds.
-
-    Raises:
-        UserError: it is not there, or has none that this version reads.
-    """
+    """The resolved grid that a run folder's manifest holds."""
     if not folder.manifest.exists():
         raise UserError(str(folder.manifest), "is not there", "restore it, or run the grid again in a new folder")
     try:
@@ -58,32 +54,22 @@ def write_manifest(folder: RunFolder, prepared: Prepared, entries: Sequence[Entr
         "versions": versions(),
         "revision": revision(),
         "hardware": hardware(),
-        "command": _command(),
+        "command": shlex.join(["fedsim", *sys.argv[1:]]),
         "started": now(),
         "release": RELEASE_WORDS[prepared.grid.privacy.noise],
         "grid": prepared.grid.model_dump(mode="json"),
-        "methods": [
-            _method(entry.display, lookup(entry.name)) for i, entry in enumerate(prepared.grid.algorithms) if i not in prepared.refused
-        ],
+        "methods": [_method(one.display, lookup(one.name)) for i, one in enumerate(prepared.grid.algorithms) if i not in prepared.refused],
         "refused": [{"algorithm": prepared.grid.algorithms[i].display, "error": str(error)} for i, error in prepared.refused.items()],
         "cells": [asdict(entry) for entry in entries],
     }
-    _save(folder, manifest)
+    with replaced(folder.manifest) as part:
+        part.write_text(json.dumps(manifest, indent=2) + "\n", encoding="utf-8")
 
 
 def _method(label: str, cls: type[Algorithm]) -> dict[str, str]:
     """A method for readers who do not know it: what its class says it is, and the paper that it follows."""
     text = inspect.cleandoc(cls.__doc__ or "").partition("\n\n")[0]
     return {"label": label, "text": " ".join(text.replace("`", "").split()), "source": cls.source}
-
-
-def _save(folder: RunFolder, manifest: Mapping[str, Any]) -> None:
-    with replaced(folder.manifest) as part:
-        part.write_text(json.dumps(manifest, indent=2) + "\n", encoding="utf-8")
-
-
-def _command() -> str:
-    return shlex.join(["fedsim", *sys.argv[1:]])
 
 
 def now() -> str:
@@ -117,9 +103,5 @@ def hardware() -> dict[str, Any]:
     lines = cpus.read_text().splitlines() if cpus.exists() else []
     model = next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), platform.processor())
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
-    return {
-        "cpu": model,
-        "cores": len(os.sched_getaffinity(0)),
-        "memory_gib": round(memory, 1),
-        "system": platform.platform(),
-    }
+    cores = len(os.sched_getaffinity(0))
+    return {"cpu": model, "cores": cores, "memory_gib": round(memory, 1), "system": platform.platform()}

@@ -13,11 +13,10 @@ _SLACK = 1e-6
 
 
 class Node(NamedTuple):
-    """What one machine offers; ``gpu_memory`` is that of its smallest GPU in bytes, 0 where that is unknown."""
+    """What one machine offers."""
 
     cpus: float
     gpus: float
-    gpu_memory: float = 0.0
 
     @property
     def words(self) -> str:

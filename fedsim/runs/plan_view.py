@@ -126,7 +126,11 @@ class Plan(Printed):
             shape = f"{len(public.x)} × {public.x.shape[1]}"
             yield f"public data: {public.name}, {shape}, {labels}, licence {licence}; used by {users or 'none'}"
         at_most = "" if asked.memory_per_cell is None else f", at most {asked.memory_per_cell / 2**30:.1f} GiB a cell"
-        yield f"{counted(prepared.parallel, 'cell')} at a time, {counted(prepared.need.cpus, 'CPU')} an actor{at_most}"
+        shares = f"{counted(prepared.need.cpus, 'CPU')} and {counted(prepared.need.gpus, 'GPU')} an actor"
+        yield f"{counted(prepared.parallel, 'cell')} at a time, {shares}{at_most}"
+        if prepared.repeated:
+            equal = f"{prepared.repeated} of {counted(len(prepared.trials), 'cell')}"
+            yield f"{equal} are equal to another by construction, whatever the partition, and are not trained again"
         yield f"{self._time()}; {counted(len(prepared.trials), 'cell')}; nothing was run"
 
     def _time(self) -> str:

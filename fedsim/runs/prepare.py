@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import joblib
@@ -19,6 +19,7 @@ from fedsim.json_lines import dump
 from fedsim.methods.messages import Task
 from fedsim.partition import Partition, site_names
 from fedsim.partition.matrix import LabelMatrix
+from fedsim.plugins.code_hash import is_shipped
 from fedsim.plugins.registry import lookup
 from fedsim.runs.need import Need, Node
 from fedsim.runs.worker import plug_in_code
@@ -26,9 +27,8 @@ from fedsim.training.cohort import build_algorithm
 from fedsim.training.trial import Candidate, Trial, packing
 from fedsim.words import counted
 
-FEW_CELLS, SHORT = 5, 3e7
+FEW_CELLS, SHORT_WORK = 5, 3e7
 """Cells, and numbers that their rounds read (rounds x rows x dimensions), up to which they take less time than Ray to start."""
-GIB = 2**30
 Tell = Callable[[str], None]
 """Takes a few words on what is going on."""
 
@@ -38,13 +38,12 @@ class Prepared:
     """A grid that is ready to run.
 
     Attributes:
-        grid: the grid.
         refused: why entries of ``algorithms``, by their positions, are left out.
         data: the data sets by key; where clients see values of their own also what each partition makes of them.
         trials: one a cell, in the grid's order.
-        nodes: what the cluster has.
         need: what one actor needs.
         parallel: how many cells may run at a time.
+        equal: of cells whose result another partition cannot change, the training of the first that is equal to it.
         keep_going: whether a plug-in whose first training fails is a failed row rather than the end.
     """
 
@@ -55,7 +54,13 @@ class Prepared:
     nodes: tuple[Node, ...]
     need: Need
     parallel: int
+    equal: Mapping[str, str] = field(default_factory=dict)
     keep_going: bool = False
+
+    @property
+    def repeated(self) -> int:
+        """How many cells are not trained because they are equal to another."""
+        return sum(training != first for training, first in self.equal.items())
 
     def need_of(self, trial: Trial) -> Need:
         """What the training of a cell needs."""
@@ -66,26 +71,19 @@ class Prepared:
     def short(self) -> bool:
         """Whether all cells have run before a cluster has started: a handful of shipped methods on few rows, without limits or GPUs."""
         asked, work = self.grid.resources, 0.0
-        if (
-            len(self.trials) > FEW_CELLS
-            or self.need.gpus
-            or asked.cell_timeout
-            or asked.memory_per_cell
-            or self.grid.audit
-            or self.grid.check
-        ):
+        limits = (self.need.gpus, asked.cell_timeout, asked.memory_per_cell, self.grid.audit, self.grid.check)
+        if len(self.trials) > FEW_CELLS or any(limits) or not all(is_shipped(lookup(trial.cell.algorithm)) for trial in self.trials):
             return False
         for trial in self.trials:
             algorithm = build_algorithm(trial.cell.algorithm, trial.cell.params, trial.task)
             rounds = sum(1 for _ in algorithm.schedule()) * max(1, len(trial.candidates))
             work += rounds * trial.train_rows * trial.task.dim
-        return work <= SHORT
+        return work <= SHORT_WORK
 
 
 def this_machine() -> Node:
     """This machine, as far as this process may use it (affinity, container limits, visible GPUs)."""
-    cards = [torch.cuda.get_device_properties(card).total_memory for card in range(torch.cuda.device_count())]
-    return Node(float(joblib.cpu_count()), float(len(cards)), float(min(cards, default=0)))
+    return Node(float(joblib.cpu_count()), float(torch.cuda.device_count()))
 
 
 def _silent(text: str) -> None:
@@ -102,15 +100,8 @@ def prepare(
 ) -> Prepared:
     """Find the algorithms, load the data, list the cells, partition, plan every budget, lay out the actors.
 
-    Args:
-        grid: a checked grid.
-        nodes: what the cluster has.
-        max_parallel: at most so many cells at a time.
-        keep_going: leave out the algorithms whose plug-in is refused.
-        tell: called before each long step.
-
-    Raises:
-        UserError: an algorithm, a data set, a partition, a plan or the layout does not work out; the message says where in the grid.
+    Any mistake is raised with its place in the grid, but that of a plug-in is noted where the rest is to go on, ``keep_going``.
+    ``tell`` is called before each long step.
     """
     with plug_in_code():  # imports run it
         resolved = resolve(grid, keep_going=keep_going)
@@ -130,16 +121,25 @@ def prepare(
         Trial(cell, replace(task, public=None), own[0].plan, partition, size, key, own if cell.tuning else ())
         for cell, task, own, partition, size, key in zip(cells, tasks, plans, partitions, sizes, keys, strict=True)
     )
-    check_memory(grid, need, trials, views, nodes)
-    return Prepared(grid, resolved.refused, views, trials, tuple(nodes), need, parallel, keep_going)
+    return Prepared(grid, resolved.refused, views, trials, tuple(nodes), need, parallel, equal_cells(trials), keep_going)
+
+
+def equal_cells(trials: Sequence[Trial]) -> dict[str, str]:
+    """By training, the first that gives the same: of shipped methods that only release sums over rows, and are judged as a whole."""
+    first: dict[str, str] = {}
+    equal = {}
+    for trial in trials:
+        cell, judged = trial.cell, trial.cell.evaluation
+        known = is_shipped(lookup(cell.algorithm)) and build_algorithm(cell.algorithm, cell.params, trial.task).ignores_partition()
+        if known and not (cell.tuning or cell.partition.shifts or judged.per_client or judged.personal is not None):
+            facts = cell.model_dump(mode="json", exclude={"cell_id", "training_id", "partition", "alpha", "clients"})
+            key = dump([facts, trial.data_key, trial.train_rows, trial.train_groups])
+            equal[cell.training_id] = first.setdefault(key, cell.training_id)
+    return equal
 
 
 def partitioned(grid: Grid, cells: Sequence[Cell], data: Mapping[str, Embeddings], tell: Tell = _silent) -> tuple[Partition, ...]:
-    """Every cell's partition; cells of one data set, alpha, number of clients and seed share it.
-
-    Raises:
-        UserError: the data do not allow one.
-    """
+    """Every cell's partition; cells of one data set, alpha, number of clients and seed share it."""
     made: dict[tuple[str, float, int, int], Partition] = {}
     keys = [(cell.data_key, cell.alpha, cell.clients, cell.seed) for cell in cells]
     total = len(set(keys))
@@ -152,11 +152,7 @@ def partitioned(grid: Grid, cells: Sequence[Cell], data: Mapping[str, Embeddings
 
 
 def planned(grid: Grid, cells: Sequence[Cell], tasks: Sequence[Task], tell: Tell = _silent) -> tuple[tuple[Candidate, ...], ...]:
-    """Every cell's parameters with their plan, several of a tuned cell; cells that differ in data, alpha or seed alone share them.
-
-    Raises:
-        UserError: the first cell without a plan; with the place in the grid.
-    """
+    """Every cell's parameters with their plan, several of a tuned cell; cells that differ in data, alpha or seed alone share them."""
     solved: dict[tuple[str, str, str, Task, float | None, str | None], tuple[Candidate, ...]] = {}
     keys = [
         (cell.algorithm, dump(cell.params), dump(cell.tuning and cell.tuning.model_dump()), task, cell.epsilon, cell.public_hash)
@@ -180,11 +176,7 @@ def planned(grid: Grid, cells: Sequence[Cell], tasks: Sequence[Task], tell: Tell
 
 
 def laid_out(grid: Grid, cells: Sequence[Cell], capacity: int, parallel: int) -> tuple[tuple[int, ...], ...]:
-    """Clients per actor of every cell, in client order. ``auto``: all where cells keep every slot busy, else spread over idle ones.
-
-    Raises:
-        UserError: a cell needs more actors at once than fit.
-    """
+    """Clients per actor of every cell, in client order. ``auto``: all where cells keep every slot busy, else spread over idle ones."""
     asked, sizes = grid.resources.clients_per_actor, []
     for cell in cells:
         spread = cell.clients if asked == "all" or len(cells) >= parallel else -(-cell.clients // (parallel // len(cells)))
@@ -199,11 +191,7 @@ def laid_out(grid: Grid, cells: Sequence[Cell], capacity: int, parallel: int) ->
 
 
 def actors_that_fit(grid: Grid, need: Need, nodes: Sequence[Node]) -> int:
-    """How many actors fit on the cluster.
-
-    Raises:
-        UserError: not even one.
-    """
+    """How many actors fit on the cluster."""
     if fitting := sum(need.fit(node) for node in nodes):
         return fitting
     has = ", ".join(sorted({node.words for node in nodes}))
@@ -211,43 +199,6 @@ def actors_that_fit(grid: Grid, need: Need, nodes: Sequence[Node]) -> int:
     fix = "give gpus_per_actor: 0 and device: auto" if without else "give actors a smaller share"
     what = f"an actor needs {counted(need.cpus, 'CPU')} and {counted(need.gpus, 'GPU')}; no node has them ({has})"
     raise UserError(grid.place("resources"), what, fix)
-
-
-def check_memory(grid: Grid, need: Need, trials: Sequence[Trial], data: Mapping[str, Embeddings], nodes: Sequence[Node]) -> None:
-    """Refuse a cell that cannot fit in an actor's share of any GPU.
-
-    Raises:
-        UserError: with the arithmetic.
-    """
-    largest = max((node.gpu_memory for node in nodes if node.gpus), default=0.0)
-    if not need.gpus or not largest or grid.resources.device == "cpu":
-        return
-    for trial in trials:
-        rows, parameters = least(trial, data[trial.data_key])
-        room = min(need.gpus, 1.0) * largest
-        if rows + parameters > room:
-            clients = f"{max(trial.sizes)} clients" if max(trial.sizes) > 1 else "a client"
-            raise UserError(
-                grid.place("resources"),
-                f"an actor of {trial.cell.label} with {clients} needs at least {rows / GIB:.3g} GiB for rows and "
-                f"{parameters / GIB:.3g} GiB for parameters, {(rows + parameters) / GIB:.3g} GiB; "
-                f"{min(need.gpus, 1.0):g} of a GPU of {largest / GIB:.3g} GiB is {room / GIB:.3g} GiB",
-                "put fewer clients on an actor, give it a larger share, or set device: cpu",
-            )
-
-
-def least(trial: Trial, data: Embeddings) -> tuple[float, float]:
-    """Bytes that the largest actor of a cell needs at least: for rows (the data set's and its clients' own), and for parameters.
-
-    A parameter is four numbers: itself, its gradient, and Adam's two moments.
-    """
-    start, own = 0, 0
-    for size in trial.sizes:
-        own = max(own, sum(map(len, trial.partition.rows[start : start + size])))
-        start += size
-    with torch.device("meta"):
-        model = build_algorithm(trial.cell.algorithm, trial.cell.params, trial.task).build(max(trial.sizes))
-    return float((4 * data.dim + 8) * (len(data.y_train) + own)), float(16 * sum(p.numel() for p in model.parameters()))
 
 
 def label_matrices(prepared: Prepared) -> list[LabelMatrix]:

@@ -17,7 +17,6 @@ import threading
 import traceback
 from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -82,11 +81,7 @@ os.killpg(0, signal.SIGKILL)
 
 @contextmanager
 def local_cluster(node: Node) -> Iterator[None]:
-    """A Ray cluster of one node for the block, for this machine alone; its processes end with this one, however it ends.
-
-    Raises:
-        UserError: this process, such as a notebook's, is connected to another one.
-    """
+    """A Ray cluster of one node for the block, for this machine alone; its processes end with this one, however it ends."""
     if ray.is_initialized():
         raise UserError("Ray", "runs in this process already", "end it with `ray.shutdown()` first, which ends what it computes, too")
     with _sessions() as folder, _head(node, folder) as address, _connected():
@@ -145,12 +140,7 @@ def _sessions() -> Iterator[Path]:
 def joined_cluster(address: str, files: Collection[Path] = ()) -> Iterator[list[Node]]:
     """The running cluster at ``address`` (``host:port``, or ``auto`` for one on this machine) for the block; yields its nodes.
 
-    Args:
-        address: where its head listens.
-        files: what its machines need to import; those below the working folder are sent to each.
-
-    Raises:
-        UserError: there is no cluster, or this process may not join it.
+    Of ``files``, which its machines need to import, those below the working folder are sent to each.
     """
     if address != "auto":
         _check_listening(address)
@@ -161,7 +151,7 @@ def joined_cluster(address: str, files: Collection[Path] = ()) -> Iterator[list[
         except (ConnectionError, RuntimeError, ValueError) as error:  # RuntimeError: other versions there
             what, right = "no Ray cluster runs there, or it does not let this process in", "start one with `ray start --head`"
             token = "where it asks for a token, set RAY_AUTH_TOKEN or RAY_AUTH_TOKEN_PATH (`ray get-auth-token` at its head)"
-            raise UserError(f"--address {address}", what, f"{right}, of this version of Ray and Python; {token}") from error
+            raise UserError(f"address {address}", what, f"{right}, of this version of Ray and Python; {token}") from error
     with _connected(), interrupts():
         yield list(live_nodes())
 
@@ -171,11 +161,11 @@ def _check_listening(address: str) -> None:
     host, _, port = address.rpartition(":")
     host = host.removeprefix("[").removesuffix("]")
     if not host or not port.isdecimal() or not port.isascii() or "/" in host:
-        raise UserError(f"--address {address}", "is not host:port", "give the address that `ray start --head` shows, or auto")
+        raise UserError(f"address {address}", "is not host:port", "give the address that `ray start --head` shows, or auto")
     try:
         socket.create_connection((host, int(port)), timeout=5).close()
     except (OSError, OverflowError, UnicodeError) as error:
-        raise UserError(f"--address {address}", f"cannot be reached ({error})", "give a running cluster's host:port") from error
+        raise UserError(f"address {address}", f"cannot be reached ({error})", "give a running cluster's host:port") from error
 
 
 def _copied(files: Collection[Path], folder: Path) -> bool:
@@ -229,37 +219,6 @@ def live_nodes() -> tuple[Node, ...]:
     """The nodes that the connected cluster has now."""
     offers = [node["Resources"] for node in ray.nodes() if node["Alive"]]  # type: ignore[no-untyped-call]
     return tuple(Node(float(offer.get("CPU", 0)), float(offer.get("GPU", 0))) for offer in offers)
-
-
-class Lifeline:
-    """The services that this process's connection needs: the cluster's head and Ray's service on this machine.
-
-    Without one of them Ray waits for a minute and then ends the process without a message.
-    """
-
-    def __init__(self) -> None:
-        context = ray.get_runtime_context()
-        self.node = context.get_node_id()
-        own = next(node for node in ray.nodes() if node["NodeID"] == self.node)  # type: ignore[no-untyped-call]
-        head, _, port = context.gcs_address.rpartition(":")
-        self.services = {
-            "the cluster's head": (head.strip("[]"), int(port)),
-            "Ray's service on this machine": (own["NodeManagerAddress"], int(own["NodeManagerPort"])),
-        }
-
-    def check(self) -> None:
-        """Check that both still listen, and that the cluster still lists this machine.
-
-        Raises:
-            ClusterLost: one does not.
-        """
-        for name, address in self.services.items():
-            try:
-                socket.create_connection(address, timeout=5).close()
-            except OSError as error:
-                raise ClusterLost(f"{name} does not answer any more ({error})") from error
-        if not any(node["Alive"] and node["NodeID"] == self.node for node in ray.nodes()):  # type: ignore[no-untyped-call]
-            raise ClusterLost("Ray's service on this machine has left the cluster")
 
 
 def prepare_process() -> None:
@@ -333,16 +292,7 @@ class CohortActor:
 
 
 class RayPool:
-    """The cohorts of a cell, the first in this process and each other on its actor; what comes back is in client order.
-
-    Args:
-        actors: of all cohorts but the first.
-        specs: of all cohorts.
-        key: the data set's.
-        data: the data set.
-        data_ref: its reference in the object store.
-        device: where the first cohort computes.
-    """
+    """The cohorts of a cell, the first in this process and each other on one of ``actors``; what comes back is in client order."""
 
     def __init__(
         self, actors: Sequence[Any], specs: Sequence[CohortSpec], key: str, data: Embeddings, data_ref: Any, device: torch.device
@@ -355,18 +305,17 @@ class RayPool:
     def round(self, round_: Round, broadcast: Tensors) -> list[Message]:
         """See :class:`fedsim.methods.messages.Pool`; a large broadcast goes into the object store once."""
         size, there = sum(value.nbytes for value in broadcast.values()), moved(broadcast, CPU)
-        sent = ray.put(there) if size > IN_THE_CALL else there
-        others = [actor.call.remote("round", round_, sent) for actor in self.actors]
+        others = self._others("round", round_, ray.put(there) if size > IN_THE_CALL else there)
         return [self.own.round(round_, broadcast), *ray.get(others)]
 
     def released(self, names: Sequence[str]) -> Tensors:
         """See :class:`fedsim.methods.messages.Pool`."""
-        others = [actor.call.remote("released", names) for actor in self.actors]
+        others = self._others("released", names)
         return join_clients([self.own.released(names), *ray.get(others)])
 
     def state(self) -> Tensors:
         """See :class:`fedsim.methods.messages.Pool`."""
-        others = [actor.call.remote("state") for actor in self.actors]
+        others = self._others("state")
         return join_clients([self.own.state(), *ray.get(others)])
 
     def load_state(self, tensors: Tensors) -> None:
@@ -376,33 +325,40 @@ class RayPool:
         self.own.load_state(own)
         ray.get(others)
 
-
-@dataclass(frozen=True)
-class _Held:
-    """A slot's cohort actors and its placement group."""
-
-    cohorts: list[Any]
-    group: PlacementGroup
+    def _others(self, method: str, *args: Any) -> list[Any]:
+        return [actor.call.remote(method, *args) for actor in self.actors]
 
 
 class RayEngine:
-    """The connected Ray cluster; see :class:`fedsim.runs.engine.Engine`."""
+    """The connected Ray cluster; see :class:`fedsim.runs.engine.Engine`.
+
+    Without its head, or Ray's service on this machine, Ray waits for a minute and then ends the process without a message.
+    """
 
     def __init__(self) -> None:
         prepare_process()
-        self.lifeline = Lifeline()
+        context = ray.get_runtime_context()
+        self.node = context.get_node_id()
+        own = next(node for node in ray.nodes() if node["NodeID"] == self.node)  # type: ignore[no-untyped-call]
+        head, _, port = context.gcs_address.rpartition(":")
+        self.services = {
+            "the cluster's head": (head.strip("[]"), int(port)),
+            "Ray's service on this machine": (own["NodeManagerAddress"], int(own["NodeManagerPort"])),
+        }
 
     def put(self, value: Any) -> Any:
         """A reference into the object store."""
         return ray.put(value)
 
     def nodes(self) -> tuple[Node, ...]:
-        """The nodes that the cluster has now.
-
-        Raises:
-            ClusterLost: its head or this machine's service does not answer.
-        """
-        self.lifeline.check()
+        """The nodes that the cluster has now; what this process is connected by must still listen and be listed."""
+        for name, address in self.services.items():
+            try:
+                socket.create_connection(address, timeout=5).close()
+            except OSError as error:
+                raise ClusterLost(f"{name} does not answer any more ({error})") from error
+        if not any(node["Alive"] and node["NodeID"] == self.node for node in ray.nodes()):  # type: ignore[no-untyped-call]
+            raise ClusterLost("Ray's service on this machine has left the cluster")
         return live_nodes()
 
     def open(self, need: Need, device: Device) -> Slot:
@@ -418,13 +374,13 @@ class RayEngine:
             )
 
         cohorts = [placed(CohortActor, bundle).remote(need, device) for bundle in range(1, need.actors)]
-        return Slot(need, placed(TrialWorker, 0).remote(need, device, cohorts), _Held(cohorts, group))
+        return Slot(need, placed(TrialWorker, 0).remote(need, device, cohorts), tuple(cohorts), group)
 
     def close(self, slot: Slot) -> None:
         """End the actors and give their shares back."""
-        for actor in (slot.worker, *slot.held.cohorts):
+        for actor in (slot.worker, *slot.others):
             ray.kill(actor)
-        remove_placement_group(slot.held.group)
+        remove_placement_group(slot.group)
 
     def start(self, slot: Slot, method: str, *args: Any) -> Any:
         """A streaming call."""
@@ -436,17 +392,11 @@ class RayEngine:
         return ready
 
     def receive(self, stream: Any) -> Item:
-        """The next item.
-
-        Raises:
-            StopIteration: the job has ended.
-            WorkerLost: its worker, its machine or an object is gone, or it raised an exception of Ray's.
-            ClusterLost: the cluster is.
-        """
+        """The next item."""
         try:
             item: Item = ray.get(next(stream))
         except ray.exceptions.RayError as error:
-            self.lifeline.check()
+            self.nodes()
             raise _lost(error) from error
         return item
 
@@ -465,9 +415,3 @@ def local_ray(node: Node) -> Iterator[RayEngine]:
     """A Ray cluster of this machine alone for the block, as an engine."""
     with local_cluster(node):
         yield RayEngine()
-
-
-@contextmanager
-def connected_ray() -> Iterator[RayEngine]:
-    """The cluster that this process has joined, as an engine."""
-    yield RayEngine()

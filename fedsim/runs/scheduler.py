@@ -11,7 +11,7 @@ from typing import Any
 
 from fedsim.grid.models import Device
 from fedsim.runs.engine import ClusterLost, Engine, Slot, WorkerLost
-from fedsim.runs.jobs import CellJob, Job, RunContext, TrainingJob
+from fedsim.runs.jobs import CellJob, Job, RunContext
 from fedsim.runs.need import Need, Node, fit_together
 from fedsim.runs.worker import Failure, Item
 from fedsim.training.trial import Outcome
@@ -24,14 +24,7 @@ LOOK_EVERY, GIVE_UP_AFTER = 1.0, 600.0
 
 @dataclass
 class Slots:
-    """All slots of a bench, opened when they are needed.
-
-    Attributes:
-        engine: runs them.
-        nodes: what the cluster has now.
-        parallel: how many slots may work at a time.
-        device: where their actors compute.
-    """
+    """All slots of a bench, opened when they are needed, on the ``nodes`` that there are now, ``parallel`` of them at a time."""
 
     engine: Engine
     nodes: tuple[Node, ...]
@@ -43,12 +36,7 @@ class Slots:
     def take(self, need: Need, *, any_slot: bool = False, plug_in: str = "") -> Slot | None:
         """A slot for a job; None if there is no room for it now.
 
-        Code that is not shipped may leave its process in any state: where it ran, nothing else runs any more.
-
-        Args:
-            need: what the job needs.
-            any_slot: whether any idle slot will do.
-            plug_in: the algorithm that is not shipped and whose code will run; empty: none.
+        Code that is not shipped, ``plug_in``, may leave its process in any state: where it ran, nothing else runs any more.
         """
         if len(self.busy) >= self.parallel:
             return None
@@ -115,12 +103,7 @@ class Scheduler:
         self.looked = self.rested = time.monotonic()
 
     def run(self, jobs: Iterable[Job]) -> None:
-        """Run all ``jobs``: those of plug-ins first, so that a mistake shows at once, each one's together, because they share slots.
-
-        Raises:
-            PluginError: the first training of a plug-in that ends fails, and the grid is not to go on without it.
-            ClusterLost: nothing more can run.
-        """
+        """Run all ``jobs``: those of plug-ins first, so that a mistake shows at once, each one's together, because they share slots."""
         self.queue = deque(sorted(jobs, key=lambda job: (not job.plug_in, job.plug_in)))
         try:
             while self.queue or self.running:
@@ -178,17 +161,13 @@ class Scheduler:
         """Hand a job what its worker yields; the first failure of a plug-in that has trained nothing yet is its message."""
         if isinstance(item, Outcome):
             self.trained.add(job.plug_in)
-        untried = isinstance(job, TrainingJob) and job.plug_in not in ("", *self.trained)
+        untried = isinstance(job, CellJob) and job.training is None and job.plug_in not in ("", *self.trained)
         if untried and isinstance(item, Failure) and not self.context.prepared.keep_going:
             raise self.context.refused(job, item)
         job.take(item)
 
     def _look_around(self) -> None:
-        """See what is left of the cluster, and whose time is up.
-
-        Raises:
-            ClusterLost: nothing is left, or nothing has run for a long time.
-        """
+        """See what is left of the cluster, and whose time is up."""
         self.slots.nodes, now = self.engine.nodes(), time.monotonic()
         self.context.display.tick()
         limit = self.resources.cell_timeout or math.inf

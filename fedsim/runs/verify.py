@@ -39,35 +39,25 @@ FIXED = (*MATCHED_BY, "algorithm", "params", "seed", "noise", "relation", "evalu
 
 @dataclass(frozen=True)
 class Verification:
-    """The finished rows of a run folder: those whose cells can be run again, and the others.
+    """The finished rows of a run folder: those that can be repeated, each with the cell that makes it, and the others.
 
     Attributes:
-        folder: the run folder.
-        prepared: its grid.
-        cells: rows that can be repeated, each with the cell that makes it.
-        differing: rows in which a field that the grid fixes has another value, each with a blank row of its cell.
+        differing: of rows in which a field that the grid fixes has another value, what differs, in words.
         left_out: how many rows cannot be repeated, by the reason.
-        hardware: what the run ran on.
     """
 
     folder: Path
     prepared: Prepared
     cells: Sequence[tuple[Row, Trial]]
-    differing: Sequence[tuple[Row, Row]]
+    differing: Sequence[str]
     left_out: Mapping[str, int]
     hardware: dict[str, Any]
 
     @classmethod
     def of(cls, folder: Path, prepare: Callable[[Grid], Prepared], *, trust_plugin: bool = False) -> Verification:
-        """Read a run folder, prepare its grid, and compare every finished row with what the grid fixes of it.
+        """Read a run folder, maybe somebody else's, prepare its grid, and compare every finished row with what the grid fixes of it.
 
-        Args:
-            folder: the run folder, maybe somebody else's.
-            prepare: makes a grid ready.
-            trust_plugin: also run the code of algorithms that the grid names as a file or a module that is not installed.
-
-        Raises:
-            UserError: it is none, its grid names a plug-in, cannot be prepared or is not that of its cells, or no cell can be repeated.
+        The code of algorithms that the grid names as a file or a module that is not installed only runs with ``trust_plugin``.
         """
         store = ResultStore(folder)
         store.folder.check()
@@ -87,12 +77,14 @@ class Verification:
         rows = lines.rows(entries(folder, lines))
         cells, differing, left_out = [], [], Counter[str]()
         for row in rows:
-            blank = blank_row(trials[row.cell_id])
-            if row.status != "failed" and _fixed(row) != _fixed(blank):
-                differing.append((row, blank))
-            elif row.status != "failed" and row.noise == "secret":
+            given, fixed = _fixed(row), _fixed(blank_row(trials[row.cell_id]))
+            if row.status == "failed":
+                continue
+            if others := [f"{name} is {given[name]}, by its grid {fixed[name]}" for name in FIXED if given[name] != fixed[name]]:
+                differing.append(f"{row.setting}: {'; '.join(others)}")
+            elif row.noise == "secret":
                 left_out["secret noise"] += 1
-            elif row.status != "failed":
+            else:
                 cells.append((row, trials[row.cell_id]))
         sources = {trial.cell.algorithm: trial.cell.source for trial in prepared.trials}
         for row in every_row(folder):
@@ -102,17 +94,12 @@ class Verification:
                 left_out["of a refused algorithm" if row.algorithm in refused_names else other] += 1
         if not cells and not differing:
             reasons = f"; {_reasons(left_out)}" if left_out else ""
-            raise UserError(
-                str(folder), f"no finished cell can be repeated{reasons}", "give a folder with finished cells whose noise is seeded"
-            )
+            what, hint = f"no finished cell can be repeated{reasons}", "give a folder with finished cells whose noise is seeded"
+            raise UserError(str(folder), what, hint)
         return cls(folder, prepared, cells, differing, left_out, manifest.get("hardware", {}))
 
     def chosen(self, count: int, ids: Sequence[str] = ()) -> list[int]:
-        """Positions in ``cells``: of all whose ids begin with one of ``ids``; without any, of ``count`` drawn at random.
-
-        Raises:
-            UserError: no cell that can be repeated has such an id.
-        """
+        """Positions in ``cells``: of all whose ids begin with one of ``ids``; without any, of ``count`` drawn at random."""
         if not ids:
             drawn = np.random.default_rng().choice(len(self.cells), min(count, len(self.cells)), replace=False)
             return sorted(drawn.tolist())
@@ -123,19 +110,12 @@ class Verification:
         return [i for i, id_ in enumerate(known) if id_.startswith(tuple(ids))]
 
     def run(self, count: int, console: Console, engine: AbstractContextManager[Engine], ids: Sequence[str] = ()) -> bool:
-        """Run the :meth:`chosen` cells again, and show what differs and what cannot be repeated.
-
-        Returns:
-            Whether rows and rounds are equal to the last bit, and no row differs from the grid.
-        """
+        """Run the :meth:`chosen` cells again and show what differs; whether nothing does, to the last bit of rows and rounds."""
         chosen = self.chosen(count, ids)
         equal = not chosen or self._run_again([self.cells[i] for i in chosen], console, engine)
         finished = len(self.cells) + len(self.differing) + sum(self.left_out.values())
         lines = [f"{len(chosen)} of {finished} finished cells run again: {_RESULT[equal]}"] if chosen else []
-        for row, blank in self.differing:
-            given, fixed = _fixed(row), _fixed(blank)
-            others = [f"{name} is {given[name]}, by its grid {fixed[name]}" for name in FIXED if given[name] != fixed[name]]
-            lines.append(f"{row.setting}: {'; '.join(others)}")
+        lines += self.differing
         if self.differing:
             lines.append(f"{len(self.differing)} of {finished} {'differs' if len(self.differing) == 1 else 'differ'} from the grid")
         if self.left_out:
@@ -146,21 +126,27 @@ class Verification:
 
     def _run_again(self, cells: Sequence[tuple[Row, Trial]], console: Console, engine: AbstractContextManager[Engine]) -> bool:
         """Run cells again and show what differs; whether rows and rounds are equal to the last bit."""
-        old, trials = [row for row, _ in cells], [trial for _, trial in cells]
+        old, chosen = [row for row, _ in cells], {trial.cell.cell_id for _, trial in cells}
+        kept, equal = {training: line["state"] for training, line in Lines.read(self.folder).trainings.items()}, self.prepared.equal
+        equal = {training: first for training, first in equal.items() if kept.get(training) == kept.get(first)}  # it was trained once
+        firsts = {equal.get(trial.cell.training_id) for _, trial in cells}
+        trials = [trial for trial in self.prepared.trials if trial.cell.cell_id in chosen or trial.cell.training_id in firsts]
         with tempfile.TemporaryDirectory(prefix="fedsim-verify-") as scratch:
-            run = RunContext(replace(self.prepared, trials=tuple(trials)), ResultStore(Path(scratch)), Display(console, len(trials)))
+            prepared = replace(self.prepared, trials=tuple(trials), equal=equal)
+            run = RunContext(prepared, ResultStore(Path(scratch)), Display(console, len(trials)))
             with engine as running, run.display:
                 Scheduler(run, running).run(missing_jobs(run, (), Lines({}, {}, {})))
             write_manifest(run.store.folder, run.prepared, entries_of(run, ()))
-            new = RunRecords(grid_rows(Path(scratch)), grid_rounds(Path(scratch)))
+            rows = [row for row in grid_rows(Path(scratch)) if row.cell_id in chosen]
+            new = RunRecords(rows, [record for record in grid_rounds(Path(scratch)) if record["cell_id"] in chosen])
         comparison = compare((str(self.folder), "the cells run again"), RunRecords(old, grid_rounds(self.folder)), new)
         comparison.show(console)
-        equal = comparison.rows_equal and len(comparison.matched) == len(old)
-        if not equal:
+        same = comparison.rows_equal and len(comparison.matched) == len(old)
+        if not same:
             now = hardware()
             for name in [name for name in now if self.hardware.get(name) != now[name]]:
                 console.print(Text(f"{name}: {self.hardware.get(name)} → {now[name]}"), soft_wrap=True)
-        return equal
+        return same
 
 
 def blank_row(trial: Trial) -> Row:

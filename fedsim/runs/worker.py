@@ -31,7 +31,7 @@ from fedsim.plugins.code_hash import is_shipped, source_hash
 from fedsim.plugins.registry import lookup
 from fedsim.runs.need import Need
 from fedsim.seeds import Seeds
-from fedsim.training.checkpoint import SentCheckpoints
+from fedsim.training.checkpoint import Checkpoints
 from fedsim.training.rehearsal import MADE_UP_ROWS, made_up_cohort, train_rehearsed
 from fedsim.training.rounds import RoundRecord
 from fedsim.training.trial import Outcome, Trial, local_pool, run_trial
@@ -100,11 +100,7 @@ def exited(error: SystemExit) -> RuntimeError:
 
 
 def check_source(cell: Cell) -> None:
-    """Check that this process imported the code that the cell's id stands for.
-
-    Raises:
-        RuntimeError: it was edited while the grid ran, or another machine of the cluster has another version.
-    """
+    """Check that this process imported the code that the cell's id stands for."""
     if source_hash(lookup(cell.algorithm)) != cell.source:
         raise RuntimeError(f"the source of {cell.algorithm} is not what it was when the grid was read; run the same command again")
 
@@ -178,13 +174,7 @@ class Process:
 
 
 class Worker:
-    """Runs jobs; all clients of a cell are in its process.
-
-    Args:
-        need: what one actor is granted.
-        device: where it computes.
-        capture: whether what a cell prints goes to its log; else it goes where it would go without fedsim.
-    """
+    """Runs jobs; all clients of a cell are in its process. ``capture``: what a cell prints goes to its log."""
 
     def __init__(self, need: Need, device: Device = "auto", *, capture: bool = True) -> None:
         self.process, self.capture = Process(need, device), capture
@@ -220,15 +210,8 @@ class Worker:
                 yield self.failure(error)
 
     def train(self, trial: Trial, data: Embeddings, held: Sequence[Any], checkpoint: bytes | None) -> Iterator[Item]:
-        """Train a cell, then judge the result: progress, the outcome, the judgement; or a failure in place of either.
-
-        Args:
-            trial: the cell.
-            data: its data set.
-            held: see :meth:`pool`.
-            checkpoint: where an earlier training of it stood.
-        """
-        own, checkpoints = self.process.same(trial.data_key, data), SentCheckpoints(checkpoint, trial.cell.training_id)
+        """Train a cell from its ``checkpoint``, then judge: progress, the outcome, the judgement; or a failure in place of either."""
+        own, checkpoints = self.process.same(trial.data_key, data), Checkpoints(checkpoint, trial.cell.training_id)
 
         def make_pool(trial: Trial, data: Embeddings, seeds: Seeds) -> Pool:
             return self.pool(trial, data, held, seeds)
@@ -293,10 +276,7 @@ class Worker:
     def check(self, trial: Trial, params: Sequence[str], quick: bool) -> Iterator[Item]:
         """The result lines of a check of a cell's algorithm in its unit and trust.
 
-        Args:
-            trial: the cell.
-            params: its parameters that differ from the defaults, as ``key=YAML`` texts; a check shortens the others for itself.
-            quick: how it is checked.
+        ``params`` are those that differ from the defaults, as ``key=YAML`` texts; a check shortens the others for itself.
         """
         from fedsim.evidence.check.check import check_algorithm, check_lines  # late, for few grids have checks
 

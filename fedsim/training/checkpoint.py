@@ -14,7 +14,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load, save
 
 from fedsim.device import bytes_of
-from fedsim.files import discard, replaced, unread
+from fedsim.files import replaced, unread
 from fedsim.methods.messages import Tensors
 from fedsim.training.state import Checkpoint, described
 
@@ -25,12 +25,7 @@ CHECKPOINT_SECONDS = 30.0
 
 
 def packed(progress: Checkpoint, owner: str) -> bytes:
-    """A checkpoint as one safetensors file with its own hash; private client state is in it, and the root of secret noise.
-
-    Args:
-        progress: the checkpoint.
-        owner: the cell's id.
-    """
+    """A checkpoint as one safetensors file with its own hash; private client state is in it, and the root of secret noise."""
     facts = {name: getattr(progress, name) for name in FACTS}
     tensors = {name: value.contiguous() for name, value in progress.tensors.items()}
     return save(tensors, {"progress": json.dumps(facts), "sha256": _digest(owner, facts, tensors)})
@@ -60,81 +55,40 @@ def _digest(owner: str, facts: Mapping[str, Any], tensors: Tensors) -> str:
 
 
 class Checkpoints:
-    """The checkpoint file of one cell, which is replaced atomically.
+    """The checkpoints of one cell in a worker: bytes, which the driver writes to a file and reads again.
 
     Args:
-        path: the file; its folder is made when the first checkpoint is written.
+        content: where an earlier training of the cell stood; None: there was none.
+        owner: the cell's id; another cell does not accept a checkpoint.
         every: seconds between checkpoints; default: :data:`CHECKPOINT_SECONDS`.
-        owner: the cell's id; another cell does not accept the checkpoint.
     """
 
-    def __init__(self, path: Path, every: float | None = None, owner: str = "") -> None:
-        self.path, self.every, self.owner = path, every, owner
-        self._last = time.monotonic()
+    def __init__(self, content: bytes | None = None, owner: str = "", every: float | None = None) -> None:
+        self.content, self.owner, self.every = content, owner, every
+        self._sent, self._last = content, time.monotonic()
 
     def __call__(self, capture: Callable[[], Checkpoint]) -> None:
-        """Write a checkpoint if enough time has passed since the last one; if it cannot be written, warn and continue."""
+        """Capture a checkpoint if enough time has passed since the last one."""
         if time.monotonic() - self._last >= (CHECKPOINT_SECONDS if self.every is None else self.every):
-            try:
-                self.save(capture())
-            except OSError as error:
-                warnings.warn(f"{self.path} cannot be written ({unread(error)}); the cell continues without a new checkpoint", stacklevel=2)
+            self.save(capture())
             self._last = time.monotonic()
 
     def save(self, progress: Checkpoint) -> None:
-        """Write ``progress``, readable by the file's owner only.
-
-        Raises:
-            OSError: the file cannot be written.
-        """
-        keep(self.path, packed(progress, self.owner))
+        """Make ``progress`` the last checkpoint."""
+        self.content = packed(progress, self.owner)
 
     def load(self) -> Checkpoint | None:
         """The last checkpoint; None if there is none, or it is damaged or another cell's."""
-        content = kept(self.path)
-        return None if content is None else unpacked(content, self.owner)
-
-    def remove(self) -> None:
-        """The cell is finished."""
-        discard(self.path)
-
-
-class SentCheckpoints(Checkpoints):
-    """The checkpoints of a cell in a worker: bytes that are sent to the driver, which writes and reads the file.
-
-    Args:
-        latest: the file's content when the cell was started; None if there was no file.
-        owner: the cell's id.
-    """
-
-    def __init__(self, latest: bytes | None, owner: str) -> None:
-        super().__init__(Path(), owner=owner)
-        self._latest = latest
-        self._unsent: bytes | None = None
-
-    def save(self, progress: Checkpoint) -> None:
-        """Make ``progress`` ready to be sent."""
-        self._unsent = packed(progress, self.owner)
-
-    def load(self) -> Checkpoint | None:
-        """The checkpoint with which the cell was started; None if there was none, or it is damaged or another cell's."""
-        return None if self._latest is None else unpacked(self._latest, self.owner)
-
-    def remove(self) -> None:
-        """The driver removes the file, when it writes the result."""
+        return None if self.content is None else unpacked(self.content, self.owner)
 
     def unsent(self) -> bytes | None:
-        """The checkpoint that was saved since the last call, if any."""
-        content, self._unsent = self._unsent, None
+        """The last checkpoint if it was saved since the last call."""
+        content, self._sent = (None if self.content is self._sent else self.content), self.content
         return content
 
 
 def keep(path: Path, content: bytes) -> None:
-    """Write a packed checkpoint, readable by the file's owner only.
-
-    Raises:
-        OSError: the file cannot be written.
-    """
+    """Write a packed checkpoint, readable by the file's owner only."""
     with replaced(path, 0o600) as part:
         part.write_bytes(content)
 

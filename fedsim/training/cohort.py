@@ -29,10 +29,6 @@ class CohortSpec:
     """All that an actor needs to host a cohort, besides the data set.
 
     Attributes:
-        algorithm, params: as in the cell.
-        task: the public facts.
-        plan: the privacy plan, None without privacy.
-        seeds: the cell's seed tree.
         members: client numbers, ascending.
         rows: each member's training rows.
         groups: if the unit is a group: the number of each row's group within its client, ascending from 0.
@@ -62,13 +58,9 @@ def build_algorithm(name: str, params: dict[str, Any], task: Task) -> Algorithm:
 
 
 class Cohort:
-    """Hosts clients: one model with a slice per client, one batch for all.
+    """Hosts the clients of ``spec``: one model with a slice per client, one batch for all; ``x, y`` are the data set's training rows.
 
-    Args:
-        spec: which clients.
-        x, y: the data set's training rows.
-        device: where they compute.
-        clients: the class that they are of, :class:`fedsim.methods.clients.Clients` or one that also watches what they do.
+    ``clients`` is the class that they are of, :class:`fedsim.methods.clients.Clients` or one that also watches what they do.
     """
 
     def __init__(

@@ -30,17 +30,11 @@ BRIEF_PARAMS = {"sample_rate": 1.0, "client_rate": 1.0, "local_steps": 2}
 def made_up_cohort(
     name: str, params: dict[str, Any], task: Task, plan: PrivacyPlan | None, count: int, device: torch.device = CPU
 ) -> Cohort:
-    """All clients with made-up rows, whose algorithm samples everyone.
+    """All clients, each with ``count`` made-up rows of unit norm, whose algorithm samples everyone; public rows are made up, too.
 
-    Args:
-        name: of the algorithm.
-        params: of the algorithm; :data:`BRIEF_PARAMS` replaces what they are, where they allow it.
-        task: the public facts; public rows are made up where it has none.
-        plan: the privacy plan, None without privacy.
-        count: rows of unit norm of a client; where the unit is a group, two are one.
-        device: where it trains.
+    :data:`BRIEF_PARAMS` replace parameters that allow it; where the unit is a group, two rows are one.
     """
-    task = _with_made_up_rows(task)
+    task = task if task.public is not None else replace(task, public=PublicRows.made_up(task.dim, task.classes))
     known, whole, clients = lookup(name).Params, count * task.clients, range(task.clients)
     brief = params | known.brief(BRIEF_PARAMS, ())
     with suppress(ValidationError):  # values that parameters allow one by one may not do together
@@ -53,27 +47,13 @@ def made_up_cohort(
     return Cohort(CohortSpec(name, params, task, plan, Seeds(0), tuple(clients), rows, groups), x, y, device)
 
 
-def _with_made_up_rows(task: Task) -> Task:
-    return task if task.public is not None else replace(task, public=PublicRows.made_up(task.dim, task.classes))
-
-
 def first_rounds(algorithm: Algorithm, count: int = 1) -> list[Round]:
     """The first rounds of each release."""
     return [round_ for round_ in algorithm.schedule() if round_.step < count]
 
 
 def train_rehearsed(cohort: Cohort, plan: PrivacyPlan | None) -> Product:
-    """What two rounds of each release make, by :func:`fedsim.training.rounds.train`; on the CPU the contract is tried, too.
-
-    Args:
-        cohort: from :func:`made_up_cohort`.
-        plan: the privacy plan, None without privacy.
-
-    Raises:
-        NotPerExample: a loss or a statistic is not per example.
-        WrongReturn: a method of the algorithm returned what cannot be used.
-        Exception: whatever the algorithm raises.
-    """
+    """What two rounds of each release make, by :func:`fedsim.training.rounds.train`; on the CPU the contract is tried, too."""
     algorithm: Algorithm = type(cohort.algorithm)(cohort.algorithm.params, cohort.algorithm.task)
     pool = _TriedPool([cohort], algorithm if plan is not None and cohort.clients.device == CPU else None)
     return to_the_end(train(algorithm, pool, plan, Seeds(0), device=cohort.clients.device, schedule=first_rounds(algorithm, 2)))[1].made

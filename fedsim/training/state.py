@@ -47,11 +47,7 @@ def described(tensors: Mapping[str, Tensor]) -> dict[str, str]:
 
 
 def check_alike(actual: Mapping[str, str], expected: Mapping[str, str]) -> None:
-    """Check that names, shapes and dtypes, as :func:`described` returns them, are exactly the expected ones.
-
-    Raises:
-        ValueError: the first tensor that is missing, unexpected or different.
-    """
+    """Check that names, shapes and dtypes, as :func:`described` returns them, are exactly the expected ones."""
     for name in sorted({*actual, *expected}):
         if name not in actual:
             raise ValueError(f"tensor '{name}' ({expected[name]}) is missing")

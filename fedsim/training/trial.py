@@ -42,7 +42,6 @@ class Trial:
     """All that a worker needs to train a cell, besides the data.
 
     Attributes:
-        cell: the cell.
         task: the public facts that its algorithm gets; public rows come with the data, see :meth:`given`.
         plan: its privacy plan, None if epsilon has no meaning.
         partition: every client's training rows.
@@ -158,16 +157,7 @@ def run_trial(
     device: torch.device = CPU,
     seeds: Seeds | None = None,
 ) -> Iterator[RoundRecord | Outcome]:
-    """Train: yields every round's record, then the outcome.
-
-    Args:
-        trial: the cell.
-        data: its data set.
-        make_pool: makes its clients; by default all of them in this process, on the CPU.
-        checkpoints: stores its progress.
-        device: of the server.
-        seeds: the seed tree; default: the cell's.
-    """
+    """Train a cell, by default with all clients in this process, on the CPU: yields every round's record, then the outcome."""
     started = time.perf_counter()
     trial, cell = trial.given(data), trial.cell
     resume = checkpoints.load() if checkpoints else None
@@ -177,8 +167,6 @@ def run_trial(
     trained: Trained = yield from train(algorithm, pool, trial.plan, seeds, resume, checkpoints, device)
     spent, accountant = (None, None) if trial.plan is None else trained.ledger.epsilon(trial.plan.delta)
     unaccounted = "" if trial.plan is None else trained.ledger.unaccounted(trial.plan, cell.clients)
-    if checkpoints:
-        checkpoints.remove()
     yield Outcome(
         spent,
         accountant,

@@ -11,7 +11,7 @@ from algorithms.fedhypevae import FedHypeVAE
 from algorithms.hyper_cvae import HyperCVAE
 from algorithms.meta_codes import fit_meta_codes
 from fedsim.batch import Layout
-from fedsim.methods import Batch, Seeds, Task
+from fedsim.methods import Batch, Coordinates, Seeds, Task
 from fedsim.models.initialise import initial_model
 from fedsim.models.kernel import kernel
 from fedsim.training.cohort import build_algorithm
@@ -183,6 +183,7 @@ def test_in_released_coordinates_the_map_of_z_starts_along_their_main_axes() -> 
     *_, outcome = run_trial(trial, data)
     algorithm: Any = build_algorithm("fedhypevae", trial.cell.params, trial.task)
     product, _ = restored(algorithm, outcome.state, None, Seeds(trial.cell.seed))
-    axes = product.generator.chart.main_axes(trial.cell.params["latent"])
+    coordinates = Coordinates({name.removeprefix("server.tensors."): value for name, value in outcome.state.items()})
+    axes = coordinates.main_axes(trial.cell.params["latent"])
     linear, _ = product.generator.generator.model.decoder.linear_map()
     torch.testing.assert_close(linear[:, : axes.shape[1]], axes / math.sqrt(2 * axes.shape[0]), rtol=1e-3, atol=1e-5)

@@ -14,51 +14,6 @@ from algorithms import fedhypevae_sites, fedhypevae_warm
 from fedsim.methods import Coordinates, Norms, Rows, Seeds, Task, Tensors, clipped_statistics, rounded, spectral_function, unit_weights
 from fedsim.methods.algorithm import solved_plan
 from fedsim.privacy.plan import PrivacyPlan
-from fedsim.training.cohort import LocalPool, build_algorithm
-from fedsim.training.trial import local_pool
-
-SHARES = {"fedhypevae-warm": fedhypevae_warm.SHARES, "fedhypevae-sites": fedhypevae_sites.SHARES}
-SHIFT = {"scheme": "feature-shift", "strength": 1.0}
-
-
-def without_row(pool: LocalPool, client: int, row: int) -> None:
-    (cohort,) = pool.cohorts
-    kept = torch.arange(len(cohort.clients.x[client])) != row
-    for name in ("x", "y"):
-        values = list(getattr(cohort.clients, name))
-        values[client] = values[client][kept]
-        setattr(cohort.clients, name, tuple(values))
-
-
-def distance(a: Tensors, b: Tensors) -> float:
-    return float(torch.cat([(a[name] - b[name]).flatten() for name in a]).norm())
-
-
-@pytest.mark.parametrize("partition", [None, SHIFT], ids=["labels", "features"])
-@pytest.mark.parametrize("name", SHARES)
-@pytest.mark.parametrize("expected", [0.3, float("inf")], ids=["noise expected", "none"])
-def test_no_example_changes_a_release_by_more_than_the_clip_norm(expected: float, name: str, partition: Any) -> None:
-    keys: dict[str, Any] = {"alpha": 1.0} if partition is None else {"partition": partition, "alpha": None}
-    prepared = small_cells(name, epsilon=float("inf"), **{key: value for key, value in keys.items() if value is not None})
-    (trial,), (*_, data) = prepared.trials, prepared.data.values()
-    algorithm = build_algorithm(name, trial.cell.params, trial.task)
-    trial = replace(trial, sizes=(4,))
-    everyone, seen, phases = local_pool(trial, data), [], algorithm.phases()
-    # of what noise there would be follow the weights of the moments
-    server = replace(algorithm.initial_server(Seeds(0)), plan=solved_plan(algorithm, expected, 1e-4))
-    for round_ in algorithm.schedule():
-        phase = phases[round_.phase]
-        (whole,) = everyone.round(round_, phase.broadcast(server))
-        for client, row in ((0, 0), (2, 3)):
-            fewer: Any = local_pool(trial, data)
-            without_row(fewer, client, row)
-            (rest,) = fewer.round(round_, phase.broadcast(server))
-            assert 0 < distance(whole.sums, rest.sums) <= 1 + 1e-5
-        phase.at_server(server, round_, rounded(whole.sums))
-        seen.append(phase.release.name)
-    assert seen == ["mean", "spread", *list(SHARES[name])[1:]]
-    assert (server.tensors["emphasis"] == 1).all() == (expected == float("inf"))
-    assert sum(SHARES[name].values()) == pytest.approx(1)
 
 
 def score(name: str, measure: str, **keys: Any) -> float:

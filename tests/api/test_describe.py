@@ -6,7 +6,7 @@ from plug_ins import changed, write
 
 import fedsim
 from fedsim.api.describe import Catalogue, describe
-from fedsim.errors import PluginError, UserError
+from fedsim.errors import PluginError
 from fedsim.plugins.registry import lookup
 
 
@@ -48,8 +48,3 @@ def test_a_plug_in_is_described_its_texts_are_no_markup_and_one_that_is_refused_
     shown = repr(Catalogue((good, bad)))
     assert "[red]mine[/]" in shown
     assert "ZeroDivisionErr" in shown
-
-
-def test_an_unknown_name_gets_the_nearest() -> None:
-    with pytest.raises(UserError, match="did you mean 'dp-gaussian'"):
-        describe("dp-gausian")

@@ -1,4 +1,3 @@
-import ast
 import subprocess
 import sys
 from pathlib import Path
@@ -16,26 +15,12 @@ def names(folder: Path) -> list[str]:
     return sorted(path.name for path in folder.rglob("*.*") if "__pycache__" not in path.parts)
 
 
-def test_the_starter_is_at_most_35_lines_of_code_and_imports_from_one_module_of_fedsim() -> None:
-    tree = ast.parse(STARTER.read_text())
-    code = {node.lineno for node in ast.walk(tree) if isinstance(node, ast.stmt | ast.expr) and not isinstance(node, ast.Import)}
-    assert len(code) < 70
-    modules = [node.module for node in ast.walk(tree) if isinstance(node, ast.ImportFrom) and "fedsim" in (node.module or "")]
-    assert modules == ["fedsim.methods"]
-
-
 def test_a_new_method_is_the_starter_under_its_own_name_beside_two_others(folder: Path) -> None:
     paths = fedsim.new("my-own", out=folder / "deep" / "down").splitlines()
     assert names(folder) == ["my_own.py", "my_own.yaml", "test_my_own.py"]
     assert Path(paths[0]).read_text() == STARTER.read_text().replace("my-method", "my-own").replace("MyMethod", "MyOwn")
     sys.path.append(str(folder / "deep" / "down"))
     assert [entry.display for entry in load_grid(paths[2]).algorithms] == ["my-own", "dp-gaussian", "fedhypevae"]
-
-
-@pytest.mark.parametrize("name", ["yes", "null"])
-def test_a_name_that_yaml_has_a_meaning_for_is_a_label(folder: Path, name: str) -> None:
-    entry, *_ = load_grid(fedsim.new(name, out=folder).splitlines()[-1]).algorithms
-    assert entry.label == name
 
 
 def test_a_disk_that_gets_full_is_left_without_half_a_method(folder: Path) -> None:
@@ -58,7 +43,6 @@ def test_the_test_of_a_new_method_passes_unedited(folder: Path) -> None:
         ("3-methods", "'3_methods' is not a module's name"),
         ("my/method", "is not a module's name"),
         ("class", "is not a module's name"),
-        ("a" * 248, "a file's name would have more than 255 letters; give a shorter name"),
         ("CVAE", "the starter uses 'CVAE' itself"),
         ("dp-gaussian", "there is an algorithm of that name already"),
         ("json", "Python knows another module 'json'"),

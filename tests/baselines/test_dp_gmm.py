@@ -5,13 +5,13 @@ import torch
 
 from baselines.dp_gmm import DPGMM, DPGMMParams, MixtureGenerator
 from fedsim.methods import (
+    Coordinates,
     Norms,
     OneShot,
     Purpose,
     Rows,
     Seeds,
     Server,
-    Stretched,
     Task,
     clipped_statistics,
     mixture,
@@ -48,16 +48,15 @@ def without_noise(algorithm: OneShot, x: torch.Tensor, y: torch.Tensor) -> Serve
 def test_without_noise_it_finds_two_planted_components() -> None:
     x, y = planted(4000, 0.3)
     algorithm = DPGMM(DPGMMParams(components=2, em_steps=10, radius=4.0), Task(DIM, CLASSES, 1))
-    made = algorithm.generator(without_noise(algorithm, x, y))
-    assert isinstance(made, Stretched)
-    mixed = made.generator
+    server = without_noise(algorithm, x, y)
+    mixed, chart = algorithm.generator(server).generator, Coordinates(server.tensors)  # type: ignore[attr-defined]
     assert isinstance(mixed, MixtureGenerator)
-    means = made.chart.rows(made.unit * mixed.components.means).view(CLASSES, 2, DIM)
+    means = chart.rows(4.0 * mixed.components.means).view(CLASSES, 2, DIM)
     for label, axis, small in ((0, 1, 0.25), (1, 2, 0.5)):
         found = means[label, :, axis].sort().values
         assert found.tolist() == pytest.approx([0.0, 0.3], abs=0.03)
         assert float(mixed.shares[label].min()) == pytest.approx(small, abs=0.05)
-    basis = made.chart.apart(made.unit * mixed.components.basis.T)
+    basis = chart.apart(4.0 * mixed.components.basis.T)
     within = basis.T @ mixed.components.covariance @ basis
     assert within.diagonal().max() < 0.1 * 0.3**2  # the scatter between components is out of the covariance
 

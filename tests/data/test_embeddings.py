@@ -50,7 +50,7 @@ X, Y = arrays()["x"], arrays()["y"]
         ({"y": Y + 1}, "labels of the training rows are 1, 2, 3; number the classes 0 .. 2"),
         ({"y": Y * 2}, "labels of the training rows are 0, 2, 4"),
         ({"y": Y * 0}, "all training rows have one label"),
-        ({"y": np.where(np.arange(12) < 6, Y, 3)}, "a test row has label 3"),
+        ({"y": np.where(np.arange(12) < 6, Y, 3)}, "no training row has label 3, test rows have"),
         ({"split": np.full(12, 0)}, "there is no test row"),
         ({"split": np.full(12, 2)}, "there is no training row"),
         ({"split": np.arange(12)}, "split has the value 3"),

@@ -134,8 +134,6 @@ def test_bad_images_are_left_out_if_that_is_asked_for_and_only_then(damaged, enc
     [
         ("a/b.npy", "is not an .npz file; give a/b.npz"),
         ("", "is not an .npz file; give rows.npz"),
-        ("/", "is not an .npz file; give rows.npz"),
-        ("file/b.npz", "cannot"),
         ("folder.npz", "cannot"),
         ("mine.npz", "is there and was not made by fedsim; give another file, or remove it"),
         ("notes.npz", "notes.json, where its manifest goes, is there already; give another file, or remove that"),
@@ -143,7 +141,6 @@ def test_bad_images_are_left_out_if_that_is_asked_for_and_only_then(damaged, enc
 )
 def test_where_nothing_can_be_written_is_said_before_the_work(tmp_path, monkeypatch, out, message):
     monkeypatch.chdir(tmp_path)
-    (tmp_path / "file").write_text("")
     (tmp_path / "folder.npz").mkdir()
     np.savez(tmp_path / "mine.npz", x=np.eye(2))
     (tmp_path / "notes.json").write_text("{}")
@@ -165,7 +162,7 @@ def test_an_interrupted_run_goes_on_with_the_next_shard_and_a_broken_one_is_comp
     with pytest.raises(KeyboardInterrupt):
         embed(job(pets, encoder), CONSOLE)
     monkeypatch.setattr(Shard, "save", save)
-    broken = next((cache / "embeddings").glob("*.shards/000000.npz"))
+    broken = next((cache / "embeddings").glob("*.parts/000000.npz"))
     broken.write_bytes(b"PK half a file")
     pets.images.decoded.clear()
     x = embed(job(pets, encoder), CONSOLE).x

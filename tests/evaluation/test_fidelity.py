@@ -58,16 +58,6 @@ def test_rows_of_another_size_are_told_apart_and_further_off_the_larger_they_are
     assert larger[1.5]["squared_mmd"] < larger[3]["squared_mmd"] < larger[11]["squared_mmd"]
 
 
-def test_prototypes_with_white_noise_fool_a_probe_and_not_fidelity() -> None:
-    """What a classifier's weights know, decoded as rows: classes are right, nothing else is."""
-    real = rows(900, 1)
-    rng = np.random.default_rng(2)
-    made = Labelled((3 * np.eye(DIM)[real.y] + 0.05 * rng.standard_normal((900, DIM))).astype(np.float32), real.y)
-    found = fidelity(made, real, 0.1)
-    assert found["coverage"] < 0.3
-    assert found["frechet_distance"] > 5
-
-
 @settings(max_examples=25)
 @given(st.integers(0, 10_000), st.integers(6, 40), st.integers(1, 40))
 def test_the_frechet_distance_is_none_to_itself_and_never_negative(seed: int, real: int, made: int) -> None:
@@ -127,11 +117,6 @@ def test_rows_that_were_drawn_in_opposite_pairs_are_told_apart_as_well_as_others
     y = np.repeat([0, 1], [before, 200])
     apart = told_apart(Labelled(made.astype(np.float32), y), Labelled(real.astype(np.float32), y), 0.1)
     assert apart == pytest.approx(0.5, abs=0.08)
-
-
-def test_one_feature_is_no_trouble() -> None:
-    one, other = (Labelled(rows(300, seed).x[:, :1], rows(300, seed).y) for seed in (0, 1))
-    assert 0 <= fidelity(one, other, 0.1)["frechet_distance"] < 0.1
 
 
 def test_few_rows_are_no_trouble() -> None:

@@ -12,9 +12,8 @@ from rows import joined
 from fedsim.evaluation.fidelity import Labelled
 from fedsim.evaluation.judge import Judge, judgement_of, synthesise
 from fedsim.evaluation.readouts import READOUTS
-from fedsim.evaluation.scores import mean_scores, personal_scores, predictions_of, score_classifier, scores_of
+from fedsim.evaluation.scores import personal_scores, predictions_of, score_classifier
 from fedsim.evaluation.weights import best_weight
-from fedsim.grid.models import Evaluation
 from fedsim.methods.messages import Task
 from fedsim.models.linear import ProbeClassifier, fit_linear
 from fedsim.models.probe import fit_probe
@@ -22,8 +21,6 @@ from fedsim.seeds import SERVER, Seeds
 from fedsim.training.cohort import build_algorithm
 from fedsim.training.rounds import Trained, released_shares, train
 from fedsim.training.trial import Outcome, Trial, local_pool, run_trial
-
-PERSONAL = ["synthetic", "held-out", 0.0, 0.5, 1.0]
 
 
 class Copies:
@@ -60,16 +57,6 @@ def of(by: Judge, made: Any) -> Judge:
     return replace(by, made=made)
 
 
-@pytest.mark.parametrize("personal", PERSONAL)
-def test_every_way_to_choose_the_weight_gives_scores(personal: Any) -> None:
-    by, data = judge(personal)
-    found = of(by, Copies(data)).personal()
-    assert 0 < found["personal_accuracy"] <= 1
-    assert 0 < found["personal_balanced_accuracy"] <= 1
-    assert 0 <= found["personal_weight"] <= 1
-    assert personal in ("synthetic", "held-out") or found["personal_weight"] == personal
-
-
 def test_at_a_weight_of_1_a_client_predicts_by_its_own_classifier_alone() -> None:
     (by, data), (shared, _) = judge(1.0), judge(0.0)
     found, other = of(by, Copies(data)).personal(), of(shared, Copies(data)).personal()
@@ -78,25 +65,11 @@ def test_at_a_weight_of_1_a_client_predicts_by_its_own_classifier_alone() -> Non
         assert other[f"personal_{score}"] != other[f"personal_alone_{score}"]
 
 
-def test_weight_1_is_local_only_and_weight_0_the_shared_classifier() -> None:
-    by, data = judge(1.0)
-    assert of(by, Copies(data)).personal() == of(by, Noise(data.dim)).personal()
-    shared, _ = judge(0.0)
-    assert of(shared, Copies(data)).personal()["personal_accuracy"] > of(shared, Noise(data.dim)).personal()["personal_accuracy"] + 0.2
-
-
 def test_held_out_rows_tell_a_useless_generator_from_a_good_one() -> None:
     by, data = judge("held-out")
     useless, good = of(by, Noise(data.dim)).personal(), of(by, Copies(data)).personal()
     assert useless["personal_weight"] > good["personal_weight"]
     assert good["personal_accuracy"] >= useless["personal_accuracy"]
-
-
-def test_clients_are_judged_on_the_labels_that_they_hold() -> None:
-    by, data = judge(1.0, alpha=0.05)
-    whole = mean_scores([scores_of(each) for each in of(by, Copies(data)).predictions()])
-    # own labels are few, so even a local classifier does well
-    assert of(by, Noise(data.dim)).personal()["personal_accuracy"] > whole["accuracy"] - 0.1
 
 
 def test_under_feature_shift_a_client_predicts_the_rows_that_went_through_its_map() -> None:
@@ -112,19 +85,6 @@ def test_under_feature_shift_a_client_predicts_the_rows_that_went_through_its_ma
         for client, rows in enumerate(by.partition.rows)
     ]
     assert of(by, probe).personal() == personal_scores(seen)
-
-
-def test_a_grid_without_a_word_about_it_keeps_its_cells() -> None:
-    with_key, without = Evaluation(personal=None), Evaluation()
-    assert with_key.model_dump(mode="json", exclude_none=True) == without.model_dump(mode="json", exclude_none=True)
-    assert "personal" not in without.model_dump(mode="json", exclude_none=True)
-
-
-def test_the_draw_that_chooses_the_weight_is_not_the_one_that_trains() -> None:
-    by, data = judge("synthetic")
-    again = replace(by, cell=by.cell.model_copy(update={"evaluation": replace_personal(by, 0.0)}))
-    one, two = (of(judged, Copies(data)).predictions()[0] for judged in (by, again))
-    assert np.array_equal(one.probabilities, two.probabilities)
 
 
 def test_the_weight_is_chosen_on_rows_that_the_shared_classifier_was_not_learned_from() -> None:
@@ -179,17 +139,6 @@ def test_a_clients_own_generator_is_read_from_a_draw_of_the_clients_own() -> Non
     own, shared = (score_classifier(probe, data.x_test[rows], data.y_test[rows]) for probe in probes)
     assert (found.own, found.shared) == (own, shared)
     assert own != shared
-
-
-def replace_personal(by: Judge, personal: Any) -> Evaluation:
-    return by.cell.evaluation.model_copy(update={"personal": personal})
-
-
-def test_the_partition_decides_who_holds_what() -> None:
-    by, data = judge(1.0)
-    swapped = replace(by, partition=replace(by.partition, rows=by.partition.rows[::-1]))
-    found, turned = of(by, Noise(data.dim)).personal(), of(swapped, Noise(data.dim)).personal()
-    assert turned["personal_accuracy"] == pytest.approx(found["personal_accuracy"], abs=1e-6)
 
 
 def unequal(data: Any) -> np.ndarray:

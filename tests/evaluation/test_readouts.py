@@ -54,9 +54,3 @@ def test_a_cell_has_the_readouts_that_its_grid_asks_for(asked: dict[str, object]
     judgement = ran(prepared, prepared.trials[0])[1]
     linear = {name for name, measure in MEASURES.items() if measure.of == "all" and measure.score}
     assert judgement.scores.keys() == linear | named | {"synthetic_norm"}
-
-
-def test_a_classifier_has_nothing_to_be_read() -> None:
-    prepared = small_cells(quick("fedavg-linear"))
-    judgement = ran(prepared, prepared.trials[0])[1]
-    assert "coverage" not in judgement.scores

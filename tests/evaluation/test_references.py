@@ -13,24 +13,6 @@ from fedsim.partition import PartitionSpec, make_partition
 SITES = Path(__file__).parents[3] / "shared" / "data" / "ham10000_sites_effnetlite0.npz"
 
 
-def blobs(n: int, classes: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """Rows of well separated classes in 6 dimensions."""
-    y = np.arange(n) % classes
-    return (5 * np.eye(classes, 6)[y] + np.random.default_rng(seed).normal(size=(n, 6))).astype(np.float32), y.astype(np.int64)
-
-
-def test_local_only_lies_between_chance_and_the_ceiling():
-    (x, y), (x_test, y_test) = blobs(400, 4, seed=0), blobs(400, 4, seed=1)
-    data = Embeddings("blobs", x, y, x_test, y_test, classes=4, columns={})
-    spec = PartitionSpec()
-    parts = make_partition(y, spec=spec, alpha=0.1, clients=5, seed=0, columns={})
-    high, low = ceiling(data, 1.0).balanced_accuracy, local_only(data, parts, spec, 1.0).mean
-    assert high > 0.95
-    # A client that lacks c of the 4 classes cannot exceed 1 - c / 4.
-    bound = np.mean([len(np.unique(y[rows])) / 4 for rows in parts.rows])
-    assert 0.25 <= low <= bound < high
-
-
 def skewed(n: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
     """Nine rows of one class to one of another, told apart by a small difference of two features."""
     rng = np.random.default_rng(seed)

@@ -4,7 +4,6 @@ import math
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import replace
-from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
@@ -123,27 +122,25 @@ def test_scores_with_less_noise_than_planned_are_overspent(share: float, spent: 
     assert outcome.epsilon_spent > spent
 
 
-def test_a_cell_that_is_interrupted_anywhere_continues_with_what_it_drew(tmp_path: Path) -> None:
+def test_a_cell_that_is_interrupted_anywhere_continues_with_what_it_drew() -> None:
     trial, data = tuned(privacy={"noise": "seeded"})
     records, whole = ended(run_tuned(trial, data))
     assert len({record.values["training"] for record in records}) > 1
     for stop in range(1, len(records), 4):
-        folder = tmp_path / str(stop)
-        steps = run_tuned(trial, data, checkpoints=Checkpoints(folder / "cell", every=0.0))
+        steps = run_tuned(trial, data, checkpoints=(kept := Checkpoints(every=0.0)))
         before = [next(steps) for _ in range(stop)]
         steps.close()  # type: ignore[attr-defined]
-        rest, outcome = ended(run_tuned(trial, data, checkpoints=Checkpoints(folder / "cell", every=0.0)))
+        rest, outcome = ended(run_tuned(trial, data, checkpoints=Checkpoints(kept.content, every=0.0)))
         assert [*before[: rest[0].round], *rest] == records
         assert replace(outcome, seconds=0) == replace(whole, seconds=0)
         assert all(torch.equal(outcome.state[name], value) for name, value in whole.state.items())
-        assert not (folder / "cell").exists()
 
 
-def test_the_first_checkpoint_keeps_a_secret_draw(tmp_path: Path) -> None:
+def test_the_first_checkpoint_keeps_a_secret_draw() -> None:
     trial, data = tuned(privacy={"noise": "secret"})
-    runs = []
+    runs, kept = [], Checkpoints(every=1e9)
     for _ in range(2):
-        steps = run_tuned(trial, data, checkpoints=Checkpoints(tmp_path / "cell", every=1e9))
+        steps = run_tuned(trial, data, checkpoints=kept)
         runs.append(next(steps))
         steps.close()  # type: ignore[attr-defined]
     first, second = runs
@@ -224,10 +221,3 @@ def test_a_row_is_predicted_alike_alone_and_among_others_a_last_bit_from_another
         inside, outside = lines[each, change - 1], lines[each, change]
     close = np.concatenate([inside, outside])
     assert of_label(close).tolist() == [bool(of_label(row[None])[0]) for row in close]
-
-
-def test_how_clients_are_packed_changes_nothing() -> None:
-    trial, data = tuned(space={"radius": [0.5, 0.8]}, name="dp-gaussian", tune={"trials": 2})
-    one, two = (ended(run_tuned(replace(trial, sizes=sizes), data))[1] for sizes in ((4,), (1, 3)))
-    assert (one.chosen, one.trials) == (two.chosen, two.trials)
-    assert all(torch.allclose(two.state[name], value, atol=1e-5) for name, value in one.state.items())

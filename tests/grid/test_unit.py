@@ -12,7 +12,6 @@ from rows import joined, ran
 from sites import digits_of_writers
 
 from fedsim.errors import UserError
-from fedsim.grid.models import Grid
 from fedsim.report.page import render_page
 from fedsim.results.stats import Settings
 from fedsim.runs.prepare import Prepared
@@ -43,35 +42,12 @@ def test_every_algorithm_has_the_partition_that_keeps_units_together(tmp_path: P
     assert apart.trials[0].cell.cell_id != together.trials[1].cell.cell_id
 
 
-def test_a_grid_is_written_as_it_was_read() -> None:
-    grid = Grid.model_validate({"algorithms": ["dp-gaussian"], "unit": {"column": "writer"}})
-    assert grid.model_dump(mode="json")["unit"] == {"column": "writer"}
-    assert Grid.model_validate(grid.model_dump(mode="json")).unit_column == "writer"
-
-
-@pytest.mark.parametrize(
-    ("keys", "said"),
-    [
-        ({"unit": "patient"}, "Input should be 'example' or 'client'"),
-        ({"unit": {"column": "client"}}, "a column called 'client' would be taken for another unit; rename it"),
-        ({"partition": {"together": "site"}}, "a group is all rows of one 'writer', and partition.together keeps those of one 'site'"),
-        ({"unit": {"column": "writers"}}, "unit: the data set has no column 'writers'; did you mean 'writer'"),
-    ],
-)
-def test_a_unit_that_does_not_do_is_reported(tmp_path: Path, keys: dict[str, Any], said: str) -> None:
-    with pytest.raises((UserError, ValueError), match=said):
-        cells(digits_of_writers(tmp_path), quick("dp-gaussian"), **keys)
-
-
-def test_a_writer_with_training_and_test_rows_is_reported(tmp_path: Path) -> None:
+def test_a_writer_with_training_and_test_rows_or_no_such_column_is_reported(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="unit: the data set has no column 'writers'; did you mean 'writer'"):
+        cells(digits_of_writers(tmp_path), quick("dp-gaussian"), unit={"column": "writers"})
     path = digits_of_writers(tmp_path, writer=np.arange(450) % 200)
     with pytest.raises(UserError, match=r"unit: .* values of writer have both training and test rows"):
         cells(path, quick("dp-gaussian"))
-
-
-def test_an_algorithm_that_cannot_protect_groups_is_reported(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="does not support 'group'; supported: example"):
-        cells(digits_of_writers(tmp_path), {"name": "broken.tiny:Tiny"})
 
 
 def test_a_row_and_its_page_say_what_one_unit_is(tmp_path: Path) -> None:

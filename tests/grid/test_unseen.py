@@ -45,8 +45,6 @@ def test_each_leaves_every_site_out_in_turn_in_a_cell_of_its_own(tmp_path: Path)
         ({"unseen": "sout"}, "evaluation.unseen: column 'site' of '.*' has no value 'sout'; did you mean 'south'"),
         ({"unseen": "south", "clients": 3}, "clients.* with 'south' unseen: column 'site' has 2 values, so 2 clients, not 3"),
         ({"unseen": "south", "partition": {"scheme": "iid"}}, "scheme 'iid' has no sites; give partition"),
-        ({"unseen": "south", "per_client": True}, "an unseen site's rows are no client's"),
-        ({"unseen": "south", "personal": 0}, "an unseen site's rows are no client's"),
     ],
 )
 def test_a_site_that_cannot_be_left_out_is_reported(tmp_path: Path, keys: dict[str, Any], said: str) -> None:

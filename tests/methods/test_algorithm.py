@@ -13,9 +13,6 @@ from fedsim.methods.algorithm import Algorithm, solved_plan
 from fedsim.methods.messages import Task
 from fedsim.privacy.plan import Trust, Unit, calibrate
 
-HALF = "broken.noise:HalfTheNoise"
-REFUSED = r"HalfTheNoise\.plan.*let releases\(\), clip\(\) and sensitivity\(\)"
-
 
 def made(cls: type[Algorithm], unit: Unit = "example", trust: Trust = "aggregate", **params: Any) -> Algorithm:
     return cls(cls.Params(**params), Task(8, 3, 4, unit, trust))

@@ -11,7 +11,7 @@ from fedsim.methods.coordinates import COORDINATE_NAMES, POWER, SPREAD_WEIGHTS, 
 from fedsim.methods.messages import Server, Tensors
 from fedsim.methods.one_shot import Rows
 from fedsim.methods.parameters import rounded
-from fedsim.methods.products import PersonalStretched
+from fedsim.methods.products import stretched
 from fedsim.privacy.clipping import Norms
 from fedsim.privacy.statistics.outer_products import clipped_statistics, unit_weights
 from fedsim.seeds import Seeds
@@ -100,7 +100,7 @@ def test_coordinates_and_rows_are_inverse_and_a_generator_of_coordinates_is_one_
         def of_client(self, client: int) -> "Same":
             return self
 
-    made = PersonalStretched(Same(), coordinates, 3.0)
+    made = stretched(Same(), coordinates, 3.0)
     labels = torch.arange(5)
     for generator in (made, made.of_client(1)):
         torch.testing.assert_close(generator.sample(labels, torch.Generator()), x[:5], atol=1e-5, rtol=1e-4)

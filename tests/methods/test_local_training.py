@@ -133,19 +133,6 @@ def test_every_local_step_is_planned_and_noted() -> None:
     assert {step.noised(server=0.0).noise_multiplier for step in steps} == {trial.plan.sigma}
 
 
-def test_for_unit_client_the_update_is_clipped_and_sampling_clients_amplifies() -> None:
-    sigmas = {}
-    for rate in (1.0, 0.25):
-        trial, _, algorithm = one(unit="client", client_rate=rate)
-        assert trial.plan is not None
-        (release,) = trial.plan.releases
-        assert (release.sample_rate, release.steps, release.per_round) == (rate, 3, 1)
-        assert trial.plan.sensitivity == algorithm.clip()
-        assert not algorithm.noise_at_clients()
-        sigmas[rate] = trial.plan.sigma
-    assert sigmas[0.25] < 0.6 * sigmas[1.0]
-
-
 def test_without_noise_each_clients_step_is_its_own_clipped_sum() -> None:
     trial, data, algorithm = one_cell(quick("dp-fedavg-linear", clip=1e9, local_steps=1, sample_rate=1.0), epsilon=math.inf)
     messages = first_messages(trial, data, algorithm)

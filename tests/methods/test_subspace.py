@@ -11,7 +11,7 @@ from fedsim.data.public import PublicRows
 from fedsim.errors import UserError
 from fedsim.methods.messages import Task
 from fedsim.methods.one_shot import OneShot, Rows
-from fedsim.methods.subspace import BASIS_NAME, MEAN_NAME, Lifted, PublicSubspace, places
+from fedsim.methods.subspace import BASIS_NAME, MEAN_NAME, PublicSubspace, places
 from fedsim.plugins.registry import lookup
 from fedsim.training.trial import Outcome, run_trial
 
@@ -54,7 +54,7 @@ class Fixed:
 def test_a_lifted_row_has_norm_1_and_its_part_in_the_subspace(public: PublicRows) -> None:
     subspace = PublicSubspace(PublicSubspace.of(public, DIRECTIONS))
     labels = torch.tensor([0, 0, 1, 0, 1])
-    made = Lifted(Fixed(), subspace).sample(labels, torch.Generator().manual_seed(0))
+    made = subspace.for_embeddings(Fixed()).sample(labels, torch.Generator().manual_seed(0))
     assert torch.allclose(made.norm(dim=1), torch.ones(5), atol=1e-5)
     assert torch.allclose((made - subspace.mean) @ subspace.basis, Fixed().sample(labels, torch.Generator()), atol=1e-5)
     outside = made - subspace.rows(Fixed().sample(labels, torch.Generator()))

@@ -33,7 +33,7 @@ def test_few_rows_of_many_features_get_the_weights_that_minimise_the_objective(n
 def test_probes_of_several_strengths_are_those_of_each(n, classes):
     (x, y), (other, _) = rows(n, 80, classes), rows(50, 80, 3, seed=1)
     strengths = (0.01, 1.0)
-    together = fit_probes(x, y, strengths)
+    together = list(fit_probes(x, y, strengths))
     for probe, strength, predicted in zip(together, strengths, predict_each(together, other), strict=True):
         alone = fit_probe(x, y, strength)
         for name, value in vars(alone).items():

@@ -1,4 +1,3 @@
-import time
 from dataclasses import replace
 
 import numpy as np
@@ -160,11 +159,6 @@ def test_quantity_sizes_follow_the_power_law(power):
     np.testing.assert_allclose(np.array(sizes) - 2, 2_960 * weights / weights.sum(), atol=1)
 
 
-def test_iid_sizes_differ_by_one_at_most():
-    sizes = [len(rows) for rows in partition(scheme="iid", clients=7).rows]
-    assert max(sizes) - min(sizes) <= 1
-
-
 @pytest.mark.parametrize("clients", [1, 3, 10])
 def test_disjoint_clients_share_no_label(clients):
     counts = partition(scheme="disjoint", clients=clients).label_counts
@@ -186,7 +180,6 @@ def test_column_clients_are_the_values_in_order():
             r"clients: 1501 clients × 2 \(partition.min_size\) = 3002 rows, but there are 3000 .*; give at most 1500",
         ),
         ({"clients": 0}, "clients: 0 is not positive"),
-        ({"clients": 10, "min_size": 301}, "= 3010 rows"),
         ({"scheme": "disjoint", "clients": 11}, "11 clients cannot have disjoint labels with 10 classes"),
         (
             {"scheme": "disjoint", "y": np.array([0] * 20 + [1]), "clients": 2},
@@ -218,44 +211,16 @@ def test_limits_are_named_with_their_arithmetic(given, message):
 @pytest.mark.parametrize(
     ("spec", "message"),
     [
-        ({"scheme": "dirichlett"}, "Input should be 'dirichlet'"),
         ({"scheme": "column"}, "needs the name of a column"),
         ({"scheme": "iid", "column": "site"}, "takes no column"),
         ({"scheme": "iid", "strength": 0.4}, "takes no strength"),
         ({"scheme": "iid", "labels": 3}, "takes no labels; remove it or give scheme: shards"),
         ({"scheme": "iid", "power": 2.0}, "takes no power; remove it or give scheme: quantity"),
-        ({"scheme": "shards", "labels": 0}, "greater than or equal to 1"),
-        ({"scheme": "feature-shift", "strength": -0.5}, "greater than or equal to 0"),
-        ({"scheme": "feature-shift", "strength": 1000.0}, "less than or equal to 10"),
-        ({"min_size": 0}, "greater than or equal to 1"),
     ],
 )
 def test_a_wrong_spec_is_refused(spec, message):
     with pytest.raises(ValidationError, match=message):
         PartitionSpec(**spec)
-
-
-@pytest.mark.parametrize(
-    "given", [{}, {"scheme": "shards", "labels": 3}, {"scheme": "feature-shift"}, {"scheme": "column", "column": "site"}]
-)
-def test_a_spec_is_what_it_is_read_back_from(given):
-    spec = PartitionSpec(**given)
-    assert PartitionSpec.model_validate_json(spec.model_dump_json()) == spec
-    assert spec != PartitionSpec(scheme="shards", labels=4)
-
-
-@pytest.mark.parametrize(
-    ("scheme", "alpha"),
-    [
-        *((scheme, alpha) for scheme in ("dirichlet", "dirichlet-client") for alpha in (1e-9, 0.1, 100.0)),
-        *((scheme, 1.0) for scheme in ("shards", "iid", "quantity", "feature-shift")),
-    ],
-)
-def test_a_thousand_clients_over_fifty_thousand_rows_take_less_than_a_second(scheme, alpha):
-    y = np.random.default_rng(0).integers(0, 10, 50_000)
-    start = time.process_time()
-    partition(y=y, scheme=scheme, clients=1_000, alpha=alpha, min_size=40)
-    assert time.process_time() - start < 1
 
 
 def unit_rows(n=20, dim=64):

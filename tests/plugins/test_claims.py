@@ -224,15 +224,6 @@ def test_a_grid_that_asks_for_checks_adds_their_lines_to_what_is_finished_and_to
     assert files(checked.folder) == after
 
 
-def test_a_grid_with_checks_gives_the_rows_that_checks_of_the_finished_grid_give(bench: Callable[..., Ran]) -> None:
-    plain, checked = (small_grid("broken.noise:Strength", "dp-gaussian", epsilon=4.0, **keys) for keys in ({}, {"check": "quick"}))
-    together = bench(checked, "together")
-    bench(plain, "later")
-    later = bench(checked, "later")
-    assert [(row.claim, row.check) for row in together.rows] == [("stated", "failed"), ("proved", None)]
-    assert rows(together.folder) == rows(later.folder)
-
-
 def test_a_check_that_could_not_run_leaves_no_line(tmp_path: Path, command: Callable[..., Done], bench: Callable[..., Ran]) -> None:
     folder = bench(small_grid("broken.tiny:Tiny", epsilon=4.0)).folder
     done = command("check", "broken.tiny:Tiny", "--trust", "aggregate", "--param", "rounds=0", "--run", str(folder))
@@ -246,9 +237,3 @@ def test_a_fault_that_is_none_of_privacy_leaves_the_row(command: Callable[..., D
     assert done.returncode == 1
     assert [row.check for row in grid_rows(folder)] == [None]
     assert list(ResultStore(folder).lines("checks")) == []
-
-
-def test_a_check_is_for_folders_with_results(tmp_path: Path, command: Callable[..., Done]) -> None:
-    done = command("check", "dp-gaussian", "--quick", "--run", str(tmp_path))
-    assert (done.returncode, done.stdout) == (2, "")
-    assert "there are no results here" in done.stderr

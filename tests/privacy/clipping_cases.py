@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from fedsim.batch import Batch, Layout, consecutive
-from fedsim.models.layers import ClientCode, ClientLinear, Scale, Shift
+from fedsim.models.layers import ClientCode, ClientLinear, Shift
 from fedsim.privacy.clipping import Norms
 
 DIM, TOKENS = 5, 4
@@ -83,12 +83,12 @@ def normalised(clients: int) -> nn.Module:
 
 
 def elementwise(clients: int) -> nn.Module:
-    """Scale and shift by a vector and by one number, T = 1 and T = 3."""
+    """Shift by a vector and by one number, T = 1 and T = 3."""
 
     def loss(m: Any, b: Batch) -> Tensor:
-        return m.offset(m.gain(m.shift(m.scale(b.draws["eps"])))).sin().sum((1, 2)) + m.scale(b.x).square().sum(1)
+        return m.offset(m.shift(b.draws["eps"])).sin().sum((1, 2)) + m.shift(b.x).square().sum(1)
 
-    return Calls(loss, scale=Scale(DIM), shift=Shift(DIM), gain=Scale(1), offset=Shift(1))
+    return Calls(loss, shift=Shift(DIM), offset=Shift(1))
 
 
 def per_client(clients: int) -> nn.Module:

@@ -3,7 +3,6 @@ import itertools
 import numpy as np
 import pytest
 import torch
-from hypothesis import strategies as st
 from scipy.stats import kstest, norm
 
 from fedsim.privacy import noise
@@ -112,9 +111,6 @@ def test_the_noises_fingerprint_is_that_of_its_stream_whatever_its_size_of_step(
     one, two = (gaussian({"a": (40_000,)}, std, stream()) for std in (1.0, 2.5))
     assert one.fingerprint == two.fingerprint != gaussian({"a": (40_000,)}, 1.0, stream(1)).fingerprint
     assert one.fingerprint == 3059526390  # on every processor
-
-
-a_stream = st.tuples(st.integers(0, 3), st.integers(0, 300), st.integers(SERVER, 1000))
 
 
 def test_all_streams_of_a_run_differ():

@@ -1,7 +1,7 @@
 import math
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from fedsim.errors import UserError
@@ -25,16 +25,13 @@ maybe_first = st.one_of(st.none(), st.builds(Release, st.just("first"), st.just(
 
 
 @settings(max_examples=4)
+@example(epsilon=0.05, delta=1e-4, release=Release("step", 0.1, 50), first=None)
+@example(epsilon=300.0, delta=1e-4, release=Release("step", 0.1, 50), first=None)
 @given(epsilon=st.floats(0.5, 10.0), delta=st.sampled_from([1e-4, 1e-5]), release=a_release, first=maybe_first)
 def test_a_plan_spends_its_budget_and_no_more(epsilon, delta, release, first):
     plan = solve(epsilon, *([first] if first else []), release, delta=delta)
     assert spent(plan) == (plan.epsilon_reached, plan.accountant)
     assert 0.99 * epsilon <= plan.epsilon_reached <= epsilon
-
-
-@pytest.mark.parametrize("epsilon", [0.05, 300.0])
-def test_far_budgets_are_spent_too(epsilon):
-    assert 0.99 * epsilon <= solve(epsilon, Release("step", 0.1, 50)).epsilon_reached <= epsilon
 
 
 # Sigma by dp-accounting 0.6's calibrate_dp_mechanism over its PLD accountant
@@ -54,19 +51,6 @@ def test_releases_keep_their_ratio_and_the_sensitivity_scales_the_noise_and_not_
     assert half.sigma == one.sigma
     assert [mechanism.noise_multiplier for mechanism in half.mechanisms] == [4 * half.sigma, half.sigma]
     assert half.noise_std("means") == 4 * half.sigma * 0.5
-
-
-def test_a_release_is_paid_for_whatever_else_is_like_it_and_more_steps_need_more_noise():
-    alike = solve(2.0, Release("first", 1.0, 3, main=False), Release("second", 1.0, 3))
-    assert alike.sigma == solve(2.0, Release("both", 1.0, 6)).sigma > solve(2.0, Release("one", 1.0, 3)).sigma
-
-
-def test_a_grid_of_equal_budgets_is_solved_once(monkeypatch):
-    releases = (Release("a", 1.0, 2, relative_noise=3.0), Release("b", 0.15, 33))
-    first = solve(3.0, *releases)
-    monkeypatch.setattr("fedsim.privacy.solved.cache_folder", None)
-    again = [solve(3.0, *reversed(releases), clip=clip, sensitivity=clip) for clip in (0.1, 1.0, 2.0)]
-    assert {plan.sigma for plan in again} == {first.sigma}
 
 
 def test_an_infinite_epsilon_has_no_noise_and_claims_nothing():

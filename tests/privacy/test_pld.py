@@ -4,12 +4,10 @@ import sys
 
 import numpy as np
 import pytest
-from hypothesis import assume, given, settings
-from hypothesis import strategies as st
 from scipy.stats import norm
 
 from fedsim.privacy.mechanism import Mechanism
-from fedsim.privacy.pld import Spectra, compose, refuted_epsilon
+from fedsim.privacy.pld import compose, refuted_epsilon
 
 RATES = np.array([0, 1e-4, 0.01, 0.1, 0.5, 0.9, 1])
 SAMPLED = [
@@ -69,22 +67,6 @@ def test_the_two_orders_differ_with_sampling_and_the_worse_is_taken():
     assert composed.epsilon(1e-5) == present
     worst = composed.false_negatives(RATES)
     assert (worst == np.minimum(composed.false_negatives(RATES, "add-one"), composed.false_negatives(RATES, "remove-one"))).all()
-
-
-@settings(max_examples=15)
-@given(
-    noise=st.floats(0.5, 20),
-    rate=st.floats(0.01, 1),
-    steps=st.integers(2, 300),
-)
-def test_fewer_steps_from_the_same_transforms_are_the_composition_of_fewer_steps(noise, rate, steps):
-    part = steps // 2
-    spectra = Spectra([Mechanism(noise, rate, steps)])
-    # if losses spread too far, there is no bound, neither of the whole nor of a part
-    assume(math.isfinite(spectra.compose([steps]).epsilon(1e-4)))
-    spent = spectra.compose([part]).epsilon(1e-4)
-    assert spent == pytest.approx(compose([Mechanism(noise, rate, part)]).epsilon(1e-4), rel=1e-3, abs=1e-6)
-    assert spent <= spectra.compose([steps]).epsilon(1e-4)
 
 
 def test_nothing_is_spent_if_nothing_ran():

@@ -18,13 +18,12 @@ from fedsim.interrupts import INTERRUPTED
 from fedsim.report.report import write_report
 from fedsim.results.columns import Row
 from fedsim.results.folder import RunFolder
-from fedsim.results.generators import load_generator
 from fedsim.results.run import Lines, every_row, grid_rows
 from fedsim.results.store import KINDS, Kind, ResultStore
 from fedsim.runs.bench import engine_for, missing_jobs
 from fedsim.runs.display import Display
 from fedsim.runs.engine import InProcess
-from fedsim.runs.jobs import RunContext, checked_facts
+from fedsim.runs.jobs import RunContext
 from fedsim.runs.prepare import prepare
 
 Bench = Callable[..., Ran]
@@ -158,33 +157,6 @@ def test_an_edit_runs_the_cells_anew_and_leaves_the_old_rows_out(bench: Bench, p
     assert set(fedsim.load(undone.folder).rows.cell_id) == {row.cell_id for row in rows}
 
 
-def note_check(ran: Ran, grid: Grid, ended: str, **facts: Any) -> None:
-    """Note a full check of the grid's first cell in the run folder."""
-    checked = checked_facts(prepare(grid, NODES).trials[0]) | {"full": True, "ended": ended} | facts
-    ResultStore(ran.folder).append("checks", [checked])
-
-
-def test_checks_of_the_code_that_ran_stand_beside_the_claims_of_its_rows_and_generators(bench: Bench, plugins: Path) -> None:
-    (plugins / "says_so.py").write_text(GOOD)
-    grid = small_grid("says_so.py:MyMethod", epsilon=[1.0, float("inf")])
-    first = bench(grid)
-    assert first.code == 0
-    rows = first.rows
-    assert [row.claim for row in rows] == ["stated", "none"]
-    note_check(first, grid, "passed")
-    again = bench(grid)
-    assert "all 2 cells are finished" in again.output
-    assert {row.epsilon_target: (row.claim, row.check) for row in again.rows} == {1.0: ("stated", "passed"), float("inf"): ("none", None)}
-    assert by_cell(again.rows, "check") == by_cell(rows, "check")
-    saved = load_generator(again.folder, rows[0].cell_id, trust_plugin=True)
-    assert saved.facts.plan is not None
-    assert (saved.facts.plan.claim, saved.facts.row.check) == ("stated", "passed")
-
-    # not where one found a fault in another setting
-    note_check(again, grid, "failed", trust="silo")
-    assert {row.check for row in bench(grid).rows} == {"failed", None}
-
-
 @pytest.mark.slow
 def test_a_grid_may_ask_for_checks_of_plug_ins_which_run_once(bench: Bench, plugins: Path) -> None:
     (plugins / "asked.py").write_text(GOOD)
@@ -220,7 +192,7 @@ def test_a_cell_that_fails_is_a_row_and_the_grid_goes_on(bench: Bench, tmp_path:
     assert errors["raise"].traceback.strip() in log
     assert "1 of 3 cells done, 2 failed in " in ran.output
     assert "ZeroDivisionError: the third round" in ran.output
-    assert "run failed cells again with --retry-failed" in ran.output
+    assert "run failed cells again with retry_failed" in ran.output
 
     unchanged = bench(grid)
     assert unchanged.code == 1
@@ -234,18 +206,31 @@ def test_a_cell_that_fails_is_a_row_and_the_grid_goes_on(bench: Bench, tmp_path:
 
 
 def test_a_handful_of_short_cells_runs_in_this_process_by_itself() -> None:
-    """Larger grids, long trainings and what needs limits or GPUs run on actors."""
+    """Larger grids, long trainings, plug-ins and what needs limits or GPUs run on actors."""
     for short, keys in (
         (True, {"seeds": [0, 1]}),
         (False, {"seeds": list(range(6))}),
         (False, {"resources": {"cell_timeout": "1h"}}),
         (False, {"algorithms": [{"name": "fedavg-cvae", "params": {"rounds": 10_000}}]}),
+        (False, {"algorithms": ["broken.tiny:Tiny"]}),
     ):
         prepared, engine = engine_for(prepare(small_grid("dp-gaussian", **keys), NODES))
         assert (prepared.parallel == 1) == short
         if short:
             with engine as running:
                 assert isinstance(running, InProcess)
+
+
+def test_cells_that_are_equal_by_construction_are_trained_once_and_each_has_the_row_that_it_has_alone(bench: Bench) -> None:
+    axes = {"alpha": [0.5, 1.0], "clients": [2, 4]}
+    together = bench(small_grid("dp-gaussian", **axes))
+    assert (together.code, len(together.rows)) == (0, 4)
+    assert sum("\nstarted " in f"\n{together.log(row)}" for row in together.rows) == 1
+    again = bench(small_grid("dp-gaussian", **axes))
+    assert "all 4 cells are finished" in again.output
+    for row in together.rows:
+        (alone,) = bench(small_grid("dp-gaussian", alpha=row.alpha, clients=row.clients), row.cell_id).rows
+        assert row.model_dump(exclude={*TIMES}) == alone.model_dump(exclude={*TIMES})
 
 
 def test_a_run_folder_of_an_older_fedsim_is_refused_in_one_sentence_and_stays_as_it_is(bench: Bench) -> None:

@@ -8,7 +8,7 @@ from rich.console import Console
 
 from fedsim.results.columns import Row
 from fedsim.runs import display
-from fedsim.runs.display import Display, Preparing
+from fedsim.runs.display import Display, preparing
 
 ERROR = {"type": "ValueError", "message": "a [bold] reason\nsecond line", "traceback": "Traceback ..."}
 
@@ -81,6 +81,6 @@ def test_a_terminal_shows_running_cells_and_is_restored_however_the_view_is_left
 def test_a_long_preparation_tells_a_pipe_how_far_it_is_and_a_short_one_nothing() -> None:
     where = console()
     for every in (0.0, 20.0):
-        with Preparing(where, every) as tell:
+        with preparing(where, every) as tell:
             tell("planning the budgets: 20 of 50")
     assert printed(where) == ["planning the budgets: 20 of 50 (0 s)"]

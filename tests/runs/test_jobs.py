@@ -15,7 +15,7 @@ from fedsim.results.store import ResultStore
 from fedsim.results.trained import keep_state
 from fedsim.runs.bench import missing_jobs
 from fedsim.runs.display import Display
-from fedsim.runs.jobs import CellJob, JudgingJob, RunContext, TrainingJob, references_of
+from fedsim.runs.jobs import CellJob, RunContext, references_of
 from fedsim.runs.prepare import Prepared
 
 DATA = [{"name": "digits", "limit": limit} for limit in (200, 300)]
@@ -39,9 +39,9 @@ def test_a_reference_is_of_one_data_set_one_probe_and_below_the_ceiling_of_one_p
     assert len(depends_on) == 2 * 2 + 2 * 2 * 2
 
 
-def kinds(prepared: Prepared, lines: Lines, folder: Path, *, retry_failed: bool = False) -> list[type]:
+def kinds(prepared: Prepared, lines: Lines, folder: Path, *, retry_failed: bool = False) -> list[str]:
     jobs = missing_jobs(context(prepared, folder), (), lines, retry_failed=retry_failed)
-    return [type(job) for job in jobs if isinstance(job, CellJob)]
+    return ["training" if job.training is None else "judging" for job in jobs if isinstance(job, CellJob)]
 
 
 def test_a_cell_lacks_its_training_or_its_judgement_or_nothing(tmp_path: Path) -> None:
@@ -49,17 +49,15 @@ def test_a_cell_lacks_its_training_or_its_judgement_or_nothing(tmp_path: Path) -
     (trial,) = prepared.trials
     outcome, judgement = ran(prepared, trial)
     keep_state(ResultStore(tmp_path).folder.state(trial.cell.training_id), outcome.state)
-    assert kinds(prepared, Lines({}, {}, {}), tmp_path) == [TrainingJob]
+    assert kinds(prepared, Lines({}, {}, {}), tmp_path) == ["training"]
     trained = lines_of(trial, outcome)
     kept = replace(trained, trainings={trial.cell.training_id: {**trained.trainings[trial.cell.training_id], "state": "0"}})
-    assert kinds(prepared, kept, tmp_path) == [JudgingJob]
+    assert kinds(prepared, kept, tmp_path) == ["judging"]
     assert kinds(prepared, lines_of(trial, outcome, judgement), tmp_path) == []
     for failed in (lines_of(trial, ERROR), replace(kept, judgements=lines_of(trial, outcome, ERROR).judgements)):
         assert kinds(prepared, failed, tmp_path) == []
-    assert kinds(prepared, lines_of(trial, ERROR), tmp_path, retry_failed=True) == [TrainingJob]
-    assert kinds(prepared, replace(kept, judgements=lines_of(trial, outcome, ERROR).judgements), tmp_path, retry_failed=True) == [
-        JudgingJob
-    ]
+    assert kinds(prepared, lines_of(trial, ERROR), tmp_path, retry_failed=True) == ["training"]
+    assert kinds(prepared, replace(kept, judgements=lines_of(trial, outcome, ERROR).judgements), tmp_path, retry_failed=True) == ["judging"]
 
 
 def test_what_was_not_kept_is_trained_again_under_seeded_noise_and_refused_under_secret_noise(tmp_path: Path) -> None:
@@ -68,7 +66,7 @@ def test_what_was_not_kept_is_trained_again_under_seeded_noise_and_refused_under
         (trial,) = prepared.trials
         lines = lines_of(trial, ran(prepared, trial)[0])
         if noise == "seeded":
-            assert kinds(prepared, lines, tmp_path) == [TrainingJob]
+            assert kinds(prepared, lines, tmp_path) == ["training"]
         else:
             with pytest.raises(UserError, match="a second training would be a second release of the same rows"):
                 kinds(prepared, lines, tmp_path)
@@ -78,9 +76,10 @@ def test_a_training_whose_judging_lost_its_worker_is_not_trained_again(tmp_path:
     prepared = small_cells(quick("dp-gaussian"), epsilon=4.0)
     (trial,) = prepared.trials
     outcome, judgement = ran(prepared, trial)
-    job = TrainingJob(context(prepared, tmp_path), trial)
-    assert isinstance(job.again(), TrainingJob)
+    job = CellJob(context(prepared, tmp_path), trial)
+    assert job.again() is job
     job.take(outcome)
     again = job.again()
-    assert isinstance(again, JudgingJob)
+    assert isinstance(again, CellJob)
+    assert again.call(lambda key: key)[0] == "judge"
     assert joined(trial, outcome, judgement).status == "ok"

@@ -1,10 +1,9 @@
 """What is found out before a cell runs: partitions, plans, layout, memory, and what the manifest says of it."""
 
-import re
 from pathlib import Path
 
 import pytest
-from cells import NODES, quick, small_cells, small_grid
+from cells import NODES, quick, small_grid
 from sites import SITES, digits_of_sites
 
 from fedsim.errors import UserError
@@ -13,7 +12,7 @@ from fedsim.results.folder import RunFolder
 from fedsim.results.run import read_manifest
 from fedsim.runs.manifest import write_manifest
 from fedsim.runs.need import Need, Node
-from fedsim.runs.prepare import label_matrices, least, prepare
+from fedsim.runs.prepare import label_matrices, prepare
 
 
 def test_cells_of_one_data_set_alpha_number_of_clients_and_seed_share_a_partition() -> None:
@@ -30,6 +29,8 @@ def test_what_cannot_be_planned_or_placed_is_named_by_the_grid_s_key() -> None:
         prepare(small_grid("dp-gaussian", "dp-gmm", epsilon=[1.0, 1e-6]), NODES)
     with pytest.raises(UserError, match=r"^resources.clients_per_actor: 4 clients need 4 actors at once and the cluster has room for 2"):
         prepare(small_grid("dp-gaussian", resources={"clients_per_actor": 1}), [Node(2.0, 0.0)])
+    with pytest.raises(UserError, match=r"^resources: an actor needs 1 CPU and 0.5 GPUs; no node has them \(4 CPUs and 0 GPUs\)"):
+        prepare(small_grid("dp-gaussian", resources={"gpus_per_actor": 0.5}), NODES)
     with pytest.raises(UserError, match=r"^dataset\[1\]: /none.npz: there is no such file"):
         prepare(small_grid("dp-gaussian", dataset=["digits", {"npz": "/none.npz"}]), NODES)
     with pytest.raises(UserError, match=r"^clients\[1\]: 101 clients × 2"):
@@ -43,14 +44,6 @@ def test_sampled_clients_are_refused_where_the_budget_is_an_examples() -> None:
     (trial,) = prepare(small_grid(sampled, unit="client"), NODES).trials
     assert trial.plan is not None
     assert trial.plan.main.sample_rate == 0.5
-
-
-def test_cells_that_differ_in_alpha_and_seed_alone_share_a_plan() -> None:
-    trials = prepare(small_grid("dp-gaussian", "fedavg-cvae", alpha=[0.3, 1.0], seeds=[0, 1], epsilon=[1, 4]), NODES).trials
-    plans = {(trial.cell.label, trial.cell.epsilon): trial.plan for trial in trials}
-    assert len(plans) == 3
-    assert all(trial.plan is plans[trial.cell.label, trial.cell.epsilon] for trial in trials)
-    assert [plan and plan.epsilon_target for plan in plans.values()] == [1.0, 4.0, None]
 
 
 def test_a_plan_is_of_the_cells_own_parameters_and_task(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -76,28 +69,6 @@ def test_clients_are_spread_over_actors_that_would_idle() -> None:
     assert spread.need_of(spread.trials[0]) == Need(1.0, 0.0, 5e8, actors=2)
 
 
-def test_the_least_that_an_actor_needs_are_its_rows_and_its_parameters_with_their_optimiser() -> None:
-    prepared = small_cells("fedavg-linear", clients=1)
-    (trial,), (data,) = prepared.trials, prepared.data.values()
-    rows, parameters = least(trial, data)
-    assert rows == 2 * len(data.x_train) * (4 * data.dim + 8)
-    assert parameters == 16 * (data.dim + 1) * data.classes
-    (apart,) = small_cells("fedavg-linear", clients=4, resources={"clients_per_actor": 1}).trials
-    assert least(apart, data)[0] == (len(data.x_train) + max(map(len, apart.partition.rows))) * (4 * data.dim + 8)
-
-
-def test_mistakes_in_gpus_are_told_with_the_arithmetic_before_anything_runs() -> None:
-    with pytest.raises(UserError, match=r"^resources: an actor needs 1 CPU and 0.5 GPUs; no node has them \(4 CPUs and 0 GPUs\)"):
-        prepare(small_grid("dp-gaussian", resources={"gpus_per_actor": 0.5}), NODES)
-    told = r"^resources: an actor of fedhypevae with a client needs at least .* for rows and .* for parameters, .* GiB; 0.25 of a GPU"
-    with pytest.raises(UserError, match=told) as error:
-        prepare(small_grid("fedhypevae", resources={"gpus_per_actor": 0.25}), [Node(4.0, 1.0, 2.0**18)])
-    rows, parameters, needed, card, room = (float(n) for n in re.findall(r"([\d.e-]+) GiB", str(error.value)))
-    assert rows + parameters == pytest.approx(needed, rel=1e-2)
-    assert (room, needed > room) == (pytest.approx(0.25 * card, rel=1e-2), True)
-    assert prepare(small_grid("fedhypevae", resources={"gpus_per_actor": 0.25, "device": "cpu"}), [Node(4.0, 1.0, 2.0**18)]).trials
-
-
 @pytest.mark.parametrize(
     ("scheme", "clients", "names"), [("column", 3, SITES), ("column-dirichlet", 4, ("north 0", "south 1", "south 2", "west 3"))]
 )
@@ -115,3 +86,14 @@ def test_a_manifest_says_what_each_method_is_and_which_paper_it_follows(tmp_path
     first, second = read_manifest(folder.path)["methods"]
     assert (first["label"], first["source"], first["text"][:13]) == ("fedhypevae", "arXiv 2601.00785", "Negative ELBO")
     assert (second["label"], "`" in second["text"], "1805.06530" in second["source"]) == ("dp-gaussian", False, True)
+
+
+def test_cells_that_no_partition_can_change_are_equal_where_nothing_of_them_is_a_clients() -> None:
+    keys = {"alpha": [0.5, 1.0], "clients": [2, 4]}
+    one_shot = ("dp-gaussian", "dp-gmm", "fedhypevae-warm")
+    assert prepare(small_grid(*one_shot, epsilon=[1, 4], seeds=[0, 1, 2], **keys), NODES).repeated == 54  # of 72
+    for other in ({"trust": "silo"}, {"unit": "client"}, {"partition": {"scheme": "feature-shift"}, "alpha": 1.0}):
+        assert prepare(small_grid("dp-gaussian", **(keys | other)), NODES).repeated == 0
+    per_client = {"evaluation": {"per_class": 10, "per_client": True}}
+    assert prepare(small_grid("fedhypevae-sites", "weight-noise", **keys), NODES).repeated == 0
+    assert prepare(small_grid("dp-gaussian", **keys, **per_client), NODES).repeated == 0

@@ -1,6 +1,5 @@
 """Public rows: which source they come from, who is given them, what they change, and what is refused."""
 
-import pickle
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -85,13 +84,6 @@ def test_only_cells_that_use_them_have_other_ids_with_them(public: dict[str, str
     first, second = ([t.cell.cell_id for t in prepared(held, Shifted, "dp-gaussian").trials] for held in (public, other))
     assert first[1:] == second[1:] == bare
     assert first[0] != second[0]
-
-
-def test_they_travel_with_the_data_and_not_with_trials(public: dict[str, str]) -> None:
-    ready = prepared(public)
-    (trial,) = ready.trials
-    assert len(pickle.dumps(trial)) < rows().nbytes
-    assert trial.given(ready.data[trial.data_key]).cohorts()[0].given(None).task.public is None
 
 
 def test_a_method_that_needs_them_is_refused_without() -> None:

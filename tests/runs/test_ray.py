@@ -17,9 +17,8 @@ from rows import values_of
 from fedsim.methods.parameters import ALIGNMENT
 from fedsim.runs import scheduler
 from fedsim.runs.need import Need
-from fedsim.runs.ray import IN_THE_CALL, CohortActor, RayEngine, prepare_process, ray
+from fedsim.runs.ray import IN_THE_CALL, RayEngine, prepare_process, ray
 from fedsim.runs.scheduler import Slots
-from fedsim.training.cohort import HELD
 
 Bench = Callable[..., Ran]
 TENSORS = (
@@ -249,7 +248,7 @@ def test_cells_share_gpus_and_give_the_rows_that_they_give_in_one_process(bench:
         pair, other = slots.take(Need(1.0, 0.5, actors=2)), slots.take(Need(1.0, 0.5, actors=2))
         assert pair is not None
         assert other is not None
-        ray.get([slot.held.group.ready() for slot in (pair, other)])
+        ray.get([slot.group.ready() for slot in (pair, other)])
         wait_until(lambda: ray.available_resources().get("GPU", 0.0) == 0)
         assert slots.take(Need(1.0, 0.5)) is None
     finally:
@@ -257,25 +256,3 @@ def test_cells_share_gpus_and_give_the_rows_that_they_give_in_one_process(bench:
     wait_until(lambda: ray.available_resources().get("GPU", 0.0) == WITH_GPUS[0].gpus)
     without, shared = bench(small_grid("dp-gaussian"), "one"), ray_bench(small_grid("dp-gaussian", resources=half), nodes=WITH_GPUS)
     assert by_label(shared, "scores", "recall_per_class") == by_label(without, "scores", "recall_per_class")
-
-
-@pytest.mark.slow
-def test_rows_that_an_actor_gets_again_are_put_on_its_device_once(as_bytes: None) -> None:
-    from copy import deepcopy
-
-    from cells import small_cells
-
-    prepared = small_cells(quick("fedavg-linear"))
-    (trial,), (data,) = prepared.trials, prepared.data.values()
-    first, again, other = (deepcopy(data) for _ in range(3))
-    actor, device = CohortActor(Need(1.0), "auto"), torch.device("meta")
-    actor.process.device = device
-    try:
-        actor.host(trial.cohorts()[0], "a", first)
-        there = HELD.on(device, first.x_train)
-        actor.host(trial.cohorts()[0], "a", again)
-        assert HELD.on(device, first.x_train) is there
-        actor.host(trial.cohorts()[0], "b", other)
-        assert HELD.on(device, first.x_train) is not there
-    finally:
-        torch.set_flush_denormal(False)

@@ -13,7 +13,7 @@ from fedsim.results.store import ResultStore
 from fedsim.runs import scheduler
 from fedsim.runs.display import Display
 from fedsim.runs.engine import ClusterLost, InProcess, Slot, WorkerLost
-from fedsim.runs.jobs import RunContext, TrainingJob, references_of
+from fedsim.runs.jobs import CellJob, RunContext, references_of
 from fedsim.runs.need import Need, Node
 from fedsim.runs.prepare import Prepared, prepare
 from fedsim.runs.scheduler import Scheduler, Slots
@@ -81,7 +81,7 @@ def test_a_job_that_loses_its_worker_runs_again_and_in_the_end_fails(tmp_path: P
     prepared = prepare(small_grid("dp-gaussian"), NODES, 1)
     run = context(prepared, tmp_path)
     (trial,) = prepared.trials
-    Scheduler(run, Losing(NODES[0])).run([*references_of(run, trial), TrainingJob(run, trial)])
+    Scheduler(run, Losing(NODES[0])).run([*references_of(run, trial), CellJob(run, trial)])
     assert told(run).count("its worker died; it runs again") == 3
     assert told(run).count("reference failed, its column stays empty; the same command tries again") == 2
     assert ResultStore(tmp_path).references() == {}
@@ -107,7 +107,7 @@ def test_a_cell_for_which_machines_are_missing_lets_others_pass_and_ends_the_ben
     running = Scheduler(run, Shrunken(NODES[0]))
     running.slots.nodes = (Node(2.0, 0.0),)
     with pytest.raises(ClusterLost, match=r"waits for 6 actors with 1 CPU and 0 GPUs each; the cluster has 2 CPUs and 0 GPUs"):
-        running.run([TrainingJob(run, trial) for trial in prepared.trials])
+        running.run([CellJob(run, trial) for trial in prepared.trials])
     assert [(row.clients, row.status) for row in grid_rows(tmp_path)] == [(2, "ok")]
 
 
@@ -120,7 +120,7 @@ def test_a_plug_in_comes_first_and_its_first_failure_is_the_message_unless_the_g
     for keep_going in (False, True):
         prepared = prepare(grid, NODES, 1, keep_going=keep_going)
         run = context(prepared, tmp_path / str(keep_going))
-        jobs = [TrainingJob(run, trial) for trial in prepared.trials]
+        jobs = [CellJob(run, trial) for trial in prepared.trials]
         if keep_going:
             Scheduler(run, InProcess(NODES[0], capture=True)).run(jobs)
             statuses = {row.algorithm: row.status for row in grid_rows(run.store.folder.path)}

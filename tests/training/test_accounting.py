@@ -137,14 +137,3 @@ def test_the_sum_over_clients_is_rounded_once_it_has_its_noise_and_not_before(na
     for part, value in sums.items():
         assert value.dtype == torch.float64
         assert torch.equal(seen[0][part], (value + noise.parts[part]).float())
-
-
-@pytest.mark.parametrize("trust", ["aggregate", "silo"])
-@pytest.mark.parametrize("epsilon", [1.0, float("inf")])
-def test_what_ran_as_planned_is_accounted_for(epsilon: float, trust: str) -> None:
-    for name in ("fedhypevae", "dp-cvae", "dp-gmm", "weight-noise"):
-        assert outcome(name, epsilon=epsilon, trust=trust).unaccounted == ""
-
-
-def test_a_method_that_is_not_private_owes_no_account() -> None:
-    assert outcome("fedavg-cvae").unaccounted == ""

@@ -14,6 +14,7 @@ import numpy as np
 
 from fedsim.data.images import EXTENSIONS, ImageFiles, ImageSet
 from fedsim.data.sources.table import check_files, class_labels, complete, plain_columns, read_table
+from fedsim.data.spec import IN_FOLDERS
 from fedsim.data.split import quarter_of_groups
 from fedsim.errors import UserError, at
 from fedsim.files import cache_folder
@@ -102,42 +103,30 @@ def load_chest_xray(root: Path, name: str) -> ImageSet:
 
 
 class Folder(NamedTuple):
-    """A set in a folder: how it is read, what must be there (of several names any one), and where that is to be had."""
+    """A set in a folder: how it is read, and what must be there (of several names any one)."""
 
     read: Callable[[Path, str], ImageSet]
     needed: tuple[tuple[str, ...], ...]
-    url: str
 
 
 FOLDERS = {
     "ham10000": Folder(
-        load_ham10000,
-        (("HAM10000_metadata", "HAM10000_metadata.csv"), ("HAM10000_images_part_1",), ("HAM10000_images_part_2",)),
-        "https://doi.org/10.7910/DVN/DBW86T",
+        load_ham10000, (("HAM10000_metadata", "HAM10000_metadata.csv"), ("HAM10000_images_part_1",), ("HAM10000_images_part_2",))
     ),
     "milk10k": Folder(
-        load_milk10k,
-        (("MILK10k_Training_Input",), ("MILK10k_Training_Metadata.csv",), ("MILK10k_Training_GroundTruth.csv",)),
-        "https://challenge.isic-archive.com/data/#milk10k",
+        load_milk10k, (("MILK10k_Training_Input",), ("MILK10k_Training_Metadata.csv",), ("MILK10k_Training_GroundTruth.csv",))
     ),
-    "chest-xray": Folder(
-        load_chest_xray,
-        (("train", "chest_xray/train", "test", "chest_xray/test"),),
-        "https://data.mendeley.com/datasets/rscbjbr9sj",
-    ),
+    "chest-xray": Folder(load_chest_xray, (("train", "chest_xray/train", "test", "chest_xray/test"),)),
 }
 """By the names that a grid gives them, which are those of their folders in the cache, too."""
 
 
 def load_folder(kind: str, root: Path | None, name: str) -> ImageSet:
-    """A known set's images.
-
-    Raises:
-        UserError: something is missing; with where to get it.
-    """
+    """A known set's images."""
     known, root = FOLDERS[kind], root or cache_folder() / kind
     for names in known.needed:
         if not any((root / file).exists() for file in names):
-            hint = f"download the files of {kind} from {known.url} and unpack them into {root}, or name another folder with root:"
+            url = IN_FOLDERS[kind][1]
+            hint = f"download the files of {kind} from {url} and unpack them into {root}, or name another folder with root:"
             raise UserError(str(root), f"there is no {names[0]}", hint)
     return known.read(root, name)

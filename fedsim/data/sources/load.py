@@ -32,12 +32,7 @@ def _readable() -> Iterator[None]:
 
 @dataclass(frozen=True)
 class OpenedSet:
-    """A data set whose labels, split and columns are read.
-
-    Attributes:
-        spec: which one.
-        held: its images, none of them decoded; or its rows, where it is embeddings already.
-    """
+    """A data set whose labels, split and columns are read: its images, not decoded, or its rows, where it is embeddings already."""
 
     spec: DatasetSpec
     held: ImageSet | Embeddings
@@ -51,11 +46,7 @@ class OpenedSet:
         return Embeddings.from_arrays(self.spec.display, x, images.y, images.split, images.columns, images.class_names)
 
     def embedded(self) -> Embeddings:
-        """The data set, its rows scaled to unit norm; embeddings that were computed before come from the cache.
-
-        Raises:
-            UserError: the encoder cannot be had, or images cannot be decoded.
-        """
+        """The data set, its rows scaled to unit norm; embeddings that were computed before come from the cache."""
         data = self.held
         if isinstance(data, ImageSet):
             from fedsim.data.encode import cached_embeddings
@@ -66,31 +57,19 @@ class OpenedSet:
 
 
 def opened(spec: DatasetSpec) -> OpenedSet:
-    """Read a data set's labels, split and columns; no image is decoded.
-
-    Raises:
-        UserError: it cannot be had, is not valid, or holds images and there is no encoder.
-    """
+    """Read a data set's labels, split and columns; no image is decoded."""
     if spec.holds_images and spec.encoder is None:
         raise UserError("", f"'{spec.display}' holds images", "name what embeds them, such as encoder: facebook/dinov2-base")
     return OpenedSet(spec, image_set(spec) if spec.holds_images else _rows(spec))
 
 
 def load(spec: DatasetSpec) -> Embeddings:
-    """Read a data set, check it, embed its images, and scale its rows to unit norm.
-
-    Raises:
-        UserError: as :func:`opened` and :meth:`OpenedSet.embedded`.
-    """
+    """Read a data set, check it, embed its images, and scale its rows to unit norm."""
     return opened(spec).embedded()
 
 
 def load_public(spec: DatasetSpec) -> PublicRows:
-    """All rows of a data set that is public, with their labels if it has any.
-
-    Raises:
-        UserError: as ``load``.
-    """
+    """All rows of a data set that is public, with their labels if it has any."""
     with _readable():
         bare = read_unlabelled(spec)
     if bare is None or (spec.holds_images and spec.encoder is None):
@@ -102,23 +81,8 @@ def load_public(spec: DatasetSpec) -> PublicRows:
     return PublicRows(np.concatenate([data.x_train, data.x_test]), y, spec.display, spec.terms[0] or None)
 
 
-def labelled(spec: DatasetSpec) -> Embeddings:
-    """A data set's labels, split and columns, with made-up rows; decodes images only where bad ones are to be skipped.
-
-    Raises:
-        UserError: as ``load``.
-    """
-    if not spec.holds_images:
-        return _rows(spec)
-    return load(spec) if spec.skip_bad and spec.encoder else OpenedSet(spec, image_set(spec)).labelled()
-
-
 def image_set(spec: DatasetSpec) -> ImageSet:
-    """The images of a data set, with ``split``, ``overlap`` and ``limit`` applied.
-
-    Raises:
-        UserError: the data set cannot be had, or is not valid.
-    """
+    """The images of a data set, with ``split``, ``overlap`` and ``limit`` applied."""
     if not spec.has_images:
         raise UserError("", f"'{spec.display}' holds embeddings, not images", "use it as it is, without an encoder")
     with _readable():

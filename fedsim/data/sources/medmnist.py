@@ -22,14 +22,7 @@ _PARTS = (("train", TRAIN), ("val", VALIDATION), ("test", TEST))
 
 
 def load_medmnist(flag: str, size: int, root: Path | None, name: str) -> ImageSet:
-    """Read a set with its official split; a file that is not there is downloaded, if that is possible.
-
-    Args:
-        flag: such as ``organsmnist``.
-        size: 28, 64, 128 or 224 pixels.
-        root: the folder of the official files; default: the package's.
-        name: what tables call it.
-    """
+    """Read the set ``flag`` with its official split from ``root``, or the package's folder; it is downloaded if it is not there."""
     from medmnist.info import INFO  # takes two seconds, for its evaluator imports scikit-learn
 
     flat = {flag: info for flag, info in INFO.items() if not flag.endswith("3d")}
@@ -72,11 +65,9 @@ def _unreadable(path: Path, error: BadArrays) -> UserError:
 
 
 class PackedImages:
-    """Images in uint8 arrays of an ``.npz`` file, read one at a time out of the compressed stream: memory does not grow with the file.
+    """Images in uint8 arrays ``members`` of an ``.npz`` file, ``[n, h, w]`` or ``[n, h, w, 3]`` each, counted one after another.
 
-    Args:
-        path: the file.
-        members: its arrays, ``[n, h, w]`` or ``[n, h, w, 3]`` each, counted one after another.
+    They are read one at a time out of the compressed stream: memory does not grow with the file.
     """
 
     def __init__(self, path: Path, members: Sequence[str]) -> None:

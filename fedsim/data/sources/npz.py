@@ -19,13 +19,7 @@ from fedsim.errors import UserError, at
 
 
 def load_embedding_file(path: Path, name: str, *, remap: bool = False) -> Embeddings:
-    """Read and check a file of embeddings.
-
-    Args:
-        path: the file; one that holds pickled objects is refused.
-        name: what tables call the data set.
-        remap: number the labels 0 .. C-1 in sorted order, whatever they are.
-    """
+    """Read and check a file of embeddings, without pickled objects; ``remap`` numbers the labels 0 .. C-1 in sorted order."""
     arrays = _read(path)
     x, y, split = (arrays.pop(key) for key in ("x", "y", "split"))
     names = arrays.pop("class_names", None)

@@ -38,20 +38,12 @@ UNLABELLED: dict[str, Callable[[DatasetSpec], Read | None]] = {
 
 
 def read(spec: DatasetSpec, *, images: bool) -> Read:
-    """A data set as its source has it; digits as images or as embeddings.
-
-    Raises:
-        UserError: it cannot be had, or is not valid.
-    """
+    """A data set as its source has it; digits as images or as embeddings."""
     return digits_embeddings(spec.title) if spec.kind == "digits" and not images else READERS[spec.kind](spec)
 
 
 def read_unlabelled(spec: DatasetSpec) -> Read | None:
-    """A data set without labels; None for one that has labels.
-
-    Raises:
-        UserError: it cannot be had, or is not valid.
-    """
+    """A data set without labels; None for one that has labels."""
     reader = UNLABELLED.get(spec.kind)
     return None if reader is None else reader(spec)
 

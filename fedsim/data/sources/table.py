@@ -58,13 +58,9 @@ def _listed(table: pd.DataFrame, path: Path) -> ImageFiles:
 
 
 def read_table(path: Path, needed: Sequence[str] = (), exact: Sequence[str] = (), *, numbers: bool = True) -> pd.DataFrame:
-    """Read a CSV file.
+    """Read a CSV file that has the columns ``needed``; those in ``exact`` are what stands there, and neither numbers nor missing.
 
-    Args:
-        path: the file.
-        needed: columns that it must have.
-        exact: columns whose values are what stands there, and neither numbers nor missing where they look so.
-        numbers: whether the other columns are numbers where they look so; else they are texts.
+    The others are numbers where they look so if ``numbers``, else texts.
     """
     import pandas as pd
 

@@ -23,7 +23,7 @@ from fedsim.methods.products import is_classifier
 from fedsim.plugins.registry import check_installed
 from fedsim.results.folder import RunFolder
 from fedsim.results.run import Lines, entries
-from fedsim.results.trained import Trained, prepare_trained, read_state
+from fedsim.results.trained import TrainedCells, prepare_trained, read_state
 from fedsim.seeds import Seeds
 from fedsim.training.cohort import build_algorithm
 from fedsim.training.rounds import restored
@@ -166,7 +166,7 @@ def attack_run(folder: RunFolder, grid: Grid, *, cell: str | None = None, trust_
     chosen = {entry.training_id for entry in cells if entry.cell_id.startswith(cell or "")} & {line["training_id"] for line in kept}
     if cell is not None and len(chosen) != 1:
         what = f"{'several cells' if chosen else 'no cell with a generator'} of {folder.path} begin with that"
-        raise UserError(f"--cell {cell}", what, "give a cell_id of results.jsonl")
+        raise UserError(f"cell {cell}", what, "give a cell_id of results.jsonl")
     of_them = {_but_for_seed_and_site(trial.cell) for trial in prepared.trials if trial.cell.training_id in chosen}
     groups: dict[str, list[Attacked]] = {}
     for line, trial in zip(kept, prepared.trials, strict=True):
@@ -203,7 +203,7 @@ def by_shadows(group: Sequence[Attacked]) -> Iterator[str]:
         yield f"{group[0].words}, {len(group)} cells, rows that come and go with their site: {words}"
 
 
-def rows_of(trial: Trial, prepared: Trained) -> tuple[NDArray[np.float32], NDArray[np.int64], Bools, int]:
+def rows_of(trial: Trial, prepared: TrainedCells) -> tuple[NDArray[np.float32], NDArray[np.int64], Bools, int]:
     """A cell's data set, training rows first: values, labels, which the cell trained on, how many training rows."""
     cell = trial.cell
     # a site is left out where clients see values as they are, so the whole data set has the rows of both

@@ -36,7 +36,6 @@ MORE_ROUNDS = 3
 UNCLIPPED, BARELY = 1e6, 1.01
 """Shares of a norm at which nothing of that norm is clipped."""
 TRIED_ROWS = 12
-TRIED_SEEDS = 200
 
 Way = Literal["removed", "replaced", "resampled"]
 Direction = Literal["class mean", "batch mean", "random", "opposite"]

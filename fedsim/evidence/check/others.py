@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import math
 import pickle
-import tempfile
 import traceback
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
@@ -317,21 +316,20 @@ def _leaves(value: Any) -> Iterator[Any]:
 
 
 def resume(subject: Subject) -> Verdict:
-    """Going on from the checkpoint of any round, through a file, equals the uninterrupted training."""
+    """Going on from the checkpoint of any round, through the bytes of its file, equals the uninterrupted training."""
     whole = subject.first[0]
     some = sorted({0, 1, len(whole.progress) // 2, len(whole.progress) - 1} & set(range(len(whole.progress))))
-    with tempfile.TemporaryDirectory() as folder:
-        for at in (whole.progress[i] for i in some):
-            file = Checkpoints(Path(folder) / "cell.safetensors")
-            try:
-                file.save(at)
-            except Exception as error:
-                text = f"the progress after {at.round} rounds cannot be saved ({type(error).__name__}: {_shortened(error)})"
-                return failed(text, "keep tensors of their own memory in server.tensors and clients.state (clone views)")
-            rest = train(subject.build(), WatchedPool(subject.cohorts()), subject.plan, 0, file.load())
-            if difference := _unequal(subject, whole, rest, at.round):
-                return failed(f"going on after {at.round} of {len(whole.records)} rounds differs: {difference}", RESUME_FIX)
-    return passed(f"the same after {', '.join(str(i + 1) for i in some)} of {len(whole.records)} rounds, through a file")
+    for at in (whole.progress[i] for i in some):
+        kept = Checkpoints()
+        try:
+            kept.save(at)
+        except Exception as error:
+            text = f"the progress after {at.round} rounds cannot be saved ({type(error).__name__}: {_shortened(error)})"
+            return failed(text, "keep tensors of their own memory in server.tensors and clients.state (clone views)")
+        rest = train(subject.build(), WatchedPool(subject.cohorts()), subject.plan, 0, kept.load())
+        if difference := _unequal(subject, whole, rest, at.round):
+            return failed(f"going on after {at.round} of {len(whole.records)} rounds differs: {difference}", RESUME_FIX)
+    return passed(f"the same after {', '.join(str(i + 1) for i in some)} of {len(whole.records)} rounds, through a file's bytes")
 
 
 def restored(subject: Subject) -> Verdict:

@@ -53,11 +53,7 @@ def bookkeeping(model: nn.Module, loss: Loss, batch: Batch, norms: Norms, sums: 
 
 
 def covered_layers(model: nn.Module) -> dict[str, nn.Module]:
-    """The layers that hold the trainable parameters, by name.
-
-    Raises:
-        ValueError: a parameter that no rule covers, or that two layers share.
-    """
+    """The layers that hold the trainable parameters, by name."""
     layers: dict[str, nn.Module] = {}
     owners: dict[int, str] = {}
     for path, module in model.named_modules():

@@ -51,21 +51,17 @@ def clipped_sum(
 ) -> ClippedSum:
     """The sum over units u of ``min(1, C / |w * g_u|) * w * g_u``, g_u the gradient of u's loss by all parameters jointly.
 
-    Removing one unit changes the result by at most C in L2 norm over all parameters that are not free: the sensitivity
-    that the Gaussian mechanism needs (Abadi et al. 2016, algorithm 1, under add/remove-one). A unit whose gradient is not finite
-    counts as 0: a nan in the sum would reveal the unit.
+    Removing one unit changes the result by at most C in L2 norm over all parameters that are not free: the sensitivity that the Gaussian
+    mechanism needs (Abadi et al. 2016, algorithm 1, under add/remove-one). A unit whose gradient is not finite counts as 0: a nan in the
+    sum would reveal the unit.
 
-    Args:
-        model: the gradient is taken by its trainable parameters.
-        loss: the per-example loss; called with a part of the batch at a time unless the unit is a client.
-        batch: the rows, sorted by client, and by group where that is the unit; may be empty.
-        norms: the clip norm, the unit, the weights and the free parameters.
-        engine: ``bookkeeping`` (one forward, one backward, no gradient with a batch dimension), or ``vmap`` (holds every per-example
-            gradient: for layers that bookkeeping does not cover).
+    The rows of ``batch`` are sorted by client, and by group where that is the unit; the loss is called with a part of them at a time unless
+    the unit is a client. ``bookkeeping`` takes one forward and one backward; ``vmap`` holds every per-example gradient, for layers that
+    bookkeeping does not cover.
 
     Raises:
-        ValueError: a parameter that the engine cannot cover (named), a layer that did not see one row per example, a module that
-            uses batch statistics, draws from the global generator or keeps state from its forward, or rows out of order.
+        ValueError: a parameter that the engine cannot cover (named), a layer that did not see one row per example, a module that uses
+            batch statistics, draws from the global generator or keeps state from its forward, or rows out of order.
     """
     modules = dict(model.named_modules())
     _refuse_modules(modules, batch)

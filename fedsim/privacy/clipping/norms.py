@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Protocol
 
 import torch
 from torch import Tensor, nn
@@ -29,9 +28,6 @@ class Norms:
         weights: factor per parameter, by the longest matching name prefix, applied before the joint norm is taken and kept in the
             sum: the caller divides by it after the noise, which is post-processing. 1 if no prefix matches.
         free: prefixes of the names of parameters that are neither counted in the norm nor clipped (``noised: shared``).
-
-    Raises:
-        ValueError: ``clip`` is not positive, or a weight is not positive and finite.
     """
 
     clip: float
@@ -69,24 +65,12 @@ Measured = tuple[Tensor, Tensor]
 """The units' norms before clipping and the examples' losses."""
 
 
-class ClippingEngine(Protocol):
-    """How the clipped sum is computed."""
-
-    def __call__(self, model: nn.Module, loss: Loss, batch: Batch, norms: Norms, sums: dict[str, Tensor]) -> Measured:
-        """Add the clipped sum to ``sums``, which holds every trainable parameter, in place; see :func:`clipped_sum`."""
+ClippingEngine = Callable[[nn.Module, Loss, Batch, Norms, dict[str, Tensor]], Measured]
+"""Adds the clipped sum to the last argument, which holds every trainable parameter, in place; see :func:`clipped_sum`."""
 
 
 def clip_units(gradients: Mapping[str, Tensor], norms: Norms, units: int) -> tuple[dict[str, Tensor], Tensor]:
-    """Weigh and clip every unit's gradient; the caller sums.
-
-    Args:
-        gradients: by parameter name, ``[units, ...]`` each.
-        norms: the clip norm, the weights and the free parameters.
-        units: their number.
-
-    Returns:
-        Clipped gradients in the same shapes, and the units' joint norms before ``[units]``.
-    """
+    """Every unit's gradient, ``[units, ...]`` by name, weighed and clipped, for the caller to sum; and their joint norms before."""
     squared, finite = _joint_squared(gradients, norms, units)
     clip, free = norms.factors(squared), finite.to(squared.dtype)
     clipped = {}

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from fedsim.batch import Layout
 from fedsim.device import FUSED
-from fedsim.models.layers import ClientCode, ClientLinear, Scale, Shift, ZeroLinear
+from fedsim.models.layers import ClientCode, ClientLinear, Shift, ZeroLinear
 
 GRAM_SLACK = 1e-6
 """Share of the Gram products' absolute sum that is added to their sum.
@@ -176,14 +176,6 @@ class ShiftRule(ElementwiseRule):
         return {"weight": _to_size(use.grads.sum(1), use.layer)}
 
 
-class ScaleRule(ElementwiseRule):
-    """``Scale``: the gradient is input times output gradient."""
-
-    def gradients(self, use: Use) -> dict[str, Tensor]:
-        """Input times output gradient; a single number scales every column."""
-        return {"weight": _to_size((use.grads * use.inputs).sum(1), use.layer)}
-
-
 class LayerNormRule(ElementwiseRule):
     """``nn.LayerNorm`` over the last dimension: a scale of the normalised input, and a shift."""
 
@@ -259,7 +251,6 @@ RULES: dict[type[nn.Module], Rule] = {
     nn.Embedding: EmbeddingRule(),
     ClientLinear: ClientLinearRule(),
     ClientCode: ClientCodeRule(),
-    Scale: ScaleRule(),
     Shift: ShiftRule(),
 }
 PER_CLIENT = (ClientLinear, ClientCode)

@@ -11,11 +11,9 @@ from torch import Tensor
 
 
 def whole(x: Tensor, largest: Tensor) -> tuple[Tensor, Tensor]:
-    """Integers in float64, and the unit of which ``x`` ``[..., d]`` has so many; 20 bits or more where d is below 2^13.
+    """Integers in float64, and the unit of which finite ``x`` ``[..., d]`` has so many; ``largest`` bounds the entries.
 
-    Args:
-        x: finite.
-        largest: bounds the entries, of the shape of ``x`` but for 1s.
+    20 bits or more where d is below 2^13.
     """
     unit = largest.double().clamp_min(1e-300) * 2.0 ** -((53 - x.shape[-1].bit_length()) // 2)
     return (x.double() / unit).round(), unit

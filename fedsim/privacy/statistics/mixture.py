@@ -30,12 +30,8 @@ def residuals(rows: Tensor, y: Tensor, class_means: Tensor, basis: Tensor) -> Te
 def responsibilities(u: Tensor, y: Tensor, offsets: Tensor, shares: Tensor, whitening: Tensor) -> Tensor:
     """The E step: probability of each component of the row's own class, ``[N, K]``; a row sums to one.
 
-    Args:
-        u: residuals ``[N, k]``.
-        y: labels ``[N]``.
-        offsets: component means ``[C, K, k]``.
-        shares: of the components in their class, ``[C, K]``, positive.
-        whitening: W with ``W W^T = S^-1``, ``[k, k]``.
+    Of residuals u ``[N, k]`` and labels y ``[N]``, by component means ``offsets`` ``[C, K, k]``, positive ``shares`` ``[C, K]`` and
+    ``whitening`` W ``[k, k]`` with ``W W^T = S^-1``.
     """
     squared = ((u.unsqueeze(1) - offsets[y]) @ whitening).square().sum(2)
     return torch.softmax(shares[y].log() - 0.5 * squared, 1)
@@ -50,10 +46,8 @@ def component_products(u: Tensor, y: Tensor, belongs: Tensor, classes: int) -> P
 def start(draws: Tensor, covariance: Tensor, spread: float) -> dict[str, Tensor]:
     """Starting points: random directions of the released covariance, which cost nothing; equal shares.
 
-    Args:
-        draws: standard normal ``[C, K, k]``.
-        covariance: within classes ``[k, k]``.
-        spread: distance from the class mean in standard deviations.
+    From standard normal ``draws`` ``[C, K, k]``, ``spread`` standard deviations of the covariance within classes ``[k, k]`` from the class
+    mean.
     """
     draws = draws - draws.mean(1, keepdim=True)
     unit = draws / draws.norm(dim=2, keepdim=True).clamp_min(1e-12)
@@ -63,14 +57,8 @@ def start(draws: Tensor, covariance: Tensor, spread: float) -> dict[str, Tensor]
 def maximise(sums: Tensor, counts: Tensor, shares: Tensor, std: Mapping[str, float]) -> dict[str, Tensor]:
     """The M step: offsets ``[C, K, k]`` and shares ``[C, K]`` from noisy sums ``[C K, k]`` and counts ``[C K, 1]``.
 
-    Offsets are shrunk towards 0, direction by direction, by the noise's share of their mean square (Wiener filter), and moved so that
-    every class keeps its mean, which the moments know better.
-
-    Args:
-        sums: as released.
-        counts: as released.
-        shares: before the step, for their shape.
-        std: of the noise on each, by the names of :func:`component_products`.
+    Offsets are shrunk towards 0, direction by direction, by the noise's share of their mean square (Wiener filter), and moved so that every
+    class keeps its mean, which the moments know better. ``std`` is of the noise, by the names of :func:`component_products`.
     """
     n = counts_above_noise(counts.view(*shares.shape, 1), std["component_counts"])
     offsets = sums.view(*shares.shape, -1) / n

@@ -94,12 +94,8 @@ def client_means(sums: Tensor, counts: Tensor, std: Mapping[str, float]) -> Tens
     """Every client's mean ``[K, d]``, shrunk towards what the clients share: by its own noise, against how far they truly are apart.
 
     That distance is DerSimonian and Laird's estimate (1986, "Meta-analysis in clinical trials"), in which noisy clients count little; where
-    nothing stands out of the noise all get the same mean.
-
-    Args:
-        sums: ``[K, d]``.
-        counts: ``[K, 1]``.
-        std: of the noise on each, by the names of :func:`client_mean_products`.
+    nothing stands out of the noise all get the same mean. ``sums`` ``[K, d]`` and ``counts`` ``[K, 1]`` carry noise of ``std``, by the
+    names of :func:`client_mean_products`.
     """
     rows = counts_above_noise(counts, std["client_counts"]).double()
     means = sums.double() / rows
@@ -141,13 +137,10 @@ class Gaussians:
 
 
 def gaussians(sums: Mapping[str, Tensor], std: Mapping[str, float], squared_norm: Tensor | None = None) -> Gaussians:
-    """Class means and covariance from the released sums of :func:`moment_products`, the weights divided out, and their noise.
+    """Class means and covariance from the released sums of :func:`moment_products`, the weights divided out, and their noise ``std``.
 
-    Args:
-        sums: by name.
-        std: of the noise on each.
-        squared_norm: the rows' mean squared norm as it is believed, within :data:`PRIOR_ERROR`. The second moment's trace says it, too,
-            and each counts by its precision: of few rows in many dimensions the trace is noise. None: nothing is believed.
+    ``squared_norm`` is the rows' mean squared norm as it is believed, within :data:`PRIOR_ERROR`. The second moment's trace says it, too,
+    and each counts by its precision: of few rows in many dimensions the trace is noise.
     """
     counts = counts_above_noise(sums["class_counts"][:, 0], std["class_counts"])
     total = counts.sum()
@@ -169,19 +162,12 @@ def within(moment: Tensor, means: Tensor, noise: Tensor, counts: Tensor) -> Tens
 
 
 def principal(covariance: Tensor, noise: float, most: int) -> tuple[Tensor, Tensor, float]:
-    """The leading directions of a noisy covariance.
+    """At most ``most`` leading directions of a covariance ``[d, d]`` whose entries off the diagonal have ``noise``, a standard deviation.
 
     A symmetric matrix of independent noise has its largest eigenvalue near ``2 noise sqrt(d)``. Eigenvalues above half of that are kept:
-    directions below the edge carry little signal, but leaving them white costs the probe more than it saves (seen on BloodMNIST).
-
-    Args:
-        covariance: ``[d, d]``.
-        noise: standard deviation of an off-diagonal entry.
-        most: at most so many directions.
-
-    Returns:
-        An orthonormal basis ``[d, k]`` that depends on its span alone, the covariance in it ``[k, k]``, and the variance of every direction
-        besides, which takes up the rest.
+    directions below the edge carry little signal, but leaving them white costs the probe more than it saves (seen on BloodMNIST). Returns
+    an orthonormal basis ``[d, k]`` that depends on its span alone, the covariance in it ``[k, k]``, and the variance of every direction
+    besides.
     """
     dim = len(covariance)
     values, vectors = spectral.leading(covariance, most, max(noise * math.sqrt(dim), 1e-9))

@@ -36,19 +36,12 @@ def clipped_statistics(
 ) -> tuple[dict[str, Tensor], Tensor]:
     """``sum_n c_n w left_n right_n^T`` by name, ``[p, q]`` each, with ``c_n = min(1, C / joint norm of the unit of row n)``.
 
-    Class sums are (one-hot label, x), counts (one-hot label, 1), second moments (x, x). Removing one unit changes all sums
-    together by at most C in L2 norm. A unit that is not finite counts as 0.
+    Class sums are (one-hot label, x), counts (one-hot label, 1), second moments (x, x). Removing one unit, a row or one of ``groups``,
+    changes all sums together by at most C in L2 norm. A unit that is not finite counts as 0.
 
-    The sums are float64, so that they depend neither on the order of the rows nor on a processor's products. They are rounded after their
-    noise is added: before, a unit could change the rounding of sums of many rows by more than it changes the sums.
-
-    Args:
-        products: of every row, by name.
-        norms: the clip norm and the weights.
-        groups: which group each row belongs to, where that is the unit and its rows' sum is clipped; None: every row by itself.
-
-    Returns:
-        The sums, float64, weighted by ``norms.weight(name)``, and the units' joint norms before clipping (private, for diagnostics only).
+    The sums, weighted by ``norms.weight(name)``, are float64, so that they depend neither on the order of the rows nor on a processor's
+    products. They are rounded after their noise is added: before, a unit could change the rounding of sums of many rows by more than it
+    changes the sums. With them come the units' joint norms before clipping, private and for diagnostics only.
     """
     first = next(iter(products.values())).left
     unit_squared = first.new_zeros(len(first) if groups is None else groups.clients)

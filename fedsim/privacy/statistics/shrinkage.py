@@ -21,13 +21,10 @@ STEPS = 8
 def free_eigenvalues(values: Tensor, noise: float) -> Tensor:
     """What a covariance has, on average, along the eigenvectors of itself plus symmetric Gaussian noise: ``[d]``, never rising.
 
-    The rotation-invariant estimate ``y - 2 tau^2 h(y)``, where h is the Hilbert transform of the spectrum that is seen and tau the radius
-    parameter of the noise's semicircle (Bun, Bouchaud and Potters 2017, arXiv 1610.08104, section 6.3); it is the best in Frobenius norm
-    without any assumption on the eigenvectors. Rounded to a falling order by isotonic regression.
-
-    Args:
-        values: descending eigenvalues ``[d]`` of the noisy matrix, float64.
-        noise: standard deviation of its noise off the diagonal.
+    The rotation-invariant estimate ``y - 2 tau^2 h(y)`` of descending ``values`` y ``[d]``, where h is the Hilbert transform of the
+    spectrum that is seen and tau the radius parameter of the noise's semicircle (Bun, Bouchaud and Potters 2017, arXiv 1610.08104, section
+    6.3); it is the best in Frobenius norm without any assumption on the eigenvectors. Rounded to a falling order by isotonic regression.
+    ``noise``: standard deviation off the diagonal.
     """
     if noise <= 0:
         return values
@@ -46,13 +43,9 @@ def free_eigenvalues(values: Tensor, noise: float) -> Tensor:
 def shrunk_along(means: Tensor, noise: Tensor, values: Tensor) -> Tensor:
     """Class means ``[C, d]``, in directions of falling variance, shrunk to their common centre: the posterior mean under a normal prior.
 
-    The prior's variance is estimated from neighbouring directions together, every class with the weight that its noise leaves it; a rare
-    class is told by what the frequent ones say of a direction (empirical Bayes, as Morris 1983).
-
-    Args:
-        means: rows of independent noise.
-        noise: its variance, ``[C]``, the same in every direction.
-        values: the directions' variances ``[d]``; those that cannot be told apart share what is estimated of them, however they are turned.
+    The prior's variance is estimated from neighbouring directions together, every class with the weight that its noise, of variance ``[C]``
+    in every direction, leaves it; a rare class is told by what the frequent ones say of a direction (empirical Bayes, as Morris 1983).
+    ``values`` ``[d]`` are the directions' variances; those that cannot be told apart share what is estimated, however they are turned.
     """
     group, near = ties(values), _neighbours(values)
     noise = noise[:, None]
@@ -95,14 +88,9 @@ def _neighbours(values: Tensor) -> Tensor:
 def james_stein(found: Tensor, noise: Tensor, rank: int | None = None, steps: int = 0) -> Tensor:
     """Groups' estimates ``[G, k]`` shrunk to 0 by their noise's variance ``[G]`` against the signal's, which all groups estimate together.
 
-    Nothing is left where nothing stands out of the noise.
-
-    Args:
-        found: independent noise in every direction of a space of ``rank`` dimensions; float64 if there are ``steps``.
-        noise: its variance.
-        rank: k by default.
-        steps: of a fixed point in which a group counts by what its square says of the signal, with a variance of (signal + noise)^2; with
-            none it counts by 1 / noise: cautious, for groups of little noise then speak for all.
+    Nothing is left where nothing stands out of the noise, which is independent in every direction of a space of ``rank`` dimensions
+    (default: k). With ``steps`` of a fixed point, for float64, a group counts by what its square says of the signal, with a variance of
+    (signal + noise)^2; with none by 1 / noise: cautious, for groups of little noise then speak for all.
     """
     noise = noise.clamp_min(1e-30)
     square = found.square().mean(1) if rank is None else found.square().sum(1) / rank
@@ -118,11 +106,7 @@ def james_stein(found: Tensor, noise: Tensor, rank: int | None = None, steps: in
 def of_two(first: Tensor, noise: Tensor, second: Tensor, second_noise: Tensor) -> tuple[Tensor, Tensor]:
     """Two independent estimates of the same ``[G, ...]``, weighted by their precision, and the variance of the result ``[G]``.
 
-    Args:
-        first: one of them.
-        noise: its variance ``[G]``; where both have none they count alike.
-        second: the other.
-        second_noise: its variance ``[G]``.
+    ``noise`` and ``second_noise`` ``[G]`` are their variances; where both have none they count alike.
     """
     # a x + (1 - a) y has the variance a^2 v + (1 - a)^2 w, which is least at a = (1 / v) / (1 / v + 1 / w)
     precision, other = 1 / noise.clamp_min(1e-30), 1 / second_noise.clamp_min(1e-30)
@@ -134,15 +118,10 @@ def pooled_and_own(second: Tensor, means: Tensor, counts: Tensor, std: float, on
     """Covariances of all classes ``[C, k, k]``: the class's own, shrunk to the pooled one, and that to a multiple of the identity.
 
     Each keeps the share that its squared distance to the target has beyond the noise's and, a class's, beyond that of sampling (Ledoit and
-    Wolf 2004), and no more than leaves it a fifth of the pooled variance in every direction.
-
-    Args:
-        second: released second moments ``[C, k, k]``, symmetric, per row of the class.
-        means: class means ``[C, k]``.
-        counts: rows per class ``[C]``.
-        std: of the noise on a sum's entry off the diagonal, after its two triangles were averaged.
-        onto: projection ``[k, k]`` onto directions whose covariance with all others is shrunk by itself: much of it may be sampling where
-            little of the rest is; None: no such directions.
+    Wolf 2004), and no more than leaves it a fifth of the pooled variance in every direction. Second moments ``[C, k, k]`` are symmetric,
+    per row of the class, and about means ``[C, k]``; ``std`` is of the noise on a sum's entry off the diagonal, after its triangles were
+    averaged. What the projection ``onto`` some directions has in common with all others is shrunk by itself: much of it may be sampling
+    where little of the rest is.
     """
     size = second.shape[1]
     entries = size * (size - 1) + 2 * size  # a diagonal entry, which has no second triangle, has twice the variance
@@ -176,13 +155,9 @@ def pooled_and_own(second: Tensor, means: Tensor, counts: Tensor, std: float, on
 def relative_covariances(second: Tensor, expected: Tensor, counts: Tensor, std: float) -> Tensor:
     """Groups' covariances ``[G, k, k]`` relative to what is expected of each, of mean variance 1, shrunk to the identity.
 
-    Each keeps the share that its squared distance to it has beyond the noise's and beyond that of sampling (Ledoit and Wolf 2004).
-
-    Args:
-        second: second moments ``[G, k, k]`` about the groups' means, symmetric, per row of the group.
-        expected: covariances ``[G, k, k]``, positive definite.
-        counts: rows per group ``[G]``.
-        std: of the noise on a sum's entry off the diagonal; on it, it has twice the variance.
+    Each keeps the share that its squared distance to it has beyond the noise's and beyond that of sampling (Ledoit and Wolf 2004). Second
+    moments ``[G, k, k]`` are about the groups' means, symmetric, per row of the group; ``std`` is of the noise on a sum's entry off the
+    diagonal; on it, it has twice the variance.
     """
     size = second.shape[1]
     one = torch.eye(size, device=second.device)

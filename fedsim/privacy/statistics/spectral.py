@@ -21,10 +21,7 @@ GAP = 1e-3
 def leading(symmetric: Tensor, most: int, floor: float) -> tuple[Tensor, Tensor]:
     """The largest eigenvalues in descending order ``[k]`` and an orthonormal basis of their span ``[d, k]``, float64.
 
-    Args:
-        symmetric: ``[d, d]``.
-        most: at most so many; of eigenvalues that cannot be told apart all or none are taken.
-        floor: eigenvalues up to it are left out.
+    At most ``most`` that are above ``floor``; of eigenvalues that cannot be told apart all or none are taken.
     """
     return leading_of(*descending(symmetric), most, floor)
 

@@ -111,11 +111,6 @@ def test_client_means_without_noise_are_each_clients_mean() -> None:
     torch.testing.assert_close(client_means(0.0), clients()[2], atol=0.01, rtol=0)
 
 
-def test_client_means_drowned_in_noise_are_alike() -> None:
-    means = client_means(1e4)
-    assert (means - means.mean(0)).norm() < 0.3 * means.norm()
-
-
 def test_clients_that_do_not_differ_get_like_estimates_however_few_rows_some_of_them_have() -> None:
     stream, counts = torch.Generator().manual_seed(7), torch.tensor([[900.0], [600.0], [300.0], [3.0]])
     mean, std = torch.ones(1280) / 1280**0.5, {"client_sums": 8.0, "client_counts": 20.0}
@@ -123,18 +118,6 @@ def test_clients_that_do_not_differ_get_like_estimates_however_few_rows_some_of_
     estimates = moments.client_means(sums, counts, std)
     assert (estimates - estimates.mean(0)).square().sum(1).max() < 0.01
     assert (estimates - mean).square().sum(1).max() < 1.2 * 8.0**2 * 1280 / float(counts.square().sum())
-
-
-def test_one_row_changes_the_client_means_by_at_most_one() -> None:
-    x, client, _ = clients()
-    x[7], x[7, 3] = 0, 1.0
-
-    def sums(kept: torch.Tensor) -> list[torch.Tensor]:
-        return list(released(moments.client_mean_products(x[kept], client[kept], 4), moments.CLIENT_WEIGHTS)[0].values())
-
-    everyone = torch.arange(len(x))
-    change = [a - b for a, b in zip(sums(everyone), sums(everyone[everyone != 7]), strict=True)]
-    assert 0.5 < torch.cat([part.flatten() for part in change]).norm() <= 1 + 1e-5
 
 
 @pytest.mark.parametrize("noise", [0.0, 3.0, 300.0])
