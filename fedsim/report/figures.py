@@ -169,20 +169,21 @@ def facet(
     caption += f" · {drawn} of {len(panels)} panels are drawn" if drawn < len(panels) else ""
     used = {name: each for name, each in look.items() if (frame[line] == name).any()}
     used |= {name: each for name, each in REFERENCES.items() if levels is not None and (levels["name"] == name).any()}
-    size = width or max(2.8 * columns + 0.4, 6.0)
+    size = width or max(2.8 * columns + 0.4, 9.0)
     words = textwrap.fill(caption, int(16 * size)) if width is None else ""
     across = max(1, min(len(used), int(size / 2.2)))
-    height = (2.3 if columns > 1 else 3.4) * len(lines) + 0.2 * math.ceil(len(used) / across) + 0.6
+    height = (2.3 if width or columns > 2 else 3.4) * len(lines) + 0.2 * math.ceil(len(used) / across) + 0.6
     with style():
         figure = Figure(figsize=(size, height), layout="constrained", facecolor=PAPER)
         grid = figure.subplots(len(lines), columns, squeeze=False, sharey=shared)
-        for cells, own in zip(grid, lines, strict=True):
+        for cells, own, below in zip(grid, lines, [*lines[1:], []], strict=True):
             label = labels[1] if isinstance(labels[1], str) else labels[1][own[0][0]]
             cells[0].set_ylabel(textwrap.fill(label, 30))
             for axes in cells[len(own) :]:
                 axes.set_axis_off()
-            for axes, key in zip(cells, own, strict=False):
+            for position, (axes, key) in enumerate(zip(cells, own, strict=False)):
                 axes.set_title(textwrap.fill(key[1], 40))
+                axes.set_xlabel(labels[0] if position >= len(below) else "")
                 if levels is not None:
                     for name, level in levels[(levels[panel] == key[1]) & (key[0] == (levels[row] if row else ""))][["name", "y"]].values:
                         axes.axhline(level, **REFERENCES[name].style)
@@ -197,7 +198,6 @@ def facet(
                     axes.axline((0.5, 0.5), slope=1, color=MUTED, linewidth=0.8, linestyle=(0, (1, 2)))
                     both = frame[[x, y]].to_numpy(float)
                     axes.set(xlim=(ends := (both.min() - 0.03, both.max() + 0.03)), ylim=ends)
-        figure.supxlabel(labels[0], fontsize=8.5)
         handles = [Line2D([], [], **{**each.style, **({} if joined else {"linestyle": "none"})}) for each in used.values()]
         how: dict[str, Any] = {"frameon": False, "fontsize": 8.5, "handlelength": 3.2, "title_fontsize": 8, "alignment": "left"}
         # matplotlib drops labels that begin with an underscore, so names come after

@@ -190,7 +190,7 @@ def test_a_figure_is_written_as_the_same_bytes_again(row, tmp_path):
     rows = scan(row, rounds=[5, 20])
     svgs = [save_figure(utility(Settings.of(rows)), tmp_path / f"{name}.png") for name in "ab"]
     assert svgs[0] == svgs[1] == (tmp_path / "a.svg").read_bytes()
-    assert imread(tmp_path / "a.png").shape[1] == 1200
+    assert imread(tmp_path / "a.png").shape[1] == 1800
     save_figure(utility(Settings.of(rows)), tmp_path / "c.svg")
     assert not (tmp_path / "c.png").exists()
     pdfs = [save_pdf(utility(Settings.of(rows), width=inches("column")), tmp_path / f"{name}.pdf").read_bytes() for name in "ab"]
