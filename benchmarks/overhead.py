@@ -39,7 +39,7 @@ from fedsim.methods.messages import Message, Round, Server, Tensors
 from fedsim.methods.phase import Phase
 from fedsim.models.linear import LinearClassifier
 from fedsim.privacy.plan import Release
-from fedsim.results.grid_rows import grid_rounds
+from fedsim.results.run import grid_rounds
 from fedsim.runs.bench import run_bench
 from fedsim.runs.need import Node
 from fedsim.runs.prepare import prepare

@@ -11,8 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from fedsim.results.grid_rows import grid_rounds, grid_rows
-from fedsim.results.rows import Row
+from fedsim.results.columns import Row
+from fedsim.results.run import grid_rounds, grid_rows
 
 PATIENCE = 600
 """Seconds after which something hangs, however busy the machine is."""

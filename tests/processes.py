@@ -11,8 +11,9 @@ from typing import Any
 
 import psutil
 from benches import TIMES, interruptible
+from rows import values_of
 
-from fedsim.results.grid_rows import grid_rounds, grid_rows
+from fedsim.results.run import grid_rounds, grid_rows
 
 FEDSIM = Path(sys.executable).with_name("fedsim")
 GRID = """
@@ -74,7 +75,7 @@ def wait_for_the_end_of(processes: list[psutil.Process], seconds: float = 10.0) 
 
 def rows(folder: Path) -> dict[str, dict[str, Any]]:
     """Rows by cell, without their wall time; of a bench under way those that are finished."""
-    return {row.cell_id: row.model_dump(exclude={*TIMES}) for row in grid_rows(folder / "runs" / "g")}
+    return {row.cell_id: values_of(row, *TIMES) for row in grid_rows(folder / "runs" / "g")}
 
 
 def rounds(folder: Path) -> list[dict[str, Any]]:

@@ -9,10 +9,9 @@ from typing import Any
 from fedsim.evaluation.judge import Judgement, judgement_of
 from fedsim.evaluation.references import Ceiling, LocalOnly
 from fedsim.json_lines import dump
-from fedsim.privacy.mechanism import Mechanism
-from fedsim.results.join import Entry, Lines
-from fedsim.results.result_lines import judgement_line, reference_line, training_line
-from fedsim.results.rows import Row, RowError
+from fedsim.results.columns import COLUMNS, Row
+from fedsim.results.result_lines import RowError, judgement_line, reference_line, training_line
+from fedsim.results.run import Entry, Lines
 from fedsim.results.store import ResultStore
 from fedsim.results.trained import keep_state
 from fedsim.runs.prepare import Prepared
@@ -23,25 +22,29 @@ CELL = (
     *("source", "algorithm", "label", "params", "dataset_hash", "public", "public_hash", "public_licence", "clients", "seed", "noise"),
     *("delta", "unit", "trust"),
 )
-PLAN = ("epsilon_target", "delta", "trust", "scope", "claim", "sigma", "clip", "sensitivity", "selection")
+PLAN = ("epsilon_target", "delta", "trust", "scope", "claim", "selection")
 LINE = (
     *("dataset", "alpha", "yields", "train_rows", "train_groups", "parameters", "uplink_bytes", "downlink_bytes"),
-    *("seconds", "versions"),
+    *("versions",),
 )
-"""The fields of a row that an audit, a cell, a plan and the line of a training hold by the same names."""
+"""The columns that an audit, a cell, a plan and the line of a training hold by the same names."""
+NOISE = {"sigma": 4.2, "clip": 1.0, "sensitivity": 1.0}
+"""What the plan of a made-up row says beside them."""
 ERROR = {"type": "ValueError", "message": "rows hold NaN", "traceback": "Traceback (most recent call last):\nValueError"}
 
 
-def make_row(**fields: Any) -> Row:
+def make_row(*, plan: Mapping[str, Any] = NOISE, **values: Any) -> Row:
     """One row; everything has a default."""
-    epsilon = fields.get("epsilon_target", 1.0)
+    epsilon = values.get("epsilon_target", 1.0)
     private = epsilon is not None
+    noisy = private and math.isfinite(epsilon)
     base = {
         "cell_id": "a",
         "status": "ok",
-        "algorithm": fields.get("label", "fedhypevae"),
+        "algorithm": values.get("label", "fedhypevae"),
         "label": "fedhypevae",
         "params": {"rounds": 40},
+        "yields": "generator",
         "dataset": "digits",
         "dataset_hash": "abcd",
         "scheme": "dirichlet",
@@ -53,17 +56,15 @@ def make_row(**fields: Any) -> Row:
         "epsilon_spent": epsilon * 0.995 if private else None,
         "delta": 1e-4 if private else None,
         "unit": "example" if private else None,
+        "relation": "add-or-remove-one" if private else None,
         "trust": "aggregate" if private else None,
         "scope": "joint" if private else None,
-        "claim": "proved" if private and math.isfinite(epsilon) else "none",
+        "claim": "proved" if noisy else "none",
         "accountant": "prv" if private else None,
-        "sigma": 4.2 / epsilon if private else None,
-        "sample_rate": 0.08 if private else None,
-        "steps": 400 if private else None,
-        "clip": 1.0 if private else None,
-        "sensitivity": 1.0 if private else None,
-        "mechanisms": (Mechanism(4.2 / epsilon, 0.08, 400, "dp-sgd"),) if private and math.isfinite(epsilon) else None,
+        "noise": "seeded" if private else None,
+        "mechanisms": [{"noise_multiplier": 4.2 / epsilon, "sample_rate": 0.08, "count": 400, "release": "dp-sgd"}] if noisy else None,
         "noise_at": "sum" if private else None,
+        "evaluation": {},
         "accuracy": 0.5,
         "balanced_accuracy": 0.5,
         "macro_f1": 0.5,
@@ -74,15 +75,30 @@ def make_row(**fields: Any) -> Row:
         "downlink_bytes": 23_456_789,
         "parameters": 1_234,
         "seconds": 4.2,
+        "train_seconds": 4.2,
         "versions": {"fedsim": "0.1.0"},
     }
-    return Row.model_validate(base | fields)
+    made = dict.fromkeys(COLUMNS) | base | values
+    assert set(made) == set(COLUMNS)
+    if made["balanced_accuracy"] is not None and made["ceiling_balanced_accuracy"]:
+        made["share_of_ceiling"] = made["balanced_accuracy"] / made["ceiling_balanced_accuracy"]
+    return Row(made, {**{name: made[name] for name in PLAN}, **plan, "releases": []} if private else {})
 
 
 def make_failed(**fields: Any) -> Row:
     """One failed row."""
-    none = dict.fromkeys(["accuracy", "balanced_accuracy", "macro_f1", "epsilon_spent", "accountant", "uplink_bytes", "seconds"])
-    return make_row(**none | {"status": "failed", "error": ERROR} | fields)
+    none = dict.fromkeys(["accuracy", "balanced_accuracy", "macro_f1", "epsilon_spent", "accountant", "uplink_bytes", "train_seconds"])
+    return make_row(**none | {"status": "failed", "error": ERROR, "seconds": None} | fields)
+
+
+def changed(row: Row, **values: Any) -> Row:
+    """A row with other values."""
+    return Row({**row.values, **values}, row.plan)
+
+
+def values_of(row: Row, *without: str) -> dict[str, Any]:
+    """The columns of a row, but for some."""
+    return {name: value for name, value in row.values.items() if name not in without}
 
 
 def add_rows(folder: Path, *rows: Row) -> None:
@@ -108,33 +124,32 @@ def add_rows(folder: Path, *rows: Row) -> None:
 
 def training_of(row: Row, key: str) -> dict[str, Any]:
     """The line of a row's training."""
-    fields = row.model_dump()
-    cell = {name: fields[name] for name in CELL} | {"cell_id": row.cell_id, "epsilon": row.epsilon_target}
-    cell |= {"partition": {"scheme": row.scheme}, "evaluation": (row.evaluation or {}) | {"unseen": row.unseen}, "unit_column": row.unit}
-    cell["tuning"] = row.tuning and row.tuning.model_dump(exclude={"chosen", "trained"})
-    release = {"name": "release", "sample_rate": row.sample_rate, "steps": row.steps or 0, "main": True, "relative_noise": 1.0}
-    ledger = {name: fields[name] for name in ("epsilon_spent", "accountant", "mechanisms", "noise_at", "counted_by")}
-    ledger["unaccounted"] = row.error.message if row.error and row.status == "unaccounted" else ""
-    private = row.epsilon_target is not None
+    cell = {name: getattr(row, name) for name in CELL} | {"cell_id": row.cell_id, "epsilon": row.epsilon_target, "unit_column": row.unit}
+    cell |= {"partition": {"scheme": row.scheme}, "evaluation": (row.evaluation or {}) | {"unseen": row.unseen}}
+    cell["tuning"] = row.tuning and {name: value for name, value in row.tuning.items() if name not in ("chosen", "trained")}
+    ledger = {name: getattr(row, name) for name in ("epsilon_spent", "accountant", "mechanisms", "noise_at", "counted_by")}
+    ledger["unaccounted"] = row.error["message"] if row.status == "unaccounted" else ""
     return {
         "training_id": key,
-        "error": fields["error"] if row.status == "failed" else None,
+        "error": row.error if row.status == "failed" else None,
         "cell": cell,
-        "plan": {name: fields[name] for name in PLAN} | {"releases": [release]} if private else None,
-        "ledger": ledger if private else None,
+        "plan": row.plan or None,
+        "ledger": ledger if row.plan else None,
         "task": {"classes": round(1 / row.chance) if row.chance else 10},
         "partition": row.partition_hash,
         "state": row.generator,
-        "trials": row.tuning and row.tuning.trained,
-        **{name: fields[name] for name in LINE},
+        "trials": row.tuning and row.tuning["trained"],
+        "seconds": row.train_seconds,
+        **{name: getattr(row, name) for name in LINE},
     }
 
 
 def judgement_of_row(row: Row, key: str) -> dict[str, Any]:
     """The line of a row's judgement."""
-    same = {name: getattr(row, name) for name in ("cell_id", "judged", "tested", "label_shares", "scores")}
+    same = {name: getattr(row, name) for name in ("cell_id", "judged", "tested", "label_shares")}
+    scores = {name: score for name, score in row.scores.items() if name != "share_of_ceiling"}
     shown = {"training_id": key, "error": None, "seconds": row.judge_seconds or 0.0, "recalls": row.recall_per_class}
-    return same | shown | {"evaluation": row.evaluation or {}, "clients": []}
+    return same | shown | {"scores": scores, "evaluation": row.evaluation or {}, "clients": []}
 
 
 def add_lines(path: Path, lines: Iterable[Mapping[str, Any]]) -> None:
@@ -157,8 +172,7 @@ def joined(
 ) -> Row:
     """The row that the lines of a cell give."""
     lines = lines_of(trial, training, judgement, ceiling, local_only)
-    row = lines.trained_row(Entry(trial.cell.cell_id, trial.cell.training_id, trial.cell.label, "ceiling", "local-only"))
-    return Row.from_json(row.to_json())
+    return lines.trained_row(Entry(trial.cell.cell_id, trial.cell.training_id, trial.cell.label, "ceiling", "local-only"))
 
 
 def lines_of(

@@ -19,7 +19,7 @@ from packaging.version import Version
 
 from fedsim.plugins.code_hash import source_hash
 from fedsim.plugins.registry import lookup
-from fedsim.results.grid_rows import grid_rows
+from fedsim.results.run import grid_rows
 
 ROOT = Path(__file__).parents[1]
 PACKAGES = ("fedsim", "algorithms", "baselines")

@@ -17,7 +17,7 @@ from notebooks import Notebook
 
 from fedsim.cli import app
 from fedsim.grid.read import load_grid
-from fedsim.results.grid_rows import grid_rows
+from fedsim.results.run import grid_rows
 from fedsim.runs.engine import InProcess
 from fedsim.runs.need import Node
 

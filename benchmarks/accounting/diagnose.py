@@ -23,7 +23,6 @@ from fedsim.grid.read import complaint, parse, read_text
 from fedsim.privacy.mechanism import Mechanism
 from fedsim.privacy.plan import Release, Trust, Unit, calibrate
 from fedsim.privacy.pld import compose
-from fedsim.results.groups import grouped
 from fedsim.words import number
 
 
@@ -308,7 +307,8 @@ def diagnosis(settings: Settings) -> Iterator[str]:
         run = f"{settings.passes} epochs" if c.local_epochs else f"{settings.steps} steps"
         yield f"the noise was solved for ε = {number(c.epsilon)} in {for_what}; {run} run: σ = {number(settings.sigma, 4)}"
     found = diagnose(settings)
-    for (epsilon, because), members in grouped(found, lambda worth: (worth.epsilon, worth.because)).items():
+    for epsilon, because in dict.fromkeys((worth.epsilon, worth.because) for worth in found):
+        members = [worth for worth in found if (worth.epsilon, worth.because) == (epsilon, because)]
         where = [f"{name} {' and '.join(dict.fromkeys(values))}" for name, values in _places(members)]
         told = "no ε, because" if epsilon is None else f"ε = {number(epsilon, 4)} at δ = {number(settings.delta)}:"
         yield f"  {', '.join(where)}: {told} {because}"

@@ -20,12 +20,11 @@ import fedsim
 from fedsim.api.describe import Parameter, describe, meanings_of, parameters_of, plain
 from fedsim.cli import app
 from fedsim.data.spec import DatasetSpec, EncoderSpec, SplitSpec
-from fedsim.evaluation.measures import MEASURES
 from fedsim.grid.models import AlgorithmEntry, AuditSpec, Evaluation, Grid, Privacy, Resources, Tune
 from fedsim.methods import face
 from fedsim.partition import PartitionSpec
 from fedsim.plugins.registry import known, lookup
-from fedsim.results.rows import Mechanism, Row, RowError, Tuned
+from fedsim.results.columns import COLUMNS
 
 
 def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Files) -> str:
@@ -53,9 +52,6 @@ SECTIONS: dict[type[BaseModel], str] = {
     Tune: "tune",
     AuditSpec: "audit",
     Resources: "resources",
-    RowError: "error",
-    Mechanism: "mechanisms",
-    Tuned: "tuning",
 }
 """The models that have a section of their own, and its title."""
 
@@ -109,7 +105,7 @@ def fields_table(model: type[BaseModel]) -> Iterator[str]:
 
 def grid_keys() -> Iterator[str]:
     """Every key of a grid, from the models that read it."""
-    return (line for model in SECTIONS if not issubclass(model, RowError | Mechanism | Tuned) for line in section(model))
+    return (line for model in SECTIONS for line in section(model))
 
 
 def commands() -> Iterator[str]:
@@ -120,10 +116,7 @@ def commands() -> Iterator[str]:
 
 def columns() -> Iterator[str]:
     """Every column of a row."""
-    meanings = meanings_of(Row) | {name: measure.title for name, measure in MEASURES.items()}
-    values = {name: value_words(field.annotation) for name, field in Row.model_fields.items()}
-    yield from table(("column", "values", "meaning"), ((f"`{n}`", values.get(n, "number"), meanings.get(n, "")) for n in Row.columns()))
-    yield from (*section(RowError), f"## {SECTIONS[Mechanism]}\n", *meaning_table(Mechanism), *section(Tuned))
+    yield from table(("column", "kind", "meaning"), ((f"`{name}`", column.kind.value, column.words) for name, column in COLUMNS.items()))
 
 
 def meaning_table(described: type) -> Iterator[str]:

@@ -128,7 +128,7 @@ def check(
 
 def _noted(store: ResultStore, lines: list[dict[str, Any]]) -> str:
     """Write a check's lines into a run folder; what the checks of its rows of that code say now, in words."""
-    from fedsim.results.grid_rows import read_results
+    from fedsim.results.run import read_results
 
     if lines:
         store.append("checks", lines)
@@ -233,7 +233,7 @@ def _attacked(folder: Path, cell: str | None, *, trust_plugin: bool) -> Audited:
     """How well membership in the training rows can be inferred from a run's generators."""
     from fedsim.evidence.audit.membership import attack_run
     from fedsim.results.folder import RunFolder
-    from fedsim.results.grid_rows import read_manifest
+    from fedsim.results.run import read_manifest
     from fedsim.runs.manifest import grid_of
 
     run = RunFolder(folder)

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from fedsim.errors import UserError
+from fedsim.errors import UserError, nearest
 from fedsim.interrupts import kept_handlers
 from fedsim.results.folder import RunFolder
 from fedsim.words import Printed, plain_console, print_line, wide_console
@@ -18,8 +18,10 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from fedsim.report.board import Board
+    from fedsim.report.tables import Table
+    from fedsim.results.columns import Row
     from fedsim.results.generators import SavedGenerator
-    from fedsim.results.grid_rows import GridResults
+    from fedsim.results.run import RunResults
 
 Order = Literal["given", "best", "name"]
 Spread = Literal["ci95", "sd", "range"]
@@ -44,76 +46,84 @@ class Run(Printed):
     @property
     def rows(self) -> pd.DataFrame:
         """A row a cell of the grid that ran last here, as ``results.jsonl`` has them; parameters are ``params.NAME``."""
-        from fedsim.results.frames import frame_of_rows
+        from fedsim.results.columns import frame_of
 
-        return frame_of_rows(self._results.rows)
+        return frame_of(self._results.rows)
 
     @property
     def rounds(self) -> pd.DataFrame:
         """A row a round of each of these cells: diagnostics, not private."""
-        from fedsim.results.frames import frame_of_cells
-
-        return frame_of_cells((results := self._results).rounds(), results.rows)
+        return self._lines(self._results.rounds())
 
     @property
     def clients(self) -> pd.DataFrame:
         """A row a client of the cells that were judged by clients (``evaluation: {per_client: true}``)."""
-        from fedsim.results.frames import frame_of_cells
-
-        return frame_of_cells((results := self._results).clients(), results.rows)
+        return self._lines(self._results.clients())
 
     @property
     def audits(self) -> pd.DataFrame:
         """A row a cell whose claim was audited, with the bounds that ``audits.jsonl`` has."""
-        from fedsim.results.frames import frame_of_cells
+        return self._lines(self._results.audits())
 
-        return frame_of_cells((results := self._results).audits(), results.rows)
+    def _lines(self, lines: list[dict[str, Any]]) -> pd.DataFrame:
+        from fedsim.results.columns import frame_of_lines
+
+        return frame_of_lines(lines, self._results.rows)
 
     def figure(
         self,
         *beside: Path | str,
         measure: str = "balanced_accuracy",
-        methods: str | Sequence[str] | None = None,
-        order: Order = "given",
+        where: str | None = None,
         over: str = "epsilon",
         width: float | None = None,
         spread: Spread = "ci95",
     ) -> Figure:
         """The privacy-utility curves, or a measure over something else: a figure to change at will; arguments as of :meth:`report`."""
-        from fedsim.report.choice import chosen_figure, pooled_rows
+        from fedsim.report.figures import over_parameter, utility
+        from fedsim.results.stats import Settings
 
-        names = [methods] if isinstance(methods, str) else methods
-        return chosen_figure(pooled_rows([self.folder, *beside]), measure, names, order, over, width, spread)
+        rows = pooled([self.folder, *beside], where)
+        drawn = utility(Settings.of(rows, spread), measure, width) if over == "epsilon" else over_parameter(rows, over, measure, width)
+        if drawn is None:
+            raise UserError("measure", f"no row that is ok has a {measure}", "look at status and scores in results.jsonl")
+        return drawn
 
     def table(
         self,
         *beside: Path | str,
         table: TableName = "results",
         measure: str = "balanced_accuracy",
-        methods: str | Sequence[str] | None = None,
+        where: str | None = None,
         order: Order = "given",
         pair: tuple[str, str] | None = None,
         digits: int = 3,
         spread: Spread = "ci95",
-    ) -> pd.DataFrame:
-        """One table, by default a measure's mean ± 95 % confidence half-width over seeds, as texts; arguments as of :meth:`report`."""
+    ) -> Table:
+        """One table, by default a measure's mean ± 95 % confidence half-width over seeds; arguments as of :meth:`report`.
+
+        Its ``texts`` and ``numbers`` are frames, and ``text("latex")`` is what a paper takes.
+        """
         import pandas as pd
 
-        shown = self._table(beside, table, measure, methods, order, pair, digits, spread)
-        lines = [(block.place, *shown.names(line), *line.values) for block in shown.blocks for line in block.lines]
-        frame = pd.DataFrame(lines, columns=["where", *shown.heads, *shown.columns]).set_index(["where", *shown.heads])
-        return frame.droplevel("where") if len(shown.blocks) < 2 else frame
+        from fedsim.report.tables import chosen_pair, difference_table, results_table, site_table
+        from fedsim.results.stats import Settings, price_of_privacy, same_budget
 
-    def _table(
-        self, beside: Sequence[Path | str], table: str, measure: str, methods: Any, order: Any, pair: Any, digits: int, spread: Any
-    ) -> Any:
-        from fedsim.report.choice import chosen_groups, chosen_table, pooled_rows
-        from fedsim.results.grid_rows import read_results
-
-        names = [methods] if isinstance(methods, str) else methods
-        groups = chosen_groups(pooled_rows([self.folder, *beside]), measure, names, order, spread)
-        clients = [line for folder in (self.folder, *beside) for line in read_results(folder).clients()] if table == "sites" else ()
-        return chosen_table(groups, measure, table, digits, pair, clients)
+        settings = Settings.of(pooled([self.folder, *beside], where), spread)
+        if table == "sites":
+            shown = site_table(settings, pd.concat([Run(Path(folder)).clients for folder in (self.folder, *beside)]), digits)
+        elif table == "results" and pair is None:
+            shown = results_table(settings, measure, order, digits)
+        else:
+            for label in pair or ():
+                if label not in (known := list(settings.facts["label"].unique())):
+                    raise UserError("pair", f"there is no method '{label}'", nearest(label, known))
+            compared = chosen_pair(*pair) if pair else price_of_privacy if table == "private" else same_budget
+            shown = difference_table(settings, measure, digits, compared)
+        if shown is None:
+            what = "scores by site" if table == "sites" else f"two rows of {measure} that share a seed twice"
+            raise UserError("table", f"there is nothing to show: no {what}", "look at status and scores in results.jsonl")
+        return shown
 
     def report(
         self,
@@ -121,7 +131,7 @@ class Run(Printed):
         format: TableFormat | None = None,
         table: TableName | None = None,
         measure: str | None = None,
-        methods: str | Sequence[str] | None = None,
+        where: str | None = None,
         order: Order = "given",
         pair: tuple[str, str] | None = None,
         digits: int = 3,
@@ -129,16 +139,16 @@ class Run(Printed):
         over: str = "epsilon",
         width: str = "column",
         spread: Spread = "ci95",
-    ) -> Any:
+    ) -> Printed | str:
         """Draw a run's page again, or one table or figure.
 
         Args:
             beside: more run folders, whose rows are shown together with the first one's, in one table or figure.
-            format: print the tables of the page, or the one that is chosen, and draw nothing.
+            format: print the main table, or the one that is chosen, and draw nothing.
             table: one table: ``results``; ``differences``, paired by seed; ``private``, private methods minus others; ``sites``.
             measure: a score of a row, such as knn_balanced_accuracy; default: balanced_accuracy.
-            methods: labels or patterns, with commas: 'fedhypevae*,dp-gmm'.
-            order: of methods: as given here or in the grid, best first, or by name.
+            where: which rows, as pandas' ``query`` has it: "label != 'dp-gmm' and epsilon_target < 8".
+            order: of methods: as in the grid, best first, or by name.
             pair: two labels: paired tests of the first minus the second.
             digits: behind the decimal point.
             figure: draw one figure into this PDF file, its text as text.
@@ -149,22 +159,19 @@ class Run(Printed):
         Raises:
             UserError: there is no such measure or method, or nothing to show.
         """
-        from fedsim.report.report import page_tables, write_report
-        from fedsim.report.tables import TerminalTable
-        from fedsim.report.typeset import typeset
+        from fedsim.report.report import write_report
 
-        chosen: dict[str, Any] = {"measure": measure or "balanced_accuracy", "methods": methods, "order": order, "spread": spread}
         if figure is not None:
             from fedsim.report.figures import inches, save_pdf
 
             if Path(figure).suffix != ".pdf":
                 raise UserError(f"figure {figure}", "is not a .pdf file", f"give {Path(figure).with_suffix('.pdf')}")
-            return f"figure: {save_pdf(self.figure(*beside, over=over, width=inches(width), **chosen), Path(figure))}"
-        if beside or table or measure or methods or pair or order != "given" or digits != 3 or format == "csv":
-            shown = self._table(beside, table or "results", chosen["measure"], methods, order, pair, digits, spread)
-            return TerminalTable(shown) if format is None else typeset([shown], format)
-        if format is not None:
-            return typeset(page_tables(self.folder, spread), format)
+            drawn = self.figure(*beside, measure=measure or "balanced_accuracy", where=where, over=over, width=inches(width), spread=spread)
+            return f"figure: {save_pdf(drawn, Path(figure))}"
+        if any((beside, format, table, measure, where, pair, order != "given", digits != 3)):
+            chosen: dict[str, Any] = {"measure": measure or "balanced_accuracy", "where": where, "order": order, "pair": pair}
+            shown = self.table(*beside, table=table or "results", digits=digits, spread=spread, **chosen)
+            return shown if format is None else shown.text(format)
         return write_report(self.folder, spread)
 
     def generator(self, cell: str | None = None, synthesis: str | None = None) -> SavedGenerator:
@@ -258,7 +265,6 @@ class Run(Printed):
         """
         from fedsim.evidence.prove import proofs_of
         from fedsim.report.statement import statements
-        from fedsim.report.typeset import typeset_statement
 
         rows, ids = (results := self._results).rows, None
         if cell is not None:
@@ -266,7 +272,7 @@ class Run(Printed):
             if len(ids) != 1:
                 raise UserError(f"cell {cell}", f"{len(ids) or 'no'} cells of {self.folder} have such an id", "give one of results.jsonl")
         stated = statements(rows, proofs_of(rows, results, trust_plugin=self.trust_plugin), ids)
-        return "\n\n".join(typeset_statement(text) if format == "latex" else "\n".join(text.lines) for text in stated)
+        return "\n\n".join(text.latex if format == "latex" else "\n".join(text.lines) for text in stated)
 
     def verify(self, *, rerun: int = 0, cells: Sequence[str] = (), with_: Path | None = None) -> Verified:
         """Prove every ε of a run by a second accountant, and every plan.
@@ -282,12 +288,12 @@ class Run(Printed):
             UserError: no cell can be repeated, the grid is not that of its cells, or the folders share nothing.
         """
         from fedsim.evidence.prove import Proofs, proofs_of
-        from fedsim.report.comparison import compare_folders
+        from fedsim.report.compare import compare_folders
 
         results = self._results
         if with_ is not None:
             compared = compare_folders(self.folder, Path(with_))
-            return Verified((compared,), compared.comparison.equal)
+            return Verified((compared,), compared.equal)
         found = proofs_of(results.every_row(), results, trust_plugin=self.trust_plugin)
         proofs = Proofs(self.folder.resolve().name, tuple(found))
         equal = self._run_again(rerun, cells) if rerun or cells else True
@@ -306,21 +312,54 @@ class Run(Printed):
 
     def show(self, console: Console) -> None:
         """Print the tables of results that a bench ends with."""
-        from fedsim.report.sites import site_tables
-        from fedsim.report.tables import rich_tables
-        from fedsim.results.grid_rows import read_results
-        from fedsim.results.groups import group_seeds
+        from fedsim.report.report import terminal_tables
+        from fedsim.report.tables import site_table
+        from fedsim.results.stats import Settings
 
-        groups = group_seeds((results := read_results(self.folder)).rows)
-        shown = rich_tables(groups, site_tables(groups, results.clients())) if groups else f"no results in {self.folder}"
-        console.print(shown)
+        settings = Settings.of(self._results.rows)
+        for table in terminal_tables(settings, site_table(settings, self.clients)):
+            console.print(table)
 
     @property
-    def _results(self) -> GridResults:
-        from fedsim.results.grid_rows import read_results
+    def _results(self) -> RunResults:
+        from fedsim.results.run import read_results
 
         RunFolder(self.folder).check()
         return read_results(self.folder)
+
+
+def pooled(folders: Sequence[Path | str], where: str | None = None) -> list[Row]:
+    """The rows of the grids of some run folders; a cell that several have counts once.
+
+    Args:
+        folders: of runs.
+        where: which rows, as pandas' ``query`` has it.
+
+    Raises:
+        UserError: a folder has no results, ``where`` cannot be read, or cells that a table would show as one were judged in different ways.
+    """
+    from fedsim.results.columns import frame_of
+    from fedsim.results.run import read_results
+
+    rows: dict[str, Row] = {}
+    settings: dict[tuple[object, ...], tuple[Path | str, Row]] = {}
+    for folder in folders:
+        RunFolder(Path(folder)).check()
+        for row in read_results(folder).rows:
+            rows.setdefault(row.cell_id, row)
+            setting = row.dataset, row.scheme, row.alpha, row.clients, row.label, row.epsilon_target
+            place, other = settings.setdefault(setting, (folder, row))
+            for name in ("evaluation", "dataset_hash"):
+                if getattr(other, name) != getattr(row, name):
+                    what = f"'{row.label}' on {row.dataset} differs in {name} from that of {place}, so one mean would mix them"
+                    raise UserError(str(folder), what, "show the two runs one by one, or judge both alike and give data sets names")
+    if where is None:
+        return list(rows.values())
+    try:
+        kept = set(frame_of([*rows.values()]).query(where)["cell_id"])
+    except Exception as error:  # whatever pandas makes of a text
+        raise UserError("where", f"'{where}' is not a query ({error})", "such as: label != 'dp-gmm' and epsilon_target < 8") from error
+    return [row for id_, row in rows.items() if id_ in kept]
 
 
 @dataclass(frozen=True, repr=False)
@@ -362,17 +401,16 @@ def board(runs: Sequence[Path], *, out: Path | None = None, trust_plugin: bool =
     from fedsim.evidence.prove import prove
     from fedsim.files import replaced
     from fedsim.report.board import EXACT, Board
-    from fedsim.report.choice import pooled_rows
-    from fedsim.results.grid_rows import read_results
+    from fedsim.results.run import read_results
 
     as_: Any = out and Path(out).suffix[1:]
     if out is not None and as_ not in ("md", "html", "csv"):
         raise UserError(f"out {out}", "does not say the format", "give a file that ends in .md, .html or .csv")
     lines = {cell: line for run in runs for cell, line in read_results(run).trainings.items()}
-    made = Board.of([prove(row, lines[row.cell_id], trust_plugin=trust_plugin) for row in pooled_rows(runs)])
+    made = Board.of([prove(row, lines[row.cell_id], trust_plugin=trust_plugin) for row in pooled(runs)])
     if out is not None:
         with replaced(Path(out)) as part:
-            part.write_text(made.text(as_) + "\n", encoding="utf-8")
+            part.write_text(made.table.text(as_) + "\n", encoding="utf-8")
         print_line(plain_console(), f"board: {out}; {EXACT}")
     return made
 

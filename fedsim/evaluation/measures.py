@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
@@ -51,6 +52,10 @@ class Measure:
         terminal: whether a terminal shows that table, too.
         references: what stands beside it: a name, and the column of a row that has its number.
         summary: whether the summary has its mean.
+        short: what it is called where there is little room; "": as its title.
+        best: what the best number would be; infinite: the larger the better; None: none is best.
+        least, most: what it can be.
+        fidelity: whether the picture of fidelity shows it.
     """
 
     title: str
@@ -61,6 +66,11 @@ class Measure:
     terminal: bool = False
     references: tuple[tuple[str, str], ...] = ()
     summary: bool = True
+    short: str = ""
+    best: float | None = math.inf
+    least: float = 0.0
+    most: float = 1.0
+    fidelity: bool = False
 
 
 def accuracy(of: Predictions) -> float:
@@ -123,32 +133,94 @@ _OWN_ROWS = (("local-only", "client_local_only_balanced_accuracy"), *_CHANCE)
 MEASURES = {
     "accuracy": Measure("Accuracy", "all", accuracy, "accuracy"),
     "balanced_accuracy": Measure(
-        "Balanced accuracy", "all", balanced_accuracy, "balanced", table=True, terminal=True, references=_ALL_ROWS
+        "Balanced accuracy",
+        "all",
+        balanced_accuracy,
+        "balanced",
+        table=True,
+        terminal=True,
+        references=_ALL_ROWS,
+        short="balanced accuracy",
     ),
     "share_of_ceiling": Measure("Balanced accuracy as a share of the ceiling", "all", None),
     "macro_f1": Measure("Macro F1", "all", macro_f1, "macro F1"),
-    "worst_class_recall": Measure("Recall of the worst class", "all", worst_class_recall, "worst class", table=True),
+    "worst_class_recall": Measure("Recall of the worst class", "all", worst_class_recall, "worst class", table=True, short="worst class"),
     "knn_balanced_accuracy": Measure(
-        "Balanced accuracy of the nearest synthetic neighbours", "all", None, "kNN", table=True, references=_CHANCE
+        "Balanced accuracy of the nearest synthetic neighbours",
+        "all",
+        None,
+        "kNN",
+        table=True,
+        references=_CHANCE,
+        short="nearest neighbours",
     ),
-    "mlp_balanced_accuracy": Measure("Balanced accuracy of a small network", "all", None, table=True, references=_CHANCE),
-    "frechet_distance": Measure("Fréchet distance to test rows, mean over classes", "all", None, table=True),
-    "squared_mmd": Measure("Squared MMD to test rows, mean over classes", "all", None),
-    "density": Measure("Density among test rows, mean over classes", "all", None),
-    "coverage": Measure("Coverage of test rows, mean over classes", "all", None, "coverage", table=True),
-    "synthetic_norm": Measure("Mean norm of synthetic rows before they are brought to the sphere; real rows have 1", "all", None),
-    "real_or_synthetic": Measure("Accuracy of telling synthetic from test rows, 0.5 is best", "all", None, table=True),
+    "mlp_balanced_accuracy": Measure(
+        "Balanced accuracy of a small network", "all", None, table=True, references=_CHANCE, short="small network"
+    ),
+    "frechet_distance": Measure(
+        "Fréchet distance to test rows, mean over classes",
+        "all",
+        None,
+        table=True,
+        short="Fréchet distance",
+        best=0.0,
+        most=math.inf,
+        fidelity=True,
+    ),
+    "squared_mmd": Measure(  # an unbiased one may be a little below 0
+        "Squared MMD to test rows, mean over classes",
+        "all",
+        None,
+        short="squared MMD",
+        best=0.0,
+        least=-math.inf,
+        most=math.inf,
+        fidelity=True,
+    ),
+    "density": Measure("Density among test rows, mean over classes", "all", None, short="density", best=None, most=math.inf, fidelity=True),
+    "coverage": Measure("Coverage of test rows, mean over classes", "all", None, "coverage", table=True, short="coverage", fidelity=True),
+    "synthetic_norm": Measure(
+        "Mean norm of synthetic rows before they are brought to the sphere; real rows have 1", "all", None, best=1.0, most=math.inf
+    ),
+    "real_or_synthetic": Measure(
+        "Accuracy of telling synthetic from test rows, 0.5 is best",
+        "all",
+        None,
+        table=True,
+        short="real or synthetic",
+        best=0.5,
+        fidelity=True,
+    ),
     "client_balanced_accuracy": Measure(
-        f"Balanced accuracy {_OWN}, mean over clients", "clients", None, table=True, terminal=True, references=_OWN_ROWS
+        f"Balanced accuracy {_OWN}, mean over clients",
+        "clients",
+        None,
+        table=True,
+        terminal=True,
+        references=_OWN_ROWS,
+        short="clients, mean",
     ),
-    "client_worst_balanced_accuracy": Measure(f"Balanced accuracy {_OWN}, worst client", "clients", None, table=True, references=_CHANCE),
-    "client_spread": Measure(f"Balanced accuracy {_OWN}, best client less worst", "clients", None),
+    "client_worst_balanced_accuracy": Measure(
+        f"Balanced accuracy {_OWN}, worst client", "clients", None, table=True, references=_CHANCE, short="worst client"
+    ),
+    "client_spread": Measure(f"Balanced accuracy {_OWN}, best client less worst", "clients", None, best=0.0),
     "client_shared_balanced_accuracy": Measure(
-        "Balanced accuracy of the shared generator on the same rows", "clients", None, table=True, references=_OWN_ROWS
+        "Balanced accuracy of the shared generator on the same rows",
+        "clients",
+        None,
+        table=True,
+        references=_OWN_ROWS,
+        short="clients, shared generator",
     ),
     "client_local_only_balanced_accuracy": Measure("Balanced accuracy of each client's own real rows on the same rows", "clients", None),
     "personal_accuracy": Measure(
-        f"Accuracy {_INTERPOLATED}", "personal", share_weighted_accuracy, table=True, terminal=True, references=_alone("accuracy")
+        f"Accuracy {_INTERPOLATED}",
+        "personal",
+        share_weighted_accuracy,
+        table=True,
+        terminal=True,
+        references=_alone("accuracy"),
+        short="interpolated, accuracy",
     ),
     "personal_balanced_accuracy": Measure(
         f"Balanced accuracy {_INTERPOLATED}",
@@ -157,9 +229,10 @@ MEASURES = {
         table=True,
         terminal=True,
         references=_alone("balanced_accuracy"),
+        short="interpolated, balanced",
     ),
     "personal_alone_accuracy": Measure(f"Accuracy {_ALONE}", "personal", None),
     "personal_alone_balanced_accuracy": Measure(f"Balanced accuracy {_ALONE}", "personal", None),
-    "personal_weight": Measure("Mean weight of the clients' own classifiers", "personal", None, summary=False),
+    "personal_weight": Measure("Mean weight of the clients' own classifiers", "personal", None, summary=False, best=None),
 }
 """The measures by the name of their field, in the order of a row."""

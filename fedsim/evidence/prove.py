@@ -30,10 +30,8 @@ from fedsim.privacy.accountant import INTEGER_ORDERS, ORDERS
 from fedsim.privacy.mechanism import Mechanism, merged
 from fedsim.privacy.plan import Claim, PrivacyPlan
 from fedsim.privacy.selection import SCORE, SEEN, Curve, Selection, composed_by_renyi, composed_event, converted
-from fedsim.results.grid_rows import GridResults
-from fedsim.results.groups import grouped
-from fedsim.results.join import Line
-from fedsim.results.rows import Row, large_deltas
+from fedsim.results.columns import Line, Row, large_deltas
+from fedsim.results.run import RunResults
 from fedsim.words import Printed, at_most, number, print_line
 
 if TYPE_CHECKING:
@@ -94,7 +92,7 @@ def prove(row: Row, line: Line, *, trust_plugin: bool = False) -> Proof:
     if row.epsilon_target is None or math.isinf(row.epsilon_target) or row.status in _NO_CLAIM:
         return Proof(row, "no claim", _NO_CLAIM.get(row.status, ""))
     plan: PrivacyPlan = TypeAdapter(PrivacyPlan).validate_json(dump(line["plan"]))
-    ran = row.mechanisms or ()
+    ran = row.ran
     try:
         costly = merged(ran)
         epsilon = recomputed(ran, plan.delta, row.accountant == "rdp") if plan.selection is None else searched(plan.selection, plan.delta)
@@ -118,7 +116,7 @@ def prove(row: Row, line: Line, *, trust_plugin: bool = False) -> Proof:
     return Proof(row, "differs" if faults else "proved", "; ".join(faults) or note, epsilon)
 
 
-def proofs_of(rows: Sequence[Row], results: GridResults, *, trust_plugin: bool = False) -> list[Proof]:
+def proofs_of(rows: Sequence[Row], results: RunResults, *, trust_plugin: bool = False) -> list[Proof]:
     """The proofs of rows of a run, each by the line of its training."""
     return [prove(row, results.trainings[row.cell_id], trust_plugin=trust_plugin) for row in rows]
 
@@ -331,20 +329,24 @@ def together(rows: Sequence[Row]) -> list[Together]:
     Each has noise of its own, and a unit is in the data of all, so their mechanisms compose (Dwork and Roth 2014, section 3.5). Clients of
     two partitions are not the same units: each partition is then counted by itself.
     """
-    groups = grouped(_releasable(rows), lambda row: (row.dataset_hash, *_units(row)))
+    groups: dict[tuple[str | None, ...], list[Row]] = {}
+    for row in _releasable(rows):
+        groups.setdefault((row.dataset_hash, *_units(row)), []).append(row)
     return [_composed(members) for members in groups.values() if len(members) > 1]
 
 
 def apart_words(rows: Sequence[Row]) -> Iterator[str]:
     """Generators that may cost more together than one of them: of units of two kinds or partitions, and of several data sets."""
-    for members in grouped(_releasable(rows), lambda row: row.dataset_hash).values():
+    sets: dict[str, list[Row]] = {}
+    for row in _releasable(rows):
+        sets.setdefault(row.dataset_hash, []).append(row)
+    for members in sets.values():
         if len(kinds := {_units(row) for row in members}) > 1:
             of = " and ".join(dict.fromkeys(f"unit {row.unit}" for row in members))
             what = f"may be released whose units are of {len(kinds)} kinds or partitions ({of})"
             yield f"{len(members)} generators of {members[0].dataset} {what}: a row is in all of them, and pays for all"
-    sets = {row.dataset_hash: row.dataset for row in _releasable(rows)}
     if len(sets) > 1:
-        names = ", ".join(dict.fromkeys(sets.values()))
+        names = ", ".join(dict.fromkeys(members[0].dataset for members in sets.values()))
         pays = "a unit that is in several, as in cuts or encodings of one, pays for all"
         yield f"generators of {len(sets)} data sets may be released ({names}): {pays}"
 
@@ -372,7 +374,7 @@ def _composed(rows: Sequence[Row]) -> Together:
     if any(row.selection for row in rows):
         whole = np.sum([*map(_whole, rows)], axis=0)
         return Together(rows[0].dataset, rows[0].unit or "example", len(rows), delta, converted(whole, delta))
-    composed = merged(one for row in rows for one in row.mechanisms or ())
+    composed = merged(one for row in rows for one in row.ran)
     try:
         epsilon = recomputed(composed, delta, any(row.accountant == "rdp" for row in rows))
     except ValueError:  # more than loss distributions hold, as of a thousand generators at ε = 8
@@ -382,9 +384,9 @@ def _composed(rows: Sequence[Row]) -> Together:
 
 def _whole(row: Row) -> Curve:
     """The Rényi divergence of all that a row paid for; of a search the larger one of a unit in training and one in the score."""
-    if row.selection is not None:
-        return np.max(row.selection.curves(_divergence), axis=0)  # type: ignore[no-any-return]
-    return _divergence(row.mechanisms or ())
+    if row.search is not None:
+        return np.max(row.search.curves(_divergence), axis=0)  # type: ignore[no-any-return]
+    return _divergence(row.ran)
 
 
 def together_words(costs: Sequence[Together]) -> Iterator[str]:

@@ -1,203 +1,383 @@
-"""What all figures share: colours, fonts, scales of y axes, files, and how they stand in a page."""
+"""Pictures of settings: a grid of panels, a line a method or an epsilon, on matplotlib's own layout."""
 
 from __future__ import annotations
 
 import io
 import math
-import re
+import textwrap
 import warnings
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from itertools import groupby
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import matplotlib
 import numpy as np
+import pandas as pd
 from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.backends.backend_pdf import FigureCanvasPdf
-from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
-from matplotlib.markers import MarkerStyle
-from matplotlib.path import Path as Outline
-from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
-from matplotlib.transforms import Bbox, Transform
-from numpy.typing import NDArray
+from matplotlib.ticker import NullFormatter
 
-from fedsim.errors import UserError
+from fedsim.errors import UserError, nearest
+from fedsim.evaluation.measures import MEASURES
 from fedsim.files import replaced
-from fedsim.words import number
+from fedsim.report.tables import claim, epsilon_head, known_measure, named, placed, spread_words
+from fedsim.results.columns import Row
+from fedsim.results.stats import PLACE, Settings
+from fedsim.words import number, spelled
 
 INK, MUTED, GRID_COLOUR, PAPER = "#1c2430", "#6b7281", "#e4e7ec", "#ffffff"
 # Three of Okabe and Ito's, then seven as far from these and each other as a contrast of 3 to the paper lets them be, for red-green blind
 # readers too.
 SERIES = ("#0072b2", "#d55e00", "#009e73", "#c86ba0", "#6b3a00", "#3d9bd8", "#a3123f", "#7650dd", "#5a6b00", "#1b1f5e")
-HEAT = "#6db3dd"
-"""Of a heat map at its fullest: the ink stands on it with a contrast of 6."""
-# Seven steps of plasma from pale (small epsilon) to dark (no noise), all with contrast to the paper.
-SHADES = ("#f2844b", "#de5f65", "#c33d80", "#a11b9b", "#7701a8", "#48039f", "#0d0887")
-
-
-SMALL = 8.3
-"""Points of the smallest text: 11 pixels in a page."""
-_WIDE = 30.0
-"""An axis on which one line reaches this many times as far as another gets a symmetrical log scale, so that both are seen."""
-
-
-@dataclass(frozen=True)
-class Part:
-    """A part of a figure as it stands in a page: a panel, a name in its legend with what is drawn for it, a heading, or a caption.
-
-    Attributes:
-        kind: which of these.
-        text: the words; of a panel, its title.
-        svg: what is drawn, behind ``<svg``: matplotlib's own output, where every text is an outline and comments are escaped.
-        width: of the drawing, in pixels.
-    """
-
-    kind: Literal["panel", "name", "heading", "caption"]
-    text: str
-    svg: str = ""
-    width: float = 0.0
-
-
+_MARKERS: tuple[Any, ...] = ("o", "s", "^", "D", "v", "P", "X", "p", "<", ">")
+_CROSSES: tuple[Any, ...] = ("x", "+", "1", "2", "3", "4", "|", "_", (5, 2), (8, 2))
+"""Markers of classifiers."""
+_STARS: tuple[Any, ...] = tuple((points, 1, 0) for points in (5, 4, 6, 8, 7, 9, 10, 11, 12, 13))
+"""Markers of methods that use public data: stars, by their points."""
+_DASHES = {"stated": (0, (4, 2)), "heuristic": (0, (4, 2)), "none": (0, (1, 1.5)), "refuted": (0, (1, 1.5))}
+_LEVELS = ((0, (6, 2, 1, 2)), (0, (2, 2)), (0, (9, 3)))
 WIDTHS = {"column": 3.35, "page": 7.0}
 """Inches of a two-column paper's column (8.5 cm), and of both."""
-PANEL_HEIGHT = 2.1
-"""Inches of a panel in a figure for a paper."""
-Y_CHARACTERS = 26
-"""Characters that fit beside such a panel."""
-_WIDTH_RANGE = (2.0, 20.0)
+EPSILON = "privacy budget ε (∞: no noise)"
+LEAST_BOUND = 0.01
+"""Bounds of audits below it say nothing, and a logarithmic axis has no place for them."""
+COSTS = {"bytes": "MB that a client sends and receives", "seconds": "seconds of training"}
+"""What a training costs, by what ``over`` calls it, and what the axis is called."""
 
 
 @dataclass(frozen=True)
-class Drawn:
-    """A figure in its parts, with the name of its files and of its place in the page, and the title that stands over it there.
-
-    ``shared`` are outlines that its parts refer to.
-    """
+class Look:
+    """How a line is drawn, and what the legend calls it."""
 
     name: str
-    title: str
-    parts: Sequence[Part]
-    shared: str = ""
+    style: Mapping[str, Any]
 
-    @property
-    def blocks(self) -> list[tuple[str, list[Part]]]:
-        """Parts of one kind that follow each other."""
-        return [(kind, list(parts)) for kind, parts in groupby(self.parts, lambda part: part.kind)]
+
+REFERENCES = {
+    name: Look(name, {"color": MUTED, "linewidth": 0.9, "linestyle": dashes, "zorder": 1.5})
+    for name, dashes in (("ceiling", "-"), ("local-only", (0, (5, 2))), ("chance", (0, (1, 2))))
+}
+"""How the levels are drawn that a reader may expect."""
 
 
 @contextmanager
 def style() -> Iterator[None]:
     """The font; text becomes outlines, so that a figure looks the same on a machine without it."""
-    with matplotlib.rc_context({"font.family": "DejaVu Sans", "font.size": 9, "svg.fonttype": "path", "svg.hashsalt": "fedsim"}):
+    known: Any = {"font.family": "DejaVu Sans", "font.size": 9, "svg.fonttype": "path", "svg.hashsalt": "fedsim", "axes.axisbelow": True}
+    known |= {"axes.spines.top": False, "axes.spines.right": False, "axes.edgecolor": MUTED, "axes.grid": True, "grid.color": GRID_COLOUR}
+    known |= {"text.color": INK, "axes.labelcolor": INK, "xtick.color": INK, "ytick.color": INK, "axes.titlesize": 9, "axes.labelsize": 8.5}
+    known |= {"text.parse_math": False, "xtick.labelsize": 8.5, "ytick.labelsize": 8.5, "axes.titlelocation": "left"}
+    with matplotlib.rc_context(known):
         yield
 
 
-def dress(axes: Axes, axis: Literal["both", "y"], width: float) -> None:
-    """Paper, two spines, and below what is drawn a grid of lines of ``width`` points across an ``axis``."""
-    axes.set_facecolor(PAPER)
-    axes.spines[["top", "right"]].set_visible(False)
-    axes.spines[["left", "bottom"]].set_color(MUTED)
-    axes.grid(axis=axis, color=GRID_COLOUR, linewidth=width)
-    axes.set_axisbelow(True)
+def looks(facts: pd.DataFrame, *, joined: bool = True) -> dict[str, Look]:
+    """Every method's look, by label in their order: colour and marker by its number, dashes and hollow markers by its claim.
 
-
-_STROKES = MarkerStyle(Outline([(-0.6, -1), (-0.2, 1), (0.2, -1), (0.6, 1)], [Outline.MOVETO, Outline.LINETO] * 2))
-
-
-def strokes(axes: Axes, x: float, y: float, place: Transform, turned: float = 0.0) -> None:
-    """Two strokes through an axis, turned by so many degrees: it is not whole there."""
-    look: dict[str, Any] = {"marker": _STROKES.rotated(deg=turned), "markersize": 8, "markeredgewidth": 0.9, "color": MUTED}
-    axes.plot([x], [y], transform=place, linestyle="none", clip_on=False, **look)
-
-
-def name_level(axes: Axes, text: str, height: float, size: float, gap: float) -> None:
-    """Write ``text`` right of the axes at a data ``height``; font ``size`` and ``gap`` are in points."""
-    axes.annotate(
-        text,
-        xy=(1, height),
-        xycoords=axes.get_yaxis_transform(),
-        xytext=(gap, 0),
-        textcoords="offset points",
-        va="center",
-        fontsize=size,
-        color=MUTED,
-        annotation_clip=False,
-    )
-
-
-def shades(epsilons: Iterable[float | None]) -> dict[float | None, str]:
-    """A shade for every epsilon, the darkest for the largest, neighbours sharing one of seven; grey for None, a method without one."""
-    given = set(epsilons)
-    finite = sorted(epsilon for epsilon in given if epsilon is not None)
-    step = (len(SHADES) - 1) / max(1, len(finite) - 1)
-    colours: dict[float | None, str] = {e: SHADES[len(SHADES) - 1 - round(step * i)] for i, e in enumerate(reversed(finite))}
-    return dict(reversed(colours.items())) | ({None: MUTED} if None in given else {})
-
-
-def name_epsilons(figure: Figure, colours: Mapping[float | None, str], handles: Sequence[Line2D], place: tuple[float, float]) -> None:
-    """A line of what stands for which epsilon, with its upper left corner at ``place`` in the figure; a handle a colour."""
-    figure.legend(
-        handles,
-        ["no ε" if epsilon is None else f"ε = {number(epsilon)}" for epsilon in colours],
-        loc="upper left",
-        bbox_to_anchor=place,
-        ncols=len(colours),
-        frameon=False,
-        fontsize=9.5,
-        labelcolor=INK,
-        handlelength=1.8,
-        borderpad=0,
-        borderaxespad=0,
-    )
-
-
-def show_all(axes: Axes, lines: Sequence[NDArray[np.float64]]) -> None:
-    """Make the y axis logarithmic above the smallest of some lines where they reach far apart; leave it as it is elsewhere."""
-    reach = [float(np.abs(line).max()) for line in lines if (line != 0).any()]
-    if reach and max(reach) > _WIDE * min(reach):
-        values = np.concatenate(lines)
-        axes.set_yscale("symlog", linthresh=min(reach))
-        axes.yaxis.set_major_locator(FixedLocator(_symmetric_ticks(float(values.min()), float(values.max()), min(reach))))
-        short_ticks(axes)
-
-
-def short_ticks(axes: Axes) -> None:
-    """No small ticks on the y axis, and short texts beside the others."""
-    axes.yaxis.set_minor_locator(NullLocator())
-    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:.3g}".replace("e+0", "e").replace("e-0", "e-")))
-
-
-def _symmetric_ticks(low: float, high: float, threshold: float) -> list[float]:
-    """0 and a few powers of ten of either sign, none inside the linear part, where they would lie on 0."""
-    first, last = math.ceil(math.log10(threshold)), math.floor(math.log10(max(high, -low)))
-    step = max(1, math.ceil((last - first + 1) / 3))
-    powers = [10.0**exponent for exponent in range(last, first - 1, -step)]
-    return sorted([-power for power in powers if power <= -low] + [0.0] + [power for power in powers if power <= high])
-
-
-def save_figure(figure: Figure, folder: Path, name: str) -> list[Path]:
-    """Write ``name.png`` (200 dpi) and ``name.svg`` into ``folder``, each at once or not at all; the same figure gives the same bytes.
-
-    The layout is computed once and kept.
+    Methods that yield a classifier are thin with crosses, those that use public data have stars, one without epsilon is a level.
     """
-    png, svg = folder / f"{name}.png", folder / f"{name}.svg"
-    with style(), warnings.catch_warnings(), replaced(png) as part:
-        # a name in a script that the font lacks is boxes here, and right in the page's tables
-        warnings.filterwarnings("ignore", "Glyph .* missing from font")
-        figure.set_dpi(200)
-        # savefig would draw a figure with a layout engine twice
-        canvas: Any = FigureCanvasAgg(figure)
-        canvas.print_png(part)
-    figure.set_layout_engine("none")
-    with replaced(svg) as part:
-        part.write_text(svg_text(figure), encoding="utf-8")
-    return [png, svg]
+    names, found = named(facts), {}
+    for position, (label, own) in enumerate(facts.groupby("label", sort=False)):
+        word, public, thin = claim(own), own["public"].notna().any(), own["yields"].iloc[0] == "classifier"
+        # where colours come round again, markers and dashes move on
+        colour, turn = SERIES[position % len(SERIES)], position + position // len(SERIES)
+        level = word == "not private"  # it has no place on the x axis and is a line across
+        found[str(label)] = Look(
+            "\n".join(textwrap.wrap(names[str(label)], 38)),
+            {
+                "color": colour,
+                "linewidth": 0.8 if thin else 1.7,
+                "linestyle": _LEVELS[turn % len(_LEVELS)] if level else _DASHES.get(word, "-"),
+                "marker": "" if level and joined else (_STARS if public else _CROSSES if thin else _MARKERS)[turn % len(_MARKERS)],
+                "markersize": 8 if public else 5.2,
+                "markerfacecolor": PAPER if word in _DASHES and word != "stated" else colour,
+                "fillstyle": "left" if word == "stated" else "full",
+                "markerfacecoloralt": PAPER,
+                "zorder": 3,
+            },
+        )
+    return found
+
+
+def shades(epsilons: pd.Series[float]) -> dict[str, Look]:
+    """A shade for every epsilon, by :func:`epsilon_head`, the darkest for the largest; grey for a method without one."""
+    given = sorted(epsilons.dropna().unique())
+    colours = matplotlib.colormaps["plasma_r"](np.linspace(1.0, 0.15, max(2, len(given))))[: len(given)][::-1]
+    known = {epsilon_head(epsilon): colour for epsilon, colour in zip(given, colours, strict=True)} | {epsilon_head(math.nan): MUTED}
+    return {name: Look(name, {"color": colour, "linewidth": 1.3}) for name, colour in known.items()}
+
+
+def epsilon_axis(epsilons: pd.Series[float]) -> tuple[dict[float, float], dict[float, str]]:
+    """Where each epsilon stands, log10 and infinity a gap behind the largest; and the texts of these places."""
+    given = sorted(epsilons.dropna().unique())
+    finite = [math.log10(epsilon) for epsilon in given if math.isfinite(epsilon)]
+    gap = max(0.35, 0.45 * (finite[-1] - finite[0])) if finite else 0.0
+    at = {epsilon: math.log10(epsilon) if math.isfinite(epsilon) else (finite[-1] + gap if finite else 0.0) for epsilon in given}
+    return at, {place: number(epsilon) for epsilon, place in at.items()}
+
+
+def facet(
+    frame: pd.DataFrame,
+    x: str,
+    y: str,
+    panel: str,
+    line: str,
+    look: Mapping[str, Look],
+    *,
+    row: str | None = None,
+    labels: tuple[str, str | Mapping[str, str]] = ("", ""),
+    caption: str = "",
+    width: float | None = None,
+    joined: bool = True,
+    square: bool = False,
+    ticks: Mapping[float, str] | None = None,
+    logarithmic: bool = False,
+    levels: pd.DataFrame | None = None,
+    shared: bool = True,
+    widest: int = 4,
+    most: int = 24,
+) -> Figure:
+    """A grid of panels, a line for every value of ``line``.
+
+    Args:
+        frame: a line a point; ``low`` and ``high`` are the ends of its bar, ``bound`` is where an audit's tick is, each if there is one.
+        x: the column on the x axis; a point without a value is a level across the panel.
+        y: the column on the y axis.
+        panel: the column of titles, a panel each.
+        line: the column whose values are lines.
+        look: by the values of ``line``.
+        row: the column whose values are lines of panels of their own, a long one broken; default: all panels are one.
+        labels: of the x axis, and of the y axis or of that of each row.
+        caption: what a reader has to know when the picture stands alone.
+        width: in inches; default: as in the page.
+        joined: whether points are joined.
+        square: whether both axes are alike, with the diagonal.
+        ticks: texts of places on the x axis; default: matplotlib's.
+        logarithmic: whether the x axis is.
+        levels: a line a reference: the columns of ``row`` and ``panel``, ``name``, ``y``.
+        shared: whether all panels have one y axis.
+        widest: how many panels stand beside each other in a page.
+        most: how many panels are drawn.
+    """
+    frame = frame.assign(_row=frame[row] if row else "")
+    panels: dict[Any, pd.DataFrame] = dict(iter(frame.groupby(["_row", panel], sort=False)))
+    lines = _broken([*panels], widest if width is None else max(1, int(width / 2.3)), most)
+    columns, drawn = max(map(len, lines)), sum(map(len, lines))
+    caption += f" · {drawn} of {len(panels)} panels are drawn" if drawn < len(panels) else ""
+    used = {name: each for name, each in look.items() if (frame[line] == name).any()}
+    used |= {name: each for name, each in REFERENCES.items() if levels is not None and (levels["name"] == name).any()}
+    size = width or max(2.8 * columns + 0.4, 9.0)
+    words = textwrap.fill(caption, int(16 * size)) if width is None else ""
+    across = max(1, min(len(used), int(size / 2.2)))
+    height = (2.3 if width or columns > 2 else 3.4) * len(lines) + 0.2 * math.ceil(len(used) / across) + 0.6
+    with style():
+        figure = Figure(figsize=(size, height), layout="constrained", facecolor=PAPER)
+        grid = figure.subplots(len(lines), columns, squeeze=False, sharey=shared)
+        for cells, own, below in zip(grid, lines, [*lines[1:], []], strict=True):
+            label = labels[1] if isinstance(labels[1], str) else labels[1][own[0][0]]
+            cells[0].set_ylabel(textwrap.fill(label, 30))
+            for axes in cells[len(own) :]:
+                axes.set_axis_off()
+            for position, (axes, key) in enumerate(zip(cells, own, strict=False)):
+                axes.set_title(textwrap.fill(key[1], 40))
+                axes.set_xlabel(labels[0] if position >= len(below) else "")
+                if levels is not None:
+                    for name, level in levels[(levels[panel] == key[1]) & (key[0] == (levels[row] if row else ""))][["name", "y"]].values:
+                        axes.axhline(level, **REFERENCES[name].style)
+                _panel(axes, panels[key], (x, y, line), used, joined=joined)
+                if logarithmic:
+                    axes.set_xscale("log")
+                    axes.xaxis.set_major_formatter("{x:g}")
+                    axes.xaxis.set_minor_formatter(NullFormatter())
+                if ticks:
+                    axes.set_xticks([*ticks], [*ticks.values()])
+                if square:
+                    axes.axline((0.5, 0.5), slope=1, color=MUTED, linewidth=0.8, linestyle=(0, (1, 2)))
+                    both = frame[[x, y]].to_numpy(float)
+                    axes.set(xlim=(ends := (both.min() - 0.03, both.max() + 0.03)), ylim=ends)
+        handles = [Line2D([], [], **{**each.style, **({} if joined else {"linestyle": "none"})}) for each in used.values()]
+        how: dict[str, Any] = {"frameon": False, "fontsize": 8.5, "handlelength": 3.2, "title_fontsize": 8, "alignment": "left"}
+        # matplotlib drops labels that begin with an underscore, so names come after
+        legend = figure.legend(handles, [*map(str, range(len(handles)))], loc="outside lower left", ncols=across, title=words, **how)
+        legend.get_title().set_color(MUTED)
+        for text, each in zip(legend.get_texts(), used.values(), strict=True):
+            text.set_text(each.name)
+    return figure
+
+
+def _broken(panels: Sequence[tuple[str, str]], widest: int, most: int) -> list[list[tuple[str, str]]]:
+    """Panels in lines of about equal length, a line or several for every row; ``most`` of them, in whole lines."""
+    lines: list[list[tuple[str, str]]] = []
+    for row in dict.fromkeys(row for row, _ in panels):
+        own = [panel for panel in panels if panel[0] == row]
+        even = math.ceil(len(own) / math.ceil(len(own) / widest))
+        lines += [own[at : at + even] for at in range(0, len(own), even)]
+    return [line for i, line in enumerate(lines) if i == 0 or sum(map(len, lines[: i + 1])) <= most]
+
+
+def _panel(axes: Axes, points: pd.DataFrame, names: tuple[str, str, str], look: Mapping[str, Look], *, joined: bool) -> None:
+    x, y, line = names
+    for name, own in points.groupby(line, sort=False):
+        each, level, placed_ = look[str(name)].style, own[own[x].isna()], own.dropna(subset=[x])
+        colour = each["color"]
+        for at, low, high in level.reindex(columns=[y, "low", "high"]).to_numpy():
+            axes.axhline(at, color=colour, linewidth=each["linewidth"], linestyle=each["linestyle"], zorder=2)
+            axes.axhspan(low, high, color=colour, alpha=0.13, linewidth=0, zorder=1) if low == low else None
+        if len(placed_):
+            axes.plot(placed_[x], placed_[y], **{"marker": "." if not joined else "", **each, **({} if joined else {"linestyle": "none"})})
+        if "low" in placed_ and len(barred := placed_.dropna(subset="low")):
+            axes.vlines(barred[x], barred["low"], barred["high"], colour, linewidth=1.2, zorder=2.5)
+        if "bound" in placed_ and len(refuted := placed_.dropna(subset="bound")):
+            axes.plot(refuted["bound"], refuted[y], color=colour, marker="|", markersize=6, linestyle="none", zorder=2.6)
+            axes.hlines(refuted[y], refuted["bound"], refuted[x], colour, linewidth=0.8, alpha=0.5)
+
+
+def caption_of(settings: Settings, *more: str) -> str:
+    """What a reader has to know when the picture stands alone."""
+    facts = settings.facts[settings.facts["seeds"] > 0]
+    budgets = facts.dropna(subset="epsilon_target")[["unit", "trust", "delta"]].drop_duplicates().to_numpy()
+    budget = [f"{unit}-level ε, trust {trust}, δ = {number(delta)}" for unit, trust, delta in budgets]
+    thin = "thin, crosses: classifiers, which generate no rows" if (facts["yields"] == "classifier").any() else ""
+    stars = "stars: use public data" if facts["public"].notna().any() else ""
+    parts = [*placed(facts)[0], *(budget if len(budget) == 1 else ()), spread_words(settings.spread, facts["seeds"].max())]
+    return " · ".join(filter(None, [*parts, thin, stars, *more]))
+
+
+def _points(settings: Settings, measures: Sequence[str]) -> pd.DataFrame:
+    """A line a setting and measure that has values, with where its mean stands; bars end where the measure does."""
+    means = settings.means(measures).astype({"epsilon_target": "float64"})
+    least, most = ({name: getattr(measure, end) for name, measure in MEASURES.items()} for end in ("least", "most"))
+    low, high = means["low"].clip(lower=means["measure"].map(least)), means["high"].clip(upper=means["measure"].map(most))
+    at, _ = epsilon_axis(means["epsilon_target"])
+    return means.assign(low=low, high=high, at=means["epsilon_target"].map(at), place=placed(means)[1])
+
+
+def utility(settings: Settings, measure: str = "balanced_accuracy", width: float | None = None) -> Figure | None:
+    """The privacy-utility curves: a measure against epsilon, a line of panels a data set and number of clients, a panel an alpha.
+
+    A tick is at the epsilon that an audit refutes, joined to the claim. None where no row that is ok has the measure.
+    """
+    points = _points(settings, [known_measure(measure)])
+    if not len(points):
+        return None
+    bound = points["setting"].map(settings.averaged.groupby("setting")["audit_epsilon_lower"].max().astype("float64"))
+    points["bound"] = np.log10(bound.where(bound > LEAST_BOUND))
+    points["row"] = points[["dataset", "scheme", "clients"]].astype(str).agg(" ".join, axis=1)
+    panels = points.drop_duplicates(PLACE).set_index(PLACE)[["row", "place"]]
+    known = {name: column for name, column in MEASURES[measure].references if settings.averaged[column].notna().any()}
+    levels = [settings.reference(column).rename("y").to_frame().join(panels).assign(name=name) for name, column in known.items()]
+    more = "ticks: the ε that an audit refutes with a confidence of 95 %" if points["bound"].notna().any() else ""
+    how: dict[str, Any] = {"caption": caption_of(settings, more), "width": width, "ticks": epsilon_axis(points["epsilon_target"])[1]}
+    how |= {"row": "row", "labels": (EPSILON, MEASURES[measure].title), "levels": pd.concat(levels) if levels else None}
+    return facet(points, "at", "mean", "place", "label", looks(settings.facts), **how)
+
+
+def fidelity(settings: Settings) -> Figure | None:
+    """How like real rows synthetic ones are, against epsilon: a line of panels a place, a panel a number that says so."""
+    shown = [name for name, measure in MEASURES.items() if measure.fidelity]
+    points = _points(settings, shown)
+    if not len(points):
+        return None
+    titles = {name: f"{MEASURES[name].short} ({_ideal(MEASURES[name].best)})" for name in shown}
+    points = points.assign(title=points["measure"].map(titles))
+    of = "in the test rows' leading directions, means over classes of more than 5 test rows; real or synthetic: whole rows"
+    how: dict[str, Any] = {"caption": caption_of(settings, of), "ticks": epsilon_axis(points["epsilon_target"])[1], "shared": False}
+    how |= {"row": "place", "labels": (EPSILON, {place: place for place in points["place"]}), "widest": len(shown), "most": 3 * len(shown)}
+    return facet(points, "at", "mean", "title", "label", looks(settings.facts), **how)
+
+
+def _ideal(best: float | None) -> str:
+    words = {None: "as real rows: 1", math.inf: "higher is better", 0.0: "lower is better"}
+    return words.get(best, f"ideal: {best:g}" if best is not None else "")
+
+
+def communication(settings: Settings) -> Figure | None:
+    """Balanced accuracy against what a client sends and receives, a panel a place and epsilon; what sends nothing has no place."""
+    rows = settings.averaged
+    points = _points(settings, ["balanced_accuracy"])
+    points = points.assign(cost=points["setting"].map(_megabytes(rows).groupby(rows["setting"]).mean())).query("cost > 0")
+    if points["cost"].nunique() < 2:
+        return None
+    epsilons = sorted(points["epsilon_target"].dropna().unique()) or [math.nan]
+    # a method without epsilon stands in each panel
+    panels = [points[points["epsilon_target"].isna() | (points["epsilon_target"] == e)].assign(budget=epsilon_head(e)) for e in epsilons]
+    points = pd.concat(panels).sort_values("setting", kind="stable")
+    points = points.assign(panel=_beside(points["place"], points["budget"]))
+    how: dict[str, Any] = {"row": "place", "labels": (COSTS["bytes"], "balanced accuracy"), "caption": caption_of(settings)}
+    return facet(points, "cost", "mean", "panel", "label", looks(settings.facts, joined=False), joined=False, logarithmic=True, **how)
+
+
+def _beside(place: pd.Series[str], words: pd.Series[str]) -> pd.Series[str]:
+    return place.where(place == "", place + " · ") + words
+
+
+def _megabytes(rows: pd.DataFrame) -> pd.Series[float]:
+    """What a client sends and receives in a training."""
+    both = rows["uplink_bytes"].astype("float64") + rows["downlink_bytes"].astype("float64")
+    return both / rows["clients"].astype("float64") / 1e6
+
+
+def sites(settings: Settings, clients: pd.DataFrame) -> Figure | None:
+    """Every client judged by itself, a dot each: the shared generator to the right, its own upwards; a panel a method and place."""
+    names = ["shared_balanced_accuracy", "own_balanced_accuracy"]
+    if not len(clients) or clients[names].isna().any(axis=1).all():
+        return None
+    rows = settings.averaged[["setting", "cell_id"]].merge(clients[["cell_id", "name", *names]], on="cell_id")
+    dots = rows.astype(dict.fromkeys(names, "float64")).groupby(["setting", "name"])[names].mean().dropna().reset_index()
+    points = dots.merge(settings.facts, left_on="setting", right_index=True)
+    points = points.assign(panel=_beside(placed(points)[1], points["label"]), budget=points["epsilon_target"].map(epsilon_head))
+    caption = (
+        "a dot: one client on its own test rows, the mean over seeds; above the line its own generator serves it better than the shared one"
+    )
+    look = shades(points["epsilon_target"])
+    how: dict[str, Any] = {"labels": ("shared", "own"), "caption": caption, "joined": False, "square": True, "most": 12}
+    return facet(points, names[0], names[1], "panel", "budget", look, **how)
+
+
+def over_parameter(results: Sequence[Row], over: str, measure: str, width: float | None = None) -> Figure:
+    """A measure over a scanned parameter, or over what a training costs: ``bytes`` or ``seconds``; a panel a place and epsilon.
+
+    Rounds have no scores: a curve over rounds joins cells that differ in their parameter ``rounds`` alone.
+
+    Raises:
+        UserError: no two cells of a method that have the measure differ in it.
+    """
+    kept = [row for row in results if over in COSTS or over in row.params]
+    settings = Settings.of(kept)
+    plain = {row.cell_id: _without(row, [*row.params] if over in COSTS else [over]) for row in kept}
+    rows = settings.averaged
+    costs = {"bytes": _megabytes(rows), "seconds": rows["train_seconds"]}
+    rows = rows.assign(at=costs[over] if over in COSTS else rows.get(f"params.{over}", math.nan), line=rows["cell_id"].map(plain))
+    by = rows[["setting", "at", "line"]].groupby("setting")
+    at = by["at"].mean() if over in COSTS else by["at"].first()
+    points = _points(settings, [known_measure(measure)])
+    points = points.assign(at=points["setting"].map(at), label=points["setting"].map(by["line"].first())).dropna(subset="at")
+    points = points[points.groupby([*PLACE, "epsilon_target", "label"], dropna=False)["at"].transform("nunique") > 1]
+    if not len(points):
+        known = {name for row in results for name in row.params} | {*COSTS}
+        hint = "scan a parameter in the grid, such as scan: {rounds: [...]}" if over in known else nearest(over, ["epsilon", *known])
+        raise UserError(f"over {over}", "no two cells of a method that have the measure differ in it", hint)
+    ticks, numeric = None, all(isinstance(value, int | float) for value in points["at"])
+    if not numeric:
+        texts = points["at"].map(spelled)
+        ticks = {float(place): text for place, text in enumerate(sorted(set(texts)))}
+        points["at"] = texts.map({text: place for place, text in ticks.items()})
+    points = points.astype({"at": "float64"}).sort_values("at", kind="stable")
+    points = points.assign(panel=_beside(points["place"], points["epsilon_target"].map(epsilon_head)))
+    wide = bool(numeric and points["at"].min() > 0 and points["at"].max() >= 10 * points["at"].min())
+    how: dict[str, Any] = {"labels": (COSTS.get(over, over), MEASURES[measure].title), "width": width, "ticks": ticks, "logarithmic": wide}
+    return facet(points, "at", "mean", "panel", "label", looks(points), **how)
+
+
+def _without(row: Row, names: Sequence[str]) -> str:
+    """A row's label without what a scan appended to it for some parameters."""
+    label: str = row.label
+    for name in names:
+        label = label.replace(f" {name}={spelled(row.params[name])}", "")
+    return label
 
 
 def inches(width: str) -> float:
@@ -210,87 +390,27 @@ def inches(width: str) -> float:
         value = WIDTHS[width] if width in WIDTHS else float(width)
     except ValueError:
         value = math.nan
-    if not _WIDTH_RANGE[0] <= value <= _WIDTH_RANGE[1]:
-        raise UserError(f"width {width}", "is no width", f"give column, page, or inches in {_WIDTH_RANGE[0]:g} .. {_WIDTH_RANGE[1]:g}")
+    if not 2 <= value <= 20:
+        raise UserError(f"width {width}", "is not a width", "give column, page, or inches from 2 to 20")
     return value
 
 
-def panels_beside(width: float) -> int:
-    """How many panels stand beside each other in a figure for a paper."""
-    return max(1, int(width / 2.3))
+def save_figure(figure: Figure, path: Path) -> bytes:
+    """Write an SVG, the same bytes for the same figure, and return it; with a suffix ``.png`` also that, of 200 dpi."""
+    with style(), warnings.catch_warnings():
+        # a name in a script that the font lacks is boxes here, and right in the page's tables
+        warnings.filterwarnings("ignore", "Glyph .* missing from font")
+        if path.suffix == ".png":
+            with replaced(path) as part:
+                figure.savefig(part, format="png", dpi=200)
+        figure.savefig(text := io.BytesIO(), format="svg", metadata={"Date": None})
+    with replaced(path.with_suffix(".svg")) as part:
+        part.write_bytes(text.getvalue())
+    return text.getvalue()
 
 
 def save_pdf(figure: Figure, path: Path) -> Path:
-    """Write a figure as PDF, its text as text in embedded fonts, at once or not at all; the same figure gives the same bytes."""
+    """Write a figure as PDF, its text as text in embedded fonts, at once; the same figure gives the same bytes."""
     with style(), matplotlib.rc_context({"pdf.fonttype": 42}), replaced(path) as part:
-        canvas: Any = FigureCanvasPdf(figure)
-        canvas.print_pdf(part, metadata={"CreationDate": None})
+        figure.savefig(part, format="pdf", metadata={"CreationDate": None})
     return path
-
-
-def drawn(figure: Figure, svg: str, name: str, title: str) -> Drawn:
-    """A figure in its parts, so that a page can let panels wrap and readers can copy words; colours as CSS variables, for light and dark.
-
-    The page defines ``--ink``, ``--muted``, ``--grid``, ``--paper``, ``--heat``, ``--series-0`` … ``--series-9`` and ``--shade-0`` …
-    ``--shade-6``. Names of the legend come first, captions last, the rest as it stands from top to bottom.
-
-    Args:
-        figure: one in this module's colours, saved by :func:`save_figure`.
-        svg: what that wrote.
-        name: what its elements' ids start with, different for every figure of a page.
-        title: what stands over it.
-    """
-    variables = {INK: "--ink", MUTED: "--muted", GRID_COLOUR: "--grid", PAPER: "--paper", HEAT: "--heat"}
-    variables |= {colour: f"--series-{position}" for position, colour in enumerate(SERIES)}
-    variables |= {colour: f"--shade-{position}" for position, colour in enumerate(SHADES)}
-    for colour, variable in variables.items():
-        svg = svg.replace(colour, f"var({variable})")
-    # matplotlib numbers the elements of each figure from one
-    for start in ('id="', 'href="#', "url(#"):
-        svg = svg.replace(start, f"{start}{name}-")
-    figure.set_dpi(72)  # an SVG's
-    canvas: Any = FigureCanvasAgg(figure)
-    renderer = canvas.get_renderer()
-    panels = [(axes, axes.get_tightbbox(renderer)) for axes in figure.axes if axes.axison]
-    placed = [
-        ((-round(axes.get_position().y1, 4), box.x0), _cropped("panel", axes.get_title(loc="left"), group, box, figure))
-        for (axes, box), group in zip(panels, _groups(svg, "axes", 2), strict=True)
-        if box is not None
-    ]
-    for text in figure.texts:
-        kind: Literal["heading", "caption"] = "heading" if text.get_fontweight() == "bold" else "caption"
-        height = 1.0 if kind == "caption" else -text.get_window_extent(renderer).y1 / figure.bbox.height
-        placed.append(((height, 0.0), Part(kind, " ".join(text.get_text().split()))))
-    for legend, group in zip(figure.legends, _groups(svg, "legend", 2), strict=True):
-        handles = zip(legend.get_lines(), legend.get_texts(), _groups(group, "line2d", 3), strict=True)
-        for handle, text, line in handles:
-            placed.append(((-2.0, 0.0), _cropped("name", text.get_text(), line, handle.get_window_extent(renderer), figure)))
-        if legend.get_title().get_text():
-            placed.append(((2.0, 0.0), Part("caption", " ".join(legend.get_title().get_text().split()))))
-    parts = [part for _, part in sorted(placed, key=lambda pair: pair[0])]
-    return Drawn(name, title, parts, "".join(re.findall(r"<clipPath.*?</clipPath>", svg, flags=re.DOTALL)))
-
-
-def _groups(svg: str, kind: str, depth: int) -> list[str]:
-    """The elements of a kind at a depth of matplotlib's SVG, which is indented; text in it is outlines and escaped comments."""
-    return re.findall(rf'^ {{{depth}}}<g id="[^"]*{kind}_\d+">\n.*?^ {{{depth}}}</g>', svg, flags=re.DOTALL | re.MULTILINE)
-
-
-_CROP = 2.0
-"""Points around a part of a figure."""
-
-
-def _cropped(kind: Literal["panel", "name"], text: str, group: str, box: Bbox, figure: Figure) -> Part:
-    """An element of a figure's SVG as one of its own, the size of its box, which is in points."""
-    width, height = box.width + 2 * _CROP, box.height + 2 * _CROP
-    view = f"{box.x0 - _CROP:.2f} {figure.bbox.height - box.y1 - _CROP:.2f} {width:.2f} {height:.2f}"
-    return Part(kind, text, f'viewBox="{view}">{group}', width * 96 / 72)
-
-
-def svg_text(figure: Figure) -> str:
-    """The figure as the text of an SVG file."""
-    text = io.StringIO()
-    with style():
-        canvas: Any = FigureCanvasSVG(figure)
-        canvas.print_svg(text, metadata={"Date": None})
-    return text.getvalue()

@@ -1,117 +1,35 @@
-"""The page: one self-contained HTML file with the curves, the tables, what failed, and what the privacy numbers mean."""
+"""The page: one self-contained HTML file with the curve, what is wrong with the run, the table, and what was run."""
 
 from __future__ import annotations
 
+import base64
 import math
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from html import escape
 from importlib.resources import files
 from typing import Any
 
+import pandas as pd
 import yaml
-from jinja2 import Environment, StrictUndefined, Template
-from markupsafe import Markup, escape
+from jinja2 import Environment, StrictUndefined
+from markupsafe import Markup
 
 from fedsim.evaluation.measures import MEASURES
 from fedsim.json_lines import decode
-from fedsim.report import communication, curves, diagnostics, fidelity, partitions, sites
-from fedsim.report.diagnostics import DIAGNOSTICS_NOT_PRIVATE
-from fedsim.report.differences import COMPARED, difference_table
-from fedsim.report.failures import HELP, MEANING, KnownFailure, by_kind
-from fedsim.report.figures import HEAT, SERIES, SHADES, Drawn
+from fedsim.report.findings import Finding
+from fedsim.report.rounds import NOT_PRIVATE
 from fedsim.report.statement import CLAIMS, NOISES, TRUSTS, statements, unit_words
-from fedsim.report.tables import SHORT_TITLES, TOO_FEW, ResultsTable, claim, results_table, shown_measures
-from fedsim.report.tuned import tuned_tables
-from fedsim.results.groups import Group, grouped
-from fedsim.results.rows import UNDRAWN, Row, large_deltas
+from fedsim.report.tables import Table, claim, difference_table, measures_of, results_table, tuned_table
+from fedsim.results.columns import UNDRAWN, Row, large_deltas
+from fedsim.results.stats import Settings
 from fedsim.words import counted, number
 
-
-def render_page(
-    name: str,
-    rows: Sequence[Row],
-    groups: Sequence[Group],
-    drawn: Sequence[Drawn],
-    manifest: Mapping[str, Any],
-    findings: Sequence[KnownFailure] = (),
-    by_site: Sequence[ResultsTable] = (),
-) -> str:
-    """The HTML of a report.
-
-    Every text from rows and manifest is escaped; the page loads nothing and runs no script.
-
-    Args:
-        name: the grid's name.
-        rows: the rows of the grid.
-        groups: the same rows as ``group_seeds`` gives them.
-        drawn: the figures; those that the page has no place for stand in sections of their own, in their order.
-        manifest: the run's manifest; may be empty.
-        findings: the known failures that were seen.
-        by_site: the tables by site.
-    """
-    counts = {status: sum(row.status == status for row in rows) for status in ("ok", *UNDRAWN)}
-    counts["not run yet"] = max(0, len(manifest.get("cells") or rows) - len(rows))
-    columns = _columns(rows)
-    cells = [(column.look, column.text) for column in columns]
-    measures = [_Shown(SHORT_TITLES.get(measure, MEASURES[measure].title), *_tables(groups, measure)) for measure in shown_measures(groups)]
-    return _template("page.html").render(
-        name=name,
-        subtitle=_subtitle(groups),
-        figures={figure.name: figure for figure in drawn},
-        others=[figure for figure in drawn if figure.name not in _PLACED],
-        by_site=by_site,
-        tuned=tuned_tables(groups),
-        too_few=TOO_FEW if any(_lacks_bars(group) for group in groups) else "",
-        findings=by_kind(findings),
-        known=list(HELP),
-        help=HELP,
-        meaning=MEANING,
-        not_private=DIAGNOSTICS_NOT_PRIVATE,
-        listed=_LISTED,
-        style=Markup(_template("page.css").render(series=SERIES, shades=SHADES, heat=HEAT)),
-        counts=[(status, count) for status, count in counts.items() if count or status == "ok"],
-        measures=measures,
-        notes=[note for note in measures[0].table.notes if all(note in shown.table.notes for shown in measures)],
-        number=number,
-        privacy=_privacy(groups, rows),
-        methods=_methods(groups, manifest.get("methods") or ()),
-        statements=statements(rows),
-        columns=columns,
-        rows=rows,
-        lines=[(row.status, [(look, text(row)) for look, text in cells]) for row in rows],
-        missing={status: [row for row in rows if row.status == status] for status in UNDRAWN},
-        undrawn=UNDRAWN,
-        refused=manifest.get("refused") or [],
-        facts=_facts(manifest, rows),
-        grid=yaml.safe_dump(decode(manifest["grid"]), sort_keys=False, allow_unicode=True) if "grid" in manifest else "",
-    )
-
-
-def _template(name: str) -> Template:
-    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    return environment.from_string(files(__package__).joinpath(name).read_text(encoding="utf-8"))
-
-
-def _privacy(groups: Sequence[Group], rows: Sequence[Row]) -> list[tuple[str, str]]:
-    """What the epsilons of the page are about, each fact once."""
-    private = [group for group in groups if group.epsilon_target is not None]
-    spent = [row for row in rows if row.epsilon_target is not None and math.isfinite(row.epsilon_target)]
-    units = dict.fromkeys(group.unit for group in private if group.unit)
-    trusts = dict.fromkeys(group.trust for group in private if group.trust)
-    deltas = dict.fromkeys(number(group.delta) for group in private if group.delta is not None)
-    accountants = dict.fromkeys(row.accountant for row in spent if row.accountant)
-    noises = dict.fromkeys(row.noise or "seeded" for row in spent)
-    return [
-        *(("unit", f"{unit}, that is {unit_words(unit)}") for unit in units),
-        *(("trust", f"{trust}, that is {TRUSTS[trust]}") for trust in trusts),
-        *([("δ", ", ".join(deltas))] if deltas else []),
-        *(("noise", f"{noise}: {NOISES[noise]}") for noise in noises),
-        *(("warning", text) for text in large_deltas(spent)),
-        *([("accountant", ", ".join(name.upper() for name in accountants))] if accountants else []),
-    ]
-
-
+COMPARED = ("balanced_accuracy", "client_balanced_accuracy")
+"""Measures whose paired differences are shown."""
+LISTED = 4
+"""Settings of one kind of failure, and missing cells of one status, that are read at once; the others unfold."""
 _NO_CLAIMS = {
     "not private": "no noise is added and ε has no meaning",
     "refuted": "(ε, δ) is claimed, and an audit refutes it at one budget or more",
@@ -119,144 +37,176 @@ _NO_CLAIMS = {
 
 
 @dataclass(frozen=True)
-class _Described:
-    """A method for readers who did not run it: what it is, the papers that it follows, its claim, and what that means."""
+class Picture:
+    """A figure as it stands in a page."""
 
-    label: str
-    text: str
-    source: Markup
-    claim: str
-    words: str
+    name: str
+    title: str
+    svg: bytes
+
+    @property
+    def source(self) -> str:
+        """Of an image: loads nothing, and its ids are its own."""
+        return f"data:image/svg+xml;base64,{base64.b64encode(self.svg).decode()}"
 
 
-def _methods(groups: Sequence[Group], known: Sequence[Mapping[str, str]]) -> list[_Described]:
-    """Every method; ``known`` is what the manifest says of them, by the labels of the grid."""
-    methods = []
-    for label, members in grouped(groups, lambda group: group.label).items():
-        name = claim(members)
-        scopes = dict.fromkeys(group.scope for group in members if group.scope)
+def render_page(
+    name: str,
+    rows: Sequence[Row],
+    settings: Settings,
+    pictures: Sequence[Picture],
+    manifest: Mapping[str, Any],
+    findings: Sequence[Finding] = (),
+    by_site: Table | None = None,
+) -> str:
+    """The HTML of a report.
+
+    Every text from rows and manifest is escaped; the page loads nothing and runs no script.
+
+    Args:
+        name: the grid's name.
+        rows: of the grid.
+        settings: of the same rows.
+        pictures: the figures that there are.
+        manifest: the run's; may be empty.
+        findings: the known failures that were seen.
+        by_site: the table by site.
+    """
+    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    html, style = (files(__package__).joinpath(file).read_text(encoding="utf-8") for file in ("page.html", "page.css"))
+    counts = {status: sum(row.status == status for row in rows) for status in ("ok", *UNDRAWN)}
+    counts["not run yet"] = max(0, len(manifest.get("cells") or rows) - len(rows))
+    measures = measures_of(settings)
+    main, *others = [results_table(settings, measure) for measure in measures]
+    more = [
+        *others,
+        *filter(None, [*(difference_table(settings, measure) for measure in COMPARED if measure in measures), tuned_table(settings)]),
+    ]
+    return environment.from_string(html).render(
+        name=name,
+        subtitle=_subtitle(settings.facts),
+        style=Markup(style),
+        counts=[(status, count) for status, count in counts.items() if count or status == "ok"],
+        pictures={picture.name: picture for picture in pictures},
+        few=settings.spread == "ci95" and (settings.facts["seeds"] == 2).any(),
+        findings=findings,
+        missing=[(status, [_missing(row) for row in rows if row.status == status]) for status in UNDRAWN if counts[status]],
+        failed=next((row for row in rows if row.status == "failed"), None),
+        refused=manifest.get("refused") or [],
+        listed=LISTED,
+        main=Markup(main.html()),
+        more=[(table.title.split(" · ")[0], Markup(table.html())) for table in more],
+        by_site=by_site and Markup(by_site.html()),
+        not_private=NOT_PRIVATE,
+        methods=list(_methods(settings.facts, manifest.get("methods") or ())),
+        privacy=list(_privacy(settings.facts, rows)),
+        statements=statements(rows),
+        cells=_cells(settings),
+        count=counted(len(rows), "row"),
+        facts=[(key, _spelled(manifest[key])) for key in ("started", "command", "revision", "hardware", "versions") if manifest.get(key)],
+        grid=yaml.safe_dump(decode(manifest["grid"]), sort_keys=False, allow_unicode=True) if "grid" in manifest else "",
+    )
+
+
+def _subtitle(facts: pd.DataFrame) -> str:
+    """Which data, divided how, under which budgets, over how many seeds."""
+
+    def listed(head: str, column: str) -> list[str]:
+        given = sorted(facts[column].dropna().unique())
+        return [head.format(", ".join(number(value) if isinstance(value, float) else str(value) for value in given))] if given else []
+
+    heads = {"dataset": "{}", "scheme": "partition {}", "alpha": "α = {}", "clients": "{} clients", "epsilon_target": "ε = {}"}
+    heads |= {"delta": "δ = {}", "unit": "unit {}", "trust": "trust {}"}
+    parts = [part for column, head in heads.items() for part in listed(head, column)]
+    seeds = int(facts["seeds"].max()) if len(facts) else 0
+    return " · ".join([*parts, *([counted(seeds, "seed")] if seeds else [])])
+
+
+def _missing(row: Row) -> str:
+    """Why a row is in no mean."""
+    if row.status == "overspent":
+        spent = number(row.epsilon_spent) or "unknown"
+        return f"{row.setting}: overspent, ε = {spent} was spent where {number(row.epsilon_target)} was allowed"
+    if row.status == "unaccounted":
+        return f"{row.setting}: unaccounted, what ran is not what was planned, so nothing is known of its ε: {row.error['message']}"
+    if row.status == "refuted":
+        pairs = f"{row.audit_pairs} pairs of trainings refute every ε below {number(row.audited_epsilon, 3)}, with"
+        many = pairs if row.audited_epsilon > row.epsilon_target else "there is"
+        canary = f"a canary that adds {number(row.audit_canary_ratio, 3)} of the claimed sensitivity"
+        form = f", {row.audited_form}" if row.audited_form else ""
+        return f"{row.setting}: refuted, ε = {number(row.epsilon_target)} is claimed and {many} {canary}{form}"
+    return f"{row.setting}: {row.error['type']}: {row.error['message']}"
+
+
+def _methods(facts: pd.DataFrame, known: Sequence[Mapping[str, str]]) -> Iterator[tuple[str, str, Markup, str]]:
+    """Every method: its label, what it is, the papers that it follows, its claim and what that means.
+
+    ``known`` is what the manifest says of them, by the labels of the grid.
+    """
+    for label, own in facts.groupby("label", sort=False):
         # what differs between settings of one label stands behind it in brackets
-        said = next(
-            (each for each in known if label == each["label"] or label.startswith(f"{each['label']} (")), {"text": "", "source": ""}
+        said = next((each for each in known if label == each["label"] or str(label).startswith(f"{each['label']} (")), None)
+        word = claim(own)
+        scopes = ", ".join(dict.fromkeys(own["scope"].dropna()))
+        claimed = f"{word}, scope {scopes}" if scopes and word != "not private" else word
+        meaning = (CLAIMS | _NO_CLAIMS).get(word, "")
+        yield (
+            str(label),
+            said["text"] if said else "",
+            _linked(said["source"] if said else ""),
+            f"{claimed}: {meaning}" if meaning else claimed,
         )
-        claimed = f"{name}, scope {', '.join(scopes)}" if scopes and name != "not private" else name
-        methods.append(_Described(label, said["text"], _linked(said["source"]), claimed, (CLAIMS | _NO_CLAIMS).get(name, "")))
-    return methods
 
 
 def _linked(source: str) -> Markup:
     """A citation with links to arXiv."""
-    return Markup(re.sub(r"arXiv:? ?(\d{4}\.\d{4,5})", r'<a href="https://arxiv.org/abs/\1">arXiv \1</a>', str(escape(source))))
+    return Markup(re.sub(r"arXiv:? ?(\d{4}\.\d{4,5})", r'<a href="https://arxiv.org/abs/\1">arXiv \1</a>', escape(source)))
 
 
-@dataclass(frozen=True)
-class _Shown:
-    """A measure: what it is called beside others, its table, and that of paired differences."""
-
-    short: str
-    table: ResultsTable
-    differences: ResultsTable | None
-
-
-def _tables(groups: Sequence[Group], measure: str) -> tuple[ResultsTable, ResultsTable | None]:
-    differences = difference_table(groups, measure) if measure in COMPARED else None
-    return results_table(groups, measure, once=True), differences if differences and differences.blocks else None
+def _privacy(facts: pd.DataFrame, rows: Sequence[Row]) -> Iterator[tuple[str, str]]:
+    """What the epsilons of the page are about, each fact once."""
+    spent = [row for row in rows if row.epsilon_target is not None and math.isfinite(row.epsilon_target)]
+    yield from (("unit", f"{unit}, that is {unit_words(unit)}") for unit in facts["unit"].dropna().unique())
+    yield from (("trust", f"{trust}, that is {TRUSTS[trust]}") for trust in facts["trust"].dropna().unique())
+    yield from (("noise", f"{noise}: {NOISES[noise]}") for noise in dict.fromkeys(row.noise for row in spent))
+    yield from (("warning", text) for text in large_deltas(spent))
+    if accountants := [name.upper() for name in dict.fromkeys(row.accountant for row in spent) if name]:
+        yield "accountant", ", ".join(accountants)
 
 
-def _lacks_bars(group: Group) -> bool:
-    return group.spread == "ci95" and len(group.rows) == 2
+def _cells(settings: Settings) -> Markup:
+    """A line a row, without a place that all rows share."""
+    rows = settings.rows
+    places = {"data set": "dataset", "α": "alpha", "clients": "clients"}
+    texts: dict[str, pd.Series[str]] = {"method": rows["label"]}
+    texts |= {head: _texts(rows[name]) for head, name in places.items() if rows[name].nunique(dropna=False) > 1}
+    texts |= {
+        head: _texts(rows[name])
+        for head, name in {"seed": "seed", "status": "status", "claim": "claim", "ε target": "epsilon_target"}.items()
+    }
+    texts["ε spent"] = _texts(rows["epsilon_spent"], 4)
+    texts["mechanisms"] = rows["mechanisms"].map(lambda held: "; ".join(map(_mechanism, held)) if isinstance(held, list) else "")
+    texts |= {measure.column: rows[name].map("{:.3f}".format, na_action="ignore") for name, measure in MEASURES.items() if measure.column}
+    texts |= {f"{way} MB": _texts(rows[f"{way}_bytes"].astype("float64") / 1e6, 3) for way in ("uplink", "downlink")}
+    texts |= {"parameters": _texts(rows["parameters"]), "seconds": _texts(rows["seconds"], 3), "cell": rows["cell_id"]}
+    heads = "".join(f'<th scope="col">{head}</th>' for head in texts)
+    columns = [[escape(str(text)) if text == text else "" for text in column] for column in texts.values()]
+    lines = (
+        f'<tr class="{status}"><td>{"</td><td>".join(cells)}</td></tr>' for status, *cells in zip(rows["status"], *columns, strict=True)
+    )
+    return Markup(f"<table class='cells'><thead><tr>{heads}</tr></thead><tbody>\n{chr(10).join(lines)}\n</tbody></table>")
 
 
-def _subtitle(groups: Sequence[Group]) -> str:
-    """Which data, divided how, under which budgets, over how many seeds."""
-
-    def listed(head: str, values: Iterable[float | None]) -> list[str]:
-        given = sorted({value for value in values if value is not None})
-        return [head.format(", ".join(map(number, given)))] if given else []
-
-    data = ", ".join(dict.fromkeys(group.dataset for group in groups))
-    schemes = ", ".join(dict.fromkeys(group.scheme for group in groups if group.scheme))
-    units = ", ".join(dict.fromkeys(f"unit {group.unit}, trust {group.trust}" for group in groups if group.unit and group.trust))
-    seeds = max((len(group.rows) for group in groups), default=0)
-    parts = [
-        *([data] if data else []),
-        *([f"partition {schemes}"] if schemes else []),
-        *listed("α = {}", (group.alpha for group in groups)),
-        *listed("{} clients", (group.clients for group in groups)),
-        *listed("ε = {}", (group.epsilon_target for group in groups)),
-        *listed("δ = {}", (group.delta for group in groups)),
-        *([units] if units else []),
-        *([counted(seeds, "seed")] if seeds else []),
-    ]
-    return " · ".join(parts)
+def _texts(values: pd.Series[Any], digits: int = 6) -> pd.Series[str]:
+    return values.map(lambda value: "" if pd.isna(value) else number(value, digits) if isinstance(value, float) else str(value))
 
 
-_PLACED = (curves.CURVES, diagnostics.DIAGNOSTICS, sites.SITES, partitions.PARTITIONS, fidelity.FIDELITY, communication.COMMUNICATION)
-"""Figures that have a place in the page."""
-_LISTED = 6
-"""Settings of one kind of failure, and missing cells of one status, that are read at once; the others unfold."""
-
-
-@dataclass(frozen=True)
-class Column:
-    """A column of the list of cells: its head and each row's text; whether it holds words; whether it tells where a cell stands."""
-
-    head: str
-    text: Callable[[Row], str]
-    words: bool = False
-    place: bool = False
-
-    @property
-    def look(self) -> Markup:
-        """What its cells' tags say beside their name."""
-        return Markup(' class="word"' if self.words else "")
-
-
-def _columns(rows: Sequence[Row]) -> list[Column]:
-    """The columns, without a place that all cells share: it stands in the table's title, and the width is better spent on what differs."""
-    columns = [*_SETTING, *(Column(m.column, _score_text(name)) for name, m in MEASURES.items() if m.column), *_COST]
-    return [column for column in columns if not column.place or len({column.text(row) for row in rows}) > 1]
-
-
-_SETTING = (
-    Column("method", lambda row: row.label, words=True),
-    Column("data set", lambda row: row.dataset, words=True, place=True),
-    Column("α", lambda row: number(row.alpha), place=True),
-    Column("clients", lambda row: number(row.clients), place=True),
-    Column("seed", lambda row: number(row.seed)),
-    Column("status", lambda row: row.status, words=True),
-    Column("claim", lambda row: row.claim or "", words=True),
-    Column("ε target", lambda row: number(row.epsilon_target)),
-    Column("ε spent", lambda row: number(row.epsilon_spent, 4)),
-    Column("σ", lambda row: number(row.sigma, 4)),
-    Column("q", lambda row: number(row.sample_rate, 3)),
-    Column("steps", lambda row: "" if row.steps is None else str(row.steps)),
-    Column("clip", lambda row: number(row.clip)),
-)
-_COST = (
-    Column("uplink MB", lambda row: number(None if row.uplink_bytes is None else row.uplink_bytes / 1e6, 3)),
-    Column("downlink MB", lambda row: number(None if row.downlink_bytes is None else row.downlink_bytes / 1e6, 3)),
-    Column("parameters", lambda row: "" if row.parameters is None else f"{row.parameters:,}"),
-    Column("seconds", lambda row: "" if row.seconds is None else f"{row.seconds:.1f}"),
-    Column("cell", lambda row: row.cell_id, words=True),
-)
-
-
-def _score_text(name: str) -> Callable[[Row], str]:
-    return lambda row: "" if (value := row.value(name)) is None else f"{value:.3f}"
-
-
-def _facts(manifest: Mapping[str, Any], rows: Sequence[Row]) -> list[tuple[str, str]]:
-    """Provenance, from the manifest or, without one, from the rows' own versions."""
-    facts = {key: manifest[key] for key in ("started", "command", "revision", "hardware", "versions", "judged") if manifest.get(key)}
-    if "versions" not in facts and rows and rows[-1].versions:
-        facts["versions"] = rows[-1].versions
-    return [(key, _spelled(value)) for key, value in facts.items()]
+def _mechanism(held: Mapping[str, Any]) -> str:
+    """A mechanism in a few words: its noise multiplier, sample rate and count."""
+    return f"{held['release']} σ {number(held['noise_multiplier'], 3)}, q {number(held['sample_rate'], 3)}, × {held['count']}"
 
 
 def _spelled(value: Any) -> str:
     if isinstance(value, Mapping):
         return " · ".join(f"{key} {_spelled(item)}" for key, item in value.items())
-    if isinstance(value, list | tuple):
-        return " ".join(_spelled(item) for item in value)
-    return str(value)
+    return " ".join(_spelled(item) for item in value) if isinstance(value, list | tuple) else str(value)

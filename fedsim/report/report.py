@@ -1,77 +1,51 @@
-"""The report of a run folder: summary, curves and page, drawn from the files in it alone."""
+"""The report of a run folder: rows, summary, curves and page, drawn from the files in it alone."""
 
 from __future__ import annotations
 
 import gc
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
+import pandas as pd
 from matplotlib.figure import Figure
 from rich.console import Console
 
+from fedsim.evaluation.measures import MEASURES
 from fedsim.files import replaced
-from fedsim.partition.matrix import LabelMatrix, read_partitions
-from fedsim.report import communication, curves, diagnostics, fidelity, partitions, sites
-from fedsim.report.communication import draw_communication
-from fedsim.report.curves import draw_curves
-from fedsim.report.diagnostics import Rounds, draw_diagnostics
-from fedsim.report.differences import difference_tables
-from fedsim.report.failures import KnownFailure, find_failures, summary
-from fedsim.report.fidelity import draw_fidelity
-from fedsim.report.figures import Drawn, drawn, save_figure
-from fedsim.report.page import render_page
+from fedsim.partition.matrix import read_partitions
+from fedsim.report import figures
+from fedsim.report.figures import save_figure
+from fedsim.report.findings import Finding, findings
+from fedsim.report.page import Picture, render_page
 from fedsim.report.partitions import draw_partitions
-from fedsim.report.sites import draw_sites, site_tables
-from fedsim.report.tables import ResultsTable, results_tables, rich_tables
-from fedsim.report.tuned import tuned_tables
+from fedsim.report.rounds import diagnostics, round_frame
+from fedsim.report.tables import Table, inert, measures_of, results_table, site_table, tuned_table
+from fedsim.results.columns import UNDRAWN, Row, frame_of_lines
 from fedsim.results.folder import RunFolder
-from fedsim.results.grid_rows import read_manifest, read_results
-from fedsim.results.groups import Group, Spread, group_seeds
-from fedsim.results.rows import Row
-from fedsim.results.summary import write_summary
+from fedsim.results.run import read_manifest, read_results
+from fedsim.results.stats import BUDGET, PLACE, Settings, Spread
 from fedsim.words import Printed, encodable
 
-
-@dataclass(frozen=True)
-class Shown:
-    """What a report is drawn from: rows of the grid, the same averaged over seeds, their rounds, lines of their clients, partitions."""
-
-    rows: list[Row]
-    groups: list[Group]
-    rounds: Rounds
-    clients: list[dict[str, Any]]
-    matrices: Sequence[LabelMatrix]
-
-
-FIGURES: tuple[tuple[str, str, Callable[[Shown], Figure | None]], ...] = (
-    (curves.CURVES, "Privacy-utility curves", lambda shown: draw_curves(shown.groups)),
-    (diagnostics.DIAGNOSTICS, "Diagnostics of the rounds", lambda shown: draw_diagnostics(shown.rounds)),
-    (communication.COMMUNICATION, "Utility against bytes", lambda shown: draw_communication(shown.groups)),
-    (fidelity.FIDELITY, "Fidelity: how like real rows synthetic ones are", lambda shown: draw_fidelity(shown.groups)),
-    (sites.SITES, "Clients one by one", lambda shown: draw_sites(shown.groups, shown.clients)),
-    (partitions.PARTITIONS, "Who holds what", lambda shown: draw_partitions(shown.matrices)),
-)
-"""Name, title and drawing of every figure; None is a figure that has nothing to show."""
+_REFERENCES = ["ceiling_balanced_accuracy", "ceiling_accuracy", "local_only_balanced_accuracy", "chance", "seconds"]
 
 
 @dataclass(frozen=True, repr=False)
 class Report(Printed):
-    """What was drawn from a run folder: the page, and what a terminal shows of it; the groups are the rows averaged over seeds."""
+    """What was drawn from a run folder: the page, its rows, and what a terminal shows of it."""
 
     page: Path
     rows: list[Row]
-    groups: list[Group]
-    findings: list[KnownFailure]
-    by_site: list[ResultsTable]
+    tables: list[Table]
+    findings: list[Finding]
 
     def show(self, console: Console) -> None:
-        """Print the tables of results, and the known failures that were seen."""
-        console.print(rich_tables(self.groups, [*tuned_tables(self.groups), *self.by_site]))
-        for line in summary(self.findings):
-            console.print(line, style="yellow", highlight=False, markup=False)
+        """Print the tables of results and the known failures that were seen."""
+        for table in self.tables:
+            console.print(table)
+        for finding in self.findings:
+            console.print(finding.summary, style="yellow", highlight=False, markup=False)
 
 
 @contextmanager
@@ -86,23 +60,12 @@ def without_collection() -> Iterator[None]:
             gc.enable()
 
 
-def draw_figures(shown: Shown, folder: Path) -> list[Drawn]:
-    """Every figure of :data:`FIGURES` that has something to show, saved into ``folder``."""
-    found = []
-    for name, title, draw in FIGURES:
-        if (figure := draw(shown)) is not None:
-            _, svg = save_figure(figure, folder, name)
-            found.append(drawn(figure, svg.read_text(encoding="utf-8"), name, title))
-    return found
-
-
 @without_collection()
 def write_report(folder: Path, spread: Spread = "ci95") -> Report:
-    """Write rows, summary, every figure of :data:`FIGURES` as ``curves/*.png`` and ``.svg``, and ``report.html`` into a run folder.
+    """Write rows, summary, every figure as ``curves/*.svg``, the first also as PNG, and ``report.html`` into a run folder.
 
     Args:
-        folder: a run folder. Its manifest says which cells belong to the grid and their labels; without one, those of the
-            newest code and evaluation do.
+        folder: a run folder. Its manifest says which cells belong to the grid, and their labels.
         spread: what stands beside means over seeds.
 
     Raises:
@@ -110,26 +73,48 @@ def write_report(folder: Path, spread: Spread = "ci95") -> Report:
     """
     run = RunFolder(folder)
     run.check()
-    manifest = read_manifest(folder)
-    results = read_results(folder)
-    groups = group_seeds(rows := results.rows, spread)
-    shown = Shown(rows, groups, Rounds.of(rows, results.rounds()), results.clients(), read_partitions(run.partitions))
+    manifest, results = read_manifest(folder), read_results(folder)
+    settings = Settings.of(results.rows, spread)
+    clients = frame_of_lines(results.clients(), results.rows)
+    rounds, matrices = round_frame(settings, results.rounds()), read_partitions(run.partitions)
     results.write()
-    write_summary(groups, run.summary)
-    figures = draw_figures(shown, run.curves)
-    report = Report(run.page, rows, groups, find_failures(rows, shown.rounds), site_tables(groups, shown.clients))
-    name = encodable(folder.resolve().name)
-    with replaced(report.page) as part:
-        part.write_text(render_page(name, rows, groups, figures, manifest, report.findings, report.by_site), encoding="utf-8")
-    return report
+    write_summary(settings, run.summary)
+    drawn: dict[str, tuple[str, Callable[[], Figure | None]]] = {
+        "privacy_utility": ("Privacy against utility", lambda: figures.utility(settings)),
+        "fidelity": ("Fidelity: how like real rows synthetic ones are", lambda: figures.fidelity(settings)),
+        "sites": ("Clients one by one", lambda: figures.sites(settings, clients)),
+        "partitions": ("Who holds what", lambda: draw_partitions(matrices)),
+        "communication": ("Utility against bytes", lambda: figures.communication(settings)),
+        "diagnostics": ("Diagnostics of the rounds", lambda: diagnostics(settings, rounds)),
+    }
+    made = [(name, title, draw()) for name, (title, draw) in drawn.items()]
+    paths = {name: run.curves / f"{name}.{'png' if name == 'privacy_utility' else 'svg'}" for name in drawn}
+    pictures = [Picture(name, title, save_figure(figure, paths[name])) for name, title, figure in made if figure is not None]
+    by_site, found = site_table(settings, clients), findings(settings, rounds)
+    page = render_page(encodable(folder.resolve().name), results.rows, settings, pictures, manifest, found, by_site)
+    with replaced(run.page) as part:
+        part.write_text(page, encoding="utf-8")
+    return Report(run.page, results.rows, terminal_tables(settings, by_site), found)
 
 
-def page_tables(folder: Path, spread: Spread = "ci95") -> list[ResultsTable]:
-    """The tables of the page, those by site and of paired differences last; nothing is written.
+def terminal_tables(settings: Settings, by_site: Table | None) -> list[Table]:
+    """What a terminal shows."""
+    shown = [results_table(settings, measure) for measure in measures_of(settings, terminal=True)]
+    return [*shown, *filter(None, [tuned_table(settings), by_site])]
 
-    Raises:
-        UserError: as :func:`write_report`.
+
+def write_summary(settings: Settings, path: Path) -> None:
+    """Write ``summary.csv``, replacing the file at once: a line for every setting.
+
+    Columns: the setting, ``seeds`` (rows averaged), how many rows are left out by status, of each measure ``_mean`` and ``_ci95``
+    half-width, the largest ``epsilon_spent``, and the means of the references and seconds.
     """
-    RunFolder(folder).check()
-    groups = group_seeds((results := read_results(folder)).rows, spread)
-    return [*results_tables(groups), *tuned_tables(groups), *site_tables(groups, results.clients()), *difference_tables(groups)]
+    names = [name for name, measure in MEASURES.items() if measure.summary]
+    facts, means = settings.facts, settings.means(names)
+    wide = means.pivot(index="setting", columns="measure", values=["mean", "half"]) if len(means) else pd.DataFrame(index=facts.index)
+    scores = {f"{name}_{part}": wide.get((held, name)) for name in names for part, held in (("mean", "mean"), ("ci95", "half"))}
+    summary = facts[[*PLACE[:2], "algorithm", "label", *PLACE[2:], *BUDGET, "scope", "claim", "seeds", *UNDRAWN]].copy()
+    by = settings.averaged.groupby("setting")
+    more = {**scores, "epsilon_spent_max": by["epsilon_spent"].max(), **{name: by[name].mean() for name in _REFERENCES}}
+    with replaced(path) as part:
+        inert(summary.join(pd.DataFrame(more, index=facts.index))).to_csv(part, index=False)

@@ -11,7 +11,8 @@ from rich.console import Console
 from fedsim.evidence.prove import Proof
 from fedsim.privacy.plan import THEOREMS
 from fedsim.privacy.selection import SCORE
-from fedsim.results.rows import Row, large_deltas
+from fedsim.report.tables import latex_text
+from fedsim.results.columns import Row, large_deltas
 from fedsim.words import Printed, at_most, number, print_line, spelled
 
 UNITS = {
@@ -61,6 +62,12 @@ class Statement(Printed):
         """The statement as plain text."""
         yield self.method
         yield from (f"  {term}: {text}" for term, text in self.parts)
+
+    @property
+    def latex(self) -> str:
+        """The statement as a paragraph and a list of an appendix."""
+        items = "\n".join(rf"\item[{latex_text(term)}] {latex_text(words)}." for term, words in self.parts)
+        return rf"\paragraph{{Privacy of {latex_text(self.method)}}}" f"\n\\begin{{description}}\n{items}\n\\end{{description}}"
 
     def show(self, console: Console) -> None:
         """Print the statement."""
@@ -161,7 +168,7 @@ def _parts(rows: Sequence[Row]) -> Iterator[tuple[str, str]]:
     if row.check or row.claim == "stated":
         yield "check", CHECKS[row.check]
     yield "unit", unit_words(row.unit or "example")
-    yield "relation", f"{row.relation or 'add-or-remove-one'}: neighbours differ in the presence of one unit"
+    yield "relation", f"{row.relation}: neighbours differ in the presence of one unit"
     yield "trust", _trust(row)
     for public in dict.fromkeys((member.public, member.public_licence) for member in rows if member.public):
         yield "public data", public_sentence(*public)
@@ -175,15 +182,15 @@ def _parts(rows: Sequence[Row]) -> Iterator[tuple[str, str]]:
         yield "mechanism", line
     rounds = ", ".join(dict.fromkeys(number(member.params["rounds"]) for member in rows if "rounds" in member.params))
     yield from [("rounds", rounds)] if rounds else []
-    clips = ", ".join(dict.fromkeys(number(member.clip) for member in rows))
+    clips = ", ".join(dict.fromkeys(number(member.plan["clip"]) for member in rows))
     scopes = {
         "joint": "everything that depends on a unit",
         "shared": "the shared parameters alone",
         "hypernetwork": "the hypernetwork alone",
     }
     what = f"a unit's contribution is clipped to L2 norm {clips}"
-    if row.sensitivity not in (None, row.clip):
-        moved = f"a unit may turn it into any other: it moves it by {number(row.sensitivity)}"
+    if row.plan["sensitivity"] != row.plan["clip"]:
+        moved = f"replacing one unit's data changes it by at most {number(row.plan['sensitivity'])}"
         what = f"an update is clipped to L2 norm {clips}, and {moved}"
     yield "clip", f"{what}; the noise covers {scopes.get(row.scope or '', row.scope)}"
     names = [name for name in dict.fromkeys(member.accountant for member in rows) if name]
@@ -192,8 +199,8 @@ def _parts(rows: Sequence[Row]) -> Iterator[tuple[str, str]]:
     overspent = row.status == "overspent"
     planned = "more than the plan that was solved before the first" if overspent else "equal to the plan that was solved before the first"
     yield "accountant", f"{accountants}; counted from the steps that ran, and {planned}; by {counted}"
-    use = "less of it was added than was planned, so nothing made here may be released" if overspent else NOISES[row.noise or "seeded"]
-    yield "noise", f"Gaussian, {row.noise or 'seeded'}: {use}"
+    use = "less of it was added than was planned, so nothing made here may be released" if overspent else NOISES[row.noise]
+    yield "noise", f"Gaussian, {row.noise}: {use}"
     yield "not covered", "; ".join(_uncovered(row))
 
 
@@ -209,18 +216,18 @@ def _trust(row: Row) -> str:
         return f"{row.trust}: somebody is trusted who sees every training and shows nobody, clients included, any but the best"
     if row.trust == "aggregate" and row.noise_at == "clients":
         return "aggregate, and silo as well: every client adds the full noise to its own steps, so its messages are private one by one"
-    return f"{row.trust}: {TRUSTS.get(row.trust or '', '')}"
+    return f"{row.trust}: {TRUSTS[row.trust]}"
 
 
 def _is_tuned(row: Row) -> bool:
     """Whether its budget paid for a search."""
-    return row.tuning is not None and not row.tuning.free
+    return row.tuning is not None and not row.tuning["free"]
 
 
 def _budget(row: Row) -> str:
     spent = "overspent: " if row.status == "overspent" else ""
-    sigma = f"; σ = {number(row.sigma, 5)}, one for all rounds" if row.sigma is not None else ""
-    return f"{spent}ε = {at_most(row.epsilon_spent)} (target {number(row.epsilon_target)}) at δ = {number(row.delta)}{sigma}"
+    sigma = f"σ = {number(row.plan['sigma'], 5)}, one for all rounds"
+    return f"{spent}ε = {at_most(row.epsilon_spent)} (target {number(row.epsilon_target)}) at δ = {number(row.delta)}; {sigma}"
 
 
 def _tuning(row: Row) -> Iterator[str]:
@@ -228,28 +235,28 @@ def _tuning(row: Row) -> Iterator[str]:
     tuning, selection = row.tuning, row.selection
     if tuning is None:
         return
-    space = ", ".join(f"{name} from {', '.join(map(spelled, values))}" for name, values in tuning.space.items())
-    if tuning.free or selection is None:
+    space = ", ".join(f"{name} from {', '.join(map(spelled, values))}" for name, values in tuning["space"].items())
+    if tuning["free"] or selection is None:
         yield f"{space}: the best by scores on test rows, a search that the budget does not pay for"
         return
     target = f"ε = {number(row.epsilon_target)}"
+    law, mean, held_out = tuning["distribution"], number(tuning["trials"]), number(tuning["held_out"])
     yield (
-        f"{target}: the best of a random number of trainings ({tuning.distribution}, mean {number(tuning.trials)}), each with parameters "
-        f"drawn from {space}. ε is of all of them together (Papernot & Steinke 2022); one alone is released"
+        f"{target}: the best of a random number of trainings ({law}, mean {mean}), each with parameters drawn from {space}. ε is of all of "
+        "them together (Papernot & Steinke 2022); one alone is released"
     )
     yield (
-        f"{target}: a secret coin holds each unit out with probability {number(tuning.held_out)}; best is the training that predicts most "
-        f"held-out units right, a number with noise of standard deviation {number(selection.score, 5)}"
+        f"{target}: a secret coin holds each unit out with probability {held_out}; best is the training that predicts most held-out units "
+        f"right, a number with noise of standard deviation {number(selection['score'], 5)}"
     )
-    yield f"chosen: {', '.join(f'{name} {spelled(value)}' for name, value in tuning.chosen.items())}"
+    yield f"chosen: {', '.join(f'{name} {spelled(value)}' for name, value in tuning['chosen'].items())}"
 
 
 def _mechanisms(row: Row) -> Iterator[str]:
     target = f"ε = {number(row.epsilon_target)}"
-    assert row.sensitivity is not None
-    for mechanism in row.mechanisms or ():
-        if row.selection is None or mechanism.release != SCORE:  # the search says its own
-            yield f"{target}: {mechanism.sentence(row.sensitivity)}"
+    for mechanism in row.ran:
+        if row.search is None or mechanism.release != SCORE:  # the search says its own
+            yield f"{target}: {mechanism.sentence(row.plan['sensitivity'])}"
 
 
 def _uncovered(row: Row) -> Iterator[str]:

@@ -1,24 +1,28 @@
-"""The results table: a line for every method, a column for every epsilon; the same lines for the terminal and for HTML."""
+"""Tables of settings: a line a method, a column an epsilon; as text for a terminal, Markdown, LaTeX, HTML and CSV."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Collection, Sequence
+import re
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from statistics import fmean
+from html import escape
+from typing import Any, Literal
 
-from rich import box
-from rich.cells import cell_len
+import pandas as pd
 from rich.console import Console, ConsoleOptions, RenderResult
-from rich.console import Group as RichGroup
-from rich.table import Table
 from rich.text import Text
 
+from fedsim.errors import UserError, nearest
 from fedsim.evaluation.measures import MEASURES
-from fedsim.results.groups import Group, Interval, Spread, grouped, weakest
-from fedsim.results.rows import UNDRAWN
-from fedsim.words import number, setting
+from fedsim.privacy.plan import THEOREMS
+from fedsim.report.terminal import frame_table
+from fedsim.results.columns import UNDRAWN
+from fedsim.results.stats import PLACE, Compared, Settings, Spread, paired_differences, same_budget, weakest, with_ends
+from fedsim.words import Printed, number, setting, spelled
 
+TableFormat = Literal["md", "latex", "html", "csv"]
+Order = Literal["given", "best", "name"]
 CLAIM_WORDS = {
     "stated": "stated ε",
     "heuristic": "heuristic ε",
@@ -32,379 +36,437 @@ _CLAIM_NOTES = {
     "heuristic": "the number is not a theorem for that method, or a check found a fault",
     "refuted": "an audit refutes what is claimed at one budget or more",
 }
-SPREADS = {"ci95": "95 % confidence interval", "sd": "standard deviation", "range": "least to most"}
-TOO_FEW = "the 95 % confidence interval of two seeds is 12.7 times as wide as they are apart: run more, or give `spread` range"
-"""What stands beside means, by the spread that was chosen; and why nothing does."""
-ONE_SEED = "one seed, so no interval"
 PUBLIC_MARK = " †"
 """Behind the label of a method that used public rows."""
-LARGE = 1e6
-"""Numbers from it on are written with an exponent."""
-_AXES: tuple[Callable[[Group], str], ...] = (
-    lambda group: group.dataset,
-    lambda group: group.scheme or "",
-    lambda group: setting(alpha=group.alpha),
-    lambda group: setting(clients=group.clients),
+MOST_SITES = 24
+"""So many columns of sites a table has at most; of more clients there is none."""
+_OTHER_NAMES = {"generator": 0, "classifier": 1, "reference": 2}
+_LATEX = str.maketrans(
+    {
+        **{character: f"\\{character}" for character in "_&%#${}"},
+        **{"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "<": "$<$", ">": "$>$", "|": r"\textbar{}"},
+        **{"±": r"$\pm$", "−": "$-$", "·": r"$\cdot$", "∞": r"$\infty$", "×": r"$\times$", "†": r"$\dagger$", "⊙": r"$\odot$"},
+        **{"ε": r"$\varepsilon$", "α": r"$\alpha$", "δ": r"$\delta$", "λ": r"$\lambda$", "σ": r"$\sigma$"},
+    }
 )
 
 
-THEOREMS = ("proved", "stated")
-"""Claims under which a number may be the best of its column; a method without epsilon is best among its own kind."""
-BEST_VALUES: dict[str, float | None] = {
-    "frechet_distance": 0.0,
-    "squared_mmd": 0.0,
-    "real_or_synthetic": 0.5,
-    "client_spread": 0.0,
-    "density": None,
-    "personal_weight": None,
-}
-"""What the best number of a measure would be, where that is not the largest; None: none is best."""
+@dataclass(frozen=True, repr=False)
+class Table(Printed):
+    """A table of texts.
 
-
-@dataclass(frozen=True)
-class Line:
-    """A method: its label, its claim, and a text for every column of values.
-
-    ``intervals`` are the numbers behind the texts, None where a text is none; ``p`` are p-values that stand beside them; ``mark`` is behind
-    the label.
+    Attributes:
+        name: a short one without blanks.
+        title: what is the same for all of it.
+        texts: by place, in words, and method.
+        notes: what belongs below.
+        numbers: a line a number, for CSV.
+        best: which texts are the best of their column and kind; None: none is.
     """
 
-    label: str
-    claim: str
-    values: tuple[str, ...]
-    intervals: tuple[Interval | None, ...] = ()
-    p: tuple[float | None, ...] = ()
-    mark: str = ""
-
-    @property
-    def marked(self) -> str:
-        """The label with its mark."""
-        return self.label + self.mark
-
-    @property
-    def named(self) -> str:
-        """The label with its mark, and a claim that is not "proved"."""
-        return self.marked if self.claim in ("proved", "") else f"{self.marked} ({CLAIM_WORDS.get(self.claim, self.claim)})"
-
-
-@dataclass(frozen=True)
-class TableBlock:
-    """The methods of one partition; ``place`` names it by what varies in the grid, ``references`` are (name, value)."""
-
-    place: str
-    references: tuple[tuple[str, str], ...]
-    lines: tuple[Line, ...]
-
-
-@dataclass(frozen=True)
-class ResultsTable:
-    """Title, heads of the value columns, a block for every partition, and notes that belong below.
-
-    ``heads`` are those of the columns before: of the label, and of the claim where lines have one. ``name`` is a short one without
-    blanks, ``best`` what the best number of a column would be (None: none is best), ``digits`` those behind the decimal point.
-    """
-
+    name: str
     title: str
-    columns: tuple[str, ...]
-    blocks: tuple[TableBlock, ...]
+    texts: pd.DataFrame
     notes: tuple[str, ...]
-    heads: tuple[str, ...] = ("method", "claim")
-    name: str = "results"
-    best: float | None = None
-    digits: int = 3
+    numbers: pd.DataFrame
+    best: pd.DataFrame | None = None
 
-    def is_best(self, block: TableBlock, line: Line, column: int) -> bool:
-        """Whether a number is the best of its column and block, as far as the digits tell, among two or more whose claim holds."""
-        if self.best is None or line not in (rivals := self._rivals(block, column)) or len(rivals) < 2:
-            return False
-        distances = [_distance(rival, column, self.best, self.digits) for rival in rivals]
-        return _distance(line, column, self.best, self.digits) == min(distances) < max(distances)
+    def text(self, as_: TableFormat) -> str:
+        """The table in a format; what users wrote is escaped."""
+        if as_ == "csv":
+            return inert(self.numbers).to_csv(index=False).rstrip("\n")
+        if as_ == "md":
+            notes = "\n".join(f"- {markdown_text(note)}" for note in self.notes)
+            return "\n\n".join([f"### {markdown_text(self.title)}", *self._markdown(), notes])
+        if as_ == "html":
+            return self.html()
+        shown = self._marked(latex_text, r"\textbf{{{}}}").rename_axis(index=["", ""])
+        shown = shown.droplevel(0) if shown.index.get_level_values(0).nunique() < 2 else shown
+        columns = "l" * shown.index.nlevels + "r" * shown.shape[1]
+        label = f"tab:{self.name.replace('_', '-')}"
+        how: dict[str, Any] = {"hrules": True, "position_float": "centering", "multirow_align": "naive", "column_format": columns}
+        table: str = shown.style.to_latex(caption=latex_text(self.title), label=label, **how)
+        notes = rf"\par\smallskip\raggedright\footnotesize {latex_text('; '.join(self.notes))}."
+        return "% \\usepackage{booktabs}\n" + table.replace(r"\end{table}", f"{notes}\n\\end{{table}}").rstrip("\n")
 
-    def _rivals(self, block: TableBlock, column: int) -> list[Line]:
-        claims = (*THEOREMS, "not private", "")
-        return [line for line in block.lines if line.claim in claims and line.intervals and line.intervals[column] is not None]
-
-    def names(self, line: Line) -> tuple[str, ...]:
-        """A line's texts below ``heads``."""
-        return (line.marked, CLAIM_WORDS.get(line.claim, line.claim))[: len(self.heads)]
-
-
-def _distance(line: Line, column: int, best: float, digits: int) -> float:
-    interval = line.intervals[column]
-    assert interval is not None
-    mean = round(interval.mean, digits)
-    return -mean if best == math.inf else round(abs(mean - best), digits)
-
-
-SHORT_TITLES = {
-    "balanced_accuracy": "balanced accuracy",
-    "worst_class_recall": "worst class",
-    "knn_balanced_accuracy": "nearest neighbours",
-    "mlp_balanced_accuracy": "small network",
-    "client_balanced_accuracy": "clients, mean",
-    "client_worst_balanced_accuracy": "worst client",
-    "client_shared_balanced_accuracy": "clients, shared generator",
-    "personal_accuracy": "interpolated, accuracy",
-    "personal_balanced_accuracy": "interpolated, balanced",
-    "frechet_distance": "Fréchet distance",
-    "coverage": "coverage",
-    "real_or_synthetic": "real or synthetic",
-}
-"""Measures with a table, by what they are called where there is little room: utility first, then clients, then fidelity."""
-
-
-def shown_measures(groups: Sequence[Group], *, terminal: bool = False) -> list[str]:
-    """Every measure that some row has, those of a terminal or all; balanced accuracy always."""
-    known = [*SHORT_TITLES, *(name for name, measure in MEASURES.items() if measure.table and name not in SHORT_TITLES)]
-    first, *others = (name for name in known if not terminal or MEASURES[name].terminal)
-    return [first, *(name for name in others if any(group.interval(name) for group in groups))]
-
-
-def results_tables(groups: Sequence[Group], *, terminal: bool = False) -> list[ResultsTable]:
-    """A table for every one of :func:`shown_measures`."""
-    return [results_table(groups, name, once=True) for name in shown_measures(groups, terminal=terminal)]
-
-
-def results_table(groups: Sequence[Group], measure: str = "balanced_accuracy", digits: int = 3, *, once: bool = False) -> ResultsTable:
-    """A measure, means with the groups' spread over seeds, with its references per partition.
-
-    What is the same for all groups (data set, scheme, alpha, clients) stands in the title, the rest over each block.
-
-    Args:
-        groups: rows averaged over seeds.
-        measure: one of :data:`fedsim.evaluation.measures.MEASURES`.
-        digits: behind the decimal point.
-        once: whether methods that are the same at every alpha and number of clients have a block of their own instead of a line in each.
-    """
-    common, members = by_place(groups)
-    columns = epsilons(groups)
-    seeds = max((len(group.rows) for group in groups), default=0)
-    everywhere = same_everywhere(groups, [measure]) if once else set()
-    elsewhere = {place: [group for group in block if group.label not in everywhere] for place, block in members.items()}
-    first = [group for group in first_places(groups) if group.label in everywhere]
-    return ResultsTable(
-        title=" · ".join((MEASURES[measure].title, *common)),
-        columns=epsilon_heads(columns),
-        blocks=(
-            *(
-                TableBlock(" · ".join(filter(None, (place, EVERYWHERE))), (), _lines(block, columns, seeds, measure, digits))
-                for place, block in by_place(first)[1].items()
-            ),
-            *(
-                TableBlock(place, _references(members[place], measure, digits), _lines(block, columns, seeds, measure, digits))
-                for place, block in elsewhere.items()
-            ),
-        ),
-        notes=(*_notes(groups, seeds, measure), *([WHY_EVERYWHERE] if everywhere else []), *_classifiers(groups, measure)),
-        name=measure,
-        best=BEST_VALUES.get(measure, math.inf),
-        digits=digits,
-    )
-
-
-EVERYWHERE = "every α and number of clients"
-WHY_EVERYWHERE = f"{EVERYWHERE}: the numbers are the same, so they stand here once; they depend on all rows together, whoever holds them"
-
-
-def same_everywhere(groups: Sequence[Group], measures: Sequence[str]) -> set[str]:
-    """Labels of methods that have equal values of every measure at each of two or more alphas and numbers of clients."""
-    differing, labels = set[str](), set[str]()
-    for members in grouped(groups, lambda group: (group.dataset, group.scheme)).values():
-        places = grouped(members, lambda group: (group.alpha, group.clients)).values()
-        values: dict[str, list[object]] = {}
-        for place in places:
-            for label, own in grouped(place, lambda group: group.label).items():
-                values.setdefault(label, []).append([(group.epsilon_target, group.values_by_seed(measures)) for group in own])
-        labels |= values.keys()
-        differing |= {
-            label for label, found in values.items() if len(places) < 2 or len(found) < len(places) or found.count(found[0]) < len(found)
-        }
-    return labels - differing
-
-
-def shown_once(groups: Sequence[Group], everywhere: Collection[str]) -> list[Group]:
-    """The groups of first places, and of the others where some method is not the same everywhere."""
-    first = list(map(id, first_places(groups)))
-    places = grouped(groups, lambda group: group.place).values()
-    shown = [place for place in places if id(place[0]) in first or any(group.label not in everywhere for group in place)]
-    return [group for place in shown for group in place]
-
-
-def first_places(groups: Sequence[Group]) -> list[Group]:
-    """The groups of the first alpha and number of clients of each data set and scheme."""
-    first = {(group.dataset, group.scheme): (group.alpha, group.clients) for group in reversed(groups)}
-    return [group for group in groups if first[group.dataset, group.scheme] == (group.alpha, group.clients)]
-
-
-def by_place(groups: Sequence[Group]) -> tuple[list[str], dict[str, list[Group]]]:
-    """What data set, scheme, alpha and clients are for all groups, in words; and the groups by what differs of these."""
-    varied = [axis for axis in _AXES if len({axis(group) for group in groups}) > 1]
-    common = [text for axis in _AXES if groups and axis not in varied and (text := axis(groups[0]))]
-    return common, grouped(groups, lambda group: " · ".join(text for axis in varied if (text := axis(group))))
-
-
-def epsilons(groups: Sequence[Group]) -> list[float | None]:
-    """The epsilons of some groups, ascending; None, for methods without one, stands last."""
-    targets = {group.epsilon_target for group in groups}
-    return [*sorted(value for value in targets if value is not None), *([None] if None in targets else [])]
-
-
-def epsilon_heads(columns: Sequence[float | None]) -> tuple[str, ...]:
-    """Heads of the columns of some epsilons."""
-    return tuple("no ε" if value is None else f"ε = {number(value)}" for value in columns)
-
-
-@dataclass(frozen=True)
-class TerminalTable:
-    """The table as rich prints it: a column for every epsilon, or a line for every epsilon where the terminal is narrow.
-
-    Labels are shown as they are, never read as markup.
-    """
-
-    table: ResultsTable
+    def html(self) -> str:
+        """A part of a page: a table for every place."""
+        parts = [f"<h3>{escape(self.title)}</h3>"]
+        for place, rows in self._blocks(self._marked(escape, "<b>{}</b>")):
+            table = rows.rename_axis(index=None).to_html(escape=False, border=0, classes="results")
+            parts.append(f'<h4>{place}</h4>\n<div class="scroll">{table}</div>' if place else f'<div class="scroll">{table}</div>')
+        return "\n".join([*parts, *(f'<p class="notes">{escape(note)}</p>' for note in self.notes)])
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
-        """Yield the title, a table for every block, and the notes."""
-        wide = [["method", *self.table.columns], *([line.named, *line.values] for line in self._all_lines())]
-        widths = [max(map(cell_len, column)) for column in zip(*wide, strict=True)]
-        fits = sum(widths) + 2 * len(widths) <= options.max_width
-        yield Text(self.table.title, style="bold")
-        for block in self.table.blocks:
-            yield Text("")
-            yield self._head(block)
-            if block.lines:
-                yield self._wide(block, widths) if fits else self._narrow(block)
-        yield Text("\n".join(("", *self.table.notes)), style="dim")
+        """Yield the title, a table for every place, and the notes."""
+        yield Text(self.title, style="bold")
+        for place, rows in self._blocks(self.texts):
+            yield Text(f"\n{place}" if place else "", style="bold cyan")
+            yield frame_table("", rows.reset_index())
+        yield Text("\n".join(("", *self.notes, "")), style="dim")
 
-    def _all_lines(self) -> list[Line]:
-        return [line for block in self.table.blocks for line in block.lines]
+    def show(self, console: Console) -> None:
+        """Print it."""
+        console.print(self)
 
-    def _head(self, block: TableBlock) -> Text:
-        references = " · ".join(f"{name} {value}" for name, value in block.references)
-        return Text.assemble((block.place, "bold cyan"), "   " if block.place and references else "", (references, "dim"))
+    def _marked(self, escaped: Callable[[str], str], strong: str) -> pd.DataFrame:
+        """The texts with heads, escaped, the best of them strong."""
+        marked = self.texts.map(escaped)
+        if self.best is not None:
+            marked = marked.where(~self.best, marked.map(strong.format))
+        marked.index = marked.index.map(lambda key: tuple(escaped(part) for part in key))
+        return marked.set_axis([escaped(str(name)) for name in marked.columns], axis=1)
 
-    def _wide(self, block: TableBlock, widths: Sequence[int]) -> Table:
-        shown = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0), show_edge=False)
-        for position, (name, width) in enumerate(zip(("method", *self.table.columns), widths, strict=True)):
-            shown.add_column(Text(name), justify="right" if position else "left", width=width, no_wrap=True)
-        for line in block.lines:
-            shown.add_row(Text(line.named), *map(Text, line.values))
-        return shown
+    def _markdown(self) -> Iterable[str]:
+        for place, rows in self._blocks(self._marked(markdown_text, "**{}**")):
+            lines = [
+                ["method", *rows.columns],
+                ["---", *["---:"] * rows.shape[1]],
+                *([label, *texts] for label, *texts in rows.itertuples()),
+            ]
+            yield (f"**{place}**\n\n" if place else "") + "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
-    def _narrow(self, block: TableBlock) -> Table:
-        shown = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0), show_edge=False)
-        shown.add_column("method", overflow="fold")
-        shown.add_column("budget", no_wrap=True)
-        shown.add_column("mean", justify="right", no_wrap=True)
-        for line in block.lines:
-            values = [(name, value) for name, value in zip(self.table.columns, line.values, strict=True) if value]
-            for position, (name, value) in enumerate(values):
-                shown.add_row(Text(line.named if position == 0 else ""), Text(name), Text(value))
-        return shown
+    @staticmethod
+    def _blocks(frame: pd.DataFrame) -> Iterable[tuple[str, pd.DataFrame]]:
+        for place, rows in frame.groupby(level=0, sort=False):
+            yield str(place), rows.droplevel(0)
 
 
-def rich_tables(groups: Sequence[Group], more: Sequence[ResultsTable] = ()) -> RichGroup:
-    """The results tables of some groups, and more tables, for ``Console.print``."""
-    return RichGroup(*map(TerminalTable, (*results_tables(groups, terminal=True), *more)))
+def markdown_text(text: str) -> str:
+    """A text as it is in GitHub's Markdown, on one line."""
+    return re.sub(r"([\\`*_{}\[\]<>#|~$&!])", r"\\\1", " ".join(text.split()))
 
 
-def _lines(groups: Sequence[Group], columns: Sequence[float | None], seeds: int, measure: str, digits: int) -> tuple[Line, ...]:
-    by_label: dict[str, dict[float | None, Group]] = {}
-    for group in groups:
-        by_label.setdefault(group.label, {})[group.epsilon_target] = group
-    return tuple(
-        Line(
-            label,
-            claim(list(cells.values())),
-            tuple(_value(cells.get(column), seeds, measure, digits) for column in columns),
-            tuple(cells[column].interval(measure) if column in cells else None for column in columns),
-            mark=PUBLIC_MARK if any(group.public for group in cells.values()) else "",
-        )
-        for label, cells in by_label.items()
-    )
+def latex_text(text: str) -> str:
+    """A text as it is in LaTeX, on one line."""
+    text = " ".join(text.split()).translate(_LATEX)
+    return f"{{}}{text}" if text.startswith(("[", "*")) else text  # which \\\\ before it would take for its own
 
 
-def claim(groups: Sequence[Group]) -> str:
-    """The claim of a method's finite epsilons, or "refuted" if one of them was; "not private" for a method without epsilon."""
-    if all(group.epsilon_target is None for group in groups):
-        return "not private"
-    if any(group.refuted for group in groups):
-        return "refuted"
-    # At epsilon = ∞ there is no noise, so nothing to claim: the finite budgets speak.
-    finite = [group for group in groups if group.epsilon_target is not None and math.isfinite(group.epsilon_target)]
-    return weakest({group.claim for group in finite or groups}) or ""
+def inert(frame: pd.DataFrame) -> pd.DataFrame:
+    """Texts as a spreadsheet shows them: what it would take for a formula begins with an apostrophe, and no text ends a line."""
 
+    def shown(value: Any) -> Any:
+        if not isinstance(value, str):
+            return value
+        return ("'" if value.startswith(("=", "+", "-", "@", "\t", "\r")) else "") + value.replace("\r", " ")
 
-def _value(group: Group | None, seeds: int, measure: str, digits: int) -> str:
-    if group is None:
-        return ""
-    interval = group.interval(measure)
-    if interval is None:
-        return "" if group.rows else next((status for status in reversed(UNDRAWN) if getattr(group, status)), "")
-    missing = f" (n={interval.count})" if interval.count < seeds else ""
-    return mean_text(interval, digits) + missing
-
-
-def mean_text(interval: Interval, digits: int = 3) -> str:
-    """A mean with what stands beside it."""
-    beside = "" if interval.beside is None else f"±{decimal(interval.beside, digits)}"
-    return decimal(interval.mean, digits) + beside
+    return frame.map(shown)
 
 
 def decimal(value: float, digits: int = 3) -> str:
     """To so many decimals; a large one, that no column holds, to four digits."""
-    return number(value, 4) if abs(value) >= LARGE else f"{value:.{digits}f}"
+    return number(value, 4) if abs(value) >= 1e6 else f"{value:.{digits}f}"
 
 
-def _references(groups: Sequence[Group], measure: str, digits: int) -> tuple[tuple[str, str], ...]:
-    levels = [(name, reference(groups, field)) for name, field in MEASURES[measure].references]
-    return tuple((name, decimal(level, digits)) for name, level in levels if level is not None)
+def mean_text(line: Mapping[Any, Any], digits: int = 3, sign: str = "") -> str:
+    """A mean with half of what lies between its ends."""
+    beside = "" if math.isnan(line["low"]) else f"±{decimal((line['high'] - line['low']) / 2, digits)}"
+    return (f"{line['mean']:{sign}.{digits}f}" if sign else decimal(line["mean"], digits)) + beside
 
 
-def reference(groups: Sequence[Group], measure: str) -> float | None:
-    """The mean of a reference over the partitions of some groups, each the mean of its rows: not every method has a row of each seed."""
-    by_partition: dict[str | None, list[float]] = {}
-    for row in (row for group in groups for row in group.rows):
-        if (value := row.value(measure)) is not None:
-            by_partition.setdefault(row.partition_hash, []).append(value)
-    return fmean(map(fmean, by_partition.values())) if by_partition else None
+def claim(facts: pd.DataFrame) -> str:
+    """The claim of a method's finite epsilons, or "refuted" if one of them was; "not private" for a method without epsilon."""
+    if facts["epsilon_target"].isna().all():
+        return "not private"
+    if facts["refuted"].any():
+        return "refuted"
+    # at epsilon = ∞ there is no noise, so nothing to claim: the finite budgets speak
+    finite = facts[facts["epsilon_target"] < math.inf]
+    return weakest([*(finite if len(finite) else facts)["claim"]]) or ""
 
 
-def _classifiers(groups: Sequence[Group], measure: str) -> tuple[str, ...]:
-    """Which of the methods in a table predict and do not generate."""
-    labels = dict.fromkeys(group.label for group in groups if group.classifies and group.interval(measure))
-    return (f"classifiers, which generate no rows: {', '.join(labels)}",) if labels else ()
+def named(facts: pd.DataFrame) -> dict[str, str]:
+    """What a table calls each method, by label: with a mark of public data, its kind, and a claim that is not "proved"."""
+    names = {}
+    for label, own in facts.groupby("label", sort=False):
+        remarks = ["classifier"] if own["yields"].iloc[0] == "classifier" else []
+        remarks += [CLAIM_WORDS[word]] if (word := claim(own)) in CLAIM_WORDS else []
+        mark = PUBLIC_MARK if own["public"].notna().any() else ""
+        names[str(label)] = f"{label}{mark}" + (f" ({', '.join(remarks)})" if remarks else "")
+    return names
+
+
+def placed(facts: pd.DataFrame, more: Sequence[str] = ()) -> tuple[list[str], pd.Series[str]]:
+    """What is the same for all places, in words; and of each line what is not."""
+    columns = [*PLACE, *more]
+    varied = [name for name in columns if facts[name].nunique(dropna=False) > 1]
+    common = [_words(facts.iloc[0], [name for name in columns if name not in varied])] if len(facts) else []
+    return [word for word in common if word], facts.apply(lambda line: _words(line, varied), axis=1).astype(str)
+
+
+def _words(line: Any, columns: Sequence[str]) -> str:
+    held = {name: line[name] for name in columns if not pd.isna(line[name])}
+    parts = {key: held.get(name) for key, name in (("alpha", "alpha"), ("clients", "clients"), ("epsilon", "epsilon_target"))}
+    return setting(held.get("dataset"), held.get("scheme"), **parts)
+
+
+def epsilon_head(epsilon: float) -> str:
+    """The head of the column of an epsilon."""
+    return "no ε" if math.isnan(epsilon) else f"ε = {number(epsilon)}"
+
+
+def known_measure(measure: str) -> str:
+    """A measure's name.
+
+    Raises:
+        UserError: there is no such measure.
+    """
+    if measure not in MEASURES:
+        raise UserError("measure", f"there is no measure '{measure}'", nearest(measure, MEASURES))
+    return measure
+
+
+def ordered(settings: Settings, measure: str, order: Order) -> list[str]:
+    """The labels of the methods: as in the grid, the best mean first, or by name."""
+    labels = list(dict.fromkeys(settings.facts["label"]))
+    if order == "name":
+        return sorted(labels)
+    best = MEASURES[measure].best
+    if order == "best" and best is not None:
+        means = settings.facts.join(settings.mean(measure)).groupby("label")[measure].mean()
+        distance = -means if best == math.inf else (means - best).abs()
+        return sorted(labels, key=lambda label: math.inf if math.isnan(distance[label]) else distance[label])
+    return labels
+
+
+def results_table(settings: Settings, measure: str = "balanced_accuracy", order: Order = "given", digits: int = 3) -> Table:
+    """A measure by place, method and epsilon: means with their spread over seeds, and the references of each place.
+
+    Raises:
+        UserError: there is no such measure, or no row has it.
+    """
+    means = settings.means([known_measure(measure)]).set_index("setting", drop=False)
+    if not len(means) and measure != "balanced_accuracy":
+        raise UserError("measure", f"no row that is ok has a {measure}", "look at status and scores in results.jsonl")
+    facts, seeds = settings.facts, int(settings.facts["seeds"].max()) if len(settings.facts) else 0
+    names, labels = named(facts), ordered(settings, measure, order)
+    common, places = placed(facts)
+    lines = facts.assign(
+        where=places,
+        method=facts["label"].map(names),
+        kind=facts["yields"].fillna("generator"),
+        rank=facts["label"].map(labels.index),
+        text=[_value(facts.loc[number], means.loc[number] if number in means.index else None, seeds, digits) for number in facts.index],
+        mean=means["mean"] if len(means) else math.nan,
+        holds=facts["label"].map({label: claim(own) in (*THEOREMS, "not private") for label, own in facts.groupby("label")}),
+    )
+    lines = pd.concat([lines, _references(settings, measure, places, digits)]).astype({"epsilon_target": "float64"})
+    lines = lines.assign(place=lines["where"].map({place: i for i, place in enumerate(dict.fromkeys(places))}))
+    lines = lines.sort_values(
+        ["place", "kind", "rank"], key=lambda column: column.map(_OTHER_NAMES) if column.name == "kind" else column, kind="stable"
+    )
+    texts = _wide(lines, "text").fillna("")
+    return Table(
+        measure,
+        " · ".join((MEASURES[measure].title, *common)),
+        texts,
+        tuple(_notes(settings, means, measure)),
+        _numbers(means, measure),
+        _best(lines, measure, digits),
+    )
+
+
+def _wide(lines: pd.DataFrame, values: str) -> pd.DataFrame:
+    """A line a place and method, a column an epsilon."""
+    heads = sorted(lines["epsilon_target"].unique(), key=lambda epsilon: (math.isnan(epsilon), epsilon))
+    keys = lines["epsilon_target"].map(epsilon_head)
+    wide = lines.assign(head=keys).drop_duplicates(["where", "method", "head"], keep="last")
+    order = list(dict.fromkeys(zip(wide["where"], wide["method"], strict=True)))
+    table = wide.pivot(index=["where", "method"], columns="head", values=values).reindex(
+        index=pd.MultiIndex.from_tuples(order, names=["where", "method"])
+    )
+    return table[[epsilon_head(epsilon) for epsilon in heads]].rename_axis(columns=None)
+
+
+def _value(facts: Any, mean: Any, seeds: int, digits: int) -> str:
+    if mean is None:
+        return "" if facts["seeds"] else next((status for status in reversed(UNDRAWN) if facts[status]), "")
+    return mean_text(mean, digits) + (f" (n={mean['n']})" if mean["n"] < seeds else "")
+
+
+def _references(settings: Settings, measure: str, places: pd.Series[str], digits: int) -> pd.DataFrame:
+    """A line a place and reference."""
+    by_place = settings.facts.assign(where=places).drop_duplicates("where").set_index(PLACE)["where"]
+    records = [
+        {"where": where, "method": name, "kind": "reference", "rank": rank, "text": decimal(level, digits), "epsilon_target": math.nan}
+        for rank, (name, column) in enumerate(MEASURES[measure].references)
+        for place, level in settings.reference(column).items()
+        for where in [by_place.loc[[place]].iloc[0]]  # type: ignore[index]
+    ]
+    return pd.DataFrame(records, columns=["where", "method", "kind", "rank", "text", "epsilon_target"])
+
+
+def _best(lines: pd.DataFrame, measure: str, digits: int) -> pd.DataFrame | None:
+    """The best numbers of a place, kind and column, as far as the digits tell, among two or more whose claim holds."""
+    best = MEASURES[measure].best
+    if best is None:
+        return None
+    held = lines["holds"].eq(True)
+    distance = lines["mean"].round(digits).where(held & (lines["kind"] != "reference"))
+    distance = -distance if best == math.inf else (distance - best).abs().round(digits)
+    by = distance.groupby([lines["where"], lines["kind"], lines["epsilon_target"]], dropna=False)
+    least, most, count = (by.transform(name) for name in ("min", "max", "count"))
+    return _wide(lines.assign(best=(distance == least) & (least < most) & (count > 1)), "best").fillna(False).astype(bool)
+
+
+def _numbers(means: pd.DataFrame, measure: str) -> pd.DataFrame:
+    kept = [*PLACE, "label", "claim", "epsilon_target", "delta", "unit", "trust"]
+    return means[[*kept, "mean", "half", "n"]].rename(columns={"half": "ci95", "n": "seeds"}).assign(measure=measure)
 
 
 def spread_words(spread: Spread, seeds: int) -> str:
-    """What stands beside a mean over two seeds or more."""
+    """What stands beside a mean."""
+    if seeds < 2:
+        return "one seed, so no interval"
     if spread == "ci95":
-        shown = f"mean ± half-width of the Student-t 95 % confidence interval over {seeds} seeds"
-        return shown if seeds > 2 else f"mean over 2 seeds, without intervals: {TOO_FEW}"
+        few = "of two seeds it is 12.7 times as wide as they are apart: run more, or give `spread` range"
+        interval = "Student-t 95 % confidence interval"
+        return (
+            f"mean ± half-width of the {interval} over {seeds} seeds" if seeds > 2 else f"mean over 2 seeds, without the {interval}: {few}"
+        )
     return f"mean ± {'standard deviation' if spread == 'sd' else 'half the range'} over {seeds} seeds"
 
 
-def _notes(groups: Sequence[Group], seeds: int, measure: str) -> tuple[str, ...]:
-    notes = []
-    if seeds == 1:
-        notes.append(ONE_SEED)
-    elif seeds:
-        notes.append(spread_words(groups[0].spread, seeds))
-    few = 1 if groups and groups[0].spread != "ci95" else 2
-    if any(interval.half_width is None and interval.count > few for group in groups if (interval := group.interval(measure))):
-        notes.append("no ±: each seed gave the same")
-    if (judges := len({row.judged for group in groups for row in group.rows})) > 1:
-        notes.append(f"scores are from {judges} states of the code that judges: the same bench scores saved generators anew")
-    counts = {word: sum(getattr(group, word) for group in groups) for word in UNDRAWN}
-    if any(counts.values()):
-        left_out = " and ".join(f"{count} {word}" for word, count in counts.items() if count)
-        notes.append(f"in no mean: {left_out} (the report says why)")
-    claims = {claim([group]) for group in groups}
-    notes += [f"{CLAIM_WORDS[name]}: {text}" for name, text in _CLAIM_NOTES.items() if name in claims]
-    return (*notes, *filter(None, [public_words(groups)]))
+def _notes(settings: Settings, means: pd.DataFrame, measure: str) -> Iterable[str]:
+    facts = settings.facts
+    if len(means):
+        yield spread_words(settings.spread, int(facts["seeds"].max()))
+    if ((means["n"] > (1 if settings.spread != "ci95" else 2)) & means["half"].isna()).any():
+        yield "no ±: each seed gave the same"
+    if left_out := [f"{count} {status}" for status in UNDRAWN if (count := int(facts[status].sum()))]:
+        yield f"in no mean: {' and '.join(left_out)} (the report says why)"
+    if (judges := settings.averaged["judged"].nunique()) > 1:
+        yield f"scores are from {judges} states of the code that judges: the same bench scores saved generators anew"
+    if MEASURES[measure].best is not None:
+        yield "bold: the best of a column among generators, and among classifiers, whose claim holds"
+    words = {claim(own) for _, own in facts.groupby("label")}
+    yield from (f"{CLAIM_WORDS[word]}: {text}" for word, text in _CLAIM_NOTES.items() if word in words)
+    yield from filter(None, [public_words(facts)])
 
 
-def public_words(groups: Sequence[Group]) -> str:
+def public_words(facts: pd.DataFrame) -> str:
     """What the mark of public data stands for; empty where no method used any."""
-    names = dict.fromkeys(group.public for group in groups if group.public)
+    names = list(dict.fromkeys(facts["public"].dropna()))
     return f"†: uses public data: {', '.join(map(str, names))}" if names else ""
+
+
+def difference_table(
+    settings: Settings, measure: str = "balanced_accuracy", digits: int = 3, compared: Compared = same_budget
+) -> Table | None:
+    """Paired differences of a measure between methods, Holm-corrected over every place; None where no two methods share two seeds."""
+    found = paired_differences(settings, known_measure(measure), compared)
+    if not len(found):
+        return None
+    facts = settings.facts
+    first, second = facts.loc[found["first"]].reset_index(), facts.loc[found["second"]].reset_index()
+    common, places = placed(first)
+    seeds = int(found["n"].max())
+    without = (first["label"] == second["label"]) & (second["epsilon_target"] == math.inf)
+    other = second["label"].where(~without, second["label"] + " at ε = ∞")
+    lines = found.assign(where=places, method=first["label"] + " − " + other, epsilon_target=first["epsilon_target"].astype("float64"))
+    lines["text"] = [_difference(line, seeds, digits) for line in found.to_dict("records")]
+    notes = (
+        "first method minus second, over the seeds that both have; " + spread_words(settings.spread, seeds) + ", not corrected",
+        "p: two-sided paired t-test, Holm-corrected for all differences of one place; none where the differences do not vary",
+    )
+    numbers = first[PLACE].assign(first=first["label"], second=other, epsilon_target=first["epsilon_target"], measure=measure)
+    numbers = numbers.join(found[["mean", "half", "n", "p", "p_holm"]].rename(columns={"half": "ci95", "n": "seeds"}))
+    title = " · ".join((f"{MEASURES[measure].title}, paired differences", *common))
+    return Table(f"{measure}-differences", title, _wide(lines, "text").fillna(""), notes, numbers)
+
+
+def chosen_pair(first: str, second: str) -> Compared:
+    """Settings that compare two methods, given by their labels: those of one budget, and those without noise of the second one."""
+    from fedsim.results.stats import price_of_privacy
+
+    def compared(one: Any, other: Any) -> bool:
+        return (one["label"], other["label"]) == (first, second) and (same_budget(one, other) or price_of_privacy(one, other))
+
+    return compared
+
+
+def _difference(line: Any, seeds: int, digits: int) -> str:
+    p = "" if math.isnan(line["p_holm"]) else " p<0.001" if line["p_holm"] < 0.001 else f" p={line['p_holm']:.3f}"
+    return mean_text(line, digits, "+") + p + (f" (n={line['n']})" if line["n"] < seeds else "")
+
+
+def tuned_table(settings: Settings) -> Table | None:
+    """What tuned cells chose: the parameters of the best training, by method and budget; None where nothing was tuned."""
+    rows = settings.averaged
+    tuned = rows[rows["tuning"].notna()]
+    if not len(tuned):
+        return None
+    facts = settings.facts.loc[tuned["setting"].unique()]
+    common, places = placed(facts)
+    texts = []
+    for setting_ in facts.index:
+        made = tuned[tuned["setting"] == setting_]["tuning"]
+        chosen = pd.Series(
+            [", ".join(f"{name} {spelled(value)}" for name, value in each["chosen"].items()) for each in made]
+        ).value_counts()
+        words = "; ".join(str(choice) if len(made) == 1 else f"{choice} ({count})" for choice, count in chosen.items())
+        texts.append(f"{words}: {', '.join(str(each['trained']) for each in made)}")
+    lines = facts.assign(where=places, method=facts["label"], text=texts).astype({"epsilon_target": "float64"})
+    note = "the number of trainings is not private, and no part of what may be released; an ε that is paid for is of all of them together"
+    title = " · ".join(("Chosen parameters, and how many trainings there were", *common))
+    return Table("chosen", title, _wide(lines, "text").fillna(""), (note,), lines[["where", "method", "epsilon_target", "text"]])
+
+
+def site_table(settings: Settings, clients: pd.DataFrame, digits: int = 3) -> Table | None:
+    """Balanced accuracy by site: of clients that were judged one by one on their own test rows, and of sites that took no part.
+
+    Args:
+        settings: of a run.
+        clients: its clients, by ``cell_id``.
+        digits: behind the decimal point.
+
+    Returns:
+        Methods down, sites across; None without sites, or with more than :data:`MOST_SITES`.
+    """
+    rows = settings.averaged[["setting", "seed", "cell_id", "unseen", "balanced_accuracy"]]
+    judged = rows.merge(clients, on="cell_id", suffixes=("", "_of")) if len(clients) else rows.iloc[:0].assign(name="")
+    if len(judged):
+        own = judged.assign(score=judged["own_balanced_accuracy"], alone=judged["local_only_balanced_accuracy"])
+        scored = own[["setting", "seed", "name", "score", "alone"]]
+        title = "on the site's own test rows"
+    else:
+        scored = rows[rows["unseen"].notna()].rename(columns={"unseen": "name", "balanced_accuracy": "score"}).assign(alone=math.nan)
+        title = "on a site that took no part"
+    scored = scored.astype({"score": "float64", "alone": "float64"}).dropna(subset=["score"])
+    if not len(scored) or scored["name"].nunique() > MOST_SITES:
+        return None
+    facts = settings.facts.assign(dataset=settings.facts["dataset"].str.replace(r" \(.* unseen\)$", "", regex=True))
+    names, sites = named(facts), list(dict.fromkeys(scored["name"]))
+    keyed = scored.merge(facts[[*PLACE, "label", "epsilon_target"]], left_on="setting", right_index=True)
+    keyed["method"] = keyed["label"].map(names)
+    real = keyed.dropna(subset=["alone"]).drop_duplicates([*PLACE, "seed", "name"])
+    keyed = pd.concat([keyed, real.assign(score=real["alone"], method="the site's own real rows", epsilon_target=math.nan)])
+    common, keyed["where"] = placed(keyed, ["epsilon_target"])
+    whole = keyed.groupby(["where", "method", "seed"], sort=False)["score"].mean().reset_index().assign(name="mean")
+    long = pd.concat([keyed[["where", "method", "seed", "name", "score"]], whole])
+    stats = long.groupby(["where", "method", "name"], sort=False)["score"].agg(["mean", "std", "min", "max", "count"])
+    numbers = with_ends(stats.rename(columns={"count": "n"}).reset_index(), settings.spread)
+    numbers["text"] = [mean_text(line, digits) for line in numbers.to_dict("records")]
+    order = list(dict.fromkeys(zip(numbers["where"], numbers["method"], strict=True)))
+    texts = numbers.pivot(index=["where", "method"], columns="name", values="text").reindex(
+        pd.MultiIndex.from_tuples(order, names=["where", "method"])
+    )
+    notes = (spread_words(settings.spread, int(facts["seeds"].max())), "last column: the mean over the sites, of every seed")
+    numbers = numbers.rename(columns={"name": "site", "half": "ci95", "n": "seeds"}).drop(columns=["low", "high", "text"])
+    return Table(
+        "sites",
+        " · ".join(("Balanced accuracy by site", title, *common)),
+        texts[[*sites, "mean"]].fillna("").rename_axis(columns=None),
+        notes,
+        numbers,
+    )
+
+
+def measures_of(settings: Settings, *, terminal: bool = False) -> list[str]:
+    """The measures with a table that some row has, those of a terminal or all; balanced accuracy first, always."""
+    rows = settings.averaged
+    shown = [
+        name for name, measure in MEASURES.items() if measure.table and (measure.terminal or not terminal) and rows[name].notna().any()
+    ]
+    return ["balanced_accuracy", *(name for name in shown if name != "balanced_accuracy")]

@@ -13,14 +13,14 @@ import json
 import math
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import ArrayLike, NDArray
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, ValidationError, ValidationInfo, field_serializer, field_validator
 from safetensors.torch import save
 
 from fedsim.data.arrays import check_target, read_parquet_manifest, write_npz, write_parquet, write_sidecar
@@ -28,17 +28,16 @@ from fedsim.errors import UserError
 from fedsim.evaluation.judge import synthesise
 from fedsim.files import replaced, unread
 from fedsim.grid.models import Cell
-from fedsim.json_lines import dump, encode, reasons
+from fedsim.json_lines import decode, dump, encode, reasons
 from fedsim.methods.algorithm import Algorithm
 from fedsim.methods.messages import Task, Tensors
 from fedsim.methods.products import Generator, is_classifier, is_personal, own
 from fedsim.plugins.claims import may_leave
 from fedsim.plugins.registry import check_installed, lookup
 from fedsim.privacy.plan import PrivacyPlan
+from fedsim.results.columns import COLUMNS, Row, large_deltas
 from fedsim.results.folder import RunFolder
-from fedsim.results.grid_rows import entries, every_entry
-from fedsim.results.join import Lines
-from fedsim.results.rows import Row, large_deltas
+from fedsim.results.run import Lines, entries
 from fedsim.results.trained import read_state
 from fedsim.seeds import Purpose, Seeds
 from fedsim.training.cohort import build_algorithm
@@ -50,12 +49,12 @@ DRAWN = 4
 """Times the memory of its rows that a draw takes at least, with random numbers and what is computed between."""
 MOST_NAMED = 4
 """Generators that an error names: a line that is not shortened has room for them."""
-PUBLIC_FIELDS = (
+PUBLIC_COLUMNS = (
     *("status", "source", "algorithm", "label", "params", "yields", "dataset", "public", "public_hash", "public_licence", "clients"),
-    *("epsilon_target", "epsilon_spent", "delta", "unit", "relation", "trust", "scope", "claim", "check", "accountant", "noise", "sigma"),
-    *("sample_rate", "steps", "clip", "sensitivity", "mechanisms", "tuning", "selection", "noise_at", "counted_by", "chance"),
+    *("epsilon_target", "epsilon_spent", "delta", "unit", "relation", "trust", "scope", "claim", "check", "accountant", "noise"),
+    *("mechanisms", "tuning", "selection", "noise_at", "counted_by", "chance"),
 )
-"""The fields of a row that are no exact function of private data."""
+"""The columns of a row that are no exact function of private data."""
 RELEASE_HINT = "a generator may leave under privacy: {noise: secret}, a finite epsilon, and a claim that is proved, or stated and checked"
 _AGAIN = "run the cell again in a new folder"
 
@@ -66,7 +65,7 @@ class GeneratorFacts(BaseModel):
     ``row`` is its run's, in a package without scores and all else that is private; ``sha256`` is that of the ``.safetensors`` file.
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid", ser_json_inf_nan="strings")
+    model_config = ConfigDict(frozen=True, extra="forbid", ser_json_inf_nan="strings", arbitrary_types_allowed=True)
 
     cell: Cell
     task: Task
@@ -100,9 +99,23 @@ class GeneratorFacts(BaseModel):
         told = self.cell.model_dump(mode="json", exclude={"cell_id", "training_id", "dataset_hash"})
         name = hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()[:16]
         cell = self.cell.model_copy(update={"cell_id": name, "training_id": "", "dataset_hash": None})
-        fields = {field: getattr(self.row, field) for field in PUBLIC_FIELDS}
-        tuning = self.row.tuning and self.row.tuning.model_copy(update={"trained": None})
-        return self.model_copy(update={"cell": cell, "row": Row(**fields | {"cell_id": name, "tuning": tuning})})
+        values = {"cell_id": name, **{column: getattr(self.row, column) for column in PUBLIC_COLUMNS}}
+        values["tuning"] = self.row.tuning and {**self.row.tuning, "trained": None}
+        return self.model_copy(update={"cell": cell, "row": Row(values, self.row.plan)})
+
+    @field_validator("row", mode="plain")
+    @classmethod
+    def _row(cls, values: Any, info: ValidationInfo) -> Row:
+        """With every number a number, as columns declare it."""
+        values = decode(values)
+        for name, value in values.items():
+            if name not in COLUMNS or not (COLUMNS[name].dtype == "object" or value is None or isinstance(value, int | float)):
+                raise ValueError(f"{name} cannot be {value!r}")
+        return Row(values, asdict(info.data["plan"]) if info.data.get("plan") else {})
+
+    @field_serializer("row")
+    def _values(self, row: Row) -> Any:
+        return encode(row.values)
 
 
 def release(run: Path | str, cell: str | None, out: Path, *, trust_plugin: bool = False) -> tuple[Path, GeneratorFacts]:
@@ -284,26 +297,21 @@ def load_generator(run: Path | str, cell: str | None = None, synthesis: str | No
 def _of_run(folder: RunFolder, cell: str | None) -> tuple[GeneratorFacts, Tensors]:
     """The facts of a run's generator, from its result lines, and what it is made from."""
     lines = Lines.read(folder.path)
-    held = {e.cell_id: e for e in [*every_entry(lines), *entries(folder.path, lines)] if _is_kept(lines.trainings.get(e.training_id))}
+    held = {e.cell_id: e for e in [*lines.every_entry(), *entries(folder.path, lines)] if _is_kept(lines.trainings.get(e.training_id))}
     entry = held[_chosen(folder.path, cell, {id_: _words(lines.trainings[e.training_id]["cell"]) for id_, e in held.items()})]
     line = lines.trainings[entry.training_id]
-    row = lines.trained_row(entry)
-    if row.status == "failed":  # its judging did, its training did not
-        standing = lines.standing(entry)
-        row = row.model_copy(update={"status": standing, "error": row.error if standing == "unaccounted" else None})
     facts = {name: line[name] for name in ("task", "plan", "class_names", "versions")}
-    facts |= {"cell": {**line["cell"], "cell_id": entry.cell_id, "label": entry.label}, "row": row.model_dump(), "sha256": line["state"]}
+    facts |= {
+        "cell": {**line["cell"], "cell_id": entry.cell_id, "label": entry.label},
+        "row": lines.trained_row(entry, judged=False).values,
+        "sha256": line["state"],
+    }
     try:
         known = GeneratorFacts.model_validate_json(dump(facts))
     except ValidationError as error:
         where = f"{folder.lines('trainings')}, training {entry.training_id}"
         raise UserError(where, f"cannot be read ({'; '.join(reasons(error))})", _AGAIN) from error
-    return known.model_copy(update={"row": row}), read_state(folder.state(entry.training_id), line["state"], _AGAIN)
-
-
-def row_of_facts(generator: SavedGenerator) -> Row:
-    """What a generator that may leave the simulation says of its privacy as a row: public facts alone, as a package holds them."""
-    return generator.facts.public.row
+    return known, read_state(folder.state(entry.training_id), line["state"], _AGAIN)
 
 
 def _is_kept(line: Mapping[str, Any] | None) -> bool:

@@ -6,14 +6,47 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
+from pydantic import BaseModel, ConfigDict, field_validator
+
 from fedsim.evaluation.judge import Judgement
 from fedsim.evaluation.references import Ceiling, LocalOnly
 from fedsim.grid.models import shown
 from fedsim.plugins.code_hash import evaluation_hash
 from fedsim.plugins.registry import lookup
 from fedsim.privacy.accountant import counted_by
-from fedsim.results.rows import RowError
 from fedsim.training.trial import Outcome, Trial
+from fedsim.words import encodable
+
+MOST_MESSAGE, MOST_TRACEBACK, ROOM = 2_000, 20_000, 100
+"""Characters of an error that a row holds, and room to say how many are left out; the cell's log has all of them."""
+
+
+class RowError(BaseModel):
+    """Why a cell failed.
+
+    Attributes:
+        type: the exception's class.
+        message: its message, from the beginning.
+        traceback: its traceback, to the end.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    type: str
+    message: str
+    traceback: str
+
+    @field_validator("type", "message")
+    @classmethod
+    def _beginning(cls, text: str) -> str:
+        left = len(text) - MOST_MESSAGE
+        return encodable(text if left <= ROOM else f"{text[:MOST_MESSAGE]} ... ({left} characters more in the cell's log)")
+
+    @field_validator("traceback")
+    @classmethod
+    def _end(cls, text: str) -> str:
+        left = len(text) - MOST_TRACEBACK
+        return encodable(text if left <= ROOM else f"({left} characters before in the cell's log) ... {text[-MOST_TRACEBACK:]}")
 
 
 def training_line(

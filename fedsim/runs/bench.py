@@ -23,8 +23,7 @@ from fedsim.grid.models import Grid
 from fedsim.interrupts import INTERRUPTED
 from fedsim.partition.matrix import MOST_PANELS, write_partitions
 from fedsim.privacy.plan import THEOREMS
-from fedsim.results.grid_rows import read_manifest
-from fedsim.results.join import Entry, Lines
+from fedsim.results.run import Entry, Lines, read_manifest
 from fedsim.results.store import ResultStore
 from fedsim.runs.display import Display, outcome
 from fedsim.runs.engine import ClusterLost, Engine, InProcess, by_token

@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.text import Text
 
-from fedsim.results.rows import Row
+from fedsim.results.columns import Row
 from fedsim.words import counted, is_live, number, print_line
 
 EVERY = 60.0
@@ -102,8 +102,8 @@ class Display:
 def outcome(row: Row) -> str:
     """A cell's result in a few words."""
     if row.error is not None:
-        first = (row.error.message.strip().splitlines() or [""])[0]
-        return f"unaccounted, {first}" if row.status == "unaccounted" else f"failed, {row.error.type}: {first}"
+        first = (row.error["message"].strip().splitlines() or [""])[0]
+        return f"unaccounted, {first}" if row.status == "unaccounted" else f"failed, {row.error['type']}: {first}"
     words = f"balanced accuracy {row.balanced_accuracy:.3f}"
     if row.epsilon_spent is not None:
         words += f", ε spent {number(row.epsilon_spent, 3)}"

@@ -17,9 +17,8 @@ from fedsim.json_lines import dump
 from fedsim.partition import Partition
 from fedsim.plugins.code_hash import evaluation_hash, harness_hash, is_shipped
 from fedsim.plugins.registry import lookup
-from fedsim.results.join import Entry, Lines
-from fedsim.results.result_lines import judgement_line, reference_line, training_line
-from fedsim.results.rows import RowError
+from fedsim.results.result_lines import RowError, judgement_line, reference_line, training_line
+from fedsim.results.run import Entry, Lines
 from fedsim.results.store import ResultStore
 from fedsim.results.trained import as_trained, keep_state, read_state
 from fedsim.runs.display import Display

@@ -25,8 +25,7 @@ from fedsim.grid.models import Grid
 from fedsim.methods.algorithm import Algorithm
 from fedsim.plugins.registry import lookup
 from fedsim.results.folder import RunFolder
-from fedsim.results.grid_rows import FORMAT
-from fedsim.results.join import Entry
+from fedsim.results.run import FORMAT, Entry
 from fedsim.runs.prepare import Prepared
 
 RELEASE_WORDS = {

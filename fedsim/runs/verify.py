@@ -18,11 +18,10 @@ from fedsim.errors import UserError
 from fedsim.grid.models import Grid
 from fedsim.json_lines import dump
 from fedsim.plugins.registry import check_installed
-from fedsim.report.comparison import MATCHED_BY, ComparedFolders, RunRecords, compare
-from fedsim.results.grid_rows import entries, every_row, grid_rounds, grid_rows, read_manifest
-from fedsim.results.join import Entry, Lines
-from fedsim.results.result_lines import training_line
-from fedsim.results.rows import Row, RowError
+from fedsim.report.compare import MATCHED_BY, RunRecords, compare
+from fedsim.results.columns import Row
+from fedsim.results.result_lines import RowError, training_line
+from fedsim.results.run import Entry, Lines, entries, every_row, grid_rounds, grid_rows, read_manifest
 from fedsim.results.store import ResultStore
 from fedsim.runs.bench import entries_of, missing_jobs
 from fedsim.runs.display import Display
@@ -140,9 +139,9 @@ class Verification:
             write_manifest(run.store.folder, run.prepared, entries_of(run, ()))
             rows = [row for row in grid_rows(Path(scratch)) if row.cell_id in chosen]
             new = RunRecords(rows, [record for record in grid_rounds(Path(scratch)) if record["cell_id"] in chosen])
-        comparison = compare(RunRecords(old, grid_rounds(self.folder)), new)
-        ComparedFolders((self.folder, Path("the cells run again")), comparison).show(console)
-        same = sum(match.seeds for match in comparison.matched if match.equal) == len(old)
+        comparison = compare((str(self.folder), "the cells run again"), RunRecords(old, grid_rounds(self.folder)), new)
+        comparison.show(console)
+        same = comparison.rows_equal and len(comparison.matched) == len(old)
         if not same:
             now = hardware()
             for name in [name for name in now if self.hardware.get(name) != now[name]]:
@@ -162,7 +161,7 @@ _RESULT = {True: "equal to the last bit in rows and rounds", False: "they differ
 
 def _fixed(row: Row) -> dict[str, str]:
     """The fields of a row that its grid fixes, as JSON, in which a tuple is a list."""
-    fields = row.model_dump(include=set(FIXED))
+    fields = {name: getattr(row, name) for name in FIXED}
     return {name: value if isinstance(value, str) else dump(value) for name, value in fields.items()}
 
 

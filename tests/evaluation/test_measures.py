@@ -12,7 +12,8 @@ import fedsim
 from fedsim.evaluation.measures import MEASURES, Measure, Predictions
 from fedsim.evaluation.references import Ceiling, LocalOnly
 from fedsim.report.report import write_report
-from fedsim.results.grid_rows import grid_rows
+from fedsim.results.columns import COLUMNS, score_column
+from fedsim.results.run import grid_rows
 
 
 def top_2(of: Predictions) -> float:
@@ -21,14 +22,20 @@ def top_2(of: Predictions) -> float:
     return float((likeliest == of.y[:, None]).any(axis=1).mean())
 
 
+def register(monkeypatch: pytest.MonkeyPatch, measure: Measure) -> None:
+    """One more entry of ``MEASURES``, of which its column is made when the modules are loaded."""
+    monkeypatch.setitem(MEASURES, "top_2", measure)
+    monkeypatch.setitem(COLUMNS, "top_2", score_column("top_2"))
+
+
 @pytest.mark.parametrize("name", ["dp-gaussian", "fedavg-linear", "local-only"])
 def test_a_measure_that_is_registered_is_everywhere(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(MEASURES, "top_2", Measure("Among the two likeliest", "all", top_2, "top 2", table=True))
+    register(monkeypatch, Measure("Among the two likeliest", "all", top_2, "top 2", table=True))
     cells = small_cells(quick(name), epsilon=4.0)
     (trial,) = cells.trials
     row = joined(trial, *ran(cells, trial), Ceiling(0.9, 0.9), LocalOnly(0.5, ()))
     add_rows(tmp_path, row)
-    found = row.value("top_2")
+    found = row.top_2
     assert found is not None
     assert row.scores["accuracy"] < found <= 1
     page = write_report(tmp_path).page.read_text(encoding="utf-8")
@@ -43,5 +50,5 @@ def test_a_row_that_is_older_than_a_measure_is_still_read(tmp_path: Path, monkey
     cells = small_cells(quick("dp-gaussian"), epsilon=4.0)
     (trial,) = cells.trials
     add_rows(tmp_path, joined(trial, *ran(cells, trial), Ceiling(0.9, 0.9), LocalOnly(0.5, ())))
-    monkeypatch.setitem(MEASURES, "top_2", Measure("Among the two likeliest", "all", top_2))
-    assert grid_rows(tmp_path)[0].value("top_2") is None
+    register(monkeypatch, Measure("Among the two likeliest", "all", top_2))
+    assert grid_rows(tmp_path)[0].top_2 is None

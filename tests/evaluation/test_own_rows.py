@@ -17,7 +17,7 @@ from fedsim.evaluation.weights import TRIED_WEIGHTS, held_out_weight
 from fedsim.models.linear import fit_linear
 from fedsim.models.probe import fit_probe, strengths
 from fedsim.partition.own_rows import own_rows
-from fedsim.results.rows import Row
+from fedsim.results.columns import Row
 from fedsim.runs.prepare import Prepared
 
 HAM = Path(__file__).parents[3] / "shared" / "data" / "ham10000_sites_effnetlite0.npz"
@@ -127,14 +127,14 @@ def test_test_rows_of_a_site_that_no_client_holds_are_told_in_the_row(tmp_path: 
     assert row.tested is not None
     assert re.fullmatch(r"the test rows with its site; \d+ test rows are of no client's site", row.tested)
     assert [line["name"] for line in lines] == ["north", "south"]
-    assert row.value("client_balanced_accuracy") is not None
+    assert row.client_balanced_accuracy is not None
 
 
 def test_where_a_split_leaves_no_site_a_test_row_scores_of_clients_are_empty_and_the_row_says_why(tmp_path: Path) -> None:
     path = changed(digits_of_sites(tmp_path), lambda of: {"site": np.where(of["split"] == 2, "elsewhere", of["site"])})
     row, lines = judged(path)
     assert row.balanced_accuracy is not None
-    assert [row.value(name) for name in ("client_balanced_accuracy", "client_spread", "personal_accuracy")] == [None] * 3
+    assert [getattr(row, name) for name in ("client_balanced_accuracy", "client_spread", "personal_accuracy")] == [None] * 3
     assert row.tested == "the test rows with its site; 150 test rows are of no client's site"
     assert {line["reason"] for line in lines} == {"it has no test row"}
 

@@ -1,6 +1,7 @@
 import math
 import re
 from collections.abc import Callable
+from dataclasses import asdict
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -8,7 +9,7 @@ from typing import Any
 import pytest
 from cells import SHIPPED, quick, small_cells, small_grid
 from plug_ins import GOOD, write
-from rows import lines_of, make_row
+from rows import changed, lines_of, make_row
 
 from fedsim.evidence.prove import Proof, apart_words, proofs_of, prove, recomputed, together, together_words
 from fedsim.json_lines import decode, dump, load
@@ -16,10 +17,9 @@ from fedsim.plugins.registry import lookup
 from fedsim.privacy.accountant import counted_by, epsilon, rdp_epsilon
 from fedsim.privacy.mechanism import Mechanism
 from fedsim.report.statement import statements
+from fedsim.results.columns import Row, large_deltas
 from fedsim.results.generators import load_generator, release
-from fedsim.results.grid_rows import grid_rows, read_results
-from fedsim.results.join import Entry, Lines
-from fedsim.results.rows import Row, large_deltas
+from fedsim.results.run import Entry, Lines, grid_rows, read_results
 from fedsim.training.trial import Outcome
 
 RAN = (Mechanism(10.0, 1.0, 1, "r1"), Mechanism(2.5, 0.1, 40, "r40"))
@@ -155,9 +155,9 @@ def test_a_delta_is_too_large_for_the_units_that_it_protects() -> None:
     row = make_row(delta=0.01, train_rows=200, clients=99)
     assert "1/n = 0.005 for the 200 training rows" in large_deltas([row, row])[0]
     assert len(large_deltas([row, row])) == 1
-    assert large_deltas([row.model_copy(update={"unit": "client"})]) == []
-    assert large_deltas([row.model_copy(update={"unit": "client", "clients": 100})])
-    assert large_deltas([row.model_copy(update={"epsilon_target": None})]) == []
+    assert large_deltas([changed(row, unit="client")]) == []
+    assert large_deltas([changed(row, unit="client", clients=100)])
+    assert large_deltas([changed(row, epsilon_target=None)]) == []
 
 
 def test_a_method_with_a_row_that_differs_has_no_guarantee() -> None:
@@ -173,7 +173,7 @@ def test_the_rows_of_a_bench_are_proved_and_their_statement_holds_their_numbers(
     rows = {(row.algorithm, row.epsilon_target): row for row in grid_rows(run.folder)}
     row = rows["dp-gaussian", 2.0]
     assert row.mechanisms is not None
-    assert {m.release: m.count for m in row.mechanisms} == dict.fromkeys(("mean", "spread", "moments"), 1)
+    assert {m.release: m.count for m in row.ran} == dict.fromkeys(("mean", "spread", "moments"), 1)
     assert (row.relation, row.sensitivity, row.noise_at, row.counted_by) == ("add-or-remove-one", 1.0, "sum", counted_by())
     assert rows["dp-cvae", 2.0].noise_at == "clients"
     assert rows["fedavg-linear", None].mechanisms is None
@@ -206,7 +206,7 @@ def test_a_folder_without_results_is_a_mistake(folder: Path, command) -> None:
 
 def released(number: int, **fields) -> Row:
     """A row with a generator of its own that may be released."""
-    mechanisms = [Mechanism(10.0)]
+    mechanisms = [asdict(one) for one in fields.pop("mechanisms", [Mechanism(10.0)]) or ()]
     base = {"cell_id": f"{number}", "generator": f"{number}", "noise": "secret", "claim": "proved", "accountant": "prv"}
     return make_row(**base | {"delta": 1e-5, "mechanisms": mechanisms} | fields)
 
@@ -268,7 +268,7 @@ def test_generators_of_two_data_sets_may_share_units_and_it_says_so() -> None:
     (line,) = apart_words(rows)
     assert line.startswith("generators of 2 data sets may be released (digits, cut): a unit that is in several")
     assert not list(apart_words(rows[:1]))
-    assert not list(apart_words([rows[0], rows[1].model_copy(update={"noise": "seeded"})]))
+    assert not list(apart_words([rows[0], changed(rows[1], noise="seeded")]))
 
 
 def test_a_search_is_proved_from_its_line_released_and_composed_and_no_lie_is(bench, tmp_path: Path) -> None:
@@ -288,7 +288,7 @@ def test_a_search_is_proved_from_its_line_released_and_composed_and_no_lie_is(be
     (cost,) = together(rows)
     assert (cost.generators, large.epsilon_spent < cost.epsilon < 12.5) == (2, True)
     path, facts = release(folder, small.cell_id, tmp_path / "package")
-    assert facts.cell.params["radius"] == small.tuning.chosen["radius"]
+    assert facts.cell.params["radius"] == small.tuning["chosen"]["radius"]
     assert '"trained":null' in path.read_text().replace(" ", "")
     assert load_generator(tmp_path / "package").sample([0, 1]).shape[0] == 2
     line, selection = dump(results.trainings[small.cell_id]), small.selection

@@ -12,7 +12,7 @@ from pictures import save_chest_xray, save_encoder, save_ham10000, save_medmnist
 from test_docs import ALGORITHMS, DATA, ROOT, commands, save_methods
 
 from fedsim.data.spec import REVISIONS
-from fedsim.results.grid_rows import grid_rows
+from fedsim.results.run import grid_rows
 
 pytestmark = pytest.mark.slow
 FEDSIM = Path(sys.executable).with_name("fedsim")

@@ -1,3 +1,4 @@
+import json
 import shutil
 import sys
 from collections.abc import Callable
@@ -6,10 +7,11 @@ from pathlib import Path
 from typing import Any, get_args
 
 import pytest
-from benches import Done, Ran
+from benches import TIMES, Done, Ran
 from broken.tiny import Tiny, TinyParams
 from cells import SHIPPED, small_grid
 from plug_ins import GOOD
+from rows import values_of
 
 from baselines.dp_gaussian import DPGaussian
 from baselines.fedlambda import FedLambda
@@ -20,8 +22,8 @@ from fedsim.methods.messages import Task
 from fedsim.plugins.claims import allowed, check_of, may_leave
 from fedsim.plugins.registry import lookup
 from fedsim.privacy.plan import Claim, Trust, Unit
-from fedsim.results.grid_rows import grid_rows
-from fedsim.results.rows import Row
+from fedsim.results.columns import Row
+from fedsim.results.run import grid_rows
 from fedsim.results.store import KINDS, ResultStore
 
 BROKEN = Path(__file__).parents[1] / "broken"
@@ -155,7 +157,7 @@ def checks(folder: Path) -> dict[str, str | None]:
 
 def rows(folder: Path) -> list[dict[str, Any]]:
     """The rows of a folder without their wall time."""
-    return [row.model_dump(exclude={"seconds", "train_seconds", "judge_seconds"}) for row in grid_rows(folder)]
+    return [values_of(row, *TIMES) for row in grid_rows(folder)]
 
 
 def files(folder: Path) -> dict[str, bytes]:
@@ -200,7 +202,7 @@ def test_a_check_counts_for_rows_of_its_parameters_in_the_run_folders_that_it_na
 
 def derived(folder: Path) -> list[Row]:
     """The rows as ``results.jsonl`` has them."""
-    return [Row.from_json(line) for line in (folder / "results.jsonl").read_text().splitlines()]
+    return [Row(json.loads(line)) for line in (folder / "results.jsonl").read_text().splitlines()]
 
 
 def flat(text: str) -> str:

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from rows import make_failed, make_row
 
-from fedsim.results.rows import Row
+from fedsim.results.columns import Row
 
 LEVELS = {
     "fedhypevae": {1.0: 0.62, 4.0: 0.83, math.inf: 0.92},

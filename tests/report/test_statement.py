@@ -1,10 +1,8 @@
 import math
 
-from rows import make_failed, make_row
+from rows import NOISE, changed, make_failed, make_row
 
 from fedsim.report.statement import statements
-
-PROOF = {"relation": "add-or-remove-one", "noise": "seeded", "sensitivity": 1.0}
 
 
 def told(*rows) -> dict[str, str]:
@@ -12,7 +10,7 @@ def told(*rows) -> dict[str, str]:
 
 
 def test_a_method_has_one_statement_with_a_line_for_every_budget() -> None:
-    rows = [make_row(cell_id=f"{epsilon}{seed}", epsilon_target=epsilon, seed=seed, **PROOF) for epsilon in (1.0, 4.0) for seed in (0, 1)]
+    rows = [make_row(cell_id=f"{epsilon}{seed}", epsilon_target=epsilon, seed=seed) for epsilon in (1.0, 4.0) for seed in (0, 1)]
     found = told(*rows, make_row(cell_id="inf", epsilon_target=math.inf))
     assert list(found) == ["fedhypevae"]
     assert found["fedhypevae"].count("budget: ε =") == 2
@@ -20,7 +18,7 @@ def test_a_method_has_one_statement_with_a_line_for_every_budget() -> None:
 
 
 def test_the_sum_is_noised_once_and_clients_noise_is_each_ones_own() -> None:
-    at_sum, at_clients = (make_row(noise_at=place, label=place, **PROOF) for place in ("sum", "clients"))
+    at_sum, at_clients = (make_row(noise_at=place, label=place) for place in ("sum", "clients"))
     found = told(at_sum, at_clients)
     assert "noise is added once to it" in found["sum"]
     assert "sees single clients' messages" in found["sum"]
@@ -39,15 +37,15 @@ def test_a_tuned_row_trusts_whoever_sees_its_trainings_wherever_noise_was_added(
         "trained": 2,
     }
     for place in ("sum", "clients"):
-        found = told(make_row(noise_at=place, tuning=search, **PROOF))["fedhypevae"]
+        found = told(make_row(noise_at=place, tuning=search))["fedhypevae"]
         assert "shows nobody, clients included, any but the best" in found
         assert "silo as well" not in found
         assert "whoever sees a message or a score of a training that was not the best" in found
 
 
 def test_a_heuristic_claim_is_no_guarantee_and_says_so() -> None:
-    assert "No (ε, δ) below is a guarantee" in told(make_row(claim="heuristic", **PROOF))["fedhypevae"]
-    assert "guarantee" not in told(make_row(**PROOF))["fedhypevae"]
+    assert "No (ε, δ) below is a guarantee" in told(make_row(claim="heuristic"))["fedhypevae"]
+    assert "guarantee" not in told(make_row())["fedhypevae"]
 
 
 def test_methods_without_noise_guarantee_nothing() -> None:
@@ -57,7 +55,7 @@ def test_methods_without_noise_guarantee_nothing() -> None:
 
 
 def test_a_method_of_which_nothing_finished_or_holds_says_that_alone() -> None:
-    unknown = [make_row(label=status, **PROOF).model_copy(update={"status": status}) for status in ("unaccounted", "refuted")]
+    unknown = [changed(make_row(label=status), **{"status": status}) for status in ("unaccounted", "refuted")]
     found = told(make_failed(), *unknown)
     assert found["fedhypevae"].endswith("guarantee: none: no cell of it has finished")
     assert found["unaccounted"].endswith("guarantee: none: what ran is not what was planned, so nothing is known of its ε")
@@ -65,32 +63,32 @@ def test_a_method_of_which_nothing_finished_or_holds_says_that_alone() -> None:
 
 
 def test_an_audit_that_refutes_one_budget_is_told_beside_the_others() -> None:
-    refuted = make_row(cell_id="r", epsilon_target=4.0, **PROOF).model_copy(update={"status": "refuted"})
-    assert "no (ε, δ) here is a guarantee" in told(make_row(**PROOF), refuted)["fedhypevae"]
-    short = refuted.model_copy(update={"audit_params": {"rounds": 6, "hidden": [8]}})
-    assert "at another budget, of a short form: rounds 6, hidden [8]: no" in told(make_row(**PROOF), short)["fedhypevae"]
+    refuted = changed(make_row(cell_id="r", epsilon_target=4.0), **{"status": "refuted"})
+    assert "no (ε, δ) here is a guarantee" in told(make_row(), refuted)["fedhypevae"]
+    short = changed(refuted, **{"audit_params": {"rounds": 6, "hidden": [8]}})
+    assert "at another budget, of a short form: rounds 6, hidden [8]: no" in told(make_row(), short)["fedhypevae"]
 
 
 def test_what_overspent_is_not_told_as_planned_or_for_release() -> None:
-    row = make_row(**PROOF | {"noise": "secret"}).model_copy(update={"status": "overspent", "epsilon_spent": 1.5})
+    row = changed(make_row(noise="secret"), **{"status": "overspent", "epsilon_spent": 1.5})
     found = told(row)["fedhypevae"]
     assert "counted from the steps that ran, and more than the plan that was solved before the first" in found
     assert "nothing made here may be released" in found
 
 
 def test_a_group_is_said_by_its_column() -> None:
-    row = make_row(**PROOF).model_copy(update={"unit": "patient"})
+    row = changed(make_row(), **{"unit": "patient"})
     assert "one group: neighbouring data sets differ in all rows of one client that have one value of patient" in told(row)["fedhypevae"]
 
 
 def test_what_is_spent_is_told_as_a_bound_and_never_rounded_down() -> None:
     spent = {"epsilon_target": 2.0, "epsilon_spent": 1.99912}
-    found = told(make_row(**PROOF | spent))["fedhypevae"]
+    found = told(make_row(**spent))["fedhypevae"]
     assert "ε = 2 (target 2)" in found
     assert "replace-one" not in found
 
 
 def test_where_updates_are_clipped_a_unit_moves_one_by_more_than_its_norm() -> None:
-    assert "clip: a unit's contribution is clipped to L2 norm 1;" in told(make_row(clip=1.0, **PROOF))["fedhypevae"]
-    found = told(make_row(clip=1.0, **PROOF | {"sensitivity": 2.0}))["fedhypevae"]
-    assert "clip: an update is clipped to L2 norm 1, and a unit may turn it into any other: it moves it by 2;" in found
+    assert "clip: a unit's contribution is clipped to L2 norm 1;" in told(make_row())["fedhypevae"]
+    found = told(make_row(plan=NOISE | {"sensitivity": 2.0}))["fedhypevae"]
+    assert "clip: an update is clipped to L2 norm 1, and replacing one unit's data changes it by at most 2;" in found

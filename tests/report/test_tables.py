@@ -1,212 +1,253 @@
 import io
 import math
-from itertools import pairwise
 
+import pandas as pd
 import pytest
 from rich.console import Console
 
-from fedsim.report.tables import claim, results_table, results_tables, rich_tables, same_everywhere
-from fedsim.results.groups import group_seeds
+from fedsim.errors import UserError
+from fedsim.report.tables import chosen_pair, difference_table, measures_of, results_table, site_table, tuned_table
+from fedsim.results.stats import Settings, price_of_privacy
 
 
-def printed(rows, width=100):
-    console = Console(file=io.StringIO(), width=width)
-    console.print(rich_tables(group_seeds(rows)))
-    return console.file.getvalue()
+def table_of(rows, measure="balanced_accuracy", spread="ci95", **how):
+    return results_table(Settings.of(rows, spread), measure, **how)
 
 
-def test_a_block_for_every_partition_and_a_column_for_every_epsilon(quickstart):
-    table = results_table(group_seeds(quickstart))
+def lines_of(table):
+    """Place, method and the texts of each line."""
+    return [(*key, *texts) for key, texts in zip(table.texts.index, table.texts.to_numpy().tolist(), strict=True)]
+
+
+def cells_of(table):
+    """The texts of the first line."""
+    return table.texts.iloc[0].tolist()
+
+
+def seeds(row, *values, measure="balanced_accuracy", **fields):
+    return [row(**{"cell_id": f"{seed}{fields}", "seed": seed, measure: value} | fields) for seed, value in enumerate(values)]
+
+
+def test_a_line_a_place_and_method_and_a_column_an_epsilon_with_references_below(quickstart):
+    table = table_of(quickstart)
     assert table.title == "Balanced accuracy · digits · dirichlet · 10 clients"
-    assert table.columns == ("ε = 1", "ε = 4", "ε = ∞", "no ε")
-    assert [block.place for block in table.blocks] == ["α = 0.1", "α = 1"]
-    assert [line.label for line in table.blocks[0].lines] == ["fedhypevae", "weight-noise", "fedavg-cvae"]
-    assert table.blocks[1].references == (("ceiling", "0.953"), ("local-only", "0.710"), ("chance", "0.100"))
+    assert table.texts.columns.tolist() == ["ε = 1", "ε = 4", "ε = ∞", "no ε"]
+    methods = ["fedhypevae", "weight-noise", "fedavg-cvae (not private)", "ceiling", "local-only", "chance"]
+    assert table.texts.index.tolist() == [(place, method) for place in ("α = 0.1", "α = 1") for method in methods]
+    assert table.texts.loc[("α = 1", "local-only"), "no ε"] == "0.710"
 
 
-def test_a_value_is_the_mean_and_students_half_width(row):
-    rows = [row(seed=seed, balanced_accuracy=value) for seed, value in enumerate((0.5, 0.6, 0.7))]
-    # s = 0.1, t_{0.975, 2} = 4.302653: 0.2484.
-    assert results_table(group_seeds(rows)).blocks[0].lines[0].values == ("0.600±0.248",)
+@pytest.mark.parametrize(
+    ("spread", "values", "text", "note"),
+    [
+        # s = 0.1, t_{0.975, 2} = 4.302653: 0.2484
+        ("ci95", (0.5, 0.6, 0.7), "0.600±0.248", "mean ± half-width of the Student-t 95 % confidence interval over 3 seeds"),
+        ("ci95", (0.5, 0.6), "0.550", "mean over 2 seeds, without the Student-t 95 % confidence interval: of two seeds it is 12.7 times"),
+        ("range", (0.5, 0.6), "0.550±0.050", "mean ± half the range over 2 seeds"),
+        ("sd", (0.5, 0.6), "0.550±0.071", "mean ± standard deviation over 2 seeds"),
+        ("ci95", (0.5,), "0.500", "one seed, so no interval"),
+        ("ci95", (0.5, 0.5, 0.5), "0.500", "mean ± half-width"),
+    ],
+)
+def test_a_value_is_a_mean_with_its_spread(row, spread, values, text, note):
+    table = table_of(seeds(row, *values), spread=spread)
+    assert cells_of(table)[0] == text
+    assert table.notes[0].startswith(note)
+    assert ("no ±: each seed gave the same" in table.notes) == (len(values) == 3 and len({*values}) == 1)
 
 
 def test_a_value_that_no_column_holds_is_short(row):
-    rows = [row(seed=seed, frechet_distance=value) for seed, value in enumerate((9.2e59, 9.3e59, 9.4e59))]
-    assert results_table(group_seeds(rows), "frechet_distance").blocks[0].lines[0].values == ("9.3e+59±2.484e+58",)
-
-
-def test_one_seed_has_no_interval_and_the_note_says_so(row):
-    table = results_table(group_seeds([row(balanced_accuracy=0.5)]))
-    assert table.blocks[0].lines[0].values == ("0.500",)
-    assert table.notes == ("one seed, so no interval",)
+    assert cells_of(table_of(seeds(row, 9.2e59, 9.3e59, 9.4e59, measure="frechet_distance"), "frechet_distance")) == ["9.3e+59±2.484e+58"]
 
 
 def test_what_is_missing_is_told(row, failed):
-    rows = [row(cell_id=f"{seed}", seed=seed, balanced_accuracy=0.5 + seed / 10) for seed in range(3)]
+    rows = seeds(row, 0.5, 0.6, 0.7)
     rows += [row(cell_id="a", epsilon_target=4.0), failed(cell_id="b", epsilon_target=4.0, seed=1)]
-    rows += [failed(cell_id="c", epsilon_target=8.0)]
-    rows += [row(cell_id="d", epsilon_target=9.0, status="overspent", epsilon_spent=10.0)]
+    rows += [failed(cell_id="c", epsilon_target=8.0), row(cell_id="d", epsilon_target=9.0, status="overspent", epsilon_spent=10.0)]
     unknown = {"type": "Unaccounted", "message": "no step", "traceback": ""}
     rows += [row(cell_id="e", epsilon_target=16.0, status="unaccounted", epsilon_spent=None, error=unknown)]
-    rows += [
-        row(cell_id="f", epsilon_target=32.0, status="refuted", audit_epsilon_lower=33.0),
-        failed(cell_id="g", epsilon_target=32.0, seed=1),
-    ]
-    table = results_table(group_seeds(rows))
-    assert table.blocks[0].lines[0].values == ("0.600±0.248", "0.500 (n=1)", "failed", "overspent", "unaccounted", "refuted")
+    rows += [row(cell_id="f", epsilon_target=32.0, status="refuted"), failed(cell_id="g", epsilon_target=32.0, seed=1)]
+    table = table_of(rows)
+    assert cells_of(table)[:-1] == ["0.600±0.248", "0.500 (n=1)", "failed", "overspent", "unaccounted", "refuted"]
     assert "in no mean: 3 failed and 1 overspent and 1 unaccounted and 1 refuted (the report says why)" in table.notes
 
 
-def test_the_clients_own_generators_have_a_table_of_their_own_where_they_were_judged(row):
+def test_measures_have_tables_where_a_row_has_them_and_references_of_their_own(row):
     rows = [
-        row(client_balanced_accuracy=0.7, client_local_only_balanced_accuracy=0.4),
+        row(client_balanced_accuracy=0.7, client_local_only_balanced_accuracy=0.4, personal_accuracy=0.9, personal_alone_accuracy=0.95),
         row(cell_id="b", epsilon_target=None, label="shared"),
     ]
-    assert len(results_tables(group_seeds(rows[1:]))) == 1
-    first, second = results_tables(group_seeds(rows))
-    assert first.title.startswith("Balanced accuracy · digits")
-    assert second.title.startswith("Balanced accuracy of each client's own generator")
-    # the clients' own rows on the same test rows; the ceiling is of all of them
-    assert second.blocks[0].references == (("local-only", "0.400"), ("chance", "0.100"))
-    assert [line.values for line in second.blocks[0].lines] == [("0.700", ""), ("", "")]
-    assert "each client's own generator" in printed(rows)
-
-
-def test_a_claim_speaks_of_finite_budgets_only(row):
-    assert claim(group_seeds([row(epsilon_target=1.0), row(epsilon_target=math.inf)])) == "proved"
-    assert claim(group_seeds([row(epsilon_target=1.0, claim="heuristic"), row(epsilon_target=4.0)])) == "heuristic"
-    assert claim(group_seeds([row(epsilon_target=None)])) == "not private"
-
-
-def test_a_claim_that_an_audit_refuted_at_one_budget_is_none_at_the_others(row):
-    groups = group_seeds([row(epsilon_target=1.0), row(epsilon_target=4.0, status="refuted")])
-    assert claim(groups) == "refuted"
-    assert "refuted ε: an audit refutes what is claimed at one budget or more" in results_table(groups).notes
-
-
-def test_the_quickstart_fits_a_terminal_of_80_columns(quickstart):
-    text = printed(quickstart, width=80)
-    assert "…" not in text
-    assert all(len(line) <= 80 for line in text.splitlines())
-    header = next(line for line in text.splitlines() if line.startswith("method"))
-    assert header.split("  ")[-1].strip() == "no ε"
-
-
-@pytest.mark.parametrize("width", [80, 60, 44])
-def test_a_narrow_terminal_loses_no_value(quickstart, width):
-    values = [value for block in results_table(group_seeds(quickstart)).blocks for line in block.lines for value in line.values if value]
-    text = printed(quickstart, width)
-    assert len(values) == 14
-    assert all(value in text for value in values)
-
-
-def test_a_label_is_text_not_markup(row):
-    assert "[red]x[/red]" in printed([row(label="[red]x[/red]")])
-
-
-def test_no_rows_give_an_empty_table():
-    assert printed([]).strip() == "Balanced accuracy"
-
-
-def test_a_mean_over_seeds_has_the_claim_that_is_worth_the_least(row):
-    order = ["none", "heuristic", "stated", "proved"]
-    for worse, better in pairwise(order):
-        rows = [row(cell_id="a", claim=better), row(cell_id="b", seed=1, claim=worse)]
-        assert claim(group_seeds(rows)) == worse
-
-
-def test_which_methods_predict_and_do_not_generate_is_said_below_the_table(row):
-    rows = [row(label="makes", yields="generator", coverage=0.5), row(cell_id="b", label="predicts", yields="classifier")]
-    first, second = (results_table(group_seeds(rows), measure) for measure in ("balanced_accuracy", "coverage"))
-    assert "classifiers, which generate no rows: predicts" in first.notes
-    assert not any("classifier" in note for note in second.notes)
-
-
-def test_what_a_stated_epsilon_is_is_said_below_the_table(row):
-    rows = [row(cell_id=name, label=name, claim=name) for name in ("stated", "proved")]
-    notes = results_table(group_seeds(rows)).notes
-    assert any(note.startswith("stated ε: ") and "whether a fedsim check refutes it" in note for note in notes)
+    assert measures_of(Settings.of(rows)) == ["balanced_accuracy", "client_balanced_accuracy", "personal_accuracy"]
+    assert measures_of(Settings.of(rows[1:])) == ["balanced_accuracy"]
+    references = {measure: table_of(rows, measure).texts["no ε"].tolist()[2:] for measure in measures_of(Settings.of(rows))}
+    assert references == {
+        "balanced_accuracy": ["0.953", "0.380", "0.100"],
+        "client_balanced_accuracy": ["0.400", "0.100"],
+        "personal_accuracy": ["0.950"],
+    }
 
 
 def test_a_reference_is_the_mean_of_partitions_however_many_rows_each_has(row):
     rows = [row(cell_id=name, label=name, partition_hash="one", local_only_balanced_accuracy=0.2) for name in "abc"]
     rows.append(row(cell_id="d", label="a", seed=1, partition_hash="other", local_only_balanced_accuracy=0.8))
-    assert ("local-only", "0.500") in results_table(group_seeds(rows)).blocks[0].references
+    assert table_of(rows).texts.loc[("", "local-only"), "no ε"] == "0.500"
 
 
-def test_what_clients_reach_together_stands_beside_what_their_own_classifiers_reach_alone(row):
-    found = results_table(group_seeds([row(personal_accuracy=0.9, personal_alone_accuracy=0.95)]), "personal_accuracy")
-    assert found.blocks[0].references == (("own classifier alone", "0.950"),)
+def test_the_best_of_each_kind_is_bold_if_its_claim_holds_and_another_is_worse(row):
+    rows = [
+        *(
+            row(cell_id=f"{label}{e}", label=label, epsilon_target=e, balanced_accuracy=s)
+            for label, s in (("a", 0.5), ("b", 0.6))
+            for e in (1.0, math.inf)
+        ),
+        row(cell_id="h", label="heuristic", claim="heuristic", balanced_accuracy=0.9),
+        row(cell_id="f", label="found", claim="proved", check="failed", balanced_accuracy=0.9),
+        *(row(cell_id=label, label=label, yields="classifier", balanced_accuracy=score) for label, score in (("c", 0.7), ("d", 0.8))),
+    ]
+    table = table_of(rows)
+    assert table.best is not None
+    bold = {method: marks.tolist()[:2] for (_, method), marks in table.best.iterrows() if marks.any()}
+    assert bold == {"b": [True, True], "d (classifier)": [True, False]}
+    assert any(note.startswith("bold: the best of a column among generators, and among classifiers") for note in table.notes)
+    html, latex, markdown = (table.text(as_) for as_ in ("html", "latex", "md"))
+    assert (html.count("<b>"), latex.count("\\textbf"), markdown.count("**0.")) == (3, 3, 3)
+    # the smaller a distance, the better
+    distances = [row(cell_id=label, label=label, frechet_distance=score) for label, score in (("near", 0.1), ("far", 0.2))]
+    best = table_of(distances, "frechet_distance").best
+    assert best is not None
+    assert best["ε = 1"].tolist() == [True, False]
+    assert table_of([row(cell_id=label, label=label, density=0.5) for label in "ab"], "density").best is None
 
 
-@pytest.mark.parametrize("measure", ["knn_balanced_accuracy", "mlp_balanced_accuracy", "client_worst_balanced_accuracy"])
-def test_a_linear_ceiling_and_a_mean_floor_stand_beside_no_other_score(row, measure):
-    assert results_table(group_seeds([row(**{measure: 0.9})]), measure).blocks[0].references == (("chance", "0.100"),)
-
-
-def test_seeds_that_change_nothing_give_no_interval_and_the_note_says_so(row):
-    table = results_table(group_seeds([row(cell_id=f"{seed}", seed=seed, balanced_accuracy=0.5) for seed in range(3)]))
-    assert table.blocks[0].lines[0].values == ("0.500",)
-    assert "no ±: each seed gave the same" in table.notes
-    varied = [row(cell_id=f"{seed}", seed=seed, balanced_accuracy=seed / 4, worst_class_recall=0.0) for seed in range(3)]
-    assert "no ±: each seed gave the same" not in results_table(group_seeds(varied)).notes
-    assert "no ±: each seed gave the same" in results_table(group_seeds(varied), "worst_class_recall").notes
-
-
-def test_n_counts_the_rows_that_have_the_measure(row):
-    rows = [row(cell_id=f"{seed}", seed=seed, **({"coverage": 0.4} if seed else {})) for seed in range(2)]
-    assert results_table(group_seeds(rows), "coverage").blocks[0].lines[0].values == ("0.400 (n=1)",)
+def test_what_a_claim_is_worth_stands_beside_a_label_and_below_the_table(row):
+    rows = [row(cell_id=word, label=word, claim=word) for word in ("proved", "stated", "heuristic")]
+    rows += [
+        row(cell_id=f"r{epsilon}", label="refuted", epsilon_target=epsilon, status="refuted" if epsilon > 1 else "ok")
+        for epsilon in (1.0, 4.0)
+    ]
+    rows += [row(cell_id="p", label="helped", public="BloodMNIST", public_hash="0"), row(cell_id="n", label="open", epsilon_target=None)]
+    table = table_of(rows)
+    names = ["proved", "stated (stated ε)", "heuristic (heuristic ε)", "refuted (refuted ε)", "helped †", "open (not private)"]
+    assert [method for _, method, *_ in lines_of(table)][:6] == names
+    told = " ".join(table.notes)
+    for words in ("stated ε: the author states the theorem", "heuristic ε: the number is not a theorem", "refuted ε: an audit refutes"):
+        assert words in told
+    assert table.notes[-1] == "†: uses public data: BloodMNIST"
 
 
 def test_scores_of_two_judges_are_told_apart_in_words(row):
     rows = [row(cell_id="a", judged="1"), row(cell_id="b", seed=1, judged="2")]
-    assert any(note.startswith("scores are from 2 states of the code that judges") for note in results_table(group_seeds(rows)).notes)
+    assert any(note.startswith("scores are from 2 states of the code that judges") for note in table_of(rows).notes)
 
 
-def test_two_seeds_have_no_interval_unless_another_spread_is_asked_for(row):
-    rows = [row(cell_id=f"{seed}", seed=seed, balanced_accuracy=0.5 + seed / 10) for seed in range(2)]
-    table = results_table(group_seeds(rows))
-    assert table.blocks[0].lines[0].values == ("0.550",)
-    assert any(note.startswith("mean over 2 seeds, without intervals: ") and "give `spread` range" in note for note in table.notes)
-    for spread, value in (("range", "0.550±0.050"), ("sd", "0.550±0.071")):
-        shown = results_table(group_seeds(rows, spread))
-        assert shown.blocks[0].lines[0].values == (value,)
-        assert shown.notes[0] == f"mean ± {'half the range' if spread == 'range' else 'standard deviation'} over 2 seeds"
+def test_methods_stand_as_given_the_best_first_or_by_name(row):
+    rows = [row(cell_id=label, label=label, balanced_accuracy=score) for label, score in (("m", 0.1), ("z", 0.9), ("a", 0.5))]
+    methods = {order: [method for _, method, *_ in lines_of(table_of(rows, order=order))][:3] for order in ("given", "best", "name")}
+    assert methods == {"given": ["m", "z", "a"], "best": ["z", "a", "m"], "name": ["a", "m", "z"]}
 
 
-def test_what_is_the_same_at_every_place_has_a_block_of_its_own_and_a_reason(row):
-    scores = {"same": (0.5, 0.5), "other": (0.6, 0.7)}
+def test_what_is_not_there_is_a_mistake(row):
+    with pytest.raises(UserError, match="there is no measure 'acuracy'; did you mean 'accuracy'"):
+        table_of([row()], "acuracy")
+    with pytest.raises(UserError, match="no row that is ok has a coverage"):
+        table_of([row()], "coverage")
+
+
+def test_no_rows_give_an_empty_table():
+    assert table_of([]).texts.empty
+
+
+@pytest.mark.parametrize(
+    ("as_", "text"), [("md", r"\<b\>\|x\_\$"), ("html", "&lt;b&gt;|x_$"), ("latex", r"$<$b$>$\textbar{}x\_\$"), ("csv", "<b>|x_$")]
+)
+def test_what_users_wrote_is_text_in_every_format(row, as_, text):
+    assert text in table_of([row(label="<b>|x_$")]).text(as_)
+
+
+@pytest.mark.parametrize("label", ['=HYPERLINK("http://x")', "+1", "-1", "@SUM(A1)", "\t=1"])
+def test_no_text_of_a_csv_is_a_formula(row, label):
+    assert f"'{label}".replace('"', '""') in table_of([row(label=label)]).text("csv")
+
+
+def test_latex_is_one_table_with_rules_a_caption_and_a_label(row):
+    text = table_of(seeds(row, 0.5, 0.6, 0.7), "macro_f1", digits=2).text("latex")
+    for words in (r"\begin{table}", r"\toprule", r"\bottomrule", r"\caption{Macro F1", r"\label{tab:macro-f1}", r"0.50"):
+        assert words in text
+
+
+def test_a_terminal_takes_labels_as_text_and_loses_no_value(quickstart, row):
+    console = Console(file=io.StringIO(), width=80)
+    console.print(table_of(quickstart))
+    console.print(table_of([row(label="[red]x[/red]")]))
+    text = console.file.getvalue()
+    assert "[red]x[/red]" in text
+    assert all(value in text for values in table_of(quickstart).texts.to_numpy() for value in values)
+
+
+def test_differences_are_paired_and_written_with_their_p_values(row):
+    rows = [*seeds(row, 0.8, 0.7, 0.9, label="good"), *seeds(row, 0.5, 0.45, 0.4, label="poor")]
+    table = difference_table(Settings.of(rows))
+    assert table is not None
+    ((_, method, text),) = lines_of(table)
+    assert method == "good − poor"
+    # ttest_rel: differences 0.3, 0.25, 0.5
+    assert text.startswith("+0.350±0.329 p=0.044")
+    assert table.numbers[["first", "second", "seeds"]].to_numpy().tolist() == [["good", "poor", 3]]
+    assert difference_table(Settings.of(rows[:4])) is None
+    turned = difference_table(Settings.of(rows), compared=chosen_pair("poor", "good"))
+    assert turned is not None
+    assert lines_of(turned)[0][1:] == ("poor − good", "-0.350±0.329 p=0.044")
+
+
+def test_private_methods_are_compared_with_those_without_noise(row):
+    budgets = [("dp", 1.0), ("dp", math.inf), ("open", None)]
+    rows = [line for label, epsilon in budgets for line in seeds(row, 0.5, 0.6, label=label, epsilon_target=epsilon)]
+    table = difference_table(Settings.of(rows), compared=price_of_privacy)
+    assert table is not None
+    assert [method for _, method, *_ in lines_of(table)] == ["dp − dp at ε = ∞", "dp − open"]
+    assert table.texts.columns.tolist() == ["ε = 1"]
+
+
+def test_what_tuned_cells_chose_has_a_table(row):
+    tuned = {"space": {"clip": (1, 2)}, "trials": 2.0, "distribution": "geometric", "held_out": 0.1, "free": False}
+    rows = [row(cell_id=f"{seed}", seed=seed, tuning={**tuned, "chosen": {"clip": 1}, "trained": seed + 1}) for seed in range(2)]
+    table = tuned_table(Settings.of(rows))
+    assert table is not None
+    assert cells_of(table) == ["clip 1 (2): 1, 2"]
+    assert tuned_table(Settings.of([row()])) is None
+
+
+def clients_of(cell, own, alone=0.6):
+    lines = [
+        {"cell_id": cell, "name": name, "own_balanced_accuracy": score, "local_only_balanced_accuracy": alone}
+        for name, score in own.items()
+    ]
+    return pd.DataFrame(lines)
+
+
+def test_a_table_by_site_has_every_sites_mean_and_the_mean_over_them(row):
+    rows = [row(cell_id=f"{seed}", seed=seed) for seed in range(3)] + [row(cell_id="n", label="open", epsilon_target=None)]
+    own = [clients_of(f"{seed}", {"north": 0.4 + seed / 10, "<b>south": 0.7}) for seed in range(3)]
+    table = site_table(Settings.of(rows), pd.concat([*own, clients_of("n", {"north": 0.9, "<b>south": 0.8})]))
+    assert table is not None
+    assert table.title.startswith("Balanced accuracy by site · on the site's own test rows · digits")
+    assert lines_of(table) == [
+        ("ε = 1", "fedhypevae", "0.500±0.248", "0.700", "0.600±0.124"),
+        ("", "open (not private)", "0.900", "0.800", "0.850"),
+        ("", "the site's own real rows", "0.600", "0.600", "0.600"),
+    ]
+    assert "<b>south" in table.texts.columns
+    assert site_table(Settings.of(rows), pd.DataFrame()) is None
+
+
+def test_sites_that_were_left_out_have_a_table_with_their_mean(row):
+    scores = {"north": (0.5, 0.6), "south": (0.7, 0.6)}
     rows = [
-        row(cell_id=f"{label}{alpha}", label=label, alpha=alpha, balanced_accuracy=score)
-        for label, values in scores.items()
-        for alpha, score in zip((0.1, 1.0), values, strict=True)
+        row(cell_id=f"{site}{seed}", dataset=f"digits ({site} unseen)", unseen=site, seed=seed, balanced_accuracy=score)
+        for site, values in scores.items()
+        for seed, score in enumerate(values)
     ]
-    table = results_tables(group_seeds(rows))[0]
-    assert [(block.place, [line.label for line in block.lines]) for block in table.blocks] == [
-        ("every α and number of clients", ["same"]),
-        ("α = 0.1", ["other"]),
-        ("α = 1", ["other"]),
-    ]
-    assert any(note.startswith("every α and number of clients: the numbers are the same") for note in table.notes)
-    assert [len(block.lines) for block in results_table(group_seeds(rows)).blocks] == [2, 2]
-    assert all(value in printed(rows) for value in ("0.500", "0.600", "0.700"))
-
-
-def test_one_place_or_one_missing_place_is_not_every_place(row):
-    rows = [row(cell_id=f"{alpha}", alpha=alpha, balanced_accuracy=0.5) for alpha in (0.1, 1.0)]
-    other = row(cell_id="o", label="other", alpha=1.0)
-    assert same_everywhere(group_seeds(rows[:1]), ["balanced_accuracy"]) == set()
-    assert same_everywhere(group_seeds([*rows, other]), ["balanced_accuracy"]) == {"fedhypevae"}
-
-
-def test_a_method_that_used_public_rows_is_marked_and_the_rows_are_named_below(row):
-    rows = [row(label="alone"), row(label="helped", public="BloodMNIST", public_hash="0")]
-    table = results_table(group_seeds(rows))
-    assert [table.names(line)[0] for line in table.blocks[0].lines] == ["alone", "helped †"]
-    assert table.notes[-1] == "†: uses public data: BloodMNIST"
-    assert "helped †" in printed(rows)
-
-
-def test_rows_of_two_public_data_sets_are_never_in_one_mean(row):
-    rows = [row(label="helped", public=name, public_hash=name, seed=seed) for seed, name in enumerate(("blood", "organ"))]
-    assert [group.label for group in group_seeds(rows)] == ["helped (public=blood)", "helped (public=organ)"]
+    table = site_table(Settings.of(rows, "range"), pd.DataFrame())
+    assert table is not None
+    assert table.title.startswith("Balanced accuracy by site · on a site that took no part · digits · ")
+    assert [texts for _, _, *texts in lines_of(table)] == [["0.550±0.050", "0.650±0.050", "0.600"]]

@@ -11,10 +11,9 @@ from rows import ERROR, lines_of
 
 from fedsim.evaluation.judge import Judgement
 from fedsim.evaluation.references import Ceiling, LocalOnly
-from fedsim.results.grid_rows import every_row, grid_rows
-from fedsim.results.join import Entry, Lines, claim_of
-from fedsim.results.result_lines import judgement_line, reference_line, training_line
-from fedsim.results.rows import Row, RowError
+from fedsim.results.columns import COLUMNS, Row
+from fedsim.results.result_lines import RowError, judgement_line, reference_line, training_line
+from fedsim.results.run import Entry, Lines, claim_of, every_row, grid_rows
 from fedsim.results.store import ResultStore
 from fedsim.runs.manifest import write_manifest
 from fedsim.training.trial import Outcome, Trial
@@ -108,21 +107,20 @@ def test_of_what_does_not_follow_the_plan_no_epsilon_is_known() -> None:
     trial = a_trial()
     row = row_of(trial, as_planned(trial, unaccounted="client 0 has 1 of 2 steps"), JUDGEMENT, audits=audits(refuted=True))
     assert (row.status, row.epsilon_spent, row.mechanisms) == ("unaccounted", None, None)
-    assert row.error is not None
-    assert (row.error.type, row.error.message) == ("Unaccounted", "client 0 has 1 of 2 steps")
+    assert row.error == {"type": "Unaccounted", "message": "client 0 has 1 of 2 steps", "traceback": ""}
 
 
 def test_a_training_that_failed_is_a_row_without_scores_or_seconds_whose_plan_is_known() -> None:
     trial = a_trial()
     row = row_of(trial, FAILED)
-    assert (row.status, row.error, row.scores, row.seconds, row.epsilon_spent) == ("failed", FAILED, {}, None, None)
-    assert (row.epsilon_target, row.sigma, row.claim) == (4.0, trial.plan and trial.plan.sigma, "proved")
+    assert (row.status, row.error, row.scores, row.seconds, row.epsilon_spent) == ("failed", ERROR, {}, None, None)
+    assert (row.epsilon_target, row.plan["sigma"], row.claim) == (4.0, trial.plan and trial.plan.sigma, "proved")
 
 
 def test_a_judgement_that_failed_is_a_failed_row_that_tells_what_was_spent() -> None:
     trial = a_trial()
     row = row_of(trial, as_planned(trial), FAILED)
-    assert (row.status, row.error, row.scores) == ("failed", FAILED, {})
+    assert (row.status, row.error, row.scores) == ("failed", ERROR, {})
     assert row.epsilon_spent == (trial.plan and trial.plan.epsilon_reached)
     assert (row.train_seconds, row.judge_seconds) == (3.0, None)
 
@@ -179,9 +177,9 @@ def test_columns_of_references_are_empty_until_their_lines_are_there(tmp_path: P
     store.append("references", [reference_line("ceiling", Ceiling(0.9, 0.95)), reference_line("another ceiling", Ceiling(0.1, 0.1))])
     store.append("references", [reference_line("local-only", LocalOnly(0.4, (0.5, None, 0.3, 0.4)))])
     (after,) = grid_rows(tmp_path)
-    found = {name for name in Row.columns() if before.model_dump()[name] != after.model_dump()[name]}
+    found = {name for name in COLUMNS if before.values[name] != after.values[name]}
     assert found == {"ceiling_balanced_accuracy", "ceiling_accuracy", "local_only_balanced_accuracy", "share_of_ceiling"}
-    assert after.value("share_of_ceiling") == after.balanced_accuracy / 0.9
+    assert after.share_of_ceiling == after.balanced_accuracy / 0.9
     assert (after.ceiling_balanced_accuracy, after.ceiling_accuracy, after.local_only_balanced_accuracy) == (0.9, 0.95, 0.4)
 
 

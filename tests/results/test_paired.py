@@ -5,9 +5,8 @@ import pytest
 from rows import make_row
 from scipy.stats import ttest_1samp, ttest_rel
 
-from fedsim.results.groups import Interval, group_seeds
-from fedsim.results.paired import Difference, holm, paired_differences, paired_t_test
-from fedsim.results.rows import Row
+from fedsim.results.columns import Row
+from fedsim.results.stats import Settings, holm, paired_differences
 
 GOOD, POOR = [0.8, 0.7, 0.9, 0.85], [0.5, 0.45, 0.4, 0.62]
 
@@ -20,31 +19,35 @@ def method(label: str, values: list[float], start: int = 0, **fields: Any) -> li
     ]
 
 
-def differences(rows: list[Row]) -> list[Difference]:
-    return paired_differences(group_seeds(rows), lambda row: row.balanced_accuracy)
+def differences(rows: list[Row]) -> list[dict[Any, Any]]:
+    """The differences, with the facts of their first setting."""
+    settings = Settings.of(rows)
+    names, found = settings.facts["label"], paired_differences(settings, "balanced_accuracy").to_dict("records")
+    return [{**settings.facts.loc[each["first"]], **each, "pair": (names[each["first"]], names[each["second"]])} for each in found]
 
 
 def test_a_difference_is_the_paired_t_test_of_the_seeds() -> None:
     (found,) = differences([*method("good", GOOD), *method("poor", POOR)])
-    assert (found.first.label, found.second.label, found.interval.count) == ("good", "poor", 4)
-    assert found.interval == Interval.of([a - b for a, b in zip(GOOD, POOR, strict=True)])
+    assert (found["pair"], found["n"]) == (("good", "poor"), 4)
     expected = ttest_rel(GOOD, POOR)
     low, high = expected.confidence_interval(0.95)
-    assert (found.p, found.p_holm) == pytest.approx((expected.pvalue, expected.pvalue))
-    assert found.interval.half_width == pytest.approx((high - low) / 2)
+    assert (found["p"], found["p_holm"]) == pytest.approx((expected.pvalue, expected.pvalue))
+    assert (found["low"], found["high"], found["half"]) == pytest.approx((low, high, (high - low) / 2))
 
 
-@pytest.mark.parametrize("values", [[0.1, 0.2], [-0.1, 0.1], [0.3, 0.3000001, 0.29], [1e-3, -2e-3, 5e-4, 0.0, 1e-4]])
+@pytest.mark.parametrize("values", [[0.1, 0.2], [0.3, 0.3000001, 0.29], [1e-3, 0.2, 5e-4, 0.0, 1e-4]])
 def test_the_p_value_is_that_of_scipy(values: list[float]) -> None:
-    assert paired_t_test(values) == pytest.approx(ttest_1samp(values, 0.0).pvalue)
+    (found,) = differences([*method("a", values), *method("b", [0.0] * len(values))])
+    assert found["p"] == pytest.approx(ttest_1samp(values, 0.0).pvalue)
 
 
 def test_differences_that_do_not_vary_have_no_p_value_and_count_in_no_family() -> None:
     rows = [*method("a", [0.8, 0.7]), *method("b", [0.5, 0.4]), *method("c", [0.8, 0.3])]
-    found = {(each.first.label, each.second.label): each for each in differences(rows)}
-    assert (found["a", "b"].p, found["a", "b"].p_holm) == (None, None)
+    found = {each["pair"]: each for each in differences(rows)}
+    assert math.isnan(found["a", "b"]["p"])
+    assert math.isnan(found["a", "b"]["p_holm"])
     tested = [found["a", "c"], found["b", "c"]]
-    assert [each.p_holm for each in tested] == holm([each.p or 0.0 for each in tested])
+    assert [each["p_holm"] for each in tested] == holm([each["p"] for each in tested])
 
 
 def test_holms_correction_is_that_of_a_worked_example() -> None:
@@ -61,16 +64,16 @@ def test_p_values_are_corrected_over_the_budgets_and_pairs_of_one_place_alone(pl
     other = [*method("good", GOOD, **place), *method("poor", POOR, **place)]
     found = differences([*one, *other])
     ((name, value),) = place.items()
-    here, there = ([each for each in found if (getattr(each.first, name) == value) == moved] for moved in (False, True))
-    assert [each.p_holm for each in here] == holm([each.p or 0.0 for each in here])
-    assert [each.p_holm for each in there] == [each.p for each in there]
+    here, there = ([each for each in found if (each[name] == value) == moved] for moved in (False, True))
+    assert [each["p_holm"] for each in here] == holm([each["p"] for each in here])
+    assert [each["p_holm"] for each in there] == [each["p"] for each in there]
     assert (len(here), len(there)) == (2, 1)
 
 
 def test_seeds_that_one_method_lacks_are_left_out_and_one_shared_seed_gives_nothing() -> None:
     (found,) = differences([*method("good", GOOD), *method("poor", POOR[:3], start=1)])
-    assert found.interval.count == 3
-    assert found.interval.mean == pytest.approx(sum(a - b for a, b in zip(GOOD[1:], POOR[:3], strict=True)) / 3)
+    assert found["n"] == 3
+    assert found["mean"] == pytest.approx(sum(a - b for a, b in zip(GOOD[1:], POOR[:3], strict=True)) / 3)
     assert differences([*method("good", GOOD), *method("poor", POOR[:2], start=3)]) == []
 
 
@@ -89,4 +92,4 @@ def test_methods_under_other_budgets_are_no_pair(budget: dict[str, Any]) -> None
 def test_methods_without_an_epsilon_are_compared_with_each_other() -> None:
     open_ = {"epsilon_target": None, "delta": None, "unit": None, "trust": None}
     rows = [*method("good", GOOD, **open_), *method("poor", POOR, **open_), *method("private", POOR, epsilon_target=math.inf)]
-    assert [(each.first.label, each.second.label) for each in differences(rows)] == [("good", "poor")]
+    assert [each["pair"] for each in differences(rows)] == [("good", "poor")]

@@ -1,12 +1,13 @@
 """What a row holds of an error."""
 
+from pathlib import Path
+
 import pytest
 from cells import small_cells
-from rows import make_row
+from rows import add_rows, make_row
 
-from fedsim.results.grid_rows import grid_rows
-from fedsim.results.result_lines import training_line
-from fedsim.results.rows import MOST_MESSAGE, MOST_TRACEBACK, RowError
+from fedsim.results.result_lines import MOST_MESSAGE, MOST_TRACEBACK, RowError, training_line
+from fedsim.results.run import grid_rows
 from fedsim.results.store import ResultStore
 
 
@@ -20,9 +21,10 @@ def test_an_error_of_megabytes_is_told_by_its_message_s_beginning_and_its_traceb
     assert RowError.model_validate(error.model_dump()) == error
 
 
-def test_a_score_is_a_number() -> None:
-    with pytest.raises(ValueError, match="balanced_accuracy is not a number"):
-        make_row(balanced_accuracy=float("nan"))
+def test_a_score_is_a_number(tmp_path: Path) -> None:
+    add_rows(tmp_path, make_row(balanced_accuracy=float("nan")))
+    with pytest.raises(ValueError, match="cell a: balanced_accuracy is not a number"):
+        grid_rows(tmp_path)
 
 
 @pytest.mark.usefixtures("folder")
@@ -32,4 +34,4 @@ def test_an_error_that_names_a_path_that_is_not_utf_8_can_be_written_and_read() 
     ResultStore("run").append("trainings", [training_line(trial, error, {})])
     (row,) = grid_rows("run")
     assert row.status == "failed"
-    assert row.error == RowError(type="ValueError", message="cannot read a?b", traceback="File a?b")
+    assert row.error == {"type": "ValueError", "message": "cannot read a?b", "traceback": "File a?b"}

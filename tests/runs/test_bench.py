@@ -9,16 +9,16 @@ from benches import TIMES, Ran
 from cells import NODES, quick, small_grid
 from plug_ins import GOOD, changed
 from rich.console import Console
+from rows import values_of
 
 import fedsim
 from fedsim.errors import PluginError
 from fedsim.grid.models import Grid
 from fedsim.interrupts import INTERRUPTED
 from fedsim.report.report import write_report
+from fedsim.results.columns import Row
 from fedsim.results.folder import RunFolder
-from fedsim.results.grid_rows import every_row, grid_rows
-from fedsim.results.join import Lines
-from fedsim.results.rows import Row
+from fedsim.results.run import Lines, every_row, grid_rows
 from fedsim.results.store import KINDS, Kind, ResultStore
 from fedsim.runs.bench import engine_for, missing_jobs
 from fedsim.runs.display import Display
@@ -30,7 +30,7 @@ Bench = Callable[..., Ran]
 
 
 def by_cell(rows: list[Row], *left_out: str) -> dict[str, dict[str, Any]]:
-    return {row.cell_id: row.model_dump(exclude={*TIMES, *left_out}) for row in rows}
+    return {row.cell_id: values_of(row, *TIMES, *left_out) for row in rows}
 
 
 def files(folder: Path) -> dict[str, bytes]:

@@ -13,7 +13,7 @@ from cells import small_grid
 
 from fedsim.errors import RunLost, UserError
 from fedsim.results.folder import RunFolder
-from fedsim.results.grid_rows import every_row
+from fedsim.results.run import every_row
 from fedsim.results.store import Kind, ResultStore
 
 Bench = Callable[..., Ran]

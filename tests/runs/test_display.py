@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from fedsim.results.rows import Row
+from fedsim.results.columns import Row
 from fedsim.runs import display
 from fedsim.runs.display import Display, preparing
 
@@ -17,7 +17,7 @@ def row(cell_id: str, status: str = "ok", **fields: Any) -> Row:
     base = {"cell_id": cell_id, "status": status, "algorithm": "alg", "label": "alg", "params": {}, "dataset": "digits"}
     base |= {"alpha": 0.1, "clients": 10, "seed": 2, "epsilon_target": 4.0, "epsilon_spent": 3.98}
     base |= {"error": ERROR} if status == "failed" else {"accuracy": 0.8, "balanced_accuracy": 0.812, "macro_f1": 0.8}
-    return Row.model_validate(base | fields)
+    return Row(base | fields)
 
 
 def console(*, terminal: bool = False) -> Console:

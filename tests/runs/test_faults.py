@@ -20,6 +20,7 @@ import pytest
 import yaml
 from benches import PATIENCE, TIMES, Ran, interruptible, slowness
 from processes import GRID, bench, offspring, rounds, rows, wait_for_the_end_of, when
+from rows import values_of
 
 from fedsim.grid.models import Grid
 
@@ -47,7 +48,7 @@ def grid(tmp_path: Path) -> Path:
 def undisturbed_(bench: Callable[..., Ran]) -> Undisturbed:
     """Rows and round records of the grid, without wall time, as a bench without any fault writes them."""
     ran = bench(Grid.model_validate(yaml.safe_load(GRID)), "undisturbed")
-    by_cell = {row.cell_id: row.model_dump(exclude={*TIMES}) for row in ran.rows}
+    by_cell = {row.cell_id: values_of(row, *TIMES) for row in ran.rows}
     return by_cell, sorted(ran.rounds, key=lambda record: (record["cell_id"], record["round"]))
 
 

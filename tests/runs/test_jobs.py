@@ -9,8 +9,8 @@ from rich.console import Console
 from rows import joined, lines_of, ran
 
 from fedsim.errors import UserError
-from fedsim.results.join import Lines
-from fedsim.results.rows import RowError
+from fedsim.results.result_lines import RowError
+from fedsim.results.run import Lines
 from fedsim.results.store import ResultStore
 from fedsim.results.trained import keep_state
 from fedsim.runs.bench import missing_jobs

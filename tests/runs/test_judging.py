@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 from benches import TIMES, Ran
 from cells import small_grid
+from rows import values_of
 
 from fedsim.errors import UserError
 from fedsim.grid.models import Grid
@@ -24,7 +25,7 @@ def judged_by(grid: Grid, **evaluation: Any) -> Grid:
 
 
 def rows(ran: Ran) -> list[dict[str, Any]]:
-    return [row.model_dump(exclude={*TIMES}) for row in ran.rows]
+    return [values_of(row, *TIMES) for row in ran.rows]
 
 
 def test_another_evaluation_of_a_finished_grid_judges_again_and_trains_nothing(bench: Bench) -> None:

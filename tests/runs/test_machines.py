@@ -16,7 +16,7 @@ from benches import PATIENCE, wait_until
 from plug_ins import changed
 from processes import FEDSIM, environment
 
-from fedsim.results.grid_rows import grid_rounds, grid_rows
+from fedsim.results.run import grid_rounds, grid_rows
 
 PORT = 6389
 CLUSTER = Path(__file__).parents[2] / "docs" / "cluster.md"

@@ -15,7 +15,7 @@ from fedsim.errors import UserError
 from fedsim.grid.models import Grid
 from fedsim.methods.messages import Server
 from fedsim.methods.products import Generator
-from fedsim.results.grid_rows import grid_rows
+from fedsim.results.run import grid_rows
 from fedsim.runs.prepare import Prepared, prepare
 from fedsim.training.cohort import build_algorithm
 

@@ -12,6 +12,7 @@ import pytest
 import torch
 from benches import TIMES, Ran, slowness, wait_until
 from cells import NODES, WITH_GPUS, quick, small_grid
+from rows import values_of
 
 from fedsim.methods.parameters import ALIGNMENT
 from fedsim.runs import scheduler
@@ -130,7 +131,7 @@ def all_free(ray_cluster: None) -> Callable[[], None]:
 
 
 def by_label(ran: Ran, *left_out: str) -> dict[str, dict[str, Any]]:
-    return {row.label: row.model_dump(exclude={*TIMES, *left_out}) for row in ran.rows}
+    return {row.label: values_of(row, *TIMES, *left_out) for row in ran.rows}
 
 
 def test_a_tensor_arrives_as_it_was_sent_in_aligned_memory_of_its_own(as_bytes: None) -> None:
@@ -184,7 +185,7 @@ def test_a_cell_that_fails_ends_its_process_or_loses_a_client_is_a_row_and_leave
     ran = ray_bench(small_grid(*entries, "weight-noise", resources={"clients_per_actor": 2}), keep_going=True)
     assert ran.code == 1
     assert [(row.label, row.status) for row in ran.rows] == [*((how, "failed") for how in hows), ("weight-noise", "ok")]
-    ended, raised, left, died = ((row.error.type, row.error.message) for row in ran.rows[:4] if row.error)
+    ended, raised, left, died = ((row.error["type"], row.error["message"]) for row in ran.rows[:4] if row.error)
     assert raised == ("ZeroDivisionError", "a client is broken")
     assert left == ("RuntimeError", "the algorithm called sys.exit(3), which a cell may not")
     for kind, message in (ended, died):
@@ -202,7 +203,7 @@ def test_hostile_plug_ins_fail_alone(ray_bench: Bench, hostile: str) -> None:
     ran = ray_bench(small_grid(hostiles[0], "dp-gaussian", hostiles[1], "weight-noise", hostiles[2], resources=resources), keep_going=True)
     assert time.monotonic() - started < 60 * slowness()
     assert {name: row for name, row in by_label(ran).items() if name in alone} == alone
-    errors = {row.label: (row.error.type, row.error.message) for row in ran.rows if row.error}
+    errors = {row.label: (row.error["type"], row.error["message"]) for row in ran.rows if row.error}
     assert (errors["Hangs"][0], "it ran for longer than cell_timeout" in errors["Hangs"][1]) == ("TimeoutError", True)
     assert (errors["Eats"][0], "more than its 0.5 GB of memory_per_cell" in errors["Eats"][1]) == ("MemoryError", True)
 

@@ -8,7 +8,7 @@ from cells import NODES, quick, small_grid
 from rich.console import Console
 
 from fedsim.errors import PluginError
-from fedsim.results.grid_rows import grid_rows
+from fedsim.results.run import grid_rows
 from fedsim.results.store import ResultStore
 from fedsim.runs import scheduler
 from fedsim.runs.display import Display
@@ -85,7 +85,7 @@ def test_a_job_that_loses_its_worker_runs_again_and_in_the_end_fails(tmp_path: P
     assert told(run).count("its worker died; it runs again") == 3
     assert told(run).count("reference failed, its column stays empty; the same command tries again") == 2
     assert ResultStore(tmp_path).references() == {}
-    assert [(row.status, row.error and row.error.type) for row in grid_rows(tmp_path)] == [("failed", "ActorDiedError")]
+    assert [(row.status, row.error and row.error["type"]) for row in grid_rows(tmp_path)] == [("failed", "ActorDiedError")]
 
 
 class Shrunken(InProcess):

@@ -19,7 +19,7 @@ from fedsim.evidence.audit.white_box import MOST_ADDED, ROOT, TrainingPair, in_c
 from fedsim.grid.models import AuditSpec, Grid
 from fedsim.plugins.code_hash import harness_hash, source_hash
 from fedsim.plugins.registry import lookup
-from fedsim.results.join import claim_of
+from fedsim.results.run import claim_of
 from fedsim.training.trial import Trial
 from fedsim.words import number
 

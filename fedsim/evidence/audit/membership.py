@@ -22,8 +22,7 @@ from fedsim.grid.models import Cell, Grid
 from fedsim.methods.products import is_classifier
 from fedsim.plugins.registry import check_installed
 from fedsim.results.folder import RunFolder
-from fedsim.results.grid_rows import entries
-from fedsim.results.join import Lines
+from fedsim.results.run import Lines, entries
 from fedsim.results.trained import TrainedCells, prepare_trained, read_state
 from fedsim.seeds import Seeds
 from fedsim.training.cohort import build_algorithm

@@ -3,37 +3,33 @@ import math
 import pytest
 from rows import add_lines, add_rows
 
-from fedsim.report.diagnostics import Rounds
-from fedsim.report.failures import (
-    ACCURACY,
-    BELOW_CEILING,
-    COLLAPSE,
-    DISAGREEMENT,
-    DIVERGED,
-    EXPLOSION,
-    FALLS,
-    HELP,
-    JUDGES,
-    MEANING,
-    SEEDS,
-    SIZE,
-    find_failures,
-    summary,
-)
+from fedsim.report.findings import KINDS, findings
 from fedsim.report.report import write_report
+from fedsim.report.rounds import round_frame
+from fedsim.results.stats import Settings
+
+NAMES = (
+    *("score falls as noise goes", "probe and nearest neighbours disagree", "seeds far apart"),
+    *("synthetic rows of another size than real ones", "training diverged", "accuracy collapse under noise"),
+    *("accuracy far below the ceiling", "KL collapse", "KL explosion", "cross-client MMD stays high"),
+)
+FALLS, JUDGES, SEEDS, SIZE, DIVERGED, ACCURACY, BELOW_CEILING, COLLAPSE, EXPLOSION, DISAGREEMENT = NAMES
 
 
 def found_in(rows, records):
-    return find_failures(rows, Rounds.of(rows, records))
+    """Kind, setting and what was seen, a tuple a setting."""
+    settings = Settings.of(rows)
+    found = findings(settings, round_frame(settings, records))
+    return [(finding.kind.name, *seen) for finding in found for seen in finding.seen]
 
 
 def kinds(rows, records):
-    return [finding.kind for finding in found_in(rows, records)]
+    return [kind for kind, *_ in found_in(rows, records)]
 
 
 def only(rows, records):
-    (finding,) = found_in(rows, records)
-    return finding
+    (found,) = found_in(rows, records)
+    return found
 
 
 @pytest.fixture
@@ -49,7 +45,6 @@ def test_a_sound_training_has_no_findings(row, training):
     rows = [row(cell_id=each, seed=seed, balanced_accuracy=0.8) for seed, each in enumerate("ab")]
     assert found_in(rows, training("a") + training("b")) == []
     assert found_in([], []) == []
-    assert summary([]) == []
 
 
 # 0.1 + 0.25 * (0.9 - 0.1) = 0.3
@@ -59,23 +54,19 @@ def test_accuracy_collapsed_when_noise_took_most_of_it(pair, training, noisy, ex
 
 
 def test_an_accuracy_collapse_is_told_with_both_scores_and_the_noise(pair, training):
-    finding = only(pair(0.12, 0.9), training("a", noise_norm=[1.0] * 6 + [11_600.0] * 2))
-    assert finding.setting == "fedhypevae · digits · α = 0.1 · 10 clients · ε = 1"
-    assert finding.observed == "balanced accuracy 0.12, 0.90 without noise (chance 0.10); the noise's norm is 116 times the signal's"
-    assert "fewer and larger batches" in summary([finding])[0]
+    _, setting, observed = only(pair(0.12, 0.9), training("a", noise_norm=[1.0] * 6 + [11_600.0] * 2))
+    assert setting == "fedhypevae · digits · α = 0.1 · 10 clients · ε = 1"
+    assert observed == "balanced accuracy 0.12, 0.90 without noise (chance 0.10); the noise's norm is 116 times the signal's"
 
 
 def test_where_clients_noise_their_own_steps_no_noise_of_the_sum_is_told(pair, training):
-    assert only(pair(0.12, 0.9), training("a", noise_norm=[0.0] * 8)).observed.endswith("(chance 0.10)")
+    assert only(pair(0.12, 0.9), training("a", noise_norm=[0.0] * 8))[2].endswith("(chance 0.10)")
 
 
 def test_without_a_noiseless_score_the_ceiling_counts_and_noise_is_not_blamed(row):
     # 0.1 + 0.25 * (0.953 - 0.1) = 0.313
-    finding = only([row(balanced_accuracy=0.31)], [])
-    assert finding.kind == BELOW_CEILING
-    assert finding.observed == "balanced accuracy 0.31, the ceiling is 0.95 (chance 0.10)"
-    assert "the noise may be the cause or not" in summary([finding])[0]
-    assert "ε = .inf in the grid" in summary([finding])[0]
+    kind, _, observed = only([row(balanced_accuracy=0.31)], [])
+    assert (kind, observed) == (BELOW_CEILING, "balanced accuracy 0.31, the ceiling is 0.95 (chance 0.10)")
     assert kinds([row(balanced_accuracy=0.32)], []) == []
     assert kinds([row(balanced_accuracy=0.1, chance=None)], []) == []
 
@@ -106,13 +97,13 @@ def test_the_noiseless_score_is_of_the_same_method_and_place(row):
         row(cell_id="s", scheme="shards", epsilon_target=math.inf, balanced_accuracy=0.2),
         row(cell_id="c", clients=4, epsilon_target=math.inf, balanced_accuracy=0.2),
     ]
-    assert "the ceiling is 0.95" in only([row(cell_id="a", balanced_accuracy=0.2), *other], []).observed
+    assert "the ceiling is 0.95" in only([row(cell_id="a", balanced_accuracy=0.2), *other], [])[2]
 
 
 def test_accuracy_is_the_mean_over_seeds_that_are_ok(row, failed):
     left_out = [row(cell_id="o", seed=2, status="overspent", epsilon_spent=9.0, balanced_accuracy=0.9), failed(cell_id="f", seed=3)]
     seeds = [row(cell_id="a", seed=0, balanced_accuracy=0.1), row(cell_id="b", seed=1, balanced_accuracy=0.2)]
-    assert "balanced accuracy 0.15" in only([*seeds, *left_out], []).observed
+    assert "balanced accuracy 0.15" in only([*seeds, *left_out], [])[2]
     assert kinds([*seeds, row(cell_id="c", seed=4, balanced_accuracy=0.9)], []) == [SEEDS]
 
 
@@ -132,8 +123,7 @@ def test_single_seeds_show_judges_that_disagree_seeds_that_do_and_rows_of_anothe
         row(cell_id="a", seed=0, balanced_accuracy=0.9, knn_balanced_accuracy=0.7, synthetic_norm=8.5),
         row(cell_id="b", seed=1, balanced_accuracy=0.5, knn_balanced_accuracy=0.5, synthetic_norm=1.0),
     ]
-    found = {finding.kind: finding.observed for finding in found_in(rows, [])}
-    assert found == {
+    assert {kind: observed for kind, _, observed in found_in(rows, [])} == {
         JUDGES: "0.90 by the probe, 0.70 by neighbours, in 1 of 2 seeds",
         SEEDS: "balanced accuracy 0.90, 0.50",
         SIZE: "norm 8.5, in 1 of 2 seeds",
@@ -188,9 +178,9 @@ def test_mmd_stays_high_when_it_is_high_and_did_not_halve(row, training, mmd, ex
 def test_training_diverged_when_any_loss_is_not_finite(row, failed, training, name, value):
     records = training("a", **{name: [0.5] * 5 + [value] * 3})
     for each in (row(cell_id="a"), failed(cell_id="a")):
-        finding = only([each], records)
-        assert finding.kind == DIVERGED
-        assert f"({name[5:].replace('_', ' ')}) is not finite from round 5 on" in finding.observed
+        kind, _, observed = only([each], records)
+        assert kind == DIVERGED
+        assert f"({name[5:].replace('_', ' ')}) is not finite from round 5 on" in observed
 
 
 def test_a_loss_that_was_not_computed_is_no_divergence(row, training):
@@ -205,8 +195,8 @@ def test_rounds_of_a_warm_start_and_of_other_grids_do_not_count(row, training):
 def test_one_finding_speaks_for_all_seeds(row, training):
     rows = [row(cell_id=each, seed=seed) for seed, each in enumerate("abc")]
     both = training("a", kl=0.01) + training("b", kl=0.03)
-    assert only(rows, both + training("c")).observed == "0.02 nats an example in the last quarter of the rounds, in 2 of 3 seeds"
-    assert only(rows, both + training("c", kl=0.02)).observed.endswith(", in all 3 seeds")
+    assert only(rows, both + training("c"))[2] == "0.02 nats an example in the last quarter of the rounds, in 2 of 3 seeds"
+    assert only(rows, both + training("c", kl=0.02))[2].endswith(", in all 3 seeds")
 
 
 def setting(row):
@@ -215,20 +205,20 @@ def setting(row):
 
 def test_settings_are_told_apart_and_a_summary_is_short(row, training):
     rows = [row(cell_id=f"{alpha}", alpha=alpha) for alpha in (0.1, 0.3, 1.0)]
-    found = found_in(rows, [record for each in rows for record in training(each.cell_id, kl=0.0, cross_client_mmd=0.2)])
-    assert [finding.setting for finding in found if finding.kind == COLLAPSE] == [setting(each) for each in rows]
-    collapse, disagreement = summary(found)
-    assert collapse.startswith(f"{COLLAPSE} in 3 settings, such as {setting(rows[0])}: ")
-    assert HELP[DISAGREEMENT] in disagreement
-    assert summary(found[:1])[0].startswith(f"{COLLAPSE}: {setting(rows[0])}: ")
+    records = [record for each in rows for record in training(each.cell_id, kl=0.0, cross_client_mmd=0.2)]
+    assert [where for kind, where, _ in found_in(rows, records) if kind == COLLAPSE] == [setting(each) for each in rows]
+    collapse, disagreement = findings(settings := Settings.of(rows), round_frame(settings, records))
+    assert collapse.summary.startswith(f"{COLLAPSE} in 3 settings, such as {setting(rows[0])}: ")
+    assert "What usually helps: synthesis: mixture" in disagreement.summary
 
 
-def test_every_kind_has_a_meaning_and_a_help():
-    assert HELP.keys() == MEANING.keys()
+def test_every_kind_has_a_name_a_meaning_and_a_help():
+    assert [kind.name for kind in KINDS] == [*NAMES]
+    assert all(kind.meaning and kind.help for kind in KINDS)
 
 
 def test_findings_of_a_folder_come_from_its_files(tmp_path, row, training):
     add_rows(tmp_path, row(cell_id="a"))
     assert write_report(tmp_path).findings == []
     add_lines(tmp_path / "rounds.jsonl", training("a", loss_kl=math.nan, kl=math.inf))
-    assert [finding.kind for finding in write_report(tmp_path).findings] == [DIVERGED, EXPLOSION]
+    assert [finding.kind.name for finding in write_report(tmp_path).findings] == [DIVERGED, EXPLOSION]

@@ -1,0 +1,136 @@
+"""Two runs of the same settings and seeds, row by row."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pandas as pd
+from rich.console import Console
+
+from fedsim.errors import UserError
+from fedsim.json_lines import dump
+from fedsim.report.terminal import frame_table
+from fedsim.results.columns import COLUMNS, Kind, Row, names
+from fedsim.results.folder import RunFolder
+from fedsim.results.run import read_results
+from fedsim.words import Printed, counted, print_line, setting
+
+MATCHED_BY = ("label", "dataset", "scheme", "alpha", "clients", "unseen", "epsilon_target", "delta", "unit", "trust", "seed")
+"""What rows are matched by, beside parameters."""
+FINGERPRINTS = ("round", "sampled", "noise")
+"""Which rows a round sampled, and which noise was added."""
+_PROVENANCE = {"source": "source of {}", "judged": "code that judged", "counted_by": "code that counted ε"}
+
+
+class RunRecords(NamedTuple):
+    """Rows, and the round records of their cells, maybe of more."""
+
+    rows: Sequence[Row]
+    rounds: Sequence[Mapping[str, Any]]
+
+
+@dataclass(frozen=True, repr=False)
+class Comparison(Printed):
+    """What two runs have in common and what not.
+
+    Attributes:
+        runs: what they are called.
+        only: of the first and of the second run, the rows of settings and seeds that the other lacks.
+        matched: a line a row that both have: ``setting``, ``change`` (of balanced accuracy, second run minus first), ``rounds`` (whether
+            samples and noise are equal), ``differ`` (columns, without clock and provenance).
+        provenance: what made the shared rows where that differs, in words.
+    """
+
+    runs: tuple[str, str]
+    only: tuple[Sequence[Row], Sequence[Row]]
+    matched: pd.DataFrame
+    provenance: Sequence[str]
+
+    @property
+    def rows_equal(self) -> bool:
+        """Whether all shared rows and their rounds are the same to the last bit."""
+        return bool(self.matched["rounds"].all() and not self.matched["differ"].any())
+
+    @property
+    def equal(self) -> bool:
+        """Whether nothing differs but identifiers of cells, what is saved of a generator, and wall time."""
+        return self.rows_equal and not any(self.only) and not self.provenance
+
+    def show(self, console: Console) -> None:
+        """Print what is only in one, what differs of rows that both have, and what is equal."""
+        for line in self._lines():
+            print_line(console, line)
+        differing = self.matched[(self.matched["differ"] != "") | ~self.matched["rounds"]]
+        if len(differing):
+            console.print(frame_table("change: of balanced accuracy, second run minus first", differing))
+
+    def _lines(self) -> Iterator[str]:
+        for name, rows in zip(self.runs, self.only, strict=True):
+            yield from (f"only in {name}: {row.setting}" for row in rows)
+        yield from self.provenance
+        equal = int(((self.matched["differ"] == "") & self.matched["rounds"]).sum())
+        what = "everything" if self.equal else f"{equal} of {len(self.matched)} shared rows"
+        yield f"equal to the last bit: {what} ({counted(equal, 'row')}), all but clock and provenance, and samples and noise of rounds"
+
+
+def compare(runs: tuple[str, str], first: RunRecords, second: RunRecords) -> Comparison:
+    """Match the rows of two runs by setting and seed; ``matched`` is empty where they share none."""
+    one, other = _keyed(first.rows), _keyed(second.rows)
+    shared = [(row, other[key]) for key, row in one.items() if key in other]
+    rounds = [_fingerprints(first.rounds), _fingerprints(second.rounds)]
+    matched = [
+        {
+            "setting": setting(a.label, a.dataset, a.scheme, alpha=a.alpha, clients=a.clients, epsilon=a.epsilon_target, seed=a.seed),
+            "change": math.nan if None in (a.balanced_accuracy, b.balanced_accuracy) else b.balanced_accuracy - a.balanced_accuracy,
+            "rounds": rounds[0].get(a.cell_id) == rounds[1].get(b.cell_id),
+            "differ": ", ".join(name for name in _COMPARED if dump(getattr(a, name)) != dump(getattr(b, name))),
+        }
+        for a, b in shared
+    ]
+    return Comparison(
+        runs,
+        ([row for key, row in one.items() if key not in other], [row for key, row in other.items() if key not in one]),
+        pd.DataFrame(matched, columns=["setting", "change", "rounds", "differ"]).astype({"rounds": bool}),
+        list(dict.fromkeys(line for pair in shared for line in _provenance(*pair))),
+    )
+
+
+_COMPARED = [name for name in COLUMNS if name not in names(Kind.CLOCK, Kind.PROVENANCE)]
+
+
+def compare_folders(first: Path, second: Path) -> Comparison:
+    """Match the rows of two run folders, those of their grids, by setting and seed.
+
+    Raises:
+        UserError: one is not a run folder or cannot be read, or they share no setting and seed.
+    """
+    runs = []
+    for folder in (first, second):
+        RunFolder(folder).check()
+        results = read_results(folder)
+        runs.append(RunRecords(results.rows, results.rounds()))
+    found = compare((str(first), str(second)), runs[0], runs[1])
+    if not len(found.matched):
+        raise UserError(f"{first} and {second}", "no setting and seed is in both", "give two runs of one grid, or of grids that overlap")
+    return found
+
+
+def _keyed(rows: Sequence[Row]) -> dict[str, Row]:
+    return {dump([*(getattr(row, name) for name in MATCHED_BY), row.given_params]): row for row in rows}
+
+
+def _fingerprints(rounds: Sequence[Mapping[str, Any]]) -> dict[str, list[Any]]:
+    by_cell: dict[str, list[Any]] = {}
+    for record in rounds:
+        by_cell.setdefault(record["cell_id"], []).append([record.get(name) for name in FINGERPRINTS])
+    return by_cell
+
+
+def _provenance(first: Row, second: Row) -> Iterator[str]:
+    facts = {words.format(first.algorithm): (getattr(first, name), getattr(second, name)) for name, words in _PROVENANCE.items()}
+    facts |= {name: (first.versions.get(name), second.versions.get(name)) for name in {**first.versions, **second.versions}}
+    yield from (f"{name}: {a or 'none'} → {b or 'none'}" for name, (a, b) in facts.items() if a != b)

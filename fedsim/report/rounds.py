@@ -1,0 +1,92 @@
+"""Diagnostics of the rounds: losses, norms, clipping, noise and agreement of clients; from real data without noise, so not private."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import pandas as pd
+from matplotlib.figure import Figure
+
+from fedsim.report.figures import facet, shades
+from fedsim.report.tables import epsilon_head
+from fedsim.results.stats import PLACE, Settings
+
+NOT_PRIVATE = "computed from the real data without noise: diagnostics, not private, not to be released"
+_MOST_METHODS = 6
+_POINTS = 100
+"""At most so many points of a line: more than a panel has pixels to show apart."""
+_QUANTILES = ("gradient_norm_5", "gradient_norm_25", "gradient_norm_50", "gradient_norm_75", "gradient_norm_95")
+_TITLES = {
+    "kl": "KL, nats an example",
+    "gradient_norm_50": "norm before clipping",
+    "clipped_fraction": "clipped fraction",
+    "noise_to_signal": "noise norm / signal norm",
+    "generated_decoder_norm": "generated norm, decoder",
+    "generated_prior_norm": "generated norm, prior",
+    "cross_client_mmd": "cross-client MMD²",
+}
+"""What is drawn beside every loss."""
+
+
+def round_frame(settings: Settings, records: Iterable[Mapping[str, Any]]) -> pd.DataFrame:
+    """The round records of some settings' cells, whatever their status, as numbers.
+
+    Rounds that are not the training itself are left out: a warm start's messages are no gradients and have no loss.
+
+    Returns:
+        A line a cell and round, in their order: ``cell_id``, ``round``, ``setting``, the numbers that are drawn and every loss,
+        ``gradient_norm_5`` … ``gradient_norm_95``, ``noise_to_signal``, ``lost``: which losses are not finite, in words, ``kl_lost``:
+        whether the KL is not, and ``left``: the share of the cell's rounds that are still to come.
+    """
+    numbers = {"cell_id", "round", "signal_norm", "noise_norm", *_TITLES}
+    flat, losses = [], dict[str, None]()
+    for record in records:
+        if record.get("main", True):
+            held = {name: value for name, value in record.items() if name in numbers or name.startswith("loss_")}
+            parts = [name for name in held if name.startswith("loss_")]
+            losses |= dict.fromkeys(parts)
+            lost = " and ".join(_plain(name) for name in parts if not _finite(held.get(name)))
+            quantiles = zip(_QUANTILES, record.get("gradient_norm_quantiles") or (), strict=False)
+            flat.append({**held, **dict(quantiles), "lost": lost, "kl_lost": not _finite(held.get("kl"))})
+    drawn = [*losses, "signal_norm", "noise_norm", *_QUANTILES, *(name for name in _TITLES if name not in _QUANTILES)]
+    frame = pd.DataFrame(flat).reindex(columns=["cell_id", "round", "lost", "kl_lost", *drawn]).astype(dict.fromkeys(drawn, "float64"))
+    frame["setting"] = frame["cell_id"].map(dict(zip(settings.rows["cell_id"], settings.rows["setting"], strict=True)))
+    frame = frame.dropna(subset="setting").astype({"setting": "int64", "cell_id": "object", "lost": "object", "kl_lost": "bool"})
+    frame["noise_to_signal"] = frame["noise_norm"] / frame["signal_norm"]
+    count = frame.groupby("cell_id", sort=False)["round"]
+    return frame.assign(left=1 - (count.cumcount() + 1) / count.transform("size"))
+
+
+def _plain(name: str) -> str:
+    return name.removeprefix("loss_").replace("_", " ")
+
+
+def _finite(value: object) -> bool:
+    return not isinstance(value, float) or math.isfinite(value)
+
+
+def diagnostics(settings: Settings, rounds: pd.DataFrame) -> Figure | None:
+    """A line of panels a number over the rounds, a panel a method, a line an epsilon; None where there is nothing to draw.
+
+    Lines are means over seeds and places; what is not finite is left out, and so are methods but the first few.
+    """
+    losses = {name: f"loss: {_plain(name)}" for name in rounds.columns if name.startswith("loss_")}
+    shown = {**losses, **_TITLES}
+    kept = rounds.merge(settings.facts[[*PLACE, "label", "epsilon_target"]], left_on="setting", right_index=True)
+    kept = kept[kept["label"].isin(list(dict.fromkeys(kept["label"]))[:_MOST_METHODS])]
+    if not len(kept):
+        return None
+    width = math.ceil((kept["round"].max() + 1) / _POINTS)
+    numbers = kept[list(shown)].where(kept[list(shown)].abs() < math.inf)
+    by = [kept["label"], kept["epsilon_target"], kept["round"] // width * width]
+    means = numbers.groupby(by, dropna=False, sort=False).mean().rename_axis(["label", "epsilon_target", "x"]).reset_index()
+    points = means.melt(["label", "epsilon_target", "x"], var_name="what", value_name="y").dropna(subset="y")
+    points = points[points.groupby(["label", "what"])["x"].transform("nunique") > 1]
+    if not len(points):
+        return None
+    caption = f"means over seeds and places · norm before clipping: median of examples' gradients or clients' updates · {NOT_PRIVATE}"
+    points = points.assign(budget=points["epsilon_target"].map(epsilon_head))
+    how: dict[str, Any] = {"row": "what", "labels": ("round", shown), "caption": caption, "shared": False, "widest": 6, "most": 36}
+    return facet(points, "x", "y", "label", "budget", shades(points["epsilon_target"]), **how)
