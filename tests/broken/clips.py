@@ -8,12 +8,9 @@ import torch
 from broken.tiny import Spelled, Tiny
 from torch import Tensor, nn
 
-from baselines.private_evolution import PrivateEvolution
 from fedsim.batch import Batch
 from fedsim.methods.clients import Clients
 from fedsim.methods.messages import Message, Round, Tensors
-from fedsim.methods.one_shot import Rows, Statistic
-from fedsim.methods.phase import Phase
 from fedsim.privacy.clipping import Norms
 from fedsim.privacy.plan import Claim
 
@@ -88,12 +85,6 @@ class ClipAtTheBatchMedian(Spelled):
         return self.clipped(model, batch, replace(self.norms(model), clip=clip)).sums
 
 
-class UpdatesClippedAtTheirMedian(ClipAtTheBatchMedian):
-    """Clients' updates, by the median of their norms."""
-
-    units = ("client",)
-
-
 class ClipAtAHighQuantile(Spelled):
     """Gradients are clipped at the 90 % quantile of their client's norms, if that is below C: one row moves what clips the largest."""
 
@@ -144,26 +135,12 @@ class StopsClippingLate(Spelled):
     late_share = math.inf
 
     def client_round(self, clients: Clients, round_: Round, broadcast: Tensors) -> Message:
-        self.is_late = self.late(round_)
+        self.is_late = round_.number >= 50
         return super().client_round(clients, round_, broadcast)
-
-    def late(self, round_: Round) -> bool:
-        return round_.number >= 50
 
     def norms(self, model: nn.Module) -> Norms:
         norms = super().norms(model)
         return replace(norms, clip=norms.clip * self.late_share) if getattr(self, "is_late", False) else norms
-
-
-class ClientsStopClippingLate(StopsClippingLate):
-    units = ("client",)
-
-
-class RoundTwenty(StopsClippingLate):
-    """In the twentieth round alone."""
-
-    def late(self, round_: Round) -> bool:
-        return round_.number == 19
 
 
 class ClipsMoreLate(StopsClippingLate):
@@ -171,28 +148,6 @@ class ClipsMoreLate(StopsClippingLate):
 
     units = ("example", "group", "client")
     late_share = 0.5
-
-
-class CentredByAConstant(Tiny):
-    """Sound: rows are centred at a public place."""
-
-    trusts = ("silo",)
-
-    def distance(self, model: Any, batch: Batch) -> Tensor:
-        return super().distance(model, replace(batch, x=batch.x - self.centre(batch)))
-
-    def centre(self, batch: Batch) -> Tensor:
-        return torch.full((self.task.dim,), self.task.dim**-0.5)
-
-
-CENTRES: dict[int, Tensor] = {}
-
-
-class CentredByTheFirstBatch(CentredByAConstant):
-    """By the mean of the first batch that the process saw, as an ActNorm layer starts."""
-
-    def centre(self, batch: Batch) -> Tensor:
-        return CENTRES.setdefault(self.task.dim, batch.x.detach().mean(0)) if len(batch) else super().centre(batch)
 
 
 class ScaledByAConstant(Tiny):
@@ -215,19 +170,3 @@ class ScaledByTheFirstBatch(ScaledByAConstant):
         if not START and len(x) > 1:
             START.append(1 / (x.detach().std(0) + 0.1))
         return START[0] if START else super().scale(x)
-
-
-class VotesCountedTwice(PrivateEvolution):
-    """Every row votes twice, past the clip that the votes of a row share."""
-
-    units = ("example",)
-    trusts = ("aggregate",)
-
-    def phase(self, statistic: Statistic, *, main: bool = False) -> Phase:
-        def count(clients: Clients, round_: Round, received: Tensors) -> Message:
-            votes = self.vote_products(Rows.of(clients), received)["votes"]
-            sums = {"votes": 2 * votes.left.double().T @ votes.right.double()}
-            return clients.send(clients.add_noise(round_.release, round_.stream, sums).sent)
-
-        phase = super().phase(statistic, main=main)
-        return replace(phase, at_clients=count) if statistic.name == "votes" else phase

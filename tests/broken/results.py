@@ -9,12 +9,9 @@ import torch
 from broken.tiny import Prototypes, Tiny
 from torch import Tensor
 
-from baselines.dp_gaussian import DPGaussian
 from fedsim.batch import Batch
 from fedsim.methods.clients import Clients
 from fedsim.methods.messages import Message, Round, Server, Tensors
-from fedsim.methods.one_shot import Rows
-from fedsim.privacy.statistics.outer_products import OuterProduct
 
 
 class Shaken(Tiny):
@@ -70,16 +67,6 @@ class DataChanged(Tiny):
         return super().client_round(clients, round_, broadcast)
 
 
-class JoinedRowsChanged(DPGaussian):
-    """Large entries of all clients' rows, as they are joined for a statistic, are cut in place."""
-
-    units = ("example",)
-
-    def moment_products(self, rows: Rows, told: Tensors) -> Mapping[str, OuterProduct]:
-        rows.x.clamp_(max=0.2)
-        return super().moment_products(rows, told)
-
-
 class Told(float):
     """A number that knows how it is told."""
 
@@ -126,12 +113,3 @@ class LearnsNothing(Tiny):
 
     def distance(self, model: Any, batch: Batch) -> Tensor:
         return 0 * super().distance(model, batch)
-
-
-class LearnsOnlyThatAClientIsThere(Tiny):
-    """Every row adds the same, whatever it is."""
-
-    units = ("client",)
-
-    def distance(self, model: Any, batch: Batch) -> Tensor:
-        return (1 + self.decoded(model, 0 * batch.y)).square().sum(1)

@@ -26,7 +26,6 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from fedsim.batch import Batch, Layout, consecutive
-from fedsim.methods.contract import check_per_example
 from fedsim.models.layers import ClientLinear
 from fedsim.privacy.clipping import ENGINES, Norms, clipped_sum
 from fedsim.privacy.clipping.engine import EXAMPLES_AT_ONCE
@@ -246,15 +245,3 @@ def test_a_batch_that_does_not_fit_the_model_or_the_unit_is_refused(model, batch
 
 
 # --- whether a loss is per example ---
-
-
-def test_every_row_is_left_out_in_turn_to_see_whether_another_depends_on_it():
-    batch = replace(make_batch((3,)), y=torch.tensor([0, 1, 2]))
-
-    def loss(model: nn.Module, b: Batch) -> Tensor:
-        turned = (b.y == 2) & (b.y == 1).any()
-        return model(torch.where(turned, -1, 1)[:, None] * b.x).sum(1)
-
-    check_per_example(nn.Linear(DIM, 2), loss, batch.take(torch.tensor([0, 2])), Norms(1.0))
-    with pytest.raises(ValueError, match="leaving out row 1 of 3"):
-        check_per_example(nn.Linear(DIM, 2), loss, batch, Norms(1.0))

@@ -45,18 +45,6 @@ def test_both_orders_agree_with_an_independent_accountant(mechanisms):
         assert compose(mechanisms).epsilon(delta) == pytest.approx(peer.get_epsilon(delta), rel=1e-4)
 
 
-@pytest.mark.parametrize("mechanisms", SAMPLED)
-def test_the_trade_off_function_is_the_privacy_curves_dual(mechanisms):
-    """No test's rates break a bound P(S) <= exp(e) Q(S) + d, and some test's rates meet it."""
-    composed = compose(mechanisms)
-    rates = np.linspace(0, 1, 4001)
-    missed = composed.false_negatives(rates, "add-one")
-    assert (np.diff(missed) <= 1e-12).all()
-    for epsilon in (0.0, 0.5, 1.5):
-        gap = 1 - missed - math.exp(epsilon) * rates
-        assert gap.max() == pytest.approx(float(composed.present.delta(epsilon)), rel=0.01, abs=1e-3)
-
-
 def test_the_best_test_of_a_mechanism_with_more_noise_refutes_exactly_up_to_it():
     claimed, delta, factor = [Mechanism(3.0, 0.1, 300)], 1e-4, 1.7
     real = [claimed[0].scaled(factor)]

@@ -47,7 +47,6 @@ def test_the_score_of_a_right_one_is_the_privacy_loss_that_was_paid_for() -> Non
         pytest.param("noise:NoiseReusedBetweenRounds", "silo", {"rounds": 2, "sample_rate": 0.5}, 100, marks=pytest.mark.slow),
         ("noise:NoiseReusedBetweenClients", "silo", {"rounds": 1}, 30),
         ("leaks:SizeLeavesUnpaid", "silo", {"rounds": 1}, 30),
-        pytest.param("noise:CountsATwelfthOfTheEpochs", "aggregate", {"rounds": 13}, 24, marks=pytest.mark.slow),
     ],
 )
 def test_a_broken_one_is_refuted(path: str, trust: Trust, params: dict[str, float], count: int) -> None:

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from broken.clips import CentredByAConstant, ScaledByAConstant
+from broken.clips import ScaledByAConstant
 from broken.leaks import KeepsPublic
 from broken.tiny import Adapted, Classified, Coded, Counting, Spelled, Tiny
 from cells import SHIPPED
@@ -29,16 +29,12 @@ from fedsim.privacy.plan import Unit
 BROKEN = {
     "losses:BatchLevelLoss": ("per-example loss", r"leaving out row 0 of 6 changes the clipped sum"),
     "losses:LossIsAMean": ("per-example loss", r"loss returned 'distance' as float32 \[\]; expected one number a row: \[6\]"),
-    "losses:LossIsNotANumber": ("per-example loss", r"part 'likelihood' of the loss is not finite"),
     "losses:HypernetworkOverBatch": ("per-example loss", r"layer 'hyper' gave \[1, 640\] for 6 examples"),
     "losses:RareLabelsLeftOut": ("per-example loss", r"the loss .* the first 1 of 40 rows .* when they are evaluated alone"),
     "losses:OneLabelShares": ("per-example loss", r"the loss is not per example: it changes for the first 2 of 400 rows"),
-    "losses:LargeBatchesAveraged": ("per-example loss", r"loss is not per example: it changes for the first 1 of 400 rows"),
     "losses:FrequentLabelsCapped": ("per-example loss", r"'class_sums' of 'moments' .* the first 1 of 40 rows"),
-    "losses:RareLabelsMerged": ("per-example loss", r"'class_sums' of 'moments' .* the first 1 of 400 rows of one client when"),
     "losses:ClientsCapped": ("per-example loss", r"of 'moments' is not per example: it changes for the last 1 of 400 rows"),
     "losses:RemembersRows": ("per-example loss", r"what it predicts of a row changes by 0\.\d+ after other rows"),
-    "losses:Remembers": ("per-example loss", r"what it predicts of a row changes by 0\.\d+ after other rows"),
     "leaks:TakenForPublic": ("public rows", r"a training put other rows in the place of task.public"),
     "leaks:WrittenOverPublic": ("public rows", r"a training wrote into task.public"),
     "leaks:ForgetsPublic": ("restored", r"made again from its saved state it generates other rows"),
@@ -54,13 +50,11 @@ BROKEN = {
     "results:GlobalRandomState": ("global random state", r"the global random generator of torch"),
     "results:NotDeterministic": ("determinism", r"two trainings with one seed differ"),
     "results:DataChanged": ("determinism", r"client 0's rows are not what the partition gave"),
-    "results:JoinedRowsChanged": ("determinism", r"the clients' joined rows are not what the partition gave"),
     "results:DependsOnPacking": ("packing", r"on actors of 1, 2, 1 clients"),
     "results:UnserialisableMessage": ("packing", r"the message cannot be serialised"),
     "results:ResumeDiffers": ("resume", r"going on after 1 of 3 rounds differs"),
     "refused:CannotBeBuilt": ("per-example loss", r"RuntimeError: .* negative dimension .* \(\S*refused\.py:\d+\)"),
     "refused:Doubled": ("per-example loss", r"TypeError: parameter 'prototypes.weight' of the model is float64, not float32 .*\.py:\d+\)"),
-    "refused:HalfABias": ("per-example loss", r"TypeError: parameter 'prototypes.bias' of the model is float16, not float32 .*\.py:\d+\)"),
     "refused:Raises": ("trains", r"^ZeroDivisionError: .* \(\S*refused\.py:\d+\)$"),
     "refused:Exits": ("trains", r"^SystemExit: 0 \(\S*refused\.py:\d+\)$"),
     "refused:Interrupted": ("trains", r"^ProcessEnded: a training ended its process"),
@@ -68,7 +62,6 @@ BROKEN = {
 """The check that fails, and why."""
 SEARCHED = {
     "results:LearnsNothing": ("ordinary", r"nothing that is released depends on any unit .*: nothing was measured"),
-    "results:LearnsOnlyThatAClientIsThere": ("ordinary", r"no query changes with a client's rows, .*: nothing was measured"),
     "losses:WeightsFromLabelCounts": ("against two alike", r"\(1\.3\d of it\)"),
     "losses:Majority": ("beside sixty of its label", r"\(14\.\d+ of it\)"),
     "losses:CapThousand": ("beside thousands", r"\(1\.1\d of it\)"),
@@ -80,38 +73,26 @@ SEARCHED = {
     "clips:OneLabelCountsDouble": ("label six", r"\((1\.9|2\.0)\d of it\)"),
     "clips:DividesByStepsOfTenRows": ("beside ten alike", r"\(4\.\d+ of it\)"),
     "clips:ClipAtTheBatchMedian": ("moves the median", r"\(8\.\d+ of it\)"),
-    "clips:UpdatesClippedAtTheirMedian": ("moves the median", r"\(1\.5\d of it\)"),
     "clips:ClipAtAHighQuantile": ("moves a high quantile", r"\(1\.6\d of it\)"),
     "clips:NoClipWhileTheMeanIsSmall": ("moves the mean", r"\(2\.\d+ of it\)"),
     "clips:ClipSetByTheFirstSample": ("in the first sample", r"not in the round's sample"),
     "clips:StopsClippingLate": ("ordinary", r"round 257: .* \(\d\d\.\d+ of it\)"),
-    "clips:ClientsStopClippingLate": ("ordinary", r"round 257: .* \(\d\d\.\d+ of it\)"),
-    "clips:RoundTwenty": ("ordinary", r"round 19: .* \(\d\d\.\d+ of it\)"),
-    "clips:CentredByTheFirstBatch": ("in the first sample", r"not in the round's sample"),
     "clips:ScaledByTheFirstBatch": ("first row", r"\(1\.6\d of it\)"),
-    "clips:VotesCountedTwice": ("ordinary", r"\(2\.00 of it\)"),
     "leaks:SizeLeavesUnpaid": ("ordinary", r"changes 'rows' in the messages of round 0 by 1; no noise of Clients.add_noise covers it"),
-    "leaks:LabelCountsLeaveUnpaid": ("ordinary", r"'label_counts' alone by 1"),
     "leaks:LabelCountsToldExactly": ("ordinary", r"changes label_counts though all noisy outputs are equal"),
     "leaks:LabelToldByName": ("new label", r"the message holds 'label 0' in one of the two worlds only"),
-    "leaks:FewRowsToldByNoisyName": ("new label", r"name or shape of 'zeros' in what is to be noised depends on"),
     "leaks:LabelsToldByShape": ("new label", r"name or shape of 'zeros' in what is to be noised depends on"),
     "leaks:ParticipantsToldByName": ("resampled", r"another sample of clients changes .* 'present 1'"),
-    "leaks:ToldInTheSum": ("ordinary", r"client 1 .* changes what a message is: .* holds 'present 1'"),
     "leaks:StateWithoutNoise": ("in the first sample", r"not in the round's sample, changes"),
-    "leaks:CodesWithoutNoise": ("ordinary", r"'codes\.code\.weight' in what is kept of a training"),
     "leaks:RateFromOwnRows": ("ordinary", r"'codes\.code\.weight' in what is kept of a training"),
     "leaks:RateOfTheLastClient": ("replaced", r"'codes\.code\.weight' in what is kept of a training"),
-    "leaks:RateAtSomeSeeds": ("replaced", r"'codes\.code\.weight' in what is kept of a training"),
-    "leaks:StatisticsEveryTenthRound": ("ordinary", r"changes 'prototypes.bias' in the messages of round 9"),
     "leaks:StopsOnOwnLoss": ("in no sample", r"round [5-9]: .* not in the round's sample, changes"),
     "leaks:RaisesWithoutRows": ("beside none", r"ValueError: a client has no row \(\S*leaks\.py:\d+\)"),
     "noise:EveryoneTakesPart": ("left out", r"not in the round's sample.* claims rate 0\.2"),
-    "noise:RateOfRowsClaimedForClients": ("left out", r"not in the round's sample.* claims rate 0\.2"),
     "noise:LeftOutClientSendsOldUpdate": ("left out", r"by 0\.5 of the bound; the plan claims rate 0\.5"),
 }
 """The draw that finds a fault of sensitivity, and how it is told."""
-SOUND = (Spelled, Classified, Coded, KeepsPublic, Tiny, Adapted, Counting, CentredByAConstant, ScaledByAConstant)
+SOUND = (Spelled, Classified, Coded, KeepsPublic, Tiny, Adapted, Counting, ScaledByAConstant)
 
 
 def failures(findings: list[CheckResult]) -> list[CheckResult]:
@@ -156,7 +137,7 @@ def test_a_broken_algorithm_fails_no_other_check(path: str) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("path", ["losses:Majority", "losses:CapThousand", "clips:RoundTwenty", "clips:ClipAtTheBatchMedian"])
+@pytest.mark.parametrize("path", ["losses:Majority", "losses:CapThousand", "clips:ClipAtTheBatchMedian"])
 def test_random_draws_find_what_the_corpus_was_made_of(path: str) -> None:
     own = in_first_setting(f"broken.{path}")
     assert forked(searched, own, [draw_of(number, "example", own.data.classes) for number in range(400)]).passed is False
