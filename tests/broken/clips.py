@@ -108,31 +108,10 @@ class NoClipWhileTheMeanIsSmall(Spelled):
         return self.clipped(model, batch, replace(self.norms(model), clip=math.inf)).sums
 
 
-class ClipSetByTheFirstSample(Spelled):
-    """The largest norm of a client's first sample, if that is below C, is its clip norm from then on; it never had any noise."""
-
-    def start_clients(self, clients: Clients) -> None:
-        clients.state["clip"] = torch.full((len(clients.members),), self.clip())
-
-    def client_round(self, clients: Clients, round_: Round, broadcast: Tensors) -> Message:
-        self.own, self.is_first = clients.state["clip"], round_.step == 0
-        return super().client_round(clients, round_, broadcast)
-
-    def sums(self, model: nn.Module, batch: Batch) -> Tensors:
-        total = {name: torch.zeros_like(p) for name, p in model.named_parameters()}
-        for client, clip in enumerate(self.own.tolist()):
-            rows = (batch.layout.client == client).nonzero()[:, 0]
-            found = self.clipped(model, batch.take(rows), Norms(clip))
-            total = {name: total[name] + value for name, value in found.sums.items()}
-            if self.is_first and len(rows):
-                self.own[client] = found.norms.max().clamp_max(clip)
-        return total
-
-
 class StopsClippingLate(Spelled):
     """From round 50 of 300 on nothing is clipped."""
 
-    late_share = math.inf
+    units = ("example", "client")
 
     def client_round(self, clients: Clients, round_: Round, broadcast: Tensors) -> Message:
         self.is_late = round_.number >= 50
@@ -140,14 +119,7 @@ class StopsClippingLate(Spelled):
 
     def norms(self, model: nn.Module) -> Norms:
         norms = super().norms(model)
-        return replace(norms, clip=norms.clip * self.late_share) if getattr(self, "is_late", False) else norms
-
-
-class ClipsMoreLate(StopsClippingLate):
-    """Sound: it clips to half of the norm."""
-
-    units = ("example", "group", "client")
-    late_share = 0.5
+        return replace(norms, clip=math.inf) if getattr(self, "is_late", False) else norms
 
 
 class ScaledByAConstant(Tiny):

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import replace
 
-import numpy as np
 import torch
 from broken.tiny import Adapted, Coded, Prototypes, Spelled, Tiny, TinyParams
 from torch import Tensor, nn
@@ -46,19 +45,6 @@ class LabelCountsToldExactly(Tiny):
 
     def label_counts(self, server: Server) -> Tensor:
         return COUNTED[0]
-
-
-class LabelToldByName(Tiny):
-    """The message has a tensor of zeros if there is a row of label 0: its names tell that, whatever noise is added."""
-
-    trusts = ("aggregate",)
-
-    def client_round(self, clients: Clients, round_: Round, broadcast: Tensors) -> Message:
-        message = super().client_round(clients, round_, broadcast)
-        return replace(message, sums=message.sums | ({"label 0": torch.zeros(1)} if 0 in torch.cat(clients.y) else {}))
-
-    def server_step(self, server: Server, round_: Round, total: Tensors) -> Mapping[str, float]:
-        return super().server_step(server, round_, {k: v for k, v in total.items() if not k.startswith("label")})
 
 
 class ZerosAlwaysThere(Spelled):
@@ -142,15 +128,6 @@ class RateOfTheLastClient(RateFromOwnRows):
         return [rate if client == 3 else 1.0 for client, rate in zip(clients.members, super().rates_of(clients), strict=True)]
 
 
-class RateByNumber(RateFromOwnRows):
-    """Sound: the rate follows the client's number."""
-
-    units = ("example", "client")
-
-    def rates_of(self, clients: Clients) -> list[float]:
-        return [1 + client / 8 for client in clients.members]
-
-
 class StopsOnOwnLoss(Spelled):
     """From the fifth round on a client falls silent once the mean loss on all its rows is small enough for its taste."""
 
@@ -191,15 +168,6 @@ class TakenForPublic(Tiny):
 
     def generator(self, server: Server) -> Prototypes:
         return Prototypes(server.tensors["public.anchor"].expand(self.task.classes, -1))
-
-
-class WrittenOverPublic(TakenForPublic):
-    """Its rows are written into the array."""
-
-    def start_clients(self, clients: Clients) -> None:
-        assert self.task.public is not None
-        held = clients.pooled.x.numpy()
-        np.copyto(self.task.public.x[: len(held)], held[: len(self.task.public.x)])
 
 
 class KeepsPublic(TakenForPublic):

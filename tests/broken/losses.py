@@ -24,13 +24,6 @@ class BatchLevelLoss(Tiny):
         return {**super().loss(model, batch), "mmd": mean_distance.expand(len(batch))}
 
 
-class LossIsAMean(Tiny):
-    """One number for the whole batch."""
-
-    def distance(self, model: Any, batch: Batch) -> Tensor:
-        return super().distance(model, batch).mean()
-
-
 class HypernetworkOverBatch(Tiny):
     """A hypernetwork makes one weight set for the whole batch, from the mean of its rows' codes."""
 
@@ -43,14 +36,6 @@ class HypernetworkOverBatch(Tiny):
     def distance(self, model: Any, batch: Batch) -> Tensor:
         weights = model["hyper"](model["code"](batch.layout).mean(0, keepdim=True)).view(self.task.classes, self.task.dim)
         return (batch.x - self.decoded(model, batch.y) - one_hot(batch.y, self.task.classes) @ weights).square().sum(1)
-
-
-class RareLabelsLeftOut(Tiny):
-    """Rows of a label of which a client's batch holds fewer than 8 count for nothing: one more row brings all of them in."""
-
-    def distance(self, model: Any, batch: Batch) -> Tensor:
-        cell = batch.layout.client * self.task.classes + batch.y
-        return (torch.bincount(cell)[cell] >= 8) * super().distance(model, batch)
 
 
 class OneLabelShares(Tiny):

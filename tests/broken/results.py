@@ -89,25 +89,6 @@ class RowsAreNotFinite(Tiny):
         return Prototypes(0 * super().generator(server).rows / 0)
 
 
-class Arrays(Prototypes):
-    def sample(self, labels: Tensor, stream: torch.Generator) -> Any:
-        return super().sample(labels, stream).numpy()
-
-
-class RowsAreNumpy(Tiny):
-    """The generator answers with an array of numpy."""
-
-    def generator(self, server: Server) -> Prototypes:
-        return Arrays(super().generator(server).rows)
-
-
-class LabelCountsOfThreeClasses(Tiny):
-    """Label counts are told for three classes, whatever their number is."""
-
-    def label_counts(self, server: Server) -> Tensor:
-        return torch.ones(3)
-
-
 class LearnsNothing(Tiny):
     """Nothing that is released depends on any row, so no pair of neighbours measures anything."""
 
