@@ -14,7 +14,6 @@ from baselines.dp_lda import DPLDA, DPLDAParams
 from fedsim.methods import Seeds, Server, Task
 
 DIM, CLASSES = 5, 3
-HEADS = ("naive-bayes", "lda", "qda", "ridge")
 
 
 def classes_apart(rows: int) -> tuple[torch.Tensor, torch.Tensor]:

@@ -90,12 +90,6 @@ def test_small_alpha_concentrates_classes_and_large_alpha_spreads_them():
     assert largest_share(1e6) == pytest.approx(0.1, abs=0.005)
 
 
-def test_within_a_site_small_alpha_concentrates_classes_and_large_alpha_spreads_them():
-    small, large = (partition(scheme="column-dirichlet", column="site", clients=9, alpha=alpha).label_counts for alpha in (1e-6, 1e6))
-    assert (small == 0).mean() > 0.5
-    assert large.min() > 20
-
-
 @pytest.mark.parametrize("scheme", ["dirichlet", "dirichlet-client", "shards", "iid", "quantity"])
 def test_which_rows_of_a_class_a_client_holds_is_random(scheme):
     labels = {"labels": 10} if scheme == "shards" else {}
