@@ -3,21 +3,7 @@ import pytest
 from pictures import picture
 from PIL import Image
 
-from fedsim.data.images import BadImage, ImageSet, PixelArrays, decoded
-
-
-def image_set(**changes):
-    y = np.arange(24) % 3
-    given = {
-        "name": "toy",
-        "images": PixelArrays(np.random.default_rng(0).integers(0, 256, (24, 6, 6), dtype=np.uint8)),
-        "rows": np.arange(24),
-        "y": y,
-        "split": np.repeat([0, 1, 2], 8),
-        "class_names": ("a", "b", "c"),
-        "columns": {"site": y % 2},
-    }
-    return ImageSet(**(given | changes))
+from fedsim.data.images import BadImage, decoded
 
 
 @pytest.mark.parametrize(
@@ -52,16 +38,3 @@ def test_no_program_is_run_to_draw_an_image(tmp_path):
     (tmp_path / "a.eps").rename(tmp_path / "a.png")
     with pytest.raises(BadImage, match="is PostScript, a program, and is not run"):
         decoded(str(tmp_path / "a.png"))
-
-
-def test_the_fingerprint_follows_pixels_labels_split_and_columns_and_not_the_name():
-    other = PixelArrays(np.zeros((24, 6, 6), np.uint8))
-    made = image_set()
-    changed = [
-        image_set(images=other),
-        image_set(y=(np.arange(24) + 1) % 3),
-        image_set(columns={}),
-        made.take(np.arange(24) != 9),
-    ]
-    assert len({each.fingerprint for each in [made, *changed]}) == 5
-    assert image_set(name="another").fingerprint == made.fingerprint
