@@ -73,7 +73,7 @@ def save_milk10k(root: Path) -> Path:
     return root
 
 
-def save_ham10000(root: Path, metadata: str = "HAM10000_metadata", lacks: tuple[str, ...] = ()) -> Path:
+def save_ham10000(root: Path, lacks: tuple[str, ...] = ()) -> Path:
     """60 images of 30 lesions in two parts, with the metadata as Dataverse has it."""
     lines = []
     for part in IMAGE_FOLDERS:
@@ -84,7 +84,7 @@ def save_ham10000(root: Path, metadata: str = "HAM10000_metadata", lacks: tuple[
         facts = {"dx_type": "histo", "age": None if n == 5 else 40.0 + lesion, "sex": "male", "localization": "back"}
         site = ("vidir_modern", "rosendahl", "vienna_dias")[lesion % 3]
         lines.append({"lesion_id": f"HAM_{lesion:07}", "image_id": image, "dx": ("nv", "mel", "bkl")[lesion % 3], **facts, "dataset": site})
-    pd.DataFrame(lines).drop(columns=list(lacks)).to_csv(root / metadata, index=False)
+    pd.DataFrame(lines).drop(columns=list(lacks)).to_csv(root / "HAM10000_metadata", index=False)
     return root
 
 

@@ -212,12 +212,6 @@ def clients(trial: Trial, *ended: Any) -> list[dict[str, Any]]:
     return lines.clients([Entry(trial.cell.cell_id, trial.cell.training_id, trial.cell.label, "ceiling", "local-only")])
 
 
-def outcome_and_plan(prepared: Prepared) -> tuple[Outcome, Any]:
-    """The only cell's training, and its plan."""
-    (trial,) = prepared.trials
-    return ran(prepared, trial)[0], trial.plan
-
-
 def score_of(prepared: Prepared) -> float:
     """The balanced accuracy of the only cell."""
     (trial,) = prepared.trials

@@ -11,13 +11,12 @@ from fedsim.data.spec import DatasetSpec
 SITES = ("north", "south", "west")
 
 
-def digits_of_sites(folder: Path, test_of: tuple[str, ...] = SITES) -> Path:
-    """An embedding file with a column ``site``; a third of the rows is north's, half south's; only sites of ``test_of`` have test rows."""
+def digits_of_sites(folder: Path) -> Path:
+    """An embedding file with a column ``site``; a third of the rows is north's, half south's."""
     digits = load(DatasetSpec(name="digits", limit=300))
     x, y = np.concatenate([digits.x_train, digits.x_test[:150]]), np.concatenate([digits.y_train, digits.y_test[:150]])
     site = np.array(SITES)[np.array([0, 1, 1, 0, 1, 2])[np.random.default_rng(0).integers(6, size=len(y))]]
     split = np.repeat([0, 2], [300, 150])
-    split[300:][~np.isin(site[300:], test_of)] = 1
     path = folder / "sites.npz"
     np.savez(path, x=x, y=y, split=split, site=site)
     return path

@@ -23,15 +23,3 @@ def test_an_error_keeps_its_kind_and_survives_a_pipe() -> None:
         raise PluginError("mine.py:3", "lacks loss", "define it")
     again = pickle.loads(pickle.dumps(caught.value))  # noqa: S301 (made one line above)
     assert (type(again), str(again)) == (PluginError, str(caught.value))
-
-
-def test_other_exceptions_pass_as_they_are() -> None:
-    with pytest.raises(ValueError, match=r"^mine$"), at("g.yaml"):
-        raise ValueError("mine")
-
-
-def test_a_long_list_is_cut_line_by_line() -> None:
-    message = str(UserError("here", "some are bad", "mend them:" + "".join(f"\n  {name * 300}" for name in "abc")))
-    assert [line.strip()[:1] for line in message.split("\n")[1:]] == ["a", "b", "c"]
-    assert "…" not in message
-    assert max(map(len, str(UserError("here", "x" * 900 + "\n" + "y")).split("\n"))) < 400

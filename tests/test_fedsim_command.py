@@ -18,7 +18,7 @@ def command_beside(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Done:
     return Done(done.returncode, done.stdout, done.stderr)
 
 
-def install(folder: Path, version: str, entry_points: str = "") -> None:
+def install(folder: Path, version: str, entry_points: str) -> None:
     info = folder / f"fedsim-{version}.dist-info"
     info.mkdir()
     (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: fedsim\nVersion: {version}\n")
@@ -33,8 +33,3 @@ def test_another_package_of_the_name_is_one_line_though_it_hides_this_one(tmp_pa
     assert (done.returncode, done.stdout, done.stderr.count("\n")) == (2, "", 1)
     assert done.stderr.startswith(f"fedsim: fedsim 0.9.0 in {tmp_path}: is another simulator")
     assert "python -m pip uninstall -y fedsim fedsim-generative" in done.stderr
-
-
-def test_metadata_of_this_one_under_its_name_before_0_2_are_no_other_package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    install(tmp_path, "0.1.0", "[fedsim.algorithms]\ndp-linear = baselines.dp_linear:DPLinear\n")
-    assert command_beside(tmp_path, monkeypatch).returncode == 0

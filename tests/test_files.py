@@ -2,7 +2,6 @@ import os
 from pathlib import Path
 
 import pytest
-from benches import no_file_above
 
 from fedsim.files import discard, open_regular, replaced
 
@@ -32,28 +31,12 @@ def test_a_block_that_fails_leaves_the_old_file_and_nothing_else(tmp_path: Path)
     assert list(tmp_path.iterdir()) == [path]
 
 
-def test_a_file_for_its_owner_is_so_before_anything_is_in_it(tmp_path: Path) -> None:
-    path = tmp_path / "secret"
-    with replaced(path, 0o600) as part:
-        assert part.stat().st_mode & 0o777 == 0o600
-        assert part.stat().st_size == 0
-        part.write_text("secret")
-    assert path.stat().st_mode & 0o777 == 0o600
-
-
 def test_what_a_killed_process_left_goes_with_the_file(tmp_path: Path) -> None:
     path, other = tmp_path / "cell.safetensors", tmp_path / "cell2.safetensors"
     for file in (path, tmp_path / ".cell.safetensors.123.part", other):
         file.write_text("private")
     discard(path)
     assert list(tmp_path.iterdir()) == [other]
-
-
-def test_a_full_disk_is_reported_with_the_files_name(tmp_path: Path) -> None:
-    with no_file_above(100), pytest.raises(OSError, match="File too large") as raised, replaced(tmp_path / "file.txt") as part:
-        part.write_bytes(bytes(1000))
-    assert raised.value.filename == str(tmp_path / "file.txt")
-    assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.timeout(20)

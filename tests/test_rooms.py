@@ -33,8 +33,6 @@ ROOMS = (
 )
 """From the roof to the ground: a file imports its own room and those on the floors below."""
 
-SHARED = """MEAN_WEIGHTS MOMENT_WEIGHTS SENT_TO_CLIENTS SHARES TUNED"""
-"""Public names of classes and of constants that several files still define; no other may join them."""
 
 Arrow = tuple[str, str]
 
@@ -77,41 +75,12 @@ def on_circles(edges: Iterable[Arrow]) -> set[str]:
         left = kept
 
 
-def folder(module: str) -> str:
-    """The folder of a file; one that is a room of its own counts as one."""
-    above = module.rpartition(".")[0]
-    return module if above == FACE or modules()[module].name == "__init__.py" else above
-
-
 def room(module: str) -> str:
     return module.split(".")[1]
 
 
-def public_names(path: Path) -> set[str]:
-    """Names of the public classes and constants of a module."""
-    module = ast.parse(path.read_bytes()).body
-    targets = [
-        node for part in module if isinstance(part, ast.Assign | ast.AnnAssign) for node in ast.walk(part) if isinstance(node, ast.Name)
-    ]
-    constants = {node.id for node in targets if isinstance(node.ctx, ast.Store) and node.id.isupper()}
-    return {name for name in constants | {part.name for part in module if isinstance(part, ast.ClassDef)} if not name.startswith("_")}
-
-
-def test_circles_are_seen() -> None:
-    assert on_circles({("a", "b"), ("b", "c"), ("x", "x")}) == set()
-    assert on_circles({("a", "b"), ("b", "c"), ("c", "b"), ("c", "d")}) == {"b", "c"}
-
-
 def test_no_files_import_each_other_in_a_circle() -> None:
     assert on_circles(arrows()) == set()
-
-
-def test_no_folders_import_each_other_in_a_circle() -> None:
-    assert on_circles((folder(source), folder(target)) for source, target in arrows()) == set()
-
-
-def test_every_folder_is_a_package_which_an_installation_has() -> None:
-    assert [path for path in {path.parent for path in modules().values()} if not (path / "__init__.py").exists()] == []
 
 
 def test_every_file_stands_in_a_room_with_a_floor() -> None:

@@ -9,9 +9,7 @@ from algorithms.class_block import (
     TUNED,
     BlockGenerator,
     SitesGenerator,
-    from_upper_triangles,
     orthogonal,
-    upper_triangles,
 )
 
 DIM, BLOCK, CLASSES = 6, 4, 3
@@ -109,15 +107,6 @@ def test_a_site_s_rows_are_about_its_own_means_and_as_wide_as_it_is() -> None:
     assert torch.allclose(spread @ spread, t["site_covariances"][1], atol=1e-4)
     assert torch.allclose(torch.cov(inside.T), (spread @ drawn @ spread).double(), atol=0.06 * float(drawn.norm()))
     assert torch.allclose(torch.cov(torch.cat([inside, outside], 1).T)[:BLOCK, BLOCK:], torch.zeros(BLOCK, DIM).double(), atol=0.1)
-
-
-@pytest.mark.parametrize(("size", "rows"), [(1, 3), (5, 4), (3, 0)])
-def test_upper_triangles_hold_a_row_s_outer_product_and_its_norm(size: int, rows: int) -> None:
-    u = torch.randn(rows, size, generator=torch.Generator().manual_seed(size))
-    held = upper_triangles(u)
-    assert held.shape == (rows, size * (size + 1) // 2)
-    torch.testing.assert_close(held.norm(dim=1), u.square().sum(1))
-    torch.testing.assert_close(from_upper_triangles(held, size), u.unsqueeze(2) * u.unsqueeze(1))
 
 
 @pytest.mark.parametrize(("rows", "dim"), [(1, 3), (3, 5), (5, 5), (9, 5)])

@@ -5,18 +5,14 @@ from typing import Any
 
 import pytest
 import torch
-from cells import quick, small_cells
 
 from algorithms.fedhypevae import FedHypeVAE
 from algorithms.hyper_cvae import HyperCVAE
 from algorithms.meta_codes import fit_meta_codes
 from fedsim.batch import Layout
-from fedsim.methods import Batch, Coordinates, Seeds, Task
+from fedsim.methods import Batch, Seeds, Task
 from fedsim.models.initialise import initial_model
 from fedsim.models.kernel import kernel
-from fedsim.training.cohort import build_algorithm
-from fedsim.training.rounds import restored
-from fedsim.training.trial import run_trial
 
 DIM, CLASSES, CLIENTS = 6, 3, 5
 PARAMS = FedHypeVAE.Params(latent=2, code=2)
@@ -76,38 +72,6 @@ def test_client_synthesis_from_codes_without_noise_is_no_theorem() -> None:
         )
     }
     assert claims == {("all", "client"): "proved", ("shared", "client"): "heuristic", ("shared", "neutral"): "proved"}
-
-
-def test_where_codes_carry_no_noise_synthesis_is_at_those_that_clients_start_from() -> None:
-    algorithm = FedHypeVAE(FedHypeVAE.Params(noised="shared", synthesis="client"), Task(DIM, CLASSES, CLIENTS, "client"))
-    made, start = algorithm.generator(algorithm.initial_server(Seeds(0))), initial_model(algorithm.build, Seeds(0), range(CLIENTS))
-    assert torch.equal(made.codes, start.codes(CLIENTS))  # type: ignore[operator]
-    assert made.codes.any(1).all()
-    assert [torch.equal(made.of_client(client).codes[0], code) for client, code in enumerate(made.codes)] == [True] * CLIENTS
-
-
-def encoded(encoder: str, draws: torch.Tensor, correction: float = 0.0) -> tuple[torch.Tensor, torch.Tensor]:
-    """Z and the estimate of KL(q || prior) for one row a draw, all rows alike, by a model whose encoder's head is ``correction``."""
-    algorithm = FedHypeVAE(FedHypeVAE.Params(latent=2, code=2, encoder=encoder), Task(DIM, CLASSES, 1))
-    model: Any = initial_model(algorithm.build, Seeds(0), [0])
-    if encoder == "corrected":
-        torch.nn.init.constant_(model.encoder.head.weight, correction)
-    rows, layout = len(draws), Layout(torch.zeros(len(draws), dtype=torch.long), 1)
-    x, y = torch.nn.functional.normalize(torch.arange(1.0, DIM + 1), dim=0).expand(rows, -1), torch.ones(rows, dtype=torch.long)
-    batch = Batch(x, y, {"posterior": draws}, layout)
-    with torch.no_grad():
-        return algorithm.encoded(model, batch, model.prior(y, model.code(layout)))
-
-
-def test_the_divergence_of_a_corrected_posterior_is_that_of_the_gaussian_that_it_draws_from() -> None:
-    draws = torch.randn(4000, 2, generator=torch.Generator().manual_seed(0))
-    z, divergence = encoded("corrected", draws, 0.05)
-    mean = encoded("corrected", torch.zeros(1, 2), 0.05)[0][0]
-    root = torch.stack([encoded("corrected", unit[None], 0.05)[0][0] - mean for unit in torch.eye(2)], 1)
-    torch.testing.assert_close(z, mean + draws @ root.T)
-    own = torch.distributions.MultivariateNormal(mean, root @ root.T)
-    prior = torch.distributions.MultivariateNormal(torch.zeros(2), torch.eye(2))
-    torch.testing.assert_close(divergence, own.log_prob(z) - prior.log_prob(z), rtol=1e-4, atol=1e-4)
 
 
 def random_model(**params: Any) -> tuple[FedHypeVAE, Any, Batch]:
@@ -175,15 +139,3 @@ def test_with_a_trained_encoder_the_loss_is_the_negative_elbo_in_units_of_the_va
     prior = torch.distributions.MultivariateNormal(prior_mean, precision_matrix=prior_root.mT @ prior_root)
     divergence = torch.distributions.kl_divergence(posterior, prior)
     torch.testing.assert_close(parts["kl"], 0.3 * unit * divergence, rtol=1e-4, atol=1e-4)
-
-
-def test_in_released_coordinates_the_map_of_z_starts_along_their_main_axes() -> None:
-    prepared = small_cells(quick("fedhypevae", rounds=1, learning_rate=1e-9), epsilon=math.inf)
-    (trial,), (data,) = prepared.trials, prepared.data.values()
-    *_, outcome = run_trial(trial, data)
-    algorithm: Any = build_algorithm("fedhypevae", trial.cell.params, trial.task)
-    product, _ = restored(algorithm, outcome.state, None, Seeds(trial.cell.seed))
-    coordinates = Coordinates({name.removeprefix("server.tensors."): value for name, value in outcome.state.items()})
-    axes = coordinates.main_axes(trial.cell.params["latent"])
-    linear, _ = product.generator.generator.model.decoder.linear_map()
-    torch.testing.assert_close(linear[:, : axes.shape[1]], axes / math.sqrt(2 * axes.shape[0]), rtol=1e-3, atol=1e-5)

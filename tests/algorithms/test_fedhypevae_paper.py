@@ -6,7 +6,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from pydantic import ValidationError
 
 from algorithms.fedhypevae import FedHypeVAE
 from algorithms.hyper_cvae import HyperCVAE
@@ -113,9 +112,3 @@ def test_the_batch_mmd_is_that_of_all_pairs_and_mixes_rows() -> None:
     unlike = ~torch.eye(7, dtype=torch.bool)
     expected = pairs[0][unlike].mean() + pairs[1][unlike].mean() - 2 * pairs[2].mean()
     torch.testing.assert_close(part, (2 * expected).expand(7), rtol=1e-4, atol=1e-5)
-
-
-@pytest.mark.parametrize("params", [{"encoder": "posterior"}, {"precondition": 0.1}], ids=str)
-def test_what_the_form_excludes_is_refused(params: dict[str, Any]) -> None:
-    with pytest.raises(ValidationError, match="form: paper has encoder: trained and precondition: 0"):
-        FedHypeVAE.Params(form="paper", **params)

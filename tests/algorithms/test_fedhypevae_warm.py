@@ -1,36 +1,15 @@
 """The moments that FedHypeVAE warm and sites release: what one example can change, what is spent, and what they are worth."""
 
 from dataclasses import replace
-from statistics import mean
-from typing import Any
 
 import pytest
 import torch
-from cells import quick, small_cells
 from released import centred_at
-from rows import ran
 
 from algorithms import fedhypevae_sites, fedhypevae_warm
 from fedsim.methods import Coordinates, Norms, Rows, Seeds, Task, Tensors, clipped_statistics, rounded, spectral_function, unit_weights
 from fedsim.methods.algorithm import solved_plan
 from fedsim.privacy.plan import PrivacyPlan
-
-
-def score(name: str, measure: str, **keys: Any) -> float:
-    params = keys.pop("params", {})
-    prepared = small_cells(quick(name, **params), **keys)
-    _, judgement = ran(prepared, prepared.trials[0])
-    return judgement.scores[measure]
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("epsilon", [2.0, 8.0, float("inf")])
-def test_on_digits_it_is_worth_more_than_dp_gaussian(epsilon: float) -> None:
-    keys: dict[str, Any] = {"dataset": "digits", "epsilon": epsilon, "evaluation": {"per_class": 100}}
-    warm, gaussian = (
-        [score(name, "balanced_accuracy", seeds=[seed], **keys) for seed in range(3)] for name in ("fedhypevae-warm", "dp-gaussian")
-    )
-    assert mean(warm) > mean(gaussian) + 0.005
 
 
 @pytest.mark.parametrize(("rows", "second"), [(100_000, 1.0), (2000, 0.62), (100, 0.08)])
@@ -81,18 +60,6 @@ def without_noise(
     return server.tensors
 
 
-@pytest.mark.parametrize("noise", [0.0, 30.0])
-def test_exact_moments_say_the_same_whatever_their_weights(noise: float) -> None:
-    algorithm = fedhypevae_warm.FedHypeVAEWarm(fedhypevae_warm.FedHypeVAEWarmParams(block=2), Task(10, 3, SITES))
-    rows, plan, std = of_sites(0.0)[0], solved_plan(algorithm, 0.01, 1e-4), dict.fromkeys(fedhypevae_warm.MOMENT_WEIGHTS, noise)
-    emphasis = without_noise(algorithm, rows, plan)["emphasis"]
-    assert float(emphasis[2]) < 0.5
-    many = without_noise(algorithm, rows, **std)
-    few = without_noise(algorithm, rows, plan, **std)
-    for name in ("counts", "radius", "root", "middle"):
-        torch.testing.assert_close(few[name], many[name], rtol=1e-3, atol=1e-4)
-
-
 def test_rows_are_taken_about_their_classes_means_where_these_stand_out_of_the_noise() -> None:
     algorithm = fedhypevae_warm.FedHypeVAEWarm(fedhypevae_warm.FedHypeVAEWarmParams(block=2), Task(10, 3, SITES))
     rows, (y, _) = of_sites(0.0)
@@ -105,19 +72,6 @@ def test_rows_are_taken_about_their_classes_means_where_these_stand_out_of_the_n
     torch.testing.assert_close(seen["inner_radius"] / fedhypevae_warm.TUNED.clip, within.sqrt(), rtol=0.1, atol=0)
     assert not hidden["class_centres"].any()
     assert hidden["inner_radius"] == pytest.approx(fedhypevae_warm.TUNED.clip, abs=1e-3)
-
-
-@pytest.mark.parametrize("known", [0.5, 2.0], ids=["class means", "the mean"])
-def test_without_noise_the_covariance_is_that_within_classes_whatever_rows_are_taken_about(
-    monkeypatch: pytest.MonkeyPatch, known: float
-) -> None:
-    monkeypatch.setattr(fedhypevae_warm, "TUNED", replace(fedhypevae_warm.TUNED, known=known))
-    rows, (y, _) = of_sites(0.0)
-    told = without_noise(fedhypevae_warm.FedHypeVAEWarm(fedhypevae_warm.FedHypeVAEWarmParams(block=4), Task(10, 3, SITES)), rows)
-    about = rows.x - torch.stack([rows.x[y == label].mean(0) for label in range(3)])[y]
-    within, root = torch.cov(about.T), told["radius"] * told["root"]
-    assert bool(told["class_centres"].any()) == (known < 1)
-    assert (root.T @ root - within).norm() < 0.25 * within.norm()
 
 
 def test_without_noise_the_prior_has_every_classs_mean_and_covariance_in_the_block() -> None:

@@ -4,36 +4,12 @@ from typing import Any
 
 import pytest
 import torch
-from cells import one_cell, quick, small_cells
-from rows import ran
+from cells import one_cell, quick
 
 from baselines.dp_ditto import DPDitto
 from fedsim.batch import Layout
 from fedsim.methods import Batch, Norms
 from fedsim.privacy.clipping import clipped_sum
-from fedsim.training.trial import run_trial
-
-LONG = {"rounds": 15, "local_steps": 10}
-
-
-def ended(name: str, **params: Any) -> Any:
-    trial, data, _ = one_cell(quick(name, **params), epsilon=8.0)
-    *_, outcome = run_trial(trial, data)
-    return outcome
-
-
-def test_the_shared_classifier_is_fedavgs() -> None:
-    plain, ditto = ended("fedavg-linear").state, ended("ditto").state
-    for part in ("weight", "bias"):
-        assert torch.equal(ditto[f"server.model.shared.head.{part}"], plain[f"server.model.head.{part}"])
-
-
-@pytest.mark.parametrize(("name", "shared"), [("ditto", "fedavg-linear"), ("dp-ditto", "dp-fedavg-linear")])
-def test_own_classifiers_know_their_clients_better_than_the_shared_one(name: str, shared: str) -> None:
-    judged: dict[str, Any] = {"alpha": 0.2, "epsilon": float("inf"), "evaluation": {"per_class": 10, "personal": "held-out"}}
-    prepared = small_cells(*(quick(each, **LONG) for each in (name, shared)), **judged)
-    own, other = (ran(prepared, trial)[1].scores["personal_accuracy"] for trial in prepared.trials)
-    assert own > other + 0.02
 
 
 def test_one_row_changes_both_classifiers_sums_together_by_the_clip_norm_at_most() -> None:

@@ -8,14 +8,12 @@ import torch
 from cells import small_cells
 from rows import ran
 from sklearn.discriminant_analysis import LinearDiscriminantAnalysis, QuadraticDiscriminantAnalysis
-from sklearn.linear_model import Ridge
 from sklearn.naive_bayes import GaussianNB
 
 from baselines.dp_lda import DPLDA, DPLDAParams
 from fedsim.methods import Seeds, Server, Task
 
 DIM, CLASSES = 5, 3
-HEADS = ("naive-bayes", "lda", "qda", "ridge")
 
 
 def classes_apart(rows: int) -> tuple[torch.Tensor, torch.Tensor]:
@@ -54,15 +52,6 @@ def test_of_exact_moments_a_head_is_the_textbooks(name: str, known: Any) -> None
     x, y = classes_apart(3000)
     expected = known.fit(x.double().numpy(), y.numpy()).predict_proba(x.double().numpy())
     torch.testing.assert_close(head(name, x, y).probabilities(x).double(), torch.from_numpy(expected), atol=1e-2, rtol=0)
-
-
-def test_ridge_is_least_squares_on_class_indicators() -> None:
-    x, y = classes_apart(3000)
-    fitted = Ridge(1e-6).fit(x.double(), np.eye(CLASSES)[y]).predict(x.double())
-    made = head("ridge", x, y).probabilities(x).log()
-    apart = torch.from_numpy(fitted) - torch.from_numpy(fitted).mean(1, keepdim=True)
-    # indicators have C times less variance than what the head's scores are fitted to
-    torch.testing.assert_close((made - made.mean(1, keepdim=True)).double(), CLASSES * apart, atol=1e-3, rtol=1e-3)
 
 
 def test_what_is_released_is_what_fedhypevae_warm_releases_noise_included() -> None:

@@ -1,22 +1,18 @@
 """Private evolution's own mathematics; what every algorithm must keep is checked elsewhere."""
 
-import math
 from collections.abc import Iterator
 
 import numpy as np
 import pytest
 import torch
-from cells import small_cells
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from released import centred_at
-from rows import outcome_and_plan, score_of
 
-from baselines.private_evolution import Evolved, PrivateEvolution, PrivateEvolutionParams, offspring
+from baselines.private_evolution import PrivateEvolution, PrivateEvolutionParams
 from fedsim.batch import consecutive
 from fedsim.data.public import PublicRows
 from fedsim.methods import Norms, Rows, Seeds, Server, Task, clipped_statistics
-from fedsim.runs.prepare import Prepared
 
 DIM, CLASSES = 20, 3
 
@@ -106,32 +102,3 @@ def test_candidates_with_votes_have_the_offspring_and_those_in_the_noise_none() 
     torch.testing.assert_close(server.tensors["candidates"][1], before[1, 7].expand(30, -1))
     algorithm.receive_votes(server, {"votes": votes}, {"votes": 1.0})
     assert not {"fresh", "round"} & server.tensors.keys()
-
-
-def test_samples_lie_between_parents_of_their_label_but_for_noise() -> None:
-    candidates = torch.eye(4, DIM)[None].repeat(2, 1, 1)
-    weights = torch.tensor([[0.5, 0.5, 0, 0], [0, 0, 0, 1.0]])
-    made = offspring(candidates, weights, torch.tensor([0, 0, 1]), torch.Generator().manual_seed(0))
-    assert made[:2, 2:].abs().max() == 0
-    torch.testing.assert_close(made[2], candidates[1, 3])
-    noisy = Evolved(candidates, weights, 0.1).sample(torch.ones(2000, dtype=torch.long), torch.Generator().manual_seed(0))
-    assert float((noisy - candidates[1, 3]).std()) == pytest.approx(0.1, rel=0.02)
-
-
-def cells(epsilon: float, start: str = "public", **keys) -> Prepared:
-    entry = {"name": "private-evolution", "params": {"start": start, "candidates": 200, "votes": 10}}
-    return small_cells(entry, epsilon=epsilon, dataset={"name": "digits", "limit": 1000}, **keys)
-
-
-@pytest.mark.parametrize(("start", "least"), [("public", 0.6), ("drawn", 0.5)])
-def test_digits_are_told_apart_from_what_has_evolved_from_public_rows_and_from_none(start: str, least: float) -> None:
-    assert score_of(cells(math.inf, start)) > least
-
-
-@pytest.mark.parametrize(("unit", "trust"), [("example", "silo"), ("client", "aggregate")])
-def test_the_votes_of_all_rounds_share_what_the_coordinates_leave(unit: str, trust: str) -> None:
-    found, plan = outcome_and_plan(cells(4.0, unit=unit, trust=trust))
-    assert [(release.name, release.steps) for release in plan.releases] == [("mean", 1), ("spread", 1), ("votes", 2)]
-    assert [release.steps / release.relative_noise**2 for release in plan.releases] == pytest.approx([0.12, 0.18, 0.7])
-    assert found.epsilon_spent == pytest.approx(plan.epsilon_reached)
-    assert plan.claim == "proved"

@@ -8,12 +8,9 @@ import torch
 from broken.tiny import Spelled, Tiny
 from torch import Tensor, nn
 
-from baselines.private_evolution import PrivateEvolution
 from fedsim.batch import Batch
 from fedsim.methods.clients import Clients
 from fedsim.methods.messages import Message, Round, Tensors
-from fedsim.methods.one_shot import Rows, Statistic
-from fedsim.methods.phase import Phase
 from fedsim.privacy.clipping import Norms
 from fedsim.privacy.plan import Claim
 
@@ -88,12 +85,6 @@ class ClipAtTheBatchMedian(Spelled):
         return self.clipped(model, batch, replace(self.norms(model), clip=clip)).sums
 
 
-class UpdatesClippedAtTheirMedian(ClipAtTheBatchMedian):
-    """Clients' updates, by the median of their norms."""
-
-    units = ("client",)
-
-
 class ClipAtAHighQuantile(Spelled):
     """Gradients are clipped at the 90 % quantile of their client's norms, if that is below C: one row moves what clips the largest."""
 
@@ -117,82 +108,18 @@ class NoClipWhileTheMeanIsSmall(Spelled):
         return self.clipped(model, batch, replace(self.norms(model), clip=math.inf)).sums
 
 
-class ClipSetByTheFirstSample(Spelled):
-    """The largest norm of a client's first sample, if that is below C, is its clip norm from then on; it never had any noise."""
-
-    def start_clients(self, clients: Clients) -> None:
-        clients.state["clip"] = torch.full((len(clients.members),), self.clip())
-
-    def client_round(self, clients: Clients, round_: Round, broadcast: Tensors) -> Message:
-        self.own, self.is_first = clients.state["clip"], round_.step == 0
-        return super().client_round(clients, round_, broadcast)
-
-    def sums(self, model: nn.Module, batch: Batch) -> Tensors:
-        total = {name: torch.zeros_like(p) for name, p in model.named_parameters()}
-        for client, clip in enumerate(self.own.tolist()):
-            rows = (batch.layout.client == client).nonzero()[:, 0]
-            found = self.clipped(model, batch.take(rows), Norms(clip))
-            total = {name: total[name] + value for name, value in found.sums.items()}
-            if self.is_first and len(rows):
-                self.own[client] = found.norms.max().clamp_max(clip)
-        return total
-
-
 class StopsClippingLate(Spelled):
     """From round 50 of 300 on nothing is clipped."""
 
-    late_share = math.inf
+    units = ("example", "client")
 
     def client_round(self, clients: Clients, round_: Round, broadcast: Tensors) -> Message:
-        self.is_late = self.late(round_)
+        self.is_late = round_.number >= 50
         return super().client_round(clients, round_, broadcast)
-
-    def late(self, round_: Round) -> bool:
-        return round_.number >= 50
 
     def norms(self, model: nn.Module) -> Norms:
         norms = super().norms(model)
-        return replace(norms, clip=norms.clip * self.late_share) if getattr(self, "is_late", False) else norms
-
-
-class ClientsStopClippingLate(StopsClippingLate):
-    units = ("client",)
-
-
-class RoundTwenty(StopsClippingLate):
-    """In the twentieth round alone."""
-
-    def late(self, round_: Round) -> bool:
-        return round_.number == 19
-
-
-class ClipsMoreLate(StopsClippingLate):
-    """Sound: it clips to half of the norm."""
-
-    units = ("example", "group", "client")
-    late_share = 0.5
-
-
-class CentredByAConstant(Tiny):
-    """Sound: rows are centred at a public place."""
-
-    trusts = ("silo",)
-
-    def distance(self, model: Any, batch: Batch) -> Tensor:
-        return super().distance(model, replace(batch, x=batch.x - self.centre(batch)))
-
-    def centre(self, batch: Batch) -> Tensor:
-        return torch.full((self.task.dim,), self.task.dim**-0.5)
-
-
-CENTRES: dict[int, Tensor] = {}
-
-
-class CentredByTheFirstBatch(CentredByAConstant):
-    """By the mean of the first batch that the process saw, as an ActNorm layer starts."""
-
-    def centre(self, batch: Batch) -> Tensor:
-        return CENTRES.setdefault(self.task.dim, batch.x.detach().mean(0)) if len(batch) else super().centre(batch)
+        return replace(norms, clip=math.inf) if getattr(self, "is_late", False) else norms
 
 
 class ScaledByAConstant(Tiny):
@@ -215,19 +142,3 @@ class ScaledByTheFirstBatch(ScaledByAConstant):
         if not START and len(x) > 1:
             START.append(1 / (x.detach().std(0) + 0.1))
         return START[0] if START else super().scale(x)
-
-
-class VotesCountedTwice(PrivateEvolution):
-    """Every row votes twice, past the clip that the votes of a row share."""
-
-    units = ("example",)
-    trusts = ("aggregate",)
-
-    def phase(self, statistic: Statistic, *, main: bool = False) -> Phase:
-        def count(clients: Clients, round_: Round, received: Tensors) -> Message:
-            votes = self.vote_products(Rows.of(clients), received)["votes"]
-            sums = {"votes": 2 * votes.left.double().T @ votes.right.double()}
-            return clients.send(clients.add_noise(round_.release, round_.stream, sums).sent)
-
-        phase = super().phase(statistic, main=main)
-        return replace(phase, at_clients=count) if statistic.name == "votes" else phase

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import replace
 
-import numpy as np
 import torch
 from broken.tiny import Adapted, Coded, Prototypes, Spelled, Tiny, TinyParams
 from torch import Tensor, nn
@@ -32,21 +31,6 @@ class SizeLeavesUnpaid(Tiny):
         return super().server_step(server, round_, {name: 200 * value / rows for name, value in total.items()})
 
 
-class LabelCountsLeaveUnpaid(Tiny):
-    """Label counts ride on the sum; the noise is the clipped gradients', which a count exceeds by far."""
-
-    trusts = ("aggregate",)
-
-    def client_round(self, clients: Clients, round_: Round, broadcast: Tensors) -> Message:
-        message = super().client_round(clients, round_, broadcast)
-        counts = torch.bincount(torch.cat(clients.y), minlength=self.task.classes).float()
-        return replace(message, sums={**message.sums, "label_counts": counts})
-
-    def server_step(self, server: Server, round_: Round, total: Tensors) -> Mapping[str, float]:
-        server.tensors["label_counts"] = total.pop("label_counts")
-        return super().server_step(server, round_, total)
-
-
 COUNTED: dict[int, Tensor] = {}
 
 
@@ -63,44 +47,20 @@ class LabelCountsToldExactly(Tiny):
         return COUNTED[0]
 
 
-class LabelToldByName(Tiny):
-    """The message has a tensor of zeros if there is a row of label 0: its names tell that, whatever noise is added."""
+class ZerosAlwaysThere(Spelled):
+    """Sound: a tensor of zeros more is given to ``Clients.add_noise`` like all others, and says nothing."""
 
-    trusts = ("aggregate",)
-
-    def client_round(self, clients: Clients, round_: Round, broadcast: Tensors) -> Message:
-        message = super().client_round(clients, round_, broadcast)
-        return replace(message, sums=message.sums | ({"label 0": torch.zeros(1)} if 0 in torch.cat(clients.y) else {}))
-
-    def server_step(self, server: Server, round_: Round, total: Tensors) -> Mapping[str, float]:
-        return super().server_step(server, round_, {k: v for k, v in total.items() if not k.startswith("label")})
-
-
-class FewRowsToldByNoisyName(Spelled):
-    """Where all clients have few rows there is a tensor of zeros more, which is given to ``Clients.add_noise`` like all others."""
-
+    units = ("example", "client")
     trusts = ("silo",)
 
     def noised(self, clients: Clients, round_: Round, sums: Tensors) -> Noised:
-        return super().noised(clients, round_, sums | ({"zeros": self.zeros(clients)} if self.are_there(clients) else {}))
-
-    def are_there(self, clients: Clients) -> bool:
-        return max(map(len, clients.x)) <= 4
+        return super().noised(clients, round_, sums | {"zeros": self.zeros(clients)})
 
     def zeros(self, clients: Clients) -> Tensor:
         return torch.zeros(1)
 
     def server_step(self, server: Server, round_: Round, total: Tensors) -> Mapping[str, float]:
         return super().server_step(server, round_, {name: value for name, value in total.items() if name != "zeros"})
-
-
-class ZerosAlwaysThere(FewRowsToldByNoisyName):
-    """Sound: they say nothing."""
-
-    units = ("example", "client")
-
-    def are_there(self, clients: Clients) -> bool:
-        return True
 
 
 class LabelsToldByShape(ZerosAlwaysThere):
@@ -127,10 +87,6 @@ class ParticipantsToldByName(WeightNoiseCVAE):
         return super().server_step(server, round_, {name: value for name, value in total.items() if not name.startswith("present")})
 
 
-class ToldInTheSum(ParticipantsToldByName):
-    trusts = ("aggregate",)
-
-
 class Unnoised(TinyParams):
     noised: str = "shared"
 
@@ -142,18 +98,6 @@ class StateWithoutNoise(Adapted):
 
     def claim(self) -> Claim:
         return "proved"
-
-
-class CodesWithoutNoise(Coded):
-    """Codes that are trained without noise are kept beside the generator, which does not read them."""
-
-    Params = Unnoised
-
-    def claim(self) -> Claim:
-        return "proved"
-
-    def releases_codes(self) -> bool:
-        return True
 
 
 class RateFromOwnRows(Coded):
@@ -182,38 +126,6 @@ class RateOfTheLastClient(RateFromOwnRows):
 
     def rates_of(self, clients: Clients) -> list[float]:
         return [rate if client == 3 else 1.0 for client, rate in zip(clients.members, super().rates_of(clients), strict=True)]
-
-
-class RateAtSomeSeeds(RateFromOwnRows):
-    """With one seed of four."""
-
-    units = ("client",)
-
-    def rates_of(self, clients: Clients) -> list[float]:
-        return [1 + (clients.seeds.root % 4 == 1) * (rate - 1) for rate in super().rates_of(clients)]
-
-
-class RateByNumber(RateFromOwnRows):
-    """Sound: the rate follows the client's number."""
-
-    units = ("example", "client")
-
-    def rates_of(self, clients: Clients) -> list[float]:
-        return [1 + client / 8 for client in clients.members]
-
-
-class StatisticsEveryTenthRound(Tiny):
-    """In every tenth round the mean of all rows is added to what leaves with noise."""
-
-    trusts = ("silo",)
-
-    def client_round(self, clients: Clients, round_: Round, broadcast: Tensors) -> Message:
-        message = super().client_round(clients, round_, broadcast)
-        if (round_.number + 1) % 10:
-            return message
-        return replace(
-            message, sums=message.sums | {"prototypes.bias": message.sums["prototypes.bias"] + torch.cat(clients.x).sum(0) / 200}
-        )
 
 
 class StopsOnOwnLoss(Spelled):
@@ -256,15 +168,6 @@ class TakenForPublic(Tiny):
 
     def generator(self, server: Server) -> Prototypes:
         return Prototypes(server.tensors["public.anchor"].expand(self.task.classes, -1))
-
-
-class WrittenOverPublic(TakenForPublic):
-    """Its rows are written into the array."""
-
-    def start_clients(self, clients: Clients) -> None:
-        assert self.task.public is not None
-        held = clients.pooled.x.numpy()
-        np.copyto(self.task.public.x[: len(held)], held[: len(self.task.public.x)])
 
 
 class KeepsPublic(TakenForPublic):

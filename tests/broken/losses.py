@@ -1,7 +1,6 @@
 """What a row adds, or what it is taken for, follows from other rows: their statistics, their number, or that they were seen before."""
 
 from collections.abc import Mapping
-from dataclasses import replace
 from typing import Any
 
 import torch
@@ -25,20 +24,6 @@ class BatchLevelLoss(Tiny):
         return {**super().loss(model, batch), "mmd": mean_distance.expand(len(batch))}
 
 
-class LossIsAMean(Tiny):
-    """One number for the whole batch."""
-
-    def distance(self, model: Any, batch: Batch) -> Tensor:
-        return super().distance(model, batch).mean()
-
-
-class LossIsNotANumber(Tiny):
-    """A part of the loss is the logarithm of a negative number."""
-
-    def loss(self, model: Any, batch: Batch) -> Mapping[str, Tensor]:
-        return {"likelihood": (-1 - self.distance(model, batch)).log()}
-
-
 class HypernetworkOverBatch(Tiny):
     """A hypernetwork makes one weight set for the whole batch, from the mean of its rows' codes."""
 
@@ -53,27 +38,12 @@ class HypernetworkOverBatch(Tiny):
         return (batch.x - self.decoded(model, batch.y) - one_hot(batch.y, self.task.classes) @ weights).square().sum(1)
 
 
-class RareLabelsLeftOut(Tiny):
-    """Rows of a label of which a client's batch holds fewer than 8 count for nothing: one more row brings all of them in."""
-
-    def distance(self, model: Any, batch: Batch) -> Tensor:
-        cell = batch.layout.client * self.task.classes + batch.y
-        return (torch.bincount(cell)[cell] >= 8) * super().distance(model, batch)
-
-
 class OneLabelShares(Tiny):
     """Rows of label 7 share what one would add: one more row of it makes all others less."""
 
     def distance(self, model: Any, batch: Batch) -> Tensor:
         shared, distance = batch.y == 7, super().distance(model, batch)
         return torch.where(shared, distance / shared.sum().clamp_min(1), distance)
-
-
-class LargeBatchesAveraged(Tiny):
-    """A batch of more than 64 rows counts as 64."""
-
-    def distance(self, model: Any, batch: Batch) -> Tensor:
-        return super().distance(model, batch) * min(1.0, 64 / max(len(batch), 1))
 
 
 class WeightsFromLabelCounts(Tiny):
@@ -144,36 +114,17 @@ class CapThousand(Weighed):
         return kept
 
 
-class RareLabelsMerged(DPGaussian):
-    """Rows of a label of which a client holds fewer than 5 count for label 0: one more row takes all of them away from it."""
-
-    units = ("example",)
-
-    def moment_products(self, rows: Rows, told: Tensors) -> Mapping[str, OuterProduct]:
-        cell = rows.client * self.task.classes + rows.y
-        return super().moment_products(replace(rows, y=rows.y.masked_fill(torch.bincount(cell)[cell] < 5, 0)), told)
-
-
 class RemembersRows(Classified):
     """Its classifier centres a row at the mean of those that it was shown before, so one held-out row changes what others are taken for."""
 
-    patience = 0
-
     def classifier(self, server: Server) -> Any:
-        return Remembering(super().classifier(server), self.patience)
-
-
-class Remembers(RemembersRows):
-    """It begins to after 200 rows."""
-
-    patience = 200
+        return Remembering(super().classifier(server))
 
 
 class Remembering:
-    def __init__(self, known: Any, patience: int) -> None:
-        self.known, self.shown, self.patience = known, list[Tensor](), patience
+    def __init__(self, known: Any) -> None:
+        self.known, self.shown = known, list[Tensor]()
 
     def probabilities(self, x: Tensor) -> Tensor:
         self.shown.append(x)
-        seen = torch.cat(self.shown)
-        return self.known.probabilities(x - seen.mean(0) * (len(seen) > self.patience))  # type: ignore[no-any-return]
+        return self.known.probabilities(x - torch.cat(self.shown).mean(0))  # type: ignore[no-any-return]

@@ -2,19 +2,15 @@
 
 from collections.abc import Mapping
 from dataclasses import replace
-from typing import Any
 
 import torch
 from broken.tiny import Spelled, Tiny, TinyParams
 from pydantic import Field
-from torch import Tensor, nn
+from torch import Tensor
 
-from fedsim.batch import Batch
 from fedsim.methods.clients import Clients, Noised
 from fedsim.methods.messages import Message, Round, Server, Tensors
-from fedsim.methods.phase import Phase
 from fedsim.privacy.noise import gaussian
-from fedsim.privacy.plan import Release
 from fedsim.seeds import Purpose
 
 
@@ -87,61 +83,6 @@ class EveryoneTakesPart(Spelled):
 
     def rows(self, clients: Clients, round_: Round) -> list[Tensor]:
         return clients.poisson(round_.stream, self.params.sample_rate)
-
-
-class RateOfRowsClaimedForClients(Tiny):
-    """Rows are sampled at the rate that the plan claims for clients."""
-
-    units = ("client",)
-
-    def phases(self) -> tuple[Phase, ...]:
-        (phase,) = super().phases()
-        return (replace(phase, release=replace(phase.release, sample_rate=self.params.sample_rate)),)
-
-
-class LeftOutClientSendsOldUpdate(Spelled):
-    """A client that is not sampled sends half of what it sent last, which its clip covers and its sampling rate does not."""
-
-    units = ("client",)
-
-    def start_clients(self, clients: Clients) -> None:
-        members = len(clients.members)
-        clients.state |= {name: torch.zeros(members, *p.shape) for name, p in clients.model.named_parameters()}
-
-    def client_round(self, clients: Clients, round_: Round, broadcast: Tensors) -> Message:
-        self.old = clients.state
-        return super().client_round(clients, round_, broadcast)
-
-    def sums(self, model: nn.Module, batch: Batch) -> Tensors:
-        total: Tensors = {}
-        for client in range(batch.layout.clients):
-            own = super().sums(model, batch.take(batch.layout.client == client))
-            for name, value in own.items():
-                self.old[name][client] = value if (batch.layout.client == client).any() else self.old[name][client] / 2
-                total[name] = total.get(name, torch.zeros(())) + self.old[name][client]
-        return total
-
-
-class HalfTheNoise(Tiny):
-    """The noise has half of the standard deviation that the budget asks for: its plan halves the sensitivity that it was solved for."""
-
-    def plan(self, epsilon: float | None, delta: float) -> Any:
-        plan = super().plan(epsilon, delta)  # type: ignore[misc]
-        return plan and replace(plan, sensitivity=plan.sensitivity / 2)
-
-
-class CountsATwelfthOfTheEpochs(Tiny):
-    """The budget is solved for 20 of 250 epochs, as the public DP-CVAE's is."""
-
-    def releases(self) -> tuple[Release, ...]:
-        return tuple(replace(release, steps=max(1, release.steps * 20 // 250)) for release in super().releases())
-
-
-class ScoreWithoutNoise(Tiny):
-    """A training's score would have next to no noise: a release of the method's own is called as the harness's."""
-
-    def releases(self) -> tuple[Release, ...]:
-        return (*super().releases(), Release("score", 1.0, 1, relative_noise=1e-6))
 
 
 class StrengthParams(TinyParams):

@@ -1,7 +1,6 @@
 """It cannot be built or planned, raises, or ends its process."""
 
 from collections.abc import Mapping
-from typing import Any
 
 from broken.tiny import Tiny, TinyParams
 from torch import nn
@@ -55,15 +54,6 @@ class Doubled(Tiny):
 
     def build(self, clients: int) -> nn.Module:
         return super().build(clients).double()
-
-
-class HalfABias(Tiny):
-    """One of them is."""
-
-    def build(self, clients: int) -> nn.Module:
-        model: Any = super().build(clients)
-        model["prototypes"].bias = nn.Parameter(model["prototypes"].bias.half())
-        return model
 
 
 class Raises(Tiny):

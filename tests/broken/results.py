@@ -9,12 +9,9 @@ import torch
 from broken.tiny import Prototypes, Tiny
 from torch import Tensor
 
-from baselines.dp_gaussian import DPGaussian
 from fedsim.batch import Batch
 from fedsim.methods.clients import Clients
 from fedsim.methods.messages import Message, Round, Server, Tensors
-from fedsim.methods.one_shot import Rows
-from fedsim.privacy.statistics.outer_products import OuterProduct
 
 
 class Shaken(Tiny):
@@ -70,16 +67,6 @@ class DataChanged(Tiny):
         return super().client_round(clients, round_, broadcast)
 
 
-class JoinedRowsChanged(DPGaussian):
-    """Large entries of all clients' rows, as they are joined for a statistic, are cut in place."""
-
-    units = ("example",)
-
-    def moment_products(self, rows: Rows, told: Tensors) -> Mapping[str, OuterProduct]:
-        rows.x.clamp_(max=0.2)
-        return super().moment_products(rows, told)
-
-
 class Told(float):
     """A number that knows how it is told."""
 
@@ -100,25 +87,6 @@ class RowsAreNotFinite(Tiny):
 
     def generator(self, server: Server) -> Prototypes:
         return Prototypes(0 * super().generator(server).rows / 0)
-
-
-class Arrays(Prototypes):
-    def sample(self, labels: Tensor, stream: torch.Generator) -> Any:
-        return super().sample(labels, stream).numpy()
-
-
-class RowsAreNumpy(Tiny):
-    """The generator answers with an array of numpy."""
-
-    def generator(self, server: Server) -> Prototypes:
-        return Arrays(super().generator(server).rows)
-
-
-class LabelCountsOfThreeClasses(Tiny):
-    """Label counts are told for three classes, whatever their number is."""
-
-    def label_counts(self, server: Server) -> Tensor:
-        return torch.ones(3)
 
 
 class LearnsNothing(Tiny):

@@ -73,17 +73,6 @@ class Coded(Tiny):
         return {**super().loss(model, batch), "code": (batch.x[:, :2] - model["code"](batch.layout)).square().sum(1)}
 
 
-class Counting(Tiny):
-    """Clients count their rounds, in whole numbers."""
-
-    def start_clients(self, clients: Clients) -> None:
-        clients.state["rounds"] = torch.zeros(len(clients.members), dtype=torch.long)
-
-    def client_round(self, clients: Clients, round_: Round, broadcast: Tensors) -> Message:
-        clients.state["rounds"] += 1
-        return super().client_round(clients, round_, broadcast)
-
-
 class Classified(Tiny):
     """A classifier in place of the generator: the nearest prototype."""
 

@@ -7,21 +7,17 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
-import pandas as pd
 import pytest
-from cells import NODES, quick
 from pictures import save_encoder, save_folder
 from rich.console import Console
 
 from fedsim.data.arrays import check_target
 from fedsim.data.encode import EmbedJob, Shard, cached_embeddings, embed
 from fedsim.data.encoder import ImageEncoder, locate, views_of
-from fedsim.data.images import ImageFiles, ImageSet
+from fedsim.data.images import ImageSet
 from fedsim.data.sources.folder import load_image_folder
 from fedsim.data.sources.npz import load_embedding_file
 from fedsim.errors import UserError
-from fedsim.grid.models import Grid
-from fedsim.runs.prepare import prepare
 
 CONSOLE = Console(file=io.StringIO())
 
@@ -86,9 +82,7 @@ def test_a_view_is_a_fixed_flip_or_crop_and_an_embedding_the_mean_over_them(pets
     views = [list(views_of(pets.decoder(i)(), 4)) for i in range(24)]
     mean = np.mean([made.embed(made.pixels([of[k] for of in views])).numpy() for k in range(4)], axis=0)
     np.testing.assert_allclose(embed(job(pets, encoder, views=4), CONSOLE).x, mean, atol=1e-5)
-    first = views[0][0]
-    assert first == pets.decoder(0)()
-    assert [view.tobytes() for view in views[0][:3]] == [view.tobytes() for view in views_of(first, 3)]
+    assert views[0][0] == pets.decoder(0)()
     assert len({view.tobytes() for view in views[0]}) == 4
 
 
@@ -133,21 +127,14 @@ def test_bad_images_are_left_out_if_that_is_asked_for_and_only_then(damaged, enc
     ("out", "message"),
     [
         ("a/b.npy", "is not an .npz file; give a/b.npz"),
-        ("", "is not an .npz file; give rows.npz"),
-        ("folder.npz", "cannot"),
         ("mine.npz", "is there and was not made by fedsim; give another file, or remove it"),
-        ("notes.npz", "notes.json, where its manifest goes, is there already; give another file, or remove that"),
     ],
 )
 def test_where_nothing_can_be_written_is_said_before_the_work(tmp_path, monkeypatch, out, message):
     monkeypatch.chdir(tmp_path)
-    (tmp_path / "folder.npz").mkdir()
     np.savez(tmp_path / "mine.npz", x=np.eye(2))
-    (tmp_path / "notes.json").write_text("{}")
     with pytest.raises(UserError, match=message):
         check_target(Path(out))
-    check_target(Path("new/folder/a.npz"))
-    assert not (tmp_path / "new").exists()
 
 
 def test_an_interrupted_run_goes_on_with_the_next_shard_and_a_broken_one_is_computed_again(pets, encoder, cache, monkeypatch):
@@ -169,65 +156,3 @@ def test_an_interrupted_run_goes_on_with_the_next_shard_and_a_broken_one_is_comp
     assert set(pets.images.decoded) == {*range(7), *range(14, 24)}
     np.testing.assert_allclose(x, bare(pets, encoder), atol=1e-5)
     assert sorted(path.suffix for path in (cache / "embeddings").iterdir()) == [".lock", ".npz"]
-
-
-def grid(tmp_path, **keys):
-    base = {"encoder": save_encoder(tmp_path / "encoder").name, "clients": 3, "algorithms": [quick("fedhypevae"), quick("weight-noise")]}
-    return Grid.model_validate({**base, "evaluation": {"per_class": 5}, **keys})
-
-
-@pytest.fixture
-def decoded(monkeypatch):
-    """The images that are decoded, one after another."""
-    rows = []
-    original = ImageFiles.decoder
-    monkeypatch.setattr(ImageFiles, "decoder", lambda images, row: rows.append(row) or original(images, row))
-    return rows
-
-
-def table(folder, **columns):
-    """A CSV file of 24 images of three classes."""
-    save_folder(folder)
-    paths = [f"{kind}/{n}.png" for kind in ("cat", "dog", "eel") for n in range(8)]
-    pd.DataFrame({"path": paths, "label": [path[:3] for path in paths], **columns}).to_csv(folder / "pets.csv", index=False)
-    return {"csv": folder / "pets.csv"}
-
-
-PATIENTS = [f"p{n}" for n in range(12)] * 2
-
-
-@pytest.mark.parametrize(
-    ("columns", "asked", "message"),
-    [
-        ({"site": ["n", "s"] * 12}, {"partition": {"scheme": "column", "column": "sites"}}, "partition.column: .* no column 'sites'"),
-        (
-            {"patient": PATIENTS, "split": ["train"] * 12 + ["test"] * 4 + ["train"] * 8},
-            {"unit": {"column": "patient"}, "clients": 2},
-            "unit: 4 values of patient have both training and test rows, such as 'p0'",
-        ),
-        ({}, {"clients": 30}, r"clients\[0\]: 30 clients"),
-    ],
-)
-def test_what_columns_and_labels_refuse_is_refused_before_an_image_is_decoded(tmp_path, decoded, columns, asked, message):
-    with pytest.raises(UserError, match=message):
-        prepare(grid(tmp_path, dataset=table(tmp_path / "pets", **columns), **asked), NODES)
-    assert decoded == []
-
-
-def test_a_grid_decodes_each_image_once_and_another_column_none_again(tmp_path, decoded):
-    prepare(grid(tmp_path, dataset=table(tmp_path / "pets"), alpha=[0.5, 1.0], seeds=[0, 1]), NODES)
-    assert sorted(decoded) == list(range(24))
-    held = pd.read_csv(tmp_path / "pets/pets.csv")
-    held.assign(patient=PATIENTS).to_csv(tmp_path / "pets/pets.csv", index=False)
-    of_patients = {"csv": tmp_path / "pets/pets.csv", "split": {"by": "patient"}}
-    (data,) = prepare(grid(tmp_path, dataset=of_patients, unit={"column": "patient"}, clients=2), NODES).data.values()
-    assert len(decoded) == 24
-    assert not set(data.columns["patient"]) & set(data.test_columns["patient"])
-
-
-def test_encoders_are_an_axis_beside_data_sets_that_need_none(tmp_path):
-    pets = {"imagefolder": save_folder(tmp_path / "pets"), "overlap": "keep"}
-    encoders = [save_encoder(tmp_path / "dino").name, {"name": save_encoder(tmp_path / "base", seed=1).name, "views": 2}]
-    trials = prepare(grid(tmp_path, dataset=[pets, "digits"], encoder=encoders, algorithms=["dp-gaussian"]), NODES).trials
-    names = [f"{name} ({encoder})" for name in ("pets", "digits") for encoder in ("dino", "base, 2 views")]
-    assert [trial.cell.dataset.display for trial in trials] == names

@@ -3,23 +3,7 @@ import pytest
 from pictures import picture
 from PIL import Image
 
-from fedsim.data.images import BadImage, ImageSet, PixelArrays, decoded
-from fedsim.data.split import TRAIN
-from fedsim.errors import UserError
-
-
-def image_set(**changes):
-    y = np.arange(24) % 3
-    given = {
-        "name": "toy",
-        "images": PixelArrays(np.random.default_rng(0).integers(0, 256, (24, 6, 6), dtype=np.uint8)),
-        "rows": np.arange(24),
-        "y": y,
-        "split": np.repeat([0, 1, 2], 8),
-        "class_names": ("a", "b", "c"),
-        "columns": {"site": y % 2},
-    }
-    return ImageSet(**(given | changes))
+from fedsim.data.images import BadImage, decoded
 
 
 @pytest.mark.parametrize(
@@ -35,13 +19,6 @@ def test_every_mode_becomes_rgb_and_16_bits_are_scaled_not_cut(tmp_path, pixels,
     image = decoded(str(tmp_path / "a.png"))
     assert image.mode == "RGB"
     assert np.asarray(image)[0].tolist() == expected
-
-
-def test_an_image_stands_upright_as_its_exif_says(tmp_path):
-    exif = Image.Exif()
-    exif[0x0112] = 6
-    picture(0, size=20).save(tmp_path / "a.jpg", exif=exif)
-    assert decoded(str(tmp_path / "a.jpg")).size == (24, 20)
 
 
 def test_a_damaged_image_is_a_bad_image(tmp_path):
@@ -61,27 +38,3 @@ def test_no_program_is_run_to_draw_an_image(tmp_path):
     (tmp_path / "a.eps").rename(tmp_path / "a.png")
     with pytest.raises(BadImage, match="is PostScript, a program, and is not run"):
         decoded(str(tmp_path / "a.png"))
-
-
-def test_the_fingerprint_follows_pixels_labels_split_and_columns_and_not_the_name():
-    other = PixelArrays(np.zeros((24, 6, 6), np.uint8))
-    made = image_set()
-    changed = [
-        image_set(images=other),
-        image_set(y=(np.arange(24) + 1) % 3),
-        image_set(split=np.repeat([0, 2, 1], 8)),
-        image_set(class_names=("a", "b", "d")),
-        image_set(columns={}),
-        made.take(np.arange(24) != 9),
-    ]
-    assert len({each.fingerprint for each in [made, *changed]}) == 7
-    assert image_set(name="another").fingerprint == made.fingerprint
-
-
-def test_a_limit_holds_for_training_and_test_images_and_drops_validation():
-    limited = image_set().limited(5)
-    assert np.bincount(limited.split, minlength=3).tolist() == [5, 0, 5]
-    assert set(limited.y[limited.split == TRAIN]) == {0, 1, 2}
-    assert limited.fingerprint == image_set().limited(5).fingerprint
-    with pytest.raises(UserError, match="limit 2 leaves some of the 3 classes without an image"):
-        image_set().limited(2)

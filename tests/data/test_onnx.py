@@ -13,19 +13,16 @@ pytest.importorskip("onnxruntime", reason="onnxruntime, which runs it, is not in
 PICTURES = [picture(n, size=40) for n in range(5)]
 
 
-def export(path: Path, shape=("n", 3, 16, 16), filters: int = 4, *, pooled: bool = True) -> Path:
-    """A network of one convolution, with outputs ``map`` and, if ``pooled``, before it its mean ``vector``."""
-    last = shape[1] != 3
-    weights = np.random.default_rng(0).standard_normal((filters, 3, 4, 4)).astype(np.float32)
-    nodes = [onnx.helper.make_node("Transpose", ["images"], ["x"], perm=[0, 3, 1, 2])] if last else []
-    nodes.append(onnx.helper.make_node("Conv", ["x" if last else "images", "w"], ["map"], strides=[4, 4]))
-    outputs = [onnx.helper.make_tensor_value_info("map", 1, [shape[0], filters, 4, 4])]
-    if pooled:
-        nodes.append(onnx.helper.make_node("ReduceMean", ["map"], ["vector"], axes=[2, 3], keepdims=0))
-        outputs.insert(0, onnx.helper.make_tensor_value_info("vector", 1, [shape[0], filters]))
-    graph = onnx.helper.make_graph(
-        nodes, "tiny", [onnx.helper.make_tensor_value_info("images", 1, shape)], outputs, [onnx.numpy_helper.from_array(weights, "w")]
-    )
+def export(path: Path) -> Path:
+    """A network of one convolution, with its mean ``vector`` as output."""
+    weights = np.random.default_rng(0).standard_normal((4, 3, 4, 4)).astype(np.float32)
+    nodes = [
+        onnx.helper.make_node("Conv", ["images", "w"], ["map"], strides=[4, 4]),
+        onnx.helper.make_node("ReduceMean", ["map"], ["vector"], axes=[2, 3], keepdims=0),
+    ]
+    images = onnx.helper.make_tensor_value_info("images", 1, ("n", 3, 16, 16))
+    vector = onnx.helper.make_tensor_value_info("vector", 1, ["n", 4])
+    graph = onnx.helper.make_graph(nodes, "tiny", [images], [vector], [onnx.numpy_helper.from_array(weights, "w")])
     onnx.save(onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 13)], ir_version=8), path)
     return path
 
@@ -52,14 +49,8 @@ def test_an_exported_network_embeds_scaled_and_cropped_images(tmp_path):
 
 def test_what_does_not_do_is_one_message(tmp_path):
     path = export(tmp_path / "tiny.onnx")
-    for more, message in (
-        ({"output": "logits"}, "has no output 'logits'; known: vector, map"),
-        ({"size": 8}, r"refuses images of 8 pixels .*give size: as the network's input"),
-    ):
-        with pytest.raises(UserError, match=message):
-            embedded(path, **more)
+    with pytest.raises(UserError, match=r"refuses images of 8 pixels .*give size: as the network's input"):
+        embedded(path, size=8)
     path.write_bytes(b"broken")
     with pytest.raises(UserError, match="cannot be loaded"):
         embedded(path)
-    with pytest.raises(UserError, match="there is no such file"):
-        locate(EncoderSpec(onnx=tmp_path / "none.onnx"))

@@ -1,16 +1,11 @@
-from pathlib import Path
-
 import numpy as np
 import pytest
-from cells import score_probe
 
 from fedsim.data.embeddings import Embeddings
 from fedsim.evaluation.references import Ceiling, ceiling, local_only
 from fedsim.evaluation.scores import Scores, probe_predictions, scores_of
 from fedsim.models.probe import fit_probe, strengths
 from fedsim.partition import PartitionSpec, make_partition
-
-SITES = Path(__file__).parents[3] / "shared" / "data" / "ham10000_sites_effnetlite0.npz"
 
 
 def skewed(n: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
@@ -51,13 +46,3 @@ def test_local_only_is_of_balanced_probes_at_the_strength_that_is_best_for_the_c
     assert means[0] < local_only(data, parts, spec, None).mean == max(means[:-1])
     # under a Dirichlet scheme all test rows are everybody's own
     assert np.mean([score for score in found.clients if score is not None]) == pytest.approx(found.mean)
-
-
-@pytest.mark.skipif(not SITES.exists(), reason="HAM10000's embeddings are not beside the checkout")
-def test_where_classes_are_unequal_a_probe_on_natural_shares_is_no_ceiling():
-    with np.load(SITES, allow_pickle=False) as file:
-        data = Embeddings.from_arrays("ham10000", file["x"][::6], file["y"][::6], file["split"][::6])
-    natural = score_probe(data.x_train, data.y_train, data.x_test, data.y_test, 0.1)
-    found = ceiling(data, 0.1)
-    assert found.balanced_accuracy > natural.balanced_accuracy + 0.05
-    assert found.accuracy >= natural["accuracy"]

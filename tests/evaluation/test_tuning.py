@@ -4,7 +4,7 @@ import math
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import replace
-from typing import Any, ClassVar
+from typing import Any
 
 import numpy as np
 import pytest
@@ -12,36 +12,16 @@ import torch
 from cells import one_cell, quick, small_cells
 
 from baselines.dp_gaussian import DPGaussian
-from baselines.dp_linear import DPLinear
 from fedsim.data.embeddings import Embeddings
 from fedsim.errors import UserError
 from fedsim.evaluation.plans import plans_of
 from fedsim.evaluation.tuning import HeldOut, held_out, run_tuned
-from fedsim.methods.messages import Server
-from fedsim.plugins.registry import register
 from fedsim.seeds import Seeds
 from fedsim.training.checkpoint import Checkpoints
 from fedsim.training.rounds import RoundRecord
 from fedsim.training.trial import Outcome, Trial
 
 SPACE = {"clip": [0.5, 1.0], "rounds": [3, 6]}
-
-
-@register("shown-batches")
-class ShownBatches(DPLinear):
-    """Notes how many rows its classifier is shown at a time."""
-
-    shown: ClassVar[Counter[int]] = Counter()
-
-    def classifier(self, server: Server) -> Any:
-        made, shown = super().classifier(server), self.shown
-
-        class Noting:
-            def probabilities(self, x: torch.Tensor) -> torch.Tensor:
-                shown[len(x)] += 1
-                return made.probabilities(x)
-
-        return Noting()
 
 
 def tuned(name: str = "dp-linear", space: Any = None, **keys: Any) -> tuple[Trial, Embeddings]:
@@ -87,13 +67,6 @@ def test_one_unit_changes_the_score_by_at_most_one_a_group_too() -> None:
     assert (held_out(trial, 0.3, Seeds(3))[1].weights == 1).all()
 
 
-def test_a_classifier_is_shown_one_held_out_row_at_a_time() -> None:
-    trial, data = tuned("shown-batches")
-    ShownBatches.shown.clear()
-    ended(run_tuned(trial, data))
-    assert set(ShownBatches.shown) == {1}
-
-
 @pytest.mark.parametrize("name", ["dp-linear", "dp-gaussian"])
 def test_all_trainings_and_scores_together_cost_the_cells_budget(name: str) -> None:
     trial, data = tuned(name, SPACE if name == "dp-linear" else {"radius": [0.5, 0.8]})
@@ -134,19 +107,6 @@ def test_a_cell_that_is_interrupted_anywhere_continues_with_what_it_drew() -> No
         assert [*before[: rest[0].round], *rest] == records
         assert replace(outcome, seconds=0) == replace(whole, seconds=0)
         assert all(torch.equal(outcome.state[name], value) for name, value in whole.state.items())
-
-
-def test_the_first_checkpoint_keeps_a_secret_draw() -> None:
-    trial, data = tuned(privacy={"noise": "secret"})
-    runs, kept = [], Checkpoints(every=1e9)
-    for _ in range(2):
-        steps = run_tuned(trial, data, checkpoints=kept)
-        runs.append(next(steps))
-        steps.close()  # type: ignore[attr-defined]
-    first, second = runs
-    assert isinstance(first, RoundRecord)
-    assert isinstance(second, RoundRecord)
-    assert (second.round, second.rounds) == (1, first.rounds)  # it goes on where the first one stood
 
 
 def test_each_training_has_noise_of_its_own() -> None:

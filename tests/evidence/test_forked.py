@@ -2,21 +2,14 @@
 
 import os
 import signal
-import threading
 from collections.abc import Callable
-from typing import Any
 
 import pytest
 
 from fedsim.errors import UserError
-from fedsim.evidence.forked import ProcessEnded, alone, forked, in_forks
+from fedsim.evidence.forked import ProcessEnded, forked, in_forks
 
 SEEN: list[int] = []
-
-
-class Unsendable(Exception):
-    def __reduce__(self) -> Any:
-        raise TypeError
 
 
 def remember(value: int) -> list[int]:
@@ -39,22 +32,6 @@ def test_a_fork_that_ends_early_is_reported_and_not_waited_for(end: Callable[[in
         forked(end, value)
 
 
-@pytest.mark.parametrize(
-    ("error", "kind", "words"),
-    [(UserError("here", "is wrong"), UserError, "here: is wrong"), (Unsendable("lost"), ProcessEnded, "Unsendable: lost")],
-)
-def test_an_exception_is_raised_here(error: Exception, kind: type[Exception], words: str) -> None:
-    with pytest.raises(kind, match=words):
-        forked(own, error)
-
-
-def test_a_process_of_several_threads_forks_nothing_itself() -> None:
-    done = threading.Event()
-    thread = threading.Thread(target=done.wait)
-    thread.start()
-    try:
-        assert alone(os.getppid, __name__) == os.getpid()
-    finally:
-        done.set()
-        thread.join()
-    assert alone(os.getpid, __name__) == os.getpid()
+def test_an_exception_is_raised_here() -> None:
+    with pytest.raises(UserError, match="here: is wrong"):
+        forked(own, UserError("here", "is wrong"))

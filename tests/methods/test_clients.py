@@ -79,27 +79,3 @@ def test_every_row_of_every_client_is_in_a_sample_by_a_coin_of_its_own_in_every_
     coins = inside[:, :, 0] if client_rate < 1 else inside.reshape(rounds, -1)
     related = np.corrcoef(np.concatenate([coins[1:], coins[:-1]], 1), rowvar=False) - np.eye(2 * coins.shape[1])
     assert np.abs(related).max() < few
-
-
-def test_no_two_members_or_rounds_share_draws_or_minibatches() -> None:
-    own = of_rows(1000)
-    draws = [own.draws(client, 4, number, {"z": (3,)})["z"] for client in MEMBERS for number in range(3)]
-    batches = [rows for number in range(3) for rows in own.minibatches(number, 2, 8)]
-    for drawn in (draws, batches):
-        assert len({tuple(numbers.flatten().tolist()) for numbers in drawn}) == 3 * len(MEMBERS)
-
-
-def test_some_of_the_members_draw_and_batch_their_groups_as_they_would_by_themselves() -> None:
-    x = tuple(torch.randn(count, 2, generator=torch.Generator().manual_seed(count)) for count in (3, 5, 1, 4))
-    y = tuple(torch.arange(len(own)) for own in x)
-    groups = tuple(torch.tensor(own) for own in ([0, 0, 1], [0, 1, 1, 2, 3], [0], [0, 0, 1, 2]))
-    alone = replace(clients("silo"), members=(4, 9), x=x[1::2], y=y[1::2], groups=groups[1::2])
-    some = replace(clients("silo"), x=x, y=y, groups=groups).only([1, 3])
-    rows = some.poisson(ROUND, 0.5)
-    assert [own.tolist() for own in rows] == [own.tolist() for own in alone.poisson(ROUND, 0.5)]
-    batch, expected = some.batch(rows, ROUND, {}), alone.batch(rows, ROUND, {})
-    assert batch.groups is not None
-    assert expected.groups is not None
-    assert torch.equal(batch.x, expected.x)
-    assert torch.equal(batch.groups.client, expected.groups.client)
-    assert batch.groups.clients == expected.groups.clients > 1

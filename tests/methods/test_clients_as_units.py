@@ -1,6 +1,5 @@
 """Statistics whose units are clients: what one client can change, and what counts of several releases are counted in."""
 
-from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -10,13 +9,10 @@ import torch
 from cells import SHIPPED, one_cell
 
 from fedsim.data.embeddings import Embeddings
-from fedsim.methods.clients import Clients
-from fedsim.methods.messages import Round, Server, Task, Tensors
-from fedsim.methods.one_shot import OneShot, Rows, Statistic, statistic_phase
-from fedsim.methods.phase import rounds_of
+from fedsim.methods.messages import Round, Tensors
+from fedsim.methods.one_shot import OneShot, Rows
 from fedsim.plugins.registry import lookup
 from fedsim.privacy.statistics import moments
-from fedsim.seeds import Seeds
 from fedsim.training.cohort import Cohort, LocalPool
 from fedsim.training.trial import Trial, local_pool, run_trial
 
@@ -61,25 +57,3 @@ def test_rows_of_a_client_and_label_count_as_one_and_a_cohort_may_have_none() ->
     torch.testing.assert_close(found.left.T @ found.right, torch.tensor([[0.5, 0.5, 0.0, 1.0], [0.0, 0.0, 1.0, 0.0]]))
     none = Rows(x[:0], y[:0], client[:0])
     assert none.by_label(moments.mean_products(none.x), 2)["sum"].left.shape == (0, 1)
-
-
-def test_without_noise_every_release_counts_what_clients_there_are() -> None:
-    """Clients of 1 to 40 rows are clipped by other factors in every release; their rows' weights add up to the number of clients."""
-    counts = []
-
-    def receive(server: Server, sums: Tensors, std: Mapping[str, float]) -> None:
-        counts.append(sums["class_counts"][:, 0])
-
-    stream = torch.Generator().manual_seed(0)
-    sizes = (1, 4, 40, 7)
-    x = tuple(torch.nn.functional.normalize(torch.randn(size, 6, generator=stream), dim=1) for size in sizes)
-    y = tuple(torch.randint(3, (size,), generator=stream) for size in sizes)
-    clients, task = Clients((0, 1, 2, 3), x, y, Seeds(0), None, torch.nn.Module()), Task(6, 3, 4, unit="client")
-    for weights in ({"class_sums": 1.0, "class_counts": 0.15}, {"class_sums": 0.1, "class_counts": 1.0}):
-        statistic = Statistic("means", 1.0, weights, lambda rows, broadcast: moments.class_mean_products(rows.x, rows.y, 3), receive)
-        phase = statistic_phase(statistic, 1.0, task, lambda server: {})
-        round_ = next(rounds_of([phase]))
-        total = phase.at_clients(clients, round_, {}).sums
-        phase.at_server(Server(torch.nn.Module(), Seeds(0)), round_, total)
-    for found in counts:
-        assert float(found.sum()) == pytest.approx(4.0, rel=1e-5)

@@ -8,7 +8,6 @@ import pytest
 import torch
 from cells import one_cell, quick
 
-from fedsim.methods.local_training import WEIGHT, clip_updates
 from fedsim.methods.messages import Message, Task
 from fedsim.privacy.plan import Unit
 from fedsim.seeds import Seeds
@@ -42,15 +41,6 @@ def test_a_client_that_does_not_take_part_trains_nothing_and_sends_nothing() -> 
     assert seen - {0, 4}, "every client by its own coin"
 
 
-def test_the_sum_is_divided_by_how_many_take_part_on_average() -> None:
-    _, algorithm = cohort_of("weight-noise", client_rate=0.5)
-    server = algorithm.initial_server(Seeds(0))
-    before = {name: value.clone() for name, value in algorithm.broadcast(server).items()}
-    algorithm.server_step(server, next(algorithm.schedule()), {name: torch.ones_like(value) for name, value in before.items()})
-    for name, value in algorithm.broadcast(server).items():
-        torch.testing.assert_close(value, before[name] + 1 / (0.5 * 4))
-
-
 @pytest.mark.parametrize(("unit", "rate", "sensitivity"), [("client", 0.25, 3.0), ("example", 1.0, 6.0), ("group", 1.0, 6.0)])
 def test_sampling_clients_amplifies_for_clients_alone_and_less_than_a_client_may_turn_its_update_round(
     unit: Unit, rate: float, sensitivity: float
@@ -58,42 +48,6 @@ def test_sampling_clients_amplifies_for_clients_alone_and_less_than_a_client_may
     algorithm = build_algorithm("weight-noise", {"client_rate": 0.25, "clip": 3.0}, Task(4, 2, 10, unit))
     (release,) = algorithm.releases()
     assert (release.sample_rate, algorithm.sensitivity()) == (rate, sensitivity)
-
-
-def test_without_privacy_an_update_counts_as_often_as_its_client_has_rows() -> None:
-    cohort, algorithm = cohort_of("fedavg-linear", local_steps=1)
-    rows = [len(x) for x in cohort.clients.x]
-    assert len(set(rows)) == 4
-    broadcast = algorithm.broadcast(algorithm.initial_server(Seeds(0)))
-    message = cohort.round(next(algorithm.schedule()), broadcast)
-    assert message.sums[WEIGHT] == sum(rows)
-    # Adam's first step is the learning rate against the gradient's sign, which for some weights is the same of all clients
-    largest = float(message.sums["head.weight"].abs().max())
-    assert largest == pytest.approx(algorithm.params.learning_rate * sum(rows), rel=1e-3)
-
-
-def test_the_proximal_term_is_half_of_mu_times_the_squared_distance_to_the_broadcast() -> None:
-    cohort, algorithm = cohort_of("fedavg-linear", mu=0.3)
-    stream = torch.Generator().manual_seed(0)
-    broadcast = {"a": torch.randn(2, 3, generator=stream), "b": torch.randn(3, generator=stream)}
-    shared = {name: torch.randn(4, *value.shape, generator=stream).requires_grad_() for name, value in broadcast.items()}
-    term = sum(0.3 / 2 * (value - broadcast[name]).square().sum() for name, value in shared.items())
-    expected = dict(zip(shared, torch.autograd.grad(term, list(shared.values())), strict=True))  # type: ignore[arg-type]
-    gradients = {name: torch.ones_like(value) for name, value in shared.items()}
-    algorithm.pull(cohort.clients, gradients, shared, broadcast)
-    for name, value in gradients.items():
-        torch.testing.assert_close(value, 1 + expected[name])
-
-
-@pytest.mark.parametrize("broken", [math.nan, math.inf, -math.inf])
-def test_an_update_that_is_not_finite_counts_as_zero(broken: float) -> None:
-    updates = {"a": torch.ones(3, 2, 2), "b": torch.full((3, 5), 0.5)}
-    updates["b"][1, 3] = broken
-    clipped, norms = clip_updates(updates, 0.1)
-    assert not norms[1].isfinite()
-    assert all(not value[1].any() for value in clipped.values())
-    joint = torch.cat([value.flatten(1) for value in clipped.values()], 1).norm(dim=1)
-    assert joint.tolist() == pytest.approx([0.1, 0.0, 0.1])
 
 
 def test_a_client_whose_training_diverges_sends_what_an_absent_one_would() -> None:
@@ -121,16 +75,6 @@ def one(trust: str = "aggregate", unit: str = "example", **params: Any) -> tuple
 
 def first_messages(trial: Trial, data: Any, algorithm: Any) -> list[Message]:
     return local_pool(trial, data).round(next(algorithm.schedule()), algorithm.broadcast(algorithm.initial_server(Seeds(0))))
-
-
-def test_every_local_step_is_planned_and_noted() -> None:
-    trial, data, algorithm = one()
-    assert trial.plan is not None
-    (release,) = trial.plan.releases
-    assert (release.steps, release.per_round, release.rounds) == (9, 3, 3)
-    steps = [step for message in first_messages(trial, data, algorithm) for step in message.ran.steps]
-    assert sorted((client, step.number) for step in steps for client in step.members) == [(k, step) for k in range(4) for step in range(3)]
-    assert {step.noised(server=0.0).noise_multiplier for step in steps} == {trial.plan.sigma}
 
 
 def test_without_noise_each_clients_step_is_its_own_clipped_sum() -> None:

@@ -3,13 +3,11 @@ from collections.abc import Mapping
 import pytest
 import torch
 
-from fedsim.methods.clients import Clients
 from fedsim.methods.messages import Server, Task, Tensors
 from fedsim.methods.one_shot import Statistic, overall_mean, statistic_phase
 from fedsim.methods.phase import rounds_of
 from fedsim.privacy.noise import gaussian
 from fedsim.privacy.plan import Trust, calibrate
-from fedsim.privacy.statistics import moments
 from fedsim.seeds import Purpose, Seeds
 
 CLIENTS = 4
@@ -47,16 +45,6 @@ def test_the_noise_has_the_deviation_that_receive_is_given_in_the_units_of_every
     for name in shapes:
         assert float(received["sums"][name].std()) == pytest.approx(received["std"][name], rel=0.02)
     assert received["std"]["small"] == pytest.approx(10 * received["std"]["large"])
-
-
-def test_products_and_weights_of_a_statistic_have_the_same_names() -> None:
-    x = torch.eye(3)[:2]
-    clients = Clients((0,), (x,), (torch.zeros(2, dtype=torch.long),), Seeds(0), None, torch.nn.Module())
-    for weights in ({"sum": 1.0}, {"sum": 1.0, "count": 0.3, "typo": 0.3}):
-        statistic = Statistic("mean", 1.0, weights, lambda rows, broadcast: moments.mean_products(rows.x), lambda server, sums, std: None)
-        phase = statistic_phase(statistic, 1.0, Task(3, 2, 1), lambda server: {})
-        with pytest.raises(ValueError, match=r"'mean' has the products \['count', 'sum'\] and weights of"):
-            phase.at_clients(clients, next(rounds_of([phase])), {})
 
 
 def test_many_steps_share_what_one_step_would_have() -> None:

@@ -3,17 +3,15 @@
 import numpy as np
 import pytest
 import torch
-from cells import SHIPPED, one_cell, quick
+from cells import SHIPPED
 from torch import Tensor
 
 from fedsim.data.normalise import unit_norm
 from fedsim.data.public import PublicRows
-from fedsim.errors import UserError
 from fedsim.methods.messages import Task
 from fedsim.methods.one_shot import OneShot, Rows
 from fedsim.methods.subspace import BASIS_NAME, MEAN_NAME, PublicSubspace, places
 from fedsim.plugins.registry import lookup
-from fedsim.training.trial import Outcome, run_trial
 
 ONE_SHOT = [name for name in SHIPPED if issubclass(lookup(name), OneShot) and "project" in lookup(name).Params.model_fields]
 DIM, DIRECTIONS = 12, 3
@@ -64,18 +62,6 @@ def test_a_lifted_row_has_norm_1_and_its_part_in_the_subspace(public: PublicRows
     assert alike[2] < 0.999
 
 
-@pytest.mark.parametrize("name", ["dp-gaussian", "fedhypevae-warm"])
-def test_a_one_shot_method_trains_in_it(name: str, tmp_path) -> None:
-    np.savez(tmp_path / "p.npz", x=np.random.default_rng(1).standard_normal((90, 64)))
-    public = {"npz": str(tmp_path / "p.npz")}
-    trial, data, _ = one_cell(quick(name, project=8), public=public, epsilon=8)
-    *_, end = run_trial(trial, data)
-    assert isinstance(end, Outcome)
-    assert end.state[f"server.tensors.{BASIS_NAME}"].shape == (64, 8)
-    assert end.epsilon_spent is not None
-    assert end.epsilon_spent <= 8
-
-
 @pytest.mark.parametrize("name", ONE_SHOT)
 def test_a_row_s_statistics_stay_within_norm_1(name: str, public: PublicRows) -> None:
     cls = lookup(name)
@@ -87,9 +73,3 @@ def test_a_row_s_statistics_stay_within_norm_1(name: str, public: PublicRows) ->
     for product in products.values():
         assert float((product.left.norm(dim=1) * product.right.norm(dim=1)).max()) <= 1 + 1e-5
         assert product.right.shape[1] in (1, DIRECTIONS)
-
-
-def test_more_directions_than_dimensions_are_refused(tmp_path) -> None:
-    np.savez(tmp_path / "p.npz", x=np.random.default_rng(1).standard_normal((90, 64)))
-    with pytest.raises(UserError, match=r"params.project with dp-gaussian: 65 directions of 64 dimensions; give fewer"):
-        one_cell(quick("dp-gaussian", project=65), public={"npz": str(tmp_path / "p.npz")})

@@ -7,8 +7,7 @@ import torch
 from torch import Tensor
 from torch.distributions import Independent, MultivariateNormal, Normal, kl_divergence
 
-from fedsim.batch import Layout
-from fedsim.models.cvae import CVAE, ConditionalGenerator, ConditionalSampler, CVAEGenerator, Encoder, gaussian_nll, kl_normal
+from fedsim.models.cvae import CVAE, ConditionalGenerator, ConditionalSampler, CVAEGenerator, gaussian_nll, kl_normal
 
 ROWS, DIM, LATENT = 9, 5, 3
 CLASSES, VARIANCE = 2, 0.3
@@ -35,23 +34,6 @@ def test_the_divergence_is_torchs():
     q = MultivariateNormal(mean, torch.diag_embed(log_var.exp()))
     p = MultivariateNormal(prior_mean, precision_matrix=root.mT @ root)
     assert torch.allclose(kl_normal(mean, log_var, prior_mean, root), kl_divergence(q, p), rtol=1e-3)
-
-
-def test_a_cohorts_encoders_are_each_clients_own():
-    """Two clients' encoders side by side give what each gives alone."""
-    both = Encoder(DIM, 2, [4], LATENT, clients=2)
-    with torch.no_grad():
-        for parameter in both.parameters():
-            parameter.copy_(draw(*parameter.shape))
-    x, y, client = draw(ROWS, DIM), torch.arange(ROWS) % 2, torch.tensor([0] * 4 + [1] * 5)
-    mean, log_var = both(x, y, Layout(client, 2))
-    for index in range(2):
-        single = Encoder(DIM, 2, [4], LATENT)
-        single.load_state_dict({name: value[index] for name, value in both.state_dict().items()})
-        mine = client == index
-        alone = single(x[mine], y[mine])
-        assert torch.allclose(mean[mine], alone[0], atol=1e-5)
-        assert torch.allclose(log_var[mine], alone[1], atol=1e-5)
 
 
 def randomised(model: torch.nn.Module) -> None:

@@ -4,7 +4,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from fedsim.models.hypernetwork import ConditionalPrior, ModulatedDecoder, ModulatedLinear
+from fedsim.models.hypernetwork import ConditionalPrior, ModulatedLinear
 
 LATENT, CLASSES, DIM, CODE, ROWS = 3, 4, 6, 2, 5
 
@@ -58,23 +58,3 @@ def test_the_priors_penalty_is_the_squared_jacobian_over_all_classes(full):
 
     right = squared_jacobian(parameters, code)
     assert torch.allclose(prior.lipschitz(), right, rtol=1e-5)
-
-
-def test_the_prior_starts_standard_and_differs_by_class_and_code():
-    prior, y, codes = ConditionalPrior(LATENT, CLASSES, CODE, full=True), torch.arange(CLASSES), draw(CLASSES, CODE)
-    mean, root = prior(y, codes)
-    assert not mean.any()
-    assert torch.equal(root, torch.eye(LATENT).expand(CLASSES, -1, -1))
-    mean, root = random_(prior)(y, codes)
-    assert torch.equal(root, root.tril())
-    for part in (mean, root):
-        assert len(torch.unique(part, dim=0)) == CLASSES
-    assert not torch.equal(mean, prior(y, codes.flip(0))[0])
-
-
-def test_a_decoder_without_hidden_layer_is_a_prototype_plus_a_map_of_z():
-    decoder = random_(ModulatedDecoder(LATENT, CLASSES, [], DIM, 0, latent_scale=0.5))
-    z, y = draw(ROWS, 1, LATENT), torch.arange(ROWS) % CLASSES
-    weight, bias = decoder.modulated()[0].rows.weight, decoder.modulated()[0].rows.bias
-    right = (z[:, 0] * 0.5) @ weight[:, :LATENT].T + weight[:, LATENT:].T[y] + bias
-    assert torch.allclose(decoder(z, y, z[:, 0, :0])[:, 0], right / DIM**0.5, atol=1e-5)

@@ -27,17 +27,6 @@ def build(clients: int) -> nn.Module:
     return Cohort(clients)
 
 
-def shared(model: nn.Module) -> dict[str, torch.Tensor]:
-    return dict(model.decoder.named_parameters())
-
-
-def test_shared_weights_are_the_same_with_and_without_a_code():
-    plain = shared(initial_model(lambda clients: Cohort(clients, code=0), SEEDS, [0]))
-    modulated = shared(initial_model(build, SEEDS, [0]))
-    assert plain.keys() < modulated.keys()
-    assert all(torch.equal(plain[name], modulated[name]) for name in plain)
-
-
 def test_weights_have_variance_one_over_fan_in_and_heads_and_biases_are_zero():
     model = initial_model(build, SEEDS, [0])
     first, last = model.decoder.modulated()
@@ -63,10 +52,3 @@ def test_what_a_model_draws_as_it_is_built_is_the_seeds_whoever_builds_it():
     assert torch.equal(server.features, cohort.features)
     assert not torch.equal(server.scale, other.scale)
     assert not torch.equal(server.features, other.features)
-
-
-def test_the_global_generator_is_left_alone():
-    torch.manual_seed(0)
-    before = torch.get_rng_state()
-    initial_model(build, SEEDS, range(2))
-    assert torch.equal(torch.get_rng_state(), before)

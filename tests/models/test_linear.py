@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 import torch
 
-from fedsim.models.linear import Interpolated, LinearClassifier, LocalClassifiers, fit_linear
+from fedsim.models.linear import fit_linear
 from fedsim.models.probe import fit_probe
 
 
@@ -23,11 +23,3 @@ def test_the_folded_probe_predicts_as_the_probe(classes: list[int]) -> None:
     absent = [label for label in range(5) if label not in classes]
     assert float(probabilities[:, absent].sum()) == 0
     torch.testing.assert_close(probabilities.sum(1), torch.ones(len(other)))
-
-
-def test_interpolation_is_between_its_parts() -> None:
-    x = torch.randn(7, 3)
-    a, b = LinearClassifier(torch.randn(4, 3), torch.randn(4)), LinearClassifier(torch.randn(4, 3), torch.randn(4))
-    mixed = Interpolated(a, b, 0.3).probabilities(x)
-    torch.testing.assert_close(mixed, 0.3 * a.probabilities(x) + 0.7 * b.probabilities(x))
-    torch.testing.assert_close(LocalClassifiers([a, b]).probabilities(x), (a.probabilities(x) + b.probabilities(x)) / 2)

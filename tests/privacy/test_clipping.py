@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import math
-from copy import deepcopy
 from dataclasses import replace
 from itertools import product
 
@@ -16,13 +15,10 @@ from clipping_cases import (
     build,
     call,
     difference,
-    embedded,
     joint_norm,
     linear,
-    linear_many_times,
     loop,
     make_batch,
-    normalised,
     per_client,
 )
 from hypothesis import given, settings
@@ -30,7 +26,6 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from fedsim.batch import Batch, Layout, consecutive
-from fedsim.methods.contract import check_per_example
 from fedsim.models.layers import ClientLinear
 from fedsim.privacy.clipping import ENGINES, Norms, clipped_sum
 from fedsim.privacy.clipping.engine import EXAMPLES_AT_ONCE
@@ -113,9 +108,8 @@ def test_frozen_parameters_take_no_part_and_a_layer_that_the_loss_does_not_use_g
     ("poison", "free", "unit", "engine"),
     [
         *product([math.nan], [(), ("out",)], UNITS, ["bookkeeping"]),
-        *product([math.nan], [()], ["group"], ["vmap"]),
+        (math.nan, (), "group", "vmap"),
         *product([math.inf, 1e30], [()], ["example"], ["bookkeeping"]),
-        (math.inf, ("out",), "example", "bookkeeping"),
     ],
 )
 def test_a_unit_whose_gradient_is_not_finite_counts_as_zero_also_where_a_free_part_is_not(poison, free, unit, engine):
@@ -133,23 +127,6 @@ def test_a_unit_whose_gradient_is_not_finite_counts_as_zero_also_where_a_free_pa
     assert difference(summed.sums, clipped_sum(model, loss, batch.without(2), norms, engine).sums) < 1e-5
 
 
-def test_uses_that_cancel_do_not_slip_through_the_clip():
-    """Gram products of large uses that nearly cancel lose the small norm that is left; it must not come out too small."""
-    layer = nn.Linear(64, 64, bias=False)
-    stream = torch.Generator().manual_seed(0)
-    a = 300 * torch.randn(8, 1, 64, generator=stream)
-    batch = make_batch((8,))
-    batch = Batch(batch.x, batch.y, {"a": torch.cat([a, a + 1e-3 * torch.randn(a.shape, generator=stream)], 1)}, batch.layout)
-    direction = torch.randn(64, generator=stream)
-
-    def loss(model: nn.Module, b: Batch) -> Tensor:
-        out = model(b.draws["a"])
-        return 300 * ((out[:, 0] - out[:, 1]) @ direction)
-
-    for index in range(8):
-        assert float(clipped_sum(layer, loss, batch.take(slice(index, index + 1)), Norms(1.0)).sums["weight"].double().norm()) <= 1.0
-
-
 def change_without(layer: nn.Module, weights: Tensor, numbers: Tensor, x: Tensor, group: int) -> dict[str, Tensor]:
     """The change of the clipped sum if a group of one client's rows is left out; a row counts by its weight."""
 
@@ -165,13 +142,12 @@ def change_without(layer: nn.Module, weights: Tensor, numbers: Tensor, x: Tensor
     return {name: whole[name].double() - less[name].double() for name in whole}
 
 
-@pytest.mark.parametrize("size", [1e4, 1e8])
 @pytest.mark.parametrize("layer", [nn.Linear(DIM, 3), ClientLinear(1, DIM, 3)])
-def test_a_group_whose_large_rows_cancel_swallows_nothing_of_what_others_add(layer, size):
+def test_a_group_whose_large_rows_cancel_swallows_nothing_of_what_others_add(layer):
     x = F.normalize(torch.randn(302, DIM, generator=torch.Generator().manual_seed(0)), dim=1)
     numbers = torch.cat([torch.arange(200), torch.full((2,), 200), torch.arange(201, 301)])
     x[numbers == 200], weights = 0, torch.ones(len(x))
-    weights[numbers == 200] = torch.tensor([size, -size])
+    weights[numbers == 200] = torch.tensor([1e8, -1e8])
     assert joint_norm(change_without(layer, weights, numbers, x, 200)) < 1e-4
 
 
@@ -228,7 +204,6 @@ def hooked() -> nn.Module:
         (holds(nn.Embedding(4, 2, max_norm=1.0)), "inner.weight"),
         (holds(hooked()), "inner.weight"),
         (holds(nn.BatchNorm1d(DIM)), "inner"),
-        (holds(nn.BatchNorm1d(DIM, affine=False)), "inner"),
         (holds(nn.Dropout()), "inner"),
     ],
     ids=lambda value: value if isinstance(value, str) else type(getattr(value, "inner", value)).__name__,
@@ -241,31 +216,6 @@ def test_what_bookkeeping_cannot_cover_raises_and_is_named(model, name):
 @pytest.mark.parametrize("kind", [tied, functional, decayed, bare])
 def test_vmap_covers_what_bookkeeping_refuses(kind):
     assert same_as_loop(kind(), make_batch(), Norms(BITES), "vmap")
-
-
-@pytest.mark.filterwarnings("ignore:Full backward hook")
-@pytest.mark.parametrize("kind", [linear, linear_many_times, embedded, normalised])
-def test_opacus_has_the_same_clipped_sum(kind):
-    from opacus import GradSampleModule
-
-    model, batch = build(kind), make_batch()
-    wrapped = GradSampleModule(deepcopy(model), loss_reduction="sum")
-    wrapped(batch).sum().backward()
-    gradients = {name.removeprefix("_module."): p.grad_sample for name, p in wrapped.named_parameters()}
-    norms = torch.stack([gradient.flatten(1).square().sum(1) for gradient in gradients.values()]).sum(0).sqrt()
-    factors = (BITES / norms).clamp_max(1)
-    sums = {name: torch.einsum("n,n...->...", factors, gradient) for name, gradient in gradients.items()}
-    assert difference(clipped_sum(model, call, batch, Norms(BITES)).sums, sums) < 1e-5
-
-
-def test_one_weight_set_for_the_whole_batch_raises():
-    """A hypernetwork that makes one decoder for a batch has no gradient per example."""
-
-    def loss(model: nn.Module, b: Batch) -> Tensor:
-        return F.linear(b.x, model.one(torch.ones(1, DIM)).view(1, 7)[:, :DIM]).square().sum(1)
-
-    with pytest.raises(ValueError, match="one"):
-        clipped_sum(build(linear), loss, make_batch(), Norms(1.0))
 
 
 @pytest.mark.parametrize(("unit", "engine"), [*product(["group", "client"], ["bookkeeping"]), ("client", "vmap")])
@@ -284,7 +234,6 @@ FOUR = make_batch()
     ("model", "batch", "unit", "message"),
     [
         (build(per_client), replace(FOUR, layout=replace(FOUR.layout, client=FOUR.layout.client.flip(0))), "example", "sorted by client"),
-        (build(linear), replace(make_batch((1, 1, 1)), layout=Layout(torch.tensor([-1, 0, 3]), 4)), "example", "not one of 0 to 3"),
         (build(linear), replace(make_batch((1, 1, 1)), layout=Layout(torch.tensor([0, 3, 4]), 4)), "example", "not one of 0 to 3"),
         (build(per_client, 4), make_batch((1, 1, 1)), "example", "4 clients, its batch 3"),
         (build(linear), replace(FOUR, groups=None), "group", "the batch does not say which rows are one"),
@@ -296,15 +245,3 @@ def test_a_batch_that_does_not_fit_the_model_or_the_unit_is_refused(model, batch
 
 
 # --- whether a loss is per example ---
-
-
-def test_every_row_is_left_out_in_turn_to_see_whether_another_depends_on_it():
-    batch = replace(make_batch((3,)), y=torch.tensor([0, 1, 2]))
-
-    def loss(model: nn.Module, b: Batch) -> Tensor:
-        turned = (b.y == 2) & (b.y == 1).any()
-        return model(torch.where(turned, -1, 1)[:, None] * b.x).sum(1)
-
-    check_per_example(nn.Linear(DIM, 2), loss, batch.take(torch.tensor([0, 2])), Norms(1.0))
-    with pytest.raises(ValueError, match="leaving out row 1 of 3"):
-        check_per_example(nn.Linear(DIM, 2), loss, batch, Norms(1.0))

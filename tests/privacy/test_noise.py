@@ -1,11 +1,9 @@
 import itertools
 
-import numpy as np
 import pytest
 import torch
 from scipy.stats import kstest, norm
 
-from fedsim.privacy import noise
 from fedsim.privacy.noise import CHUNK, fingerprint, gaussian
 from fedsim.seeds import SERVER, Purpose, Seeds
 
@@ -37,26 +35,6 @@ def test_the_tails_are_those_of_a_gaussian():
     assert 4.7 < float(values.abs().max()) < 6.8
 
 
-def test_numbers_at_both_ends_get_more_bits_and_all_others_are_unchanged(monkeypatch):
-    coarse = gaussian({"a": (400_000,)}, 3.0, stream()).parts["a"] / 3
-    monkeypatch.setattr(noise, "RARE", 2**24)  # one radius in 256 of 3.33 or more, and one of 0.09 or less
-    fine = gaussian({"a": (400_000,)}, 3.0, stream()).parts["a"] / 3
-    moved = fine != coarse
-    assert 0.002 < moved.double().mean() < 2.2 / 256  # the others by less than float32 resolves
-    assert (fine - coarse).abs().max() < 1e-3
-    assert kstest(fine.double().numpy(), norm.cdf).pvalue > 0.01
-
-
-def test_numbers_are_those_of_box_and_muller_from_words_of_the_stream():
-    words, chunk = stream().words(2**14 + 10), 2**14
-    expected = []
-    for part in (words[:chunk], words[chunk:]):
-        radius, angle = np.split(part, 2)
-        radius, angle = np.sqrt(-2 * np.log((radius + 0.5) / 2**32)), angle.view(np.int32) * np.pi / 2**31
-        expected += [radius * np.cos(angle), radius * np.sin(angle)]
-    np.testing.assert_allclose(drawn(shapes={"a": (2**14 + 10,)})["a"], np.concatenate(expected), atol=1e-5)
-
-
 def test_parts_and_coordinates_are_independent():
     noise = drawn(shapes={"a": (20_000,), "b": (20_000,)})
     a, half = noise["a"], CHUNK // 2
@@ -67,38 +45,12 @@ def test_parts_and_coordinates_are_independent():
         assert abs(torch.corrcoef(torch.stack([left, right]))[0, 1]) < 4 / len(left) ** 0.5
 
 
-def test_all_parts_come_from_one_draw_in_their_shapes_and_order():
-    assert {name: part.shape for name, part in drawn().items()} == {name: torch.Size(shape) for name, shape in SHAPES.items()}
-    flat = torch.cat([part.flatten() for part in drawn().values()])
-    assert flat.dtype == torch.float32
-    assert torch.equal(flat, drawn(shapes={"all": (2051,)})["all"])
-    assert torch.allclose(torch.cat([part.flatten() for part in gaussian(SHAPES, 3.0, stream()).parts.values()]), 3 * flat)
-
-
 def test_a_second_draw_differs_and_the_global_random_state_is_left_alone():
     generator, before = stream(), torch.get_rng_state()
     one, two = gaussian(SHAPES, 1.0, generator), gaussian(SHAPES, 1.0, generator)
     assert one.fingerprint != two.fingerprint
     assert fingerprint(one.parts) != fingerprint(two.parts)
     assert torch.equal(torch.get_rng_state(), before)
-
-
-def test_no_noise_is_zeros_and_leaves_the_stream_alone():
-    generator = stream()
-    noise = gaussian(SHAPES, 0.0, generator).parts
-    assert {name: part.shape for name, part in noise.items() if not part.any()} == {n: torch.Size(shape) for n, shape in SHAPES.items()}
-    assert generator.words(1) == stream().words(1)
-
-
-@pytest.mark.parametrize("std", [1e-30, 1e-23, 1e25])
-def test_small_and_large_noise_is_as_large_as_it_should_be_where_tiny_numbers_count_as_zero(std):
-    torch.set_flush_denormal(True)
-    try:
-        noise = gaussian(SHAPES, std, stream()).parts
-    finally:
-        torch.set_flush_denormal(False)
-    for name, part in drawn().items():
-        assert torch.allclose(noise[name].double() / std, part.double(), rtol=1e-6, atol=0)
 
 
 @pytest.mark.parametrize("std", [-1.0, float("nan"), float("inf"), 1e-31, 1e31])
@@ -120,12 +72,3 @@ def test_all_streams_of_a_run_differ():
     ]
     # 1020 different 32-bit fingerprints: one chance coincidence has probability 1e-4, and the seeds are fixed
     assert len(set(prints)) == len(prints)
-
-
-def test_a_fingerprint_sees_one_bit_and_not_the_order_of_insertion():
-    noise = drawn()
-    assert fingerprint(dict(reversed(noise.items()))) == fingerprint(noise)
-    changed = {name: part.clone() for name, part in noise.items()}
-    changed["bias"][7] = torch.nextafter(changed["bias"][7], torch.tensor(9.0))
-    assert fingerprint(changed) != fingerprint(noise)
-    assert fingerprint({"a": torch.zeros(2, 3).T}) == fingerprint({"a": torch.zeros(3, 2)})

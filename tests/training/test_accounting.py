@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 import torch
-from broken.tiny import Adapted, Spelled, Tiny
+from broken.tiny import Spelled, Tiny
 from cells import one_cell, quick
 from rows import joined
 
@@ -29,35 +29,10 @@ class ForgetsTheNoise(Spelled):
         return Noised(sums, {})
 
 
-@register("test-pays-for-nothing")
-class PaysForNothing(ForgetsTheNoise):
-    """Has a step counted in which nothing is noised."""
-
-    def noised(self, clients: Clients, round_: Round, sums: Tensors) -> Noised:
-        clients.add_noise(round_.release, round_.stream, {})
-        return Noised(sums, {})
-
-
 @register("test-takes-the-next-rounds-noise")
 class TakesTheNextRoundsNoise(Spelled):
     def noised(self, clients: Clients, round_: Round, sums: Tensors) -> Noised:
         return clients.add_noise(round_.release, round_.stream + 1, sums)
-
-
-@register("test-leaves-the-noise-to-others")
-class LeavesTheNoiseToOthers(Tiny):
-    """Says that clients add the noise; under ``trust: aggregate`` they do not."""
-
-    def noise_at_clients(self) -> bool:
-        return True
-
-
-@register("test-noises-only-what-it-keeps")
-class NoisesOnlyWhatItKeeps(Adapted):
-    """What stays with a client gets noise, what is sent gets none from anybody."""
-
-    def noise_at_clients(self) -> bool:
-        return True
 
 
 @register("test-stops-early")
@@ -98,9 +73,6 @@ def outcome(name: str, **keys: Any) -> Outcome:
     ("name", "message"),
     [
         ("test-forgets-the-noise", "client 0 has 0 steps of 'dp-sgd' in the ledger, the plan 3"),
-        ("test-pays-for-nothing", "client 0 has 0 steps of 'dp-sgd' in the ledger, the plan 3"),
-        ("test-leaves-the-noise-to-others", "client 0, 'dp-sgd': noise multiplier 0 at rate 0.2 ran"),
-        ("test-noises-only-what-it-keeps", "client 0, 'dp-sgd': noise multiplier 0 at rate 0.2 ran"),
         ("test-stops-early", "client 0 has 2 steps of 'dp-sgd' in the ledger, the plan 3"),
         ("test-claims-another-rate", "at rate 1 ran"),
         ("test-forges-its-message", "client 0 has 0 steps of 'dp-sgd' in the ledger, the plan 3"),

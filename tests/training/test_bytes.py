@@ -3,7 +3,6 @@
 from dataclasses import replace
 from typing import Any
 
-import pytest
 from cells import quick, small_cells
 
 from fedsim.training.cohort import build_algorithm
@@ -18,13 +17,6 @@ def ended(entry: dict[str, Any], sizes: tuple[int, ...] = (CLIENTS,), **keys: An
     *_, outcome = run_trial(replace(trial, sizes=sizes), data)
     assert isinstance(outcome, Outcome)
     return outcome
-
-
-@pytest.mark.parametrize("name", ["fedhypevae", "dp-gaussian", "dp-cvae", "fedavg-linear"])
-def test_bytes_do_not_depend_on_how_clients_are_packed(name: str) -> None:
-    one, many = (ended(quick(name), sizes) for sizes in ((CLIENTS,), (1, 2, 1)))
-    assert (one.uplink_bytes, one.downlink_bytes, one.parameters) == (many.uplink_bytes, many.downlink_bytes, many.parameters)
-    assert one.uplink_bytes > 0
 
 
 def test_a_linear_classifier_is_sent_both_ways_by_every_client_in_every_round() -> None:

@@ -1,5 +1,3 @@
-import time
-
 import pytest
 import torch
 from safetensors import safe_open
@@ -44,9 +42,7 @@ def test_a_damaged_file_counts_as_none(damaged):
 CHANGES = {
     "another number": lambda head, tensors: tensors["server.model.weight"].add_(1e-7),
     "a tensor less": lambda head, tensors: tensors.pop("clients.state.steps"),
-    "another shape": lambda head, tensors: tensors.update({"server.model.weight": tensors["server.model.weight"].reshape(2, 3)}),
     "another round": lambda head, tensors: head.update(progress=head["progress"].replace('"round": 7', '"round": 8')),
-    "no hash": lambda head, tensors: head.pop("sha256"),
     "nested facts": lambda head, tensors: head.update(progress="[" * 100_000 + "]" * 100_000),
 }
 
@@ -70,5 +66,3 @@ def test_it_captures_when_it_is_time_and_nothing_before_and_gives_each_to_be_sen
     due(lambda: PROGRESS)
     assert same(Checkpoints(due.unsent()).load())
     assert due.unsent() is None
-    due._last = time.monotonic() + 3600
-    due(lambda: pytest.fail("captured again at once"))

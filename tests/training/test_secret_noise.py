@@ -39,19 +39,6 @@ def test_seeded_cells_of_one_seed_share_their_noise_and_secret_ones_share_none()
         assert len(seen) == different
 
 
-def test_a_cells_secret_is_a_whole_key() -> None:
-    (trial,) = prepared("dp-gaussian", epsilon=4.0).trials
-    secrets = [seeds_of(trial, None).secret or 0 for _ in range(4)]
-    assert len(set(secrets)) == 4
-    assert 240 < max(map(int.bit_length, secrets)) <= 256
-
-
-def test_samples_are_secret_too_for_they_amplify() -> None:
-    trial, data, _ = one_cell("fedhypevae", epsilon=4.0, privacy=SECRET)
-    one, two = ([record.values["sampled"] for record in list(run_trial(trial, data))[:-1] if record.values["main"]] for _ in range(2))  # type: ignore[union-attr]
-    assert not set(one) & set(two)
-
-
 def test_what_clients_draw_for_their_rows_is_secret_too_for_whoever_knew_it_would_see_rows_move_up() -> None:
     trial, data, _ = one_cell("fedhypevae", epsilon=4.0, privacy=SECRET)
     worlds = [local_pool(trial, data, seeds_of(trial, None)).cohorts[0].clients for _ in range(2)]  # type: ignore[attr-defined]
@@ -61,8 +48,7 @@ def test_what_clients_draw_for_their_rows_is_secret_too_for_whoever_knew_it_woul
     assert (one != two).double().mean() > 0.5
 
 
-@pytest.mark.parametrize("sizes", [(4,), (2, 2)])
-def test_a_resumed_cell_goes_on_with_its_secret_from_the_checkpoint(sizes: tuple[int, ...]) -> None:
+def test_a_resumed_cell_goes_on_with_its_secret_from_the_checkpoint() -> None:
     trial, data, _ = one_cell(quick("fedhypevae", rounds=6), epsilon=4.0, privacy=SECRET)
     going = run_trial(trial, data, checkpoints=(kept := Checkpoints(every=0)))
     start = [next(going) for _ in range(6)]
@@ -122,20 +108,9 @@ def test_the_facts_of_a_secret_generator_are_the_same_for_neighbouring_data(tmp_
     assert draws[0] == draws[1]
 
 
-def test_the_facts_of_a_seeded_generator_differ_and_say_that_it_is_for_simulation_only(tmp_path: Path) -> None:
-    manifests = []
-    for kept_rows in NEIGHBOURS:
-        cell = run_of(tmp_path / f"{kept_rows.sum()}", "seeded", kept_rows)
-        manifests.append(load_generator(tmp_path / f"{kept_rows.sum()}").manifest(5))
-        assert (manifests[-1]["cell_id"], manifests[-1]["dataset_hash"]) == (cell.cell_id, cell.dataset_hash)
-        assert manifests[-1]["release"] == "simulation only"
-    assert manifests[0] != manifests[1]
-
-
 @pytest.mark.parametrize(
     ("entry", "keys", "reason"),
     [
-        ("fedavg-cvae", {}, "it carries no noise"),
         ("dp-gaussian", {"epsilon": float("inf")}, "it carries no noise"),
         (quick("fedhypevae", noised="shared"), {"epsilon": 4.0}, "its claim heuristic"),
     ],

@@ -1,13 +1,8 @@
-import os
-
 import numpy as np
-import pytest
 from pictures import save_folder
 
-from fedsim.data.images import BadImage
 from fedsim.data.sources.folder import load_image_folder
 from fedsim.data.split import TEST, TRAIN, VALIDATION
-from fedsim.errors import UserError
 
 
 def test_a_class_is_a_folder_and_a_fixed_quarter_is_for_testing(tmp_path):
@@ -41,34 +36,3 @@ def test_the_folders_at_the_top_may_be_domains_each_with_test_rows_of_its_own(tm
         [1, 1, 1, 2],
     ]
     assert all(images.image_name(i).startswith(str(name)) for i, name in enumerate(domain))
-
-
-def test_a_folder_without_domains_is_reported_how_they_stand(tmp_path):
-    with pytest.raises(UserError, match="give a folder that holds one folder a domain"):
-        load_image_folder(tmp_path / "none", "none", domains=True)
-    with pytest.raises(UserError, match="holds no folders of classes; put the classes' folders into a folder a domain"):
-        load_image_folder(save_folder(tmp_path / "pets"), "pets", domains=True)
-
-
-@pytest.mark.timeout(30)
-def test_what_is_named_like_an_image_and_is_no_file_is_a_bad_image_and_a_folder_none(tmp_path):
-    root = save_folder(tmp_path / "pets")
-    os.mkfifo(root / "cat" / "pipe.png")
-    (root / "cat" / "device.png").symlink_to("/dev/zero")
-    (root / "cat" / "dangling.png").symlink_to("nowhere")
-    (root / "cat" / "folder.png").mkdir()
-    images = load_image_folder(root, "pets")
-    assert len(images) == 27
-    assert len(set(images.digests)) == 27
-    assert images.contents is images.digests, "read once"
-    told = {}
-    for position in range(27):
-        try:
-            images.decoder(position)()
-        except BadImage as error:
-            told[images.image_name(position)] = str(error)
-    assert told == {
-        "cat/dangling.png": "no such file or directory",
-        "cat/device.png": "it is no regular file",
-        "cat/pipe.png": "it is no regular file",
-    }

@@ -3,7 +3,7 @@ import pytest
 from pictures import save_folder, save_medmnist
 from pydantic import ValidationError
 
-from fedsim.data.sources.load import image_set, load, opened
+from fedsim.data.sources.load import image_set, load
 from fedsim.data.spec import DatasetSpec
 from fedsim.data.split import TEST, TRAIN
 from fedsim.errors import UserError, at
@@ -32,14 +32,6 @@ def test_digits_has_a_fixed_stratified_quarter_for_testing():
     np.testing.assert_allclose(np.linalg.norm(data.x_train, axis=1), 1, atol=1e-6)
 
 
-def test_an_npz_file_is_split_and_further_arrays_are_columns(tmp_path):
-    data = load(DatasetSpec(npz=file(tmp_path)))
-    assert data.name == "toy"
-    assert (data.x_train.shape, data.x_test.shape, data.x_train.dtype) == ((20, 5), (20, 5), np.float32)
-    assert data.columns.keys() == {"site"}
-    assert set(data.columns["site"]) == {"a"}
-
-
 def test_limit_keeps_a_fixed_stratified_part_of_the_training_rows(tmp_path):
     path = file(tmp_path)
     data, again = (load(DatasetSpec(npz=path, limit=7)) for _ in range(2))
@@ -50,23 +42,15 @@ def test_limit_keeps_a_fixed_stratified_part_of_the_training_rows(tmp_path):
     assert len(load(DatasetSpec(npz=path, limit=500)).y_train) == 20
     with pytest.raises(UserError, match="limit 2 leaves some of the 3 classes without a row"):
         load(DatasetSpec(npz=path, limit=2))
-    with pytest.raises(UserError, match="there is no such file"):
-        load(DatasetSpec(npz=tmp_path / "none.npz"))
 
 
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
         ({"split": None}, "there is no array 'split'; give x [n, d], y [n] and split [n] (it holds note, site, x, y)"),
-        ({"x": np.full((60, 5), np.nan)}, "300 NaN or infinite values, the first in row 0"),
         ({"site": np.repeat("a", 59)}, "site has shape [59], so it is no column; give one value per row of x, [60], or leave it out"),
-        ({"centres": np.zeros((3, 5))}, "centres has shape [3, 5], so it is no column"),
         ({"class_names": np.array(["a", "b"])}, "class_names has shape [2], and there are 3 classes"),
-        ({"y": np.where(np.arange(60) % 3 == 2, np.uint64(2**64 - 1), np.uint64(0))}, "the labels of the training rows are -1, 0"),
-        (
-            {"y": np.array([{}] * 60, dtype=object)},
-            "cannot be read (",
-        ),
+        ({"y": np.array([{}] * 60, dtype=object)}, "cannot be read ("),
     ],
 )
 def test_a_wrong_npz_file_is_named(tmp_path, changes, message):
@@ -84,10 +68,7 @@ def test_a_wrong_npz_file_is_named(tmp_path, changes, message):
         ("a/b.npz", r"write \{npz: a/b.npz\}"),
         ({}, "names no data"),
         ({"name": "digits", "size": 64}, "'digits' takes no size; it is for medmnist"),
-        ({"npz": "a.npz", "root": "b"}, "takes no root; it is for chest-xray, ham10000, medmnist, milk10k"),
-        ({"csv": "a.csv", "remap": True}, "takes no remap; it is for npz"),
         ({"csv": "a.csv", "npz": "a.npz"}, "names npz and csv; give one of them"),
-        ("hf:", "unknown data set 'hf:'"),
         ({"npz": "a.npz", "split": {"by": "site"}}, "'a' holds embeddings and takes no split, which is for images"),
     ],
 )
@@ -102,10 +83,6 @@ def test_labels_can_be_remapped(tmp_path):
         load(DatasetSpec(npz=path))
     data = load(DatasetSpec(npz=path, remap=True))
     assert data.y_train[:3].tolist() == [1, 0, 2]
-    path = file(tmp_path, y=10 * (np.arange(60) % 3))
-    with pytest.raises(UserError, match=r"number the classes 0 .. 2, or let remap: true do it"):
-        load(DatasetSpec(npz=path))
-    assert load(DatasetSpec(npz=path, remap=True)).y_train[:3].tolist() == [0, 1, 2]
 
 
 def test_training_rows_that_are_test_rows_too_are_an_error_unless_it_is_said_what_to_do(tmp_path):
@@ -148,26 +125,3 @@ def test_a_quarter_of_a_columns_values_can_be_for_testing(tmp_path, encoder):
     np.testing.assert_array_equal(images.split, again.split)
     data = load(DatasetSpec(**spec, encoder=encoder))
     assert set(data.test_columns["patient"]) == sides[1]
-
-
-@pytest.mark.parametrize(
-    ("table", "by", "message"),
-    [
-        (TABLE, "patients", "split.by: the data set has no column 'patients'; did you mean 'patient'"),
-        (TABLE.replace(",p2", ","), "patient", "split.by: 6 rows have no patient; give every row one"),
-        (TABLE.replace(",p1", ",p0").replace(",p2", ",p0").replace(",p3", ",p0"), "patient", "class 'cat' has a single patient"),
-    ],
-)
-def test_a_column_that_cannot_split_is_refused(tmp_path, table, by, message):
-    (save_folder(tmp_path / "pets") / "pets.csv").write_text(table)
-    with pytest.raises(UserError, match=message):
-        image_set(DatasetSpec(csv=tmp_path / "pets/pets.csv", split={"by": by}))
-
-
-def test_labels_and_columns_come_before_an_image_is_embedded_and_are_those_of_the_embeddings(tmp_path, encoder):
-    save_medmnist(tmp_path / "organamnist.npz")
-    spec = DatasetSpec(name="medmnist:organamnist", root=tmp_path, limit=22, encoder=encoder)
-    rows, data = opened(spec).labelled(), load(spec)
-    assert (len(rows.y_train), len(rows.names)) == (22, 11)
-    np.testing.assert_array_equal(rows.y_train, data.y_train)
-    assert rows.class_names == data.class_names

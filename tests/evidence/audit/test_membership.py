@@ -12,7 +12,6 @@ from cells import NODES, quick, small_grid
 from rows import add_lines
 from sites import digits_of_sites
 
-from fedsim.errors import UserError
 from fedsim.evidence.audit.membership import Attacked, attack_run, by_shadows, likelihood_ratios, membership, rows_of
 from fedsim.grid.models import Grid
 from fedsim.results.folder import RunFolder
@@ -60,18 +59,6 @@ def test_cells_that_leave_sites_out_are_each_others_shadows(bench: Callable[...,
         assert sorted(np.concatenate(trial.partition.rows)) == list(range(int(trained.sum())))
     run.state(prepared.trials[0].cell.training_id).unlink()
     assert next(attack_run(run, grid)) == "1 of 6 cells without a saved generator: left out"
-
-
-@pytest.mark.slow
-def test_one_cell_is_attacked_by_its_id_and_cells_of_other_seeds_stay_its_shadows(bench: Callable[..., Ran]) -> None:
-    ran = bench(small_grid("dp-gaussian", "dp-gmm", seeds=[0, 1]))
-    run, grid = RunFolder(ran.folder), small_grid("dp-gaussian", "dp-gmm", seeds=[0, 1])
-    row = next(row for row in ran.rows if (row.label, row.seed) == ("dp-gmm", 1))
-    lines = list(attack_run(run, grid, cell=row.cell_id[:8]))
-    assert [line.partition(": ")[0] for line in lines] == ["dp-gmm, ε = 1, seed 1"] * 2 + ["no LiRA"]
-    for cell, what in (("", "several cells"), ("xyz", "no cell with a generator")):
-        with pytest.raises(UserError, match=rf"cell {cell}: {what} of .* begin with that"):
-            list(attack_run(run, grid, cell=cell))
 
 
 def test_code_that_a_run_names_runs_only_if_it_is_trusted(bench: Callable[..., Ran], folder: Path, command: Callable[..., Done]) -> None:

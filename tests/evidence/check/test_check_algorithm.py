@@ -2,21 +2,16 @@
 
 import re
 from itertools import product
-from typing import Any
 
-import numpy as np
 import pytest
-from broken.clips import CentredByAConstant, ScaledByAConstant
+from broken.clips import ScaledByAConstant
 from broken.leaks import KeepsPublic
-from broken.tiny import Adapted, Classified, Coded, Counting, Spelled, Tiny
+from broken.tiny import Adapted, Classified, Coded, Spelled, Tiny
 from cells import SHIPPED
-from numpy.typing import NDArray
 
-from fedsim.errors import UserError
-from fedsim.evidence.check.check import CHECKS, CheckResult, attempted, check_algorithm, guarded
+from fedsim.evidence.check.check import CHECKS, CheckResult, check_algorithm, guarded
 from fedsim.evidence.check.corpus import CORPUS
 from fedsim.evidence.check.neighbours import Draw, draw_of
-from fedsim.evidence.check.others import data_untouched
 from fedsim.evidence.check.sensitivity import canary, searched, sensitivity
 from fedsim.evidence.check.subject import Subject, subject
 from fedsim.evidence.check.verdict import Verdict
@@ -24,23 +19,15 @@ from fedsim.evidence.forked import forked
 from fedsim.methods.algorithm import Algorithm
 from fedsim.methods.one_shot import OneShot
 from fedsim.plugins.registry import lookup
-from fedsim.privacy.plan import Unit
 
 BROKEN = {
     "losses:BatchLevelLoss": ("per-example loss", r"leaving out row 0 of 6 changes the clipped sum"),
-    "losses:LossIsAMean": ("per-example loss", r"loss returned 'distance' as float32 \[\]; expected one number a row: \[6\]"),
-    "losses:LossIsNotANumber": ("per-example loss", r"part 'likelihood' of the loss is not finite"),
     "losses:HypernetworkOverBatch": ("per-example loss", r"layer 'hyper' gave \[1, 640\] for 6 examples"),
-    "losses:RareLabelsLeftOut": ("per-example loss", r"the loss .* the first 1 of 40 rows .* when they are evaluated alone"),
     "losses:OneLabelShares": ("per-example loss", r"the loss is not per example: it changes for the first 2 of 400 rows"),
-    "losses:LargeBatchesAveraged": ("per-example loss", r"loss is not per example: it changes for the first 1 of 400 rows"),
     "losses:FrequentLabelsCapped": ("per-example loss", r"'class_sums' of 'moments' .* the first 1 of 40 rows"),
-    "losses:RareLabelsMerged": ("per-example loss", r"'class_sums' of 'moments' .* the first 1 of 400 rows of one client when"),
     "losses:ClientsCapped": ("per-example loss", r"of 'moments' is not per example: it changes for the last 1 of 400 rows"),
     "losses:RemembersRows": ("per-example loss", r"what it predicts of a row changes by 0\.\d+ after other rows"),
-    "losses:Remembers": ("per-example loss", r"what it predicts of a row changes by 0\.\d+ after other rows"),
     "leaks:TakenForPublic": ("public rows", r"a training put other rows in the place of task.public"),
-    "leaks:WrittenOverPublic": ("public rows", r"a training wrote into task.public"),
     "leaks:ForgetsPublic": ("restored", r"made again from its saved state it generates other rows"),
     "noise:SamplingNotPoisson": ("sensitivity", r"0 Poisson samples for 1 steps; the plan claims rate 0\.2"),
     "noise:SampleReusedBetweenRounds": ("sensitivity", r"the Poisson sample of step 0 is drawn again, after round 0"),
@@ -49,18 +36,14 @@ BROKEN = {
     "noise:TakesTheNoiseOff": ("trains", r"the stream NOISE is drawn at the clients and by the harness"),
     "noise:Overspends": ("budget", r"client 0 has 6 steps of 'dp-sgd' in the ledger, the plan 3"),
     "results:RowsAreNotFinite": ("result finite", r"sample returned numbers that are not finite"),
-    "results:RowsAreNumpy": ("result finite", r"results\.py:\d+: sample returned a ndarray"),
-    "results:LabelCountsOfThreeClasses": ("trains", r"label_counts returned float32 \[3\]; expected .* \[10\]"),
     "results:GlobalRandomState": ("global random state", r"the global random generator of torch"),
     "results:NotDeterministic": ("determinism", r"two trainings with one seed differ"),
     "results:DataChanged": ("determinism", r"client 0's rows are not what the partition gave"),
-    "results:JoinedRowsChanged": ("determinism", r"the clients' joined rows are not what the partition gave"),
     "results:DependsOnPacking": ("packing", r"on actors of 1, 2, 1 clients"),
     "results:UnserialisableMessage": ("packing", r"the message cannot be serialised"),
     "results:ResumeDiffers": ("resume", r"going on after 1 of 3 rounds differs"),
     "refused:CannotBeBuilt": ("per-example loss", r"RuntimeError: .* negative dimension .* \(\S*refused\.py:\d+\)"),
     "refused:Doubled": ("per-example loss", r"TypeError: parameter 'prototypes.weight' of the model is float64, not float32 .*\.py:\d+\)"),
-    "refused:HalfABias": ("per-example loss", r"TypeError: parameter 'prototypes.bias' of the model is float16, not float32 .*\.py:\d+\)"),
     "refused:Raises": ("trains", r"^ZeroDivisionError: .* \(\S*refused\.py:\d+\)$"),
     "refused:Exits": ("trains", r"^SystemExit: 0 \(\S*refused\.py:\d+\)$"),
     "refused:Interrupted": ("trains", r"^ProcessEnded: a training ended its process"),
@@ -79,38 +62,23 @@ SEARCHED = {
     "clips:OneLabelCountsDouble": ("label six", r"\((1\.9|2\.0)\d of it\)"),
     "clips:DividesByStepsOfTenRows": ("beside ten alike", r"\(4\.\d+ of it\)"),
     "clips:ClipAtTheBatchMedian": ("moves the median", r"\(8\.\d+ of it\)"),
-    "clips:UpdatesClippedAtTheirMedian": ("moves the median", r"\(1\.5\d of it\)"),
     "clips:ClipAtAHighQuantile": ("moves a high quantile", r"\(1\.6\d of it\)"),
     "clips:NoClipWhileTheMeanIsSmall": ("moves the mean", r"\(2\.\d+ of it\)"),
-    "clips:ClipSetByTheFirstSample": ("in the first sample", r"not in the round's sample"),
     "clips:StopsClippingLate": ("ordinary", r"round 257: .* \(\d\d\.\d+ of it\)"),
-    "clips:ClientsStopClippingLate": ("ordinary", r"round 257: .* \(\d\d\.\d+ of it\)"),
-    "clips:RoundTwenty": ("ordinary", r"round 19: .* \(\d\d\.\d+ of it\)"),
-    "clips:CentredByTheFirstBatch": ("in the first sample", r"not in the round's sample"),
     "clips:ScaledByTheFirstBatch": ("first row", r"\(1\.6\d of it\)"),
-    "clips:VotesCountedTwice": ("ordinary", r"\(2\.00 of it\)"),
     "leaks:SizeLeavesUnpaid": ("ordinary", r"changes 'rows' in the messages of round 0 by 1; no noise of Clients.add_noise covers it"),
-    "leaks:LabelCountsLeaveUnpaid": ("ordinary", r"'label_counts' alone by 1"),
     "leaks:LabelCountsToldExactly": ("ordinary", r"changes label_counts though all noisy outputs are equal"),
-    "leaks:LabelToldByName": ("new label", r"the message holds 'label 0' in one of the two worlds only"),
-    "leaks:FewRowsToldByNoisyName": ("new label", r"name or shape of 'zeros' in what is to be noised depends on"),
     "leaks:LabelsToldByShape": ("new label", r"name or shape of 'zeros' in what is to be noised depends on"),
     "leaks:ParticipantsToldByName": ("resampled", r"another sample of clients changes .* 'present 1'"),
-    "leaks:ToldInTheSum": ("ordinary", r"client 1 .* changes what a message is: .* holds 'present 1'"),
     "leaks:StateWithoutNoise": ("in the first sample", r"not in the round's sample, changes"),
-    "leaks:CodesWithoutNoise": ("ordinary", r"'codes\.code\.weight' in what is kept of a training"),
     "leaks:RateFromOwnRows": ("ordinary", r"'codes\.code\.weight' in what is kept of a training"),
     "leaks:RateOfTheLastClient": ("replaced", r"'codes\.code\.weight' in what is kept of a training"),
-    "leaks:RateAtSomeSeeds": ("replaced", r"'codes\.code\.weight' in what is kept of a training"),
-    "leaks:StatisticsEveryTenthRound": ("ordinary", r"changes 'prototypes.bias' in the messages of round 9"),
     "leaks:StopsOnOwnLoss": ("in no sample", r"round [5-9]: .* not in the round's sample, changes"),
     "leaks:RaisesWithoutRows": ("beside none", r"ValueError: a client has no row \(\S*leaks\.py:\d+\)"),
     "noise:EveryoneTakesPart": ("left out", r"not in the round's sample.* claims rate 0\.2"),
-    "noise:RateOfRowsClaimedForClients": ("left out", r"not in the round's sample.* claims rate 0\.2"),
-    "noise:LeftOutClientSendsOldUpdate": ("left out", r"by 0\.5 of the bound; the plan claims rate 0\.5"),
 }
 """The draw that finds a fault of sensitivity, and how it is told."""
-SOUND = (Spelled, Classified, Coded, KeepsPublic, Tiny, Adapted, Counting, CentredByAConstant, ScaledByAConstant)
+SOUND = (Spelled, Classified, Coded, KeepsPublic, Tiny, Adapted, ScaledByAConstant)
 
 
 def failures(findings: list[CheckResult]) -> list[CheckResult]:
@@ -154,13 +122,6 @@ def test_a_broken_algorithm_fails_no_other_check(path: str) -> None:
     assert {finding.check for finding in failed} == {own}
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("path", ["losses:Majority", "losses:CapThousand", "clips:RoundTwenty", "clips:ClipAtTheBatchMedian"])
-def test_random_draws_find_what_the_corpus_was_made_of(path: str) -> None:
-    own = in_first_setting(f"broken.{path}")
-    assert forked(searched, own, [draw_of(number, "example", own.data.classes) for number in range(400)]).passed is False
-
-
 @pytest.mark.parametrize("cls", SOUND)
 def test_what_the_broken_ones_are_made_of_is_sound(cls: type[Algorithm]) -> None:
     own = in_first_setting(f"{cls.__module__}:{cls.__name__}")
@@ -175,7 +136,7 @@ def test_what_the_broken_ones_are_made_of_is_sound(cls: type[Algorithm]) -> None
     "path",
     [
         *(f"{cls.__module__}:{cls.__name__}" for cls in SOUND),
-        *("broken.leaks:RateByNumber", "broken.leaks:ZerosAlwaysThere", "broken.clips:ClipsMoreLate"),
+        "broken.leaks:ZerosAlwaysThere",
     ],
 )
 def test_sound_twins_of_broken_algorithms_pass_a_full_check(path: str) -> None:
@@ -220,38 +181,10 @@ def test_what_depends_on_a_check_that_failed_is_not_checked() -> None:
     assert all(finding.passed is None and finding.verdict.reason == "not checked: needs 'trains'" for finding in rest)
 
 
-@pytest.fixture
-def trained() -> Subject:
-    made = subject("broken.tiny:Tiny", [], "example", "silo")
-    assert data_untouched(made).passed
-    return made
-
-
-def changed(array: NDArray[Any]) -> None:
-    array.flags.writeable = True
-    array[:] = array[::-1].copy()
-
-
-def test_test_rows_and_a_partition_that_change_after_the_training_began_are_seen(trained: Subject) -> None:
-    changed(trained.trial.partition.rows[0])
-    assert attempted(data_untouched, trained).reason == "the partition has changed in memory"
-    changed(trained.data.x_test)
-    assert attempted(data_untouched, trained).reason == "the data set has changed in memory"
-
-
-def test_draws_are_of_all_sizes_up_to_three_thousand_and_of_every_round_of_the_schedule() -> None:
-    draws = [draw_of(number, "example", 10) for number in range(400)]
-    assert draws == [draw_of(number, "example", 10) for number in range(400)]
-    assert min(draw.size for draw in draws) == 0
-    assert np.mean([1000 < draw.size <= 3000 for draw in draws]) > 0.05
-    assert {number for draw in draws for number in draw.rounds} == set(range(1200))
-
-
 @pytest.mark.parametrize(
     ("path", "params", "passed", "reason"),
     [
         ("ClientIsRefused", [], False, "the class states it, and: "),
-        ("ClientIsRefused", ["rounds=2"], False, "the class states it, and: "),
         ("ClientMayBeRefused", ["rows_only=true"], None, "the parameters rule it out: "),
     ],
 )
@@ -262,12 +195,3 @@ def test_a_setting_that_is_refused_while_others_are_not_is_printed(path: str, pa
     assert reason in found.verdict.reason
     assert "clients have no plan" in found.verdict.reason
     assert failures([finding for finding in findings if finding is not found]) == []
-
-
-@pytest.mark.parametrize(
-    ("name", "params", "unit", "words"),
-    [("fedhypevae-sites", [], "client", "does not support 'client'"), ("fedhypevae", ["latentt=3"], None, "params latentt")],
-)
-def test_a_wrong_unit_or_parameter_is_a_users_mistake(name: str, params: list[str], unit: Unit | None, words: str) -> None:
-    with pytest.raises(UserError, match=words):
-        check_algorithm(name, params, unit)

@@ -6,8 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fedsim.privacy.statistics import moments
-from fedsim.privacy.statistics.shrinkage import shrunk_along
-from fedsim.privacy.statistics.spectral import cosines, descending, leading, spectral_function, square_root, steady, ties
+from fedsim.privacy.statistics.spectral import leading, spectral_function, square_root, steady, ties
 
 DIM = 12
 
@@ -44,20 +43,6 @@ def test_the_principal_directions_do_not_turn_with_a_last_bit(spectrum: str) -> 
         assert other[2] == pytest.approx(rest, rel=1e-4)
 
 
-@pytest.mark.parametrize("spectrum", SPECTRA)
-def test_shrunk_means_do_not_turn_with_a_last_bit(spectrum: str) -> None:
-    matrix, stream = turned([*SPECTRA[spectrum], *[0.01] * 20]), torch.Generator().manual_seed(1)
-    means = torch.randn(3, len(matrix), generator=stream, dtype=torch.double)
-
-    def shrunk(means: torch.Tensor, second: torch.Tensor) -> torch.Tensor:
-        values, vectors = descending(second)
-        return shrunk_along(means @ vectors, torch.full((3,), 0.5, dtype=torch.double), values) @ vectors.T
-
-    results = [shrunk(means, second) for second in (matrix, *(jittered(matrix, seed) for seed in range(20)))]
-    for other in results[1:]:
-        torch.testing.assert_close(other, results[0], atol=1e-4, rtol=0)
-
-
 def test_of_eigenvalues_that_are_too_close_all_or_none_are_taken() -> None:
     assert len(leading(turned(SPECTRA["a tie at the cut"]), 4, 0.0)[0]) == 3
     assert len(leading(turned(SPECTRA["a tie at the cut"]), 5, 0.0)[0]) == 5
@@ -76,10 +61,6 @@ def test_a_steady_basis_is_orthonormal_and_depends_on_its_span_alone(seed: int, 
     torch.testing.assert_close(basis.T @ basis, torch.eye(count).double())
     torch.testing.assert_close(basis @ basis.T, span @ span.T)
     torch.testing.assert_close(steady(span @ turn), basis, atol=1e-6, rtol=0)
-
-
-def test_the_fixed_basis_is_orthonormal() -> None:
-    torch.testing.assert_close(cosines(DIM, DIM).T @ cosines(DIM, DIM), torch.eye(DIM).double())
 
 
 def test_a_spectral_function_is_one_of_the_matrix() -> None:
