@@ -270,7 +270,7 @@ def test_a_search_is_proved_from_its_line_released_and_composed_and_no_lie_is(be
     line, selection = dump(results.trainings[small.cell_id]), small.selection
     lies = {
         "no cost of the search": put("plan", "selection", None),
-        "a score of less noise": put("plan", "selection", "score", 1e-3 * selection.score),
+        "a score of less noise": put("plan", "selection", "score", 1e-3 * selection["score"]),
         "a theorem for a free search": put("cell", "tuning", "free", True),
         "a point that was not in the space": put("cell", "params", "radius", 0.7),
     }

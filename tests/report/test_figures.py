@@ -57,7 +57,7 @@ def test_the_curves_are_means_over_epsilon_a_panel_an_alpha_with_levels_to_expec
     assert line(shown(figure)[0], *zip(at.values(), means, strict=True))
     levels = {round(drawn.get_ydata()[0], 3) for drawn in shown(figure)[1].lines if len(set(drawn.get_ydata())) == 1}
     assert {0.953, 0.71, 0.1} <= levels
-    assert "95 % confidence interval over 3 seeds" in figure.legends[0].get_title().get_text()
+    assert "95 % confidence interval over 3 seeds" in " ".join(figure.legends[0].get_title().get_text().split())
 
 
 def test_infinity_stands_a_gap_behind_the_largest_epsilon():
