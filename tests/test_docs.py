@@ -25,7 +25,7 @@ ROOT = Path(__file__).parents[1]
 DATA = ROOT / "docs" / "data.md"
 ALGORITHMS = ROOT / "docs" / "algorithms.md"
 PRIVACY = ROOT / "docs" / "privacy.md"
-CLUSTER = ROOT / "docs" / "cluster.md"
+CLUSTER = ROOT / "docs" / "machines.md"
 SITES = ROOT / "docs" / "sites.md"
 RELEASE = ROOT / "docs" / "release.md"
 PYTHON = ROOT / "docs" / "python.md"
@@ -205,7 +205,7 @@ def test_the_files_of_the_cluster_page_are_what_slurm_and_kuberay_take(tmp_path:
     job = yaml.safe_load(text)
     assert (job["apiVersion"], job["kind"]) == ("ray.io/v1", "RayJob")
     known = command("bench", "--help").stdout + "--grid"
-    for line in (job["spec"]["entrypoint"], *commands(CLUSTER)):
+    for line in (job["spec"]["entrypoint"], *(line for line in commands(CLUSTER) if "fedsim bench" in line)):
         assert [option for option in shlex.split(line) if option.startswith("--") and option not in known] == []
 
 

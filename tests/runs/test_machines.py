@@ -19,7 +19,7 @@ from processes import FEDSIM, environment
 from fedsim.results.run import grid_rounds, grid_rows
 
 PORT = 6389
-CLUSTER = Path(__file__).parents[2] / "docs" / "cluster.md"
+CLUSTER = Path(__file__).parents[2] / "docs" / "machines.md"
 RAY = FEDSIM.with_name("ray")
 GRID = """
 dataset: {name: digits, limit: 200}
