@@ -403,6 +403,7 @@ def save_figure(figure: Figure, path: Path) -> bytes:
         if path.suffix == ".png":
             with replaced(path) as part:
                 figure.savefig(part, format="png", dpi=200)
+            figure.set_layout_engine("none")  # it is laid out
         figure.savefig(text := io.BytesIO(), format="svg", metadata={"Date": None})
     with replaced(path.with_suffix(".svg")) as part:
         part.write_bytes(text.getvalue())

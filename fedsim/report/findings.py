@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from itertools import combinations
 from typing import Any
 
+import numpy as np
 import pandas as pd
 
 from fedsim.results.stats import FEWEST_SEEDS, PLACE, Settings, with_ends
@@ -67,22 +68,22 @@ def _falls(seen: Seen) -> Found:
     facts = seen.settings.facts.dropna(subset="epsilon_target").sort_values("epsilon_target", kind="stable")
     scores = seen.settings.averaged.pivot(index="setting", columns="seed", values="balanced_accuracy")
     scores = scores.reindex(facts.index)
-    for _, curve in facts.groupby(["label", *PLACE], sort=False, dropna=False):
-        falls = [
-            (lost.mean(), before, after)
-            for before, after in combinations(curve.index, 2)
-            if _has_fallen(lost := (scores.loc[before] - scores.loc[after]).dropna())
-        ]
-        if falls:
-            fall, before, after = max(falls)
-            yield after, f"balanced accuracy is {fall:.2f} less than at ε = {number(curve['epsilon_target'][before])}"
-
-
-def _has_fallen(lost: pd.Series[float]) -> bool:
-    if len(lost) < FEWEST_SEEDS:
-        return bool(len(lost)) and lost.min() > FALL_OF_FEW
-    stats = with_ends(lost.agg(["mean", "std", "min", "max", "count"]).to_frame().T.rename(columns={"count": "n"}), "ci95").iloc[0]
-    return bool(stats["mean"] > FALL + (0.0 if math.isnan(stats["half"]) else stats["half"]))
+    pairs = []
+    for place, (_, curve) in enumerate(facts.groupby(["label", *PLACE], sort=False, dropna=False)):
+        values = scores.loc[curve.index].to_numpy("float64")
+        for before, after in combinations(range(len(curve)), 2):
+            lost = values[before] - values[after]
+            if len(lost := lost[~np.isnan(lost)]):
+                std = lost.std(ddof=1) if len(lost) > 1 else math.nan
+                pairs.append((place, curve.index[before], curve.index[after], lost.mean(), std, lost.min(), lost.max(), len(lost)))
+    stats = pd.DataFrame(pairs, columns=["curve", "before", "after", "mean", "std", "min", "max", "n"])
+    few = (stats["n"] < FEWEST_SEEDS) & (stats["min"] > FALL_OF_FEW)
+    ends = with_ends(stats, "ci95")
+    fallen = ends[few | ((ends["n"] >= FEWEST_SEEDS) & (ends["mean"] > FALL + ends["half"].fillna(0.0)))]
+    for _, curve in fallen.groupby("curve"):
+        worst = curve.sort_values(["mean", "before", "after"]).iloc[-1]
+        at = facts["epsilon_target"][worst["before"]]
+        yield worst["after"], f"balanced accuracy is {worst['mean']:.2f} less than at ε = {number(at)}"
 
 
 def _judges(seen: Seen) -> Found:
