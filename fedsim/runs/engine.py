@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import secrets
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -80,6 +80,8 @@ class InProcess:
 
     node: Node
     capture: bool = False
+    stream: Generator[Item, None, None] | None = None
+    """Of the job that was started last."""
 
     def put(self, value: Any) -> Any:
         """The value itself."""
@@ -95,12 +97,15 @@ class InProcess:
 
     def close(self, slot: Slot) -> None:
         """The process stays: its settings are reset as before a job, and whatever else a plug-in changed is not."""
+        if self.stream is not None:
+            self.stream.close()  # else what is printed still goes to the log of its cell
         slot.worker.process.make_ready()
         torch.set_flush_denormal(False)
 
-    def start(self, slot: Slot, method: str, *args: Any) -> Iterator[Item]:
+    def start(self, slot: Slot, method: str, *args: Any) -> Generator[Item, None, None]:
         """The job's own generator."""
-        stream: Iterator[Item] = getattr(slot.worker, method)(*args)
+        stream: Generator[Item, None, None] = getattr(slot.worker, method)(*args)
+        self.stream = stream
         return stream
 
     def ready(self, streams: Sequence[Any], timeout: float) -> list[Any]:

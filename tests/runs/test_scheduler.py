@@ -1,6 +1,7 @@
 """Which job runs where and when, and what its worker's end means for it."""
 
 import io
+import sys
 from pathlib import Path
 
 import pytest
@@ -126,6 +127,7 @@ def test_a_plug_in_comes_first_and_its_first_failure_is_the_message_unless_the_g
             statuses = {row.algorithm: row.status for row in grid_rows(run.store.folder.path)}
             assert statuses == {"plugin:Trouble": "failed", "dp-gaussian": "ok"}
             continue
+        printed = sys.stdout
         message = r"^algorithms\[1\]\.name: its first cell failed: ZeroDivisionError: the third round"
         with pytest.raises(PluginError, match=message) as raised:
             Scheduler(run, InProcess(NODES[0], capture=True)).run(jobs)
@@ -133,3 +135,4 @@ def test_a_plug_in_comes_first_and_its_first_failure_is_the_message_unless_the_g
         assert str(log) in str(raised.value)
         assert 'raise ZeroDivisionError("the third round' in log.read_text()
         assert run.store.trainings() == {}
+        assert sys.stdout is printed  # and no longer the log of the cell
