@@ -49,7 +49,7 @@ def test_cells_that_leave_sites_out_are_each_others_shadows(bench: Callable[...,
     # without noise a generator of class means and covariances follows the sites that it saw
     assert auc(shadows[0])[0] > 0.5
     run = RunFolder(folder / "run")
-    prepared = prepare_trained(grid, list(ResultStore(run.path).trainings().values()), run, NODES)
+    prepared = prepare_trained(grid, list(ResultStore(run.path).trainings().values()), run)
     for trial in prepared.trials:
         x, y, trained, count = rows_of(trial, prepared)
         clients = prepared.data[trial.data_key]
