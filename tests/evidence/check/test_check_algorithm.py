@@ -119,7 +119,9 @@ def test_a_draw_of_the_corpus_finds_a_fault_of_sensitivity(path: str) -> None:
 def test_a_broken_algorithm_fails_no_other_check(path: str) -> None:
     name, own = f"broken.{path}", BROKEN.get(path, ("sensitivity", ""))[0]
     failed = failures(check_algorithm(name, trust=lookup(name).trusts[0], quick=True))
-    assert {finding.check for finding in failed} == {own}
+    # whose shapes also differ from one cohort to another
+    also = {"packing", "noise not reused"} if path == "leaks:LabelsToldByShape" else set()
+    assert {finding.check for finding in failed} == {own} | also
 
 
 @pytest.mark.parametrize("cls", SOUND)
