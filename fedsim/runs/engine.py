@@ -6,7 +6,7 @@ import os
 import secrets
 import sys
 from collections.abc import Generator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import torch
@@ -80,8 +80,8 @@ class InProcess:
 
     node: Node
     capture: bool = False
-    stream: Generator[Item, None, None] | None = None
-    """Of the job that was started last."""
+    streams: dict[int, Generator[Item, None, None]] = field(default_factory=dict)
+    """Of the job that was started last on each slot, by the identity of its worker."""
 
     def put(self, value: Any) -> Any:
         """The value itself."""
@@ -97,15 +97,15 @@ class InProcess:
 
     def close(self, slot: Slot) -> None:
         """The process stays: its settings are reset as before a job, and whatever else a plug-in changed is not."""
-        if self.stream is not None:
-            self.stream.close()  # else what is printed still goes to the log of its cell
+        if (stream := self.streams.pop(id(slot.worker), None)) is not None:
+            stream.close()  # else what is printed still goes to the log of its cell
         slot.worker.process.make_ready()
         torch.set_flush_denormal(False)
 
     def start(self, slot: Slot, method: str, *args: Any) -> Generator[Item, None, None]:
         """The job's own generator."""
         stream: Generator[Item, None, None] = getattr(slot.worker, method)(*args)
-        self.stream = stream
+        self.streams[id(slot.worker)] = stream
         return stream
 
     def ready(self, streams: Sequence[Any], timeout: float) -> list[Any]:
