@@ -29,7 +29,7 @@ from fedsim.training.rounds import restored
 from fedsim.training.trial import Outcome, run_trial
 
 METHODS = ("dp-gaussian", "dp-gmm", "fedhypevae-warm", "fedhypevae-sites", "fedhypevae")
-RULE, FIXED = Evaluation(readouts=()), Evaluation(per_class=1000, probe_c=0.01, readouts=())
+RULE, FIXED = Evaluation(), Evaluation(per_class=1000, probe_c=0.01)
 STRENGTHS = (1e-4, 1e-3, 1e-2, 1e-1, 1.0)
 LARGE = [f"{name}_effnetlite0" for name in ("organamnist", "bloodmnist", "ham10000_sites")]
 LARGE += [f"{name}_dinov2s" for name in ("organamnist", "ham10000_sites", "chestxray", "milk10k")]
@@ -61,7 +61,7 @@ def grid_of(name: str, path: Path, method: str, epsilon: float, seed: int) -> Gr
     return Grid.model_validate({"dataset": {"npz": str(path), "overlap": "drop"}, **keys, **(sites if name == "ham2" else mixed)})
 
 
-def judged(name: str, path: Path, method: str, epsilon: float, seed: int, states: Path) -> dict[str, Any]:
+def judged(name: str, path: Path, method: str, epsilon: float, seed: int, states: Path, readouts: tuple[str, ...] = ()) -> dict[str, Any]:
     """The scores of one training by the rule, by the fixed probe and by the best of five penalties, with the seconds of either judge."""
     prepared = prepare(grid_of(name, path, method, epsilon, seed), [Node(4.0, 0.0)])
     (data,) = prepared.data.values()
@@ -74,7 +74,7 @@ def judged(name: str, path: Path, method: str, epsilon: float, seed: int, states
     state, algorithm = load_file(kept), build_algorithm(trial.cell.algorithm, trial.cell.params, trial.task)
     scores, seconds = [], []
     for evaluation in (RULE, FIXED):
-        cell = trial.cell.model_copy(update={"evaluation": evaluation})
+        cell = trial.cell.model_copy(update={"evaluation": evaluation.model_copy(update={"readouts": readouts})})
         start = time.process_time()
         made, shares = restored(algorithm, state, trial.plan, Seeds(seed))
         drawn = before_sphere(made) if evaluation is FIXED else made
@@ -102,6 +102,7 @@ def main() -> None:
     parser.add_argument("--methods", nargs="*", default=METHODS)
     parser.add_argument("--names", nargs="*")
     parser.add_argument("--seeds", nargs="*", type=int, default=[0, 1, 2])
+    parser.add_argument("--readouts", nargs="*", default=[], help="also timed; knn and fidelity are a grid's default")
     parser.add_argument("--json", type=Path)
     given = parser.parse_args()
     torch.set_num_threads(1)
@@ -116,7 +117,7 @@ def main() -> None:
     for name in given.names or paths:
         for method in given.methods:
             for epsilon in EPSILONS[given.sets]:
-                some = [judged(name, paths[name], method, epsilon, seed, given.states) for seed in given.seeds]
+                some = [judged(name, paths[name], method, epsilon, seed, given.states, tuple(given.readouts)) for seed in given.seeds]
                 rows += some
                 means = {key: np.mean([row[key] for row in some]) for key in ("rule", "fixed")}
                 best = f" best {np.mean([row['best'] for row in some]):.3f}" if some[0]["best"] is not None else ""
