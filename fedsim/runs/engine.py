@@ -5,8 +5,8 @@ from __future__ import annotations
 import os
 import secrets
 import sys
-from collections.abc import Generator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 import torch
@@ -36,7 +36,7 @@ class WorkerLost(Exception):
 class Slot:
     """The actors of one job, whose ``worker`` runs it on its and ``others``' shares, held by ``group``.
 
-    ``plug_in``: the algorithm that is not shipped and whose code ran on it.
+    ``plug_in``: the algorithm that is not shipped and whose code ran on it; ``stream``: of the job that was started last.
     """
 
     need: Need
@@ -44,6 +44,7 @@ class Slot:
     others: tuple[Any, ...] = ()
     group: Any = None
     plug_in: str = ""
+    stream: Any = None
 
 
 class Engine(Protocol):
@@ -80,8 +81,6 @@ class InProcess:
 
     node: Node
     capture: bool = False
-    streams: dict[int, Generator[Item, None, None]] = field(default_factory=dict)
-    """Of the job that was started last on each slot, by the identity of its worker."""
 
     def put(self, value: Any) -> Any:
         """The value itself."""
@@ -97,16 +96,15 @@ class InProcess:
 
     def close(self, slot: Slot) -> None:
         """The process stays: its settings are reset as before a job, and whatever else a plug-in changed is not."""
-        if (stream := self.streams.pop(id(slot.worker), None)) is not None:
-            stream.close()  # else what is printed still goes to the log of its cell
+        if slot.stream is not None:
+            slot.stream.close()  # else what is printed still goes to the log of its cell
         slot.worker.process.make_ready()
         torch.set_flush_denormal(False)
 
-    def start(self, slot: Slot, method: str, *args: Any) -> Generator[Item, None, None]:
+    def start(self, slot: Slot, method: str, *args: Any) -> Any:
         """The job's own generator."""
-        stream: Generator[Item, None, None] = getattr(slot.worker, method)(*args)
-        self.streams[id(slot.worker)] = stream
-        return stream
+        slot.stream = getattr(slot.worker, method)(*args)
+        return slot.stream
 
     def ready(self, streams: Sequence[Any], timeout: float) -> list[Any]:
         """The first one: it computes as it is received."""
