@@ -73,7 +73,6 @@ def bench(
     for name in (entry.name for entry in checked.algorithms if entry.name.startswith(NOTEBOOK)):
         if address is not None or checked.check or checked.audit:
             check_importable(name, "a cluster, checks and audits need others")
-        in_process = True
     folder = Path("runs") / checked.name if out is None else Path(out)
     if not dry_run:  # before anything that takes time
         ResultStore(folder).check_free()

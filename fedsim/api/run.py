@@ -301,7 +301,6 @@ class Run(Printed):
 
     def _run_again(self, count: int, ids: Sequence[str]) -> bool:
         """Run cells again and print what differs; whether nothing does."""
-        from fedsim.plugins.registry import NOTEBOOK
         from fedsim.runs.bench import engine_for
         from fedsim.runs.prepare import prepare, this_machine
         from fedsim.runs.verify import Verification
@@ -309,9 +308,7 @@ class Run(Printed):
         node = this_machine()
         with kept_handlers():
             verification = Verification.of(self.folder, lambda grid: prepare(grid, [node]), trust_plugin=self.trust_plugin)
-            # a class of this notebook is in no other process
-            here = any(trial.cell.algorithm.startswith(NOTEBOOK) for trial in verification.prepared.trials)
-            return verification.run(count, wide_console(plain_console()), engine_for(verification.prepared, in_process=here)[1], ids)
+            return verification.run(count, wide_console(plain_console()), engine_for(verification.prepared)[1], ids)
 
     def show(self, console: Console) -> None:
         """Print the tables of results that a bench ends with."""

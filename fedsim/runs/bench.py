@@ -22,6 +22,7 @@ from fedsim.grid.cells import identity
 from fedsim.grid.models import Grid
 from fedsim.interrupts import INTERRUPTED
 from fedsim.partition.matrix import MOST_PANELS, write_partitions
+from fedsim.plugins.registry import NOTEBOOK
 from fedsim.privacy.plan import THEOREMS
 from fedsim.results.run import Entry, Lines, read_manifest
 from fedsim.results.store import ResultStore
@@ -48,6 +49,8 @@ def engine_for(
     prepared: Prepared, address: str | None = None, *, in_process: bool = False
 ) -> tuple[Prepared, AbstractContextManager[Engine]]:
     """What runs a grid: the cluster joined at ``address``, this process where that is asked for or takes less time, or a new cluster."""
+    # a class of a notebook is in no other process
+    in_process = in_process or any(trial.cell.algorithm.startswith(NOTEBOOK) for trial in prepared.trials)
     if address is None and (in_process or prepared.short):
         return replace(prepared, parallel=1), nullcontext(InProcess(prepared.nodes[0], capture=not in_process))
     if address is None:
