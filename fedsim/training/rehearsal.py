@@ -55,11 +55,11 @@ def first_rounds(algorithm: Algorithm, count: int = 1) -> list[Round]:
 def train_rehearsed(cohort: Cohort, plan: PrivacyPlan | None) -> Product:
     """What two rounds of each release make, by :func:`fedsim.training.rounds.train`; on the CPU the contract is tried, too."""
     algorithm: Algorithm = type(cohort.algorithm)(cohort.algorithm.params, cohort.algorithm.task)
-    pool = _TriedPool([cohort], algorithm if plan is not None and cohort.clients.device == CPU else None)
+    pool = TriedPool([cohort], algorithm if plan is not None and cohort.clients.device == CPU else None)
     return to_the_end(train(algorithm, pool, plan, Seeds(0), device=cohort.clients.device, schedule=first_rounds(algorithm, 2)))[1].made
 
 
-class _TriedPool(LocalPool):
+class TriedPool(LocalPool):
     """Clients; after each round they compute, the contract of ``tried`` is tried for it."""
 
     def __init__(self, cohorts: Sequence[Cohort], tried: Algorithm | None) -> None:
@@ -67,6 +67,7 @@ class _TriedPool(LocalPool):
         self.tried = tried
 
     def round(self, round_: Round, broadcast: Tensors) -> list[Message]:
+        """See :class:`fedsim.methods.messages.Pool`."""
         messages = super().round(round_, broadcast)
         if self.tried is not None:
             self.tried.check_contract(round_, broadcast)

@@ -33,6 +33,7 @@ from fedsim.privacy.plan import PrivacyPlan
 from fedsim.seeds import Seeds
 from fedsim.training import rounds
 from fedsim.training.checkpoint import Checkpoints
+from fedsim.training.rehearsal import TriedPool
 from fedsim.training.rounds import RoundRecord
 from fedsim.training.state import copied
 
@@ -92,7 +93,8 @@ def per_example(subject: Subject) -> Verdict:
         return idle("no loss or statistic whose examples are clipped one by one")
     try:
         if isinstance(algorithm, OneShot):
-            train(subject.build(), TriedPool(subject.cohorts()), subject.plan, 0)
+            cohorts = subject.cohorts()
+            train(subject.build(), TriedPool(cohorts, cohorts[0].algorithm), subject.plan, 0)
         else:
             algorithm.check_contract(next(algorithm.schedule()), {})
     except NotPerExample as error:
@@ -119,16 +121,6 @@ def predictions(subject: Subject) -> Verdict:
     if same(first, again):
         return passed("the same prediction of a row before and after others")
     return failed(f"what it predicts of a row changes by {float((first - again).abs().max()):.3g} after other rows", REMEMBERS_FIX)
-
-
-class TriedPool(WatchedPool):
-    """Clients; after each round they compute, its contract is tried."""
-
-    def round(self, round_: Round, broadcast: Tensors) -> list[Message]:
-        """See :class:`fedsim.methods.messages.Pool`."""
-        messages = super().round(round_, broadcast)
-        self.cohorts[0].algorithm.check_contract(round_, broadcast)
-        return messages
 
 
 def _is_engines(error: Exception) -> bool:
