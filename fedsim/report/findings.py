@@ -69,13 +69,13 @@ def _falls(seen: Seen) -> Found:
     scores = seen.settings.averaged.pivot(index="setting", columns="seed", values="balanced_accuracy")
     scores = scores.reindex(facts.index)
     pairs = []
-    for place, (_, curve) in enumerate(facts.groupby(["label", *PLACE], sort=False, dropna=False)):
+    for nth, (_, curve) in enumerate(facts.groupby(["label", *PLACE], sort=False, dropna=False)):
         values = scores.loc[curve.index].to_numpy("float64")
         for before, after in combinations(range(len(curve)), 2):
             lost = values[before] - values[after]
             if len(lost := lost[~np.isnan(lost)]):
                 std = lost.std(ddof=1) if len(lost) > 1 else math.nan
-                pairs.append((place, curve.index[before], curve.index[after], lost.mean(), std, lost.min(), lost.max(), len(lost)))
+                pairs.append((nth, curve.index[before], curve.index[after], lost.mean(), std, lost.min(), lost.max(), len(lost)))
     stats = pd.DataFrame(pairs, columns=["curve", "before", "after", "mean", "std", "min", "max", "n"])
     few = (stats["n"] < FEWEST_SEEDS) & (stats["min"] > FALL_OF_FEW)
     ends = with_ends(stats, "ci95")
