@@ -18,7 +18,7 @@ STRENGTHS = (0.4, 1.28, 4.0, 12.8, 128.0)
 """Inverse strengths times the dimension d, which is the squared norm of a standardised row: what is trained on real rows takes the best."""
 STRONG, WEAK = 4.0, 12.8
 """The two of them that are open to a probe of synthetic rows."""
-CLOSE, SURE = 0.02, 1 / 3
+CLOSE, SURE = 0.01, 1 / 4
 """The weak penalty must lower the log loss on fresh rows by so many nats, and the strong one's be above this share of a guess's."""
 MAX_ITERATIONS, TOLERANCE = 200, 1e-4
 """When a fit of many rows ends: the iterations, or the largest entry of the gradient."""
