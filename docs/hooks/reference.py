@@ -141,7 +141,7 @@ def names_for_users() -> Iterator[str]:
 
 def names_for_authors() -> Iterator[str]:
     """What `fedsim.methods` offers, for mkdocstrings."""
-    return (f"::: fedsim.methods.face.{name}" for name in face.__all__)
+    return (f"::: fedsim.methods.face.{name}" for name in sorted(vars(face)) if not name.startswith("_"))
 
 
 GENERATED: dict[str, Callable[[], Iterator[str]]] = {

@@ -26,10 +26,9 @@ from fedsim.privacy.noise import gaussian
 from fedsim.privacy.plan import PrivacyPlan
 from fedsim.privacy.selection import SCORE, distinct, runs_at
 from fedsim.seeds import Purpose, Seeds
-from fedsim.training.checkpoint import Checkpoints
 from fedsim.training.cohort import build_algorithm
 from fedsim.training.rounds import RoundRecord, restored
-from fedsim.training.state import Checkpoint, below, nested
+from fedsim.training.state import Checkpoint, Checkpoints, below, nested
 from fedsim.training.trial import Outcome, Trial, local_pool, run_trial, seeds_of
 
 

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from fedsim.batch import Batch
 from fedsim.errors import UserError
-from fedsim.methods.algorithm import Algorithm, Params
+from fedsim.methods.algorithm import Algorithm, Params, Phase
 from fedsim.methods.clients import Clients
 from fedsim.methods.contract import check_clients, check_loss, loss_parts
 from fedsim.methods.coordinates import PREFIX, Coordinates, coordinate_statistics
@@ -27,7 +27,6 @@ from fedsim.methods.messages import Diagnostic, DiagnosticLike, Message, Round, 
 from fedsim.methods.one_shot import statistic_phase
 from fedsim.methods.optimise import Dims, adam_step, average_step, by_client, by_input, signal_shares
 from fedsim.methods.parameters import load_parameters, local_names, shared_tensors
-from fedsim.methods.phase import Phase
 from fedsim.methods.products import Product, for_embeddings
 from fedsim.privacy.clipping import EngineName, Norms, clipped_sum
 from fedsim.privacy.plan import Claim, Release, Unit

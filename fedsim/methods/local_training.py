@@ -24,15 +24,13 @@ from torch import Tensor, nn
 
 from fedsim.batch import Batch, Layout
 from fedsim.device import to_device
-from fedsim.methods.algorithm import Algorithm, Params
+from fedsim.methods.algorithm import Algorithm, Params, Phase
 from fedsim.methods.clients import Clients
 from fedsim.methods.contract import check_loss, loss_parts
 from fedsim.methods.messages import NUMBER_BYTES, Diagnostic, Message, Round, Server, Tensors, Values
 from fedsim.methods.optimise import adam_step
 from fedsim.methods.parameters import load_parameters, shared_tensors
-from fedsim.methods.phase import Phase
-from fedsim.privacy.clipping import EngineName, Norms, clipped_sum
-from fedsim.privacy.clipping.vmap import functional_loss
+from fedsim.privacy.clipping import EngineName, Norms, clipped_sum, functional_loss
 from fedsim.privacy.noise import gaussian
 from fedsim.privacy.plan import Release, Unit
 from fedsim.seeds import Purpose

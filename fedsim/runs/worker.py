@@ -31,10 +31,9 @@ from fedsim.plugins.code_hash import is_shipped, source_hash
 from fedsim.plugins.registry import lookup
 from fedsim.runs.need import Need
 from fedsim.seeds import Seeds
-from fedsim.training.checkpoint import Checkpoints
-from fedsim.training.rehearsal import MADE_UP_ROWS, made_up_cohort, train_rehearsed
 from fedsim.training.rounds import RoundRecord
-from fedsim.training.trial import Outcome, Trial, local_pool, run_trial
+from fedsim.training.state import Checkpoints
+from fedsim.training.trial import MADE_UP_ROWS, Outcome, Trial, local_pool, made_up_cohort, run_trial, train_rehearsed
 
 if TYPE_CHECKING:
     from fedsim.evidence.audit.audit import AuditRun

@@ -3,9 +3,9 @@ from collections.abc import Mapping
 import pytest
 import torch
 
+from fedsim.methods.algorithm import rounds_of
 from fedsim.methods.messages import Server, Task, Tensors
 from fedsim.methods.one_shot import Statistic, overall_mean, statistic_phase
-from fedsim.methods.phase import rounds_of
 from fedsim.privacy.noise import gaussian
 from fedsim.privacy.plan import Trust, calibrate
 from fedsim.seeds import Purpose, Seeds

@@ -1,7 +1,7 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fedsim.methods.phase import Phase, rounds_of
+from fedsim.methods.algorithm import Phase, rounds_of
 from fedsim.privacy.plan import Release
 
 

@@ -32,10 +32,9 @@ from fedsim.plugins.places import line_of
 from fedsim.privacy.plan import PrivacyPlan
 from fedsim.seeds import Seeds
 from fedsim.training import rounds
-from fedsim.training.checkpoint import Checkpoints
-from fedsim.training.rehearsal import TriedPool
 from fedsim.training.rounds import RoundRecord
-from fedsim.training.state import copied
+from fedsim.training.state import Checkpoints, copied
+from fedsim.training.trial import TriedPool
 
 ENGINE_FIX = (
     "mend what is named: a layer that uses the batch or draws by itself, or a parameter outside of a layer (which engine: vmap takes)"
