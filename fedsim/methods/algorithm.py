@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Container, Iterator, Mapping, Sequence
+from collections.abc import Callable, Container, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar
 
@@ -53,15 +53,6 @@ class Phase:
         return replace(self, release=replace(self.release, relative_noise=noise))
 
 
-def rounds_of(phases: Sequence[Phase]) -> Iterator[Round]:
-    """Every round of the phases, in order; streams are numbered over all of them, so that no two phases share one."""
-    number = stream = 0
-    for index, phase in enumerate(phases):
-        for step in range(phase.release.rounds):
-            yield Round(number, index, step, stream, phase.release)
-            number, stream = number + 1, stream + phase.release.per_round
-
-
 class Params(BaseModel):
     """Parameters of an algorithm, as in a grid file; unknown keys are refused, and values are frozen."""
 
@@ -70,15 +61,13 @@ class Params(BaseModel):
     @classmethod
     def brief(cls, values: Mapping[str, Any], given: Container[str]) -> dict[str, Any]:
         """The subset of ``values``, which make a training short, that these parameters have and allow and that are not ``given``."""
-        return {key: value for key, value in values.items() if key in cls.model_fields and key not in given and cls._allows(key, value)}
-
-    @classmethod
-    def _allows(cls, key: str, value: Any) -> bool:
+        found = {key: value for key, value in values.items() if key in cls.model_fields and key not in given}
         try:
-            cls.model_validate({key: value})
+            cls.model_validate(found)
         except ValidationError as error:
-            return not any(detail["loc"][:1] == (key,) for detail in error.errors())
-        return True
+            refused = {detail["loc"][:1] for detail in error.errors()}
+            return {key: value for key, value in found.items() if (key,) not in refused}
+        return found
 
 
 class Algorithm(ABC):
@@ -217,8 +206,12 @@ class Algorithm(ABC):
         return tuple(phase.release for phase in self.phases())
 
     def schedule(self) -> Iterator[Round]:
-        """Every round of the phases, in order."""
-        return rounds_of(self.phases())
+        """Every round of the phases, in order; streams are numbered over all of them, so that no two phases share one."""
+        number = stream = 0
+        for index, phase in enumerate(self.phases()):
+            for step in range(phase.release.rounds):
+                yield Round(number, index, step, stream, phase.release)
+                number, stream = number + 1, stream + phase.release.per_round
 
 
 def solved_plan(algorithm: Algorithm, epsilon: float | None, delta: float) -> PrivacyPlan | None:

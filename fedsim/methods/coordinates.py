@@ -36,32 +36,23 @@ MOSTLY_CLIPPED = 0.95
 POWER = 0.25
 """Coordinates are divided by this power of their variance over that of the rest: 1/2 would make all variances equal."""
 
-About = Callable[[Rows, Tensors], Tensor]
 
-
-def about_mean(rows: Rows, released: Tensors) -> Tensor:
-    """Rows minus the released mean ``[N, d]``."""
-    return rows.x - released["mean"]
-
-
-def coordinate_statistics(share: float, about: About = about_mean, mean: Statistic | None = None) -> tuple[Statistic, Statistic]:
+def coordinate_statistics(
+    share: float, about: Callable[[Rows, Tensors], Tensor] | None = None, mean: Statistic | None = None
+) -> tuple[Statistic, Statistic]:
     """The two releases, for a ``share`` of the budget in units of 1 / sigma^2; :class:`Coordinates` reads what they leave behind.
 
-    ``about`` takes rows to their centre, from what was broadcast; another first release ``mean`` leaves ``mean``, ``rows`` and ``square``
-    in ``server.tensors`` as the overall mean does.
+    ``about`` takes rows to their centre, by default the mean, from what was broadcast; another first release ``mean`` leaves ``mean``,
+    ``rows`` and ``square`` in ``server.tensors`` as the overall mean does.
     """
 
     def products(rows: Rows, released: Tensors) -> Products:
-        return spread_products(about(rows, released))
+        r = about(rows, released) if about else rows.x - released["mean"]
+        direction = r / r.norm(dim=1, keepdim=True).clamp_min(1e-12)
+        return {"second": OuterProduct(direction, direction)} | distance_products(r)
 
     spread = Statistic("spread", (1 - MEAN_SHARE) * share, SPREAD_WEIGHTS, products, receive_spread)
     return mean or overall_mean(MEAN_SHARE * share), spread
-
-
-def spread_products(r: Tensor) -> Products:
-    """The second moment of the directions of rows ``[N, d]`` about their centre, and the histogram of their lengths."""
-    direction = r / r.norm(dim=1, keepdim=True).clamp_min(1e-12)
-    return {"second": OuterProduct(direction, direction)} | distance_products(r)
 
 
 def receive_spread(server: Server, sums: Tensors, std: Mapping[str, float]) -> None:

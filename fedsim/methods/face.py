@@ -18,7 +18,7 @@ from fedsim.methods.messages import NUMBER_BYTES, Diagnostic, Message, Round, Se
 from fedsim.methods.one_shot import OneShot, OneShotParams, Rows, Statistic, overall_mean, statistic_phase
 from fedsim.methods.optimise import adam_step, average_step
 from fedsim.methods.parameters import load_parameters, rounded, shared_tensors
-from fedsim.methods.products import Classifier, Generator, PersonalClassifier, PersonalGenerator, stretched
+from fedsim.methods.products import Classifier, Generator, Personal, stretched
 from fedsim.models.cvae import CVAE, ConditionalGenerator, ConditionalSampler, CVAEGenerator, gaussian_nll
 from fedsim.models.kernel import kernel_features, kernel_frequencies
 from fedsim.models.layers import ZeroLinear, one_hot

@@ -12,7 +12,6 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from fedsim.batch import Layout
 from fedsim.data.public import PublicRows
 from fedsim.device import normal, to_device
 from fedsim.errors import UserError
@@ -98,7 +97,7 @@ def statistic_phase(statistic: Statistic, clip: float, task: Task, broadcast: Ca
             products = rows.by_label({**products, ROW_COUNT: OuterProduct(one, one)}, task.classes)
         if products.keys() != weights.keys():
             raise ValueError(f"statistic '{statistic.name}' has the products {sorted(products)} and weights of {sorted(weights)}")
-        sums, joint = clipped_statistics(products, norms, units_of(clients, task))
+        sums, joint = clipped_statistics(products, norms, clients.layout if whole else clients.all_groups)
         clipped = (joint > clip * (1 + 1e-6)).float()
         noised = clients.add_noise(round_.release, round_.stream, sums)
         return clients.send(noised.sent, {"gradient_norm": Diagnostic(joint, "quantiles"), "clipped_fraction": clipped})
@@ -112,11 +111,6 @@ def statistic_phase(statistic: Statistic, clip: float, task: Task, broadcast: Ca
         return {}
 
     return Phase(release, at_clients, at_server, broadcast, weights)
-
-
-def units_of(clients: Clients, task: Task) -> Layout | None:
-    """The unit of every row where it is more than a row: a group or a client; else None."""
-    return clients.layout if task.unit == "client" else clients.all_groups
 
 
 class OneShotParams(Params):
@@ -189,20 +183,19 @@ class OneShot(Algorithm):
 
     def projected(self, statistic: Statistic) -> Statistic:
         """A statistic, of rows in the public subspace if there is one."""
-
-        def inside(rows: Rows, received: Tensors) -> Rows:
-            return replace(rows, x=PublicSubspace(received).of_rows(rows.x))
-
         if not self.projects:
             return statistic
-        products = statistic.products
-        return replace(statistic, products=lambda rows, received: products(inside(rows, received), received))
+
+        def products(rows: Rows, received: Tensors) -> Mapping[str, OuterProduct]:
+            return statistic.products(replace(rows, x=PublicSubspace(received).of_rows(rows.x)), received)
+
+        return replace(statistic, products=products)
 
     def phase(self, statistic: Statistic, *, main: bool = False) -> Phase:
         """The rounds in which a statistic is released; ``main``: a report draws them."""
 
         def broadcast(server: Server) -> Tensors:
-            return self.broadcast(server) | PublicSubspace.held(server.tensors)
+            return self.broadcast(server) | {name: server.tensors[name] for name in (MEAN_NAME, BASIS_NAME) if self.projects}
 
         return statistic_phase(self.projected(statistic), self.clip(), self.task, broadcast, main=main)
 
@@ -276,11 +269,6 @@ class PublicSubspace:
         about = x - x.mean(0)
         _, vectors = descending(about.T @ about)
         return {MEAN_NAME: x.mean(0).float(), BASIS_NAME: steady(vectors[:, :directions]).float()}
-
-    @staticmethod
-    def held(tensors: Mapping[str, Tensor]) -> Tensors:
-        """The subspace among a server's tensors; none where there is none."""
-        return {name: tensors[name] for name in (MEAN_NAME, BASIS_NAME) if name in tensors}
 
     def of_rows(self, x: Tensor) -> Tensor:
         """Rows ``[N, k]`` of norm at most 1, of embeddings ``[N, d]``, each by itself to the last bit: their distances are counted."""

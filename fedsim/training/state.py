@@ -17,9 +17,8 @@ from torch import Tensor
 
 from fedsim.device import CPU, bytes_of, moved
 from fedsim.files import replaced, unread
-from fedsim.methods.messages import Pool, Server, Tensors
+from fedsim.methods.messages import Server, Tensors
 from fedsim.methods.parameters import load_parameters
-from fedsim.privacy.ledger import Ledger
 
 
 @dataclass(frozen=True)
@@ -50,22 +49,6 @@ def copied(tensors: Mapping[str, Tensor]) -> Tensors:
     return {name: value.detach().clone() if there[name] is value else there[name] for name, value in tensors.items()}
 
 
-def described(tensors: Mapping[str, Tensor]) -> dict[str, str]:
-    """Dtype and shape of every tensor, in words: ``float32 [10, 64]``."""
-    return {name: f"{str(value.dtype).removeprefix('torch.')} {list(value.shape)}" for name, value in sorted(tensors.items())}
-
-
-def check_alike(actual: Mapping[str, str], expected: Mapping[str, str]) -> None:
-    """Check that names, shapes and dtypes, as :func:`described` returns them, are exactly the expected ones."""
-    for name in sorted({*actual, *expected}):
-        if name not in actual:
-            raise ValueError(f"tensor '{name}' ({expected[name]}) is missing")
-        if name not in expected:
-            raise ValueError(f"there is a tensor '{name}' ({actual[name]}) too many")
-        if actual[name] != expected[name]:
-            raise ValueError(f"tensor '{name}' is {actual[name]}, not {expected[name]}")
-
-
 def load_server(server: Server, tensors: Tensors) -> None:
     """Load a saved server state."""
     load_parameters(server.model, tensors, "model.")
@@ -81,13 +64,6 @@ def released_state(server: Server) -> Tensors:
     parameters = {name: p for name, p in server.model.named_parameters() if p.numel() and f"average.{name}" not in kept}
     own = nested("model", copied(parameters)) | nested("tensors", copied(kept))
     return nested("server", own) | nested("codes", copied(server.codes))
-
-
-def capture(server: Server, pool: Pool, ledger: Ledger, round_: int, sizes: tuple[int, int], secret: int | None) -> Checkpoint:
-    """The progress after ``round_`` rounds: ``sizes``, the bytes sent and received, and the root of the secret streams, too."""
-    parameters = {name: p for name, p in server.model.named_parameters() if p.numel()}
-    own = nested("model", copied(parameters)) | nested("tensors", copied(server.tensors))
-    return Checkpoint(round_, nested("server", own) | nested("clients", pool.state()), ledger.to_json(), *sizes, secret)
 
 
 FACTS = ("round", "ledger", "uplink_bytes", "downlink_bytes", "secret")
@@ -120,8 +96,9 @@ def unpacked(content: bytes, owner: str) -> Checkpoint | None:
 
 def _digest(owner: str, facts: Mapping[str, Any], tensors: Tensors) -> str:
     """SHA-256 of the cell's id, the facts and every tensor's name, dtype, shape and values."""
-    digest = hashlib.sha256(json.dumps([owner, facts, described(tensors)]).encode())
-    for _, value in sorted(tensors.items()):
+    digest = hashlib.sha256(json.dumps([owner, facts]).encode())
+    for name, value in sorted(tensors.items()):
+        digest.update(f"{name} {value.dtype} {list(value.shape)}".encode())
         digest.update(bytes_of(value).data)
     return digest.hexdigest()
 

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import secrets
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
+from itertools import accumulate
 from typing import Any, Literal
 
 import numpy as np
@@ -18,7 +19,7 @@ from fedsim.data.public import PublicRows
 from fedsim.device import CPU
 from fedsim.grid.models import Cell
 from fedsim.methods.algorithm import Algorithm
-from fedsim.methods.messages import Message, Pool, Round, Task, Tensors
+from fedsim.methods.messages import Round, Task, Tensors
 from fedsim.methods.products import Product
 from fedsim.models.initialise import initial_model
 from fedsim.partition import Partition
@@ -98,14 +99,12 @@ class Trial:
 
     def cohorts(self, seeds: Seeds | None = None) -> list[CohortSpec]:
         """One specification an actor; ``seeds`` default to those that follow from the cell's seed."""
-        specs, start = [], 0
-        for size in self.sizes:
-            members = tuple(range(start, start + size))
-            own, cell = slice(start, start + size), self.cell
-            rows, groups = self.partition.rows[own], self.partition.groups and self.partition.groups[own]
-            held = (members, rows, groups if self.task.unit == "group" else None)
-            specs.append(CohortSpec(cell.algorithm, cell.params, self.task, self.plan, seeds or Seeds(cell.seed), *held))
-            start += size
+        cell, groups = self.cell, self.partition.groups if self.task.unit == "group" else None
+        specs, seeds = [], seeds or Seeds(cell.seed)
+        for size, end in zip(self.sizes, accumulate(self.sizes), strict=True):
+            own = slice(end - size, end)
+            held = (tuple(range(end - size, end)), self.partition.rows[own], groups and groups[own])
+            specs.append(CohortSpec(cell.algorithm, cell.params, self.task, self.plan, seeds, *held))
         return specs
 
 
@@ -140,7 +139,7 @@ class Outcome:
     trials: int | None = None
 
 
-def local_pool(trial: Trial, data: Embeddings, seeds: Seeds | None = None, device: torch.device = CPU) -> Pool:
+def local_pool(trial: Trial, data: Embeddings, seeds: Seeds | None = None, device: torch.device = CPU) -> LocalPool:
     """All clients in this process."""
     return LocalPool([Cohort(spec, data.x_train, data.y_train, device) for spec in trial.cohorts(seeds)])
 
@@ -157,7 +156,7 @@ def seeds_of(trial: Trial, resume: Checkpoint | None) -> Seeds:
 def run_trial(
     trial: Trial,
     data: Embeddings,
-    make_pool: Callable[[Trial, Embeddings, Seeds], Pool] = local_pool,
+    make_pool: Callable[[Trial, Embeddings, Seeds], LocalPool] = local_pool,
     checkpoints: Checkpoints | None = None,
     device: torch.device = CPU,
     seeds: Seeds | None = None,
@@ -170,19 +169,20 @@ def run_trial(
     algorithm = build_algorithm(cell.algorithm, cell.params, trial.task)
     pool = make_pool(trial, data, seeds)
     trained: Trained = yield from train(algorithm, pool, trial.plan, seeds, resume, checkpoints, device)
-    spent, accountant = (None, None) if trial.plan is None else trained.ledger.epsilon(trial.plan.delta)
-    unaccounted = "" if trial.plan is None else trained.ledger.unaccounted(trial.plan, cell.clients)
+    plan, ledger, spent, accountant = trial.plan, trained.ledger, None, None
+    if plan is not None:
+        spent, accountant = ledger.epsilon(plan.delta)
     yield Outcome(
-        spent,
-        accountant,
-        None if trial.plan is None else trained.ledger.mechanisms(),
-        None if trial.plan is None else "clients" if algorithm.noise_at_clients() else "sum",
-        unaccounted,
-        trained.uplink_bytes,
-        trained.downlink_bytes,
-        trained_parameters(algorithm),
-        time.perf_counter() - started,
-        trained.state,
+        epsilon_spent=spent,
+        accountant=accountant,
+        mechanisms=ledger.mechanisms() if plan else None,
+        noise_at=None if plan is None else "clients" if algorithm.noise_at_clients() else "sum",
+        unaccounted=ledger.unaccounted(plan, cell.clients) if plan else "",
+        uplink_bytes=trained.uplink_bytes,
+        downlink_bytes=trained.downlink_bytes,
+        parameters=trained_parameters(algorithm),
+        seconds=time.perf_counter() - started,
+        state=trained.state,
     )
 
 
@@ -230,20 +230,5 @@ def first_rounds(algorithm: Algorithm, count: int = 1) -> list[Round]:
 def train_rehearsed(cohort: Cohort, plan: PrivacyPlan | None) -> Product:
     """What two rounds of each release make, by :func:`fedsim.training.rounds.train`; on the CPU the contract is tried, too."""
     algorithm: Algorithm = type(cohort.algorithm)(cohort.algorithm.params, cohort.algorithm.task)
-    pool = TriedPool([cohort], algorithm if plan is not None and cohort.clients.device == CPU else None)
+    pool = LocalPool([cohort], algorithm if plan is not None and cohort.clients.device == CPU else None)
     return to_the_end(train(algorithm, pool, plan, Seeds(0), device=cohort.clients.device, schedule=first_rounds(algorithm, 2)))[1].made
-
-
-class TriedPool(LocalPool):
-    """Clients; after each round they compute, the contract of ``tried`` is tried for it."""
-
-    def __init__(self, cohorts: Sequence[Cohort], tried: Algorithm | None) -> None:
-        super().__init__(cohorts)
-        self.tried = tried
-
-    def round(self, round_: Round, broadcast: Tensors) -> list[Message]:
-        """See :class:`fedsim.methods.messages.Pool`."""
-        messages = super().round(round_, broadcast)
-        if self.tried is not None:
-            self.tried.check_contract(round_, broadcast)
-        return messages
