@@ -12,7 +12,7 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from fedsim.data.public import PublicRows
+from fedsim.data.embeddings import PublicRows
 from fedsim.device import normal, to_device
 from fedsim.errors import UserError
 from fedsim.methods.algorithm import Algorithm, Params, Phase

@@ -14,8 +14,7 @@ import numpy as np
 import torch
 from pydantic import ValidationError
 
-from fedsim.data.embeddings import Embeddings
-from fedsim.data.public import PublicRows
+from fedsim.data.embeddings import Embeddings, PublicRows
 from fedsim.device import CPU
 from fedsim.grid.models import Cell
 from fedsim.methods.algorithm import Algorithm

@@ -6,8 +6,7 @@ import torch
 from cells import SHIPPED
 from torch import Tensor
 
-from fedsim.data.normalise import unit_norm
-from fedsim.data.public import PublicRows
+from fedsim.data.embeddings import PublicRows, unit_norm
 from fedsim.methods.messages import Task
 from fedsim.methods.one_shot import BASIS_NAME, MEAN_NAME, OneShot, PublicSubspace, Rows, places
 from fedsim.plugins.registry import lookup
