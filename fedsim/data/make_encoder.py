@@ -84,7 +84,7 @@ def _dinov2_small(graph_file: Path, encoders: Path) -> Path:
     for node in graph.node:  # matrices of linear layers lie transposed, named by their place alone
         if node.op_type == "MatMul" and node.name.startswith("/backbone/encoder/layer."):
             name = node.name.removeprefix("/backbone/").removesuffix("/MatMul").replace("/", ".") + ".weight"
-            weights[name] = next(held[given].T for given in node.input if given in held)
+            weights.update((name, held[given].T) for given in node.input if given in held)
     patches = next(array for array in held.values() if array.shape == (1, 37 * 37, 384))
     token = next(array for name, array in held.items() if name.startswith("onnx::Concat") and array.shape == (1, 1, 384))
     weights["embeddings.position_embeddings"] = np.concatenate([token, patches], 1)
