@@ -19,14 +19,7 @@ from algorithms import class_block
 from algorithms.class_block import BlockGenerator
 from fedsim.device import to_device
 from fedsim.methods.algorithm import Phase
-from fedsim.methods.coordinates import (
-    COORDINATE_NAMES,
-    MEAN_SHARE,
-    PREFIX,
-    Coordinates,
-    clipped_square,
-    coordinate_statistics,
-)
+from fedsim.methods.coordinates import COORDINATE_NAMES, MEAN_SHARE, Coordinates, clipped_square, coordinate_statistics
 from fedsim.methods.messages import Server, Tensors
 from fedsim.methods.one_shot import OneShot, OneShotParams, Rows, Statistic
 from fedsim.plugins.registry import register
@@ -176,7 +169,7 @@ class FedHypeVAEWarm(OneShot):
 
     def error(self, broadcast: Tensors) -> Tensor:
         """The squared distance of the centre from the rows' mean, in coordinates, as it is expected."""
-        return (broadcast["error"] / broadcast[f"{PREFIX}scale"].square()).clamp_max(1 - TUNED.least_variance)
+        return (broadcast["error"] / Coordinates(broadcast).scale.square()).clamp_max(1 - TUNED.least_variance)
 
     # --- moments ---
 

@@ -208,7 +208,7 @@ KINDS = (
         "ε = .inf in the grid, to see whether it is the noise; if it is not, longer training or another model",
         lambda seen: _compared(seen, noiseless=False),
     ),
-    Kind("KL collapse", "the decoder ignores z", "a lower beta, a wider latent_share, longer training", _collapsed),
+    Kind("KL collapse", "the decoder ignores z", "a lower beta, longer training", _collapsed),
     Kind(
         "KL explosion",
         "the posterior has left the prior that synthesis draws from",

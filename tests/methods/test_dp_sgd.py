@@ -16,7 +16,7 @@ from fedsim.training.trial import local_pool
 def energies(epsilon: float, **keys: Any) -> dict[str, Tensor]:
     """Mean squares of the gradients in units of their noise, by parameter, after a short training on two clients."""
     trial, data, algorithm = one_cell(
-        quick("fedhypevae", precondition=0, encoder="corrected", rounds=8, latent=4, **keys.pop("params", {})),
+        quick("fedhypevae", precondition=0, encoder="trained", rounds=8, latent=4, **keys.pop("params", {})),
         epsilon=epsilon,
         clients=2,
         **keys,
