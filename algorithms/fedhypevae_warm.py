@@ -29,7 +29,6 @@ from fedsim.privacy.statistics.spectral import descending
 
 SHARES = {"coordinates": 0.12, "class means": 0.37, "moments": 0.42, "class moments": 0.09}
 """How the releases share the budget, in units of 1 / sigma^2."""
-MEANS_WEIGHTS = {"class_sums": 1.0, "class_counts": 0.15}
 MOMENT_WEIGHTS = {"class_sums": 0.5, "class_counts": 0.15, "second": 1.0}
 """Where rows are many; class means are known by then."""
 
@@ -85,7 +84,7 @@ class FedHypeVAEWarm(OneShot):
         share = self.shares
         return (
             *coordinate_statistics(share["coordinates"], self.about, self.mean_statistic(MEAN_SHARE * share["coordinates"])),
-            Statistic("class means", share["class means"], MEANS_WEIGHTS, self.means_products, self.receive_means),
+            Statistic("class means", share["class means"], moments.CLASS_MEAN_WEIGHTS, self.means_products, self.receive_means),
             Statistic("moments", share["moments"], MOMENT_WEIGHTS, self.moment_products, self.receive_moments),
             Statistic("class moments", share["class moments"], class_block.CLASS_WEIGHTS, self.class_products, self.receive_classes),
         )

@@ -1,4 +1,4 @@
-"""Ditto: every client has a linear classifier of its own, held near the one that FedAvg trains; not private."""
+"""Ditto: every client has a linear classifier of its own, held near the one that FedAvg trains; and under noise."""
 
 from __future__ import annotations
 
@@ -8,16 +8,18 @@ from typing import Any, ClassVar
 from pydantic import Field
 from torch import Tensor, nn
 
-from baselines.fedavg_linear import FedAvgLinearParams
+from baselines.fedavg_linear import DPFedAvgLinearParams, FedAvgLinearParams
 from fedsim.methods import (
     Batch,
     Clients,
     LinearClassifier,
     LinearHead,
     LocalClassifiers,
+    LocalDPSGD,
     LocalTraining,
     Server,
     Tensors,
+    Unit,
     cross_entropy,
     load_parameters,
     register,
@@ -88,3 +90,26 @@ class Ditto(PersonalSoftmaxRegression):
     source = "Li, Hu, Beirami and Smith 2021, arXiv 2012.04221"
     Params: ClassVar[type[DittoParams]] = DittoParams
     private = False
+
+
+class DPDittoParams(DPFedAvgLinearParams):
+    """As DP-FedAvg-linear.
+
+    Attributes:
+        own_proximal: lambda, the weight of half the squared distance of a client's own classifier from the broadcast one.
+    """
+
+    own_proximal: float = Field(0.1, ge=0)
+
+
+@register("dp-ditto")
+class DPDitto(PersonalSoftmaxRegression, LocalDPSGD):
+    """DP-FedAvg's classifier, and one a client, under one clip.
+
+    An example's gradient by both is clipped jointly to C; its client adds noise to both, local noise for its own classifier. Each step is
+    one Poisson-subsampled Gaussian mechanism of both parts, so own classifiers, too, follow from noisy steps alone: proved.
+    """
+
+    source = "Li, Hu, Beirami and Smith 2021, arXiv 2012.04221; Abadi et al. 2016, arXiv 1607.00133"
+    Params = DPDittoParams
+    units: ClassVar[tuple[Unit, ...]] = ("example", "group")

@@ -10,9 +10,7 @@ place. In the first round, whose candidates all classes share, the votes count t
 near to all rows. Offspring are between two parents, and moved towards a fresh candidate, in place of a model's variations.
 
 Rounds, candidates, votes, threshold, noise and the share of the coordinates were tuned on 1,000 rows of OrganAMNIST (public BloodMNIST)
-and of HAM10000 (public: one of its sites) at epsilon 1 and 4, on test rows. At 500, 1,000 and 2,000 rows, 10 clients, epsilon 1, 3 seeds,
-public rows instead of drawn ones change the share of the ceiling by -0.03, +0.02 and -0.06 on OrganAMNIST and by -0.03, +0.07 and +0.07 on
-two sites of HAM10000; one vote a row instead of 40 by -0.11 (1,000 rows of HAM10000).
+and of HAM10000 (public: one of its sites) at epsilon 1 and 4, on test rows (docs/public.md has the scores).
 """
 
 from __future__ import annotations
@@ -93,10 +91,6 @@ class PrivateEvolution(OneShot):
         spread = replace(spread, receive=self.receive_coordinates)
         return mean, spread, Statistic("votes", 1 - share, {"votes": 1.0}, self.vote_products, self.receive_votes, rounds)
 
-    @property
-    def _fresh(self) -> int:
-        return int(self.params.rounds * self.params.candidates)
-
     def receive_coordinates(self, server: Server, sums: Tensors, std: Mapping[str, float]) -> None:
         """Coordinates, and the candidates of the first round."""
         receive_spread(server, sums, std)
@@ -107,14 +101,14 @@ class PrivateEvolution(OneShot):
 
         Public ones are about the mean of all public rows, which are repeated where they are too few.
         """
-        coordinates, found = Coordinates(server.tensors), server.tensors
+        coordinates, found, count = Coordinates(server.tensors), server.tensors, self.params.rounds * self.params.candidates
         if self.params.start == "public":
             rows = self.public_rows(server)
-            order = torch.randperm(len(rows), generator=server.seeds.torch(Purpose.INIT))[: self._fresh]
-            fresh = coordinates.of_centred((rows - rows.mean(0))[order])[torch.arange(self._fresh) % len(order)]
+            order = torch.randperm(len(rows), generator=server.seeds.torch(Purpose.INIT))[:count]
+            fresh = coordinates.of_centred((rows - rows.mean(0))[order])[torch.arange(count) % len(order)]
         else:
             axes, stream = coordinates.main_axes(AXES), server.seeds.torch(Purpose.PENALTY)
-            fresh = normal((self._fresh, self.dim), stream, axes) + normal((self._fresh, axes.shape[1]), stream, axes) @ axes.T
+            fresh = normal((count, self.dim), stream, axes) + normal((count, axes.shape[1]), stream, axes) @ axes.T
         fresh = fresh / fresh.square().sum(1).mean().sqrt().clamp_min(1e-12)
         found["fresh"] = fresh.view(self.params.rounds, -1, self.dim)
         found["candidates"] = found["fresh"][0].expand(self.task.classes, -1, -1).clone()

@@ -5,8 +5,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from released import centred_at
 
-from baselines.dp_merf import DPMERF, EMBEDDING_WEIGHTS, DPMERFParams
-from fedsim.methods import Norms, Rows, Seeds, Task, clipped_statistics, unit_weights
+from baselines.dp_merf import DPMERF, DPMERFParams
+from fedsim.methods import Norms, Rows, Seeds, Task, clipped_statistics, moments, unit_weights
 
 DIM, CLASSES = 8, 3
 
@@ -22,7 +22,7 @@ def test_a_row_adds_exactly_one_to_the_embedding(seed: int, scale: float) -> Non
     x, y = scale * torch.randn(10, DIM, generator=stream), torch.randint(CLASSES, (10,), generator=stream)
     told = algorithm.initial_server(Seeds(seed)).tensors | centred_at(torch.randn(DIM, generator=stream))
     products = algorithm.embedding_products(Rows(x, y, torch.zeros_like(y)), told)
-    features = products["features"]
+    features = products["class_sums"]
     assert torch.allclose(features.left.norm(dim=1) * features.right.norm(dim=1), torch.ones(10), atol=1e-5)
-    _, norms = clipped_statistics(products, Norms(1.0, weights=unit_weights(EMBEDDING_WEIGHTS)))
+    _, norms = clipped_statistics(products, Norms(1.0, weights=unit_weights(moments.CLASS_MEAN_WEIGHTS)))
     assert torch.allclose(norms, torch.ones(10), atol=1e-5)

@@ -3,21 +3,21 @@
 import torch
 from released import centred_at
 
-from baselines.dp_prototypes import DPPrototypes, DPPrototypesParams
+from baselines.dp_gaussian import DPPrototypes, InCoordinatesParams
 from fedsim.methods import Seeds, Server, Task
 
 DIM, CLASSES = 500, 3
 
 
 def method() -> DPPrototypes:
-    return DPPrototypes(DPPrototypesParams(), Task(DIM, CLASSES, 2))
+    return DPPrototypes(InCoordinatesParams(), Task(DIM, CLASSES, 2))
 
 
 def prototypes(std: float, counts: torch.Tensor) -> torch.Tensor:
     """Along the first three axes, of classes with ``counts`` rows whose means are 0.5 long, from sums with noise of that ``std``."""
     server = Server(torch.nn.Module(), Seeds(0), tensors=centred_at(torch.zeros(DIM)))
     sums = 0.5 * counts * torch.eye(CLASSES, DIM) + std * torch.randn(CLASSES, DIM, generator=torch.Generator().manual_seed(0))
-    method().receive_prototypes(server, {"sums": sums, "counts": counts}, {"sums": std, "counts": 0.0})
+    method().receive_prototypes(server, {"class_sums": sums, "class_counts": counts}, {"class_sums": std, "class_counts": 0.0})
     return server.tensors["prototypes"]
 
 

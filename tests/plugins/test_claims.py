@@ -14,7 +14,7 @@ from plug_ins import GOOD
 from rows import values_of
 
 from baselines.dp_gaussian import DPGaussian
-from baselines.fedlambda import FedLambda
+from baselines.probes import FedLambda
 from fedsim.errors import UserError
 from fedsim.grid.models import Grid
 from fedsim.methods.algorithm import Algorithm
