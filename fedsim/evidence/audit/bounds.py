@@ -82,7 +82,7 @@ def bound(absent: Sequence[float], present: Sequence[float], mechanisms: Sequenc
 def at_best(mechanisms: tuple[Mechanism, ...], delta: float, pairs: int) -> Bound:
     """The bounds where these mechanisms run and every rate that the best adversary counts is the one that it expects."""
     false = norm.sf(np.linspace(-4, 4, 161))
-    true = np.asarray(1 - compose(mechanisms).false_negatives(false, "add-one"), float)
+    true = np.asarray(1 - compose(mechanisms).false_negatives(false), float)
     tested = pairs - pairs // 2
     reached = _epsilon(upper(false * tested, tested), lower(true * tested, tested), delta).max()
     # there the log likelihood ratio is 0

@@ -193,39 +193,6 @@ class LayerNormRule(ElementwiseRule):
         return {"weight": (use.grads * normalised).sum(1), "bias": use.grads.sum(1)}
 
 
-class EmbeddingRule(Rule):
-    """``nn.Embedding``: rows picked by index; ``inputs`` holds the indices ``[N, T, 1]``."""
-
-    def refusal(self, layer: nn.Module) -> str | None:
-        """Options that depend on the whole batch, or that drop rows."""
-        assert isinstance(layer, nn.Embedding)
-        plain = layer.padding_idx is None and layer.max_norm is None and not layer.scale_grad_by_freq
-        return None if plain else "it uses padding_idx, max_norm or scale_grad_by_freq"
-
-    def inputs(self, args: tuple[Any, ...], grads: Tensor) -> Tensor:
-        """The indices."""
-        return args[0].reshape(len(grads), -1, 1)  # type: ignore[no-any-return]
-
-    def squared(self, use: Use) -> dict[str, Tensor]:
-        """Gram matrix of the gradients, over pairs of uses of the same row."""
-        same = use.inputs == use.inputs.transpose(1, 2)
-        return {"weight": _from_gram((use.grads @ use.grads.transpose(1, 2)) * same)}
-
-    def add(self, use: Use, factor: Tensor, into: Mapping[str, Target]) -> None:
-        """Weighted gradients, added to the rows that were used."""
-        weighted = (use.grads * factor[:, None, None]).flatten(0, 1)
-        for target in into.values():
-            target.tensor.index_add_(0, use.inputs.flatten().long(), weighted, alpha=target.weight)
-
-    def per_client(self, use: Use) -> dict[str, Tensor]:
-        """As :meth:`add`, each client with a table of its own."""
-        assert isinstance(use.layer, nn.Embedding)
-        rows = use.layer.num_embeddings
-        index = use.layout.client[:, None] * rows + use.inputs[..., 0].long()
-        summed = _sum_by(index.flatten(), use.grads.flatten(0, 1), use.layout.clients * rows)
-        return {"weight": summed.view(use.layout.clients, rows, -1)}
-
-
 class ClientCodeRule(ShiftRule):
     """``ClientCode``: the gradient of the per-example input, added to its client's row."""
 
@@ -248,7 +215,6 @@ RULES: dict[type[nn.Module], Rule] = {
     nn.Linear: LinearRule(),
     ZeroLinear: LinearRule(),
     nn.LayerNorm: LayerNormRule(),
-    nn.Embedding: EmbeddingRule(),
     ClientLinear: ClientLinearRule(),
     ClientCode: ClientCodeRule(),
     Shift: ShiftRule(),
