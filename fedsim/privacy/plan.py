@@ -96,11 +96,6 @@ class PrivacyPlan:
     epsilon_reached: float
     selection: Selection | None = None
 
-    @property
-    def main(self) -> Release:
-        """The last release that is the training itself."""
-        return [release for release in self.releases if release.main][-1]
-
     def release(self, name: str) -> Release:
         """The release called ``name``."""
         for release in self.releases:
@@ -195,15 +190,10 @@ def _check(epsilon: float, delta: float, releases: tuple[Release, ...], clip: fl
     if not 0 < delta < 1:
         raise UserError("delta", f"{delta} is not in (0, 1)", "give a small probability, below 1 / (number of units)")
     for release in releases:
-        where = f"release '{release.name}'"
-        if not 0 < release.sample_rate <= 1:
-            raise UserError(where, f"sample rate {release.sample_rate} is not in (0, 1]")
-        if release.steps < 0:
-            raise UserError(where, f"{release.steps} steps", "the number of steps cannot be negative")
-        if release.per_round < 1 or release.steps % release.per_round:
-            raise UserError(where, f"{release.steps} steps are not whole rounds of {release.per_round}")
-        if not 0 < release.relative_noise < math.inf:
-            raise UserError(where, f"relative noise {release.relative_noise} is not a positive number")
+        whole = release.per_round >= 1 and release.steps >= 0 and release.steps % release.per_round == 0
+        if not (0 < release.sample_rate <= 1 and whole and 0 < release.relative_noise < math.inf):
+            hint = "give a sample rate in (0, 1], steps of whole rounds, and a positive relative noise"
+            raise UserError(f"release '{release.name}'", f"{release} cannot run", hint)
     if math.isinf(epsilon):
         return
     if not any(release.steps for release in releases):

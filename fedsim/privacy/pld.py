@@ -5,16 +5,14 @@ mechanism, P = (1 - q) N(0, s^2) + q N(1, s^2) and Q = N(0, s^2). The product of
 for any unit under add-or-remove-one, in both orders (Zhu, Dong & Wang 2022, "Optimal accounting of differential privacy via
 characteristic function", theorems 10 and 11).
 
-From the distribution of the privacy loss log P / Q follow
-
-- the privacy curve delta(epsilon) = sup_S P(S) - exp(epsilon) Q(S), for either order of P and Q, and
-- the trade-off function f(a): the least rate of false negatives of any test with a rate of false positives of at most a (Dong,
-  Roth & Su 2022, "Gaussian differential privacy", definitions 2.1 and 2.3).
+The distribution of the privacy loss log P / Q gives the privacy curve delta(epsilon) = sup_S P(S) - exp(epsilon) Q(S), for either order,
+and the trade-off function f(a): the least rate of false negatives of any test with a rate of false positives of at most a (Dong, Roth & Su
+2022, "Gaussian differential privacy", definitions 2.1 and 2.3).
 
 Each step's loss is moved to a grid that keeps P's and Q's mass between two points (Doroshenko et al. 2022, "Connect the dots"). The
-pair on the grid dominates the original one, so every delta is an upper and every trade-off a lower bound, for both orders. Steps are
-then convolved by Fourier transforms; :data:`LOST_MASS` bounds the mass that wraps around. Rounding of doubles is not bounded, but is
-small against any delta above 1e-11.
+pair on the grid dominates the original one, so every delta is an upper and every trade-off a lower bound. Steps are then convolved by
+Fourier transforms; :data:`LOST_MASS` bounds the mass that wraps around. Rounding of doubles is not bounded, but is small against any delta
+above 1e-11.
 """
 
 from __future__ import annotations

@@ -53,14 +53,6 @@ def test_the_neutral_code_is_closer_to_the_mixture_of_the_clients_than_theirs_ar
     assert distance(model, meta, codes) < min(distance(model, code[None], codes) for code in codes)
 
 
-def test_a_mixture_of_meta_codes_is_closer_than_the_neutral_one_where_clients_fall_into_groups() -> None:
-    model = hyper_model(1.0)
-    codes = torch.tensor([[2.0, 0.0], [2.1, 0.0], [1.9, 0.1], [-2.0, 0.0], [-2.1, 0.1]])
-    neutral, mixture = (fit_meta_codes(model, codes, count, 50, Seeds(0)) for count in (1, 2))
-    assert mixture.shape == (2, 2)
-    assert distance(model, mixture, codes) < 0.5 * distance(model, neutral, codes)
-
-
 def test_client_synthesis_from_codes_without_noise_is_no_theorem() -> None:
     claims = {
         (noised, synthesis): FedHypeVAE(FedHypeVAE.Params(noised=noised, synthesis=synthesis), Task(DIM, CLASSES, CLIENTS, unit)).claim()

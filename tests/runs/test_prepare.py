@@ -43,7 +43,7 @@ def test_sampled_clients_are_refused_where_the_budget_is_an_examples() -> None:
         prepare(small_grid(sampled), NODES)
     (trial,) = prepare(small_grid(sampled, unit="client"), NODES).trials
     assert trial.plan is not None
-    assert trial.plan.main.sample_rate == 0.5
+    assert trial.plan.releases[-1].sample_rate == 0.5
 
 
 def test_a_plan_is_of_the_cells_own_parameters_and_task(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -52,7 +52,10 @@ def test_a_plan_is_of_the_cells_own_parameters_and_task(monkeypatch: pytest.Monk
     ]
     for trial in prepare(small_grid(*entries, epsilon=4.0), NODES).trials:
         assert trial.plan is not None
-        assert (trial.plan.main.steps, trial.plan.main.sample_rate) == (trial.cell.params["rounds"], trial.cell.params["sample_rate"])
+        assert (trial.plan.releases[-1].steps, trial.plan.releases[-1].sample_rate) == (
+            trial.cell.params["rounds"],
+            trial.cell.params["sample_rate"],
+        )
     scope = "{} clients".format
     monkeypatch.setattr(OneShot, "scope", lambda self: scope(self.task.clients))
     for trial in prepare(small_grid("dp-gaussian", clients=[2, 4], epsilon=4.0), NODES).trials:
