@@ -17,7 +17,7 @@ from fedsim.results.trained import keep_state
 from fedsim.runs.prepare import Prepared
 from fedsim.training.trial import Outcome, Trial, run_trial
 
-AUDIT = ("epsilon_lower", "epsilon_any", "method", "pairs", "canary_ratio", "params")
+AUDIT = ("epsilon_lower", "pairs", "canary_ratio", "params")
 CELL = (
     *("source", "algorithm", "label", "params", "dataset_hash", "public", "public_hash", "public_licence", "clients", "seed", "noise"),
     *("delta", "unit", "trust"),
