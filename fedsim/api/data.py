@@ -63,7 +63,7 @@ def embed(
         files = locate(asked)
     if batch < 1:
         raise UserError("batch", f"must be at least 1, got {batch}")
-    job = EmbedJob(images.below("dataset"), files, batch)
+    job = EmbedJob(images, files, batch)
     with kept_handlers():
         made = embedded(job, plain_console(), skip_bad=spec.skip_bad)
         made.save(out)

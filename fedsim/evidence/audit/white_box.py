@@ -23,8 +23,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from fedsim.data.normalise import unit_norm
-from fedsim.data.public import PublicRows
+from fedsim.data.embeddings import PublicRows, unit_norm
 from fedsim.errors import UserError, at
 from fedsim.evidence.forked import forked
 from fedsim.evidence.worlds import Divergence, Hidden, Tape, WatchedPool, watched
