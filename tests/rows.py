@@ -118,7 +118,7 @@ def add_rows(folder: Path, *rows: Row) -> None:
             scores = {"balanced_accuracy": score, "accuracy": row.ceiling_accuracy, "mean": score, "clients": []}
             add_lines(folder / "references.jsonl", [{"reference": name, **scores}] if score else [])
         audit = {name: getattr(row, f"audit_{name}") for name in AUDIT} | {"refuted": row.status == "refuted"}
-        add_lines(folder / "audits.jsonl", [{"audit": key, "claim": key, **audit}] if audit["method"] or audit["refuted"] else [])
+        add_lines(folder / "audits.jsonl", [{"audit": key, "claim": key, **audit}] if audit["pairs"] or audit["refuted"] else [])
     path.write_text(json.dumps(manifest | {"cells": list(cells.values())}))
 
 

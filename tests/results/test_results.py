@@ -57,7 +57,7 @@ def test_a_row_has_the_columns_of_the_contract_and_no_other(tmp_path):
 def test_any_row_comes_back_from_its_lines(tmp_path):
     rows = [
         row("a", alpha=math.inf, label='{"a": "\u2028"}', params={"beta": [math.inf, None, 0.5]}),
-        row("b", epsilon_target=math.inf, epsilon_spent=math.inf, train_groups=3, audit_epsilon_lower=0.5),
+        row("b", epsilon_target=math.inf, epsilon_spent=math.inf, train_groups=3, audit_pairs=100, audit_epsilon_lower=0.5),
         failed("c"),
         row("d", epsilon_target=None),
     ]
