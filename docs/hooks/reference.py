@@ -111,6 +111,6 @@ GENERATED: dict[str, Callable[[], Iterable[str]]] = {
     "columns": lambda: table(("column", "kind", "meaning"), ((f"`{name}`", one.kind.value, one.words) for name, one in COLUMNS.items())),
     "methods": methods,
     "names for users": lambda: (f"::: fedsim.{name}" for name in dir(fedsim) if not name.startswith("_")),
-    "names for authors": lambda: (f"::: fedsim.methods.face.{name}" for name in face.__all__),
+    "names for authors": lambda: (f"::: fedsim.methods.face.{name}" for name in sorted(vars(face)) if not name.startswith("_")),
 }
 """What a page may have generated, by the name in its comment."""
