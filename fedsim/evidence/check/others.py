@@ -37,10 +37,9 @@ from fedsim.methods.products import is_classifier, own
 from fedsim.plugins.places import line_of
 from fedsim.seeds import Seeds
 from fedsim.training import rounds
-from fedsim.training.checkpoint import Checkpoints
-from fedsim.training.rehearsal import TriedPool
+from fedsim.training.cohort import LocalPool
 from fedsim.training.rounds import RoundRecord
-from fedsim.training.state import copied
+from fedsim.training.state import Checkpoints, copied
 
 REMEMBERS_FIX = "let probabilities depend on the row that it is given and on the server's state, and keep nothing of earlier rows"
 PUBLIC_FIX = "leave task.public as it is; what is computed from a private row is a release, whatever it is called"
@@ -89,7 +88,7 @@ def per_example(subject: Subject) -> str:
     try:
         if isinstance(algorithm, OneShot):
             cohorts = subject.cohorts()
-            train(subject.build(), TriedPool(cohorts, cohorts[0].algorithm), subject.plan, 0)
+            train(subject.build(), LocalPool(cohorts, cohorts[0].algorithm), subject.plan, 0)
         else:
             algorithm.check_contract(next(algorithm.schedule()), {})
     except NotPerExample as error:
