@@ -20,7 +20,7 @@ from fedsim.errors import NotPerExample, WrongReturn
 from fedsim.evidence.check.subject import CHECKED_CLIENTS, Subject, Training, drawn, same, train
 from fedsim.evidence.check.verdict import Verdict, failed, idle, passed, raised
 from fedsim.evidence.worlds import Query, WatchedPool
-from fedsim.grid.sets import partition_of
+from fedsim.grid.cells import partition_of
 from fedsim.methods.contract import answer
 from fedsim.methods.dp_sgd import DPSGD
 from fedsim.methods.local_training import LocalDPSGD
