@@ -34,7 +34,7 @@ from fedsim.methods.products import Classifier, Generator, before_sphere, is_cla
 from fedsim.models.linear import Interpolated, ProbeClassifier, fit_linear, folded
 from fedsim.models.probe import Probe, fit_chosen, fit_probe
 from fedsim.partition import Partition
-from fedsim.partition.own_rows import OwnRows, own_rows
+from fedsim.partition.seen import OwnRows, own_rows
 from fedsim.seeds import SERVER, Purpose, Seeds
 from fedsim.training.cohort import build_algorithm
 from fedsim.training.rounds import restored
@@ -45,13 +45,7 @@ FRESH, FEW = 200, 20
 
 
 def synthesise(
-    generator: Generator,
-    classes: int,
-    per_class: int,
-    seeds: Seeds,
-    client: int = SERVER,
-    draw: int = 0,
-    device: torch.device = CPU,
+    generator: Generator, classes: int, per_class: int, seeds: Seeds, client: int = SERVER, draw: int = 0, device: torch.device = CPU
 ) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
     """Synthetic embeddings with uniform labels, which cost no privacy: ``[classes * per_class, d]`` and their labels.
 

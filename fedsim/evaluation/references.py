@@ -13,7 +13,7 @@ from fedsim.evaluation.measures import balanced_accuracy_of
 from fedsim.evaluation.scores import score_classifier
 from fedsim.models.linear import ProbeClassifier
 from fedsim.models.probe import fit_probes, predict_each, strengths
-from fedsim.partition.own_rows import own_rows
+from fedsim.partition.seen import own_rows
 
 if TYPE_CHECKING:
     from fedsim.data.embeddings import Embeddings

@@ -22,7 +22,7 @@ from fedsim.grid.read import complaint
 from fedsim.methods.algorithm import Algorithm
 from fedsim.methods.messages import Task
 from fedsim.partition import Partition, as_seen, check_partition, make_partition
-from fedsim.partition.groups import TOGETHER_KEY, check_split
+from fedsim.partition.partition import TOGETHER_KEY, check_split
 from fedsim.partition.schemes import column_values
 from fedsim.plugins.code_hash import evaluation_hash, place_of, source_hash
 from fedsim.plugins.registry import lookup

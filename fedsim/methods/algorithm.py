@@ -22,7 +22,7 @@ from fedsim.methods.messages import Round, Server, Task, Tensors
 from fedsim.methods.parameters import code_names, shared_tensors
 from fedsim.methods.phase import Phase, rounds_of
 from fedsim.methods.products import Classifier, Generator, Product
-from fedsim.models.initialise import initial_model
+from fedsim.models.layers import initial_model
 from fedsim.privacy.plan import Claim, PrivacyPlan, Release, Trust, Unit, calibrate
 from fedsim.privacy.selection import SCORE
 from fedsim.seeds import Seeds

@@ -15,7 +15,7 @@ from fedsim.device import CPU
 from fedsim.grid.models import Cell
 from fedsim.methods.algorithm import Algorithm
 from fedsim.methods.messages import Pool, Task, Tensors
-from fedsim.models.initialise import initial_model
+from fedsim.models.layers import initial_model
 from fedsim.partition import Partition
 from fedsim.privacy.mechanism import Mechanism
 from fedsim.privacy.plan import PrivacyPlan
