@@ -1,10 +1,4 @@
-"""The base class of every algorithm: an algorithm supplies mathematics, the harness drives its rounds.
-
-Four base classes supply the clients' computation: :class:`fedsim.methods.dp_sgd.DPSGD` (a loss per
-example), :class:`fedsim.methods.local_training.LocalDPSGD` (the same with many local steps a round),
-:class:`fedsim.methods.local_training.LocalTraining` (local steps, then an update) and :class:`fedsim.methods.one_shot.OneShot` (a
-statistic per example). How rounds run is in :mod:`fedsim.training.rounds`.
-"""
+"""The base class of every algorithm: an algorithm supplies mathematics, the harness drives its rounds (:mod:`fedsim.training.rounds`)."""
 
 from __future__ import annotations
 
