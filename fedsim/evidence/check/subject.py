@@ -17,10 +17,9 @@ from fedsim.data.embeddings import Embeddings, PublicRows
 from fedsim.errors import at
 from fedsim.evaluation.plans import plans_of
 from fedsim.evidence.worlds import Tape, WatchedPool, watched
-from fedsim.grid.cells import expand, resolve, task_of
+from fedsim.grid.cells import expand, loaded, partition_of, resolve, task_of
 from fedsim.grid.models import Grid
 from fedsim.grid.read import one_cell
-from fedsim.grid.sets import loaded, partition_of
 from fedsim.methods.algorithm import Algorithm
 from fedsim.methods.products import Product, is_classifier, is_personal, own
 from fedsim.plugins.registry import lookup
