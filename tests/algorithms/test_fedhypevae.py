@@ -10,8 +10,8 @@ from algorithms.fedhypevae import FedHypeVAE
 from algorithms.hyper_cvae import HyperCVAE, fit_meta_codes
 from fedsim.batch import Layout
 from fedsim.methods import Batch, Seeds, Task
-from fedsim.models.initialise import initial_model
 from fedsim.models.kernel import kernel
+from fedsim.models.layers import initial_model
 
 DIM, CLASSES, CLIENTS = 6, 3, 5
 PARAMS = FedHypeVAE.Params(latent=2, code=2)
