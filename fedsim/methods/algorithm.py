@@ -16,7 +16,7 @@ from fedsim.methods.clients import Clients
 from fedsim.methods.messages import Message, Round, Server, Task, Tensors, Values
 from fedsim.methods.parameters import code_names, shared_tensors
 from fedsim.methods.products import Classifier, Generator, Product
-from fedsim.models.initialise import initial_model
+from fedsim.models.layers import initial_model
 from fedsim.privacy.plan import Claim, PrivacyPlan, Release, Trust, Unit, calibrate
 from fedsim.privacy.selection import SCORE
 from fedsim.seeds import Seeds
