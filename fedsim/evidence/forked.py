@@ -17,7 +17,7 @@ from typing import Any, TypeVar, cast
 
 import torch
 
-from fedsim.plugins.places import said
+from fedsim.plugins.registry import said
 
 Result = TypeVar("Result")
 AT_ONCE = 2

@@ -28,7 +28,7 @@ from fedsim.methods.messages import Diagnostic, Message, Round, Tensors
 from fedsim.methods.one_shot import OneShot
 from fedsim.methods.products import is_classifier, own
 from fedsim.plugins.code_hash import FEDSIM
-from fedsim.plugins.places import line_of
+from fedsim.plugins.registry import line_of
 from fedsim.privacy.plan import PrivacyPlan
 from fedsim.seeds import Seeds
 from fedsim.training import rounds

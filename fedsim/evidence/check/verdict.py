@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from fedsim.plugins.places import blamed, said
+from fedsim.plugins.registry import blamed, said
 
 
 @dataclass(frozen=True)
