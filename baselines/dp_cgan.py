@@ -96,6 +96,7 @@ class DPCGAN(DPSGD):
 
     source = "Torkzadehmahani, Kairouz and Paten 2019, arXiv 2001.09700; Xie et al. 2018, arXiv 1802.06739"
     Params = DPCGANParams
+    for_reproduction = True
     server_only = ("generator.",)
 
     def build(self, clients: int) -> nn.Module:

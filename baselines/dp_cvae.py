@@ -44,6 +44,7 @@ class DPCVAE(LocalDPSGD):
 
     source = "Di Salvo, Nguyen and Ledig, MICCAI 2025, arXiv 2507.02671"
     Params = DPCVAEParams
+    for_reproduction = True
     local = ("encoder.",)
 
     def build(self, clients: int) -> nn.Module:

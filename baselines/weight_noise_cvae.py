@@ -29,4 +29,5 @@ class WeightNoiseCVAE(FedAvgCVAE):
 
     source = "McMahan et al. 2018, arXiv 1710.06963"
     Params = WeightNoiseCVAEParams
+    for_reproduction = True
     private = True
