@@ -23,8 +23,8 @@ from fedsim.cli import main
 from fedsim.grid.models import Grid
 from fedsim.runs.bench import run_bench
 from fedsim.runs.engine import Engine, InProcess
-from fedsim.runs.need import Node
 from fedsim.runs.prepare import prepare
+from fedsim.runs.worker import Node
 
 # a busy machine may take its time, and the same code gives the same verdict again
 settings.register_profile("fedsim", deadline=None, derandomize=True)

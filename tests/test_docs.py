@@ -19,7 +19,7 @@ from fedsim.cli import app
 from fedsim.grid.read import load_grid
 from fedsim.results.run import grid_rows
 from fedsim.runs.engine import InProcess
-from fedsim.runs.need import Node
+from fedsim.runs.worker import Node
 
 ROOT = Path(__file__).parents[1]
 DATA = ROOT / "docs" / "data.md"

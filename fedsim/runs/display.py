@@ -6,6 +6,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
+from datetime import timedelta
 from types import TracebackType
 
 from rich.console import Console
@@ -21,23 +22,10 @@ _DAY = 86_400.0
 
 
 @contextmanager
-def preparing(console: Console, every: float = 20.0) -> Iterator[Callable[[str], None]]:
-    """Yields what shows what a preparation does now: in a terminal at once, elsewhere by a line every so many seconds."""
-    status = console.status("preparing") if is_live(console) else None
-    started = printed = time.monotonic()
-
-    def tell(text: str) -> None:
-        nonlocal printed
-        now = time.monotonic()
-        line = f"{text} ({now - started:.0f} s)"
-        if status is not None:
-            status.update(Text(line))
-        elif now - printed >= every:
-            printed = now
-            print_line(console, line)
-
-    with status or nullcontext():
-        yield tell
+def preparing(console: Console) -> Iterator[Callable[[str], None]]:
+    """Yields what shows in a terminal what a preparation does now."""
+    with console.status("preparing") if is_live(console) else nullcontext() as status:
+        yield lambda text: status.update(Text(text)) if status else None
 
 
 class Display:
@@ -102,23 +90,20 @@ class Display:
 def outcome(row: Row) -> str:
     """A cell's result in a few words."""
     if row.error is not None:
-        first = (row.error["message"].strip().splitlines() or [""])[0]
-        return f"unaccounted, {first}" if row.status == "unaccounted" else f"failed, {row.error['type']}: {first}"
+        kind = "unaccounted" if row.status == "unaccounted" else f"failed, {row.error['type']}"
+        return f"{kind}: {row.error['message'].strip().partition(chr(10))[0]}"
     words = f"balanced accuracy {row.balanced_accuracy:.3f}"
     if row.epsilon_spent is not None:
         words += f", ε spent {number(row.epsilon_spent, 3)}"
     if row.status == "overspent":
         return f"overspent ({words} of {number(row.epsilon_target)})"
     if row.status == "refuted":
-        reason = f"an audit finds ε ≥ {number(row.audited_epsilon, 3)}"
+        found = f"an audit finds ε ≥ {number(row.audited_epsilon, 3)}"
         if row.audited_epsilon <= (row.epsilon_target or 0.0):
-            reason = f"a canary adds {number(row.audit_canary_ratio, 3)} of the claimed sensitivity"
-        reason += f", {row.audited_form}" if row.audited_form else ""
-        return f"refuted (ε = {number(row.epsilon_target)} claimed, {reason})"
+            found = f"a canary adds {number(row.audit_canary_ratio, 3)} of the claimed sensitivity"
+        return f"refuted (ε = {number(row.epsilon_target)} claimed, {found})"
     return words
 
 
 def _duration(seconds: float) -> str:
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
+    return str(timedelta(seconds=round(seconds)))

@@ -13,8 +13,7 @@ import torch
 
 from fedsim.errors import RunLost
 from fedsim.grid.models import Device
-from fedsim.runs.need import Need, Node
-from fedsim.runs.worker import Failure, Item, Worker
+from fedsim.runs.worker import Failure, Item, Need, Node, Worker
 
 
 class ClusterLost(RunLost):
@@ -98,7 +97,7 @@ class InProcess:
         """The process stays: its settings are reset as before a job, and whatever else a plug-in changed is not."""
         if slot.stream is not None:
             slot.stream.close()  # else what is printed still goes to the log of its cell
-        slot.worker.process.make_ready()
+        slot.worker.make_ready()
         torch.set_flush_denormal(False)
 
     def start(self, slot: Slot, method: str, *args: Any) -> Any:

@@ -21,8 +21,7 @@ from fedsim.partition import Partition, site_names
 from fedsim.partition.matrix import LabelMatrix
 from fedsim.plugins.code_hash import is_shipped
 from fedsim.plugins.registry import lookup
-from fedsim.runs.need import Need, Node
-from fedsim.runs.worker import plug_in_code
+from fedsim.runs.worker import Need, Node
 from fedsim.training.cohort import build_algorithm
 from fedsim.training.trial import Candidate, Trial, packing
 from fedsim.words import counted
@@ -61,6 +60,10 @@ class Prepared:
     def repeated(self) -> int:
         """How many cells are not trained because they are equal to another."""
         return sum(training != first for training, first in self.equal.items())
+
+    def capacity(self, nodes: Sequence[Node]) -> int:
+        """How many actors nodes have room for."""
+        return sum(self.need.fit(node) for node in nodes)
 
     def need_of(self, trial: Trial) -> Need:
         """What the training of a cell needs."""
@@ -103,8 +106,7 @@ def prepare(
     Any mistake is raised with its place in the grid, but that of a plug-in is noted where the rest is to go on, ``keep_going``.
     ``tell`` is called before each long step.
     """
-    with plug_in_code():  # imports run it
-        resolved = resolve(grid, keep_going=keep_going)
+    resolved = resolve(grid, keep_going=keep_going)
     need = Need(grid.resources.cpus_per_actor, grid.resources.gpus_per_actor)
     capacity = actors_that_fit(grid, need, nodes)
     parallel = min(capacity, max_parallel or capacity)
@@ -192,8 +194,8 @@ def laid_out(grid: Grid, cells: Sequence[Cell], capacity: int, parallel: int) ->
 
 def actors_that_fit(grid: Grid, need: Need, nodes: Sequence[Node]) -> int:
     """How many actors fit on the cluster."""
-    if fitting := sum(need.fit(node) for node in nodes):
-        return fitting
+    if capacity := sum(need.fit(node) for node in nodes):
+        return capacity
     has = ", ".join(sorted({node.words for node in nodes}))
     without = need.gpus and not any(node.gpus for node in nodes)
     fix = "give gpus_per_actor: 0 and device: auto" if without else "give actors a smaller share"

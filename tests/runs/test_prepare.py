@@ -11,8 +11,8 @@ from fedsim.methods.one_shot import OneShot
 from fedsim.results.folder import RunFolder
 from fedsim.results.run import read_manifest
 from fedsim.runs.manifest import write_manifest
-from fedsim.runs.need import Need, Node
 from fedsim.runs.prepare import label_matrices, prepare
+from fedsim.runs.worker import Need, Node
 
 
 def test_cells_of_one_data_set_alpha_number_of_clients_and_seed_share_a_partition() -> None:

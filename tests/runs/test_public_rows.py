@@ -1,12 +1,10 @@
 """Public rows: which source they come from, who is given them, what they change, and what is refused."""
 
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from benches import Ran
 from cells import NODES, small_grid
 
 from baselines.dp_gaussian import DPGaussian
@@ -15,7 +13,6 @@ from fedsim.errors import UserError
 from fedsim.grid.models import Grid
 from fedsim.methods.messages import Server
 from fedsim.methods.products import Generator
-from fedsim.results.run import grid_rows
 from fedsim.runs.prepare import Prepared, prepare
 from fedsim.training.cohort import build_algorithm
 
@@ -91,23 +88,12 @@ def test_a_method_that_needs_them_is_refused_without() -> None:
         prepare(small_grid(Shifted), NODES)
 
 
-def test_rows_that_are_private_too_are_refused(tmp_path: Path) -> None:
+def test_rows_that_are_private_too_or_of_another_dimension_are_refused(tmp_path: Path) -> None:
     data = opened(small_grid("dp-gaussian").dataset[0]).labelled()
     mixed = np.concatenate([rows(), 4 * data.x_train[[9, 4]]])  # scaled to unit norm they are the same
     with pytest.raises(UserError, match=r"public: 2 training rows of 'digits\S*' are public too, the first is row 4"):
         prepared(npz(tmp_path / "mixed.npz", x=mixed))
     with pytest.raises(UserError, match=r"1 test row of 'digits\S*' is public too, the first is row 3"):
         prepared(npz(tmp_path / "mixed.npz", x=np.concatenate([rows(), data.x_test[3:4]])))
-
-
-def test_rows_of_another_dimension_are_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"'p' has rows of 9 dimensions, data set 'digits\S*' of 64; give public rows"):
         prepared(npz(tmp_path / "p.npz", x=rows(dim=9)))
-
-
-@pytest.mark.slow
-def test_every_actor_of_a_cell_has_them(public: dict[str, str], ray_bench: Callable[..., Ran], bench: Callable[..., Ran]) -> None:
-    entry = {"name": "dp-gaussian", "params": {"project": 8}}
-    spread = small_grid(entry, public=public, epsilon=8, resources={"clients_per_actor": 2})
-    scores = [row.scores for ran in (ray_bench(spread, "spread"), bench(spread, "together")) for row in grid_rows(ran.folder)]
-    assert scores[0] == pytest.approx(scores[1], abs=1e-3)

@@ -16,9 +16,9 @@ from rows import values_of
 
 from fedsim.methods.parameters import ALIGNMENT
 from fedsim.runs import scheduler
-from fedsim.runs.need import Need
 from fedsim.runs.ray import IN_THE_CALL, RayEngine, prepare_process, ray
 from fedsim.runs.scheduler import Slots
+from fedsim.runs.worker import Need
 
 Bench = Callable[..., Ran]
 TENSORS = (
@@ -243,7 +243,7 @@ def test_cells_of_several_shapes_share_one_copy_of_the_data(ray_bench: Bench, tm
 @pytest.mark.slow
 def test_cells_share_gpus_and_give_the_rows_that_they_give_in_one_process(bench: Bench, ray_bench: Bench) -> None:
     half = {"gpus_per_actor": 0.5, "clients_per_actor": 2}
-    slots = Slots(RayEngine(), tuple(WITH_GPUS), 4)
+    slots = Slots(RayEngine(), 4, 4)
     try:
         pair, other = slots.take(Need(1.0, 0.5, actors=2)), slots.take(Need(1.0, 0.5, actors=2))
         assert pair is not None
