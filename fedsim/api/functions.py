@@ -397,7 +397,7 @@ def embed(
     with at("encoder"):
         files = locate(asked)
     with kept_handlers():
-        made = embedded(EmbedJob(images.below("dataset"), files, batch), plain_console(), skip_bad=spec.skip_bad)
+        made = embedded(EmbedJob(images, files, batch), plain_console(), skip_bad=spec.skip_bad)
         made.save(out)
     rows, dim = made.x.shape
     skipped = f", {len(made.manifest['skipped'])} bad images left out" if made.manifest["skipped"] else ""
