@@ -88,28 +88,19 @@ class Description(Printed):
             parameters.add_row(*(Text(text) for text in (entry.name, entry.type, entry.default, entry.constraint, entry.meaning)))
         console.print(parameters)
 
-    def support(self) -> list[str]:
-        """``units × trusts: claim``, as few lines as say it; "not private" alone."""
-        if set(self.claims.values()) == {CLAIM_OF_NONE}:
-            return [CLAIM_OF_NONE]
-        trusts: dict[tuple[str, str], list[str]] = {}
+    def support(self) -> dict[str, list[str]]:
+        """By claim, the units for which it is made under some trust; nothing of a method that is not private."""
+        units: dict[str, list[str]] = {}
         for (unit, trust), claim in self.claims.items():
-            if (unit, trust) not in self.refused:
-                trusts.setdefault((unit, claim), []).append(trust)
-        units: dict[tuple[str, str], list[str]] = {}
-        for (own, claim), names in trusts.items():
-            units.setdefault((", ".join(names), claim), []).append(own)
-        return [f"{', '.join(those)} × {these}: {claim}" for (these, claim), those in units.items()]
+            if claim != CLAIM_OF_NONE and (unit, trust) not in self.refused and unit not in units.setdefault(claim, []):
+                units[claim].append(unit)
+        return units
 
     @property
     def line(self) -> str:
         """Its name, what it is, and its claims with the initials of their units, in 80 columns."""
         words = re.sub(r"^[\w .,-]*: ", "", self.text.partition("\n\n")[0].partition(". ")[0].partition(";")[0]).rstrip(".")
-        units: dict[str, dict[str, None]] = {}
-        for (unit, trust), claim in self.claims.items():
-            if claim != CLAIM_OF_NONE and (unit, trust) not in self.refused:
-                units.setdefault(claim, {})[unit[0]] = None
-        claims = ", ".join(f"{claim} {''.join(own)}" for claim, own in units.items())
+        claims = ", ".join(f"{claim} {''.join(unit[0] for unit in units)}" for claim, units in self.support().items())
         return f"  {self.name:21} {shorten(words, 45, placeholder=' …'):45} {claims}".rstrip()
 
 

@@ -91,19 +91,17 @@ def bench(
         ResultStore(folder).check_free()
     from fedsim.grid.cells import plug_in_files, resolve
     from fedsim.runs.bench import engine_for, run_bench
-    from fedsim.runs.display import preparing
     from fedsim.runs.prepare import prepare, this_machine
 
     with kept_handlers(), ExitStack() as stack:
         nodes = [this_machine()]
-        with preparing(plain_console(stderr=True)) as tell:
-            tell(f"up to {counted(checked.most_cells, 'cell')}")
+        with plain_console(stderr=True).status(f"preparing up to {counted(checked.most_cells, 'cell')}"):
             if address is not None:
                 from fedsim.runs.ray import joined_cluster
 
                 files = plug_in_files(variant.name for variant in resolve(checked, keep_going=keep_going).variants)
                 nodes = stack.enter_context(joined_cluster(address, files))
-            prepared = prepare(checked, nodes, max_parallel, keep_going=keep_going, tell=tell)
+            prepared = prepare(checked, nodes, max_parallel, keep_going=keep_going)
         if dry_run:
             from fedsim.runs.plan_view import Plan
 
@@ -349,12 +347,6 @@ def embed(
     encoder: str | Mapping[str, Any],
     out: Path,
     *,
-    size: int | None = None,
-    root: Path | None = None,
-    limit: int | None = None,
-    revision: str | None = None,
-    pool: str | None = None,
-    dtype: str | None = None,
     batch: int = 64,
     skip_bad: bool = False,
 ) -> str:
@@ -363,15 +355,9 @@ def embed(
     Interrupted, the same command continues where it stopped.
 
     Args:
-        dataset: as in a grid: ``medmnist:organsmnist``, ``imagefolder:PATH``, ``csv:PATH``, or a mapping.
-        encoder: a vision transformer of the hub or a local folder, an .onnx file, or a mapping.
+        dataset: as in a grid: ``medmnist:organsmnist``, ``imagefolder:PATH``, ``csv:PATH``, or a mapping: ``{name: chest-xray, limit: 9}``.
+        encoder: a vision transformer of the hub or a local folder, an .onnx file, or a mapping: ``{name: dinov2-small, pool: mean}``.
         out: the .npz file.
-        size: pixels of a MedMNIST set: 28, 64, 128 or 224.
-        root: the folder of a known set's files.
-        limit: keep at most this many training images, and as many test images.
-        revision: a commit of the encoder's repository.
-        pool: ``cls`` (default), ``mean`` or ``cls+mean``.
-        dtype: ``float32`` (default), ``float16`` or ``bfloat16``.
         batch: images per forward pass.
         skip_bad: leave out images that cannot be decoded.
 
@@ -389,15 +375,14 @@ def embed(
     check_target(out := Path(out))
     if batch < 1:
         raise UserError("batch", f"must be at least 1, got {batch}")
-    given = {"size": size, "root": root, "limit": limit, "skip_bad": skip_bad or None}
-    spec = parse_option(DatasetSpec, "dataset", dataset, given).within(Path.cwd())
-    asked = parse_option(EncoderSpec, "encoder", encoder, {"revision": revision, "pool": pool, "dtype": dtype})
+    spec = parse_option(DatasetSpec, "dataset", dataset).within(Path.cwd())
+    asked = parse_option(EncoderSpec, "encoder", encoder)
     with at("dataset"):
         images = image_set(spec)
     with at("encoder"):
         files = locate(asked)
     with kept_handlers():
-        made = embedded(EmbedJob(images, files, batch), plain_console(), skip_bad=spec.skip_bad)
+        made = embedded(EmbedJob(images, files, batch), plain_console(), skip_bad=skip_bad or spec.skip_bad)
         made.save(out)
     rows, dim = made.x.shape
     skipped = f", {len(made.manifest['skipped'])} bad images left out" if made.manifest["skipped"] else ""

@@ -20,15 +20,10 @@ from fedsim.partition.groups import TOGETHER_KEY, check_split
 from fedsim.partition.schemes import column_values
 
 
-def _silent(text: str) -> None:
-    pass
-
-
-def loaded(grid: Grid, tell: Callable[[str], None] = _silent) -> dict[str, Embeddings]:
+def loaded(grid: Grid) -> dict[str, Embeddings]:
     """The grid's data sets by key. What labels and columns can refuse is refused before any image is decoded."""
     sets, data = {}, {}
     for spec in grid.sets:
-        tell(f"reading {spec.display}")
         with at(grid.place_of(spec)):
             sets[spec.key] = opened(spec)
     if not any(spec.skip_bad for spec in grid.sets):  # else partitions depend on which images are bad
@@ -36,10 +31,10 @@ def loaded(grid: Grid, tell: Callable[[str], None] = _silent) -> dict[str, Embed
     for spec in grid.sets:
         with at(grid.place_of(spec)):
             data[spec.key] = sets.pop(spec.key).embedded()  # rows as they were read need no memory beside those of unit norm
-    return data if grid.public is None else _with_public(grid, data, tell)
+    return data if grid.public is None else _with_public(grid, data)
 
 
-def _with_public(grid: Grid, data: Mapping[str, Embeddings], tell: Callable[[str], None]) -> dict[str, Embeddings]:
+def _with_public(grid: Grid, data: Mapping[str, Embeddings]) -> dict[str, Embeddings]:
     """The data sets by key, each with the grid's public rows beside it."""
     held: dict[str, PublicRows] = {}
     both = {}
@@ -48,7 +43,6 @@ def _with_public(grid: Grid, data: Mapping[str, Embeddings], tell: Callable[[str
         assert public is not None
         with at(grid.place("public")):
             if public.key not in held:
-                tell(f"reading {public.display}")
                 held[public.key] = load_public(public)
             beside = held[public.key]
             if beside.x.shape[1] != rows.dim:

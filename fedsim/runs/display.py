@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, nullcontext
+from collections.abc import Mapping
 from datetime import timedelta
 from types import TracebackType
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
-from rich.text import Text
 
 from fedsim.results.columns import Row
 from fedsim.words import counted, is_live, number, print_line
@@ -19,13 +17,6 @@ from fedsim.words import counted, is_live, number, print_line
 EVERY = 60.0
 """Seconds between two lines where there is no terminal."""
 _DAY = 86_400.0
-
-
-@contextmanager
-def preparing(console: Console) -> Iterator[Callable[[str], None]]:
-    """Yields what shows in a terminal what a preparation does now."""
-    with console.status("preparing") if is_live(console) else nullcontext() as status:
-        yield lambda text: status.update(Text(text)) if status else None
 
 
 class Display:

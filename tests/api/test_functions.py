@@ -225,8 +225,8 @@ def test_the_list_has_every_algorithm_by_kind_in_80_columns_and_a_page_has_all_o
     assert [name for name in SHIPPED if f"\n  {name} " not in text] == []
     assert "dp-linear" in groups["classifiers"]
     assert [name for name in ("dp-cgan", "dp-cvae", "weight-noise") if name not in groups["for reproduction"]] == []
-    assert describe("weight-noise").support() == ["example, group, client × aggregate, silo: proved"]
-    assert describe("fedavg-cvae").support() == ["not private"]
+    assert describe("weight-noise").support() == {"proved": ["example", "group", "client"]}
+    assert describe("fedavg-cvae").support() == {}
     assert describe("fedhypevae-sites").claims["client", "silo"] == "does not support 'client'"
     page = repr(fedsim.algorithms("weight-noise"))
     for word in ("The Gaussian mechanism on clipped updates", "weight_noise_cvae.py:", "a generator", "McMahan", "client_rate"):
@@ -307,7 +307,7 @@ EMBED = {"--dataset": "imagefolder:pets", "--encoder": "dino", "--out": "pets.np
 
 def test_images_become_embeddings_that_a_grid_reads_and_truncated_ones_are_left_out_if_asked(pictures: Path, command: Command) -> None:
     options = [word for pair in EMBED.items() for word in pair]
-    done = command("embed", *options, "--pool", "mean", "--dtype", "float16")
+    done = command("embed", *options, "--encoder", "{name: dino, pool: mean, dtype: float16}")
     assert (done.returncode, "24 embeddings of 16 dimensions" in done.stdout) == (0, True), done.stderr
     with np.load(pictures / "pets.npz") as held:
         assert (held["x"].shape, held["x"].dtype) == ((24, 16), np.float16)
@@ -324,7 +324,7 @@ def test_images_become_embeddings_that_a_grid_reads_and_truncated_ones_are_left_
     [
         (("--dataset", "petz"), "dataset: unknown data set 'petz'"),
         (("--encoder", "facebook/dinov2-base"), "hf download facebook/dinov2-base --revision f9e44c81"),
-        (("--pool", "max"), "encoder: pool: 'max': Input should be 'cls'"),
+        (("--encoder", "{name: dino, pool: max}"), "encoder: pool: 'max': Input should be 'cls'"),
         (("--out", "pets.csv"), "out pets.csv: is not an .npz file; give pets.npz"),
         (("--batch", "0"), "--batch: must be at least 1, got 0"),
     ],

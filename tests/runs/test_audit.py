@@ -68,15 +68,3 @@ def test_too_few_pairs_for_any_bound_are_refused_before_anything_runs(bench: Cal
     with pytest.raises(UserError, match=r"audit.*pairs: 6 are too few.*give 12 or more"):
         bench(small_grid("dp-gaussian", epsilon=4.0, audit={"pairs": 6}))
     assert not (tmp_path / "run").exists()
-
-
-@pytest.mark.slow
-def test_a_search_is_audited_as_a_whole(bench: Callable[..., Ran]) -> None:
-    entries = (quick("plugin:Optimist", rounds=1) | {"tune": {"clip": [0.5, 1.0]}}, quick("dp-gaussian") | {"tune": {"radius": [0.5, 0.8]}})
-    ran = bench(small_grid(*entries, epsilon=4.0, tune={"trials": 2}, audit=AUDIT))
-    optimist, sound = ran.rows
-    assert (optimist.label, optimist.status) == ("plugin:Optimist tuned", "refuted")
-    assert (sound.status, sound.audit_pairs, sound.audit_epsilon_lower) == ("ok", 40, None)
-    assert sound.audit_canary_ratio == pytest.approx(1, abs=1e-4)
-    assert sound.audit_epsilon_any is not None
-    assert sound.audit_epsilon_any <= 4

@@ -5,8 +5,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -59,16 +58,20 @@ def the_same_command_gives(undisturbed: Undisturbed, folder: Path) -> None:
     assert (rows(folder), rounds(folder)) == undisturbed
 
 
-def test_sigterm_to_the_group_ends_a_bench_in_order(grid: Path, undisturbed: Undisturbed) -> None:
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
+def test_a_signal_to_the_group_leaves_no_process_and_the_same_command_gives_the_same_rows(
+    grid: Path, undisturbed: Undisturbed, number: signal.Signals
+) -> None:
     with bench(grid) as process:
         when(lambda: trained(grid), process)
         started = offspring(process.pid)
         asked = time.monotonic()
-        os.killpg(process.pid, signal.SIGTERM)
+        os.killpg(process.pid, number)
         out, err = process.communicate(timeout=PATIENCE)
         assert time.monotonic() - asked < 5 * slowness()
-        assert (process.returncode, err) == (130, ""), out + err
-        assert "of 6 cells finished; the same command goes on" in out
+        if number == signal.SIGTERM:
+            assert (process.returncode, err) == (130, ""), out + err
+            assert "of 6 cells finished; the same command goes on" in out
         wait_for_the_end_of(started, 10)
     the_same_command_gives(undisturbed, grid)
 
@@ -97,41 +100,20 @@ def test_a_killed_service_of_ray_ends_a_bench_in_order(grid: Path, undisturbed: 
     the_same_command_gives(undisturbed, grid)
 
 
-def test_a_killed_driver_leaves_no_process_and_its_cells_go_on_from_their_checkpoints(grid: Path, undisturbed: Undisturbed) -> None:
-    with bench(grid) as process:
-        when(lambda: trained(grid), process)
-        started = offspring(process.pid)
-        process.kill()
-        process.wait()
-        wait_for_the_end_of(started, 10)
-    the_same_command_gives(undisturbed, grid)
-
-
-@contextmanager
-def driver() -> Iterator[subprocess.Popen[str]]:
-    """A process with a local cluster."""
-    process = subprocess.Popen([sys.executable, "-c", CLUSTER], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
-    try:
-        assert process.stdout is not None
-        assert process.stdout.readline() == "started\n"
-        yield process
-    finally:
-        process.kill()
-        process.wait()
-
-
 def listening(process: psutil.Process) -> set[str]:
     return {each.laddr.ip for each in process.net_connections("tcp") if each.status == psutil.CONN_LISTEN}
 
 
 def test_a_local_cluster_listens_on_this_machine_alone_and_is_gone_with_its_driver() -> None:
-    with driver() as killed:
-        started = offspring(killed.pid)
-        assert any("raylet" in each.name() for each in started)
-    wait_for_the_end_of(started, 10)
-    with driver() as process:
-        started = offspring(process.pid)
-        assert set.union(*map(listening, [psutil.Process(process.pid), *started])) <= {"127.0.0.1", "::ffff:127.0.0.1"}
-        process.communicate("", timeout=PATIENCE)
-        assert process.returncode == 0
-    wait_for_the_end_of(started, 1)
+    for killed in (True, False):
+        command = [sys.executable, "-c", CLUSTER]
+        with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+            assert process.stdout is not None
+            assert process.stdout.readline() == "started\n"
+            started = offspring(process.pid)
+            assert any("raylet" in each.name() for each in started)
+            assert set.union(*map(listening, [psutil.Process(process.pid), *started])) <= {"127.0.0.1", "::ffff:127.0.0.1"}
+            if killed:
+                process.kill()
+            process.communicate("" if not killed else None, timeout=PATIENCE)
+        wait_for_the_end_of(started, 10)

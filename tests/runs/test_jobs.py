@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from cells import quick, small_cells
 from rich.console import Console
-from rows import joined, lines_of, ran
+from rows import lines_of, ran
 
 from fedsim.errors import UserError
 from fedsim.results.result_lines import RowError
@@ -70,16 +70,3 @@ def test_what_was_not_kept_is_trained_again_under_seeded_noise_and_refused_under
         else:
             with pytest.raises(UserError, match="a second training would be a second release of the same rows"):
                 kinds(prepared, lines, tmp_path)
-
-
-def test_a_training_whose_judging_lost_its_worker_is_not_trained_again(tmp_path: Path) -> None:
-    prepared = small_cells(quick("dp-gaussian"), epsilon=4.0)
-    (trial,) = prepared.trials
-    outcome, judgement = ran(prepared, trial)
-    job = CellJob(context(prepared, tmp_path), trial)
-    assert job.again() is job
-    job.take(outcome)
-    again = job.again()
-    assert isinstance(again, CellJob)
-    assert again.call(lambda key: key)[0] == "judge"
-    assert joined(trial, outcome, judgement).status == "ok"

@@ -48,12 +48,9 @@ def test_a_slot_is_kept_for_jobs_of_its_need_and_any_is_for_what_needs_little() 
     assert held.take(ONE) not in (None, first)
     assert held.idle == []
     held.close()
-
-
-def test_at_most_so_many_slots_work_at_a_time() -> None:
-    held = slots(parallel=2)
-    assert [held.take(ONE) is None for _ in range(3)] == [False, False, True]
-    held.close()
+    few = slots(parallel=2)
+    assert [few.take(ONE) is None for _ in range(3)] == [False, False, True]
+    few.close()
 
 
 @pytest.mark.parametrize("plug_in", ["", "mine.py:Other"])
