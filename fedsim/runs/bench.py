@@ -250,10 +250,11 @@ def run_again(folder: Path, console: Console, count: int, ids: Sequence[str] = (
     kept = {training: line["state"] for training, line in lines.trainings.items()}
     equal = {training: first for training, first in prepared.equal.items() if kept.get(training) == kept.get(first)}
     trained = {id_ for cell in ran for id_ in (cell.training_id, equal.get(cell.training_id))}
-    prepared = replace(prepared, equal=equal, trials=tuple(trial for trial in prepared.trials if trial.cell.training_id in trained))
+    again = tuple(trial for trial in prepared.trials if trial.cell.training_id in trained)
+    prepared, engine = engine_for(replace(prepared, equal=equal, trials=again))
     with tempfile.TemporaryDirectory(prefix="fedsim-verify-") as scratch:
         run = RunContext(prepared, ResultStore(Path(scratch)), Display(console, len(prepared.trials)))
-        with engine_for(prepared)[1] as running, run.display:
+        with engine as running, run.display:
             Scheduler(run, running).run(missing_jobs(run, (), Lines({}, {}, {})))
         write_manifest(run.store.folder, prepared, entries_of(run, ()))
         chosen = {cell.cell_id for cell in ran}
