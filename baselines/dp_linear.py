@@ -1,4 +1,4 @@
-"""DP-linear: a linear classifier on the embeddings by federated DP-SGD, over rows about a released mean; no generator.
+"""DP-linear: a linear classifier by federated DP-SGD; over rows about a released mean; no generator.
 
 With ``reencoded`` its weights are written as synthetic rows: class means along them, with white noise around. A linear probe loves these
 rows, and they are no model of the data. They stand beside the generators so that everybody sees what a measure misses: where they score

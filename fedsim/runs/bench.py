@@ -27,7 +27,7 @@ from fedsim.privacy.plan import THEOREMS
 from fedsim.results.run import Entry, Lines, entries, grid_rounds, grid_rows, read_manifest
 from fedsim.results.store import ResultStore
 from fedsim.runs.display import Display, outcome
-from fedsim.runs.engine import ClusterLost, Engine, InProcess, by_token
+from fedsim.runs.engine import ClusterLost, InProcess, by_token
 from fedsim.runs.jobs import CellJob, Job, RunContext, audit_of, check_of, checked_facts, references_of
 from fedsim.runs.manifest import grid_of, hardware, write_manifest
 from fedsim.runs.plan_view import show_warnings
@@ -39,6 +39,7 @@ from fedsim.words import counted, print_line
 if TYPE_CHECKING:
     from fedsim.evidence.audit.audit import ClaimAudit
     from fedsim.report.report import Report
+    from fedsim.runs.scheduler import Engine
 
 MOST_SHOWN = 12
 """Rows that are not ok and are listed below the table of results, which has to stay in sight."""

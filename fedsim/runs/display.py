@@ -6,13 +6,14 @@ import time
 from collections import Counter
 from collections.abc import Mapping
 from datetime import timedelta
+from importlib.util import find_spec
 from types import TracebackType
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from fedsim.results.columns import Row
-from fedsim.words import counted, is_live, number, print_line
+from fedsim.words import counted, number, print_line
 
 EVERY = 60.0
 """Seconds between two lines where there is no terminal."""
@@ -26,7 +27,8 @@ class Display:
         self.total, self.ended, self._console = total, Counter(ended), console
         words = TextColumn("{task.description}", markup=False)
         columns = (words, BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn())
-        self._progress = Progress(*columns, console=console, transient=True, disable=not is_live(console), speed_estimate_period=_DAY)
+        live = console.is_terminal or (console.is_jupyter and find_spec("ipywidgets") is not None)
+        self._progress = Progress(*columns, console=console, transient=True, disable=not live, speed_estimate_period=_DAY)
         self._cells = self._progress.add_task("cells", total=total, completed=self.ended.total())
         self.running: dict[str, TaskID] = {}
         self._started = self._printed = time.monotonic()

@@ -97,7 +97,8 @@ class Plan(Printed):
         wide.print(frame_table(f"{prepared.grid.name}: {counted(len(prepared.trials), 'cell')}", self.cells))
         if len(noise := self.noise):
             wide.print(frame_table("noise in units of the signal, the largest norm that a part can have", noise))
-        wide.print(frame_table("partitions: rows a client", _spread(self.partitions)))
+        spread = self.partitions.groupby(["data", "α", "clients", "seed"], sort=False, dropna=False)["rows"].agg(["min", "median", "max"])
+        wide.print(frame_table("partitions: rows a client", spread.reset_index()))
         show_warnings(prepared, console)
         for line in self._lines():
             print_line(console, line)
@@ -143,15 +144,6 @@ def _facts(trial: Trial) -> dict[str, Any]:
     facts["q"] = ", ".join(number(release.sample_rate) for release in plan.releases)
     facts["steps"] = ", ".join(str(release.steps) for release in plan.releases)
     return facts | {"unit": cell.unit_name, "trust": plan.trust, "scope": plan.scope, "accountant": plan.accountant}
-
-
-def _spread(partitions: pd.DataFrame) -> pd.DataFrame:
-    """Least, median and most rows of a client, of each partition, and how many labels a client has."""
-    place = ["data", "α", "clients", "seed"]
-    classes = partitions.columns.difference([*place, "client", "rows"])
-    by = partitions.assign(labels=(partitions[classes] > 0).sum(axis=1)).groupby(place, sort=False, dropna=False)
-    spread = by["rows"].agg(["min", "median", "max"]).rename(columns={"min": "least", "max": "most"})
-    return spread.assign(**{"labels a client": by["labels"].mean()}).reset_index()
 
 
 def show_warnings(prepared: Prepared, console: Console) -> None:

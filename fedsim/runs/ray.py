@@ -52,7 +52,7 @@ from fedsim.grid.models import Device
 from fedsim.interrupts import INTERRUPTED, interrupts
 from fedsim.methods.messages import Message, Pool, Round, Tensors
 from fedsim.runs.engine import ClusterLost, Slot, WorkerLost
-from fedsim.runs.worker import Failure, Item, Need, Node, Process, Worker, exited
+from fedsim.runs.worker import Failure, Item, Need, Node, Process, Worker
 from fedsim.seeds import Seeds
 from fedsim.training.cohort import Cohort, CohortSpec, join_clients, split_clients
 from fedsim.training.trial import Trial
@@ -232,17 +232,11 @@ class CohortActor(Process):
         self.cohort = None
         self.make_ready(limited=True)
         data = self.same(key, data)
-        try:
-            self.cohort = Cohort(spec.given(data.public), data.x_train, data.y_train, self.device)
-        except SystemExit as error:
-            raise exited(error) from error
+        self.cohort = Cohort(spec.given(data.public), data.x_train, data.y_train, self.device)
 
     def call(self, method: str, *args: Any) -> Any:
         """Call a method of the cohort; what it returns travels by the CPU, in one copy."""
-        try:
-            returned = getattr(self.cohort, method)(*args)
-        except SystemExit as error:
-            raise exited(error) from error
+        returned = getattr(self.cohort, method)(*args)
         return returned.on(CPU) if isinstance(returned, Message) else returned
 
 
@@ -285,7 +279,7 @@ class RayPool:
 
 
 class RayEngine:
-    """The connected Ray cluster; see :class:`fedsim.runs.engine.Engine`.
+    """The connected Ray cluster; its methods are those of :class:`fedsim.runs.engine.InProcess`.
 
     Without its head, or Ray's service on this machine, Ray waits for a minute and then ends the process without a message.
     """

@@ -7,13 +7,18 @@ import time
 from collections import Counter, deque
 from collections.abc import Iterable
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from fedsim.grid.models import Device
-from fedsim.runs.engine import ClusterLost, Engine, Slot, WorkerLost
+from fedsim.runs.engine import ClusterLost, InProcess, Slot, WorkerLost
 from fedsim.runs.jobs import CellJob, Job, RunContext
 from fedsim.runs.worker import Failure, Item, Need
 from fedsim.training.trial import Outcome
+
+if TYPE_CHECKING:
+    from fedsim.runs.ray import RayEngine
+
+    Engine = InProcess | RayEngine
 
 MOST_LOSSES = 2
 """How often a job that lost its slot runs again."""

@@ -95,7 +95,6 @@ class Failure:
     @classmethod
     def of(cls, error: Exception | SystemExit) -> Failure:
         """Of an exception."""
-        error = exited(error) if isinstance(error, SystemExit) else error
         return cls(type(error).__name__, str(error), "".join(traceback.format_exception(error)))
 
     def summary(self) -> str:
@@ -140,12 +139,6 @@ def gathered(items: Iterable[Any]) -> Iterator[tuple[Any, ...]]:
         raise
     if pending:
         yield tuple(pending)
-
-
-def exited(error: SystemExit) -> RuntimeError:
-    """What a call of ``sys.exit`` in an algorithm is reported as; Ray would take it for a worker that died."""
-    code = "" if error.code is None else repr(error.code)
-    return RuntimeError(f"the algorithm called sys.exit({code}), which a cell may not").with_traceback(error.__traceback__)
 
 
 def check_source(cell: Cell) -> None:

@@ -10,7 +10,7 @@ import pytest
 from benches import Ran
 from cells import small_grid
 
-from fedsim.errors import RunLost, UserError
+from fedsim.errors import RunLost
 from fedsim.results.folder import RunFolder
 from fedsim.results.run import every_row
 from fedsim.results.store import Kind, ResultStore
@@ -77,11 +77,3 @@ def test_half_a_line_is_never_left(disk: Path) -> None:
     with pytest.raises(RunLost, match="no space left on device"):
         store.append("rounds", [{"training_id": "a", "round": 1, "norms": [0.125] * 100_000}])
     assert (disk / "rounds.jsonl").read_bytes() == before
-
-
-def test_a_folder_in_use_is_refused_without_making_anything(tmp_path: Path) -> None:
-    ResultStore(tmp_path / "none").check_free()
-    assert not (tmp_path / "none").exists()
-    with ResultStore(tmp_path / "run").lock(), pytest.raises(UserError, match="is running in this folder; wait for it or stop it"):
-        ResultStore(tmp_path / "run").check_free()
-    ResultStore(tmp_path / "run").check_free()

@@ -65,6 +65,9 @@ def grid(public: Any, *algorithms: Any, **values: Any) -> Grid:
 def test_a_method_that_uses_them_is_given_the_rows_and_no_other_method_is(public: dict[str, str]) -> None:
     ready = prepared(public, Shifted, Unaware)
     used, unused = ready.trials
+    assert unused.cell.cell_id == prepared(None, Unaware).trials[0].cell.cell_id
+    with pytest.raises(UserError, match=r"public with .*Shifted: the method uses public rows, and there are none; name a data set"):
+        prepared(None, Shifted)
     held = ready.data[used.data_key].public
     assert held is not None
     assert (used.cell.public, used.cell.public_hash) == ("other", held.fingerprint)
@@ -73,19 +76,6 @@ def test_a_method_that_uses_them_is_given_the_rows_and_no_other_method_is(public
     given, kept = (build_algorithm(t.cell.algorithm, t.cell.params, t.given(ready.data[t.data_key]).task) for t in (used, unused))
     assert given.task.public is held
     assert kept.task.public is None
-
-
-def test_only_cells_that_use_them_have_other_ids_with_them(public: dict[str, str], tmp_path: Path) -> None:
-    other = npz(tmp_path / "second.npz", x=rows(seed=6))
-    bare = [t.cell.cell_id for t in prepared(None, "dp-gaussian").trials]
-    first, second = ([t.cell.cell_id for t in prepared(held, Shifted, "dp-gaussian").trials] for held in (public, other))
-    assert first[1:] == second[1:] == bare
-    assert first[0] != second[0]
-
-
-def test_a_method_that_needs_them_is_refused_without() -> None:
-    with pytest.raises(UserError, match=r"public with .*Shifted: the method uses public rows, and there are none; name a data set"):
-        prepare(small_grid(Shifted), NODES)
 
 
 def test_rows_that_are_private_too_or_of_another_dimension_are_refused(tmp_path: Path) -> None:
