@@ -24,7 +24,7 @@ from fedsim.runs.display import Display
 from fedsim.runs.manifest import now, versions
 from fedsim.runs.prepare import Prepared
 from fedsim.runs.worker import Failure, Item, Judged, Need, Progress
-from fedsim.training.checkpoint import keep, kept
+from fedsim.training.state import keep, kept
 from fedsim.training.trial import Outcome, Trial
 from fedsim.words import setting
 

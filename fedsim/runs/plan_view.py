@@ -169,8 +169,8 @@ def parts_of(trial: Trial) -> Parts:
     from fedsim.methods.messages import Message, Round, Tensors
     from fedsim.seeds import Seeds
     from fedsim.training.cohort import LocalPool
-    from fedsim.training.rehearsal import first_rounds, made_up_cohort
     from fedsim.training.rounds import to_the_end, train
+    from fedsim.training.trial import first_rounds, made_up_cohort
 
     shapes: dict[str, dict[str, tuple[int, ...]]] = {}
 
@@ -206,7 +206,11 @@ def signals(trial: Trial, parts: Parts, release: Release) -> Iterator[tuple[str,
         # the spectral norm of a matrix of independent noise is about twice the root of its size
         norm, of = (2.0, "largest trace, spectral norm") if matrices else (1.0, "radius" if size > 1 else "count")
         title = name.replace("_sums", " means").replace("_second", " second moments").replace("_", " ")
-        yield title, norm * math.sqrt(size) * std, f"{of} of n = {trial.units:,} in {counted(groups, 'group')}, {counted(size, 'dimension')}"
+        yield (
+            title,
+            norm * math.sqrt(size) * std,
+            f"{of} of n = {trial.units:,} in {groups} groups, {size} dimensions",
+        )
     if weights:
         return
     algorithm = cohort.algorithm
