@@ -70,7 +70,7 @@ def default_words(model: type[BaseModel], entry: Parameter) -> str:
         return "its defaults"
     if isinstance(default, tuple) and default and isinstance(default[0], BaseModel):
         return ", ".join(f"`{one.display}`" for one in default)
-    return entry.default if entry.default == "required" else f"`{entry.default}`"
+    return {"required": "required", "null": "none", "[]": "none"}.get(entry.default, f"`{entry.default}`")
 
 
 def fields_table(model: type[BaseModel]) -> Iterator[str]:

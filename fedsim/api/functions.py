@@ -89,7 +89,8 @@ def bench(
     folder = Path("runs") / checked.name if out is None else Path(out)
     if not dry_run:  # before anything that takes time
         ResultStore(folder).check_free()
-    from fedsim.grid.cells import plug_in_files, resolve
+    from fedsim.grid.cells import resolve
+    from fedsim.plugins.code_hash import own_files
     from fedsim.runs.bench import engine_for, run_bench
     from fedsim.runs.prepare import prepare, this_machine
 
@@ -99,7 +100,7 @@ def bench(
             if address is not None:
                 from fedsim.runs.ray import joined_cluster
 
-                files = plug_in_files(variant.name for variant in resolve(checked, keep_going=keep_going).variants)
+                files = {file for variant in resolve(checked, keep_going=keep_going).variants for file in own_files(variant.cls)}
                 nodes = stack.enter_context(joined_cluster(address, files))
             prepared = prepare(checked, nodes, max_parallel, keep_going=keep_going)
         if dry_run:
@@ -157,7 +158,7 @@ def check(
     Raises:
         UserError: the algorithm, a parameter or every setting does not do, or a folder is no run.
     """
-    from fedsim.evidence.audit.setting import parameters
+    from fedsim.evidence.audit.white_box import parameters
     from fedsim.evidence.check.check import check_algorithm, check_lines, findings_table, in_a_line
     from fedsim.evidence.check.subject import DELTA, EPSILON
     from fedsim.results.store import ResultStore
@@ -198,7 +199,6 @@ def audit(
     trust: Trust = "aggregate",
     params: Given = (),
     pairs: int = 1000,
-    rows: int = 2,
     out: Path = Path("runs/audit"),
     cell: str | None = None,
     trust_plugin: bool = False,
@@ -217,7 +217,6 @@ def audit(
         trust: who may see what: aggregate, the sum over clients; silo, every message.
         params: a parameter, as often as needed; others are short: six rounds of a small network.
         pairs: of trainings.
-        rows: other rows of each client, through which the unit may act.
         out: the folder of the results.
         cell: of a run folder, the id of the one cell to attack, or its beginning.
         trust_plugin: of a run folder, run the code of plug-ins that it names.
@@ -228,27 +227,33 @@ def audit(
     from rich.progress import Progress
 
     from fedsim.evidence.audit.audit import AuditRun
-    from fedsim.evidence.audit.setting import brief, parameters, setting_of
+    from fedsim.evidence.audit.white_box import brief, parameters, setting_of
     from fedsim.results.store import ResultStore
 
-    if not isinstance(algorithm, type) and Path(algorithm).is_dir():
-        return _attacked(Path(algorithm), cell, trust_plugin=trust_plugin)
-    if not isinstance(algorithm, type) and "/" in algorithm and ":" not in algorithm:
+    is_run = not isinstance(algorithm, type) and Path(algorithm).is_dir()
+    if not is_run and not isinstance(algorithm, type) and "/" in algorithm and ":" not in algorithm:
         raise UserError(algorithm, "there is no such run folder", "give one, an algorithm's name, or my_file.py:MyMethod")
-    if cell is not None:
-        raise UserError("cell", f"means nothing for {algorithm}, which is not a run folder", "leave it out, or give a run folder")
+    of_run = {"cell": cell is not None, "trust_plugin": trust_plugin}
+    of_method = {"epsilon": epsilon != 4.0, "delta": delta != 1e-4, "unit": unit != "example", "trust": trust != "aggregate"}
+    of_method |= {"params": bool(params), "pairs": pairs != 1000, "out": Path(out) != Path("runs/audit")}
+    if idle := next((name for name, given in (of_method if is_run else of_run).items() if given), None):
+        what, instead = ("a run folder", "an algorithm") if is_run else (f"{algorithm}, which is not a run folder", "a run folder")
+        raise UserError(idle, f"means nothing for {what}", f"leave it out, or give {instead}")
+    if is_run:
+        return _attacked(Path(str(algorithm)), cell, trust_plugin=trust_plugin)
     name, texts, store = _named(algorithm), _texts(params), ResultStore(out)
     with kept_handlers(), own_errors(name):
         values = parameters(name, texts, unit, trust, epsilon, delta)
         short = brief(name, {text.partition("=")[0].strip() for text in texts})
-        run = AuditRun(setting_of(name, {**values, **short}, unit, trust, epsilon, delta, rows), pairs)
+        run = AuditRun(setting_of(name, {**values, **short}, unit, trust, epsilon, delta), pairs)
         with store.lock(), Progress(console=wide_console(plain_console(), 100), transient=True) as progress:
-            task = progress.add_task("pairs of trainings", total=pairs)
-            found = run.completed(
-                store.audit_pairs(run.key),
-                lambda line: store.append("pairs", [{"audit": run.key, **line}]),
-                lambda count: progress.update(task, completed=count),
-            )
+            lines = store.audit_pairs(run.key)
+            task = progress.add_task("pairs of trainings", total=pairs, completed=len(lines))
+            for line in run.missing(lines):
+                store.append("pairs", [{"audit": run.key, **line}])
+                lines.append(line)
+                progress.update(task, completed=len(lines))
+    found = run.outcome(lines)
     return Found(not found.refuted, (f"{name}, {unit}, {trust}: {found.words()}",))
 
 

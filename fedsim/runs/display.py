@@ -91,8 +91,8 @@ def outcome(row: Row) -> str:
     if row.status == "overspent":
         return f"overspent ({words} of {number(row.epsilon_target)})"
     if row.status == "refuted":
-        found = f"an audit finds ε ≥ {number(row.audited_epsilon, 3)}"
-        if row.audited_epsilon <= (row.epsilon_target or 0.0):
+        found = f"an audit finds ε ≥ {number(row.audit_epsilon_lower, 3)}"
+        if row.audit_epsilon_lower <= (row.epsilon_target or 0.0):
             found = f"a canary adds {number(row.audit_canary_ratio, 3)} of the claimed sensitivity"
         return f"refuted (ε = {number(row.epsilon_target)} claimed, {found})"
     return words
