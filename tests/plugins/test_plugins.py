@@ -7,13 +7,12 @@ from typing import Any, get_args
 
 import pytest
 from broken.tiny import Tiny
-from cells import SHIPPED, small_grid
+from cells import SHIPPED
 from notebooks import IPython, Notebook
 from plug_ins import GOOD, changed, line, without, write
 
 from baselines.dp_gaussian import DPGaussian
 from fedsim.errors import PluginError, UserError
-from fedsim.grid.cells import resolve
 from fedsim.methods import DPSGD
 from fedsim.methods.algorithm import Algorithm
 from fedsim.methods.messages import Task
@@ -107,7 +106,7 @@ def test_a_file_needs_no_package_and_has_one_identity_however_a_grid_names_it(fo
     write(folder / "below", "plug_in_of_a_file", GOOD)
     names = ("below/plug_in_of_a_file.py:MyMethod", "plug_in_of_a_file:MyMethod", f"{folder}/below/plug_in_of_a_file.py:MyMethod")
     assert len({lookup(name) for name in names}) == 1
-    assert {variant.identity for name in names for variant in resolve(small_grid({"name": name})).variants} == {names[0]}
+    assert place_of(lookup(names[2])) == names[0]
 
 
 INCOMPLETE = {
