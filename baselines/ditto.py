@@ -85,7 +85,7 @@ class PersonalSoftmaxRegression(LocalTraining):
 
 @register("ditto")
 class Ditto(PersonalSoftmaxRegression):
-    """FedAvg's classifier, and one a client."""
+    """Ditto: a linear classifier a client, near FedAvg's; not private."""
 
     source = "Li, Hu, Beirami and Smith 2021, arXiv 2012.04221"
     Params: ClassVar[type[DittoParams]] = DittoParams
@@ -104,7 +104,7 @@ class DPDittoParams(DPFedAvgLinearParams):
 
 @register("dp-ditto")
 class DPDitto(PersonalSoftmaxRegression, LocalDPSGD):
-    """DP-FedAvg's classifier, and one a client, under one clip.
+    """DP-Ditto: Ditto by local DP-SGD; DP-FedAvg's classifier, and one a client, under one clip.
 
     An example's gradient by both is clipped jointly to C; its client adds noise to both, local noise for its own classifier. Each step is
     one Poisson-subsampled Gaussian mechanism of both parts, so own classifiers, too, follow from noisy steps alone: proved.

@@ -61,7 +61,7 @@ class DPGaussianParams(InCoordinatesParams):
 
 @register("dp-gaussian")
 class DPGaussian(OneShot):
-    """Coordinates first, then one Gaussian mechanism on class sums, counts and a second moment of the clipped rows in them."""
+    """DP-Gaussian: noisy class means and a shared covariance; Gaussian mechanisms in released coordinates, then samples of Gaussians."""
 
     source = "Gaussian mechanism: Balle and Wang 2018, arXiv 1805.06530; moments as in parametric feature transfer, arXiv 2402.01862"
     Params: ClassVar[type[DPGaussianParams]] = DPGaussianParams
@@ -130,7 +130,7 @@ class DPLeastSquaresParams(InCoordinatesParams):
 
 @register("dp-least-squares")
 class DPLeastSquares(DPGaussian):
-    """Least squares on class indicators in closed form, from DP-Gaussian's releases; the weights are post-processing; no generator.
+    """DP-LS: a linear classifier by least squares; in closed form, from DP-Gaussian's releases; no generator.
 
     The paper's: clip the rows, release their second moment and every class's sum, project to positive semidefinite, add a ridge, solve.
     Different here: rows are in released coordinates; one mechanism releases second moment, class sums and counts, and no second moments by
@@ -163,7 +163,7 @@ LEAST_SIGNAL = 0.05
 
 @register("dp-prototypes")
 class DPPrototypes(OneShot):
-    """One noisy mean a class, by one Gaussian mechanism in released coordinates, and the class of the nearest one; no generator.
+    """DP prototypes: one noisy mean a class; by a Gaussian mechanism in released coordinates; a row is of the nearest one's class.
 
     DPPL-Mean of the paper. Different here: rows are in released coordinates; counts are released with the sums, where the paper takes them
     for known; what noise adds to a prototype's length is taken off; and neighbouring features, the paper's option, are not averaged.
@@ -222,7 +222,7 @@ class DPGMMParams(DPGaussianParams):
 
 @register("dp-gmm")
 class DPGMM(DPGaussian):
-    """A mixture per class with one covariance for all components: DP-Gaussian's moments, then a few EM steps on noisy statistics.
+    """DP-GMM: a Gaussian mixture per class by noisy EM; one covariance for all components; DP-Gaussian's moments, then a few EM steps.
 
     Clients compute responsibilities, the server component means and shares. Different here: the clients' statistics are summed into one
     mixture a class, where FedPFT sends one from every client; the covariance is shared and fixed by its moments, so an EM step pays for

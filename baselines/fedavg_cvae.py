@@ -41,7 +41,7 @@ class FedAvgCVAEParams(LocalTrainingParams):
 
 @register("fedavg-cvae")
 class FedAvgCVAE(LocalTraining):
-    """CVAE (Sohn et al. 2015) with local steps and FedAvg of the decoder (McMahan et al. 2017)."""
+    """FedAvg-CVAE: one decoder averaged over clients; a CVAE (Sohn et al. 2015) with local steps (McMahan et al. 2017); not private."""
 
     source = "McMahan et al. 2017, arXiv 1602.05629; Sohn et al. 2015"
     Params: ClassVar[type[FedAvgCVAEParams]] = FedAvgCVAEParams
@@ -92,7 +92,7 @@ class DPCVAEParams(LocalDPSGDParams):
 
 @register("dp-cvae")
 class DPCVAE(LocalDPSGD):
-    """A CVAE trained by DP-SGD at each client; architecture and protocol as published.
+    """DP-CVAE: a CVAE by DP-SGD at each client; decoders are averaged; architecture and protocol as published.
 
     Different here, because what was published pays for less than it does: the noise is solved for the local steps that run, the KL
     divergence is each example's own and not a sum over the batch, rows are scaled to unit norm by themselves in place of the data's private
@@ -101,6 +101,7 @@ class DPCVAE(LocalDPSGD):
 
     source = "Di Salvo, Nguyen and Ledig, MICCAI 2025, arXiv 2507.02671"
     Params = DPCVAEParams
+    for_reproduction = True
     local = ("encoder.",)
 
     def build(self, clients: int) -> nn.Module:

@@ -51,7 +51,7 @@ class SoftmaxRegression:
 
 @register("fedavg-linear")
 class FedAvgLinear(SoftmaxRegression, LocalTraining):
-    """Softmax regression with local steps and an average of the updates."""
+    """FedAvg-linear: a linear classifier by FedAvg; local steps and an average of the updates; not private."""
 
     source = "McMahan et al. 2017, arXiv 1602.05629"
     Params: ClassVar[type[FedAvgLinearParams]] = FedAvgLinearParams
@@ -68,7 +68,7 @@ class DPFedAvgLinearParams(LocalDPSGDParams):
 
 @register("dp-fedavg-linear")
 class DPFedAvgLinear(SoftmaxRegression, LocalDPSGD):
-    """Softmax regression under local DP-SGD (unit example), or with clipped, noised updates (unit client)."""
+    """DP-FedAvg-linear: a linear classifier by local DP-SGD; for unit client with clipped, noised updates."""
 
     source = "McMahan et al. 2018, arXiv 1710.06963; Abadi et al. 2016, arXiv 1607.00133"
     Params = DPFedAvgLinearParams

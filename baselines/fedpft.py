@@ -65,7 +65,7 @@ class ClientMixtures(Algorithm):
 
 @register("fedpft")
 class FedPFT(ClientMixtures):
-    """One round of mixtures, fitted by EM at the clients."""
+    """FedPFT: Gaussian mixtures of every client; one round of them, fitted by EM at the clients; not private."""
 
     source = "Beitollahi et al. 2024, arXiv 2402.01862"
     Params = FedPFTParams
@@ -127,7 +127,7 @@ LEAST_ENTRY_VARIANCE = 1e-6
 
 @register("dp-fedpft")
 class DPFedPFT(ClientMixtures):
-    """One Gaussian mechanism at every client, whatever the trust: sums, counts and squares of the rows of each class.
+    """DP-FedPFT: noisy class Gaussians of every client; by one Gaussian mechanism each, on sums, counts and squares of its classes' rows.
 
     One row changes one client's statistics of one class, whose joint norm is clipped to 1: proved; means, variances and samples are
     post-processing. Different here: the paper takes counts for public, here they are paid for; its theorem is for a full covariance, which

@@ -34,7 +34,7 @@ from fedsim.methods import (
 
 @register("local-only")
 class LocalOnlyLinear(Algorithm):
-    """The evaluation's linear probe on each client's rows; its score is the mean of theirs.
+    """Local-only, the floor: every client's own linear probe; nothing is shared, and the score is the mean of theirs; not private.
 
     The reference of this name has probes of its own, which weigh classes evenly, at the best of several penalties: it is usually higher.
     """
@@ -82,7 +82,7 @@ def own_classifier(tensors: Tensors, client: int, classes: int) -> ProbeClassifi
 
 @register("centralised")
 class Centralised(Algorithm):
-    """The evaluation's linear probe on the pooled rows, at its own strength and with the classes' natural shares."""
+    """Centralised: one linear probe on the rows of all clients; at its own strength, with the classes' natural shares; not private."""
 
     source = "the usual upper reference"
     Params = Params
@@ -116,7 +116,7 @@ class Centralised(Algorithm):
 
 @register("fedlambda")
 class FedLambda(FedAvgLinear):
-    """FedAvg's classifier, then lambda * local + (1 - lambda) * global a client, lambda the best on a fifth of the client's rows.
+    """FedLambda: each client's classifier mixed with FedAvg's; its share lambda is the best on a fifth of the client's rows; not private.
 
     kNN-Per (Marfoq et al. 2022) with a linear local model, as the baseline of Di Salvo et al. 2025 (arXiv 2507.02671); there one lambda
     serves all clients, here each has its own.

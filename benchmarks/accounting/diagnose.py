@@ -18,7 +18,7 @@ from typing import Literal, get_args
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from fedsim.errors import UserError
-from fedsim.grid.read import parse, read_text
+from fedsim.grid.read import read_yaml
 from fedsim.privacy.mechanism import Mechanism
 from fedsim.privacy.plan import Release, Trust, Unit, calibrate
 from fedsim.privacy.pld import compose
@@ -275,7 +275,7 @@ def main() -> None:
     parser.add_argument("file", type=Path, metavar="FILE")
     path = parser.parse_args().file
     try:
-        print("\n".join(diagnosis(Settings.model_validate(parse(read_text(path), str(path))[0]))))
+        print("\n".join(diagnosis(Settings.model_validate(read_yaml(path)[0]))))
     except (UserError, ValidationError) as error:
         sys.exit(f"{path}: {error}")
 
