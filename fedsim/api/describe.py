@@ -112,12 +112,8 @@ def describe(name: str | type, where: str = "fedsim algorithms") -> Description:
     yields = "generator" if cls.generates() else "classifier"
     module, texts = inspect.getmodule(cls), [inspect.cleandoc(cls.__doc__ or "")]
     # a module of one method says what that is, one of several what they share
-    several = [
-        each
-        for each in getattr(module, "__dict__", {}).values()
-        if "name" in getattr(each, "__dict__", ()) and each.__module__ == cls.__module__
-    ]
-    texts.insert(len(several) > 1, inspect.getdoc(module) or "")
+    classes = (each for each in getattr(module, "__dict__", {}).values() if isinstance(each, type) and each.__module__ == cls.__module__)
+    texts.insert(sum("name" in vars(each) for each in classes) > 1, inspect.getdoc(module) or "")
     return Description(
         name=name,
         source=cls.source,
