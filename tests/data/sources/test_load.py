@@ -80,8 +80,8 @@ def test_damage_of_a_file_is_reported_in_one_line(tmp_path):
         ({"name": "digits", "size": 64}, "'digits' takes no size; it is for medmnist"),
         ({"csv": "a.csv", "npz": "a.npz"}, "names npz and csv; give one of them"),
         ({"npz": "a.npz", "split": {"by": "site"}}, "'a' holds embeddings and takes no split, which is for images"),
-        ({"name": "digits", "encoder": {}}, "names no encoder or two; give a name"),
-        ({"name": "digits", "encoder": {"name": "a", "size": 112}}, "a named encoder takes no size"),
+        ({"csv": "a.csv", "encoder": {}}, "names no encoder or two; give a name"),
+        ({"csv": "a.csv", "encoder": {"name": "a", "size": 112}}, "a named encoder takes no size"),
     ],
 )
 def test_a_wrong_spec_is_refused(spec, message):
