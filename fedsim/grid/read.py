@@ -156,14 +156,10 @@ def one_cell(algorithm: str, params: Sequence[str], **values: Any) -> Grid:
     return load_grid({"name": "run", "algorithms": [{"name": algorithm, "params": given}], **values})
 
 
-def parse_option(model: type[_Option], option: str, text: str | Mapping[str, Any], given: Mapping[str, Any]) -> _Option:
-    """A function's parameter ``option``, a YAML scalar or mapping, as a grid would have it.
-
-    ``given`` are keys that other parameters give; None is not given.
-    """
+def parse_option(model: type[_Option], option: str, text: str | Mapping[str, Any]) -> _Option:
+    """A function's parameter ``option``, a YAML scalar or mapping, as a grid would have it."""
     value = dict(text) if isinstance(text, Mapping) else parse(text, option)[0]
     try:
-        base = value if isinstance(value, dict) else model.model_validate(str(value)).model_dump(exclude_unset=True)
-        return model.model_validate({**base, **{key: option for key, option in given.items() if option is not None}})
+        return model.model_validate(value if isinstance(value, dict) else str(value))
     except ValidationError as error:
         raise complaint(error, model, lambda loc: f"{option}: {'.'.join(map(str, loc))}" if loc else option) from error
