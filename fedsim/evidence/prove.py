@@ -54,13 +54,9 @@ _NO_CLAIM = {
 
 @dataclass(frozen=True)
 class Proof:
-    """A row's epsilon beside dp-accounting's.
+    """A row's epsilon beside dp-accounting's, and what differs or was not compared.
 
-    Attributes:
-        row: the row.
-        verdict: whether they agree; ``not proved`` where that cannot be computed, ``no claim`` where it claims no epsilon.
-        why: what differs or was not compared; "" where nothing is.
-        epsilon: recomputed.
+    The verdict is ``not proved`` where that epsilon cannot be computed, ``no claim`` where the row claims none.
     """
 
     row: Row

@@ -63,12 +63,7 @@ Labels = NDArray[np.int64]
 class Setting:
     """An algorithm at a claim, and the small made-up data set beside which a unit is put.
 
-    Attributes:
-        algorithm: its name, as a grid gives it.
-        params: all its parameters.
-        task: the public facts.
-        plan: what it plans for the claim.
-        apart: whether every training is in a process of its own, since a plug-in's module may keep what it saw.
+    ``apart``: every training is in a process of its own, since a plug-in's module may keep what it saw.
     """
 
     algorithm: str
@@ -150,13 +145,9 @@ class Canary(NamedTuple):
 
 
 class NoisyOutput(NamedTuple):
-    """A noisy output as the adversary has it, flat.
+    """A noisy output as the adversary has it, flat: the ``residual`` is the output less what it would be without unit and noise.
 
-    Attributes:
-        residual: the output less what it would be without unit and noise.
-        shift: what the unit adds to it, if it is in the sample.
-        std: standard deviation of its noise, as planned.
-        rate: probability that the unit is in the sample.
+    The ``shift`` is what the unit adds to it if it is in the sample, with probability ``rate``; ``std`` is that of the planned noise.
     """
 
     residual: Tensor
@@ -232,8 +223,8 @@ def observed(setting: Setting, canary: Canary, seeds: Seeds, *, present: bool) -
     at_clients, found = setting.build().noise_at_clients(), list[Step]()
     for round_, noisy in live.noisy:
         steps = _at_clients(setting, round_, live, absent, always)
-        sums = [world.sums(round_) for world in (live, absent, always)]
-        steps[0].extend(_uncovered(round_, *sums) if at_clients else [_of_sum(setting, round_, noisy, *sums[1:])])
+        if not at_clients:
+            steps[0].append(_of_sum(setting, round_, noisy, absent.sums(round_), always.sums(round_)))
         found.extend(step for step in steps if step)
     return found
 
@@ -269,16 +260,6 @@ def _of_sum(setting: Setting, round_: Round, noisy: Tensors, absent: Sequence[Te
     return NoisyOutput(*_apart(noisy, base, whole), setting.plan.noise_std(round_.release.name), round_.release.sample_rate)
 
 
-def _uncovered(round_: Round, live: Sequence[Tensors], absent: Sequence[Tensors], always: Sequence[Tensors]) -> Iterator[NoisyOutput]:
-    """What messages hold beside noisy outputs, which are equal in all worlds: where the unit changes it, no noise hides that."""
-    for sent, without, with_ in zip(live, absent, always, strict=True):
-        part = {name: value for name, value in sent.items() if name in without and name in with_}
-        residual, shift = _apart(part, without, with_)
-        size = float(shift.norm())
-        if size > 1e-4 * (1e-3 + float(_flat(part).norm())):
-            yield NoisyOutput(residual, shift, 1e-2 * size, round_.release.sample_rate)
-
-
 def _apart(outputs: Mapping[Any, Tensor], without: Mapping[Any, Tensor], with_: Mapping[Any, Tensor]) -> tuple[Tensor, Tensor]:
     """Residual and shift of outputs, flat."""
     base = {name: without[name].double() for name in outputs}
@@ -290,12 +271,9 @@ def _flat(tensors: Mapping[Any, Tensor]) -> Tensor:
 
 
 class Evidence(NamedTuple):
-    """What an adversary makes of one training.
+    """What an adversary makes of one training: the log likelihood ratio of unit there to not there.
 
-    Attributes:
-        score: log likelihood ratio of unit there to not there.
-        ratio: what the unit adds to a step, root mean square over steps, in units of the claimed sensitivity.
-        most: the largest.
+    And what the unit adds to a step, root mean square and largest over steps, in units of the claimed sensitivity.
     """
 
     score: float
@@ -348,12 +326,9 @@ def saturating(setting: Setting) -> tuple[Setting, Canary]:
 
 @dataclass(frozen=True)
 class TrainingPair:
-    """What two trainings showed.
+    """What two trainings showed: scores without and with the unit, and what it adds to a step, as :class:`Evidence` has it.
 
-    Attributes:
-        pair: its number, counted from 0; its noise and its samples follow from it.
-        absent, present: the scores without and with the unit.
-        ratio, most: what the unit adds to a step, root mean square and largest, in units of the claimed sensitivity.
+    Noise and samples follow from the number of the pair.
     """
 
     pair: int

@@ -30,13 +30,7 @@ OF_PRIVACY = ("per-example loss", "predictions", "public rows", "sensitivity", "
 
 
 class Verdict(NamedTuple):
-    """What a check says.
-
-    Attributes:
-        passed: None where there was nothing to check.
-        reason: what was seen, with its numbers.
-        fix: one sentence; empty unless it failed.
-    """
+    """What a check says: ``passed`` is None where there was nothing to check, ``fix`` is empty unless it failed."""
 
     passed: bool | None
     reason: str

@@ -5,9 +5,8 @@ from __future__ import annotations
 import json
 import math
 import pickle
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any
 
 import numpy as np
 import torch
@@ -30,11 +29,11 @@ from fedsim.evidence.worlds import Query, WatchedPool
 from fedsim.methods.contract import answer
 from fedsim.methods.dp_sgd import DPSGD
 from fedsim.methods.local_training import LocalDPSGD
-from fedsim.methods.messages import Diagnostic, Message, Tensors
+from fedsim.methods.messages import Tensors
 from fedsim.methods.one_shot import OneShot
 from fedsim.methods.parameters import add_in_order
 from fedsim.methods.products import is_classifier, own
-from fedsim.plugins.places import line_of
+from fedsim.plugins.places import line_of, said
 from fedsim.seeds import Seeds
 from fedsim.training import rounds
 from fedsim.training.cohort import LocalPool
@@ -56,7 +55,7 @@ UNTOUCHED_FIX = "compute on copies; neither rows nor labels are an algorithm's t
 PACKING_FIX = (
     "send sums over the cohort's members, never means or counts of cohorts; key streams by client number (clients.members), not by position"
 )
-SEND_FIX = "let parameters be plain values, and send tensors in sums, tensors or numbers in diagnostics, nothing else"
+SEND_FIX = "let parameters be plain values, and send tensors in sums, tensors or numbers in diagnostics"
 RESUME_FIX = (
     "keep all that lives on between rounds in server.tensors and clients.state, as tensors of their own memory, not in attributes of the "
     "algorithm"
@@ -77,7 +76,6 @@ PACKINGS: tuple[tuple[tuple[int, ...], tuple[int, ...]], ...] = (((1, 2, 1), (0,
 """Clients per actor, and the order in which actors compute."""
 ORDER, GROWTH_A_ROUND = 1e-4, 2.0
 """What the order of a sum may change of a tensor in the first round, relative to its norm, and by how much more in each further one."""
-PLAIN = (bool, int, float, str, type(None), np.floating, np.integer)
 
 
 def per_example(subject: Subject) -> str:
@@ -92,7 +90,7 @@ def per_example(subject: Subject) -> str:
         else:
             algorithm.check_contract(next(algorithm.schedule()), {})
     except NotPerExample as error:
-        raise Fault(_shortened(error), error.remedy) from error
+        raise Fault(" ".join(str(error).split())[:400], error.remedy) from error
     return "what a row adds depends on no other row"
 
 
@@ -118,10 +116,6 @@ def predictions(subject: Subject) -> str:
     if not same(first, again):
         raise Fault(f"what it predicts of a row changes by {float((first - again).abs().max()):.3g} after other rows", REMEMBERS_FIX)
     return "the same prediction of a row before and after others"
-
-
-def _shortened(error: Exception) -> str:
-    return " ".join(str(error).split())[:400]
 
 
 def public_rows(subject: Subject) -> str:
@@ -224,8 +218,10 @@ def packing(subject: Subject) -> str:
     if type(params).model_validate(json.loads(params.model_dump_json())) != params:
         raise Fault("the parameters are not themselves after JSON", SEND_FIX)
     for number, message in subject.tape.messages.items():
-        if fault := _unsendable(message):
-            raise Fault(f"round {number}: {fault}", SEND_FIX)
+        try:
+            pickle.dumps(message)
+        except Exception as error:
+            raise Fault(f"round {number}: the message cannot be serialised ({said(error)[:300]})", SEND_FIX) from error
     for sizes, order in PACKINGS:
         other = WatchedPool(subject.cohorts(sizes), order, pool.tapes)
         two = train(subject.build(), other, subject.plan, 0)
@@ -254,40 +250,13 @@ def _apart(one: Tensors, two: Tensors, order: float) -> str:
     return ""
 
 
-def _unsendable(message: Message) -> str:
-    for name, value in message.sums.items():
-        if not isinstance(value, Tensor):
-            return f"'{name}' of the message is a {type(value).__name__}"
-    for name, given in message.diagnostics.items():
-        numbers = given.values if isinstance(given, Diagnostic) else given
-        if strange := next((value for value in _leaves(numbers) if not isinstance(value, (*PLAIN, Tensor))), None):
-            return f"diagnostic '{name}' of the message holds a {type(strange).__name__}"
-    try:
-        pickle.dumps(message)
-    except Exception as error:
-        return f"the message cannot be serialised ({type(error).__name__}: {_shortened(error)})"
-    return ""
-
-
-def _leaves(value: Any) -> Iterator[Any]:
-    if isinstance(value, list | tuple):
-        for part in value:
-            yield from _leaves(part)
-    else:
-        yield value
-
-
 def resume(subject: Subject) -> str:
     """Going on from the checkpoint of any round, through the bytes of its file, equals the uninterrupted training."""
     whole = subject.first[0]
     some = sorted({0, 1, len(whole.progress) // 2, len(whole.progress) - 1} & set(range(len(whole.progress))))
     for at in (whole.progress[i] for i in some):
         kept = Checkpoints()
-        try:
-            kept.save(at)
-        except Exception as error:
-            text = f"the progress after {at.round} rounds cannot be saved ({type(error).__name__}: {_shortened(error)})"
-            raise Fault(text, RESUME_FIX) from error
+        kept.save(at)
         rest = train(subject.build(), WatchedPool(subject.cohorts()), subject.plan, 0, kept.load())
         if difference := _unequal(subject, whole, rest, at.round):
             raise Fault(f"going on after {at.round} of {len(whole.records)} rounds differs: {difference}", RESUME_FIX)
