@@ -33,7 +33,7 @@ from fedsim.methods.messages import Tensors
 from fedsim.methods.one_shot import OneShot
 from fedsim.methods.parameters import add_in_order
 from fedsim.methods.products import is_classifier, own
-from fedsim.plugins.places import line_of, said
+from fedsim.plugins.registry import line_of, said
 from fedsim.seeds import Seeds
 from fedsim.training import rounds
 from fedsim.training.cohort import LocalPool
