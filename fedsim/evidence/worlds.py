@@ -59,23 +59,21 @@ class Query:
 
 @dataclass(frozen=True)
 class Sample:
-    """One call of ``poisson``: its round, step and rate, the rows that it returned, and whether the hidden unit, if any, is among them."""
+    """One call of ``poisson``: its round, step and rate, and whether the hidden unit, if any, is in it."""
 
     round: int
     step: int
     rate: float
-    rows: list[Tensor]
     hidden: bool
 
 
 @dataclass
 class Tape:
-    """What the clients of a cohort did, in order: every query, every sample, the rows of every batch and the message, by its round."""
+    """What the clients of a cohort did, in order: every query, every sample, and the message by its round."""
 
     round: int = -1
     queries: list[Query] = field(default_factory=list)
     samples: list[Sample] = field(default_factory=list)
-    taken: list[tuple[int, list[Tensor]]] = field(default_factory=list)
     messages: dict[int, Message] = field(default_factory=dict)
 
     def queries_of(self, round_: int) -> list[Query]:
@@ -189,12 +187,11 @@ class WatchedClients(Clients):
                     present = not self.hidden.present or self.hidden.index(held - 1) in units
                 elif self.hidden.sampled == "alone":
                     rows[position] = rows[position][:0]
-        self.tape.samples.append(Sample(self.tape.round, round_, rate, [chosen.clone() for chosen in rows], present))
+        self.tape.samples.append(Sample(self.tape.round, round_, rate, present))
         return rows
 
     def drawn(self, rows: Sequence[Tensor], round_: int, shapes: Mapping[str, tuple[int, ...]]) -> list[Tensors]:
-        """As every client's; the rows are noted."""
-        self.tape.taken.append((self.tape.round, [chosen.clone() for chosen in rows]))
+        """As every client's; where the hidden unit's rows stand among these is noted."""
         for position, (client, chosen) in enumerate(zip(self.members, rows, strict=True)):
             if self._hides(client):
                 self.placed[client] = torch.isin(chosen, self._hidden_rows(position, self.units(position))).nonzero()[:, 0]

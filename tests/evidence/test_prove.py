@@ -46,9 +46,7 @@ def proved(text: str, change: Change = lambda line: None, *, trust_plugin: bool 
     return prove(row, line, trust_plugin=trust_plugin)
 
 
-@pytest.mark.parametrize(
-    "ran", [RAN, (Mechanism(3.0, 1.0, 20, "a"), Mechanism(3.0, 1.0, 20, "b")), (Mechanism(0.8, 0.01, 200),), (Mechanism(40.0, 0.5, 1000),)]
-)
+@pytest.mark.parametrize("ran", [RAN, (Mechanism(0.8, 0.01, 200),), (Mechanism(40.0, 0.5, 1000),)])
 def test_two_accountants_agree(ran: tuple[Mechanism, ...]) -> None:
     assert recomputed(ran, 1e-4, renyi=False) == pytest.approx(epsilon(ran, 1e-4)[0], rel=0.005)
     assert recomputed(ran, 1e-4, renyi=True) == pytest.approx(rdp_epsilon(ran, 1e-4), rel=1e-3)

@@ -25,15 +25,13 @@ from torch import Tensor
 
 from fedsim.data.embeddings import PublicRows, unit_norm
 from fedsim.errors import UserError, at
-from fedsim.evidence.forked import forked
 from fedsim.evidence.worlds import Divergence, Hidden, Tape, WatchedPool, watched
 from fedsim.grid.cells import resolve
 from fedsim.grid.read import one_cell
 from fedsim.methods.algorithm import Algorithm, solved_plan
 from fedsim.methods.clients import Noised
 from fedsim.methods.messages import Round, Task, Tensors
-from fedsim.plugins.code_hash import is_shipped
-from fedsim.plugins.registry import lookup, own_errors
+from fedsim.plugins.registry import lookup
 from fedsim.privacy.plan import PrivacyPlan, Trust, Unit
 from fedsim.seeds import Seeds
 from fedsim.training.cohort import Cohort, CohortSpec, build_algorithm
@@ -61,16 +59,12 @@ Labels = NDArray[np.int64]
 
 @dataclass(frozen=True)
 class Setting:
-    """An algorithm at a claim, and the small made-up data set beside which a unit is put.
-
-    ``apart``: every training is in a process of its own, since a plug-in's module may keep what it saw.
-    """
+    """An algorithm at a claim, and the small made-up data set beside which a unit is put."""
 
     algorithm: str
     params: Mapping[str, Any]
     task: Task
     plan: PrivacyPlan
-    apart: bool = False
 
     def build(self) -> Algorithm:
         """A new instance."""
@@ -121,7 +115,7 @@ def setting_of(name: str, params: Mapping[str, Any], unit: Unit, trust: Trust, e
     with at(lambda where: f"{where} with {name}"):
         plan = solved_plan(build_algorithm(name, validated, task), epsilon, delta)
     assert plan is not None
-    return Setting(name, validated, task, plan, apart=not is_shipped(cls))
+    return Setting(name, validated, task, plan)
 
 
 def parameters(algorithm: str, params: Sequence[str], unit: Unit, trust: Trust, epsilon: float, delta: float) -> dict[str, Any]:
@@ -172,27 +166,17 @@ class _World(NamedTuple):
 
 
 def _world(setting: Setting, seeds: Seeds, canary: Canary | None, live: _World | None = None, *, always: bool = False) -> _World:
-    """Train in one world, maybe in a process of its own, maybe with the canary, ``always`` or sometimes in the sample.
-
-    With ``live`` it is given the noisy outputs of that world.
-    """
-    arguments = (setting, seeds, canary, live, always)
-    return forked(_trained, *arguments) if setting.apart else _trained(*arguments)
-
-
-def _trained(setting: Setting, seeds: Seeds, canary: Canary | None, live: _World | None, always: bool) -> _World:
-    # where it is raised, for no traceback leaves a process
-    with own_errors(setting.algorithm):
-        algorithm, noisy = setting.build(), list[tuple[Round, Tensors]]()
-        cohorts = [_cohort(setting, seeds, client, canary, live, always=always) for client in range(setting.task.clients)]
-        # the unit's client first: what a process keeps of the first rows that it saw then depends on the unit
-        pool = WatchedPool(cohorts, range(len(cohorts))[::-1], None if live is None else live.tapes)
-        steps = train(algorithm, pool, setting.plan, seeds, watch=lambda round_, total: noisy.append((round_, copied(total))))
-        # what is made after the last round follows from what was seen
-        for _ in range(sum(phase.release.rounds for phase in algorithm.phases())):
-            next(steps)
-        steps.close()
-        return _World(tuple(tape.without_diagnostics() for tape in pool.tapes), tuple(noisy))
+    """Train in one world, maybe with the canary, ``always`` or sometimes in the sample; given the noisy outputs of ``live``, if any."""
+    algorithm, noisy = setting.build(), list[tuple[Round, Tensors]]()
+    cohorts = [_cohort(setting, seeds, client, canary, live, always=always) for client in range(setting.task.clients)]
+    # the unit's client first: what a process keeps of the first rows that it saw then depends on the unit
+    pool = WatchedPool(cohorts, range(len(cohorts))[::-1], None if live is None else live.tapes)
+    steps = train(algorithm, pool, setting.plan, seeds, watch=lambda round_, total: noisy.append((round_, copied(total))))
+    # what is made after the last round follows from what was seen
+    for _ in range(sum(phase.release.rounds for phase in algorithm.phases())):
+        next(steps)
+    steps.close()
+    return _World(tuple(pool.tapes), tuple(noisy))
 
 
 def _cohort(setting: Setting, seeds: Seeds, client: int, canary: Canary | None, live: _World | None, *, always: bool) -> Cohort:

@@ -186,10 +186,7 @@ class World:
 
 @dataclass(frozen=True)
 class Pair:
-    """Two worlds, ``whole`` with the unit and the ``other`` one, which sees its outputs; and how to run them.
-
-    The subject has the pair's clip norm; ``rounds`` are those that are run.
-    """
+    """Two worlds, ``whole`` with the unit and the ``other`` one, which sees its outputs, and the ``rounds`` that are run."""
 
     draw: Draw
     subject: Subject

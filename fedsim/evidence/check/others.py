@@ -37,34 +37,19 @@ from fedsim.plugins.registry import line_of, said
 from fedsim.seeds import Seeds
 from fedsim.training import rounds
 from fedsim.training.cohort import LocalPool
-from fedsim.training.rounds import RoundRecord
 from fedsim.training.state import Checkpoints, copied
 
 REMEMBERS_FIX = "let probabilities depend on the row that it is given and on the server's state, and keep nothing of earlier rows"
 PUBLIC_FIX = "leave task.public as it is; what is computed from a private row is a release, whatever it is called"
-NOISE_FIX = (
-    "add all noise by Clients.add_noise alone, with round_.stream (further steps: what follows) and all of the cohort's members; it has "
-    "the plan's standard deviation"
-)
-LEDGER_FIX = (
-    "let every step of the plan call Clients.add_noise once, with the release that it is given; override no noise_at_clients; "
-    "noise that is drawn otherwise is not counted"
-)
+NOISE_FIX = "add all noise by Clients.add_noise alone, with round_.stream (further steps: what follows) and all of the cohort's members"
+LEDGER_FIX = "let every step of the plan call Clients.add_noise once, with the release that it is given; override no noise_at_clients"
 SEED_FIX = "draw every random number from the seed tree (clients.seeds, server.seeds, Clients.draws)"
 UNTOUCHED_FIX = "compute on copies; neither rows nor labels are an algorithm's to change"
-PACKING_FIX = (
-    "send sums over the cohort's members, never means or counts of cohorts; key streams by client number (clients.members), not by position"
-)
+PACKING_FIX = "send sums over the cohort's members, never means or counts of cohorts; key streams by client number (clients.members)"
 SEND_FIX = "let parameters be plain values, and send tensors in sums, tensors or numbers in diagnostics"
-RESUME_FIX = (
-    "keep all that lives on between rounds in server.tensors and clients.state, as tensors of their own memory, not in attributes of the "
-    "algorithm"
-)
+RESUME_FIX = "keep all that lives on between rounds in server.tensors and clients.state, not in attributes of the algorithm"
 RESTORE_FIX = "make the generator from the server's model and tensors, the codes and seeds, and from nothing else"
-RANDOM_FIX = (
-    "pass generator=... from the seed tree (clients.seeds, server.seeds) to every draw; "
-    "a layer that is built draws its weights, so copy server.model (copy.deepcopy) where a second model is needed"
-)
+RANDOM_FIX = "pass generator=... from the seed tree to every draw; copy server.model (copy.deepcopy) where a second model is needed"
 
 SHOWN_ROWS = 3000
 """Rows that a classifier is shown before it is asked again."""
@@ -299,22 +284,11 @@ def global_random(subject: Subject) -> str:
 
 def _unequal(subject: Subject, one: Training, two: Training, start: int = 0) -> str:
     """The first thing, if any, in which two trainings differ by a bit; the second one began at round ``start``."""
-    if difference := _records(one.records[start:], two.records):
-        return difference
-    if one.trained.ledger != two.trained.ledger:
-        return "the ledgers"
-    if one.trained.uplink_bytes != two.trained.uplink_bytes:
-        return f"{one.trained.uplink_bytes} and {two.trained.uplink_bytes} bytes sent"
-    clients = subject.trial.task.clients
-    first, second = (drawn(training.trained.made, subject.data, clients) for training in (one, two))
+    for was, became in zip(one.records[start:], two.records, strict=True):
+        for name in {**was.values, **became.values}:
+            if repr(was.values.get(name)) != repr(became.values.get(name)):
+                return f"round {was.round}, {name}: {was.values.get(name)!r:.24} and {became.values.get(name)!r:.24}"
+    if (one.trained.ledger, one.trained.uplink_bytes) != (two.trained.ledger, two.trained.uplink_bytes):
+        return "the ledgers, or the bytes sent"
+    first, second = (drawn(training.trained.made, subject.data, subject.trial.task.clients) for training in (one, two))
     return "" if same(first, second) else f"what the result generates, by up to {float((first - second).abs().max()):.3g}"
-
-
-def _records(one: Sequence[RoundRecord], two: Sequence[RoundRecord]) -> str:
-    if len(one) != len(two):
-        return f"{len(one)} and {len(two)} rounds"
-    for first, second in zip(one, two, strict=True):
-        for name in {**first.values, **second.values}:
-            if (was := repr(first.values.get(name))) != (became := repr(second.values.get(name))):
-                return f"round {first.round}, {name}: {was[:24]} and {became[:24]}"
-    return ""
