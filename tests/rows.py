@@ -10,10 +10,9 @@ from fedsim.evaluation.judge import Judgement, judgement_of
 from fedsim.evaluation.references import Ceiling, LocalOnly
 from fedsim.json_lines import dump
 from fedsim.results.columns import COLUMNS, Row
-from fedsim.results.result_lines import RowError, judgement_line, reference_line, training_line
-from fedsim.results.run import Entry, Lines
-from fedsim.results.store import ResultStore
-from fedsim.results.trained import keep_state
+from fedsim.results.lines import RowError, judgement_line, keep_state, reference_line, training_line
+from fedsim.results.run import Entry, Lines, RunResults
+from fedsim.results.store import ResultStore, RunFolder
 from fedsim.runs.prepare import Prepared
 from fedsim.training.trial import Outcome, Trial, run_trial
 
@@ -171,8 +170,14 @@ def joined(
     local_only: LocalOnly | None = None,
 ) -> Row:
     """The row that the lines of a cell give."""
-    lines = lines_of(trial, training, judgement, ceiling, local_only)
-    return lines.trained_row(Entry(trial.cell.cell_id, trial.cell.training_id, trial.cell.label, "ceiling", "local-only"))
+    row = lines_of(trial, training, judgement, ceiling, local_only).row(entry_of(trial), judged=judgement is not None)
+    assert row is not None
+    return row
+
+
+def entry_of(trial: Trial, **keys: Any) -> Entry:
+    """A cell by the keys of its lines."""
+    return Entry(trial.cell.cell_id, trial.cell.training_id, trial.cell.label, "ceiling", "local-only", **keys)
 
 
 def lines_of(
@@ -208,8 +213,7 @@ def kept(folder: Path, trial: Trial, outcome: Outcome, class_names: Sequence[str
 
 def clients(trial: Trial, *ended: Any) -> list[dict[str, Any]]:
     """The lines of a cell's clients; arguments as of :func:`joined`."""
-    lines = lines_of(trial, *ended)
-    return lines.clients([Entry(trial.cell.cell_id, trial.cell.training_id, trial.cell.label, "ceiling", "local-only")])
+    return list(RunResults(RunFolder(Path()), lines_of(trial, *ended), [entry_of(trial)]).clients())
 
 
 def score_of(prepared: Prepared) -> float:

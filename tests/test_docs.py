@@ -17,7 +17,7 @@ from notebooks import Notebook
 
 from fedsim.cli import app
 from fedsim.grid.read import load_grid
-from fedsim.results.run import grid_rows
+from fedsim.results.run import read_results
 from fedsim.runs.engine import InProcess
 from fedsim.runs.need import Node
 
@@ -99,7 +99,7 @@ def test_the_public_page_from_first_to_last(folder: Path, command: Callable[...,
     assert len(done) == 2
     assert "public data: noisy digits, 1797 × 64, no labels, licence CC BY 4.0; used by dp-gaussian in a public subspace" in done[0].stdout
     assert "†: uses public data: noisy digits" in done[1].stdout
-    half = {row.label: row.balanced_accuracy for row in grid_rows("runs/public") if row.epsilon_target == 0.5}
+    half = {row.label: row.balanced_accuracy for row in read_results("runs/public").rows if row.epsilon_target == 0.5}
     assert half["dp-gaussian in a public subspace"] > half["dp-gaussian"] + 0.05  # type: ignore[operator]
     assert runpy.run_path(str(folder / "mine.py"))["Mine"].uses_public(None)
 
@@ -118,10 +118,10 @@ def test_the_two_methods_of_the_algorithms_page_learn(folder: Path, command: Cal
     one, two = (line for line in commands(ALGORITHMS) if "noisy_means" in line or "personal" in line)
     exec(shlex.split(one)[2])
     assert command(*shlex.split(two)[1:]).returncode == 0
-    (one_shot,) = grid_rows("runs/noisy_means")
+    (one_shot,) = read_results("runs/noisy_means").rows
     assert one_shot.balanced_accuracy is not None
     assert one_shot.balanced_accuracy > 0.8
-    personal, shared = (row.balanced_accuracy for row in grid_rows("runs/personal") if row.epsilon_target == math.inf)
+    personal, shared = (row.balanced_accuracy for row in read_results("runs/personal").rows if row.epsilon_target == math.inf)
     assert personal is not None
     assert shared is not None
     assert personal > shared + 0.05
@@ -145,7 +145,7 @@ def test_a_search_from_first_to_last(folder: Path, command: Callable[..., Done],
     for line in commands(TUNING):
         done = command(*shlex.split(line)[1:])
         assert done.returncode == 0, line + done.stdout + done.stderr
-    default, tuned, free = grid_rows("runs/search")
+    default, tuned, free = read_results("runs/search").rows
     assert (default.tuning, tuned.claim, free.claim) == (None, "proved", "heuristic")
     assert "dp-linear tuned (free, on test rows)" in Path("board.md").read_text()
 
@@ -187,7 +187,7 @@ def test_every_command_of_the_privacy_page_runs(
             printed = done.stdout
             name = next(name for name in (" ".join(arguments), arguments[0]) if name in SAYS)
         if "runs/equal" in arguments:
-            rows = grid_rows("runs/equal")
+            rows = read_results("runs/equal").rows
             assert len({row.partition_hash for row in rows}) == 4
             assert len({(row.generator, row.balanced_accuracy) for row in rows}) == 1
         else:

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from fedsim.errors import UserError, nearest
 from fedsim.interrupts import kept_handlers
-from fedsim.results.folder import RunFolder
+from fedsim.results.store import RunFolder
 from fedsim.words import Printed, plain_console, print_line, wide_console
 
 if TYPE_CHECKING:
@@ -65,7 +65,7 @@ class Run(Printed):
         """A row a cell whose claim was audited, with the bounds that ``audits.jsonl`` has."""
         return self._lines(self._results.audits())
 
-    def _lines(self, lines: list[dict[str, Any]]) -> pd.DataFrame:
+    def _lines(self, lines: Iterable[Mapping[str, Any]]) -> pd.DataFrame:
         from fedsim.results.columns import frame_of_lines
 
         return frame_of_lines(lines, self._results.rows)
@@ -241,13 +241,13 @@ class Run(Printed):
             UserError: there is no such generator, or it may not leave.
         """
         from fedsim.evidence.prove import proofs_of
-        from fedsim.results.generators import release
 
-        row = self.generator(cell).facts.row
+        generator = self.generator(cell)
+        facts, row = generator.facts, generator.facts.row
         (proof,) = proofs_of([row], self._results, trust_plugin=self.trust_plugin)
         if proof.verdict == "differs":
             raise UserError(f"{self.folder}, cell {row.cell_id}", f"is not proved: {proof.why}", "run the cell again in a new folder")
-        path, facts = release(self.folder, row.cell_id, Path(out), trust_plugin=self.trust_plugin)
+        path = generator.release(Path(out))
         assert facts.plan is not None
         return f"{path}: {facts.cell.label}, ε = {facts.plan.epsilon_target:g} at δ = {facts.plan.delta:g}, claim {facts.plan.claim}"
 

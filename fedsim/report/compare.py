@@ -15,8 +15,8 @@ from fedsim.errors import UserError
 from fedsim.json_lines import dump
 from fedsim.report.terminal import frame_table
 from fedsim.results.columns import COLUMNS, Kind, Row, names
-from fedsim.results.folder import RunFolder
 from fedsim.results.run import read_results
+from fedsim.results.store import RunFolder
 from fedsim.words import Printed, counted, print_line, setting
 
 MATCHED_BY = ("label", "dataset", "scheme", "alpha", "clients", "unseen", "epsilon_target", "delta", "unit", "trust", "seed")

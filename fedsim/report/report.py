@@ -23,9 +23,9 @@ from fedsim.report.partitions import draw_partitions
 from fedsim.report.rounds import diagnostics, round_frame
 from fedsim.report.tables import Table, inert, measures_of, results_table, site_table, tuned_table
 from fedsim.results.columns import UNDRAWN, Row, frame_of_lines
-from fedsim.results.folder import RunFolder
 from fedsim.results.run import read_manifest, read_results
 from fedsim.results.stats import BUDGET, PLACE, Settings, Spread
+from fedsim.results.store import RunFolder
 from fedsim.words import Printed, encodable
 
 _REFERENCES = ["ceiling_balanced_accuracy", "ceiling_accuracy", "local_only_balanced_accuracy", "chance", "seconds"]

@@ -10,20 +10,20 @@ from pathlib import Path
 from typing import Any, Literal
 
 from pydantic import BaseModel
+from pydantic.dataclasses import dataclass as checked
 
 from fedsim.errors import UserError
 from fedsim.files import replaced
-from fedsim.json_lines import dump, read_document
+from fedsim.json_lines import dump, load
 from fedsim.plugins.claims import Check, check_of
-from fedsim.results.columns import Joined, Line, Row
-from fedsim.results.folder import RunFolder
-from fedsim.results.store import ResultStore
+from fedsim.results.columns import Line, Row, row_of
+from fedsim.results.store import ResultStore, RunFolder
 
 FORMAT = 3
 """Of a run folder, as its manifest has it; no other is read."""
 
 
-@dataclass(frozen=True)
+@checked(frozen=True)
 class Entry:
     """A cell of a grid, by the keys of the lines that its row is joined of.
 
@@ -61,39 +61,25 @@ class Lines:
             UserError: a line cannot be read.
         """
         store = ResultStore(folder)
-        return cls(store.trainings(), store.judgements(), store.references(), store.audits(), list(store.lines("checks")))
+        trainings, judgements, references = store.last("trainings"), store.last("judgements"), store.last("references")
+        return cls(trainings, judgements, references, store.last("audits"), list(store.lines("checks")))
 
-    def row(self, entry: Entry) -> Row | None:
-        """The row of a cell; None while its training or judgement is not finished."""
+    def row(self, entry: Entry, *, judged: bool = True) -> Row | None:
+        """The row of a cell, or with ``judged=False`` the row as its training left it; None while that is not finished."""
         training = self.trainings.get(entry.training_id)
-        if training is None or (training["error"] is None and entry.cell_id not in self.judgements):
+        if training is None:
             return None
-        return self.trained_row(entry)
-
-    def trained_row(self, entry: Entry, *, judged: bool = True) -> Row:
-        """The row of a cell whose training has ended; if not ``judged``, as its training left it."""
-        return self._joined(entry, judged=judged).row()
-
-    def _joined(self, entry: Entry, *, judged: bool) -> Joined:
-        training = self.trainings[entry.training_id]
-        return Joined(
-            entry.cell_id,
-            entry.label,
-            training,
-            self.judgements.get(entry.cell_id) if judged and training["error"] is None else None,
-            self.references.get(entry.ceiling),
-            self.references.get(entry.local_only),
-            self.audits.get(entry.audit or "") or (self._audits_of.get(claim_of(training["cell"])) if self.audits else None),
-            self.check(training),
-        )
-
-    def standing_of(self, entry: Entry) -> str:
-        """Status of a cell, whatever its judging gave; "" while its training is not finished."""
-        return self._joined(entry, judged=False).status if entry.training_id in self.trainings else ""
+        judgement = self.judgements.get(entry.cell_id) if judged and training["error"] is None else None
+        if judged and judgement is None and training["error"] is None:
+            return None
+        ceiling, local_only = self.references.get(entry.ceiling), self.references.get(entry.local_only)
+        return row_of(entry.cell_id, entry.label, training, judgement, ceiling, local_only, self.audit_of(entry), self.check(training))
 
     def audit_of(self, entry: Entry) -> Line | None:
-        """The audit of a cell's claim; None without one, or while its training is not finished."""
-        return self._joined(entry, judged=False).audit if entry.training_id in self.trainings else None
+        """The audit of a trained cell's claim."""
+        if not self.audits:
+            return None
+        return self.audits.get(entry.audit or "") or self._audits_of.get(claim_of(self.trainings[entry.training_id]["cell"]))
 
     def rows(self, entries: Sequence[Entry]) -> list[Row]:
         """The rows of those cells that are finished, in order."""
@@ -106,17 +92,6 @@ class Lines:
         known = {entry.training_id for entry in cells}
         others = {training: line["cell"] for training, line in self.trainings.items() if training not in known}
         return cells + [Entry(cell["cell_id"], training, cell["label"]) for training, cell in others.items()]
-
-    def clients(self, entries: Sequence[Entry]) -> list[dict[str, Any]]:
-        """A line a client of the cells that were judged by clients, with what it reaches by itself where that is known."""
-        return [line for entry in entries for line in self._clients_of(entry)]
-
-    def _clients_of(self, entry: Entry) -> Iterator[dict[str, Any]]:
-        judgement, floor = self.judgements.get(entry.cell_id), self.references.get(entry.local_only)
-        for client in (judgement or {}).get("clients", ()):
-            alone = floor["clients"][client["client"]] if floor else None
-            reason = {} if client["test_rows"] else {"reason": "it has no test row"}
-            yield {"cell_id": entry.cell_id, **client, "local_only_balanced_accuracy": alone, **reason}
 
     @cached_property
     def _audits_of(self) -> dict[str, Line]:
@@ -155,47 +130,50 @@ class RunResults:
     run: RunFolder
     lines: Lines
     entries: list[Entry]
-    listed: bool
-    """Whether the manifest lists the cells."""
 
     @cached_property
     def rows(self) -> list[Row]:
-        """The finished rows of the cells that the manifest lists, in its order and with its labels.
+        """The finished rows of the cells that the manifest lists, in its order and with its labels."""
+        return self.lines.rows(self.entries)
 
-        Without a manifest those that were judged as the last one was, by the code of their algorithm that wrote last.
-        """
-        rows = self.lines.rows(self.entries)
-        sources = {row.algorithm: row.source for row in rows}
-        return [row for row in rows if self.listed or (row.source == sources[row.algorithm] and row.evaluation == rows[-1].evaluation)]
+    @property
+    def every_entry(self) -> list[Entry]:
+        """The cells whose training has ended, those of earlier grids first."""
+        return [entry for entry in [*self.lines.every_entry(), *self.entries] if entry.training_id in self.lines.trainings]
+
+    def every_row(self) -> list[Row]:
+        """A row for every training in the folder, those of earlier grids too; of one that was not judged without scores."""
+        known = {entry.training_id: entry for entry in self.every_entry}
+        rows = (self.lines.row(entry) or self.lines.row(entry, judged=False) for entry in map(known.__getitem__, self.lines.trainings))
+        return [row for row in rows if row is not None]
 
     @cached_property
     def trainings(self) -> dict[str, Line]:
         """The line of every cell's training, by the cell's id."""
-        known = [*self.lines.every_entry(), *self.entries]
-        return {entry.cell_id: self.lines.trainings[entry.training_id] for entry in known if entry.training_id in self.lines.trainings}
+        return {entry.cell_id: self.lines.trainings[entry.training_id] for entry in self.every_entry}
 
     def rounds(self) -> list[dict[str, Any]]:
         """The round records of these cells, with their cell's id, by cell and in order of the round."""
         rounds = ResultStore(self.run.path).rounds()
         return [{"cell_id": entry.cell_id, **record} for entry in self.entries for record in rounds.get(entry.training_id, ())]
 
-    def clients(self) -> list[dict[str, Any]]:
-        """A line a client of the cells that were judged by clients."""
-        return self.lines.clients(self.entries)
+    def clients(self) -> Iterator[dict[str, Any]]:
+        """A line a client of the cells that were judged by clients, with what it reaches by itself where that is known."""
+        for entry in self.entries:
+            floor = self.lines.references.get(entry.local_only)
+            for client in self.lines.judgements.get(entry.cell_id, {}).get("clients", ()):
+                alone = floor["clients"][client["client"]] if floor else None
+                reason = {} if client["test_rows"] else {"reason": "it has no test row"}
+                yield {"cell_id": entry.cell_id, **client, "local_only_balanced_accuracy": alone, **reason}
 
     def audits(self) -> list[dict[str, Any]]:
         """A line a cell whose claim was audited; cells of one claim share theirs."""
-        audited = ((entry.cell_id, self.lines.audit_of(entry)) for entry in self.entries)
+        audited = ((entry.cell_id, self.lines.audit_of(entry)) for entry in self.entries if entry.training_id in self.lines.trainings)
         return [{"cell_id": cell_id, **line} for cell_id, line in audited if line is not None]
-
-    def every_row(self) -> list[Row]:
-        """A row for every training in the folder, those of earlier grids too; of one that was not judged without scores."""
-        known = {entry.training_id: entry for entry in [*self.lines.every_entry(), *self.entries]}
-        return [self.lines.trained_row(known[training]) for training in self.lines.trainings]
 
     def write(self) -> None:
         """Write ``results.jsonl`` and ``clients.jsonl`` anew, each at once."""
-        clients = self.clients()
+        clients = list(self.clients())
         _write(self.run.results, [row.values for row in self.rows])
         if clients or self.run.clients.exists():
             _write(self.run.clients, clients)
@@ -207,23 +185,8 @@ def read_results(folder: Path | str) -> RunResults:
     Raises:
         UserError: a file of the folder cannot be read.
     """
-    run, lines = RunFolder(Path(folder)), Lines.read(folder)
-    return RunResults(run, lines, entries(folder, lines), read_manifest(run.path).get("cells") is not None)
-
-
-def grid_rows(folder: Path | str) -> list[Row]:
-    """The rows of :func:`read_results`."""
-    return read_results(folder).rows
-
-
-def grid_rounds(folder: Path | str) -> list[dict[str, Any]]:
-    """The rounds of :func:`read_results`."""
-    return read_results(folder).rounds()
-
-
-def every_row(folder: Path | str) -> list[Row]:
-    """Every row of :func:`read_results`."""
-    return read_results(folder).every_row()
+    lines = Lines.read(folder)
+    return RunResults(RunFolder(Path(folder)), lines, entries(folder, lines))
 
 
 def entries(folder: Path | str, lines: Lines) -> list[Entry]:
@@ -239,20 +202,11 @@ def entries(folder: Path | str, lines: Lines) -> list[Entry]:
 class _Manifest(BaseModel):
     """What is read of a manifest, and must be so."""
 
-    cells: list[_Cell] | None = None
+    cells: list[Entry] | None = None
     refused: list[dict[Literal["algorithm", "error"], str]] | None = None
     methods: list[dict[Literal["label", "text", "source"], str]] = []
     hardware: dict[str, Any] = {}
     versions: dict[str, str] = {}
-
-
-class _Cell(BaseModel):
-    cell_id: str
-    label: str
-    training_id: str | None = None
-    ceiling: str = ""
-    local_only: str = ""
-    audit: str | None = None
 
 
 def read_manifest(folder: Path) -> dict[str, Any]:
@@ -265,10 +219,10 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     if not path.exists():
         return {}
     try:
-        manifest: dict[str, Any] = read_document(path)
-        _Manifest.model_validate(manifest, strict=True)
-    except ValueError as error:
-        hint = "restore it; without it, report shows the newest rows, and nothing can be judged or verified"
+        _Manifest.model_validate_json(content := path.read_bytes(), strict=True)
+        manifest: dict[str, Any] = load(content)
+    except (OSError, ValueError) as error:
+        hint = "restore it, or run the grid again in a new folder"
         raise UserError(str(path), "this is not a manifest that fedsim wrote", hint) from error
     if "versions" in manifest and manifest.get("format") != FORMAT:
         what = f"is of fedsim {manifest['versions'].get('fedsim')}, and this version reads run folders from 0.3 on"

@@ -89,7 +89,6 @@ def _run_locked(
 ) -> int:
     folder = store.folder.path
     read_manifest(folder)  # which refuses an older folder
-    store.check()
     lines = Lines.read(folder)
     if changed := older_code(prepared.grid, prepared.trials, lines):
         print_line(console, changed, "yellow")

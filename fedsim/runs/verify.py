@@ -19,9 +19,9 @@ from fedsim.grid.models import Grid
 from fedsim.json_lines import dump
 from fedsim.plugins.registry import check_installed
 from fedsim.report.compare import MATCHED_BY, RunRecords, compare
-from fedsim.results.columns import Row
-from fedsim.results.result_lines import RowError, training_line
-from fedsim.results.run import Entry, Lines, entries, every_row, grid_rounds, grid_rows, read_manifest
+from fedsim.results.columns import Row, row_of
+from fedsim.results.lines import RowError, training_line
+from fedsim.results.run import Lines, read_manifest, read_results
 from fedsim.results.store import ResultStore
 from fedsim.runs.bench import entries_of, missing_jobs
 from fedsim.runs.display import Display
@@ -73,8 +73,9 @@ class Verification:
             raise UserError(str(store.folder.manifest), what, "verify it with the code and data that it ran on")
         # by position: with other code a cell has another id
         trials = {cell["cell_id"]: trial for cell, trial in zip(listed, prepared.trials, strict=True)}
-        lines = replace(Lines.read(folder), audits={}, checks=())  # which are no part of a cell
-        rows = lines.rows(entries(folder, lines))
+        results = read_results(folder)
+        lines = replace(results.lines, audits={}, checks=())  # which are no part of a cell
+        rows = lines.rows(results.entries)
         cells, differing, left_out = [], [], Counter[str]()
         for row in rows:
             given, fixed = _fixed(row), _fixed(blank_row(trials[row.cell_id]))
@@ -87,7 +88,7 @@ class Verification:
             else:
                 cells.append((row, trials[row.cell_id]))
         sources = {trial.cell.algorithm: trial.cell.source for trial in prepared.trials}
-        for row in every_row(folder):
+        for row in results.every_row():
             if row.status != "failed" and row.cell_id not in trials:
                 of_other_code = row.source != sources.get(row.algorithm, row.source)
                 other = "of other code" if of_other_code else "not of the last grid"
@@ -137,9 +138,10 @@ class Verification:
             with engine as running, run.display:
                 Scheduler(run, running).run(missing_jobs(run, (), Lines({}, {}, {})))
             write_manifest(run.store.folder, run.prepared, entries_of(run, ()))
-            rows = [row for row in grid_rows(Path(scratch)) if row.cell_id in chosen]
-            new = RunRecords(rows, [record for record in grid_rounds(Path(scratch)) if record["cell_id"] in chosen])
-        comparison = compare((str(self.folder), "the cells run again"), RunRecords(old, grid_rounds(self.folder)), new)
+            found = read_results(scratch)
+            rows = [row for row in found.rows if row.cell_id in chosen]
+            new = RunRecords(rows, [record for record in found.rounds() if record["cell_id"] in chosen])
+        comparison = compare((str(self.folder), "the cells run again"), RunRecords(old, read_results(self.folder).rounds()), new)
         comparison.show(console)
         same = comparison.rows_equal and len(comparison.matched) == len(old)
         if not same:
@@ -152,8 +154,7 @@ class Verification:
 def blank_row(trial: Trial) -> Row:
     """The row of a cell without a result."""
     nothing = training_line(trial, RowError(type="", message="", traceback=""), {})
-    lines = Lines({trial.cell.training_id: nothing}, {}, {})
-    return lines.trained_row(Entry(trial.cell.cell_id, trial.cell.training_id, trial.cell.label))
+    return row_of(trial.cell.cell_id, trial.cell.label, nothing)
 
 
 _RESULT = {True: "equal to the last bit in rows and rounds", False: "they differ"}

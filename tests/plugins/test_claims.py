@@ -23,7 +23,7 @@ from fedsim.plugins.claims import allowed, check_of, may_leave
 from fedsim.plugins.registry import lookup
 from fedsim.privacy.plan import Claim, Trust, Unit
 from fedsim.results.columns import Row
-from fedsim.results.run import grid_rows
+from fedsim.results.run import read_results
 from fedsim.results.store import KINDS, ResultStore
 
 BROKEN = Path(__file__).parents[1] / "broken"
@@ -150,14 +150,14 @@ def strong(name: str, **keys: Any) -> Grid:
 
 def checks(folder: Path) -> dict[str, str | None]:
     """What checks of the rows of a folder say, by their labels; all rows are stated."""
-    found = grid_rows(folder)
+    found = read_results(folder).rows
     assert {row.claim for row in found} == {"stated"}
     return {row.label: row.check for row in found}
 
 
 def rows(folder: Path) -> list[dict[str, Any]]:
     """The rows of a folder without their wall time."""
-    return [values_of(row, *TIMES) for row in grid_rows(folder)]
+    return [values_of(row, *TIMES) for row in read_results(folder).rows]
 
 
 def files(folder: Path) -> dict[str, bytes]:
@@ -235,5 +235,5 @@ def test_a_fault_that_is_none_of_privacy_leaves_the_row(command: Callable[..., D
     folder = bench(small_grid("broken.results:DependsOnPacking", epsilon=4.0)).folder
     done = command("check", "broken.results:DependsOnPacking", "--trust", "aggregate", "--quick", "--run", str(folder))
     assert done.returncode == 1
-    assert [row.check for row in grid_rows(folder)] == [None]
+    assert [row.check for row in read_results(folder).rows] == [None]
     assert list(ResultStore(folder).lines("checks")) == []

@@ -12,7 +12,7 @@ from fedsim.errors import UserError
 from fedsim.report.page import LISTED
 from fedsim.report.report import write_report
 from fedsim.report.rounds import NOT_PRIVATE
-from fedsim.results.run import grid_rows
+from fedsim.results.run import read_results
 
 CHROMIUM = shutil.which("chromium")
 HOSTILE = "<script>document.title='taken'</script>"
@@ -169,7 +169,7 @@ def test_only_the_manifests_cells_count_and_their_labels_hold(tmp_path, row):
         {"cell_id": "z", "label": "renamed"},
     ]
     folder = folder_with(tmp_path, rows, {"cells": cells})
-    assert [(each.cell_id, each.label) for each in grid_rows(folder)] == [("c", "renamed"), ("a", "renamed")]
+    assert [(each.cell_id, each.label) for each in read_results(folder).rows] == [("c", "renamed"), ("a", "renamed")]
     page = page_of(folder)
     assert "renamed" in page.text
     assert "1 cell not run yet" in page.text
@@ -300,4 +300,4 @@ def test_without_a_manifest_rows_of_older_code_are_left_out(tmp_path, row):
     ]
     folder = folder_with(tmp_path, rows)
     (folder / "manifest.json").unlink()
-    assert [each.cell_id for each in grid_rows(folder)] == ["c", "d"]
+    assert [each.cell_id for each in read_results(folder).rows] == ["c", "d"]

@@ -12,8 +12,8 @@ from rows import ERROR, lines_of
 from fedsim.evaluation.judge import Judgement
 from fedsim.evaluation.references import Ceiling, LocalOnly
 from fedsim.results.columns import COLUMNS, Row
-from fedsim.results.result_lines import RowError, judgement_line, reference_line, training_line
-from fedsim.results.run import Entry, Lines, claim_of, every_row, grid_rows
+from fedsim.results.lines import RowError, judgement_line, reference_line, training_line
+from fedsim.results.run import Entry, Lines, claim_of, read_results
 from fedsim.results.store import ResultStore
 from fedsim.runs.manifest import write_manifest
 from fedsim.training.trial import Outcome, Trial
@@ -130,8 +130,8 @@ def test_there_is_no_row_before_the_judgement_and_a_status_as_soon_as_it_is_trai
     entry, nothing = entry_of(trial), Lines({}, {}, {})
     trained, failed = (lines_of(trial, end) for end in (as_planned(trial, epsilon_spent=5.0), FAILED))
     assert (nothing.row(entry), trained.row(entry)) == (None, None)
-    assert [lines.standing_of(entry) for lines in (nothing, trained, failed)] == ["", "overspent", "failed"]
-    assert trained.trained_row(entry).scores == {}
+    left = [lines.row(entry, judged=False) for lines in (nothing, trained, failed)]
+    assert [row and row.status for row in left] == [None, "overspent", "failed"]
     assert trained.rows([entry]) == []
 
 
@@ -172,11 +172,11 @@ def test_columns_of_references_are_empty_until_their_lines_are_there(tmp_path: P
         write_manifest(store.folder, prepared, [entry_of(trial)])
     store.append("trainings", [training_line(trial, as_planned(trial), {})])
     store.append("judgements", [judgement_line(trial, JUDGEMENT, 1.0)])
-    (before,) = grid_rows(tmp_path)
+    (before,) = read_results(tmp_path).rows
     assert (before.ceiling_balanced_accuracy, before.ceiling_accuracy, before.local_only_balanced_accuracy) == (None, None, None)
     store.append("references", [reference_line("ceiling", Ceiling(0.9, 0.95)), reference_line("another ceiling", Ceiling(0.1, 0.1))])
     store.append("references", [reference_line("local-only", LocalOnly(0.4, (0.5, None, 0.3, 0.4)))])
-    (after,) = grid_rows(tmp_path)
+    (after,) = read_results(tmp_path).rows
     found = {name for name in COLUMNS if before.values[name] != after.values[name]}
     assert found == {"ceiling_balanced_accuracy", "ceiling_accuracy", "local_only_balanced_accuracy", "share_of_ceiling"}
     assert after.share_of_ceiling == after.balanced_accuracy / 0.9
@@ -194,7 +194,7 @@ def test_a_training_is_in_every_row_that_judges_it_and_of_every_row_the_last_jud
     found = lines.rows([entry_of(one), entry_of(other)])
     assert [(row.status, row.balanced_accuracy, row.seconds) for row in found] == [("ok", 0.5, 4.0), ("ok", 0.7, 5.0)]
     assert [row.epsilon_spent for row in found] == [one.plan and one.plan.epsilon_reached] * 2
-    assert len(every_row(tmp_path)) == 1
+    assert len(read_results(tmp_path).every_row()) == 1
 
 
 def test_a_training_that_succeeded_stands_before_a_later_one_that_failed(tmp_path: Path) -> None:
@@ -202,7 +202,7 @@ def test_a_training_that_succeeded_stands_before_a_later_one_that_failed(tmp_pat
     store = ResultStore(tmp_path)
     store.append("trainings", [training_line(trial, end, {}) for end in (FAILED, as_planned(trial), FAILED)])
     store.append("judgements", [judgement_line(trial, JUDGEMENT, 1.0)])
-    assert [row.status for row in grid_rows(tmp_path)] == ["ok"]
+    assert [row.status for row in read_results(tmp_path).rows] == ["ok"]
 
 
 def test_rows_are_in_the_order_of_the_grid_whatever_the_order_of_the_lines() -> None:

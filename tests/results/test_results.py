@@ -16,7 +16,7 @@ from fedsim.errors import RunLost, UserError
 from fedsim.files import replaced
 from fedsim.report.report import write_summary
 from fedsim.results.columns import COLUMNS, Row
-from fedsim.results.run import grid_rows, read_results
+from fedsim.results.run import read_results
 from fedsim.results.stats import Settings, Spread, with_ends
 from fedsim.results.store import ResultStore
 
@@ -62,7 +62,7 @@ def test_any_row_comes_back_from_its_lines(tmp_path):
         row("d", epsilon_target=None),
     ]
     add_rows(tmp_path, *rows)
-    for written, read in zip(rows, grid_rows(tmp_path), strict=True):
+    for written, read in zip(rows, read_results(tmp_path).rows, strict=True):
         assert {name for name in COLUMNS if written.values[name] != read.values[name]} <= {"judge_seconds", "generator"}
 
 
@@ -75,7 +75,7 @@ def test_infinity_on_disk_is_the_word_inf(tmp_path):
     store.append("references", [line(score=math.inf), line("b", score=None)])
     first, second = [json.loads(text) for text in (tmp_path / "references.jsonl").read_text().splitlines()]
     assert (first["score"], second["score"]) == ("inf", None)
-    assert [each["score"] for each in store.references().values()] == [math.inf, None]
+    assert [each["score"] for each in store.last("references").values()] == [math.inf, None]
 
 
 def test_a_line_without_the_keys_of_its_kind_is_not_written(tmp_path):
@@ -91,7 +91,7 @@ def training(training_id: str, error: dict[str, str] | None = None, **fields: ob
 def test_a_training_that_succeeded_stands_before_attempts_that_failed(tmp_path):
     store = ResultStore(tmp_path)
     store.append("trainings", [training("a", ERROR, run=1), training("b", run=1), training("a", run=2), training("b", ERROR, run=2)])
-    assert {name: found["run"] for name, found in store.trainings().items()} == {"a": 2, "b": 1}
+    assert {name: found["run"] for name, found in store.last("trainings").items()} == {"a": 2, "b": 1}
 
 
 @pytest.mark.parametrize("kept", [0, 1, 20, -2])
@@ -100,7 +100,7 @@ def test_a_torn_last_line_is_ignored_and_cut_before_the_next_append(tmp_path, ke
     store.append("references", [line("a")])
     whole = path.read_bytes()
     path.write_bytes(whole + json.dumps(line("torn")).encode()[:kept])
-    assert list(store.references()) == ["a"]
+    assert list(store.last("references")) == ["a"]
     store.append("references", [line("b")])
     assert path.read_bytes() == whole + json.dumps(line("b")).encode() + b"\n"
 
@@ -109,7 +109,7 @@ def test_a_last_line_that_lacks_only_its_newline_is_kept(tmp_path):
     store, path = ResultStore(tmp_path), tmp_path / "references.jsonl"
     path.write_text(json.dumps(line("a")))
     store.append("references", [line("b")])
-    assert list(store.references()) == ["a", "b"]
+    assert list(store.last("references")) == ["a", "b"]
 
 
 def test_a_write_that_fails_half_way_leaves_the_file_as_it_was(tmp_path):
@@ -146,7 +146,7 @@ def test_a_file_that_cannot_be_replaced_is_told_by_its_own_name(tmp_path):
 def test_a_broken_line_elsewhere_is_named(tmp_path):
     (tmp_path / "references.jsonl").write_text(json.dumps(line("a")) + '\n{"kind": "ceiling"}\n')
     with pytest.raises(UserError, match=r"references\.jsonl:2.*reference: Field required"):
-        ResultStore(tmp_path).references()
+        ResultStore(tmp_path).last("references")
 
 
 @pytest.mark.parametrize("round_", ["Infinity", "NaN", "null", "[]"])
@@ -206,7 +206,7 @@ def test_only_one_process_holds_a_folder(tmp_path):
         process.wait()
     with store.lock():
         store.append("references", [line()])
-    assert list(store.references()) == ["a"]
+    assert list(store.last("references")) == ["a"]
 
 
 def test_a_folder_without_results_is_a_users_mistake(tmp_path):

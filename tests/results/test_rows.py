@@ -6,8 +6,8 @@ import pytest
 from cells import small_cells
 from rows import add_rows, make_row
 
-from fedsim.results.result_lines import MOST_MESSAGE, MOST_TRACEBACK, RowError, training_line
-from fedsim.results.run import grid_rows
+from fedsim.results.lines import MOST_MESSAGE, MOST_TRACEBACK, RowError, training_line
+from fedsim.results.run import read_results
 from fedsim.results.store import ResultStore
 
 
@@ -24,7 +24,7 @@ def test_an_error_of_megabytes_is_told_by_its_message_s_beginning_and_its_traceb
 def test_a_score_is_a_number(tmp_path: Path) -> None:
     add_rows(tmp_path, make_row(balanced_accuracy=float("nan")))
     with pytest.raises(ValueError, match="cell a: balanced_accuracy is not a number"):
-        grid_rows(tmp_path)
+        read_results(tmp_path).rows
 
 
 @pytest.mark.usefixtures("folder")
@@ -32,6 +32,6 @@ def test_an_error_that_names_a_path_that_is_not_utf_8_can_be_written_and_read() 
     error = RowError(type="ValueError", message="cannot read a\udcffb", traceback="File a\udcffb")
     (trial,) = small_cells("dp-gaussian").trials
     ResultStore("run").append("trainings", [training_line(trial, error, {})])
-    (row,) = grid_rows("run")
+    (row,) = read_results("run").rows
     assert row.status == "failed"
     assert row.error == {"type": "ValueError", "message": "cannot read a?b", "traceback": "File a?b"}

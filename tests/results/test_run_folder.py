@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from fedsim.errors import UserError
-from fedsim.results.folder import RunFolder
+from fedsim.results.store import RunFolder
 
 
 def test_the_names_of_a_run_folder_are_those_that_readers_of_earlier_runs_know() -> None:

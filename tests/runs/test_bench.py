@@ -17,9 +17,8 @@ from fedsim.grid.models import Grid
 from fedsim.interrupts import INTERRUPTED
 from fedsim.report.report import write_report
 from fedsim.results.columns import Row
-from fedsim.results.folder import RunFolder
-from fedsim.results.run import Lines, every_row, grid_rows
-from fedsim.results.store import KINDS, Kind, ResultStore
+from fedsim.results.run import Lines, read_results
+from fedsim.results.store import KINDS, Kind, ResultStore, RunFolder
 from fedsim.runs.bench import engine_for, missing_jobs
 from fedsim.runs.display import Display
 from fedsim.runs.engine import InProcess
@@ -49,7 +48,7 @@ def test_finished_cells_are_not_run_again_and_a_grown_grid_runs_what_is_new(benc
     grown = bench(small_grid("weight-noise", epsilon=[1.0, 4.0, 8.0]))
     assert all(files(first.folder)[kind].startswith(before) for kind, before in written.items())
     assert [row.epsilon_target for row in grown.rows] == [1.0, 4.0, 8.0]
-    assert len(every_row(first.folder)) == 3
+    assert len(read_results(first.folder).every_row()) == 3
 
 
 def test_a_failed_reference_leaves_no_line_and_is_computed_by_the_same_command(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -61,7 +60,7 @@ def test_a_failed_reference_leaves_no_line_and_is_computed_by_the_same_command(b
         patch.setattr("fedsim.runs.worker.local_only", without_memory)
         failed = bench(grid)
     assert "the local-only reference failed, its column stays empty; the same command tries again: MemoryError" in failed.output
-    assert (failed.code, list(ResultStore(failed.folder).references())) == (0, [line_of(failed, "ceiling")])
+    assert (failed.code, list(ResultStore(failed.folder).last("references"))) == (0, [line_of(failed, "ceiling")])
     (row,) = failed.rows
     assert (row.ceiling_balanced_accuracy is None, row.local_only_balanced_accuracy) == (False, None)
     before = files(failed.folder)
@@ -99,7 +98,7 @@ def test_a_bench_that_dies_after_a_training_leaves_no_checkpoint_of_it_which_may
 
     monkeypatch.setattr(ResultStore, "append", append_and_die)
     assert bench(grid).code == INTERRUPTED
-    assert [line["error"] for line in ResultStore(tmp_path / "run").trainings().values()] == [None]
+    assert [line["error"] for line in ResultStore(tmp_path / "run").last("trainings").values()] == [None]
     assert not checkpoint.exists()
 
 
@@ -107,7 +106,10 @@ def test_checkpoints_of_finished_trainings_are_swept_at_the_next_start_and_those
     grid = small_grid(trouble("raise", tmp_path / "healed"), "dp-gaussian")
     ran = bench(grid)
     failed, finished = (trial.cell.training_id for trial in prepare(grid, NODES).trials)
-    assert {key: line["error"] is None for key, line in ResultStore(ran.folder).trainings().items()} == {failed: False, finished: True}
+    assert {key: line["error"] is None for key, line in ResultStore(ran.folder).last("trainings").items()} == {
+        failed: False,
+        finished: True,
+    }
     paths = [RunFolder(ran.folder).checkpoint(training_id) for training_id in (finished, failed, "0" * 16)]
     part = paths[0].with_name(f".{paths[0].name}.1.part")
     paths[0].parent.mkdir(exist_ok=True)
@@ -136,7 +138,7 @@ def test_an_edit_runs_the_cells_anew_and_leaves_the_old_rows_out(bench: Bench, p
     other = edited(bench, plugins, changed("self.params.beta * unit", "3 * self.params.beta * unit"), grid)
     assert "the source of my-method changed: 2 rows are of the old code and are left out" in other.output
     drawn = other.rows
-    assert len(every_row(other.folder)) == 6
+    assert len(read_results(other.folder).every_row()) == 6
     assert len(drawn) == 4
     old = {row.cell_id for row in rows if row.label == "my-method"}
     assert old.isdisjoint(row.cell_id for row in drawn)
@@ -149,7 +151,7 @@ def test_an_edit_runs_the_cells_anew_and_leaves_the_old_rows_out(bench: Bench, p
         write_report(other.folder)
         assert drawing.read_text() == before
     (other.folder / "manifest.json").unlink()
-    assert {row.cell_id for row in grid_rows(other.folder)} == {row.cell_id for row in drawn}
+    assert {row.cell_id for row in read_results(other.folder).rows} == {row.cell_id for row in drawn}
 
     undone = edited(bench, plugins, GOOD, grid)
     assert "all 4 cells are finished" in undone.output
@@ -238,7 +240,7 @@ def test_a_run_folder_of_an_older_fedsim_is_refused_in_one_sentence_and_stays_as
     manifest = bench(grid).folder / "manifest.json"
     manifest.write_text(json.dumps(json.loads(manifest.read_text()) | {"format": 2, "versions": {"fedsim": "0.2.0"}}))
     before = manifest.read_bytes()
-    for use in (lambda: bench(grid), lambda: grid_rows(manifest.parent)):
+    for use in (lambda: bench(grid), lambda: read_results(manifest.parent).rows):
         with pytest.raises(fedsim.UserError, match=r"is of fedsim 0\.2\.0, and this version reads run folders from 0\.3 on"):
             use()
     assert manifest.read_bytes() == before

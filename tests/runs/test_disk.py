@@ -12,9 +12,8 @@ from benches import Ran
 from cells import small_grid
 
 from fedsim.errors import RunLost, UserError
-from fedsim.results.folder import RunFolder
-from fedsim.results.run import every_row
-from fedsim.results.store import Kind, ResultStore
+from fedsim.results.run import read_results
+from fedsim.results.store import Kind, ResultStore, RunFolder
 
 Bench = Callable[..., Ran]
 Acting = Callable[[Callable[[], object]], None]
@@ -70,7 +69,7 @@ def test_a_disk_that_gets_full_loses_no_row_and_the_same_command_goes_on(bench: 
         bench(small_grid("weight-noise", **GRID))
     before = {path: path.read_bytes() for path in map(RunFolder(disk).lines, ("trainings", "judgements", "references"))}
     assert all(text.endswith(b"\n") for text in before.values())
-    assert 1 <= len(every_row(disk)) < 4
+    assert 1 <= len(read_results(disk).every_row()) < 4
     (disk / "filler").unlink()
     mount("-o", "remount,size=64m", str(disk))
     again = bench(small_grid("weight-noise", **GRID))
@@ -83,7 +82,7 @@ def test_a_file_system_that_goes_read_only_is_reported(bench: Bench, disk: Path,
     after_a_row(lambda: make_read_only(disk))
     with pytest.raises(RunLost, match="cannot be written"):
         bench(small_grid("weight-noise", **GRID))
-    assert every_row(disk)
+    assert read_results(disk).every_row()
 
 
 def make_read_only(disk: Path) -> None:

@@ -9,10 +9,9 @@ from rich.console import Console
 from rows import joined, lines_of, ran
 
 from fedsim.errors import UserError
-from fedsim.results.result_lines import RowError
+from fedsim.results.lines import RowError, keep_state
 from fedsim.results.run import Lines
 from fedsim.results.store import ResultStore
-from fedsim.results.trained import keep_state
 from fedsim.runs.bench import missing_jobs
 from fedsim.runs.display import Display
 from fedsim.runs.jobs import CellJob, RunContext, references_of

@@ -8,8 +8,8 @@ from sites import SITES, digits_of_sites
 
 from fedsim.errors import UserError
 from fedsim.methods.one_shot import OneShot
-from fedsim.results.folder import RunFolder
 from fedsim.results.run import read_manifest
+from fedsim.results.store import RunFolder
 from fedsim.runs.manifest import write_manifest
 from fedsim.runs.need import Need, Node
 from fedsim.runs.prepare import label_matrices, prepare

@@ -15,7 +15,7 @@ from fedsim.errors import UserError
 from fedsim.grid.models import Grid
 from fedsim.methods.messages import Server
 from fedsim.methods.products import Generator
-from fedsim.results.run import grid_rows
+from fedsim.results.run import read_results
 from fedsim.runs.prepare import Prepared, prepare
 from fedsim.training.cohort import build_algorithm
 
@@ -109,5 +109,5 @@ def test_rows_of_another_dimension_are_refused(tmp_path: Path) -> None:
 def test_every_actor_of_a_cell_has_them(public: dict[str, str], ray_bench: Callable[..., Ran], bench: Callable[..., Ran]) -> None:
     entry = {"name": "dp-gaussian", "params": {"project": 8}}
     spread = small_grid(entry, public=public, epsilon=8, resources={"clients_per_actor": 2})
-    scores = [row.scores for ran in (ray_bench(spread, "spread"), bench(spread, "together")) for row in grid_rows(ran.folder)]
+    scores = [row.scores for ran in (ray_bench(spread, "spread"), bench(spread, "together")) for row in read_results(ran.folder).rows]
     assert scores[0] == pytest.approx(scores[1], abs=1e-3)

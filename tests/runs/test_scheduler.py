@@ -9,7 +9,7 @@ from cells import NODES, quick, small_grid
 from rich.console import Console
 
 from fedsim.errors import PluginError
-from fedsim.results.run import grid_rows
+from fedsim.results.run import read_results
 from fedsim.results.store import ResultStore
 from fedsim.runs import scheduler
 from fedsim.runs.display import Display
@@ -85,8 +85,8 @@ def test_a_job_that_loses_its_worker_runs_again_and_in_the_end_fails(tmp_path: P
     Scheduler(run, Losing(NODES[0])).run([*references_of(run, trial), CellJob(run, trial)])
     assert told(run).count("its worker died; it runs again") == 3
     assert told(run).count("reference failed, its column stays empty; the same command tries again") == 2
-    assert ResultStore(tmp_path).references() == {}
-    assert [(row.status, row.error and row.error["type"]) for row in grid_rows(tmp_path)] == [("failed", "ActorDiedError")]
+    assert ResultStore(tmp_path).last("references") == {}
+    assert [(row.status, row.error and row.error["type"]) for row in read_results(tmp_path).rows] == [("failed", "ActorDiedError")]
 
 
 class Shrunken(InProcess):
@@ -109,7 +109,7 @@ def test_a_cell_for_which_machines_are_missing_lets_others_pass_and_ends_the_ben
     running.slots.nodes = (Node(2.0, 0.0),)
     with pytest.raises(ClusterLost, match=r"waits for 6 actors with 1 CPU and 0 GPUs each; the cluster has 2 CPUs and 0 GPUs"):
         running.run([CellJob(run, trial) for trial in prepared.trials])
-    assert [(row.clients, row.status) for row in grid_rows(tmp_path)] == [(2, "ok")]
+    assert [(row.clients, row.status) for row in read_results(tmp_path).rows] == [(2, "ok")]
 
 
 def test_a_plug_in_comes_first_and_its_first_failure_is_the_message_unless_the_grid_is_to_go_on(
@@ -124,7 +124,7 @@ def test_a_plug_in_comes_first_and_its_first_failure_is_the_message_unless_the_g
         jobs = [CellJob(run, trial) for trial in prepared.trials]
         if keep_going:
             Scheduler(run, InProcess(NODES[0], capture=True)).run(jobs)
-            statuses = {row.algorithm: row.status for row in grid_rows(run.store.folder.path)}
+            statuses = {row.algorithm: row.status for row in read_results(run.store.folder.path).rows}
             assert statuses == {"plugin:Trouble": "failed", "dp-gaussian": "ok"}
             continue
         printed = sys.stdout
@@ -134,5 +134,5 @@ def test_a_plug_in_comes_first_and_its_first_failure_is_the_message_unless_the_g
         (log,) = (tmp_path / "False" / "logs").iterdir()
         assert str(log) in str(raised.value)
         assert 'raise ZeroDivisionError("the third round' in log.read_text()
-        assert run.store.trainings() == {}
+        assert run.store.last("trainings") == {}
         assert sys.stdout is printed  # and no longer the log of the cell

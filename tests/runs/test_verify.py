@@ -32,7 +32,7 @@ def verified(folder: Path, cells: int, *, trust_plugin: bool = False) -> tuple[b
 
 
 def trainings(folder: Path) -> list[dict[str, Any]]:
-    return list(ResultStore(folder).trainings().values())
+    return list(ResultStore(folder).last("trainings").values())
 
 
 def forge(folder: Path, line: dict[str, Any], **fields: Any) -> None:
@@ -68,8 +68,8 @@ def test_cells_that_run_again_give_the_same_rows_and_rounds_or_what_differs_is_s
     assert {path.name: path.read_bytes() for path in ran.folder.iterdir() if path.is_file()} == before
 
     store = ResultStore(ran.folder)
-    store.append("judgements", [line | {"scores": line["scores"] | {"accuracy": 0.123}} for line in store.judgements().values()])
-    store.append("trainings", [line | {"versions": line["versions"] | {"torch": "0.1"}} for line in store.trainings().values()])
+    store.append("judgements", [line | {"scores": line["scores"] | {"accuracy": 0.123}} for line in store.last("judgements").values()])
+    store.append("trainings", [line | {"versions": line["versions"] | {"torch": "0.1"}} for line in store.last("trainings").values()])
     done = command("verify", str(ran.folder), "--cell", "xyz")
     assert (done.returncode, "--cell: no cell that can be repeated has the id 'xyz'; known: " in done.stderr) == (2, True)
     done = command("verify", str(ran.folder), "--rerun", "1")

@@ -7,7 +7,7 @@ Rows may differ by themselves, so this bounds no epsilon.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -16,14 +16,14 @@ from scipy.spatial.distance import cdist
 from scipy.stats import norm
 from sklearn.metrics import auc, roc_curve
 
+from fedsim.data.embeddings import Embeddings
 from fedsim.errors import UserError
 from fedsim.evaluation.judge import synthesise
-from fedsim.grid.models import Cell, Grid
+from fedsim.grid.models import Cell
 from fedsim.methods.products import is_classifier
-from fedsim.plugins.registry import check_installed
-from fedsim.results.folder import RunFolder
-from fedsim.results.run import Lines, entries
-from fedsim.results.trained import TrainedCells, prepare_trained, read_state
+from fedsim.results.lines import as_trained, read_state
+from fedsim.results.run import Entry, Lines
+from fedsim.results.store import RunFolder
 from fedsim.seeds import Seeds
 from fedsim.training.cohort import build_algorithm
 from fedsim.training.rounds import restored
@@ -140,40 +140,40 @@ class Attacked:
         return self.cell.label if self.cell.epsilon is None else f"{self.cell.label}, ε = {number(self.cell.epsilon)}"
 
 
-def attack_run(folder: RunFolder, grid: Grid, *, cell: str | None = None, trust_plugin: bool = False) -> Iterator[str]:
+def attack_run(folder: RunFolder, trials: Sequence[Trial], data: Mapping[str, Embeddings], *, cell: str | None = None) -> Iterator[str]:
     """The membership of training rows against other rows by every generator that is kept, then by their shadows; a line each.
 
     Args:
         folder: of the run.
-        grid: that its manifest holds.
+        trials: the cells of its grid, prepared again.
+        data: the data sets that they read, by key.
         cell: the id of the one cell to attack, or its beginning; cells of other seeds and sites are still its shadows.
-        trust_plugin: also run the code of algorithms that trainings name as a file or a module that is not installed.
 
     Raises:
-        UserError: there are no generators, a training names a plug-in, or data or partitions are not those of the trainings.
+        UserError: there are no generators of these cells, or no such cell.
     """
     lines = Lines.read(folder.path)
-    cells = entries(folder.path, lines)
-    ended = [lines.trainings[entry.training_id] for entry in cells if lines.standing_of(entry) == "ok"]
-    for line in () if trust_plugin else ended:
-        check_installed(line["cell"]["algorithm"], str(folder.lines("trainings")))
-    kept = [line for line in ended if line["yields"] == "generator" and line["state"] and folder.state(line["training_id"]).exists()]
+    rows = [lines.row(Entry(trial.cell.cell_id, trial.cell.training_id, trial.cell.label), judged=False) for trial in trials]
+    ended = [trial for trial, row in zip(trials, rows, strict=True) if row is not None and row.status == "ok" and row.yields == "generator"]
+    kept = [trial for trial in ended if lines.trainings[trial.cell.training_id]["state"] and folder.state(trial.cell.training_id).exists()]
     if not kept:
-        raise UserError(str(folder.path), "there are no generators here", "run the grid with resources: {save_generators: true}")
-    if missing := sum(line["yields"] == "generator" for line in ended) - len(kept):
+        what, hint = "there are no generators here of the code and data of today", "run the grid with resources: {save_generators: true}"
+        raise UserError(str(folder.path), what, hint)
+    if missing := len(ended) - len(kept):
         yield f"{missing} of {counted(len(ended), 'cell')} without a saved generator: left out"
-    prepared = prepare_trained(grid, kept, folder)
-    chosen = {entry.training_id for entry in cells if entry.cell_id.startswith(cell or "")} & {line["training_id"] for line in kept}
+    chosen = {trial.cell.training_id for trial in kept if trial.cell.cell_id.startswith(cell or "")}
     if cell is not None and len(chosen) != 1:
         what = f"{'several cells' if chosen else 'no cell with a generator'} of {folder.path} begin with that"
         raise UserError(f"cell {cell}", what, "give a cell_id of results.jsonl")
-    of_them = {_but_for_seed_and_site(trial.cell) for trial in prepared.trials if trial.cell.training_id in chosen}
+    of_them = {_but_for_seed_and_site(trial.cell) for trial in kept if trial.cell.training_id in chosen}
     groups: dict[str, list[Attacked]] = {}
-    for line, trial in zip(kept, prepared.trials, strict=True):
-        own, group = trial.cell, _but_for_seed_and_site(trial.cell)
+    for trial in kept:
+        line, group = lines.trainings[trial.cell.training_id], _but_for_seed_and_site(trial.cell)
         if group not in of_them:
             continue
-        x, y, trained, count = rows_of(trial, prepared)
+        trial = as_trained(trial, line)
+        own = trial.cell
+        x, y, trained, count = rows_of(trial, data)
         state = read_state(folder.state(own.training_id), line["state"])
         made, _ = restored(build_algorithm(own.algorithm, own.params, trial.task), state, trial.plan, Seeds(own.seed))
         assert not is_classifier(made)
@@ -203,12 +203,12 @@ def by_shadows(group: Sequence[Attacked]) -> Iterator[str]:
         yield f"{group[0].words}, {len(group)} cells, rows that come and go with their site: {words}"
 
 
-def rows_of(trial: Trial, prepared: TrainedCells) -> tuple[NDArray[np.float32], NDArray[np.int64], Bools, int]:
+def rows_of(trial: Trial, views: Mapping[str, Embeddings]) -> tuple[NDArray[np.float32], NDArray[np.int64], Bools, int]:
     """A cell's data set, training rows first: values, labels, which the cell trained on, how many training rows."""
     cell = trial.cell
     # a site is left out where clients see values as they are, so the whole data set has the rows of both
     site = cell.evaluation.unseen
-    data = prepared.data[trial.data_key if site is None else cell.dataset.key]
+    data = views[trial.data_key if site is None else cell.dataset.key]
     count = len(data.y_train)
     trained = np.ones(count, bool) if site is None else data.others(str(cell.partition.column), site)
     x, y = np.concatenate([data.x_train, data.x_test]), np.concatenate([data.y_train, data.y_test])

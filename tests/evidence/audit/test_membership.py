@@ -9,14 +9,11 @@ import numpy as np
 import pytest
 from benches import Done, Ran
 from cells import NODES, quick, small_grid
-from rows import add_lines
 from sites import digits_of_sites
 
 from fedsim.evidence.audit.membership import Attacked, attack_run, by_shadows, likelihood_ratios, membership, rows_of
 from fedsim.grid.models import Grid
-from fedsim.results.folder import RunFolder
-from fedsim.results.store import ResultStore
-from fedsim.results.trained import prepare_trained
+from fedsim.results.store import RunFolder
 from fedsim.runs.prepare import prepare
 
 BY_SITE: dict[str, Any] = {"partition": {"scheme": "column", "column": "site"}, "clients": 2, "epsilon": float("inf")}
@@ -49,31 +46,29 @@ def test_cells_that_leave_sites_out_are_each_others_shadows(bench: Callable[...,
     # without noise a generator of class means and covariances follows the sites that it saw
     assert auc(shadows[0])[0] > 0.5
     run = RunFolder(folder / "run")
-    prepared = prepare_trained(grid, list(ResultStore(run.path).trainings().values()), run)
+    prepared = prepare(grid, NODES)
     for trial in prepared.trials:
-        x, y, trained, count = rows_of(trial, prepared)
+        x, y, trained, count = rows_of(trial, prepared.data)
         clients = prepared.data[trial.data_key]
         assert np.array_equal(x[trained], clients.x_train)
         assert np.array_equal(y[trained], clients.y_train)
         assert (count, len(x)) == (300, 450)
         assert sorted(np.concatenate(trial.partition.rows)) == list(range(int(trained.sum())))
     run.state(prepared.trials[0].cell.training_id).unlink()
-    assert next(attack_run(run, grid)) == "1 of 6 cells without a saved generator: left out"
+    assert next(attack_run(run, prepared.trials, prepared.data)) == "1 of 6 cells without a saved generator: left out"
 
 
 def test_code_that_a_run_names_runs_only_if_it_is_trusted(bench: Callable[..., Ran], folder: Path, command: Callable[..., Done]) -> None:
-    ran = bench(small_grid("dp-gaussian", seeds=[0, 1]))
+    ran = bench(small_grid("dp-gaussian"))
     (folder / "wicked.py").write_text('open("evil ran", "w").close()\nfrom baselines.dp_gaussian import DPGaussian as X\n')
-    line, other = ResultStore(ran.folder).trainings().values()
-    add_lines(ran.folder / "trainings.jsonl", [line | {"cell": line["cell"] | {"algorithm": "wicked.py:X"}}])
-    RunFolder(ran.folder).state(other["training_id"]).unlink()
+    manifest = ran.folder / "manifest.json"
+    manifest.write_text(manifest.read_text().replace('"name": "dp-gaussian"', '"name": "wicked.py:X"'))
     done = command("audit", "run")
     assert done.returncode == 2
     assert "give --trust-plugin if you trust that code" in done.stderr
     assert not (folder / "evil ran").exists()
     done = command("audit", "run", "--trust-plugin")
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.startswith("1 of 2 cells without a saved generator: left out")
+    assert "there are no generators here of the code and data of today" in done.stderr
     assert (folder / "evil ran").exists()
 
 
