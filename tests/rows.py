@@ -3,6 +3,7 @@
 import json
 import math
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ from fedsim.evaluation.references import Ceiling, LocalOnly
 from fedsim.json_lines import dump
 from fedsim.results.columns import COLUMNS, Row
 from fedsim.results.lines import RowError, judgement_line, keep_state, reference_line, training_line
-from fedsim.results.run import Entry, Lines, RunResults
+from fedsim.results.run import Entry, RunResults, claim_of
 from fedsim.results.store import ResultStore, RunFolder
 from fedsim.runs.prepare import Prepared
 from fedsim.training.trial import Outcome, Trial, run_trial
@@ -108,16 +109,18 @@ def add_rows(folder: Path, *rows: Row) -> None:
     for row in rows:
         key = f"t-{row.cell_id}"
         references = {f"ceiling-{key}": row.ceiling_balanced_accuracy, f"local-only-{key}": row.local_only_balanced_accuracy}
-        cells[row.cell_id] = {"cell_id": row.cell_id, "label": row.label, "training_id": key, "audit": key}
+        cells[row.cell_id] = {"cell_id": row.cell_id, "label": row.label, "training_id": key}
         cells[row.cell_id] |= dict(zip(("ceiling", "local_only"), references, strict=True))
-        add_lines(folder / "trainings.jsonl", [training_of(row, key)])
+        training = training_of(row, key)
+        add_lines(folder / "trainings.jsonl", [training])
         judged = [] if row.status == "failed" else [judgement_of_row(row, key)]
         add_lines(folder / "judgements.jsonl", judged)
         for name, score in references.items():
             scores = {"balanced_accuracy": score, "accuracy": row.ceiling_accuracy, "mean": score, "clients": []}
             add_lines(folder / "references.jsonl", [{"reference": name, **scores}] if score else [])
         audit = {name: getattr(row, f"audit_{name}") for name in AUDIT} | {"refuted": row.status == "refuted"}
-        add_lines(folder / "audits.jsonl", [{"audit": key, "claim": key, **audit}] if audit["method"] or audit["refuted"] else [])
+        audit |= {"audit": key, "claim": claim_of(training["cell"])}
+        add_lines(folder / "audits.jsonl", [audit] if audit["method"] or audit["refuted"] else [])
     path.write_text(json.dumps(manifest | {"cells": list(cells.values())}))
 
 
@@ -175,9 +178,9 @@ def joined(
     return row
 
 
-def entry_of(trial: Trial, **keys: Any) -> Entry:
+def entry_of(trial: Trial) -> Entry:
     """A cell by the keys of its lines."""
-    return Entry(trial.cell.cell_id, trial.cell.training_id, trial.cell.label, "ceiling", "local-only", **keys)
+    return Entry(trial.cell.cell_id, trial.cell.training_id, trial.cell.label, "ceiling", "local-only")
 
 
 def lines_of(
@@ -186,10 +189,11 @@ def lines_of(
     judgement: Judgement | RowError | None = None,
     ceiling: Ceiling | None = None,
     local_only: LocalOnly | None = None,
-) -> Lines:
+) -> RunResults:
     """The lines of a cell."""
     references = {kind: reference_line(kind, value) for kind, value in (("ceiling", ceiling), ("local-only", local_only)) if value}
-    return Lines(
+    return RunResults(
+        RunFolder(Path()),
         {trial.cell.training_id: training_line(trial, training, {"fedsim": "0"})},
         {} if judgement is None else {trial.cell.cell_id: judgement_line(trial, judgement, 1.0)},
         references,
@@ -213,7 +217,7 @@ def kept(folder: Path, trial: Trial, outcome: Outcome, class_names: Sequence[str
 
 def clients(trial: Trial, *ended: Any) -> list[dict[str, Any]]:
     """The lines of a cell's clients; arguments as of :func:`joined`."""
-    return list(RunResults(RunFolder(Path()), lines_of(trial, *ended), [entry_of(trial)]).clients())
+    return replace(lines_of(trial, *ended), entries=[entry_of(trial)]).clients()
 
 
 def score_of(prepared: Prepared) -> float:

@@ -63,7 +63,7 @@ class Run(Printed):
     @property
     def audits(self) -> pd.DataFrame:
         """A row a cell whose claim was audited, with the bounds that ``audits.jsonl`` has."""
-        return self._lines(self._results.audits())
+        return self._lines(self._results.audit_lines())
 
     def _lines(self, lines: Iterable[Mapping[str, Any]]) -> pd.DataFrame:
         from fedsim.results.columns import frame_of_lines
@@ -406,7 +406,7 @@ def board(runs: Sequence[Path], *, out: Path | None = None, trust_plugin: bool =
     as_: Any = out and Path(out).suffix[1:]
     if out is not None and as_ not in ("md", "html", "csv"):
         raise UserError(f"out {out}", "does not say the format", "give a file that ends in .md, .html or .csv")
-    lines = {cell: line for run in runs for cell, line in read_results(run).trainings.items()}
+    lines = {cell: line for run in runs for cell, line in read_results(run).trained.items()}
     made = Board.of([prove(row, lines[row.cell_id], trust_plugin=trust_plugin) for row in pooled(runs)])
     if out is not None:
         with replaced(Path(out)) as part:

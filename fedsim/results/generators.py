@@ -33,7 +33,7 @@ from fedsim.plugins.registry import check_installed, lookup
 from fedsim.privacy.plan import PrivacyPlan
 from fedsim.results.columns import Row, large_deltas
 from fedsim.results.lines import keep_state, read_state
-from fedsim.results.run import Lines, entries
+from fedsim.results.run import read_results
 from fedsim.results.store import RunFolder
 from fedsim.seeds import Purpose, Seeds
 from fedsim.training.cohort import build_algorithm
@@ -48,11 +48,6 @@ PUBLIC_COLUMNS = (
     *("mechanisms", "tuning", "selection", "noise_at", "counted_by", "chance"),
 )
 """The columns of a row that are no exact function of private data."""
-_DRAWN_COLUMNS = (
-    *("cell_id", "algorithm", "label", "dataset", "dataset_hash", "public", "public_hash", "public_licence", "epsilon_target", "delta"),
-    *("unit", "trust", "scope", "claim", "check", "accountant", "status"),
-)
-"""The columns of which a file of drawn rows says what they are."""
 RELEASE_HINT = "a generator may leave under privacy: {noise: secret}, a finite epsilon, and a claim that is proved, or stated and checked"
 _AGAIN = "run the cell again in a new folder"
 
@@ -156,7 +151,7 @@ class SavedGenerator:
         row = self.facts.public.row
         return {
             "synthetic": True,
-            **{name: encode(getattr(row, name)) for name in _DRAWN_COLUMNS},
+            **{name: encode(getattr(row, name)) for name in ("cell_id", "dataset_hash", *PUBLIC_COLUMNS)},
             "epsilon": encode(row.epsilon_spent),
             "noise": self.facts.cell.noise,
             "synthesis": self.synthesis,
@@ -260,12 +255,12 @@ def load_generator(run: Path | str, cell: str | None = None, synthesis: str | No
 
 def _of_run(folder: RunFolder, cell: str | None) -> tuple[GeneratorFacts, Tensors]:
     """The facts of a run's generator, from its result lines, and what it is made from."""
-    lines = Lines.read(folder.path)
-    known = {entry.cell_id: entry for entry in [*lines.every_entry(), *entries(folder.path, lines)] if entry.training_id in lines.trainings}
-    trained = {id_: lines.trainings[entry.training_id] for id_, entry in known.items()}
-    made = {id_: f" ({line['cell']['label']})" for id_, line in trained.items() if line["state"] and line["yields"] == "generator"}
-    entry = known[_chosen(folder.path, cell, made)]
-    line, row = trained[entry.cell_id], lines.row(entry, judged=False)
+    results = read_results(folder.path)
+    trained = results.trained.items()
+    made = {id_: f" ({line['cell']['label']})" for id_, line in trained if line["state"] and line["yields"] == "generator"}
+    chosen = _chosen(folder.path, cell, made)
+    entry = {entry.cell_id: entry for entry in results.every_entry}[chosen]
+    line, row = results.trained[chosen], results.row(entry, judged=False)
     assert row is not None
     facts = {name: line[name] for name in ("task", "plan", "class_names", "versions")} | {"columns": row.values, "sha256": line["state"]}
     facts["cell"] = {**line["cell"], "cell_id": entry.cell_id, "label": entry.label}

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from itertools import product
 from pathlib import Path
@@ -32,7 +32,6 @@ class Entry:
         training_id: its training's.
         label: what tables and curves call its algorithm.
         ceiling, local_only: its references'.
-        audit: of the audit that the grid asks for; without a line of it the last audit of the same claim counts.
     """
 
     cell_id: str
@@ -40,29 +39,26 @@ class Entry:
     label: str
     ceiling: str = ""
     local_only: str = ""
-    audit: str | None = None
 
 
 @dataclass(frozen=True)
-class Lines:
-    """All result lines of a run folder, by their keys."""
+class RunResults:
+    """All result lines of a run folder, by their keys, and the cells of its grid; files are read once.
 
-    trainings: Mapping[str, Line]
-    judgements: Mapping[str, Line]
-    references: Mapping[str, Line]
+    Lines of earlier grids and of older code stay in a run folder, so that a grid can shrink and grow, and an edit be undone, without
+    running cells again.
+
+    Attributes:
+        entries: the cells that the manifest lists; without one a cell for every judgement.
+    """
+
+    folder: RunFolder
+    trainings: Mapping[str, Line] = field(default_factory=dict)
+    judgements: Mapping[str, Line] = field(default_factory=dict)
+    references: Mapping[str, Line] = field(default_factory=dict)
     audits: Mapping[str, Line] = field(default_factory=dict)
     checks: Sequence[Line] = ()
-
-    @classmethod
-    def read(cls, folder: Path | str) -> Lines:
-        """Those of a folder.
-
-        Raises:
-            UserError: a line cannot be read.
-        """
-        store = ResultStore(folder)
-        trainings, judgements, references = store.last("trainings"), store.last("judgements"), store.last("references")
-        return cls(trainings, judgements, references, store.last("audits"), list(store.lines("checks")))
+    entries: Sequence[Entry] = ()
 
     def row(self, entry: Entry, *, judged: bool = True) -> Row | None:
         """The row of a cell, or with ``judged=False`` the row as its training left it; None while that is not finished."""
@@ -72,33 +68,19 @@ class Lines:
         judgement = self.judgements.get(entry.cell_id) if judged and training["error"] is None else None
         if judged and judgement is None and training["error"] is None:
             return None
-        ceiling, local_only = self.references.get(entry.ceiling), self.references.get(entry.local_only)
-        return row_of(entry.cell_id, entry.label, training, judgement, ceiling, local_only, self.audit_of(entry), self.check(training))
+        references = {name: self.references.get(getattr(entry, name)) for name in ("ceiling", "local_only")}
+        found: dict[str, Any] = {**references, "audit": self.audit_of(training), "check": self._check_of(training)}
+        return row_of(entry.cell_id, entry.label, training, judgement, **found)
 
-    def audit_of(self, entry: Entry) -> Line | None:
-        """The audit of a trained cell's claim."""
-        if not self.audits:
-            return None
-        return self.audits.get(entry.audit or "") or self._audits_of.get(claim_of(self.trainings[entry.training_id]["cell"]))
-
-    def rows(self, entries: Sequence[Entry]) -> list[Row]:
-        """The rows of those cells that are finished, in order."""
-        return [row for row in map(self.row, entries) if row is not None]
-
-    def every_entry(self) -> list[Entry]:
-        """A cell for every judgement, without references; and for every training that failed or was not judged one of its own id."""
-        judged = [line for line in self.judgements.values() if line["training_id"] in self.trainings]
-        cells = [Entry(line["cell_id"], line["training_id"], self.trainings[line["training_id"]]["cell"]["label"]) for line in judged]
-        known = {entry.training_id for entry in cells}
-        others = {training: line["cell"] for training, line in self.trainings.items() if training not in known}
-        return cells + [Entry(cell["cell_id"], training, cell["label"]) for training, cell in others.items()]
+    def audit_of(self, training: Line) -> Line | None:
+        """The last audit of a training's claim."""
+        return self._audits_of.get(claim_of(training["cell"])) if self.audits else None
 
     @cached_property
     def _audits_of(self) -> dict[str, Line]:
-        """The last audit of every claim."""
         return {line["claim"]: line for line in self.audits.values()}
 
-    def check(self, training: Line) -> Check | None:
+    def _check_of(self, training: Line) -> Check | None:
         """What checks in the run folder say of a training's code and parameters, of a search of all that it tries."""
         cell, plan = training["cell"], training["plan"]
         checks = [check for check in self.checks if check["source"] == cell["source"]]
@@ -110,6 +92,63 @@ class Lines:
         # a search is as well founded as the weakest of its trainings
         return "failed" if "failed" in said else None if None in said else "passed"
 
+    def rows_of(self, entries: Sequence[Entry]) -> list[Row]:
+        """The rows of those cells that are finished, in order."""
+        return [row for row in map(self.row, entries) if row is not None]
+
+    @cached_property
+    def rows(self) -> list[Row]:
+        """The finished rows of the cells that the manifest lists, in its order and with its labels."""
+        return self.rows_of(self.entries)
+
+    @cached_property
+    def every_entry(self) -> list[Entry]:
+        """The cells whose training has ended, those of earlier grids first; the latter by their judgements, and without references."""
+        judged = {line["training_id"]: line["cell_id"] for line in self.judgements.values()}
+        ids = [(line["cell_id"], line["training_id"]) for line in self.judgements.values() if line["training_id"] in self.trainings]
+        ids += [(line["cell"]["cell_id"], training) for training, line in self.trainings.items() if training not in judged]
+        others = [Entry(cell, training, self.trainings[training]["cell"]["label"]) for cell, training in ids]
+        return others + [entry for entry in self.entries if entry.training_id in self.trainings]
+
+    def every_row(self) -> list[Row]:
+        """A row for every training in the folder, those of earlier grids too; of one that was not judged without scores."""
+        known = {entry.training_id: entry for entry in self.every_entry}
+        rows = (self.row(known[training]) or self.row(known[training], judged=False) for training in self.trainings)
+        return [row for row in rows if row is not None]
+
+    @cached_property
+    def trained(self) -> dict[str, Line]:
+        """The line of every cell's training, by the cell's id."""
+        return {entry.cell_id: self.trainings[entry.training_id] for entry in self.every_entry}
+
+    def rounds(self) -> list[dict[str, Any]]:
+        """The round records of these cells, with their cell's id, by cell and in order of the round."""
+        rounds = ResultStore(self.folder.path).rounds()
+        return [{"cell_id": entry.cell_id, **record} for entry in self.entries for record in rounds.get(entry.training_id, ())]
+
+    def clients(self) -> list[dict[str, Any]]:
+        """A line a client of the cells that were judged by clients, with what it reaches by itself where that is known."""
+        lines = []
+        for entry in self.entries:
+            floor = self.references.get(entry.local_only)
+            for client in self.judgements.get(entry.cell_id, {}).get("clients", ()):
+                alone = floor["clients"][client["client"]] if floor else None
+                reason = {} if client["test_rows"] else {"reason": "it has no test row"}
+                lines.append({"cell_id": entry.cell_id, **client, "local_only_balanced_accuracy": alone, **reason})
+        return lines
+
+    def audit_lines(self) -> list[dict[str, Any]]:
+        """A line a cell whose claim was audited; cells of one claim share theirs."""
+        ended = {entry.cell_id: self.trainings[entry.training_id] for entry in self.entries if entry.training_id in self.trainings}
+        return [{"cell_id": cell_id, **line} for cell_id, training in ended.items() if (line := self.audit_of(training)) is not None]
+
+    def write(self) -> None:
+        """Write ``results.jsonl`` and ``clients.jsonl`` anew, each at once."""
+        clients = self.clients()
+        _write(self.folder.results, [row.values for row in self.rows])
+        if clients or self.folder.clients.exists():
+            _write(self.folder.clients, clients)
+
 
 def claim_of(cell: Mapping[str, Any]) -> str:
     """What an audit is of, as one text: a cell's code, parameters, unit, trust, ε and δ."""
@@ -119,84 +158,16 @@ def claim_of(cell: Mapping[str, Any]) -> str:
     return dump(facts)
 
 
-@dataclass(frozen=True)
-class RunResults:
-    """The results of a run folder, for the cells of its grid; all of its files are read once.
-
-    Lines of earlier grids and of older code stay in a run folder, so that a grid can shrink and grow, and an edit be undone, without
-    running cells again.
-    """
-
-    run: RunFolder
-    lines: Lines
-    entries: list[Entry]
-
-    @cached_property
-    def rows(self) -> list[Row]:
-        """The finished rows of the cells that the manifest lists, in its order and with its labels."""
-        return self.lines.rows(self.entries)
-
-    @property
-    def every_entry(self) -> list[Entry]:
-        """The cells whose training has ended, those of earlier grids first."""
-        return [entry for entry in [*self.lines.every_entry(), *self.entries] if entry.training_id in self.lines.trainings]
-
-    def every_row(self) -> list[Row]:
-        """A row for every training in the folder, those of earlier grids too; of one that was not judged without scores."""
-        known = {entry.training_id: entry for entry in self.every_entry}
-        rows = (self.lines.row(entry) or self.lines.row(entry, judged=False) for entry in map(known.__getitem__, self.lines.trainings))
-        return [row for row in rows if row is not None]
-
-    @cached_property
-    def trainings(self) -> dict[str, Line]:
-        """The line of every cell's training, by the cell's id."""
-        return {entry.cell_id: self.lines.trainings[entry.training_id] for entry in self.every_entry}
-
-    def rounds(self) -> list[dict[str, Any]]:
-        """The round records of these cells, with their cell's id, by cell and in order of the round."""
-        rounds = ResultStore(self.run.path).rounds()
-        return [{"cell_id": entry.cell_id, **record} for entry in self.entries for record in rounds.get(entry.training_id, ())]
-
-    def clients(self) -> Iterator[dict[str, Any]]:
-        """A line a client of the cells that were judged by clients, with what it reaches by itself where that is known."""
-        for entry in self.entries:
-            floor = self.lines.references.get(entry.local_only)
-            for client in self.lines.judgements.get(entry.cell_id, {}).get("clients", ()):
-                alone = floor["clients"][client["client"]] if floor else None
-                reason = {} if client["test_rows"] else {"reason": "it has no test row"}
-                yield {"cell_id": entry.cell_id, **client, "local_only_balanced_accuracy": alone, **reason}
-
-    def audits(self) -> list[dict[str, Any]]:
-        """A line a cell whose claim was audited; cells of one claim share theirs."""
-        audited = ((entry.cell_id, self.lines.audit_of(entry)) for entry in self.entries if entry.training_id in self.lines.trainings)
-        return [{"cell_id": cell_id, **line} for cell_id, line in audited if line is not None]
-
-    def write(self) -> None:
-        """Write ``results.jsonl`` and ``clients.jsonl`` anew, each at once."""
-        clients = list(self.clients())
-        _write(self.run.results, [row.values for row in self.rows])
-        if clients or self.run.clients.exists():
-            _write(self.run.clients, clients)
-
-
 def read_results(folder: Path | str) -> RunResults:
     """The results of a run folder.
 
     Raises:
         UserError: a file of the folder cannot be read.
     """
-    lines = Lines.read(folder)
-    return RunResults(RunFolder(Path(folder)), lines, entries(folder, lines))
-
-
-def entries(folder: Path | str, lines: Lines) -> list[Entry]:
-    """The cells that the manifest lists; without one a cell for every judgement.
-
-    Raises:
-        UserError: the manifest cannot be read.
-    """
-    cells = read_manifest(Path(folder)).get("cells")
-    return lines.every_entry() if cells is None else [Entry(**cell) for cell in cells]
+    cells, store = read_manifest(Path(folder)).get("cells"), ResultStore(folder)
+    lines = (store.last("trainings"), store.last("judgements"), store.last("references"), store.last("audits"))
+    results = RunResults(store.folder, *lines, list(store.lines("checks")))
+    return replace(results, entries=results.every_entry if cells is None else [Entry(**cell) for cell in cells])
 
 
 class _Manifest(BaseModel):

@@ -24,7 +24,7 @@ from fedsim.interrupts import INTERRUPTED
 from fedsim.partition.matrix import MOST_PANELS, write_partitions
 from fedsim.plugins.registry import NOTEBOOK
 from fedsim.privacy.plan import THEOREMS
-from fedsim.results.run import Entry, Lines, read_manifest
+from fedsim.results.run import Entry, RunResults, read_results
 from fedsim.results.store import ResultStore
 from fedsim.runs.display import Display, outcome
 from fedsim.runs.engine import ClusterLost, Engine, InProcess, by_token
@@ -88,14 +88,13 @@ def _run_locked(
     retry_failed: bool,
 ) -> int:
     folder = store.folder.path
-    read_manifest(folder)  # which refuses an older folder
-    lines = Lines.read(folder)
+    lines = read_results(folder)
     if changed := older_code(prepared.grid, prepared.trials, lines):
         print_line(console, changed, "yellow")
     run = RunContext(prepared, store, Display(console, len(prepared.trials), _ended(prepared.trials, lines, retry_failed=retry_failed)))
     jobs = list(missing_jobs(run, audits, lines, retry_failed=retry_failed))
     sweep(store, prepared.trials, lines)
-    write_manifest(store.folder, prepared, entries_of(run, audits))
+    write_manifest(store.folder, prepared, entries_of(run))
     drawn = [matrix for matrix in label_matrices(prepared) if matrix.seed == prepared.grid.seeds[0]]
     write_partitions(store.folder.partitions, drawn[:MOST_PANELS])
     try:
@@ -105,7 +104,7 @@ def _run_locked(
         return INTERRUPTED
     except ClusterLost as error:
         print_line(console, f"{error.where}: {error.what}; {_finished(prepared, folder)}; {error.hint}")
-        if Lines.read(folder).trainings:  # in a process of its own: Ray ends this one within seconds of a loss
+        if read_results(folder).trainings:  # in a process of its own: Ray ends this one within seconds of a loss
             subprocess.run([sys.executable, "-c", REPORT, "report", str(folder)], check=False)
             print_line(console, f"report: {store.folder.page}")
         return error.exit_code
@@ -131,7 +130,7 @@ def _audits(prepared: Prepared) -> tuple[ClaimAudit, ...]:
     return audits_of(prepared.grid, prepared.grid.audit, prepared.trials)
 
 
-def missing_jobs(run: RunContext, audits: Sequence[ClaimAudit], lines: Lines, *, retry_failed: bool = False) -> Iterator[Job]:
+def missing_jobs(run: RunContext, audits: Sequence[ClaimAudit], lines: RunResults, *, retry_failed: bool = False) -> Iterator[Job]:
     """A job for every line that the grid's rows lack: cells, each behind the references that it needs first, then audits and checks."""
     seen = set(lines.references)
     first: dict[str, CellJob] = {}
@@ -151,7 +150,7 @@ def missing_jobs(run: RunContext, audits: Sequence[ClaimAudit], lines: Lines, *,
     yield from _missing_checks(run, lines)
 
 
-def _missing_checks(run: RunContext, lines: Lines) -> Iterator[Job]:
+def _missing_checks(run: RunContext, lines: RunResults) -> Iterator[Job]:
     """A check for every method, its parameters, unit and trust whose rows promise a theorem."""
     mode, seen = run.prepared.grid.check, set[str]()
     for trial in chain.from_iterable(trial.trained for trial in run.prepared.trials if mode is not None):
@@ -166,7 +165,7 @@ def _missing_checks(run: RunContext, lines: Lines) -> Iterator[Job]:
             yield check_of(run, trial, quick=mode == "quick")
 
 
-def _cell_job(run: RunContext, trial: Trial, lines: Lines, *, retry_failed: bool) -> Job | None:
+def _cell_job(run: RunContext, trial: Trial, lines: RunResults, *, retry_failed: bool) -> Job | None:
     """What a cell lacks: its training, its judgement, or nothing."""
     cell = trial.cell
     training, judgement = lines.trainings.get(cell.training_id), lines.judgements.get(cell.cell_id)
@@ -183,7 +182,7 @@ def _cell_job(run: RunContext, trial: Trial, lines: Lines, *, retry_failed: bool
     return CellJob(run, trial)
 
 
-def sweep(store: ResultStore, trials: Iterable[Trial], lines: Lines) -> None:
+def sweep(store: ResultStore, trials: Iterable[Trial], lines: RunResults) -> None:
     """Remove the checkpoints of trainings that have ended: one that a crash left may hold the key of secret noise."""
     for trial in trials:
         training = lines.trainings.get(trial.cell.training_id)
@@ -191,13 +190,12 @@ def sweep(store: ResultStore, trials: Iterable[Trial], lines: Lines) -> None:
             discard(store.folder.checkpoint(trial.cell.training_id))
 
 
-def entries_of(run: RunContext, audits: Sequence[ClaimAudit]) -> list[Entry]:
+def entries_of(run: RunContext) -> list[Entry]:
     """The grid's cells by the keys of their lines."""
-    audit_keys = {trial.cell.cell_id: audit.run.key for audit in audits for trial in audit.trials}
     entries = []
     for trial in run.prepared.trials:
         cell, (high, low) = trial.cell, references_of(run, trial)
-        entries.append(Entry(cell.cell_id, cell.training_id, cell.label, high.key[-1], low.key[-1], audit_keys.get(cell.cell_id)))
+        entries.append(Entry(cell.cell_id, cell.training_id, cell.label, high.key[-1], low.key[-1]))
     return entries
 
 
@@ -205,17 +203,17 @@ def _bare(trials: Sequence[Trial]) -> list[Entry]:
     return [Entry(trial.cell.cell_id, trial.cell.training_id, trial.cell.label) for trial in trials]
 
 
-def _ended(trials: Sequence[Trial], lines: Lines, *, retry_failed: bool) -> Mapping[str, int]:
+def _ended(trials: Sequence[Trial], lines: RunResults, *, retry_failed: bool) -> Mapping[str, int]:
     """How many cells an earlier bench ended that do not run again, by status."""
-    return Counter(row.status for row in lines.rows(_bare(trials)) if row.status != "failed" or not retry_failed)
+    return Counter(row.status for row in lines.rows_of(_bare(trials)) if row.status != "failed" or not retry_failed)
 
 
 def _finished(prepared: Prepared, folder: Path) -> str:
-    done = Lines.read(folder).rows(_bare(prepared.trials))
+    done = read_results(folder).rows_of(_bare(prepared.trials))
     return f"{len(done)} of {counted(len(prepared.trials), 'cell')} finished"
 
 
-def older_code(grid: Grid, trials: Sequence[Trial], lines: Lines) -> str | None:
+def older_code(grid: Grid, trials: Sequence[Trial], lines: RunResults) -> str | None:
     """How many trainings are left out because the code of algorithms that run now was another then; None where none is."""
     sources = {trial.cell.algorithm: trial.cell.source for trial in trials if trial.cell.training_id not in lines.trainings}
     cells = [line["cell"] for line in lines.trainings.values()]

@@ -21,7 +21,7 @@ from fedsim.plugins.registry import check_installed
 from fedsim.report.compare import MATCHED_BY, RunRecords, compare
 from fedsim.results.columns import Row, row_of
 from fedsim.results.lines import RowError, training_line
-from fedsim.results.run import Lines, read_manifest, read_results
+from fedsim.results.run import RunResults, read_manifest, read_results
 from fedsim.results.store import ResultStore
 from fedsim.runs.bench import entries_of, missing_jobs
 from fedsim.runs.display import Display
@@ -74,8 +74,7 @@ class Verification:
         # by position: with other code a cell has another id
         trials = {cell["cell_id"]: trial for cell, trial in zip(listed, prepared.trials, strict=True)}
         results = read_results(folder)
-        lines = replace(results.lines, audits={}, checks=())  # which are no part of a cell
-        rows = lines.rows(results.entries)
+        rows = replace(results, audits={}, checks=()).rows  # which are no part of a cell
         cells, differing, left_out = [], [], Counter[str]()
         for row in rows:
             given, fixed = _fixed(row), _fixed(blank_row(trials[row.cell_id]))
@@ -128,7 +127,7 @@ class Verification:
     def _run_again(self, cells: Sequence[tuple[Row, Trial]], console: Console, engine: AbstractContextManager[Engine]) -> bool:
         """Run cells again and show what differs; whether rows and rounds are equal to the last bit."""
         old, chosen = [row for row, _ in cells], {trial.cell.cell_id for _, trial in cells}
-        kept, equal = {training: line["state"] for training, line in Lines.read(self.folder).trainings.items()}, self.prepared.equal
+        kept, equal = {training: line["state"] for training, line in read_results(self.folder).trainings.items()}, self.prepared.equal
         equal = {training: first for training, first in equal.items() if kept.get(training) == kept.get(first)}  # it was trained once
         firsts = {equal.get(trial.cell.training_id) for _, trial in cells}
         trials = [trial for trial in self.prepared.trials if trial.cell.cell_id in chosen or trial.cell.training_id in firsts]
@@ -136,8 +135,8 @@ class Verification:
             prepared = replace(self.prepared, trials=tuple(trials), equal=equal)
             run = RunContext(prepared, ResultStore(Path(scratch)), Display(console, len(trials)))
             with engine as running, run.display:
-                Scheduler(run, running).run(missing_jobs(run, (), Lines({}, {}, {})))
-            write_manifest(run.store.folder, run.prepared, entries_of(run, ()))
+                Scheduler(run, running).run(missing_jobs(run, (), RunResults(run.store.folder)))
+            write_manifest(run.store.folder, run.prepared, entries_of(run))
             found = read_results(scratch)
             rows = [row for row in found.rows if row.cell_id in chosen]
             new = RunRecords(rows, [record for record in found.rounds() if record["cell_id"] in chosen])

@@ -268,7 +268,7 @@ def test_a_search_is_proved_from_its_line_released_and_composed_and_no_lie_is(be
     assert generator.facts.cell.params["radius"] == small.tuning["chosen"]["radius"]
     assert '"trained":null' in path.read_text().replace(" ", "")
     assert load_generator(tmp_path / "package").sample([0, 1]).shape[0] == 2
-    line, selection = dump(results.trainings[small.cell_id]), small.selection
+    line, selection = dump(results.trained[small.cell_id]), small.selection
     lies = {
         "no cost of the search": put("plan", "selection", None),
         "a score of less noise": put("plan", "selection", "score", 1e-3 * selection["score"]),

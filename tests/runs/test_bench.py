@@ -17,7 +17,7 @@ from fedsim.grid.models import Grid
 from fedsim.interrupts import INTERRUPTED
 from fedsim.report.report import write_report
 from fedsim.results.columns import Row
-from fedsim.results.run import Lines, read_results
+from fedsim.results.run import read_results
 from fedsim.results.store import KINDS, Kind, ResultStore, RunFolder
 from fedsim.runs.bench import engine_for, missing_jobs
 from fedsim.runs.display import Display
@@ -171,7 +171,7 @@ def test_a_grid_may_ask_for_checks_which_run_once(bench: Bench, plugins: Path) -
     assert "all 4 cells are finished" in bench(grid).output
     full = prepare(grid.model_copy(update={"check": "full"}), NODES)
     run = RunContext(full, ResultStore(ran.folder), Display(Console(quiet=True), 4))
-    assert [job.key[0] for job in missing_jobs(run, (), Lines.read(ran.folder))] == ["check", "check"]
+    assert [job.key[0] for job in missing_jobs(run, (), read_results(ran.folder))] == ["check", "check"]
 
 
 def trouble(how: str, healed: Path) -> dict[str, Any]:

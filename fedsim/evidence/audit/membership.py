@@ -22,7 +22,7 @@ from fedsim.evaluation.judge import synthesise
 from fedsim.grid.models import Cell
 from fedsim.methods.products import is_classifier
 from fedsim.results.lines import as_trained, read_state
-from fedsim.results.run import Entry, Lines
+from fedsim.results.run import Entry, read_results
 from fedsim.results.store import RunFolder
 from fedsim.seeds import Seeds
 from fedsim.training.cohort import build_algorithm
@@ -152,10 +152,11 @@ def attack_run(folder: RunFolder, trials: Sequence[Trial], data: Mapping[str, Em
     Raises:
         UserError: there are no generators of these cells, or no such cell.
     """
-    lines = Lines.read(folder.path)
-    rows = [lines.row(Entry(trial.cell.cell_id, trial.cell.training_id, trial.cell.label), judged=False) for trial in trials]
+    results = read_results(folder.path)
+    rows = [results.row(Entry(trial.cell.cell_id, trial.cell.training_id, trial.cell.label), judged=False) for trial in trials]
     ended = [trial for trial, row in zip(trials, rows, strict=True) if row is not None and row.status == "ok" and row.yields == "generator"]
-    kept = [trial for trial in ended if lines.trainings[trial.cell.training_id]["state"] and folder.state(trial.cell.training_id).exists()]
+    states = {training: line["state"] and folder.state(training).exists() for training, line in results.trainings.items()}
+    kept = [trial for trial in ended if states[trial.cell.training_id]]
     if not kept:
         what, hint = "there are no generators here of the code and data of today", "run the grid with resources: {save_generators: true}"
         raise UserError(str(folder.path), what, hint)
@@ -168,7 +169,7 @@ def attack_run(folder: RunFolder, trials: Sequence[Trial], data: Mapping[str, Em
     of_them = {_but_for_seed_and_site(trial.cell) for trial in kept if trial.cell.training_id in chosen}
     groups: dict[str, list[Attacked]] = {}
     for trial in kept:
-        line, group = lines.trainings[trial.cell.training_id], _but_for_seed_and_site(trial.cell)
+        line, group = results.trainings[trial.cell.training_id], _but_for_seed_and_site(trial.cell)
         if group not in of_them:
             continue
         trial = as_trained(trial, line)
