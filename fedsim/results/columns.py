@@ -16,7 +16,7 @@ from fedsim.json_lines import dump
 from fedsim.privacy.mechanism import Mechanism
 from fedsim.privacy.plan import THEOREMS, large_delta
 from fedsim.privacy.selection import Selection
-from fedsim.words import setting, spelled
+from fedsim.words import number, setting, spelled
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -70,9 +70,23 @@ class Row:
         return "heuristic" if self.check == "failed" and self.claim in THEOREMS else self.claim
 
     @property
-    def audited_epsilon(self) -> float:
-        """The largest epsilon that an audit refutes; 0 without one."""
-        return max(self.audit_epsilon_lower or 0.0, self.audit_epsilon_any or 0.0)
+    def outcome(self) -> str:
+        """Its result in a few words."""
+        if self.error is not None:
+            first = (self.error["message"].strip().splitlines() or [""])[0]
+            return f"unaccounted, {first}" if self.status == "unaccounted" else f"failed, {self.error['type']}: {first}"
+        words = f"balanced accuracy {self.balanced_accuracy:.3f}"
+        words += f", ε spent {number(self.epsilon_spent, 3)}" if self.epsilon_spent is not None else ""
+        if self.status == "overspent":
+            return f"overspent ({words} of {number(self.epsilon_target)})"
+        if self.status == "refuted":
+            bound = max(self.audit_epsilon_lower or 0.0, self.audit_epsilon_any or 0.0)
+            found = f"an audit finds ε ≥ {number(bound, 3)}"
+            if bound <= (self.epsilon_target or 0.0):
+                found = f"a canary adds {number(self.audit_canary_ratio, 3)} of the claimed sensitivity"
+            found += f", {self.audited_form}" if self.audited_form else ""
+            return f"refuted (ε = {number(self.epsilon_target)} claimed, {found})"
+        return words
 
     @property
     def audited_form(self) -> str:

@@ -26,7 +26,7 @@ from fedsim.plugins.registry import NOTEBOOK
 from fedsim.privacy.plan import THEOREMS
 from fedsim.results.run import Entry, RunResults, read_results
 from fedsim.results.store import ResultStore
-from fedsim.runs.display import Display, outcome
+from fedsim.runs.display import Display
 from fedsim.runs.engine import ClusterLost, Engine, InProcess, by_token
 from fedsim.runs.jobs import CellJob, Job, RunContext, audit_of, check_of, checked_facts, references_of
 from fedsim.runs.manifest import write_manifest
@@ -111,7 +111,7 @@ def _run_locked(
     report.show(console)
     bad = [row for row in report.rows if row.status != "ok"]
     for row in bad[:MOST_SHOWN]:
-        print_line(console, f"{row.setting}: {outcome(row)} ({store.folder.log(row.cell_id)})", "red")
+        print_line(console, f"{row.setting}: {row.outcome} ({store.folder.log(row.cell_id)})", "red")
     if len(bad) > MOST_SHOWN:
         print_line(console, f"and {len(bad) - MOST_SHOWN} more that are not ok; the report lists them", "red")
     if any(row.status == "failed" for row in bad):

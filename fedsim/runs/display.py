@@ -13,7 +13,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextC
 from rich.text import Text
 
 from fedsim.results.columns import Row
-from fedsim.words import counted, is_live, number, print_line
+from fedsim.words import counted, is_live, print_line
 
 EVERY = 60.0
 """Seconds between two lines where there is no terminal."""
@@ -71,7 +71,7 @@ class Display:
         self.ended[row.status] += 1
         self._progress.update(self._cells, completed=self.ended.total())
         if row.status != "ok":
-            self.note(f"{row.setting}: {outcome(row)}")
+            self.note(f"{row.setting}: {row.outcome}")
 
     def tick(self) -> None:
         """Where there is no terminal, print where it stands once a minute."""
@@ -97,25 +97,6 @@ class Display:
         left = self.total - self.ended.total()
         parts += [f"{left} not finished"] if left else []
         self.note(f"{', '.join(parts)} in {_duration(time.monotonic() - self._started)}")
-
-
-def outcome(row: Row) -> str:
-    """A cell's result in a few words."""
-    if row.error is not None:
-        first = (row.error["message"].strip().splitlines() or [""])[0]
-        return f"unaccounted, {first}" if row.status == "unaccounted" else f"failed, {row.error['type']}: {first}"
-    words = f"balanced accuracy {row.balanced_accuracy:.3f}"
-    if row.epsilon_spent is not None:
-        words += f", ε spent {number(row.epsilon_spent, 3)}"
-    if row.status == "overspent":
-        return f"overspent ({words} of {number(row.epsilon_target)})"
-    if row.status == "refuted":
-        reason = f"an audit finds ε ≥ {number(row.audited_epsilon, 3)}"
-        if row.audited_epsilon <= (row.epsilon_target or 0.0):
-            reason = f"a canary adds {number(row.audit_canary_ratio, 3)} of the claimed sensitivity"
-        reason += f", {row.audited_form}" if row.audited_form else ""
-        return f"refuted (ε = {number(row.epsilon_target)} claimed, {reason})"
-    return words
 
 
 def _duration(seconds: float) -> str:

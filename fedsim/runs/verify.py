@@ -18,7 +18,7 @@ from fedsim.errors import UserError
 from fedsim.grid.models import Grid
 from fedsim.json_lines import dump
 from fedsim.plugins.registry import check_installed
-from fedsim.report.compare import MATCHED_BY, RunRecords, compare
+from fedsim.report.compare import MATCHED_BY, compare
 from fedsim.results.columns import Row, row_of
 from fedsim.results.lines import RowError, training_line
 from fedsim.results.run import RunResults, read_manifest, read_results
@@ -139,8 +139,8 @@ class Verification:
             write_manifest(run.store.folder, run.prepared, entries_of(run))
             found = read_results(scratch)
             rows = [row for row in found.rows if row.cell_id in chosen]
-            new = RunRecords(rows, [record for record in found.rounds() if record["cell_id"] in chosen])
-        comparison = compare((str(self.folder), "the cells run again"), RunRecords(old, read_results(self.folder).rounds()), new)
+            new = rows, [record for record in found.rounds() if record["cell_id"] in chosen]
+        comparison = compare((str(self.folder), "the cells run again"), (old, read_results(self.folder).rounds()), new)
         comparison.show(console)
         same = comparison.rows_equal and len(comparison.matched) == len(old)
         if not same:
