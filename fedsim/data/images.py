@@ -6,21 +6,21 @@ import hashlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
-from functools import cached_property, partial
+from functools import cached_property
 from io import BytesIO
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageOps
 
-from fedsim.data.embeddings import check_texts
 from fedsim.data.split import TEST, TRAIN, stratified_rows
-from fedsim.errors import UserError, at, below
+from fedsim.errors import UserError
 from fedsim.files import open_regular, unread
 
-Decoder = Callable[[], Image.Image]
+Source = str | bytes | NDArray[np.uint8]
+"""What an image is made of: the path of a file, a file's content, or pixels ``[h, w]`` or ``[h, w, 3]``."""
 EXTENSIONS = {".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp"}
 
 
@@ -28,23 +28,24 @@ class BadImage(Exception):
     """An image that cannot be decoded; the message says why."""
 
 
-class Images(Protocol):
+class Images:
     """Where pixels come from."""
 
-    def __len__(self) -> int:
-        """How many images there are."""
-
-    def decoder(self, row: int) -> Decoder:
-        """A function that decodes image ``row`` to RGB, in any thread; raises BadImage. Cheapest in ascending order of rows."""
+    def source(self, row: int) -> Source:
+        """Image ``row``, not decoded. Cheapest in ascending order of rows."""
+        raise NotImplementedError
 
     def name(self, row: int) -> str:
         """What a message calls image ``row``."""
+        return f"image {row}"
 
-    def digests(self, rows: Sequence[int]) -> Iterator[bytes]:
-        """For every row a hash that is another one where its content is, in little time."""
-
-    def contents(self, rows: Sequence[int]) -> Iterator[bytes]:
+    def contents(self, rows: Iterable[int]) -> Iterator[bytes]:
         """For every row a hash that equal images have in common."""
+        return (content_hash(self.source(row)) for row in rows)
+
+    def digests(self, rows: Iterable[int]) -> Iterator[bytes]:
+        """For every row a hash that is another one where its content is, in little time."""
+        return self.contents(rows)
 
 
 @dataclass(frozen=True, eq=False)
@@ -75,13 +76,8 @@ class ImageSet:
         if len(self.class_names) < 2:
             raise UserError(self.where, "all images have one label", "give at least two classes")
         trained = np.bincount(self.y[self.split == TRAIN], minlength=len(self.class_names))
-        if not trained.any() or not (self.split == TEST).any():
-            part = "test" if trained.any() else "training"
-            raise UserError(self.where, f"there is no {part} image", "give images for training and for testing")
-        with at(self.where):
-            check_texts("the classes' names", self.class_names)
-            for name, values in self.columns.items():
-                check_texts(name, values)
+        if not (self.split == TEST).any():
+            raise UserError(self.where, "there is no test image", "give images for training and for testing")
         if not trained.all():
             what = f"class '{self.class_names[int(trained.argmin())]}' has no training image"
             raise UserError(self.where, what, "give it one, or leave the class out")
@@ -93,10 +89,6 @@ class ImageSet:
         """The set with some of its rows."""
         columns = {name: values[keep] for name, values in self.columns.items()}
         return replace(self, rows=self.rows[keep], y=self.y[keep], split=self.split[keep], columns=columns)
-
-    def below(self, place: str) -> ImageSet:
-        """The set whose messages name ``place`` before its own."""
-        return replace(self, where=below(place, self.where))
 
     def limited(self, limit: int) -> ImageSet:
         """At most ``limit`` training images and as many test images, fixed stratified choices; no validation images."""
@@ -115,13 +107,6 @@ class ImageSet:
         """A hash of every image that changes with its content; reads all files once."""
         return list(self.images.digests(self.rows.tolist()))
 
-    @property
-    def contents(self) -> list[bytes]:
-        """A hash of every image that equal ones have in common; files whose digest is one are not read again."""
-        if self.images.contents == self.images.digests:
-            return self.digests
-        return list(self.images.contents(self.rows.tolist()))
-
     @cached_property
     def fingerprint(self) -> str:
         """First 16 hex digits of the SHA-256 of images, labels, split, class names and columns; the name is no part of it."""
@@ -132,103 +117,69 @@ class ImageSet:
             digest.update(image)
         return digest.hexdigest()[:16]
 
-    def decoder(self, position: int) -> Decoder:
-        """See :meth:`Images.decoder`; positions count the rows of this set."""
-        return self.images.decoder(int(self.rows[position]))
+    def source(self, position: int) -> Source:
+        """An image, not decoded; positions count the rows of this set."""
+        return self.images.source(int(self.rows[position]))
 
     def image_name(self, position: int) -> str:
         """What a message calls an image."""
         return self.images.name(int(self.rows[position]))
 
 
-class ImageFiles:
+class ImageFiles(Images):
     """Image files on disk; names in messages are relative to ``root``."""
 
     def __init__(self, paths: Iterable[Path], root: Path) -> None:
         self.paths, self.root = tuple(map(str, paths)), root
 
-    def __len__(self) -> int:
-        return len(self.paths)
-
-    def decoder(self, row: int) -> Decoder:
-        """See :class:`Images`."""
-        return partial(decoded, self.paths[row])
+    def source(self, row: int) -> str:
+        """Its path."""
+        return self.paths[row]
 
     def name(self, row: int) -> str:
         """The path below the root."""
         path = Path(self.paths[row])
         return str(path.relative_to(self.root)) if path.is_relative_to(self.root) else str(path)
 
-    def digests(self, rows: Sequence[int]) -> Iterator[bytes]:
+    def contents(self, rows: Iterable[int]) -> Iterator[bytes]:
         """SHA-256 of each file."""
         with ThreadPoolExecutor() as pool:
-            yield from pool.map(_file_digest, [self.paths[row] for row in rows])
-
-    contents = digests
+            yield from pool.map(content_hash, [self.paths[row] for row in rows])
 
 
-class PixelArrays:
-    """Images in memory: uint8 ``[n, h, w]`` or ``[n, h, w, 3]``."""
-
-    def __init__(self, pixels: NDArray[np.uint8]) -> None:
-        self.pixels = pixels
-
-    def __len__(self) -> int:
-        return len(self.pixels)
-
-    def decoder(self, row: int) -> Decoder:
-        """See :class:`Images`."""
-        return partial(from_pixels, self.pixels[row])
-
-    def name(self, row: int) -> str:
-        """Its number."""
-        return f"image {row}"
-
-    def digests(self, rows: Sequence[int]) -> Iterator[bytes]:
-        """SHA-256 of each image's pixels."""
-        return (hashlib.sha256(self.pixels[row].tobytes()).digest() for row in rows)
-
-    contents = digests
-
-
-def decoded(source: str | bytes) -> Image.Image:
-    """Decode a file, or its bytes, to RGB: upright by its EXIF orientation, 16-bit grey values scaled to 8 bits."""
+def decoded(source: Source) -> Image.Image:
+    """Decode to RGB: upright by its EXIF orientation, 16-bit grey values scaled to 8 bits; raises BadImage."""
+    if isinstance(source, np.ndarray):
+        return Image.fromarray(source).convert("RGB")
     try:
         with BytesIO(source) if isinstance(source, bytes) else open_regular(source) as file, Image.open(file) as image:
             if image.format == "EPS":  # Pillow would hand it to Ghostscript
-                raise BadImage("it is PostScript, a program, and is not run")
+                raise ValueError("it is PostScript, a program, and is not run")
             return _rgb(ImageOps.exif_transpose(image))
-    except BadImage:
-        raise
-    except UnidentifiedImageError as error:
-        raise BadImage("no image of a kind that Pillow knows") from error
     except Exception as error:  # Pillow's decoders raise what they like on damaged files
         raise BadImage(unread(error)) from error
 
 
-def from_pixels(pixels: NDArray[np.uint8]) -> Image.Image:
-    """RGB from uint8 ``[h, w]`` or ``[h, w, 3]``."""
-    return Image.fromarray(pixels).convert("RGB")
-
-
 def _rgb(image: Image.Image) -> Image.Image:
     if image.mode == "F":
-        raise BadImage("its pixels are floating-point numbers")
+        raise ValueError("its pixels are floating-point numbers")
     if not image.mode.startswith("I"):
         return image.convert("RGB")
     values = np.asarray(image)
     if values.min() < 0 or values.max() > 65535:
-        raise BadImage("its pixels are beyond 16 bits")
-    return from_pixels((values // 256).astype(np.uint8))
+        raise ValueError("its pixels are beyond 16 bits")
+    return Image.fromarray((values // 256).astype(np.uint8)).convert("RGB")
 
 
-def _file_digest(path: str) -> bytes:
-    """Of a file's content; one that cannot be read, as decoding will report, differs from all others."""
+def content_hash(source: Source) -> bytes:
+    """SHA-256 of a file, its content or pixels; a file that cannot be read, as decoding will report, differs from all others."""
+    if not isinstance(source, str):
+        return hashlib.sha256(source if isinstance(source, bytes) else source.tobytes()).digest()
     try:
-        with open_regular(path) as file:
+        with open_regular(source) as file:
             return hashlib.file_digest(file, "sha256").digest()
     except OSError as error:
-        return hashlib.sha256(f"{unread(error)}: {path}".encode(errors="surrogateescape")).digest()
+        return hashlib.sha256(f"{unread(error)}: {source}".encode(errors="surrogateescape")).digest()
 
 
 def overlapping(digests: Sequence[bytes], split: NDArray[np.int64], name: Callable[[int], str], *, drop: bool) -> NDArray[np.int64]:

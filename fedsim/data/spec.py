@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import difflib
 import json
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, model_validator
 
@@ -15,6 +14,7 @@ from fedsim.errors import nearest
 from fedsim.files import cache_folder
 
 Channels = tuple[FiniteFloat, FiniteFloat, FiniteFloat]
+Scale = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 REVISIONS = {
     "facebook/dinov2-small": "ed25f3a31f01632728cabb09d1542f84ab7b0056",
     "facebook/dinov2-base": "f9e44c814b77203eaa57a6bdbbd535f21ede1415",
@@ -23,7 +23,7 @@ REVISIONS = {
 }
 """The revisions that are meant where a grid names none; ``facebook/`` may be left out where no folder has the rest as its name."""
 EXPORTED: dict[str, dict[str, Any]] = {"efficientnet-lite0": {"size": 112, "mean": (0.498,) * 3, "std": (0.502,) * 3}}
-"""Networks known by name: ``encoders/NAME.onnx`` in the cache, which ``benchmarks/encoders.py`` makes, and what images go through."""
+"""Networks known by name: ``encoders/NAME.onnx`` in the cache, which ``fedsim embed --make NAME`` makes, and what images go through."""
 PATHS = ("npz", "imagefolder", "csv")
 """The sources that a path names."""
 IN_FOLDERS = {
@@ -36,8 +36,11 @@ ARGUMENTS = {"digits": "", **dict.fromkeys(IN_FOLDERS, ""), "medmnist": "<flag>"
 """The sources that a name names, and what follows it after a colon."""
 _OWN = {"root": ("medmnist", *IN_FOLDERS), "size": ("medmnist",), "remap": ("npz",), "domains": ("imagefolder",)}
 """Keys that are not every source's, and whose they are."""
-CLOSE_NAME = 0.8
-"""How alike a name has to be to a known set's to be taken for it misspelled."""
+
+
+def changed(model: BaseModel) -> set[str]:
+    """The fields whose values are not the defaults."""
+    return {name for name, field in type(model).model_fields.items() if getattr(model, name) != field.default}
 
 
 class EncoderSpec(BaseModel):
@@ -63,7 +66,7 @@ class EncoderSpec(BaseModel):
     onnx: Path | None = None
     size: int = Field(default=224, ge=1, le=4096)
     mean: Channels = (0.485, 0.456, 0.406)
-    std: Channels = (0.229, 0.224, 0.225)
+    std: tuple[Scale, Scale, Scale] = (0.229, 0.224, 0.225)
     output: str | None = Field(default=None, min_length=1)
     revision: str | None = Field(default=None, min_length=1)
     pool: Literal["cls", "mean", "cls+mean"] = "cls"
@@ -84,14 +87,11 @@ class EncoderSpec(BaseModel):
     def _of_one_kind(self) -> Self:
         if (self.name is None) == (self.onnx is None):
             raise ValueError("names no encoder or two; give a name, or {onnx: PATH}")
-        kind, wrong = ("a network of an onnx file", {"revision"}) if self.onnx else ("a named encoder", {"size", "mean", "std", "output"})
-        for name in sorted(wrong):
-            if getattr(self, name) != type(self).model_fields[name].default:
-                raise ValueError(f"{kind} takes no {name}; remove it")
+        wrong = {"revision"} if self.onnx else {"size", "mean", "std", "output"}
+        if given := sorted(wrong & changed(self)):
+            raise ValueError(f"{'a network of an onnx file' if self.onnx else 'a named encoder'} takes no {given[0]}; remove it")
         if self.onnx and self.dtype == "bfloat16":
             raise ValueError("a network of an onnx file computes as it was exported; give dtype: float32 or float16")
-        if min(self.std) <= 0:
-            raise ValueError("std has a value that is not positive; give three numbers > 0")
         return self
 
     @property
@@ -100,11 +100,6 @@ class EncoderSpec(BaseModel):
         name = self.onnx.stem if self.onnx else Path(str(self.name)).name
         more = [self.pool] * (self.pool != "cls") + [self.dtype] * (self.dtype != "float32") + [f"{self.views} views"] * (self.views > 1)
         return ", ".join([name, *more])
-
-    @property
-    def stored(self) -> str:
-        """The dtype of files of embeddings."""
-        return "float16" if self.dtype == "float16" else "float32"
 
     def within(self, folder: Path) -> EncoderSpec:
         """The same encoder, the relative path of its file or folder taken from ``folder``."""
@@ -180,9 +175,9 @@ class DatasetSpec(BaseModel):
             raise ValueError(f"names {' and '.join(paths)}; give one of them")
         if not paths:
             self._check_name()
-        for key, owners in _OWN.items():
-            if self.kind not in owners and getattr(self, key) != type(self).model_fields[key].default:
-                raise ValueError(f"'{self.display}' takes no {key}; it is for {', '.join(sorted(owners))}")
+        for key in sorted(changed(self) & _OWN.keys()):
+            if self.kind not in _OWN[key]:
+                raise ValueError(f"'{self.display}' takes no {key}; it is for {', '.join(sorted(_OWN[key]))}")
         if self.kind == "npz" and (given := "split" if self.split else "encoder" if self.encoder else None):
             raise ValueError(f"'{self.display}' holds embeddings and takes no {given}, which is for images; remove it")
         return self
@@ -192,13 +187,9 @@ class DatasetSpec(BaseModel):
         if self.name is None:
             raise ValueError(f"names no data; give {', '.join(known)}, {{npz: PATH}}, {{imagefolder: PATH}} or {{csv: PATH}}")
         kind, colon, argument = self.name.partition(":")
-        if kind in ARGUMENTS and bool(argument) == bool(ARGUMENTS[kind]) and (argument or not colon):
-            return
-        # a set of another name is another set, so only a misspelled one is guessed
-        hint = f"known: {', '.join(sorted(known))}; any other: hf:{self.name.lower()} if the hub has it, or your own: npz, imagefolder, csv"
-        if difflib.get_close_matches(self.name, known, n=1, cutoff=CLOSE_NAME):
-            hint = nearest(self.name, known)
-        raise ValueError(f"unknown data set '{self.name}'; {f'write {{npz: {self.name}}}' if self.name.endswith('.npz') else hint}")
+        if kind not in ARGUMENTS or bool(colon) != bool(ARGUMENTS[kind]) or bool(colon) != bool(argument):
+            hint = f"write {{npz: {self.name}}}" if self.name.endswith(".npz") else nearest(self.name, known)
+            raise ValueError(f"unknown data set '{self.name}'; {hint}, or your own: npz, imagefolder, csv")
 
     @property
     def kind(self) -> str:
@@ -218,9 +209,9 @@ class DatasetSpec(BaseModel):
     @property
     def terms(self) -> tuple[str, str]:
         """The licence of the data, in words, and where they come from; empty where that is not known."""
-        known = {"digits": ("CC BY 4.0", "scikit-learn, UCI"), **IN_FOLDERS}
         medmnist = ("CC BY-NC 4.0" if self.argument == "dermamnist" else "CC BY 4.0", "MedMNIST, Zenodo")
-        licence, source = medmnist if self.kind == "medmnist" else known.get(self.kind, ("", ""))
+        known = {"digits": ("CC BY 4.0", "scikit-learn, UCI"), "medmnist": medmnist, **IN_FOLDERS}
+        licence, source = known.get(self.kind, ("", ""))
         return self.licence or licence, source
 
     @property

@@ -35,6 +35,10 @@ def stratified_rows(y: NDArray[np.int64], size: int, leave: int = 0) -> NDArray[
     return np.sort(np.concatenate([rng.permutation(np.flatnonzero(y == c))[: quota[c]] for c in range(len(counts))]))
 
 
+NO_LABELS = ("unlabelled", "unlabelled too")
+"""Names of the classes that stand in where rows, which are public ones then, have no labels."""
+
+
 def made_up_labels(rows: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """Labels of two classes and a split ``[n]`` that stand in for those of rows without any."""
     if rows < 3:

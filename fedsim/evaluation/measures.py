@@ -116,6 +116,29 @@ def share_weighted_accuracy(of: Predictions) -> float:
     return float(np.average(recalls(of), weights=of.shares[of.held]))
 
 
+BINS = 15
+"""Of confidence, of equal width (Guo et al. 2017)."""
+
+
+def auroc(of: Predictions) -> float:
+    """Area under the ROC curve of one class against the rest, mean over the held classes; a class that all rows have has none."""
+    from sklearn.metrics import roc_auc_score
+
+    areas = [roc_auc_score(of.y == label, of.probabilities[:, label]) for label in of.held if (of.y != label).any()]
+    return float(np.mean(areas)) if areas else math.nan
+
+
+def calibration_error(of: Predictions) -> float:
+    """Expected calibration error: mean |share predicted right - mean confidence| over :data:`BINS`, weighed by their rows.
+
+    Guo et al. 2017, On calibration of modern neural networks (arXiv 1706.04599), equation 3.
+    """
+    confidence = of.probabilities.max(axis=1).astype(np.float64)
+    bins = np.minimum((confidence * BINS).astype(np.int64), BINS - 1)
+    gaps = np.bincount(bins, weights=(of.predicted == of.y) - confidence, minlength=BINS)
+    return float(np.abs(gaps).sum() / len(of.y))
+
+
 _OWN = "of each client's own generator (or classifier) on its own test rows"
 _INTERPOLATED = "at the clients, own classifier and shared one interpolated (where there is one of each)"
 _ALONE = "at the clients, own classifier alone"
@@ -144,6 +167,8 @@ MEASURES = {
     ),
     "share_of_ceiling": Measure("Balanced accuracy as a share of the ceiling", "all", None),
     "macro_f1": Measure("Macro F1", "all", macro_f1, "macro F1"),
+    "auroc": Measure("AUROC, one class against the rest, mean over classes", "all", auroc, "AUROC", table=True, short="AUROC"),
+    "calibration_error": Measure("Expected calibration error", "all", calibration_error, table=True, short="calibration error", best=0.0),
     "worst_class_recall": Measure("Recall of the worst class", "all", worst_class_recall, "worst class", table=True, short="worst class"),
     "knn_balanced_accuracy": Measure(
         "Balanced accuracy of the nearest synthetic neighbours",

@@ -12,8 +12,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from fedsim.data.embeddings import Embeddings
-from fedsim.data.public import PublicRows
+from fedsim.data.embeddings import Embeddings, PublicRows
 from fedsim.data.spec import DatasetSpec
 from fedsim.errors import PluginError, UserError, nearest
 from fedsim.grid.models import Cell, Curve, Evaluation, Grid, Loc, Tuning

@@ -10,8 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from fedsim.data.embeddings import Embeddings
-from fedsim.data.public import PublicRows
+from fedsim.data.embeddings import Embeddings, PublicRows
 from fedsim.data.sources.load import load_public, opened
 from fedsim.data.spec import DatasetSpec
 from fedsim.errors import UserError, at, nearest

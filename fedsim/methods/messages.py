@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from fedsim.data.public import PublicRows as PublicRows
+from fedsim.data.embeddings import PublicRows as PublicRows
 from fedsim.device import CPU, moved
 from fedsim.models.probe import PROBE_C
 from fedsim.privacy.mechanism import Mechanism

@@ -13,7 +13,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from fedsim.data.public import PublicRows
+from fedsim.data.embeddings import PublicRows
 from fedsim.device import normal
 from fedsim.methods.messages import Tensors
 from fedsim.methods.products import CoordinateClassifier, Product, is_classifier, mapped

@@ -18,8 +18,8 @@ STRENGTHS = (0.4, 1.28, 4.0, 12.8, 128.0)
 """Inverse strengths times the dimension d, which is the squared norm of a standardised row: what is trained on real rows takes the best."""
 STRONG, WEAK = 4.0, 12.8
 """The two of them that are open to a probe of synthetic rows."""
-CLOSE, SURE = 0.01, 1 / 4
-"""The weak penalty must lower the log loss on fresh rows by so many nats, and the strong one's be above this share of a guess's."""
+SURE = 0.5
+"""Nats of log loss on fresh rows up to which the strong penalty is kept."""
 MAX_ITERATIONS, TOLERANCE = 200, 1e-4
 """When a fit of many rows ends: the iterations, or the largest entry of the gradient."""
 _EXACT_ITERATIONS, _EXACT_TOLERANCE = 1000, 1e-7
@@ -135,10 +135,10 @@ def fit_chosen(x: NDArray[np.float32], y: NDArray[np.int64], fresh: NDArray[np.f
     fitted = fit_probes(x, y, [strong, weak])
     first = next(fitted)
     loss = _log_loss(first, fresh, labels)
-    if loss <= SURE * np.log(max(len(first.classes), 2)):
+    if loss <= SURE:
         return first, strong
     second = next(fitted)
-    return (second, weak) if _log_loss(second, fresh, labels) < loss - CLOSE else (first, strong)
+    return (second, weak) if _log_loss(second, fresh, labels) < loss else (first, strong)
 
 
 def _log_loss(probe: Probe, x: NDArray[np.float32], y: NDArray[np.int64]) -> float:

@@ -8,8 +8,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from fedsim.data.embeddings import Embeddings
-from fedsim.data.normalise import unit_norm
+from fedsim.data.embeddings import Embeddings, unit_norm
 from fedsim.partition.partition import Partition
 from fedsim.partition.spec import PartitionSpec
 from fedsim.seeds import Purpose, Seeds

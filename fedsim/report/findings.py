@@ -44,27 +44,6 @@ KINDS = (
         "more synthetic rows (evaluation.per_class), a fixed probe_c, more seeds",
     ),
     Kind(
-        "probe and nearest neighbours disagree",
-        "judges_apart > 0.15",
-        "they are {judges_apart:.2f} apart in a seed",
-        "one of them reads something that is not in real rows",
-        "look at fidelity before either score is believed; more synthetic rows",
-    ),
-    Kind(
-        "seeds far apart",
-        "highest - lowest > 0.3",
-        "balanced accuracy is from {lowest:.2f} to {highest:.2f}",
-        "a mean says little",
-        "more seeds, and single seeds in place of their mean",
-    ),
-    Kind(
-        "synthetic rows of another size than real ones",
-        "size < 0.67 or size > 1.5",
-        "their norm is {size:.2g}, that of real rows 1",
-        "directions alone carry what was learned; rows longer than 1 are brought back to the sphere before they are judged",
-        "more rows or a larger ε; a smaller clip or radius, where the method has one",
-    ),
-    Kind(
         "training diverged",
         "lost_from >= 0",
         "the loss ({lost}) is not finite from round {lost_from:.0f} on",
@@ -138,16 +117,13 @@ def seen(settings: Settings, rounds: pd.DataFrame) -> pd.DataFrame:
     ``noiseless`` (of the same method and place). Of rounds, the means over a cell's last ones, of seeds the extreme; ``lost``: a loss that
     is not finite.
     """
-    rows = settings.averaged.assign(apart=lambda own: (own["balanced_accuracy"] - own["knn_balanced_accuracy"]).abs())
-    scores, facts = rows.groupby("setting"), settings.facts
+    scores, facts = settings.averaged.groupby("setting"), settings.facts
     frame = facts.assign(
         score=scores["balanced_accuracy"].mean(),
         lowest=scores["balanced_accuracy"].min(),
         highest=scores["balanced_accuracy"].max(),
         chance=scores["chance"].mean(),
         ceiling=scores["ceiling_balanced_accuracy"].mean(),
-        judges_apart=scores["apart"].max(),
-        size=scores["synthetic_norm"].mean(),
     ).sort_values("epsilon_target", kind="stable")
     curve = ["label", *PLACE]
     frame["before"] = (

@@ -86,9 +86,7 @@ def render_page(
         pictures=pictures,
         few=settings.spread == "ci95" and (settings.facts["seeds"] == 2).any(),
         findings=findings,
-        missing=[
-            (status, [f"{row.setting}: {row.outcome}" for row in rows if row.status == status]) for status in UNDRAWN if counts[status]
-        ],
+        missing=[(status, [row for row in rows if row.status == status]) for status in UNDRAWN if counts[status]],
         failed=next((row for row in rows if row.status == "failed"), None),
         refused=manifest.get("refused") or [],
         listed=LISTED,

@@ -23,14 +23,6 @@ from fedsim.words import Printed, number, setting, spelled
 
 TableFormat = Literal["md", "latex", "html", "csv"]
 Order = Literal["given", "best", "name"]
-CLAIM_WORDS = {
-    "stated": "stated ε",
-    "heuristic": "heuristic ε",
-    "none": "no claim on ε",
-    "refuted": "refuted ε",
-    "not private": "not private",
-}
-"""How a claim other than "proved" is worded beside a label."""
 _CLAIM_NOTES = {
     "stated": "the author states the theorem; the column check of the rows says whether a fedsim check refutes it",
     "heuristic": "the number is not a theorem for that method, or a check found a fault",
@@ -175,12 +167,17 @@ def claim(facts: pd.DataFrame) -> str:
     return weakest([*(finite if len(finite) else facts)["claim"]]) or ""
 
 
+def claim_words(word: str) -> str:
+    """How a claim other than "proved" is worded beside a label."""
+    return {"none": "no claim on ε", "not private": "not private"}.get(word, f"{word} ε")
+
+
 def named(facts: pd.DataFrame) -> dict[str, str]:
     """What a table calls each method, by label: with a mark of public data, its kind, and a claim that is not "proved"."""
     names = {}
     for label, own in facts.groupby("label", sort=False):
         remarks = ["classifier"] if own["yields"].iloc[0] == "classifier" else []
-        remarks += [CLAIM_WORDS[word]] if (word := claim(own)) in CLAIM_WORDS else []
+        remarks += [claim_words(word)] if (word := claim(own)) not in ("", "proved") else []
         mark = PUBLIC_MARK if own["public"].notna().any() else ""
         names[str(label)] = f"{label}{mark}" + (f" ({', '.join(remarks)})" if remarks else "")
     return names
@@ -322,7 +319,7 @@ def _notes(settings: Settings, means: pd.DataFrame, measure: str) -> Iterable[st
     if MEASURES[measure].best is not None:
         yield "bold: the best of a column among generators, and among classifiers, whose claim holds"
     words = {claim(own) for _, own in facts.groupby("label")}
-    yield from (f"{CLAIM_WORDS[word]}: {text}" for word, text in _CLAIM_NOTES.items() if word in words)
+    yield from (f"{claim_words(word)}: {text}" for word, text in _CLAIM_NOTES.items() if word in words)
     if names := list(dict.fromkeys(facts["public"].dropna())):
         yield f"†: uses public data: {', '.join(map(str, names))}"
 

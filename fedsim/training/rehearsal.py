@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from pydantic import ValidationError
 
-from fedsim.data.public import PublicRows
+from fedsim.data.embeddings import PublicRows
 from fedsim.device import CPU
 from fedsim.methods.algorithm import Algorithm
 from fedsim.methods.messages import Message, Round, Task, Tensors

@@ -11,7 +11,7 @@ from released import centred_at
 
 from baselines.private_evolution import PrivateEvolution, PrivateEvolutionParams
 from fedsim.batch import consecutive
-from fedsim.data.public import PublicRows
+from fedsim.data.embeddings import PublicRows
 from fedsim.methods import Norms, Rows, Seeds, Server, Task, clipped_statistics
 
 DIM, CLASSES = 20, 3

@@ -3,13 +3,10 @@
 import io
 import zipfile
 from collections.abc import Callable
-from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import HealthCheck, given, settings
-from hypothesis import strategies as st
 
 from fedsim.data.sources.npz import load_embedding_file
 from fedsim.errors import UserError
@@ -56,14 +53,3 @@ def test_damage_is_reported_in_one_line(tmp_path: Path, what: str) -> None:
     with pytest.raises(UserError, match="cannot be read") as caught:
         load_embedding_file(tmp_path / "a.npz", "a")
     assert "\n" not in str(caught.value)
-
-
-@settings(max_examples=150, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(st.data(), st.sampled_from([zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED, zipfile.ZIP_LZMA]))
-def test_a_mutated_file_is_read_or_refused(tmp_path: Path, data: st.DataObject, method: int) -> None:
-    content = archive(method)
-    for place in data.draw(st.lists(st.integers(0, len(content) - 1), min_size=1, max_size=8)):
-        content[place] = data.draw(st.integers(0, 255))
-    (tmp_path / "a.npz").write_bytes(content[: data.draw(st.integers(len(content) // 2, len(content)))])
-    with suppress(UserError):
-        load_embedding_file(tmp_path / "a.npz", "a")

@@ -4,8 +4,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from fedsim.data.embeddings import Embeddings, untested
-from fedsim.data.normalise import unit_norm
+from fedsim.data.embeddings import Embeddings, unit_norm, untested
 from fedsim.errors import UserError, at
 
 
@@ -40,8 +39,7 @@ X, Y = arrays()["x"], arrays()["y"]
     ("changes", "message"),
     [
         ({"x": X[:, 0]}, "x has shape [12]"),
-        ({"x": with_value(with_value(X, 9, np.nan), 5, np.inf)}, "x has 2 NaN or infinite values, the first in row 5"),
-        ({"x": with_value(X.astype(np.float64), 4, 1e200)}, "x has 1 values beyond float32, the first in row 4"),
+        ({"x": with_value(with_value(X, 9, np.nan), 5, np.inf)}, "x has 2 NaN or infinite values, or beyond float32, the first in row 5"),
         ({"y": Y[:5]}, "y has shape [5]"),
         ({"y": Y.astype(float)}, "y has dtype float64"),
         ({"y": Y + 1}, "labels of the training rows are 1, 2, 3; number the classes 0 .. 2"),

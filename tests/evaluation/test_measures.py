@@ -7,9 +7,10 @@ import pandas as pd
 import pytest
 from cells import quick, small_cells
 from rows import add_rows, joined, ran
+from sklearn.metrics import roc_auc_score
 
 import fedsim
-from fedsim.evaluation.measures import MEASURES, Measure, Predictions
+from fedsim.evaluation.measures import MEASURES, Measure, Predictions, auroc, calibration_error
 from fedsim.evaluation.references import Ceiling, LocalOnly
 from fedsim.report.report import write_report
 from fedsim.results.columns import COLUMNS, score_column
@@ -40,6 +41,25 @@ def test_a_measure_that_is_registered_is_everywhere(name: str, tmp_path: Path, m
     page = write_report(tmp_path).page.read_text(encoding="utf-8")
     assert pd.read_csv(tmp_path / "summary.csv").loc[0, "top_2_mean"] == pytest.approx(found)
     assert fedsim.load(tmp_path).rows.loc[0, "top_2"] == pytest.approx(found)
-    assert '<th scope="col">top 2</th>' in page
+    assert "<th>top 2</th>" in page
     assert "Among the two likeliest" in page
     assert f"<td>{found:.3f}</td>" in page
+
+
+def made_up(classes: int = 4, rows: int = 200) -> Predictions:
+    rng = np.random.default_rng(0)
+    y = rng.integers(classes, size=rows)
+    scores = rng.random((rows, classes)) + 0.4 * np.eye(classes)[y]
+    probabilities = scores / scores.sum(1, keepdims=True)
+    return Predictions(y, probabilities.argmax(1), probabilities)
+
+
+def test_auroc_is_the_mean_of_one_class_against_the_rest() -> None:
+    of = made_up()
+    assert auroc(of) == pytest.approx(roc_auc_score(of.y, of.probabilities, multi_class="ovr", average="macro"))
+
+
+def test_calibration_error_is_how_far_confidence_is_from_the_share_that_is_right() -> None:
+    sure = np.array([[1.0, 0.0], [1.0, 0.0], [0.1, 0.9], [0.1, 0.9]])
+    assert calibration_error(Predictions(np.array([0, 0, 1, 1]), sure.argmax(1), sure)) == pytest.approx(0.05)
+    assert calibration_error(Predictions(np.array([0, 1, 1, 1]), sure.argmax(1), sure)) == pytest.approx(0.3)

@@ -55,6 +55,6 @@ def test_a_row_and_its_page_say_what_one_unit_is(tmp_path: Path) -> None:
     (trial,) = prepared.trials
     row = joined(trial, *ran(prepared, trial))
     assert (row.status, row.claim, row.unit, row.train_groups) == ("ok", "proved", "writer", trial.train_groups)
-    page = render_page("digits", [row], Settings.of([row]), [], {})
+    page = render_page("digits", [row], Settings.of([row]), {}, {})
     assert "writer, that is one group: neighbouring data sets differ in all rows of one client that have one value of writer" in page
     assert f"for the {trial.train_groups} groups by writer" in page

@@ -6,8 +6,7 @@ import torch
 from cells import SHIPPED
 from torch import Tensor
 
-from fedsim.data.normalise import unit_norm
-from fedsim.data.public import PublicRows
+from fedsim.data.embeddings import PublicRows, unit_norm
 from fedsim.methods.messages import Task
 from fedsim.methods.one_shot import OneShot, Rows
 from fedsim.methods.subspace import BASIS_NAME, MEAN_NAME, PublicSubspace, places

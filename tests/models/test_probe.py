@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 from sklearn.linear_model import LogisticRegression
 
-from fedsim.models.probe import CLOSE, STRONG, WEAK, fit_chosen, fit_probe, fit_probes, predict_each
+from fedsim.models.probe import STRONG, WEAK, fit_chosen, fit_probe, fit_probes, predict_each
 
 
 def rows(n, dim, classes, seed=0):
@@ -58,4 +58,4 @@ def test_synthetic_rows_have_the_strong_penalty_unless_fresh_ones_are_predicted_
     np.testing.assert_array_equal(probe.weight, other[strength * 50].weight)
     x, y = clouds(400, 0.1, 0.3, 1)
     losses = {tried: -np.log(each.probabilities(x, 2)[np.arange(400), y]).mean() for tried, each in other.items()}
-    assert (strength == WEAK / 50) == (losses[WEAK] < losses[STRONG] - CLOSE)
+    assert (strength == WEAK / 50) == (losses[WEAK] < losses[STRONG])

@@ -6,8 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from fedsim.data.embeddings import Embeddings
-from fedsim.data.normalise import unit_norm
+from fedsim.data.embeddings import Embeddings, unit_norm
 from fedsim.errors import UserError
 from fedsim.partition import PartitionSpec, as_seen, make_partition, schemes
 from fedsim.partition.shift import apply_shift, shift_of

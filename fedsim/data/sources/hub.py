@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import hashlib
-from collections.abc import Iterator, Sequence
-from functools import partial
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from fedsim.data.images import Decoder, ImageSet, decoded
-from fedsim.data.sources.table import class_labels, texts
+from fedsim.data.images import Images, ImageSet
+from fedsim.data.sources.files import class_labels, texts
 from fedsim.data.split import TEST, TRAIN, WORDS, quarter_for_testing
 from fedsim.errors import UserError, not_installed
 
@@ -57,38 +55,23 @@ def load_hub(dataset: str, name: str) -> ImageSet:
 
 def _only(kind: str, held: list[str]) -> str:
     if len(held) != 1:
-        what = f"there are {len(held)} {kind} columns" + (f" ({', '.join(held)})" if held else "")
-        raise UserError("", what, f"choose a set with one {kind} column")
+        raise UserError("", f"there are {len(held)} {kind} columns", f"choose a set with one {kind} column")
     return held[0]
 
 
-class HubImages:
+class HubImages(Images):
     """The encoded images of a loaded data set, whose splits are counted one after another."""
 
     def __init__(self, tables: Sequence[Any], column: str, dataset: str) -> None:
         self.tables, self.column, self.dataset = list(tables), column, dataset
         self.starts = np.cumsum([0, *(len(table) for table in tables)])
 
-    def __len__(self) -> int:
-        return int(self.starts[-1])
-
-    def decoder(self, row: int) -> Decoder:
-        """See :class:`fedsim.data.images.Images`."""
-        return partial(decoded, self._encoded(row))
+    def source(self, row: int) -> bytes:
+        """The content of its file."""
+        part = int(np.searchsorted(self.starts, row, side="right")) - 1
+        held = self.tables[part][row - int(self.starts[part])][self.column]
+        return Path(held["path"]).read_bytes() if held["bytes"] is None else bytes(held["bytes"])
 
     def name(self, row: int) -> str:
         """The data set and the row."""
         return f"{self.dataset}[{row}]"
-
-    def digests(self, rows: Sequence[int]) -> Iterator[bytes]:
-        """SHA-256 of each encoded image."""
-        return (hashlib.sha256(self._encoded(row)).digest() for row in rows)
-
-    contents = digests
-
-    def _encoded(self, row: int) -> bytes:
-        part = int(np.searchsorted(self.starts, row, side="right")) - 1
-        held = self.tables[part][row - int(self.starts[part])][self.column]
-        if held["bytes"] is not None:
-            return bytes(held["bytes"])
-        return Path(held["path"]).read_bytes()

@@ -1,33 +1,39 @@
-"""Data sets, as a grid names them, read, checked and scaled."""
+"""Data sets, as a grid names them, read by their sources, checked and scaled."""
 
 from __future__ import annotations
 
-import hashlib
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 import numpy as np
 
-from fedsim.data.embeddings import Embeddings
+from fedsim.data.embeddings import Embeddings, PublicRows, row_digests, unit_norm
 from fedsim.data.images import ImageSet, overlapping
-from fedsim.data.normalise import unit_norm
-from fedsim.data.public import PublicRows
-from fedsim.data.sources.registry import read, read_unlabelled
+from fedsim.data.sources.files import load_image_folder, load_image_table
+from fedsim.data.sources.hub import load_hub
+from fedsim.data.sources.known import digits_embeddings, digits_images, load_folder
+from fedsim.data.sources.medmnist import load_medmnist
+from fedsim.data.sources.npz import load_embedding_file
 from fedsim.data.spec import DatasetSpec
-from fedsim.data.split import TEST, TRAIN, quarter_of_groups, stratified_rows
+from fedsim.data.split import NO_LABELS, TEST, TRAIN, quarter_of_groups, stratified_rows
 from fedsim.errors import UserError, at, nearest
-from fedsim.files import unread
 
 
-@contextmanager
-def _readable() -> Iterator[None]:
-    """Errors of the file system in the block become messages to the user."""
-    try:
-        yield
-    except OSError as error:
-        what = f"cannot be read ({unread(error)})"
-        raise UserError(str(error.filename or ""), what, "give files and folders that can be read") from error
+def _images(spec: DatasetSpec, public: bool) -> ImageSet:
+    """The images of a data set as its source has them: one more source is one more case, and a name or a path of the spec."""
+    name, path = spec.title, spec.path or Path()
+    match spec.kind:
+        case "digits":
+            return digits_images(name)
+        case "medmnist":
+            return load_medmnist(spec.argument, spec.size, spec.root, name)
+        case "hf":
+            return load_hub(spec.argument, name)
+        case "imagefolder":
+            return load_image_folder(path, name, domains=spec.domains, public=public)
+        case "csv":
+            return load_image_table(path, name, public=public)
+    return load_folder(spec.kind, spec.root, name)
 
 
 @dataclass(frozen=True)
@@ -56,11 +62,11 @@ class OpenedSet:
         return replace(data, x_train=unit_norm(data.x_train), x_test=unit_norm(data.x_test))
 
 
-def opened(spec: DatasetSpec) -> OpenedSet:
-    """Read a data set's labels, split and columns; no image is decoded."""
+def opened(spec: DatasetSpec, *, public: bool = False) -> OpenedSet:
+    """Read a data set's labels, split and columns; no image is decoded. ``public`` rows need no labels."""
     if spec.holds_images and spec.encoder is None:
         raise UserError("", f"'{spec.display}' holds images", "name what embeds them, such as encoder: facebook/dinov2-base")
-    return OpenedSet(spec, image_set(spec) if spec.holds_images else _rows(spec))
+    return OpenedSet(spec, image_set(spec, public=public) if spec.holds_images else _rows(spec, public))
 
 
 def load(spec: DatasetSpec) -> Embeddings:
@@ -70,46 +76,37 @@ def load(spec: DatasetSpec) -> Embeddings:
 
 def load_public(spec: DatasetSpec) -> PublicRows:
     """All rows of a data set that is public, with their labels if it has any."""
-    with _readable():
-        bare = read_unlabelled(spec)
-    if bare is None or (spec.holds_images and spec.encoder is None):
-        held = opened(spec if spec.overlap else spec.model_copy(update={"overlap": "keep"}))
-    else:
-        held = OpenedSet(spec, bare.limited(spec.limit) if isinstance(bare, ImageSet) and spec.limit else bare)
+    held = opened(spec if spec.overlap else spec.model_copy(update={"overlap": "keep"}), public=True)
     data = held.embedded()
-    y = None if bare is not None else np.concatenate([data.y_train, data.y_test])
+    y = None if data.class_names == NO_LABELS else np.concatenate([data.y_train, data.y_test])
     return PublicRows(np.concatenate([data.x_train, data.x_test]), y, spec.display, spec.terms[0] or None)
 
 
-def image_set(spec: DatasetSpec) -> ImageSet:
-    """The images of a data set, with ``split``, ``overlap`` and ``limit`` applied."""
+def image_set(spec: DatasetSpec, *, public: bool = False) -> ImageSet:
+    """The images of a data set, with ``split``, ``overlap`` and ``limit`` applied; ``public`` ones need no labels."""
     if not spec.has_images:
         raise UserError("", f"'{spec.display}' holds embeddings, not images", "use it as it is, without an encoder")
-    with _readable():
-        whole = read(spec, images=True)
-    assert isinstance(whole, ImageSet)
+    whole = _images(spec, public)
     with at(whole.where):
         if spec.split is not None:
-            whole = _split_by(whole, spec.split.by)
+            column = spec.split.by
+            if column not in whole.columns:
+                raise UserError("split.by", f"the data set has no column '{column}'", nearest(column, whole.columns))
+            with at("split.by"):
+                whole = replace(whole, split=quarter_of_groups(whole.columns[column], whole.y, whole.class_names, column))
         if spec.overlap_policy != "keep":
-            both = overlapping(whole.contents, whole.split, whole.image_name, drop=spec.overlap_policy == "drop")
+            # a MedMNIST file's digests, which take less time, are other ones for equal images
+            contents = list(whole.images.contents(whole.rows.tolist())) if spec.kind == "medmnist" else whole.digests
+            both = overlapping(contents, whole.split, whole.image_name, drop=spec.overlap_policy == "drop")
             whole = whole.take(np.setdiff1d(np.arange(len(whole)), both)) if len(both) else whole
     return whole if spec.limit is None else whole.limited(spec.limit)
 
 
-def _split_by(images: ImageSet, column: str) -> ImageSet:
-    if column not in images.columns:
-        raise UserError("split.by", f"the data set has no column '{column}'", nearest(column, images.columns))
-    with at("split.by"):
-        return replace(images, split=quarter_of_groups(images.columns[column], images.y, images.class_names, column))
-
-
-def _rows(spec: DatasetSpec) -> Embeddings:
+def _rows(spec: DatasetSpec, public: bool) -> Embeddings:
     """Data sets that are embeddings already."""
-    with _readable():
-        data = read(spec, images=False)
-    assert isinstance(data, Embeddings)
-    with at(str(spec.path or "")):
+    path, name = spec.path, spec.title
+    data = digits_embeddings(name) if path is None else load_embedding_file(path, name, remap=spec.remap, public=public)
+    with at(str(path or "")):
         if spec.overlap_policy != "keep":
             data = _without_overlap(data, drop=spec.overlap_policy == "drop")
         if spec.limit is None or spec.limit >= len(data.y_train):
@@ -121,17 +118,14 @@ def _rows(spec: DatasetSpec) -> Embeddings:
 
 def _without_overlap(data: Embeddings, *, drop: bool) -> Embeddings:
     trained = len(data.x_train)
-    digests = [hashlib.sha256(row).digest() for part in (data.x_train, data.x_test) for row in np.ascontiguousarray(part)]
     split = np.repeat([TRAIN, TEST], [trained, len(data.x_test)])
 
     def name(row: int) -> str:
         return f"training row {row}" if row < trained else f"test row {row - trained}"
 
-    both = overlapping(digests, split, name, drop=drop)
-    if not len(both):
-        return data
+    both = overlapping(row_digests(data.x_train) + row_digests(data.x_test), split, name, drop=drop)
     left = np.setdiff1d(np.arange(trained), both)
     if len(missing := np.setdiff1d(np.arange(data.classes), data.y_train[left])):
         what = f"class '{data.names[missing[0]]}' has no training row that is no test row too"
-        raise UserError("", what if len(left) else "all training rows are test rows too", "give others, or overlap: keep")
-    return data.take(left)
+        raise UserError("", what, "give others, or overlap: keep")
+    return data.take(left) if len(both) else data

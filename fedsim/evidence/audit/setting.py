@@ -11,8 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from fedsim.data.normalise import unit_norm
-from fedsim.data.public import PublicRows
+from fedsim.data.embeddings import PublicRows, unit_norm
 from fedsim.errors import UserError, at
 from fedsim.evaluation.plans import plans_of
 from fedsim.grid.cells import resolve

@@ -22,7 +22,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fedsim.data.normalise import unit_norm
+from fedsim.data.embeddings import unit_norm
 from fedsim.evaluation.tuning import draws
 from fedsim.evidence.audit.setting import Labels, Rows, Setting, clipped
 from fedsim.evidence.forked import forked, in_forks

@@ -11,7 +11,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from fedsim.data.normalise import unit_norm
+from fedsim.data.embeddings import unit_norm
 from fedsim.evidence.check.subject import ROWS_OF_A_GROUP, Subject, fixed_random_states, varied
 from fedsim.evidence.worlds import Hidden, RowBlock, Tape, WatchedPool, tape_of, watched
 from fedsim.methods.algorithm import Algorithm

@@ -14,8 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fedsim.data.embeddings import Embeddings
-from fedsim.data.public import PublicRows
+from fedsim.data.embeddings import Embeddings, PublicRows
 from fedsim.errors import at
 from fedsim.evaluation.plans import plans_of
 from fedsim.evidence.worlds import Tape, WatchedPool, watched

@@ -2,6 +2,7 @@ import numpy as np
 import pytest
 from pictures import picture, save_folder
 
+from fedsim.data.images import decoded
 from fedsim.data.sources.hub import load_hub
 from fedsim.data.split import TEST
 from fedsim.errors import UserError
@@ -21,10 +22,10 @@ def test_a_local_folder_of_the_hubs_format_is_read(tmp_path):
     images = load_hub(str(tmp_path / "pets"), "pets")
     assert images.class_names == ("cat", "dog", "eel")
     assert np.bincount(images.split).tolist() == [12, 0, 12]
-    first = images.decoder(0)()
+    first = decoded(images.source(0))
     assert first.size == (20, 24)
     assert first.tobytes() == picture(0).tobytes()
-    tested = images.decoder(int(np.argmax(images.split == TEST)))()
+    tested = decoded(images.source(int(np.argmax(images.split == TEST))))
     assert tested.tobytes() == picture(100).tobytes()
 
 

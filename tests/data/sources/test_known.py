@@ -8,7 +8,7 @@ import pandas as pd
 import pytest
 from pictures import picture, save_chest_xray, save_ham10000, save_milk10k
 
-from fedsim.data.images import ImageSet
+from fedsim.data.images import ImageSet, decoded
 from fedsim.data.sources.known import DIAGNOSES
 from fedsim.data.sources.load import image_set
 from fedsim.data.spec import DatasetSpec
@@ -33,7 +33,7 @@ def test_a_quarter_of_the_patients_or_lesions_is_for_testing_and_none_is_on_both
     sides = [set(images.columns[column][images.split == part]) for part in (TRAIN, TEST)]
     assert not sides[0] & sides[1]
     assert len(sides[1]) / len(sides[0] | sides[1]) == pytest.approx(0.25, abs=0.05)
-    images.decoder(1)()
+    decoded(images.source(1))
 
 
 @pytest.mark.parametrize("name", SAVED)

@@ -2,6 +2,7 @@ import numpy as np
 import pytest
 from pictures import save_medmnist
 
+from fedsim.data.images import decoded
 from fedsim.data.sources.medmnist import load_medmnist
 from fedsim.data.split import TEST, TRAIN, VALIDATION
 from fedsim.errors import UserError
@@ -20,7 +21,7 @@ def test_the_official_split_and_class_names_are_kept_and_images_are_those_of_the
     with np.load(path) as held:
         expected = np.concatenate([held[f"{part}_images"] for part in ("train", "val", "test")])
     for row in (0, 1, 59, 60, 101, 5, 72, 0):
-        np.testing.assert_array_equal(np.asarray(images.decoder(row)())[:, :, 0], expected[row])
+        np.testing.assert_array_equal(np.asarray(decoded(images.source(row)))[:, :, 0], expected[row])
 
 
 def test_pickled_objects_and_wrong_arrays_are_refused(tmp_path):
@@ -29,7 +30,7 @@ def test_pickled_objects_and_wrong_arrays_are_refused(tmp_path):
     for changed, message in (
         ({"train_images": np.array([{}] * 60, dtype=object)}, "cannot be read"),
         ({"test_images": np.zeros((30, 5), np.uint8)}, r"test_images has shape \[30, 5\]"),
-        ({"train_labels": np.full((60, 1), 11)}, "is not the official file"),
+        ({"train_labels": np.full((60, 1), 11)}, "it is not the official file"),
     ):
         np.savez(tmp_path / "organamnist.npz", **(arrays | changed))
         with pytest.raises(UserError, match=message):
