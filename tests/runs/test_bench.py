@@ -150,8 +150,6 @@ def test_an_edit_runs_the_cells_anew_and_leaves_the_old_rows_out(bench: Bench, p
         assert not any(cell in before for cell in old)
         write_report(other.folder)
         assert drawing.read_text() == before
-    (other.folder / "manifest.json").unlink()
-    assert {row.cell_id for row in read_results(other.folder).rows} == {row.cell_id for row in drawn}
 
     undone = edited(bench, plugins, GOOD, grid)
     assert "all 4 cells are finished" in undone.output

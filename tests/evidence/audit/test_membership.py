@@ -68,7 +68,7 @@ def test_code_that_a_run_names_runs_only_if_it_is_trusted(bench: Callable[..., R
     assert "give --trust-plugin if you trust that code" in done.stderr
     assert not (folder / "evil ran").exists()
     done = command("audit", "run", "--trust-plugin")
-    assert "there are no generators here of the code and data of today" in done.stderr
+    assert (done.returncode, "AUC" in done.stdout) == (0, True)
     assert (folder / "evil ran").exists()
 
 
