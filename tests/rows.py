@@ -17,7 +17,7 @@ from fedsim.results.store import ResultStore, RunFolder
 from fedsim.runs.prepare import Prepared
 from fedsim.training.trial import Outcome, Trial, run_trial
 
-AUDIT = ("epsilon_lower", "epsilon_any", "method", "pairs", "canary_ratio", "params")
+AUDIT = ("epsilon_lower", "pairs", "canary_ratio", "params")
 CELL = (
     *("source", "algorithm", "label", "params", "dataset_hash", "public", "public_hash", "public_licence", "clients", "seed", "noise"),
     *("delta", "unit", "trust"),
@@ -131,7 +131,7 @@ def add_rows(folder: Path, *rows: Row) -> None:
             add_lines(folder / "references.jsonl", [{"reference": name, **scores}] if score else [])
         audit = {name: getattr(row, f"audit_{name}") for name in AUDIT} | {"refuted": row.status == "refuted"}
         audit |= {"audit": key, "claim": claim_of(training["cell"])}
-        add_lines(folder / "audits.jsonl", [audit] if audit["method"] or audit["refuted"] else [])
+        add_lines(folder / "audits.jsonl", [audit] if audit["pairs"] or audit["refuted"] else [])
     path.write_text(json.dumps(manifest | {"cells": list(cells.values())}))
 
 

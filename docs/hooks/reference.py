@@ -70,7 +70,7 @@ def default_words(model: type[BaseModel], entry: Parameter) -> str:
         return "its defaults"
     if isinstance(default, tuple) and default and isinstance(default[0], BaseModel):
         return ", ".join(f"`{one.display}`" for one in default)
-    return entry.default if entry.default == "required" else f"`{entry.default}`"
+    return {"required": "required", "null": "none", "[]": "none"}.get(entry.default, f"`{entry.default}`")
 
 
 def fields_table(model: type[BaseModel]) -> Iterator[str]:
@@ -111,6 +111,6 @@ GENERATED: dict[str, Callable[[], Iterable[str]]] = {
     "columns": lambda: table(("column", "kind", "meaning"), ((f"`{name}`", one.kind.value, one.words) for name, one in COLUMNS.items())),
     "methods": methods,
     "names for users": lambda: (f"::: fedsim.{name}" for name in dir(fedsim) if not name.startswith("_")),
-    "names for authors": lambda: (f"::: fedsim.methods.face.{name}" for name in face.__all__),
+    "names for authors": lambda: (f"::: fedsim.methods.face.{name}" for name in sorted(vars(face)) if not name.startswith("_")),
 }
 """What a page may have generated, by the name in its comment."""

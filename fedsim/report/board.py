@@ -45,7 +45,7 @@ class Board(Printed):
         refused = Counter(f"{proof.row.label} on {proof.row.dataset} ({why})" for proof in proofs if (why := _refused(proof)))
         settings = Settings.of(kept, "sd")
         rows = settings.averaged.groupby("setting")
-        audits = rows[["audit_epsilon_lower", "audit_epsilon_any"]].max().astype("float64").max(axis=1)
+        audits = rows["audit_epsilon_lower"].max().astype("float64")
         free = rows["tuning"].first().map(lambda tuning: tuning["free"] if isinstance(tuning, dict) else None)
         lines = settings.means(["balanced_accuracy"]).set_index("setting").sort_index()
         lines = lines.assign(

@@ -80,9 +80,8 @@ class Row:
         if self.status == "overspent":
             return f"overspent ({words} of {number(self.epsilon_target)})"
         if self.status == "refuted":
-            bound = max(self.audit_epsilon_lower or 0.0, self.audit_epsilon_any or 0.0)
-            found = f"an audit finds ε ≥ {number(bound, 3)}"
-            if bound <= (self.epsilon_target or 0.0):
+            found = f"an audit finds ε ≥ {number(self.audit_epsilon_lower, 3)}"
+            if self.audit_epsilon_lower <= (self.epsilon_target or 0.0):
                 found = f"a canary adds {number(self.audit_canary_ratio, 3)} of the claimed sensitivity"
             found += f", {self.audited_form}" if self.audited_form else ""
             return f"refuted (ε = {number(self.epsilon_target)} claimed, {found})"
@@ -271,8 +270,6 @@ COLUMNS: dict[str, Column] = {
         "audit.epsilon_lower",
         "float64",
     ),
-    "audit_epsilon_any": Column(Kind.PRIVACY, "the largest epsilon of any mechanism that it refutes", "audit.epsilon_any", "float64"),
-    "audit_method": Column(Kind.PRIVACY, "how the audit looked", "audit.method"),
     "audit_pairs": Column(Kind.PRIVACY, "pairs of trainings of the audit", "audit.pairs", "Int64"),
     "audit_canary_ratio": Column(
         Kind.PRIVACY, "what the audit's canary adds to a step, in units of the claimed sensitivity", "audit.canary_ratio", "float64"

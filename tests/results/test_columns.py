@@ -26,7 +26,7 @@ CONTRACT = [
     *("alpha", "clients", "partition_hash", "train_rows", "train_groups", "seed", "epsilon_target", "epsilon_spent", "delta", "unit"),
     *("relation", "trust", "scope", "claim", "check", "accountant", "noise", "mechanisms"),
     *("tuning", "selection"),
-    *("noise_at", "counted_by", "audit_epsilon_lower", "audit_epsilon_any", "audit_method", "audit_pairs", "audit_canary_ratio"),
+    *("noise_at", "counted_by", "audit_epsilon_lower", "audit_pairs", "audit_canary_ratio"),
     *(
         "audit_params",
         "evaluation",
@@ -57,7 +57,7 @@ CONTRACT = [
 ]
 FAILED = RowError(**ERROR)
 JUDGEMENT = Judgement({"balanced_accuracy": 0.5, "accuracy": 0.6}, (0.5,) * 10, (), None, "uniform")  # type: ignore[arg-type]
-BOUNDS = {"epsilon_lower": 1.0, "epsilon_any": 0.5, "method": "pairs", "pairs": 100, "canary_ratio": 1.0, "params": {}}
+BOUNDS = {"epsilon_lower": 1.0, "pairs": 100, "canary_ratio": 1.0, "params": {}}
 
 
 def a_trial(name: str = "dp-gaussian", **keys: Any) -> Trial:
@@ -90,7 +90,7 @@ def test_a_row_has_the_columns_of_the_contract_and_no_other(tmp_path: Path) -> N
         _ = make_row().acuracy
     rows = [
         make_row(alpha=math.inf, label='{"a": "\u2028"}', params={"beta": [math.inf, None, 0.5]}),
-        make_row(cell_id="b", epsilon_target=math.inf, epsilon_spent=math.inf, train_groups=3, audit_method="pairs", audit_pairs=5),
+        make_row(cell_id="b", epsilon_target=math.inf, epsilon_spent=math.inf, train_groups=3, audit_pairs=5),
         make_failed(cell_id="c"),
         make_row(cell_id="d", epsilon_target=None),
     ]

@@ -198,7 +198,7 @@ def test_what_a_plug_in_states_is_released_once_a_full_check_of_the_run_folder_p
 )
 def test_what_was_refuted_or_not_spent_as_planned_is_not_released_whether_it_was_judged_or_not(tmp_path, package, status, fields, judging):
     trial, *_ = saved(tmp_path, "dp-gaussian", lambda outcome: replace(outcome, **fields), **SECRET)
-    store, bounds = ResultStore(tmp_path), dict.fromkeys(("epsilon_lower", "epsilon_any", "method", "pairs", "canary_ratio", "params"), 9)
+    store, bounds = ResultStore(tmp_path), dict.fromkeys(("epsilon_lower", "pairs", "canary_ratio", "params"), 9)
     if status == "refuted":
         store.append("audits", [{"audit": "key", "claim": claim_of(trial.cell.model_dump(mode="json")), "refuted": True, **bounds}])
     if judging == "failed":
