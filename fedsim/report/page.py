@@ -158,7 +158,7 @@ def _cells(settings: Settings) -> Markup:
     texts |= {measure.column: rows[name].map("{:.3f}".format, na_action="ignore") for name, measure in MEASURES.items() if measure.column}
     texts |= {f"{way} MB": _texts(rows[f"{way}_bytes"].astype("float64") / 1e6, 3) for way in ("uplink", "downlink")}
     texts |= {"parameters": _texts(rows["parameters"]), "seconds": _texts(rows["seconds"], 3), "cell": rows["cell_id"]}
-    return Markup(pd.DataFrame(texts).fillna("").to_html(index=False, border=0, classes="cells"))
+    return Markup(pd.DataFrame(texts).astype("object").fillna("").to_html(index=False, border=0, classes="cells"))
 
 
 def _texts(values: pd.Series[Any], digits: int = 6) -> pd.Series[str]:
