@@ -16,7 +16,7 @@ from typing import Any, TypeVar
 
 import torch
 
-from fedsim.plugins.places import said
+from fedsim.plugins.registry import said
 
 Result = TypeVar("Result")
 FORKS = multiprocessing.get_context("fork")

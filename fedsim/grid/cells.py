@@ -160,22 +160,16 @@ def _complete(grid: Grid, i: int, cls: type[Algorithm], point: Mapping[str, tupl
         raise raised from error
 
 
-def _silent(text: str) -> None:
-    pass
-
-
-def loaded(grid: Grid, tell: Callable[[str], None] = _silent) -> dict[str, Embeddings]:
+def loaded(grid: Grid) -> dict[str, Embeddings]:
     """The grid's data sets by key, each with the public rows beside it."""
     data: dict[str, Embeddings] = {}
     held: dict[str, PublicRows] = {}
     for spec in grid.sets:
-        tell(f"reading {spec.display}")
         with at(grid.place_of(spec)):
             data[spec.key] = load(spec)
         if public := grid.public_beside(spec):
             with at(grid.place("public")):
                 if public.key not in held:
-                    tell(f"reading {public.display}")
                     held[public.key] = load_public(public)
                 data[spec.key] = held[public.key].beside(data[spec.key])
     return data

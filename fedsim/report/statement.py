@@ -86,12 +86,8 @@ def statements(rows: Sequence[Row], proofs: Sequence[Proof] = (), only: Collecti
     """A statement for every method of the rows, and for each unit, trust, claim and noise that it ran under.
 
     Rows that failed, are unaccounted or refuted have no part in one; a method that has no others has a statement of that. A method of which
-    a proof finds a difference has no guarantee.
-
-    Args:
-        rows: of a run's grid.
-        proofs: of all rows, in their order; none: nothing was proved.
-        only: state the cells of these ids alone; what the other rows say against their methods counts all the same.
+    one of ``proofs``, of all rows in their order, finds a difference has no guarantee. With ``only``, cells of these ids are stated; what
+    the other rows say against their methods counts all the same.
     """
     wrong: dict[str, dict[str, None]] = {}
     for proof in proofs:

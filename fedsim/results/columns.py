@@ -73,8 +73,8 @@ class Row:
     def outcome(self) -> str:
         """Its result in a few words."""
         if self.error is not None:
-            first = (self.error["message"].strip().splitlines() or [""])[0]
-            return f"unaccounted, {first}" if self.status == "unaccounted" else f"failed, {self.error['type']}: {first}"
+            kind = "unaccounted" if self.status == "unaccounted" else f"failed, {self.error['type']}"
+            return f"{kind}: {self.error['message'].strip().partition(chr(10))[0]}"
         words = f"balanced accuracy {self.balanced_accuracy:.3f}"
         words += f", ε spent {number(self.epsilon_spent, 3)}" if self.epsilon_spent is not None else ""
         if self.status == "overspent":
@@ -83,7 +83,6 @@ class Row:
             found = f"an audit finds ε ≥ {number(self.audit_epsilon_lower, 3)}"
             if self.audit_epsilon_lower <= (self.epsilon_target or 0.0):
                 found = f"a canary adds {number(self.audit_canary_ratio, 3)} of the claimed sensitivity"
-            found += f", {self.audited_form}" if self.audited_form else ""
             return f"refuted (ε = {number(self.epsilon_target)} claimed, {found})"
         return words
 

@@ -59,3 +59,10 @@ def test_synthetic_rows_have_the_strong_penalty_unless_fresh_ones_are_predicted_
     x, y = clouds(400, 0.1, 0.3, 1)
     losses = {tried: -np.log(each.probabilities(x, 2)[np.arange(400), y]).mean() for tried, each in other.items()}
     assert (strength == WEAK / 50) == (losses[WEAK] < losses[STRONG])
+
+
+def test_rows_of_a_generator_that_diverged_are_named():
+    x, y = rows(10, 4, 2)
+    x[3, 1] = np.nan
+    with pytest.raises(ValueError, match="1 of 10 training rows of the probe hold NaN or infinite"):
+        fit_probe(x, y, 1.0)

@@ -115,7 +115,7 @@ def test_every_text_is_escaped_and_nothing_is_loaded(hostile: Path) -> None:
     assert [value for name, value in attributes if name in ("href", "xlink:href")] == ["https://arxiv.org/abs/1602.05629"]
     assert not [name for name, _ in attributes if name.startswith("on")]
     for words in (
-        *("1 cell failed", "1 cell overspent", "1 cell unaccounted", "unaccounted, client 0 has 0 steps", "- .inf", NOT_PRIVATE),
+        *("1 cell failed", "1 cell overspent", "1 cell unaccounted", "unaccounted: client 0 has 0 steps", "- .inf", NOT_PRIVATE),
         *("ε spent 5 of 1", "neighbouring data sets differ in one example", "nothing made here may be released"),
         *("it follows from a seed that stands in the results", "aggregate, that is only the sum over clients is seen"),
         f"{HOSTILE}: left out, its plug-in was refused: g.yaml:2: mine.py:3: the loss",
@@ -177,7 +177,7 @@ def test_every_measure_has_its_table_and_the_main_one_is_open(tmp_path: Path) ->
 def test_every_number_of_a_cell_stands_under_its_head_and_what_refutes_one_is_told(tmp_path: Path) -> None:
     sent = {"uplink_bytes": 5_500_000, "downlink_bytes": 6_500_000, "parameters": 1_300, "train_seconds": 12.3}
     audited = {"audit_epsilon_lower": 4.5, "audit_pairs": 500, "audit_canary_ratio": 0.98, "epsilon_target": 4.0, "status": "refuted"}
-    canary = audited | {"audit_epsilon_lower": 0.0, "audit_canary_ratio": 2.93, "audit_params": {"rounds": 6}, "epsilon_target": 2.0}
+    canary = audited | {"audit_epsilon_lower": 0.0, "audit_canary_ratio": 2.93, "epsilon_target": 2.0}
     rows = [make_row(cell_id="a", seed=3, epsilon_spent=0.9, **sent), make_row(cell_id="r", **audited), make_row(cell_id="c", **canary)]
     page = write_report(folder_with(tmp_path, rows)).page
     _, table = page.read_text().split('<table class="dataframe cells">')
@@ -188,7 +188,7 @@ def test_every_number_of_a_cell_stands_under_its_head_and_what_refutes_one_is_to
     text = Elements(page.read_text()).text
     for words in (
         "refuted (ε = 4 claimed, an audit finds ε ≥ 4.5)",
-        "refuted (ε = 2 claimed, a canary adds 2.93 of the claimed sensitivity, of a short form: rounds 6)",
+        "refuted (ε = 2 claimed, a canary adds 2.93 of the claimed sensitivity)",
         "(ε, δ) is claimed, and an audit refutes it at one budget or more",
     ):
         assert words in text

@@ -16,8 +16,7 @@ from fedsim.evidence.check.sensitivity import sensitivity
 from fedsim.evidence.check.subject import DELTA, Fault, Idle, Subject, subject
 from fedsim.evidence.forked import ProcessEnded, alone, forked, in_forks
 from fedsim.plugins.code_hash import harness_hash, source_hash
-from fedsim.plugins.places import blamed, said
-from fedsim.plugins.registry import lookup
+from fedsim.plugins.registry import blamed, lookup, said
 from fedsim.privacy.accountant import epsilon
 from fedsim.privacy.mechanism import Mechanism
 from fedsim.privacy.plan import Trust, Unit

@@ -34,7 +34,7 @@ from fedsim.methods.messages import Diagnostic, Message, Tensors
 from fedsim.methods.one_shot import OneShot
 from fedsim.methods.parameters import add_in_order
 from fedsim.methods.products import is_classifier, own
-from fedsim.plugins.places import line_of
+from fedsim.plugins.registry import line_of
 from fedsim.seeds import Seeds
 from fedsim.training import rounds
 from fedsim.training.cohort import LocalPool

@@ -22,8 +22,7 @@ from fedsim.evidence.forked import forked, in_forks
 from fedsim.evidence.worlds import Divergence, Query, Tape
 from fedsim.methods.messages import Tensors
 from fedsim.methods.parameters import l2_norm
-from fedsim.plugins.places import blamed, said
-from fedsim.plugins.registry import lookup
+from fedsim.plugins.registry import blamed, lookup, said
 from fedsim.privacy.ledger import Ledger
 from fedsim.privacy.plan import THEOREMS
 from fedsim.seeds import Purpose, Seeds
