@@ -38,15 +38,10 @@ def source_hash(cls: type) -> str:
 
 @cache
 def harness_hash(*rooms: str) -> str:
-    """The same of the rooms of fedsim that compute, and of others beside them."""
+    """The same of the rooms of fedsim that compute, and of others beside them, such as ``evaluation``, which judges."""
     places = [FEDSIM / room for room in (*MATHEMATICS, *rooms)]
     files = [file for place in places for file in (place.rglob("*.py") if place.is_dir() else [place])]
     return _digest({file.relative_to(FEDSIM).as_posix(): file.read_text("utf-8") for file in files})
-
-
-def evaluation_hash() -> str:
-    """The same of the code that judges what was trained, and computes references."""
-    return harness_hash("evaluation")
 
 
 def place_of(cls: type) -> str:

@@ -20,7 +20,7 @@ from fedsim.files import replaced, unread
 from fedsim.grid.models import shown
 from fedsim.json_lines import dump
 from fedsim.methods.messages import Tensors
-from fedsim.plugins.code_hash import evaluation_hash
+from fedsim.plugins.code_hash import harness_hash
 from fedsim.plugins.registry import lookup
 from fedsim.privacy.accountant import counted_by
 from fedsim.privacy.plan import PrivacyPlan
@@ -93,7 +93,7 @@ def judgement_line(trial: Trial, end: Judgement | RowError, seconds: float) -> d
         "cell_id": cell.cell_id,
         "training_id": cell.training_id,
         "evaluation": cell.evaluation.model_dump(mode="json", exclude_none=True),
-        "judged": evaluation_hash(),
+        "judged": harness_hash("evaluation"),
         "seconds": seconds,
     }
     if isinstance(end, RowError):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -14,7 +14,7 @@ from fedsim.files import discard
 from fedsim.grid.cells import identity
 from fedsim.json_lines import dump
 from fedsim.partition import Partition
-from fedsim.plugins.code_hash import evaluation_hash, harness_hash, is_shipped
+from fedsim.plugins.code_hash import harness_hash, is_shipped
 from fedsim.plugins.registry import lookup
 from fedsim.results.columns import row_of
 from fedsim.results.lines import RowError, as_trained, judgement_line, keep_state, read_state, reference_line, training_line
@@ -177,7 +177,8 @@ class CellJob(Job):
         for trial, _ in self.cells:
             training = {"training_id": trial.cell.training_id}
             self.run.store.append("rounds", ({**training, "round": r.round, **r.values} for r in progress.rounds))
-        self.run.log(self.trial, log_lines(progress))
+        lines = [f"round {record.round + 1}/{record.rounds} {dump(record.values)}" for record in progress.rounds]
+        self.run.log(self.trial, [*lines, progress.output.rstrip("\n")] if progress.output else lines)
         if progress.rounds:
             last = progress.rounds[-1]
             self.run.display.round_done(self.trial.cell.cell_id, last.round + 1, last.rounds)
@@ -224,7 +225,7 @@ class CellJob(Job):
 def references_of(run: RunContext, trial: Trial) -> tuple[Job, Job]:
     """A cell's ceiling and its local-only reference, whose keys end in those of their lines; a failed one leaves no line."""
     cell, partition, data = trial.cell, trial.partition, run.prepared.data[trial.data_key]
-    common = {"data": data.fingerprint, "probe_c": cell.evaluation.probe_c, "code": evaluation_hash()}
+    common = {"data": data.fingerprint, "probe_c": cell.evaluation.probe_c, "code": harness_hash("evaluation")}
     own = {"partition": partition.fingerprint, "scheme": cell.partition.model_dump(mode="json")}
 
     def reference(kind: str, facts: Mapping[str, Any], divided: Partition | None) -> Job:
@@ -283,11 +284,3 @@ def checked_facts(trial: Trial) -> dict[str, Any]:
 def error_of(failure: Failure) -> RowError:
     """A failure as a line has it."""
     return RowError(type=failure.type, message=failure.message, traceback=failure.traceback)
-
-
-def log_lines(progress: Progress) -> Iterator[str]:
-    """A line a round, and whatever the cell printed."""
-    for record in progress.rounds:
-        yield f"round {record.round + 1}/{record.rounds} {dump(record.values)}"
-    if progress.output:
-        yield progress.output.rstrip("\n")

@@ -85,27 +85,15 @@ def test_a_job_that_loses_its_worker_runs_again_and_in_the_end_fails(tmp_path: P
     assert [(row.status, row.error and row.error["type"]) for row in read_results(tmp_path).rows] == [("failed", "ActorDiedError")]
 
 
-def test_a_plug_in_comes_first_and_its_first_failure_is_the_message_unless_the_grid_is_to_go_on(
-    tmp_path: Path, plugins: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_plug_in_comes_first_and_its_first_failure_is_the_message(tmp_path: Path, plugins: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(plugins)
     monkeypatch.syspath_prepend(str(plugins))
-    grid = small_grid("dp-gaussian", quick("plugin:Trouble"), seeds=[0, 1])
-    for keep_going in (False, True):
-        prepared = prepare(grid, NODES, 1, keep_going=keep_going)
-        run = context(prepared, tmp_path / str(keep_going))
-        jobs = [CellJob(run, trial) for trial in prepared.trials]
-        if keep_going:
-            Scheduler(run, InProcess(NODES[0], capture=True)).run(jobs)
-            statuses = {row.algorithm: row.status for row in read_results(run.store.folder.path).rows}
-            assert statuses == {"plugin:Trouble": "failed", "dp-gaussian": "ok"}
-            continue
-        printed = sys.stdout
-        message = r"^algorithms\[1\]\.name: its first cell failed: ZeroDivisionError: the third round"
-        with pytest.raises(PluginError, match=message) as raised:
-            Scheduler(run, InProcess(NODES[0], capture=True)).run(jobs)
-        (log,) = (tmp_path / "False" / "logs").iterdir()
-        assert str(log) in str(raised.value)
-        assert 'raise ZeroDivisionError("the third round' in log.read_text()
-        assert run.store.last("trainings") == {}
-        assert sys.stdout is printed  # and no longer the log of the cell
+    prepared = prepare(small_grid("dp-gaussian", quick("plugin:Trouble"), seeds=[0, 1]), NODES, 1)
+    run, printed = context(prepared, tmp_path), sys.stdout
+    with pytest.raises(PluginError, match=r"^algorithms\[1\]\.name: its first cell failed: ZeroDivisionError: the third round") as raised:
+        Scheduler(run, InProcess(NODES[0], capture=True)).run([CellJob(run, trial) for trial in prepared.trials])
+    (log,) = (tmp_path / "logs").iterdir()
+    assert str(log) in str(raised.value)
+    assert 'raise ZeroDivisionError("the third round' in log.read_text()
+    assert run.store.last("trainings") == {}
+    assert sys.stdout is printed  # and no longer the log of the cell
