@@ -1,18 +1,23 @@
+"""What the pages say is so: commands run, grids are read, methods learn, names and links lead somewhere."""
+
 import json
 import math
 import re
 import runpy
 import shlex
+import shutil
 import subprocess
+import sys
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
+from unittest.mock import MagicMock
 
 import pytest
 import typer.main
 import yaml
 from benches import Done, Ran
-from cells import small_grid
+from cells import SHIPPED, small_grid
 from notebooks import Notebook
 
 from fedsim.cli import app
@@ -22,20 +27,10 @@ from fedsim.runs.engine import InProcess
 from fedsim.runs.need import Node
 
 ROOT = Path(__file__).parents[1]
-DATA = ROOT / "docs" / "data.md"
-ALGORITHMS = ROOT / "docs" / "algorithms.md"
-PRIVACY = ROOT / "docs" / "privacy.md"
-CLUSTER = ROOT / "docs" / "machines.md"
-SITES = ROOT / "docs" / "sites.md"
-RELEASE = ROOT / "docs" / "release.md"
-PYTHON = ROOT / "docs" / "python.md"
-PUBLIC = ROOT / "docs" / "public.md"
-TUNING = ROOT / "docs" / "tuning.md"
-
-
-def in_process(node: Node) -> AbstractContextManager[InProcess]:
-    """In place of Ray: what a command starts is tested elsewhere."""
-    return nullcontext(InProcess(node))
+DOCS = ROOT / "docs"
+ALGORITHMS, DATA = DOCS / "algorithms.md", DOCS / "data.md"
+PAGES = [*ROOT.glob("*.md"), *DOCS.glob("*.md")]
+Printed = dict[str, str]
 
 
 def commands(page: Path) -> list[str]:
@@ -46,9 +41,50 @@ def blocks(page: Path, language: str) -> list[str]:
     return re.findall(rf"```{language}\n(.*?)```", page.read_text(), re.S)
 
 
+def in_process(node: Node) -> AbstractContextManager[InProcess]:
+    """In place of Ray: what a command starts is tested elsewhere."""
+    return nullcontext(InProcess(node))
+
+
+@pytest.fixture
+def run_page(
+    bench: Callable[..., Ran],
+    folder: Path,
+    command: Callable[..., Done],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> Callable[[str], Printed]:
+    """Runs every command of a page, but for those on a cluster, where its grids and what it calls runs are; what each printed."""
+    monkeypatch.chdir(folder)
+    monkeypatch.setattr("fedsim.runs.ray.local_ray", in_process)
+
+    def run(name: str) -> Printed:
+        (folder / "benchmarks").symlink_to(ROOT / "benchmarks")
+        page, printed = DOCS / f"{name}.md", {}
+        for text in blocks(page, "yaml"):
+            if title := re.match(r"# (\S+)\n", text):
+                (folder / title[1]).write_text(text)
+        if "runs/quickstart" in page.read_text():
+            bench(small_grid("dp-gaussian", "dp-gmm", epsilon=[2], seeds=[0, 1]), "runs/quickstart")
+            shutil.copytree(folder / "runs/quickstart", folder / "runs/quickstart-again")
+        for line in commands(page):
+            program, *arguments = shlex.split(line)
+            if program == "python":
+                monkeypatch.setattr("sys.argv", arguments)
+                runpy.run_path(arguments[0], run_name="__main__")
+                printed[line] = capsys.readouterr().out
+            elif "--address" not in arguments:
+                done = command(*arguments)
+                assert done.returncode == 0, line + done.stdout + done.stderr
+                printed[line] = done.stdout
+        return printed
+
+    return run
+
+
 COMMANDS = [
     pytest.param(line, id=line[:60])
-    for page in [*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md"), *(ROOT / "benchmarks").rglob("*.md")]
+    for page in [*PAGES, *(ROOT / "benchmarks").rglob("*.md")]
     for line in re.findall(r"^ {4,}(?:.*&& )?(fedsim [a-z].*)$", page.read_text(), re.M)
 ]
 
@@ -61,158 +97,99 @@ def test_every_command_of_the_pages_exists_with_its_options(line: str) -> None:
     assert [each for each in arguments if each.startswith("--") and each.partition("=")[0] not in options] == []
 
 
-def test_the_grids_of_the_data_page_are_valid(tmp_path: Path) -> None:
-    first, second = blocks(DATA, "yaml")
-    (tmp_path / "g.yaml").write_text(first)
-    assert load_grid(tmp_path / "g.yaml").partition.column == "scanner"
-    (tmp_path / "g.yaml").write_text(second)
-    encoders = ("dinov2-small", "efficientnet-lite0", "exported")
-    names = [f"{name} ({encoder})" for name in ("ham10000", "chest-xray") for encoder in encoders]
-    assert [spec.display for spec in load_grid(tmp_path / "g.yaml").sets] == [*names, "organamnist (dinov2-small, bfloat16, 4 views)"]
+def test_every_grid_of_the_pages_is_valid(tmp_path: Path) -> None:
+    grids = [text for page in PAGES for text in blocks(page, "yaml") if "algorithms:" in text]
+    assert len(grids) >= 7
+    for text in grids:
+        grid = yaml.safe_load(text)
+        grid["algorithms"] = [entry for entry in grid["algorithms"] if entry != "my_file.py:MyMethod"]
+        (tmp_path / "g.yaml").write_text(yaml.safe_dump(grid))
+        assert load_grid(tmp_path / "g.yaml").algorithms
 
 
-@pytest.mark.parametrize("page", [SITES, PRIVACY], ids=lambda page: page.stem)
-def test_the_grids_of_further_pages_are_valid(page: Path, tmp_path: Path) -> None:
-    (text,) = blocks(page, "yaml")
-    (tmp_path / "g.yaml").write_text(text)
-    grid = load_grid(tmp_path / "g.yaml")
-    assert (grid.unit_column == "patient", grid.audit is not None) == (page == SITES, page == PRIVACY)
+def test_every_algorithm_and_file_that_the_pages_name_exists() -> None:
+    said = {word for page in PAGES if page.name != "CHANGELOG.md" for word in re.findall(r"`([^`\n]+)`", page.read_text())}
+    assert [word for word in said if re.fullmatch(r"(dp|fedavg|fedhypevae)-[a-z-]+", word) and word not in SHIPPED] == []
+    paths = [word for word in said if re.fullmatch(r"[\w.]+/[\w./]+\.(py|yaml|sh|md|cfg)", word) and "to/" not in word]
+    assert len(paths) > 10
+    assert [path for path in paths if not any((place / path).exists() for place in (ROOT, ROOT / "fedsim"))] == []
 
 
-def test_the_grid_of_the_page_is_valid(tmp_path: Path) -> None:
-    (text,) = blocks(ROOT / "docs" / "grid.md", "yaml")
-    grid = yaml.safe_load(text)
-    grid["algorithms"].remove("my_file.py:MyMethod")
-    (tmp_path / "g.yaml").write_text(yaml.safe_dump(grid))
-    assert load_grid(tmp_path / "g.yaml").name == "my-grid"
+def test_the_commands_of_the_privacy_page(run_page: Callable[[str], Printed]) -> None:
+    said = "\n".join(run_page("privacy").values())
+    for words in ("at δ = 1e-5", "not refuted", "AUC", "rows proved", "not covered", "its noisy steps spend 4.231"):
+        assert words in said
+    rows = grid_rows("runs/equal")
+    assert len({row.partition_hash for row in rows}) == 4
+    assert len({(row.generator, row.balanced_accuracy) for row in rows}) == 1
 
 
-def test_the_public_page_from_first_to_last(folder: Path, command: Callable[..., Done], monkeypatch: pytest.MonkeyPatch) -> None:
-    write, method = blocks(PUBLIC, "python")
-    (grid,) = blocks(PUBLIC, "yaml")
-    (folder / "public.yaml").write_text(grid)
-    (folder / "mine.py").write_text(method)
-    exec(compile(write, str(PUBLIC), "exec"), {})
-    monkeypatch.setattr("fedsim.runs.ray.local_ray", in_process)
-    done = [command(*shlex.split(line)[1:]) for line in commands(PUBLIC)]
-    assert [each.returncode for each in done] == [0] * len(done)
-    assert len(done) == 2
-    assert "public data: noisy digits, 1797 × 64, no labels, licence CC BY 4.0; used by dp-gaussian in a public subspace" in done[0].stdout
-    assert "†: uses public data: noisy digits" in done[1].stdout
+@pytest.mark.parametrize("page", ["grid", "machines"])
+def test_the_commands_of_further_pages(page: str, run_page: Callable[[str], Printed]) -> None:
+    for line, said in run_page(page).items():
+        assert ("noise in units of the signal" if "--dry-run" in line else "rows proved") in said, line
+
+
+def test_the_commands_of_the_page_on_results(
+    bench: Callable[..., Ran], run_page: Callable[[str], Printed], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bench(small_grid({"name": "dp-linear"}, epsilon=[2], scan={"rounds": [1, 2]}), "runs/scan")
+    run_page("results")
+    assert {Path("curve.pdf").exists(), Path("rounds.pdf").exists()} == {True}
+    monkeypatch.setitem(sys.modules, "mlflow", tracker := MagicMock())
+    (recipe,) = blocks(DOCS / "results.md", "python")
+    exec(recipe, {})
+    assert tracker.log_metric.call_count == 4
+
+
+def test_the_public_page_from_first_to_last(folder: Path, run_page: Callable[[str], Printed]) -> None:
+    write, method = blocks(DOCS / "public.md", "python")
+    exec(write, {})
+    first, second = run_page("public").values()
+    assert "public data: noisy digits, 1797 × 64, no labels, licence CC BY 4.0; used by dp-gaussian in a public subspace" in first
+    assert "†: uses public data: noisy digits" in second
     half = {row.label: row.balanced_accuracy for row in grid_rows("runs/public") if row.epsilon_target == 0.5}
     assert half["dp-gaussian in a public subspace"] > half["dp-gaussian"] + 0.05  # type: ignore[operator]
+    (folder / "mine.py").write_text(method)
     assert runpy.run_path(str(folder / "mine.py"))["Mine"].uses_public(None)
 
 
-def save_methods(folder: Path) -> None:
-    """The methods of the algorithms page, and their grid, as files with the names that the page gives them."""
-    for name, text in zip(("noisy_means", "personal_linear"), blocks(ALGORITHMS, "python"), strict=True):
-        (folder / f"{name}.py").write_text(text)
-    (text,) = blocks(ALGORITHMS, "yaml")
-    (folder / "personal.yaml").write_text(text)
-
-
-def test_the_two_methods_of_the_algorithms_page_learn(folder: Path, command: Callable[..., Done], monkeypatch: pytest.MonkeyPatch) -> None:
-    save_methods(folder)
-    monkeypatch.setattr("fedsim.runs.ray.local_ray", in_process)
-    one, two = (line for line in commands(ALGORITHMS) if "noisy_means" in line or "personal" in line)
-    exec(shlex.split(one)[2])
-    assert command(*shlex.split(two)[1:]).returncode == 0
-    (one_shot,) = grid_rows("runs/noisy_means")
-    assert one_shot.balanced_accuracy is not None
-    assert one_shot.balanced_accuracy > 0.8
-    personal, shared = (row.balanced_accuracy for row in grid_rows("runs/personal") if row.epsilon_target == math.inf)
-    assert personal is not None
-    assert shared is not None
-    assert personal > shared + 0.05
-
-
-def test_a_release_from_first_to_last(folder: Path, command: Callable[..., Done], monkeypatch: pytest.MonkeyPatch) -> None:
-    (folder / "benchmarks").symlink_to(ROOT / "benchmarks")
-    monkeypatch.setattr("fedsim.runs.ray.local_ray", in_process)
-    lines = commands(RELEASE)
-    assert [line.split()[1] for line in lines] == ["bench", "statement", "verify", "release", "synth"]
-    for line in lines:
-        done = command(*shlex.split(line)[1:])
-        assert done.returncode == 0, line + done.stdout + done.stderr
+def test_a_release_from_first_to_last(run_page: Callable[[str], Printed]) -> None:
+    assert [line.split()[1] for line in run_page("release")] == ["bench", "statement", "verify", "release", "synth"]
     assert json.loads(Path("synth.json").read_text())["release"] == "under its epsilon"
 
 
-def test_a_search_from_first_to_last(folder: Path, command: Callable[..., Done], monkeypatch: pytest.MonkeyPatch) -> None:
-    (text,) = blocks(TUNING, "yaml")
-    (folder / "search.yaml").write_text(text)
-    monkeypatch.setattr("fedsim.runs.ray.local_ray", in_process)
-    for line in commands(TUNING):
-        done = command(*shlex.split(line)[1:])
-        assert done.returncode == 0, line + done.stdout + done.stderr
+def test_a_search_from_first_to_last(run_page: Callable[[str], Printed]) -> None:
+    run_page("tuning")
     default, tuned, free = grid_rows("runs/search")
     assert (default.tuning, tuned.claim, free.claim) == (None, "proved", "heuristic")
     assert "dp-linear tuned (free, on test rows)" in Path("board.md").read_text()
 
 
-SAYS = {
-    "account": "at δ = 1e-5",
-    "audit": "not refuted",
-    "audit runs/quickstart": "AUC",
-    "bench": "noise in units of the signal",
-    "verify": "rows proved",
-    "statement": "not covered",
-    "dp_cvae": "its noisy steps spend 4.231",
-    "flower_fixed_clipping": "with equal weights it would be ε = 73.6",
-    "nvflare_svt": "ε = 10,342 a round",
-}
-"""What commands print, by their names; a script's, by the name of its file."""
+def save_methods(folder: Path) -> None:
+    """The method of the algorithms page as a file with the name that the page gives it."""
+    (text,) = blocks(ALGORITHMS, "python")
+    (folder / "noisy_means.py").write_text(text)
 
 
-def test_every_command_of_the_privacy_page_runs(
-    bench: Callable[..., Ran],
-    folder: Path,
-    command: Callable[..., Done],
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
-) -> None:
-    monkeypatch.setattr("fedsim.runs.ray.local_ray", in_process)
-    bench(small_grid("dp-gaussian", "fedhypevae", epsilon=[2]), "runs/quickstart")
-    (folder / "benchmarks").symlink_to(ROOT / "benchmarks")
-    seen = set()
-    for program, *arguments in map(shlex.split, commands(PRIVACY)):
-        if program == "python":
-            name = Path(arguments[1]).stem
-            monkeypatch.setattr("sys.argv", arguments)
-            runpy.run_path(arguments[0], run_name="__main__")
-            printed = capsys.readouterr().out
-        else:
-            done = command(*arguments)
-            assert done.returncode == 0, f"{arguments}{done.stdout}{done.stderr}"
-            printed = done.stdout
-            name = next(name for name in (" ".join(arguments), arguments[0]) if name in SAYS)
-        if "runs/equal" in arguments:
-            rows = grid_rows("runs/equal")
-            assert len({row.partition_hash for row in rows}) == 4
-            assert len({(row.generator, row.balanced_accuracy) for row in rows}) == 1
-        else:
-            seen.add(name)
-            assert SAYS[name] in printed
-    assert seen == set(SAYS)
+def test_the_method_of_the_algorithms_page_learns(folder: Path) -> None:
+    save_methods(folder)
+    (line,) = (line for line in commands(ALGORITHMS) if "noisy_means" in line)
+    exec(shlex.split(line)[2])
+    (row,) = grid_rows("runs/noisy_means")
+    assert (row.balanced_accuracy or math.nan) > 0.8
 
 
-def test_the_files_of_the_cluster_page_are_what_slurm_and_kuberay_take(tmp_path: Path, command: Callable[..., Done]) -> None:
-    """That they run is a test among the slow faults, as far as one machine allows."""
-    (script,) = blocks(CLUSTER, "bash")
-    (tmp_path / "job.sh").write_text(script)
-    subprocess.run(["bash", "-n", "job.sh"], cwd=tmp_path, check=True)
-    (text,) = blocks(CLUSTER, "yaml")
-    job = yaml.safe_load(text)
-    assert (job["apiVersion"], job["kind"]) == ("ray.io/v1", "RayJob")
-    known = command("bench", "--help").stdout + "--grid"
-    for line in (job["spec"]["entrypoint"], *(line for line in commands(CLUSTER) if "fedsim bench" in line)):
-        assert [option for option in shlex.split(line) if option.startswith("--") and option not in known] == []
+def test_the_script_for_slurm_is_read_by_bash() -> None:
+    """That it runs is a test among the slow faults, as far as one machine allows."""
+    (script,) = blocks(DOCS / "machines.md", "bash")
+    subprocess.run(["bash", "-n"], input=script, text=True, check=True)
 
 
 def test_every_block_of_the_page_on_python_runs_as_a_cell(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("fedsim.runs.ray.local_ray", in_process)
     book = Notebook(monkeypatch)
-    for code in blocks(PYTHON, "python"):
+    for code in blocks(DOCS / "python.md", "python"):
         book.cell(code)
     assert sorted(book.names["means"].index) == [
         (label, epsilon) for label in ("dp-gaussian", "dp-linear", "mine") for epsilon in (1.0, 8.0)
@@ -237,8 +214,7 @@ def anchors(page: Path) -> set[str]:
 
 
 def test_every_link_of_the_pages_leads_somewhere() -> None:
-    docs = ROOT / "docs"
-    pages = [*ROOT.glob("*.md"), *docs.glob("*.md"), *docs.glob("*.ipynb"), *docs.glob("reference/*.md")]
+    pages = [*PAGES, *DOCS.glob("*.ipynb"), *DOCS.glob("reference/*.md"), *(ROOT / "benchmarks").rglob("*.md")]
     links = [(page, *link) for page in pages for link in re.findall(r"\]\((?!https?:)([^)#]*)(?:#([^)]*))?\)", text_of(page))]
     assert links
     for page, path, anchor in links:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -308,7 +308,8 @@ class Run(Printed):
         node = this_machine()
         with kept_handlers():
             verification = Verification.of(self.folder, lambda grid: prepare(grid, [node]), trust_plugin=self.trust_plugin)
-            return verification.run(count, wide_console(plain_console()), engine_for(verification.prepared)[1], ids)
+            prepared, engine = engine_for(verification.prepared)
+            return replace(verification, prepared=prepared).run(count, wide_console(plain_console()), engine, ids)
 
     def show(self, console: Console) -> None:
         """Print the tables of results that a bench ends with."""

@@ -45,7 +45,7 @@ def test_every_command_of_the_data_page_runs_in_its_order(desk: tuple[Path, dict
 
 
 def test_every_command_of_the_algorithms_page_runs_in_its_order(tmp_path: Path) -> None:
-    assert len(commands(ALGORITHMS)) == 8
+    assert len(commands(ALGORITHMS)) == 7
     save_methods(tmp_path)
     for command in commands(ALGORITHMS):
         program, *arguments = shlex.split(command)
