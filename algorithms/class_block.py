@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from fedsim.device import normal
-from fedsim.methods.subspace import places
+from fedsim.methods.one_shot import places
 from fedsim.models.layers import one_hot
 from fedsim.privacy.statistics.moments import Products, in_unit_ball
 from fedsim.privacy.statistics.outer_products import OuterProduct

@@ -19,11 +19,11 @@ from algorithms.hyper_cvae import HyperCVAE
 from algorithms.meta_codes import HyperGenerator, fit_meta_codes
 from fedsim.batch import Batch
 from fedsim.device import normal, to_device
+from fedsim.methods.algorithm import Phase
 from fedsim.methods.clients import Clients
 from fedsim.methods.coordinates import Coordinates
 from fedsim.methods.dp_sgd import DPSGD, RELEASE
 from fedsim.methods.messages import Diagnostic, DiagnosticLike, Round, Server, Tensors
-from fedsim.methods.phase import Phase
 from fedsim.models.cvae import gaussian_nll, gaussian_nll_root, kl_normal, sample_posterior
 from fedsim.models.initialise import initial_model
 from fedsim.models.kernel import batch_mmd, kernel_features, kernel_frequencies, kernel_score

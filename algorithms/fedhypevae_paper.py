@@ -65,8 +65,7 @@ def paper_round(algorithm: DPSGD, clients: Clients, round_: Round, broadcast: Te
 def _both_levels(algorithm: DPSGD, clients: Clients, round_: Round, shared: Tensors, own: Tensors) -> tuple[Tensors, Tensors]:
     """Gradients by the shared parameters ``[K, ...]`` and loss parts ``[K]``, means over the minibatches; ``own`` is trained in place."""
     params, state = algorithm.params, Tensors()
-    rows = clients.minibatches(round_.stream, params.local_steps, params.batch_size)
-    minibatches = Minibatches(algorithm, clients, round_, rows)
+    minibatches = Minibatches(algorithm, clients, round_)
     for step in range(params.local_steps):
         adam_step(own, minibatches.gradients(step, own, shared)[0], state, params.local_learning_rate)
     outer = [minibatches.gradients(step, shared, own) for step in range(params.local_steps)]

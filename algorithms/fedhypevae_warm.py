@@ -18,6 +18,7 @@ from torch import Tensor
 from algorithms import class_block
 from algorithms.class_block import BlockGenerator
 from fedsim.device import to_device
+from fedsim.methods.algorithm import Phase
 from fedsim.methods.coordinates import (
     COORDINATE_NAMES,
     MEAN_SHARE,
@@ -28,7 +29,6 @@ from fedsim.methods.coordinates import (
 )
 from fedsim.methods.messages import Server, Tensors
 from fedsim.methods.one_shot import OneShot, OneShotParams, Rows, Statistic
-from fedsim.methods.phase import Phase
 from fedsim.plugins.registry import register
 from fedsim.privacy.statistics import moments, shrinkage
 from fedsim.privacy.statistics.outer_products import OuterProduct, unit_weights

@@ -37,7 +37,7 @@ from fedsim.methods import (
     Statistic,
     Tensors,
     coordinate_statistics,
-    exact,
+    exact_products,
     normal,
     one_hot,
     receive_spread,
@@ -132,7 +132,7 @@ class PrivateEvolution(OneShot):
             of_class, distinct = (rows.y == label).nonzero()[:, 0], first_of_equals(own)
             # the cosine of T (x - m) and c is <x - m, T c / |c|> over the row's own length, T symmetric
             looked_for = coordinates.of_centred(torch.nn.functional.normalize(own[distinct], dim=1))
-            cosines = exact.products(rows.x[of_class] - coordinates.mean, looked_for)
+            cosines = exact_products(rows.x[of_class] - coordinates.mean, looked_for)
             count = -(-min(self.params.votes, len(own)) * len(distinct) // len(own))
             nearest = cosines.argsort(dim=1, descending=True, stable=True)[:, :count]
             votes[of_class[:, None], distinct[nearest]] = count**-0.5

@@ -33,10 +33,9 @@ from rich.table import Table
 from torch import nn
 
 from fedsim.grid.models import Grid
-from fedsim.methods.algorithm import Algorithm, Params
+from fedsim.methods.algorithm import Algorithm, Params, Phase
 from fedsim.methods.clients import Clients
 from fedsim.methods.messages import Message, Round, Server, Tensors
-from fedsim.methods.phase import Phase
 from fedsim.models.linear import LinearClassifier
 from fedsim.privacy.plan import Release
 from fedsim.results.run import grid_rounds

@@ -5,32 +5,32 @@ import math
 import re
 import runpy
 import shlex
-import shutil
 import subprocess
 import sys
 from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import nullcontext
 from pathlib import Path
 from unittest.mock import MagicMock
 
 import pytest
 import typer.main
 import yaml
-from benches import Done, Ran
-from cells import SHIPPED, small_grid
+from benches import Done
+from cells import SHIPPED
 from notebooks import Notebook
 
+import fedsim
 from fedsim.cli import app
 from fedsim.grid.read import load_grid
 from fedsim.results.run import grid_rows
 from fedsim.runs.engine import InProcess
-from fedsim.runs.need import Node
 
 ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"
 ALGORITHMS, DATA = DOCS / "algorithms.md", DOCS / "data.md"
 PAGES = [*ROOT.glob("*.md"), *DOCS.glob("*.md")]
-Printed = dict[str, str]
+SMALL = {"dataset": {"name": "digits", "limit": 200}, "clients": 4, "epsilon": 2, "seeds": [0, 1], "evaluation": {"per_class": 10}}
+RunPage = Callable[[str], dict[str, str]]
 
 
 def commands(page: Path) -> list[str]:
@@ -41,38 +41,23 @@ def blocks(page: Path, language: str) -> list[str]:
     return re.findall(rf"```{language}\n(.*?)```", page.read_text(), re.S)
 
 
-def in_process(node: Node) -> AbstractContextManager[InProcess]:
-    """In place of Ray: what a command starts is tested elsewhere."""
-    return nullcontext(InProcess(node))
-
-
 @pytest.fixture
-def run_page(
-    bench: Callable[..., Ran],
-    folder: Path,
-    command: Callable[..., Done],
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
-) -> Callable[[str], Printed]:
-    """Runs every command of a page, but for those on a cluster, where its grids and what it calls runs are; what each printed."""
-    monkeypatch.chdir(folder)
-    monkeypatch.setattr("fedsim.runs.ray.local_ray", in_process)
+def run_page(folder: Path, command: Callable[..., Done], monkeypatch: pytest.MonkeyPatch) -> RunPage:
+    """Runs a page's commands where its grids and what it calls runs are, those on a cluster left out; what each printed."""
+    monkeypatch.setattr("fedsim.runs.ray.local_ray", lambda node: nullcontext(InProcess(node)))
+    (folder / "benchmarks").symlink_to(ROOT / "benchmarks")
 
-    def run(name: str) -> Printed:
-        (folder / "benchmarks").symlink_to(ROOT / "benchmarks")
+    def run(name: str) -> dict[str, str]:
         page, printed = DOCS / f"{name}.md", {}
         for text in blocks(page, "yaml"):
             if title := re.match(r"# (\S+)\n", text):
                 (folder / title[1]).write_text(text)
-        if "runs/quickstart" in page.read_text():
-            bench(small_grid("dp-gaussian", "dp-gmm", epsilon=[2], seeds=[0, 1]), "runs/quickstart")
-            shutil.copytree(folder / "runs/quickstart", folder / "runs/quickstart-again")
+        for run in set(re.findall(r"runs/quickstart(?:-again)?", page.read_text())):
+            fedsim.bench(SMALL | {"algorithms": ["dp-gaussian", "dp-gmm"]}, out=run)
         for line in commands(page):
             program, *arguments = shlex.split(line)
             if program == "python":
-                monkeypatch.setattr("sys.argv", arguments)
-                runpy.run_path(arguments[0], run_name="__main__")
-                printed[line] = capsys.readouterr().out
+                printed[line] = subprocess.run([sys.executable, *arguments], capture_output=True, text=True, check=True).stdout
             elif "--address" not in arguments:
                 done = command(*arguments)
                 assert done.returncode == 0, line + done.stdout + done.stderr
@@ -115,7 +100,7 @@ def test_every_algorithm_and_file_that_the_pages_name_exists() -> None:
     assert [path for path in paths if not any((place / path).exists() for place in (ROOT, ROOT / "fedsim"))] == []
 
 
-def test_the_commands_of_the_privacy_page(run_page: Callable[[str], Printed]) -> None:
+def test_the_commands_of_the_privacy_page(run_page: RunPage) -> None:
     said = "\n".join(run_page("privacy").values())
     for words in ("at δ = 1e-5", "not refuted", "AUC", "rows proved", "not covered", "its noisy steps spend 4.231"):
         assert words in said
@@ -125,24 +110,22 @@ def test_the_commands_of_the_privacy_page(run_page: Callable[[str], Printed]) ->
 
 
 @pytest.mark.parametrize("page", ["grid", "machines"])
-def test_the_commands_of_further_pages(page: str, run_page: Callable[[str], Printed]) -> None:
+def test_the_commands_of_further_pages(page: str, run_page: RunPage) -> None:
     for line, said in run_page(page).items():
         assert ("noise in units of the signal" if "--dry-run" in line else "rows proved") in said, line
 
 
-def test_the_commands_of_the_page_on_results(
-    bench: Callable[..., Ran], run_page: Callable[[str], Printed], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    bench(small_grid({"name": "dp-linear"}, epsilon=[2], scan={"rounds": [1, 2]}), "runs/scan")
+def test_the_commands_of_the_page_on_results(run_page: RunPage, monkeypatch: pytest.MonkeyPatch) -> None:
+    fedsim.bench(SMALL | {"algorithms": ["dp-linear"], "scan": {"rounds": [1, 2]}}, out="runs/scan")
     run_page("results")
-    assert {Path("curve.pdf").exists(), Path("rounds.pdf").exists()} == {True}
+    assert len(list(Path().glob("*.pdf"))) == 2
     monkeypatch.setitem(sys.modules, "mlflow", tracker := MagicMock())
     (recipe,) = blocks(DOCS / "results.md", "python")
     exec(recipe, {})
     assert tracker.log_metric.call_count == 4
 
 
-def test_the_public_page_from_first_to_last(folder: Path, run_page: Callable[[str], Printed]) -> None:
+def test_the_public_page_from_first_to_last(folder: Path, run_page: RunPage) -> None:
     write, method = blocks(DOCS / "public.md", "python")
     exec(write, {})
     first, second = run_page("public").values()
@@ -154,12 +137,12 @@ def test_the_public_page_from_first_to_last(folder: Path, run_page: Callable[[st
     assert runpy.run_path(str(folder / "mine.py"))["Mine"].uses_public(None)
 
 
-def test_a_release_from_first_to_last(run_page: Callable[[str], Printed]) -> None:
-    assert [line.split()[1] for line in run_page("release")] == ["bench", "statement", "verify", "release", "synth"]
+def test_a_release_from_first_to_last(run_page: RunPage) -> None:
+    run_page("release")
     assert json.loads(Path("synth.json").read_text())["release"] == "under its epsilon"
 
 
-def test_a_search_from_first_to_last(run_page: Callable[[str], Printed]) -> None:
+def test_a_search_from_first_to_last(run_page: RunPage) -> None:
     run_page("tuning")
     default, tuned, free = grid_rows("runs/search")
     assert (default.tuning, tuned.claim, free.claim) == (None, "proved", "heuristic")
@@ -180,14 +163,8 @@ def test_the_method_of_the_algorithms_page_learns(folder: Path) -> None:
     assert (row.balanced_accuracy or math.nan) > 0.8
 
 
-def test_the_script_for_slurm_is_read_by_bash() -> None:
-    """That it runs is a test among the slow faults, as far as one machine allows."""
-    (script,) = blocks(DOCS / "machines.md", "bash")
-    subprocess.run(["bash", "-n"], input=script, text=True, check=True)
-
-
 def test_every_block_of_the_page_on_python_runs_as_a_cell(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("fedsim.runs.ray.local_ray", in_process)
+    monkeypatch.setattr("fedsim.runs.ray.local_ray", lambda node: nullcontext(InProcess(node)))
     book = Notebook(monkeypatch)
     for code in blocks(DOCS / "python.md", "python"):
         book.cell(code)

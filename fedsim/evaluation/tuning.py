@@ -17,7 +17,7 @@ from fedsim.device import CPU, to_device
 from fedsim.evaluation.judge import Judge
 from fedsim.evaluation.measures import balanced_accuracy
 from fedsim.grid.models import Tuning
-from fedsim.methods.messages import Pool, Tensors
+from fedsim.methods.messages import Tensors
 from fedsim.methods.products import is_classifier, own
 from fedsim.models.linear import folded
 from fedsim.partition import Partition
@@ -26,10 +26,9 @@ from fedsim.privacy.noise import gaussian
 from fedsim.privacy.plan import PrivacyPlan
 from fedsim.privacy.selection import SCORE, distinct, runs_at
 from fedsim.seeds import Purpose, Seeds
-from fedsim.training.checkpoint import Checkpoints
-from fedsim.training.cohort import build_algorithm
+from fedsim.training.cohort import LocalPool, build_algorithm
 from fedsim.training.rounds import RoundRecord, restored
-from fedsim.training.state import Checkpoint, below, nested
+from fedsim.training.state import Checkpoint, Checkpoints, below, nested
 from fedsim.training.trial import Outcome, Trial, local_pool, run_trial, seeds_of
 
 
@@ -115,7 +114,7 @@ class _OfRun(Checkpoints):
 def run_tuned(
     trial: Trial,
     data: Embeddings,
-    make_pool: Callable[[Trial, Embeddings, Seeds], Pool] = local_pool,
+    make_pool: Callable[[Trial, Embeddings, Seeds], LocalPool] = local_pool,
     checkpoints: Checkpoints | None = None,
     device: torch.device = CPU,
 ) -> Iterator[RoundRecord | Outcome]:

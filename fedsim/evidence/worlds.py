@@ -276,7 +276,7 @@ class WatchedPool(LocalPool):
         return [tape_of(cohort) for cohort in self.cohorts]
 
     def round(self, round_: Round, broadcast: Tensors) -> list[Message]:
-        """See :class:`fedsim.methods.messages.Pool`."""
+        """See :class:`fedsim.training.cohort.LocalPool`."""
         sent: dict[int, Message] = {}
         for i in self.order:
             tape = tape_of(self.cohorts[i])

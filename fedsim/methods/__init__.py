@@ -12,6 +12,6 @@ if TYPE_CHECKING:
 def __getattr__(name: str) -> Any:
     # torch is imported when a name is used, not with every module of this package
     face = importlib.import_module("fedsim.methods.face")
-    if name not in face.__all__:
+    if name.startswith("_") or not hasattr(face, name):
         raise AttributeError(f"module 'fedsim.methods' has no attribute '{name}'")
     return getattr(face, name)

@@ -10,7 +10,8 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Container, Iterator, Mapping
+from collections.abc import Callable, Container, Iterator, Mapping
+from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar
 
 from pydantic import BaseModel, ConfigDict, ValidationError
@@ -18,14 +19,38 @@ from torch import Tensor, nn
 
 from fedsim.errors import PluginError, UserError
 from fedsim.methods.clients import Clients
-from fedsim.methods.messages import Round, Server, Task, Tensors
+from fedsim.methods.messages import Message, Round, Server, Task, Tensors, Values
 from fedsim.methods.parameters import code_names, shared_tensors
-from fedsim.methods.phase import Phase, rounds_of
 from fedsim.methods.products import Classifier, Generator, Product
 from fedsim.models.initialise import initial_model
 from fedsim.privacy.plan import Claim, PrivacyPlan, Release, Trust, Unit, calibrate
 from fedsim.privacy.selection import SCORE
 from fedsim.seeds import Seeds
+
+
+@dataclass(frozen=True)
+class Phase:
+    """Consecutive rounds of one mechanism; a training is a sequence of phases.
+
+    Attributes:
+        release: the mechanism of its rounds; without privacy only their number counts.
+        at_clients: (clients, round, broadcast): a cohort's computation; returns its message.
+        at_server: (server, round, the noisy sum of the messages): updates the server; returns diagnostics that depend on no private
+            values, as numbers or as tensors of one number.
+        broadcast: (server): the tensors that every client receives at the start of a round.
+        weights: of statistics in a unit's joint norm, by name: a statistic is sent times its weight; empty for gradients and updates.
+    """
+
+    release: Release
+    at_clients: Callable[[Clients, Round, Tensors], Message]
+    at_server: Callable[[Server, Round, Tensors], Values]
+    broadcast: Callable[[Server], Tensors]
+    weights: Mapping[str, float] = field(default_factory=dict)
+
+    def taking(self, share: float) -> Phase:
+        """The phase with the noise for a share of the budget, in units of 1 / sigma^2; sampled steps cost q^2 / sigma^2 and add up."""
+        noise = self.release.sample_rate * math.sqrt(self.release.steps / share)
+        return replace(self, release=replace(self.release, relative_noise=noise))
 
 
 class Params(BaseModel):
@@ -36,15 +61,13 @@ class Params(BaseModel):
     @classmethod
     def brief(cls, values: Mapping[str, Any], given: Container[str]) -> dict[str, Any]:
         """The subset of ``values``, which make a training short, that these parameters have and allow and that are not ``given``."""
-        return {key: value for key, value in values.items() if key in cls.model_fields and key not in given and cls._allows(key, value)}
-
-    @classmethod
-    def _allows(cls, key: str, value: Any) -> bool:
+        found = {key: value for key, value in values.items() if key in cls.model_fields and key not in given}
         try:
-            cls.model_validate({key: value})
+            cls.model_validate(found)
         except ValidationError as error:
-            return not any(detail["loc"][:1] == (key,) for detail in error.errors())
-        return True
+            refused = {detail["loc"][:1] for detail in error.errors()}
+            return {key: value for key, value in found.items() if (key,) not in refused}
+        return found
 
 
 class Algorithm(ABC):
@@ -183,8 +206,12 @@ class Algorithm(ABC):
         return tuple(phase.release for phase in self.phases())
 
     def schedule(self) -> Iterator[Round]:
-        """Every round of the phases, in order."""
-        return rounds_of(self.phases())
+        """Every round of the phases, in order; streams are numbered over all of them, so that no two phases share one."""
+        number = stream = 0
+        for index, phase in enumerate(self.phases()):
+            for step in range(phase.release.rounds):
+                yield Round(number, index, step, stream, phase.release)
+                number, stream = number + 1, stream + phase.release.per_round
 
 
 def solved_plan(algorithm: Algorithm, epsilon: float | None, delta: float) -> PrivacyPlan | None:

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from itertools import accumulate
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import torch
@@ -49,15 +49,8 @@ class Noised:
     kept: Tensors
 
 
-@dataclass(frozen=True)
-class Pooled:
-    """All members' rows one after another, so that rows of many members are picked in one operation.
-
-    Attributes:
-        x: ``[N, d]``.
-        y: ``[N]``.
-        starts: the first row of each member.
-    """
+class Pooled(NamedTuple):
+    """All members' rows one after another, x ``[N, d]`` and y ``[N]``, and the first row of each member."""
 
     x: Tensor
     y: Tensor
@@ -96,19 +89,15 @@ class Clients:
     ran: Ran = field(default_factory=Ran)
     steps: range | None = None
     device: torch.device = CPU
-
-    @cached_property
-    def _seen(self) -> list[tuple[RowMap, Clients]]:
-        """The last coordinates, and the clients in them."""
-        return []
+    _seen: tuple[RowMap, Clients] | None = field(default=None, init=False)
 
     def in_coordinates(self, coordinates: RowMap | None) -> Clients:
         """The same clients with their rows in ``coordinates``, made once for all rounds; themselves where there are none."""
         if coordinates is None:
             return self
-        if not self._seen or not self._seen[0][0].equals(coordinates):
-            self._seen[:] = [(coordinates, replace(self, x=tuple(map(coordinates.of_rows, self.x))))]
-        return self._seen[0][1]
+        if self._seen is None or not self._seen[0].equals(coordinates):
+            self._seen = coordinates, replace(self, x=tuple(map(coordinates.of_rows, self.x)))
+        return self._seen[1]
 
     @cached_property
     def pooled(self) -> Pooled:
@@ -127,7 +116,7 @@ class Clients:
             groups=self.groups and tuple(self.groups[i] for i in positions),
             state={name: value[index] if value.dim() else value.clone() for name, value in self.state.items()},
         )
-        chosen.pooled = replace(self.pooled, starts=tuple(self.pooled.starts[i] for i in positions))
+        chosen.pooled = self.pooled._replace(starts=tuple(self.pooled.starts[i] for i in positions))
         return chosen
 
     def batch(self, rows: Sequence[Tensor], round_: int, shapes: Mapping[str, tuple[int, ...]]) -> Batch:

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any, TypeVar
 
 import torch
@@ -18,6 +19,7 @@ from fedsim.batch import Batch, Layout
 from fedsim.errors import NotPerExample, WrongReturn
 from fedsim.methods.algorithm import Algorithm
 from fedsim.methods.messages import Task
+from fedsim.methods.parameters import l2_norm
 from fedsim.methods.products import before_sphere
 from fedsim.models.initialise import initial_model
 from fedsim.privacy.clipping import Norms, clipped_sum
@@ -96,14 +98,9 @@ def _plain(dtype: torch.dtype) -> str:
 
 def check_loss(algorithm: Any, clients: int, norms: Callable[[nn.Module], Norms]) -> None:
     """Test the loss of a DPSGD or LocalDPSGD on made-up rows of ``clients``, whose gradients are clipped by ``norms`` of the model."""
-    model, batch = _started(algorithm, clients), _made_up(algorithm, clients)
-
-    def loss(model: nn.Module, batch: Batch) -> Tensor:
-        return _parts(algorithm, model, batch)
-
-    for name, losses in loss_parts(algorithm.loss, model, batch).items():
-        if not losses.isfinite().all():
-            raise ValueError(f"part '{name}' of the loss is not finite for made-up rows of unit norm")
+    model, batch, loss = _started(algorithm, clients), _made_up(algorithm, clients), partial(_parts, algorithm)
+    if not loss(model, batch).isfinite().all():
+        raise ValueError("a part of the loss is not finite for made-up rows of unit norm")
     check_per_example(model, loss, batch, norms(model), algorithm.params.engine)
     with torch.no_grad():
         for crowd in crowds(algorithm.task):
@@ -120,9 +117,8 @@ def check_clients(algorithm: Any, clients: int) -> None:
     batch = _batch(algorithm, crowd.x, crowd.y, torch.arange(MIXED_ROWS) // rows, clients)
     with torch.no_grad():
         whole = _parts(algorithm, model, batch)
-        for client in range(clients):
-            part = slice(client * rows, (client + 1) * rows)
-            if not is_same(_parts(algorithm, model, batch.take(part)), whole[part]):
+        for part in (slice(client * rows, (client + 1) * rows) for client in range(clients)):
+            if not _near(_parts(algorithm, model, batch.take(part)), whole[part], LOSS_TOLERANCE):
                 raise NotPerExample("a client's loss depends on other clients' rows: it changes when they are left out")
         _check_forgets(algorithm, clients, _made_up(algorithm, clients), model)
 
@@ -134,16 +130,16 @@ def check_per_example(model: nn.Module, loss: Loss, batch: Batch, norms: Norms, 
     breaks it, and so does a layer that sees the rows in another order. Every row of ``batch``, made-up ones of the real shapes, is left out
     in turn, with a clip at their median norm, so that half of them are clipped.
     """
-    measured = clipped_sum(model, loss, batch, Norms(math.inf, "example", norms.weights, norms.free), engine).norms
+    measured = clipped_sum(model, loss, batch, replace(norms, clip=math.inf, unit="example"), engine).norms
     if not measured.isfinite().all():
         raise ValueError("the loss's gradient is not finite on made-up rows of unit norm")
-    biting = Norms(max(float(measured.median()), 1e-12), "example", norms.weights, norms.free)
+    biting = replace(norms, clip=max(float(measured.median()), 1e-12), unit="example")
     whole = clipped_sum(model, loss, batch, biting, engine).sums
     for index in range(len(batch)):
         without = clipped_sum(model, loss, batch.without(index), biting, engine).sums
         alone = clipped_sum(model, loss, batch.take(slice(index, index + 1)), biting, engine).sums
-        error = _norm({name: whole[name] - without[name] - alone[name] for name in whole})
-        size = max(map(_norm, (whole, without, alone)))
+        error = l2_norm({name: whole[name] - without[name] - alone[name] for name in whole})
+        size = max(map(l2_norm, (whole, without, alone)))
         if not error <= SUM_TOLERANCE * size:
             raise NotPerExample(
                 f"the loss is not per example: leaving out row {index} of {len(batch)} changes the clipped sum by {error:.3g} beyond "
@@ -163,18 +159,13 @@ class Crowd:
     def check_same(self, what: str, part: slice, alone: Tensor, whole: Tensor) -> None:
         """Compare the values of the rows in ``part``, evaluated ``alone``, with theirs in the ``whole``; label by label."""
         within, y = whole[part], self.y[part].to(whole.device)
-        if alone.shape == within.shape and all(is_same(alone[y == label], within[y == label]) for label in torch.unique(y)):
+        if alone.shape == within.shape and all(_near(alone[y == each], within[y == each], LOSS_TOLERANCE) for each in torch.unique(y)):
             return
         which = f"first {part.stop}" if part.start == 0 else f"last {len(self.y) - part.start}"
         raise NotPerExample(
             f"{what} is not per example: it changes for the {which} of {len(self.y)} rows of {self.words} when they are evaluated alone; "
             "a row's part may depend on that row alone"
         )
-
-
-def is_same(one: Tensor, two: Tensor) -> bool:
-    """Whether the values of rows are equal up to rounding."""
-    return _near(one.nan_to_num(), two.nan_to_num(), LOSS_TOLERANCE)
 
 
 def crowds(task: Task) -> tuple[Crowd, Crowd]:
@@ -204,11 +195,9 @@ def _parts(algorithm: Any, model: nn.Module, batch: Batch) -> Tensor:
     return torch.stack(list(loss_parts(algorithm.loss, model, batch).values()), 1)
 
 
-def _norm(tensors: dict[str, Tensor]) -> float:
-    return float(torch.stack([value.norm() for value in tensors.values()]).norm())
-
-
 def _near(one: Tensor, two: Tensor, within: float) -> bool:
+    """Whether the values of rows are equal up to rounding."""
+    one, two = one.nan_to_num(), two.nan_to_num()
     return float((one - two).norm()) <= within * float(one.norm() + two.norm())
 
 

@@ -15,8 +15,7 @@ from torch.nn.functional import pad
 
 from fedsim.methods.messages import Server, Tensors
 from fedsim.methods.one_shot import Rows, Statistic, overall_mean
-from fedsim.privacy.statistics.distances import clipped, distance_products, released_distances
-from fedsim.privacy.statistics.moments import Products, in_unit_ball
+from fedsim.privacy.statistics.moments import Products, distance_products, in_unit_ball, released_distances
 from fedsim.privacy.statistics.outer_products import OuterProduct
 from fedsim.privacy.statistics.spectral import GAP, group_means, leading, steady, ties
 
@@ -32,41 +31,34 @@ ABOVE_EDGE = 1.1
 """Directions have a scale of their own where their eigenvalue is this factor above the largest that noise alone would have."""
 LEAST_REST = 1e-4
 """Least share of the variance that the other directions have together."""
+MOSTLY_CLIPPED = 0.95
+"""Mean squared norm of rows that are clipped near their typical distance, in units of the clip, where no bin says otherwise."""
 POWER = 0.25
 """Coordinates are divided by this power of their variance over that of the rest: 1/2 would make all variances equal."""
 
-About = Callable[[Rows, Tensors], Tensor]
 
-
-def about_mean(rows: Rows, released: Tensors) -> Tensor:
-    """Rows minus the released mean ``[N, d]``."""
-    return rows.x - released["mean"]
-
-
-def coordinate_statistics(share: float, about: About = about_mean, mean: Statistic | None = None) -> tuple[Statistic, Statistic]:
+def coordinate_statistics(
+    share: float, about: Callable[[Rows, Tensors], Tensor] | None = None, mean: Statistic | None = None
+) -> tuple[Statistic, Statistic]:
     """The two releases, for a ``share`` of the budget in units of 1 / sigma^2; :class:`Coordinates` reads what they leave behind.
 
-    ``about`` takes rows to their centre, from what was broadcast; another first release ``mean`` leaves ``mean``, ``rows`` and ``square``
-    in ``server.tensors`` as the overall mean does.
+    ``about`` takes rows to their centre, by default the mean, from what was broadcast; another first release ``mean`` leaves ``mean``,
+    ``rows`` and ``square`` in ``server.tensors`` as the overall mean does.
     """
 
     def products(rows: Rows, released: Tensors) -> Products:
-        return spread_products(about(rows, released))
+        r = about(rows, released) if about else rows.x - released["mean"]
+        direction = r / r.norm(dim=1, keepdim=True).clamp_min(1e-12)
+        return {"second": OuterProduct(direction, direction)} | distance_products(r)
 
     spread = Statistic("spread", (1 - MEAN_SHARE) * share, SPREAD_WEIGHTS, products, receive_spread)
     return mean or overall_mean(MEAN_SHARE * share), spread
 
 
-def spread_products(r: Tensor) -> Products:
-    """The second moment of the directions of rows ``[N, d]`` about their centre, and the histogram of their lengths."""
-    direction = r / r.norm(dim=1, keepdim=True).clamp_min(1e-12)
-    return {"second": OuterProduct(direction, direction)} | distance_products(r)
-
-
 def receive_spread(server: Server, sums: Tensors, std: Mapping[str, float]) -> None:
     """The coordinates, of mean squared norm 1, from the directions whose variance stands out of the noise."""
     second, rows, dim = sums["second"], server.tensors["rows"], len(sums["second"])
-    distances = released_distances(sums["bins"], std["bins"], server.tensors["square"])
+    square, counts, squares = released_distances(sums["bins"], std["bins"], server.tensors["square"])
     # two triangles carry independent noise, so their mean has half the variance; such a matrix has its largest eigenvalue at the edge
     edge = 2 * std["second"] / 2**0.5 / float(rows) * dim**0.5
     seen, vectors = leading((second + second.T) / 2 / rows, MOST_DIRECTIONS, max(ABOVE_EDGE * edge, 1e-9))
@@ -87,15 +79,17 @@ def receive_spread(server: Server, sums: Tensors, std: Mapping[str, float]) -> N
         f"{PREFIX}basis": pad(basis, (0, padding)).float(),
         f"{PREFIX}shrink": function(relative.pow(-POWER) - 1),
         f"{PREFIX}stretch": function(relative.pow(POWER) - 1),
-        f"{PREFIX}scale": (distances.square * kept).sqrt().float(),
-        f"{PREFIX}counts": distances.counts,
-        f"{PREFIX}squares": distances.squares / distances.square,
+        f"{PREFIX}scale": (square * kept).sqrt().float(),
+        f"{PREFIX}counts": counts,
+        f"{PREFIX}squares": squares / square,
     }
 
 
 def clipped_square(released: Tensors, radius: Tensor) -> Tensor:
     """The mean squared norm of coordinates that are clipped at ``radius``, in units of it, if their lengths vary as distances do."""
-    return clipped(released[f"{PREFIX}counts"], released[f"{PREFIX}squares"], radius)
+    counts, farthest = released[f"{PREFIX}counts"], released[f"{PREFIX}squares"] / radius.square()
+    rows, middle = counts.sum(), (farthest.clamp_max(1) + (farthest / 2).clamp_max(1)) / 2
+    return torch.where(rows > 0, (counts * middle).sum() / rows.clamp_min(1e-9), MOSTLY_CLIPPED)
 
 
 class Coordinates:

@@ -19,15 +19,14 @@ from torch import Tensor, nn
 
 from fedsim.batch import Batch
 from fedsim.errors import UserError
-from fedsim.methods.algorithm import Algorithm, Params
+from fedsim.methods.algorithm import Algorithm, Params, Phase
 from fedsim.methods.clients import Clients
 from fedsim.methods.contract import check_clients, check_loss, loss_parts
 from fedsim.methods.coordinates import PREFIX, Coordinates, coordinate_statistics
 from fedsim.methods.messages import Diagnostic, DiagnosticLike, Message, Round, Server, Tensors, Values
 from fedsim.methods.one_shot import statistic_phase
-from fedsim.methods.optimise import Dims, adam_step, average_step, by_client, by_input, signal_shares
+from fedsim.methods.optimise import adam_step, average_step, signal_shares
 from fedsim.methods.parameters import load_parameters, local_names, shared_tensors
-from fedsim.methods.phase import Phase
 from fedsim.methods.products import Product, for_embeddings
 from fedsim.privacy.clipping import EngineName, Norms, clipped_sum
 from fedsim.privacy.plan import Claim, Release, Unit
@@ -213,7 +212,7 @@ class DPSGD(Algorithm):
             return
         parameters = {name: p.detach() for name, p in clients.model.named_parameters() if name in gradients}
         mean = {name: value.div_(self.params.expected_batch) for name, value in gradients.items()}
-        shares = self._shares(mean, noise, clients.state, by_client)
+        shares = self._shares(mean, noise, clients.state, by_client=True)
         adam_step(parameters, mean, clients.state, self.params.local_learning_rate * self._decay(round_), shares=shares)
         if round_.step >= self.params.average_from * self.params.rounds:
             average_step(parameters, clients.state)
@@ -223,7 +222,7 @@ class DPSGD(Algorithm):
         norms = self.norms(server.model)
         gradients = {name: value / (norms.weight(name) * self.params.expected_batch) for name, value in total.items()}
         std = server.noise_std(round_.release.name, self.task.clients)
-        shares = self._shares(gradients, {name: std / norms.weight(name) for name in gradients}, server.tensors, by_input)
+        shares = self._shares(gradients, {name: std / norms.weight(name) for name in gradients}, server.tensors, by_client=False)
         values = self._add_public_terms(server, round_, gradients)
         shared = shared_tensors(server.model)
         parameters = {name: p for name, p in shared.items() if name in gradients}
@@ -232,11 +231,11 @@ class DPSGD(Algorithm):
             average_step(shared, server.tensors)
         return values | {"parameter_norm": torch.stack([p.norm() for p in parameters.values()]).norm()}
 
-    def _shares(self, mean: Tensors, noise: Mapping[str, float], state: Tensors, dims: Dims) -> Tensors | None:
+    def _shares(self, mean: Tensors, noise: Mapping[str, float], state: Tensors, *, by_client: bool) -> Tensors | None:
         """How much of its step each parameter goes; ``noise`` is the sums' standard deviation."""
         if not self.params.follow_signal:
             return None
-        return signal_shares(mean, {name: std / self.params.expected_batch for name, std in noise.items()}, state, dims)
+        return signal_shares(mean, {name: std / self.params.expected_batch for name, std in noise.items()}, state, by_client=by_client)
 
     def _add_public_terms(self, server: Server, round_: Round, gradients: Tensors) -> Tensors:
         """Add the public terms' gradients, also by what only the server has; returns the terms' values."""

@@ -24,15 +24,13 @@ from torch import Tensor, nn
 
 from fedsim.batch import Batch, Layout
 from fedsim.device import to_device
-from fedsim.methods.algorithm import Algorithm, Params
+from fedsim.methods.algorithm import Algorithm, Params, Phase
 from fedsim.methods.clients import Clients
 from fedsim.methods.contract import check_loss, loss_parts
 from fedsim.methods.messages import NUMBER_BYTES, Diagnostic, Message, Round, Server, Tensors, Values
 from fedsim.methods.optimise import adam_step
 from fedsim.methods.parameters import load_parameters, shared_tensors
-from fedsim.methods.phase import Phase
-from fedsim.privacy.clipping import EngineName, Norms, clipped_sum
-from fedsim.privacy.clipping.vmap import functional_loss
+from fedsim.privacy.clipping import EngineName, Norms, clipped_sum, functional_loss
 from fedsim.privacy.noise import gaussian
 from fedsim.privacy.plan import Release, Unit
 from fedsim.seeds import Purpose
@@ -108,13 +106,19 @@ class LocalTraining(Algorithm):
         takes_part = self.participants(clients, round_)
         chosen = [i for i, (takes, x) in enumerate(zip(takes_part.tolist(), clients.x, strict=True)) if takes and len(x)]
         active, positions = clients.only(chosen), to_device(torch.tensor(chosen, dtype=torch.long), clients.device)
-        rows = active.minibatches(round_.stream, self.params.local_steps, self.params.batch_size)
-        updates, losses = self._updates(active, round_, broadcast, rows)
+        shared, own = self.stacked(active, broadcast)
+        parameters, state, losses = shared | own, Tensors(), Tensors()
+        if chosen:
+            minibatches = Minibatches(self, active, round_)
+            for step in range(self.params.local_steps):
+                gradients, losses = minibatches.gradients(step, parameters, {})
+                self.pull(active, gradients, parameters, broadcast)
+                self.local_step(parameters, gradients, state)
         for name, value in active.state.items():
             clients.state[name][positions if value.dim() else ...] = value
         private = clients.plan is not None
-        weight = to_device(torch.ones(len(rows)) if private else torch.tensor([float(len(x)) for x in active.x]), clients.device)
-        clipped, norms = clip_updates(updates, self.clip())
+        weight = to_device(torch.ones(len(chosen)) if private else torch.tensor([float(len(x)) for x in active.x]), clients.device)
+        clipped, norms = clip_updates({name: shared[name] - broadcast[name] for name in shared}, self.clip())
         noised = clients.add_noise(round_.release, round_.stream, {name: weighted_sum(weight, update) for name, update in clipped.items()})
         weighed = self.message_bytes(broadcast, torch.ones(len(clients.members)) if private else takes_part)
         return clients.send(
@@ -127,12 +131,6 @@ class LocalTraining(Algorithm):
             weighed,
             weighed,
         )
-
-    def _updates(self, active: Clients, round_: Round, broadcast: Tensors, rows: list[Tensor]) -> tuple[Tensors, dict[str, Tensor]]:
-        """The changes of the shared parameters ``[K, ...]`` and the losses of the last step. The clients' state is trained in place."""
-        shared, private = self.stacked(active, broadcast)
-        losses = self._local_steps(active, round_, shared, private, broadcast, rows) if rows else {}
-        return {name: shared[name] - broadcast[name] for name in shared}, losses
 
     def stacked(self, clients: Clients, broadcast: Tensors) -> tuple[Tensors, Tensors]:
         """Every member's initial parameters ``[K, ...]``: the broadcast ones, and its own, which are trained in place."""
@@ -158,17 +156,6 @@ class LocalTraining(Algorithm):
             parameter += total[name] / divisor
         return {"parameter_norm": torch.stack([p.norm() for p in shared.values()]).norm()}
 
-    def _local_steps(
-        self, clients: Clients, round_: Round, shared: Tensors, private: Tensors, broadcast: Tensors, rows: list[Tensor]
-    ) -> Tensors:
-        """Train stacked parameters ``[K, ...]`` in place; returns the loss parts ``[K]`` of the last step."""
-        parameters, minibatches, state, losses = shared | private, Minibatches(self, clients, round_, rows), Tensors(), Tensors()
-        for step in range(self.params.local_steps):
-            gradients, losses = minibatches.gradients(step, parameters, {})
-            self.pull(clients, gradients, parameters, broadcast)
-            self.local_step(parameters, gradients, state)
-        return losses
-
     def pull(self, clients: Clients, gradients: Tensors, parameters: Tensors, broadcast: Tensors) -> None:
         """Add to the gradients ``[K, ...]`` of a local step, in place, what depends on no row: the proximal term's."""
         for name in broadcast if self.params.mu else ():
@@ -180,10 +167,11 @@ class LocalTraining(Algorithm):
 
 
 class Minibatches:
-    """The minibatches of all members, side by side, whose rows have numbers ``[steps, size]`` each, and their losses' gradients."""
+    """A round's minibatches of all members, side by side, drawn with replacement, and their losses' gradients."""
 
-    def __init__(self, algorithm: Any, clients: Clients, round_: Round, rows: list[Tensor]) -> None:
+    def __init__(self, algorithm: Any, clients: Clients, round_: Round) -> None:
         self.clients, size = clients, algorithm.params.batch_size
+        rows = clients.minibatches(round_.stream, algorithm.params.local_steps, size)
         self.picked = to_device(torch.stack(clients.pooled.numbers(rows), 1), clients.device)
         self.streams = [clients.seeds.keystream(Purpose.LATENT, round_.stream, client) for client in clients.members]
         self.shapes = {name: (size, *shape) for name, shape in algorithm.draws().items()}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, Literal, Protocol
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -22,7 +22,6 @@ NUMBER_BYTES = 4
 Tensors = dict[str, Tensor]
 Values = Mapping[str, float | Tensor]
 """Numbers by name; as tensors they stay on their device until the round is over."""
-Reduction = Literal["mean", "quantiles", "spread"]
 
 
 @dataclass(frozen=True)
@@ -36,7 +35,7 @@ class Diagnostic:
     """
 
     values: list[Any] | Tensor
-    reduction: Reduction = "mean"
+    reduction: Literal["mean", "quantiles", "spread"] = "mean"
 
     @classmethod
     def of(cls, value: DiagnosticLike) -> Diagnostic:
@@ -193,19 +192,3 @@ class Server:
     def noise_std(self, release: str, clients: int) -> float:
         """Standard deviation of the noise in a release's sum; 0 without a plan."""
         return 0.0 if self.plan is None else self.plan.noise_std_of_sum(release, clients)
-
-
-class Pool(Protocol):
-    """All clients of a cell, for any packing onto actors."""
-
-    def round(self, round_: Round, broadcast: Tensors) -> list[Message]:
-        """Let every cohort compute; messages in client order."""
-
-    def released(self, names: Sequence[str]) -> Tensors:
-        """Per-client tensors that the plan protects, ``[clients, ...]``, in client order."""
-
-    def state(self) -> Tensors:
-        """All private client state, for a checkpoint."""
-
-    def load_state(self, tensors: Tensors) -> None:
-        """Load a checkpoint's client state."""

@@ -12,20 +12,19 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from fedsim.batch import Layout
-from fedsim.device import to_device
+from fedsim.data.embeddings import PublicRows
+from fedsim.device import normal, to_device
 from fedsim.errors import UserError
-from fedsim.methods.algorithm import Algorithm, Params
+from fedsim.methods.algorithm import Algorithm, Params, Phase
 from fedsim.methods.clients import Clients
 from fedsim.methods.contract import crowds
 from fedsim.methods.messages import Diagnostic, Message, Round, Server, Task, Tensors, Values
-from fedsim.methods.phase import Phase
-from fedsim.methods.products import Product
-from fedsim.methods.subspace import PublicSubspace
+from fedsim.methods.products import CoordinateClassifier, Product, is_classifier, mapped
 from fedsim.privacy.clipping import Norms
 from fedsim.privacy.plan import Release, Unit
 from fedsim.privacy.statistics import moments
-from fedsim.privacy.statistics.outer_products import OuterProduct, clipped_statistics, unit_weights
+from fedsim.privacy.statistics.outer_products import OuterProduct, clipped_statistics, exact_products, exact_squares, unit_weights
+from fedsim.privacy.statistics.spectral import descending, steady
 from fedsim.seeds import Seeds
 
 ROW_COUNT, ROW_COUNT_WEIGHT = "row_count", 0.2
@@ -81,7 +80,7 @@ class Statistic:
 def statistic_phase(statistic: Statistic, clip: float, task: Task, broadcast: Callable[[Server], Tensors], *, main: bool = False) -> Phase:
     """The rounds in which a statistic is released; the sums are scaled so that nothing is clipped at C unless factors are too large.
 
-    ``broadcast`` is as :class:`fedsim.methods.phase.Phase` has it; ``main``: a report draws these rounds.
+    ``broadcast`` is as :class:`fedsim.methods.algorithm.Phase` has it; ``main``: a report draws these rounds.
     """
     # many steps share what one would have, and a mechanism that takes a share of the budget has 1 / sqrt(share) times the noise
     release = Release(statistic.name, 1.0, statistic.steps, (statistic.share / statistic.steps) ** -0.5, main=main)
@@ -98,7 +97,7 @@ def statistic_phase(statistic: Statistic, clip: float, task: Task, broadcast: Ca
             products = rows.by_label({**products, ROW_COUNT: OuterProduct(one, one)}, task.classes)
         if products.keys() != weights.keys():
             raise ValueError(f"statistic '{statistic.name}' has the products {sorted(products)} and weights of {sorted(weights)}")
-        sums, joint = clipped_statistics(products, norms, units_of(clients, task))
+        sums, joint = clipped_statistics(products, norms, clients.layout if whole else clients.all_groups)
         clipped = (joint > clip * (1 + 1e-6)).float()
         noised = clients.add_noise(round_.release, round_.stream, sums)
         return clients.send(noised.sent, {"gradient_norm": Diagnostic(joint, "quantiles"), "clipped_fraction": clipped})
@@ -112,11 +111,6 @@ def statistic_phase(statistic: Statistic, clip: float, task: Task, broadcast: Ca
         return {}
 
     return Phase(release, at_clients, at_server, broadcast, weights)
-
-
-def units_of(clients: Clients, task: Task) -> Layout | None:
-    """The unit of every row where it is more than a row: a group or a client; else None."""
-    return clients.layout if task.unit == "client" else clients.all_groups
 
 
 class OneShotParams(Params):
@@ -189,20 +183,19 @@ class OneShot(Algorithm):
 
     def projected(self, statistic: Statistic) -> Statistic:
         """A statistic, of rows in the public subspace if there is one."""
-
-        def inside(rows: Rows, received: Tensors) -> Rows:
-            return replace(rows, x=PublicSubspace(received).of_rows(rows.x))
-
         if not self.projects:
             return statistic
-        products = statistic.products
-        return replace(statistic, products=lambda rows, received: products(inside(rows, received), received))
+
+        def products(rows: Rows, received: Tensors) -> Mapping[str, OuterProduct]:
+            return statistic.products(replace(rows, x=PublicSubspace(received).of_rows(rows.x)), received)
+
+        return replace(statistic, products=products)
 
     def phase(self, statistic: Statistic, *, main: bool = False) -> Phase:
         """The rounds in which a statistic is released; ``main``: a report draws them."""
 
         def broadcast(server: Server) -> Tensors:
-            return self.broadcast(server) | PublicSubspace.held(server.tensors)
+            return self.broadcast(server) | {name: server.tensors[name] for name in (MEAN_NAME, BASIS_NAME) if self.projects}
 
         return statistic_phase(self.projected(statistic), self.clip(), self.task, broadcast, main=main)
 
@@ -252,3 +245,63 @@ def overall_mean(share: float) -> Statistic:
         server.tensors |= {"mean": found.mean, "rows": found.rows, "square": square}
 
     return Statistic("mean", share, moments.MEAN_WEIGHTS, lambda rows, broadcast: moments.mean_products(rows.x), receive)
+
+
+MEAN_NAME, BASIS_NAME = "public.mean", "public.basis"
+"""Tensors of a server that hold the subspace."""
+
+
+class PublicSubspace:
+    """``y = B^T (x - mean)``, clipped to norm 1, and the way back ``x = mean + B y``; B ``[d, k]`` orthonormal.
+
+    Mean and directions are numbers of public rows alone, so they are free, and of a few directions a release needs less noise in all. How a
+    private row lies outside of them is not released; a generated row is given a length of 1, which every row has, by a part outside that
+    says nothing of its class.
+    """
+
+    def __init__(self, tensors: Mapping[str, Tensor]) -> None:
+        self.mean, self.basis = tensors[MEAN_NAME], tensors[BASIS_NAME]
+
+    @staticmethod
+    def of(public: PublicRows, directions: int) -> Tensors:
+        """The leading directions of the covariance of public rows, as a server keeps them."""
+        x = public.rows().double()
+        about = x - x.mean(0)
+        _, vectors = descending(about.T @ about)
+        return {MEAN_NAME: x.mean(0).float(), BASIS_NAME: steady(vectors[:, :directions]).float()}
+
+    def of_rows(self, x: Tensor) -> Tensor:
+        """Rows ``[N, k]`` of norm at most 1, of embeddings ``[N, d]``, each by itself to the last bit: their distances are counted."""
+        r = exact_products(x - self.mean, self.basis.T)
+        return (r / exact_squares(r).sqrt().clamp_min(1.0)).float()
+
+    def rows(self, r: Tensor) -> Tensor:
+        """Embeddings ``[N, d]`` in the subspace."""
+        return self.mean + r @ self.basis.T
+
+    def for_embeddings(self, made: Product) -> Product:
+        """What was made of rows in the subspace, for embeddings."""
+        return CoordinateClassifier(made, self) if is_classifier(made) else mapped(made, self.lift)
+
+    def lift(self, rows: Tensor, labels: Tensor, stream: torch.Generator) -> Tensor:
+        """Rows ``[n, k]`` of ``labels`` as embeddings of norm 1 ``[n, d]``; the part outside the subspace is white noise.
+
+        Rows at the same place among those of their label share it: over the classes it then cancels, and a probe does not take it for a
+        difference of classes.
+        """
+        inside, place, basis = self.rows(rows), places(labels), self.basis
+        white = normal((int(place.max()) + 1 if len(place) else 0, inside.shape[1]), stream, labels)[place]
+        outside = white - (white @ basis) @ basis.T
+        along, square = (inside * outside).sum(1, keepdim=True), outside.square().sum(1, keepdim=True).clamp_min(1e-12)
+        missing = 1 - inside.square().sum(1, keepdim=True)
+        # the positive root c of |inside + c outside| = 1; none where the part inside is longer
+        length = ((along.square() + square * missing).clamp_min(0).sqrt() - along) / square
+        return inside + length.clamp_min(0) * outside
+
+
+def places(labels: Tensor) -> Tensor:
+    """The place of every row among the rows of its label, in their order ``[n]``."""
+    order = torch.argsort(labels, stable=True)
+    sorted_labels, found = labels[order], torch.empty_like(order)
+    found[order] = torch.arange(len(labels), device=labels.device) - torch.searchsorted(sorted_labels, sorted_labels)
+    return found

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 
 import torch
 from torch import Tensor
@@ -14,7 +14,6 @@ from fedsim.device import FUSED
 ADAM_EPSILON = 1e-8
 SIGNAL_RATE = 0.3
 """Weight of a step's mean square in its running mean."""
-Dims = Callable[[Tensor], tuple[int, ...]]
 
 
 def adam_step(
@@ -65,20 +64,22 @@ def adam_step(
                 parameters[name].copy_(value)
 
 
-def signal_shares(gradients: Mapping[str, Tensor], noise: Mapping[str, float], state: dict[str, Tensor], dims: Dims) -> dict[str, Tensor]:
+def signal_shares(
+    gradients: Mapping[str, Tensor], noise: Mapping[str, float], state: dict[str, Tensor], *, by_client: bool
+) -> dict[str, Tensor]:
     """The signal's share of every gradient, by name: sqrt(1 - noise variance / mean square), 0 if the mean square is below the variance.
 
     For a gradient g = s + noise of known variance, the signal's share of the energy is the factor of a Wiener filter on g; Adam's step has
     unit size for any g, so its length is scaled by the root. Reads private values and a constant of the plan only. ``noise`` is the
-    standard deviation per coordinate, 0: all is signal; ``dims`` says over which dimensions a mean square is taken; ``state`` gains
-    ``adam.signal.*``, the running mean squares in units of the noise variance.
+    standard deviation per coordinate, 0: all is signal; ``state`` gains ``adam.signal.*``, the running mean squares in units of the noise
+    variance. There is one share a client of per-client parameters ``[clients, ...]``; of shared ones one per input of a matrix.
     """
     shares = {}
     for name, value in gradients.items():
         if not noise[name]:
             shares[name] = value.new_ones(())
             continue
-        over = dims(value)
+        over = tuple(range(1, value.dim())) if by_client else (0,)
         count = math.prod(value.shape[dim] for dim in over)
         # vector_norm makes no squared copy; with many clients this is the largest tensor
         energy = torch.linalg.vector_norm(value, dim=over, keepdim=True).square() / (count * noise[name] ** 2)
@@ -86,16 +87,6 @@ def signal_shares(gradients: Mapping[str, Tensor], noise: Mapping[str, float], s
         state[key] = torch.lerp(state[key], energy, SIGNAL_RATE) if key in state else energy
         shares[name] = (1 - 1 / state[key].clamp_min(1)).sqrt()
     return shares
-
-
-def by_input(gradient: Tensor) -> tuple[int, ...]:
-    """A shared parameter's: one share per input of a matrix, one for a vector."""
-    return (0,)
-
-
-def by_client(gradient: Tensor) -> tuple[int, ...]:
-    """A per-client parameter's, ``[clients, ...]``: one share per client."""
-    return tuple(range(1, gradient.dim()))
 
 
 def average_step(parameters: Mapping[str, Tensor], state: dict[str, Tensor]) -> None:

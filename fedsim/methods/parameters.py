@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
+from functools import reduce
 
 import torch
 from torch import Tensor, nn
@@ -42,12 +43,18 @@ def code_names(model: nn.Module) -> list[str]:
 
 
 def add_in_order(parts: Sequence[Tensors]) -> Tensors:
-    """The sum of the cohorts' sums, in client order and in float64, so that it depends on neither timing nor packing."""
+    """The sum of the cohorts' sums, in client order and in float64, so that it depends on neither timing nor packing.
+
+    It is rounded once, to the dtype of the first.
+    """
     terms: dict[str, list[Tensor]] = {}
     for part in parts:
         for name, value in part.items():
             terms.setdefault(name, []).append(value)
-    return {name: own[0] if len(own) == 1 else sum_in_double(own) for name, own in terms.items()}
+    return {
+        name: own[0] if len(own) == 1 else reduce(torch.add, (value.double() for value in own)).to(own[0].dtype)
+        for name, own in terms.items()
+    }
 
 
 def rounded(tensors: Tensors) -> Tensors:
@@ -55,25 +62,14 @@ def rounded(tensors: Tensors) -> Tensors:
     return {name: value.float() if value.dtype == torch.float64 else value for name, value in tensors.items()}
 
 
-def sum_in_double(terms: Sequence[Tensor]) -> Tensor:
-    """The sum of equal shapes, added up in float64 and rounded once to the dtype of the first."""
-    total = terms[0].double()
-    for term in terms[1:]:
-        total = total + term
-    return total.to(terms[0].dtype)
-
-
 def in_order(tensors: Tensors) -> Tensors:
     """The tensors in row-major, aligned memory, as a checkpoint restores them: rounding of products may depend on strides and alignment."""
-    return {
-        name: value if value.is_contiguous() and _is_aligned(value) else value.clone(memory_format=torch.contiguous_format)
-        for name, value in tensors.items()
-    }
 
+    def is_in_order(value: Tensor) -> bool:
+        # a lazy device has no memory to ask for
+        return value.is_contiguous() and (value.device.type not in FUSED or value.data_ptr() % ALIGNMENT == 0)
 
-def _is_aligned(value: Tensor) -> bool:
-    # a lazy device has no memory to ask for
-    return value.device.type not in FUSED or value.data_ptr() % ALIGNMENT == 0
+    return {name: value if is_in_order(value) else value.clone(memory_format=torch.contiguous_format) for name, value in tensors.items()}
 
 
 def squared_sums(tensors: Tensors) -> Tensor:
@@ -84,9 +80,4 @@ def squared_sums(tensors: Tensors) -> Tensor:
 
 def l2_norm(tensors: Tensors) -> float:
     """Joint L2 norm."""
-    return joint_norm(squared_sums(tensors).tolist())
-
-
-def joint_norm(squared: Iterable[float]) -> float:
-    """Joint L2 norm of tensors with these sums of squares."""
-    return math.sqrt(sum(squared))
+    return math.sqrt(sum(squared_sums(tensors).tolist()))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Protocol, overload, runtime_checkable
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -21,14 +21,6 @@ class Generator(Protocol):
 
 
 @runtime_checkable
-class PersonalGenerator(Generator, Protocol):
-    """A generator with a version for every client; a plain one is shared by all clients."""
-
-    def of_client(self, client: int) -> Generator:
-        """The generator of ``client``, from the client's releases."""
-
-
-@runtime_checkable
 class Classifier(Protocol):
     """The product of an algorithm without a generator."""
 
@@ -37,14 +29,15 @@ class Classifier(Protocol):
 
 
 @runtime_checkable
-class PersonalClassifier(Classifier, Protocol):
-    """A classifier with a version for every client."""
+class Personal(Protocol):
+    """A generator or classifier with a version for every client; a plain one is shared by all clients."""
 
-    def of_client(self, client: int) -> Classifier:
-        """The classifier that ``client`` uses."""
+    def of_client(self, client: int) -> Any:
+        """The generator or classifier of ``client``, from the client's releases."""
 
 
 Product = Generator | Classifier
+Made = TypeVar("Made", bound=Product)
 Onward = Callable[[Tensor, Tensor, torch.Generator], Tensor]
 """(rows ``[n, k]``, their labels ``[n]``, stream) to rows ``[n, d]``."""
 
@@ -54,18 +47,14 @@ def is_classifier(made: Product) -> TypeIs[Classifier]:
     return isinstance(made, Classifier)
 
 
-def is_personal(made: Product) -> TypeIs[PersonalGenerator | PersonalClassifier]:
+def is_personal(made: Product) -> bool:
     """Whether every client has a version of its own."""
-    return isinstance(made, PersonalGenerator | PersonalClassifier)
+    return isinstance(made, Personal)
 
 
-@overload
-def own(made: Generator, client: int) -> Generator: ...
-@overload
-def own(made: Classifier, client: int) -> Classifier: ...
-def own(made: Product, client: int) -> Product:
+def own(made: Made, client: int) -> Made:
     """The version of ``client``; without versions the shared product."""
-    return made.of_client(client) if is_personal(made) else made
+    return made.of_client(client) if isinstance(made, Personal) else made
 
 
 class Chart(Protocol):

@@ -28,7 +28,7 @@ PRV_RELATIVE_ERROR = 1e-3  # of epsilon; the discretisation error is part of the
 PRV_MAX_POINTS = 2**20  # of the discretised privacy loss; keeps one evaluation under about two seconds
 PRV_MAX_EPSILON = 690.0  # above it losses are too large for exp in a double, and count as smaller ones
 PRV_MIN_DELTA = 1e-10  # below it the rounding of the Fourier transform is no longer small against delta
-_CODE = ("mechanism.py", "plan.py", "solved.py", "ledger.py", "accountant.py", "selection.py")
+_CODE = ("mechanism.py", "plan.py", "ledger.py", "accountant.py", "selection.py")
 _PACKAGES = ("opacus", "dp-accounting", "numpy", "scipy")
 _UP = Context(prec=10, rounding=ROUND_CEILING)
 """Rounds an epsilon up: further digits of its sums depend on the processor and the number of threads."""

@@ -26,7 +26,7 @@ from fedsim.runs.manifest import now, versions
 from fedsim.runs.need import Need
 from fedsim.runs.prepare import Prepared
 from fedsim.runs.worker import Failure, Item, Judged, Progress
-from fedsim.training.checkpoint import keep, kept
+from fedsim.training.state import keep, kept
 from fedsim.training.trial import Outcome, Trial
 from fedsim.words import setting
 

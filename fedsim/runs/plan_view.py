@@ -237,8 +237,8 @@ def parts_of(trial: Trial) -> Parts:
     from fedsim.methods.messages import Message, Round, Tensors
     from fedsim.seeds import Seeds
     from fedsim.training.cohort import LocalPool
-    from fedsim.training.rehearsal import first_rounds, made_up_cohort
     from fedsim.training.rounds import to_the_end, train
+    from fedsim.training.trial import first_rounds, made_up_cohort
 
     shapes: dict[str, dict[str, tuple[int, ...]]] = {}
 

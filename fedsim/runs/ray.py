@@ -53,12 +53,12 @@ from fedsim.device import CPU, bytes_of, moved
 from fedsim.errors import RunLost, UserError
 from fedsim.grid.models import Device
 from fedsim.interrupts import INTERRUPTED, interrupts
-from fedsim.methods.messages import Message, Pool, Round, Tensors
+from fedsim.methods.messages import Message, Round, Tensors
 from fedsim.runs.engine import ClusterLost, Slot, WorkerLost
 from fedsim.runs.need import Need, Node
 from fedsim.runs.worker import Failure, Item, Process, Worker, exited
 from fedsim.seeds import Seeds
-from fedsim.training.cohort import Cohort, CohortSpec, join_clients, split_clients
+from fedsim.training.cohort import Cohort, CohortSpec, LocalPool
 from fedsim.training.trial import Trial
 
 IN_THE_CALL = int(os.environ["RAY_max_direct_call_object_size"])  # noqa: SIM112 (Ray's spelling)
@@ -246,7 +246,7 @@ class TrialWorker(Worker):
         prepare_process()
         self.cohorts = list(cohorts)
 
-    def pool(self, trial: Trial, data: Embeddings, held: Sequence[Any], seeds: Seeds) -> Pool:
+    def pool(self, trial: Trial, data: Embeddings, held: Sequence[Any], seeds: Seeds) -> LocalPool:
         """The clients of a cell, on all actors of the slot."""
         if len(trial.sizes) == 1:
             return super().pool(trial, data, held, seeds)
@@ -291,42 +291,28 @@ class CohortActor:
         return returned.on(CPU) if isinstance(returned, Message) else returned
 
 
-class RayPool:
-    """The cohorts of a cell, the first in this process and each other on one of ``actors``; what comes back is in client order."""
+class RayPool(LocalPool):
+    """The cohorts of a cell, the first in this process and each other on one of ``actors``."""
 
     def __init__(
         self, actors: Sequence[Any], specs: Sequence[CohortSpec], key: str, data: Embeddings, data_ref: Any, device: torch.device
     ) -> None:
         self.actors, self.sizes = list(actors), [len(spec.members) for spec in specs]
         hosted = [actor.host.remote(spec.given(None), key, data_ref) for actor, spec in zip(self.actors, specs[1:], strict=True)]
-        self.own = Cohort(specs[0], data.x_train, data.y_train, device)
+        self.cohorts = [Cohort(specs[0], data.x_train, data.y_train, device)]
         ray.get(hosted)
 
+    def each(self, method: str, arguments: Sequence[tuple[Any, ...]]) -> list[Any]:
+        """As in this process, but all at once."""
+        own, *others = arguments
+        running = [actor.call.remote(method, *its) for actor, its in zip(self.actors, others, strict=True)]
+        return [getattr(self.cohorts[0], method)(*own), *ray.get(running)]
+
     def round(self, round_: Round, broadcast: Tensors) -> list[Message]:
-        """See :class:`fedsim.methods.messages.Pool`; a large broadcast goes into the object store once."""
+        """As in this process; a large broadcast goes into the object store once."""
         size, there = sum(value.nbytes for value in broadcast.values()), moved(broadcast, CPU)
-        others = self._others("round", round_, ray.put(there) if size > IN_THE_CALL else there)
-        return [self.own.round(round_, broadcast), *ray.get(others)]
-
-    def released(self, names: Sequence[str]) -> Tensors:
-        """See :class:`fedsim.methods.messages.Pool`."""
-        others = self._others("released", names)
-        return join_clients([self.own.released(names), *ray.get(others)])
-
-    def state(self) -> Tensors:
-        """See :class:`fedsim.methods.messages.Pool`."""
-        others = self._others("state")
-        return join_clients([self.own.state(), *ray.get(others)])
-
-    def load_state(self, tensors: Tensors) -> None:
-        """See :class:`fedsim.methods.messages.Pool`."""
-        own, *parts = split_clients(tensors, self.sizes)
-        others = [actor.call.remote("load_state", part) for actor, part in zip(self.actors, parts, strict=True)]
-        self.own.load_state(own)
-        ray.get(others)
-
-    def _others(self, method: str, *args: Any) -> list[Any]:
-        return [actor.call.remote(method, *args) for actor in self.actors]
+        sent = ray.put(there) if size > IN_THE_CALL else there
+        return self.each("round", [(round_, broadcast), *[(round_, sent)] * len(self.actors)])
 
 
 class RayEngine:

@@ -25,16 +25,16 @@ from fedsim.evaluation.judge import Judgement, judgement_of
 from fedsim.evaluation.references import Ceiling, LocalOnly, ceiling, local_only
 from fedsim.evaluation.tuning import run_tuned
 from fedsim.grid.models import Cell, Device
-from fedsim.methods.messages import Pool, Tensors
+from fedsim.methods.messages import Tensors
 from fedsim.partition import Partition, PartitionSpec
 from fedsim.plugins.code_hash import is_shipped, source_hash
 from fedsim.plugins.registry import lookup
 from fedsim.runs.need import Need
 from fedsim.seeds import Seeds
-from fedsim.training.checkpoint import Checkpoints
-from fedsim.training.rehearsal import MADE_UP_ROWS, made_up_cohort, train_rehearsed
+from fedsim.training.cohort import LocalPool
 from fedsim.training.rounds import RoundRecord
-from fedsim.training.trial import Outcome, Trial, local_pool, run_trial
+from fedsim.training.state import Checkpoints
+from fedsim.training.trial import MADE_UP_ROWS, Outcome, Trial, local_pool, made_up_cohort, run_trial, train_rehearsed
 
 if TYPE_CHECKING:
     from fedsim.evidence.audit.audit import AuditRun
@@ -180,7 +180,7 @@ class Worker:
         self.process, self.capture = Process(need, device), capture
         self.device = self.process.device
 
-    def pool(self, trial: Trial, data: Embeddings, held: Sequence[Any], seeds: Seeds) -> Pool:
+    def pool(self, trial: Trial, data: Embeddings, held: Sequence[Any], seeds: Seeds) -> LocalPool:
         """The clients of a cell; ``held`` is the data set as an engine holds it, alone in a list."""
         return local_pool(trial, data, seeds, self.device)
 
@@ -213,7 +213,7 @@ class Worker:
         """Train a cell from its ``checkpoint``, then judge: progress, the outcome, the judgement; or a failure in place of either."""
         own, checkpoints = self.process.same(trial.data_key, data), Checkpoints(checkpoint, trial.cell.training_id)
 
-        def make_pool(trial: Trial, data: Embeddings, seeds: Seeds) -> Pool:
+        def make_pool(trial: Trial, data: Embeddings, seeds: Seeds) -> LocalPool:
             return self.pool(trial, data, held, seeds)
 
         def steps(output: Output) -> Iterator[Item]:

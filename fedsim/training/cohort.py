@@ -123,51 +123,54 @@ def parts(values: NDArray[Any], rows: Sequence[NDArray[np.int64]], device: torch
     """
     if device == CPU:
         return tuple(torch.from_numpy(values[own]).clone() for own in rows)
-    whole = HELD.on(device, values)
+    whole = held(device, values)
     return tuple(whole.index_select(0, to_device(torch.from_numpy(own), device)) for own in rows)
 
 
-class Held:
-    """The last arrays that this process copied to a device, a data set's rows and labels, for further cells of it."""
-
-    def __init__(self) -> None:
-        self._held: deque[tuple[torch.device, NDArray[Any], torch.Tensor]] = deque(maxlen=2)
-
-    def on(self, device: torch.device, values: NDArray[Any]) -> torch.Tensor:
-        """The array on ``device``; the same array is copied once."""
-        for where, known, there in self._held:
-            if where == device and known is values:
-                return there
-        self._held.append((device, values, to_device(torch.from_numpy(values), device)))
-        return self._held[-1][2]
+_held: deque[tuple[torch.device, NDArray[Any], torch.Tensor]] = deque(maxlen=2)
+"""The last arrays that this process copied to a device, a data set's rows and labels, for further cells of it."""
 
 
-HELD = Held()
+def held(device: torch.device, values: NDArray[Any]) -> torch.Tensor:
+    """The array on ``device``; the same array is copied once."""
+    for where, known, there in _held:
+        if where == device and known is values:
+            return there
+    _held.append((device, values, to_device(torch.from_numpy(values), device)))
+    return _held[-1][2]
 
 
 class LocalPool:
-    """All cohorts in this process, computed one after another."""
+    """All clients of a cell, in cohorts: here all in this process, computed one after another.
 
-    def __init__(self, cohorts: Sequence[Cohort]) -> None:
-        self.cohorts = cohorts
+    After each round the contract of the algorithm ``tried``, if there is one, is tried for it.
+    """
+
+    def __init__(self, cohorts: Sequence[Cohort], tried: Algorithm | None = None) -> None:
+        self.cohorts, self.sizes, self.tried = cohorts, [len(cohort.clients.members) for cohort in cohorts], tried
+
+    def each(self, method: str, arguments: Sequence[tuple[Any, ...]]) -> list[Any]:
+        """Call a method of every cohort, with its own arguments; what it returns is in client order."""
+        return [getattr(cohort, method)(*own) for cohort, own in zip(self.cohorts, arguments, strict=True)]
 
     def round(self, round_: Round, broadcast: Tensors) -> list[Message]:
-        """See :class:`fedsim.methods.messages.Pool`."""
-        return [cohort.round(round_, broadcast) for cohort in self.cohorts]
+        """Let every cohort compute; messages in client order."""
+        messages = self.each("round", [(round_, broadcast) for _ in self.sizes])
+        if self.tried is not None:
+            self.tried.check_contract(round_, broadcast)
+        return messages
 
     def released(self, names: Sequence[str]) -> Tensors:
-        """See :class:`fedsim.methods.messages.Pool`."""
-        return join_clients([cohort.released(names) for cohort in self.cohorts])
+        """Per-client tensors that the plan protects, ``[clients, ...]``, in client order."""
+        return join_clients(self.each("released", [(names,) for _ in self.sizes]))
 
     def state(self) -> Tensors:
-        """See :class:`fedsim.methods.messages.Pool`."""
-        return join_clients([cohort.state() for cohort in self.cohorts])
+        """All private client state, for a checkpoint."""
+        return join_clients(self.each("state", [() for _ in self.sizes]))
 
     def load_state(self, tensors: Tensors) -> None:
-        """See :class:`fedsim.methods.messages.Pool`."""
-        sizes = [len(cohort.clients.members) for cohort in self.cohorts]
-        for cohort, part in zip(self.cohorts, split_clients(tensors, sizes), strict=True):
-            cohort.load_state(part)
+        """Load a checkpoint's client state."""
+        self.each("load_state", [(part,) for part in split_clients(tensors, self.sizes)])
 
 
 def join_clients(parts: Sequence[Tensors]) -> Tensors:

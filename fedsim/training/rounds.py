@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import abc
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -16,14 +17,15 @@ from torch import Tensor
 from fedsim.device import CPU, moved
 from fedsim.methods.algorithm import Algorithm
 from fedsim.methods.contract import typed
-from fedsim.methods.messages import Diagnostic, Message, Pool, Round, Server, Tensors, Values
-from fedsim.methods.parameters import add_in_order, in_order, joint_norm, l2_norm, load_parameters, rounded, squared_sums
+from fedsim.methods.messages import Diagnostic, Message, Round, Server, Tensors, Values
+from fedsim.methods.parameters import add_in_order, in_order, l2_norm, load_parameters, rounded, squared_sums
 from fedsim.methods.products import Product, on_sphere
 from fedsim.privacy.ledger import Ledger
 from fedsim.privacy.noise import Noise
 from fedsim.privacy.plan import PrivacyPlan
 from fedsim.seeds import Purpose, Seeds
-from fedsim.training.state import Checkpoint, below, capture, check_alike, described, load_server, released_state
+from fedsim.training.cohort import LocalPool
+from fedsim.training.state import Checkpoint, below, copied, load_server, nested, released_state
 
 
 @dataclass(frozen=True)
@@ -57,7 +59,7 @@ class Trained:
 
 def train(
     algorithm: Algorithm,
-    pool: Pool,
+    pool: LocalPool,
     plan: PrivacyPlan | None,
     seeds: Seeds,
     resume: Checkpoint | None = None,
@@ -85,8 +87,6 @@ def train(
     if resume is not None:
         start, ledger = resume.round, Ledger.from_json(resume.ledger)
         uplink, downlink = resume.uplink_bytes, resume.downlink_bytes
-        held = {name: p for name, p in server.model.named_parameters() if p.numel()}
-        check_alike(described(below("server.model", resume.tensors)), described(held))
         load_server(server, below("server", resume.tensors))
         pool.load_state(below("clients", resume.tensors))
     phases = algorithm.phases()
@@ -112,11 +112,18 @@ def train(
         uplink += sum(message.uplink_bytes for message in messages)
         downlink += sum(message.downlink_bytes or 0 for message in messages)
         if checkpoint is not None:
-            checkpoint(partial(capture, server, pool, ledger, round_.number + 1, (uplink, downlink), seeds.secret))
+            checkpoint(partial(_captured, server, pool, ledger, round_.number + 1, (uplink, downlink), seeds.secret))
         yield RoundRecord(round_.number, rounds, record)
     server.codes = moved(pool.released(algorithm.released_names(server.model)), device)
     state = released_state(server)
-    return Trained(_product(algorithm, server), released_shares(algorithm, server), ledger, uplink, downlink, state)
+    return Trained(*_made(algorithm, server), ledger, uplink, downlink, state)
+
+
+def _captured(server: Server, pool: LocalPool, ledger: Ledger, round_: int, sizes: tuple[int, int], secret: int | None) -> Checkpoint:
+    """The progress after ``round_`` rounds: ``sizes``, the bytes sent and received, and the root of the secret streams, too."""
+    parameters = {name: p for name, p in server.model.named_parameters() if p.numel()}
+    own = nested("model", copied(parameters)) | nested("tensors", copied(server.tensors))
+    return Checkpoint(round_, nested("server", own) | nested("clients", pool.state()), ledger.to_json(), *sizes, secret)
 
 
 def to_the_end(steps: abc.Generator[RoundRecord, None, Trained]) -> tuple[list[RoundRecord], Trained]:
@@ -137,27 +144,21 @@ def restored(
     server.plan = plan
     load_server(server, below("server", state))
     server.codes = moved(below("codes", state), device)
-    return _product(algorithm, server), released_shares(algorithm, server)
+    return _made(algorithm, server)
 
 
-def _product(algorithm: Algorithm, server: Server) -> Product:
-    _take_means(server)
-    return on_sphere(algorithm.product(server))
+def _made(algorithm: Algorithm, server: Server) -> tuple[Product, NDArray[np.float64] | None]:
+    """What is made of parameters at their mean over iterates, if there is one: only the mean is saved; and the released label shares.
 
-
-def _take_means(server: Server) -> None:
-    """Set parameters to their mean over iterates if there is one; only the mean is saved, so the judged product is the restored one."""
+    Shares ``[C]`` of the released counts add up to 1; None if none were released, or no count is above 0.
+    """
     load_parameters(server.model, server.tensors, "average.")
-
-
-def released_shares(algorithm: Algorithm, server: Server) -> NDArray[np.float64] | None:
-    """The released label counts as shares ``[C]`` that add up to 1; None if none were released, or no count is above 0."""
-    counts, classes = algorithm.label_counts(server), algorithm.task.classes
+    made, counts, classes = on_sphere(algorithm.product(server)), algorithm.label_counts(server), algorithm.task.classes
     if counts is None:
-        return None
+        return made, None
     counts = typed(algorithm.label_counts, counts, Tensor, f"a number a class, [{classes}], or None", (classes,))
     known = counts.detach().cpu().double().nan_to_num(0.0, 0.0, 0.0).clamp_min(0.0).numpy()
-    return known / known.sum() if known.any() else None
+    return made, known / known.sum() if known.any() else None
 
 
 def server_noise(algorithm: Algorithm, plan: PrivacyPlan | None, round_: Round, total: Tensors, seeds: Seeds) -> tuple[Noise, float]:
@@ -182,7 +183,7 @@ def _gathered(messages: Sequence[Message], noise: Noise, signal: Tensor, values:
     record: dict[str, Any] = {
         "sampled": sum(message.ran.sampled for message in messages) % 2**32,
         "noise": (sum(message.ran.noise for message in messages) + noise.fingerprint) % 2**32,
-        "signal_norm": joint_norm(there["signal"].tolist()),
+        "signal_norm": math.sqrt(sum(there["signal"].tolist())),
         "noise_norm": l2_norm(noise.parts),
     }
     # a cohort that sampled no row has no loss

@@ -5,25 +5,30 @@ from __future__ import annotations
 import secrets
 import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
+from itertools import accumulate
 from typing import Any, Literal
 
+import numpy as np
 import torch
+from pydantic import ValidationError
 
-from fedsim.data.embeddings import Embeddings
+from fedsim.data.embeddings import Embeddings, PublicRows
 from fedsim.device import CPU
 from fedsim.grid.models import Cell
 from fedsim.methods.algorithm import Algorithm
-from fedsim.methods.messages import Pool, Task, Tensors
+from fedsim.methods.messages import Round, Task, Tensors
+from fedsim.methods.products import Product
 from fedsim.models.initialise import initial_model
 from fedsim.partition import Partition
+from fedsim.plugins.registry import lookup
 from fedsim.privacy.mechanism import Mechanism
 from fedsim.privacy.plan import PrivacyPlan
 from fedsim.seeds import Seeds
-from fedsim.training.checkpoint import Checkpoints
 from fedsim.training.cohort import Cohort, CohortSpec, LocalPool, build_algorithm
-from fedsim.training.rounds import RoundRecord, Trained, train
-from fedsim.training.state import Checkpoint
+from fedsim.training.rounds import RoundRecord, Trained, to_the_end, train
+from fedsim.training.state import Checkpoint, Checkpoints
 
 SECRET_BITS = 256
 """Bits of the entropy behind secret noise."""
@@ -93,14 +98,12 @@ class Trial:
 
     def cohorts(self, seeds: Seeds | None = None) -> list[CohortSpec]:
         """One specification an actor; ``seeds`` default to those that follow from the cell's seed."""
-        specs, start = [], 0
-        for size in self.sizes:
-            members = tuple(range(start, start + size))
-            own, cell = slice(start, start + size), self.cell
-            rows, groups = self.partition.rows[own], self.partition.groups and self.partition.groups[own]
-            held = (members, rows, groups if self.task.unit == "group" else None)
-            specs.append(CohortSpec(cell.algorithm, cell.params, self.task, self.plan, seeds or Seeds(cell.seed), *held))
-            start += size
+        cell, groups = self.cell, self.partition.groups if self.task.unit == "group" else None
+        specs, seeds = [], seeds or Seeds(cell.seed)
+        for size, end in zip(self.sizes, accumulate(self.sizes), strict=True):
+            own = slice(end - size, end)
+            held = (tuple(range(end - size, end)), self.partition.rows[own], groups and groups[own])
+            specs.append(CohortSpec(cell.algorithm, cell.params, self.task, self.plan, seeds, *held))
         return specs
 
 
@@ -135,7 +138,7 @@ class Outcome:
     trials: int | None = None
 
 
-def local_pool(trial: Trial, data: Embeddings, seeds: Seeds | None = None, device: torch.device = CPU) -> Pool:
+def local_pool(trial: Trial, data: Embeddings, seeds: Seeds | None = None, device: torch.device = CPU) -> LocalPool:
     """All clients in this process."""
     return LocalPool([Cohort(spec, data.x_train, data.y_train, device) for spec in trial.cohorts(seeds)])
 
@@ -152,7 +155,7 @@ def seeds_of(trial: Trial, resume: Checkpoint | None) -> Seeds:
 def run_trial(
     trial: Trial,
     data: Embeddings,
-    make_pool: Callable[[Trial, Embeddings, Seeds], Pool] = local_pool,
+    make_pool: Callable[[Trial, Embeddings, Seeds], LocalPool] = local_pool,
     checkpoints: Checkpoints | None = None,
     device: torch.device = CPU,
     seeds: Seeds | None = None,
@@ -165,19 +168,20 @@ def run_trial(
     algorithm = build_algorithm(cell.algorithm, cell.params, trial.task)
     pool = make_pool(trial, data, seeds)
     trained: Trained = yield from train(algorithm, pool, trial.plan, seeds, resume, checkpoints, device)
-    spent, accountant = (None, None) if trial.plan is None else trained.ledger.epsilon(trial.plan.delta)
-    unaccounted = "" if trial.plan is None else trained.ledger.unaccounted(trial.plan, cell.clients)
+    plan, ledger, spent, accountant = trial.plan, trained.ledger, None, None
+    if plan is not None:
+        spent, accountant = ledger.epsilon(plan.delta)
     yield Outcome(
-        spent,
-        accountant,
-        None if trial.plan is None else trained.ledger.mechanisms(),
-        None if trial.plan is None else "clients" if algorithm.noise_at_clients() else "sum",
-        unaccounted,
-        trained.uplink_bytes,
-        trained.downlink_bytes,
-        trained_parameters(algorithm),
-        time.perf_counter() - started,
-        trained.state,
+        epsilon_spent=spent,
+        accountant=accountant,
+        mechanisms=ledger.mechanisms() if plan else None,
+        noise_at=None if plan is None else "clients" if algorithm.noise_at_clients() else "sum",
+        unaccounted=ledger.unaccounted(plan, cell.clients) if plan else "",
+        uplink_bytes=trained.uplink_bytes,
+        downlink_bytes=trained.downlink_bytes,
+        parameters=trained_parameters(algorithm),
+        seconds=time.perf_counter() - started,
+        state=trained.state,
     )
 
 
@@ -190,3 +194,40 @@ def packing(clients: int, per_actor: int) -> tuple[int, ...]:
     """The numbers of clients of all actors, at most ``per_actor`` and as even as possible."""
     actors = -(-clients // per_actor)
     return tuple(clients // actors + (i < clients % actors) for i in range(actors))
+
+
+MADE_UP_ROWS = 8
+BRIEF_PARAMS = {"sample_rate": 1.0, "client_rate": 1.0, "local_steps": 2}
+"""Parameters that are set: no row is left to chance, and it takes a moment."""
+
+
+def made_up_cohort(
+    name: str, params: dict[str, Any], task: Task, plan: PrivacyPlan | None, count: int, device: torch.device = CPU
+) -> Cohort:
+    """All clients, each with ``count`` made-up rows of unit norm, whose algorithm samples everyone; public rows are made up, too.
+
+    :data:`BRIEF_PARAMS` replace parameters that allow it; where the unit is a group, two rows are one.
+    """
+    task = task if task.public is not None else replace(task, public=PublicRows.made_up(task.dim, task.classes))
+    known, whole, clients = lookup(name).Params, count * task.clients, range(task.clients)
+    brief = params | known.brief(BRIEF_PARAMS, ())
+    with suppress(ValidationError):  # values that parameters allow one by one may not do together
+        known.model_validate(brief)
+        params = brief
+    x = np.random.default_rng(0).standard_normal((whole, task.dim), dtype=np.float32)
+    x, y = x / np.linalg.norm(x, axis=1, keepdims=True), np.arange(whole) % task.classes
+    rows = tuple(np.arange(client * count, (client + 1) * count) for client in clients)
+    groups = tuple(np.arange(count) // 2 for _ in clients) if task.unit == "group" else None
+    return Cohort(CohortSpec(name, params, task, plan, Seeds(0), tuple(clients), rows, groups), x, y, device)
+
+
+def first_rounds(algorithm: Algorithm, count: int = 1) -> list[Round]:
+    """The first rounds of each release."""
+    return [round_ for round_ in algorithm.schedule() if round_.step < count]
+
+
+def train_rehearsed(cohort: Cohort, plan: PrivacyPlan | None) -> Product:
+    """What two rounds of each release make, by :func:`fedsim.training.rounds.train`; on the CPU the contract is tried, too."""
+    algorithm: Algorithm = type(cohort.algorithm)(cohort.algorithm.params, cohort.algorithm.task)
+    pool = LocalPool([cohort], algorithm if plan is not None and cohort.clients.device == CPU else None)
+    return to_the_end(train(algorithm, pool, plan, Seeds(0), device=cohort.clients.device, schedule=first_rounds(algorithm, 2)))[1].made

@@ -15,7 +15,7 @@ from fedsim.evidence.check.others import per_example
 from fedsim.evidence.check.sensitivity import canary, sensitivity
 from fedsim.evidence.check.subject import subject
 from fedsim.methods import Batch, Message, Seeds, Task, Unit
-from fedsim.methods.parameters import joint_norm, squared_sums
+from fedsim.methods.parameters import l2_norm
 from fedsim.models.kernel import kernel
 from fedsim.training.cohort import Cohort, CohortSpec, LocalPool
 
@@ -73,7 +73,7 @@ def test_all_that_a_client_sends_is_clipped_jointly_with_the_change_of_a_release
         start = initial_codes()
         for client, (cohort, message) in enumerate(zip(cohorts, messages, strict=True)):
             moved = {"code": cohort.clients.model.code.weight.detach()[0] - start[client]} if noised == "all" else {}
-            norm = joint_norm(squared_sums({**message.sums, **moved}).tolist())
+            norm = l2_norm({**message.sums, **moved})
             assert norm == pytest.approx(1e-3, rel=1e-3)
 
 

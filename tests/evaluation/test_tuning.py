@@ -17,8 +17,8 @@ from fedsim.errors import UserError
 from fedsim.evaluation.plans import plans_of
 from fedsim.evaluation.tuning import HeldOut, held_out, run_tuned
 from fedsim.seeds import Seeds
-from fedsim.training.checkpoint import Checkpoints
 from fedsim.training.rounds import RoundRecord
+from fedsim.training.state import Checkpoints
 from fedsim.training.trial import Outcome, Trial
 
 SPACE = {"clip": [0.5, 1.0], "rounds": [3, 6]}

@@ -3,9 +3,8 @@ from collections.abc import Mapping
 import pytest
 import torch
 
-from fedsim.methods.messages import Server, Task, Tensors
+from fedsim.methods.messages import Round, Server, Task, Tensors
 from fedsim.methods.one_shot import Statistic, overall_mean, statistic_phase
-from fedsim.methods.phase import rounds_of
 from fedsim.privacy.noise import gaussian
 from fedsim.privacy.plan import Trust, calibrate
 from fedsim.seeds import Purpose, Seeds
@@ -41,7 +40,7 @@ def test_the_noise_has_the_deviation_that_receive_is_given_in_the_units_of_every
         gaussian(shapes, plan.noise_std("both"), Seeds(0).keystream(Purpose.NOISE, 0, k)).parts
         for k in range(CLIENTS if trust == "silo" else 1)
     ]
-    phase.at_server(server, next(rounds_of([phase])), {name: torch.stack([draw[name] for draw in draws]).sum(0) for name in shapes})
+    phase.at_server(server, Round(0, 0, 0, 0, phase.release), {name: torch.stack([draw[name] for draw in draws]).sum(0) for name in shapes})
     for name in shapes:
         assert float(received["sums"][name].std()) == pytest.approx(received["std"][name], rel=0.02)
     assert received["std"]["small"] == pytest.approx(10 * received["std"]["large"])

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import torch
 
-from fedsim.methods.optimise import adam_step, by_input, signal_shares
+from fedsim.methods.optimise import adam_step, signal_shares
 
 
 def test_it_is_torchs_adam():
@@ -24,7 +24,7 @@ def test_the_share_of_signal_is_the_root_of_what_its_energy_is_of_the_whole():
     signal = noise * torch.tensor([[0.0, 1.0, 3.0]])
     for _ in range(20):
         noisy = signal + noise * torch.randn(20_000, 3, generator=stream)
-        shares = signal_shares({"w": noisy, "free": noisy}, {"w": noise, "free": 0.0}, state, by_input)
+        shares = signal_shares({"w": noisy, "free": noisy}, {"w": noise, "free": 0.0}, state, by_client=False)
     assert torch.allclose(shares["w"], torch.tensor([[0.0, 0.5**0.5, 0.9**0.5]]), atol=0.06)
     assert shares["free"] == 1
     assert state.keys() == {"adam.signal.w"}

@@ -8,8 +8,7 @@ from torch import Tensor
 
 from fedsim.data.embeddings import PublicRows, unit_norm
 from fedsim.methods.messages import Task
-from fedsim.methods.one_shot import OneShot, Rows
-from fedsim.methods.subspace import BASIS_NAME, MEAN_NAME, PublicSubspace, places
+from fedsim.methods.one_shot import BASIS_NAME, MEAN_NAME, OneShot, PublicSubspace, Rows, places
 from fedsim.plugins.registry import lookup
 
 ONE_SHOT = [name for name in SHIPPED if issubclass(lookup(name), OneShot) and "project" in lookup(name).Params.model_fields]

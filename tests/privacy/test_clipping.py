@@ -27,8 +27,7 @@ from torch import Tensor, nn
 
 from fedsim.batch import Batch, Layout, consecutive
 from fedsim.models.layers import ClientLinear
-from fedsim.privacy.clipping import ENGINES, Norms, clipped_sum
-from fedsim.privacy.clipping.engine import EXAMPLES_AT_ONCE
+from fedsim.privacy.clipping import ENGINES, EXAMPLES_AT_ONCE, Norms, clipped_sum
 from fedsim.privacy.clipping.norms import Loss
 
 BITES = 0.5

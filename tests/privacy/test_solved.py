@@ -6,7 +6,7 @@ import pytest
 from fedsim.errors import UserError
 from fedsim.privacy import accountant
 from fedsim.privacy.mechanism import Mechanism
-from fedsim.privacy.solved import Solution, solved
+from fedsim.privacy.plan import Solution, solved
 
 QUESTION = 1.0, 1e-4, (Mechanism(1.0, 0.2, 60),)
 

@@ -40,10 +40,10 @@ import os, signal, sys, threading
 from pathlib import Path
 
 import torch
-import fedsim.training.checkpoint
+import fedsim.training.state
 from baselines.weight_noise_cvae import WeightNoiseCVAE, WeightNoiseCVAEParams
 
-fedsim.training.checkpoint.CHECKPOINT_SECONDS = 0.0
+fedsim.training.state.CHECKPOINT_SECONDS = 0.0
 
 
 class HostileParams(WeightNoiseCVAEParams):

@@ -3,8 +3,7 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
 
-from fedsim.training.checkpoint import Checkpoints, keep, kept, packed
-from fedsim.training.state import Checkpoint
+from fedsim.training.state import Checkpoint, Checkpoints, keep, kept, packed
 
 TENSORS = {
     "server.model.weight": torch.randn(3, 2),

@@ -15,7 +15,7 @@ from fedsim.data.embeddings import Embeddings
 from fedsim.grid.models import Cell
 from fedsim.results.generators import load_generator, release
 from fedsim.runs.prepare import Prepared, prepare
-from fedsim.training.checkpoint import Checkpoints
+from fedsim.training.state import Checkpoints
 from fedsim.training.trial import Outcome, Trial, local_pool, run_trial, seeds_of
 
 SECRET = {"noise": "secret"}

@@ -32,10 +32,9 @@ from fedsim.plugins.places import line_of
 from fedsim.privacy.plan import PrivacyPlan
 from fedsim.seeds import Seeds
 from fedsim.training import rounds
-from fedsim.training.checkpoint import Checkpoints
-from fedsim.training.rehearsal import TriedPool
+from fedsim.training.cohort import LocalPool
 from fedsim.training.rounds import RoundRecord
-from fedsim.training.state import copied
+from fedsim.training.state import Checkpoints, copied
 
 ENGINE_FIX = (
     "mend what is named: a layer that uses the batch or draws by itself, or a parameter outside of a layer (which engine: vmap takes)"
@@ -94,7 +93,7 @@ def per_example(subject: Subject) -> Verdict:
     try:
         if isinstance(algorithm, OneShot):
             cohorts = subject.cohorts()
-            train(subject.build(), TriedPool(cohorts, cohorts[0].algorithm), subject.plan, 0)
+            train(subject.build(), LocalPool(cohorts, cohorts[0].algorithm), subject.plan, 0)
         else:
             algorithm.check_contract(next(algorithm.schedule()), {})
     except NotPerExample as error:
@@ -253,7 +252,7 @@ class NudgedPool(WatchedPool):
     """A pool that moves every number of its messages to the next float."""
 
     def round(self, round_: Round, broadcast: Tensors) -> list[Message]:
-        """See :class:`fedsim.methods.messages.Pool`."""
+        """See :class:`fedsim.training.cohort.LocalPool`."""
         return [replace(sent, sums={name: _next(value) for name, value in sent.sums.items()}) for sent in super().round(round_, broadcast)]
 
 

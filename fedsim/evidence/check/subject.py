@@ -23,13 +23,12 @@ from fedsim.grid.models import Grid
 from fedsim.grid.read import one_cell
 from fedsim.grid.sets import loaded, partition_of
 from fedsim.methods.algorithm import Algorithm
-from fedsim.methods.messages import Pool
 from fedsim.methods.products import Product, is_classifier, is_personal, own
 from fedsim.plugins.registry import lookup
 from fedsim.privacy.plan import PrivacyPlan, Trust, Unit
 from fedsim.seeds import Seeds
 from fedsim.training import rounds
-from fedsim.training.cohort import Cohort, build_algorithm
+from fedsim.training.cohort import Cohort, LocalPool, build_algorithm
 from fedsim.training.rounds import RoundRecord, Trained
 from fedsim.training.state import Checkpoint
 from fedsim.training.trial import Trial
@@ -174,7 +173,7 @@ def varied(subject: Subject, **params: Any) -> Subject:
     return replace(subject, trial=replace(changed.trial, plan=plan))
 
 
-def train(algorithm: Algorithm, pool: Pool, plan: PrivacyPlan | None, seed: int, resume: Checkpoint | None = None) -> Training:
+def train(algorithm: Algorithm, pool: LocalPool, plan: PrivacyPlan | None, seed: int, resume: Checkpoint | None = None) -> Training:
     """All rounds, with every global random state at a fixed start, put back afterwards."""
     progress: list[Checkpoint] = []
     touched: list[str] = []

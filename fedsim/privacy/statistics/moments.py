@@ -16,7 +16,7 @@ from torch import Tensor
 
 from fedsim.models.layers import one_hot
 from fedsim.privacy.statistics import spectral
-from fedsim.privacy.statistics.outer_products import OuterProduct
+from fedsim.privacy.statistics.outer_products import OuterProduct, exact_squares
 
 Products = dict[str, OuterProduct]
 MEAN_WEIGHTS = {"sum": 1.0, "count": 0.3}
@@ -40,13 +40,11 @@ class ReleasedMean:
 
     Attributes:
         mean: ``[d]``, shrunk to 0 by its noise (James and Stein 1961): of few rows in many dimensions the noise is longer than the mean.
-        squared: the squared norm of the true mean, as it is believed.
         error: the squared distance of ``mean`` from the true one, as it is expected.
         rows: how many there are, at least 1.
     """
 
     mean: Tensor
-    squared: Tensor
     error: Tensor
     rows: Tensor
 
@@ -59,7 +57,7 @@ def released_mean(sums: Mapping[str, Tensor], std: Mapping[str, float]) -> Relea
     # rows have norm at most 1, and so has their mean
     squared = (mean.square().sum() - noise).clamp(0, 1)
     kept = squared / (squared + noise).clamp_min(1e-30)
-    return ReleasedMean(kept * mean, squared, kept * noise, rows[0])
+    return ReleasedMean(kept * mean, kept * noise, rows[0])
 
 
 def in_unit_ball(r: Tensor) -> Tensor:
@@ -178,3 +176,33 @@ def principal(covariance: Tensor, noise: float, most: int) -> tuple[Tensor, Tens
     basis = spectral.steady(vectors)
     turned = basis.T @ vectors
     return basis.float(), ((turned * values) @ turned.T).float(), rest
+
+
+BINS = 30
+"""Half octaves of distance below 2; the last bin has all that are smaller."""
+SEEN = 3.0
+"""Standard deviations of noise above which a bin's count is believed."""
+
+
+def distance_products(r: Tensor) -> Products:
+    """A histogram ``[1, BINS]`` of the norms of rows ``[N, d]``; a row is in one bin, so its removal changes one count by 1."""
+    bins = (exact_squares(r) <= largest_squares(r.device)).sum(1) - 1
+    return {"bins": OuterProduct(r.new_ones(len(r), 1), one_hot(bins.clamp_min(0), BINS))}
+
+
+def largest_squares(device: torch.device) -> Tensor:
+    """The largest squared distance of every bin ``[BINS]``."""
+    return 4 * 0.5 ** torch.arange(BINS, device=device)
+
+
+def released_distances(bins: Tensor, std: float, square: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """The mean square of the distances, the bins' counts ``[BINS]``, 0 where noise hides them, and their largest squares ``[BINS]``.
+
+    From the released sums ``[1, BINS]`` of :func:`distance_products`, the noise on each, and the mean square expected before, which is
+    kept within the bounds that the bins set, and where no bin stands out of the noise.
+    """
+    counts = torch.where(bins[0] > SEEN * std, bins[0], 0.0)
+    squares = largest_squares(counts.device)
+    most = (counts * squares).sum() / counts.sum().clamp_min(1e-9)
+    believed = torch.where(counts.sum() > 0, torch.minimum(torch.maximum(square, most / 2), most), square)
+    return believed, counts, squares

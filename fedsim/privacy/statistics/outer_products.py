@@ -1,4 +1,4 @@
-"""Clipped sums of statistics: outer products of two vectors per example, clipped jointly, summed in one product each."""
+"""Clipped sums of statistics: outer products of two vectors per example, clipped jointly; and products that are exact row by row."""
 
 from __future__ import annotations
 
@@ -86,3 +86,27 @@ def _of_groups(product: OuterProduct, alone: Tensor, groups: Layout) -> Tensor:
                 pairs = (left @ left.transpose(1, 2)) * (right @ right.transpose(1, 2))
             squared[to_device(some, squared.device)] = pairs.sum((1, 2)).clamp_min(0).to(squared.dtype)
     return squared
+
+
+def _whole(x: Tensor, largest: Tensor) -> tuple[Tensor, Tensor]:
+    """Integers in float64, and the unit of which finite ``x`` ``[..., d]`` has so many; ``largest`` bounds the entries.
+
+    The rounding of a matrix product depends on how many rows it has; of a function that jumps (the nearest candidate, the bin of a
+    histogram) one private row could then change what others add. Of integers of so few bits, 20 or more where d is below 2^13, every
+    partial sum is an integer below 2^53, which float64 holds: whatever the order of a sum, on every processor.
+    """
+    unit = largest.double().clamp_min(1e-300) * 2.0 ** -((53 - x.shape[-1].bit_length()) // 2)
+    return (x.double() / unit).round(), unit
+
+
+def exact_products(x: Tensor, fixed: Tensor) -> Tensor:
+    """``x fixed^T`` ``[N, K]``, float64, of rows ``[N, d]`` and ``fixed`` ones ``[K, d]``, both rounded to whole numbers first."""
+    rows, unit = _whole(x, x.abs().amax(1, keepdim=True))
+    matrix, other = _whole(fixed, fixed.abs().max())
+    return rows @ matrix.T * (unit * other)
+
+
+def exact_squares(x: Tensor) -> Tensor:
+    """The squared norms of rows ``[N, 1]``, float64, the rows rounded to whole numbers first."""
+    rows, unit = _whole(x, x.abs().amax(1, keepdim=True))
+    return rows.square().sum(1, keepdim=True) * unit.square()

@@ -4,8 +4,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fedsim.privacy.statistics import exact
-from fedsim.privacy.statistics.distances import BINS, distance_products
+from fedsim.privacy.statistics.moments import BINS, distance_products
+from fedsim.privacy.statistics.outer_products import exact_products, exact_squares
 
 
 def rows(count: int, dim: int, seed: int) -> torch.Tensor:
@@ -17,12 +17,12 @@ def rows(count: int, dim: int, seed: int) -> torch.Tensor:
 def test_a_rows_products_and_norm_depend_neither_on_other_rows_nor_on_the_order_of_its_entries(count: int, dim: int, seed: int) -> None:
     x, fixed = rows(count, dim, seed), rows(9, dim, seed + 1)
     order = torch.randperm(dim, generator=torch.Generator().manual_seed(seed))
-    products, squares = exact.products(x, fixed), exact.squares(x)
-    assert torch.equal(exact.products(x[:, order], fixed[:, order]), products)
-    assert torch.equal(exact.squares(x[:, order]), squares)
+    products, squares = exact_products(x, fixed), exact_squares(x)
+    assert torch.equal(exact_products(x[:, order], fixed[:, order]), products)
+    assert torch.equal(exact_squares(x[:, order]), squares)
     for part in (slice(0, 1), slice(1, None), slice(count // 2, count // 2 + 1)):
-        assert torch.equal(exact.products(x[part], fixed), products[part])
-        assert torch.equal(exact.squares(x[part]), squares[part])
+        assert torch.equal(exact_products(x[part], fixed), products[part])
+        assert torch.equal(exact_squares(x[part]), squares[part])
     lengths = x.double().norm(dim=1, keepdim=True) * fixed.double().norm(dim=1)
     assert float(((products - x.double() @ fixed.double().T).abs() / lengths).max()) < 2e-6
     torch.testing.assert_close(squares[:, 0], x.double().square().sum(1), rtol=2e-6, atol=0)
