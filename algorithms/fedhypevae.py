@@ -25,8 +25,8 @@ from fedsim.methods.coordinates import Coordinates
 from fedsim.methods.dp_sgd import DPSGD, RELEASE
 from fedsim.methods.messages import Diagnostic, DiagnosticLike, Round, Server, Tensors
 from fedsim.models.cvae import gaussian_nll, gaussian_nll_root, kl_normal, sample_posterior
-from fedsim.models.initialise import initial_model
 from fedsim.models.kernel import batch_mmd, kernel_features, kernel_frequencies, kernel_score
+from fedsim.models.layers import initial_model
 from fedsim.plugins.registry import register
 from fedsim.privacy.plan import Claim, Release
 from fedsim.seeds import Purpose, Seeds

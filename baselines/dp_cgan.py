@@ -3,9 +3,7 @@
 Torkzadehmahani, Kairouz and Paten 2019 (arXiv 2001.09700), Xie et al. 2018 (arXiv 1802.06739); the baseline of Di Salvo, Nguyen and Ledig
 2025 (arXiv 2507.02671). Different here: the noise is FedHypeVAE's, once per round on the sum over clients; the discriminator's loss on
 generated rows reads shared parameters alone, so the server adds it exactly, without clip or noise; the widths are far below the published
-512/1024 and 1024/512 (a discriminator of 64 did no worse than one of 256 on BloodMNIST at epsilon 8, one seed, and cost less); and
-a penalty on the discriminator's gradient at generated rows (Mescheder, Geiger and Nowozin 2018, arXiv 1801.04406) takes the place of Xie's
-clipped weights.
+512/1024 and 1024/512; and a penalty on the discriminator's gradient at generated rows (arXiv 1801.04406) replaces Xie's clipped weights.
 """
 
 from __future__ import annotations

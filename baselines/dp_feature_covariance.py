@@ -1,9 +1,8 @@
 """DP-FC: softmax regression by noisy full-batch gradients, each solved against the second moment of the rows, released once; no generator.
 
 The paper's: release the second moment of the rows, then take gradient steps on a logistic loss; clipped, noised gradients are multiplied by
-its inverse, a ridge added: Newton steps whose Hessian is that of least squares, the same in all of them. Different here: rows are
-taken in released coordinates; classes share a softmax, where the paper has a sigmoid each; the ridge follows the noise that is known,
-in place of a constant; rates fall, and the later iterates are averaged.
+its inverse, a ridge added. Different here: rows are taken in released coordinates; classes share a softmax, where the paper has a sigmoid
+each; the ridge follows the noise, in place of a constant; rates fall, and the later iterates are averaged.
 """
 
 from __future__ import annotations

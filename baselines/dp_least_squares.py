@@ -2,9 +2,8 @@
 
 The paper's: clip the rows, release their second moment and every class's sum by Gaussian mechanisms, project to positive semidefinite, add
 a ridge, solve for the weights. Different here: rows are taken in released coordinates; one mechanism releases second moment, class
-sums and class counts together, and no second moments by class, whose part in the paper's normal equations is small beside the shared
-one's; the ridge follows the noise that is known, in place of a constant; and classes are weighed alike, whatever their counts. Least
-squares on class indicators then is Fisher's discriminant (Hastie, Tibshirani and Friedman 2009, section 4.3): means, and one covariance.
+sums and class counts together, and no second moments by class; the ridge follows the noise, in place of a constant; and classes are weighed
+alike: least squares then is Fisher's discriminant (Hastie, Tibshirani and Friedman 2009, section 4.3).
 """
 
 from __future__ import annotations

@@ -1,9 +1,8 @@
 """DP-linear: a linear classifier on the embeddings by federated DP-SGD, over rows about a released mean; no generator.
 
-With ``reencoded`` its weights are written as synthetic rows: class means along them, with white noise around. A linear probe loves these
-rows, and they are no model of the data. They stand beside the generators so that everybody sees what a measure misses: where they score
-high, it reads a classifier off the rows and says nothing of whether they are like real ones. Balanced accuracy is such a measure, by the
-linear probe and by nearest neighbours alike; coverage and the Fréchet distance are not.
+With ``reencoded`` its weights are written as synthetic rows: class means along them, with white noise around. They are no model of the
+data, and show what a measure misses: balanced accuracy, by the linear probe and by nearest neighbours, takes them for good rows; coverage
+and the Fréchet distance do not.
 """
 
 from __future__ import annotations

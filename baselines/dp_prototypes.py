@@ -2,8 +2,7 @@
 
 DPPL-Mean of the paper: clip the rows, release every class's mean by a Gaussian mechanism, classify by the nearest prototype. Different
 here: rows are taken in released coordinates, so that what is clipped and noised is small; counts are released with the sums, where the
-paper takes them for known; and what noise adds to a prototype's length is taken off. Averaging neighbouring features, the paper's option
-against noise, is left out: about a mean, noise in further dimensions turns no row's angle to a prototype.
+paper takes them for known; what noise adds to a prototype's length is taken off; and neighbouring features are not averaged.
 """
 
 from __future__ import annotations

@@ -42,8 +42,7 @@ from fedsim.methods.algorithm import Algorithm, solved_plan
 from fedsim.methods.dp_sgd import DPSGD, DPSGDParams
 from fedsim.methods.messages import Server, Task
 from fedsim.methods.products import Generator
-from fedsim.models.initialise import initial_model
-from fedsim.models.layers import one_hot
+from fedsim.models.layers import initial_model, one_hot
 from fedsim.plugins.registry import register
 from fedsim.privacy.clipping import ClippedSum
 from fedsim.runs.worker import settle

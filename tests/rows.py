@@ -17,7 +17,7 @@ from fedsim.results.trained import keep_state
 from fedsim.runs.prepare import Prepared
 from fedsim.training.trial import Outcome, Trial, run_trial
 
-AUDIT = ("epsilon_lower", "epsilon_any", "method", "pairs", "canary_ratio", "params")
+AUDIT = ("epsilon_lower", "pairs", "canary_ratio", "params")
 CELL = (
     *("source", "algorithm", "label", "params", "dataset_hash", "public", "public_hash", "public_licence", "clients", "seed", "noise"),
     *("delta", "unit", "trust"),
@@ -118,7 +118,7 @@ def add_rows(folder: Path, *rows: Row) -> None:
             scores = {"balanced_accuracy": score, "accuracy": row.ceiling_accuracy, "mean": score, "clients": []}
             add_lines(folder / "references.jsonl", [{"reference": name, **scores}] if score else [])
         audit = {name: getattr(row, f"audit_{name}") for name in AUDIT} | {"refuted": row.status == "refuted"}
-        add_lines(folder / "audits.jsonl", [{"audit": key, "claim": key, **audit}] if audit["method"] or audit["refuted"] else [])
+        add_lines(folder / "audits.jsonl", [{"audit": key, "claim": key, **audit}] if audit["pairs"] or audit["refuted"] else [])
     path.write_text(json.dumps(manifest | {"cells": list(cells.values())}))
 
 

@@ -40,7 +40,7 @@ def test_a_grid_is_an_argument_or_an_option_and_not_both(fedsim: Fedsim) -> None
     assert (both.returncode, none.returncode) == (2, 2)
     assert both.stderr == "fedsim: GRID: a.yaml and --grid b.yaml are both given; give one\n"
     assert "GRID: is missing" in none.stderr
-    assert "none.yaml: there is no such file" in fedsim("bench", "--grid", "none.yaml").stderr
+    assert "none.yaml: cannot be read (no such file or directory)" in fedsim("bench", "--grid", "none.yaml").stderr
 
 
 @pytest.mark.parametrize(

@@ -76,7 +76,8 @@ def bench(
     folder = Path("runs") / checked.name if out is None else Path(out)
     if not dry_run:  # before anything that takes time
         ResultStore(folder).check_free()
-    from fedsim.grid.cells import plug_in_files, resolve
+    from fedsim.grid.cells import resolve
+    from fedsim.plugins.code_hash import own_files
     from fedsim.runs.bench import engine_for, run_bench
     from fedsim.runs.display import preparing
     from fedsim.runs.prepare import prepare, this_machine
@@ -89,7 +90,7 @@ def bench(
             if address is not None:
                 from fedsim.runs.ray import joined_cluster
 
-                files = plug_in_files(variant.name for variant in resolve(checked, keep_going=keep_going).variants)
+                files = {file for variant in resolve(checked, keep_going=keep_going).variants for file in own_files(variant.cls)}
                 nodes = stack.enter_context(joined_cluster(address, files))
             prepared = prepare(checked, nodes, max_parallel, keep_going=keep_going, tell=tell)
         if dry_run:

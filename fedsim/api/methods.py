@@ -109,7 +109,7 @@ def check(
     Raises:
         UserError: the algorithm, a parameter or every setting does not do, or a folder is no run.
     """
-    from fedsim.evidence.audit.setting import parameters
+    from fedsim.evidence.audit.white_box import parameters
     from fedsim.evidence.check.check import check_algorithm, check_lines
     from fedsim.evidence.check.subject import DELTA, EPSILON
     from fedsim.results.store import ResultStore
@@ -173,7 +173,6 @@ def audit(
     trust: Trust = "aggregate",
     params: Given = (),
     pairs: int = 1000,
-    rows: int = 2,
     out: Path = Path("runs/audit"),
     cell: str | None = None,
     trust_plugin: bool = False,
@@ -192,7 +191,6 @@ def audit(
         trust: who may see what: aggregate, the sum over clients; silo, every message.
         params: a parameter, as often as needed; others are short: six rounds of a small network.
         pairs: of trainings.
-        rows: other rows of each client, through which the unit may act.
         out: the folder of the results.
         cell: of a run folder, the id of the one cell to attack, or its beginning.
         trust_plugin: of a run folder, run the code of plug-ins that it names.
@@ -204,27 +202,33 @@ def audit(
     from rich.progress import Progress
 
     from fedsim.evidence.audit.audit import AuditRun
-    from fedsim.evidence.audit.setting import brief, parameters, setting_of
+    from fedsim.evidence.audit.white_box import brief, parameters, setting_of
     from fedsim.results.store import ResultStore
 
-    if not isinstance(algorithm, type) and Path(algorithm).is_dir():
-        return _attacked(Path(algorithm), cell, trust_plugin=trust_plugin)
-    if not isinstance(algorithm, type) and "/" in algorithm and ":" not in algorithm:
+    is_run = not isinstance(algorithm, type) and Path(algorithm).is_dir()
+    if not is_run and not isinstance(algorithm, type) and "/" in algorithm and ":" not in algorithm:
         raise UserError(algorithm, "there is no such run folder", "give one, an algorithm's name, or my_file.py:MyMethod")
-    if cell is not None:
-        raise UserError("cell", f"means nothing for {algorithm}, which is not a run folder", "leave it out, or give a run folder")
+    of_run = {"cell": cell is not None, "trust_plugin": trust_plugin}
+    of_method = {"epsilon": epsilon != 4.0, "delta": delta != 1e-4, "unit": unit != "example", "trust": trust != "aggregate"}
+    of_method |= {"params": bool(params), "pairs": pairs != 1000, "out": Path(out) != Path("runs/audit")}
+    if idle := next((name for name, given in (of_method if is_run else of_run).items() if given), None):
+        what, instead = ("a run folder", "an algorithm") if is_run else (f"{algorithm}, which is not a run folder", "a run folder")
+        raise UserError(idle, f"means nothing for {what}", f"leave it out, or give {instead}")
+    if is_run:
+        return _attacked(Path(str(algorithm)), cell, trust_plugin=trust_plugin)
     name, texts, store, console = _named(algorithm), _texts(params), ResultStore(out), wide_console(plain_console(), 100)
     with kept_handlers(), own_errors(name):
         known = parameters(name, texts, unit, trust, epsilon, delta)
         short = brief(name, {text.partition("=")[0].strip() for text in texts})
-        run = AuditRun(setting_of(name, {**known, **short}, unit, trust, epsilon, delta, rows), pairs)
+        run = AuditRun(setting_of(name, {**known, **short}, unit, trust, epsilon, delta), pairs)
         with store.lock(), Progress(console=console, transient=True) as progress:
-            task = progress.add_task(escape(name), total=pairs)
-            found = run.completed(
-                store.audit_pairs(run.key),
-                lambda line: store.append("pairs", [{"audit": run.key, **line}]),
-                lambda count: progress.update(task, completed=count),
-            )
+            lines = store.audit_pairs(run.key)
+            task = progress.add_task(escape(name), total=pairs, completed=len(lines))
+            for line in run.missing(lines):
+                store.append("pairs", [{"audit": run.key, **line}])
+                lines.append(line)
+                progress.update(task, completed=len(lines))
+    found = run.outcome(lines)
     setting = f"{name}, {unit}, {trust}"
     return Audited(setting, (f"{setting}: {found.words()}",), found.refuted)
 

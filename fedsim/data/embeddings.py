@@ -17,7 +17,6 @@ from pydantic_core import CoreSchema, core_schema
 
 from fedsim.data.split import TEST, TRAIN, VALIDATION
 from fedsim.errors import UserError
-from fedsim.words import counted
 
 if TYPE_CHECKING:
     import torch
@@ -88,15 +87,19 @@ class PublicRows:
         """Of every row a digest, made once for all parts of all data sets."""
         return frozenset(row_digests(self.x))
 
-    def check_apart(self, private: NDArray[np.float32], part: str, name: str) -> None:
-        """Refuse private rows ``[m, d]`` that are public too: the ``part`` (training, test) of the data set ``name``.
+    def beside(self, data: Embeddings) -> Embeddings:
+        """The data set with these rows beside it; refuses rows of other dimensions, and data with a row that is public too.
 
         This reads private rows, and tells the user of a simulation of a mistake in the grid; nothing of it is in a result or a release.
         """
-        both = [row for row, digest in enumerate(row_digests(private)) if digest in self._known]
-        if both:
-            what = f"{counted(len(both), f'{part} row')} of '{name}' {'is' if len(both) == 1 else 'are'} public too"
-            raise UserError("", f"{what}, the first is row {both[0]}", "give public rows that are in no private data set")
+        if self.x.shape[1] != data.dim:
+            what = f"'{self.name}' has rows of {self.x.shape[1]} dimensions, data set '{data.name}' of {data.dim}"
+            raise UserError("", what, "give public rows that the same encoder embeds")
+        for part, private in (("training", data.x_train), ("test", data.x_test)):
+            if both := [row for row, digest in enumerate(row_digests(private)) if digest in self._known]:
+                what = f"{len(both)} {part} rows of '{data.name}' are public too, the first is row {both[0]}"
+                raise UserError("", what, "give public rows that are in no private data set")
+        return replace(data, public=self)
 
     @classmethod
     def __get_pydantic_core_schema__(cls, source: Any, handler: Any) -> CoreSchema:

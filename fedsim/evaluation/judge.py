@@ -13,11 +13,12 @@ from torch import Tensor
 
 from fedsim.data.embeddings import Embeddings
 from fedsim.device import CPU, to_device
-from fedsim.evaluation.fidelity import Labelled
 from fedsim.evaluation.measures import LabelShares, Predictions
-from fedsim.evaluation.readouts import READOUTS
+from fedsim.evaluation.readouts import READOUTS, Labelled
 from fedsim.evaluation.scores import (
     Scores,
+    best_weight,
+    held_out_weight,
     mean_scores,
     personal_scores,
     predictions_of,
@@ -27,14 +28,13 @@ from fedsim.evaluation.scores import (
     scores_of_clients,
     scores_with,
 )
-from fedsim.evaluation.weights import best_weight, held_out_weight
 from fedsim.grid.models import Cell
 from fedsim.methods.messages import Tensors
 from fedsim.methods.products import Classifier, Generator, before_sphere, is_classifier, is_personal, own
 from fedsim.models.linear import Interpolated, ProbeClassifier, fit_linear, folded
 from fedsim.models.probe import Probe, fit_chosen, fit_probe
 from fedsim.partition import Partition
-from fedsim.partition.own_rows import OwnRows, own_rows
+from fedsim.partition.seen import OwnRows, own_rows
 from fedsim.seeds import SERVER, Purpose, Seeds
 from fedsim.training.cohort import build_algorithm
 from fedsim.training.rounds import restored
@@ -45,13 +45,7 @@ FRESH, FEW = 200, 20
 
 
 def synthesise(
-    generator: Generator,
-    classes: int,
-    per_class: int,
-    seeds: Seeds,
-    client: int = SERVER,
-    draw: int = 0,
-    device: torch.device = CPU,
+    generator: Generator, classes: int, per_class: int, seeds: Seeds, client: int = SERVER, draw: int = 0, device: torch.device = CPU
 ) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
     """Synthetic embeddings with uniform labels, which cost no privacy: ``[classes * per_class, d]`` and their labels.
 
@@ -64,15 +58,10 @@ def synthesise(
 
 @dataclass(frozen=True)
 class ClientScores:
-    """One client's scores on its own test rows.
+    """One client's scores on its own test rows: by its ``own`` generator or classifier, and by the one that all share.
 
-    Attributes:
-        client: its number.
-        name: what it is called: its site, or its number.
-        rows: how many training rows it holds.
-        test_rows: how many test rows it is judged on.
-        own: by its own generator or classifier; None where it has no test row.
-        shared: by the one that all share; None where there is none, or no test row.
+    Each is None where there is no test row, or nothing is shared. The client has a number, and a name: its site, or the number; it holds
+    ``rows`` training rows, and is judged on ``test_rows``.
     """
 
     client: int
@@ -85,11 +74,9 @@ class ClientScores:
 
 @dataclass(frozen=True)
 class Judgement:
-    """The scores of what a cell made.
+    """The scores of what a cell made, by the names of the measures, and every class's recall; None for one without a test row.
 
     Attributes:
-        scores: by the names of the measures.
-        recalls: the classes'; None for one without a test row.
         clients: every client's scores, where clients are judged one by one.
         tested: on which test rows clients were judged, in words; None where they were not.
         label_shares: which labels plain accuracy is from: those that the algorithm ``released`` under its budget, or ``uniform`` ones;
@@ -113,15 +100,9 @@ def judgement_of(trial: Trial, state: Tensors, data: Embeddings, device: torch.d
 
 @dataclass(frozen=True)
 class Judge:
-    """The evaluation of what one cell made. Its embeddings are drawn, and the probe on them is fitted, once.
+    """The evaluation of what one cell ``made``, as the cell's ``evaluation`` says. Embeddings are drawn, and their probe is fitted, once.
 
-    Attributes:
-        cell: the cell; its ``evaluation`` says how.
-        data: real rows.
-        partition: who holds which training rows.
-        made: what is judged.
-        shares: how frequent each class is, as the algorithm released it ``[C]``; None where it did not.
-        device: where it computes; probes are the CPU's.
+    ``shares`` are how frequent each class is, as the algorithm released it ``[C]``; None where it did not. Probes are the CPU's.
     """
 
     cell: Cell
@@ -163,38 +144,33 @@ class Judge:
 
     def size(self) -> Scores:
         """The mean norm of a few rows as the shared generator draws them; empty where they are not brought to the sphere."""
-        own_rows = before_sphere(self.made)
-        if own_rows is self.made or is_classifier(own_rows):
+        before = before_sphere(self.made)
+        if before is self.made or is_classifier(before):
             return Scores()
-        x, _ = synthesise(own_rows, self.data.classes, FEW, self._seeds, draw=3, device=self.device)
+        x, _ = synthesise(before, self.data.classes, FEW, self._seeds, draw=3, device=self.device)
         return Scores(synthetic_norm=float(np.linalg.norm(x.astype(np.float64), axis=1).mean()))
 
     def of_clients(self) -> tuple[ClientScores, ...]:
         """Of what each client has of its own, and of what all share, on the client's test rows."""
-        return tuple(map(self._of_client, range(self.cell.clients)))
+        found, names = [], self.own_rows.names
+        shared = self._read(self.made, SERVER)
+        for client, test in enumerate(self.own_rows.rows):
+            mine = self._read(own(self.made, client), client) if is_personal(self.made) else shared
+            # of classifiers that are each client's own nothing is shared
+            readers = (mine, None if is_personal(self.made) and is_classifier(self.made) else shared)
+            x, y = self.data.x_test[test], self.data.y_test[test]
+            of = [score_classifier(each, x, y, self.device, self._label_shares) if each and len(test) else None for each in readers]
+            found.append(ClientScores(client, names[client], len(self.partition.rows[client]), len(test), *of))
+        return tuple(found)
 
-    def _of_client(self, client: int) -> ClientScores:
-        test, rows = self.own_rows.rows[client], self.partition.rows[client]
-        mine = self._read(client) if is_personal(self.made) else self._shared
-        x, y = self.data.x_test[test], self.data.y_test[test]
-        readers = (mine, self._shared)
-        scores = [score_classifier(reader, x, y, self.device, self._label_shares) if reader and len(test) else None for reader in readers]
-        return ClientScores(client, self.own_rows.names[client], len(rows), len(test), *scores)
-
-    def _read(self, client: int) -> Classifier:
-        """A client's own classifier as it is, its own generator as the probe on its embeddings."""
-        mine = own(self.made, client)
-        if is_classifier(mine):
-            return mine
-        rows = self._drawn(mine, client)
-        return ProbeClassifier(fit_probe(rows.x, rows.y, self._fitted[1]), self.data.classes)
-
-    @cached_property
-    def _shared(self) -> Classifier | None:
-        """What all clients share; None where each has a classifier of its own and that is all."""
-        if not is_classifier(self.made):
+    def _read(self, made: Generator | Classifier, client: int) -> Classifier:
+        """A classifier as it is, a generator as the probe on its embeddings."""
+        if is_classifier(made):
+            return made
+        if client == SERVER:
             return ProbeClassifier(self.probe, self.data.classes)
-        return None if is_personal(self.made) else self.made
+        rows = self._drawn(made, client)
+        return ProbeClassifier(fit_probe(rows.x, rows.y, self._fitted[1]), self.data.classes)
 
     def personal(self) -> Scores:
         """As each client would predict: by weight * own classifier + (1 - weight) * the one from synthetic embeddings.
@@ -203,14 +179,11 @@ class Judge:
         with it. The weight is the best one on other synthetic embeddings, weighed by the client's label shares (``synthetic``), on a fifth
         of its real rows, by a classifier of the other four (``held-out``), or given. A classifier is taken as it is, and has no weight.
         """
-        made, clients = self.made, range(self.cell.clients)
+        made, data, evaluation = self.made, self.data, self.cell.evaluation
         if is_classifier(made):
-            return personal_scores([self._as_seen(client, own(made, client).probabilities, self._x_test) for client in clients])
-        return self._interpolated(made)
-
-    def _interpolated(self, generator: Generator) -> Scores:
-        data, evaluation = self.data, self.cell.evaluation
-        shared, other = folded(self.probe, data.classes), self._drawn(generator, draw=1)
+            seen = [self._as_seen(client, own(made, client).probabilities, self._x_test) for client in range(self.cell.clients)]
+            return personal_scores(seen)
+        shared, other = folded(self.probe, data.classes), self._drawn(made, draw=1)
         rows, labels, x_test = (torch.from_numpy(part) for part in (other.x, other.y, data.x_test))
         predicted, alone, weights = [], [], []
         for client in range(self.cell.clients):

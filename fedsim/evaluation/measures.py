@@ -51,7 +51,6 @@ class Measure:
         table: whether it has a table of its own in the page, once a row has it.
         terminal: whether a terminal shows that table, too.
         references: what stands beside it: a name, and the column of a row that has its number.
-        summary: whether the summary has its mean.
         short: what it is called where there is little room; "": as its title.
         best: what the best number would be; infinite: the larger the better; None: none is best.
         least, most: what it can be.
@@ -65,7 +64,6 @@ class Measure:
     table: bool = False
     terminal: bool = False
     references: tuple[tuple[str, str], ...] = ()
-    summary: bool = True
     short: str = ""
     best: float | None = math.inf
     least: float = 0.0
@@ -104,11 +102,6 @@ def recalls(of: Predictions) -> NDArray[np.float64]:
     return np.asarray(recall_score(of.y, of.predicted, labels=of.held, average=None, zero_division=0), dtype=np.float64)
 
 
-def worst_class_recall(of: Predictions) -> float:
-    """The smallest recall of a held class."""
-    return float(recalls(of).min())
-
-
 def share_weighted_accuracy(of: Predictions) -> float:
     """Accuracy where labels are as frequent as with the client: the recalls, weighed by its shares."""
     if of.shares is None:
@@ -144,10 +137,6 @@ _INTERPOLATED = "at the clients, own classifier and shared one interpolated (whe
 _ALONE = "at the clients, own classifier alone"
 
 
-def _alone(score: str) -> tuple[tuple[str, str], ...]:
-    return (("own classifier alone", f"personal_alone_{score}"),)
-
-
 _CHANCE = (("chance", "chance"),)
 _ALL_ROWS = (("ceiling", "ceiling_balanced_accuracy"), ("local-only", "local_only_balanced_accuracy"), *_CHANCE)
 _OWN_ROWS = (("local-only", "client_local_only_balanced_accuracy"), *_CHANCE)
@@ -169,7 +158,9 @@ MEASURES = {
     "macro_f1": Measure("Macro F1", "all", macro_f1, "macro F1"),
     "auroc": Measure("AUROC, one class against the rest, mean over classes", "all", auroc, "AUROC", table=True, short="AUROC"),
     "calibration_error": Measure("Expected calibration error", "all", calibration_error, table=True, short="calibration error", best=0.0),
-    "worst_class_recall": Measure("Recall of the worst class", "all", worst_class_recall, "worst class", table=True, short="worst class"),
+    "worst_class_recall": Measure(
+        "Recall of the worst class", "all", lambda of: float(recalls(of).min()), "worst class", table=True, short="worst class"
+    ),
     "knn_balanced_accuracy": Measure(
         "Balanced accuracy of the nearest synthetic neighbours",
         "all",
@@ -244,7 +235,7 @@ MEASURES = {
         share_weighted_accuracy,
         table=True,
         terminal=True,
-        references=_alone("accuracy"),
+        references=(("own classifier alone", "personal_alone_accuracy"),),
         short="interpolated, accuracy",
     ),
     "personal_balanced_accuracy": Measure(
@@ -253,11 +244,11 @@ MEASURES = {
         balanced_accuracy,
         table=True,
         terminal=True,
-        references=_alone("balanced_accuracy"),
+        references=(("own classifier alone", "personal_alone_balanced_accuracy"),),
         short="interpolated, balanced",
     ),
     "personal_alone_accuracy": Measure(f"Accuracy {_ALONE}", "personal", None),
     "personal_alone_balanced_accuracy": Measure(f"Balanced accuracy {_ALONE}", "personal", None),
-    "personal_weight": Measure("Mean weight of the clients' own classifiers", "personal", None, summary=False, best=None),
+    "personal_weight": Measure("Mean weight of the clients' own classifiers", "personal", None, best=None),
 }
 """The measures by the name of their field, in the order of a row."""

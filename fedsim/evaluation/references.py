@@ -13,7 +13,7 @@ from fedsim.evaluation.measures import balanced_accuracy_of
 from fedsim.evaluation.scores import score_classifier
 from fedsim.models.linear import ProbeClassifier
 from fedsim.models.probe import fit_probes, predict_each, strengths
-from fedsim.partition.own_rows import own_rows
+from fedsim.partition.seen import own_rows
 
 if TYPE_CHECKING:
     from fedsim.data.embeddings import Embeddings
@@ -24,9 +24,7 @@ if TYPE_CHECKING:
 class Ceiling:
     """The most that a linear read-out of the pooled real training rows reaches; the same for every partition.
 
-    Attributes:
-        balanced_accuracy: of the best of all probes, classes weighed as they are or as if they were equally frequent.
-        accuracy: of the best of them for that score.
+    Each score is of the probe that is the best for it, classes weighed as they are or as if they were equally frequent.
     """
 
     balanced_accuracy: float
@@ -47,9 +45,7 @@ def ceiling(data: Embeddings, probe_c: float | None) -> Ceiling:
 class LocalOnly:
     """Balanced accuracy of probes that are trained on a client's own real rows each, its classes weighed as if they were equally frequent.
 
-    Attributes:
-        mean: over all test rows, the mean over clients.
-        clients: each client's over its own test rows; None where it has none.
+    The mean over clients is over all test rows; each client's is over its own ones, None where it has none.
     """
 
     mean: float

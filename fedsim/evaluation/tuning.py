@@ -34,13 +34,9 @@ from fedsim.training.trial import Outcome, Trial, local_pool, run_trial, seeds_o
 
 @dataclass(frozen=True)
 class ScoredRun:
-    """One training of a tuned cell.
+    """One training of a tuned cell, by the position of its parameters: its noisy score, and its outcome without the state.
 
-    Attributes:
-        candidate: the position of its parameters.
-        score: noisy, of a cell that pays for its search.
-        multiplier: the noise that was added to the score, over its sensitivity, which is 1.
-        outcome: of the training, without its state.
+    ``multiplier`` is the noise that was added to the score, over its sensitivity, which is 1.
     """
 
     candidate: int
@@ -68,7 +64,7 @@ class _Search:
 
     def beside(self, progress: Checkpoint, secret: int | None) -> Checkpoint:
         """A checkpoint of the training under way, with all that came before it and the key of the cell."""
-        known = json.dumps({"training": progress.ledger, "runs": [_plain(run) for run in self.runs]})
+        known = json.dumps({"training": progress.ledger, "runs": [asdict(run) for run in self.runs]})
         return replace(progress, tensors=progress.tensors | nested("best", self.best or {}), ledger=known, secret=secret)
 
     @classmethod
@@ -77,10 +73,6 @@ class _Search:
         known, best = json.loads(progress.ledger), below("best", progress.tensors)
         own = {name: value for name, value in progress.tensors.items() if not name.startswith("best.")}
         return cls(tuple(map(_scored, known["runs"])), best or None), replace(progress, tensors=own, ledger=known["training"])
-
-
-def _plain(run: ScoredRun) -> dict[str, Any]:
-    return asdict(replace(run, outcome=replace(run.outcome, state={})))
 
 
 def _scored(plain: dict[str, Any]) -> ScoredRun:
@@ -131,7 +123,8 @@ def run_tuned(
     search, progress = (_Search(), None) if resume is None else _Search.of(resume)
     drawn = draws(tuning, len(trial.candidates), seeds)
     trained_on, held = (trial.partition, None) if tuning.free else held_out(trial, tuning.held_out, seeds)
-    sizes = [_rounds(trial, candidate) for candidate in drawn]
+    tried = [build_algorithm(trial.cell.algorithm, trial.candidates[candidate].params, trial.task) for candidate in drawn]
+    sizes = [sum(release.rounds for release in algorithm.releases()) for algorithm in tried]
     for number, candidate in enumerate(drawn):
         if number < len(search.runs):
             continue
@@ -162,11 +155,6 @@ def draws(tuning: Tuning, candidates: int, seeds: Seeds) -> list[int]:
     return list(map(int, stream.integers(candidates, (runs,))))
 
 
-def _rounds(trial: Trial, candidate: int) -> int:
-    algorithm = build_algorithm(trial.cell.algorithm, trial.candidates[candidate].params, trial.task)
-    return sum(release.rounds for release in algorithm.releases())
-
-
 def _training(plan: PrivacyPlan | None) -> PrivacyPlan | None:
     """The plan of the training alone, whose ledger holds no score."""
     return plan and replace(plan, releases=tuple(release for release in plan.releases if release.name != SCORE))
@@ -174,12 +162,9 @@ def _training(plan: PrivacyPlan | None) -> PrivacyPlan | None:
 
 @dataclass(frozen=True)
 class HeldOut:
-    """The rows that trainings are scored on.
+    """The numbers of the rows that trainings are scored on, a client after another, whose each is, and its weight.
 
-    Attributes:
-        rows: their numbers, a client after another.
-        clients: whose each is.
-        weights: what each adds to the score if it is predicted right: 1, or where the unit is a group its share of the group.
+    That is what it adds to the score if it is predicted right: 1, or where the unit is a group its share of the group.
     """
 
     rows: NDArray[np.int64]
@@ -200,10 +185,10 @@ class HeldOut:
 
         It sees one row at a time, in memory of its own: of all rows together, one could change how the others are rounded or predicted.
         """
-        algorithm = build_algorithm(trial.cell.algorithm, trial.cell.params, trial.task)
-        made, _ = restored(algorithm, state, trial.plan, Seeds(trial.cell.seed), device)
+        judge = _judge(trial, state, data, device)
+        made = judge.made
         if not is_classifier(made):
-            made, device = folded(Judge(trial.cell, data, trial.partition, made, device=device).probe, data.classes), CPU
+            made, device = folded(judge.probe, data.classes), CPU
         rows = to_device(torch.from_numpy(data.x_train[self.rows]), device)
         predicted = [
             int(own(made, int(client)).probabilities(row[None].clone())[0].argmax()) for row, client in zip(rows, self.clients, strict=True)
@@ -236,10 +221,14 @@ def held_out(trial: Trial, probability: float, seeds: Seeds) -> tuple[Partition,
 
 def score_on_test_rows(trial: Trial, state: Tensors, data: Embeddings, device: torch.device = CPU) -> float:
     """Balanced accuracy on test rows, which a search that nobody pays for looks at."""
+    return float(np.mean([balanced_accuracy(predictions) for predictions in _judge(trial, state, data, device).predictions()]))
+
+
+def _judge(trial: Trial, state: Tensors, data: Embeddings, device: torch.device) -> Judge:
+    """The judge of what a training made; labels are uniform."""
     algorithm = build_algorithm(trial.cell.algorithm, trial.cell.params, trial.task)
     made, _ = restored(algorithm, state, trial.plan, Seeds(trial.cell.seed), device)
-    predicted = Judge(trial.cell, data, trial.partition, made, device=device).predictions()
-    return float(np.mean([balanced_accuracy(predictions) for predictions in predicted]))
+    return Judge(trial.cell, data, trial.partition, made, device=device)
 
 
 def _outcome(trial: Trial, search: _Search, seconds: float) -> Outcome:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib
 import multiprocessing
-import os
 import pickle
 import signal
 import threading
@@ -13,13 +12,14 @@ from collections.abc import Callable, Generator, Iterable
 from concurrent.futures import ProcessPoolExecutor
 from itertools import islice
 from multiprocessing.connection import Connection
-from typing import Any, TypeVar, cast
+from typing import Any, TypeVar
 
 import torch
 
 from fedsim.plugins.places import said
 
 Result = TypeVar("Result")
+FORKS = multiprocessing.get_context("fork")
 AT_ONCE = 2
 """Forks that run at once, of one thread each."""
 
@@ -40,55 +40,48 @@ def in_forks(function: Callable[..., Result], arguments: Iterable[tuple[Any, ...
         ProcessEnded: a fork ended early.
         Exception: what the function raised, without its traceback.
     """
-    waiting, running = iter(arguments), deque[tuple[int, Connection]]()
+    waiting, running = iter(arguments), deque[tuple[Any, Connection]]()
     try:
         while True:
             running.extend(_started(function, own) for own in islice(waiting, AT_ONCE - len(running)))
             if not running:
                 return
-            result, error = _received(running[0][1])
-            os.waitpid(running.popleft()[0], 0)
+            try:
+                result, error = pickle.loads(running[0][1].recv_bytes())  # noqa: S301 (this process's own fork wrote it)
+            except EOFError:
+                result, error = None, ProcessEnded("a training ended its process")
+            running.popleft()[0].join()
             if error is not None:
                 raise error
-            yield cast("Result", result)
+            yield result
     finally:
         for child, _ in running:
-            os.kill(child, signal.SIGKILL)
-            os.waitpid(child, 0)
+            child.kill()
+            child.join()
 
 
-def _started(function: Callable[..., Any], arguments: tuple[Any, ...]) -> tuple[int, Connection]:
-    receiver, sender = multiprocessing.Pipe(duplex=False)
-    child = os.fork()
-    if child == 0:
-        try:
-            receiver.close()
-            signal.signal(signal.SIGINT, signal.SIG_DFL)
-            torch.set_num_threads(1)
-            sender.send_bytes(_attempted(function, arguments))
-        finally:
-            # skips the parent's clean-up
-            os._exit(1)
+def _started(function: Callable[..., Any], arguments: tuple[Any, ...]) -> tuple[Any, Connection]:
+    receiver, sender = FORKS.Pipe(duplex=False)
+    child = FORKS.Process(target=_answer, args=(sender, function, arguments))
+    child.start()
     sender.close()
     return child, receiver
 
 
-def _attempted(function: Callable[..., Any], arguments: tuple[Any, ...]) -> bytes:
+def _answer(sender: Connection, function: Callable[..., Any], arguments: tuple[Any, ...]) -> None:
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+    torch.set_num_threads(1)
     try:
-        return pickle.dumps((function(*arguments), None))
+        answer = pickle.dumps((function(*arguments), None))
     except Exception as error:
         try:
-            return pickle.dumps((None, error))
+            answer = pickle.dumps((None, error))
         except Exception:
-            return pickle.dumps((None, ProcessEnded(said(error))))
-
-
-def _received(receiver: Connection) -> tuple[Any, Exception | None]:
-    with receiver:
-        try:
-            return cast("tuple[Any, Exception | None]", pickle.loads(receiver.recv_bytes()))  # noqa: S301 (this process's own fork wrote it)
-        except EOFError:
-            return None, ProcessEnded("a training ended its process")
+            answer = pickle.dumps((None, ProcessEnded(said(error))))
+    except BaseException:  # an early end
+        return
+    # as bytes, for torch would send tensors by shared memory
+    sender.send_bytes(answer)
 
 
 def alone(function: Callable[..., Result], module: str, *arguments: Any) -> Result:

@@ -1,57 +1,50 @@
-"""A grid's points: its algorithms looked up, each with all its parameters, on every partition, budget and seed: its cells and their ids."""
+"""A grid's points: its algorithms looked up, its data loaded, and a cell with its id of every algorithm, partition, budget and seed."""
 
 from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import product
-from pathlib import Path
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
 from pydantic import ValidationError
 
 from fedsim.data.embeddings import Embeddings, PublicRows
+from fedsim.data.sources.load import load, load_public
 from fedsim.data.spec import DatasetSpec
-from fedsim.errors import PluginError, UserError, nearest
-from fedsim.grid.models import Cell, Curve, Evaluation, Grid, Loc, Tuning
+from fedsim.errors import PluginError, UserError, at, nearest
+from fedsim.grid.models import Cell, Curve, Evaluation, Grid, Loc, Tuning, data_key
 from fedsim.grid.read import complaint
-from fedsim.grid.sets import check_partitions, evaluations
 from fedsim.methods.algorithm import Algorithm
 from fedsim.methods.messages import Task
-from fedsim.plugins.code_hash import evaluation_hash, own_files, place_of, source_hash
+from fedsim.partition import Partition, as_seen, check_partition, make_partition
+from fedsim.partition.partition import TOGETHER_KEY, check_split
+from fedsim.partition.schemes import column_values
+from fedsim.plugins.code_hash import evaluation_hash, place_of, source_hash
 from fedsim.plugins.registry import lookup
 from fedsim.privacy.selection import SEEN
 from fedsim.words import json_number, spelled
 
-_Point = tuple[float, int, int, Evaluation]
 CURVE_LABELS: dict[Curve, str] = {"default": "", "tuned": " tuned", "free": " tuned (free, on test rows)"}
 """What stands behind the label of each curve of a tuned algorithm."""
 
 
 @dataclass(frozen=True)
 class Variant:
-    """An algorithm with all parameters: one entry of ``algorithms`` at one point of ``scan``.
+    """One entry of ``algorithms``, by its position, at one point of its scan.
 
-    Attributes:
-        entry: the position in ``algorithms``.
-        label: what tables and curves call it.
-        name: the algorithm's name as the grid gives it.
-        identity: which class it is, see :func:`fedsim.plugins.code_hash.place_of`.
-        source: hash of its code and the harness's.
-        params: all its parameters, defaults included.
-        private: whether an epsilon has a meaning for it.
-        tuning: how some of its parameters are chosen, of which ``params`` has the first of the space.
+    Its label is what tables and curves call it, ``params`` are complete, and ``tuning`` says how some of them are chosen, of which
+    ``params`` has the first of the space.
     """
 
     entry: int
     label: str
-    name: str
-    identity: str
-    source: str
+    cls: type[Algorithm]
     params: dict[str, Any]
-    private: bool
     tuning: Tuning | None = None
 
 
@@ -79,42 +72,42 @@ def resolve(grid: Grid, *, keep_going: bool = False) -> Resolved:
     if refused and (not keep_going or not classes):
         raise next(iter(refused.values()))
     known = {name for cls in classes.values() for name in cls.Params.model_fields}
-    for where, axes in ((("scan",), grid.scan), (("tune", "params"), grid.tune.params)):
-        for parameter in axes if not refused else ():
-            if parameter not in known:
-                what = f"no algorithm of the grid has the parameter '{parameter}'"
-                raise UserError(grid.place(*where, parameter), what, nearest(parameter, known))
+    shared: list[Loc] = [*(("scan", name) for name in grid.scan), *(("tune", "params", name) for name in grid.tune.params)]
+    if not refused and (unknown := next((loc for loc in shared if loc[-1] not in known), None)):
+        what = f"no algorithm of the grid has the parameter '{unknown[-1]}'"
+        raise UserError(grid.place(*unknown), what, nearest(str(unknown[-1]), known))
     variants: list[Variant] = []
     for i, cls in classes.items():
-        for variant in _points(grid, i, cls):
-            _check_apart(grid, variant, variants)
-            variants.append(variant)
+        for new in _points(grid, i, cls):
+            for other in variants:
+                what = ""
+                if (new.cls, new.params, new.tuning) == (other.cls, other.params, other.tuning):
+                    what = f"'{new.label}' is the same as '{other.label}' of algorithms[{other.entry}]"
+                elif new.label == other.label:
+                    what = f"'{new.label}' is also what algorithms[{other.entry}] is called"
+                if what:
+                    raise UserError(grid.place("algorithms", i), what, "remove one, or give one a label: of its own")
+            variants.append(new)
     return Resolved(grid, tuple(variants), refused)
 
 
-def plug_in_files(names: Iterable[str]) -> set[Path]:
-    """The files of all plug-ins among algorithms that are not installed; they are imported for it."""
-    return {file for name in dict.fromkeys(names) for file in own_files(lookup(name))}
+Axis = list[tuple[Any, Loc]]
+"""The values of a parameter that is scanned or tuned, each with the keys of the grid under which it stands."""
 
 
-Axes = dict[str, tuple[tuple[Any, ...], Loc]]
-"""Parameters, each with its values and the keys of the grid under which they stand."""
-
-
-def _axes(grid: Grid, i: int, cls: type[Algorithm], kind: str, shared: Mapping[str, Any], given: dict[str, Loc]) -> Axes:
+def _axes(grid: Grid, i: int, cls: type[Algorithm], kind: str, shared: Mapping[str, Any], given: dict[str, Loc]) -> dict[str, Axis]:
     """The parameters of an entry that are scanned or tuned; ``given`` are those that have a value already, and gains these."""
-    axes: Axes = {}
+    axes: dict[str, Axis] = {}
     own, root = ("algorithms", i, kind), ("scan",) if kind == "scan" else ("tune", "params")
     for where, values_of in ((own, getattr(grid.algorithms[i], kind)), (root, shared)):
         for name, values in values_of.items():
-            if name not in cls.Params.model_fields:
-                if where == own:
-                    what = f"{grid.algorithms[i].name} has no parameter '{name}'"
-                    raise UserError(grid.place(*where, name), what, nearest(name, cls.Params.model_fields))
-                continue
-            if name in given:
-                raise UserError(grid.place(*where, name), f"{grid.place(*given[name])} gives '{name}' too", "remove one of them")
-            axes[name], given[name] = (values, (*where, name)), where
+            if name in cls.Params.model_fields:
+                if name in given:
+                    raise UserError(grid.place(*where, name), f"{grid.place(*given[name])} gives '{name}' too", "remove one of them")
+                axes[name], given[name] = [(value, (*where, name, j)) for j, value in enumerate(values)], where
+            elif where == own:
+                what = f"{grid.algorithms[i].name} has no parameter '{name}'"
+                raise UserError(grid.place(*where, name), what, nearest(name, cls.Params.model_fields))
     return axes
 
 
@@ -130,62 +123,139 @@ def _points(grid: Grid, i: int, cls: type[Algorithm]) -> Iterator[Variant]:
     if tuned and grid.trust == "silo":
         raise UserError(grid.place("trust"), SEEN, "tune under trust: aggregate, or leave out tune")
     for point in _choices(scanned):
-        label = " ".join([entry.display, *(f"{name}={spelled(scanned[name][0][j])}" for name, j in point.items())])
+        label = " ".join([entry.display, *(f"{name}={spelled(value)}" for name, (value, _) in point.items())])
         for curve in grid.tune.curves if tuned else ("default",):
-            every = [{}] if curve == "default" else _choices(tuned)
-            complete = [_complete(grid, i, cls, scanned | tuned, point | choice) for choice in every]
-            space = {name: _values(name, every, complete) for name in every[0]}
+            complete = [_complete(grid, i, cls, point | choice) for choice in (_choices(tuned) if curve != "default" else [{}])]
+            space = {name: tuple(_once(params[name] for params in complete)) for name in tuned}  # as the model has the values
             tuning = None if curve == "default" else grid.tune.of(space, free=curve == "free")
-            names = {"label": label + CURVE_LABELS[curve], "name": entry.name, "identity": place_of(cls), "source": source_hash(cls)}
-            yield Variant(entry=i, **names, params=complete[0], private=cls.private, tuning=tuning)
+            yield Variant(i, label + CURVE_LABELS[curve], cls, complete[0], tuning)
 
 
-def _values(name: str, every: Sequence[Mapping[str, int]], complete: Sequence[Mapping[str, Any]]) -> tuple[Any, ...]:
-    """The values of a tuned parameter as its model has them, in the order of its axis."""
-    by_place = {choice[name]: params[name] for choice, params in zip(every, complete, strict=True)}
-    return tuple(by_place[place] for place in sorted(by_place))
+def _choices(axes: Mapping[str, Axis]) -> list[dict[str, tuple[Any, Loc]]]:
+    """All points of some axes."""
+    return [dict(zip(axes, point, strict=True)) for point in product(*axes.values())]
 
 
-def _choices(axes: Axes) -> list[dict[str, int]]:
-    """All points of some axes, as positions by parameter."""
-    return [dict(zip(axes, point, strict=True)) for point in product(*(range(len(values)) for values, _ in axes.values()))]
+def _once(values: Iterable[Any]) -> list[Any]:
+    """Each value once, in order; a list is one, too."""
+    every = list(values)
+    return [value for i, value in enumerate(every) if value not in every[:i]]
 
 
-def _complete(grid: Grid, i: int, cls: type[Algorithm], axes: Axes, chosen: Mapping[str, int]) -> dict[str, Any]:
+def _complete(grid: Grid, i: int, cls: type[Algorithm], point: Mapping[str, tuple[Any, Loc]]) -> dict[str, Any]:
     """All parameters at a point."""
     entry = grid.algorithms[i]
 
     def place(loc: Loc) -> str:
-        if loc and loc[0] in chosen:
-            name = str(loc[0])
-            return grid.place(*axes[name][1], chosen[name], *loc[1:])
-        return grid.place("algorithms", i, "params", *loc)
+        _, where = point.get(str(loc[0]) if loc else "", (None, ("algorithms", i, "params", *loc[:1])))
+        return grid.place(*where, *loc[1:])
 
     try:
-        return cls.Params.model_validate(entry.params | {name: axes[name][0][j] for name, j in chosen.items()}).model_dump(mode="json")
+        return cls.Params.model_validate(entry.params | {name: value for name, (value, _) in point.items()}).model_dump(mode="json")
     except ValidationError as error:
-        raised, name = complaint(error, cls.Params, place), error.errors()[0]["loc"][:1]
-        if isinstance(entry.params.get(str(*name)), list):
-            hint = f"to run each of several values, move them: scan: {{{name[0]}: {spelled(entry.params[str(*name)])}}}"
+        raised, name = complaint(error, cls.Params, place), str(*error.errors()[0]["loc"][:1])
+        if isinstance(entry.params.get(name), list):
+            hint = f"to run each of several values, move them: scan: {{{name}: {spelled(entry.params[name])}}}"
             raise UserError(raised.where, raised.what, hint) from error
         raise raised from error
 
 
-def _check_apart(grid: Grid, new: Variant, others: Sequence[Variant]) -> None:
-    for other in others:
-        if (new.identity, new.params, new.tuning) == (other.identity, other.params, other.tuning):
-            what = f"'{new.label}' is the same as '{other.label}' of algorithms[{other.entry}]"
-            raise UserError(grid.place("algorithms", new.entry), what, "remove one")
-        if new.label == other.label:
-            what = f"'{new.label}' is also what algorithms[{other.entry}] is called"
-            raise UserError(grid.place("algorithms", new.entry), what, "give one of them a label: of its own")
+def _silent(text: str) -> None:
+    pass
+
+
+def loaded(grid: Grid, tell: Callable[[str], None] = _silent) -> dict[str, Embeddings]:
+    """The grid's data sets by key, each with the public rows beside it."""
+    data: dict[str, Embeddings] = {}
+    held: dict[str, PublicRows] = {}
+    for spec in grid.sets:
+        tell(f"reading {spec.display}")
+        with at(grid.place_of(spec)):
+            data[spec.key] = load(spec)
+        if public := grid.public_beside(spec):
+            with at(grid.place("public")):
+                if public.key not in held:
+                    tell(f"reading {public.display}")
+                    held[public.key] = load_public(public)
+                data[spec.key] = held[public.key].beside(data[spec.key])
+    return data
+
+
+def evaluations(grid: Grid, spec: DatasetSpec, columns: Mapping[str, NDArray[Any]]) -> tuple[Evaluation, ...]:
+    """The grid's evaluation, once for every site that it leaves out of training."""
+    asked = grid.evaluation.unseen
+    if asked is None:
+        return (grid.evaluation,)
+    where, column = grid.place("evaluation", "unseen"), grid.partition.column
+    if column is None:
+        raise UserError(where, f"scheme '{grid.partition.scheme}' has no sites", "give partition: {scheme: column, column: NAME}")
+    with at(lambda key: grid.place(*key.split("."))):
+        sites = column_values(columns, column)[0].astype(np.str_).tolist()
+    if asked != "each" and asked not in sites:
+        raise UserError(where, f"column '{column}' of '{spec.display}' has no value '{asked}'", nearest(asked, [*sites, "each"]))
+    return tuple(grid.evaluation.model_copy(update={"unseen": site}) for site in (sites if asked == "each" else [asked]))
+
+
+def without_unseen(grid: Grid, data: Mapping[str, Embeddings]) -> dict[str, Embeddings]:
+    """The data sets by key, and what is left of each without a site that takes no part, by :func:`fedsim.grid.models.data_key`."""
+    views = dict(data)
+    for spec in grid.sets:
+        for evaluation in evaluations(grid, spec, data[spec.key].columns):
+            if evaluation.unseen is not None:
+                with at(grid.place("evaluation", "unseen")):
+                    views[data_key(spec, evaluation)] = data[spec.key].unseen(str(grid.partition.column), evaluation.unseen)
+    return views
+
+
+def check_partitions(grid: Grid, data: Mapping[str, Embeddings]) -> None:
+    """Check what partitions ask of labels, columns and split of what :func:`without_unseen` gave; rows are not looked at."""
+    for spec in grid.sets:
+        for (j, clients), evaluation in product(enumerate(grid.clients), evaluations(grid, spec, data[spec.key].columns)):
+            rows = data[data_key(spec, evaluation)]
+            with at(grid_place(grid, spec, j, evaluation.unseen)):
+                check_partition(rows.y_train, spec=grid.division, clients=clients, columns=rows.columns)
+                if grid.division.together is not None:
+                    check_split(grid.division.together, rows.columns, rows.test_columns)
+
+
+def grid_place(grid: Grid, dataset: DatasetSpec, clients: int, unseen: str | None = None) -> Callable[[str], str]:
+    """How an error of a partition names the grid's keys, for this data set, a position on ``clients`` and the site that is left out."""
+
+    def place(key: str) -> str:
+        of = f" with data set '{dataset.display}'" if len(grid.sets) > 1 else ""
+        of += f" with '{unseen}' unseen" if unseen else ""
+        if key == TOGETHER_KEY and grid.partition.together is None:
+            return grid.place("unit") + of
+        return (grid.place("clients", clients) if key == "clients" else grid.place(*key.split("."))) + of
+
+    return place
+
+
+def partition_of(cell: Cell, data: Embeddings) -> Partition:
+    """A cell's partition of its data set."""
+    return make_partition(data.y_train, spec=cell.partition, alpha=cell.alpha, clients=cell.clients, seed=cell.seed, columns=data.columns)
+
+
+def client_views(
+    cells: Sequence[Cell], partitions: Sequence[Partition], data: Mapping[str, Embeddings]
+) -> tuple[Mapping[str, Embeddings], tuple[str, ...]]:
+    """The data by key, with what each partition makes of them where clients see values of their own; and the key that each cell reads."""
+    views, keys = dict(data), []
+    for cell, partition in zip(cells, partitions, strict=True):
+        key = cell.data_key
+        if cell.partition.shifts:
+            key = f"{key} {partition.fingerprint}"
+            if key not in views:
+                views[key] = as_seen(data[cell.data_key], partition, cell.partition, cell.seed)
+        keys.append(key)
+    return views, tuple(keys)
 
 
 def expand(resolved: Resolved, data: Mapping[str, Embeddings]) -> tuple[Cell, ...]:
     """All cells, ordered by data set, alpha, clients, seed, then algorithm (with its scan) and epsilon.
 
     So cells that share a partition come together. An algorithm for which epsilon has no meaning makes one cell per
-    partition, any other makes one per epsilon. ``data`` are what :func:`fedsim.grid.sets.without_unseen` gave.
+    partition, any other makes one per epsilon. ``data`` are what :func:`without_unseen` gave.
     """
     grid = resolved.grid
     check_partitions(grid, data)
@@ -199,20 +269,22 @@ def expand(resolved: Resolved, data: Mapping[str, Embeddings]) -> tuple[Cell, ..
         for spec in grid.sets
         for point in product(grid.alpha, grid.clients, grid.seeds, evaluations(grid, spec, data[spec.key].columns))
         for variant in resolved.variants
-        for epsilon in (grid.epsilon if variant.private else (None,))
+        for epsilon in (grid.epsilon if variant.cls.private else (None,))
     )
 
 
-def _cell(grid: Grid, variant: Variant, spec: DatasetSpec, data: Embeddings, point: _Point, epsilon: float | None) -> Cell:
-    alpha, clients, seed, evaluation = point
-    content, public = data.fingerprint, public_for(grid, variant, data, clients)
+def _cell(
+    grid: Grid, variant: Variant, spec: DatasetSpec, data: Embeddings, point: tuple[float, int, int, Evaluation], epsilon: float | None
+) -> Cell:
+    (alpha, clients, seed, evaluation), private = point, variant.cls.private
+    content, public, source = data.fingerprint, public_for(grid, variant, data, clients), source_hash(variant.cls)
     scheme = grid.division.model_dump(mode="json") | ({"alpha": alpha} if grid.partition.uses_alpha else {})
     # without an epsilon there is no budget to protect a unit with
-    noise = grid.privacy.noise if variant.private else "seeded"
-    budget = [json_number(epsilon), grid.delta, grid.model_dump(include={"unit"})["unit"], grid.trust, noise] if variant.private else None
+    noise = grid.privacy.noise if private else "seeded"
+    budget = [json_number(epsilon), grid.delta, grid.model_dump(include={"unit"})["unit"], grid.trust, noise] if private else None
     training = identity(
         {
-            "algorithm": variant.identity,
+            "algorithm": place_of(variant.cls),
             "params": variant.params,
             "dataset": content,
             "partition": scheme,
@@ -221,7 +293,7 @@ def _cell(grid: Grid, variant: Variant, spec: DatasetSpec, data: Embeddings, poi
             "seed": seed,
             "unseen": evaluation.unseen,
             "probe_c": evaluation.real_c,  # a task holds it, so that an algorithm may use the evaluation's probe
-            "source": variant.source,
+            "source": source,
             # scores of held-out rows decide what is kept, and so does the code that computes them
             **({"tuning": variant.tuning.model_dump(mode="json"), "code": evaluation_hash()} if variant.tuning else {}),
             **({} if public is None else {"public": public.fingerprint}),
@@ -230,9 +302,9 @@ def _cell(grid: Grid, variant: Variant, spec: DatasetSpec, data: Embeddings, poi
     return Cell(
         cell_id=judged_id(training, evaluation),
         training_id=training,
-        source=variant.source,
+        source=source,
         label=variant.label,
-        algorithm=variant.name,
+        algorithm=grid.algorithms[variant.entry].name,
         params=variant.params,
         dataset=spec,
         dataset_hash=content,
@@ -263,11 +335,10 @@ def public_for(grid: Grid, variant: Variant, data: Embeddings, clients: int) -> 
     """The public rows beside the data, where the algorithm uses them with these parameters."""
     if data.public is None:
         return None
-    cls = lookup(variant.name)
     task = Task(data.dim, data.classes, clients, grid.unit_kind, grid.trust, grid.evaluation.real_c, data.public)
     points = [{}] if variant.tuning is None else variant.tuning.points
-    settings = (cls.Params.model_validate({**variant.params, **point}) for point in points)
-    return data.public if any(cls(setting, task).uses_public() for setting in settings) else None
+    settings = (variant.cls.Params.model_validate({**variant.params, **point}) for point in points)
+    return data.public if any(variant.cls(setting, task).uses_public() for setting in settings) else None
 
 
 def judged_id(training_id: str, evaluation: Evaluation) -> str:

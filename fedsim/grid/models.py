@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from itertools import product
 from math import prod
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar, get_args
 
-import yaml
 from pydantic import (
     AfterValidator,
     BaseModel,
@@ -47,29 +46,26 @@ _Item = TypeVar("_Item")
 class Origin:
     """Where the values of a grid came from, to name places in messages; no part of what makes two grids equal.
 
-    A file or none, what was validated, the file's YAML, and the keys that were replaced.
+    A file or none, what was validated, the line of every key path of the file, and the key paths that were replaced.
     """
 
     file: str = field(default="", compare=False)
     data: Any = field(default=None, compare=False)
-    root: yaml.Node | None = field(default=None, compare=False)
+    lines: Mapping[Loc, int] = field(default_factory=dict, compare=False)
     overrides: tuple[Loc, ...] = field(default=(), compare=False)
 
     def place(self, loc: Loc) -> str:
         """``file:line: key[i].key``; the parts of ``loc`` that validation added to what the user wrote are left out."""
-        loc, line, complete = self._found(loc)
-        text = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in loc).lstrip(".")
-        if any(loc[: len(key)] == key or (loc and not complete and key[: len(loc)] == loc) for key in self.overrides):
+        written = loc if self.data is None else self._written(loc)
+        text = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in written).lstrip(".")
+        if any(written[: len(key)] == key for key in self.overrides):
             return f"set {text}"
-        if not self.file:
-            return text or "grid"
-        return ": ".join(filter(None, (f"{self.file}:{line}" if line else self.file, text)))
+        line = next((self.lines[written[:n]] for n in range(len(written), 0, -1) if written[:n] in self.lines), "")
+        return ": ".join(filter(None, (f"{self.file}:{line}".rstrip(":"), text))) or "grid"
 
-    def _found(self, loc: Loc) -> tuple[Loc, int, bool]:
-        """The parts of ``loc`` that the user wrote, the line of the last one that is in the file, and whether all are."""
-        kept: list[str | int] = []
-        at, node, line = self.data, self.root, 0
-        for n, part in enumerate(loc if self.data is not None else (), 1):
+    def _written(self, loc: Loc) -> Loc:
+        kept, at = [], self.data
+        for n, part in enumerate(loc, 1):
             if isinstance(at, Mapping) and (part in at or n == len(loc)):
                 at = at.get(part)
             elif isinstance(at, list | tuple) and isinstance(part, int) and part < len(at):
@@ -77,14 +73,7 @@ class Origin:
             else:
                 continue
             kept.append(part)
-            here = None
-            if isinstance(node, yaml.MappingNode):
-                here = next((pair for pair in node.value if pair[0].value == part), None)
-            elif isinstance(node, yaml.SequenceNode) and isinstance(part, int) and part < len(node.value):
-                here = (node.value[part], node.value[part])
-            node = here and here[1]
-            line = here[0].start_mark.line + 1 if here else line
-        return tuple(kept) if self.data is not None else loc, line, node is not None
+        return tuple(kept)
 
 
 def listed(given: Any) -> Any:
@@ -97,39 +86,24 @@ def _ranges(given: Any) -> list[Any]:
     numbers: list[Any] = []
     for one in listed(given):
         ends = re.fullmatch(r"(\d{1,18})-(\d{1,18})", one) if isinstance(one, str) else None
-        if ends is None:
-            numbers.append(one)
-        elif 0 <= int(ends[2]) - int(ends[1]) < MOST_OF_A_RANGE:
-            numbers += range(int(ends[1]), int(ends[2]) + 1)
-        else:
+        if ends and not 0 <= int(ends[2]) - int(ends[1]) < MOST_OF_A_RANGE:
             raise ValueError(f"'{one}' is not a range of up to {MOST_OF_A_RANGE} numbers; give one such as 0-4, which is 0, 1, 2, 3, 4")
+        numbers += range(int(ends[1]), int(ends[2]) + 1) if ends else [one]
     return numbers
 
 
 def _no_two(values: tuple[_Item, ...]) -> tuple[_Item, ...]:
-    for i, value in enumerate(values):
-        if value in values[:i]:
-            raise ValueError(f"{getattr(value, 'display', value)} is listed twice; remove one")
+    """Refuse two that are equal, or that tables would call the same."""
+    names = [value if isinstance(value, AlgorithmEntry) else getattr(value, "display", value) for value in values]
+    if twice := [name for i, name in enumerate(names) if name in names[:i]]:
+        raise ValueError(f"{getattr(twice[0], 'display', twice[0])} is listed twice; remove one, or give it another name")
     return values
-
-
-def _twice(names: Sequence[str]) -> str | None:
-    """The first name that is there twice."""
-    return next((name for i, name in enumerate(names) if name in names[:i]), None)
 
 
 def _seconds(given: Any) -> Any:
     """``2h`` as seconds."""
     parts = re.fullmatch(r"\s*([\d.]+)\s*([smhd])\s*", given) if isinstance(given, str) else None
-    if isinstance(given, str) and parts is None:
-        raise ValueError(f"'{given}' is not a time; give seconds, or a number with s, m, h or d, such as 2h")
     return given if parts is None else float(parts[1]) * {"s": 1, "m": 60, "h": 3600, "d": 86400}[parts[2]]
-
-
-def _share(gpus: float) -> float:
-    if gpus > 1 and gpus != int(gpus):
-        raise ValueError(f"{gpus:g} is not a share of a GPU; give a number in [0, 1] or a whole number of GPUs")
-    return gpus
 
 
 def _infinite(given: Any) -> Any:
@@ -159,9 +133,8 @@ Real = Annotated[float, Field(strict=True)]
 Whole = Annotated[int, Field(strict=True)]
 Epsilon = Annotated[float, BeforeValidator(_infinite), Field(gt=0, strict=True), PlainSerializer(json_number, when_used="json")]
 Axis = Annotated[tuple[_Item, ...], BeforeValidator(listed), Field(min_length=1), AfterValidator(_no_two)]
-Seeds = Annotated[
-    tuple[Annotated[Whole, Field(ge=0, lt=2**63)], ...], BeforeValidator(_ranges), Field(min_length=1), AfterValidator(_no_two)
-]
+Seed = Annotated[Whole, Field(ge=0, lt=2**63)]
+Seeds = Annotated[tuple[Seed, ...], BeforeValidator(_ranges), Field(min_length=1), AfterValidator(_no_two)]
 Device = Literal["auto", "cpu", "cuda"]
 
 
@@ -292,7 +265,7 @@ class Resources(_Model):
 
     clients_per_actor: Literal["auto", "all"] | Annotated[Whole, Field(ge=1)] = "auto"
     cpus_per_actor: Annotated[Real, Field(gt=0, allow_inf_nan=False)] = 1.0
-    gpus_per_actor: Annotated[Real, Field(ge=0, allow_inf_nan=False), AfterValidator(_share)] = 0.0
+    gpus_per_actor: Annotated[Real, Field(ge=0, le=1)] | Annotated[Whole, Field(ge=1)] = 0.0
     device: Device = "auto"
     cell_timeout: Annotated[Real, BeforeValidator(_seconds), Field(gt=0, allow_inf_nan=False)] | None = None
     memory_per_cell: Annotated[ByteSize, Field(ge=1)] | None = None
@@ -341,8 +314,6 @@ class AlgorithmEntry(_Model):
         if isinstance(given, Mapping) and isinstance(own := given.get("name"), type):
             registered = vars(own).get("name", ":")
             return {"label": own.__name__ if ":" in registered else registered, **given, "name": name_of(own)}
-        if not isinstance(given, str | Mapping | AlgorithmEntry):
-            raise ValueError("is not an algorithm; give a name, or a mapping of name, params, scan, tune and label")
         return {"name": given} if isinstance(given, str) else given
 
 
@@ -399,28 +370,11 @@ class Grid(_Model):
         if isinstance(context, Origin):
             self._source = context
 
-    @field_validator("dataset")
-    @classmethod
-    def _named_apart(cls, dataset: tuple[DatasetSpec, ...]) -> tuple[DatasetSpec, ...]:
-        if twice := _twice([spec.display for spec in dataset]):
-            raise ValueError(f"two data sets are called '{twice}'; give one another name: {{npz: PATH, name: NAME}}")
-        return dataset
-
-    @field_validator("encoder")
-    @classmethod
-    def _encoder_matters(cls, encoder: tuple[EncoderSpec, ...], info: ValidationInfo) -> tuple[EncoderSpec, ...]:
-        sets = (*info.data.get("dataset", ()), *filter(None, [info.data.get("public")]))
-        if encoder and "dataset" in info.data and not any(spec.has_images for spec in sets):
-            raise ValueError("no data set of the grid holds images; remove it")
-        if twice := _twice([spec.display for spec in encoder]):
-            raise ValueError(f"two encoders are called '{twice}'; rename the file or folder of one")
-        return encoder
-
     @field_validator("alpha")
     @classmethod
     def _alpha_matters(cls, alpha: tuple[float, ...], info: ValidationInfo) -> tuple[float, ...]:
         partition = info.data.get("partition")
-        if partition is not None and not partition.uses_alpha and len(alpha) > 1:
+        if partition and not partition.uses_alpha and len(alpha) > 1:
             raise ValueError(f"{len(alpha)} values, but scheme '{partition.scheme}' does not use alpha; give one value")
         return alpha
 
@@ -430,18 +384,16 @@ class Grid(_Model):
         partition = info.data.get("partition")
         together = partition and partition.together
         if isinstance(unit, GroupUnit) and together not in (None, unit.column):
-            raise ValueError(
-                f"a group is all rows of one '{unit.column}', and partition.together keeps those of one '{together}'; give one column"
-            )
+            raise ValueError(f"a group is all rows of one '{unit.column}', partition.together keeps those of '{together}'; give one column")
         return unit
 
     @property
     def most_cells(self) -> int:
         """So many cells at most; sites that are left out one by one are counted as one, and methods may lack a scanned parameter."""
-        entries = 0
-        for entry in self.algorithms:
-            scanned = prod(len(values) for values in (self.scan | entry.scan).values())
-            entries += scanned * (len(self.tune.curves) if self.tune.params or entry.tune else 1)
+        entries = sum(
+            prod(map(len, (self.scan | entry.scan).values())) * (len(self.tune.curves) if self.tune.params or entry.tune else 1)
+            for entry in self.algorithms
+        )
         return prod(map(len, (self.sets, self.alpha, self.clients, self.epsilon, self.seeds))) * entries
 
     @property

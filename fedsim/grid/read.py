@@ -25,38 +25,45 @@ class _Loader(yaml.SafeLoader):
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         """A mapping."""
         keys = [key.value for key, _ in node.value if key.value != "<<"]
-        for i, (key, name) in enumerate(zip((key for key, _ in node.value if key.value != "<<"), keys, strict=True)):
-            if name in keys[:i]:
-                raise yaml.MarkedYAMLError(problem=f"the key '{name}' is given twice", problem_mark=key.start_mark)
+        if twice := next((key for key, _ in node.value if keys.count(key.value) > 1), None):
+            raise yaml.MarkedYAMLError(problem=f"the key '{twice.value}' is given twice", problem_mark=twice.start_mark)
         return super().construct_mapping(node, deep)
 
 
 _Loader.add_implicit_resolver("tag:yaml.org,2002:float", re.compile(r"^[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+$"), list("-+.0123456789"))
 
 
-def parse(text: str, where: str) -> tuple[Any, yaml.Node | None]:
-    """YAML text to plain data, and its nodes."""
+def parse(text: str, where: str) -> tuple[Any, dict[Loc, int]]:
+    """YAML text to plain data, and the line of every key path."""
     try:
         loader = _Loader(text)
         node = loader.get_single_node()
-        return (None if node is None else loader.construct_document(node)), node
-    except yaml.MarkedYAMLError as error:
-        line = "" if error.problem_mark is None or not where.endswith((".yaml", ".yml")) else f":{error.problem_mark.line + 1}"
-        raise UserError(where + line, f"is not valid YAML ({error.problem})", "correct the line") from error
+        return (None if node is None else loader.construct_document(node)), dict(_lines(node, ()))
     # PyYAML lets the errors of int(), datetime() and the like through
     except (yaml.YAMLError, ValueError, KeyError, AttributeError, TypeError, RecursionError) as error:
-        raise UserError(where, f"is not valid YAML ({' '.join(str(error).split())})", "write it as `fedsim new` does") from error
+        mark = getattr(error, "problem_mark", None)
+        line = f":{mark.line + 1}" if mark and where.endswith((".yaml", ".yml")) else ""
+        what = " ".join(str(getattr(error, "problem", None) or error).split())
+        raise UserError(where + line, f"is not valid YAML ({what})", "write it as `fedsim new` does") from error
 
 
-def read_text(path: Path, kind: str = "YAML file") -> str:
-    """The text of a file that a user names; ``kind`` is what is expected."""
+def _lines(node: yaml.Node | None, loc: Loc) -> Iterator[tuple[Loc, int]]:
+    pairs: list[Any] = []
+    if isinstance(node, yaml.MappingNode):
+        pairs = [(key.value, key, value) for key, value in node.value]
+    elif isinstance(node, yaml.SequenceNode):
+        pairs = [(place, value, value) for place, value in enumerate(node.value)]
+    for part, named, value in pairs:
+        yield (*loc, part), named.start_mark.line + 1
+        yield from _lines(value, (*loc, part))
+
+
+def read_text(path: Path) -> str:
+    """The text of a YAML file that a user names."""
     try:
         return path.read_text(encoding="utf-8-sig")
-    except FileNotFoundError as error:
-        raise UserError(str(path), "there is no such file", f"give the path of a {kind}") from error
     except (OSError, ValueError) as error:
-        what = "is not a text file" if isinstance(error, UnicodeDecodeError) else f"cannot be read ({unread(error)})"
-        raise UserError(str(path), what, f"give a {kind}, UTF-8") from error
+        raise UserError(str(path), f"cannot be read ({unread(error)})", "give the path of a YAML file, UTF-8") from error
 
 
 def complaint(error: ValidationError, model: type[BaseModel], place: Callable[[Loc], str]) -> UserError:
@@ -104,10 +111,10 @@ def load_grid(
         data, source, folder = copy.deepcopy(dict(grid)), Origin(), Path.cwd()
     else:
         path = Path(grid)
-        given, root = parse(read_text(path, "grid file (YAML)"), str(path))
+        given, lines = parse(read_text(path), str(path))
         if not isinstance(given, dict):
             raise UserError(str(path), "is not a mapping", "write `key: value` lines, at least `algorithms: [NAME]`")
-        data, source, folder = {"name": path.stem, **given}, Origin(str(path), root=root), path.absolute().parent
+        data, source, folder = {"name": path.stem, **given}, Origin(str(path), lines=lines), path.absolute().parent
     pairs = overrides.items() if isinstance(overrides, Mapping) else [assignment(text) for text in overrides]
     changed = tuple(put(data, key, value) for key, value in pairs)
     if more := list(algorithms):
@@ -147,24 +154,13 @@ def put(data: dict[str, Any], key: str, value: Any) -> Loc:
     return tuple(parts)
 
 
-class Options(Origin):
-    """Places of a grid that was given as parameters of a function."""
-
-    def place(self, loc: Loc) -> str:
-        """The parameter."""
-        inner = [str(part) for part in loc[3:] if isinstance(part, str)]
-        if loc and loc[0] == "algorithms":
-            return f"params {'.'.join(inner)}" if "params" in loc and inner else "algorithm"
-        return str(loc[0]) if loc else "algorithm"
-
-
 def one_cell(algorithm: str, params: Sequence[str], **values: Any) -> Grid:
-    """A grid of one algorithm with ``key=YAML`` parameters and further keys, as a file has them; messages name parameters."""
+    """A grid of one algorithm with ``key=YAML`` parameters and further keys, as a file has them."""
     given: dict[str, Any] = {}
     for text in params:
         put(given, *assignment(text, "params"))
     data = {"name": "run", "algorithms": [{"name": algorithm, "params": given}], **values}
-    return _validated(data, Options(), Path.cwd())
+    return _validated(data, Origin(data=data), Path.cwd())
 
 
 def parse_option(model: type[_Option], option: str, text: str | Mapping[str, Any], given: Mapping[str, Any]) -> _Option:

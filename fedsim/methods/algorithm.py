@@ -1,10 +1,4 @@
-"""The base class of every algorithm: an algorithm supplies mathematics, the harness drives its rounds.
-
-Four base classes supply the clients' computation: :class:`fedsim.methods.dp_sgd.DPSGD` (a loss per
-example), :class:`fedsim.methods.local_training.LocalDPSGD` (the same with many local steps a round),
-:class:`fedsim.methods.local_training.LocalTraining` (local steps, then an update) and :class:`fedsim.methods.one_shot.OneShot` (a
-statistic per example). How rounds run is in :mod:`fedsim.training.rounds`.
-"""
+"""The base class of every algorithm: an algorithm supplies mathematics, the harness drives its rounds (:mod:`fedsim.training.rounds`)."""
 
 from __future__ import annotations
 
@@ -22,7 +16,7 @@ from fedsim.methods.clients import Clients
 from fedsim.methods.messages import Message, Round, Server, Task, Tensors, Values
 from fedsim.methods.parameters import code_names, shared_tensors
 from fedsim.methods.products import Classifier, Generator, Product
-from fedsim.models.initialise import initial_model
+from fedsim.models.layers import initial_model
 from fedsim.privacy.plan import Claim, PrivacyPlan, Release, Trust, Unit, calibrate
 from fedsim.privacy.selection import SCORE
 from fedsim.seeds import Seeds

@@ -21,7 +21,7 @@ from fedsim.methods.algorithm import Algorithm
 from fedsim.methods.messages import Task
 from fedsim.methods.parameters import l2_norm
 from fedsim.methods.products import before_sphere
-from fedsim.models.initialise import initial_model
+from fedsim.models.layers import initial_model
 from fedsim.privacy.clipping import Norms, clipped_sum
 from fedsim.privacy.clipping.norms import Loss
 from fedsim.seeds import Seeds

@@ -67,15 +67,7 @@ class ModulatedDecoder(nn.Module):
     ``latent_scale`` sets z's share of the gradient against the prototypes'.
     """
 
-    def __init__(
-        self,
-        latent: int,
-        classes: int,
-        hidden: Sequence[int],
-        dim: int,
-        code: int,
-        latent_scale: float = 1.0,
-    ) -> None:
+    def __init__(self, latent: int, classes: int, hidden: Sequence[int], dim: int, code: int, latent_scale: float = 1.0) -> None:
         super().__init__()
         self.classes, self.latent_scale, self.dim = classes, latent_scale, dim
         widths = [latent + classes, *hidden, dim]

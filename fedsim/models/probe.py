@@ -30,13 +30,10 @@ SCALE_FLOOR = 1e-3
 
 @dataclass(frozen=True)
 class Probe:
-    """A fitted probe.
+    """A fitted probe: mean and scale ``[d]`` of the training rows' features, the labels that occurred, ascending, and weight and bias.
 
-    Attributes:
-        mean, scale: of the training rows' features, ``[d]``.
-        classes: the labels that occurred in training, ascending.
-        weight, bias: of the standardised features, float32 ``[d, k]`` and ``[k]``: k is the number of labels, but 1 for two of them (the
-            second one's logit) and 0 for one, which is always predicted.
+    These are of the standardised features, float32 ``[d, k]`` and ``[k]``: k is the number of labels, but 1 for two of them (the second
+    one's logit) and 0 for one, which is always predicted.
     """
 
     mean: NDArray[np.float64]
@@ -51,21 +48,15 @@ class Probe:
 
     def probabilities(self, x: NDArray[np.float32], classes: int) -> NDArray[np.float64]:
         """``[n, classes]`` for rows ``x`` [n, d]; 0 for labels not seen in training."""
-        found = np.zeros((len(x), classes))
-        found[:, self.classes] = self._of_seen(x)
-        return found
-
-    def _of_seen(self, x: NDArray[np.float32]) -> NDArray[np.float32]:
-        """Probabilities of the labels seen in training, ``[n, len(classes)]``."""
         from scipy.special import expit, softmax
 
-        if len(self.classes) == 1:
-            return np.ones((len(x), 1), dtype=np.float32)
-        logits = self._logits(_standardise(x, self.mean, self.scale))
-        if len(self.classes) > 2:
-            return np.asarray(softmax(logits, axis=1))
-        second = expit(logits[:, 0])
-        return np.stack([1 - second, second], axis=1)
+        found, logits = np.zeros((len(x), classes)), self._logits(_standardise(x, self.mean, self.scale))
+        if len(self.classes) == 2:
+            second = expit(logits[:, 0])
+            found[:, self.classes] = np.stack([1 - second, second], axis=1)
+        else:
+            found[:, self.classes] = softmax(logits, axis=1) if len(self.classes) > 2 else 1.0
+        return found
 
     def _predicted(self, features: NDArray[np.float32]) -> NDArray[np.int64]:
         if len(self.classes) == 1:

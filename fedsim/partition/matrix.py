@@ -8,7 +8,7 @@ from typing import Annotated
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import Field, PlainSerializer, PlainValidator, TypeAdapter, model_validator
+from pydantic import PlainSerializer, PlainValidator, TypeAdapter
 from pydantic.dataclasses import dataclass
 
 from fedsim.errors import UserError
@@ -33,20 +33,12 @@ class LabelMatrix:
     dataset: str
     scheme: str
     alpha: float | None
-    clients: Annotated[int, Field(ge=1)]
+    clients: int
     seed: int
     fingerprint: str
     counts: Annotated[NDArray[np.int64], PlainValidator(np.asarray), PlainSerializer(np.ndarray.tolist)]
     classes: tuple[str, ...]
     sites: tuple[str, ...] = ()
-
-    @model_validator(mode="after")
-    def _fits(self) -> LabelMatrix:
-        if self.counts.shape != (self.clients, len(self.classes)) or self.counts.dtype.kind != "i":
-            raise ValueError("counts are not [clients, classes]")
-        if self.sites and len(self.sites) != self.clients:
-            raise ValueError("not every client has a name")
-        return self
 
     @property
     def names(self) -> tuple[str, ...]:

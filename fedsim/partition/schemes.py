@@ -246,53 +246,33 @@ def _repaired(owner: Integers, division: Division, rng: np.random.Generator) -> 
 
 def check(division: Division) -> None:
     """Refuse data that a scheme cannot divide so."""
-    if division.spec.scheme == "disjoint":
-        _labels_suffice(division)
-    elif division.spec.scheme == "shards":
-        _shards_fit(division)
-    elif division.spec.column is not None:
+    counts, clients, spec = division.counts, division.clients, division.spec
+    classes = int(np.count_nonzero(counts))  # where groups are divided, a class may be the label of none
+    if spec.scheme == "disjoint":
+        rarest = int(np.where(counts, counts, len(division.y)).argmin())
+        if clients > classes:
+            what = f"{clients} clients cannot have disjoint labels with {classes} classes"
+            raise UserError("clients", what, f"give at most {classes} clients")
+        if counts[rarest] < spec.min_size:
+            what = f"class {rarest} has {counts[rarest]} rows, fewer than {spec.min_size} (partition.min_size)"
+            raise UserError("partition.min_size", what, f"give at most {counts[rarest]}")
+    elif spec.scheme == "shards":
+        fewest, most = -(-classes // clients), min(classes, int(np.minimum(counts, clients).sum()) // clients)
+        if not fewest <= spec.labels <= most:
+            what = f"{clients} clients × {spec.labels} labels = {clients * spec.labels} shards do not fit the sizes of {classes} classes"
+            hint = f"give at least {fewest} and at most {most} labels" if fewest <= most else "give fewer clients"
+            raise UserError("partition.labels", what, hint)
+    elif spec.column is not None:
         _values_fit(division)
-
-
-def _labels_suffice(division: Division) -> None:
-    """There is a class for every client, with the minimum size."""
-    counts, clients, least = division.counts, division.clients, division.spec.min_size
-    held = np.flatnonzero(counts)  # where groups are divided, a class may be the label of none
-    if clients > len(held):
-        what = f"{clients} clients cannot have disjoint labels with {len(held)} classes"
-        raise UserError("clients", what, f"give at most {len(held)} clients")
-    rarest = held[counts[held].argmin()]
-    if counts[rarest] < least:
-        what = f"class {rarest} has {counts[rarest]} rows, fewer than {least} (partition.min_size)"
-        raise UserError("partition.min_size", what, f"give at most {counts[rarest]}")
-
-
-def _shards_fit(division: Division) -> None:
-    """Every client finds so many labels, and every class a client."""
-    counts, clients, labels = division.counts, division.clients, division.spec.labels
-    classes, shards, most = np.count_nonzero(counts), clients * labels, int(np.minimum(counts, clients).sum())
-    if labels > classes:
-        what, hint = f"a client cannot hold {labels} labels, the data set has {classes} classes", f"give at most {classes}"
-    elif shards < classes:
-        what = f"{clients} clients × {labels} labels = {shards} shards cannot hold {classes} classes, so some would vanish"
-        hint = f"give at least {-(-classes // clients)}"
-    elif shards > most:
-        what = f"{clients} clients × {labels} labels = {shards} shards, but small classes allow {most} at most"
-        hint = f"give at most {most // clients}" if clients * (most // clients) >= classes else "give fewer clients"
-    else:
-        return
-    raise UserError("partition.labels", what, hint)
 
 
 def _values_fit(division: Division) -> None:
     """The column has a value for every client, or no fewer clients than values; and every client the minimum size."""
     name, clients, least = str(division.spec.column), division.clients, division.spec.min_size
     values, counts = column_values(division.columns, name)
-    if division.spec.scheme == "column" and len(values) != clients:
+    if len(values) > clients or (division.spec.scheme == "column" and len(values) < clients):
         what = f"column '{name}' has {len(values)} values, so {len(values)} clients, not {clients}"
         raise UserError("clients", what, f"give clients: {len(values)}")
-    if len(values) > clients:
-        raise UserError("clients", f"column '{name}' has {len(values)} values, more than {clients} clients", f"give clients: {len(values)}")
     own = _clients_of(counts, clients)
     few = int(np.argmin(counts / own))
     if counts[few] < own[few] * least:

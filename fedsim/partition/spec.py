@@ -6,6 +6,8 @@ from typing import Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from fedsim.data.spec import changed
+
 Scheme = Literal["dirichlet", "dirichlet-client", "disjoint", "shards", "iid", "quantity", "column", "column-dirichlet", "feature-shift"]
 _OWN = {"labels": ("shards",), "power": ("quantity",), "column": ("column", "column-dirichlet"), "strength": ("feature-shift",)}
 """Keys that are not every scheme's, and whose they are."""
@@ -36,17 +38,11 @@ class PartitionSpec(BaseModel):
 
     @model_validator(mode="after")
     def _of_one_scheme(self) -> Self:
-        for name, owners in _OWN.items():
-            if self.scheme not in owners and getattr(self, name) != type(self).model_fields[name].default:
-                raise ValueError(f"scheme '{self.scheme}' takes no {name}; remove it or give scheme: {' or '.join(owners)}")
+        if wrong := next((name for name in sorted(changed(self) & _OWN.keys()) if self.scheme not in _OWN[name]), None):
+            raise ValueError(f"scheme '{self.scheme}' takes no {wrong}; remove it or give scheme: {' or '.join(_OWN[wrong])}")
         if self.scheme in _OWN["column"] and self.column is None:
             raise ValueError(f"scheme '{self.scheme}' needs the name of a column; give column: NAME")
         return self
-
-    @property
-    def things(self) -> str:
-        """What is divided, in words."""
-        return "rows" if self.together is None else f"values of {self.together}"
 
     @property
     def uses_alpha(self) -> bool:

@@ -130,8 +130,8 @@ def _missing(row: Row) -> str:
     if row.status == "unaccounted":
         return f"{row.setting}: unaccounted, what ran is not what was planned, so nothing is known of its ε: {row.error['message']}"
     if row.status == "refuted":
-        pairs = f"{row.audit_pairs} pairs of trainings refute every ε below {number(row.audited_epsilon, 3)}, with"
-        many = pairs if row.audited_epsilon > row.epsilon_target else "there is"
+        pairs = f"{row.audit_pairs} pairs of trainings refute every ε below {number(row.audit_epsilon_lower, 3)}, with"
+        many = pairs if row.audit_epsilon_lower > row.epsilon_target else "there is"
         canary = f"a canary that adds {number(row.audit_canary_ratio, 3)} of the claimed sensitivity"
         form = f", {row.audited_form}" if row.audited_form else ""
         return f"{row.setting}: refuted, ε = {number(row.epsilon_target)} is claimed and {many} {canary}{form}"

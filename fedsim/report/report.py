@@ -109,7 +109,7 @@ def write_summary(settings: Settings, path: Path) -> None:
     Columns: the setting, ``seeds`` (rows averaged), how many rows are left out by status, of each measure ``_mean`` and ``_ci95``
     half-width, the largest ``epsilon_spent``, and the means of the references and seconds.
     """
-    names = [name for name, measure in MEASURES.items() if measure.summary]
+    names = list(MEASURES)
     facts, means = settings.facts, settings.means(names)
     wide = means.pivot(index="setting", columns="measure", values=["mean", "half"]) if len(means) else pd.DataFrame(index=facts.index)
     scores = {f"{name}_{part}": wide.get((held, name)) for name in names for part, held in (("mean", "mean"), ("ci95", "half"))}

@@ -157,11 +157,6 @@ class Row:
         return "heuristic" if self.check == "failed" and self.claim in THEOREMS else self.claim
 
     @property
-    def audited_epsilon(self) -> float:
-        """The largest epsilon that an audit refutes; 0 without one."""
-        return max(self.audit_epsilon_lower or 0.0, self.audit_epsilon_any or 0.0)
-
-    @property
     def audited_form(self) -> str:
         """What was audited where that is not the cell's own parameters, in words; else empty."""
         changed = ", ".join(f"{name} {spelled(value)}" for name, value in (self.audit_params or {}).items())
@@ -330,8 +325,6 @@ COLUMNS: dict[str, Column] = {
         _audited("epsilon_lower"),
         "float64",
     ),
-    "audit_epsilon_any": Column(Kind.PRIVACY, "the largest epsilon of any mechanism that it refutes", _audited("epsilon_any"), "float64"),
-    "audit_method": Column(Kind.PRIVACY, "how the audit looked", _audited("method")),
     "audit_pairs": Column(Kind.PRIVACY, "pairs of trainings of the audit", _audited("pairs"), "Int64"),
     "audit_canary_ratio": Column(
         Kind.PRIVACY, "what the audit's canary adds to a step, in units of the claimed sensitivity", _audited("canary_ratio"), "float64"

@@ -16,9 +16,8 @@ from torch import Tensor
 from fedsim.data.embeddings import Embeddings
 from fedsim.errors import UserError
 from fedsim.files import replaced, unread
-from fedsim.grid.cells import judged_id, task_of
+from fedsim.grid.cells import client_views, judged_id, loaded, partition_of, task_of, without_unseen
 from fedsim.grid.models import Cell, Grid
-from fedsim.grid.sets import client_views, loaded, partition_of, without_unseen
 from fedsim.json_lines import dump, reasons
 from fedsim.methods.messages import Tensors
 from fedsim.privacy.plan import PrivacyPlan

@@ -110,8 +110,8 @@ def outcome(row: Row) -> str:
     if row.status == "overspent":
         return f"overspent ({words} of {number(row.epsilon_target)})"
     if row.status == "refuted":
-        reason = f"an audit finds ε ≥ {number(row.audited_epsilon, 3)}"
-        if row.audited_epsilon <= (row.epsilon_target or 0.0):
+        reason = f"an audit finds ε ≥ {number(row.audit_epsilon_lower, 3)}"
+        if row.audit_epsilon_lower <= (row.epsilon_target or 0.0):
             reason = f"a canary adds {number(row.audit_canary_ratio, 3)} of the claimed sensitivity"
         reason += f", {row.audited_form}" if row.audited_form else ""
         return f"refuted (ε = {number(row.epsilon_target)} claimed, {reason})"

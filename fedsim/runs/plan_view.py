@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from rich.console import Console
 
 from fedsim.data.embeddings import untested
-from fedsim.evaluation.fidelity import left_out
+from fedsim.evaluation.readouts import left_out
 from fedsim.privacy.plan import Release, large_delta
 from fedsim.report.terminal import frame_table
 from fedsim.runs.prepare import Prepared

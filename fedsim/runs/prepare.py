@@ -12,9 +12,8 @@ import torch
 from fedsim.data.embeddings import Embeddings
 from fedsim.errors import PluginError, UserError, at
 from fedsim.evaluation.plans import plans_of
-from fedsim.grid.cells import expand, resolve, task_of
+from fedsim.grid.cells import client_views, expand, grid_place, loaded, partition_of, resolve, task_of, without_unseen
 from fedsim.grid.models import Cell, Grid, shown
-from fedsim.grid.sets import client_views, grid_place, loaded, partition_of, without_unseen
 from fedsim.json_lines import dump
 from fedsim.methods.messages import Task
 from fedsim.partition import Partition, site_names

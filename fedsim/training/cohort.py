@@ -17,7 +17,7 @@ from fedsim.methods.clients import Clients
 from fedsim.methods.contract import typed
 from fedsim.methods.messages import Message, PublicRows, Ran, Round, Task, Tensors
 from fedsim.methods.parameters import in_order, load_parameters, local_names
-from fedsim.models.initialise import initial_model
+from fedsim.models.layers import initial_model
 from fedsim.plugins.registry import lookup
 from fedsim.privacy.plan import PrivacyPlan
 from fedsim.seeds import Seeds

@@ -20,7 +20,7 @@ from fedsim.grid.models import Cell
 from fedsim.methods.algorithm import Algorithm
 from fedsim.methods.messages import Round, Task, Tensors
 from fedsim.methods.products import Product
-from fedsim.models.initialise import initial_model
+from fedsim.models.layers import initial_model
 from fedsim.partition import Partition
 from fedsim.plugins.registry import lookup
 from fedsim.privacy.mechanism import Mechanism

@@ -11,8 +11,8 @@ from algorithms.hyper_cvae import HyperCVAE
 from algorithms.meta_codes import fit_meta_codes
 from fedsim.batch import Layout
 from fedsim.methods import Batch, Seeds, Task
-from fedsim.models.initialise import initial_model
 from fedsim.models.kernel import kernel
+from fedsim.models.layers import initial_model
 
 DIM, CLASSES, CLIENTS = 6, 3, 5
 PARAMS = FedHypeVAE.Params(latent=2, code=2)

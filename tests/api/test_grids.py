@@ -66,7 +66,7 @@ def test_a_path_and_a_mapping_are_the_same_grid_and_a_mapping_stays_as_it_is(fol
     [
         ({"algorithms": ["dp-gaussian"], "epsilonn": 1}, {}, r"^epsilonn: .*did you mean 'epsilon'"),
         ({"algorithms": ["dp-gaussian"]}, {"epsilon": [1, -1]}, r"^set epsilon\[1\]: .*greater than 0"),
-        ("nowhere.yaml", {}, r"^nowhere.yaml: there is no such file; give the path of a grid file"),
+        ("nowhere.yaml", {}, r"^nowhere.yaml: cannot be read .no such file or directory.; give the path of a YAML file"),
     ],
 )
 def test_a_mistake_is_an_exception_and_nothing_is_written(folder: Path, grid: object, replaced: dict[str, object], says: str) -> None:

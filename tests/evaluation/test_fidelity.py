@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fedsim.data.embeddings import Embeddings
-from fedsim.evaluation.fidelity import (
+from fedsim.evaluation.readouts import (
     WIDTHS,
     Labelled,
     density_and_coverage,

@@ -11,7 +11,7 @@ from fedsim.data.embeddings import Embeddings
 from fedsim.evaluation.references import local_only
 from fedsim.evaluation.scores import probe_predictions, scores_of
 from fedsim.models.probe import fit_probe, strengths
-from fedsim.partition.own_rows import own_rows
+from fedsim.partition.seen import own_rows
 from fedsim.results.columns import Row
 from fedsim.runs.prepare import Prepared
 

@@ -4,9 +4,8 @@ from cells import quick, small_cells
 from rows import ran
 from test_fidelity import CLASSES, rows
 
-from fedsim.evaluation.fidelity import Labelled
 from fedsim.evaluation.measures import MEASURES
-from fedsim.evaluation.readouts import READOUTS
+from fedsim.evaluation.readouts import READOUTS, Labelled
 
 
 @pytest.mark.parametrize("name", ["knn", "mlp"])

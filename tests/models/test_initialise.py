@@ -8,8 +8,7 @@ from torch import nn
 
 from fedsim.models.cvae import Encoder
 from fedsim.models.hypernetwork import ModulatedDecoder
-from fedsim.models.initialise import initial_model
-from fedsim.models.layers import ClientCode
+from fedsim.models.layers import ClientCode, initial_model
 from fedsim.seeds import Seeds
 
 SEEDS = Seeds(3)

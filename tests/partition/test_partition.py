@@ -9,7 +9,7 @@ from pydantic import ValidationError
 from fedsim.data.embeddings import Embeddings, unit_norm
 from fedsim.errors import UserError
 from fedsim.partition import PartitionSpec, as_seen, make_partition, schemes
-from fedsim.partition.shift import apply_shift, shift_of
+from fedsim.partition.seen import apply_shift, shift_of
 
 LABELS = np.random.default_rng(0).integers(0, 10, 3_000)
 SITES = {"site": np.random.default_rng(1).choice(["north", "south", "west"], 3_000)}
@@ -168,11 +168,14 @@ def test_column_clients_are_the_values_in_order():
             "partition.column: .*no column 'sight' with a value for every row; did you mean 'site'",
         ),
         ({"scheme": "column", "column": "site", "clients": 4}, "has 3 values, so 3 clients, not 4; give clients: 3"),
-        ({"scheme": "shards", "labels": 11}, "partition.labels: a client cannot hold 11 labels, .* 10 classes; give at most 10"),
-        ({"scheme": "shards", "labels": 2, "clients": 4}, "= 8 shards cannot hold 10 classes, so some would vanish; give at least 3"),
+        (
+            {"scheme": "shards", "labels": 11},
+            "partition.labels: 10 clients × 11 labels = 110 shards do not fit .*; give at least 1 and at most 10",
+        ),
+        ({"scheme": "shards", "labels": 2, "clients": 4}, "= 8 shards do not fit the sizes of 10 classes; give at least 3"),
         (
             {"scheme": "shards", "labels": 2, "y": np.array([0] * 40 + [1]), "clients": 3},
-            "= 6 shards, but small classes allow 4 at most; give at most 1",
+            "= 6 shards do not fit the sizes of 2 classes; give at least 1 and at most 1",
         ),
     ],
 )
@@ -200,20 +203,19 @@ def unit_rows(n=20, dim=64):
 
 
 def test_a_shift_is_the_affine_map_it_claims():
-    x, shift = unit_rows().astype(np.float64), shift_of(3, 64, 0.5, 7)
-    matrix = np.diag(shift.gain.astype(np.float64)) + shift.left.astype(np.float64) @ shift.right.T
-    moved = x @ matrix + shift.offset
+    x, (gain, left, right, offset) = unit_rows().astype(np.float64), shift_of(3, 64, 0.5, 7)
+    moved = x @ (np.diag(gain.astype(np.float64)) + left.astype(np.float64) @ right.T) + offset
     expected = moved / np.linalg.norm(moved, axis=1, keepdims=True)
     np.testing.assert_allclose(apply_shift(unit_rows(), 3, strength=0.5, seed=7), expected, atol=1e-6)
 
 
 def test_shift_factors_are_orthonormal_and_gains_and_offset_have_the_strength():
-    shift = shift_of(0, 1280, 0.5, 0)
-    assert np.log(shift.gain).std() == pytest.approx(0.5, rel=0.1)
-    assert np.mean(shift.gain**2) == pytest.approx(1)
-    np.testing.assert_allclose(shift.left.T @ shift.left, 0.25 * np.eye(8), atol=1e-5)
-    np.testing.assert_allclose(shift.right.T @ shift.right, np.eye(8), atol=1e-5)
-    assert np.linalg.norm(shift.offset) == pytest.approx(0.5, rel=1e-5)
+    gain, left, right, offset = shift_of(0, 1280, 0.5, 0)
+    assert np.log(gain).std() == pytest.approx(0.5, rel=0.1)
+    assert np.mean(gain**2) == pytest.approx(1)
+    np.testing.assert_allclose(left.T @ left, 0.25 * np.eye(8), atol=1e-5)
+    np.testing.assert_allclose(right.T @ right, np.eye(8), atol=1e-5)
+    assert np.linalg.norm(offset) == pytest.approx(0.5, rel=1e-5)
 
 
 def test_feature_shift_moves_every_row_by_its_owners_map_and_keeps_it_of_unit_norm() -> None:

@@ -256,7 +256,7 @@ def test_what_an_audit_refuted_is_not_released_whether_it_was_judged_or_not(tmp_
     cell, store = trial.cell, ResultStore(tmp_path)
     listed = {"cell_id": cell.cell_id, "training_id": cell.training_id, "label": cell.label, "audit": "key"}
     (tmp_path / "manifest.json").write_text(json.dumps({"cells": [listed]}))
-    facts = {"epsilon_lower": 9.0, "epsilon_any": 1.0, "method": "pairs", "pairs": 100, "canary_ratio": 1.0, "params": {}}
+    facts = {"epsilon_lower": 9.0, "pairs": 100, "canary_ratio": 1.0, "params": {}}
     store.append("audits", [{"audit": "key", "claim": "", "refuted": True, **facts}])
     if judging == "failed":
         store.append("judgements", [judgement_line(trial, RowError(**ERROR), 1.0)])

@@ -25,8 +25,6 @@ AUDIT = {
     "audit": "audited",
     "claim": "",
     "epsilon_lower": 1.0,
-    "epsilon_any": 0.5,
-    "method": "pairs",
     "pairs": 100,
     "canary_ratio": 1.0,
     "params": {},

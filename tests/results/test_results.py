@@ -26,7 +26,7 @@ CONTRACT = [
     *("alpha", "clients", "partition_hash", "train_rows", "train_groups", "seed", "epsilon_target", "epsilon_spent", "delta", "unit"),
     *("relation", "trust", "scope", "claim", "check", "accountant", "noise", "mechanisms"),
     *("tuning", "selection"),
-    *("noise_at", "counted_by", "audit_epsilon_lower", "audit_epsilon_any", "audit_method", "audit_pairs", "audit_canary_ratio"),
+    *("noise_at", "counted_by", "audit_epsilon_lower", "audit_pairs", "audit_canary_ratio"),
     *("audit_params", "evaluation", "unseen", "tested", "label_shares", "accuracy", "balanced_accuracy", "share_of_ceiling", "macro_f1"),
     *("worst_class_recall", "knn_balanced_accuracy", "mlp_balanced_accuracy", "frechet_distance", "squared_mmd", "density", "coverage"),
     *("synthetic_norm", "real_or_synthetic", "client_balanced_accuracy", "client_worst_balanced_accuracy", "client_spread"),
@@ -57,7 +57,7 @@ def test_a_row_has_the_columns_of_the_contract_and_no_other(tmp_path):
 def test_any_row_comes_back_from_its_lines(tmp_path):
     rows = [
         row("a", alpha=math.inf, label='{"a": "\u2028"}', params={"beta": [math.inf, None, 0.5]}),
-        row("b", epsilon_target=math.inf, epsilon_spent=math.inf, train_groups=3, audit_method="pairs", audit_epsilon_lower=0.5),
+        row("b", epsilon_target=math.inf, epsilon_spent=math.inf, train_groups=3, audit_pairs=100, audit_epsilon_lower=0.5),
         failed("c"),
         row("d", epsilon_target=None),
     ]

@@ -22,7 +22,6 @@ def test_every_row_of_a_claim_shows_its_audit_and_a_second_bench_runs_none(bench
     rows = {(row.label, row.epsilon_target, row.seed): row for row in first.rows}
     audited = [rows["dp-gaussian", 4.0, seed] for seed in (0, 1)]
     assert {row.audit_pairs for row in audited} == {40}
-    assert {row.audit_method for row in audited} == {"white box"}
     assert all(row.audit_params == {} for row in audited)
     assert all(row.audit_canary_ratio == pytest.approx(1, abs=1e-4) for row in audited)
     assert all(row.audit_epsilon_lower is not None and row.audit_epsilon_lower <= 4 for row in audited)
@@ -65,18 +64,6 @@ def test_an_audit_that_is_added_later_touches_no_other_line_and_no_row_of_a_refu
 
 
 def test_too_few_pairs_for_any_bound_are_refused_before_anything_runs(bench: Callable[..., Ran], tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"audit.*pairs: 6 are too few.*give 12 or more"):
-        bench(small_grid("dp-gaussian", epsilon=4.0, audit={"pairs": 6}))
+    with pytest.raises(UserError, match=r"audit.*pairs: 4 are too few.*give 6 or more"):
+        bench(small_grid("dp-gaussian", epsilon=4.0, audit={"pairs": 4}))
     assert not (tmp_path / "run").exists()
-
-
-@pytest.mark.slow
-def test_a_search_is_audited_as_a_whole(bench: Callable[..., Ran]) -> None:
-    entries = (quick("plugin:Optimist", rounds=1) | {"tune": {"clip": [0.5, 1.0]}}, quick("dp-gaussian") | {"tune": {"radius": [0.5, 0.8]}})
-    ran = bench(small_grid(*entries, epsilon=4.0, tune={"trials": 2}, audit=AUDIT))
-    optimist, sound = ran.rows
-    assert (optimist.label, optimist.status) == ("plugin:Optimist tuned", "refuted")
-    assert (sound.status, sound.audit_pairs, sound.audit_epsilon_lower) == ("ok", 40, None)
-    assert sound.audit_canary_ratio == pytest.approx(1, abs=1e-4)
-    assert sound.audit_epsilon_any is not None
-    assert sound.audit_epsilon_any <= 4

@@ -31,7 +31,7 @@ def test_what_cannot_be_planned_or_placed_is_named_by_the_grid_s_key() -> None:
         prepare(small_grid("dp-gaussian", resources={"clients_per_actor": 1}), [Node(2.0, 0.0)])
     with pytest.raises(UserError, match=r"^resources: an actor needs 1 CPU and 0.5 GPUs; no node has them \(4 CPUs and 0 GPUs\)"):
         prepare(small_grid("dp-gaussian", resources={"gpus_per_actor": 0.5}), NODES)
-    with pytest.raises(UserError, match=r"^dataset\[1\]: /none.npz: there is no such file"):
+    with pytest.raises(UserError, match=r"^dataset\[1\]: /none.npz: cannot be read .no such file"):
         prepare(small_grid("dp-gaussian", dataset=["digits", {"npz": "/none.npz"}]), NODES)
     with pytest.raises(UserError, match=r"^clients\[1\]: 101 clients × 2"):
         prepare(small_grid("dp-gaussian", clients=[4, 101]), NODES)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -36,48 +36,25 @@ def _images(spec: DatasetSpec, public: bool) -> ImageSet:
     return load_folder(spec.kind, spec.root, name)
 
 
-@dataclass(frozen=True)
-class OpenedSet:
-    """A data set whose labels, split and columns are read: its images, not decoded, or its rows, where it is embeddings already."""
+def load(spec: DatasetSpec, *, public: bool = False) -> Embeddings:
+    """Read a data set, check it, embed its images, or take what the cache has of them, and scale its rows to unit norm.
 
-    spec: DatasetSpec
-    held: ImageSet | Embeddings
-
-    def labelled(self) -> Embeddings:
-        """Its labels, split and columns, with made-up rows of one dimension in place of images."""
-        if isinstance(self.held, Embeddings):
-            return self.held
-        images = self.held
-        x = np.ones((len(images), 1), np.float32)
-        return Embeddings.from_arrays(self.spec.display, x, images.y, images.split, images.columns, images.class_names)
-
-    def embedded(self) -> Embeddings:
-        """The data set, its rows scaled to unit norm; embeddings that were computed before come from the cache."""
-        data = self.held
-        if isinstance(data, ImageSet):
-            from fedsim.data.encode import cached_embeddings
-
-            assert self.spec.encoder is not None
-            data = cached_embeddings(data, self.spec.encoder, self.spec.display, skip_bad=self.spec.skip_bad)
-        return replace(data, x_train=unit_norm(data.x_train), x_test=unit_norm(data.x_test))
-
-
-def opened(spec: DatasetSpec, *, public: bool = False) -> OpenedSet:
-    """Read a data set's labels, split and columns; no image is decoded. ``public`` rows need no labels."""
-    if spec.holds_images and spec.encoder is None:
+    ``public`` rows need no labels.
+    """
+    if not spec.holds_images:
+        data = _rows(spec, public)
+    elif spec.encoder is None:
         raise UserError("", f"'{spec.display}' holds images", "name what embeds them, such as encoder: facebook/dinov2-base")
-    return OpenedSet(spec, image_set(spec, public=public) if spec.holds_images else _rows(spec, public))
+    else:
+        from fedsim.data.encode import cached_embeddings
 
-
-def load(spec: DatasetSpec) -> Embeddings:
-    """Read a data set, check it, embed its images, and scale its rows to unit norm."""
-    return opened(spec).embedded()
+        data = cached_embeddings(image_set(spec, public=public), spec.encoder, spec.display, skip_bad=spec.skip_bad)
+    return replace(data, x_train=unit_norm(data.x_train), x_test=unit_norm(data.x_test))
 
 
 def load_public(spec: DatasetSpec) -> PublicRows:
     """All rows of a data set that is public, with their labels if it has any."""
-    held = opened(spec if spec.overlap else spec.model_copy(update={"overlap": "keep"}), public=True)
-    data = held.embedded()
+    data = load(spec if spec.overlap else spec.model_copy(update={"overlap": "keep"}), public=True)
     y = None if data.class_names == NO_LABELS else np.concatenate([data.y_train, data.y_test])
     return PublicRows(np.concatenate([data.x_train, data.x_test]), y, spec.display, spec.terms[0] or None)
 

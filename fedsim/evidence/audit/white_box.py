@@ -13,51 +13,140 @@ the sum of its steps': the best test of the worlds (Neyman and Pearson), and in 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from itertools import product, starmap
-from typing import Any, NamedTuple, TypeVar
+from collections.abc import Container, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
-from fedsim.data.embeddings import unit_norm
-from fedsim.evaluation.tuning import draws
-from fedsim.evidence.audit.setting import Labels, Rows, Setting, clipped
-from fedsim.evidence.forked import forked, in_forks
+from fedsim.data.embeddings import PublicRows, unit_norm
+from fedsim.errors import UserError, at
+from fedsim.evidence.forked import forked
 from fedsim.evidence.worlds import Divergence, Hidden, Tape, WatchedPool, watched
+from fedsim.grid.cells import resolve
+from fedsim.grid.read import one_cell
+from fedsim.methods.algorithm import Algorithm, solved_plan
 from fedsim.methods.clients import Noised
-from fedsim.methods.messages import Round, Tensors
-from fedsim.plugins.registry import own_errors
-from fedsim.privacy.plan import Unit
+from fedsim.methods.messages import Round, Task, Tensors
+from fedsim.plugins.code_hash import is_shipped
+from fedsim.plugins.registry import lookup, own_errors
+from fedsim.privacy.plan import PrivacyPlan, Trust, Unit
 from fedsim.seeds import Seeds
-from fedsim.training.cohort import Cohort, CohortSpec
+from fedsim.training.cohort import Cohort, CohortSpec, build_algorithm
 from fedsim.training.rounds import train
 from fedsim.training.state import copied
 
-ROOT = 0
-"""Seed of all that an adversary may know."""
+ROW_DIM, AUDIT_CLASSES, AUDIT_CLIENTS = 16, 2, 2
+OTHER_ROWS = 2
+"""Rows of each client beside the unit: whoever audits knows them, so few are as good as many, and faster."""
+SHORT: dict[str, Any] = {
+    **{"rounds": 6, "local_steps": 3, "meta_steps": 0, "generator_steps": 2},
+    **{"latent": 4, "hidden": (8,), "encoder_hidden": (8,), "discriminator_hidden": (8,)},
+}
+"""Parameters that make a training long or a network large, and what they become unless they are given; noise is solved for these."""
 MOST_ADDED = 1.001
 """Of the claimed sensitivity: what is above is no rounding."""
 UNIT_ROWS: dict[Unit, int] = {"example": 1, "group": 4, "client": 32}
 """Rows of a unit that is looked for: of a client so many that hardly a sample of them is empty."""
 CLIPS, ENOUGH = (1.0, 0.1, 0.01), 0.98
 """Shares of the clip norm that are tried until a canary adds enough: noise is in units of it, so a claim is the same under any."""
-SAME_NOISE = 1e-3
-"""Standard deviations by which two draws of one noise differ in rounding; fresh ones do so with this probability to the dimension."""
-FEWEST_NUMBERS, MOST_DRAW_PAIRS = 6, 2048
-"""Numbers of a draw below which nothing is said about its being used twice, and pairs of draws that are compared."""
 
-Result = TypeVar("Result")
+Rows = NDArray[np.float32]
+Labels = NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class Setting:
+    """An algorithm at a claim, and the small made-up data set beside which a unit is put.
+
+    Attributes:
+        algorithm: its name, as a grid gives it.
+        params: all its parameters.
+        task: the public facts.
+        plan: what it plans for the claim.
+        apart: whether every training is in a process of its own, since a plug-in's module may keep what it saw.
+    """
+
+    algorithm: str
+    params: Mapping[str, Any]
+    task: Task
+    plan: PrivacyPlan
+    apart: bool = False
+
+    def build(self) -> Algorithm:
+        """A new instance."""
+        return build_algorithm(self.algorithm, dict(self.params), self.task)
+
+    def clipped(self, share: float) -> Setting:
+        """With so much of the clip norm, and noise in units of it as before."""
+        changed = replace(self, params={**self.params, "clip": share * self.params["clip"]})
+        own = changed.build()
+        # the plan may claim another sensitivity than the class
+        sensitivity = own.sensitivity() * self.plan.sensitivity / self.build().sensitivity()
+        return replace(changed, plan=replace(self.plan, clip=own.clip(), sensitivity=sensitivity))
+
+    @property
+    def canary_client(self) -> int:
+        """The client that is the unit, or has it: the last one."""
+        return self.task.clients - 1
+
+    @cached_property
+    def others(self) -> tuple[tuple[Rows, Labels], ...]:
+        """Each client's rows beside the unit; the canary client has none where it is the unit."""
+        stream, held = np.random.default_rng(0), []
+        for client in range(self.task.clients):
+            count = 0 if self.task.unit == "client" and client == self.canary_client else OTHER_ROWS
+            x = unit_norm(stream.standard_normal((count, self.task.dim)).astype(np.float32))
+            held.append((x, np.arange(count) % self.task.classes))
+        return tuple(held)
+
+
+def brief(algorithm: str, given: Container[str] = ()) -> dict[str, Any]:
+    """Of :data:`SHORT` what the algorithm has and allows, and that is not ``given``."""
+    return lookup(algorithm).Params.brief(SHORT, given)
+
+
+def setting_of(name: str, params: Mapping[str, Any], unit: Unit, trust: Trust, epsilon: float, delta: float) -> Setting:
+    """The setting of a claim; parameters that are not given are the algorithm's defaults.
+
+    Raises:
+        UserError: the algorithm is not private or does not support the unit or trust, or nothing could refute the claim.
+    """
+    cls = lookup(name)
+    if not cls.private:
+        raise UserError(f"algorithm {name}", "has no privacy to audit", "give a private one, see fedsim algorithms")
+    if not 0 < epsilon < math.inf:
+        raise UserError("epsilon", f"{epsilon:g} is no claim that an audit could refute", "give a positive, finite number")
+    task = Task(ROW_DIM, AUDIT_CLASSES, AUDIT_CLIENTS, unit, trust, public=PublicRows.made_up(ROW_DIM, AUDIT_CLASSES))
+    validated = cls.Params.model_validate(dict(params)).model_dump(mode="json")
+    with at(lambda where: f"{where} with {name}"):
+        plan = solved_plan(build_algorithm(name, validated, task), epsilon, delta)
+    assert plan is not None
+    return Setting(name, validated, task, plan, apart=not is_shipped(cls))
+
+
+def parameters(algorithm: str, params: Sequence[str], unit: Unit, trust: Trust, epsilon: float, delta: float) -> dict[str, Any]:
+    """All parameters of an algorithm, from ``key=YAML`` texts.
+
+    Raises:
+        UserError: a parameter or a number is not valid.
+    """
+    # groups are made here, of a column that no data set has
+    of_units = {"column": "canary"} if unit == "group" else unit
+    grid = one_cell(algorithm, params, dataset="digits", unit=of_units, trust=trust, epsilon=epsilon, delta=delta)
+    (variant,) = resolve(grid).variants
+    return variant.params
 
 
 class Canary(NamedTuple):
-    """A unit to look for: rows ``[n, d]`` of norm 1, their labels ``[n]``, and what is special about it."""
+    """A unit to look for: rows ``[n, d]`` of norm 1, and their labels ``[n]``."""
 
     x: Rows
     y: Labels
-    label: str
 
 
 class NoisyOutput(NamedTuple):
@@ -76,17 +165,8 @@ class NoisyOutput(NamedTuple):
     rate: float
 
 
-class Observed(NamedTuple):
-    """The adversary's view of one training.
-
-    Attributes:
-        steps: its noisy outputs; those of a round or a local step, which share one sample, together.
-        others: the noise of other clients, which whoever knows their data knows: it must not be the noise of an output that the unit
-            changes.
-    """
-
-    steps: list[list[NoisyOutput]]
-    others: list[NoisyOutput]
+Step = list[NoisyOutput]
+"""The noisy outputs of a round, or of a local step of one, which share one sample."""
 
 
 class _World(NamedTuple):
@@ -101,14 +181,9 @@ class _World(NamedTuple):
 
 
 def _world(setting: Setting, seeds: Seeds, canary: Canary | None, live: _World | None = None, *, always: bool = False) -> _World:
-    """Train in one world, maybe in a process of its own.
+    """Train in one world, maybe in a process of its own, maybe with the canary, ``always`` or sometimes in the sample.
 
-    Args:
-        setting: what is audited.
-        seeds: of the training.
-        canary: the unit, where it is there.
-        live: the world whose noisy outputs are given; None: this is that one.
-        always: whether the unit is in every sample.
+    With ``live`` it is given the noisy outputs of that world.
     """
     arguments = (setting, seeds, canary, live, always)
     return forked(_trained, *arguments) if setting.apart else _trained(*arguments)
@@ -144,8 +219,8 @@ def _cohort(setting: Setting, seeds: Seeds, client: int, canary: Canary | None, 
     return watched(spec, x, y, hidden, None if live is None else live.tapes[client])
 
 
-def observed(setting: Setting, canary: Canary, seeds: Seeds, *, present: bool) -> Observed:
-    """Train with or without the canary, and in the worlds beside it.
+def observed(setting: Setting, canary: Canary, seeds: Seeds, *, present: bool) -> list[Step]:
+    """The adversary's view of one training with or without the canary: it trains in the worlds beside it, too.
 
     Raises:
         Divergence: which mechanisms run depends on the unit.
@@ -154,41 +229,29 @@ def observed(setting: Setting, canary: Canary, seeds: Seeds, *, present: bool) -
     live = _world(setting, seeds, canary if present else None)
     absent = _world(setting, seeds, None, live) if present else live
     always = _world(setting, seeds, canary, live, always=True) if sampled or not present else live
-    at_clients, notes = setting.build().noise_at_clients(), Observed([], [])
+    at_clients, found = setting.build().noise_at_clients(), list[Step]()
     for round_, noisy in live.noisy:
-        steps, others = _at_clients(setting, round_, (live, absent, always))
-        notes.others.extend(others if at_clients else ())
+        steps = _at_clients(setting, round_, live, absent, always)
         sums = [world.sums(round_) for world in (live, absent, always)]
         steps[0].extend(_uncovered(round_, *sums) if at_clients else [_of_sum(setting, round_, noisy, *sums[1:])])
-        notes.steps.extend(step for step in steps if step)
-    return notes
+        found.extend(step for step in steps if step)
+    return found
 
 
-def _at_clients(setting: Setting, round_: Round, worlds: Sequence[_World]) -> tuple[list[list[NoisyOutput]], list[NoisyOutput]]:
-    """The outputs that clients noised, of each local step; apart, those of other clients that the unit does not change.
-
-    Args:
-        setting: what is audited.
-        round_: the round.
-        worlds: the live one, the one without the unit, and the one with it in every sample.
-    """
+def _at_clients(setting: Setting, round_: Round, *worlds: _World) -> list[Step]:
+    """The outputs that clients noised, of each local step; those of other clients as far as the unit changes them."""
     silo, clients = setting.task.trust == "silo", range(setting.task.clients)
     live, absent, always = ([world.tapes[k].queries_of(round_.number) for k in clients] for world in worlds)
     if any(not len(live[k]) == len(absent[k]) == len(always[k]) for k in clients):
         raise Divergence(f"round {round_.number}: how often noise is added depends on the unit")
-    steps, unchanged = [list[NoisyOutput]() for _ in range(max(1, *map(len, live)))], list[NoisyOutput]()
+    steps = [Step() for _ in range(max(1, *map(len, live)))]
     for k in clients:
         for step, query, *others in zip(steps, live[k], absent[k], always[k], strict=False):
-            outputs = _named(query.noised, silo=silo, kept=bool(query.kept))
-            if not outputs:
-                continue
-            residual, shift = _apart(outputs, *(_named(Noised(other.sent, other.kept), silo=silo) for other in others))
-            output = NoisyOutput(residual, shift, setting.plan.noise_std(query.release.name), round_.release.sample_rate)
-            if k == setting.canary_client or shift.any():
-                step.append(output)
-            else:
-                unchanged.append(output._replace(rate=0.0))
-    return steps, unchanged
+            if outputs := _named(query.noised, silo=silo, kept=bool(query.kept)):
+                residual, shift = _apart(outputs, *(_named(Noised(other.sent, other.kept), silo=silo) for other in others))
+                if k == setting.canary_client or shift.any():
+                    step.append(NoisyOutput(residual, shift, setting.plan.noise_std(query.release.name), round_.release.sample_rate))
+    return steps
 
 
 def _named(noised: Noised, *, silo: bool, kept: bool = True) -> dict[tuple[str, str], Tensor]:
@@ -240,34 +303,17 @@ class Evidence(NamedTuple):
     most: float
 
 
-def evidence(seen: Observed, sensitivity: float) -> Evidence:
+def evidence(steps: Sequence[Step], sensitivity: float) -> Evidence:
     """The evidence of a training that was observed, at the claimed sensitivity."""
-    shifts = [math.sqrt(sum(float(output.shift.square().sum()) for output in step)) for step in seen.steps]
-    score = sum(map(_log_ratio, seen.steps)) + _of_used_twice(seen)
-    return Evidence(score, math.sqrt(float(np.mean(np.square(shifts)))) / sensitivity, max(shifts) / sensitivity)
+    shifts = [math.sqrt(sum(float(output.shift.square().sum()) for output in step)) for step in steps]
+    return Evidence(sum(map(_log_ratio, steps)), math.sqrt(float(np.mean(np.square(shifts)))) / sensitivity, max(shifts) / sensitivity)
 
 
-def _log_ratio(step: Sequence[NoisyOutput]) -> float:
+def _log_ratio(step: Step) -> float:
     exponent, rate = 0.0, step[0].rate
     for output in step:
         exponent += float(output.residual @ output.shift - output.shift @ output.shift / 2) / output.std**2
     return float(np.logaddexp(_log(1 - rate), _log(rate) + exponent))
-
-
-def _of_used_twice(seen: Observed) -> float:
-    """The log ratio of what is left of two outputs when one is taken from the other, where both carry the same noise; 0 where none do."""
-    outputs = [output for step in seen.steps for output in step if len(output.residual) >= FEWEST_NUMBERS]
-    pairs = [(a, b) for i, a in enumerate(outputs) for b in [*outputs[i + 1 :], *seen.others] if a.residual.shape == b.residual.shape]
-    return sum(_log_ratio_of(a, b) for a, b in pairs[:MOST_DRAW_PAIRS])
-
-
-def _log_ratio_of(a: NoisyOutput, b: NoisyOutput) -> float:
-    difference, width = a.residual - b.residual, SAME_NOISE * math.sqrt(a.std * b.std)
-    cases = {(i, j): float((difference - i * a.shift + j * b.shift).square().sum()) / (2 * width**2) for i, j in product((0, 1), (0, 1))}
-    if min(cases.values()) > len(difference):
-        return 0.0
-    chances = {(i, j): (_log(a.rate) if i else _log(1 - a.rate)) + (_log(b.rate) if j else _log(1 - b.rate)) for i, j in cases}
-    return float(np.logaddexp.reduce([chances[case] - cases[case] for case in cases])) + cases[0, 0]
 
 
 def _log(value: float) -> float:
@@ -280,38 +326,24 @@ def _canaries(setting: Setting) -> Iterator[Canary]:
     spike = np.eye(1, dim, dtype=np.float32)
     random = np.random.default_rng(1).standard_normal((1, dim)).astype(np.float32)
     against = -np.sum([x.sum(0, keepdims=True) for x, _ in setting.others], axis=0)
-    for words, row in (("a row of one feature", spike), ("a row in a random direction", random), ("a row against the others", against)):
+    for row in (spike, random, against):
         for label in range(setting.task.classes):
-            x = np.repeat(unit_norm(row.astype(np.float32)), count, 0)
-            yield Canary(x, np.full(count, label), f"{words}, of label {label}")
+            yield Canary(np.repeat(unit_norm(row.astype(np.float32)), count, 0), np.full(count, label))
 
 
-def saturating(setting: Setting, root: int) -> tuple[Setting, Canary]:
+def saturating(setting: Setting) -> tuple[Setting, Canary]:
     """The setting, maybe under a smaller clip norm, and the canary that adds most to a training's steps; of equals the first."""
     best, chosen = -1.0, None
-    clip = setting.params.get("clip")
-    for share in CLIPS if isinstance(clip, int | float) and setting.tuning is None else CLIPS[:1]:
-        own = setting if share == 1 else clipped(setting, share * float(clip or 0))
+    for share in CLIPS if isinstance(setting.params.get("clip"), int | float) else CLIPS[:1]:
+        own = setting if share == 1 else setting.clipped(share)
         for canary in _canaries(own):
-            ratio = round(evidence(observed(own, canary, Seeds(root), present=True), own.plan.sensitivity).ratio, 3)
+            ratio = round(evidence(observed(own, canary, Seeds(0), present=True), own.plan.sensitivity).ratio, 3)
             if ratio > best:
                 best, chosen = ratio, (own, canary)
         if best >= ENOUGH:
             break
     assert chosen is not None
     return chosen
-
-
-def _seen(setting: Setting, canary: Canary, seeds: Seeds, *, present: bool) -> Evidence:
-    """The evidence of one training, or of the one that a search releases, if its score is the evidence itself.
-
-    The theorem holds for any score that is computed of what was trained, so also for the one that tells most of the unit.
-    """
-    if setting.tuning is None:
-        return evidence(observed(setting, canary, seeds, present=present), setting.plan.sensitivity)
-    drawn = [setting.candidates[candidate] for candidate in draws(setting.tuning, len(setting.candidates), seeds)]
-    seen = [evidence(observed(own, canary, seeds.run(number), present=present), own.plan.sensitivity) for number, own in enumerate(drawn)]
-    return max(seen, key=lambda one: one.score, default=Evidence(0.0, 0.0, 0.0))
 
 
 @dataclass(frozen=True)
@@ -331,29 +363,10 @@ class TrainingPair:
     most: float
 
 
-def pair(setting: Setting, canary: Canary, root: int, number: int) -> TrainingPair:
-    """Train without and with the unit; noise, samples and draws for rows of either are its own, everything else follows from ``root``."""
-    without, with_ = (_seen(setting, canary, Seeds(root, _secret(root, number, world)), present=bool(world)) for world in (0, 1))
+def pair(setting: Setting, canary: Canary, number: int) -> TrainingPair:
+    """Train without and with the unit; noise, samples and draws for rows of either are its own, everything else is known."""
+    without, with_ = (
+        evidence(observed(setting, canary, Seeds(0, ((number << 1) + world + 1) << 32), present=bool(world)), setting.plan.sensitivity)
+        for world in (0, 1)
+    )
     return TrainingPair(number, without.score, with_.score, with_.ratio, with_.most)
-
-
-def pairs(setting: Setting, canary: Canary, root: int, numbers: Sequence[int]) -> list[TrainingPair]:
-    """Pairs by their numbers."""
-    return [pair(setting, canary, root, number) for number in numbers]
-
-
-def _secret(root: int, number: int, world: int) -> int:
-    """Different for every world of every pair; what an adversary may not know follows from it."""
-    return ((root << 64) + (number << 1) + world + 1) << 32
-
-
-def in_clean_processes(setting: Setting, function: Callable[..., Result], arguments: Iterable[tuple[Any, ...]]) -> Iterator[Result]:
-    """The function's result for each of ``arguments``, in order, in fresh processes where the setting keeps them apart.
-
-    Raises:
-        UserError: the function raised it.
-        ProcessEnded: such a process ended.
-    """
-    if setting.apart:
-        return in_forks(function, arguments)
-    return starmap(function, arguments)

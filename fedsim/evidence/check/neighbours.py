@@ -12,14 +12,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fedsim.data.embeddings import unit_norm
-from fedsim.evidence.check.subject import ROWS_OF_A_GROUP, Subject, fixed_random_states, varied
+from fedsim.evidence.check.subject import ROWS_OF_A_GROUP, Subject, fix_random_states, varied
 from fedsim.evidence.worlds import Hidden, RowBlock, Tape, WatchedPool, tape_of, watched
-from fedsim.methods.algorithm import Algorithm
 from fedsim.methods.messages import Round
 from fedsim.methods.parameters import l2_norm
 from fedsim.privacy.ledger import Ledger
-from fedsim.privacy.plan import Release
-from fedsim.seeds import Purpose, Seeds
+from fedsim.seeds import Seeds
 from fedsim.training import rounds
 from fedsim.training.cohort import CohortSpec
 from fedsim.training.rounds import RoundRecord, Trained
@@ -89,15 +87,43 @@ class Draw:
 
     def words(self, unit: str) -> str:
         """For people."""
-        if self.way == "resampled":
-            return "another sample of clients"
-        if self.way == "replaced":
-            return f"other rows of client {self.client}"
+        if self.way != "removed":
+            return "another sample of clients" if self.way == "resampled" else f"other rows of client {self.client}"
         if unit == "client":
             return f"client {self.client} with {self.size} rows ({self.direction})"
         noun = "a row" if unit == "example" else f"a group of {self.copies} rows"
         alike = " of its label" if self.alike else ""
         return f"{noun} ({self.direction}, {self.magnitude:.3g} clip norms) beside {self.size}{alike}"
+
+
+LATE = (9, 19, 257)
+CORPUS: dict[str, dict[str, Draw]] = {
+    "row": {
+        "ordinary": Draw(copies=3, rounds=LATE),
+        "first row": Draw(position=0.0, direction="opposite"),
+        "beside none": Draw(size=0, direction="random"),
+        "new label": Draw(size=4, copies=12, others=(0,), label=0),
+        "label six": Draw(label=6),
+        "beside ten alike": Draw(size=10, copies=12, sampled="alone"),
+        "beside sixty of its label": Draw(size=60, alike=True),
+        "beside thousands": Draw(size=2000, direction="batch mean", position=0.0),
+        "against another": Draw(size=1, direction="opposite", sampled="alone", weights=NEAR_ZERO),
+        "against two alike": Draw(size=2, large=1.0, direction="opposite", magnitude=2.0, sampled="alone", weights=NEAR_ZERO),
+        "moves the median": Draw(size=80, large=0.5, magnitude=1.0, sampled="alone"),
+        "moves the mean": Draw(size=80, large=0.5, magnitude=1.10884, sampled="alone"),
+        "moves a high quantile": Draw(size=40, large=0.1, magnitude=1.0, sampled="alone"),
+        "in the first sample": Draw(size=13, large=0.08, magnitude=1.0, sampled="first", rounds=(1, 2, 3)),
+        "in no sample": Draw(way="replaced", weights=NEAR_ZERO, rounds=tuple(range(1, 12))),
+    },
+    "client": {
+        "ordinary": Draw(rounds=LATE),
+        "replaced": Draw(way="replaced", client=3, seed=1),
+        "resampled": Draw(way="resampled", client_rate=0.5),
+        "left out": Draw(client_rate=0.5, rounds=(1, 2, 3)),
+        "moves the median": Draw(size=12, others=(150, 150, 12), magnitude=0.65),
+    },
+}
+"""Draws that found known faults (``tests/broken``), with which every search begins, by what the unit is: a row or a group, or a client."""
 
 
 def draw_of(number: int, unit: str, classes: int) -> Draw:
@@ -169,14 +195,9 @@ class World:
 
 @dataclass(frozen=True)
 class Pair:
-    """Two worlds and how to run them.
+    """Two worlds, ``whole`` with the unit and the ``other`` one, which sees its outputs; and how to run them.
 
-    Attributes:
-        draw: what they were made of.
-        subject: with the pair's clip norm.
-        whole: the world with the unit.
-        other: the world that sees the first one's outputs.
-        rounds: that are run.
+    The subject has the pair's clip norm; ``rounds`` are those that are run.
     """
 
     draw: Draw
@@ -219,9 +240,8 @@ def levels_of(subject: Subject, weights: float) -> Levels | None:
     own, norms = varied(subject, clip=UNCLIPPED * clip), list[float]()
     first = next(own.algorithm.schedule())
     for world in worlds:
-        steps, tape = _begun(own, Draw(weights=weights), world, [first])
-        with fixed_random_states([]):
-            next(steps)
+        steps, tape = begun(own, Draw(weights=weights), world, [first])
+        next(steps)
         query = tape.queries_of(first.number)[0]
         sent = query.sent if own.algorithm.noise_at_clients() else tape.messages[first.number].sums
         norms.append(math.hypot(l2_norm(sent), l2_norm(query.kept)) / clip)
@@ -233,25 +253,14 @@ def pair_of(subject: Subject, draw: Draw, levels: Levels | None) -> Pair:
     unit = subject.trial.task.unit
     whole, other = (_clients if unit == "client" else _rows)(subject, draw, levels)
     own = subject.with_all_rounds
-    if unit == "client":
-        own = varied(own, client_rate=rate_of(own, draw))
+    if unit == "client" and subject.trial.cell.params.get("client_rate") == 1:
+        own = varied(own, client_rate=draw.client_rate)
     if (clip := clip_of(subject)) is not None and levels is not None:
         most = float(levels.norms.max()) * (draw.copies if unit == "group" else 1)
         own = varied(own, clip=BARELY * clip * most / (draw.magnitude or MAGNITUDES[-1]))
     schedule = list(own.algorithm.schedule())
     chosen = {round_.number for round_ in schedule if round_.step == 0} | {number % len(schedule) for number in draw.rounds}
     return Pair(draw, own, whole, other, tuple(schedule[number] for number in sorted(chosen)))
-
-
-def rate_of(subject: Subject, draw: Draw) -> float:
-    """At which clients are sampled: what the algorithm claims by itself, or what the draw has."""
-    claimed = subject.trial.cell.params.get("client_rate", 1.0)
-    return float(draw.client_rate if claimed == 1 else claimed)
-
-
-def takes_part(seed: int, step: int, client: int, release: Release) -> bool:
-    """Whether the stream by which :meth:`fedsim.methods.clients.Clients.poisson` samples whole clients puts ``client`` into ``step``."""
-    return bool(Seeds(seed).keystream(Purpose.SAMPLING, step, client).uniform(1)[0] < release.sample_rate)
 
 
 def _clients(subject: Subject, draw: Draw, levels: Levels | None) -> tuple[World, World]:
@@ -330,36 +339,25 @@ def _world(held: dict[int, tuple[FloatRows, Labels]], hidden: Hidden | RowBlock 
     return World(tuple(x for x, _ in held.values()), tuple(y for _, y in held.values()), tuple(held), hidden)
 
 
-def trained(subject: Subject, draw: Draw, world: World, schedule: Sequence[Round], script: Tape | None = None) -> tuple[Trained, Tape]:
-    """Train in a world, all clients in one cohort; with a ``script``, the noise gives that world's outputs."""
-    steps, tape = _begun(subject, draw, world, schedule, script)
-    with fixed_random_states([]):
-        return rounds.to_the_end(steps)[1], tape
-
-
-def _begun(subject: Subject, draw: Draw, world: World, schedule: Sequence[Round], script: Tape | None = None) -> tuple[Steps, Tape]:
+def begun(subject: Subject, draw: Draw, world: World, schedule: Sequence[Round], script: Tape | None = None) -> tuple[Steps, Tape]:
+    """A training in a world, all clients in one cohort, and what they will do; with a ``script``, the noise gives that world's outputs."""
     cell, task, algorithm = subject.trial.cell, subject.trial.task, subject.build()
     ends = np.cumsum([0, *map(len, world.y)])
     held = tuple(np.arange(start, end) for start, end in pairwise(ends))
     groups = world.groups() if task.unit == "group" else None
-    seeds = Seeds(draw.seed, world.secret)
-    spec = CohortSpec(cell.algorithm, cell.params, task, subject.plan, seeds, world.members, held, groups)
+    spec = CohortSpec(cell.algorithm, cell.params, task, subject.plan, Seeds(draw.seed, world.secret), world.members, held, groups)
     cohort = watched(spec, np.concatenate(world.x), np.concatenate(world.y), world.hidden, script)
-    pool = WatchedPool([cohort], script=None if script is None else [script])
-    return rounds.train(algorithm, pool, subject.plan, Seeds(draw.seed), _start(algorithm, draw), schedule=schedule), tape_of(cohort)
+    pool, start = WatchedPool([cohort], script=None if script is None else [script]), None
+    if draw.weights != 1:
+        server = algorithm.initial_server(Seeds(draw.seed).public)
+        tensors = {f"server.model.{name}": draw.weights * p.detach() for name, p in server.model.named_parameters() if p.numel()}
+        tensors |= {f"server.tensors.{name}": value for name, value in server.tensors.items()}
+        start = Checkpoint(0, tensors, Ledger().to_json(), 0, 0)
+    fix_random_states()
+    return rounds.train(algorithm, pool, subject.plan, Seeds(draw.seed), start, schedule=schedule), tape_of(cohort)
 
 
 def clip_of(subject: Subject) -> float | None:
     """The parameter that sets the clip norm, if there is one."""
     clip = subject.trial.cell.params.get("clip")
     return float(clip) if isinstance(clip, float | int) else None
-
-
-def _start(algorithm: Algorithm, draw: Draw) -> Checkpoint | None:
-    """Where a training begins whose server has a share of its initial weights."""
-    if draw.weights == 1:
-        return None
-    server = algorithm.initial_server(Seeds(draw.seed).public)
-    tensors = {f"server.model.{name}": draw.weights * p.detach() for name, p in server.model.named_parameters() if p.numel()}
-    tensors |= {f"server.tensors.{name}": value for name, value in server.tensors.items()}
-    return Checkpoint(0, tensors, Ledger().to_json(), 0, 0)

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import pickle
 import random
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
@@ -18,10 +17,9 @@ from fedsim.data.embeddings import Embeddings, PublicRows
 from fedsim.errors import at
 from fedsim.evaluation.plans import plans_of
 from fedsim.evidence.worlds import Tape, WatchedPool, watched
-from fedsim.grid.cells import expand, resolve, task_of
+from fedsim.grid.cells import expand, loaded, partition_of, resolve, task_of
 from fedsim.grid.models import Grid
 from fedsim.grid.read import one_cell
-from fedsim.grid.sets import loaded, partition_of
 from fedsim.methods.algorithm import Algorithm
 from fedsim.methods.products import Product, is_classifier, is_personal, own
 from fedsim.plugins.registry import lookup
@@ -48,14 +46,21 @@ ROWS_OF_A_GROUP = 2
 """Rows of a group, where the unit is a group: digits do not say who wrote them, so neighbouring rows of a client are taken for one's."""
 
 
+class Fault(Exception):
+    """A fault and how to mend it: ``(what was seen, fix)``."""
+
+
+class Idle(Exception):
+    """There was nothing to check, or no way to: ``(why,)``."""
+
+
 @dataclass(frozen=True)
 class Training:
-    """What :func:`train` returns: a record a round, the outcome, the progress after each round, and the global generators drawn from."""
+    """What :func:`train` returns: a record a round, the outcome, and the progress after each round."""
 
     records: list[RoundRecord]
     trained: Trained
     progress: list[Checkpoint]
-    touched: tuple[str, ...]
 
 
 @dataclass(frozen=True)
@@ -125,14 +130,7 @@ class Subject:
 
 
 def subject(name: str, params: Sequence[str], unit: Unit, trust: Trust, draws: range = range(0)) -> Subject:
-    """The cell for one privacy setting.
-
-    Args:
-        name: of the algorithm, as in a grid.
-        params: ``key=YAML`` texts.
-        unit: what the budget protects.
-        trust: who may see what.
-        draws: see :class:`Subject`.
+    """The cell of an algorithm, with parameters from ``key=YAML`` texts, for one privacy setting.
 
     Raises:
         UserError: the parameters do not do, or the algorithm has no plan for this setting.
@@ -174,38 +172,25 @@ def varied(subject: Subject, **params: Any) -> Subject:
 
 
 def train(algorithm: Algorithm, pool: LocalPool, plan: PrivacyPlan | None, seed: int, resume: Checkpoint | None = None) -> Training:
-    """All rounds, with every global random state at a fixed start, put back afterwards."""
+    """All rounds, with every global random state at a fixed start."""
     progress: list[Checkpoint] = []
-    touched: list[str] = []
-    with fixed_random_states(touched):
-        steps = rounds.train(algorithm, pool, plan, Seeds(seed), resume, lambda capture: progress.append(capture()))
-        records, trained = rounds.to_the_end(steps)
-    return Training(records, trained, progress, tuple(touched))
+    fix_random_states()
+    steps = rounds.train(algorithm, pool, plan, Seeds(seed), resume, lambda capture: progress.append(capture()))
+    return Training(*rounds.to_the_end(steps), progress)
 
 
-@contextmanager
-def fixed_random_states(touched: list[str]) -> Iterator[None]:
-    """Start torch's, numpy's and Python's global generators at 0; ``touched`` gains the names of those that were drawn from."""
-    before = torch.get_rng_state(), np.random.get_state(), random.getstate()  # noqa: NPY002 (the global state is what is looked at)
+def fix_random_states() -> dict[str, Any]:
+    """Start torch's, numpy's and Python's global generators at 0; returns their states."""
     torch.manual_seed(0)
-    np.random.seed(0)  # noqa: NPY002
+    np.random.seed(0)  # noqa: NPY002 (the global state is what is looked at)
     random.seed(0)
-    start = _states()
-    try:
-        yield
-    finally:
-        touched += [name for name, state in _states().items() if state != start[name]]
-        torch.set_rng_state(before[0])
-        np.random.set_state(before[1])  # noqa: NPY002
-        random.setstate(before[2])
+    return random_states()
 
 
-def _states() -> dict[str, Any]:
-    return {
-        "torch": torch.get_rng_state().numpy().tobytes(),
-        "numpy": pickle.dumps(np.random.get_state()),  # noqa: NPY002
-        "random": random.getstate(),
-    }
+def random_states() -> dict[str, Any]:
+    """The states of the global generators."""
+    numpy = pickle.dumps(np.random.get_state())  # noqa: NPY002
+    return {"torch": torch.get_rng_state().numpy().tobytes(), "numpy": numpy, "random": random.getstate()}
 
 
 def same(first: Tensor, second: Tensor) -> bool:
