@@ -1,4 +1,4 @@
-"""FedHypeVAE: one shared hypernetwork turns each client's private code into its CVAE decoder and class-conditional prior.
+"""FedHypeVAE: a hypernetwork makes each client's CVAE; one for all turns a private code into a decoder and a class-conditional prior.
 
 arXiv 2601.00785. The paper leaves sizes, weights and the training of the meta-code open; what is chosen here is said at its parameter.
 """

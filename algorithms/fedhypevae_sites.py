@@ -1,4 +1,4 @@
-"""FedHypeVAE for sites: what all share, and what each site has of its own in the directions that set classes apart: means and spread."""
+"""FedHypeVAE for sites: what all share and what each site adds; in the directions that set classes apart: means and spread."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""FedHypeVAE, warm: a linear-Gaussian FedHypeVAE whose decoder and prior are estimated from released moments, in closed form.
+"""FedHypeVAE, warm: a linear-Gaussian FedHypeVAE in closed form; decoder and prior are estimated from released moments.
 
 Five Gaussian mechanisms: the mean; how far rows are from it; class means; moments of the rows about these; and moments of every class in
 the few directions that set classes apart.

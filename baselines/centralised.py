@@ -1,4 +1,4 @@
-"""Centralised: all clients send their rows, and one linear probe is trained on them; not private."""
+"""Centralised: one linear probe on the rows of all clients; not private."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Ditto: every client has a linear classifier of its own, held near the one that FedAvg trains; not private."""
+"""Ditto: a linear classifier a client, near FedAvg's; not private."""
 
 from __future__ import annotations
 

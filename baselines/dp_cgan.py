@@ -1,4 +1,4 @@
-"""DP-CGAN: a conditional GAN whose discriminator learns from the real rows by DP-SGD; its generator sees the discriminator alone.
+"""DP-CGAN: a conditional GAN, discriminator by DP-SGD; its generator sees the discriminator alone.
 
 Torkzadehmahani, Kairouz and Paten 2019 (arXiv 2001.09700), Xie et al. 2018 (arXiv 1802.06739); the baseline of Di Salvo, Nguyen and Ledig
 2025 (arXiv 2507.02671). Different here: the noise is FedHypeVAE's, once per round on the sum over clients; the discriminator's loss on
@@ -94,6 +94,7 @@ class DPCGAN(DPSGD):
 
     source = "Torkzadehmahani, Kairouz and Paten 2019, arXiv 2001.09700; Xie et al. 2018, arXiv 1802.06739"
     Params = DPCGANParams
+    for_reproduction = True
     server_only = ("generator.",)
 
     def build(self, clients: int) -> nn.Module:

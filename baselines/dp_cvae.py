@@ -1,4 +1,4 @@
-"""DP-CVAE: a CVAE trained by DP-SGD at each client, decoders averaged.
+"""DP-CVAE: a CVAE by DP-SGD at each client; decoders are averaged.
 
 Di Salvo, Nguyen and Ledig, MICCAI 2025 (arXiv 2507.02671); architecture and protocol as published. Different here, because what was
 published pays for less than it does: the noise is solved for the local steps that run, the KL divergence is each example's own and not a
@@ -44,6 +44,7 @@ class DPCVAE(LocalDPSGD):
 
     source = "Di Salvo, Nguyen and Ledig, MICCAI 2025, arXiv 2507.02671"
     Params = DPCVAEParams
+    for_reproduction = True
     local = ("encoder.",)
 
     def build(self, clients: int) -> nn.Module:

@@ -1,4 +1,4 @@
-"""DP-FC: softmax regression by noisy full-batch gradients, each solved against the second moment of the rows, released once; no generator.
+"""DP-FC: softmax regression by full-batch DP-SGD; each gradient is solved against the released second moment; no generator.
 
 The paper's: release the second moment of the rows, then take gradient steps on a logistic loss; clipped, noised gradients are multiplied by
 its inverse, a ridge added. Different here: rows are taken in released coordinates; classes share a softmax, where the paper has a sigmoid

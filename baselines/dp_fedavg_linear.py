@@ -1,4 +1,4 @@
-"""DP-FedAvg-linear: a linear classifier on the embeddings, no generator, by local DP-SGD or, for unit client, by DP-FedAvg."""
+"""DP-FedAvg-linear: a linear classifier by local DP-SGD; for unit client by DP-FedAvg."""
 
 from __future__ import annotations
 

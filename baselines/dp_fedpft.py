@@ -1,4 +1,4 @@
-"""DP-FedPFT: every client sends a noisy Gaussian of each of its classes, once; the server draws from all of them.
+"""DP-FedPFT: noisy class Gaussians of every client; each sends them once, and the server draws from all of them.
 
 A client releases sums, counts and squares of the rows of each class by one Gaussian mechanism of its own, whatever the trust: one row
 changes one client's statistics of one class, whose joint norm is clipped to 1. Proved; means, variances and samples are post-processing.

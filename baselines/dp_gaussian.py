@@ -1,4 +1,4 @@
-"""DP-Gaussian: class means, counts and a shared covariance by Gaussian mechanisms in released coordinates, then samples of Gaussians."""
+"""DP-Gaussian: noisy class means and a shared covariance; Gaussian mechanisms in released coordinates, then samples of Gaussians."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""DP-GMM: a Gaussian mixture per class with one covariance for all components, fitted by a few EM steps on noisy statistics.
+"""DP-GMM: a Gaussian mixture per class by noisy EM; one covariance for all components, a few steps on noisy statistics.
 
 Parametric feature transfer (FedPFT: Beitollahi et al. 2024, arXiv 2402.01862) by private EM (DP-EM: Park, Foulds, Choudhary and Welling
 2017, arXiv 1605.06995). Different here: the clients' statistics are summed into one mixture a class where FedPFT sends a mixture from every

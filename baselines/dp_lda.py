@@ -1,4 +1,4 @@
-"""DP-LDA: a classifier read off released moments in closed form, with nothing sampled and no probe trained; no generator.
+"""DP-LDA: a classifier read off released moments; in closed form, with nothing sampled and no probe trained; no generator.
 
 The releases are those of ``fedhypevae-warm``, with the same noise at the same seed: the difference of their scores is what sampling and a
 probe cost. In whitened coordinates classes differ in the block u alone, so Bayes' rule needs u given the class, N(m_c, S_c), with equal

@@ -1,4 +1,4 @@
-"""DP-LS: a linear classifier by least squares in closed form, from the mean and the moments of the rows, each released once; no generator.
+"""DP-LS: a linear classifier by least squares; in closed form, from the mean and the moments of the rows, each released once; no generator.
 
 The paper's: clip the rows, release their second moment and every class's sum by Gaussian mechanisms, project to positive semidefinite, add
 a ridge, solve for the weights. Different here: rows are taken in released coordinates; one mechanism releases second moment, class

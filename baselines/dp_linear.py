@@ -1,4 +1,4 @@
-"""DP-linear: a linear classifier on the embeddings by federated DP-SGD, over rows about a released mean; no generator.
+"""DP-linear: a linear classifier by federated DP-SGD; over rows about a released mean; no generator.
 
 With ``reencoded`` its weights are written as synthetic rows: class means along them, with white noise around. They are no model of the
 data, and show what a measure misses: balanced accuracy, by the linear probe and by nearest neighbours, takes them for good rows; coverage

@@ -1,4 +1,4 @@
-"""DP-MERF: the classes' mean random Fourier features, released once, and a generator that is trained to have the same ones.
+"""DP-MERF: the classes' mean random Fourier features; released once, and a generator that is trained to have the same ones.
 
 Harder, Adamczewski and Park 2021 (arXiv 2002.11603), the variant that balances classes by released counts. Different here: the kernel is a
 mixture of Gaussian kernels (:mod:`fedsim.models.kernel`) with public bandwidths in place of one whose width is set by private data; the

@@ -1,4 +1,4 @@
-"""DP prototypes: one noisy mean a class, and the class of the nearest one; no generator.
+"""DP prototypes: one noisy mean a class; a row is of the class of the nearest one; no generator.
 
 DPPL-Mean of the paper: clip the rows, release every class's mean by a Gaussian mechanism, classify by the nearest prototype. Different
 here: rows are taken in released coordinates, so that what is clipped and noised is small; counts are released with the sums, where the

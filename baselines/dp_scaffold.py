@@ -1,4 +1,4 @@
-"""DP-SCAFFOLD: local DP-SGD whose steps are corrected by control variates, on a softmax layer; no generator.
+"""DP-SCAFFOLD: local DP-SGD with control variates; on a softmax layer, whose steps they correct; no generator.
 
 A local step goes along ``g - c_k + c``, with g the noised mean of clipped gradients. After K steps client k's control variate becomes the
 mean of its noised gradients, ``c_k - c + (x - y_k) / (K eta)``; the client sends its update and the change of c_k, and the server adds the

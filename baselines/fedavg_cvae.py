@@ -1,4 +1,4 @@
-"""FedAvg-CVAE: one global decoder averaged over clients, encoders that stay local, a N(0, I) prior; not private."""
+"""FedAvg-CVAE: one decoder averaged over clients; encoders that stay local, a N(0, I) prior; not private."""
 
 from __future__ import annotations
 

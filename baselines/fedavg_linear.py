@@ -1,4 +1,4 @@
-"""FedAvg-linear: a linear classifier on the embeddings by FedAvg, no generator; not private."""
+"""FedAvg-linear: a linear classifier by FedAvg; no generator; not private."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""FedLambda: each client interpolates its own linear classifier with FedAvg's; not private."""
+"""FedLambda: each client's classifier mixed with FedAvg's; both are linear; not private."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""FedPFT: every client sends a Gaussian mixture of each of its classes, once; the server draws from all of them; not private."""
+"""FedPFT: Gaussian mixtures of every client; each sends them once, and the server draws from all of them; not private."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Local-only, the floor: every client's own linear probe, nothing shared; not private."""
+"""Local-only, the floor: every client's own linear probe; nothing is shared; not private."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Private evolution on embeddings: private rows vote for the nearest of their class's candidates, and candidates with votes have offspring.
+"""Private evolution on embeddings: private rows vote for candidates; each for the nearest of its class; those with votes have offspring.
 
 Lin et al. 2023 (arXiv 2305.15560, algorithm 2: a noisy histogram of nearest neighbours, threshold, draws by votes, variations), class by
 class as PCEvolve (arXiv 2506.05407), with votes summed over clients. A row's votes have an L2 norm of 1 together, whatever the dimension,

@@ -1,4 +1,4 @@
-"""Weight-noise CVAE: FedAvg-CVAE in which each client's update is clipped and Gaussian noise is added to the weights it sends."""
+"""Weight-noise CVAE: FedAvg-CVAE with noise on clipped updates; that is, on the weights that a client sends."""
 
 from __future__ import annotations
 
@@ -29,4 +29,5 @@ class WeightNoiseCVAE(FedAvgCVAE):
 
     source = "McMahan et al. 2018, arXiv 1710.06963"
     Params = WeightNoiseCVAEParams
+    for_reproduction = True
     private = True

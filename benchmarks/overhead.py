@@ -40,9 +40,9 @@ from fedsim.models.linear import LinearClassifier
 from fedsim.privacy.plan import Release
 from fedsim.results.run import grid_rounds
 from fedsim.runs.bench import run_bench
-from fedsim.runs.need import Node
 from fedsim.runs.prepare import prepare
 from fedsim.runs.ray import RayEngine, local_cluster
+from fedsim.runs.worker import Node
 
 NUMBERS, WARM, FLOWER_ROUNDS = 100_000, 50, 30
 SETTINGS = tuple((clients, actors) for clients in (10, 100) for actors in (1, 2))

@@ -7,12 +7,12 @@ from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from fedsim.api.account import account as account
-    from fedsim.api.data import embed as embed
-    from fedsim.api.grids import bench as bench
-    from fedsim.api.methods import algorithms as algorithms
-    from fedsim.api.methods import audit as audit
-    from fedsim.api.methods import check as check
+    from fedsim.api.functions import account as account
+    from fedsim.api.functions import algorithms as algorithms
+    from fedsim.api.functions import audit as audit
+    from fedsim.api.functions import bench as bench
+    from fedsim.api.functions import check as check
+    from fedsim.api.functions import embed as embed
     from fedsim.api.new import new as new
     from fedsim.api.run import Run as Run
     from fedsim.api.run import board as board
@@ -25,10 +25,7 @@ except PackageNotFoundError:  # a source tree that was never installed
     __version__ = "0.0.0"
 
 _HOMES = {
-    "fedsim.api.account": ("account",),
-    "fedsim.api.data": ("embed",),
-    "fedsim.api.grids": ("bench",),
-    "fedsim.api.methods": ("algorithms", "audit", "check"),
+    "fedsim.api.functions": ("account", "algorithms", "audit", "bench", "check", "embed"),
     "fedsim.api.new": ("new",),
     "fedsim.api.run": ("Run", "board", "load"),
     "fedsim.errors": ("UserError",),

@@ -16,10 +16,7 @@ from typing import Annotated, Any, Literal, TextIO, Union, get_args, get_origin
 
 import typer
 
-from fedsim.api.account import account
-from fedsim.api.data import embed
-from fedsim.api.grids import bench
-from fedsim.api.methods import algorithms, audit, check
+from fedsim.api.functions import account, algorithms, audit, bench, check, embed
 from fedsim.api.new import new
 from fedsim.api.run import Run, board, load
 from fedsim.errors import UserError

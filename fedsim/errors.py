@@ -7,9 +7,6 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any, ClassVar
 
-_LONGEST = 400
-"""Characters of a line that a message shows; a path may have any number."""
-
 
 class UserError(Exception):
     """A user's mistake: one message with the place, the mistake and a hint; the command line exits with ``exit_code``.
@@ -22,10 +19,10 @@ class UserError(Exception):
 
     def __init__(self, where: str, what: str, hint: str = "") -> None:
         self.where, self.what, self.hint = where, what, hint
-        super().__init__(": ".join(filter(None, map(_shortened, (where, what)))) + (f"; {_shortened(hint)}" if hint else ""))
+        super().__init__(where, what, hint)
 
-    def __reduce__(self) -> tuple[type[UserError], tuple[str, str, str]]:
-        return type(self), (self.where, self.what, self.hint)
+    def __str__(self) -> str:
+        return below(self.where, self.what) + (f"; {self.hint}" if self.hint else "")
 
 
 class RunLost(UserError):
@@ -62,11 +59,6 @@ class WrongReturn(ValueError):
 
     def __reduce__(self) -> tuple[type[ValueError], tuple[str]]:
         return ValueError, (str(self),)  # a plug-in's method stays in its process
-
-
-def _shortened(text: str) -> str:
-    lines = text.split("\n")
-    return "\n".join(line if len(line) <= _LONGEST else f"{line[: _LONGEST // 2]} … {line[-_LONGEST // 4 :]}" for line in lines)
 
 
 def not_installed(where: str, package: str, extra: str) -> UserError:

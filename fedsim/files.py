@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import os
-import stat
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from io import BufferedReader
 from pathlib import Path
 
 
@@ -15,18 +13,6 @@ def cache_folder() -> Path:
     if given := os.environ.get("FEDSIM_CACHE"):
         return Path(given)
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "fedsim"
-
-
-def open_regular(path: Path | str) -> BufferedReader:
-    """A regular file of data, or a link to one, for reading bytes: a pipe keeps a reader waiting, and a device may have no end.
-
-    Raises:
-        OSError: it does not exist, is no regular file, or may not be read.
-        ValueError: the path is invalid, such as one with a null byte.
-    """
-    if not stat.S_ISREG(os.stat(path).st_mode):
-        raise OSError(0, "it is no regular file", str(path))
-    return open(path, "rb")
 
 
 def unread(error: BaseException) -> str:

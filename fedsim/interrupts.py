@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import os
 import signal
-import stat
-import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -57,10 +55,4 @@ def _interrupt(number: int, frame: FrameType | None) -> None:
     _late.append(late := threading.Timer(_ENDING, os._exit, [INTERRUPTED]))
     late.daemon = True
     late.start()
-    # what is still printed where the terminal is closed goes nowhere: each write is an error
-    for stream in (sys.__stdout__, sys.__stderr__):
-        if stream is not None and stat.S_ISCHR(os.fstat(stream.fileno()).st_mode) and not stream.isatty():
-            nowhere = os.open(os.devnull, os.O_WRONLY)
-            os.dup2(nowhere, stream.fileno())
-            os.close(nowhere)
     raise KeyboardInterrupt

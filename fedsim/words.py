@@ -6,7 +6,6 @@ import json
 import math
 import re
 from decimal import ROUND_CEILING, Decimal
-from importlib.util import find_spec
 from io import StringIO
 from typing import Any
 
@@ -78,11 +77,6 @@ def print_line(console: Console, text: str, style: str | None = None) -> None:
 def plain_console(*, stderr: bool = False) -> Console:
     """A console without emoji (``:x:``) and without markup (``[x]``), in tables too."""
     return Console(stderr=stderr, emoji=False, markup=False)
-
-
-def is_live(console: Console) -> bool:
-    """Whether what was printed can be drawn again: in a terminal, and in a notebook with widgets."""
-    return console.is_terminal or (console.is_jupyter and find_spec("ipywidgets") is not None)
 
 
 class Printed:

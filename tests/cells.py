@@ -19,8 +19,8 @@ from fedsim.grid.models import Grid
 from fedsim.methods.messages import Task
 from fedsim.models.probe import fit_probe
 from fedsim.plugins.registry import GROUP, lookup
-from fedsim.runs.need import Node
 from fedsim.runs.prepare import Prepared, prepare
+from fedsim.runs.worker import Node
 from fedsim.training.cohort import build_algorithm
 from fedsim.training.trial import Trial
 

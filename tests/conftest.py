@@ -22,9 +22,9 @@ from rich.console import Console
 from fedsim.cli import main
 from fedsim.grid.models import Grid
 from fedsim.runs.bench import run_bench
-from fedsim.runs.engine import Engine, InProcess
-from fedsim.runs.need import Node
+from fedsim.runs.engine import InProcess
 from fedsim.runs.prepare import prepare
+from fedsim.runs.worker import Node
 
 # a busy machine may take its time, and the same code gives the same verdict again
 settings.register_profile("fedsim", deadline=None, derandomize=True)
@@ -129,7 +129,7 @@ def ray_bench(ray_cluster: None, tmp_path: Path) -> Callable[..., Ran]:
 def ran(
     grid: Grid,
     folder: Path,
-    engine: Engine,
+    engine: Any,
     *,
     nodes: Sequence[Node] = NODES,
     parallel: int | None = 1,

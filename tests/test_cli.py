@@ -48,7 +48,7 @@ def test_a_grid_is_an_argument_or_an_option_and_not_both(fedsim: Fedsim) -> None
     [
         (["account"], "one of --epsilon and --sigma is needed"),
         (["bench", "g.yaml", "--set", "epsilon=[-3]"], "--set epsilon[0]: "),
-        (["check", "dp-gaussian", "--param", "rankk=3"], "--param rankk: unknown key 'rankk'"),
+        (["check", "dp-gaussian", "--param", "rankk=3"], "params.rankk: unknown key 'rankk'"),
         (["synth", "run", "--out", "x.csv"], "run: there are no results here"),
     ],
 )

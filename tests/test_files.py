@@ -1,9 +1,8 @@
-import os
 from pathlib import Path
 
 import pytest
 
-from fedsim.files import discard, open_regular, replaced
+from fedsim.files import discard, replaced
 
 
 def test_the_file_is_there_when_the_block_ends_and_not_before(tmp_path: Path) -> None:
@@ -37,16 +36,3 @@ def test_what_a_killed_process_left_goes_with_the_file(tmp_path: Path) -> None:
         file.write_text("private")
     discard(path)
     assert list(tmp_path.iterdir()) == [other]
-
-
-@pytest.mark.timeout(20)
-def test_only_regular_files_and_links_to_them_are_opened(tmp_path: Path) -> None:
-    (tmp_path / "file").write_bytes(b"content")
-    (tmp_path / "link").symlink_to("file")
-    with open_regular(tmp_path / "link") as file:
-        assert file.read() == b"content"
-    os.mkfifo(tmp_path / "pipe")
-    (tmp_path / "device").symlink_to("/dev/zero")
-    for other in (tmp_path, tmp_path / "pipe", tmp_path / "device"):
-        with pytest.raises(OSError, match="it is no regular file"):
-            open_regular(other)

@@ -5,7 +5,6 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from fedsim.errors import UserError
-from fedsim.json_lines import load
 from fedsim.results.store import ResultStore
 
 DEEP = b"[" * 100_000 + b"]" * 100_000
@@ -17,16 +16,10 @@ def readers(folder: Path) -> dict[str, object]:
     return dict(zip(FILES, (store.trainings, store.rounds, store.judgements), strict=True))
 
 
-@pytest.mark.parametrize("text", [DEEP, DEEP.decode(), b'{"a": ' * 300 + b"1" + b"}" * 300])
-def test_what_is_nested_too_deeply_is_no_json_of_ours(text: str | bytes) -> None:
-    with pytest.raises(ValueError, match="nested too deeply"):
-        load(text)
-
-
 @pytest.mark.parametrize("name", FILES)
 def test_a_deep_line_is_named_by_its_number(tmp_path: Path, name: str) -> None:
     (tmp_path / name).write_bytes(b'\n{"cell_id": ' + DEEP + b"}\n")
-    with pytest.raises(UserError, match=rf"{name}:2: this line cannot be read \(it is nested too deeply\); remove the line; "):
+    with pytest.raises(UserError, match=rf"{name}:2: this line cannot be read \(.*recursion.*\); remove the line; "):
         readers(tmp_path)[name]()  # type: ignore[operator]
 
 

@@ -53,7 +53,7 @@ GRIDS: dict[str, dict[str, Any]] = {
 """Grids by name; a grid differs from :data:`SMALL` in what stands here."""
 MOVES = {"cell_id", "source", "judged", "counted_by", "generator", "versions", "params", "seconds", "train_seconds", "judge_seconds"}
 """Columns of the clock and of the code: not compared."""
-DROPPED: set[str] = set()
+DROPPED = {"audit_epsilon_any", "audit_method"}
 """Columns that rows had when they were recorded and have no more."""
 
 

@@ -19,7 +19,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from fedsim.errors import UserError
 from fedsim.grid.models import Origin
-from fedsim.grid.read import complaint, parse, read_text
+from fedsim.grid.read import complaint, read_yaml
 from fedsim.privacy.mechanism import Mechanism
 from fedsim.privacy.plan import Release, Trust, Unit, calibrate
 from fedsim.privacy.pld import compose
@@ -199,7 +199,7 @@ def read_settings(path: Path) -> Settings:
     Raises:
         UserError: the file cannot be read or does not describe a tool.
     """
-    data, lines = parse(read_text(path), str(path))
+    data, lines = read_yaml(path)
     if not isinstance(data, dict):
         raise UserError(str(path), "is not a mapping", "write `key: value` lines, as benchmarks/accounting/dp_cvae.yaml")
     try:

@@ -99,8 +99,9 @@ def methods() -> Iterator[str]:
     """Every registered method: source, claims, parameters."""
     for name in known():
         described = describe(name)
-        yield f"## {name}\n\n{described.text.partition(chr(10))[0]}\n\nSource: {described.source}. Yields a {described.yields}.\n"
-        yield from (*(f"- {line}" for line in described.support()), "")
+        summary = described.text.partition("\n")[0]
+        yield f"## {name}\n\n{summary}\n\nSource: {described.source}. Yields a {described.yields}; among {described.group}.\n"
+        yield from (*(f"- {claim}: {', '.join(units)}" for claim, units in described.support().items()), "")
         if described.parameters:
             yield from fields_table(lookup(name, "docs").Params)
 

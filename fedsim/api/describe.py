@@ -1,4 +1,4 @@
-"""What an algorithm is, read off its class: source, claims, parameters; as a row among others and as a page of its own."""
+"""What an algorithm is, read off its class: source, claims, parameters; as a line among others and as a page of its own."""
 
 from __future__ import annotations
 
@@ -8,11 +8,12 @@ import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from itertools import product
-from typing import TYPE_CHECKING, Any, Literal, get_args, get_origin
+from textwrap import shorten
+from typing import Any, Literal, get_args, get_origin
 
 from pydantic import BaseModel, ValidationError
 from pydantic.fields import FieldInfo
-from rich.console import Console, RenderableType
+from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
@@ -20,18 +21,17 @@ from fedsim.errors import PluginError, UserError
 from fedsim.methods.algorithm import Algorithm, solved_plan
 from fedsim.methods.messages import PublicRows, Task
 from fedsim.plugins.claims import allowed
-from fedsim.plugins.places import blamed, line_of, said
-from fedsim.plugins.registry import lookup, name_of
+from fedsim.plugins.registry import blamed, line_of, lookup, name_of, said
 from fedsim.privacy.plan import Trust, Unit
-from fedsim.report.terminal import frame_table
-from fedsim.words import Printed, plain, spelled
-
-if TYPE_CHECKING:
-    import pandas as pd
+from fedsim.words import Printed, plain, print_line, spelled
 
 CLAIM_SHAPE = (64, 10, 10)
 """Dimensions, classes and clients of the task for which claims are listed; no claim depends on them."""
 CLAIM_OF_NONE = "not private"
+KINDS = ("generators", "classifiers", "not private", "for reproduction")
+"""The groups of the list."""
+NOTES = """for reproduction: at chance in our tables, as is fedhypevae with form: paper
+e, g, c: examples, groups, clients as units; fedsim algorithms NAME: all of one"""
 _BOUNDS = {"gt": ">", "ge": ">=", "lt": "<", "le": "<=", "min_length": "length >=", "max_length": "length <="}
 
 
@@ -54,7 +54,7 @@ class Description(Printed):
         name: as a grid would give it.
         source: the paper or page that it follows.
         text: docstrings of the class and of its module.
-        kind: the classes of fedsim that it derives from, nearest first.
+        group: one of :data:`KINDS`.
         yields: ``generator`` or ``classifier``.
         place: file, line and import path of the class.
         claims: by (unit, trust), the claim, or why the combination is refused.
@@ -65,7 +65,7 @@ class Description(Printed):
     name: str
     source: str
     text: str
-    kind: str
+    group: str
     yields: str
     place: str
     claims: Mapping[tuple[Unit, Trust], str]
@@ -74,21 +74,34 @@ class Description(Printed):
 
     def show(self, console: Console) -> None:
         """Print everything about it, from top to bottom."""
-        for part in algorithm_page(self):
-            console.print(part)
+        facts = {"source": self.source or "none given", "yields": f"a {self.yields}", "class": self.place}
+        for text in (self.name, *(f"{fact + ':':8}{text}" for fact, text in facts.items()), f"\n{self.text}\n"):
+            console.print(Text(text))
+        claims = Table("unit", "trust", "claim", title="claims", title_justify="left", show_edge=False)
+        for setting, claim in self.claims.items():
+            claims.add_row(*setting, Text(f"– ({claim})" if setting in self.refused else claim))
+        console.print(claims, "")
+        parameters = Table(title="parameters", title_justify="left", show_edge=False)
+        for column in ("name", "type", "default", "must be", "what"):
+            parameters.add_column(column, overflow="fold", no_wrap=column == "name")
+        for entry in self.parameters:
+            parameters.add_row(*(Text(text) for text in (entry.name, entry.type, entry.default, entry.constraint, entry.meaning)))
+        console.print(parameters)
 
-    def support(self) -> list[str]:
-        """``units × trusts: claim``, as few lines as say it; "not private" alone."""
-        if set(self.claims.values()) == {CLAIM_OF_NONE}:
-            return [CLAIM_OF_NONE]
-        trusts: dict[tuple[str, str], list[str]] = {}
+    def support(self) -> dict[str, list[str]]:
+        """By claim, the units for which it is made under some trust; nothing of a method that is not private."""
+        units: dict[str, list[str]] = {}
         for (unit, trust), claim in self.claims.items():
-            if (unit, trust) not in self.refused:
-                trusts.setdefault((unit, claim), []).append(trust)
-        units: dict[tuple[str, str], list[str]] = {}
-        for (own, claim), names in trusts.items():
-            units.setdefault((", ".join(names), claim), []).append(own)
-        return [f"{', '.join(those)} × {these}: {claim}" for (these, claim), those in units.items()]
+            if claim != CLAIM_OF_NONE and (unit, trust) not in self.refused and unit not in units.setdefault(claim, []):
+                units[claim].append(unit)
+        return units
+
+    @property
+    def line(self) -> str:
+        """Its name, what it is, and its claims with the initials of their units, in 80 columns."""
+        words = re.sub(r"^[\w .,-]*: ", "", self.text.partition("\n\n")[0].partition(". ")[0].partition(";")[0]).rstrip(".")
+        claims = ", ".join(f"{claim} {''.join(unit[0] for unit in units)}" for claim, units in self.support().items())
+        return f"  {self.name:21} {shorten(words, 45, placeholder=' …'):45} {claims}".rstrip()
 
 
 def describe(name: str | type, where: str = "fedsim algorithms") -> Description:
@@ -96,13 +109,14 @@ def describe(name: str | type, where: str = "fedsim algorithms") -> Description:
     name = name_of(name) if isinstance(name, type) else name
     cls = lookup(name, where)
     claims, refused = _claims(cls, where)
-    module = inspect.getmodule(cls)
+    yields = "generator" if cls.generates() else "classifier"
+    texts = (inspect.getdoc(inspect.getmodule(cls)), inspect.cleandoc(cls.__doc__ or ""))
     return Description(
         name=name,
         source=cls.source,
-        text="\n\n".join(_paragraphs(plain(text)) for text in (inspect.cleandoc(cls.__doc__ or ""), inspect.getdoc(module)) if text),
-        kind=", ".join(base.__name__ for base in cls.__mro__[1:] if base.__module__.startswith("fedsim.")),
-        yields="generator" if cls.generates() else "classifier",
+        text="\n\n".join(_paragraphs(plain(text)) for text in texts if text),
+        group="for reproduction" if vars(cls).get("for_reproduction") else f"{yields}s" if cls.private else "not private",
+        yields=yields,
         place=f"{line_of(cls)} ({cls.__module__}:{cls.__qualname__})",
         claims=claims,
         refused=refused,
@@ -168,47 +182,18 @@ def _constraint(info: FieldInfo) -> str:
 
 @dataclass(frozen=True, repr=False)
 class Catalogue(Printed):
-    """Algorithms by name."""
+    """Algorithms by name, a line each, in 80 columns."""
 
     names: tuple[str, ...]
 
-    @property
-    def frame(self) -> pd.DataFrame:
-        """A row for every algorithm: source, what it yields, claims by unit and trust, parameters; or why one is refused."""
-        import pandas as pd
-
-        records = []
+    def show(self, console: Console) -> None:
+        """Print them by kind; why one is refused stands in its line."""
+        lines: dict[str, list[str]] = {kind: [] for kind in KINDS}
         for name in self.names:
             try:
-                one = describe(name)
+                described = describe(name)
+                lines[described.group].append(described.line)
             except UserError as error:
-                records.append({"name": name, "source": f"refused: {error}"})
-                continue
-            parameters = ", ".join(f"{parameter.name}={parameter.default}" for parameter in one.parameters)
-            claims = "\n".join(one.support())
-            records.append({"name": name, "source": one.source, "yields": one.yields, "claims": claims, "parameters": parameters})
-        return pd.DataFrame(records)
-
-    def show(self, console: Console) -> None:
-        """Print them."""
-        console.print(frame_table("", self.frame))
-
-
-def algorithm_page(described: Description) -> Iterator[RenderableType]:
-    """Everything about one algorithm, from top to bottom."""
-    yield Text(described.name, "bold")
-    facts = {"source": described.source or "none given", "yields": f"a {described.yields}", "kind": described.kind}
-    for fact, text in (facts | {"class": described.place}).items():
-        yield Text(f"{fact + ':':8}{text}")
-    yield Text(f"\n{described.text}\n")
-    claims = Table("unit", "trust", "claim", title="claims", title_justify="left", show_edge=False)
-    for setting, claim in described.claims.items():
-        claims.add_row(*setting, Text(f"– ({claim})" if setting in described.refused else claim))
-    yield claims
-    yield ""
-    parameters = Table(title="parameters", title_justify="left", show_edge=False)
-    for column in ("name", "type", "default", "must be", "what"):
-        parameters.add_column(column, overflow="fold", no_wrap=column == "name")
-    for entry in described.parameters:
-        parameters.add_row(*(Text(text) for text in (entry.name, entry.type, entry.default, entry.constraint, entry.meaning)))
-    yield parameters
+                lines.setdefault("refused", []).append(f"  {name}: {error}")
+        for text in (*(text for kind, members in lines.items() if members for text in (kind, *members, "")), *NOTES.splitlines()):
+            print_line(console, text, "bold" if text in lines else None)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -27,6 +27,34 @@ Order = Literal["given", "best", "name"]
 Spread = Literal["ci95", "sd", "range"]
 TableFormat = Literal["md", "latex", "html", "csv"]
 TableName = Literal["results", "differences", "private", "sites"]
+
+
+@dataclass(frozen=True, repr=False)
+class Found(Printed):
+    """What a check, an audit or a proof found.
+
+    Attributes:
+        passed: whether nothing speaks against the claim, which proves nothing of a check or an audit.
+        parts: lines, tables and what prints itself, from top to bottom.
+    """
+
+    passed: bool
+    parts: tuple[Any, ...]
+
+    @property
+    def code(self) -> int:
+        """The command's exit code."""
+        return 0 if self.passed else 1
+
+    def show(self, console: Console) -> None:
+        """Print it."""
+        for part in self.parts:
+            if isinstance(part, Printed):
+                part.show(wide_console(console))
+            elif isinstance(part, str):
+                print_line(console, part)
+            else:
+                console.print(part)
 
 
 @dataclass(frozen=True, repr=False)
@@ -159,19 +187,18 @@ class Run(Printed):
         Raises:
             UserError: there is no such measure or method, or nothing to show.
         """
-        from fedsim.report.report import write_report
-
+        chosen: dict[str, Any] = {"measure": measure or "balanced_accuracy", "where": where, "spread": spread}
         if figure is not None:
             from fedsim.report.figures import inches, save_pdf
 
             if Path(figure).suffix != ".pdf":
                 raise UserError(f"figure {figure}", "is not a .pdf file", f"give {Path(figure).with_suffix('.pdf')}")
-            drawn = self.figure(*beside, measure=measure or "balanced_accuracy", where=where, over=over, width=inches(width), spread=spread)
-            return f"figure: {save_pdf(drawn, Path(figure))}"
+            return f"figure: {save_pdf(self.figure(*beside, over=over, width=inches(width), **chosen), Path(figure))}"
         if any((beside, format, table, measure, where, pair, order != "given", digits != 3)):
-            chosen: dict[str, Any] = {"measure": measure or "balanced_accuracy", "where": where, "order": order, "pair": pair}
-            shown = self.table(*beside, table=table or "results", digits=digits, spread=spread, **chosen)
+            shown = self.table(*beside, table=table or "results", order=order, pair=pair, digits=digits, **chosen)
             return shown if format is None else shown.text(format)
+        from fedsim.report.report import write_report
+
         return write_report(self.folder, spread)
 
     def generator(self, cell: str | None = None, synthesis: str | None = None) -> SavedGenerator:
@@ -207,19 +234,17 @@ class Run(Printed):
         Raises:
             UserError: there is no such generator, or it is not what was saved.
         """
-        from fedsim.data.arrays import check_target
-        from fedsim.report.dataset_card import write_hub_folder
-
         if per_class < 1:
             raise UserError("per_class", f"must be at least 1, got {per_class}")
-        if format == "npz":
-            check_target(Path(out))
-        elif format == "parquet" and Path(out).suffix != ".parquet":
-            raise UserError(f"out {out}", "is not a .parquet file", f"give {Path(out).with_suffix('.parquet')}")
-        if repo is not None and format != "hf":
-            raise UserError("repo", f"means nothing for format {format}", "leave it out, or give `format` hf")
+        if format != "hf" and Path(out).suffix != f".{format}":
+            raise UserError(f"out {out}", f"is not a .{format} file", f"give {Path(out).with_suffix(f'.{format}')}")
         generator = self.generator(cell, synthesis)
-        manifest = write_hub_folder(generator, out, per_class, seed, repo) if format == "hf" else generator.save(out, per_class, seed)
+        if format == "hf":
+            from fedsim.report.dataset_card import write_hub_folder
+
+            manifest = write_hub_folder(generator, out, per_class, seed, repo)
+        else:
+            manifest = generator.save(out, per_class, seed)
         words = " ".join(f"{key} {manifest[key]}" for key in ("epsilon", "delta", "unit", "trust", "claim"))
         words += f"; not for release: {why}" if (why := generator.facts.held_back) else ""
         task = generator.facts.task
@@ -274,7 +299,7 @@ class Run(Printed):
         stated = statements(rows, proofs_of(rows, results, trust_plugin=self.trust_plugin), ids)
         return "\n\n".join(text.latex if format == "latex" else "\n".join(text.lines) for text in stated)
 
-    def verify(self, *, rerun: int = 0, cells: Sequence[str] = (), with_: Path | None = None) -> Verified:
+    def verify(self, *, rerun: int = 0, cells: Sequence[str] = (), with_: Path | None = None) -> Found:
         """Prove every ε of a run by a second accountant, and every plan.
 
         The exit code is 1 unless every claimed ε is proved, and what ran again or is compared is equal to the last bit.
@@ -293,23 +318,16 @@ class Run(Printed):
         results = self._results
         if with_ is not None:
             compared = compare_folders(self.folder, Path(with_))
-            return Verified((compared,), compared.equal)
+            return Found(compared.equal, (compared,))
         found = proofs_of(results.every_row(), results, trust_plugin=self.trust_plugin)
         proofs = Proofs(self.folder.resolve().name, tuple(found))
-        equal = self._run_again(rerun, cells) if rerun or cells else True
-        return Verified((proofs,), proofs.sound and equal)
+        equal = True
+        if rerun or cells:
+            from fedsim.runs.bench import run_again
 
-    def _run_again(self, count: int, ids: Sequence[str]) -> bool:
-        """Run cells again and print what differs; whether nothing does."""
-        from fedsim.runs.bench import engine_for
-        from fedsim.runs.prepare import prepare, this_machine
-        from fedsim.runs.verify import Verification
-
-        node = this_machine()
-        with kept_handlers():
-            verification = Verification.of(self.folder, lambda grid: prepare(grid, [node]), trust_plugin=self.trust_plugin)
-            prepared, engine = engine_for(verification.prepared)
-            return replace(verification, prepared=prepared).run(count, wide_console(plain_console()), engine, ids)
+            with kept_handlers():
+                equal = run_again(self.folder, wide_console(plain_console()), rerun, cells, trust_plugin=self.trust_plugin)
+        return Found(proofs.sound and equal, (proofs,))
 
     def show(self, console: Console) -> None:
         """Print the tables of results that a bench ends with."""
@@ -330,15 +348,7 @@ class Run(Printed):
 
 
 def pooled(folders: Sequence[Path | str], where: str | None = None) -> list[Row]:
-    """The rows of the grids of some run folders; a cell that several have counts once.
-
-    Args:
-        folders: of runs.
-        where: which rows, as pandas' ``query`` has it.
-
-    Raises:
-        UserError: a folder has no results, ``where`` cannot be read, or cells that a table would show as one were judged in different ways.
-    """
+    """The rows of the grids of some run folders, which pandas' ``query`` may choose from; a cell that several have counts once."""
     from fedsim.results.columns import frame_of
     from fedsim.results.run import read_results
 
@@ -350,40 +360,14 @@ def pooled(folders: Sequence[Path | str], where: str | None = None) -> list[Row]
             rows.setdefault(row.cell_id, row)
             setting = row.dataset, row.scheme, row.alpha, row.clients, row.label, row.epsilon_target
             place, other = settings.setdefault(setting, (folder, row))
-            for name in ("evaluation", "dataset_hash"):
-                if getattr(other, name) != getattr(row, name):
-                    what = f"'{row.label}' on {row.dataset} differs in {name} from that of {place}, so one mean would mix them"
-                    raise UserError(str(folder), what, "show the two runs one by one, or judge both alike and give data sets names")
-    if where is None:
-        return list(rows.values())
+            if name := next((name for name in ("evaluation", "dataset_hash") if getattr(other, name) != getattr(row, name)), None):
+                what = f"'{row.label}' on {row.dataset} differs in {name} from that of {place}, so one mean would mix them"
+                raise UserError(str(folder), what, "show the two runs one by one, or judge both alike and give data sets names")
     try:
-        kept = set(frame_of([*rows.values()]).query(where)["cell_id"])
+        kept = rows if where is None else set(frame_of([*rows.values()]).query(where)["cell_id"])
     except Exception as error:  # whatever pandas makes of a text
         raise UserError("where", f"'{where}' is not a query ({error})", "such as: label != 'dp-gmm' and epsilon_target < 8") from error
     return [row for id_, row in rows.items() if id_ in kept]
-
-
-@dataclass(frozen=True, repr=False)
-class Verified(Printed):
-    """What was proved or compared of a run.
-
-    Attributes:
-        parts: what was found.
-        equal: whether all is as it should be.
-    """
-
-    parts: tuple[Printed, ...]
-    equal: bool
-
-    @property
-    def code(self) -> int:
-        """The command's exit code."""
-        return 0 if self.equal else 1
-
-    def show(self, console: Console) -> None:
-        """Print what was found."""
-        for part in self.parts:
-            part.show(wide_console(console))
 
 
 def board(runs: Sequence[Path], *, out: Path | None = None, trust_plugin: bool = False) -> Board:

@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fedsim.errors import UserError, not_installed
-from fedsim.files import open_regular, replaced, unread
+from fedsim.files import replaced, unread
 
 Arrays = dict[str, NDArray[Any]]
 MANIFEST = "manifest"
@@ -33,7 +33,7 @@ class BadArrays(Exception):
 def opened(path: Path) -> Iterator[Any]:
     """An ``.npz`` file as NumPy has it, without pickled objects, for the block, in which every error becomes a BadArrays."""
     try:
-        with open_regular(path) as file, np.load(file, allow_pickle=False) as held:
+        with open(path, "rb") as file, np.load(file, allow_pickle=False) as held:
             yield held
     except Exception as error:  # zipfile, its decompressors and NumPy raise what they like on damaged files
         raise BadArrays(unread(error)) from error

@@ -17,7 +17,7 @@ from PIL import Image, ImageOps
 
 from fedsim.data.split import TEST, TRAIN, stratified_rows
 from fedsim.errors import UserError
-from fedsim.files import open_regular, unread
+from fedsim.files import unread
 
 Source = str | bytes | NDArray[np.uint8]
 """What an image is made of: the path of a file, a file's content, or pixels ``[h, w]`` or ``[h, w, 3]``."""
@@ -152,7 +152,7 @@ def decoded(source: Source) -> Image.Image:
     if isinstance(source, np.ndarray):
         return Image.fromarray(source).convert("RGB")
     try:
-        with BytesIO(source) if isinstance(source, bytes) else open_regular(source) as file, Image.open(file) as image:
+        with BytesIO(source) if isinstance(source, bytes) else open(source, "rb") as file, Image.open(file) as image:
             if image.format == "EPS":  # Pillow would hand it to Ghostscript
                 raise ValueError("it is PostScript, a program, and is not run")
             return _rgb(ImageOps.exif_transpose(image))
@@ -176,7 +176,7 @@ def content_hash(source: Source) -> bytes:
     if not isinstance(source, str):
         return hashlib.sha256(source if isinstance(source, bytes) else source.tobytes()).digest()
     try:
-        with open_regular(source) as file:
+        with open(source, "rb") as file:
             return hashlib.file_digest(file, "sha256").digest()
     except OSError as error:
         return hashlib.sha256(f"{unread(error)}: {source}".encode(errors="surrogateescape")).digest()

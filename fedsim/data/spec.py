@@ -178,7 +178,7 @@ class DatasetSpec(BaseModel):
         for key in sorted(changed(self) & _OWN.keys()):
             if self.kind not in _OWN[key]:
                 raise ValueError(f"'{self.display}' takes no {key}; it is for {', '.join(sorted(_OWN[key]))}")
-        if self.kind == "npz" and (given := "split" if self.split else "encoder" if self.encoder else None):
+        if not self.has_images and (given := "split" if self.split else "encoder" if self.encoder else None):
             raise ValueError(f"'{self.display}' holds embeddings and takes no {given}, which is for images; remove it")
         return self
 
@@ -229,13 +229,8 @@ class DatasetSpec(BaseModel):
 
     @property
     def has_images(self) -> bool:
-        """Whether an encoder may embed the data set; digits are embeddings, too."""
-        return self.kind != "npz"
-
-    @property
-    def holds_images(self) -> bool:
-        """Whether the data set goes through an encoder; digits do so only if there is one."""
-        return self.has_images and (self.kind != "digits" or self.encoder is not None)
+        """Whether an encoder embeds the data set."""
+        return self.kind not in ("npz", "digits")
 
     @property
     def overlap_policy(self) -> str:

@@ -144,27 +144,11 @@ def density_and_coverage(made: Rows, real: Rows) -> tuple[float, float]:
 
 
 def told_apart(made: Labelled, real: Labelled, probe_c: float) -> float:
-    """Accuracy of a probe that tells real from made, of equal numbers a class, by features and squared norm: 0.5 is a guess.
+    """Accuracy of a probe that tells real from made by features and squared norm: 0.5 is a guess.
 
-    It is trained on every other two rows and tested on the rest, and the other way round: two at a time, since some generators draw rows
-    in pairs, and the other of a pair must not be among the training rows. Too few rows for two folds: 0.5.
-    """
-    x, y, number = _paired(made, real)
-    fold = number // 2 % 2
-    if len(np.unique(fold)) < 2:
-        return 0.5
-    right = 0.0
-    for train in (0, 1):
-        half = fold == train
-        right += float((fit_probe(x[half], y[half], probe_c).predict(x[~half]) == y[~half]).sum())
-    return right / len(y)
-
-
-def _paired(made: Labelled, real: Labelled) -> tuple[NDArray[np.float32], NDArray[np.int64], NDArray[np.int64]]:
-    """As many made rows as real ones of every class: rows, 1 where real, numbers.
-
-    At most about :data:`MOST_ROWS_COMPARED` of either kind in all, and at least one of every class. Row numbers of a class start at an even
-    number, so that consecutive draws form a pair.
+    There are as many made rows as real ones of every class, at least one, and at most about :data:`MOST_ROWS_COMPARED` of either kind in
+    all. The probe is trained on every other two rows and tested on the rest, and the other way round: two at a time, since some generators
+    draw rows in pairs, and the other of a pair must not be among the training rows. Too few rows for two folds: 0.5.
     """
     classes = 1 + int(max(made.y.max(), real.y.max()))
     counts = np.minimum(*(np.bincount(rows.y, minlength=classes) for rows in (made, real)))
@@ -173,9 +157,13 @@ def _paired(made: Labelled, real: Labelled) -> tuple[NDArray[np.float32], NDArra
     mine, theirs = (np.concatenate(own) for own in picked)
     x = np.concatenate([made.x[mine], real.x[theirs]])
     x = np.hstack([x, np.square(x).sum(axis=1, keepdims=True)])  # a linear probe does not see how long rows are
-    even = counts + counts % 2
+    even = counts + counts % 2  # the rows of a class start at an even number, so that consecutive draws form a pair
     numbers = np.concatenate([end - room + np.arange(count) for end, room, count in zip(np.cumsum(even), even, counts, strict=True)])
-    return x, np.repeat([0, 1], [len(mine), len(theirs)]), np.tile(numbers, 2)
+    y, fold = np.repeat([0, 1], [len(mine), len(theirs)]), np.tile(numbers, 2) // 2 % 2
+    if len(np.unique(fold)) < 2:
+        return 0.5
+    halves = [fold == part for part in (0, 1)]
+    return sum(float((fit_probe(x[half], y[half], probe_c).predict(x[~half]) == y[~half]).sum()) for half in halves) / len(y)
 
 
 READOUTS: dict[str, Callable[[Labelled, Labelled, float], Scores]] = {

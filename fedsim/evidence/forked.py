@@ -10,13 +10,14 @@ import threading
 from collections import deque
 from collections.abc import Callable, Generator, Iterable
 from concurrent.futures import ProcessPoolExecutor
+from contextlib import suppress
 from itertools import islice
 from multiprocessing.connection import Connection
 from typing import Any, TypeVar
 
 import torch
 
-from fedsim.plugins.places import said
+from fedsim.plugins.registry import said
 
 Result = TypeVar("Result")
 FORKS = multiprocessing.get_context("fork")
@@ -74,10 +75,9 @@ def _answer(sender: Connection, function: Callable[..., Any], arguments: tuple[A
     try:
         answer = pickle.dumps((function(*arguments), None))
     except Exception as error:
-        try:
-            answer = pickle.dumps((None, error))
-        except Exception:
+        with suppress(Exception):
             answer = pickle.dumps((None, ProcessEnded(said(error))))
+            answer = pickle.dumps((None, error))
     except BaseException:  # an early end
         return
     # as bytes, for torch would send tensors by shared memory

@@ -36,16 +36,9 @@ class Divergence(Exception):
 
 @dataclass(frozen=True)
 class Query:
-    """One call of ``add_noise``.
+    """One call of ``add_noise``: its round, mechanism and the ``step`` that its noise was drawn with, the clients that it is about.
 
-    Attributes:
-        round: the round it was made in.
-        release: its mechanism.
-        step: the number that its noise was drawn with.
-        members: the clients it is about.
-        sent, kept: before the noise.
-        noised: after it.
-        sampled: whether the hidden unit was in the Poisson sample that the query was computed on.
+    What is ``sent`` and ``kept`` before the noise, both after it, and whether the hidden unit was in the Poisson sample.
     """
 
     round: int
@@ -66,32 +59,21 @@ class Query:
 
 @dataclass(frozen=True)
 class Sample:
-    """One call of ``poisson``: its arguments, the rows that it returned, and whether the hidden unit, if any, is among them."""
+    """One call of ``poisson``: its round, step and rate, and whether the hidden unit, if any, is in it."""
 
     round: int
     step: int
     rate: float
-    client_rate: float
-    rows: list[Tensor]
     hidden: bool
 
 
 @dataclass
 class Tape:
-    """What the clients of a cohort did, in order.
-
-    Attributes:
-        round: the running round.
-        queries: every call of ``add_noise``.
-        samples: every call of ``poisson``.
-        taken: the rows of every batch, with its round.
-        messages: what they sent, by the round's number.
-    """
+    """What the clients of a cohort did, in order: every query, every sample, and the message by its round."""
 
     round: int = -1
     queries: list[Query] = field(default_factory=list)
     samples: list[Sample] = field(default_factory=list)
-    taken: list[tuple[int, list[Tensor]]] = field(default_factory=list)
     messages: dict[int, Message] = field(default_factory=dict)
 
     def queries_of(self, round_: int) -> list[Query]:
@@ -142,13 +124,7 @@ class Hidden:
 
 @dataclass(frozen=True)
 class RowBlock:
-    """Rows of a client that are sampled in the first steps only, if at all: later queries must not depend on them.
-
-    Attributes:
-        client: whose.
-        start: the number of the first of them; the block is all from there on.
-        steps: how many Poisson samples they may be in.
-    """
+    """Rows of a client from ``start`` on that are in the first ``steps`` Poisson samples, if any: later queries must not depend on them."""
 
     client: int
     start: int
@@ -157,13 +133,7 @@ class RowBlock:
 
 @dataclass
 class WatchedClients(Clients):
-    """Clients that note every query and sample.
-
-    Attributes:
-        tape: what they did.
-        hidden: the unit that is looked at, or the block of rows, if there is one.
-        script: another world's tape, whose answers are given; None: their own.
-    """
+    """Clients that note every query and sample; with a ``script``, another world's tape, they are given its answers."""
 
     tape: Tape = field(default_factory=Tape)
     hidden: Hidden | RowBlock | None = None
@@ -217,12 +187,11 @@ class WatchedClients(Clients):
                     present = not self.hidden.present or self.hidden.index(held - 1) in units
                 elif self.hidden.sampled == "alone":
                     rows[position] = rows[position][:0]
-        self.tape.samples.append(Sample(self.tape.round, round_, rate, client_rate, [chosen.clone() for chosen in rows], present))
+        self.tape.samples.append(Sample(self.tape.round, round_, rate, present))
         return rows
 
     def drawn(self, rows: Sequence[Tensor], round_: int, shapes: Mapping[str, tuple[int, ...]]) -> list[Tensors]:
-        """As every client's; the rows are noted."""
-        self.tape.taken.append((self.tape.round, [chosen.clone() for chosen in rows]))
+        """As every client's; where the hidden unit's rows stand among these is noted."""
         for position, (client, chosen) in enumerate(zip(self.members, rows, strict=True)):
             if self._hides(client):
                 self.placed[client] = torch.isin(chosen, self._hidden_rows(position, self.units(position))).nonzero()[:, 0]
@@ -257,12 +226,9 @@ class WatchedClients(Clients):
 
 
 class WatchedPool(LocalPool):
-    """A pool that notes the messages of every round, and gives another world's where there is a script.
+    """A pool that notes the messages of every round, and gives those of a ``script``, the tapes of another world, where there is one.
 
-    Args:
-        cohorts: from :func:`watched`.
-        order: the positions of the cohorts in the order in which they are computed; messages are in client order in any case.
-        script: the tapes of all cohorts of another world; None: messages are the cohorts' own.
+    Cohorts are computed in ``order``; messages are in client order in any case.
     """
 
     def __init__(self, cohorts: Sequence[Cohort], order: Sequence[int] | None = None, script: Sequence[Tape] | None = None) -> None:
@@ -289,13 +255,9 @@ class WatchedPool(LocalPool):
 
 
 def watched(
-    spec: CohortSpec,
-    x: NDArray[np.float32],
-    y: NDArray[np.int64],
-    hidden: Hidden | RowBlock | None = None,
-    script: Tape | None = None,
+    spec: CohortSpec, x: NDArray[np.float32], y: NDArray[np.int64], hidden: Hidden | RowBlock | None = None, script: Tape | None = None
 ) -> Cohort:
-    """A cohort whose clients are watched; arguments as for :class:`WatchedClients`."""
+    """A cohort whose clients are watched."""
     return Cohort(spec, x, y, clients=partial(WatchedClients, hidden=hidden, script=script))
 
 

@@ -24,7 +24,7 @@ from fedsim.methods.messages import Task
 from fedsim.partition import Partition, as_seen, check_partition, make_partition
 from fedsim.partition.partition import TOGETHER_KEY, check_split
 from fedsim.partition.schemes import column_values
-from fedsim.plugins.code_hash import evaluation_hash, place_of, source_hash
+from fedsim.plugins.code_hash import harness_hash, place_of, source_hash
 from fedsim.plugins.registry import lookup
 from fedsim.privacy.selection import SEEN
 from fedsim.words import json_number, spelled
@@ -160,22 +160,16 @@ def _complete(grid: Grid, i: int, cls: type[Algorithm], point: Mapping[str, tupl
         raise raised from error
 
 
-def _silent(text: str) -> None:
-    pass
-
-
-def loaded(grid: Grid, tell: Callable[[str], None] = _silent) -> dict[str, Embeddings]:
+def loaded(grid: Grid) -> dict[str, Embeddings]:
     """The grid's data sets by key, each with the public rows beside it."""
     data: dict[str, Embeddings] = {}
     held: dict[str, PublicRows] = {}
     for spec in grid.sets:
-        tell(f"reading {spec.display}")
         with at(grid.place_of(spec)):
             data[spec.key] = load(spec)
         if public := grid.public_beside(spec):
             with at(grid.place("public")):
                 if public.key not in held:
-                    tell(f"reading {public.display}")
                     held[public.key] = load_public(public)
                 data[spec.key] = held[public.key].beside(data[spec.key])
     return data
@@ -295,7 +289,7 @@ def _cell(
             "probe_c": evaluation.real_c,  # a task holds it, so that an algorithm may use the evaluation's probe
             "source": source,
             # scores of held-out rows decide what is kept, and so does the code that computes them
-            **({"tuning": variant.tuning.model_dump(mode="json"), "code": evaluation_hash()} if variant.tuning else {}),
+            **({"tuning": variant.tuning.model_dump(mode="json"), "code": harness_hash("evaluation")} if variant.tuning else {}),
             **({} if public is None else {"public": public.fingerprint}),
         }
     )
@@ -344,7 +338,7 @@ def public_for(grid: Grid, variant: Variant, data: Embeddings, clients: int) -> 
 def judged_id(training_id: str, evaluation: Evaluation) -> str:
     """The id of a cell: of a training, judged by an evaluation and the code that is here."""
     asked = evaluation.model_dump(mode="json", exclude_none=True)
-    return identity({"training": training_id, "evaluation": asked, "code": evaluation_hash()})
+    return identity({"training": training_id, "evaluation": asked, "code": harness_hash("evaluation")})
 
 
 def identity(facts: Mapping[str, Any]) -> str:

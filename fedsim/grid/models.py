@@ -202,12 +202,9 @@ class AuditSpec(_Model):
 
 
 class Tuning(_Model):
-    """How a cell's parameters are chosen: the best of several trainings, as :class:`Tune` has it.
+    """How a cell's parameters are chosen: the best of several trainings, each with values of the space that are drawn uniformly.
 
-    Attributes:
-        space: values by parameter; a training draws one of each, uniformly.
-        free: every point of the space is trained once, on all rows and at the whole budget, and the best on test rows is kept: what a
-            search costs that nobody pays for.
+    A ``free`` search trains every point once, on all rows and at the whole budget, and keeps the best on test rows: nobody pays for it.
     """
 
     space: dict[str, tuple[Any, ...]]
@@ -243,10 +240,10 @@ class Tune(_Model):
     held_out: Annotated[Real, Field(gt=0, lt=1)] = 0.1
     curves: Axis[Curve] = ("tuned",)
 
-    def of(self, space: Mapping[str, tuple[Any, ...]], *, free: bool) -> Tuning:
+    def of(self, space: dict[str, tuple[Any, ...]], *, free: bool) -> Tuning:
         """The tuning of one algorithm; nothing of a free one but its space decides anything."""
         known = Tune() if free else self
-        return Tuning(space=dict(space), trials=known.trials, distribution=known.distribution, held_out=known.held_out, free=free)
+        return Tuning(**known.model_dump(include={"trials", "distribution", "held_out"}), space=space, free=free)
 
 
 class Resources(_Model):
@@ -367,8 +364,7 @@ class Grid(_Model):
 
     def model_post_init(self, context: Any) -> None:
         """The context of a validation says where the values came from."""
-        if isinstance(context, Origin):
-            self._source = context
+        self._source = context or Origin()
 
     @field_validator("alpha")
     @classmethod
@@ -422,7 +418,7 @@ class Grid(_Model):
     @property
     def unit_kind(self) -> Unit:
         """What kind of thing one budget protects."""
-        return "client" if self.unit == "client" else "example" if self.unit == "example" else "group"
+        return "group" if isinstance(self.unit, GroupUnit) else self.unit
 
     @property
     def division(self) -> PartitionSpec:
@@ -442,15 +438,10 @@ class Cell(_Model):
             evaluation and the code that judges.
         training_id: the same of what can change the training: cells that differ in their evaluation alone share it.
         source: hash of the code that computes it, see :mod:`fedsim.plugins.code_hash`.
-        label: what tables and curves call the algorithm with these parameters.
-        params: all its parameters, defaults included.
+        label: what tables and curves call the algorithm with these parameters, defaults included.
         dataset_hash: the data's fingerprint; None in what may be released.
         public, public_hash, public_licence: name, fingerprint and licence of the public rows, where the algorithm uses them.
-        partition: the scheme, which keeps units together.
-        alpha: Dirichlet concentration, of the schemes that use one.
         epsilon: budget, ``inf`` without privacy; None where epsilon has no meaning for the algorithm.
-        unit_column: the column whose values are the units, where the unit is a group.
-        noise: ``seeded``, or ``secret`` where a budget is kept by noise that no seed gives.
         seed: root of the cell's seed tree, and the partition's seed.
         tuning: how some of ``params`` are chosen; before that they are the first of the space. None: they are given.
     """

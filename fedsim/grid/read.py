@@ -58,19 +58,19 @@ def _lines(node: yaml.Node | None, loc: Loc) -> Iterator[tuple[Loc, int]]:
         yield from _lines(value, (*loc, part))
 
 
-def read_text(path: Path) -> str:
-    """The text of a YAML file that a user names."""
+def read_yaml(path: Path) -> tuple[Any, dict[Loc, int]]:
+    """The data of a YAML file that a user names, and the line of every key path."""
     try:
-        return path.read_text(encoding="utf-8-sig")
+        text = path.read_text(encoding="utf-8-sig")
     except (OSError, ValueError) as error:
         raise UserError(str(path), f"cannot be read ({unread(error)})", "give the path of a YAML file, UTF-8") from error
+    return parse(text, str(path))
 
 
 def complaint(error: ValidationError, model: type[BaseModel], place: Callable[[Loc], str]) -> UserError:
-    """The first error of a validation; an unknown key goes first, for it explains the missing one, and a word that was a mapping last."""
+    """The first error of a validation; an unknown key or a rule of our own goes first, for it explains what else pydantic has to say."""
     errors = error.errors(include_url=False)
-    written = [one for one in errors if one["type"] != "literal_error" or not isinstance(one["input"], Mapping)] or errors
-    first = next((one for one in errors if one["type"] == "extra_forbidden"), written[0])
+    first = next((one for one in errors if one["type"] in ("extra_forbidden", "value_error")), errors[0])
     where, given = place(first["loc"]), first["input"]
     if first["type"] == "extra_forbidden":
         return UserError(where, f"unknown key '{first['loc'][-1]}'", nearest(str(first["loc"][-1]), _fields(model, first["loc"][:-1])))
@@ -111,7 +111,7 @@ def load_grid(
         data, source, folder = copy.deepcopy(dict(grid)), Origin(), Path.cwd()
     else:
         path = Path(grid)
-        given, lines = parse(read_text(path), str(path))
+        given, lines = read_yaml(path)
         if not isinstance(given, dict):
             raise UserError(str(path), "is not a mapping", "write `key: value` lines, at least `algorithms: [NAME]`")
         data, source, folder = {"name": path.stem, **given}, Origin(str(path), lines=lines), path.absolute().parent
@@ -119,18 +119,14 @@ def load_grid(
     changed = tuple(put(data, key, value) for key, value in pairs)
     if more := list(algorithms):
         data["algorithms"] = [*listed(data.get("algorithms")), *more]
-    return _validated(data, replace(source, data=data, overrides=changed), folder)
-
-
-def _validated(data: Mapping[str, Any], source: Origin, folder: Path) -> Grid:
-    """The grid whose places ``source`` names, with its relative paths taken from ``folder``."""
+    source = replace(source, data=data, overrides=changed)
     try:
-        grid = Grid.model_validate(data, context=source)
+        checked = Grid.model_validate(data, context=source)
     except ValidationError as error:
         raise complaint(error, Grid, source.place) from error
-    axes = {name: getattr(grid, name) for name in ("dataset", "encoder", "algorithms")}
+    axes = {name: getattr(checked, name) for name in ("dataset", "encoder", "algorithms")}
     placed: dict[str, Any] = {name: tuple(entry.within(folder) for entry in axis) for name, axis in axes.items()}
-    return grid.model_copy(update=placed | {"public": grid.public and grid.public.within(folder)})
+    return checked.model_copy(update=placed | {"public": checked.public and checked.public.within(folder)})
 
 
 def assignment(text: str, option: str = "set") -> tuple[str, Any]:
@@ -143,15 +139,13 @@ def assignment(text: str, option: str = "set") -> tuple[str, Any]:
 
 def put(data: dict[str, Any], key: str, value: Any) -> Loc:
     """Put a value at a key such as ``evaluation.per_class`` of ``data``; return its key path."""
-    parts, at = key.split("."), data
-    for n, part in enumerate(parts[:-1], 1):
-        inner = at.setdefault(part, {})
-        if not isinstance(inner, dict):
-            outer = ".".join(parts[:n])
-            raise UserError(f"set {key}", f"'{outer}' is not a mapping in the grid file", f"set {outer} as a whole")
-        at = inner
-    at[parts[-1]] = value
-    return tuple(parts)
+    *outer, last = key.split(".")
+    for part in outer:
+        data = data.setdefault(part, {})
+        if not isinstance(data, dict):
+            raise UserError(f"set {key}", f"'{part}' is not a mapping in the grid file", f"set {part} as a whole")
+    data[last] = value
+    return (*outer, last)
 
 
 def one_cell(algorithm: str, params: Sequence[str], **values: Any) -> Grid:
@@ -159,18 +153,13 @@ def one_cell(algorithm: str, params: Sequence[str], **values: Any) -> Grid:
     given: dict[str, Any] = {}
     for text in params:
         put(given, *assignment(text, "params"))
-    data = {"name": "run", "algorithms": [{"name": algorithm, "params": given}], **values}
-    return _validated(data, Origin(data=data), Path.cwd())
+    return load_grid({"name": "run", "algorithms": [{"name": algorithm, "params": given}], **values})
 
 
-def parse_option(model: type[_Option], option: str, text: str | Mapping[str, Any], given: Mapping[str, Any]) -> _Option:
-    """A function's parameter ``option``, a YAML scalar or mapping, as a grid would have it.
-
-    ``given`` are keys that other parameters give; None is not given.
-    """
+def parse_option(model: type[_Option], option: str, text: str | Mapping[str, Any]) -> _Option:
+    """A function's parameter ``option``, a YAML scalar or mapping, as a grid would have it."""
     value = dict(text) if isinstance(text, Mapping) else parse(text, option)[0]
     try:
-        base = value if isinstance(value, dict) else model.model_validate(str(value)).model_dump(exclude_unset=True)
-        return model.model_validate({**base, **{key: option for key, option in given.items() if option is not None}})
+        return model.model_validate(value if isinstance(value, dict) else str(value))
     except ValidationError as error:
         raise complaint(error, model, lambda loc: f"{option}: {'.'.join(map(str, loc))}" if loc else option) from error

@@ -72,6 +72,7 @@ class Algorithm(ABC):
         source: the paper or page that it follows.
         Params: its parameters with defaults.
         private: whether an epsilon has a meaning for it.
+        for_reproduction: whether it is here for its paper's sake: its defaults are at chance at the budgets of our tables.
         units, trusts: the privacy settings that it supports.
         syntheses: values of its parameter ``synthesis`` with which a saved generator can be loaded, whatever it was trained with.
     """
@@ -80,6 +81,7 @@ class Algorithm(ABC):
     source: ClassVar[str] = ""
     Params: ClassVar[type[Params]]
     private: ClassVar[bool] = True
+    for_reproduction: ClassVar[bool] = False
     units: ClassVar[tuple[Unit, ...]] = ("example", "client")
     trusts: ClassVar[tuple[Trust, ...]] = ("aggregate", "silo")
     syntheses: ClassVar[tuple[str, ...]] = ()

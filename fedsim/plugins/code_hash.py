@@ -1,7 +1,7 @@
 """What code is, as a hash: the part of a cell's id that changes when the mathematics may have changed.
 
 Hashed is text, comments and all: of the rooms that compute (:data:`MATHEMATICS`), and of an algorithm's own files, which are its module,
-those of its bases and parameters, and of the Python files of its package, beside it or shipped with fedsim those that one of these imports.
+those of its bases and parameters, and what these import of their package, from beside it and of what fedsim ships.
 """
 
 from __future__ import annotations
@@ -12,11 +12,9 @@ import linecache
 import re
 import secrets
 import sys
-from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
 from typing import Any
-from weakref import WeakKeyDictionary
 
 FEDSIM = Path(__file__).parents[1]
 SHIPPED = tuple(FEDSIM.parent / name for name in ("fedsim", "algorithms", "baselines"))
@@ -25,32 +23,25 @@ _ROOMS = ("methods", "privacy", "models", "training", "partition")
 MATHEMATICS = (*_ROOMS, "batch.py", "device.py", "keystream.py", "seeds.py", "data/embeddings.py")
 """The rooms and files of fedsim that compute what a training is."""
 _IMPORTS = re.compile(r"^[ \t]*(?:from|import)\s+([^(\n]*(?:\([^)]*\))?)", re.MULTILINE)
-_known: WeakKeyDictionary[type, str] = WeakKeyDictionary()
 
 
+@cache
 def source_hash(cls: type) -> str:
     """First 16 hex digits of the SHA-256 of a class's code and of what it is trained by; computed once a process.
 
     A class of a notebook has that of its cell; one whose source is not to be found has a random one, so that nothing is taken for it.
     """
-    if cls not in _known:
-        files = {str(file.relative_to(_home(file))): file.read_text("utf-8", "replace") for file in _files(cls)}
-        typed = {base.__qualname__: _typed(base) or secrets.token_hex(8) for base in _bases(cls) if not _file_of(base.__module__)}
-        _known[cls] = _digest({"": harness_hash()} | files | typed)
-    return _known[cls]
+    files = {str(file.relative_to(_home(file))): file.read_text("utf-8", "replace") for file in _files(cls)}
+    typed = {base.__qualname__: _typed(base) or secrets.token_hex(8) for base in _bases(cls) if not _file_of(base.__module__)}
+    return _digest({"": harness_hash()} | files | typed)
 
 
 @cache
 def harness_hash(*rooms: str) -> str:
-    """The same of the rooms of fedsim that compute, and of others beside them."""
+    """The same of the rooms of fedsim that compute, and of others beside them, such as ``evaluation``, which judges."""
     places = [FEDSIM / room for room in (*MATHEMATICS, *rooms)]
     files = [file for place in places for file in (place.rglob("*.py") if place.is_dir() else [place])]
     return _digest({file.relative_to(FEDSIM).as_posix(): file.read_text("utf-8") for file in files})
-
-
-def evaluation_hash() -> str:
-    """The same of the code that judges what was trained, and computes references."""
-    return harness_hash("evaluation")
 
 
 def place_of(cls: type) -> str:
@@ -80,14 +71,12 @@ def own_files(cls: type) -> set[Path]:
 
 def _files(cls: type) -> set[Path]:
     """All files of a class's own code."""
-    params = getattr(cls, "Params", cls)
-    modules = {base.__module__ for base in (*_bases(cls), *_bases(params))}
-    found, waiting = set[Path](), [file for file in map(_file_of, modules) if file and not file.is_relative_to(FEDSIM)]
+    modules = {base.__module__ for base in (*_bases(cls), *_bases(getattr(cls, "Params", cls)))}
+    found, waiting = set[Path](), {file for file in map(_file_of, modules) if file and not file.is_relative_to(FEDSIM)}
     while waiting:
         file = waiting.pop()
-        if file not in found:
-            found.add(file)
-            waiting += _imported(file)
+        found.add(file)
+        waiting |= _imported(file) - found
     return found
 
 
@@ -96,32 +85,20 @@ def _bases(cls: type) -> list[type]:
     return [base for base in cls.__mro__ if any(of.__module__ == "fedsim.methods.algorithm" for of in base.__mro__)]
 
 
-def _imported(file: Path) -> Iterator[Path]:
-    """The files that a file imports of its package, beside that, and of what fedsim ships; a name may be a module's or something in it."""
-    imports = _IMPORTS.findall(file.read_text("utf-8", "replace"))
-    names = {"__init__", *(name for statement in imports for name in re.findall(r"\w+", statement))}
-    home, top = _home(file), _top(file)
-    alone = _below_shipped(file) or home.name in INSTALLED
-    near = [*_shipped(), *(top.rglob("*.py") if top else ()), *(() if alone else home.glob("*.py"))]
-    yield from (each.resolve() for each in near if each.stem in names)
-    firsts = {part.split()[0].partition(".")[0] for statement in imports for part in statement.split(",") if part.split()}
-    for name in set() if alone else firsts - {"", "fedsim", "algorithms", "baselines"}:
-        yield from (each.resolve() for each in (home / name).rglob("*.py"))
-
-
-@cache
-def _shipped() -> list[Path]:
-    return [file for folder in SHIPPED[1:] for file in folder.glob("*.py")]
-
-
-def _top(file: Path) -> Path | None:
-    """The folder of the package that a file belongs to; None: it is a module by itself."""
-    return next((folder for folder in reversed(file.parents) if (folder / "__init__.py").exists()), None)
+def _imported(file: Path) -> set[Path]:
+    """The files of its package, beside it and of what fedsim ships whose names are in the import statements of a file."""
+    names = {"__init__", *re.findall(r"\w+", " ".join(_IMPORTS.findall(file.read_text("utf-8", "replace"))))}
+    home = _home(file)
+    folders, near = [home / file.relative_to(home).parts[0]], [each for folder in SHIPPED[1:] for each in folder.glob("*.py")]
+    if not _below_shipped(file) and home.name not in INSTALLED:
+        folders, near = [*folders, *(home / name for name in names)], [*near, *home.glob("*.py")]
+    near += [each for folder in folders for each in folder.rglob("*.py")]
+    return {each.resolve() for each in near if each.stem in names and not each.is_relative_to(FEDSIM)}
 
 
 def _home(file: Path) -> Path:
     """The folder from which a file is imported."""
-    return (_top(file) or file).parent
+    return next(folder for folder in file.parents if not (folder / "__init__.py").exists())
 
 
 def _typed(cls: type) -> str:

@@ -1,4 +1,7 @@
-"""Algorithms by name: ``@register``, entry points of group ``fedsim.algorithms``, ``pkg.module:Class`` and ``file.py:Class`` paths."""
+"""Algorithms by name: ``@register``, entry points of group ``fedsim.algorithms``, ``pkg.module:Class`` and ``file.py:Class`` paths.
+
+Also where in a plug-in's source something is or happened, as ``file:line``.
+"""
 
 from __future__ import annotations
 
@@ -7,16 +10,17 @@ import importlib.util
 import inspect
 import os
 import sys
+import sysconfig
+import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from importlib.metadata import entry_points
 from pathlib import Path
 from types import ModuleType
-from typing import TYPE_CHECKING, Any, TypeVar, cast, get_args
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 from fedsim.errors import PluginError, UserError, nearest
-from fedsim.plugins.code_hash import is_shipped, shown
-from fedsim.plugins.places import blamed, line_of, origin, said
+from fedsim.plugins.code_hash import FEDSIM, INSTALLED, is_shipped, shown
 
 if TYPE_CHECKING:
     from fedsim.methods.algorithm import Algorithm
@@ -65,7 +69,7 @@ def lookup(name: str, where: str = "algorithm") -> type[Algorithm]:
             of_file = name.endswith(".py") or "/" in name
             raise UserError(where, f"unknown algorithm '{name}'", f"name its class: {name}:CLASS" if of_file else nearest(name, known()))
         cls = _imported(path, where)
-    check_complete(cls, name, where)
+    _check_complete(cls, name, where)
     if "name" not in vars(cls):  # a registered base class has one of its own
         cls.name = name
     return cast("type[Algorithm]", cls)
@@ -123,9 +127,9 @@ def _imported(path: str, where: str) -> Any:
     except UserError:
         raise
     except (Exception, SystemExit) as error:  # a plug-in may raise anything as it is imported
-        at = origin(error)
+        at = _origin(error)
         hint = "correct it there" if at else "give an importable pkg.module:Class or file.py:Class"
-        raise PluginError(where, f"'{path}' cannot be imported ({at + ': ' if at else ''}{said(error)})", hint) from error
+        raise PluginError(where, f"'{path}' cannot be imported ({at and f'{at}: '}{said(error)})", hint) from error
 
 
 def _module_of_file(path: str, where: str) -> ModuleType:
@@ -148,37 +152,57 @@ def _module_of_file(path: str, where: str) -> ModuleType:
     return module
 
 
-def check_complete(cls: Any, name: str, where: str) -> None:
+def _check_complete(cls: Any, name: str, where: str) -> None:
     """Check what can be seen without running it of what the look-up of ``name`` led to."""
     from fedsim.methods.algorithm import Algorithm, Params
-    from fedsim.privacy.plan import Trust, Unit
 
     if not (isinstance(cls, type) and issubclass(cls, Algorithm)):
         raise PluginError(where, f"'{name}' is not an Algorithm", "derive the class from fedsim.methods.algorithm.Algorithm")
+    missing = sorted(cls.__abstractmethods__)
+    if cls.generates() and cls.generator is Algorithm.generator:
+        missing.append("generator")  # or a classifier
+    if missing:
+        hint = "; ".join(_outline(cls, method) for method in missing)
+        raise PluginError(where, f"{line_of(cls)}: {cls.__name__} lacks {', '.join(missing)}", hint)
     params = getattr(cls, "Params", None)
-    settings = [(key, getattr(cls, key), get_args(words)) for key, words in (("units", Unit), ("trusts", Trust))]
-    unknown = next(((key, own, words) for key, own, words in settings if not _are_of(own, words)), None)
-    if missing := sorted(cls.__abstractmethods__):
-        what, hint = f"lacks {' and '.join(missing)}", f"define {'; '.join(outline(cls, method) for method in missing)}"
-    elif cls.generates() and cls.generator is Algorithm.generator:
-        what, hint = "has neither generator nor classifier", f"define one: {outline(Algorithm, 'generator')}"
-    elif not (isinstance(params, type) and issubclass(params, Params)):
-        what, hint = f"has Params = {params!r}", "give it Params, a class derived from fedsim.methods.algorithm.Params"
-    elif unknown:
-        key, own, words = unknown
-        what, hint = f"has {key} = {own!r}", f"give a tuple of {', '.join(words)}, such as {words[:1]}"
-    else:
-        return
-    raise PluginError(where, f"{line_of(cls)}: {cls.__name__} {what}", hint)
+    if not (isinstance(params, type) and issubclass(params, Params)):
+        hint = "give it Params, a class derived from fedsim.methods.algorithm.Params"
+        raise PluginError(where, f"{line_of(cls)}: {cls.__name__} has Params = {params!r}", hint)
 
 
-def _are_of(values: Any, words: tuple[str, ...]) -> bool:
-    """Whether ``values`` is a tuple of one or several of ``words``."""
-    return isinstance(values, tuple) and bool(values) and all(value in words for value in values)
-
-
-def outline(cls: Any, method: str) -> str:
+def _outline(cls: Any, method: str) -> str:
     """``name(arguments): what it is for``, of a method of a class."""
     function = getattr(cls, method)
     says = (inspect.getdoc(function) or "").partition("\n")[0].rstrip(".")
-    return f"{method}({', '.join(inspect.signature(function).parameters)}): {says}"
+    return f"define {method}({', '.join(inspect.signature(function).parameters)}): {says}"
+
+
+def line_of(thing: Any) -> str:
+    """Where a class, function or method is defined; its name where that is not to be found."""
+    try:
+        return f"{shown(inspect.getsourcefile(thing) or '')}:{inspect.getsourcelines(thing)[1]}"
+    except (OSError, TypeError):  # made in an interpreter, or its file is gone
+        return str(getattr(thing, "__qualname__", thing))
+
+
+def blamed(error: BaseException, cls: type) -> str:
+    """``file:line`` of an exception in the code of an algorithm, or of its class where it was raised elsewhere."""
+    return _origin(error) or line_of(cls)
+
+
+def said(error: BaseException) -> str:
+    """An exception on one line."""
+    text = error.msg if isinstance(error, SyntaxError) else str(error)
+    return " ".join(f"{type(error).__name__}: {text}".split()).rstrip(": ")
+
+
+def _origin(error: BaseException) -> str:
+    """``file:line`` of an exception: its innermost frame outside of Python, fedsim and what is installed; empty where there is none."""
+    if isinstance(error, SyntaxError) and error.filename:
+        return f"{shown(error.filename)}:{error.lineno}"
+    foreign = (FEDSIM, Path(sysconfig.get_path("stdlib")))
+    for frame in reversed(traceback.extract_tb(error.__traceback__)):
+        file = Path(frame.filename)
+        if file.is_file() and not INSTALLED & set(file.parts) and not any(file.is_relative_to(folder) for folder in foreign):
+            return f"{shown(file)}:{frame.lineno}"
+    return ""

@@ -28,17 +28,9 @@ _SIZES = ((1_000, "n<1K"), (10_000, "1K<n<10K"), (100_000, "10K<n<100K"), (1_000
 def write_hub_folder(
     generator: SavedGenerator, out: Path | str, per_class: int = 200, seed: int | None = None, repository: str | None = None
 ) -> dict[str, Any]:
-    """Write ``README.md`` and one Parquet file of ``per_class`` rows a class; returns their manifest.
+    """Write ``README.md`` and one Parquet file of ``per_class`` rows a class into a new or empty folder; returns their manifest.
 
-    Args:
-        generator: one that may leave the simulation.
-        out: the folder; new or empty.
-        per_class: synthetic rows a class.
-        seed: of the draw; default: the cell's.
-        repository: on the hub, ``owner/name``; default: the folder's name.
-
-    Raises:
-        UserError: the generator may not be released, or the folder is not empty.
+    ``repository`` is ``owner/name`` on the hub; default: the folder's name.
     """
     out, cell = Path(out), generator.facts.cell
     if generator.facts.held_back:

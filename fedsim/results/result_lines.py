@@ -11,7 +11,7 @@ from pydantic import BaseModel, ConfigDict, field_validator
 from fedsim.evaluation.judge import Judgement
 from fedsim.evaluation.references import Ceiling, LocalOnly
 from fedsim.grid.models import shown
-from fedsim.plugins.code_hash import evaluation_hash
+from fedsim.plugins.code_hash import harness_hash
 from fedsim.plugins.registry import lookup
 from fedsim.privacy.accountant import counted_by
 from fedsim.training.trial import Outcome, Trial
@@ -108,7 +108,7 @@ def judgement_line(trial: Trial, end: Judgement | RowError, seconds: float) -> d
         "cell_id": cell.cell_id,
         "training_id": cell.training_id,
         "evaluation": cell.evaluation.model_dump(mode="json", exclude_none=True),
-        "judged": evaluation_hash(),
+        "judged": harness_hash("evaluation"),
         "seconds": seconds,
     }
     if isinstance(end, RowError):

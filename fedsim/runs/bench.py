@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import importlib
-import subprocess
-import sys
+import tempfile
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
@@ -14,6 +13,7 @@ from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import numpy as np
 from rich.console import Console
 
 from fedsim.errors import UserError
@@ -22,16 +22,16 @@ from fedsim.grid.cells import identity
 from fedsim.grid.models import Grid
 from fedsim.interrupts import INTERRUPTED
 from fedsim.partition.matrix import MOST_PANELS, write_partitions
-from fedsim.plugins.registry import NOTEBOOK
+from fedsim.plugins.registry import NOTEBOOK, check_installed
 from fedsim.privacy.plan import THEOREMS
-from fedsim.results.run import Entry, Lines, read_manifest
+from fedsim.results.run import Entry, Lines, entries, grid_rounds, grid_rows, read_manifest
 from fedsim.results.store import ResultStore
 from fedsim.runs.display import Display, outcome
-from fedsim.runs.engine import ClusterLost, Engine, InProcess, by_token
+from fedsim.runs.engine import ClusterLost, InProcess, by_token
 from fedsim.runs.jobs import CellJob, Job, RunContext, audit_of, check_of, checked_facts, references_of
-from fedsim.runs.manifest import write_manifest
-from fedsim.runs.plan_view import show_refused, show_warnings
-from fedsim.runs.prepare import Prepared, label_matrices
+from fedsim.runs.manifest import grid_of, hardware, write_manifest
+from fedsim.runs.plan_view import show_warnings
+from fedsim.runs.prepare import Prepared, label_matrices, prepare, this_machine
 from fedsim.runs.scheduler import Scheduler
 from fedsim.training.trial import Trial
 from fedsim.words import counted, print_line
@@ -39,8 +39,8 @@ from fedsim.words import counted, print_line
 if TYPE_CHECKING:
     from fedsim.evidence.audit.audit import ClaimAudit
     from fedsim.report.report import Report
+    from fedsim.runs.scheduler import Engine
 
-REPORT = "from fedsim.cli import main; main()"
 MOST_SHOWN = 12
 """Rows that are not ok and are listed below the table of results, which has to stay in sight."""
 
@@ -68,48 +68,29 @@ def run_bench(
     Returns:
         The exit code: 0 if every cell is ok, 1 if one is not or a plug-in was left out, 130 after an interruption.
     """
-    store = ResultStore(folder)
-    show_refused(prepared, console)
+    store, bare = ResultStore(folder), [Entry(t.cell.cell_id, t.cell.training_id, t.cell.label) for t in prepared.trials]
     show_warnings(prepared, console)
     audits = _audits(prepared)  # before the folder is made
     with store.lock():
-        code = _run_locked(prepared, store, console, engine, audits, retry_failed=retry_failed)
-    show_refused(prepared, console)
-    return code
-
-
-def _run_locked(
-    prepared: Prepared,
-    store: ResultStore,
-    console: Console,
-    engine: AbstractContextManager[Engine],
-    audits: Sequence[ClaimAudit],
-    *,
-    retry_failed: bool,
-) -> int:
-    folder = store.folder.path
-    read_manifest(folder)  # which refuses an older folder
-    store.check()
-    lines = Lines.read(folder)
-    if changed := older_code(prepared.grid, prepared.trials, lines):
-        print_line(console, changed, "yellow")
-    run = RunContext(prepared, store, Display(console, len(prepared.trials), _ended(prepared.trials, lines, retry_failed=retry_failed)))
-    jobs = list(missing_jobs(run, audits, lines, retry_failed=retry_failed))
-    sweep(store, prepared.trials, lines)
-    write_manifest(store.folder, prepared, entries_of(run, audits))
-    drawn = [matrix for matrix in label_matrices(prepared) if matrix.seed == prepared.grid.seeds[0]]
-    write_partitions(store.folder.partitions, drawn[:MOST_PANELS])
-    try:
-        report = _run(run, jobs, console, engine)
-    except KeyboardInterrupt:
-        print_line(console, f"interrupted: {_finished(prepared, folder)}; the same command goes on")
-        return INTERRUPTED
-    except ClusterLost as error:
-        print_line(console, f"{error.where}: {error.what}; {_finished(prepared, folder)}; {error.hint}")
-        if Lines.read(folder).trainings:  # in a process of its own: Ray ends this one within seconds of a loss
-            subprocess.run([sys.executable, "-c", REPORT, "report", str(folder)], check=False)
-            print_line(console, f"report: {store.folder.page}")
-        return error.exit_code
+        read_manifest(folder)  # which refuses an older folder
+        store.check()
+        lines = Lines.read(folder)
+        if changed := older_code(prepared.grid, prepared.trials, lines):
+            print_line(console, changed, "yellow")
+        ended = Counter(row.status for row in lines.rows(bare) if row.status != "failed" or not retry_failed)
+        run = RunContext(prepared, store, Display(console, len(bare), ended))
+        jobs = list(missing_jobs(run, audits, lines, retry_failed=retry_failed))
+        sweep(store, prepared.trials, lines)
+        write_manifest(store.folder, prepared, entries_of(run, audits))
+        drawn = [matrix for matrix in label_matrices(prepared) if matrix.seed == prepared.grid.seeds[0]]
+        write_partitions(store.folder.partitions, drawn[:MOST_PANELS])
+        try:
+            report = _run(run, jobs, console, engine)
+        except (KeyboardInterrupt, ClusterLost) as error:
+            lost = error if isinstance(error, ClusterLost) else None
+            finished = f"{len(Lines.read(folder).rows(bare))} of {counted(len(bare), 'cell')} finished"
+            print_line(console, f"{f'{lost.where}: {lost.what}' if lost else 'interrupted'}: {finished}; the same command goes on")
+            return lost.exit_code if lost else INTERRUPTED
     report.show(console)
     bad = [row for row in report.rows if row.status != "ok"]
     for row in bad[:MOST_SHOWN]:
@@ -117,8 +98,9 @@ def _run_locked(
     if len(bad) > MOST_SHOWN:
         print_line(console, f"and {len(bad) - MOST_SHOWN} more that are not ok; the report lists them", "red")
     if any(row.status == "failed" for row in bad):
-        again = "the same command runs failed cells again" if retry_failed else "run failed cells again with retry_failed"
-        console.print(again, soft_wrap=True)
+        print_line(console, "the same command runs failed cells again" if retry_failed else "run failed cells again with retry_failed")
+    for refused in prepared.refused.values():
+        print_line(console, f"left out: {refused}", "red")
     print_line(console, f"report: {report.page}")
     return 1 if bad or prepared.refused else 0
 
@@ -202,31 +184,13 @@ def entries_of(run: RunContext, audits: Sequence[ClaimAudit]) -> list[Entry]:
     return entries
 
 
-def _bare(trials: Sequence[Trial]) -> list[Entry]:
-    return [Entry(trial.cell.cell_id, trial.cell.training_id, trial.cell.label) for trial in trials]
-
-
-def _ended(trials: Sequence[Trial], lines: Lines, *, retry_failed: bool) -> Mapping[str, int]:
-    """How many cells an earlier bench ended that do not run again, by status."""
-    return Counter(row.status for row in lines.rows(_bare(trials)) if row.status != "failed" or not retry_failed)
-
-
-def _finished(prepared: Prepared, folder: Path) -> str:
-    done = Lines.read(folder).rows(_bare(prepared.trials))
-    return f"{len(done)} of {counted(len(prepared.trials), 'cell')} finished"
-
-
 def older_code(grid: Grid, trials: Sequence[Trial], lines: Lines) -> str | None:
     """How many trainings are left out because the code of algorithms that run now was another then; None where none is."""
     sources = {trial.cell.algorithm: trial.cell.source for trial in trials if trial.cell.training_id not in lines.trainings}
     cells = [line["cell"] for line in lines.trainings.values()]
-    old = [cell for cell in cells if cell["source"] != sources.get(cell["algorithm"], cell["source"])]
-    if not old:
-        return None
-    names = list(dict.fromkeys(entry.display for entry in grid.algorithms if entry.name in {cell["algorithm"] for cell in old}))
-    methods = " and ".join(names) if len(names) < 4 else f"{len(names)} algorithms"
-    count = "1 row is of the old code and is" if len(old) == 1 else f"{len(old)} rows are of the old code and are"
-    return f"the source of {methods} changed: {count} left out"
+    old = [cell["algorithm"] for cell in cells if cell["source"] != sources.get(cell["algorithm"], cell["source"])]
+    names = dict.fromkeys(entry.display for entry in grid.algorithms if entry.name in old)
+    return f"the source of {', '.join(names)} changed: left out: {counted(len(old), 'row')} of the old code" if old else None
 
 
 def _run(run: RunContext, jobs: list[Job], console: Console, engine: AbstractContextManager[Engine]) -> Report:
@@ -249,3 +213,60 @@ def _drawn(folder: Path) -> Report:
     from fedsim.report.report import write_report
 
     return write_report(folder)
+
+
+def run_again(folder: Path, console: Console, count: int, ids: Sequence[str] = (), *, trust_plugin: bool = False) -> bool:
+    """Run finished cells of a run folder, maybe somebody else's, again and show what differs; whether nothing does, to the last bit.
+
+    ``count`` cells drawn at random, or those whose ids begin with one of ``ids``. The code of algorithms that the grid names as a file or a
+    module that is not installed only runs with ``trust_plugin``.
+    """
+    from fedsim.report.compare import RunRecords, compare  # late, for it takes pandas, which a bench's start does not wait for
+
+    store = ResultStore(folder)
+    store.folder.check()
+    manifest = read_manifest(folder)
+    grid, refused = grid_of(manifest, store.folder), {entry["algorithm"] for entry in manifest["refused"]}
+    grid = grid.model_copy(update={"algorithms": tuple(entry for entry in grid.algorithms if entry.display not in refused)})
+    for entry in () if trust_plugin else grid.algorithms:
+        check_installed(entry.name, str(store.folder.manifest))
+    prepared, listed = prepare(grid, [this_machine()]), manifest["cells"]
+    if len(listed) != len(prepared.trials):
+        what = f"lists {counted(len(listed), 'cell')}, and its grid makes {len(prepared.trials)} with the code and data of today"
+        raise UserError(str(store.folder.manifest), what, "verify it with the code and data that it ran on")
+    # by position: with other code a cell has another id
+    trials = {cell["cell_id"]: trial for cell, trial in zip(listed, prepared.trials, strict=True)}
+    lines = replace(Lines.read(folder), audits={}, checks=())  # which are no part of a cell
+    finished = [row for row in lines.rows(entries(folder, lines)) if row.status != "failed"]
+    known = [row.cell_id for row in finished if row.noise != "secret"]
+    for start in ids:
+        if not any(id_.startswith(start) for id_ in known):
+            raise UserError("cells", f"no cell that can be repeated has the id '{start}'", f"known: {', '.join(known) or 'none'}")
+    if not known:
+        raise UserError(str(folder), "no finished cell can be repeated", "give a folder with finished cells whose noise is seeded")
+    drawn = np.random.default_rng().choice(known, min(count, len(known)), replace=False).tolist()
+    old = [row for row in finished if row.cell_id in (drawn if not ids else [id_ for id_ in known if id_.startswith(tuple(ids))])]
+    ran = [trials[row.cell_id].cell for row in old]
+    # a cell that was trained once with another is so again, by the first one's training
+    kept = {training: line["state"] for training, line in lines.trainings.items()}
+    equal = {training: first for training, first in prepared.equal.items() if kept.get(training) == kept.get(first)}
+    trained = {id_ for cell in ran for id_ in (cell.training_id, equal.get(cell.training_id))}
+    again = tuple(trial for trial in prepared.trials if trial.cell.training_id in trained)
+    prepared, engine = engine_for(replace(prepared, equal=equal, trials=again))
+    with tempfile.TemporaryDirectory(prefix="fedsim-verify-") as scratch:
+        run = RunContext(prepared, ResultStore(Path(scratch)), Display(console, len(prepared.trials)))
+        with engine as running, run.display:
+            Scheduler(run, running).run(missing_jobs(run, (), Lines({}, {}, {})))
+        write_manifest(run.store.folder, prepared, entries_of(run, ()))
+        chosen = {cell.cell_id for cell in ran}
+        rows = [row for row in grid_rows(Path(scratch)) if row.cell_id in chosen]
+        new = RunRecords(rows, [record for record in grid_rounds(Path(scratch)) if record["cell_id"] in chosen])
+    comparison = compare((str(folder), "the cells run again"), RunRecords(old, grid_rounds(folder)), new)
+    comparison.show(console)
+    same = comparison.rows_equal and len(comparison.matched) == len(old)
+    for name, value in hardware().items():
+        if not same and manifest["hardware"][name] != value:
+            print_line(console, f"{name}: {manifest['hardware'][name]} → {value}")
+    ended = "equal to the last bit in rows and rounds" if same else "they differ"
+    print_line(console, f"{len(old)} of {counted(len(finished), 'finished cell')} run again: {ended}")
+    return same

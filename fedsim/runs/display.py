@@ -4,40 +4,20 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, nullcontext
+from collections.abc import Mapping
+from datetime import timedelta
+from importlib.util import find_spec
 from types import TracebackType
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
-from rich.text import Text
 
 from fedsim.results.columns import Row
-from fedsim.words import counted, is_live, number, print_line
+from fedsim.words import counted, number, print_line
 
 EVERY = 60.0
 """Seconds between two lines where there is no terminal."""
 _DAY = 86_400.0
-
-
-@contextmanager
-def preparing(console: Console, every: float = 20.0) -> Iterator[Callable[[str], None]]:
-    """Yields what shows what a preparation does now: in a terminal at once, elsewhere by a line every so many seconds."""
-    status = console.status("preparing") if is_live(console) else None
-    started = printed = time.monotonic()
-
-    def tell(text: str) -> None:
-        nonlocal printed
-        now = time.monotonic()
-        line = f"{text} ({now - started:.0f} s)"
-        if status is not None:
-            status.update(Text(line))
-        elif now - printed >= every:
-            printed = now
-            print_line(console, line)
-
-    with status or nullcontext():
-        yield tell
 
 
 class Display:
@@ -47,7 +27,8 @@ class Display:
         self.total, self.ended, self._console = total, Counter(ended), console
         words = TextColumn("{task.description}", markup=False)
         columns = (words, BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn())
-        self._progress = Progress(*columns, console=console, transient=True, disable=not is_live(console), speed_estimate_period=_DAY)
+        live = console.is_terminal or (console.is_jupyter and find_spec("ipywidgets") is not None)
+        self._progress = Progress(*columns, console=console, transient=True, disable=not live, speed_estimate_period=_DAY)
         self._cells = self._progress.add_task("cells", total=total, completed=self.ended.total())
         self.running: dict[str, TaskID] = {}
         self._started = self._printed = time.monotonic()
@@ -102,23 +83,20 @@ class Display:
 def outcome(row: Row) -> str:
     """A cell's result in a few words."""
     if row.error is not None:
-        first = (row.error["message"].strip().splitlines() or [""])[0]
-        return f"unaccounted, {first}" if row.status == "unaccounted" else f"failed, {row.error['type']}: {first}"
+        kind = "unaccounted" if row.status == "unaccounted" else f"failed, {row.error['type']}"
+        return f"{kind}: {row.error['message'].strip().partition(chr(10))[0]}"
     words = f"balanced accuracy {row.balanced_accuracy:.3f}"
     if row.epsilon_spent is not None:
         words += f", ε spent {number(row.epsilon_spent, 3)}"
     if row.status == "overspent":
         return f"overspent ({words} of {number(row.epsilon_target)})"
     if row.status == "refuted":
-        reason = f"an audit finds ε ≥ {number(row.audit_epsilon_lower, 3)}"
+        found = f"an audit finds ε ≥ {number(row.audit_epsilon_lower, 3)}"
         if row.audit_epsilon_lower <= (row.epsilon_target or 0.0):
-            reason = f"a canary adds {number(row.audit_canary_ratio, 3)} of the claimed sensitivity"
-        reason += f", {row.audited_form}" if row.audited_form else ""
-        return f"refuted (ε = {number(row.epsilon_target)} claimed, {reason})"
+            found = f"a canary adds {number(row.audit_canary_ratio, 3)} of the claimed sensitivity"
+        return f"refuted (ε = {number(row.epsilon_target)} claimed, {found})"
     return words
 
 
 def _duration(seconds: float) -> str:
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
+    return str(timedelta(seconds=round(seconds)))

@@ -1,4 +1,4 @@
-"""The interface of engines, which run the scheduler's jobs; and the engine that runs them in this process, without Ray."""
+"""What runs the scheduler's jobs on slots; here in this process, without Ray. Its other form is :class:`fedsim.runs.ray.RayEngine`."""
 
 from __future__ import annotations
 
@@ -7,14 +7,13 @@ import secrets
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 
 from fedsim.errors import RunLost
 from fedsim.grid.models import Device
-from fedsim.runs.need import Need, Node
-from fedsim.runs.worker import Failure, Item, Worker
+from fedsim.runs.worker import Failure, Item, Need, Node, Worker
 
 
 class ClusterLost(RunLost):
@@ -47,31 +46,6 @@ class Slot:
     stream: Any = None
 
 
-class Engine(Protocol):
-    """Runs jobs on slots. A stream is what a started job yields; equal to itself alone."""
-
-    def put(self, value: Any) -> Any:
-        """A value as jobs are given it; workers read it without a copy where they can."""
-
-    def nodes(self) -> tuple[Node, ...]:
-        """What there is now."""
-
-    def open(self, need: Need, device: Device) -> Slot:
-        """A slot; what is started on it waits until there is room for all its actors."""
-
-    def close(self, slot: Slot) -> None:
-        """End a slot's actors."""
-
-    def start(self, slot: Slot, method: str, *args: Any) -> Any:
-        """Start a job, a method of :class:`fedsim.runs.worker.Worker`; its stream."""
-
-    def ready(self, streams: Sequence[Any], timeout: float) -> list[Any]:
-        """Streams whose next item is there or that have ended; none if nothing comes in so many seconds."""
-
-    def receive(self, stream: Any) -> Item:
-        """The next item of a stream."""
-
-
 @dataclass
 class InProcess:
     """Runs each job where it is started from, item by item: breakpoints and profilers work, and nothing is started.
@@ -83,35 +57,35 @@ class InProcess:
     capture: bool = False
 
     def put(self, value: Any) -> Any:
-        """The value itself."""
+        """A value as jobs are given it: itself; an actor reads it without a copy where it can."""
         return value
 
     def nodes(self) -> tuple[Node, ...]:
-        """This machine."""
+        """What machines there are now."""
         return (self.node,)
 
     def open(self, need: Need, device: Device) -> Slot:
-        """A worker in this process, whatever the number of actors."""
+        """A worker in this process, whatever the number of actors; of actors, what is started waits until there is room for all."""
         return Slot(need, Worker(need, device, capture=self.capture))
 
     def close(self, slot: Slot) -> None:
         """The process stays: its settings are reset as before a job, and whatever else a plug-in changed is not."""
         if slot.stream is not None:
             slot.stream.close()  # else what is printed still goes to the log of its cell
-        slot.worker.process.make_ready()
+        slot.worker.make_ready()
         torch.set_flush_denormal(False)
 
     def start(self, slot: Slot, method: str, *args: Any) -> Any:
-        """The job's own generator."""
+        """Start a job, a method of :class:`fedsim.runs.worker.Worker`: its stream, equal to itself alone."""
         slot.stream = getattr(slot.worker, method)(*args)
         return slot.stream
 
     def ready(self, streams: Sequence[Any], timeout: float) -> list[Any]:
-        """The first one: it computes as it is received."""
+        """Streams whose next item is there or that have ended, none after so many seconds; here the first, which computes when asked."""
         return list(streams[:1])
 
     def receive(self, stream: Any) -> Item:
-        """Compute up to the next item."""
+        """Compute up to the next item of a stream."""
         item: Item = next(stream)
         return item
 

@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import cache
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 from fedsim.errors import PluginError
 from fedsim.evaluation.references import Ceiling, LocalOnly
-from fedsim.files import discard, unread
+from fedsim.files import discard
 from fedsim.grid.cells import identity
 from fedsim.json_lines import dump
 from fedsim.partition import Partition
-from fedsim.plugins.code_hash import evaluation_hash, harness_hash, is_shipped
+from fedsim.plugins.code_hash import harness_hash, is_shipped
 from fedsim.plugins.registry import lookup
 from fedsim.results.result_lines import RowError, judgement_line, reference_line, training_line
 from fedsim.results.run import Entry, Lines
@@ -23,9 +22,8 @@ from fedsim.results.store import ResultStore
 from fedsim.results.trained import as_trained, keep_state, read_state
 from fedsim.runs.display import Display
 from fedsim.runs.manifest import now, versions
-from fedsim.runs.need import Need
 from fedsim.runs.prepare import Prepared
-from fedsim.runs.worker import Failure, Item, Judged, Progress
+from fedsim.runs.worker import Failure, Item, Judged, Need, Progress
 from fedsim.training.state import keep, kept
 from fedsim.training.trial import Outcome, Trial
 from fedsim.words import setting
@@ -51,10 +49,6 @@ class RunContext:
         """Add lines to a cell's log."""
         self.store.log(trial.cell.cell_id, lines)
 
-    def failed(self, name: str, consequence: str, failure: Failure) -> None:
-        """Show that a job beside the cells failed; the same command tries it again, because it leaves no line."""
-        self.display.note(f"{name} failed, {consequence}; the same command tries again: {failure.summary()}")
-
     def finished(self, trial: Trial, training: Mapping[str, Any], judgement: Mapping[str, Any] | None = None) -> None:
         """Show how a cell ended, by the lines of its training and of its judgement."""
         cell = trial.cell
@@ -73,37 +67,50 @@ class RunContext:
         return PluginError(where, what, "correct it, or give keep_going for a failed row")
 
 
-class Job(ABC):
-    """One piece of work.
+@dataclass(eq=False)
+class Job:
+    """One piece of work. Beside the cells one that fails leaves no line, so that the same command tries it again.
 
     Attributes:
         key: differs from that of every other job of a bench.
         name: what it is called in a message.
-        need: what it needs.
+        asked: gives, with data sets as the engine holds them, the worker's method that does it, and its arguments.
+        done: takes every item that comes of it but a failure, which costs what ``lost`` says.
         trial: a cell whose algorithm it runs; None: none.
         any_slot: whether it runs on a slot of any shape.
         limited: whether it is ended after the grid's ``cell_timeout``.
     """
 
+    run: RunContext
     key: tuple[str, ...]
     name: str
-    need: Need
-    trial: Trial | None
+    asked: Callable[[Put], tuple[Any, ...]]
+    done: Callable[[Item], None]
+    lost: str
+    trial: Trial | None = None
     any_slot: bool = True
     limited: bool = False
 
     @property
+    def need(self) -> Need:
+        """What it needs: one actor."""
+        return self.run.prepared.need
+
+    @cached_property
     def plug_in(self) -> str:
         """The algorithm whose code it runs, where that is not shipped with fedsim; else empty."""
-        return self.trial.cell.algorithm if self.trial is not None and _is_plug_in(self.trial.cell.algorithm) else ""
+        return "" if self.trial is None or is_shipped(lookup(self.trial.cell.algorithm)) else self.trial.cell.algorithm
 
-    @abstractmethod
     def call(self, put: Put) -> tuple[Any, ...]:
-        """The worker's method that does it, and its arguments."""
+        """As asked for."""
+        return self.asked(put)
 
-    @abstractmethod
     def take(self, item: Item) -> None:
         """Take what the worker yields; a result is written as it comes."""
+        if isinstance(item, Failure):
+            self.run.display.note(f"{self.name} failed, {self.lost}; the same command tries again: {item.summary()}")
+        else:
+            self.done(item)
 
     def again(self) -> Job:
         """The job that is left to do after its worker was lost."""
@@ -121,8 +128,12 @@ class CellJob(Job):
     def __init__(self, run: RunContext, trial: Trial, training: Line | None = None, equal: Sequence[_Cell] = ()) -> None:
         self.run, self.trial, self.training = run, trial if training is None else as_trained(trial, training), training
         self.equal, self.key, self.name = list(equal), ("cell", trial.cell.cell_id), f"{trial.cell.label} (cell {trial.cell.cell_id})"
-        self.need = run.prepared.need_of(trial) if training is None else run.prepared.need
         self.any_slot, self.limited = training is not None, training is None
+
+    @property
+    def need(self) -> Need:
+        """Of a training all its actors."""
+        return self.run.prepared.need_of(self.trial) if self.training is None else self.run.prepared.need
 
     @property
     def cells(self) -> list[_Cell]:
@@ -171,16 +182,13 @@ class CellJob(Job):
         for trial, _ in self.cells:
             training = {"training_id": trial.cell.training_id}
             self.run.store.append("rounds", ({**training, "round": r.round, **r.values} for r in progress.rounds))
-        self.run.log(self.trial, log_lines(progress))
+        lines = [f"round {record.round + 1}/{record.rounds} {dump(record.values)}" for record in progress.rounds]
+        self.run.log(self.trial, [*lines, progress.output.rstrip("\n")] if progress.output else lines)
         if progress.rounds:
             last = progress.rounds[-1]
             self.run.display.round_done(self.trial.cell.cell_id, last.round + 1, last.rounds)
         if progress.checkpoint is not None:
-            try:
-                keep(self._checkpoint, progress.checkpoint)
-            except OSError as error:  # a cell can do without
-                what = f"{self._checkpoint} cannot be written ({unread(error)}); the cell goes on without a new checkpoint"
-                self.run.log(self.trial, [what])
+            keep(self._checkpoint, progress.checkpoint)
 
     def _end(self, outcome: Outcome) -> None:
         """Keep what was made, then write the lines; the checkpoint, which may hold the key of secret noise, goes before."""
@@ -219,34 +227,14 @@ class CellJob(Job):
             self.run.finished(trial, training, line)
 
 
-@dataclass(frozen=True)
-class SideJob(Job):
-    """A job beside the cells: ``asked`` makes what :meth:`call` gives, ``done`` takes every item."""
-
-    key: tuple[str, ...]
-    name: str
-    need: Need
-    asked: Callable[[Put], tuple[Any, ...]]
-    done: Callable[[Item], None]
-    trial: Trial | None = None
-
-    def call(self, put: Put) -> tuple[Any, ...]:
-        """As asked for."""
-        return self.asked(put)
-
-    def take(self, item: Item) -> None:
-        """Done with it as given."""
-        self.done(item)
-
-
-def references_of(run: RunContext, trial: Trial) -> tuple[SideJob, SideJob]:
+def references_of(run: RunContext, trial: Trial) -> tuple[Job, Job]:
     """A cell's ceiling and its local-only reference, whose keys end in those of their lines; a failed one leaves no line."""
     cell, partition, data = trial.cell, trial.partition, run.prepared.data[trial.data_key]
-    common = {"data": data.fingerprint, "probe_c": cell.evaluation.probe_c, "code": evaluation_hash()}
+    common = {"data": data.fingerprint, "probe_c": cell.evaluation.probe_c, "code": harness_hash("evaluation")}
     own = {"partition": partition.fingerprint, "scheme": cell.partition.model_dump(mode="json")}
 
-    def reference(kind: str, facts: Mapping[str, Any], divided: Partition | None) -> SideJob:
-        line, name = identity({"kind": kind, **facts}), f"the {kind} reference"
+    def reference(kind: str, facts: Mapping[str, Any], divided: Partition | None) -> Job:
+        line = identity({"kind": kind, **facts})
 
         def ask(put: Put) -> tuple[Any, ...]:
             return "reference", put(trial.data_key), divided, cell.partition, cell.evaluation.probe_c
@@ -254,18 +242,15 @@ def references_of(run: RunContext, trial: Trial) -> tuple[SideJob, SideJob]:
         def take(item: Item) -> None:
             if isinstance(item, Ceiling | LocalOnly):
                 run.store.append("references", [reference_line(line, item)])
-            elif isinstance(item, Failure):
-                run.failed(name, "its column stays empty", item)
 
-        return SideJob((kind, line), name, run.prepared.need, ask, take)
+        return Job(run, (kind, line), f"the {kind} reference", ask, take, "its column stays empty")
 
     return reference("ceiling", common, None), reference("local-only", common | own, partition)
 
 
-def audit_of(run: RunContext, audit: ClaimAudit) -> SideJob:
+def audit_of(run: RunContext, audit: ClaimAudit) -> Job:
     """The audit of one claim, from the pairs that are there."""
     store, key, trial = run.store, audit.run.key, audit.trials[0]
-    name = audit.words
 
     def ask(put: Put) -> tuple[Any, ...]:
         return "audit", trial.cell, audit.run, store.audit_pairs(key)
@@ -273,32 +258,26 @@ def audit_of(run: RunContext, audit: ClaimAudit) -> SideJob:
     def take(item: Item) -> None:
         if isinstance(item, Progress):
             store.append("pairs", ({"audit": key, **pair} for pair in item.pairs))
-        elif isinstance(item, Failure):
-            run.failed(name, "its columns stay empty", item)
         else:
             outcome = cast("Audit", item)
-            run.display.note(f"{name}: {outcome.words()}")
+            run.display.note(f"{audit.words}: {outcome.words()}")
             store.append("audits", [audit.line(outcome)])
 
-    return SideJob(("audit", key), name, run.prepared.need, ask, take, trial)
+    return Job(run, ("audit", key), audit.words, ask, take, "its columns stay empty", trial)
 
 
-def check_of(run: RunContext, trial: Trial, *, quick: bool) -> SideJob:
+def check_of(run: RunContext, trial: Trial, *, quick: bool) -> Job:
     """The check of one cell's algorithm, parameters, unit and trust, which other cells share."""
-    cell, name = trial.cell, f"the check of {trial.cell.label}"
+    cell = trial.cell
     defaults = lookup(cell.algorithm).Params.model_validate({}).model_dump(mode="json")
     given = [f"{key}={dump(value)}" for key, value in cell.params.items() if value != defaults.get(key)]
 
-    def ask(put: Put) -> tuple[Any, ...]:
-        return "check", trial, given, quick
-
     def take(item: Item) -> None:
-        if isinstance(item, Failure):
-            run.failed(name, "claims stay as they are", item)
-        elif isinstance(item, list):
+        if isinstance(item, list):
             run.store.append("checks", item)
 
-    return SideJob(("check", identity(checked_facts(trial))), name, run.prepared.need, ask, take, trial)
+    key, name = ("check", identity(checked_facts(trial))), f"the check of {cell.label}"
+    return Job(run, key, name, lambda put: ("check", cell, given, quick), take, "claims stay as they are", trial)
 
 
 def checked_facts(trial: Trial) -> dict[str, Any]:
@@ -307,26 +286,6 @@ def checked_facts(trial: Trial) -> dict[str, Any]:
     return {"source": cell.source, "unit": cell.unit, "trust": cell.trust, "params": cell.params, "check": harness_hash("evidence")}
 
 
-@cache
-def _is_plug_in(algorithm: str) -> bool:
-    return not is_shipped(lookup(algorithm))
-
-
 def error_of(failure: Failure) -> RowError:
     """A failure as a line has it."""
     return RowError(type=failure.type, message=failure.message, traceback=failure.traceback)
-
-
-def log_lines(progress: Progress) -> Iterator[str]:
-    """A line a round, and whatever the cell printed."""
-    for record in progress.rounds:
-        values = " ".join(f"{name}={_short(value)}" for name, value in record.values.items())
-        yield f"round {record.round + 1}/{record.rounds} {values}"
-    if progress.output:
-        yield progress.output.rstrip("\n")
-
-
-def _short(value: Any) -> str:
-    if isinstance(value, float):
-        return f"{value:.4g}"
-    return "[" + ",".join(map(_short, value)) + "]" if isinstance(value, list) else str(value)

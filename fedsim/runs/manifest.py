@@ -7,6 +7,7 @@ import json
 import os
 import platform
 import shlex
+import shutil
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
@@ -39,12 +40,11 @@ PACKAGES = ("ray", "torch", "opacus", "numpy", "scikit-learn", "scipy")
 
 def grid_of(manifest: Mapping[str, Any], folder: RunFolder) -> Grid:
     """The resolved grid that a run folder's manifest holds."""
-    if not folder.manifest.exists():
-        raise UserError(str(folder.manifest), "is not there", "restore it, or run the grid again in a new folder")
     try:
         return Grid.model_validate(manifest["grid"])
     except (KeyError, ValidationError) as error:
-        raise UserError(str(folder.manifest), "has no grid that this version reads", "run the grid again in a new folder") from error
+        what = "is not there, or has no grid that this version reads"
+        raise UserError(str(folder.manifest), what, "restore it, or run the grid again in a new folder") from error
 
 
 def write_manifest(folder: RunFolder, prepared: Prepared, entries: Sequence[Entry]) -> None:
@@ -84,23 +84,16 @@ def versions() -> dict[str, str]:
 
 def revision() -> str | None:
     """The git revision of fedsim's source tree, with a mark if it was changed since; None outside a checkout of it."""
-    file = Path(__file__)
-
-    def git(*asked: str) -> str:
-        command = ["git", "-C", str(file.parent), *asked]
-        return subprocess.run(command, capture_output=True, text=True, check=True, timeout=10).stdout.strip()
-
-    try:
-        git("ls-files", "--error-unmatch", file.name)  # it may be installed within somebody else's
-        return git("describe", "--always", "--dirty", "--abbrev=12", "--match=")
-    except (OSError, subprocess.SubprocessError):
+    folder = Path(__file__).parents[2]
+    if not (folder / ".git").exists() or shutil.which("git") is None:
         return None
+    command = ["git", "-C", str(folder), "describe", "--always", "--dirty", "--abbrev=12", "--match="]
+    return subprocess.run(command, capture_output=True, text=True, check=False).stdout.strip() or None
 
 
 def hardware() -> dict[str, Any]:
     """Processor, cores and memory of the driver's machine."""
-    cpus = Path("/proc/cpuinfo")
-    lines = cpus.read_text().splitlines() if cpus.exists() else []
+    lines = Path("/proc/cpuinfo").read_text().splitlines()
     model = next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), platform.processor())
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
     cores = len(os.sched_getaffinity(0))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -20,16 +20,13 @@ from fedsim.partition import Partition, site_names
 from fedsim.partition.matrix import LabelMatrix
 from fedsim.plugins.code_hash import is_shipped
 from fedsim.plugins.registry import lookup
-from fedsim.runs.need import Need, Node
-from fedsim.runs.worker import plug_in_code
+from fedsim.runs.worker import Need, Node
 from fedsim.training.cohort import build_algorithm
 from fedsim.training.trial import Candidate, Trial, packing
 from fedsim.words import counted
 
 FEW_CELLS, SHORT_WORK = 5, 3e7
 """Cells, and numbers that their rounds read (rounds x rows x dimensions), up to which they take less time than Ray to start."""
-Tell = Callable[[str], None]
-"""Takes a few words on what is going on."""
 
 
 @dataclass(frozen=True)
@@ -61,6 +58,10 @@ class Prepared:
         """How many cells are not trained because they are equal to another."""
         return sum(training != first for training, first in self.equal.items())
 
+    def capacity(self, nodes: Sequence[Node]) -> int:
+        """How many actors nodes have room for."""
+        return sum(self.need.fit(node) for node in nodes)
+
     def need_of(self, trial: Trial) -> Need:
         """What the training of a cell needs."""
         actors = len(trial.sizes)
@@ -85,34 +86,20 @@ def this_machine() -> Node:
     return Node(float(joblib.cpu_count()), float(torch.cuda.device_count()))
 
 
-def _silent(text: str) -> None:
-    pass
-
-
-def prepare(
-    grid: Grid,
-    nodes: Sequence[Node],
-    max_parallel: int | None = None,
-    *,
-    keep_going: bool = False,
-    tell: Tell = _silent,
-) -> Prepared:
+def prepare(grid: Grid, nodes: Sequence[Node], max_parallel: int | None = None, *, keep_going: bool = False) -> Prepared:
     """Find the algorithms, load the data, list the cells, partition, plan every budget, lay out the actors.
 
     Any mistake is raised with its place in the grid, but that of a plug-in is noted where the rest is to go on, ``keep_going``.
-    ``tell`` is called before each long step.
     """
-    with plug_in_code():  # imports run it
-        resolved = resolve(grid, keep_going=keep_going)
+    resolved = resolve(grid, keep_going=keep_going)
     need = Need(grid.resources.cpus_per_actor, grid.resources.gpus_per_actor)
     capacity = actors_that_fit(grid, need, nodes)
     parallel = min(capacity, max_parallel or capacity)
-    data = without_unseen(grid, loaded(grid, tell))
-    tell("listing the cells")
+    data = without_unseen(grid, loaded(grid))
     cells = expand(resolved, data)
-    partitions = partitioned(grid, cells, data, tell)
+    partitions = partitioned(grid, cells, data)
     tasks = tuple(task_of(cell, data[cell.data_key]) for cell in cells)
-    plans = planned(grid, cells, tasks, tell)
+    plans = planned(grid, cells, tasks)
     sizes = laid_out(grid, cells, capacity, parallel)
     views, keys = client_views(cells, partitions, data)
     trials = tuple(
@@ -137,28 +124,22 @@ def equal_cells(trials: Sequence[Trial]) -> dict[str, str]:
     return equal
 
 
-def partitioned(grid: Grid, cells: Sequence[Cell], data: Mapping[str, Embeddings], tell: Tell = _silent) -> tuple[Partition, ...]:
+def partitioned(grid: Grid, cells: Sequence[Cell], data: Mapping[str, Embeddings]) -> list[Partition]:
     """Every cell's partition; cells of one data set, alpha, number of clients and seed share it."""
     made: dict[tuple[str, float, int, int], Partition] = {}
     keys = [(cell.data_key, cell.alpha, cell.clients, cell.seed) for cell in cells]
-    total = len(set(keys))
     for key, cell in zip(keys, cells, strict=True):
         if key not in made:
-            tell(f"dividing the data: partition {len(made) + 1} of {total}")
             with at(grid_place(grid, cell.dataset, grid.clients.index(cell.clients), cell.evaluation.unseen)):
                 made[key] = partition_of(cell, data[cell.data_key])
-    return tuple(made[key] for key in keys)
+    return [made[key] for key in keys]
 
 
-def planned(grid: Grid, cells: Sequence[Cell], tasks: Sequence[Task], tell: Tell = _silent) -> tuple[tuple[Candidate, ...], ...]:
+def planned(grid: Grid, cells: Sequence[Cell], tasks: Sequence[Task]) -> list[tuple[Candidate, ...]]:
     """Every cell's parameters with their plan, several of a tuned cell; cells that differ in data, alpha or seed alone share them."""
-    solved: dict[tuple[str, str, str, Task, float | None, str | None], tuple[Candidate, ...]] = {}
-    keys = [
-        (cell.algorithm, dump(cell.params), dump(cell.tuning and cell.tuning.model_dump()), task, cell.epsilon, cell.public_hash)
-        for cell, task in zip(cells, tasks, strict=True)
-    ]
-    total = len(set(keys))
-    for key, cell, task in zip(keys, cells, tasks, strict=True):
+    solved: dict[tuple[Any, ...], tuple[Candidate, ...]] = {}
+    keys = []
+    for cell, task in zip(cells, tasks, strict=True):
 
         def place(where: str, cell: Cell = cell) -> str:
             if where == "epsilon":
@@ -167,32 +148,31 @@ def planned(grid: Grid, cells: Sequence[Cell], tasks: Sequence[Task], tell: Tell
                 named = grid.place(where) if where in Grid.model_fields else f"{grid.place('algorithms')}: {where}"
             return f"{named} with {cell.label}"
 
-        if key not in solved:
-            tell(f"planning the budgets: {len(solved) + 1} of {total}")
+        tuned = dump(cell.tuning and cell.tuning.model_dump())
+        keys.append((cell.algorithm, dump(cell.params), tuned, task, cell.epsilon, cell.public_hash))
+        if keys[-1] not in solved:
             with at(place):
-                solved[key] = plans_of(lookup(cell.algorithm), cell.params, cell.tuning, task, cell.epsilon, cell.delta)
-    return tuple(solved[key] for key in keys)
+                solved[keys[-1]] = plans_of(lookup(cell.algorithm), cell.params, cell.tuning, task, cell.epsilon, cell.delta)
+    return [solved[key] for key in keys]
 
 
-def laid_out(grid: Grid, cells: Sequence[Cell], capacity: int, parallel: int) -> tuple[tuple[int, ...], ...]:
+def laid_out(grid: Grid, cells: Sequence[Cell], capacity: int, parallel: int) -> list[tuple[int, ...]]:
     """Clients per actor of every cell, in client order. ``auto``: all where cells keep every slot busy, else spread over idle ones."""
     asked, sizes = grid.resources.clients_per_actor, []
     for cell in cells:
         spread = cell.clients if asked == "all" or len(cells) >= parallel else -(-cell.clients // (parallel // len(cells)))
         sizes.append(packing(cell.clients, min(asked, cell.clients) if isinstance(asked, int) else spread))
-        if len(sizes[-1]) > capacity:
-            raise UserError(
-                grid.place("resources", "clients_per_actor"),
-                f"{cell.clients} clients need {len(sizes[-1])} actors at once and the cluster has room for {capacity}",
-                "put more clients on an actor, or give actors a smaller share",
-            )
-    return tuple(sizes)
+        if (actors := len(sizes[-1])) > capacity:
+            what = f"{cell.clients} clients need {actors} actors at once and the cluster has room for {capacity}"
+            hint = "put more clients on an actor, or give actors a smaller share"
+            raise UserError(grid.place("resources", "clients_per_actor"), what, hint)
+    return sizes
 
 
 def actors_that_fit(grid: Grid, need: Need, nodes: Sequence[Node]) -> int:
     """How many actors fit on the cluster."""
-    if fitting := sum(need.fit(node) for node in nodes):
-        return fitting
+    if capacity := sum(need.fit(node) for node in nodes):
+        return capacity
     has = ", ".join(sorted({node.words for node in nodes}))
     without = need.gpus and not any(node.gpus for node in nodes)
     fix = "give gpus_per_actor: 0 and device: auto" if without else "give actors a smaller share"

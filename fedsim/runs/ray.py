@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import atexit
-import fcntl
-import gc
 import logging
 import os
 import shutil
@@ -14,7 +12,6 @@ import subprocess
 import sys
 import tempfile
 import threading
-import traceback
 from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -55,17 +52,13 @@ from fedsim.grid.models import Device
 from fedsim.interrupts import INTERRUPTED, interrupts
 from fedsim.methods.messages import Message, Round, Tensors
 from fedsim.runs.engine import ClusterLost, Slot, WorkerLost
-from fedsim.runs.need import Need, Node
-from fedsim.runs.worker import Failure, Item, Process, Worker, exited
+from fedsim.runs.worker import Failure, Item, Need, Node, Process, Worker
 from fedsim.seeds import Seeds
 from fedsim.training.cohort import Cohort, CohortSpec, LocalPool
 from fedsim.training.trial import Trial
 
 IN_THE_CALL = int(os.environ["RAY_max_direct_call_object_size"])  # noqa: SIM112 (Ray's spelling)
 """Bytes that Ray sends within a call; more goes through the object store."""
-_SESSIONS = "fedsim-ray-"
-_LONGEST = 23
-"""Bytes of a temporary folder's path that leave room for Ray's below it, in the 107 that a socket's may have."""
 LEAVING = 2.0
 """Seconds in which a connection may end by itself after an interruption or a loss."""
 _HEAD = """
@@ -80,11 +73,20 @@ os.killpg(0, signal.SIGKILL)
 
 
 @contextmanager
+def local_ray(node: Node) -> Iterator[RayEngine]:
+    """A Ray cluster of this machine alone for the block, as an engine."""
+    with local_cluster(node):
+        yield RayEngine()
+
+
+@contextmanager
 def local_cluster(node: Node) -> Iterator[None]:
     """A Ray cluster of one node for the block, for this machine alone; its processes end with this one, however it ends."""
     if ray.is_initialized():
         raise UserError("Ray", "runs in this process already", "end it with `ray.shutdown()` first, which ends what it computes, too")
-    with _sessions() as folder, _head(node, folder) as address, _connected():
+    # a socket's path may have 107 bytes, of which a long TMPDIR would leave Ray too few
+    scratch = tempfile.TemporaryDirectory(prefix="fedsim-ray-", dir="/tmp", ignore_cleanup_errors=True)
+    with scratch as folder, _head(node, Path(folder)) as address, _connected():
         try:
             _connect(address)
         except Exception as error:  # Ray raises plain ones
@@ -118,25 +120,6 @@ def _head(node: Node, folder: Path) -> Iterator[str]:
 
 
 @contextmanager
-def _sessions() -> Iterator[Path]:
-    """A folder for Ray's sockets and logs, gone after the block; those of drivers that were killed are removed, too."""
-    above = Path(tempfile.gettempdir())
-    if len(os.fsencode(above)) > _LONGEST:  # a socket's path has an end
-        above = Path("/tmp")
-    for lock in above.glob(f"{_SESSIONS}*/lock"):
-        with suppress(OSError), lock.open("w") as file:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            shutil.rmtree(lock.parent, ignore_errors=True)
-    folder = Path(tempfile.mkdtemp(prefix=_SESSIONS, dir=above))
-    with (folder / "lock").open("w") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        try:
-            yield folder
-        finally:
-            shutil.rmtree(folder, ignore_errors=True)
-
-
-@contextmanager
 def joined_cluster(address: str, files: Collection[Path] = ()) -> Iterator[list[Node]]:
     """The running cluster at ``address`` (``host:port``, or ``auto`` for one on this machine) for the block; yields its nodes.
 
@@ -145,7 +128,10 @@ def joined_cluster(address: str, files: Collection[Path] = ()) -> Iterator[list[
     if address != "auto":
         _check_listening(address)
     with tempfile.TemporaryDirectory(prefix="fedsim-plug-ins-") as staged:
-        sent = _copied(files, Path(staged))
+        sent = [file.relative_to(Path.cwd()) for file in files if file.is_relative_to(Path.cwd())]
+        for place in sent:
+            (Path(staged) / place).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(place, Path(staged) / place)
         try:
             _connect(address, **({"runtime_env": {"working_dir": staged}} if sent else {}))
         except (ConnectionError, RuntimeError, ValueError) as error:  # RuntimeError: other versions there
@@ -159,31 +145,15 @@ def joined_cluster(address: str, files: Collection[Path] = ()) -> Iterator[list[
 def _check_listening(address: str) -> None:
     """Ray itself would try for minutes."""
     host, _, port = address.rpartition(":")
-    host = host.removeprefix("[").removesuffix("]")
-    if not host or not port.isdecimal() or not port.isascii() or "/" in host:
-        raise UserError(f"address {address}", "is not host:port", "give the address that `ray start --head` shows, or auto")
     try:
-        socket.create_connection((host, int(port)), timeout=5).close()
-    except (OSError, OverflowError, UnicodeError) as error:
-        raise UserError(f"address {address}", f"cannot be reached ({error})", "give a running cluster's host:port") from error
-
-
-def _copied(files: Collection[Path], folder: Path) -> bool:
-    """Copy the files that lie below the working folder, at their places in it; whether there are any."""
-    places = {file: file.relative_to(Path.cwd()) for file in files if file.is_relative_to(Path.cwd())}
-    for file, place in places.items():
-        (folder / place).parent.mkdir(parents=True, exist_ok=True)
-        shutil.copy(file, folder / place)
-    return bool(places)
+        socket.create_connection((host.strip("[]"), int(port)), timeout=5).close()
+    except (OSError, OverflowError, ValueError) as error:
+        raise UserError(f"address {address}", f"cannot be reached ({error})", "give a running cluster's host:port, or auto") from error
 
 
 def _connect(address: str, **options: Any) -> None:
-    before = os.environ.get("PYTHONBREAKPOINT")
     ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR, **options)
-    # Ray's own debugger would fail in what is run without Ray afterwards, or in another process
-    os.environ.pop("PYTHONBREAKPOINT", None)
-    if before is not None:
-        os.environ["PYTHONBREAKPOINT"] = before
+    os.environ.pop("PYTHONBREAKPOINT", None)  # Ray's own debugger would fail in what is run without Ray afterwards
 
 
 @contextmanager
@@ -194,25 +164,14 @@ def _connected() -> Iterator[None]:
         yield
     except BaseException as error:
         late = INTERRUPTED if isinstance(error, KeyboardInterrupt) else 1 if isinstance(error, ClusterLost) else None
-        each: BaseException | None = error
-        while each is not None:  # a reference that is freed while Ray shuts down ends the process at once, with a line of Ray's own
-            traceback.clear_frames(each.__traceback__)
-            each = each.__context__
         raise
     finally:
-        gc.collect()
         leaving = threading.Thread(target=ray.shutdown, daemon=True)
         leaving.start()
         leaving.join(None if late is None else LEAVING)
-        if late is not None and leaving.is_alive():  # to kill what it waits for would be the end of this process, too
+        if late is not None and leaving.is_alive():  # at the end of the process nothing waits for it any more
             atexit.unregister(ray.shutdown)
-            atexit.register(_end, late)
-
-
-def _end(code: int) -> None:
-    sys.stdout.flush()
-    sys.stderr.flush()
-    os._exit(code)
+            atexit.register(os._exit, late)
 
 
 def live_nodes() -> tuple[Node, ...]:
@@ -252,42 +211,32 @@ class TrialWorker(Worker):
             return super().pool(trial, data, held, seeds)
         return RayPool(self.cohorts, trial.cohorts(seeds), trial.data_key, data, held[0], self.device)
 
-    def failure(self, error: Exception | SystemExit) -> Failure:
-        """Why a cell failed; an exception of another actor comes wrapped, with the traceback over there as its text."""
+    def failure(self, error: Exception | SystemExit) -> Failure | None:
+        """Why a cell failed; an exception of another actor comes wrapped, with the traceback over there as its text. None: it died."""
         if isinstance(error, ray.exceptions.RayTaskError):
             return Failure(type(error.cause).__name__, str(error.cause), str(error))
-        return super().failure(error)
-
-    def goes_on(self, error: Exception | SystemExit) -> bool:
-        """Not once a cohort's actor has died."""
-        return not isinstance(error, ray.exceptions.RayActorError)
+        return None if isinstance(error, ray.exceptions.RayActorError) else super().failure(error)
 
 
-class CohortActor:
+class CohortActor(Process):
     """Hosts one cohort of a cell that is spread over several actors."""
 
     def __init__(self, need: Need, device: Device) -> None:
+        super().__init__(need, device)
         os.environ["PYTHONBREAKPOINT"] = "0"
         prepare_process()
-        self.process = Process(need, device)
         self.cohort: Cohort | None = None
 
     def host(self, spec: CohortSpec, key: str, data: Embeddings) -> None:
         """Take the clients of ``spec``, of the data set with this key, up, in place of any earlier ones."""
         self.cohort = None
-        self.process.make_ready(limited=True)
-        data = self.process.same(key, data)
-        try:
-            self.cohort = Cohort(spec.given(data.public), data.x_train, data.y_train, self.process.device)
-        except SystemExit as error:
-            raise exited(error) from error
+        self.make_ready(limited=True)
+        data = self.same(key, data)
+        self.cohort = Cohort(spec.given(data.public), data.x_train, data.y_train, self.device)
 
     def call(self, method: str, *args: Any) -> Any:
         """Call a method of the cohort; what it returns travels by the CPU, in one copy."""
-        try:
-            returned = getattr(self.cohort, method)(*args)
-        except SystemExit as error:
-            raise exited(error) from error
+        returned = getattr(self.cohort, method)(*args)
         return returned.on(CPU) if isinstance(returned, Message) else returned
 
 
@@ -316,7 +265,7 @@ class RayPool(LocalPool):
 
 
 class RayEngine:
-    """The connected Ray cluster; see :class:`fedsim.runs.engine.Engine`.
+    """The connected Ray cluster; its methods are those of :class:`fedsim.runs.engine.InProcess`.
 
     Without its head, or Ray's service on this machine, Ray waits for a minute and then ends the process without a message.
     """
@@ -394,10 +343,3 @@ def _lost(error: ray.exceptions.RayError) -> WorkerLost:
         what = "a worker process of the cell died (killed, out of memory, or it crashed)"
         return WorkerLost(Failure(type(cause).__name__, what, str(cause), goes_on=True), again=True)
     return WorkerLost(Failure(type(cause).__name__, str(cause), str(error)), again=False)
-
-
-@contextmanager
-def local_ray(node: Node) -> Iterator[RayEngine]:
-    """A Ray cluster of this machine alone for the block, as an engine."""
-    with local_cluster(node):
-        yield RayEngine()

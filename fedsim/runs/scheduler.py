@@ -7,27 +7,31 @@ import time
 from collections import Counter, deque
 from collections.abc import Iterable
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from fedsim.grid.models import Device
-from fedsim.runs.engine import ClusterLost, Engine, Slot, WorkerLost
+from fedsim.runs.engine import ClusterLost, InProcess, Slot, WorkerLost
 from fedsim.runs.jobs import CellJob, Job, RunContext
-from fedsim.runs.need import Need, Node, fit_together
-from fedsim.runs.worker import Failure, Item
+from fedsim.runs.worker import Failure, Item, Need
 from fedsim.training.trial import Outcome
+
+if TYPE_CHECKING:
+    from fedsim.runs.ray import RayEngine
+
+    Engine = InProcess | RayEngine
 
 MOST_LOSSES = 2
 """How often a job that lost its slot runs again."""
-LOOK_EVERY, GIVE_UP_AFTER = 1.0, 600.0
-"""Seconds between looks at the cluster; in which nothing runs, until waiting is the end."""
+LOOK_EVERY = 1.0
+"""Seconds between looks at the cluster."""
 
 
 @dataclass
 class Slots:
-    """All slots of a bench, opened when they are needed, on the ``nodes`` that there are now, ``parallel`` of them at a time."""
+    """All slots of a bench, opened when they are needed: ``parallel`` at a time, of no more than ``capacity`` actors."""
 
     engine: Engine
-    nodes: tuple[Node, ...]
+    capacity: int
     parallel: int
     device: Device = "auto"
     idle: list[Slot] = field(default_factory=list)
@@ -46,7 +50,7 @@ class Slots:
             self.idle.remove(slot)
         else:
             self.end_idle()
-            if not fit_together([*(slot.need for slot in self.busy), need], self.nodes):
+            if sum(slot.need.actors for slot in self.busy) + need.actors > self.capacity:
                 return None
             slot = self.engine.open(need, self.device)
         slot.plug_in = plug_in or slot.plug_in
@@ -94,13 +98,13 @@ class Scheduler:
     def __init__(self, run: RunContext, engine: Engine) -> None:
         prepared = run.prepared
         self.context, self.engine, self.resources = run, engine, prepared.grid.resources
-        self.slots = Slots(engine, prepared.nodes, prepared.parallel, self.resources.device)
+        self.slots = Slots(engine, prepared.capacity(prepared.nodes), prepared.parallel, self.resources.device)
         self.data: dict[str, Any] = {}
         self.queue: deque[Job] = deque()
         self.running: dict[Any, Running] = {}
         self.losses: Counter[tuple[str, ...]] = Counter()
         self.trained: set[str] = set()
-        self.looked = self.rested = time.monotonic()
+        self.looked = time.monotonic()
 
     def run(self, jobs: Iterable[Job]) -> None:
         """Run all ``jobs``: those of plug-ins first, so that a mistake shows at once, each one's together, because they share slots."""
@@ -129,7 +133,7 @@ class Scheduler:
     def _start_next(self) -> bool:
         """Start the first job for which the cluster has enough machines, if there is room for it now."""
         for at, job in enumerate(self.queue):
-            if job.any_slot or fit_together([job.need], self.slots.nodes):
+            if job.need.actors <= self.slots.capacity:
                 slot = self.slots.take(job.need, any_slot=job.any_slot, plug_in=job.plug_in)
                 if slot is not None:
                     del self.queue[at]
@@ -168,7 +172,7 @@ class Scheduler:
 
     def _look_around(self) -> None:
         """See what is left of the cluster, and whose time is up."""
-        self.slots.nodes, now = self.engine.nodes(), time.monotonic()
+        self.slots.capacity, now = self.context.prepared.capacity(self.engine.nodes()), time.monotonic()
         self.context.display.tick()
         limit = self.resources.cell_timeout or math.inf
         for stream, running in list(self.running.items()):
@@ -176,11 +180,6 @@ class Scheduler:
                 del self.running[stream]
                 what = f"it ran for longer than cell_timeout ({limit:g} s)"
                 self._lose(running, Failure("TimeoutError", what, "", goes_on=True), again=False)
-        if self.running or not self.queue:
-            self.rested = now
-        elif now - self.rested > GIVE_UP_AFTER:
-            first, has = self.queue[0], ", ".join(node.words for node in self.slots.nodes) or "no machine"
-            raise ClusterLost(f"for {GIVE_UP_AFTER / 60:g} minutes {first.name} waits for {first.need.words}; the cluster has {has}")
 
     def _lose(self, running: Running, failure: Failure, *, again: bool) -> None:
         """A job's slot is of no use any more: the job runs again, or that was its end."""

@@ -4,18 +4,19 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import functools
 import io
 import logging
+import math
 import os
 import resource
 import time
 import traceback
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
-import numpy as np
 import torch
 from threadpoolctl import threadpool_limits
 
@@ -29,31 +30,62 @@ from fedsim.methods.messages import Tensors
 from fedsim.partition import Partition, PartitionSpec
 from fedsim.plugins.code_hash import is_shipped, source_hash
 from fedsim.plugins.registry import lookup
-from fedsim.runs.need import Need
 from fedsim.seeds import Seeds
 from fedsim.training.cohort import LocalPool
 from fedsim.training.rounds import RoundRecord
 from fedsim.training.state import Checkpoints
 from fedsim.training.trial import MADE_UP_ROWS, Outcome, Trial, local_pool, made_up_cohort, run_trial, train_rehearsed
+from fedsim.words import counted
 
 if TYPE_CHECKING:
     from fedsim.evidence.audit.audit import AuditRun
 
 FLUSH_SECONDS = 0.2
-MOST_OUTPUT = 10_000_000
-"""Characters that a cell may print."""
 KEPT_MEMORY = 2**29
 """Bytes of freed memory that a process keeps for its next step."""
 _M_MMAP_MAX, _M_TRIM_THRESHOLD = -4, -1
 """Of glibc's malloc.h."""
+_SLACK = 1e-6
+"""Shares are added up in floating point."""
+
+
+class Node(NamedTuple):
+    """What one machine offers."""
+
+    cpus: float
+    gpus: float
+
+    @property
+    def words(self) -> str:
+        """In words: ``4 CPUs and 1 GPU``."""
+        return f"{counted(self.cpus, 'CPU')} and {counted(self.gpus, 'GPU')}"
+
+
+class Need(NamedTuple):
+    """What a job needs: so many actors at once, each with CPUs, GPUs (a part of one, or a whole number) and bytes at most (0: any)."""
+
+    cpus: float
+    gpus: float = 0.0
+    memory: float = 0.0
+    actors: int = 1
+
+    @property
+    def words(self) -> str:
+        """In words: ``3 actors with 1 CPU and 0.5 GPUs each``."""
+        return f"{counted(self.actors, 'actor')} with {counted(self.cpus, 'CPU')} and {counted(self.gpus, 'GPU')} each"
+
+    def fit(self, node: Node) -> int:
+        """How many such actors a node holds; a part of a GPU lies on one GPU."""
+        on_cpus = math.floor(node.cpus / self.cpus + _SLACK)
+        if not self.gpus:
+            return on_cpus
+        whole = math.floor(node.gpus / self.gpus + _SLACK)
+        return min(on_cpus, whole if self.gpus >= 1 else int(node.gpus) * math.floor(1 / self.gpus + _SLACK))
 
 
 @dataclass(frozen=True)
 class Failure:
-    """Why a job failed: the exception's type and message, and the traceback of where it was raised first.
-
-    ``goes_on``: a retry may continue from its checkpoint.
-    """
+    """Why a job failed; ``goes_on``: a retry may continue from its checkpoint."""
 
     type: str
     message: str
@@ -63,7 +95,6 @@ class Failure:
     @classmethod
     def of(cls, error: Exception | SystemExit) -> Failure:
         """Of an exception."""
-        error = exited(error) if isinstance(error, SystemExit) else error
         return cls(type(error).__name__, str(error), "".join(traceback.format_exception(error)))
 
     def summary(self) -> str:
@@ -93,10 +124,21 @@ Item = Progress | Outcome | Judged | Ceiling | LocalOnly | Failure | object
 """What a worker streams: progress, then results or a failure."""
 
 
-def exited(error: SystemExit) -> RuntimeError:
-    """What a call of ``sys.exit`` in an algorithm is reported as; Ray would take it for a worker that died."""
-    code = "" if error.code is None else repr(error.code)
-    return RuntimeError(f"the algorithm called sys.exit({code}), which a cell may not").with_traceback(error.__traceback__)
+def gathered(items: Iterable[Any]) -> Iterator[tuple[Any, ...]]:
+    """What comes within :data:`FLUSH_SECONDS`, together; an exception comes after what came before it."""
+    pending, sent = list[Any](), time.monotonic()
+    try:
+        for item in items:
+            pending.append(item)
+            if time.monotonic() - sent > FLUSH_SECONDS:
+                yield tuple(pending)
+                pending, sent = [], time.monotonic()
+    except (Exception, SystemExit):
+        if pending:
+            yield tuple(pending)
+        raise
+    if pending:
+        yield tuple(pending)
 
 
 def check_source(cell: Cell) -> None:
@@ -127,16 +169,6 @@ def reset_torch() -> None:
     if torch.empty(0).device != CPU:  # torch.get_default_device fails in older versions once the default was taken back
         torch.set_default_device(None)
     torch.set_grad_enabled(True)
-
-
-@contextlib.contextmanager
-def plug_in_code() -> Iterator[None]:
-    """Runs a plug-in's code in the driver: afterwards torch's settings, numpy's error handling and the working folder are as before."""
-    with contextlib.chdir("."), np.errstate():
-        try:
-            yield
-        finally:
-            reset_torch()
 
 
 def limit_memory(bytes_: float) -> None:
@@ -173,164 +205,118 @@ class Process:
         return self.latest[1]
 
 
-class Worker:
+def _job(steps: Callable[..., Iterator[Item]]) -> Callable[..., Iterator[Item]]:
+    """Makes a worker's method a job: a word that it has begun, then what it yields; an exception ends it with a failure."""
+
+    @functools.wraps(steps)
+    def job(worker: Worker, *given: Any) -> Iterator[Item]:
+        worker.make_ready(limited=steps.__name__ == "train")
+        yield Progress()
+        with worker.captured():
+            try:
+                yield from steps(worker, *given)
+            except (Exception, SystemExit) as error:
+                yield Progress(output=worker.printed())
+                if (failure := worker.failure(error)) is None:
+                    raise
+                yield failure
+
+    return job
+
+
+class Worker(Process):
     """Runs jobs; all clients of a cell are in its process. ``capture``: what a cell prints goes to its log."""
 
     def __init__(self, need: Need, device: Device = "auto", *, capture: bool = True) -> None:
-        self.process, self.capture = Process(need, device), capture
-        self.device = self.process.device
+        super().__init__(need, device)
+        self.capture, self.output = capture, io.StringIO()
 
     def pool(self, trial: Trial, data: Embeddings, held: Sequence[Any], seeds: Seeds) -> LocalPool:
         """The clients of a cell; ``held`` is the data set as an engine holds it, alone in a list."""
         return local_pool(trial, data, seeds, self.device)
 
-    def failure(self, error: Exception | SystemExit) -> Failure:
-        """Why a cell failed; memory that it was refused is reported in the grid's words."""
-        failure, memory = Failure.of(error), self.process.need.memory
+    def failure(self, error: Exception | SystemExit) -> Failure | None:
+        """Why a cell failed; memory that it was refused is reported in the grid's words. None: this worker is of no use any more."""
+        failure, memory = Failure.of(error), self.need.memory
         if memory and (failure.type.endswith("MemoryError") or "can't allocate memory" in failure.message):
             what = f"an actor of the cell asked for more than its {memory / 1e9:g} GB of memory_per_cell"
             return replace(failure, type="MemoryError", message=f"{what}: {failure.message}")
         return failure
 
-    def goes_on(self, error: Exception | SystemExit) -> bool:
-        """Whether this worker is still of use after an exception."""
-        return True
-
-    def _job(self, steps: Callable[[Output], Iterator[Item]], *, limited: bool = False) -> Iterator[Item]:
-        """What a job yields from what it prints, after a word that it has begun; an exception ends it with a failure."""
-        self.process.make_ready(limited=limited)
-        yield Progress()
-        with self._captured() as output:
-            try:
-                yield from steps(output)
-            except (Exception, SystemExit) as error:
-                yield Progress(output=output.drain())
-                if not self.goes_on(error):
-                    raise
-                yield self.failure(error)
-
+    @_job
     def train(self, trial: Trial, data: Embeddings, held: Sequence[Any], checkpoint: bytes | None) -> Iterator[Item]:
         """Train a cell from its ``checkpoint``, then judge: progress, the outcome, the judgement; or a failure in place of either."""
-        own, checkpoints = self.process.same(trial.data_key, data), Checkpoints(checkpoint, trial.cell.training_id)
+        own, checkpoints = self.same(trial.data_key, data), Checkpoints(checkpoint, trial.cell.training_id)
 
         def make_pool(trial: Trial, data: Embeddings, seeds: Seeds) -> LocalPool:
             return self.pool(trial, data, held, seeds)
 
-        def steps(output: Output) -> Iterator[Item]:
-            check_source(trial.cell)
-            if not is_shipped(lookup(trial.cell.algorithm)):  # a loss that is not per example voids the plan
-                task = replace(trial.task, clients=min(2, trial.task.clients))
-                train_rehearsed(made_up_cohort(trial.cell.algorithm, trial.cell.params, task, trial.plan, MADE_UP_ROWS), trial.plan)
-            pending, sent = list[RoundRecord](), time.monotonic()
-            trained = (run_tuned if trial.candidates else run_trial)(trial, own, make_pool, checkpoints, self.device)
-            try:
-                for step in trained:
-                    if isinstance(step, Outcome):
-                        yield Progress(tuple(pending), output.drain())
-                        pending = []
-                        yield step
-                        yield from self._judged(trial.ended(step), step.state, own, output)
-                        return
-                    pending.append(step)
-                    unsent = checkpoints.unsent()
-                    if unsent is not None or time.monotonic() - sent > FLUSH_SECONDS:
-                        yield Progress(tuple(pending), output.drain(), unsent)
-                        pending, sent = [], time.monotonic()
-            except (Exception, SystemExit):
-                yield Progress(tuple(pending), output.drain())
-                raise
+        check_source(trial.cell)
+        if not is_shipped(lookup(trial.cell.algorithm)):  # a loss that is not per example voids the plan
+            task = replace(trial.task, clients=min(2, trial.task.clients))
+            train_rehearsed(made_up_cohort(trial.cell.algorithm, trial.cell.params, task, trial.plan, MADE_UP_ROWS), trial.plan)
+        for steps in gathered((run_tuned if trial.candidates else run_trial)(trial, own, make_pool, checkpoints, self.device)):
+            yield Progress(tuple(step for step in steps if isinstance(step, RoundRecord)), self.printed(), checkpoints.unsent())
+            if isinstance(outcome := steps[-1], Outcome):
+                yield outcome
+                yield from self._judged(trial.ended(outcome), outcome.state, own)
 
-        yield from self._job(steps, limited=True)
-
+    @_job
     def judge(self, trial: Trial, state: Tensors, data: Embeddings) -> Iterator[Item]:
         """Judge what a training made, from the ``state`` that it left."""
-        own = self.process.same(trial.data_key, data)
-        yield from self._job(lambda output: self._judged(trial, state, own, output))
+        yield from self._judged(trial, state, self.same(trial.data_key, data))
 
-    def _judged(self, trial: Trial, state: Tensors, data: Embeddings, output: Output) -> Iterator[Item]:
+    def _judged(self, trial: Trial, state: Tensors, data: Embeddings) -> Iterator[Item]:
         started = time.perf_counter()
         judgement = judgement_of(trial, state, data, self.device)
-        yield Progress(output=output.drain())
+        yield Progress(output=self.printed())
         yield Judged(judgement, time.perf_counter() - started)
 
+    @_job
     def audit(self, cell: Cell, run: AuditRun, known: Sequence[dict[str, Any]]) -> Iterator[Item]:
         """What an audit lacks, in progress of some pairs each, and its outcome; ``known`` are its pairs so far."""
+        check_source(cell)
+        lines = list(known)
+        for pairs in gathered(run.missing(known)):
+            lines += pairs
+            yield Progress(pairs=pairs)
+        yield run.outcome(lines)
 
-        def steps(output: Output) -> Iterator[Item]:
-            check_source(cell)
-            lines, pending, sent = list(known), list[dict[str, Any]](), time.monotonic()
-            try:
-                for line in run.missing(known):
-                    pending.append(line)
-                    if time.monotonic() - sent > FLUSH_SECONDS:
-                        yield Progress(pairs=tuple(pending))
-                        lines, pending, sent = lines + pending, [], time.monotonic()
-            except (Exception, SystemExit):
-                yield Progress(pairs=tuple(pending))
-                raise
-            yield Progress(pairs=tuple(pending))
-            yield run.outcome(lines + pending)
-
-        yield from self._job(steps)
-
-    def check(self, trial: Trial, params: Sequence[str], quick: bool) -> Iterator[Item]:
+    @_job
+    def check(self, cell: Cell, params: Sequence[str], quick: bool) -> Iterator[Item]:
         """The result lines of a check of a cell's algorithm in its unit and trust.
 
         ``params`` are those that differ from the defaults, as ``key=YAML`` texts; a check shortens the others for itself.
         """
         from fedsim.evidence.check.check import check_algorithm, check_lines  # late, for few grids have checks
 
-        cell = trial.cell
+        check_source(cell)
+        findings = list(check_algorithm(cell.algorithm, params, cell.unit, cell.trust, quick=quick))
+        yield check_lines(cell.algorithm, cell.params, findings, quick=quick)
 
-        def steps(output: Output) -> Iterator[Item]:
-            check_source(cell)
-            findings = list(check_algorithm(cell.algorithm, params, cell.unit, cell.trust, quick=quick))
-            yield check_lines(cell.algorithm, cell.params, findings, quick=quick)
-
-        yield from self._job(steps)
-
+    @_job
     def reference(self, data: Embeddings, partition: Partition | None, spec: PartitionSpec, probe_c: float | None) -> Iterator[Item]:
         """The ceiling without a partition, local-only with one."""
-
-        def steps(output: Output) -> Iterator[Item]:
-            yield ceiling(data, probe_c) if partition is None else local_only(data, partition, spec, probe_c)
-
-        yield from self._job(steps)
+        yield ceiling(data, probe_c) if partition is None else local_only(data, partition, spec, probe_c)
 
     @contextlib.contextmanager
-    def _captured(self) -> Iterator[Output]:
+    def captured(self) -> Iterator[None]:
         """Collects what the block's Python code prints, warns of or logs as a warning or worse, for the cell's log file."""
-        output = Output()
         if not self.capture:
-            yield output
+            yield
             return
-        handler = logging.StreamHandler(output)
+        handler = logging.StreamHandler(self.output)
         logging.captureWarnings(True)
         logging.getLogger().addHandler(handler)
         try:
-            with contextlib.redirect_stdout(output), contextlib.redirect_stderr(output):
-                yield output
+            with contextlib.redirect_stdout(self.output), contextlib.redirect_stderr(self.output):
+                yield
         finally:
             logging.getLogger().removeHandler(handler)
 
-
-class Output(io.StringIO):
-    """What a cell prints, up to :data:`MOST_OUTPUT` characters."""
-
-    room = MOST_OUTPUT
-
-    def write(self, text: str) -> int:
-        """Take what there is room for, and say so when it is used up."""
-        if self.room > 0:
-            super().write(text[: self.room])
-            self.room -= len(text)
-            if self.room <= 0:
-                super().write(f"\n(more than {MOST_OUTPUT / 1e6:g} MB of output; the rest of it is left out)\n")
-        return len(text)
-
-    def drain(self) -> str:
-        """What was written since the last call."""
-        text = self.getvalue()
-        self.seek(0)
-        self.truncate()
+    def printed(self) -> str:
+        """What was printed since the last call."""
+        text = self.output.getvalue()
+        self.output.seek(0)
+        self.output.truncate()
         return text

@@ -65,8 +65,6 @@ def test_a_figure_is_of_any_measure(run: fedsim.Run) -> None:
     assert "nearest" in figure.axes[0].get_ylabel().replace("\n", " ")
     with pytest.raises(fedsim.UserError, match="there is no measure 'acuracy'; did you mean 'accuracy'"):
         run.figure(measure="acuracy")
-    with pytest.raises(fedsim.UserError, match="no row that is ok has a mlp_balanced_accuracy"):
-        run.figure(measure="mlp_balanced_accuracy")
 
 
 def test_a_table_is_a_frame_and_the_report_prints_it(run: fedsim.Run, command: Callable[..., Done], tmp_path: Path) -> None:
@@ -95,21 +93,14 @@ def test_a_cell_has_its_generator_and_its_statement(run: fedsim.Run) -> None:
         run.statement(cell="zz")
 
 
-def test_verify_proves_every_epsilon_runs_cells_again_and_compares(
-    run: fedsim.Run, command: Callable[..., Done], monkeypatch: pytest.MonkeyPatch, bench: Callable[..., Ran]
-) -> None:
+def test_verify_proves_every_epsilon_and_compares(run: fedsim.Run, command: Callable[..., Done], bench: Callable[..., Ran]) -> None:
     proved = command("verify", str(run.folder))
     assert (proved.returncode, "8 of 8 rows proved" in proved.stdout) == (0, True), proved.stdout
     equal = command("verify", str(run.folder), "--with", str(run.folder))
     assert (equal.returncode, "equal to the last bit: everything (8 rows)" in equal.stdout) == (0, True)
     other = bench(small_grid("dp-gaussian"), "other").folder
+    assert "there are no results here" in command("verify", str(run.folder.parent)).stderr
     assert "no setting and seed is in both" in command("verify", str(run.folder), "--with", str(other)).stderr
-    assert not fedsim.load(run.folder).verify(with_=run.folder).code
-
-
-def test_a_folder_without_a_run_is_a_mistake(tmp_path: Path) -> None:
-    with pytest.raises(fedsim.UserError, match="there are no results here"):
-        fedsim.load(tmp_path)
 
 
 def test_a_saved_generator_gives_a_file_of_synthetic_embeddings_with_its_manifest(
@@ -142,7 +133,6 @@ def test_a_generator_leaves_as_a_package_if_its_noise_is_secret_and_is_drawn_fro
     hub = tmp_path / "hub"
     assert command("synth", secret, "--format", "hf", "--out", str(hub), "--per-class", "3").returncode == 0
     assert {"README.md", "data"} <= {path.name for path in hub.iterdir()}
-    assert "--repo: means nothing for format npz" in command("synth", secret, "--out", "x.npz", "--repo", "a/b").stderr
 
 
 def test_code_that_a_run_names_runs_only_if_it_is_trusted(folder: Path, bench: Callable[..., Ran], command: Callable[..., Done]) -> None:
@@ -181,7 +171,7 @@ def test_a_class_of_a_notebook_is_benched_in_its_process_and_refused_where_other
     run = book.names["run"]
     assert run.rows[["label", "status", "claim", "params.rounds"]].to_numpy().tolist() == [["Mine", "ok", "stated", 2]]
     assert len((folder / "run" / "trainings.jsonl").read_text().splitlines()) == 1
-    assert run.verify(rerun=1).equal
+    assert run.verify(rerun=1).passed
     for call in ("fedsim.check(Mine)", "fedsim.audit(Mine)", "fedsim.bench(grid, out='other', algorithms=[Mine], address='auto')"):
         with pytest.raises(fedsim.UserError, match=r"Mine: is defined in this process alone, .*%%writefile my_method\.py"):
             book.cell(call)

@@ -4,7 +4,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from fedsim.data.embeddings import Embeddings, unit_norm, untested
+from fedsim.data.embeddings import Embeddings, unit_norm
 from fedsim.errors import UserError, at
 
 
@@ -54,13 +54,6 @@ def test_a_wrong_array_is_named(changes, message):
         made(**changes)
     assert message in str(caught.value)
     assert caught.value.where == "here"
-
-
-def test_classes_without_a_test_row_are_reported_with_whose_rows_they_are():
-    data = made(split=np.where(Y == 1, 2, 0) * (np.arange(12) > 5))
-    assert untested(data) == f"{data.name} has no test row of 2 of its 3 classes (0, 2): balanced accuracy is over the others"
-    assert untested(data, "north") == f"north of {untested(data)}"
-    assert untested(made()) is None
 
 
 def test_the_fingerprint_follows_the_content_only():

@@ -51,11 +51,6 @@ def job(images, spec, **changes):
     return EmbedJob(images, locate(spec.model_copy(update=changes)), batch=3)
 
 
-def stored(path):
-    with np.load(path, allow_pickle=False) as held:
-        return dict(held)
-
-
 def bare(images, spec, **changes):
     """What a loop over the images gives."""
     made = ImageEncoder(locate(spec.model_copy(update=changes)), "cpu")
@@ -65,7 +60,7 @@ def bare(images, spec, **changes):
 def test_the_file_holds_what_a_bare_loop_over_the_images_gives(tmp_path, pets, encoder):
     made = embed(job(pets, encoder), CONSOLE)
     made.save(tmp_path / "out/pets.npz")
-    held = stored(tmp_path / "out/pets.npz")
+    held = np.load(tmp_path / "out/pets.npz")
     np.testing.assert_allclose(held["x"], bare(pets, encoder), atol=1e-5)
     assert held["x"].dtype == np.float32
     for name, values in (("y", pets.y), ("split", pets.split), ("site", pets.columns["site"]), ("class_names", pets.class_names)):
@@ -103,17 +98,12 @@ def test_whatever_differs_is_computed_again_never_reused(tmp_path, pets, encoder
     assert job(replace(changed, columns=pets.columns), encoder).path != before
 
 
-@pytest.fixture
-def damaged(tmp_path) -> ImageSet:
-    """Seven bad images, a whole batch among them."""
+def test_bad_images_are_left_out_if_that_is_asked_for_and_only_then(tmp_path, encoder):
     root = save_folder(tmp_path / "pets", each=12)
-    for name in ("cat/0", "cat/1", "cat/10", "cat/11", "cat/2", "eel/5", "eel/6"):
+    for name in ("cat/0", "cat/1", "cat/10", "cat/11", "cat/2", "eel/5", "eel/6"):  # a whole batch among them
         path = root / f"{name}.png"
         path.write_bytes(path.read_bytes()[:60])
-    return load_image_folder(root, "pets")
-
-
-def test_bad_images_are_left_out_if_that_is_asked_for_and_only_then(damaged, encoder):
+    damaged = load_image_folder(root, "pets")
     made = embed(job(damaged, encoder), CONSOLE, skip_bad=True)
     assert made.x.shape == (29, 16)
     assert made.x.any(axis=1).all()
@@ -123,18 +113,12 @@ def test_bad_images_are_left_out_if_that_is_asked_for_and_only_then(damaged, enc
         embed(job(damaged, encoder), CONSOLE)
 
 
-@pytest.mark.parametrize(
-    ("out", "message"),
-    [
-        ("a/b.npy", "is not an .npz file; give a/b.npz"),
-        ("mine.npz", "is there and was not made by fedsim; give another file, or remove it"),
-    ],
-)
-def test_where_nothing_can_be_written_is_said_before_the_work(tmp_path, monkeypatch, out, message):
+def test_where_nothing_can_be_written_is_said_before_the_work(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     np.savez(tmp_path / "mine.npz", x=np.eye(2))
-    with pytest.raises(UserError, match=message):
-        check_target(Path(out))
+    for out, message in (("a/b.npy", "is not an .npz file; give a/b.npz"), ("mine.npz", "is there and was not made by fedsim")):
+        with pytest.raises(UserError, match=message):
+            check_target(Path(out))
 
 
 def test_an_interrupted_run_goes_on_with_the_next_shard_and_a_broken_one_is_computed_again(pets, encoder, cache, monkeypatch):

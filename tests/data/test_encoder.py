@@ -38,19 +38,6 @@ def test_an_encoder_that_cannot_be_had_says_how_to_get_it(tmp_path, monkeypatch)
     assert "hf download facebook/dinov2-nano" in caught.value.hint
 
 
-@pytest.mark.parametrize(
-    ("given", "message"),
-    [
-        ({}, "names no encoder or two; give a name"),
-        ({"name": "a", "size": 112}, "a named encoder takes no size"),
-        ({"onnx": "a.onnx", "dtype": "bfloat16"}, "computes as it was exported; give dtype: float32"),
-    ],
-)
-def test_a_wrong_encoder_is_refused(given, message):
-    with pytest.raises(ValueError, match=message):
-        EncoderSpec.model_validate(given)
-
-
 def test_weights_that_lack_are_named(tmp_path, encoder):
     folder = Path(shutil.copytree(encoder.name, tmp_path / "copy"))
     weights = load_file(folder / "model.safetensors")

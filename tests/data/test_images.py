@@ -25,12 +25,8 @@ def test_a_damaged_image_is_a_bad_image(tmp_path):
     picture(0, size=90).save(tmp_path / "whole.jpg")
     whole = (tmp_path / "whole.jpg").read_bytes()
     for content in (whole[: len(whole) // 2], b"", b"not an image", whole[:4]):
-        (tmp_path / "a.jpg").write_bytes(content)
         with pytest.raises(BadImage):
-            decoded(str(tmp_path / "a.jpg"))
-    Image.fromarray(np.zeros((2, 2), np.float32)).save(tmp_path / "a.tif")
-    with pytest.raises(BadImage, match="floating-point"):
-        decoded(str(tmp_path / "a.tif"))
+            decoded(content)
 
 
 def test_no_program_is_run_to_draw_an_image(tmp_path):

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 import torch
 from cells import SHIPPED, quick, small_cells
-from devices import DEVICE, OnePlace, waits
+from devices import DEVICE, OnePlace, flush
 
 from fedsim.device import CPU
 from fedsim.evaluation.judge import Judgement, judgement_of
@@ -40,7 +40,7 @@ def ran(trial: Trial, data: Any, device: torch.device) -> tuple[list[RoundRecord
     steps = []
     with OnePlace():
         for step in run_trial(trial, data, partial(local_pool, device=device), None, device):
-            waits.flush()
+            flush()
             steps.append(step)
         *records, outcome = steps
         assert isinstance(outcome, Outcome)
@@ -86,17 +86,3 @@ def test_a_checkpoint_of_one_device_goes_on_on_another() -> None:
     assert (rest.round, rest.values["noise"]) == (whole.round, whole.values["noise"])
     assert rest.values["signal_norm"] == pytest.approx(whole.values["signal_norm"], rel=1e-4)
     assert copied(kept[-1].tensors).keys() == kept[-1].tensors.keys()
-
-
-@pytest.mark.skipif(not waits.counted, reason="only XLA counts how often the host waits")
-@pytest.mark.parametrize("name", ["fedhypevae", "fedavg-cvae", "dp-cgan"])
-def test_a_round_leaves_its_device_once(name: str) -> None:
-    prepared = small_cells(few(name), epsilon=4.0)
-    (trial,), (data,) = prepared.trials, prepared.data.values()
-    algorithm = build_algorithm(trial.cell.algorithm, trial.cell.params, trial.task)
-    steps = train(algorithm, local_pool(trial, data, None, DEVICE), trial.plan, Seeds(trial.cell.seed), device=DEVICE)
-    next(steps)
-    waits.flush()
-    waits.forget()
-    next(steps)
-    assert waits.count() == 1

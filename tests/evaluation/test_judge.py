@@ -14,9 +14,7 @@ from fedsim.evaluation.scores import score_classifier
 from fedsim.models.linear import ProbeClassifier
 from fedsim.models.probe import fit_probe
 from fedsim.seeds import SERVER, Seeds
-from fedsim.training.cohort import build_algorithm
-from fedsim.training.rounds import Trained, train
-from fedsim.training.trial import Outcome, Trial, local_pool, run_trial
+from fedsim.training.trial import Outcome, run_trial
 
 
 class Copies:
@@ -31,31 +29,17 @@ class Copies:
         return torch.from_numpy(self.data.x_train[picked])
 
 
-class Noise:
-    """A generator that knows nothing."""
-
-    def __init__(self, dim: int) -> None:
-        self.dim = dim
-
-    def sample(self, labels: torch.Tensor, stream: torch.Generator) -> torch.Tensor:
-        return torch.randn(len(labels), self.dim, generator=stream)
-
-
 def judge(personal: Any, alpha: float = 0.1, **keys: Any) -> tuple[Judge, Any]:
     prepared = small_cells(
         quick("dp-gaussian"), epsilon=4.0, alpha=alpha, evaluation={"per_class": 20, "probe_c": 0.1, "personal": personal}, **keys
     )
     (trial,), (data,) = prepared.trials, list(prepared.data.values())[-1:]
-    return Judge(trial.cell, data, trial.partition, Noise(data.dim)), data
-
-
-def of(by: Judge, made: Any) -> Judge:
-    return replace(by, made=made)
+    return Judge(trial.cell, data, trial.partition, Copies(data)), data
 
 
 def test_at_a_weight_of_1_a_client_predicts_by_its_own_classifier_alone() -> None:
-    (by, data), (shared, _) = judge(1.0), judge(0.0)
-    found, other = of(by, Copies(data)).personal(), of(shared, Copies(data)).personal()
+    (by, _), (shared, _) = judge(1.0), judge(0.0)
+    found, other = by.personal(), shared.personal()
     for score in ("accuracy", "balanced_accuracy"):
         assert found[f"personal_{score}"] == found[f"personal_alone_{score}"] == other[f"personal_alone_{score}"]
         assert other[f"personal_{score}"] != other[f"personal_alone_{score}"]
@@ -70,7 +54,7 @@ class Everyones(Copies):
 
 def test_a_clients_own_generator_is_read_from_a_draw_of_the_clients_own() -> None:
     by, data = judge(None)
-    found, evaluation = of(by, Everyones(data)).of_clients()[2], by.cell.evaluation
+    found, evaluation = replace(by, made=Everyones(data)).of_clients()[2], by.cell.evaluation
     drawn = [synthesise(Copies(data), data.classes, evaluation.per_class, Seeds(by.cell.seed), client) for client in (2, SERVER)]
     probes = [ProbeClassifier(fit_probe(x, y, evaluation.probe_c), data.classes) for x, y in drawn]
     rows = by.own_rows.rows[2]
@@ -116,39 +100,12 @@ class Noisy(Copies):
         return real + BLUR * torch.randn(real.shape, generator=stream)
 
 
-@pytest.mark.parametrize("entry", [quick("dp-gaussian"), quick("fedhypevae-warm")], ids=str)
-def test_an_algorithm_that_paid_for_label_counts_tells_how_frequent_labels_are(entry: dict[str, Any]) -> None:
-    (trial,), (data,) = cells_of(entry)
-    end = trained(trial, data)
-    assert end.shares is not None
-    assert end.shares.sum() == pytest.approx(1.0)
-    true = np.bincount(data.y_train, minlength=data.classes) / len(data.y_train)
-    np.testing.assert_allclose(end.shares, true, atol=1e-3)
-
-
-@pytest.mark.parametrize(("name", "told"), [("weight-noise", "uniform"), ("local-only", None)])
-def test_one_that_did_not_is_judged_on_uniform_labels_and_a_classifier_as_it_is(name: str, told: str | None) -> None:
-    (trial,), (data,) = cells_of(quick(name))
+@pytest.mark.parametrize(("name", "told"), [("dp-gaussian", "released"), ("weight-noise", "uniform"), ("local-only", None)])
+def test_labels_are_those_that_an_algorithm_released_or_uniform_and_a_classifier_is_judged_as_it_is(name: str, told: str | None) -> None:
+    prepared = small_cells(quick(name), epsilon=float("inf"), evaluation={"per_class": 10, "readouts": []})
+    (trial,), (data,) = prepared.trials, prepared.data.values()
     *_, outcome = run_trial(trial, data)
     assert isinstance(outcome, Outcome)
     judgement = judgement_of(trial, outcome.state, data)
     assert judgement.label_shares == told
     assert joined(trial, outcome, judgement).label_shares == told
-
-
-def cells_of(entry: dict[str, Any]) -> tuple[Any, Any]:
-    """The cell and its data, without noise."""
-    prepared = small_cells(entry, epsilon=float("inf"), evaluation={"per_class": 10, "readouts": []})
-    return prepared.trials, prepared.data.values()
-
-
-def trained(trial: Trial, data: Any) -> Trained:
-    algorithm = build_algorithm(trial.cell.algorithm, trial.cell.params, trial.task)
-    steps = train(algorithm, local_pool(trial, data), trial.plan, Seeds(0))
-    while True:
-        try:
-            next(steps)
-        except StopIteration as end:
-            found = end.value
-            assert isinstance(found, Trained)
-            return found

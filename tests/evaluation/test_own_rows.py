@@ -7,10 +7,7 @@ from cells import quick, small_cells
 from rows import clients, joined, ran
 from sites import SITES, digits_of_sites
 
-from fedsim.data.embeddings import Embeddings
 from fedsim.evaluation.references import local_only
-from fedsim.evaluation.scores import probe_predictions, scores_of
-from fedsim.models.probe import fit_probe, strengths
 from fedsim.partition.seen import own_rows
 from fedsim.results.columns import Row
 from fedsim.runs.prepare import Prepared
@@ -31,19 +28,6 @@ def test_a_sites_client_is_judged_on_the_sites_own_test_rows(tmp_path: Path) -> 
     for name, rows in zip(SITES, found.rows, strict=True):
         assert set(data.test_columns["site"][rows]) == {name}
     assert sorted(np.concatenate(found.rows)) == list(range(len(data.y_test)))
-
-    def by_themselves(strength: float) -> tuple[float, ...]:
-        clients = zip(trial.partition.rows, found.rows, strict=True)
-        return tuple(floor_of(data, rows, test, strength) for rows, test in clients)
-
-    floor = local_only(data, trial.partition, trial.cell.partition, None).clients
-    assert floor == max(map(by_themselves, strengths(data.dim)), key=sum)
-
-
-def floor_of(data: Embeddings, rows: np.ndarray, test: np.ndarray, strength: float) -> float:
-    """Balanced accuracy on some test rows of a balanced probe of some training rows."""
-    probe = fit_probe(data.x_train[rows], data.y_train[rows], strength, balanced=True)
-    return scores_of(probe_predictions(probe, data.x_test[test], data.y_test[test], data.classes)).balanced_accuracy
 
 
 def test_without_sites_all_test_rows_count_and_under_feature_shift_those_that_are_seen() -> None:

@@ -2,7 +2,6 @@
 
 import os
 import signal
-from collections.abc import Callable
 
 import pytest
 
@@ -26,12 +25,9 @@ def test_results_come_in_order_and_no_fork_finds_what_another_one_left() -> None
     assert SEEN == []
 
 
-@pytest.mark.parametrize(("end", "value"), [(os._exit, 3), (signal.raise_signal, signal.SIGINT)])
-def test_a_fork_that_ends_early_is_reported_and_not_waited_for(end: Callable[[int], None], value: int) -> None:
-    with pytest.raises(ProcessEnded, match="ended its process"):
-        forked(end, value)
-
-
-def test_an_exception_is_raised_here() -> None:
+def test_how_a_fork_ends_is_raised_here() -> None:
+    for end, value in ((os._exit, 3), (signal.raise_signal, signal.SIGINT)):
+        with pytest.raises(ProcessEnded, match="ended its process"):
+            forked(end, value)
     with pytest.raises(UserError, match="here: is wrong"):
         forked(own, UserError("here", "is wrong"))

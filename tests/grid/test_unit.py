@@ -8,12 +8,9 @@ from typing import Any
 import numpy as np
 import pytest
 from cells import quick, small_cells
-from rows import joined, ran
 from sites import digits_of_writers
 
 from fedsim.errors import UserError
-from fedsim.report.page import render_page
-from fedsim.results.stats import Settings
 from fedsim.runs.prepare import Prepared
 
 
@@ -48,13 +45,3 @@ def test_a_writer_with_training_and_test_rows_or_no_such_column_is_reported(tmp_
     path = digits_of_writers(tmp_path, writer=np.arange(450) % 200)
     with pytest.raises(UserError, match=r"unit: .* values of writer have both training and test rows"):
         cells(path, quick("dp-gaussian"))
-
-
-def test_a_row_and_its_page_say_what_one_unit_is(tmp_path: Path) -> None:
-    prepared = cells(digits_of_writers(tmp_path), quick("dp-gaussian"), delta=1e-2)
-    (trial,) = prepared.trials
-    row = joined(trial, *ran(prepared, trial))
-    assert (row.status, row.claim, row.unit, row.train_groups) == ("ok", "proved", "writer", trial.train_groups)
-    page = render_page("digits", [row], Settings.of([row]), [], {})
-    assert "writer, that is one group: neighbouring data sets differ in all rows of one client that have one value of writer" in page
-    assert f"for the {trial.train_groups} groups by writer" in page

@@ -13,13 +13,10 @@ def rows(n, dim, classes, seed=0):
     return (centres[y] + rng.normal(size=(n, dim))).astype(np.float32), y.astype(np.int64)
 
 
-@pytest.mark.parametrize("n", [9, 40])
 @pytest.mark.parametrize("classes", [2, 3])
-@pytest.mark.parametrize("copied", [False, True])
-def test_few_rows_of_many_features_get_the_weights_that_minimise_the_objective(n, classes, copied):
-    x, y = rows(n, 80, classes)
-    if copied:
-        x[classes : 2 * classes] = x[:classes]
+def test_few_rows_of_many_features_get_the_weights_that_minimise_the_objective(classes):
+    x, y = rows(40, 80, classes)
+    x[classes : 2 * classes] = x[:classes]
     probe = fit_probe(x, y, 0.1, balanced=True)
     features = (x - probe.mean) / probe.scale
     converged = LogisticRegression(C=0.1, class_weight="balanced", tol=1e-10, max_iter=10_000).fit(features, y)
@@ -59,3 +56,10 @@ def test_synthetic_rows_have_the_strong_penalty_unless_fresh_ones_are_predicted_
     x, y = clouds(400, 0.1, 0.3, 1)
     losses = {tried: -np.log(each.probabilities(x, 2)[np.arange(400), y]).mean() for tried, each in other.items()}
     assert (strength == WEAK / 50) == (losses[WEAK] < losses[STRONG])
+
+
+def test_rows_of_a_generator_that_diverged_are_named():
+    x, y = rows(10, 4, 2)
+    x[3, 1] = np.nan
+    with pytest.raises(ValueError, match="1 of 10 training rows of the probe hold NaN or infinite"):
+        fit_probe(x, y, 1.0)

@@ -1,5 +1,11 @@
 #!/usr/bin/env bash
-# What is too dear for every run, one after another: the slow faults, every algorithm, engine and packing, and the pages' long commands.
+# What is too dear for every run, one after another: the slow tests, then the ordinary tests of numbers by other instructions of the
+# processor and by two threads.
 set -euo pipefail
 cd "$(dirname "$0")/../.."
-exec python -m pytest -n 0 -m slow "$@"
+python -m pytest -n 0 -m slow "$@"
+numbers=(tests/{privacy,methods,models,baselines,algorithms,training,evidence/check} tests/test_contract.py tests/test_recorded.py)
+for processor in ATEN_CPU_CAPABILITY=default ATEN_CPU_CAPABILITY=avx2 MKL_ENABLE_INSTRUCTIONS=SSE4_2 OMP_NUM_THREADS=2; do
+  echo "+ $processor"
+  env "$processor" python -m pytest -n 0 "${numbers[@]}"
+done

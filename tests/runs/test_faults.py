@@ -1,24 +1,18 @@
 """Ends of a bench from outside: signals, a killed driver, a killed service of Ray; then the same command, and the same rows."""
 
-import fcntl
 import os
-import pty
-import shutil
 import signal
 import subprocess
 import sys
-import tempfile
-import termios
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import psutil
 import pytest
 import yaml
-from benches import PATIENCE, TIMES, Ran, interruptible, slowness
+from benches import PATIENCE, TIMES, Ran, slowness
 from processes import GRID, bench, offspring, rounds, rows, wait_for_the_end_of, when
 from rows import values_of
 
@@ -27,7 +21,7 @@ from fedsim.grid.models import Grid
 pytestmark = pytest.mark.slow
 CLUSTER = """
 import sys
-from fedsim.runs.need import Node
+from fedsim.runs.worker import Node
 from fedsim.runs.ray import local_cluster
 
 with local_cluster(Node(1.0, 0.0)):
@@ -64,42 +58,22 @@ def the_same_command_gives(undisturbed: Undisturbed, folder: Path) -> None:
     assert (rows(folder), rounds(folder)) == undisturbed
 
 
-def test_sigterm_to_the_group_ends_a_bench_in_order(grid: Path, undisturbed: Undisturbed) -> None:
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
+def test_a_signal_to_the_group_leaves_no_process_and_the_same_command_gives_the_same_rows(
+    grid: Path, undisturbed: Undisturbed, number: signal.Signals
+) -> None:
     with bench(grid) as process:
         when(lambda: trained(grid), process)
         started = offspring(process.pid)
         asked = time.monotonic()
-        os.killpg(process.pid, signal.SIGTERM)
+        os.killpg(process.pid, number)
         out, err = process.communicate(timeout=PATIENCE)
         assert time.monotonic() - asked < 5 * slowness()
-        assert (process.returncode, err) == (130, ""), out + err
-        assert "of 6 cells finished; the same command goes on" in out
+        if number == signal.SIGTERM:
+            assert (process.returncode, err) == (130, ""), out + err
+            assert "of 6 cells finished; the same command goes on" in out
         wait_for_the_end_of(started, 10)
     the_same_command_gives(undisturbed, grid)
-
-
-def test_a_closed_terminal_ends_a_bench_in_order(grid: Path) -> None:
-    outer, inner = pty.openpty()
-
-    def own_the_terminal() -> None:
-        interruptible()
-        fcntl.ioctl(inner, termios.TIOCSCTTY, 0)
-
-    how = {"stdin": inner, "stdout": inner, "stderr": inner, "start_new_session": True, "process_group": None}
-    with bench(grid, **how, preexec=own_the_terminal) as process:
-        os.close(inner)
-        os.set_blocking(outer, False)
-
-        def read() -> bool:
-            with suppress(BlockingIOError):
-                os.read(outer, 2**16)
-            return trained(grid)
-
-        when(read, process)
-        started = offspring(process.pid)
-        os.close(outer)
-        assert process.wait(PATIENCE) == 130
-        wait_for_the_end_of(started, 10)
 
 
 def test_an_interruption_while_ray_starts_leaves_none_of_its_processes(grid: Path) -> None:
@@ -122,58 +96,24 @@ def test_a_killed_service_of_ray_ends_a_bench_in_order(grid: Path, undisturbed: 
         out, err = process.communicate(timeout=PATIENCE)
         assert process.returncode == 1, out + err
         assert "the cluster is lost: " in out
-        assert "report: runs/g/report.html" in out
         wait_for_the_end_of(started, 10)
     the_same_command_gives(undisturbed, grid)
-
-
-def test_a_killed_driver_leaves_no_process_and_its_cells_go_on_from_their_checkpoints(grid: Path, undisturbed: Undisturbed) -> None:
-    with bench(grid) as process:
-        when(lambda: trained(grid), process)
-        started = offspring(process.pid)
-        process.kill()
-        process.wait()
-        wait_for_the_end_of(started, 10)
-    the_same_command_gives(undisturbed, grid)
-
-
-@pytest.fixture
-def short(monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """A temporary folder with a short path."""
-    folder = Path(tempfile.mkdtemp(prefix="fs", dir="/tmp"))
-    monkeypatch.setenv("TMPDIR", str(folder))
-    yield folder
-    shutil.rmtree(folder)
-
-
-@contextmanager
-def driver() -> Iterator[subprocess.Popen[str]]:
-    """A process with a local cluster."""
-    process = subprocess.Popen([sys.executable, "-c", CLUSTER], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
-    try:
-        assert process.stdout is not None
-        assert process.stdout.readline() == "started\n"
-        yield process
-    finally:
-        process.kill()
-        process.wait()
 
 
 def listening(process: psutil.Process) -> set[str]:
     return {each.laddr.ip for each in process.net_connections("tcp") if each.status == psutil.CONN_LISTEN}
 
 
-def test_a_local_cluster_listens_on_this_machine_alone_and_is_gone_with_its_driver(short: Path) -> None:
-    with driver() as killed:
-        (left,) = short.iterdir()
-        started = offspring(killed.pid)
-        assert any("raylet" in each.name() for each in started)
-    wait_for_the_end_of(started, 10)
-    with driver() as process:
-        started = offspring(process.pid)
-        assert set.union(*map(listening, [psutil.Process(process.pid), *started])) <= {"127.0.0.1", "::ffff:127.0.0.1"}
-        assert not left.exists()
-        process.communicate("", timeout=PATIENCE)
-        assert process.returncode == 0
-    wait_for_the_end_of(started, 1)
-    assert list(short.iterdir()) == []
+def test_a_local_cluster_listens_on_this_machine_alone_and_is_gone_with_its_driver() -> None:
+    for killed in (True, False):
+        command = [sys.executable, "-c", CLUSTER]
+        with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+            assert process.stdout is not None
+            assert process.stdout.readline() == "started\n"
+            started = offspring(process.pid)
+            assert any("raylet" in each.name() for each in started)
+            assert set.union(*map(listening, [psutil.Process(process.pid), *started])) <= {"127.0.0.1", "::ffff:127.0.0.1"}
+            if killed:
+                process.kill()
+            process.communicate("" if not killed else None, timeout=PATIENCE)
+        wait_for_the_end_of(started, 10)

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from cells import quick, small_cells
 from rich.console import Console
-from rows import joined, lines_of, ran
+from rows import lines_of, ran
 
 from fedsim.errors import UserError
 from fedsim.results.result_lines import RowError
@@ -60,26 +60,8 @@ def test_a_cell_lacks_its_training_or_its_judgement_or_nothing(tmp_path: Path) -
     assert kinds(prepared, replace(kept, judgements=lines_of(trial, outcome, ERROR).judgements), tmp_path, retry_failed=True) == ["judging"]
 
 
-def test_what_was_not_kept_is_trained_again_under_seeded_noise_and_refused_under_secret_noise(tmp_path: Path) -> None:
-    for noise in ("seeded", "secret"):
-        prepared = small_cells(quick("dp-gaussian"), epsilon=4.0, privacy={"noise": noise})
-        (trial,) = prepared.trials
-        lines = lines_of(trial, ran(prepared, trial)[0])
-        if noise == "seeded":
-            assert kinds(prepared, lines, tmp_path) == ["training"]
-        else:
-            with pytest.raises(UserError, match="a second training would be a second release of the same rows"):
-                kinds(prepared, lines, tmp_path)
-
-
-def test_a_training_whose_judging_lost_its_worker_is_not_trained_again(tmp_path: Path) -> None:
-    prepared = small_cells(quick("dp-gaussian"), epsilon=4.0)
+def test_what_was_not_kept_is_refused_under_secret_noise(tmp_path: Path) -> None:
+    prepared = small_cells(quick("dp-gaussian"), epsilon=4.0, privacy={"noise": "secret"})
     (trial,) = prepared.trials
-    outcome, judgement = ran(prepared, trial)
-    job = CellJob(context(prepared, tmp_path), trial)
-    assert job.again() is job
-    job.take(outcome)
-    again = job.again()
-    assert isinstance(again, CellJob)
-    assert again.call(lambda key: key)[0] == "judge"
-    assert joined(trial, outcome, judgement).status == "ok"
+    with pytest.raises(UserError, match="a second training would be a second release of the same rows"):
+        kinds(prepared, lines_of(trial, ran(prepared, trial)[0]), tmp_path)

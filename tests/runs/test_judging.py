@@ -8,7 +8,6 @@ from benches import TIMES, Ran
 from cells import small_grid
 from rows import values_of
 
-from fedsim.errors import UserError
 from fedsim.grid.models import Grid
 from fedsim.interrupts import INTERRUPTED
 from fedsim.results.store import Kind, ResultStore
@@ -65,14 +64,3 @@ def test_a_bench_that_ends_after_every_write_gives_the_same_rows_by_the_same_com
     assert (rows(cut), cut.rounds) == (rows(whole), whole.rounds)
     once = set(ended_after) - {"rounds"}
     assert {kind: count(cut, kind) for kind in once} == {kind: count(whole, kind) for kind in once}
-
-
-def test_what_a_training_left_and_is_not_what_was_noted_is_an_error_that_says_what_to_do(bench: Bench) -> None:
-    grid = small_grid("dp-gaussian")
-    (state,) = (bench(grid).folder / "trained").iterdir()
-    state.write_bytes(b"torn")
-    with pytest.raises(UserError, match=r"is not what was saved .*; remove it; the same command trains again"):
-        bench(judged_by(grid, per_class=20))
-    state.unlink()
-    again = bench(judged_by(grid, per_class=20))
-    assert (again.code, count(again, "trainings")) == (0, 2)

@@ -1,7 +1,6 @@
 """A head and two workers that share no folder: what a grid needs travels; and the cluster's token."""
 
 import os
-import re
 import shutil
 import signal
 import subprocess
@@ -19,7 +18,6 @@ from processes import FEDSIM, environment
 from fedsim.results.run import grid_rounds, grid_rows
 
 PORT = 6389
-CLUSTER = Path(__file__).parents[2] / "docs" / "machines.md"
 RAY = FEDSIM.with_name("ray")
 GRID = """
 dataset: {name: digits, limit: 200}
@@ -121,34 +119,3 @@ def test_a_token_is_asked_for_and_what_to_set_is_said(project: Path, cluster: Ca
     let_in = bench(project, f"127.0.0.1:{PORT}", "--dry-run", RAY_AUTH_TOKEN=SECRET["RAY_AUTH_TOKEN"])
     assert let_in.returncode == 0, let_in.stderr
     assert "ε reached" in let_in.stdout
-
-
-def own_files_only(project: Path, name: str, text: str) -> Path:
-    """A folder for the search path, with one program."""
-    folder = project / "bin"
-    folder.mkdir()
-    (folder / name).write_text(text)
-    (folder / name).chmod(0o755)
-    return folder
-
-
-def test_the_slurm_script_of_the_page_runs_where_srun_runs_its_command_here(project: Path) -> None:
-    (script,) = re.findall(r"```bash\n(.*?)```", CLUSTER.read_text(), re.S)
-    scratch = tempfile.mkdtemp(prefix="r", dir="/tmp")
-    for old, new in (("6379", str(PORT)), ("ray start --head", f"ray start --head --include-dashboard=false --temp-dir={scratch}")):
-        script = script.replace(old, new)
-    (project / "job.sh").write_text(script)
-    srun = own_files_only(project, "srun", '#!/bin/bash\nwhile [[ $1 == --* ]]; do shift; done\nexec "$@"\n')
-    paths = os.pathsep.join([str(srun), str(FEDSIM.parent), os.environ["PATH"]])
-    variables = environment(PATH=paths, SLURM_CPUS_PER_TASK="1", SLURM_NNODES="2")
-    with (project / "out").open("w") as told:  # a pipe would stay open with the cluster
-        process = subprocess.Popen(["bash", "job.sh"], cwd=project, env=variables, stdout=told, stderr=told, start_new_session=True)
-    try:
-        code, out = process.wait(PATIENCE), (project / "out").read_text()
-        assert code == 0, out
-        assert "3 of 3 cells done" in out
-    finally:
-        for each in psutil.process_iter(["cmdline"]):
-            if any(scratch in part for part in each.info["cmdline"] or []):
-                each.send_signal(signal.SIGKILL)
-        shutil.rmtree(scratch, ignore_errors=True)

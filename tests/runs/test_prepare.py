@@ -4,15 +4,14 @@ from pathlib import Path
 
 import pytest
 from cells import NODES, quick, small_grid
-from sites import SITES, digits_of_sites
+from sites import digits_of_sites
 
 from fedsim.errors import UserError
-from fedsim.methods.one_shot import OneShot
 from fedsim.results.folder import RunFolder
 from fedsim.results.run import read_manifest
 from fedsim.runs.manifest import write_manifest
-from fedsim.runs.need import Need, Node
 from fedsim.runs.prepare import label_matrices, prepare
+from fedsim.runs.worker import Need, Node
 
 
 def test_cells_of_one_data_set_alpha_number_of_clients_and_seed_share_a_partition() -> None:
@@ -35,29 +34,17 @@ def test_what_cannot_be_planned_or_placed_is_named_by_the_grid_s_key() -> None:
         prepare(small_grid("dp-gaussian", dataset=["digits", {"npz": "/none.npz"}]), NODES)
     with pytest.raises(UserError, match=r"^clients\[1\]: 101 clients × 2"):
         prepare(small_grid("dp-gaussian", clients=[4, 101]), NODES)
-
-
-def test_sampled_clients_are_refused_where_the_budget_is_an_examples() -> None:
-    sampled = quick("fedhypevae", client_rate=0.5)
     with pytest.raises(UserError, match=r"client_rate with fedhypevae: 0.5 samples clients, .*; give 1, or unit: client"):
-        prepare(small_grid(sampled), NODES)
-    (trial,) = prepare(small_grid(sampled, unit="client"), NODES).trials
-    assert trial.plan is not None
-    assert trial.plan.main.sample_rate == 0.5
+        prepare(small_grid(quick("fedhypevae", client_rate=0.5)), NODES)
 
 
-def test_a_plan_is_of_the_cells_own_parameters_and_task(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_plan_is_of_the_cells_own_parameters() -> None:
     entries = [
         quick("fedhypevae", rounds=rounds, sample_rate=rate) | {"label": f"{rounds} {rate}"} for rounds in (3, 5) for rate in (0.1, 0.2)
     ]
     for trial in prepare(small_grid(*entries, epsilon=4.0), NODES).trials:
         assert trial.plan is not None
         assert (trial.plan.main.steps, trial.plan.main.sample_rate) == (trial.cell.params["rounds"], trial.cell.params["sample_rate"])
-    scope = "{} clients".format
-    monkeypatch.setattr(OneShot, "scope", lambda self: scope(self.task.clients))
-    for trial in prepare(small_grid("dp-gaussian", clients=[2, 4], epsilon=4.0), NODES).trials:
-        assert trial.plan is not None
-        assert trial.plan.scope == scope(trial.cell.clients)
 
 
 def test_clients_are_spread_over_actors_that_would_idle() -> None:
@@ -69,16 +56,12 @@ def test_clients_are_spread_over_actors_that_would_idle() -> None:
     assert spread.need_of(spread.trials[0]) == Need(1.0, 0.0, 5e8, actors=2)
 
 
-@pytest.mark.parametrize(
-    ("scheme", "clients", "names"), [("column", 3, SITES), ("column-dirichlet", 4, ("north 0", "south 1", "south 2", "west 3"))]
-)
-def test_matrices_are_of_the_partitions_that_cells_train_on_with_clients_called_by_site(
-    tmp_path: Path, scheme: str, clients: int, names: tuple[str, ...]
-) -> None:
-    dataset = {"npz": str(digits_of_sites(tmp_path)), "overlap": "keep"}
-    prepared = prepare(small_grid("dp-gaussian", dataset=dataset, partition={"scheme": scheme, "column": "site"}, clients=clients), NODES)
+def test_matrices_are_of_the_partitions_that_cells_train_on_with_clients_called_by_site(tmp_path: Path) -> None:
+    dataset, partition = {"npz": str(digits_of_sites(tmp_path)), "overlap": "keep"}, {"scheme": "column-dirichlet", "column": "site"}
+    prepared = prepare(small_grid("dp-gaussian", dataset=dataset, partition=partition, clients=4), NODES)
     (made,) = label_matrices(prepared)
-    assert (made.sites, made.fingerprint) == (names, prepared.trials[0].partition.fingerprint)
+    assert made.sites == ("north 0", "south 1", "south 2", "west 3")
+    assert made.fingerprint == prepared.trials[0].partition.fingerprint
 
 
 def test_a_manifest_says_what_each_method_is_and_which_paper_it_follows(tmp_path: Path) -> None:

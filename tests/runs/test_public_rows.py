@@ -1,12 +1,10 @@
 """Public rows: which source they come from, who is given them, what they change, and what is refused."""
 
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from benches import Ran
 from cells import NODES, small_grid
 
 from baselines.dp_gaussian import DPGaussian
@@ -16,7 +14,6 @@ from fedsim.errors import UserError
 from fedsim.grid.models import Grid
 from fedsim.methods.messages import Server
 from fedsim.methods.products import Generator
-from fedsim.results.run import grid_rows
 from fedsim.runs.prepare import Prepared, prepare
 from fedsim.training.cohort import build_algorithm
 
@@ -69,6 +66,9 @@ def grid(public: Any, *algorithms: Any, **values: Any) -> Grid:
 def test_a_method_that_uses_them_is_given_the_rows_and_no_other_method_is(public: dict[str, str]) -> None:
     ready = prepared(public, Shifted, Unaware)
     used, unused = ready.trials
+    assert unused.cell.cell_id == prepared(None, Unaware).trials[0].cell.cell_id
+    with pytest.raises(UserError, match=r"public with .*Shifted: the method uses public rows, and there are none; name a data set"):
+        prepared(None, Shifted)
     held = ready.data[used.data_key].public
     assert held is not None
     assert (used.cell.public, used.cell.public_hash) == ("other", held.fingerprint)
@@ -79,38 +79,11 @@ def test_a_method_that_uses_them_is_given_the_rows_and_no_other_method_is(public
     assert kept.task.public is None
 
 
-def test_only_cells_that_use_them_have_other_ids_with_them(public: dict[str, str], tmp_path: Path) -> None:
-    other = npz(tmp_path / "second.npz", x=rows(seed=6))
-    bare = [t.cell.cell_id for t in prepared(None, "dp-gaussian").trials]
-    first, second = ([t.cell.cell_id for t in prepared(held, Shifted, "dp-gaussian").trials] for held in (public, other))
-    assert first[1:] == second[1:] == bare
-    assert first[0] != second[0]
-
-
-def test_a_method_that_needs_them_is_refused_without() -> None:
-    with pytest.raises(UserError, match=r"public with .*Shifted: the method uses public rows, and there are none; name a data set"):
-        prepare(small_grid(Shifted), NODES)
-
-
-def test_rows_that_are_private_too_are_refused(tmp_path: Path) -> None:
+def test_rows_that_are_private_too_or_of_another_dimension_are_refused(tmp_path: Path) -> None:
     data = load(small_grid("dp-gaussian").dataset[0])
     first, second, *_ = np.flatnonzero((unit_norm(data.x_train) == data.x_train).all(1))  # scaled to unit norm they are the same
     mixed = np.concatenate([rows(), 4 * data.x_train[[second, first]]])
     with pytest.raises(UserError, match=rf"public: 2 training rows of 'digits\S*' are public too, the first is row {first}"):
         prepared(npz(tmp_path / "mixed.npz", x=mixed))
-    last = np.flatnonzero((unit_norm(data.x_test) == data.x_test).all(1))[-1]
-    with pytest.raises(UserError, match=rf"1 test rows of 'digits\S*' are public too, the first is row {last}"):
-        prepared(npz(tmp_path / "mixed.npz", x=np.concatenate([rows(), data.x_test[[last]]])))
-
-
-def test_rows_of_another_dimension_are_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"'p' has rows of 9 dimensions, data set 'digits\S*' of 64; give public rows"):
         prepared(npz(tmp_path / "p.npz", x=rows(dim=9)))
-
-
-@pytest.mark.slow
-def test_every_actor_of_a_cell_has_them(public: dict[str, str], ray_bench: Callable[..., Ran], bench: Callable[..., Ran]) -> None:
-    entry = {"name": "dp-gaussian", "params": {"project": 8}}
-    spread = small_grid(entry, public=public, epsilon=8, resources={"clients_per_actor": 2})
-    scores = [row.scores for ran in (ray_bench(spread, "spread"), bench(spread, "together")) for row in grid_rows(ran.folder)]
-    assert scores[0] == pytest.approx(scores[1], abs=1e-3)

@@ -13,18 +13,17 @@ from fedsim.results.run import grid_rows
 from fedsim.results.store import ResultStore
 from fedsim.runs import scheduler
 from fedsim.runs.display import Display
-from fedsim.runs.engine import ClusterLost, InProcess, Slot, WorkerLost
+from fedsim.runs.engine import InProcess, WorkerLost
 from fedsim.runs.jobs import CellJob, RunContext, references_of
-from fedsim.runs.need import Need, Node
 from fedsim.runs.prepare import Prepared, prepare
 from fedsim.runs.scheduler import Scheduler, Slots
-from fedsim.runs.worker import Failure, Item
+from fedsim.runs.worker import Failure, Item, Need
 
 ONE, TWO = Need(1.0), Need(1.0, actors=2)
 
 
 def slots(parallel: int = 4) -> Slots:
-    return Slots(InProcess(NODES[0]), tuple(NODES), parallel)
+    return Slots(InProcess(NODES[0]), 4, parallel)
 
 
 def context(prepared: Prepared, folder: Path) -> RunContext:
@@ -49,12 +48,9 @@ def test_a_slot_is_kept_for_jobs_of_its_need_and_any_is_for_what_needs_little() 
     assert held.take(ONE) not in (None, first)
     assert held.idle == []
     held.close()
-
-
-def test_at_most_so_many_slots_work_at_a_time() -> None:
-    held = slots(parallel=2)
-    assert [held.take(ONE) is None for _ in range(3)] == [False, False, True]
-    held.close()
+    few = slots(parallel=2)
+    assert [few.take(ONE) is None for _ in range(3)] == [False, False, True]
+    few.close()
 
 
 @pytest.mark.parametrize("plug_in", ["", "mine.py:Other"])
@@ -89,50 +85,15 @@ def test_a_job_that_loses_its_worker_runs_again_and_in_the_end_fails(tmp_path: P
     assert [(row.status, row.error and row.error["type"]) for row in grid_rows(tmp_path)] == [("failed", "ActorDiedError")]
 
 
-class Shrunken(InProcess):
-    """A cluster that has lost machines."""
-
-    def nodes(self) -> tuple[Node, ...]:
-        return (Node(2.0, 0.0),)
-
-    def open(self, need: Need, device: object) -> Slot:
-        return super().open(need, "cpu")
-
-
-def test_a_cell_for_which_machines_are_missing_lets_others_pass_and_ends_the_bench(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    for name, seconds in (("LOOK_EVERY", 0.0), ("GIVE_UP_AFTER", 0.1)):
-        monkeypatch.setattr(scheduler, name, seconds)
-    grid = small_grid("dp-gaussian", clients=[6, 2], resources={"clients_per_actor": 1})
-    prepared = prepare(grid, [Node(4.0, 0.0)] * 2, 1)
-    run = context(prepared, tmp_path)
-    running = Scheduler(run, Shrunken(NODES[0]))
-    running.slots.nodes = (Node(2.0, 0.0),)
-    with pytest.raises(ClusterLost, match=r"waits for 6 actors with 1 CPU and 0 GPUs each; the cluster has 2 CPUs and 0 GPUs"):
-        running.run([CellJob(run, trial) for trial in prepared.trials])
-    assert [(row.clients, row.status) for row in grid_rows(tmp_path)] == [(2, "ok")]
-
-
-def test_a_plug_in_comes_first_and_its_first_failure_is_the_message_unless_the_grid_is_to_go_on(
-    tmp_path: Path, plugins: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_plug_in_comes_first_and_its_first_failure_is_the_message(tmp_path: Path, plugins: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(plugins)
     monkeypatch.syspath_prepend(str(plugins))
-    grid = small_grid("dp-gaussian", quick("plugin:Trouble"), seeds=[0, 1])
-    for keep_going in (False, True):
-        prepared = prepare(grid, NODES, 1, keep_going=keep_going)
-        run = context(prepared, tmp_path / str(keep_going))
-        jobs = [CellJob(run, trial) for trial in prepared.trials]
-        if keep_going:
-            Scheduler(run, InProcess(NODES[0], capture=True)).run(jobs)
-            statuses = {row.algorithm: row.status for row in grid_rows(run.store.folder.path)}
-            assert statuses == {"plugin:Trouble": "failed", "dp-gaussian": "ok"}
-            continue
-        printed = sys.stdout
-        message = r"^algorithms\[1\]\.name: its first cell failed: ZeroDivisionError: the third round"
-        with pytest.raises(PluginError, match=message) as raised:
-            Scheduler(run, InProcess(NODES[0], capture=True)).run(jobs)
-        (log,) = (tmp_path / "False" / "logs").iterdir()
-        assert str(log) in str(raised.value)
-        assert 'raise ZeroDivisionError("the third round' in log.read_text()
-        assert run.store.trainings() == {}
-        assert sys.stdout is printed  # and no longer the log of the cell
+    prepared = prepare(small_grid("dp-gaussian", quick("plugin:Trouble"), seeds=[0, 1]), NODES, 1)
+    run, printed = context(prepared, tmp_path), sys.stdout
+    with pytest.raises(PluginError, match=r"^algorithms\[1\]\.name: its first cell failed: ZeroDivisionError: the third round") as raised:
+        Scheduler(run, InProcess(NODES[0], capture=True)).run([CellJob(run, trial) for trial in prepared.trials])
+    (log,) = (tmp_path / "logs").iterdir()
+    assert str(log) in str(raised.value)
+    assert 'raise ZeroDivisionError("the third round' in log.read_text()
+    assert run.store.trainings() == {}
+    assert sys.stdout is printed  # and no longer the log of the cell

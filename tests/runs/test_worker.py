@@ -9,21 +9,8 @@ import torch
 from cells import NODES, small_grid
 from threadpoolctl import threadpool_info
 
-from fedsim.runs.need import Need
 from fedsim.runs.prepare import prepare
-from fedsim.runs.worker import MOST_OUTPUT, Output, Process, check_source, limit_memory, plug_in_code, settle
-
-
-def test_what_a_plug_in_changes_in_torch_numpy_and_the_folder_is_put_back(tmp_path: Path) -> None:
-    threads, folder, errors = torch.get_num_threads(), Path.cwd(), np.geterr()
-    with plug_in_code():
-        torch.set_default_dtype(torch.float64)
-        torch.set_default_device("meta")
-        torch.set_grad_enabled(False)
-        np.seterr(all="raise")
-        os.chdir(tmp_path)
-    assert (torch.ones(2).dtype, torch.ones(2).device.type, torch.is_grad_enabled()) == (torch.float32, "cpu", True)
-    assert (Path.cwd(), np.geterr(), torch.get_num_threads()) == (folder, errors, threads)
+from fedsim.runs.worker import Need, Node, Process, check_source, limit_memory, settle
 
 
 def test_a_process_is_made_ready_again_after_every_job_with_threads_by_its_cpus(tmp_path: Path) -> None:
@@ -61,17 +48,19 @@ def test_what_a_process_trains_on_is_never_slowly_small() -> None:
         torch.set_flush_denormal(False)
 
 
-def test_endless_output_is_cut_and_the_log_says_so() -> None:
-    output = Output()
-    for _ in range(3):
-        output.write("x" * (MOST_OUTPUT // 2))
-    text = output.drain()
-    assert MOST_OUTPUT <= len(text) < MOST_OUTPUT + 100
-    assert "more than 10 MB of output; the rest of it is left out" in text
-
-
 def test_a_worker_that_holds_other_code_than_the_grid_s_says_so() -> None:
     cell = prepare(small_grid("dp-gaussian"), NODES).trials[0].cell
     check_source(cell)
     with pytest.raises(RuntimeError, match="the source of dp-gaussian is not what it was when the grid was read"):
         check_source(cell.model_copy(update={"source": "0" * 16}))
+
+
+MACHINE = Node(8.0, 2.0)
+
+
+@pytest.mark.parametrize(
+    ("need", "actors"),
+    [(Need(1.0), 8), (Need(2.0, 0.25), 4), (Need(1.0, 0.6), 2), (Need(1.0, 1 / 3), 6), (Need(1.0, 2.0), 1), (Need(1.0, 3.0), 0)],
+)
+def test_a_part_of_a_gpu_lies_on_one_gpu(need: Need, actors: int) -> None:
+    assert need.fit(MACHINE) == actors

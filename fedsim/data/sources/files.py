@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from fedsim.data.images import EXTENSIONS, ImageFiles, ImageSet
 from fedsim.data.split import NO_LABELS, TRAIN, WORDS, made_up_labels, quarter_for_testing
 from fedsim.errors import UserError, at, nearest
-from fedsim.files import open_regular, unread
+from fedsim.files import unread
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -121,7 +121,7 @@ def read_table(path: Path, needed: Sequence[str], *, numbers: bool = True) -> pd
 
     where = str(path)
     try:
-        with open_regular(path) as file:
+        with open(path, "rb") as file:
             content = io.BytesIO(file.read())
         table = pd.read_csv(content, skipinitialspace=True, dtype=None if numbers else str)
         if not numbers:

@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fedsim.data.embeddings import Embeddings
-from fedsim.data.images import EXTENSIONS, ImageFiles, Images, ImageSet
+from fedsim.data.images import EXTENSIONS, ImageFiles, ImageSet
 from fedsim.data.sources.files import check_files, class_labels, complete, read_table, texts
 from fedsim.data.spec import IN_FOLDERS
 from fedsim.data.split import quarter_for_testing, quarter_of_groups
@@ -33,31 +33,13 @@ PNEUMONIA_CLASSES = ("normal", "bacteria", "virus")
 _PNEUMONIA, _NORMAL = re.compile(r"(person\d+)_(bacteria|virus)_\d+"), re.compile(r"((?:NORMAL2-)?IM-\d+)(?:-\d+)+")
 
 
-class Digits(Images):
-    """The 8 x 8 pixels of every digit, 0 to 16: 1,797 of 10 classes, the data set that needs no download."""
-
-    def __init__(self) -> None:
-        # the file that scikit-learn's load_digits reads; to import scikit-learn takes longer than all else that a small bench prepares
-        (file,) = (file for file in files("scikit-learn") or () if file.name == "digits.csv.gz")
-        table = np.loadtxt(str(file.locate()), delimiter=",")
-        self.pixels, self.y = table[:, :-1].reshape(-1, 8, 8), table[:, -1].astype(np.int64)
-
-    def source(self, row: int) -> NDArray[np.uint8]:
-        """Its pixels."""
-        return np.asarray(self.pixels[row] * 15.9375, np.uint8)
-
-
 def digits_embeddings(name: str) -> Embeddings:
-    """Pixels / 16 as embeddings of 64 dimensions, a stratified quarter for testing."""
-    digits = Digits()
-    x = (digits.pixels.reshape(len(digits.y), -1) / 16).astype(np.float32)
-    return Embeddings.from_arrays(name, x, digits.y, quarter_for_testing(digits.y, DIGITS))
-
-
-def digits_images(name: str) -> ImageSet:
-    """The same digits as images, for an encoder."""
-    digits = Digits()
-    return ImageSet(name, digits, np.arange(len(digits.y)), digits.y, quarter_for_testing(digits.y, DIGITS), DIGITS)
+    """1,797 digits of 10 classes, the data set that needs no download: 8 x 8 pixels / 16, a stratified quarter for testing."""
+    # the file that scikit-learn's load_digits reads; to import scikit-learn takes longer than all else that a small bench prepares
+    (file,) = (file for file in files("scikit-learn") or () if file.name == "digits.csv.gz")
+    table = np.loadtxt(str(file.locate()), delimiter=",")
+    y = table[:, -1].astype(np.int64)
+    return Embeddings.from_arrays(name, (table[:, :-1] / 16).astype(np.float32), y, quarter_for_testing(y, DIGITS))
 
 
 def load_ham10000(root: Path, name: str) -> ImageSet:

@@ -11,7 +11,7 @@ from fedsim.data.embeddings import Embeddings, PublicRows, row_digests, unit_nor
 from fedsim.data.images import ImageSet, overlapping
 from fedsim.data.sources.files import load_image_folder, load_image_table
 from fedsim.data.sources.hub import load_hub
-from fedsim.data.sources.known import digits_embeddings, digits_images, load_folder
+from fedsim.data.sources.known import digits_embeddings, load_folder
 from fedsim.data.sources.medmnist import load_medmnist
 from fedsim.data.sources.npz import load_embedding_file
 from fedsim.data.spec import DatasetSpec
@@ -23,8 +23,6 @@ def _images(spec: DatasetSpec, public: bool) -> ImageSet:
     """The images of a data set as its source has them: one more source is one more case, and a name or a path of the spec."""
     name, path = spec.title, spec.path or Path()
     match spec.kind:
-        case "digits":
-            return digits_images(name)
         case "medmnist":
             return load_medmnist(spec.argument, spec.size, spec.root, name)
         case "hf":
@@ -41,7 +39,7 @@ def load(spec: DatasetSpec, *, public: bool = False) -> Embeddings:
 
     ``public`` rows need no labels.
     """
-    if not spec.holds_images:
+    if not spec.has_images:
         data = _rows(spec, public)
     elif spec.encoder is None:
         raise UserError("", f"'{spec.display}' holds images", "name what embeds them, such as encoder: facebook/dinov2-base")

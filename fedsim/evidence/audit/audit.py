@@ -12,12 +12,11 @@ import json
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from functools import lru_cache
 from typing import Any
 
 import numpy as np
 import torch
-from scipy.stats import beta, norm
+from scipy.stats import beta
 
 from fedsim.errors import UserError, at
 from fedsim.evidence.audit.white_box import MOST_ADDED, Setting, TrainingPair, brief, pair, saturating, setting_of
@@ -25,7 +24,7 @@ from fedsim.grid.models import AuditSpec, Grid
 from fedsim.plugins.code_hash import harness_hash, source_hash
 from fedsim.plugins.registry import lookup
 from fedsim.privacy.mechanism import Mechanism
-from fedsim.privacy.pld import compose, refuted_epsilon
+from fedsim.privacy.pld import refuted_epsilon
 from fedsim.results.run import claim_of
 from fedsim.training.trial import Trial
 from fedsim.words import number
@@ -56,32 +55,16 @@ def bound(absent: Sequence[float], present: Sequence[float], mechanisms: Sequenc
     return refuted_epsilon(mechanisms, delta, upper(false, len(absent)), lower(true, len(present)))[0]
 
 
-@lru_cache(maxsize=256)
-def at_best(mechanisms: tuple[Mechanism, ...], delta: float, pairs: int) -> float:
-    """The bound where these mechanisms run and every rate that the best adversary counts is the one that it expects."""
-    false = norm.sf(np.linspace(-4, 4, 161))
-    true = np.asarray(1 - compose(mechanisms).false_negatives(false, "add-one"), float)
-    # there the log likelihood ratio is 0
-    middle = int(np.argmax(true - false))
-    return refuted_epsilon(mechanisms, delta, upper(false[middle] * pairs, pairs), lower(true[middle] * pairs, pairs))[0]
-
-
 @dataclass(frozen=True)
 class Audit:
-    """The outcome.
+    """The outcome: the epsilon that is claimed, and the largest one of the claimed mechanism with other noise that is refuted.
 
-    Attributes:
-        claim: the epsilon that is claimed.
-        epsilon: the largest epsilon of the claimed mechanism with other noise that is refuted.
-        best: what the best adversary expects of so many pairs of the planned mechanism.
-        pairs: pairs of trainings.
-        ratio: what the canary adds to a step, in units of the claimed sensitivity; the most that it added where that is too much.
-        heuristic: whether the claim is no theorem, so that it does not stand on a sensitivity.
+    The ratio is what the canary adds to a step, in units of the claimed sensitivity; the most that it added where that is too much. A
+    ``heuristic`` claim is no theorem, so it does not stand on a sensitivity.
     """
 
     claim: float
     epsilon: float
-    best: float
     pairs: int
     ratio: float
     heuristic: bool
@@ -93,7 +76,7 @@ class Audit:
 
     def words(self) -> str:
         """The outcome on a line."""
-        reached = f"ε ≥ {number(self.epsilon, 3)} by {self.pairs} pairs (at best ε ≥ {number(self.best, 3)})"
+        reached = f"ε ≥ {number(self.epsilon, 3)} by {self.pairs} pairs"
         canary = f"canary {self.ratio:.2f} of the claimed sensitivity{', which is exceeded' if self.ratio > MOST_ADDED else ''}"
         return f"{'REFUTED' if self.refuted else 'not refuted'}: ε = {number(self.claim)} claimed, {reached}, {canary}"
 
@@ -103,8 +86,8 @@ def outcome_of(setting: Setting, seen: Sequence[TrainingPair]) -> Audit:
     plan, mechanisms = setting.plan, setting.plan.mechanisms
     reached = bound([each.absent for each in seen], [each.present for each in seen], mechanisms, plan.delta)
     ratio, most = math.sqrt(float(np.mean([each.ratio**2 for each in seen]))), max(each.most for each in seen)
-    best, added = at_best(mechanisms, plan.delta, len(seen)), most if most > MOST_ADDED else ratio
-    return Audit(plan.epsilon_target, reached, best, len(seen), added, plan.claim == "heuristic")
+    added = most if most > MOST_ADDED else ratio
+    return Audit(plan.epsilon_target, reached, len(seen), added, plan.claim == "heuristic")
 
 
 def key_of(setting: Setting) -> str:

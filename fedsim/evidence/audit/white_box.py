@@ -25,15 +25,13 @@ from torch import Tensor
 
 from fedsim.data.embeddings import PublicRows, unit_norm
 from fedsim.errors import UserError, at
-from fedsim.evidence.forked import forked
 from fedsim.evidence.worlds import Divergence, Hidden, Tape, WatchedPool, watched
 from fedsim.grid.cells import resolve
 from fedsim.grid.read import one_cell
 from fedsim.methods.algorithm import Algorithm, solved_plan
 from fedsim.methods.clients import Noised
 from fedsim.methods.messages import Round, Task, Tensors
-from fedsim.plugins.code_hash import is_shipped
-from fedsim.plugins.registry import lookup, own_errors
+from fedsim.plugins.registry import lookup
 from fedsim.privacy.plan import PrivacyPlan, Trust, Unit
 from fedsim.seeds import Seeds
 from fedsim.training.cohort import Cohort, CohortSpec, build_algorithm
@@ -61,21 +59,12 @@ Labels = NDArray[np.int64]
 
 @dataclass(frozen=True)
 class Setting:
-    """An algorithm at a claim, and the small made-up data set beside which a unit is put.
-
-    Attributes:
-        algorithm: its name, as a grid gives it.
-        params: all its parameters.
-        task: the public facts.
-        plan: what it plans for the claim.
-        apart: whether every training is in a process of its own, since a plug-in's module may keep what it saw.
-    """
+    """An algorithm at a claim, and the small made-up data set beside which a unit is put."""
 
     algorithm: str
     params: Mapping[str, Any]
     task: Task
     plan: PrivacyPlan
-    apart: bool = False
 
     def build(self) -> Algorithm:
         """A new instance."""
@@ -126,7 +115,7 @@ def setting_of(name: str, params: Mapping[str, Any], unit: Unit, trust: Trust, e
     with at(lambda where: f"{where} with {name}"):
         plan = solved_plan(build_algorithm(name, validated, task), epsilon, delta)
     assert plan is not None
-    return Setting(name, validated, task, plan, apart=not is_shipped(cls))
+    return Setting(name, validated, task, plan)
 
 
 def parameters(algorithm: str, params: Sequence[str], unit: Unit, trust: Trust, epsilon: float, delta: float) -> dict[str, Any]:
@@ -150,13 +139,9 @@ class Canary(NamedTuple):
 
 
 class NoisyOutput(NamedTuple):
-    """A noisy output as the adversary has it, flat.
+    """A noisy output as the adversary has it, flat: the ``residual`` is the output less what it would be without unit and noise.
 
-    Attributes:
-        residual: the output less what it would be without unit and noise.
-        shift: what the unit adds to it, if it is in the sample.
-        std: standard deviation of its noise, as planned.
-        rate: probability that the unit is in the sample.
+    The ``shift`` is what the unit adds to it if it is in the sample, with probability ``rate``; ``std`` is that of the planned noise.
     """
 
     residual: Tensor
@@ -181,27 +166,17 @@ class _World(NamedTuple):
 
 
 def _world(setting: Setting, seeds: Seeds, canary: Canary | None, live: _World | None = None, *, always: bool = False) -> _World:
-    """Train in one world, maybe in a process of its own, maybe with the canary, ``always`` or sometimes in the sample.
-
-    With ``live`` it is given the noisy outputs of that world.
-    """
-    arguments = (setting, seeds, canary, live, always)
-    return forked(_trained, *arguments) if setting.apart else _trained(*arguments)
-
-
-def _trained(setting: Setting, seeds: Seeds, canary: Canary | None, live: _World | None, always: bool) -> _World:
-    # where it is raised, for no traceback leaves a process
-    with own_errors(setting.algorithm):
-        algorithm, noisy = setting.build(), list[tuple[Round, Tensors]]()
-        cohorts = [_cohort(setting, seeds, client, canary, live, always=always) for client in range(setting.task.clients)]
-        # the unit's client first: what a process keeps of the first rows that it saw then depends on the unit
-        pool = WatchedPool(cohorts, range(len(cohorts))[::-1], None if live is None else live.tapes)
-        steps = train(algorithm, pool, setting.plan, seeds, watch=lambda round_, total: noisy.append((round_, copied(total))))
-        # what is made after the last round follows from what was seen
-        for _ in range(sum(phase.release.rounds for phase in algorithm.phases())):
-            next(steps)
-        steps.close()
-        return _World(tuple(tape.without_diagnostics() for tape in pool.tapes), tuple(noisy))
+    """Train in one world, maybe with the canary, ``always`` or sometimes in the sample; given the noisy outputs of ``live``, if any."""
+    algorithm, noisy = setting.build(), list[tuple[Round, Tensors]]()
+    cohorts = [_cohort(setting, seeds, client, canary, live, always=always) for client in range(setting.task.clients)]
+    # the unit's client first: what a process keeps of the first rows that it saw then depends on the unit
+    pool = WatchedPool(cohorts, range(len(cohorts))[::-1], None if live is None else live.tapes)
+    steps = train(algorithm, pool, setting.plan, seeds, watch=lambda round_, total: noisy.append((round_, copied(total))))
+    # what is made after the last round follows from what was seen
+    for _ in range(sum(phase.release.rounds for phase in algorithm.phases())):
+        next(steps)
+    steps.close()
+    return _World(tuple(pool.tapes), tuple(noisy))
 
 
 def _cohort(setting: Setting, seeds: Seeds, client: int, canary: Canary | None, live: _World | None, *, always: bool) -> Cohort:
@@ -232,8 +207,8 @@ def observed(setting: Setting, canary: Canary, seeds: Seeds, *, present: bool) -
     at_clients, found = setting.build().noise_at_clients(), list[Step]()
     for round_, noisy in live.noisy:
         steps = _at_clients(setting, round_, live, absent, always)
-        sums = [world.sums(round_) for world in (live, absent, always)]
-        steps[0].extend(_uncovered(round_, *sums) if at_clients else [_of_sum(setting, round_, noisy, *sums[1:])])
+        if not at_clients:
+            steps[0].append(_of_sum(setting, round_, noisy, absent.sums(round_), always.sums(round_)))
         found.extend(step for step in steps if step)
     return found
 
@@ -269,16 +244,6 @@ def _of_sum(setting: Setting, round_: Round, noisy: Tensors, absent: Sequence[Te
     return NoisyOutput(*_apart(noisy, base, whole), setting.plan.noise_std(round_.release.name), round_.release.sample_rate)
 
 
-def _uncovered(round_: Round, live: Sequence[Tensors], absent: Sequence[Tensors], always: Sequence[Tensors]) -> Iterator[NoisyOutput]:
-    """What messages hold beside noisy outputs, which are equal in all worlds: where the unit changes it, no noise hides that."""
-    for sent, without, with_ in zip(live, absent, always, strict=True):
-        part = {name: value for name, value in sent.items() if name in without and name in with_}
-        residual, shift = _apart(part, without, with_)
-        size = float(shift.norm())
-        if size > 1e-4 * (1e-3 + float(_flat(part).norm())):
-            yield NoisyOutput(residual, shift, 1e-2 * size, round_.release.sample_rate)
-
-
 def _apart(outputs: Mapping[Any, Tensor], without: Mapping[Any, Tensor], with_: Mapping[Any, Tensor]) -> tuple[Tensor, Tensor]:
     """Residual and shift of outputs, flat."""
     base = {name: without[name].double() for name in outputs}
@@ -290,12 +255,9 @@ def _flat(tensors: Mapping[Any, Tensor]) -> Tensor:
 
 
 class Evidence(NamedTuple):
-    """What an adversary makes of one training.
+    """What an adversary makes of one training: the log likelihood ratio of unit there to not there.
 
-    Attributes:
-        score: log likelihood ratio of unit there to not there.
-        ratio: what the unit adds to a step, root mean square over steps, in units of the claimed sensitivity.
-        most: the largest.
+    And what the unit adds to a step, root mean square and largest over steps, in units of the claimed sensitivity.
     """
 
     score: float
@@ -348,12 +310,9 @@ def saturating(setting: Setting) -> tuple[Setting, Canary]:
 
 @dataclass(frozen=True)
 class TrainingPair:
-    """What two trainings showed.
+    """What two trainings showed: scores without and with the unit, and what it adds to a step, as :class:`Evidence` has it.
 
-    Attributes:
-        pair: its number, counted from 0; its noise and its samples follow from it.
-        absent, present: the scores without and with the unit.
-        ratio, most: what the unit adds to a step, root mean square and largest, in units of the claimed sensitivity.
+    Noise and samples follow from the number of the pair.
     """
 
     pair: int

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from itertools import chain, product
 from typing import Any, NamedTuple, get_args
 
@@ -16,8 +15,7 @@ from fedsim.evidence.check.sensitivity import sensitivity
 from fedsim.evidence.check.subject import DELTA, Fault, Idle, Subject, subject
 from fedsim.evidence.forked import ProcessEnded, alone, forked, in_forks
 from fedsim.plugins.code_hash import harness_hash, source_hash
-from fedsim.plugins.places import blamed, said
-from fedsim.plugins.registry import lookup
+from fedsim.plugins.registry import blamed, lookup, said
 from fedsim.privacy.accountant import epsilon
 from fedsim.privacy.mechanism import Mechanism
 from fedsim.privacy.plan import Trust, Unit
@@ -30,31 +28,21 @@ OF_PRIVACY = ("per-example loss", "predictions", "public rows", "sensitivity", "
 
 
 class Verdict(NamedTuple):
-    """What a check says.
-
-    Attributes:
-        passed: None where there was nothing to check.
-        reason: what was seen, with its numbers.
-        fix: one sentence; empty unless it failed.
-    """
+    """What a check says: ``passed`` is None where there was nothing to check, ``fix`` is empty unless it failed."""
 
     passed: bool | None
     reason: str
     fix: str = ""
 
 
-@dataclass(frozen=True)
-class CheckResult:
-    """What one check says in one privacy setting (unit and trust)."""
+class CheckResult(NamedTuple):
+    """What one check says in one privacy setting (unit and trust); as :class:`Verdict`."""
 
     check: str
     setting: str
-    verdict: Verdict
-
-    @property
-    def passed(self) -> bool | None:
-        """None where there was nothing to check."""
-        return self.verdict.passed
+    passed: bool | None
+    reason: str
+    fix: str = ""
 
 
 class Check(NamedTuple):
@@ -120,13 +108,13 @@ def _findings(name: str, params: Sequence[str], unit: Unit | None, trust: Trust 
 
 def _refused(name: str, params: Sequence[str], unit: Unit, trust: Trust, error: UserError) -> CheckResult:
     """A setting without a plan, by a name of its own: nothing is known of it; a fault of the class unless its defaults have one."""
-    verdict = Verdict(None, f"the parameters rule it out: {error}")
+    setting = f"{unit}, {trust} (refused)"
     try:
         subject(name, [], unit, trust)
     except UserError:
         fix = "leave it out of units or trusts, or mend the plan that the default parameters have there"
-        verdict = Verdict(False, f"the class states it, and: {error}", fix)
-    return CheckResult("setting", f"{unit}, {trust} (refused)", verdict)
+        return CheckResult("setting", setting, False, f"the class states it, and: {error}", fix)
+    return CheckResult("setting", setting, None, f"the parameters rule it out: {error}")
 
 
 def check_subject(subject: Subject) -> list[CheckResult]:
@@ -137,7 +125,7 @@ def check_subject(subject: Subject) -> list[CheckResult]:
         verdict = guarded(check.run, subject) if lost is None else Verdict(None, f"not checked: needs '{lost}'")
         if lost is not None or verdict.passed is False:
             without[check.name] = lost or check.name
-        found.append(CheckResult(check.name, subject.setting, verdict))
+        found.append(CheckResult(check.name, subject.setting, *verdict))
     return found
 
 
@@ -194,11 +182,11 @@ def in_a_line(name: str, findings: Sequence[CheckResult]) -> str:
 def findings_table(findings: Sequence[CheckResult], *, verbose: bool) -> Table:
     """A row for every check and distinct verdict, ``verbose`` or a fault; settings that share one share a row."""
     table = Table("check", "", "unit, trust", "what was seen, and the fix", show_edge=False, pad_edge=False)
-    rows: dict[tuple[str, Verdict], list[str]] = {}
+    rows: dict[CheckResult, list[str]] = {}
     for finding in findings:
         if verbose or finding.passed is False:
-            rows.setdefault((finding.check, finding.verdict), []).append(finding.setting)
-    for (check, verdict), settings in rows.items():
-        text = f"{verdict.reason}\nfix: {verdict.fix}" if verdict.fix else verdict.reason
-        table.add_row(Text(check, no_wrap=True), MARKS[verdict.passed], "\n".join(settings), Text(text))
+            rows.setdefault(finding._replace(setting=""), []).append(finding.setting)
+    for (check, _, passed, reason, fix), settings in rows.items():
+        text = Text(f"{reason}\nfix: {fix}" if fix else reason)
+        table.add_row(Text(check, no_wrap=True), MARKS[passed], "\n".join(settings), text)
     return table

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Generator, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import Any, Literal
@@ -50,17 +50,14 @@ class Draw:
     Attributes:
         way: the unit is removed; or replaced by another of any size, where no bound holds: half of a client's rows that no sample holds, or
             the first one alone, or a whole client; or other clients are sampled.
-        client: the unit's, or the unit.
-        size: rows beside the unit, or of the client that is the unit.
-        others: of the other clients, by turns.
-        copies: how often each of these rows stands there; rows of a group.
+        client, position: whose the unit is, or which; where it stands among its client's: 0 first, 1 last.
+        size, others, copies: rows beside the unit, or of the client that is the unit; of the other clients, by turns; how often each of
+            these rows stands there, or rows of a group.
         large: the share of them that is the row that adds most of some that were tried, where the rest is the one that adds least; None:
             they are rows of the data.
-        label: of the unit; None: that of the last row beside it, or those of the data for a client's rows.
-        alike: whether all rows beside the unit have its label.
+        label, alike: of the unit, None: that of the last row beside it, or those of the data for a client's rows; whether all rows have it.
         direction: of its rows: the mean of its class, or of all rows beside it, a random one, or the opposite of that mean.
         magnitude: the most that an ordinary unit adds, in units of the clip norm; 0: the unit's rows are zero.
-        position: where it stands among its client's: 0 first, 1 last.
         sampled: the unit is in every Poisson sample or in the first one alone; or its client is, with all rows, and no other.
         client_rate: at which clients are sampled, where an algorithm has it as a parameter and claims none by default.
         weights: share of the initial weights that the server starts from; a bound holds for any.
@@ -166,26 +163,20 @@ class World:
     """A data set in clients' hands.
 
     Attributes:
-        x, y: each member's rows.
-        members: the clients that are there.
+        held: each client's rows and labels.
         hidden: the unit that one of two neighbouring worlds lacks, or the block of rows that differ.
         size: rows of the hidden unit.
         secret: what its clients' secret streams are drawn from; None: as the pair's seed has it.
     """
 
-    x: tuple[FloatRows, ...]
-    y: tuple[Labels, ...]
-    members: tuple[int, ...]
+    held: Mapping[int, tuple[FloatRows, Labels]]
     hidden: Hidden | RowBlock | None = None
     size: int = 1
     secret: int | None = None
 
-    def groups(self) -> tuple[Labels, ...]:
-        """The number of each row's group within its client: the hidden unit is one, and so are :data:`ROWS_OF_A_GROUP` of the others."""
-        return tuple(self._groups_of(client, len(own)) for client, own in zip(self.members, self.y, strict=True))
-
-    def _groups_of(self, client: int, rows: int) -> Labels:
-        hidden = self.hidden
+    def groups_of(self, client: int) -> Labels:
+        """The number of each row's group in a client: the hidden unit is one, and so are :data:`ROWS_OF_A_GROUP` of the others."""
+        hidden, rows = self.hidden, len(self.held[client][1])
         if not isinstance(hidden, Hidden) or client != hidden.client or not hidden.present:
             return np.arange(rows) // ROWS_OF_A_GROUP
         others = np.arange(rows - self.size) // ROWS_OF_A_GROUP
@@ -195,10 +186,7 @@ class World:
 
 @dataclass(frozen=True)
 class Pair:
-    """Two worlds, ``whole`` with the unit and the ``other`` one, which sees its outputs; and how to run them.
-
-    The subject has the pair's clip norm; ``rounds`` are those that are run.
-    """
+    """Two worlds, ``whole`` with the unit and the ``other`` one, which sees its outputs, and the ``rounds`` that are run."""
 
     draw: Draw
     subject: Subject
@@ -214,7 +202,7 @@ class Pair:
     @property
     def same_clients(self) -> bool:
         """Whether no client is missing."""
-        return self.whole.members == self.other.members
+        return self.whole.held.keys() == self.other.held.keys()
 
 
 @dataclass(frozen=True)
@@ -231,12 +219,10 @@ def levels_of(subject: Subject, weights: float) -> Levels | None:
     data, clip = subject.data, clip_of(subject)
     if clip is None:
         return None
+    x, y = data.x_test[:TRIED_ROWS], data.y_test[:TRIED_ROWS]
+    worlds = [World({0: (x[[i]], y[[i]])}, Hidden(0, "alone")) for i in range(len(x))]
     if subject.trial.task.unit == "client":
-        x, y = data.x_train, data.y_train
-        worlds = [World((x[own],), (y[own],), (client,)) for client, own in enumerate(subject.trial.partition.rows)]
-    else:
-        x, y = data.x_test[:TRIED_ROWS], data.y_test[:TRIED_ROWS]
-        worlds = [World((x[[i]],), (y[[i]],), (0,), Hidden(0, "alone")) for i in range(len(x))]
+        worlds = [World({client: (data.x_train[own], data.y_train[own])}) for client, own in enumerate(subject.trial.partition.rows)]
     own, norms = varied(subject, clip=UNCLIPPED * clip), list[float]()
     first = next(own.algorithm.schedule())
     for world in worlds:
@@ -269,13 +255,13 @@ def _clients(subject: Subject, draw: Draw, levels: Levels | None) -> tuple[World
     held = _held(subject, draw)
     x, y = _drawn_rows(subject, draw, None, stream)
     held[draw.client] = _turned(subject, draw, x, stream), y if draw.label is None else np.full(len(y), draw.label)
-    whole = _world(held)
+    whole = World(held)
     if draw.way == "resampled":
         return whole, replace(whole, secret=draw.seed + 1)
     if draw.way == "replaced":
         x, y = held[draw.client]
-        return whole, _world({**held, draw.client: (unit_norm(-x + x.mean(0))[:-3], y[:-3])})
-    return whole, _world({client: own for client, own in held.items() if client != draw.client})
+        return whole, World({**held, draw.client: (unit_norm(-x + x.mean(0))[:-3], y[:-3])})
+    return whole, World({client: own for client, own in held.items() if client != draw.client})
 
 
 def _turned(subject: Subject, draw: Draw, x: FloatRows, stream: np.random.Generator) -> FloatRows:
@@ -297,14 +283,14 @@ def _rows(subject: Subject, draw: Draw, levels: Levels | None) -> tuple[World, W
         start = len(x) // 2 // ROWS_OF_A_GROUP * ROWS_OF_A_GROUP
         block = RowBlock(draw.client, start, int(draw.sampled == "first"))
         turned = np.concatenate([x[:start], -x[start:]]), np.concatenate([y[:start], (y[start:] + 1) % subject.data.classes])
-        return _world({**held, draw.client: (x, y)}, block), _world({**held, draw.client: turned}, block)
+        return World({**held, draw.client: (x, y)}, block), World({**held, draw.client: turned}, block)
     count, units_of = (draw.copies, ROWS_OF_A_GROUP) if group else (1, 1)
     hidden = Hidden(draw.client, draw.sampled, draw.position)
     at = min(hidden.index(-(-len(x) // units_of)) * units_of, len(x))
     row = _direction(subject, draw, x, y, label, stream)
     more = np.insert(x, [at] * count, row, 0), np.insert(y, [at] * count, label)
-    whole = replace(_world({**held, draw.client: more}, hidden), size=count)
-    return whole, _world({**held, draw.client: (x, y)}, replace(hidden, present=False))
+    whole = replace(World({**held, draw.client: more}, hidden), size=count)
+    return whole, World({**held, draw.client: (x, y)}, replace(hidden, present=False))
 
 
 def _direction(subject: Subject, draw: Draw, x: FloatRows, y: Labels, label: int, stream: np.random.Generator) -> FloatRows:
@@ -335,18 +321,14 @@ def _held(subject: Subject, draw: Draw) -> dict[int, tuple[FloatRows, Labels]]:
     return found
 
 
-def _world(held: dict[int, tuple[FloatRows, Labels]], hidden: Hidden | RowBlock | None = None) -> World:
-    return World(tuple(x for x, _ in held.values()), tuple(y for _, y in held.values()), tuple(held), hidden)
-
-
 def begun(subject: Subject, draw: Draw, world: World, schedule: Sequence[Round], script: Tape | None = None) -> tuple[Steps, Tape]:
     """A training in a world, all clients in one cohort, and what they will do; with a ``script``, the noise gives that world's outputs."""
-    cell, task, algorithm = subject.trial.cell, subject.trial.task, subject.build()
-    ends = np.cumsum([0, *map(len, world.y)])
-    held = tuple(np.arange(start, end) for start, end in pairwise(ends))
-    groups = world.groups() if task.unit == "group" else None
-    spec = CohortSpec(cell.algorithm, cell.params, task, subject.plan, Seeds(draw.seed, world.secret), world.members, held, groups)
-    cohort = watched(spec, np.concatenate(world.x), np.concatenate(world.y), world.hidden, script)
+    cell, task, algorithm, members = subject.trial.cell, subject.trial.task, subject.build(), tuple(world.held)
+    x, y = zip(*world.held.values(), strict=True)
+    held = tuple(np.arange(start, end) for start, end in pairwise(np.cumsum([0, *map(len, y)])))
+    groups = tuple(map(world.groups_of, members)) if task.unit == "group" else None
+    spec = CohortSpec(cell.algorithm, cell.params, task, subject.plan, Seeds(draw.seed, world.secret), members, held, groups)
+    cohort = watched(spec, np.concatenate(x), np.concatenate(y), world.hidden, script)
     pool, start = WatchedPool([cohort], script=None if script is None else [script]), None
     if draw.weights != 1:
         server = algorithm.initial_server(Seeds(draw.seed).public)

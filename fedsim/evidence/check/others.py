@@ -5,9 +5,8 @@ from __future__ import annotations
 import json
 import math
 import pickle
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any
 
 import numpy as np
 import torch
@@ -30,42 +29,27 @@ from fedsim.evidence.worlds import Query, WatchedPool
 from fedsim.methods.contract import answer
 from fedsim.methods.dp_sgd import DPSGD
 from fedsim.methods.local_training import LocalDPSGD
-from fedsim.methods.messages import Diagnostic, Message, Tensors
+from fedsim.methods.messages import Tensors
 from fedsim.methods.one_shot import OneShot
 from fedsim.methods.parameters import add_in_order
 from fedsim.methods.products import is_classifier, own
-from fedsim.plugins.places import line_of
+from fedsim.plugins.registry import line_of, said
 from fedsim.seeds import Seeds
 from fedsim.training import rounds
 from fedsim.training.cohort import LocalPool
-from fedsim.training.rounds import RoundRecord
 from fedsim.training.state import Checkpoints, copied
 
 REMEMBERS_FIX = "let probabilities depend on the row that it is given and on the server's state, and keep nothing of earlier rows"
 PUBLIC_FIX = "leave task.public as it is; what is computed from a private row is a release, whatever it is called"
-NOISE_FIX = (
-    "add all noise by Clients.add_noise alone, with round_.stream (further steps: what follows) and all of the cohort's members; it has "
-    "the plan's standard deviation"
-)
-LEDGER_FIX = (
-    "let every step of the plan call Clients.add_noise once, with the release that it is given; override no noise_at_clients; "
-    "noise that is drawn otherwise is not counted"
-)
+NOISE_FIX = "add all noise by Clients.add_noise alone, with round_.stream (further steps: what follows) and all of the cohort's members"
+LEDGER_FIX = "let every step of the plan call Clients.add_noise once, with the release that it is given; override no noise_at_clients"
 SEED_FIX = "draw every random number from the seed tree (clients.seeds, server.seeds, Clients.draws)"
 UNTOUCHED_FIX = "compute on copies; neither rows nor labels are an algorithm's to change"
-PACKING_FIX = (
-    "send sums over the cohort's members, never means or counts of cohorts; key streams by client number (clients.members), not by position"
-)
-SEND_FIX = "let parameters be plain values, and send tensors in sums, tensors or numbers in diagnostics, nothing else"
-RESUME_FIX = (
-    "keep all that lives on between rounds in server.tensors and clients.state, as tensors of their own memory, not in attributes of the "
-    "algorithm"
-)
+PACKING_FIX = "send sums over the cohort's members, never means or counts of cohorts; key streams by client number (clients.members)"
+SEND_FIX = "let parameters be plain values, and send tensors in sums, tensors or numbers in diagnostics"
+RESUME_FIX = "keep all that lives on between rounds in server.tensors and clients.state, not in attributes of the algorithm"
 RESTORE_FIX = "make the generator from the server's model and tensors, the codes and seeds, and from nothing else"
-RANDOM_FIX = (
-    "pass generator=... from the seed tree (clients.seeds, server.seeds) to every draw; "
-    "a layer that is built draws its weights, so copy server.model (copy.deepcopy) where a second model is needed"
-)
+RANDOM_FIX = "pass generator=... from the seed tree to every draw; copy server.model (copy.deepcopy) where a second model is needed"
 
 SHOWN_ROWS = 3000
 """Rows that a classifier is shown before it is asked again."""
@@ -77,7 +61,6 @@ PACKINGS: tuple[tuple[tuple[int, ...], tuple[int, ...]], ...] = (((1, 2, 1), (0,
 """Clients per actor, and the order in which actors compute."""
 ORDER, GROWTH_A_ROUND = 1e-4, 2.0
 """What the order of a sum may change of a tensor in the first round, relative to its norm, and by how much more in each further one."""
-PLAIN = (bool, int, float, str, type(None), np.floating, np.integer)
 
 
 def per_example(subject: Subject) -> str:
@@ -92,7 +75,7 @@ def per_example(subject: Subject) -> str:
         else:
             algorithm.check_contract(next(algorithm.schedule()), {})
     except NotPerExample as error:
-        raise Fault(_shortened(error), error.remedy) from error
+        raise Fault(" ".join(str(error).split())[:400], error.remedy) from error
     return "what a row adds depends on no other row"
 
 
@@ -118,10 +101,6 @@ def predictions(subject: Subject) -> str:
     if not same(first, again):
         raise Fault(f"what it predicts of a row changes by {float((first - again).abs().max()):.3g} after other rows", REMEMBERS_FIX)
     return "the same prediction of a row before and after others"
-
-
-def _shortened(error: Exception) -> str:
-    return " ".join(str(error).split())[:400]
 
 
 def public_rows(subject: Subject) -> str:
@@ -224,8 +203,10 @@ def packing(subject: Subject) -> str:
     if type(params).model_validate(json.loads(params.model_dump_json())) != params:
         raise Fault("the parameters are not themselves after JSON", SEND_FIX)
     for number, message in subject.tape.messages.items():
-        if fault := _unsendable(message):
-            raise Fault(f"round {number}: {fault}", SEND_FIX)
+        try:
+            pickle.dumps(message)
+        except Exception as error:
+            raise Fault(f"round {number}: the message cannot be serialised ({said(error)[:300]})", SEND_FIX) from error
     for sizes, order in PACKINGS:
         other = WatchedPool(subject.cohorts(sizes), order, pool.tapes)
         two = train(subject.build(), other, subject.plan, 0)
@@ -254,40 +235,13 @@ def _apart(one: Tensors, two: Tensors, order: float) -> str:
     return ""
 
 
-def _unsendable(message: Message) -> str:
-    for name, value in message.sums.items():
-        if not isinstance(value, Tensor):
-            return f"'{name}' of the message is a {type(value).__name__}"
-    for name, given in message.diagnostics.items():
-        numbers = given.values if isinstance(given, Diagnostic) else given
-        if strange := next((value for value in _leaves(numbers) if not isinstance(value, (*PLAIN, Tensor))), None):
-            return f"diagnostic '{name}' of the message holds a {type(strange).__name__}"
-    try:
-        pickle.dumps(message)
-    except Exception as error:
-        return f"the message cannot be serialised ({type(error).__name__}: {_shortened(error)})"
-    return ""
-
-
-def _leaves(value: Any) -> Iterator[Any]:
-    if isinstance(value, list | tuple):
-        for part in value:
-            yield from _leaves(part)
-    else:
-        yield value
-
-
 def resume(subject: Subject) -> str:
     """Going on from the checkpoint of any round, through the bytes of its file, equals the uninterrupted training."""
     whole = subject.first[0]
     some = sorted({0, 1, len(whole.progress) // 2, len(whole.progress) - 1} & set(range(len(whole.progress))))
     for at in (whole.progress[i] for i in some):
         kept = Checkpoints()
-        try:
-            kept.save(at)
-        except Exception as error:
-            text = f"the progress after {at.round} rounds cannot be saved ({type(error).__name__}: {_shortened(error)})"
-            raise Fault(text, RESUME_FIX) from error
+        kept.save(at)
         rest = train(subject.build(), WatchedPool(subject.cohorts()), subject.plan, 0, kept.load())
         if difference := _unequal(subject, whole, rest, at.round):
             raise Fault(f"going on after {at.round} of {len(whole.records)} rounds differs: {difference}", RESUME_FIX)
@@ -330,22 +284,11 @@ def global_random(subject: Subject) -> str:
 
 def _unequal(subject: Subject, one: Training, two: Training, start: int = 0) -> str:
     """The first thing, if any, in which two trainings differ by a bit; the second one began at round ``start``."""
-    if difference := _records(one.records[start:], two.records):
-        return difference
-    if one.trained.ledger != two.trained.ledger:
-        return "the ledgers"
-    if one.trained.uplink_bytes != two.trained.uplink_bytes:
-        return f"{one.trained.uplink_bytes} and {two.trained.uplink_bytes} bytes sent"
-    clients = subject.trial.task.clients
-    first, second = (drawn(training.trained.made, subject.data, clients) for training in (one, two))
+    for was, became in zip(one.records[start:], two.records, strict=True):
+        for name in {**was.values, **became.values}:
+            if repr(was.values.get(name)) != repr(became.values.get(name)):
+                return f"round {was.round}, {name}: {was.values.get(name)!r:.24} and {became.values.get(name)!r:.24}"
+    if (one.trained.ledger, one.trained.uplink_bytes) != (two.trained.ledger, two.trained.uplink_bytes):
+        return "the ledgers, or the bytes sent"
+    first, second = (drawn(training.trained.made, subject.data, subject.trial.task.clients) for training in (one, two))
     return "" if same(first, second) else f"what the result generates, by up to {float((first - second).abs().max()):.3g}"
-
-
-def _records(one: Sequence[RoundRecord], two: Sequence[RoundRecord]) -> str:
-    if len(one) != len(two):
-        return f"{len(one)} and {len(two)} rounds"
-    for first, second in zip(one, two, strict=True):
-        for name in {**first.values, **second.values}:
-            if (was := repr(first.values.get(name))) != (became := repr(second.values.get(name))):
-                return f"round {first.round}, {name}: {was[:24]} and {became[:24]}"
-    return ""

@@ -22,8 +22,7 @@ from fedsim.evidence.forked import forked, in_forks
 from fedsim.evidence.worlds import Divergence, Query, Tape
 from fedsim.methods.messages import Tensors
 from fedsim.methods.parameters import l2_norm
-from fedsim.plugins.places import blamed, said
-from fedsim.plugins.registry import lookup
+from fedsim.plugins.registry import blamed, lookup, said
 from fedsim.privacy.ledger import Ledger
 from fedsim.privacy.plan import THEOREMS
 from fedsim.seeds import Purpose, Seeds
@@ -35,17 +34,11 @@ TOGETHER = 8
 """Pairs whose first worlds share a process, and whose second ones do: what a module keeps of earlier ones then differs, too."""
 ROUNDING = 1e-6
 """Change of a tensor, relative to its norm, that is put down to rounding."""
-CLIP_FIX = (
-    "clip every unit's whole contribution jointly (clipped_sum, clipped_statistics), by a clip norm and weights that are public, and give "
-    "it to Clients.add_noise in one call; draw what is random per row by Clients.batch or Clients.draws"
-)
+CLIP_FIX = "clip every unit's whole contribution jointly, by public norms and weights, and give it to Clients.add_noise in one call"
 FREE_FIX = "send only what Clients.add_noise returned, weigh and divide by public numbers, or put the quantity into the clipped release"
 PUBLIC_FIX = "let the schedule, all shapes, names and sizes, and whether it ends, depend on public numbers only"
 SAMPLE_FIX = "take each step's rows from clients.poisson(round, release.sample_rate) and give them to clients.batch or clients.batches"
-CLIENTS_FIX = (
-    "sample whole clients by clients.poisson(round, rate, client_rate) or LocalTraining.participants, at the rate that releases() claims, "
-    "and let those that are left out send nothing, not even what they remember"
-)
+CLIENTS_FIX = "sample clients by clients.poisson(round, rate, client_rate) or LocalTraining.participants; who is left out sends nothing"
 STATE_FIX = "give everything that is kept and depends on an example to Clients.add_noise as 'kept', or state claim 'heuristic'"
 FEW_FIX = "give parameters (--param) under which a few rows matter, such as a lower threshold"
 
@@ -88,9 +81,6 @@ def check_samples(subject: Subject) -> None:
             text = f"{len(samples)} Poisson samples for {release.per_round} steps"
         elif other := next((sample for sample in samples if not math.isclose(sample.rate, release.sample_rate)), None):
             text = f"rows are sampled at rate {other.rate:g}"
-        for taken in (rows for at, rows in subject.tape.taken if at == number):
-            if not any(all(map(torch.equal, taken, sample.rows)) for sample in samples):
-                text = text or f"a batch of {sum(map(len, taken))} rows that are not its Poisson sample"
         if text:
             raise Fault(f"round {number}: {text}; the plan claims rate {release.sample_rate:g} for '{release.name}'", SAMPLE_FIX)
 
@@ -180,16 +170,11 @@ def judged(pair: Pair, first: Seen, second: Seen) -> float:
 
 def _check_envelopes(words: str, first: Tape, second: Tape) -> None:
     """That nothing differs in what is sent that no noise can cover: names, shapes and types."""
-    for round_, one in first.messages.items():
-        two = second.messages[round_].sums
-        for name in {**one.sums, **two}:
-            if name not in one.sums or name not in two:
-                what = f"the message holds '{name}' in one of the two worlds only"
-            elif (one.sums[name].shape, one.sums[name].dtype) != (two[name].shape, two[name].dtype):
-                what = f"shape or type of '{name}' in the message"
-            else:
-                continue
-            raise Fault(f"{words} changes what a message is: round {round_}: {what}", PUBLIC_FIX)
+    for round_ in first.messages:
+        one, two = ({(name, value.shape, value.dtype) for name, value in tape.messages[round_].sums.items()} for tape in (first, second))
+        if one != two:
+            what = f"round {round_}: name, shape or type of '{min(name for name, *_ in one ^ two)}'"
+            raise Fault(f"{words} changes what a message is: {what}", PUBLIC_FIX)
 
 
 def _check_uncovered(words: str, first: Seen, second: Seen, *, at_clients: bool) -> None:

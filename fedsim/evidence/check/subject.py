@@ -149,10 +149,8 @@ def subject(name: str, params: Sequence[str], unit: Unit, trust: Trust, draws: r
         partition = replace(partition, groups=tuple(np.arange(len(own)) // ROWS_OF_A_GROUP for own in partition.rows))
     task = task_of(cell, rows)
 
-    def place(where: str) -> str:
-        return f"{grid.place(where) if where in Grid.model_fields else grid.place('algorithms') + ': ' + where} with {cell.label}"
-
-    with at(place):
+    given_by = Grid.model_fields
+    with at(lambda where: f"{grid.place(where) if where in given_by else grid.place('algorithms') + ': ' + where} with {cell.label}"):
         (candidate,) = plans_of(lookup(cell.algorithm), cell.params, cell.tuning, task, cell.epsilon, cell.delta)
     trial = Trial(cell, task, candidate.plan, partition, (CHECKED_CLIENTS,), cell.data_key)
     field = known.model_fields["rounds"] if "rounds" in brief else None

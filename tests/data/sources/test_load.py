@@ -50,7 +50,6 @@ def test_limit_keeps_a_fixed_stratified_part_of_the_training_rows(tmp_path):
         ({"split": None}, "there is no array 'split'; give x [n, d], y [n] and split [n] (it holds note, site, x, y)"),
         ({"site": np.repeat("a", 59)}, "site has shape [59], so it is no column; give one value per row of x, [60], or leave it out"),
         ({"class_names": np.array(["a", "b"])}, "class_names has shape [2], and there are 3 classes"),
-        ({"y": np.array([{}] * 60, dtype=object)}, "cannot be read ("),
     ],
 )
 def test_a_wrong_npz_file_is_named(tmp_path, changes, message):
@@ -59,6 +58,17 @@ def test_a_wrong_npz_file_is_named(tmp_path, changes, message):
         load(DatasetSpec(npz=path))
     assert message in str(caught.value)
     assert caught.value.where == f"g.yaml:2: dataset: {path}"
+
+
+def test_damage_of_a_file_is_reported_in_one_line(tmp_path):
+    whole = file(tmp_path).read_bytes()
+    start = whole.index(b"x.npy") + 200
+    turned = whole[:start] + bytes(byte ^ 0x5A for byte in whole[start : start + 100]) + whole[start + 100 :]
+    for content in (turned, whole.replace(b"'descr'", b"'des((r"), whole.replace(b"'<f2'", b"'|O' "), whole[:500], b"\x93NUMPY"):
+        (tmp_path / "toy.npz").write_bytes(content)
+        with pytest.raises(UserError, match="cannot be read") as caught:
+            load(DatasetSpec(npz=tmp_path / "toy.npz"))
+        assert "\n" not in str(caught.value)
 
 
 @pytest.mark.parametrize(
@@ -70,6 +80,8 @@ def test_a_wrong_npz_file_is_named(tmp_path, changes, message):
         ({"name": "digits", "size": 64}, "'digits' takes no size; it is for medmnist"),
         ({"csv": "a.csv", "npz": "a.npz"}, "names npz and csv; give one of them"),
         ({"npz": "a.npz", "split": {"by": "site"}}, "'a' holds embeddings and takes no split, which is for images"),
+        ({"csv": "a.csv", "encoder": {}}, "names no encoder or two; give a name"),
+        ({"csv": "a.csv", "encoder": {"name": "a", "size": 112}}, "a named encoder takes no size"),
     ],
 )
 def test_a_wrong_spec_is_refused(spec, message):

@@ -29,7 +29,6 @@ def test_pickled_objects_and_wrong_arrays_are_refused(tmp_path):
         arrays = dict(held)
     for changed, message in (
         ({"train_images": np.array([{}] * 60, dtype=object)}, "cannot be read"),
-        ({"test_images": np.zeros((30, 5), np.uint8)}, r"test_images has shape \[30, 5\]"),
         ({"train_labels": np.full((60, 1), 11)}, "it is not the official file"),
     ):
         np.savez(tmp_path / "organamnist.npz", **(arrays | changed))

@@ -41,12 +41,11 @@ def test_fewer_pairs_than_the_least_bound_nothing_and_the_least_do() -> None:
     [(4.1, 1, True, True), (3.9, 1, False, False), (3.9, 1.01, False, True), (3.9, 1.01, True, False)],
 )
 def test_a_claim_is_refuted_by_a_bound_above_it_and_a_theorem_by_what_a_canary_adds_too(lower, ratio, heuristic, refuted) -> None:
-    assert Audit(4.0, lower, 1.0, 100, ratio, heuristic).refuted == refuted
+    assert Audit(4.0, lower, 100, ratio, heuristic).refuted == refuted
 
 
 def tiny(path: str = "tiny:Tiny", trust: Trust = "aggregate", **params: float) -> Setting:
-    """Its trainings share a process, which is faster."""
-    return replace(setting_of(f"broken.{path}", {**SHORT, **params}, "example", trust, 4.0, 1e-4), apart=False)
+    return setting_of(f"broken.{path}", {**SHORT, **params}, "example", trust, 4.0, 1e-4)
 
 
 def test_the_score_of_a_right_one_is_the_privacy_loss_that_was_paid_for() -> None:
@@ -65,7 +64,6 @@ def test_the_score_of_a_right_one_is_the_privacy_loss_that_was_paid_for() -> Non
     [
         ("clips:SensitivityOfATenth", "aggregate", {}, 30),
         pytest.param("clips:UnclippedPart", "aggregate", {"clip": 0.1}, 100, marks=pytest.mark.slow),
-        ("leaks:SizeLeavesUnpaid", "silo", {}, 30),
     ],
 )
 def test_a_broken_one_is_refuted(path: str, trust: Trust, params: dict[str, float], count: int) -> None:
@@ -102,16 +100,6 @@ def test_a_canary_saturates_the_claimed_sensitivity_and_never_exceeds_it(algorit
     assert 0.99 < found.most < 1.001
 
 
-@pytest.mark.parametrize("unit", ["example", "group"])
-def test_what_is_outside_of_the_unit_is_the_same_in_both_worlds(unit: Unit) -> None:
-    setting, canary = saturating(setting_of("fedhypevae", {"rounds": 2}, unit, "aggregate", 4.0, 1e-4))
-    absent, present = (observed(setting, canary, Seeds(0, 1), present=each)[0] for each in (False, True))
-    for before, after in zip(absent, present, strict=True):
-        # the same noise, and the unit where it was sampled
-        difference, shift = after.residual - before.residual, before.shift
-        assert float(difference.norm()) < 1e-5 or float((difference - shift).norm()) < 1e-4 * float(shift.norm())
-
-
 def test_an_audit_of_another_task_or_claim_does_not_go_on_from_this_one() -> None:
     setting = tiny()
     tasks: list[dict[str, Any]] = [{"dim": 8}, {"classes": 3}, {"clients": 9}, {"unit": "client"}, {"trust": "silo"}]
@@ -125,7 +113,7 @@ def test_an_interrupted_audit_goes_on_and_more_pairs_are_added(folder: Path, com
     whole = command("audit", "dp-gaussian", "--pairs", "20", "--out", "whole")
     assert whole.returncode == 0
     assert "not refuted: ε = 4 claimed" in whole.stdout
-    assert "20 pairs (at best ε ≥ " in whole.stdout
+    assert "by 20 pairs, canary 1.00 of the claimed sensitivity" in whole.stdout
     lines = (folder / "whole/pairs.jsonl").read_text().splitlines()
     (folder / "cut").mkdir()
     (folder / "cut/pairs.jsonl").write_text("\n".join(lines[:7]) + lines[7][:20])
@@ -133,16 +121,6 @@ def test_an_interrupted_audit_goes_on_and_more_pairs_are_added(folder: Path, com
     assert sorted((folder / "cut/pairs.jsonl").read_text().splitlines()) == sorted(lines)
     command("audit", "dp-gaussian", "--pairs", "24", "--out", "cut")
     assert [json.loads(line)["pair"] for line in (folder / "cut/pairs.jsonl").read_text().splitlines()] == list(range(24))
-
-
-@pytest.mark.slow
-def test_what_a_module_keeps_of_its_first_rows_refutes_a_claim_and_a_constant_does_not(folder: Path, command: Command) -> None:
-    options = ("--param", "rounds=1", "--param", "sample_rate=1", "--pairs", "12")
-    done = command("audit", "broken.clips:ScaledByTheFirstBatch", *options)
-    assert done.returncode == 1
-    assert "of the claimed sensitivity, which is exceeded" in done.stdout
-    done = command("audit", "broken.clips:ScaledByAConstant", *options)
-    assert (done.returncode, "canary 1.00 of the claimed sensitivity" in done.stdout) == (0, True)
 
 
 @pytest.mark.parametrize(
@@ -154,7 +132,6 @@ def test_what_a_module_keeps_of_its_first_rows_refutes_a_claim_and_a_constant_do
         (["dp-gaussian", "--cell", "a1"], "cell: means nothing for dp-gaussian, which is not a run folder"),
         ([".", "--pairs", "10"], "pairs: means nothing for a run folder"),
         (["broken.refused:Exits", "--pairs", "12"], ": SystemExit: 0"),
-        (["broken.refused:Interrupted", "--pairs", "12"], "ProcessEnded: a training ended its process"),
     ],
 )
 def test_a_mistake_is_one_message_and_nothing_is_written(arguments: list[str], message: str, folder: Path, command: Command) -> None:

@@ -41,7 +41,7 @@ BROKEN = {
     "results:UnserialisableMessage": ("packing", r"the message cannot be serialised"),
     "results:ResumeDiffers": ("resume", r"going on after 1 of 3 rounds differs"),
     "refused:CannotBeBuilt": ("per-example loss", r"RuntimeError: .* negative dimension .* \(\S*refused\.py:\d+\)"),
-    "refused:Doubled": ("per-example loss", r"TypeError: parameter 'prototypes.weight' of the model is float64, not float32 .*\.py:\d+\)"),
+    "refused:Doubled": ("per-example loss", r"TypeError: parameter 'prototypes.weight' of the model is float64.* .*\.py:\d+\)"),
     "refused:Raises": ("trains", r"^ZeroDivisionError: .* \(\S*refused\.py:\d+\)$"),
     "refused:Exits": ("trains", r"^SystemExit: 0 \(\S*refused\.py:\d+\)$"),
     "refused:Interrupted": ("trains", r"^ProcessEnded: a training ended its process"),
@@ -88,30 +88,18 @@ def in_first_setting(name: str) -> Subject:
     return subject(name, [], cls.units[0], cls.trusts[0])
 
 
-def verdict_of(check: str, own: Subject) -> Verdict:
-    """What one check says."""
-    (run,) = (each.run for each in CHECKS if each.name == check)
-    return guarded(run, own)
-
-
 def of_draws(own: Subject, *draws: Draw) -> Verdict:
     """What the pairs of these draws say."""
     return guarded(partial(searched, draws=draws), own)
 
 
-@pytest.mark.parametrize("path", BROKEN)
-def test_a_broken_algorithm_fails_its_own_check_for_its_own_reason(path: str) -> None:
-    check, reason = BROKEN[path]
-    verdict = verdict_of(check, in_first_setting(f"broken.{path}"))
-    assert verdict.passed is False
-    assert re.search(reason, verdict.reason)
-    assert verdict.fix
-
-
-@pytest.mark.parametrize("path", SEARCHED)
-def test_a_draw_of_the_corpus_finds_a_fault_of_sensitivity(path: str) -> None:
-    own, (draw, reason) = in_first_setting(f"broken.{path}"), SEARCHED[path]
-    verdict = of_draws(own, CORPUS["client" if own.trial.task.unit == "client" else "row"][draw])
+@pytest.mark.parametrize("path", [*BROKEN, *SEARCHED])
+def test_a_broken_algorithm_fails_its_own_check_or_draw_for_its_own_reason(path: str) -> None:
+    own, (what, reason) = in_first_setting(f"broken.{path}"), (BROKEN | SEARCHED)[path]
+    if path in SEARCHED:
+        verdict = of_draws(own, CORPUS["client" if own.trial.task.unit == "client" else "row"][what])
+    else:
+        (verdict,) = (guarded(check.run, own) for check in CHECKS if check.name == what)
     assert verdict.passed is False
     assert re.search(reason, verdict.reason)
     assert verdict.fix
@@ -137,13 +125,7 @@ def test_what_the_broken_ones_are_made_of_is_sound(cls: type[Algorithm]) -> None
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    "path",
-    [
-        *(f"{cls.__module__}:{cls.__name__}" for cls in SOUND),
-        "broken.leaks:ZerosAlwaysThere",
-    ],
-)
+@pytest.mark.parametrize("path", [*(f"{cls.__module__}:{cls.__name__}" for cls in SOUND), "broken.leaks:ZerosAlwaysThere"])
 def test_sound_twins_of_broken_algorithms_pass_a_full_check(path: str) -> None:
     assert failures(check_algorithm(path, trust="silo")) == []
 
@@ -166,15 +148,11 @@ def test_a_shipped_method_passes_in_all_of_its_settings(name: str) -> None:
     assert len(findings) == len(settings) * len({check.name for check in CHECKS})
 
 
-@pytest.mark.parametrize("name", ["not private", "heuristic"])
-def test_what_is_not_promised_is_measured_at_most(name: str) -> None:
-    own = {
-        "not private": lambda: subject("fedavg-linear", [], "example", "aggregate"),
-        "heuristic": lambda: subject("fedhypevae", ["noised=shared"], "example", "aggregate"),
-    }[name]()
-    verdict = guarded(sensitivity, own)
-    assert verdict.passed is None
-    assert name in verdict.reason
+def test_what_is_not_promised_is_measured_at_most() -> None:
+    for words, name, params in (("not private", "fedavg-linear", []), ("heuristic", "fedhypevae", ["noised=shared"])):
+        verdict = guarded(sensitivity, subject(name, params, "example", "aggregate"))
+        assert verdict.passed is None
+        assert words in verdict.reason
 
 
 def test_what_depends_on_a_check_that_failed_is_not_checked() -> None:
@@ -182,7 +160,7 @@ def test_what_depends_on_a_check_that_failed_is_not_checked() -> None:
     (failed,) = failures(findings)
     assert failed.check == "trains"
     rest = [finding for finding in findings if finding.check not in ("trains", "per-example loss")]
-    assert all(finding.passed is None and finding.verdict.reason == "not checked: needs 'trains'" for finding in rest)
+    assert all(finding.passed is None and finding.reason == "not checked: needs 'trains'" for finding in rest)
 
 
 @pytest.mark.parametrize(
@@ -196,6 +174,6 @@ def test_a_setting_that_is_refused_while_others_are_not_is_printed(path: str, pa
     findings = check_algorithm(f"broken.refused:{path}", params, quick=True)
     (found,) = (finding for finding in findings if finding.setting != "example, silo")
     assert (found.setting, found.passed) == ("client, silo (refused)", passed)
-    assert reason in found.verdict.reason
-    assert "clients have no plan" in found.verdict.reason
+    assert reason in found.reason
+    assert "clients have no plan" in found.reason
     assert failures([finding for finding in findings if finding is not found]) == []

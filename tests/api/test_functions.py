@@ -1,0 +1,325 @@
+"""What the API does by name and by command: benches, lists, checks, audits, accounts and embeddings."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from benches import PATIENCE, Done, Ran, interruptible
+from cells import SHIPPED, small_grid
+from pictures import save_encoder, save_folder
+from plug_ins import GOOD, changed, write
+
+import fedsim
+from fedsim.api.describe import Catalogue, describe
+from fedsim.errors import PluginError
+from fedsim.grid.read import load_grid
+from fedsim.plugins.registry import lookup
+from fedsim.results.run import grid_rows
+from fedsim.results.store import ResultStore
+
+BROKEN = Path(__file__).parents[1] / "broken"
+FEDSIM = Path(sys.executable).with_name("fedsim")
+SMALL = {"dataset": {"name": "digits", "limit": 200}, "clients": 4, "alpha": 1.0, "evaluation": {"per_class": 10}}
+FOUR = """
+algorithms: [{name: weight-noise, params: {rounds: 2, local_steps: 5}}, {name: fedhypevae, params: {rounds: 10}}]
+clients: [4]
+epsilon: [4]
+seeds: [0, 1]
+evaluation: {per_class: 30}
+"""
+KEPT = {"trainings": 4, "judgements": 4, "references": 3}
+"""Files in which a line is never changed again, and how many they have in the end."""
+Command = Callable[..., Done]
+
+
+def kept(run: Path) -> dict[str, list[str]]:
+    return {name: path.read_text().splitlines() for name in KEPT if (path := run / f"{name}.jsonl").exists()}
+
+
+@pytest.fixture
+def started(tmp_path: Path) -> Iterator[subprocess.Popen[str]]:
+    """A bench in a process group of its own, as a terminal starts it; it does not outlive the test."""
+    (tmp_path / "small.yaml").write_text(FOUR)
+    command = [FEDSIM, "bench", "small.yaml", "--in-process"]
+    pipe = subprocess.PIPE
+    process = subprocess.Popen(command, cwd=tmp_path, stdout=pipe, stderr=pipe, text=True, process_group=0, preexec_fn=interruptible)
+    while not kept(tmp_path / "runs/small").get("judgements"):
+        assert process.poll() is None, process.communicate()
+        os.sched_yield()
+    yield process
+    if process.poll() is None:
+        process.kill()
+        process.wait()
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL])
+def test_a_bench_that_is_interrupted_or_killed_goes_on_by_the_same_command(
+    tmp_path: Path, started: subprocess.Popen[str], number: signal.Signals, monkeypatch: pytest.MonkeyPatch, command: Command
+) -> None:
+    os.killpg(started.pid, number)
+    out, err = started.communicate(timeout=PATIENCE)
+    if number == signal.SIGINT:
+        assert (started.returncode, err) == (130, "")
+        assert "interrupted: " in out
+    monkeypatch.chdir(tmp_path)
+    before = kept(tmp_path / "runs" / "small")
+    again = command("bench", "small.yaml", "--in-process")
+    assert again.returncode == 0, again.stdout + again.stderr
+    after = kept(tmp_path / "runs" / "small")
+    assert {name: after[name][: len(lines)] for name, lines in before.items()} == before
+    assert {name: len(lines) for name, lines in after.items()} == KEPT
+
+
+def test_an_interruption_is_raised_and_the_next_one_is_heard_too(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    before = signal.getsignal(signal.SIGINT)
+
+    def interrupted(*args: object, **how: object) -> None:
+        signal.signal(signal.SIGINT, signal.SIG_IGN)  # as the first one leaves it for an orderly end
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("fedsim.runs.bench.Scheduler.run", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        fedsim.bench(SMALL, algorithms=["dp-gaussian"], out=folder / "run", in_process=True)
+    assert signal.getsignal(signal.SIGINT) is before
+
+
+def test_a_path_and_a_mapping_are_the_same_grid_and_a_plug_in_s_path_is_relative_to_it(folder: Path) -> None:
+    (folder / "g.yaml").write_text("algorithms: [dp-gaussian]\nclients: 4\nevaluation: {per_class: 10}\n")
+    of_file = load_grid("g.yaml", {"evaluation.probe_c": 1.0, "epsilon": [1, float("inf")]}, ["dp-linear"])
+    written = {"name": "g", "algorithms": ["dp-gaussian"], "clients": 4, "evaluation": {"per_class": 10}}
+    assert of_file == load_grid(written, {"evaluation.probe_c": 1.0, "epsilon": [1, float("inf")]}, ["dp-linear"])
+    (folder / "grids").mkdir()
+    (folder / "beside_grid.py").write_text(GOOD)
+    (folder / "grids" / "in_grids.py").write_text(GOOD)
+    (folder / "grids" / "g.yaml").write_text("algorithms: [in_grids.py:MyMethod, ../beside_grid.py:MyMethod]\n")
+    entries = load_grid(folder / "grids" / "g.yaml").algorithms
+    assert [entry.name for entry in entries] == ["grids/in_grids.py:MyMethod", "beside_grid.py:MyMethod"]
+    assert [entry.display for entry in entries] == ["in_grids.py:MyMethod", "../beside_grid.py:MyMethod"]
+
+
+MISTAKES: dict[str, tuple[str, ...]] = {
+    "algorithms: [fedhypevae]\nepsilonn: [1]\n": ("g.yaml:2", "did you mean 'epsilon'"),
+    "algorithms: [fedhypevae]\nclients: [100000]\n": ("clients[0]", "100000"),
+    "algorithms: ['leave.py:X']\n": ("algorithms[0]", "SystemExit: 3"),
+    "algorithms: ['nobody:Knows']\nseeds: 0-999\nepsilon: [1, 2, 4]\nalpha: [1, 2]\n": (
+        "stands for up to 6,000 cells; give --yes to run more than 5,000, or fewer values",
+    ),
+}
+
+
+@pytest.mark.parametrize("text", MISTAKES)
+def test_a_mistake_is_one_line_with_its_place_and_nothing_is_written(folder: Path, command: Command, text: str) -> None:
+    (folder / "g.yaml").write_text(text)
+    (folder / "leave.py").write_text("import sys\nsys.exit(3)\n")
+    done = command("bench", "--grid", "g.yaml")
+    assert (done.returncode, done.stdout, len(done.stderr.splitlines())) == (2, "", 1), done.stderr
+    assert [said for said in MISTAKES[text] if said not in done.stderr] == []
+    assert {path.name for path in folder.iterdir()} - {"__pycache__"} == {"g.yaml", "leave.py"}
+    with pytest.raises(fedsim.UserError, match=r"^set epsilon\[1\]: .*greater than 0"):
+        fedsim.bench({"algorithms": ["dp-gaussian"]}, set={"epsilon": [1, -1]}, in_process=True)
+
+
+def test_a_grid_of_many_cells_is_resolved_once_it_is_confirmed_and_a_folder_in_use_is_refused(folder: Path, command: Command) -> None:
+    (folder / "g.yaml").write_text([*MISTAKES][-1])
+    assert "'nobody:Knows' cannot be imported" in command("bench", "g.yaml", "--dry-run", "--yes").stderr
+    with ResultStore(folder / "runs" / "g").lock():
+        assert f"fedsim, process {os.getpid()}, is running in this folder" in command("bench", "g.yaml", "--yes").stderr
+
+
+def test_a_dry_run_has_cells_noise_partitions_memory_and_time_and_writes_nothing(folder: Path, command: Command) -> None:
+    grid = SMALL | {"algorithms": ["dp-gaussian", {"name": "fedavg-linear", "params": {"rounds": 2}}], "epsilon": [1, 4]}
+    plan: Any = fedsim.bench(grid, dry_run=True)
+    assert plan.cells["algorithm"].tolist() == ["dp-gaussian", "dp-gaussian", "fedavg-linear"]
+    assert plan.cells["σ"].notna().tolist() == [True, True, False]
+    means = plan.noise.query("part == 'class means'").set_index("ε")["noise / signal"]
+    assert means[1] > 2 * means[4]
+    assert plan.partitions.groupby("seed")["rows"].sum().tolist() == [200]
+    y = np.arange(120) % 3
+    np.savez(folder / "d.npz", x=np.random.default_rng(0).random((120, 4)), y=y, split=np.where((y == 1) & (np.arange(120) < 60), 2, 0))
+    (folder / "g.yaml").write_text(json.dumps(grid | {"delta": 0.02, "dataset": [SMALL["dataset"], {"npz": "d.npz", "name": "mine"}]}))
+    done = command("bench", "g.yaml", "--dry-run")
+    assert done.returncode == 0, done.stderr
+    assert "warning: δ = 0.02 is not below 1/n = 0.005 for the 200 training rows" in done.stdout
+    assert "warning: mine has no test row of 2 of its 3 classes (0, 2): balanced accuracy is over the others" in done.stdout
+    for said in ("0.0 MiB once a machine", "time: not known before a cell of dp-gaussian, fedavg-linear", "nothing was run"):
+        assert said in done.stdout
+    assert sorted(path.name for path in folder.iterdir()) == ["d.npz", "g.yaml"]
+
+
+STOPS = """
+import os, psutil
+from baselines.dp_gaussian import DPGaussian
+
+class Stops(DPGaussian):
+    def generator(self, *given):
+        print(f"in process {os.getpid()}, which started {[each.name() for each in psutil.Process().children(recursive=True)]}")
+        breakpoint()
+        return super().generator(*given)
+"""
+
+
+@pytest.mark.slow
+def test_a_bench_in_process_stops_at_breakpoints_and_starts_nothing(folder: Path) -> None:
+    (folder / "stops.py").write_text(STOPS)
+    (folder / "g.yaml").write_text(json.dumps({"algorithms": ["stops.py:Stops"]} | SMALL))
+    command = [FEDSIM, "bench", "--grid", "g.yaml", "--in-process"]
+    process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    out, _ = process.communicate("p type(self).__name__\nc\n" * 8, timeout=PATIENCE)
+    assert process.returncode == 0, out
+    assert f"in process {process.pid}, which started []" in out
+    assert "(Pdb) 'Stops'" in out
+
+
+def test_plug_ins_that_are_refused_stop_a_bench_and_with_keep_going_the_rest_runs(folder: Path, command: Command) -> None:
+    (folder / "below").mkdir()
+    write(folder, "raises", "raise RuntimeError('half [red]written[/]')\n")
+    write(folder / "below", "good", GOOD)
+    write(folder, "batch_loss", changed("unit * gaussian_nll(batch.x, decoded, log_variance),", "unit.sum(),"))
+    names = [f"{stem}.py:MyMethod" for stem in ("raises", "batch_loss", "below/good")]
+    entries = [{"name": name, "params": {} if "raises" in name else {"rounds": 3}} for name in names]
+    (folder / "g.yaml").write_text(json.dumps(SMALL | {"algorithms": entries, "epsilon": 4}))
+    stopped = command("bench", "g.yaml", "--in-process")
+    assert (stopped.returncode, stopped.stdout, len(stopped.stderr.splitlines())) == (2, "", 1)
+    assert "raises.py:1: RuntimeError: half [red]written[/]" in stopped.stderr
+    went_on = command("bench", "g.yaml", "--in-process", "--keep-going")
+    assert (went_on.returncode, went_on.stderr) == (1, ""), went_on.stdout
+    assert {row.label: row.status for row in grid_rows("runs/g")} == {names[1]: "failed", names[2]: "ok"}
+    refused = json.loads((folder / "runs/g/manifest.json").read_text())["refused"]
+    assert [each["algorithm"] for each in refused] == names[:1]
+
+
+# --- methods ---
+
+
+@pytest.mark.parametrize("name", SHIPPED)
+def test_every_parameter_has_its_default_and_a_sentence(name: str) -> None:
+    found = describe(name)
+    assert [each.name for each in found.parameters] == list(lookup(name).Params.model_fields)
+    assert [each.name for each in found.parameters if not (each.type and each.default and each.meaning)] == []
+
+
+def test_the_list_has_every_algorithm_by_kind_in_80_columns_and_a_page_has_all_of_one() -> None:
+    text = repr(fedsim.algorithms())
+    assert max(map(len, text.splitlines())) <= 80
+    groups = {block.partition("\n")[0]: block for block in text.split("\n\n")}
+    assert [name for name in SHIPPED if f"\n  {name} " not in text] == []
+    assert "dp-linear" in groups["classifiers"]
+    assert [name for name in ("dp-cgan", "dp-cvae", "weight-noise") if name not in groups["for reproduction"]] == []
+    assert describe("weight-noise").support() == {"proved": ["example", "group", "client"]}
+    assert describe("fedavg-cvae").support() == {}
+    assert describe("fedhypevae-sites").claims["client", "silo"] == "does not support 'client'"
+    page = repr(fedsim.algorithms("weight-noise"))
+    for word in ("The Gaussian mechanism on clipped updates", "weight_noise_cvae.py:", "a generator", "McMahan", "client_rate"):
+        assert word in page
+
+
+def test_a_plug_in_is_described_its_texts_are_no_markup_and_one_that_is_refused_hides_no_other(folder: Path) -> None:
+    good = write(folder, "described", changed("My method: ", "My method: [red]mine[/] "))
+    text = "    Params = MyMethodParams"
+    bad = write(folder, "cannot_plan", changed(text, f"{text}\n\n    def releases(self):\n        return 1 / 0\n"))
+    with pytest.raises(PluginError, match=r"cannot_plan.py:\d+: ZeroDivisionError"):
+        describe(bad)
+    shown = repr(Catalogue((good, bad)))
+    assert "[red]mine[/]" in shown
+    assert "ZeroDivisionErr" in shown
+
+
+def test_a_check_says_what_failed_and_counts_for_rows_of_its_parameters_in_the_run_folders_that_it_names(
+    tmp_path: Path, command: Command, bench: Callable[..., Ran]
+) -> None:
+    (tmp_path / "strong.py").write_text((BROKEN / "noise.py").read_text())
+    name = f"{tmp_path}/strong.py:Strength"
+    entries = [{"name": name, "label": label, "params": {"rounds": 3, "strength": at}} for label, at in (("sound", 0.0), ("broken", 1.0))]
+    run = bench(small_grid(*entries, epsilon=4.0)).folder
+    options = ("--trust", "aggregate", "--param", "rounds=3", "--run", str(run))
+    sound = command("check", name, "--param", "strength=0", *options)
+    assert (sound.returncode, sound.stdout.partition("\n")[0].endswith("checks passed (example, aggregate)")) == (0, True)
+    assert [row.check for row in grid_rows(run)] == ["passed", None]
+    broken = command("check", name, "--param", "strength=1", "--quick", *options)
+    assert (broken.returncode, "fix: " in broken.stdout) == (1, True)
+    assert max(map(len, broken.stdout.splitlines()[1:-2])) <= 100
+    assert [row.check for row in grid_rows(run)] == ["passed", "failed"]
+    assert "rows of this code: 1 passed, 1 failed" in " ".join(broken.stdout.split())
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["check", "nothing.py:Method"], "there is no file"),
+        (["check", f"{BROKEN}/refused.py:CannotBePlanned"], ": ZeroDivisionError: division by zero"),
+        (["audit", "runs/nosuch"], "runs/nosuch: there is no such run folder; give one"),
+    ],
+)
+def test_a_mistake_of_a_check_or_an_audit_is_one_line_and_exit_code_2(command: Command, arguments: list[str], words: str) -> None:
+    done = command(*arguments)
+    assert (done.returncode, done.stdout, len(done.stderr.splitlines())) == (2, "", 1)
+    assert words in done.stderr
+
+
+def test_sigma_and_epsilon_turn_into_each_other() -> None:
+    spent = fedsim.account(sigma=1.1, sample_rate=0.01, rounds=3000, delta=1e-5)
+    assert spent.epsilon == pytest.approx(2.67549, abs=1e-4)  # dp-accounting's
+    assert spent.epsilons[1e-6] > spent.epsilons[1e-5] == spent.epsilon > spent.epsilons[1e-4]
+    assert "ε = 2.6755 at δ = 1e-05" in repr(spent)
+    bought = fedsim.account(epsilon=2.0, rounds=100, sample_rate=0.1)
+    assert 1.98 < bought.epsilon <= 2.0
+    assert fedsim.account(sigma=bought.sigma, rounds=100, sample_rate=0.1).epsilon == bought.epsilon
+    for given, said in (({}, "^epsilon: one of"), ({"sigma": 1, "rounds": 0}, "^rounds: must be above 0 and at most 1e.09, got 0")):
+        with pytest.raises(fedsim.UserError, match=said):
+            fedsim.account(**given)  # type: ignore[arg-type]
+
+
+# --- embeddings ---
+
+
+@pytest.fixture
+def pictures(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder with pictures and an encoder, offline, with a cache of its own."""
+    save_encoder(folder / "dino")
+    save_folder(folder / "pets")
+    monkeypatch.setenv("FEDSIM_CACHE", str(folder / "cache"))
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    return folder
+
+
+EMBED = {"--dataset": "imagefolder:pets", "--encoder": "dino", "--out": "pets.npz"}
+
+
+def test_images_become_embeddings_that_a_grid_reads_and_truncated_ones_are_left_out_if_asked(pictures: Path, command: Command) -> None:
+    options = [word for pair in EMBED.items() for word in pair]
+    done = command("embed", *options, "--encoder", "{name: dino, pool: mean, dtype: float16}")
+    assert (done.returncode, "24 embeddings of 16 dimensions" in done.stdout) == (0, True), done.stderr
+    with np.load(pictures / "pets.npz") as held:
+        assert (held["x"].shape, held["x"].dtype) == ((24, 16), np.float16)
+    plan: Any = fedsim.bench({"algorithms": ["dp-gaussian"], "dataset": {"npz": "pets.npz"}, "clients": 2}, dry_run=True)
+    assert "eel" in plan.partitions.columns
+    (pictures / "pets/cat/1.png").write_bytes(b"\x89PNG")
+    refused = command("embed", *options)
+    assert (refused.returncode, "1 of 24 images cannot be decoded; repair them, or leave them out" in refused.stderr) == (2, True)
+    assert "23 embeddings of 16 dimensions, 1 bad images left out" in command("embed", *options, "--skip-bad").stdout
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        (("--dataset", "petz"), "dataset: unknown data set 'petz'"),
+        (("--encoder", "facebook/dinov2-base"), "hf download facebook/dinov2-base --revision f9e44c81"),
+        (("--encoder", "{name: dino, pool: max}"), "encoder: pool: 'max': Input should be 'cls'"),
+        (("--out", "pets.csv"), "out pets.csv: is not an .npz file; give pets.npz"),
+        (("--batch", "0"), "--batch: must be at least 1, got 0"),
+    ],
+)
+def test_a_mistake_of_an_embedding_is_one_line_and_nothing_is_written(
+    pictures: Path, command: Command, wrong: tuple[str, str], message: str
+) -> None:
+    done = command("embed", *(word for pair in (EMBED | dict([wrong])).items() for word in pair))
+    assert (done.returncode, done.stdout, len(done.stderr.splitlines())) == (2, "", 1)
+    assert message in done.stderr
+    assert sorted(path.name for path in pictures.iterdir()) == ["dino", "pets"]

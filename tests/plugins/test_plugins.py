@@ -1,0 +1,236 @@
+"""Plug-ins: by which names a class is found, what its code is, and what it may claim."""
+
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, get_args
+
+import pytest
+from broken.tiny import Tiny
+from cells import SHIPPED
+from notebooks import IPython, Notebook
+from plug_ins import GOOD, changed, line, without, write
+
+from baselines.dp_gaussian import DPGaussian
+from fedsim.errors import PluginError, UserError
+from fedsim.methods import DPSGD
+from fedsim.methods.algorithm import Algorithm
+from fedsim.methods.messages import Task
+from fedsim.plugins import registry
+from fedsim.plugins.claims import allowed, check_of, may_leave
+from fedsim.plugins.code_hash import is_shipped, own_files, place_of, source_hash
+from fedsim.plugins.registry import known, lookup, name_of, register
+from fedsim.privacy.plan import Claim
+
+MODULE = "from baselines.dp_gaussian import DPGaussian\n\n\nclass Stranger(DPGaussian):\n    pass\n"
+
+
+@pytest.fixture(autouse=True)
+def own_names(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a test registers is gone after it."""
+    monkeypatch.setattr(registry, "_registered", dict(registry._registered))
+
+
+@pytest.fixture
+def package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """A stranger's package on the import path."""
+    folder = tmp_path / "stranger_package"
+    folder.mkdir()
+    (folder / "__init__.py").touch()
+    (folder / "algorithms.py").write_text(MODULE)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    yield tmp_path
+    for module in [name for name in sys.modules if name.startswith("stranger_package")]:
+        del sys.modules[module]
+
+
+def test_a_name_is_registered_once_and_a_module_that_is_imported_again_may_register_again() -> None:
+    def define() -> type[Algorithm]:
+        @register("registered-once")
+        class First(DPGaussian):
+            pass
+
+        return First
+
+    define()
+    again = define()
+    with pytest.raises(ValueError, match=r"'registered-once' is already registered by .*First"):
+        register("registered-once")(type("Second", (DPGaussian,), {}))
+    assert lookup("registered-once") is again
+
+
+def test_an_unknown_name_gets_the_nearest_and_all_known_ones() -> None:
+    with pytest.raises(UserError, match=r"grid.yaml:3: unknown algorithm 'fedhypvae'; did you mean 'fedhypevae'\?.*centralised") as raised:
+        lookup("fedhypvae", "grid.yaml:3")
+    assert "\n" not in str(raised.value)
+
+
+def test_a_path_and_an_entry_point_of_another_package_are_found(package: Path) -> None:
+    assert lookup("stranger_package.algorithms:Stranger").name == "stranger_package.algorithms:Stranger"
+    info = package / "stranger_package-1.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: stranger-package\nVersion: 1\n")
+    (info / "entry_points.txt").write_text("[fedsim.algorithms]\nstranger = stranger_package.algorithms:Stranger\n")
+    assert "stranger" in known()
+    assert lookup("stranger").__name__ == "Stranger"
+
+
+MISTAKES = {
+    "no_such_package.module:Class": "cannot be imported",
+    "fedsim.methods.algorithm:NoSuchClass": "cannot be imported",
+    "fedsim.seeds:Seeds": "is not an Algorithm",
+    ":": "cannot be imported",
+    "unfinished.py:MyMethod": r"'unfinished.py:MyMethod' cannot be imported \(unfinished.py:2: SyntaxError: ",
+    "outer.py:MyMethod": r"inner\.py:3: JSONDecodeError: Expecting value",
+    "json.py:MyMethod": r"'json.py' cannot be imported: its name belongs to .*json/__init__.py already; rename the file",
+    "below/none.py:MyMethod": "there is no file 'below/none.py'",
+}
+
+
+@pytest.mark.parametrize("path", MISTAKES)
+def test_a_path_that_leads_nowhere_is_one_message_with_the_innermost_line_of_the_plug_in_s_own(folder: Path, path: str) -> None:
+    for name, text in (
+        ("unfinished", "import json\ndef build(:\n"),
+        ("outer", "from inner import number\n"),
+        ("inner", "import json\n\nnumber = json.loads('half written')\n"),
+        ("json", GOOD),
+    ):
+        write(folder, name, text)
+    with pytest.raises(UserError, match=f"^g.yaml:2: .*{MISTAKES[path]}") as raised:
+        lookup(path, "g.yaml:2")
+    assert "\n" not in str(raised.value)
+
+
+def test_a_file_needs_no_package_and_has_one_identity_however_a_grid_names_it(folder: Path) -> None:
+    (folder / "below").mkdir()
+    write(folder / "below", "plug_in_of_a_file", GOOD)
+    names = ("below/plug_in_of_a_file.py:MyMethod", "plug_in_of_a_file:MyMethod", f"{folder}/below/plug_in_of_a_file.py:MyMethod")
+    assert len({lookup(name) for name in names}) == 1
+    assert place_of(lookup(names[2])) == names[0]
+
+
+INCOMPLETE = {
+    "no_loss": (without("loss"), r"MyMethod lacks loss; define loss\(self, model, batch\): Parts of the loss by name"),
+    "nothing_made": (without("generator"), r"MyMethod lacks generator; define generator\(self, server\): "),
+    "other_params": (changed("Params = MyMethodParams", "Params = dict"), r"MyMethod has Params = <class 'dict'>; .*algorithm.Params"),
+}
+
+
+@pytest.mark.parametrize("mistake", INCOMPLETE)
+def test_an_incomplete_class_is_reported_with_its_line_and_what_it_lacks(folder: Path, mistake: str) -> None:
+    text, said = INCOMPLETE[mistake]
+    with pytest.raises(PluginError, match=f"{mistake}.py:{line(text, 'class MyMethod(')}: {said}"):
+        lookup(write(folder, mistake, text))
+
+
+def test_classes_of_modules_go_by_the_names_that_they_have() -> None:
+    assert (name_of(DPGaussian), name_of(DPSGD)) == ("dp-gaussian", "fedsim.methods.dp_sgd:DPSGD")
+    with pytest.raises(UserError, match="is defined inside a function or class"):
+        name_of(type("Inner", (DPGaussian,), {"__qualname__": "function.<locals>.Inner"}))
+
+
+# --- what its code is ---
+
+
+def hashed(folder: Path, text: str, stem: str = "method") -> str:
+    """The hash of a plug-in in a fresh import."""
+    sys.modules.pop(stem, None)
+    return source_hash(lookup(write(folder, stem, text)))
+
+
+@pytest.mark.parametrize(
+    "statement",
+    ["import beside", "from beside import SCALE", "import part.inner", "from part import inner", "from part.inner import (\n    SCALE,\n)"],
+)
+def test_a_plug_in_s_code_is_its_text_and_that_of_files_beside_it_that_it_imports_one_from_another(folder: Path, statement: str) -> None:
+    (folder / "part").mkdir()
+    (folder / "part" / "inner.py").write_text("from .deep import SCALE\n")
+    (folder / "part" / "deep.py").write_text("SCALE = 1.0\n")
+    (folder / "beside.py").write_text("from part.deep import SCALE\n")
+    (folder / "unrelated.py").write_text("SCALE = 1.0\n")
+    first = hashed(folder, f"{GOOD}\n{statement}\n")
+    assert hashed(folder, changed("beta: float = Field(0.5, ge=0)", "beta: float = Field(0.4, ge=0)") + f"\n{statement}\n") != first
+    (folder / "unrelated.py").write_text("SCALE = 2.0\n")
+    assert hashed(folder, f"{GOOD}\n{statement}\n") == first
+    (folder / "part" / "deep.py").write_text("SCALE = 2.0\n")
+    assert hashed(folder, f"{GOOD}\n{statement}\n") != first
+
+
+def test_nothing_is_imported_to_be_hashed(folder: Path) -> None:
+    (folder / "never_imported.py").write_text("raise AssertionError\n")
+    found = lookup(write(folder, "method", GOOD + "\n\ndef late():\n    import never_imported\n"))
+    assert own_files(found) == {folder / "method.py", folder / "never_imported.py"}
+    assert "never_imported" not in sys.modules
+
+
+def test_the_code_of_a_shipped_algorithm_is_its_own_file_and_those_that_it_imports() -> None:
+    assert len({source_hash(lookup(name)) for name in SHIPPED}) == len({lookup(name).__module__ for name in SHIPPED})
+    assert place_of(DPGaussian) == "baselines.dp_gaussian:DPGaussian"
+
+
+def test_a_folder_that_is_called_like_a_shipped_one_is_not_shipped(folder: Path) -> None:
+    (folder / "baselines").mkdir()
+    write(folder / "baselines", "impostor", GOOD)
+    found = lookup("baselines/impostor.py:MyMethod")
+    assert not is_shipped(found)
+    assert place_of(found) == "baselines/impostor.py:MyMethod"
+
+
+@pytest.mark.parametrize("made", [Notebook, IPython])
+def test_the_code_of_a_notebook_s_class_is_its_cell(monkeypatch: pytest.MonkeyPatch, made: Callable[..., Any]) -> None:
+    book, cells = made(monkeypatch), []
+    for scale in (1, 2, 1):
+        book.cell("from baselines.dp_gaussian import DPGaussian")
+        book.cell(f"class Mine(DPGaussian):\n    def scope(self):\n        return 'scale {scale}'")
+        cells.append(source_hash(book.names["Mine"]))
+    assert cells[0] == cells[2] != cells[1]
+    assert place_of(book.names["Mine"]) == "interpreter:Mine"
+
+
+# --- what it may claim ---
+
+
+def made(cls: type[Any]) -> Algorithm:
+    return cls(cls.Params(), Task(8, 3, 4))  # type: ignore[no-any-return]
+
+
+def test_what_is_shipped_and_unchanged_may_claim_a_theorem_and_any_other_class_states_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert {allowed("proved", made(lookup(name))) for name in SHIPPED} == {"proved"}
+    assert {allowed("proved", made(cls)) for cls in (Tiny, type("Same", (DPGaussian,), {}))} == {"stated"}
+    for cls, name in ((DPGaussian, "phases"), (Algorithm, "noise_at_clients")):
+        with monkeypatch.context() as change:
+            change.setattr(cls, name, lambda self: [])
+            assert allowed("proved", made(DPGaussian)) == "stated"
+    with pytest.raises(UserError, match=r"'checked' is not a claim; let claim\(\) return one of proved, stated, heuristic, none"):
+        allowed("checked", made(Tiny))  # type: ignore[arg-type]
+
+
+def test_what_is_proved_or_stated_and_checked_may_be_released() -> None:
+    may = [(claim, check) for claim in get_args(Claim) for check in (None, "passed", "failed") if may_leave(claim, check)]  # type: ignore[arg-type]
+    assert may == [("proved", None), ("proved", "passed"), ("stated", "passed")]
+
+
+QUICK = {"full": False}
+FULL = {"unit": "example", "trust": "aggregate", "full": True, "params": {"strength": 1.0}}
+OTHER = {"params": {"strength": 0.0}}
+
+
+@pytest.mark.parametrize(
+    ("checks", "said"),
+    [
+        ([], None),
+        ([("failed", {}), ("passed", {})], "passed"),  # the last one counts
+        ([("passed", {}), ("failed", {})], "failed"),
+        ([("passed", OTHER)], None),  # other parameters do not pass for these, and cast doubt until these have passed
+        ([("failed", OTHER)], "failed"),
+        ([("passed", {}), ("failed", OTHER)], "passed"),
+        ([("passed", {"trust": "silo"})], None),  # nor does another setting, and what fails there passes nowhere
+        ([("failed", {"unit": "client"})], "failed"),
+        ([("passed", {}), ("failed", {"unit": "client"})], None),
+        ([("passed", QUICK)], None),  # a quick one only refutes
+        ([("failed", QUICK), ("passed", QUICK)], "failed"),
+        ([("failed", QUICK), ("passed", {})], "passed"),
+    ],
+)
+def test_what_checks_say_of_parameters(checks: list[tuple[str, dict[str, Any]]], said: str | None) -> None:
+    assert check_of([FULL | other | {"ended": ended} for ended, other in checks], "example", "aggregate", FULL["params"]) == said  # type: ignore[arg-type]
