@@ -36,7 +36,7 @@ from fedsim.methods.clients import Clients
 from fedsim.methods.messages import Message, Round, Server, Tensors
 from fedsim.models.linear import LinearClassifier
 from fedsim.privacy.plan import Release
-from fedsim.results.run import grid_rounds
+from fedsim.results.run import read_results
 from fedsim.runs.bench import run_bench
 from fedsim.runs.prepare import prepare
 from fedsim.runs.ray import RayEngine, local_cluster
@@ -135,7 +135,7 @@ def round_seconds(folder: Path, clients: int, actors: int, rounds: int) -> float
     code = run_bench(prepare(grid, [Node(2.0, 0.0)]), folder, console, nullcontext(RayEngine()))
     if code:
         sys.exit(console.file.getvalue())  # type: ignore[attr-defined]
-    clocks = [record["clock"] for record in grid_rounds(folder)]
+    clocks = [record["clock"] for record in read_results(folder).rounds()]
     return statistics.median(after - before for before, after in pairwise(clocks[WARM:]))
 
 

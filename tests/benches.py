@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from fedsim.results.columns import Row
-from fedsim.results.run import grid_rounds, grid_rows
+from fedsim.results.run import read_results
 
 PATIENCE = 600
 """Seconds after which something hangs, however busy the machine is."""
@@ -91,12 +91,12 @@ class Ran:
     @property
     def rows(self) -> list[Row]:
         """Rows in the grid's order."""
-        return grid_rows(self.folder)
+        return read_results(self.folder).rows
 
     @property
     def rounds(self) -> list[dict[str, Any]]:
         """Round records."""
-        return grid_rounds(self.folder)
+        return read_results(self.folder).rounds()
 
     def log(self, row: Row) -> str:
         """A cell's log."""

@@ -13,7 +13,7 @@ import psutil
 from benches import TIMES, interruptible
 from rows import values_of
 
-from fedsim.results.run import grid_rounds, grid_rows
+from fedsim.results.run import read_results
 
 FEDSIM = Path(sys.executable).with_name("fedsim")
 GRID = """
@@ -75,12 +75,12 @@ def wait_for_the_end_of(processes: list[psutil.Process], seconds: float = 10.0) 
 
 def rows(folder: Path) -> dict[str, dict[str, Any]]:
     """Rows by cell, without their wall time; of a bench under way those that are finished."""
-    return {row.cell_id: values_of(row, *TIMES) for row in grid_rows(folder / "runs" / "g")}
+    return {row.cell_id: values_of(row, *TIMES) for row in read_results(folder / "runs" / "g").rows}
 
 
 def rounds(folder: Path) -> list[dict[str, Any]]:
     """Round records by cell and round."""
-    return sorted(grid_rounds(folder / "runs" / "g"), key=lambda record: (record["cell_id"], record["round"]))
+    return sorted(read_results(folder / "runs" / "g").rounds(), key=lambda record: (record["cell_id"], record["round"]))
 
 
 def environment(**variables: str) -> dict[str, str]:

@@ -3,6 +3,7 @@
 import json
 import math
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,10 +11,9 @@ from fedsim.evaluation.judge import Judgement, judgement_of
 from fedsim.evaluation.references import Ceiling, LocalOnly
 from fedsim.json_lines import dump
 from fedsim.results.columns import COLUMNS, Row
-from fedsim.results.result_lines import RowError, judgement_line, reference_line, training_line
-from fedsim.results.run import Entry, Lines
-from fedsim.results.store import ResultStore
-from fedsim.results.trained import keep_state
+from fedsim.results.lines import RowError, judgement_line, keep_state, reference_line, training_line
+from fedsim.results.run import Entry, RunResults, claim_of
+from fedsim.results.store import ResultStore, RunFolder
 from fedsim.runs.prepare import Prepared
 from fedsim.training.trial import Outcome, Trial, run_trial
 
@@ -91,6 +91,17 @@ def make_failed(**fields: Any) -> Row:
     return make_row(**none | {"status": "failed", "error": ERROR, "seconds": None} | fields)
 
 
+def make_rounds(cell_id: str, rounds: int = 8, start: int = 0, **values: Any) -> list[dict[str, Any]]:
+    """The round records of a sound training; a value may be a list, one element a round."""
+    sound = {
+        **{"signal_norm": 100.0, "noise_norm": 200.0, "kl": 2.0, "clipped_fraction": 0.8, "cross_client_mmd": 0.02},
+        **{"loss_reconstruction": -0.9, "loss_kl": 0.01, "loss_kernel": -0.02, "gradient_norm_quantiles": (0.5, 1.0, 1.5, 2.0, 2.5)},
+        **{"generated_decoder_norm": 8.0, "generated_prior_norm": 1.0, "parameter_norm": 7.7},
+    } | values
+    given = [{name: value[t] if isinstance(value, list) else value for name, value in sound.items()} for t in range(rounds)]
+    return [{"cell_id": cell_id, "round": start + t, "release": "dp-sgd", **each} for t, each in enumerate(given)]
+
+
 def changed(row: Row, **values: Any) -> Row:
     """A row with other values."""
     return Row({**row.values, **values}, row.plan)
@@ -109,16 +120,18 @@ def add_rows(folder: Path, *rows: Row) -> None:
     for row in rows:
         key = f"t-{row.cell_id}"
         references = {f"ceiling-{key}": row.ceiling_balanced_accuracy, f"local-only-{key}": row.local_only_balanced_accuracy}
-        cells[row.cell_id] = {"cell_id": row.cell_id, "label": row.label, "training_id": key, "audit": key}
+        cells[row.cell_id] = {"cell_id": row.cell_id, "label": row.label, "training_id": key}
         cells[row.cell_id] |= dict(zip(("ceiling", "local_only"), references, strict=True))
-        add_lines(folder / "trainings.jsonl", [training_of(row, key)])
+        training = training_of(row, key)
+        add_lines(folder / "trainings.jsonl", [training])
         judged = [] if row.status == "failed" else [judgement_of_row(row, key)]
         add_lines(folder / "judgements.jsonl", judged)
         for name, score in references.items():
             scores = {"balanced_accuracy": score, "accuracy": row.ceiling_accuracy, "mean": score, "clients": []}
             add_lines(folder / "references.jsonl", [{"reference": name, **scores}] if score else [])
         audit = {name: getattr(row, f"audit_{name}") for name in AUDIT} | {"refuted": row.status == "refuted"}
-        add_lines(folder / "audits.jsonl", [{"audit": key, "claim": key, **audit}] if audit["pairs"] or audit["refuted"] else [])
+        audit |= {"audit": key, "claim": claim_of(training["cell"])}
+        add_lines(folder / "audits.jsonl", [audit] if audit["pairs"] or audit["refuted"] else [])
     path.write_text(json.dumps(manifest | {"cells": list(cells.values())}))
 
 
@@ -171,8 +184,14 @@ def joined(
     local_only: LocalOnly | None = None,
 ) -> Row:
     """The row that the lines of a cell give."""
-    lines = lines_of(trial, training, judgement, ceiling, local_only)
-    return lines.trained_row(Entry(trial.cell.cell_id, trial.cell.training_id, trial.cell.label, "ceiling", "local-only"))
+    row = lines_of(trial, training, judgement, ceiling, local_only).row(entry_of(trial), judged=judgement is not None)
+    assert row is not None
+    return row
+
+
+def entry_of(trial: Trial) -> Entry:
+    """A cell by the keys of its lines."""
+    return Entry(trial.cell.cell_id, trial.cell.training_id, trial.cell.label, "ceiling", "local-only")
 
 
 def lines_of(
@@ -181,10 +200,11 @@ def lines_of(
     judgement: Judgement | RowError | None = None,
     ceiling: Ceiling | None = None,
     local_only: LocalOnly | None = None,
-) -> Lines:
+) -> RunResults:
     """The lines of a cell."""
     references = {kind: reference_line(kind, value) for kind, value in (("ceiling", ceiling), ("local-only", local_only)) if value}
-    return Lines(
+    return RunResults(
+        RunFolder(Path()),
         {trial.cell.training_id: training_line(trial, training, {"fedsim": "0"})},
         {} if judgement is None else {trial.cell.cell_id: judgement_line(trial, judgement, 1.0)},
         references,
@@ -208,8 +228,7 @@ def kept(folder: Path, trial: Trial, outcome: Outcome, class_names: Sequence[str
 
 def clients(trial: Trial, *ended: Any) -> list[dict[str, Any]]:
     """The lines of a cell's clients; arguments as of :func:`joined`."""
-    lines = lines_of(trial, *ended)
-    return lines.clients([Entry(trial.cell.cell_id, trial.cell.training_id, trial.cell.label, "ceiling", "local-only")])
+    return replace(lines_of(trial, *ended), entries=[entry_of(trial)]).clients()
 
 
 def score_of(prepared: Prepared) -> float:

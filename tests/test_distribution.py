@@ -19,7 +19,7 @@ from packaging.version import Version
 
 from fedsim.plugins.code_hash import source_hash
 from fedsim.plugins.registry import lookup
-from fedsim.results.run import grid_rows
+from fedsim.results.run import read_results
 
 ROOT = Path(__file__).parents[1]
 PACKAGES = ("fedsim", "algorithms", "baselines")
@@ -85,7 +85,7 @@ def test_a_wheel_runs_the_quickstart_from_an_empty_folder(wheel: Path, folder: P
     assert fedsim("--version") == f"fedsim {setup()['metadata']['version']}\n"  # no revision: outside the checkout
     fedsim("bench", str(ROOT / "benchmarks/quickstart.yaml"))
     run = folder / "empty/runs/quickstart"
-    rows = grid_rows(run)
+    rows = read_results(run).rows
     assert len(rows) == 42
     assert {row.status for row in rows} == {"ok"}
     assert {row.source for row in rows if row.algorithm == "fedhypevae"} == {source_hash(lookup("fedhypevae"))}

@@ -22,7 +22,7 @@ from notebooks import Notebook
 import fedsim
 from fedsim.cli import app
 from fedsim.grid.read import load_grid
-from fedsim.results.run import grid_rows
+from fedsim.results.run import read_results
 from fedsim.runs.engine import InProcess
 
 ROOT = Path(__file__).parents[1]
@@ -104,7 +104,7 @@ def test_the_commands_of_the_privacy_page(run_page: RunPage) -> None:
     said = "\n".join(run_page("privacy").values())
     for words in ("at δ = 1e-5", "not refuted", "AUC", "rows proved", "not covered", "its noisy steps spend 4.231"):
         assert words in said
-    rows = grid_rows("runs/equal")
+    rows = read_results("runs/equal").rows
     assert len({row.partition_hash for row in rows}) == 4
     assert len({(row.generator, row.balanced_accuracy) for row in rows}) == 1
 
@@ -131,7 +131,7 @@ def test_the_public_page_from_first_to_last(folder: Path, run_page: RunPage) -> 
     first, second = run_page("public").values()
     assert "public data: noisy digits, 1797 × 64, no labels, licence CC BY 4.0; used by dp-gaussian in a public subspace" in first
     assert "†: uses public data: noisy digits" in second
-    half = {row.label: row.balanced_accuracy for row in grid_rows("runs/public") if row.epsilon_target == 0.5}
+    half = {row.label: row.balanced_accuracy for row in read_results("runs/public").rows if row.epsilon_target == 0.5}
     assert half["dp-gaussian in a public subspace"] > half["dp-gaussian"] + 0.05  # type: ignore[operator]
     (folder / "mine.py").write_text(method)
     assert runpy.run_path(str(folder / "mine.py"))["Mine"].uses_public(None)
@@ -144,7 +144,7 @@ def test_a_release_from_first_to_last(run_page: RunPage) -> None:
 
 def test_a_search_from_first_to_last(run_page: RunPage) -> None:
     run_page("tuning")
-    default, tuned, free = grid_rows("runs/search")
+    default, tuned, free = read_results("runs/search").rows
     assert (default.tuning, tuned.claim, free.claim) == (None, "proved", "heuristic")
     assert "dp-linear tuned (free, on test rows)" in Path("board.md").read_text()
 
@@ -159,7 +159,7 @@ def test_the_method_of_the_algorithms_page_learns(folder: Path) -> None:
     save_methods(folder)
     (line,) = (line for line in commands(ALGORITHMS) if "noisy_means" in line)
     exec(shlex.split(line)[2])
-    (row,) = grid_rows("runs/noisy_means")
+    (row,) = read_results("runs/noisy_means").rows
     assert (row.balanced_accuracy or math.nan) > 0.8
 
 

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from fedsim.api.run import Found, Run
 from fedsim.errors import UserError, at
 from fedsim.interrupts import INTERRUPTED, kept_handlers
-from fedsim.plugins.registry import NOTEBOOK, check_importable, find_in_working_folder, known, name_of, own_errors
+from fedsim.plugins.registry import NOTEBOOK, check_importable, check_installed, find_in_working_folder, known, name_of, own_errors
 from fedsim.privacy.plan import Trust, Unit
 from fedsim.words import Printed, counted, number, plain_console, print_line, wide_console
 
@@ -260,13 +260,18 @@ def audit(
 def _attacked(folder: Path, cell: str | None, *, trust_plugin: bool) -> Found:
     """How well membership in the training rows can be inferred from a run's generators."""
     from fedsim.evidence.audit.membership import attack_run
-    from fedsim.results.folder import RunFolder
     from fedsim.results.run import read_manifest
+    from fedsim.results.store import RunFolder
     from fedsim.runs.manifest import grid_of
+    from fedsim.runs.prepare import prepare, this_machine
 
     run = RunFolder(folder)
     run.check()
-    return Found(True, tuple(attack_run(run, grid_of(read_manifest(folder), run), cell=cell, trust_plugin=trust_plugin)))
+    grid = grid_of(read_manifest(folder), run)
+    for entry in () if trust_plugin else grid.algorithms:
+        check_installed(entry.name, str(run.manifest))
+    prepared = prepare(grid, [this_machine()], keep_going=True)
+    return Found(True, tuple(attack_run(run, prepared.trials, prepared.data, cell=cell)))
 
 
 def _named(algorithm: str | type) -> str:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from fedsim.errors import UserError, nearest
 from fedsim.interrupts import kept_handlers
-from fedsim.results.folder import RunFolder
+from fedsim.results.store import RunFolder
 from fedsim.words import Printed, plain_console, print_line, wide_console
 
 if TYPE_CHECKING:
@@ -91,7 +91,7 @@ class Run(Printed):
     @property
     def audits(self) -> pd.DataFrame:
         """A row a cell whose claim was audited, with the bounds that ``audits.jsonl`` has."""
-        return self._lines(self._results.audits())
+        return self._lines(self._results.audit_lines())
 
     def _lines(self, lines: list[dict[str, Any]]) -> pd.DataFrame:
         from fedsim.results.columns import frame_of_lines
@@ -266,13 +266,13 @@ class Run(Printed):
             UserError: there is no such generator, or it may not leave.
         """
         from fedsim.evidence.prove import proofs_of
-        from fedsim.results.generators import release
 
-        row = self.generator(cell).facts.row
+        generator = self.generator(cell)
+        facts, row = generator.facts, generator.facts.row
         (proof,) = proofs_of([row], self._results, trust_plugin=self.trust_plugin)
         if proof.verdict == "differs":
             raise UserError(f"{self.folder}, cell {row.cell_id}", f"is not proved: {proof.why}", "run the cell again in a new folder")
-        path, facts = release(self.folder, row.cell_id, Path(out), trust_plugin=self.trust_plugin)
+        path = generator.release(Path(out))
         assert facts.plan is not None
         return f"{path}: {facts.cell.label}, ε = {facts.plan.epsilon_target:g} at δ = {facts.plan.delta:g}, claim {facts.plan.claim}"
 
@@ -391,7 +391,7 @@ def board(runs: Sequence[Path], *, out: Path | None = None, trust_plugin: bool =
     as_: Any = out and Path(out).suffix[1:]
     if out is not None and as_ not in ("md", "html", "csv"):
         raise UserError(f"out {out}", "does not say the format", "give a file that ends in .md, .html or .csv")
-    lines = {cell: line for run in runs for cell, line in read_results(run).trainings.items()}
+    lines = {cell: line for run in runs for cell, line in read_results(run).trained.items()}
     made = Board.of([prove(row, lines[row.cell_id], trust_plugin=trust_plugin) for row in pooled(runs)])
     if out is not None:
         with replaced(Path(out)) as part:

@@ -63,13 +63,14 @@ def in_forks(function: Callable[..., Result], arguments: Iterable[tuple[Any, ...
 
 def _started(function: Callable[..., Any], arguments: tuple[Any, ...]) -> tuple[Any, Connection]:
     receiver, sender = FORKS.Pipe(duplex=False)
-    child = FORKS.Process(target=_answer, args=(sender, function, arguments))
+    child = FORKS.Process(target=_answer, args=(receiver, sender, function, arguments))
     child.start()
     sender.close()
     return child, receiver
 
 
-def _answer(sender: Connection, function: Callable[..., Any], arguments: tuple[Any, ...]) -> None:
+def _answer(receiver: Connection, sender: Connection, function: Callable[..., Any], arguments: tuple[Any, ...]) -> None:
+    receiver.close()  # so that a fork whose parent is killed ends as it answers
     signal.signal(signal.SIGINT, signal.SIG_DFL)
     torch.set_num_threads(1)
     try:
@@ -81,7 +82,8 @@ def _answer(sender: Connection, function: Callable[..., Any], arguments: tuple[A
     except BaseException:  # an early end
         return
     # as bytes, for torch would send tensors by shared memory
-    sender.send_bytes(answer)
+    with suppress(BrokenPipeError):
+        sender.send_bytes(answer)
 
 
 def alone(function: Callable[..., Result], module: str, *arguments: Any) -> Result:

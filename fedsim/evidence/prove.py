@@ -98,7 +98,7 @@ def prove(row: Row, line: Line, *, trust_plugin: bool = False) -> Proof:
 
 def proofs_of(rows: Sequence[Row], results: RunResults, *, trust_plugin: bool = False) -> list[Proof]:
     """The proofs of rows of a run, each by the line of its training."""
-    return [prove(row, results.trainings[row.cell_id], trust_plugin=trust_plugin) for row in rows]
+    return [prove(row, results.trained[row.cell_id], trust_plugin=trust_plugin) for row in rows]
 
 
 def _against_algorithm(line: Line, plan: PrivacyPlan, *, trust_plugin: bool) -> tuple[list[str], str]:

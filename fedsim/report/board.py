@@ -16,7 +16,11 @@ from fedsim.words import Printed, counted, number, setting, wide_console
 
 EXACT = "scores are exact functions of real rows, which no ε here covers: publish them only where the data may be"
 """What whoever publishes a board has to know."""
-_SHOWN = {"claim": "claim", "delta": "δ", "unit": "unit", "trust": "trust", "n": "seeds"}
+_SHOWN = {
+    **{"dataset": "data set", "method": "method", "partition": "partition", "epsilon_target": "ε", "claim": "claim", "delta": "δ"},
+    **{"unit": "unit", "trust": "trust", "n": "seeds", "mean": "balanced accuracy", "sd": "sd", "share_of_ceiling": "share of the ceiling"},
+    **{"audit": "ε by audit, at least", "tuned": "tuned", "public": "public data"},
+}
 """Columns of a setting as the board names them."""
 
 
@@ -40,34 +44,26 @@ class Board(Printed):
         kept = [proof.row for proof in proofs if not _refused(proof)]
         refused = Counter(f"{proof.row.label} on {proof.row.dataset} ({why})" for proof in proofs if (why := _refused(proof)))
         settings = Settings.of(kept, "sd")
-        means = settings.means(["balanced_accuracy"])
         rows = settings.averaged.groupby("setting")
-        more = pd.DataFrame(
-            {
-                "share": rows["share_of_ceiling"].mean(),
-                "audit": rows["audit_epsilon_lower"].max().astype("float64").replace(0, None),
-                "tuning": rows["tuning"].first(),
-            }
+        audits = rows["audit_epsilon_lower"].max().astype("float64")
+        free = rows["tuning"].first().map(lambda tuning: tuning["free"] if isinstance(tuning, dict) else None)
+        lines = settings.means(["balanced_accuracy"]).set_index("setting").sort_index()
+        lines = lines.assign(
+            method=lines["label"].map(named(settings.facts)),
+            partition=[setting(scheme, alpha=alpha, clients=clients) for _, scheme, alpha, clients in lines[PLACE].to_numpy(object)],
+            epsilon_target=lines["epsilon_target"].astype("float64"),
+            sd=(lines["high"] - lines["low"]) / 2,
+            share_of_ceiling=rows["share_of_ceiling"].mean(),
+            audit=audits.replace(0, None),
+            tuned=free.map({True: "free, on test rows", False: "for its price"}),
         )
-        lines = means.merge(more, on="setting").sort_values(["dataset", "epsilon_target", "mean"], ascending=[True, True, False])
-        frame = lines[["dataset"]].rename(columns={"dataset": "data set"})
-        frame["method"] = lines["label"].map(named(settings.facts))
-        frame["partition"] = [setting(scheme, alpha=alpha, clients=clients) for _, scheme, alpha, clients in lines[PLACE].to_numpy(object)]
-        frame["ε"] = lines["epsilon_target"].astype("float64")
-        frame = frame.join(lines[[*_SHOWN]].rename(columns=_SHOWN))
-        frame["balanced accuracy"], frame["sd"] = lines["mean"], (lines["high"] - lines["low"]) / 2
-        frame["share of the ceiling"], frame["ε by audit, at least"] = lines["share"], lines["audit"]
-        free = lines["tuning"].map(lambda tuning: tuning["free"] if isinstance(tuning, dict) else None)
-        frame["tuned"] = free.map({True: "free, on test rows", False: "for its price"})
-        frame["public data"] = lines["public"]
-        return cls(frame.reset_index(drop=True), refused, len(kept))
+        lines = lines.sort_values(["dataset", "epsilon_target", "mean"], ascending=[True, True, False])
+        return cls(lines[[*_SHOWN]].rename(columns=_SHOWN).reset_index(drop=True), refused, len(kept))
 
     @property
     def table(self) -> Table:
         """As tables are printed, a block a data set."""
-        texts = self.frame.copy()
-        for name in texts:
-            texts[name] = [_text(str(name), value) for value in texts[name]]
+        texts = self.frame.apply(lambda column: column.map(lambda value: _text(str(column.name), value)))
         proved = f"{counted(self.rows, 'row')}, each ε proved from the row alone by fedsim verify"
         out = [f"{count} × {what}" for what, count in self.left_out.items()]
         left_out = f"left out: {sum(self.left_out.values())}" if out else "none is left out"

@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import pandas as pd
 from rich.console import Console
@@ -15,22 +15,20 @@ from fedsim.errors import UserError
 from fedsim.json_lines import dump
 from fedsim.report.terminal import frame_table
 from fedsim.results.columns import COLUMNS, Kind, Row, names
-from fedsim.results.folder import RunFolder
 from fedsim.results.run import read_results
-from fedsim.words import Printed, counted, print_line, setting
+from fedsim.results.store import RunFolder
+from fedsim.words import Printed, counted, print_line
 
 MATCHED_BY = ("label", "dataset", "scheme", "alpha", "clients", "unseen", "epsilon_target", "delta", "unit", "trust", "seed")
 """What rows are matched by, beside parameters."""
 FINGERPRINTS = ("round", "sampled", "noise")
 """Which rows a round sampled, and which noise was added."""
+_COMPARED = [name for name in COLUMNS if name not in names(Kind.CLOCK, Kind.PROVENANCE)]
 _PROVENANCE = {"source": "source of {}", "judged": "code that judged", "counted_by": "code that counted ε"}
 
 
-class RunRecords(NamedTuple):
-    """Rows, and the round records of their cells, maybe of more."""
-
-    rows: Sequence[Row]
-    rounds: Sequence[Mapping[str, Any]]
+Records = tuple[Sequence[Row], Sequence[Mapping[str, Any]]]
+"""Rows, and the round records of their cells, maybe of more."""
 
 
 @dataclass(frozen=True, repr=False)
@@ -77,29 +75,23 @@ class Comparison(Printed):
         yield f"equal to the last bit: {what} ({counted(equal, 'row')}), all but clock and provenance, and samples and noise of rounds"
 
 
-def compare(runs: tuple[str, str], first: RunRecords, second: RunRecords) -> Comparison:
+def compare(runs: tuple[str, str], first: Records, second: Records) -> Comparison:
     """Match the rows of two runs by setting and seed; ``matched`` is empty where they share none."""
-    one, other = _keyed(first.rows), _keyed(second.rows)
+    one, other = _keyed(first[0]), _keyed(second[0])
     shared = [(row, other[key]) for key, row in one.items() if key in other]
-    rounds = [_fingerprints(first.rounds), _fingerprints(second.rounds)]
+    rounds = [_fingerprints(first[1]), _fingerprints(second[1])]
     matched = [
         {
-            "setting": setting(a.label, a.dataset, a.scheme, alpha=a.alpha, clients=a.clients, epsilon=a.epsilon_target, seed=a.seed),
+            "setting": a.setting,
             "change": math.nan if None in (a.balanced_accuracy, b.balanced_accuracy) else b.balanced_accuracy - a.balanced_accuracy,
             "rounds": rounds[0].get(a.cell_id) == rounds[1].get(b.cell_id),
             "differ": ", ".join(name for name in _COMPARED if dump(getattr(a, name)) != dump(getattr(b, name))),
         }
         for a, b in shared
     ]
-    return Comparison(
-        runs,
-        ([row for key, row in one.items() if key not in other], [row for key, row in other.items() if key not in one]),
-        pd.DataFrame(matched, columns=["setting", "change", "rounds", "differ"]).astype({"rounds": bool}),
-        list(dict.fromkeys(line for pair in shared for line in _provenance(*pair))),
-    )
-
-
-_COMPARED = [name for name in COLUMNS if name not in names(Kind.CLOCK, Kind.PROVENANCE)]
+    only = [row for key, row in one.items() if key not in other], [row for key, row in other.items() if key not in one]
+    frame = pd.DataFrame(matched, columns=["setting", "change", "rounds", "differ"]).astype({"rounds": bool})
+    return Comparison(runs, only, frame, list(dict.fromkeys(line for pair in shared for line in _provenance(*pair))))
 
 
 def compare_folders(first: Path, second: Path) -> Comparison:
@@ -112,7 +104,7 @@ def compare_folders(first: Path, second: Path) -> Comparison:
     for folder in (first, second):
         RunFolder(folder).check()
         results = read_results(folder)
-        runs.append(RunRecords(results.rows, results.rounds()))
+        runs.append((results.rows, results.rounds()))
     found = compare((str(first), str(second)), runs[0], runs[1])
     if not len(found.matched):
         raise UserError(f"{first} and {second}", "no setting and seed is in both", "give two runs of one grid, or of grids that overlap")

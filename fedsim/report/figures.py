@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import io
 import math
-import textwrap
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -33,12 +33,7 @@ INK, MUTED, GRID_COLOUR, PAPER = "#1c2430", "#6b7281", "#e4e7ec", "#ffffff"
 # readers too.
 SERIES = ("#0072b2", "#d55e00", "#009e73", "#c86ba0", "#6b3a00", "#3d9bd8", "#a3123f", "#7650dd", "#5a6b00", "#1b1f5e")
 _MARKERS: tuple[Any, ...] = ("o", "s", "^", "D", "v", "P", "X", "p", "<", ">")
-_CROSSES: tuple[Any, ...] = ("x", "+", "1", "2", "3", "4", "|", "_", (5, 2), (8, 2))
-"""Markers of classifiers."""
-_STARS: tuple[Any, ...] = tuple((points, 1, 0) for points in (5, 4, 6, 8, 7, 9, 10, 11, 12, 13))
-"""Markers of methods that use public data: stars, by their points."""
 _DASHES = {"stated": (0, (4, 2)), "heuristic": (0, (4, 2)), "none": (0, (1, 1.5)), "refuted": (0, (1, 1.5))}
-_LEVELS = ((0, (6, 2, 1, 2)), (0, (2, 2)), (0, (9, 3)))
 WIDTHS = {"column": 3.35, "page": 7.0}
 """Inches of a two-column paper's column (8.5 cm), and of both."""
 EPSILON = "privacy budget ε (∞: no noise)"
@@ -75,30 +70,21 @@ def style() -> Iterator[None]:
 
 
 def looks(facts: pd.DataFrame, *, joined: bool = True) -> dict[str, Look]:
-    """Every method's look, by label in their order: colour and marker by its number, dashes and hollow markers by its claim.
+    """Every method's look, by label in their order: colour and marker by its number, dashes by its claim.
 
     Methods that yield a classifier are thin with crosses, those that use public data have stars, one without epsilon is a level.
     """
     names, found = named(facts), {}
     for position, (label, own) in enumerate(facts.groupby("label", sort=False)):
         word, public, thin = claim(own), own["public"].notna().any(), own["yields"].iloc[0] == "classifier"
-        # where colours come round again, markers and dashes move on
-        colour, turn = SERIES[position % len(SERIES)], position + position // len(SERIES)
-        level = word == "not private"  # it has no place on the x axis and is a line across
-        found[str(label)] = Look(
-            "\n".join(textwrap.wrap(names[str(label)], 38)),
-            {
-                "color": colour,
-                "linewidth": 0.8 if thin else 1.7,
-                "linestyle": _LEVELS[turn % len(_LEVELS)] if level else _DASHES.get(word, "-"),
-                "marker": "" if level and joined else (_STARS if public else _CROSSES if thin else _MARKERS)[turn % len(_MARKERS)],
-                "markersize": 8 if public else 5.2,
-                "markerfacecolor": PAPER if word in _DASHES and word != "stated" else colour,
-                "fillstyle": "left" if word == "stated" else "full",
-                "markerfacecoloralt": PAPER,
-                "zorder": 3,
-            },
-        )
+        # where colours come round again, markers move on
+        turn, level = position + position // len(SERIES), joined and word == "not private"
+        marker = "*" if public else "x" if thin else _MARKERS[turn % len(_MARKERS)]
+        style: dict[str, Any] = {"color": SERIES[position % len(SERIES)], "linewidth": 0.8 if thin else 1.7, "zorder": 3}
+        style |= {"marker": "" if level else marker, "markersize": 8 if public else 5.2, "linestyle": _DASHES.get(word, "-")}
+        style |= {"linestyle": (0, (6, 2, 1, 2))} if level else {}
+        style |= {"markerfacecolor": PAPER} if word in _DASHES else {}
+        found[str(label)] = Look(names[str(label)], style)
     return found
 
 
@@ -129,7 +115,6 @@ def facet(
     *,
     row: str | None = None,
     labels: tuple[str, str | Mapping[str, str]] = ("", ""),
-    caption: str = "",
     width: float | None = None,
     joined: bool = True,
     square: bool = False,
@@ -151,7 +136,6 @@ def facet(
         look: by the values of ``line``.
         row: the column whose values are lines of panels of their own, a long one broken; default: all panels are one.
         labels: of the x axis, and of the y axis or of that of each row.
-        caption: what a reader has to know when the picture stands alone.
         width: in inches; default: as in the page.
         joined: whether points are joined.
         square: whether both axes are alike, with the diagonal.
@@ -164,25 +148,25 @@ def facet(
     """
     frame = frame.assign(_row=frame[row] if row else "")
     panels: dict[Any, pd.DataFrame] = dict(iter(frame.groupby(["_row", panel], sort=False)))
-    lines = _broken([*panels], widest if width is None else max(1, int(width / 2.3)), most)
-    columns, drawn = max(map(len, lines)), sum(map(len, lines))
-    caption += f" · {drawn} of {len(panels)} panels are drawn" if drawn < len(panels) else ""
+    rows: dict[Any, list[tuple[Any, Any]]] = {}
+    for key in islice(panels, most):
+        rows.setdefault(key[0], []).append(key)
+    columns = min(max(map(len, rows.values())), widest if width is None else max(1, int(width / 2.3)))
+    lines = [own[at : at + columns] for own in rows.values() for at in range(0, len(own), columns)]
     used = {name: each for name, each in look.items() if (frame[line] == name).any()}
     used |= {name: each for name, each in REFERENCES.items() if levels is not None and (levels["name"] == name).any()}
-    size = width or max(2.8 * columns + 0.4, 9.0)
-    words = textwrap.fill(caption, int(16 * size)) if width is None else ""
-    across = max(1, min(len(used), int(size / 2.2)))
-    height = (2.3 if width or columns > 2 else 3.4) * len(lines) + 0.2 * math.ceil(len(used) / across) + 0.6
+    size = width or max(3.0 * columns, 9.0)
+    across = max(1, int(size / 2.6))
     with style():
+        height = (2.3 if width or columns > 2 else 3.4) * len(lines) + 0.2 * math.ceil(len(used) / across) + 0.3
         figure = Figure(figsize=(size, height), layout="constrained", facecolor=PAPER)
         grid = figure.subplots(len(lines), columns, squeeze=False, sharey=shared)
         for cells, own, below in zip(grid, lines, [*lines[1:], []], strict=True):
-            label = labels[1] if isinstance(labels[1], str) else labels[1][own[0][0]]
-            cells[0].set_ylabel(textwrap.fill(label, 30))
+            cells[0].set_ylabel(labels[1] if isinstance(labels[1], str) else labels[1][own[0][0]], wrap=True)
             for axes in cells[len(own) :]:
                 axes.set_axis_off()
             for position, (axes, key) in enumerate(zip(cells, own, strict=False)):
-                axes.set_title(textwrap.fill(key[1], 40))
+                axes.set_title(key[1], wrap=True)
                 axes.set_xlabel(labels[0] if position >= len(below) else "")
                 if levels is not None:
                     for name, level in levels[(levels[panel] == key[1]) & (key[0] == (levels[row] if row else ""))][["name", "y"]].values:
@@ -199,23 +183,12 @@ def facet(
                     both = frame[[x, y]].to_numpy(float)
                     axes.set(xlim=(ends := (both.min() - 0.03, both.max() + 0.03)), ylim=ends)
         handles = [Line2D([], [], **{**each.style, **({} if joined else {"linestyle": "none"})}) for each in used.values()]
-        how: dict[str, Any] = {"frameon": False, "fontsize": 8.5, "handlelength": 3.2, "title_fontsize": 8, "alignment": "left"}
         # matplotlib drops labels that begin with an underscore, so names come after
-        legend = figure.legend(handles, [*map(str, range(len(handles)))], loc="outside lower left", ncols=across, title=words, **how)
-        legend.get_title().set_color(MUTED)
+        how: dict[str, Any] = {"loc": "outside lower left", "ncols": across, "frameon": False, "fontsize": 8.5, "handlelength": 3.2}
+        legend = figure.legend(handles, [*map(str, range(len(handles)))], **how)
         for text, each in zip(legend.get_texts(), used.values(), strict=True):
             text.set_text(each.name)
     return figure
-
-
-def _broken(panels: Sequence[tuple[str, str]], widest: int, most: int) -> list[list[tuple[str, str]]]:
-    """Panels in lines of about equal length, a line or several for every row; ``most`` of them, in whole lines."""
-    lines: list[list[tuple[str, str]]] = []
-    for row in dict.fromkeys(row for row, _ in panels):
-        own = [panel for panel in panels if panel[0] == row]
-        even = math.ceil(len(own) / math.ceil(len(own) / widest))
-        lines += [own[at : at + even] for at in range(0, len(own), even)]
-    return [line for i, line in enumerate(lines) if i == 0 or sum(map(len, lines[: i + 1])) <= most]
 
 
 def _panel(axes: Axes, points: pd.DataFrame, names: tuple[str, str, str], look: Mapping[str, Look], *, joined: bool) -> None:
@@ -235,15 +208,18 @@ def _panel(axes: Axes, points: pd.DataFrame, names: tuple[str, str, str], look: 
             axes.hlines(refuted[y], refuted["bound"], refuted[x], colour, linewidth=0.8, alpha=0.5)
 
 
-def caption_of(settings: Settings, *more: str) -> str:
-    """What a reader has to know when the picture stands alone."""
+def caption_of(settings: Settings) -> str:
+    """What a reader of a figure has to know."""
     facts = settings.facts[settings.facts["seeds"] > 0]
     budgets = facts.dropna(subset="epsilon_target")[["unit", "trust", "delta"]].drop_duplicates().to_numpy()
     budget = [f"{unit}-level ε, trust {trust}, δ = {number(delta)}" for unit, trust, delta in budgets]
     thin = "thin, crosses: classifiers, which generate no rows" if (facts["yields"] == "classifier").any() else ""
     stars = "stars: use public data" if facts["public"].notna().any() else ""
     parts = [*placed(facts)[0], *(budget if len(budget) == 1 else ()), spread_words(settings.spread, facts["seeds"].max())]
-    return " · ".join(filter(None, [*parts, thin, stars, *more]))
+    audits = (
+        "ticks: the ε that an audit refutes with a confidence of 95 %" if settings.averaged["audit_epsilon_lower"].notna().any() else ""
+    )
+    return " · ".join(filter(None, [*parts, thin, stars, audits]))
 
 
 def _points(settings: Settings, measures: Sequence[str]) -> pd.DataFrame:
@@ -269,8 +245,7 @@ def utility(settings: Settings, measure: str = "balanced_accuracy", width: float
     panels = points.drop_duplicates(PLACE).set_index(PLACE)[["row", "place"]]
     known = {name: column for name, column in MEASURES[measure].references if settings.averaged[column].notna().any()}
     levels = [settings.reference(column).rename("y").to_frame().join(panels).assign(name=name) for name, column in known.items()]
-    more = "ticks: the ε that an audit refutes with a confidence of 95 %" if points["bound"].notna().any() else ""
-    how: dict[str, Any] = {"caption": caption_of(settings, more), "width": width, "ticks": epsilon_axis(points["epsilon_target"])[1]}
+    how: dict[str, Any] = {"width": width, "ticks": epsilon_axis(points["epsilon_target"])[1]}
     how |= {"row": "row", "labels": (EPSILON, MEASURES[measure].title), "levels": pd.concat(levels) if levels else None}
     return facet(points, "at", "mean", "place", "label", looks(settings.facts), **how)
 
@@ -283,8 +258,7 @@ def fidelity(settings: Settings) -> Figure | None:
         return None
     titles = {name: f"{MEASURES[name].short} ({_ideal(MEASURES[name].best)})" for name in shown}
     points = points.assign(title=points["measure"].map(titles))
-    of = "in the test rows' leading directions, means over classes of more than 5 test rows; real or synthetic: whole rows"
-    how: dict[str, Any] = {"caption": caption_of(settings, of), "ticks": epsilon_axis(points["epsilon_target"])[1], "shared": False}
+    how: dict[str, Any] = {"ticks": epsilon_axis(points["epsilon_target"])[1], "shared": False}
     how |= {"row": "place", "labels": (EPSILON, {place: place for place in points["place"]}), "widest": len(shown), "most": 3 * len(shown)}
     return facet(points, "at", "mean", "title", "label", looks(settings.facts), **how)
 
@@ -306,7 +280,7 @@ def communication(settings: Settings) -> Figure | None:
     panels = [points[points["epsilon_target"].isna() | (points["epsilon_target"] == e)].assign(budget=epsilon_head(e)) for e in epsilons]
     points = pd.concat(panels).sort_values("setting", kind="stable")
     points = points.assign(panel=_beside(points["place"], points["budget"]))
-    how: dict[str, Any] = {"row": "place", "labels": (COSTS["bytes"], "balanced accuracy"), "caption": caption_of(settings)}
+    how: dict[str, Any] = {"row": "place", "labels": (COSTS["bytes"], "balanced accuracy")}
     return facet(points, "cost", "mean", "panel", "label", looks(settings.facts, joined=False), joined=False, logarithmic=True, **how)
 
 
@@ -329,11 +303,8 @@ def sites(settings: Settings, clients: pd.DataFrame) -> Figure | None:
     dots = rows.astype(dict.fromkeys(names, "float64")).groupby(["setting", "name"])[names].mean().dropna().reset_index()
     points = dots.merge(settings.facts, left_on="setting", right_index=True)
     points = points.assign(panel=_beside(placed(points)[1], points["label"]), budget=points["epsilon_target"].map(epsilon_head))
-    caption = (
-        "a dot: one client on its own test rows, the mean over seeds; above the line its own generator serves it better than the shared one"
-    )
     look = shades(points["epsilon_target"])
-    how: dict[str, Any] = {"labels": ("shared", "own"), "caption": caption, "joined": False, "square": True, "most": 12}
+    how: dict[str, Any] = {"labels": ("shared", "own"), "joined": False, "square": True, "most": 12}
     return facet(points, names[0], names[1], "panel", "budget", look, **how)
 
 

@@ -6,10 +6,9 @@ import base64
 import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from html import escape
 from importlib.resources import files
-from typing import Any
+from typing import Any, NamedTuple
 
 import pandas as pd
 import yaml
@@ -36,12 +35,11 @@ _NO_CLAIMS = {
 }
 
 
-@dataclass(frozen=True)
-class Picture:
+class Picture(NamedTuple):
     """A figure as it stands in a page."""
 
-    name: str
     title: str
+    caption: str
     svg: bytes
 
     @property
@@ -54,7 +52,7 @@ def render_page(
     name: str,
     rows: Sequence[Row],
     settings: Settings,
-    pictures: Sequence[Picture],
+    pictures: Mapping[str, Picture],
     manifest: Mapping[str, Any],
     findings: Sequence[Finding] = (),
     by_site: Table | None = None,
@@ -67,7 +65,7 @@ def render_page(
         name: the grid's name.
         rows: of the grid.
         settings: of the same rows.
-        pictures: the figures that there are.
+        pictures: the figures that there are, by name.
         manifest: the run's; may be empty.
         findings: the known failures that were seen.
         by_site: the table by site.
@@ -78,19 +76,17 @@ def render_page(
     counts["not run yet"] = max(0, len(manifest.get("cells") or rows) - len(rows))
     measures = measures_of(settings)
     main, *others = [results_table(settings, measure) for measure in measures]
-    more = [
-        *others,
-        *filter(None, [*(difference_table(settings, measure) for measure in COMPARED if measure in measures), tuned_table(settings)]),
-    ]
+    differences = [difference_table(settings, measure) for measure in COMPARED if measure in measures]
+    more = [table for table in [*others, *differences, tuned_table(settings)] if table is not None]
     return environment.from_string(html).render(
         name=name,
         subtitle=_subtitle(settings.facts),
         style=Markup(style),
         counts=[(status, count) for status, count in counts.items() if count or status == "ok"],
-        pictures={picture.name: picture for picture in pictures},
+        pictures=pictures,
         few=settings.spread == "ci95" and (settings.facts["seeds"] == 2).any(),
         findings=findings,
-        missing=[(status, [_missing(row) for row in rows if row.status == status]) for status in UNDRAWN if counts[status]],
+        missing=[(status, [row for row in rows if row.status == status]) for status in UNDRAWN if counts[status]],
         failed=next((row for row in rows if row.status == "failed"), None),
         refused=manifest.get("refused") or [],
         listed=LISTED,
@@ -110,32 +106,12 @@ def render_page(
 
 def _subtitle(facts: pd.DataFrame) -> str:
     """Which data, divided how, under which budgets, over how many seeds."""
-
-    def listed(head: str, column: str) -> list[str]:
-        given = sorted(facts[column].dropna().unique())
-        return [head.format(", ".join(number(value) if isinstance(value, float) else str(value) for value in given))] if given else []
-
     heads = {"dataset": "{}", "scheme": "partition {}", "alpha": "α = {}", "clients": "{} clients", "epsilon_target": "ε = {}"}
     heads |= {"delta": "δ = {}", "unit": "unit {}", "trust": "trust {}"}
-    parts = [part for column, head in heads.items() for part in listed(head, column)]
+    given = {head: _texts(facts[column].dropna().drop_duplicates().sort_values()) for column, head in heads.items()}
+    parts = [head.format(", ".join(values)) for head, values in given.items() if len(values)]
     seeds = int(facts["seeds"].max()) if len(facts) else 0
     return " · ".join([*parts, *([counted(seeds, "seed")] if seeds else [])])
-
-
-def _missing(row: Row) -> str:
-    """Why a row is in no mean."""
-    if row.status == "overspent":
-        spent = number(row.epsilon_spent) or "unknown"
-        return f"{row.setting}: overspent, ε = {spent} was spent where {number(row.epsilon_target)} was allowed"
-    if row.status == "unaccounted":
-        return f"{row.setting}: unaccounted, what ran is not what was planned, so nothing is known of its ε: {row.error['message']}"
-    if row.status == "refuted":
-        pairs = f"{row.audit_pairs} pairs of trainings refute every ε below {number(row.audit_epsilon_lower, 3)}, with"
-        many = pairs if row.audit_epsilon_lower > row.epsilon_target else "there is"
-        canary = f"a canary that adds {number(row.audit_canary_ratio, 3)} of the claimed sensitivity"
-        form = f", {row.audited_form}" if row.audited_form else ""
-        return f"{row.setting}: refuted, ε = {number(row.epsilon_target)} is claimed and {many} {canary}{form}"
-    return f"{row.setting}: {row.error['type']}: {row.error['message']}"
 
 
 def _methods(facts: pd.DataFrame, known: Sequence[Mapping[str, str]]) -> Iterator[tuple[str, str, Markup, str]]:
@@ -145,17 +121,10 @@ def _methods(facts: pd.DataFrame, known: Sequence[Mapping[str, str]]) -> Iterato
     """
     for label, own in facts.groupby("label", sort=False):
         # what differs between settings of one label stands behind it in brackets
-        said = next((each for each in known if label == each["label"] or str(label).startswith(f"{each['label']} (")), None)
-        word = claim(own)
-        scopes = ", ".join(dict.fromkeys(own["scope"].dropna()))
+        said = next((each for each in known if f"{label} (".startswith(f"{each['label']} (")), {"text": "", "source": ""})
+        word, scopes = claim(own), ", ".join(dict.fromkeys(own["scope"].dropna()))
         claimed = f"{word}, scope {scopes}" if scopes and word != "not private" else word
-        meaning = (CLAIMS | _NO_CLAIMS).get(word, "")
-        yield (
-            str(label),
-            said["text"] if said else "",
-            _linked(said["source"] if said else ""),
-            f"{claimed}: {meaning}" if meaning else claimed,
-        )
+        yield str(label), said["text"], _linked(said["source"]), ": ".join(filter(None, (claimed, (CLAIMS | _NO_CLAIMS).get(word))))
 
 
 def _linked(source: str) -> Markup:
@@ -177,24 +146,19 @@ def _privacy(facts: pd.DataFrame, rows: Sequence[Row]) -> Iterator[tuple[str, st
 def _cells(settings: Settings) -> Markup:
     """A line a row, without a place that all rows share."""
     rows = settings.rows
-    places = {"data set": "dataset", "α": "alpha", "clients": "clients"}
-    texts: dict[str, pd.Series[str]] = {"method": rows["label"]}
-    texts |= {head: _texts(rows[name]) for head, name in places.items() if rows[name].nunique(dropna=False) > 1}
-    texts |= {
-        head: _texts(rows[name])
-        for head, name in {"seed": "seed", "status": "status", "claim": "claim", "ε target": "epsilon_target"}.items()
+    shown = {"data set": "dataset", "α": "alpha", "clients": "clients"}
+    shown = {head: name for head, name in shown.items() if rows[name].nunique(dropna=False) > 1}
+    shown |= {"seed": "seed", "status": "status", "claim": "claim", "ε target": "epsilon_target"}
+    texts = {
+        "method": rows["label"],
+        **{head: _texts(rows[name]) for head, name in shown.items()},
+        "ε spent": _texts(rows["epsilon_spent"], 4),
     }
-    texts["ε spent"] = _texts(rows["epsilon_spent"], 4)
     texts["mechanisms"] = rows["mechanisms"].map(lambda held: "; ".join(map(_mechanism, held)) if isinstance(held, list) else "")
     texts |= {measure.column: rows[name].map("{:.3f}".format, na_action="ignore") for name, measure in MEASURES.items() if measure.column}
     texts |= {f"{way} MB": _texts(rows[f"{way}_bytes"].astype("float64") / 1e6, 3) for way in ("uplink", "downlink")}
     texts |= {"parameters": _texts(rows["parameters"]), "seconds": _texts(rows["seconds"], 3), "cell": rows["cell_id"]}
-    heads = "".join(f'<th scope="col">{head}</th>' for head in texts)
-    columns = [[escape(str(text)) if text == text else "" for text in column] for column in texts.values()]
-    lines = (
-        f'<tr class="{status}"><td>{"</td><td>".join(cells)}</td></tr>' for status, *cells in zip(rows["status"], *columns, strict=True)
-    )
-    return Markup(f"<table class='cells'><thead><tr>{heads}</tr></thead><tbody>\n{chr(10).join(lines)}\n</tbody></table>")
+    return Markup(pd.DataFrame(texts).astype("object").fillna("").to_html(index=False, border=0, classes="cells"))
 
 
 def _texts(values: pd.Series[Any], digits: int = 6) -> pd.Series[str]:

@@ -2,30 +2,26 @@
 
 from __future__ import annotations
 
-import gc
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 import pandas as pd
-from matplotlib.figure import Figure
 from rich.console import Console
 
 from fedsim.evaluation.measures import MEASURES
 from fedsim.files import replaced
 from fedsim.partition.matrix import read_partitions
 from fedsim.report import figures
-from fedsim.report.figures import save_figure
+from fedsim.report.figures import caption_of, save_figure
 from fedsim.report.findings import Finding, findings
 from fedsim.report.page import Picture, render_page
 from fedsim.report.partitions import draw_partitions
-from fedsim.report.rounds import diagnostics, round_frame
+from fedsim.report.rounds import NOT_PRIVATE, diagnostics, round_frame
 from fedsim.report.tables import Table, inert, measures_of, results_table, site_table, tuned_table
 from fedsim.results.columns import UNDRAWN, Row, frame_of_lines
-from fedsim.results.folder import RunFolder
 from fedsim.results.run import read_manifest, read_results
 from fedsim.results.stats import BUDGET, PLACE, Settings, Spread
+from fedsim.results.store import RunFolder
 from fedsim.words import Printed, encodable
 
 _REFERENCES = ["ceiling_balanced_accuracy", "ceiling_accuracy", "local_only_balanced_accuracy", "chance", "seconds"]
@@ -48,19 +44,6 @@ class Report(Printed):
             console.print(finding.summary, style="yellow", highlight=False, markup=False)
 
 
-@contextmanager
-def without_collection() -> Iterator[None]:
-    """No search for unreachable cycles in the block: records and figures are many objects that stay."""
-    enabled = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if enabled:
-            gc.enable()
-
-
-@without_collection()
 def write_report(folder: Path, spread: Spread = "ci95") -> Report:
     """Write rows, summary, every figure as ``curves/*.svg``, the first also as PNG, and ``report.html`` into a run folder.
 
@@ -79,17 +62,22 @@ def write_report(folder: Path, spread: Spread = "ci95") -> Report:
     rounds, matrices = round_frame(settings, results.rounds()), read_partitions(run.partitions)
     results.write()
     write_summary(settings, run.summary)
-    drawn: dict[str, tuple[str, Callable[[], Figure | None]]] = {
-        "privacy_utility": ("Privacy against utility", lambda: figures.utility(settings)),
-        "fidelity": ("Fidelity: how like real rows synthetic ones are", lambda: figures.fidelity(settings)),
-        "sites": ("Clients one by one", lambda: figures.sites(settings, clients)),
-        "partitions": ("Who holds what", lambda: draw_partitions(matrices)),
-        "communication": ("Utility against bytes", lambda: figures.communication(settings)),
-        "diagnostics": ("Diagnostics of the rounds", lambda: diagnostics(settings, rounds)),
-    }
-    made = [(name, title, draw()) for name, (title, draw) in drawn.items()]
-    paths = {name: run.curves / f"{name}.{'png' if name == 'privacy_utility' else 'svg'}" for name in drawn}
-    pictures = [Picture(name, title, save_figure(figure, paths[name])) for name, title, figure in made if figure is not None]
+    of_rows = "in the test rows' leading directions, means over classes of more than 5 test rows; real or synthetic: whole rows"
+    by_client = "a dot: one client on its own test rows, the mean over seeds; above the line its own generator serves it better"
+    of_rounds = f"means over seeds and places; norm before clipping: median of examples' gradients or clients' updates; {NOT_PRIVATE}"
+    drawn = (
+        ("privacy_utility", "Privacy against utility", caption_of(settings), figures.utility(settings)),
+        ("fidelity", "Fidelity: how like real rows synthetic ones are", of_rows, figures.fidelity(settings)),
+        ("sites", "Clients one by one", by_client, figures.sites(settings, clients)),
+        ("partitions", "Who holds what", "exact counts of the real data: a diagnostic, not private", draw_partitions(matrices)),
+        ("communication", "Utility against bytes", caption_of(settings), figures.communication(settings)),
+        ("diagnostics", "Diagnostics of the rounds", of_rounds, diagnostics(settings, rounds)),
+    )
+    pictures = {}
+    for name, title, caption, figure in drawn:
+        if figure is not None:
+            path = run.curves / f"{name}.{'png' if name == 'privacy_utility' else 'svg'}"
+            pictures[name] = Picture(title, caption, save_figure(figure, path))
     by_site, found = site_table(settings, clients), findings(settings, rounds)
     page = render_page(encodable(folder.resolve().name), results.rows, settings, pictures, manifest, found, by_site)
     with replaced(run.page) as part:

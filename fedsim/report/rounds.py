@@ -14,10 +14,8 @@ from fedsim.report.tables import epsilon_head
 from fedsim.results.stats import PLACE, Settings
 
 NOT_PRIVATE = "computed from the real data without noise: diagnostics, not private, not to be released"
-_MOST_METHODS = 6
-_POINTS = 100
-"""At most so many points of a line: more than a panel has pixels to show apart."""
-_QUANTILES = ("gradient_norm_5", "gradient_norm_25", "gradient_norm_50", "gradient_norm_75", "gradient_norm_95")
+_MOST_METHODS, _POINTS = 6, 100
+"""Methods that are drawn, and points of a line: more than a panel has pixels to show apart."""
 _TITLES = {
     "kl": "KL, nats an example",
     "gradient_norm_50": "norm before clipping",
@@ -36,22 +34,20 @@ def round_frame(settings: Settings, records: Iterable[Mapping[str, Any]]) -> pd.
     Rounds that are not the training itself are left out: a warm start's messages are no gradients and have no loss.
 
     Returns:
-        A line a cell and round, in their order: ``cell_id``, ``round``, ``setting``, the numbers that are drawn and every loss,
-        ``gradient_norm_5`` … ``gradient_norm_95``, ``noise_to_signal``, ``lost``: which losses are not finite, in words, ``kl_lost``:
-        whether the KL is not, and ``left``: the share of the cell's rounds that are still to come.
+        A line a cell and round, in their order: ``cell_id``, ``round``, ``setting``, the numbers that are drawn and every loss, ``lost``:
+        which losses are not finite, in words, ``kl_lost``: whether the KL is not, and ``left``: the share of the rounds still to come.
     """
-    numbers = {"cell_id", "round", "signal_norm", "noise_norm", *_TITLES}
-    flat, losses = [], dict[str, None]()
-    for record in records:
-        if record.get("main", True):
-            held = {name: value for name, value in record.items() if name in numbers or name.startswith("loss_")}
-            parts = [name for name in held if name.startswith("loss_")]
-            losses |= dict.fromkeys(parts)
-            lost = " and ".join(_plain(name) for name in parts if not _finite(held.get(name)))
-            quantiles = zip(_QUANTILES, record.get("gradient_norm_quantiles") or (), strict=False)
-            flat.append({**held, **dict(quantiles), "lost": lost, "kl_lost": not _finite(held.get("kl"))})
-    drawn = [*losses, "signal_norm", "noise_norm", *_QUANTILES, *(name for name in _TITLES if name not in _QUANTILES)]
-    frame = pd.DataFrame(flat).reindex(columns=["cell_id", "round", "lost", "kl_lost", *drawn]).astype(dict.fromkeys(drawn, "float64"))
+    kept = [record for record in records if record.get("main", True)]
+    losses = list(dict.fromkeys(name for record in kept for name in record if name.startswith("loss_")))
+    numbers = [*losses, "signal_norm", "noise_norm", *(name for name in _TITLES if name != "noise_to_signal")]
+    quantiles = ((record.get("gradient_norm_quantiles") or ()) for record in kept)
+    medians = [of[len(of) // 2] if of else None for of in quantiles]
+    flat = [{**record, "gradient_norm_50": median} for record, median in zip(kept, medians, strict=True)]
+    frame = pd.DataFrame(flat, columns=["cell_id", "round", *numbers]).astype(dict.fromkeys(numbers, "float64"))
+    given = [[name for name in [*losses, "kl"] if isinstance(record.get(name), float)] for record in kept]
+    lost = [[name for name in names if not math.isfinite(record[name])] for names, record in zip(given, kept, strict=True)]
+    frame["lost"] = [" and ".join(_plain(name) for name in names if name != "kl") for names in lost]
+    frame["kl_lost"] = ["kl" in names for names in lost]
     frame["setting"] = frame["cell_id"].map(dict(zip(settings.rows["cell_id"], settings.rows["setting"], strict=True)))
     frame = frame.dropna(subset="setting").astype({"setting": "int64", "cell_id": "object", "lost": "object", "kl_lost": "bool"})
     frame["noise_to_signal"] = frame["noise_norm"] / frame["signal_norm"]
@@ -63,17 +59,12 @@ def _plain(name: str) -> str:
     return name.removeprefix("loss_").replace("_", " ")
 
 
-def _finite(value: object) -> bool:
-    return not isinstance(value, float) or math.isfinite(value)
-
-
 def diagnostics(settings: Settings, rounds: pd.DataFrame) -> Figure | None:
     """A line of panels a number over the rounds, a panel a method, a line an epsilon; None where there is nothing to draw.
 
     Lines are means over seeds and places; what is not finite is left out, and so are methods but the first few.
     """
-    losses = {name: f"loss: {_plain(name)}" for name in rounds.columns if name.startswith("loss_")}
-    shown = {**losses, **_TITLES}
+    shown = {name: f"loss: {_plain(name)}" for name in rounds.columns if name.startswith("loss_")} | _TITLES
     kept = rounds.merge(settings.facts[[*PLACE, "label", "epsilon_target"]], left_on="setting", right_index=True)
     kept = kept[kept["label"].isin(list(dict.fromkeys(kept["label"]))[:_MOST_METHODS])]
     if not len(kept):
@@ -86,7 +77,6 @@ def diagnostics(settings: Settings, rounds: pd.DataFrame) -> Figure | None:
     points = points[points.groupby(["label", "what"])["x"].transform("nunique") > 1]
     if not len(points):
         return None
-    caption = f"means over seeds and places · norm before clipping: median of examples' gradients or clients' updates · {NOT_PRIVATE}"
     points = points.assign(budget=points["epsilon_target"].map(epsilon_head))
-    how: dict[str, Any] = {"row": "what", "labels": ("round", shown), "caption": caption, "shared": False, "widest": 6, "most": 36}
+    how: dict[str, Any] = {"row": "what", "labels": ("round", shown), "shared": False, "widest": 6, "most": 36}
     return facet(points, "x", "y", "label", "budget", shades(points["epsilon_target"]), **how)

@@ -18,19 +18,11 @@ from fedsim.evaluation.measures import MEASURES
 from fedsim.privacy.plan import THEOREMS
 from fedsim.report.terminal import frame_table
 from fedsim.results.columns import UNDRAWN
-from fedsim.results.stats import PLACE, Compared, Settings, Spread, paired_differences, same_budget, weakest, with_ends
+from fedsim.results.stats import PLACE, Compared, Settings, Spread, paired_differences, price_of_privacy, same_budget, weakest, with_ends
 from fedsim.words import Printed, number, setting, spelled
 
 TableFormat = Literal["md", "latex", "html", "csv"]
 Order = Literal["given", "best", "name"]
-CLAIM_WORDS = {
-    "stated": "stated ε",
-    "heuristic": "heuristic ε",
-    "none": "no claim on ε",
-    "refuted": "refuted ε",
-    "not private": "not private",
-}
-"""How a claim other than "proved" is worded beside a label."""
 _CLAIM_NOTES = {
     "stated": "the author states the theorem; the column check of the rows says whether a fedsim check refutes it",
     "heuristic": "the number is not a theorem for that method, or a check found a fault",
@@ -40,7 +32,9 @@ PUBLIC_MARK = " †"
 """Behind the label of a method that used public rows."""
 MOST_SITES = 24
 """So many columns of sites a table has at most; of more clients there is none."""
-_OTHER_NAMES = {"generator": 0, "classifier": 1, "reference": 2}
+_REFERENCE = 2
+"""The kind of a line behind those of generators, 0, and classifiers, 1."""
+_OF_NUMBERS = {"half": "ci95", "n": "seeds"}
 _LATEX = str.maketrans(
     {
         **{character: f"\\{character}" for character in "_&%#${}"},
@@ -76,23 +70,23 @@ class Table(Printed):
         if as_ == "csv":
             return inert(self.numbers).to_csv(index=False).rstrip("\n")
         if as_ == "md":
-            notes = "\n".join(f"- {markdown_text(note)}" for note in self.notes)
-            return "\n\n".join([f"### {markdown_text(self.title)}", *self._markdown(), notes])
+            blocks = _blocks(self._marked(markdown_text, "**{}**"))
+            tables = [(f"**{place}**\n\n" if place else "") + _markdown(rows) for place, rows in blocks]
+            return "\n\n".join([f"### {markdown_text(self.title)}", *tables, "\n".join(f"- {markdown_text(note)}" for note in self.notes)])
         if as_ == "html":
             return self.html()
         shown = self._marked(latex_text, r"\textbf{{{}}}").rename_axis(index=["", ""])
         shown = shown.droplevel(0) if shown.index.get_level_values(0).nunique() < 2 else shown
-        columns = "l" * shown.index.nlevels + "r" * shown.shape[1]
-        label = f"tab:{self.name.replace('_', '-')}"
-        how: dict[str, Any] = {"hrules": True, "position_float": "centering", "multirow_align": "naive", "column_format": columns}
-        table: str = shown.style.to_latex(caption=latex_text(self.title), label=label, **how)
+        how: dict[str, Any] = {"hrules": True, "position_float": "centering", "multirow_align": "naive"}
+        how |= {"column_format": "l" * shown.index.nlevels + "r" * shown.shape[1], "label": f"tab:{self.name.replace('_', '-')}"}
+        table: str = shown.style.to_latex(caption=latex_text(self.title), **how)
         notes = rf"\par\smallskip\raggedright\footnotesize {latex_text('; '.join(self.notes))}."
         return "% \\usepackage{booktabs}\n" + table.replace(r"\end{table}", f"{notes}\n\\end{{table}}").rstrip("\n")
 
     def html(self) -> str:
         """A part of a page: a table for every place."""
         parts = [f"<h3>{escape(self.title)}</h3>"]
-        for place, rows in self._blocks(self._marked(escape, "<b>{}</b>")):
+        for place, rows in _blocks(self._marked(escape, "<b>{}</b>")):
             table = rows.rename_axis(index=None).to_html(escape=False, border=0, classes="results")
             parts.append(f'<h4>{place}</h4>\n<div class="scroll">{table}</div>' if place else f'<div class="scroll">{table}</div>')
         return "\n".join([*parts, *(f'<p class="notes">{escape(note)}</p>' for note in self.notes)])
@@ -100,7 +94,7 @@ class Table(Printed):
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
         """Yield the title, a table for every place, and the notes."""
         yield Text(self.title, style="bold")
-        for place, rows in self._blocks(self.texts):
+        for place, rows in _blocks(self.texts):
             yield Text(f"\n{place}" if place else "", style="bold cyan")
             yield frame_table("", rows.reset_index())
         yield Text("\n".join(("", *self.notes, "")), style="dim")
@@ -117,19 +111,16 @@ class Table(Printed):
         marked.index = marked.index.map(lambda key: tuple(escaped(part) for part in key))
         return marked.set_axis([escaped(str(name)) for name in marked.columns], axis=1)
 
-    def _markdown(self) -> Iterable[str]:
-        for place, rows in self._blocks(self._marked(markdown_text, "**{}**")):
-            lines = [
-                ["method", *rows.columns],
-                ["---", *["---:"] * rows.shape[1]],
-                *([label, *texts] for label, *texts in rows.itertuples()),
-            ]
-            yield (f"**{place}**\n\n" if place else "") + "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
-    @staticmethod
-    def _blocks(frame: pd.DataFrame) -> Iterable[tuple[str, pd.DataFrame]]:
-        for place, rows in frame.groupby(level=0, sort=False):
-            yield str(place), rows.droplevel(0)
+def _blocks(frame: pd.DataFrame) -> Iterable[tuple[str, pd.DataFrame]]:
+    for place, rows in frame.groupby(level=0, sort=False):
+        yield str(place), rows.droplevel(0)
+
+
+def _markdown(rows: pd.DataFrame) -> str:
+    """Labels and texts with a head; ``to_markdown`` would need another package."""
+    lines = [["method", *rows.columns], ["---", *["---:"] * rows.shape[1]], *([label, *texts] for label, *texts in rows.itertuples())]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
 def markdown_text(text: str) -> str:
@@ -176,12 +167,17 @@ def claim(facts: pd.DataFrame) -> str:
     return weakest([*(finite if len(finite) else facts)["claim"]]) or ""
 
 
+def claim_words(word: str) -> str:
+    """How a claim other than "proved" is worded beside a label."""
+    return {"none": "no claim on ε", "not private": "not private"}.get(word, f"{word} ε")
+
+
 def named(facts: pd.DataFrame) -> dict[str, str]:
     """What a table calls each method, by label: with a mark of public data, its kind, and a claim that is not "proved"."""
     names = {}
     for label, own in facts.groupby("label", sort=False):
         remarks = ["classifier"] if own["yields"].iloc[0] == "classifier" else []
-        remarks += [CLAIM_WORDS[word]] if (word := claim(own)) in CLAIM_WORDS else []
+        remarks += [claim_words(word)] if (word := claim(own)) not in ("", "proved") else []
         mark = PUBLIC_MARK if own["public"].notna().any() else ""
         names[str(label)] = f"{label}{mark}" + (f" ({', '.join(remarks)})" if remarks else "")
     return names
@@ -236,102 +232,84 @@ def results_table(settings: Settings, measure: str = "balanced_accuracy", order:
     Raises:
         UserError: there is no such measure, or no row has it.
     """
-    means = settings.means([known_measure(measure)]).set_index("setting", drop=False)
+    means, facts = settings.means([known_measure(measure)]).set_index("setting"), settings.facts
     if not len(means) and measure != "balanced_accuracy":
         raise UserError("measure", f"no row that is ok has a {measure}", "look at status and scores in results.jsonl")
-    facts, seeds = settings.facts, int(settings.facts["seeds"].max()) if len(settings.facts) else 0
-    names, labels = named(facts), ordered(settings, measure, order)
     common, places = placed(facts)
+    held = {label: claim(own) in (*THEOREMS, "not private") for label, own in facts.groupby("label")}
     lines = facts.assign(
         where=places,
-        method=facts["label"].map(names),
-        kind=facts["yields"].fillna("generator"),
-        rank=facts["label"].map(labels.index),
-        text=[_value(facts.loc[number], means.loc[number] if number in means.index else None, seeds, digits) for number in facts.index],
-        mean=means["mean"] if len(means) else math.nan,
-        holds=facts["label"].map({label: claim(own) in (*THEOREMS, "not private") for label, own in facts.groupby("label")}),
+        method=facts["label"].map(named(facts)),
+        kind=(facts["yields"] == "classifier").astype(int),
+        rank=facts["label"].map(ordered(settings, measure, order).index),
+        text=[
+            _value(line, digits) for line in facts.join(means[["mean", "low", "high", "n"]]).assign(most=_seeds(facts)).to_dict("records")
+        ],
+        mean=means["mean"].astype("float64"),
+        holds=facts["label"].map(held),
     )
-    lines = pd.concat([lines, _references(settings, measure, places, digits)]).astype({"epsilon_target": "float64"})
-    lines = lines.assign(place=lines["where"].map({place: i for i, place in enumerate(dict.fromkeys(places))}))
-    lines = lines.sort_values(
-        ["place", "kind", "rank"], key=lambda column: column.map(_OTHER_NAMES) if column.name == "kind" else column, kind="stable"
-    )
-    texts = _wide(lines, "text").fillna("")
-    return Table(
-        measure,
-        " · ".join((MEASURES[measure].title, *common)),
-        texts,
-        tuple(_notes(settings, means, measure)),
-        _numbers(means, measure),
-        _best(lines, measure, digits),
-    )
+    first = lines.drop_duplicates("where").set_index(PLACE)["where"]
+    for rank, (name, column) in enumerate(MEASURES[measure].references):
+        levels = settings.reference(column).map(lambda level: decimal(level, digits)).rename("text").to_frame().join(first)
+        lines = pd.concat([lines, levels.assign(method=name, kind=_REFERENCE, rank=rank, epsilon_target=math.nan)])
+    order_of = {place: i for i, place in enumerate(dict.fromkeys(places))}
+    lines = lines.assign(place=lines["where"].map(order_of)).sort_values(["place", "kind", "rank"], kind="stable")
+    numbers = means[[*PLACE, "label", "claim", "epsilon_target", "delta", "unit", "trust", "mean", "half", "n"]].assign(measure=measure)
+    title, notes = " · ".join((MEASURES[measure].title, *common)), tuple(_notes(settings, means, measure))
+    numbers = numbers.rename(columns=_OF_NUMBERS)
+    return Table(measure, title, _wide(lines, "text").fillna(""), notes, numbers, _best(lines, MEASURES[measure].best, digits))
+
+
+def _seeds(facts: pd.DataFrame) -> int:
+    """The most seeds that a mean is of."""
+    return int(facts["seeds"].max()) if len(facts) else 0
 
 
 def _wide(lines: pd.DataFrame, values: str) -> pd.DataFrame:
-    """A line a place and method, a column an epsilon."""
-    heads = sorted(lines["epsilon_target"].unique(), key=lambda epsilon: (math.isnan(epsilon), epsilon))
-    keys = lines["epsilon_target"].map(epsilon_head)
-    wide = lines.assign(head=keys).drop_duplicates(["where", "method", "head"], keep="last")
-    order = list(dict.fromkeys(zip(wide["where"], wide["method"], strict=True)))
-    table = wide.pivot(index=["where", "method"], columns="head", values=values).reindex(
-        index=pd.MultiIndex.from_tuples(order, names=["where", "method"])
-    )
-    return table[[epsilon_head(epsilon) for epsilon in heads]].rename_axis(columns=None)
-
-
-def _value(facts: Any, mean: Any, seeds: int, digits: int) -> str:
-    if mean is None:
-        return "" if facts["seeds"] else next((status for status in reversed(UNDRAWN) if facts[status]), "")
-    return mean_text(mean, digits) + (f" (n={mean['n']})" if mean["n"] < seeds else "")
-
-
-def _references(settings: Settings, measure: str, places: pd.Series[str], digits: int) -> pd.DataFrame:
-    """A line a place and reference."""
-    by_place = settings.facts.assign(where=places).drop_duplicates("where").set_index(PLACE)["where"]
-    records = [
-        {"where": where, "method": name, "kind": "reference", "rank": rank, "text": decimal(level, digits), "epsilon_target": math.nan}
-        for rank, (name, column) in enumerate(MEASURES[measure].references)
-        for place, level in settings.reference(column).items()
-        for where in [by_place.loc[[place]].iloc[0]]  # type: ignore[index]
+    """A line a place and method in their order, a column an epsilon."""
+    heads = [
+        epsilon_head(epsilon) for epsilon in sorted(lines["epsilon_target"].astype("float64").unique(), key=lambda e: (math.isnan(e), e))
     ]
-    return pd.DataFrame(records, columns=["where", "method", "kind", "rank", "text", "epsilon_target"])
+    keyed = lines.assign(head=lines["epsilon_target"].astype("float64").map(epsilon_head)).drop_duplicates(
+        ["where", "method", "head"], keep="last"
+    )
+    index = pd.MultiIndex.from_frame(keyed[["where", "method"]].drop_duplicates())
+    return keyed.pivot(index=["where", "method"], columns="head", values=values).reindex(index=index)[heads].rename_axis(columns=None)
 
 
-def _best(lines: pd.DataFrame, measure: str, digits: int) -> pd.DataFrame | None:
+def _value(line: Mapping[Any, Any], digits: int) -> str:
+    if math.isnan(line["mean"]):
+        return "" if line["seeds"] else next((status for status in reversed(UNDRAWN) if line[status]), "")
+    return mean_text(line, digits) + (f" (n={line['n']:.0f})" if line["n"] < line["most"] else "")
+
+
+def _best(lines: pd.DataFrame, best: float | None, digits: int) -> pd.DataFrame | None:
     """The best numbers of a place, kind and column, as far as the digits tell, among two or more whose claim holds."""
-    best = MEASURES[measure].best
     if best is None:
         return None
-    held = lines["holds"].eq(True)
-    distance = lines["mean"].round(digits).where(held & (lines["kind"] != "reference"))
-    distance = -distance if best == math.inf else (distance - best).abs().round(digits)
+    mean = lines["mean"].round(digits).where(lines["holds"].eq(True))
+    distance = -mean if best == math.inf else (mean - best).abs().round(digits)
     by = distance.groupby([lines["where"], lines["kind"], lines["epsilon_target"]], dropna=False)
-    least, most, count = (by.transform(name) for name in ("min", "max", "count"))
-    return _wide(lines.assign(best=(distance == least) & (least < most) & (count > 1)), "best").fillna(False).astype(bool)
-
-
-def _numbers(means: pd.DataFrame, measure: str) -> pd.DataFrame:
-    kept = [*PLACE, "label", "claim", "epsilon_target", "delta", "unit", "trust"]
-    return means[[*kept, "mean", "half", "n"]].rename(columns={"half": "ci95", "n": "seeds"}).assign(measure=measure)
+    least, most = by.transform("min"), by.transform("max")
+    return _wide(lines.assign(best=(distance == least) & (least < most)), "best").fillna(False).astype(bool)
 
 
 def spread_words(spread: Spread, seeds: int) -> str:
     """What stands beside a mean."""
     if seeds < 2:
         return "one seed, so no interval"
-    if spread == "ci95":
-        few = "of two seeds it is 12.7 times as wide as they are apart: run more, or give `spread` range"
-        interval = "Student-t 95 % confidence interval"
+    if spread == "ci95" and seeds == 2:
         return (
-            f"mean ± half-width of the {interval} over {seeds} seeds" if seeds > 2 else f"mean over 2 seeds, without the {interval}: {few}"
+            "mean over 2 seeds, without an interval, which would be 12.7 times as wide as they are apart: run more, or give `spread` range"
         )
-    return f"mean ± {'standard deviation' if spread == 'sd' else 'half the range'} over {seeds} seeds"
+    beside = {"ci95": "half-width of the Student-t 95 % confidence interval", "sd": "standard deviation", "range": "half the range"}
+    return f"mean ± {beside[spread]} over {seeds} seeds"
 
 
 def _notes(settings: Settings, means: pd.DataFrame, measure: str) -> Iterable[str]:
     facts = settings.facts
     if len(means):
-        yield spread_words(settings.spread, int(facts["seeds"].max()))
+        yield spread_words(settings.spread, _seeds(facts))
     if ((means["n"] > (1 if settings.spread != "ci95" else 2)) & means["half"].isna()).any():
         yield "no ±: each seed gave the same"
     if left_out := [f"{count} {status}" for status in UNDRAWN if (count := int(facts[status].sum()))]:
@@ -341,14 +319,9 @@ def _notes(settings: Settings, means: pd.DataFrame, measure: str) -> Iterable[st
     if MEASURES[measure].best is not None:
         yield "bold: the best of a column among generators, and among classifiers, whose claim holds"
     words = {claim(own) for _, own in facts.groupby("label")}
-    yield from (f"{CLAIM_WORDS[word]}: {text}" for word, text in _CLAIM_NOTES.items() if word in words)
-    yield from filter(None, [public_words(facts)])
-
-
-def public_words(facts: pd.DataFrame) -> str:
-    """What the mark of public data stands for; empty where no method used any."""
-    names = list(dict.fromkeys(facts["public"].dropna()))
-    return f"†: uses public data: {', '.join(map(str, names))}" if names else ""
+    yield from (f"{claim_words(word)}: {text}" for word, text in _CLAIM_NOTES.items() if word in words)
+    if names := list(dict.fromkeys(facts["public"].dropna())):
+        yield f"†: uses public data: {', '.join(map(str, names))}"
 
 
 def difference_table(
@@ -358,32 +331,28 @@ def difference_table(
     found = paired_differences(settings, known_measure(measure), compared)
     if not len(found):
         return None
-    facts = settings.facts
-    first, second = facts.loc[found["first"]].reset_index(), facts.loc[found["second"]].reset_index()
+    first, second = (settings.facts.loc[found[which]].reset_index() for which in ("first", "second"))
     common, places = placed(first)
-    seeds = int(found["n"].max())
     without = (first["label"] == second["label"]) & (second["epsilon_target"] == math.inf)
     other = second["label"].where(~without, second["label"] + " at ε = ∞")
-    lines = found.assign(where=places, method=first["label"] + " − " + other, epsilon_target=first["epsilon_target"].astype("float64"))
+    seeds = int(found["n"].max())
+    lines = found.assign(where=places, method=first["label"] + " − " + other, epsilon_target=first["epsilon_target"])
     lines["text"] = [_difference(line, seeds, digits) for line in found.to_dict("records")]
     notes = (
         "first method minus second, over the seeds that both have; " + spread_words(settings.spread, seeds) + ", not corrected",
         "p: two-sided paired t-test, Holm-corrected for all differences of one place; none where the differences do not vary",
     )
     numbers = first[PLACE].assign(first=first["label"], second=other, epsilon_target=first["epsilon_target"], measure=measure)
-    numbers = numbers.join(found[["mean", "half", "n", "p", "p_holm"]].rename(columns={"half": "ci95", "n": "seeds"}))
+    numbers = numbers.join(found[["mean", "half", "n", "p", "p_holm"]].rename(columns=_OF_NUMBERS))
     title = " · ".join((f"{MEASURES[measure].title}, paired differences", *common))
     return Table(f"{measure}-differences", title, _wide(lines, "text").fillna(""), notes, numbers)
 
 
 def chosen_pair(first: str, second: str) -> Compared:
     """Settings that compare two methods, given by their labels: those of one budget, and those without noise of the second one."""
-    from fedsim.results.stats import price_of_privacy
-
-    def compared(one: Any, other: Any) -> bool:
-        return (one["label"], other["label"]) == (first, second) and (same_budget(one, other) or price_of_privacy(one, other))
-
-    return compared
+    return lambda one, other: (
+        (one["label"], other["label"]) == (first, second) and (same_budget(one, other) or price_of_privacy(one, other))
+    )
 
 
 def _difference(line: Any, seeds: int, digits: int) -> str:
@@ -392,22 +361,16 @@ def _difference(line: Any, seeds: int, digits: int) -> str:
 
 
 def tuned_table(settings: Settings) -> Table | None:
-    """What tuned cells chose: the parameters of the best training, by method and budget; None where nothing was tuned."""
-    rows = settings.averaged
-    tuned = rows[rows["tuning"].notna()]
-    if not len(tuned):
+    """What tuned cells chose, and of how many trainings, by method and budget; None where nothing was tuned."""
+    rows = settings.averaged.dropna(subset="tuning")
+    if not len(rows):
         return None
-    facts = settings.facts.loc[tuned["setting"].unique()]
+    chosen = rows["tuning"].map(
+        lambda of: f"{', '.join(f'{name} {spelled(value)}' for name, value in of['chosen'].items())}: {of['trained']}"
+    )
+    facts = settings.facts.loc[rows["setting"].unique()]
     common, places = placed(facts)
-    texts = []
-    for setting_ in facts.index:
-        made = tuned[tuned["setting"] == setting_]["tuning"]
-        chosen = pd.Series(
-            [", ".join(f"{name} {spelled(value)}" for name, value in each["chosen"].items()) for each in made]
-        ).value_counts()
-        words = "; ".join(str(choice) if len(made) == 1 else f"{choice} ({count})" for choice, count in chosen.items())
-        texts.append(f"{words}: {', '.join(str(each['trained']) for each in made)}")
-    lines = facts.assign(where=places, method=facts["label"], text=texts).astype({"epsilon_target": "float64"})
+    lines = facts.assign(where=places, method=facts["label"], text=chosen.groupby(rows["setting"]).agg("; ".join))
     note = "the number of trainings is not private, and no part of what may be released; an ε that is paid for is of all of them together"
     title = " · ".join(("Chosen parameters, and how many trainings there were", *common))
     return Table("chosen", title, _wide(lines, "text").fillna(""), (note,), lines[["where", "method", "epsilon_target", "text"]])
@@ -425,48 +388,37 @@ def site_table(settings: Settings, clients: pd.DataFrame, digits: int = 3) -> Ta
         Methods down, sites across; None without sites, or with more than :data:`MOST_SITES`.
     """
     rows = settings.averaged[["setting", "seed", "cell_id", "unseen", "balanced_accuracy"]]
-    judged = rows.merge(clients, on="cell_id", suffixes=("", "_of")) if len(clients) else rows.iloc[:0].assign(name="")
-    if len(judged):
-        own = judged.assign(score=judged["own_balanced_accuracy"], alone=judged["local_only_balanced_accuracy"])
-        scored = own[["setting", "seed", "name", "score", "alone"]]
-        title = "on the site's own test rows"
+    own, title = {"own_balanced_accuracy": "score", "local_only_balanced_accuracy": "alone"}, "on the site's own test rows"
+    if len(clients) and clients["cell_id"].isin(rows["cell_id"]).any():
+        scored = rows.drop(columns="balanced_accuracy").merge(clients[["cell_id", "name", *own]].rename(columns=own), on="cell_id")
     else:
-        scored = rows[rows["unseen"].notna()].rename(columns={"unseen": "name", "balanced_accuracy": "score"}).assign(alone=math.nan)
-        title = "on a site that took no part"
-    scored = scored.astype({"score": "float64", "alone": "float64"}).dropna(subset=["score"])
+        scored, title = (
+            rows.rename(columns={"unseen": "name", "balanced_accuracy": "score"}).assign(alone=math.nan),
+            "on a site that took no part",
+        )
+    scored = scored.astype({"score": "float64", "alone": "float64"}).dropna(subset=["name", "score"])
     if not len(scored) or scored["name"].nunique() > MOST_SITES:
         return None
     facts = settings.facts.assign(dataset=settings.facts["dataset"].str.replace(r" \(.* unseen\)$", "", regex=True))
-    names, sites = named(facts), list(dict.fromkeys(scored["name"]))
-    keyed = scored.merge(facts[[*PLACE, "label", "epsilon_target"]], left_on="setting", right_index=True)
-    keyed["method"] = keyed["label"].map(names)
+    keyed = scored.merge(facts.assign(method=facts["label"].map(named(facts))), left_on="setting", right_index=True)
     real = keyed.dropna(subset=["alone"]).drop_duplicates([*PLACE, "seed", "name"])
-    keyed = pd.concat([keyed, real.assign(score=real["alone"], method="the site's own real rows", epsilon_target=math.nan)])
+    real = real.assign(score=real["alone"], method="the site's own real rows", epsilon_target=math.nan)
+    keyed = pd.concat([keyed, real]).reset_index(drop=True)
     common, keyed["where"] = placed(keyed, ["epsilon_target"])
     whole = keyed.groupby(["where", "method", "seed"], sort=False)["score"].mean().reset_index().assign(name="mean")
-    long = pd.concat([keyed[["where", "method", "seed", "name", "score"]], whole])
-    stats = long.groupby(["where", "method", "name"], sort=False)["score"].agg(["mean", "std", "min", "max", "count"])
-    numbers = with_ends(stats.rename(columns={"count": "n"}).reset_index(), settings.spread)
-    numbers["text"] = [mean_text(line, digits) for line in numbers.to_dict("records")]
-    order = list(dict.fromkeys(zip(numbers["where"], numbers["method"], strict=True)))
-    texts = numbers.pivot(index=["where", "method"], columns="name", values="text").reindex(
-        pd.MultiIndex.from_tuples(order, names=["where", "method"])
-    )
-    notes = (spread_words(settings.spread, int(facts["seeds"].max())), "last column: the mean over the sites, of every seed")
-    numbers = numbers.rename(columns={"name": "site", "half": "ci95", "n": "seeds"}).drop(columns=["low", "high", "text"])
-    return Table(
-        "sites",
-        " · ".join(("Balanced accuracy by site", title, *common)),
-        texts[[*sites, "mean"]].fillna("").rename_axis(columns=None),
-        notes,
-        numbers,
-    )
+    by = pd.concat([keyed, whole]).groupby(["where", "method", "name"], sort=False)["score"]
+    numbers = with_ends(by.agg(["mean", "std", "min", "max", "count"]).rename(columns={"count": "n"}).reset_index(), settings.spread)
+    texts = numbers.assign(text=[mean_text(line, digits) for line in numbers.to_dict("records")])
+    index = pd.MultiIndex.from_frame(numbers[["where", "method"]].drop_duplicates())
+    wide = texts.pivot(index=["where", "method"], columns="name", values="text").reindex(index)[[*scored["name"].unique(), "mean"]]
+    notes = (spread_words(settings.spread, _seeds(facts)), "last column: the mean over the sites, of every seed")
+    numbers = numbers.rename(columns={"name": "site", **_OF_NUMBERS}).drop(columns=["low", "high"])
+    title = " · ".join(("Balanced accuracy by site", title, *common))
+    return Table("sites", title, wide.fillna("").rename_axis(columns=None), notes, numbers)
 
 
 def measures_of(settings: Settings, *, terminal: bool = False) -> list[str]:
     """The measures with a table that some row has, those of a terminal or all; balanced accuracy first, always."""
-    rows = settings.averaged
-    shown = [
-        name for name, measure in MEASURES.items() if measure.table and (measure.terminal or not terminal) and rows[name].notna().any()
-    ]
-    return ["balanced_accuracy", *(name for name in shown if name != "balanced_accuracy")]
+    shown = [name for name, measure in MEASURES.items() if measure.table and (measure.terminal or not terminal)]
+    held = [name for name in shown if settings.averaged[name].notna().any()]
+    return list(dict.fromkeys(["balanced_accuracy", *held]))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
 from functools import cached_property
@@ -16,7 +16,7 @@ from fedsim.json_lines import dump
 from fedsim.privacy.mechanism import Mechanism
 from fedsim.privacy.plan import THEOREMS, large_delta
 from fedsim.privacy.selection import Selection
-from fedsim.words import setting, spelled
+from fedsim.words import number, setting, spelled
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -27,95 +27,8 @@ UNDRAWN = ("failed", "overspent", "unaccounted", "refuted")
 
 
 @dataclass(frozen=True)
-class Joined:
-    """The lines of a cell, of which its row is made.
-
-    Attributes:
-        cell_id: of the cell.
-        label: what tables and curves call its algorithm.
-        training: its line.
-        judgement: None before it is judged, and where its training failed.
-        ceiling, local_only: lines of its references; None where they are not known.
-        audit: of its claim; None without one.
-        check: how the check of its code ended; None: none says anything.
-    """
-
-    cell_id: str
-    label: str
-    training: Line
-    judgement: Line | None = None
-    ceiling: Line | None = None
-    local_only: Line | None = None
-    audit: Line | None = None
-    check: str | None = None
-
-    @property
-    def cell(self) -> Line:
-        """The cell, as its training had it."""
-        return self.training["cell"]  # type: ignore[no-any-return]
-
-    @property
-    def plan(self) -> Line:
-        """Its privacy plan; empty where it has none."""
-        return self.training["plan"] or {}
-
-    @property
-    def ledger(self) -> Line:
-        """What was spent; empty without a plan, and where nothing was."""
-        return (self.training["ledger"] or {}) if self.plan else {}
-
-    @cached_property
-    def failure(self) -> Line | None:
-        """Why its training or its judging failed."""
-        failure: Line | None = self.training["error"] or (self.judgement["error"] if self.judgement is not None else None)
-        return failure
-
-    @property
-    def error(self) -> Line | None:
-        """Why it failed, or why its epsilon is unknown."""
-        unaccounted = self.ledger.get("unaccounted")
-        return self.failure or ({"type": "Unaccounted", "message": unaccounted, "traceback": ""} if unaccounted else None)
-
-    @property
-    def judged(self) -> Line:
-        """Its judgement, if that ended well; else empty."""
-        return self.judgement if self.judgement is not None and self.failure is None else {}
-
-    @property
-    def status(self) -> str:
-        """See the column."""
-        if self.error is not None:
-            return "failed" if self.failure is not None else "unaccounted"
-        target, spent = self.plan.get("epsilon_target"), self.ledger.get("epsilon_spent")
-        if target is not None and spent is not None and math.isfinite(target) and spent > target * (1 + 1e-6):
-            return "overspent"
-        return "refuted" if self.audit is not None and self.audit["refuted"] else "ok"
-
-    @cached_property
-    def scores(self) -> Mapping[str, float]:
-        """Its measures, those that it has."""
-        scores = dict(self.judged.get("scores", {}))
-        if self.local_only is not None and self.judged.get("clients"):
-            known = [score for score in self.local_only["clients"] if score is not None]
-            scores |= {"client_local_only_balanced_accuracy": sum(known) / len(known)} if known else {}
-        if strange := sorted(name for name, score in scores.items() if score != score):  # NaN alone is not equal to itself
-            raise ValueError(f"cell {self.cell_id}: {strange[0]} is not a number")
-        accuracy, ceiling = scores.get("balanced_accuracy"), (self.ceiling or {}).get("balanced_accuracy")
-        return scores | ({"share_of_ceiling": accuracy / ceiling} if accuracy is not None and ceiling else {})
-
-    def row(self) -> Row:
-        """The row of the cell."""
-        return Row({name: column.of(self) for name, column in COLUMNS.items()}, self.plan)
-
-
-@dataclass(frozen=True)
 class Row:
-    """A cell's row. Every column is an attribute; one that it does not hold is None.
-
-    Attributes:
-        values: its columns by name.
-        plan: its privacy plan; empty where it has none.
-    """
+    """A cell's row: its columns by name, and its privacy plan. Every column is an attribute; one that it does not hold is None."""
 
     values: Mapping[str, Any]
     plan: Line = field(default_factory=dict)
@@ -157,10 +70,87 @@ class Row:
         return "heuristic" if self.check == "failed" and self.claim in THEOREMS else self.claim
 
     @property
+    def outcome(self) -> str:
+        """Its result in a few words."""
+        if self.error is not None:
+            kind = "unaccounted" if self.status == "unaccounted" else f"failed, {self.error['type']}"
+            return f"{kind}: {self.error['message'].strip().partition(chr(10))[0]}"
+        words = f"balanced accuracy {self.balanced_accuracy:.3f}"
+        words += f", ε spent {number(self.epsilon_spent, 3)}" if self.epsilon_spent is not None else ""
+        if self.status == "overspent":
+            return f"overspent ({words} of {number(self.epsilon_target)})"
+        if self.status == "refuted":
+            found = f"an audit finds ε ≥ {number(self.audit_epsilon_lower, 3)}"
+            if self.audit_epsilon_lower <= (self.epsilon_target or 0.0):
+                found = f"a canary adds {number(self.audit_canary_ratio, 3)} of the claimed sensitivity"
+            return f"refuted (ε = {number(self.epsilon_target)} claimed, {found})"
+        return words
+
+    @property
     def audited_form(self) -> str:
         """What was audited where that is not the cell's own parameters, in words; else empty."""
         changed = ", ".join(f"{name} {spelled(value)}" for name, value in (self.audit_params or {}).items())
         return changed and f"of a short form: {changed}"
+
+
+def row_of(
+    cell_id: str,
+    label: str,
+    training: Line,
+    judgement: Line | None = None,
+    ceiling: Line | None = None,
+    local_only: Line | None = None,
+    audit: Line | None = None,
+    check: str | None = None,
+) -> Row:
+    """The row of a cell, by its lines: without a judgement as its training left it; references, audit and check where they are known."""
+    cell, plan = training["cell"], training["plan"] or {}
+    ledger, tuning = (training["ledger"] or {}) if plan else {}, cell.get("tuning")
+    failure = training["error"] or (judgement and judgement["error"])
+    judged: Line = judgement if judgement is not None and failure is None else {}
+    evaluation = judged.get("evaluation") or {name: value for name, value in cell["evaluation"].items() if value is not None}
+    unaccounted = ledger.get("unaccounted")
+    if failure or unaccounted:
+        status = "failed" if failure else "unaccounted"
+    else:
+        status = "overspent" if _is_overspent(plan, ledger) else "refuted" if audit is not None and audit["refuted"] else "ok"
+    own = {
+        "cell_id": cell_id,
+        "label": label,
+        "status": status,
+        "error": failure or ({"type": "Unaccounted", "message": unaccounted, "traceback": ""} if unaccounted else None),
+        "claim": plan.get("claim", "none"),
+        "check": check,
+        "evaluation": {name: value for name, value in evaluation.items() if name != "unseen"},
+        "chance": 1 / training["task"]["classes"],
+        "seconds": (training["seconds"] or 0.0) + judged["seconds"] if judged else training["seconds"],
+    }
+    if tuning:
+        chosen = {name: cell["params"][name] for name in tuning["space"]}
+        own["tuning"] = {**tuning, "chosen": chosen, "trained": training.get("trials")}
+    unit, groups = cell["unit_column"] or cell["unit"], training["train_groups"]
+    private = {"unit": unit, "relation": "add-or-remove-one", "noise": cell["noise"], "train_groups": groups}
+    lines = {"own": own, "cell": cell, "training": training, "plan": plan, "ledger": ledger, "private": private if plan else None}
+    lines |= {"judged": judged, "ceiling": ceiling, "local_only": local_only, "audit": audit}
+    lines["scores"] = _scores(cell_id, judged, ceiling, local_only)
+    return Row({name: column.value(lines) for name, column in COLUMNS.items()}, plan)
+
+
+def _is_overspent(plan: Line, ledger: Line) -> bool:
+    target, spent = plan.get("epsilon_target"), ledger.get("epsilon_spent")
+    return target is not None and spent is not None and math.isfinite(target) and spent > target * (1 + 1e-6)
+
+
+def _scores(cell_id: str, judged: Line, ceiling: Line | None, local_only: Line | None) -> dict[str, float]:
+    """The measures of a judgement, and those that are made of one and a reference."""
+    scores = dict(judged.get("scores", {}))
+    if local_only is not None and judged.get("clients"):
+        known = [score for score in local_only["clients"] if score is not None]
+        scores |= {"client_local_only_balanced_accuracy": sum(known) / len(known)} if known else {}
+    if strange := sorted(name for name, score in scores.items() if score != score):  # NaN alone is not equal to itself
+        raise ValueError(f"cell {cell_id}: {strange[0]} is not a number")
+    accuracy, best = scores.get("balanced_accuracy"), (ceiling or {}).get("balanced_accuracy")
+    return scores | ({"share_of_ceiling": accuracy / best} if accuracy is not None and best else {})
 
 
 def large_deltas(rows: Iterable[Row]) -> list[str]:
@@ -186,189 +176,135 @@ class Column:
     Attributes:
         kind: what it is of.
         words: what it says, with its unit.
-        of: how it is had of the lines of a cell.
+        of: where it is among the lines of a cell, by :func:`row_of`: the line, and keys in it.
         dtype: of its column in a frame where values are missing.
     """
 
     kind: Kind
     words: str
-    of: Callable[[Joined], Any] = field(repr=False)
+    of: str
     dtype: str = "object"
 
-
-def _cell(key: str) -> Callable[[Joined], Any]:
-    return lambda of: of.cell.get(key)
-
-
-def _training(key: str) -> Callable[[Joined], Any]:
-    return lambda of: of.training.get(key)
-
-
-def _plan(key: str) -> Callable[[Joined], Any]:
-    return lambda of: of.plan.get(key)
-
-
-def _ledger(key: str) -> Callable[[Joined], Any]:
-    return lambda of: of.ledger.get(key)
-
-
-def _judged(key: str) -> Callable[[Joined], Any]:
-    return lambda of: of.judged.get(key)
-
-
-def _audited(key: str) -> Callable[[Joined], Any]:
-    return lambda of: of.audit and of.audit[key]
-
-
-def _private(of: Callable[[Joined], Any]) -> Callable[[Joined], Any]:
-    """None of a method without a plan."""
-    return lambda joined: of(joined) if joined.plan else None
+    def value(self, lines: Mapping[str, Any]) -> Any:
+        """Its value; None where a line or a key is missing."""
+        value: Any = lines
+        for key in self.of.split("."):
+            value = (value or {}).get(key)
+        return value
 
 
 def score_column(name: str) -> Column:
     """The column of a measure."""
-    return Column(Kind.SCORE, MEASURES[name].title, lambda of: of.scores.get(name), "float64")
-
-
-def _evaluation(of: Joined) -> dict[str, Any]:
-    """Of the judgement; of the training, without what it leaves open, where there is none."""
-    keys = of.judged.get("evaluation") or {name: value for name, value in of.cell["evaluation"].items() if value is not None}
-    return {name: value for name, value in keys.items() if name != "unseen"}
-
-
-def _seconds(of: Joined) -> float | None:
-    trained: float | None = of.training["seconds"]
-    return (trained or 0.0) + of.judged["seconds"] if of.judged else trained
-
-
-def _tuning(of: Joined) -> dict[str, Any] | None:
-    tuning = of.cell.get("tuning")
-    return tuning and {
-        **tuning,
-        "chosen": {name: of.cell["params"][name] for name in tuning["space"]},
-        "trained": of.training.get("trials"),
-    }
+    return Column(Kind.SCORE, MEASURES[name].title, f"scores.{name}", "float64")
 
 
 COLUMNS: dict[str, Column] = {
-    "cell_id": Column(Kind.PROVENANCE, "hash of all that can change the row", lambda of: of.cell_id),
-    "source": Column(Kind.PROVENANCE, "hash of the code that trained", _cell("source")),
-    "judged": Column(Kind.PROVENANCE, "hash of the code that computed scores and references", _judged("judged")),
+    "cell_id": Column(Kind.PROVENANCE, "hash of all that can change the row", "own.cell_id"),
+    "source": Column(Kind.PROVENANCE, "hash of the code that trained", "cell.source"),
+    "judged": Column(Kind.PROVENANCE, "hash of the code that computed scores and references", "judged.judged"),
     "status": Column(
         Kind.STATUS,
         "`ok`; `failed`, see `error`; `overspent`: the epsilon spent exceeds the target; `unaccounted`: the ledger differs from the plan, "
         "so epsilon is unknown and `error` says why; `refuted`: an audit's bound exceeds the target, or a sensitivity was exceeded",
-        lambda of: of.status,
+        "own.status",
     ),
-    "error": Column(Kind.STATUS, "why a cell failed: `type`, `message`, `traceback`", lambda of: of.error),
-    "algorithm": Column(Kind.METHOD, "its name, as the grid gives it", _cell("algorithm")),
-    "label": Column(Kind.METHOD, "what tables and curves call the algorithm with these parameters", lambda of: of.label),
-    "params": Column(Kind.METHOD, "all parameters, defaults included; in a frame a column each, `params.NAME`", _cell("params")),
-    "yields": Column(Kind.FACT, "what the algorithm makes: `generator` or `classifier`", _training("yields")),
-    "dataset": Column(Kind.PLACE, "what tables call the data set", _training("dataset")),
-    "dataset_hash": Column(Kind.PLACE, "fingerprint of the data", _cell("dataset_hash")),
-    "public": Column(Kind.METHOD, "what tables call the public rows that the algorithm used; missing: none", _cell("public")),
-    "public_hash": Column(Kind.METHOD, "their fingerprint", _cell("public_hash")),
-    "public_licence": Column(Kind.FACT, "of their source, in words, where it is known", _cell("public_licence")),
-    "scheme": Column(Kind.PLACE, "of the partition", lambda of: of.cell["partition"]["scheme"]),
-    "alpha": Column(Kind.PLACE, "Dirichlet concentration; missing for schemes without one", _training("alpha"), "float64"),
-    "clients": Column(Kind.PLACE, "how many", _cell("clients"), "Int64"),
-    "partition_hash": Column(Kind.FACT, "fingerprint of the partition", _training("partition")),
-    "train_rows": Column(Kind.FACT, "training rows that the clients hold together", _training("train_rows"), "Int64"),
-    "train_groups": Column(Kind.FACT, "how many groups these are, where the unit is a group", _private(_training("train_groups")), "Int64"),
-    "seed": Column(Kind.SEED, "root of all random numbers of the cell", _cell("seed"), "Int64"),
-    "epsilon_target": Column(Kind.BUDGET, "the budget", _plan("epsilon_target"), "float64"),
-    "epsilon_spent": Column(Kind.PRIVACY, "counted from the steps that ran, under add-or-remove-one", _ledger("epsilon_spent"), "float64"),
-    "delta": Column(Kind.BUDGET, "of the budget", _plan("delta"), "float64"),
-    "unit": Column(
-        Kind.BUDGET,
-        "what the budget protects: `example`, `client`, or a group by its column",
-        _private(lambda of: of.cell["unit_column"] or of.cell["unit"]),
-    ),
-    "relation": Column(Kind.PRIVACY, "what neighbouring data sets differ in", _private(lambda of: "add-or-remove-one")),
-    "trust": Column(Kind.BUDGET, "who may see what: `aggregate`, only the sum over clients; `silo`, every message", _plan("trust")),
+    "error": Column(Kind.STATUS, "why a cell failed: `type`, `message`, `traceback`", "own.error"),
+    "algorithm": Column(Kind.METHOD, "its name, as the grid gives it", "cell.algorithm"),
+    "label": Column(Kind.METHOD, "what tables and curves call the algorithm with these parameters", "own.label"),
+    "params": Column(Kind.METHOD, "all parameters, defaults included; in a frame a column each, `params.NAME`", "cell.params"),
+    "yields": Column(Kind.FACT, "what the algorithm makes: `generator` or `classifier`", "training.yields"),
+    "dataset": Column(Kind.PLACE, "what tables call the data set", "training.dataset"),
+    "dataset_hash": Column(Kind.PLACE, "fingerprint of the data", "cell.dataset_hash"),
+    "public": Column(Kind.METHOD, "what tables call the public rows that the algorithm used; missing: none", "cell.public"),
+    "public_hash": Column(Kind.METHOD, "their fingerprint", "cell.public_hash"),
+    "public_licence": Column(Kind.FACT, "of their source, in words, where it is known", "cell.public_licence"),
+    "scheme": Column(Kind.PLACE, "of the partition", "cell.partition.scheme"),
+    "alpha": Column(Kind.PLACE, "Dirichlet concentration; missing for schemes without one", "training.alpha", "float64"),
+    "clients": Column(Kind.PLACE, "how many", "cell.clients", "Int64"),
+    "partition_hash": Column(Kind.FACT, "fingerprint of the partition", "training.partition"),
+    "train_rows": Column(Kind.FACT, "training rows that the clients hold together", "training.train_rows", "Int64"),
+    "train_groups": Column(Kind.FACT, "how many groups these are, where the unit is a group", "private.train_groups", "Int64"),
+    "seed": Column(Kind.SEED, "root of all random numbers of the cell", "cell.seed", "Int64"),
+    "epsilon_target": Column(Kind.BUDGET, "the budget", "plan.epsilon_target", "float64"),
+    "epsilon_spent": Column(Kind.PRIVACY, "counted from the steps that ran, under add-or-remove-one", "ledger.epsilon_spent", "float64"),
+    "delta": Column(Kind.BUDGET, "of the budget", "plan.delta", "float64"),
+    "unit": Column(Kind.BUDGET, "what the budget protects: `example`, `client`, or a group by its column", "private.unit"),
+    "relation": Column(Kind.PRIVACY, "what neighbouring data sets differ in", "private.relation"),
+    "trust": Column(Kind.BUDGET, "who may see what: `aggregate`, only the sum over clients; `silo`, every message", "plan.trust"),
     "scope": Column(
         Kind.PRIVACY,
-        "`joint` where all that is trained on private data is noised, `shared` (FedHypeVAE's `hypernetwork`) where only what is shared is",
-        _plan("scope"),
+        "`joint`: all that is trained on private data is noised; `shared`, `hypernetwork`: only what is shared is",
+        "plan.scope",
     ),
-    "claim": Column(Kind.PRIVACY, "what epsilon rests on", lambda of: of.plan.get("claim", "none")),
+    "claim": Column(Kind.PRIVACY, "what epsilon rests on", "own.claim"),
     "check": Column(
         Kind.PRIVACY,
-        "how a check of this code and these parameters, in this unit and trust, ended: `passed` or `failed`; missing: none says anything",
-        lambda of: of.check,
+        "how a check of this code, parameters, unit and trust ended: `passed` or `failed`; missing: none says anything",
+        "own.check",
     ),
-    "accountant": Column(Kind.PRIVACY, "which accountant computed epsilon", _ledger("accountant")),
-    "noise": Column(Kind.PRIVACY, "`seeded` or `secret`", _private(_cell("noise"))),
+    "accountant": Column(Kind.PRIVACY, "which accountant computed epsilon", "ledger.accountant"),
+    "noise": Column(Kind.PRIVACY, "`seeded` or `secret`", "private.noise"),
     "mechanisms": Column(
         Kind.PRIVACY,
         "what the ledger counted for the data of every client: `release`, `noise_multiplier` (standard deviation of the noise over the "
         "sensitivity), `sample_rate` and `count`; with `delta` and `relation` anyone can compute `epsilon_spent` again",
-        _ledger("mechanisms"),
+        "ledger.mechanisms",
     ),
-    "tuning": Column(Kind.METHOD, "how some of `params` were chosen, and how many trainings there were; missing: they were given", _tuning),
+    "tuning": Column(
+        Kind.METHOD, "how some of `params` were chosen, and how many trainings there were; missing: they were given", "own.tuning"
+    ),
     "selection": Column(
         Kind.PRIVACY,
         "of a tuned row that pays for its search, the mechanisms of its trainings and the noise of their scores, from which anyone can "
         "compute `epsilon_spent`; `mechanisms` are the best training's and its score's",
-        _plan("selection"),
+        "plan.selection",
     ),
     "noise_at": Column(
-        Kind.PRIVACY,
-        "whether noise is added once to the `sum` over clients or by every one of the `clients`",
-        _ledger("noise_at"),
+        Kind.PRIVACY, "whether noise is added once to the `sum` over clients or by every one of the `clients`", "ledger.noise_at"
     ),
-    "counted_by": Column(Kind.PROVENANCE, "revision of the accounting code", _ledger("counted_by")),
+    "counted_by": Column(Kind.PROVENANCE, "revision of the accounting code", "ledger.counted_by"),
     "audit_epsilon_lower": Column(
         Kind.PRIVACY,
-        "the largest epsilon of the claimed mechanism with other noise that an audit refutes with 95 % confidence",
-        _audited("epsilon_lower"),
+        "the largest epsilon of the claimed mechanism with other noise that an audit refutes, at 95 %",
+        "audit.epsilon_lower",
         "float64",
     ),
-    "audit_pairs": Column(Kind.PRIVACY, "pairs of trainings of the audit", _audited("pairs"), "Int64"),
+    "audit_pairs": Column(Kind.PRIVACY, "pairs of trainings of the audit", "audit.pairs", "Int64"),
     "audit_canary_ratio": Column(
-        Kind.PRIVACY, "what the audit's canary adds to a step, in units of the claimed sensitivity", _audited("canary_ratio"), "float64"
+        Kind.PRIVACY, "what the audit's canary adds to a step, in units of the claimed sensitivity", "audit.canary_ratio", "float64"
     ),
-    "audit_params": Column(Kind.PRIVACY, "the parameters that the audit changed to be short, with their values there", _audited("params")),
+    "audit_params": Column(Kind.PRIVACY, "the parameters that the audit changed to be short, with their values there", "audit.params"),
     "evaluation": Column(
-        Kind.PLACE, "the keys of the grid's `evaluation` that scores are by; in a frame a column each, `evaluation.KEY`", _evaluation
+        Kind.PLACE, "the keys of the grid's `evaluation` that scores are by; in a frame a column each, `evaluation.KEY`", "own.evaluation"
     ),
-    "unseen": Column(
-        Kind.PLACE, "a site that took no part and on whose test rows all scores are", lambda of: of.cell["evaluation"].get("unseen")
-    ),
-    "tested": Column(Kind.FACT, "which test rows the clients' own scores are from", _judged("tested")),
+    "unseen": Column(Kind.PLACE, "a site that took no part and on whose test rows all scores are", "cell.evaluation.unseen"),
+    "tested": Column(Kind.FACT, "which test rows the clients' own scores are from", "judged.tested"),
     "label_shares": Column(
         Kind.FACT,
-        "how frequent labels are in `accuracy`. Personal scores use the client's shares, all others equal ones. Missing for a classifier, "
-        "which has its own",
-        _judged("label_shares"),
+        "how frequent labels are in `accuracy`; personal scores use the client's. Missing for a classifier",
+        "judged.label_shares",
     ),
     **{name: score_column(name) for name in MEASURES},
-    "recall_per_class": Column(Kind.FACT, "in the order of the classes; null for a class without test rows", _judged("recalls")),
+    "recall_per_class": Column(Kind.FACT, "in the order of the classes; null for a class without test rows", "judged.recalls"),
     "ceiling_balanced_accuracy": Column(
-        Kind.FACT,
-        "of the best linear probe of the pooled real training rows",
-        lambda of: of.ceiling and of.ceiling["balanced_accuracy"],
-        "float64",
+        Kind.FACT, "of the best linear probe of the pooled real training rows", "ceiling.balanced_accuracy", "float64"
     ),
-    "ceiling_accuracy": Column(Kind.FACT, "of the same", lambda of: of.ceiling and of.ceiling["accuracy"], "float64"),
-    "local_only_balanced_accuracy": Column(
-        Kind.FACT, "mean over clients of probes of their own rows", lambda of: of.local_only and of.local_only["mean"], "float64"
-    ),
-    "chance": Column(Kind.FACT, "of a guess among all classes", lambda of: 1 / of.training["task"]["classes"], "float64"),
+    "ceiling_accuracy": Column(Kind.FACT, "of the same", "ceiling.accuracy", "float64"),
+    "local_only_balanced_accuracy": Column(Kind.FACT, "mean over clients of probes of their own rows", "local_only.mean", "float64"),
+    "chance": Column(Kind.FACT, "of a guess among all classes", "own.chance", "float64"),
     "uplink_bytes": Column(
         Kind.COST,
-        "sent by all clients in all rounds, from the shapes of messages; the row count that weighs an update without privacy is left out",
-        _training("uplink_bytes"),
+        "sent by all clients in all rounds, by the shapes of messages; row counts that weigh updates are left out",
+        "training.uplink_bytes",
         "Int64",
     ),
-    "downlink_bytes": Column(Kind.COST, "received by all clients in all rounds", _training("downlink_bytes"), "Int64"),
-    "parameters": Column(Kind.COST, "how many numbers one client trains", _training("parameters"), "Int64"),
-    "seconds": Column(Kind.CLOCK, "wall time, training and judging", _seconds, "float64"),
-    "train_seconds": Column(Kind.CLOCK, "of the training", _training("seconds"), "float64"),
-    "judge_seconds": Column(Kind.CLOCK, "of the judging", _judged("seconds"), "float64"),
-    "versions": Column(Kind.PROVENANCE, "of Python and the packages that computed the cell", _training("versions")),
-    "generator": Column(Kind.PROVENANCE, "SHA-256 of the tensors that the training left; missing where none were kept", _training("state")),
+    "downlink_bytes": Column(Kind.COST, "received by all clients in all rounds", "training.downlink_bytes", "Int64"),
+    "parameters": Column(Kind.COST, "how many numbers one client trains", "training.parameters", "Int64"),
+    "seconds": Column(Kind.CLOCK, "wall time, training and judging", "own.seconds", "float64"),
+    "train_seconds": Column(Kind.CLOCK, "of the training", "training.seconds", "float64"),
+    "judge_seconds": Column(Kind.CLOCK, "of the judging", "judged.seconds", "float64"),
+    "versions": Column(Kind.PROVENANCE, "of Python and the packages that computed the cell", "training.versions"),
+    "generator": Column(Kind.PROVENANCE, "SHA-256 of the tensors that the training left; missing where none were kept", "training.state"),
 }
 """The columns by name, in the order of a row; one more is one more entry."""
 _SPREAD = ("params", "evaluation")

@@ -2,28 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from itertools import product
 from pathlib import Path
 from typing import Any, Literal
 
 from pydantic import BaseModel
+from pydantic.dataclasses import dataclass as checked
 
 from fedsim.errors import UserError
 from fedsim.files import replaced
-from fedsim.json_lines import dump, read_document
+from fedsim.json_lines import dump, load
 from fedsim.plugins.claims import Check, check_of
-from fedsim.results.columns import Joined, Line, Row
-from fedsim.results.folder import RunFolder
-from fedsim.results.store import ResultStore
+from fedsim.results.columns import Line, Row, row_of
+from fedsim.results.store import ResultStore, RunFolder
 
 FORMAT = 3
 """Of a run folder, as its manifest has it; no other is read."""
 
 
-@dataclass(frozen=True)
+@checked(frozen=True)
 class Entry:
     """A cell of a grid, by the keys of the lines that its row is joined of.
 
@@ -32,7 +32,6 @@ class Entry:
         training_id: its training's.
         label: what tables and curves call its algorithm.
         ceiling, local_only: its references'.
-        audit: of the audit that the grid asks for; without a line of it the last audit of the same claim counts.
     """
 
     cell_id: str
@@ -40,90 +39,48 @@ class Entry:
     label: str
     ceiling: str = ""
     local_only: str = ""
-    audit: str | None = None
 
 
 @dataclass(frozen=True)
-class Lines:
-    """All result lines of a run folder, by their keys."""
+class RunResults:
+    """All result lines of a run folder, by their keys, and the cells of its grid; files are read once.
 
-    trainings: Mapping[str, Line]
-    judgements: Mapping[str, Line]
-    references: Mapping[str, Line]
+    Lines of earlier grids and of older code stay in a run folder, so that a grid can shrink and grow, and an edit be undone, without
+    running cells again.
+
+    Attributes:
+        entries: the cells that the manifest lists; without one a cell for every judgement.
+    """
+
+    folder: RunFolder
+    trainings: Mapping[str, Line] = field(default_factory=dict)
+    judgements: Mapping[str, Line] = field(default_factory=dict)
+    references: Mapping[str, Line] = field(default_factory=dict)
     audits: Mapping[str, Line] = field(default_factory=dict)
     checks: Sequence[Line] = ()
+    entries: Sequence[Entry] = ()
 
-    @classmethod
-    def read(cls, folder: Path | str) -> Lines:
-        """Those of a folder.
-
-        Raises:
-            UserError: a line cannot be read.
-        """
-        store = ResultStore(folder)
-        return cls(store.trainings(), store.judgements(), store.references(), store.audits(), list(store.lines("checks")))
-
-    def row(self, entry: Entry) -> Row | None:
-        """The row of a cell; None while its training or judgement is not finished."""
+    def row(self, entry: Entry, *, judged: bool = True) -> Row | None:
+        """The row of a cell, or with ``judged=False`` the row as its training left it; None while that is not finished."""
         training = self.trainings.get(entry.training_id)
-        if training is None or (training["error"] is None and entry.cell_id not in self.judgements):
+        if training is None:
             return None
-        return self.trained_row(entry)
+        judgement = self.judgements.get(entry.cell_id) if judged and training["error"] is None else None
+        if judged and judgement is None and training["error"] is None:
+            return None
+        references = {name: self.references.get(getattr(entry, name)) for name in ("ceiling", "local_only")}
+        found: dict[str, Any] = {**references, "audit": self.audit_of(training), "check": self._check_of(training)}
+        return row_of(entry.cell_id, entry.label, training, judgement, **found)
 
-    def trained_row(self, entry: Entry, *, judged: bool = True) -> Row:
-        """The row of a cell whose training has ended; if not ``judged``, as its training left it."""
-        return self._joined(entry, judged=judged).row()
-
-    def _joined(self, entry: Entry, *, judged: bool) -> Joined:
-        training = self.trainings[entry.training_id]
-        return Joined(
-            entry.cell_id,
-            entry.label,
-            training,
-            self.judgements.get(entry.cell_id) if judged and training["error"] is None else None,
-            self.references.get(entry.ceiling),
-            self.references.get(entry.local_only),
-            self.audits.get(entry.audit or "") or (self._audits_of.get(claim_of(training["cell"])) if self.audits else None),
-            self.check(training),
-        )
-
-    def standing_of(self, entry: Entry) -> str:
-        """Status of a cell, whatever its judging gave; "" while its training is not finished."""
-        return self._joined(entry, judged=False).status if entry.training_id in self.trainings else ""
-
-    def audit_of(self, entry: Entry) -> Line | None:
-        """The audit of a cell's claim; None without one, or while its training is not finished."""
-        return self._joined(entry, judged=False).audit if entry.training_id in self.trainings else None
-
-    def rows(self, entries: Sequence[Entry]) -> list[Row]:
-        """The rows of those cells that are finished, in order."""
-        return [row for row in map(self.row, entries) if row is not None]
-
-    def every_entry(self) -> list[Entry]:
-        """A cell for every judgement, without references; and for every training that failed or was not judged one of its own id."""
-        judged = [line for line in self.judgements.values() if line["training_id"] in self.trainings]
-        cells = [Entry(line["cell_id"], line["training_id"], self.trainings[line["training_id"]]["cell"]["label"]) for line in judged]
-        known = {entry.training_id for entry in cells}
-        others = {training: line["cell"] for training, line in self.trainings.items() if training not in known}
-        return cells + [Entry(cell["cell_id"], training, cell["label"]) for training, cell in others.items()]
-
-    def clients(self, entries: Sequence[Entry]) -> list[dict[str, Any]]:
-        """A line a client of the cells that were judged by clients, with what it reaches by itself where that is known."""
-        return [line for entry in entries for line in self._clients_of(entry)]
-
-    def _clients_of(self, entry: Entry) -> Iterator[dict[str, Any]]:
-        judgement, floor = self.judgements.get(entry.cell_id), self.references.get(entry.local_only)
-        for client in (judgement or {}).get("clients", ()):
-            alone = floor["clients"][client["client"]] if floor else None
-            reason = {} if client["test_rows"] else {"reason": "it has no test row"}
-            yield {"cell_id": entry.cell_id, **client, "local_only_balanced_accuracy": alone, **reason}
+    def audit_of(self, training: Line) -> Line | None:
+        """The last audit of a training's claim."""
+        return self._audits_of.get(claim_of(training["cell"])) if self.audits else None
 
     @cached_property
     def _audits_of(self) -> dict[str, Line]:
-        """The last audit of every claim."""
         return {line["claim"]: line for line in self.audits.values()}
 
-    def check(self, training: Line) -> Check | None:
+    def _check_of(self, training: Line) -> Check | None:
         """What checks in the run folder say of a training's code and parameters, of a search of all that it tries."""
         cell, plan = training["cell"], training["plan"]
         checks = [check for check in self.checks if check["source"] == cell["source"]]
@@ -135,6 +92,63 @@ class Lines:
         # a search is as well founded as the weakest of its trainings
         return "failed" if "failed" in said else None if None in said else "passed"
 
+    def rows_of(self, entries: Sequence[Entry]) -> list[Row]:
+        """The rows of those cells that are finished, in order."""
+        return [row for row in map(self.row, entries) if row is not None]
+
+    @cached_property
+    def rows(self) -> list[Row]:
+        """The finished rows of the cells that the manifest lists, in its order and with its labels."""
+        return self.rows_of(self.entries)
+
+    @cached_property
+    def every_entry(self) -> list[Entry]:
+        """The cells whose training has ended, those of earlier grids first; the latter by their judgements, and without references."""
+        judged = {line["training_id"]: line["cell_id"] for line in self.judgements.values()}
+        ids = [(line["cell_id"], line["training_id"]) for line in self.judgements.values() if line["training_id"] in self.trainings]
+        ids += [(line["cell"]["cell_id"], training) for training, line in self.trainings.items() if training not in judged]
+        others = [Entry(cell, training, self.trainings[training]["cell"]["label"]) for cell, training in ids]
+        return others + [entry for entry in self.entries if entry.training_id in self.trainings]
+
+    def every_row(self) -> list[Row]:
+        """A row for every training in the folder, those of earlier grids too; of one that was not judged without scores."""
+        known = {entry.training_id: entry for entry in self.every_entry}
+        rows = (self.row(known[training]) or self.row(known[training], judged=False) for training in self.trainings)
+        return [row for row in rows if row is not None]
+
+    @cached_property
+    def trained(self) -> dict[str, Line]:
+        """The line of every cell's training, by the cell's id."""
+        return {entry.cell_id: self.trainings[entry.training_id] for entry in self.every_entry}
+
+    def rounds(self) -> list[dict[str, Any]]:
+        """The round records of these cells, with their cell's id, by cell and in order of the round."""
+        rounds = ResultStore(self.folder.path).rounds()
+        return [{"cell_id": entry.cell_id, **record} for entry in self.entries for record in rounds.get(entry.training_id, ())]
+
+    def clients(self) -> list[dict[str, Any]]:
+        """A line a client of the cells that were judged by clients, with what it reaches by itself where that is known."""
+        lines = []
+        for entry in self.entries:
+            floor = self.references.get(entry.local_only)
+            for client in self.judgements.get(entry.cell_id, {}).get("clients", ()):
+                alone = floor["clients"][client["client"]] if floor else None
+                reason = {} if client["test_rows"] else {"reason": "it has no test row"}
+                lines.append({"cell_id": entry.cell_id, **client, "local_only_balanced_accuracy": alone, **reason})
+        return lines
+
+    def audit_lines(self) -> list[dict[str, Any]]:
+        """A line a cell whose claim was audited; cells of one claim share theirs."""
+        ended = {entry.cell_id: self.trainings[entry.training_id] for entry in self.entries if entry.training_id in self.trainings}
+        return [{"cell_id": cell_id, **line} for cell_id, training in ended.items() if (line := self.audit_of(training)) is not None]
+
+    def write(self) -> None:
+        """Write ``results.jsonl`` and ``clients.jsonl`` anew, each at once."""
+        clients = self.clients()
+        _write(self.folder.results, [row.values for row in self.rows])
+        if clients or self.folder.clients.exists():
+            _write(self.folder.clients, clients)
+
 
 def claim_of(cell: Mapping[str, Any]) -> str:
     """What an audit is of, as one text: a cell's code, parameters, unit, trust, ε and δ."""
@@ -144,115 +158,26 @@ def claim_of(cell: Mapping[str, Any]) -> str:
     return dump(facts)
 
 
-@dataclass(frozen=True)
-class RunResults:
-    """The results of a run folder, for the cells of its grid; all of its files are read once.
-
-    Lines of earlier grids and of older code stay in a run folder, so that a grid can shrink and grow, and an edit be undone, without
-    running cells again.
-    """
-
-    run: RunFolder
-    lines: Lines
-    entries: list[Entry]
-    listed: bool
-    """Whether the manifest lists the cells."""
-
-    @cached_property
-    def rows(self) -> list[Row]:
-        """The finished rows of the cells that the manifest lists, in its order and with its labels.
-
-        Without a manifest those that were judged as the last one was, by the code of their algorithm that wrote last.
-        """
-        rows = self.lines.rows(self.entries)
-        sources = {row.algorithm: row.source for row in rows}
-        return [row for row in rows if self.listed or (row.source == sources[row.algorithm] and row.evaluation == rows[-1].evaluation)]
-
-    @cached_property
-    def trainings(self) -> dict[str, Line]:
-        """The line of every cell's training, by the cell's id."""
-        known = [*self.lines.every_entry(), *self.entries]
-        return {entry.cell_id: self.lines.trainings[entry.training_id] for entry in known if entry.training_id in self.lines.trainings}
-
-    def rounds(self) -> list[dict[str, Any]]:
-        """The round records of these cells, with their cell's id, by cell and in order of the round."""
-        rounds = ResultStore(self.run.path).rounds()
-        return [{"cell_id": entry.cell_id, **record} for entry in self.entries for record in rounds.get(entry.training_id, ())]
-
-    def clients(self) -> list[dict[str, Any]]:
-        """A line a client of the cells that were judged by clients."""
-        return self.lines.clients(self.entries)
-
-    def audits(self) -> list[dict[str, Any]]:
-        """A line a cell whose claim was audited; cells of one claim share theirs."""
-        audited = ((entry.cell_id, self.lines.audit_of(entry)) for entry in self.entries)
-        return [{"cell_id": cell_id, **line} for cell_id, line in audited if line is not None]
-
-    def every_row(self) -> list[Row]:
-        """A row for every training in the folder, those of earlier grids too; of one that was not judged without scores."""
-        known = {entry.training_id: entry for entry in [*self.lines.every_entry(), *self.entries]}
-        return [self.lines.trained_row(known[training]) for training in self.lines.trainings]
-
-    def write(self) -> None:
-        """Write ``results.jsonl`` and ``clients.jsonl`` anew, each at once."""
-        clients = self.clients()
-        _write(self.run.results, [row.values for row in self.rows])
-        if clients or self.run.clients.exists():
-            _write(self.run.clients, clients)
-
-
 def read_results(folder: Path | str) -> RunResults:
     """The results of a run folder.
 
     Raises:
         UserError: a file of the folder cannot be read.
     """
-    run, lines = RunFolder(Path(folder)), Lines.read(folder)
-    return RunResults(run, lines, entries(folder, lines), read_manifest(run.path).get("cells") is not None)
-
-
-def grid_rows(folder: Path | str) -> list[Row]:
-    """The rows of :func:`read_results`."""
-    return read_results(folder).rows
-
-
-def grid_rounds(folder: Path | str) -> list[dict[str, Any]]:
-    """The rounds of :func:`read_results`."""
-    return read_results(folder).rounds()
-
-
-def every_row(folder: Path | str) -> list[Row]:
-    """Every row of :func:`read_results`."""
-    return read_results(folder).every_row()
-
-
-def entries(folder: Path | str, lines: Lines) -> list[Entry]:
-    """The cells that the manifest lists; without one a cell for every judgement.
-
-    Raises:
-        UserError: the manifest cannot be read.
-    """
-    cells = read_manifest(Path(folder)).get("cells")
-    return lines.every_entry() if cells is None else [Entry(**cell) for cell in cells]
+    cells, store = read_manifest(Path(folder)).get("cells"), ResultStore(folder)
+    lines = (store.last("trainings"), store.last("judgements"), store.last("references"), store.last("audits"))
+    results = RunResults(store.folder, *lines, list(store.lines("checks")))
+    return replace(results, entries=results.every_entry if cells is None else [Entry(**cell) for cell in cells])
 
 
 class _Manifest(BaseModel):
     """What is read of a manifest, and must be so."""
 
-    cells: list[_Cell] | None = None
+    cells: list[Entry] | None = None
     refused: list[dict[Literal["algorithm", "error"], str]] | None = None
     methods: list[dict[Literal["label", "text", "source"], str]] = []
     hardware: dict[str, Any] = {}
     versions: dict[str, str] = {}
-
-
-class _Cell(BaseModel):
-    cell_id: str
-    label: str
-    training_id: str | None = None
-    ceiling: str = ""
-    local_only: str = ""
-    audit: str | None = None
 
 
 def read_manifest(folder: Path) -> dict[str, Any]:
@@ -265,10 +190,10 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     if not path.exists():
         return {}
     try:
-        manifest: dict[str, Any] = read_document(path)
-        _Manifest.model_validate(manifest, strict=True)
-    except ValueError as error:
-        hint = "restore it; without it, report shows the newest rows, and nothing can be judged or verified"
+        _Manifest.model_validate_json(content := path.read_bytes(), strict=True)
+        manifest: dict[str, Any] = load(content)
+    except (OSError, ValueError) as error:
+        hint = "restore it, or run the grid again in a new folder"
         raise UserError(str(path), "this is not a manifest that fedsim wrote", hint) from error
     if "versions" in manifest and manifest.get("format") != FORMAT:
         what = f"is of fedsim {manifest['versions'].get('fedsim')}, and this version reads run folders from 0.3 on"

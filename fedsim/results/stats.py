@@ -56,13 +56,11 @@ class Settings:
         rows = frame_of(results)
         given = [row.given_params for row in results]
         rows["label"], rows["drawn_claim"] = _told_apart(results, given), [row.drawn_claim for row in results]
-        order = {name: i for i, name in enumerate(dict.fromkeys([*rows["dataset"], *rows["label"]]))}
         rows["_given"], rows["_evaluation"] = [dump(each) for each in given], [dump(row.evaluation) for row in results]
         keys = [*PLACE, *METHOD, *BUDGET, "dataset_hash", "public_hash", "_given", "_evaluation"]
-        ranks = {"dataset": rows["dataset"].map(order), "label": rows["label"].map(order), "scheme": rows["scheme"].fillna("")}
-        ranks |= {name: rows[name].astype("float64").fillna(math.inf) for name in ("alpha", "clients", "epsilon_target")}
-        by = [ranks[name] for name in ("epsilon_target", "label", "scheme", "clients", "alpha", "dataset")]
-        rows = rows.iloc[np.lexsort([column.to_numpy() for column in by])] if len(rows) else rows
+        first = {name: rows[name].map({value: i for i, value in enumerate(rows[name].unique())}) for name in ("dataset", "label")}
+        ranks = rows[["dataset", "alpha", "clients", "scheme", "label", "epsilon_target"]].assign(**first)
+        rows = rows.loc[ranks.sort_values([*ranks]).index]
         rows = rows.assign(setting=rows.groupby(keys, sort=False, dropna=False).ngroup()).drop(columns=["_given", "_evaluation"])
         return cls(rows, _facts(rows), spread)
 
@@ -135,21 +133,18 @@ def _facts(rows: pd.DataFrame) -> pd.DataFrame:
 
 def _told_apart(rows: Sequence[Row], given: Sequence[Mapping[str, Any]]) -> list[str]:
     """The labels, with what differs between settings that share one appended to it."""
-    settings = [
-        {"algorithm": row.algorithm, "delta": row.delta, "unit": row.unit, "trust": row.trust, "public": row.public, **params}
-        for row, params in zip(rows, given, strict=True)
-    ]
-    values: dict[str, dict[str, set[str]]] = {}
-    for row, setting in zip(rows, settings, strict=True):
-        for name, value in setting.items():
-            if value is not None or name in ("algorithm", *row.params):  # without a budget there is no delta, unit or trust
-                values.setdefault(row.label, {}).setdefault(name, set()).add(dump([value]))
-    differing = {label: [name for name, held in own.items() if len(held) > 1] for label, own in values.items()}
-    words = [
-        ", ".join(f"{name}={setting.get(name)}" for name in differing.get(row.label, ()))
-        for row, setting in zip(rows, settings, strict=True)
-    ]
-    return [f"{row.label} ({differences})" if differences else row.label for row, differences in zip(rows, words, strict=True)]
+    named = ("algorithm", "delta", "unit", "trust", "public")  # without a budget there is no delta, unit or trust
+    known = [{name: row.values[name] for name in named if row.values[name] is not None} for row in rows]
+    facts = [{**own, **params} for own, params in zip(known, given, strict=True)]
+    held: dict[tuple[str, str], set[str]] = {}
+    for row, own in zip(rows, facts, strict=True):
+        for name, value in own.items():
+            held.setdefault((row.label, name), set()).add(dump(value))
+    labels = []
+    for row, own in zip(rows, facts, strict=True):
+        differing = ", ".join(f"{name}={value}" for name, value in own.items() if len(held[row.label, name]) > 1)
+        labels.append(f"{row.label} ({differing})" if differing else row.label)
+    return labels
 
 
 Compared = Callable[[Mapping[str, Any], Mapping[str, Any]], bool]

@@ -1,11 +1,10 @@
-"""The append-only files of a run folder."""
+"""The run folder: what stands where, and its append-only files."""
 
 from __future__ import annotations
 
 import fcntl
 import os
-import threading
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any, Literal
@@ -15,7 +14,6 @@ from pydantic import BaseModel, create_model
 from fedsim.errors import RunLost, UserError
 from fedsim.files import unread
 from fedsim.json_lines import complete_lines, decode, dump, is_json, load, reasons
-from fedsim.results.folder import RunFolder
 from fedsim.words import is_encodable
 
 Kind = Literal["trainings", "judgements", "references", "audits", "pairs", "checks", "rounds"]
@@ -32,9 +30,58 @@ _KEYS: dict[Kind, dict[str, Any]] = {
     "rounds": {"training_id": str, "round": int},
 }
 KINDS: dict[Kind, type[BaseModel]] = {kind: create_model(kind, **keys) for kind, keys in _KEYS.items()}
-"""The kinds of result lines, each a file, and the keys that every line of a kind has."""
+"""The kinds of result lines, each a file, and the keys that every line of a kind has; the first one is its key."""
 _WORDS = (b'inf"', b'"nan"')
 """One of them is in every line with a number that is not finite."""
+
+
+class RunFolder:
+    """The file names of one run folder.
+
+    Attributes:
+        path: the folder; it need not exist.
+        results: a row a cell; made anew from the result lines, as clients and summary are.
+        clients: a line a client of every cell that was judged by clients.
+        summary: the rows averaged over seeds.
+        manifest: what ran, on what.
+        partitions: the label-by-client matrices that the report draws.
+        page: the report.
+        curves: the folder of the report's figures.
+        lock: held by the one process that writes here.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.results, self.clients, self.summary = path / "results.jsonl", path / "clients.jsonl", path / "summary.csv"
+        self.manifest, self.partitions, self.lock = path / "manifest.json", path / "partitions.json", path / ".lock"
+        self.page, self.curves = path / "report.html", path / "curves"
+
+    def lines(self, kind: str) -> Path:
+        """The result lines of one of :data:`KINDS`, appended."""
+        return self.path / f"{kind}.jsonl"
+
+    def state(self, training_id: str) -> Path:
+        """The tensors that a training left."""
+        return self.path / "trained" / f"{training_id}.safetensors"
+
+    def checkpoint(self, training_id: str) -> Path:
+        """The checkpoint of a training under way; absolute, for workers elsewhere in the file system."""
+        return self.path.absolute() / "checkpoints" / f"{training_id}.safetensors"
+
+    def log(self, cell_id: str) -> Path:
+        """The log of a cell."""
+        return self.path / "logs" / f"{cell_id}.log"
+
+    def check(self) -> None:
+        """Check that a bench has run here.
+
+        Raises:
+            UserError: there are no results.
+        """
+        if not self.lines("trainings").exists():
+            raise UserError(str(self.path), "there are no results here", "give a run folder, such as runs/quickstart")
+        if not self.manifest.exists():
+            raise UserError(str(self.manifest), "is not there", "restore it, or run the grid again in a new folder")
 
 
 class ResultStore:
@@ -50,7 +97,6 @@ class ResultStore:
     def __init__(self, folder: Path | str) -> None:
         self.folder = RunFolder(Path(folder))
         self._held: IO[str] | None = None
-        self._writing = threading.Lock()
 
     @contextmanager
     def lock(self) -> Iterator[ResultStore]:
@@ -79,7 +125,8 @@ class ResultStore:
             except OSError as error:
                 if isinstance(error, ConnectionError | TimeoutError):  # not a file's
                     raise
-                raise self._lost(error) from error
+                where = str(error.filename2 or error.filename or self.folder.path)  # of a replaced file its own name, not the new one's
+                raise RunLost(where, f"cannot be written ({unread(error)})", "finished rows are kept, the same command goes on") from error
             finally:
                 self._held = None
 
@@ -103,45 +150,37 @@ class ResultStore:
             holder = file.read().strip() or "another fedsim"
             raise UserError(str(self.folder.path), f"{holder} is running in this folder", "wait for it or stop it") from error
 
-    def _lost(self, error: OSError) -> RunLost:
-        """What the file system did to a run under way."""
-        where = str(error.filename2 or error.filename or self.folder.path)  # of a replaced file its own name, not the new one's
-        return RunLost(where, f"cannot be written ({unread(error)})", "what is finished is kept, the same command goes on")
-
-    def _check_held(self) -> None:
-        """Check that the folder is still the one that was locked.
-
-        Raises:
-            RunLost: it was moved or removed.
-        """
-        assert self._held is not None
-        held = os.fstat(self._held.fileno())
-        try:
-            there = os.stat(self.folder.lock)
-        except OSError:
-            there = None
-        if there is None or (there.st_dev, there.st_ino) != (held.st_dev, held.st_ino):
-            what, hint = "was moved or removed while fedsim ran in it", "the same command runs what the folder lacks"
-            raise RunLost(str(self.folder.path), what, hint)
+    @contextmanager
+    def _there(self) -> Iterator[None]:
+        """The lock, of a folder that was not moved or removed meanwhile."""
+        with self.lock():
+            if not self.folder.lock.exists():
+                what, hint = "was moved or removed while fedsim ran in it", "the same command runs what the folder lacks"
+                raise RunLost(str(self.folder.path), what, hint)
+            yield
 
     def append(self, kind: Kind, lines: Iterable[Mapping[str, Any]]) -> None:
-        """Add result lines of one kind, in one write that is on disk when this returns; a line is never changed again.
-
-        Args:
-            kind: see :data:`KINDS`.
-            lines: with at least the keys of their kind.
+        """Add result lines of one kind, in one write that is on disk when this returns, all or none; a line is never changed again.
 
         Raises:
             UserError: another fedsim holds the folder.
-            ValueError: a line lacks a key of its kind.
+            RunLost: they cannot be written.
         """
-        texts = []
-        for line in lines:
-            if lacking := [key for key in KINDS[kind].model_fields if key not in line]:
-                raise ValueError(f"a line of {kind} has {', '.join(KINDS[kind].model_fields)}; {', '.join(lacking)} is missing")
-            texts.append(dump(line))
-        if texts:
-            self._append(self.folder.lines(kind), texts)
+        path, rest = self.folder.lines(kind), memoryview("".join(f"{dump(line)}\n" for line in lines).encode(errors="replace"))
+        if not rest:
+            return
+        with self._there():
+            _mend(path)
+            with path.open("ab", buffering=0) as file:
+                before = file.tell()
+                try:
+                    while rest:  # a disk that gets full takes a part
+                        rest = rest[file.write(rest) :]
+                    os.fsync(file.fileno())
+                except OSError:
+                    with suppress(OSError):
+                        file.truncate(before)
+                    raise
 
     def lines(self, kind: Kind) -> Iterator[dict[str, Any]]:
         """The lines of one kind in the order in which they were written; numbers that are not finite as numbers.
@@ -159,40 +198,19 @@ class ResultStore:
                 raise UserError(f"{path}:{number}", f"this line cannot be read ({what})", hint) from error
             yield decode(values) if any(word in line for word in _WORDS) else values
 
-    def check(self) -> None:
-        """Read all files, so that a damaged line is an error before anything runs.
-
-        Raises:
-            UserError: a line cannot be read.
-        """
-        for kind in KINDS:
-            for _ in self.lines(kind):
-                pass
-
-    def trainings(self) -> dict[str, dict[str, Any]]:
-        """The last line of every training by its id; one that succeeded stands before one that failed."""
-        last: dict[str, dict[str, Any]] = {}
-        for line in self.lines("trainings"):
-            if line["error"] is None or last.get(line["training_id"], line)["error"] is not None:
-                last[line["training_id"]] = line
-        return last
-
-    def judgements(self) -> dict[str, dict[str, Any]]:
-        """The last line of every judgement by its cell's id."""
-        return {line["cell_id"]: line for line in self.lines("judgements")}
-
-    def references(self) -> dict[str, dict[str, Any]]:
-        """The references by their keys."""
-        return {line["reference"]: line for line in self.lines("references")}
+    def last(self, kind: Kind) -> dict[str, dict[str, Any]]:
+        """The last line of every key; of a training one that succeeded stands before one that failed."""
+        found: dict[str, dict[str, Any]] = {}
+        key = next(iter(_KEYS[kind]))
+        for line in self.lines(kind):
+            if kind != "trainings" or line["error"] is None or found.get(line[key], line)["error"] is not None:
+                found[line[key]] = line
+        return found
 
     def audit_pairs(self, key: str) -> list[dict[str, Any]]:
         """What an audit has seen so far, by number, without its key."""
         own = {line["pair"]: line for line in self.lines("pairs") if line["audit"] == key}
         return [{name: value for name, value in own[number].items() if name != "audit"} for number in sorted(own)]
-
-    def audits(self) -> dict[str, dict[str, Any]]:
-        """The last outcome of every audit by its key."""
-        return {line["audit"]: line for line in self.lines("audits")}
 
     def rounds(self) -> dict[str, list[dict[str, Any]]]:
         """The round records by training, in order of the round; a training that ran again replaces its records from that round on."""
@@ -212,27 +230,10 @@ class ResultStore:
             RunLost: it cannot be written.
         """
         path = self.folder.log(cell_id)
-        with self._writing, self.lock():
-            self._check_held()
+        with self._there():
             path.parent.mkdir(exist_ok=True)
             with path.open("a", encoding="utf-8", errors="backslashreplace") as file:
                 file.writelines(f"{line}\n" for line in lines)
-
-    def _append(self, path: Path, lines: Sequence[str]) -> None:
-        """All of the lines or none."""
-        with self._writing, self.lock():
-            self._check_held()
-            _mend(path)
-            with path.open("ab", buffering=0) as file:
-                before, rest = file.tell(), memoryview("".join(f"{line}\n" for line in lines).encode(errors="replace"))
-                try:
-                    while rest:  # a disk that gets full takes a part
-                        rest = rest[file.write(rest) :]
-                    os.fsync(file.fileno())
-                except OSError:
-                    with suppress(OSError):
-                        file.truncate(before)
-                    raise
 
 
 def _mend(path: Path) -> None:

@@ -24,9 +24,9 @@ from fedsim.interrupts import INTERRUPTED
 from fedsim.partition.matrix import MOST_PANELS, write_partitions
 from fedsim.plugins.registry import NOTEBOOK, check_installed
 from fedsim.privacy.plan import THEOREMS
-from fedsim.results.run import Entry, Lines, entries, grid_rounds, grid_rows, read_manifest
+from fedsim.results.run import Entry, RunResults, read_manifest, read_results
 from fedsim.results.store import ResultStore
-from fedsim.runs.display import Display, outcome
+from fedsim.runs.display import Display
 from fedsim.runs.engine import ClusterLost, InProcess, by_token
 from fedsim.runs.jobs import CellJob, Job, RunContext, audit_of, check_of, checked_facts, references_of
 from fedsim.runs.manifest import grid_of, hardware, write_manifest
@@ -72,29 +72,27 @@ def run_bench(
     show_warnings(prepared, console)
     audits = _audits(prepared)  # before the folder is made
     with store.lock():
-        read_manifest(folder)  # which refuses an older folder
-        store.check()
-        lines = Lines.read(folder)
+        lines = read_results(folder)
         if changed := older_code(prepared.grid, prepared.trials, lines):
             print_line(console, changed, "yellow")
-        ended = Counter(row.status for row in lines.rows(bare) if row.status != "failed" or not retry_failed)
+        ended = Counter(row.status for row in lines.rows_of(bare) if row.status != "failed" or not retry_failed)
         run = RunContext(prepared, store, Display(console, len(bare), ended))
         jobs = list(missing_jobs(run, audits, lines, retry_failed=retry_failed))
         sweep(store, prepared.trials, lines)
-        write_manifest(store.folder, prepared, entries_of(run, audits))
+        write_manifest(store.folder, prepared, entries_of(run))
         drawn = [matrix for matrix in label_matrices(prepared) if matrix.seed == prepared.grid.seeds[0]]
         write_partitions(store.folder.partitions, drawn[:MOST_PANELS])
         try:
             report = _run(run, jobs, console, engine)
         except (KeyboardInterrupt, ClusterLost) as error:
             lost = error if isinstance(error, ClusterLost) else None
-            finished = f"{len(Lines.read(folder).rows(bare))} of {counted(len(bare), 'cell')} finished"
+            finished = f"{len(read_results(folder).rows_of(bare))} of {counted(len(bare), 'cell')} finished"
             print_line(console, f"{f'{lost.where}: {lost.what}' if lost else 'interrupted'}: {finished}; the same command goes on")
             return lost.exit_code if lost else INTERRUPTED
     report.show(console)
     bad = [row for row in report.rows if row.status != "ok"]
     for row in bad[:MOST_SHOWN]:
-        print_line(console, f"{row.setting}: {outcome(row)} ({store.folder.log(row.cell_id)})", "red")
+        print_line(console, f"{row.setting}: {row.outcome} ({store.folder.log(row.cell_id)})", "red")
     if len(bad) > MOST_SHOWN:
         print_line(console, f"and {len(bad) - MOST_SHOWN} more that are not ok; the report lists them", "red")
     if any(row.status == "failed" for row in bad):
@@ -114,7 +112,7 @@ def _audits(prepared: Prepared) -> tuple[ClaimAudit, ...]:
     return audits_of(prepared.grid, prepared.grid.audit, prepared.trials)
 
 
-def missing_jobs(run: RunContext, audits: Sequence[ClaimAudit], lines: Lines, *, retry_failed: bool = False) -> Iterator[Job]:
+def missing_jobs(run: RunContext, audits: Sequence[ClaimAudit], lines: RunResults, *, retry_failed: bool = False) -> Iterator[Job]:
     """A job for every line that the grid's rows lack: cells, each behind the references that it needs first, then audits and checks."""
     seen = set(lines.references)
     first: dict[str, CellJob] = {}
@@ -134,7 +132,7 @@ def missing_jobs(run: RunContext, audits: Sequence[ClaimAudit], lines: Lines, *,
     yield from _missing_checks(run, lines)
 
 
-def _missing_checks(run: RunContext, lines: Lines) -> Iterator[Job]:
+def _missing_checks(run: RunContext, lines: RunResults) -> Iterator[Job]:
     """A check for every method, its parameters, unit and trust whose rows promise a theorem."""
     mode, seen = run.prepared.grid.check, set[str]()
     for trial in chain.from_iterable(trial.trained for trial in run.prepared.trials if mode is not None):
@@ -149,7 +147,7 @@ def _missing_checks(run: RunContext, lines: Lines) -> Iterator[Job]:
             yield check_of(run, trial, quick=mode == "quick")
 
 
-def _cell_job(run: RunContext, trial: Trial, lines: Lines, *, retry_failed: bool) -> Job | None:
+def _cell_job(run: RunContext, trial: Trial, lines: RunResults, *, retry_failed: bool) -> Job | None:
     """What a cell lacks: its training, its judgement, or nothing."""
     cell = trial.cell
     training, judgement = lines.trainings.get(cell.training_id), lines.judgements.get(cell.cell_id)
@@ -166,7 +164,7 @@ def _cell_job(run: RunContext, trial: Trial, lines: Lines, *, retry_failed: bool
     return CellJob(run, trial)
 
 
-def sweep(store: ResultStore, trials: Iterable[Trial], lines: Lines) -> None:
+def sweep(store: ResultStore, trials: Iterable[Trial], lines: RunResults) -> None:
     """Remove the checkpoints of trainings that have ended: one that a crash left may hold the key of secret noise."""
     for trial in trials:
         training = lines.trainings.get(trial.cell.training_id)
@@ -174,17 +172,16 @@ def sweep(store: ResultStore, trials: Iterable[Trial], lines: Lines) -> None:
             discard(store.folder.checkpoint(trial.cell.training_id))
 
 
-def entries_of(run: RunContext, audits: Sequence[ClaimAudit]) -> list[Entry]:
+def entries_of(run: RunContext) -> list[Entry]:
     """The grid's cells by the keys of their lines."""
-    audit_keys = {trial.cell.cell_id: audit.run.key for audit in audits for trial in audit.trials}
     entries = []
     for trial in run.prepared.trials:
         cell, (high, low) = trial.cell, references_of(run, trial)
-        entries.append(Entry(cell.cell_id, cell.training_id, cell.label, high.key[-1], low.key[-1], audit_keys.get(cell.cell_id)))
+        entries.append(Entry(cell.cell_id, cell.training_id, cell.label, high.key[-1], low.key[-1]))
     return entries
 
 
-def older_code(grid: Grid, trials: Sequence[Trial], lines: Lines) -> str | None:
+def older_code(grid: Grid, trials: Sequence[Trial], lines: RunResults) -> str | None:
     """How many trainings are left out because the code of algorithms that run now was another then; None where none is."""
     sources = {trial.cell.algorithm: trial.cell.source for trial in trials if trial.cell.training_id not in lines.trainings}
     cells = [line["cell"] for line in lines.trainings.values()]
@@ -221,7 +218,7 @@ def run_again(folder: Path, console: Console, count: int, ids: Sequence[str] = (
     ``count`` cells drawn at random, or those whose ids begin with one of ``ids``. The code of algorithms that the grid names as a file or a
     module that is not installed only runs with ``trust_plugin``.
     """
-    from fedsim.report.compare import RunRecords, compare  # late, for it takes pandas, which a bench's start does not wait for
+    from fedsim.report.compare import compare  # late, for it takes pandas, which a bench's start does not wait for
 
     store = ResultStore(folder)
     store.folder.check()
@@ -236,8 +233,8 @@ def run_again(folder: Path, console: Console, count: int, ids: Sequence[str] = (
         raise UserError(str(store.folder.manifest), what, "verify it with the code and data that it ran on")
     # by position: with other code a cell has another id
     trials = {cell["cell_id"]: trial for cell, trial in zip(listed, prepared.trials, strict=True)}
-    lines = replace(Lines.read(folder), audits={}, checks=())  # which are no part of a cell
-    finished = [row for row in lines.rows(entries(folder, lines)) if row.status != "failed"]
+    lines = replace(read_results(folder), audits={}, checks=())  # which are no part of a cell
+    finished = [row for row in lines.rows if row.status != "failed"]
     known = [row.cell_id for row in finished if row.noise != "secret"]
     for start in ids:
         if not any(id_.startswith(start) for id_ in known):
@@ -256,12 +253,12 @@ def run_again(folder: Path, console: Console, count: int, ids: Sequence[str] = (
     with tempfile.TemporaryDirectory(prefix="fedsim-verify-") as scratch:
         run = RunContext(prepared, ResultStore(Path(scratch)), Display(console, len(prepared.trials)))
         with engine as running, run.display:
-            Scheduler(run, running).run(missing_jobs(run, (), Lines({}, {}, {})))
-        write_manifest(run.store.folder, prepared, entries_of(run, ()))
+            Scheduler(run, running).run(missing_jobs(run, (), RunResults(run.store.folder)))
+        write_manifest(run.store.folder, prepared, entries_of(run))
         chosen = {cell.cell_id for cell in ran}
-        rows = [row for row in grid_rows(Path(scratch)) if row.cell_id in chosen]
-        new = RunRecords(rows, [record for record in grid_rounds(Path(scratch)) if record["cell_id"] in chosen])
-    comparison = compare((str(folder), "the cells run again"), RunRecords(old, grid_rounds(folder)), new)
+        found = read_results(scratch)
+        new = [row for row in found.rows if row.cell_id in chosen], [each for each in found.rounds() if each["cell_id"] in chosen]
+    comparison = compare((str(folder), "the cells run again"), (old, lines.rounds()), new)
     comparison.show(console)
     same = comparison.rows_equal and len(comparison.matched) == len(old)
     for name, value in hardware().items():

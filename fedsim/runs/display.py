@@ -13,7 +13,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from fedsim.results.columns import Row
-from fedsim.words import counted, number, print_line
+from fedsim.words import counted, print_line
 
 EVERY = 60.0
 """Seconds between two lines where there is no terminal."""
@@ -52,7 +52,7 @@ class Display:
         self.ended[row.status] += 1
         self._progress.update(self._cells, completed=self.ended.total())
         if row.status != "ok":
-            self.note(f"{row.setting}: {outcome(row)}")
+            self.note(f"{row.setting}: {row.outcome}")
 
     def tick(self) -> None:
         """Where there is no terminal, print where it stands once a minute."""
@@ -78,24 +78,6 @@ class Display:
         left = self.total - self.ended.total()
         parts += [f"{left} not finished"] if left else []
         self.note(f"{', '.join(parts)} in {_duration(time.monotonic() - self._started)}")
-
-
-def outcome(row: Row) -> str:
-    """A cell's result in a few words."""
-    if row.error is not None:
-        kind = "unaccounted" if row.status == "unaccounted" else f"failed, {row.error['type']}"
-        return f"{kind}: {row.error['message'].strip().partition(chr(10))[0]}"
-    words = f"balanced accuracy {row.balanced_accuracy:.3f}"
-    if row.epsilon_spent is not None:
-        words += f", ε spent {number(row.epsilon_spent, 3)}"
-    if row.status == "overspent":
-        return f"overspent ({words} of {number(row.epsilon_target)})"
-    if row.status == "refuted":
-        found = f"an audit finds ε ≥ {number(row.audit_epsilon_lower, 3)}"
-        if row.audit_epsilon_lower <= (row.epsilon_target or 0.0):
-            found = f"a canary adds {number(row.audit_canary_ratio, 3)} of the claimed sensitivity"
-        return f"refuted (ε = {number(row.epsilon_target)} claimed, {found})"
-    return words
 
 
 def _duration(seconds: float) -> str:

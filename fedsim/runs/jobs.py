@@ -16,10 +16,9 @@ from fedsim.json_lines import dump
 from fedsim.partition import Partition
 from fedsim.plugins.code_hash import harness_hash, is_shipped
 from fedsim.plugins.registry import lookup
-from fedsim.results.result_lines import RowError, judgement_line, reference_line, training_line
-from fedsim.results.run import Entry, Lines
+from fedsim.results.columns import row_of
+from fedsim.results.lines import RowError, as_trained, judgement_line, keep_state, read_state, reference_line, training_line
 from fedsim.results.store import ResultStore
-from fedsim.results.trained import as_trained, keep_state, read_state
 from fedsim.runs.display import Display
 from fedsim.runs.manifest import now, versions
 from fedsim.runs.prepare import Prepared
@@ -51,11 +50,7 @@ class RunContext:
 
     def finished(self, trial: Trial, training: Mapping[str, Any], judgement: Mapping[str, Any] | None = None) -> None:
         """Show how a cell ended, by the lines of its training and of its judgement."""
-        cell = trial.cell
-        lines = Lines({cell.training_id: training}, {} if judgement is None else {cell.cell_id: judgement}, {})
-        row = lines.row(Entry(cell.cell_id, cell.training_id, cell.label))
-        assert row is not None
-        self.display.cell_finished(row)
+        self.display.cell_finished(row_of(trial.cell.cell_id, trial.cell.label, training, judgement))
 
     def refused(self, job: Job, failure: Failure) -> PluginError:
         """The message of a plug-in whose first training fails; its log has the traceback, and nothing else is written."""

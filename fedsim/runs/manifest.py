@@ -25,8 +25,8 @@ from fedsim.files import replaced
 from fedsim.grid.models import Grid
 from fedsim.methods.algorithm import Algorithm
 from fedsim.plugins.registry import lookup
-from fedsim.results.folder import RunFolder
 from fedsim.results.run import FORMAT, Entry
+from fedsim.results.store import RunFolder
 from fedsim.runs.prepare import Prepared
 
 RELEASE_WORDS = {

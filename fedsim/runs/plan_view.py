@@ -122,7 +122,7 @@ class Plan(Printed):
         """How long the cells take that are not finished, by those of the same method that ran in the folder."""
         from fedsim.results.store import ResultStore
 
-        trainings, took = ResultStore(self.folder).trainings(), dict[str, list[float]]()
+        trainings, took = ResultStore(self.folder).last("trainings"), dict[str, list[float]]()
         for line in trainings.values():
             if line["error"] is None:
                 took.setdefault(line["cell"]["algorithm"], []).append(line["seconds"])

@@ -21,7 +21,7 @@ from fedsim.api.describe import Catalogue, describe
 from fedsim.errors import PluginError
 from fedsim.grid.read import load_grid
 from fedsim.plugins.registry import lookup
-from fedsim.results.run import grid_rows
+from fedsim.results.run import read_results
 from fedsim.results.store import ResultStore
 
 BROKEN = Path(__file__).parents[1] / "broken"
@@ -190,7 +190,7 @@ def test_plug_ins_that_are_refused_stop_a_bench_and_with_keep_going_the_rest_run
     assert "raises.py:1: RuntimeError: half [red]written[/]" in stopped.stderr
     went_on = command("bench", "g.yaml", "--in-process", "--keep-going")
     assert (went_on.returncode, went_on.stderr) == (1, ""), went_on.stdout
-    assert {row.label: row.status for row in grid_rows("runs/g")} == {names[1]: "failed", names[2]: "ok"}
+    assert {row.label: row.status for row in read_results("runs/g").rows} == {names[1]: "failed", names[2]: "ok"}
     refused = json.loads((folder / "runs/g/manifest.json").read_text())["refused"]
     assert [each["algorithm"] for each in refused] == names[:1]
 
@@ -241,11 +241,11 @@ def test_a_check_says_what_failed_and_counts_for_rows_of_its_parameters_in_the_r
     options = ("--trust", "aggregate", "--param", "rounds=3", "--run", str(run))
     sound = command("check", name, "--param", "strength=0", *options)
     assert (sound.returncode, sound.stdout.partition("\n")[0].endswith("checks passed (example, aggregate)")) == (0, True)
-    assert [row.check for row in grid_rows(run)] == ["passed", None]
+    assert [row.check for row in read_results(run).rows] == ["passed", None]
     broken = command("check", name, "--param", "strength=1", "--quick", *options)
     assert (broken.returncode, "fix: " in broken.stdout) == (1, True)
     assert max(map(len, broken.stdout.splitlines()[1:-2])) <= 100
-    assert [row.check for row in grid_rows(run)] == ["passed", "failed"]
+    assert [row.check for row in read_results(run).rows] == ["passed", "failed"]
     assert "rows of this code: 1 passed, 1 failed" in " ".join(broken.stdout.split())
 
 

@@ -16,9 +16,9 @@ from fedsim.json_lines import decode, dump, load
 from fedsim.plugins.registry import lookup
 from fedsim.privacy.accountant import counted_by, epsilon, rdp_epsilon
 from fedsim.privacy.mechanism import Mechanism
-from fedsim.results.columns import Row, large_deltas
-from fedsim.results.generators import load_generator, release
-from fedsim.results.run import Entry, Lines, grid_rows, read_results
+from fedsim.results.columns import Row, large_deltas, row_of
+from fedsim.results.generators import load_generator
+from fedsim.results.run import read_results
 from fedsim.training.trial import Outcome
 
 RAN = (Mechanism(10.0, 1.0, 1, "r1"), Mechanism(2.5, 0.1, 40, "r40"))
@@ -42,7 +42,7 @@ def proved(text: str, change: Change = lambda line: None, *, trust_plugin: bool 
     """The proof of a line after a change."""
     line = decode(load(text))
     change(line)
-    row = Lines({"t": line}, {}, {}).trained_row(Entry("c", "t", "label"))
+    row = row_of("c", "label", line)
     return prove(row, line, trust_plugin=trust_plugin)
 
 
@@ -150,7 +150,7 @@ def test_a_delta_is_too_large_for_the_units_that_it_protects() -> None:
 def test_the_rows_of_a_bench_are_proved_and_their_statement_holds_their_numbers(bench, folder: Path, command) -> None:
     run = bench(small_grid("fedhypevae", "dp-gaussian", quick("dp-cvae"), "fedavg-linear", epsilon=[2, math.inf]), "run")
     assert run.code == 0
-    rows = {(row.algorithm, row.epsilon_target): row for row in grid_rows(run.folder)}
+    rows = {(row.algorithm, row.epsilon_target): row for row in read_results(run.folder).rows}
     row = rows["dp-gaussian", 2.0]
     assert row.mechanisms is not None
     assert {m.release: m.count for m in row.ran} == dict.fromkeys(("mean", "spread", "moments"), 1)
@@ -228,10 +228,11 @@ def test_a_search_is_proved_from_its_line_released_and_composed_and_no_lie_is(be
     assert [0.99 * row.epsilon_target <= row.epsilon_spent <= row.epsilon_target for row in (small, large)] == [True, True]
     (cost,) = together(rows)
     assert cost.startswith("2 generators")
-    _, facts = release(folder, small.cell_id, tmp_path / "package")
-    assert facts.cell.params["radius"] == small.tuning["chosen"]["radius"]
+    generator = load_generator(folder, small.cell_id)
+    assert '"trained":null' in generator.release(tmp_path / "package").read_text().replace(" ", "")
+    assert generator.facts.cell.params["radius"] == small.tuning["chosen"]["radius"]
     assert load_generator(tmp_path / "package").sample([0, 1]).shape[0] == 2
-    line, selection = dump(results.trainings[small.cell_id]), small.selection
+    line, selection = dump(results.trained[small.cell_id]), small.selection
     lies = {
         "no cost of the search": put("plan", "selection", None),
         "a score of less noise": put("plan", "selection", "score", 1e-3 * selection["score"]),

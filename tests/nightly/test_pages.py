@@ -12,7 +12,7 @@ from pictures import save_chest_xray, save_encoder, save_ham10000, save_medmnist
 from test_docs import ALGORITHMS, DATA, ROOT, commands, save_methods
 
 from fedsim.data.spec import REVISIONS
-from fedsim.results.run import grid_rows
+from fedsim.results.run import read_results
 
 pytestmark = pytest.mark.slow
 FEDSIM = Path(sys.executable).with_name("fedsim")
@@ -51,11 +51,11 @@ def test_every_command_of_the_algorithms_page_runs_in_its_order(tmp_path: Path) 
         program, *arguments = shlex.split(command)
         done = subprocess.run([FEDSIM.with_name(program), *arguments], cwd=tmp_path, capture_output=True, text=True, timeout=PATIENCE)
         assert done.returncode == 0, command + done.stdout + done.stderr
-    rows = {(row.label, row.epsilon_target): row for row in grid_rows(tmp_path / "runs" / "my_method")}
+    rows = {(row.label, row.epsilon_target): row for row in read_results(tmp_path / "runs" / "my_method").rows}
     assert {row.status for row in rows.values()} == {"ok"}
     point = rows["my-method", 8.0]
     assert (point.claim, point.check) == ("stated", "passed")
     assert point.balanced_accuracy is not None
     assert point.balanced_accuracy > 0.7
-    here = {(row.label, row.epsilon_target): row for row in grid_rows(tmp_path / "runs" / "in_process")}
+    here = {(row.label, row.epsilon_target): row for row in read_results(tmp_path / "runs" / "in_process").rows}
     assert here["my-method", 8.0].balanced_accuracy == pytest.approx(point.balanced_accuracy, abs=0.01)

@@ -9,36 +9,33 @@ from fedsim.evidence.prove import Proof
 from fedsim.report.board import Board
 from fedsim.results.columns import Row
 
-TUNED = {
-    **{"space": {"clip": (1, 2)}, "trials": 10.0, "distribution": "geometric", "held_out": 0.1, "free": True},
-    **{"chosen": {"clip": 1}, "trained": 2},
-}
+TUNED = {"space": {"clip": (1, 2)}, "trials": 10.0, "distribution": "geometric", "held_out": 0.1, "chosen": {"clip": 1}, "trained": 2}
 
 
 def scored(label: str, score: float, **fields: Any) -> Row:
-    return make_row(
-        **{"label": label, "cell_id": f"{label}{fields}", "ceiling_balanced_accuracy": 0.8, "balanced_accuracy": score} | fields
-    )
+    given = {"label": label, "cell_id": f"{label}{fields}", "ceiling_balanced_accuracy": 0.8, "balanced_accuracy": score}
+    return make_row(**given | fields)
 
 
-def board(*rows: Row, verdict: Any = "proved", why: str = "") -> Board:
-    return Board.of([Proof(row, verdict, why) for row in rows])
+def board(*rows: Row) -> Board:
+    return Board.of([Proof(row, "proved") for row in rows])
 
 
-def test_lines_are_by_data_set_then_epsilon_then_score() -> None:
+def test_lines_are_by_data_set_then_epsilon_then_score_and_say_how_they_were_tuned() -> None:
     rows = [
-        scored("a", 0.4, epsilon_target=4.0),
-        scored("b", 0.6, epsilon_target=4.0),
+        scored("a", 0.4, epsilon_target=4.0, tuning=TUNED | {"free": True}, claim="heuristic"),
+        scored("b", 0.6, epsilon_target=4.0, tuning=TUNED | {"free": False}),
         scored("c", 0.1, epsilon_target=1.0, epsilon_spent=1.0),
         scored("d", 0.9, epsilon_target=4.0, dataset="another"),
     ]
-    assert board(*rows).frame["method"].tolist() == ["d", "c", "b", "a"]
+    found = board(*rows).frame
+    assert found["method"].tolist() == ["d", "c", "b", "a (heuristic ε)"]
+    assert found["tuned"].fillna("-").tolist() == ["-", "-", "for its price", "free, on test rows"]
 
 
 def test_seeds_are_averaged_with_their_standard_deviation_and_share_of_the_ceiling() -> None:
     facts = board(scored("a", 0.4, seed=0), scored("a", 0.6, seed=1)).frame.iloc[0]
-    assert (facts["balanced accuracy"], facts["seeds"]) == (pytest.approx(0.5), 2)
-    assert facts["sd"] == pytest.approx(0.02**0.5)
+    assert (facts["balanced accuracy"], facts["seeds"], facts["sd"]) == (pytest.approx(0.5), 2, pytest.approx(0.02**0.5))
     assert facts["share of the ceiling"] == pytest.approx(0.625)
 
 
@@ -47,26 +44,13 @@ def test_rows_that_prove_refuses_are_counted_and_named_and_nothing_else() -> Non
     made = Board.of([Proof(good, "proved"), Proof(bad, "differs", "ε is 0.5 of what its mechanisms spend")])
     assert made.frame["method"].tolist() == ["good"]
     assert made.table.notes[-1] == f"1 × bad on {bad.dataset} (differs: ε is 0.5 of what its mechanisms spend)"
-    assert "bad on" not in board(good).table.text("md")
-
-
-def test_a_row_says_how_it_was_tuned() -> None:
-    free = scored("a", 0.5, tuning=TUNED, claim="heuristic")
-    paid = scored("b", 0.5, tuning=TUNED | {"free": False})
-    tuned = board(free, paid, scored("c", 0.4)).frame["tuned"]
-    assert tuned.fillna("-").tolist() == ["free, on test rows", "for its price", "-"]
+    none = Board.of([Proof(bad, "not proved", "it is old")]).table
+    assert none.numbers.empty
+    assert "left out: 1" in none.text("md")
 
 
 @pytest.mark.parametrize(("as_", "text"), [("md", r"\<b\>\|x"), ("html", "&lt;b&gt;|x"), ("csv", "<b>|x")])
-def test_what_users_wrote_is_text(as_: Any, text: str) -> None:
-    assert text in board(scored("<b>|x", 0.5)).table.text(as_)
-
-
-def test_a_table_of_no_row_says_so() -> None:
-    assert board(scored("a", 0.5), verdict="not proved", why="it is old").table.numbers.empty
-    assert "left out: 1" in board(scored("a", 0.5), verdict="not proved", why="it is old").table.text("md")
-
-
-def test_it_says_that_its_scores_are_of_real_rows() -> None:
-    for as_ in ("md", "html"):
-        assert "exact functions of real rows" in board(scored("a", 0.5)).table.text(as_)
+def test_what_users_wrote_is_text_and_scores_are_said_to_be_of_real_rows(as_: Any, text: str) -> None:
+    said = board(scored("<b>|x", 0.5)).table.text(as_)
+    assert text in said
+    assert as_ == "csv" or "exact functions of real rows" in said

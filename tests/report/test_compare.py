@@ -5,7 +5,7 @@ import pytest
 from rows import add_lines, add_rows, changed, make_failed, make_row
 
 from fedsim.errors import UserError
-from fedsim.report.compare import Comparison, RunRecords, compare, compare_folders
+from fedsim.report.compare import Comparison, Records, compare, compare_folders
 from fedsim.results.columns import Row
 
 VERSIONS = {"fedsim": "0.1.0", "torch": "2.13.0"}
@@ -23,102 +23,68 @@ def rounds_of(*seeds: int, **fields: Any) -> list[dict[str, Any]]:
     ]
 
 
-def compared(first: RunRecords, second: RunRecords) -> Comparison:
+def compared(first: Records, second: Records) -> Comparison:
     return compare(("one", "other"), first, second)
 
 
 def test_a_run_that_was_computed_again_is_equal_whatever_its_wall_time_and_ids() -> None:
     again = [changed(row, seconds=9.0, cell_id=f"again{row.cell_id}") for row in rows_of(0, 1)]
-    rounds = [record | {"cell_id": f"again{record['cell_id']}"} for record in rounds_of(0, 1)]
-    found = compared(RunRecords(rows_of(0, 1), rounds_of(0, 1)), RunRecords(again, rounds))
+    rounds = [record | {"cell_id": f"again{record['cell_id']}"} for record in rounds_of(0, 1, loss=0.4)]
+    found = compared((rows_of(0, 1), rounds_of(0, 1)), (again, rounds))
     assert found.equal
     assert found.matched[["change", "rounds", "differ"]].to_numpy().tolist() == [[0.0, True, ""]] * 2
 
 
-def test_scores_that_moved_are_told_row_by_row() -> None:
-    first = rows_of(0, balanced_accuracy=0.5) + rows_of(1, balanced_accuracy=0.6)
-    second = rows_of(0, balanced_accuracy=0.6) + rows_of(1, balanced_accuracy=0.3)
-    found = compared(RunRecords(first, []), RunRecords(second, []))
-    assert found.matched["change"].tolist() == pytest.approx([0.1, -0.3])
+def test_scores_that_moved_are_told_row_by_row_and_the_last_bit_counts() -> None:
+    first = rows_of(0, balanced_accuracy=0.5) + rows_of(1, balanced_accuracy=0.3)
+    second = rows_of(0, balanced_accuracy=0.6) + rows_of(1, balanced_accuracy=0.1 + 0.2)
+    found = compared((first, []), (second, []))
+    assert found.matched["change"].tolist() == pytest.approx([0.1, 0.0])
     assert found.matched["differ"].tolist() == ["balanced_accuracy, share_of_ceiling"] * 2
-    assert not found.equal
+    failed = compared((rows_of(0), []), ([make_failed(seed=0, versions=VERSIONS, source="1a")], [])).matched
+    assert failed["change"].isna().all()
+    assert {"status", "error", "balanced_accuracy"} <= set(failed["differ"][0].split(", "))
 
 
-def test_the_last_bit_counts() -> None:
-    found = compared(RunRecords(rows_of(0, balanced_accuracy=0.3), []), RunRecords(rows_of(0, balanced_accuracy=0.1 + 0.2), []))
-    assert not found.equal
-
-
-@pytest.mark.parametrize("other", [{"sampled": 1}, {"noise": 1}])
-def test_other_samples_or_other_noise_are_a_difference_even_where_scores_are_equal(other: dict[str, int]) -> None:
-    found = compared(RunRecords(rows_of(0, 1), rounds_of(0, 1)), RunRecords(rows_of(0, 1), rounds_of(0) + rounds_of(1, **other)))
-    assert found.matched["rounds"].tolist() == [True, False]
-    assert not found.equal
-
-
-def test_rounds_that_are_missing_are_a_difference_and_other_diagnostics_are_none() -> None:
-    assert not compared(RunRecords(rows_of(0), rounds_of(0)), RunRecords(rows_of(0), rounds_of(0)[:1])).equal
-    assert not compared(RunRecords(rows_of(0), rounds_of(0)), RunRecords(rows_of(0), [])).equal
-    assert not compared(RunRecords(rows_of(0, 1), rounds_of(0)), RunRecords(rows_of(0, 1), rounds_of(0, noise=1))).equal
-    assert compared(RunRecords(rows_of(0), rounds_of(0)), RunRecords(rows_of(0), rounds_of(0, loss=0.4))).equal
+@pytest.mark.parametrize("other", [rounds_of(0, sampled=5), rounds_of(0, noise=1), rounds_of(0)[:1], []])
+def test_rounds_are_equal_if_samples_and_noise_are(other: list[dict[str, Any]]) -> None:
+    assert compared((rows_of(0), rounds_of(0)), (rows_of(0), other)).matched["rounds"].tolist() == [False]
 
 
 @pytest.mark.parametrize(
     "other",
     [
         *({"label": "other"}, {"dataset": "other"}, {"scheme": "iid"}, {"alpha": 1.0}, {"clients": 4}, {"epsilon_target": 4.0}),
-        *({"delta": 1e-5}, {"unit": "client"}, {"trust": "silo"}, {"params": {"rounds": 41}}, {"unseen": "a site"}),
+        *({"delta": 1e-5}, {"unit": "client"}, {"trust": "silo"}, {"params": {"rounds": 41}}, {"unseen": "a site"}, {"seed": 1}),
     ],
 )
-def test_rows_of_another_setting_are_no_match(other: dict[str, Any]) -> None:
-    found = compared(RunRecords(rows_of(0), []), RunRecords(rows_of(0, **other), []))
-    assert found.matched.empty
-    assert [len(rows) for rows in found.only] == [1, 1]
-    assert not found.equal
-
-
-def test_seeds_that_one_run_lacks_are_told_and_the_rest_is_compared() -> None:
-    found = compared(RunRecords(rows_of(0, 1), []), RunRecords(rows_of(1, 2), []))
-    assert [[row.seed for row in rows] for rows in found.only] == [[0], [2]]
-    assert found.matched[["rounds", "differ"]].to_numpy().tolist() == [[True, ""]]
-    assert not found.equal
+def test_rows_of_another_setting_or_seed_are_no_match(other: dict[str, Any]) -> None:
+    found = compared((rows_of(0), []), (rows_of(0, **other), []))
+    assert (len(found.matched), [len(rows) for rows in found.only], found.equal) == (0, [1, 1], False)
 
 
 def test_other_code_and_other_versions_are_told_once_and_are_no_equality() -> None:
     other = {"source": "2b", "judged": "3c", "counted_by": "4d", "versions": VERSIONS | {"torch": "2.14.0"}}
-    found = compared(RunRecords(rows_of(0, 1), []), RunRecords(rows_of(0, 1, **other), []))
+    found = compared((rows_of(0, 1), []), (rows_of(0, 1, **other), []))
     code = ["source of fedhypevae: 1a → 2b", "code that judged: none → 3c", "code that counted ε: none → 4d"]
     assert found.provenance == [*code, "torch: 2.13.0 → 2.14.0"]
-    assert found.rows_equal
-    assert not found.equal
+    assert (found.rows_equal, found.equal) == (True, False)
 
 
-def test_a_cell_that_failed_in_one_run_has_no_change_of_score() -> None:
-    found = compared(RunRecords(rows_of(0), []), RunRecords([make_failed(seed=0, versions=VERSIONS, source="1a")], []))
-    assert found.matched["change"].isna().all()
-    assert {"status", "error", "balanced_accuracy"} <= set(found.matched["differ"][0].split(", "))
-
-
-def folder_with(path: Path, rows: list[Row], rounds: list[dict[str, Any]]) -> Path:
+def folder_with(path: Path, rows: list[Row]) -> Path:
     add_rows(path, *rows)
-    add_lines(path / "rounds.jsonl", rounds)
+    add_lines(path / "rounds.jsonl", rounds_of(0, 1))
     return path
 
 
-def test_folders_are_compared_and_what_differs_is_printed(tmp_path: Path) -> None:
-    one = folder_with(tmp_path / "a", rows_of(0, 1), rounds_of(0, 1))
-    same = folder_with(tmp_path / "b", rows_of(0, 1), rounds_of(0, 1))
+def test_folders_are_compared_what_differs_is_printed_and_two_that_share_nothing_are_a_mistake(tmp_path: Path) -> None:
+    one, same = (folder_with(tmp_path / name, rows_of(0, 1)) for name in "ab")
     assert repr(compare_folders(one, same)).startswith("equal to the last bit: everything (2 rows)")
-    other = folder_with(tmp_path / "c", [*rows_of(0), *rows_of(2), *rows_of(1, balanced_accuracy=0.25)], rounds_of(0, 1))
+    other = folder_with(tmp_path / "c", [*rows_of(0), *rows_of(2), *rows_of(1, balanced_accuracy=0.25)])
     text = repr(compare_folders(one, other))
     for words in (f"only in {other}: fedhypevae · digits", "1 of 2 shared rows (1 row)", "-0.25", "balanced_accuracy"):
         assert words in text
-
-
-def test_two_runs_that_share_nothing_or_a_folder_without_results_are_mistakes(tmp_path: Path) -> None:
-    first, second = (folder_with(tmp_path / f"{seed}", rows_of(seed), []) for seed in (0, 1))
     with pytest.raises(UserError, match="no setting and seed is in both"):
-        compare_folders(first, second)
+        compare_folders(one, folder_with(tmp_path / "d", rows_of(3)))
     with pytest.raises(UserError, match="there are no results here"):
-        compare_folders(first, tmp_path / "none")
-    assert not (tmp_path / "none").exists()
+        compare_folders(one, tmp_path / "none")

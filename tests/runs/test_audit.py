@@ -8,9 +8,8 @@ from benches import Ran
 from cells import quick, small_grid
 
 from fedsim.errors import UserError
-from fedsim.results.folder import RunFolder
 from fedsim.results.generators import load_generator
-from fedsim.results.store import KINDS, ResultStore
+from fedsim.results.store import KINDS, ResultStore, RunFolder
 
 AUDIT, REFUTES = {"pairs": 40, "rounds": 1}, {"pairs": 100, "rounds": 1}
 
@@ -60,7 +59,7 @@ def test_an_audit_that_is_added_later_touches_no_other_line_and_no_row_of_a_refu
     saved = load_generator(audited.folder, refuted[0].cell_id, trust_plugin=True)
     assert (saved.vouched, saved.facts.row.status) == (True, "refuted")
     assert saved.facts.held_back == "the seed of its noise is known, and with it anyone can take the noise off"
-    assert {line["refuted"] for line in ResultStore(first.folder).audits().values()} == {True, False}
+    assert {line["refuted"] for line in ResultStore(first.folder).last("audits").values()} == {True, False}
 
 
 def test_too_few_pairs_for_any_bound_are_refused_before_anything_runs(bench: Callable[..., Ran], tmp_path: Path) -> None:

@@ -16,9 +16,8 @@ from fedsim.errors import PluginError
 from fedsim.grid.models import Grid
 from fedsim.interrupts import INTERRUPTED
 from fedsim.results.columns import Row
-from fedsim.results.folder import RunFolder
-from fedsim.results.run import Lines, every_row, grid_rows
-from fedsim.results.store import KINDS, Kind, ResultStore
+from fedsim.results.run import read_results
+from fedsim.results.store import KINDS, Kind, ResultStore, RunFolder
 from fedsim.runs.bench import engine_for, missing_jobs
 from fedsim.runs.display import Display
 from fedsim.runs.engine import InProcess
@@ -48,7 +47,7 @@ def test_finished_cells_are_not_run_again_and_a_grown_grid_runs_what_is_new(benc
     grown = bench(small_grid("weight-noise", epsilon=[1.0, 4.0, 8.0]))
     assert all(files(first.folder)[kind].startswith(before) for kind, before in written.items())
     assert [row.epsilon_target for row in grown.rows] == [1.0, 4.0, 8.0]
-    assert len(every_row(first.folder)) == 3
+    assert len(read_results(first.folder).every_row()) == 3
 
 
 def test_a_failed_reference_leaves_no_line_and_is_computed_by_the_same_command(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -60,7 +59,7 @@ def test_a_failed_reference_leaves_no_line_and_is_computed_by_the_same_command(b
         patch.setattr("fedsim.runs.worker.local_only", without_memory)
         failed = bench(grid)
     assert "the local-only reference failed, its column stays empty; the same command tries again: MemoryError" in failed.output
-    assert (failed.code, len(ResultStore(failed.folder).references())) == (0, 1)
+    assert (failed.code, len(ResultStore(failed.folder).last("references"))) == (0, 1)
     (row,) = failed.rows
     assert (row.ceiling_balanced_accuracy is None, row.local_only_balanced_accuracy) == (False, None)
     before = files(failed.folder)
@@ -87,7 +86,7 @@ def test_a_bench_that_dies_after_a_training_leaves_no_checkpoint_of_it_which_may
 
     monkeypatch.setattr(ResultStore, "append", append_and_die)
     assert bench(grid).code == INTERRUPTED
-    assert [line["error"] for line in ResultStore(tmp_path / "run").trainings().values()] == [None]
+    assert [line["error"] for line in ResultStore(tmp_path / "run").last("trainings").values()] == [None]
     assert not checkpoint.exists()
 
 
@@ -110,7 +109,7 @@ def test_an_edit_runs_the_cells_anew_and_leaves_the_old_rows_out(bench: Bench, p
     other = edited(bench, plugins, changed("self.params.beta * unit", "3 * self.params.beta * unit"), grid)
     assert "the source of my-method changed: left out: 2 rows of the old code" in other.output
     drawn = other.rows
-    assert len(every_row(other.folder)) == 6
+    assert len(read_results(other.folder).every_row()) == 6
     old = {row.cell_id for row in rows if row.label == "my-method"}
     assert old.isdisjoint(row.cell_id for row in drawn)
     assert {row.cell_id for row in rows} - old <= {row.cell_id for row in drawn}
@@ -134,7 +133,7 @@ def test_a_grid_may_ask_for_checks_which_run_once(bench: Bench, plugins: Path) -
     assert "all 4 cells are finished" in bench(grid).output
     full = prepare(grid.model_copy(update={"check": "full"}), NODES)
     run = RunContext(full, ResultStore(ran.folder), Display(Console(quiet=True), 4))
-    assert [job.key[0] for job in missing_jobs(run, (), Lines.read(ran.folder))] == ["check", "check"]
+    assert [job.key[0] for job in missing_jobs(run, (), read_results(ran.folder))] == ["check", "check"]
 
 
 def trouble(how: str, healed: Path) -> dict[str, Any]:
@@ -203,7 +202,7 @@ def test_a_run_folder_of_an_older_fedsim_is_refused_in_one_sentence_and_stays_as
     manifest = bench(grid).folder / "manifest.json"
     manifest.write_text(json.dumps(json.loads(manifest.read_text()) | {"format": 2, "versions": {"fedsim": "0.2.0"}}))
     before = manifest.read_bytes()
-    for use in (lambda: bench(grid), lambda: grid_rows(manifest.parent)):
+    for use in (lambda: bench(grid), lambda: read_results(manifest.parent).rows):
         with pytest.raises(fedsim.UserError, match=r"is of fedsim 0\.2\.0, and this version reads run folders from 0\.3 on"):
             use()
     assert manifest.read_bytes() == before

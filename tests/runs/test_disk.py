@@ -11,9 +11,8 @@ from benches import Ran
 from cells import small_grid
 
 from fedsim.errors import RunLost
-from fedsim.results.folder import RunFolder
-from fedsim.results.run import every_row
-from fedsim.results.store import Kind, ResultStore
+from fedsim.results.run import read_results
+from fedsim.results.store import Kind, ResultStore, RunFolder
 
 Bench = Callable[..., Ran]
 GRID = {"seeds": [0, 1, 2, 3], "resources": {"clients_per_actor": "all", "save_generators": False}}
@@ -60,7 +59,7 @@ def test_a_disk_that_gets_full_loses_no_row_and_the_same_command_goes_on(bench: 
             bench(small_grid("weight-noise", **GRID))
     before = {path: path.read_bytes() for path in map(RunFolder(disk).lines, ("trainings", "judgements", "references"))}
     assert all(text.endswith(b"\n") for text in before.values())
-    assert 1 <= len(every_row(disk)) < 4
+    assert 1 <= len(read_results(disk).every_row()) < 4
     (disk / "filler").unlink()
     mount("-o", "remount,size=64m", str(disk))
     again = bench(small_grid("weight-noise", **GRID))

@@ -9,10 +9,9 @@ from rich.console import Console
 from rows import lines_of, ran
 
 from fedsim.errors import UserError
-from fedsim.results.result_lines import RowError
-from fedsim.results.run import Lines
-from fedsim.results.store import ResultStore
-from fedsim.results.trained import keep_state
+from fedsim.results.lines import RowError, keep_state
+from fedsim.results.run import RunResults
+from fedsim.results.store import ResultStore, RunFolder
 from fedsim.runs.bench import missing_jobs
 from fedsim.runs.display import Display
 from fedsim.runs.jobs import CellJob, RunContext, references_of
@@ -39,7 +38,7 @@ def test_a_reference_is_of_one_data_set_one_probe_and_below_the_ceiling_of_one_p
     assert len(depends_on) == 2 * 2 + 2 * 2 * 2
 
 
-def kinds(prepared: Prepared, lines: Lines, folder: Path, *, retry_failed: bool = False) -> list[str]:
+def kinds(prepared: Prepared, lines: RunResults, folder: Path, *, retry_failed: bool = False) -> list[str]:
     jobs = missing_jobs(context(prepared, folder), (), lines, retry_failed=retry_failed)
     return ["training" if job.training is None else "judging" for job in jobs if isinstance(job, CellJob)]
 
@@ -49,7 +48,7 @@ def test_a_cell_lacks_its_training_or_its_judgement_or_nothing(tmp_path: Path) -
     (trial,) = prepared.trials
     outcome, judgement = ran(prepared, trial)
     keep_state(ResultStore(tmp_path).folder.state(trial.cell.training_id), outcome.state)
-    assert kinds(prepared, Lines({}, {}, {}), tmp_path) == ["training"]
+    assert kinds(prepared, RunResults(RunFolder(tmp_path)), tmp_path) == ["training"]
     trained = lines_of(trial, outcome)
     kept = replace(trained, trainings={trial.cell.training_id: {**trained.trainings[trial.cell.training_id], "state": "0"}})
     assert kinds(prepared, kept, tmp_path) == ["judging"]

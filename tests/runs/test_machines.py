@@ -15,7 +15,7 @@ from benches import PATIENCE, wait_until
 from plug_ins import changed
 from processes import FEDSIM, environment
 
-from fedsim.results.run import grid_rounds, grid_rows
+from fedsim.results.run import read_results
 
 PORT = 6389
 RAY = FEDSIM.with_name("ray")
@@ -99,16 +99,16 @@ def test_plug_ins_and_checkpoints_travel_between_machines_that_share_no_folder(
     command = [FEDSIM, "bench", "--grid", "g.yaml", "--address", f"[::1]:{PORT}"]
     process = subprocess.Popen(command, cwd=project, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     run = project / "runs" / "g"
-    wait_until(lambda: len(grid_rounds(run)) > 3)
+    wait_until(lambda: len(read_results(run).rounds()) > 3)
     end(workers[0])
     out, err = process.communicate(timeout=PATIENCE)
     assert process.returncode == 0, out + err
-    disturbed = {row.cell_id: row.scores for row in grid_rows(run)}
+    disturbed = {row.cell_id: row.scores for row in read_results(run).rows}
     assert len(disturbed) == 3
     shutil.rmtree(project / "runs")
     local = subprocess.run([FEDSIM, "bench", "--grid", "g.yaml"], cwd=project, capture_output=True, text=True, timeout=PATIENCE)
     assert local.returncode == 0, local.stdout + local.stderr
-    assert {row.cell_id: row.scores for row in grid_rows(run)} == disturbed
+    assert {row.cell_id: row.scores for row in read_results(run).rows} == disturbed
 
 
 def test_a_token_is_asked_for_and_what_to_set_is_said(project: Path, cluster: Callable[..., list[subprocess.Popen[bytes]]]) -> None:

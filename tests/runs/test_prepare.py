@@ -7,8 +7,8 @@ from cells import NODES, quick, small_grid
 from sites import digits_of_sites
 
 from fedsim.errors import UserError
-from fedsim.results.folder import RunFolder
 from fedsim.results.run import read_manifest
+from fedsim.results.store import RunFolder
 from fedsim.runs.manifest import write_manifest
 from fedsim.runs.prepare import label_matrices, prepare
 from fedsim.runs.worker import Need, Node

@@ -9,7 +9,7 @@ from cells import NODES, quick, small_grid
 from rich.console import Console
 
 from fedsim.errors import PluginError
-from fedsim.results.run import grid_rows
+from fedsim.results.run import read_results
 from fedsim.results.store import ResultStore
 from fedsim.runs import scheduler
 from fedsim.runs.display import Display
@@ -81,8 +81,8 @@ def test_a_job_that_loses_its_worker_runs_again_and_in_the_end_fails(tmp_path: P
     Scheduler(run, Losing(NODES[0])).run([*references_of(run, trial), CellJob(run, trial)])
     assert told(run).count("its worker died; it runs again") == 3
     assert told(run).count("reference failed, its column stays empty; the same command tries again") == 2
-    assert ResultStore(tmp_path).references() == {}
-    assert [(row.status, row.error and row.error["type"]) for row in grid_rows(tmp_path)] == [("failed", "ActorDiedError")]
+    assert ResultStore(tmp_path).last("references") == {}
+    assert [(row.status, row.error and row.error["type"]) for row in read_results(tmp_path).rows] == [("failed", "ActorDiedError")]
 
 
 def test_a_plug_in_comes_first_and_its_first_failure_is_the_message(tmp_path: Path, plugins: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -95,5 +95,5 @@ def test_a_plug_in_comes_first_and_its_first_failure_is_the_message(tmp_path: Pa
     (log,) = (tmp_path / "logs").iterdir()
     assert str(log) in str(raised.value)
     assert 'raise ZeroDivisionError("the third round' in log.read_text()
-    assert run.store.trainings() == {}
+    assert run.store.last("trainings") == {}
     assert sys.stdout is printed  # and no longer the log of the cell

@@ -46,8 +46,8 @@ def test_cells_that_run_again_give_the_same_rows_and_rounds_or_what_differs_is_s
         again(ran.folder, 0, "xyz")
 
     store = ResultStore(ran.folder)
-    store.append("judgements", [line | {"scores": line["scores"] | {"accuracy": 0.123}} for line in store.judgements().values()])
-    store.append("trainings", [line | {"versions": line["versions"] | {"torch": "0.1"}} for line in store.trainings().values()])
+    store.append("judgements", [line | {"scores": line["scores"] | {"accuracy": 0.123}} for line in store.last("judgements").values()])
+    store.append("trainings", [line | {"versions": line["versions"] | {"torch": "0.1"}} for line in store.last("trainings").values()])
     equal, shown = again(ran.folder, 1)
     assert not equal
     assert [said for said in ("accuracy", "torch: 0.1 →", "1 of 4 finished cells run again: they differ") if said not in shown] == []

@@ -12,7 +12,7 @@ from rows import kept
 
 from fedsim.data.embeddings import Embeddings
 from fedsim.grid.models import Cell
-from fedsim.results.generators import load_generator, release
+from fedsim.results.generators import load_generator
 from fedsim.runs.prepare import Prepared, prepare
 from fedsim.training.state import Checkpoints
 from fedsim.training.trial import Outcome, Trial, local_pool, run_trial, seeds_of
@@ -89,7 +89,7 @@ def test_the_facts_of_a_secret_generator_are_the_same_for_neighbouring_data(tmp_
     for kept_rows in NEIGHBOURS:
         run, out = tmp_path / f"run {kept_rows.sum()}", tmp_path / f"package {kept_rows.sum()}"
         cell = run_of(run, "secret", kept_rows)
-        path, _ = release(run, None, out)
+        path = load_generator(run).release(out)
         tensors = hashlib.sha256(path.with_suffix(".safetensors").read_bytes()).hexdigest()
         packages.append((sorted(file.name for file in out.iterdir()), without_hash(path.read_text(), tensors)))
         drawn = [load_generator(folder).manifest(5) for folder in (run, out)]

@@ -5,7 +5,7 @@ The adversary sees synthetic rows alone. Rows may differ by themselves, so this 
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -13,14 +13,13 @@ from numpy.typing import NDArray
 from scipy.spatial.distance import cdist
 from sklearn.metrics import auc, roc_curve
 
+from fedsim.data.embeddings import Embeddings
 from fedsim.errors import UserError
 from fedsim.evaluation.judge import synthesise
-from fedsim.grid.models import Grid
 from fedsim.methods.products import is_classifier
-from fedsim.plugins.registry import check_installed
-from fedsim.results.folder import RunFolder
-from fedsim.results.run import Lines, entries
-from fedsim.results.trained import TrainedCells, prepare_trained, read_state
+from fedsim.results.lines import as_trained, read_state
+from fedsim.results.run import Entry, read_results
+from fedsim.results.store import RunFolder
 from fedsim.seeds import Seeds
 from fedsim.training.cohort import build_algorithm
 from fedsim.training.rounds import restored
@@ -79,41 +78,41 @@ def scores_of(synthetic: NDArray[np.float32], labels: NDArray[np.int64], x: NDAr
     return {"likelihood": likely, "nearest synthetic row": near}
 
 
-def attack_run(folder: RunFolder, grid: Grid, *, cell: str | None = None, trust_plugin: bool = False) -> Iterator[str]:
+def attack_run(folder: RunFolder, trials: Sequence[Trial], data: Mapping[str, Embeddings], *, cell: str | None = None) -> Iterator[str]:
     """The membership of training rows against other rows by every generator that is kept, a line each.
 
     Args:
         folder: of the run.
-        grid: that its manifest holds.
+        trials: the cells of its grid, prepared again.
+        data: the data sets that they read, by key.
         cell: the id of the one cell to attack, or its beginning.
-        trust_plugin: also run the code of algorithms that trainings name as a file or a module that is not installed.
 
     Raises:
-        UserError: there are no generators, a training names a plug-in, or data or partitions are not those of the trainings.
+        UserError: there are no generators of these cells, or no such cell.
     """
-    lines = Lines.read(folder.path)
-    cells = entries(folder.path, lines)
-    ended = [lines.trainings[entry.training_id] for entry in cells if lines.standing_of(entry) == "ok"]
-    for line in () if trust_plugin else ended:
-        check_installed(line["cell"]["algorithm"], str(folder.lines("trainings")))
-    kept = [line for line in ended if line["yields"] == "generator" and line["state"] and folder.state(line["training_id"]).exists()]
+    results = read_results(folder.path)
+    rows = [results.row(Entry(trial.cell.cell_id, trial.cell.training_id, trial.cell.label), judged=False) for trial in trials]
+    ended = [trial for trial, row in zip(trials, rows, strict=True) if row is not None and row.status == "ok" and row.yields == "generator"]
+    states = {training: line["state"] and folder.state(training).exists() for training, line in results.trainings.items()}
+    kept = [trial for trial in ended if states[trial.cell.training_id]]
     if not kept:
-        raise UserError(str(folder.path), "there are no generators here", "run the grid with resources: {save_generators: true}")
-    if missing := sum(line["yields"] == "generator" for line in ended) - len(kept):
+        what, hint = "there are no generators here of the code and data of today", "run the grid with resources: {save_generators: true}"
+        raise UserError(str(folder.path), what, hint)
+    if missing := len(ended) - len(kept):
         yield f"{missing} of {counted(len(ended), 'cell')} without a saved generator: left out"
     if cell is not None:
-        chosen = {entry.training_id for entry in cells if entry.cell_id.startswith(cell)}
-        kept = [line for line in kept if line["training_id"] in chosen]
+        kept = [trial for trial in kept if trial.cell.cell_id.startswith(cell)]
         if len(kept) != 1:
             what = f"{'several cells' if kept else 'no cell with a generator'} of {folder.path} begin with that"
             raise UserError(f"cell {cell}", what, "give a cell_id of results.jsonl")
-    prepared = prepare_trained(grid, kept, folder)
-    for line, trial in zip(kept, prepared.trials, strict=True):
+    for planned in kept:
+        line = results.trainings[planned.cell.training_id]
+        trial = as_trained(planned, line)
         own = trial.cell
         state = read_state(folder.state(own.training_id), line["state"])
         made, _ = restored(build_algorithm(own.algorithm, own.params, trial.task), state, trial.plan, Seeds(own.seed))
         assert not is_classifier(made)
-        x, y, inside = rows_of(trial, prepared)
+        x, y, inside = rows_of(trial, data)
         scores = scores_of(*synthesise(made, trial.task.classes, PER_CLASS, Seeds(own.seed)), x, y)
         place = own.label if own.epsilon is None else f"{own.label}, ε = {number(own.epsilon)}"
         place += f", seed {own.seed}" + (f", {own.evaluation.unseen} unseen" if own.evaluation.unseen else "")
@@ -123,12 +122,12 @@ def attack_run(folder: RunFolder, grid: Grid, *, cell: str | None = None, trust_
             yield f"{place}: {attack}: AUC {area}, {', '.join(told)}; {len(x)} rows"
 
 
-def rows_of(trial: Trial, prepared: TrainedCells) -> tuple[NDArray[np.float32], NDArray[np.int64], Bools]:
+def rows_of(trial: Trial, views: Mapping[str, Embeddings]) -> tuple[NDArray[np.float32], NDArray[np.int64], Bools]:
     """A cell's data set: values, labels, and which rows the cell trained on."""
     cell = trial.cell
     # a site is left out where clients see values as they are, so the whole data set has the rows of both
     site = cell.evaluation.unseen
-    data = prepared.data[trial.data_key if site is None else cell.dataset.key]
+    data = views[trial.data_key if site is None else cell.dataset.key]
     trained = np.ones(len(data.y_train), bool) if site is None else data.others(str(cell.partition.column), site)
     x, y = np.concatenate([data.x_train, data.x_test]), np.concatenate([data.y_train, data.y_test])
     return x, y, np.concatenate([trained, np.zeros(len(data.y_test), bool)])

@@ -7,12 +7,10 @@ from pathlib import Path
 import numpy as np
 from benches import Done, Ran
 from cells import NODES, quick, small_grid
-from rows import add_lines
 from sites import digits_of_sites
 
 from fedsim.evidence.audit.membership import membership, rows_of
-from fedsim.results.folder import RunFolder
-from fedsim.results.store import ResultStore
+from fedsim.results.store import ResultStore, RunFolder
 from fedsim.runs.prepare import prepare
 
 
@@ -25,9 +23,9 @@ def test_a_run_is_attacked_by_its_synthetic_rows_and_its_code_runs_only_if_trust
     assert len(plain) == 4
     assert all(re.fullmatch(form, line) for line in plain)
     (folder / "wicked.py").write_text('open("evil ran", "w").close()\nfrom baselines.dp_gaussian import DPGaussian as X\n')
-    line, other = ResultStore(ran.folder).trainings().values()
-    add_lines(ran.folder / "trainings.jsonl", [line | {"cell": line["cell"] | {"algorithm": "wicked.py:X"}}])
-    RunFolder(ran.folder).state(other["training_id"]).unlink()
+    manifest = ran.folder / "manifest.json"
+    manifest.write_text(manifest.read_text().replace('"name": "dp-gaussian"', '"name": "wicked.py:X"'))
+    RunFolder(ran.folder).state(next(iter(ResultStore(ran.folder).last("trainings")))).unlink()
     done = command("audit", "run")
     assert done.returncode == 2
     assert "give --trust-plugin if you trust that code" in done.stderr
@@ -43,7 +41,7 @@ def test_a_site_that_a_cell_left_out_is_outside(tmp_path: Path) -> None:
     by_site = {"partition": {"scheme": "column", "column": "site"}, "clients": 2, "epsilon": float("inf")}
     prepared = prepare(small_grid(quick("dp-gaussian"), dataset=data, evaluation={"unseen": "each"}, **by_site), NODES)
     for trial in prepared.trials:
-        x, y, inside = rows_of(trial, prepared)  # type: ignore[arg-type]
+        x, y, inside = rows_of(trial, prepared.data)
         clients = prepared.data[trial.data_key]
         assert np.array_equal(x[inside], clients.x_train)
         assert np.array_equal(y[inside], clients.y_train)
