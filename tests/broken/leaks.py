@@ -47,29 +47,16 @@ class LabelCountsToldExactly(Tiny):
         return COUNTED[0]
 
 
-class ZerosAlwaysThere(Spelled):
-    """Sound: a tensor of zeros more is given to ``Clients.add_noise`` like all others, and says nothing."""
+class LabelsToldByShape(Spelled):
+    """Noise is asked for as many more zeros as there are labels."""
 
-    units = ("example", "client")
     trusts = ("silo",)
 
     def noised(self, clients: Clients, round_: Round, sums: Tensors) -> Noised:
-        return super().noised(clients, round_, sums | {"zeros": self.zeros(clients)})
-
-    def zeros(self, clients: Clients) -> Tensor:
-        return torch.zeros(1)
+        return super().noised(clients, round_, sums | {"zeros": torch.zeros(len(torch.cat(clients.y).unique()))})
 
     def server_step(self, server: Server, round_: Round, total: Tensors) -> Mapping[str, float]:
         return super().server_step(server, round_, {name: value for name, value in total.items() if name != "zeros"})
-
-
-class LabelsToldByShape(ZerosAlwaysThere):
-    """As many zeros as there are labels."""
-
-    units = ("example",)
-
-    def zeros(self, clients: Clients) -> Tensor:
-        return torch.zeros(len(torch.cat(clients.y).unique()))
 
 
 class ParticipantsToldByName(WeightNoiseCVAE):
@@ -101,31 +88,22 @@ class StateWithoutNoise(Adapted):
 
 
 class RateFromOwnRows(Coded):
-    """A client's learning rate follows the spread of its own rows, which no noise covers; its noised code leaves."""
+    """The last client's learning rate follows the spread of its own rows, which no noise covers; its noised code leaves."""
+
+    units = ("client",)
 
     def client_round(self, clients: Clients, round_: Round, broadcast: Tensors) -> Message:
-        self.rates = self.rates_of(clients)
+        held = zip(clients.members, clients.x, strict=True)
+        self.rates = torch.tensor([1 + float(x.std()) if client == 3 and len(x) else 1.0 for client, x in held])
         return super().client_round(clients, round_, broadcast)
-
-    def rates_of(self, clients: Clients) -> list[float]:
-        return [1 + float(x.std()) if len(x) else 1.0 for x in clients.x]
 
     def _local_step(self, clients: Clients, round_: Round, gradients: Tensors, noise: Mapping[str, float]) -> None:
         before = clients.model["code"].weight.detach().clone()
         super()._local_step(clients, round_, gradients, noise)
         with torch.no_grad():
             step = clients.model["code"].weight - before
-            clients.model["code"].weight.copy_(before + torch.tensor(self.rates)[:, None] * step)
+            clients.model["code"].weight.copy_(before + self.rates[:, None] * step)
         clients.state["average.code.weight"] = clients.model["code"].weight.detach().clone()
-
-
-class RateOfTheLastClient(RateFromOwnRows):
-    """Of one client only."""
-
-    units = ("client",)
-
-    def rates_of(self, clients: Clients) -> list[float]:
-        return [rate if client == 3 else 1.0 for client, rate in zip(clients.members, super().rates_of(clients), strict=True)]
 
 
 class StopsOnOwnLoss(Spelled):

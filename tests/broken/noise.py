@@ -23,17 +23,6 @@ class NoiseReusedBetweenRounds(Spelled):
         return replace(clients, steps=None).add_noise(round_.release, 0, sums)
 
 
-class NoiseReusedBetweenClients(Spelled):
-    """All clients draw their noise from the stream of client 0."""
-
-    trusts = ("silo",)
-
-    def noised(self, clients: Clients, round_: Round, sums: Tensors) -> Noised:
-        noised = replace(clients, members=(0,) * len(clients.members)).add_noise(round_.release, round_.stream, sums)
-        clients.ran.steps[-1:] = [replace(step, members=clients.members) for step in clients.ran.steps[-1:]]
-        return noised
-
-
 class TakesTheNoiseOff(Tiny):
     """The server draws the noise once more, by the seed tree that it has, and subtracts it."""
 

@@ -1,4 +1,4 @@
-"""A training cannot be repeated, packed, resumed or sent, changes its data, or makes what is no result."""
+"""A training cannot be built, planned, ended, repeated, packed, resumed or sent, changes its data, or makes what is no result."""
 
 from collections.abc import Mapping
 from dataclasses import replace
@@ -6,32 +6,81 @@ from typing import Any
 
 import numpy as np
 import torch
-from broken.tiny import Prototypes, Tiny
-from torch import Tensor
+from broken.tiny import Prototypes, Tiny, TinyParams
+from torch import Tensor, nn
 
 from fedsim.batch import Batch
+from fedsim.errors import UserError
 from fedsim.methods.clients import Clients
 from fedsim.methods.messages import Message, Round, Server, Tensors
 
 
-class Shaken(Tiny):
-    """The server's step is shaken."""
+class CannotBeBuilt(Tiny):
+    """Layers of a size that does not exist."""
+
+    def build(self, clients: int) -> nn.Module:
+        return nn.ModuleDict({"prototypes": nn.Linear(self.task.classes, -self.task.dim)})
+
+
+class CannotBePlanned(Tiny):
+    """Its clip norm cannot be computed."""
+
+    def clip(self) -> float:
+        return 1 / 0
+
+
+class RowsOnly(TinyParams):
+    rows_only: bool = True
+
+
+class ClientIsRefused(Tiny):
+    """Clients are stated as a unit, and have no plan with the default parameters."""
+
+    Params = RowsOnly
+    units = ("example", "client")
+    trusts = ("silo",)
+
+    def check_setting(self) -> None:
+        if self.params.rows_only and self.task.unit == "client":
+            raise UserError("rows_only", "clients have no plan", "leave it out")
+
+
+class AnyUnit(RowsOnly):
+    rows_only: bool = False
+
+
+class ClientMayBeRefused(ClientIsRefused):
+    Params = AnyUnit
+
+
+class Raises(Tiny):
+    """The server divides by zero; a subclass ends the process instead."""
+
+    def server_step(self, server: Server, round_: Round, total: Tensors) -> Mapping[str, float]:
+        return {"never": 1 / round_.number}
+
+
+class Exits(Raises):
+    def server_step(self, server: Server, round_: Round, total: Tensors) -> Mapping[str, float]:
+        raise SystemExit(0)
+
+
+class Interrupted(Raises):
+    def server_step(self, server: Server, round_: Round, total: Tensors) -> Mapping[str, float]:
+        raise KeyboardInterrupt
+
+
+class GlobalRandomState(Tiny):
+    """The server's step is shaken by torch's global generator."""
 
     def shake(self) -> Tensor:
-        raise NotImplementedError
+        return torch.randn(self.task.dim)
 
     def server_step(self, server: Server, round_: Round, total: Tensors) -> Mapping[str, float]:
         return super().server_step(server, round_, total | {"prototypes.bias": total["prototypes.bias"] + 1e-3 * self.shake()})
 
 
-class GlobalRandomState(Shaken):
-    """By torch's global generator."""
-
-    def shake(self) -> Tensor:
-        return torch.randn(self.task.dim)
-
-
-class NotDeterministic(Shaken):
+class NotDeterministic(GlobalRandomState):
     """By a generator that nobody seeded."""
 
     def shake(self) -> Tensor:

@@ -11,7 +11,7 @@ import hashlib
 import json
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -122,7 +122,7 @@ class AuditRun:
         done = {line["pair"] for line in lines}
         if left := [number for number in range(self.count) if number not in done]:
             own, canary = saturating(self.setting)
-            yield from (asdict(pair(own, canary, number)) for number in left)
+            yield from (pair(own, canary, number)._asdict() for number in left)
 
     def outcome(self, lines: Sequence[Mapping[str, Any]]) -> Audit:
         """What all lines say."""

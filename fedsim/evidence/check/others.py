@@ -125,8 +125,7 @@ def noise(subject: Subject) -> str:
     silo = subject.plan.trust == "silo"
     draws = [(client, query, _added(query, silo=silo)) for client, tape in enumerate(pool.tapes) for query in tape.queries]
     for length in {len(values) for *_, values in draws} - {0}:
-        own = [draw for draw in draws if len(draw[2]) == length]
-        _check_fresh(own, torch.stack([values for *_, values in own]))
+        _check_fresh([draw for draw in draws if len(draw[2]) == length])
     for release in subject.plan.releases:
         values = torch.cat([torch.zeros(0).double(), *(values for _, query, values in draws if query.release.name == release.name)])
         size, planned = float(values.square().mean().sqrt()), subject.plan.noise_std(release.name)
@@ -136,14 +135,14 @@ def noise(subject: Subject) -> str:
 
 
 def _added(query: Query, *, silo: bool) -> Tensor:
-    """The noise that one client added in one step, flat."""
     pairs = [(value, query.noised.kept[name]) for name, value in query.kept.items()]
     pairs += [(value, query.noised.sent[name]) for name, value in query.sent.items()] if silo else []
     return torch.cat([torch.zeros(0).double(), *((noisy - value).double().flatten() for value, noisy in pairs)])
 
 
-def _check_fresh(draws: Sequence[tuple[int, Query, Tensor]], values: Tensor) -> None:
-    """That no two ``values`` ``[n, length]`` of some draws are alike."""
+def _check_fresh(draws: Sequence[tuple[int, Query, Tensor]]) -> None:
+    """That no two draws of one length are alike."""
+    values = torch.stack([added for *_, added in draws])
     length, unit = values.shape[1], values / values.norm(dim=1, keepdim=True)
     correlation = (unit @ unit.T).abs().fill_diagonal_(0)
     # a few numbers are often nearly parallel by chance, but not equal
@@ -183,15 +182,15 @@ def determinism(subject: Subject) -> str:
 
 
 def _check_untouched(subject: Subject) -> None:
-    """Rows are as they were, also in the clients' hands."""
+    """Rows are as they were, also in the clients' hands, each one's and joined."""
     data, held, clients = subject.data, subject.trial.partition.rows, subject.first[1].cohorts[0].clients
-    # the data set itself keeps the fingerprint that it had
+    # a copy, for the data set itself keeps the fingerprint that it had
     if subject.trial.cell.dataset_hash != replace(data).fingerprint:
         raise Fault("the data set has changed in memory", UNTOUCHED_FIX)
-    whose = [(f"client {client}'s", x, y, held[client]) for client, x, y in zip(clients.members, clients.x, clients.y, strict=True)]
-    for words, x, y, rows in [*whose, ("the clients' joined", clients.pooled.x, clients.pooled.y, np.concatenate(held))]:
+    pooled, joined = clients.pooled, np.concatenate(held)
+    for x, y, rows in [*zip(clients.x, clients.y, held, strict=True), (pooled.x, pooled.y, joined)]:
         if not (np.array_equal(x.numpy(), data.x_train[rows]) and np.array_equal(y.numpy(), data.y_train[rows])):
-            raise Fault(f"{words} rows are not what the partition gave", UNTOUCHED_FIX)
+            raise Fault("clients' rows are not what the partition gave", UNTOUCHED_FIX)
 
 
 def packing(subject: Subject) -> str:

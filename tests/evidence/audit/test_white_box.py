@@ -62,8 +62,8 @@ def test_the_score_of_a_right_one_is_the_privacy_loss_that_was_paid_for() -> Non
 @pytest.mark.parametrize(
     ("path", "trust", "params", "count"),
     [
-        ("clips:SensitivityOfATenth", "aggregate", {}, 30),
-        pytest.param("clips:UnclippedPart", "aggregate", {"clip": 0.1}, 100, marks=pytest.mark.slow),
+        ("sums:SensitivityOfATenth", "aggregate", {}, 30),
+        pytest.param("sums:UnclippedPart", "aggregate", {"clip": 0.1}, 100, marks=pytest.mark.slow),
     ],
 )
 def test_a_broken_one_is_refuted(path: str, trust: Trust, params: dict[str, float], count: int) -> None:
@@ -131,7 +131,7 @@ def test_an_interrupted_audit_goes_on_and_more_pairs_are_added(folder: Path, com
         (["dp-gaussian", "--epsilon", "inf"], "is no claim that an audit could refute"),
         (["dp-gaussian", "--cell", "a1"], "cell: means nothing for dp-gaussian, which is not a run folder"),
         ([".", "--pairs", "10"], "pairs: means nothing for a run folder"),
-        (["broken.refused:Exits", "--pairs", "12"], ": SystemExit: 0"),
+        (["broken.results:Exits", "--pairs", "12"], ": SystemExit: 0"),
     ],
 )
 def test_a_mistake_is_one_message_and_nothing_is_written(arguments: list[str], message: str, folder: Path, command: Command) -> None:

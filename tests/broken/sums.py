@@ -1,0 +1,227 @@
+"""What a row adds is more than is claimed, by the clip or what it is set by; or it follows from other rows, or from earlier ones."""
+
+import math
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+import torch
+from broken.tiny import Classified, Spelled, Tiny
+from torch import Tensor, nn
+
+from baselines.dp_gaussian import DPGaussian
+from fedsim.batch import Batch
+from fedsim.methods.clients import Clients
+from fedsim.methods.messages import Message, Round, Server, Tensors
+from fedsim.methods.one_shot import Rows
+from fedsim.models.layers import ClientCode, one_hot
+from fedsim.privacy.clipping import Norms
+from fedsim.privacy.plan import Claim
+from fedsim.privacy.statistics.outer_products import OuterProduct
+
+
+class UnclippedPart(Tiny):
+    """The bias is left out of the clip, and is sent like the rest."""
+
+    def norms(self, model: nn.Module) -> Norms:
+        return replace(super().norms(model), free=("prototypes.bias",))
+
+
+class BatchClippedAsOne(Tiny):
+    """Each client's batch is clipped as one sample: what layer hooks make of a weight set that is generated once a batch."""
+
+    def norms(self, model: nn.Module) -> Norms:
+        return replace(super().norms(model), unit="client")
+
+
+class GroupsClippedByRow(Tiny):
+    """A group's rows are clipped one by one, as if its unit were an example."""
+
+    units = ("group",)
+
+    def norms(self, model: nn.Module) -> Norms:
+        return replace(super().norms(model), unit="example")
+
+
+class SensitivityOfATenth(Tiny):
+    """The author states a theorem, by a bound that is a tenth of what a row adds."""
+
+    def claim(self) -> Claim:
+        return "stated"
+
+    def sensitivity(self) -> float:
+        return self.clip() / 10
+
+
+class FirstRowIsTheAnchor(Tiny):
+    """Rows are told by their difference to their client's first row: without that one they are all other rows."""
+
+    def client_round(self, clients: Clients, round_: Round, broadcast: Tensors) -> Message:
+        return super().client_round(replace(clients, x=tuple(x - x[:1] / 2 for x in clients.x)), round_, broadcast)
+
+
+class OneLabelCountsDouble(Spelled):
+    """Rows of label 6 count twice, after the clip."""
+
+    def sums(self, model: nn.Module, batch: Batch) -> Tensors:
+        twice = super().sums(model, batch.take(batch.y == 6))
+        return {name: value + twice[name] for name, value in super().sums(model, batch).items()}
+
+
+class DividesByStepsOfTenRows(Spelled):
+    """A client divides by its number of batches of ten rows: the eleventh row halves what all others count."""
+
+    def client_round(self, clients: Clients, round_: Round, broadcast: Tensors) -> Message:
+        self.steps = [max(math.ceil(len(x) / 10), 1) for x in clients.x]
+        return super().client_round(clients, round_, broadcast)
+
+    def sums(self, model: nn.Module, batch: Batch) -> Tensors:
+        parts = [super(DividesByStepsOfTenRows, self).sums(model, batch.take(batch.layout.client == i)) for i in range(len(self.steps))]
+        return {name: torch.stack([part[name] / n for part, n in zip(parts, self.steps, strict=True)]).sum(0) for name in parts[0]}
+
+
+class ClipAtTheBatchMedian(Spelled):
+    """Gradients are clipped at the median of their norms, if that is below C: one row moves the clip norm of all."""
+
+    def limit(self, norms: Tensor) -> float:
+        return min(self.clip(), float(norms[norms > 0].median()))
+
+    def sums(self, model: nn.Module, batch: Batch) -> Tensors:
+        found = self.clipped(model, batch, replace(self.norms(model), clip=1e9)).norms
+        clip = self.limit(found) if bool((found > 0).any()) else self.clip()
+        return self.clipped(model, batch, replace(self.norms(model), clip=clip)).sums
+
+
+class ClipAtAHighQuantile(ClipAtTheBatchMedian):
+    """At the 90 % quantile: one row moves what clips the largest."""
+
+    def limit(self, norms: Tensor) -> float:
+        return min(self.clip(), float(norms.quantile(0.9)))
+
+
+class NoClipWhileTheMeanIsSmall(ClipAtTheBatchMedian):
+    """Nothing is clipped while the mean is below C."""
+
+    def limit(self, norms: Tensor) -> float:
+        return self.clip() if float(norms.mean()) >= self.clip() else math.inf
+
+
+class StopsClippingLate(Spelled):
+    """From round 50 of 300 on nothing is clipped."""
+
+    units = ("example", "client")
+
+    def client_round(self, clients: Clients, round_: Round, broadcast: Tensors) -> Message:
+        self.is_late = round_.number >= 50
+        return super().client_round(clients, round_, broadcast)
+
+    def norms(self, model: nn.Module) -> Norms:
+        norms = super().norms(model)
+        return replace(norms, clip=math.inf) if getattr(self, "is_late", False) else norms
+
+
+START: list[Tensor] = []
+
+
+class ScaledByTheFirstBatch(Tiny):
+    """In units of the spread of the first batch that the process saw, as ActNorm starts."""
+
+    def distance(self, model: Any, batch: Batch) -> Tensor:
+        if not START and len(batch.x) > 1:
+            START.append(1 / (batch.x.detach().std(0) + 0.1))
+        return super().distance(model, replace(batch, x=batch.x * (START[0] if START else 4.0)))
+
+
+class BatchLevelLoss(Tiny):
+    """An MMD between the batch's rows and their prototypes."""
+
+    def loss(self, model: Any, batch: Batch) -> Mapping[str, Tensor]:
+        mean_distance = (batch.x - self.decoded(model, batch.y)).mean(0).square().sum()
+        return {**super().loss(model, batch), "mmd": mean_distance.expand(len(batch))}
+
+
+class HypernetworkOverBatch(Tiny):
+    """A hypernetwork makes one weight set for the whole batch, from the mean of its rows' codes."""
+
+    def build(self, clients: int) -> nn.Module:
+        model: Any = super().build(clients)
+        model["code"] = ClientCode(clients, 2)
+        model["hyper"] = nn.Linear(2, self.task.classes * self.task.dim)
+        return model
+
+    def distance(self, model: Any, batch: Batch) -> Tensor:
+        weights = model["hyper"](model["code"](batch.layout).mean(0, keepdim=True)).view(self.task.classes, self.task.dim)
+        return (batch.x - self.decoded(model, batch.y) - one_hot(batch.y, self.task.classes) @ weights).square().sum(1)
+
+
+class WeightsFromLabelCounts(Tiny):
+    """Rare labels weigh more, by exact counts of the client's rows; one row changes the weights of all others of its label."""
+
+    counts = torch.ones(4, 10)
+
+    def client_round(self, clients: Clients, round_: Round, broadcast: Tensors) -> Message:
+        self.counts = torch.stack([torch.bincount(y, minlength=self.task.classes).float() for y in clients.y])
+        return super().client_round(clients, round_, broadcast)
+
+    def distance(self, model: Any, batch: Batch) -> Tensor:
+        return super().distance(model, batch) / self.counts[batch.layout.client, batch.y].clamp_min(1)
+
+
+class Weighed(DPGaussian):
+    """The moments of DP-Gaussian with a weight for every row, by what else its client holds."""
+
+    units = ("example",)
+
+    def moment_products(self, rows: Rows, told: Tensors) -> dict[str, OuterProduct]:
+        weight = self.weights(rows)[:, None]
+        return {name: OuterProduct(product.left * weight, product.right) for name, product in super().moment_products(rows, told).items()}
+
+    def weights(self, rows: Rows) -> Tensor:
+        raise NotImplementedError
+
+
+class Majority(Weighed):
+    """Rows of a label of which a client holds more than 60 count half."""
+
+    def weights(self, rows: Rows) -> Tensor:
+        cell = rows.client * self.task.classes + rows.y
+        return 1 - 0.5 * (torch.bincount(cell)[cell] > 60)
+
+
+class ClientsCapped(Weighed):
+    """Of a client's rows those after the first 150 count for nothing: one more row at the front pushes out another."""
+
+    def weights(self, rows: Rows) -> Tensor:
+        starts = torch.searchsorted(rows.client, rows.client)
+        return (torch.arange(len(rows.y)) - starts < 150).float()
+
+
+class CapThousand(Weighed):
+    """A client uses the 1,000 of its rows that are nearest to the released mean: one more of them pushes out another."""
+
+    def moment_products(self, rows: Rows, told: Tensors) -> dict[str, OuterProduct]:
+        self.mean = told["mean"]
+        return super().moment_products(rows, told)
+
+    def weights(self, rows: Rows) -> Tensor:
+        far, kept = (rows.x - self.mean).square().sum(1), torch.zeros(len(rows.x))
+        for client in rows.client.unique():
+            own = (rows.client == client).nonzero()[:, 0]
+            kept[own[far[own].argsort(stable=True)[:1000]]] = 1
+        return kept
+
+
+class RemembersRows(Classified):
+    """Its classifier centres a row at the mean of those that it was shown before, so one held-out row changes what others are taken for."""
+
+    def classifier(self, server: Server) -> Any:
+        return Remembering(super().classifier(server))
+
+
+class Remembering:
+    def __init__(self, known: Any) -> None:
+        self.known, self.shown = known, list[Tensor]()
+
+    def probabilities(self, x: Tensor) -> Tensor:
+        self.shown.append(x)
+        return self.known.probabilities(x - torch.cat(self.shown).mean(0))  # type: ignore[no-any-return]
