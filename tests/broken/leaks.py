@@ -48,8 +48,6 @@ class LabelCountsToldExactly(Tiny):
 
 
 class LabelsToldByShape(Spelled):
-    """Noise is asked for as many more zeros as there are labels."""
-
     trusts = ("silo",)
 
     def noised(self, clients: Clients, round_: Round, sums: Tensors) -> Noised:
@@ -79,8 +77,6 @@ class Unnoised(TinyParams):
 
 
 class StateWithoutNoise(Adapted):
-    """What stays with a client is trained without noise, and (epsilon, delta) is claimed to be proved all the same."""
-
     Params = Unnoised
 
     def claim(self) -> Claim:
@@ -122,8 +118,6 @@ class StopsOnOwnLoss(Spelled):
 
 
 class RaisesWithoutRows(Tiny):
-    """A client that has no row cannot take part, and the training ends: which shows that it has none."""
-
     def client_round(self, clients: Clients, round_: Round, broadcast: Tensors) -> Message:
         if any(len(x) == 0 for x in clients.x):
             raise ValueError("a client has no row")
@@ -156,8 +150,6 @@ class KeepsPublic(TakenForPublic):
 
 
 class ForgetsPublic(KeepsPublic):
-    """Its generator looks for public rows, which are not there when it is made again."""
-
     def generator(self, server: Server) -> Prototypes:
         rows = self.task.public.rows() if self.task.public is not None else torch.zeros(1, self.task.dim)
         return Prototypes(rows[:1].expand(self.task.classes, -1))

@@ -16,15 +16,11 @@ from fedsim.methods.messages import Message, Round, Server, Tensors
 
 
 class CannotBeBuilt(Tiny):
-    """Layers of a size that does not exist."""
-
     def build(self, clients: int) -> nn.Module:
         return nn.ModuleDict({"prototypes": nn.Linear(self.task.classes, -self.task.dim)})
 
 
 class CannotBePlanned(Tiny):
-    """Its clip norm cannot be computed."""
-
     def clip(self) -> float:
         return 1 / 0
 
@@ -34,8 +30,6 @@ class RowsOnly(TinyParams):
 
 
 class ClientIsRefused(Tiny):
-    """Clients are stated as a unit, and have no plan with the default parameters."""
-
     Params = RowsOnly
     units = ("example", "client")
     trusts = ("silo",)
@@ -54,8 +48,6 @@ class ClientMayBeRefused(ClientIsRefused):
 
 
 class Raises(Tiny):
-    """The server divides by zero; a subclass ends the process instead."""
-
     def server_step(self, server: Server, round_: Round, total: Tensors) -> Mapping[str, float]:
         return {"never": 1 / round_.number}
 
@@ -71,8 +63,6 @@ class Interrupted(Raises):
 
 
 class GlobalRandomState(Tiny):
-    """The server's step is shaken by torch's global generator."""
-
     def shake(self) -> Tensor:
         return torch.randn(self.task.dim)
 
@@ -81,15 +71,11 @@ class GlobalRandomState(Tiny):
 
 
 class NotDeterministic(GlobalRandomState):
-    """By a generator that nobody seeded."""
-
     def shake(self) -> Tensor:
         return torch.from_numpy(np.random.default_rng().standard_normal(self.task.dim)).float()
 
 
 class DependsOnPacking(Tiny):
-    """A cohort sends the mean over its clients where the sum belongs."""
-
     trusts = ("aggregate",)
 
     def client_round(self, clients: Clients, round_: Round, broadcast: Tensors) -> Message:
@@ -98,8 +84,6 @@ class DependsOnPacking(Tiny):
 
 
 class ResumeDiffers(Tiny):
-    """The server counts its rounds in an attribute, which no checkpoint holds, and steps by the count."""
-
     rounds_seen = 0
 
     def server_step(self, server: Server, round_: Round, total: Tensors) -> Mapping[str, float]:
@@ -108,8 +92,6 @@ class ResumeDiffers(Tiny):
 
 
 class DataChanged(Tiny):
-    """Large entries of the rows are cut in place."""
-
     def client_round(self, clients: Clients, round_: Round, broadcast: Tensors) -> Message:
         for x in clients.x:
             x.clamp_(max=0.2)
@@ -117,29 +99,21 @@ class DataChanged(Tiny):
 
 
 class Told(float):
-    """A number that knows how it is told."""
-
     def __init__(self, value: float) -> None:
         self.text = lambda: f"{value:g}"
 
 
 class UnserialisableMessage(Tiny):
-    """A diagnostic holds a function, which no actor can send."""
-
     def client_round(self, clients: Clients, round_: Round, broadcast: Tensors) -> Message:
         message = super().client_round(clients, round_, broadcast)
         return replace(message, diagnostics={**message.diagnostics, "clients": [Told(len(clients.members))]})
 
 
 class RowsAreNotFinite(Tiny):
-    """What is learned divides zero by zero: the same in every training, whatever the packing."""
-
     def generator(self, server: Server) -> Prototypes:
         return Prototypes(0 * super().generator(server).rows / 0)
 
 
 class LearnsNothing(Tiny):
-    """Nothing that is released depends on any row, so no pair of neighbours measures anything."""
-
     def distance(self, model: Any, batch: Batch) -> Tensor:
         return 0 * super().distance(model, batch)

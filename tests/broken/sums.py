@@ -20,23 +20,12 @@ from fedsim.privacy.plan import Claim
 from fedsim.privacy.statistics.outer_products import OuterProduct
 
 
-class UnclippedPart(Tiny):
-    """The bias is left out of the clip, and is sent like the rest."""
-
-    def norms(self, model: nn.Module) -> Norms:
-        return replace(super().norms(model), free=("prototypes.bias",))
-
-
 class BatchClippedAsOne(Tiny):
-    """Each client's batch is clipped as one sample: what layer hooks make of a weight set that is generated once a batch."""
-
     def norms(self, model: nn.Module) -> Norms:
         return replace(super().norms(model), unit="client")
 
 
 class GroupsClippedByRow(Tiny):
-    """A group's rows are clipped one by one, as if its unit were an example."""
-
     units = ("group",)
 
     def norms(self, model: nn.Module) -> Norms:
@@ -44,8 +33,6 @@ class GroupsClippedByRow(Tiny):
 
 
 class SensitivityOfATenth(Tiny):
-    """The author states a theorem, by a bound that is a tenth of what a row adds."""
-
     def claim(self) -> Claim:
         return "stated"
 
@@ -53,24 +40,13 @@ class SensitivityOfATenth(Tiny):
         return self.clip() / 10
 
 
-class FirstRowIsTheAnchor(Tiny):
-    """Rows are told by their difference to their client's first row: without that one they are all other rows."""
-
-    def client_round(self, clients: Clients, round_: Round, broadcast: Tensors) -> Message:
-        return super().client_round(replace(clients, x=tuple(x - x[:1] / 2 for x in clients.x)), round_, broadcast)
-
-
 class OneLabelCountsDouble(Spelled):
-    """Rows of label 6 count twice, after the clip."""
-
     def sums(self, model: nn.Module, batch: Batch) -> Tensors:
         twice = super().sums(model, batch.take(batch.y == 6))
         return {name: value + twice[name] for name, value in super().sums(model, batch).items()}
 
 
 class DividesByStepsOfTenRows(Spelled):
-    """A client divides by its number of batches of ten rows: the eleventh row halves what all others count."""
-
     def client_round(self, clients: Clients, round_: Round, broadcast: Tensors) -> Message:
         self.steps = [max(math.ceil(len(x) / 10), 1) for x in clients.x]
         return super().client_round(clients, round_, broadcast)
@@ -81,8 +57,6 @@ class DividesByStepsOfTenRows(Spelled):
 
 
 class ClipAtTheBatchMedian(Spelled):
-    """Gradients are clipped at the median of their norms, if that is below C: one row moves the clip norm of all."""
-
     def limit(self, norms: Tensor) -> float:
         return min(self.clip(), float(norms[norms > 0].median()))
 
@@ -93,22 +67,16 @@ class ClipAtTheBatchMedian(Spelled):
 
 
 class ClipAtAHighQuantile(ClipAtTheBatchMedian):
-    """At the 90 % quantile: one row moves what clips the largest."""
-
     def limit(self, norms: Tensor) -> float:
         return min(self.clip(), float(norms.quantile(0.9)))
 
 
 class NoClipWhileTheMeanIsSmall(ClipAtTheBatchMedian):
-    """Nothing is clipped while the mean is below C."""
-
     def limit(self, norms: Tensor) -> float:
         return self.clip() if float(norms.mean()) >= self.clip() else math.inf
 
 
 class StopsClippingLate(Spelled):
-    """From round 50 of 300 on nothing is clipped."""
-
     units = ("example", "client")
 
     def client_round(self, clients: Clients, round_: Round, broadcast: Tensors) -> Message:
@@ -133,8 +101,6 @@ class ScaledByTheFirstBatch(Tiny):
 
 
 class BatchLevelLoss(Tiny):
-    """An MMD between the batch's rows and their prototypes."""
-
     def loss(self, model: Any, batch: Batch) -> Mapping[str, Tensor]:
         mean_distance = (batch.x - self.decoded(model, batch.y)).mean(0).square().sum()
         return {**super().loss(model, batch), "mmd": mean_distance.expand(len(batch))}
@@ -155,8 +121,6 @@ class HypernetworkOverBatch(Tiny):
 
 
 class WeightsFromLabelCounts(Tiny):
-    """Rare labels weigh more, by exact counts of the client's rows; one row changes the weights of all others of its label."""
-
     counts = torch.ones(4, 10)
 
     def client_round(self, clients: Clients, round_: Round, broadcast: Tensors) -> Message:
@@ -168,8 +132,6 @@ class WeightsFromLabelCounts(Tiny):
 
 
 class Weighed(DPGaussian):
-    """The moments of DP-Gaussian with a weight for every row, by what else its client holds."""
-
     units = ("example",)
 
     def moment_products(self, rows: Rows, told: Tensors) -> dict[str, OuterProduct]:
@@ -181,24 +143,18 @@ class Weighed(DPGaussian):
 
 
 class Majority(Weighed):
-    """Rows of a label of which a client holds more than 60 count half."""
-
     def weights(self, rows: Rows) -> Tensor:
         cell = rows.client * self.task.classes + rows.y
         return 1 - 0.5 * (torch.bincount(cell)[cell] > 60)
 
 
 class ClientsCapped(Weighed):
-    """Of a client's rows those after the first 150 count for nothing: one more row at the front pushes out another."""
-
     def weights(self, rows: Rows) -> Tensor:
         starts = torch.searchsorted(rows.client, rows.client)
         return (torch.arange(len(rows.y)) - starts < 150).float()
 
 
 class CapThousand(Weighed):
-    """A client uses the 1,000 of its rows that are nearest to the released mean: one more of them pushes out another."""
-
     def moment_products(self, rows: Rows, told: Tensors) -> dict[str, OuterProduct]:
         self.mean = told["mean"]
         return super().moment_products(rows, told)

@@ -6,7 +6,7 @@ import math
 from collections.abc import Generator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -110,8 +110,11 @@ def draw_of(number: int, unit: str, classes: int) -> Draw:
     def one(*values: Any) -> Any:
         return values[stream.integers(len(values))]
 
+    def between(low: float, high: float) -> float:
+        return float(np.exp(stream.uniform(math.log(low), math.log(high + 1))))
+
     small, large = stream.integers(TRIED_ROWS + 1), 3 * BASE_ROWS
-    size = one(small, _log_uniform(stream, 1, large), _log_uniform(stream, 1, large), _log_uniform(stream, large, MOST_ROWS))
+    size = one(small, between(1, large), between(1, large), between(large, MOST_ROWS))
     mixed = unit != "client" and one(True, False, False)
     return Draw(
         way=one("removed", "replaced", "resampled", "removed") if unit == "client" else one(*["removed"] * 9, "replaced"),
@@ -132,10 +135,6 @@ def draw_of(number: int, unit: str, classes: int) -> Draw:
         rounds=tuple(MORE_ROUNDS * number + more for more in range(MORE_ROUNDS)),
         seed=number,
     )
-
-
-def _log_uniform(stream: np.random.Generator, low: float, high: float) -> float:
-    return float(np.exp(stream.uniform(math.log(low), math.log(high + 1))))
 
 
 @dataclass(frozen=True)
@@ -181,8 +180,7 @@ class Pair:
         return self.whole.held.keys() == self.other.held.keys()
 
 
-@dataclass(frozen=True)
-class Levels:
+class Levels(NamedTuple):
     """What single units add to the first step, nothing clipped: ``norms`` in units of the clip norm; rows ``x`` with labels ``y``."""
 
     x: FloatRows
@@ -214,7 +212,7 @@ def pair_of(subject: Subject, draw: Draw, levels: Levels | None) -> Pair:
     """The worlds of a draw, and the clip norm and rounds with which they are run."""
     unit = subject.trial.task.unit
     whole, other = (_clients if unit == "client" else _rows)(subject, draw, levels)
-    own = subject.with_all_rounds
+    own = subject if subject.rounds is None else varied(subject, rounds=subject.rounds)
     if unit == "client" and subject.trial.cell.params.get("client_rate") == 1:
         own = varied(own, client_rate=draw.client_rate)
     if (clip := clip_of(subject)) is not None and levels is not None:
@@ -256,19 +254,14 @@ def _rows(subject: Subject, draw: Draw, levels: Levels | None) -> tuple[World, W
     count, units_of = (draw.copies, ROWS_OF_A_GROUP) if group else (1, 1)
     hidden = Hidden(draw.client, draw.sampled, draw.position)
     at = min(hidden.index(-(-len(x) // units_of)) * units_of, len(x))
-    row = _direction(subject, draw, x, y, label, stream)
+    data, all_rows = subject.data, x if len(x) else subject.data.x_train
+    same = x[y == label] if (y == label).any() else data.x_train[data.y_train == label]
+    random = stream.standard_normal(data.dim)
+    mean = {"class mean": same.mean(0), "batch mean": all_rows.mean(0), "random": random, "opposite": -all_rows.mean(0)}[draw.direction]
+    row = unit_norm(mean[None].astype(np.float32)) * np.float32(draw.magnitude > 0)
     more = np.insert(x, [at] * count, row, 0), np.insert(y, [at] * count, label)
     whole = replace(World({**held, draw.client: more}, hidden), size=count)
     return whole, World({**held, draw.client: (x, y)}, replace(hidden, present=False))
-
-
-def _direction(subject: Subject, draw: Draw, x: FloatRows, y: Labels, label: int, stream: np.random.Generator) -> FloatRows:
-    """The unit's row ``[1, d]``."""
-    data, all_rows = subject.data, x if len(x) else subject.data.x_train
-    own = x[y == label] if (y == label).any() else data.x_train[data.y_train == label]
-    random = stream.standard_normal(data.dim)
-    row = {"class mean": own.mean(0), "batch mean": all_rows.mean(0), "random": random, "opposite": -all_rows.mean(0)}[draw.direction]
-    return unit_norm(row[None].astype(np.float32)) * np.float32(draw.magnitude > 0)
 
 
 def _drawn_rows(subject: Subject, draw: Draw, levels: Levels | None, stream: np.random.Generator) -> tuple[FloatRows, Labels]:

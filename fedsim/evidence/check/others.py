@@ -13,18 +13,7 @@ import torch
 from torch import Tensor
 
 from fedsim.errors import NotPerExample, WrongReturn
-from fedsim.evidence.check.subject import (
-    CHECKED_CLIENTS,
-    Fault,
-    Idle,
-    Subject,
-    Training,
-    drawn,
-    fix_random_states,
-    random_states,
-    same,
-    train,
-)
+from fedsim.evidence.check.subject import Fault, Idle, Subject, Training, drawn, fix_random_states, random_states, same, train
 from fedsim.evidence.worlds import Query, WatchedPool
 from fedsim.methods.contract import answer
 from fedsim.methods.dp_sgd import DPSGD
@@ -81,7 +70,7 @@ def per_example(subject: Subject) -> str:
 
 def trains(subject: Subject) -> str:
     """A whole training runs."""
-    return f"{len(subject.records)} rounds on {subject.trial.task.clients} clients"
+    return f"{len(subject.first[0].records)} rounds on {subject.trial.task.clients} clients"
 
 
 def predictions(subject: Subject) -> str:
@@ -120,7 +109,7 @@ def noise(subject: Subject) -> str:
     """Clients' noise has the planned standard deviation, and differs for every client and step; a server's is the harness's."""
     if subject.plan is None:
         raise Idle("not private")
-    pool = WatchedPool(subject.cohorts((1,) * CHECKED_CLIENTS))
+    pool = WatchedPool(subject.cohorts((1,) * subject.trial.task.clients))
     train(subject.build(), pool, subject.plan, 0)
     silo = subject.plan.trust == "silo"
     draws = [(client, query, _added(query, silo=silo)) for client, tape in enumerate(pool.tapes) for query in tape.queries]
@@ -158,7 +147,7 @@ def budget(subject: Subject) -> str:
     """The ledger holds what the plan planned, and epsilon is spent, not overspent."""
     plan, ledger = subject.plan, subject.first[0].trained.ledger
     if plan is None:
-        if ledger.mechanisms() or any(record.values["noise_norm"] for record in subject.records):
+        if ledger.mechanisms() or any(record.values["noise_norm"] for record in subject.first[0].records):
             raise Fault("it is not private, yet something is noised or accounted", "set private = True, or leave noise alone")
         return "no epsilon, no noise, no ledger"
     if fault := ledger.unaccounted(plan, subject.trial.task.clients):
@@ -201,7 +190,7 @@ def packing(subject: Subject) -> str:
     params, (one, pool) = subject.algorithm.params, subject.first
     if type(params).model_validate(json.loads(params.model_dump_json())) != params:
         raise Fault("the parameters are not themselves after JSON", SEND_FIX)
-    for number, message in subject.tape.messages.items():
+    for number, message in pool.tapes[0].messages.items():
         try:
             pickle.dumps(message)
         except Exception as error:
@@ -211,7 +200,7 @@ def packing(subject: Subject) -> str:
         two = train(subject.build(), other, subject.plan, 0)
         for before, after in zip(one.progress, two.progress, strict=True):
             number, allowed = before.round - 1, ORDER * GROWTH_A_ROUND ** (before.round - 1)
-            messages, whole = [tape.messages[number] for tape in other.tapes], subject.tape.messages[number]
+            messages, whole = [tape.messages[number] for tape in other.tapes], pool.tapes[0].messages[number]
             difference = _apart(whole.sums, add_in_order([message.sums for message in messages]), allowed)
             difference = difference or _apart(before.tensors, after.tensors, allowed)
             if whole.uplink_bytes != (sent := sum(message.uplink_bytes for message in messages)):

@@ -67,15 +67,15 @@ def sensitivity(subject: Subject) -> str:
 
 def check_samples(subject: Subject) -> None:
     """Under a claimed rate below 1, rows are sampled by the harness's streams, at that rate, anew for every step."""
-    schedule, seen = list(subject.algorithm.schedule()), dict[int, int]()
-    for sample in subject.tape.samples:
+    schedule, seen, taken = list(subject.algorithm.schedule()), dict[int, int](), subject.first[1].tapes[0].samples
+    for sample in taken:
         # in a round of one step, with noise once, asking again is looking again
         if sample.step in seen and not (seen[sample.step] == sample.round and schedule[sample.round].release.per_round == 1):
             text = f"round {sample.round}: the Poisson sample of step {sample.step} is drawn again, after round {seen[sample.step]}"
             raise Fault(text, SAMPLE_FIX)
         seen[sample.step] = sample.round
     for number, release in ((round_.number, round_.release) for round_ in schedule if round_.release.sample_rate < 1):
-        samples, text = [sample for sample in subject.tape.samples if sample.round == number], ""
+        samples, text = [sample for sample in taken if sample.round == number], ""
         if len(samples) < release.per_round:
             text = f"{len(samples)} Poisson samples for {release.per_round} steps"
         elif other := next((sample for sample in samples if not math.isclose(sample.rate, release.sample_rate)), None):

@@ -16,7 +16,7 @@ from torch import Tensor
 from fedsim.data.embeddings import Embeddings, PublicRows
 from fedsim.errors import at
 from fedsim.evaluation.plans import plans_of
-from fedsim.evidence.worlds import Tape, WatchedPool, watched
+from fedsim.evidence.worlds import WatchedPool, watched
 from fedsim.grid.cells import expand, loaded, partition_of, resolve, task_of
 from fedsim.grid.models import Grid
 from fedsim.grid.read import one_cell
@@ -69,11 +69,8 @@ class Training(NamedTuple):
 class Subject:
     """An algorithm with its parameters, in one privacy setting, on the small cell.
 
-    Attributes:
-        trial: the cell with its plan and partition.
-        data: its rows; public ones are made up, and the same in both worlds of a pair.
-        draws: numbers of the random pairs of neighbouring worlds that are compared.
-        rounds: of a training that is not shortened, where the algorithm has such a parameter and it was not given.
+    Public rows are made up, and the same in both worlds of a pair. The ``draws`` are numbers of random pairs of neighbouring worlds; the
+    ``rounds`` are of a training that is not shortened, where the algorithm has such a parameter and it was not given.
     """
 
     trial: Trial
@@ -96,11 +93,6 @@ class Subject:
         """A fresh instance for questions that change nothing."""
         return self.build()
 
-    @cached_property
-    def with_all_rounds(self) -> Subject:
-        """Its training is not shortened to a few rounds; the noise multiplier stays."""
-        return self if self.rounds is None else varied(self, rounds=self.rounds)
-
     def build(self) -> Algorithm:
         """A new instance."""
         return build_algorithm(self.trial.cell.algorithm, self.trial.cell.params, self.trial.task)
@@ -119,16 +111,6 @@ class Subject:
         """The training that most checks look at, all clients in one cohort, and the pool that it ran on."""
         pool = WatchedPool(self.cohorts())
         return train(self.build(), pool, self.plan, 0), pool
-
-    @property
-    def tape(self) -> Tape:
-        """What the clients of :attr:`first` did."""
-        return self.first[1].tapes[0]
-
-    @property
-    def records(self) -> list[RoundRecord]:
-        """The rounds of :attr:`first`."""
-        return self.first[0].records
 
 
 def subject(name: str, params: Sequence[str], unit: Unit, trust: Trust, draws: range = range(0)) -> Subject:
