@@ -22,7 +22,7 @@ class UserError(Exception):
         super().__init__(where, what, hint)
 
     def __str__(self) -> str:
-        return below(self.where, self.what) + (f"; {self.hint}" if self.hint else "")
+        return ": ".join(filter(None, (self.where, self.what))) + (f"; {self.hint}" if self.hint else "")
 
 
 class RunLost(UserError):
@@ -37,11 +37,6 @@ class PluginError(UserError):
 
 class NotPerExample(ValueError):
     """One row's presence changes the loss or statistic of other rows, so clipping single rows bounds nothing."""
-
-    remedy: ClassVar[str] = (
-        "let row n of every loss part and of all products of a statistic depend on row n alone: no batch statistics or counts, no weights "
-        "made once for a batch (feed codes in per row)"
-    )
 
 
 class WrongReturn(ValueError):
@@ -67,18 +62,13 @@ def not_installed(where: str, package: str, extra: str) -> UserError:
     return UserError(where, f"the package '{package}' is not installed", hint)
 
 
-def below(place: str, where: str) -> str:
-    """``where`` inside ``place``; either may be empty."""
-    return ": ".join(filter(None, (place, where)))
-
-
 @contextmanager
 def at(place: str | Callable[[str], str]) -> Iterator[None]:
     """Name the place of every UserError that passes through: a prefix of the error's own place, or a function of it."""
     try:
         yield
     except UserError as error:
-        where = below(place, error.where) if isinstance(place, str) else place(error.where)
+        where = ": ".join(filter(None, (place, error.where))) if isinstance(place, str) else place(error.where)
         raise type(error)(where, error.what, error.hint) from error
 
 

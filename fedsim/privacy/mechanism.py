@@ -16,8 +16,8 @@ from fedsim.words import number
 if TYPE_CHECKING:  # torch, which a report does without
     from torch import Size
 
-    from fedsim.keystream import Keystream
     from fedsim.privacy.noise import Noise
+    from fedsim.seeds import Keystream
 
 
 @dataclass(frozen=True, order=True)
