@@ -167,8 +167,7 @@ class _Transformer:
             raise UserError(f"encoder {files.spec.name}", f"cannot be loaded ({what})", hint) from error
         finally:
             logging.set_verbosity(verbosity)
-        self.device, self.narrow = device, files.spec.dtype == "bfloat16" and device == "cpu"
-        self.model = model.to(device, torch.bfloat16 if self.narrow else None).eval()
+        self.device, self.model = device, model.to(device).eval()
         self.leading = 1 + int(getattr(model.config, "num_register_tokens", 0) or 0)
 
     def preprocess(self, images: Sequence[Image.Image]) -> Tensor:
@@ -177,7 +176,7 @@ class _Transformer:
 
     def output(self, pixels: Tensor) -> Tensor | None:
         on_gpu = self.device != "cpu"
-        moved = pixels.pin_memory().to(self.device, non_blocking=True) if on_gpu else pixels.bfloat16() if self.narrow else pixels
+        moved = pixels.pin_memory().to(self.device, non_blocking=True) if on_gpu else pixels
         with torch.autocast("cuda", torch.bfloat16) if on_gpu else nullcontext():
             return getattr(self.model(pixel_values=moved), "last_hidden_state", None)
 

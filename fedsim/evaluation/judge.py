@@ -18,7 +18,6 @@ from fedsim.evaluation.readouts import READOUTS, Labelled
 from fedsim.evaluation.scores import (
     Scores,
     best_weight,
-    held_out_weight,
     mean_scores,
     personal_scores,
     predictions_of,
@@ -176,8 +175,8 @@ class Judge:
         """As each client would predict: by weight * own classifier + (1 - weight) * the one from synthetic embeddings.
 
         The protocol of Di Salvo et al. 2025 (arXiv 2507.02671). A client's own classifier, trained on its real rows, and its weight stay
-        with it. The weight is the best one on other synthetic embeddings, weighed by the client's label shares (``synthetic``), on a fifth
-        of its real rows, by a classifier of the other four (``held-out``), or given. A classifier is taken as it is, and has no weight.
+        with it. The weight is the best one on other synthetic embeddings, weighed by the client's label shares (``synthetic``), or given. A
+        classifier is taken as it is, and has no weight.
         """
         made, data, evaluation = self.made, self.data, self.cell.evaluation
         if is_classifier(made):
@@ -189,9 +188,7 @@ class Judge:
         for client in range(self.cell.clients):
             x, y = data.x_train[self.partition.rows[client]], data.y_train[self.partition.rows[client]]
             local = fit_linear(x, y, data.classes, evaluation.real_c)
-            if evaluation.personal == "held-out":
-                weight = held_out_weight(x, y, shared, data.classes, evaluation.real_c)
-            elif evaluation.personal == "synthetic":
+            if evaluation.personal == "synthetic":
                 importance = torch.from_numpy(self._share(client))[labels]
                 weight = best_weight(local.probabilities(rows), shared.probabilities(rows), labels, importance)
             else:

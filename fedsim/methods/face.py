@@ -8,7 +8,7 @@ defines it.
 
 from fedsim.batch import Batch
 from fedsim.device import normal, to_device
-from fedsim.evaluation.scores import held_out_weight
+from fedsim.evaluation.scores import best_weight
 from fedsim.methods.algorithm import Algorithm, Params, Phase
 from fedsim.methods.clients import Clients
 from fedsim.methods.coordinates import COORDINATE_NAMES, Coordinates, coordinate_statistics, receive_spread
@@ -29,6 +29,7 @@ from fedsim.models.linear import (
     LocalClassifiers,
     ProbeClassifier,
     cross_entropy,
+    fit_linear,
     probe_of,
     probe_tensors,
 )
