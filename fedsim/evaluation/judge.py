@@ -89,12 +89,17 @@ class Judgement:
     label_shares: LabelShares | None
 
 
-def judgement_of(trial: Trial, state: Tensors, data: Embeddings, device: torch.device = CPU) -> Judgement:
-    """Judge what a training made, made again from its ``state`` (:attr:`fedsim.training.rounds.Trained.state`), with its trial's plan."""
+def judge_of(trial: Trial, state: Tensors, data: Embeddings, device: torch.device = CPU) -> Judge:
+    """The judge of what a training made, made again from its ``state`` (:attr:`fedsim.training.rounds.Trained.state`)."""
     cell = trial.cell
     algorithm = build_algorithm(cell.algorithm, cell.params, trial.task)
     made, shares = restored(algorithm, state, trial.plan, Seeds(cell.seed), device)
-    return Judge(cell, data, trial.partition, made, shares, device).judgement()
+    return Judge(cell, data, trial.partition, made, shares, device)
+
+
+def judgement_of(trial: Trial, state: Tensors, data: Embeddings, device: torch.device = CPU) -> Judgement:
+    """All that its evaluation asks for of a training."""
+    return judge_of(trial, state, data, device).judgement()
 
 
 @dataclass(frozen=True)
@@ -114,10 +119,9 @@ class Judge:
     def judgement(self) -> Judgement:
         """All that the evaluation asks for. Balanced accuracy is of uniform labels, plain accuracy of released ones where there are any."""
         predicted, evaluation = self.predictions(), self.cell.evaluation
-        scores = Scores(
-            mean_scores([scores_with(predictions, self._label_shares) for predictions in predicted]), **self.size(), **self.readouts()
-        )
+        scores = mean_scores([scores_with(predictions, self._label_shares) for predictions in predicted])
         clients = self.of_clients() if evaluation.per_client else ()
+        scores |= self.size() | self.readouts()
         scores |= scores_of_clients([client.own for client in clients], [client.shared for client in clients])
         if evaluation.personal is not None:
             scores |= self.personal()
