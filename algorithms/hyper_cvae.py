@@ -10,10 +10,9 @@ from torch import Tensor, nn
 
 from algorithms.fedhypevae_params import FedHypeVAEParams
 from fedsim.batch import Batch
-from fedsim.models.cvae import Encoder, ObservationNoise
+from fedsim.models.cvae import Encoder, ObservationNoise, SpreadCache, linear_posterior, lower_inverse, posterior_spread
 from fedsim.models.hypernetwork import ConditionalPrior, ModulatedDecoder
 from fedsim.models.layers import ClientCode
-from fedsim.models.posterior import SpreadCache, linear_posterior, lower_inverse, posterior_spread
 
 
 class HyperCVAE(nn.Module):
