@@ -110,7 +110,10 @@ def describe(name: str | type, where: str = "fedsim algorithms") -> Description:
     cls = lookup(name, where)
     claims, refused = _claims(cls, where)
     yields = "generator" if cls.generates() else "classifier"
-    texts = (inspect.getdoc(inspect.getmodule(cls)), inspect.cleandoc(cls.__doc__ or ""))
+    module, texts = inspect.getmodule(cls), [inspect.cleandoc(cls.__doc__ or "")]
+    # a module of one method says what that is, one of several what they share
+    classes = (each for each in getattr(module, "__dict__", {}).values() if isinstance(each, type) and each.__module__ == cls.__module__)
+    texts.insert(sum("name" in vars(each) for each in classes) > 1, inspect.getdoc(module) or "")
     return Description(
         name=name,
         source=cls.source,

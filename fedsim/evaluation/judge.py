@@ -17,7 +17,6 @@ from fedsim.evaluation.measures import LabelShares, Predictions
 from fedsim.evaluation.readouts import READOUTS, Labelled
 from fedsim.evaluation.scores import (
     Scores,
-    best_weight,
     mean_scores,
     personal_scores,
     predictions_of,
@@ -30,7 +29,7 @@ from fedsim.evaluation.scores import (
 from fedsim.grid.models import Cell
 from fedsim.methods.messages import Tensors
 from fedsim.methods.products import Classifier, Generator, before_sphere, is_classifier, is_personal, own
-from fedsim.models.linear import Interpolated, ProbeClassifier, fit_linear, folded
+from fedsim.models.linear import Interpolated, ProbeClassifier, best_weight, fit_linear, folded
 from fedsim.models.probe import Probe, fit_chosen, fit_probe
 from fedsim.partition import Partition
 from fedsim.partition.seen import OwnRows, own_rows

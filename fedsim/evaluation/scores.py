@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Literal
@@ -16,9 +15,6 @@ from fedsim.device import CPU, to_device
 from fedsim.evaluation.measures import MEASURES, Predictions, accuracy, recalls
 from fedsim.methods.products import Classifier
 from fedsim.models.probe import Probe
-
-TRIED_WEIGHTS = tuple(step / 10 for step in range(11))
-"""The weights of the local classifier that are tried."""
 
 
 class Scores(dict[str, float]):
@@ -107,17 +103,3 @@ def score_classifier(
 ) -> Scores:
     """The scores of a classifier on ``device`` over real test rows ``[m, d]`` with labels ``[m]``; ``shares`` as in :func:`at_shares`."""
     return scores_with(predictions_of(made.probabilities(to_device(torch.from_numpy(x_test), device)), y_test), shares)
-
-
-def best_weight(local: Tensor, shared: Tensor, y: Tensor, importance: Tensor) -> float:
-    """The weight of ``local`` among :data:`TRIED_WEIGHTS` whose mixture has the best weighted accuracy; the smallest of equals.
-
-    Of probabilities ``[n, C]`` of both, labels y ``[n]``, and the importance of each row ``[n]``.
-    """
-    best, best_score = 0.0, -math.inf
-    for weight in TRIED_WEIGHTS:
-        right = (weight * local + (1 - weight) * shared).argmax(1) == y
-        score = float((right * importance).sum())
-        if score > best_score + 1e-9:
-            best, best_score = weight, score
-    return best

@@ -152,12 +152,10 @@ def sample_posterior(mean: Tensor, log_var: Tensor, noise: Tensor) -> Tensor:
     return mean + (0.5 * log_var).exp() * noise
 
 
-def gaussian_nll(x: Tensor, decoded: Tensor, log_var: Tensor, scale: Tensor | None = None) -> Tensor:
-    """-log N(x; decoded, exp(log_var) diag(scale^2)) up to the constant d/2 log 2 pi, per example: ``[N]``; scale 1 where None."""
-    residual = x - decoded
-    squared = (residual if scale is None else residual / scale).square().sum(-1)
-    volume = x.shape[-1] * log_var.squeeze(-1) + (0 if scale is None else 2 * scale.log().sum(-1))
-    return 0.5 * (squared * (-log_var.squeeze(-1)).exp() + volume)
+def gaussian_nll(x: Tensor, decoded: Tensor, log_var: Tensor) -> Tensor:
+    """-log N(x; decoded, exp(log_var) I) up to the constant d/2 log 2 pi, per example: ``[N]``."""
+    log_var = log_var.squeeze(-1)
+    return 0.5 * ((x - decoded).square().sum(-1) * (-log_var).exp() + x.shape[-1] * log_var)
 
 
 def kl_normal(mean: Tensor, log_var: Tensor, prior_mean: Tensor, root: Tensor) -> Tensor:

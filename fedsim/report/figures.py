@@ -182,7 +182,9 @@ def facet(
                     axes.axline((0.5, 0.5), slope=1, color=MUTED, linewidth=0.8, linestyle=(0, (1, 2)))
                     both = frame[[x, y]].to_numpy(float)
                     axes.set(xlim=(ends := (both.min() - 0.03, both.max() + 0.03)), ylim=ends)
-        handles = [Line2D([], [], **{**each.style, **({} if joined else {"linestyle": "none"})}) for each in used.values()]
+        handles = [
+            Line2D([], [], **(each.style if joined else {"marker": ".", **each.style, "linestyle": "none"})) for each in used.values()
+        ]
         # matplotlib drops labels that begin with an underscore, so names come after
         how: dict[str, Any] = {"loc": "outside lower left", "ncols": across, "frameon": False, "fontsize": 8.5, "handlelength": 3.2}
         legend = figure.legend(handles, [*map(str, range(len(handles)))], **how)
