@@ -177,7 +177,8 @@ class BlockGenerator:
     def sample(self, labels: Tensor, stream: torch.Generator) -> Tensor:
         """Synthetic embeddings ``[n, d]``."""
         t, directions = self.tensors, self.tensors["directions"]
-        source, second = pairs(labels) if self.paired else single(labels)
+        alone = torch.arange(len(labels), device=labels.device), torch.zeros_like(labels, dtype=torch.bool)
+        source, second = pairs(labels) if self.paired else alone
         draws = normal((len(labels) - int(second.sum()), len(t["root"])), stream, labels)
         w = (orthogonal(draws) if self.paired else draws)[source]
         inside, sign = w @ directions, 1 - 2 * second.float()[:, None]
@@ -202,11 +203,6 @@ def by_shares(labels: Tensor, shares: Tensor, together: int) -> Tensor:
     groups = -(-torch.bincount(labels) // together)
     quantile = (places(labels) // together + 0.5) / groups[labels]
     return torch.searchsorted(shares.cumsum(0) / shares.sum(), quantile.to(shares.dtype)).clamp_max(len(shares) - 1)
-
-
-def single(labels: Tensor) -> tuple[Tensor, Tensor]:
-    """As :func:`pairs`, with every row by itself."""
-    return torch.arange(len(labels), device=labels.device), torch.zeros_like(labels, dtype=torch.bool)
 
 
 def orthogonal(draws: Tensor) -> Tensor:

@@ -14,9 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from algorithms.fedhypevae_paper import paper_round
-from algorithms.fedhypevae_params import FedHypeVAEParams
-from algorithms.hyper_cvae import HyperCVAE
-from algorithms.meta_codes import HyperGenerator, fit_meta_codes
+from algorithms.hyper_cvae import FedHypeVAEParams, HyperCVAE, HyperGenerator, fit_meta_codes
 from fedsim.batch import Batch
 from fedsim.device import normal, to_device
 from fedsim.methods.algorithm import Phase
@@ -31,8 +29,6 @@ from fedsim.plugins.registry import register
 from fedsim.privacy.plan import Claim, Release
 from fedsim.seeds import Purpose, Seeds
 
-FEATURES = 256
-"""Random features behind the diagnostic cross-client MMD."""
 SHOWN = 10
 """Clients that diagnostics tell of, those of the lowest numbers, however they are packed: a round of many need not pay for all."""
 
@@ -64,13 +60,6 @@ class FedHypeVAE(DPSGD):
         if not self.params.decoder_hidden:
             model: Any = server.model
             model.decoder.start_map(coordinates.main_axes(self.params.latent) / math.sqrt(2))
-
-    def start_clients(self, clients: Clients) -> None:
-        """Every correction starts at zero, and the encoder as the exact posterior."""
-        model: Any = clients.model
-        if self.params.encoder == "corrected":
-            with torch.no_grad():
-                model.encoder.head.weight.zero_()
 
     def draws(self) -> Mapping[str, tuple[int, ...]]:
         """One posterior draw; prior draws and their observation noise, two for the kernel score, one for the batch's MMD."""
@@ -105,7 +94,7 @@ class FedHypeVAE(DPSGD):
         observation = model.observation(batch.x)
         unit = observation.detach().exp().squeeze(-1)
         parts = {
-            "reconstruction": unit * gaussian_nll(batch.x, decoded, observation, model.noise_scale(code)),
+            "reconstruction": unit * gaussian_nll(batch.x, decoded, observation),
             "kl": self.params.beta * unit * divergence,
         }
         if self.params.kernel:
@@ -116,17 +105,11 @@ class FedHypeVAE(DPSGD):
         return parts
 
     def encoded(self, model: Any, batch: Batch, prior: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
-        """A draw z ~ q(z | x, y, v) ``[N, latent]`` and KL(q || p(z | y, v)) ``[N]``, estimated by z where q starts as the exact posterior.
-
-        A correction moves the posterior's mean by its first half and scales a draw's deviation by the exponential of its second.
-        """
+        """A draw z ~ q(z | x, y, v) ``[N, latent]`` and KL(q || p(z | y, v)) ``[N]``, estimated by z where q is the exact posterior."""
         if self.params.encoder == "trained":
             mean, log_var = model.encoder(batch.x, batch.y, batch.layout)
             return sample_posterior(mean, log_var, batch.draws["posterior"]), kl_normal(mean, log_var, *prior)
         mean, deviation, density = model.posterior(batch, batch.draws["posterior"])
-        if self.params.encoder == "corrected":
-            shift, log_scale = model.encoder(batch.x, batch.y, batch.layout)
-            mean, deviation, density = mean + shift, deviation * log_scale.exp(), density - log_scale.sum(-1)
         z = mean + deviation
         return z, density + gaussian_nll_root(z, *prior)
 
@@ -186,7 +169,7 @@ class FedHypeVAE(DPSGD):
             y = torch.arange(classes, device=codes.device).repeat(shown)
             own = model.generate(codes.repeat_interleave(classes, 0), y, latent.repeat(shown, 1, 1), observation.repeat(shown, 1, 1))
             made = own.view(shown, classes, self.task.dim)
-            features = kernel_features(made, to_device(kernel_frequencies(self.task.dim, FEATURES // 2, stream), codes.device))
+            features = kernel_features(made, to_device(kernel_frequencies(self.task.dim, 128, stream), codes.device))
             return {
                 **kl,
                 "generated_decoder_norm": model.decoder.generated_norms(model.features(codes)),

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
@@ -20,28 +19,21 @@ from fedsim.privacy.plan import Unit
 from fedsim.privacy.statistics import moments, shrinkage
 
 SHARES = {"coordinates": 0.18, "class means": 0.26, "moments": 0.28, "class moments": 0.14, "site moments": 0.14}
-MEAN_WEIGHTS = {**moments.MEAN_WEIGHTS, **moments.CLIENT_WEIGHTS}
 
 
-@dataclass(frozen=True)
-class TunedSites:
-    """Constants of the form for sites: ours, as :class:`algorithms.fedhypevae_warm.TunedWarm`."""
-
-    apart: float = 0.5  # sites whose means are farther apart than this share of the rows' variance are centred each by its own mean
-    block: int = 64  # most directions: a class of a site has few rows, whose mean the noise of sampling drowns in more of them
-
-
-TUNED = TunedSites()
+APART = 0.5
+"""Sites whose means are farther apart than this share of the rows' variance are centred each by its own mean; ours."""
 
 
 class FedHypeVAESitesParams(FedHypeVAEWarmParams):
     """Parameters of FedHypeVAE for sites; those of the warm form, with a smaller block.
 
     Attributes:
-        block: most directions in which every class has a covariance, and every site a shift, of its own.
+        block: most directions in which every class has a covariance, and every site a shift, of its own: a class of a site has few rows,
+            whose mean the noise of sampling drowns in more of them.
     """
 
-    block: int = Field(TUNED.block, ge=1)
+    block: int = Field(64, ge=1)
 
 
 @register("fedhypevae-sites")
@@ -73,7 +65,7 @@ class FedHypeVAESites(FedHypeVAEWarm):
         def products(rows: Rows, broadcast: Tensors) -> moments.Products:
             return moments.mean_products(rows.x) | moments.client_mean_products(rows.x, rows.client, self.task.clients)
 
-        return Statistic("mean", share, MEAN_WEIGHTS, products, self.receive_mean)
+        return Statistic("mean", share, moments.MEAN_WEIGHTS | moments.CLIENT_WEIGHTS, products, self.receive_mean)
 
     def receive_mean(self, server: Server, sums: Tensors, std: Mapping[str, float]) -> None:
         """One centre for all sites; where their means are far apart, which no mixture of labels explains, each site's own."""
@@ -82,11 +74,10 @@ class FedHypeVAESites(FedHypeVAEWarm):
         own = moments.client_means(sums["client_sums"], sums["client_counts"], std)
         apart = (own - own.mean(0)).square().sum(1).mean()
         within = torch.maximum(square - server.tensors["error"] - apart, fedhypevae_warm.TUNED.least_variance * square)
-        far = apart > TUNED.apart * within
+        far = apart > APART * within
         centres = own if far else mean.expand_as(own).clone()
-        if far:
-            server.tensors["square"] = within
-        server.tensors |= {"client_centres": centres, "client_rows": sums["client_counts"][:, 0].clamp_min(1)}
+        rows = sums["client_counts"][:, 0].clamp_min(1)
+        server.tensors |= {"square": within if far else square, "client_centres": centres, "client_rows": rows}
 
     def about(self, rows: Rows, broadcast: Tensors) -> Tensor:
         """Rows about their site's centre."""

@@ -19,14 +19,7 @@ from algorithms import class_block
 from algorithms.class_block import BlockGenerator
 from fedsim.device import to_device
 from fedsim.methods.algorithm import Phase
-from fedsim.methods.coordinates import (
-    COORDINATE_NAMES,
-    MEAN_SHARE,
-    PREFIX,
-    Coordinates,
-    clipped_square,
-    coordinate_statistics,
-)
+from fedsim.methods.coordinates import COORDINATE_NAMES, MEAN_SHARE, Coordinates, clipped_square, coordinate_statistics
 from fedsim.methods.messages import Server, Tensors
 from fedsim.methods.one_shot import OneShot, OneShotParams, Rows, Statistic
 from fedsim.plugins.registry import register
@@ -36,7 +29,6 @@ from fedsim.privacy.statistics.spectral import descending
 
 SHARES = {"coordinates": 0.12, "class means": 0.37, "moments": 0.42, "class moments": 0.09}
 """How the releases share the budget, in units of 1 / sigma^2."""
-MEANS_WEIGHTS = {"class_sums": 1.0, "class_counts": 0.15}
 MOMENT_WEIGHTS = {"class_sums": 0.5, "class_counts": 0.15, "second": 1.0}
 """Where rows are many; class means are known by then."""
 
@@ -92,7 +84,7 @@ class FedHypeVAEWarm(OneShot):
         share = self.shares
         return (
             *coordinate_statistics(share["coordinates"], self.about, self.mean_statistic(MEAN_SHARE * share["coordinates"])),
-            Statistic("class means", share["class means"], MEANS_WEIGHTS, self.means_products, self.receive_means),
+            Statistic("class means", share["class means"], moments.CLASS_MEAN_WEIGHTS, self.means_products, self.receive_means),
             Statistic("moments", share["moments"], MOMENT_WEIGHTS, self.moment_products, self.receive_moments),
             Statistic("class moments", share["class moments"], class_block.CLASS_WEIGHTS, self.class_products, self.receive_classes),
         )
@@ -176,7 +168,7 @@ class FedHypeVAEWarm(OneShot):
 
     def error(self, broadcast: Tensors) -> Tensor:
         """The squared distance of the centre from the rows' mean, in coordinates, as it is expected."""
-        return (broadcast["error"] / broadcast[f"{PREFIX}scale"].square()).clamp_max(1 - TUNED.least_variance)
+        return (broadcast["error"] / Coordinates(broadcast).scale.square()).clamp_max(1 - TUNED.least_variance)
 
     # --- moments ---
 

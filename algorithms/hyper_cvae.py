@@ -1,19 +1,116 @@
-"""The model of a cohort of FedHypeVAE: private encoders and codes, a hypernetwork's decoder and prior."""
+"""FedHypeVAE's parameters, the model of a cohort, and the generator that is made of it, at codes that stand for all clients'."""
 
 from __future__ import annotations
 
 import math
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
+from pydantic import Field, model_validator
 from torch import Tensor, nn
 
-from algorithms.fedhypevae_params import FedHypeVAEParams
 from fedsim.batch import Batch
-from fedsim.models.cvae import Encoder, ObservationNoise
+from fedsim.device import integers, normal
+from fedsim.methods.dp_sgd import DPSGDParams
+from fedsim.methods.messages import Tensors
+from fedsim.methods.optimise import adam_step
+from fedsim.models.cvae import Encoder, ObservationNoise, SpreadCache, linear_posterior, lower_inverse, posterior_spread
 from fedsim.models.hypernetwork import ConditionalPrior, ModulatedDecoder
+from fedsim.models.kernel import kernel_score
 from fedsim.models.layers import ClientCode
-from fedsim.models.posterior import SpreadCache, linear_posterior, lower_inverse, posterior_spread
+from fedsim.privacy.statistics.spectral import leading, steady
+from fedsim.seeds import Purpose, Seeds
+
+PAPER_FORM: dict[str, Any] = {
+    "latent": 32,
+    "code": 16,
+    "code_scale": 1.0,
+    "hyper_hidden": 64,
+    "encoder": "trained",
+    "encoder_hidden": (128,),
+    "decoder_hidden": (128,),
+    "prior": "diagonal",
+    "beta": 1.0,
+    "kernel": 0.1,
+    "rounds": 200,
+    "clip": 1.0,
+    "learning_rate": 0.03,
+    "expected_batch": 10,
+    "follow_signal": False,
+    "precondition": 0.0,
+    "noised": "shared",
+}
+"""What ``form: paper`` changes of the defaults; sizes and rates are ours, since the paper gives none."""
+
+
+class FedHypeVAEParams(DPSGDParams):
+    """Parameters of FedHypeVAE.
+
+    Attributes:
+        form: ``paper``, its literal form: encoder and decoder are MLPs, the hypernetwork, too; a round at a client is ``local_steps`` steps
+            on encoder and code, then one gradient by the hypernetwork, clipped for the client as a whole; the MMD is a minibatch's. It has
+            defaults of its own (``PAPER_FORM``), no coordinates, codes that stay at their clients, no ``sample_rate``, and counts clients
+            in ``expected_batch``. ``default``: one DP-SGD step a round, clipped for each example.
+        local_steps, batch_size: of the paper's form: steps of a client in a round, and rows of a step, drawn with replacement.
+        hyper_hidden: width of the hypernetwork's hidden layer; 0: scales, shifts and prior are linear in the code.
+        latent: dimension of z.
+        code: dimension of the client code v; 0: no hypernetwork, one decoder and prior for all clients.
+        code_scale: factor on v before it enters the hypernetwork: how far clients can differ.
+        encoder: of z. ``posterior``: the exact posterior of a decoder without hidden layer, given codes and shared parameters: nothing to
+            train, so no privacy cost and no noise. ``trained``: a network, private to its client, whatever the decoder is.
+        encoder_hidden: widths of the trained encoder's hidden layers.
+        decoder_hidden: widths of the decoder's; none means a prototype per class plus a linear map of z.
+        prior: conditional on label and code; ``full``: with a full covariance; ``diagonal``: one variance for every dimension of z.
+        beta: weight of KL(q || p(z | y, v)).
+        kernel: weight of the per-example kernel score (the MMD alignment).
+        lipschitz: weight of the squared Jacobian norm of the hypernetwork (on shared parameters alone, free of privacy cost).
+        initial_variance: of the likelihood times the embedding's dimension, before it is learned.
+        synthesis: ``neutral`` decodes one meta-code, ``mixture`` several, ``client`` for every row a client's own code at random.
+        meta_codes: how many codes a mixture has.
+        meta_steps: Adam steps that fit the meta-codes to the clients' generators.
+    """
+
+    form: Literal["default", "paper"] = "default"
+    local_steps: int = Field(5, ge=1)
+    batch_size: int = Field(64, ge=2)
+    hyper_hidden: int = Field(0, ge=0)
+    latent: int = Field(24, ge=1)
+    code: int = Field(4, ge=0)
+    code_scale: float = Field(0.3, gt=0)
+    encoder: Literal["trained", "posterior"] = "posterior"
+    encoder_hidden: tuple[int, ...] = ()
+    decoder_hidden: tuple[int, ...] = ()
+    prior: Literal["full", "diagonal"] = "full"
+    beta: float = Field(0.5, ge=0)
+    kernel: float = Field(0.005, ge=0)
+    lipschitz: float = Field(1e-4, ge=0)
+    initial_variance: float = Field(0.5, gt=0)
+    synthesis: Literal["neutral", "mixture", "client"] = "neutral"
+    meta_codes: int = Field(3, ge=1)
+    meta_steps: int = Field(50, ge=0)
+    rounds: int = Field(100, ge=1)
+    sample_rate: float = Field(0.2, gt=0, le=1)
+    clip: float = Field(0.5, gt=0)
+    learning_rate: float = Field(0.16, gt=0)
+    local_learning_rate: float = Field(0.003, ge=0)
+    decay: float = Field(0.3, gt=0, le=1)
+    average_from: float = Field(0.7, ge=0, lt=1)
+    follow_signal: bool = True
+    precondition: float = Field(0.15, ge=0, lt=1)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _defaults_of_the_form(cls, given: Any) -> Any:
+        return PAPER_FORM | given if isinstance(given, dict) and given.get("form") == "paper" else given
+
+    @model_validator(mode="after")
+    def _parts_that_fit(self) -> FedHypeVAEParams:
+        if self.form == "paper" and (self.encoder != "trained" or self.precondition):
+            raise ValueError("form: paper has encoder: trained and precondition: 0; leave both out, or give form: default")
+        if self.decoder_hidden and self.encoder != "trained":
+            raise ValueError("decoder_hidden is not empty; give encoder: trained, any other needs a decoder without hidden layers")
+        return self
 
 
 class HyperCVAE(nn.Module):
@@ -23,16 +120,14 @@ class HyperCVAE(nn.Module):
         super().__init__()
         self.params = params
         self.spread = SpreadCache()
-        if params.encoder != "posterior":
+        if params.encoder == "trained":
             self.encoder = Encoder(dim, classes, params.encoder_hidden, params.latent, clients)
         if params.code:
             self.code = ClientCode(clients, params.code)
         self.hyper = nn.Linear(params.code, params.hyper_hidden) if params.code and params.hyper_hidden else None
         inputs = params.code if self.hyper is None else params.hyper_hidden
-        scale = params.latent_share / math.sqrt(params.latent)
-        self.decoder = ModulatedDecoder(params.latent, classes, params.decoder_hidden, dim, inputs, scale)
+        self.decoder = ModulatedDecoder(params.latent, classes, params.decoder_hidden, dim, inputs, 1 / math.sqrt(params.latent))
         self.prior = ConditionalPrior(params.latent, classes, inputs, full=params.prior == "full")
-        self.prior.requires_grad_(params.prior != "standard")
         self.observation = ObservationNoise(params.initial_variance / dim)
 
     def codes(self, clients: int) -> Tensor:
@@ -50,10 +145,6 @@ class HyperCVAE(nn.Module):
         inner = 1.0 if self.hyper is None else self.hyper.weight.square().sum()
         return inner * (self.decoder.lipschitz() + self.prior.lipschitz())
 
-    def noise_scale(self, codes: Tensor) -> Tensor | None:
-        """What every feature's observation noise is multiplied by, ``[N, d]``; None: nothing."""
-        return self.decoder.row_scale(codes) if self.params.observation == "modulated" else None
-
     @torch.no_grad()
     def posterior(self, batch: Batch, noise: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """The exact posterior's mean, a draw's deviation from it ``[N, latent]`` each, its log density ``[N]``.
@@ -65,15 +156,10 @@ class HyperCVAE(nn.Module):
         (layer,) = self.decoder.modulated()
         scales, shifts = layer.modulation(codes)
         client, prior, variance = batch.layout.client, self.prior.table(codes), self.observation.variance()
-        noise_scale = self.noise_scale(codes)
-        # noise that is scaled as its row leaves, in its own units, the plain maps
-        rows = scales if noise_scale is None else scales / noise_scale
-        root = self.spread.of(self, lambda: posterior_spread(linear, rows, prior[1], variance))
+        root = self.spread.of(self, lambda: posterior_spread(linear, scales, prior[1], variance))
         offset = scales[client] * prototypes[batch.y] + shifts[client] / math.sqrt(self.decoder.dim)
-        group, residual = torch.stack([client, batch.y]), batch.x - offset
-        if noise_scale is not None:
-            residual = residual / noise_scale[client]
-        return linear_posterior(residual, group, linear, rows, prior, variance, root, noise)
+        group = torch.stack([client, batch.y])
+        return linear_posterior(batch.x - offset, group, linear, scales, prior, variance, root, noise)
 
     def generate(self, code: Tensor, y: Tensor, latent: Tensor, observation: Tensor) -> Tensor:
         """Rows x ~ p(x | z) p(z | y, v) from standard normal draws ``[N, T, latent]`` and ``[N, T, d]``; scaled codes ``[N, code]``."""
@@ -81,6 +167,54 @@ class HyperCVAE(nn.Module):
         mean, root = self.prior(y, code)
         z = mean.unsqueeze(1) + latent @ lower_inverse(root).mT
         decoded: Tensor = self.decoder(z, y, code)
-        std, scale = (0.5 * self.observation(mean)).exp(), self.noise_scale(code)
-        made: Tensor = decoded + (std if scale is None else std * scale).unsqueeze(1) * observation
+        made: Tensor = decoded + (0.5 * self.observation(mean)).exp().unsqueeze(1) * observation
         return made
+
+
+def fit_meta_codes(model: Any, codes: Tensor, count: int, steps: int, seeds: Seeds) -> Tensor:
+    """``count`` codes whose mixture of generators is closest, in kernel score, to the mixture of the clients' generators.
+
+    Reads only released codes, scaled, ``[K, k]``, and the private-already hypernetwork: post-processing, no privacy cost. The codes start
+    at the means of ``count`` groups of clients along the codes' first principal direction, or in the clients' order where there is no first
+    one.
+    """
+    if codes.shape[1] == 0:
+        return codes[:count]
+    centred = codes - codes.mean(0)
+    _, direction = leading(centred.T @ centred, 1, 0.0)
+    order = torch.argsort((centred.double() @ steady(direction)).sum(1), stable=True)
+    meta = torch.stack([codes[group].mean(0) for group in order.tensor_split(count)])
+    stream = seeds.torch(Purpose.META)
+    rows, state = 16 * model.decoder.classes, Tensors()
+    y = torch.arange(rows, device=codes.device) % model.decoder.classes
+    meta.requires_grad_(True)
+    for step in range(steps):
+        client, picked = integers(len(codes), (rows,), stream, codes), integers(count, (2, rows), stream, codes)
+        draws = [normal((rows, 1, size), stream, codes) for size in (model.params.latent, model.decoder.dim) for _ in range(3)]
+        with torch.no_grad():
+            target = model.generate(codes[client], y, draws[0], draws[3])[:, 0]
+        first, second = (model.generate(meta[picked[i]], y, draws[1 + i], draws[4 + i])[:, 0] for i in (0, 1))
+        (gradient,) = torch.autograd.grad(kernel_score(target, first, second).mean(), meta)
+        adam_step({"meta": meta}, {"meta": gradient}, state, 0.02 * (1 - step / steps))
+    return meta.detach()
+
+
+class HyperGenerator:
+    """Samples x for labels, each row with one of ``codes`` ``[M, k]`` drawn uniformly; ``own`` ``[K, k]`` are the clients' codes."""
+
+    def __init__(self, model: Any, codes: Tensor, own: Tensor) -> None:
+        self.model, self.codes, self.own = model, codes, own
+
+    def of_client(self, client: int) -> HyperGenerator:
+        """At a client's own code."""
+        code = self.own[client : client + 1]
+        return HyperGenerator(self.model, code, code)
+
+    def sample(self, labels: Tensor, stream: torch.Generator) -> Tensor:
+        """Synthetic embeddings ``[n, d]``: prior, decoder, observation noise."""
+        with torch.no_grad():
+            picked = integers(len(self.codes), (len(labels),), stream, labels)
+            latent = normal((len(labels), 1, self.model.params.latent), stream, labels)
+            observation = normal((len(labels), 1, self.model.decoder.dim), stream, labels)
+            generated: Tensor = self.model.generate(self.codes[picked], labels, latent, observation)
+            return generated[:, 0]

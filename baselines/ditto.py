@@ -1,4 +1,4 @@
-"""Ditto: a linear classifier a client, near FedAvg's; not private."""
+"""Ditto: every client has a linear classifier of its own, held near the one that FedAvg trains; and under noise."""
 
 from __future__ import annotations
 
@@ -8,16 +8,18 @@ from typing import Any, ClassVar
 from pydantic import Field
 from torch import Tensor, nn
 
-from baselines.fedavg_linear import FedAvgLinearParams
+from baselines.fedavg_linear import DPFedAvgLinearParams, FedAvgLinearParams
 from fedsim.methods import (
     Batch,
     Clients,
     LinearClassifier,
     LinearHead,
     LocalClassifiers,
+    LocalDPSGD,
     LocalTraining,
     Server,
     Tensors,
+    Unit,
     cross_entropy,
     load_parameters,
     register,
@@ -83,8 +85,31 @@ class PersonalSoftmaxRegression(LocalTraining):
 
 @register("ditto")
 class Ditto(PersonalSoftmaxRegression):
-    """FedAvg's classifier, and one a client."""
+    """Ditto: a linear classifier a client, near FedAvg's; not private."""
 
     source = "Li, Hu, Beirami and Smith 2021, arXiv 2012.04221"
     Params: ClassVar[type[DittoParams]] = DittoParams
     private = False
+
+
+class DPDittoParams(DPFedAvgLinearParams):
+    """As DP-FedAvg-linear.
+
+    Attributes:
+        own_proximal: lambda, the weight of half the squared distance of a client's own classifier from the broadcast one.
+    """
+
+    own_proximal: float = Field(0.1, ge=0)
+
+
+@register("dp-ditto")
+class DPDitto(PersonalSoftmaxRegression, LocalDPSGD):
+    """DP-Ditto: Ditto by local DP-SGD; DP-FedAvg's classifier, and one a client, under one clip.
+
+    An example's gradient by both is clipped jointly to C; its client adds noise to both, local noise for its own classifier. Each step is
+    one Poisson-subsampled Gaussian mechanism of both parts, so own classifiers, too, follow from noisy steps alone: proved.
+    """
+
+    source = "Li, Hu, Beirami and Smith 2021, arXiv 2012.04221; Abadi et al. 2016, arXiv 1607.00133"
+    Params = DPDittoParams
+    units: ClassVar[tuple[Unit, ...]] = ("example", "group")

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import Any, ClassVar
+from typing import Any, ClassVar, cast
 
 import torch
 from pydantic import Field
@@ -130,6 +130,4 @@ class DPFeatureCovariance(DPSGD):
 
     def classifier(self, server: Server) -> Classifier:
         """The mean of the later iterates."""
-        model: Any = server.model
-        averaged: LinearClassifier = model.classifier()
-        return averaged
+        return cast(BallHead, server.model).classifier()

@@ -49,35 +49,24 @@ class DPLDA(FedHypeVAEWarm):
             apart = means - means.mean(0)
             total = shared + apart.T @ apart / len(means) + self.params.ridge * torch.eye(len(shared), device=shared.device)
             weight = torch.linalg.solve(total, apart.T).T
-            linear = LinearClassifier(weight @ basis.T, -weight @ means.mean(0))
-            return About(linear, t["mean"])
+            of_rows = weight @ basis.T
+            return LinearClassifier(of_rows, -weight @ means.mean(0) - of_rows @ t["mean"])
         if head == "naive-bayes":
             covariances = torch.diag_embed(covariances.diagonal(dim1=1, dim2=2))
-        return About(Discriminant(means, shared.expand_as(covariances) if head == "lda" else covariances, basis), t["mean"])
-
-
-class About:
-    """A classifier of rows about a centre ``[d]``, as one of rows."""
-
-    def __init__(self, classifier: Classifier, centre: Tensor) -> None:
-        self.of_centred, self.centre = classifier, centre
-
-    def probabilities(self, x: Tensor) -> Tensor:
-        """``[n, C]`` for embeddings ``[n, d]``."""
-        return self.of_centred.probabilities(x - self.centre)
+        return Discriminant(means, shared.expand_as(covariances) if head == "lda" else covariances, basis, t["mean"])
 
 
 class Discriminant:
-    """Bayes' rule for normal classes of equal priors: p(c | u) is proportional to N(u; m_c, S_c), with u = x basis."""
+    """Bayes' rule for normal classes of equal priors: p(c | u) is proportional to N(u; m_c, S_c), with u = (x - centre) basis."""
 
-    def __init__(self, means: Tensor, covariances: Tensor, basis: Tensor) -> None:
-        self.means, self.basis = means, basis
+    def __init__(self, means: Tensor, covariances: Tensor, basis: Tensor, centre: Tensor) -> None:
+        self.means, self.basis, self.centre = means, basis, centre
         # |(u - m) root|^2 is the squared Mahalanobis distance
         self.roots = spectral_function(covariances, lambda values: values.clamp_min(LEAST_CLASS_VARIANCE).rsqrt())
         self.log_scale = torch.linalg.slogdet(self.roots)[1]
 
     def probabilities(self, x: Tensor) -> Tensor:
         """``[n, C]`` for embeddings ``[n, d]``."""
-        apart = (x @ self.basis)[:, None] - self.means
+        apart = ((x - self.centre) @ self.basis)[:, None] - self.means
         distance = torch.einsum("nck,ckl->ncl", apart, self.roots).square().sum(2)
         return torch.softmax(self.log_scale - distance / 2, 1)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
-from typing import Any, ClassVar
+from typing import Any, ClassVar, cast
 
 import torch
 from pydantic import Field
@@ -110,9 +110,7 @@ class DPLinear(DPSGD):
 
     def classifier(self, server: Server) -> Classifier:
         """The mean of the later iterates."""
-        model: Any = server.model
-        averaged: LinearClassifier = model.classifier()
-        return averaged
+        return cast(CentredHead, server.model).classifier()
 
     def generator(self, server: Server) -> Generator:
         """The same as rows, which get the variance that unit norm leaves about the released mean."""

@@ -14,14 +14,13 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
+from baselines.dp_gaussian import InCoordinatesParams
 from fedsim.methods import (
     ConditionalGenerator,
     ConditionalSampler,
     Coordinates,
     Generator,
     OneShot,
-    OneShotParams,
-    OuterProduct,
     Purpose,
     Rows,
     Seeds,
@@ -33,36 +32,28 @@ from fedsim.methods import (
     kernel_features,
     kernel_frequencies,
     moments,
-    one_hot,
     register,
     stretched,
 )
 
-EMBEDDING_WEIGHTS = {"features": 1.0, "counts": 0.15}
 
-
-class DPMERFParams(OneShotParams):
+class DPMERFParams(InCoordinatesParams):
     """Parameters of DP-MERF.
 
     Attributes:
-        coordinates_share: share of the budget (in 1 / sigma^2) that the released coordinates take (:mod:`fedsim.methods.coordinates`).
         radius: unit of the rows that the generator makes, in units of their typical distance from the mean; nothing is clipped to it.
         frequencies: random ones; each gives two features.
         scale: factor on the frequencies: the kernel's bandwidths are ``(radius / scale)^2`` times those in :mod:`fedsim.models.kernel`.
         latent: dimension of z.
-        hidden: widths of the generator's hidden layers; none means a prototype per class plus a linear map of z.
         initial_variance: of a generated row's observation noise, before it is learned, in units of ``radius`` squared.
         generator_steps: Adam steps of the generator's training.
         per_class: generated rows of every class in a step.
         learning_rate: Adam's; it falls linearly to 0.
     """
 
-    coordinates_share: float = Field(0.16, gt=0, lt=1)
-    radius: float = Field(0.7, gt=0)
     frequencies: int = Field(1000, ge=1)
     scale: float = Field(0.5, gt=0)
     latent: int = Field(32, ge=1)
-    hidden: tuple[int, ...] = ()
     initial_variance: float = Field(0.3, gt=0)
     generator_steps: int = Field(300, ge=1)
     per_class: int = Field(16, ge=2)
@@ -79,13 +70,13 @@ class DPMERF(OneShot):
     def statistics(self) -> tuple[Statistic, ...]:
         """Coordinates; then every class's features, of norm 1 whatever the row is, and its count."""
         share = self.params.coordinates_share
-        last = Statistic("embedding", 1 - share, EMBEDDING_WEIGHTS, self.embedding_products, self.receive_embedding)
+        last = Statistic("embedding", 1 - share, moments.CLASS_MEAN_WEIGHTS, self.embedding_products, self.receive_embedding)
         return (*coordinate_statistics(share), last)
 
     def build(self, clients: int) -> nn.Module:
         """The generator, at the server alone."""
         p = self.params
-        return nn.Module() if clients else ConditionalGenerator(p.latent, self.task.classes, p.hidden, self.dim, p.initial_variance)
+        return nn.Module() if clients else ConditionalGenerator(p.latent, self.task.classes, (), self.dim, p.initial_variance)
 
     def initial_server(self, seeds: Seeds) -> Server:
         """The frequencies are drawn before any data are seen."""
@@ -94,16 +85,15 @@ class DPMERF(OneShot):
         server.tensors["frequencies"] = self.params.scale * drawn
         return server
 
-    def embedding_products(self, rows: Rows, broadcast: Tensors) -> Mapping[str, OuterProduct]:
+    def embedding_products(self, rows: Rows, broadcast: Tensors) -> moments.Products:
         """Features of the rows and a one, beside the class."""
         features = kernel_features(Coordinates(broadcast).of_rows(rows.x) / self.params.radius, broadcast["frequencies"])
-        onehot = one_hot(rows.y, self.task.classes)
-        return {"features": OuterProduct(onehot, features), "counts": OuterProduct(onehot, rows.x.new_ones(len(rows.x), 1))}
+        return moments.class_mean_products(features, rows.y, self.task.classes)
 
     def receive_embedding(self, server: Server, sums: Tensors, std: Mapping[str, float]) -> None:
         """The classes' mean features, to which the generator is trained."""
-        counts = moments.counts_above_noise(sums["counts"], std["counts"])
-        self.train_generator(server, sums["features"] / counts)
+        counts = moments.counts_above_noise(sums["class_counts"], std["class_counts"])
+        self.train_generator(server, sums["class_sums"] / counts)
         server.tensors["class_counts"] = counts[:, 0]
         del server.tensors["frequencies"]  # a saved generator does not need them
 

@@ -13,21 +13,19 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from baselines.fedavg_linear import SoftmaxRegression
-from fedsim.methods import Clients, LocalDPSGD, LocalDPSGDParams, Seeds, Server, Tensors, Unit, register
+from baselines.fedavg_linear import DPFedAvgLinearParams, SoftmaxRegression
+from fedsim.methods import Clients, LocalDPSGD, Seeds, Server, Tensors, Unit, register
 
 CONTROL = "control."
 
 
-class DPScaffoldParams(LocalDPSGDParams):
+class DPScaffoldParams(DPFedAvgLinearParams):
     """Parameters of DP-SCAFFOLD.
 
     Attributes:
         learning_rate: eta, of a local step of plain SGD.
     """
 
-    rounds: int = Field(30, ge=1)
-    local_steps: int = Field(5, ge=1)
     learning_rate: float = Field(0.5, gt=0)
 
 

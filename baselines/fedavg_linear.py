@@ -1,4 +1,4 @@
-"""FedAvg-linear: a linear classifier by FedAvg; no generator; not private."""
+"""A linear classifier on the embeddings, no generator: by FedAvg, not private, and by local DP-SGD or, for unit client, DP-FedAvg."""
 
 from __future__ import annotations
 
@@ -8,7 +8,19 @@ from typing import Any, ClassVar, cast
 from pydantic import Field
 from torch import Tensor, nn
 
-from fedsim.methods import Batch, Classifier, LinearHead, LocalTraining, LocalTrainingParams, Server, Task, cross_entropy, register
+from fedsim.methods import (
+    Batch,
+    Classifier,
+    LinearHead,
+    LocalDPSGD,
+    LocalDPSGDParams,
+    LocalTraining,
+    LocalTrainingParams,
+    Server,
+    Task,
+    cross_entropy,
+    register,
+)
 
 
 class FedAvgLinearParams(LocalTrainingParams):
@@ -39,8 +51,24 @@ class SoftmaxRegression:
 
 @register("fedavg-linear")
 class FedAvgLinear(SoftmaxRegression, LocalTraining):
-    """Softmax regression with local steps and an average of the updates."""
+    """FedAvg-linear: a linear classifier by FedAvg; local steps and an average of the updates; not private."""
 
     source = "McMahan et al. 2017, arXiv 1602.05629"
     Params: ClassVar[type[FedAvgLinearParams]] = FedAvgLinearParams
     private = False
+
+
+class DPFedAvgLinearParams(LocalDPSGDParams):
+    """Parameters of DP-FedAvg-linear; few steps, since every step pays."""
+
+    rounds: int = Field(30, ge=1)
+    local_steps: int = Field(5, ge=1)
+    learning_rate: float = Field(0.02, gt=0)
+
+
+@register("dp-fedavg-linear")
+class DPFedAvgLinear(SoftmaxRegression, LocalDPSGD):
+    """DP-FedAvg-linear: a linear classifier by local DP-SGD; for unit client with clipped, noised updates."""
+
+    source = "McMahan et al. 2018, arXiv 1710.06963; Abadi et al. 2016, arXiv 1607.00133"
+    Params = DPFedAvgLinearParams

@@ -90,10 +90,6 @@ class PrivateEvolution(OneShot):
         spread = replace(spread, receive=self.receive_coordinates)
         return mean, spread, Statistic("votes", 1 - share, {"votes": 1.0}, self.vote_products, self.receive_votes, rounds)
 
-    @property
-    def _fresh(self) -> int:
-        return int(self.params.rounds * self.params.candidates)
-
     def receive_coordinates(self, server: Server, sums: Tensors, std: Mapping[str, float]) -> None:
         """Coordinates, and the candidates of the first round."""
         receive_spread(server, sums, std)
@@ -104,14 +100,14 @@ class PrivateEvolution(OneShot):
 
         Public ones are about the mean of all public rows, which are repeated where they are too few.
         """
-        coordinates, found = Coordinates(server.tensors), server.tensors
+        coordinates, found, count = Coordinates(server.tensors), server.tensors, self.params.rounds * self.params.candidates
         if self.params.start == "public":
             rows = self.public_rows(server)
-            order = torch.randperm(len(rows), generator=server.seeds.torch(Purpose.INIT))[: self._fresh]
-            fresh = coordinates.of_centred((rows - rows.mean(0))[order])[torch.arange(self._fresh) % len(order)]
+            order = torch.randperm(len(rows), generator=server.seeds.torch(Purpose.INIT))[:count]
+            fresh = coordinates.of_centred((rows - rows.mean(0))[order])[torch.arange(count) % len(order)]
         else:
             axes, stream = coordinates.main_axes(AXES), server.seeds.torch(Purpose.PENALTY)
-            fresh = normal((self._fresh, self.dim), stream, axes) + normal((self._fresh, axes.shape[1]), stream, axes) @ axes.T
+            fresh = normal((count, self.dim), stream, axes) + normal((count, axes.shape[1]), stream, axes) @ axes.T
         fresh = fresh / fresh.square().sum(1).mean().sqrt().clamp_min(1e-12)
         found["fresh"] = fresh.view(self.params.rounds, -1, self.dim)
         found["candidates"] = found["fresh"][0].expand(self.task.classes, -1, -1).clone()

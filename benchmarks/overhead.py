@@ -1,11 +1,10 @@
 """What a round costs when the clients compute nothing: broadcast, messages, their sum, records, the ledger.
 
-    python benchmarks/overhead.py [--rounds 400] [--repeats 3] [--flower PYTHON] [--json FILE]
+    python benchmarks/overhead.py [--rounds 400] [--repeats 3] [--json FILE]
 
 The algorithm hands 100,000 numbers back as it got them. It runs through `run_bench`, as any algorithm does, for 10 and 100 clients on one
 actor (all clients in one process) and on two. Each server step notes its time, and a round lasts from one to the next; of the records'
-times, without the first rounds, the median counts. Settings take turns. `--flower` names the interpreter of an environment with
-`flwr[simulation]` (the extra `bench`, which asks for another Ray than ours may be): the same round in Flower, on two actors, once.
+times, without the first rounds, the median counts. Settings take turns.
 """
 
 from __future__ import annotations
@@ -15,11 +14,10 @@ import io
 import json
 import os
 import statistics
-import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass
 from itertools import pairwise
@@ -44,7 +42,7 @@ from fedsim.runs.prepare import prepare
 from fedsim.runs.ray import RayEngine, local_cluster
 from fedsim.runs.worker import Node
 
-NUMBERS, WARM, FLOWER_ROUNDS = 100_000, 50, 30
+NUMBERS, WARM = 100_000, 50
 SETTINGS = tuple((clients, actors) for clients in (10, 100) for actors in (1, 2))
 
 
@@ -88,7 +86,6 @@ class Nothing(Algorithm):
 class Record:
     """A row of the result: the median time of a round, over the best of the repeats."""
 
-    of: str
     clients: int
     actors: int
     ms_per_round: float
@@ -100,13 +97,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=400)
     parser.add_argument("--repeats", type=int, default=3)
-    parser.add_argument("--flower", type=Path)
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
     records = measured(options.rounds, options.repeats)
-    if options.flower is not None:
-        records += flower(options.flower)
-    Console().print(table(records))
+    shown = Table("clients", "actors", "ms a round", "client updates / s")
+    for record in records:
+        shown.add_row(str(record.clients), str(record.actors), f"{record.ms_per_round:.2f}", f"{record.updates_per_second:,.0f}")
+    Console().print(shown)
     if options.json is not None:
         options.json.write_text(json.dumps([asdict(record) for record in records], indent=2) + "\n", encoding="utf-8")
 
@@ -119,7 +116,7 @@ def measured(rounds: int, repeats: int) -> list[Record]:
             for clients, actors in SETTINGS:
                 seconds = round_seconds(Path(scratch) / f"{repeat} {clients} {actors}", clients, actors, rounds)
                 times[clients, actors].append(seconds)
-    return [Record("fedsim", clients, actors, 1e3 * min(seconds), clients / min(seconds)) for (clients, actors), seconds in times.items()]
+    return [Record(clients, actors, 1e3 * min(seconds), clients / min(seconds)) for (clients, actors), seconds in times.items()]
 
 
 def round_seconds(folder: Path, clients: int, actors: int, rounds: int) -> float:
@@ -140,24 +137,6 @@ def round_seconds(folder: Path, clients: int, actors: int, rounds: int) -> float
         sys.exit(console.file.getvalue())  # type: ignore[attr-defined]
     clocks = [record["clock"] for record in read_results(folder).rounds()]
     return statistics.median(after - before for before, after in pairwise(clocks[WARM:]))
-
-
-def flower(python: Path) -> list[Record]:
-    """Flower's rounds, in its own environment."""
-    script = Path(__file__).with_name("overhead_flower.py")
-    own = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}  # what is there is for this project's Ray
-    # its Ray prints on standard output, too
-    done = subprocess.run([python, script, str(FLOWER_ROUNDS)], stdout=subprocess.PIPE, text=True, check=True, env=own)
-    found = json.loads(next(line for line in reversed(done.stdout.splitlines()) if line.startswith("{")))
-    return [Record("Flower", int(clients), 2, ms, 1e3 * int(clients) / ms) for clients, ms in found.items()]
-
-
-def table(records: Iterable[Record]) -> Table:
-    """The result for a terminal."""
-    shown = Table("", "clients", "actors", "ms a round", "client updates / s")
-    for record in records:
-        shown.add_row(record.of, str(record.clients), str(record.actors), f"{record.ms_per_round:.2f}", f"{record.updates_per_second:,.0f}")
-    return shown
 
 
 if __name__ == "__main__":

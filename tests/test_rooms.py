@@ -11,7 +11,7 @@ import fedsim
 ROOT = Path(fedsim.__file__).parent
 FACE = "fedsim"
 """``fedsim/__init__.py`` names what users import, from any room, and loads it when it is used."""
-AUTHORS = "fedsim.methods.face"
+AUTHORS = "fedsim.methods"
 """The same for authors of methods, who register them, too."""
 ROOMS = (
     ("cli",),

@@ -18,8 +18,7 @@ from typing import Literal, get_args
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from fedsim.errors import UserError
-from fedsim.grid.models import Origin
-from fedsim.grid.read import complaint, read_yaml
+from fedsim.grid.read import read_yaml
 from fedsim.privacy.mechanism import Mechanism
 from fedsim.privacy.plan import Release, Trust, Unit, calibrate
 from fedsim.privacy.pld import compose
@@ -27,19 +26,12 @@ from fedsim.words import number
 
 
 class Calibrated(BaseModel):
-    """What a tool solved its noise for: a budget and the local epochs (or steps, or rounds) that it assumed."""
+    """What a tool solved its noise for: a budget and the local epochs that it assumed."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     epsilon: float = Field(gt=0)
-    local_epochs: int | None = Field(None, ge=1)
-    steps: int | None = Field(None, ge=1)
-
-    @model_validator(mode="after")
-    def _one(self) -> Calibrated:
-        if (self.local_epochs is None) == (self.steps is None):
-            raise ValueError("the noise was solved for epochs or for steps; give local_epochs or steps")
-        return self
+    local_epochs: int = Field(ge=1)
 
 
 class SparseVector(BaseModel):
@@ -89,14 +81,13 @@ class Settings(BaseModel):
         delta: of every epsilon.
         clip: C.
         rounds: rounds that run.
-        local_epochs, local_steps: noisy passes or steps of a client in a round, where examples are clipped.
+        local_epochs: noisy passes of a client over its rows in a round, where examples are clipped.
         rows: of a client.
         batch: rows of a local step.
         sampling: how its batches are drawn.
         clients, clients_per_round: how many there are, and take part.
         client_sampling: how they are drawn.
         weights: how updates are weighed in the mean: ``equal`` or by their clients' numbers of ``rows``.
-        largest_share: a public bound of one client's weight in the mean, where weights are not equal.
         unprotected: what else depends on the data and carries no noise.
         sparse_vector: the filter's parameters.
     """
@@ -114,8 +105,7 @@ class Settings(BaseModel):
     delta: float = Field(1e-5, gt=0, lt=1)
     clip: float | None = Field(None, gt=0)
     rounds: int = Field(ge=1)
-    local_epochs: int | None = Field(None, ge=1)
-    local_steps: int | None = Field(None, ge=1)
+    local_epochs: int = Field(1, ge=1)
     rows: int | None = Field(None, ge=1)
     batch: int | None = Field(None, ge=1)
     sampling: Literal["poisson", "shuffled", "fixed", "all"] = "all"
@@ -123,7 +113,6 @@ class Settings(BaseModel):
     clients_per_round: int | None = Field(None, ge=1)
     client_sampling: Literal["poisson", "fixed", "all"] = "all"
     weights: Literal["equal", "rows"] = "equal"
-    largest_share: float | None = Field(None, gt=0, le=1)
     unprotected: tuple[str, ...] = ()
     sparse_vector: SparseVector | None = None
 
@@ -139,15 +128,10 @@ class Settings(BaseModel):
             raise ValueError("the noise is one number; give noise_multiplier or what it was calibrated for")
         if self.calibrated is not None and self.clipped != "examples":
             raise ValueError("only local steps on examples are solved for epochs here; give noise_multiplier")
-        if self.clipped == "examples":
-            if self.sampling != "all" and (self.rows is None or self.batch is None):
-                raise ValueError("batches are a share of a client's rows; give rows and batch")
-            if (self.local_epochs is None) == (self.local_steps is None):
-                raise ValueError("a round holds local epochs or steps; give local_epochs or local_steps")
+        if self.clipped == "examples" and self.sampling != "all" and (self.rows is None or self.batch is None):
+            raise ValueError("batches are a share of a client's rows; give rows and batch")
         if self.client_sampling != "all" and (self.clients is None or self.clients_per_round is None):
             raise ValueError("clients are sampled; give clients and clients_per_round")
-        if self.clients and self.clients_per_round and self.clients_per_round > self.clients:
-            raise ValueError(f"{self.clients_per_round} clients a round of {self.clients}; give no more than there are")
         return self
 
     @property
@@ -158,61 +142,31 @@ class Settings(BaseModel):
     @property
     def steps(self) -> int:
         """Local steps of all rounds."""
-        return self.rounds * (self.local_steps if self.local_steps is not None else (self.local_epochs or 1) * self.epoch_steps)
+        return self.passes * self.epoch_steps
 
     @property
     def passes(self) -> int:
-        """How often an example is in a batch, at most, if every pass takes it once."""
-        return math.ceil(self.steps / self.epoch_steps)
+        """How often an example is in a batch, if every pass takes it once."""
+        return self.rounds * self.local_epochs
 
     @property
     def sigma(self) -> float:
         """The noise multiplier; solved where it is what the tool solved."""
         if self.calibrated is None:
             return self.noise_multiplier or 0.0
-        steps = self.calibrated.steps or (self.calibrated.local_epochs or 1) * self.epoch_steps
-        release = Release("steps", 1 / self.epoch_steps, steps)
+        release = Release("steps", 1 / self.epoch_steps, self.calibrated.local_epochs * self.epoch_steps)
         common = {"unit": "example", "trust": "silo", "scope": "", "claim": "stated", "clip": 1.0, "sensitivity": 1.0}
         return calibrate(epsilon=self.calibrated.epsilon, delta=self.delta, releases=[release], **common).sigma  # type: ignore[arg-type]
 
 
 @dataclass(frozen=True)
 class Worth:
-    """What the noise is worth for one unit under one trust.
-
-    Attributes:
-        unit: whose presence.
-        trust: who sees what.
-        epsilon: of the noisy steps alone; None where they give none.
-        because: why there is none, or what was counted.
-    """
+    """What the noise is worth for one unit under one trust: ε of the noisy steps alone, and what was counted; or None, and why."""
 
     unit: Unit
     trust: Trust
     epsilon: float | None
     because: str
-
-
-def read_settings(path: Path) -> Settings:
-    """The settings of a YAML file.
-
-    Raises:
-        UserError: the file cannot be read or does not describe a tool.
-    """
-    data, lines = read_yaml(path)
-    if not isinstance(data, dict):
-        raise UserError(str(path), "is not a mapping", "write `key: value` lines, as benchmarks/accounting/dp_cvae.yaml")
-    try:
-        return Settings.model_validate(data)
-    except ValidationError as error:
-        raise complaint(error, Settings, Origin(str(path), data, lines).place) from error
-
-
-def diagnose(settings: Settings) -> list[Worth]:
-    """What the noise is worth for every unit and trust."""
-    units: tuple[Unit, ...] = ("example", "client")  # no other tool samples and clips groups
-    pairs = [(unit, trust) for unit in units for trust in get_args(Trust)]
-    return [_worth(settings, unit, trust) for unit, trust in pairs]
 
 
 def _worth(s: Settings, unit: Unit, trust: Trust) -> Worth:
@@ -257,15 +211,12 @@ def _of_examples(s: Settings, unit: Unit, trust: Trust) -> Worth:
 def _of_updates(s: Settings, unit: Unit, trust: Trust) -> Worth:
     sigma, told = s.sigma, [f"{s.rounds} rounds"]
     if s.weights == "rows" and s.noise_at == "server":
-        if s.largest_share is None or s.clients_per_round is None:
-            what = (
-                "updates are weighed by their clients' numbers of rows: one client's share of the mean is not bounded by 1 / clients, "
-                "which the noise assumes, and the numbers are private themselves; with equal weights it would be "
-            )
-            equal = _of_updates(s.model_copy(update={"weights": "equal"}), unit, trust)
-            return Worth(unit, trust, None, f"{what}ε = {number(equal.epsilon, 4)} ({equal.because})")
-        sigma = s.sigma / (s.largest_share * s.clients_per_round)
-        told.append(f"a client's share is up to {number(s.largest_share)}, so σ is {number(sigma, 4)} of its sensitivity")
+        what = (
+            "updates are weighed by their clients' numbers of rows: one client's share of the mean is not bounded by 1 / clients, "
+            "which the noise assumes, and the numbers are private themselves; with equal weights it would be "
+        )
+        equal = _of_updates(s.model_copy(update={"weights": "equal"}), unit, trust)
+        return Worth(unit, trust, None, f"{what}ε = {number(equal.epsilon, 4)} ({equal.because})")
     rate = 1.0
     if unit == "example":
         sigma /= 2
@@ -294,22 +245,19 @@ def _epsilon(s: Settings, ran: Mechanism) -> float:
     return compose([ran]).epsilon(s.delta)
 
 
-def _places(members: list[Worth]) -> tuple[tuple[str, list[str]], tuple[str, list[str]]]:
-    return ("unit", [worth.unit for worth in members]), ("trust", [worth.trust for worth in members])
-
-
 def diagnosis(settings: Settings) -> Iterator[str]:
     """The diagnosis in words, line by line."""
     yield settings.tool + (f" ({settings.source})" if settings.source else "")
     if settings.calibrated is not None:
         c = settings.calibrated
-        for_what = f"{c.local_epochs} epochs" if c.local_epochs else f"{c.steps} steps"
-        run = f"{settings.passes} epochs" if c.local_epochs else f"{settings.steps} steps"
-        yield f"the noise was solved for ε = {number(c.epsilon)} in {for_what}; {run} run: σ = {number(settings.sigma, 4)}"
-    found = diagnose(settings)
+        run = f"{c.local_epochs} epochs; {settings.passes} epochs run"
+        yield f"the noise was solved for ε = {number(c.epsilon)} in {run}: σ = {number(settings.sigma, 4)}"
+    # no other tool samples and clips groups
+    found = [_worth(settings, unit, trust) for unit in ("example", "client") for trust in get_args(Trust)]
     for epsilon, because in dict.fromkeys((worth.epsilon, worth.because) for worth in found):
         members = [worth for worth in found if (worth.epsilon, worth.because) == (epsilon, because)]
-        where = [f"{name} {' and '.join(dict.fromkeys(values))}" for name, values in _places(members)]
+        places = {"unit": [worth.unit for worth in members], "trust": [worth.trust for worth in members]}
+        where = [f"{name} {' and '.join(dict.fromkeys(values))}" for name, values in places.items()]
         told = "no ε, because" if epsilon is None else f"ε = {number(epsilon, 4)} at δ = {number(settings.delta)}:"
         yield f"  {', '.join(where)}: {told} {because}"
     yield "  (add-or-remove-one; a client's whole contribution is there or is zero; privacy loss distributions, the worse order)"
@@ -325,10 +273,11 @@ def main() -> None:
     """Print the diagnosis of a file."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("file", type=Path, metavar="FILE")
+    path = parser.parse_args().file
     try:
-        print("\n".join(diagnosis(read_settings(parser.parse_args().file))))
-    except UserError as error:
-        sys.exit(str(error))
+        print("\n".join(diagnosis(Settings.model_validate(read_yaml(path)[0]))))
+    except (UserError, ValidationError) as error:
+        sys.exit(f"{path}: {error}")
 
 
 if __name__ == "__main__":

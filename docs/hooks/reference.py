@@ -14,11 +14,11 @@ from pydantic import BaseModel
 from typer.cli import get_docs_for_click
 
 import fedsim
+from fedsim import methods as for_authors
 from fedsim.api.describe import Parameter, describe, parameters_of, plain
 from fedsim.cli import app
 from fedsim.data.spec import DatasetSpec, EncoderSpec, SplitSpec
 from fedsim.grid.models import AlgorithmEntry, AuditSpec, Evaluation, Grid, Privacy, Resources, Tune
-from fedsim.methods import face
 from fedsim.partition import PartitionSpec
 from fedsim.plugins.registry import known, lookup
 from fedsim.results.columns import COLUMNS
@@ -112,6 +112,10 @@ GENERATED: dict[str, Callable[[], Iterable[str]]] = {
     "columns": lambda: table(("column", "kind", "meaning"), ((f"`{name}`", one.kind.value, one.words) for name, one in COLUMNS.items())),
     "methods": methods,
     "names for users": lambda: (f"::: fedsim.{name}" for name in dir(fedsim) if not name.startswith("_")),
-    "names for authors": lambda: (f"::: fedsim.methods.face.{name}" for name in sorted(vars(face)) if not name.startswith("_")),
+    "names for authors": lambda: (
+        f"::: fedsim.methods.{name}"
+        for name, value in sorted(vars(for_authors).items())
+        if not name.startswith("_") and not getattr(value, "__name__", "").startswith("fedsim.methods.")
+    ),
 }
 """What a page may have generated, by the name in its comment."""

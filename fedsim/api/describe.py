@@ -90,10 +90,14 @@ def describe(name: str | type, where: str = "fedsim algorithms") -> Description:
     name = name_of(name) if isinstance(name, type) else name
     cls = lookup(name, where)
     yields = "generator" if cls.generates() else "classifier"
+    module, texts = inspect.getmodule(cls), [inspect.cleandoc(cls.__doc__ or "")]
+    # a module of one method says what that is, one of several what they share
+    classes = (each for each in getattr(module, "__dict__", {}).values() if isinstance(each, type) and each.__module__ == cls.__module__)
+    texts.insert(sum("name" in vars(each) for each in classes) > 1, inspect.getdoc(module) or "")
     return Description(
         name=name,
         source=cls.source,
-        text="\n\n".join(plain(text) for text in (inspect.getdoc(inspect.getmodule(cls)), inspect.cleandoc(cls.__doc__ or "")) if text),
+        text="\n\n".join(plain(text) for text in texts if text),
         group="for reproduction" if vars(cls).get("for_reproduction") else f"{yields}s" if cls.private else "not private",
         yields=yields,
         place=f"{line_of(cls)} ({cls.__module__}:{cls.__qualname__})",

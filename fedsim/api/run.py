@@ -211,7 +211,7 @@ class Run(Printed):
         self,
         out: Path,
         *,
-        format: Literal["npz", "parquet", "hf"] = "npz",
+        format: Literal["npz", "hf"] = "npz",
         cell: str | None = None,
         synthesis: str | None = None,
         per_class: int = 200,
@@ -224,7 +224,7 @@ class Run(Printed):
 
         Args:
             out: the file of embeddings; with format hf the folder, new or empty.
-            format: npz; parquet; or hf, a folder for the Hugging Face hub with its card, to be released.
+            format: npz; or hf, a folder for the Hugging Face hub with its card, to be released.
             cell: the id of the cell, or its beginning, where there are several.
             synthesis: one of the algorithm's, such as neutral or mixture, or client:K; default: the cell's own.
             per_class: synthetic rows per class.
@@ -236,8 +236,6 @@ class Run(Printed):
         """
         if per_class < 1:
             raise UserError("per_class", f"must be at least 1, got {per_class}")
-        if format != "hf" and Path(out).suffix != f".{format}":
-            raise UserError(f"out {out}", f"is not a .{format} file", f"give {Path(out).with_suffix(f'.{format}')}")
         generator = self.generator(cell, synthesis)
         if format == "hf":
             from fedsim.report.dataset_card import write_hub_folder

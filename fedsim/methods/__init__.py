@@ -1,17 +1,43 @@
-"""The base classes and types for authors of methods: ``from fedsim.methods import DPSGD, Batch, Server, ...``."""
+"""The names for authors of methods: base classes, arguments of their hooks, parts of models, and what releases are made of.
 
-from __future__ import annotations
+Authors, those of the shipped baselines too, write ``from fedsim.methods import ...``; fedsim itself imports every name from the module that
+defines it.
+"""
+# mypy: implicit-reexport
+# ruff: noqa: F401
 
-import importlib
-from typing import TYPE_CHECKING, Any
-
-if TYPE_CHECKING:
-    from fedsim.methods.face import *  # noqa: F403
-
-
-def __getattr__(name: str) -> Any:
-    # torch is imported when a name is used, not with every module of this package
-    face = importlib.import_module("fedsim.methods.face")
-    if name.startswith("_") or not hasattr(face, name):
-        raise AttributeError(f"module 'fedsim.methods' has no attribute '{name}'")
-    return getattr(face, name)
+from fedsim.batch import Batch
+from fedsim.device import normal, to_device
+from fedsim.methods.algorithm import Algorithm, Params, Phase
+from fedsim.methods.clients import Clients
+from fedsim.methods.coordinates import COORDINATE_NAMES, Coordinates, coordinate_statistics, receive_spread
+from fedsim.methods.dp_sgd import DPSGD, DPSGDParams
+from fedsim.methods.local_training import LocalDPSGD, LocalDPSGDParams, LocalTraining, LocalTrainingParams
+from fedsim.methods.messages import NUMBER_BYTES, Diagnostic, Message, Round, Server, Task, Tensors, Values
+from fedsim.methods.one_shot import OneShot, OneShotParams, Rows, Statistic, overall_mean, statistic_phase
+from fedsim.methods.optimise import adam_step, average_step
+from fedsim.methods.parameters import load_parameters, rounded, shared_tensors
+from fedsim.methods.products import Classifier, Generator, Personal, stretched
+from fedsim.models.cvae import CVAE, ConditionalGenerator, ConditionalSampler, CVAEGenerator, gaussian_nll
+from fedsim.models.kernel import kernel_features, kernel_frequencies
+from fedsim.models.layers import ZeroLinear, one_hot
+from fedsim.models.linear import (
+    Interpolated,
+    LinearClassifier,
+    LinearHead,
+    LocalClassifiers,
+    ProbeClassifier,
+    best_weight,
+    cross_entropy,
+    fit_linear,
+    probe_of,
+    probe_tensors,
+)
+from fedsim.models.probe import fit_probe
+from fedsim.plugins.registry import register
+from fedsim.privacy.clipping import Norms, functional_loss
+from fedsim.privacy.plan import Claim, Release, Trust, Unit
+from fedsim.privacy.statistics import mixture, moments
+from fedsim.privacy.statistics.outer_products import OuterProduct, clipped_statistics, exact_products, unit_weights
+from fedsim.privacy.statistics.spectral import spectral_function, square_root
+from fedsim.seeds import Purpose, Seeds

@@ -22,7 +22,7 @@ from fedsim.methods.messages import Task
 from fedsim.methods.parameters import l2_norm
 from fedsim.methods.products import before_sphere
 from fedsim.models.layers import initial_model
-from fedsim.privacy.clipping import Norms, clipped_sum
+from fedsim.privacy.clipping import EngineName, Norms, clipped_sum
 from fedsim.privacy.clipping.norms import Loss
 from fedsim.seeds import Seeds
 
@@ -123,7 +123,7 @@ def check_clients(algorithm: Any, clients: int) -> None:
         _check_forgets(algorithm, clients, _made_up(algorithm, clients), model)
 
 
-def check_per_example(model: nn.Module, loss: Loss, batch: Batch, norms: Norms, engine: str = "bookkeeping") -> None:
+def check_per_example(model: nn.Module, loss: Loss, batch: Batch, norms: Norms, engine: EngineName = "bookkeeping") -> None:
     """Raise if one example's presence changes the clipped sum by anything but its own clipped gradient.
 
     The engines clip row n's gradient on the assumption that it depends on row n alone. A batch statistic, such as a batch-level MMD,

@@ -17,9 +17,6 @@ from torch import Tensor, nn
 
 from fedsim.models.layers import ZeroLinear, one_hot
 
-LEAST_SCALE = 0.05
-"""Of a row whose noise is scaled with it: a likelihood without noise would be unbounded."""
-
 
 class ModulatedLinear(nn.Module):
     """A linear layer whose rows are scaled and shifted by linear heads of the client code; without a code, the plain layer.
@@ -80,12 +77,6 @@ class ModulatedDecoder(nn.Module):
         for index, layer in enumerate(self.layers):
             h = layer(h if index == 0 else F.relu(h), code)
         return h / math.sqrt(self.dim)
-
-    def row_scale(self, code: Tensor) -> Tensor:
-        """Size of the last layer's row scales at codes ``[N, k]``, at least :data:`LEAST_SCALE`: ``[N, d]``."""
-        last = self.modulated()[-1]
-        scale = 1 + last.scale(code) if last.scale is not None else code.new_ones(len(code), self.dim)
-        return scale.abs().clamp_min(LEAST_SCALE)
 
     @torch.no_grad()
     def linear_map(self) -> tuple[Tensor, Tensor]:

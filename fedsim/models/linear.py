@@ -14,6 +14,8 @@ from fedsim.device import to_device
 from fedsim.models.layers import ZeroLinear
 from fedsim.models.probe import Probe, fit_probe
 
+TRIED_WEIGHTS = tuple(step / 10 for step in range(11))
+"""The weights of the local classifier that are tried."""
 ABSENT = -1e4
 """The logit of a class without a training row: no chance."""
 
@@ -112,3 +114,17 @@ def folded(probe: Probe, classes: int) -> LinearClassifier:
         weight[of_classes] = probe.weight.T / probe.scale
         bias[of_classes] = probe.bias - weight[of_classes] @ probe.mean
     return LinearClassifier(torch.from_numpy(weight).float(), torch.from_numpy(bias).float())
+
+
+def best_weight(local: Tensor, shared: Tensor, y: Tensor, importance: Tensor) -> float:
+    """The weight of ``local`` among :data:`TRIED_WEIGHTS` whose mixture has the best weighted accuracy; the smallest of equals.
+
+    Of probabilities ``[n, C]`` of both, labels y ``[n]``, and the importance of each row ``[n]``.
+    """
+    best, best_score = 0.0, -math.inf
+    for weight in TRIED_WEIGHTS:
+        right = (weight * local + (1 - weight) * shared).argmax(1) == y
+        score = float((right * importance).sum())
+        if score > best_score + 1e-9:
+            best, best_score = weight, score
+    return best

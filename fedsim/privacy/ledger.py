@@ -97,9 +97,6 @@ class Ledger:
 
     __hash__ = None  # type: ignore[assignment]
 
-    def __repr__(self) -> str:
-        return f"Ledger({sum(map(Counter.total, self._counts.values()))} steps, {len(self._counts)} clients)"
-
 
 def _undominated(histories: Iterable[tuple[Mechanism, ...]]) -> list[tuple[Mechanism, ...]]:
     """The histories that no other one dominates by running every mechanism at least as often: only they can cost the most."""

@@ -7,17 +7,10 @@ D is f's L2 sensitivity to one unit; ``sample_rate`` 1 is the plain Gaussian mec
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
 
 from fedsim.words import number
-
-if TYPE_CHECKING:  # torch, which a report does without
-    from torch import Size
-
-    from fedsim.privacy.noise import Noise
-    from fedsim.seeds import Keystream
 
 
 @dataclass(frozen=True, order=True)
@@ -52,12 +45,6 @@ class Mechanism:
     def std(self, sensitivity: float) -> float:
         """Standard deviation of the noise per coordinate."""
         return self.noise_multiplier * sensitivity if self.noise_multiplier else 0.0
-
-    def draw(self, shapes: Mapping[str, Size | tuple[int, ...]], sensitivity: float, stream: Keystream) -> Noise:
-        """The noise of one run, for parts of these shapes."""
-        from fedsim.privacy.noise import gaussian  # late: it imports torch
-
-        return gaussian(shapes, self.std(sensitivity), stream)
 
     def divergence(self, order: float) -> float:
         """The Rényi divergence of all runs at ``order``; +inf if its series overflows double precision.

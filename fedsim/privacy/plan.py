@@ -8,25 +8,19 @@ noise has standard deviation ``relative_noise * sigma * sensitivity`` per coordi
 
 from __future__ import annotations
 
-import hashlib
-import json
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import astuple, dataclass
+from dataclasses import dataclass
 from functools import lru_cache
-from pathlib import Path
 from typing import Literal
 
 from fedsim.errors import UserError, nearest
-from fedsim.files import cache_folder, replaced
 from fedsim.privacy import accountant
 from fedsim.privacy.mechanism import Mechanism, merged
 from fedsim.privacy.selection import Selection
 
 Unit = Literal["example", "group", "client"]
 Trust = Literal["aggregate", "silo"]
-Neighbours = Literal["add-or-remove-one"]
-"""The neighbouring relation of a plan's epsilon."""
 Claim = Literal["proved", "stated", "heuristic", "none"]
 """How strong an (epsilon, delta) is, the strongest first: a theorem of a class that fedsim ships; one by its author's word; not a theorem;
 no guarantee."""
@@ -102,11 +96,6 @@ class PrivacyPlan:
     epsilon_reached: float
     selection: Selection | None = None
 
-    @property
-    def main(self) -> Release:
-        """The last release that is the training itself."""
-        return [release for release in self.releases if release.main][-1]
-
     def release(self, name: str) -> Release:
         """The release called ``name``."""
         for release in self.releases:
@@ -163,7 +152,7 @@ def calibrate(
     """The plan with the least noise whose composition is (``epsilon``, ``delta``)-DP under add-or-remove-one.
 
     Sigma is solved for all steps of all releases at once, so that epsilon_reached is in [0.99, 1] of the target. It multiplies
-    ``sensitivity`` (and each release's ``relative_noise``). Equal budgets are solved once a machine (:func:`solved`). An infinite
+    ``sensitivity`` (and each release's ``relative_noise``). Equal budgets are solved once. An infinite
     epsilon gives sigma 0, accountant and claim "none"; ``claim`` is what holds if the noise is there. The rest is as :class:`PrivacyPlan`
     has it.
 
@@ -201,15 +190,10 @@ def _check(epsilon: float, delta: float, releases: tuple[Release, ...], clip: fl
     if not 0 < delta < 1:
         raise UserError("delta", f"{delta} is not in (0, 1)", "give a small probability, below 1 / (number of units)")
     for release in releases:
-        where = f"release '{release.name}'"
-        if not 0 < release.sample_rate <= 1:
-            raise UserError(where, f"sample rate {release.sample_rate} is not in (0, 1]")
-        if release.steps < 0:
-            raise UserError(where, f"{release.steps} steps", "the number of steps cannot be negative")
-        if release.per_round < 1 or release.steps % release.per_round:
-            raise UserError(where, f"{release.steps} steps are not whole rounds of {release.per_round}")
-        if not 0 < release.relative_noise < math.inf:
-            raise UserError(where, f"relative noise {release.relative_noise} is not a positive number")
+        whole = release.per_round >= 1 and release.steps >= 0 and release.steps % release.per_round == 0
+        if not (0 < release.sample_rate <= 1 and whole and 0 < release.relative_noise < math.inf):
+            hint = "give a sample rate in (0, 1], steps of whole rounds, and a positive relative noise"
+            raise UserError(f"release '{release.name}'", f"{release} cannot run", hint)
     if math.isinf(epsilon):
         return
     if not any(release.steps for release in releases):
@@ -234,36 +218,7 @@ SIGMA_DIGITS = 6  # of every sigma tried, so that it does not depend on the last
 
 @lru_cache(maxsize=4096)
 def solved(epsilon: float, delta: float, mechanisms: tuple[Mechanism, ...]) -> Solution:
-    """The least noise for mechanisms whose noise multiplier is the relative one, from its file if this code solved it before.
-
-    Solving takes seconds. A file is no proof: the ledger counts what was spent, and a row that spent more than its target is ``overspent``.
-    If the folder cannot be written, it is only slower.
-    """
-    question = json.dumps([accountant.counted_by(), epsilon, delta, [astuple(one) for one in mechanisms]])
-    path = cache_folder() / "plans" / f"{hashlib.sha256(question.encode()).hexdigest()[:32]}.json"
-    if (stored := _read(path, epsilon)) is not None:
-        return stored
-    solution = _solve(epsilon, delta, mechanisms)
-    try:
-        with replaced(path) as part:
-            part.write_text(json.dumps(solution) + "\n", encoding="utf-8")
-    except OSError:
-        pass
-    return solution
-
-
-def _read(path: Path, epsilon: float) -> Solution | None:
-    """The solution in a file; None if there is no file, or its content cannot be a solution."""
-    try:
-        sigma, reached, name = json.loads(path.read_bytes())
-    except (OSError, ValueError, TypeError):
-        return None
-    numbers = isinstance(sigma, float) and isinstance(reached, float) and math.isfinite(sigma)
-    return (sigma, reached, name) if numbers and sigma > 0 and 0 <= reached <= epsilon and name in ("prv", "rdp") else None
-
-
-def _solve(epsilon: float, delta: float, mechanisms: tuple[Mechanism, ...]) -> Solution:
-    """(sigma, epsilon reached, accountant) for mechanisms whose noise multiplier is the relative one."""
+    """The least noise for mechanisms whose noise multiplier is the relative one; kept, since it takes seconds."""
 
     def scaled(sigma: float) -> list[Mechanism]:
         return [one.scaled(sigma) for one in mechanisms]
@@ -283,9 +238,9 @@ def _bracket(rough: Callable[[float], float], target: float, delta: float) -> fl
     return high
 
 
-def _tighten(spend: Callable[[float], tuple[float, str]], target: float, sigma: float, delta: float) -> tuple[float, float, str]:
+def _tighten(spend: Callable[[float], tuple[float, str]], target: float, sigma: float, delta: float) -> Solution:
     """The least sigma whose spend is at most the target: a bracket shrunk by log-log interpolation, then by halves."""
-    enough: tuple[float, float, str] | None = None  # the least noise known to keep the target
+    enough: Solution | None = None  # the least noise known to keep the target
     short: tuple[float, float] | None = None  # the most noise known to break it
     tries = 0
     while True:
@@ -311,7 +266,7 @@ def _next(
     sigma: float,
     reached: float,
     target: float,
-    enough: tuple[float, float, str] | None,
+    enough: Solution | None,
     short: tuple[float, float] | None,
     halve: bool,
 ) -> float:

@@ -5,16 +5,14 @@ mechanism, P = (1 - q) N(0, s^2) + q N(1, s^2) and Q = N(0, s^2). The product of
 for any unit under add-or-remove-one, in both orders (Zhu, Dong & Wang 2022, "Optimal accounting of differential privacy via
 characteristic function", theorems 10 and 11).
 
-From the distribution of the privacy loss log P / Q follow
-
-- the privacy curve delta(epsilon) = sup_S P(S) - exp(epsilon) Q(S), for either order of P and Q, and
-- the trade-off function f(a): the least rate of false negatives of any test with a rate of false positives of at most a (Dong,
-  Roth & Su 2022, "Gaussian differential privacy", definitions 2.1 and 2.3).
+The distribution of the privacy loss log P / Q gives the privacy curve delta(epsilon) = sup_S P(S) - exp(epsilon) Q(S), for either order,
+and the trade-off function f(a): the least rate of false negatives of any test with a rate of false positives of at most a (Dong, Roth & Su
+2022, "Gaussian differential privacy", definitions 2.1 and 2.3).
 
 Each step's loss is moved to a grid that keeps P's and Q's mass between two points (Doroshenko et al. 2022, "Connect the dots"). The
-pair on the grid dominates the original one, so every delta is an upper and every trade-off a lower bound, for both orders. Steps are
-then convolved by Fourier transforms; :data:`LOST_MASS` bounds the mass that wraps around. Rounding of doubles is not bounded, but is
-small against any delta above 1e-11.
+pair on the grid dominates the original one, so every delta is an upper and every trade-off a lower bound. Steps are then convolved by
+Fourier transforms; :data:`LOST_MASS` bounds the mass that wraps around. Rounding of doubles is not bounded, but is small against any delta
+above 1e-11.
 """
 
 from __future__ import annotations
@@ -23,7 +21,6 @@ import math
 from bisect import bisect_left
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -33,10 +30,6 @@ from scipy.special import logsumexp, ndtr, ndtri
 from fedsim.privacy.mechanism import Mechanism
 
 Floats = NDArray[np.floating]
-
-Relation = Literal["add-or-remove-one", "add-one", "remove-one"]
-"""Of a trade-off function: ``add-one`` tests the alternative "present" against the null "absent", ``remove-one`` the reverse,
-``add-or-remove-one`` is the lower of both at every point."""
 
 LOST_MASS = 1e-14
 """Mass of the composed loss outside the grid on either side; counted as an infinite loss."""
@@ -116,28 +109,20 @@ class Composition:
         """An upper bound of epsilon at ``delta``, of the worse order; inf if there is none."""
         return max(self.present.epsilon(delta), self.absent.epsilon(delta))
 
-    def false_negatives(self, false_positives: ArrayLike, relation: Relation = "add-or-remove-one") -> Floats:
-        """The trade-off function: a lower bound of the false-negative rate at every false-positive rate, both in [0, 1]."""
-        rate = np.asarray(false_positives, float)
-        if relation == "add-one":
-            return _tradeoff(rate, self.present, self.absent)
-        if relation == "remove-one":
-            return _tradeoff(rate, self.absent, self.present)
-        return np.asarray(np.minimum(self.false_negatives(rate, "add-one"), self.false_negatives(rate, "remove-one")))
+    def false_negatives(self, false_positives: ArrayLike) -> Floats:
+        """The trade-off function of tests of "absent" against "present": a lower bound of the false-negative rate, both rates in [0, 1].
 
-
-def _tradeoff(rate: Floats, alternative: Curve, null: Curve) -> Floats:
-    """T(Y, X) at ``rate`` from the curves of X against Y and of Y against X: the highest tangent of slope -exp(e) or -exp(-e)."""
-    # a test that rejects on S has false positives a = Y(S) and false negatives b = 1 - X(S). With (e, d) from the curve of X against Y,
-    # X(S) <= exp(e) Y(S) + d gives b >= 1 - d - exp(e) a; from that of Y against X, Y(not S) <= exp(e) X(not S) + d gives
-    # b >= exp(-e) (1 - d - a) (Kairouz, Oh & Viswanath 2015, "The composition theorem for differential privacy", section 2)
-    steep, flat = _slopes(alternative), _slopes(null)
-    with np.errstate(over="ignore", invalid="ignore"):
-        factor = np.exp(steep)
-        on_rejected = 1 - alternative.delta(steep) - np.where(rate[..., None] > 0, factor * rate[..., None], 0.0)
-        on_accepted = np.exp(-flat) * (1 - rate[..., None] - null.delta(flat))
-    best = np.maximum(on_rejected.max(-1), on_accepted.max(-1))
-    return np.asarray(np.clip(best, 0.0, np.clip(1 - rate, 0.0, 1.0)))
+        At every rate of false positives it is the highest tangent of slope -exp(e) or -exp(-e).
+        """
+        # a test that rejects on S has false positives a = Q(S) and false negatives b = 1 - P(S). With (e, d) from the curve of P against Q,
+        # P(S) <= exp(e) Q(S) + d gives b >= 1 - d - exp(e) a; from that of Q against P, Q(not S) <= exp(e) P(not S) + d gives
+        # b >= exp(-e) (1 - d - a) (Kairouz, Oh & Viswanath 2015, "The composition theorem for differential privacy", section 2)
+        rate, steep, flat = np.asarray(false_positives, float), _slopes(self.present), _slopes(self.absent)
+        with np.errstate(over="ignore", invalid="ignore"):
+            on_rejected = 1 - self.present.delta(steep) - np.where(rate[..., None] > 0, np.exp(steep) * rate[..., None], 0.0)
+            on_accepted = np.exp(-flat) * (1 - rate[..., None] - self.absent.delta(flat))
+        best = np.maximum(on_rejected.max(-1), on_accepted.max(-1))
+        return np.asarray(np.clip(best, 0.0, np.clip(1 - rate, 0.0, 1.0)))
 
 
 def _slopes(curve: Curve) -> Floats:
@@ -195,7 +180,7 @@ def refuted_epsilon(mechanisms: Sequence[Mechanism], delta: float, false_positiv
         return compose([one.scaled(factor) for one in mechanisms])
 
     def is_refuted(factor: float) -> bool:
-        return 1 - true_positives < float(scaled(factor).false_negatives(false_positives, "add-one")) - 1e-12
+        return 1 - true_positives < float(scaled(factor).false_negatives(false_positives)) - 1e-12
 
     if true_positives <= false_positives or not is_refuted(MOST_NOISE_FACTOR):
         return 0.0, math.inf

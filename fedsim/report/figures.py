@@ -182,7 +182,9 @@ def facet(
                     axes.axline((0.5, 0.5), slope=1, color=MUTED, linewidth=0.8, linestyle=(0, (1, 2)))
                     both = frame[[x, y]].to_numpy(float)
                     axes.set(xlim=(ends := (both.min() - 0.03, both.max() + 0.03)), ylim=ends)
-        handles = [Line2D([], [], **{**each.style, **({} if joined else {"linestyle": "none"})}) for each in used.values()]
+        handles = [
+            Line2D([], [], **(each.style if joined else {"marker": ".", **each.style, "linestyle": "none"})) for each in used.values()
+        ]
         # matplotlib drops labels that begin with an underscore, so names come after
         how: dict[str, Any] = {"loc": "outside lower left", "ncols": across, "frameon": False, "fontsize": 8.5, "handlelength": 3.2}
         legend = figure.legend(handles, [*map(str, range(len(handles)))], **how)
@@ -256,7 +258,7 @@ def fidelity(settings: Settings) -> Figure | None:
     points = _points(settings, shown)
     if not len(points):
         return None
-    titles = {name: f"{MEASURES[name].short} ({_ideal(MEASURES[name].best)})" for name in shown}
+    titles = {name: f"{name.replace('_', ' ')} ({_ideal(MEASURES[name].best)})" for name in shown}
     points = points.assign(title=points["measure"].map(titles))
     how: dict[str, Any] = {"ticks": epsilon_axis(points["epsilon_target"])[1], "shared": False}
     how |= {"row": "place", "labels": (EPSILON, {place: place for place in points["place"]}), "widest": len(shown), "most": 3 * len(shown)}

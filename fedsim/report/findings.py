@@ -70,7 +70,7 @@ KINDS = (
         "least_kl < 0.05",
         "{least_kl:.2g} nats an example in the last quarter of the rounds",
         "the decoder ignores z",
-        "a lower beta, a wider latent_share, longer training",
+        "a lower beta, longer training",
     ),
     Kind(
         "KL explosion",

@@ -130,7 +130,7 @@ def partitioned(grid: Grid, cells: Sequence[Cell], data: Mapping[str, Embeddings
     keys = [(cell.data_key, cell.alpha, cell.clients, cell.seed) for cell in cells]
     for key, cell in zip(keys, cells, strict=True):
         if key not in made:
-            with at(grid_place(grid, cell.dataset, grid.clients.index(cell.clients), cell.evaluation.unseen)):
+            with at(grid_place(grid, grid.clients.index(cell.clients))):
                 made[key] = partition_of(cell, data[cell.data_key])
     return [made[key] for key in keys]
 

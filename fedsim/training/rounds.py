@@ -21,7 +21,7 @@ from fedsim.methods.messages import Diagnostic, Message, Round, Server, Tensors,
 from fedsim.methods.parameters import add_in_order, in_order, l2_norm, load_parameters, rounded, squared_sums
 from fedsim.methods.products import Product, on_sphere
 from fedsim.privacy.ledger import Ledger
-from fedsim.privacy.noise import Noise
+from fedsim.privacy.noise import Noise, gaussian
 from fedsim.privacy.plan import PrivacyPlan
 from fedsim.seeds import Purpose, Seeds
 from fedsim.training.cohort import LocalPool
@@ -165,9 +165,8 @@ def server_noise(algorithm: Algorithm, plan: PrivacyPlan | None, round_: Round, 
     """The noise that the server adds, once, to the sum; with its multiplier, 0 without noise."""
     if plan is None or algorithm.noise_at_clients():
         return Noise({}, 0), 0.0
-    mechanism, shapes = plan.mechanism(round_.release.name), {name: tuple(value.shape) for name, value in total.items()}
-    noise = mechanism.draw(shapes, plan.sensitivity, seeds.keystream(Purpose.NOISE, round_.stream))
-    return noise, mechanism.std(plan.sensitivity) / plan.sensitivity
+    std, shapes = plan.noise_std(round_.release.name), {name: value.shape for name, value in total.items()}
+    return gaussian(shapes, std, seeds.keystream(Purpose.NOISE, round_.stream)), std / plan.sensitivity
 
 
 def _gathered(messages: Sequence[Message], noise: Noise, signal: Tensor, values: Values) -> dict[str, Any]:

@@ -5,12 +5,7 @@ import torch
 from scipy.stats import kstest
 from torch import Tensor
 
-from algorithms.class_block import (
-    TUNED,
-    BlockGenerator,
-    SitesGenerator,
-    orthogonal,
-)
+from algorithms.class_block import TUNED, BlockGenerator, SitesGenerator, orthogonal
 
 DIM, BLOCK, CLASSES = 6, 4, 3
 
@@ -52,21 +47,6 @@ def test_each_row_of_a_pair_has_the_law_of_its_class(which: int) -> None:
         white = torch.eye(DIM) - generator.tensors["directions"] @ generator.tensors["directions"].T
         assert torch.allclose(torch.cov(outside.T), white.double(), atol=0.05)
         assert torch.allclose(torch.cov(torch.cat([inside, outside], 1).T)[:BLOCK, BLOCK:], torch.zeros(BLOCK, DIM).double(), atol=0.1)
-
-
-def test_a_pair_agrees_between_class_means_and_in_what_follows_from_it_and_is_opposite_elsewhere() -> None:
-    generator = made_up()
-    labels = torch.arange(CLASSES).repeat_interleave(10)
-    inside, outside = whitened(generator, labels)
-    residual = inside - generator.means[labels]
-    onto = generator.onto.double()
-    along = residual @ onto
-    assert torch.allclose(along[::2], along[1::2], atol=1e-4)
-    gain = torch.linalg.pinv((onto @ generator.roots.double() @ onto), hermitian=True) @ onto @ generator.roots.double()
-    rest = residual - along - torch.einsum("nk,nkl->nl", along, (gain @ (torch.eye(BLOCK) - onto))[labels])
-    assert torch.allclose(rest[::2], -rest[1::2], atol=1e-4)
-    assert torch.allclose(outside[::2], -outside[1::2], atol=1e-4)
-    assert not torch.allclose(inside[::2], inside[1::2], atol=0.1)
 
 
 def of_two_sites() -> SitesGenerator:

@@ -89,14 +89,6 @@ def started() -> list[Cohort]:
     return [Cohort(spec, x, y) for spec in specs]
 
 
-def test_encoder_and_code_stay_at_their_client() -> None:
-    algorithm, cohorts, messages = first_round([4])
-    (message,) = messages
-    assert not any(name.startswith(("encoder", "code")) for name in message.sums)
-    assert not algorithm.releases_codes()
-    assert not torch.equal(cohorts[0].clients.model.code.weight, initial_codes())
-
-
 def test_the_batch_mmd_is_that_of_all_pairs_and_mixes_rows() -> None:
     algorithm = FedHypeVAE(FedHypeVAE.Params(**SMALL, kernel=2.0), Task(DIM, CLASSES, 1, "client"))
     model = HyperCVAE(algorithm.params, DIM, CLASSES, 1)

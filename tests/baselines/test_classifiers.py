@@ -12,7 +12,7 @@ from fedsim.evaluation.references import ceiling, local_only
 from fedsim.evaluation.scores import Scores
 from fedsim.methods import Seeds
 from fedsim.training.cohort import build_algorithm
-from fedsim.training.rounds import Trained, train
+from fedsim.training.rounds import Trained, to_the_end, train
 from fedsim.training.trial import local_pool
 
 C = 0.3
@@ -37,11 +37,7 @@ def trained(entry: dict[str, Any], **keys: Any) -> Trained:
     prepared = small_cells(entry, **{"epsilon": 8.0, **keys})
     (trial,), (data,) = prepared.trials, prepared.data.values()
     steps = train(build_algorithm(trial.cell.algorithm, trial.cell.params, trial.task), local_pool(trial, data), trial.plan, Seeds(0))
-    while True:
-        try:
-            next(steps)
-        except StopIteration as end:
-            return end.value
+    return to_the_end(steps)[1]
 
 
 def test_centralised_is_the_probe_of_all_rows_and_no_better_than_the_ceiling() -> None:

@@ -7,8 +7,7 @@ import pytest
 import torch
 from torch.distributions import Normal, kl_divergence
 
-from baselines.dp_cvae import DPCVAE, DPCVAEParams
-from baselines.fedavg_cvae import FedAvgCVAE, FedAvgCVAEParams
+from baselines.fedavg_cvae import DPCVAE, DPCVAEParams, FedAvgCVAE, FedAvgCVAEParams
 from fedsim.batch import Layout
 from fedsim.methods import Batch, Task
 

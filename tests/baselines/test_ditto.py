@@ -6,7 +6,7 @@ import pytest
 import torch
 from cells import one_cell, quick
 
-from baselines.dp_ditto import DPDitto
+from baselines.ditto import DPDitto
 from fedsim.batch import Layout
 from fedsim.methods import Batch, Norms
 from fedsim.privacy.clipping import clipped_sum

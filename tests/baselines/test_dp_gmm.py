@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from baselines.dp_gmm import DPGMM, DPGMMParams, MixtureGenerator
+from baselines.dp_gaussian import DPGMM, DPGMMParams, MixtureGenerator
 from fedsim.methods import (
     Coordinates,
     Norms,

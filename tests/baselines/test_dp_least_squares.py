@@ -5,7 +5,7 @@ import torch
 from released import centred_at
 from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
 
-from baselines.dp_least_squares import DPLeastSquares, DPLeastSquaresParams
+from baselines.dp_gaussian import DPLeastSquares, DPLeastSquaresParams
 from fedsim.methods import Norms, Rows, Seeds, Server, Task, clipped_statistics, rounded, unit_weights
 from fedsim.privacy.statistics.moments import MOMENT_WEIGHTS
 

@@ -16,6 +16,7 @@ LEAST: list[tuple[str, dict[str, Any], float, float]] = [
     ("dp-prototypes", {}, 4.0, 0.6),
     *(("dp-lda", {"head": head}, 8.0, 0.6) for head in ("naive-bayes", "lda", "qda", "ridge")),
     ("dp-linear", {}, math.inf, 0.85),
+    ("dp-linear", {"reencoded": 0.3}, math.inf, 0.7),
     ("private-evolution", {"start": "drawn", "candidates": 200, "votes": 10}, math.inf, 0.5),
     ("fedpft", {}, math.inf, 0.8),
     ("dp-fedpft", {}, math.inf, 0.8),

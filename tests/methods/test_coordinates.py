@@ -11,7 +11,6 @@ from fedsim.methods.coordinates import SPREAD_WEIGHTS, Coordinates, coordinate_s
 from fedsim.methods.messages import Server, Tensors
 from fedsim.methods.one_shot import Rows
 from fedsim.methods.parameters import rounded
-from fedsim.methods.products import stretched
 from fedsim.privacy.clipping import Norms
 from fedsim.privacy.statistics.outer_products import clipped_statistics, unit_weights
 from fedsim.seeds import Seeds
@@ -73,19 +72,7 @@ def test_rows_have_about_unit_norm_in_coordinates_however_near_and_steep_they_ar
     assert 0.5 <= float(r.square().sum(1).mean()) <= 2
 
 
-def test_coordinates_and_rows_are_inverse_and_a_generator_of_coordinates_is_one_of_rows() -> None:
+def test_coordinates_and_rows_are_inverse() -> None:
     x = unit_rows(0.1, 1.5)
     coordinates = Coordinates(released(x))
     torch.testing.assert_close(coordinates.rows(coordinates.of_rows(x)), x, atol=1e-5, rtol=1e-4)
-
-    class Same:
-        def sample(self, labels: torch.Tensor, stream: torch.Generator) -> torch.Tensor:
-            return coordinates.of_rows(x)[labels] / 3
-
-        def of_client(self, client: int) -> "Same":
-            return self
-
-    made = stretched(Same(), coordinates, 3.0)
-    labels = torch.arange(5)
-    for generator in (made, made.of_client(1)):
-        torch.testing.assert_close(generator.sample(labels, torch.Generator()), x[:5], atol=1e-5, rtol=1e-4)

@@ -8,11 +8,10 @@ import pytest
 import torch
 from cells import one_cell, quick
 
-from fedsim.methods.messages import Message, Task
+from fedsim.methods.messages import Task
 from fedsim.privacy.plan import Unit
 from fedsim.seeds import Seeds
 from fedsim.training.cohort import Cohort, build_algorithm
-from fedsim.training.trial import Trial, local_pool
 
 
 def cohort_of(name: str, unit: str = "client", **params: Any) -> tuple[Cohort, Any]:
@@ -63,30 +62,3 @@ def test_a_client_whose_training_diverges_sends_what_an_absent_one_would() -> No
         setattr(others.clients, held, tuple(v[:0] if i == 2 else v for i, v in enumerate(getattr(others.clients, held))))
     without = others.round(next(algorithm.schedule()), broadcast)
     assert all(torch.allclose(value, without.sums[name], atol=1e-6) for name, value in message.sums.items())
-
-
-# --- noisy local steps ---
-
-
-def one(trust: str = "aggregate", unit: str = "example", **params: Any) -> tuple[Trial, Any, Any]:
-    """The trial, its data and its algorithm: DP-FedAvg-linear, 3 rounds of 3 steps."""
-    return one_cell(quick("dp-fedavg-linear", **params), epsilon=4.0, trust=trust, unit=unit)
-
-
-def first_messages(trial: Trial, data: Any, algorithm: Any) -> list[Message]:
-    return local_pool(trial, data).round(next(algorithm.schedule()), algorithm.broadcast(algorithm.initial_server(Seeds(0))))
-
-
-def test_without_noise_each_clients_step_is_its_own_clipped_sum() -> None:
-    trial, data, algorithm = one_cell(quick("dp-fedavg-linear", clip=1e9, local_steps=1, sample_rate=1.0), epsilon=math.inf)
-    messages = first_messages(trial, data, algorithm)
-    server = algorithm.initial_server(Seeds(0))
-    expected = torch.zeros(10, 64)
-    for rows in trial.partition.rows:
-        x, y = torch.from_numpy(data.x_train[rows]), torch.from_numpy(data.y_train[rows])
-        torch.nn.functional.cross_entropy(server.model(x), y, reduction="sum").backward()
-        # Adam's first step is the learning rate against the gradient's sign
-        expected -= algorithm.params.learning_rate * server.model.head.weight.grad.sign()
-        server.model.zero_grad()
-    moved = torch.stack([message.sums["head.weight"] for message in messages]).sum(0)
-    torch.testing.assert_close(moved.float(), expected, atol=1e-3, rtol=1e-2)

@@ -23,16 +23,13 @@ def rounds_of(phases: list[Phase]) -> list[Round]:
 
 
 @given(st.lists(st.tuples(st.integers(0, 5), st.integers(1, 4)), max_size=5))
-def test_rounds_are_numbered_over_all_phases_and_steps_within_one(sizes: list[tuple[int, int]]) -> None:
+def test_rounds_are_numbered_over_all_phases_steps_within_one_and_no_stream_is_taken_twice(
+    sizes: list[tuple[int, int]],
+) -> None:
     phases = [phase(str(index), *size) for index, size in enumerate(sizes)]
     rounds = rounds_of(phases)
     assert [round_.number for round_ in rounds] == list(range(sum(rounds for rounds, _ in sizes)))
     assert [(round_.phase, round_.step) for round_ in rounds] == [(i, step) for i, (count, _) in enumerate(sizes) for step in range(count)]
     assert all(round_.release is phases[round_.phase].release for round_ in rounds)
-
-
-@given(st.lists(st.tuples(st.integers(0, 5), st.integers(1, 4)), max_size=5))
-def test_no_two_steps_of_a_training_draw_from_the_same_stream(sizes: list[tuple[int, int]]) -> None:
-    rounds = rounds_of([phase(str(index), *size) for index, size in enumerate(sizes)])
     streams = [round_.stream + step for round_ in rounds for step in range(round_.release.per_round)]
     assert streams == list(range(sum(count * per_round for count, per_round in sizes)))

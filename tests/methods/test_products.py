@@ -3,21 +3,20 @@
 import torch
 
 from fedsim.methods.messages import Diagnostic
-from fedsim.methods.products import is_classifier, is_personal
+from fedsim.methods.products import is_classifier, is_personal, on_sphere, own
 from fedsim.models.linear import LinearClassifier, LocalClassifiers
 
 
 class Rows:
-    def __init__(self, value: float) -> None:
-        self.value = value
+    """Three rows of norm 5, 1 and 0.5, whatever is asked for."""
 
     def sample(self, labels: torch.Tensor, stream: torch.Generator) -> torch.Tensor:
-        return torch.full((len(labels), 2), self.value)
+        return torch.tensor([[3.0, 4.0], [0.6, 0.8], [0.3, 0.4]])
 
 
 class OwnRows(Rows):
     def of_client(self, client: int) -> Rows:
-        return Rows(float(client))
+        return Rows()
 
 
 def linear(bias: float) -> LinearClassifier:
@@ -25,9 +24,16 @@ def linear(bias: float) -> LinearClassifier:
 
 
 def test_a_product_predicts_or_generates_and_has_a_version_a_client_or_one_for_all() -> None:
-    made = [Rows(9.0), OwnRows(9.0), linear(0.0), LocalClassifiers([linear(0.0), linear(1.0)])]
+    made = [Rows(), OwnRows(), linear(0.0), LocalClassifiers([linear(0.0), linear(1.0)])]
     assert [is_classifier(product) for product in made] == [False, False, True, True]
     assert [is_personal(product) for product in made] == [False, True, False, True]
+
+
+def test_rows_longer_than_1_come_back_to_the_sphere_and_others_stay() -> None:
+    expected = torch.tensor([[0.6, 0.8], [0.6, 0.8], [0.3, 0.4]])
+    for made in (on_sphere(Rows()), own(on_sphere(OwnRows()), 1)):
+        torch.testing.assert_close(made.sample(torch.zeros(3), torch.Generator()), expected)  # type: ignore[union-attr]
+    assert [is_personal(on_sphere(made)) for made in (Rows(), OwnRows())] == [False, True]
 
 
 def test_a_diagnostic_is_reduced_as_it_says() -> None:

@@ -12,18 +12,18 @@ from fedsim.batch import Batch, Layout, consecutive
 from fedsim.models.layers import ClientCode, ClientLinear, Shift
 from fedsim.privacy.clipping import Norms
 
-DIM, TOKENS = 5, 4
+DIM = 5
 
 
 def make_batch(counts: tuple[int, ...] = (3, 0, 1, 4), seed: int = 0) -> Batch:
-    """``counts[k]`` rows of client k, in groups of some rows of one client; labels serve as tokens too."""
+    """``counts[k]`` rows of client k, in groups of some rows of one client."""
     stream = torch.Generator().manual_seed(seed)
     rows = sum(counts)
     client = torch.repeat_interleave(torch.arange(len(counts)), torch.tensor(counts))
     begins = (torch.rand(rows, generator=torch.Generator().manual_seed(seed)) < 0.5) | (client.diff(prepend=torch.tensor([-1])) > 0)
     return Batch(
         torch.randn(rows, DIM, generator=stream),
-        torch.randint(TOKENS, (rows,), generator=stream),
+        torch.randint(4, (rows,), generator=stream),
         {"eps": torch.randn(rows, 3, DIM, generator=stream)},
         Layout(client, len(counts)),
         consecutive(begins.cumsum(0), client),
@@ -65,16 +65,6 @@ def linear_many_times(clients: int) -> nn.Module:
     return Calls(loss, layer=nn.Linear(DIM, DIM))
 
 
-def embedded(clients: int) -> nn.Module:
-    """Token sequences with repeats within an example."""
-
-    def loss(m: Any, b: Batch) -> Tensor:
-        tokens = torch.stack([b.y, b.y, (b.y + 1) % TOKENS], 1)
-        return m.out(torch.tanh(m.table(tokens)).prod(1) + m.table(b.y)).square().sum(1)
-
-    return Calls(loss, table=nn.Embedding(TOKENS, 6), out=nn.Linear(6, 1))
-
-
 def normalised(clients: int) -> nn.Module:
     def loss(m: Any, b: Batch) -> Tensor:
         return (m.out(m.norm(b.x)).square() + m.norm(b.draws["eps"]).sum((1, 2))[:, None]).sum(1)
@@ -102,7 +92,7 @@ def per_client(clients: int) -> nn.Module:
     return Calls(loss, encoder=encoder, code=code, out=nn.Linear(4, 2))
 
 
-MODELS: tuple[Callable[[int], nn.Module], ...] = (linear, linear_many_times, embedded, normalised, elementwise, per_client)
+MODELS: tuple[Callable[[int], nn.Module], ...] = (linear, linear_many_times, normalised, elementwise, per_client)
 
 
 def build(kind: Callable[[int], nn.Module], clients: int = 4) -> nn.Module:

@@ -48,7 +48,7 @@ def test_both_orders_agree_with_an_independent_accountant(mechanisms):
 def test_the_best_test_of_a_mechanism_with_more_noise_refutes_exactly_up_to_it():
     claimed, delta, factor = [Mechanism(3.0, 0.1, 300)], 1e-4, 1.7
     real = [claimed[0].scaled(factor)]
-    missed = float(compose(real).false_negatives(0.05, "add-one"))
+    missed = float(compose(real).false_negatives(0.05))
     epsilon, least = refuted_epsilon(claimed, delta, 0.05, 1 - missed)
     assert factor < least < 1.002 * factor
     assert epsilon == pytest.approx(compose(real).epsilon(delta), rel=0.01)

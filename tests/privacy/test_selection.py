@@ -16,39 +16,6 @@ DELTA = 1e-4
 EVENTS = [Mechanism(4.0), Mechanism(3.0, 0.1, 40)]
 
 
-def divergence(p: np.ndarray, q: np.ndarray) -> np.ndarray:
-    """Rényi's, at every order; the larger of both directions."""
-    orders = np.array(ORDERS)[:, None]
-
-    def one(p: np.ndarray, q: np.ndarray) -> np.ndarray:
-        logs = orders * np.log(p) + (1 - orders) * np.log(q)
-        top = logs.max(1, keepdims=True)
-        return (top[:, 0] + np.log(np.exp(logs - top).sum(1))) / (orders[:, 0] - 1)
-
-    return np.maximum(one(p, q), one(q, p))
-
-
-def best(p: np.ndarray, mean: float, distribution: Distribution) -> np.ndarray:
-    """What is released where each run has outcome k, the better the larger, with probability ``p[k]``."""
-    below = np.concatenate([[0.0], p.cumsum()])
-    below[-1] = 1.0
-    if distribution == "geometric":
-        return np.diff(below / mean / (1 - (1 - 1 / mean) * below))
-    rate = brentq(lambda gamma: (1 / gamma - 1) / math.log(1 / gamma) - mean, 1e-9, 0.999)
-    return np.diff(np.log1p(-(1 - rate) * below) / math.log(rate))
-
-
-@pytest.mark.parametrize("distribution", SHAPES)
-@pytest.mark.parametrize("odds", [0.2, 1.0])
-def test_the_best_of_several_runs_diverges_by_no_more_than_it_costs(distribution: Distribution, odds: float) -> None:
-    p = np.array([0.5, 0.3, 0.15, 0.05])
-    q = p * np.exp(odds * np.array([-1, 0.3, 0.6, 1]))
-    q /= q.sum()
-    exact = divergence(best(p, 8, distribution), best(q, 8, distribution))
-    bound = selected(divergence(p, q), 8, distribution)
-    assert (exact <= bound * (1 + 1e-6) + 1e-9).all()
-
-
 @pytest.mark.parametrize("distribution", SHAPES)
 def test_one_setting_costs_what_the_event_of_dp_accounting_does(distribution: Distribution) -> None:
     base = ComposedDpEvent([GaussianDpEvent(4.0), SelfComposedDpEvent(PoissonSampledDpEvent(0.1, GaussianDpEvent(3.0)), 40)])

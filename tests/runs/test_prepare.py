@@ -44,7 +44,8 @@ def test_a_plan_is_of_the_cells_own_parameters() -> None:
     ]
     for trial in prepare(small_grid(*entries, epsilon=4.0), NODES).trials:
         assert trial.plan is not None
-        assert (trial.plan.main.steps, trial.plan.main.sample_rate) == (trial.cell.params["rounds"], trial.cell.params["sample_rate"])
+        release, params = trial.plan.releases[-1], trial.cell.params
+        assert (release.steps, release.sample_rate) == (params["rounds"], params["sample_rate"])
 
 
 def test_clients_are_spread_over_actors_that_would_idle() -> None:

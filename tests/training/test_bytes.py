@@ -5,8 +5,7 @@ from typing import Any
 
 from cells import quick, small_cells
 
-from fedsim.training.cohort import build_algorithm
-from fedsim.training.trial import Outcome, run_trial, trained_parameters
+from fedsim.training.trial import Outcome, run_trial
 
 CLIENTS = 4
 
@@ -41,14 +40,3 @@ def test_what_is_released_first_is_broadcast_to_what_comes_after_it() -> None:
     model = 10 * 65
     assert outcome.downlink_bytes == 3 * CLIENTS * 4 * (model + 64)
     assert outcome.uplink_bytes == CLIENTS * 4 * (2 * model + 65)
-
-
-def test_a_client_trains_nothing_for_statistics_nor_what_is_the_servers_alone() -> None:
-    def counts(name: str) -> tuple[int, int]:
-        (trial,) = small_cells(quick(name), epsilon=4.0).trials
-        algorithm = build_algorithm(name, trial.cell.params, trial.task)
-        return trained_parameters(algorithm), sum(p.numel() for p in algorithm.build(0).parameters())
-
-    assert counts("dp-gaussian") == (0, 0)
-    trained, at_server = counts("dp-cgan")
-    assert 0 < trained < at_server

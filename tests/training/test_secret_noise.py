@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pytest
 import torch
 from cells import NODES, one_cell, quick, small_grid
 from rows import kept
@@ -64,12 +63,6 @@ def test_a_resumed_cell_goes_on_with_its_secret_from_the_checkpoint() -> None:
     assert (outcome.mechanisms, outcome.epsilon_spent, outcome.unaccounted) == (whole.mechanisms, whole.epsilon_spent, "")
 
 
-def test_noise_that_is_secret_makes_another_cell_where_there_is_noise() -> None:
-    seeded, secret = (prepared("dp-gaussian", "fedavg-cvae", epsilon=4.0, noise=noise).trials for noise in ("seeded", "secret"))
-    assert seeded[0].cell.cell_id != secret[0].cell.cell_id
-    assert seeded[1].cell.cell_id == secret[1].cell.cell_id
-
-
 def run_of(folder: Path, noise: str, kept_rows: np.ndarray) -> Cell:
     """A run of one cell, of a data set that lacks the rows that are not kept."""
     stream, rows = np.random.default_rng(0), folder.parent / "rows.npz"
@@ -106,20 +99,3 @@ def test_the_facts_of_a_secret_generator_are_the_same_for_neighbouring_data(tmp_
             assert private not in f"{packages} {draws}"
     assert packages[0] == packages[1]
     assert draws[0] == draws[1]
-
-
-@pytest.mark.parametrize(
-    ("entry", "keys", "reason"),
-    [
-        ("dp-gaussian", {"epsilon": float("inf")}, "it carries no noise"),
-        (quick("fedhypevae", noised="shared"), {"epsilon": 4.0}, "its claim heuristic"),
-    ],
-)
-def test_what_carries_no_theorem_is_for_simulation_only(tmp_path: Path, entry: Any, keys: dict[str, Any], reason: str) -> None:
-    trial, data, _ = one_cell(entry, **{"epsilon": 4.0, **keys}, privacy=SECRET)
-    *_, outcome = run_trial(trial, data)
-    assert isinstance(outcome, Outcome)
-    kept(tmp_path, trial, outcome)
-    manifest = load_generator(tmp_path).manifest(5)
-    assert manifest["release"] == "simulation only"
-    assert reason in manifest["held_back"]

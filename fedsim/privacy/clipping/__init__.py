@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal, TypeVar
+from typing import Any, Literal, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from fedsim.batch import Batch, Layout
 from fedsim.models.layers import ClientCode, ClientLinear
 from fedsim.privacy.clipping.bookkeeping import bookkeeping
-from fedsim.privacy.clipping.norms import ClippingEngine, Loss, Measured, clip_units
+from fedsim.privacy.clipping.norms import Loss, Measured, clip_units
 from fedsim.privacy.clipping.norms import Norms as Norms
 
 _Losses = TypeVar("_Losses")
@@ -54,7 +54,6 @@ class _LossModule(nn.Module):
         self.model, self.loss = model, loss
 
     def forward(self, batch: Batch) -> Any:
-        """The loss."""
         return self.loss(self.model, batch)
 
 
@@ -67,12 +66,9 @@ def functional_loss(
     return result
 
 
-ENGINES: dict[str, ClippingEngine] = {"bookkeeping": bookkeeping, "vmap": vmap}
-"""The engines by the names that a parameter gives them."""
-if TYPE_CHECKING:
-    EngineName = str
-else:
-    EngineName = Literal[tuple(ENGINES)]
+EngineName = Literal["bookkeeping", "vmap"]
+ENGINES = {"bookkeeping": bookkeeping, "vmap": vmap}
+"""Each adds the clipped sum to its last argument, which holds every trainable parameter, in place; see :func:`clipped_sum`."""
 
 
 @dataclass(frozen=True)
@@ -116,8 +112,7 @@ def clipped_sum(
             batch statistics, draws from the global generator or keeps state from its forward, or rows out of order.
     """
     modules = dict(model.named_modules())
-    _refuse_modules(modules, batch)
-    _refuse_disorder(batch)
+    _refuse(modules, batch)
     if norms.unit == "group" and batch.groups is None:
         raise ValueError("the unit is a group, and the batch does not say which rows are one; take it from Clients.batch or batches")
     sums = {name: torch.zeros_like(p) for name, p in model.named_parameters() if p.requires_grad}
@@ -141,7 +136,7 @@ def clipped_sum(
     return ClippedSum(sums, unit_norms, losses)
 
 
-def _refuse_modules(modules: Mapping[str, nn.Module], batch: Batch) -> None:
+def _refuse(modules: Mapping[str, nn.Module], batch: Batch) -> None:
     for path, module in modules.items():
         if isinstance(module, ClientLinear | ClientCode) and len(module.weight) != batch.layout.clients:
             raise ValueError(f"'{path}' has weights for {len(module.weight)} clients, its batch {batch.layout.clients}")
@@ -149,9 +144,6 @@ def _refuse_modules(modules: Mapping[str, nn.Module], batch: Batch) -> None:
             raise ValueError(f"'{path}' normalises by batch statistics: an example's gradient would depend on the others")
         if isinstance(module, nn.modules.dropout._DropoutNd) and module.training and module.p > 0:
             raise ValueError(f"'{path}' draws from the global generator; take its draws from the batch's noise")
-
-
-def _refuse_disorder(batch: Batch) -> None:
     if not len(batch) == len(batch.y) == len(batch.layout.client):
         raise ValueError(f"{len(batch)} rows, {len(batch.y)} labels and {len(batch.layout.client)} client numbers in a batch")
     client = batch.layout.positions

@@ -65,23 +65,8 @@ Measured = tuple[Tensor, Tensor]
 """The units' norms before clipping and the examples' losses."""
 
 
-ClippingEngine = Callable[[nn.Module, Loss, Batch, Norms, dict[str, Tensor]], Measured]
-"""Adds the clipped sum to the last argument, which holds every trainable parameter, in place; see :func:`clipped_sum`."""
-
-
 def clip_units(gradients: Mapping[str, Tensor], norms: Norms, units: int) -> tuple[dict[str, Tensor], Tensor]:
     """Every unit's gradient, ``[units, ...]`` by name, weighed and clipped, for the caller to sum; and their joint norms before."""
-    squared, finite = _joint_squared(gradients, norms, units)
-    clip, free = norms.factors(squared), finite.to(squared.dtype)
-    clipped = {}
-    for name, value in gradients.items():
-        factor = norms.weight(name) * (free if norms.is_free(name) else clip * free)
-        broken = (factor == 0).view(-1, *[1] * (value.dim() - 1))
-        clipped[name] = (value * factor.view(broken.shape)).masked_fill_(broken, 0)
-    return clipped, squared.sqrt()
-
-
-def _joint_squared(gradients: Mapping[str, Tensor], norms: Norms, units: int) -> tuple[Tensor, Tensor]:
     some = next(iter(gradients.values()), torch.zeros(units))
     squared, finite = some.new_zeros(units), torch.ones(units, dtype=torch.bool, device=some.device)
     for name, value in gradients.items():
@@ -91,4 +76,10 @@ def _joint_squared(gradients: Mapping[str, Tensor], norms: Norms, units: int) ->
             finite &= own.isfinite()
         else:
             squared.add_(own, alpha=norms.weight(name) ** 2)
-    return squared, finite & squared.isfinite()
+    clip, free = norms.factors(squared), (finite & squared.isfinite()).to(squared.dtype)
+    clipped = {}
+    for name, value in gradients.items():
+        factor = norms.weight(name) * (free if norms.is_free(name) else clip * free)
+        broken = (factor == 0).view(-1, *[1] * (value.dim() - 1))
+        clipped[name] = (value * factor.view(broken.shape)).masked_fill_(broken, 0)
+    return clipped, squared.sqrt()

@@ -103,8 +103,8 @@ class LinearRule(Rule):
         if g.shape[1] == 1:
             # the same slack as with several uses: one group of many rows pads all groups to several uses
             return {"weight": _squared_norm(a[:, 0]) * bias * (1 + GRAM_SLACK), "bias": bias}
-        weight = _from_gram((a @ a.transpose(1, 2)) * (g @ g.transpose(1, 2)))
-        return {"weight": weight, "bias": bias}
+        products = (a @ a.transpose(1, 2)) * (g @ g.transpose(1, 2))
+        return {"weight": (products.sum((1, 2)) + GRAM_SLACK * products.abs().sum((1, 2))).clamp_min(0), "bias": bias}
 
     def add(self, use: Use, factor: Tensor, into: Mapping[str, Target]) -> None:
         """One weighted product; the narrower side is multiplied by the weights."""
@@ -165,7 +165,8 @@ class ElementwiseRule(Rule):
 
     def per_client(self, use: Use) -> dict[str, Tensor]:
         """Summed by client."""
-        return {name: _sum_by(use.layout.client, g, use.layout.clients) for name, g in self.gradients(use).items()}
+        client, clients = use.layout.client, use.layout.clients
+        return {name: g.new_zeros(clients, g.shape[-1]).index_add(0, client, g) for name, g in self.gradients(use).items()}
 
 
 class ShiftRule(ElementwiseRule):
@@ -173,7 +174,9 @@ class ShiftRule(ElementwiseRule):
 
     def gradients(self, use: Use) -> dict[str, Tensor]:
         """The output's gradient; a single number shifts every column."""
-        return {"weight": _to_size(use.grads.sum(1), use.layer)}
+        assert isinstance(use.layer, Shift)
+        gradient = use.grads.sum(1)
+        return {"weight": gradient.sum(1, keepdim=True) if use.layer.weight.numel() == 1 else gradient}
 
 
 class LayerNormRule(ElementwiseRule):
@@ -191,39 +194,6 @@ class LayerNormRule(ElementwiseRule):
         assert isinstance(use.layer, nn.LayerNorm)
         normalised = F.layer_norm(use.inputs, use.layer.normalized_shape, eps=use.layer.eps)
         return {"weight": (use.grads * normalised).sum(1), "bias": use.grads.sum(1)}
-
-
-class EmbeddingRule(Rule):
-    """``nn.Embedding``: rows picked by index; ``inputs`` holds the indices ``[N, T, 1]``."""
-
-    def refusal(self, layer: nn.Module) -> str | None:
-        """Options that depend on the whole batch, or that drop rows."""
-        assert isinstance(layer, nn.Embedding)
-        plain = layer.padding_idx is None and layer.max_norm is None and not layer.scale_grad_by_freq
-        return None if plain else "it uses padding_idx, max_norm or scale_grad_by_freq"
-
-    def inputs(self, args: tuple[Any, ...], grads: Tensor) -> Tensor:
-        """The indices."""
-        return args[0].reshape(len(grads), -1, 1)  # type: ignore[no-any-return]
-
-    def squared(self, use: Use) -> dict[str, Tensor]:
-        """Gram matrix of the gradients, over pairs of uses of the same row."""
-        same = use.inputs == use.inputs.transpose(1, 2)
-        return {"weight": _from_gram((use.grads @ use.grads.transpose(1, 2)) * same)}
-
-    def add(self, use: Use, factor: Tensor, into: Mapping[str, Target]) -> None:
-        """Weighted gradients, added to the rows that were used."""
-        weighted = (use.grads * factor[:, None, None]).flatten(0, 1)
-        for target in into.values():
-            target.tensor.index_add_(0, use.inputs.flatten().long(), weighted, alpha=target.weight)
-
-    def per_client(self, use: Use) -> dict[str, Tensor]:
-        """As :meth:`add`, each client with a table of its own."""
-        assert isinstance(use.layer, nn.Embedding)
-        rows = use.layer.num_embeddings
-        index = use.layout.client[:, None] * rows + use.inputs[..., 0].long()
-        summed = _sum_by(index.flatten(), use.grads.flatten(0, 1), use.layout.clients * rows)
-        return {"weight": summed.view(use.layout.clients, rows, -1)}
 
 
 class ClientCodeRule(ShiftRule):
@@ -248,7 +218,6 @@ RULES: dict[type[nn.Module], Rule] = {
     nn.Linear: LinearRule(),
     ZeroLinear: LinearRule(),
     nn.LayerNorm: LayerNormRule(),
-    nn.Embedding: EmbeddingRule(),
     ClientLinear: ClientLinearRule(),
     ClientCode: ClientCodeRule(),
     Shift: ShiftRule(),
@@ -273,21 +242,6 @@ def _squared_norm(rows: Tensor) -> Tensor:
     return norm.square()
 
 
-def _from_gram(products: Tensor) -> Tensor:
-    """``[N, T, T]`` products of Gram entries to squared norms ``[N]``, rounded up."""
-    return (products.sum((1, 2)) + GRAM_SLACK * products.abs().sum((1, 2))).clamp_min(0)
-
-
-def _to_size(gradient: Tensor, layer: nn.Module) -> Tensor:
-    """``[N, m]`` to ``[N, size]``: a parameter of one number acts on every column."""
-    assert isinstance(layer.weight, Tensor)
-    return gradient.sum(1, keepdim=True) if layer.weight.numel() == 1 else gradient
-
-
 def _by_client(use: Use, values: Tensor) -> Tensor:
     """``[N, T, m]`` to ``[clients in the span, width * T, m]``."""
     return use.layout.pad(values).flatten(1, 2)
-
-
-def _sum_by(index: Tensor, values: Tensor, size: int) -> Tensor:
-    return values.new_zeros(size, values.shape[-1]).index_add(0, index, values)

@@ -20,6 +20,7 @@ from fedsim.privacy.statistics.outer_products import OuterProduct, exact_squares
 
 Products = dict[str, OuterProduct]
 MEAN_WEIGHTS = {"sum": 1.0, "count": 0.3}
+CLASS_MEAN_WEIGHTS = {"class_sums": 1.0, "class_counts": 0.15}
 CLIENT_WEIGHTS = {"client_sums": 1.0, "client_counts": 0.15}
 MOMENT_WEIGHTS = {"class_sums": 1.0, "class_counts": 0.15, "second": 0.7}
 LEAST_SQUARE = 1e-6

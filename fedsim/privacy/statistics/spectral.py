@@ -23,22 +23,18 @@ def leading(symmetric: Tensor, most: int, floor: float) -> tuple[Tensor, Tensor]
 
     At most ``most`` that are above ``floor``; of eigenvalues that cannot be told apart all or none are taken.
     """
-    return leading_of(*descending(symmetric), most, floor)
+    values, vectors = descending(symmetric)
+    known = values.cpu()
+    kept, apart = min(int((known > floor).sum()), most), _apart(known)
+    while 0 < kept < len(values) and not apart[kept - 1]:
+        kept -= 1
+    return values[:kept], vectors[:, :kept]
 
 
 def descending(symmetric: Tensor) -> tuple[Tensor, Tensor]:
     """Eigenvalues in descending order ``[d]`` and eigenvectors ``[d, d]``, float64."""
     values, vectors = torch.linalg.eigh(symmetric.double())
     return values.flip(0), vectors.flip(1)
-
-
-def leading_of(values: Tensor, vectors: Tensor, most: int, floor: float) -> tuple[Tensor, Tensor]:
-    """As :func:`leading`, of what :func:`descending` found."""
-    known = values.cpu()
-    kept, apart = min(int((known > floor).sum()), most), _apart(known)
-    while 0 < kept < len(values) and not apart[kept - 1]:
-        kept -= 1
-    return values[:kept], vectors[:, :kept]
 
 
 def ties(values: Tensor) -> Tensor:

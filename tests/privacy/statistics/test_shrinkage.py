@@ -6,7 +6,6 @@ import torch
 from fedsim.privacy.statistics.shrinkage import (
     free_eigenvalues,
     james_stein,
-    of_two,
     pooled_and_own,
     shrunk_along,
 )
@@ -62,13 +61,3 @@ def test_covariances_keep_what_stands_out_of_the_noise_and_stay_positive() -> No
     torch.testing.assert_close(drowned[0], drowned[0, 0, 0] * torch.eye(4))
     negative = pooled_and_own(torch.stack([-different, 3 * different]), means, counts, 0.0)
     assert torch.linalg.eigvalsh(negative).min() > 0
-
-
-def test_of_two_estimates_the_better_known_counts_more_and_the_result_is_known_better_than_either() -> None:
-    truth, noise, other = torch.randn(3, 5000, generator=stream()), torch.tensor([0.1, 1.0, 4.0]), torch.tensor([1.0, 1.0, 0.5])
-    first = truth + noise.sqrt()[:, None] * torch.randn(truth.shape, generator=stream(1))
-    second = truth + other.sqrt()[:, None] * torch.randn(truth.shape, generator=stream(2))
-    estimates, expected = of_two(first, noise, second, other)
-    error = (estimates - truth).square().mean(1)
-    torch.testing.assert_close(error, expected, rtol=0.1, atol=0)
-    assert (error < torch.minimum(noise, other)).all()
