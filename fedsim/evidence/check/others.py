@@ -75,7 +75,8 @@ def per_example(subject: Subject) -> str:
         else:
             algorithm.check_contract(next(algorithm.schedule()), {})
     except NotPerExample as error:
-        raise Fault(" ".join(str(error).split())[:400], error.remedy) from error
+        remedy = "let row n of every loss part and of all products of a statistic depend on row n alone: no batch statistics or counts"
+        raise Fault(" ".join(str(error).split())[:400], f"{remedy}, no weights made once for a batch (feed codes in per row)") from error
     return "what a row adds depends on no other row"
 
 
