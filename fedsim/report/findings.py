@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import pandas as pd
 
+from fedsim.report.tables import setting_words
 from fedsim.results.stats import PLACE, Settings
-from fedsim.words import setting
 
 LATE = 0.25
 """The last quarter of the rounds is what a run has come to."""
@@ -151,12 +151,8 @@ def findings(settings: Settings, rounds: pd.DataFrame) -> list[Finding]:
     lines, found = seen(settings, rounds), []
     for kind in KINDS:
         members: list[dict[Any, Any]] = lines.query(kind.where, engine="python").to_dict("records")
-        said = [(_words(line), kind.observed.format(**line)) for line in members]
+        said = [
+            (setting_words(line, ["label", *PLACE[:1], *PLACE[2:], "epsilon_target"]), kind.observed.format(**line)) for line in members
+        ]
         found += [Finding(kind, said)] if said else []
     return found
-
-
-def _words(line: Mapping[str, Any]) -> str:
-    """Where a setting stands in the grid."""
-    alpha, clients, epsilon = (None if pd.isna(line[name]) else line[name] for name in ("alpha", "clients", "epsilon_target"))
-    return setting(line["label"], line["dataset"], alpha=alpha, clients=clients, epsilon=epsilon)

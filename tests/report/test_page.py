@@ -11,8 +11,7 @@ from benches import PATIENCE
 from rows import add_lines, add_rows, changed, make_failed, make_rounds, make_row
 
 from fedsim.errors import UserError
-from fedsim.report.page import LISTED
-from fedsim.report.report import write_report
+from fedsim.report.report import LISTED, write_report
 from fedsim.report.rounds import NOT_PRIVATE
 from fedsim.results.columns import Row
 from fedsim.results.run import read_results

@@ -149,8 +149,8 @@ def test_what_users_wrote_is_text_in_every_format(as_: Any, text: str) -> None:
 
 def test_a_terminal_takes_labels_as_text_and_loses_no_value(quickstart: list[Row]) -> None:
     console = Console(file=(file := io.StringIO()), width=80)
-    console.print(table_of(quickstart))
-    console.print(table_of([make_row(label="[red]x[/red]")]))
+    table_of(quickstart).show(console)
+    table_of([make_row(label="[red]x[/red]")]).show(console)
     assert "[red]x[/red]" in file.getvalue()
     assert all(value in file.getvalue() for values in table_of(quickstart).texts.to_numpy() for value in values)
 

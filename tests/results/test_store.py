@@ -33,7 +33,7 @@ def test_a_folder_without_results_or_manifest_is_a_users_mistake(tmp_path: Path)
     with pytest.raises(UserError, match="there are no results here"):
         fedsim.load(tmp_path)
     ResultStore(tmp_path).append("trainings", [{"training_id": "a", "cell": {}, "error": ERROR}])
-    with pytest.raises(UserError, match=r"manifest\.json: is not there"):
+    with pytest.raises(UserError, match=r"manifest\.json: cannot be read"):
         fedsim.load(tmp_path)
 
 
@@ -94,7 +94,7 @@ def test_what_cannot_be_written_ends_the_run_and_is_told_by_its_own_name(tmp_pat
 @pytest.mark.parametrize("text", ['{"training_id": "a"}', '{"training_id": "a", "round": Infinity}', '{"training_id": "a", "round": []}'])
 def test_a_line_that_is_none_of_its_kind_is_named(tmp_path: Path, text: str) -> None:
     (tmp_path / "rounds.jsonl").write_text(f'{{"training_id": "a", "round": 0}}\n{text}\n')
-    with pytest.raises(UserError, match=r"rounds\.jsonl:2: this line cannot be read"):
+    with pytest.raises(UserError, match=r"rounds\.jsonl:2: cannot be read"):
         ResultStore(tmp_path).rounds()
 
 
