@@ -64,12 +64,6 @@ def test_without_a_noiseless_score_of_its_method_and_place_the_ceiling_counts_an
         assert kinds([make_row(balanced_accuracy=0.33, chance=0.33, ceiling_balanced_accuracy=ceiling)], []) == expected
 
 
-def test_accuracy_is_the_mean_over_seeds_that_are_ok() -> None:
-    rows = [make_row(cell_id="o", seed=2, status="overspent", epsilon_spent=9.0, balanced_accuracy=0.9), make_failed(cell_id="f", seed=3)]
-    rows += [make_row(cell_id="a", seed=0, balanced_accuracy=0.1), make_row(cell_id="b", seed=1, balanced_accuracy=0.2)]
-    assert "balanced accuracy 0.15" in found_in(rows, [])[0][2]
-
-
 @pytest.mark.parametrize(("at_8", "expected"), [((0.7, 0.71, 0.72), [FALLS]), ((0.79, 0.81, 0.8), []), ((0.6, 0.8, 0.8), [])])
 def test_a_score_falls_with_epsilon_if_all_its_seeds_say_so(at_8: tuple[float, ...], expected: list[str]) -> None:
     scores = [(1.0, seed, 0.8) for seed in range(3)] + [(8.0, seed, score) for seed, score in enumerate(at_8)]
@@ -82,18 +76,11 @@ def test_a_score_falls_with_epsilon_if_all_its_seeds_say_so(at_8: tuple[float, .
     [
         ("kl", 0.049, [COLLAPSE]),
         ("kl", 0.051, []),
-        ("kl", [2.0] * 6 + [0.01] * 2, [COLLAPSE]),
-        ("kl", [0.0] * 6 + [2.0] * 2, []),
         ("kl", [4.0] * 6 + [51.0] * 2, [EXPLOSION]),
         ("kl", [4.0] * 6 + [49.0] * 2, []),
-        ("kl", [6.0] * 6 + [59.0] * 2, []),
-        ("kl", [4.0] + [500.0] * 5 + [4.0] * 2, []),
         ("kl", [2.0] * 3 + [math.inf] + [2.0] * 4, [EXPLOSION]),
         ("kl", [2.0] * 7 + [math.nan], [EXPLOSION]),
-        ("kl", [None] + [2.0] * 6 + [None], []),
         ("kl", None, []),
-        ("cross_client_mmd", 0.101, [DISAGREEMENT]),
-        ("cross_client_mmd", 0.099, []),
         ("cross_client_mmd", [0.3] * 6 + [0.151] * 2, [DISAGREEMENT]),
         ("cross_client_mmd", [0.3] * 6 + [0.149] * 2, []),
         ("cross_client_mmd", None, []),
@@ -111,11 +98,6 @@ def test_training_diverged_when_any_loss_is_not_finite_and_nothing_else_is_blame
         ((kind, _, observed),) = found_in([each], records)
         assert kind == DIVERGED
         assert f"({name[5:].replace('_', ' ')}) is not finite from round 5 on" in observed
-
-
-def test_rounds_of_a_warm_start_and_of_other_grids_do_not_count() -> None:
-    warm = [{"cell_id": "a", "round": 0, "release": "moments", "kl": 0.0, "main": False}]
-    assert kinds([make_row(cell_id="a")], warm + make_rounds("a", start=1) + make_rounds("z", kl=0.0)) == []
 
 
 def test_findings_of_a_folder_come_from_its_files_and_a_summary_is_short(tmp_path: Any) -> None:

@@ -13,9 +13,9 @@ from rows import ERROR, add_rows, entry_of, lines_of, make_failed, make_row
 
 from fedsim.evaluation.judge import Judgement
 from fedsim.evaluation.references import Ceiling, LocalOnly
-from fedsim.results.columns import COLUMNS, Row, frame_of, frame_of_lines
+from fedsim.results.columns import COLUMNS, Row, frame_of
 from fedsim.results.lines import MOST_MESSAGE, MOST_TRACEBACK, RowError, judgement_line, reference_line, training_line
-from fedsim.results.run import RunResults, claim_of, read_results
+from fedsim.results.run import claim_of, read_results
 from fedsim.results.store import ResultStore
 from fedsim.runs.manifest import write_manifest
 from fedsim.training.trial import Outcome, Trial
@@ -120,14 +120,6 @@ def test_a_training_or_judgement_that_failed_is_a_failed_row_whose_plan_is_known
     assert row.epsilon_spent == (trial.plan and trial.plan.epsilon_reached)
 
 
-def test_there_is_no_row_before_the_judgement_but_the_one_that_its_training_left() -> None:
-    trial = a_trial()
-    lines = [RunResults(lines_of(trial, FAILED).folder), *(lines_of(trial, end) for end in (as_planned(trial, epsilon_spent=5.0), FAILED))]
-    assert [each.row(entry_of(trial)) is None for each in lines] == [True, True, False]
-    left = [each.row(entry_of(trial), judged=False) for each in lines]
-    assert [row and row.status for row in left] == [None, "overspent", "failed"]
-
-
 @pytest.mark.parametrize(
     ("change", "check"),
     [({}, "passed"), ({"ended": "failed"}, "failed"), ({"full": False}, None), ({"source": "of other code", "ended": "failed"}, None)],
@@ -199,10 +191,3 @@ def test_a_frame_has_a_column_for_every_field_and_parameter_whole_numbers_whole(
     assert frame["epsilon_target"].tolist()[:2] == [math.inf, 1.0]
     assert np.isnan(frame["epsilon_target"][2])
     assert dtypes(frame_of([]), "seed", "accuracy") == ["Int64", "float64"]
-
-
-def test_what_belongs_to_cells_says_where_they_stand_in_the_grid() -> None:
-    records = [{"cell_id": "a", "round": 0, "loss": 1.0}, {"cell_id": "a", "round": 1}]
-    frame = frame_of_lines(records, [make_row(seed=7, alpha=0.3)])
-    assert frame.columns.tolist() == ["cell_id", "label", "dataset", "alpha", "clients", "epsilon_target", "seed", "round", "loss"]
-    assert frame[["seed", "alpha", "round"]].to_numpy().tolist() == [[7, 0.3, 0], [7, 0.3, 1]]
