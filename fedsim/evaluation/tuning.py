@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from fedsim.data.embeddings import Embeddings
 from fedsim.device import CPU, to_device
-from fedsim.evaluation.judge import Judge
+from fedsim.evaluation.judge import judge_of
 from fedsim.evaluation.measures import balanced_accuracy
 from fedsim.grid.models import Tuning
 from fedsim.methods.messages import Tensors
@@ -27,7 +27,7 @@ from fedsim.privacy.plan import PrivacyPlan
 from fedsim.privacy.selection import SCORE, distinct, runs_at
 from fedsim.seeds import Purpose, Seeds
 from fedsim.training.cohort import LocalPool, build_algorithm
-from fedsim.training.rounds import RoundRecord, restored
+from fedsim.training.rounds import RoundRecord
 from fedsim.training.state import Checkpoint, Checkpoints, below, nested
 from fedsim.training.trial import Outcome, Trial, local_pool, run_trial, seeds_of
 
@@ -137,8 +137,9 @@ def run_tuned(
                 values = {**step.values, "training": number + 1}
                 yield RoundRecord(sum(sizes[:number]) + step.round, sum(sizes), values)
                 continue
-            if held is None:
-                score, multiplier = score_on_test_rows(one, step.state, data, device), 0.0
+            if held is None:  # a search that nobody pays for looks at test rows
+                told = judge_of(one, step.state, data, device).predictions()
+                score, multiplier = float(np.mean(list(map(balanced_accuracy, told)))), 0.0
             else:
                 score, multiplier = held.noisy(one, step.state, data, chosen.plan, own_seeds, device)
             search = search.after(ScoredRun(candidate, score, multiplier, replace(step, state={})), step.state)
@@ -185,7 +186,7 @@ class HeldOut:
 
         It sees one row at a time, in memory of its own: of all rows together, one could change how the others are rounded or predicted.
         """
-        judge = _judge(trial, state, data, device)
+        judge = judge_of(trial, state, data, device)
         made = judge.made
         if not is_classifier(made):
             made, device = folded(judge.probe, data.classes), CPU
@@ -217,18 +218,6 @@ def held_out(trial: Trial, probability: float, seeds: Seeds) -> tuple[Partition,
     groups = None if partition.groups is None else tuple(kept_groups)
     held = HeldOut(np.concatenate(rows), np.concatenate(clients), np.concatenate(weights))
     return replace(partition, rows=tuple(kept), groups=groups), held
-
-
-def score_on_test_rows(trial: Trial, state: Tensors, data: Embeddings, device: torch.device = CPU) -> float:
-    """Balanced accuracy on test rows, which a search that nobody pays for looks at."""
-    return float(np.mean([balanced_accuracy(predictions) for predictions in _judge(trial, state, data, device).predictions()]))
-
-
-def _judge(trial: Trial, state: Tensors, data: Embeddings, device: torch.device) -> Judge:
-    """The judge of what a training made; labels are uniform."""
-    algorithm = build_algorithm(trial.cell.algorithm, trial.cell.params, trial.task)
-    made, _ = restored(algorithm, state, trial.plan, Seeds(trial.cell.seed), device)
-    return Judge(trial.cell, data, trial.partition, made, device=device)
 
 
 def _outcome(trial: Trial, search: _Search, seconds: float) -> Outcome:

@@ -80,12 +80,8 @@ def resolve(grid: Grid, *, keep_going: bool = False) -> Resolved:
     for i, cls in classes.items():
         for new in _points(grid, i, cls):
             for other in variants:
-                what = ""
-                if (new.cls, new.params, new.tuning) == (other.cls, other.params, other.tuning):
-                    what = f"'{new.label}' is the same as '{other.label}' of algorithms[{other.entry}]"
-                elif new.label == other.label:
-                    what = f"'{new.label}' is also what algorithms[{other.entry}] is called"
-                if what:
+                if new.label == other.label or (new.cls, new.params, new.tuning) == (other.cls, other.params, other.tuning):
+                    what = f"'{new.label}' has the settings or the name of '{other.label}', algorithms[{other.entry}]"
                     raise UserError(grid.place("algorithms", i), what, "remove one, or give one a label: of its own")
             variants.append(new)
     return Resolved(grid, tuple(variants), refused)
@@ -153,11 +149,7 @@ def _complete(grid: Grid, i: int, cls: type[Algorithm], point: Mapping[str, tupl
     try:
         return cls.Params.model_validate(entry.params | {name: value for name, (value, _) in point.items()}).model_dump(mode="json")
     except ValidationError as error:
-        raised, name = complaint(error, cls.Params, place), str(*error.errors()[0]["loc"][:1])
-        if isinstance(entry.params.get(name), list):
-            hint = f"to run each of several values, move them: scan: {{{name}: {spelled(entry.params[name])}}}"
-            raise UserError(raised.where, raised.what, hint) from error
-        raise raised from error
+        raise complaint(error, cls.Params, place) from error
 
 
 def loaded(grid: Grid) -> dict[str, Embeddings]:
@@ -206,23 +198,16 @@ def check_partitions(grid: Grid, data: Mapping[str, Embeddings]) -> None:
     for spec in grid.sets:
         for (j, clients), evaluation in product(enumerate(grid.clients), evaluations(grid, spec, data[spec.key].columns)):
             rows = data[data_key(spec, evaluation)]
-            with at(grid_place(grid, spec, j, evaluation.unseen)):
+            with at(grid_place(grid, j)):
                 check_partition(rows.y_train, spec=grid.division, clients=clients, columns=rows.columns)
                 if grid.division.together is not None:
                     check_split(grid.division.together, rows.columns, rows.test_columns)
 
 
-def grid_place(grid: Grid, dataset: DatasetSpec, clients: int, unseen: str | None = None) -> Callable[[str], str]:
-    """How an error of a partition names the grid's keys, for this data set, a position on ``clients`` and the site that is left out."""
-
-    def place(key: str) -> str:
-        of = f" with data set '{dataset.display}'" if len(grid.sets) > 1 else ""
-        of += f" with '{unseen}' unseen" if unseen else ""
-        if key == TOGETHER_KEY and grid.partition.together is None:
-            return grid.place("unit") + of
-        return (grid.place("clients", clients) if key == "clients" else grid.place(*key.split("."))) + of
-
-    return place
+def grid_place(grid: Grid, clients: int) -> Callable[[str], str]:
+    """How an error of a partition names the grid's keys, at a position on ``clients``."""
+    own: dict[str, Loc] = {"clients": ("clients", clients)} | ({} if grid.partition.together else {TOGETHER_KEY: ("unit",)})
+    return lambda key: grid.place(*own.get(key, key.split(".")))
 
 
 def partition_of(cell: Cell, data: Embeddings) -> Partition:

@@ -150,7 +150,7 @@ class Evaluation(_Model):
         probe_c: inverse strength of the probe's penalty; default: chosen on fresh synthetic rows (:func:`fedsim.models.probe.fit_chosen`).
         per_client: also judge each client's own generator, on test rows as that client sees them.
         personal: also judge each client's own classifier interpolated with the shared one; how its weight is chosen:
-            ``synthetic``, ``held-out``, or a number in [0, 1].
+            ``synthetic``, or a number in [0, 1].
         readouts: what reads synthetic embeddings beside the linear probe: ``knn``, ``mlp``, ``fidelity``.
         unseen: a site that takes no part in training, and on whose test rows everything is judged; ``each``: every site in turn.
     """
@@ -158,7 +158,7 @@ class Evaluation(_Model):
     per_class: Annotated[Whole, Field(ge=1, le=10**6)] | None = None
     probe_c: Annotated[Real, Field(gt=0, allow_inf_nan=False)] | None = None
     per_client: bool = Field(default=False, strict=True)
-    personal: Literal["synthetic", "held-out"] | Annotated[float, Field(ge=0, le=1, strict=True)] | None = None
+    personal: Literal["synthetic"] | Annotated[float, Field(ge=0, le=1, strict=True)] | None = None
     readouts: Annotated[tuple[Readout, ...], BeforeValidator(listed), AfterValidator(_no_two)] = ("knn", "fidelity")
     unseen: str | None = Field(default=None, min_length=1)
 

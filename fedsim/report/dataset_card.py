@@ -5,12 +5,16 @@ Everything in it is a function of the released generator and of public facts (:a
 
 from __future__ import annotations
 
+import json
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
+
 from fedsim import __version__
-from fedsim.data.arrays import write_parquet
-from fedsim.errors import UserError
+from fedsim.errors import UserError, not_installed
 from fedsim.files import replaced
 from fedsim.plugins.registry import lookup
 from fedsim.report.statement import public_sentence, statements
@@ -33,10 +37,28 @@ def write_hub_folder(generator: SavedGenerator, out: Path | str, per_class: int 
     x, y = generator.synthesise(per_class, seed)
     manifest = generator.manifest(per_class, seed)
     names = manifest["class_names"] or list(map(str, range(generator.facts.task.classes)))
-    write_parquet(out / DATA_FILE, x, y, names, manifest)
+    _write_parquet(out / DATA_FILE, x, y, names, manifest)
     with replaced(out / "README.md") as part:
         part.write_text(_card(generator, manifest, names, x.shape), encoding="utf-8")
     return manifest
+
+
+def _write_parquet(path: Path, x: NDArray[np.float32], y: NDArray[np.int64], names: Sequence[str], manifest: Mapping[str, Any]) -> None:
+    """Rows ``[n, d]``, labels ``[n]`` and the classes' names as the hub shows them; equal content gives equal bytes."""
+    try:
+        import pyarrow as pa
+        from pyarrow import parquet
+    except ImportError as error:
+        raise not_installed("format", "pyarrow", "hf") from error
+    rows = pa.FixedSizeListArray.from_arrays(pa.array(np.ascontiguousarray(x, np.float32).reshape(-1)), x.shape[1])
+    features = {
+        "embedding": {"feature": {"dtype": "float32", "_type": "Value"}, "length": x.shape[1], "_type": "Sequence"},
+        "label": {"names": list(names), "_type": "ClassLabel"},
+    }
+    notes = {"huggingface": json.dumps({"info": {"features": features}}), "fedsim": json.dumps(manifest)}
+    table = pa.table({"embedding": rows, "label": pa.array(y)}).replace_schema_metadata(notes)
+    with replaced(path) as part:
+        parquet.write_table(table, part)
 
 
 def _card(generator: SavedGenerator, manifest: dict[str, Any], names: list[str], shape: tuple[int, ...]) -> str:

@@ -238,7 +238,7 @@ def fidelity(settings: Settings) -> Figure | None:
     points = _points(settings, shown)
     if not len(points):
         return None
-    titles = {name: f"{MEASURES[name].short} ({_ideal(MEASURES[name].best)})" for name in shown}
+    titles = {name: f"{name.replace('_', ' ')} ({_ideal(MEASURES[name].best)})" for name in shown}
     points = points.assign(title=points["measure"].map(titles))
     how: dict[str, Any] = {"ticks": epsilon_axis(points["epsilon_target"])[1], "shared": False}
     how |= {"row": "place", "labels": (EPSILON, {place: place for place in points["place"]})}

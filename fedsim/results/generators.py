@@ -20,7 +20,7 @@ import torch
 from numpy.typing import ArrayLike, NDArray
 from pydantic import BaseModel, BeforeValidator, ConfigDict, PlainSerializer, ValidationError
 
-from fedsim.data.arrays import check_target, read_parquet_manifest, write_npz, write_parquet, write_sidecar
+from fedsim.data.arrays import check_target, write_npz, write_sidecar
 from fedsim.errors import UserError
 from fedsim.evaluation.judge import synthesise
 from fedsim.files import replaced, unread
@@ -165,23 +165,20 @@ class SavedGenerator:
         }
 
     def save(self, out: Path | str, per_class: int = 200, seed: int | None = None) -> dict[str, Any]:
-        """Write the rows of :meth:`synthesise` into an .npz or .parquet file, with their manifest, also as JSON beside it.
+        """Write the rows of :meth:`synthesise` into an .npz file, with their manifest, also as JSON beside it.
 
         Returns:
             The manifest.
 
         Raises:
-            UserError: the file cannot be written, or pyarrow is missing.
+            UserError: the file cannot be written.
         """
         out = Path(out)
-        check_target(out, *((".parquet", read_parquet_manifest) if out.suffix == ".parquet" else ()))
+        check_target(out)
         x, y = self.synthesise(per_class, seed)
         manifest = self.manifest(per_class, seed)
         names = manifest["class_names"]
-        if out.suffix == ".parquet":
-            write_parquet(out, x, y, names or list(map(str, range(self.facts.task.classes))), manifest)
-        else:
-            write_npz(out, {"x": x, "y": y, **({"class_names": np.array(names)} if names else {})}, manifest)
+        write_npz(out, {"x": x, "y": y, **({"class_names": np.array(names)} if names else {})}, manifest)
         write_sidecar(out, manifest)
         return manifest
 

@@ -130,7 +130,7 @@ def partitioned(grid: Grid, cells: Sequence[Cell], data: Mapping[str, Embeddings
     keys = [(cell.data_key, cell.alpha, cell.clients, cell.seed) for cell in cells]
     for key, cell in zip(keys, cells, strict=True):
         if key not in made:
-            with at(grid_place(grid, cell.dataset, grid.clients.index(cell.clients), cell.evaluation.unseen)):
+            with at(grid_place(grid, grid.clients.index(cell.clients))):
                 made[key] = partition_of(cell, data[cell.data_key])
     return [made[key] for key in keys]
 
@@ -173,7 +173,7 @@ def actors_that_fit(grid: Grid, need: Need, nodes: Sequence[Node]) -> int:
     """How many actors fit on the cluster."""
     if capacity := sum(need.fit(node) for node in nodes):
         return capacity
-    has = ", ".join(sorted({node.words for node in nodes}))
+    has = ", ".join(sorted({f"{counted(node.cpus, 'CPU')} and {counted(node.gpus, 'GPU')}" for node in nodes}))
     without = need.gpus and not any(node.gpus for node in nodes)
     fix = "give gpus_per_actor: 0 and device: auto" if without else "give actors a smaller share"
     what = f"an actor needs {counted(need.cpus, 'CPU')} and {counted(need.gpus, 'GPU')}; no node has them ({has})"

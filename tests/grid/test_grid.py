@@ -129,13 +129,16 @@ BASE = "algorithms: [config-private]\n"
         (BASE + "dataset: [{npz: a/x.npz}, {npz: b/x.npz}]", "dataset: x is listed twice; remove one, or give it another name"),
         (BASE + "resources: {device: cuda}", "device: cuda with gpus_per_actor: 0 leaves actors without a GPU; give a share"),
         (BASE + "tune: {params: {beta: [1, 2]}}\nunit: client", "g.yaml:3: unit: a client would be held out as a whole"),
+        (BASE + "tune: {params: {beta: [1, 2]}, curves: free}\ntrust: silo", "g.yaml:3: trust: every training would be seen"),
         ("algorithms: [config-privat]", "g.yaml:1: algorithms[0]: unknown algorithm 'config-privat'; did you mean 'config-private'?"),
         ("algorithms: {name: config-private, params: {schedule: {warmpu: 1}}}", "params.schedule.warmpu: unknown key 'warmpu'; did"),
-        ("algorithms: {name: config-private, params: {beta: [1, 2]}}", "to run each of several values, move them: scan: {beta: [1, 2]}"),
         ("algorithms: {name: config-private, scan: {betta: [1]}}", "scan.betta: config-private has no parameter 'betta'; did you mean"),
         ("algorithms: {name: config-private, params: {beta: 1}}\nscan: {beta: 2}", "g.yaml:2: scan.beta: g.yaml:1: algorithms.params"),
-        ("algorithms: [config-open, {name: config-open, params: {beta: 1}}]", "'config-open' is the same as 'config-open' of"),
-        ("algorithms: [config-open, {name: config-open, params: {beta: 2}}]", "'config-open' is also what algorithms[0] is called"),
+        ("algorithms: [config-open, {name: config-open, params: {beta: 1}}]", "'config-open' has the settings or the name of"),
+        (
+            "algorithms: [config-open, {name: config-open, params: {beta: 2}}]",
+            "has the settings or the name of 'config-open', algorithms[0]",
+        ),
         (BASE + "scan: {betta: [1]}", "g.yaml:2: scan.betta: no algorithm of the grid has the parameter 'betta'; did you mean 'beta'?"),
         (BASE + "scan: {beta: [1, x]}", "g.yaml:2: scan.beta[1]: 'x': Input should be a valid number"),
         (BASE + "evaluation: {per_class: 1, per_class: 2}", "g.yaml:2: is not valid YAML (the key 'per_class' is given twice)"),
@@ -234,7 +237,7 @@ def test_ids_follow_the_content_of_the_data_and_the_class() -> None:
 
 def test_what_the_data_do_not_allow_is_named_by_place(write: Write) -> None:
     grid = load_grid(write(BASE + "dataset: [digits, {npz: a.npz}]\nclients:\n  - 5\n  - 40"))
-    with pytest.raises(UserError, match=r"g.yaml:5: clients\[1\] with data set 'a': 40 clients × 2 \(partition.min_size\) = 80 rows"):
+    with pytest.raises(UserError, match=r"g.yaml:5: clients\[1\]: 40 clients × 2 \(partition.min_size\) = 80 rows"):
         cells_of(grid, digits=toy(rows=90), a=toy(rows=60))
     grid = load_grid(write(BASE + "partition:\n  scheme: column\n  column: site"))
     with pytest.raises(UserError, match=r"g.yaml:4: partition.column: the data set has no column 'site'"):

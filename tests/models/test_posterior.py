@@ -3,7 +3,7 @@ import math
 import pytest
 import torch
 
-from fedsim.models.posterior import inverse_root, linear_posterior, posterior_spread
+from fedsim.models.cvae import inverse_root, linear_posterior, posterior_spread
 from fedsim.seeds import Purpose, Seeds
 
 CLIENTS, CLASSES, DIM, SIZE, ROWS = 2, 3, 7, 4, 30

@@ -98,7 +98,7 @@ def test_fidelity_has_a_panel_a_number_and_a_line_of_panels_a_place() -> None:
     scores = {"frechet_distance": 1.0, "squared_mmd": 0.2, "density": 0.9, "coverage": 0.8, "real_or_synthetic": 0.6}
     places = [(alpha, epsilon) for alpha in (0.1, 1.0) for epsilon in (1.0, 8.0)]
     figure = fidelity(Settings.of([make_row(cell_id=f"{each}", alpha=each[0], epsilon_target=each[1], **scores) for each in places]))
-    words = ["Fréchet distance (lower is better)", "squared MMD (lower is better)", "density (as real rows: 1)"]
+    words = ["frechet distance (lower is better)", "squared mmd (lower is better)", "density (as real rows: 1)"]
     assert titles(figure) == [*words, "coverage (higher is better)", "real or synthetic (ideal: 0.5)"] * 2
     assert [axes.get_ylabel() for axes in shown(figure)[::5]] == ["α = 0.1", "α = 1"]
 

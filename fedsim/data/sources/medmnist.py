@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import os
+import zipfile
 from collections.abc import Iterable, Iterator
-from contextlib import ExitStack
 from pathlib import Path
 from typing import IO
 
@@ -42,7 +42,7 @@ def load_medmnist(flag: str, size: int, root: Path | None, name: str) -> ImageSe
             if y.dtype.kind not in "iu" or len(y) != images.starts[-1] or y.min() < 0 or y.max() >= len(names):
                 raise ValueError(f"it is not the official file of {flag}")
     except BadArrays as error:
-        raise _unreadable(path, error) from error
+        raise UserError(str(path), f"cannot be read ({error})", "give the official MedMNIST file") from error
     split = np.repeat(list(_PARTS.values()), [len(part) for part in labels])
     return ImageSet(name, images, np.arange(len(y)), y.astype(np.int64), split, names, where=str(path))
 
@@ -59,10 +59,6 @@ def _download(url: str, md5: str, path: Path) -> None:
         raise UserError("", what, f"download {url} (MD5 {md5}) and put it into {path.parent}, or name another folder with root:") from error
 
 
-def _unreadable(path: Path, error: BadArrays) -> UserError:
-    return UserError(str(path), f"cannot be read ({error})", "give the official MedMNIST file")
-
-
 class PackedImages(Images):
     """The images of train, validation and test in uint8 arrays of an ``.npz`` file, ``[n, h, w]`` or ``[n, h, w, 3]`` each, in this order.
 
@@ -73,7 +69,7 @@ class PackedImages(Images):
         self.path = path
         self.shapes: list[tuple[int, ...]] = []
         self.offsets: list[int] = []
-        self._open: tuple[int, ExitStack, IO[bytes]] | None = None
+        self._open: tuple[int, IO[bytes]] | None = None
         with opened(path) as held:
             for part in _PARTS:
                 with held.zip.open(f"{part}_images.npy") as stream:
@@ -90,16 +86,10 @@ class PackedImages(Images):
         part, place = self._place(row)
         shape = self.shapes[part][1:]
         size = int(np.prod(shape))
-        try:
-            if self._open is None or self._open[0] != part:
-                if self._open is not None:
-                    self._open[1].close()
-                files = ExitStack()
-                self._open = (part, files, files.enter_context(opened(self.path)).zip.open(f"{list(_PARTS)[part]}_images.npy"))
-            self._open[2].seek(self.offsets[part] + place * size)
-            return np.frombuffer(self._open[2].read(size), np.uint8).reshape(shape)
-        except Exception as error:  # its decompressors raise what they like on damaged files
-            raise _unreadable(self.path, BadArrays(str(error))) from error
+        if self._open is None or self._open[0] != part:
+            self._open = (part, zipfile.ZipFile(self.path).open(f"{list(_PARTS)[part]}_images.npy"))  # noqa: SIM115
+        self._open[1].seek(self.offsets[part] + place * size)
+        return np.frombuffer(self._open[1].read(size), np.uint8).reshape(shape)
 
     def name(self, row: int) -> str:
         """The array and the number in it."""
