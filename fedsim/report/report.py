@@ -51,16 +51,11 @@ _REFERENCES = ["ceiling_balanced_accuracy", "ceiling_accuracy", "local_only_bala
 
 
 class Picture(NamedTuple):
-    """A figure as it stands in a page."""
+    """A figure as it stands in a page; its ``source`` loads nothing, and its ids are its own."""
 
     title: str
     caption: str
-    svg: bytes
-
-    @property
-    def source(self) -> str:
-        """Of an image: loads nothing, and its ids are its own."""
-        return f"data:image/svg+xml;base64,{base64.b64encode(self.svg).decode()}"
+    source: str
 
 
 def render_page(
@@ -194,10 +189,6 @@ class Report(Printed):
 def write_report(folder: Path, spread: Spread = "ci95") -> Report:
     """Write rows, summary, every figure as ``curves/*.svg``, the first also as PNG, and ``report.html`` into a run folder.
 
-    Args:
-        folder: a run folder. Its manifest says which cells belong to the grid, and their labels.
-        spread: what stands beside means over seeds.
-
     Raises:
         UserError: the folder has no results, or a file in it cannot be read.
     """
@@ -223,8 +214,8 @@ def write_report(folder: Path, spread: Spread = "ci95") -> Report:
     pictures = {}
     for name, title, caption, figure in drawn:
         if figure is not None:
-            path = run.curves / f"{name}.{'png' if name == 'privacy_utility' else 'svg'}"
-            pictures[name] = Picture(title, caption, save_figure(figure, path))
+            svg = save_figure(figure, run.curves / f"{name}.{'png' if name == 'privacy_utility' else 'svg'}")
+            pictures[name] = Picture(title, caption, f"data:image/svg+xml;base64,{base64.b64encode(svg).decode()}")
     by_site, found = site_table(settings, clients), findings(settings, rounds)
     page = render_page(encodable(folder.resolve().name), results.rows, settings, pictures, manifest, found, by_site)
     with replaced(run.page) as part:

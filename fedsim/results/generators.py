@@ -23,7 +23,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, PlainSerializer, Va
 from fedsim.data.arrays import check_target, write_npz, write_sidecar
 from fedsim.errors import UserError
 from fedsim.evaluation.judge import synthesise
-from fedsim.files import replaced, unread
+from fedsim.files import replaced
 from fedsim.grid.models import Cell
 from fedsim.json_lines import decode, dump, encode, reasons
 from fedsim.methods.messages import Task, Tensors
@@ -227,15 +227,10 @@ def load_generator(run: Path | str, cell: str | None = None, synthesis: str | No
         params = {**params, "synthesis": synthesis}
     elif synthesis is not None and not (kind == "client" and client.isdigit()):
         raise UserError(option, f"is not one of {facts.cell.label}'s", f"give {', '.join([*ways, 'client:0'])}, or leave it out")
-    try:
-        algorithm = build_algorithm(facts.cell.algorithm, dict(params), facts.task)
-        made, _ = restored(algorithm, state, facts.plan, Seeds(facts.cell.seed))
-        assert not is_classifier(made)
-        generator: Generator = made
-    except UserError:
-        raise
-    except (Exception, SystemExit) as error:  # whatever an algorithm makes of values that it did not make
-        raise UserError(where, f"is no generator of {facts.cell.label} ({type(error).__name__}: {unread(error)})", RESTORE) from error
+    algorithm = build_algorithm(facts.cell.algorithm, dict(params), facts.task)
+    made, _ = restored(algorithm, state, facts.plan, Seeds(facts.cell.seed))
+    assert not is_classifier(made)
+    generator: Generator = made
     if client:
         if int(client) >= facts.task.clients:
             raise UserError(option, f"there are {facts.task.clients} clients", f"give client:0 .. client:{facts.task.clients - 1}")
