@@ -287,7 +287,7 @@ def sites(settings: Settings, clients: pd.DataFrame) -> Figure | None:
     points = dots.merge(settings.facts, left_on="setting", right_index=True)
     points = points.assign(panel=_beside(placed(points)[1], points["label"]), budget=points["epsilon_target"].map(epsilon_head))
     look = shades(points["epsilon_target"], marker=".", linestyle="none")
-    figure = facet(points, (*names, "panel", "budget"), look, labels=("shared", "own"))
+    figure = facet(points, (names[0], names[1], "panel", "budget"), look, labels=("shared", "own"))
     both = points[names].to_numpy()
     for axes in figure.axes:
         axes.axline((0.5, 0.5), slope=1, color=MUTED, linewidth=0.8, linestyle=(0, (1, 2)))
