@@ -200,7 +200,6 @@ def audit(
     params: Given = (),
     pairs: int = 1000,
     out: Path = Path("runs/audit"),
-    cell: str | None = None,
     trust_plugin: bool = False,
 ) -> Found:
     """Compute a lower bound of ε, or attack the generators of a run.
@@ -218,7 +217,6 @@ def audit(
         params: a parameter, as often as needed; others are short: six rounds of a small network.
         pairs: of trainings.
         out: the folder of the results.
-        cell: of a run folder, the id of the one cell to attack, or its beginning.
         trust_plugin: of a run folder, run the code of plug-ins that it names.
 
     Raises:
@@ -233,14 +231,14 @@ def audit(
     is_run = not isinstance(algorithm, type) and Path(algorithm).is_dir()
     if not is_run and not isinstance(algorithm, type) and "/" in algorithm and ":" not in algorithm:
         raise UserError(algorithm, "there is no such run folder", "give one, an algorithm's name, or my_file.py:MyMethod")
-    of_run = {"cell": cell is not None, "trust_plugin": trust_plugin}
+    of_run = {"trust_plugin": trust_plugin}
     of_method = {"epsilon": epsilon != 4.0, "delta": delta != 1e-4, "unit": unit != "example", "trust": trust != "aggregate"}
     of_method |= {"params": bool(params), "pairs": pairs != 1000, "out": Path(out) != Path("runs/audit")}
     if idle := next((name for name, given in (of_method if is_run else of_run).items() if given), None):
         what, instead = ("a run folder", "an algorithm") if is_run else (f"{algorithm}, which is not a run folder", "a run folder")
         raise UserError(idle, f"means nothing for {what}", f"leave it out, or give {instead}")
     if is_run:
-        return _attacked(Path(str(algorithm)), cell, trust_plugin=trust_plugin)
+        return _attacked(Path(str(algorithm)), trust_plugin=trust_plugin)
     name, texts, store = _named(algorithm), _texts(params), ResultStore(out)
     with kept_handlers(), own_errors(name):
         values = parameters(name, texts, unit, trust, epsilon, delta)
@@ -257,7 +255,7 @@ def audit(
     return Found(not found.refuted, (f"{name}, {unit}, {trust}: {found.words()}",))
 
 
-def _attacked(folder: Path, cell: str | None, *, trust_plugin: bool) -> Found:
+def _attacked(folder: Path, *, trust_plugin: bool) -> Found:
     """How well membership in the training rows can be inferred from a run's generators."""
     from fedsim.evidence.audit.membership import attack_run
     from fedsim.results.run import read_manifest
@@ -271,7 +269,7 @@ def _attacked(folder: Path, cell: str | None, *, trust_plugin: bool) -> Found:
     for entry in () if trust_plugin else grid.algorithms:
         check_installed(entry.name, str(run.manifest))
     prepared = prepare(grid, [this_machine()], keep_going=True)
-    return Found(True, tuple(attack_run(run, prepared.trials, prepared.data, cell=cell)))
+    return Found(True, tuple(attack_run(run, prepared.trials, prepared.data)))
 
 
 def _named(algorithm: str | type) -> str:
