@@ -385,13 +385,9 @@ class Grid(_Model):
         encoders = self.encoder[:1] if dataset.encoder is None else (dataset.encoder,)
         return None if self.public is None else self.public.encoded_by(encoders)[0]
 
-    def position(self, dataset: DatasetSpec) -> int:
-        """Where on the axis ``dataset`` one of ``sets`` is."""
-        return next(i for i, spec in enumerate(self.dataset) if dataset in spec.encoded_by(self.encoder))
-
     def place_of(self, dataset: DatasetSpec) -> str:
         """The text that names one of ``sets`` in a message."""
-        return self.place("dataset", self.position(dataset))
+        return self.place("dataset", next(i for i, spec in enumerate(self.dataset) if dataset in spec.encoded_by(self.encoder)))
 
     @property
     def unit_column(self) -> str | None:
