@@ -32,7 +32,7 @@ from fedsim.methods.products import Classifier, Generator, before_sphere, is_cla
 from fedsim.models.linear import Interpolated, ProbeClassifier, best_weight, fit_linear, folded
 from fedsim.models.probe import Probe, fit_chosen, fit_probe
 from fedsim.partition import Partition
-from fedsim.partition.seen import OwnRows, own_rows
+from fedsim.partition.partition import OwnRows, own_rows
 from fedsim.seeds import SERVER, Purpose, Seeds
 from fedsim.training.cohort import build_algorithm
 from fedsim.training.rounds import restored

@@ -127,7 +127,7 @@ def _against_algorithm(line: Line, plan: PrivacyPlan, *, trust_plugin: bool) -> 
 @lru_cache(maxsize=4096)
 def _made(cls: type[Algorithm], facts: str) -> PrivacyPlan | None:
     """The plan of a cell; of a tuned one that of the candidate with its parameters."""
-    from fedsim.evaluation.plans import plans_of
+    from fedsim.evaluation.tuning import plans_of
     from fedsim.methods.messages import PublicRows, Task  # late: they import torch
 
     params, tuning, task, epsilon, delta = decode(load(facts))

@@ -8,8 +8,7 @@ import torch
 from cells import quick, score_probe, small_cells
 from rows import ran
 
-from fedsim.evaluation.references import ceiling, local_only
-from fedsim.evaluation.scores import Scores
+from fedsim.evaluation.scores import Scores, ceiling, local_only
 from fedsim.methods import Seeds
 from fedsim.training.cohort import build_algorithm
 from fedsim.training.rounds import Trained, to_the_end, train
