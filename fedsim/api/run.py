@@ -274,14 +274,13 @@ class Run(Printed):
         assert facts.plan is not None
         return f"{path}: {facts.cell.label}, ε = {facts.plan.epsilon_target:g} at δ = {facts.plan.delta:g}, claim {facts.plan.claim}"
 
-    def statement(self, *, cell: str | None = None, format: Literal["text", "latex"] = "text") -> str:
+    def statement(self, *, cell: str | None = None) -> str:
         """Say each method's privacy in words.
 
         Unit, relation, trust, accountant, noise, rounds, sampling, and what is not covered.
 
         Args:
             cell: the id of the one cell to state, or its beginning; default: every method.
-            format: plain text, or LaTeX for an appendix.
 
         Raises:
             UserError: there is no such cell, or there are several.
@@ -295,16 +294,15 @@ class Run(Printed):
             if len(ids) != 1:
                 raise UserError(f"cell {cell}", f"{len(ids) or 'no'} cells of {self.folder} have such an id", "give one of results.jsonl")
         stated = statements(rows, proofs_of(rows, results, trust_plugin=self.trust_plugin), ids)
-        return "\n\n".join(text.latex if format == "latex" else "\n".join(text.lines) for text in stated)
+        return "\n\n".join("\n".join(each.lines) for each in stated)
 
-    def verify(self, *, rerun: int = 0, cells: Sequence[str] = (), with_: Path | None = None) -> Found:
+    def verify(self, *, rerun: int = 0, with_: Path | None = None) -> Found:
         """Prove every ε of a run by a second accountant, and every plan.
 
         The exit code is 1 unless every claimed ε is proved, and what ran again or is compared is equal to the last bit.
 
         Args:
             rerun: also run so many finished cells again, drawn at random, and compare rows and rounds.
-            cells: the beginning of the id of a cell to run again.
             with_: compare with this run folder, row by row, instead.
 
         Raises:
@@ -318,13 +316,12 @@ class Run(Printed):
             compared = compare_folders(self.folder, Path(with_))
             return Found(compared.equal, (compared,))
         found = proofs_of(results.every_row(), results, trust_plugin=self.trust_plugin)
-        proofs = Proofs(self.folder.resolve().name, tuple(found))
-        equal = True
-        if rerun or cells:
+        proofs, equal = Proofs(self.folder.resolve().name, tuple(found)), True
+        if rerun:
             from fedsim.runs.bench import run_again
 
             with kept_handlers():
-                equal = run_again(self.folder, wide_console(plain_console()), rerun, cells, trust_plugin=self.trust_plugin)
+                equal = run_again(self.folder, wide_console(plain_console()), rerun, trust_plugin=self.trust_plugin)
         return Found(proofs.sound and equal, (proofs,))
 
     def show(self, console: Console) -> None:

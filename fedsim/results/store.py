@@ -14,7 +14,7 @@ from pydantic import BaseModel, create_model
 from fedsim.errors import RunLost, UserError
 from fedsim.files import unread
 from fedsim.json_lines import complete_lines, decode, dump, is_json, load, reasons
-from fedsim.words import is_encodable
+from fedsim.words import encodable
 
 Kind = Literal["trainings", "judgements", "references", "audits", "pairs", "checks", "rounds"]
 _KEYS: dict[Kind, dict[str, Any]] = {
@@ -136,7 +136,7 @@ class ResultStore:
         Raises:
             UserError: it is not so.
         """
-        if not is_encodable(str(self.folder.path.absolute())):
+        if encodable(path := str(self.folder.path.absolute())) != path:
             raise UserError(ascii(str(self.folder.path.absolute())), "is no path in UTF-8, which Ray and JSON need", "rename it")
         if self._held is None and os.path.isfile(self.folder.lock):
             with suppress(PermissionError), self.folder.lock.open() as file:

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import secrets
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -88,9 +85,3 @@ class InProcess:
         """Compute up to the next item of a stream."""
         item: Item = next(stream)
         return item
-
-
-def by_token() -> None:
-    """Have the Ray that this process will import ask for a token, so that nobody else on this machine may use a cluster of its own."""
-    if "ray" not in sys.modules and os.environ.setdefault("RAY_AUTH_MODE", "token") == "token" and "RAY_AUTH_TOKEN_PATH" not in os.environ:
-        os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))

@@ -173,7 +173,7 @@ def actors_that_fit(grid: Grid, need: Need, nodes: Sequence[Node]) -> int:
     """How many actors fit on the cluster."""
     if capacity := sum(need.fit(node) for node in nodes):
         return capacity
-    has = ", ".join(sorted({node.words for node in nodes}))
+    has = ", ".join(sorted({f"{counted(node.cpus, 'CPU')} and {counted(node.gpus, 'GPU')}" for node in nodes}))
     without = need.gpus and not any(node.gpus for node in nodes)
     fix = "give gpus_per_actor: 0 and device: auto" if without else "give actors a smaller share"
     what = f"an actor needs {counted(need.cpus, 'CPU')} and {counted(need.gpus, 'GPU')}; no node has them ({has})"

@@ -35,7 +35,6 @@ from fedsim.training.cohort import LocalPool
 from fedsim.training.rounds import RoundRecord
 from fedsim.training.state import Checkpoints
 from fedsim.training.trial import MADE_UP_ROWS, Outcome, Trial, local_pool, made_up_cohort, run_trial, train_rehearsed
-from fedsim.words import counted
 
 if TYPE_CHECKING:
     from fedsim.evidence.audit.audit import AuditRun
@@ -55,11 +54,6 @@ class Node(NamedTuple):
     cpus: float
     gpus: float
 
-    @property
-    def words(self) -> str:
-        """In words: ``4 CPUs and 1 GPU``."""
-        return f"{counted(self.cpus, 'CPU')} and {counted(self.gpus, 'GPU')}"
-
 
 class Need(NamedTuple):
     """What a job needs: so many actors at once, each with CPUs, GPUs (a part of one, or a whole number) and bytes at most (0: any)."""
@@ -68,11 +62,6 @@ class Need(NamedTuple):
     gpus: float = 0.0
     memory: float = 0.0
     actors: int = 1
-
-    @property
-    def words(self) -> str:
-        """In words: ``3 actors with 1 CPU and 0.5 GPUs each``."""
-        return f"{counted(self.actors, 'actor')} with {counted(self.cpus, 'CPU')} and {counted(self.gpus, 'GPU')} each"
 
     def fit(self, node: Node) -> int:
         """How many such actors a node holds; a part of a GPU lies on one GPU."""
@@ -91,11 +80,6 @@ class Failure:
     message: str
     traceback: str
     goes_on: bool = False
-
-    @classmethod
-    def of(cls, error: Exception | SystemExit) -> Failure:
-        """Of an exception."""
-        return cls(type(error).__name__, str(error), "".join(traceback.format_exception(error)))
 
     def summary(self) -> str:
         """Type and first line of the message."""
@@ -148,8 +132,11 @@ def check_source(cell: Cell) -> None:
 
 
 def settle(cpus: float, device: torch.device = CPU) -> None:
-    """Make a process ready for training on its share of the machine: so many threads, and memory that is kept for the next step."""
-    reset_torch()
+    """Make a process ready for training on its share of the machine: torch's defaults, which plug-ins change, threads and memory."""
+    torch.set_default_dtype(torch.float32)
+    if torch.empty(0).device != CPU:  # torch.get_default_device fails in older versions once the default was taken back
+        torch.set_default_device(None)
+    torch.set_grad_enabled(True)
     if device != CPU:
         exact_products()
     threads = max(1, int(cpus))
@@ -161,14 +148,6 @@ def settle(cpus: float, device: torch.device = CPU) -> None:
     if (mallopt := getattr(ctypes.CDLL(None), "mallopt", None)) is not None:
         mallopt(_M_MMAP_MAX, 0)
         mallopt(_M_TRIM_THRESHOLD, KEPT_MEMORY)
-
-
-def reset_torch() -> None:
-    """Torch's default dtype and device, and gradients, which plug-ins change."""
-    torch.set_default_dtype(torch.float32)
-    if torch.empty(0).device != CPU:  # torch.get_default_device fails in older versions once the default was taken back
-        torch.set_default_device(None)
-    torch.set_grad_enabled(True)
 
 
 def limit_memory(bytes_: float) -> None:
@@ -237,11 +216,11 @@ class Worker(Process):
 
     def failure(self, error: Exception | SystemExit) -> Failure | None:
         """Why a cell failed; memory that it was refused is reported in the grid's words. None: this worker is of no use any more."""
-        failure, memory = Failure.of(error), self.need.memory
-        if memory and (failure.type.endswith("MemoryError") or "can't allocate memory" in failure.message):
-            what = f"an actor of the cell asked for more than its {memory / 1e9:g} GB of memory_per_cell"
-            return replace(failure, type="MemoryError", message=f"{what}: {failure.message}")
-        return failure
+        kind, message, memory = type(error).__name__, str(error), self.need.memory
+        if memory and (kind.endswith("MemoryError") or "can't allocate memory" in message):
+            kind = "MemoryError"
+            message = f"an actor of the cell asked for more than its {memory / 1e9:g} GB of memory_per_cell: {message}"
+        return Failure(kind, message, "".join(traceback.format_exception(error)))
 
     @_job
     def train(self, trial: Trial, data: Embeddings, held: Sequence[Any], checkpoint: bytes | None) -> Iterator[Item]:

@@ -107,7 +107,7 @@ def test_an_edit_runs_the_cells_anew_and_leaves_the_old_rows_out(bench: Bench, p
     assert (first.code, "all 4 cells are finished" in same.output, "changed" in same.output) == (0, True, False)
 
     other = edited(bench, plugins, changed("self.params.beta * unit", "3 * self.params.beta * unit"), grid)
-    assert "the source of my-method changed: left out: 2 rows of the old code" in other.output
+    assert "left out: 2 rows of older code" in other.output
     drawn = other.rows
     assert len(read_results(other.folder).every_row()) == 6
     old = {row.cell_id for row in rows if row.label == "my-method"}
