@@ -26,7 +26,7 @@ from fedsim.grid.models import Grid
 from fedsim.methods.algorithm import Algorithm
 from fedsim.plugins.registry import lookup
 from fedsim.results.run import FORMAT, Entry
-from fedsim.results.store import RunFolder
+from fedsim.results.store import RESTORE, RunFolder
 from fedsim.runs.prepare import Prepared
 
 RELEASE_WORDS = {
@@ -43,8 +43,7 @@ def grid_of(manifest: Mapping[str, Any], folder: RunFolder) -> Grid:
     try:
         return Grid.model_validate(manifest["grid"])
     except (KeyError, ValidationError) as error:
-        what = "is not there, or has no grid that this version reads"
-        raise UserError(str(folder.manifest), what, "restore it, or run the grid again in a new folder") from error
+        raise UserError(str(folder.manifest), "cannot be read (it has no grid of this version)", RESTORE) from error
 
 
 def write_manifest(folder: RunFolder, prepared: Prepared, entries: Sequence[Entry]) -> None:
