@@ -137,7 +137,7 @@ class Scheduler:
                 slot = self.slots.take(job.need, any_slot=job.any_slot, plug_in=job.plug_in)
                 if slot is not None:
                     del self.queue[at]
-                    self.running[self.engine.start(slot, *job.call(self._put))] = Running(job, slot)
+                    self.running[self.engine.start(slot, *job.asked(self._put))] = Running(job, slot)
                 return slot is not None
         if not self.queue:
             self.slots.end_idle()

@@ -80,7 +80,7 @@ def test_a_job_that_loses_its_worker_runs_again_and_in_the_end_fails(tmp_path: P
     (trial,) = prepared.trials
     Scheduler(run, Losing(NODES[0])).run([*references_of(run, trial), CellJob(run, trial)])
     assert told(run).count("its worker died; it runs again") == 3
-    assert told(run).count("reference failed, its column stays empty; the same command tries again") == 2
+    assert told(run).count("reference failed; the same command tries again") == 2
     assert ResultStore(tmp_path).last("references") == {}
     assert [(row.status, row.error and row.error["type"]) for row in read_results(tmp_path).rows] == [("failed", "ActorDiedError")]
 
