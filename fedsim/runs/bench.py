@@ -29,12 +29,12 @@ from fedsim.privacy.plan import THEOREMS
 from fedsim.results.run import Entry, RunResults, read_manifest, read_results
 from fedsim.results.store import ResultStore
 from fedsim.runs.display import Display
-from fedsim.runs.engine import ClusterLost, InProcess
 from fedsim.runs.jobs import CellJob, Job, RunContext, audit_of, check_of, checked_facts, references_of
 from fedsim.runs.manifest import prepared_again, write_manifest
 from fedsim.runs.plan_view import show_warnings
 from fedsim.runs.prepare import Prepared, label_matrices
 from fedsim.runs.scheduler import Scheduler
+from fedsim.runs.worker import ClusterLost, InProcess
 from fedsim.training.trial import Trial
 from fedsim.words import counted, print_line
 

@@ -10,9 +10,8 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from fedsim.grid.models import Device
-from fedsim.runs.engine import ClusterLost, InProcess, Slot, WorkerLost
 from fedsim.runs.jobs import CellJob, Job, RunContext
-from fedsim.runs.worker import Failure, Item, Need
+from fedsim.runs.worker import ClusterLost, Failure, InProcess, Item, Need, Slot, WorkerLost
 from fedsim.training.trial import Outcome
 
 if TYPE_CHECKING:

@@ -20,9 +20,9 @@ from fedsim.results.run import read_results
 from fedsim.results.store import KINDS, Kind, ResultStore, RunFolder
 from fedsim.runs.bench import engine_for, missing_jobs
 from fedsim.runs.display import Display
-from fedsim.runs.engine import InProcess
 from fedsim.runs.jobs import RunContext
 from fedsim.runs.prepare import prepare
+from fedsim.runs.worker import InProcess
 
 Bench = Callable[..., Ran]
 

@@ -13,11 +13,10 @@ from fedsim.results.run import read_results
 from fedsim.results.store import ResultStore
 from fedsim.runs import scheduler
 from fedsim.runs.display import Display
-from fedsim.runs.engine import InProcess, WorkerLost
 from fedsim.runs.jobs import CellJob, RunContext, references_of
 from fedsim.runs.prepare import Prepared, prepare
 from fedsim.runs.scheduler import Scheduler, Slots
-from fedsim.runs.worker import Failure, Item, Need
+from fedsim.runs.worker import Failure, InProcess, Item, Need, WorkerLost
 
 ONE, TWO = Need(1.0), Need(1.0, actors=2)
 

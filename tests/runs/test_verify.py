@@ -14,8 +14,7 @@ from rich.console import Console
 from fedsim.errors import UserError
 from fedsim.results.store import ResultStore
 from fedsim.runs.bench import run_again
-from fedsim.runs.engine import InProcess
-from fedsim.runs.worker import Node
+from fedsim.runs.worker import InProcess, Node
 
 Bench = Callable[..., Ran]
 
