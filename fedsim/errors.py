@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from typing import Any, ClassVar
+from typing import ClassVar
 
 
 class UserError(Exception):
@@ -37,23 +37,6 @@ class PluginError(UserError):
 
 class NotPerExample(ValueError):
     """One row's presence changes the loss or statistic of other rows, so clipping single rows bounds nothing."""
-
-
-class WrongReturn(ValueError):
-    """A method of a plug-in returned another type, shape or dtype than it must, or numbers that are not finite.
-
-    Attributes:
-        method: the method.
-        what: what it returned, in words.
-        expected: what it must return.
-    """
-
-    def __init__(self, method: Any, returned: str, expected: str) -> None:
-        self.method, self.what, self.expected = method, f"{getattr(method, '__name__', method)} returned {returned}", expected
-        super().__init__(f"{self.what}; expected {expected}")
-
-    def __reduce__(self) -> tuple[type[ValueError], tuple[str]]:
-        return ValueError, (str(self),)  # a plug-in's method stays in its process
 
 
 def not_installed(where: str, package: str, extra: str) -> UserError:

@@ -19,7 +19,7 @@ def readers(folder: Path) -> dict[str, object]:
 @pytest.mark.parametrize("name", FILES)
 def test_a_deep_line_is_named_by_its_number(tmp_path: Path, name: str) -> None:
     (tmp_path / name).write_bytes(b'\n{"cell_id": ' + DEEP + b"}\n")
-    with pytest.raises(UserError, match=rf"{name}:2: this line cannot be read \(.*recursion.*\); remove the line; "):
+    with pytest.raises(UserError, match=rf"{name}:2: cannot be read \(.*recursion.*\); restore it"):
         readers(tmp_path)[name]()  # type: ignore[operator]
 
 

@@ -216,7 +216,6 @@ class Run(Printed):
         synthesis: str | None = None,
         per_class: int = 200,
         seed: int | None = None,
-        repo: str | None = None,
     ) -> str:
         """Draw synthetic embeddings from a generator.
 
@@ -229,25 +228,26 @@ class Run(Printed):
             synthesis: one of the algorithm's, such as neutral or mixture, or client:K; default: the cell's own.
             per_class: synthetic rows per class.
             seed: of the draw; default: the cell's.
-            repo: with format hf, where on the hub: OWNER/NAME; default: the folder's name.
 
         Raises:
             UserError: there is no such generator, or it is not what was saved.
         """
         if per_class < 1:
             raise UserError("per_class", f"must be at least 1, got {per_class}")
+        from fedsim.results.columns import large_deltas
+
         generator = self.generator(cell, synthesis)
         if format == "hf":
             from fedsim.report.dataset_card import write_hub_folder
 
-            manifest = write_hub_folder(generator, out, per_class, seed, repo)
+            manifest = write_hub_folder(generator, out, per_class, seed)
         else:
             manifest = generator.save(out, per_class, seed)
         words = " ".join(f"{key} {manifest[key]}" for key in ("epsilon", "delta", "unit", "trust", "claim"))
         words += f"; not for release: {why}" if (why := generator.facts.held_back) else ""
         task = generator.facts.task
         lines = [f"{out}: {task.classes * per_class} synthetic embeddings of {task.dim} dimensions; {words}"]
-        lines += [f"warning: {text}" for text in generator.warnings]
+        lines += [f"warning: {text}" for text in large_deltas([generator.facts.row])]
         lines += [] if generator.vouched else ["no results of a run are here to vouch for it: all this is by the package's own word"]
         return "\n".join(lines)
 
@@ -332,7 +332,7 @@ class Run(Printed):
 
         settings = Settings.of(self._results.rows)
         for table in terminal_tables(settings, site_table(settings, self.clients)):
-            console.print(table)
+            table.show(console)
 
     @property
     def _results(self) -> RunResults:

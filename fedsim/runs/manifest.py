@@ -26,7 +26,7 @@ from fedsim.grid.models import Grid
 from fedsim.methods.algorithm import Algorithm
 from fedsim.plugins.registry import check_installed, lookup
 from fedsim.results.run import FORMAT, Entry, read_manifest
-from fedsim.results.store import RunFolder
+from fedsim.results.store import RESTORE, RunFolder
 from fedsim.runs.prepare import Prepared, prepare, this_machine
 
 RELEASE_WORDS = {
@@ -48,8 +48,7 @@ def prepared_again(folder: RunFolder, *, trust_plugin: bool) -> Prepared:
     try:
         grid, refused = Grid.model_validate(manifest["grid"]), {entry["algorithm"] for entry in manifest["refused"]}
     except (KeyError, ValidationError) as error:
-        what = "is not there, or has no grid that this version reads"
-        raise UserError(str(folder.manifest), what, "restore it, or run the grid again in a new folder") from error
+        raise UserError(str(folder.manifest), "cannot be read (it has no grid of this version)", RESTORE) from error
     grid = grid.model_copy(update={"algorithms": tuple(entry for entry in grid.algorithms if entry.display not in refused)})
     for entry in () if trust_plugin else grid.algorithms:
         check_installed(entry.name, str(folder.manifest))

@@ -23,7 +23,7 @@ def run(bench: Callable[..., Ran]) -> Path:
 
 @pytest.fixture
 def hub(run: Path, tmp_path: Path) -> Path:
-    write_hub_folder(load_generator(run), tmp_path / "hub", per_class=5, repository="me/digits")
+    write_hub_folder(load_generator(run), tmp_path / "hub", per_class=5)
     return tmp_path / "hub"
 
 

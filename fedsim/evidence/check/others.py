@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fedsim.errors import NotPerExample, WrongReturn
+from fedsim.errors import NotPerExample
 from fedsim.evidence.check.subject import (
     CHECKED_CLIENTS,
     Fault,
@@ -33,7 +33,7 @@ from fedsim.methods.messages import Tensors
 from fedsim.methods.one_shot import OneShot
 from fedsim.methods.parameters import add_in_order
 from fedsim.methods.products import is_classifier, own
-from fedsim.plugins.registry import line_of, said
+from fedsim.plugins.registry import said
 from fedsim.seeds import Seeds
 from fedsim.training import rounds
 from fedsim.training.cohort import LocalPool
@@ -269,8 +269,8 @@ def finite(subject: Subject) -> str:
     labels, questions = torch.arange(data.classes).repeat(3), torch.from_numpy(data.x_test)
     try:
         said = answer(algorithm, subject.first[0].trained.made, labels, questions, torch.Generator().manual_seed(0))
-    except WrongReturn as error:
-        raise Fault(f"{line_of(error.method)}: {error.what}", f"return {error.expected}") from error
+    except ValueError as error:
+        raise Fault(str(error), "return finite rows [n, d], or the probability of every class [n, C]") from error
     return f"{said.dtype} [n, {said.shape[1]}]".replace("torch.", "")
 
 
