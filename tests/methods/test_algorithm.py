@@ -4,7 +4,7 @@ import math
 from typing import Any
 
 import pytest
-from broken.refused import ClientMayBeRefused
+from broken.results import ClientMayBeRefused
 from broken.tiny import Tiny
 from cells import quick, small_cells
 
@@ -44,5 +44,5 @@ def test_a_method_refuses_a_setting_by_its_word() -> None:
         solved_plan(made(ClientMayBeRefused, "client", "silo", rows_only=True), math.inf, 1e-4)
     with pytest.raises(UserError, match="unit: does not support 'group'"):
         solved_plan(made(ClientMayBeRefused, "group"), 1.0, 1e-4)
-    (trial,) = small_cells(quick("broken.refused:ClientMayBeRefused"), epsilon=4.0, trust="silo", unit="client").trials
+    (trial,) = small_cells(quick("broken.results:ClientMayBeRefused"), epsilon=4.0, trust="silo", unit="client").trials
     assert trial.plan is not None
