@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 from fedsim.errors import PluginError
-from fedsim.evaluation.references import Ceiling, LocalOnly
+from fedsim.evaluation.scores import Ceiling, LocalOnly
 from fedsim.files import discard
 from fedsim.grid.cells import identity
 from fedsim.json_lines import dump
@@ -23,7 +23,7 @@ from fedsim.runs.display import Display
 from fedsim.runs.manifest import now, versions
 from fedsim.runs.prepare import Prepared
 from fedsim.runs.worker import Failure, Item, Judged, Need, Progress
-from fedsim.training.state import keep, kept
+from fedsim.training.state import keep
 from fedsim.training.trial import Outcome, Trial
 from fedsim.words import setting
 
@@ -136,7 +136,7 @@ class CellJob(Job):
         if self.training is None:
             self._started("started")
             # in a list the data set stays a reference, for the worker to hand on to its cohort actors
-            return "train", trial, data, [data], kept(self._checkpoint)
+            return "train", trial, data, [data], self._checkpoint.read_bytes() if self._checkpoint.exists() else None
         self._started("judged anew")
         return "judge", trial, read_state(folder.state(trial.cell.training_id), self.training["state"]), data
 

@@ -11,7 +11,7 @@ import torch
 
 from fedsim.data.embeddings import Embeddings
 from fedsim.errors import PluginError, UserError, at
-from fedsim.evaluation.plans import plans_of
+from fedsim.evaluation.tuning import plans_of
 from fedsim.grid.cells import client_views, expand, grid_place, loaded, partition_of, resolve, task_of, without_unseen
 from fedsim.grid.models import Cell, Grid, shown
 from fedsim.json_lines import dump

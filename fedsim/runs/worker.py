@@ -27,7 +27,7 @@ from fedsim.data.embeddings import Embeddings
 from fedsim.device import CPU, device_of, exact_products
 from fedsim.errors import RunLost
 from fedsim.evaluation.judge import Judgement, judgement_of
-from fedsim.evaluation.references import Ceiling, LocalOnly, ceiling, local_only
+from fedsim.evaluation.scores import Ceiling, LocalOnly, ceiling, local_only
 from fedsim.evaluation.tuning import run_tuned
 from fedsim.grid.models import Cell, Device
 from fedsim.methods.messages import Tensors
