@@ -30,7 +30,7 @@ OF_PRIVACY = ("per-example loss", "predictions", "public rows", "sensitivity", "
 
 
 class CheckResult(NamedTuple):
-    """What one check says in a setting (unit and trust); ``passed`` is None where there was nothing to check, and only a fault has a ``fix``."""
+    """What one check says in a setting; ``passed`` is None where there was nothing to check, and only a fault has a ``fix``."""
 
     passed: bool | None
     reason: str
