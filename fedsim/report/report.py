@@ -64,8 +64,8 @@ def render_page(
     settings: Settings,
     pictures: Mapping[str, Picture],
     manifest: Mapping[str, Any],
-    findings: Sequence[Finding] = (),
-    by_site: Table | None = None,
+    findings: Sequence[Finding],
+    by_site: Table | None,
 ) -> str:
     """The HTML of a report; every text from rows and manifest, which may be empty, is escaped, and it loads nothing and runs no script."""
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)

@@ -40,7 +40,7 @@ _LATEX = str.maketrans(
         **{character: f"\\{character}" for character in "_&%#${}"},
         **{"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "<": "$<$", ">": "$>$", "|": r"\textbar{}"},
         **{"±": r"$\pm$", "−": "$-$", "·": r"$\cdot$", "∞": r"$\infty$", "×": r"$\times$", "†": r"$\dagger$", "⊙": r"$\odot$"},
-        **{"ε": r"$\varepsilon$", "α": r"$\alpha$", "δ": r"$\delta$", "λ": r"$\lambda$", "σ": r"$\sigma$"},
+        **{"[": "{[}", "*": "{*}", "ε": r"$\varepsilon$", "α": r"$\alpha$", "δ": r"$\delta$", "λ": r"$\lambda$", "σ": r"$\sigma$"},
     }
 )
 
