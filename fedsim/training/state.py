@@ -119,11 +119,3 @@ def keep(path: Path, content: bytes) -> None:
     """Write a packed checkpoint, readable by the file's owner only."""
     with replaced(path, 0o600) as part:
         part.write_bytes(content)
-
-
-def kept(path: Path) -> bytes | None:
-    """The content that :func:`keep` wrote; None if it cannot be read."""
-    try:
-        return path.read_bytes()
-    except OSError:
-        return None

@@ -253,7 +253,7 @@ def test_a_check_says_what_failed_and_counts_for_rows_of_its_parameters_in_the_r
     ("arguments", "words"),
     [
         (["check", "nothing.py:Method"], "there is no file"),
-        (["check", f"{BROKEN}/refused.py:CannotBePlanned"], ": ZeroDivisionError: division by zero"),
+        (["check", f"{BROKEN}/results.py:CannotBePlanned"], ": ZeroDivisionError: division by zero"),
         (["audit", "runs/nosuch"], "runs/nosuch: there is no such run folder; give one"),
     ],
 )

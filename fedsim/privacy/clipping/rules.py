@@ -63,10 +63,10 @@ class Target:
             kernel(self.tensor, left, right, alpha=self.weight)
 
 
-class Rule:
-    """One kind of layer; gradients are by parameter name within the layer."""
+class LinearRule:
+    """``nn.Linear``: weight and bias shared by all clients; every rule's results are by parameter name within the layer."""
 
-    names: ClassVar[tuple[str, ...]] = ("weight",)
+    names: ClassVar[tuple[str, ...]] = ("weight", "bias")
     """The parameters that the rule covers."""
 
     def inputs(self, args: tuple[Any, ...], grads: Tensor) -> Tensor:
@@ -74,25 +74,7 @@ class Rule:
         return by_use(args[0].detach())
 
     def squared(self, use: Use) -> dict[str, Tensor]:
-        """Each parameter's squared gradient norm, ``[N]``."""
-        raise NotImplementedError
-
-    def add(self, use: Use, factor: Tensor, into: Mapping[str, Target]) -> None:
-        """Add ``weight * sum_n factor_n * gradient_n`` to every target, in place."""
-        raise NotImplementedError
-
-    def per_client(self, use: Use) -> dict[str, Tensor]:
-        """Each parameter's gradient summed per client, ``[K, ...]``; a per-client parameter's own shape where it has K rows."""
-        raise NotImplementedError
-
-
-class LinearRule(Rule):
-    """``nn.Linear``: weight and bias shared by all clients."""
-
-    names = ("weight", "bias")
-
-    def squared(self, use: Use) -> dict[str, Tensor]:
-        """From the norms of inputs and output gradients, or their Gram matrices where T > 1."""
+        """Each parameter's squared norm ``[N]``, from those of inputs and output gradients, or Gram matrices where T > 1."""
         a, g = use.inputs, use.grads
         bias = _squared_norm(_over_uses(g))
         if g.shape[1] == 1:
@@ -102,7 +84,7 @@ class LinearRule(Rule):
         return {"weight": (products.sum((1, 2)) + GRAM_SLACK * products.abs().sum((1, 2))).clamp_min(0), "bias": bias}
 
     def add(self, use: Use, factor: Tensor, into: Mapping[str, Target]) -> None:
-        """One weighted product; the narrower side is multiplied by the weights."""
+        """Add ``weight * sum_n factor_n * gradient_n`` to every target; the narrower side is multiplied by the weights."""
         a, g = use.inputs.flatten(0, 1), use.grads.flatten(0, 1)
         of_use = factor if len(g) == len(factor) else factor.repeat_interleave(use.grads.shape[1])
         for name, target in into.items():
@@ -115,7 +97,7 @@ class LinearRule(Rule):
                 target.add_product((g * of_use[:, None]).T, a)
 
     def per_client(self, use: Use) -> dict[str, Tensor]:
-        """One batched product over the padded clients; zeros for clients without a row."""
+        """Each parameter's gradient summed per client ``[K, ...]``, zeros for clients without a row."""
         grads, span, clients = _by_client(use, use.grads), use.layout.span, use.layout.clients
         summed = {"weight": grads.transpose(1, 2) @ _by_client(use, use.inputs), "bias": grads.sum(1)}
         if span == slice(0, clients):
@@ -141,8 +123,10 @@ class ClientLinearRule(LinearRule):
                 target.tensor[span].add_(own.sum(1), alpha=target.weight)
 
 
-class ShiftRule(Rule):
+class ShiftRule(LinearRule):
     """``Shift``: per-example gradients are no larger than the output, so they are computed."""
+
+    names = ("weight",)
 
     def gradients(self, use: Use) -> Tensor:
         """Per-example gradients ``[N, size]``, the output's; a single number shifts every column."""
@@ -181,7 +165,7 @@ class ClientCodeRule(ShiftRule):
         into["weight"].tensor.index_add_(0, use.layout.client, weighted, alpha=into["weight"].weight)
 
 
-RULES: dict[type[nn.Module], Rule] = {
+RULES: dict[type[nn.Module], LinearRule] = {
     nn.Linear: LinearRule(),
     ZeroLinear: LinearRule(),
     ClientLinear: ClientLinearRule(),
