@@ -23,7 +23,7 @@ import fedsim
 from fedsim.cli import app
 from fedsim.grid.read import load_grid
 from fedsim.results.run import read_results
-from fedsim.runs.engine import InProcess
+from fedsim.runs.worker import InProcess
 
 ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"

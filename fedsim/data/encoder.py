@@ -156,7 +156,7 @@ class _Transformer:
         from transformers.utils import logging
 
         logging.disable_progress_bar()  # type: ignore[no-untyped-call]
-        verbosity, folder = logging.get_verbosity(), files.paths[0].parent
+        folder = files.paths[0].parent
         logging.set_verbosity_error()  # type: ignore[no-untyped-call]
         try:
             self.processor: Any = AutoImageProcessor.from_pretrained(folder, trust_remote_code=False)  # type: ignore[no-untyped-call]
@@ -167,8 +167,6 @@ class _Transformer:
         except (OSError, ValueError, KeyError, TypeError, RuntimeError, SafetensorError) as error:
             what, hint = " ".join(str(error).split())[:200], "give a vision transformer that transformers knows, such as DINOv2"
             raise UserError(f"encoder {files.spec.name}", f"cannot be loaded ({what})", hint) from error
-        finally:
-            logging.set_verbosity(verbosity)
         self.device, self.model = device, model.to(device).eval()
         self.leading = 1 + int(getattr(model.config, "num_register_tokens", 0) or 0)
 

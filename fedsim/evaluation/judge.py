@@ -32,7 +32,7 @@ from fedsim.methods.products import Classifier, Generator, before_sphere, is_cla
 from fedsim.models.linear import Interpolated, ProbeClassifier, best_weight, fit_linear, folded
 from fedsim.models.probe import Probe, fit_chosen, fit_probe
 from fedsim.partition import Partition
-from fedsim.partition.seen import OwnRows, own_rows
+from fedsim.partition.partition import OwnRows, own_rows
 from fedsim.seeds import SERVER, Purpose, Seeds
 from fedsim.training.cohort import build_algorithm
 from fedsim.training.rounds import restored
@@ -133,7 +133,8 @@ class Judge:
         data, made = self.data, self.made
         if is_classifier(made):
             clients = range(self.cell.clients if is_personal(made) else 1)
-            return [predictions_of(own(made, client).probabilities(self._x_test), data.y_test) for client in clients]
+            x_test = to_device(torch.from_numpy(data.x_test), self.device)
+            return [predictions_of(own(made, client).probabilities(x_test), data.y_test) for client in clients]
         return [probe_predictions(self.probe, data.x_test, data.y_test, data.classes)]
 
     def readouts(self) -> Scores:
@@ -149,7 +150,7 @@ class Judge:
         before = before_sphere(self.made)
         if before is self.made or is_classifier(before):
             return Scores()
-        x, _ = synthesise(before, self.data.classes, FEW, self._seeds, draw=3, device=self.device)
+        x, _ = synthesise(before, self.data.classes, FEW, Seeds(self.cell.seed), draw=3, device=self.device)
         return Scores(synthetic_norm=float(np.linalg.norm(x.astype(np.float64), axis=1).mean()))
 
     def of_clients(self) -> tuple[ClientScores, ...]:
@@ -183,7 +184,8 @@ class Judge:
         """
         made, data, evaluation = self.made, self.data, self.cell.evaluation
         if is_classifier(made):
-            seen = [self._as_seen(client, own(made, client).probabilities, self._x_test) for client in range(self.cell.clients)]
+            on_device = to_device(torch.from_numpy(data.x_test), self.device)
+            seen = [self._as_seen(client, own(made, client).probabilities, on_device) for client in range(self.cell.clients)]
             return personal_scores(seen)
         shared, other = folded(self.probe, data.classes), self._drawn(made, draw=1)
         rows, labels, x_test = (torch.from_numpy(part) for part in (other.x, other.y, data.x_test))
@@ -225,12 +227,12 @@ class Judge:
         given = self.cell.evaluation.probe_c
         if given is not None:
             return fit_probe(self._rows.x, self._rows.y, given), given
-        fresh = synthesise(self.made, self.data.classes, FRESH, self._seeds, draw=2, device=self.device)
+        fresh = synthesise(self.made, self.data.classes, FRESH, Seeds(self.cell.seed), draw=2, device=self.device)
         return fit_chosen(self._rows.x, self._rows.y, *fresh)
 
     def _drawn(self, generator: Generator, client: int = SERVER, draw: int = 0) -> Labelled:
         rows = self.cell.evaluation.rows_per_class(self.data.dim, self.data.classes)
-        return Labelled(*synthesise(generator, self.data.classes, rows, self._seeds, client, draw, self.device))
+        return Labelled(*synthesise(generator, self.data.classes, rows, Seeds(self.cell.seed), client, draw, self.device))
 
     def _as_seen(self, client: int, probabilities: Callable[[Tensor], Tensor], x_test: Tensor) -> Predictions:
         seen = self.own_rows.rows[client]
@@ -244,11 +246,3 @@ class Judge:
     def _share(self, client: int) -> NDArray[np.float64]:
         y = self.data.y_train[self.partition.rows[client]]
         return np.bincount(y, minlength=self.data.classes) / max(len(y), 1)
-
-    @cached_property
-    def _x_test(self) -> Tensor:
-        return to_device(torch.from_numpy(self.data.x_test), self.device)
-
-    @property
-    def _seeds(self) -> Seeds:
-        return Seeds(self.cell.seed)

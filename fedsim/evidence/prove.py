@@ -118,7 +118,7 @@ def _against_algorithm(line: Line, plan: PrivacyPlan, *, trust_plugin: bool) -> 
 
 @lru_cache(maxsize=4096)
 def _made(cls: type[Algorithm], facts: str) -> PrivacyPlan | None:
-    from fedsim.evaluation.plans import plans_of
+    from fedsim.evaluation.tuning import plans_of
     from fedsim.methods.messages import PublicRows, Task  # late: they import torch
 
     params, tuning, task, epsilon, delta = decode(load(facts))

@@ -17,7 +17,7 @@ from fedsim.data.embeddings import Embeddings, PublicRows
 from fedsim.data.sources.load import load, load_public
 from fedsim.data.spec import DatasetSpec
 from fedsim.errors import PluginError, UserError, at, nearest
-from fedsim.grid.models import Cell, Curve, Evaluation, Grid, Loc, Tuning, data_key
+from fedsim.grid.models import Cell, Curve, Evaluation, Grid, Loc, Tuning, data_key, shown
 from fedsim.grid.read import complaint
 from fedsim.methods.algorithm import Algorithm
 from fedsim.methods.messages import Task
@@ -78,12 +78,7 @@ def resolve(grid: Grid, *, keep_going: bool = False) -> Resolved:
         raise UserError(grid.place(*unknown), what, nearest(str(unknown[-1]), known))
     variants: list[Variant] = []
     for i, cls in classes.items():
-        for new in _points(grid, i, cls):
-            for other in variants:
-                if new.label == other.label or (new.cls, new.params, new.tuning) == (other.cls, other.params, other.tuning):
-                    what = f"'{new.label}' has the settings or the name of '{other.label}', algorithms[{other.entry}]"
-                    raise UserError(grid.place("algorithms", i), what, "remove one, or give one a label: of its own")
-            variants.append(new)
+        variants += _points(grid, i, cls)
     return Resolved(grid, tuple(variants), refused)
 
 
@@ -234,22 +229,27 @@ def expand(resolved: Resolved, data: Mapping[str, Embeddings]) -> tuple[Cell, ..
     """All cells, ordered by data set, alpha, clients, seed, then algorithm (with its scan) and epsilon.
 
     So cells that share a partition come together. An algorithm for which epsilon has no meaning makes one cell per
-    partition, any other makes one per epsilon. ``data`` are what :func:`without_unseen` gave.
+    partition, any other makes one per epsilon. No two are equal, or called the same. ``data`` are what :func:`without_unseen` gave.
     """
     grid = resolved.grid
     check_partitions(grid, data)
-    first: dict[str, int] = {}
-    for i, spec in enumerate(grid.sets):
-        same = first.setdefault(data[spec.key].fingerprint, i)
-        if same != i:
-            raise UserError(grid.place_of(spec), f"has the same content as dataset[{grid.position(grid.sets[same])}]", "remove one")
-    return tuple(
+    cells = tuple(
         _cell(grid, variant, spec, data[spec.key], point, epsilon)
         for spec in grid.sets
         for point in product(grid.alpha, grid.clients, grid.seeds, evaluations(grid, spec, data[spec.key].columns))
         for variant in resolved.variants
         for epsilon in (grid.epsilon if variant.cls.private else (None,))
     )
+    seen: set[Any] = set()
+    for cell in cells:
+        named = cell.label, shown(cell.dataset, cell.evaluation.unseen), cell.alpha, cell.clients, cell.epsilon, cell.seed
+        if seen & {cell.cell_id, named}:
+            what = f"two cells are equal or are called the same: '{named[0]}' on {named[1]}, alpha {named[2]:g}, {named[3]} clients"
+            raise UserError(
+                grid.place(), what, "remove a value that is listed twice or changes nothing, or give one a label: or name: of its own"
+            )
+        seen |= {cell.cell_id, named}
+    return cells
 
 
 def _cell(

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from fedsim.errors import UserError
 from fedsim.evaluation.judge import Judgement
-from fedsim.evaluation.references import Ceiling, LocalOnly
+from fedsim.evaluation.scores import Ceiling, LocalOnly
 from fedsim.files import replaced, unread
 from fedsim.grid.models import shown
 from fedsim.json_lines import dump

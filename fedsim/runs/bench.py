@@ -24,17 +24,17 @@ from fedsim.files import discard
 from fedsim.grid.cells import identity
 from fedsim.interrupts import INTERRUPTED
 from fedsim.partition.matrix import MOST_PANELS, write_partitions
-from fedsim.plugins.registry import NOTEBOOK, check_installed
+from fedsim.plugins.registry import NOTEBOOK
 from fedsim.privacy.plan import THEOREMS
 from fedsim.results.run import Entry, RunResults, read_manifest, read_results
 from fedsim.results.store import ResultStore
 from fedsim.runs.display import Display
-from fedsim.runs.engine import ClusterLost, InProcess
 from fedsim.runs.jobs import CellJob, Job, RunContext, audit_of, check_of, checked_facts, references_of
-from fedsim.runs.manifest import grid_of, write_manifest
+from fedsim.runs.manifest import prepared_again, write_manifest
 from fedsim.runs.plan_view import show_warnings
-from fedsim.runs.prepare import Prepared, label_matrices, prepare, this_machine
+from fedsim.runs.prepare import Prepared, label_matrices
 from fedsim.runs.scheduler import Scheduler
+from fedsim.runs.worker import ClusterLost, InProcess
 from fedsim.training.trial import Trial
 from fedsim.words import counted, print_line
 
@@ -203,12 +203,8 @@ def run_again(folder: Path, console: Console, count: int, *, trust_plugin: bool 
     """
     from fedsim.report.compare import compare  # late, for it takes pandas, which a bench's start does not wait for
 
-    store, manifest = ResultStore(folder), read_manifest(folder)
-    grid, refused = grid_of(manifest, store.folder), {entry["algorithm"] for entry in manifest["refused"]}
-    grid = grid.model_copy(update={"algorithms": tuple(entry for entry in grid.algorithms if entry.display not in refused)})
-    for entry in () if trust_plugin else grid.algorithms:
-        check_installed(entry.name, str(store.folder.manifest))
-    prepared, listed = prepare(grid, [this_machine()]), manifest["cells"]
+    store = ResultStore(folder)
+    prepared, listed = prepared_again(store.folder, trust_plugin=trust_plugin), read_manifest(folder)["cells"]
     if len(listed) != len(prepared.trials):
         what = f"lists {counted(len(listed), 'cell')}, and its grid makes {len(prepared.trials)} with the code and data of today"
         raise UserError(str(store.folder.manifest), what, "verify it with the code and data that it ran on")

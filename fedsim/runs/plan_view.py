@@ -196,11 +196,7 @@ def signals(trial: Trial, parts: Parts, release: Release) -> Iterator[tuple[str,
         # the spectral norm of a matrix of independent noise is about twice the root of its size
         norm, of = (2.0, "largest trace, spectral norm") if matrices else (1.0, "radius" if size > 1 else "count")
         title = name.replace("_sums", " means").replace("_second", " second moments").replace("_", " ")
-        yield (
-            title,
-            norm * math.sqrt(size) * std,
-            f"{of} of n = {trial.units:,} in {groups} groups, {size} dimensions",
-        )
+        yield title, norm * math.sqrt(size) * std, f"{of} of n = {trial.units:,} in {groups} groups, {size} dimensions"
     if weights:
         return
     algorithm = cohort.algorithm

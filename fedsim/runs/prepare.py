@@ -11,7 +11,7 @@ import torch
 
 from fedsim.data.embeddings import Embeddings
 from fedsim.errors import PluginError, UserError, at
-from fedsim.evaluation.plans import plans_of
+from fedsim.evaluation.tuning import plans_of
 from fedsim.grid.cells import client_views, expand, grid_place, loaded, partition_of, resolve, task_of, without_unseen
 from fedsim.grid.models import Cell, Grid, shown
 from fedsim.json_lines import dump
@@ -94,7 +94,7 @@ def prepare(grid: Grid, nodes: Sequence[Node], max_parallel: int | None = None, 
     resolved = resolve(grid, keep_going=keep_going)
     need = Need(grid.resources.cpus_per_actor, grid.resources.gpus_per_actor)
     capacity = actors_that_fit(grid, need, nodes)
-    parallel = min(capacity, max_parallel or capacity)
+    parallel = min(capacity, capacity if max_parallel is None else max(1, max_parallel))
     data = without_unseen(grid, loaded(grid))
     cells = expand(resolved, data)
     partitions = partitioned(grid, cells, data)

@@ -9,8 +9,7 @@ from cells import one_cell, quick, score_probe, small_cells
 from rows import ran
 
 from fedsim.data.embeddings import Embeddings
-from fedsim.evaluation.references import ceiling, local_only
-from fedsim.evaluation.scores import Scores
+from fedsim.evaluation.scores import Scores, ceiling, local_only
 from fedsim.methods import Seeds
 from fedsim.training.rounds import to_the_end, train
 from fedsim.training.trial import Trial, local_pool

@@ -7,8 +7,8 @@ import numpy as np
 from cells import SITES, digits_of_sites, quick, small_cells
 from rows import entry_of, joined, lines_of, ran
 
-from fedsim.evaluation.references import local_only
-from fedsim.partition.seen import own_rows
+from fedsim.evaluation.scores import local_only
+from fedsim.partition.partition import own_rows
 from fedsim.results.columns import Row
 from fedsim.runs.prepare import Prepared
 

@@ -12,7 +12,7 @@ from cells import small_cells
 from rows import ERROR, add_rows, entry_of, lines_of, make_failed, make_row
 
 from fedsim.evaluation.judge import Judgement
-from fedsim.evaluation.references import Ceiling, LocalOnly
+from fedsim.evaluation.scores import Ceiling, LocalOnly
 from fedsim.results.columns import COLUMNS, Row, frame_of
 from fedsim.results.lines import RowError, judgement_line, reference_line, training_line
 from fedsim.results.run import claim_of, read_results

@@ -13,10 +13,8 @@ from rich.console import Console
 
 from fedsim.errors import UserError
 from fedsim.results.store import ResultStore
-from fedsim.runs import bench as benches
 from fedsim.runs.bench import run_again
-from fedsim.runs.engine import InProcess
-from fedsim.runs.worker import Node
+from fedsim.runs.worker import InProcess, Node
 
 Bench = Callable[..., Ran]
 
@@ -24,7 +22,7 @@ Bench = Callable[..., Ran]
 @pytest.fixture(autouse=True)
 def here(monkeypatch: pytest.MonkeyPatch) -> None:
     """All runs in this process."""
-    monkeypatch.setattr(benches, "this_machine", lambda: Node(1.0, 0.0))
+    monkeypatch.setattr("fedsim.runs.manifest.this_machine", lambda: Node(1.0, 0.0))
     monkeypatch.setattr("fedsim.runs.ray.local_ray", lambda node: nullcontext(InProcess(NODES[0])))
 
 

@@ -14,8 +14,7 @@ from fedsim.data.embeddings import Embeddings, PublicRows, row_digests, unit_nor
 from fedsim.data.images import ImageSet, content_hash, overlapping
 from fedsim.data.sources.files import load_image_folder, load_image_table
 from fedsim.data.sources.hub import load_hub
-from fedsim.data.sources.known import digits_embeddings, load_folder
-from fedsim.data.sources.medmnist import load_medmnist
+from fedsim.data.sources.known import digits_embeddings, load_folder, load_medmnist
 from fedsim.data.spec import DatasetSpec
 from fedsim.data.split import NO_LABELS, TEST, TRAIN, made_up_labels, quarter_of_groups, stratified_rows
 from fedsim.errors import UserError, at, nearest
