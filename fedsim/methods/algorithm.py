@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Container, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar
 
 from pydantic import BaseModel, ConfigDict, ValidationError
@@ -40,6 +40,11 @@ class Phase:
     at_server: Callable[[Server, Round, Tensors], Values]
     broadcast: Callable[[Server], Tensors]
     weights: Mapping[str, float] = field(default_factory=dict)
+
+    def taking(self, share: float) -> Phase:
+        """The phase with the noise for a share of the budget, in units of 1 / sigma^2; sampled steps cost q^2 / sigma^2 and add up."""
+        noise = self.release.sample_rate * math.sqrt(self.release.steps / share)
+        return replace(self, release=replace(self.release, relative_noise=noise))
 
 
 class Params(BaseModel):

@@ -8,7 +8,6 @@ client (encoder, code) is clipped jointly with the shared part and gets noise of
 
 from __future__ import annotations
 
-import math
 from abc import abstractmethod
 from collections.abc import Mapping
 from dataclasses import replace
@@ -125,9 +124,7 @@ class DPSGD(Algorithm):
 
         statistics = (mean, replace(spread, receive=receive))
         first = (statistic_phase(statistic, self.clip(), self.task, lambda server: dict(server.tensors)) for statistic in statistics)
-        # sampled steps cost q^2 / sigma^2, and add up
-        noise = sgd.release.sample_rate * math.sqrt(sgd.release.steps / (1 - share))
-        return (*first, replace(sgd, release=replace(sgd.release, relative_noise=noise)))
+        return (*first, sgd.taking(1 - share))
 
     def check_setting(self) -> None:
         """Clients are sampled where they are the unit only."""
