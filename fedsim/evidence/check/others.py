@@ -15,7 +15,6 @@ from torch import Tensor
 from fedsim.errors import NotPerExample
 from fedsim.evidence.check.subject import Fault, Idle, Subject, Training, drawn, fix_random_states, random_states, same, train
 from fedsim.evidence.worlds import Query, WatchedPool
-from fedsim.methods.contract import answer
 from fedsim.methods.dp_sgd import DPSGD
 from fedsim.methods.local_training import LocalDPSGD
 from fedsim.methods.messages import Tensors
@@ -246,14 +245,15 @@ def restored(subject: Subject) -> str:
 
 
 def finite(subject: Subject) -> str:
-    """What was trained answers in the right shape: finite rows, or probabilities."""
-    algorithm, data = subject.algorithm, subject.data
-    labels, questions = torch.arange(data.classes).repeat(3), torch.from_numpy(data.x_test)
-    try:
-        said = answer(algorithm, subject.first[0].trained.made, labels, questions, torch.Generator().manual_seed(0))
-    except ValueError as error:
-        raise Fault(str(error), "return finite rows [n, d], or the probability of every class [n, C]") from error
-    return f"{said.dtype} [n, {said.shape[1]}]".replace("torch.", "")
+    """What was trained answers with finite rows, or class probabilities."""
+    made, task = subject.first[0].trained.made, subject.trial.task
+    name, width = ("probabilities", task.classes) if is_classifier(made) else ("sample", task.dim)
+    said = drawn(made, subject.data, task.clients)
+    if said.shape[1:] != (width,):
+        raise Fault(f"{name} returned rows of shape {list(said.shape[1:])}", f"return [n, {width}]")
+    if not said.isfinite().all():
+        raise Fault(f"{name} returned numbers that are not finite", "return finite numbers")
+    return f"{said.dtype} [n, {width}]".replace("torch.", "")
 
 
 def global_random(subject: Subject) -> str:
