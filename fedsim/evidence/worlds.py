@@ -81,8 +81,7 @@ class Hidden:
     """The unit of a client, a row or a group of rows, that the other world lacks.
 
     It is ``sampled`` by chance as every unit is; or it is in every Poisson sample, or in the first one only; or every sample is all rows
-    of its client ``alone``, in both worlds. Its ``position`` among its client's units is 0 where it is first, 1 last; ``present`` says
-    whether this world has it.
+    of its client ``alone``, in both worlds. Its ``position`` among its client's units is 0 first, 1 last; it is ``present`` in one world.
     """
 
     client: int

