@@ -109,7 +109,7 @@ def methods() -> Iterator[str]:
 GENERATED: dict[str, Callable[[], Iterable[str]]] = {
     "keys of a grid": grid_keys,
     "commands": commands,
-    "columns": lambda: table(("column", "kind", "meaning"), ((f"`{name}`", one.kind.value, one.words) for name, one in COLUMNS.items())),
+    "columns": lambda: table(("column", "meaning"), ((f"`{name}`", one.words) for name, one in COLUMNS.items())),
     "methods": methods,
     "names for users": lambda: (f"::: fedsim.{name}" for name in dir(fedsim) if not name.startswith("_")),
     "names for authors": lambda: (
