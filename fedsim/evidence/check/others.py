@@ -161,25 +161,19 @@ def budget(subject: Subject) -> str:
 
 def determinism(subject: Subject) -> str:
     """The data stay as they are; two trainings of one seed are equal bit for bit, those of two seeds differ where there is noise."""
-    one = subject.first[0]
-    _check_untouched(subject)
-    if difference := _unequal(subject, one, subject.train()):
-        raise Fault(f"two trainings with one seed differ: {difference}", SEED_FIX)
-    if subject.plan is not None and not _unequal(subject, one, subject.train(seed=1)):
-        raise Fault("another seed gives the same result, though there is noise", SEED_FIX)
-    return "the same seed gives the same bits, another seed others"
-
-
-def _check_untouched(subject: Subject) -> None:
-    """Rows are as they were, also in the clients' hands, each one's and joined."""
-    data, held, clients = subject.data, subject.trial.partition.rows, subject.first[1].cohorts[0].clients
-    # a copy, for the data set itself keeps the fingerprint that it had
+    one, data, held, clients = subject.first[0], subject.data, subject.trial.partition.rows, subject.first[1].cohorts[0].clients
+    # of a copy, for the data set itself keeps the fingerprint that it had
     if subject.trial.cell.dataset_hash != replace(data).fingerprint:
         raise Fault("the data set has changed in memory", UNTOUCHED_FIX)
     pooled, joined = clients.pooled, np.concatenate(held)
     for x, y, rows in [*zip(clients.x, clients.y, held, strict=True), (pooled.x, pooled.y, joined)]:
         if not (np.array_equal(x.numpy(), data.x_train[rows]) and np.array_equal(y.numpy(), data.y_train[rows])):
             raise Fault("clients' rows are not what the partition gave", UNTOUCHED_FIX)
+    if difference := _unequal(subject, one, subject.train()):
+        raise Fault(f"two trainings with one seed differ: {difference}", SEED_FIX)
+    if subject.plan is not None and not _unequal(subject, one, subject.train(seed=1)):
+        raise Fault("another seed gives the same result, though there is noise", SEED_FIX)
+    return "the same seed gives the same bits, another seed others"
 
 
 def packing(subject: Subject) -> str:
