@@ -15,11 +15,10 @@ from fedsim.device import integers, normal
 from fedsim.methods.dp_sgd import DPSGDParams
 from fedsim.methods.messages import Tensors
 from fedsim.methods.optimise import adam_step
-from fedsim.models.cvae import Encoder, ObservationNoise
+from fedsim.models.cvae import Encoder, ObservationNoise, SpreadCache, linear_posterior, lower_inverse, posterior_spread
 from fedsim.models.hypernetwork import ConditionalPrior, ModulatedDecoder
 from fedsim.models.kernel import kernel_score
 from fedsim.models.layers import ClientCode
-from fedsim.models.posterior import SpreadCache, linear_posterior, lower_inverse, posterior_spread
 from fedsim.privacy.statistics.spectral import leading, steady
 from fedsim.seeds import Purpose, Seeds
 

@@ -21,7 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fedsim.evaluation.judge import judgement_of
-from fedsim.evaluation.references import ceiling
+from fedsim.evaluation.scores import ceiling
 from fedsim.grid.models import Grid
 from fedsim.json_lines import encode
 from fedsim.runs.prepare import prepare

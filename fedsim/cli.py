@@ -5,14 +5,13 @@ from __future__ import annotations
 import atexit
 import gc
 import inspect
-import os
 import re
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from io import TextIOWrapper
 from pathlib import Path
 from types import NoneType, UnionType
-from typing import Annotated, Any, Literal, TextIO, Union, get_args, get_origin
+from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 import typer
 
@@ -77,9 +76,13 @@ def add(function: Callable[..., Any], panel: str) -> None:
 
     def command(**given: Any) -> None:
         values = {name: given[name] for name in kinds}
-        for name in kinds.keys() - options.keys():
-            if f"{name}_option" in given:
-                values[name] = _once(name, values[name], given[f"{name}_option"], own[name].default)
+        for name in (name for name in kinds if f"{name}_option" in given):
+            argument, option = values[name], given[f"{name}_option"]
+            if argument is not None and option is not None:
+                raise UserError(name.upper(), f"{argument} and --{name} {option} are both given", "give one")
+            values[name] = option if argument is None else argument
+            if values[name] is None and own[name].default is inspect.Parameter.empty:
+                raise UserError(name.upper(), "is missing", "see --help")
         values = {name: value for name, value in values.items() if value is not None or own[name].default is None}
         rest = next((values.pop(name, ()) for name, p in own.items() if p.kind is inspect.Parameter.VAR_POSITIONAL), ())
         trusted = values.pop("trust_plugin", False) if of_run else values.get("trust_plugin", False)
@@ -93,7 +96,11 @@ def add(function: Callable[..., Any], panel: str) -> None:
             if not interruption.args:  # whoever has words of its own has printed them
                 print_line(plain_console(), "interrupted")
             raise typer.Exit(INTERRUPTED) from None
-        raise typer.Exit(_printed(made))
+        if isinstance(made, Printed) and not isinstance(made, Run):  # of which a bench prints the tables itself
+            made.show(wide_console(plain_console(), 100))
+        elif isinstance(made, str):
+            typer.echo(made)
+        raise typer.Exit(int(getattr(made, "code", 0)))
 
     parameters = []
     for name, kind in kinds.items():
@@ -141,16 +148,6 @@ def _option(name: str, kind: Any) -> str:
     return f"--{name.removesuffix('s') if get_origin(kind) is list else name}"
 
 
-def _once(name: str, argument: Any, option: Any, default: Any) -> Any:
-    """The value of an argument, which may also be given as an option of its name."""
-    if argument is not None and option is not None:
-        raise UserError(name.upper(), f"{argument} and --{name} {option} are both given", "give one")
-    value = option if argument is None else argument
-    if value is None and default is inspect.Parameter.empty:
-        raise UserError(name.upper(), "is missing", "see --help")
-    return value
-
-
 def _sections(docstring: str) -> tuple[str, dict[str, str]]:
     """A docstring's text, and what its ``Args`` say of each parameter."""
     text, _, rest = docstring.partition("Args:\n")
@@ -174,15 +171,6 @@ def _told(error: UserError, options: Mapping[str, str]) -> UserError:
     return type(error)(named(where), named(error.what), named(error.hint))
 
 
-def _printed(made: Any) -> int:
-    """Print what a function returned; the exit code."""
-    if isinstance(made, Printed) and not isinstance(made, Run):  # of which a bench prints the tables itself
-        made.show(wide_console(plain_console(), 100))
-    elif isinstance(made, str):
-        typer.echo(made)
-    return int(getattr(made, "code", 0))
-
-
 for _panel, _functions in COMMANDS.items():
     for _function in _functions:
         add(_function, _panel)
@@ -193,9 +181,6 @@ def main() -> None:
     # a tenth as many searches for garbage in all there is, and none at the end: a fifth of what torch and Ray take to load
     gc.set_threshold(*gc.get_threshold()[:2], 100)
     atexit.register(gc.freeze)
-    if not os.environ.get("COLUMNS", "").strip("0"):  # in a width of 0 nothing would be printed
-        os.environ.pop("COLUMNS", None)
-    sys.stdout, sys.stderr = _there(sys.stdout), _there(sys.stderr)
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, TextIOWrapper):  # what its encoding lacks, such as ε, is a question mark and no reason to end
             stream.reconfigure(errors="replace")
@@ -210,11 +195,6 @@ def main() -> None:
             raise
         _complain(str(UserError(str(error.filename or ""), f"cannot be used ({unread(error)})")))
         sys.exit(2)
-
-
-def _there(stream: TextIO | None) -> TextIO:
-    """A standard stream, or nowhere if it is closed, without which Ray does not start."""
-    return open(os.devnull, "w", encoding="utf-8") if stream is None else stream
 
 
 def _complain(text: str) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from typing import Any, ClassVar
+from typing import ClassVar
 
 
 class UserError(Exception):
@@ -22,7 +22,7 @@ class UserError(Exception):
         super().__init__(where, what, hint)
 
     def __str__(self) -> str:
-        return below(self.where, self.what) + (f"; {self.hint}" if self.hint else "")
+        return ": ".join(filter(None, (self.where, self.what))) + (f"; {self.hint}" if self.hint else "")
 
 
 class RunLost(UserError):
@@ -38,38 +38,11 @@ class PluginError(UserError):
 class NotPerExample(ValueError):
     """One row's presence changes the loss or statistic of other rows, so clipping single rows bounds nothing."""
 
-    remedy: ClassVar[str] = (
-        "let row n of every loss part and of all products of a statistic depend on row n alone: no batch statistics or counts, no weights "
-        "made once for a batch (feed codes in per row)"
-    )
-
-
-class WrongReturn(ValueError):
-    """A method of a plug-in returned another type, shape or dtype than it must, or numbers that are not finite.
-
-    Attributes:
-        method: the method.
-        what: what it returned, in words.
-        expected: what it must return.
-    """
-
-    def __init__(self, method: Any, returned: str, expected: str) -> None:
-        self.method, self.what, self.expected = method, f"{getattr(method, '__name__', method)} returned {returned}", expected
-        super().__init__(f"{self.what}; expected {expected}")
-
-    def __reduce__(self) -> tuple[type[ValueError], tuple[str]]:
-        return ValueError, (str(self),)  # a plug-in's method stays in its process
-
 
 def not_installed(where: str, package: str, extra: str) -> UserError:
     """The error where an optional package is missing; ``extra`` is the one of this distribution that installs it."""
     hint = f"python -m pip install {package}, or in a checkout of fedsim: python -m pip install -e '.[{extra}]'"
     return UserError(where, f"the package '{package}' is not installed", hint)
-
-
-def below(place: str, where: str) -> str:
-    """``where`` inside ``place``; either may be empty."""
-    return ": ".join(filter(None, (place, where)))
 
 
 @contextmanager
@@ -78,7 +51,7 @@ def at(place: str | Callable[[str], str]) -> Iterator[None]:
     try:
         yield
     except UserError as error:
-        where = below(place, error.where) if isinstance(place, str) else place(error.where)
+        where = ": ".join(filter(None, (place, error.where))) if isinstance(place, str) else place(error.where)
         raise type(error)(where, error.what, error.hint) from error
 
 

@@ -16,11 +16,8 @@ from fedsim.files import unread
 from fedsim.words import json_number
 
 _NOT_FINITE = {"inf": math.inf, "-inf": -math.inf, "nan": math.nan}
-
-
-def load(text: str | bytes) -> Any:
-    """A JSON text as plain values; what is none, or is nested too deeply, is a ValueError."""
-    return from_json(text)
+load = from_json
+"""A JSON text as plain values; what is none, or is nested too deeply, is a ValueError."""
 
 
 def is_json(line: bytes) -> bool:
@@ -42,14 +39,6 @@ def complete_lines(path: Path) -> Iterator[tuple[int, bytes]]:
         return
     except OSError as error:
         raise UserError(str(path), f"cannot be read ({unread(error)})", "move it away, or give another run folder") from error
-
-
-def read_document(path: Path) -> Any:
-    """The JSON values of a whole file."""
-    try:
-        return load(path.read_bytes())
-    except OSError as error:
-        raise ValueError(unread(error)) from error
 
 
 def dump(value: Any) -> str:

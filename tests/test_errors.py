@@ -12,12 +12,6 @@ def test_a_place_goes_before_the_error_s_own_from_the_outside_in() -> None:
     assert caught.value.where == "g.yaml:3: dataset[0]: scans.csv"
 
 
-def test_a_place_may_rename_the_error_s_own() -> None:
-    with pytest.raises(UserError) as caught, at({"clients": "g.yaml:5: clients[1]"}.__getitem__):
-        raise UserError("clients", "too many")
-    assert str(caught.value) == "g.yaml:5: clients[1]: too many"
-
-
 def test_an_error_keeps_its_kind_and_survives_a_pipe() -> None:
     with pytest.raises(PluginError) as caught, at("algorithms[0]"):
         raise PluginError("mine.py:3", "lacks loss", "define it")

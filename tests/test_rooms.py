@@ -29,7 +29,6 @@ ROOMS = (
     ("models", "data"),
     ("batch", "json_lines"),
     ("device", "files", "words", "errors", "interrupts", "seeds"),
-    ("keystream",),
 )
 """From the roof to the ground: a file imports its own room and those on the floors below."""
 
@@ -109,5 +108,12 @@ def test_ray_is_known_to_one_room_alone() -> None:
 
 def test_the_rooms_that_compute_numbers_import_nothing_that_moves_or_writes_them() -> None:
     pure = {"training", "evaluation", "methods", "models", "partition", "privacy"}
-    below = pure | {"grid", "plugins", "data", "batch", "device", "seeds", "keystream", "errors", "words", "files"}
+    below = pure | {"grid", "plugins", "data", "batch", "device", "seeds", "errors", "words", "files"}
     assert {room(target) for source, target in arrows() if room(source) in pure} <= below
+
+
+def test_nothing_of_fedsim_but_the_starter_imports_what_authors_do_and_baselines_import_nothing_else_of_fedsim() -> None:
+    ours = [*ROOT.rglob("*.py"), *(ROOT.parent / "algorithms").rglob("*.py")]
+    assert {path.name for path in ours for module, _ in imported(path) if module == AUTHORS} == {"starter.py"}
+    theirs = {module for path in (ROOT.parent / "baselines").rglob("*.py") for module, _ in imported(path)}
+    assert {module for module in theirs if module.startswith("fedsim")} == {AUTHORS}

@@ -105,7 +105,7 @@ def methods() -> Iterator[str]:
         described = describe(name)
         summary = described.text.partition("\n")[0]
         yield f"## {name}\n\n{summary}\n\nSource: {described.source}. Yields a {described.yields}; among {described.group}.\n"
-        yield from (*(f"- {claim}: {', '.join(units)}" for claim, units in described.support().items()), "")
+        yield from (*(f"- {claim}: {', '.join(units)}" for claim, units in described.support.items()), "")
         if described.parameters:
             yield from fields_table(lookup(name, "docs").Params)
 

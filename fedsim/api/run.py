@@ -211,12 +211,11 @@ class Run(Printed):
         self,
         out: Path,
         *,
-        format: Literal["npz", "parquet", "hf"] = "npz",
+        format: Literal["npz", "hf"] = "npz",
         cell: str | None = None,
         synthesis: str | None = None,
         per_class: int = 200,
         seed: int | None = None,
-        repo: str | None = None,
     ) -> str:
         """Draw synthetic embeddings from a generator.
 
@@ -224,32 +223,31 @@ class Run(Printed):
 
         Args:
             out: the file of embeddings; with format hf the folder, new or empty.
-            format: npz; parquet; or hf, a folder for the Hugging Face hub with its card, to be released.
+            format: npz; or hf, a folder for the Hugging Face hub with its card, to be released.
             cell: the id of the cell, or its beginning, where there are several.
             synthesis: one of the algorithm's, such as neutral or mixture, or client:K; default: the cell's own.
             per_class: synthetic rows per class.
             seed: of the draw; default: the cell's.
-            repo: with format hf, where on the hub: OWNER/NAME; default: the folder's name.
 
         Raises:
             UserError: there is no such generator, or it is not what was saved.
         """
         if per_class < 1:
             raise UserError("per_class", f"must be at least 1, got {per_class}")
-        if format != "hf" and Path(out).suffix != f".{format}":
-            raise UserError(f"out {out}", f"is not a .{format} file", f"give {Path(out).with_suffix(f'.{format}')}")
+        from fedsim.results.columns import large_deltas
+
         generator = self.generator(cell, synthesis)
         if format == "hf":
             from fedsim.report.dataset_card import write_hub_folder
 
-            manifest = write_hub_folder(generator, out, per_class, seed, repo)
+            manifest = write_hub_folder(generator, out, per_class, seed)
         else:
             manifest = generator.save(out, per_class, seed)
         words = " ".join(f"{key} {manifest[key]}" for key in ("epsilon", "delta", "unit", "trust", "claim"))
         words += f"; not for release: {why}" if (why := generator.facts.held_back) else ""
         task = generator.facts.task
         lines = [f"{out}: {task.classes * per_class} synthetic embeddings of {task.dim} dimensions; {words}"]
-        lines += [f"warning: {text}" for text in generator.warnings]
+        lines += [f"warning: {text}" for text in large_deltas([generator.facts.row])]
         lines += [] if generator.vouched else ["no results of a run are here to vouch for it: all this is by the package's own word"]
         return "\n".join(lines)
 
@@ -276,14 +274,13 @@ class Run(Printed):
         assert facts.plan is not None
         return f"{path}: {facts.cell.label}, ε = {facts.plan.epsilon_target:g} at δ = {facts.plan.delta:g}, claim {facts.plan.claim}"
 
-    def statement(self, *, cell: str | None = None, format: Literal["text", "latex"] = "text") -> str:
+    def statement(self, *, cell: str | None = None) -> str:
         """Say each method's privacy in words.
 
         Unit, relation, trust, accountant, noise, rounds, sampling, and what is not covered.
 
         Args:
             cell: the id of the one cell to state, or its beginning; default: every method.
-            format: plain text, or LaTeX for an appendix.
 
         Raises:
             UserError: there is no such cell, or there are several.
@@ -297,16 +294,15 @@ class Run(Printed):
             if len(ids) != 1:
                 raise UserError(f"cell {cell}", f"{len(ids) or 'no'} cells of {self.folder} have such an id", "give one of results.jsonl")
         stated = statements(rows, proofs_of(rows, results, trust_plugin=self.trust_plugin), ids)
-        return "\n\n".join(text.latex if format == "latex" else "\n".join(text.lines) for text in stated)
+        return "\n\n".join("\n".join(each.lines) for each in stated)
 
-    def verify(self, *, rerun: int = 0, cells: Sequence[str] = (), with_: Path | None = None) -> Found:
+    def verify(self, *, rerun: int = 0, with_: Path | None = None) -> Found:
         """Prove every ε of a run by a second accountant, and every plan.
 
         The exit code is 1 unless every claimed ε is proved, and what ran again or is compared is equal to the last bit.
 
         Args:
             rerun: also run so many finished cells again, drawn at random, and compare rows and rounds.
-            cells: the beginning of the id of a cell to run again.
             with_: compare with this run folder, row by row, instead.
 
         Raises:
@@ -320,13 +316,12 @@ class Run(Printed):
             compared = compare_folders(self.folder, Path(with_))
             return Found(compared.equal, (compared,))
         found = proofs_of(results.every_row(), results, trust_plugin=self.trust_plugin)
-        proofs = Proofs(self.folder.resolve().name, tuple(found))
-        equal = True
-        if rerun or cells:
+        proofs, equal = Proofs(self.folder.resolve().name, tuple(found)), True
+        if rerun:
             from fedsim.runs.bench import run_again
 
             with kept_handlers():
-                equal = run_again(self.folder, wide_console(plain_console()), rerun, cells, trust_plugin=self.trust_plugin)
+                equal = run_again(self.folder, wide_console(plain_console()), rerun, trust_plugin=self.trust_plugin)
         return Found(proofs.sound and equal, (proofs,))
 
     def show(self, console: Console) -> None:
@@ -337,7 +332,7 @@ class Run(Printed):
 
         settings = Settings.of(self._results.rows)
         for table in terminal_tables(settings, site_table(settings, self.clients)):
-            console.print(table)
+            table.show(console)
 
     @property
     def _results(self) -> RunResults:

@@ -38,7 +38,7 @@ class MyMethod(DPSGD):
     source = "Kingma and Welling 2014, arXiv 1312.6114; Sohn et al. 2015"
     Params = MyMethodParams
 
-    # The model may contain Linear, LayerNorm, the layers of fedsim.models.layers, and any function of one row. It may not
+    # The model may contain Linear, the layers of fedsim.models.layers, and any function of one row. It may not
     # contain BatchNorm (it mixes rows), Dropout (it draws random numbers of its own) or anything that remembers rows. ClientLinear and
     # ClientCode have a weight set or a code for each of `clients`; the rest is shared. Initial weights are set afterwards, from the seed.
     def build(self, clients: int) -> nn.Module:

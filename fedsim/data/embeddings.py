@@ -186,14 +186,14 @@ class Embeddings:
         train, test = self.others(column, value), self.test_columns[column].astype(np.str_) == value
         if not test.any():
             raise UserError("", f"no test row has {column} '{value}'", "name another site")
-        if missing := sorted(set(range(self.classes)) - set(self.y_train[train].tolist())):
-            what = f"without {column} '{value}' class '{self.names[missing[0]]}' has no training row"
-            raise UserError("", what, "name another site, or leave the class out of the data")
         columns = {key: values[test] for key, values in self.test_columns.items()}
-        return replace(self.take(train), x_test=self.x_test[test], y_test=self.y_test[test], test_columns=columns)
+        left = self.trained_on(train, f"without {column} '{value}'")
+        return replace(left, x_test=self.x_test[test], y_test=self.y_test[test], test_columns=columns)
 
-    def take(self, rows: NDArray[Any]) -> Embeddings:
-        """The data set with some of its training rows."""
+    def trained_on(self, rows: NDArray[Any], how: str = "") -> Embeddings:
+        """The data set with some of its training rows, of every class one at least; ``how`` they were chosen is for the message."""
+        if missing := sorted(set(range(self.classes)) - set(self.y_train[rows].tolist())):
+            raise UserError("", f"{how} class '{self.names[missing[0]]}' has no training row", "leave the class out of the data")
         columns = {key: values[rows] for key, values in self.columns.items()}
         return replace(self, x_train=self.x_train[rows], y_train=self.y_train[rows], columns=columns)
 

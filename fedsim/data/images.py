@@ -39,13 +39,9 @@ class Images:
         """What a message calls image ``row``."""
         return f"image {row}"
 
-    def contents(self, rows: Iterable[int]) -> Iterator[bytes]:
-        """For every row a hash that equal images have in common."""
-        return (content_hash(self.source(row)) for row in rows)
-
     def digests(self, rows: Iterable[int]) -> Iterator[bytes]:
-        """For every row a hash that is another one where its content is, in little time."""
-        return self.contents(rows)
+        """For every row a hash that is another one where its content is."""
+        return (content_hash(self.source(row)) for row in rows)
 
 
 @dataclass(frozen=True, eq=False)
@@ -141,7 +137,7 @@ class ImageFiles(Images):
         path = Path(self.paths[row])
         return str(path.relative_to(self.root)) if path.is_relative_to(self.root) else str(path)
 
-    def contents(self, rows: Iterable[int]) -> Iterator[bytes]:
+    def digests(self, rows: Iterable[int]) -> Iterator[bytes]:
         """SHA-256 of each file."""
         with ThreadPoolExecutor() as pool:
             yield from pool.map(content_hash, [self.paths[row] for row in rows])
@@ -182,11 +178,11 @@ def content_hash(source: Source) -> bytes:
         return hashlib.sha256(f"{unread(error)}: {source}".encode(errors="surrogateescape")).digest()
 
 
-def overlapping(digests: Sequence[bytes], split: NDArray[np.int64], name: Callable[[int], str], *, drop: bool) -> NDArray[np.int64]:
+def overlapping(digests: Sequence[bytes], split: NDArray[np.int64], name: Callable[[int], str], *, drop: bool) -> list[int]:
     """The training rows whose digest is a test row's, to be dropped; where they are not to be, there may be none."""
-    tested = {digests[row]: row for row in np.flatnonzero(split == TEST)[::-1].tolist()}
+    tested = {digests[row] for row in np.flatnonzero(split == TEST).tolist()}
     both = [row for row in np.flatnonzero(split == TRAIN).tolist() if digests[row] in tested]
     if both and not drop:
-        what = f"{len(both)} training rows are test rows too, the first is {name(both[0])}, the same as {name(tested[digests[both[0]]])}"
+        what = f"{len(both)} training rows are test rows too, the first is {name(both[0])}"
         raise UserError("", what, "give overlap: drop to leave them out of training, or overlap: keep")
-    return np.array(both, dtype=np.int64)
+    return both

@@ -23,7 +23,7 @@ REVISIONS = {
 }
 """The revisions that are meant where a grid names none; ``facebook/`` may be left out where no folder has the rest as its name."""
 EXPORTED: dict[str, dict[str, Any]] = {"efficientnet-lite0": {"size": 112, "mean": (0.498,) * 3, "std": (0.502,) * 3}}
-"""Networks known by name: ``encoders/NAME.onnx`` in the cache, which ``fedsim embed --make NAME`` makes, and what images go through."""
+"""Networks known by name: ``encoders/NAME.onnx`` in the cache, which ``benchmarks/make_encoder.py`` makes, and what images go through."""
 PATHS = ("npz", "imagefolder", "csv")
 """The sources that a path names."""
 IN_FOLDERS = {
@@ -56,7 +56,7 @@ class EncoderSpec(BaseModel):
         output: which output of the network; default: the first.
         revision: a commit of the hub's repository; default: the pinned one of a DINOv2 model, the newest of another.
         pool: of tokens: the class token, the mean of the patch tokens, or both side by side. A map ``[n, c, h, w]`` is averaged.
-        dtype: of the stored embeddings; ``bfloat16``: the model computes in it, which is faster, and float32 is stored.
+        dtype: of the stored embeddings.
         views: an embedding is the mean over so many fixed flips and crops of its image; the first is the image as it is.
     """
 
@@ -70,7 +70,7 @@ class EncoderSpec(BaseModel):
     output: str | None = Field(default=None, min_length=1)
     revision: str | None = Field(default=None, min_length=1)
     pool: Literal["cls", "mean", "cls+mean"] = "cls"
-    dtype: Literal["float32", "float16", "bfloat16"] = "float32"
+    dtype: Literal["float32", "float16"] = "float32"
     views: int = Field(default=1, ge=1, le=64, strict=True)
 
     @model_validator(mode="before")
@@ -90,8 +90,6 @@ class EncoderSpec(BaseModel):
         wrong = {"revision"} if self.onnx else {"size", "mean", "std", "output"}
         if given := sorted(wrong & changed(self)):
             raise ValueError(f"{'a network of an onnx file' if self.onnx else 'a named encoder'} takes no {given[0]}; remove it")
-        if self.onnx and self.dtype == "bfloat16":
-            raise ValueError("a network of an onnx file computes as it was exported; give dtype: float32 or float16")
         return self
 
     @property

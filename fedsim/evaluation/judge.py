@@ -29,10 +29,10 @@ from fedsim.evaluation.scores import (
 from fedsim.grid.models import Cell
 from fedsim.methods.messages import Tensors
 from fedsim.methods.products import Classifier, Generator, before_sphere, is_classifier, is_personal, own
-from fedsim.models.linear import Interpolated, ProbeClassifier, best_weight, fit_linear, folded, held_out_weight
+from fedsim.models.linear import Interpolated, ProbeClassifier, best_weight, fit_linear, folded
 from fedsim.models.probe import Probe, fit_chosen, fit_probe
 from fedsim.partition import Partition
-from fedsim.partition.seen import OwnRows, own_rows
+from fedsim.partition.partition import OwnRows, own_rows
 from fedsim.seeds import SERVER, Purpose, Seeds
 from fedsim.training.cohort import build_algorithm
 from fedsim.training.rounds import restored
@@ -88,12 +88,17 @@ class Judgement:
     label_shares: LabelShares | None
 
 
-def judgement_of(trial: Trial, state: Tensors, data: Embeddings, device: torch.device = CPU) -> Judgement:
-    """Judge what a training made, made again from its ``state`` (:attr:`fedsim.training.rounds.Trained.state`), with its trial's plan."""
+def judge_of(trial: Trial, state: Tensors, data: Embeddings, device: torch.device = CPU) -> Judge:
+    """The judge of what a training made, made again from its ``state`` (:attr:`fedsim.training.rounds.Trained.state`)."""
     cell = trial.cell
     algorithm = build_algorithm(cell.algorithm, cell.params, trial.task)
     made, shares = restored(algorithm, state, trial.plan, Seeds(cell.seed), device)
-    return Judge(cell, data, trial.partition, made, shares, device).judgement()
+    return Judge(cell, data, trial.partition, made, shares, device)
+
+
+def judgement_of(trial: Trial, state: Tensors, data: Embeddings, device: torch.device = CPU) -> Judgement:
+    """All that its evaluation asks for of a training."""
+    return judge_of(trial, state, data, device).judgement()
 
 
 @dataclass(frozen=True)
@@ -113,10 +118,9 @@ class Judge:
     def judgement(self) -> Judgement:
         """All that the evaluation asks for. Balanced accuracy is of uniform labels, plain accuracy of released ones where there are any."""
         predicted, evaluation = self.predictions(), self.cell.evaluation
-        scores = Scores(
-            mean_scores([scores_with(predictions, self._label_shares) for predictions in predicted]), **self.size(), **self.readouts()
-        )
+        scores = mean_scores([scores_with(predictions, self._label_shares) for predictions in predicted])
         clients = self.of_clients() if evaluation.per_client else ()
+        scores |= self.size() | self.readouts()
         scores |= scores_of_clients([client.own for client in clients], [client.shared for client in clients])
         if evaluation.personal is not None:
             scores |= self.personal()
@@ -129,7 +133,8 @@ class Judge:
         data, made = self.data, self.made
         if is_classifier(made):
             clients = range(self.cell.clients if is_personal(made) else 1)
-            return [predictions_of(own(made, client).probabilities(self._x_test), data.y_test) for client in clients]
+            x_test = to_device(torch.from_numpy(data.x_test), self.device)
+            return [predictions_of(own(made, client).probabilities(x_test), data.y_test) for client in clients]
         return [probe_predictions(self.probe, data.x_test, data.y_test, data.classes)]
 
     def readouts(self) -> Scores:
@@ -145,7 +150,7 @@ class Judge:
         before = before_sphere(self.made)
         if before is self.made or is_classifier(before):
             return Scores()
-        x, _ = synthesise(before, self.data.classes, FEW, self._seeds, draw=3, device=self.device)
+        x, _ = synthesise(before, self.data.classes, FEW, Seeds(self.cell.seed), draw=3, device=self.device)
         return Scores(synthetic_norm=float(np.linalg.norm(x.astype(np.float64), axis=1).mean()))
 
     def of_clients(self) -> tuple[ClientScores, ...]:
@@ -174,12 +179,13 @@ class Judge:
         """As each client would predict: by weight * own classifier + (1 - weight) * the one from synthetic embeddings.
 
         The protocol of Di Salvo et al. 2025 (arXiv 2507.02671). A client's own classifier, trained on its real rows, and its weight stay
-        with it. The weight is the best one on other synthetic embeddings, weighed by the client's label shares (``synthetic``), on a fifth
-        of its real rows, by a classifier of the other four (``held-out``), or given. A classifier is taken as it is, and has no weight.
+        with it. The weight is the best one on other synthetic embeddings, weighed by the client's label shares (``synthetic``), or given. A
+        classifier is taken as it is, and has no weight.
         """
         made, data, evaluation = self.made, self.data, self.cell.evaluation
         if is_classifier(made):
-            seen = [self._as_seen(client, own(made, client).probabilities, self._x_test) for client in range(self.cell.clients)]
+            on_device = to_device(torch.from_numpy(data.x_test), self.device)
+            seen = [self._as_seen(client, own(made, client).probabilities, on_device) for client in range(self.cell.clients)]
             return personal_scores(seen)
         shared, other = folded(self.probe, data.classes), self._drawn(made, draw=1)
         rows, labels, x_test = (torch.from_numpy(part) for part in (other.x, other.y, data.x_test))
@@ -187,9 +193,7 @@ class Judge:
         for client in range(self.cell.clients):
             x, y = data.x_train[self.partition.rows[client]], data.y_train[self.partition.rows[client]]
             local = fit_linear(x, y, data.classes, evaluation.real_c)
-            if evaluation.personal == "held-out":
-                weight = held_out_weight(x, y, shared, data.classes, evaluation.real_c)
-            elif evaluation.personal == "synthetic":
+            if evaluation.personal == "synthetic":
                 importance = torch.from_numpy(self._share(client))[labels]
                 weight = best_weight(local.probabilities(rows), shared.probabilities(rows), labels, importance)
             else:
@@ -223,12 +227,12 @@ class Judge:
         given = self.cell.evaluation.probe_c
         if given is not None:
             return fit_probe(self._rows.x, self._rows.y, given), given
-        fresh = synthesise(self.made, self.data.classes, FRESH, self._seeds, draw=2, device=self.device)
+        fresh = synthesise(self.made, self.data.classes, FRESH, Seeds(self.cell.seed), draw=2, device=self.device)
         return fit_chosen(self._rows.x, self._rows.y, *fresh)
 
     def _drawn(self, generator: Generator, client: int = SERVER, draw: int = 0) -> Labelled:
         rows = self.cell.evaluation.rows_per_class(self.data.dim, self.data.classes)
-        return Labelled(*synthesise(generator, self.data.classes, rows, self._seeds, client, draw, self.device))
+        return Labelled(*synthesise(generator, self.data.classes, rows, Seeds(self.cell.seed), client, draw, self.device))
 
     def _as_seen(self, client: int, probabilities: Callable[[Tensor], Tensor], x_test: Tensor) -> Predictions:
         seen = self.own_rows.rows[client]
@@ -242,11 +246,3 @@ class Judge:
     def _share(self, client: int) -> NDArray[np.float64]:
         y = self.data.y_train[self.partition.rows[client]]
         return np.bincount(y, minlength=self.data.classes) / max(len(y), 1)
-
-    @cached_property
-    def _x_test(self) -> Tensor:
-        return to_device(torch.from_numpy(self.data.x_test), self.device)
-
-    @property
-    def _seeds(self) -> Seeds:
-        return Seeds(self.cell.seed)

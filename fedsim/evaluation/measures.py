@@ -51,7 +51,6 @@ class Measure:
         table: whether it has a table of its own in the page, once a row has it.
         terminal: whether a terminal shows that table, too.
         references: what stands beside it: a name, and the column of a row that has its number.
-        short: what it is called where there is little room; "": as its title.
         best: what the best number would be; infinite: the larger the better; None: none is best.
         least, most: what it can be.
         fidelity: whether the picture of fidelity shows it.
@@ -59,12 +58,11 @@ class Measure:
 
     title: str
     of: Literal["all", "clients", "personal"]
-    score: Callable[[Predictions], float] | None
+    score: Callable[[Predictions], float] | None = None
     column: str = ""
     table: bool = False
     terminal: bool = False
     references: tuple[tuple[str, str], ...] = ()
-    short: str = ""
     best: float | None = math.inf
     least: float = 0.0
     most: float = 1.0
@@ -135,8 +133,6 @@ def calibration_error(of: Predictions) -> float:
 _OWN = "of each client's own generator (or classifier) on its own test rows"
 _INTERPOLATED = "at the clients, own classifier and shared one interpolated (where there is one of each)"
 _ALONE = "at the clients, own classifier alone"
-
-
 _CHANCE = (("chance", "chance"),)
 _ALL_ROWS = (("ceiling", "ceiling_balanced_accuracy"), ("local-only", "local_only_balanced_accuracy"), *_CHANCE)
 _OWN_ROWS = (("local-only", "client_local_only_balanced_accuracy"), *_CHANCE)
@@ -145,90 +141,37 @@ _OWN_ROWS = (("local-only", "client_local_only_balanced_accuracy"), *_CHANCE)
 MEASURES = {
     "accuracy": Measure("Accuracy", "all", accuracy, "accuracy"),
     "balanced_accuracy": Measure(
-        "Balanced accuracy",
-        "all",
-        balanced_accuracy,
-        "balanced",
-        table=True,
-        terminal=True,
-        references=_ALL_ROWS,
-        short="balanced accuracy",
+        "Balanced accuracy", "all", balanced_accuracy, "balanced", table=True, terminal=True, references=_ALL_ROWS
     ),
-    "share_of_ceiling": Measure("Balanced accuracy as a share of the ceiling", "all", None),
+    "share_of_ceiling": Measure("Balanced accuracy as a share of the ceiling", "all"),
     "macro_f1": Measure("Macro F1", "all", macro_f1, "macro F1"),
-    "auroc": Measure("AUROC, one class against the rest, mean over classes", "all", auroc, "AUROC", table=True, short="AUROC"),
-    "calibration_error": Measure("Expected calibration error", "all", calibration_error, table=True, short="calibration error", best=0.0),
-    "worst_class_recall": Measure(
-        "Recall of the worst class", "all", lambda of: float(recalls(of).min()), "worst class", table=True, short="worst class"
-    ),
+    "auroc": Measure("AUROC, one class against the rest, mean over classes", "all", auroc, "AUROC", table=True),
+    "calibration_error": Measure("Expected calibration error", "all", calibration_error, table=True, best=0.0),
+    "worst_class_recall": Measure("Recall of the worst class", "all", lambda of: float(recalls(of).min()), "worst class", table=True),
     "knn_balanced_accuracy": Measure(
-        "Balanced accuracy of the nearest synthetic neighbours",
-        "all",
-        None,
-        "kNN",
-        table=True,
-        references=_CHANCE,
-        short="nearest neighbours",
+        "Balanced accuracy of the nearest synthetic neighbours", "all", None, "kNN", table=True, references=_CHANCE
     ),
-    "mlp_balanced_accuracy": Measure(
-        "Balanced accuracy of a small network", "all", None, table=True, references=_CHANCE, short="small network"
-    ),
+    "mlp_balanced_accuracy": Measure("Balanced accuracy of a small network", "all", table=True, references=_CHANCE),
     "frechet_distance": Measure(
-        "Fréchet distance to test rows, mean over classes",
-        "all",
-        None,
-        table=True,
-        short="Fréchet distance",
-        best=0.0,
-        most=math.inf,
-        fidelity=True,
+        "Fréchet distance to test rows, mean over classes", "all", table=True, best=0.0, most=math.inf, fidelity=True
     ),
-    "squared_mmd": Measure(  # an unbiased one may be a little below 0
-        "Squared MMD to test rows, mean over classes",
-        "all",
-        None,
-        short="squared MMD",
-        best=0.0,
-        least=-math.inf,
-        most=math.inf,
-        fidelity=True,
-    ),
-    "density": Measure("Density among test rows, mean over classes", "all", None, short="density", best=None, most=math.inf, fidelity=True),
-    "coverage": Measure("Coverage of test rows, mean over classes", "all", None, "coverage", table=True, short="coverage", fidelity=True),
+    # an unbiased one may be a little below 0
+    "squared_mmd": Measure("Squared MMD to test rows, mean over classes", "all", best=0.0, least=-math.inf, most=math.inf, fidelity=True),
+    "density": Measure("Density among test rows, mean over classes", "all", best=None, most=math.inf, fidelity=True),
+    "coverage": Measure("Coverage of test rows, mean over classes", "all", None, "coverage", table=True, fidelity=True),
     "synthetic_norm": Measure(
-        "Mean norm of synthetic rows before they are brought to the sphere; real rows have 1", "all", None, best=1.0, most=math.inf
+        "Mean norm of synthetic rows before they are brought to the sphere; real rows have 1", "all", best=1.0, most=math.inf
     ),
-    "real_or_synthetic": Measure(
-        "Accuracy of telling synthetic from test rows, 0.5 is best",
-        "all",
-        None,
-        table=True,
-        short="real or synthetic",
-        best=0.5,
-        fidelity=True,
-    ),
+    "real_or_synthetic": Measure("Accuracy of telling synthetic from test rows, 0.5 is best", "all", table=True, best=0.5, fidelity=True),
     "client_balanced_accuracy": Measure(
-        f"Balanced accuracy {_OWN}, mean over clients",
-        "clients",
-        None,
-        table=True,
-        terminal=True,
-        references=_OWN_ROWS,
-        short="clients, mean",
+        f"Balanced accuracy {_OWN}, mean over clients", "clients", table=True, terminal=True, references=_OWN_ROWS
     ),
-    "client_worst_balanced_accuracy": Measure(
-        f"Balanced accuracy {_OWN}, worst client", "clients", None, table=True, references=_CHANCE, short="worst client"
-    ),
-    "client_spread": Measure(f"Balanced accuracy {_OWN}, best client less worst", "clients", None, best=0.0),
+    "client_worst_balanced_accuracy": Measure(f"Balanced accuracy {_OWN}, worst client", "clients", table=True, references=_CHANCE),
+    "client_spread": Measure(f"Balanced accuracy {_OWN}, best client less worst", "clients", best=0.0),
     "client_shared_balanced_accuracy": Measure(
-        "Balanced accuracy of the shared generator on the same rows",
-        "clients",
-        None,
-        table=True,
-        references=_OWN_ROWS,
-        short="clients, shared generator",
+        "Balanced accuracy of the shared generator on the same rows", "clients", table=True, references=_OWN_ROWS
     ),
-    "client_local_only_balanced_accuracy": Measure("Balanced accuracy of each client's own real rows on the same rows", "clients", None),
+    "client_local_only_balanced_accuracy": Measure("Balanced accuracy of each client's own real rows on the same rows", "clients"),
     "personal_accuracy": Measure(
         f"Accuracy {_INTERPOLATED}",
         "personal",
@@ -236,7 +179,6 @@ MEASURES = {
         table=True,
         terminal=True,
         references=(("own classifier alone", "personal_alone_accuracy"),),
-        short="interpolated, accuracy",
     ),
     "personal_balanced_accuracy": Measure(
         f"Balanced accuracy {_INTERPOLATED}",
@@ -245,10 +187,9 @@ MEASURES = {
         table=True,
         terminal=True,
         references=(("own classifier alone", "personal_alone_balanced_accuracy"),),
-        short="interpolated, balanced",
     ),
-    "personal_alone_accuracy": Measure(f"Accuracy {_ALONE}", "personal", None),
-    "personal_alone_balanced_accuracy": Measure(f"Balanced accuracy {_ALONE}", "personal", None),
-    "personal_weight": Measure("Mean weight of the clients' own classifiers", "personal", None, best=None),
+    "personal_alone_accuracy": Measure(f"Accuracy {_ALONE}", "personal"),
+    "personal_alone_balanced_accuracy": Measure(f"Balanced accuracy {_ALONE}", "personal"),
+    "personal_weight": Measure("Mean weight of the clients' own classifiers", "personal", best=None),
 }
 """The measures by the name of their field, in the order of a row."""

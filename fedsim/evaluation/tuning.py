@@ -1,10 +1,15 @@
-"""A tuned cell: the best of several trainings, by a noisy score on private rows that none of them sees."""
+"""A tuned cell: the best of several trainings, by a noisy score on private rows that none of them sees; and the plans of any cell.
+
+The budget of a tuned cell pays for all its trainings and their scores (:mod:`fedsim.privacy.selection`). Each training has an ordinary
+plan, solved for the largest epsilon at which the whole costs no more than the cell's; the same one for all settings.
+"""
 
 from __future__ import annotations
 
 import json
+import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any, cast
 
@@ -14,22 +19,26 @@ from numpy.typing import NDArray
 
 from fedsim.data.embeddings import Embeddings
 from fedsim.device import CPU, to_device
-from fedsim.evaluation.judge import Judge
+from fedsim.errors import UserError
+from fedsim.evaluation.judge import judge_of
 from fedsim.evaluation.measures import balanced_accuracy
 from fedsim.grid.models import Tuning
-from fedsim.methods.messages import Tensors
+from fedsim.methods.algorithm import Algorithm, solved_plan
+from fedsim.methods.messages import Task, Tensors
 from fedsim.methods.products import is_classifier, own
 from fedsim.models.linear import folded
 from fedsim.partition import Partition
+from fedsim.plugins.claims import allowed
+from fedsim.privacy import accountant
 from fedsim.privacy.mechanism import Mechanism
 from fedsim.privacy.noise import gaussian
-from fedsim.privacy.plan import PrivacyPlan
-from fedsim.privacy.selection import SCORE, distinct, runs_at
+from fedsim.privacy.plan import PrivacyPlan, Release
+from fedsim.privacy.selection import SCORE, Selection, distinct, runs_at, solved_noise
 from fedsim.seeds import Purpose, Seeds
 from fedsim.training.cohort import LocalPool, build_algorithm
-from fedsim.training.rounds import RoundRecord, restored
+from fedsim.training.rounds import RoundRecord
 from fedsim.training.state import Checkpoint, Checkpoints, below, nested
-from fedsim.training.trial import Outcome, Trial, local_pool, run_trial, seeds_of
+from fedsim.training.trial import Candidate, Outcome, Trial, local_pool, run_trial, seeds_of
 
 
 @dataclass(frozen=True)
@@ -137,8 +146,9 @@ def run_tuned(
                 values = {**step.values, "training": number + 1}
                 yield RoundRecord(sum(sizes[:number]) + step.round, sum(sizes), values)
                 continue
-            if held is None:
-                score, multiplier = score_on_test_rows(one, step.state, data, device), 0.0
+            if held is None:  # a search that nobody pays for looks at test rows
+                told = judge_of(one, step.state, data, device).predictions()
+                score, multiplier = float(np.mean(list(map(balanced_accuracy, told)))), 0.0
             else:
                 score, multiplier = held.noisy(one, step.state, data, chosen.plan, own_seeds, device)
             search = search.after(ScoredRun(candidate, score, multiplier, replace(step, state={})), step.state)
@@ -185,7 +195,7 @@ class HeldOut:
 
         It sees one row at a time, in memory of its own: of all rows together, one could change how the others are rounded or predicted.
         """
-        judge = _judge(trial, state, data, device)
+        judge = judge_of(trial, state, data, device)
         made = judge.made
         if not is_classifier(made):
             made, device = folded(judge.probe, data.classes), CPU
@@ -219,18 +229,6 @@ def held_out(trial: Trial, probability: float, seeds: Seeds) -> tuple[Partition,
     return replace(partition, rows=tuple(kept), groups=groups), held
 
 
-def score_on_test_rows(trial: Trial, state: Tensors, data: Embeddings, device: torch.device = CPU) -> float:
-    """Balanced accuracy on test rows, which a search that nobody pays for looks at."""
-    return float(np.mean([balanced_accuracy(predictions) for predictions in _judge(trial, state, data, device).predictions()]))
-
-
-def _judge(trial: Trial, state: Tensors, data: Embeddings, device: torch.device) -> Judge:
-    """The judge of what a training made; labels are uniform."""
-    algorithm = build_algorithm(trial.cell.algorithm, trial.cell.params, trial.task)
-    made, _ = restored(algorithm, state, trial.plan, Seeds(trial.cell.seed), device)
-    return Judge(trial.cell, data, trial.partition, made, device=device)
-
-
 def _outcome(trial: Trial, search: _Search, seconds: float) -> Outcome:
     """The best training's outcome, with what all of them cost."""
     winner, outcomes = search.winner, [run.outcome for run in search.runs]
@@ -257,4 +255,81 @@ def _outcome(trial: Trial, search: _Search, seconds: float) -> Outcome:
         epsilon_spent=spent.epsilon(plan.delta),
         accountant=plan.accountant,
         mechanisms=winner.outcome.mechanisms and (*winner.outcome.mechanisms, scored),
+    )
+
+
+_LESS = 0.995
+"""By how much the epsilon of trainings is lowered where the whole costs too much."""
+
+
+def plans_of(
+    cls: type[Algorithm], params: Mapping[str, Any], tuning: Tuning | None, task: Task, epsilon: float | None, delta: float
+) -> tuple[Candidate, ...]:
+    """The parameters of a cell with their plan; one candidate unless the cell is tuned, else one a point of its space.
+
+    Points replace those of all ``params`` that are in their space. The budget is of all trainings and scores together; an ``epsilon`` of
+    None has no meaning for the algorithm.
+    """
+    points = [{}] if tuning is None else tuning.points
+    settings = [cls.Params.model_validate({**params, **point}) for point in points]
+    algorithms = [cls(setting, task) for setting in settings]
+    complete = [setting.model_dump(mode="json") for setting in settings]
+    if tuning is None or tuning.free or epsilon is None:
+        plans = [_plan(algorithm, epsilon, delta) for algorithm in algorithms]
+        if tuning is not None and epsilon is not None and math.isfinite(epsilon):
+            plans = [plan and replace(plan, claim="heuristic") for plan in plans]
+    else:
+        plans = list(_tuned(algorithms, tuning, epsilon, delta))
+    return tuple(Candidate(*pair) for pair in zip(complete, plans, strict=True))
+
+
+def _plan(algorithm: Algorithm, epsilon: float | None, delta: float) -> PrivacyPlan | None:
+    plan = solved_plan(algorithm, epsilon, delta)
+    return plan and replace(plan, claim=allowed(plan.claim, algorithm))
+
+
+def _tuned(algorithms: Sequence[Algorithm], tuning: Tuning, epsilon: float, delta: float) -> list[PrivacyPlan]:
+    how = tuning.trials, tuning.distribution
+    noise, inner = 0.0, math.inf
+    if math.isfinite(epsilon):
+        for algorithm in algorithms:
+            solved_plan(algorithm, epsilon, delta)  # refuses what has no plan at all
+        try:
+            noise = solved_noise(*how, epsilon, delta, lambda sigma: [Mechanism(sigma)])
+            inner = min(_largest(releases, how, epsilon, delta) for releases in {_steps(algorithm) for algorithm in algorithms})
+        except ValueError as error:
+            raise UserError("epsilon", str(error), "give a larger one, or a smaller mean number of trials") from error
+    while True:
+        plans = [plan for algorithm in algorithms if (plan := _plan(algorithm, inner, delta))]
+        ran = [tuple(one for one in plan.mechanisms if one.release != SCORE) for plan in plans]
+        selection = Selection(*how, distinct(ran), noise)
+        reached = selection.epsilon(delta)
+        if reached <= epsilon:
+            return [_with_score(plan, selection, epsilon, reached) for plan in plans]
+        inner = float(f"{_LESS * inner:.6g}")
+
+
+def _steps(algorithm: Algorithm) -> tuple[Mechanism, ...]:
+    """The mechanisms of an algorithm at a noise multiplier of 1."""
+    return tuple(sorted(release.mechanism for release in algorithm.releases() if release.steps))
+
+
+def _largest(steps: tuple[Mechanism, ...], how: tuple[float, Any], epsilon: float, delta: float) -> float:
+    """The epsilon of a training alone with the least noise at which the best of the trainings costs ``epsilon``."""
+
+    def scaled(sigma: float) -> list[Mechanism]:
+        return [one.scaled(sigma) for one in steps]
+
+    return accountant.epsilon(scaled(solved_noise(*how, epsilon, delta, scaled)), delta)[0]
+
+
+def _with_score(plan: PrivacyPlan, selection: Selection, epsilon: float, reached: float) -> PrivacyPlan:
+    score = Release(SCORE, 1.0, 1, selection.score / plan.sigma if plan.sigma else 1.0, main=False)
+    return replace(
+        plan,
+        epsilon_target=epsilon,
+        epsilon_reached=reached,
+        accountant="rdp" if plan.sigma else "none",
+        releases=(*plan.releases, score),
+        selection=selection,
     )

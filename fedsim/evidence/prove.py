@@ -45,11 +45,6 @@ _SOLVED = 2e-3
 """Relative difference of noise that was solved with two versions of an accountant."""
 _FINEST, _MESH, _MOST_POINTS = 1e-4, 0.02, 1e8
 """Of a loss distribution: its finest mesh, that mesh in units of what it spends, and points that take some GiB."""
-_NO_CLAIM = {
-    "failed": "",
-    "unaccounted": "unaccounted: nothing is known of its ε, and the row claims none",
-    "refuted": "refuted: an audit contradicts the ε that the row claimed",
-}
 
 
 @dataclass(frozen=True)
@@ -77,8 +72,8 @@ def prove(row: Row, line: Line, *, trust_plugin: bool = False) -> Proof:
     By dp-accounting's privacy loss distribution (pessimistic, both orders, connecting the dots), or its Rényi accountant where the row's
     is one. The plan of an algorithm that is the path of a class is rebuilt only if it is trusted.
     """
-    if row.epsilon_target is None or math.isinf(row.epsilon_target) or row.status in _NO_CLAIM:
-        return Proof(row, "no claim", _NO_CLAIM.get(row.status, ""))
+    if row.epsilon_target is None or math.isinf(row.epsilon_target) or row.status in ("failed", "unaccounted", "refuted"):
+        return Proof(row, "no claim")
     plan: PrivacyPlan = TypeAdapter(PrivacyPlan).validate_json(dump(line["plan"]))
     try:
         ran, planned = (list(map(asdict, merged(mechanisms))) for mechanisms in (row.ran, plan.mechanisms))
@@ -107,9 +102,6 @@ def _against_algorithm(line: Line, plan: PrivacyPlan, *, trust_plugin: bool) -> 
     try:
         if not trust_plugin:
             check_installed(cell["algorithm"], "")
-    except UserError:
-        return [], "its plan was not rebuilt: its algorithm is a plug-in, whose code only runs with --trust-plugin"
-    try:
         cls = lookup(cell["algorithm"])
     except UserError as error:
         return [], f"its plan was not rebuilt: {error}"
@@ -126,8 +118,7 @@ def _against_algorithm(line: Line, plan: PrivacyPlan, *, trust_plugin: bool) -> 
 
 @lru_cache(maxsize=4096)
 def _made(cls: type[Algorithm], facts: str) -> PrivacyPlan | None:
-    """The plan of a cell; of a tuned one that of the candidate with its parameters."""
-    from fedsim.evaluation.plans import plans_of
+    from fedsim.evaluation.tuning import plans_of
     from fedsim.methods.messages import PublicRows, Task  # late: they import torch
 
     params, tuning, task, epsilon, delta = decode(load(facts))
@@ -140,7 +131,6 @@ def _made(cls: type[Algorithm], facts: str) -> PrivacyPlan | None:
 
 
 def _differences(plan: Mapping[str, Any], made: Mapping[str, Any]) -> Iterator[str]:
-    """Where a plan says otherwise than another; a claim may be the weaker one."""
     claims = get_args(Claim)
     if claims.index(plan["claim"]) < claims.index(made["claim"]):
         yield f"it claims '{plan['claim']}' and its algorithm '{made['claim']}'"
@@ -193,7 +183,6 @@ def recomputed(mechanisms: tuple[Mechanism, ...], delta: float, renyi: bool) -> 
 
 
 def _curve(mechanisms: Sequence[Mechanism]) -> Curve:
-    """The Rényi divergence of some mechanisms at each of the orders."""
     return np.asarray(composed_by_renyi(composed_event(mechanisms), ORDERS)._rdp, np.float64)
 
 

@@ -50,7 +50,6 @@ class Query:
     noised: Noised
     sampled: bool
 
-    @property
     def shapes(self) -> dict[tuple[str, str], torch.Size]:
         """By part and name: of what is sent, and of what is kept of one client."""
         sent = {("sent", name): value.shape for name, value in self.sent.items()}
@@ -89,12 +88,9 @@ class Tape:
 class Hidden:
     """The unit of a client, a row or a group of rows, that the other world lacks.
 
-    Attributes:
-        client: whose.
-        sampled: ``chance``: it is sampled as every unit is; ``every``: it is put into every Poisson sample; ``first``: into the first one
-            only; ``alone``: every sample is all rows of its client and no other, in both worlds.
-        position: where it stands among its client's units: 0 first, 1 last.
-        present: whether this world has it.
+    It is ``sampled`` by chance as every unit is; or it is in every Poisson sample, or in the first one only; or every sample is all rows
+    of its client ``alone``, in both worlds. Its ``position`` among its client's units is 0 where it is first, 1 last; ``present`` says
+    whether this world has it.
     """
 
     client: int
@@ -143,17 +139,13 @@ class WatchedClients(Clients):
 
     def add_noise(self, release: Release, round_: int, sent: Tensors, kept: Tensors | None = None) -> Noised:
         """As every client's; the answer is the script's where there is one, as far as clients noise it."""
-        # what is kept may be changed in place later
         before, held = copied(sent), copied(kept or {})
         noised = super().add_noise(release, round_, sent, kept)
         own = replace(noised, sent=copied(noised.sent), kept=copied(noised.kept))
-        query = Query(self.tape.round, release, round_, self.members, before, held, own, self._sampled(release))
+        sampled = release.sample_rate == 1 or next((each.hidden for each in self.tape.samples[::-1] if each.round == self.tape.round), True)
+        query = Query(self.tape.round, release, round_, self.members, before, held, own, sampled)
         self.tape.queries.append(query)
         return noised if self.script is None else self._scripted(self.script, query, noised)
-
-    def _sampled(self, release: Release) -> bool:
-        latest = [sample.hidden for sample in self.tape.samples if sample.round == self.tape.round][-1:]
-        return release.sample_rate == 1 or not latest or latest[0]
 
     def _scripted(self, script: Tape, query: Query, noised: Noised) -> Noised:
         index = len(self.tape.queries) - 1
@@ -161,7 +153,7 @@ class WatchedClients(Clients):
         if first is None or (first.round, first.release, first.step) != (query.round, query.release, query.step):
             raise Divergence(f"round {query.round} asks for noise on '{query.release.name}' only in the one of two neighbouring data sets")
         positions = torch.tensor([first.members.index(client) for client in self.members])
-        own, others = query.shapes, first.shapes
+        own, others = query.shapes(), first.shapes()
         # a client that is missing may have been the only one to send a tensor of that name
         compared = own | others if query.members == first.members else own
         if different := next((name for part, name in compared if own.get((part, name)) != others.get((part, name))), None):
@@ -226,10 +218,7 @@ class WatchedClients(Clients):
 
 
 class WatchedPool(LocalPool):
-    """A pool that notes the messages of every round, and gives those of a ``script``, the tapes of another world, where there is one.
-
-    Cohorts are computed in ``order``; messages are in client order in any case.
-    """
+    """A pool that notes every message, and gives those of a ``script``, another world's tapes; it computes cohorts in ``order``."""
 
     def __init__(self, cohorts: Sequence[Cohort], order: Sequence[int] | None = None, script: Sequence[Tape] | None = None) -> None:
         super().__init__(cohorts)

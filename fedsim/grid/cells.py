@@ -17,7 +17,7 @@ from fedsim.data.embeddings import Embeddings, PublicRows
 from fedsim.data.sources.load import load, load_public
 from fedsim.data.spec import DatasetSpec
 from fedsim.errors import PluginError, UserError, at, nearest
-from fedsim.grid.models import Cell, Curve, Evaluation, Grid, Loc, Tuning, data_key
+from fedsim.grid.models import Cell, Curve, Evaluation, Grid, Loc, Tuning, data_key, shown
 from fedsim.grid.read import complaint
 from fedsim.methods.algorithm import Algorithm
 from fedsim.methods.messages import Task
@@ -78,16 +78,7 @@ def resolve(grid: Grid, *, keep_going: bool = False) -> Resolved:
         raise UserError(grid.place(*unknown), what, nearest(str(unknown[-1]), known))
     variants: list[Variant] = []
     for i, cls in classes.items():
-        for new in _points(grid, i, cls):
-            for other in variants:
-                what = ""
-                if (new.cls, new.params, new.tuning) == (other.cls, other.params, other.tuning):
-                    what = f"'{new.label}' is the same as '{other.label}' of algorithms[{other.entry}]"
-                elif new.label == other.label:
-                    what = f"'{new.label}' is also what algorithms[{other.entry}] is called"
-                if what:
-                    raise UserError(grid.place("algorithms", i), what, "remove one, or give one a label: of its own")
-            variants.append(new)
+        variants += _points(grid, i, cls)
     return Resolved(grid, tuple(variants), refused)
 
 
@@ -153,11 +144,7 @@ def _complete(grid: Grid, i: int, cls: type[Algorithm], point: Mapping[str, tupl
     try:
         return cls.Params.model_validate(entry.params | {name: value for name, (value, _) in point.items()}).model_dump(mode="json")
     except ValidationError as error:
-        raised, name = complaint(error, cls.Params, place), str(*error.errors()[0]["loc"][:1])
-        if isinstance(entry.params.get(name), list):
-            hint = f"to run each of several values, move them: scan: {{{name}: {spelled(entry.params[name])}}}"
-            raise UserError(raised.where, raised.what, hint) from error
-        raise raised from error
+        raise complaint(error, cls.Params, place) from error
 
 
 def loaded(grid: Grid) -> dict[str, Embeddings]:
@@ -206,23 +193,16 @@ def check_partitions(grid: Grid, data: Mapping[str, Embeddings]) -> None:
     for spec in grid.sets:
         for (j, clients), evaluation in product(enumerate(grid.clients), evaluations(grid, spec, data[spec.key].columns)):
             rows = data[data_key(spec, evaluation)]
-            with at(grid_place(grid, spec, j, evaluation.unseen)):
+            with at(grid_place(grid, j)):
                 check_partition(rows.y_train, spec=grid.division, clients=clients, columns=rows.columns)
                 if grid.division.together is not None:
                     check_split(grid.division.together, rows.columns, rows.test_columns)
 
 
-def grid_place(grid: Grid, dataset: DatasetSpec, clients: int, unseen: str | None = None) -> Callable[[str], str]:
-    """How an error of a partition names the grid's keys, for this data set, a position on ``clients`` and the site that is left out."""
-
-    def place(key: str) -> str:
-        of = f" with data set '{dataset.display}'" if len(grid.sets) > 1 else ""
-        of += f" with '{unseen}' unseen" if unseen else ""
-        if key == TOGETHER_KEY and grid.partition.together is None:
-            return grid.place("unit") + of
-        return (grid.place("clients", clients) if key == "clients" else grid.place(*key.split("."))) + of
-
-    return place
+def grid_place(grid: Grid, clients: int) -> Callable[[str], str]:
+    """How an error of a partition names the grid's keys, at a position on ``clients``."""
+    own: dict[str, Loc] = {"clients": ("clients", clients)} | ({} if grid.partition.together else {TOGETHER_KEY: ("unit",)})
+    return lambda key: grid.place(*own.get(key, key.split(".")))
 
 
 def partition_of(cell: Cell, data: Embeddings) -> Partition:
@@ -249,22 +229,27 @@ def expand(resolved: Resolved, data: Mapping[str, Embeddings]) -> tuple[Cell, ..
     """All cells, ordered by data set, alpha, clients, seed, then algorithm (with its scan) and epsilon.
 
     So cells that share a partition come together. An algorithm for which epsilon has no meaning makes one cell per
-    partition, any other makes one per epsilon. ``data`` are what :func:`without_unseen` gave.
+    partition, any other makes one per epsilon. No two are equal, or called the same. ``data`` are what :func:`without_unseen` gave.
     """
     grid = resolved.grid
     check_partitions(grid, data)
-    first: dict[str, int] = {}
-    for i, spec in enumerate(grid.sets):
-        same = first.setdefault(data[spec.key].fingerprint, i)
-        if same != i:
-            raise UserError(grid.place_of(spec), f"has the same content as dataset[{grid.position(grid.sets[same])}]", "remove one")
-    return tuple(
+    cells = tuple(
         _cell(grid, variant, spec, data[spec.key], point, epsilon)
         for spec in grid.sets
         for point in product(grid.alpha, grid.clients, grid.seeds, evaluations(grid, spec, data[spec.key].columns))
         for variant in resolved.variants
         for epsilon in (grid.epsilon if variant.cls.private else (None,))
     )
+    seen: set[Any] = set()
+    for cell in cells:
+        named = cell.label, shown(cell.dataset, cell.evaluation.unseen), cell.alpha, cell.clients, cell.epsilon, cell.seed
+        if seen & {cell.cell_id, named}:
+            what = f"two cells are equal or are called the same: '{named[0]}' on {named[1]}, alpha {named[2]:g}, {named[3]} clients"
+            raise UserError(
+                grid.place(), what, "remove a value that is listed twice or changes nothing, or give one a label: or name: of its own"
+            )
+        seen |= {cell.cell_id, named}
+    return cells
 
 
 def _cell(

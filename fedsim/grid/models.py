@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar, get_args
 
 from pydantic import (
-    AfterValidator,
     BaseModel,
     BeforeValidator,
     ByteSize,
@@ -92,14 +91,6 @@ def _ranges(given: Any) -> list[Any]:
     return numbers
 
 
-def _no_two(values: tuple[_Item, ...]) -> tuple[_Item, ...]:
-    """Refuse two that are equal, or that tables would call the same."""
-    names = [value if isinstance(value, AlgorithmEntry) else getattr(value, "display", value) for value in values]
-    if twice := [name for i, name in enumerate(names) if name in names[:i]]:
-        raise ValueError(f"{getattr(twice[0], 'display', twice[0])} is listed twice; remove one, or give it another name")
-    return values
-
-
 def _seconds(given: Any) -> Any:
     """``2h`` as seconds."""
     parts = re.fullmatch(r"\s*([\d.]+)\s*([smhd])\s*", given) if isinstance(given, str) else None
@@ -132,9 +123,9 @@ Readout = Literal["knn", "mlp", "fidelity"]
 Real = Annotated[float, Field(strict=True)]
 Whole = Annotated[int, Field(strict=True)]
 Epsilon = Annotated[float, BeforeValidator(_infinite), Field(gt=0, strict=True), PlainSerializer(json_number, when_used="json")]
-Axis = Annotated[tuple[_Item, ...], BeforeValidator(listed), Field(min_length=1), AfterValidator(_no_two)]
+Axis = Annotated[tuple[_Item, ...], BeforeValidator(listed), Field(min_length=1)]
 Seed = Annotated[Whole, Field(ge=0, lt=2**63)]
-Seeds = Annotated[tuple[Seed, ...], BeforeValidator(_ranges), Field(min_length=1), AfterValidator(_no_two)]
+Seeds = Annotated[tuple[Seed, ...], BeforeValidator(_ranges), Field(min_length=1)]
 Device = Literal["auto", "cpu", "cuda"]
 
 
@@ -150,7 +141,7 @@ class Evaluation(_Model):
         probe_c: inverse strength of the probe's penalty; default: chosen on fresh synthetic rows (:func:`fedsim.models.probe.fit_chosen`).
         per_client: also judge each client's own generator, on test rows as that client sees them.
         personal: also judge each client's own classifier interpolated with the shared one; how its weight is chosen:
-            ``synthetic``, ``held-out``, or a number in [0, 1].
+            ``synthetic``, or a number in [0, 1].
         readouts: what reads synthetic embeddings beside the linear probe: ``knn``, ``mlp``, ``fidelity``.
         unseen: a site that takes no part in training, and on whose test rows everything is judged; ``each``: every site in turn.
     """
@@ -158,8 +149,8 @@ class Evaluation(_Model):
     per_class: Annotated[Whole, Field(ge=1, le=10**6)] | None = None
     probe_c: Annotated[Real, Field(gt=0, allow_inf_nan=False)] | None = None
     per_client: bool = Field(default=False, strict=True)
-    personal: Literal["synthetic", "held-out"] | Annotated[float, Field(ge=0, le=1, strict=True)] | None = None
-    readouts: Annotated[tuple[Readout, ...], BeforeValidator(listed), AfterValidator(_no_two)] = ("knn", "fidelity")
+    personal: Literal["synthetic"] | Annotated[float, Field(ge=0, le=1, strict=True)] | None = None
+    readouts: Annotated[tuple[Readout, ...], BeforeValidator(listed)] = ("knn", "fidelity")
     unseen: str | None = Field(default=None, min_length=1)
 
     def rows_per_class(self, dim: int, classes: int) -> int:
@@ -343,7 +334,7 @@ class Grid(_Model):
     name: str = Field(default="grid", pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$")
     dataset: Axis[DatasetSpec] = (DatasetSpec(name="digits"),)
     public: DatasetSpec | None = None
-    encoder: Annotated[tuple[EncoderSpec, ...], BeforeValidator(listed), AfterValidator(_no_two)] = ()
+    encoder: Annotated[tuple[EncoderSpec, ...], BeforeValidator(listed)] = ()
     partition: PartitionSpec = PartitionSpec()
     algorithms: Axis[AlgorithmEntry]
     alpha: Axis[Annotated[Real, Field(gt=0, allow_inf_nan=False)]] = (0.3,)
@@ -365,14 +356,6 @@ class Grid(_Model):
     def model_post_init(self, context: Any) -> None:
         """The context of a validation says where the values came from."""
         self._source = context or Origin()
-
-    @field_validator("alpha")
-    @classmethod
-    def _alpha_matters(cls, alpha: tuple[float, ...], info: ValidationInfo) -> tuple[float, ...]:
-        partition = info.data.get("partition")
-        if partition and not partition.uses_alpha and len(alpha) > 1:
-            raise ValueError(f"{len(alpha)} values, but scheme '{partition.scheme}' does not use alpha; give one value")
-        return alpha
 
     @field_validator("unit")
     @classmethod
@@ -402,13 +385,9 @@ class Grid(_Model):
         encoders = self.encoder[:1] if dataset.encoder is None else (dataset.encoder,)
         return None if self.public is None else self.public.encoded_by(encoders)[0]
 
-    def position(self, dataset: DatasetSpec) -> int:
-        """Where on the axis ``dataset`` one of ``sets`` is."""
-        return next(i for i, spec in enumerate(self.dataset) if dataset in spec.encoded_by(self.encoder))
-
     def place_of(self, dataset: DatasetSpec) -> str:
         """The text that names one of ``sets`` in a message."""
-        return self.place("dataset", self.position(dataset))
+        return self.place("dataset", next(i for i, spec in enumerate(self.dataset) if dataset in spec.encoded_by(self.encoder)))
 
     @property
     def unit_column(self) -> str | None:

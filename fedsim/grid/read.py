@@ -7,7 +7,7 @@ import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, TypeVar, get_args
+from typing import Any, TypeVar
 
 import yaml
 from pydantic import BaseModel, ValidationError
@@ -73,27 +73,13 @@ def complaint(error: ValidationError, model: type[BaseModel], place: Callable[[L
     first = next((one for one in errors if one["type"] in ("extra_forbidden", "value_error")), errors[0])
     where, given = place(first["loc"]), first["input"]
     if first["type"] == "extra_forbidden":
-        return UserError(where, f"unknown key '{first['loc'][-1]}'", nearest(str(first["loc"][-1]), _fields(model, first["loc"][:-1])))
+        *above, key = first["loc"]
+        return UserError(where, f"unknown key '{key}'", "" if above else nearest(str(key), model.model_fields))
     if first["type"] == "value_error":
         what, _, hint = str(first["ctx"]["error"]).partition("; ")
         return UserError(where, what, hint)
     shown = "" if first["type"] == "missing" or isinstance(given, Mapping | list | tuple) else f"{given!r}: "
     return UserError(where, " ".join(f"{shown}{first['msg']}".split()))
-
-
-def _fields(model: type[BaseModel], loc: Loc) -> Iterable[str]:
-    """The keys of the mapping at ``loc``."""
-    for part in loc:
-        if part in model.model_fields:
-            model = next(_models(model.model_fields[str(part)].annotation), model)
-    return model.model_fields
-
-
-def _models(annotation: Any) -> Iterator[type[BaseModel]]:
-    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
-        yield annotation
-    for part in get_args(annotation):
-        yield from _models(part)
 
 
 def load_grid(

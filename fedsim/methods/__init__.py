@@ -27,8 +27,9 @@ from fedsim.models.linear import (
     LinearHead,
     LocalClassifiers,
     ProbeClassifier,
+    best_weight,
     cross_entropy,
-    held_out_weight,
+    fit_linear,
     probe_of,
     probe_tensors,
 )

@@ -215,10 +215,6 @@ def solved_plan(algorithm: Algorithm, epsilon: float | None, delta: float) -> Pr
 
     It is solved here alone, for the releases that the algorithm declares: the proof does not cover a plan that an algorithm changed.
     """
-    if hasattr(algorithm, "plan"):
-        where, what = f"{type(algorithm).__name__}.plan", "a method does not solve its own plan"
-        hint = "let releases(), clip() and sensitivity() return what the noise is solved for, and check_setting() refuse what has no plan"
-        raise PluginError(where, what, hint)
     task = algorithm.task
     for key, value, supported in (("unit", task.unit, algorithm.units), ("trust", task.trust, algorithm.trusts)):
         if algorithm.private and value not in supported:

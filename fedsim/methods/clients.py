@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from itertools import accumulate
-from typing import Any, NamedTuple, Protocol
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -17,6 +17,7 @@ from fedsim.batch import Batch, Layout, consecutive
 from fedsim.device import CPU, moved, to_device
 from fedsim.methods.messages import NUMBER_BYTES, DiagnosticLike, Message, Ran, Step, Tensors
 from fedsim.methods.parameters import rounded
+from fedsim.methods.products import Chart
 from fedsim.privacy.mechanism import Mechanism
 from fedsim.privacy.noise import fill_gaussian, fingerprint, gaussian
 from fedsim.privacy.plan import PrivacyPlan, Release
@@ -24,16 +25,6 @@ from fedsim.seeds import Purpose, Seeds
 
 NUMBERS_AT_ONCE = 2**18
 """Numbers of noise that are drawn before they are added: they fit a processor's cache, and one addition serves many clients."""
-
-
-class RowMap(Protocol):
-    """What rows are seen through, such as released coordinates."""
-
-    def of_rows(self, x: Tensor) -> Tensor:
-        """``[N, d]`` to the same shape, each row by itself."""
-
-    def equals(self, other: Any) -> bool:
-        """Whether it is the same map."""
 
 
 @dataclass(frozen=True)
@@ -89,13 +80,13 @@ class Clients:
     ran: Ran = field(default_factory=Ran)
     steps: range | None = None
     device: torch.device = CPU
-    _seen: tuple[RowMap, Clients] | None = field(default=None, init=False)
+    _seen: tuple[Chart, Clients] | None = field(default=None, init=False)
 
-    def in_coordinates(self, coordinates: RowMap | None) -> Clients:
+    def in_coordinates(self, coordinates: Chart | None) -> Clients:
         """The same clients with their rows in ``coordinates``, made once for all rounds; themselves where there are none."""
         if coordinates is None:
             return self
-        if self._seen is None or not self._seen[0].equals(coordinates):
+        if self._seen is None or self._seen[0] != coordinates:
             self._seen = coordinates, replace(self, x=tuple(map(coordinates.of_rows, self.x)))
         return self._seen[1]
 

@@ -104,9 +104,10 @@ class Coordinates:
         """From tensors that may hold none."""
         return cls(tensors) if COORDINATE_NAMES[0] in tensors else None
 
-    def equals(self, other: Coordinates) -> bool:
-        """Whether they are the same numbers."""
-        return all(torch.equal(value, vars(other)[name]) for name, value in vars(self).items())
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Coordinates) and all(torch.equal(value, vars(other)[name]) for name, value in vars(self).items())
+
+    __hash__ = None  # type: ignore[assignment]
 
     def of_rows(self, x: Tensor) -> Tensor:
         """Coordinates of embeddings ``[N, d]``."""

@@ -21,7 +21,7 @@ from fedsim.batch import Batch
 from fedsim.errors import UserError
 from fedsim.methods.algorithm import Algorithm, Params, Phase
 from fedsim.methods.clients import Clients
-from fedsim.methods.contract import check_clients, check_loss, loss_parts
+from fedsim.methods.contract import check_clients, check_loss
 from fedsim.methods.coordinates import PREFIX, Coordinates, coordinate_statistics
 from fedsim.methods.messages import Diagnostic, DiagnosticLike, Message, Round, Server, Tensors, Values
 from fedsim.methods.one_shot import statistic_phase
@@ -182,7 +182,7 @@ class DPSGD(Algorithm):
         names: list[str] = []
 
         def stacked(model: nn.Module, batch: Batch) -> Tensor:
-            parts = loss_parts(self.loss, model, batch)
+            parts = self.loss(model, batch)
             names[:] = parts
             return torch.stack(list(parts.values()), 1)
 

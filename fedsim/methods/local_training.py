@@ -15,7 +15,6 @@ from __future__ import annotations
 import math
 from abc import abstractmethod
 from collections.abc import Mapping
-from functools import partial
 from typing import Any, ClassVar
 
 import torch
@@ -26,7 +25,7 @@ from fedsim.batch import Batch, Layout
 from fedsim.device import to_device
 from fedsim.methods.algorithm import Algorithm, Params, Phase
 from fedsim.methods.clients import Clients
-from fedsim.methods.contract import check_loss, loss_parts
+from fedsim.methods.contract import check_loss
 from fedsim.methods.messages import NUMBER_BYTES, Diagnostic, Message, Round, Server, Tensors, Values
 from fedsim.methods.optimise import adam_step
 from fedsim.methods.parameters import load_parameters, shared_tensors
@@ -175,11 +174,11 @@ class Minibatches:
         self.picked = to_device(torch.stack(clients.pooled.numbers(rows), 1), clients.device)
         self.streams = [clients.seeds.keystream(Purpose.LATENT, round_.stream, client) for client in clients.members]
         self.shapes = {name: (size, *shape) for name, shape in algorithm.draws().items()}
-        layout, loss = Layout.on(clients.device, torch.zeros(size, dtype=torch.long), 1), partial(loss_parts, algorithm.loss)
+        layout = Layout.on(clients.device, torch.zeros(size, dtype=torch.long), 1)
 
         def of_client(values: Tensors, x: Tensor, y: Tensor, *draws: Tensor) -> Tensors:
             batch = Batch(x, y, dict(zip(self.shapes, draws, strict=True)), layout)
-            return {name: part.mean() for name, part in functional_loss(clients.model, loss, values, batch).items()}
+            return {name: part.mean() for name, part in functional_loss(clients.model, algorithm.loss, values, batch).items()}
 
         self._of_all = torch.func.vmap(of_client)
 
@@ -280,7 +279,7 @@ class LocalDPSGD(LocalTraining):
         """Each member's clipped sum ``[K, ...]`` by name; norms and losses of all examples."""
 
         def total(model: nn.Module, batch: Batch) -> Tensor:
-            return torch.stack(list(loss_parts(self.loss, model, batch).values())).sum(0)
+            return torch.stack(list(self.loss(model, batch).values())).sum(0)
 
         sums, norms, losses = [], [], []
         for position, batch in enumerate(batches):

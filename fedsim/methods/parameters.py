@@ -64,12 +64,12 @@ def rounded(tensors: Tensors) -> Tensors:
 
 def in_order(tensors: Tensors) -> Tensors:
     """The tensors in row-major, aligned memory, as a checkpoint restores them: rounding of products may depend on strides and alignment."""
-
-    def is_in_order(value: Tensor) -> bool:
+    made = {}
+    for name, value in tensors.items():
         # a lazy device has no memory to ask for
-        return value.is_contiguous() and (value.device.type not in FUSED or value.data_ptr() % ALIGNMENT == 0)
-
-    return {name: value if is_in_order(value) else value.clone(memory_format=torch.contiguous_format) for name, value in tensors.items()}
+        aligned = value.device.type not in FUSED or value.data_ptr() % ALIGNMENT == 0
+        made[name] = value if value.is_contiguous() and aligned else value.clone(memory_format=torch.contiguous_format)
+    return made
 
 
 def squared_sums(tensors: Tensors) -> Tensor:

@@ -117,8 +117,6 @@ def for_embeddings(made: Product, chart: Chart | None) -> Product:
 
 def to_sphere(rows: Tensor, labels: Tensor, stream: torch.Generator) -> Tensor:
     """Rows ``[n, d]``, those longer than 1 brought back to the unit sphere: embeddings have unit norm, and that is public."""
-    # what is no tensor is refused elsewhere, see :func:`fedsim.methods.contract.answer`
-    rows = torch.as_tensor(rows)
     longer: Tensor = torch.linalg.vector_norm(rows, dim=1, keepdim=True).clamp_min(1)
     return rows / longer
 

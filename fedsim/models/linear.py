@@ -14,8 +14,6 @@ from fedsim.device import to_device
 from fedsim.models.layers import ZeroLinear
 from fedsim.models.probe import Probe, fit_probe
 
-HELD_OUT = 5
-"""Of so many rows one is held out, to choose on it how much weight a client's own classifier gets beside the shared one."""
 TRIED_WEIGHTS = tuple(step / 10 for step in range(11))
 """The weights of the local classifier that are tried."""
 ABSENT = -1e4
@@ -130,16 +128,3 @@ def best_weight(local: Tensor, shared: Tensor, y: Tensor, importance: Tensor) ->
         if score > best_score + 1e-9:
             best, best_score = weight, score
     return best
-
-
-def held_out_weight(x: NDArray[np.float32], y: NDArray[np.int64], shared: LinearClassifier, classes: int, probe_c: float) -> float:
-    """The best weight of a client's own classifier on a fifth of its rows, which the classifier that is tried there did not see.
-
-    Of rows ``[n, d]`` with labels ``[n]`` and what it is interpolated with. A client with one row has nothing to try it on: 0.
-    """
-    if len(y) < 2:
-        return 0.0
-    kept = np.arange(len(y)) % HELD_OUT == min(HELD_OUT, len(y)) - 1  # of few rows one
-    tried = fit_linear(x[~kept], y[~kept], classes, probe_c)
-    rows, ones = torch.from_numpy(x[kept]), torch.ones(int(kept.sum()))
-    return best_weight(tried.probabilities(rows), shared.probabilities(rows), torch.from_numpy(y[kept]), ones)

@@ -3,8 +3,7 @@
 So every algorithm and every epsilon of a grid sees the same partition; its fingerprint is in every row of results.
 """
 
-from fedsim.partition.partition import Partition, check_partition, make_partition
-from fedsim.partition.seen import OwnRows, as_seen, own_rows, site_names
-from fedsim.partition.spec import PartitionSpec
+from fedsim.partition.partition import OwnRows, Partition, as_seen, check_partition, make_partition, own_rows, site_names
+from fedsim.partition.schemes import PartitionSpec
 
 __all__ = ["OwnRows", "Partition", "PartitionSpec", "as_seen", "check_partition", "make_partition", "own_rows", "site_names"]

@@ -20,7 +20,7 @@ FEDSIM = Path(__file__).parents[1]
 SHIPPED = tuple(FEDSIM.parent / name for name in ("fedsim", "algorithms", "baselines"))
 INSTALLED = {"site-packages", "dist-packages"}
 _ROOMS = ("methods", "privacy", "models", "training", "partition")
-MATHEMATICS = (*_ROOMS, "batch.py", "device.py", "keystream.py", "seeds.py", "data/embeddings.py")
+MATHEMATICS = (*_ROOMS, "batch.py", "device.py", "seeds.py", "data/embeddings.py")
 """The rooms and files of fedsim that compute what a training is."""
 _IMPORTS = re.compile(r"^[ \t]*(?:from|import)\s+([^(\n]*(?:\([^)]*\))?)", re.MULTILINE)
 

@@ -162,19 +162,11 @@ def _check_complete(cls: Any, name: str, where: str) -> None:
     if cls.generates() and cls.generator is Algorithm.generator:
         missing.append("generator")  # or a classifier
     if missing:
-        hint = "; ".join(_outline(cls, method) for method in missing)
-        raise PluginError(where, f"{line_of(cls)}: {cls.__name__} lacks {', '.join(missing)}", hint)
+        raise PluginError(where, f"{line_of(cls)}: {cls.__name__} lacks {', '.join(missing)}", "define it as its base class says")
     params = getattr(cls, "Params", None)
     if not (isinstance(params, type) and issubclass(params, Params)):
         hint = "give it Params, a class derived from fedsim.methods.algorithm.Params"
         raise PluginError(where, f"{line_of(cls)}: {cls.__name__} has Params = {params!r}", hint)
-
-
-def _outline(cls: Any, method: str) -> str:
-    """``name(arguments): what it is for``, of a method of a class."""
-    function = getattr(cls, method)
-    says = (inspect.getdoc(function) or "").partition("\n")[0].rstrip(".")
-    return f"define {method}({', '.join(inspect.signature(function).parameters)}): {says}"
 
 
 def line_of(thing: Any) -> str:

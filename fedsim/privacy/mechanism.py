@@ -42,10 +42,6 @@ class Mechanism:
         """Whether anything of a unit is released."""
         return bool(self.count and self.sample_rate) and not math.isinf(self.noise_multiplier)
 
-    def std(self, sensitivity: float) -> float:
-        """Standard deviation of the noise per coordinate."""
-        return self.noise_multiplier * sensitivity if self.noise_multiplier else 0.0
-
     def divergence(self, order: float) -> float:
         """The Rényi divergence of all runs at ``order``; +inf if its series overflows double precision.
 

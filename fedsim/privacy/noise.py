@@ -12,7 +12,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from fedsim.keystream import Keystream
+from fedsim.seeds import Keystream
 
 CHUNK = 2**14
 """Coordinates whose words come together: those of the radii first, then those of the angles."""

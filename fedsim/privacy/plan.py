@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import Literal
 
-from fedsim.errors import UserError, nearest
+from fedsim.errors import UserError
 from fedsim.privacy import accountant
 from fedsim.privacy.mechanism import Mechanism, merged
 from fedsim.privacy.selection import Selection
@@ -98,10 +98,7 @@ class PrivacyPlan:
 
     def release(self, name: str) -> Release:
         """The release called ``name``."""
-        for release in self.releases:
-            if release.name == name:
-                return release
-        raise KeyError(f"no release '{name}' in the plan; {nearest(name, (r.name for r in self.releases))}")
+        return {release.name: release for release in self.releases}[name]
 
     def mechanism(self, name: str) -> Mechanism:
         """The mechanism of the release called ``name``; its noise is 0 for an infinite epsilon."""
@@ -114,7 +111,8 @@ class PrivacyPlan:
 
     def noise_std(self, name: str) -> float:
         """The standard deviation of release ``name``'s noise per coordinate: noise multiplier times sensitivity."""
-        return self.mechanism(name).std(self.sensitivity)
+        multiplier = self.mechanism(name).noise_multiplier
+        return multiplier * self.sensitivity if multiplier else 0.0
 
     def noise_std_of_sum(self, name: str, clients: int) -> float:
         """The same for the sum over ``clients``: under ``trust: silo`` every client's noise is in it, else one draw."""

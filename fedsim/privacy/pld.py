@@ -101,10 +101,6 @@ class Composition:
     present: Curve
     absent: Curve
 
-    def delta(self, epsilon: ArrayLike) -> Floats:
-        """An upper bound of delta at each ``epsilon`` >= 0, of the worse order."""
-        return np.asarray(np.maximum(self.present.delta(epsilon), self.absent.delta(epsilon)))
-
     def epsilon(self, delta: float) -> float:
         """An upper bound of epsilon at ``delta``, of the worse order; inf if there is none."""
         return max(self.present.epsilon(delta), self.absent.epsilon(delta))

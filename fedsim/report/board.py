@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import pandas as pd
 from rich.console import Console
@@ -63,23 +64,21 @@ class Board(Printed):
     @property
     def table(self) -> Table:
         """As tables are printed, a block a data set."""
-        texts = self.frame.apply(lambda column: column.map(lambda value: _text(str(column.name), value)))
+        decimals = ("balanced accuracy", "sd", "share of the ceiling")
+        texts = self.frame.apply(lambda column: column.map(decimal if column.name in decimals else _text, na_action="ignore"))
         proved = f"{counted(self.rows, 'row')}, each ε proved from the row alone by fedsim verify"
         out = [f"{count} × {what}" for what, count in self.left_out.items()]
         left_out = f"left out: {sum(self.left_out.values())}" if out else "none is left out"
         notes = (EXACT, f"{proved}; {left_out}", *out)
-        return Table("board", "Board", texts.set_index(["data set", "method"]), notes, self.frame)
+        return Table("board", "Board", texts.astype("object").fillna("–").set_index(["data set", "method"]), notes, self.frame)
 
     def show(self, console: Console) -> None:
         """Print it."""
-        wide_console(console, 400).print(self.table)
+        self.table.show(wide_console(console, 400))
 
 
-def _text(name: str, value: object) -> str:
-    if pd.isna(value):  # type: ignore[call-overload]
-        return "–"
-    decimals = name in ("balanced accuracy", "sd", "share of the ceiling")
-    return value if isinstance(value, str) else decimal(float(value)) if decimals else number(float(value))  # type: ignore[arg-type]
+def _text(value: Any) -> str:
+    return value if isinstance(value, str) else number(float(value))
 
 
 def _refused(proof: Proof) -> str:

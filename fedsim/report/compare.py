@@ -19,14 +19,10 @@ from fedsim.results.run import read_results
 from fedsim.results.store import RunFolder
 from fedsim.words import Printed, counted, print_line
 
-MATCHED_BY = ("label", "dataset", "scheme", "alpha", "clients", "unseen", "epsilon_target", "delta", "unit", "trust", "seed")
+_MATCHED_BY = ("label", "dataset", "scheme", "alpha", "clients", "unseen", "epsilon_target", "delta", "unit", "trust", "seed")
 """What rows are matched by, beside parameters."""
-FINGERPRINTS = ("round", "sampled", "noise")
-"""Which rows a round sampled, and which noise was added."""
 _COMPARED = [name for name in COLUMNS if name not in names(Kind.CLOCK, Kind.PROVENANCE)]
 _PROVENANCE = {"source": "source of {}", "judged": "code that judged", "counted_by": "code that counted ε"}
-
-
 Records = tuple[Sequence[Row], Sequence[Mapping[str, Any]]]
 """Rows, and the round records of their cells, maybe of more."""
 
@@ -60,19 +56,14 @@ class Comparison(Printed):
 
     def show(self, console: Console) -> None:
         """Print what is only in one, what differs of rows that both have, and what is equal."""
-        for line in self._lines():
+        only = [f"only in {name}: {row.setting}" for name, rows in zip(self.runs, self.only, strict=True) for row in rows]
+        same = (self.matched["differ"] == "") & self.matched["rounds"]
+        what = "everything" if self.equal else f"{same.sum()} of {len(same)} shared rows"
+        said = f"{what} ({counted(int(same.sum()), 'row')}), all but clock and provenance, and samples and noise of rounds"
+        for line in (*only, *self.provenance, f"equal to the last bit: {said}"):
             print_line(console, line)
-        differing = self.matched[(self.matched["differ"] != "") | ~self.matched["rounds"]]
-        if len(differing):
-            console.print(frame_table("change: of balanced accuracy, second run minus first", differing))
-
-    def _lines(self) -> Iterator[str]:
-        for name, rows in zip(self.runs, self.only, strict=True):
-            yield from (f"only in {name}: {row.setting}" for row in rows)
-        yield from self.provenance
-        equal = int(((self.matched["differ"] == "") & self.matched["rounds"]).sum())
-        what = "everything" if self.equal else f"{equal} of {len(self.matched)} shared rows"
-        yield f"equal to the last bit: {what} ({counted(equal, 'row')}), all but clock and provenance, and samples and noise of rounds"
+        if not same.all():
+            console.print(frame_table("change: of balanced accuracy, second run minus first", self.matched[~same]))
 
 
 def compare(runs: tuple[str, str], first: Records, second: Records) -> Comparison:
@@ -112,13 +103,14 @@ def compare_folders(first: Path, second: Path) -> Comparison:
 
 
 def _keyed(rows: Sequence[Row]) -> dict[str, Row]:
-    return {dump([*(getattr(row, name) for name in MATCHED_BY), row.given_params]): row for row in rows}
+    return {dump([*(getattr(row, name) for name in _MATCHED_BY), row.given_params]): row for row in rows}
 
 
 def _fingerprints(rounds: Sequence[Mapping[str, Any]]) -> dict[str, list[Any]]:
+    """By cell, which rows its rounds sampled, and which noise was added."""
     by_cell: dict[str, list[Any]] = {}
     for record in rounds:
-        by_cell.setdefault(record["cell_id"], []).append([record.get(name) for name in FINGERPRINTS])
+        by_cell.setdefault(record["cell_id"], []).append([record.get(name) for name in ("round", "sampled", "noise")])
     return by_cell
 
 

@@ -5,48 +5,63 @@ Everything in it is a function of the released generator and of public facts (:a
 
 from __future__ import annotations
 
+import json
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
+
 from fedsim import __version__
-from fedsim.data.arrays import write_parquet
-from fedsim.errors import UserError
+from fedsim.errors import UserError, not_installed
 from fedsim.files import replaced
 from fedsim.plugins.registry import lookup
 from fedsim.report.statement import public_sentence, statements
 from fedsim.report.tables import markdown_text
-from fedsim.results.generators import RELEASE_HINT, SavedGenerator
+from fedsim.results.generators import SavedGenerator
 from fedsim.words import at_most, number
 
 DATA_FILE = "data/train-00000-of-00001.parquet"
 LICENCE_IDS = {f"CC {terms} 4.0": f"cc-{terms.lower()}-4.0" for terms in ("BY", "BY-NC", "BY-SA", "BY-NC-SA")}
 """The hub's names of licences."""
 NO_LICENCE = "not known to fedsim: add that of the data set which the generator was trained on"
-_SIZES = ((1_000, "n<1K"), (10_000, "1K<n<10K"), (100_000, "10K<n<100K"), (1_000_000, "100K<n<1M"), (10**9, "1M<n<10M"))
 
 
-def write_hub_folder(
-    generator: SavedGenerator, out: Path | str, per_class: int = 200, seed: int | None = None, repository: str | None = None
-) -> dict[str, Any]:
-    """Write ``README.md`` and one Parquet file of ``per_class`` rows a class into a new or empty folder; returns their manifest.
-
-    ``repository`` is ``owner/name`` on the hub; default: the folder's name.
-    """
-    out, cell = Path(out), generator.facts.cell
-    if generator.facts.held_back:
-        raise UserError(f"cell {cell.cell_id}", f"may not be released: {generator.facts.held_back}", RELEASE_HINT)
+def write_hub_folder(generator: SavedGenerator, out: Path | str, per_class: int = 200, seed: int | None = None) -> dict[str, Any]:
+    """Write ``README.md`` and one Parquet file of ``per_class`` rows a class into a new or empty folder; returns their manifest."""
+    out = Path(out)
+    generator.facts.check_release()
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise UserError(f"out {out}", "is there and not empty", "give a new folder")
     x, y = generator.synthesise(per_class, seed)
     manifest = generator.manifest(per_class, seed)
     names = manifest["class_names"] or list(map(str, range(generator.facts.task.classes)))
-    write_parquet(out / DATA_FILE, x, y, names, manifest)
+    _write_parquet(out / DATA_FILE, x, y, names, manifest)
     with replaced(out / "README.md") as part:
-        part.write_text(_card(generator, manifest, names, x.shape, repository or out.resolve().name), encoding="utf-8")
+        part.write_text(_card(generator, manifest, names, x.shape), encoding="utf-8")
     return manifest
 
 
-def _card(generator: SavedGenerator, manifest: dict[str, Any], names: list[str], shape: tuple[int, ...], repository: str) -> str:
+def _write_parquet(path: Path, x: NDArray[np.float32], y: NDArray[np.int64], names: Sequence[str], manifest: Mapping[str, Any]) -> None:
+    """Rows ``[n, d]``, labels ``[n]`` and the classes' names as the hub shows them; equal content gives equal bytes."""
+    try:
+        import pyarrow as pa
+        from pyarrow import parquet
+    except ImportError as error:
+        raise not_installed("format", "pyarrow", "hf") from error
+    rows = pa.FixedSizeListArray.from_arrays(pa.array(np.ascontiguousarray(x, np.float32).reshape(-1)), x.shape[1])
+    features = {
+        "embedding": {"feature": {"dtype": "float32", "_type": "Value"}, "length": x.shape[1], "_type": "Sequence"},
+        "label": {"names": list(names), "_type": "ClassLabel"},
+    }
+    notes = {"huggingface": json.dumps({"info": {"features": features}}), "fedsim": json.dumps(manifest)}
+    table = pa.table({"embedding": rows, "label": pa.array(y)}).replace_schema_metadata(notes)
+    with replaced(path) as part:
+        parquet.write_table(table, part)
+
+
+def _card(generator: SavedGenerator, manifest: dict[str, Any], names: list[str], shape: tuple[int, ...]) -> str:
     from huggingface_hub import DatasetCardData
 
     facts, text = generator.facts, markdown_text
@@ -60,10 +75,9 @@ def _card(generator: SavedGenerator, manifest: dict[str, Any], names: list[str],
         license_name=licence.lower().replace(" ", "-") if identifier == "other" else None,
         tags=["synthetic", "differential-privacy", "federated-learning", "embeddings", "fedsim"],
         task_categories=["tabular-classification"],
-        size_categories=[next(words for most, words in _SIZES if shape[0] < most)],
         configs=[{"config_name": "default", "data_files": [{"split": "train", "path": DATA_FILE}]}],
     )
-    (statement,) = statements([generator.facts.public.row])
+    (statement,) = statements([facts.public.row])
     covered = [f"- **{text(term)}**: {text(words)}" for term, words in statement.parts if term != "not covered"]
     uncovered = [f"- {text(words)}" for term, sentence in statement.parts if term == "not covered" for words in sentence.split("; ")]
     public = [f"Public data: {text(public_sentence(cell.public, cell.public_licence))}."] if cell.public else []
@@ -100,12 +114,4 @@ Trained on {text(cell.dataset.display)}{f" ({text(source)})" if source else ""}.
 - tensors of the generator: SHA-256 `{manifest["tensors_sha256"]}`
 - vouched for {text(manifest["vouched"])}
 - fedsim {__version__}; the manifest is in the Parquet file's metadata, under the key `fedsim`
-
-## Use
-
-```python
-from datasets import load_dataset
-
-rows = load_dataset("{repository}", split="train")
-```
 """

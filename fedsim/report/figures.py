@@ -6,7 +6,7 @@ import io
 import math
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -37,6 +37,8 @@ _DASHES = {"stated": (0, (4, 2)), "heuristic": (0, (4, 2)), "none": (0, (1, 1.5)
 WIDTHS = {"column": 3.35, "page": 7.0}
 """Inches of a two-column paper's column (8.5 cm), and of both."""
 EPSILON = "privacy budget ε (∞: no noise)"
+MOST_PANELS = 36
+"""So many panels a figure has at most."""
 LEAST_BOUND = 0.01
 """Bounds of audits below it say nothing, and a logarithmic axis has no place for them."""
 COSTS = {"bytes": "MB that a client sends and receives", "seconds": "seconds of training"}
@@ -72,7 +74,8 @@ def style() -> Iterator[None]:
 def looks(facts: pd.DataFrame, *, joined: bool = True) -> dict[str, Look]:
     """Every method's look, by label in their order: colour and marker by its number, dashes by its claim.
 
-    Methods that yield a classifier are thin with crosses, those that use public data have stars, one without epsilon is a level.
+    Methods that yield a classifier are thin with crosses, those that use public data have stars, one without epsilon is a level. Points
+    that are not ``joined`` have no lines.
     """
     names, found = named(facts), {}
     for position, (label, own) in enumerate(facts.groupby("label", sort=False)):
@@ -84,16 +87,16 @@ def looks(facts: pd.DataFrame, *, joined: bool = True) -> dict[str, Look]:
         style |= {"marker": "" if level else marker, "markersize": 8 if public else 5.2, "linestyle": _DASHES.get(word, "-")}
         style |= {"linestyle": (0, (6, 2, 1, 2))} if level else {}
         style |= {"markerfacecolor": PAPER} if word in _DASHES else {}
-        found[str(label)] = Look(names[str(label)], style)
+        found[str(label)] = Look(names[str(label)], style if joined else style | {"linestyle": "none"})
     return found
 
 
-def shades(epsilons: pd.Series[float]) -> dict[str, Look]:
+def shades(epsilons: pd.Series[float], **style: Any) -> dict[str, Look]:
     """A shade for every epsilon, by :func:`epsilon_head`, the darkest for the largest; grey for a method without one."""
     given = sorted(epsilons.dropna().unique())
     colours = matplotlib.colormaps["plasma_r"](np.linspace(1.0, 0.15, max(2, len(given))))[: len(given)][::-1]
     known = {epsilon_head(epsilon): colour for epsilon, colour in zip(given, colours, strict=True)} | {epsilon_head(math.nan): MUTED}
-    return {name: Look(name, {"color": colour, "linewidth": 1.3}) for name, colour in known.items()}
+    return {name: Look(name, {"color": colour, "linewidth": 1.3, **style}) for name, colour in known.items()}
 
 
 def epsilon_axis(epsilons: pd.Series[float]) -> tuple[dict[float, float], dict[float, str]]:
@@ -107,54 +110,39 @@ def epsilon_axis(epsilons: pd.Series[float]) -> tuple[dict[float, float], dict[f
 
 def facet(
     frame: pd.DataFrame,
-    x: str,
-    y: str,
-    panel: str,
-    line: str,
+    names: tuple[str, str, str, str],
     look: Mapping[str, Look],
     *,
     row: str | None = None,
     labels: tuple[str, str | Mapping[str, str]] = ("", ""),
     width: float | None = None,
-    joined: bool = True,
-    square: bool = False,
     ticks: Mapping[float, str] | None = None,
     logarithmic: bool = False,
-    levels: pd.DataFrame | None = None,
     shared: bool = True,
-    widest: int = 4,
-    most: int = 24,
 ) -> Figure:
-    """A grid of panels, a line for every value of ``line``.
+    """A grid of at most :data:`MOST_PANELS` panels, a line for every value of a column.
 
     Args:
         frame: a line a point; ``low`` and ``high`` are the ends of its bar, ``bound`` is where an audit's tick is, each if there is one.
-        x: the column on the x axis; a point without a value is a level across the panel.
-        y: the column on the y axis.
-        panel: the column of titles, a panel each.
-        line: the column whose values are lines.
-        look: by the values of ``line``.
+        names: the columns on the x axis, where a point without a value is a level across the panel, and on the y axis; that of titles, a
+            panel each; and that whose values are lines.
+        look: by the values of that column.
         row: the column whose values are lines of panels of their own, a long one broken; default: all panels are one.
         labels: of the x axis, and of the y axis or of that of each row.
         width: in inches; default: as in the page.
-        joined: whether points are joined.
-        square: whether both axes are alike, with the diagonal.
         ticks: texts of places on the x axis; default: matplotlib's.
         logarithmic: whether the x axis is.
-        levels: a line a reference: the columns of ``row`` and ``panel``, ``name``, ``y``.
         shared: whether all panels have one y axis.
-        widest: how many panels stand beside each other in a page.
-        most: how many panels are drawn.
     """
+    x, y, panel, line = names
     frame = frame.assign(_row=frame[row] if row else "")
     panels: dict[Any, pd.DataFrame] = dict(iter(frame.groupby(["_row", panel], sort=False)))
     rows: dict[Any, list[tuple[Any, Any]]] = {}
-    for key in islice(panels, most):
+    for key in islice(panels, MOST_PANELS):
         rows.setdefault(key[0], []).append(key)
-    columns = min(max(map(len, rows.values())), widest if width is None else max(1, int(width / 2.3)))
+    columns = min(max(map(len, rows.values())), 6 if width is None else max(1, int(width / 2.3)))
     lines = [own[at : at + columns] for own in rows.values() for at in range(0, len(own), columns)]
     used = {name: each for name, each in look.items() if (frame[line] == name).any()}
-    used |= {name: each for name, each in REFERENCES.items() if levels is not None and (levels["name"] == name).any()}
     size = width or max(3.0 * columns, 9.0)
     across = max(1, int(size / 2.6))
     with style():
@@ -168,23 +156,14 @@ def facet(
             for position, (axes, key) in enumerate(zip(cells, own, strict=False)):
                 axes.set_title(key[1], wrap=True)
                 axes.set_xlabel(labels[0] if position >= len(below) else "")
-                if levels is not None:
-                    for name, level in levels[(levels[panel] == key[1]) & (key[0] == (levels[row] if row else ""))][["name", "y"]].values:
-                        axes.axhline(level, **REFERENCES[name].style)
-                _panel(axes, panels[key], (x, y, line), used, joined=joined)
+                _panel(axes, panels[key], (x, y, line), used)
                 if logarithmic:
                     axes.set_xscale("log")
                     axes.xaxis.set_major_formatter("{x:g}")
                     axes.xaxis.set_minor_formatter(NullFormatter())
                 if ticks:
                     axes.set_xticks([*ticks], [*ticks.values()])
-                if square:
-                    axes.axline((0.5, 0.5), slope=1, color=MUTED, linewidth=0.8, linestyle=(0, (1, 2)))
-                    both = frame[[x, y]].to_numpy(float)
-                    axes.set(xlim=(ends := (both.min() - 0.03, both.max() + 0.03)), ylim=ends)
-        handles = [
-            Line2D([], [], **(each.style if joined else {"marker": ".", **each.style, "linestyle": "none"})) for each in used.values()
-        ]
+        handles = [Line2D([], [], **each.style) for each in used.values()]
         # matplotlib drops labels that begin with an underscore, so names come after
         how: dict[str, Any] = {"loc": "outside lower left", "ncols": across, "frameon": False, "fontsize": 8.5, "handlelength": 3.2}
         legend = figure.legend(handles, [*map(str, range(len(handles)))], **how)
@@ -193,7 +172,7 @@ def facet(
     return figure
 
 
-def _panel(axes: Axes, points: pd.DataFrame, names: tuple[str, str, str], look: Mapping[str, Look], *, joined: bool) -> None:
+def _panel(axes: Axes, points: pd.DataFrame, names: tuple[str, str, str], look: Mapping[str, Look]) -> None:
     x, y, line = names
     for name, own in points.groupby(line, sort=False):
         each, level, placed_ = look[str(name)].style, own[own[x].isna()], own.dropna(subset=[x])
@@ -202,7 +181,7 @@ def _panel(axes: Axes, points: pd.DataFrame, names: tuple[str, str, str], look: 
             axes.axhline(at, color=colour, linewidth=each["linewidth"], linestyle=each["linestyle"], zorder=2)
             axes.axhspan(low, high, color=colour, alpha=0.13, linewidth=0, zorder=1) if low == low else None
         if len(placed_):
-            axes.plot(placed_[x], placed_[y], **{"marker": "." if not joined else "", **each, **({} if joined else {"linestyle": "none"})})
+            axes.plot(placed_[x], placed_[y], **each)
         if "low" in placed_ and len(barred := placed_.dropna(subset="low")):
             axes.vlines(barred[x], barred["low"], barred["high"], colour, linewidth=1.2, zorder=2.5)
         if "bound" in placed_ and len(refuted := placed_.dropna(subset="bound")):
@@ -245,11 +224,12 @@ def utility(settings: Settings, measure: str = "balanced_accuracy", width: float
     points["bound"] = np.log10(bound.where(bound > LEAST_BOUND))
     points["row"] = points[["dataset", "scheme", "clients"]].astype(str).agg(" ".join, axis=1)
     panels = points.drop_duplicates(PLACE).set_index(PLACE)[["row", "place"]]
-    known = {name: column for name, column in MEASURES[measure].references if settings.averaged[column].notna().any()}
-    levels = [settings.reference(column).rename("y").to_frame().join(panels).assign(name=name) for name, column in known.items()]
-    how: dict[str, Any] = {"width": width, "ticks": epsilon_axis(points["epsilon_target"])[1]}
-    how |= {"row": "row", "labels": (EPSILON, MEASURES[measure].title), "levels": pd.concat(levels) if levels else None}
-    return facet(points, "at", "mean", "place", "label", looks(settings.facts), **how)
+    for name, column in MEASURES[measure].references:
+        levels = settings.reference(column).rename("mean").to_frame().join(panels, how="inner").assign(label=name)
+        points = pd.concat([points, levels.reset_index()]) if len(levels) else points
+    look = looks(settings.facts) | REFERENCES
+    how: dict[str, Any] = {"ticks": epsilon_axis(points["epsilon_target"])[1], "labels": (EPSILON, MEASURES[measure].title)}
+    return facet(points, ("at", "mean", "place", "label"), look, row="row", width=width, **how)
 
 
 def fidelity(settings: Settings) -> Figure | None:
@@ -258,11 +238,11 @@ def fidelity(settings: Settings) -> Figure | None:
     points = _points(settings, shown)
     if not len(points):
         return None
-    titles = {name: f"{MEASURES[name].short} ({_ideal(MEASURES[name].best)})" for name in shown}
+    titles = {name: f"{name.replace('_', ' ')} ({_ideal(MEASURES[name].best)})" for name in shown}
     points = points.assign(title=points["measure"].map(titles))
     how: dict[str, Any] = {"ticks": epsilon_axis(points["epsilon_target"])[1], "shared": False}
-    how |= {"row": "place", "labels": (EPSILON, {place: place for place in points["place"]}), "widest": len(shown), "most": 3 * len(shown)}
-    return facet(points, "at", "mean", "title", "label", looks(settings.facts), **how)
+    how |= {"row": "place", "labels": (EPSILON, {place: place for place in points["place"]})}
+    return facet(points, ("at", "mean", "title", "label"), looks(settings.facts), **how)
 
 
 def _ideal(best: float | None) -> str:
@@ -283,7 +263,8 @@ def communication(settings: Settings) -> Figure | None:
     points = pd.concat(panels).sort_values("setting", kind="stable")
     points = points.assign(panel=_beside(points["place"], points["budget"]))
     how: dict[str, Any] = {"row": "place", "labels": (COSTS["bytes"], "balanced accuracy")}
-    return facet(points, "cost", "mean", "panel", "label", looks(settings.facts, joined=False), joined=False, logarithmic=True, **how)
+    look = looks(settings.facts, joined=False)
+    return facet(points, ("cost", "mean", "panel", "label"), look, logarithmic=True, **how)
 
 
 def _beside(place: pd.Series[str], words: pd.Series[str]) -> pd.Series[str]:
@@ -305,25 +286,27 @@ def sites(settings: Settings, clients: pd.DataFrame) -> Figure | None:
     dots = rows.astype(dict.fromkeys(names, "float64")).groupby(["setting", "name"])[names].mean().dropna().reset_index()
     points = dots.merge(settings.facts, left_on="setting", right_index=True)
     points = points.assign(panel=_beside(placed(points)[1], points["label"]), budget=points["epsilon_target"].map(epsilon_head))
-    look = shades(points["epsilon_target"])
-    how: dict[str, Any] = {"labels": ("shared", "own"), "joined": False, "square": True, "most": 12}
-    return facet(points, names[0], names[1], "panel", "budget", look, **how)
+    look = shades(points["epsilon_target"], marker=".", linestyle="none")
+    figure = facet(points, (names[0], names[1], "panel", "budget"), look, labels=("shared", "own"))
+    both = points[names].to_numpy()
+    for axes in figure.axes:
+        axes.axline((0.5, 0.5), slope=1, color=MUTED, linewidth=0.8, linestyle=(0, (1, 2)))
+        axes.set(xlim=(ends := (both.min() - 0.03, both.max() + 0.03)), ylim=ends)
+    return figure
 
 
 def over_parameter(results: Sequence[Row], over: str, measure: str, width: float | None = None) -> Figure:
-    """A measure over a scanned parameter, or over what a training costs: ``bytes`` or ``seconds``; a panel a place and epsilon.
-
-    Rounds have no scores: a curve over rounds joins cells that differ in their parameter ``rounds`` alone.
+    """A measure over a scanned parameter, such as ``rounds``, or a training's ``bytes`` or ``seconds``; a panel a place and epsilon.
 
     Raises:
         UserError: no two cells of a method that have the measure differ in it.
     """
     kept = [row for row in results if over in COSTS or over in row.params]
     settings = Settings.of(kept)
-    plain = {row.cell_id: _without(row, [*row.params] if over in COSTS else [over]) for row in kept}
     rows = settings.averaged
     costs = {"bytes": _megabytes(rows), "seconds": rows["train_seconds"]}
-    rows = rows.assign(at=costs[over] if over in COSTS else rows.get(f"params.{over}", math.nan), line=rows["cell_id"].map(plain))
+    scanned = {row.cell_id: _without(row, [*row.params] if over in COSTS else [over]) for row in kept}
+    rows = rows.assign(at=costs[over] if over in COSTS else rows.get(f"params.{over}", math.nan), line=rows["cell_id"].map(scanned))
     by = rows[["setting", "at", "line"]].groupby("setting")
     at = by["at"].mean() if over in COSTS else by["at"].first()
     points = _points(settings, [known_measure(measure)])
@@ -342,7 +325,7 @@ def over_parameter(results: Sequence[Row], over: str, measure: str, width: float
     points = points.assign(panel=_beside(points["place"], points["epsilon_target"].map(epsilon_head)))
     wide = bool(numeric and points["at"].min() > 0 and points["at"].max() >= 10 * points["at"].min())
     how: dict[str, Any] = {"labels": (COSTS.get(over, over), MEASURES[measure].title), "width": width, "ticks": ticks, "logarithmic": wide}
-    return facet(points, "at", "mean", "panel", "label", looks(points), **how)
+    return facet(points, ("at", "mean", "panel", "label"), looks(points), **how)
 
 
 def _without(row: Row, names: Sequence[str]) -> str:
@@ -359,13 +342,10 @@ def inches(width: str) -> float:
     Raises:
         UserError: it is none of these.
     """
-    try:
-        value = WIDTHS[width] if width in WIDTHS else float(width)
-    except ValueError:
-        value = math.nan
-    if not 2 <= value <= 20:
-        raise UserError(f"width {width}", "is not a width", "give column, page, or inches from 2 to 20")
-    return value
+    with suppress(ValueError):
+        if 2 <= (value := WIDTHS.get(width) or float(width)) <= 20:
+            return value
+    raise UserError(f"width {width}", "is not a width", "give column, page, or inches from 2 to 20")
 
 
 def save_figure(figure: Figure, path: Path) -> bytes:

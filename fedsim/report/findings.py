@@ -3,36 +3,26 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import pandas as pd
 
+from fedsim.report.tables import setting_words
 from fedsim.results.stats import PLACE, Settings
-from fedsim.words import setting
 
 LATE = 0.25
 """The last quarter of the rounds is what a run has come to."""
 
 
-@dataclass(frozen=True)
-class Kind:
-    """A known failure.
-
-    Attributes:
-        name: what it is called.
-        where: which settings show it, as pandas' ``query`` has it, by the columns of :func:`seen`.
-        observed: what is seen there, in these columns.
-        meaning: what it means.
-        help: what usually helps.
-    """
+class Kind(NamedTuple):
+    """A known failure: its name, which settings show it as pandas' ``query`` has it, by the columns of :func:`seen`, and what is said."""
 
     name: str
     where: str
     observed: str
     meaning: str
-    help: str
 
 
 KINDS = (
@@ -40,51 +30,48 @@ KINDS = (
         "score falls as noise goes",
         "before > highest + 0.02",
         "balanced accuracy is {highest:.2f} at best, and at least {before:.2f} at a smaller ε",
-        "less noise cannot hurt a method, so the judge or the method's defaults do",
-        "more synthetic rows (evaluation.per_class), a fixed probe_c, more seeds",
+        "Less noise cannot hurt a method, so the judge or the method's defaults do. "
+        "What usually helps: more synthetic rows (evaluation.per_class), a fixed probe_c, more seeds",
     ),
     Kind(
         "training diverged",
         "lost_from >= 0",
         "the loss ({lost}) is not finite from round {lost_from:.0f} on",
-        "a loss is not finite, so nothing was learned from there on",
-        "a smaller learning rate, a larger ε or fewer rounds (less noise a round), a smaller model",
+        "Nothing was learned from there on. "
+        "What usually helps: a smaller learning rate, a larger ε or fewer rounds (less noise a round), a smaller model",
     ),
     # a quarter of the way from chance to the other score, where that is a tenth of the way to no error or more
     Kind(
         "accuracy collapse under noise",
         "noisy and noiseless > chance + 0.1 * (1 - chance) and score < chance + 0.25 * (noiseless - chance)",
         "balanced accuracy {score:.2f}, {noiseless:.2f} without noise (chance {chance:.2f}){noise}",
-        "most of what the method learns without noise is lost with it",
-        "a larger ε, more data; where there are rounds, fewer of them, fewer and larger batches, a smaller model",
+        "Most of what the method learns without noise is lost with it. "
+        "What usually helps: a larger ε, more data; where there are rounds, fewer of them, fewer and larger batches, a smaller model",
     ),
     Kind(
         "accuracy far below the ceiling",
         "noisy and noiseless != noiseless and ceiling > chance + 0.1 * (1 - chance) and score < chance + 0.25 * (ceiling - chance)",
         "balanced accuracy {score:.2f}, the ceiling is {ceiling:.2f} (chance {chance:.2f}){noise}",
-        "no score without noise stands beside it, so the noise may be the cause or not",
-        "ε = .inf in the grid, to see whether it is the noise; if it is not, longer training or another model",
+        "No score without noise stands beside it. "
+        "What usually helps: ε = .inf in the grid, to see whether it is the noise; if not, longer training or another model",
     ),
     Kind(
         "KL collapse",
         "least_kl < 0.05",
         "{least_kl:.2g} nats an example in the last quarter of the rounds",
-        "the decoder ignores z",
-        "a lower beta, longer training",
+        "The decoder ignores z. What usually helps: a lower beta, longer training",
     ),
     Kind(
         "KL explosion",
         "most_kl > 50 and not most_kl <= 10 * first_kl",
         "{most_kl:.3g} nats an example in the last quarter of the rounds, {first_kl:.2g} at first",
-        "the posterior has left the prior that synthesis draws from",
-        "a larger beta, a smaller learning rate, a larger ε or fewer rounds (less noise a round)",
+        "The posterior has left the prior. What usually helps: a larger beta, a smaller learning rate, a larger ε or fewer rounds",
     ),
     Kind(
         "cross-client MMD stays high",
         "mmd > 0.1 and mmd >= 0.5 * most_mmd",
         "squared MMD {mmd:.2f} in the last quarter of the rounds, at most {most_mmd:.2f}",
-        "the clients' generators do not agree, so one neutral code stands for none of them",
-        "synthesis: mixture or client; a larger lipschitz; a smaller code_scale",
+        "The clients' generators disagree. What usually helps: synthesis: mixture or client; a larger lipschitz; a smaller code_scale",
     ),
 )
 """The known failures; one more is one more entry."""
@@ -102,12 +89,7 @@ class Finding:
         """A line for a terminal: how often, where first, and what usually helps."""
         where, observed = self.seen[0]
         often = f" in {len(self.seen)} settings, such as" if len(self.seen) > 1 else ":"
-        return f"{self.kind.name}{often} {where}: {observed}. {self.meaning}"
-
-    @property
-    def meaning(self) -> str:
-        """What it means and what helps, as sentences."""
-        return f"{self.kind.meaning[0].upper()}{self.kind.meaning[1:]}. What usually helps: {self.kind.help}"
+        return f"{self.kind.name}{often} {where}: {observed}. {self.kind.meaning}"
 
 
 def seen(settings: Settings, rounds: pd.DataFrame) -> pd.DataFrame:
@@ -151,12 +133,8 @@ def findings(settings: Settings, rounds: pd.DataFrame) -> list[Finding]:
     lines, found = seen(settings, rounds), []
     for kind in KINDS:
         members: list[dict[Any, Any]] = lines.query(kind.where, engine="python").to_dict("records")
-        said = [(_words(line), kind.observed.format(**line)) for line in members]
+        said = [
+            (setting_words(line, ["label", *PLACE[:1], *PLACE[2:], "epsilon_target"]), kind.observed.format(**line)) for line in members
+        ]
         found += [Finding(kind, said)] if said else []
     return found
-
-
-def _words(line: Mapping[str, Any]) -> str:
-    """Where a setting stands in the grid."""
-    alpha, clients, epsilon = (None if pd.isna(line[name]) else line[name] for name in ("alpha", "clients", "epsilon_target"))
-    return setting(line["label"], line["dataset"], alpha=alpha, clients=clients, epsilon=epsilon)

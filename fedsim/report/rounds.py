@@ -78,5 +78,5 @@ def diagnostics(settings: Settings, rounds: pd.DataFrame) -> Figure | None:
     if not len(points):
         return None
     points = points.assign(budget=points["epsilon_target"].map(epsilon_head))
-    how: dict[str, Any] = {"row": "what", "labels": ("round", shown), "shared": False, "widest": 6, "most": 36}
-    return facet(points, "x", "y", "label", "budget", shades(points["epsilon_target"]), **how)
+    look = shades(points["epsilon_target"])
+    return facet(points, ("x", "y", "label", "budget"), look, row="what", labels=("round", shown), shared=False)

@@ -9,7 +9,6 @@ from dataclasses import dataclass
 from fedsim.evidence.prove import Proof
 from fedsim.privacy.plan import THEOREMS
 from fedsim.privacy.selection import SCORE
-from fedsim.report.tables import latex_text
 from fedsim.results.columns import Row, large_deltas
 from fedsim.words import at_most, number, spelled
 
@@ -60,12 +59,6 @@ class Statement:
         """The statement as plain text."""
         yield self.method
         yield from (f"  {term}: {text}" for term, text in self.parts)
-
-    @property
-    def latex(self) -> str:
-        """The statement as a paragraph and a list of an appendix."""
-        items = "\n".join(rf"\item[{latex_text(term)}] {latex_text(words)}." for term, words in self.parts)
-        return rf"\paragraph{{Privacy of {latex_text(self.method)}}}" f"\n\\begin{{description}}\n{items}\n\\end{{description}}"
 
 
 def unit_words(unit: str) -> str:

@@ -10,7 +10,7 @@ from html import escape
 from typing import Any, Literal
 
 import pandas as pd
-from rich.console import Console, ConsoleOptions, RenderResult
+from rich.console import Console
 from rich.text import Text
 
 from fedsim.errors import UserError, nearest
@@ -47,12 +47,10 @@ _LATEX = str.maketrans(
 
 @dataclass(frozen=True, repr=False)
 class Table(Printed):
-    """A table of texts.
+    """A table of texts, by place, in words, and method.
 
     Attributes:
-        name: a short one without blanks.
-        title: what is the same for all of it.
-        texts: by place, in words, and method.
+        name, title: a short one without blanks; and what is the same for all of it.
         notes: what belongs below.
         numbers: a line a number, for CSV.
         best: which texts are the best of their column and kind; None: none is.
@@ -75,7 +73,7 @@ class Table(Printed):
             return "\n\n".join([f"### {markdown_text(self.title)}", *tables, "\n".join(f"- {markdown_text(note)}" for note in self.notes)])
         if as_ == "html":
             return self.html()
-        shown = self._marked(latex_text, r"\textbf{{{}}}").rename_axis(index=["", ""])
+        shown = self._marked(latex_text, r"\textbf{{{}}}")
         shown = shown.droplevel(0) if shown.index.get_level_values(0).nunique() < 2 else shown
         how: dict[str, Any] = {"hrules": True, "position_float": "centering", "multirow_align": "naive"}
         how |= {"column_format": "l" * shown.index.nlevels + "r" * shown.shape[1], "label": f"tab:{self.name.replace('_', '-')}"}
@@ -84,31 +82,28 @@ class Table(Printed):
         return "% \\usepackage{booktabs}\n" + table.replace(r"\end{table}", f"{notes}\n\\end{{table}}").rstrip("\n")
 
     def html(self) -> str:
-        """A part of a page: a table for every place."""
+        """A part of a page."""
         parts = [f"<h3>{escape(self.title)}</h3>"]
         for place, rows in _blocks(self._marked(escape, "<b>{}</b>")):
-            table = rows.rename_axis(index=None).to_html(escape=False, border=0, classes="results")
+            table = rows.to_html(escape=False, border=0, classes="results")
             parts.append(f'<h4>{place}</h4>\n<div class="scroll">{table}</div>' if place else f'<div class="scroll">{table}</div>')
         return "\n".join([*parts, *(f'<p class="notes">{escape(note)}</p>' for note in self.notes)])
 
-    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
-        """Yield the title, a table for every place, and the notes."""
-        yield Text(self.title, style="bold")
-        for place, rows in _blocks(self.texts):
-            yield Text(f"\n{place}" if place else "", style="bold cyan")
-            yield frame_table("", rows.reset_index())
-        yield Text("\n".join(("", *self.notes, "")), style="dim")
-
     def show(self, console: Console) -> None:
-        """Print it."""
-        console.print(self)
+        """Print the title, a table for every place, and the notes."""
+        console.print(Text(self.title, style="bold"))
+        for place, rows in _blocks(self.texts):
+            console.print(Text(f"\n{place}" if place else "", style="bold cyan"))
+            console.print(frame_table("", rows.reset_index()))
+        console.print(Text("\n".join(("", *self.notes, "")), style="dim"))
 
     def _marked(self, escaped: Callable[[str], str], strong: str) -> pd.DataFrame:
         """The texts with heads, escaped, the best of them strong."""
         marked = self.texts.map(escaped)
         if self.best is not None:
             marked = marked.where(~self.best, marked.map(strong.format))
-        marked.index = marked.index.map(lambda key: tuple(escaped(part) for part in key))
+        levels = [marked.index.get_level_values(level).map(escaped) for level in (0, 1)]
+        marked.index = pd.MultiIndex.from_arrays(levels, names=[None, None])
         return marked.set_axis([escaped(str(name)) for name in marked.columns], axis=1)
 
 
@@ -130,8 +125,7 @@ def markdown_text(text: str) -> str:
 
 def latex_text(text: str) -> str:
     """A text as it is in LaTeX, on one line."""
-    text = " ".join(text.split()).translate(_LATEX)
-    return f"{{}}{text}" if text.startswith(("[", "*")) else text  # which \\\\ before it would take for its own
+    return " ".join(text.split()).translate(_LATEX)
 
 
 def inert(frame: pd.DataFrame) -> pd.DataFrame:
@@ -187,14 +181,16 @@ def placed(facts: pd.DataFrame, more: Sequence[str] = ()) -> tuple[list[str], pd
     """What is the same for all places, in words; and of each line what is not."""
     columns = [*PLACE, *more]
     varied = [name for name in columns if facts[name].nunique(dropna=False) > 1]
-    common = [_words(facts.iloc[0], [name for name in columns if name not in varied])] if len(facts) else []
-    return [word for word in common if word], facts.apply(lambda line: _words(line, varied), axis=1).astype(str)
+    common = [setting_words(facts.iloc[0], [name for name in columns if name not in varied])] if len(facts) else []
+    return [word for word in common if word], facts.apply(lambda line: setting_words(line, varied), axis=1).astype(str)
 
 
-def _words(line: Any, columns: Sequence[str]) -> str:
-    held = {name: line[name] for name in columns if not pd.isna(line[name])}
-    parts = {key: held.get(name) for key, name in (("alpha", "alpha"), ("clients", "clients"), ("epsilon", "epsilon_target"))}
-    return setting(held.get("dataset"), held.get("scheme"), **parts)
+def setting_words(line: Any, columns: Sequence[str]) -> str:
+    """Some columns of a setting, in words."""
+    label, dataset, scheme, alpha, clients, epsilon = (
+        line[name] if name in columns and not pd.isna(line[name]) else None for name in ("label", *PLACE, "epsilon_target")
+    )
+    return setting(label, dataset, scheme, alpha=alpha, clients=clients, epsilon=epsilon)
 
 
 def epsilon_head(epsilon: float) -> str:
@@ -254,27 +250,33 @@ def results_table(settings: Settings, measure: str = "balanced_accuracy", order:
         lines = pd.concat([lines, levels.assign(method=name, kind=_REFERENCE, rank=rank, epsilon_target=math.nan)])
     order_of = {place: i for i, place in enumerate(dict.fromkeys(places))}
     lines = lines.assign(place=lines["where"].map(order_of)).sort_values(["place", "kind", "rank"], kind="stable")
+    if (best := MEASURES[measure].best) is not None:
+        lines["best"] = _best(lines, best, digits)
     numbers = means[[*PLACE, "label", "claim", "epsilon_target", "delta", "unit", "trust", "mean", "half", "n"]].assign(measure=measure)
-    title, notes = " · ".join((MEASURES[measure].title, *common)), tuple(_notes(settings, means, measure))
-    numbers = numbers.rename(columns=_OF_NUMBERS)
-    return Table(measure, title, _wide(lines, "text").fillna(""), notes, numbers, _best(lines, MEASURES[measure].best, digits))
+    return _built(measure, (MEASURES[measure].title, *common), lines, tuple(_notes(settings, means, measure)), numbers)
+
+
+def _built(name: str, title: Sequence[str], lines: pd.DataFrame, notes: Sequence[str], numbers: pd.DataFrame) -> Table:
+    """A table of lines with ``where``, ``method`` and ``text``, whose column is their ``head``, else their epsilon; maybe with ``best``."""
+    heads, best = list(lines["head"].unique()) if "head" in lines else None, None
+    if heads is None:
+        epsilons = lines["epsilon_target"].astype("float64")
+        heads = [epsilon_head(epsilon) for epsilon in sorted(epsilons.unique(), key=lambda e: (math.isnan(e), e))]
+        lines = lines.assign(head=epsilons.map(epsilon_head))
+    lines = lines.drop_duplicates(["where", "method", "head"], keep="last")
+    index = pd.MultiIndex.from_frame(lines[["where", "method"]].drop_duplicates())
+    wide = {
+        part: lines.pivot(index=["where", "method"], columns="head", values=part).reindex(index=index)[heads].rename_axis(columns=None)
+        for part in ("text", "best")
+        if part in lines
+    }
+    best = wide["best"].fillna(False).astype(bool) if "best" in wide else None
+    return Table(name, " · ".join(title), wide["text"].fillna(""), tuple(notes), numbers.rename(columns=_OF_NUMBERS), best)
 
 
 def _seeds(facts: pd.DataFrame) -> int:
     """The most seeds that a mean is of."""
     return int(facts["seeds"].max()) if len(facts) else 0
-
-
-def _wide(lines: pd.DataFrame, values: str) -> pd.DataFrame:
-    """A line a place and method in their order, a column an epsilon."""
-    heads = [
-        epsilon_head(epsilon) for epsilon in sorted(lines["epsilon_target"].astype("float64").unique(), key=lambda e: (math.isnan(e), e))
-    ]
-    keyed = lines.assign(head=lines["epsilon_target"].astype("float64").map(epsilon_head)).drop_duplicates(
-        ["where", "method", "head"], keep="last"
-    )
-    index = pd.MultiIndex.from_frame(keyed[["where", "method"]].drop_duplicates())
-    return keyed.pivot(index=["where", "method"], columns="head", values=values).reindex(index=index)[heads].rename_axis(columns=None)
 
 
 def _value(line: Mapping[Any, Any], digits: int) -> str:
@@ -283,15 +285,12 @@ def _value(line: Mapping[Any, Any], digits: int) -> str:
     return mean_text(line, digits) + (f" (n={line['n']:.0f})" if line["n"] < line["most"] else "")
 
 
-def _best(lines: pd.DataFrame, best: float | None, digits: int) -> pd.DataFrame | None:
+def _best(lines: pd.DataFrame, best: float, digits: int) -> pd.Series[bool]:
     """The best numbers of a place, kind and column, as far as the digits tell, among two or more whose claim holds."""
-    if best is None:
-        return None
     mean = lines["mean"].round(digits).where(lines["holds"].eq(True))
     distance = -mean if best == math.inf else (mean - best).abs().round(digits)
     by = distance.groupby([lines["where"], lines["kind"], lines["epsilon_target"]], dropna=False)
-    least, most = by.transform("min"), by.transform("max")
-    return _wide(lines.assign(best=(distance == least) & (least < most)), "best").fillna(False).astype(bool)
+    return (distance == by.transform("min")) & (by.transform("min") < by.transform("max"))
 
 
 def spread_words(spread: Spread, seeds: int) -> str:
@@ -299,9 +298,7 @@ def spread_words(spread: Spread, seeds: int) -> str:
     if seeds < 2:
         return "one seed, so no interval"
     if spread == "ci95" and seeds == 2:
-        return (
-            "mean over 2 seeds, without an interval, which would be 12.7 times as wide as they are apart: run more, or give `spread` range"
-        )
+        return "mean over 2 seeds, without an interval (12.7 times as wide as they are apart): run more, or give `spread` range"
     beside = {"ci95": "half-width of the Student-t 95 % confidence interval", "sd": "standard deviation", "range": "half the range"}
     return f"mean ± {beside[spread]} over {seeds} seeds"
 
@@ -343,9 +340,8 @@ def difference_table(
         "p: two-sided paired t-test, Holm-corrected for all differences of one place; none where the differences do not vary",
     )
     numbers = first[PLACE].assign(first=first["label"], second=other, epsilon_target=first["epsilon_target"], measure=measure)
-    numbers = numbers.join(found[["mean", "half", "n", "p", "p_holm"]].rename(columns=_OF_NUMBERS))
-    title = " · ".join((f"{MEASURES[measure].title}, paired differences", *common))
-    return Table(f"{measure}-differences", title, _wide(lines, "text").fillna(""), notes, numbers)
+    numbers = numbers.join(found[["mean", "half", "n", "p", "p_holm"]])
+    return _built(f"{measure}-differences", (f"{MEASURES[measure].title}, paired differences", *common), lines, notes, numbers)
 
 
 def chosen_pair(first: str, second: str) -> Compared:
@@ -372,30 +368,22 @@ def tuned_table(settings: Settings) -> Table | None:
     common, places = placed(facts)
     lines = facts.assign(where=places, method=facts["label"], text=chosen.groupby(rows["setting"]).agg("; ".join))
     note = "the number of trainings is not private, and no part of what may be released; an ε that is paid for is of all of them together"
-    title = " · ".join(("Chosen parameters, and how many trainings there were", *common))
-    return Table("chosen", title, _wide(lines, "text").fillna(""), (note,), lines[["where", "method", "epsilon_target", "text"]])
+    title = ("Chosen parameters, and how many trainings there were", *common)
+    return _built("chosen", title, lines, (note,), lines[["where", "method", "epsilon_target", "text"]])
 
 
 def site_table(settings: Settings, clients: pd.DataFrame, digits: int = 3) -> Table | None:
     """Balanced accuracy by site: of clients that were judged one by one on their own test rows, and of sites that took no part.
 
-    Args:
-        settings: of a run.
-        clients: its clients, by ``cell_id``.
-        digits: behind the decimal point.
-
-    Returns:
-        Methods down, sites across; None without sites, or with more than :data:`MOST_SITES`.
+    ``clients`` are those of the run, by ``cell_id``. None without sites, or with more than :data:`MOST_SITES`.
     """
     rows = settings.averaged[["setting", "seed", "cell_id", "unseen", "balanced_accuracy"]]
-    own, title = {"own_balanced_accuracy": "score", "local_only_balanced_accuracy": "alone"}, "on the site's own test rows"
     if len(clients) and clients["cell_id"].isin(rows["cell_id"]).any():
-        scored = rows.drop(columns="balanced_accuracy").merge(clients[["cell_id", "name", *own]].rename(columns=own), on="cell_id")
+        own, title = {"own_balanced_accuracy": "score", "local_only_balanced_accuracy": "alone"}, "on the site's own test rows"
+        scored = rows.merge(clients[["cell_id", "name", *own]].rename(columns=own), on="cell_id")
     else:
-        scored, title = (
-            rows.rename(columns={"unseen": "name", "balanced_accuracy": "score"}).assign(alone=math.nan),
-            "on a site that took no part",
-        )
+        title = "on a site that took no part"
+        scored = rows.rename(columns={"unseen": "name", "balanced_accuracy": "score"}).assign(alone=math.nan)
     scored = scored.astype({"score": "float64", "alone": "float64"}).dropna(subset=["name", "score"])
     if not len(scored) or scored["name"].nunique() > MOST_SITES:
         return None
@@ -408,13 +396,10 @@ def site_table(settings: Settings, clients: pd.DataFrame, digits: int = 3) -> Ta
     whole = keyed.groupby(["where", "method", "seed"], sort=False)["score"].mean().reset_index().assign(name="mean")
     by = pd.concat([keyed, whole]).groupby(["where", "method", "name"], sort=False)["score"]
     numbers = with_ends(by.agg(["mean", "std", "min", "max", "count"]).rename(columns={"count": "n"}).reset_index(), settings.spread)
-    texts = numbers.assign(text=[mean_text(line, digits) for line in numbers.to_dict("records")])
-    index = pd.MultiIndex.from_frame(numbers[["where", "method"]].drop_duplicates())
-    wide = texts.pivot(index=["where", "method"], columns="name", values="text").reindex(index)[[*scored["name"].unique(), "mean"]]
+    lines = numbers.assign(head=numbers["name"], text=[mean_text(line, digits) for line in numbers.to_dict("records")])
     notes = (spread_words(settings.spread, _seeds(facts)), "last column: the mean over the sites, of every seed")
-    numbers = numbers.rename(columns={"name": "site", **_OF_NUMBERS}).drop(columns=["low", "high"])
-    title = " · ".join(("Balanced accuracy by site", title, *common))
-    return Table("sites", title, wide.fillna("").rename_axis(columns=None), notes, numbers)
+    numbers = numbers.rename(columns={"name": "site"}).drop(columns=["low", "high"])
+    return _built("sites", ("Balanced accuracy by site", title, *common), lines, notes, numbers)
 
 
 def measures_of(settings: Settings, *, terminal: bool = False) -> list[str]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from rich import box
 from rich.table import Table
@@ -20,12 +20,9 @@ def frame_table(title: str, frame: pd.DataFrame) -> Table:
     for name in frame.columns:
         table.add_column(Text(str(name)), justify="right" if frame[name].dtype.kind in "iuf" else "left", overflow="fold")
     for record in frame.itertuples(index=False):
-        table.add_row(*(Text(text_of(value)) for value in record))
+        # NaN alone is not equal to itself; what is missing is empty
+        texts = [
+            "" if value is None or value != value else number(value, 4) if isinstance(value, float) else str(value) for value in record
+        ]
+        table.add_row(*map(Text, texts))
     return table
-
-
-def text_of(value: Any) -> str:
-    """A value of a frame; what is missing is empty."""
-    if value is None or value != value:  # NaN alone is not equal to itself
-        return ""
-    return number(value, 4) if isinstance(value, float) else str(value)

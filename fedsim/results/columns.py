@@ -231,17 +231,9 @@ COLUMNS: dict[str, Column] = {
     "unit": Column(Kind.BUDGET, "what the budget protects: `example`, `client`, or a group by its column", "private.unit"),
     "relation": Column(Kind.PRIVACY, "what neighbouring data sets differ in", "private.relation"),
     "trust": Column(Kind.BUDGET, "who may see what: `aggregate`, only the sum over clients; `silo`, every message", "plan.trust"),
-    "scope": Column(
-        Kind.PRIVACY,
-        "`joint`: all that is trained on private data is noised; `shared`, `hypernetwork`: only what is shared is",
-        "plan.scope",
-    ),
+    "scope": Column(Kind.PRIVACY, "what is noised: `joint`: all; `shared`, `hypernetwork`: only what is shared is", "plan.scope"),
     "claim": Column(Kind.PRIVACY, "what epsilon rests on", "own.claim"),
-    "check": Column(
-        Kind.PRIVACY,
-        "how a check of this code, parameters, unit and trust ended: `passed` or `failed`; missing: none says anything",
-        "own.check",
-    ),
+    "check": Column(Kind.PRIVACY, "how a check of this code, parameters, unit and trust ended: `passed` or `failed`", "own.check"),
     "accountant": Column(Kind.PRIVACY, "which accountant computed epsilon", "ledger.accountant"),
     "noise": Column(Kind.PRIVACY, "`seeded` or `secret`", "private.noise"),
     "mechanisms": Column(
@@ -250,54 +242,30 @@ COLUMNS: dict[str, Column] = {
         "sensitivity), `sample_rate` and `count`; with `delta` and `relation` anyone can compute `epsilon_spent` again",
         "ledger.mechanisms",
     ),
-    "tuning": Column(
-        Kind.METHOD, "how some of `params` were chosen, and how many trainings there were; missing: they were given", "own.tuning"
-    ),
+    "tuning": Column(Kind.METHOD, "how some of `params` were chosen, and of how many trainings; missing: they were given", "own.tuning"),
     "selection": Column(
         Kind.PRIVACY,
         "of a tuned row that pays for its search, the mechanisms of its trainings and the noise of their scores, from which anyone can "
         "compute `epsilon_spent`; `mechanisms` are the best training's and its score's",
         "plan.selection",
     ),
-    "noise_at": Column(
-        Kind.PRIVACY, "whether noise is added once to the `sum` over clients or by every one of the `clients`", "ledger.noise_at"
-    ),
+    "noise_at": Column(Kind.PRIVACY, "whether noise is added once, to the `sum`, or by each of the `clients`", "ledger.noise_at"),
     "counted_by": Column(Kind.PROVENANCE, "revision of the accounting code", "ledger.counted_by"),
-    "audit_epsilon_lower": Column(
-        Kind.PRIVACY,
-        "the largest epsilon of the claimed mechanism with other noise that an audit refutes, at 95 %",
-        "audit.epsilon_lower",
-        "float64",
-    ),
+    "audit_epsilon_lower": Column(Kind.PRIVACY, "the largest epsilon that an audit refutes, at 95 %", "audit.epsilon_lower", "float64"),
     "audit_pairs": Column(Kind.PRIVACY, "pairs of trainings of the audit", "audit.pairs", "Int64"),
-    "audit_canary_ratio": Column(
-        Kind.PRIVACY, "what the audit's canary adds to a step, in units of the claimed sensitivity", "audit.canary_ratio", "float64"
-    ),
+    "audit_canary_ratio": Column(Kind.PRIVACY, "what the canary adds to a step over the sensitivity", "audit.canary_ratio", "float64"),
     "audit_params": Column(Kind.PRIVACY, "the parameters that the audit changed to be short, with their values there", "audit.params"),
-    "evaluation": Column(
-        Kind.PLACE, "the keys of the grid's `evaluation` that scores are by; in a frame a column each, `evaluation.KEY`", "own.evaluation"
-    ),
+    "evaluation": Column(Kind.PLACE, "the keys that scores are by; in a frame a column each, `evaluation.KEY`", "own.evaluation"),
     "unseen": Column(Kind.PLACE, "a site that took no part and on whose test rows all scores are", "cell.evaluation.unseen"),
     "tested": Column(Kind.FACT, "which test rows the clients' own scores are from", "judged.tested"),
-    "label_shares": Column(
-        Kind.FACT,
-        "how frequent labels are in `accuracy`; personal scores use the client's. Missing for a classifier",
-        "judged.label_shares",
-    ),
+    "label_shares": Column(Kind.FACT, "how frequent labels are in `accuracy`, a client's in personal scores", "judged.label_shares"),
     **{name: score_column(name) for name in MEASURES},
     "recall_per_class": Column(Kind.FACT, "in the order of the classes; null for a class without test rows", "judged.recalls"),
-    "ceiling_balanced_accuracy": Column(
-        Kind.FACT, "of the best linear probe of the pooled real training rows", "ceiling.balanced_accuracy", "float64"
-    ),
+    "ceiling_balanced_accuracy": Column(Kind.FACT, "of a linear probe of all real training rows", "ceiling.balanced_accuracy", "float64"),
     "ceiling_accuracy": Column(Kind.FACT, "of the same", "ceiling.accuracy", "float64"),
     "local_only_balanced_accuracy": Column(Kind.FACT, "mean over clients of probes of their own rows", "local_only.mean", "float64"),
     "chance": Column(Kind.FACT, "of a guess among all classes", "own.chance", "float64"),
-    "uplink_bytes": Column(
-        Kind.COST,
-        "sent by all clients in all rounds, by the shapes of messages; row counts that weigh updates are left out",
-        "training.uplink_bytes",
-        "Int64",
-    ),
+    "uplink_bytes": Column(Kind.COST, "sent by all clients in all rounds, by the shapes of messages", "training.uplink_bytes", "Int64"),
     "downlink_bytes": Column(Kind.COST, "received by all clients in all rounds", "training.downlink_bytes", "Int64"),
     "parameters": Column(Kind.COST, "how many numbers one client trains", "training.parameters", "Int64"),
     "seconds": Column(Kind.CLOCK, "wall time, training and judging", "own.seconds", "float64"),

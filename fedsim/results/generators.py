@@ -20,10 +20,10 @@ import torch
 from numpy.typing import ArrayLike, NDArray
 from pydantic import BaseModel, BeforeValidator, ConfigDict, PlainSerializer, ValidationError
 
-from fedsim.data.arrays import check_target, read_parquet_manifest, write_npz, write_parquet, write_sidecar
+from fedsim.data.arrays import check_target, write_npz, write_sidecar
 from fedsim.errors import UserError
 from fedsim.evaluation.judge import synthesise
-from fedsim.files import replaced, unread
+from fedsim.files import replaced
 from fedsim.grid.models import Cell
 from fedsim.json_lines import decode, dump, encode, reasons
 from fedsim.methods.messages import Task, Tensors
@@ -31,25 +31,21 @@ from fedsim.methods.products import Generator, is_classifier, is_personal, own
 from fedsim.plugins.claims import may_leave
 from fedsim.plugins.registry import check_installed, lookup
 from fedsim.privacy.plan import PrivacyPlan
-from fedsim.results.columns import Row, large_deltas
+from fedsim.results.columns import Row
 from fedsim.results.lines import keep_state, read_state
 from fedsim.results.run import read_results
-from fedsim.results.store import RunFolder
+from fedsim.results.store import RESTORE, RunFolder
 from fedsim.seeds import Purpose, Seeds
 from fedsim.training.cohort import build_algorithm
 from fedsim.training.rounds import restored
 
 TENSORS = ".safetensors"
-MOST_NAMED = 4
-"""Generators that an error names: a line that is not shortened has room for them."""
 PUBLIC_COLUMNS = (
     *("status", "source", "algorithm", "label", "params", "yields", "dataset", "public", "public_hash", "public_licence", "clients"),
     *("epsilon_target", "epsilon_spent", "delta", "unit", "relation", "trust", "scope", "claim", "check", "accountant", "noise"),
     *("mechanisms", "tuning", "selection", "noise_at", "counted_by", "chance"),
 )
 """The columns of a row that are no exact function of private data."""
-RELEASE_HINT = "a generator may leave under privacy: {noise: secret}, a finite epsilon, and a claim that is proved, or stated and checked"
-_AGAIN = "run the cell again in a new folder"
 
 
 class GeneratorFacts(BaseModel):
@@ -85,6 +81,14 @@ class GeneratorFacts(BaseModel):
             return f"its status is {row.status}, its claim {row.claim}, its check {row.check or 'none'}"
         return ""
 
+    def check_release(self) -> None:
+        """Raise a UserError where it may not leave under its epsilon."""
+        if self.held_back:
+            hint = (
+                "a generator may leave under privacy: {noise: secret}, a finite epsilon, and a claim that is proved, or stated and checked"
+            )
+            raise UserError(f"cell {self.cell.cell_id}", f"may not be released: {self.held_back}", hint)
+
     @property
     def public(self) -> GeneratorFacts:
         """What leaves a run: with secret noise without any exact function of private data.
@@ -119,11 +123,6 @@ class SavedGenerator:
     generator: Generator
     vouched: bool
     state: Tensors = field(repr=False)
-
-    @property
-    def warnings(self) -> tuple[str, ...]:
-        """What a reader of its budget has to know."""
-        return tuple(large_deltas([self.facts.row]))
 
     def sample(self, labels: ArrayLike, seed: int | None = None) -> NDArray[np.float32]:
         """Synthetic embeddings ``[n, d]`` for labels ``[n]`` in 0 .. C-1.
@@ -166,23 +165,20 @@ class SavedGenerator:
         }
 
     def save(self, out: Path | str, per_class: int = 200, seed: int | None = None) -> dict[str, Any]:
-        """Write the rows of :meth:`synthesise` into an .npz or .parquet file, with their manifest, also as JSON beside it.
+        """Write the rows of :meth:`synthesise` into an .npz file, with their manifest, also as JSON beside it.
 
         Returns:
             The manifest.
 
         Raises:
-            UserError: the file cannot be written, or pyarrow is missing.
+            UserError: the file cannot be written.
         """
         out = Path(out)
-        check_target(out, *((".parquet", read_parquet_manifest) if out.suffix == ".parquet" else ()))
+        check_target(out)
         x, y = self.synthesise(per_class, seed)
         manifest = self.manifest(per_class, seed)
         names = manifest["class_names"]
-        if out.suffix == ".parquet":
-            write_parquet(out, x, y, names or list(map(str, range(self.facts.task.classes))), manifest)
-        else:
-            write_npz(out, {"x": x, "y": y, **({"class_names": np.array(names)} if names else {})}, manifest)
+        write_npz(out, {"x": x, "y": y, **({"class_names": np.array(names)} if names else {})}, manifest)
         write_sidecar(out, manifest)
         return manifest
 
@@ -192,8 +188,7 @@ class SavedGenerator:
         Raises:
             UserError: it may not leave under its epsilon.
         """
-        if self.facts.held_back:
-            raise UserError(f"cell {self.facts.cell.cell_id}", f"may not be released: {self.facts.held_back}", RELEASE_HINT)
+        self.facts.check_release()
         facts = self.facts.public
         path = out / f"{facts.cell.cell_id}.json"
         facts = facts.model_copy(update={"sha256": keep_state(path.with_suffix(TENSORS), self.state)})
@@ -232,15 +227,10 @@ def load_generator(run: Path | str, cell: str | None = None, synthesis: str | No
         params = {**params, "synthesis": synthesis}
     elif synthesis is not None and not (kind == "client" and client.isdigit()):
         raise UserError(option, f"is not one of {facts.cell.label}'s", f"give {', '.join([*ways, 'client:0'])}, or leave it out")
-    try:
-        algorithm = build_algorithm(facts.cell.algorithm, dict(params), facts.task)
-        made, _ = restored(algorithm, state, facts.plan, Seeds(facts.cell.seed))
-        assert not is_classifier(made)
-        generator: Generator = made
-    except UserError:
-        raise
-    except (Exception, SystemExit) as error:  # whatever an algorithm makes of values that it did not make
-        raise UserError(where, f"is no generator of {facts.cell.label} ({type(error).__name__}: {unread(error)})", _AGAIN) from error
+    algorithm = build_algorithm(facts.cell.algorithm, dict(params), facts.task)
+    made, _ = restored(algorithm, state, facts.plan, Seeds(facts.cell.seed))
+    assert not is_classifier(made)
+    generator: Generator = made
     if client:
         if int(client) >= facts.task.clients:
             raise UserError(option, f"there are {facts.task.clients} clients", f"give client:0 .. client:{facts.task.clients - 1}")
@@ -280,7 +270,7 @@ def _read(where: str, text: str | bytes) -> GeneratorFacts:
     try:
         return GeneratorFacts.model_validate_json(text)
     except ValidationError as error:
-        raise UserError(where, f"cannot be read ({'; '.join(reasons(error))})", _AGAIN) from error
+        raise UserError(where, f"cannot be read ({'; '.join(reasons(error))})", RESTORE) from error
 
 
 def _chosen(run: Path, cell: str | None, known: dict[str, str]) -> str:
@@ -290,6 +280,6 @@ def _chosen(run: Path, cell: str | None, known: dict[str, str]) -> str:
         return matching[0]
     if not known:
         raise UserError(str(run), "there are no generators here", "give the folder of a run whose generative cells are finished")
-    ids = ", ".join(f"{id_}{known[id_]}" for id_ in (matching or [*known])[:MOST_NAMED])
+    ids = ", ".join(f"{id_}{known[id_]}" for id_ in (matching or [*known])[:4])
     what = "there are several generators" if matching else f"there is no generator of cell {cell}"
     raise UserError(str(run), f"{what}; some are {ids}", "name one with `cell`")

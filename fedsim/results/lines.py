@@ -15,7 +15,7 @@ from torch import Tensor
 
 from fedsim.errors import UserError
 from fedsim.evaluation.judge import Judgement
-from fedsim.evaluation.references import Ceiling, LocalOnly
+from fedsim.evaluation.scores import Ceiling, LocalOnly
 from fedsim.files import replaced, unread
 from fedsim.grid.models import shown
 from fedsim.json_lines import dump
@@ -25,6 +25,7 @@ from fedsim.plugins.registry import lookup
 from fedsim.privacy.accountant import counted_by
 from fedsim.privacy.plan import PrivacyPlan
 from fedsim.results.columns import Line
+from fedsim.results.store import RESTORE
 from fedsim.training.trial import Outcome, Trial
 from fedsim.words import encodable
 
@@ -138,7 +139,7 @@ def read_state(path: Path, sha256: str) -> Tensors:
             raise ValueError("its SHA-256 is not the one that was noted when it was written")
         state: Tensors = load(content)
     except (OSError, SafetensorError, ValueError, KeyError, TypeError, RuntimeError) as error:
-        raise UserError(str(path), f"is not what was saved ({unread(error)})", "remove it, and train its cell again") from error
+        raise UserError(str(path), f"cannot be read ({unread(error)})", RESTORE) from error
     return state
 
 

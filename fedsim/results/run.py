@@ -14,10 +14,10 @@ from pydantic.dataclasses import dataclass as checked
 
 from fedsim.errors import UserError
 from fedsim.files import replaced
-from fedsim.json_lines import dump, load
+from fedsim.json_lines import dump, load, reasons
 from fedsim.plugins.claims import Check, check_of
 from fedsim.results.columns import Line, Row, row_of
-from fedsim.results.store import ResultStore, RunFolder
+from fedsim.results.store import RESTORE, ResultStore, RunFolder
 
 FORMAT = 3
 """Of a run folder, as its manifest has it; no other is read."""
@@ -74,11 +74,8 @@ class RunResults:
 
     def audit_of(self, training: Line) -> Line | None:
         """The last audit of a training's claim."""
-        return self._audits_of.get(claim_of(training["cell"])) if self.audits else None
-
-    @cached_property
-    def _audits_of(self) -> dict[str, Line]:
-        return {line["claim"]: line for line in self.audits.values()}
+        claim = claim_of(training["cell"])
+        return next((line for line in reversed(list(self.audits.values())) if line["claim"] == claim), None)
 
     def _check_of(self, training: Line) -> Check | None:
         """What checks in the run folder say of a training's code and parameters, of a search of all that it tries."""
@@ -193,8 +190,7 @@ def read_manifest(folder: Path) -> dict[str, Any]:
         _Manifest.model_validate_json(content := path.read_bytes(), strict=True)
         manifest: dict[str, Any] = load(content)
     except (OSError, ValueError) as error:
-        hint = "restore it, or run the grid again in a new folder"
-        raise UserError(str(path), "this is not a manifest that fedsim wrote", hint) from error
+        raise UserError(str(path), f"cannot be read ({'; '.join(reasons(error))})", RESTORE) from error
     if "versions" in manifest and manifest.get("format") != FORMAT:
         what = f"is of fedsim {manifest['versions'].get('fedsim')}, and this version reads run folders from 0.3 on"
         raise UserError(str(folder), what, "read it with the version that wrote it, or run its grid again in a new folder")

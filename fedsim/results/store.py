@@ -14,7 +14,7 @@ from pydantic import BaseModel, create_model
 from fedsim.errors import RunLost, UserError
 from fedsim.files import unread
 from fedsim.json_lines import complete_lines, decode, dump, is_json, load, reasons
-from fedsim.words import is_encodable
+from fedsim.words import encodable
 
 Kind = Literal["trainings", "judgements", "references", "audits", "pairs", "checks", "rounds"]
 _KEYS: dict[Kind, dict[str, Any]] = {
@@ -29,6 +29,8 @@ _KEYS: dict[Kind, dict[str, Any]] = {
     },
     "rounds": {"training_id": str, "round": int},
 }
+RESTORE = "restore it or run the grid again in a new folder"
+"""What helps where a file of a run folder is damaged."""
 KINDS: dict[Kind, type[BaseModel]] = {kind: create_model(kind, **keys) for kind, keys in _KEYS.items()}
 """The kinds of result lines, each a file, and the keys that every line of a kind has; the first one is its key."""
 _WORDS = (b'inf"', b'"nan"')
@@ -81,7 +83,7 @@ class RunFolder:
         if not self.lines("trainings").exists():
             raise UserError(str(self.path), "there are no results here", "give a run folder, such as runs/quickstart")
         if not self.manifest.exists():
-            raise UserError(str(self.manifest), "is not there", "restore it, or run the grid again in a new folder")
+            raise UserError(str(self.manifest), "cannot be read (no such file)", RESTORE)
 
 
 class ResultStore:
@@ -112,8 +114,9 @@ class ResultStore:
             self.folder.path.mkdir(parents=True, exist_ok=True)
             file = self.folder.lock.open("a+")
         except OSError as error:
-            cannot = "be written" if self.folder.path.exists() else "be made a run folder"
-            raise UserError(str(self.folder.path), f"cannot {cannot} ({unread(error)})", "make it writable, or give another one") from error
+            raise UserError(
+                str(self.folder.path), f"cannot be written ({unread(error)})", "make it writable, or give another one"
+            ) from error
         with file:
             self._take(file)
             self._held = file
@@ -136,7 +139,7 @@ class ResultStore:
         Raises:
             UserError: it is not so.
         """
-        if not is_encodable(str(self.folder.path.absolute())):
+        if encodable(path := str(self.folder.path.absolute())) != path:
             raise UserError(ascii(str(self.folder.path.absolute())), "is no path in UTF-8, which Ray and JSON need", "rename it")
         if self._held is None and os.path.isfile(self.folder.lock):
             with suppress(PermissionError), self.folder.lock.open() as file:
@@ -150,15 +153,6 @@ class ResultStore:
             holder = file.read().strip() or "another fedsim"
             raise UserError(str(self.folder.path), f"{holder} is running in this folder", "wait for it or stop it") from error
 
-    @contextmanager
-    def _there(self) -> Iterator[None]:
-        """The lock, of a folder that was not moved or removed meanwhile."""
-        with self.lock():
-            if not self.folder.lock.exists():
-                what, hint = "was moved or removed while fedsim ran in it", "the same command runs what the folder lacks"
-                raise RunLost(str(self.folder.path), what, hint)
-            yield
-
     def append(self, kind: Kind, lines: Iterable[Mapping[str, Any]]) -> None:
         """Add result lines of one kind, in one write that is on disk when this returns, all or none; a line is never changed again.
 
@@ -169,7 +163,7 @@ class ResultStore:
         path, rest = self.folder.lines(kind), memoryview("".join(f"{dump(line)}\n" for line in lines).encode(errors="replace"))
         if not rest:
             return
-        with self._there():
+        with self.lock():
             _mend(path)
             with path.open("ab", buffering=0) as file:
                 before = file.tell()
@@ -194,8 +188,7 @@ class ResultStore:
                 values = load(line)
                 model.model_validate(values, strict=True)
             except ValueError as error:
-                what, hint = "; ".join(reasons(error)), "remove the line; its job runs again, or what it says is lost"
-                raise UserError(f"{path}:{number}", f"this line cannot be read ({what})", hint) from error
+                raise UserError(f"{path}:{number}", f"cannot be read ({'; '.join(reasons(error))})", RESTORE) from error
             yield decode(values) if any(word in line for word in _WORDS) else values
 
     def last(self, kind: Kind) -> dict[str, dict[str, Any]]:
@@ -230,7 +223,7 @@ class ResultStore:
             RunLost: it cannot be written.
         """
         path = self.folder.log(cell_id)
-        with self._there():
+        with self.lock():
             path.parent.mkdir(exist_ok=True)
             with path.open("a", encoding="utf-8", errors="backslashreplace") as file:
                 file.writelines(f"{line}\n" for line in lines)

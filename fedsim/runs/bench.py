@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import importlib
+import os
+import secrets
+import sys
 import tempfile
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
@@ -19,20 +22,19 @@ from rich.console import Console
 from fedsim.errors import UserError
 from fedsim.files import discard
 from fedsim.grid.cells import identity
-from fedsim.grid.models import Grid
 from fedsim.interrupts import INTERRUPTED
 from fedsim.partition.matrix import MOST_PANELS, write_partitions
-from fedsim.plugins.registry import NOTEBOOK, check_installed
+from fedsim.plugins.registry import NOTEBOOK
 from fedsim.privacy.plan import THEOREMS
 from fedsim.results.run import Entry, RunResults, read_manifest, read_results
 from fedsim.results.store import ResultStore
 from fedsim.runs.display import Display
-from fedsim.runs.engine import ClusterLost, InProcess, by_token
 from fedsim.runs.jobs import CellJob, Job, RunContext, audit_of, check_of, checked_facts, references_of
-from fedsim.runs.manifest import grid_of, hardware, write_manifest
+from fedsim.runs.manifest import prepared_again, write_manifest
 from fedsim.runs.plan_view import show_warnings
-from fedsim.runs.prepare import Prepared, label_matrices, prepare, this_machine
+from fedsim.runs.prepare import Prepared, label_matrices
 from fedsim.runs.scheduler import Scheduler
+from fedsim.runs.worker import ClusterLost, InProcess
 from fedsim.training.trial import Trial
 from fedsim.words import counted, print_line
 
@@ -53,8 +55,10 @@ def engine_for(
     in_process = in_process or any(trial.cell.algorithm.startswith(NOTEBOOK) for trial in prepared.trials)
     if address is None and (in_process or prepared.short):
         return replace(prepared, parallel=1), nullcontext(InProcess(prepared.nodes[0], capture=not in_process))
-    if address is None:
-        by_token()
+    if address is None and "ray" not in sys.modules:  # nobody else on this machine may use a cluster of this process's own
+        by_token = os.environ.setdefault("RAY_AUTH_MODE", "token") == "token"
+        if by_token and "RAY_AUTH_TOKEN_PATH" not in os.environ:
+            os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
     from fedsim.runs.ray import RayEngine, local_ray
 
     return prepared, local_ray(prepared.nodes[0]) if address is None else nullcontext(RayEngine())
@@ -70,15 +74,23 @@ def run_bench(
     """
     store, bare = ResultStore(folder), [Entry(t.cell.cell_id, t.cell.training_id, t.cell.label) for t in prepared.trials]
     show_warnings(prepared, console)
-    audits = _audits(prepared)  # before the folder is made
+    audits: Sequence[ClaimAudit] = ()
+    if prepared.grid.audit is not None:  # before the folder is made; late, for what audits compute with takes most of a second to import
+        from fedsim.evidence.audit.audit import audits_of
+
+        audits = audits_of(prepared.grid, prepared.grid.audit, prepared.trials)
     with store.lock():
         lines = read_results(folder)
-        if changed := older_code(prepared.grid, prepared.trials, lines):
-            print_line(console, changed, "yellow")
+        sources = {t.cell.algorithm: t.cell.source for t in prepared.trials if t.cell.training_id not in lines.trainings}
+        trained = [line["cell"] for line in lines.trainings.values()]
+        if older := sum(cell["source"] != sources.get(cell["algorithm"], cell["source"]) for cell in trained):
+            print_line(console, f"left out: {counted(older, 'row')} of older code", "yellow")
         ended = Counter(row.status for row in lines.rows_of(bare) if row.status != "failed" or not retry_failed)
         run = RunContext(prepared, store, Display(console, len(bare), ended))
         jobs = list(missing_jobs(run, audits, lines, retry_failed=retry_failed))
-        sweep(store, prepared.trials, lines)
+        for trial in prepared.trials:  # a checkpoint that a crash left may hold the key of secret noise
+            if lines.trainings.get(trial.cell.training_id, {"error": ""})["error"] is None:
+                discard(store.folder.checkpoint(trial.cell.training_id))
         write_manifest(store.folder, prepared, entries_of(run))
         drawn = [matrix for matrix in label_matrices(prepared) if matrix.seed == prepared.grid.seeds[0]]
         write_partitions(store.folder.partitions, drawn[:MOST_PANELS])
@@ -97,19 +109,8 @@ def run_bench(
         print_line(console, f"and {len(bad) - MOST_SHOWN} more that are not ok; the report lists them", "red")
     if any(row.status == "failed" for row in bad):
         print_line(console, "the same command runs failed cells again" if retry_failed else "run failed cells again with retry_failed")
-    for refused in prepared.refused.values():
-        print_line(console, f"left out: {refused}", "red")
     print_line(console, f"report: {report.page}")
     return 1 if bad or prepared.refused else 0
-
-
-def _audits(prepared: Prepared) -> tuple[ClaimAudit, ...]:
-    if prepared.grid.audit is None:
-        return ()
-    # late, for few grids have audits, and what they compute with takes most of a second to import
-    from fedsim.evidence.audit.audit import audits_of
-
-    return audits_of(prepared.grid, prepared.grid.audit, prepared.trials)
 
 
 def missing_jobs(run: RunContext, audits: Sequence[ClaimAudit], lines: RunResults, *, retry_failed: bool = False) -> Iterator[Job]:
@@ -164,14 +165,6 @@ def _cell_job(run: RunContext, trial: Trial, lines: RunResults, *, retry_failed:
     return CellJob(run, trial)
 
 
-def sweep(store: ResultStore, trials: Iterable[Trial], lines: RunResults) -> None:
-    """Remove the checkpoints of trainings that have ended: one that a crash left may hold the key of secret noise."""
-    for trial in trials:
-        training = lines.trainings.get(trial.cell.training_id)
-        if training is not None and training["error"] is None:
-            discard(store.folder.checkpoint(trial.cell.training_id))
-
-
 def entries_of(run: RunContext) -> list[Entry]:
     """The grid's cells by the keys of their lines."""
     entries = []
@@ -179,15 +172,6 @@ def entries_of(run: RunContext) -> list[Entry]:
         cell, (high, low) = trial.cell, references_of(run, trial)
         entries.append(Entry(cell.cell_id, cell.training_id, cell.label, high.key[-1], low.key[-1]))
     return entries
-
-
-def older_code(grid: Grid, trials: Sequence[Trial], lines: RunResults) -> str | None:
-    """How many trainings are left out because the code of algorithms that run now was another then; None where none is."""
-    sources = {trial.cell.algorithm: trial.cell.source for trial in trials if trial.cell.training_id not in lines.trainings}
-    cells = [line["cell"] for line in lines.trainings.values()]
-    old = [cell["algorithm"] for cell in cells if cell["source"] != sources.get(cell["algorithm"], cell["source"])]
-    names = dict.fromkeys(entry.display for entry in grid.algorithms if entry.name in old)
-    return f"the source of {', '.join(names)} changed: left out: {counted(len(old), 'row')} of the old code" if old else None
 
 
 def _run(run: RunContext, jobs: list[Job], console: Console, engine: AbstractContextManager[Engine]) -> Report:
@@ -212,58 +196,40 @@ def _drawn(folder: Path) -> Report:
     return write_report(folder)
 
 
-def run_again(folder: Path, console: Console, count: int, ids: Sequence[str] = (), *, trust_plugin: bool = False) -> bool:
-    """Run finished cells of a run folder, maybe somebody else's, again and show what differs; whether nothing does, to the last bit.
+def run_again(folder: Path, console: Console, count: int, *, trust_plugin: bool = False) -> bool:
+    """Run finished cells of a run folder, ``count`` drawn at random, again and show what differs; whether nothing does, to the last bit.
 
-    ``count`` cells drawn at random, or those whose ids begin with one of ``ids``. The code of algorithms that the grid names as a file or a
-    module that is not installed only runs with ``trust_plugin``.
+    The code of algorithms that the grid names as a file or a module that is not installed only runs with ``trust_plugin``.
     """
     from fedsim.report.compare import compare  # late, for it takes pandas, which a bench's start does not wait for
 
     store = ResultStore(folder)
-    store.folder.check()
-    manifest = read_manifest(folder)
-    grid, refused = grid_of(manifest, store.folder), {entry["algorithm"] for entry in manifest["refused"]}
-    grid = grid.model_copy(update={"algorithms": tuple(entry for entry in grid.algorithms if entry.display not in refused)})
-    for entry in () if trust_plugin else grid.algorithms:
-        check_installed(entry.name, str(store.folder.manifest))
-    prepared, listed = prepare(grid, [this_machine()]), manifest["cells"]
+    prepared, listed = prepared_again(store.folder, trust_plugin=trust_plugin), read_manifest(folder)["cells"]
     if len(listed) != len(prepared.trials):
         what = f"lists {counted(len(listed), 'cell')}, and its grid makes {len(prepared.trials)} with the code and data of today"
         raise UserError(str(store.folder.manifest), what, "verify it with the code and data that it ran on")
     # by position: with other code a cell has another id
-    trials = {cell["cell_id"]: trial for cell, trial in zip(listed, prepared.trials, strict=True)}
+    cells = {cell["cell_id"]: trial.cell for cell, trial in zip(listed, prepared.trials, strict=True)}
     lines = replace(read_results(folder), audits={}, checks=())  # which are no part of a cell
-    finished = [row for row in lines.rows if row.status != "failed"]
-    known = [row.cell_id for row in finished if row.noise != "secret"]
-    for start in ids:
-        if not any(id_.startswith(start) for id_ in known):
-            raise UserError("cells", f"no cell that can be repeated has the id '{start}'", f"known: {', '.join(known) or 'none'}")
-    if not known:
+    finished = [row for row in lines.rows if row.status != "failed" and row.noise != "secret"]
+    if not finished:
         raise UserError(str(folder), "no finished cell can be repeated", "give a folder with finished cells whose noise is seeded")
-    drawn = np.random.default_rng().choice(known, min(count, len(known)), replace=False).tolist()
-    old = [row for row in finished if row.cell_id in (drawn if not ids else [id_ for id_ in known if id_.startswith(tuple(ids))])]
-    ran = [trials[row.cell_id].cell for row in old]
-    # a cell that was trained once with another is so again, by the first one's training
-    kept = {training: line["state"] for training, line in lines.trainings.items()}
-    equal = {training: first for training, first in prepared.equal.items() if kept.get(training) == kept.get(first)}
-    trained = {id_ for cell in ran for id_ in (cell.training_id, equal.get(cell.training_id))}
-    again = tuple(trial for trial in prepared.trials if trial.cell.training_id in trained)
-    prepared, engine = engine_for(replace(prepared, equal=equal, trials=again))
+    old = [finished[i] for i in np.random.default_rng().permutation(len(finished))[:count]]
+    drawn = [cells[row.cell_id] for row in old]
+    # a cell that is equal to another is trained by the other's training, as it was
+    trained = {id_ for cell in drawn for id_ in (cell.training_id, prepared.equal.get(cell.training_id))}
+    trials = tuple(trial for trial in prepared.trials if trial.cell.training_id in trained)
+    prepared, engine = engine_for(replace(prepared, trials=trials))
     with tempfile.TemporaryDirectory(prefix="fedsim-verify-") as scratch:
-        run = RunContext(prepared, ResultStore(Path(scratch)), Display(console, len(prepared.trials)))
+        run = RunContext(prepared, ResultStore(Path(scratch)), Display(console, len(trials)))
         with engine as running, run.display:
             Scheduler(run, running).run(missing_jobs(run, (), RunResults(run.store.folder)))
         write_manifest(run.store.folder, prepared, entries_of(run))
-        chosen = {cell.cell_id for cell in ran}
-        found = read_results(scratch)
-        new = [row for row in found.rows if row.cell_id in chosen], [each for each in found.rounds() if each["cell_id"] in chosen]
+        found, chosen = read_results(scratch), {cell.cell_id for cell in drawn}
+        new = [row for row in found.rows if row.cell_id in chosen], found.rounds()
     comparison = compare((str(folder), "the cells run again"), (old, lines.rounds()), new)
     comparison.show(console)
     same = comparison.rows_equal and len(comparison.matched) == len(old)
-    for name, value in hardware().items():
-        if not same and manifest["hardware"][name] != value:
-            print_line(console, f"{name}: {manifest['hardware'][name]} → {value}")
     ended = "equal to the last bit in rows and rounds" if same else "they differ"
     print_line(console, f"{len(old)} of {counted(len(finished), 'finished cell')} run again: {ended}")
     return same

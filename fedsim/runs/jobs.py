@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 from fedsim.errors import PluginError
-from fedsim.evaluation.references import Ceiling, LocalOnly
+from fedsim.evaluation.scores import Ceiling, LocalOnly
 from fedsim.files import discard
 from fedsim.grid.cells import identity
 from fedsim.json_lines import dump
@@ -23,7 +23,7 @@ from fedsim.runs.display import Display
 from fedsim.runs.manifest import now, versions
 from fedsim.runs.prepare import Prepared
 from fedsim.runs.worker import Failure, Item, Judged, Need, Progress
-from fedsim.training.state import keep, kept
+from fedsim.training.state import keep
 from fedsim.training.trial import Outcome, Trial
 from fedsim.words import setting
 
@@ -70,7 +70,7 @@ class Job:
         key: differs from that of every other job of a bench.
         name: what it is called in a message.
         asked: gives, with data sets as the engine holds them, the worker's method that does it, and its arguments.
-        done: takes every item that comes of it but a failure, which costs what ``lost`` says.
+        done: takes every item that comes of it but a failure.
         trial: a cell whose algorithm it runs; None: none.
         any_slot: whether it runs on a slot of any shape.
         limited: whether it is ended after the grid's ``cell_timeout``.
@@ -81,7 +81,6 @@ class Job:
     name: str
     asked: Callable[[Put], tuple[Any, ...]]
     done: Callable[[Item], None]
-    lost: str
     trial: Trial | None = None
     any_slot: bool = True
     limited: bool = False
@@ -96,14 +95,10 @@ class Job:
         """The algorithm whose code it runs, where that is not shipped with fedsim; else empty."""
         return "" if self.trial is None or is_shipped(lookup(self.trial.cell.algorithm)) else self.trial.cell.algorithm
 
-    def call(self, put: Put) -> tuple[Any, ...]:
-        """As asked for."""
-        return self.asked(put)
-
     def take(self, item: Item) -> None:
         """Take what the worker yields; a result is written as it comes."""
         if isinstance(item, Failure):
-            self.run.display.note(f"{self.name} failed, {self.lost}; the same command tries again: {item.summary()}")
+            self.run.display.note(f"{self.name} failed; the same command tries again: {item.summary()}")
         else:
             self.done(item)
 
@@ -123,7 +118,7 @@ class CellJob(Job):
     def __init__(self, run: RunContext, trial: Trial, training: Line | None = None, equal: Sequence[_Cell] = ()) -> None:
         self.run, self.trial, self.training = run, trial if training is None else as_trained(trial, training), training
         self.equal, self.key, self.name = list(equal), ("cell", trial.cell.cell_id), f"{trial.cell.label} (cell {trial.cell.cell_id})"
-        self.any_slot, self.limited = training is not None, training is None
+        self.any_slot, self.limited, self.asked = training is not None, training is None, self._ask
 
     @property
     def need(self) -> Need:
@@ -135,13 +130,13 @@ class CellJob(Job):
         """All cells of it, each with the line of its training."""
         return [(self.trial, self.training), *self.equal]
 
-    def call(self, put: Put) -> tuple[Any, ...]:
+    def _ask(self, put: Put) -> tuple[Any, ...]:
         """Train, from the last checkpoint if there is one; or judge by the tensors that the training left."""
         trial, folder, data = self.trial, self.run.store.folder, put(self.trial.data_key)
         if self.training is None:
             self._started("started")
             # in a list the data set stays a reference, for the worker to hand on to its cohort actors
-            return "train", trial, data, [data], kept(self._checkpoint)
+            return "train", trial, data, [data], self._checkpoint.read_bytes() if self._checkpoint.exists() else None
         self._started("judged anew")
         return "judge", trial, read_state(folder.state(trial.cell.training_id), self.training["state"]), data
 
@@ -238,7 +233,7 @@ def references_of(run: RunContext, trial: Trial) -> tuple[Job, Job]:
             if isinstance(item, Ceiling | LocalOnly):
                 run.store.append("references", [reference_line(line, item)])
 
-        return Job(run, (kind, line), f"the {kind} reference", ask, take, "its column stays empty")
+        return Job(run, (kind, line), f"the {kind} reference", ask, take)
 
     return reference("ceiling", common, None), reference("local-only", common | own, partition)
 
@@ -258,7 +253,7 @@ def audit_of(run: RunContext, audit: ClaimAudit) -> Job:
             run.display.note(f"{audit.words}: {outcome.words()}")
             store.append("audits", [audit.line(outcome)])
 
-    return Job(run, ("audit", key), audit.words, ask, take, "its columns stay empty", trial)
+    return Job(run, ("audit", key), audit.words, ask, take, trial)
 
 
 def check_of(run: RunContext, trial: Trial, *, quick: bool) -> Job:
@@ -272,7 +267,7 @@ def check_of(run: RunContext, trial: Trial, *, quick: bool) -> Job:
             run.store.append("checks", item)
 
     key, name = ("check", identity(checked_facts(trial))), f"the check of {cell.label}"
-    return Job(run, key, name, lambda put: ("check", cell, given, quick), take, "claims stay as they are", trial)
+    return Job(run, key, name, lambda put: ("check", cell, given, quick), take, trial)
 
 
 def checked_facts(trial: Trial) -> dict[str, Any]:

@@ -10,7 +10,7 @@ import shlex
 import shutil
 import subprocess
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict
 from datetime import UTC, datetime
 from importlib.metadata import version
@@ -24,10 +24,10 @@ from fedsim.errors import UserError
 from fedsim.files import replaced
 from fedsim.grid.models import Grid
 from fedsim.methods.algorithm import Algorithm
-from fedsim.plugins.registry import lookup
-from fedsim.results.run import FORMAT, Entry
-from fedsim.results.store import RunFolder
-from fedsim.runs.prepare import Prepared
+from fedsim.plugins.registry import check_installed, lookup
+from fedsim.results.run import FORMAT, Entry, read_manifest
+from fedsim.results.store import RESTORE, RunFolder
+from fedsim.runs.prepare import Prepared, prepare, this_machine
 
 RELEASE_WORDS = {
     "seeded": "simulation only: the seed of all noise is in this folder, so nothing in it may be released",
@@ -38,13 +38,21 @@ RELEASE_WORDS = {
 PACKAGES = ("ray", "torch", "opacus", "numpy", "scikit-learn", "scipy")
 
 
-def grid_of(manifest: Mapping[str, Any], folder: RunFolder) -> Grid:
-    """The resolved grid that a run folder's manifest holds."""
+def prepared_again(folder: RunFolder, *, trust_plugin: bool) -> Prepared:
+    """The grid that a run folder's manifest holds, prepared for this machine without the plug-ins that were refused.
+
+    The code of algorithms that it names as a file or a module that is not installed only runs with ``trust_plugin``.
+    """
+    folder.check()
+    manifest = read_manifest(folder.path)
     try:
-        return Grid.model_validate(manifest["grid"])
+        grid, refused = Grid.model_validate(manifest["grid"]), {entry["algorithm"] for entry in manifest["refused"]}
     except (KeyError, ValidationError) as error:
-        what = "is not there, or has no grid that this version reads"
-        raise UserError(str(folder.manifest), what, "restore it, or run the grid again in a new folder") from error
+        raise UserError(str(folder.manifest), "cannot be read (it has no grid of this version)", RESTORE) from error
+    grid = grid.model_copy(update={"algorithms": tuple(entry for entry in grid.algorithms if entry.display not in refused)})
+    for entry in () if trust_plugin else grid.algorithms:
+        check_installed(entry.name, str(folder.manifest))
+    return prepare(grid, [this_machine()])
 
 
 def write_manifest(folder: RunFolder, prepared: Prepared, entries: Sequence[Entry]) -> None:

@@ -15,7 +15,7 @@ from fedsim.data.embeddings import untested
 from fedsim.evaluation.readouts import left_out
 from fedsim.privacy.plan import Release, large_delta
 from fedsim.report.terminal import frame_table
-from fedsim.runs.prepare import Prepared
+from fedsim.runs.prepare import Prepared, label_matrices
 from fedsim.training.trial import Trial
 from fedsim.words import Printed, counted, number, print_line, wide_console
 
@@ -52,7 +52,18 @@ class Plan(Printed):
         """A row a cell: what is known of it before it runs."""
         import pandas as pd
 
-        return pd.DataFrame([_facts(trial) for trial in self.prepared.trials])
+        records = []
+        for trial in self.prepared.trials:
+            cell, plan = trial.cell, trial.plan
+            facts: dict[str, Any] = {"cell": cell.cell_id, "algorithm": cell.label, "data": cell.dataset.display, "α": cell.alpha}
+            facts |= {"clients": cell.clients, "seed": cell.seed, "actors": len(trial.sizes), "claim": plan.claim if plan else "none"}
+            if plan is not None:
+                facts |= {"ε": plan.epsilon_target, "ε reached": plan.epsilon_reached, "δ": plan.delta, "σ": plan.sigma}
+                facts["q"] = ", ".join(number(release.sample_rate) for release in plan.releases)
+                facts["steps"] = ", ".join(str(release.steps) for release in plan.releases)
+                facts |= {"unit": cell.unit_name, "trust": plan.trust, "scope": plan.scope, "accountant": plan.accountant}
+            records.append(facts)
+        return pd.DataFrame(records)
 
     @property
     def noise(self) -> pd.DataFrame:
@@ -82,14 +93,13 @@ class Plan(Printed):
         """A row a client of every partition: its rows of each class. Exact counts, not private."""
         import pandas as pd
 
-        records: dict[Any, dict[str, Any]] = {}
-        for trial in self.prepared.trials:
-            cell, data = trial.cell, self.prepared.data[trial.data_key]
-            place: dict[str, Any] = {"data": data.name, "α": cell.concentration, "clients": cell.clients, "seed": cell.seed}
-            for client, counts in enumerate(trial.partition.label_counts):
-                rows = {"client": client, "rows": int(counts.sum()), **dict(zip(data.names, map(int, counts), strict=True))}
-                records[trial.data_key, trial.partition.fingerprint, client] = place | rows
-        return pd.DataFrame(records.values())
+        records = []
+        for one in label_matrices(self.prepared):
+            place = {"data": one.dataset, "α": one.alpha, "clients": one.clients, "seed": one.seed}
+            for client, counts in zip(one.names, one.counts, strict=True):
+                classes = dict(zip(one.classes, map(int, counts), strict=True))
+                records.append(place | {"client": client, "rows": int(counts.sum()), **classes})
+        return pd.DataFrame(records)
 
     def show(self, console: Console) -> None:
         """Print it."""
@@ -100,23 +110,16 @@ class Plan(Printed):
         spread = self.partitions.groupby(["data", "α", "clients", "seed"], sort=False, dropna=False)["rows"].agg(["min", "median", "max"])
         wide.print(frame_table("partitions: rows a client", spread.reset_index()))
         show_warnings(prepared, console)
-        for line in self._lines():
-            print_line(console, line)
-
-    def _lines(self) -> Iterator[str]:
-        prepared, asked, cells = self.prepared, self.prepared.grid.resources, counted(len(self.prepared.trials), "cell")
         for data in prepared.data.values():
-            yield f"data: {data.name}, {len(data.y_train)} × {data.dim}, {data.x_train.nbytes / 2**20:.1f} MiB once a machine"
-        held = {rows.public.fingerprint: rows.public for rows in prepared.data.values() if rows.public is not None}
-        for key, public in held.items():
-            users = ", ".join(dict.fromkeys(t.cell.label for t in prepared.trials if t.cell.public_hash == key))
-            shape, labels = f"{len(public.x)} × {public.x.shape[1]}", "no labels" if public.y is None else "labelled"
-            yield f"public data: {public.name}, {shape}, {labels}, licence {public.licence or 'not known'}; used by {users or 'none'}"
-        at_most = "" if asked.memory_per_cell is None else f", at most {asked.memory_per_cell / 2**30:.1f} GiB a cell"
-        yield f"{counted(prepared.parallel, 'cell')} at a time, {prepared.need.words}{at_most}"
+            size = f"{data.x_train.nbytes / 2**20:.1f} MiB once a machine"
+            print_line(console, f"data: {data.name}, {len(data.y_train)} × {data.dim}, {size}")
+        need, memory = prepared.need, prepared.grid.resources.memory_per_cell
+        at_most = "" if memory is None else f", at most {memory / 2**30:.1f} GiB a cell"
+        actors = f"actors with {counted(need.cpus, 'CPU')} and {counted(need.gpus, 'GPU')} each"
+        print_line(console, f"{counted(prepared.parallel, 'cell')} at a time, {actors}{at_most}")
         if prepared.repeated:
-            yield f"{prepared.repeated} of {cells} are equal to another by construction, whatever the partition, and are not trained again"
-        yield f"{self._time()}; {cells}; nothing was run"
+            print_line(console, f"{counted(prepared.repeated, 'cell')} equal to another by construction: trained once")
+        print_line(console, f"{self._time()}; nothing was run")
 
     def _time(self) -> str:
         """How long the cells take that are not finished, by those of the same method that ran in the folder."""
@@ -131,19 +134,6 @@ class Plan(Printed):
             return f"time: not known before a cell of {', '.join(unknown)} has run in {self.folder}"
         minutes = sum(fmean(took[name]) for name in left) / self.prepared.parallel / 60
         return f"time: about {minutes:.1f} minutes of training for the {counted(len(left), 'cell')} left"
-
-
-def _facts(trial: Trial) -> dict[str, Any]:
-    """What is known of a cell."""
-    cell, plan = trial.cell, trial.plan
-    facts = {"cell": cell.cell_id, "algorithm": cell.label, "data": cell.dataset.display, "α": cell.alpha, "clients": cell.clients}
-    facts |= {"seed": cell.seed, "actors": len(trial.sizes), "claim": "none"}
-    if plan is None:
-        return facts
-    facts |= {"claim": plan.claim, "ε": plan.epsilon_target, "ε reached": plan.epsilon_reached, "δ": plan.delta, "σ": plan.sigma}
-    facts["q"] = ", ".join(number(release.sample_rate) for release in plan.releases)
-    facts["steps"] = ", ".join(str(release.steps) for release in plan.releases)
-    return facts | {"unit": cell.unit_name, "trust": plan.trust, "scope": plan.scope, "accountant": plan.accountant}
 
 
 def show_warnings(prepared: Prepared, console: Console) -> None:
@@ -206,11 +196,7 @@ def signals(trial: Trial, parts: Parts, release: Release) -> Iterator[tuple[str,
         # the spectral norm of a matrix of independent noise is about twice the root of its size
         norm, of = (2.0, "largest trace, spectral norm") if matrices else (1.0, "radius" if size > 1 else "count")
         title = name.replace("_sums", " means").replace("_second", " second moments").replace("_", " ")
-        yield (
-            title,
-            norm * math.sqrt(size) * std,
-            f"{of} of n = {trial.units:,} in {groups} groups, {size} dimensions",
-        )
+        yield title, norm * math.sqrt(size) * std, f"{of} of n = {trial.units:,} in {groups} groups, {size} dimensions"
     if weights:
         return
     algorithm = cohort.algorithm

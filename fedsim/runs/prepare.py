@@ -11,7 +11,7 @@ import torch
 
 from fedsim.data.embeddings import Embeddings
 from fedsim.errors import PluginError, UserError, at
-from fedsim.evaluation.plans import plans_of
+from fedsim.evaluation.tuning import plans_of
 from fedsim.grid.cells import client_views, expand, grid_place, loaded, partition_of, resolve, task_of, without_unseen
 from fedsim.grid.models import Cell, Grid, shown
 from fedsim.json_lines import dump
@@ -94,7 +94,7 @@ def prepare(grid: Grid, nodes: Sequence[Node], max_parallel: int | None = None, 
     resolved = resolve(grid, keep_going=keep_going)
     need = Need(grid.resources.cpus_per_actor, grid.resources.gpus_per_actor)
     capacity = actors_that_fit(grid, need, nodes)
-    parallel = min(capacity, max_parallel or capacity)
+    parallel = min(capacity, capacity if max_parallel is None else max(1, max_parallel))
     data = without_unseen(grid, loaded(grid))
     cells = expand(resolved, data)
     partitions = partitioned(grid, cells, data)
@@ -130,7 +130,7 @@ def partitioned(grid: Grid, cells: Sequence[Cell], data: Mapping[str, Embeddings
     keys = [(cell.data_key, cell.alpha, cell.clients, cell.seed) for cell in cells]
     for key, cell in zip(keys, cells, strict=True):
         if key not in made:
-            with at(grid_place(grid, cell.dataset, grid.clients.index(cell.clients), cell.evaluation.unseen)):
+            with at(grid_place(grid, grid.clients.index(cell.clients))):
                 made[key] = partition_of(cell, data[cell.data_key])
     return [made[key] for key in keys]
 
@@ -173,7 +173,7 @@ def actors_that_fit(grid: Grid, need: Need, nodes: Sequence[Node]) -> int:
     """How many actors fit on the cluster."""
     if capacity := sum(need.fit(node) for node in nodes):
         return capacity
-    has = ", ".join(sorted({node.words for node in nodes}))
+    has = ", ".join(sorted({f"{counted(node.cpus, 'CPU')} and {counted(node.gpus, 'GPU')}" for node in nodes}))
     without = need.gpus and not any(node.gpus for node in nodes)
     fix = "give gpus_per_actor: 0 and device: auto" if without else "give actors a smaller share"
     what = f"an actor needs {counted(need.cpus, 'CPU')} and {counted(need.gpus, 'GPU')}; no node has them ({has})"

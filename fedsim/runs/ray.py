@@ -51,8 +51,7 @@ from fedsim.errors import RunLost, UserError
 from fedsim.grid.models import Device
 from fedsim.interrupts import INTERRUPTED, interrupts
 from fedsim.methods.messages import Message, Round, Tensors
-from fedsim.runs.engine import ClusterLost, Slot, WorkerLost
-from fedsim.runs.worker import Failure, Item, Need, Node, Process, Worker
+from fedsim.runs.worker import ClusterLost, Failure, Item, Need, Node, Process, Slot, Worker, WorkerLost
 from fedsim.seeds import Seeds
 from fedsim.training.cohort import Cohort, CohortSpec, LocalPool
 from fedsim.training.trial import Trial
@@ -265,7 +264,7 @@ class RayPool(LocalPool):
 
 
 class RayEngine:
-    """The connected Ray cluster; its methods are those of :class:`fedsim.runs.engine.InProcess`.
+    """The connected Ray cluster; its methods are those of :class:`fedsim.runs.worker.InProcess`.
 
     Without its head, or Ray's service on this machine, Ray waits for a minute and then ends the process without a message.
     """

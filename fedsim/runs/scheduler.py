@@ -10,9 +10,8 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from fedsim.grid.models import Device
-from fedsim.runs.engine import ClusterLost, InProcess, Slot, WorkerLost
 from fedsim.runs.jobs import CellJob, Job, RunContext
-from fedsim.runs.worker import Failure, Item, Need
+from fedsim.runs.worker import ClusterLost, Failure, InProcess, Item, Need, Slot, WorkerLost
 from fedsim.training.trial import Outcome
 
 if TYPE_CHECKING:
@@ -137,7 +136,7 @@ class Scheduler:
                 slot = self.slots.take(job.need, any_slot=job.any_slot, plug_in=job.plug_in)
                 if slot is not None:
                     del self.queue[at]
-                    self.running[self.engine.start(slot, *job.call(self._put))] = Running(job, slot)
+                    self.running[self.engine.start(slot, *job.asked(self._put))] = Running(job, slot)
                 return slot is not None
         if not self.queue:
             self.slots.end_idle()

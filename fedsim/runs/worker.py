@@ -1,4 +1,7 @@
-"""A worker: it trains and judges cells one after another, and computes references and audits, in the process that it is in."""
+"""A worker: it trains and judges cells one after another, and computes references and audits, in the process that it is in.
+
+Also the engine that runs a scheduler's jobs on slots in this process, without Ray; its other form is :class:`fedsim.runs.ray.RayEngine`.
+"""
 
 from __future__ import annotations
 
@@ -22,8 +25,9 @@ from threadpoolctl import threadpool_limits
 
 from fedsim.data.embeddings import Embeddings
 from fedsim.device import CPU, device_of, exact_products
+from fedsim.errors import RunLost
 from fedsim.evaluation.judge import Judgement, judgement_of
-from fedsim.evaluation.references import Ceiling, LocalOnly, ceiling, local_only
+from fedsim.evaluation.scores import Ceiling, LocalOnly, ceiling, local_only
 from fedsim.evaluation.tuning import run_tuned
 from fedsim.grid.models import Cell, Device
 from fedsim.methods.messages import Tensors
@@ -35,7 +39,6 @@ from fedsim.training.cohort import LocalPool
 from fedsim.training.rounds import RoundRecord
 from fedsim.training.state import Checkpoints
 from fedsim.training.trial import MADE_UP_ROWS, Outcome, Trial, local_pool, made_up_cohort, run_trial, train_rehearsed
-from fedsim.words import counted
 
 if TYPE_CHECKING:
     from fedsim.evidence.audit.audit import AuditRun
@@ -55,11 +58,6 @@ class Node(NamedTuple):
     cpus: float
     gpus: float
 
-    @property
-    def words(self) -> str:
-        """In words: ``4 CPUs and 1 GPU``."""
-        return f"{counted(self.cpus, 'CPU')} and {counted(self.gpus, 'GPU')}"
-
 
 class Need(NamedTuple):
     """What a job needs: so many actors at once, each with CPUs, GPUs (a part of one, or a whole number) and bytes at most (0: any)."""
@@ -68,11 +66,6 @@ class Need(NamedTuple):
     gpus: float = 0.0
     memory: float = 0.0
     actors: int = 1
-
-    @property
-    def words(self) -> str:
-        """In words: ``3 actors with 1 CPU and 0.5 GPUs each``."""
-        return f"{counted(self.actors, 'actor')} with {counted(self.cpus, 'CPU')} and {counted(self.gpus, 'GPU')} each"
 
     def fit(self, node: Node) -> int:
         """How many such actors a node holds; a part of a GPU lies on one GPU."""
@@ -91,11 +84,6 @@ class Failure:
     message: str
     traceback: str
     goes_on: bool = False
-
-    @classmethod
-    def of(cls, error: Exception | SystemExit) -> Failure:
-        """Of an exception."""
-        return cls(type(error).__name__, str(error), "".join(traceback.format_exception(error)))
 
     def summary(self) -> str:
         """Type and first line of the message."""
@@ -148,8 +136,11 @@ def check_source(cell: Cell) -> None:
 
 
 def settle(cpus: float, device: torch.device = CPU) -> None:
-    """Make a process ready for training on its share of the machine: so many threads, and memory that is kept for the next step."""
-    reset_torch()
+    """Make a process ready for training on its share of the machine: torch's defaults, which plug-ins change, threads and memory."""
+    torch.set_default_dtype(torch.float32)
+    if torch.empty(0).device != CPU:  # torch.get_default_device fails in older versions once the default was taken back
+        torch.set_default_device(None)
+    torch.set_grad_enabled(True)
     if device != CPU:
         exact_products()
     threads = max(1, int(cpus))
@@ -161,14 +152,6 @@ def settle(cpus: float, device: torch.device = CPU) -> None:
     if (mallopt := getattr(ctypes.CDLL(None), "mallopt", None)) is not None:
         mallopt(_M_MMAP_MAX, 0)
         mallopt(_M_TRIM_THRESHOLD, KEPT_MEMORY)
-
-
-def reset_torch() -> None:
-    """Torch's default dtype and device, and gradients, which plug-ins change."""
-    torch.set_default_dtype(torch.float32)
-    if torch.empty(0).device != CPU:  # torch.get_default_device fails in older versions once the default was taken back
-        torch.set_default_device(None)
-    torch.set_grad_enabled(True)
 
 
 def limit_memory(bytes_: float) -> None:
@@ -237,11 +220,11 @@ class Worker(Process):
 
     def failure(self, error: Exception | SystemExit) -> Failure | None:
         """Why a cell failed; memory that it was refused is reported in the grid's words. None: this worker is of no use any more."""
-        failure, memory = Failure.of(error), self.need.memory
-        if memory and (failure.type.endswith("MemoryError") or "can't allocate memory" in failure.message):
-            what = f"an actor of the cell asked for more than its {memory / 1e9:g} GB of memory_per_cell"
-            return replace(failure, type="MemoryError", message=f"{what}: {failure.message}")
-        return failure
+        kind, message, memory = type(error).__name__, str(error), self.need.memory
+        if memory and (kind.endswith("MemoryError") or "can't allocate memory" in message):
+            kind = "MemoryError"
+            message = f"an actor of the cell asked for more than its {memory / 1e9:g} GB of memory_per_cell: {message}"
+        return Failure(kind, message, "".join(traceback.format_exception(error)))
 
     @_job
     def train(self, trial: Trial, data: Embeddings, held: Sequence[Any], checkpoint: bytes | None) -> Iterator[Item]:
@@ -320,3 +303,77 @@ class Worker(Process):
         self.output.seek(0)
         self.output.truncate()
         return text
+
+
+class ClusterLost(RunLost):
+    """The cluster itself is gone, or has no room any more for what is left to do; ``what`` says which."""
+
+    def __init__(self, what: str) -> None:
+        super().__init__("the cluster is lost", what, "the same command goes on")
+
+
+class WorkerLost(Exception):
+    """A worker is of no use any more: its job ended with ``failure``; ``again``: that was no fault of the job."""
+
+    def __init__(self, failure: Failure, *, again: bool) -> None:
+        super().__init__(failure.summary())
+        self.failure, self.again = failure, again
+
+
+@dataclass(eq=False)
+class Slot:
+    """The actors of one job, whose ``worker`` runs it on its and ``others``' shares, held by ``group``.
+
+    ``plug_in``: the algorithm that is not shipped and whose code ran on it; ``stream``: of the job that was started last.
+    """
+
+    need: Need
+    worker: Any
+    others: tuple[Any, ...] = ()
+    group: Any = None
+    plug_in: str = ""
+    stream: Any = None
+
+
+@dataclass
+class InProcess:
+    """Runs each job where it is started from, item by item: breakpoints and profilers work, and nothing is started.
+
+    All of ``node``, this machine, is one slot's; ``capture``: what a cell prints goes to its log.
+    """
+
+    node: Node
+    capture: bool = False
+
+    def put(self, value: Any) -> Any:
+        """A value as jobs are given it: itself; an actor reads it without a copy where it can."""
+        return value
+
+    def nodes(self) -> tuple[Node, ...]:
+        """What machines there are now."""
+        return (self.node,)
+
+    def open(self, need: Need, device: Device) -> Slot:
+        """A worker in this process, whatever the number of actors; of actors, what is started waits until there is room for all."""
+        return Slot(need, Worker(need, device, capture=self.capture))
+
+    def close(self, slot: Slot) -> None:
+        """The process stays: its settings are reset as before a job, and whatever else a plug-in changed is not."""
+        if slot.stream is not None:
+            slot.stream.close()  # else what is printed still goes to the log of its cell
+        slot.worker.make_ready()
+        torch.set_flush_denormal(False)
+
+    def start(self, slot: Slot, method: str, *args: Any) -> Any:
+        """Start a job, a method of :class:`fedsim.runs.worker.Worker`: its stream, equal to itself alone."""
+        slot.stream = getattr(slot.worker, method)(*args)
+        return slot.stream
+
+    def ready(self, streams: Sequence[Any], timeout: float) -> list[Any]:
+        """Streams whose next item is there or that have ended, none after so many seconds; here the first, which computes when asked."""
+        return list(streams[:1])
+
+    def receive(self, stream: Any) -> Item:
+        """Compute up to the next item of a stream."""
+        item: Item = next(stream)
+        return item

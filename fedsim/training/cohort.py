@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -14,7 +13,6 @@ from numpy.typing import NDArray
 from fedsim.device import CPU, moved, to_device
 from fedsim.methods.algorithm import Algorithm
 from fedsim.methods.clients import Clients
-from fedsim.methods.contract import typed
 from fedsim.methods.messages import Message, PublicRows, Ran, Round, Task, Tensors
 from fedsim.methods.parameters import in_order, load_parameters, local_names
 from fedsim.models.layers import initial_model
@@ -89,9 +87,7 @@ class Cohort:
     def round(self, round_: Round, broadcast: Tensors) -> Message:
         """One round's computation, with the record of what ran."""
         self.clients.ran, self.clients.steps = Ran(), range(round_.stream, round_.stream + round_.release.per_round)
-        at_clients = self.phases[round_.phase].at_clients
-        made = at_clients(self.clients, round_, moved(broadcast, self.clients.device))
-        message = typed(at_clients, made, Message, "a fedsim.methods.messages.Message, as clients.send makes it")
+        message = self.phases[round_.phase].at_clients(self.clients, round_, moved(broadcast, self.clients.device))
         self.clients.state.update(in_order(self.clients.state))
         received = message.downlink_bytes
         if received is None:
@@ -123,21 +119,8 @@ def parts(values: NDArray[Any], rows: Sequence[NDArray[np.int64]], device: torch
     """
     if device == CPU:
         return tuple(torch.from_numpy(values[own]).clone() for own in rows)
-    whole = held(device, values)
+    whole = to_device(torch.from_numpy(values), device)
     return tuple(whole.index_select(0, to_device(torch.from_numpy(own), device)) for own in rows)
-
-
-_held: deque[tuple[torch.device, NDArray[Any], torch.Tensor]] = deque(maxlen=2)
-"""The last arrays that this process copied to a device, a data set's rows and labels, for further cells of it."""
-
-
-def held(device: torch.device, values: NDArray[Any]) -> torch.Tensor:
-    """The array on ``device``; the same array is copied once."""
-    for where, known, there in _held:
-        if where == device and known is values:
-            return there
-    _held.append((device, values, to_device(torch.from_numpy(values), device)))
-    return _held[-1][2]
 
 
 class LocalPool:

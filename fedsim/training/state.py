@@ -9,14 +9,12 @@ import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
-from safetensors import SafetensorError
 from safetensors.torch import load, save
 from torch import Tensor
 
-from fedsim.device import CPU, bytes_of, moved
-from fedsim.files import replaced, unread
+from fedsim.device import CPU, moved
+from fedsim.files import replaced
 from fedsim.methods.messages import Server, Tensors
 from fedsim.methods.parameters import load_parameters
 
@@ -66,41 +64,8 @@ def released_state(server: Server) -> Tensors:
     return nested("server", own) | nested("codes", copied(server.codes))
 
 
-FACTS = ("round", "ledger", "uplink_bytes", "downlink_bytes", "secret")
-"""The fields of a checkpoint beside its tensors."""
 CHECKPOINT_SECONDS = 30.0
 """Seconds between checkpoints."""
-
-
-def packed(progress: Checkpoint, owner: str) -> bytes:
-    """A checkpoint as one safetensors file with its own hash; private client state is in it, and the root of secret noise."""
-    facts = {name: getattr(progress, name) for name in FACTS}
-    tensors = {name: value.contiguous() for name, value in progress.tensors.items()}
-    return save(tensors, {"progress": json.dumps(facts), "sha256": _digest(owner, facts, tensors)})
-
-
-def unpacked(content: bytes, owner: str) -> Checkpoint | None:
-    """The inverse of :func:`packed`; None, with a warning, if the content is damaged or another cell's."""
-    try:
-        tensors = {name: value.clone() for name, value in load(content).items()}
-        # the header, whose length comes first, holds the facts
-        header = json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")])["__metadata__"]
-        facts = json.loads(header["progress"])
-        if header["sha256"] != _digest(owner, facts, tensors):
-            raise ValueError("its content is not what this cell saved")
-        return Checkpoint(tensors=tensors, **{name: facts[name] for name in FACTS})
-    except (SafetensorError, KeyError, TypeError, ValueError, RecursionError) as error:
-        warnings.warn(f"the checkpoint cannot be used ({unread(error)}); the cell begins again", stacklevel=2)
-        return None
-
-
-def _digest(owner: str, facts: Mapping[str, Any], tensors: Tensors) -> str:
-    """SHA-256 of the cell's id, the facts and every tensor's name, dtype, shape and values."""
-    digest = hashlib.sha256(json.dumps([owner, facts]).encode())
-    for name, value in sorted(tensors.items()):
-        digest.update(f"{name} {value.dtype} {list(value.shape)}".encode())
-        digest.update(bytes_of(value).data)
-    return digest.hexdigest()
 
 
 class Checkpoints:
@@ -123,12 +88,26 @@ class Checkpoints:
             self._last = time.monotonic()
 
     def save(self, progress: Checkpoint) -> None:
-        """Make ``progress`` the last checkpoint."""
-        self.content = packed(progress, self.owner)
+        """Make ``progress`` the last checkpoint; private client state is in its bytes, and the root of secret noise."""
+        facts = {name: value for name, value in vars(progress).items() if name != "tensors"}
+        tensors = {name: value.contiguous() for name, value in progress.tensors.items()}
+        body = save(tensors, {"progress": json.dumps(facts)})
+        self.content = self._digest(body) + body
 
     def load(self) -> Checkpoint | None:
-        """The last checkpoint; None if there is none, or it is damaged or another cell's."""
-        return None if self.content is None else unpacked(self.content, self.owner)
+        """The last checkpoint; None if there is none, and, with a warning, if it is damaged or another cell's."""
+        if self.content is None:
+            return None
+        body = self.content[32:]
+        if self._digest(body) != self.content[:32]:
+            warnings.warn("the checkpoint is not what this cell saved; the cell begins again", stacklevel=2)
+            return None
+        # the header, whose length comes first, holds the facts
+        header = json.loads(body[8 : 8 + int.from_bytes(body[:8], "little")])["__metadata__"]
+        return Checkpoint(tensors={name: value.clone() for name, value in load(body).items()}, **json.loads(header["progress"]))
+
+    def _digest(self, body: bytes) -> bytes:
+        return hashlib.sha256(json.dumps(self.owner).encode() + body).digest()
 
     def unsent(self) -> bytes | None:
         """The last checkpoint if it was saved since the last call."""
@@ -140,11 +119,3 @@ def keep(path: Path, content: bytes) -> None:
     """Write a packed checkpoint, readable by the file's owner only."""
     with replaced(path, 0o600) as part:
         part.write_bytes(content)
-
-
-def kept(path: Path) -> bytes | None:
-    """The content that :func:`keep` wrote; None if it cannot be read."""
-    try:
-        return path.read_bytes()
-    except OSError:
-        return None

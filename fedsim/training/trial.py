@@ -19,7 +19,6 @@ from fedsim.device import CPU
 from fedsim.grid.models import Cell
 from fedsim.methods.algorithm import Algorithm
 from fedsim.methods.messages import Round, Task, Tensors
-from fedsim.methods.products import Product
 from fedsim.models.layers import initial_model
 from fedsim.partition import Partition
 from fedsim.plugins.registry import lookup
@@ -179,15 +178,10 @@ def run_trial(
         unaccounted=ledger.unaccounted(plan, cell.clients) if plan else "",
         uplink_bytes=trained.uplink_bytes,
         downlink_bytes=trained.downlink_bytes,
-        parameters=trained_parameters(algorithm),
+        parameters=sum(p.numel() for p in initial_model(algorithm.build, Seeds(0), (0,)).parameters() if p.requires_grad),
         seconds=time.perf_counter() - started,
         state=trained.state,
     )
-
-
-def trained_parameters(algorithm: Algorithm) -> int:
-    """The number of parameters that one client trains, shared and its own."""
-    return sum(p.numel() for p in initial_model(algorithm.build, Seeds(0), (0,)).parameters() if p.requires_grad)
 
 
 def packing(clients: int, per_actor: int) -> tuple[int, ...]:
@@ -201,9 +195,7 @@ BRIEF_PARAMS = {"sample_rate": 1.0, "client_rate": 1.0, "local_steps": 2}
 """Parameters that are set: no row is left to chance, and it takes a moment."""
 
 
-def made_up_cohort(
-    name: str, params: dict[str, Any], task: Task, plan: PrivacyPlan | None, count: int, device: torch.device = CPU
-) -> Cohort:
+def made_up_cohort(name: str, params: dict[str, Any], task: Task, plan: PrivacyPlan | None, count: int) -> Cohort:
     """All clients, each with ``count`` made-up rows of unit norm, whose algorithm samples everyone; public rows are made up, too.
 
     :data:`BRIEF_PARAMS` replace parameters that allow it; where the unit is a group, two rows are one.
@@ -218,7 +210,7 @@ def made_up_cohort(
     x, y = x / np.linalg.norm(x, axis=1, keepdims=True), np.arange(whole) % task.classes
     rows = tuple(np.arange(client * count, (client + 1) * count) for client in clients)
     groups = tuple(np.arange(count) // 2 for _ in clients) if task.unit == "group" else None
-    return Cohort(CohortSpec(name, params, task, plan, Seeds(0), tuple(clients), rows, groups), x, y, device)
+    return Cohort(CohortSpec(name, params, task, plan, Seeds(0), tuple(clients), rows, groups), x, y)
 
 
 def first_rounds(algorithm: Algorithm, count: int = 1) -> list[Round]:
@@ -226,8 +218,8 @@ def first_rounds(algorithm: Algorithm, count: int = 1) -> list[Round]:
     return [round_ for round_ in algorithm.schedule() if round_.step < count]
 
 
-def train_rehearsed(cohort: Cohort, plan: PrivacyPlan | None) -> Product:
-    """What two rounds of each release make, by :func:`fedsim.training.rounds.train`; on the CPU the contract is tried, too."""
+def train_rehearsed(cohort: Cohort, plan: PrivacyPlan | None) -> None:
+    """Run two rounds of each release, by :func:`fedsim.training.rounds.train`; where there is a plan the contract is tried, too."""
     algorithm: Algorithm = type(cohort.algorithm)(cohort.algorithm.params, cohort.algorithm.task)
-    pool = LocalPool([cohort], algorithm if plan is not None and cohort.clients.device == CPU else None)
-    return to_the_end(train(algorithm, pool, plan, Seeds(0), device=cohort.clients.device, schedule=first_rounds(algorithm, 2)))[1].made
+    pool = LocalPool([cohort], None if plan is None else algorithm)
+    to_the_end(train(algorithm, pool, plan, Seeds(0), schedule=first_rounds(algorithm, 2)))

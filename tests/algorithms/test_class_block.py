@@ -2,10 +2,9 @@
 
 import pytest
 import torch
-from scipy.stats import kstest
 from torch import Tensor
 
-from algorithms.class_block import TUNED, BlockGenerator, SitesGenerator, orthogonal
+from algorithms.class_block import TUNED, BlockGenerator, SitesGenerator
 
 DIM, BLOCK, CLASSES = 6, 4, 3
 
@@ -87,15 +86,3 @@ def test_a_site_s_rows_are_about_its_own_means_and_as_wide_as_it_is() -> None:
     assert torch.allclose(spread @ spread, t["site_covariances"][1], atol=1e-4)
     assert torch.allclose(torch.cov(inside.T), (spread @ drawn @ spread).double(), atol=0.06 * float(drawn.norm()))
     assert torch.allclose(torch.cov(torch.cat([inside, outside], 1).T)[:BLOCK, BLOCK:], torch.zeros(BLOCK, DIM).double(), atol=0.1)
-
-
-@pytest.mark.parametrize(("rows", "dim"), [(1, 3), (3, 5), (5, 5), (9, 5)])
-def test_each_of_the_rows_that_are_made_orthogonal_is_standard_normal_and_as_long_as_it_was(rows: int, dim: int) -> None:
-    stream = torch.Generator().manual_seed(rows)
-    drawn = [torch.randn(rows, dim, generator=stream) for _ in range(2000)]
-    made = [orthogonal(each) for each in drawn]
-    torch.testing.assert_close(torch.stack(made).norm(dim=2), torch.stack(drawn).norm(dim=2))
-    for row in {0, rows - 1}:
-        values = torch.stack([each[row] for each in made])
-        assert kstest(values.flatten().numpy(), "norm").pvalue > 0.01
-        assert torch.allclose(torch.cov(values.T), torch.eye(dim), atol=0.15)

@@ -1,6 +1,5 @@
 """The paper's literal form: it trains, a client's whole contribution is clipped, nothing a client keeps leaves it."""
 
-from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -14,7 +13,7 @@ from fedsim.evidence.check.check import guarded
 from fedsim.evidence.check.others import per_example
 from fedsim.evidence.check.sensitivity import sensitivity
 from fedsim.evidence.check.subject import subject
-from fedsim.methods import Batch, Message, Seeds, Task, Unit
+from fedsim.methods import Batch, Seeds, Task, Unit
 from fedsim.methods.parameters import l2_norm
 from fedsim.models.kernel import kernel
 from fedsim.training.cohort import Cohort, CohortSpec, LocalPool
@@ -23,23 +22,12 @@ DIM, CLASSES, CLIENTS = 6, 3, 4
 SMALL = {"form": "paper", "latent": 2, "code": 2, "hyper_hidden": 4, "encoder_hidden": (5,), "decoder_hidden": (5,), "local_steps": 2}
 
 
-def first_round(members: list[int], **params: Any) -> tuple[FedHypeVAE, list[Cohort], list[Message]]:
-    """The first round of cohorts that hold ``members`` clients one after another, from a hypernetwork that is nowhere zero."""
-    given = {**SMALL, "batch_size": 8, **params}
-    algorithm = FedHypeVAE(FedHypeVAE.Params(**given), Task(DIM, CLASSES, CLIENTS, "client"))
-    stream = torch.Generator().manual_seed(0)
-    x, y = torch.randn(40, DIM, generator=stream).numpy(), np.arange(40) % CLASSES
+def started(algorithm: FedHypeVAE, given: dict[str, Any]) -> list[Cohort]:
+    """Cohorts of one client each, before the first round."""
+    x, y = torch.randn(40, DIM, generator=torch.Generator().manual_seed(0)).numpy(), np.arange(40) % CLASSES
     rows = tuple(np.split(np.arange(40), CLIENTS))
-    ends = np.cumsum([0, *members]).tolist()
-    cohorts = [
-        Cohort(CohortSpec("fedhypevae", given, algorithm.task, None, Seeds(0), tuple(range(a, b)), rows[a:b]), x, y)
-        for a, b in pairwise(ends)
-    ]
-    server = algorithm.initial_server(Seeds(0))
-    with torch.no_grad():
-        for parameter in server.model.parameters():
-            parameter.add_(0.3 * torch.randn(parameter.shape, generator=stream))
-    return algorithm, cohorts, LocalPool(cohorts).round(next(algorithm.schedule()), algorithm.broadcast(server))
+    specs = (CohortSpec("fedhypevae", given, algorithm.task, None, Seeds(0), (k,), rows[k : k + 1]) for k in range(CLIENTS))
+    return [Cohort(spec, x, y) for spec in specs]
 
 
 @pytest.mark.parametrize("unit", ["client", "example", "group"])
@@ -68,25 +56,17 @@ def test_no_unit_that_is_tried_changes_a_round_by_more_than_is_claimed(unit: Uni
 
 def test_all_that_a_client_sends_is_clipped_jointly_with_the_change_of_a_released_code() -> None:
     for noised in ("shared", "all"):
-        _, cohorts, messages = first_round([1, 1, 1, 1], clip=1e-3, noised=noised)
-        start = initial_codes()
-        for client, (cohort, message) in enumerate(zip(cohorts, messages, strict=True)):
-            moved = {"code": cohort.clients.model.code.weight.detach()[0] - start[client]} if noised == "all" else {}
-            norm = l2_norm({**message.sums, **moved})
-            assert norm == pytest.approx(1e-3, rel=1e-3)
-
-
-def initial_codes() -> torch.Tensor:
-    """Every client's code before the first round."""
-    return torch.cat([cohort.clients.model.code.weight.detach() for cohort in started()])
-
-
-def started() -> list[Cohort]:
-    """Cohorts of one client each, before the first round."""
-    algorithm = FedHypeVAE(FedHypeVAE.Params(**SMALL), Task(DIM, CLASSES, CLIENTS, "client"))
-    x, y, rows = np.zeros((40, DIM), np.float32), np.arange(40) % CLASSES, tuple(np.split(np.arange(40), CLIENTS))
-    specs = (CohortSpec("fedhypevae", SMALL, algorithm.task, None, Seeds(0), (c,), rows[c : c + 1]) for c in range(CLIENTS))
-    return [Cohort(spec, x, y) for spec in specs]
+        given = {**SMALL, "batch_size": 8, "clip": 1e-3, "noised": noised}
+        algorithm = FedHypeVAE(FedHypeVAE.Params(**given), Task(DIM, CLASSES, CLIENTS, "client"))
+        cohorts, server, stream = started(algorithm, given), algorithm.initial_server(Seeds(0)), torch.Generator().manual_seed(1)
+        with torch.no_grad():
+            for parameter in server.model.parameters():  # a hypernetwork that is nowhere zero
+                parameter.add_(0.3 * torch.randn(parameter.shape, generator=stream))
+        start = [cohort.clients.model.code.weight.detach().clone() for cohort in cohorts]
+        messages = LocalPool(cohorts).round(next(algorithm.schedule()), algorithm.broadcast(server))
+        for before, cohort, message in zip(start, cohorts, messages, strict=True):
+            moved = {"code": cohort.clients.model.code.weight.detach() - before} if noised == "all" else {}
+            assert l2_norm({**message.sums, **moved}) == pytest.approx(1e-3, rel=1e-3)
 
 
 def test_the_batch_mmd_is_that_of_all_pairs_and_mixes_rows() -> None:

@@ -8,13 +8,11 @@ from fedsim.methods import (
     Coordinates,
     Norms,
     OneShot,
-    Purpose,
     Rows,
     Seeds,
     Server,
     Task,
     clipped_statistics,
-    mixture,
     rounded,
     unit_weights,
 )
@@ -59,12 +57,3 @@ def test_without_noise_it_finds_two_planted_components() -> None:
     basis = chart.apart(4.0 * mixed.components.basis.T)
     within = basis.T @ mixed.components.covariance @ basis
     assert within.diagonal().max() < 0.1 * 0.3**2  # the scatter between components is out of the covariance
-
-
-def test_the_m_step_keeps_class_means_and_shrinks_pure_noise_away() -> None:
-    stream = Seeds(0).torch(Purpose.META)
-    std = {name: 20.0 / weight for name, weight in unit_weights(mixture.WEIGHTS).items()}
-    sums, counts = std["component_sums"] * torch.randn(20, 300, generator=stream), torch.full((20, 1), 500.0)
-    found = mixture.maximise(sums, counts, torch.full((10, 2), 0.5), std)
-    assert torch.allclose((found["shares"].unsqueeze(2) * found["offsets"]).sum(1), torch.zeros(10, 300), atol=1e-6)
-    assert found["offsets"].square().mean() < 0.25 * (std["component_sums"] / 500) ** 2

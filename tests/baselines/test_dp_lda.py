@@ -5,8 +5,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from cells import small_cells
-from rows import ran
 from sklearn.discriminant_analysis import LinearDiscriminantAnalysis, QuadraticDiscriminantAnalysis
 from sklearn.naive_bayes import GaussianNB
 
@@ -52,11 +50,3 @@ def test_of_exact_moments_a_head_is_the_textbooks(name: str, known: Any) -> None
     x, y = classes_apart(3000)
     expected = known.fit(x.double().numpy(), y.numpy()).predict_proba(x.double().numpy())
     torch.testing.assert_close(head(name, x, y).probabilities(x).double(), torch.from_numpy(expected), atol=1e-2, rtol=0)
-
-
-def test_what_is_released_is_what_fedhypevae_warm_releases_noise_included() -> None:
-    prepared = small_cells("fedhypevae-warm", "dp-lda", epsilon=4.0)
-    warm, own = (ran(prepared, trial)[0] for trial in prepared.trials)
-    assert warm.state.keys() == own.state.keys()
-    assert all(torch.equal(value, own.state[name]) for name, value in warm.state.items())
-    assert prepared.trials[0].plan == prepared.trials[1].plan

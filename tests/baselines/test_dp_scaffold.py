@@ -15,9 +15,10 @@ EXACT = {"clip": 1e9, "sample_rate": 1.0, "expected_batch": 50.0}
 WEIGHT = "control.head.weight"
 
 
-def trained(rounds: int, cls: str = "dp-scaffold", **params: Any) -> tuple[Server, LocalPool, Any]:
-    entry = quick(cls, **{"rounds": rounds, **EXACT, **params})
-    trial, data, algorithm = one_cell(entry, epsilon=math.inf, alpha=0.1, resources={"clients_per_actor": "all"})
+def trained(**params: Any) -> tuple[Server, LocalPool, Any]:
+    trial, data, algorithm = one_cell(
+        quick("dp-scaffold", **EXACT, **params), epsilon=math.inf, alpha=0.1, resources={"clients_per_actor": "all"}
+    )
     server, pool = algorithm.initial_server(Seeds(0)), local_pool(trial, data)
     phase, *_ = algorithm.phases()
     for round_ in algorithm.schedule():
@@ -39,7 +40,7 @@ def gradients(server: Server, pool: LocalPool, algorithm: Any) -> torch.Tensor:
 
 
 def test_after_one_step_a_clients_control_variate_is_its_gradient_and_the_servers_their_mean() -> None:
-    server, pool, algorithm = trained(1, local_steps=1)
+    server, pool, algorithm = trained(rounds=1, local_steps=1)
     own = pool.cohorts[0].clients.state[WEIGHT]
     torch.testing.assert_close(own, gradients(algorithm.initial_server(Seeds(0)), pool, algorithm), atol=1e-5, rtol=1e-3)
     torch.testing.assert_close(server.tensors[WEIGHT], own.mean(0), atol=1e-6, rtol=1e-3)

@@ -47,29 +47,14 @@ class LabelCountsToldExactly(Tiny):
         return COUNTED[0]
 
 
-class ZerosAlwaysThere(Spelled):
-    """Sound: a tensor of zeros more is given to ``Clients.add_noise`` like all others, and says nothing."""
-
-    units = ("example", "client")
+class LabelsToldByShape(Spelled):
     trusts = ("silo",)
 
     def noised(self, clients: Clients, round_: Round, sums: Tensors) -> Noised:
-        return super().noised(clients, round_, sums | {"zeros": self.zeros(clients)})
-
-    def zeros(self, clients: Clients) -> Tensor:
-        return torch.zeros(1)
+        return super().noised(clients, round_, sums | {"zeros": torch.zeros(len(torch.cat(clients.y).unique()))})
 
     def server_step(self, server: Server, round_: Round, total: Tensors) -> Mapping[str, float]:
         return super().server_step(server, round_, {name: value for name, value in total.items() if name != "zeros"})
-
-
-class LabelsToldByShape(ZerosAlwaysThere):
-    """As many zeros as there are labels."""
-
-    units = ("example",)
-
-    def zeros(self, clients: Clients) -> Tensor:
-        return torch.zeros(len(torch.cat(clients.y).unique()))
 
 
 class ParticipantsToldByName(WeightNoiseCVAE):
@@ -92,8 +77,6 @@ class Unnoised(TinyParams):
 
 
 class StateWithoutNoise(Adapted):
-    """What stays with a client is trained without noise, and (epsilon, delta) is claimed to be proved all the same."""
-
     Params = Unnoised
 
     def claim(self) -> Claim:
@@ -101,31 +84,22 @@ class StateWithoutNoise(Adapted):
 
 
 class RateFromOwnRows(Coded):
-    """A client's learning rate follows the spread of its own rows, which no noise covers; its noised code leaves."""
+    """The last client's learning rate follows the spread of its own rows, which no noise covers; its noised code leaves."""
+
+    units = ("client",)
 
     def client_round(self, clients: Clients, round_: Round, broadcast: Tensors) -> Message:
-        self.rates = self.rates_of(clients)
+        held = zip(clients.members, clients.x, strict=True)
+        self.rates = torch.tensor([1 + float(x.std()) if client == 3 and len(x) else 1.0 for client, x in held])
         return super().client_round(clients, round_, broadcast)
-
-    def rates_of(self, clients: Clients) -> list[float]:
-        return [1 + float(x.std()) if len(x) else 1.0 for x in clients.x]
 
     def _local_step(self, clients: Clients, round_: Round, gradients: Tensors, noise: Mapping[str, float]) -> None:
         before = clients.model["code"].weight.detach().clone()
         super()._local_step(clients, round_, gradients, noise)
         with torch.no_grad():
             step = clients.model["code"].weight - before
-            clients.model["code"].weight.copy_(before + torch.tensor(self.rates)[:, None] * step)
+            clients.model["code"].weight.copy_(before + self.rates[:, None] * step)
         clients.state["average.code.weight"] = clients.model["code"].weight.detach().clone()
-
-
-class RateOfTheLastClient(RateFromOwnRows):
-    """Of one client only."""
-
-    units = ("client",)
-
-    def rates_of(self, clients: Clients) -> list[float]:
-        return [rate if client == 3 else 1.0 for client, rate in zip(clients.members, super().rates_of(clients), strict=True)]
 
 
 class StopsOnOwnLoss(Spelled):
@@ -144,8 +118,6 @@ class StopsOnOwnLoss(Spelled):
 
 
 class RaisesWithoutRows(Tiny):
-    """A client that has no row cannot take part, and the training ends: which shows that it has none."""
-
     def client_round(self, clients: Clients, round_: Round, broadcast: Tensors) -> Message:
         if any(len(x) == 0 for x in clients.x):
             raise ValueError("a client has no row")
@@ -178,8 +150,6 @@ class KeepsPublic(TakenForPublic):
 
 
 class ForgetsPublic(KeepsPublic):
-    """Its generator looks for public rows, which are not there when it is made again."""
-
     def generator(self, server: Server) -> Prototypes:
         rows = self.task.public.rows() if self.task.public is not None else torch.zeros(1, self.task.dim)
         return Prototypes(rows[:1].expand(self.task.classes, -1))

@@ -15,28 +15,13 @@ from fedsim.seeds import Purpose
 
 
 class NoiseReusedBetweenRounds(Spelled):
-    """Every round draws its noise from the stream of round 0."""
-
     trusts = ("silo",)
 
     def noised(self, clients: Clients, round_: Round, sums: Tensors) -> Noised:
         return replace(clients, steps=None).add_noise(round_.release, 0, sums)
 
 
-class NoiseReusedBetweenClients(Spelled):
-    """All clients draw their noise from the stream of client 0."""
-
-    trusts = ("silo",)
-
-    def noised(self, clients: Clients, round_: Round, sums: Tensors) -> Noised:
-        noised = replace(clients, members=(0,) * len(clients.members)).add_noise(round_.release, round_.stream, sums)
-        clients.ran.steps[-1:] = [replace(step, members=clients.members) for step in clients.ran.steps[-1:]]
-        return noised
-
-
 class TakesTheNoiseOff(Tiny):
-    """The server draws the noise once more, by the seed tree that it has, and subtracts it."""
-
     trusts = ("aggregate",)
 
     def server_step(self, server: Server, round_: Round, total: Tensors) -> Mapping[str, float]:
@@ -48,8 +33,6 @@ class TakesTheNoiseOff(Tiny):
 
 
 class Overspends(Spelled):
-    """Two noisy steps a round, where the plan pays for one; the ledger is told of one."""
-
     trusts = ("silo",)
 
     def client_round(self, clients: Clients, round_: Round, broadcast: Tensors) -> Message:
@@ -58,15 +41,11 @@ class Overspends(Spelled):
 
 
 class SamplingNotPoisson(Spelled):
-    """All rows of every client make every batch, where the plan claims a Poisson sample."""
-
     def rows(self, clients: Clients, round_: Round) -> list[Tensor]:
         return [torch.arange(len(x)) for x in clients.x]
 
 
 class SampleReusedBetweenRounds(Spelled):
-    """Every round has the sample of round 0: the plan claims a new one."""
-
     def rows(self, clients: Clients, round_: Round) -> list[Tensor]:
         return clients.poisson(0, round_.release.sample_rate)
 
@@ -76,8 +55,6 @@ class FewTakePart(TinyParams):
 
 
 class EveryoneTakesPart(Spelled):
-    """Every client takes part in every round, where the plan claims that few do."""
-
     Params = FewTakePart
     units = ("client",)
 
@@ -90,8 +67,6 @@ class StrengthParams(TinyParams):
 
 
 class Strength(Tiny):
-    """The bound on what a row adds is too small, by a parameter; at 0 it is right."""
-
     Params = StrengthParams
 
     def sensitivity(self) -> float:

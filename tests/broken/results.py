@@ -1,4 +1,4 @@
-"""A training cannot be repeated, packed, resumed or sent, changes its data, or makes what is no result."""
+"""A training cannot be built, planned, ended, repeated, packed, resumed or sent, changes its data, or makes what is no result."""
 
 from collections.abc import Mapping
 from dataclasses import replace
@@ -6,41 +6,76 @@ from typing import Any
 
 import numpy as np
 import torch
-from broken.tiny import Prototypes, Tiny
-from torch import Tensor
+from broken.tiny import Prototypes, Tiny, TinyParams
+from torch import Tensor, nn
 
 from fedsim.batch import Batch
+from fedsim.errors import UserError
 from fedsim.methods.clients import Clients
 from fedsim.methods.messages import Message, Round, Server, Tensors
 
 
-class Shaken(Tiny):
-    """The server's step is shaken."""
+class CannotBeBuilt(Tiny):
+    def build(self, clients: int) -> nn.Module:
+        return nn.ModuleDict({"prototypes": nn.Linear(self.task.classes, -self.task.dim)})
 
+
+class CannotBePlanned(Tiny):
+    def clip(self) -> float:
+        return 1 / 0
+
+
+class RowsOnly(TinyParams):
+    rows_only: bool = True
+
+
+class ClientIsRefused(Tiny):
+    Params = RowsOnly
+    units = ("example", "client")
+    trusts = ("silo",)
+
+    def check_setting(self) -> None:
+        if self.params.rows_only and self.task.unit == "client":
+            raise UserError("rows_only", "clients have no plan", "leave it out")
+
+
+class AnyUnit(RowsOnly):
+    rows_only: bool = False
+
+
+class ClientMayBeRefused(ClientIsRefused):
+    Params = AnyUnit
+
+
+class Raises(Tiny):
+    def server_step(self, server: Server, round_: Round, total: Tensors) -> Mapping[str, float]:
+        return {"never": 1 / round_.number}
+
+
+class Exits(Raises):
+    def server_step(self, server: Server, round_: Round, total: Tensors) -> Mapping[str, float]:
+        raise SystemExit(0)
+
+
+class Interrupted(Raises):
+    def server_step(self, server: Server, round_: Round, total: Tensors) -> Mapping[str, float]:
+        raise KeyboardInterrupt
+
+
+class GlobalRandomState(Tiny):
     def shake(self) -> Tensor:
-        raise NotImplementedError
+        return torch.randn(self.task.dim)
 
     def server_step(self, server: Server, round_: Round, total: Tensors) -> Mapping[str, float]:
         return super().server_step(server, round_, total | {"prototypes.bias": total["prototypes.bias"] + 1e-3 * self.shake()})
 
 
-class GlobalRandomState(Shaken):
-    """By torch's global generator."""
-
-    def shake(self) -> Tensor:
-        return torch.randn(self.task.dim)
-
-
-class NotDeterministic(Shaken):
-    """By a generator that nobody seeded."""
-
+class NotDeterministic(GlobalRandomState):
     def shake(self) -> Tensor:
         return torch.from_numpy(np.random.default_rng().standard_normal(self.task.dim)).float()
 
 
 class DependsOnPacking(Tiny):
-    """A cohort sends the mean over its clients where the sum belongs."""
-
     trusts = ("aggregate",)
 
     def client_round(self, clients: Clients, round_: Round, broadcast: Tensors) -> Message:
@@ -49,8 +84,6 @@ class DependsOnPacking(Tiny):
 
 
 class ResumeDiffers(Tiny):
-    """The server counts its rounds in an attribute, which no checkpoint holds, and steps by the count."""
-
     rounds_seen = 0
 
     def server_step(self, server: Server, round_: Round, total: Tensors) -> Mapping[str, float]:
@@ -59,8 +92,6 @@ class ResumeDiffers(Tiny):
 
 
 class DataChanged(Tiny):
-    """Large entries of the rows are cut in place."""
-
     def client_round(self, clients: Clients, round_: Round, broadcast: Tensors) -> Message:
         for x in clients.x:
             x.clamp_(max=0.2)
@@ -68,29 +99,21 @@ class DataChanged(Tiny):
 
 
 class Told(float):
-    """A number that knows how it is told."""
-
     def __init__(self, value: float) -> None:
         self.text = lambda: f"{value:g}"
 
 
 class UnserialisableMessage(Tiny):
-    """A diagnostic holds a function, which no actor can send."""
-
     def client_round(self, clients: Clients, round_: Round, broadcast: Tensors) -> Message:
         message = super().client_round(clients, round_, broadcast)
         return replace(message, diagnostics={**message.diagnostics, "clients": [Told(len(clients.members))]})
 
 
 class RowsAreNotFinite(Tiny):
-    """What is learned divides zero by zero: the same in every training, whatever the packing."""
-
     def generator(self, server: Server) -> Prototypes:
         return Prototypes(0 * super().generator(server).rows / 0)
 
 
 class LearnsNothing(Tiny):
-    """Nothing that is released depends on any row, so no pair of neighbours measures anything."""
-
     def distance(self, model: Any, batch: Batch) -> Tensor:
         return 0 * super().distance(model, batch)

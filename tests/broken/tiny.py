@@ -74,8 +74,6 @@ class Coded(Tiny):
 
 
 class Classified(Tiny):
-    """A classifier in place of the generator: the nearest prototype."""
-
     def classifier(self, server: Server) -> Any:
         with torch.no_grad():
             rows = self.decoded(server.model, torch.arange(self.task.classes))

@@ -16,7 +16,7 @@ from fedsim.data.encode import EmbedJob, cached_embeddings, embed
 from fedsim.data.encoder import ImageEncoder, locate, views_of
 from fedsim.data.images import ImageSet, decoded
 from fedsim.data.sources.files import load_image_folder
-from fedsim.data.sources.npz import load_embedding_file
+from fedsim.data.sources.load import load_embedding_file
 from fedsim.errors import UserError
 
 CONSOLE = Console(file=io.StringIO())

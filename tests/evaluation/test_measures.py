@@ -11,7 +11,7 @@ from sklearn.metrics import roc_auc_score
 
 import fedsim
 from fedsim.evaluation.measures import MEASURES, Measure, Predictions, auroc, calibration_error
-from fedsim.evaluation.references import Ceiling, LocalOnly
+from fedsim.evaluation.scores import Ceiling, LocalOnly
 from fedsim.report.report import write_report
 from fedsim.results.columns import COLUMNS, score_column
 

@@ -7,8 +7,8 @@ from cells import quick, small_cells
 from rows import clients, joined, ran
 from sites import SITES, digits_of_sites
 
-from fedsim.evaluation.references import local_only
-from fedsim.partition.seen import own_rows
+from fedsim.evaluation.scores import local_only
+from fedsim.partition.partition import own_rows
 from fedsim.results.columns import Row
 from fedsim.runs.prepare import Prepared
 

@@ -2,8 +2,7 @@ import numpy as np
 import pytest
 
 from fedsim.data.embeddings import Embeddings
-from fedsim.evaluation.references import Ceiling, ceiling, local_only
-from fedsim.evaluation.scores import Scores, probe_predictions, scores_of
+from fedsim.evaluation.scores import Ceiling, Scores, ceiling, local_only, probe_predictions, scores_of
 from fedsim.models.probe import fit_probe, strengths
 from fedsim.partition import PartitionSpec, make_partition
 

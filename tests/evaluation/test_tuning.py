@@ -11,10 +11,7 @@ import pytest
 import torch
 from cells import one_cell, quick, small_cells
 
-from baselines.dp_gaussian import DPGaussian
 from fedsim.data.embeddings import Embeddings
-from fedsim.errors import UserError
-from fedsim.evaluation.plans import plans_of
 from fedsim.evaluation.tuning import HeldOut, held_out, run_tuned
 from fedsim.seeds import Seeds
 from fedsim.training.rounds import RoundRecord
@@ -129,16 +126,6 @@ def test_without_a_budget_scores_have_no_noise() -> None:
         _, outcome = ended(run_tuned(trial, data))
         assert outcome.chosen in trial.candidates
         assert outcome.epsilon_spent in (None, math.inf)
-
-
-@pytest.mark.parametrize("free", [False, True])
-def test_no_search_runs_or_is_planned_where_single_messages_are_seen(free: bool) -> None:
-    with pytest.raises(UserError, match="every training would be seen"):
-        tuned("dp-gaussian", {"radius": [0.5, 1.0]}, trust="silo", tune={"curves": "free"} if free else {})
-    trial, _ = tuned("dp-gaussian", {"radius": [0.5, 1.0]}, tune={"curves": "free"} if free else {})
-    seen = replace(trial.task, trust="silo")
-    with pytest.raises(UserError, match="every training would be seen"):
-        plans_of(DPGaussian, trial.cell.params, trial.cell.tuning, seen, 8.0, 1e-3)
 
 
 def test_a_row_is_predicted_alike_alone_and_among_others_a_last_bit_from_another_class() -> None:

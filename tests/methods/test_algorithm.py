@@ -1,42 +1,20 @@
-"""The plan is solved by fedsim for what a method releases; a method refuses settings, and changes no plan."""
+"""A method refuses settings by its word."""
 
 import math
 from typing import Any
 
 import pytest
-from broken.refused import ClientMayBeRefused
-from broken.tiny import Tiny
+from broken.results import ClientMayBeRefused
 from cells import quick, small_cells
 
 from fedsim.errors import UserError
 from fedsim.methods.algorithm import Algorithm, solved_plan
 from fedsim.methods.messages import Task
-from fedsim.privacy.plan import Trust, Unit, calibrate
+from fedsim.privacy.plan import Trust, Unit
 
 
 def made(cls: type[Algorithm], unit: Unit = "example", trust: Trust = "aggregate", **params: Any) -> Algorithm:
     return cls(cls.Params(**params), Task(8, 3, 4, unit, trust))
-
-
-class Doubled(Tiny):
-    def sensitivity(self) -> float:
-        return 2 * self.clip()
-
-
-def test_what_a_method_says_of_its_releases_is_what_the_plan_is_solved_for() -> None:
-    own = made(Doubled)
-    assert solved_plan(own, 4.0, 1e-4) == calibrate(
-        epsilon=4.0,
-        delta=1e-4,
-        releases=own.releases(),
-        unit="example",
-        trust="aggregate",
-        scope="joint",
-        claim="proved",
-        clip=1.0,
-        sensitivity=2.0,
-    )
-    assert solved_plan(own, None, 1e-4) is None
 
 
 def test_a_method_refuses_a_setting_by_its_word() -> None:
@@ -44,5 +22,5 @@ def test_a_method_refuses_a_setting_by_its_word() -> None:
         solved_plan(made(ClientMayBeRefused, "client", "silo", rows_only=True), math.inf, 1e-4)
     with pytest.raises(UserError, match="unit: does not support 'group'"):
         solved_plan(made(ClientMayBeRefused, "group"), 1.0, 1e-4)
-    (trial,) = small_cells(quick("broken.refused:ClientMayBeRefused"), epsilon=4.0, trust="silo", unit="client").trials
+    (trial,) = small_cells(quick("broken.results:ClientMayBeRefused"), epsilon=4.0, trust="silo", unit="client").trials
     assert trial.plan is not None

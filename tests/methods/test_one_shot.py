@@ -6,7 +6,7 @@ import torch
 from fedsim.methods.messages import Round, Server, Task, Tensors
 from fedsim.methods.one_shot import Statistic, overall_mean, statistic_phase
 from fedsim.privacy.noise import gaussian
-from fedsim.privacy.plan import Trust, calibrate
+from fedsim.privacy.plan import PrivacyPlan, Trust
 from fedsim.seeds import Purpose, Seeds
 
 CLIENTS = 4
@@ -23,17 +23,7 @@ def test_the_noise_has_the_deviation_that_receive_is_given_in_the_units_of_every
 
     statistic = Statistic("both", 1.0, {"large": 1.0, "small": 0.1}, lambda rows, broadcast: {}, receive)
     phase = statistic_phase(statistic, clip, Task(3, 2, CLIENTS, trust=trust), lambda server: {})
-    plan = calibrate(
-        epsilon=2.0,
-        delta=1e-4,
-        releases=(phase.release,),
-        unit="example",
-        trust=trust,
-        scope="joint",
-        claim="proved",
-        clip=clip,
-        sensitivity=clip,
-    )
+    plan = PrivacyPlan(2.0, 1e-4, "example", trust, "joint", "proved", "rdp", 3.0, (phase.release,), clip, clip, 2.0)
     server = Server(torch.nn.Module(), Seeds(0), plan=plan)
     shapes = {"large": (40_000,), "small": (40_000,)}
     draws = [

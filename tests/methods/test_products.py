@@ -3,8 +3,7 @@
 import torch
 
 from fedsim.methods.messages import Diagnostic
-from fedsim.methods.products import is_classifier, is_personal, on_sphere, own
-from fedsim.models.linear import LinearClassifier, LocalClassifiers
+from fedsim.methods.products import is_personal, on_sphere, own
 
 
 class Rows:
@@ -17,16 +16,6 @@ class Rows:
 class OwnRows(Rows):
     def of_client(self, client: int) -> Rows:
         return Rows()
-
-
-def linear(bias: float) -> LinearClassifier:
-    return LinearClassifier(torch.zeros(2, 2), torch.tensor([bias, 0.0]))
-
-
-def test_a_product_predicts_or_generates_and_has_a_version_a_client_or_one_for_all() -> None:
-    made = [Rows(), OwnRows(), linear(0.0), LocalClassifiers([linear(0.0), linear(1.0)])]
-    assert [is_classifier(product) for product in made] == [False, False, True, True]
-    assert [is_personal(product) for product in made] == [False, True, False, True]
 
 
 def test_rows_longer_than_1_come_back_to_the_sphere_and_others_stay() -> None:

@@ -6,7 +6,6 @@ import pytest
 import torch
 from torch import nn
 
-from fedsim.models.cvae import Encoder
 from fedsim.models.hypernetwork import ModulatedDecoder
 from fedsim.models.layers import ClientCode, initial_model
 from fedsim.seeds import Seeds
@@ -14,21 +13,8 @@ from fedsim.seeds import Seeds
 SEEDS = Seeds(3)
 
 
-class Cohort(nn.Module):
-    def __init__(self, clients: int, code: int = 2) -> None:
-        super().__init__()
-        self.encoder = Encoder(6, 3, [5], 2, clients)
-        self.code = ClientCode(clients, code)
-        self.decoder = ModulatedDecoder(2, 3, [64], 6, code)
-
-
-def build(clients: int) -> nn.Module:
-    return Cohort(clients)
-
-
 def test_weights_have_variance_one_over_fan_in_and_heads_and_biases_are_zero():
-    model = initial_model(build, SEEDS, [0])
-    first, last = model.decoder.modulated()
+    first, last = initial_model(lambda clients: ModulatedDecoder(2, 3, [64], 6, 2), SEEDS, [0]).modulated()
     assert float(last.rows.weight.detach().std()) == pytest.approx(1 / math.sqrt(64), rel=0.1)
     assert not first.rows.bias.any()
     assert not first.scale.weight.any()

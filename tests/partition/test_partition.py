@@ -9,7 +9,7 @@ from pydantic import ValidationError
 from fedsim.data.embeddings import Embeddings, unit_norm
 from fedsim.errors import UserError
 from fedsim.partition import PartitionSpec, as_seen, make_partition, schemes
-from fedsim.partition.seen import apply_shift, shift_of
+from fedsim.partition.partition import apply_shift, shift_of
 
 LABELS = np.random.default_rng(0).integers(0, 10, 3_000)
 SITES = {"site": np.random.default_rng(1).choice(["north", "south", "west"], 3_000)}

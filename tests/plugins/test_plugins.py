@@ -111,8 +111,8 @@ def test_a_file_needs_no_package_and_has_one_identity_however_a_grid_names_it(fo
 
 
 INCOMPLETE = {
-    "no_loss": (without("loss"), r"MyMethod lacks loss; define loss\(self, model, batch\): Parts of the loss by name"),
-    "nothing_made": (without("generator"), r"MyMethod lacks generator; define generator\(self, server\): "),
+    "no_loss": (without("loss"), "MyMethod lacks loss; define it"),
+    "nothing_made": (without("generator"), "MyMethod lacks generator; define it"),
     "other_params": (changed("Params = MyMethodParams", "Params = dict"), r"MyMethod has Params = <class 'dict'>; .*algorithm.Params"),
 }
 

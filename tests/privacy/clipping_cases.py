@@ -65,13 +65,6 @@ def linear_many_times(clients: int) -> nn.Module:
     return Calls(loss, layer=nn.Linear(DIM, DIM))
 
 
-def normalised(clients: int) -> nn.Module:
-    def loss(m: Any, b: Batch) -> Tensor:
-        return (m.out(m.norm(b.x)).square() + m.norm(b.draws["eps"]).sum((1, 2))[:, None]).sum(1)
-
-    return Calls(loss, norm=randomised(nn.LayerNorm(DIM)), out=nn.Linear(DIM, 2))
-
-
 def elementwise(clients: int) -> nn.Module:
     """Shift by a vector and by one number, T = 1 and T = 3."""
 
@@ -92,7 +85,7 @@ def per_client(clients: int) -> nn.Module:
     return Calls(loss, encoder=encoder, code=code, out=nn.Linear(4, 2))
 
 
-MODELS: tuple[Callable[[int], nn.Module], ...] = (linear, linear_many_times, normalised, elementwise, per_client)
+MODELS: tuple[Callable[[int], nn.Module], ...] = (linear, linear_many_times, elementwise, per_client)
 
 
 def build(kind: Callable[[int], nn.Module], clients: int = 4) -> nn.Module:

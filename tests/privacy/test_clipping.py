@@ -177,7 +177,7 @@ def hooked() -> nn.Module:
         (holds(Twisted(DIM, 2)), "inner.weight"),
         (holds(nn.utils.parametrizations.weight_norm(nn.Linear(DIM, 2))), "inner"),
         (holds(nn.Bilinear(DIM, 1, 1)), "inner.weight"),
-        (holds(nn.LayerNorm((2, DIM))), "inner.weight"),
+        (holds(nn.LayerNorm(DIM)), "inner.weight"),
         (holds(hooked()), "inner.weight"),
         (holds(nn.BatchNorm1d(DIM)), "inner"),
         (holds(nn.Dropout()), "inner"),

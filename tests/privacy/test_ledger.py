@@ -1,4 +1,3 @@
-import json
 import math
 from dataclasses import replace
 
@@ -96,12 +95,6 @@ def test_anything_else_than_the_plan_is_unaccounted(changed, reason):
 def test_refuses_what_cannot_have_run(what):
     with pytest.raises(ValueError, match="cannot have run"):
         Ledger().record([0], Mechanism(*what))
-
-
-@pytest.mark.parametrize("text", ["{", json.dumps([{"clients": [0]}]), json.dumps(3)])
-def test_refuses_a_text_that_is_no_ledger(text):
-    with pytest.raises(ValueError, match=r".+"):
-        Ledger.from_json(text)
 
 
 def test_the_mechanisms_are_those_of_all_clients_by_release_and_none_if_they_differ():

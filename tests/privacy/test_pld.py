@@ -25,7 +25,8 @@ def test_without_sampling_it_is_the_gaussian_mechanism_in_closed_form_bounded_fr
     mu, composed = math.sqrt(steps) / noise, compose([Mechanism(noise, 1.0, steps)])
     for epsilon in (0.0, 0.1 * mu, mu, 2 * mu):
         exact = gaussian_delta(mu, epsilon)
-        assert exact <= composed.delta(epsilon) <= exact * 1.0005 + 1e-12
+        for curve in (composed.present, composed.absent):
+            assert exact <= curve.delta(epsilon) <= exact * 1.0005 + 1e-12
     exact = norm.cdf(norm.isf(RATES) - mu)
     bounds = composed.false_negatives(RATES)
     assert (bounds <= exact + 1e-12).all()

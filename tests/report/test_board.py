@@ -31,12 +31,8 @@ def test_lines_are_by_data_set_then_epsilon_then_score_and_say_how_they_were_tun
     found = board(*rows).frame
     assert found["method"].tolist() == ["d", "c", "b", "a (heuristic ε)"]
     assert found["tuned"].fillna("-").tolist() == ["-", "-", "for its price", "free, on test rows"]
-
-
-def test_seeds_are_averaged_with_their_standard_deviation_and_share_of_the_ceiling() -> None:
     facts = board(scored("a", 0.4, seed=0), scored("a", 0.6, seed=1)).frame.iloc[0]
     assert (facts["balanced accuracy"], facts["seeds"], facts["sd"]) == (pytest.approx(0.5), 2, pytest.approx(0.02**0.5))
-    assert facts["share of the ceiling"] == pytest.approx(0.625)
 
 
 def test_rows_that_prove_refuses_are_counted_and_named_and_nothing_else() -> None:

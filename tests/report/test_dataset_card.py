@@ -23,7 +23,7 @@ def run(bench: Callable[..., Ran]) -> Path:
 
 @pytest.fixture
 def hub(run: Path, tmp_path: Path) -> Path:
-    write_hub_folder(load_generator(run), tmp_path / "hub", per_class=5, repository="me/digits")
+    write_hub_folder(load_generator(run), tmp_path / "hub", per_class=5)
     return tmp_path / "hub"
 
 
@@ -74,13 +74,3 @@ def test_a_generator_under_seeded_noise_or_a_folder_that_is_not_empty_is_refused
 @pytest.mark.parametrize(("given", "licence"), [("ham10000", "CC BY-NC 4.0"), ({"npz": "a.npz"}, "")])
 def test_the_licence_is_that_of_the_catalogue_or_unknown(given: Any, licence: str) -> None:
     assert DatasetSpec.model_validate(given).terms[0] == licence
-
-
-def test_a_parquet_file_is_replaced_only_if_fedsim_made_it(run: Path, tmp_path: Path) -> None:
-    generator, path = load_generator(run), tmp_path / "rows.parquet"
-    generator.save(path, 2)
-    assert generator.save(path, 3)["per_class"] == 3
-    assert json.loads(path.with_suffix(".json").read_text())["claim"] == "proved"
-    (other := tmp_path / "mine.parquet").write_bytes(b"PAR1")
-    with pytest.raises(UserError, match="is there and was not made by fedsim"):
-        generator.save(other, 2)

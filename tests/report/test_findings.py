@@ -42,14 +42,6 @@ def test_accuracy_collapsed_when_noise_took_most_of_it(noisy: float, expected: l
     assert kinds(pair(noisy, 0.9), make_rounds("1.0")) == expected
 
 
-def test_an_accuracy_collapse_is_told_with_both_scores_and_the_noise() -> None:
-    ((_, setting, observed),) = found_in(pair(0.12, 0.9), make_rounds("1.0", noise_norm=[1.0] * 6 + [11_600.0] * 2))
-    assert setting == "fedhypevae · digits · α = 0.1 · 10 clients · ε = 1"
-    assert observed == "balanced accuracy 0.12, 0.90 without noise (chance 0.10); the noise's norm is 116 times the signal's"
-    ((*_, observed),) = found_in(pair(0.12, 0.9), make_rounds("1.0", noise_norm=[0.0] * 8))
-    assert observed.endswith("(chance 0.10)")
-
-
 def test_without_a_noiseless_score_of_its_method_and_place_the_ceiling_counts_and_noise_is_not_blamed() -> None:
     # 0.1 + 0.25 * (0.953 - 0.1) = 0.313
     others = [{"label": "other"}, {"alpha": 1.0}, {"dataset": "other"}, {"scheme": "shards"}, {"clients": 4}]
@@ -57,17 +49,10 @@ def test_without_a_noiseless_score_of_its_method_and_place_the_ceiling_counts_an
     ((kind, _, observed),) = found_in([make_row(balanced_accuracy=0.31), *without], [])
     assert (kind, observed) == (BELOW_CEILING, "balanced accuracy 0.31, the ceiling is 0.95 (chance 0.10)")
     assert kinds([make_row(balanced_accuracy=0.32)], []) == []
-    assert kinds([make_row(balanced_accuracy=0.1, chance=None)], []) == []
     assert kinds([make_row(epsilon_target=epsilon, balanced_accuracy=0.1) for epsilon in (math.inf, None)], []) == []
     # a ceiling hardly above chance blames nobody: 0.33 + 0.1 * (1 - 0.33) = 0.397
     for ceiling, expected in ((0.396, []), (0.398, [BELOW_CEILING])):
         assert kinds([make_row(balanced_accuracy=0.33, chance=0.33, ceiling_balanced_accuracy=ceiling)], []) == expected
-
-
-def test_accuracy_is_the_mean_over_seeds_that_are_ok() -> None:
-    rows = [make_row(cell_id="o", seed=2, status="overspent", epsilon_spent=9.0, balanced_accuracy=0.9), make_failed(cell_id="f", seed=3)]
-    rows += [make_row(cell_id="a", seed=0, balanced_accuracy=0.1), make_row(cell_id="b", seed=1, balanced_accuracy=0.2)]
-    assert "balanced accuracy 0.15" in found_in(rows, [])[0][2]
 
 
 @pytest.mark.parametrize(("at_8", "expected"), [((0.7, 0.71, 0.72), [FALLS]), ((0.79, 0.81, 0.8), []), ((0.6, 0.8, 0.8), [])])
@@ -82,18 +67,11 @@ def test_a_score_falls_with_epsilon_if_all_its_seeds_say_so(at_8: tuple[float, .
     [
         ("kl", 0.049, [COLLAPSE]),
         ("kl", 0.051, []),
-        ("kl", [2.0] * 6 + [0.01] * 2, [COLLAPSE]),
-        ("kl", [0.0] * 6 + [2.0] * 2, []),
         ("kl", [4.0] * 6 + [51.0] * 2, [EXPLOSION]),
         ("kl", [4.0] * 6 + [49.0] * 2, []),
-        ("kl", [6.0] * 6 + [59.0] * 2, []),
-        ("kl", [4.0] + [500.0] * 5 + [4.0] * 2, []),
         ("kl", [2.0] * 3 + [math.inf] + [2.0] * 4, [EXPLOSION]),
         ("kl", [2.0] * 7 + [math.nan], [EXPLOSION]),
-        ("kl", [None] + [2.0] * 6 + [None], []),
         ("kl", None, []),
-        ("cross_client_mmd", 0.101, [DISAGREEMENT]),
-        ("cross_client_mmd", 0.099, []),
         ("cross_client_mmd", [0.3] * 6 + [0.151] * 2, [DISAGREEMENT]),
         ("cross_client_mmd", [0.3] * 6 + [0.149] * 2, []),
         ("cross_client_mmd", None, []),
@@ -111,11 +89,6 @@ def test_training_diverged_when_any_loss_is_not_finite_and_nothing_else_is_blame
         ((kind, _, observed),) = found_in([each], records)
         assert kind == DIVERGED
         assert f"({name[5:].replace('_', ' ')}) is not finite from round 5 on" in observed
-
-
-def test_rounds_of_a_warm_start_and_of_other_grids_do_not_count() -> None:
-    warm = [{"cell_id": "a", "round": 0, "release": "moments", "kl": 0.0, "main": False}]
-    assert kinds([make_row(cell_id="a")], warm + make_rounds("a", start=1) + make_rounds("z", kl=0.0)) == []
 
 
 def test_findings_of_a_folder_come_from_its_files_and_a_summary_is_short(tmp_path: Any) -> None:

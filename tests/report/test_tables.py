@@ -48,7 +48,6 @@ def test_a_line_a_place_and_method_and_a_column_an_epsilon_with_references_below
         ("ci95", (0.5, 0.6, 0.7), "0.600±0.248", "mean ± half-width of the Student-t 95 % confidence interval over 3 seeds"),
         ("ci95", (0.5, 0.6), "0.550", "mean over 2 seeds, without an interval"),
         ("range", (0.5, 0.6), "0.550±0.050", "mean ± half the range over 2 seeds"),
-        ("sd", (0.5, 0.6), "0.550±0.071", "mean ± standard deviation over 2 seeds"),
         ("ci95", (0.5,), "0.500", "one seed, so no interval"),
         ("ci95", (0.5, 0.5, 0.5), "0.500", "mean ± half-width"),
     ],
@@ -58,8 +57,6 @@ def test_a_value_is_a_mean_with_its_spread(spread: Spread, values: tuple[float, 
     assert table.texts.iloc[0, 0] == text
     assert table.notes[0].startswith(note)
     assert ("no ±: each seed gave the same" in table.notes) == (len(values) == 3 and len({*values}) == 1)
-    large = table_of(seeds(9.2e59, 9.3e59, 9.4e59, measure="frechet_distance"), "frechet_distance")
-    assert large.texts.iloc[0, 0] == "9.3e+59±2.484e+58"
 
 
 def test_what_is_missing_is_told() -> None:
@@ -123,12 +120,6 @@ def test_what_a_claim_is_worth_stands_beside_a_label_and_below_the_table() -> No
     assert table.notes[-1] == "†: uses public data: BloodMNIST"
 
 
-def test_methods_stand_as_given_the_best_first_or_by_name() -> None:
-    rows = [make_row(cell_id=label, label=label, balanced_accuracy=score) for label, score in (("m", 0.1), ("z", 0.9), ("a", 0.5))]
-    methods = {order: methods_of(table_of(rows, order=order))[:3] for order in ("given", "best", "name")}
-    assert methods == {"given": ["m", "z", "a"], "best": ["z", "a", "m"], "name": ["a", "m", "z"]}
-
-
 def test_what_is_not_there_is_a_mistake() -> None:
     with pytest.raises(UserError, match="there is no measure 'acuracy'; did you mean 'accuracy'"):
         table_of([make_row()], "acuracy")
@@ -149,8 +140,8 @@ def test_what_users_wrote_is_text_in_every_format(as_: Any, text: str) -> None:
 
 def test_a_terminal_takes_labels_as_text_and_loses_no_value(quickstart: list[Row]) -> None:
     console = Console(file=(file := io.StringIO()), width=80)
-    console.print(table_of(quickstart))
-    console.print(table_of([make_row(label="[red]x[/red]")]))
+    table_of(quickstart).show(console)
+    table_of([make_row(label="[red]x[/red]")]).show(console)
     assert "[red]x[/red]" in file.getvalue()
     assert all(value in file.getvalue() for values in table_of(quickstart).texts.to_numpy() for value in values)
 
@@ -192,6 +183,12 @@ def test_a_table_by_site_has_every_sites_mean_and_the_mean_over_them() -> None:
     assert table is not None
     assert table.title.startswith("Balanced accuracy by site · on the site's own test rows · digits")
     assert site_table(Settings.of(rows), pd.DataFrame()) is None
+
+
+def test_methods_stand_as_given_the_best_first_or_by_name() -> None:
+    rows = [make_row(cell_id=label, label=label, balanced_accuracy=score) for label, score in (("m", 0.1), ("z", 0.9), ("a", 0.5))]
+    methods = {order: methods_of(table_of(rows, order=order))[:3] for order in ("given", "best", "name")}
+    assert methods == {"given": ["m", "z", "a"], "best": ["z", "a", "m"], "name": ["a", "m", "z"]}
 
 
 def test_sites_that_were_left_out_have_a_table_with_their_mean() -> None:

@@ -61,15 +61,6 @@ def test_a_difference_is_the_paired_t_test_of_the_seeds() -> None:
     assert found["p"] == pytest.approx(ttest_1samp(values, 0.0).pvalue)
 
 
-def test_differences_that_do_not_vary_have_no_p_value_and_count_in_no_family() -> None:
-    rows = [*method("a", [0.8, 0.7]), *method("b", [0.5, 0.4]), *method("c", [0.8, 0.3])]
-    found = {each["pair"]: each for each in differences(rows)}
-    assert math.isnan(found["a", "b"]["p"])
-    assert math.isnan(found["a", "b"]["p_holm"])
-    tested = [found["a", "c"], found["b", "c"]]
-    assert [each["p_holm"] for each in tested] == holm([each["p"] for each in tested])
-
-
 def test_holms_correction_is_that_of_a_worked_example() -> None:
     # sorted: 4 · 0.005, 3 · 0.01, 2 · 0.03, and 0.04, which may not be below 0.06
     assert holm([0.01, 0.04, 0.03, 0.005]) == pytest.approx([0.03, 0.06, 0.06, 0.02])
@@ -162,11 +153,3 @@ def test_a_mean_has_the_weakest_claim_of_its_rows(worse: str, fields: dict[str, 
     failed = make_failed(cell_id="c", label="alg", params={"rounds": 3}, seed=2)
     (facts,) = Settings.of([row("a"), row("b", seed=1, **fields), failed]).facts.to_dict("records")
     assert [facts[name] for name in ("claim", "scope", "seeds", "failed")] == [worse, "joint", 2, 1]
-
-
-def test_settings_come_by_partition_then_label_then_epsilon() -> None:
-    budgets, keys = (math.inf, 4.0, 1.0, None), ["alpha", "label", "epsilon_target"]
-    settings = [(alpha, label, epsilon) for alpha in (1.0, 0.1) for label in ("z", "a") for epsilon in budgets]
-    rows = [row(f"{each}", **dict(zip(keys, each, strict=True)), epsilon_spent=None) for each in settings]
-    told = Settings.of(rows).facts[keys].fillna(-1.0).to_numpy().tolist()
-    assert told == [[alpha, label, epsilon] for alpha in (0.1, 1.0) for label in ("z", "a") for epsilon in (1.0, 4.0, math.inf, -1.0)]

@@ -1,6 +1,5 @@
 import json
 import math
-import resource
 import subprocess
 import sys
 from pathlib import Path
@@ -12,28 +11,18 @@ from rows import ERROR
 
 import fedsim
 from fedsim.errors import RunLost, UserError
-from fedsim.files import replaced
-from fedsim.results.store import ResultStore, RunFolder
+from fedsim.results.store import ResultStore
 
 
 def line(reference: str = "a", **fields: Any) -> dict[str, Any]:
     return {"reference": reference, "kind": "ceiling", **fields}
 
 
-def test_the_names_of_a_run_folder_are_those_that_readers_of_earlier_runs_know() -> None:
-    run = RunFolder(Path("/run"))
-    found = [run.results, run.clients, run.summary, run.manifest, run.partitions, run.page, run.curves, run.lock, run.lines("trainings")]
-    found += [run.checkpoint("a"), run.log("a"), run.state("a")]
-    files = ["results.jsonl", "clients.jsonl", "summary.csv", "manifest.json", "partitions.json", "report.html", "curves", ".lock"]
-    files += ["trainings.jsonl", "checkpoints/a.safetensors", "logs/a.log", "trained/a.safetensors"]
-    assert [str(path.relative_to(run.path)) for path in found] == files
-
-
 def test_a_folder_without_results_or_manifest_is_a_users_mistake(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="there are no results here"):
         fedsim.load(tmp_path)
     ResultStore(tmp_path).append("trainings", [{"training_id": "a", "cell": {}, "error": ERROR}])
-    with pytest.raises(UserError, match=r"manifest\.json: is not there"):
+    with pytest.raises(UserError, match=r"manifest\.json: cannot be read"):
         fedsim.load(tmp_path)
 
 
@@ -64,20 +53,6 @@ def test_a_torn_last_line_is_ignored_and_cut_before_the_next_append(tmp_path: Pa
     assert path.read_bytes() == whole + json.dumps(line("c")).encode() + b"\n"
 
 
-def test_a_write_that_fails_half_way_leaves_the_file_as_it_was(tmp_path: Path) -> None:
-    store, path = ResultStore(tmp_path), tmp_path / "references.jsonl"
-    store.append("references", [line("a")])
-    before = path.read_bytes()
-    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (len(before) + 10, hard))
-    try:
-        with pytest.raises(RunLost):
-            store.append("references", [line("b")])
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
-    assert path.read_bytes() == before
-
-
 def test_what_cannot_be_written_ends_the_run_and_is_told_by_its_own_name(tmp_path: Path) -> None:
     store = ResultStore(tmp_path)
     store.folder.log("a").mkdir(parents=True)
@@ -85,16 +60,12 @@ def test_what_cannot_be_written_ends_the_run_and_is_told_by_its_own_name(tmp_pat
         store.log("a", ["a line"])
     store.log("b", ["a line"])
     assert store.folder.log("b").read_text() == "a line\n"
-    store.folder.manifest.mkdir()
-    with pytest.raises(RunLost) as told, store.lock(), replaced(store.folder.manifest) as part:
-        part.write_text("new")
-    assert told.value.where == str(store.folder.manifest)
 
 
 @pytest.mark.parametrize("text", ['{"training_id": "a"}', '{"training_id": "a", "round": Infinity}', '{"training_id": "a", "round": []}'])
 def test_a_line_that_is_none_of_its_kind_is_named(tmp_path: Path, text: str) -> None:
     (tmp_path / "rounds.jsonl").write_text(f'{{"training_id": "a", "round": 0}}\n{text}\n')
-    with pytest.raises(UserError, match=r"rounds\.jsonl:2: this line cannot be read"):
+    with pytest.raises(UserError, match=r"rounds\.jsonl:2: cannot be read"):
         ResultStore(tmp_path).rounds()
 
 

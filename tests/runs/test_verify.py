@@ -13,10 +13,8 @@ from rich.console import Console
 
 from fedsim.errors import UserError
 from fedsim.results.store import ResultStore
-from fedsim.runs import bench as benches
 from fedsim.runs.bench import run_again
-from fedsim.runs.engine import InProcess
-from fedsim.runs.worker import Node
+from fedsim.runs.worker import InProcess, Node
 
 Bench = Callable[..., Ran]
 
@@ -24,13 +22,13 @@ Bench = Callable[..., Ran]
 @pytest.fixture(autouse=True)
 def here(monkeypatch: pytest.MonkeyPatch) -> None:
     """All runs in this process."""
-    monkeypatch.setattr(benches, "this_machine", lambda: Node(1.0, 0.0))
+    monkeypatch.setattr("fedsim.runs.manifest.this_machine", lambda: Node(1.0, 0.0))
     monkeypatch.setattr("fedsim.runs.ray.local_ray", lambda node: nullcontext(InProcess(NODES[0])))
 
 
-def again(folder: Path, count: int, *ids: str) -> tuple[bool, str]:
+def again(folder: Path, count: int) -> tuple[bool, str]:
     console = Console(file=io.StringIO(), width=200)
-    equal = run_again(folder, console, count, ids)
+    equal = run_again(folder, console, count)
     return equal, console.file.getvalue()  # type: ignore[attr-defined]
 
 
@@ -39,11 +37,7 @@ def test_cells_that_run_again_give_the_same_rows_and_rounds_or_what_differs_is_s
     before = {path.name: path.read_bytes() for path in ran.folder.iterdir() if path.is_file()}
     equal, said = again(ran.folder, 3)
     assert (equal, "3 of 4 finished cells run again: equal to the last bit in rows and rounds" in said) == (True, True)
-    equal, said = again(ran.folder, 0, *(row.cell_id[:12] for row in ran.rows[1:3]))
-    assert (equal, "2 of 4 finished cells run again" in said) == (True, True)
     assert {path.name: path.read_bytes() for path in ran.folder.iterdir() if path.is_file()} == before
-    with pytest.raises(UserError, match=r"^cells: no cell that can be repeated has the id 'xyz'; known: "):
-        again(ran.folder, 0, "xyz")
 
     store = ResultStore(ran.folder)
     store.append("judgements", [line | {"scores": line["scores"] | {"accuracy": 0.123}} for line in store.last("judgements").values()])
@@ -58,9 +52,7 @@ def test_cells_that_run_again_give_the_same_rows_and_rounds_or_what_differs_is_s
         again(ran.folder, 1)
 
 
-def test_a_run_that_cannot_be_repeated_is_a_mistake(bench: Bench, tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"there are no results here"):
-        again(tmp_path / "none", 1)
+def test_a_run_that_cannot_be_repeated_is_a_mistake(bench: Bench) -> None:
     ran = bench(small_grid("dp-gaussian", privacy={"noise": "secret"}))
     with pytest.raises(UserError, match="no finished cell can be repeated"):
         again(ran.folder, 1)

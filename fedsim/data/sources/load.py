@@ -4,18 +4,19 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
+from fedsim.data.arrays import BadArrays, read_arrays
 from fedsim.data.embeddings import Embeddings, PublicRows, row_digests, unit_norm
-from fedsim.data.images import ImageSet, overlapping
+from fedsim.data.images import ImageSet, content_hash, overlapping
 from fedsim.data.sources.files import load_image_folder, load_image_table
 from fedsim.data.sources.hub import load_hub
-from fedsim.data.sources.known import digits_embeddings, load_folder
-from fedsim.data.sources.medmnist import load_medmnist
-from fedsim.data.sources.npz import load_embedding_file
+from fedsim.data.sources.known import digits_embeddings, load_folder, load_medmnist
 from fedsim.data.spec import DatasetSpec
-from fedsim.data.split import NO_LABELS, TEST, TRAIN, quarter_of_groups, stratified_rows
+from fedsim.data.split import NO_LABELS, TEST, TRAIN, made_up_labels, quarter_of_groups, stratified_rows
 from fedsim.errors import UserError, at, nearest
 
 
@@ -70,10 +71,10 @@ def image_set(spec: DatasetSpec, *, public: bool = False) -> ImageSet:
             with at("split.by"):
                 whole = replace(whole, split=quarter_of_groups(whole.columns[column], whole.y, whole.class_names, column))
         if spec.overlap_policy != "keep":
-            # a MedMNIST file's digests, which take less time, are other ones for equal images
-            contents = list(whole.images.contents(whole.rows.tolist())) if spec.kind == "medmnist" else whole.digests
+            # a MedMNIST file's digests are other ones for equal images
+            contents = [content_hash(whole.source(row)) for row in range(len(whole))] if spec.kind == "medmnist" else whole.digests
             both = overlapping(contents, whole.split, whole.image_name, drop=spec.overlap_policy == "drop")
-            whole = whole.take(np.setdiff1d(np.arange(len(whole)), both)) if len(both) else whole
+            whole = whole.take(np.setdiff1d(np.arange(len(whole)), both))
     return whole if spec.limit is None else whole.limited(spec.limit)
 
 
@@ -83,24 +84,51 @@ def _rows(spec: DatasetSpec, public: bool) -> Embeddings:
     data = digits_embeddings(name) if path is None else load_embedding_file(path, name, remap=spec.remap, public=public)
     with at(str(path or "")):
         if spec.overlap_policy != "keep":
-            data = _without_overlap(data, drop=spec.overlap_policy == "drop")
+            split = np.repeat([TRAIN, TEST], [len(data.y_train), len(data.y_test)])
+            digests = row_digests(data.x_train) + row_digests(data.x_test)
+            both = overlapping(digests, split, "training row {}".format, drop=spec.overlap_policy == "drop")
+            if both:
+                data = data.trained_on(np.setdiff1d(np.arange(len(data.y_train)), both), "without rows that are test rows too")
         if spec.limit is None or spec.limit >= len(data.y_train):
             return data
         if spec.limit < data.classes:
             raise UserError("", f"limit {spec.limit} leaves some of the {data.classes} classes without a row", "give a larger limit")
-        return data.take(stratified_rows(data.y_train, spec.limit))
+        return data.trained_on(stratified_rows(data.y_train, spec.limit))
 
 
-def _without_overlap(data: Embeddings, *, drop: bool) -> Embeddings:
-    trained = len(data.x_train)
-    split = np.repeat([TRAIN, TEST], [trained, len(data.x_test)])
+def load_embedding_file(path: Path, name: str, *, remap: bool = False, public: bool = False) -> Embeddings:
+    """Read and check arrays ``x`` [n, d], ``y`` [n], ``split`` [n], and if they are there ``class_names`` [C] and columns [n].
 
-    def name(row: int) -> str:
-        return f"training row {row}" if row < trained else f"test row {row - trained}"
+    ``remap`` numbers the labels 0 .. C-1 in sorted order; ``public`` rows without ``y`` are given made-up labels, called
+    :data:`fedsim.data.split.NO_LABELS`.
+    """
+    try:
+        arrays = read_arrays(path)
+    except BadArrays as error:
+        raise UserError(str(path), f"cannot be read ({error})", "give an .npz file of plain arrays x, y and split") from error
+    if public and "x" in arrays and "y" not in arrays:
+        y, split = made_up_labels(len(arrays["x"]))
+        arrays = {"x": arrays["x"], "y": y, "split": split, "class_names": np.array(NO_LABELS)}
+    if missing := [key for key in ("x", "y", "split") if key not in arrays]:
+        what = f"there is no array '{missing[0]}'"
+        raise UserError(str(path), what, f"give x [n, d], y [n] and split [n] (it holds {', '.join(sorted(arrays))})")
+    x, y, split = (arrays.pop(key) for key in ("x", "y", "split"))
+    names = arrays.pop("class_names", None)
+    with at(str(path)):
+        if remap and y.ndim == 1 and split.shape == y.shape:  # else they are refused below
+            y, names = _remapped(y, split)  # the file's names belong to the labels as they were
+        columns = {key: values for key, values in arrays.items() if values.ndim}  # a single value is a note, such as a manifest
+        return Embeddings.from_arrays(name, x, y, split, columns, names)
 
-    both = overlapping(row_digests(data.x_train) + row_digests(data.x_test), split, name, drop=drop)
-    left = np.setdiff1d(np.arange(trained), both)
-    if len(missing := np.setdiff1d(np.arange(data.classes), data.y_train[left])):
-        what = f"class '{data.names[missing[0]]}' has no training row that is no test row too"
-        raise UserError("", what, "give others, or overlap: keep")
-    return data.take(left) if len(both) else data
+
+def _remapped(y: NDArray[Any], split: NDArray[Any]) -> tuple[NDArray[np.int64], NDArray[np.str_] | None]:
+    """Labels of training and test rows as 0 .. C-1 in sorted order, and what they were where that is text."""
+    if y.dtype.kind not in "iuUS":
+        raise UserError("", f"y has dtype {y.dtype}", "give whole numbers or names")
+    used = (split == TRAIN) | (split == TEST)
+    labels = np.zeros(len(y), dtype=np.int64)
+    values, labels[used] = np.unique(y[used], return_inverse=True)
+    untrained = np.setdiff1d(y[split == TEST], y[split == TRAIN])
+    if len(untrained) and (split == TRAIN).any():
+        raise UserError("", f"no training row has label {untrained[0]}, test rows have", "drop these test rows, or train on some")
+    return labels, values.astype(np.str_) if y.dtype.kind in "US" else None

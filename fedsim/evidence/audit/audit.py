@@ -11,7 +11,7 @@ import hashlib
 import json
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -36,14 +36,10 @@ LEAST_PAIRS = 6
 """Pairs with which an attack without a single error would refute an epsilon above 0."""
 
 
-def upper(count: float, total: int) -> float:
-    """The rate that ``count`` of ``total`` do not exceed but with a probability of 2.5 %."""
-    return float(beta.ppf(1 - _EACH, count + 1, total - count)) if count < total else 1.0
-
-
-def lower(count: float, total: int) -> float:
-    """The rate that ``count`` of ``total`` do not fall below but with a probability of 2.5 %."""
-    return float(beta.ppf(_EACH, count, total - count + 1)) if count > 0 else 0.0
+def interval(count: float, total: int) -> tuple[float, float]:
+    """The least and the largest rate of ``count`` of ``total``; each is exceeded with a probability of 2.5 %."""
+    low = float(beta.ppf(_EACH, count, total - count + 1)) if count > 0 else 0.0
+    return low, float(beta.ppf(1 - _EACH, count + 1, total - count)) if count < total else 1.0
 
 
 def bound(absent: Sequence[float], present: Sequence[float], mechanisms: Sequence[Mechanism], delta: float) -> float:
@@ -51,16 +47,15 @@ def bound(absent: Sequence[float], present: Sequence[float], mechanisms: Sequenc
 
     By the log likelihood ratios of trainings without and with the unit.
     """
-    false, true = (sum(score >= 0 for score in scores) for scores in (absent, present))
-    return refuted_epsilon(mechanisms, delta, upper(false, len(absent)), lower(true, len(present)))[0]
+    (_, false), (true, _) = (interval(sum(score >= 0 for score in scores), len(scores)) for scores in (absent, present))
+    return refuted_epsilon(mechanisms, delta, false, true)[0]
 
 
 @dataclass(frozen=True)
 class Audit:
     """The outcome: the epsilon that is claimed, and the largest one of the claimed mechanism with other noise that is refuted.
 
-    The ratio is what the canary adds to a step, in units of the claimed sensitivity; the most that it added where that is too much. A
-    ``heuristic`` claim is no theorem, so it does not stand on a sensitivity.
+    The ratio is what the canary adds to a step, in units of the claimed sensitivity; the most that it added where that is too much.
     """
 
     claim: float
@@ -92,13 +87,9 @@ def outcome_of(setting: Setting, seen: Sequence[TrainingPair]) -> Audit:
 
 def key_of(setting: Setting) -> str:
     """16 hex digits that are equal for equal audits: of the same code, parameters and claim, however many pairs."""
-    task = setting.task
-    hashed = {
-        "algorithm": setting.algorithm,
-        "code": [source_hash(lookup(setting.algorithm)), harness_hash("evidence")],
-        "params": setting.params,
-        "facts": [task.dim, task.classes, task.clients, task.unit, task.trust, setting.plan.epsilon_target, setting.plan.delta],
-    }
+    task, code = setting.task, [source_hash(lookup(setting.algorithm)), harness_hash("evidence")]
+    facts = [task.dim, task.classes, task.clients, task.unit, task.trust, setting.plan.epsilon_target, setting.plan.delta]
+    hashed = {"algorithm": setting.algorithm, "code": code, "params": setting.params, "facts": facts}
     return hashlib.sha256(json.dumps(hashed, sort_keys=True, default=str).encode()).hexdigest()[:16]
 
 
@@ -109,7 +100,7 @@ class AuditRun:
         UserError: so many pairs say nothing.
     """
 
-    def __init__(self, setting: Setting, count: int = 1000) -> None:
+    def __init__(self, setting: Setting, count: int) -> None:
         if count < LEAST_PAIRS:
             what = f"{count} are too few: even an attack without an error would bound nothing"
             raise UserError("pairs", what, f"give {LEAST_PAIRS} or more")
@@ -122,7 +113,7 @@ class AuditRun:
         done = {line["pair"] for line in lines}
         if left := [number for number in range(self.count) if number not in done]:
             own, canary = saturating(self.setting)
-            yield from (asdict(pair(own, canary, number)) for number in left)
+            yield from (pair(own, canary, number)._asdict() for number in left)
 
     def outcome(self, lines: Sequence[Mapping[str, Any]]) -> Audit:
         """What all lines say."""
@@ -143,16 +134,10 @@ class ClaimAudit:
 
     def line(self, audit: Audit) -> dict[str, Any]:
         """The result line; ``params`` are those that the audit changed to be short, and what they were there."""
-        cell = self.trials[0].cell
-        return {
-            "audit": self.run.key,
-            "claim": _claim_of(self.trials[0]),
-            "epsilon_lower": audit.epsilon,
-            "pairs": audit.pairs,
-            "canary_ratio": audit.ratio,
-            "refuted": audit.refuted,
-            "params": {name: value for name, value in self.run.setting.params.items() if cell.params.get(name, self) != value},
-        }
+        cell, claim = self.trials[0].cell, _claim_of(self.trials[0])
+        changed = {name: value for name, value in self.run.setting.params.items() if cell.params.get(name, self) != value}
+        found = {"epsilon_lower": audit.epsilon, "pairs": audit.pairs, "canary_ratio": audit.ratio, "refuted": audit.refuted}
+        return {"audit": self.run.key, "claim": claim, **found, "params": changed}
 
 
 def audits_of(grid: Grid, asked: AuditSpec, trials: Sequence[Trial]) -> tuple[ClaimAudit, ...]:

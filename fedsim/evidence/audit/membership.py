@@ -81,11 +81,7 @@ def scores_of(synthetic: NDArray[np.float32], labels: NDArray[np.int64], x: NDAr
 def attack_run(folder: RunFolder, trials: Sequence[Trial], data: Mapping[str, Embeddings], *, cell: str | None = None) -> Iterator[str]:
     """The membership of training rows against other rows by every generator that is kept, a line each.
 
-    Args:
-        folder: of the run.
-        trials: the cells of its grid, prepared again.
-        data: the data sets that they read, by key.
-        cell: the id of the one cell to attack, or its beginning.
+    The ``trials`` are the run's cells, prepared again; ``cell`` is the id of the one cell to attack, or its beginning.
 
     Raises:
         UserError: there are no generators of these cells, or no such cell.
@@ -98,8 +94,8 @@ def attack_run(folder: RunFolder, trials: Sequence[Trial], data: Mapping[str, Em
     if not kept:
         what, hint = "there are no generators here of the code and data of today", "run the grid with resources: {save_generators: true}"
         raise UserError(str(folder.path), what, hint)
-    if missing := len(ended) - len(kept):
-        yield f"{missing} of {counted(len(ended), 'cell')} without a saved generator: left out"
+    if len(kept) < len(ended):
+        yield f"{len(ended) - len(kept)} of {counted(len(ended), 'cell')} without a saved generator: left out"
     if cell is not None:
         kept = [trial for trial in kept if trial.cell.cell_id.startswith(cell)]
         if len(kept) != 1:
@@ -118,8 +114,8 @@ def attack_run(folder: RunFolder, trials: Sequence[Trial], data: Mapping[str, Em
         place += f", seed {own.seed}" + (f", {own.evaluation.unseen} unseen" if own.evaluation.unseen else "")
         for attack, values in scores.items():
             area, *rates = membership(values, inside)
-            told = [f"TPR {found} at {rate:.1%} FPR" for rate, found in zip(FALSE_POSITIVE_RATES, rates, strict=True)]
-            yield f"{place}: {attack}: AUC {area}, {', '.join(told)}; {len(x)} rows"
+            told = ", ".join(f"TPR {found} at {rate:.1%} FPR" for rate, found in zip(FALSE_POSITIVE_RATES, rates, strict=True))
+            yield f"{place}: {attack}: AUC {area}, {told}; {len(x)} rows"
 
 
 def rows_of(trial: Trial, views: Mapping[str, Embeddings]) -> tuple[NDArray[np.float32], NDArray[np.int64], Bools]:

@@ -160,10 +160,6 @@ class _World(NamedTuple):
     tapes: tuple[Tape, ...]
     noisy: tuple[tuple[Round, Tensors], ...]
 
-    def sums(self, round_: Round) -> list[Tensors]:
-        """What every client sent."""
-        return [tape.messages[round_.number].sums for tape in self.tapes]
-
 
 def _world(setting: Setting, seeds: Seeds, canary: Canary | None, live: _World | None = None, *, always: bool = False) -> _World:
     """Train in one world, maybe with the canary, ``always`` or sometimes in the sample; given the noisy outputs of ``live``, if any."""
@@ -180,7 +176,7 @@ def _world(setting: Setting, seeds: Seeds, canary: Canary | None, live: _World |
 
 
 def _cohort(setting: Setting, seeds: Seeds, client: int, canary: Canary | None, live: _World | None, *, always: bool) -> Cohort:
-    """One client, the last one with the unit behind its own rows."""
+    """One client; the last one has the unit behind its own rows."""
     (x, y), params, unit = setting.others[client], dict(setting.params), setting.task.unit
     own, always = len(x), always and client == setting.canary_client
     if canary is not None and client == setting.canary_client:
@@ -208,7 +204,7 @@ def observed(setting: Setting, canary: Canary, seeds: Seeds, *, present: bool) -
     for round_, noisy in live.noisy:
         steps = _at_clients(setting, round_, live, absent, always)
         if not at_clients:
-            steps[0].append(_of_sum(setting, round_, noisy, absent.sums(round_), always.sums(round_)))
+            steps[0].append(_of_sum(setting, round_, noisy, absent, always))
         found.extend(step for step in steps if step)
     return found
 
@@ -235,12 +231,11 @@ def _named(noised: Noised, *, silo: bool, kept: bool = True) -> dict[tuple[str, 
     return held | ({("sent", name): value for name, value in noised.sent.items()} if silo else {})
 
 
-def _of_sum(setting: Setting, round_: Round, noisy: Tensors, absent: Sequence[Tensors], always: Sequence[Tensors]) -> NoisyOutput:
+def _of_sum(setting: Setting, round_: Round, noisy: Tensors, *worlds: _World) -> NoisyOutput:
     """The sum that the server noised, beside what all clients sent without the unit and with it in every sample."""
+    sums = ([tape.messages[round_.number].sums for tape in world.tapes] for world in worlds)
     # in float64, so that what does not depend on the unit cancels
-    base, whole = (
-        {name: torch.stack([sent[name].double() for sent in sums if name in sent]).sum(0) for name in noisy} for sums in (absent, always)
-    )
+    base, whole = ({name: torch.stack([one[name].double() for one in own if name in one]).sum(0) for name in noisy} for own in sums)
     return NoisyOutput(*_apart(noisy, base, whole), setting.plan.noise_std(round_.release.name), round_.release.sample_rate)
 
 
@@ -272,14 +267,9 @@ def evidence(steps: Sequence[Step], sensitivity: float) -> Evidence:
 
 
 def _log_ratio(step: Step) -> float:
-    exponent, rate = 0.0, step[0].rate
-    for output in step:
-        exponent += float(output.residual @ output.shift - output.shift @ output.shift / 2) / output.std**2
-    return float(np.logaddexp(_log(1 - rate), _log(rate) + exponent))
-
-
-def _log(value: float) -> float:
-    return math.log(value) if value > 0 else -math.inf
+    rate = step[0].rate
+    exponent = sum(float(output.residual @ output.shift - output.shift @ output.shift / 2) / output.std**2 for output in step)
+    return exponent if rate == 1 else float(np.logaddexp(math.log(1 - rate), math.log(rate) + exponent))
 
 
 def _canaries(setting: Setting) -> Iterator[Canary]:
@@ -308,12 +298,8 @@ def saturating(setting: Setting) -> tuple[Setting, Canary]:
     return chosen
 
 
-@dataclass(frozen=True)
-class TrainingPair:
-    """What two trainings showed: scores without and with the unit, and what it adds to a step, as :class:`Evidence` has it.
-
-    Noise and samples follow from the number of the pair.
-    """
+class TrainingPair(NamedTuple):
+    """What two trainings showed: scores without and with the unit, and what it adds to a step, as :class:`Evidence` has it."""
 
     pair: int
     absent: float

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from importlib import import_module
 from itertools import chain, product
 from typing import Any, NamedTuple, get_args
 
@@ -12,10 +13,10 @@ from rich.text import Text
 from fedsim.errors import UserError
 from fedsim.evidence.check import others
 from fedsim.evidence.check.sensitivity import sensitivity
-from fedsim.evidence.check.subject import DELTA, Fault, Idle, Subject, subject
+from fedsim.evidence.check.subject import DELTA, Fault, Idle, Subject, raised, subject
 from fedsim.evidence.forked import ProcessEnded, alone, forked, in_forks
 from fedsim.plugins.code_hash import harness_hash, source_hash
-from fedsim.plugins.registry import blamed, lookup, said
+from fedsim.plugins.registry import lookup
 from fedsim.privacy.accountant import epsilon
 from fedsim.privacy.mechanism import Mechanism
 from fedsim.privacy.plan import Trust, Unit
@@ -23,26 +24,22 @@ from fedsim.words import counted
 
 QUICK_DRAWS, FULL_DRAWS = 40, 400
 """Random pairs of neighbouring worlds, which the settings share."""
+RAISED_FIX = "mend the line that raises it"
 OF_PRIVACY = ("per-example loss", "predictions", "public rows", "sensitivity", "noise not reused", "budget")
 """Checks whose fault is one of the claim."""
 
 
-class Verdict(NamedTuple):
-    """What a check says: ``passed`` is None where there was nothing to check, ``fix`` is empty unless it failed."""
-
-    passed: bool | None
-    reason: str
-    fix: str = ""
-
-
 class CheckResult(NamedTuple):
-    """What one check says in one privacy setting (unit and trust); as :class:`Verdict`."""
+    """What one check says in one privacy setting (unit and trust).
 
-    check: str
-    setting: str
+    ``passed`` is None where there was nothing to check, ``fix`` is empty unless it failed.
+    """
+
     passed: bool | None
     reason: str
     fix: str = ""
+    check: str = ""
+    setting: str = ""
 
 
 class Check(NamedTuple):
@@ -101,57 +98,52 @@ def _findings(name: str, params: Sequence[str], unit: Unit | None, trust: Trust 
             refused.append((*setting, error))
     if not subjects:
         raise refused[0][2]
-    epsilon((Mechanism(1.0),), DELTA)  # what accountants import late, once and not in every fork
+    epsilon((Mechanism(1.0),), DELTA)  # what accountants and methods import late, once and not in every fork
+    import_module("sklearn.isotonic")
     found = list(chain.from_iterable(in_forks(check_subject, ((own,) for own in subjects))))
     return found + [_refused(name, params, *each) for each in refused]
 
 
 def _refused(name: str, params: Sequence[str], unit: Unit, trust: Trust, error: UserError) -> CheckResult:
-    """A setting without a plan, by a name of its own: nothing is known of it; a fault of the class unless its defaults have one."""
+    """A setting without a plan: a fault of the class unless its defaults have one."""
     setting = f"{unit}, {trust} (refused)"
     try:
         subject(name, [], unit, trust)
     except UserError:
         fix = "leave it out of units or trusts, or mend the plan that the default parameters have there"
-        return CheckResult("setting", setting, False, f"the class states it, and: {error}", fix)
-    return CheckResult("setting", setting, None, f"the parameters rule it out: {error}")
+        return CheckResult(False, f"the class states it, and: {error}", fix, "setting", setting)
+    return CheckResult(None, f"the parameters rule it out: {error}", "", "setting", setting)
 
 
 def check_subject(subject: Subject) -> list[CheckResult]:
-    """Run every check in one setting, each in a process of its own, in which nothing has trained."""
+    """Run every check in one setting, each in a process in which nothing has trained."""
     found, without = list[CheckResult](), dict[str, str]()
     for check in CHECKS:
         lost = next((without[need] for need in check.needs if need in without), None)
-        verdict = guarded(check.run, subject) if lost is None else Verdict(None, f"not checked: needs '{lost}'")
+        verdict = guarded(check.run, subject) if lost is None else CheckResult(None, f"not checked: needs '{lost}'")
         if lost is not None or verdict.passed is False:
             without[check.name] = lost or check.name
-        found.append(CheckResult(check.name, subject.setting, *verdict))
+        found.append(verdict._replace(check=check.name, setting=subject.setting))
     return found
 
 
-def guarded(run: Callable[[Subject], str], subject: Subject) -> Verdict:
-    """What a check says of a subject in a fork; that it ends that process is a fault of the algorithm."""
+def guarded(run: Callable[[Subject], str], subject: Subject) -> CheckResult:
+    """What a check says of a subject in a fork; an exception, or an end of the process, is a fault of the algorithm."""
     try:
         return forked(_attempted, run, subject)
     except ProcessEnded as error:
-        return _raised(error, subject)
+        return CheckResult(False, raised(error, subject), RAISED_FIX)
 
 
-def _attempted(run: Callable[[Subject], str], subject: Subject) -> Verdict:
+def _attempted(run: Callable[[Subject], str], subject: Subject) -> CheckResult:
     try:
-        return Verdict(True, run(subject))
+        return CheckResult(True, run(subject))
     except Idle as idle:
-        return Verdict(None, *idle.args)
+        return CheckResult(None, *idle.args)
     except Fault as fault:
-        return Verdict(False, *fault.args)
+        return CheckResult(False, *fault.args)
     except (Exception, SystemExit) as error:
-        return _raised(error, subject)
-
-
-def _raised(error: Exception | SystemExit, subject: Subject) -> Verdict:
-    """An exception, or an exit, is a fault of the algorithm, told with its place."""
-    where = blamed(error, lookup(subject.trial.cell.algorithm))
-    return Verdict(False, f"{said(error)[:300]} ({where})", "mend the line that raises it")
+        return CheckResult(False, raised(error, subject), RAISED_FIX)
 
 
 def check_lines(name: str, params: Mapping[str, Any], findings: Sequence[CheckResult], *, quick: bool) -> list[dict[str, Any]]:
@@ -186,7 +178,7 @@ def findings_table(findings: Sequence[CheckResult], *, verbose: bool) -> Table:
     for finding in findings:
         if verbose or finding.passed is False:
             rows.setdefault(finding._replace(setting=""), []).append(finding.setting)
-    for (check, _, passed, reason, fix), settings in rows.items():
+    for (passed, reason, fix, check, _), settings in rows.items():
         text = Text(f"{reason}\nfix: {fix}" if fix else reason)
         table.add_row(Text(check, no_wrap=True), MARKS[passed], "\n".join(settings), text)
     return table

@@ -6,7 +6,7 @@ import math
 from collections.abc import Generator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -35,9 +35,6 @@ UNCLIPPED, BARELY = 1e6, 1.01
 """Shares of a norm at which nothing of that norm is clipped."""
 TRIED_ROWS = 12
 
-Way = Literal["removed", "replaced", "resampled"]
-Direction = Literal["class mean", "batch mean", "random", "opposite"]
-Sampled = Literal["every", "first", "alone"]
 FloatRows = NDArray[np.float32]
 Labels = NDArray[np.int64]
 Steps = Generator[RoundRecord, None, Trained]
@@ -45,41 +42,24 @@ Steps = Generator[RoundRecord, None, Trained]
 
 @dataclass(frozen=True)
 class Draw:
-    """How two worlds differ in one unit; the defaults are an ordinary one.
+    """How two worlds differ in one unit; the defaults are an ordinary one."""
 
-    Attributes:
-        way: the unit is removed; or replaced by another of any size, where no bound holds: half of a client's rows that no sample holds, or
-            the first one alone, or a whole client; or other clients are sampled.
-        client, position: whose the unit is, or which; where it stands among its client's: 0 first, 1 last.
-        size, others, copies: rows beside the unit, or of the client that is the unit; of the other clients, by turns; how often each of
-            these rows stands there, or rows of a group.
-        large: the share of them that is the row that adds most of some that were tried, where the rest is the one that adds least; None:
-            they are rows of the data.
-        label, alike: of the unit, None: that of the last row beside it, or those of the data for a client's rows; whether all rows have it.
-        direction: of its rows: the mean of its class, or of all rows beside it, a random one, or the opposite of that mean.
-        magnitude: the most that an ordinary unit adds, in units of the clip norm; 0: the unit's rows are zero.
-        sampled: the unit is in every Poisson sample or in the first one alone; or its client is, with all rows, and no other.
-        client_rate: at which clients are sampled, where an algorithm has it as a parameter and claims none by default.
-        weights: share of the initial weights that the server starts from; a bound holds for any.
-        rounds: numbers of rounds that are run beside the first one of every phase, modulo how many there are.
-        seed: of rows, noise and samples.
-    """
-
-    way: Way = "removed"
+    way: Literal["removed", "replaced", "resampled"] = "removed"
+    # replaced: by one of any size, where no bound holds: half of a client's rows, which no sample holds or the first one, or a client
     client: int = 1
-    size: int = BASE_ROWS
-    others: tuple[int, ...] = (FEW_ROWS,)
-    copies: int = 1
-    large: float | None = None
-    label: int | None = None
-    alike: bool = False
-    direction: Direction = "class mean"
-    magnitude: float = 100.0
-    position: float = 0.5
-    sampled: Sampled = "every"
-    client_rate: float = 1.0
-    weights: float = 1.0
-    rounds: tuple[int, ...] = ()
+    size: int = BASE_ROWS  # rows beside the unit, or of the client that is the unit
+    others: tuple[int, ...] = (FEW_ROWS,)  # rows of the other clients, by turns
+    copies: int = 1  # how often each row beside the unit stands there, or rows of a group
+    large: float | None = None  # the share of rows that add most of some that were tried, the rest adds least; None: rows of the data
+    label: int | None = None  # of the unit; None: of the last row beside it, or those of the data for a client's rows
+    alike: bool = False  # whether all rows have that label
+    direction: Literal["class mean", "batch mean", "random", "opposite"] = "class mean"
+    magnitude: float = 100.0  # the most that an ordinary unit adds, in units of the clip norm; 0: the unit's rows are zero
+    position: float = 0.5  # where the unit stands among its client's: 0 first, 1 last
+    sampled: Literal["every", "first", "alone"] = "every"  # in which Poisson samples it is; alone: all rows of its client and no other
+    client_rate: float = 1.0  # where an algorithm has it as a parameter and claims none by default
+    weights: float = 1.0  # share of the initial weights that the server starts from; a bound holds for any
+    rounds: tuple[int, ...] = ()  # that are run beside the first one of every phase, modulo how many there are
     seed: int = 0
 
     def words(self, unit: str) -> str:
@@ -130,8 +110,11 @@ def draw_of(number: int, unit: str, classes: int) -> Draw:
     def one(*values: Any) -> Any:
         return values[stream.integers(len(values))]
 
+    def between(low: float, high: float) -> float:
+        return float(np.exp(stream.uniform(math.log(low), math.log(high + 1))))
+
     small, large = stream.integers(TRIED_ROWS + 1), 3 * BASE_ROWS
-    size = one(small, _log_uniform(stream, 1, large), _log_uniform(stream, 1, large), _log_uniform(stream, large, MOST_ROWS))
+    size = one(small, between(1, large), between(1, large), between(large, MOST_ROWS))
     mixed = unit != "client" and one(True, False, False)
     return Draw(
         way=one("removed", "replaced", "resampled", "removed") if unit == "client" else one(*["removed"] * 9, "replaced"),
@@ -154,19 +137,11 @@ def draw_of(number: int, unit: str, classes: int) -> Draw:
     )
 
 
-def _log_uniform(stream: np.random.Generator, low: float, high: float) -> float:
-    return float(np.exp(stream.uniform(math.log(low), math.log(high + 1))))
-
-
 @dataclass(frozen=True)
 class World:
-    """A data set in clients' hands.
+    """A data set in clients' hands: each one's rows and labels, and the unit, or block of rows, in which two worlds differ.
 
-    Attributes:
-        held: each client's rows and labels.
-        hidden: the unit that one of two neighbouring worlds lacks, or the block of rows that differ.
-        size: rows of the hidden unit.
-        secret: what its clients' secret streams are drawn from; None: as the pair's seed has it.
+    The ``size`` is of the hidden unit; ``secret`` is what clients' secret streams are drawn from, None: as the pair's seed has it.
     """
 
     held: Mapping[int, tuple[FloatRows, Labels]]
@@ -186,7 +161,7 @@ class World:
 
 @dataclass(frozen=True)
 class Pair:
-    """Two worlds, ``whole`` with the unit and the ``other`` one, which sees its outputs, and the ``rounds`` that are run."""
+    """Two worlds: the ``whole`` one has the unit, the ``other`` sees its outputs."""
 
     draw: Draw
     subject: Subject
@@ -205,8 +180,7 @@ class Pair:
         return self.whole.held.keys() == self.other.held.keys()
 
 
-@dataclass(frozen=True)
-class Levels:
+class Levels(NamedTuple):
     """What single units add to the first step, nothing clipped: ``norms`` in units of the clip norm; rows ``x`` with labels ``y``."""
 
     x: FloatRows
@@ -238,7 +212,7 @@ def pair_of(subject: Subject, draw: Draw, levels: Levels | None) -> Pair:
     """The worlds of a draw, and the clip norm and rounds with which they are run."""
     unit = subject.trial.task.unit
     whole, other = (_clients if unit == "client" else _rows)(subject, draw, levels)
-    own = subject.with_all_rounds
+    own = subject if subject.rounds is None else varied(subject, rounds=subject.rounds)
     if unit == "client" and subject.trial.cell.params.get("client_rate") == 1:
         own = varied(own, client_rate=draw.client_rate)
     if (clip := clip_of(subject)) is not None and levels is not None:
@@ -250,30 +224,23 @@ def pair_of(subject: Subject, draw: Draw, levels: Levels | None) -> Pair:
 
 
 def _clients(subject: Subject, draw: Draw, levels: Levels | None) -> tuple[World, World]:
-    """Worlds that differ in a client: it is not there, has other rows, or is in other samples."""
     stream = np.random.default_rng(draw.seed)
     held = _held(subject, draw)
     x, y = _drawn_rows(subject, draw, None, stream)
-    held[draw.client] = _turned(subject, draw, x, stream), y if draw.label is None else np.full(len(y), draw.label)
+    mean = np.broadcast_to(subject.data.x_train.mean(0), x.shape)
+    turned = {"class mean": x, "batch mean": mean, "random": stream.standard_normal(x.shape), "opposite": -mean}[draw.direction]
+    x = unit_norm(turned.astype(np.float32)) * np.float32(draw.magnitude > 0) if len(x) else x
+    y = y if draw.label is None else np.full(len(y), draw.label)
+    held[draw.client] = x, y
     whole = World(held)
     if draw.way == "resampled":
         return whole, replace(whole, secret=draw.seed + 1)
     if draw.way == "replaced":
-        x, y = held[draw.client]
         return whole, World({**held, draw.client: (unit_norm(-x + x.mean(0))[:-3], y[:-3])})
     return whole, World({client: own for client, own in held.items() if client != draw.client})
 
 
-def _turned(subject: Subject, draw: Draw, x: FloatRows, stream: np.random.Generator) -> FloatRows:
-    """A client's rows: its own, or all in one direction, or each in a random one."""
-    mean = np.broadcast_to(subject.data.x_train.mean(0), x.shape)
-    random = stream.standard_normal(x.shape)
-    turned = {"class mean": x, "batch mean": mean, "random": random, "opposite": -mean}[draw.direction]
-    return unit_norm(turned.astype(np.float32)) * np.float32(draw.magnitude > 0) if len(x) else x
-
-
 def _rows(subject: Subject, draw: Draw, levels: Levels | None) -> tuple[World, World]:
-    """Worlds that differ in a row or a group of rows, or in half of a client's rows."""
     stream, group = np.random.default_rng(draw.seed), subject.trial.task.unit == "group"
     held = _held(subject, draw)
     x, y = _drawn_rows(subject, draw, levels, stream)
@@ -287,23 +254,17 @@ def _rows(subject: Subject, draw: Draw, levels: Levels | None) -> tuple[World, W
     count, units_of = (draw.copies, ROWS_OF_A_GROUP) if group else (1, 1)
     hidden = Hidden(draw.client, draw.sampled, draw.position)
     at = min(hidden.index(-(-len(x) // units_of)) * units_of, len(x))
-    row = _direction(subject, draw, x, y, label, stream)
+    data, all_rows = subject.data, x if len(x) else subject.data.x_train
+    same = x[y == label] if (y == label).any() else data.x_train[data.y_train == label]
+    random = stream.standard_normal(data.dim)
+    mean = {"class mean": same.mean(0), "batch mean": all_rows.mean(0), "random": random, "opposite": -all_rows.mean(0)}[draw.direction]
+    row = unit_norm(mean[None].astype(np.float32)) * np.float32(draw.magnitude > 0)
     more = np.insert(x, [at] * count, row, 0), np.insert(y, [at] * count, label)
     whole = replace(World({**held, draw.client: more}, hidden), size=count)
     return whole, World({**held, draw.client: (x, y)}, replace(hidden, present=False))
 
 
-def _direction(subject: Subject, draw: Draw, x: FloatRows, y: Labels, label: int, stream: np.random.Generator) -> FloatRows:
-    """The unit's row ``[1, d]``."""
-    data, all_rows = subject.data, x if len(x) else subject.data.x_train
-    own = x[y == label] if (y == label).any() else data.x_train[data.y_train == label]
-    random = stream.standard_normal(data.dim)
-    row = {"class mean": own.mean(0), "batch mean": all_rows.mean(0), "random": random, "opposite": -all_rows.mean(0)}[draw.direction]
-    return unit_norm(row[None].astype(np.float32)) * np.float32(draw.magnitude > 0)
-
-
 def _drawn_rows(subject: Subject, draw: Draw, levels: Levels | None, stream: np.random.Generator) -> tuple[FloatRows, Labels]:
-    """The rows beside a unit, or of a client, and their labels."""
     if draw.large is not None and levels is not None:
         many = round(draw.large * draw.size)
         numbers = np.repeat([levels.norms.argmin(), levels.norms.argmax()], [draw.size - many, many])
@@ -313,7 +274,6 @@ def _drawn_rows(subject: Subject, draw: Draw, levels: Levels | None, stream: np.
 
 
 def _held(subject: Subject, draw: Draw) -> dict[int, tuple[FloatRows, Labels]]:
-    """So many rows of every client as the draw has of the others."""
     data, found = subject.data, dict[int, tuple[FloatRows, Labels]]()
     for client, own in enumerate(subject.trial.partition.rows):
         numbers = np.resize(own, draw.others[client % len(draw.others)])

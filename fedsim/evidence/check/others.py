@@ -12,19 +12,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fedsim.errors import NotPerExample, WrongReturn
-from fedsim.evidence.check.subject import (
-    CHECKED_CLIENTS,
-    Fault,
-    Idle,
-    Subject,
-    Training,
-    drawn,
-    fix_random_states,
-    random_states,
-    same,
-    train,
-)
+from fedsim.errors import NotPerExample
+from fedsim.evidence.check.subject import Fault, Idle, Subject, Training, drawn, fix_random_states, random_states, same, train
 from fedsim.evidence.worlds import Query, WatchedPool
 from fedsim.methods.contract import answer
 from fedsim.methods.dp_sgd import DPSGD
@@ -33,7 +22,7 @@ from fedsim.methods.messages import Tensors
 from fedsim.methods.one_shot import OneShot
 from fedsim.methods.parameters import add_in_order
 from fedsim.methods.products import is_classifier, own
-from fedsim.plugins.registry import line_of, said
+from fedsim.plugins.registry import said
 from fedsim.seeds import Seeds
 from fedsim.training import rounds
 from fedsim.training.cohort import LocalPool
@@ -75,13 +64,14 @@ def per_example(subject: Subject) -> str:
         else:
             algorithm.check_contract(next(algorithm.schedule()), {})
     except NotPerExample as error:
-        raise Fault(" ".join(str(error).split())[:400], error.remedy) from error
+        remedy = "let row n of every loss part and of all products of a statistic depend on row n alone: no batch statistics or counts"
+        raise Fault(" ".join(str(error).split())[:400], f"{remedy}, no weights made once for a batch (feed codes in per row)") from error
     return "what a row adds depends on no other row"
 
 
 def trains(subject: Subject) -> str:
     """A whole training runs."""
-    return f"{len(subject.records)} rounds on {subject.trial.task.clients} clients"
+    return f"{len(subject.first[0].records)} rounds on {subject.trial.task.clients} clients"
 
 
 def predictions(subject: Subject) -> str:
@@ -120,13 +110,12 @@ def noise(subject: Subject) -> str:
     """Clients' noise has the planned standard deviation, and differs for every client and step; a server's is the harness's."""
     if subject.plan is None:
         raise Idle("not private")
-    pool = WatchedPool(subject.cohorts((1,) * CHECKED_CLIENTS))
+    pool = WatchedPool(subject.cohorts((1,) * subject.trial.task.clients))
     train(subject.build(), pool, subject.plan, 0)
     silo = subject.plan.trust == "silo"
     draws = [(client, query, _added(query, silo=silo)) for client, tape in enumerate(pool.tapes) for query in tape.queries]
     for length in {len(values) for *_, values in draws} - {0}:
-        own = [draw for draw in draws if len(draw[2]) == length]
-        _check_fresh(own, torch.stack([values for *_, values in own]))
+        _check_fresh([draw for draw in draws if len(draw[2]) == length])
     for release in subject.plan.releases:
         values = torch.cat([torch.zeros(0).double(), *(values for _, query, values in draws if query.release.name == release.name)])
         size, planned = float(values.square().mean().sqrt()), subject.plan.noise_std(release.name)
@@ -136,14 +125,14 @@ def noise(subject: Subject) -> str:
 
 
 def _added(query: Query, *, silo: bool) -> Tensor:
-    """The noise that one client added in one step, flat."""
     pairs = [(value, query.noised.kept[name]) for name, value in query.kept.items()]
     pairs += [(value, query.noised.sent[name]) for name, value in query.sent.items()] if silo else []
     return torch.cat([torch.zeros(0).double(), *((noisy - value).double().flatten() for value, noisy in pairs)])
 
 
-def _check_fresh(draws: Sequence[tuple[int, Query, Tensor]], values: Tensor) -> None:
-    """That no two ``values`` ``[n, length]`` of some draws are alike."""
+def _check_fresh(draws: Sequence[tuple[int, Query, Tensor]]) -> None:
+    """That no two draws of one length are alike."""
+    values = torch.stack([added for *_, added in draws])
     length, unit = values.shape[1], values / values.norm(dim=1, keepdim=True)
     correlation = (unit @ unit.T).abs().fill_diagonal_(0)
     # a few numbers are often nearly parallel by chance, but not equal
@@ -159,7 +148,7 @@ def budget(subject: Subject) -> str:
     """The ledger holds what the plan planned, and epsilon is spent, not overspent."""
     plan, ledger = subject.plan, subject.first[0].trained.ledger
     if plan is None:
-        if ledger.mechanisms() or any(record.values["noise_norm"] for record in subject.records):
+        if ledger.mechanisms() or any(record.values["noise_norm"] for record in subject.first[0].records):
             raise Fault("it is not private, yet something is noised or accounted", "set private = True, or leave noise alone")
         return "no epsilon, no noise, no ledger"
     if fault := ledger.unaccounted(plan, subject.trial.task.clients):
@@ -183,15 +172,15 @@ def determinism(subject: Subject) -> str:
 
 
 def _check_untouched(subject: Subject) -> None:
-    """Rows are as they were, also in the clients' hands."""
+    """Rows are as they were, also in the clients' hands, each one's and joined."""
     data, held, clients = subject.data, subject.trial.partition.rows, subject.first[1].cohorts[0].clients
-    # the data set itself keeps the fingerprint that it had
+    # a copy, for the data set itself keeps the fingerprint that it had
     if subject.trial.cell.dataset_hash != replace(data).fingerprint:
         raise Fault("the data set has changed in memory", UNTOUCHED_FIX)
-    whose = [(f"client {client}'s", x, y, held[client]) for client, x, y in zip(clients.members, clients.x, clients.y, strict=True)]
-    for words, x, y, rows in [*whose, ("the clients' joined", clients.pooled.x, clients.pooled.y, np.concatenate(held))]:
+    pooled, joined = clients.pooled, np.concatenate(held)
+    for x, y, rows in [*zip(clients.x, clients.y, held, strict=True), (pooled.x, pooled.y, joined)]:
         if not (np.array_equal(x.numpy(), data.x_train[rows]) and np.array_equal(y.numpy(), data.y_train[rows])):
-            raise Fault(f"{words} rows are not what the partition gave", UNTOUCHED_FIX)
+            raise Fault("clients' rows are not what the partition gave", UNTOUCHED_FIX)
 
 
 def packing(subject: Subject) -> str:
@@ -202,7 +191,7 @@ def packing(subject: Subject) -> str:
     params, (one, pool) = subject.algorithm.params, subject.first
     if type(params).model_validate(json.loads(params.model_dump_json())) != params:
         raise Fault("the parameters are not themselves after JSON", SEND_FIX)
-    for number, message in subject.tape.messages.items():
+    for number, message in pool.tapes[0].messages.items():
         try:
             pickle.dumps(message)
         except Exception as error:
@@ -212,7 +201,7 @@ def packing(subject: Subject) -> str:
         two = train(subject.build(), other, subject.plan, 0)
         for before, after in zip(one.progress, two.progress, strict=True):
             number, allowed = before.round - 1, ORDER * GROWTH_A_ROUND ** (before.round - 1)
-            messages, whole = [tape.messages[number] for tape in other.tapes], subject.tape.messages[number]
+            messages, whole = [tape.messages[number] for tape in other.tapes], pool.tapes[0].messages[number]
             difference = _apart(whole.sums, add_in_order([message.sums for message in messages]), allowed)
             difference = difference or _apart(before.tensors, after.tensors, allowed)
             if whole.uplink_bytes != (sent := sum(message.uplink_bytes for message in messages)):
@@ -268,8 +257,8 @@ def finite(subject: Subject) -> str:
     labels, questions = torch.arange(data.classes).repeat(3), torch.from_numpy(data.x_test)
     try:
         said = answer(algorithm, subject.first[0].trained.made, labels, questions, torch.Generator().manual_seed(0))
-    except WrongReturn as error:
-        raise Fault(f"{line_of(error.method)}: {error.what}", f"return {error.expected}") from error
+    except ValueError as error:
+        raise Fault(str(error), "return finite rows [n, d], or the probability of every class [n, C]") from error
     return f"{said.dtype} [n, {said.shape[1]}]".replace("torch.", "")
 
 

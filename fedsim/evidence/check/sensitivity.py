@@ -17,12 +17,11 @@ from torch import Tensor
 
 from fedsim.device import bytes_of
 from fedsim.evidence.check.neighbours import CORPUS, NEAR_ZERO, Draw, Levels, Pair, World, begun, draw_of, levels_of, pair_of
-from fedsim.evidence.check.subject import CHECKED_CLIENTS, Fault, Idle, Subject, drawn
+from fedsim.evidence.check.subject import CHECKED_CLIENTS, Fault, Idle, Subject, drawn, raised
 from fedsim.evidence.forked import forked, in_forks
 from fedsim.evidence.worlds import Divergence, Query, Tape
 from fedsim.methods.messages import Tensors
 from fedsim.methods.parameters import l2_norm
-from fedsim.plugins.registry import blamed, lookup, said
 from fedsim.privacy.ledger import Ledger
 from fedsim.privacy.plan import THEOREMS
 from fedsim.seeds import Purpose, Seeds
@@ -68,15 +67,15 @@ def sensitivity(subject: Subject) -> str:
 
 def check_samples(subject: Subject) -> None:
     """Under a claimed rate below 1, rows are sampled by the harness's streams, at that rate, anew for every step."""
-    schedule, seen = list(subject.algorithm.schedule()), dict[int, int]()
-    for sample in subject.tape.samples:
+    schedule, seen, taken = list(subject.algorithm.schedule()), dict[int, int](), subject.first[1].tapes[0].samples
+    for sample in taken:
         # in a round of one step, with noise once, asking again is looking again
         if sample.step in seen and not (seen[sample.step] == sample.round and schedule[sample.round].release.per_round == 1):
             text = f"round {sample.round}: the Poisson sample of step {sample.step} is drawn again, after round {seen[sample.step]}"
             raise Fault(text, SAMPLE_FIX)
         seen[sample.step] = sample.round
     for number, release in ((round_.number, round_.release) for round_ in schedule if round_.release.sample_rate < 1):
-        samples, text = [sample for sample in subject.tape.samples if sample.round == number], ""
+        samples, text = [sample for sample in taken if sample.round == number], ""
         if len(samples) < release.per_round:
             text = f"{len(samples)} Poisson samples for {release.per_round} steps"
         elif other := next((sample for sample in samples if not math.isclose(sample.rate, release.sample_rate)), None):
@@ -100,22 +99,15 @@ def searched(subject: Subject, draws: Sequence[Draw]) -> str:
 
 
 def compare(subject: Subject, draws: Sequence[Draw], levels: Mapping[float, Levels | None]) -> list[float]:
-    """The largest change in every pair, in units of the bound.
-
-    The first worlds are trained in one process, the second ones, which see the outputs of the first, in this one.
-    """
+    """The largest change in every pair, in units of the bound; first worlds are trained in a process of their own."""
     pairs = [pair_of(subject, draw, levels[draw.weights]) for draw in draws]
-    firsts = forked(_first_worlds, pairs)
+    firsts = forked(lambda: [look(pair, pair.whole) for pair in pairs])
     return [judged(pair, first, look(pair, pair.other, first.tape)) for pair, first in zip(pairs, firsts, strict=True)]
-
-
-def _first_worlds(pairs: Sequence[Pair]) -> list[Seen]:
-    return [look(pair, pair.whole) for pair in pairs]
 
 
 @dataclass(frozen=True)
 class Seen:
-    """What a training left behind: what its clients did, what its result says, released label shares, what is kept of it, what it paid."""
+    """What a training left behind: what its clients did, what its result says, label shares, what is kept of it, what it paid."""
 
     tape: Tape
     said: Tensor
@@ -134,8 +126,7 @@ def look(pair: Pair, world: World, script: Tape | None = None) -> Seen:
     except Divergence as error:
         raise Fault(f"{pair.words}: {error}", PUBLIC_FIX) from error
     except (Exception, SystemExit) as error:
-        where = blamed(error, lookup(pair.subject.trial.cell.algorithm))
-        raise Fault(f"{pair.words}: {said(error)[:300]} ({where})", PUBLIC_FIX) from error
+        raise Fault(f"{pair.words}: {raised(error, pair.subject)}", PUBLIC_FIX) from error
     shares = torch.zeros(0) if made.shares is None else torch.from_numpy(made.shares)
     return Seen(tape.without_diagnostics(), told, shares, made.state, made.ledger)
 
@@ -198,14 +189,10 @@ def _check_uncovered(words: str, first: Seen, second: Seen, *, at_clients: bool)
 
 @dataclass(frozen=True)
 class Change:
-    """What a unit changed in one query of a ``round``, or in its sum.
+    """What a unit changed in one query of a ``round``, or in its sum over ``steps`` of the release: the L2 ``norms`` by tensor name.
 
-    Attributes:
-        norms: L2 norm of the change by tensor name.
-        scale: joint L2 norm of the tensors.
-        steps: how many steps of the release it covers.
-        sampled: whether the unit was in the sample, of several steps in that of one.
-        rate: that is claimed of the sample.
+    The ``scale`` is the joint norm of the tensors; ``sampled`` says whether the unit was in the sample of a step, whose claimed ``rate``
+    that is.
     """
 
     round: int
@@ -223,7 +210,7 @@ class Change:
     @property
     def most(self) -> str:
         """The tensor that changed most."""
-        return max(self.norms, key=lambda name: self.norms[name])
+        return max(self.norms, key=self.norms.__getitem__)
 
 
 def _changes(pair: Pair, first: Tape, second: Tape) -> Iterator[Change]:

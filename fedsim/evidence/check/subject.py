@@ -7,7 +7,7 @@ import random
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -15,14 +15,14 @@ from torch import Tensor
 
 from fedsim.data.embeddings import Embeddings, PublicRows
 from fedsim.errors import at
-from fedsim.evaluation.plans import plans_of
-from fedsim.evidence.worlds import Tape, WatchedPool, watched
+from fedsim.evaluation.tuning import plans_of
+from fedsim.evidence.worlds import WatchedPool, watched
 from fedsim.grid.cells import expand, loaded, partition_of, resolve, task_of
 from fedsim.grid.models import Grid
 from fedsim.grid.read import one_cell
 from fedsim.methods.algorithm import Algorithm
 from fedsim.methods.products import Product, is_classifier, is_personal, own
-from fedsim.plugins.registry import lookup
+from fedsim.plugins.registry import blamed, lookup, said
 from fedsim.privacy.plan import PrivacyPlan, Trust, Unit
 from fedsim.seeds import Seeds
 from fedsim.training import rounds
@@ -33,8 +33,11 @@ from fedsim.training.trial import Trial
 
 BRIEF = {"rounds": 3, "local_steps": 3, "meta_steps": 2, "generator_steps": 2}
 """Parameters that make a training long, where an algorithm has them, and what they become."""
-NARROW = {"latent": 4, "hidden": [8], "encoder_hidden": [8], "discriminator_hidden": [8]}
-"""Parameters that make a network large, and what they become."""
+NARROW: Mapping[str, Any] = {
+    **{"latent": 4, "hidden": [8], "encoder_hidden": [8], "discriminator_hidden": [8]},
+    **{"candidates": 40, "votes": 4, "local_steps": 2},
+}
+"""Parameters that make a step of a training large, and what they become in a check."""
 EPSILON, DELTA = 4.0, 1e-4
 CHECKED_CLIENTS = 4
 CELL: Mapping[str, Any] = {
@@ -54,8 +57,7 @@ class Idle(Exception):
     """There was nothing to check, or no way to: ``(why,)``."""
 
 
-@dataclass(frozen=True)
-class Training:
+class Training(NamedTuple):
     """What :func:`train` returns: a record a round, the outcome, and the progress after each round."""
 
     records: list[RoundRecord]
@@ -67,11 +69,8 @@ class Training:
 class Subject:
     """An algorithm with its parameters, in one privacy setting, on the small cell.
 
-    Attributes:
-        trial: the cell with its plan and partition.
-        data: its rows; public ones are made up, and the same in both worlds of a pair.
-        draws: numbers of the random pairs of neighbouring worlds that are compared.
-        rounds: of a training that is not shortened, where the algorithm has such a parameter and it was not given.
+    Public rows are made up, and the same in both worlds of a pair. The ``draws`` are numbers of random pairs of neighbouring worlds; the
+    ``rounds`` are of a training that is not shortened, where the algorithm has such a parameter and it was not given.
     """
 
     trial: Trial
@@ -94,11 +93,6 @@ class Subject:
         """A fresh instance for questions that change nothing."""
         return self.build()
 
-    @cached_property
-    def with_all_rounds(self) -> Subject:
-        """Its training is not shortened to a few rounds; the noise multiplier stays."""
-        return self if self.rounds is None else varied(self, rounds=self.rounds)
-
     def build(self) -> Algorithm:
         """A new instance."""
         return build_algorithm(self.trial.cell.algorithm, self.trial.cell.params, self.trial.task)
@@ -118,16 +112,6 @@ class Subject:
         pool = WatchedPool(self.cohorts())
         return train(self.build(), pool, self.plan, 0), pool
 
-    @property
-    def tape(self) -> Tape:
-        """What the clients of :attr:`first` did."""
-        return self.first[1].tapes[0]
-
-    @property
-    def records(self) -> list[RoundRecord]:
-        """The rounds of :attr:`first`."""
-        return self.first[0].records
-
 
 def subject(name: str, params: Sequence[str], unit: Unit, trust: Trust, draws: range = range(0)) -> Subject:
     """The cell of an algorithm, with parameters from ``key=YAML`` texts, for one privacy setting.
@@ -137,7 +121,7 @@ def subject(name: str, params: Sequence[str], unit: Unit, trust: Trust, draws: r
     """
     given = {text.partition("=")[0].strip() for text in params}
     known = lookup(name).Params
-    brief = known.brief(BRIEF | NARROW, given)
+    brief = known.brief({**BRIEF, **NARROW}, given)
     short = [f"{key}={value}" for key, value in brief.items()]
     grid = one_cell(name, [*params, *short], unit="example" if unit == "group" else unit, trust=trust, **CELL)
     data = {key: replace(rows, public=PublicRows.made_up(rows.dim, rows.classes)) for key, rows in loaded(grid).items()}
@@ -189,6 +173,11 @@ def random_states() -> dict[str, Any]:
     """The states of the global generators."""
     numpy = pickle.dumps(np.random.get_state())  # noqa: NPY002
     return {"torch": torch.get_rng_state().numpy().tobytes(), "numpy": numpy, "random": random.getstate()}
+
+
+def raised(error: BaseException, subject: Subject) -> str:
+    """An exception of the algorithm, with its place."""
+    return f"{said(error)[:300]} ({blamed(error, lookup(subject.trial.cell.algorithm))})"
 
 
 def same(first: Tensor, second: Tensor) -> bool:

@@ -123,9 +123,7 @@ def clipped_sum(
     def checked_loss(model: nn.Module, batch: Batch) -> Tensor:
         losses = loss(model, batch)
         if losses.dim() not in (1, 2) or len(losses) != len(batch):
-            raise ValueError(
-                f"the loss has shape {list(losses.shape)}, not one number, or one row of parts, for each of {len(batch)} examples"
-            )
+            raise ValueError(f"the loss has shape {list(losses.shape)}, not a number or a row of parts for each of {len(batch)} examples")
         return losses
 
     before = _state(modules)

@@ -55,30 +55,20 @@ def bookkeeping(model: nn.Module, loss: Loss, batch: Batch, norms: Norms, sums: 
 def covered_layers(model: nn.Module) -> dict[str, nn.Module]:
     """The layers that hold the trainable parameters, by name."""
     layers: dict[str, nn.Module] = {}
-    owners: dict[int, str] = {}
+    owned: set[int] = set()
     for path, module in model.named_modules():
+        rule, hooks = RULES.get(type(module)), (*module._forward_hooks, *module._forward_pre_hooks)
         for name, parameter in module._parameters.items():
             if parameter is None or not parameter.requires_grad:
                 continue
-            full = _full(path, name)
-            reason = _refusal(module, name)
-            if id(parameter) in owners:
-                reason = f"it is the same parameter as '{owners[id(parameter)]}'"
-            if reason:
-                raise ValueError(f"bookkeeping does not cover parameter '{full}': {reason}; engine vmap may")
-            owners[id(parameter)] = full
+            if rule is None or name not in rule.names or "forward" in vars(module) or hooks or id(parameter) in owned:
+                raise ValueError(
+                    f"bookkeeping does not cover parameter '{_full(path, name)}' of a {type(module).__name__}: it covers "
+                    f"{', '.join(kind.__name__ for kind in RULES)}, without hooks or shared parameters; give engine: vmap"
+                )
+            owned.add(id(parameter))
             layers[path] = module
     return layers
-
-
-def _refusal(layer: nn.Module, name: str) -> str | None:
-    rule = RULES.get(type(layer))
-    if rule is None or name not in rule.names:
-        covered = ", ".join(kind.__name__ for kind in RULES)
-        return f"a {type(layer).__name__} with a '{name}' is not one of {covered}"
-    if "forward" in vars(layer) or layer._forward_hooks or layer._forward_pre_hooks:
-        return "its layer's forward is replaced or has hooks of its own"
-    return rule.refusal(layer)
 
 
 @contextmanager
@@ -108,10 +98,7 @@ def _recorded(layers: dict[str, nn.Module]) -> Iterator[Calls]:
 
 
 def _refuse_other_uses(losses: Tensor, layers: dict[str, nn.Module], calls: Calls) -> None:
-    """Raise if the loss reaches a parameter other than by a recorded use of its layer.
-
-    Walks the graph of gradients from the loss, stepping over the recorded uses to their inputs.
-    """
+    """Raise if the loss reaches a parameter other than by a recorded use of its layer."""
     over: dict[Node, list[Node | None]] = {}
     for uses in calls.values():
         for call in uses:
@@ -138,8 +125,7 @@ def _refuse_other_uses(losses: Tensor, layers: dict[str, nn.Module], calls: Call
         name = None if following else names.get(id(getattr(node, "variable", None)))
         if name is not None:
             raise ValueError(
-                f"parameter '{name}' is used outside its layer's own forward: bookkeeping would not see that gradient; "
-                "call the layer, or use engine vmap"
+                f"parameter '{name}' is used outside its layer's own forward: bookkeeping would not see that gradient; give engine: vmap"
             )
 
 
@@ -165,8 +151,7 @@ def _uses(layers: dict[str, nn.Module], calls: Calls, losses: Tensor, layout: La
 def _check_call(path: str, call: Call, rows: int, layout: Layout) -> None:
     if len(call.shape) < 2 or call.shape[0] != rows:
         raise ValueError(
-            f"layer '{path}' gave {list(call.shape)} for {rows} examples: its gradient is not per example; "
-            "give it one input row per example (a code expanded to the batch, not one weight set for all)"
+            f"layer '{path}' gave {list(call.shape)} for {rows} examples: its gradient is not per example; give it a row an example"
         )
     first = call.args[0]
     if isinstance(first, Tensor) and first._version != call.version:

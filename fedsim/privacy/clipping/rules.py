@@ -12,7 +12,6 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fedsim.batch import Layout
@@ -64,40 +63,18 @@ class Target:
             kernel(self.tensor, left, right, alpha=self.weight)
 
 
-class Rule:
-    """One kind of layer; gradients are by parameter name within the layer."""
+class LinearRule:
+    """``nn.Linear``: weight and bias shared by all clients; every rule's results are by parameter name within the layer."""
 
-    names: ClassVar[tuple[str, ...]] = ("weight",)
+    names: ClassVar[tuple[str, ...]] = ("weight", "bias")
     """The parameters that the rule covers."""
-
-    def refusal(self, layer: nn.Module) -> str | None:
-        """Why the rule does not hold for this layer; None if it does."""
-        return None
 
     def inputs(self, args: tuple[Any, ...], grads: Tensor) -> Tensor:
         """:attr:`Use.inputs`, ``[N, T, in]``, from the layer's arguments."""
         return by_use(args[0].detach())
 
     def squared(self, use: Use) -> dict[str, Tensor]:
-        """Each parameter's squared gradient norm, ``[N]``."""
-        raise NotImplementedError
-
-    def add(self, use: Use, factor: Tensor, into: Mapping[str, Target]) -> None:
-        """Add ``weight * sum_n factor_n * gradient_n`` to every target, in place."""
-        raise NotImplementedError
-
-    def per_client(self, use: Use) -> dict[str, Tensor]:
-        """Each parameter's gradient summed per client, ``[K, ...]``; a per-client parameter's own shape where it has K rows."""
-        raise NotImplementedError
-
-
-class LinearRule(Rule):
-    """``nn.Linear``: weight and bias shared by all clients."""
-
-    names = ("weight", "bias")
-
-    def squared(self, use: Use) -> dict[str, Tensor]:
-        """From the norms of inputs and output gradients, or their Gram matrices where T > 1."""
+        """Each parameter's squared norm ``[N]``, from those of inputs and output gradients, or Gram matrices where T > 1."""
         a, g = use.inputs, use.grads
         bias = _squared_norm(_over_uses(g))
         if g.shape[1] == 1:
@@ -107,7 +84,7 @@ class LinearRule(Rule):
         return {"weight": (products.sum((1, 2)) + GRAM_SLACK * products.abs().sum((1, 2))).clamp_min(0), "bias": bias}
 
     def add(self, use: Use, factor: Tensor, into: Mapping[str, Target]) -> None:
-        """One weighted product; the narrower side is multiplied by the weights."""
+        """Add ``weight * sum_n factor_n * gradient_n`` to every target; the narrower side is multiplied by the weights."""
         a, g = use.inputs.flatten(0, 1), use.grads.flatten(0, 1)
         of_use = factor if len(g) == len(factor) else factor.repeat_interleave(use.grads.shape[1])
         for name, target in into.items():
@@ -120,7 +97,7 @@ class LinearRule(Rule):
                 target.add_product((g * of_use[:, None]).T, a)
 
     def per_client(self, use: Use) -> dict[str, Tensor]:
-        """One batched product over the padded clients; zeros for clients without a row."""
+        """Each parameter's gradient summed per client ``[K, ...]``, zeros for clients without a row."""
         grads, span, clients = _by_client(use, use.grads), use.layout.span, use.layout.clients
         summed = {"weight": grads.transpose(1, 2) @ _by_client(use, use.inputs), "bias": grads.sum(1)}
         if span == slice(0, clients):
@@ -146,54 +123,29 @@ class ClientLinearRule(LinearRule):
                 target.tensor[span].add_(own.sum(1), alpha=target.weight)
 
 
-class ElementwiseRule(Rule):
-    """A layer whose per-example gradients are no larger than its output, so they are computed."""
+class ShiftRule(LinearRule):
+    """``Shift``: per-example gradients are no larger than the output, so they are computed."""
 
-    def gradients(self, use: Use) -> dict[str, Tensor]:
-        """Per-example gradients ``[N, size]``."""
-        raise NotImplementedError
+    names = ("weight",)
+
+    def gradients(self, use: Use) -> Tensor:
+        """Per-example gradients ``[N, size]``, the output's; a single number shifts every column."""
+        assert isinstance(use.layer, Shift)
+        gradient = use.grads.sum(1)
+        return gradient.sum(1, keepdim=True) if use.layer.weight.numel() == 1 else gradient
 
     def squared(self, use: Use) -> dict[str, Tensor]:
         """Squared norms of the per-example gradients."""
-        return {name: _squared_norm(g) for name, g in self.gradients(use).items()}
+        return {"weight": _squared_norm(self.gradients(use))}
 
     def add(self, use: Use, factor: Tensor, into: Mapping[str, Target]) -> None:
         """Weighted sum over examples."""
-        gradients = self.gradients(use)
-        for name, target in into.items():
-            target.tensor.add_(factor @ gradients[name], alpha=target.weight)
+        into["weight"].tensor.add_(factor @ self.gradients(use), alpha=into["weight"].weight)
 
     def per_client(self, use: Use) -> dict[str, Tensor]:
         """Summed by client."""
-        client, clients = use.layout.client, use.layout.clients
-        return {name: g.new_zeros(clients, g.shape[-1]).index_add(0, client, g) for name, g in self.gradients(use).items()}
-
-
-class ShiftRule(ElementwiseRule):
-    """``Shift``: the gradient is the output's."""
-
-    def gradients(self, use: Use) -> dict[str, Tensor]:
-        """The output's gradient; a single number shifts every column."""
-        assert isinstance(use.layer, Shift)
-        gradient = use.grads.sum(1)
-        return {"weight": gradient.sum(1, keepdim=True) if use.layer.weight.numel() == 1 else gradient}
-
-
-class LayerNormRule(ElementwiseRule):
-    """``nn.LayerNorm`` over the last dimension: a scale of the normalised input, and a shift."""
-
-    names = ("weight", "bias")
-
-    def refusal(self, layer: nn.Module) -> str | None:
-        """Only the last dimension is covered."""
-        assert isinstance(layer, nn.LayerNorm)
-        return None if len(layer.normalized_shape) == 1 else "it normalises several dimensions"
-
-    def gradients(self, use: Use) -> dict[str, Tensor]:
-        """Gradients of scale and shift, ``[N, size]`` each."""
-        assert isinstance(use.layer, nn.LayerNorm)
-        normalised = F.layer_norm(use.inputs, use.layer.normalized_shape, eps=use.layer.eps)
-        return {"weight": (use.grads * normalised).sum(1), "bias": use.grads.sum(1)}
+        gradients = self.gradients(use)
+        return {"weight": gradients.new_zeros(use.layout.clients, gradients.shape[-1]).index_add(0, use.layout.client, gradients)}
 
 
 class ClientCodeRule(ShiftRule):
@@ -203,21 +155,19 @@ class ClientCodeRule(ShiftRule):
         """An empty last dimension: the gradient is the output's own."""
         return grads[..., :0]
 
-    def gradients(self, use: Use) -> dict[str, Tensor]:
+    def gradients(self, use: Use) -> Tensor:
         """By the client's own row ``[N, size]``."""
-        return {"weight": use.grads.sum(1)}
+        return use.grads.sum(1)
 
     def add(self, use: Use, factor: Tensor, into: Mapping[str, Target]) -> None:
         """Weighted, to each client's row."""
-        weighted = self.gradients(use)["weight"] * factor[:, None]
-        for target in into.values():
-            target.tensor.index_add_(0, use.layout.client, weighted, alpha=target.weight)
+        weighted = self.gradients(use) * factor[:, None]
+        into["weight"].tensor.index_add_(0, use.layout.client, weighted, alpha=into["weight"].weight)
 
 
-RULES: dict[type[nn.Module], Rule] = {
+RULES: dict[type[nn.Module], LinearRule] = {
     nn.Linear: LinearRule(),
     ZeroLinear: LinearRule(),
-    nn.LayerNorm: LayerNormRule(),
     ClientLinear: ClientLinearRule(),
     ClientCode: ClientCodeRule(),
     Shift: ShiftRule(),

@@ -66,11 +66,8 @@ def clipped_statistics(
 
 
 def _of_groups(product: OuterProduct, alone: Tensor, groups: Layout) -> Tensor:
-    """Squared norms ``[G]`` of the groups' sums: ``sum_nm <left_n, left_m> <right_n, right_m>`` over the pairs of a group's rows.
-
-    In float64, and groups of one size together, so that nothing is padded. A group of one row has the row's, ``alone`` ``[N]``, whatever
-    sizes others have: rounded in another way it would be clipped a little differently.
-    """
+    """Squared norms ``[G]`` of the groups' sums: ``sum_nm <left_n, left_m> <right_n, right_m>`` over the pairs of a group's rows."""
+    # a group of one row has the row's, `alone` [N]: rounded in another way it would be clipped a little differently
     sizes = torch.bincount(groups.positions, minlength=groups.clients)
     first = sizes.cumsum(0) - sizes
     squared = alone.new_zeros(groups.clients)
@@ -89,12 +86,9 @@ def _of_groups(product: OuterProduct, alone: Tensor, groups: Layout) -> Tensor:
 
 
 def _whole(x: Tensor, largest: Tensor) -> tuple[Tensor, Tensor]:
-    """Integers in float64, and the unit of which finite ``x`` ``[..., d]`` has so many; ``largest`` bounds the entries.
-
-    The rounding of a matrix product depends on how many rows it has; of a function that jumps (the nearest candidate, the bin of a
-    histogram) one private row could then change what others add. Of integers of so few bits, 20 or more where d is below 2^13, every
-    partial sum is an integer below 2^53, which float64 holds: whatever the order of a sum, on every processor.
-    """
+    """Integers in float64, and the unit of which finite ``x`` ``[..., d]`` has so many; ``largest`` bounds the entries."""
+    # the rounding of a product depends on how many rows it has, so one private row could change what others add to a histogram; of
+    # integers of so few bits every partial sum is below 2^53, which float64 holds
     unit = largest.double().clamp_min(1e-300) * 2.0 ** -((53 - x.shape[-1].bit_length()) // 2)
     return (x.double() / unit).round(), unit
 

@@ -101,9 +101,7 @@ def test_training_rows_that_are_test_rows_too_are_an_error_unless_it_is_said_wha
     x = np.random.default_rng(1).random((60, 5), np.float32)
     x[[4, 7]] = x[[45, 41]]
     path = file(tmp_path, x=x)
-    with pytest.raises(
-        UserError, match=r"2 training rows are test rows too, the first is training row 4, the same as test row 5; give overlap: drop"
-    ):
+    with pytest.raises(UserError, match=r"2 training rows are test rows too, the first is training row 4; give overlap: drop"):
         load(DatasetSpec(npz=path))
     dropped = load(DatasetSpec(npz=path, overlap="drop"))
     assert (len(dropped.y_train), len(dropped.columns["site"]), len(dropped.y_test)) == (18, 18, 20)
@@ -117,7 +115,7 @@ def test_equal_images_of_one_file_of_arrays_are_found_too(tmp_path):
     arrays["test_images"][7] = arrays["train_images"][3]
     np.savez_compressed(path, **arrays)
     spec = {"name": "medmnist:organamnist", "root": tmp_path}
-    with pytest.raises(UserError, match=r"1 training rows are test rows too, the first is train_images\[3\], the same as test_images\[7\]"):
+    with pytest.raises(UserError, match=r"1 training rows are test rows too, the first is train_images\[3\]"):
         image_set(DatasetSpec(**spec, overlap="error"))
     whole, dropped = (image_set(DatasetSpec(**spec, overlap=policy)) for policy in ("keep", "drop"))
     assert (len(whole), len(dropped)) == (102, 101)

@@ -3,7 +3,7 @@ import pytest
 from pictures import save_medmnist
 
 from fedsim.data.images import decoded
-from fedsim.data.sources.medmnist import load_medmnist
+from fedsim.data.sources.known import load_medmnist
 from fedsim.data.split import TEST, TRAIN, VALIDATION
 from fedsim.errors import UserError
 

@@ -1,10 +1,12 @@
-"""What a row adds, or what it is taken for, follows from other rows: their statistics, their number, or that they were seen before."""
+"""What a row adds is more than is claimed, by the clip or what it is set by; or it follows from other rows, or from earlier ones."""
 
+import math
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import torch
-from broken.tiny import Classified, Tiny
+from broken.tiny import Classified, Spelled, Tiny
 from torch import Tensor, nn
 
 from baselines.dp_gaussian import DPGaussian
@@ -13,12 +15,92 @@ from fedsim.methods.clients import Clients
 from fedsim.methods.messages import Message, Round, Server, Tensors
 from fedsim.methods.one_shot import Rows
 from fedsim.models.layers import ClientCode, one_hot
+from fedsim.privacy.clipping import Norms
+from fedsim.privacy.plan import Claim
 from fedsim.privacy.statistics.outer_products import OuterProduct
 
 
-class BatchLevelLoss(Tiny):
-    """An MMD between the batch's rows and their prototypes."""
+class BatchClippedAsOne(Tiny):
+    def norms(self, model: nn.Module) -> Norms:
+        return replace(super().norms(model), unit="client")
 
+
+class GroupsClippedByRow(Tiny):
+    units = ("group",)
+
+    def norms(self, model: nn.Module) -> Norms:
+        return replace(super().norms(model), unit="example")
+
+
+class SensitivityOfATenth(Tiny):
+    def claim(self) -> Claim:
+        return "stated"
+
+    def sensitivity(self) -> float:
+        return self.clip() / 10
+
+
+class OneLabelCountsDouble(Spelled):
+    def sums(self, model: nn.Module, batch: Batch) -> Tensors:
+        twice = super().sums(model, batch.take(batch.y == 6))
+        return {name: value + twice[name] for name, value in super().sums(model, batch).items()}
+
+
+class DividesByStepsOfTenRows(Spelled):
+    def client_round(self, clients: Clients, round_: Round, broadcast: Tensors) -> Message:
+        self.steps = [max(math.ceil(len(x) / 10), 1) for x in clients.x]
+        return super().client_round(clients, round_, broadcast)
+
+    def sums(self, model: nn.Module, batch: Batch) -> Tensors:
+        parts = [super(DividesByStepsOfTenRows, self).sums(model, batch.take(batch.layout.client == i)) for i in range(len(self.steps))]
+        return {name: torch.stack([part[name] / n for part, n in zip(parts, self.steps, strict=True)]).sum(0) for name in parts[0]}
+
+
+class ClipAtTheBatchMedian(Spelled):
+    def limit(self, norms: Tensor) -> float:
+        return min(self.clip(), float(norms[norms > 0].median()))
+
+    def sums(self, model: nn.Module, batch: Batch) -> Tensors:
+        found = self.clipped(model, batch, replace(self.norms(model), clip=1e9)).norms
+        clip = self.limit(found) if bool((found > 0).any()) else self.clip()
+        return self.clipped(model, batch, replace(self.norms(model), clip=clip)).sums
+
+
+class ClipAtAHighQuantile(ClipAtTheBatchMedian):
+    def limit(self, norms: Tensor) -> float:
+        return min(self.clip(), float(norms.quantile(0.9)))
+
+
+class NoClipWhileTheMeanIsSmall(ClipAtTheBatchMedian):
+    def limit(self, norms: Tensor) -> float:
+        return self.clip() if float(norms.mean()) >= self.clip() else math.inf
+
+
+class StopsClippingLate(Spelled):
+    units = ("example", "client")
+
+    def client_round(self, clients: Clients, round_: Round, broadcast: Tensors) -> Message:
+        self.is_late = round_.number >= 50
+        return super().client_round(clients, round_, broadcast)
+
+    def norms(self, model: nn.Module) -> Norms:
+        norms = super().norms(model)
+        return replace(norms, clip=math.inf) if getattr(self, "is_late", False) else norms
+
+
+START: list[Tensor] = []
+
+
+class ScaledByTheFirstBatch(Tiny):
+    """In units of the spread of the first batch that the process saw, as ActNorm starts."""
+
+    def distance(self, model: Any, batch: Batch) -> Tensor:
+        if not START and len(batch.x) > 1:
+            START.append(1 / (batch.x.detach().std(0) + 0.1))
+        return super().distance(model, replace(batch, x=batch.x * (START[0] if START else 4.0)))
+
+
+class BatchLevelLoss(Tiny):
     def loss(self, model: Any, batch: Batch) -> Mapping[str, Tensor]:
         mean_distance = (batch.x - self.decoded(model, batch.y)).mean(0).square().sum()
         return {**super().loss(model, batch), "mmd": mean_distance.expand(len(batch))}
@@ -38,17 +120,7 @@ class HypernetworkOverBatch(Tiny):
         return (batch.x - self.decoded(model, batch.y) - one_hot(batch.y, self.task.classes) @ weights).square().sum(1)
 
 
-class OneLabelShares(Tiny):
-    """Rows of label 7 share what one would add: one more row of it makes all others less."""
-
-    def distance(self, model: Any, batch: Batch) -> Tensor:
-        shared, distance = batch.y == 7, super().distance(model, batch)
-        return torch.where(shared, distance / shared.sum().clamp_min(1), distance)
-
-
 class WeightsFromLabelCounts(Tiny):
-    """Rare labels weigh more, by exact counts of the client's rows; one row changes the weights of all others of its label."""
-
     counts = torch.ones(4, 10)
 
     def client_round(self, clients: Clients, round_: Round, broadcast: Tensors) -> Message:
@@ -60,8 +132,6 @@ class WeightsFromLabelCounts(Tiny):
 
 
 class Weighed(DPGaussian):
-    """The moments of DP-Gaussian with a weight for every row, by what else its client holds."""
-
     units = ("example",)
 
     def moment_products(self, rows: Rows, told: Tensors) -> dict[str, OuterProduct]:
@@ -71,37 +141,20 @@ class Weighed(DPGaussian):
     def weights(self, rows: Rows) -> Tensor:
         raise NotImplementedError
 
-    def of_its_label(self, rows: Rows) -> Tensor:
-        """How many rows of a row's label its client holds."""
-        cell = rows.client * self.task.classes + rows.y
-        return torch.bincount(cell)[cell]
-
-
-class FrequentLabelsCapped(Weighed):
-    """Rows of a label of which a client holds many share what 10 would add: one more row makes all others less."""
-
-    def weights(self, rows: Rows) -> Tensor:
-        return (10 / self.of_its_label(rows)).clamp_max(1)
-
 
 class Majority(Weighed):
-    """Rows of a label of which a client holds more than 60 count half."""
-
     def weights(self, rows: Rows) -> Tensor:
-        return 1 - 0.5 * (self.of_its_label(rows) > 60)
+        cell = rows.client * self.task.classes + rows.y
+        return 1 - 0.5 * (torch.bincount(cell)[cell] > 60)
 
 
 class ClientsCapped(Weighed):
-    """Of a client's rows those after the first 150 count for nothing: one more row at the front pushes out another."""
-
     def weights(self, rows: Rows) -> Tensor:
         starts = torch.searchsorted(rows.client, rows.client)
         return (torch.arange(len(rows.y)) - starts < 150).float()
 
 
 class CapThousand(Weighed):
-    """A client uses the 1,000 of its rows that are nearest to the released mean: one more of them pushes out another."""
-
     def moment_products(self, rows: Rows, told: Tensors) -> dict[str, OuterProduct]:
         self.mean = told["mean"]
         return super().moment_products(rows, told)

