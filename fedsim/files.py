@@ -36,7 +36,7 @@ def replaced(path: Path, mode: int | None = None) -> Iterator[Path]:
         OSError: the folder cannot be written; ``filename`` is that of ``path``.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f"{_start(path)}{os.getpid()}.part")
+    part = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
         if mode is not None:
             part.unlink(missing_ok=True)
@@ -55,9 +55,5 @@ def replaced(path: Path, mode: int | None = None) -> Iterator[Path]:
 def discard(path: Path) -> None:
     """Remove a file, and what a process that died while it replaced it left behind."""
     path.unlink(missing_ok=True)
-    for part in path.parent.glob(f"{_start(path)}*.part"):
+    for part in path.parent.glob(f".{path.name}.*.part"):
         part.unlink(missing_ok=True)
-
-
-def _start(path: Path) -> str:
-    return f".{path.name}."

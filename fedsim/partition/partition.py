@@ -45,8 +45,6 @@ class Partition:
 
 def check_partition(y: NDArray[np.int64], *, spec: PartitionSpec, clients: int, columns: Mapping[str, NDArray[Any]]) -> None:
     """Check the limits that no partition of labels ``y`` ``[n]`` and columns, values per training row, can escape, before one is made."""
-    if clients < 1:
-        raise UserError("clients", f"{clients} is not positive", "give at least 1 client")
     labels, kept, _ = parts_of(y, columns, spec)
     need, things, there = clients * spec.min_size, "rows" if spec.together is None else f"values of {spec.together}", len(labels)
     if need > there:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -44,10 +44,6 @@ class RunContext:
     store: ResultStore
     display: Display
 
-    def log(self, trial: Trial, lines: Iterable[str]) -> None:
-        """Add lines to a cell's log."""
-        self.store.log(trial.cell.cell_id, lines)
-
     def finished(self, trial: Trial, training: Mapping[str, Any], judgement: Mapping[str, Any] | None = None) -> None:
         """Show how a cell ended, by the lines of its training and of its judgement."""
         self.display.cell_finished(row_of(trial.cell.cell_id, trial.cell.label, training, judgement))
@@ -55,7 +51,7 @@ class RunContext:
     def refused(self, job: Job, failure: Failure) -> PluginError:
         """The message of a plug-in whose first training fails; its log has the traceback, and nothing else is written."""
         assert job.trial is not None
-        self.log(job.trial, [failure.traceback.rstrip("\n")])
+        self.store.log(job.trial.cell.cell_id, [failure.traceback.rstrip("\n")])
         grid, name = self.prepared.grid, job.trial.cell.algorithm
         where = grid.place("algorithms", next(i for i, entry in enumerate(grid.algorithms) if entry.name == name), "name")
         what = f"its first cell failed: {failure.summary()} ({self.store.folder.log(job.trial.cell.cell_id)})"
@@ -145,9 +141,9 @@ class CellJob(Job):
         point = {"alpha": cell.concentration, "clients": cell.clients, "epsilon": cell.epsilon, "seed": cell.seed}
         self.run.display.cell_started(cell.cell_id, setting(cell.label, cell.dataset.display, **point))  # type: ignore[arg-type]
         plan, sizes = f"plan {self.trial.plan}", f"clients per actor {self.trial.sizes}"
-        self.run.log(self.trial, [f"{what} {now()}", f"cell {cell.model_dump_json()}", plan, sizes])
+        self.run.store.log(self.trial.cell.cell_id, [f"{what} {now()}", f"cell {cell.model_dump_json()}", plan, sizes])
         for other, _ in self.equal:
-            self.run.log(other, [f"equal to cell {cell.cell_id} by construction: see its log"])
+            self.run.store.log(other.cell.cell_id, [f"equal to cell {cell.cell_id} by construction: see its log"])
 
     def take(self, item: Item) -> None:
         """Rounds and checkpoints as they come; then the training's lines, then the judgement's."""
@@ -173,7 +169,7 @@ class CellJob(Job):
             training = {"training_id": trial.cell.training_id}
             self.run.store.append("rounds", ({**training, "round": r.round, **r.values} for r in progress.rounds))
         lines = [f"round {record.round + 1}/{record.rounds} {dump(record.values)}" for record in progress.rounds]
-        self.run.log(self.trial, [*lines, progress.output.rstrip("\n")] if progress.output else lines)
+        self.run.store.log(self.trial.cell.cell_id, [*lines, progress.output.rstrip("\n")] if progress.output else lines)
         if progress.rounds:
             last = progress.rounds[-1]
             self.run.display.round_done(self.trial.cell.cell_id, last.round + 1, last.rounds)
@@ -184,7 +180,7 @@ class CellJob(Job):
         """Keep what was made, then write the lines; the checkpoint, which may hold the key of secret noise, goes before."""
         prepared, store, clients = self.run.prepared, self.run.store, self.trial.cell.clients
         self.trial = self.trial.ended(outcome)
-        self.run.log(self.trial, [f"trained {outcome}"])
+        self.run.store.log(self.trial.cell.cell_id, [f"trained {outcome}"])
         discard(self._checkpoint)
         names, lines = prepared.data[self.trial.data_key].class_names, list[Line]()
         for trial, _ in self.cells:
@@ -201,14 +197,14 @@ class CellJob(Job):
     def _fail(self, failure: Failure) -> None:
         if not failure.goes_on:
             discard(self._checkpoint)
-        self.run.log(self.trial, [failure.traceback.rstrip("\n")])
+        self.run.store.log(self.trial.cell.cell_id, [failure.traceback.rstrip("\n")])
         for trial, _ in self.cells:
             line = training_line(trial, error_of(failure), versions())
             self.run.store.append("trainings", [line])
             self.run.finished(trial, line)
 
     def _judged(self, end: Judged | Failure) -> None:
-        self.run.log(self.trial, [end.traceback.rstrip("\n") if isinstance(end, Failure) else f"judged {end.judgement}"])
+        self.run.store.log(self.trial.cell.cell_id, [end.traceback.rstrip("\n") if isinstance(end, Failure) else f"judged {end.judgement}"])
         for trial, training in self.cells:
             assert training is not None
             made = (error_of(end), 0.0) if isinstance(end, Failure) else (end.judgement, end.seconds)

@@ -124,8 +124,12 @@ def joined_cluster(address: str, files: Collection[Path] = ()) -> Iterator[list[
 
     Of ``files``, which its machines need to import, those below the working folder are sent to each.
     """
-    if address != "auto":
-        _check_listening(address)
+    host, _, port = address.rpartition(":")
+    try:  # Ray itself would try for minutes
+        if address != "auto":
+            socket.create_connection((host.strip("[]"), int(port)), timeout=5).close()
+    except (OSError, OverflowError, ValueError) as error:
+        raise UserError(f"address {address}", f"cannot be reached ({error})", "give a running cluster's host:port, or auto") from error
     with tempfile.TemporaryDirectory(prefix="fedsim-plug-ins-") as staged:
         sent = [file.relative_to(Path.cwd()) for file in files if file.is_relative_to(Path.cwd())]
         for place in sent:
@@ -139,15 +143,6 @@ def joined_cluster(address: str, files: Collection[Path] = ()) -> Iterator[list[
             raise UserError(f"address {address}", what, f"{right}, of this version of Ray and Python; {token}") from error
     with _connected(), interrupts():
         yield list(live_nodes())
-
-
-def _check_listening(address: str) -> None:
-    """Ray itself would try for minutes."""
-    host, _, port = address.rpartition(":")
-    try:
-        socket.create_connection((host.strip("[]"), int(port)), timeout=5).close()
-    except (OSError, OverflowError, ValueError) as error:
-        raise UserError(f"address {address}", f"cannot be reached ({error})", "give a running cluster's host:port, or auto") from error
 
 
 def _connect(address: str, **options: Any) -> None:

@@ -190,6 +190,6 @@ class Scheduler:
         self.losses[job.key] += 1
         self.context.display.note(f"{job.name}: {failure.message}; it runs again")
         if isinstance(job, CellJob):
-            self.context.log(job.trial, [failure.message])
+            self.context.store.log(job.trial.cell.cell_id, [failure.message])
             self.context.display.cell_queued(job.trial.cell.cell_id)
         self.queue.appendleft(job.again())
