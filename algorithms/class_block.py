@@ -157,11 +157,7 @@ class BlockGenerator:
         self.outward = tensors["directions"] @ tensors["spread"] if "spread" in tensors else tensors["directions"]
 
     def _roots(self, squared_distance: Tensor) -> Tensor:
-        """Roots of the classes' covariances as rows are drawn with, ``[C, k, k]``: what lies between class means, then the rest given that.
-
-        Between class means the mean variance becomes that of class means, ``squared_distance`` over all directions, by the overlap; the
-        rest follows what lies there as much as before.
-        """
+        """Roots of the classes' covariances as rows are drawn with, ``[C, k, k]``: between class means, then the rest given that."""
         covariances, onto = self.tensors["prior_covariances"], self.onto
         beyond, count = torch.eye(len(onto), device=onto.device) - onto, onto.trace().clamp_min(1e-12)
         inside = onto @ covariances @ onto

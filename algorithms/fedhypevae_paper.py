@@ -17,8 +17,7 @@ from fedsim.methods.clients import Clients
 from fedsim.methods.dp_sgd import DPSGD
 from fedsim.methods.local_training import Minibatches, clip_updates, weighted_sum
 from fedsim.methods.messages import Diagnostic, Message, Round, Tensors
-from fedsim.methods.optimise import adam_step
-from fedsim.methods.parameters import code_names, load_parameters, local_names
+from fedsim.methods.parameters import adam_step, code_names, load_parameters, local_names
 from fedsim.seeds import Purpose
 
 

@@ -14,7 +14,7 @@ from fedsim.batch import Batch
 from fedsim.device import integers, normal
 from fedsim.methods.dp_sgd import DPSGDParams
 from fedsim.methods.messages import Tensors
-from fedsim.methods.optimise import adam_step
+from fedsim.methods.parameters import adam_step
 from fedsim.models.cvae import Encoder, ObservationNoise, SpreadCache, linear_posterior, lower_inverse, posterior_spread
 from fedsim.models.hypernetwork import ConditionalPrior, ModulatedDecoder
 from fedsim.models.kernel import kernel_score

@@ -11,12 +11,16 @@ from typing import Any
 import numpy as np
 import pytest
 from pydantic import ValidationError
+from torch import Tensor
 
 from fedsim.data.embeddings import Embeddings
+from fedsim.data.sources.load import load
+from fedsim.data.spec import DatasetSpec
 from fedsim.evaluation.scores import Scores, probe_predictions, scores_of
 from fedsim.evidence.check.subject import BRIEF
 from fedsim.grid.models import Grid
-from fedsim.methods.messages import Task
+from fedsim.methods.coordinates import PREFIX
+from fedsim.methods.messages import Task, Tensors
 from fedsim.models.probe import fit_probe
 from fedsim.plugins.registry import GROUP, lookup
 from fedsim.runs.prepare import Prepared, prepare
@@ -27,6 +31,7 @@ from fedsim.training.trial import Trial
 NODES = [Node(4.0, 0.0)]
 WITH_GPUS = [Node(4.0, 2.0)]
 """The same machine with two GPUs by count: what is placed on them computes on the CPU."""
+SITES = ("north", "south", "west")
 SHIPPED = sorted(entry.name for entry in entry_points(group=GROUP))
 """Algorithms by name; tests may have registered others."""
 
@@ -89,3 +94,36 @@ def score_probe(x_train: Any, y_train: Any, x_test: Any, y_test: Any, probe_c: f
     """The scores, over real test rows, of the evaluation's probe on training rows."""
     classes = 1 + int(max(y_train.max(), y_test.max(initial=0)))
     return scores_of(probe_predictions(fit_probe(x_train, y_train, probe_c), x_test, y_test, classes))
+
+
+def digits_of_sites(folder: Path) -> Path:
+    """An embedding file with a column ``site``; a third of the rows is north's, half south's."""
+    digits = load(DatasetSpec(name="digits", limit=300))
+    x, y = np.concatenate([digits.x_train, digits.x_test[:150]]), np.concatenate([digits.y_train, digits.y_test[:150]])
+    site = np.array(SITES)[np.array([0, 1, 1, 0, 1, 2])[np.random.default_rng(0).integers(6, size=len(y))]]
+    split = np.repeat([0, 2], [300, 150])
+    path = folder / "sites.npz"
+    np.savez(path, x=x, y=y, split=split, site=site)
+    return path
+
+
+def digits_of_writers(folder: Path, **columns: Any) -> Path:
+    """The digits of sites with a column ``writer``: one row to eleven of one site each, training and test rows apart."""
+    path = digits_of_sites(folder)
+    with np.load(path, allow_pickle=False) as file:
+        held = dict(file)
+    order = np.lexsort((held["site"], held["split"]))
+    held = {name: values[order] for name, values in held.items()}
+    rng = np.random.default_rng(0)
+    begins = (rng.random(len(order)) < 0.5) | np.concatenate([[True], held["site"][1:] != held["site"][:-1]])
+    begins |= np.concatenate([[True], held["split"][1:] != held["split"][:-1]])
+    held["writer"] = np.char.add("w", np.cumsum(begins).astype(np.str_))
+    np.savez(path, **(held | columns))
+    return path
+
+
+def centred_at(mean: Tensor, scale: float = 1.0) -> Tensors:
+    """Coordinates of no direction that has a scale of its own."""
+    none = mean.new_zeros(len(mean), 0)
+    parts = {"mean": mean, "basis": none, "shrink": none.T @ none, "stretch": none.T @ none, "scale": mean.new_tensor(scale)}
+    return {"mean": mean} | {f"{PREFIX}{name}": value for name, value in parts.items()}

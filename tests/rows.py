@@ -3,7 +3,6 @@
 import json
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -224,14 +223,3 @@ def kept(folder: Path, trial: Trial, outcome: Outcome, class_names: Sequence[str
     store, training = ResultStore(folder), trial.cell.training_id
     state = keep_state(store.folder.state(training), outcome.state)
     store.append("trainings", [training_line(trial, outcome, {"fedsim": "0"}, class_names, state)])
-
-
-def clients(trial: Trial, *ended: Any) -> list[dict[str, Any]]:
-    """The lines of a cell's clients; arguments as of :func:`joined`."""
-    return replace(lines_of(trial, *ended), entries=[entry_of(trial)]).clients()
-
-
-def score_of(prepared: Prepared) -> float:
-    """The balanced accuracy of the only cell."""
-    (trial,) = prepared.trials
-    return ran(prepared, trial)[1].scores.balanced_accuracy

@@ -154,7 +154,7 @@ GENERATED: dict[str, Callable[[], Iterable[str]]] = {
     "api": names,
     "grid": grid_keys,
     "commands": commands,
-    "columns": lambda: table(("column", "kind", "meaning"), ((f"`{name}`", one.kind.value, one.words) for name, one in COLUMNS.items())),
+    "columns": lambda: table(("column", "meaning"), ((f"`{name}`", one.words) for name, one in COLUMNS.items())),
     "methods": methods,
 }
 """What each page has below its mark."""

@@ -198,7 +198,6 @@ def audit(
     params: Given = (),
     pairs: int = 1000,
     out: Path = Path("runs/audit"),
-    cell: str | None = None,
     trust_plugin: bool = False,
 ) -> Found:
     """Compute a lower bound of ε, or attack the generators of a run.
@@ -216,7 +215,6 @@ def audit(
         params: a parameter, as often as needed; others are short: six rounds of a small network.
         pairs: of trainings.
         out: the folder of the results.
-        cell: of a run folder, the id of the one cell to attack, or its beginning.
         trust_plugin: of a run folder, run the code of plug-ins that it names.
 
     Raises:
@@ -234,7 +232,7 @@ def audit(
         from fedsim.runs.manifest import prepared_again
 
         prepared = prepared_again(run_folder := RunFolder(Path(algorithm)), trust_plugin=trust_plugin)
-        return Found(True, tuple(attack_run(run_folder, prepared.trials, prepared.data, cell=cell)))
+        return Found(True, tuple(attack_run(run_folder, prepared.trials, prepared.data)))
     if not isinstance(algorithm, type) and "/" in algorithm and ":" not in algorithm:
         raise UserError(algorithm, "there is no such run folder", "give one, an algorithm's name, or my_file.py:MyMethod")
     name, texts, store = _named(algorithm), _texts(params), ResultStore(out)

@@ -75,14 +75,6 @@ class Tape:
     samples: list[Sample] = field(default_factory=list)
     messages: dict[int, Message] = field(default_factory=dict)
 
-    def queries_of(self, round_: int) -> list[Query]:
-        """Those of one round."""
-        return [query for query in self.queries if query.round == round_]
-
-    def without_diagnostics(self) -> Tape:
-        """The same to compare or to pickle: diagnostics are not compared, and may be anything."""
-        return replace(self, messages={number: replace(message, diagnostics={}) for number, message in self.messages.items()})
-
 
 @dataclass(frozen=True)
 class Hidden:

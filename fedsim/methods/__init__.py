@@ -15,8 +15,7 @@ from fedsim.methods.dp_sgd import DPSGD, DPSGDParams
 from fedsim.methods.local_training import LocalDPSGD, LocalDPSGDParams, LocalTraining, LocalTrainingParams
 from fedsim.methods.messages import NUMBER_BYTES, Diagnostic, Message, Round, Server, Task, Tensors, Values
 from fedsim.methods.one_shot import OneShot, OneShotParams, Rows, Statistic, overall_mean, statistic_phase
-from fedsim.methods.optimise import adam_step, average_step
-from fedsim.methods.parameters import load_parameters, rounded, shared_tensors
+from fedsim.methods.parameters import adam_step, average_step, load_parameters, rounded, shared_tensors
 from fedsim.methods.products import Classifier, Generator, Personal, stretched
 from fedsim.models.cvae import CVAE, ConditionalGenerator, ConditionalSampler, CVAEGenerator, gaussian_nll
 from fedsim.models.kernel import kernel_features, kernel_frequencies

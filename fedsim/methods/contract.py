@@ -16,10 +16,8 @@ from torch import Tensor, nn
 
 from fedsim.batch import Batch, Layout
 from fedsim.errors import NotPerExample
-from fedsim.methods.algorithm import Algorithm
 from fedsim.methods.messages import Task
 from fedsim.methods.parameters import l2_norm
-from fedsim.methods.products import before_sphere
 from fedsim.models.layers import initial_model
 from fedsim.privacy.clipping import EngineName, Norms, clipped_sum
 from fedsim.privacy.clipping.norms import Loss
@@ -38,26 +36,6 @@ SAME_BATCH_TOLERANCE = 1e-4
 """As :data:`LOSS_TOLERANCE`, for the same rows in the same order."""
 SUM_TOLERANCE = 1e-3
 """Allowed error of a clipped sum, relative to its norm."""
-
-
-def answer(algorithm: Algorithm, made: Any, labels: Tensor, x: Tensor, stream: torch.Generator) -> Tensor:
-    """Rows ``[n, d]`` of ``labels`` by the generator that was made, or class probabilities ``[n, C]`` of ``x`` by the classifier.
-
-    Raises:
-        ValueError: they are of another shape, not finite, or no probabilities.
-    """
-    task, made = algorithm.task, before_sphere(made)
-    if algorithm.generates(algorithm.params):
-        name, returned, shape = "sample", made.sample(labels, stream), (len(labels), task.dim)
-    else:
-        name, returned, shape = "probabilities", made.probabilities(x), (len(x), task.classes)
-    if not isinstance(returned, Tensor) or returned.shape != shape:
-        raise ValueError(f"{name} returned {getattr(returned, 'shape', returned)!r}, not a tensor {list(shape)}")
-    if not returned.isfinite().all():
-        raise ValueError(f"{name} returned numbers that are not finite")
-    if name == "probabilities" and ((returned.sum(1) - 1).abs() > 1e-3).any():
-        raise ValueError(f"{name} returned rows that do not sum to 1")
-    return returned
 
 
 def check_loss(algorithm: Any, clients: int, norms: Callable[[nn.Module], Norms]) -> None:

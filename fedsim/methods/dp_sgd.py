@@ -25,8 +25,7 @@ from fedsim.methods.contract import check_clients, check_loss
 from fedsim.methods.coordinates import PREFIX, Coordinates, coordinate_statistics
 from fedsim.methods.messages import Diagnostic, DiagnosticLike, Message, Round, Server, Tensors, Values
 from fedsim.methods.one_shot import statistic_phase
-from fedsim.methods.optimise import adam_step, average_step, signal_shares
-from fedsim.methods.parameters import load_parameters, local_names, shared_tensors
+from fedsim.methods.parameters import adam_step, average_step, load_parameters, local_names, shared_tensors, signal_shares
 from fedsim.methods.products import Product, for_embeddings
 from fedsim.privacy.clipping import EngineName, Norms, clipped_sum
 from fedsim.privacy.plan import Claim, Release, Unit

@@ -27,8 +27,7 @@ from fedsim.methods.algorithm import Algorithm, Params, Phase
 from fedsim.methods.clients import Clients
 from fedsim.methods.contract import check_loss
 from fedsim.methods.messages import NUMBER_BYTES, Diagnostic, Message, Round, Server, Tensors, Values
-from fedsim.methods.optimise import adam_step
-from fedsim.methods.parameters import load_parameters, shared_tensors
+from fedsim.methods.parameters import adam_step, load_parameters, shared_tensors
 from fedsim.privacy.clipping import EngineName, Norms, clipped_sum, functional_loss
 from fedsim.privacy.noise import gaussian
 from fedsim.privacy.plan import Release, Unit

@@ -1,4 +1,4 @@
-"""A model's parameters by name: shared ones, per-client ones; sums and norms of such tensors."""
+"""A model's parameters by name, shared and per-client; sums, norms and Adam's steps of such tensors; all state is tensors."""
 
 from __future__ import annotations
 
@@ -8,11 +8,15 @@ from functools import reduce
 
 import torch
 from torch import Tensor, nn
+from torch.optim.adam import adam
 
 from fedsim.device import FUSED
 from fedsim.methods.messages import Tensors
 from fedsim.models.layers import ClientCode, ClientLinear
 
+ADAM_EPSILON = 1e-8
+SIGNAL_RATE = 0.3
+"""Weight of a step's mean square in its running mean."""
 ALIGNMENT = 64
 """Bytes to which torch aligns the memory that it allocates."""
 
@@ -81,3 +85,86 @@ def squared_sums(tensors: Tensors) -> Tensor:
 def l2_norm(tensors: Tensors) -> float:
     """Joint L2 norm."""
     return math.sqrt(sum(squared_sums(tensors).tolist()))
+
+
+def adam_step(
+    parameters: Mapping[str, Tensor],
+    gradients: Mapping[str, Tensor],
+    state: dict[str, Tensor],
+    learning_rate: float,
+    betas: tuple[float, float] = (0.9, 0.999),
+    shares: Mapping[str, Tensor] | None = None,
+) -> None:
+    """One Adam step (Kingma and Ba 2015) of tensors by name, in place; ``state`` gains ``adam.*`` tensors, and starts empty.
+
+    Torch's fused kernel ignores strides and would read an expanded gradient past its end, so all tensors are made contiguous. ``shares``
+    are the fractions of its step that each parameter takes, broadcast to it; None: all of it.
+    """
+    names = list(gradients)
+    for name in names:
+        if f"adam.t.{name}" not in state:
+            state[f"adam.m.{name}"] = torch.zeros_like(gradients[name], memory_format=torch.contiguous_format)
+            state[f"adam.v.{name}"] = torch.zeros_like(gradients[name], memory_format=torch.contiguous_format)
+            state[f"adam.t.{name}"] = torch.zeros((), device=gradients[name].device)
+    with torch.no_grad():
+        updated = [parameters[name].contiguous() for name in names]
+        before = {} if shares is None else {name: parameters[name].clone() for name in names}
+        fused = all(value.device.type in FUSED for value in updated)
+        adam(
+            updated,
+            [gradients[name].contiguous() for name in names],
+            [state[f"adam.m.{name}"] for name in names],
+            [state[f"adam.v.{name}"] for name in names],
+            [],
+            [state[f"adam.t.{name}"] for name in names],
+            fused=fused,
+            foreach=False,
+            capturable=not fused,
+            amsgrad=False,
+            beta1=betas[0],
+            beta2=betas[1],
+            lr=learning_rate,
+            weight_decay=0.0,
+            eps=ADAM_EPSILON,
+            maximize=False,
+        )
+        for name, value in zip(names, updated, strict=True):
+            if shares is not None:
+                torch.lerp(before[name], value, shares[name], out=value)
+            if value is not parameters[name]:
+                parameters[name].copy_(value)
+
+
+def signal_shares(
+    gradients: Mapping[str, Tensor], noise: Mapping[str, float], state: dict[str, Tensor], *, by_client: bool
+) -> dict[str, Tensor]:
+    """The signal's share of every gradient, by name: sqrt(1 - noise variance / mean square), 0 if the mean square is below the variance.
+
+    For a gradient g = s + noise of known variance, the signal's share of the energy is the factor of a Wiener filter on g; Adam's step has
+    unit size for any g, so its length is scaled by the root. Reads private values and a constant of the plan only. ``noise`` is the
+    standard deviation per coordinate, 0: all is signal; ``state`` gains ``adam.signal.*``, the running mean squares in units of the noise
+    variance. There is one share a client of per-client parameters ``[clients, ...]``; of shared ones one per input of a matrix.
+    """
+    shares = {}
+    for name, value in gradients.items():
+        if not noise[name]:
+            shares[name] = value.new_ones(())
+            continue
+        over = tuple(range(1, value.dim())) if by_client else (0,)
+        count = math.prod(value.shape[dim] for dim in over)
+        # vector_norm makes no squared copy; with many clients this is the largest tensor
+        energy = torch.linalg.vector_norm(value, dim=over, keepdim=True).square() / (count * noise[name] ** 2)
+        key = f"adam.signal.{name}"
+        state[key] = torch.lerp(state[key], energy, SIGNAL_RATE) if key in state else energy
+        shares[name] = (1 - 1 / state[key].clamp_min(1)).sqrt()
+    return shares
+
+
+def average_step(parameters: Mapping[str, Tensor], state: dict[str, Tensor]) -> None:
+    """Update the running mean ``average.*`` of the parameters (Polyak and Juditsky 1992); its count is on the CPU."""
+    if "average_count" not in state:
+        state["average_count"] = torch.zeros(())
+        state.update({f"average.{name}": torch.zeros_like(value) for name, value in parameters.items()})
+    state["average_count"] = state["average_count"].cpu() + 1
+    weight = 1 / float(state["average_count"])
+    torch._foreach_lerp_([state[f"average.{name}"] for name in parameters], list(parameters.values()), weight)

@@ -260,14 +260,7 @@ def _tighten(spend: Callable[[float], tuple[float, str]], target: float, sigma: 
             )
 
 
-def _next(
-    sigma: float,
-    reached: float,
-    target: float,
-    enough: Solution | None,
-    short: tuple[float, float] | None,
-    halve: bool,
-) -> float:
+def _next(sigma: float, reached: float, target: float, enough: Solution | None, short: tuple[float, float] | None, halve: bool) -> float:
     """The next sigma to try: by the power law through the bracket's ends, or through one point with exponent -1."""
     aim = (1 + REACH) / 2 * target
     if not (enough and short):

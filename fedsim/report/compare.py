@@ -14,15 +14,16 @@ from rich.console import Console
 from fedsim.errors import UserError
 from fedsim.json_lines import dump
 from fedsim.report.terminal import frame_table
-from fedsim.results.columns import COLUMNS, Kind, Row, names
+from fedsim.results.columns import COLUMNS, Row
 from fedsim.results.run import read_results
 from fedsim.results.store import RunFolder
 from fedsim.words import Printed, counted, print_line
 
 _MATCHED_BY = ("label", "dataset", "scheme", "alpha", "clients", "unseen", "epsilon_target", "delta", "unit", "trust", "seed")
 """What rows are matched by, beside parameters."""
-_COMPARED = [name for name in COLUMNS if name not in names(Kind.CLOCK, Kind.PROVENANCE)]
 _PROVENANCE = {"source": "source of {}", "judged": "code that judged", "counted_by": "code that counted ε"}
+_CLOCK = ("seconds", "train_seconds", "judge_seconds")
+_COMPARED = [name for name in COLUMNS if name not in (*_CLOCK, *_PROVENANCE, "cell_id", "versions", "generator")]
 Records = tuple[Sequence[Row], Sequence[Mapping[str, Any]]]
 """Rows, and the round records of their cells, maybe of more."""
 

@@ -17,10 +17,9 @@ from fedsim import __version__
 from fedsim.errors import UserError, not_installed
 from fedsim.files import replaced
 from fedsim.plugins.registry import lookup
-from fedsim.report.statement import public_sentence, statements
+from fedsim.report.statement import statements
 from fedsim.report.tables import markdown_text
 from fedsim.results.generators import SavedGenerator
-from fedsim.words import at_most, number
 
 DATA_FILE = "data/train-00000-of-00001.parquet"
 LICENCE_IDS = {f"CC {terms} 4.0": f"cc-{terms.lower()}-4.0" for terms in ("BY", "BY-NC", "BY-SA", "BY-NC-SA")}
@@ -65,8 +64,7 @@ def _card(generator: SavedGenerator, manifest: dict[str, Any], names: list[str],
     from huggingface_hub import DatasetCardData
 
     facts, text = generator.facts, markdown_text
-    cell, plan, (licence, source) = facts.cell, facts.plan, facts.cell.dataset.terms
-    assert plan is not None
+    cell, (licence, source) = facts.cell, facts.cell.dataset.terms
     identifier = LICENCE_IDS.get(licence, "other" if licence else "unknown")
     title = f"Synthetic {cell.dataset.display} by {cell.label}"
     head = DatasetCardData(
@@ -80,7 +78,6 @@ def _card(generator: SavedGenerator, manifest: dict[str, Any], names: list[str],
     (statement,) = statements([facts.public.row])
     covered = [f"- **{text(term)}**: {text(words)}" for term, words in statement.parts if term != "not covered"]
     uncovered = [f"- {text(words)}" for term, sentence in statement.parts if term == "not covered" for words in sentence.split("; ")]
-    public = [f"Public data: {text(public_sentence(cell.public, cell.public_licence))}."] if cell.public else []
     return f"""---
 {head.to_yaml()}
 ---
@@ -93,8 +90,7 @@ def _card(generator: SavedGenerator, manifest: dict[str, Any], names: list[str],
 
 ## Privacy
 
-The generator has (ε, δ) = ({at_most(facts.row.epsilon_spent)}, {number(plan.delta)}) for one {text(cell.unit_name)}, trust \
-{text(cell.trust)}, claim {manifest["claim"]}. Drawing rows from it costs nothing more.
+What is said here is of the generator; drawing rows from it costs nothing more.
 
 {chr(10).join(covered)}
 
@@ -104,8 +100,7 @@ The generator has (ε, δ) = ({at_most(facts.row.epsilon_spent)}, {number(plan.d
 
 ## Source and licence
 
-Trained on {text(cell.dataset.display)}{f" ({text(source)})" if source else ""}. Licence of that data set: {text(licence or NO_LICENCE)}. \
-{"".join(public)}
+Trained on {text(cell.dataset.display)}{f" ({text(source)})" if source else ""}. Licence of that data set: {text(licence or NO_LICENCE)}.
 
 ## How it was made
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import io
 import math
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -53,22 +53,18 @@ class Look:
     style: Mapping[str, Any]
 
 
+STYLE: Any = {
+    **{"font.family": "DejaVu Sans", "font.size": 9, "svg.fonttype": "path", "svg.hashsalt": "fedsim", "axes.axisbelow": True},
+    **{"axes.spines.top": False, "axes.spines.right": False, "axes.edgecolor": MUTED, "axes.grid": True, "grid.color": GRID_COLOUR},
+    **{"text.color": INK, "axes.labelcolor": INK, "xtick.color": INK, "ytick.color": INK, "axes.titlesize": 9, "axes.labelsize": 8.5},
+    **{"text.parse_math": False, "xtick.labelsize": 8.5, "ytick.labelsize": 8.5, "axes.titlelocation": "left"},
+}
+"""Text becomes outlines, so that a figure looks the same on a machine without the font."""
 REFERENCES = {
     name: Look(name, {"color": MUTED, "linewidth": 0.9, "linestyle": dashes, "zorder": 1.5})
     for name, dashes in (("ceiling", "-"), ("local-only", (0, (5, 2))), ("chance", (0, (1, 2))))
 }
 """How the levels are drawn that a reader may expect."""
-
-
-@contextmanager
-def style() -> Iterator[None]:
-    """The font; text becomes outlines, so that a figure looks the same on a machine without it."""
-    known: Any = {"font.family": "DejaVu Sans", "font.size": 9, "svg.fonttype": "path", "svg.hashsalt": "fedsim", "axes.axisbelow": True}
-    known |= {"axes.spines.top": False, "axes.spines.right": False, "axes.edgecolor": MUTED, "axes.grid": True, "grid.color": GRID_COLOUR}
-    known |= {"text.color": INK, "axes.labelcolor": INK, "xtick.color": INK, "ytick.color": INK, "axes.titlesize": 9, "axes.labelsize": 8.5}
-    known |= {"text.parse_math": False, "xtick.labelsize": 8.5, "ytick.labelsize": 8.5, "axes.titlelocation": "left"}
-    with matplotlib.rc_context(known):
-        yield
 
 
 def looks(facts: pd.DataFrame, *, joined: bool = True) -> dict[str, Look]:
@@ -114,7 +110,7 @@ def facet(
     look: Mapping[str, Look],
     *,
     row: str | None = None,
-    labels: tuple[str, str | Mapping[str, str]] = ("", ""),
+    labels: tuple[str, str] = ("", ""),
     width: float | None = None,
     ticks: Mapping[float, str] | None = None,
     logarithmic: bool = False,
@@ -128,7 +124,7 @@ def facet(
             panel each; and that whose values are lines.
         look: by the values of that column.
         row: the column whose values are lines of panels of their own, a long one broken; default: all panels are one.
-        labels: of the x axis, and of the y axis or of that of each row.
+        labels: of the x axis and the y axis; without the latter it is the row.
         width: in inches; default: as in the page.
         ticks: texts of places on the x axis; default: matplotlib's.
         logarithmic: whether the x axis is.
@@ -145,12 +141,12 @@ def facet(
     used = {name: each for name, each in look.items() if (frame[line] == name).any()}
     size = width or max(3.0 * columns, 9.0)
     across = max(1, int(size / 2.6))
-    with style():
+    with matplotlib.rc_context(STYLE):
         height = (2.3 if width or columns > 2 else 3.4) * len(lines) + 0.2 * math.ceil(len(used) / across) + 0.3
         figure = Figure(figsize=(size, height), layout="constrained", facecolor=PAPER)
         grid = figure.subplots(len(lines), columns, squeeze=False, sharey=shared)
         for cells, own, below in zip(grid, lines, [*lines[1:], []], strict=True):
-            cells[0].set_ylabel(labels[1] if isinstance(labels[1], str) else labels[1][own[0][0]], wrap=True)
+            cells[0].set_ylabel(labels[1] or own[0][0], wrap=True)
             for axes in cells[len(own) :]:
                 axes.set_axis_off()
             for position, (axes, key) in enumerate(zip(cells, own, strict=False)):
@@ -241,8 +237,7 @@ def fidelity(settings: Settings) -> Figure | None:
     titles = {name: f"{name.replace('_', ' ')} ({_ideal(MEASURES[name].best)})" for name in shown}
     points = points.assign(title=points["measure"].map(titles))
     how: dict[str, Any] = {"ticks": epsilon_axis(points["epsilon_target"])[1], "shared": False}
-    how |= {"row": "place", "labels": (EPSILON, {place: place for place in points["place"]})}
-    return facet(points, ("at", "mean", "title", "label"), looks(settings.facts), **how)
+    return facet(points, ("at", "mean", "title", "label"), looks(settings.facts), row="place", labels=(EPSILON, ""), **how)
 
 
 def _ideal(best: float | None) -> str:
@@ -350,7 +345,7 @@ def inches(width: str) -> float:
 
 def save_figure(figure: Figure, path: Path) -> bytes:
     """Write an SVG, the same bytes for the same figure, and return it; with a suffix ``.png`` also that, of 200 dpi."""
-    with style(), warnings.catch_warnings():
+    with matplotlib.rc_context(STYLE), warnings.catch_warnings():
         # a name in a script that the font lacks is boxes here, and right in the page's tables
         warnings.filterwarnings("ignore", "Glyph .* missing from font")
         if path.suffix == ".png":
@@ -365,6 +360,6 @@ def save_figure(figure: Figure, path: Path) -> bytes:
 
 def save_pdf(figure: Figure, path: Path) -> Path:
     """Write a figure as PDF, its text as text in embedded fonts, at once; the same figure gives the same bytes."""
-    with style(), matplotlib.rc_context({"pdf.fonttype": 42}), replaced(path) as part:
+    with matplotlib.rc_context(STYLE | {"pdf.fonttype": 42}), replaced(path) as part:
         figure.savefig(part, format="pdf", metadata={"CreationDate": None})
     return path

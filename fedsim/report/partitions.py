@@ -6,10 +6,11 @@ import math
 from collections.abc import Sequence
 
 import numpy as np
+from matplotlib import rc_context
 from matplotlib.figure import Figure
 
 from fedsim.partition.matrix import MOST_PANELS, LabelMatrix
-from fedsim.report.figures import PAPER, style
+from fedsim.report.figures import PAPER, STYLE
 from fedsim.words import setting
 
 _FEW, _MOST_ACROSS = 24, 200
@@ -26,7 +27,7 @@ def draw_partitions(matrices: Sequence[LabelMatrix]) -> Figure | None:
         return None
     columns = min(len(drawn), 3)
     lines, height = math.ceil(len(drawn) / columns), 1.2 + 0.2 * max(len(m.classes) for m in drawn)
-    with style():
+    with rc_context(STYLE):
         figure = Figure(figsize=(max(4.0 * columns, 8.0), height * lines), layout="constrained", facecolor=PAPER)
         grid = figure.subplots(lines, columns, squeeze=False).flat
         for axes in grid[len(drawn) :]:

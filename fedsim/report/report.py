@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -27,9 +26,9 @@ from fedsim.report.figures import caption_of, save_figure
 from fedsim.report.findings import Finding, findings
 from fedsim.report.partitions import draw_partitions
 from fedsim.report.rounds import NOT_PRIVATE, diagnostics, round_frame
-from fedsim.report.statement import CLAIMS, NOISES, TRUSTS, statements, unit_words
-from fedsim.report.tables import Table, claim, difference_table, inert, measures_of, results_table, site_table, tuned_table
-from fedsim.results.columns import UNDRAWN, Row, frame_of_lines, large_deltas
+from fedsim.report.statement import statements
+from fedsim.report.tables import Table, difference_table, inert, measures_of, results_table, site_table, tuned_table
+from fedsim.results.columns import UNDRAWN, Row, frame_of_lines
 from fedsim.results.run import read_manifest, read_results
 from fedsim.results.stats import BUDGET, PLACE, Settings, Spread
 from fedsim.results.store import RunFolder
@@ -39,10 +38,6 @@ COMPARED = ("balanced_accuracy", "client_balanced_accuracy")
 """Measures whose paired differences are shown."""
 LISTED = 4
 """Settings of one kind of failure, and missing cells of one status, that are read at once; the others unfold."""
-_NO_CLAIMS = {
-    "not private": "no noise is added and ε has no meaning",
-    "refuted": "(ε, δ) is claimed, and an audit refutes it at one budget or more",
-}
 _PLACES = {"dataset": "data set", "alpha": "α", "clients": "clients"}
 _HEADS = {"seed": "seed", "status": "status", "claim": "claim", "epsilon_target": "ε target", "epsilon_spent": "ε spent"}
 _HEADS |= {"mechanisms": "mechanisms"}
@@ -64,8 +59,8 @@ def render_page(
     settings: Settings,
     pictures: Mapping[str, Picture],
     manifest: Mapping[str, Any],
-    findings: Sequence[Finding] = (),
-    by_site: Table | None = None,
+    findings: Sequence[Finding],
+    by_site: Table | None,
 ) -> str:
     """The HTML of a report; every text from rows and manifest, which may be empty, is escaped, and it loads nothing and runs no script."""
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
@@ -82,7 +77,6 @@ def render_page(
         style=Markup(style),
         counts=[(status, count) for status, count in counts.items() if count or status == "ok"],
         pictures=pictures,
-        few=settings.spread == "ci95" and (settings.facts["seeds"] == 2).any(),
         findings=findings,
         missing=[(status, [row for row in rows if row.status == status]) for status in UNDRAWN if counts[status]],
         failed=next((row for row in rows if row.status == "failed"), None),
@@ -91,9 +85,7 @@ def render_page(
         main=Markup(main.html()),
         more=[(table.title.split(" · ")[0], Markup(table.html())) for table in more],
         by_site=by_site and Markup(by_site.html()),
-        not_private=NOT_PRIVATE,
         methods=list(_methods(settings.facts, manifest.get("methods") or ())),
-        privacy=list(_privacy(settings.facts, rows)),
         statements=statements(rows),
         cells=_cells(settings),
         count=counted(len(rows), "row"),
@@ -112,33 +104,17 @@ def _subtitle(facts: pd.DataFrame) -> str:
     return " · ".join([*parts, *([counted(seeds, "seed")] if seeds else [])])
 
 
-def _methods(facts: pd.DataFrame, known: Sequence[Mapping[str, str]]) -> Iterator[tuple[str, str, Markup, str]]:
-    """Every method: its label, what it is, the papers that it follows, its claim and what that means.
-
-    ``known`` is what the manifest says of them, by the labels of the grid.
-    """
-    for label, own in facts.groupby("label", sort=False):
+def _methods(facts: pd.DataFrame, known: Sequence[Mapping[str, str]]) -> Iterator[tuple[str, str, Markup]]:
+    """Every method: its label, what it is, and the papers that it follows, by what the manifest says of the labels of the grid."""
+    for label in dict.fromkeys(facts["label"]):
         # what differs between settings of one label stands behind it in brackets
         said = next((each for each in known if f"{label} (".startswith(f"{each['label']} (")), {"text": "", "source": ""})
-        word, scopes = claim(own), ", ".join(dict.fromkeys(own["scope"].dropna()))
-        claimed = f"{word}, scope {scopes}" if scopes and word != "not private" else word
-        yield str(label), said["text"], _linked(said["source"]), ": ".join(filter(None, (claimed, (CLAIMS | _NO_CLAIMS).get(word))))
+        yield label, said["text"], _linked(said["source"])
 
 
 def _linked(source: str) -> Markup:
     """A citation with links to arXiv."""
     return Markup(re.sub(r"arXiv:? ?(\d{4}\.\d{4,5})", r'<a href="https://arxiv.org/abs/\1">arXiv \1</a>', escape(source)))
-
-
-def _privacy(facts: pd.DataFrame, rows: Sequence[Row]) -> Iterator[tuple[str, str]]:
-    """What the epsilons of the page are about, each fact once."""
-    spent = [row for row in rows if row.epsilon_target is not None and math.isfinite(row.epsilon_target)]
-    yield from (("unit", f"{unit}, that is {unit_words(unit)}") for unit in facts["unit"].dropna().unique())
-    yield from (("trust", f"{trust}, that is {TRUSTS[trust]}") for trust in facts["trust"].dropna().unique())
-    yield from (("noise", f"{noise}: {NOISES[noise]}") for noise in dict.fromkeys(row.noise for row in spent))
-    yield from (("warning", text) for text in large_deltas(spent))
-    if accountants := [name.upper() for name in dict.fromkeys(row.accountant for row in spent) if name]:
-        yield "accountant", ", ".join(accountants)
 
 
 def _cells(settings: Settings) -> Markup:

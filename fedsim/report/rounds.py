@@ -77,6 +77,6 @@ def diagnostics(settings: Settings, rounds: pd.DataFrame) -> Figure | None:
     points = points[points.groupby(["label", "what"])["x"].transform("nunique") > 1]
     if not len(points):
         return None
-    points = points.assign(budget=points["epsilon_target"].map(epsilon_head))
+    points = points.assign(budget=points["epsilon_target"].map(epsilon_head), what=points["what"].map(shown))
     look = shades(points["epsilon_target"])
-    return facet(points, ("x", "y", "label", "budget"), look, row="what", labels=("round", shown), shared=False)
+    return facet(points, ("x", "y", "label", "budget"), look, row="what", labels=("round", ""), shared=False)

@@ -40,7 +40,7 @@ _LATEX = str.maketrans(
         **{character: f"\\{character}" for character in "_&%#${}"},
         **{"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "<": "$<$", ">": "$>$", "|": r"\textbar{}"},
         **{"±": r"$\pm$", "−": "$-$", "·": r"$\cdot$", "∞": r"$\infty$", "×": r"$\times$", "†": r"$\dagger$", "⊙": r"$\odot$"},
-        **{"ε": r"$\varepsilon$", "α": r"$\alpha$", "δ": r"$\delta$", "λ": r"$\lambda$", "σ": r"$\sigma$"},
+        **{"[": "{[}", "*": "{*}", "ε": r"$\varepsilon$", "α": r"$\alpha$", "δ": r"$\delta$", "λ": r"$\lambda$", "σ": r"$\sigma$"},
     }
 )
 
@@ -258,7 +258,7 @@ def results_table(settings: Settings, measure: str = "balanced_accuracy", order:
 
 def _built(name: str, title: Sequence[str], lines: pd.DataFrame, notes: Sequence[str], numbers: pd.DataFrame) -> Table:
     """A table of lines with ``where``, ``method`` and ``text``, whose column is their ``head``, else their epsilon; maybe with ``best``."""
-    heads, best = list(lines["head"].unique()) if "head" in lines else None, None
+    heads = list(lines["head"].unique()) if "head" in lines else None
     if heads is None:
         epsilons = lines["epsilon_target"].astype("float64")
         heads = [epsilon_head(epsilon) for epsilon in sorted(epsilons.unique(), key=lambda e: (math.isnan(e), e))]

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from enum import Enum
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
@@ -161,26 +160,10 @@ def large_deltas(rows: Iterable[Row]) -> list[str]:
     return [text for budget in budgets if None not in budget and (text := large_delta(*budget))]
 
 
-class Kind(Enum):
-    """What a column is of: where a row stands, which method it is, what it found, and what made it."""
-
-    PLACE, METHOD, BUDGET, SEED = "place", "method", "budget", "seed"
-    STATUS, FACT, PRIVACY, SCORE, COST = "status", "fact", "privacy", "score", "cost"
-    CLOCK, PROVENANCE = "clock", "provenance"
-
-
 @dataclass(frozen=True)
 class Column:
-    """One column.
+    """One column: what it says, with its unit; where it is among the lines of a cell, by :func:`row_of`; and its type in a frame."""
 
-    Attributes:
-        kind: what it is of.
-        words: what it says, with its unit.
-        of: where it is among the lines of a cell, by :func:`row_of`: the line, and keys in it.
-        dtype: of its column in a frame where values are missing.
-    """
-
-    kind: Kind
     words: str
     of: str
     dtype: str = "object"
@@ -195,95 +178,87 @@ class Column:
 
 def score_column(name: str) -> Column:
     """The column of a measure."""
-    return Column(Kind.SCORE, MEASURES[name].title, f"scores.{name}", "float64")
+    return Column(MEASURES[name].title, f"scores.{name}", "float64")
 
 
 COLUMNS: dict[str, Column] = {
-    "cell_id": Column(Kind.PROVENANCE, "hash of all that can change the row", "own.cell_id"),
-    "source": Column(Kind.PROVENANCE, "hash of the code that trained", "cell.source"),
-    "judged": Column(Kind.PROVENANCE, "hash of the code that computed scores and references", "judged.judged"),
+    "cell_id": Column("hash of all that can change the row", "own.cell_id"),
+    "source": Column("hash of the code that trained", "cell.source"),
+    "judged": Column("hash of the code that computed scores and references", "judged.judged"),
     "status": Column(
-        Kind.STATUS,
         "`ok`; `failed`, see `error`; `overspent`: the epsilon spent exceeds the target; `unaccounted`: the ledger differs from the plan, "
         "so epsilon is unknown and `error` says why; `refuted`: an audit's bound exceeds the target, or a sensitivity was exceeded",
         "own.status",
     ),
-    "error": Column(Kind.STATUS, "why a cell failed: `type`, `message`, `traceback`", "own.error"),
-    "algorithm": Column(Kind.METHOD, "its name, as the grid gives it", "cell.algorithm"),
-    "label": Column(Kind.METHOD, "what tables and curves call the algorithm with these parameters", "own.label"),
-    "params": Column(Kind.METHOD, "all parameters, defaults included; in a frame a column each, `params.NAME`", "cell.params"),
-    "yields": Column(Kind.FACT, "what the algorithm makes: `generator` or `classifier`", "training.yields"),
-    "dataset": Column(Kind.PLACE, "what tables call the data set", "training.dataset"),
-    "dataset_hash": Column(Kind.PLACE, "fingerprint of the data", "cell.dataset_hash"),
-    "public": Column(Kind.METHOD, "what tables call the public rows that the algorithm used; missing: none", "cell.public"),
-    "public_hash": Column(Kind.METHOD, "their fingerprint", "cell.public_hash"),
-    "public_licence": Column(Kind.FACT, "of their source, in words, where it is known", "cell.public_licence"),
-    "scheme": Column(Kind.PLACE, "of the partition", "cell.partition.scheme"),
-    "alpha": Column(Kind.PLACE, "Dirichlet concentration; missing for schemes without one", "training.alpha", "float64"),
-    "clients": Column(Kind.PLACE, "how many", "cell.clients", "Int64"),
-    "partition_hash": Column(Kind.FACT, "fingerprint of the partition", "training.partition"),
-    "train_rows": Column(Kind.FACT, "training rows that the clients hold together", "training.train_rows", "Int64"),
-    "train_groups": Column(Kind.FACT, "how many groups these are, where the unit is a group", "private.train_groups", "Int64"),
-    "seed": Column(Kind.SEED, "root of all random numbers of the cell", "cell.seed", "Int64"),
-    "epsilon_target": Column(Kind.BUDGET, "the budget", "plan.epsilon_target", "float64"),
-    "epsilon_spent": Column(Kind.PRIVACY, "counted from the steps that ran, under add-or-remove-one", "ledger.epsilon_spent", "float64"),
-    "delta": Column(Kind.BUDGET, "of the budget", "plan.delta", "float64"),
-    "unit": Column(Kind.BUDGET, "what the budget protects: `example`, `client`, or a group by its column", "private.unit"),
-    "relation": Column(Kind.PRIVACY, "what neighbouring data sets differ in", "private.relation"),
-    "trust": Column(Kind.BUDGET, "who may see what: `aggregate`, only the sum over clients; `silo`, every message", "plan.trust"),
-    "scope": Column(Kind.PRIVACY, "what is noised: `joint`: all; `shared`, `hypernetwork`: only what is shared is", "plan.scope"),
-    "claim": Column(Kind.PRIVACY, "what epsilon rests on", "own.claim"),
-    "check": Column(Kind.PRIVACY, "how a check of this code, parameters, unit and trust ended: `passed` or `failed`", "own.check"),
-    "accountant": Column(Kind.PRIVACY, "which accountant computed epsilon", "ledger.accountant"),
-    "noise": Column(Kind.PRIVACY, "`seeded` or `secret`", "private.noise"),
+    "error": Column("why a cell failed: `type`, `message`, `traceback`", "own.error"),
+    "algorithm": Column("its name, as the grid gives it", "cell.algorithm"),
+    "label": Column("what tables and curves call the algorithm with these parameters", "own.label"),
+    "params": Column("all parameters, defaults included; in a frame a column each, `params.NAME`", "cell.params"),
+    "yields": Column("what the algorithm makes: `generator` or `classifier`", "training.yields"),
+    "dataset": Column("what tables call the data set", "training.dataset"),
+    "dataset_hash": Column("fingerprint of the data", "cell.dataset_hash"),
+    "public": Column("what tables call the public rows that the algorithm used; missing: none", "cell.public"),
+    "public_hash": Column("their fingerprint", "cell.public_hash"),
+    "public_licence": Column("of their source, in words, where it is known", "cell.public_licence"),
+    "scheme": Column("of the partition", "cell.partition.scheme"),
+    "alpha": Column("Dirichlet concentration; missing for schemes without one", "training.alpha", "float64"),
+    "clients": Column("how many", "cell.clients", "Int64"),
+    "partition_hash": Column("fingerprint of the partition", "training.partition"),
+    "train_rows": Column("training rows that the clients hold together", "training.train_rows", "Int64"),
+    "train_groups": Column("how many groups these are, where the unit is a group", "private.train_groups", "Int64"),
+    "seed": Column("root of all random numbers of the cell", "cell.seed", "Int64"),
+    "epsilon_target": Column("the budget", "plan.epsilon_target", "float64"),
+    "epsilon_spent": Column("counted from the steps that ran, under add-or-remove-one", "ledger.epsilon_spent", "float64"),
+    "delta": Column("of the budget", "plan.delta", "float64"),
+    "unit": Column("what the budget protects: `example`, `client`, or a group by its column", "private.unit"),
+    "relation": Column("what neighbouring data sets differ in", "private.relation"),
+    "trust": Column("who may see what: `aggregate`, only the sum over clients; `silo`, every message", "plan.trust"),
+    "scope": Column("what is noised: `joint`: all; `shared`, `hypernetwork`: only what is shared is", "plan.scope"),
+    "claim": Column("what epsilon rests on", "own.claim"),
+    "check": Column("how a check of this code, parameters, unit and trust ended: `passed` or `failed`", "own.check"),
+    "accountant": Column("which accountant computed epsilon", "ledger.accountant"),
+    "noise": Column("`seeded` or `secret`", "private.noise"),
     "mechanisms": Column(
-        Kind.PRIVACY,
         "what the ledger counted for the data of every client: `release`, `noise_multiplier` (standard deviation of the noise over the "
         "sensitivity), `sample_rate` and `count`; with `delta` and `relation` anyone can compute `epsilon_spent` again",
         "ledger.mechanisms",
     ),
-    "tuning": Column(Kind.METHOD, "how some of `params` were chosen, and of how many trainings; missing: they were given", "own.tuning"),
+    "tuning": Column("how some of `params` were chosen, and of how many trainings; missing: they were given", "own.tuning"),
     "selection": Column(
-        Kind.PRIVACY,
         "of a tuned row that pays for its search, the mechanisms of its trainings and the noise of their scores, from which anyone can "
         "compute `epsilon_spent`; `mechanisms` are the best training's and its score's",
         "plan.selection",
     ),
-    "noise_at": Column(Kind.PRIVACY, "whether noise is added once, to the `sum`, or by each of the `clients`", "ledger.noise_at"),
-    "counted_by": Column(Kind.PROVENANCE, "revision of the accounting code", "ledger.counted_by"),
-    "audit_epsilon_lower": Column(Kind.PRIVACY, "the largest epsilon that an audit refutes, at 95 %", "audit.epsilon_lower", "float64"),
-    "audit_pairs": Column(Kind.PRIVACY, "pairs of trainings of the audit", "audit.pairs", "Int64"),
-    "audit_canary_ratio": Column(Kind.PRIVACY, "what the canary adds to a step over the sensitivity", "audit.canary_ratio", "float64"),
-    "audit_params": Column(Kind.PRIVACY, "the parameters that the audit changed to be short, with their values there", "audit.params"),
-    "evaluation": Column(Kind.PLACE, "the keys that scores are by; in a frame a column each, `evaluation.KEY`", "own.evaluation"),
-    "unseen": Column(Kind.PLACE, "a site that took no part and on whose test rows all scores are", "cell.evaluation.unseen"),
-    "tested": Column(Kind.FACT, "which test rows the clients' own scores are from", "judged.tested"),
-    "label_shares": Column(Kind.FACT, "how frequent labels are in `accuracy`, a client's in personal scores", "judged.label_shares"),
+    "noise_at": Column("whether noise is added once, to the `sum`, or by each of the `clients`", "ledger.noise_at"),
+    "counted_by": Column("revision of the accounting code", "ledger.counted_by"),
+    "audit_epsilon_lower": Column("the largest epsilon that an audit refutes, at 95 %", "audit.epsilon_lower", "float64"),
+    "audit_pairs": Column("pairs of trainings of the audit", "audit.pairs", "Int64"),
+    "audit_canary_ratio": Column("what the canary adds to a step over the sensitivity", "audit.canary_ratio", "float64"),
+    "audit_params": Column("the parameters that the audit changed to be short, with their values there", "audit.params"),
+    "evaluation": Column("the keys that scores are by; in a frame a column each, `evaluation.KEY`", "own.evaluation"),
+    "unseen": Column("a site that took no part and on whose test rows all scores are", "cell.evaluation.unseen"),
+    "tested": Column("which test rows the clients' own scores are from", "judged.tested"),
+    "label_shares": Column("how frequent labels are in `accuracy`, a client's in personal scores", "judged.label_shares"),
     **{name: score_column(name) for name in MEASURES},
-    "recall_per_class": Column(Kind.FACT, "in the order of the classes; null for a class without test rows", "judged.recalls"),
-    "ceiling_balanced_accuracy": Column(Kind.FACT, "of a linear probe of all real training rows", "ceiling.balanced_accuracy", "float64"),
-    "ceiling_accuracy": Column(Kind.FACT, "of the same", "ceiling.accuracy", "float64"),
-    "local_only_balanced_accuracy": Column(Kind.FACT, "mean over clients of probes of their own rows", "local_only.mean", "float64"),
-    "chance": Column(Kind.FACT, "of a guess among all classes", "own.chance", "float64"),
-    "uplink_bytes": Column(Kind.COST, "sent by all clients in all rounds, by the shapes of messages", "training.uplink_bytes", "Int64"),
-    "downlink_bytes": Column(Kind.COST, "received by all clients in all rounds", "training.downlink_bytes", "Int64"),
-    "parameters": Column(Kind.COST, "how many numbers one client trains", "training.parameters", "Int64"),
-    "seconds": Column(Kind.CLOCK, "wall time, training and judging", "own.seconds", "float64"),
-    "train_seconds": Column(Kind.CLOCK, "of the training", "training.seconds", "float64"),
-    "judge_seconds": Column(Kind.CLOCK, "of the judging", "judged.seconds", "float64"),
-    "versions": Column(Kind.PROVENANCE, "of Python and the packages that computed the cell", "training.versions"),
-    "generator": Column(Kind.PROVENANCE, "SHA-256 of the tensors that the training left; missing where none were kept", "training.state"),
+    "recall_per_class": Column("in the order of the classes; null for a class without test rows", "judged.recalls"),
+    "ceiling_balanced_accuracy": Column("of a linear probe of all real training rows", "ceiling.balanced_accuracy", "float64"),
+    "ceiling_accuracy": Column("of the same", "ceiling.accuracy", "float64"),
+    "local_only_balanced_accuracy": Column("mean over clients of probes of their own rows", "local_only.mean", "float64"),
+    "chance": Column("of a guess among all classes", "own.chance", "float64"),
+    "uplink_bytes": Column("sent by all clients in all rounds, by the shapes of messages", "training.uplink_bytes", "Int64"),
+    "downlink_bytes": Column("received by all clients in all rounds", "training.downlink_bytes", "Int64"),
+    "parameters": Column("how many numbers one client trains", "training.parameters", "Int64"),
+    "seconds": Column("wall time, training and judging", "own.seconds", "float64"),
+    "train_seconds": Column("of the training", "training.seconds", "float64"),
+    "judge_seconds": Column("of the judging", "judged.seconds", "float64"),
+    "versions": Column("of Python and the packages that computed the cell", "training.versions"),
+    "generator": Column("SHA-256 of the tensors that the training left; missing where none were kept", "training.state"),
 }
 """The columns by name, in the order of a row; one more is one more entry."""
 _SPREAD = ("params", "evaluation")
 """Mappings that are a column a key in a frame."""
 WHERE = ("cell_id", "label", "dataset", "alpha", "clients", "epsilon_target", "seed")
 """What places a cell's rounds, clients and audits in the grid."""
-
-
-def names(*kinds: Kind) -> list[str]:
-    """The columns of some kinds."""
-    return [name for name, column in COLUMNS.items() if column.kind in kinds]
 
 
 def frame_of(rows: Sequence[Row]) -> pd.DataFrame:

@@ -14,8 +14,7 @@ from scipy.special import stdtr, stdtrit
 
 from fedsim.json_lines import dump
 from fedsim.privacy.plan import Claim
-from fedsim.results.columns import UNDRAWN, Kind, Row, frame_of
-from fedsim.results.columns import names as columns_of
+from fedsim.results.columns import UNDRAWN, Row, frame_of
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -69,7 +68,7 @@ class Settings:
         """The rows that means are of; a seed counts once, the later row of it."""
         return _averaged(self.rows)
 
-    def means(self, names: Sequence[str], spread: Spread | None = None) -> pd.DataFrame:
+    def means(self, names: Sequence[str]) -> pd.DataFrame:
         """A line a setting and column that has values, with :attr:`facts` beside ``measure``, ``mean``, ``half``, ``low``, ``high``, ``n``.
 
         ``half`` is the half-width of the Student-t 95 % confidence interval: missing for a single seed, and for equal values, which say
@@ -79,15 +78,10 @@ class Settings:
 
         if not len(self.averaged):
             return self.facts.iloc[:0].reset_index().assign(**dict.fromkeys(("measure", "mean", "half", "low", "high", "n"), math.nan))
-        stats = {name: held[list(names)].stack() for name, held in self._stats.items()}
+        by = self.averaged.groupby("setting")[list(names)]
+        stats = {name: getattr(by, name)().stack() for name in ("mean", "std", "min", "max", "count")}
         long = pd.DataFrame(stats).query("count > 0").rename_axis(["setting", "measure"]).reset_index()
-        return self.facts.merge(with_ends(long.rename(columns={"count": "n"}), spread or self.spread), on="setting")
-
-    @cached_property
-    def _stats(self) -> dict[str, pd.DataFrame]:
-        """Statistics of every score by setting."""
-        by = self.averaged.groupby("setting")[columns_of(Kind.SCORE)]
-        return {name: getattr(by, name)() for name in ("mean", "std", "min", "max", "count")}
+        return self.facts.merge(with_ends(long.rename(columns={"count": "n"}), self.spread), on="setting")
 
     def mean(self, name: str) -> pd.Series[float]:
         """The mean of a column by setting."""

@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from released import centred_at
+from cells import centred_at
 
 from algorithms import fedhypevae_sites, fedhypevae_warm
 from fedsim.methods import Coordinates, Norms, Rows, Seeds, Task, Tensors, clipped_statistics, rounded, spectral_function, unit_weights

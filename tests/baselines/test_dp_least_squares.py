@@ -2,7 +2,7 @@
 
 import numpy as np
 import torch
-from released import centred_at
+from cells import centred_at
 from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
 
 from baselines.dp_gaussian import DPLeastSquares, DPLeastSquaresParams

@@ -5,9 +5,9 @@ from collections.abc import Iterator
 import numpy as np
 import pytest
 import torch
+from cells import centred_at
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from released import centred_at
 
 from baselines.private_evolution import PrivateEvolution, PrivateEvolutionParams
 from fedsim.batch import consecutive

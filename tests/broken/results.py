@@ -7,17 +7,12 @@ from typing import Any
 import numpy as np
 import torch
 from broken.tiny import Prototypes, Tiny, TinyParams
-from torch import Tensor, nn
+from torch import Tensor
 
 from fedsim.batch import Batch
 from fedsim.errors import UserError
 from fedsim.methods.clients import Clients
 from fedsim.methods.messages import Message, Round, Server, Tensors
-
-
-class CannotBeBuilt(Tiny):
-    def build(self, clients: int) -> nn.Module:
-        return nn.ModuleDict({"prototypes": nn.Linear(self.task.classes, -self.task.dim)})
 
 
 class CannotBePlanned(Tiny):

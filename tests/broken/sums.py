@@ -3,6 +3,7 @@
 import math
 from collections.abc import Mapping
 from dataclasses import replace
+from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -171,13 +172,10 @@ class RemembersRows(Classified):
     """Its classifier centres a row at the mean of those that it was shown before, so one held-out row changes what others are taken for."""
 
     def classifier(self, server: Server) -> Any:
-        return Remembering(super().classifier(server))
+        known, shown = super().classifier(server), list[Tensor]()
 
+        def probabilities(x: Tensor) -> Any:
+            shown.append(x)
+            return known.probabilities(x - torch.cat(shown).mean(0))
 
-class Remembering:
-    def __init__(self, known: Any) -> None:
-        self.known, self.shown = known, list[Tensor]()
-
-    def probabilities(self, x: Tensor) -> Tensor:
-        self.shown.append(x)
-        return self.known.probabilities(x - torch.cat(self.shown).mean(0))  # type: ignore[no-any-return]
+        return SimpleNamespace(probabilities=probabilities)

@@ -1,11 +1,11 @@
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from cells import quick, small_cells
-from rows import clients, joined, ran
-from sites import SITES, digits_of_sites
+from cells import SITES, digits_of_sites, quick, small_cells
+from rows import entry_of, joined, lines_of, ran
 
 from fedsim.evaluation.scores import local_only
 from fedsim.partition.partition import own_rows
@@ -55,7 +55,7 @@ def judged(path: Path) -> tuple[Row, list[dict[str, Any]]]:
     prepared = cells(path, evaluation={"per_class": 10, "per_client": True, "personal": "synthetic"})
     (trial,), (data,) = prepared.trials, prepared.data.values()
     ended = (*ran(prepared, trial), None, local_only(data, trial.partition, trial.cell.partition, 0.1))
-    return joined(trial, *ended), clients(trial, *ended)
+    return joined(trial, *ended), replace(lines_of(trial, *ended), entries=[entry_of(trial)]).clients()
 
 
 def test_where_a_split_leaves_no_site_a_test_row_scores_of_clients_are_empty_and_the_row_says_why(tmp_path: Path) -> None:

@@ -7,8 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from cells import quick, small_cells
-from sites import digits_of_writers
+from cells import digits_of_writers, quick, small_cells
 
 from fedsim.errors import UserError
 from fedsim.runs.prepare import Prepared

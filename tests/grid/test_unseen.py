@@ -3,8 +3,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from cells import quick, small_cells
-from sites import SITES, digits_of_sites
+from cells import SITES, digits_of_sites, quick, small_cells
 
 from fedsim.errors import UserError
 from fedsim.runs.prepare import Prepared

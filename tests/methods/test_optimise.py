@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import torch
 
-from fedsim.methods.optimise import signal_shares
+from fedsim.methods.parameters import signal_shares
 
 
 def test_the_share_of_signal_is_the_root_of_what_its_energy_is_of_the_whole():

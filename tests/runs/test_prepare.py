@@ -3,8 +3,7 @@
 from pathlib import Path
 
 import pytest
-from cells import NODES, quick, small_grid
-from sites import digits_of_sites
+from cells import NODES, digits_of_sites, quick, small_grid
 
 from fedsim.errors import UserError
 from fedsim.results.run import read_manifest

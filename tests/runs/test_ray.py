@@ -11,8 +11,8 @@ from benches import TIMES, Ran, slowness, wait_until
 from cells import NODES, WITH_GPUS, quick, small_grid
 from rows import values_of
 
+from fedsim.evaluation.measures import MEASURES
 from fedsim.methods.parameters import ALIGNMENT
-from fedsim.results.columns import Kind, names
 from fedsim.runs import scheduler
 from fedsim.runs.ray import IN_THE_CALL, prepare_process, ray
 
@@ -145,7 +145,7 @@ def test_one_process_and_three_actors_sample_noise_and_account_alike(
     assert "clients per actor (2, 2, 1)" in three.log(three.rows[0])
     fingerprints = [[(r["round"], r["sampled"], r["noise"]) for r in ran.rounds] for ran in (one, three)]
     assert fingerprints[0] == fingerprints[1]
-    by_rounding = (*names(Kind.SCORE), "recall_per_class", "generator")
+    by_rounding = (*MEASURES, "recall_per_class", "generator")
     assert by_label(one, *by_rounding) == by_label(three, *by_rounding)
     assert one.rows[0].scores == pytest.approx(three.rows[0].scores, abs=1e-5, rel=1e-4)
     all_free()
@@ -203,4 +203,4 @@ def test_hostile_plug_ins_fail_alone(ray_bench: Bench, hostile: str) -> None:
 def test_cells_share_gpus_and_give_the_rows_that_they_give_in_one_process(bench: Bench, ray_bench: Bench) -> None:
     half = {"gpus_per_actor": 0.5, "clients_per_actor": 2}
     without, shared = bench(small_grid("dp-gaussian"), "one"), ray_bench(small_grid("dp-gaussian", resources=half), nodes=WITH_GPUS)
-    assert by_label(shared, *names(Kind.SCORE), "recall_per_class") == by_label(without, *names(Kind.SCORE), "recall_per_class")
+    assert by_label(shared, *MEASURES, "recall_per_class") == by_label(without, *MEASURES, "recall_per_class")

@@ -1,5 +1,4 @@
-from cells import one_cell, quick
-from sites import digits_of_writers
+from cells import digits_of_writers, one_cell, quick
 
 
 def test_a_budget_protects_as_many_units_as_there_are_rows_groups_or_clients(tmp_path):

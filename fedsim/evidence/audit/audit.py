@@ -29,9 +29,8 @@ from fedsim.results.run import claim_of
 from fedsim.training.trial import Trial
 from fedsim.words import number
 
-CONFIDENCE = 0.95
-_EACH = (1 - CONFIDENCE) / 2
-"""What each of the two rates may be wrong with."""
+_EACH = 0.025
+"""What each of the two rates may be wrong with, so that both hold together with 95 %."""
 LEAST_PAIRS = 6
 """Pairs with which an attack without a single error would refute an epsilon above 0."""
 
@@ -43,20 +42,14 @@ def interval(count: float, total: int) -> tuple[float, float]:
 
 
 def bound(absent: Sequence[float], present: Sequence[float], mechanisms: Sequence[Mechanism], delta: float) -> float:
-    """The largest epsilon at ``delta`` of the claimed mechanisms with other noise that is refuted.
-
-    By the log likelihood ratios of trainings without and with the unit.
-    """
+    """The largest epsilon of the claimed mechanisms with other noise that log likelihood ratios without and with the unit refute."""
     (_, false), (true, _) = (interval(sum(score >= 0 for score in scores), len(scores)) for scores in (absent, present))
     return refuted_epsilon(mechanisms, delta, false, true)[0]
 
 
 @dataclass(frozen=True)
 class Audit:
-    """The outcome: the epsilon that is claimed, and the largest one of the claimed mechanism with other noise that is refuted.
-
-    The ratio is what the canary adds to a step, in units of the claimed sensitivity; the most that it added where that is too much.
-    """
+    """The outcome: the claimed epsilon, the largest refuted one, and what the canary adds to a step in units of the claimed sensitivity."""
 
     claim: float
     epsilon: float
@@ -134,16 +127,15 @@ class ClaimAudit:
 
     def line(self, audit: Audit) -> dict[str, Any]:
         """The result line; ``params`` are those that the audit changed to be short, and what they were there."""
-        cell, claim = self.trials[0].cell, _claim_of(self.trials[0])
+        cell = self.trials[0].cell
+        claim = claim_of(cell.model_dump(mode="json"))
         changed = {name: value for name, value in self.run.setting.params.items() if cell.params.get(name, self) != value}
         found = {"epsilon_lower": audit.epsilon, "pairs": audit.pairs, "canary_ratio": audit.ratio, "refuted": audit.refuted}
         return {"audit": self.run.key, "claim": claim, **found, "params": changed}
 
 
 def audits_of(grid: Grid, asked: AuditSpec, trials: Sequence[Trial]) -> tuple[ClaimAudit, ...]:
-    """An audit for every algorithm, its parameters, unit, trust and finite epsilon; cells of other data or seeds share it.
-
-    None of a tuned cell, whose claim is of a whole search.
+    """An audit for every claim of a finite epsilon, but of a search; cells of other data or seeds share it.
 
     Raises:
         UserError: the grid asks for too few pairs.
@@ -151,7 +143,7 @@ def audits_of(grid: Grid, asked: AuditSpec, trials: Sequence[Trial]) -> tuple[Cl
     cells: dict[str, list[Trial]] = {}
     for trial in trials:
         if trial.plan is not None and math.isfinite(trial.plan.epsilon_target) and trial.cell.tuning is None:
-            cells.setdefault(_claim_of(trial), []).append(trial)
+            cells.setdefault(claim_of(trial.cell.model_dump(mode="json")), []).append(trial)
     audits = []
     for own in cells.values():
         cell = own[0].cell
@@ -160,7 +152,3 @@ def audits_of(grid: Grid, asked: AuditSpec, trials: Sequence[Trial]) -> tuple[Cl
         with at(grid.place("audit")):
             audits.append(ClaimAudit(AuditRun(setting, asked.pairs), tuple(own)))
     return tuple(audits)
-
-
-def _claim_of(trial: Trial) -> str:
-    return claim_of(trial.cell.model_dump(mode="json"))

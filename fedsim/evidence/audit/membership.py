@@ -78,13 +78,11 @@ def scores_of(synthetic: NDArray[np.float32], labels: NDArray[np.int64], x: NDAr
     return {"likelihood": likely, "nearest synthetic row": near}
 
 
-def attack_run(folder: RunFolder, trials: Sequence[Trial], data: Mapping[str, Embeddings], *, cell: str | None = None) -> Iterator[str]:
-    """The membership of training rows against other rows by every generator that is kept, a line each.
-
-    The ``trials`` are the run's cells, prepared again; ``cell`` is the id of the one cell to attack, or its beginning.
+def attack_run(folder: RunFolder, trials: Sequence[Trial], data: Mapping[str, Embeddings]) -> Iterator[str]:
+    """The membership of training rows against other rows by every generator that is kept, a line each; ``trials`` are the run's cells.
 
     Raises:
-        UserError: there are no generators of these cells, or no such cell.
+        UserError: there are no generators of these cells.
     """
     results = read_results(folder.path)
     rows = [results.row(Entry(trial.cell.cell_id, trial.cell.training_id, trial.cell.label), judged=False) for trial in trials]
@@ -96,11 +94,6 @@ def attack_run(folder: RunFolder, trials: Sequence[Trial], data: Mapping[str, Em
         raise UserError(str(folder.path), what, hint)
     if len(kept) < len(ended):
         yield f"{len(ended) - len(kept)} of {counted(len(ended), 'cell')} without a saved generator: left out"
-    if cell is not None:
-        kept = [trial for trial in kept if trial.cell.cell_id.startswith(cell)]
-        if len(kept) != 1:
-            what = f"{'several cells' if kept else 'no cell with a generator'} of {folder.path} begin with that"
-            raise UserError(f"cell {cell}", what, "give a cell_id of results.jsonl")
     for planned in kept:
         line = results.trainings[planned.cell.training_id]
         trial = as_trained(planned, line)

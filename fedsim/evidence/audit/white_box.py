@@ -78,17 +78,12 @@ class Setting:
         sensitivity = own.sensitivity() * self.plan.sensitivity / self.build().sensitivity()
         return replace(changed, plan=replace(self.plan, clip=own.clip(), sensitivity=sensitivity))
 
-    @property
-    def canary_client(self) -> int:
-        """The client that is the unit, or has it: the last one."""
-        return self.task.clients - 1
-
     @cached_property
     def others(self) -> tuple[tuple[Rows, Labels], ...]:
         """Each client's rows beside the unit; the canary client has none where it is the unit."""
         stream, held = np.random.default_rng(0), []
         for client in range(self.task.clients):
-            count = 0 if self.task.unit == "client" and client == self.canary_client else OTHER_ROWS
+            count = 0 if self.task.unit == "client" and client == self.task.clients - 1 else OTHER_ROWS
             x = unit_norm(stream.standard_normal((count, self.task.dim)).astype(np.float32))
             held.append((x, np.arange(count) % self.task.classes))
         return tuple(held)
@@ -176,10 +171,11 @@ def _world(setting: Setting, seeds: Seeds, canary: Canary | None, live: _World |
 
 
 def _cohort(setting: Setting, seeds: Seeds, client: int, canary: Canary | None, live: _World | None, *, always: bool) -> Cohort:
-    """One client; the last one has the unit behind its own rows."""
+    """One client; the last one is the unit, or has it behind its own rows."""
     (x, y), params, unit = setting.others[client], dict(setting.params), setting.task.unit
-    own, always = len(x), always and client == setting.canary_client
-    if canary is not None and client == setting.canary_client:
+    last = client == setting.task.clients - 1
+    own, always = len(x), always and last
+    if canary is not None and last:
         x, y = np.concatenate([x, canary.x]), np.concatenate([y, canary.y])
     if always and unit == "client" and "client_rate" in params:
         params["client_rate"] = 1.0
@@ -212,7 +208,7 @@ def observed(setting: Setting, canary: Canary, seeds: Seeds, *, present: bool) -
 def _at_clients(setting: Setting, round_: Round, *worlds: _World) -> list[Step]:
     """The outputs that clients noised, of each local step; those of other clients as far as the unit changes them."""
     silo, clients = setting.task.trust == "silo", range(setting.task.clients)
-    live, absent, always = ([world.tapes[k].queries_of(round_.number) for k in clients] for world in worlds)
+    live, absent, always = ([[one for one in tape.queries if one.round == round_.number] for tape in world.tapes] for world in worlds)
     if any(not len(live[k]) == len(absent[k]) == len(always[k]) for k in clients):
         raise Divergence(f"round {round_.number}: how often noise is added depends on the unit")
     steps = [Step() for _ in range(max(1, *map(len, live)))]
@@ -220,7 +216,7 @@ def _at_clients(setting: Setting, round_: Round, *worlds: _World) -> list[Step]:
         for step, query, *others in zip(steps, live[k], absent[k], always[k], strict=False):
             if outputs := _named(query.noised, silo=silo, kept=bool(query.kept)):
                 residual, shift = _apart(outputs, *(_named(Noised(other.sent, other.kept), silo=silo) for other in others))
-                if k == setting.canary_client or shift.any():
+                if k == clients[-1] or shift.any():
                     step.append(NoisyOutput(residual, shift, setting.plan.noise_std(query.release.name), round_.release.sample_rate))
     return steps
 
@@ -250,10 +246,7 @@ def _flat(tensors: Mapping[Any, Tensor]) -> Tensor:
 
 
 class Evidence(NamedTuple):
-    """What an adversary makes of one training: the log likelihood ratio of unit there to not there.
-
-    And what the unit adds to a step, root mean square and largest over steps, in units of the claimed sensitivity.
-    """
+    """The log likelihood ratio of unit there to not there; what it adds to a step (rms, most), in units of the claimed sensitivity."""
 
     score: float
     ratio: float

@@ -30,10 +30,7 @@ OF_PRIVACY = ("per-example loss", "predictions", "public rows", "sensitivity", "
 
 
 class CheckResult(NamedTuple):
-    """What one check says in one privacy setting (unit and trust).
-
-    ``passed`` is None where there was nothing to check, ``fix`` is empty unless it failed.
-    """
+    """What one check says in a setting; ``passed`` is None where there was nothing to check, and only a fault has a ``fix``."""
 
     passed: bool | None
     reason: str
@@ -147,10 +144,7 @@ def _attempted(run: Callable[[Subject], str], subject: Subject) -> CheckResult:
 
 
 def check_lines(name: str, params: Mapping[str, Any], findings: Sequence[CheckResult], *, quick: bool) -> list[dict[str, Any]]:
-    """A result line for every setting of which a check said something: that it passed, or a fault in what the claim rests on.
-
-    ``params`` are all that a row has; ``quick`` says whether it was a quick check, which only refutes.
-    """
+    """A result line for every setting of which a check said something: that it passed, or, as a quick one may, a fault of the claim."""
     source, lines = source_hash(lookup(name)), []
     for unit, trust in product(get_args(Unit), get_args(Trust)):
         own = [finding for finding in findings if finding.setting == f"{unit}, {trust}"]

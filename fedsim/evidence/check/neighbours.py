@@ -29,7 +29,7 @@ COPIES = (1, 3, 12)
 MAGNITUDES = (0.0, 0.01, 1.0, 100.0)
 NEAR_ZERO = 0.01
 """Share of the initial weights from which rows' gradients follow the rows."""
-MORE_ROUNDS = 3
+MORE_ROUNDS = 2
 """Rounds of a pair beside the first one of every phase."""
 UNCLIPPED, BARELY = 1e6, 1.01
 """Shares of a norm at which nothing of that norm is clipped."""
@@ -37,6 +37,7 @@ TRIED_ROWS = 12
 
 FloatRows = NDArray[np.float32]
 Labels = NDArray[np.int64]
+Held = dict[int, tuple[FloatRows, Labels]]
 Steps = Generator[RoundRecord, None, Trained]
 
 
@@ -63,7 +64,7 @@ class Draw:
     seed: int = 0
 
     def words(self, unit: str) -> str:
-        """For people."""
+        """What differs, for people."""
         if self.way != "removed":
             return "another sample of clients" if self.way == "resampled" else f"other rows of client {self.client}"
         if unit == "client":
@@ -169,16 +170,6 @@ class Pair:
     other: World
     rounds: tuple[Round, ...]
 
-    @property
-    def words(self) -> str:
-        """What differs, for people."""
-        return self.draw.words(self.subject.trial.task.unit)
-
-    @property
-    def same_clients(self) -> bool:
-        """Whether no client is missing."""
-        return self.whole.held.keys() == self.other.held.keys()
-
 
 class Levels(NamedTuple):
     """What single units add to the first step, nothing clipped: ``norms`` in units of the clip norm; rows ``x`` with labels ``y``."""
@@ -202,7 +193,7 @@ def levels_of(subject: Subject, weights: float) -> Levels | None:
     for world in worlds:
         steps, tape = begun(own, Draw(weights=weights), world, [first])
         next(steps)
-        query = tape.queries_of(first.number)[0]
+        query = tape.queries[0]
         sent = query.sent if own.algorithm.noise_at_clients() else tape.messages[first.number].sums
         norms.append(math.hypot(l2_norm(sent), l2_norm(query.kept)) / clip)
     return Levels(x, y, np.array(norms)) if any(norms) else None
@@ -211,7 +202,7 @@ def levels_of(subject: Subject, weights: float) -> Levels | None:
 def pair_of(subject: Subject, draw: Draw, levels: Levels | None) -> Pair:
     """The worlds of a draw, and the clip norm and rounds with which they are run."""
     unit = subject.trial.task.unit
-    whole, other = (_clients if unit == "client" else _rows)(subject, draw, levels)
+    whole, other = _worlds(subject, draw, levels)
     own = subject if subject.rounds is None else varied(subject, rounds=subject.rounds)
     if unit == "client" and subject.trial.cell.params.get("client_rate") == 1:
         own = varied(own, client_rate=draw.client_rate)
@@ -223,10 +214,22 @@ def pair_of(subject: Subject, draw: Draw, levels: Levels | None) -> Pair:
     return Pair(draw, own, whole, other, tuple(schedule[number] for number in sorted(chosen)))
 
 
-def _clients(subject: Subject, draw: Draw, levels: Levels | None) -> tuple[World, World]:
-    stream = np.random.default_rng(draw.seed)
-    held = _held(subject, draw)
-    x, y = _drawn_rows(subject, draw, None, stream)
+def _worlds(subject: Subject, draw: Draw, levels: Levels | None) -> tuple[World, World]:
+    """The world with the unit beside so many rows, and the one without it or with another."""
+    data, stream, held = subject.data, np.random.default_rng(draw.seed), Held()
+    for client, own in enumerate(subject.trial.partition.rows):
+        numbers = np.resize(own, draw.others[client % len(draw.others)])
+        held[client] = data.x_train[numbers], data.y_train[numbers]
+    x, y = data.x_train, data.y_train
+    if draw.large is not None and levels is not None:
+        x, y, many = levels.x, levels.y, round(draw.large * draw.size)
+        numbers = np.repeat([levels.norms.argmin(), levels.norms.argmax()], [draw.size - many, many])
+    else:
+        numbers = np.repeat(stream.integers(len(x), size=draw.size // draw.copies + 1), draw.copies)[: draw.size]
+    return (_clients if subject.trial.task.unit == "client" else _rows)(subject, draw, held, x[numbers], y[numbers], stream)
+
+
+def _clients(subject: Subject, draw: Draw, held: Held, x: FloatRows, y: Labels, stream: np.random.Generator) -> tuple[World, World]:
     mean = np.broadcast_to(subject.data.x_train.mean(0), x.shape)
     turned = {"class mean": x, "batch mean": mean, "random": stream.standard_normal(x.shape), "opposite": -mean}[draw.direction]
     x = unit_norm(turned.astype(np.float32)) * np.float32(draw.magnitude > 0) if len(x) else x
@@ -240,10 +243,8 @@ def _clients(subject: Subject, draw: Draw, levels: Levels | None) -> tuple[World
     return whole, World({client: own for client, own in held.items() if client != draw.client})
 
 
-def _rows(subject: Subject, draw: Draw, levels: Levels | None) -> tuple[World, World]:
-    stream, group = np.random.default_rng(draw.seed), subject.trial.task.unit == "group"
-    held = _held(subject, draw)
-    x, y = _drawn_rows(subject, draw, levels, stream)
+def _rows(subject: Subject, draw: Draw, held: Held, x: FloatRows, y: Labels, stream: np.random.Generator) -> tuple[World, World]:
+    group = subject.trial.task.unit == "group"
     label = draw.label if draw.label is not None else int(y[-1]) if len(y) else 0
     y = np.full_like(y, label) if draw.alike else y
     if draw.way == "replaced":
@@ -262,23 +263,6 @@ def _rows(subject: Subject, draw: Draw, levels: Levels | None) -> tuple[World, W
     more = np.insert(x, [at] * count, row, 0), np.insert(y, [at] * count, label)
     whole = replace(World({**held, draw.client: more}, hidden), size=count)
     return whole, World({**held, draw.client: (x, y)}, replace(hidden, present=False))
-
-
-def _drawn_rows(subject: Subject, draw: Draw, levels: Levels | None, stream: np.random.Generator) -> tuple[FloatRows, Labels]:
-    if draw.large is not None and levels is not None:
-        many = round(draw.large * draw.size)
-        numbers = np.repeat([levels.norms.argmin(), levels.norms.argmax()], [draw.size - many, many])
-        return levels.x[numbers], levels.y[numbers]
-    numbers = np.repeat(stream.integers(len(subject.data.x_train), size=draw.size // draw.copies + 1), draw.copies)[: draw.size]
-    return subject.data.x_train[numbers], subject.data.y_train[numbers]
-
-
-def _held(subject: Subject, draw: Draw) -> dict[int, tuple[FloatRows, Labels]]:
-    data, found = subject.data, dict[int, tuple[FloatRows, Labels]]()
-    for client, own in enumerate(subject.trial.partition.rows):
-        numbers = np.resize(own, draw.others[client % len(draw.others)])
-        found[client] = data.x_train[numbers], data.y_train[numbers]
-    return found
 
 
 def begun(subject: Subject, draw: Draw, world: World, schedule: Sequence[Round], script: Tape | None = None) -> tuple[Steps, Tape]:

@@ -15,7 +15,6 @@ from torch import Tensor
 from fedsim.errors import NotPerExample
 from fedsim.evidence.check.subject import Fault, Idle, Subject, Training, drawn, fix_random_states, random_states, same, train
 from fedsim.evidence.worlds import Query, WatchedPool
-from fedsim.methods.contract import answer
 from fedsim.methods.dp_sgd import DPSGD
 from fedsim.methods.local_training import LocalDPSGD
 from fedsim.methods.messages import Tensors
@@ -162,25 +161,19 @@ def budget(subject: Subject) -> str:
 
 def determinism(subject: Subject) -> str:
     """The data stay as they are; two trainings of one seed are equal bit for bit, those of two seeds differ where there is noise."""
-    one = subject.first[0]
-    _check_untouched(subject)
-    if difference := _unequal(subject, one, subject.train()):
-        raise Fault(f"two trainings with one seed differ: {difference}", SEED_FIX)
-    if subject.plan is not None and not _unequal(subject, one, subject.train(seed=1)):
-        raise Fault("another seed gives the same result, though there is noise", SEED_FIX)
-    return "the same seed gives the same bits, another seed others"
-
-
-def _check_untouched(subject: Subject) -> None:
-    """Rows are as they were, also in the clients' hands, each one's and joined."""
-    data, held, clients = subject.data, subject.trial.partition.rows, subject.first[1].cohorts[0].clients
-    # a copy, for the data set itself keeps the fingerprint that it had
+    one, data, held, clients = subject.first[0], subject.data, subject.trial.partition.rows, subject.first[1].cohorts[0].clients
+    # of a copy, for the data set itself keeps the fingerprint that it had
     if subject.trial.cell.dataset_hash != replace(data).fingerprint:
         raise Fault("the data set has changed in memory", UNTOUCHED_FIX)
     pooled, joined = clients.pooled, np.concatenate(held)
     for x, y, rows in [*zip(clients.x, clients.y, held, strict=True), (pooled.x, pooled.y, joined)]:
         if not (np.array_equal(x.numpy(), data.x_train[rows]) and np.array_equal(y.numpy(), data.y_train[rows])):
             raise Fault("clients' rows are not what the partition gave", UNTOUCHED_FIX)
+    if difference := _unequal(subject, one, subject.train()):
+        raise Fault(f"two trainings with one seed differ: {difference}", SEED_FIX)
+    if subject.plan is not None and not _unequal(subject, one, subject.train(seed=1)):
+        raise Fault("another seed gives the same result, though there is noise", SEED_FIX)
+    return "the same seed gives the same bits, another seed others"
 
 
 def packing(subject: Subject) -> str:
@@ -252,14 +245,15 @@ def restored(subject: Subject) -> str:
 
 
 def finite(subject: Subject) -> str:
-    """What was trained answers in the right shape: finite rows, or probabilities."""
-    algorithm, data = subject.algorithm, subject.data
-    labels, questions = torch.arange(data.classes).repeat(3), torch.from_numpy(data.x_test)
-    try:
-        said = answer(algorithm, subject.first[0].trained.made, labels, questions, torch.Generator().manual_seed(0))
-    except ValueError as error:
-        raise Fault(str(error), "return finite rows [n, d], or the probability of every class [n, C]") from error
-    return f"{said.dtype} [n, {said.shape[1]}]".replace("torch.", "")
+    """What was trained answers with finite rows, or class probabilities."""
+    made, task = subject.first[0].trained.made, subject.trial.task
+    name, width = ("probabilities", task.classes) if is_classifier(made) else ("sample", task.dim)
+    said = drawn(made, subject.data, task.clients)
+    if said.shape[1:] != (width,):
+        raise Fault(f"{name} returned rows of shape {list(said.shape[1:])}", f"return [n, {width}]")
+    if not said.isfinite().all():
+        raise Fault(f"{name} returned numbers that are not finite", "return finite numbers")
+    return f"{said.dtype} [n, {width}]".replace("torch.", "")
 
 
 def global_random(subject: Subject) -> str:

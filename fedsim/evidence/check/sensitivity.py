@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import chain
 
 import numpy as np
@@ -75,12 +75,9 @@ def check_samples(subject: Subject) -> None:
             raise Fault(text, SAMPLE_FIX)
         seen[sample.step] = sample.round
     for number, release in ((round_.number, round_.release) for round_ in schedule if round_.release.sample_rate < 1):
-        samples, text = [sample for sample in taken if sample.round == number], ""
-        if len(samples) < release.per_round:
-            text = f"{len(samples)} Poisson samples for {release.per_round} steps"
-        elif other := next((sample for sample in samples if not math.isclose(sample.rate, release.sample_rate)), None):
-            text = f"rows are sampled at rate {other.rate:g}"
-        if text:
+        rates = [sample.rate for sample in taken if sample.round == number]
+        if len(rates) < release.per_round or not np.allclose(rates, release.sample_rate, rtol=1e-9, atol=0):
+            text = f"{len(rates)} Poisson samples for {release.per_round} steps, at rates {rates}"
             raise Fault(f"round {number}: {text}; the plan claims rate {release.sample_rate:g} for '{release.name}'", SAMPLE_FIX)
 
 
@@ -118,30 +115,33 @@ class Seen:
 
 def look(pair: Pair, world: World, script: Tape | None = None) -> Seen:
     """Train in a world of the pair; with a ``script``, the noise gives that world's outputs."""
+    words = pair.draw.words(pair.subject.trial.task.unit)
     try:
         steps, tape = begun(pair.subject, pair.draw, world, pair.rounds, script)
         made = rounds.to_the_end(steps)[1]
         # a result may ask for the version of a client that is not there
-        told = drawn(made.made, pair.subject.data, CHECKED_CLIENTS if pair.same_clients else 0)
+        told = drawn(made.made, pair.subject.data, CHECKED_CLIENTS if len(pair.other.held) == len(pair.whole.held) else 0)
     except Divergence as error:
-        raise Fault(f"{pair.words}: {error}", PUBLIC_FIX) from error
+        raise Fault(f"{words}: {error}", PUBLIC_FIX) from error
     except (Exception, SystemExit) as error:
-        raise Fault(f"{pair.words}: {raised(error, pair.subject)}", PUBLIC_FIX) from error
+        raise Fault(f"{words}: {raised(error, pair.subject)}", PUBLIC_FIX) from error
     shares = torch.zeros(0) if made.shares is None else torch.from_numpy(made.shares)
-    return Seen(tape.without_diagnostics(), told, shares, made.state, made.ledger)
+    # diagnostics are not compared, and may be what cannot be pickled
+    messages = {number: replace(message, diagnostics={}) for number, message in tape.messages.items()}
+    return Seen(replace(tape, messages=messages), told, shares, made.state, made.ledger)
 
 
 def judged(pair: Pair, first: Seen, second: Seen) -> float:
     """The largest change in units of the bound, in two worlds in which nothing breaks the claim."""
-    subject, plan, words = pair.subject, pair.subject.plan, pair.words
+    subject, plan, words = pair.subject, pair.subject.plan, pair.draw.words(pair.subject.trial.task.unit)
     assert plan is not None
     if len(first.tape.queries) != len(second.tape.queries):
         raise Fault(f"{words}: how often Clients.add_noise runs depends on the data", PUBLIC_FIX)
-    at_clients = subject.algorithm.noise_at_clients()
+    at_clients, same_clients = subject.algorithm.noise_at_clients(), len(pair.other.held) == len(pair.whole.held)
     # a world without a client lacks what that client alone would have sent, noised
-    if pair.same_clients or not at_clients:
+    if same_clients or not at_clients:
         _check_envelopes(words, first.tape, second.tape)
-    if pair.same_clients:
+    if same_clients:
         _check_uncovered(words, first, second, at_clients=at_clients)
     changes = list(_changes(pair, first.tape, second.tape))
     for change in changes:
@@ -189,11 +189,7 @@ def _check_uncovered(words: str, first: Seen, second: Seen, *, at_clients: bool)
 
 @dataclass(frozen=True)
 class Change:
-    """What a unit changed in one query of a ``round``, or in its sum over ``steps`` of the release: the L2 ``norms`` by tensor name.
-
-    The ``scale`` is the joint norm of the tensors; ``sampled`` says whether the unit was in the sample of a step, whose claimed ``rate``
-    that is.
-    """
+    """What a unit changed in one query, or in a round's sum over ``steps``: L2 ``norms`` by tensor; ``scale`` is the tensors' own."""
 
     round: int
     norms: Mapping[str, float]

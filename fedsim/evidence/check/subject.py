@@ -35,7 +35,7 @@ BRIEF = {"rounds": 3, "local_steps": 3, "meta_steps": 2, "generator_steps": 2}
 """Parameters that make a training long, where an algorithm has them, and what they become."""
 NARROW: Mapping[str, Any] = {
     **{"latent": 4, "hidden": [8], "encoder_hidden": [8], "discriminator_hidden": [8]},
-    **{"candidates": 40, "votes": 4, "local_steps": 2},
+    **{"candidates": 40, "votes": 4, "local_steps": 2, "meta_steps": 1},
 }
 """Parameters that make a step of a training large, and what they become in a check."""
 EPSILON, DELTA = 4.0, 1e-4
@@ -186,10 +186,7 @@ def same(first: Tensor, second: Tensor) -> bool:
 
 
 def drawn(made: Product, data: Embeddings, clients: int) -> Tensor:
-    """Answers to fixed questions, those of every client's own version too: rows ``[n, d]``, or probabilities ``[n, C]``.
-
-    As tensors: that they are something else is a fault of its own.
-    """
+    """Answers to fixed questions, those of every client's own version too: rows ``[n, d]``, or probabilities ``[n, C]``."""
     labels, x = torch.arange(data.classes).repeat(2), torch.from_numpy(data.x_test[:20])
     versions = [made, *(own(made, client) for client in range(clients))] if is_personal(made) else [made]
     said = [one.probabilities(x) if is_classifier(one) else one.sample(labels, torch.Generator().manual_seed(0)) for one in versions]

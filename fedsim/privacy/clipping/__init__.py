@@ -90,13 +90,7 @@ EXAMPLES_AT_ONCE = 256
 """Examples in a chunk: its activations fit a processor's cache, and memory does not grow with the batch."""
 
 
-def clipped_sum(
-    model: nn.Module,
-    loss: Loss,
-    batch: Batch,
-    norms: Norms,
-    engine: EngineName = "bookkeeping",
-) -> ClippedSum:
+def clipped_sum(model: nn.Module, loss: Loss, batch: Batch, norms: Norms, engine: EngineName = "bookkeeping") -> ClippedSum:
     """The sum over units u of ``min(1, C / |w * g_u|) * w * g_u``, g_u the gradient of u's loss by all parameters jointly.
 
     Removing one unit changes the result by at most C in L2 norm over all parameters that are not free: the sensitivity that the Gaussian

@@ -1,6 +1,6 @@
 """The bookkeeping engine: norms and clipped sums from the inputs and output gradients that one backward pass leaves behind.
 
-An example's norm and its part of the sum come from the same numbers (:mod:`fedsim.privacy.clipping.rules`), so the gradient that is
+An example's norm and its part of the sum come from the same numbers (:mod:`fedsim.privacy.clipping.norms`), so the gradient that is
 clipped is the one that was measured. The engine assumes that row n of every layer belongs to example n, and raises where that is
 visibly false.
 """
@@ -19,8 +19,7 @@ from torch.autograd.graph import GradientEdge, Node, get_gradient_edge
 
 from fedsim.batch import Batch, Layout
 from fedsim.device import CPU, to_device
-from fedsim.privacy.clipping.norms import Loss, Measured, Norms, clip_units
-from fedsim.privacy.clipping.rules import PER_CLIENT, RULES, Target, Use, by_use
+from fedsim.privacy.clipping.norms import PER_CLIENT, RULES, Loss, Measured, Norms, Target, Use, by_use, clip_units
 
 
 class Call(NamedTuple):

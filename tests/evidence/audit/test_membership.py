@@ -6,8 +6,7 @@ from pathlib import Path
 
 import numpy as np
 from benches import Done, Ran
-from cells import NODES, quick, small_grid
-from sites import digits_of_sites
+from cells import NODES, digits_of_sites, quick, small_grid
 
 from fedsim.evidence.audit.membership import membership, rows_of
 from fedsim.results.store import ResultStore, RunFolder

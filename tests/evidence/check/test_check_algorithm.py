@@ -24,7 +24,7 @@ BROKEN = {
     "sums:RemembersRows": ("predictions", r"what it predicts of a row changes by 0\.\d+ after other rows"),
     "leaks:TakenForPublic": ("public rows", r"a training put other rows in the place of task.public"),
     "leaks:ForgetsPublic": ("restored", r"made again from its saved state it generates other rows"),
-    "noise:SamplingNotPoisson": ("sensitivity", r"0 Poisson samples for 1 steps; the plan claims rate 0\.2"),
+    "noise:SamplingNotPoisson": ("sensitivity", r"0 Poisson samples for 1 steps.*; the plan claims rate 0\.2"),
     "noise:SampleReusedBetweenRounds": ("sensitivity", r"the Poisson sample of step 0 is drawn again, after round 0"),
     "noise:NoiseReusedBetweenRounds": ("noise not reused", r"of client (\d) in step 0 and of client \1 in step 0 is used twice"),
     "noise:TakesTheNoiseOff": ("trains", r"the stream NOISE is drawn at the clients and by the harness"),
@@ -36,7 +36,6 @@ BROKEN = {
     "results:DependsOnPacking": ("packing", r"on actors of 1, 2, 1 clients"),
     "results:UnserialisableMessage": ("packing", r"the message cannot be serialised"),
     "results:ResumeDiffers": ("resume", r"going on after 1 of 3 rounds differs"),
-    "results:CannotBeBuilt": ("per-example loss", r"RuntimeError: .* negative dimension .* \(\S*results\.py:\d+\)"),
     "results:Raises": ("trains", r"^ZeroDivisionError: .* \(\S*results\.py:\d+\)$"),
     "results:Exits": ("trains", r"^SystemExit: 0 \(\S*results\.py:\d+\)$"),
     "results:Interrupted": ("trains", r"^ProcessEnded: a training ended its process"),
@@ -115,12 +114,6 @@ def test_what_the_broken_ones_are_made_of_is_sound(cls: type[Algorithm]) -> None
     assert of_draws(own, *[*CORPUS["row"].values()][:3]).passed
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("cls", SOUND)
-def test_sound_twins_of_broken_algorithms_pass_a_full_check(cls: type[Algorithm]) -> None:
-    assert failures(check_algorithm(f"{cls.__module__}:{cls.__name__}", trust="silo")) == []
-
-
 @pytest.mark.parametrize("name", [name for name in SHIPPED if lookup(name).private])
 def test_no_draw_of_a_few_breaks_the_bound_of_a_shipped_method(name: str) -> None:
     cls, turn = lookup(name), SHIPPED.index(name)
@@ -154,17 +147,13 @@ def test_what_depends_on_a_check_that_failed_is_not_checked() -> None:
     assert all(finding.passed is None and finding.reason == "not checked: needs 'trains'" for finding in rest)
 
 
-@pytest.mark.parametrize(
-    ("path", "params", "passed", "reason"),
-    [
+def test_a_setting_that_is_refused_while_others_are_not_is_printed() -> None:
+    for path, params, passed, reason in (
         ("ClientIsRefused", [], False, "the class states it, and: "),
         ("ClientMayBeRefused", ["rows_only=true"], None, "the parameters rule it out: "),
-    ],
-)
-def test_a_setting_that_is_refused_while_others_are_not_is_printed(path: str, params: list[str], passed: bool | None, reason: str) -> None:
-    findings = check_algorithm(f"broken.results:{path}", params, quick=True)
-    (found,) = (finding for finding in findings if finding.setting != "example, silo")
-    assert (found.setting, found.passed) == ("client, silo (refused)", passed)
-    assert reason in found.reason
-    assert "clients have no plan" in found.reason
-    assert failures([finding for finding in findings if finding is not found]) == []
+    ):
+        findings = check_algorithm(f"broken.results:{path}", params, quick=True)
+        (found,) = (finding for finding in findings if finding.setting != "example, silo")
+        assert (found.setting, found.passed) == ("client, silo (refused)", passed)
+        assert re.match(f"{reason}.*clients have no plan", found.reason)
+        assert failures([finding for finding in findings if finding is not found]) == []

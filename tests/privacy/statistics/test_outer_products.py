@@ -25,10 +25,6 @@ def products(rows: int, seed: int = 0) -> Products:
     return {"first": OuterProduct(side(3), side(5)), "second": OuterProduct(side(4), side(2))}
 
 
-def released(factors: Products, groups: Layout) -> tuple[dict[str, torch.Tensor], torch.Tensor]:
-    return clipped_statistics(factors, NORMS, groups)
-
-
 def without(factors: Products, groups: Layout, group: int) -> tuple[Products, Layout]:
     kept = groups.client != group
     return {n: OuterProduct(p.left[kept], p.right[kept]) for n, p in factors.items()}, consecutive(groups.client[kept], kept)
@@ -61,7 +57,8 @@ def test_a_groups_sum_is_clipped_as_one(sizes: list[int], seed: int) -> None:
 def test_a_group_with_a_row_that_is_not_finite_counts_as_zero() -> None:
     factors = products(6)
     groups = consecutive(torch.tensor([0, 0, 1, 1, 1, 2]), factors["first"].left)
-    clean, _ = released(*without(factors, groups, 1))
+    kept, others = without(factors, groups, 1)
+    clean, _ = clipped_statistics(kept, NORMS, others)
     factors["second"].right[3, 1] = math.nan
     broken, norms = clipped_statistics(factors, NORMS, groups)
     assert norms.isnan().tolist() == [False, True, False]

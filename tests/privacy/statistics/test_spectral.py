@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fedsim.privacy.statistics import moments
-from fedsim.privacy.statistics.spectral import leading, spectral_function, square_root, steady, ties
+from fedsim.privacy.statistics.spectral import leading, steady, ties
 
 DIM = 12
 
@@ -61,11 +61,3 @@ def test_a_steady_basis_is_orthonormal_and_depends_on_its_span_alone(seed: int, 
     torch.testing.assert_close(basis.T @ basis, torch.eye(count).double())
     torch.testing.assert_close(basis @ basis.T, span @ span.T)
     torch.testing.assert_close(steady(span @ turn), basis, atol=1e-6, rtol=0)
-
-
-def test_a_spectral_function_is_one_of_the_matrix() -> None:
-    matrix = turned(SPECTRA["ties within"])
-    torch.testing.assert_close(square_root(matrix) @ square_root(matrix), matrix)
-    torch.testing.assert_close(spectral_function(matrix, lambda values: 1 / values), torch.linalg.inv(matrix))
-    negative = turned([1.0] * (DIM - 1) + [-1e-3])
-    assert torch.linalg.eigvalsh(square_root(negative)).min() > -1e-9
