@@ -24,6 +24,10 @@ class UserError(Exception):
     def __str__(self) -> str:
         return ": ".join(filter(None, (self.where, self.what))) + (f"; {self.hint}" if self.hint else "")
 
+    def _render_traceback_(self) -> list[str]:
+        """What IPython shows in place of a traceback."""
+        return [f"{type(self).__name__}: {self}"]
+
 
 class RunLost(UserError):
     """A running grid was stopped by its machine: a full disk, a run folder that was deleted. Results that were written stay."""

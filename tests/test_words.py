@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from rich.table import Table
 
-from fedsim.words import counted, json_number, number, plain_console, wide_console
+from fedsim.words import json_number, number, plain_console, wide_console
 
 
 @pytest.mark.parametrize(("value", "text"), [(None, ""), (math.inf, "∞"), (10, "10"), (0.1, "0.1"), (1e-5, "1e-5"), (123456, "123456")])
@@ -15,11 +15,6 @@ def test_a_number_reads_as_a_person_writes_it(value: float | None, text: str) ->
 def test_json_spells_what_is_not_finite_and_leaves_the_rest() -> None:
     given = [math.inf, -math.inf, math.nan, np.float64("inf"), 1.5, 3, None, "inf", True]
     assert [json_number(value) for value in given] == ["inf", "-inf", "nan", "inf", 1.5, 3, None, "inf", True]
-
-
-@pytest.mark.parametrize(("count", "words"), [(1, "1 cell"), (0, "0 cells"), (2, "2 cells"), (0.5, "0.5 cells"), (100000, "100000 cells")])
-def test_one_of_a_thing_has_no_s(count: float, words: str) -> None:
-    assert counted(count, "cell") == words
 
 
 def test_no_console_reads_a_table_as_markup(capsys: pytest.CaptureFixture[str]) -> None:

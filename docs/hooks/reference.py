@@ -1,15 +1,14 @@
-"""The reference, made from code as the site is built: a page has a comment ``<!-- generated: NAME -->`` where it belongs."""
+"""The reference, made of the code: ``python docs/hooks/reference.py`` writes what stands below the mark of each page of docs/reference."""
 
 from __future__ import annotations
 
+import inspect
 import re
 from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
 from typing import Any, Literal, get_args, get_origin
 
 import typer.main
-from mkdocs.config.defaults import MkDocsConfig
-from mkdocs.structure.files import Files
-from mkdocs.structure.pages import Page
 from pydantic import BaseModel
 from typer.cli import get_docs_for_click
 
@@ -39,9 +38,14 @@ SECTIONS: dict[Any, str] = {
 """The models that have a section of their own, and its title."""
 
 
-def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Files) -> str:
-    """Put what is generated in the place of its comment."""
-    return re.sub(r"<!-- generated: (.*) -->", lambda mark: "\n".join(GENERATED[mark[1]]()), markdown)
+PAGES = Path(__file__).parents[1] / "reference"
+MARK = "<!-- made of the code from here on: python docs/hooks/reference.py -->\n"
+
+
+def made(name: str) -> str:
+    """A page as it should be: what is written by hand, the mark, and what is made."""
+    head = (PAGES / f"{name}.md").read_text(encoding="utf-8").partition(MARK)[0]
+    return head + MARK + "\n" + re.sub(r"\n{3,}", "\n\n", "\n".join(GENERATED[name]())).strip() + "\n"
 
 
 def table(head: Iterable[str], rows: Iterable[Iterable[str]]) -> Iterator[str]:
@@ -106,16 +110,55 @@ def methods() -> Iterator[str]:
             yield from fields_table(lookup(name, "docs").Params)
 
 
+def names() -> Iterator[str]:
+    """What ``fedsim`` offers to users, and ``fedsim.methods`` to authors."""
+    yield "## fedsim\n"
+    for name in dir(fedsim):
+        if not name.startswith("_"):
+            yield from described(f"fedsim.{name}", getattr(fedsim, name))
+    yield "## fedsim.methods\n\nFor [authors of methods](../algorithms.md): `from fedsim.methods import DPSGD, Batch, Server`.\n"
+    for name, value in sorted(vars(for_authors).items()):
+        if not name.startswith("_") and (inspect.isclass(value) or inspect.isfunction(value)):
+            yield from described(name, value)
+
+
+def described(name: str, thing: Any, level: int = 3, *, value: bool = False) -> Iterator[str]:
+    """A name with its signature and docstring; of a class also its own public methods and properties."""
+    yield f"{'#' * level} `{name}`\n"
+    if not value and not issubclass(thing if inspect.isclass(thing) else object, BaseModel):
+        # annotations are texts, in quotes
+        signature = re.sub(r"(: |-> )(['\"])(.*?)\2(?=[,)=]| =|$)", r"\1\3", str(inspect.signature(thing)))
+        yield f"```python\n{name.rpartition('.')[2]}{signature}\n```\n"
+    yield from prose(inspect.getdoc(thing) or "")
+    for own, member in vars(thing).items() if inspect.isclass(thing) and level == 3 else ():
+        function = getattr(member, "__func__", getattr(member, "fget", member))
+        if not own.startswith("_") and inspect.isfunction(function) and function.__doc__:
+            yield from described(f"{name}.{own}", function, level + 1, value=isinstance(member, property))
+
+
+def prose(docstring: str) -> Iterator[str]:
+    """A docstring of Google's style in Markdown."""
+    for block in re.split(r"\n(?=(?:Args|Attributes|Class attributes|Returns|Raises):\n)", docstring):
+        title, _, entries = block.partition(":\n")
+        if title in ("Args", "Attributes", "Class attributes", "Raises"):
+            yield f"**{title}**\n"
+            for entry in re.split(r"\n(?=    \S)", entries.rstrip()):
+                key, _, words = " ".join(entry.split()).partition(": ")
+                yield f"- `{key}`: {plain(words)}"
+            yield ""
+        else:
+            yield plain(inspect.cleandoc(f"**Returns**\n\n{entries}" if title == "Returns" else block)) + "\n"
+
+
 GENERATED: dict[str, Callable[[], Iterable[str]]] = {
-    "keys of a grid": grid_keys,
+    "api": names,
+    "grid": grid_keys,
     "commands": commands,
     "columns": lambda: table(("column", "meaning"), ((f"`{name}`", one.words) for name, one in COLUMNS.items())),
     "methods": methods,
-    "names for users": lambda: (f"::: fedsim.{name}" for name in dir(fedsim) if not name.startswith("_")),
-    "names for authors": lambda: (
-        f"::: fedsim.methods.{name}"
-        for name, value in sorted(vars(for_authors).items())
-        if not name.startswith("_") and not getattr(value, "__name__", "").startswith("fedsim.methods.")
-    ),
 }
-"""What a page may have generated, by the name in its comment."""
+"""What each page has below its mark."""
+
+if __name__ == "__main__":
+    for page in GENERATED:
+        (PAGES / f"{page}.md").write_text(made(page), encoding="utf-8")

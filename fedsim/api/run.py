@@ -148,10 +148,37 @@ class Run(Printed):
                     raise UserError("pair", f"there is no method '{label}'", nearest(label, known))
             compared = chosen_pair(*pair) if pair else price_of_privacy if table == "private" else same_budget
             shown = difference_table(settings, measure, digits, compared)
+        if shown is None and table == "sites":
+            raise UserError("table", "there is nothing to show: no scores by site", "give evaluation: {per_client: true}")
         if shown is None:
-            what = "scores by site" if table == "sites" else f"two rows of {measure} that share a seed twice"
-            raise UserError("table", f"there is nothing to show: no {what}", "look at status and scores in results.jsonl")
+            raise UserError("table", f"two seeds of {measure} are needed to compare methods", "give seeds: 0-4, and look at status")
         return shown
+
+    def differences(self, first: str, second: str, *, measure: str = "balanced_accuracy", where: str | None = None) -> pd.DataFrame:
+        """The first method minus the second, paired by seed, as numbers: a line a place and budget.
+
+        Args:
+            first: a label.
+            second: another; at one budget, and where the first has noise also the second without.
+            measure: a score of a row.
+            where: which rows, as pandas' ``query`` has it.
+
+        Returns:
+            Place, budget, mean, half-width of its 95 % confidence interval, number of seeds, p of the paired t-test and Holm's correction.
+
+        Raises:
+            UserError: there is no such method, or they do not share two seeds.
+        """
+        return self.table(table="differences", pair=(first, second), measure=measure, where=where).numbers
+
+    @property
+    def tidy(self) -> pd.DataFrame:
+        """A line a score of a cell that is ok: method, data set, alpha, clients, epsilon, seed, measure, score."""
+        from fedsim.evaluation.measures import MEASURES
+
+        rows = self.rows.query("status == 'ok'").rename(columns={"label": "method", "epsilon_target": "epsilon"})
+        places = ["method", "dataset", "alpha", "clients", "epsilon", "seed"]
+        return rows.melt(places, [*MEASURES], "measure", "score").dropna(subset="score").reset_index(drop=True)
 
     def report(
         self,

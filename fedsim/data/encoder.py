@@ -29,7 +29,7 @@ SMALLEST_CROP = 0.8
 _FILES = ["config.json", "preprocessor_config.json", "*.safetensors", "*.safetensors.index.json"]
 _UNUSED = re.compile(r"pooler|mask_token|classifier")
 """Weights that tokens do not depend on."""
-MAKE = "python benchmarks/make_encoder.py"
+MAKE = "fedsim embed --make"
 """A script of the repository that makes encoders without the hub."""
 
 

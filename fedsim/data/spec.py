@@ -23,7 +23,7 @@ REVISIONS = {
 }
 """The revisions that are meant where a grid names none; ``facebook/`` may be left out where no folder has the rest as its name."""
 EXPORTED: dict[str, dict[str, Any]] = {"efficientnet-lite0": {"size": 112, "mean": (0.498,) * 3, "std": (0.502,) * 3}}
-"""Networks known by name: ``encoders/NAME.onnx`` in the cache, which ``benchmarks/make_encoder.py`` makes, and what images go through."""
+"""Networks known by name: ``encoders/NAME.onnx`` in the cache, which ``fedsim embed --make NAME`` makes, and what images go through."""
 PATHS = ("npz", "imagefolder", "csv")
 """The sources that a path names."""
 IN_FOLDERS = {

@@ -33,7 +33,7 @@ from fedsim.privacy import accountant
 from fedsim.privacy.mechanism import Mechanism
 from fedsim.privacy.noise import gaussian
 from fedsim.privacy.plan import PrivacyPlan, Release
-from fedsim.privacy.selection import SCORE, Selection, distinct, runs_at, solved_noise
+from fedsim.privacy.selection import SCORE, SEEN, Selection, distinct, runs_at, solved_noise
 from fedsim.seeds import Purpose, Seeds
 from fedsim.training.cohort import LocalPool, build_algorithm
 from fedsim.training.rounds import RoundRecord
@@ -269,7 +269,12 @@ def plans_of(
 
     Points replace those of all ``params`` that are in their space. The budget is of all trainings and scores together; an ``epsilon`` of
     None has no meaning for the algorithm.
+
+    Raises:
+        UserError: a search where every message is seen, or a budget that no noise reaches.
     """
+    if tuning is not None and task.trust == "silo":
+        raise UserError("trust", SEEN, "tune under trust: aggregate, or leave out tune")
     points = [{}] if tuning is None else tuning.points
     settings = [cls.Params.model_validate({**params, **point}) for point in points]
     algorithms = [cls(setting, task) for setting in settings]

@@ -28,7 +28,7 @@ from fedsim.plugins.registry import check_installed, lookup
 from fedsim.privacy.accountant import INTEGER_ORDERS, ORDERS
 from fedsim.privacy.mechanism import Mechanism, merged
 from fedsim.privacy.plan import Claim, PrivacyPlan
-from fedsim.privacy.selection import Curve, composed_by_renyi, composed_event, converted
+from fedsim.privacy.selection import Curve, composed_by_renyi, converted
 from fedsim.results.columns import Line, Row, large_deltas
 from fedsim.results.run import RunResults
 from fedsim.words import Printed, at_most, number, print_line
@@ -162,7 +162,7 @@ def recomputed(mechanisms: tuple[Mechanism, ...], delta: float, renyi: bool) -> 
     costly = merged(mechanisms)
     if not costly or any(one.noise_multiplier == 0 for one in costly):
         return math.inf if costly else 0.0
-    rough = float(composed_by_renyi(composed_event(costly), ORDERS if renyi else INTEGER_ORDERS).get_epsilon(delta))
+    rough = float(composed_by_renyi(costly, ORDERS if renyi else INTEGER_ORDERS).get_epsilon(delta))
     if renyi:
         return rough
     # connecting the dots widens the sum's variance by a share of steps * mesh^2
@@ -183,7 +183,7 @@ def recomputed(mechanisms: tuple[Mechanism, ...], delta: float, renyi: bool) -> 
 
 
 def _curve(mechanisms: Sequence[Mechanism]) -> Curve:
-    return np.asarray(composed_by_renyi(composed_event(mechanisms), ORDERS)._rdp, np.float64)
+    return np.asarray(composed_by_renyi(mechanisms)._rdp, np.float64)
 
 
 @dataclass(frozen=True, repr=False)

@@ -154,21 +154,17 @@ def distinct(trainings: Iterable[Sequence[Mechanism]]) -> tuple[tuple[Mechanism,
     return tuple(dict.fromkeys(tuple(sorted(training)) for training in trainings))
 
 
-def composed_by_renyi(event: Any, orders: Sequence[float] = ORDERS) -> Any:
-    """dp-accounting's Rényi accountant of an event of its own."""
+def composed_by_renyi(mechanisms: Iterable[Mechanism], orders: Sequence[float] = ORDERS) -> Any:
+    """Dp-accounting's Rényi accountant of all ``mechanisms`` together."""
+    import dp_accounting
     from dp_accounting.rdp import RdpAccountant
 
     # it warns of every order whose series does not converge, and leaves it out, which is what is wanted
     logging.getLogger("absl").setLevel(logging.ERROR)
-    return RdpAccountant(orders).compose(event)
-
-
-def composed_event(mechanisms: Sequence[Mechanism]) -> Any:
-    """All ``mechanisms`` as one event of dp-accounting."""
-    import dp_accounting
-
-    def one(mechanism: Mechanism) -> Any:
-        gaussian = dp_accounting.GaussianDpEvent(mechanism.noise_multiplier)
-        return gaussian if mechanism.sample_rate == 1 else dp_accounting.PoissonSampledDpEvent(mechanism.sample_rate, gaussian)
-
-    return dp_accounting.ComposedDpEvent([dp_accounting.SelfComposedDpEvent(one(each), each.count) for each in mechanisms if each.count])
+    accountant = RdpAccountant(orders)
+    for one in mechanisms:
+        if one.count:
+            gaussian = dp_accounting.GaussianDpEvent(one.noise_multiplier)
+            sampled = gaussian if one.sample_rate == 1 else dp_accounting.PoissonSampledDpEvent(one.sample_rate, gaussian)
+            accountant.compose(sampled, one.count)
+    return accountant

@@ -7,17 +7,15 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import combinations
-from typing import TYPE_CHECKING, Any, Literal, get_args
+from typing import Any, Literal, get_args
 
 import numpy as np
+import pandas as pd
 from scipy.special import stdtr, stdtrit
 
 from fedsim.json_lines import dump
 from fedsim.privacy.plan import Claim
 from fedsim.results.columns import UNDRAWN, Row, frame_of
-
-if TYPE_CHECKING:
-    import pandas as pd
 
 EQUAL = 1e-12
 """Numbers that differ by less are the same but for rounding."""
@@ -74,8 +72,6 @@ class Settings:
         ``half`` is the half-width of the Student-t 95 % confidence interval: missing for a single seed, and for equal values, which say
         that seeds change nothing, not that nothing is uncertain. ``low`` and ``high`` are the ends that are shown: of the spread.
         """
-        import pandas as pd
-
         if not len(self.averaged):
             return self.facts.iloc[:0].reset_index().assign(**dict.fromkeys(("measure", "mean", "half", "low", "high", "n"), math.nan))
         by = self.averaged.groupby("setting")[list(names)]
@@ -166,8 +162,6 @@ def paired_differences(settings: Settings, measure: str, compared: Compared = sa
         A line a difference: ``first`` and ``second`` (settings), ``mean``, ``half``, ``low``, ``high``, ``n``, ``p`` of the two-sided
         paired t-test (missing where the differences do not vary), and ``p_holm``, corrected for all differences of the place.
     """
-    import pandas as pd
-
     rows = settings.averaged
     wide = rows.pivot(index=_CHANCE, columns="setting", values=measure) if len(rows) else rows
     facts = settings.facts.loc[[number for number in settings.facts.index if number in wide.columns]]

@@ -81,6 +81,18 @@ def test_a_table_is_a_frame_and_the_report_prints_it(run: fedsim.Run, command: C
     assert "is not a .pdf file" in command("report", str(run.folder), "--figure", "a.png").stderr
 
 
+def test_differences_and_tidy_scores_are_numbers(run: fedsim.Run) -> None:
+    tidy = run.tidy.query("measure == 'balanced_accuracy'")
+    assert [*tidy] == ["method", "dataset", "alpha", "clients", "epsilon", "seed", "measure", "score"]
+    by_seed = tidy.query("epsilon == 8").pivot(index="seed", columns="method", values="score")
+    (found,) = run.differences("dp-gaussian", "linear", where="epsilon_target == 8").to_dict("records")
+    assert found["mean"] == pytest.approx((by_seed["dp-gaussian"] - by_seed["linear"]).mean())
+    assert 0 < found["p_holm"] <= 1
+    with pytest.raises(fedsim.UserError, match="two seeds of balanced_accuracy are needed") as mistake:
+        run.differences("dp-gaussian", "linear", where="seed == 0")
+    assert mistake.value._render_traceback_() == [f"UserError: {mistake.value}"]
+
+
 def test_a_cell_has_its_generator_and_its_statement(run: fedsim.Run) -> None:
     cell = run.rows.query("label == 'dp-gaussian' and epsilon_target == 8").cell_id.iloc[1]
     assert run.generator(cell).sample([0, 3]).shape == (2, 64)

@@ -10,12 +10,9 @@ from fedsim.methods import Seeds, Task
 DIM, CLASSES = 8, 3
 
 
-def small(**params: object) -> DPCGAN:
-    return DPCGAN(DPCGANParams.model_validate({"latent": 2, "discriminator_hidden": [16], "fakes": 60, **params}), Task(DIM, CLASSES, 1))
-
-
 def test_public_terms_are_the_loss_on_generated_rows_and_the_squared_slope_there() -> None:
-    algorithm = small(gradient_penalty=0.3)
+    params = DPCGANParams(latent=2, discriminator_hidden=(16,), fakes=60, gradient_penalty=0.3)
+    algorithm = DPCGAN(params, Task(DIM, CLASSES, 1))
     model: Any = algorithm.initial_server(Seeds(0)).model
     found = algorithm.public_terms(model, torch.Generator().manual_seed(0))
     labels = torch.arange(60) % CLASSES

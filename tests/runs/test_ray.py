@@ -102,9 +102,9 @@ class Hangs(WeightNoiseCVAE):
 @pytest.fixture
 def hostile(plugins: Path, monkeypatch: pytest.MonkeyPatch) -> str:
     """The module of hostile plug-ins; its import changes this process, too."""
-    from fedsim.training import checkpoint
+    from fedsim.training import state
 
-    monkeypatch.setattr(checkpoint, "CHECKPOINT_SECONDS", checkpoint.CHECKPOINT_SECONDS)
+    monkeypatch.setattr(state, "CHECKPOINT_SECONDS", state.CHECKPOINT_SECONDS)
     (plugins / "hostile.py").write_text(HOSTILE)
     return "hostile"
 

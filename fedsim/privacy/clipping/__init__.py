@@ -123,7 +123,11 @@ def clipped_sum(model: nn.Module, loss: Loss, batch: Batch, norms: Norms, engine
     before = _state(modules)
     parts = [batch] if norms.unit == "client" else batch.chunks(EXAMPLES_AT_ONCE)
     measured = [ENGINES[engine](model, checked_loss, part, norms, sums) for part in parts]
-    _refuse_changes(before, _state(modules))
+    after = _state(modules)
+    for name in {**before, **after}:
+        (old, old_version), (new, new_version) = before.get(name, (None, 0)), after.get(name, (None, 0))
+        if old is not new or old_version != new_version:
+            raise ValueError(f"the loss changed '{name}' of the model, which would be released without noise")
     unit_norms, losses = (torch.cat(values) for values in zip(*measured, strict=True))
     return ClippedSum(sums, unit_norms, losses)
 
@@ -151,10 +155,3 @@ def _state(modules: Mapping[str, nn.Module]) -> dict[str, tuple[Tensor, int]]:
         for name, tensor in (*module._parameters.items(), *module._buffers.items())
         if tensor is not None
     }
-
-
-def _refuse_changes(before: Mapping[str, tuple[Tensor, int]], after: Mapping[str, tuple[Tensor, int]]) -> None:
-    for name in {**before, **after}:
-        (old, old_version), (new, new_version) = before.get(name, (None, 0)), after.get(name, (None, 0))
-        if old is not new or old_version != new_version:
-            raise ValueError(f"the loss changed '{name}' of the model, which would be released without noise")

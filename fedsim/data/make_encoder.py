@@ -1,11 +1,10 @@
-"""Encoders made from packages of the Python index, for machines that do not reach the hub: ``python benchmarks/make_encoder.py NAME``."""
+"""Encoders made from packages of the Python index, for machines that do not reach the Hugging Face hub."""
 
 from __future__ import annotations
 
 import hashlib
 import importlib.util
 import json
-import sys
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -140,9 +139,3 @@ RECIPES = {
     ),
 }
 """The encoders that can be made, by the name that a grid gives: ViT-S/14 of DINOv2 (384-d), EfficientNet-Lite0 (1,280-d)."""
-
-if __name__ == "__main__":
-    try:
-        print(make_encoder(*sys.argv[1:2] or [""]))
-    except UserError as error:
-        sys.exit(str(error))
