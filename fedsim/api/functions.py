@@ -231,6 +231,8 @@ def audit(
         from fedsim.results.store import RunFolder
         from fedsim.runs.manifest import prepared_again
 
+        if (epsilon, delta, unit, trust, tuple(params), pairs) != (4.0, 1e-4, "example", "aggregate", (), 1000):
+            raise UserError(algorithm, "is a run folder, whose cells say all that is attacked", "leave out every option but `trust_plugin`")
         prepared = prepared_again(run_folder := RunFolder(Path(algorithm)), trust_plugin=trust_plugin)
         return Found(True, tuple(attack_run(run_folder, prepared.trials, prepared.data)))
     if not isinstance(algorithm, type) and "/" in algorithm and ":" not in algorithm:

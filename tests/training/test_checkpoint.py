@@ -40,7 +40,9 @@ CHANGED = saved().replace(b'\\"round\\": 7', b'\\"round\\": 8')
 assert saved() != CHANGED
 
 
-@pytest.mark.parametrize("damaged", [saved()[:20], b"", b"\x80\x04pickle", CHANGED, saved()[:-1] + b"\x01"])
+@pytest.mark.parametrize(
+    "damaged", [saved()[:20], b"", b"\x80\x04pickle", CHANGED, saved()[:-1] + b"\x01"], ids=str.split("cut no other changed end")
+)
 def test_a_damaged_file_counts_as_none(damaged):
     with pytest.warns(UserWarning, match="not what this cell saved; the cell begins again"):
         assert Checkpoints(damaged).load() is None
