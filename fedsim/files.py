@@ -31,9 +31,6 @@ def replaced(path: Path, mode: int | None = None) -> Iterator[Path]:
     Args:
         path: the file; its folder is made.
         mode: permissions that the file has before anything is in it; default: the process's.
-
-    Raises:
-        OSError: the folder cannot be written; ``filename`` is that of ``path``.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name(f".{path.name}.{os.getpid()}.part")

@@ -127,10 +127,6 @@ class Seeds:
         """The stream of a purpose in :data:`SECRET`; ``client`` counts from 0, ``SERVER`` is the server's own stream.
 
         A block's number is the purpose (1 byte), the round (5), the client (4) and its place in the stream (6).
-
-        Raises:
-            ValueError: the purpose is public, or this is the server's tree.
-            OverflowError: a root, round or client that has no such number.
         """
         if purpose not in SECRET:
             raise ValueError(f"the stream {purpose.name} is public; draw it from Seeds.numpy or Seeds.torch")
@@ -140,11 +136,7 @@ class Seeds:
         return Keystream(key, purpose.to_bytes(1, "big") + round_.to_bytes(5, "big") + (client + 1).to_bytes(4, "big") + bytes(6))
 
     def sequence(self, purpose: Purpose, round_: int = 0, client: int = SERVER) -> np.random.SeedSequence:
-        """The seed sequence of a public stream, named as in :meth:`keystream`.
-
-        Raises:
-            ValueError: the stream is one in :data:`SECRET`.
-        """
+        """The seed sequence of a public stream, named as in :meth:`keystream`."""
         if purpose in SECRET:
             raise ValueError(f"the stream {purpose.name} is secret; it is drawn from Seeds.keystream, at the clients and by the harness")
         return np.random.SeedSequence(self.root, spawn_key=(int(purpose), round_, client + 1))

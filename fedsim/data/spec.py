@@ -32,7 +32,7 @@ IN_FOLDERS = {
     "chest-xray": ("CC BY 4.0", "https://data.mendeley.com/datasets/rscbjbr9sj"),
 }
 """Sets that a user downloads into a folder: their licence, and where they are to be had."""
-ARGUMENTS = {"digits": "", **dict.fromkeys(IN_FOLDERS, ""), "medmnist": "<flag>", "hf": "<dataset>"}
+ARGUMENTS = {"digits": "", **dict.fromkeys(IN_FOLDERS, ""), "medmnist": "<flag>"}
 """The sources that a name names, and what follows it after a colon."""
 _OWN = {"root": ("medmnist", *IN_FOLDERS), "size": ("medmnist",), "remap": ("npz",), "domains": ("imagefolder",)}
 """Keys that are not every source's, and whose they are."""
@@ -120,7 +120,7 @@ class SplitSpec(BaseModel):
 
 
 class DatasetSpec(BaseModel):
-    """Which data set: a known name (``digits``, ``medmnist:organsmnist``, ``hf:user/set``), or a mapping ``{imagefolder: PATH}``.
+    """Which data set: a known name (``digits``, ``medmnist:organsmnist``), or a mapping ``{imagefolder: PATH}``.
 
     Attributes:
         name: a known data set's name; with a path, what tables call it (default: the path's stem).
@@ -233,7 +233,7 @@ class DatasetSpec(BaseModel):
     @property
     def overlap_policy(self) -> str:
         """``overlap``, or its default."""
-        return self.overlap or ("error" if self.kind in (*PATHS, "hf") else "keep")
+        return self.overlap or ("error" if self.kind in PATHS else "keep")
 
     def encoded_by(self, encoders: Sequence[EncoderSpec]) -> tuple[DatasetSpec, ...]:
         """The data set with each encoder; itself where it has one, or holds no images."""

@@ -269,9 +269,6 @@ def plans_of(
 
     Points replace those of all ``params`` that are in their space. The budget is of all trainings and scores together; an ``epsilon`` of
     None has no meaning for the algorithm.
-
-    Raises:
-        UserError: a search where every message is seen, or a budget that no noise reaches.
     """
     if tuning is not None and task.trust == "silo":
         raise UserError("trust", SEEN, "tune under trust: aggregate, or leave out tune")

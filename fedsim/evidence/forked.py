@@ -35,12 +35,7 @@ def forked(function: Callable[..., Result], *arguments: Any) -> Result:
 
 
 def in_forks(function: Callable[..., Result], arguments: Iterable[tuple[Any, ...]]) -> Generator[Result, None, None]:
-    """The function's result for each of ``arguments``, in order, each in a fork of its own.
-
-    Raises:
-        ProcessEnded: a fork ended early.
-        Exception: what the function raised, without its traceback.
-    """
+    """The function's result for each of ``arguments``, in order, each in a fork of its own."""
     waiting, running = iter(arguments), deque[tuple[Any, Connection]]()
     try:
         while True:

@@ -152,11 +152,7 @@ def _alike(one: Any, other: Any) -> bool:
 
 @lru_cache(maxsize=4096)
 def recomputed(mechanisms: tuple[Mechanism, ...], delta: float, renyi: bool) -> float:
-    """Epsilon of mechanisms that ran by dp-accounting: by privacy loss distributions, or by Rényi composition.
-
-    Raises:
-        ValueError: they spend more than a loss distribution can hold; Rényi composition has no such limit.
-    """
+    """Epsilon of mechanisms that ran by dp-accounting: by privacy loss distributions, or by Rényi composition."""
     from dp_accounting.pld import privacy_loss_distribution
 
     costly = merged(mechanisms)

@@ -14,7 +14,6 @@ from typing import Annotated, Any, Literal, TypeVar, get_args
 from pydantic import (
     BaseModel,
     BeforeValidator,
-    ByteSize,
     ConfigDict,
     Field,
     PlainSerializer,
@@ -246,8 +245,6 @@ class Resources(_Model):
         gpus_per_actor: GPU share of an actor: 0.25 puts four on a GPU; or a whole number of GPUs.
         device: ``auto``: an actor computes on the GPU that it has a share of, and without one on the CPU; ``cpu``; ``cuda``.
         cell_timeout: seconds after which a cell that still runs has failed; also as text such as ``2h``.
-        memory_per_cell: bytes that all actors of a cell may take beside the data set, after which it has failed; also as text such as
-            ``4GB``.
         save_generators: keep every cell's generator in the run folder, for ``fedsim synth``.
     """
 
@@ -256,7 +253,6 @@ class Resources(_Model):
     gpus_per_actor: Annotated[Real, Field(ge=0, le=1)] | Annotated[Whole, Field(ge=1)] = 0.0
     device: Device = "auto"
     cell_timeout: Annotated[Real, BeforeValidator(_seconds), Field(gt=0, allow_inf_nan=False)] | None = None
-    memory_per_cell: Annotated[ByteSize, Field(ge=1)] | None = None
     save_generators: bool = Field(default=True, strict=True)
 
     @model_validator(mode="after")

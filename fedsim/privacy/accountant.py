@@ -40,9 +40,6 @@ def epsilon(mechanisms: Iterable[Mechanism], delta: float) -> tuple[float, str]:
     The upper bound of numerical composition of privacy loss random variables (Gopi, Lee & Wutschitz 2021, "Numerical composition of
     differential privacy", theorem 5.5; Opacus' implementation), rounded up to ten digits. If that fails or would need too fine a mesh:
     Rényi composition (:func:`rdp_epsilon`). (0.0, "none") if nothing ran, (inf, "none") if a step had no noise.
-
-    Raises:
-        ValueError: a noise multiplier below 0 or not a number, a sample rate outside [0, 1], negative steps, or delta outside (0, 1).
     """
     return _composed(_merged(mechanisms, delta), delta)
 

@@ -23,11 +23,7 @@ class Ledger:
         self._counts: dict[int, Counter[Mechanism]] = {}
 
     def record(self, clients: Iterable[int], mechanism: Mechanism) -> None:
-        """``mechanism`` ran on the data of each of the ``clients``.
-
-        Raises:
-            ValueError: an impossible noise multiplier, sample rate or count.
-        """
+        """``mechanism`` ran on the data of each of the ``clients``."""
         if not (mechanism.noise_multiplier >= 0 and 0 < mechanism.sample_rate <= 1 and mechanism.count >= 1):
             raise ValueError(f"cannot have run: {mechanism}")
         for client in clients:

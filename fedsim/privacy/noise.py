@@ -56,9 +56,6 @@ def fill_gaussian(out: NDArray[np.float32], std: float, stream: Keystream) -> in
     """Fill ``out``, one dimension in contiguous memory, with independent N(0, ``std``^2) noise; returns its fingerprint.
 
     Box and Muller (1958). A ``std`` of 0 gives zeros and leaves the stream as it was.
-
-    Raises:
-        ValueError: ``std`` is negative, or float32 cannot hold such noise.
     """
     if std != 0 and not SMALLEST <= std <= 1 / SMALLEST:
         raise ValueError(f"the noise's standard deviation must be 0 or in {SMALLEST:g} .. {1 / SMALLEST:g}, not {std}")

@@ -149,10 +149,6 @@ def calibrate(
     ``sensitivity`` (and each release's ``relative_noise``). Equal budgets are solved once. An infinite
     epsilon gives sigma 0, accountant and claim "none"; ``claim`` is what holds if the noise is there. The rest is as :class:`PrivacyPlan`
     has it.
-
-    Raises:
-        UserError: a target that no noise reaches, or an argument out of its range.
-        ValueError: two releases of one name.
     """
     releases = tuple(releases)
     if len({release.name for release in releases}) < len(releases):

@@ -87,11 +87,7 @@ def compare(runs: tuple[str, str], first: Records, second: Records) -> Compariso
 
 
 def compare_folders(first: Path, second: Path) -> Comparison:
-    """Match the rows of two run folders, those of their grids, by setting and seed.
-
-    Raises:
-        UserError: one is not a run folder or cannot be read, or they share no setting and seed.
-    """
+    """Match the rows of two run folders, those of their grids, by setting and seed."""
     runs = []
     for folder in (first, second):
         RunFolder(folder).check()

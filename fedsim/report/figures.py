@@ -291,11 +291,7 @@ def sites(settings: Settings, clients: pd.DataFrame) -> Figure | None:
 
 
 def over_parameter(results: Sequence[Row], over: str, measure: str, width: float | None = None) -> Figure:
-    """A measure over a scanned parameter, such as ``rounds``, or a training's ``bytes`` or ``seconds``; a panel a place and epsilon.
-
-    Raises:
-        UserError: no two cells of a method that have the measure differ in it.
-    """
+    """A measure over a scanned parameter, such as ``rounds``, or a training's ``bytes`` or ``seconds``; a panel a place and epsilon."""
     kept = [row for row in results if over in COSTS or over in row.params]
     settings = Settings.of(kept)
     rows = settings.averaged
@@ -332,11 +328,7 @@ def _without(row: Row, names: Sequence[str]) -> str:
 
 
 def inches(width: str) -> float:
-    """A width of a figure: ``column``, ``page``, or inches.
-
-    Raises:
-        UserError: it is none of these.
-    """
+    """A width of a figure: ``column``, ``page``, or inches."""
     with suppress(ValueError):
         if 2 <= (value := WIDTHS.get(width) or float(width)) <= 20:
             return value

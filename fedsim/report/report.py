@@ -1,4 +1,4 @@
-"""The report of a run folder: rows, summary, curves and one self-contained page, drawn from the files in it alone."""
+"""The report of a run folder: rows, curves and one self-contained page, drawn from the files in it alone."""
 
 from __future__ import annotations
 
@@ -27,10 +27,10 @@ from fedsim.report.findings import Finding, findings
 from fedsim.report.partitions import draw_partitions
 from fedsim.report.rounds import NOT_PRIVATE, diagnostics, round_frame
 from fedsim.report.statement import statements
-from fedsim.report.tables import Table, difference_table, inert, measures_of, results_table, site_table, tuned_table
+from fedsim.report.tables import Table, difference_table, measures_of, results_table, site_table, tuned_table
 from fedsim.results.columns import UNDRAWN, Row, frame_of_lines
 from fedsim.results.run import read_manifest, read_results
-from fedsim.results.stats import BUDGET, PLACE, Settings, Spread
+from fedsim.results.stats import Settings, Spread
 from fedsim.results.store import RunFolder
 from fedsim.words import Printed, counted, encodable, number
 
@@ -42,7 +42,6 @@ _PLACES = {"dataset": "data set", "alpha": "α", "clients": "clients"}
 _HEADS = {"seed": "seed", "status": "status", "claim": "claim", "epsilon_target": "ε target", "epsilon_spent": "ε spent"}
 _HEADS |= {"mechanisms": "mechanisms"}
 _COSTS = {"uplink_bytes": "uplink MB", "downlink_bytes": "downlink MB", "parameters": "parameters", "seconds": "seconds", "cell_id": "cell"}
-_REFERENCES = ["ceiling_balanced_accuracy", "ceiling_accuracy", "local_only_balanced_accuracy", "chance", "seconds"]
 
 
 class Picture(NamedTuple):
@@ -163,11 +162,7 @@ class Report(Printed):
 
 
 def write_report(folder: Path, spread: Spread = "ci95") -> Report:
-    """Write rows, summary, every figure as ``curves/*.svg``, the first also as PNG, and ``report.html`` into a run folder.
-
-    Raises:
-        UserError: the folder has no results, or a file in it cannot be read.
-    """
+    """Write rows, every figure as ``curves/*.svg``, the first also as PNG, and ``report.html`` into a run folder."""
     run = RunFolder(folder)
     run.check()
     manifest, results = read_manifest(folder), read_results(folder)
@@ -175,7 +170,6 @@ def write_report(folder: Path, spread: Spread = "ci95") -> Report:
     clients = frame_of_lines(results.clients(), results.rows)
     rounds, matrices = round_frame(settings, results.rounds()), read_partitions(run.partitions)
     results.write()
-    write_summary(settings, run.summary)
     of_rows = "in the test rows' leading directions, means over classes of more than 5 test rows; real or synthetic: whole rows"
     by_client = "a dot: one client on its own test rows, the mean over seeds; above the line its own generator serves it better"
     of_rounds = f"means over seeds and places; norm before clipping: median of examples' gradients or clients' updates; {NOT_PRIVATE}"
@@ -203,20 +197,3 @@ def terminal_tables(settings: Settings, by_site: Table | None) -> list[Table]:
     """What a terminal shows."""
     shown = [results_table(settings, measure) for measure in measures_of(settings, terminal=True)]
     return [*shown, *filter(None, [tuned_table(settings), by_site])]
-
-
-def write_summary(settings: Settings, path: Path) -> None:
-    """Write ``summary.csv``, replacing the file at once: a line for every setting.
-
-    Columns: the setting, ``seeds`` (rows averaged), how many rows are left out by status, of each measure ``_mean`` and ``_ci95``
-    half-width, the largest ``epsilon_spent``, and the means of the references and seconds.
-    """
-    names = list(MEASURES)
-    facts, means = settings.facts, settings.means(names)
-    wide = means.pivot(index="setting", columns="measure", values=["mean", "half"]) if len(means) else pd.DataFrame(index=facts.index)
-    scores = {f"{name}_{part}": wide.get((held, name)) for name in names for part, held in (("mean", "mean"), ("ci95", "half"))}
-    summary = facts[[*PLACE[:2], "algorithm", "label", *PLACE[2:], *BUDGET, "scope", "claim", "seeds", *UNDRAWN]].copy()
-    by = settings.averaged.groupby("setting")
-    more = {**scores, "epsilon_spent_max": by["epsilon_spent"].max(), **{name: by[name].mean() for name in _REFERENCES}}
-    with replaced(path) as part:
-        inert(summary.join(pd.DataFrame(more, index=facts.index))).to_csv(part, index=False)

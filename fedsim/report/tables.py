@@ -199,11 +199,7 @@ def epsilon_head(epsilon: float) -> str:
 
 
 def known_measure(measure: str) -> str:
-    """A measure's name.
-
-    Raises:
-        UserError: there is no such measure.
-    """
+    """A measure's name."""
     if measure not in MEASURES:
         raise UserError("measure", f"there is no measure '{measure}'", nearest(measure, MEASURES))
     return measure
@@ -223,11 +219,7 @@ def ordered(settings: Settings, measure: str, order: Order) -> list[str]:
 
 
 def results_table(settings: Settings, measure: str = "balanced_accuracy", order: Order = "given", digits: int = 3) -> Table:
-    """A measure by place, method and epsilon: means with their spread over seeds, and the references of each place.
-
-    Raises:
-        UserError: there is no such measure, or no row has it.
-    """
+    """A measure by place, method and epsilon: means with their spread over seeds, and the references of each place."""
     means, facts = settings.means([known_measure(measure)]).set_index("setting"), settings.facts
     if not len(means) and measure != "balanced_accuracy":
         raise UserError("measure", f"no row that is ok has a {measure}", "look at status and scores in results.jsonl")

@@ -116,11 +116,7 @@ def reference_line(key: str, value: Ceiling | LocalOnly) -> dict[str, Any]:
 
 
 def keep_state(path: Path, state: Mapping[str, Tensor]) -> str:
-    """Write the tensors, at once or not at all; returns SHA-256 of the file.
-
-    Raises:
-        OSError: it cannot be written.
-    """
+    """Write the tensors, at once or not at all; returns SHA-256 of the file."""
     content = save({name: value.contiguous() for name, value in state.items()})
     with replaced(path) as part:
         part.write_bytes(content)
@@ -128,11 +124,7 @@ def keep_state(path: Path, state: Mapping[str, Tensor]) -> str:
 
 
 def read_state(path: Path, sha256: str) -> Tensors:
-    """The tensors, if they are those that were written.
-
-    Raises:
-        UserError: they cannot be read, or are not.
-    """
+    """The tensors, if they are those that were written."""
     try:
         content = path.read_bytes()
         if hashlib.sha256(content).hexdigest() != sha256:

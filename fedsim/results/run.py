@@ -156,11 +156,7 @@ def claim_of(cell: Mapping[str, Any]) -> str:
 
 
 def read_results(folder: Path | str) -> RunResults:
-    """The results of a run folder.
-
-    Raises:
-        UserError: a file of the folder cannot be read.
-    """
+    """The results of a run folder."""
     cells, store = read_manifest(Path(folder)).get("cells"), ResultStore(folder)
     lines = (store.last("trainings"), store.last("judgements"), store.last("references"), store.last("audits"))
     results = RunResults(store.folder, *lines, list(store.lines("checks")))
@@ -178,11 +174,7 @@ class _Manifest(BaseModel):
 
 
 def read_manifest(folder: Path) -> dict[str, Any]:
-    """The manifest of a run folder; empty where there is none.
-
-    Raises:
-        UserError: it is not a JSON object, what is read of it is not what a bench writes, or an older fedsim wrote it.
-    """
+    """The manifest of a run folder; empty where there is none."""
     path = RunFolder(folder).manifest
     if not path.exists():
         return {}

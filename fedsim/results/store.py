@@ -42,9 +42,8 @@ class RunFolder:
 
     Attributes:
         path: the folder; it need not exist.
-        results: a row a cell; made anew from the result lines, as clients and summary are.
+        results: a row a cell; made anew from the result lines, as clients are.
         clients: a line a client of every cell that was judged by clients.
-        summary: the rows averaged over seeds.
         manifest: what ran, on what.
         partitions: the label-by-client matrices that the report draws.
         page: the report.
@@ -54,7 +53,7 @@ class RunFolder:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self.results, self.clients, self.summary = path / "results.jsonl", path / "clients.jsonl", path / "summary.csv"
+        self.results, self.clients = path / "results.jsonl", path / "clients.jsonl"
         self.manifest, self.partitions, self.lock = path / "manifest.json", path / "partitions.json", path / ".lock"
         self.page, self.curves = path / "report.html", path / "curves"
 
@@ -75,11 +74,7 @@ class RunFolder:
         return self.path / "logs" / f"{cell_id}.log"
 
     def check(self) -> None:
-        """Check that a bench has run here.
-
-        Raises:
-            UserError: there are no results.
-        """
+        """Check that a bench has run here."""
         if not self.lines("trainings").exists():
             raise UserError(str(self.path), "there are no results here", "give a run folder, such as runs/quickstart")
         if not self.manifest.exists():
@@ -102,11 +97,7 @@ class ResultStore:
 
     @contextmanager
     def lock(self) -> Iterator[ResultStore]:
-        """Hold the run folder alone; the lock goes when the block ends or the process dies.
-
-        Raises:
-            UserError: another fedsim holds it.
-        """
+        """Hold the run folder alone; the lock goes when the block ends or the process dies."""
         if self._held is not None:
             yield self
             return
@@ -134,11 +125,7 @@ class ResultStore:
                 self._held = None
 
     def check_free(self) -> None:
-        """Check, without making anything, that the folder's path can be written down and no other fedsim holds it.
-
-        Raises:
-            UserError: it is not so.
-        """
+        """Check, without making anything, that the folder's path can be written down and no other fedsim holds it."""
         if encodable(path := str(self.folder.path.absolute())) != path:
             raise UserError(ascii(str(self.folder.path.absolute())), "is no path in UTF-8, which Ray and JSON need", "rename it")
         if self._held is None and os.path.isfile(self.folder.lock):
@@ -154,12 +141,7 @@ class ResultStore:
             raise UserError(str(self.folder.path), f"{holder} is running in this folder", "wait for it or stop it") from error
 
     def append(self, kind: Kind, lines: Iterable[Mapping[str, Any]]) -> None:
-        """Add result lines of one kind, in one write that is on disk when this returns, all or none; a line is never changed again.
-
-        Raises:
-            UserError: another fedsim holds the folder.
-            RunLost: they cannot be written.
-        """
+        """Add result lines of one kind, in one write that is on disk when this returns, all or none; a line is never changed again."""
         path, rest = self.folder.lines(kind), memoryview("".join(f"{dump(line)}\n" for line in lines).encode(errors="replace"))
         if not rest:
             return
@@ -177,11 +159,7 @@ class ResultStore:
                     raise
 
     def lines(self, kind: Kind) -> Iterator[dict[str, Any]]:
-        """The lines of one kind in the order in which they were written; numbers that are not finite as numbers.
-
-        Raises:
-            UserError: a complete line of the file is none of this kind.
-        """
+        """The lines of one kind in the order in which they were written; numbers that are not finite as numbers."""
         path, model = self.folder.lines(kind), KINDS[kind]
         for number, line in complete_lines(path):
             try:
@@ -216,12 +194,7 @@ class ResultStore:
         return by_training
 
     def log(self, cell_id: str, lines: Iterable[str]) -> None:
-        """Add lines to a cell's log.
-
-        Raises:
-            UserError: another fedsim holds the folder.
-            RunLost: it cannot be written.
-        """
+        """Add lines to a cell's log."""
         path = self.folder.log(cell_id)
         with self.lock():
             path.parent.mkdir(exist_ok=True)

@@ -113,10 +113,8 @@ class Plan(Printed):
         for data in prepared.data.values():
             size = f"{data.x_train.nbytes / 2**20:.1f} MiB once a machine"
             print_line(console, f"data: {data.name}, {len(data.y_train)} × {data.dim}, {size}")
-        need, memory = prepared.need, prepared.grid.resources.memory_per_cell
-        at_most = "" if memory is None else f", at most {memory / 2**30:.1f} GiB a cell"
-        actors = f"actors with {counted(need.cpus, 'CPU')} and {counted(need.gpus, 'GPU')} each"
-        print_line(console, f"{counted(prepared.parallel, 'cell')} at a time, {actors}{at_most}")
+        actors = f"actors with {counted(prepared.need.cpus, 'CPU')} and {counted(prepared.need.gpus, 'GPU')} each"
+        print_line(console, f"{counted(prepared.parallel, 'cell')} at a time, {actors}")
         if prepared.repeated:
             print_line(console, f"{counted(prepared.repeated, 'cell')} equal to another by construction: trained once")
         print_line(console, f"{self._time()}; nothing was run")

@@ -64,14 +64,13 @@ class Prepared:
 
     def need_of(self, trial: Trial) -> Need:
         """What the training of a cell needs."""
-        actors = len(trial.sizes)
-        return self.need._replace(actors=actors, memory=(self.grid.resources.memory_per_cell or 0) / actors)
+        return self.need._replace(actors=len(trial.sizes))
 
     @property
     def short(self) -> bool:
         """Whether all cells have run before a cluster has started: a handful of shipped methods on few rows, without limits or GPUs."""
         asked, work = self.grid.resources, 0.0
-        limits = (self.need.gpus, asked.cell_timeout, asked.memory_per_cell, self.grid.audit, self.grid.check)
+        limits = (self.need.gpus, asked.cell_timeout, self.grid.audit, self.grid.check)
         if len(self.trials) > FEW_CELLS or any(limits) or not all(is_shipped(lookup(trial.cell.algorithm)) for trial in self.trials):
             return False
         for trial in self.trials:

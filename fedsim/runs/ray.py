@@ -224,7 +224,7 @@ class CohortActor(Process):
     def host(self, spec: CohortSpec, key: str, data: Embeddings) -> None:
         """Take the clients of ``spec``, of the data set with this key, up, in place of any earlier ones."""
         self.cohort = None
-        self.make_ready(limited=True)
+        self.make_ready()
         data = self.same(key, data)
         self.cohort = Cohort(spec.given(data.public), data.x_train, data.y_train, self.device)
 

@@ -12,12 +12,10 @@ import io
 import logging
 import math
 import os
-import resource
 import time
 import traceback
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
@@ -60,11 +58,10 @@ class Node(NamedTuple):
 
 
 class Need(NamedTuple):
-    """What a job needs: so many actors at once, each with CPUs, GPUs (a part of one, or a whole number) and bytes at most (0: any)."""
+    """What a job needs: so many actors at once, each with CPUs and GPUs (a part of one, or a whole number)."""
 
     cpus: float
     gpus: float = 0.0
-    memory: float = 0.0
     actors: int = 1
 
     def fit(self, node: Node) -> int:
@@ -154,17 +151,6 @@ def settle(cpus: float, device: torch.device = CPU) -> None:
         mallopt(_M_TRIM_THRESHOLD, KEPT_MEMORY)
 
 
-def limit_memory(bytes_: float) -> None:
-    """Let this process take so many bytes more than it has now; 0: any number. What it asks for beyond is refused: a MemoryError.
-
-    Shared memory, in which Ray keeps data sets, does not count.
-    """
-    hard = resource.getrlimit(resource.RLIMIT_DATA)[1]
-    lines = Path("/proc/self/status").read_text().splitlines()
-    has = next(int(line.split()[1]) * 1024 for line in lines if line.startswith("VmData:"))
-    resource.setrlimit(resource.RLIMIT_DATA, (has + int(bytes_) if bytes_ else hard, hard))
-
-
 class Process:
     """A process that runs one job after another, on ``device``, with what ``need`` grants one actor."""
 
@@ -174,12 +160,11 @@ class Process:
         self.folder = os.getcwd()
         self.latest: tuple[str, Embeddings] | None = None
 
-    def make_ready(self, *, limited: bool = False) -> None:
-        """Set folder, threads, torch's defaults and the memory limit again; ``limited``: the next job has no more memory than granted."""
+    def make_ready(self) -> None:
+        """Set folder, threads and torch's defaults again."""
         with contextlib.suppress(OSError):
             os.chdir(self.folder)
         settle(self.need.cpus, self.device)
-        limit_memory(self.need.memory if limited else 0)
 
     def same(self, key: str, data: Embeddings) -> Embeddings:
         """The data set as the last call had it, so that rows on a device are known again: Ray makes an object of its own for every call."""
@@ -193,7 +178,7 @@ def _job(steps: Callable[..., Iterator[Item]]) -> Callable[..., Iterator[Item]]:
 
     @functools.wraps(steps)
     def job(worker: Worker, *given: Any) -> Iterator[Item]:
-        worker.make_ready(limited=steps.__name__ == "train")
+        worker.make_ready()
         yield Progress()
         with worker.captured():
             try:
@@ -219,12 +204,8 @@ class Worker(Process):
         return local_pool(trial, data, seeds, self.device)
 
     def failure(self, error: Exception | SystemExit) -> Failure | None:
-        """Why a cell failed; memory that it was refused is reported in the grid's words. None: this worker is of no use any more."""
-        kind, message, memory = type(error).__name__, str(error), self.need.memory
-        if memory and (kind.endswith("MemoryError") or "can't allocate memory" in message):
-            kind = "MemoryError"
-            message = f"an actor of the cell asked for more than its {memory / 1e9:g} GB of memory_per_cell: {message}"
-        return Failure(kind, message, "".join(traceback.format_exception(error)))
+        """Why a cell failed; None: this worker is of no use any more."""
+        return Failure(type(error).__name__, str(error), "".join(traceback.format_exception(error)))
 
     @_job
     def train(self, trial: Trial, data: Embeddings, held: Sequence[Any], checkpoint: bytes | None) -> Iterator[Item]:

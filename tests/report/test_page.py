@@ -93,7 +93,7 @@ def hostile(tmp_path_factory: pytest.TempPathFactory, quickstart: list[Row]) -> 
 def test_a_report_is_drawn_from_rows_alone(tmp_path: Path, quickstart: list[Row]) -> None:
     folder = folder_with(tmp_path, quickstart)
     page, before = page_of(folder), {"manifest.json", "trainings.jsonl", "judgements.jsonl", "references.jsonl"}
-    assert {path.name for path in folder.iterdir()} - before == {"results.jsonl", "summary.csv", "report.html", "curves"}
+    assert {path.name for path in folder.iterdir()} - before == {"results.jsonl", "report.html", "curves"}
     assert {path.name for path in (folder / "curves").iterdir()} == {"privacy_utility.png", "privacy_utility.svg"}
     assert all(each.cell_id in page.text for each in quickstart)
     assert f"{quickstart[0].balanced_accuracy:.3f}" in page.text

@@ -1,6 +1,4 @@
-import csv
 import math
-from pathlib import Path
 from typing import Any
 
 import pandas as pd
@@ -8,7 +6,6 @@ import pytest
 from rows import make_failed, make_row
 from scipy.stats import ttest_1samp, ttest_rel
 
-from fedsim.report.report import write_summary
 from fedsim.results.columns import Row
 from fedsim.results.stats import Settings, Spread, holm, paired_differences, with_ends
 
@@ -89,27 +86,6 @@ def test_a_pair_shares_seed_partition_data_and_budget() -> None:
     open_ = {"epsilon_target": None, "delta": None, "unit": None, "trust": None}
     rows = [*method("good", GOOD, **open_), *method("poor", POOR, **open_), *method("private", POOR, epsilon_target=math.inf)]
     assert [each["pair"] for each in differences(rows)] == [("good", "poor")]
-
-
-def test_the_summary_averages_seeds_and_leaves_failed_and_overspent_out(tmp_path: Path) -> None:
-    rows = [row(f"s{n}", seed=n, balanced_accuracy=0.5 + n / 10, epsilon_spent=0.9 + n / 100, seconds=n) for n in range(3)]
-    rows += [make_failed(cell_id="f", label="alg", params={"rounds": 3}, seed=3)]
-    rows += [row("o", seed=4, status="overspent", epsilon_spent=3.0, balanced_accuracy=1.0), row("x", alpha=1.0, balanced_accuracy=0.8)]
-    write_summary(Settings.of(rows), tmp_path / "summary.csv")
-    frame = pd.read_csv(tmp_path / "summary.csv")
-    assert frame["seeds"].tolist() == [3, 1]
-    assert frame.loc[0, ["failed", "overspent", "seconds"]].tolist() == [1, 1, 1.0]
-    assert frame["balanced_accuracy_mean"].tolist() == pytest.approx([0.6, 0.8])
-    assert frame.loc[0, "balanced_accuracy_ci95"] == pytest.approx(4.302653 * 0.1 / math.sqrt(3), rel=1e-6)
-    assert frame.loc[0, "epsilon_spent_max"] == pytest.approx(0.92)
-
-
-@pytest.mark.parametrize("label", ['=HYPERLINK("http://x")', "+1", "-1", "@SUM(A1)", "\t=1", "\r=1"])
-def test_no_text_of_the_summary_is_a_formula(tmp_path: Path, label: str) -> None:
-    write_summary(Settings.of([row("a", label=label, dataset=label, balanced_accuracy=0.5)]), tmp_path / "summary.csv")
-    with (tmp_path / "summary.csv").open(newline="") as file:
-        (line,) = csv.DictReader(file)
-    assert (line["label"], line["dataset"]) == (told := f"'{label}".replace("\r", " "), told)
 
 
 def groups(*rows: Row) -> dict[str, list[str]]:

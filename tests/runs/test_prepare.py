@@ -50,10 +50,10 @@ def test_a_plan_is_of_the_cells_own_parameters() -> None:
 def test_clients_are_spread_over_actors_that_would_idle() -> None:
     sizes = {trial.sizes for trial in prepare(small_grid("dp-gaussian"), NODES).trials}
     assert sizes == {(1, 1, 1, 1)}
-    busy = prepare(small_grid("dp-gaussian", seeds=[0, 1, 2, 3], resources={"memory_per_cell": "1GB"}), NODES)
+    busy = prepare(small_grid("dp-gaussian", seeds=[0, 1, 2, 3]), NODES)
     assert {trial.sizes for trial in busy.trials} == {(4,)}
-    spread = prepare(small_grid("dp-gaussian", resources={"clients_per_actor": 2, "memory_per_cell": "1GB"}), NODES)
-    assert spread.need_of(spread.trials[0]) == Need(1.0, 0.0, 5e8, actors=2)
+    spread = prepare(small_grid("dp-gaussian", resources={"clients_per_actor": 2}), NODES)
+    assert spread.need_of(spread.trials[0]) == Need(1.0, actors=2)
 
 
 def test_matrices_are_of_the_partitions_that_cells_train_on_with_clients_called_by_site(tmp_path: Path) -> None:

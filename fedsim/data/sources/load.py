@@ -13,7 +13,6 @@ from fedsim.data.arrays import BadArrays, read_arrays
 from fedsim.data.embeddings import Embeddings, PublicRows, row_digests, unit_norm
 from fedsim.data.images import ImageSet, content_hash, overlapping
 from fedsim.data.sources.files import load_image_folder, load_image_table
-from fedsim.data.sources.hub import load_hub
 from fedsim.data.sources.known import digits_embeddings, load_folder, load_medmnist
 from fedsim.data.spec import DatasetSpec
 from fedsim.data.split import NO_LABELS, TEST, TRAIN, made_up_labels, quarter_of_groups, stratified_rows
@@ -26,8 +25,6 @@ def _images(spec: DatasetSpec, public: bool) -> ImageSet:
     match spec.kind:
         case "medmnist":
             return load_medmnist(spec.argument, spec.size, spec.root, name)
-        case "hf":
-            return load_hub(spec.argument, name)
         case "imagefolder":
             return load_image_folder(path, name, domains=spec.domains, public=public)
         case "csv":

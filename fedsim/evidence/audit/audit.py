@@ -87,11 +87,7 @@ def key_of(setting: Setting) -> str:
 
 
 class AuditRun:
-    """One audit that is under way: so many pairs of trainings of a setting.
-
-    Raises:
-        UserError: so many pairs say nothing.
-    """
+    """One audit that is under way: so many pairs of trainings of a setting."""
 
     def __init__(self, setting: Setting, count: int) -> None:
         if count < LEAST_PAIRS:
@@ -135,11 +131,7 @@ class ClaimAudit:
 
 
 def audits_of(grid: Grid, asked: AuditSpec, trials: Sequence[Trial]) -> tuple[ClaimAudit, ...]:
-    """An audit for every claim of a finite epsilon, but of a search; cells of other data or seeds share it.
-
-    Raises:
-        UserError: the grid asks for too few pairs.
-    """
+    """An audit for every claim of a finite epsilon, but of a search; cells of other data or seeds share it."""
     cells: dict[str, list[Trial]] = {}
     for trial in trials:
         if trial.plan is not None and math.isfinite(trial.plan.epsilon_target) and trial.cell.tuning is None:

@@ -79,11 +79,7 @@ def scores_of(synthetic: NDArray[np.float32], labels: NDArray[np.int64], x: NDAr
 
 
 def attack_run(folder: RunFolder, trials: Sequence[Trial], data: Mapping[str, Embeddings]) -> Iterator[str]:
-    """The membership of training rows against other rows by every generator that is kept, a line each; ``trials`` are the run's cells.
-
-    Raises:
-        UserError: there are no generators of these cells.
-    """
+    """The membership of training rows against other rows by every generator that is kept, a line each; ``trials`` are the run's cells."""
     results = read_results(folder.path)
     rows = [results.row(Entry(trial.cell.cell_id, trial.cell.training_id, trial.cell.label), judged=False) for trial in trials]
     ended = [trial for trial, row in zip(trials, rows, strict=True) if row is not None and row.status == "ok" and row.yields == "generator"]

@@ -95,11 +95,7 @@ def brief(algorithm: str, given: Container[str] = ()) -> dict[str, Any]:
 
 
 def setting_of(name: str, params: Mapping[str, Any], unit: Unit, trust: Trust, epsilon: float, delta: float) -> Setting:
-    """The setting of a claim; parameters that are not given are the algorithm's defaults.
-
-    Raises:
-        UserError: the algorithm is not private or does not support the unit or trust, or nothing could refute the claim.
-    """
+    """The setting of a claim; parameters that are not given are the algorithm's defaults."""
     cls = lookup(name)
     if not cls.private:
         raise UserError(f"algorithm {name}", "has no privacy to audit", "give a private one, see fedsim algorithms")
@@ -114,11 +110,7 @@ def setting_of(name: str, params: Mapping[str, Any], unit: Unit, trust: Trust, e
 
 
 def parameters(algorithm: str, params: Sequence[str], unit: Unit, trust: Trust, epsilon: float, delta: float) -> dict[str, Any]:
-    """All parameters of an algorithm, from ``key=YAML`` texts.
-
-    Raises:
-        UserError: a parameter or a number is not valid.
-    """
+    """All parameters of an algorithm, from ``key=YAML`` texts."""
     # groups are made here, of a column that no data set has
     of_units = {"column": "canary"} if unit == "group" else unit
     grid = one_cell(algorithm, params, dataset="digits", unit=of_units, trust=trust, epsilon=epsilon, delta=delta)
@@ -187,11 +179,7 @@ def _cohort(setting: Setting, seeds: Seeds, client: int, canary: Canary | None, 
 
 
 def observed(setting: Setting, canary: Canary, seeds: Seeds, *, present: bool) -> list[Step]:
-    """The adversary's view of one training with or without the canary: it trains in the worlds beside it, too.
-
-    Raises:
-        Divergence: which mechanisms run depends on the unit.
-    """
+    """The adversary's view of one training with or without the canary: it trains in the worlds beside it, too."""
     sampled = any(one.sample_rate < 1 for one in setting.plan.mechanisms)
     live = _world(setting, seeds, canary if present else None)
     absent = _world(setting, seeds, None, live) if present else live

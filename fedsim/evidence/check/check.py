@@ -75,9 +75,6 @@ def check_algorithm(
         unit: this one only; default: all that the class states.
         trust: this one only; default: all that the class states.
         quick: fewer random pairs of neighbouring data sets.
-
-    Raises:
-        UserError: the algorithm, a parameter or every setting does not do.
     """
     return alone(_findings, lookup(name).__module__, name, params, unit, trust, quick)
 

@@ -114,11 +114,7 @@ class Subject:
 
 
 def subject(name: str, params: Sequence[str], unit: Unit, trust: Trust, draws: range = range(0)) -> Subject:
-    """The cell of an algorithm, with parameters from ``key=YAML`` texts, for one privacy setting.
-
-    Raises:
-        UserError: the parameters do not do, or the algorithm has no plan for this setting.
-    """
+    """The cell of an algorithm, with parameters from ``key=YAML`` texts, for one privacy setting."""
     given = {text.partition("=")[0].strip() for text in params}
     known = lookup(name).Params
     brief = known.brief({**BRIEF, **NARROW}, given)

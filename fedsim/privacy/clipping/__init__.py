@@ -100,10 +100,6 @@ def clipped_sum(model: nn.Module, loss: Loss, batch: Batch, norms: Norms, engine
     The rows of ``batch`` are sorted by client, and by group where that is the unit; the loss is called with a part of them at a time unless
     the unit is a client. ``bookkeeping`` takes one forward and one backward; ``vmap`` holds every per-example gradient, for layers that
     bookkeeping does not cover.
-
-    Raises:
-        ValueError: a parameter that the engine cannot cover (named), a layer that did not see one row per example, a module that uses
-            batch statistics, draws from the global generator or keeps state from its forward, or rows out of order.
     """
     modules = dict(model.named_modules())
     _refuse(modules, batch)
