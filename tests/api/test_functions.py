@@ -206,7 +206,7 @@ def test_every_parameter_has_its_default_and_a_sentence(name: str) -> None:
 
 
 def test_the_list_has_every_algorithm_by_kind_in_80_columns_and_a_page_has_all_of_one() -> None:
-    text = repr(Catalogue(SHIPPED))  # without what other tests registered
+    text = repr(Catalogue(tuple(SHIPPED)))  # without what other tests registered
     assert max(map(len, text.splitlines())) <= 80
     groups = {block.partition("\n")[0]: block for block in text.split("\n\n")}
     assert [name for name in SHIPPED if f"\n  {name} " not in text] == []
