@@ -236,7 +236,7 @@ def test_ids_follow_the_content_of_the_data_and_the_class() -> None:
     ],
 )
 def test_no_two_cells_are_equal_or_are_called_the_same(twice: dict[str, Any]) -> None:
-    with pytest.raises(UserError, match="two cells are equal or are called the same: 'config-"):
+    with pytest.raises(UserError, match="two cells are equal or are called the same: '"):
         cells_of(grid_of(**twice))
 
 

@@ -34,7 +34,7 @@ def test_each_leaves_every_site_out_in_turn_in_a_cell_of_its_own(tmp_path: Path)
     ("keys", "said"),
     [
         ({"unseen": "sout"}, "evaluation.unseen: column 'site' of '.*' has no value 'sout'; did you mean 'south'"),
-        ({"unseen": "south", "clients": 3}, "clients.* with 'south' unseen: column 'site' has 2 values, so 2 clients, not 3"),
+        ({"unseen": "south", "clients": 3}, "clients.*column 'site' has 2 values, so 2 clients, not 3"),
         ({"unseen": "south", "partition": {"scheme": "iid"}}, "scheme 'iid' has no sites; give partition"),
     ],
 )
