@@ -236,9 +236,9 @@ def results_table(settings: Settings, measure: str = "balanced_accuracy", order:
         mean=means["mean"].astype("float64"),
         holds=facts["label"].map(held),
     )
-    first = lines.drop_duplicates("where").set_index(PLACE)["where"]
+    first = lines.drop_duplicates("where")[[*PLACE, "where"]]
     for rank, (name, column) in enumerate(MEASURES[measure].references):
-        levels = settings.reference(column).map(lambda level: decimal(level, digits)).rename("text").to_frame().join(first)
+        levels = settings.reference(column).map(lambda level: decimal(level, digits)).rename("text").reset_index().merge(first, on=PLACE)
         lines = pd.concat([lines, levels.assign(method=name, kind=_REFERENCE, rank=rank, epsilon_target=math.nan)])
     order_of = {place: i for i, place in enumerate(dict.fromkeys(places))}
     lines = lines.assign(place=lines["where"].map(order_of)).sort_values(["place", "kind", "rank"], kind="stable")
