@@ -34,6 +34,26 @@ KINDS = (
         "What usually helps: more synthetic rows (evaluation.per_class), a fixed probe_c, more seeds",
     ),
     Kind(
+        "probe and nearest neighbours disagree",
+        "apart > 0.15",
+        "{probe:.2f} by the probe, {neighbours:.2f} by neighbours in the seed where they are farthest apart",
+        "One of them reads something that is not in real rows. "
+        "What usually helps: look at fidelity before either score is believed; more synthetic rows",
+    ),
+    Kind(
+        "seeds far apart",
+        "highest > lowest + 0.3",
+        "balanced accuracy {each}",
+        "A mean says little. What usually helps: more seeds, and single seeds in place of their mean",
+    ),
+    Kind(
+        "synthetic rows of another size than real ones",
+        "norm < 0.67 or norm > 1.5",
+        "norm {norm:.2g}",
+        "Directions alone carry what was learned; rows longer than 1 are brought back to the sphere before they are judged. "
+        "What usually helps: more rows or a larger ε; a smaller clip or radius, where the method has one",
+    ),
+    Kind(
         "training diverged",
         "lost_from >= 0",
         "the loss ({lost}) is not finite from round {lost_from:.0f} on",
@@ -95,18 +115,23 @@ class Finding:
 def seen(settings: Settings, rounds: pd.DataFrame) -> pd.DataFrame:
     """What the failures are told by, a line a setting.
 
-    Scores are of rows that are ok: their mean, the ``lowest`` and ``highest`` seed, ``before`` (the best lowest seed of a smaller epsilon),
-    ``noiseless`` (of the same method and place). Of rounds, the means over a cell's last ones, of seeds the extreme; ``lost``: a loss that
-    is not finite.
+    Scores are of rows that are ok: their mean, ``each`` seed, the ``lowest`` and ``highest``, ``before`` (the best lowest seed of a smaller
+    epsilon), ``noiseless`` (of the same method and place), and of the seed in which probe and neighbours are farthest ``apart`` both.
+    Of rounds, the means over a cell's last ones, of seeds the extreme; ``lost``: a loss that is not finite.
     """
     scores, facts = settings.averaged.groupby("setting"), settings.facts
     frame = facts.assign(
         score=scores["balanced_accuracy"].mean(),
+        each=scores["balanced_accuracy"].agg(lambda own: ", ".join(map("{:.2f}".format, own))),
         lowest=scores["balanced_accuracy"].min(),
         highest=scores["balanced_accuracy"].max(),
         chance=scores["chance"].mean(),
         ceiling=scores["ceiling_balanced_accuracy"].mean(),
+        norm=scores["synthetic_norm"].max().where(lambda most: ~(most < 1), scores["synthetic_norm"].min()),
     ).sort_values("epsilon_target", kind="stable")
+    judged = settings.averaged.rename(columns={"balanced_accuracy": "probe", "knn_balanced_accuracy": "neighbours"})
+    judged = judged.assign(apart=(judged["probe"] - judged["neighbours"]).abs()).sort_values("apart", na_position="first")
+    frame = frame.join(judged.drop_duplicates("setting", keep="last").set_index("setting")[["apart", "probe", "neighbours"]])
     curve = ["label", *PLACE]
     frame["before"] = (
         frame.dropna(subset="epsilon_target").groupby(curve, dropna=False)["lowest"].transform(lambda own: own.cummax().shift())

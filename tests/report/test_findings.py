@@ -10,7 +10,7 @@ from fedsim.report.rounds import round_frame
 from fedsim.results.columns import Row
 from fedsim.results.stats import Settings
 
-FALLS, DIVERGED, ACCURACY, BELOW_CEILING, COLLAPSE, EXPLOSION, DISAGREEMENT = (kind.name for kind in KINDS)
+FALLS, JUDGES, SEEDS, SIZE, DIVERGED, ACCURACY, BELOW_CEILING, COLLAPSE, EXPLOSION, DISAGREEMENT = (kind.name for kind in KINDS)
 
 
 def found_in(rows: list[Row], records: list[dict[str, Any]]) -> list[tuple[str, ...]]:
@@ -60,6 +60,25 @@ def test_a_score_falls_with_epsilon_if_all_its_seeds_say_so(at_8: tuple[float, .
     scores = [(1.0, seed, 0.8) for seed in range(3)] + [(8.0, seed, score) for seed, score in enumerate(at_8)]
     rows = [make_row(cell_id=f"{e} {seed}", seed=seed, epsilon_target=e, balanced_accuracy=score) for e, seed, score in scores]
     assert kinds(rows, []) == expected
+
+
+@pytest.mark.parametrize(
+    ("scores", "expected"),
+    [
+        ([{"knn_balanced_accuracy": 0.8}, {"knn_balanced_accuracy": 0.6}], [(JUDGES, "0.80 by the probe, 0.60 by neighbours")]),
+        ([{"knn_balanced_accuracy": 0.7}, {"knn_balanced_accuracy": 0.9}], []),
+        ([{"balanced_accuracy": 0.9}, {"balanced_accuracy": 0.55}], [(SEEDS, "balanced accuracy 0.90, 0.55")]),
+        ([{"synthetic_norm": 1.0}, {"synthetic_norm": 11.0}], [(SIZE, "norm 11")]),
+        ([{"synthetic_norm": 0.5}, {"synthetic_norm": 0.9}], [(SIZE, "norm 0.5")]),
+        ([{"synthetic_norm": 0.9}, {"synthetic_norm": 1.4}], []),
+    ],
+)
+def test_seeds_are_looked_at_not_their_mean(scores: list[dict[str, float]], expected: list[tuple[str, str]]) -> None:
+    given = {"balanced_accuracy": 0.8, "knn_balanced_accuracy": None}
+    rows = [make_row(cell_id=f"{seed}", seed=seed, **given | own) for seed, own in enumerate(scores)]
+    found = found_in(rows, [])
+    assert [kind for kind, *_ in found] == [kind for kind, _ in expected]
+    assert all(seen.startswith(start) for (*_, seen), (_, start) in zip(found, expected, strict=True))
 
 
 @pytest.mark.parametrize(
