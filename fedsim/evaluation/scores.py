@@ -13,7 +13,7 @@ from torch import Tensor
 
 from fedsim.data.embeddings import Embeddings
 from fedsim.device import CPU, to_device
-from fedsim.evaluation.measures import MEASURES, Predictions, accuracy, balanced_accuracy_of, recalls
+from fedsim.evaluation.measures import MEASURES, Predictions, accuracy, balanced_accuracy, balanced_accuracy_of, recalls
 from fedsim.methods.products import Classifier
 from fedsim.models.linear import ProbeClassifier
 from fedsim.models.probe import Probe, fit_probes, predict_each, strengths
@@ -30,8 +30,9 @@ class Scores(dict[str, float]):
 
 
 def scores_of(predictions: Predictions, of: Literal["all", "personal"] = "all") -> Scores:
-    """Every measure of one kind of predictions."""
-    return Scores({name: measure.score(predictions) for name, measure in MEASURES.items() if measure.of == of and measure.score})
+    """Every measure of one kind of predictions that they have."""
+    scored = {name: measure.score(predictions) for name, measure in MEASURES.items() if measure.of == of and measure.score}
+    return Scores({name: score for name, score in scored.items() if score is not None})
 
 
 def at_shares(predictions: Predictions, shares: NDArray[np.float64] | None) -> Predictions:
@@ -121,12 +122,12 @@ class Ceiling:
 
 def ceiling(data: Embeddings, probe_c: float | None) -> Ceiling:
     """The best of the probes at all :func:`strengths` and ``probe_c``; on natural shares alone, none bounds a set of uniform labels."""
-    scores = [
-        score_classifier(ProbeClassifier(probe, data.classes), data.x_test, data.y_test)
+    predicted = [
+        predictions_of(ProbeClassifier(probe, data.classes).probabilities(torch.from_numpy(data.x_test)), data.y_test)
         for balanced in (False, True)
         for probe in fit_probes(data.x_train, data.y_train, _tried(data.dim, probe_c), balanced=balanced)
     ]
-    return Ceiling(max(scored.balanced_accuracy for scored in scores), max(scored["accuracy"] for scored in scores))
+    return Ceiling(max(map(balanced_accuracy, predicted)), max(map(accuracy, predicted)))
 
 
 @dataclass(frozen=True)

@@ -120,6 +120,7 @@ def seen(settings: Settings, rounds: pd.DataFrame) -> pd.DataFrame:
     Of rounds, the means over a cell's last ones, of seeds the extreme; ``lost``: a loss that is not finite.
     """
     scores, facts = settings.averaged.groupby("setting"), settings.facts
+    most, least = scores["synthetic_norm"].max(), scores["synthetic_norm"].min()  # the one that is farther from 1 is told
     frame = facts.assign(
         score=scores["balanced_accuracy"].mean(),
         each=scores["balanced_accuracy"].agg(lambda own: ", ".join(map("{:.2f}".format, own))),
@@ -127,7 +128,7 @@ def seen(settings: Settings, rounds: pd.DataFrame) -> pd.DataFrame:
         highest=scores["balanced_accuracy"].max(),
         chance=scores["chance"].mean(),
         ceiling=scores["ceiling_balanced_accuracy"].mean(),
-        norm=scores["synthetic_norm"].max().where(lambda most: ~(most < 1), scores["synthetic_norm"].min()),
+        norm=most.where(most * least > 1, least),
     ).sort_values("epsilon_target", kind="stable")
     judged = settings.averaged.rename(columns={"balanced_accuracy": "probe", "knn_balanced_accuracy": "neighbours"})
     judged = judged.assign(apart=(judged["probe"] - judged["neighbours"]).abs()).sort_values("apart", na_position="first")

@@ -1,4 +1,4 @@
-"""A measure more is one entry: it is found in the row, in the summary and in the page."""
+"""A measure more is one entry: it is found in the row and in the page."""
 
 from pathlib import Path
 
@@ -10,7 +10,7 @@ from sklearn.metrics import roc_auc_score
 
 import fedsim
 from fedsim.evaluation.measures import MEASURES, Measure, Predictions, auroc, calibration_error
-from fedsim.evaluation.scores import Ceiling, LocalOnly
+from fedsim.evaluation.scores import Ceiling, LocalOnly, scores_of
 from fedsim.report.report import write_report
 from fedsim.results.columns import COLUMNS, score_column
 
@@ -44,17 +44,17 @@ def test_a_measure_that_is_registered_is_everywhere(name: str, tmp_path: Path, m
     assert f"<td>{found:.3f}</td>" in page
 
 
-def made_up(classes: int = 4, rows: int = 200) -> Predictions:
+def made_up() -> Predictions:
     rng = np.random.default_rng(0)
-    y = rng.integers(classes, size=rows)
-    scores = rng.random((rows, classes)) + 0.4 * np.eye(classes)[y]
-    probabilities = scores / scores.sum(1, keepdims=True)
-    return Predictions(y, probabilities.argmax(1), probabilities)
+    y = rng.integers(4, size=200)
+    likely = rng.random((200, 4)) + 0.4 * np.eye(4)[y]
+    return Predictions(y, likely.argmax(1), likely / likely.sum(1, keepdims=True))
 
 
 def test_auroc_is_the_mean_of_one_class_against_the_rest() -> None:
     of = made_up()
     assert auroc(of) == pytest.approx(roc_auc_score(of.y, of.probabilities, multi_class="ovr", average="macro"))
+    assert {"auroc"} == {*scores_of(of)} - {*scores_of(Predictions(np.zeros(200, np.int64), of.predicted, of.probabilities))}
 
 
 def test_calibration_error_is_how_far_confidence_is_from_the_share_that_is_right() -> None:
