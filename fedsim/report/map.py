@@ -79,7 +79,7 @@ def draw_map(panels: Mapping[str, Labelled], data: Embeddings) -> Figure:
         panels: synthetic rows by title.
         data: real rows, of which test rows are drawn, of the classes with most of them.
     """
-    axes = PCA(2, svd_solver="covariance_eigh").fit(np.concatenate([rows.x for rows in panels.values()]).astype(np.float64))
+    axes = PCA(2, svd_solver="full").fit(np.concatenate([rows.x for rows in panels.values()]).astype(np.float64))
     by_size = np.argsort(-np.bincount(data.y_test, minlength=data.classes), kind="stable")
     colours = {int(label): SERIES[i] for i, label in enumerate(sorted(by_size[: len(SERIES)]))}
     columns = min(4, len(panels))
