@@ -86,7 +86,7 @@ def test_a_wheel_runs_the_quickstart_from_an_empty_folder(wheel: Path, folder: P
     fedsim("bench", str(ROOT / "benchmarks/quickstart.yaml"))
     run = folder / "empty/runs/quickstart"
     rows = read_results(run).rows
-    assert len(rows) == 42
+    assert len(rows) == 72
     assert {row.status for row in rows} == {"ok"}
     assert {row.source for row in rows if row.algorithm == "fedhypevae"} == {source_hash(lookup("fedhypevae"))}
     assert (run / "report.html").stat().st_size > 100_000

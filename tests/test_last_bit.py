@@ -39,7 +39,7 @@ class LastBitPool(LocalPool):
 
 
 def ended(entry: dict[str, Any], make_pool: Any = None, **keys: Any) -> tuple[Outcome, Judgement]:
-    trial, data, _ = one_cell(entry, **{"epsilon": 4.0, "evaluation": {"per_class": 20, "per_client": True}, **keys})
+    trial, data, _ = one_cell(entry, **{"epsilon": 4.0, "evaluation": {"per_class": 3, "per_client": True}, **keys})
     *_, outcome = run_trial(trial, data, make_pool) if make_pool else run_trial(trial, data)
     assert isinstance(outcome, Outcome)
     return outcome, judgement_of(trial, outcome.state, data)

@@ -55,7 +55,7 @@ def test_an_audit_that_is_added_later_touches_no_other_line_and_no_row_of_a_refu
     assert len(refuted) == 2
     assert refuted[0].audit_params == {"latent": 4, "encoder_hidden": [8]}
     assert "refuted (ε = 4 claimed, an audit finds ε ≥" in audited.output
-    assert "100 pairs of trainings refute every" in (audited.folder / "report.html").read_text()
+    assert "an audit finds ε ≥" in (audited.folder / "report.html").read_text()
     saved = load_generator(audited.folder, refuted[0].cell_id, trust_plugin=True)
     assert (saved.vouched, saved.facts.row.status) == (True, "refuted")
     assert saved.facts.held_back == "the seed of its noise is known, and with it anyone can take the noise off"

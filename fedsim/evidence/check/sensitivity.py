@@ -51,7 +51,7 @@ def sensitivity(subject: Subject) -> str:
     if subject.plan is None or claim == "none":
         raise Idle("not private, nothing is claimed")
     if unit != "client":
-        check_samples(subject)
+        forked(check_samples, subject)  # in this process nothing trains, so that each pair begins as a new process would
     draws = [*CORPUS["client" if unit == "client" else "row"].values()]
     draws += [draw_of(number, unit, subject.data.classes) for number in subject.draws]
     try:

@@ -99,9 +99,9 @@ def test_a_broken_algorithm_fails_its_own_check_or_draw_for_its_own_reason(path:
 def test_a_broken_algorithm_fails_no_other_check(path: str) -> None:
     name, own = f"broken.{path}", BROKEN.get(path, ("sensitivity", ""))[0]
     failed = failures(check_algorithm(name, trust=lookup(name).trusts[0], quick=True))
-    # whose shapes also differ from one cohort to another
-    also = {"packing", "noise not reused"} if path == "leaks:LabelsToldByShape" else set()
-    assert {finding.check for finding in failed} == {own} | also
+    # shapes that also differ from one cohort to another; and what was shown before a training resumed is forgotten
+    also = {"leaks:LabelsToldByShape": {"packing", "noise not reused"}, "sums:RemembersRows": {"resume"}}
+    assert {finding.check for finding in failed} == {own} | also.get(path, set())
 
 
 @pytest.mark.parametrize("cls", SOUND)
