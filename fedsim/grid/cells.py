@@ -20,6 +20,7 @@ from fedsim.errors import PluginError, UserError, at, nearest
 from fedsim.grid.models import Cell, Curve, Evaluation, Grid, Loc, Tuning, data_key, shown
 from fedsim.grid.read import complaint
 from fedsim.methods.algorithm import Algorithm
+from fedsim.methods.given import GivenRows
 from fedsim.methods.messages import Task
 from fedsim.partition import Partition, as_seen, check_partition, make_partition
 from fedsim.partition.partition import TOGETHER_KEY, check_split
@@ -238,7 +239,7 @@ def expand(resolved: Resolved, data: Mapping[str, Embeddings]) -> tuple[Cell, ..
         for spec in grid.sets
         for point in product(grid.alpha, grid.clients, grid.seeds, evaluations(grid, spec, data[spec.key].columns))
         for variant in resolved.variants
-        for epsilon in (grid.epsilon if variant.cls.private else (None,))
+        for epsilon in (grid.epsilon if variant.cls.private else (float(variant.params["epsilon"]) if variant.cls is GivenRows else None,))
     )
     seen: set[Any] = set()
     for cell in cells:
@@ -260,7 +261,7 @@ def _cell(
     scheme = grid.division.model_dump(mode="json") | ({"alpha": alpha} if grid.partition.uses_alpha else {})
     # without an epsilon there is no budget to protect a unit with
     noise = grid.privacy.noise if private else "seeded"
-    budget = [json_number(epsilon), grid.delta, grid.model_dump(include={"unit"})["unit"], grid.trust, noise] if private else None
+    budget = None if epsilon is None else [json_number(epsilon), grid.delta, grid.model_dump(include={"unit"})["unit"], grid.trust, noise]
     training = identity(
         {
             "algorithm": place_of(variant.cls),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import re
 from collections.abc import Mapping
@@ -27,7 +28,7 @@ from fedsim.data.spec import DatasetSpec, EncoderSpec
 from fedsim.models.probe import PROBE_C
 from fedsim.partition import PartitionSpec
 from fedsim.plugins import code_hash
-from fedsim.plugins.registry import name_of
+from fedsim.plugins.registry import GIVEN, name_of
 from fedsim.privacy.plan import MOST_DELTA, Trust, Unit
 from fedsim.privacy.selection import Distribution
 from fedsim.words import json_number
@@ -263,7 +264,7 @@ class Resources(_Model):
 
 
 class AlgorithmEntry(_Model):
-    """One entry of ``algorithms``: a name, or a mapping.
+    """One entry of ``algorithms``: a name, or a mapping; ``{rows: FILE}`` are rows made elsewhere (:mod:`fedsim.methods.given`).
 
     Attributes:
         name: a registered name, an entry point, ``pkg.module:Class`` or ``file.py:Class``; in Python also a class.
@@ -286,6 +287,10 @@ class AlgorithmEntry(_Model):
 
     def within(self, folder: Path) -> AlgorithmEntry:
         """The same algorithm with the path of its file taken from ``folder``; what it is called stays."""
+        if self.name == GIVEN:
+            path = Path(os.path.abspath(folder / str(self.params.get("rows"))))
+            digest = hashlib.sha256(path.read_bytes()).hexdigest() if path.is_file() else ""  # what is no file is refused as it is read
+            return self.model_copy(update={"params": {**self.params, "rows": code_hash.shown(path), "sha256": digest}})
         file, _, cls = self.name.rpartition(":")
         if not file.endswith(".py"):
             return self
@@ -298,6 +303,9 @@ class AlgorithmEntry(_Model):
         if isinstance(given, Mapping) and isinstance(own := given.get("name"), type):
             registered = vars(own).get("name", ":")
             return {"label": own.__name__ if ":" in registered else registered, **given, "name": name_of(own)}
+        if isinstance(given, Mapping) and "rows" in given:
+            params = {key: value for key, value in given.items() if key != "label"}
+            return {"name": GIVEN, "params": params, "label": given.get("label", Path(str(given["rows"])).stem)}
         return {"name": given} if isinstance(given, str) else given
 
 

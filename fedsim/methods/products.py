@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar, runtime_checkable
 
 import torch
@@ -129,3 +130,23 @@ def on_sphere(made: Product) -> Product:
 def before_sphere(made: Product) -> Product:
     """What was made, before :func:`on_sphere`."""
     return made.generator if isinstance(made, Mapped) and made.onward is to_sphere else made
+
+
+@dataclass(frozen=True, eq=False)
+class FiniteRows:
+    """Rows ``x`` with labels ``y``, some of every class, as a generator; ``fresh`` ones are for what must not be in any of these.
+
+    They are the CPU's. A row is drawn again only where more are asked for than its class has.
+    """
+
+    x: Tensor
+    y: Tensor
+    fresh: FiniteRows | None = None
+
+    def sample(self, labels: Tensor, stream: torch.Generator) -> Tensor:
+        """Rows of these labels, those of a class in random order."""
+        chosen, order = torch.empty_like(labels, device="cpu"), torch.randperm(len(self.y), generator=stream)
+        for label in set(labels.tolist()):
+            own, asked = order[self.y[order] == label], torch.nonzero(labels.cpu() == label).flatten()
+            chosen[asked] = own[torch.arange(len(asked)) % len(own)]
+        return self.x[chosen]

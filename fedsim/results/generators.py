@@ -73,8 +73,8 @@ class GeneratorFacts(BaseModel):
     def held_back(self) -> str:
         """Why nothing that is made from it may leave the simulation; "" where everyone may have it, under its epsilon."""
         row = self.row
-        if row.epsilon_target is None or math.isinf(row.epsilon_target):
-            return "it carries no noise"
+        if self.plan is None or math.isinf(self.plan.epsilon_target):
+            return "it carries no noise of its run"
         if self.cell.noise == "seeded":
             return "the seed of its noise is known, and with it anyone can take the noise off"
         if row.status != "ok" or not may_leave(row.claim, row.check):
@@ -143,7 +143,10 @@ class SavedGenerator:
 
     def synthesise(self, per_class: int, seed: int | None = None) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
         """``per_class`` synthetic embeddings of every class, and their labels; by default those that the cell was scored on."""
-        return synthesise(self.generator, self.facts.task.classes, per_class, self._seeds(seed))
+        x, y = synthesise(self.generator, self.facts.task.classes, per_class, self._seeds(seed))
+        if len(y) < self.facts.task.classes * per_class:
+            raise UserError("per_class", "the given rows are fewer", f"give {np.bincount(y).min()} at most, or take the file as it is")
+        return x, y
 
     def manifest(self, per_class: int, seed: int | None = None) -> dict[str, Any]:
         """What a file of :meth:`synthesise` has to carry: what the rows are and what privacy was paid for them."""
