@@ -47,8 +47,7 @@ def synthesise(
 ) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
     """Synthetic embeddings with uniform labels, which cost no privacy: ``[classes * per_class, d]`` and their labels.
 
-    The draw of that number is of ``client``'s stream, or the server's where all share one. Of finite rows there are fewer where a class has
-    fewer, and none of the first draw is in a later one: else a probe would be tried on its own training rows.
+    The draw of that number is of ``client``'s stream, or the server's where all share one. Finite rows of draw 0 are in no later draw.
     """
     counts, inner = torch.full((classes,), per_class), before_sphere(generator)
     if isinstance(inner, FiniteRows):

@@ -57,14 +57,10 @@ class GivenRows(Algorithm):
 
     def check_setting(self) -> None:
         """Refuse a file without rows of such a data set."""
-        self._read()
+        self.generator()
 
-    def generator(self, server: Server) -> FiniteRows:
-        """The rows themselves."""
-        return self._read()
-
-    def _read(self) -> FiniteRows:
-        """The file's rows, every fifth of each class among the fresh ones."""
+    def generator(self, server: Server | None = None) -> FiniteRows:
+        """The file's rows, every fifth of each class among the fresh ones; no server has any."""
         path, task = Path(self.params.rows), self.task
         with at(str(path)):
             try:
@@ -76,14 +72,12 @@ class GivenRows(Algorithm):
                 raise UserError("", "is not the file that it was when the grid was read", "run the grid again")
             labels, counts = np.unique(y, return_counts=True)
             if few := sorted(set(range(task.classes)) - set(labels[counts > 1].tolist())):
-                what = f"class {few[0]} has fewer than two rows"
-                raise UserError("", what, f"give more of every class, 0 .. {task.classes - 1}: some are held to choose the probe by")
+                raise UserError("", f"class {few[0]} has fewer than two rows", "give more: some are held to choose the probe by")
             split = np.zeros(y.shape, np.int64)
             for label in labels:
                 split.flat[np.flatnonzero(y == label)[::5]] = TEST
             data = Embeddings.from_arrays(path.name, x, y, split)
             if (data.dim, data.classes) != (task.dim, task.classes):
-                what = f"has rows of {data.dim} dimensions and {data.classes} classes, the data set of {task.dim} and {task.classes}"
-                raise UserError("", what, "give rows of its classes, embedded as it is")
+                raise UserError("", f"has {data.dim} dimensions and {data.classes} classes", f"the data has {task.dim} and {task.classes}")
         fresh = FiniteRows(torch.from_numpy(data.x_test), torch.from_numpy(data.y_test))
         return FiniteRows(torch.from_numpy(data.x_train), torch.from_numpy(data.y_train), fresh)

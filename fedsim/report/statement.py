@@ -126,8 +126,8 @@ def _parts(rows: Sequence[Row]) -> Iterator[tuple[str, str]]:
     """The sentences of rows of one setting; equal ones are said once."""
     row, overspent = rows[0], rows[0].status == "overspent"
     if row.algorithm == GIVEN:
-        said = f"ε = {number(row.epsilon_target)} at δ = {number(row.delta)}"
-        yield "claim", f"{row.claim}: its rows were made elsewhere, and {said} is their author's word; nothing of it was counted or checked"
+        said = f"ε = {number(row.epsilon_target)} at δ = {number(row.delta)} is their author's word, neither counted nor checked"
+        yield "claim", f"{row.claim}: its rows were made elsewhere; {said}"
         return
     if not _is_private(row):
         what = "it ran without noise (ε = ∞)" if row.epsilon_target is not None else "it adds no noise, and ε has no meaning for it"

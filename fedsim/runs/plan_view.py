@@ -58,8 +58,7 @@ class Plan(Printed):
             facts: dict[str, Any] = {"cell": cell.cell_id, "algorithm": cell.label, "data": cell.dataset.display, "α": cell.alpha}
             facts |= {"clients": cell.clients, "seed": cell.seed, "actors": len(trial.sizes), "claim": plan.claim if plan else "none"}
             if plan is None and cell.epsilon is not None:  # the word of those who made the rows
-                word = "none" if math.isinf(cell.epsilon) else cell.params["claim"]
-                facts |= {"claim": word, "ε": cell.epsilon, "δ": cell.delta, "unit": cell.unit_name, "trust": cell.trust}
+                facts |= {"claim": "none" if math.isinf(cell.epsilon) else cell.params["claim"], "ε": cell.epsilon, "δ": cell.delta}
             if plan is not None:
                 facts |= {"ε": plan.epsilon_target, "ε reached": plan.epsilon_reached, "δ": plan.delta, "σ": plan.sigma}
                 facts["q"] = ", ".join(number(release.sample_rate) for release in plan.releases)
