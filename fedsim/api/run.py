@@ -74,7 +74,7 @@ class Run(Printed):
 
     @property
     def rows(self) -> pd.DataFrame:
-        """A row a cell of the grid that ran last here, as ``results.jsonl`` has them; parameters are ``params.NAME``."""
+        """A row a cell that the page shows, as ``results.jsonl`` has them; parameters are ``params.NAME``."""
         from fedsim.results.columns import frame_of
 
         return frame_of(self._results.rows)

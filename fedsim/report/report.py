@@ -24,12 +24,13 @@ from fedsim.partition.matrix import read_partitions
 from fedsim.report import figures
 from fedsim.report.figures import caption_of, save_figure
 from fedsim.report.findings import Finding, findings
+from fedsim.report.map import CAPTION
 from fedsim.report.partitions import draw_partitions
 from fedsim.report.rounds import NOT_PRIVATE, diagnostics, round_frame
 from fedsim.report.statement import statements
 from fedsim.report.tables import Table, difference_table, measures_of, results_table, site_table, tuned_table
 from fedsim.results.columns import UNDRAWN, Row, frame_of_lines
-from fedsim.results.run import read_manifest, read_results
+from fedsim.results.run import listed, read_manifest, read_results
 from fedsim.results.stats import Settings, Spread
 from fedsim.results.store import RunFolder
 from fedsim.words import Printed, counted, encodable, number
@@ -65,7 +66,7 @@ def render_page(
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
     html, style = (files(__package__).joinpath(file).read_text(encoding="utf-8") for file in ("page.html", "page.css"))
     counts = {status: sum(row.status == status for row in rows) for status in ("ok", *UNDRAWN)}
-    counts["not run yet"] = max(0, len(manifest.get("cells") or rows) - len(rows))
+    counts["not run yet"] = max(0, len(listed(manifest) if "cells" in manifest else rows) - len(rows))
     measures = measures_of(settings)
     main, *others = [results_table(settings, measure) for measure in measures]
     differences = [difference_table(settings, measure) for measure in COMPARED if measure in measures]
@@ -184,13 +185,19 @@ def write_report(folder: Path, spread: Spread = "ci95") -> Report:
     pictures = {}
     for name, title, caption, figure in drawn:
         if figure is not None:
-            svg = save_figure(figure, run.curves / f"{name}.{'png' if name == 'privacy_utility' else 'svg'}")
-            pictures[name] = Picture(title, caption, f"data:image/svg+xml;base64,{base64.b64encode(svg).decode()}")
+            drawing = save_figure(figure, run.curves / f"{name}.{'png' if name == 'privacy_utility' else 'svg'}")
+            pictures[name] = Picture(title, caption, _source(drawing))
+    if (svg := run.curves / "map.svg").exists():  # drawn by the bench, which has the data
+        pictures["map"] = Picture("What was generated", CAPTION, _source(svg.read_bytes()))
     by_site, found = site_table(settings, clients), findings(settings, rounds)
     page = render_page(encodable(folder.resolve().name), results.rows, settings, pictures, manifest, found, by_site)
     with replaced(run.page) as part:
         part.write_text(page, encoding="utf-8")
     return Report(run.page, results.rows, terminal_tables(settings, by_site), found)
+
+
+def _source(svg: bytes) -> str:
+    return f"data:image/svg+xml;base64,{base64.b64encode(svg).decode()}"
 
 
 def terminal_tables(settings: Settings, by_site: Table | None) -> list[Table]:

@@ -49,7 +49,7 @@ class RunResults:
     running cells again.
 
     Attributes:
-        entries: the cells that the manifest lists; without one a cell for every judgement.
+        entries: the cells that the manifest lists, those kept of earlier grids last; without one a cell for every judgement.
     """
 
     folder: RunFolder
@@ -157,16 +157,22 @@ def claim_of(cell: Mapping[str, Any]) -> str:
 
 def read_results(folder: Path | str) -> RunResults:
     """The results of a run folder."""
-    cells, store = read_manifest(Path(folder)).get("cells"), ResultStore(folder)
+    manifest, store = read_manifest(Path(folder)), ResultStore(folder)
     lines = (store.last("trainings"), store.last("judgements"), store.last("references"), store.last("audits"))
     results = RunResults(store.folder, *lines, list(store.lines("checks")))
-    return replace(results, entries=results.every_entry if cells is None else [Entry(**cell) for cell in cells])
+    return replace(results, entries=[Entry(**cell) for cell in listed(manifest)] if "cells" in manifest else results.every_entry)
+
+
+def listed(manifest: Mapping[str, Any]) -> list[dict[str, str]]:
+    """The cells of the manifest's grid, then those that its page keeps of earlier grids."""
+    return [*manifest["cells"], *manifest.get("kept", ())]
 
 
 class _Manifest(BaseModel):
     """What is read of a manifest, and must be so."""
 
     cells: list[Entry] | None = None
+    kept: list[Entry] = []
     refused: list[dict[Literal["algorithm", "error"], str]] | None = None
     methods: list[dict[Literal["label", "text", "source"], str]] = []
     hardware: dict[str, Any] = {}

@@ -30,7 +30,7 @@ from fedsim.results.run import Entry, RunResults, read_manifest, read_results
 from fedsim.results.store import ResultStore
 from fedsim.runs.display import Display
 from fedsim.runs.jobs import CellJob, Job, RunContext, audit_of, check_of, checked_facts, references_of
-from fedsim.runs.manifest import prepared_again, write_manifest
+from fedsim.runs.manifest import kept_entries, prepared_again, write_manifest
 from fedsim.runs.plan_view import show_warnings, time_left
 from fedsim.runs.prepare import Prepared, label_matrices
 from fedsim.runs.scheduler import Scheduler
@@ -94,7 +94,10 @@ def run_bench(
         for trial in prepared.trials:  # a checkpoint that a crash left may hold the key of secret noise
             if lines.trainings.get(trial.cell.training_id, {"error": ""})["error"] is None:
                 discard(store.folder.checkpoint(trial.cell.training_id))
-        write_manifest(store.folder, prepared, entries_of(run))
+        kept = kept_entries(prepared, lines)
+        if kept:
+            print_line(console, f"the page goes on showing {counted(len(kept), 'cell')} of an earlier grid of this data and evaluation")
+        write_manifest(store.folder, prepared, entries_of(run), kept)
         drawn = [matrix for matrix in label_matrices(prepared) if matrix.seed == prepared.grid.seeds[0]]
         write_partitions(store.folder.partitions, drawn[:MOST_PANELS])
         try:
@@ -179,23 +182,27 @@ def entries_of(run: RunContext) -> list[Entry]:
 
 def _run(run: RunContext, jobs: list[Job], console: Console, engine: AbstractContextManager[Engine]) -> Report:
     """Run what is to do, then draw the report; its libraries are loaded beside the cells, and it is drawn while Ray ends."""
-    folder, count = run.store.folder.path, len(run.prepared.trials)
+    count = len(run.prepared.trials)
     if not jobs:
         print_line(console, "the cell is finished" if count == 1 else f"all {count} cells are finished")
-        return _drawn(folder)
+        return _drawn(run)
     if judged := sum(isinstance(job, CellJob) and job.training is not None for job in jobs):
         print_line(console, f"{counted(judged, 'trained cell')} to be judged, without training again")
     with ThreadPoolExecutor(1) as beside:
         with engine as running, run.display:
-            beside.submit(importlib.import_module, "fedsim.report.report")
+            beside.submit(importlib.import_module, "fedsim.report.map")
             Scheduler(run, running).run(jobs)
-            drawing = beside.submit(_drawn, folder)
+            drawing = beside.submit(_drawn, run)
         return drawing.result()
 
 
-def _drawn(folder: Path) -> Report:
+def _drawn(run: RunContext) -> Report:
+    """The map, which needs the data and the generators, then the report, which needs the folder alone."""
+    from fedsim.report.map import save_map
     from fedsim.report.report import write_report
 
+    folder = run.store.folder.path
+    save_map(read_results(folder), run.prepared.trials, run.prepared.data)
     return write_report(folder)
 
 
@@ -214,7 +221,7 @@ def run_again(folder: Path, console: Console, count: int, *, trust_plugin: bool 
     # by position: with other code a cell has another id
     cells = {cell["cell_id"]: trial.cell for cell, trial in zip(listed, prepared.trials, strict=True)}
     lines = replace(read_results(folder), audits={}, checks=())  # which are no part of a cell
-    finished = [row for row in lines.rows if row.status != "failed" and row.noise != "secret"]
+    finished = [row for row in lines.rows if row.cell_id in cells and row.status != "failed" and row.noise != "secret"]
     if not finished:
         raise UserError(str(folder), "no finished cell can be repeated", "give a folder with finished cells whose noise is seeded")
     old = [finished[i] for i in np.random.default_rng().permutation(len(finished))[:count]]

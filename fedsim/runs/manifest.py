@@ -10,7 +10,7 @@ import shlex
 import shutil
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from datetime import UTC, datetime
 from importlib.metadata import version
@@ -22,10 +22,13 @@ from pydantic import ValidationError
 from fedsim import __version__
 from fedsim.errors import UserError
 from fedsim.files import replaced
+from fedsim.grid.cells import judged_id
 from fedsim.grid.models import Grid
+from fedsim.json_lines import dump
 from fedsim.methods.algorithm import Algorithm
-from fedsim.plugins.registry import check_installed, lookup
-from fedsim.results.run import FORMAT, Entry, read_manifest
+from fedsim.plugins.code_hash import source_hash
+from fedsim.plugins.registry import check_installed, known, lookup
+from fedsim.results.run import FORMAT, Entry, RunResults, read_manifest
 from fedsim.results.store import RESTORE, RunFolder
 from fedsim.runs.prepare import Prepared, prepare, this_machine
 
@@ -35,6 +38,9 @@ RELEASE_WORDS = {
     "(fedsim verify), for training rows and clients as they were given; nothing else in this folder may",
 }
 """What may leave a run folder, by where its noise comes from."""
+ALIKE = ("dataset_hash", "public_hash", "partition", "delta", "unit", "unit_column", "trust", "noise")
+METHOD = ("algorithm", "params", "tuning")
+"""What two cells share that stand on one page; and that are of one method."""
 PACKAGES = ("ray", "torch", "opacus", "numpy", "scikit-learn", "scipy")
 
 
@@ -55,8 +61,10 @@ def prepared_again(folder: RunFolder, *, trust_plugin: bool) -> Prepared:
     return prepare(grid, [this_machine()])
 
 
-def write_manifest(folder: RunFolder, prepared: Prepared, entries: Sequence[Entry]) -> None:
-    """Write ``manifest.json``: versions, revision, hardware, the resolved grid, its cells, refused plug-ins; replaces an older."""
+def write_manifest(folder: RunFolder, prepared: Prepared, entries: Sequence[Entry], kept: Sequence[Entry] = ()) -> None:
+    """Write ``manifest.json``: versions, hardware, the resolved grid, its cells and those ``kept`` of earlier grids, refused plug-ins."""
+    methods = [_method(one.display, lookup(one.name)) for i, one in enumerate(prepared.grid.algorithms) if i not in prepared.refused]
+    earlier = read_manifest(folder.path).get("methods", []) if kept else []
     manifest = {
         "format": FORMAT,
         "versions": versions(),
@@ -66,12 +74,43 @@ def write_manifest(folder: RunFolder, prepared: Prepared, entries: Sequence[Entr
         "started": now(),
         "release": RELEASE_WORDS[prepared.grid.privacy.noise],
         "grid": prepared.grid.model_dump(mode="json"),
-        "methods": [_method(one.display, lookup(one.name)) for i, one in enumerate(prepared.grid.algorithms) if i not in prepared.refused],
+        "methods": [*methods, *(each for each in earlier if each not in methods)],
         "refused": [{"algorithm": prepared.grid.algorithms[i].display, "error": str(error)} for i, error in prepared.refused.items()],
         "cells": [asdict(entry) for entry in entries],
+        "kept": [asdict(entry) for entry in kept],
     }
     with replaced(folder.manifest) as part:
         part.write_text(json.dumps(manifest, indent=2) + "\n", encoding="utf-8")
+
+
+def kept_entries(prepared: Prepared, lines: RunResults) -> list[Entry]:
+    """Cells that are ok, that the folder's page showed and this grid does not make, of its data and evaluation and of today's code.
+
+    Those of a label that the grid has are kept with its parameters alone.
+    """
+    cells = [trial.cell for trial in prepared.trials]
+    ids, evaluations = {cell.cell_id for cell in cells}, {cell.evaluation for cell in cells}
+    alike, methods, sources = set[str](), dict[str, str](), {cell.algorithm: cell.source for cell in cells}
+    for cell in cells:
+        facts = cell.model_dump(mode="json")
+        alike.add(_facts(facts, ALIKE))
+        methods[cell.label] = _facts(facts, METHOD)
+    kept = []
+    for entry in lines.entries:
+        row, of = lines.row(entry), lines.trainings.get(entry.training_id, {}).get("cell", {})
+        if row is None or row.status != "ok" or entry.cell_id in ids or _facts(of, ALIKE) not in alike:
+            continue
+        if of["algorithm"] in known():
+            sources.setdefault(of["algorithm"], source_hash(lookup(of["algorithm"])))
+        method, today = _facts(of, METHOD), sources.get(of["algorithm"], of["source"])
+        same = methods.get(entry.label, method) == method and of["source"] == today
+        if same and entry.cell_id in {judged_id(entry.training_id, evaluation) for evaluation in evaluations}:
+            kept.append(entry)
+    return kept
+
+
+def _facts(cell: Mapping[str, Any], names: Sequence[str]) -> str:
+    return dump([cell[name] for name in names])
 
 
 def _method(label: str, cls: type[Algorithm]) -> dict[str, str]:

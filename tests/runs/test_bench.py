@@ -50,6 +50,24 @@ def test_finished_cells_are_not_run_again_and_a_grown_grid_runs_what_is_new(benc
     assert len(read_results(first.folder).every_row()) == 3
 
 
+def test_a_look_at_a_part_keeps_the_page_and_its_map_and_what_is_of_another_kind_goes(bench: Bench) -> None:
+    whole = bench(small_grid("dp-gaussian", "dp-linear", epsilon=[1.0, 4.0]))
+    page = (whole.folder / "curves" / "map.svg").read_bytes()
+    look = bench(small_grid("dp-gaussian", epsilon=4.0))
+    assert "goes on showing 3 cells of an earlier grid" in look.output
+    assert by_cell(look.rows) == by_cell(whole.rows)
+    assert len(look.rows) == len(read_results(look.folder).every_row()) == 4
+    assert "What was generated" in (look.folder / "report.html").read_text()
+    assert (look.folder / "curves" / "map.svg").read_bytes() == page
+    assert "goes on showing 3 cells" in bench(small_grid("dp-gaussian", epsilon=4.0)).output
+    other = {"name": "dp-gaussian", "params": {**quick("dp-gaussian")["params"], "coordinates_share": 0.5}}
+    assert {(row.label, row.epsilon_target) for row in bench(small_grid(other, epsilon=4.0)).rows} == {
+        *(("dp-gaussian", 4.0), ("dp-linear", 1.0), ("dp-linear", 4.0))
+    }
+    assert len(bench(small_grid("dp-gaussian", epsilon=4.0, evaluation={"per_class": 11})).rows) == 1
+    assert len(bench(small_grid("dp-gaussian", epsilon=4.0, delta=1e-5)).rows) == 1
+
+
 def test_a_failed_reference_leaves_no_line_and_is_computed_by_the_same_command(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
     def without_memory(*given: Any) -> None:
         raise MemoryError("none is left")
