@@ -21,8 +21,7 @@ from fedsim.data.embeddings import Embeddings
 from fedsim.evaluation.judge import Judge, synthesise
 from fedsim.grid.models import Evaluation, Grid
 from fedsim.methods.products import before_sphere
-from fedsim.runs.prepare import prepare
-from fedsim.runs.worker import Node
+from fedsim.runs.prepare import Node, prepare
 from fedsim.seeds import Seeds
 from fedsim.training.cohort import build_algorithm
 from fedsim.training.rounds import restored

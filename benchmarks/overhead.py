@@ -38,9 +38,8 @@ from fedsim.models.linear import LinearClassifier
 from fedsim.privacy.plan import Release
 from fedsim.results.run import read_results
 from fedsim.runs.bench import run_bench
-from fedsim.runs.prepare import prepare
+from fedsim.runs.prepare import Node, prepare
 from fedsim.runs.ray import RayEngine, local_cluster
-from fedsim.runs.worker import Node
 
 NUMBERS, WARM = 100_000, 50
 SETTINGS = tuple((clients, actors) for clients in (10, 100) for actors in (1, 2))

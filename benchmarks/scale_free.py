@@ -24,8 +24,7 @@ from fedsim.evaluation.judge import judgement_of
 from fedsim.evaluation.scores import ceiling
 from fedsim.grid.models import Grid
 from fedsim.json_lines import encode
-from fedsim.runs.prepare import prepare
-from fedsim.runs.worker import Node
+from fedsim.runs.prepare import Node, prepare
 from fedsim.training.trial import Outcome, run_trial
 from fedsim.words import number
 

@@ -23,8 +23,7 @@ from fedsim.methods.coordinates import PREFIX
 from fedsim.methods.messages import Task, Tensors
 from fedsim.models.probe import fit_probe
 from fedsim.plugins.registry import GROUP, lookup
-from fedsim.runs.prepare import Prepared, prepare
-from fedsim.runs.worker import Node
+from fedsim.runs.prepare import Node, Prepared, prepare
 from fedsim.training.cohort import build_algorithm
 from fedsim.training.trial import Trial
 

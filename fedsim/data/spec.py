@@ -183,11 +183,11 @@ class DatasetSpec(BaseModel):
     def _check_name(self) -> None:
         known = [f"{kind}:{argument}" if argument else kind for kind, argument in ARGUMENTS.items()]
         if self.name is None:
-            raise ValueError(f"names no data; give {', '.join(known)}, {{npz: PATH}}, {{imagefolder: PATH}} or {{csv: PATH}}")
+            raise ValueError(f"names no data; give {', '.join(known)}, or {' or '.join(f'{{{kind}: PATH}}' for kind in PATHS)}")
         kind, colon, argument = self.name.partition(":")
         if kind not in ARGUMENTS or bool(colon) != bool(ARGUMENTS[kind]) or bool(colon) != bool(argument):
             hint = f"write {{npz: {self.name}}}" if self.name.endswith(".npz") else nearest(self.name, known)
-            raise ValueError(f"unknown data set '{self.name}'; {hint}, or your own: npz, imagefolder, csv")
+            raise ValueError(f"unknown data set '{self.name}'; {hint}, or your own: {', '.join(PATHS)}")
 
     @property
     def kind(self) -> str:

@@ -120,7 +120,6 @@ class GroupUnit(_Model):
         return column
 
 
-Readout = Literal["knn", "mlp", "fidelity"]
 Real = Annotated[float, Field(strict=True)]
 Whole = Annotated[int, Field(strict=True)]
 Epsilon = Annotated[float, BeforeValidator(_budget), Field(gt=0, strict=True), PlainSerializer(json_number, when_used="json")]
@@ -151,7 +150,7 @@ class Evaluation(_Model):
     probe_c: Annotated[Real, Field(gt=0, allow_inf_nan=False)] | None = None
     per_client: bool = Field(default=False, strict=True)
     personal: Literal["synthetic"] | Annotated[float, Field(ge=0, le=1, strict=True)] | None = None
-    readouts: Annotated[tuple[Readout, ...], BeforeValidator(listed)] = ("knn", "fidelity")
+    readouts: Annotated[tuple[str, ...], BeforeValidator(listed)] = ("knn", "fidelity")
     unseen: str | None = Field(default=None, min_length=1)
 
     def rows_per_class(self, dim: int, classes: int) -> int:

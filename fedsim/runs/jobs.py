@@ -21,8 +21,8 @@ from fedsim.results.lines import RowError, as_trained, judgement_line, keep_stat
 from fedsim.results.store import ResultStore
 from fedsim.runs.display import Display
 from fedsim.runs.manifest import now, versions
-from fedsim.runs.prepare import Prepared
-from fedsim.runs.worker import Failure, Item, Judged, Need, Progress
+from fedsim.runs.prepare import Need, Prepared
+from fedsim.runs.worker import Failure, Item, Judged, Progress
 from fedsim.training.state import keep
 from fedsim.training.trial import Outcome, Trial
 from fedsim.words import setting

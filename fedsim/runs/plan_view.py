@@ -122,8 +122,7 @@ class Plan(Printed):
         for data in prepared.data.values():
             size = f"{data.x_train.nbytes / 2**20:.1f} MiB once a machine"
             print_line(console, f"data: {data.name}, {len(data.y_train)} × {data.dim}, {size}")
-        actors = f"actors with {counted(prepared.need.cpus, 'CPU')} and {counted(prepared.need.gpus, 'GPU')} each"
-        print_line(console, f"{counted(prepared.parallel, 'cell')} at a time, {actors}")
+        print_line(console, f"{counted(prepared.parallel, 'cell')} at a time, actors with {prepared.need} each")
         if prepared.repeated:
             print_line(console, f"{counted(prepared.repeated, 'cell')} equal to another by construction: trained once")
         print_line(console, f"{time_left(prepared, self.folder)[1]}; nothing was run")

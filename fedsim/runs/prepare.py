@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import joblib
 import torch
 
 from fedsim.data.embeddings import Embeddings
-from fedsim.errors import PluginError, UserError, at
+from fedsim.errors import PluginError, UserError, at, nearest
+from fedsim.evaluation.readouts import READOUTS
 from fedsim.evaluation.tuning import plans_of
 from fedsim.grid.cells import client_views, expand, grid_place, loaded, partition_of, resolve, task_of, without_unseen
 from fedsim.grid.models import Cell, Grid, shown
@@ -20,13 +22,45 @@ from fedsim.partition import Partition, site_names
 from fedsim.partition.matrix import LabelMatrix
 from fedsim.plugins.code_hash import is_shipped
 from fedsim.plugins.registry import lookup
-from fedsim.runs.worker import Need, Node
 from fedsim.training.cohort import build_algorithm
 from fedsim.training.trial import Candidate, Trial, packing
 from fedsim.words import counted
 
 FEW_CELLS, SHORT_WORK = 5, 3e7
 """Cells, and numbers that their rounds read (rounds x rows x dimensions), up to which they take less time than Ray to start."""
+
+
+_SLACK = 1e-6
+"""Shares are added up in floating point."""
+
+
+class Node(NamedTuple):
+    """What one machine offers."""
+
+    cpus: float
+    gpus: float
+
+    def __str__(self) -> str:
+        return f"{counted(self.cpus, 'CPU')} and {counted(self.gpus, 'GPU')}"
+
+
+class Need(NamedTuple):
+    """What a job needs: so many actors at once, each with CPUs and GPUs (a part of one, or a whole number)."""
+
+    cpus: float
+    gpus: float = 0.0
+    actors: int = 1
+
+    def __str__(self) -> str:
+        return str(Node(self.cpus, self.gpus))
+
+    def fit(self, node: Node) -> int:
+        """How many such actors a node holds; a part of a GPU lies on one GPU."""
+        on_cpus = math.floor(node.cpus / self.cpus + _SLACK)
+        if not self.gpus:
+            return on_cpus
+        whole = math.floor(node.gpus / self.gpus + _SLACK)
+        return min(on_cpus, whole if self.gpus >= 1 else int(node.gpus) * math.floor(1 / self.gpus + _SLACK))
 
 
 @dataclass(frozen=True)
@@ -90,6 +124,8 @@ def prepare(grid: Grid, nodes: Sequence[Node], max_parallel: int | None = None, 
 
     Any mistake is raised with its place in the grid, but that of a plug-in is noted where the rest is to go on, ``keep_going``.
     """
+    for name in set(grid.evaluation.readouts) - READOUTS.keys():
+        raise UserError(grid.place("evaluation", "readouts"), f"there is no readout '{name}'", nearest(name, READOUTS))
     resolved = resolve(grid, keep_going=keep_going)
     need = Need(grid.resources.cpus_per_actor, grid.resources.gpus_per_actor)
     capacity = actors_that_fit(grid, need, nodes)
@@ -172,10 +208,10 @@ def actors_that_fit(grid: Grid, need: Need, nodes: Sequence[Node]) -> int:
     """How many actors fit on the cluster."""
     if capacity := sum(need.fit(node) for node in nodes):
         return capacity
-    has = ", ".join(sorted({f"{counted(node.cpus, 'CPU')} and {counted(node.gpus, 'GPU')}" for node in nodes}))
+    has = ", ".join(sorted(map(str, set(nodes))))
     without = need.gpus and not any(node.gpus for node in nodes)
     fix = "give gpus_per_actor: 0 and device: auto" if without else "give actors a smaller share"
-    what = f"an actor needs {counted(need.cpus, 'CPU')} and {counted(need.gpus, 'GPU')}; no node has them ({has})"
+    what = f"an actor needs {need}; no node has them ({has})"
     raise UserError(grid.place("resources"), what, fix)
 
 

@@ -51,7 +51,8 @@ from fedsim.errors import RunLost, UserError
 from fedsim.grid.models import Device
 from fedsim.interrupts import INTERRUPTED, interrupts
 from fedsim.methods.messages import Message, Round, Tensors
-from fedsim.runs.worker import ClusterLost, Failure, Item, Need, Node, Process, Slot, Worker, WorkerLost
+from fedsim.runs.prepare import Need, Node
+from fedsim.runs.worker import ClusterLost, Failure, Item, Process, Slot, Worker, WorkerLost
 from fedsim.seeds import Seeds
 from fedsim.training.cohort import Cohort, CohortSpec, LocalPool
 from fedsim.training.trial import Trial

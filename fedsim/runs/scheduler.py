@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 from fedsim.grid.models import Device
 from fedsim.runs.jobs import CellJob, Job, RunContext
-from fedsim.runs.worker import ClusterLost, Failure, InProcess, Item, Need, Slot, WorkerLost
+from fedsim.runs.prepare import Need
+from fedsim.runs.worker import ClusterLost, Failure, InProcess, Item, Slot, WorkerLost
 from fedsim.training.trial import Outcome
 
 if TYPE_CHECKING:

@@ -10,13 +10,12 @@ import ctypes
 import functools
 import io
 import logging
-import math
 import os
 import time
 import traceback
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 import torch
 from threadpoolctl import threadpool_limits
@@ -32,6 +31,7 @@ from fedsim.methods.messages import Tensors
 from fedsim.partition import Partition, PartitionSpec
 from fedsim.plugins.code_hash import is_shipped, source_hash
 from fedsim.plugins.registry import lookup
+from fedsim.runs.prepare import Need, Node
 from fedsim.seeds import Seeds
 from fedsim.training.cohort import LocalPool
 from fedsim.training.rounds import RoundRecord
@@ -46,31 +46,6 @@ KEPT_MEMORY = 2**29
 """Bytes of freed memory that a process keeps for its next step."""
 _M_MMAP_MAX, _M_TRIM_THRESHOLD = -4, -1
 """Of glibc's malloc.h."""
-_SLACK = 1e-6
-"""Shares are added up in floating point."""
-
-
-class Node(NamedTuple):
-    """What one machine offers."""
-
-    cpus: float
-    gpus: float
-
-
-class Need(NamedTuple):
-    """What a job needs: so many actors at once, each with CPUs and GPUs (a part of one, or a whole number)."""
-
-    cpus: float
-    gpus: float = 0.0
-    actors: int = 1
-
-    def fit(self, node: Node) -> int:
-        """How many such actors a node holds; a part of a GPU lies on one GPU."""
-        on_cpus = math.floor(node.cpus / self.cpus + _SLACK)
-        if not self.gpus:
-            return on_cpus
-        whole = math.floor(node.gpus / self.gpus + _SLACK)
-        return min(on_cpus, whole if self.gpus >= 1 else int(node.gpus) * math.floor(1 / self.gpus + _SLACK))
 
 
 @dataclass(frozen=True)

@@ -21,7 +21,7 @@ from fedsim.grid.models import Grid
 pytestmark = pytest.mark.slow
 CLUSTER = """
 import sys
-from fedsim.runs.worker import Node
+from fedsim.runs.prepare import Node
 from fedsim.runs.ray import local_cluster
 
 with local_cluster(Node(1.0, 0.0)):

@@ -9,8 +9,7 @@ from fedsim.errors import UserError
 from fedsim.results.run import read_manifest
 from fedsim.results.store import RunFolder
 from fedsim.runs.manifest import write_manifest
-from fedsim.runs.prepare import label_matrices, prepare
-from fedsim.runs.worker import Need, Node
+from fedsim.runs.prepare import Need, Node, label_matrices, prepare
 
 
 def test_cells_of_one_data_set_alpha_number_of_clients_and_seed_share_a_partition() -> None:
@@ -27,6 +26,8 @@ def test_what_cannot_be_planned_or_placed_is_named_by_the_grid_s_key() -> None:
         prepare(small_grid("dp-gaussian", "dp-gmm", epsilon=[1.0, 1e-6]), NODES)
     with pytest.raises(UserError, match=r"^resources.clients_per_actor: 4 clients need 4 actors at once and the cluster has room for 2"):
         prepare(small_grid("dp-gaussian", resources={"clients_per_actor": 1}), [Node(2.0, 0.0)])
+    with pytest.raises(UserError, match=r"^evaluation.readouts: there is no readout 'kn'; .*knn"):
+        prepare(small_grid("dp-gaussian", evaluation={"readouts": ["knn", "kn"]}), NODES)
     with pytest.raises(UserError, match=r"^resources: an actor needs 1 CPU and 0.5 GPUs; no node has them \(4 CPUs and 0 GPUs\)"):
         prepare(small_grid("dp-gaussian", resources={"gpus_per_actor": 0.5}), NODES)
     with pytest.raises(UserError, match=r"^dataset\[1\]: /none.npz: cannot be read .no such file"):

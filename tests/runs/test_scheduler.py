@@ -14,9 +14,9 @@ from fedsim.results.store import ResultStore
 from fedsim.runs import scheduler
 from fedsim.runs.display import Display
 from fedsim.runs.jobs import CellJob, RunContext, references_of
-from fedsim.runs.prepare import Prepared, prepare
+from fedsim.runs.prepare import Need, Prepared, prepare
 from fedsim.runs.scheduler import Scheduler, Slots
-from fedsim.runs.worker import Failure, InProcess, Item, Need, WorkerLost
+from fedsim.runs.worker import Failure, InProcess, Item, WorkerLost
 
 ONE, TWO = Need(1.0), Need(1.0, actors=2)
 

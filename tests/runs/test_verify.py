@@ -14,7 +14,8 @@ from rich.console import Console
 from fedsim.errors import UserError
 from fedsim.results.store import ResultStore
 from fedsim.runs.bench import run_again
-from fedsim.runs.worker import InProcess, Node
+from fedsim.runs.prepare import Node
+from fedsim.runs.worker import InProcess
 
 Bench = Callable[..., Ran]
 

@@ -8,8 +8,8 @@ import torch
 from cells import NODES, small_grid
 from threadpoolctl import threadpool_info
 
-from fedsim.runs.prepare import prepare
-from fedsim.runs.worker import Need, Node, Process, check_source, settle
+from fedsim.runs.prepare import Need, Node, prepare
+from fedsim.runs.worker import Process, check_source, settle
 
 
 def test_a_process_is_made_ready_again_after_every_job_with_threads_by_its_cpus(tmp_path: Path) -> None:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import io
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fedsim.data.images import EXTENSIONS, ImageFiles, ImageSet
+from fedsim.data.spec import DatasetSpec
 from fedsim.data.split import NO_LABELS, TRAIN, WORDS, made_up_labels, quarter_for_testing
 from fedsim.errors import UserError, at, nearest
 from fedsim.files import unread
@@ -113,6 +114,13 @@ def load_image_table(path: Path, name: str, *, public: bool = False) -> ImageSet
     kept = [str(column) for column in table if column not in ("path", "label", "split")]
     columns = {column: np.array(_numbers_or_texts(table[column]).tolist()) for column in kept}
     return ImageSet(name, images, np.arange(len(y)), y, split, names, columns, where)
+
+
+READERS: dict[str, Callable[[DatasetSpec, bool], ImageSet]] = {
+    "imagefolder": lambda spec, public: load_image_folder(spec.path or Path(), spec.title, domains=spec.domains, public=public),
+    "csv": lambda spec, public: load_image_table(spec.path or Path(), spec.title, public=public),
+}
+"""Of images at a path: by its key in the spec how they are read; the second argument says whether they are public."""
 
 
 def read_table(path: Path, needed: Sequence[str], *, numbers: bool = True) -> pd.DataFrame:

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from fedsim.data.arrays import BadArrays, read_arrays
 from fedsim.data.embeddings import Embeddings, PublicRows, row_digests, unit_norm
 from fedsim.data.images import ImageSet, content_hash, overlapping
-from fedsim.data.sources.files import load_image_folder, load_image_table
+from fedsim.data.sources.files import READERS
 from fedsim.data.sources.known import digits_embeddings, load_folder, load_medmnist
 from fedsim.data.spec import DatasetSpec
 from fedsim.data.split import NO_LABELS, TEST, TRAIN, made_up_labels, quarter_of_groups, stratified_rows
@@ -20,16 +20,12 @@ from fedsim.errors import UserError, at, nearest
 
 
 def _images(spec: DatasetSpec, public: bool) -> ImageSet:
-    """The images of a data set as its source has them: one more source is one more case, and a name or a path of the spec."""
-    name, path = spec.title, spec.path or Path()
-    match spec.kind:
-        case "medmnist":
-            return load_medmnist(spec.argument, spec.size, spec.root, name)
-        case "imagefolder":
-            return load_image_folder(path, name, domains=spec.domains, public=public)
-        case "csv":
-            return load_image_table(path, name, public=public)
-    return load_folder(spec.kind, spec.root, name)
+    """The images of a data set as its source has them."""
+    if spec.kind in READERS:
+        return READERS[spec.kind](spec, public)
+    if spec.kind == "medmnist":
+        return load_medmnist(spec.argument, spec.size, spec.root, spec.title)
+    return load_folder(spec.kind, spec.root, spec.title)
 
 
 def load(spec: DatasetSpec, *, public: bool = False) -> Embeddings:
