@@ -6,6 +6,7 @@ import hashlib
 import json
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import product
 from typing import Any
 
@@ -153,10 +154,10 @@ def loaded(grid: Grid) -> dict[str, Embeddings]:
     data: dict[str, Embeddings] = {}
     held: dict[str, PublicRows] = {}
     for spec in grid.sets:
-        with at(grid.place_of(spec)):
+        with at(partial(grid.place_of, spec)):
             data[spec.key] = load(spec)
         if public := grid.public_beside(spec):
-            with at(grid.place("public")):
+            with at(partial(grid.place_of, spec, public=True)):
                 if public.key not in held:
                     held[public.key] = load_public(public)
                 data[spec.key] = held[public.key].beside(data[spec.key])

@@ -46,6 +46,18 @@ PUBLIC_COLUMNS = (
     *("mechanisms", "tuning", "selection", "noise_at", "counted_by", "chance"),
 )
 """The columns of a row that are no exact function of private data."""
+TO_LEAVE = "a generator may leave under privacy: {noise: secret}, a finite epsilon, and a claim that is proved, or stated and checked"
+
+
+def held_back(row: Row, noise: str | None) -> str:
+    """Why a cell's generator, whose noise is ``seeded`` or ``secret``, may not leave the simulation; "" where it may."""
+    if not row.plan or math.isinf(row.epsilon_target):
+        return "it carries no noise of its run"
+    if noise == "seeded":
+        return "the seed of its noise is known, and with it anyone can take the noise off"
+    if row.status != "ok" or not may_leave(row.claim, row.check):
+        return f"its status is {row.status}, its claim {row.claim}, its check {row.check or 'none'}"
+    return ""
 
 
 class GeneratorFacts(BaseModel):
@@ -72,22 +84,12 @@ class GeneratorFacts(BaseModel):
     @property
     def held_back(self) -> str:
         """Why nothing that is made from it may leave the simulation; "" where everyone may have it, under its epsilon."""
-        row = self.row
-        if self.plan is None or math.isinf(self.plan.epsilon_target):
-            return "it carries no noise of its run"
-        if self.cell.noise == "seeded":
-            return "the seed of its noise is known, and with it anyone can take the noise off"
-        if row.status != "ok" or not may_leave(row.claim, row.check):
-            return f"its status is {row.status}, its claim {row.claim}, its check {row.check or 'none'}"
-        return ""
+        return held_back(self.row, self.cell.noise)
 
     def check_release(self) -> None:
         """Raise a UserError where it may not leave under its epsilon."""
         if self.held_back:
-            hint = (
-                "a generator may leave under privacy: {noise: secret}, a finite epsilon, and a claim that is proved, or stated and checked"
-            )
-            raise UserError(f"cell {self.cell.cell_id}", f"may not be released: {self.held_back}", hint)
+            raise UserError(f"cell {self.cell.cell_id}", f"may not be released: {self.held_back}", TO_LEAVE)
 
     @property
     def public(self) -> GeneratorFacts:
