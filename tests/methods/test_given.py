@@ -45,7 +45,7 @@ def test_what_one_run_draws_is_a_given_entry_of_another(folder: Path) -> None:
     assert one["balanced_accuracy"] == other["balanced_accuracy"] == pytest.approx(made.rows["balanced_accuracy"][0], abs=0.1)
     assert not {"epsilon_spent", "mechanisms", "accountant", "noise"} & {name for name, value in one.items() if value == value and value}
     assert (run.verify().passed, "their author's word" in run.statement()) == (True, True)
-    with pytest.raises(UserError, match="may not be released"):
+    with pytest.raises(UserError, match="may be released: it carries no noise of its run"):
         run.release(Path("out"), cell=one["cell_id"])
     with pytest.raises(UserError, match="give 40 at most"):
         run.synth(Path("again.npz"), cell=one["cell_id"], per_class=50)
