@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
-from contextlib import ExitStack
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager, redirect_stderr, redirect_stdout
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -166,13 +167,20 @@ def check(
     for store in stores:
         store.folder.check()
     name, texts = _named(algorithm), _texts(params)
-    with own_errors(name):
+    with own_errors(name), _silence():
         in_a_grid = parameters(name, texts, "example", "aggregate", EPSILON, DELTA)
         findings = tuple(check_algorithm(name, texts, unit, trust, quick=quick))
     passed = all(finding.passed is not False for finding in findings)
     table = () if passed and not verbose else (findings_table(findings, verbose=verbose),)
     lines = check_lines(name, in_a_grid, findings, quick=quick)
     return Found(passed, (in_a_line(name, findings), *table, *(_noted(store, lines) for store in stores)))
+
+
+@contextmanager
+def _silence() -> Iterator[None]:
+    """What a method prints, in thousands of short trainings, is not shown."""
+    with open(os.devnull, "w") as nowhere, redirect_stdout(nowhere), redirect_stderr(nowhere):
+        yield
 
 
 def _noted(store: ResultStore, lines: list[dict[str, Any]]) -> str:
@@ -242,7 +250,7 @@ def audit(
         values = parameters(name, texts, unit, trust, epsilon, delta)
         short = brief(name, {text.partition("=")[0].strip() for text in texts})
         run = AuditRun(setting_of(name, {**values, **short}, unit, trust, epsilon, delta), pairs)
-        with store.lock(), Progress(console=wide_console(plain_console(), 100), transient=True) as progress:
+        with store.lock(), Progress(console=wide_console(plain_console(), 100), transient=True) as progress, _silence():
             lines = store.audit_pairs(run.key)
             task = progress.add_task("pairs of trainings", total=pairs, completed=len(lines))
             for line in run.missing(lines):
@@ -371,8 +379,7 @@ def embed(
     asked = parse_option(EncoderSpec, "encoder", encoder)
     with at("dataset"):
         images = image_set(spec)
-    with at("encoder"):
-        files = locate(asked)
+    files = locate(asked)
     with kept_handlers():
         made = embedded(EmbedJob(images, files, batch), plain_console(), skip_bad=skip_bad or spec.skip_bad)
         made.save(out)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -291,7 +292,13 @@ class Run(Printed):
             UserError: there is no such generator, or it may not leave.
         """
         from fedsim.evidence.prove import proofs_of
+        from fedsim.results.generators import TO_LEAVE, held_back
 
+        rows = [row for row in self._results.every_row() if row.yields == "generator"]
+        whys = Counter(held_back(row, row.noise) for row in rows)
+        if rows and not whys[""]:
+            said = ", ".join(f"{why} ({count} of {len(rows)})" for why, count in whys.items() if why)
+            raise UserError(str(self.folder), f"none of its generators may be released: {said}", TO_LEAVE)
         generator = self.generator(cell)
         facts, row = generator.facts, generator.facts.row
         (proof,) = proofs_of([row], self._results, trust_plugin=self.trust_plugin)

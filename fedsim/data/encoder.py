@@ -21,7 +21,7 @@ from torch import Tensor
 
 from fedsim.data.spec import EXPORTED, REVISIONS, EncoderSpec
 from fedsim.data.split import SPLIT_SEED
-from fedsim.errors import UserError, not_installed
+from fedsim.errors import UserError, at, not_installed
 from fedsim.files import cache_folder
 
 SMALLEST_CROP = 0.8
@@ -59,6 +59,7 @@ class EncoderFiles:
         return held
 
 
+@at("encoder")
 def locate(spec: EncoderSpec) -> EncoderFiles:
     """Find an encoder's files: a local one, the hub's cache, or the hub."""
     if spec.onnx:

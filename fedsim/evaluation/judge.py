@@ -28,7 +28,7 @@ from fedsim.evaluation.scores import (
 )
 from fedsim.grid.models import Cell
 from fedsim.methods.messages import Tensors
-from fedsim.methods.products import Classifier, Generator, before_sphere, is_classifier, is_personal, own
+from fedsim.methods.products import Classifier, FiniteRows, Generator, before_sphere, is_classifier, is_personal, mapped, own, to_sphere
 from fedsim.models.linear import Interpolated, ProbeClassifier, best_weight, fit_linear, folded
 from fedsim.models.probe import Probe, fit_chosen, fit_probe
 from fedsim.partition import Partition
@@ -47,9 +47,13 @@ def synthesise(
 ) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
     """Synthetic embeddings with uniform labels, which cost no privacy: ``[classes * per_class, d]`` and their labels.
 
-    The draw of that number is of ``client``'s stream, or the server's where all share one.
+    The draw of that number is of ``client``'s stream, or the server's where all share one. Finite rows of draw 0 are in no later draw.
     """
-    labels = torch.arange(classes).repeat_interleave(per_class)
+    counts, inner = torch.full((classes,), per_class), before_sphere(generator)
+    if isinstance(inner, FiniteRows):
+        part = inner.fresh if draw and inner.fresh else inner
+        generator, counts = part if inner is generator else mapped(part, to_sphere), torch.bincount(part.y).clamp(max=per_class)
+    labels = torch.arange(classes).repeat_interleave(counts)
     x = generator.sample(to_device(labels, device), seeds.torch(Purpose.SYNTHESIS, draw, client))
     return x.cpu().numpy().astype(np.float32, copy=False), labels.numpy()
 

@@ -72,7 +72,7 @@ def prove(row: Row, line: Line, *, trust_plugin: bool = False) -> Proof:
     By dp-accounting's privacy loss distribution (pessimistic, both orders, connecting the dots), or its Rényi accountant where the row's
     is one. The plan of an algorithm that is the path of a class is rebuilt only if it is trusted.
     """
-    if row.epsilon_target is None or math.isinf(row.epsilon_target) or row.status in ("failed", "unaccounted", "refuted"):
+    if not line["plan"] or math.isinf(row.epsilon_target) or row.status in ("failed", "unaccounted", "refuted"):
         return Proof(row, "no claim")
     plan: PrivacyPlan = TypeAdapter(PrivacyPlan).validate_json(dump(line["plan"]))
     try:
@@ -205,7 +205,7 @@ class Proofs(Printed):
         counts = Counter(proof.verdict for proof in self.proofs)
         words = f"{counts['proved']} of {len(self.proofs)} rows proved: each plan is its algorithm's, each ε what dp-accounting computes, "
         words += f"at most {MOST_BELOW:.1%} below and {MOST_ABOVE:.0%} above"
-        others: dict[Verdict, str] = {"differs": "differ", "not proved": "cannot be proved", "no claim": "claim no ε"}
+        others: dict[Verdict, str] = {"differs": "differ", "not proved": "cannot be proved", "no claim": "claim no ε of this run's"}
         words += "".join(f"; {counts[verdict]} {what}" for verdict, what in others.items() if counts[verdict])
         for text in (words, *together([proof.row for proof in self.proofs if proof.verdict == "proved"])):
             console.print(text, highlight=False, markup=False)

@@ -6,6 +6,7 @@ import hashlib
 import json
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import product
 from typing import Any
 
@@ -20,6 +21,7 @@ from fedsim.errors import PluginError, UserError, at, nearest
 from fedsim.grid.models import Cell, Curve, Evaluation, Grid, Loc, Tuning, data_key, shown
 from fedsim.grid.read import complaint
 from fedsim.methods.algorithm import Algorithm
+from fedsim.methods.given import GivenRows
 from fedsim.methods.messages import Task
 from fedsim.partition import Partition, as_seen, check_partition, make_partition
 from fedsim.partition.partition import TOGETHER_KEY, check_split
@@ -152,10 +154,10 @@ def loaded(grid: Grid) -> dict[str, Embeddings]:
     data: dict[str, Embeddings] = {}
     held: dict[str, PublicRows] = {}
     for spec in grid.sets:
-        with at(grid.place_of(spec)):
+        with at(partial(grid.place_of, spec)):
             data[spec.key] = load(spec)
         if public := grid.public_beside(spec):
-            with at(grid.place("public")):
+            with at(partial(grid.place_of, spec, public=True)):
                 if public.key not in held:
                     held[public.key] = load_public(public)
                 data[spec.key] = held[public.key].beside(data[spec.key])
@@ -238,7 +240,7 @@ def expand(resolved: Resolved, data: Mapping[str, Embeddings]) -> tuple[Cell, ..
         for spec in grid.sets
         for point in product(grid.alpha, grid.clients, grid.seeds, evaluations(grid, spec, data[spec.key].columns))
         for variant in resolved.variants
-        for epsilon in (grid.epsilon if variant.cls.private else (None,))
+        for epsilon in (grid.epsilon if variant.cls.private else (float(variant.params["epsilon"]) if variant.cls is GivenRows else None,))
     )
     seen: set[Any] = set()
     for cell in cells:
@@ -260,7 +262,7 @@ def _cell(
     scheme = grid.division.model_dump(mode="json") | ({"alpha": alpha} if grid.partition.uses_alpha else {})
     # without an epsilon there is no budget to protect a unit with
     noise = grid.privacy.noise if private else "seeded"
-    budget = [json_number(epsilon), grid.delta, grid.model_dump(include={"unit"})["unit"], grid.trust, noise] if private else None
+    budget = None if epsilon is None else [json_number(epsilon), grid.delta, grid.model_dump(include={"unit"})["unit"], grid.trust, noise]
     training = identity(
         {
             "algorithm": place_of(variant.cls),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import re
 from collections.abc import Mapping
@@ -27,7 +28,7 @@ from fedsim.data.spec import DatasetSpec, EncoderSpec
 from fedsim.models.probe import PROBE_C
 from fedsim.partition import PartitionSpec
 from fedsim.plugins import code_hash
-from fedsim.plugins.registry import name_of
+from fedsim.plugins.registry import GIVEN, name_of
 from fedsim.privacy.plan import MOST_DELTA, Trust, Unit
 from fedsim.privacy.selection import Distribution
 from fedsim.words import json_number
@@ -96,8 +97,10 @@ def _seconds(given: Any) -> Any:
     return given if parts is None else float(parts[1]) * {"s": 1, "m": 60, "h": 3600, "d": 86400}[parts[2]]
 
 
-def _infinite(given: Any) -> Any:
-    """Infinity, which JSON has as a word."""
+def _budget(given: Any) -> Any:
+    """Infinity, which JSON has as a word; 0, which some take for no noise, is none."""
+    if given == 0:
+        raise ValueError("0 would be infinite noise; give a number above 0, or .inf, which is no noise and no privacy")
     return float("inf") if given == "inf" else given
 
 
@@ -120,7 +123,7 @@ class GroupUnit(_Model):
 
 Real = Annotated[float, Field(strict=True)]
 Whole = Annotated[int, Field(strict=True)]
-Epsilon = Annotated[float, BeforeValidator(_infinite), Field(gt=0, strict=True), PlainSerializer(json_number, when_used="json")]
+Epsilon = Annotated[float, BeforeValidator(_budget), Field(gt=0, strict=True), PlainSerializer(json_number, when_used="json")]
 Axis = Annotated[tuple[_Item, ...], BeforeValidator(listed), Field(min_length=1)]
 Seed = Annotated[Whole, Field(ge=0, lt=2**63)]
 Seeds = Annotated[tuple[Seed, ...], BeforeValidator(_ranges), Field(min_length=1)]
@@ -262,7 +265,7 @@ class Resources(_Model):
 
 
 class AlgorithmEntry(_Model):
-    """One entry of ``algorithms``: a name, or a mapping.
+    """One entry of ``algorithms``: a name, or a mapping; ``{rows: FILE}`` are rows made elsewhere (:mod:`fedsim.methods.given`).
 
     Attributes:
         name: a registered name, an entry point, ``pkg.module:Class`` or ``file.py:Class``; in Python also a class.
@@ -285,6 +288,10 @@ class AlgorithmEntry(_Model):
 
     def within(self, folder: Path) -> AlgorithmEntry:
         """The same algorithm with the path of its file taken from ``folder``; what it is called stays."""
+        if self.name == GIVEN:
+            path = Path(os.path.abspath(folder / str(self.params.get("rows"))))
+            digest = hashlib.sha256(path.read_bytes()).hexdigest() if path.is_file() else ""  # what is no file is refused as it is read
+            return self.model_copy(update={"params": {**self.params, "rows": code_hash.shown(path), "sha256": digest}})
         file, _, cls = self.name.rpartition(":")
         if not file.endswith(".py"):
             return self
@@ -297,6 +304,9 @@ class AlgorithmEntry(_Model):
         if isinstance(given, Mapping) and isinstance(own := given.get("name"), type):
             registered = vars(own).get("name", ":")
             return {"label": own.__name__ if ":" in registered else registered, **given, "name": name_of(own)}
+        if isinstance(given, Mapping) and "rows" in given:
+            params = {key: value for key, value in given.items() if key != "label"}
+            return {"name": GIVEN, "params": params, "label": given.get("label", Path(str(given["rows"])).stem)}
         return {"name": given} if isinstance(given, str) else given
 
 
@@ -380,9 +390,15 @@ class Grid(_Model):
         encoders = self.encoder[:1] if dataset.encoder is None else (dataset.encoder,)
         return None if self.public is None else self.public.encoded_by(encoders)[0]
 
-    def place_of(self, dataset: DatasetSpec) -> str:
-        """The text that names one of ``sets`` in a message."""
-        return self.place("dataset", next(i for i, spec in enumerate(self.dataset) if dataset in spec.encoded_by(self.encoder)))
+    def place_of(self, dataset: DatasetSpec, where: str, *, public: bool = False) -> str:
+        """The text that names one of ``sets``, or the public rows beside it, in a message; of ``encoder: WHERE`` the encoder."""
+        i = next(i for i, spec in enumerate(self.dataset) if dataset in spec.encoded_by(self.encoder))
+        given, loc = (self.public, ("public",)) if public else (self.dataset[i], ("dataset", i))
+        key, _, rest = where.partition(": ")
+        if key == "encoder" and given is not None:
+            shared = next((j for j, each in enumerate(self.encoder) if each == dataset.encoder), 0)
+            loc, where = ((key, shared) if given.encoder is None else (*loc, key)), rest
+        return ": ".join(filter(None, (self.place(*loc), where)))
 
     @property
     def unit_column(self) -> str | None:

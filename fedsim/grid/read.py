@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import re
+import unicodedata
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -100,7 +101,7 @@ def load_grid(
         given, lines = read_yaml(path)
         if not isinstance(given, dict):
             raise UserError(str(path), "is not a mapping", "write `key: value` lines, at least `algorithms: [NAME]`")
-        data, source, folder = {"name": path.stem, **given}, Origin(str(path), lines=lines), path.absolute().parent
+        data, source, folder = {"name": slug(path.stem), **given}, Origin(str(path), lines=lines), path.absolute().parent
     pairs = overrides.items() if isinstance(overrides, Mapping) else [assignment(text) for text in overrides]
     changed = tuple(put(data, key, value) for key, value in pairs)
     if more := list(algorithms):
@@ -113,6 +114,12 @@ def load_grid(
     axes = {name: getattr(checked, name) for name in ("dataset", "encoder", "algorithms")}
     placed: dict[str, Any] = {name: tuple(entry.within(folder) for entry in axis) for name, axis in axes.items()}
     return checked.model_copy(update=placed | {"public": checked.public and checked.public.within(folder)})
+
+
+def slug(text: str) -> str:
+    """A text as a grid's name: letters lose their accents, and what else a name may not have is a dash."""
+    plain = unicodedata.normalize("NFKD", text).encode("ascii", "ignore").decode()
+    return re.sub(r"[^A-Za-z0-9._-]+", " ", plain).strip().replace(" ", "-").lstrip("._-")[:100] or "grid"
 
 
 def assignment(text: str, option: str = "set") -> tuple[str, Any]:

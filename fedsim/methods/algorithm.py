@@ -226,7 +226,7 @@ def solved_plan(algorithm: Algorithm, epsilon: float | None, delta: float) -> Pr
     if any(release.name == SCORE for release in releases):
         where, what = f"{type(algorithm).__name__}.releases", f"a release is called '{SCORE}'"
         raise PluginError(where, what, "give it another name; the harness scores trainings under this one, with noise of its own")
-    if epsilon is None:
+    if epsilon is None or not algorithm.private:
         return None
     return calibrate(
         epsilon=epsilon,

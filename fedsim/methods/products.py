@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, Protocol, TypeVar, runtime_checkable
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, TypeVar, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -129,3 +129,19 @@ def on_sphere(made: Product) -> Product:
 def before_sphere(made: Product) -> Product:
     """What was made, before :func:`on_sphere`."""
     return made.generator if isinstance(made, Mapped) and made.onward is to_sphere else made
+
+
+class FiniteRows(NamedTuple):
+    """Rows ``x`` of every class with labels ``y``, on the CPU, as a generator; none of the ``fresh`` ones beside them is drawn."""
+
+    x: Tensor
+    y: Tensor
+    fresh: FiniteRows | None = None
+
+    def sample(self, labels: Tensor, stream: torch.Generator) -> Tensor:
+        """Rows of these labels, of a class in random order, and again only where more are asked for than there are."""
+        chosen, order = torch.empty_like(labels, device="cpu"), torch.randperm(len(self.y), generator=stream)
+        for label in set(labels.tolist()):
+            own, asked = order[self.y[order] == label], torch.nonzero(labels.cpu() == label).flatten()
+            chosen[asked] = own[torch.arange(len(asked)) % len(own)]
+        return self.x[chosen]

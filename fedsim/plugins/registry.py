@@ -26,6 +26,8 @@ if TYPE_CHECKING:
     from fedsim.methods.algorithm import Algorithm
 
 GROUP = "fedsim.algorithms"
+GIVEN = "given-rows"
+"""What a grid's ``{rows: FILE}`` is by: no method that anyone would list or check."""
 NOTEBOOK = "__main__:"
 """How the names of classes begin that no other process can import."""
 _registered: dict[str, type[Algorithm]] = {}
@@ -64,7 +66,8 @@ def lookup(name: str, where: str = "algorithm") -> type[Algorithm]:
     cls: Any = _registered.get(name)
     if cls is None:
         # installed names have no colon, and reading what is installed takes as long as a short training
-        path = name if ":" in name else next((entry.value for entry in entry_points(group=GROUP) if entry.name == name), name)
+        path = "fedsim.methods.given:GivenRows" if name == GIVEN else name
+        path = path if ":" in path else next((entry.value for entry in entry_points(group=GROUP) if entry.name == name), name)
         if ":" not in path:
             of_file = name.endswith(".py") or "/" in name
             raise UserError(where, f"unknown algorithm '{name}'", f"name its class: {name}:CLASS" if of_file else nearest(name, known()))

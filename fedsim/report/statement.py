@@ -7,6 +7,7 @@ from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 
 from fedsim.evidence.prove import Proof
+from fedsim.plugins.registry import GIVEN
 from fedsim.privacy.plan import THEOREMS
 from fedsim.privacy.selection import SCORE
 from fedsim.results.columns import Row, large_deltas
@@ -124,6 +125,10 @@ def _is_tuned(row: Row) -> bool:
 def _parts(rows: Sequence[Row]) -> Iterator[tuple[str, str]]:
     """The sentences of rows of one setting; equal ones are said once."""
     row, overspent = rows[0], rows[0].status == "overspent"
+    if row.algorithm == GIVEN:
+        said = f"ε = {number(row.epsilon_target)} at δ = {number(row.delta)} is their author's word, neither counted nor checked"
+        yield "claim", f"{row.claim}: its rows were made elsewhere; {said}"
+        return
     if not _is_private(row):
         what = "it ran without noise (ε = ∞)" if row.epsilon_target is not None else "it adds no noise, and ε has no meaning for it"
         yield "guarantee", f"none: {what}; nothing that it makes may be released as private"

@@ -15,6 +15,7 @@ from rich.text import Text
 
 from fedsim.errors import UserError, nearest
 from fedsim.evaluation.measures import MEASURES
+from fedsim.grid.models import Evaluation
 from fedsim.privacy.plan import THEOREMS
 from fedsim.report.terminal import frame_table
 from fedsim.results.columns import UNDRAWN
@@ -395,7 +396,13 @@ def site_table(settings: Settings, clients: pd.DataFrame, digits: int = 3) -> Ta
 
 
 def measures_of(settings: Settings, *, terminal: bool = False) -> list[str]:
-    """The measures with a table that some row has, those of a terminal or all; balanced accuracy first, always."""
-    shown = [name for name, measure in MEASURES.items() if measure.table and (measure.terminal or not terminal)]
+    """The measures with a table that some row has, those of a terminal or all; balanced accuracy first, always.
+
+    A terminal has its own, and those of the readouts of grids that ask for others than the default ones.
+    """
+    given = {tuple(each) for each in settings.rows.get("evaluation.readouts", ()) if isinstance(each, list | tuple)}
+    asked = {readout for each in given - {Evaluation().readouts} for readout in each}
+    of = {name: "fidelity" if measure.fidelity else name.partition("_")[0] for name, measure in MEASURES.items()}
+    shown = [name for name, measure in MEASURES.items() if measure.table and (measure.terminal or of[name] in asked or not terminal)]
     held = [name for name in shown if settings.averaged[name].notna().any()]
     return list(dict.fromkeys(["balanced_accuracy", *held]))

@@ -12,6 +12,7 @@ from pydantic import TypeAdapter
 
 from fedsim.evaluation.measures import MEASURES
 from fedsim.json_lines import dump
+from fedsim.plugins.registry import GIVEN
 from fedsim.privacy.mechanism import Mechanism
 from fedsim.privacy.plan import THEOREMS, large_delta
 from fedsim.privacy.selection import Selection
@@ -104,6 +105,10 @@ def row_of(
 ) -> Row:
     """The row of a cell, by its lines: without a judgement as its training left it; references, audit and check where they are known."""
     cell, plan = training["cell"], training["plan"] or {}
+    told = plan
+    if cell["algorithm"] == GIVEN:  # in place of a plan their author's word
+        epsilon, claim = float(cell["epsilon"]), cell["params"]["claim"]
+        told = {"epsilon_target": epsilon, "claim": claim if epsilon < math.inf else "none", "delta": cell["delta"], "trust": cell["trust"]}
     ledger, tuning = (training["ledger"] or {}) if plan else {}, cell.get("tuning")
     failure = training["error"] or (judgement and judgement["error"])
     judged: Line = judgement if judgement is not None and failure is None else {}
@@ -118,7 +123,7 @@ def row_of(
         "label": label,
         "status": status,
         "error": failure or ({"type": "Unaccounted", "message": unaccounted, "traceback": ""} if unaccounted else None),
-        "claim": plan.get("claim", "none"),
+        "claim": told.get("claim", "none"),
         "check": check,
         "evaluation": {name: value for name, value in evaluation.items() if name != "unseen"},
         "chance": 1 / training["task"]["classes"],
@@ -128,8 +133,8 @@ def row_of(
         chosen = {name: cell["params"][name] for name in tuning["space"]}
         own["tuning"] = {**tuning, "chosen": chosen, "trained": training.get("trials")}
     unit, groups = cell["unit_column"] or cell["unit"], training["train_groups"]
-    private = {"unit": unit, "relation": "add-or-remove-one", "noise": cell["noise"], "train_groups": groups}
-    lines = {"own": own, "cell": cell, "training": training, "plan": plan, "ledger": ledger, "private": private if plan else None}
+    private = {"unit": unit, "train_groups": groups, **({"relation": "add-or-remove-one", "noise": cell["noise"]} if plan else {})}
+    lines = {"own": own, "cell": cell, "training": training, "plan": told, "ledger": ledger, "private": private if told else None}
     lines |= {"judged": judged, "ceiling": ceiling, "local_only": local_only, "audit": audit}
     lines["scores"] = _scores(cell_id, judged, ceiling, local_only)
     return Row({name: column.value(lines) for name, column in COLUMNS.items()}, plan)

@@ -46,6 +46,18 @@ PUBLIC_COLUMNS = (
     *("mechanisms", "tuning", "selection", "noise_at", "counted_by", "chance"),
 )
 """The columns of a row that are no exact function of private data."""
+TO_LEAVE = "a generator may leave under privacy: {noise: secret}, a finite epsilon, and a claim that is proved, or stated and checked"
+
+
+def held_back(row: Row, noise: str | None) -> str:
+    """Why a cell's generator, whose noise is ``seeded`` or ``secret``, may not leave the simulation; "" where it may."""
+    if not row.plan or math.isinf(row.epsilon_target):
+        return "it carries no noise of its run"
+    if noise == "seeded":
+        return "the seed of its noise is known, and with it anyone can take the noise off"
+    if row.status != "ok" or not may_leave(row.claim, row.check):
+        return f"its status is {row.status}, its claim {row.claim}, its check {row.check or 'none'}"
+    return ""
 
 
 class GeneratorFacts(BaseModel):
@@ -72,22 +84,12 @@ class GeneratorFacts(BaseModel):
     @property
     def held_back(self) -> str:
         """Why nothing that is made from it may leave the simulation; "" where everyone may have it, under its epsilon."""
-        row = self.row
-        if row.epsilon_target is None or math.isinf(row.epsilon_target):
-            return "it carries no noise"
-        if self.cell.noise == "seeded":
-            return "the seed of its noise is known, and with it anyone can take the noise off"
-        if row.status != "ok" or not may_leave(row.claim, row.check):
-            return f"its status is {row.status}, its claim {row.claim}, its check {row.check or 'none'}"
-        return ""
+        return held_back(self.row, self.cell.noise)
 
     def check_release(self) -> None:
         """Raise a UserError where it may not leave under its epsilon."""
         if self.held_back:
-            hint = (
-                "a generator may leave under privacy: {noise: secret}, a finite epsilon, and a claim that is proved, or stated and checked"
-            )
-            raise UserError(f"cell {self.cell.cell_id}", f"may not be released: {self.held_back}", hint)
+            raise UserError(f"cell {self.cell.cell_id}", f"may not be released: {self.held_back}", TO_LEAVE)
 
     @property
     def public(self) -> GeneratorFacts:
@@ -143,7 +145,10 @@ class SavedGenerator:
 
     def synthesise(self, per_class: int, seed: int | None = None) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
         """``per_class`` synthetic embeddings of every class, and their labels; by default those that the cell was scored on."""
-        return synthesise(self.generator, self.facts.task.classes, per_class, self._seeds(seed))
+        x, y = synthesise(self.generator, self.facts.task.classes, per_class, self._seeds(seed))
+        if len(y) < self.facts.task.classes * per_class:
+            raise UserError("per_class", "the given rows are fewer", f"give {np.bincount(y).min()} at most, or take the file as it is")
+        return x, y
 
     def manifest(self, per_class: int, seed: int | None = None) -> dict[str, Any]:
         """What a file of :meth:`synthesise` has to carry: what the rows are and what privacy was paid for them."""

@@ -31,7 +31,7 @@ from fedsim.results.store import ResultStore
 from fedsim.runs.display import Display
 from fedsim.runs.jobs import CellJob, Job, RunContext, audit_of, check_of, checked_facts, references_of
 from fedsim.runs.manifest import kept_entries, prepared_again, write_manifest
-from fedsim.runs.plan_view import show_warnings
+from fedsim.runs.plan_view import show_warnings, time_left
 from fedsim.runs.prepare import Prepared, label_matrices
 from fedsim.runs.scheduler import Scheduler
 from fedsim.runs.worker import ClusterLost, InProcess
@@ -52,8 +52,8 @@ def engine_for(
 ) -> tuple[Prepared, AbstractContextManager[Engine]]:
     """What runs a grid: the cluster joined at ``address``, this process where that is asked for or takes less time, or a new cluster."""
     # a class of a notebook is in no other process
-    in_process = in_process or any(trial.cell.algorithm.startswith(NOTEBOOK) for trial in prepared.trials)
-    if address is None and (in_process or prepared.short):
+    here = in_process or any(trial.cell.algorithm.startswith(NOTEBOOK) for trial in prepared.trials)
+    if address is None and (here or prepared.short):
         return replace(prepared, parallel=1), nullcontext(InProcess(prepared.nodes[0], capture=not in_process))
     if address is None and "ray" not in sys.modules:  # nobody else on this machine may use a cluster of this process's own
         by_token = os.environ.setdefault("RAY_AUTH_MODE", "token") == "token"
@@ -86,6 +86,9 @@ def run_bench(
         if older := sum(cell["source"] != sources.get(cell["algorithm"], cell["source"]) for cell in trained):
             print_line(console, f"left out: {counted(older, 'row')} of older code", "yellow")
         ended = Counter(row.status for row in lines.rows_of(bare) if row.status != "failed" or not retry_failed)
+        minutes, words = (0.0, "") if prepared.short else time_left(prepared, folder)
+        if minutes >= 1:
+            print_line(console, words)
         run = RunContext(prepared, store, Display(console, len(bare), ended))
         jobs = list(missing_jobs(run, audits, lines, retry_failed=retry_failed))
         for trial in prepared.trials:  # a checkpoint that a crash left may hold the key of secret noise

@@ -3,28 +3,37 @@
 from __future__ import annotations
 
 import math
+import time
+from collections import defaultdict
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
+import torch
 from rich.console import Console
+from threadpoolctl import threadpool_limits
 
 from fedsim.data.embeddings import untested
 from fedsim.evaluation.readouts import left_out
+from fedsim.methods.messages import Message, Round, Tensors
+from fedsim.plugins.code_hash import is_shipped
+from fedsim.plugins.registry import lookup
 from fedsim.privacy.plan import Release, large_delta
 from fedsim.report.terminal import frame_table
+from fedsim.results.store import ResultStore
 from fedsim.runs.prepare import Prepared, label_matrices
-from fedsim.training.trial import Trial
+from fedsim.seeds import Seeds
+from fedsim.training.cohort import Cohort, LocalPool, build_algorithm
+from fedsim.training.rounds import to_the_end, train
+from fedsim.training.trial import Trial, first_rounds, local_pool, made_up_cohort
 from fedsim.words import Printed, counted, number, print_line, wide_console
 
 if TYPE_CHECKING:
     import pandas as pd
 
-    from fedsim.training.cohort import Cohort
-
-Parts = tuple["Cohort", Mapping[str, Mapping[str, tuple[int, ...]]]]
+Parts = tuple[Cohort, Mapping[str, Mapping[str, tuple[int, ...]]]]
 """Clients on made-up rows, and the shapes of the tensors that they send, by release."""
 ROWS_A_CLIENT = 2
 """Rows of every client in the rounds that show the shapes of what is sent."""
@@ -57,6 +66,8 @@ class Plan(Printed):
             cell, plan = trial.cell, trial.plan
             facts: dict[str, Any] = {"cell": cell.cell_id, "algorithm": cell.label, "data": cell.dataset.display, "α": cell.alpha}
             facts |= {"clients": cell.clients, "seed": cell.seed, "actors": len(trial.sizes), "claim": plan.claim if plan else "none"}
+            if plan is None and cell.epsilon is not None:  # the word of those who made the rows
+                facts |= {"claim": "none" if math.isinf(cell.epsilon) else cell.params["claim"], "ε": cell.epsilon, "δ": cell.delta}
             if plan is not None:
                 facts |= {"ε": plan.epsilon_target, "ε reached": plan.epsilon_reached, "δ": plan.delta, "σ": plan.sigma}
                 facts["q"] = ", ".join(number(release.sample_rate) for release in plan.releases)
@@ -116,21 +127,46 @@ class Plan(Printed):
         print_line(console, f"{counted(prepared.parallel, 'cell')} at a time, actors with {prepared.need} each")
         if prepared.repeated:
             print_line(console, f"{counted(prepared.repeated, 'cell')} equal to another by construction: trained once")
-        print_line(console, f"{self._time()}; nothing was run")
+        print_line(console, f"{time_left(prepared, self.folder)[1]}; nothing was run")
 
-    def _time(self) -> str:
-        """How long the cells take that are not finished, by those of the same method that ran in the folder."""
-        from fedsim.results.store import ResultStore
 
-        trainings, took = ResultStore(self.folder).last("trainings"), dict[str, list[float]]()
-        for line in trainings.values():
-            if line["error"] is None:
-                took.setdefault(line["cell"]["algorithm"], []).append(line["seconds"])
-        left = [trial.cell.algorithm for trial in self.prepared.trials if trial.cell.training_id not in trainings]
-        if unknown := sorted({name for name in left if name not in took}):
-            return f"time: not known before a cell of {', '.join(unknown)} has run in {self.folder}"
-        minutes = sum(fmean(took[name]) for name in left) / self.prepared.parallel / 60
-        return f"time: about {minutes:.1f} minutes of training for the {counted(len(left), 'cell')} left"
+def time_left(prepared: Prepared, folder: Path) -> tuple[float, str]:
+    """The minutes of training that a folder lacks, and these in words: by trainings of the same method that ran there, else by a warm-up.
+
+    Plug-ins, whose code is not to run in this process, and cells on GPUs have none.
+    """
+    trainings, took, seconds = ResultStore(folder).last("trainings"), defaultdict[str, list[float]](list), defaultdict[str, float](float)
+    for line in trainings.values():
+        if line["error"] is None:
+            took[line["cell"]["algorithm"]].append(line["seconds"])
+    cells = [one for one in prepared.trials if prepared.equal.get(one.cell.training_id, one.cell.training_id) == one.cell.training_id]
+    left, rates = [trial for trial in cells if trial.cell.training_id not in trainings], dict[tuple[str, str], dict[str, float]]()
+    unknown = sorted({one.cell.algorithm for one in left if prepared.need.gpus or not is_shipped(lookup(one.cell.algorithm))} - {*took})
+    for trial in (trial for trial in left if trial.cell.algorithm not in unknown):
+        name, tuning, kind = trial.cell.algorithm, trial.cell.tuning, (trial.cell.algorithm, trial.data_key)
+        if name not in took:
+            rates[kind] = rates.get(kind) or seconds_a_round(trial, prepared)
+            releases = [phase.release for phase in build_algorithm(name, trial.cell.params, trial.task).phases()]
+            whole = (tuning.trials if tuning else 1) * sum(rates[kind][each.name] * each.rounds for each in releases)
+        seconds[name] += fmean(took[name]) if name in took else whole
+    minutes, dearest = sum(seconds.values()) / prepared.parallel / 60, max(seconds, key=seconds.__getitem__, default="")
+    long = f"{minutes / 60:.1f} hours" if minutes > 90 else f"{minutes:.1f} minutes"
+    words = [f"about {long} of training for the {counted(len(left), 'cell')} left"] if seconds or not unknown else []
+    words += [f"{seconds[dearest] / sum(seconds.values()):.0%} of it {dearest}"] if len(seconds) > 1 and minutes > 1 else []
+    words += [f"not known before a cell of {', '.join(unknown)} has run in {folder}"] if unknown else []
+    return minutes, f"time: {', '.join(words)}"
+
+
+def seconds_a_round(trial: Trial, prepared: Prepared) -> dict[str, float]:
+    """The seconds of a round of each release of a cell, by the second where there are two; nothing of it is kept."""
+    data, seconds = prepared.data[trial.data_key], dict[str, float]()
+    with torch.random.fork_rng(devices=[]), threadpool_limits(max(1, int(prepared.need.cpus))):
+        algorithm = build_algorithm(trial.cell.algorithm, trial.cell.params, trial.given(data).task)
+        pool, started = local_pool(trial.given(data), data), time.perf_counter()
+        for record in train(algorithm, pool, trial.plan, Seeds(0), schedule=first_rounds(algorithm, 2)):
+            seconds[record.values["release"]] = time.perf_counter() - started
+            started = time.perf_counter()
+    return seconds
 
 
 def show_warnings(prepared: Prepared, console: Console) -> None:
@@ -151,14 +187,6 @@ def show_warnings(prepared: Prepared, console: Console) -> None:
 
 def parts_of(trial: Trial) -> Parts:
     """A cell's clients and the shapes of what they send, from the first round of each release on a few made-up rows a client."""
-    import torch
-
-    from fedsim.methods.messages import Message, Round, Tensors
-    from fedsim.seeds import Seeds
-    from fedsim.training.cohort import LocalPool
-    from fedsim.training.rounds import to_the_end, train
-    from fedsim.training.trial import first_rounds, made_up_cohort
-
     shapes: dict[str, dict[str, tuple[int, ...]]] = {}
 
     class Noted(LocalPool):

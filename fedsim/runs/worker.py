@@ -246,12 +246,13 @@ class Worker(Process):
             return
         handler = logging.StreamHandler(self.output)
         logging.captureWarnings(True)
-        logging.getLogger().addHandler(handler)
+        root, others = logging.getLogger(), logging.getLogger().handlers  # such as opacus', which writes to the terminal
+        root.handlers = [handler]
         try:
             with contextlib.redirect_stdout(self.output), contextlib.redirect_stderr(self.output):
                 yield
         finally:
-            logging.getLogger().removeHandler(handler)
+            root.handlers = others
 
     def printed(self) -> str:
         """What was printed since the last call."""

@@ -1,7 +1,9 @@
 """What the API does by name and by command: benches, lists, checks, audits, accounts and embeddings."""
 
 import json
+import math
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -148,9 +150,28 @@ def test_a_dry_run_has_cells_noise_partitions_memory_and_time_and_writes_nothing
     assert done.returncode == 0, done.stderr
     assert "warning: δ = 0.02 is not below 1/n = 0.005 for the 200 training rows" in done.stdout
     assert "warning: mine has no test row of 2 of its 3 classes (0, 2): balanced accuracy is over the others" in done.stdout
-    for said in ("0.0 MiB once a machine", "time: not known before a cell of dp-gaussian, fedavg-linear", "nothing was run"):
+    for said in ("0.0 MiB once a machine", "time: about", "of training for the 6 cells left", "nothing was run"):
         assert said in done.stdout
     assert sorted(path.name for path in folder.iterdir()) == ["d.npz", "g.yaml"]
+
+
+def test_how_long_a_grid_takes_is_said_before_it_starts_and_by_which_method(folder: Path, command: Command) -> None:
+    write(folder, "mine", GOOD)
+    grid = SMALL | {"algorithms": ["dp-gaussian", "dp-cvae", "mine.py:MyMethod"], "seeds": list(range(20))}
+    (folder / "g.yaml").write_text(json.dumps(grid))
+    said = command("bench", "g.yaml", "--dry-run").stdout
+    found = re.search(r"time: about [\d.]+ (minutes|hours) of training for the 60 cells left, (\d+)% of it dp-cvae, not known before", said)
+    assert found, said
+    assert int(found[2]) > 90
+    fedsim.bench(SMALL | {"algorithms": ["mine.py:MyMethod"]}, set={"epsilon": math.inf}, out=folder / "runs/g", in_process=True)
+    assert "not known" not in command("bench", "g.yaml", "--dry-run").stdout
+
+
+def test_what_a_method_prints_in_a_check_or_an_audit_is_not_shown(folder: Path) -> None:
+    write(folder, "chatty", changed("        decoded, kl = model(", '        print("chat")\n        decoded, kl = model('))
+    for told in (["check", "--quick", "--unit", "example", "--trust", "aggregate"], ["audit", "--pairs", "6"]):
+        done = subprocess.run([FEDSIM, *told, "chatty.py:MyMethod"], capture_output=True, text=True, timeout=PATIENCE)
+        assert (done.returncode, "chat\n" in done.stdout + done.stderr) == (0, False), done.stdout + done.stderr
 
 
 STOPS = """

@@ -136,7 +136,7 @@ def test_a_generator_leaves_as_a_package_if_its_noise_is_secret_and_is_drawn_fro
 ) -> None:
     seeded, secret = (str(bench(small_grid("dp-gaussian", privacy={"noise": noise}), noise).folder) for noise in ("seeded", "secret"))
     package = tmp_path / "package"
-    assert "may not be released" in command("release", seeded, "--out", str(package)).stderr
+    assert "none of its generators may be released" in command("release", seeded, "--out", str(package)).stderr
     assert not package.exists()
     done = command("release", secret, "--out", str(package))
     assert (done.returncode, "dp-gaussian, ε = 1 at δ = 0.0001, claim proved" in done.stdout) == (0, True), done.stderr
@@ -157,7 +157,7 @@ def test_code_that_a_run_names_runs_only_if_it_is_trusted(folder: Path, bench: C
 
 
 def test_a_class_of_a_notebook_is_benched_in_its_process_and_refused_where_others_need_it(
-    folder: Path, monkeypatch: pytest.MonkeyPatch
+    folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     book = Notebook(monkeypatch)
     book.cell("import fedsim, torch\nfrom torch import nn\nfrom fedsim.methods import DPSGD, DPSGDParams\nWIDTH = 6")
@@ -167,6 +167,7 @@ def test_a_class_of_a_notebook_is_benched_in_its_process_and_refused_where_other
         "    def build(self, clients):\n"
         "        return Net(nn.Linear(self.task.dim, WIDTH), nn.Linear(WIDTH, self.task.classes))\n"
         "    def loss(self, model, batch):\n"
+        "        print('chat')\n"
         "        return {'ce': nn.functional.cross_entropy(model(batch.x), batch.y, reduction='none')}\n"
         "    def classifier(self, server):\n"
         "        return server.model\n"
@@ -180,6 +181,8 @@ def test_a_class_of_a_notebook_is_benched_in_its_process_and_refused_where_other
         "run, again = (fedsim.bench(grid, out='run', algorithms=[{'name': Mine, 'params': {'rounds': 2}}]) for _ in range(2))"
     )
     run = book.names["run"]
+    (log,) = (folder / "run" / "logs").iterdir()
+    assert ("chat" in log.read_text(), "chat" in capsys.readouterr().out) == (True, False)
     assert run.rows[["label", "status", "claim", "params.rounds"]].to_numpy().tolist() == [["Mine", "ok", "stated", 2]]
     assert len((folder / "run" / "trainings.jsonl").read_text().splitlines()) == 1
     assert run.verify(rerun=1).passed

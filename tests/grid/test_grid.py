@@ -13,13 +13,14 @@ import numpy as np
 import pytest
 import yaml
 from benches import PATIENCE
+from pictures import save_folder
 from pydantic import Field
 
 from baselines.dp_gaussian import DPGaussian
 from baselines.fedavg_cvae import FedAvgCVAE
 from fedsim.data.embeddings import Embeddings
 from fedsim.errors import UserError
-from fedsim.grid.cells import expand, resolve
+from fedsim.grid.cells import expand, loaded, resolve
 from fedsim.grid.models import Cell, Grid
 from fedsim.grid.read import load_grid
 from fedsim.methods.algorithm import Params
@@ -116,6 +117,7 @@ BASE = "algorithms: [config-private]\n"
     ("text", "message"),
     [
         (BASE + "epsilon:\n  - 1\n  - -1", "g.yaml:4: epsilon[1]: -1: Input should be greater than 0"),
+        (BASE + "epsilon: [1, 0]", "g.yaml:2: epsilon[1]: 0 would be infinite noise; give a number above 0, or .inf, which is no noise"),
         (BASE + "epsilonn: 1", "g.yaml:2: epsilonn: unknown key 'epsilonn'; did you mean 'epsilon'?"),
         (BASE + "evaluation:\n  per_clas: 3", "g.yaml:3: evaluation.per_clas: unknown key 'per_clas'"),
         ("alpha: 1", "g.yaml: algorithms: Field required"),
@@ -144,6 +146,26 @@ def test_a_mistake_is_one_message_with_its_place(write: Write, monkeypatch: pyte
         resolve(load_grid("g.yaml"))
     assert message in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+def test_a_file_of_any_name_is_a_grid_whose_name_is_a_slug(write: Write) -> None:
+    names = {"grille é": "grille-e", "_Essai (2)": "Essai-2", "as.it_is-": "as.it_is-", "网格": "grid"}
+    assert {name: load_grid(write(BASE, f"{name}.yaml")).name for name in names} == names
+
+
+def test_a_missing_file_is_told_before_a_missing_encoder_which_is_told_where_it_stands(
+    write: Write, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("FEDSIM_CACHE", str(tmp_path / "cache"))
+    save_folder(tmp_path / "pets")
+    for text, message in (
+        ("dataset: {imagefolder: none}\nencoder: efficientnet-lite0", r"g.yaml:2: dataset\[0\]: .*there is no such folder"),
+        ("dataset: {imagefolder: pets}\nencoder:\n- efficientnet-lite0", r"g.yaml:4: encoder\[0\]: .*`fedsim embed --make"),
+        ("dataset:\n- imagefolder: pets\n  encoder: efficientnet-lite0", r"g.yaml:4: dataset\[0\].encoder: .*`fedsim embed --make"),
+        ("dataset: digits\npublic: {imagefolder: pets}\nencoder: efficientnet-lite0", "g.yaml:4: encoder: .*`fedsim embed --make"),
+    ):
+        with pytest.raises(UserError, match=message):
+            loaded(load_grid(write(BASE + text)))
 
 
 def test_a_mistake_in_an_override_or_a_file_that_is_none_names_it(write: Write, tmp_path: Path) -> None:

@@ -79,6 +79,10 @@ def test_measures_have_tables_where_a_row_has_them_and_references_of_their_own()
     balanced = {"balanced_accuracy": ["0.953", "0.380", "0.100"], "client_balanced_accuracy": ["0.400", "0.100"]}
     assert found == {**balanced, "personal_accuracy": ["0.950"]}
     assert measures_of(Settings.of(rows[1:])) == ["balanced_accuracy"]
+    read = {"knn_balanced_accuracy": 0.8, "mlp_balanced_accuracy": 0.7, "coverage": 0.5}
+    for asked, shown in ((["knn", "fidelity"], []), (["mlp", "knn"], ["knn_balanced_accuracy", "mlp_balanced_accuracy"])):
+        settings = Settings.of([make_row(evaluation={"readouts": asked}, **read)])
+        assert measures_of(settings, terminal=True) == ["balanced_accuracy", *shown]
     # a reference is the mean of partitions, however many rows each has
     rows = [make_row(cell_id=name, label=name, partition_hash="one", local_only_balanced_accuracy=0.2) for name in "abc"]
     rows.append(make_row(cell_id="d", label="a", seed=1, partition_hash="other", local_only_balanced_accuracy=0.8))

@@ -114,6 +114,8 @@ def test_a_run_keeps_a_generator_for_every_cell(bench):
     assert (loaded.facts.sha256, loaded.vouched) == (row.generator, True)
     with pytest.raises(UserError, match=r"there are several generators; .*; name one with `cell`"):
         load_generator(done.folder)
+    with pytest.raises(UserError, match=r"run: none of its generators may be released: the seed of its noise is known.* \(2 of 2\); a"):
+        fedsim.load(done.folder).release(done.folder / "package")
     with pytest.raises(UserError, match="there is no generator of cell no such"):
         load_generator(done.folder, "no such")
 

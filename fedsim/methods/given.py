@@ -1,0 +1,83 @@
+"""Synthetic rows that were made elsewhere (by Opacus, a colleague, another framework), as a method whose generator yields these rows."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import torch
+from pydantic import Field
+from torch import nn
+
+from fedsim.data.arrays import BadArrays, read_arrays
+from fedsim.data.embeddings import Embeddings
+from fedsim.data.split import TEST
+from fedsim.errors import UserError, at
+from fedsim.methods.algorithm import Algorithm, Params, Phase
+from fedsim.methods.messages import Server
+from fedsim.methods.products import FiniteRows
+
+
+class GivenRowsParams(Params):
+    """A grid's entry ``{rows: FILE, epsilon: 3.1, claim: stated}``.
+
+    Attributes:
+        rows: an .npz file of embeddings ``x`` [n, d] and labels ``y`` [n], numbered as the data set's classes are.
+        epsilon: what they cost at the grid's delta, by their author's word; ``.inf``: no privacy, and no claim.
+        claim: what that rests on: ``stated``, a theorem by the author's word; ``heuristic``; ``none``.
+        sha256: of the file; filled in as a grid is read.
+    """
+
+    rows: str
+    epsilon: float = Field(math.inf, gt=0)
+    claim: Literal["stated", "heuristic", "none"] = "stated"
+    sha256: str = ""
+
+
+class GivenRows(Algorithm):
+    """Synthetic rows that were made elsewhere: nothing is trained here, and what they cost is their author's word."""
+
+    Params = GivenRowsParams
+    private = False
+
+    def phases(self) -> tuple[Phase, ...]:
+        """None: clients' rows are not looked at."""
+        return ()
+
+    def build(self, clients: int) -> nn.Module:
+        """Nothing to train."""
+        return nn.Module()
+
+    def ignores_partition(self) -> bool:
+        """The rows are the same however clients share out theirs."""
+        return True
+
+    def check_setting(self) -> None:
+        """Refuse a file without rows of such a data set."""
+        self.generator()
+
+    def generator(self, server: Server | None = None) -> FiniteRows:
+        """The file's rows, every fifth of each class among the fresh ones; no server has any."""
+        path, task = Path(self.params.rows), self.task
+        with at(str(path)):
+            try:
+                arrays, digest = read_arrays(path), hashlib.sha256(path.read_bytes()).hexdigest()
+                x, y = arrays["x"], arrays["y"]
+            except (BadArrays, KeyError) as error:
+                raise UserError("", f"cannot be read ({error})", "give an .npz file of plain arrays x [n, d] and y [n]") from error
+            if digest != self.params.sha256:
+                raise UserError("", "is not the file that it was when the grid was read", "run the grid again")
+            labels, counts = np.unique(y, return_counts=True)
+            if few := sorted(set(range(task.classes)) - set(labels[counts > 1].tolist())):
+                raise UserError("", f"class {few[0]} has fewer than two rows", "give more: some are held to choose the probe by")
+            split = np.zeros(y.shape, np.int64)
+            for label in labels:
+                split.flat[np.flatnonzero(y == label)[::5]] = TEST
+            data = Embeddings.from_arrays(path.name, x, y, split)
+            if (data.dim, data.classes) != (task.dim, task.classes):
+                raise UserError("", f"has {data.dim} dimensions and {data.classes} classes", f"the data has {task.dim} and {task.classes}")
+        fresh = FiniteRows(torch.from_numpy(data.x_test), torch.from_numpy(data.y_test))
+        return FiniteRows(torch.from_numpy(data.x_train), torch.from_numpy(data.y_train), fresh)

@@ -1,0 +1,90 @@
+"""Rows that were made elsewhere are a point on the curve, judged as all others, and nothing of their epsilon is known here."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from cells import NODES, small_cells
+
+import fedsim
+from fedsim.errors import UserError
+from fedsim.evaluation.judge import Judge, synthesise
+from fedsim.grid.read import load_grid
+from fedsim.methods.products import FiniteRows, on_sphere
+from fedsim.models.probe import STRONG
+from fedsim.runs.prepare import prepare
+from fedsim.seeds import Seeds
+
+SMALL: dict[str, Any] = {"dataset": {"name": "digits", "limit": 200}, "clients": 4, "evaluation": {"per_class": 40}}
+GRID = """dataset: {name: digits, limit: 200}
+alpha: [0.1, 1.0]
+epsilon: [1, 4, .inf]
+algorithms: [{rows: there/mine.npz, epsilon: 3.1}]
+"""
+
+
+def write(folder: Path, **changed: Any) -> Path:
+    """A grid file with given rows beside it."""
+    (folder / "there").mkdir(exist_ok=True)
+    rows = {"x": np.random.default_rng(0).standard_normal((100, 64), dtype=np.float32), "y": np.arange(100) % 10} | changed
+    np.savez(folder / "there" / "mine.npz", **{name: values for name, values in rows.items() if values is not None})
+    (folder / "g.yaml").write_text(GRID)
+    return folder / "g.yaml"
+
+
+def test_what_one_run_draws_is_a_given_entry_of_another(folder: Path) -> None:
+    made = fedsim.bench(SMALL | {"algorithms": ["dp-gaussian"], "epsilon": 4.0}, out="made")
+    made.synth(Path("rows.npz"), per_class=50)
+    theirs = {"rows": "rows.npz", "label": "theirs", "epsilon": 4.0, "claim": "heuristic"}
+    grid = SMALL | {"algorithms": [theirs], "alpha": [0.1, 1.0], "privacy": {"noise": "secret"}}
+    run = fedsim.bench(grid | {"epsilon": [1.0, 8.0]}, out="given")
+    one, other = run.rows.to_dict("records")
+    assert (one["label"], one["status"], one["epsilon_target"], one["claim"]) == ("theirs", "ok", 4.0, "heuristic")
+    assert one["balanced_accuracy"] == other["balanced_accuracy"] == pytest.approx(made.rows["balanced_accuracy"][0], abs=0.1)
+    assert not {"epsilon_spent", "mechanisms", "accountant", "noise"} & {name for name, value in one.items() if value == value and value}
+    assert (run.verify().passed, "their author's word" in run.statement()) == (True, True)
+    with pytest.raises(UserError, match="may be released: it carries no noise of its run"):
+        run.release(Path("out"), cell=one["cell_id"])
+    with pytest.raises(UserError, match="give 40 at most"):
+        run.synth(Path("again.npz"), cell=one["cell_id"], per_class=50)
+    lines = Path("given/trainings.jsonl").read_text()
+    fedsim.bench(grid | {"epsilon": [2.0]}, out="given")
+    assert Path("given/trainings.jsonl").read_text() == lines
+
+
+def test_an_entry_is_one_point_of_every_partition_and_another_one_with_another_file(folder: Path) -> None:
+    first = prepare(load_grid(write(folder)), NODES)
+    assert [(t.cell.label, t.cell.epsilon, t.cell.alpha, t.plan) for t in first.trials] == [("mine", 3.1, at, None) for at in (0.1, 1.0)]
+    assert first.repeated == 1
+    again, changed = (prepare(load_grid(write(folder, **rows)), NODES) for rows in ({}, {"y": np.arange(100)[::-1] % 10}))
+    ids = [[trial.cell.cell_id for trial in prepared.trials] for prepared in (first, again, changed)]
+    assert (ids[0] == ids[1], set(ids[0]) & set(ids[2])) == (True, set())
+
+
+WRONG = {
+    "60 dimensions": {"x": np.zeros((100, 60))},
+    "NaN": {"x": np.full((100, 64), np.nan)},
+    "class 9 has fewer than two rows": {"y": np.arange(100) % 9},
+    "11 classes": {"y": np.arange(100) % 11},
+    "cannot be read": {"y": None},
+}
+
+
+@pytest.mark.parametrize("words", WRONG)
+def test_a_file_that_is_no_rows_of_the_data_set_is_one_message(words: str, folder: Path) -> None:
+    with pytest.raises(UserError, match=rf"g.yaml:4: algorithms.*there/mine.npz.*{words}"):
+        fedsim.bench(write(folder, **WRONG[words]), out="run")
+    assert not Path("run").exists()
+
+
+def test_no_row_that_trained_the_probe_is_among_those_that_choose_its_penalty() -> None:
+    stream = torch.Generator().manual_seed(0)
+    x, y = torch.randn(500, 64, generator=stream), torch.arange(500) % 10  # what a weak penalty finds is nothing of a fresh row
+    made = on_sphere(FiniteRows(x[100:], y[100:], FiniteRows(x[:100], y[:100])))
+    (mine, labels), (fresh, _) = (synthesise(made, 10, 50, Seeds(0), draw=draw) for draw in (0, 2))
+    assert np.bincount(labels).tolist() == [40] * 10
+    assert len(np.unique(np.concatenate([mine, fresh]), axis=0)) == 500
+    (trial,), (data,) = (prepared := small_cells("dp-gaussian", evaluation={"per_class": 40})).trials, prepared.data.values()
+    assert Judge(trial.cell, data, trial.partition, made)._fitted[1] == STRONG / 64
