@@ -30,7 +30,7 @@ class TunedBlock:
     closeness: float = 0.75  # class means are drawn at this share of their distance from their mean
     # mean square of a coordinate of class means as drawn, about their mean, in units of the variance that rows have in it: real classes
     # overlap more than normals of the believed covariance, and a learner of classes that do not overlap ignores how rows vary
-    overlap: float = 0.9
+    overlap: float = 1.8
     least_between: float = 0.1  # least variance of rows between class means, in units of the believed one: equal means leave some
     together: int = 4096  # rows drawn orthogonal to each other at a time, at most: what is gained needs no more, and memory would
     narrowest: float = 0.1  # least and largest variance of a site in the block, in units of what all share
@@ -157,18 +157,13 @@ class BlockGenerator:
         self.outward = tensors["directions"] @ tensors["spread"] if "spread" in tensors else tensors["directions"]
 
     def _roots(self, squared_distance: Tensor) -> Tensor:
-        """Roots of the classes' covariances as rows are drawn with, ``[C, k, k]``: between class means, then the rest given that."""
+        """Roots of the classes' covariances as rows are drawn with, ``[C, k, k]``: between class means, and the rest, independent of it."""
         covariances, onto = self.tensors["prior_covariances"], self.onto
         beyond, count = torch.eye(len(onto), device=onto.device) - onto, onto.trace().clamp_min(1e-12)
         inside = onto @ covariances @ onto
         variance = inside.diagonal(dim1=1, dim2=2).sum(1).mean() / count
         wanted = (squared_distance / count / TUNED.overlap).clamp_min(TUNED.least_between)
-        root = square_root(inside)
-        least = 1e-6 * variance
-        inverse = spectral_function(inside, lambda values: torch.where(values > least, values, torch.inf).rsqrt())
-        follows = inverse @ covariances @ beyond
-        rest = beyond @ covariances @ beyond - follows.transpose(1, 2) @ follows
-        return (wanted / variance.clamp_min(1e-12)).sqrt() * root + follows + square_root(rest)
+        return (wanted / variance.clamp_min(1e-12)).sqrt() * square_root(inside) + square_root(beyond @ covariances @ beyond)
 
     def sample(self, labels: Tensor, stream: torch.Generator) -> Tensor:
         """Synthetic embeddings ``[n, d]``."""
@@ -182,7 +177,7 @@ class BlockGenerator:
         for label, root in enumerate(self.roots):
             drawn = drawn + (labels == label).float()[:, None] * ((between + sign * (inside - between)) @ root)
         drawn = self.means[labels] + drawn
-        # what does not follow from what lies between class means is symmetric: with either sign it has the same law
+        # what does not lie between class means is symmetric: with either sign it has the same law
         w = sign * (w - inside @ directions.T) + drawn @ self.outward.T
         made: Tensor = t["centre"] + t["radius"] * (t["middle"] + w @ t["root"])
         return made

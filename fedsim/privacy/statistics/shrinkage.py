@@ -114,14 +114,13 @@ def of_two(first: Tensor, noise: Tensor, second: Tensor, second_noise: Tensor) -
     return kept * first + (1 - kept) * second, 1 / (precision + other)
 
 
-def pooled_and_own(second: Tensor, means: Tensor, counts: Tensor, std: float, onto: Tensor | None = None) -> Tensor:
+def pooled_and_own(second: Tensor, means: Tensor, counts: Tensor, std: float) -> Tensor:
     """Covariances of all classes ``[C, k, k]``: the class's own, shrunk to the pooled one, and that to a multiple of the identity.
 
     Each keeps the share that its squared distance to the target has beyond the noise's and, a class's, beyond that of sampling (Ledoit and
     Wolf 2004), and no more than leaves it a fifth of the pooled variance in every direction. Second moments ``[C, k, k]`` are symmetric,
     per row of the class, and about means ``[C, k]``; ``std`` is of the noise on a sum's entry off the diagonal, after its triangles were
-    averaged. What the projection ``onto`` some directions has in common with all others is shrunk by itself: much of it may be sampling
-    where little of the rest is.
+    averaged.
     """
     size = second.shape[1]
     entries = size * (size - 1) + 2 * size  # a diagonal entry, which has no second triangle, has twice the variance
@@ -136,14 +135,6 @@ def pooled_and_own(second: Tensor, means: Tensor, counts: Tensor, std: float, on
     apart = own - pooled
     # n normal rows of covariance P have E |S - P|^2 = (tr(P)^2 + |P|^2) / n
     noise = entries * (std / counts).square() + (pooled.trace().square() + pooled.square().sum()) / counts
-    if onto is not None:
-        beyond = torch.eye(size, device=onto.device) - onto
-        across = onto @ apart @ beyond
-        pairs, product = onto.trace() * beyond.trace(), (onto @ pooled).trace() * (beyond @ pooled).trace()
-        energies = pairs * (std / counts).square() + product / counts
-        shares = torch.stack([_beyond(difference, energy) for difference, energy in zip(across, energies, strict=True)])
-        across, shares = across + across.transpose(1, 2), shares[:, None, None]
-        apart, noise = apart - (1 - shares) * across, noise - 2 * (1 - shares[:, 0, 0]) * energies
     kept = torch.stack([_beyond(difference, energy) for difference, energy in zip(apart, noise, strict=True)])
     lowest = -torch.linalg.eigvalsh((white @ apart @ white).double())[:, 0].to(second.dtype)
     # in the pooled one's coordinates the result is I + kept * apart, no eigenvalue of which falls below 1 - 0.8
