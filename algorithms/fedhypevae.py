@@ -1,6 +1,6 @@
 """FedHypeVAE: a hypernetwork makes each client's CVAE; one for all turns a private code into a decoder and a class-conditional prior.
 
-arXiv 2601.00785. The paper leaves sizes, weights and the training of the meta-code open; what is chosen here is said at its parameter.
+arXiv 2601.00785. The paper leaves sizes, weights and the meta-code's training open; what is chosen here is said at its parameter or constant.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from algorithms.fedhypevae_paper import paper_round
-from algorithms.hyper_cvae import FedHypeVAEParams, HyperCVAE, HyperGenerator, fit_meta_codes
+from algorithms.hyper_cvae import BETA, CODE_SCALE, FedHypeVAEParams, HyperCVAE, HyperGenerator, fit_meta_codes
 from fedsim.batch import Batch
 from fedsim.device import normal, to_device
 from fedsim.methods.algorithm import Phase
@@ -22,6 +22,7 @@ from fedsim.methods.clients import Clients
 from fedsim.methods.coordinates import Coordinates
 from fedsim.methods.dp_sgd import DPSGD, RELEASE
 from fedsim.methods.messages import Diagnostic, DiagnosticLike, Round, Server, Tensors
+from fedsim.methods.parameters import signal_shares
 from fedsim.models.cvae import gaussian_nll, gaussian_nll_root, kl_normal, sample_posterior
 from fedsim.models.kernel import batch_mmd, kernel_features, kernel_frequencies, kernel_score
 from fedsim.models.layers import initial_model
@@ -40,6 +41,7 @@ class FedHypeVAE(DPSGD):
     source = "arXiv 2601.00785"
     Params = FedHypeVAEParams
     syntheses = ("neutral", "mixture")
+    decay, average_from = 0.3, 0.7
 
     def build(self, clients: int) -> nn.Module:
         """The cohort's model."""
@@ -86,7 +88,7 @@ class FedHypeVAE(DPSGD):
         s^2 is the current observation variance, held constant: the decoder's gradient is then the residual, whatever s^2 is. With the exact
         posterior, z is a constant and the KL divergence is estimated by log q(z) - log p(z | y, v), which has its gradient.
         """
-        scaled = self.params.code_scale * model.code(batch.layout) if self.params.code else batch.x[:, :0]
+        scaled = CODE_SCALE[self.params.form] * model.code(batch.layout) if self.params.code else batch.x[:, :0]
         code = model.features(scaled)
         prior = model.prior(batch.y, code)
         z, divergence = self.encoded(model, batch, prior)
@@ -95,7 +97,7 @@ class FedHypeVAE(DPSGD):
         unit = observation.detach().exp().squeeze(-1)
         parts = {
             "reconstruction": unit * gaussian_nll(batch.x, decoded, observation),
-            "kl": self.params.beta * unit * divergence,
+            "kl": BETA[self.params.form] * unit * divergence,
         }
         if self.params.kernel:
             made = model.generate(scaled, batch.y, batch.draws["prior"], batch.draws["observation"])
@@ -145,10 +147,12 @@ class FedHypeVAE(DPSGD):
 
     def public_terms(self, model: Any, stream: torch.Generator) -> Mapping[str, Tensor]:
         """The Lipschitz penalty of the hypernetwork."""
-        if not self.params.lipschitz:
-            return {}
-        weight = self.params.lipschitz * self.params.code_scale**2
-        return {"lipschitz": weight * model.lipschitz()}
+        weight = self.params.lipschitz * CODE_SCALE[self.params.form] ** 2
+        return {"lipschitz": weight * model.lipschitz()} if weight else {}
+
+    def step_shares(self, mean: Tensors, noise: Mapping[str, float], state: Tensors, *, by_client: bool) -> Tensors | None:
+        """The gradient's share that is not noise: what noise drowns does not wander; in the paper's form all of it."""
+        return None if self.in_paper_form else signal_shares(mean, noise, state, by_client=by_client)
 
     def diagnostics(self, clients: Clients, parts: Mapping[str, Tensor], round_: Round) -> Mapping[str, DiagnosticLike]:
         """KL in nats per example; of the first :data:`SHOWN` clients norms of what is generated, kernel features of one row a class.
@@ -158,8 +162,8 @@ class FedHypeVAE(DPSGD):
         # no decorator: a method that is not this package's own code is not proved
         with torch.no_grad():
             model: Any = clients.model
-            weight = (self.params.beta * model.observation.variance().double()).float()
-            kl: dict[str, DiagnosticLike] = {"kl": parts["kl"] / weight if self.params.beta and "kl" in parts else []}
+            weight = (BETA[self.params.form] * model.observation.variance().double()).float()
+            kl: dict[str, DiagnosticLike] = {"kl": parts["kl"] / weight if "kl" in parts else []}
             shown = sum(client < SHOWN for client in clients.members)
             if not shown:
                 return kl
@@ -191,11 +195,11 @@ class FedHypeVAE(DPSGD):
         """A generator at the meta-codes, or at the clients' own codes."""
         model: Any = server.model
         if "code.weight" in server.codes:
-            own = self.params.code_scale * server.codes["code.weight"]
+            own = CODE_SCALE[self.params.form] * server.codes["code.weight"]
         else:  # the codes that the clients started from are public
             start: Any = initial_model(self.build, server.seeds, range(self.task.clients)).to(server.device)
             own = start.codes(self.task.clients)
         if self.params.synthesis == "client":
             return HyperGenerator(model, own, own)
-        count = 1 if self.params.synthesis == "neutral" else min(self.params.meta_codes, self.task.clients)
+        count = 1 if self.params.synthesis == "neutral" else min(3, self.task.clients)
         return HyperGenerator(model, fit_meta_codes(model, own, count, self.params.meta_steps, server.seeds), own)

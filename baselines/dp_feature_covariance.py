@@ -124,7 +124,7 @@ class DPFeatureCovariance(DPSGD):
         weight, step = server.model.get_parameter("head.weight"), total["head.weight"] @ server.tensors["preconditioner"]
         with torch.no_grad():
             weight.sub_(step, alpha=self.params.learning_rate * self._decay(round_))
-        if round_.step >= self.params.average_from * self.params.rounds:
+        if round_.step >= self.average_from * self.params.rounds:
             average_step(shared_tensors(server.model), server.tensors)
         return {"parameter_norm": weight.detach().norm()}
 

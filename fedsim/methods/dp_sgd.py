@@ -25,7 +25,7 @@ from fedsim.methods.contract import check_clients, check_loss
 from fedsim.methods.coordinates import PREFIX, Coordinates, coordinate_statistics
 from fedsim.methods.messages import Diagnostic, DiagnosticLike, Message, Round, Server, Tensors, Values
 from fedsim.methods.one_shot import statistic_phase
-from fedsim.methods.parameters import adam_step, average_step, load_parameters, local_names, shared_tensors, signal_shares
+from fedsim.methods.parameters import adam_step, average_step, load_parameters, local_names, shared_tensors
 from fedsim.methods.products import Product, for_embeddings
 from fedsim.privacy.clipping import EngineName, Norms, clipped_sum
 from fedsim.privacy.plan import Claim, Release, Unit
@@ -43,11 +43,7 @@ class DPSGDParams(Params):
         client_rate: the probability with which each client takes part; it amplifies for ``unit: client`` and must be 1 otherwise.
         clip: C, the joint clip norm of one unit's contribution.
         learning_rate, local_learning_rate: Adam's, for the shared and for the per-client parameters.
-        decay: the learning rate falls linearly to this share of itself over the rounds.
-        average_from: the generator is the mean of the iterates from this share of the rounds on (post-processing, free).
         expected_batch: public divisor of the summed gradients; not derived from how many examples there are.
-        follow_signal: every step of Adam is scaled by the share of its gradient that is not noise (post-processing, free): what noise
-            drowns does not wander, and steps shrink as what there is to learn does.
         precondition: share of the budget (in 1 / sigma^2) that is spent on released coordinates in which rows are centred, of one size and
             less stretched (:mod:`fedsim.methods.coordinates`); 0: rows as they are.
         noised: ``all`` clips and noises shared and per-client gradients; ``shared`` the shared ones only.
@@ -60,10 +56,7 @@ class DPSGDParams(Params):
     clip: float = Field(1.0, gt=0)
     learning_rate: float = Field(0.03, gt=0)
     local_learning_rate: float = Field(0.01, ge=0)
-    decay: float = Field(0.05, gt=0, le=1)
-    average_from: float = Field(0.5, ge=0, lt=1)
     expected_batch: float = Field(256, gt=0)
-    follow_signal: bool = False
     precondition: float = Field(0.0, ge=0, lt=1)
     noised: Literal["all", "shared"] = "all"
     engine: EngineName = "bookkeeping"
@@ -74,12 +67,15 @@ class DPSGD(Algorithm):
 
     A subclass supplies :meth:`build`, :meth:`loss`, :meth:`generator` and, if it needs random numbers per example, :meth:`draws`.
     Parameters whose names begin with one of ``server_only`` are the server's: the loss does not read them, clients do not get them, and
-    the server's steps, on :meth:`public_terms` or of the subclass's own, are all that trains them.
+    the server's steps, on :meth:`public_terms` or of the subclass's own, are all that trains them. The learning rate falls linearly to
+    the share ``decay`` of itself; the product is the mean of the iterates from the share ``average_from`` of the rounds on (free).
     """
 
     params: Any
     units: ClassVar[tuple[Unit, ...]] = ("example", "group", "client")
     server_only: ClassVar[tuple[str, ...]] = ()
+    decay: ClassVar[float] = 0.05
+    average_from: ClassVar[float] = 0.5
 
     @abstractmethod
     def loss(self, model: nn.Module, batch: Batch) -> Mapping[str, Tensor]:
@@ -95,6 +91,10 @@ class DPSGD(Algorithm):
         ``stream`` is of the round's random numbers, if a term needs any.
         """
         return {}
+
+    def step_shares(self, mean: Tensors, noise: Mapping[str, float], state: Tensors, *, by_client: bool) -> Tensors | None:
+        """How much of Adam's step each parameter takes, by name, from the noisy mean and its noise's deviation; None: all of it."""
+        return None
 
     def start_in(self, coordinates: Coordinates, server: Server) -> None:
         """Set what starts otherwise where rows are in released coordinates; post-processing, free."""
@@ -193,9 +193,9 @@ class DPSGD(Algorithm):
         sent = {name: value for name, value in result.sums.items() if name not in kept}
         noised = clients.add_noise(round_.release, round_.stream, sent, kept if self.params.noised == "all" else {})
         # in place: with many clients these are the largest tensors of all
-        own = {name: value.div_(norms.weight(name)) for name, value in (kept | noised.kept).items()}
+        mean = {name: value.div_(norms.weight(name)).div_(self.params.expected_batch) for name, value in (kept | noised.kept).items()}
         std = clients.plan.noise_std(round_.release.name) if clients.plan and noised.kept else 0.0
-        self._local_step(clients, round_, own, {name: std / norms.weight(name) for name in own})
+        self._local_step(clients, round_, mean, {name: std / norms.weight(name) / self.params.expected_batch for name in mean})
         return clients.send(
             noised.sent,
             {
@@ -206,14 +206,13 @@ class DPSGD(Algorithm):
             },
         )
 
-    def _local_step(self, clients: Clients, round_: Round, gradients: Tensors, noise: Mapping[str, float]) -> None:
-        if not gradients:
+    def _local_step(self, clients: Clients, round_: Round, mean: Tensors, noise: Mapping[str, float]) -> None:
+        if not mean:
             return
-        parameters = {name: p.detach() for name, p in clients.model.named_parameters() if name in gradients}
-        mean = {name: value.div_(self.params.expected_batch) for name, value in gradients.items()}
-        shares = self._shares(mean, noise, clients.state, by_client=True)
+        parameters = {name: p.detach() for name, p in clients.model.named_parameters() if name in mean}
+        shares = self.step_shares(mean, noise, clients.state, by_client=True)
         adam_step(parameters, mean, clients.state, self.params.local_learning_rate * self._decay(round_), shares=shares)
-        if round_.step >= self.params.average_from * self.params.rounds:
+        if round_.step >= self.average_from * self.params.rounds:
             average_step(parameters, clients.state)
 
     def server_step(self, server: Server, round_: Round, total: Tensors) -> Values:
@@ -221,20 +220,15 @@ class DPSGD(Algorithm):
         norms = self.norms(server.model)
         gradients = {name: value / (norms.weight(name) * self.params.expected_batch) for name, value in total.items()}
         std = server.noise_std(round_.release.name, self.task.clients)
-        shares = self._shares(gradients, {name: std / norms.weight(name) for name in gradients}, server.tensors, by_client=False)
+        noise = {name: std / norms.weight(name) / self.params.expected_batch for name in gradients}
+        shares = self.step_shares(gradients, noise, server.tensors, by_client=False)
         values = self._add_public_terms(server, round_, gradients)
         shared = shared_tensors(server.model)
         parameters = {name: p for name, p in shared.items() if name in gradients}
         adam_step(parameters, gradients, server.tensors, self.params.learning_rate * self._decay(round_), shares=shares)
-        if round_.step >= self.params.average_from * self.params.rounds:
+        if round_.step >= self.average_from * self.params.rounds:
             average_step(shared, server.tensors)
         return values | {"parameter_norm": torch.stack([p.norm() for p in parameters.values()]).norm()}
-
-    def _shares(self, mean: Tensors, noise: Mapping[str, float], state: Tensors, *, by_client: bool) -> Tensors | None:
-        """How much of its step each parameter goes; ``noise`` is the sums' standard deviation."""
-        if not self.params.follow_signal:
-            return None
-        return signal_shares(mean, {name: std / self.params.expected_batch for name, std in noise.items()}, state, by_client=by_client)
 
     def _add_public_terms(self, server: Server, round_: Round, gradients: Tensors) -> Tensors:
         """Add the public terms' gradients, also by what only the server has; returns the terms' values."""
@@ -251,4 +245,4 @@ class DPSGD(Algorithm):
         return {f"loss_{name}": value.detach() for name, value in terms.items()}
 
     def _decay(self, round_: Round) -> float:
-        return float(1 - (1 - self.params.decay) * round_.step / self.params.rounds)
+        return float(1 - (1 - self.decay) * round_.step / self.params.rounds)

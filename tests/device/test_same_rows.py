@@ -22,9 +22,9 @@ FEW = {"rounds": 3, "local_steps": 2, "generator_steps": 3, "meta_steps": 3, "hi
 """A lazy device compiles a round as one program: small ones."""
 
 
-def few(name: str, **params: Any) -> dict[str, Any]:
+def few(name: str) -> dict[str, Any]:
     """An entry of three rounds of a few steps."""
-    return quick(name, **{key: value for key, value in FEW.items() if key in lookup(name).Params.model_fields}, **params)
+    return quick(name, **{key: value for key, value in FEW.items() if key in lookup(name).Params.model_fields})
 
 
 ENTRIES: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {name: (few(name), {}) for name in SHIPPED} | {
@@ -68,8 +68,9 @@ def test_a_cell_samples_and_noises_alike_and_scores_the_same(name: str) -> None:
     assert all(value.device == CPU for value in abroad.state.values())
 
 
-def test_a_checkpoint_of_one_device_goes_on_on_another() -> None:
-    prepared = small_cells(few("fedhypevae", average_from=0.0), epsilon=4.0)
+def test_a_checkpoint_of_one_device_goes_on_on_another(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(lookup("fedhypevae"), "average_from", 0.0)
+    prepared = small_cells(few("fedhypevae"), epsilon=4.0)
     (trial,), (data,) = prepared.trials, prepared.data.values()
 
     def training(device: torch.device, resume: Any = None, checkpoint: Any = None) -> Any:

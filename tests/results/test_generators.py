@@ -82,7 +82,7 @@ def test_neutral_mixture_and_client_differ_and_draws_follow_the_seed(tmp_path):
 
 
 def test_a_clients_code_and_encoder_are_in_no_file_unless_they_were_released(tmp_path):
-    *_, outcome = saved(tmp_path, quick("fedhypevae", noised="shared", average_from=0.5))
+    *_, outcome = saved(tmp_path, quick("fedhypevae", noised="shared", rounds=4))
     assert not [name for name in outcome.state if name.startswith("codes.") or "adam" in name or "encoder" in name]
     with pytest.raises(UserError, match="under noised: shared the client codes carry no noise, so they never left their clients"):
         load_generator(tmp_path, synthesis="client:1")
