@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import resource
 import signal
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -114,14 +112,3 @@ def slowness() -> float:
 def interruptible() -> None:
     """For a new process: Ctrl-C reaches it, also where the tests run in the background of a shell, which has it ignored."""
     signal.signal(signal.SIGINT, signal.SIG_DFL)
-
-
-@contextmanager
-def no_file_above(size: int) -> Iterator[None]:
-    """In the block a file takes so many bytes and no more, as on a disk that gets full."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))

@@ -9,7 +9,6 @@ from cells import centred_at
 from algorithms import fedhypevae_sites, fedhypevae_warm
 from fedsim.methods import Coordinates, Norms, Rows, Seeds, Task, Tensors, clipped_statistics, rounded, spectral_function, unit_weights
 from fedsim.methods.algorithm import solved_plan
-from fedsim.privacy.plan import PrivacyPlan
 
 
 @pytest.mark.parametrize(("rows", "second"), [(100_000, 1.0), (2000, 0.62), (100, 0.08)])
@@ -40,18 +39,13 @@ def of_sites(shift: float) -> tuple[Rows, torch.Tensor]:
     return Rows(torch.nn.functional.normalize(x), y, site), torch.stack([y, site])
 
 
-def without_noise(
-    algorithm: fedhypevae_warm.FedHypeVAEWarm, rows: Rows, plan: PrivacyPlan | None = None, until: str = "", **std: float
-) -> Tensors:
-    """What is told of exact sums; their noise is expected to be that of ``plan``, and where it is received ``std``, else none.
+def without_noise(algorithm: fedhypevae_warm.FedHypeVAEWarm, rows: Rows, **std: float) -> Tensors:
+    """What is told of exact sums, whose noise is received as ``std``, else none.
 
-    Noise on the moments is told before their weights are divided out, so it is larger where they are. Nothing is received from the release
-    ``until`` on.
+    Noise on the moments is told before their weights are divided out, so it is larger where they are.
     """
-    server = replace(algorithm.initial_server(Seeds(0)), plan=plan)
+    server = algorithm.initial_server(Seeds(0))
     for statistic in algorithm.statistics():
-        if statistic.name == until:
-            break
         weights = unit_weights(statistic.weights)
         sums, _ = clipped_statistics(statistic.products(rows, algorithm.broadcast(server)), Norms(1.0, weights=weights))
         emphasis = server.tensors["emphasis"].tolist() if statistic.name == "moments" else [1.0] * len(weights)
