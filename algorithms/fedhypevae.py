@@ -1,6 +1,6 @@
 """FedHypeVAE: a hypernetwork makes each client's CVAE; one for all turns a private code into a decoder and a class-conditional prior.
 
-arXiv 2601.00785. The paper leaves sizes, weights and the meta-code's training open; what is chosen here is said at its parameter or constant.
+arXiv 2601.00785. The paper leaves sizes, weights and the meta-code's training open; what is chosen is said at its parameter or constant.
 """
 
 from __future__ import annotations
