@@ -84,5 +84,5 @@ def rounds(folder: Path) -> list[dict[str, Any]]:
 
 
 def environment(**variables: str) -> dict[str, str]:
-    """This process's environment with more in it."""
-    return {**os.environ, **variables}
+    """This process's environment, without what Ray left in it, with more in it."""
+    return {name: value for name, value in os.environ.items() if not name.startswith("RAY_")} | variables
