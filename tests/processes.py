@@ -84,5 +84,6 @@ def rounds(folder: Path) -> list[dict[str, Any]]:
 
 
 def environment(**variables: str) -> dict[str, str]:
-    """This process's environment, without what Ray left in it, with more in it."""
-    return {name: value for name, value in os.environ.items() if not name.startswith("RAY_")} | variables
+    """This process's environment, without what Ray left in it and the machine's token, with more in it."""
+    own = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
+    return own | {"RAY_AUTH_MODE": "disabled"} | variables
