@@ -97,7 +97,7 @@ def test_plug_ins_and_checkpoints_travel_between_machines_that_share_no_folder(
 ) -> None:
     workers = cluster()
     command = [FEDSIM, "bench", "--grid", "g.yaml", "--address", f"[::1]:{PORT}"]
-    process = subprocess.Popen(command, cwd=project, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    process = subprocess.Popen(command, cwd=project, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment())
     run = project / "runs" / "g"
     wait_until(lambda: len(read_results(run).rounds()) > 3)
     end(workers[0])
