@@ -86,4 +86,4 @@ def rounds(folder: Path) -> list[dict[str, Any]]:
 def environment(**variables: str) -> dict[str, str]:
     """This process's environment, without what Ray left in it and the machine's token, with more in it."""
     own = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
-    return own | {"RAY_AUTH_MODE": "disabled"} | variables
+    return own | ({} if "RAY_AUTH_TOKEN" in variables else {"RAY_AUTH_MODE": "disabled"}) | variables
