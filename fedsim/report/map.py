@@ -27,11 +27,6 @@ from fedsim.words import number
 POINTS = 30
 """Rows of a class that are drawn, real ones and synthetic ones."""
 MOST_METHODS = 8
-CAPTION = (
-    "pale dots: real test rows, which are not for release; crosses: synthetic rows; axes: two principal components of the synthetic rows. "
-    "A synthetic row is an embedding, without an image. The real image nearest to it is somebody's, and no budget here pays for showing "
-    "it; the nearest image of a public set costs nothing."
-)
 
 
 def save_map(results: RunResults, trials: Sequence[Trial], data: Mapping[str, Embeddings]) -> None:
@@ -53,7 +48,7 @@ def save_map(results: RunResults, trials: Sequence[Trial], data: Mapping[str, Em
         budget = "" if row.epsilon_target is None else f", ε = {number(row.epsilon_target)}"
         panels[f"{row.label}{budget}"] = Labelled(*synthesise(made, rows.classes, POINTS, Seeds(row.seed)))
     path.unlink(missing_ok=True)
-    if panels:
+    if panels and rows.dim > 1:
         save_figure(draw_map(panels, rows), path)
 
 

@@ -24,7 +24,6 @@ from fedsim.partition.matrix import read_partitions
 from fedsim.report import figures
 from fedsim.report.figures import caption_of, save_figure
 from fedsim.report.findings import Finding, findings
-from fedsim.report.map import CAPTION
 from fedsim.report.partitions import draw_partitions
 from fedsim.report.rounds import NOT_PRIVATE, diagnostics, round_frame
 from fedsim.report.statement import statements
@@ -39,6 +38,11 @@ COMPARED = ("balanced_accuracy", "client_balanced_accuracy")
 """Measures whose paired differences are shown."""
 LISTED = 4
 """Settings of one kind of failure, and missing cells of one status, that are read at once; the others unfold."""
+OF_MAP = (
+    "pale dots: real test rows, which are not for release; crosses: synthetic rows; axes: two principal components of the synthetic rows. "
+    "A synthetic row is an embedding, without an image. The real image nearest to it is somebody's, and no budget here pays for showing "
+    "it; the nearest image of a public set costs nothing."
+)
 _PLACES = {"dataset": "data set", "alpha": "α", "clients": "clients"}
 _HEADS = {"seed": "seed", "status": "status", "claim": "claim", "epsilon_target": "ε target", "epsilon_spent": "ε spent"}
 _HEADS |= {"mechanisms": "mechanisms"}
@@ -188,7 +192,7 @@ def write_report(folder: Path, spread: Spread = "ci95") -> Report:
             drawing = save_figure(figure, run.curves / f"{name}.{'png' if name == 'privacy_utility' else 'svg'}")
             pictures[name] = Picture(title, caption, _source(drawing))
     if (svg := run.curves / "map.svg").exists():  # drawn by the bench, which has the data
-        pictures["map"] = Picture("What was generated", CAPTION, _source(svg.read_bytes()))
+        pictures["map"] = Picture("What was generated", OF_MAP, _source(svg.read_bytes()))
     by_site, found = site_table(settings, clients), findings(settings, rounds)
     page = render_page(encodable(folder.resolve().name), results.rows, settings, pictures, manifest, found, by_site)
     with replaced(run.page) as part:

@@ -86,7 +86,7 @@ def run_bench(
         if older := sum(cell["source"] != sources.get(cell["algorithm"], cell["source"]) for cell in trained):
             print_line(console, f"left out: {counted(older, 'row')} of older code", "yellow")
         ended = Counter(row.status for row in lines.rows_of(bare) if row.status != "failed" or not retry_failed)
-        minutes, words = (0.0, "") if prepared.short else time_left(prepared, folder)
+        minutes, words = (0.0, "") if prepared.short else time_left(prepared, lines.trainings, folder)
         if minutes >= 1:
             print_line(console, words)
         run = RunContext(prepared, store, Display(console, len(bare), ended))
@@ -190,7 +190,8 @@ def _run(run: RunContext, jobs: list[Job], console: Console, engine: AbstractCon
         print_line(console, f"{counted(judged, 'trained cell')} to be judged, without training again")
     with ThreadPoolExecutor(1) as beside:
         with engine as running, run.display:
-            beside.submit(importlib.import_module, "fedsim.report.map")
+            for name in ("report", "map"):
+                beside.submit(importlib.import_module, f"fedsim.report.{name}")
             Scheduler(run, running).run(jobs)
             drawing = beside.submit(_drawn, run)
         return drawing.result()

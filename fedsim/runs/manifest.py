@@ -97,13 +97,13 @@ def kept_entries(prepared: Prepared, lines: RunResults) -> list[Entry]:
         methods[cell.label] = _facts(facts, METHOD)
     kept = []
     for entry in lines.entries:
-        row, of = lines.row(entry), lines.trainings.get(entry.training_id, {}).get("cell", {})
-        if row is None or row.status != "ok" or entry.cell_id in ids or _facts(of, ALIKE) not in alike:
+        if entry.cell_id in ids or (row := lines.row(entry)) is None or row.status != "ok":
             continue
+        of = lines.trainings[entry.training_id]["cell"]
         if of["algorithm"] in known():
             sources.setdefault(of["algorithm"], source_hash(lookup(of["algorithm"])))
         method, today = _facts(of, METHOD), sources.get(of["algorithm"], of["source"])
-        same = methods.get(entry.label, method) == method and of["source"] == today
+        same = _facts(of, ALIKE) in alike and methods.get(entry.label, method) == method and of["source"] == today
         if same and entry.cell_id in {judged_id(entry.training_id, evaluation) for evaluation in evaluations}:
             kept.append(entry)
     return kept

@@ -22,6 +22,7 @@ from fedsim.plugins.code_hash import is_shipped
 from fedsim.plugins.registry import lookup
 from fedsim.privacy.plan import Release, large_delta
 from fedsim.report.terminal import frame_table
+from fedsim.results.columns import Line
 from fedsim.results.store import ResultStore
 from fedsim.runs.prepare import Prepared, label_matrices
 from fedsim.seeds import Seeds
@@ -127,15 +128,15 @@ class Plan(Printed):
         print_line(console, f"{counted(prepared.parallel, 'cell')} at a time, actors with {prepared.need} each")
         if prepared.repeated:
             print_line(console, f"{counted(prepared.repeated, 'cell')} equal to another by construction: trained once")
-        print_line(console, f"{time_left(prepared, self.folder)[1]}; nothing was run")
+        print_line(console, f"{time_left(prepared, ResultStore(self.folder).last('trainings'), self.folder)[1]}; nothing was run")
 
 
-def time_left(prepared: Prepared, folder: Path) -> tuple[float, str]:
-    """The minutes of training that a folder lacks, and these in words: by trainings of the same method that ran there, else by a warm-up.
+def time_left(prepared: Prepared, trainings: Mapping[str, Line], folder: Path) -> tuple[float, str]:
+    """The minutes that are left in a folder, and these in words: by its ``trainings`` of the same method, else by a warm-up.
 
     Plug-ins, whose code is not to run in this process, and cells on GPUs have none.
     """
-    trainings, took, seconds = ResultStore(folder).last("trainings"), defaultdict[str, list[float]](list), defaultdict[str, float](float)
+    took, seconds = defaultdict[str, list[float]](list), defaultdict[str, float](float)
     for line in trainings.values():
         if line["error"] is None:
             took[line["cell"]["algorithm"]].append(line["seconds"])

@@ -28,8 +28,6 @@ from fedsim.words import counted
 
 FEW_CELLS, SHORT_WORK = 5, 3e7
 """Cells, and numbers that their rounds read (rounds x rows x dimensions), up to which they take less time than Ray to start."""
-
-
 _SLACK = 1e-6
 """Shares are added up in floating point."""
 
