@@ -28,9 +28,9 @@ from fedsim.evaluation.scores import (
 )
 from fedsim.grid.models import Cell
 from fedsim.methods.messages import Tensors
-from fedsim.methods.products import Classifier, FiniteRows, Generator, before_sphere, is_classifier, is_personal, mapped, own, to_sphere
+from fedsim.methods.products import Classifier, FiniteRows, Generator, before_sphere, is_classifier, is_personal, own
 from fedsim.models.linear import Interpolated, ProbeClassifier, best_weight, fit_linear, folded
-from fedsim.models.probe import Probe, fit_chosen, fit_probe
+from fedsim.models.probe import Probe, fit_probe
 from fedsim.partition import Partition
 from fedsim.partition.partition import OwnRows, own_rows
 from fedsim.seeds import SERVER, Purpose, Seeds
@@ -38,8 +38,8 @@ from fedsim.training.cohort import build_algorithm
 from fedsim.training.rounds import restored
 from fedsim.training.trial import Trial
 
-FRESH, FEW = 200, 20
-"""Rows a class that a probe's penalty is chosen on, and those that a generator's norm is measured on."""
+FEW = 20
+"""Rows a class that a generator's norm is measured on."""
 
 
 def synthesise(
@@ -47,12 +47,11 @@ def synthesise(
 ) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
     """Synthetic embeddings with uniform labels, which cost no privacy: ``[classes * per_class, d]`` and their labels.
 
-    The draw of that number is of ``client``'s stream, or the server's where all share one. Finite rows of draw 0 are in no later draw.
+    The draw of that number is of ``client``'s stream, or the server's where all share one. Of finite rows none is drawn twice.
     """
     counts, inner = torch.full((classes,), per_class), before_sphere(generator)
     if isinstance(inner, FiniteRows):
-        part = inner.fresh if draw and inner.fresh else inner
-        generator, counts = part if inner is generator else mapped(part, to_sphere), torch.bincount(part.y).clamp(max=per_class)
+        counts = torch.bincount(inner.y, minlength=classes).clamp(max=per_class)
     labels = torch.arange(classes).repeat_interleave(counts)
     x = generator.sample(to_device(labels, device), seeds.torch(Purpose.SYNTHESIS, draw, client))
     return x.cpu().numpy().astype(np.float32, copy=False), labels.numpy()
@@ -150,7 +149,7 @@ class Judge:
         return scores
 
     def size(self) -> Scores:
-        """The mean norm of a few rows as the shared generator draws them; empty where they are not brought to the sphere."""
+        """The mean norm of a few rows as the shared generator draws them; empty where long ones are not shortened."""
         before = before_sphere(self.made)
         if before is self.made or is_classifier(before):
             return Scores()
@@ -177,7 +176,7 @@ class Judge:
         if client == SERVER:
             return ProbeClassifier(self.probe, self.data.classes)
         rows = self._drawn(made, client)
-        return ProbeClassifier(fit_probe(rows.x, rows.y, self._fitted[1]), self.data.classes)
+        return ProbeClassifier(fit_probe(rows.x, rows.y, self._probe_c), self.data.classes)
 
     def personal(self) -> Scores:
         """As each client would predict: by weight * own classifier + (1 - weight) * the one from synthetic embeddings.
@@ -219,20 +218,14 @@ class Judge:
         assert not is_classifier(self.made)
         return self._drawn(self.made)
 
-    @property
+    @cached_property
     def probe(self) -> Probe:
         """The linear probe on the shared generator's embeddings."""
-        return self._fitted[0]
+        return fit_probe(self._rows.x, self._rows.y, self._probe_c)
 
-    @cached_property
-    def _fitted(self) -> tuple[Probe, float]:
-        """That probe, and the inverse strength of its penalty, which the probes of clients' own generators share."""
-        assert not is_classifier(self.made)
-        given = self.cell.evaluation.probe_c
-        if given is not None:
-            return fit_probe(self._rows.x, self._rows.y, given), given
-        fresh = synthesise(self.made, self.data.classes, FRESH, Seeds(self.cell.seed), draw=2, device=self.device)
-        return fit_chosen(self._rows.x, self._rows.y, *fresh)
+    @property
+    def _probe_c(self) -> float:
+        return self.cell.evaluation.synthetic_c(len(self.data.x_train), self.data.dim, self.data.classes)
 
     def _drawn(self, generator: Generator, client: int = SERVER, draw: int = 0) -> Labelled:
         rows = self.cell.evaluation.rows_per_class(self.data.dim, self.data.classes)

@@ -160,7 +160,7 @@ MEASURES = {
     "density": Measure("Density among test rows, mean over classes", "all", best=None, most=math.inf, fidelity=True),
     "coverage": Measure("Coverage of test rows, mean over classes", "all", None, "coverage", table=True, fidelity=True),
     "synthetic_norm": Measure(
-        "Mean norm of synthetic rows before they are brought to the sphere; real rows have 1", "all", best=1.0, most=math.inf
+        "Mean norm of synthetic rows before long ones are shortened to 1.2; real rows have 1", "all", best=1.0, most=math.inf
     ),
     "real_or_synthetic": Measure("Accuracy of telling synthetic from test rows, 0.5 is best", "all", table=True, best=0.5, fidelity=True),
     "client_balanced_accuracy": Measure(

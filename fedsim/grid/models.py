@@ -132,6 +132,8 @@ Device = Literal["auto", "cpu", "cuda"]
 
 MOST_OF_A_CLASS, MOST_OF_ALL = 1000, 20_000
 """Synthetic rows that a probe is trained on where a grid does not say how many."""
+SYNTHETIC_C, NARROW, MANY = 0.01, 384, 0.4
+"""Inverse penalty of a synthetic rows' probe, the features below which it is more, the real rows a class and feature below which less."""
 
 
 class Evaluation(_Model):
@@ -139,7 +141,7 @@ class Evaluation(_Model):
 
     Attributes:
         per_class: synthetic rows per class that the probe is trained on; default: :meth:`rows_per_class`.
-        probe_c: inverse strength of the probe's penalty; default: chosen on fresh synthetic rows (:func:`fedsim.models.probe.fit_chosen`).
+        probe_c: inverse strength of the probe's penalty; default: :meth:`synthetic_c`.
         per_client: also judge each client's own generator, on test rows as that client sees them.
         personal: also judge each client's own classifier interpolated with the shared one; how its weight is chosen:
             ``synthetic``, or a number in [0, 1].
@@ -157,6 +159,10 @@ class Evaluation(_Model):
     def rows_per_class(self, dim: int, classes: int) -> int:
         """Synthetic rows of each class: as given, else four a feature, but at most 1,000, and 20,000 of all classes."""
         return self.per_class or max(1, min(4 * dim, MOST_OF_A_CLASS, MOST_OF_ALL // classes))
+
+    def synthetic_c(self, rows: int, dim: int, classes: int) -> float:
+        """The inverse strength of the probe of synthetic rows: as given, else 0.01, more of few features, less of few real rows."""
+        return self.probe_c or SYNTHETIC_C * max(1.0, NARROW / dim) * min(1.0, rows / (MANY * dim * classes)) ** 2
 
     @property
     def real_c(self) -> float:

@@ -60,7 +60,7 @@ class GivenRows(Algorithm):
         self.generator()
 
     def generator(self, server: Server | None = None) -> FiniteRows:
-        """The file's rows, every fifth of each class among the fresh ones; no server has any."""
+        """The file's rows; no server has any."""
         path, task = Path(self.params.rows), self.task
         with at(str(path)):
             try:
@@ -72,12 +72,11 @@ class GivenRows(Algorithm):
                 raise UserError("", "is not the file that it was when the grid was read", "run the grid again")
             labels, counts = np.unique(y, return_counts=True)
             if few := sorted(set(range(task.classes)) - set(labels[counts > 1].tolist())):
-                raise UserError("", f"class {few[0]} has fewer than two rows", "give more: some are held to choose the probe by")
+                raise UserError("", f"class {few[0]} has fewer than two rows", "give more")
             split = np.zeros(y.shape, np.int64)
-            for label in labels:
-                split.flat[np.flatnonzero(y == label)[::5]] = TEST
+            split.flat[0] = TEST  # a data set has both parts
             data = Embeddings.from_arrays(path.name, x, y, split)
             if (data.dim, data.classes) != (task.dim, task.classes):
                 raise UserError("", f"has {data.dim} dimensions and {data.classes} classes", f"the data has {task.dim} and {task.classes}")
-        fresh = FiniteRows(torch.from_numpy(data.x_test), torch.from_numpy(data.y_test))
-        return FiniteRows(torch.from_numpy(data.x_train), torch.from_numpy(data.y_train), fresh)
+        x, y = np.concatenate([data.x_train, data.x_test]), np.concatenate([data.y_train, data.y_test])
+        return FiniteRows(torch.from_numpy(x), torch.from_numpy(y))

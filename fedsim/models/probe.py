@@ -16,10 +16,6 @@ PROBE_C = 0.1
 """The inverse strength of the L2 penalty of a probe of real rows where nothing else is asked for."""
 STRENGTHS = (0.4, 1.28, 4.0, 12.8, 128.0)
 """Inverse strengths times the dimension d, which is the squared norm of a standardised row: what is trained on real rows takes the best."""
-STRONG, WEAK = 4.0, 12.8
-"""The two of them that are open to a probe of synthetic rows."""
-SURE = 0.5
-"""Nats of log loss on fresh rows up to which the strong penalty is kept."""
 MAX_ITERATIONS, TOLERANCE = 200, 1e-4
 """When a fit of many rows ends: the iterations, or the largest entry of the gradient."""
 _EXACT_ITERATIONS, _EXACT_TOLERANCE = 1000, 1e-7
@@ -113,28 +109,6 @@ def fit_probes(x: NDArray[np.float32], y: NDArray[np.int64], strengths: Sequence
 def strengths(dim: int) -> list[float]:
     """The inverse strengths of the penalty that are tried on rows of ``dim`` features, the strongest penalty first."""
     return [strength / dim for strength in STRENGTHS]
-
-
-def fit_chosen(x: NDArray[np.float32], y: NDArray[np.int64], fresh: NDArray[np.float32], labels: NDArray[np.int64]) -> tuple[Probe, float]:
-    """The probe of synthetic rows and its inverse strength, chosen on fresh synthetic rows: no real row is looked at.
-
-    :data:`STRONG` / d, unless fresh rows ``[m, d]``, of classes that ``y`` has, are predicted better with :data:`WEAK` / d and not well
-    with the strong penalty: where a generator tells its own classes apart with ease, what a weaker penalty still finds is the generator's
-    alone.
-    """
-    strong, weak = STRONG / x.shape[1], WEAK / x.shape[1]
-    fitted = fit_probes(x, y, [strong, weak])
-    first = next(fitted)
-    loss = _log_loss(first, fresh, labels)
-    if loss <= SURE:
-        return first, strong
-    second = next(fitted)
-    return (second, weak) if _log_loss(second, fresh, labels) < loss else (first, strong)
-
-
-def _log_loss(probe: Probe, x: NDArray[np.float32], y: NDArray[np.int64]) -> float:
-    known = probe.probabilities(x, int(max(y.max(), probe.classes.max())) + 1)[np.arange(len(y)), y]
-    return float(-np.log(np.maximum(known, np.finfo(np.float32).tiny)).mean())
 
 
 def _weights(

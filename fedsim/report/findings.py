@@ -50,7 +50,7 @@ KINDS = (
         "synthetic rows of another size than real ones",
         "norm < 0.67 or norm > 1.5",
         "norm {norm:.2g}",
-        "Directions alone carry what was learned; rows longer than 1 are brought back to the sphere before they are judged. "
+        "Directions alone carry what was learned; rows longer than 1.2 are shortened to it before they are judged. "
         "What usually helps: more rows or a larger ε; a smaller clip or radius, where the method has one",
     ),
     Kind(

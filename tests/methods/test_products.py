@@ -18,8 +18,8 @@ class OwnRows(Rows):
         return Rows()
 
 
-def test_rows_longer_than_1_come_back_to_the_sphere_and_others_stay() -> None:
-    expected = torch.tensor([[0.6, 0.8], [0.6, 0.8], [0.3, 0.4]])
+def test_rows_longer_than_the_longest_are_shortened_to_it_and_others_stay() -> None:
+    expected = torch.tensor([[0.72, 0.96], [0.6, 0.8], [0.3, 0.4]])
     for made in (on_sphere(Rows()), own(on_sphere(OwnRows()), 1)):
         torch.testing.assert_close(made.sample(torch.zeros(3), torch.Generator()), expected)  # type: ignore[union-attr]
     assert [is_personal(on_sphere(made)) for made in (Rows(), OwnRows())] == [False, True]
