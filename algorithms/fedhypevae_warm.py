@@ -44,10 +44,6 @@ class TunedWarm:
     most_excess: float = 20.0  # the second moment's weight is divided by this at most
     most_counts: float = 0.5  # the largest weight of class counts
     least_variance: float = 0.02  # a variance is no smaller share of what it is a part of
-    least_trace: float = 0.05  # of the second moment of clipped rows, whose norm is at most 1
-    # power of the factor that gives clipped rows back their full variance; a normal law that has all of it leaves the dense middle bare
-    stretch: float = 0.75
-    most_stretch: float = 9.0  # the largest such factor of a variance
     floor: float = 0.6  # eigenvalues below this share of their mean are not told apart from it where the noise is larger than it
     least_eigenvalue: float = 0.02  # in units of their mean
     resolution: float = 0.12  # of the block's covariance, in units of its own
@@ -55,7 +51,7 @@ class TunedWarm:
 
 
 TUNED = TunedWarm()
-SENT_TO_CLIENTS = ("mean", *COORDINATE_NAMES, "emphasis", "class_centres", "inner_radius", "radius", "basis", "coordinates")
+SENT_TO_CLIENTS = ("mean", *COORDINATE_NAMES, "emphasis", "class_centres", "radius", "basis", "coordinates")
 """What clients need of what was released."""
 
 
@@ -148,8 +144,7 @@ class FedHypeVAEWarm(OneShot):
         broadcast = server.tensors
         counts = moments.counts_above_noise(sums["class_counts"][:, 0], std["class_counts"])
         variance = 1 - self.error(broadcast)
-        unit = TUNED.clip * stretch(variance, clipped_square(broadcast, variance.new_tensor(TUNED.clip)) * TUNED.clip**2)
-        means, noise = sums["class_sums"] / counts[:, None] * unit, (std["class_sums"] / counts * unit).square()
+        means, noise = sums["class_sums"] / counts[:, None] * TUNED.clip, (std["class_sums"] / counts * TUNED.clip).square()
         near = shrinkage.james_stein(means.double(), noise.double(), steps=shrinkage.STEPS).to(means.dtype)
         known = (near.norm(dim=1) / means.norm(dim=1).clamp_min(1e-12)).mean() > TUNED.known
         near = torch.where(known, near, 0.0)
@@ -162,8 +157,7 @@ class FedHypeVAEWarm(OneShot):
             "class_counts_noise": counts.new_tensor(std["class_counts"] ** 2),
             "known": known,
             "class_centres": near,
-            "inner_variance": inner,
-            "inner_radius": TUNED.clip * (inner / variance).sqrt(),
+            "radius": TUNED.clip * (inner / variance).sqrt(),
         }
 
     def error(self, broadcast: Tensors) -> Tensor:
@@ -174,7 +168,7 @@ class FedHypeVAEWarm(OneShot):
 
     def moment_products(self, rows: Rows, broadcast: Tensors) -> moments.Products:
         """Class sums and counts, and one second moment, of the clipped rows about their classes' centres, each times its emphasis."""
-        r = moments.in_unit_ball((self.in_coordinates(rows, broadcast) - broadcast["class_centres"][rows.y]) / broadcast["inner_radius"])
+        r = moments.in_unit_ball((self.in_coordinates(rows, broadcast) - broadcast["class_centres"][rows.y]) / broadcast["radius"])
         emphasis = dict(zip(MOMENT_WEIGHTS, broadcast["emphasis"], strict=True))
         found = moments.moment_products(r, rows.y, self.task.classes)
         return {name: OuterProduct(emphasis[name] * product.left, product.right) for name, product in found.items()}
@@ -185,9 +179,8 @@ class FedHypeVAEWarm(OneShot):
         emphasis = dict(zip(MOMENT_WEIGHTS, broadcast["emphasis"].tolist(), strict=True))
         sums = {name: sums[name] / by for name, by in emphasis.items()}
         std = {name: std[name] / by for name, by in emphasis.items()}
-        found = moments.gaussians(sums, std, clipped_square(broadcast, torch.full_like(broadcast["inner_radius"], TUNED.clip)))
-        clipped = found.second.trace().clamp_min(TUNED.least_trace) * broadcast["inner_radius"].square()
-        radius = broadcast["inner_radius"] * stretch(broadcast["inner_variance"], clipped)
+        radius = broadcast["radius"]
+        found = moments.gaussians(sums, std, clipped_square(broadcast, torch.full_like(radius, TUNED.clip)))
         again = found.counts.new_tensor(std["class_counts"] ** 2)
         counts, error = shrinkage.of_two(broadcast["class_counts"], broadcast["class_counts_noise"], sums["class_counts"][:, 0], again)
         counts = moments.counts_above_noise(counts, float(error.sqrt()))
@@ -200,7 +193,7 @@ class FedHypeVAEWarm(OneShot):
         spread, along = descending(found.second)
         seen, vectors = (spread, along) if broadcast["known"] else descending(moments.within(found.second, means, noise, counts))
         means = (shrinkage.shrunk_along(means.double() @ along, noise.double(), spread) @ along.T).float()
-        server.tensors |= {"radius": radius, "counts": counts}
+        server.tensors["counts"] = counts
         server.tensors |= self.decoder(server, means, believed(seen, found.noise), vectors)
 
     def decoder(self, server: Server, means: Tensor, values: Tensor, vectors: Tensor) -> Tensors:
@@ -256,11 +249,6 @@ class FedHypeVAEWarm(OneShot):
     def generator(self, server: Server) -> BlockGenerator:
         """One for all."""
         return BlockGenerator(server.tensors, self.params.paired)
-
-
-def stretch(variance: Tensor, clipped: Tensor) -> Tensor:
-    """By what clipped rows are multiplied, given their mean squared norm without the clip and with it."""
-    return (variance / clipped).clamp(1, TUNED.most_stretch) ** (TUNED.stretch / 2)
 
 
 def believed(seen: Tensor, noise: float) -> Tensor:

@@ -34,7 +34,6 @@ WITHOUT: dict[str, dict[str, Any]] = {
     "": {},
     "pairs": {"params": {"paired": False}},
     "a block beyond class means": {"params": {"block": 1}},
-    "the stretch of clipped rows": {"warm": {"stretch": 0.0}},
     "the eigenvalue floor": {"warm": {"floor": 0.0}},
     "emphasis of few rows": {"warm": {"most_excess": 1.0}},
     "class means first": {"shares": {"coordinates": 0.12, "class means": 5e-4, "moments": 0.7895, "class moments": 0.09}},
