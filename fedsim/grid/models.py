@@ -141,7 +141,7 @@ class Evaluation(_Model):
 
     Attributes:
         per_class: synthetic rows per class that the probe is trained on; default: :meth:`rows_per_class`.
-        probe_c: inverse strength of the probe's penalty; default: :meth:`synthetic_c`.
+        probe_c: inverse strength of the probe's penalty; default: 0.01, more of few features, less of few real rows.
         per_client: also judge each client's own generator, on test rows as that client sees them.
         personal: also judge each client's own classifier interpolated with the shared one; how its weight is chosen:
             ``synthetic``, or a number in [0, 1].
