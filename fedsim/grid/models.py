@@ -132,7 +132,7 @@ Device = Literal["auto", "cpu", "cuda"]
 
 MOST_OF_A_CLASS, MOST_OF_ALL = 1000, 20_000
 """Synthetic rows that a probe is trained on where a grid does not say how many."""
-SYNTHETIC_C, NARROW, MANY = 0.01, 384, 0.4
+SYNTHETIC_C, NARROW, MANY = 0.01, 384, 0.3
 """Inverse penalty of a synthetic rows' probe, the features below which it is more, the real rows a class and feature below which less."""
 
 

@@ -91,10 +91,10 @@ resources: {cell_timeout: 1.5h, clients_per_actor: all, gpus_per_actor: 0.25}
 
 
 def test_the_probes_penalty_follows_the_real_rows_a_class_and_feature_where_they_are_few() -> None:
-    told = [Evaluation().synthetic_c(rows, dim=1280, classes=5) for rows in (10_000, 2560, 1280, 256)]
+    told = [Evaluation().synthetic_c(rows, dim=1280, classes=5) for rows in (10_000, 1920, 960, 192)]
     assert told == pytest.approx([0.01, 0.01, 0.0025, 0.0001])
     assert Evaluation().synthetic_c(10_000, dim=96, classes=5) == 0.04
-    assert Evaluation(probe_c=0.5).synthetic_c(256, 1280, 5) == 0.5
+    assert Evaluation(probe_c=0.5).synthetic_c(192, 1280, 5) == 0.5
 
 
 def test_a_grid_with_everything_is_read_from_its_own_folder_and_written_as_it_was(write: Write, tmp_path: Path) -> None:
