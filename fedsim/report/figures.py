@@ -221,8 +221,9 @@ def utility(settings: Settings, measure: str = "balanced_accuracy", width: float
     points["row"] = points[["dataset", "scheme", "clients"]].astype(str).agg(" ".join, axis=1)
     panels = points.drop_duplicates(PLACE).set_index(PLACE)[["row", "place"]]
     for name, column in MEASURES[measure].references:
-        levels = settings.reference(column).rename("mean").to_frame().join(panels, how="inner").assign(label=name)
-        points = pd.concat([points, levels.reset_index()]) if len(levels) else points
+        # a merge, not a join, finds places without an alpha
+        levels = settings.reference(column).rename("mean").reset_index().merge(panels.reset_index(), on=PLACE).assign(label=name)
+        points = pd.concat([points, levels]) if len(levels) else points
     look = looks(settings.facts) | REFERENCES
     how: dict[str, Any] = {"ticks": epsilon_axis(points["epsilon_target"])[1], "labels": (EPSILON, MEASURES[measure].title)}
     return facet(points, ("at", "mean", "place", "label"), look, row="row", width=width, **how)

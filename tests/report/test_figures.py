@@ -66,6 +66,11 @@ def test_the_curves_are_means_over_epsilon_a_panel_an_alpha_with_levels_to_expec
     assert "95 % confidence interval over 3 seeds" in caption_of(settings)
 
 
+def test_levels_are_drawn_where_the_partition_has_no_alpha() -> None:
+    figure = utility(Settings.of([make_row(scheme="disjoint", alpha=None, ceiling_balanced_accuracy=0.83, chance=0.1)]))
+    assert {0.83, 0.1} <= {drawn.get_ydata()[0] for drawn in shown(figure)[0].lines}
+
+
 def test_a_claim_that_is_no_theorem_is_dashed_and_one_that_a_check_refuted_too() -> None:
     rows = [make_row(cell_id=claim, label=claim, claim=claim) for claim in ("proved", "stated", "heuristic")]
     found = looks(Settings.of([*rows, make_row(cell_id="f", label="found", check="failed")]).facts)
