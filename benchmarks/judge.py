@@ -20,7 +20,7 @@ from sklearn.metrics import balanced_accuracy_score
 from fedsim.data.embeddings import Embeddings
 from fedsim.evaluation.judge import Judge, synthesise
 from fedsim.grid.models import Evaluation, Grid
-from fedsim.methods.products import before_sphere
+from fedsim.methods.products import before_shortening
 from fedsim.runs.prepare import Node, prepare
 from fedsim.seeds import Seeds
 from fedsim.training.cohort import build_algorithm
@@ -76,7 +76,7 @@ def judged(name: str, path: Path, method: str, epsilon: float, seed: int, states
         cell = trial.cell.model_copy(update={"evaluation": evaluation.model_copy(update={"readouts": readouts})})
         start = time.process_time()
         made, shares = restored(algorithm, state, trial.plan, Seeds(seed))
-        drawn = before_sphere(made) if evaluation is FIXED else made
+        drawn = before_shortening(made) if evaluation is FIXED else made
         scores.append(Judge(cell, data, trial.partition, drawn, shares).judgement().scores.balanced_accuracy)
         seconds.append(time.process_time() - start)
     best = best_of_five(made, data, seed) if name in ("small2", "small3", "ham2") else None

@@ -28,7 +28,7 @@ from fedsim.evaluation.scores import (
 )
 from fedsim.grid.models import Cell
 from fedsim.methods.messages import Tensors
-from fedsim.methods.products import Classifier, FiniteRows, Generator, before_sphere, is_classifier, is_personal, own
+from fedsim.methods.products import Classifier, FiniteRows, Generator, before_shortening, is_classifier, is_personal, own
 from fedsim.models.linear import Interpolated, ProbeClassifier, best_weight, fit_linear, folded
 from fedsim.models.probe import Probe, fit_probe
 from fedsim.partition import Partition
@@ -47,9 +47,9 @@ def synthesise(
 ) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
     """Synthetic embeddings with uniform labels, which cost no privacy: ``[classes * per_class, d]`` and their labels.
 
-    The draw of that number is of ``client``'s stream, or the server's where all share one. Of finite rows none is drawn twice.
+    The draw of that number is of ``client``'s stream, or the server's where all share one. Of finite rows none is twice in a draw.
     """
-    counts, inner = torch.full((classes,), per_class), before_sphere(generator)
+    counts, inner = torch.full((classes,), per_class), before_shortening(generator)
     if isinstance(inner, FiniteRows):
         counts = torch.bincount(inner.y, minlength=classes).clamp(max=per_class)
     labels = torch.arange(classes).repeat_interleave(counts)
@@ -150,7 +150,7 @@ class Judge:
 
     def size(self) -> Scores:
         """The mean norm of a few rows as the shared generator draws them; empty where long ones are not shortened."""
-        before = before_sphere(self.made)
+        before = before_shortening(self.made)
         if before is self.made or is_classifier(before):
             return Scores()
         x, _ = synthesise(before, self.data.classes, FEW, Seeds(self.cell.seed), draw=3, device=self.device)
@@ -182,8 +182,8 @@ class Judge:
         """As each client would predict: by weight * own classifier + (1 - weight) * the one from synthetic embeddings.
 
         The protocol of Di Salvo et al. 2025 (arXiv 2507.02671). A client's own classifier, trained on its real rows, and its weight stay
-        with it. The weight is the best one on other synthetic embeddings, weighed by the client's label shares (``synthetic``), or given. A
-        classifier is taken as it is, and has no weight.
+        with it. The weight is the best one on other synthetic embeddings (of finite rows on the same ones), weighed by the client's label
+        shares (``synthetic``), or given. A classifier is taken as it is, and has no weight.
         """
         made, data, evaluation = self.made, self.data, self.cell.evaluation
         if is_classifier(made):

@@ -117,20 +117,20 @@ def for_embeddings(made: Product, chart: Chart | None) -> Product:
     return CoordinateClassifier(made, chart) if is_classifier(made) else stretched(made, chart)
 
 
-def to_sphere(rows: Tensor, labels: Tensor, stream: torch.Generator) -> Tensor:
+def shorten(rows: Tensor, labels: Tensor, stream: torch.Generator) -> Tensor:
     """Rows ``[n, d]``, those longer than :data:`LONGEST` brought back to it: embeddings have unit norm, and that is public."""
     longer: Tensor = (torch.linalg.vector_norm(rows, dim=1, keepdim=True) / LONGEST).clamp_min(1)
     return rows / longer
 
 
-def on_sphere(made: Product) -> Product:
+def shortened(made: Product) -> Product:
     """What was made, with none of its rows longer than :data:`LONGEST`; a classifier as it is."""
-    return made if is_classifier(made) else mapped(made, to_sphere)
+    return made if is_classifier(made) else mapped(made, shorten)
 
 
-def before_sphere(made: Product) -> Product:
-    """What was made, before :func:`on_sphere`."""
-    return made.generator if isinstance(made, Mapped) and made.onward is to_sphere else made
+def before_shortening(made: Product) -> Product:
+    """What was made, before :func:`shortened`."""
+    return made.generator if isinstance(made, Mapped) and made.onward is shorten else made
 
 
 class FiniteRows(NamedTuple):

@@ -219,10 +219,10 @@ def utility(settings: Settings, measure: str = "balanced_accuracy", width: float
     bound = points["setting"].map(settings.averaged.groupby("setting")["audit_epsilon_lower"].max().astype("float64"))
     points["bound"] = np.log10(bound.where(bound > LEAST_BOUND))
     points["row"] = points[["dataset", "scheme", "clients"]].astype(str).agg(" ".join, axis=1)
-    panels = points.drop_duplicates(PLACE).set_index(PLACE)[["row", "place"]]
+    panels = points.drop_duplicates(PLACE)[[*PLACE, "row", "place"]]
     for name, column in MEASURES[measure].references:
         # a merge, not a join, finds places without an alpha
-        levels = settings.reference(column).rename("mean").reset_index().merge(panels.reset_index(), on=PLACE).assign(label=name)
+        levels = settings.reference(column).rename("mean").reset_index().merge(panels, on=PLACE).assign(label=name)
         points = pd.concat([points, levels]) if len(levels) else points
     look = looks(settings.facts) | REFERENCES
     how: dict[str, Any] = {"ticks": epsilon_axis(points["epsilon_target"])[1], "labels": (EPSILON, MEASURES[measure].title)}

@@ -18,7 +18,7 @@ from fedsim.device import CPU, moved
 from fedsim.methods.algorithm import Algorithm
 from fedsim.methods.messages import Diagnostic, Message, Round, Server, Tensors, Values
 from fedsim.methods.parameters import add_in_order, in_order, l2_norm, load_parameters, rounded, squared_sums
-from fedsim.methods.products import Product, on_sphere
+from fedsim.methods.products import Product, shortened
 from fedsim.privacy.ledger import Ledger
 from fedsim.privacy.noise import Noise, gaussian
 from fedsim.privacy.plan import PrivacyPlan
@@ -148,7 +148,7 @@ def restored(
 def _made(algorithm: Algorithm, server: Server) -> tuple[Product, NDArray[np.float64] | None]:
     """What is made of parameters at their mean over iterates, if there is one; and the released label shares, if there are any."""
     load_parameters(server.model, server.tensors, "average.")
-    made, counts, classes = on_sphere(algorithm.product(server)), algorithm.label_counts(server), algorithm.task.classes
+    made, counts, classes = shortened(algorithm.product(server)), algorithm.label_counts(server), algorithm.task.classes
     if counts is None:
         return made, None
     if counts.shape != (classes,):

@@ -12,7 +12,7 @@ import fedsim
 from fedsim.errors import UserError
 from fedsim.evaluation.judge import synthesise
 from fedsim.grid.read import load_grid
-from fedsim.methods.products import FiniteRows, on_sphere
+from fedsim.methods.products import FiniteRows, shortened
 from fedsim.runs.prepare import prepare
 from fedsim.seeds import Seeds
 
@@ -79,7 +79,7 @@ def test_a_file_that_is_no_rows_of_the_data_set_is_one_message(words: str, folde
 
 
 def test_of_finite_rows_none_trains_the_probe_twice() -> None:
-    made = on_sphere(FiniteRows(torch.randn(400, 64, generator=torch.Generator().manual_seed(0)), torch.arange(400) % 10))
+    made = shortened(FiniteRows(torch.randn(400, 64, generator=torch.Generator().manual_seed(0)), torch.arange(400) % 10))
     x, labels = synthesise(made, 10, 50, Seeds(0))
     assert np.bincount(labels).tolist() == [40] * 10
     assert len(np.unique(x, axis=0)) == 400

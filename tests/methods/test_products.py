@@ -3,7 +3,7 @@
 import torch
 
 from fedsim.methods.messages import Diagnostic
-from fedsim.methods.products import is_personal, on_sphere, own
+from fedsim.methods.products import is_personal, own, shortened
 
 
 class Rows:
@@ -20,9 +20,9 @@ class OwnRows(Rows):
 
 def test_rows_longer_than_the_longest_are_shortened_to_it_and_others_stay() -> None:
     expected = torch.tensor([[0.72, 0.96], [0.6, 0.8], [0.3, 0.4]])
-    for made in (on_sphere(Rows()), own(on_sphere(OwnRows()), 1)):
+    for made in (shortened(Rows()), own(shortened(OwnRows()), 1)):
         torch.testing.assert_close(made.sample(torch.zeros(3), torch.Generator()), expected)  # type: ignore[union-attr]
-    assert [is_personal(on_sphere(made)) for made in (Rows(), OwnRows())] == [False, True]
+    assert [is_personal(shortened(made)) for made in (Rows(), OwnRows())] == [False, True]
 
 
 def test_a_diagnostic_is_reduced_as_it_says() -> None:
