@@ -71,7 +71,7 @@ def uses_public(entry: Any) -> bool:
 def small_grid(*algorithms: str | dict[str, Any], **keys: Any) -> Grid:
     """A grid on 200 rows of digits, 4 clients, with public rows where a method uses them."""
     entries = [quick(entry) if isinstance(entry, str) else entry for entry in algorithms]
-    base = {"dataset": {"name": "digits", "limit": 200}, "clients": 4, "alpha": 1.0, "evaluation": {"per_class": 10}}
+    base = {"dataset": {"name": "digits", "limit": 200}, "clients": 4, "alpha": 1.0, "evaluation": {"per_class": 10, "readouts": []}}
     base |= {"public": public_digits()} if any(map(uses_public, entries)) else {}
     return Grid.model_validate({**base, "algorithms": entries, **keys})
 

@@ -29,7 +29,8 @@ ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"
 ALGORITHMS, DATA = DOCS / "algorithms.md", DOCS / "data.md"
 PAGES = [*ROOT.glob("*.md"), *DOCS.glob("*.md")]
-SMALL = {"dataset": {"name": "digits", "limit": 200}, "clients": 4, "epsilon": 2, "seeds": [0, 1], "evaluation": {"per_class": 10}}
+SMALL = {"dataset": {"name": "digits", "limit": 200}, "clients": 4, "epsilon": 2, "seeds": [0, 1]}
+SMALL["evaluation"] = {"per_class": 10, "readouts": []}
 RunPage = Callable[[str], dict[str, str]]
 
 
@@ -109,7 +110,7 @@ def test_the_commands_of_the_privacy_page(run_page: RunPage) -> None:
     assert len({(row.generator, row.balanced_accuracy) for row in rows}) == 1
 
 
-@pytest.mark.parametrize("page", ["grid", "machines"])
+@pytest.mark.parametrize("page", ["grid", pytest.param("machines", marks=pytest.mark.slow)])
 def test_the_commands_of_further_pages(page: str, run_page: RunPage) -> None:
     for line, said in run_page(page).items():
         assert ("noise in units of the signal" if "--dry-run" in line else "rows proved") in said, line

@@ -40,13 +40,9 @@ def test_its_claim_is_proved_for_whatever_its_client_may_become(noised: str, uni
     assert release.sample_rate == 1
 
 
-@pytest.mark.parametrize(
-    ("unit", "noised"),
-    [
-        ("example", "all"),
-        *(pytest.param(*case, marks=pytest.mark.slow) for case in (("example", "shared"), ("client", "all"), ("client", "shared"))),
-    ],
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("noised", ["all", "shared"])
+@pytest.mark.parametrize("unit", ["example", "client"])
 def test_no_unit_that_is_tried_changes_a_round_by_more_than_is_claimed(unit: Unit, noised: str) -> None:
     brief = [f"{key}={list(value) if isinstance(value, tuple) else value}" for key, value in SMALL.items()]
     tried = subject("fedhypevae", [*brief, f"noised={noised}", "clip=0.01"], unit, "aggregate")

@@ -28,13 +28,13 @@ from fedsim.results.store import ResultStore
 
 BROKEN = Path(__file__).parents[1] / "broken"
 FEDSIM = Path(sys.executable).with_name("fedsim")
-SMALL = {"dataset": {"name": "digits", "limit": 200}, "clients": 4, "alpha": 1.0, "evaluation": {"per_class": 10}}
+SMALL = {"dataset": {"name": "digits", "limit": 200}, "clients": 4, "alpha": 1.0, "evaluation": {"per_class": 10, "readouts": []}}
 FOUR = """
 algorithms: [{name: weight-noise, params: {rounds: 2, local_steps: 5}}, {name: fedhypevae, params: {rounds: 10}}]
 clients: [4]
 epsilon: [4]
 seeds: [0, 1]
-evaluation: {per_class: 30}
+evaluation: {per_class: 30, readouts: []}
 """
 KEPT = {"trainings": 4, "judgements": 4, "references": 3}
 """Files in which a line is never changed again, and how many they have in the end."""
@@ -61,7 +61,7 @@ def started(tmp_path: Path) -> Iterator[subprocess.Popen[str]]:
         process.wait()
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL])
+@pytest.mark.parametrize("number", [signal.SIGINT, pytest.param(signal.SIGKILL, marks=pytest.mark.slow)])
 def test_a_bench_that_is_interrupted_or_killed_goes_on_by_the_same_command(
     tmp_path: Path, started: subprocess.Popen[str], number: signal.Signals, monkeypatch: pytest.MonkeyPatch, command: Command
 ) -> None:
@@ -157,16 +157,17 @@ def test_a_dry_run_has_cells_noise_partitions_memory_and_time_and_writes_nothing
 
 def test_how_long_a_grid_takes_is_said_before_it_starts_and_by_which_method(folder: Path, command: Command) -> None:
     write(folder, "mine", GOOD)
-    grid = SMALL | {"algorithms": ["dp-gaussian", "dp-cvae", "mine.py:MyMethod"], "seeds": list(range(20))}
+    grid = SMALL | {"algorithms": ["dp-gaussian", "dp-cvae", "mine.py:MyMethod"], "seeds": list(range(5))}
     (folder / "g.yaml").write_text(json.dumps(grid))
     said = command("bench", "g.yaml", "--dry-run").stdout
-    found = re.search(r"time: about [\d.]+ (minutes|hours) of training for the 60 cells left, (\d+)% of it dp-cvae, not known before", said)
+    found = re.search(r"time: about [\d.]+ (minutes|hours) of training for the 15 cells left, (\d+)% of it dp-cvae, not known before", said)
     assert found, said
     assert int(found[2]) > 90
     fedsim.bench(SMALL | {"algorithms": ["mine.py:MyMethod"]}, set={"epsilon": math.inf}, out=folder / "runs/g", in_process=True)
     assert "not known" not in command("bench", "g.yaml", "--dry-run").stdout
 
 
+@pytest.mark.slow
 def test_what_a_method_prints_in_a_check_or_an_audit_is_not_shown(folder: Path) -> None:
     write(folder, "chatty", changed("        decoded, kl = model(", '        print("chat")\n        decoded, kl = model('))
     for told in (["check", "--quick", "--unit", "example", "--trust", "aggregate"], ["audit", "--pairs", "6"]):
@@ -252,22 +253,23 @@ def test_a_plug_in_is_described_its_texts_are_no_markup_and_one_that_is_refused_
     assert "ZeroDivisionErr" in shown
 
 
+@pytest.mark.parametrize(("told", "check"), [(["--quick"], None), pytest.param([], "passed", marks=pytest.mark.slow)])
 def test_a_check_says_what_failed_and_counts_for_rows_of_its_parameters_in_the_run_folders_that_it_names(
-    tmp_path: Path, command: Command, bench: Callable[..., Ran]
+    tmp_path: Path, command: Command, bench: Callable[..., Ran], told: list[str], check: str | None
 ) -> None:
     (tmp_path / "strong.py").write_text((BROKEN / "noise.py").read_text())
     name = f"{tmp_path}/strong.py:Strength"
     entries = [{"name": name, "label": label, "params": {"rounds": 3, "strength": at}} for label, at in (("sound", 0.0), ("broken", 1.0))]
     run = bench(small_grid(*entries, epsilon=4.0)).folder
-    options = ("--trust", "aggregate", "--param", "rounds=3", "--run", str(run))
-    sound = command("check", name, "--param", "strength=0", *options)
+    options = ("--unit", "example", "--trust", "aggregate", "--param", "rounds=3", "--run", str(run))
+    sound = command("check", name, "--param", "strength=0", *told, *options)
     assert (sound.returncode, sound.stdout.partition("\n")[0].endswith("checks passed (example, aggregate)")) == (0, True)
-    assert [row.check for row in read_results(run).rows] == ["passed", None]
+    assert [row.check for row in read_results(run).rows] == [check, None]
     broken = command("check", name, "--param", "strength=1", "--quick", *options)
     assert (broken.returncode, "fix: " in broken.stdout) == (1, True)
     assert max(map(len, broken.stdout.splitlines()[1:-2])) <= 100
-    assert [row.check for row in read_results(run).rows] == ["passed", "failed"]
-    assert "rows of this code: 1 passed, 1 failed" in " ".join(broken.stdout.split())
+    assert [row.check for row in read_results(run).rows] == [check or "failed", "failed"]
+    assert f"rows of this code: {'1 passed, 1' if check else '2'} failed" in " ".join(broken.stdout.split())
 
 
 @pytest.mark.parametrize(

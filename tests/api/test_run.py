@@ -26,6 +26,7 @@ GRID: dict[str, Any] = {
     "audit": {"pairs": 20, "rounds": 1},
 }
 """Pairs as few as a bound needs."""
+pytestmark = pytest.mark.xdist_group("run")  # so that one process makes it
 
 
 @pytest.fixture(scope="module")

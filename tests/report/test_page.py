@@ -123,7 +123,7 @@ def test_every_text_is_escaped_and_nothing_is_loaded(hostile: Path) -> None:
 
 
 @pytest.mark.skipif(CHROMIUM is None, reason="chromium is not installed")
-@pytest.mark.parametrize("width", [1280, 390])
+@pytest.mark.parametrize("width", [1280, pytest.param(390, marks=pytest.mark.slow)])
 def test_a_browser_shows_the_page(tmp_path: Path, hostile: Path, width: int) -> None:
     page, picture = write_report(hostile).page, tmp_path / "page.png"
     command = [str(CHROMIUM), *FLAGS, f"--user-data-dir={tmp_path / 'profile'}", f"--window-size={width},1400"]

@@ -121,10 +121,11 @@ def test_no_draw_of_a_few_breaks_the_bound_of_a_shipped_method(name: str) -> Non
     assert verdict.passed, verdict.reason
 
 
-@pytest.mark.parametrize("name", ["dp-gaussian", "fedavg-linear", *(pytest.param(name, marks=pytest.mark.slow) for name in SHIPPED)])
+@pytest.mark.slow
+@pytest.mark.parametrize("name", SHIPPED)
 def test_a_shipped_method_passes_in_all_of_its_settings(name: str) -> None:
     cls = lookup(name)
-    findings = check_algorithm(name, quick=not issubclass(cls, OneShot) or name == "dp-gaussian")
+    findings = check_algorithm(name, quick=not issubclass(cls, OneShot))
     assert failures(findings) == []
     settings = [f"{unit}, {trust}" for unit, trust in product(cls.units, cls.trusts)] if cls.private else ["not private"]
     assert list(dict.fromkeys(finding.setting for finding in findings)) == settings
@@ -139,13 +140,14 @@ def test_what_is_not_promised_is_measured_at_most() -> None:
 
 
 def test_what_depends_on_a_check_that_failed_is_not_checked() -> None:
-    findings = check_algorithm("broken.results:Raises", trust="silo", quick=True)
+    findings = check_algorithm("broken.results:Raises", unit="example", trust="silo", quick=True)
     (failed,) = failures(findings)
     assert failed.check == "trains"
     rest = [finding for finding in findings if finding.check not in ("trains", "per-example loss")]
     assert all(finding.passed is None and finding.reason == "not checked: needs 'trains'" for finding in rest)
 
 
+@pytest.mark.slow
 def test_a_setting_that_is_refused_while_others_are_not_is_printed() -> None:
     for path, params, passed, reason in (
         ("ClientIsRefused", [], False, "the class states it, and: "),
