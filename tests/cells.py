@@ -28,6 +28,9 @@ from fedsim.training.cohort import build_algorithm
 from fedsim.training.trial import Trial
 
 NODES = [Node(4.0, 0.0)]
+SMALL: dict[str, Any] = {"dataset": {"name": "digits", "limit": 200}, "clients": 4, "alpha": 1.0}
+SMALL["evaluation"] = {"per_class": 10, "readouts": []}
+"""Keys of a grid of short cells."""
 WITH_GPUS = [Node(4.0, 2.0)]
 """The same machine with two GPUs by count: what is placed on them computes on the CPU."""
 SITES = ("north", "south", "west")
@@ -71,8 +74,7 @@ def uses_public(entry: Any) -> bool:
 def small_grid(*algorithms: str | dict[str, Any], **keys: Any) -> Grid:
     """A grid on 200 rows of digits, 4 clients, with public rows where a method uses them."""
     entries = [quick(entry) if isinstance(entry, str) else entry for entry in algorithms]
-    base = {"dataset": {"name": "digits", "limit": 200}, "clients": 4, "alpha": 1.0, "evaluation": {"per_class": 10, "readouts": []}}
-    base |= {"public": public_digits()} if any(map(uses_public, entries)) else {}
+    base = SMALL | ({"public": public_digits()} if any(map(uses_public, entries)) else {})
     return Grid.model_validate({**base, "algorithms": entries, **keys})
 
 

@@ -16,7 +16,7 @@ import pytest
 import typer.main
 import yaml
 from benches import Done
-from cells import SHIPPED
+from cells import SHIPPED, SMALL
 from notebooks import Notebook
 
 import fedsim
@@ -29,8 +29,7 @@ ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"
 ALGORITHMS, DATA = DOCS / "algorithms.md", DOCS / "data.md"
 PAGES = [*ROOT.glob("*.md"), *DOCS.glob("*.md")]
-SMALL = {"dataset": {"name": "digits", "limit": 200}, "clients": 4, "epsilon": 2, "seeds": [0, 1]}
-SMALL["evaluation"] = {"per_class": 10, "readouts": []}
+TWO_SEEDS = SMALL | {"epsilon": 2, "seeds": [0, 1]}
 RunPage = Callable[[str], dict[str, str]]
 
 
@@ -54,7 +53,7 @@ def run_page(folder: Path, command: Callable[..., Done], monkeypatch: pytest.Mon
             if title := re.match(r"# (\S+)\n", text):
                 (folder / title[1]).write_text(text)
         for run in set(re.findall(r"runs/quickstart(?:-again)?", page.read_text())):
-            fedsim.bench(SMALL | {"algorithms": ["dp-gaussian", "dp-gmm"]}, out=run)
+            fedsim.bench(TWO_SEEDS | {"algorithms": ["dp-gaussian", "dp-gmm"]}, out=run)
         for line in commands(page):
             program, *arguments = shlex.split(line)
             if program == "python":
@@ -117,7 +116,7 @@ def test_the_commands_of_further_pages(page: str, run_page: RunPage) -> None:
 
 
 def test_the_commands_of_the_page_on_results(run_page: RunPage, monkeypatch: pytest.MonkeyPatch) -> None:
-    fedsim.bench(SMALL | {"algorithms": ["dp-linear"], "scan": {"rounds": [1, 2]}}, out="runs/scan")
+    fedsim.bench(TWO_SEEDS | {"algorithms": ["dp-linear"], "scan": {"rounds": [1, 2]}}, out="runs/scan")
     run_page("results")
     assert len(list(Path().glob("*.pdf"))) == 2
     monkeypatch.setitem(sys.modules, "mlflow", tracker := MagicMock())

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 from benches import PATIENCE, Done, Ran, interruptible
-from cells import SHIPPED, small_grid
+from cells import SHIPPED, SMALL, small_grid
 from pictures import save_encoder, save_folder
 from plug_ins import GOOD, changed, write
 
@@ -28,7 +28,6 @@ from fedsim.results.store import ResultStore
 
 BROKEN = Path(__file__).parents[1] / "broken"
 FEDSIM = Path(sys.executable).with_name("fedsim")
-SMALL = {"dataset": {"name": "digits", "limit": 200}, "clients": 4, "alpha": 1.0, "evaluation": {"per_class": 10, "readouts": []}}
 FOUR = """
 algorithms: [{name: weight-noise, params: {rounds: 2, local_steps: 5}}, {name: fedhypevae, params: {rounds: 10}}]
 clients: [4]
@@ -261,7 +260,7 @@ def test_a_check_says_what_failed_and_counts_for_rows_of_its_parameters_in_the_r
     name = f"{tmp_path}/strong.py:Strength"
     entries = [{"name": name, "label": label, "params": {"rounds": 3, "strength": at}} for label, at in (("sound", 0.0), ("broken", 1.0))]
     run = bench(small_grid(*entries, epsilon=4.0)).folder
-    options = ("--unit", "example", "--trust", "aggregate", "--param", "rounds=3", "--run", str(run))
+    options = ("--trust", "aggregate", "--param", "rounds=3", "--run", str(run))
     sound = command("check", name, "--param", "strength=0", *told, *options)
     assert (sound.returncode, sound.stdout.partition("\n")[0].endswith("checks passed (example, aggregate)")) == (0, True)
     assert [row.check for row in read_results(run).rows] == [check, None]

@@ -210,7 +210,7 @@ def test_cells_that_are_equal_by_construction_are_trained_once_and_each_has_the_
     assert sum("\nstarted " in f"\n{together.log(row)}" for row in together.rows) == 1
     again = bench(small_grid("dp-gaussian", **axes))
     assert "all 4 cells are finished" in again.output
-    for row in together.rows[1:3]:
+    for row in together.rows:
         (alone,) = bench(small_grid("dp-gaussian", alpha=row.alpha, clients=row.clients), row.cell_id).rows
         assert values_of(row, *TIMES) == values_of(alone, *TIMES)
 

@@ -39,7 +39,7 @@ def test_what_cannot_be_planned_or_placed_is_named_by_the_grid_s_key() -> None:
 
 
 def test_a_plan_is_of_the_cells_own_parameters() -> None:
-    entries = [quick("dp-linear", rounds=rounds, sample_rate=rate) | {"label": f"{rounds} {rate}"} for rounds, rate in ((3, 0.1), (5, 0.2))]
+    entries = [quick("fedhypevae", rounds=n, sample_rate=q) | {"label": f"{n} {q}"} for n in (3, 5) for q in (0.1, 0.2)]
     for trial in prepare(small_grid(*entries, epsilon=4.0), NODES).trials:
         assert trial.plan is not None
         release, params = trial.plan.releases[-1], trial.cell.params

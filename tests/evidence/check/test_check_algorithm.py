@@ -140,7 +140,7 @@ def test_what_is_not_promised_is_measured_at_most() -> None:
 
 
 def test_what_depends_on_a_check_that_failed_is_not_checked() -> None:
-    findings = check_algorithm("broken.results:Raises", unit="example", trust="silo", quick=True)
+    findings = check_algorithm("broken.results:Raises", trust="silo", quick=True)
     (failed,) = failures(findings)
     assert failed.check == "trains"
     rest = [finding for finding in findings if finding.check not in ("trains", "per-example loss")]
