@@ -119,4 +119,4 @@ def test_findings_of_a_folder_come_from_its_files_and_a_summary_is_short(tmp_pat
     collapse, disagreement = write_report(tmp_path).findings
     assert [where for where, _ in collapse.seen] == [f"fedhypevae · digits · α = {each.alpha:g} · 10 clients · ε = 1" for each in rows]
     assert collapse.summary.startswith(f"{COLLAPSE} in 3 settings, such as {collapse.seen[0][0]}: ")
-    assert "What usually helps: synthesis: mixture" in disagreement.summary
+    assert "What usually helps: fedhypevae-sites" in disagreement.summary
