@@ -91,7 +91,7 @@ KINDS = (
         "cross-client MMD stays high",
         "mmd > 0.1 and mmd >= 0.5 * most_mmd",
         "squared MMD {mmd:.2f} in the last quarter of the rounds, at most {most_mmd:.2f}",
-        "The clients' generators disagree. What usually helps: fedhypevae-sites; a little: synthesis: client or mixture",
+        "The clients' generators disagree. What usually helps: fedhypevae-sites; less so, synthesis: client or mixture",
     ),
 )
 """The known failures; one more is one more entry."""
