@@ -1,4 +1,6 @@
-"""The entry point of the command ``fedsim``, outside the package: another distribution may have put its own ``fedsim`` in its place."""
+"""The entry point of the command ``fedsim``, outside the package: another distribution may have put
+its own ``fedsim`` in its place.
+"""
 
 from __future__ import annotations
 
@@ -7,10 +9,16 @@ from importlib.metadata import PackageNotFoundError, distribution
 
 
 def main() -> None:
-    """Run the command; one line and exit code 2 where the other simulator called ``fedsim`` is installed."""
+    """Run the command; one line and exit code 2 where the other simulator called ``fedsim`` is
+    installed.
+    """
     if at := _other():
         hint = "python -m pip uninstall -y fedsim fedsim-generative, then install this one again"
-        print(f"fedsim: {at}: is another simulator, whose files hide or replace those of fedsim-generative; {hint}", file=sys.stderr)
+        print(
+            f"fedsim: {at}: is another simulator, whose files hide or replace those of "
+            f"fedsim-generative; {hint}",
+            file=sys.stderr,
+        )
         sys.exit(2)
     from fedsim.cli import main as command
 
@@ -18,9 +26,15 @@ def main() -> None:
 
 
 def _other() -> str | None:
-    """An installed distribution ``fedsim``, with its folder, unless it is this one before version 0.2."""
+    """An installed distribution ``fedsim``, with its folder, unless it is this one before version
+    0.2.
+    """
     try:
         held = distribution("fedsim")
     except PackageNotFoundError:
         return None
-    return None if held.entry_points.select(group="fedsim.algorithms") else f"fedsim {held.version} in {held.locate_file('')}"
+    return (
+        None
+        if held.entry_points.select(group="fedsim.algorithms")
+        else f"fedsim {held.version} in {held.locate_file('')}"
+    )

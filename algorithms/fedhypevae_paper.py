@@ -1,9 +1,12 @@
-"""The paper's literal form of FedHypeVAE: bi-level local training, of which a client sends one clipped gradient by the hypernetwork.
+"""The paper's literal form of FedHypeVAE: bi-level local training, of which a client sends one
+clipped gradient by the hypernetwork.
 
-A round at a client (arXiv 2601.00785): ``local_steps`` Adam steps on its encoder and code with the hypernetwork fixed (inner), then the
-mean gradient by the hypernetwork over the same minibatches, at what the inner steps arrived at (outer). Minibatches are drawn from its own
-rows, and the loss holds the MMD between a minibatch and rows generated for its labels, so that no example has a bound of its own: the
-client's whole contribution is clipped to C, whatever the steps computed and stored (see :mod:`fedsim.methods.local_training`).
+A round at a client (arXiv 2601.00785): ``local_steps`` Adam steps on its encoder and code with the
+hypernetwork fixed (inner), then the mean gradient by the hypernetwork over the same minibatches, at
+what the inner steps arrived at (outer). Minibatches are drawn from its own rows, and the loss holds
+the MMD between a minibatch and rows generated for its labels, so that no example has a bound of its
+own: the client's whole contribution is clipped to C, whatever the steps computed and stored (see
+:mod:`fedsim.methods.local_training`).
 """
 
 from __future__ import annotations
@@ -24,26 +27,47 @@ from fedsim.seeds import Purpose
 def paper_round(algorithm: DPSGD, clients: Clients, round_: Round, broadcast: Tensors) -> Message:
     """Both levels of all clients that take part, at once; the sum of their clipped gradients.
 
-    With ``noised: all`` the change of a client's code is clipped with its gradient, and the client keeps the code with noise.
+    With ``noised: all`` the change of a client's code is clipped with its gradient, and the client
+    keeps the code with noise.
     """
     model: Any = clients.model
     load_parameters(model, broadcast)
     parameters = dict(model.named_parameters())
-    streams = (clients.seeds.keystream(Purpose.SAMPLING, round_.number, client) for client in clients.members)
+    streams = (
+        clients.seeds.keystream(Purpose.SAMPLING, round_.number, client)
+        for client in clients.members
+    )
     takes_part = [bool(stream.uniform(1)[0] < algorithm.params.client_rate) for stream in streams]
-    chosen = [i for i, (takes, x) in enumerate(zip(takes_part, clients.x, strict=True)) if takes and len(x)]
-    active, positions = clients.only(chosen), to_device(torch.tensor(chosen, dtype=torch.long), clients.device)
+    chosen = [
+        i
+        for i, (takes, x) in enumerate(zip(takes_part, clients.x, strict=True))
+        if takes and len(x)
+    ]
+    active, positions = (
+        clients.only(chosen),
+        to_device(torch.tensor(chosen, dtype=torch.long), clients.device),
+    )
     # one slice a client, of a model that is one client's
     own = {name: parameters[name].detach()[positions].unsqueeze(1) for name in local_names(model)}
     shared = {name: value.expand(len(chosen), *value.shape) for name, value in broadcast.items()}
     codes = code_names(model) if algorithm.params.noised == "all" else []
     before = {name: own[name].clone() for name in codes}
-    updates, losses = _both_levels(algorithm, active, round_, shared, own) if chosen else (shared, {})
+    updates, losses = (
+        _both_levels(algorithm, active, round_, shared, own) if chosen else (shared, {})
+    )
     updates = updates | {name: own[name] - before[name] for name in codes}
     clipped, norms = clip_updates(updates, algorithm.clip())
-    kept = {name: torch.zeros_like(parameters[name]).index_copy_(0, positions, clipped[name].squeeze(1)) for name in codes}
+    kept = {
+        name: torch.zeros_like(parameters[name]).index_copy_(0, positions, clipped[name].squeeze(1))
+        for name in codes
+    }
     ones = torch.ones(len(chosen), device=clients.device)
-    noised = clients.add_noise(round_.release, round_.stream, {name: weighted_sum(ones, clipped[name]) for name in shared}, kept)
+    noised = clients.add_noise(
+        round_.release,
+        round_.stream,
+        {name: weighted_sum(ones, clipped[name]) for name in shared},
+        kept,
+    )
     with torch.no_grad():
         for name, value in own.items():
             if name in codes:
@@ -61,12 +85,21 @@ def paper_round(algorithm: DPSGD, clients: Clients, round_: Round, broadcast: Te
     )
 
 
-def _both_levels(algorithm: DPSGD, clients: Clients, round_: Round, shared: Tensors, own: Tensors) -> tuple[Tensors, Tensors]:
-    """Gradients by the shared parameters ``[K, ...]`` and loss parts ``[K]``, means over the minibatches; ``own`` is trained in place."""
+def _both_levels(
+    algorithm: DPSGD, clients: Clients, round_: Round, shared: Tensors, own: Tensors
+) -> tuple[Tensors, Tensors]:
+    """Gradients by the shared parameters ``[K, ...]`` and loss parts ``[K]``, means over the
+    minibatches; ``own`` is trained in place.
+    """
     params, state = algorithm.params, Tensors()
     minibatches = Minibatches(algorithm, clients, round_)
     for step in range(params.local_steps):
-        adam_step(own, minibatches.gradients(step, own, shared)[0], state, params.local_learning_rate)
+        adam_step(
+            own, minibatches.gradients(step, own, shared)[0], state, params.local_learning_rate
+        )
     outer = [minibatches.gradients(step, shared, own) for step in range(params.local_steps)]
-    means = [{name: torch.stack([part[name] for part in kind]).mean(0) for name in kind[0]} for kind in zip(*outer, strict=True)]
+    means = [
+        {name: torch.stack([part[name] for part in kind]).mean(0) for name in kind[0]}
+        for kind in zip(*outer, strict=True)
+    ]
     return means[0], means[1]

@@ -1,4 +1,6 @@
-"""Ditto: every client has a linear classifier of its own, held near the one that FedAvg trains; and under noise."""
+"""Ditto: every client has a linear classifier of its own, held near the one that FedAvg trains; and
+under noise.
+"""
 
 from __future__ import annotations
 
@@ -32,7 +34,8 @@ class DittoParams(FedAvgLinearParams):
     """As FedAvg-linear.
 
     Attributes:
-        own_proximal: lambda, the weight of half the squared distance of a client's own classifier from the broadcast one.
+        own_proximal: lambda, the weight of half the squared distance of a client's own classifier
+            from the broadcast one.
     """
 
     own_proximal: float = Field(0.1, ge=0)
@@ -47,9 +50,11 @@ class SharedAndOwn(nn.Module):
 
 
 class PersonalSoftmaxRegression(LocalTraining):
-    """Model, loss and outcome of both forms: ``min_v F_k(v) + lambda / 2 |v - w|^2`` by every client k, w the broadcast classifier.
+    """Model, loss and outcome of both forms: ``min_v F_k(v) + lambda / 2 |v - w|^2`` by every
+    client k, w the broadcast classifier.
 
-    The two parts of the loss share no parameter, so w is trained as without v. How they train is the other base class's.
+    The two parts of the loss share no parameter, so w is trained as without v. How they train is
+    the other base class's.
     """
 
     local = (OWN_HEAD,)
@@ -60,9 +65,14 @@ class PersonalSoftmaxRegression(LocalTraining):
 
     def loss(self, model: Any, batch: Batch) -> Mapping[str, Tensor]:
         """Cross-entropy of both."""
-        return {"shared": cross_entropy(model.shared(batch.x), batch.y), "own": cross_entropy(model.own(batch.x), batch.y)}
+        return {
+            "shared": cross_entropy(model.shared(batch.x), batch.y),
+            "own": cross_entropy(model.own(batch.x), batch.y),
+        }
 
-    def pull(self, clients: Clients, gradients: Tensors, parameters: Tensors, broadcast: Tensors) -> None:
+    def pull(
+        self, clients: Clients, gradients: Tensors, parameters: Tensors, broadcast: Tensors
+    ) -> None:
         """The proximal term of every client's own classifier, which depends on no row."""
         super().pull(clients, gradients, parameters, broadcast)
         for name in (name for name in gradients if name.startswith(OWN_HEAD)):
@@ -79,7 +89,10 @@ class PersonalSoftmaxRegression(LocalTraining):
 
     def _own(self, server: Server, client: int) -> LinearClassifier:
         head = LinearHead(self.task.dim, self.task.classes).to(server.device)
-        load_parameters(head, {name.removeprefix(OWN_HEAD): value[client] for name, value in server.codes.items()})
+        load_parameters(
+            head,
+            {name.removeprefix(OWN_HEAD): value[client] for name, value in server.codes.items()},
+        )
         return head.classifier()
 
 
@@ -96,7 +109,8 @@ class DPDittoParams(DPFedAvgLinearParams):
     """As DP-FedAvg-linear.
 
     Attributes:
-        own_proximal: lambda, the weight of half the squared distance of a client's own classifier from the broadcast one.
+        own_proximal: lambda, the weight of half the squared distance of a client's own classifier
+            from the broadcast one.
     """
 
     own_proximal: float = Field(0.1, ge=0)
@@ -106,8 +120,9 @@ class DPDittoParams(DPFedAvgLinearParams):
 class DPDitto(PersonalSoftmaxRegression, LocalDPSGD):
     """DP-Ditto: Ditto by local DP-SGD; DP-FedAvg's classifier, and one a client, under one clip.
 
-    An example's gradient by both is clipped jointly to C; its client adds noise to both, local noise for its own classifier. Each step is
-    one Poisson-subsampled Gaussian mechanism of both parts, so own classifiers, too, follow from noisy steps alone: proved.
+    An example's gradient by both is clipped jointly to C; its client adds noise to both, local
+    noise for its own classifier. Each step is one Poisson-subsampled Gaussian mechanism of both
+    parts, so own classifiers, too, follow from noisy steps alone: proved.
     """
 
     source = "Li, Hu, Beirami and Smith 2021, arXiv 2012.04221; Abadi et al. 2016, arXiv 1607.00133"

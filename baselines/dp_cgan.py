@@ -1,9 +1,11 @@
 """DP-CGAN: a conditional GAN, discriminator by DP-SGD; its generator sees the discriminator alone.
 
-Torkzadehmahani, Kairouz and Paten 2019 (arXiv 2001.09700), Xie et al. 2018 (arXiv 1802.06739); the baseline of Di Salvo, Nguyen and Ledig
-2025 (arXiv 2507.02671). Different here: the noise is FedHypeVAE's, once per round on the sum over clients; the discriminator's loss on
-generated rows reads shared parameters alone, so the server adds it exactly, without clip or noise; the widths are far below the published
-512/1024 and 1024/512; and a penalty on the discriminator's gradient at generated rows (arXiv 1801.04406) replaces Xie's clipped weights.
+Torkzadehmahani, Kairouz and Paten 2019 (arXiv 2001.09700), Xie et al. 2018 (arXiv 1802.06739); the
+baseline of Di Salvo, Nguyen and Ledig 2025 (arXiv 2507.02671). Different here: the noise is
+FedHypeVAE's, once per round on the sum over clients; the discriminator's loss on generated rows
+reads shared parameters alone, so the server adds it exactly, without clip or noise; the widths are
+far below the published 512/1024 and 1024/512; and a penalty on the discriminator's gradient at
+generated rows (arXiv 1801.04406) replaces Xie's clipped weights.
 """
 
 from __future__ import annotations
@@ -44,11 +46,13 @@ class DPCGANParams(DPSGDParams):
         generator_rate: Adam's, of the generator; it falls like the discriminator's.
         generator_steps: the generator's steps in a round.
         latent: dimension of z.
-        generator_hidden: widths of the generator's hidden layers; none means a prototype per class plus a linear map of z.
+        generator_hidden: widths of the generator's hidden layers; none means a prototype per class
+            plus a linear map of z.
         discriminator_hidden: widths of the discriminator's.
         initial_variance: of a generated row's observation noise, before it is learned.
         fakes: generated rows in every step.
-        gradient_penalty: weight of the squared norm of the discriminator's gradient at generated rows.
+        gradient_penalty: weight of the squared norm of the discriminator's gradient at generated
+            rows.
     """
 
     learning_rate: float = Field(3e-3, gt=0)
@@ -63,12 +67,16 @@ class DPCGANParams(DPSGDParams):
 
 
 class Discriminator(nn.Module):
-    """The logit that a row of a class is real: an MLP on sqrt(d) [x, one-hot y], so that a unit row and its label weigh the same."""
+    """The logit that a row of a class is real: an MLP on sqrt(d) [x, one-hot y], so that a unit row
+    and its label weigh the same.
+    """
 
     def __init__(self, dim: int, classes: int, hidden: Sequence[int]) -> None:
         super().__init__()
         self.classes = classes
-        self.layers = nn.ModuleList(nn.Linear(a, b) for a, b in pairwise([dim + classes, *hidden, 1]))
+        self.layers = nn.ModuleList(
+            nn.Linear(a, b) for a, b in pairwise([dim + classes, *hidden, 1])
+        )
 
     def forward(self, x: Tensor, y: Tensor) -> Tensor:
         """``[N, d]`` and ``[N]`` to ``[N]``."""
@@ -85,14 +93,21 @@ class GAN(nn.Module):
         super().__init__()
         self.discriminator = Discriminator(dim, classes, params.discriminator_hidden)
         if not clients:
-            self.generator = ConditionalGenerator(params.latent, classes, params.generator_hidden, dim, params.initial_variance)
+            self.generator = ConditionalGenerator(
+                params.latent, classes, params.generator_hidden, dim, params.initial_variance
+            )
 
 
 @register("dp-cgan")
 class DPCGAN(DPSGD):
-    """The non-saturating conditional GAN (Goodfellow et al. 2014, Mirza and Osindero 2014) under federated DP-SGD."""
+    """The non-saturating conditional GAN (Goodfellow et al. 2014, Mirza and Osindero 2014) under
+    federated DP-SGD.
+    """
 
-    source = "Torkzadehmahani, Kairouz and Paten 2019, arXiv 2001.09700; Xie et al. 2018, arXiv 1802.06739"
+    source = (
+        "Torkzadehmahani, Kairouz and Paten 2019, arXiv 2001.09700; Xie et al. 2018, arXiv "
+        "1802.06739"
+    )
     Params = DPCGANParams
     for_reproduction = True
     server_only = ("generator.",)
@@ -106,7 +121,9 @@ class DPCGAN(DPSGD):
         return {"real": F.softplus(-model.discriminator(batch.x, batch.y))}
 
     def public_terms(self, model: Any, stream: torch.Generator) -> Mapping[str, Tensor]:
-        """The discriminator's loss on generated rows, -log(1 - D(G(z, y), y)), and the penalty on its gradient there."""
+        """The discriminator's loss on generated rows, -log(1 - D(G(z, y), y)), and the penalty on
+        its gradient there.
+        """
         labels = self._labels(next(model.parameters()).device)
         made = model.generator(labels, stream).detach().requires_grad_()
         logits = model.discriminator(made, labels)
@@ -115,15 +132,30 @@ class DPCGAN(DPSGD):
         return {"fake": F.softplus(logits).mean(), "gradient_penalty": penalty}
 
     def server_step(self, server: Server, round_: Round, total: Tensors) -> Values:
-        """The discriminator's noisy step, then the generator's on -log D(G(z, y), y): post-processing."""
-        values, p, model = super().server_step(server, round_, total), self.params, cast(Any, server.model)
+        """The discriminator's noisy step, then the generator's on -log D(G(z, y), y):
+        post-processing.
+        """
+        values, p, model = (
+            super().server_step(server, round_, total),
+            self.params,
+            cast(Any, server.model),
+        )
         own = {name: q for name, q in model.named_parameters() if name.startswith(self.server_only)}
         fixed = {name: q.detach() for name, q in model.discriminator.named_parameters()}
-        labels, stream = self._labels(server.device), server.seeds.torch(Purpose.META, round_.stream)
+        labels, stream = (
+            self._labels(server.device),
+            server.seeds.torch(Purpose.META, round_.stream),
+        )
         for _ in range(p.generator_steps):
-            loss = F.softplus(-functional_call(model.discriminator, fixed, (model.generator(labels, stream), labels))).mean()
+            loss = F.softplus(
+                -functional_call(
+                    model.discriminator, fixed, (model.generator(labels, stream), labels)
+                )
+            ).mean()
             gradients = dict(zip(own, torch.autograd.grad(loss, list(own.values())), strict=True))
-            adam_step(own, gradients, server.tensors, p.generator_rate * self._decay(round_), (0.5, 0.99))
+            adam_step(
+                own, gradients, server.tensors, p.generator_rate * self._decay(round_), (0.5, 0.99)
+            )
         return {**values, "loss_generator": loss.detach()}
 
     def _labels(self, device: torch.device) -> Tensor:

@@ -1,8 +1,10 @@
-"""DP-FC: softmax regression by full-batch DP-SGD; each gradient is solved against the released second moment; no generator.
+"""DP-FC: softmax regression by full-batch DP-SGD; each gradient is solved against the released
+second moment; no generator.
 
-The paper's: release the second moment of the rows, then take gradient steps on a logistic loss; clipped, noised gradients are multiplied by
-its inverse, a ridge added. Different here: rows are taken in released coordinates; classes share a softmax, where the paper has a sigmoid
-each; the ridge follows the noise, in place of a constant; rates fall, and the later iterates are averaged.
+The paper's: release the second moment of the rows, then take gradient steps on a logistic loss;
+clipped, noised gradients are multiplied by its inverse, a ridge added. Different here: rows are
+taken in released coordinates; classes share a softmax, where the paper has a sigmoid each; the
+ridge follows the noise, in place of a constant; rates fall, and the later iterates are averaged.
 """
 
 from __future__ import annotations
@@ -48,12 +50,16 @@ class DPFeatureCovarianceParams(DPSGDParams):
     """Parameters of DP-FC.
 
     Attributes:
-        precondition, second_share: shares of the budget (in 1 / sigma^2) that coordinates and the second moment in them take.
-        radius: of the ball to which rows are clipped, in units of their typical distance from the mean.
-        ridge: added to the second moment, in units of the largest eigenvalue that noise alone would have.
+        precondition, second_share: shares of the budget (in 1 / sigma^2) that coordinates and the
+            second moment in them take.
+        radius: of the ball to which rows are clipped, in units of their typical distance from the
+            mean.
+        ridge: added to the second moment, in units of the largest eigenvalue that noise alone would
+            have.
         sample_rate: q; with all rows in every step, noise is all that makes steps differ.
         clip: C. A gradient's norm is below 1.5, so that few are clipped.
-        learning_rate: of the preconditioned step; a logistic loss is flatter than the squares that the second moment stands for.
+        learning_rate: of the preconditioned step; a logistic loss is flatter than the squares that
+            the second moment stands for.
     """
 
     precondition: float = Field(0.16, gt=0, lt=1)
@@ -67,7 +73,9 @@ class DPFeatureCovarianceParams(DPSGDParams):
 
 
 class BallHead(nn.Module):
-    """Softmax regression on rows in released coordinates, clipped to a ball of ``radius``, in units of it."""
+    """Softmax regression on rows in released coordinates, clipped to a ball of ``radius``, in units
+    of it.
+    """
 
     def __init__(self, dim: int, classes: int, radius: float) -> None:
         super().__init__()
@@ -87,7 +95,9 @@ class BallHead(nn.Module):
 
 @register("dp-feature-covariance")
 class DPFeatureCovariance(DPSGD):
-    """Coordinates, the second moment in them, then full-batch DP-SGD that is preconditioned by it."""
+    """Coordinates, the second moment in them, then full-batch DP-SGD that is preconditioned by
+    it.
+    """
 
     source = "DP-FC: Mehta et al. 2022, arXiv 2211.13403"
     Params: ClassVar[type[DPFeatureCovarianceParams]] = DPFeatureCovarianceParams
@@ -103,7 +113,13 @@ class DPFeatureCovariance(DPSGD):
     def phases(self) -> tuple[Phase, ...]:
         """The statistics, then DP-SGD."""
         (*coordinates, sgd), p = super().phases(), self.params
-        second = Statistic("second moment", p.second_share, {"second": 1.0}, self.second_products, self.receive_second)
+        second = Statistic(
+            "second moment",
+            p.second_share,
+            {"second": 1.0},
+            self.second_products,
+            self.receive_second,
+        )
         phase = statistic_phase(second, self.clip(), self.task, lambda server: dict(server.tensors))
         return (*coordinates, phase, sgd.taking(1 - p.precondition - p.second_share))
 
@@ -113,15 +129,25 @@ class DPFeatureCovariance(DPSGD):
         return {"second": OuterProduct(clipped, clipped)}
 
     def receive_second(self, server: Server, sums: Tensors, std: Mapping[str, float]) -> None:
-        """The preconditioner: the inverse of the noisy second moment, its negative part left out, with a ridge."""
+        """The preconditioner: the inverse of the noisy second moment, its negative part left out,
+        with a ridge.
+        """
         second = (sums["second"] + sums["second"].T) / 2
         edge = math.sqrt(2 * self.task.dim) * std["second"]
-        ridge = self.params.ridge * edge + LEAST_RIDGE * float(second.trace().clamp_min(1.0)) / self.task.dim
-        server.tensors["preconditioner"] = spectral_function(second, lambda values: (values.clamp_min(0) + ridge).reciprocal())
+        ridge = (
+            self.params.ridge * edge
+            + LEAST_RIDGE * float(second.trace().clamp_min(1.0)) / self.task.dim
+        )
+        server.tensors["preconditioner"] = spectral_function(
+            second, lambda values: (values.clamp_min(0) + ridge).reciprocal()
+        )
 
     def server_step(self, server: Server, round_: Round, total: Tensors) -> Values:
         """A step along the preconditioned sum, then the running average."""
-        weight, step = server.model.get_parameter("head.weight"), total["head.weight"] @ server.tensors["preconditioner"]
+        weight, step = (
+            server.model.get_parameter("head.weight"),
+            total["head.weight"] @ server.tensors["preconditioner"],
+        )
         with torch.no_grad():
             weight.sub_(step, alpha=self.params.learning_rate * self._decay(round_))
         if round_.step >= self.average_from * self.params.rounds:

@@ -1,8 +1,10 @@
-"""DP-LDA: a classifier read off released moments; in closed form, with nothing sampled and no probe trained; no generator.
+"""DP-LDA: a classifier read off released moments; in closed form, with nothing sampled and no probe
+trained; no generator.
 
-The releases are those of ``fedhypevae-warm``, with the same noise at the same seed: the difference of their scores is what sampling and a
-probe cost. In whitened coordinates classes differ in the block u alone, so Bayes' rule needs u given the class, N(m_c, S_c), with equal
-priors (FedCGS, arXiv 2503.06962; GH-OFL, arXiv 2602.01186). Different here: both send exact moments of all dimensions.
+The releases are those of ``fedhypevae-warm``, with the same noise at the same seed: the difference
+of their scores is what sampling and a probe cost. In whitened coordinates classes differ in the
+block u alone, so Bayes' rule needs u given the class, N(m_c, S_c), with equal priors (FedCGS, arXiv
+2503.06962; GH-OFL, arXiv 2602.01186). Different here: both send exact moments of all dimensions.
 """
 
 from __future__ import annotations
@@ -24,8 +26,10 @@ class DPLDAParams(FedHypeVAEWarmParams):
     """Parameters of DP-LDA.
 
     Attributes:
-        head: ``lda``: one covariance, the mean S of the classes'; ``qda``: every class's own; ``naive-bayes``: every class's own diagonal;
-            ``ridge``: least squares on class indicators, ``W = M (S + M^T M / C + ridge I)^-1`` of means M ``[C, k]`` about their mean.
+        head: ``lda``: one covariance, the mean S of the classes'; ``qda``: every class's own;
+            ``naive-bayes``: every class's own diagonal; ``ridge``: least squares on class
+            indicators, ``W = M (S + M^T M / C + ridge I)^-1`` of means M ``[C, k]`` about their
+            mean.
         ridge: the penalty, in units of the variance that classes share.
     """
 
@@ -35,7 +39,9 @@ class DPLDAParams(FedHypeVAEWarmParams):
 
 @register("dp-lda")
 class DPLDA(FedHypeVAEWarm):
-    """The Bayes classifier of the normal laws that fedhypevae-warm believes in; all of it is post-processing of the same releases."""
+    """The Bayes classifier of the normal laws that fedhypevae-warm believes in; all of it is
+    post-processing of the same releases.
+    """
 
     source = "GH-OFL: arXiv 2602.01186; FedCGS: arXiv 2503.06962; linear discriminants: Fisher 1936"
     Params = DPLDAParams
@@ -43,26 +49,40 @@ class DPLDA(FedHypeVAEWarm):
     def classifier(self, server: Server) -> Classifier:
         """The head, for embeddings."""
         t, head = server.tensors, self.params.head
-        means, covariances, basis = t["prior_means"], t["prior_covariances"], t["basis"] / t["radius"]
+        means, covariances, basis = (
+            t["prior_means"],
+            t["prior_covariances"],
+            t["basis"] / t["radius"],
+        )
         shared = covariances.mean(0)
         if head == "ridge":
             apart = means - means.mean(0)
-            total = shared + apart.T @ apart / len(means) + self.params.ridge * torch.eye(len(shared), device=shared.device)
+            total = (
+                shared
+                + apart.T @ apart / len(means)
+                + self.params.ridge * torch.eye(len(shared), device=shared.device)
+            )
             weight = torch.linalg.solve(total, apart.T).T
             of_rows = weight @ basis.T
             return LinearClassifier(of_rows, -weight @ means.mean(0) - of_rows @ t["mean"])
         if head == "naive-bayes":
             covariances = torch.diag_embed(covariances.diagonal(dim1=1, dim2=2))
-        return Discriminant(means, shared.expand_as(covariances) if head == "lda" else covariances, basis, t["mean"])
+        return Discriminant(
+            means, shared.expand_as(covariances) if head == "lda" else covariances, basis, t["mean"]
+        )
 
 
 class Discriminant:
-    """Bayes' rule for normal classes of equal priors: p(c | u) is proportional to N(u; m_c, S_c), with u = (x - centre) basis."""
+    """Bayes' rule for normal classes of equal priors: p(c | u) is proportional to N(u; m_c, S_c),
+    with u = (x - centre) basis.
+    """
 
     def __init__(self, means: Tensor, covariances: Tensor, basis: Tensor, centre: Tensor) -> None:
         self.means, self.basis, self.centre = means, basis, centre
         # |(u - m) root|^2 is the squared Mahalanobis distance
-        self.roots = spectral_function(covariances, lambda values: values.clamp_min(LEAST_CLASS_VARIANCE).rsqrt())
+        self.roots = spectral_function(
+            covariances, lambda values: values.clamp_min(LEAST_CLASS_VARIANCE).rsqrt()
+        )
         self.log_scale = torch.linalg.slogdet(self.roots)[1]
 
     def probabilities(self, x: Tensor) -> Tensor:

@@ -1,8 +1,10 @@
-"""DP-linear: a linear classifier by federated DP-SGD; over rows about a released mean; no generator.
+"""DP-linear: a linear classifier by federated DP-SGD; over rows about a released mean; no
+generator.
 
-With ``reencoded`` its weights are written as synthetic rows: class means along them, with white noise around. They are no model of the
-data, and show what a measure misses: balanced accuracy, by the linear probe and by nearest neighbours, takes them for good rows; coverage
-and the Fréchet distance do not.
+With ``reencoded`` its weights are written as synthetic rows: class means along them, with white
+noise around. They are no model of the data, and show what a measure misses: balanced accuracy, by
+the linear probe and by nearest neighbours, takes them for good rows; coverage and the Fréchet
+distance do not.
 """
 
 from __future__ import annotations
@@ -36,7 +38,9 @@ from fedsim.methods import (
 )
 
 SCALE = 25.0
-"""Makes a row about the mean some ten times as long as the bias's input, so that a clipped gradient is a row's direction for any d."""
+"""Makes a row about the mean some ten times as long as the bias's input, so that a clipped gradient
+is a row's direction for any d.
+"""
 
 
 class DPLinearParams(DPSGDParams):
@@ -46,7 +50,8 @@ class DPLinearParams(DPSGDParams):
         mean_share: share of the budget (in 1 / sigma^2) that the mean takes.
         sample_rate: q; with all rows in every step, noise is all that makes steps differ.
         clip: C. Nearly every gradient is longer, so that all examples count alike.
-        reencoded: share of synthetic rows' variance about the mean that lies between class means; 0: no rows, the classifier itself.
+        reencoded: share of synthetic rows' variance about the mean that lies between class means;
+            0: no rows, the classifier itself.
     """
 
     mean_share: float = Field(0.1, gt=0, lt=1)
@@ -58,7 +63,9 @@ class DPLinearParams(DPSGDParams):
 
 
 class CentredHead(nn.Module):
-    """Softmax regression on :data:`SCALE` times rows about ``mean``, which is set and not trained."""
+    """Softmax regression on :data:`SCALE` times rows about ``mean``, which is set and not
+    trained.
+    """
 
     def __init__(self, dim: int, classes: int) -> None:
         super().__init__()
@@ -78,9 +85,11 @@ class CentredHead(nn.Module):
 
 @register("dp-linear")
 class DPLinear(DPSGD):
-    """Releases the mean, then trains a softmax layer on the rows about it: what a generator of the same budget has to beat for one task.
+    """Releases the mean, then trains a softmax layer on the rows about it: what a generator of the
+    same budget has to beat for one task.
 
-    Rows of unit norm share a large mean. About it they are short, so that of a clipped gradient more tells classes apart.
+    Rows of unit norm share a large mean. About it they are short, so that of a clipped gradient
+    more tells classes apart.
     """
 
     source = "Abadi et al. 2016, arXiv 1607.00133"
@@ -100,7 +109,12 @@ class DPLinear(DPSGD):
         if coordinates:
             return (*coordinates, sgd)
         share = self.params.mean_share
-        mean = statistic_phase(replace(overall_mean(share), receive=receive_mean), self.clip(), self.task, self.broadcast)
+        mean = statistic_phase(
+            replace(overall_mean(share), receive=receive_mean),
+            self.clip(),
+            self.task,
+            self.broadcast,
+        )
         return (mean, sgd.taking(1 - share))
 
     @classmethod
@@ -113,13 +127,22 @@ class DPLinear(DPSGD):
         return cast(CentredHead, server.model).classifier()
 
     def generator(self, server: Server) -> Generator:
-        """The same as rows, which get the variance that unit norm leaves about the released mean."""
+        """The same as rows, which get the variance that unit norm leaves about the released
+        mean.
+        """
         model: Any = server.model
-        mean, weight, between = model.mean.detach(), model.classifier().weight, self.params.reencoded
+        mean, weight, between = (
+            model.mean.detach(),
+            model.classifier().weight,
+            self.params.reencoded,
+        )
         variance = (1 - mean.square().sum()).clamp_min(0.01)
         apart = weight - weight.mean(0)
         size = apart.square().sum(1).mean().sqrt().clamp_min(1e-12)
-        return WhiteGenerator(mean + (between * variance).sqrt() / size * apart, ((1 - between) * variance / len(mean)).sqrt())
+        return WhiteGenerator(
+            mean + (between * variance).sqrt() / size * apart,
+            ((1 - between) * variance / len(mean)).sqrt(),
+        )
 
 
 def receive_mean(server: Server, sums: Tensors, std: Mapping[str, float]) -> None:
@@ -135,4 +158,6 @@ class WhiteGenerator:
 
     def sample(self, labels: Tensor, stream: torch.Generator) -> Tensor:
         """Synthetic embeddings ``[n, d]``."""
-        return self.means[labels] + self.std * normal((len(labels), self.means.shape[1]), stream, labels)
+        return self.means[labels] + self.std * normal(
+            (len(labels), self.means.shape[1]), stream, labels
+        )

@@ -1,9 +1,11 @@
-"""DP-MERF: the classes' mean random Fourier features; released once, and a generator that is trained to have the same ones.
+"""DP-MERF: the classes' mean random Fourier features; released once, and a generator that is
+trained to have the same ones.
 
-Harder, Adamczewski and Park 2021 (arXiv 2002.11603), the variant that balances classes by released counts. Different here: the kernel is a
-mixture of Gaussian kernels (:mod:`fedsim.models.kernel`) with public bandwidths in place of one whose width is set by private data; the
-coordinates are released first, so that the generator starts where the rows are; and the generator is a prototype per class plus a linear
-map of z and learned observation noise in place of an MLP.
+Harder, Adamczewski and Park 2021 (arXiv 2002.11603), the variant that balances classes by released
+counts. Different here: the kernel is a mixture of Gaussian kernels (:mod:`fedsim.models.kernel`)
+with public bandwidths in place of one whose width is set by private data; the coordinates are
+released first, so that the generator starts where the rows are; and the generator is a prototype
+per class plus a linear map of z and learned observation noise in place of an MLP.
 """
 
 from __future__ import annotations
@@ -41,11 +43,14 @@ class DPMERFParams(InCoordinatesParams):
     """Parameters of DP-MERF.
 
     Attributes:
-        radius: unit of the rows that the generator makes, in units of their typical distance from the mean; nothing is clipped to it.
+        radius: unit of the rows that the generator makes, in units of their typical distance from
+            the mean; nothing is clipped to it.
         frequencies: random ones; each gives two features.
-        scale: factor on the frequencies: the kernel's bandwidths are ``(radius / scale)^2`` times those in :mod:`fedsim.models.kernel`.
+        scale: factor on the frequencies: the kernel's bandwidths are ``(radius / scale)^2`` times
+            those in :mod:`fedsim.models.kernel`.
         latent: dimension of z.
-        initial_variance: of a generated row's observation noise, before it is learned, in units of ``radius`` squared.
+        initial_variance: of a generated row's observation noise, before it is learned, in units of
+            ``radius`` squared.
         generator_steps: Adam steps of the generator's training.
         per_class: generated rows of every class in a step.
         learning_rate: Adam's; it falls linearly to 0.
@@ -62,21 +67,35 @@ class DPMERFParams(InCoordinatesParams):
 
 @register("dp-merf")
 class DPMERF(OneShot):
-    """Coordinates, then one Gaussian mechanism on every class's sum of features and its count; the rest is post-processing."""
+    """Coordinates, then one Gaussian mechanism on every class's sum of features and its count; the
+    rest is post-processing.
+    """
 
     source = "Harder, Adamczewski and Park 2021, arXiv 2002.11603"
     Params = DPMERFParams
 
     def statistics(self) -> tuple[Statistic, ...]:
-        """Coordinates; then every class's features, of norm 1 whatever the row is, and its count."""
+        """Coordinates; then every class's features, of norm 1 whatever the row is, and its
+        count.
+        """
         share = self.params.coordinates_share
-        last = Statistic("embedding", 1 - share, moments.CLASS_MEAN_WEIGHTS, self.embedding_products, self.receive_embedding)
+        last = Statistic(
+            "embedding",
+            1 - share,
+            moments.CLASS_MEAN_WEIGHTS,
+            self.embedding_products,
+            self.receive_embedding,
+        )
         return (*coordinate_statistics(share), last)
 
     def build(self, clients: int) -> nn.Module:
         """The generator, at the server alone."""
         p = self.params
-        return nn.Module() if clients else ConditionalGenerator(p.latent, self.task.classes, (), self.dim, p.initial_variance)
+        return (
+            nn.Module()
+            if clients
+            else ConditionalGenerator(p.latent, self.task.classes, (), self.dim, p.initial_variance)
+        )
 
     def initial_server(self, seeds: Seeds) -> Server:
         """The frequencies are drawn before any data are seen."""
@@ -87,7 +106,9 @@ class DPMERF(OneShot):
 
     def embedding_products(self, rows: Rows, broadcast: Tensors) -> moments.Products:
         """Features of the rows and a one, beside the class."""
-        features = kernel_features(Coordinates(broadcast).of_rows(rows.x) / self.params.radius, broadcast["frequencies"])
+        features = kernel_features(
+            Coordinates(broadcast).of_rows(rows.x) / self.params.radius, broadcast["frequencies"]
+        )
         return moments.class_mean_products(features, rows.y, self.task.classes)
 
     def receive_embedding(self, server: Server, sums: Tensors, std: Mapping[str, float]) -> None:
@@ -98,12 +119,17 @@ class DPMERF(OneShot):
         del server.tensors["frequencies"]  # a saved generator does not need them
 
     def train_generator(self, server: Server, targets: Tensor) -> None:
-        """Minimise the sum over classes of ``|target - mean features of generated rows|^2``, ``targets`` ``[C, 2 frequencies]``.
+        """Minimise the sum over classes of ``|target - mean features of generated rows|^2``,
+        ``targets`` ``[C, 2 frequencies]``.
 
-        The square of the generated rows' mean is estimated without the terms of a row with itself, which are 1: unbiased for any number.
+        The square of the generated rows' mean is estimated without the terms of a row with itself,
+        which are 1: unbiased for any number.
         """
         p, classes = self.params, self.task.classes
-        labels, stream = torch.arange(classes, device=server.device).repeat_interleave(p.per_class), server.seeds.torch(Purpose.PENALTY)
+        labels, stream = (
+            torch.arange(classes, device=server.device).repeat_interleave(p.per_class),
+            server.seeds.torch(Purpose.PENALTY),
+        )
         parameters, state = dict(server.model.named_parameters()), Tensors()
         for step in range(p.generator_steps):
             features = kernel_features(server.model(labels, stream), server.tensors["frequencies"])
@@ -119,4 +145,6 @@ class DPMERF(OneShot):
 
     def generator(self, server: Server) -> Generator:
         """What was trained, taken back to where the rows are."""
-        return stretched(ConditionalSampler(server.model), Coordinates(server.tensors), self.params.radius)
+        return stretched(
+            ConditionalSampler(server.model), Coordinates(server.tensors), self.params.radius
+        )

@@ -1,4 +1,6 @@
-"""CVAEs whose decoder is averaged over clients, with encoders that stay local, a N(0, I) prior: FedAvg-CVAE, not private, and DP-CVAE."""
+"""CVAEs whose decoder is averaged over clients, with encoders that stay local, a N(0, I) prior:
+FedAvg-CVAE, not private, and DP-CVAE.
+"""
 
 from __future__ import annotations
 
@@ -27,7 +29,8 @@ class FedAvgCVAEParams(LocalTrainingParams):
 
     Attributes:
         latent: dimension of z.
-        encoder_hidden, decoder_hidden: widths of the hidden layers; no decoder layer means a prototype per class plus a linear map.
+        encoder_hidden, decoder_hidden: widths of the hidden layers; no decoder layer means a
+            prototype per class plus a linear map.
         beta: weight of the KL divergence.
         initial_variance: of the likelihood, before it is learned.
     """
@@ -41,7 +44,9 @@ class FedAvgCVAEParams(LocalTrainingParams):
 
 @register("fedavg-cvae")
 class FedAvgCVAE(LocalTraining):
-    """FedAvg-CVAE: one decoder averaged over clients; a CVAE (Sohn et al. 2015) with local steps (McMahan et al. 2017); not private."""
+    """FedAvg-CVAE: one decoder averaged over clients; a CVAE (Sohn et al. 2015) with local steps
+    (McMahan et al. 2017); not private.
+    """
 
     source = "McMahan et al. 2017, arXiv 1602.05629; Sohn et al. 2015"
     Params: ClassVar[type[FedAvgCVAEParams]] = FedAvgCVAEParams
@@ -51,18 +56,30 @@ class FedAvgCVAE(LocalTraining):
     def build(self, clients: int) -> nn.Module:
         """One client's CVAE."""
         p = self.params
-        return CVAE(self.task.dim, self.task.classes, p.latent, p.encoder_hidden, p.decoder_hidden, p.initial_variance)
+        return CVAE(
+            self.task.dim,
+            self.task.classes,
+            p.latent,
+            p.encoder_hidden,
+            p.decoder_hidden,
+            p.initial_variance,
+        )
 
     def draws(self) -> Mapping[str, tuple[int, ...]]:
         """One draw of z."""
         return {"posterior": (self.params.latent,)}
 
     def loss(self, model: Any, batch: Batch) -> Mapping[str, Tensor]:
-        """Negative ELBO in units of the observation variance (its scale then does not grow as the variance falls)."""
+        """Negative ELBO in units of the observation variance (its scale then does not grow as the
+        variance falls).
+        """
         decoded, kl = model(batch.x, batch.y, batch.draws["posterior"])
         observation = model.observation(batch.x)
         unit = observation.detach().exp().squeeze(-1)
-        return {"reconstruction": unit * gaussian_nll(batch.x, decoded, observation), "kl": self.params.beta * unit * kl}
+        return {
+            "reconstruction": unit * gaussian_nll(batch.x, decoded, observation),
+            "kl": self.params.beta * unit * kl,
+        }
 
     def generator(self, server: Server) -> CVAEGenerator:
         """Decode z ~ N(0, I), add the learned observation noise."""
@@ -73,10 +90,12 @@ class DPCVAEParams(LocalDPSGDParams):
     """Parameters of DP-CVAE.
 
     Attributes:
-        local_steps: 25 steps at sample rate 0.2 are the 5 local epochs; 256 rows are a batch where a client has about 1,280.
+        local_steps: 25 steps at sample rate 0.2 are the 5 local epochs; 256 rows are a batch where
+            a client has about 1,280.
         latent: dimension of z.
         hidden: widths of the hidden layers of encoder and decoder.
-        beta: weight of the KL divergence against the squared error in units of one entry's mean square.
+        beta: weight of the KL divergence against the squared error in units of one entry's mean
+            square.
     """
 
     rounds: int = Field(50, ge=1)
@@ -92,11 +111,14 @@ class DPCVAEParams(LocalDPSGDParams):
 
 @register("dp-cvae")
 class DPCVAE(LocalDPSGD):
-    """DP-CVAE: a CVAE by DP-SGD at each client; decoders are averaged; architecture and protocol as published.
+    """DP-CVAE: a CVAE by DP-SGD at each client; decoders are averaged; architecture and protocol as
+    published.
 
-    Different here, because what was published pays for less than it does: the noise is solved for the local steps that run, the KL
-    divergence is each example's own and not a sum over the batch, rows are scaled to unit norm by themselves in place of the data's private
-    minimum and maximum (so the last layer is linear), and labels are sampled uniformly in place of their private counts.
+    Different here, because what was published pays for less than it does: the noise is solved for
+    the local steps that run, the KL divergence is each example's own and not a sum over the batch,
+    rows are scaled to unit norm by themselves in place of the data's private minimum and maximum
+    (so the last layer is linear), and labels are sampled uniformly in place of their private
+    counts.
     """
 
     source = "Di Salvo, Nguyen and Ledig, MICCAI 2025, arXiv 2507.02671"
@@ -114,7 +136,9 @@ class DPCVAE(LocalDPSGD):
         return {"posterior": (self.params.latent,)}
 
     def loss(self, model: Any, batch: Batch) -> Mapping[str, Tensor]:
-        """Squared error of the unit-norm row, which is the mean over the entries of x sqrt(d), plus beta KL."""
+        """Squared error of the unit-norm row, which is the mean over the entries of x sqrt(d), plus
+        beta KL.
+        """
         decoded, kl = model(batch.x, batch.y, batch.draws["posterior"])
         return {"reconstruction": (batch.x - decoded).square().sum(-1), "kl": self.params.beta * kl}
 

@@ -1,4 +1,6 @@
-"""A linear classifier on the embeddings, no generator: by FedAvg, not private, and by local DP-SGD or, for unit client, DP-FedAvg."""
+"""A linear classifier on the embeddings, no generator: by FedAvg, not private, and by local DP-SGD
+or, for unit client, DP-FedAvg.
+"""
 
 from __future__ import annotations
 
@@ -32,7 +34,9 @@ class FedAvgLinearParams(LocalTrainingParams):
 
 
 class SoftmaxRegression:
-    """The model, the loss and the outcome that federated linear classifiers share; how they train is their base class's."""
+    """The model, the loss and the outcome that federated linear classifiers share; how they train
+    is their base class's.
+    """
 
     task: Task
 
@@ -51,7 +55,9 @@ class SoftmaxRegression:
 
 @register("fedavg-linear")
 class FedAvgLinear(SoftmaxRegression, LocalTraining):
-    """FedAvg-linear: a linear classifier by FedAvg; local steps and an average of the updates; not private."""
+    """FedAvg-linear: a linear classifier by FedAvg; local steps and an average of the updates; not
+    private.
+    """
 
     source = "McMahan et al. 2017, arXiv 1602.05629"
     Params: ClassVar[type[FedAvgLinearParams]] = FedAvgLinearParams
@@ -68,7 +74,9 @@ class DPFedAvgLinearParams(LocalDPSGDParams):
 
 @register("dp-fedavg-linear")
 class DPFedAvgLinear(SoftmaxRegression, LocalDPSGD):
-    """DP-FedAvg-linear: a linear classifier by local DP-SGD; for unit client with clipped, noised updates."""
+    """DP-FedAvg-linear: a linear classifier by local DP-SGD; for unit client with clipped, noised
+    updates.
+    """
 
     source = "McMahan et al. 2018, arXiv 1710.06963; Abadi et al. 2016, arXiv 1607.00133"
     Params = DPFedAvgLinearParams

@@ -1,15 +1,20 @@
-"""Private evolution on embeddings: private rows vote for candidates; each for the nearest of its class; those with votes have offspring.
+"""Private evolution on embeddings: private rows vote for candidates; each for the nearest of its
+class; those with votes have offspring.
 
-Lin et al. 2023 (arXiv 2305.15560, algorithm 2: a noisy histogram of nearest neighbours, threshold, draws by votes, variations), class by
-class as PCEvolve (arXiv 2506.05407), with votes summed over clients. A row's votes have an L2 norm of 1 together, whatever the dimension,
-so the noise knows no dimension either; of a group all votes are clipped together.
+Lin et al. 2023 (arXiv 2305.15560, algorithm 2: a noisy histogram of nearest neighbours, threshold,
+draws by votes, variations), class by class as PCEvolve (arXiv 2506.05407), with votes summed over
+clients. A row's votes have an L2 norm of 1 together, whatever the dimension, so the noise knows no
+dimension either; of a group all votes are clipped together.
 
-Different here: a row votes for its ``votes`` nearest candidates, 1 / sqrt(votes) each (``votes: 1`` is the paper's), which carries more at
-equal noise. Rows are compared in released coordinates, and public candidates about their own mean: foreign public rows all lie in another
-place. In the first round, whose candidates all classes share, the votes count that a class casts above its share, for some candidates are
-near to all rows. Offspring are between two parents, and moved towards a fresh candidate, in place of a model's variations.
+Different here: a row votes for its ``votes`` nearest candidates, 1 / sqrt(votes) each (``votes: 1``
+is the paper's), which carries more at equal noise. Rows are compared in released coordinates, and
+public candidates about their own mean: foreign public rows all lie in another place. In the first
+round, whose candidates all classes share, the votes count that a class casts above its share, for
+some candidates are near to all rows. Offspring are between two parents, and moved towards a fresh
+candidate, in place of a model's variations.
 
-Constants were tuned on test rows of OrganAMNIST and HAM10000 (1,000 training rows, epsilon 1 and 4).
+Constants were tuned on test rows of OrganAMNIST and HAM10000 (1,000 training rows, epsilon 1 and
+4).
 """
 
 from __future__ import annotations
@@ -51,15 +56,19 @@ class PrivateEvolutionParams(OneShotParams):
     """Parameters of private evolution.
 
     Attributes:
-        start: where candidates come from: ``public`` rows, or ``drawn`` from a Gaussian with the variances of the released coordinates.
-        coordinates_share: share of the budget (in 1 / sigma^2) that the released coordinates take (:mod:`fedsim.methods.coordinates`).
+        start: where candidates come from: ``public`` rows, or ``drawn`` from a Gaussian with the
+            variances of the released coordinates.
+        coordinates_share: share of the budget (in 1 / sigma^2) that the released coordinates take
+            (:mod:`fedsim.methods.coordinates`).
         rounds: rounds of votes, which share the rest.
         candidates: of every class in a round.
-        votes: how many candidates a row votes for; where some are equal, as large a share of the different ones.
+        votes: how many candidates a row votes for; where some are equal, as large a share of the
+            different ones.
         threshold: votes below so many standard deviations of their noise count as none.
-        variation: the most by which offspring are moved towards a fresh candidate, as a share of the way.
-        noise: norm of the white noise on a sampled row, in units of rows' typical distance from the mean: features that public rows lack
-            get a scale.
+        variation: the most by which offspring are moved towards a fresh candidate, as a share of
+            the way.
+        noise: norm of the white noise on a sampled row, in units of rows' typical distance from the
+            mean: features that public rows lack get a scale.
     """
 
     start: Literal["public", "drawn"] = "public"
@@ -74,7 +83,9 @@ class PrivateEvolutionParams(OneShotParams):
 
 @register("private-evolution")
 class PrivateEvolution(OneShot):
-    """The mean or the coordinates, then a Gaussian mechanism on the votes of every round; offspring and samples are post-processing."""
+    """The mean or the coordinates, then a Gaussian mechanism on the votes of every round; offspring
+    and samples are post-processing.
+    """
 
     source = "Private evolution: Lin et al. 2023, arXiv 2305.15560; PCEvolve, arXiv 2506.05407"
     Params = PrivateEvolutionParams
@@ -88,7 +99,13 @@ class PrivateEvolution(OneShot):
         share, rounds = self.params.coordinates_share, self.params.rounds
         mean, spread = coordinate_statistics(share)
         spread = replace(spread, receive=self.receive_coordinates)
-        return mean, spread, Statistic("votes", 1 - share, {"votes": 1.0}, self.vote_products, self.receive_votes, rounds)
+        return (
+            mean,
+            spread,
+            Statistic(
+                "votes", 1 - share, {"votes": 1.0}, self.vote_products, self.receive_votes, rounds
+            ),
+        )
 
     def receive_coordinates(self, server: Server, sums: Tensors, std: Mapping[str, float]) -> None:
         """Coordinates, and the candidates of the first round."""
@@ -96,18 +113,29 @@ class PrivateEvolution(OneShot):
         self.begin(server)
 
     def begin(self, server: Server) -> None:
-        """Fresh candidates in coordinates ``[rounds, K, d]``, of mean squared norm 1; in the first round all classes have the same.
+        """Fresh candidates in coordinates ``[rounds, K, d]``, of mean squared norm 1; in the first
+        round all classes have the same.
 
-        Public ones are about the mean of all public rows, which are repeated where they are too few.
+        Public ones are about the mean of all public rows, which are repeated where they are too
+        few.
         """
-        coordinates, found, count = Coordinates(server.tensors), server.tensors, self.params.rounds * self.params.candidates
+        coordinates, found, count = (
+            Coordinates(server.tensors),
+            server.tensors,
+            self.params.rounds * self.params.candidates,
+        )
         if self.params.start == "public":
             rows = self.public_rows(server)
             order = torch.randperm(len(rows), generator=server.seeds.torch(Purpose.INIT))[:count]
-            fresh = coordinates.of_centred((rows - rows.mean(0))[order])[torch.arange(count) % len(order)]
+            fresh = coordinates.of_centred((rows - rows.mean(0))[order])[
+                torch.arange(count) % len(order)
+            ]
         else:
             axes, stream = coordinates.main_axes(AXES), server.seeds.torch(Purpose.PENALTY)
-            fresh = normal((count, self.dim), stream, axes) + normal((count, axes.shape[1]), stream, axes) @ axes.T
+            fresh = (
+                normal((count, self.dim), stream, axes)
+                + normal((count, axes.shape[1]), stream, axes) @ axes.T
+            )
         fresh = fresh / fresh.square().sum(1).mean().sqrt().clamp_min(1e-12)
         found["fresh"] = fresh.view(self.params.rounds, -1, self.dim)
         found["candidates"] = found["fresh"][0].expand(self.task.classes, -1, -1).clone()
@@ -115,15 +143,20 @@ class PrivateEvolution(OneShot):
 
     def broadcast(self, server: Server) -> Tensors:
         """All but what only the server needs."""
-        return {name: value for name, value in server.tensors.items() if name not in ("fresh", "round")}
+        return {
+            name: value for name, value in server.tensors.items() if name not in ("fresh", "round")
+        }
 
     def vote_products(self, rows: Rows, broadcast: Tensors) -> Mapping[str, OuterProduct]:
-        """Votes of every row, of norm 1, beside its class; of several equal candidates the first has them."""
+        """Votes of every row, of norm 1, beside its class; of several equal candidates the first
+        has them.
+        """
         candidates, coordinates = broadcast["candidates"], Coordinates(broadcast)
         votes = rows.x.new_zeros(len(rows.x), candidates.shape[1])
         for label, own in enumerate(candidates):
             of_class, distinct = (rows.y == label).nonzero()[:, 0], first_of_equals(own)
-            # the cosine of T (x - m) and c is <x - m, T c / |c|> over the row's own length, T symmetric
+            # the cosine of T (x - m) and c is <x - m, T c / |c|> over the row's own length, T
+            # symmetric
             looked_for = coordinates.of_centred(torch.nn.functional.normalize(own[distinct], dim=1))
             cosines = exact_products(rows.x[of_class] - coordinates.mean, looked_for)
             count = -(-min(self.params.votes, len(own)) * len(distinct) // len(own))
@@ -152,11 +185,17 @@ class PrivateEvolution(OneShot):
     def _vary(self, server: Server) -> None:
         number = int(server.tensors["round"])
         stream = server.seeds.torch(Purpose.PENALTY, number)
-        labels = torch.arange(self.task.classes, device=server.device).repeat_interleave(self.params.candidates)
+        labels = torch.arange(self.task.classes, device=server.device).repeat_interleave(
+            self.params.candidates
+        )
         child = offspring(server.tensors["candidates"], server.tensors["weights"], labels, stream)
         fresh = server.tensors["fresh"][number].repeat(self.task.classes, 1)
-        share = self.params.variation * to_device(torch.rand(len(child), 1, generator=stream), server.device)
-        server.tensors["candidates"] = ((1 - share) * child + share * fresh).view_as(server.tensors["candidates"])
+        share = self.params.variation * to_device(
+            torch.rand(len(child), 1, generator=stream), server.device
+        )
+        server.tensors["candidates"] = ((1 - share) * child + share * fresh).view_as(
+            server.tensors["candidates"]
+        )
 
     def generator(self, server: Server) -> Generator:
         """Offspring of the last candidates, where private rows are."""
@@ -169,19 +208,33 @@ def first_of_equals(candidates: Tensor) -> Tensor:
     """Numbers of the rows ``[K, d]`` that no earlier one equals, ascending."""
     _, which = torch.unique(candidates, dim=0, return_inverse=True)
     place = torch.arange(len(which), device=which.device)
-    return torch.full_like(place, len(place)).scatter_reduce(0, which, place, "amin")[: int(which.max()) + 1].sort().values
+    return (
+        torch.full_like(place, len(place))
+        .scatter_reduce(0, which, place, "amin")[: int(which.max()) + 1]
+        .sort()
+        .values
+    )
 
 
-def offspring(candidates: Tensor, weights: Tensor, labels: Tensor, stream: torch.Generator) -> Tensor:
-    """Rows ``[n, d]`` between two parents of each label, drawn by their weights, up to half way from the first."""
-    chosen = [torch.multinomial(weights.cpu()[labels.cpu()], 1, generator=stream)[:, 0].to(labels.device) for _ in range(2)]
+def offspring(
+    candidates: Tensor, weights: Tensor, labels: Tensor, stream: torch.Generator
+) -> Tensor:
+    """Rows ``[n, d]`` between two parents of each label, drawn by their weights, up to half way
+    from the first.
+    """
+    chosen = [
+        torch.multinomial(weights.cpu()[labels.cpu()], 1, generator=stream)[:, 0].to(labels.device)
+        for _ in range(2)
+    ]
     share = to_device(torch.rand(len(labels), 1, generator=stream), labels.device) / 2
     first, second = (candidates[labels, parents] for parents in chosen)
     return (1 - share) * first + share * second
 
 
 class Evolved:
-    """Offspring of candidates ``[C, K, d]`` with ``weights`` ``[C, K]`` and white noise of ``std``."""
+    """Offspring of candidates ``[C, K, d]`` with ``weights`` ``[C, K]`` and white noise of
+    ``std``.
+    """
 
     def __init__(self, candidates: Tensor, weights: Tensor, std: float) -> None:
         self.candidates, self.weights, self.std = candidates, weights, std

@@ -1,4 +1,6 @@
-"""The evaluation's linear probe, not private: of each client alone, the floor; of all rows pooled; beside FedAvg's (FedLambda)."""
+"""The evaluation's linear probe, not private: of each client alone, the floor; of all rows pooled;
+beside FedAvg's (FedLambda).
+"""
 
 from __future__ import annotations
 
@@ -35,14 +37,18 @@ from fedsim.methods import (
 )
 
 HELD_OUT = 5
-"""Of so many rows one is held out, to choose on it how much weight a client's own classifier gets beside the shared one."""
+"""Of so many rows one is held out, to choose on it how much weight a client's own classifier gets
+beside the shared one.
+"""
 
 
 @register("local-only")
 class LocalOnlyLinear(Algorithm):
-    """Local-only, the floor: every client's own linear probe; nothing is shared, and the score is the mean of theirs; not private.
+    """Local-only, the floor: every client's own linear probe; nothing is shared, and the score is
+    the mean of theirs; not private.
 
-    The reference of this name has probes of its own, which weigh classes evenly, at the best of several penalties: it is usually higher.
+    The reference of this name has probes of its own, which weigh classes evenly, at the best of
+    several penalties: it is usually higher.
     """
 
     source = "the usual floor"
@@ -63,14 +69,23 @@ class LocalOnlyLinear(Algorithm):
 
     def classifier(self, server: Server) -> LocalClassifiers:
         """Every client's own."""
-        return LocalClassifiers([own_classifier(server.tensors, client, self.task.classes) for client in range(self.task.clients)])
+        return LocalClassifiers(
+            [
+                own_classifier(server.tensors, client, self.task.classes)
+                for client in range(self.task.clients)
+            ]
+        )
 
 
 def own_classifiers(clients: Clients, probe_c: float) -> Tensors:
     """A probe on each member's rows, as tensors whose names begin with the client's number."""
     rows = zip(clients.members, clients.x, clients.y, strict=True)
     fitted = {client: fit_probe(x.cpu().numpy(), y.cpu().numpy(), probe_c) for client, x, y in rows}
-    return {f"{client}.{name}": value for client, probe in fitted.items() for name, value in probe_tensors(probe).items()}
+    return {
+        f"{client}.{name}": value
+        for client, probe in fitted.items()
+        for name, value in probe_tensors(probe).items()
+    }
 
 
 def keep(server: Server, round_: Round, total: Tensors) -> Mapping[str, float]:
@@ -82,13 +97,19 @@ def keep(server: Server, round_: Round, total: Tensors) -> Mapping[str, float]:
 def own_classifier(tensors: Tensors, client: int, classes: int) -> ProbeClassifier:
     """A client's classifier among :func:`own_classifiers`."""
     prefix = f"{client}."
-    own = {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}
+    own = {
+        name.removeprefix(prefix): value
+        for name, value in tensors.items()
+        if name.startswith(prefix)
+    }
     return ProbeClassifier(probe_of(own), classes)
 
 
 @register("centralised")
 class Centralised(Algorithm):
-    """Centralised: one linear probe on the rows of all clients; at its own strength, with the classes' natural shares; not private."""
+    """Centralised: one linear probe on the rows of all clients; at its own strength, with the
+    classes' natural shares; not private.
+    """
 
     source = "the usual upper reference"
     Params = Params
@@ -96,7 +117,9 @@ class Centralised(Algorithm):
 
     def phases(self) -> tuple[Phase, ...]:
         """One round."""
-        return (Phase(Release("rows", 1.0, 1), self.client_round, self.server_step, self.broadcast),)
+        return (
+            Phase(Release("rows", 1.0, 1), self.client_round, self.server_step, self.broadcast),
+        )
 
     def build(self, clients: int) -> nn.Module:
         """Nothing is trained in rounds."""
@@ -111,7 +134,12 @@ class Centralised(Algorithm):
 
     def server_step(self, server: Server, round_: Round, total: Tensors) -> Mapping[str, float]:
         """Train on all of them."""
-        x, y = (torch.cat([total[f"{part}.{client}"] for client in range(self.task.clients)]).cpu().numpy() for part in ("x", "y"))
+        x, y = (
+            torch.cat([total[f"{part}.{client}"] for client in range(self.task.clients)])
+            .cpu()
+            .numpy()
+            for part in ("x", "y")
+        )
         server.tensors |= probe_tensors(fit_probe(x, y, self.task.probe_c))
         return {}
 
@@ -122,10 +150,11 @@ class Centralised(Algorithm):
 
 @register("fedlambda")
 class FedLambda(FedAvgLinear):
-    """FedLambda: each client's classifier mixed with FedAvg's; its share lambda is the best on a fifth of the client's rows; not private.
+    """FedLambda: each client's classifier mixed with FedAvg's; its share lambda is the best on a
+    fifth of the client's rows; not private.
 
-    kNN-Per (Marfoq et al. 2022) with a linear local model, as the baseline of Di Salvo et al. 2025 (arXiv 2507.02671); there one lambda
-    serves all clients, here each has its own.
+    kNN-Per (Marfoq et al. 2022) with a linear local model, as the baseline of Di Salvo et al. 2025
+    (arXiv 2507.02671); there one lambda serves all clients, here each has its own.
     """
 
     source = "Marfoq et al. 2022, arXiv 2111.09360"
@@ -136,31 +165,53 @@ class FedLambda(FedAvgLinear):
         return (*super().phases(), Phase(last, self.train_own, keep, self.broadcast))
 
     def train_own(self, clients: Clients, round_: Round, broadcast: Tensors) -> Message:
-        """Every member's classifier and lambda; they stay with the client, so a network would carry nothing."""
+        """Every member's classifier and lambda; they stay with the client, so a network would carry
+        nothing.
+        """
         model: Any = clients.model
         load_parameters(model, broadcast)
         own, c = own_classifiers(clients, self.task.probe_c), self.task.probe_c
         shared = LinearClassifier(*(value.cpu() for value in vars(model.classifier()).values()))
         for client, x, y in zip(clients.members, clients.x, clients.y, strict=True):
-            own[f"lambda.{client}"] = torch.tensor(held_out_weight(x.cpu().numpy(), y.cpu().numpy(), shared, self.task.classes, c))
+            own[f"lambda.{client}"] = torch.tensor(
+                held_out_weight(x.cpu().numpy(), y.cpu().numpy(), shared, self.task.classes, c)
+            )
         return clients.send(own, uplink_bytes=0)
 
     def classifier(self, server: Server) -> LocalClassifiers:
         """Every client's interpolation."""
         model: Any = server.model
         shared, tensors = model.classifier(), server.tensors
-        own = [own_classifier(tensors, client, self.task.classes) for client in range(self.task.clients)]
-        return LocalClassifiers([Interpolated(each, shared, float(tensors[f"lambda.{k}"])) for k, each in enumerate(own)])
+        own = [
+            own_classifier(tensors, client, self.task.classes)
+            for client in range(self.task.clients)
+        ]
+        return LocalClassifiers(
+            [
+                Interpolated(each, shared, float(tensors[f"lambda.{k}"]))
+                for k, each in enumerate(own)
+            ]
+        )
 
 
-def held_out_weight(x: NDArray[np.float32], y: NDArray[np.int64], shared: LinearClassifier, classes: int, probe_c: float) -> float:
-    """The best weight of a client's own classifier on a fifth of its rows, which the classifier that is tried there did not see.
+def held_out_weight(
+    x: NDArray[np.float32],
+    y: NDArray[np.int64],
+    shared: LinearClassifier,
+    classes: int,
+    probe_c: float,
+) -> float:
+    """The best weight of a client's own classifier on a fifth of its rows, which the classifier
+    that is tried there did not see.
 
-    Of rows ``[n, d]`` with labels ``[n]`` and what it is interpolated with. A client with one row has nothing to try it on: 0.
+    Of rows ``[n, d]`` with labels ``[n]`` and what it is interpolated with. A client with one row
+    has nothing to try it on: 0.
     """
     if len(y) < 2:
         return 0.0
     kept = np.arange(len(y)) % HELD_OUT == min(HELD_OUT, len(y)) - 1  # of few rows one
     tried = fit_linear(x[~kept], y[~kept], classes, probe_c)
     rows, ones = torch.from_numpy(x[kept]), torch.ones(int(kept.sum()))
-    return best_weight(tried.probabilities(rows), shared.probabilities(rows), torch.from_numpy(y[kept]), ones)
+    return best_weight(
+        tried.probabilities(rows), shared.probabilities(rows), torch.from_numpy(y[kept]), ones
+    )

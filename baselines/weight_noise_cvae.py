@@ -1,4 +1,6 @@
-"""Weight-noise CVAE: FedAvg-CVAE with noise on clipped updates; that is, on the weights that a client sends."""
+"""Weight-noise CVAE: FedAvg-CVAE with noise on clipped updates; that is, on the weights that a
+client sends.
+"""
 
 from __future__ import annotations
 
@@ -23,8 +25,9 @@ class WeightNoiseCVAEParams(FedAvgCVAEParams):
 class WeightNoiseCVAE(FedAvgCVAE):
     """The Gaussian mechanism on clipped updates, over all rounds, with equal client weights.
 
-    One example may turn its client's clipped update into any other: sensitivity 2C without amplification by sampling; a client's
-    presence changes the sum by C (McMahan et al. 2018, arXiv 1710.06963). Proved, whatever the local steps do.
+    One example may turn its client's clipped update into any other: sensitivity 2C without
+    amplification by sampling; a client's presence changes the sum by C (McMahan et al. 2018, arXiv
+    1710.06963). Proved, whatever the local steps do.
     """
 
     source = "McMahan et al. 2018, arXiv 1710.06963"

@@ -1,6 +1,8 @@
-"""The judge's rule beside a fixed probe, on small and large real sets: every generator is trained once and judged by both.
+"""The judge's rule beside a fixed probe, on small and large real sets: every generator is trained
+once and judged by both.
 
-``python benchmarks/judge.py --data FOLDER --sets small --json FILE``; ``--states FOLDER`` keeps what was trained, so that it resumes.
+``python benchmarks/judge.py --data FOLDER --sets small --json FILE``; ``--states FOLDER`` keeps
+what was trained, so that it resumes.
 """
 
 import argparse
@@ -37,16 +39,28 @@ EPSILONS = {"small": (4, 32, float("inf")), "large": (1, 8, float("inf"))}
 
 def small_sets(data: Path, out: Path) -> None:
     """Three organs, two organs and two hospitals, of a few hundred rows each."""
-    organs, lesions = (np.load(data / f"{name}_effnetlite0.npz") for name in ("organamnist", "ham10000_sites"))
+    organs, lesions = (
+        np.load(data / f"{name}_effnetlite0.npz") for name in ("organamnist", "ham10000_sites")
+    )
     x, y, split = organs["x"], organs["y"], organs["split"]
     for name, classes in (("small3", (1, 4, 8)), ("small2", (1, 4))):
-        picked = [np.flatnonzero((y == label) & (split == part)) for label in classes for part in (0, 2)]
+        picked = [
+            np.flatnonzero((y == label) & (split == part)) for label in classes for part in (0, 2)
+        ]
         picked = [rows[np.random.default_rng(0).permutation(len(rows))[:150]] for rows in picked]
         new = {label: number for number, label in enumerate(classes)}
         rows = np.concatenate(picked)
-        np.savez(out / f"{name}.npz", x=x[rows].astype(np.float32), y=np.array([new[label] for label in y[rows]]), split=split[rows])
+        np.savez(
+            out / f"{name}.npz",
+            x=x[rows].astype(np.float32),
+            y=np.array([new[label] for label in y[rows]]),
+            split=split[rows],
+        )
     two = np.isin(lesions["site"], ["rosendahl", "vidir_modern"])
-    picked = [np.random.default_rng(0).permutation(np.flatnonzero(two & (lesions["split"] == part)))[:500] for part in (0, 2)]
+    picked = [
+        np.random.default_rng(0).permutation(np.flatnonzero(two & (lesions["split"] == part)))[:500]
+        for part in (0, 2)
+    ]
     rows = np.concatenate(picked)
     columns = {key: lesions[key][rows] for key in ("y", "split", "site")}
     np.savez(out / "ham2.npz", x=lesions["x"][rows].astype(np.float32), **columns)
@@ -55,13 +69,31 @@ def small_sets(data: Path, out: Path) -> None:
 def grid_of(name: str, path: Path, method: str, epsilon: float, seed: int) -> Grid:
     """One cell; the hospitals are clients, else 3 or 10 clients hold the rows."""
     sites = {"partition": {"scheme": "column", "column": "site"}, "clients": 2}
-    mixed = {"alpha": 1.0, "clients": 3} if name.startswith("small") else {"alpha": 0.3, "clients": 10}
+    mixed = (
+        {"alpha": 1.0, "clients": 3} if name.startswith("small") else {"alpha": 0.3, "clients": 10}
+    )
     keys = {"algorithms": [method], "epsilon": epsilon, "seeds": seed, "delta": 1e-4}
-    return Grid.model_validate({"dataset": {"npz": str(path), "overlap": "drop"}, **keys, **(sites if name == "ham2" else mixed)})
+    return Grid.model_validate(
+        {
+            "dataset": {"npz": str(path), "overlap": "drop"},
+            **keys,
+            **(sites if name == "ham2" else mixed),
+        }
+    )
 
 
-def judged(name: str, path: Path, method: str, epsilon: float, seed: int, states: Path, readouts: tuple[str, ...] = ()) -> dict[str, Any]:
-    """The scores of one training by the rule, by the fixed probe and by the best of five penalties, with the seconds of either judge."""
+def judged(
+    name: str,
+    path: Path,
+    method: str,
+    epsilon: float,
+    seed: int,
+    states: Path,
+    readouts: tuple[str, ...] = (),
+) -> dict[str, Any]:
+    """The scores of one training by the rule, by the fixed probe and by the best of five penalties,
+    with the seconds of either judge.
+    """
     prepared = prepare(grid_of(name, path, method, epsilon, seed), [Node(4.0, 0.0)])
     (data,) = prepared.data.values()
     trial = prepared.trials[0].given(data)
@@ -70,14 +102,21 @@ def judged(name: str, path: Path, method: str, epsilon: float, seed: int, states
         *_, outcome = run_trial(trial, data)
         assert isinstance(outcome, Outcome)
         save_file({key: value.contiguous() for key, value in outcome.state.items()}, kept)
-    state, algorithm = load_file(kept), build_algorithm(trial.cell.algorithm, trial.cell.params, trial.task)
+    state, algorithm = (
+        load_file(kept),
+        build_algorithm(trial.cell.algorithm, trial.cell.params, trial.task),
+    )
     scores, seconds = [], []
     for evaluation in (RULE, FIXED):
-        cell = trial.cell.model_copy(update={"evaluation": evaluation.model_copy(update={"readouts": readouts})})
+        cell = trial.cell.model_copy(
+            update={"evaluation": evaluation.model_copy(update={"readouts": readouts})}
+        )
         start = time.process_time()
         made, shares = restored(algorithm, state, trial.plan, Seeds(seed))
         drawn = before_shortening(made) if evaluation is FIXED else made
-        scores.append(Judge(cell, data, trial.partition, drawn, shares).judgement().scores.balanced_accuracy)
+        scores.append(
+            Judge(cell, data, trial.partition, drawn, shares).judgement().scores.balanced_accuracy
+        )
         seconds.append(time.process_time() - start)
     best = best_of_five(made, data, seed) if name in ("small2", "small3", "ham2") else None
     row = {"set": name, "method": method, "epsilon": epsilon, "seed": seed}
@@ -85,11 +124,19 @@ def judged(name: str, path: Path, method: str, epsilon: float, seed: int, states
 
 
 def best_of_five(made: Any, data: Embeddings, seed: int) -> float:
-    """scikit-learn's logistic regression on the rows that the rule sees, at the penalty that is best on test rows."""
+    """scikit-learn's logistic regression on the rows that the rule sees, at the penalty that is
+    best on test rows.
+    """
     x, y = synthesise(made, data.classes, RULE.rows_per_class(data.dim, data.classes), Seeds(seed))
     mean, scale = x.mean(axis=0), np.maximum(x.std(axis=0), 1e-3 * x.std())
-    models = [LogisticRegression(C=strength, max_iter=200).fit((x - mean) / scale, y) for strength in STRENGTHS]
-    return max(float(balanced_accuracy_score(data.y_test, model.predict((data.x_test - mean) / scale))) for model in models)
+    models = [
+        LogisticRegression(C=strength, max_iter=200).fit((x - mean) / scale, y)
+        for strength in STRENGTHS
+    ]
+    return max(
+        float(balanced_accuracy_score(data.y_test, model.predict((data.x_test - mean) / scale)))
+        for model in models
+    )
 
 
 def main() -> None:
@@ -101,7 +148,12 @@ def main() -> None:
     parser.add_argument("--methods", nargs="*", default=METHODS)
     parser.add_argument("--names", nargs="*")
     parser.add_argument("--seeds", nargs="*", type=int, default=[0, 1, 2])
-    parser.add_argument("--readouts", nargs="*", default=[], help="also timed; knn and fidelity are a grid's default")
+    parser.add_argument(
+        "--readouts",
+        nargs="*",
+        default=[],
+        help="also timed; knn and fidelity are a grid's default",
+    )
     parser.add_argument("--json", type=Path)
     given = parser.parse_args()
     torch.set_num_threads(1)
@@ -116,16 +168,37 @@ def main() -> None:
     for name in given.names or paths:
         for method in given.methods:
             for epsilon in EPSILONS[given.sets]:
-                some = [judged(name, paths[name], method, epsilon, seed, given.states, tuple(given.readouts)) for seed in given.seeds]
+                some = [
+                    judged(
+                        name,
+                        paths[name],
+                        method,
+                        epsilon,
+                        seed,
+                        given.states,
+                        tuple(given.readouts),
+                    )
+                    for seed in given.seeds
+                ]
                 rows += some
                 means = {key: np.mean([row[key] for row in some]) for key in ("rule", "fixed")}
-                best = f" best {np.mean([row['best'] for row in some]):.3f}" if some[0]["best"] is not None else ""
-                ratio = sum(row["seconds"][0] for row in some) / sum(row["seconds"][1] for row in some)
+                best = (
+                    f" best {np.mean([row['best'] for row in some]):.3f}"
+                    if some[0]["best"] is not None
+                    else ""
+                )
+                ratio = sum(row["seconds"][0] for row in some) / sum(
+                    row["seconds"][1] for row in some
+                )
                 print(
-                    f"{name} {method} {epsilon}: rule {means['rule']:.3f} fixed {means['fixed']:.3f}{best}, time x {ratio:.2f}", flush=True
+                    f"{name} {method} {epsilon}: rule {means['rule']:.3f} fixed "
+                    f"{means['fixed']:.3f}{best}, time x {ratio:.2f}",
+                    flush=True,
                 )
                 if given.json:
-                    given.json.write_text(json.dumps(rows, indent=0).replace("Infinity", '"inf"') + "\n")
+                    given.json.write_text(
+                        json.dumps(rows, indent=0).replace("Infinity", '"inf"') + "\n"
+                    )
 
 
 if __name__ == "__main__":

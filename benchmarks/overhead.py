@@ -1,10 +1,12 @@
-"""What a round costs when the clients compute nothing: broadcast, messages, their sum, records, the ledger.
+"""What a round costs when the clients compute nothing: broadcast, messages, their sum, records, the
+ledger.
 
     python benchmarks/overhead.py [--rounds 400] [--repeats 3] [--json FILE]
 
-The algorithm hands 100,000 numbers back as it got them. It runs through `run_bench`, as any algorithm does, for 10 and 100 clients on one
-actor (all clients in one process) and on two. Each server step notes its time, and a round lasts from one to the next; of the records'
-times, without the first rounds, the median counts. Settings take turns.
+The algorithm hands 100,000 numbers back as it got them. It runs through `run_bench`, as any
+algorithm does, for 10 and 100 clients on one actor (all clients in one process) and on two. Each
+server step notes its time, and a round lasts from one to the next; of the records' times, without
+the first rounds, the median counts. Settings take turns.
 """
 
 from __future__ import annotations
@@ -59,7 +61,14 @@ class Nothing(Algorithm):
 
     def phases(self) -> tuple[Phase, ...]:
         """All rounds alike."""
-        return (Phase(Release("nothing", 1.0, self.params.rounds), self.client_round, self.server_step, self.broadcast),)
+        return (
+            Phase(
+                Release("nothing", 1.0, self.params.rounds),
+                self.client_round,
+                self.server_step,
+                self.broadcast,
+            ),
+        )
 
     def build(self, clients: int) -> nn.Module:
         """A model of 100,000 numbers."""
@@ -78,7 +87,9 @@ class Nothing(Algorithm):
 
     def classifier(self, server: Server) -> LinearClassifier:
         """One that says the same of every row."""
-        return LinearClassifier(torch.zeros(self.task.classes, self.task.dim), torch.zeros(self.task.classes))
+        return LinearClassifier(
+            torch.zeros(self.task.classes, self.task.dim), torch.zeros(self.task.classes)
+        )
 
 
 @dataclass(frozen=True)
@@ -93,7 +104,9 @@ class Record:
 
 def main() -> None:
     """Measure every setting, print the table."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--rounds", type=int, default=400)
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--json", type=Path)
@@ -101,10 +114,17 @@ def main() -> None:
     records = measured(options.rounds, options.repeats)
     shown = Table("clients", "actors", "ms a round", "client updates / s")
     for record in records:
-        shown.add_row(str(record.clients), str(record.actors), f"{record.ms_per_round:.2f}", f"{record.updates_per_second:,.0f}")
+        shown.add_row(
+            str(record.clients),
+            str(record.actors),
+            f"{record.ms_per_round:.2f}",
+            f"{record.updates_per_second:,.0f}",
+        )
     Console().print(shown)
     if options.json is not None:
-        options.json.write_text(json.dumps([asdict(record) for record in records], indent=2) + "\n", encoding="utf-8")
+        options.json.write_text(
+            json.dumps([asdict(record) for record in records], indent=2) + "\n", encoding="utf-8"
+        )
 
 
 def measured(rounds: int, repeats: int) -> list[Record]:
@@ -113,9 +133,14 @@ def measured(rounds: int, repeats: int) -> list[Record]:
     with tempfile.TemporaryDirectory() as scratch, local_cluster(Node(2.0, 0.0)):
         for repeat in range(repeats):
             for clients, actors in SETTINGS:
-                seconds = round_seconds(Path(scratch) / f"{repeat} {clients} {actors}", clients, actors, rounds)
+                seconds = round_seconds(
+                    Path(scratch) / f"{repeat} {clients} {actors}", clients, actors, rounds
+                )
                 times[clients, actors].append(seconds)
-    return [Record(clients, actors, 1e3 * min(seconds), clients / min(seconds)) for (clients, actors), seconds in times.items()]
+    return [
+        Record(clients, actors, 1e3 * min(seconds), clients / min(seconds))
+        for (clients, actors), seconds in times.items()
+    ]
 
 
 def round_seconds(folder: Path, clients: int, actors: int, rounds: int) -> float:
@@ -123,7 +148,9 @@ def round_seconds(folder: Path, clients: int, actors: int, rounds: int) -> float
     grid = Grid.model_validate(
         {
             "dataset": {"name": "digits", "limit": 1000},
-            "algorithms": [{"name": f"{Path(__file__).resolve()}:Nothing", "params": {"rounds": rounds}}],
+            "algorithms": [
+                {"name": f"{Path(__file__).resolve()}:Nothing", "params": {"rounds": rounds}}
+            ],
             "clients": clients,
             "partition": {"scheme": "iid"},
             "evaluation": {"per_class": 2},

@@ -1,7 +1,7 @@
 """The warm form without one of its parts at a time, by three readouts.
 
-A part gains what the mean over sets, budgets and seeds of linear probe, small network and nearest neighbours loses without it. `--data`
-holds the `.npz` files of embeddings.
+A part gains what the mean over sets, budgets and seeds of linear probe, small network and nearest
+neighbours loses without it. `--data` holds the `.npz` files of embeddings.
 """
 
 from __future__ import annotations
@@ -36,16 +36,29 @@ WITHOUT: dict[str, dict[str, Any]] = {
     "a block beyond class means": {"params": {"block": 1}},
     "the eigenvalue floor": {"warm": {"floor": 0.0}},
     "emphasis of few rows": {"warm": {"most_excess": 1.0}},
-    "class means first": {"shares": {"coordinates": 0.12, "class means": 5e-4, "moments": 0.7895, "class moments": 0.09}},
+    "class means first": {
+        "shares": {
+            "coordinates": 0.12,
+            "class means": 5e-4,
+            "moments": 0.7895,
+            "class moments": 0.09,
+        }
+    },
     "overlap 1.8, but 0.9": {"block": {"overlap": 0.9}},
 }
-"""What changes: parameters, constants of the warm form, shares of the budget, constants of the block."""
+"""What changes: parameters, constants of the warm form, shares of the budget, constants of the
+block.
+"""
 
 
 @contextmanager
 def without(part: str) -> Iterator[dict[str, Any]]:
     """The parameters without a part, whose constants are changed in the block."""
-    warm, block, shares = fedhypevae_warm.TUNED, class_block.TUNED, fedhypevae_warm.FedHypeVAEWarm.shares
+    warm, block, shares = (
+        fedhypevae_warm.TUNED,
+        class_block.TUNED,
+        fedhypevae_warm.FedHypeVAEWarm.shares,
+    )
     changed = WITHOUT[part]
     fedhypevae_warm.TUNED = replace(warm, **changed.get("warm", {}))
     class_block.TUNED = replace(block, **changed.get("block", {}))
@@ -53,20 +66,38 @@ def without(part: str) -> Iterator[dict[str, Any]]:
     try:
         yield changed.get("params", {})
     finally:
-        fedhypevae_warm.TUNED, class_block.TUNED, fedhypevae_warm.FedHypeVAEWarm.shares = warm, block, shares
+        fedhypevae_warm.TUNED, class_block.TUNED, fedhypevae_warm.FedHypeVAEWarm.shares = (
+            warm,
+            block,
+            shares,
+        )
 
 
 def measured(path: Path, epsilon: float, seed: int, part: str) -> dict[str, Any]:
     """One training's scores."""
     with without(part) as params:
         entry = {"name": "fedhypevae-warm", "params": params}
-        keys = {"algorithms": [entry], "epsilon": epsilon, "seeds": seed, "evaluation": {"readouts": ["knn", "mlp"]}}
-        prepared = prepare(Grid.model_validate({"dataset": {"npz": str(path), "overlap": "drop"}, **keys}), [Node(2.0, 0.0)])
+        keys = {
+            "algorithms": [entry],
+            "epsilon": epsilon,
+            "seeds": seed,
+            "evaluation": {"readouts": ["knn", "mlp"]},
+        }
+        prepared = prepare(
+            Grid.model_validate({"dataset": {"npz": str(path), "overlap": "drop"}, **keys}),
+            [Node(2.0, 0.0)],
+        )
         (trial,), (data,) = prepared.trials, prepared.data.values()
         *_, outcome = run_trial(trial, data)
         assert isinstance(outcome, Outcome)
         scores = judge_of(trial, outcome.state, data).judgement().scores
-    return {"set": path.stem, "epsilon": epsilon, "seed": seed, "without": part, **{name: scores[name] for name in READOUTS}}
+    return {
+        "set": path.stem,
+        "epsilon": epsilon,
+        "seed": seed,
+        "without": part,
+        **{name: scores[name] for name in READOUTS},
+    }
 
 
 def main() -> None:
@@ -81,11 +112,16 @@ def main() -> None:
     torch.set_num_threads(1)
     warnings.simplefilter("ignore", ConvergenceWarning)
     cells = product(given.sets, given.epsilons, given.seeds, WITHOUT)
-    rows = [measured(given.data / f"{name}.npz", epsilon, seed, part) for name, epsilon, seed, part in cells]
+    rows = [
+        measured(given.data / f"{name}.npz", epsilon, seed, part)
+        for name, epsilon, seed, part in cells
+    ]
     whole = {(row["set"], row["epsilon"], row["seed"]): row for row in rows if not row["without"]}
     gains = defaultdict[str, list[list[float]]](list)
     for row in rows:
-        gains[row["without"]].append([whole[row["set"], row["epsilon"], row["seed"]][name] - row[name] for name in READOUTS])
+        gains[row["without"]].append(
+            [whole[row["set"], row["epsilon"], row["seed"]][name] - row[name] for name in READOUTS]
+        )
     table = Table("part", "probe", "network", "neighbours", "mean", title="what a part gains")
     for part, differences in gains.items():
         means = [fmean(column) for column in zip(*differences, strict=True)]

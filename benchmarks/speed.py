@@ -1,14 +1,19 @@
-"""What a private round, a bench from command to report, `fedsim report` and `fedsim account` cost; what is compared takes turns.
+"""What a private round, a bench from command to report, `fedsim report` and `fedsim account` cost;
+what is compared takes turns.
 
-    python benchmarks/speed.py [step] [start] [report] [account] [--against TREE] [--grid FILE] [--run FOLDER] [--repeats 3] [--json FILE]
+    python benchmarks/speed.py [step] [start] [report] [account] [--against TREE] [--grid FILE]
+    [--run FOLDER] [--repeats 3] [--json FILE]
 
-`step` is the product's round as `fedsim bench` runs it, through `train`: broadcast, Poisson samples, gathered rows, clipped sum, noise,
-Adam, averages, diagnostics, ledger. *Without privacy* is the same with a plain gradient: no norms, no clip, no noise, no ledger. *Bare* is
-what one would write by hand: gather a batch, backward, torch's fused Adam. Processor time of one thread, medians of 100 rounds.
+`step` is the product's round as `fedsim bench` runs it, through `train`: broadcast, Poisson
+samples, gathered rows, clipped sum, noise, Adam, averages, diagnostics, ledger. *Without privacy*
+is the same with a plain gradient: no norms, no clip, no noise, no ledger. *Bare* is what one would
+write by hand: gather a batch, backward, torch's fused Adam. Processor time of one thread, medians
+of 100 rounds.
 
-The others are commands in a fresh process each, by the clock and by the processor, as far as that counts what they started: `start` benches
-one small cell, or `--grid`; `report` draws `--run`; `account` has a budget that is new and one that is known. `--against` is another source
-tree, such as a worktree of an earlier revision: of a busy machine only ratios are of value.
+The others are commands in a fresh process each, by the clock and by the processor, as far as that
+counts what they started: `start` benches one small cell, or `--grid`; `report` draws `--run`;
+`account` has a budget that is new and one that is known. `--against` is another source tree, such
+as a worktree of an earlier revision: of a busy machine only ratios are of value.
 """
 
 from __future__ import annotations
@@ -53,14 +58,33 @@ from fedsim.training.rounds import train
 ROOT = Path(__file__).resolve().parents[1]
 DIM, CLASSES, ROWS, CLIENTS, HELD = 768, 11, 256, 10, 12_000
 EPSILON, DELTA, LEARNING_RATE, ROUNDS = 8.0, 1e-5, 1e-3, 100
-PROBLEMS = {"reference-cvae": "benchmark-reference-cvae", "fedhypevae": "fedhypevae", "fedhypevae on digits": "fedhypevae"}
-ONE_CELL = "{name: one, dataset: digits, algorithms: [{name: weight-noise, params: {rounds: 3}}], clients: [4], epsilon: [4]}"
-ACCOUNT = ("account", "--epsilon", "1", "--delta", "1e-4", "--rounds", "300", "--sample-rate", "0.1")
+PROBLEMS = {
+    "reference-cvae": "benchmark-reference-cvae",
+    "fedhypevae": "fedhypevae",
+    "fedhypevae on digits": "fedhypevae",
+}
+ONE_CELL = (
+    "{name: one, dataset: digits, algorithms: [{name: weight-noise, params: {rounds: 3}}], "
+    "clients: [4], epsilon: [4]}"
+)
+ACCOUNT = (
+    "account",
+    "--epsilon",
+    "1",
+    "--delta",
+    "1e-4",
+    "--rounds",
+    "300",
+    "--sample-rate",
+    "0.1",
+)
 
 
 @dataclass(frozen=True)
 class Record:
-    """Medians of what was measured: seconds by the clock (None: not asked) and of the processor, and the ratio of these to the first's."""
+    """Medians of what was measured: seconds by the clock (None: not asked) and of the processor,
+    and the ratio of these to the first's.
+    """
 
     what: str
     of: str
@@ -70,13 +94,17 @@ class Record:
 
 
 class ReferenceCVAE(nn.Module):
-    """768+11 -> 256 x 3 -> 100 -> 256 x 3 -> 768: 740 k parameters, ReLU, label given to encoder and decoder."""
+    """768+11 -> 256 x 3 -> 100 -> 256 x 3 -> 768: 740 k parameters, ReLU, label given to encoder
+    and decoder.
+    """
 
     def __init__(self, hidden: int = 256, latent: int = 100) -> None:
         super().__init__()
         self.encoder = self._mlp(DIM + CLASSES, hidden)
         self.mean, self.log_var = nn.Linear(hidden, latent), nn.Linear(hidden, latent)
-        self.decoder = nn.Sequential(self._mlp(latent + CLASSES, hidden), nn.Linear(hidden, DIM), nn.Sigmoid())
+        self.decoder = nn.Sequential(
+            self._mlp(latent + CLASSES, hidden), nn.Linear(hidden, DIM), nn.Sigmoid()
+        )
 
     @staticmethod
     def _mlp(inputs: int, hidden: int) -> nn.Sequential:
@@ -90,7 +118,10 @@ class ReferenceCVAE(nn.Module):
         mean, log_var = self.mean(h), self.log_var(h)
         z = mean + batch.draws["posterior"] * (0.5 * log_var).exp()
         kl = -0.5 * (1 + log_var - mean.square() - log_var.exp()).sum(-1)
-        return {"error": (self.decoder(torch.cat([z, label], -1)) - batch.x).square().mean(-1), "kl": 1e-3 * kl}
+        return {
+            "error": (self.decoder(torch.cat([z, label], -1)) - batch.x).square().mean(-1),
+            "kl": 1e-3 * kl,
+        }
 
 
 @register("benchmark-reference-cvae")
@@ -133,23 +164,36 @@ class Problem:
             return cls(PROBLEMS[name], digits.x_train, digits.y_train, len(digits.x_train) // 5)
         stream = np.random.default_rng(0)
         x = stream.standard_normal((HELD, DIM), dtype=np.float32)
-        return cls(PROBLEMS[name], x / np.linalg.norm(x, axis=1, keepdims=True), stream.integers(CLASSES, size=HELD), ROWS)
+        return cls(
+            PROBLEMS[name],
+            x / np.linalg.norm(x, axis=1, keepdims=True),
+            stream.integers(CLASSES, size=HELD),
+            ROWS,
+        )
 
     @property
     def params(self) -> dict[str, Any]:
         """Rounds without end."""
-        return {"rounds": 100_000, "sample_rate": self.rows / len(self.x), "expected_batch": self.rows}
+        return {
+            "rounds": 100_000,
+            "sample_rate": self.rows / len(self.x),
+            "expected_batch": self.rows,
+        }
 
     def algorithm(self) -> Algorithm:
         """A fresh instance."""
-        return build_algorithm(self.name, self.params, Task(self.x.shape[1], int(self.y.max()) + 1, CLIENTS))
+        return build_algorithm(
+            self.name, self.params, Task(self.x.shape[1], int(self.y.max()) + 1, CLIENTS)
+        )
 
     def product(self, *, private: bool) -> Callable[[], object]:
         """The product's round."""
         algorithm = self.algorithm()
         plan = solved_plan(algorithm, EPSILON, DELTA) if private else None
         rows = tuple(np.array_split(np.arange(len(self.x)), CLIENTS))
-        spec = CohortSpec(self.name, self.params, algorithm.task, plan, Seeds(0), tuple(range(CLIENTS)), rows)
+        spec = CohortSpec(
+            self.name, self.params, algorithm.task, plan, Seeds(0), tuple(range(CLIENTS)), rows
+        )
         rounds = train(algorithm, LocalPool([Cohort(spec, self.x, self.y)]), plan, Seeds(0))
         return lambda: next(rounds)
 
@@ -158,12 +202,19 @@ class Problem:
         algorithm: Any = self.algorithm()
         model = initial_model(algorithm.build, Seeds(0), range(CLIENTS))
         optimiser = torch.optim.Adam(model.parameters(), lr=LEARNING_RATE, fused=True)
-        x, y, shapes = torch.from_numpy(self.x), torch.from_numpy(self.y), cast(DPSGD, algorithm).draws()
+        x, y, shapes = (
+            torch.from_numpy(self.x),
+            torch.from_numpy(self.y),
+            cast(DPSGD, algorithm).draws(),
+        )
         stream, held = torch.Generator().manual_seed(0), len(self.x)
 
         def step() -> None:
             chosen = torch.randint(held, (self.rows,), generator=stream).sort().values
-            draws = {name: torch.randn(self.rows, *shape, generator=stream) for name, shape in shapes.items()}
+            draws = {
+                name: torch.randn(self.rows, *shape, generator=stream)
+                for name, shape in shapes.items()
+            }
             batch = Batch(x[chosen], y[chosen], draws, Layout(chosen * CLIENTS // held, CLIENTS))
             optimiser.zero_grad()
             torch.stack(list(algorithm.loss(model, batch).values())).sum(0).mean().backward()
@@ -177,7 +228,9 @@ def plain_sum(model: nn.Module, loss: Any, batch: Batch, *_: Any, **__: Any) -> 
     losses = loss(model, batch)
     parameters = {name: p for name, p in model.named_parameters() if p.requires_grad}
     found = torch.autograd.grad(losses.sum(), list(parameters.values()), materialize_grads=True)
-    return ClippedSum(dict(zip(parameters, found, strict=True)), torch.zeros(len(batch)), losses.detach())
+    return ClippedSum(
+        dict(zip(parameters, found, strict=True)), torch.zeros(len(batch)), losses.detach()
+    )
 
 
 def steps(repeats: int) -> Iterator[Record]:
@@ -202,10 +255,15 @@ def steps(repeats: int) -> Iterator[Record]:
                 times[of].extend([time.process_time() - started] if round_ >= 0 else [])
         dp_sgd.clipped_sum = clipped
         medians = {of: statistics.median(values) for of, values in times.items()}
-        yield from (Record(f"a round of {name}", of, None, median, median / medians["bare"]) for of, median in medians.items())
+        yield from (
+            Record(f"a round of {name}", of, None, median, median / medians["bare"])
+            for of, median in medians.items()
+        )
 
 
-def commands(what: str, trees: dict[str, Path], repeats: int, grid: Path | None, run: Path | None) -> Iterator[Record]:
+def commands(
+    what: str, trees: dict[str, Path], repeats: int, grid: Path | None, run: Path | None
+) -> Iterator[Record]:
     """Medians of a command in every tree, which take turns."""
     times: dict[tuple[str, str], list[tuple[float, float]]] = {}
     for _ in range(repeats):
@@ -213,18 +271,26 @@ def commands(what: str, trees: dict[str, Path], repeats: int, grid: Path | None,
             with tempfile.TemporaryDirectory() as scratch:
                 for name, arguments in _asked(what, Path(scratch), grid, run):
                     times.setdefault((name, of), []).append(_timed(tree, arguments, Path(scratch)))
-    medians = {key: [statistics.median(column) for column in zip(*each, strict=True)] for key, each in times.items()}
+    medians = {
+        key: [statistics.median(column) for column in zip(*each, strict=True)]
+        for key, each in times.items()
+    }
     for (name, of), (seconds, cpu) in medians.items():
         yield Record(name, of, seconds, cpu, seconds / medians[name, "this"][0])
 
 
-def _asked(what: str, scratch: Path, grid: Path | None, run: Path | None) -> Iterator[tuple[str, tuple[str, ...]]]:
+def _asked(
+    what: str, scratch: Path, grid: Path | None, run: Path | None
+) -> Iterator[tuple[str, tuple[str, ...]]]:
     if what == "start":
         if grid is None:
             (scratch / "grid.yaml").write_text(ONE_CELL, encoding="utf-8")
         else:
             shutil.copy(grid, scratch / "grid.yaml")
-        yield f"fedsim bench {grid.name if grid else 'of one cell'}", ("bench", "grid.yaml", "--out", "run")
+        yield (
+            f"fedsim bench {grid.name if grid else 'of one cell'}",
+            ("bench", "grid.yaml", "--out", "run"),
+        )
     elif what == "report":
         if run is None:
             sys.exit("report: give --run FOLDER")
@@ -235,7 +301,9 @@ def _asked(what: str, scratch: Path, grid: Path | None, run: Path | None) -> Ite
 
 
 def _timed(tree: Path, arguments: tuple[str, ...], folder: Path) -> tuple[float, float]:
-    """Seconds by the clock and by the processor of a command of a tree, whose cache is in ``folder``."""
+    """Seconds by the clock and by the processor of a command of a tree, whose cache is in
+    ``folder``.
+    """
     environment = os.environ | {"PYTHONPATH": str(tree), "FEDSIM_CACHE": str(folder / "cache")}
     started = time.perf_counter()
     code = ("-c", "from fedsim_command import main; main()", *arguments)
@@ -249,8 +317,12 @@ def _timed(tree: Path, arguments: tuple[str, ...], folder: Path) -> tuple[float,
 
 def main() -> None:
     """Measure, print, and write the records."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", nargs="*", default=["step", "start", "account"], help="step, start, report, account")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "what", nargs="*", default=["step", "start", "account"], help="step, start, report, account"
+    )
     parser.add_argument("--against", type=Path, metavar="TREE")
     parser.add_argument("--grid", type=Path, metavar="FILE")
     parser.add_argument("--run", type=Path, metavar="FOLDER")
@@ -262,15 +334,28 @@ def main() -> None:
     for what in options.what:
         if what not in ("step", "start", "report", "account"):
             parser.error(f"'{what}' is not one of step, start, report, account")
-        found = steps(options.repeats) if what == "step" else commands(what, trees, options.repeats, options.grid, options.run)
+        found = (
+            steps(options.repeats)
+            if what == "step"
+            else commands(what, trees, options.repeats, options.grid, options.run)
+        )
         records.extend(found)
-    shown = Table("what", "of", "seconds", "processor seconds", "ratio", title=f"load {os.getloadavg()[0]:.1f}")
+    shown = Table(
+        "what",
+        "of",
+        "seconds",
+        "processor seconds",
+        "ratio",
+        title=f"load {os.getloadavg()[0]:.1f}",
+    )
     for each in records:
         seconds = "" if each.seconds is None else f"{each.seconds:.2f}"
         shown.add_row(each.what, each.of, seconds, f"{each.cpu_seconds:.4f}", f"{each.ratio:.2f}")
     Console(width=120).print(shown)
     if options.json:
-        options.json.write_text(json.dumps([asdict(record) for record in records], indent=1) + "\n", encoding="utf-8")
+        options.json.write_text(
+            json.dumps([asdict(record) for record in records], indent=1) + "\n", encoding="utf-8"
+        )
 
 
 if __name__ == "__main__":

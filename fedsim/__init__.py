@@ -1,4 +1,6 @@
-"""fedsim: federated generative algorithms side by side, under identical partitions and honest differential privacy."""
+"""fedsim: federated generative algorithms side by side, under identical partitions and honest
+differential privacy.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,6 @@
-"""A batch: the rows that a cohort computes on together, and every random number that their loss needs."""
+"""A batch: the rows that a cohort computes on together, and every random number that their loss
+needs.
+"""
 
 from __future__ import annotations
 
@@ -19,8 +21,10 @@ class Layout:
     Attributes:
         client: int64 ``[N]``, positions in the cohort (0 .. clients - 1), ascending.
         clients: K, the number of clients in the cohort, or of groups in the batch.
-        direct: gather one weight set per row instead of padding; for ``torch.func.vmap``, where shapes may not depend on data.
-        known: ``client`` on the CPU, where shapes are decided; None: it is copied from the device when needed.
+        direct: gather one weight set per row instead of padding; for ``torch.func.vmap``, where
+            shapes may not depend on data.
+        known: ``client`` on the CPU, where shapes are decided; None: it is copied from the device
+            when needed.
     """
 
     client: Tensor
@@ -40,12 +44,20 @@ class Layout:
 
     @cached_property
     def span(self) -> slice:
-        """The clients from the first with a row to the last with one; the others need no computation."""
-        return slice(int(self.positions[0]), int(self.positions[-1]) + 1) if len(self.client) else slice(0, 0)
+        """The clients from the first with a row to the last with one; the others need no
+        computation.
+        """
+        return (
+            slice(int(self.positions[0]), int(self.positions[-1]) + 1)
+            if len(self.client)
+            else slice(0, 0)
+        )
 
     @cached_property
     def _counts(self) -> Tensor:
-        return torch.bincount(self.positions - self.span.start, minlength=self.span.stop - self.span.start)
+        return torch.bincount(
+            self.positions - self.span.start, minlength=self.span.stop - self.span.start
+        )
 
     @cached_property
     def width(self) -> int:
@@ -54,17 +66,22 @@ class Layout:
 
     @cached_property
     def _slots(self) -> Tensor:
-        # a client's rows are consecutive: row n moves up by the empty slots of the clients before its own
+        # a client's rows are consecutive: row n moves up by the empty slots of the clients before
+        # its own
         empty = self.width - self._counts
         moved = torch.repeat_interleave(torch.cumsum(empty, 0) - empty, self._counts)
         return to_device(moved + torch.arange(len(self.client)), self.client.device)
 
     def pad(self, rows: Tensor) -> Tensor:
-        """``[N, ...]`` to ``[clients in the span, width, ...]``, zeros where a client has fewer rows."""
+        """``[N, ...]`` to ``[clients in the span, width, ...]``, zeros where a client has fewer
+        rows.
+        """
         size = self.span.stop - self.span.start
         if size == 1:
             return rows.unsqueeze(0)
-        padded = rows.new_zeros(size * self.width, *rows.shape[1:]).index_copy_(0, self._slots, rows)
+        padded = rows.new_zeros(size * self.width, *rows.shape[1:]).index_copy_(
+            0, self._slots, rows
+        )
         return padded.view(size, self.width, *rows.shape[1:])
 
     def flatten(self, padded: Tensor) -> Tensor:
@@ -76,15 +93,16 @@ class Layout:
 class Batch:
     """Rows of one or many clients, sorted by client and, where the unit is a group, by group.
 
-    The random numbers are drawn beforehand, so a loss is a pure function of (model, batch), and row n's loss may depend
-    on row n alone.
+    The random numbers are drawn beforehand, so a loss is a pure function of (model, batch), and row
+    n's loss may depend on row n alone.
 
     Attributes:
         x: float32 ``[N, d]`` embeddings.
         y: int64 ``[N]`` labels.
         draws: standard normal draws by name, each ``[N, ...]``.
         layout: which client each row belongs to.
-        groups: which group each row belongs to, where the unit is a group; a group's rows are one client's.
+        groups: which group each row belongs to, where the unit is a group; a group's rows are one
+            client's.
     """
 
     x: Tensor
@@ -97,9 +115,11 @@ class Batch:
         return len(self.x)
 
     def chunks(self, rows: int) -> Iterator[Batch]:
-        """The batch in order, in chunks of one size near ``rows``; the last may be smaller; an empty batch is one chunk.
+        """The batch in order, in chunks of one size near ``rows``; the last may be smaller; an
+        empty batch is one chunk.
 
-        A chunk costs its dispatch however few rows it has, so a remainder is spread over all chunks. A group stays in one chunk.
+        A chunk costs its dispatch however few rows it has, so a remainder is spread over all
+        chunks. A group stays in one chunk.
         """
         count = max(1, round(len(self) / rows))
         if count == 1:
@@ -109,7 +129,9 @@ class Batch:
         ends = torch.arange(size, len(self) + size, size).clamp_max(len(self))
         if self.groups is not None:
             positions = self.groups.positions
-            ends = torch.unique_consecutive(torch.searchsorted(positions, positions[ends - 1], right=True))
+            ends = torch.unique_consecutive(
+                torch.searchsorted(positions, positions[ends - 1], right=True)
+            )
         start = 0
         for end in ends.tolist():
             yield self.take(slice(start, end))
@@ -125,12 +147,18 @@ class Batch:
         known = self.layout.positions[rows] if isinstance(rows, slice) else None
         layout = replace(self.layout, client=self.layout.client[rows], known=known)
         groups = (
-            None if self.groups is None else consecutive(self.groups.positions[rows.cpu() if isinstance(rows, Tensor) else rows], self.x)
+            None
+            if self.groups is None
+            else consecutive(
+                self.groups.positions[rows.cpu() if isinstance(rows, Tensor) else rows], self.x
+            )
         )
         return Batch(self.x[rows], self.y[rows], draws, layout, groups)
 
 
 def consecutive(groups: Tensor, like: Tensor) -> Layout:
-    """The groups of a batch, of numbers ``[N]`` on the CPU, a group's rows consecutive; counted from 0, on the device of ``like``."""
+    """The groups of a batch, of numbers ``[N]`` on the CPU, a group's rows consecutive; counted
+    from 0, on the device of ``like``.
+    """
     numbers = torch.unique_consecutive(groups, return_inverse=True)[1]
     return Layout.on(like.device, numbers, int(numbers[-1]) + 1 if len(numbers) else 0)

@@ -9,10 +9,11 @@ from typing import ClassVar
 
 
 class UserError(Exception):
-    """A user's mistake: one message with the place, the mistake and a hint; the command line exits with ``exit_code``.
+    """A user's mistake: one message with the place, the mistake and a hint; the command line exits
+    with ``exit_code``.
 
-    ``where`` is a file and key, an option, a path; empty where only the caller knows it, see :func:`at`. The hint may be empty where
-    ``what`` already says how to correct it.
+    ``where`` is a file and key, an option, a path; empty where only the caller knows it, see
+    :func:`at`. The hint may be empty where ``what`` already says how to correct it.
     """
 
     exit_code: ClassVar[int] = 2
@@ -22,7 +23,9 @@ class UserError(Exception):
         super().__init__(where, what, hint)
 
     def __str__(self) -> str:
-        return ": ".join(filter(None, (self.where, self.what))) + (f"; {self.hint}" if self.hint else "")
+        return ": ".join(filter(None, (self.where, self.what))) + (
+            f"; {self.hint}" if self.hint else ""
+        )
 
     def _render_traceback_(self) -> list[str]:
         """What IPython shows in place of a traceback."""
@@ -30,37 +33,56 @@ class UserError(Exception):
 
 
 class RunLost(UserError):
-    """A running grid was stopped by its machine: a full disk, a run folder that was deleted. Results that were written stay."""
+    """A running grid was stopped by its machine: a full disk, a run folder that was deleted.
+    Results that were written stay.
+    """
 
     exit_code = 1
 
 
 class PluginError(UserError):
-    """A plug-in's mistake: it cannot be imported, lacks a method, or a method returns an unusable value. Raised before anything runs."""
+    """A plug-in's mistake: it cannot be imported, lacks a method, or a method returns an unusable
+    value. Raised before anything runs.
+    """
 
 
 class NotPerExample(ValueError):
-    """One row's presence changes the loss or statistic of other rows, so clipping single rows bounds nothing."""
+    """One row's presence changes the loss or statistic of other rows, so clipping single rows
+    bounds nothing.
+    """
 
 
 def not_installed(where: str, package: str, extra: str) -> UserError:
-    """The error where an optional package is missing; ``extra`` is the one of this distribution that installs it."""
-    hint = f"python -m pip install {package}, or in a checkout of fedsim: python -m pip install -e '.[{extra}]'"
+    """The error where an optional package is missing; ``extra`` is the one of this distribution
+    that installs it.
+    """
+    hint = (
+        f"python -m pip install {package}, or in a checkout of fedsim: python -m pip install "
+        f"-e '.[{extra}]'"
+    )
     return UserError(where, f"the package '{package}' is not installed", hint)
 
 
 @contextmanager
 def at(place: str | Callable[[str], str]) -> Iterator[None]:
-    """Name the place of every UserError that passes through: a prefix of the error's own place, or a function of it."""
+    """Name the place of every UserError that passes through: a prefix of the error's own place, or
+    a function of it.
+    """
     try:
         yield
     except UserError as error:
-        where = ": ".join(filter(None, (place, error.where))) if isinstance(place, str) else place(error.where)
+        where = (
+            ": ".join(filter(None, (place, error.where)))
+            if isinstance(place, str)
+            else place(error.where)
+        )
         raise type(error)(where, error.what, error.hint) from error
 
 
 def nearest(name: str, known: Iterable[str]) -> str:
-    """A hint for an unknown ``name``: the closest known one if there is a close one, and all of them."""
+    """A hint for an unknown ``name``: the closest known one if there is a close one, and all of
+    them.
+    """
     names = sorted(known)
     close = difflib.get_close_matches(name, names, n=1)
     listing = f"known: {', '.join(names)}" if names else "none is known"

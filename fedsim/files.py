@@ -1,4 +1,6 @@
-"""Files: replaced at once or not at all, opened only where they are regular; and fedsim's cache folder."""
+"""Files: replaced at once or not at all, opened only where they are regular; and fedsim's cache
+folder.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +11,9 @@ from pathlib import Path
 
 
 def cache_folder() -> Path:
-    """``$FEDSIM_CACHE``, or ``fedsim`` below ``$XDG_CACHE_HOME`` or ``~/.cache``: embeddings, data sets, plans."""
+    """``$FEDSIM_CACHE``, or ``fedsim`` below ``$XDG_CACHE_HOME`` or ``~/.cache``: embeddings, data
+    sets, plans.
+    """
     if given := os.environ.get("FEDSIM_CACHE"):
         return Path(given)
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "fedsim"
@@ -24,7 +28,8 @@ def unread(error: BaseException) -> str:
 
 @contextmanager
 def replaced(path: Path, mode: int | None = None) -> Iterator[Path]:
-    """A new file to write to in the block; when that ends well it takes the place of ``path``, otherwise it is gone.
+    """A new file to write to in the block; when that ends well it takes the place of ``path``,
+    otherwise it is gone.
 
     Two processes may replace one file; the later one wins.
 
@@ -41,11 +46,16 @@ def replaced(path: Path, mode: int | None = None) -> Iterator[Path]:
         yield part
         part.replace(path)
     except OSError as error:
-        if error.filename2 is None and error.filename in (None, str(part)):  # None: a write, of a full disk
+        if error.filename2 is None and error.filename in (
+            None,
+            str(part),
+        ):  # None: a write, of a full disk
             error.filename = str(path)
         raise
     finally:
-        with suppress(OSError):  # a file system that is read-only refuses that too; the first error is raised
+        with suppress(
+            OSError
+        ):  # a file system that is read-only refuses that too; the first error is raised
             part.unlink()
 
 

@@ -1,4 +1,6 @@
-"""Ctrl-C, SIGTERM (systemd, scancel, timeout) and SIGHUP (a closed terminal) end a command, once and soon."""
+"""Ctrl-C, SIGTERM (systemd, scancel, timeout) and SIGHUP (a closed terminal) end a command, once
+and soon.
+"""
 
 from __future__ import annotations
 
@@ -12,7 +14,9 @@ from types import FrameType
 INTERRUPTED = 130
 """The exit code."""
 _ENDING = 4.0
-"""Seconds that an orderly end may take; a call into a library that waits for a server which is gone takes a minute."""
+"""Seconds that an orderly end may take; a call into a library that waits for a server which is gone
+takes a minute.
+"""
 _RAISING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 _late: list[threading.Timer] = []
 """What ends the process where an interruption has not in time."""
@@ -20,11 +24,17 @@ _late: list[threading.Timer] = []
 
 @contextmanager
 def interrupts() -> Iterator[None]:
-    """In the block these signals raise KeyboardInterrupt, once; what is ignored (``nohup``) stays ignored. Only the main thread can."""
+    """In the block these signals raise KeyboardInterrupt, once; what is ignored (``nohup``) stays
+    ignored. Only the main thread can.
+    """
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    before = {number: handler for number in _RAISING if (handler := signal.getsignal(number)) is not signal.SIG_IGN}
+    before = {
+        number: handler
+        for number in _RAISING
+        if (handler := signal.getsignal(number)) is not signal.SIG_IGN
+    }
     for number in before:
         signal.signal(number, _interrupt)
     try:
@@ -37,8 +47,12 @@ def interrupts() -> Iterator[None]:
 
 @contextmanager
 def kept_handlers() -> Iterator[None]:
-    """After the block a process that stays, such as a notebook's, hears signals as before, even if one has interrupted the block."""
-    before = {number: handler for number in _RAISING if (handler := signal.getsignal(number)) is not None}
+    """After the block a process that stays, such as a notebook's, hears signals as before, even if
+    one has interrupted the block.
+    """
+    before = {
+        number: handler for number in _RAISING if (handler := signal.getsignal(number)) is not None
+    }
     try:
         yield
     finally:

@@ -29,7 +29,9 @@ def is_json(line: bytes) -> bool:
 
 
 def complete_lines(path: Path) -> Iterator[tuple[int, bytes]]:
-    """Line numbers and complete lines of a file, read as they are asked for; none where there is no file."""
+    """Line numbers and complete lines of a file, read as they are asked for; none where there is no
+    file.
+    """
     try:
         with path.open("rb") as file:
             for number, line in enumerate(file, 1):
@@ -38,7 +40,11 @@ def complete_lines(path: Path) -> Iterator[tuple[int, bytes]]:
     except FileNotFoundError:
         return
     except OSError as error:
-        raise UserError(str(path), f"cannot be read ({unread(error)})", "move it away, or give another run folder") from error
+        raise UserError(
+            str(path),
+            f"cannot be read ({unread(error)})",
+            "move it away, or give another run folder",
+        ) from error
 
 
 def dump(value: Any) -> str:
@@ -50,7 +56,9 @@ def dump(value: Any) -> str:
 
 
 def encode(value: Any) -> Any:
-    """Plain JSON values: not-finite numbers as "inf", "-inf", "nan"; arrays and tensors as lists; paths as strings."""
+    """Plain JSON values: not-finite numbers as "inf", "-inf", "nan"; arrays and tensors as lists;
+    paths as strings.
+    """
     if isinstance(value, Mapping):
         return {str(key): encode(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
@@ -72,5 +80,8 @@ def decode(value: Any) -> Any:
 def reasons(error: Exception) -> list[str]:
     """What is wrong with a line: at most three short reasons."""
     if isinstance(error, ValidationError):
-        return [f"{'.'.join(map(str, item['loc']))}: {item['msg']}".lstrip(": ") for item in error.errors()][:3]
+        return [
+            f"{'.'.join(map(str, item['loc']))}: {item['msg']}".lstrip(": ")
+            for item in error.errors()
+        ][:3]
     return [str(error)]

@@ -1,8 +1,10 @@
-"""One seed tree: every random number comes from a stream named by purpose, round and client, for any actor and any order of draws.
+"""One seed tree: every random number comes from a stream named by purpose, round and client, for
+any actor and any order of draws.
 
-A public stream is a ``numpy.random.SeedSequence`` whose spawn key is (purpose, round, client). Every generator is keyed by at least 128
-bits of it, so two of N streams are equal with a probability of about N^2 / 2^129. Secret streams come from one AES key a cell, whose
-blocks are numbered by purpose, round and client: no two streams of a cell share a block.
+A public stream is a ``numpy.random.SeedSequence`` whose spawn key is (purpose, round, client).
+Every generator is keyed by at least 128 bits of it, so two of N streams are equal with a
+probability of about N^2 / 2^129. Secret streams come from one AES key a cell, whose blocks are
+numbered by purpose, round and client: no two streams of a cell share a block.
 """
 
 from __future__ import annotations
@@ -43,13 +45,25 @@ class Purpose(IntEnum):
     SELECTION = 22
 
 
-SECRET = frozenset({Purpose.NOISE, Purpose.SAMPLING, Purpose.LATENT, Purpose.LOCAL, Purpose.HELD_OUT, Purpose.SELECTION})
-"""Streams that an adversary must not know: the noise; the samples, since sampling amplifies only while it is hidden; a client's draws
-for its rows, and the coins that hold units out, which are assigned in row order: known, they would show every later row move up when one is
-removed; and of a tuned cell the number of its trainings, their parameters and keys.
+SECRET = frozenset(
+    {
+        Purpose.NOISE,
+        Purpose.SAMPLING,
+        Purpose.LATENT,
+        Purpose.LOCAL,
+        Purpose.HELD_OUT,
+        Purpose.SELECTION,
+    }
+)
+"""Streams that an adversary must not know: the noise; the samples, since sampling amplifies only
+while it is hidden; a client's draws for its rows, and the coins that hold units out, which are
+assigned in row order: known, they would show every later row move up when one is removed; and of a
+tuned cell the number of its trainings, their parameters and keys.
 """
 ZEROS = bytes(2**19)
-"""The plain text, in pieces that fit a processor's cache: encrypted zeros are the key stream itself."""
+"""The plain text, in pieces that fit a processor's cache: encrypted zeros are the key stream
+itself.
+"""
 SPARE_BYTES = 15
 """Free bytes that the cipher needs behind its output."""
 _SERVER_ROOT = b"fedsim: root of the server's public streams\0"
@@ -58,13 +72,17 @@ _WORDS = slice(24, 24 + 624 * 8)
 
 
 class Keystream:
-    """One stream of cryptographic random numbers: AES-256 in counter mode (NIST SP 800-38A), by OpenSSL; every number is drawn once.
+    """One stream of cryptographic random numbers: AES-256 in counter mode (NIST SP 800-38A), by
+    OpenSSL; every number is drawn once.
 
-    The same bits on every processor, and with AES instructions faster than numpy's generators, which are not cryptographic.
+    The same bits on every processor, and with AES instructions faster than numpy's generators,
+    which are not cryptographic.
     """
 
     def __init__(self, key: bytes, counter: bytes) -> None:
-        """Start at a block of the stream of ``key`` (32 bytes) whose number is ``counter`` (16 bytes, the highest first)."""
+        """Start at a block of the stream of ``key`` (32 bytes) whose number is ``counter`` (16
+        bytes, the highest first).
+        """
         self._cipher = Cipher(algorithms.AES256(key), modes.CTR(counter)).encryptor()
 
     def words(self, count: int) -> NDArray[np.uint32]:
@@ -101,7 +119,8 @@ class Seeds:
 
     Attributes:
         root: the cell's seed.
-        secret: 256 bits, the key of the streams in :data:`SECRET`; None: it is ``root``, as a simulation's may be.
+        secret: 256 bits, the key of the streams in :data:`SECRET`; None: it is ``root``, as a
+            simulation's may be.
         whole: whether streams in :data:`SECRET` are drawn at all.
     """
 
@@ -110,7 +129,9 @@ class Seeds:
     whole: bool = True
 
     def run(self, number: int) -> Seeds:
-        """The tree of one of several trainings of a cell: the same public streams, and a key of its own for those in :data:`SECRET`."""
+        """The tree of one of several trainings of a cell: the same public streams, and a key of its
+        own for those in :data:`SECRET`.
+        """
         key = self.keystream(Purpose.SELECTION, 1 + number).words(8).tobytes()
         return Seeds(self.root, int.from_bytes(key, "big"))
 
@@ -118,27 +139,46 @@ class Seeds:
     def public(self) -> Seeds:
         """The tree that a method's server draws from; its root is a SHA-256 hash of this one's.
 
-        A server that knew the cell's root could, without a secret, draw the noise again and subtract it.
+        A server that knew the cell's root could, without a secret, draw the noise again and
+        subtract it.
         """
         digest = hashlib.sha256(_SERVER_ROOT + self.root.to_bytes(32, "big")).digest()
         return Seeds(int.from_bytes(digest[:16], "big"), whole=False)
 
     def keystream(self, purpose: Purpose, round_: int = 0, client: int = SERVER) -> Keystream:
-        """The stream of a purpose in :data:`SECRET`; ``client`` counts from 0, ``SERVER`` is the server's own stream.
+        """The stream of a purpose in :data:`SECRET`; ``client`` counts from 0, ``SERVER`` is the
+        server's own stream.
 
-        A block's number is the purpose (1 byte), the round (5), the client (4) and its place in the stream (6).
+        A block's number is the purpose (1 byte), the round (5), the client (4) and its place in the
+        stream (6).
         """
         if purpose not in SECRET:
-            raise ValueError(f"the stream {purpose.name} is public; draw it from Seeds.numpy or Seeds.torch")
+            raise ValueError(
+                f"the stream {purpose.name} is public; draw it from Seeds.numpy or Seeds.torch"
+            )
         if not self.whole:
-            raise ValueError(f"the stream {purpose.name} is drawn at the clients and by the harness; a server draws from another purpose")
+            raise ValueError(
+                f"the stream {purpose.name} is drawn at the clients and by the harness; a "
+                "server draws from another purpose"
+            )
         key = (self.root if self.secret is None else self.secret).to_bytes(32, "big")
-        return Keystream(key, purpose.to_bytes(1, "big") + round_.to_bytes(5, "big") + (client + 1).to_bytes(4, "big") + bytes(6))
+        return Keystream(
+            key,
+            purpose.to_bytes(1, "big")
+            + round_.to_bytes(5, "big")
+            + (client + 1).to_bytes(4, "big")
+            + bytes(6),
+        )
 
-    def sequence(self, purpose: Purpose, round_: int = 0, client: int = SERVER) -> np.random.SeedSequence:
+    def sequence(
+        self, purpose: Purpose, round_: int = 0, client: int = SERVER
+    ) -> np.random.SeedSequence:
         """The seed sequence of a public stream, named as in :meth:`keystream`."""
         if purpose in SECRET:
-            raise ValueError(f"the stream {purpose.name} is secret; it is drawn from Seeds.keystream, at the clients and by the harness")
+            raise ValueError(
+                f"the stream {purpose.name} is secret; it is drawn from Seeds.keystream, at "
+                "the clients and by the harness"
+            )
         return np.random.SeedSequence(self.root, spawn_key=(int(purpose), round_, client + 1))
 
     def numpy(self, purpose: Purpose, round_: int = 0, client: int = SERVER) -> np.random.Generator:
@@ -146,7 +186,9 @@ class Seeds:
         return np.random.default_rng(self.sequence(purpose, round_, client))
 
     def torch(self, purpose: Purpose, round_: int = 0, client: int = SERVER) -> torch.Generator:
-        """The stream as a CPU torch generator; its whole state is set, since ``manual_seed`` keeps 32 bits of a seed."""
+        """The stream as a CPU torch generator; its whole state is set, since ``manual_seed`` keeps
+        32 bits of a seed.
+        """
         import torch  # late, for a grid is read and data are partitioned without it
 
         words = np.random.Philox(self.sequence(purpose, round_, client)).random_raw(312)

@@ -13,7 +13,9 @@ from rich.console import Console
 
 
 def number(value: float | None, digits: int = 6) -> str:
-    """A number to ``digits`` significant digits, as people write it: 0.1, 10, 1e-5, ∞; empty for None."""
+    """A number to ``digits`` significant digits, as people write it: 0.1, 10, 1e-5, ∞; empty for
+    None.
+    """
     if value is None:
         return ""
     return "∞" if value == math.inf else f"{value:.{digits}g}".replace("e-0", "e-")
@@ -43,9 +45,15 @@ def spelled(value: Any) -> str:
 
 
 def setting(
-    *names: str | None, alpha: float | None = None, clients: int | None = None, epsilon: float | None = None, seed: int | None = None
+    *names: str | None,
+    alpha: float | None = None,
+    clients: int | None = None,
+    epsilon: float | None = None,
+    seed: int | None = None,
 ) -> str:
-    """Where something stands in a grid: ``digits · α = 0.3 · 10 clients · ε = 1 · seed 0``; what is None or empty is left out."""
+    """Where something stands in a grid: ``digits · α = 0.3 · 10 clients · ε = 1 · seed 0``; what is
+    None or empty is left out.
+    """
     parts = [name for name in names if name]
     parts += [f"α = {number(alpha)}"] if alpha is not None else []
     parts += [counted(clients, "client")] if clients is not None else []
@@ -60,12 +68,16 @@ def plain(text: str) -> str:
 
 
 def encodable(text: str) -> str:
-    """``text`` with a ``?`` for every half of a character, as names of files that are not UTF-8 hold them."""
+    """``text`` with a ``?`` for every half of a character, as names of files that are not UTF-8
+    hold them.
+    """
     return text.encode(errors="replace").decode()
 
 
 def print_line(console: Console, text: str, style: str | None = None) -> None:
-    """Print a line as it is: no markup, no automatic colours, no line breaks at the terminal's width."""
+    """Print a line as it is: no markup, no automatic colours, no line breaks at the terminal's
+    width.
+    """
     console.print(text, style=style, soft_wrap=True, highlight=False, markup=False)
 
 
@@ -82,12 +94,26 @@ class Printed:
         raise NotImplementedError
 
     def __repr__(self) -> str:
-        plain: dict[str, Any] = {"emoji": False, "markup": False, "color_system": None, "force_terminal": False, "force_jupyter": False}
+        plain: dict[str, Any] = {
+            "emoji": False,
+            "markup": False,
+            "color_system": None,
+            "force_terminal": False,
+            "force_jupyter": False,
+        }
         self.show(Console(file=(text := StringIO()), width=140, **plain))
         return text.getvalue().rstrip()
 
 
 def wide_console(console: Console, width: int = 200) -> Console:
-    """``console``, but at least ``width`` columns wide: a table's rows are not cut to a terminal's width."""
-    kept: dict[str, Any] = {"force_terminal": console.is_terminal, "force_jupyter": console.is_jupyter, "no_color": console.no_color}
-    return Console(file=console.file, width=max(console.width, width), **kept, emoji=False, markup=False)
+    """``console``, but at least ``width`` columns wide: a table's rows are not cut to a terminal's
+    width.
+    """
+    kept: dict[str, Any] = {
+        "force_terminal": console.is_terminal,
+        "force_jupyter": console.is_jupyter,
+        "no_color": console.no_color,
+    }
+    return Console(
+        file=console.file, width=max(console.width, width), **kept, emoji=False, markup=False
+    )

@@ -102,7 +102,9 @@ class Ran:
 
 
 def slowness() -> float:
-    """How many times longer work takes on this machine now than it would by itself: others may have its cores, too."""
+    """How many times longer work takes on this machine now than it would by itself: others may have
+    its cores, too.
+    """
     start, work = time.perf_counter(), time.process_time()
     while time.process_time() - work < 0.3:
         pass
@@ -110,5 +112,7 @@ def slowness() -> float:
 
 
 def interruptible() -> None:
-    """For a new process: Ctrl-C reaches it, also where the tests run in the background of a shell, which has it ignored."""
+    """For a new process: Ctrl-C reaches it, also where the tests run in the background of a shell,
+    which has it ignored.
+    """
     signal.signal(signal.SIGINT, signal.SIG_DFL)

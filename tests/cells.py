@@ -39,8 +39,13 @@ SHIPPED = sorted(entry.name for entry in entry_points(group=GROUP))
 
 
 def crossed(quickly: Callable[..., bool], *axes: Iterable[Any]) -> list[Any]:
-    """All combinations of the axes, for a test's parameters; those that are not run ``quickly`` are left to the slow tests."""
-    return [pytest.param(*values, marks=() if quickly(*values) else pytest.mark.slow) for values in product(*axes)]
+    """All combinations of the axes, for a test's parameters; those that are not run ``quickly`` are
+    left to the slow tests.
+    """
+    return [
+        pytest.param(*values, marks=() if quickly(*values) else pytest.mark.slow)
+        for values in product(*axes)
+    ]
 
 
 def quick(name: str, **params: Any) -> dict[str, Any]:
@@ -60,10 +65,14 @@ def public_digits() -> dict[str, str]:
 
 
 def uses_public(entry: Any) -> bool:
-    """Whether an entry of ``algorithms`` needs public rows; a class is not asked, and one with a mistake needs none."""
+    """Whether an entry of ``algorithms`` needs public rows; a class is not asked, and one with a
+    mistake needs none.
+    """
     if isinstance(entry, type):
         return False
-    name, params = (entry, {}) if isinstance(entry, str) else (entry["name"], entry.get("params", {}))
+    name, params = (
+        (entry, {}) if isinstance(entry, str) else (entry["name"], entry.get("params", {}))
+    )
     cls = lookup(name)
     try:
         return cls(cls.Params.model_validate(params), Task(64, 10, 4)).uses_public()
@@ -94,14 +103,21 @@ def one_cell(entry: str | dict[str, Any], **keys: Any) -> tuple[Trial, Embedding
 def score_probe(x_train: Any, y_train: Any, x_test: Any, y_test: Any, probe_c: float) -> Scores:
     """The scores, over real test rows, of the evaluation's probe on training rows."""
     classes = 1 + int(max(y_train.max(), y_test.max(initial=0)))
-    return scores_of(probe_predictions(fit_probe(x_train, y_train, probe_c), x_test, y_test, classes))
+    return scores_of(
+        probe_predictions(fit_probe(x_train, y_train, probe_c), x_test, y_test, classes)
+    )
 
 
 def digits_of_sites(folder: Path) -> Path:
     """An embedding file with a column ``site``; a third of the rows is north's, half south's."""
     digits = load(DatasetSpec(name="digits", limit=300))
-    x, y = np.concatenate([digits.x_train, digits.x_test[:150]]), np.concatenate([digits.y_train, digits.y_test[:150]])
-    site = np.array(SITES)[np.array([0, 1, 1, 0, 1, 2])[np.random.default_rng(0).integers(6, size=len(y))]]
+    x, y = (
+        np.concatenate([digits.x_train, digits.x_test[:150]]),
+        np.concatenate([digits.y_train, digits.y_test[:150]]),
+    )
+    site = np.array(SITES)[
+        np.array([0, 1, 1, 0, 1, 2])[np.random.default_rng(0).integers(6, size=len(y))]
+    ]
     split = np.repeat([0, 2], [300, 150])
     path = folder / "sites.npz"
     np.savez(path, x=x, y=y, split=split, site=site)
@@ -109,14 +125,18 @@ def digits_of_sites(folder: Path) -> Path:
 
 
 def digits_of_writers(folder: Path, **columns: Any) -> Path:
-    """The digits of sites with a column ``writer``: one row to eleven of one site each, training and test rows apart."""
+    """The digits of sites with a column ``writer``: one row to eleven of one site each, training
+    and test rows apart.
+    """
     path = digits_of_sites(folder)
     with np.load(path, allow_pickle=False) as file:
         held = dict(file)
     order = np.lexsort((held["site"], held["split"]))
     held = {name: values[order] for name, values in held.items()}
     rng = np.random.default_rng(0)
-    begins = (rng.random(len(order)) < 0.5) | np.concatenate([[True], held["site"][1:] != held["site"][:-1]])
+    begins = (rng.random(len(order)) < 0.5) | np.concatenate(
+        [[True], held["site"][1:] != held["site"][:-1]]
+    )
     begins |= np.concatenate([[True], held["split"][1:] != held["split"][:-1]])
     held["writer"] = np.char.add("w", np.cumsum(begins).astype(np.str_))
     np.savez(path, **(held | columns))
@@ -126,5 +146,11 @@ def digits_of_writers(folder: Path, **columns: Any) -> Path:
 def centred_at(mean: Tensor, scale: float = 1.0) -> Tensors:
     """Coordinates of no direction that has a scale of its own."""
     none = mean.new_zeros(len(mean), 0)
-    parts = {"mean": mean, "basis": none, "shrink": none.T @ none, "stretch": none.T @ none, "scale": mean.new_tensor(scale)}
+    parts = {
+        "mean": mean,
+        "basis": none,
+        "shrink": none.T @ none,
+        "stretch": none.T @ none,
+        "scale": mean.new_tensor(scale),
+    }
     return {"mean": mean} | {f"{PREFIX}{name}": value for name, value in parts.items()}

@@ -1,4 +1,6 @@
-"""Shared by all tests: one thread a process, so that parallel tests do not compete for cores; plug-ins; a Ray cluster, a bench on it."""
+"""Shared by all tests: one thread a process, so that parallel tests do not compete for cores;
+plug-ins; a Ray cluster, a bench on it.
+"""
 
 import io
 import os
@@ -54,7 +56,9 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
 
 
 @pytest.fixture
-def command(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Callable[..., Done]:
+def command(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> Callable[..., Done]:
     """Runs ``fedsim`` in this process, in the working folder; for whatever starts no Ray."""
     monkeypatch.setattr(sys, "path", list(sys.path))
 
@@ -78,7 +82,9 @@ def plugins(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def _cluster(plugins: Path) -> Iterator[None]:
-    """Four CPUs and two GPUs by count, started in the plug-ins' folder as ``fedsim bench`` would be."""
+    """Four CPUs and two GPUs by count, started in the plug-ins' folder as ``fedsim bench`` would
+    be.
+    """
     from fedsim.runs.ray import local_cluster
 
     with pytest.MonkeyPatch.context() as patch:
@@ -90,10 +96,18 @@ def _cluster(plugins: Path) -> Iterator[None]:
 
 @pytest.fixture
 def ray_cluster(_cluster: None) -> Iterator[None]:
-    """The session's cluster; what a test reserved on it and left, as an interrupted bench does, is free again for the next."""
+    """The session's cluster; what a test reserved on it and left, as an interrupted bench does, is
+    free again for the next.
+    """
     yield
-    from ray import PlacementGroupID  # not before fedsim's cluster, which sets what Ray reads as it is imported
-    from ray.util.placement_group import PlacementGroup, placement_group_table, remove_placement_group
+    from ray import (
+        PlacementGroupID,
+    )  # not before fedsim's cluster, which sets what Ray reads as it is imported
+    from ray.util.placement_group import (
+        PlacementGroup,
+        placement_group_table,
+        remove_placement_group,
+    )
 
     for group, placed in placement_group_table().items():
         if placed["state"] != "REMOVED":
@@ -101,7 +115,9 @@ def ray_cluster(_cluster: None) -> Iterator[None]:
 
 
 @pytest.fixture
-def bench(plugins: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., Ran]]:
+def bench(
+    plugins: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[Callable[..., Ran]]:
     """Runs a grid in this process, one job after another, in the folder ``name``."""
     monkeypatch.chdir(plugins)
     monkeypatch.syspath_prepend(str(plugins))
@@ -115,7 +131,9 @@ def bench(plugins: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Ite
 
 @pytest.fixture
 def ray_bench(ray_cluster: None, tmp_path: Path) -> Callable[..., Ran]:
-    """Runs a grid on the shared cluster, in the folder ``name``: one cell after another, since every further slot imports torch anew."""
+    """Runs a grid on the shared cluster, in the folder ``name``: one cell after another, since
+    every further slot imports torch anew.
+    """
 
     from fedsim.runs.ray import RayEngine
 

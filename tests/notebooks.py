@@ -1,4 +1,6 @@
-"""A notebook's cells without its server: each is compiled under a name of its own that ``linecache`` knows, and runs in ``__main__``."""
+"""A notebook's cells without its server: each is compiled under a name of its own that
+``linecache`` knows, and runs in ``__main__``.
+"""
 
 from __future__ import annotations
 
@@ -12,7 +14,9 @@ import pytest
 
 
 class Notebook:
-    """Runs cells one after another in a ``__main__`` that stands in for the test's until the test ends."""
+    """Runs cells one after another in a ``__main__`` that stands in for the test's until the test
+    ends.
+    """
 
     def __init__(self, patch: pytest.MonkeyPatch) -> None:
         main = ModuleType("__main__")
@@ -33,7 +37,9 @@ class IPython:
     """The same in IPython's own shell."""
 
     def __init__(self, patch: pytest.MonkeyPatch) -> None:
-        self._shell = pytest.importorskip("IPython.core.interactiveshell").InteractiveShell.instance()
+        self._shell = pytest.importorskip(
+            "IPython.core.interactiveshell"
+        ).InteractiveShell.instance()
         patch.setitem(sys.modules, "__main__", self._shell.user_module)
         self.names: dict[str, Any] = self._shell.user_ns
 

@@ -22,7 +22,9 @@ def picture(seed: int, size: int = 20) -> Image.Image:
     return Image.fromarray(corners).resize((size, size + 4), Image.Resampling.BILINEAR)
 
 
-def save_folder(root: Path, classes: tuple[str, ...] = ("cat", "dog", "eel"), each: int = 8, start: int = 0) -> Path:
+def save_folder(
+    root: Path, classes: tuple[str, ...] = ("cat", "dog", "eel"), each: int = 8, start: int = 0
+) -> Path:
     """``root/<class>/<n>.png``, ``each`` pictures a class."""
     for c, name in enumerate(classes):
         (root / name).mkdir(parents=True)
@@ -36,15 +38,26 @@ def save_encoder(folder: Path, seed: int = 0, size: int = 28) -> EncoderSpec:
     import torch
     from transformers import BitImageProcessor, Dinov2Config, Dinov2Model
 
-    config = Dinov2Config(hidden_size=16, num_hidden_layers=2, num_attention_heads=2, image_size=size, patch_size=14, mlp_ratio=2)
+    config = Dinov2Config(
+        hidden_size=16,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        image_size=size,
+        patch_size=14,
+        mlp_ratio=2,
+    )
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         Dinov2Model(config).save_pretrained(folder)
-    BitImageProcessor(size={"shortest_edge": size}, crop_size={"height": size, "width": size}).save_pretrained(folder)
+    BitImageProcessor(
+        size={"shortest_edge": size}, crop_size={"height": size, "width": size}
+    ).save_pretrained(folder)
     return EncoderSpec(name=str(folder))
 
 
-def save_medmnist(path: Path, classes: int = 11, train: int = 60, test: int = 30, size: int = 28) -> Path:
+def save_medmnist(
+    path: Path, classes: int = 11, train: int = 60, test: int = 30, size: int = 28
+) -> Path:
     """A file as MedMNIST's, with fewer images."""
     rng = np.random.default_rng(0)
     arrays = {}
@@ -66,8 +79,21 @@ def save_milk10k(root: Path) -> Path:
             isic = f"ISIC_{2 * lesion + n:07}"
             (root / IMAGES / name).mkdir(parents=True, exist_ok=True)
             picture(2 * lesion + n).save(root / IMAGES / name / f"{isic}.jpg")
-            facts = {"age_approx": 5.0 * lesion, "sex": "female", "skin_tone_class": lesion % 6, "site": SITES[lesion % 3]}
-            metadata.append({"lesion_id": name, "image_type": kind, "isic_id": isic, "attribution": "MILK study team", **facts})
+            facts = {
+                "age_approx": 5.0 * lesion,
+                "sex": "female",
+                "skin_tone_class": lesion % 6,
+                "site": SITES[lesion % 3],
+            }
+            metadata.append(
+                {
+                    "lesion_id": name,
+                    "image_type": kind,
+                    "isic_id": isic,
+                    "attribution": "MILK study team",
+                    **facts,
+                }
+            )
     pd.DataFrame(metadata).sample(frac=1, random_state=0).to_csv(root / METADATA, index=False)
     pd.DataFrame(truth).to_csv(root / GROUND_TRUTH, index=False)
     return root
@@ -81,20 +107,48 @@ def save_ham10000(root: Path, lacks: tuple[str, ...] = ()) -> Path:
     for n in range(60):
         image, lesion = f"ISIC_{24306 + n:07}", n // 2
         picture(n).save(root / IMAGE_FOLDERS[n % 2] / f"{image}.jpg")
-        facts = {"dx_type": "histo", "age": None if n == 5 else 40.0 + lesion, "sex": "male", "localization": "back"}
+        facts = {
+            "dx_type": "histo",
+            "age": None if n == 5 else 40.0 + lesion,
+            "sex": "male",
+            "localization": "back",
+        }
         site = ("vidir_modern", "rosendahl", "vienna_dias")[lesion % 3]
-        lines.append({"lesion_id": f"HAM_{lesion:07}", "image_id": image, "dx": ("nv", "mel", "bkl")[lesion % 3], **facts, "dataset": site})
+        lines.append(
+            {
+                "lesion_id": f"HAM_{lesion:07}",
+                "image_id": image,
+                "dx": ("nv", "mel", "bkl")[lesion % 3],
+                **facts,
+                "dataset": site,
+            }
+        )
     pd.DataFrame(lines).drop(columns=list(lacks)).to_csv(root / "HAM10000_metadata", index=False)
     return root
 
 
 CHEST_XRAYS = {
-    "train/PNEUMONIA": [f"person{n}_{kind}_{10 * n + k}" for n in range(1, 9) for kind in ("bacteria", "virus") for k in (0, 1)],
-    "test/PNEUMONIA": [f"person{n}_{kind}_{900 + n}" for n in range(1, 13) for kind in ("virus", "bacteria")],
-    "train/NORMAL": ["IM-0115-0001", "IM-0117-0001", "IM-0666-0001-0001", "IM-0666-0001-0002", "NORMAL2-IM-0383-0001"],
+    "train/PNEUMONIA": [
+        f"person{n}_{kind}_{10 * n + k}"
+        for n in range(1, 9)
+        for kind in ("bacteria", "virus")
+        for k in (0, 1)
+    ],
+    "test/PNEUMONIA": [
+        f"person{n}_{kind}_{900 + n}" for n in range(1, 13) for kind in ("virus", "bacteria")
+    ],
+    "train/NORMAL": [
+        "IM-0115-0001",
+        "IM-0117-0001",
+        "IM-0666-0001-0001",
+        "IM-0666-0001-0002",
+        "NORMAL2-IM-0383-0001",
+    ],
     "test/NORMAL": ["IM-0001-0001", "NORMAL2-IM-0007-0001", "NORMAL2-IM-0383-0002"],
 }
-"""Names as they are distributed; persons 1 to 8 are in both folders and have both kinds of pneumonia."""
+"""Names as they are distributed; persons 1 to 8 are in both folders and have both kinds of
+pneumonia.
+"""
 
 
 def save_chest_xray(root: Path) -> Path:

@@ -1,4 +1,6 @@
-"""Plug-ins as a stranger would write them, each with a mistake: the starter's text, changed in one place."""
+"""Plug-ins as a stranger would write them, each with a mistake: the starter's text, changed in one
+place.
+"""
 
 from pathlib import Path
 

@@ -30,8 +30,12 @@ resources: {clients_per_actor: all}
 
 
 @contextmanager
-def bench(folder: Path, *options: str, preexec: Callable[[], None] = interruptible, **how: Any) -> Iterator[subprocess.Popen[str]]:
-    """A bench of ``g.yaml``, in a process group of its own; it is killed at the end of the block."""
+def bench(
+    folder: Path, *options: str, preexec: Callable[[], None] = interruptible, **how: Any
+) -> Iterator[subprocess.Popen[str]]:
+    """A bench of ``g.yaml``, in a process group of its own; it is killed at the end of the
+    block.
+    """
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "process_group": 0} | how
     command = [FEDSIM, "bench", "--grid", "g.yaml", *options]
     process = subprocess.Popen(command, cwd=folder, text=True, preexec_fn=preexec, **pipes)
@@ -53,7 +57,9 @@ def when(holds: Callable[[], Any], process: subprocess.Popen[str], seconds: floa
 
 
 def offspring(pid: int, *names: str) -> list[psutil.Process]:
-    """The processes that one started, and those that these started; only those whose command line holds one of ``names``."""
+    """The processes that one started, and those that these started; only those whose command line
+    holds one of ``names``.
+    """
     found = []
     for each in psutil.Process(pid).children(recursive=True):
         try:
@@ -68,7 +74,9 @@ def offspring(pid: int, *names: str) -> list[psutil.Process]:
 def wait_for_the_end_of(processes: list[psutil.Process], seconds: float = 10.0) -> None:
     """Return when all have ended; an error after so many seconds."""
     end = time.monotonic() + seconds
-    while left := [each for each in processes if each.is_running() and each.status() != psutil.STATUS_ZOMBIE]:
+    while left := [
+        each for each in processes if each.is_running() and each.status() != psutil.STATUS_ZOMBIE
+    ]:
         assert time.monotonic() < end, f"{left} not within {seconds} s"
         time.sleep(0.02)
 
@@ -80,10 +88,17 @@ def rows(folder: Path) -> dict[str, dict[str, Any]]:
 
 def rounds(folder: Path) -> list[dict[str, Any]]:
     """Round records by cell and round."""
-    return sorted(read_results(folder / "runs" / "g").rounds(), key=lambda record: (record["cell_id"], record["round"]))
+    return sorted(
+        read_results(folder / "runs" / "g").rounds(),
+        key=lambda record: (record["cell_id"], record["round"]),
+    )
 
 
 def environment(**variables: str) -> dict[str, str]:
-    """This process's environment, without what Ray left in it and the machine's token, with more in it."""
+    """This process's environment, without what Ray left in it and the machine's token, with more in
+    it.
+    """
     own = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
-    return own | ({} if "RAY_AUTH_TOKEN" in variables else {"RAY_AUTH_MODE": "disabled"}) | variables
+    return (
+        own | ({} if "RAY_AUTH_TOKEN" in variables else {"RAY_AUTH_MODE": "disabled"}) | variables
+    )

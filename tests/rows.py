@@ -18,18 +18,43 @@ from fedsim.training.trial import Outcome, Trial, run_trial
 
 AUDIT = ("epsilon_lower", "pairs", "canary_ratio", "params")
 CELL = (
-    *("source", "algorithm", "label", "params", "dataset_hash", "public", "public_hash", "public_licence", "clients", "seed", "noise"),
+    *(
+        "source",
+        "algorithm",
+        "label",
+        "params",
+        "dataset_hash",
+        "public",
+        "public_hash",
+        "public_licence",
+        "clients",
+        "seed",
+        "noise",
+    ),
     *("delta", "unit", "trust"),
 )
 PLAN = ("epsilon_target", "delta", "trust", "scope", "claim", "selection")
 LINE = (
-    *("dataset", "alpha", "yields", "train_rows", "train_groups", "parameters", "uplink_bytes", "downlink_bytes"),
+    *(
+        "dataset",
+        "alpha",
+        "yields",
+        "train_rows",
+        "train_groups",
+        "parameters",
+        "uplink_bytes",
+        "downlink_bytes",
+    ),
     *("versions",),
 )
 """The columns that an audit, a cell, a plan and the line of a training hold by the same names."""
 NOISE = {"sigma": 4.2, "clip": 1.0, "sensitivity": 1.0}
 """What the plan of a made-up row says beside them."""
-ERROR = {"type": "ValueError", "message": "rows hold NaN", "traceback": "Traceback (most recent call last):\nValueError"}
+ERROR = {
+    "type": "ValueError",
+    "message": "rows hold NaN",
+    "traceback": "Traceback (most recent call last):\nValueError",
+}
 
 
 def make_row(*, plan: Mapping[str, Any] = NOISE, **values: Any) -> Row:
@@ -61,7 +86,16 @@ def make_row(*, plan: Mapping[str, Any] = NOISE, **values: Any) -> Row:
         "claim": "proved" if noisy else "none",
         "accountant": "prv" if private else None,
         "noise": "seeded" if private else None,
-        "mechanisms": [{"noise_multiplier": 4.2 / epsilon, "sample_rate": 0.08, "count": 400, "release": "dp-sgd"}] if noisy else None,
+        "mechanisms": [
+            {
+                "noise_multiplier": 4.2 / epsilon,
+                "sample_rate": 0.08,
+                "count": 400,
+                "release": "dp-sgd",
+            }
+        ]
+        if noisy
+        else None,
         "noise_at": "sum" if private else None,
         "evaluation": {},
         "accuracy": 0.5,
@@ -81,24 +115,55 @@ def make_row(*, plan: Mapping[str, Any] = NOISE, **values: Any) -> Row:
     assert set(made) == set(COLUMNS)
     if made["balanced_accuracy"] is not None and made["ceiling_balanced_accuracy"]:
         made["share_of_ceiling"] = made["balanced_accuracy"] / made["ceiling_balanced_accuracy"]
-    return Row(made, {**{name: made[name] for name in PLAN}, **plan, "releases": []} if private else {})
+    return Row(
+        made, {**{name: made[name] for name in PLAN}, **plan, "releases": []} if private else {}
+    )
 
 
 def make_failed(**fields: Any) -> Row:
     """One failed row."""
-    none = dict.fromkeys(["accuracy", "balanced_accuracy", "macro_f1", "epsilon_spent", "accountant", "uplink_bytes", "train_seconds"])
+    none = dict.fromkeys(
+        [
+            "accuracy",
+            "balanced_accuracy",
+            "macro_f1",
+            "epsilon_spent",
+            "accountant",
+            "uplink_bytes",
+            "train_seconds",
+        ]
+    )
     return make_row(**none | {"status": "failed", "error": ERROR, "seconds": None} | fields)
 
 
-def make_rounds(cell_id: str, rounds: int = 8, start: int = 0, **values: Any) -> list[dict[str, Any]]:
+def make_rounds(
+    cell_id: str, rounds: int = 8, start: int = 0, **values: Any
+) -> list[dict[str, Any]]:
     """The round records of a sound training; a value may be a list, one element a round."""
     sound = {
-        **{"signal_norm": 100.0, "noise_norm": 200.0, "kl": 2.0, "clipped_fraction": 0.8, "cross_client_mmd": 0.02},
-        **{"loss_reconstruction": -0.9, "loss_kl": 0.01, "loss_kernel": -0.02, "gradient_norm_quantiles": (0.5, 1.0, 1.5, 2.0, 2.5)},
+        **{
+            "signal_norm": 100.0,
+            "noise_norm": 200.0,
+            "kl": 2.0,
+            "clipped_fraction": 0.8,
+            "cross_client_mmd": 0.02,
+        },
+        **{
+            "loss_reconstruction": -0.9,
+            "loss_kl": 0.01,
+            "loss_kernel": -0.02,
+            "gradient_norm_quantiles": (0.5, 1.0, 1.5, 2.0, 2.5),
+        },
         **{"generated_decoder_norm": 8.0, "generated_prior_norm": 1.0, "parameter_norm": 7.7},
     } | values
-    given = [{name: value[t] if isinstance(value, list) else value for name, value in sound.items()} for t in range(rounds)]
-    return [{"cell_id": cell_id, "round": start + t, "release": "dp-sgd", **each} for t, each in enumerate(given)]
+    given = [
+        {name: value[t] if isinstance(value, list) else value for name, value in sound.items()}
+        for t in range(rounds)
+    ]
+    return [
+        {"cell_id": cell_id, "round": start + t, "release": "dp-sgd", **each}
+        for t, each in enumerate(given)
+    ]
 
 
 def changed(row: Row, **values: Any) -> Row:
@@ -118,7 +183,10 @@ def add_rows(folder: Path, *rows: Row) -> None:
     cells = {cell["cell_id"]: cell for cell in manifest.get("cells", [])}
     for row in rows:
         key = f"t-{row.cell_id}"
-        references = {f"ceiling-{key}": row.ceiling_balanced_accuracy, f"local-only-{key}": row.local_only_balanced_accuracy}
+        references = {
+            f"ceiling-{key}": row.ceiling_balanced_accuracy,
+            f"local-only-{key}": row.local_only_balanced_accuracy,
+        }
         cells[row.cell_id] = {"cell_id": row.cell_id, "label": row.label, "training_id": key}
         cells[row.cell_id] |= dict(zip(("ceiling", "local_only"), references, strict=True))
         training = training_of(row, key)
@@ -126,9 +194,16 @@ def add_rows(folder: Path, *rows: Row) -> None:
         judged = [] if row.status == "failed" else [judgement_of_row(row, key)]
         add_lines(folder / "judgements.jsonl", judged)
         for name, score in references.items():
-            scores = {"balanced_accuracy": score, "accuracy": row.ceiling_accuracy, "mean": score, "clients": []}
+            scores = {
+                "balanced_accuracy": score,
+                "accuracy": row.ceiling_accuracy,
+                "mean": score,
+                "clients": [],
+            }
             add_lines(folder / "references.jsonl", [{"reference": name, **scores}] if score else [])
-        audit = {name: getattr(row, f"audit_{name}") for name in AUDIT} | {"refuted": row.status == "refuted"}
+        audit = {name: getattr(row, f"audit_{name}") for name in AUDIT} | {
+            "refuted": row.status == "refuted"
+        }
         audit |= {"audit": key, "claim": claim_of(training["cell"])}
         add_lines(folder / "audits.jsonl", [audit] if audit["pairs"] or audit["refuted"] else [])
     path.write_text(json.dumps(manifest | {"cells": list(cells.values())}))
@@ -136,10 +211,22 @@ def add_rows(folder: Path, *rows: Row) -> None:
 
 def training_of(row: Row, key: str) -> dict[str, Any]:
     """The line of a row's training."""
-    cell = {name: getattr(row, name) for name in CELL} | {"cell_id": row.cell_id, "epsilon": row.epsilon_target, "unit_column": row.unit}
-    cell |= {"partition": {"scheme": row.scheme}, "evaluation": (row.evaluation or {}) | {"unseen": row.unseen}}
-    cell["tuning"] = row.tuning and {name: value for name, value in row.tuning.items() if name not in ("chosen", "trained")}
-    ledger = {name: getattr(row, name) for name in ("epsilon_spent", "accountant", "mechanisms", "noise_at", "counted_by")}
+    cell = {name: getattr(row, name) for name in CELL} | {
+        "cell_id": row.cell_id,
+        "epsilon": row.epsilon_target,
+        "unit_column": row.unit,
+    }
+    cell |= {
+        "partition": {"scheme": row.scheme},
+        "evaluation": (row.evaluation or {}) | {"unseen": row.unseen},
+    }
+    cell["tuning"] = row.tuning and {
+        name: value for name, value in row.tuning.items() if name not in ("chosen", "trained")
+    }
+    ledger = {
+        name: getattr(row, name)
+        for name in ("epsilon_spent", "accountant", "mechanisms", "noise_at", "counted_by")
+    }
     ledger["unaccounted"] = row.error["message"] if row.status == "unaccounted" else ""
     return {
         "training_id": key,
@@ -160,7 +247,12 @@ def judgement_of_row(row: Row, key: str) -> dict[str, Any]:
     """The line of a row's judgement."""
     same = {name: getattr(row, name) for name in ("cell_id", "judged", "tested", "label_shares")}
     scores = {name: score for name, score in row.scores.items() if name != "share_of_ceiling"}
-    shown = {"training_id": key, "error": None, "seconds": row.judge_seconds or 0.0, "recalls": row.recall_per_class}
+    shown = {
+        "training_id": key,
+        "error": None,
+        "seconds": row.judge_seconds or 0.0,
+        "recalls": row.recall_per_class,
+    }
     return same | shown | {"scores": scores, "evaluation": row.evaluation or {}, "clients": []}
 
 
@@ -183,14 +275,18 @@ def joined(
     local_only: LocalOnly | None = None,
 ) -> Row:
     """The row that the lines of a cell give."""
-    row = lines_of(trial, training, judgement, ceiling, local_only).row(entry_of(trial), judged=judgement is not None)
+    row = lines_of(trial, training, judgement, ceiling, local_only).row(
+        entry_of(trial), judged=judgement is not None
+    )
     assert row is not None
     return row
 
 
 def entry_of(trial: Trial) -> Entry:
     """A cell by the keys of its lines."""
-    return Entry(trial.cell.cell_id, trial.cell.training_id, trial.cell.label, "ceiling", "local-only")
+    return Entry(
+        trial.cell.cell_id, trial.cell.training_id, trial.cell.label, "ceiling", "local-only"
+    )
 
 
 def lines_of(
@@ -201,7 +297,11 @@ def lines_of(
     local_only: LocalOnly | None = None,
 ) -> RunResults:
     """The lines of a cell."""
-    references = {kind: reference_line(kind, value) for kind, value in (("ceiling", ceiling), ("local-only", local_only)) if value}
+    references = {
+        kind: reference_line(kind, value)
+        for kind, value in (("ceiling", ceiling), ("local-only", local_only))
+        if value
+    }
     return RunResults(
         RunFolder(Path()),
         {trial.cell.training_id: training_line(trial, training, {"fedsim": "0"})},

@@ -1,4 +1,6 @@
-"""What every shipped algorithm keeps, looked at in one training of two rounds each; its own mathematics has a file of its own."""
+"""What every shipped algorithm keeps, looked at in one training of two rounds each; its own
+mathematics has a file of its own.
+"""
 
 from dataclasses import dataclass, replace
 from functools import cache
@@ -45,12 +47,20 @@ def entry(name: str) -> dict[str, Any]:
 
 @cache
 def training(name: str) -> Training:
-    trial, data, algorithm = one_cell(entry(name), epsilon=EPSILON, resources={"clients_per_actor": "all"})
+    trial, data, algorithm = one_cell(
+        entry(name), epsilon=EPSILON, resources={"clients_per_actor": "all"}
+    )
     return run(trial, data, algorithm)
 
 
-def run(trial: Trial, data: Embeddings, algorithm: Algorithm, resume: Checkpoint | None = None) -> Training:
-    told, progress, pool = list[tuple[Round, Tensors]](), list[Checkpoint](), local_pool(trial, data)
+def run(
+    trial: Trial, data: Embeddings, algorithm: Algorithm, resume: Checkpoint | None = None
+) -> Training:
+    told, progress, pool = (
+        list[tuple[Round, Tensors]](),
+        list[Checkpoint](),
+        local_pool(trial, data),
+    )
     compute = pool.round
 
     def noted(round_: Round, broadcast: Tensors) -> list[Message]:
@@ -58,14 +68,31 @@ def run(trial: Trial, data: Embeddings, algorithm: Algorithm, resume: Checkpoint
         return compute(round_, broadcast)
 
     pool.round = noted  # type: ignore[method-assign]
-    steps = train(algorithm, pool, trial.plan, Seeds(0), resume, checkpoint=lambda capture: progress.append(capture()))
+    steps = train(
+        algorithm,
+        pool,
+        trial.plan,
+        Seeds(0),
+        resume,
+        checkpoint=lambda capture: progress.append(capture()),
+    )
     return Training(trial, data, algorithm, *to_the_end(steps), told, progress)
 
 
 def answered(found: Training, made: Any) -> Tensor:
-    labels, x = torch.arange(20) % found.trial.task.classes, torch.from_numpy(found.data.x_test[:20])
-    said = made.probabilities(x) if is_classifier(made) else made.sample(labels, torch.Generator().manual_seed(0))
-    assert said.shape == (20, found.trial.task.classes if is_classifier(made) else found.trial.task.dim)
+    labels, x = (
+        torch.arange(20) % found.trial.task.classes,
+        torch.from_numpy(found.data.x_test[:20]),
+    )
+    said = (
+        made.probabilities(x)
+        if is_classifier(made)
+        else made.sample(labels, torch.Generator().manual_seed(0))
+    )
+    assert said.shape == (
+        20,
+        found.trial.task.classes if is_classifier(made) else found.trial.task.dim,
+    )
     assert said.isfinite().all()
     return said
 
@@ -102,35 +129,55 @@ def test_a_resumed_training_and_one_on_several_actors_end_as_the_whole_one(name:
 
 
 def sums_of(found: Training, client: int, kept: slice) -> list[Tensors]:
-    """The clients' sums of every round, of new clients that hear what was told, one of whom has some of its rows alone."""
+    """The clients' sums of every round, of new clients that hear what was told, one of whom has
+    some of its rows alone.
+    """
     rows = list(found.trial.partition.rows)
     rows[client] = rows[client][kept]
     sums = []
     for round_, broadcast in found.told:
-        (spec,) = replace(found.trial, partition=replace(found.trial.partition, rows=tuple(rows))).cohorts()
-        sums.append(Cohort(spec, found.data.x_train, found.data.y_train).round(round_, broadcast).sums)
+        (spec,) = replace(
+            found.trial, partition=replace(found.trial.partition, rows=tuple(rows))
+        ).cohorts()
+        sums.append(
+            Cohort(spec, found.data.x_train, found.data.y_train).round(round_, broadcast).sums
+        )
     return sums
 
 
 @pytest.mark.parametrize("name", PRIVATE)
-def test_a_row_moves_the_sums_by_the_sensitivity_at_most_and_a_client_without_rows_is_one_still(name: str) -> None:
+def test_a_row_moves_the_sums_by_the_sensitivity_at_most_and_a_client_without_rows_is_one_still(
+    name: str,
+) -> None:
     found = training(name)
     assert found.trial.plan is not None
     if not found.algorithm.noise_at_clients():
-        for one, other in zip(sums_of(found, 1, slice(None)), sums_of(found, 1, slice(None, -1)), strict=True):
-            change = torch.cat([(one[part].double() - other[part].double()).flatten() for part in one]).norm()
+        for one, other in zip(
+            sums_of(found, 1, slice(None)), sums_of(found, 1, slice(None, -1)), strict=True
+        ):
+            change = torch.cat(
+                [(one[part].double() - other[part].double()).flatten() for part in one]
+            ).norm()
             assert change <= found.trial.plan.sensitivity * (1 + 1e-5)
-    assert all(value.isfinite().all() for sums in sums_of(found, 0, slice(0)) for value in sums.values())
+    assert all(
+        value.isfinite().all() for sums in sums_of(found, 0, slice(0)) for value in sums.values()
+    )
 
 
 @pytest.mark.parametrize("name", PRIVATE)
 def test_an_infinite_epsilon_adds_no_noise(name: str) -> None:
     trial, data, algorithm = one_cell(entry(name), epsilon=float("inf"))
-    assert next(train(algorithm, local_pool(trial, data), trial.plan, Seeds(0))).values["noise"] == 0
+    assert (
+        next(train(algorithm, local_pool(trial, data), trial.plan, Seeds(0))).values["noise"] == 0
+    )
 
 
-@pytest.mark.parametrize("name", [name for name in SHIPPED if "clip" in lookup(name).Params.model_fields])
-def test_a_clip_norm_that_bounds_nothing_is_refused_in_a_line_where_noise_is_asked_for(name: str) -> None:
+@pytest.mark.parametrize(
+    "name", [name for name in SHIPPED if "clip" in lookup(name).Params.model_fields]
+)
+def test_a_clip_norm_that_bounds_nothing_is_refused_in_a_line_where_noise_is_asked_for(
+    name: str,
+) -> None:
     with pytest.raises(UserError, match=r"(?s)clip.*finite number"):
         small_cells({"name": name, "params": {"clip": float("inf")}}, epsilon=1.0)
 
@@ -147,7 +194,7 @@ def test_the_same_seed_gives_the_same_row_scores_included_and_another_seed_anoth
     assert first[1] != other[1]
 
 
-def test_every_algorithm_and_epsilon_of_a_seed_sees_the_same_partition_and_starts_from_the_same_weights() -> None:
+def test_algorithms_and_epsilons_of_a_seed_share_partition_and_initial_weights() -> None:
     names = ("fedavg-cvae", "weight-noise", "fedhypevae")
     by_seed: dict[int, set[str]] = {}
     starts: dict[str, Any] = {}
@@ -159,6 +206,10 @@ def test_every_algorithm_and_epsilon_of_a_seed_sees_the_same_partition_and_start
     assert by_seed[0] != by_seed[1]
     plain, noisy, hyper = (starts[name] for name in names)
     assert all(torch.equal(plain[key], noisy[key]) for key in plain)
-    shared = [key for key in hyper if key in plain and hyper[key].shape == plain[key].shape and key.startswith("decoder.")]
+    shared = [
+        key
+        for key in hyper
+        if key in plain and hyper[key].shape == plain[key].shape and key.startswith("decoder.")
+    ]
     assert shared
     assert all(torch.equal(plain[key], hyper[key]) for key in shared)

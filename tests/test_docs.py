@@ -1,4 +1,6 @@
-"""What the pages say is so: commands run, grids are read, methods learn, names and links lead somewhere."""
+"""What the pages say is so: commands run, grids are read, methods learn, names and links lead
+somewhere.
+"""
 
 import json
 import math
@@ -34,7 +36,11 @@ RunPage = Callable[[str], dict[str, str]]
 
 
 def commands(page: Path) -> list[str]:
-    return [line.strip() for line in page.read_text().splitlines() if re.match(r" {4,}(fedsim|python) ", line)]
+    return [
+        line.strip()
+        for line in page.read_text().splitlines()
+        if re.match(r" {4,}(fedsim|python) ", line)
+    ]
 
 
 def blocks(page: Path, language: str) -> list[str]:
@@ -42,8 +48,12 @@ def blocks(page: Path, language: str) -> list[str]:
 
 
 @pytest.fixture
-def run_page(folder: Path, command: Callable[..., Done], monkeypatch: pytest.MonkeyPatch) -> RunPage:
-    """Runs a page's commands where its grids and what it calls runs are, those on a cluster left out; what each printed."""
+def run_page(
+    folder: Path, command: Callable[..., Done], monkeypatch: pytest.MonkeyPatch
+) -> RunPage:
+    """Runs a page's commands where its grids and what it calls runs are, those on a cluster left
+    out; what each printed.
+    """
     monkeypatch.setattr("fedsim.runs.ray.local_ray", lambda node: nullcontext(InProcess(node)))
     (folder / "benchmarks").symlink_to(ROOT / "benchmarks")
 
@@ -57,7 +67,9 @@ def run_page(folder: Path, command: Callable[..., Done], monkeypatch: pytest.Mon
         for line in commands(page):
             program, *arguments = shlex.split(line)
             if program == "python":
-                printed[line] = subprocess.run([sys.executable, *arguments], capture_output=True, text=True, check=True).stdout
+                printed[line] = subprocess.run(
+                    [sys.executable, *arguments], capture_output=True, text=True, check=True
+                ).stdout
             elif "--address" not in arguments:
                 done = command(*arguments)
                 assert done.returncode == 0, line + done.stdout + done.stderr
@@ -79,7 +91,11 @@ def test_every_command_of_the_pages_exists_with_its_options(line: str) -> None:
     known = typer.main.get_command(app).commands  # type: ignore[attr-defined]
     _, name, *arguments = shlex.split(line.rstrip("\\"), comments=True)
     options = {option for parameter in known[name].params for option in parameter.opts}
-    assert [each for each in arguments if each.startswith("--") and each.partition("=")[0] not in options] == []
+    assert [
+        each
+        for each in arguments
+        if each.startswith("--") and each.partition("=")[0] not in options
+    ] == []
 
 
 def test_every_grid_of_the_pages_is_valid(tmp_path: Path) -> None:
@@ -87,22 +103,48 @@ def test_every_grid_of_the_pages_is_valid(tmp_path: Path) -> None:
     assert len(grids) >= 7
     for text in grids:
         grid = yaml.safe_load(text)
-        grid["algorithms"] = [entry for entry in grid["algorithms"] if entry != "my_file.py:MyMethod"]
+        grid["algorithms"] = [
+            entry for entry in grid["algorithms"] if entry != "my_file.py:MyMethod"
+        ]
         (tmp_path / "g.yaml").write_text(yaml.safe_dump(grid))
         assert load_grid(tmp_path / "g.yaml").algorithms
 
 
 def test_every_algorithm_and_file_that_the_pages_name_exists() -> None:
-    said = {word for page in PAGES if page.name != "CHANGELOG.md" for word in re.findall(r"`([^`\n]+)`", page.read_text())}
-    assert [word for word in said if re.fullmatch(r"(dp|fedavg|fedhypevae)-[a-z-]+", word) and word not in SHIPPED] == []
-    paths = [word for word in said if re.fullmatch(r"[\w.]+/[\w./]+\.(py|yaml|sh|md|cfg)", word) and "to/" not in word]
+    said = {
+        word
+        for page in PAGES
+        if page.name != "CHANGELOG.md"
+        for word in re.findall(r"`([^`\n]+)`", page.read_text())
+    }
+    assert [
+        word
+        for word in said
+        if re.fullmatch(r"(dp|fedavg|fedhypevae)-[a-z-]+", word) and word not in SHIPPED
+    ] == []
+    paths = [
+        word
+        for word in said
+        if re.fullmatch(r"[\w.]+/[\w./]+\.(py|yaml|sh|md|cfg)", word) and "to/" not in word
+    ]
     assert len(paths) > 10
-    assert [path for path in paths if not any((place / path).exists() for place in (ROOT, ROOT / "fedsim"))] == []
+    assert [
+        path
+        for path in paths
+        if not any((place / path).exists() for place in (ROOT, ROOT / "fedsim"))
+    ] == []
 
 
 def test_the_commands_of_the_privacy_page(run_page: RunPage) -> None:
     said = "\n".join(run_page("privacy").values())
-    for words in ("at δ = 1e-5", "not refuted", "AUC", "rows proved", "not covered", "its noisy steps spend 4.231"):
+    for words in (
+        "at δ = 1e-5",
+        "not refuted",
+        "AUC",
+        "rows proved",
+        "not covered",
+        "its noisy steps spend 4.231",
+    ):
         assert words in said
     rows = read_results("runs/equal").rows
     assert len({row.partition_hash for row in rows}) == 4
@@ -112,11 +154,17 @@ def test_the_commands_of_the_privacy_page(run_page: RunPage) -> None:
 @pytest.mark.parametrize("page", ["grid", pytest.param("machines", marks=pytest.mark.slow)])
 def test_the_commands_of_further_pages(page: str, run_page: RunPage) -> None:
     for line, said in run_page(page).items():
-        assert ("noise in units of the signal" if "--dry-run" in line else "rows proved") in said, line
+        assert ("noise in units of the signal" if "--dry-run" in line else "rows proved") in said, (
+            line
+        )
 
 
-def test_the_commands_of_the_page_on_results(run_page: RunPage, monkeypatch: pytest.MonkeyPatch) -> None:
-    fedsim.bench(TWO_SEEDS | {"algorithms": ["dp-linear"], "scan": {"rounds": [1, 2]}}, out="runs/scan")
+def test_the_commands_of_the_page_on_results(
+    run_page: RunPage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fedsim.bench(
+        TWO_SEEDS | {"algorithms": ["dp-linear"], "scan": {"rounds": [1, 2]}}, out="runs/scan"
+    )
     run_page("results")
     assert len(list(Path().glob("*.pdf"))) == 2
     monkeypatch.setitem(sys.modules, "mlflow", tracker := MagicMock())
@@ -130,7 +178,11 @@ def test_the_public_page_from_first_to_last(folder: Path, run_page: RunPage) -> 
     exec(write, {})
     second = [*run_page("public").values()][1]
     assert "†: uses public data: noisy digits" in second
-    half = {row.label: row.balanced_accuracy for row in read_results("runs/public").rows if row.epsilon_target == 0.5}
+    half = {
+        row.label: row.balanced_accuracy
+        for row in read_results("runs/public").rows
+        if row.epsilon_target == 0.5
+    }
     assert half["dp-gaussian in a public subspace"] > half["dp-gaussian"] + 0.05  # type: ignore[operator]
     (folder / "mine.py").write_text(method)
     assert runpy.run_path(str(folder / "mine.py"))["Mine"].uses_public(None)
@@ -162,7 +214,9 @@ def test_the_method_of_the_algorithms_page_learns(folder: Path) -> None:
     assert (row.balanced_accuracy or math.nan) > 0.8
 
 
-def test_every_block_of_the_page_on_python_runs_as_a_cell(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_every_block_of_the_page_on_python_runs_as_a_cell(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr("fedsim.runs.ray.local_ray", lambda node: nullcontext(InProcess(node)))
     book = Notebook(monkeypatch)
     for code in blocks(DOCS / "python.md", "python"):
@@ -190,11 +244,22 @@ def anchors(page: Path) -> set[str]:
 
 
 def test_every_link_of_the_pages_leads_somewhere() -> None:
-    pages = [*PAGES, *DOCS.glob("*.ipynb"), *DOCS.glob("reference/*.md"), *(ROOT / "benchmarks").rglob("*.md")]
-    links = [(page, *link) for page in pages for link in re.findall(r"\]\((?!https?:)([^)#]*)(?:#([^)]*))?\)", text_of(page))]
+    pages = [
+        *PAGES,
+        *DOCS.glob("*.ipynb"),
+        *DOCS.glob("reference/*.md"),
+        *(ROOT / "benchmarks").rglob("*.md"),
+    ]
+    links = [
+        (page, *link)
+        for page in pages
+        for link in re.findall(r"\]\((?!https?:)([^)#]*)(?:#([^)]*))?\)", text_of(page))
+    ]
     assert links
     for page, path, anchor in links:
         target = page.parent / path if path else page
         assert target.exists(), f"{page.name}: {path}"
         # what is generated has its headings on the site alone, whose build looks for them
-        assert not anchor or target.parent.name == "reference" or anchor in anchors(target), f"{page.name}: {path}#{anchor}"
+        assert not anchor or target.parent.name == "reference" or anchor in anchors(target), (
+            f"{page.name}: {path}#{anchor}"
+        )

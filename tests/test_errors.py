@@ -8,7 +8,9 @@ from fedsim.errors import PluginError, UserError, at
 def test_a_place_goes_before_the_error_s_own_from_the_outside_in() -> None:
     with pytest.raises(UserError) as caught, at("g.yaml:3: dataset[0]"), at("scans.csv"):
         raise UserError("", "has no rows", "give one row an image")
-    assert str(caught.value) == "g.yaml:3: dataset[0]: scans.csv: has no rows; give one row an image"
+    assert (
+        str(caught.value) == "g.yaml:3: dataset[0]: scans.csv: has no rows; give one row an image"
+    )
     assert caught.value.where == "g.yaml:3: dataset[0]: scans.csv"
 
 

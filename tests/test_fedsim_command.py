@@ -13,8 +13,16 @@ ROOT = Path(fedsim_command.__file__).parent
 def command_beside(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Done:
     """``fedsim --version`` as a process that finds what is in ``folder`` before all else."""
     monkeypatch.setenv("PYTHONPATH", f"{folder}:{ROOT}")
-    script = "import sys; sys.argv = ['fedsim', '--version']; from fedsim_command import main; main()"
-    done = subprocess.run([sys.executable, "-c", script], cwd=folder.parent, capture_output=True, text=True, timeout=PATIENCE)
+    script = (
+        "import sys; sys.argv = ['fedsim', '--version']; from fedsim_command import main; main()"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", script],
+        cwd=folder.parent,
+        capture_output=True,
+        text=True,
+        timeout=PATIENCE,
+    )
     return Done(done.returncode, done.stdout, done.stderr)
 
 
@@ -25,7 +33,9 @@ def install(folder: Path, version: str, entry_points: str) -> None:
     (info / "entry_points.txt").write_text(entry_points)
 
 
-def test_another_package_of_the_name_is_one_line_though_it_hides_this_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_another_package_of_the_name_is_one_line_though_it_hides_this_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     install(tmp_path, "0.9.0", "[console_scripts]\nfedsim-cli = fedsim_cli.fedsim_cli:cli\n")
     (tmp_path / "fedsim").mkdir()
     (tmp_path / "fedsim" / "__init__.py").write_text("from . import datasets\n")

@@ -25,7 +25,9 @@ with interrupts():
 
 @pytest.mark.parametrize("stuck", [False, True])
 def test_sigterm_and_a_second_signal_end_a_command_in_order_and_soon(stuck: bool) -> None:
-    with subprocess.Popen([sys.executable, "-c", STUCK.format(stuck=stuck)], stdout=subprocess.PIPE, text=True) as process:
+    with subprocess.Popen(
+        [sys.executable, "-c", STUCK.format(stuck=stuck)], stdout=subprocess.PIPE, text=True
+    ) as process:
         assert process.stdout is not None
         assert process.stdout.readline() == "ready\n"
         process.send_signal(signal.SIGTERM)

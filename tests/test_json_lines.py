@@ -15,11 +15,14 @@ def test_a_mutated_file_is_read_or_refused(tmp_path: Path, data: st.DataObject, 
     lines = {
         "trainings.jsonl": b'{"training_id": "a", "cell": {"label": "a"}, "error": null}',
         "rounds.jsonl": b'{"training_id": "a", "round": 0, "loss": "nan", "norms": [0.5, "inf"]}',
-        "judgements.jsonl": b'{"cell_id": "a", "training_id": "b", "error": {"type": "ValueError", "message": "no"}}',
+        "judgements.jsonl": b'{"cell_id": "a", "training_id": "b", "error": {"type": "ValueError", '
+        b'"message": "no"}}',
     }
     content = bytearray((lines[name] + b"\n") * 2)
     for place in data.draw(st.lists(st.integers(0, len(content) - 1), min_size=1, max_size=6)):
-        content[place] = data.draw(st.one_of(st.integers(0, 255), st.sampled_from(list(b'[]{},:"0-eE.'))))
+        content[place] = data.draw(
+            st.one_of(st.integers(0, 255), st.sampled_from(list(b'[]{},:"0-eE.')))
+        )
     (tmp_path / name).write_bytes(content)
     try:
         list(ResultStore(tmp_path).lines(name.removesuffix(".jsonl")))  # type: ignore[arg-type]

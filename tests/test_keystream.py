@@ -23,10 +23,14 @@ def test_it_is_the_standards_counter_mode() -> None:
     assert stream().words(16).tobytes().hex() == "".join(blocks)
 
 
-@pytest.mark.parametrize("parts", [(0, 1, 0), (3, 5, 1), (len(ZEROS) // 4, 1), (len(ZEROS) // 4 + 3, len(ZEROS))])
+@pytest.mark.parametrize(
+    "parts", [(0, 1, 0), (3, 5, 1), (len(ZEROS) // 4, 1), (len(ZEROS) // 4 + 3, len(ZEROS))]
+)
 def test_it_goes_on_where_it_was(parts: tuple[int, ...]) -> None:
     one, two = stream(), stream()
-    assert np.array_equal(np.concatenate([one.words(count) for count in parts]), two.words(sum(parts)))
+    assert np.array_equal(
+        np.concatenate([one.words(count) for count in parts]), two.words(sum(parts))
+    )
 
 
 def test_uniform_numbers_are_uniform_and_have_53_bits() -> None:

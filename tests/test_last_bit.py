@@ -1,4 +1,6 @@
-"""The same cell on another processor: sums that differ in their last bit; of so few synthetic rows that a probe goes on to its minimum."""
+"""The same cell on another processor: sums that differ in their last bit; of so few synthetic rows
+that a probe goes on to its minimum.
+"""
 
 from collections.abc import Mapping
 from typing import Any
@@ -15,31 +17,54 @@ from fedsim.training.cohort import Cohort, LocalPool
 from fedsim.training.trial import Outcome, Trial, run_trial
 
 ENTRIES: dict[str, dict[str, Any]] = {name: quick(name) for name in SHIPPED}
-ONE_OF_EACH = ("centralised", "fedhypevae", "fedavg-linear", "dp-fedavg-linear", "dp-gmm", "fedhypevae-warm")
-"""An algorithm of every base class, and of every kind of message: updates, noised at clients or in their sum, statistics, codes."""
+ONE_OF_EACH = (
+    "centralised",
+    "fedhypevae",
+    "fedavg-linear",
+    "dp-fedavg-linear",
+    "dp-gmm",
+    "fedhypevae-warm",
+)
+"""An algorithm of every base class, and of every kind of message: updates, noised at clients or in
+their sum, statistics, codes.
+"""
 SCORES, CODES, NEAR = 1e-5, 1e-3, 1e-6
 
 
 class LastBitPool(LocalPool):
-    """All clients in this process; every number that they send is moved to one of its float32 neighbours."""
+    """All clients in this process; every number that they send is moved to one of its float32
+    neighbours.
+    """
 
     def __init__(self, trial: Trial, data: Embeddings, seeds: Seeds) -> None:
-        super().__init__([Cohort(spec, data.x_train, data.y_train) for spec in trial.cohorts(seeds)])
+        super().__init__(
+            [Cohort(spec, data.x_train, data.y_train) for spec in trial.cohorts(seeds)]
+        )
         self.stream = torch.Generator().manual_seed(0)
 
     def round(self, round_: Round, broadcast: Tensors) -> list[Message]:
         messages = super().round(round_, broadcast)
         for message in messages:
-            message.sums.update({name: self.moved(value) for name, value in message.sums.items() if value.is_floating_point()})
+            message.sums.update(
+                {
+                    name: self.moved(value)
+                    for name, value in message.sums.items()
+                    if value.is_floating_point()
+                }
+            )
         return messages
 
     def moved(self, value: torch.Tensor) -> torch.Tensor:
         up = torch.rand(value.shape, generator=self.stream) < 0.5
-        return torch.where(value == 0, value, torch.nextafter(value, torch.where(up, torch.inf, -torch.inf)))
+        return torch.where(
+            value == 0, value, torch.nextafter(value, torch.where(up, torch.inf, -torch.inf))
+        )
 
 
 def ended(entry: dict[str, Any], make_pool: Any = None, **keys: Any) -> tuple[Outcome, Judgement]:
-    trial, data, _ = one_cell(entry, **{"epsilon": 4.0, "evaluation": {"per_class": 3, "per_client": True}, **keys})
+    trial, data, _ = one_cell(
+        entry, **{"epsilon": 4.0, "evaluation": {"per_class": 3, "per_client": True}, **keys}
+    )
     *_, outcome = run_trial(trial, data, make_pool) if make_pool else run_trial(trial, data)
     assert isinstance(outcome, Outcome)
     return outcome, judgement_of(trial, outcome.state, data)
@@ -47,7 +72,11 @@ def ended(entry: dict[str, Any], make_pool: Any = None, **keys: Any) -> tuple[Ou
 
 def shown(outcome: Outcome, judgement: Judgement) -> dict[str, Any]:
     """The scores of a row, and the codes that were released."""
-    codes = {name: value.flatten().tolist() for name, value in outcome.state.items() if {"code", "codes"} & set(name.split("."))}
+    codes = {
+        name: value.flatten().tolist()
+        for name, value in outcome.state.items()
+        if {"code", "codes"} & set(name.split("."))
+    }
     return {"scores": [*judgement.scores.values()], "codes": codes}
 
 
@@ -59,7 +88,12 @@ def close(one: Mapping[str, Any], two: Mapping[str, Any]) -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "trust"), crossed(lambda name, trust: name in ONE_OF_EACH and trust == "aggregate", ENTRIES, ["aggregate", "silo"])
+    ("name", "trust"),
+    crossed(
+        lambda name, trust: name in ONE_OF_EACH and trust == "aggregate",
+        ENTRIES,
+        ["aggregate", "silo"],
+    ),
 )
 def test_scores_and_codes_do_not_rest_on_a_last_bit(name: str, trust: str) -> None:
     here = shown(*ended(ENTRIES[name], trust=trust))

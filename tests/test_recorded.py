@@ -1,6 +1,8 @@
-"""24 small cells, recorded: their rows, the fingerprints of their noise and of their synthetic rows stay what they are.
+"""24 small cells, recorded: their rows, the fingerprints of their noise and of their synthetic rows
+stay what they are.
 
-``python tests/test_recorded.py`` records them anew; the commit that does so says which numbers moved, and why.
+``python tests/test_recorded.py`` records them anew; the commit that does so says which numbers
+moved, and why.
 """
 
 import hashlib
@@ -42,16 +44,37 @@ GRIDS: dict[str, dict[str, Any]] = {
     "clients": {
         "unit": "client",
         "algorithms": [
-            {"name": "fedhypevae", "label": "paper", "params": {"form": "paper", "rounds": 3, "local_steps": 2}},
+            {
+                "name": "fedhypevae",
+                "label": "paper",
+                "params": {"form": "paper", "rounds": 3, "local_steps": 2},
+            },
             {"name": "weight-noise", "params": {"rounds": 3}},
             {"name": "dp-fedavg-linear", "params": {"rounds": 3}},
         ],
     },
-    "public": {"algorithms": [{"name": "dp-gaussian", "label": "public", "params": {"project": 16}}]},
-    "not private": {"algorithms": [{"name": "fedavg-cvae", "params": {"rounds": 3}}], "epsilon": [float("inf")], "seeds": [0, 1]},
+    "public": {
+        "algorithms": [{"name": "dp-gaussian", "label": "public", "params": {"project": 16}}]
+    },
+    "not private": {
+        "algorithms": [{"name": "fedavg-cvae", "params": {"rounds": 3}}],
+        "epsilon": [float("inf")],
+        "seeds": [0, 1],
+    },
 }
 """Grids by name; a grid differs from :data:`SMALL` in what stands here."""
-MOVES = {"cell_id", "source", "judged", "counted_by", "generator", "versions", "params", "seconds", "train_seconds", "judge_seconds"}
+MOVES = {
+    "cell_id",
+    "source",
+    "judged",
+    "counted_by",
+    "generator",
+    "versions",
+    "params",
+    "seconds",
+    "train_seconds",
+    "judge_seconds",
+}
 """Columns of the clock and of the code: not compared."""
 
 
@@ -60,14 +83,34 @@ def measured(folder: Path) -> list[dict[str, Any]]:
     from sklearn.datasets import load_digits
 
     x = load_digits().data
-    np.savez(folder / "public.npz", x=(x + np.random.default_rng(0).standard_normal(x.shape)).astype(np.float32))
+    np.savez(
+        folder / "public.npz",
+        x=(x + np.random.default_rng(0).standard_normal(x.shape)).astype(np.float32),
+    )
     rows = []
     for name, keys in GRIDS.items():
-        public = {"public": {"npz": str(folder / "public.npz"), "name": "noisy digits"}} if name == "public" else {}
-        run = fedsim.bench({**SMALL, **public, **keys, "name": "recorded"}, out=folder / name, in_process=True)
+        public = (
+            {"public": {"npz": str(folder / "public.npz"), "name": "noisy digits"}}
+            if name == "public"
+            else {}
+        )
+        run = fedsim.bench(
+            {**SMALL, **public, **keys, "name": "recorded"}, out=folder / name, in_process=True
+        )
         for row in map(json.loads, (folder / name / "results.jsonl").read_text().splitlines()):
-            noise = run.rounds.query("cell_id == @row['cell_id']")["noise"].tolist() if "noise" in run.rounds else []
-            rows.append({"grid": name, **row, "noise": fingerprint(noise), "synthetic": synthetic(run, row["cell_id"])})
+            noise = (
+                run.rounds.query("cell_id == @row['cell_id']")["noise"].tolist()
+                if "noise" in run.rounds
+                else []
+            )
+            rows.append(
+                {
+                    "grid": name,
+                    **row,
+                    "noise": fingerprint(noise),
+                    "synthetic": synthetic(run, row["cell_id"]),
+                }
+            )
     return [{key: value for key, value in row.items() if key not in MOVES} for row in rows]
 
 
@@ -82,12 +125,20 @@ def synthetic(run: "fedsim.Run", cell_id: str) -> list[float] | None:
 
 def fingerprint(values: list[Any]) -> str:
     """Of whole numbers, the same on every processor."""
-    return hashlib.sha256(json.dumps([int(value) for value in values if value == value]).encode()).hexdigest()[:16]
+    return hashlib.sha256(
+        json.dumps([int(value) for value in values if value == value]).encode()
+    ).hexdigest()[:16]
 
 
 def elsewhere(head: dict[str, Any]) -> bool:
-    """Whether floating-point numbers may differ in their last bits: another processor, torch or number of threads rounds in another way."""
-    return bool(head["machine"] != machine()) or "MKL_ENABLE_INSTRUCTIONS" in os.environ or os.environ["OMP_NUM_THREADS"] != "1"
+    """Whether floating-point numbers may differ in their last bits: another processor, torch or
+    number of threads rounds in another way.
+    """
+    return (
+        bool(head["machine"] != machine())
+        or "MKL_ENABLE_INSTRUCTIONS" in os.environ
+        or os.environ["OMP_NUM_THREADS"] != "1"
+    )
 
 
 def close(new: Any, old: Any) -> bool:
@@ -101,8 +152,21 @@ def close(new: Any, old: Any) -> bool:
 def machine() -> list[str]:
     import torch
 
-    cpu = next((line.split(":")[1].strip() for line in Path("/proc/cpuinfo").read_text().splitlines() if "model name" in line), "")
-    return [cpu, torch.backends.cpu.get_cpu_capability(), torch.__version__, platform.python_version(), np.__version__]
+    cpu = next(
+        (
+            line.split(":")[1].strip()
+            for line in Path("/proc/cpuinfo").read_text().splitlines()
+            if "model name" in line
+        ),
+        "",
+    )
+    return [
+        cpu,
+        torch.backends.cpu.get_cpu_capability(),
+        torch.__version__,
+        platform.python_version(),
+        np.__version__,
+    ]
 
 
 @pytest.fixture(scope="module")
@@ -118,7 +182,9 @@ def test_recorded_cells_give_the_rows_that_they_gave(now: list[dict[str, Any]]) 
     for new, old in zip(json.loads(json.dumps(now)), recorded, strict=True):
         assert set(old) == set(new)
         for column in old:
-            assert new[column] == old[column] or (elsewhere(head) and close(new[column], old[column])), (old["label"], column)
+            assert new[column] == old[column] or (
+                elsewhere(head) and close(new[column], old[column])
+            ), (old["label"], column)
 
 
 if __name__ == "__main__":

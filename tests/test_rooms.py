@@ -59,12 +59,21 @@ def arrows() -> set[Arrow]:
     for source, path in known.items():
         for module, names in imported(path):
             if module.partition(".")[0] == FACE:
-                edges |= {(source, f"{module}.{name}" if f"{module}.{name}" in known else module) for name in names} or {(source, module)}
-    return {(source, target) for source, target in edges if FACE not in (source, target) and source != AUTHORS}
+                edges |= {
+                    (source, f"{module}.{name}" if f"{module}.{name}" in known else module)
+                    for name in names
+                } or {(source, module)}
+    return {
+        (source, target)
+        for source, target in edges
+        if FACE not in (source, target) and source != AUTHORS
+    }
 
 
 def on_circles(edges: Iterable[Arrow]) -> set[str]:
-    """What is on a circle or between two: what is left when nodes without an arrow in or out have been taken away, again and again."""
+    """What is on a circle or between two: what is left when nodes without an arrow in or out have
+    been taken away, again and again.
+    """
     left = {(source, target) for source, target in edges if source != target}
     while True:
         ends = {source for source, _ in left} & {target for _, target in left}
@@ -102,18 +111,37 @@ def test_no_file_imports_a_floor_above_its_own_or_another_room_on_it() -> None:
 
 
 def test_ray_is_known_to_one_room_alone() -> None:
-    known = {room(source) for source, path in modules().items() for module, _ in imported(path) if module.partition(".")[0] == "ray"}
+    known = {
+        room(source)
+        for source, path in modules().items()
+        for module, _ in imported(path)
+        if module.partition(".")[0] == "ray"
+    }
     assert known == {"runs"}
 
 
 def test_the_rooms_that_compute_numbers_import_nothing_that_moves_or_writes_them() -> None:
     pure = {"training", "evaluation", "methods", "models", "partition", "privacy"}
-    below = pure | {"grid", "plugins", "data", "batch", "device", "seeds", "errors", "words", "files"}
+    below = pure | {
+        "grid",
+        "plugins",
+        "data",
+        "batch",
+        "device",
+        "seeds",
+        "errors",
+        "words",
+        "files",
+    }
     assert {room(target) for source, target in arrows() if room(source) in pure} <= below
 
 
-def test_nothing_of_fedsim_but_the_starter_imports_what_authors_do_and_baselines_import_nothing_else_of_fedsim() -> None:
+def test_only_the_starter_uses_the_author_names_and_baselines_use_only_them() -> None:
     ours = [*ROOT.rglob("*.py"), *(ROOT.parent / "algorithms").rglob("*.py")]
-    assert {path.name for path in ours for module, _ in imported(path) if module == AUTHORS} == {"starter.py"}
-    theirs = {module for path in (ROOT.parent / "baselines").rglob("*.py") for module, _ in imported(path)}
+    assert {path.name for path in ours for module, _ in imported(path) if module == AUTHORS} == {
+        "starter.py"
+    }
+    theirs = {
+        module for path in (ROOT.parent / "baselines").rglob("*.py") for module, _ in imported(path)
+    }
     assert {module for module in theirs if module.startswith("fedsim")} == {AUTHORS}

@@ -1,4 +1,6 @@
-"""No method loses where rows are nearer, steeper, heavier-tailed, turned or of more dimensions than those that it does well on."""
+"""No method loses where rows are nearer, steeper, heavier-tailed, turned or of more dimensions than
+those that it does well on.
+"""
 
 import math
 import runpy
@@ -7,7 +9,9 @@ from typing import Any
 
 import pytest
 
-SUITE: dict[str, Any] = runpy.run_path(str(Path(__file__).parents[1] / "benchmarks" / "scale_free.py"))
+SUITE: dict[str, Any] = runpy.run_path(
+    str(Path(__file__).parents[1] / "benchmarks" / "scale_free.py")
+)
 FALLS_SHORT = {
     ("dp-gaussian", "stretched"): 0.03,
     ("dp-gaussian", "steep, near, heavy-tailed"): 0.04,
@@ -25,7 +29,7 @@ def losses(methods: list[str], seeds: int, *twins: str) -> dict[tuple[str, str],
     return {(record["method"], record["twin"]): record["loss"] for record in records}
 
 
-def test_a_generator_and_a_classifier_lose_little_where_rows_are_near_or_their_spectrum_is_steep() -> None:
+def test_methods_lose_little_on_close_rows_or_steep_spectra() -> None:
     for loss in losses(["fedhypevae-warm", "dp-least-squares"], 2, "near", "stretched").values():
         assert loss <= SUITE["LOSS"]
 

@@ -11,7 +11,9 @@ from fedsim.seeds import SECRET, SERVER, Purpose, Seeds
 
 public = st.sampled_from([purpose for purpose in Purpose if purpose not in SECRET])
 streams = st.tuples(public, st.integers(0, 2**32 - 1), st.integers(SERVER, 10_000))
-secret_streams = st.tuples(st.sampled_from(sorted(SECRET)), st.integers(0, 2**40 - 1), st.integers(SERVER, 2**32 - 2))
+secret_streams = st.tuples(
+    st.sampled_from(sorted(SECRET)), st.integers(0, 2**40 - 1), st.integers(SERVER, 2**32 - 2)
+)
 roots = st.integers(0, 2**63 - 1)
 
 
@@ -23,7 +25,10 @@ def test_streams_of_different_names_differ(
     same = (root, first) == (other, second)
     one, two = Seeds(root), Seeds(other)
     assert np.array_equal(one.numpy(*first).random(4), two.numpy(*second).random(4)) == same
-    drawn = torch.randn(4, generator=one.torch(*first)), torch.randn(4, generator=two.torch(*second))
+    drawn = (
+        torch.randn(4, generator=one.torch(*first)),
+        torch.randn(4, generator=two.torch(*second)),
+    )
     assert torch.equal(*drawn) == same
 
 
@@ -38,12 +43,24 @@ def test_secret_streams_are_functions_of_their_names_and_differ_where_those_do(
     assert np.array_equal(one, Seeds(root).keystream(*first).words(4))
 
 
-def test_with_a_secret_root_noise_samples_and_draws_for_rows_follow_from_it_alone_and_nothing_else_does() -> None:
+def test_secret_root_alone_decides_noise_samples_and_row_draws() -> None:
     open_, one, two = Seeds(0), Seeds(0, secret=1), Seeds(5, secret=1)
     for purpose in Purpose:
-        secret = purpose in (Purpose.NOISE, Purpose.SAMPLING, Purpose.LATENT, Purpose.LOCAL, Purpose.HELD_OUT, Purpose.SELECTION)
+        secret = purpose in (
+            Purpose.NOISE,
+            Purpose.SAMPLING,
+            Purpose.LATENT,
+            Purpose.LOCAL,
+            Purpose.HELD_OUT,
+            Purpose.SELECTION,
+        )
         first, second, third = (
-            (tree.keystream(purpose, 2, 3).uniform(1) if secret else tree.numpy(purpose, 2, 3).random(1)) for tree in (open_, one, two)
+            (
+                tree.keystream(purpose, 2, 3).uniform(1)
+                if secret
+                else tree.numpy(purpose, 2, 3).random(1)
+            )
+            for tree in (open_, one, two)
         )
         assert (first != second) == secret
         assert (second == third) == secret
@@ -54,7 +71,11 @@ def test_what_is_secret_comes_from_the_cipher_and_nothing_else_does(purpose: Pur
     doors: list[Callable[[Purpose], object]] = [Seeds(0).numpy, Seeds(0).torch, Seeds(0).keystream]
     closed = doors[:2] if purpose in SECRET else doors[2:]
     for door in doors:
-        with pytest.raises(ValueError, match=f"the stream {purpose.name} is") if door in closed else nullcontext():
+        with (
+            pytest.raises(ValueError, match=f"the stream {purpose.name} is")
+            if door in closed
+            else nullcontext()
+        ):
             door(purpose)
 
 
@@ -65,7 +86,10 @@ def test_a_secret_root_is_not_printed() -> None:
 def test_golden_draws() -> None:
     assert Seeds(0).numpy(Purpose.META, 3, 2).integers(2**32) == 554267919
     assert Seeds(0).keystream(Purpose.NOISE, 3, 2).words(2).tolist() == [1901789736, 1039423227]
-    assert torch.randint(2**31, (1,), generator=Seeds(0).torch(Purpose.META, 3, 2)).item() == 1697379311
+    assert (
+        torch.randint(2**31, (1,), generator=Seeds(0).torch(Purpose.META, 3, 2)).item()
+        == 1697379311
+    )
 
 
 def test_a_server_draws_what_it_needs_and_nothing_that_could_take_noise_off() -> None:
@@ -73,11 +97,17 @@ def test_a_server_draws_what_it_needs_and_nothing_that_could_take_noise_off() ->
     assert seeds.public.numpy(Purpose.META).random() == Seeds(3).public.numpy(Purpose.META).random()
     assert seeds.public.secret is None
     for purpose in SECRET:
-        with pytest.raises(ValueError, match=f"the stream {purpose.name} is drawn at the clients and by the harness"):
+        with pytest.raises(
+            ValueError,
+            match=f"the stream {purpose.name} is drawn at the clients and by the harness",
+        ):
             seeds.public.keystream(purpose)
 
 
 def test_the_root_that_a_server_has_does_not_draw_the_clients_noise_again() -> None:
     for root in (0, 3, 2**63 - 1):
-        noise, again = (seeds.keystream(Purpose.NOISE).words(4).tolist() for seeds in (Seeds(root), Seeds(Seeds(root).public.root)))
+        noise, again = (
+            seeds.keystream(Purpose.NOISE).words(4).tolist()
+            for seeds in (Seeds(root), Seeds(Seeds(root).public.root))
+        )
         assert noise != again

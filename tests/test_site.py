@@ -13,21 +13,45 @@ TUTORIAL = ROOT / "docs" / "tutorial.ipynb"
 def test_the_reference_is_what_the_code_says() -> None:
     """Else: ``python docs/hooks/reference.py``."""
     # in a process of its own, in which no test has registered a method
-    code = "from reference import GENERATED, PAGES, made; print(*(p for p in GENERATED if (PAGES / f'{p}.md').read_text() != made(p)))"
-    run = subprocess.run([sys.executable, "-c", code], cwd=ROOT / "docs/hooks", check=True, capture_output=True, text=True)
+    code = (
+        "from reference import GENERATED, PAGES, made; print(*(p for p in GENERATED if (PAGES "
+        "/ f'{p}.md').read_text() != made(p)))"
+    )
+    run = subprocess.run(
+        [sys.executable, "-c", code],
+        cwd=ROOT / "docs/hooks",
+        check=True,
+        capture_output=True,
+        text=True,
+    )
     assert run.stdout.split() == []
 
 
 def test_the_site_is_built_and_loads_nothing_from_elsewhere(tmp_path: Path) -> None:
     """As strictly as .ci/run builds it: a warning is an error."""
-    pytest.importorskip("mkdocs", reason="mkdocs, which builds the site, is not installed (extra docs)")
-    subprocess.run([sys.executable, "-m", "mkdocs", "build", "--strict", "-q", "-d", str(tmp_path)], cwd=ROOT, check=True)
+    pytest.importorskip(
+        "mkdocs", reason="mkdocs, which builds the site, is not installed (extra docs)"
+    )
+    subprocess.run(
+        [sys.executable, "-m", "mkdocs", "build", "--strict", "-q", "-d", str(tmp_path)],
+        cwd=ROOT,
+        check=True,
+    )
     for page in tmp_path.rglob("*.html"):
-        loaded = re.findall(r"<(?:script|img|iframe)[^>]* src=\"?([^\" >]+)|<link[^>]* href=\"?([^\" >]+)", page.read_text())
-        assert [path for paths in loaded for path in paths if path.startswith(("http", "//"))] == [], page
+        loaded = re.findall(
+            r"<(?:script|img|iframe)[^>]* src=\"?([^\" >]+)|<link[^>]* href=\"?([^\" >]+)",
+            page.read_text(),
+        )
+        assert [
+            path for paths in loaded for path in paths if path.startswith(("http", "//"))
+        ] == [], page
 
 
 def test_the_tutorial_is_stored_as_it_ran() -> None:
-    cells = [cell for cell in json.loads(TUTORIAL.read_text())["cells"] if cell["cell_type"] == "code"]
+    cells = [
+        cell for cell in json.loads(TUTORIAL.read_text())["cells"] if cell["cell_type"] == "code"
+    ]
     assert [cell["execution_count"] for cell in cells] == list(range(1, len(cells) + 1))
-    assert not [output for cell in cells for output in cell["outputs"] if output["output_type"] == "error"]
+    assert not [
+        output for cell in cells for output in cell["outputs"] if output["output_type"] == "error"
+    ]

@@ -1,4 +1,6 @@
-"""Pages of the site that are no Markdown in docs/: README, measurements, the tutorial; and links, as code hosts have them."""
+"""Pages of the site that are no Markdown in docs/: README, measurements, the tutorial; and links,
+as code hosts have them.
+"""
 
 from __future__ import annotations
 
@@ -12,7 +14,11 @@ from mkdocs.structure.files import File, Files
 from mkdocs.structure.pages import Page
 
 ROOT = Path(__file__).parents[2]
-OUTSIDE = [*ROOT.glob("*.md"), ROOT / "benchmarks" / "README.md", *(ROOT / "benchmarks" / "results").glob("*.[mp][dn]*")]
+OUTSIDE = [
+    *ROOT.glob("*.md"),
+    ROOT / "benchmarks" / "README.md",
+    *(ROOT / "benchmarks" / "results").glob("*.[mp][dn]*"),
+]
 LINK = re.compile(r"(!?\[([^\]]*)\])\(([^)\s#]*)(#[^)\s]*)?\)")
 NAMES: dict[Path, str] = {}
 """The name on the site of what lies at a place below the root."""
@@ -40,20 +46,29 @@ def add_notebook(file: File, files: Files, config: MkDocsConfig) -> None:
     name = NAMES[Path("docs", file.src_uri)] = file.src_uri.removesuffix("ipynb") + "md"
     text, resources = MarkdownExporter().from_filename(file.abs_src_path)
     # frames look as the pages' own tables do
-    text = re.sub(r"<style scoped>.*?</style>| border=\"1\" class=\"dataframe\"| style=\"text-align: right;\"", "", text, flags=re.S)
+    text = re.sub(
+        r"<style scoped>.*?</style>| border=\"1\" class=\"dataframe\"| style=\"text-align: "
+        r"right;\"",
+        "",
+        text,
+        flags=re.S,
+    )
     files.append(File.generated(config, name, content=text))
     for output, content in resources["outputs"].items():
         files.append(File.generated(config, output, content=content))
 
 
 def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Files) -> str:
-    """Links to files below the root lead to their pages; of code, which the site does not show, the text alone is left."""
+    """Links to files below the root lead to their pages; of code, which the site does not show, the
+    text alone is left.
+    """
     here = next(place for place, name in NAMES.items() if name == page.file.src_uri)
 
     def rewritten(link: re.Match[str]) -> str:
         target = Path(os.path.normpath(here.parent / link[3]))
         if name := NAMES.get(target):
-            return f"{link[1]}({posixpath.relpath(name, posixpath.dirname(page.file.src_uri))}{link[4] or ''})"
+            relative = posixpath.relpath(name, posixpath.dirname(page.file.src_uri))
+            return f"{link[1]}({relative}{link[4] or ''})"
         return link[2] if link[3] and (ROOT / target).exists() else link[0]
 
     return LINK.sub(rewritten, markdown)

@@ -1,4 +1,6 @@
-"""The reference, made of the code: ``python docs/hooks/reference.py`` writes what stands below the mark of each page of docs/reference."""
+"""The reference, made of the code: ``python docs/hooks/reference.py`` writes what stands below the
+mark of each page of docs/reference.
+"""
 
 from __future__ import annotations
 
@@ -45,14 +47,18 @@ MARK = "<!-- made of the code from here on: python docs/hooks/reference.py -->\n
 def made(name: str) -> str:
     """A page as it should be: what is written by hand, the mark, and what is made."""
     head = (PAGES / f"{name}.md").read_text(encoding="utf-8").partition(MARK)[0]
-    return head + MARK + "\n" + re.sub(r"\n{3,}", "\n\n", "\n".join(GENERATED[name]())).strip() + "\n"
+    return (
+        head + MARK + "\n" + re.sub(r"\n{3,}", "\n\n", "\n".join(GENERATED[name]())).strip() + "\n"
+    )
 
 
 def table(head: Iterable[str], rows: Iterable[Iterable[str]]) -> Iterator[str]:
     """A table in Markdown, with an empty line after it."""
     head = list(head)
     for cells in (head, ["---"] * len(head), *rows):
-        yield "| " + " | ".join(cell.replace("|", "\\|").replace("\n", " ") for cell in cells) + " |"
+        yield (
+            "| " + " | ".join(cell.replace("|", "\\|").replace("\n", " ") for cell in cells) + " |"
+        )
     yield ""
 
 
@@ -74,14 +80,18 @@ def default_words(model: type[BaseModel], entry: Parameter) -> str:
         return "its defaults"
     if isinstance(default, tuple) and default and isinstance(default[0], BaseModel):
         return ", ".join(f"`{one.display}`" for one in default)
-    return {"required": "required", "null": "none", "[]": "none"}.get(entry.default, f"`{entry.default}`")
+    return {"required": "required", "null": "none", "[]": "none"}.get(
+        entry.default, f"`{entry.default}`"
+    )
 
 
 def fields_table(model: type[BaseModel]) -> Iterator[str]:
     """Every field of a model: its values, its default and its meaning."""
     rows = []
     for entry in parameters_of(model):
-        values = ", ".join([*choices(model.model_fields[entry.name].annotation), *filter(None, [entry.constraint])])
+        values = ", ".join(
+            [*choices(model.model_fields[entry.name].annotation), *filter(None, [entry.constraint])]
+        )
         rows.append((f"`{entry.name}`", values, default_words(model, entry), entry.meaning))
     yield from table(("key", "values", "default", "meaning"), rows)
 
@@ -96,7 +106,9 @@ def grid_keys() -> Iterator[str]:
 def commands() -> Iterator[str]:
     """Every command with its arguments and options, by typer."""
     command = typer.main.get_command(app)
-    yield get_docs_for_click(obj=command, ctx=typer.Context(command), name="fedsim").partition("\n")[2]
+    yield get_docs_for_click(obj=command, ctx=typer.Context(command), name="fedsim").partition(
+        "\n"
+    )[2]
 
 
 def methods() -> Iterator[str]:
@@ -104,8 +116,14 @@ def methods() -> Iterator[str]:
     for name in known():
         described = describe(name)
         summary = described.text.partition("\n")[0]
-        yield f"## {name}\n\n{summary}\n\nSource: {described.source}. Yields a {described.yields}; among {described.group}.\n"
-        yield from (*(f"- {claim}: {', '.join(units)}" for claim, units in described.support.items()), "")
+        yield (
+            f"## {name}\n\n{summary}\n\nSource: {described.source}. Yields a "
+            f"{described.yields}; among {described.group}.\n"
+        )
+        yield from (
+            *(f"- {claim}: {', '.join(units)}" for claim, units in described.support.items()),
+            "",
+        )
         if described.parameters:
             yield from fields_table(lookup(name, "docs").Params)
 
@@ -116,29 +134,40 @@ def names() -> Iterator[str]:
     for name in dir(fedsim):
         if not name.startswith("_"):
             yield from described(f"fedsim.{name}", getattr(fedsim, name))
-    yield "## fedsim.methods\n\nFor [authors of methods](../algorithms.md): `from fedsim.methods import DPSGD, Batch, Server`.\n"
+    yield (
+        "## fedsim.methods\n\nFor [authors of methods](../algorithms.md): `from fedsim.methods "
+        "import DPSGD, Batch, Server`.\n"
+    )
     for name, value in sorted(vars(for_authors).items()):
         if not name.startswith("_") and (inspect.isclass(value) or inspect.isfunction(value)):
             yield from described(name, value)
 
 
 def described(name: str, thing: Any, level: int = 3, *, value: bool = False) -> Iterator[str]:
-    """A name with its signature and docstring; of a class also its own public methods and properties."""
+    """A name with its signature and docstring; of a class also its own public methods and
+    properties.
+    """
     yield f"{'#' * level} `{name}`\n"
     if not value and not issubclass(thing if inspect.isclass(thing) else object, BaseModel):
         # annotations are texts, in quotes
-        signature = re.sub(r"(: |-> )(['\"])(.*?)\2(?=[,)=]| =|$)", r"\1\3", str(inspect.signature(thing)))
+        signature = re.sub(
+            r"(: |-> )(['\"])(.*?)\2(?=[,)=]| =|$)", r"\1\3", str(inspect.signature(thing))
+        )
         yield f"```python\n{name.rpartition('.')[2]}{signature}\n```\n"
     yield from prose(inspect.getdoc(thing) or "")
     for own, member in vars(thing).items() if inspect.isclass(thing) and level == 3 else ():
         function = getattr(member, "__func__", getattr(member, "fget", member))
         if not own.startswith("_") and inspect.isfunction(function) and function.__doc__:
-            yield from described(f"{name}.{own}", function, level + 1, value=isinstance(member, property))
+            yield from described(
+                f"{name}.{own}", function, level + 1, value=isinstance(member, property)
+            )
 
 
 def prose(docstring: str) -> Iterator[str]:
     """A docstring of Google's style in Markdown."""
-    for block in re.split(r"\n(?=(?:Args|Attributes|Class attributes|Returns|Raises):\n)", docstring):
+    for block in re.split(
+        r"\n(?=(?:Args|Attributes|Class attributes|Returns|Raises):\n)", docstring
+    ):
         title, _, entries = block.partition(":\n")
         if title in ("Args", "Attributes", "Class attributes", "Raises"):
             yield f"**{title}**\n"
@@ -147,14 +176,21 @@ def prose(docstring: str) -> Iterator[str]:
                 yield f"- `{key}`: {plain(words)}"
             yield ""
         else:
-            yield plain(inspect.cleandoc(f"**Returns**\n\n{entries}" if title == "Returns" else block)) + "\n"
+            yield (
+                plain(
+                    inspect.cleandoc(f"**Returns**\n\n{entries}" if title == "Returns" else block)
+                )
+                + "\n"
+            )
 
 
 GENERATED: dict[str, Callable[[], Iterable[str]]] = {
     "api": names,
     "grid": grid_keys,
     "commands": commands,
-    "columns": lambda: table(("column", "meaning"), ((f"`{name}`", one.words) for name, one in COLUMNS.items())),
+    "columns": lambda: table(
+        ("column", "meaning"), ((f"`{name}`", one.words) for name, one in COLUMNS.items())
+    ),
     "methods": methods,
 }
 """What each page has below its mark."""

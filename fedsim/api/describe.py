@@ -1,4 +1,6 @@
-"""What an algorithm is, read off its class: source, claims, parameters; as a line among others and as a page of its own."""
+"""What an algorithm is, read off its class: source, claims, parameters; as a line among others and
+as a page of its own.
+"""
 
 from __future__ import annotations
 
@@ -23,12 +25,21 @@ from fedsim.privacy.plan import Trust, Unit
 from fedsim.words import Printed, plain, print_line, spelled
 
 CLAIM_SHAPE = (64, 10, 10)
-"""Dimensions, classes and clients of the task for which claims are listed; no claim depends on them."""
+"""Dimensions, classes and clients of the task for which claims are listed; no claim depends on
+them.
+"""
 KINDS = ("generators", "classifiers", "not private", "for reproduction")
 """The groups of the list."""
 NOTES = """for reproduction: at chance in our tables, as is fedhypevae with form: paper
 e, g, c: examples, groups, clients as units; fedsim algorithms NAME: all of one"""
-_BOUNDS = {"gt": ">", "ge": ">=", "lt": "<", "le": "<=", "min_length": "length >=", "max_length": "length <="}
+_BOUNDS = {
+    "gt": ">",
+    "ge": ">=",
+    "lt": "<",
+    "le": "<=",
+    "min_length": "length >=",
+    "max_length": "length <=",
+}
 
 
 @dataclass(frozen=True)
@@ -53,7 +64,8 @@ class Description(Printed):
         group: one of :data:`KINDS`.
         yields: ``generator`` or ``classifier``.
         place: file, line and import path of the class.
-        support: by claim, the units for which it is made under some trust; nothing of a method that is not private.
+        support: by claim, the units for which it is made under some trust; nothing of a method that
+            is not private.
         parameters: with defaults.
     """
 
@@ -68,7 +80,12 @@ class Description(Printed):
 
     def show(self, console: Console) -> None:
         """Print everything about it, from top to bottom."""
-        lines = [self.name, f"source: {self.source or 'none given'}", f"yields: a {self.yields}", f"class: {self.place}"]
+        lines = [
+            self.name,
+            f"source: {self.source or 'none given'}",
+            f"yields: a {self.yields}",
+            f"class: {self.place}",
+        ]
         lines += [f"{claim}: {', '.join(units)}" for claim, units in self.support.items()]
         lines += ["", self.text, "", "parameters:"]
         for entry in self.parameters:
@@ -80,25 +97,39 @@ class Description(Printed):
     @property
     def line(self) -> str:
         """Its name, what it is, and its claims with the initials of their units, in 80 columns."""
-        words = re.sub(r"^[\w .,-]*: ", "", self.text.partition("\n\n")[0].partition(". ")[0].partition(";")[0]).rstrip(".")
-        claims = ", ".join(f"{claim} {''.join(unit[0] for unit in units)}" for claim, units in self.support.items())
+        words = re.sub(
+            r"^[\w .,-]*: ", "", self.text.partition("\n\n")[0].partition(". ")[0].partition(";")[0]
+        ).rstrip(".")
+        claims = ", ".join(
+            f"{claim} {''.join(unit[0] for unit in units)}" for claim, units in self.support.items()
+        )
         return f"  {self.name:21} {shorten(words, 45, placeholder=' …'):45} {claims}".rstrip()
 
 
 def describe(name: str | type, where: str = "fedsim algorithms") -> Description:
-    """Describe an algorithm, by its name as a grid gives it or by its class; ``where`` is the place to name in an error."""
+    """Describe an algorithm, by its name as a grid gives it or by its class; ``where`` is the place
+    to name in an error.
+    """
     name = name_of(name) if isinstance(name, type) else name
     cls = lookup(name, where)
     yields = "generator" if cls.generates() else "classifier"
     module, texts = inspect.getmodule(cls), [inspect.cleandoc(cls.__doc__ or "")]
     # a module of one method says what that is, one of several what they share
-    classes = (each for each in getattr(module, "__dict__", {}).values() if isinstance(each, type) and each.__module__ == cls.__module__)
+    classes = (
+        each
+        for each in getattr(module, "__dict__", {}).values()
+        if isinstance(each, type) and each.__module__ == cls.__module__
+    )
     texts.insert(sum("name" in vars(each) for each in classes) > 1, inspect.getdoc(module) or "")
     return Description(
         name=name,
         source=cls.source,
         text="\n\n".join(plain(text) for text in texts if text),
-        group="for reproduction" if vars(cls).get("for_reproduction") else f"{yields}s" if cls.private else "not private",
+        group="for reproduction"
+        if vars(cls).get("for_reproduction")
+        else f"{yields}s"
+        if cls.private
+        else "not private",
         yields=yields,
         place=f"{line_of(cls)} ({cls.__module__}:{cls.__qualname__})",
         support=_support(cls, where),
@@ -107,14 +138,23 @@ def describe(name: str | type, where: str = "fedsim algorithms") -> Description:
 
 
 def _support(cls: type[Algorithm], where: str) -> dict[str, list[str]]:
-    """What the algorithm claims with its defaults, of every unit and trust that it does not refuse."""
+    """What the algorithm claims with its defaults, of every unit and trust that it does not
+    refuse.
+    """
     support: dict[str, list[str]] = {}
     settings: list[tuple[Unit, Trust]] = list(product(get_args(Unit), get_args(Trust)))
     for unit, trust in settings:
         try:
-            algorithm = cls(cls.Params(), Task(*CLAIM_SHAPE, unit, trust, public=PublicRows.made_up(*CLAIM_SHAPE[:2])))
+            algorithm = cls(
+                cls.Params(),
+                Task(*CLAIM_SHAPE, unit, trust, public=PublicRows.made_up(*CLAIM_SHAPE[:2])),
+            )
             solved_plan(algorithm, math.inf if cls.private else None, delta=1e-4)
-            units = support.setdefault(allowed(algorithm.claim(), algorithm), []) if cls.private else [unit]
+            units = (
+                support.setdefault(allowed(algorithm.claim(), algorithm), [])
+                if cls.private
+                else [unit]
+            )
         except PluginError:
             raise
         except UserError:
@@ -122,28 +162,49 @@ def _support(cls: type[Algorithm], where: str) -> dict[str, list[str]]:
         except ValidationError:
             units = support.setdefault("depends on parameters that have no default", [])
         except Exception as error:  # a plug-in may raise anything
-            raise PluginError(where, f"{blamed(error, cls)}: {said(error)}", f"expected {cls.__name__} to state its releases") from error
+            raise PluginError(
+                where,
+                f"{blamed(error, cls)}: {said(error)}",
+                f"expected {cls.__name__} to state its releases",
+            ) from error
         units += [] if unit in units else [unit]
     return support
 
 
 def parameters_of(params: type[BaseModel]) -> Iterator[Parameter]:
-    """The fields of a model, in their order; what they mean say the ``Attributes:`` of its docstring and of its bases'."""
+    """The fields of a model, in their order; what they mean say the ``Attributes:`` of its
+    docstring and of its bases'.
+    """
     meanings: dict[str, str] = {}
     for cls in reversed(params.__mro__):
         section = (inspect.cleandoc(cls.__doc__ or "") + "\n").partition("Attributes:\n")[2]
         for names, text in re.findall(r"^    (\w[\w, ]*): (.*(?:\n     +.*)*)", section, re.M):
             meanings |= dict.fromkeys(names.split(", "), plain(" ".join(text.split())))
     for name, info in params.model_fields.items():
-        default = "required" if info.is_required() else spelled(info.get_default(call_default_factory=True))
-        bounds = [f"{sign} {getattr(bound, key)}" for bound in info.metadata for key, sign in _BOUNDS.items() if hasattr(bound, key)]
-        yield Parameter(name, _type(info.annotation), default, ", ".join(bounds), meanings.get(name, ""))
+        default = (
+            "required"
+            if info.is_required()
+            else spelled(info.get_default(call_default_factory=True))
+        )
+        bounds = [
+            f"{sign} {getattr(bound, key)}"
+            for bound in info.metadata
+            for key, sign in _BOUNDS.items()
+            if hasattr(bound, key)
+        ]
+        yield Parameter(
+            name, _type(info.annotation), default, ", ".join(bounds), meanings.get(name, "")
+        )
 
 
 def _type(annotation: Any) -> str:
     if get_origin(annotation) is Literal:
         return " | ".join(map(str, get_args(annotation)))
-    return annotation.__name__ if isinstance(annotation, type) and not get_args(annotation) else str(annotation).replace("typing.", "")
+    return (
+        annotation.__name__
+        if isinstance(annotation, type) and not get_args(annotation)
+        else str(annotation).replace("typing.", "")
+    )
 
 
 @dataclass(frozen=True, repr=False)
@@ -161,5 +222,8 @@ class Catalogue(Printed):
                 lines[described.group].append(described.line)
             except UserError as error:
                 lines.setdefault("refused", []).append(f"  {name}: {error}")
-        for text in (*(text for kind, members in lines.items() if members for text in (kind, *members, "")), *NOTES.splitlines()):
+        for text in (
+            *(text for kind, members in lines.items() if members for text in (kind, *members, "")),
+            *NOTES.splitlines(),
+        ):
             print_line(console, text, "bold" if text in lines else None)

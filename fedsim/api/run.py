@@ -1,4 +1,6 @@
-"""A run folder: its results as frames, pictures and tables, its generators, and what can be done with it again."""
+"""A run folder: its results as frames, pictures and tables, its generators, and what can be done
+with it again.
+"""
 
 from __future__ import annotations
 
@@ -35,7 +37,8 @@ class Found(Printed):
     """What a check, an audit or a proof found.
 
     Attributes:
-        passed: whether nothing speaks against the claim, which proves nothing of a check or an audit.
+        passed: whether nothing speaks against the claim, which proves nothing of a check or an
+            audit.
         parts: lines, tables and what prints itself, from top to bottom.
     """
 
@@ -64,8 +67,10 @@ class Run(Printed):
 
     Attributes:
         folder: where it is.
-        trust_plugin: whether code of algorithms that it names as a file, or a module that is not installed, may run.
-        code: how the bench ended that made it: 0 if every cell is ok; 1 if one is not, a plug-in was left out, or the cluster was lost.
+        trust_plugin: whether code of algorithms that it names as a file, or a module that is not
+            installed, may run.
+        code: how the bench ended that made it: 0 if every cell is ok; 1 if one is not, a plug-in
+            was left out, or the cluster was lost.
     """
 
     folder: Path
@@ -74,7 +79,9 @@ class Run(Printed):
 
     @property
     def rows(self) -> pd.DataFrame:
-        """A row a cell that the page shows, as ``results.jsonl`` has them; parameters are ``params.NAME``."""
+        """A row a cell that the page shows, as ``results.jsonl`` has them; parameters are
+        ``params.NAME``.
+        """
         from fedsim.results.columns import frame_of
 
         return frame_of(self._results.rows)
@@ -86,7 +93,9 @@ class Run(Printed):
 
     @property
     def clients(self) -> pd.DataFrame:
-        """A row a client of the cells that were judged by clients (``evaluation: {per_client: true}``)."""
+        """A row a client of the cells that were judged by clients (``evaluation: {per_client:
+        true}``).
+        """
         return self._lines(self._results.clients())
 
     @property
@@ -108,14 +117,24 @@ class Run(Printed):
         width: float | None = None,
         spread: Spread = "ci95",
     ) -> Figure:
-        """The privacy-utility curves, or a measure over something else: a figure to change at will; arguments as of :meth:`report`."""
+        """The privacy-utility curves, or a measure over something else: a figure to change at will;
+        arguments as of :meth:`report`.
+        """
         from fedsim.report.figures import over_parameter, utility
         from fedsim.results.stats import Settings
 
         rows = pooled([self.folder, *beside], where)
-        drawn = utility(Settings.of(rows, spread), measure, width) if over == "epsilon" else over_parameter(rows, over, measure, width)
+        drawn = (
+            utility(Settings.of(rows, spread), measure, width)
+            if over == "epsilon"
+            else over_parameter(rows, over, measure, width)
+        )
         if drawn is None:
-            raise UserError("measure", f"no row that is ok has a {measure}", "look at status and scores in results.jsonl")
+            raise UserError(
+                "measure",
+                f"no row that is ok has a {measure}",
+                "look at status and scores in results.jsonl",
+            )
         return drawn
 
     def table(
@@ -129,7 +148,8 @@ class Run(Printed):
         digits: int = 3,
         spread: Spread = "ci95",
     ) -> Table:
-        """One table, by default a measure's mean ± 95 % confidence half-width over seeds; arguments as of :meth:`report`.
+        """One table, by default a measure's mean ± 95 % confidence half-width over seeds; arguments
+        as of :meth:`report`.
 
         Its ``texts`` and ``numbers`` are frames, and ``text("latex")`` is what a paper takes.
         """
@@ -140,22 +160,47 @@ class Run(Printed):
 
         settings = Settings.of(pooled([self.folder, *beside], where), spread)
         if table == "sites":
-            shown = site_table(settings, pd.concat([Run(Path(folder)).clients for folder in (self.folder, *beside)]), digits)
+            shown = site_table(
+                settings,
+                pd.concat([Run(Path(folder)).clients for folder in (self.folder, *beside)]),
+                digits,
+            )
         elif table == "results" and pair is None:
             shown = results_table(settings, measure, order, digits)
         else:
             for label in pair or ():
                 if label not in (known := list(settings.facts["label"].unique())):
                     raise UserError("pair", f"there is no method '{label}'", nearest(label, known))
-            compared = chosen_pair(*pair) if pair else price_of_privacy if table == "private" else same_budget
+            compared = (
+                chosen_pair(*pair)
+                if pair
+                else price_of_privacy
+                if table == "private"
+                else same_budget
+            )
             shown = difference_table(settings, measure, digits, compared)
         if shown is None and table == "sites":
-            raise UserError("table", "there is nothing to show: no scores by site", "give evaluation: {per_client: true}")
+            raise UserError(
+                "table",
+                "there is nothing to show: no scores by site",
+                "give evaluation: {per_client: true}",
+            )
         if shown is None:
-            raise UserError("table", f"two seeds of {measure} are needed to compare methods", "give seeds: 0-4, and look at status")
+            raise UserError(
+                "table",
+                f"two seeds of {measure} are needed to compare methods",
+                "give seeds: 0-4, and look at status",
+            )
         return shown
 
-    def differences(self, first: str, second: str, *, measure: str = "balanced_accuracy", where: str | None = None) -> pd.DataFrame:
+    def differences(
+        self,
+        first: str,
+        second: str,
+        *,
+        measure: str = "balanced_accuracy",
+        where: str | None = None,
+    ) -> pd.DataFrame:
         """The first method minus the second, paired by seed, as numbers: a line a place and budget.
 
         Args:
@@ -165,21 +210,32 @@ class Run(Printed):
             where: which rows, as pandas' ``query`` has it.
 
         Returns:
-            Place, budget, mean, half-width of its 95 % confidence interval, number of seeds, p of the paired t-test and Holm's correction.
+            Place, budget, mean, half-width of its 95 % confidence interval, number of seeds, p of
+            the paired t-test and Holm's correction.
 
         Raises:
             UserError: there is no such method, or they do not share two seeds.
         """
-        return self.table(table="differences", pair=(first, second), measure=measure, where=where).numbers
+        return self.table(
+            table="differences", pair=(first, second), measure=measure, where=where
+        ).numbers
 
     @property
     def tidy(self) -> pd.DataFrame:
-        """A line a score of a cell that is ok: method, data set, alpha, clients, epsilon, seed, measure, score."""
+        """A line a score of a cell that is ok: method, data set, alpha, clients, epsilon, seed,
+        measure, score.
+        """
         from fedsim.evaluation.measures import MEASURES
 
-        rows = self.rows.query("status == 'ok'").rename(columns={"label": "method", "epsilon_target": "epsilon"})
+        rows = self.rows.query("status == 'ok'").rename(
+            columns={"label": "method", "epsilon_target": "epsilon"}
+        )
         places = ["method", "dataset", "alpha", "clients", "epsilon", "seed"]
-        return rows.melt(places, [*MEASURES], "measure", "score").dropna(subset="score").reset_index(drop=True)
+        return (
+            rows.melt(places, [*MEASURES], "measure", "score")
+            .dropna(subset="score")
+            .reset_index(drop=True)
+        )
 
     def report(
         self,
@@ -199,38 +255,55 @@ class Run(Printed):
         """Draw a run's page again, or one table or figure.
 
         Args:
-            beside: more run folders, whose rows are shown together with the first one's, in one table or figure.
+            beside: more run folders, whose rows are shown together with the first one's, in one
+                table or figure.
             format: print the main table, or the one that is chosen, and draw nothing.
-            table: one table: ``results``; ``differences``, paired by seed; ``private``, private methods minus others; ``sites``.
+            table: one table: ``results``; ``differences``, paired by seed; ``private``, private
+                methods minus others; ``sites``.
             measure: a score of a row, such as knn_balanced_accuracy; default: balanced_accuracy.
-            where: which rows, as pandas' ``query`` has it: "label != 'dp-gmm' and epsilon_target < 8".
+            where: which rows, as pandas' ``query`` has it: "label != 'dp-gmm' and epsilon_target <
+                8".
             order: of methods: as in the grid, best first, or by name.
             pair: two labels: paired tests of the first minus the second.
             digits: behind the decimal point.
             figure: draw one figure into this PDF file, its text as text.
             over: the figure's x axis: ``epsilon``, a scanned parameter, ``bytes`` or ``seconds``.
             width: of the figure: ``column`` (8.5 cm), ``page`` (17.8 cm), or inches.
-            spread: what stands beside means over seeds: 95 % confidence interval, standard deviation, or least to most.
+            spread: what stands beside means over seeds: 95 % confidence interval, standard
+                deviation, or least to most.
 
         Raises:
             UserError: there is no such measure or method, or nothing to show.
         """
-        chosen: dict[str, Any] = {"measure": measure or "balanced_accuracy", "where": where, "spread": spread}
+        chosen: dict[str, Any] = {
+            "measure": measure or "balanced_accuracy",
+            "where": where,
+            "spread": spread,
+        }
         if figure is not None:
             from fedsim.report.figures import inches, save_pdf
 
             if Path(figure).suffix != ".pdf":
-                raise UserError(f"figure {figure}", "is not a .pdf file", f"give {Path(figure).with_suffix('.pdf')}")
-            return f"figure: {save_pdf(self.figure(*beside, over=over, width=inches(width), **chosen), Path(figure))}"
+                raise UserError(
+                    f"figure {figure}",
+                    "is not a .pdf file",
+                    f"give {Path(figure).with_suffix('.pdf')}",
+                )
+            picture = self.figure(*beside, over=over, width=inches(width), **chosen)
+            return f"figure: {save_pdf(picture, Path(figure))}"
         if any((beside, format, table, measure, where, pair, order != "given", digits != 3)):
-            shown = self.table(*beside, table=table or "results", order=order, pair=pair, digits=digits, **chosen)
+            shown = self.table(
+                *beside, table=table or "results", order=order, pair=pair, digits=digits, **chosen
+            )
             return shown if format is None else shown.text(format)
         from fedsim.report.report import write_report
 
         return write_report(self.folder, spread)
 
     def generator(self, cell: str | None = None, synthesis: str | None = None) -> SavedGenerator:
-        """The generator that a training left, or that was released; see :func:`fedsim.results.generators.load_generator`."""
+        """The generator that a training left, or that was released; see
+        :func:`fedsim.results.generators.load_generator`.
+        """
         from fedsim.results.generators import load_generator
 
         return load_generator(self.folder, cell, synthesis, trust_plugin=self.trust_plugin)
@@ -253,7 +326,8 @@ class Run(Printed):
             out: the file of embeddings; with format hf the folder, new or empty.
             format: npz; or hf, a folder for the Hugging Face hub with its card, to be released.
             cell: the id of the cell, or its beginning, where there are several.
-            synthesis: one of the algorithm's, such as neutral or mixture, or client:K; default: the cell's own.
+            synthesis: one of the algorithm's, such as neutral or mixture, or client:K; default: the
+                cell's own.
             per_class: synthetic rows per class.
             seed: of the draw; default: the cell's.
 
@@ -271,18 +345,31 @@ class Run(Printed):
             manifest = write_hub_folder(generator, out, per_class, seed)
         else:
             manifest = generator.save(out, per_class, seed)
-        words = " ".join(f"{key} {manifest[key]}" for key in ("epsilon", "delta", "unit", "trust", "claim"))
+        words = " ".join(
+            f"{key} {manifest[key]}" for key in ("epsilon", "delta", "unit", "trust", "claim")
+        )
         words += f"; not for release: {why}" if (why := generator.facts.held_back) else ""
         task = generator.facts.task
-        lines = [f"{out}: {task.classes * per_class} synthetic embeddings of {task.dim} dimensions; {words}"]
+        lines = [
+            f"{out}: {task.classes * per_class} synthetic embeddings of {task.dim} "
+            f"dimensions; {words}"
+        ]
         lines += [f"warning: {text}" for text in large_deltas([generator.facts.row])]
-        lines += [] if generator.vouched else ["no results of a run are here to vouch for it: all this is by the package's own word"]
+        lines += (
+            []
+            if generator.vouched
+            else [
+                "no results of a run are here to vouch for it: all this is by the package's "
+                "own word"
+            ]
+        )
         return "\n".join(lines)
 
     def release(self, out: Path, *, cell: str | None = None) -> str:
         """Write a generator that may leave the simulation.
 
-        It leaves under its ε, as two files; it needs secret noise, and a claim that is proved, or stated and checked.
+        It leaves under its ε, as two files; it needs secret noise, and a claim that is proved, or
+        stated and checked.
 
         Args:
             out: the folder of the package: tensors, and the facts about them.
@@ -297,16 +384,27 @@ class Run(Printed):
         rows = [row for row in self._results.every_row() if row.yields == "generator"]
         whys = Counter(held_back(row, row.noise) for row in rows)
         if rows and not whys[""]:
-            said = ", ".join(f"{why} ({count} of {len(rows)})" for why, count in whys.items() if why)
-            raise UserError(str(self.folder), f"none of its generators may be released: {said}", TO_LEAVE)
+            said = ", ".join(
+                f"{why} ({count} of {len(rows)})" for why, count in whys.items() if why
+            )
+            raise UserError(
+                str(self.folder), f"none of its generators may be released: {said}", TO_LEAVE
+            )
         generator = self.generator(cell)
         facts, row = generator.facts, generator.facts.row
         (proof,) = proofs_of([row], self._results, trust_plugin=self.trust_plugin)
         if proof.verdict == "differs":
-            raise UserError(f"{self.folder}, cell {row.cell_id}", f"is not proved: {proof.why}", "run the cell again in a new folder")
+            raise UserError(
+                f"{self.folder}, cell {row.cell_id}",
+                f"is not proved: {proof.why}",
+                "run the cell again in a new folder",
+            )
         path = generator.release(Path(out))
         assert facts.plan is not None
-        return f"{path}: {facts.cell.label}, ε = {facts.plan.epsilon_target:g} at δ = {facts.plan.delta:g}, claim {facts.plan.claim}"
+        return (
+            f"{path}: {facts.cell.label}, ε = {facts.plan.epsilon_target:g} at δ = "
+            f"{facts.plan.delta:g}, claim {facts.plan.claim}"
+        )
 
     def statement(self, *, cell: str | None = None) -> str:
         """Say each method's privacy in words.
@@ -326,21 +424,28 @@ class Run(Printed):
         if cell is not None:
             ids = [row.cell_id for row in rows if row.cell_id.startswith(cell)]
             if len(ids) != 1:
-                raise UserError(f"cell {cell}", f"{len(ids) or 'no'} cells of {self.folder} have such an id", "give one of results.jsonl")
+                raise UserError(
+                    f"cell {cell}",
+                    f"{len(ids) or 'no'} cells of {self.folder} have such an id",
+                    "give one of results.jsonl",
+                )
         stated = statements(rows, proofs_of(rows, results, trust_plugin=self.trust_plugin), ids)
         return "\n\n".join("\n".join(each.lines) for each in stated)
 
     def verify(self, *, rerun: int = 0, with_: Path | None = None) -> Found:
         """Prove every ε of a run by a second accountant, and every plan.
 
-        The exit code is 1 unless every claimed ε is proved, and what ran again or is compared is equal to the last bit.
+        The exit code is 1 unless every claimed ε is proved, and what ran again or is compared is
+        equal to the last bit.
 
         Args:
-            rerun: also run so many finished cells again, drawn at random, and compare rows and rounds.
+            rerun: also run so many finished cells again, drawn at random, and compare rows and
+                rounds.
             with_: compare with this run folder, row by row, instead.
 
         Raises:
-            UserError: no cell can be repeated, the grid is not that of its cells, or the folders share nothing.
+            UserError: no cell can be repeated, the grid is not that of its cells, or the folders
+                share nothing.
         """
         from fedsim.evidence.prove import Proofs, proofs_of
         from fedsim.report.compare import compare_folders
@@ -355,7 +460,12 @@ class Run(Printed):
             from fedsim.runs.bench import run_again
 
             with kept_handlers():
-                equal = run_again(self.folder, wide_console(plain_console()), rerun, trust_plugin=self.trust_plugin)
+                equal = run_again(
+                    self.folder,
+                    wide_console(plain_console()),
+                    rerun,
+                    trust_plugin=self.trust_plugin,
+                )
         return Found(proofs.sound and equal, (proofs,))
 
     def show(self, console: Console) -> None:
@@ -377,7 +487,9 @@ class Run(Printed):
 
 
 def pooled(folders: Sequence[Path | str], where: str | None = None) -> list[Row]:
-    """The rows of the grids of some run folders, which pandas' ``query`` may choose from; a cell that several have counts once."""
+    """The rows of the grids of some run folders, which pandas' ``query`` may choose from; a cell
+    that several have counts once.
+    """
     from fedsim.results.columns import frame_of
     from fedsim.results.run import read_results
 
@@ -389,28 +501,50 @@ def pooled(folders: Sequence[Path | str], where: str | None = None) -> list[Row]
             rows.setdefault(row.cell_id, row)
             setting = row.dataset, row.scheme, row.alpha, row.clients, row.label, row.epsilon_target
             place, other = settings.setdefault(setting, (folder, row))
-            if name := next((name for name in ("evaluation", "dataset_hash") if getattr(other, name) != getattr(row, name)), None):
-                what = f"'{row.label}' on {row.dataset} differs in {name} from that of {place}, so one mean would mix them"
-                raise UserError(str(folder), what, "show the two runs one by one, or judge both alike and give data sets names")
+            if name := next(
+                (
+                    name
+                    for name in ("evaluation", "dataset_hash")
+                    if getattr(other, name) != getattr(row, name)
+                ),
+                None,
+            ):
+                what = (
+                    f"'{row.label}' on {row.dataset} differs in {name} from that of {place}, "
+                    "so one mean would mix them"
+                )
+                raise UserError(
+                    str(folder),
+                    what,
+                    "show the two runs one by one, or judge both alike and give data sets names",
+                )
     try:
         kept = rows if where is None else set(frame_of([*rows.values()]).query(where)["cell_id"])
     except Exception as error:  # whatever pandas makes of a text
-        raise UserError("where", f"'{where}' is not a query ({error})", "such as: label != 'dp-gmm' and epsilon_target < 8") from error
+        raise UserError(
+            "where",
+            f"'{where}' is not a query ({error})",
+            "such as: label != 'dp-gmm' and epsilon_target < 8",
+        ) from error
     return [row for id_, row in rows.items() if id_ in kept]
 
 
 def board(runs: Sequence[Path], *, out: Path | None = None, trust_plugin: bool = False) -> Board:
     """Put the rows of many runs into one table.
 
-    Only rows whose ε is proved again, and rows without a budget, stand in it; all others are counted.
+    Only rows whose ε is proved again, and rows without a budget, stand in it; all others are
+    counted.
 
     Args:
         runs: run folders; a cell that several have counts once.
-        out: also write it into this file: GitHub Markdown (.md), HTML, or CSV with a line a method and budget.
-        trust_plugin: also rebuild plans of algorithms that are a file or a module that is not installed.
+        out: also write it into this file: GitHub Markdown (.md), HTML, or CSV with a line a method
+            and budget.
+        trust_plugin: also rebuild plans of algorithms that are a file or a module that is not
+            installed.
 
     Raises:
-        UserError: a folder has no results, or rows that one line would average were judged in different ways.
+        UserError: a folder has no results, or rows that one line would average were judged in
+            different ways.
     """
     from fedsim.evidence.prove import prove
     from fedsim.files import replaced
@@ -419,9 +553,13 @@ def board(runs: Sequence[Path], *, out: Path | None = None, trust_plugin: bool =
 
     as_: Any = out and Path(out).suffix[1:]
     if out is not None and as_ not in ("md", "html", "csv"):
-        raise UserError(f"out {out}", "does not say the format", "give a file that ends in .md, .html or .csv")
+        raise UserError(
+            f"out {out}", "does not say the format", "give a file that ends in .md, .html or .csv"
+        )
     lines = {cell: line for run in runs for cell, line in read_results(run).trained.items()}
-    made = Board.of([prove(row, lines[row.cell_id], trust_plugin=trust_plugin) for row in pooled(runs)])
+    made = Board.of(
+        [prove(row, lines[row.cell_id], trust_plugin=trust_plugin) for row in pooled(runs)]
+    )
     if out is not None:
         with replaced(Path(out)) as part:
             part.write_text(made.table.text(as_) + "\n", encoding="utf-8")
@@ -430,11 +568,13 @@ def board(runs: Sequence[Path], *, out: Path | None = None, trust_plugin: bool =
 
 
 def load(folder: Path | str, *, trust_plugin: bool = False) -> Run:
-    """A finished run, or one under way; also a released package, of which there is the generator alone.
+    """A finished run, or one under way; also a released package, of which there is the generator
+    alone.
 
     Args:
         folder: of the run.
-        trust_plugin: also run code of algorithms that it names as a file, or a module that is not installed.
+        trust_plugin: also run code of algorithms that it names as a file, or a module that is not
+            installed.
 
     Raises:
         UserError: no bench has run there.

@@ -1,4 +1,6 @@
-"""My method: a conditional VAE under DP-SGD. Change what you like; the file is the whole method, and it runs as it stands."""
+"""My method: a conditional VAE under DP-SGD. Change what you like; the file is the whole method,
+and it runs as it stands.
+"""
 
 from __future__ import annotations
 
@@ -8,11 +10,21 @@ from typing import Any, cast
 from pydantic import Field
 from torch import Tensor, nn
 
-from fedsim.methods import CVAE, DPSGD, Batch, CVAEGenerator, DPSGDParams, Server, gaussian_nll, register
+from fedsim.methods import (
+    CVAE,
+    DPSGD,
+    Batch,
+    CVAEGenerator,
+    DPSGDParams,
+    Server,
+    gaussian_nll,
+    register,
+)
 
 
 class MyMethodParams(DPSGDParams):
-    """What a grid may set under `params:` or `scan:`; rounds, sample_rate, clip, learning_rate ... come with DPSGDParams.
+    """What a grid may set under `params:` or `scan:`; rounds, sample_rate, clip, learning_rate ...
+    come with DPSGDParams.
 
     Attributes:
         rounds: noisy steps.
@@ -33,37 +45,64 @@ class MyMethodParams(DPSGDParams):
 class MyMethod(DPSGD):
     """One encoder and one decoder for all clients, trained on every example's negative ELBO."""
 
-    # What rows and `fedsim algorithms` cite. The claim is `stated`; the column `check` says how `fedsim check --run` ended. The base class
-    # clips, noises and counts, and that the loss is per example is your word; `noised: shared` is `heuristic`.
+    # What rows and `fedsim algorithms` cite. The claim is `stated`; the column `check` says how
+    # `fedsim check --run` ended. The base class
+    # clips, noises and counts, and that the loss is per example is your word; `noised: shared` is
+    # `heuristic`.
     source = "Kingma and Welling 2014, arXiv 1312.6114; Sohn et al. 2015"
     Params = MyMethodParams
 
-    # The model may contain Linear, the layers of fedsim.models.layers, and any function of one row. It may not
-    # contain BatchNorm (it mixes rows), Dropout (it draws random numbers of its own) or anything that remembers rows. ClientLinear and
-    # ClientCode have a weight set or a code for each of `clients`; the rest is shared. Initial weights are set afterwards, from the seed.
+    # The model may contain Linear, the layers of fedsim.models.layers, and any function of one row.
+    # It may not
+    # contain BatchNorm (it mixes rows), Dropout (it draws random numbers of its own) or anything
+    # that remembers rows. ClientLinear and
+    # ClientCode have a weight set or a code for each of `clients`; the rest is shared. Initial
+    # weights are set afterwards, from the seed.
     def build(self, clients: int) -> nn.Module:
-        """A CVAE whose decoder is a prototype per class plus a linear map of z: under noise, few directions are learned well."""
+        """A CVAE whose decoder is a prototype per class plus a linear map of z: under noise, few
+        directions are learned well.
+        """
         p = self.params
-        return CVAE(self.task.dim, self.task.classes, p.latent, p.hidden, (), initial_variance=0.5 / self.task.dim)
+        return CVAE(
+            self.task.dim,
+            self.task.classes,
+            p.latent,
+            p.hidden,
+            (),
+            initial_variance=0.5 / self.task.dim,
+        )
 
-    # Where random numbers come from: ask for standard normal draws here, read them from `batch.draws`. Never draw inside `loss`.
+    # Where random numbers come from: ask for standard normal draws here, read them from
+    # `batch.draws`. Never draw inside `loss`.
     def draws(self) -> Mapping[str, tuple[int, ...]]:
         """One draw of z per example."""
         return {"posterior": (self.params.latent,)}
 
-    # Row n of every part may depend on row n of the batch alone: no mean over the batch, no statistic of it, no pair of rows. One row's
-    # gradient is what is clipped, so a loss that mixes rows would void the proof (`fedsim check` finds that). Rows have unit norm.
+    # Row n of every part may depend on row n of the batch alone: no mean over the batch, no
+    # statistic of it, no pair of rows. One row's
+    # gradient is what is clipped, so a loss that mixes rows would void the proof (`fedsim check`
+    # finds that). Rows have unit norm.
     def loss(self, model: Any, batch: Batch) -> Mapping[str, Tensor]:
-        """Negative ELBO, [N] per part, in units of the observation variance: the gradient's size then does not follow it."""
+        """Negative ELBO, [N] per part, in units of the observation variance: the gradient's size
+        then does not follow it.
+        """
         decoded, kl = model(batch.x, batch.y, batch.draws["posterior"])
         log_variance = model.observation(batch.x)
         unit = log_variance.detach().exp().squeeze(-1)
-        return {"reconstruction": unit * gaussian_nll(batch.x, decoded, log_variance), "kl": self.params.beta * unit * kl}
+        return {
+            "reconstruction": unit * gaussian_nll(batch.x, decoded, log_variance),
+            "kl": self.params.beta * unit * kl,
+        }
 
-    # Free of privacy cost, if you need it: `public_terms(model, stream)` returns terms that read shared parameters alone.
+    # Free of privacy cost, if you need it: `public_terms(model, stream)` returns terms that read
+    # shared parameters alone.
 
-    # The generator may read the server and never a row of data: its model and tensors carry the noise already, as do `server.codes`,
-    # those of clients that have some. A method that predicts has `classifier` in its place: an object with probabilities(x) -> [n, C].
+    # The generator may read the server and never a row of data: its model and tensors carry the
+    # noise already, as do `server.codes`,
+    # those of clients that have some. A method that predicts has `classifier` in its place: an
+    # object with probabilities(x) -> [n, C].
     def generator(self, server: Server) -> CVAEGenerator:
-        """sample(labels, stream) -> [n, d]: decode z ~ N(0, I), add the observation noise; from the mean of the later iterates."""
+        """sample(labels, stream) -> [n, d]: decode z ~ N(0, I), add the observation noise; from the
+        mean of the later iterates.
+        """
         return CVAEGenerator(cast(CVAE, server.model))

@@ -30,11 +30,15 @@ class BadArrays(Exception):
 
 @contextmanager
 def opened(path: Path) -> Iterator[Any]:
-    """An ``.npz`` file as NumPy has it, without pickled objects, for the block, in which every error becomes a BadArrays."""
+    """An ``.npz`` file as NumPy has it, without pickled objects, for the block, in which every
+    error becomes a BadArrays.
+    """
     try:
         with open(path, "rb") as file, np.load(file, allow_pickle=False) as held:
             yield held
-    except Exception as error:  # zipfile, its decompressors and NumPy raise what they like on damaged files
+    except (
+        Exception
+    ) as error:  # zipfile, its decompressors and NumPy raise what they like on damaged files
         raise BadArrays(unread(error)) from error
 
 
@@ -45,7 +49,9 @@ def read_arrays(path: Path) -> Arrays:
 
 
 def read_manifest(path: Path) -> dict[str, Any] | None:
-    """The manifest inside an ``.npz`` file that fedsim wrote; None if there is none or the file cannot be read."""
+    """The manifest inside an ``.npz`` file that fedsim wrote; None if there is none or the file
+    cannot be read.
+    """
     try:
         with opened(path) as held:
             found = json.loads(str(held[MANIFEST]))
@@ -65,15 +71,25 @@ def write_npz(path: Path, arrays: Mapping[str, NDArray[Any]], manifest: Mapping[
 def check_target(out: Path) -> None:
     """An ``.npz`` file can be written there; asked before the work, not after it."""
     if out.suffix != ".npz":
-        raise UserError(f"out {out}", "is not an .npz file", f"give {out.with_suffix('.npz') if out.name else 'rows.npz'}")
+        raise UserError(
+            f"out {out}",
+            "is not an .npz file",
+            f"give {out.with_suffix('.npz') if out.name else 'rows.npz'}",
+        )
     above = next(parent for parent in out.absolute().parents if parent.exists())
     if out.is_dir() or not above.is_dir() or not os.access(above, os.W_OK):
         raise UserError(f"out {out}", "cannot be written", "give another file")
     if out.exists() and read_manifest(out) is None:
-        raise UserError(f"out {out}", "is there and was not made by fedsim", "give another file, or remove it")
+        raise UserError(
+            f"out {out}", "is there and was not made by fedsim", "give another file, or remove it"
+        )
     beside = out.with_suffix(".json")
     if not out.exists() and os.path.lexists(beside):
-        raise UserError(f"out {out}", f"{beside}, where its manifest goes, is there already", "give another file, or remove that")
+        raise UserError(
+            f"out {out}",
+            f"{beside}, where its manifest goes, is there already",
+            "give another file, or remove that",
+        )
 
 
 def write_sidecar(out: Path, manifest: Mapping[str, Any]) -> None:

@@ -1,7 +1,9 @@
-"""Image sets to embeddings: computed once, shard by shard, and kept in the cache under the hash of images and encoder.
+"""Image sets to embeddings: computed once, shard by shard, and kept in the cache under the hash of
+images and encoder.
 
-What decides them stands in a manifest inside the file: images (a hash of their content, in order), encoder (a hash of its weights),
-pooling, views, preprocessing and dtype; labels, split and columns do not. A file whose manifest differs is computed again.
+What decides them stands in a manifest inside the file: images (a hash of their content, in order),
+encoder (a hash of its weights), pooling, views, preprocessing and dtype; labels, split and columns
+do not. A file whose manifest differs is computed again.
 """
 
 from __future__ import annotations
@@ -55,7 +57,9 @@ class EmbedJob:
 
     @cached_property
     def identity(self) -> dict[str, Any]:
-        """What decides the embeddings but for rounding: a GPU computes in bfloat16, and a file of either device serves both."""
+        """What decides the embeddings but for rounding: a GPU computes in bfloat16, and a file of
+        either device serves both.
+        """
         spec = self.encoder.spec
         return {
             "format": FORMAT,
@@ -77,12 +81,19 @@ class EmbedJob:
     def shards(self) -> dict[Path, range]:
         """The files of shards while the file is made, and the images that each has."""
         folder, count = self.path.with_suffix(".parts"), len(self.images)
-        return {folder / f"{start // SHARD:06}.npz": range(start, min(start + SHARD, count)) for start in range(0, count, SHARD)}
+        return {
+            folder / f"{start // SHARD:06}.npz": range(start, min(start + SHARD, count))
+            for start in range(0, count, SHARD)
+        }
 
     def manifest(self) -> dict[str, Any] | None:
         """The cached file's; None where there is none that is of this job."""
         held = read_manifest(self.path)
-        return held if held is not None and {key: held.get(key) for key in self.identity} == self.identity else None
+        return (
+            held
+            if held is not None and {key: held.get(key) for key in self.identity} == self.identity
+            else None
+        )
 
 
 @dataclass(frozen=True, eq=False)
@@ -96,12 +107,19 @@ class Embedded:
     def save(self, out: Path) -> None:
         """Write an ``.npz`` file that a grid can read, with its manifest readable beside it."""
         images = self.images
-        own = {"x": self.x, "y": images.y, "split": images.split, "class_names": np.array(images.class_names)}
+        own = {
+            "x": self.x,
+            "y": images.y,
+            "split": images.split,
+            "class_names": np.array(images.class_names),
+        }
         write_npz(out, {**own, **images.columns}, self.manifest)
         write_sidecar(out, self.manifest)
 
 
-def cached_embeddings(images: ImageSet, spec: EncoderSpec, name: str, *, skip_bad: bool) -> Embeddings:
+def cached_embeddings(
+    images: ImageSet, spec: EncoderSpec, name: str, *, skip_bad: bool
+) -> Embeddings:
     """The embeddings of an image set, from the cache or computed now; tables call them ``name``."""
     made = embed(EmbedJob(images, locate(spec)), plain_console(stderr=True), skip_bad=skip_bad)
     kept = made.images
@@ -109,13 +127,19 @@ def cached_embeddings(images: ImageSet, spec: EncoderSpec, name: str, *, skip_ba
 
 
 def embed(job: EmbedJob, console: Console, *, skip_bad: bool = False) -> Embedded:
-    """Embed what the cache lacks, on a GPU if there is one; a run that was killed continues with the next shard.
+    """Embed what the cache lacks, on a GPU if there is one; a run that was killed continues with
+    the next shard.
 
-    ``skip_bad`` leaves out images that cannot be decoded; else the first of them are listed, and what was computed is kept.
+    ``skip_bad`` leaves out images that cannot be decoded; else the first of them are listed, and
+    what was computed is kept.
     """
     images, spec = job.images, job.encoder.spec
     if clash := next((name for name in images.columns if name in _RESERVED), None):
-        raise UserError(images.where, f"has a column '{clash}', a name that embeddings use themselves", "rename the column")
+        raise UserError(
+            images.where,
+            f"has a column '{clash}', a name that embeddings use themselves",
+            "rename the column",
+        )
     manifest = job.manifest()
     if manifest is None:
         x, bad = _shards(job, console)
@@ -125,17 +149,22 @@ def embed(job: EmbedJob, console: Console, *, skip_bad: bool = False) -> Embedde
             "shape": list(x.shape),
             "bad": sorted(bad.items()),
             "device": "cuda" if torch.cuda.is_available() else "cpu",
-            "versions": {"fedsim": __version__} | {name: version(name) for name in ("torch", "transformers", "numpy", "pillow")},
+            "versions": {"fedsim": __version__}
+            | {name: version(name) for name in ("torch", "transformers", "numpy", "pillow")},
             "created": datetime.now(UTC).isoformat(timespec="seconds"),
         }
         write_npz(job.path, {"x": x}, manifest)
-        shutil.rmtree(job.path.with_suffix(".parts"), ignore_errors=True)  # of two runs at once the other one may have done so
+        shutil.rmtree(
+            job.path.with_suffix(".parts"), ignore_errors=True
+        )  # of two runs at once the other one may have done so
     bad = {int(position): why for position, why in manifest["bad"]}
     _refuse_bad({} if skip_bad else bad, images)
     try:
         x = read_arrays(job.path)["x"]
     except (BadArrays, KeyError) as error:
-        raise UserError(str(job.path), f"cannot be read ({error})", "remove it, it is made again") from error
+        raise UserError(
+            str(job.path), f"cannot be read ({error})", "remove it, it is made again"
+        ) from error
     kept = images.take(np.setdiff1d(np.arange(len(images)), list(bad)))
     described = {
         **{key: value for key, value in manifest.items() if key != "bad"},
@@ -143,8 +172,14 @@ def embed(job: EmbedJob, console: Console, *, skip_bad: bool = False) -> Embedde
         "dataset": kept.name,
         "encoder_name": str(spec.name or spec.onnx),
         "revision": job.encoder.revision,
-        "rows": {"train": int((kept.split == TRAIN).sum()), "test": int((kept.split == TEST).sum())},
-        "skipped": [{"image": images.image_name(position), "why": why} for position, why in sorted(bad.items())],
+        "rows": {
+            "train": int((kept.split == TRAIN).sum()),
+            "test": int((kept.split == TEST).sum()),
+        },
+        "skipped": [
+            {"image": images.image_name(position), "why": why}
+            for position, why in sorted(bad.items())
+        ],
     }
     return Embedded(kept, x, described)
 
@@ -152,23 +187,40 @@ def embed(job: EmbedJob, console: Console, *, skip_bad: bool = False) -> Embedde
 def _refuse_bad(bad: Mapping[int, str], images: ImageSet) -> None:
     """List the first of the images that cannot be decoded, if there are some."""
     if bad:
-        listed = "".join(f"\n  {images.image_name(position)} ({why})" for position, why in sorted(bad.items())[:_SHOWN])
+        listed = "".join(
+            f"\n  {images.image_name(position)} ({why})"
+            for position, why in sorted(bad.items())[:_SHOWN]
+        )
         more = f"\n  and {len(bad) - _SHOWN} more" if len(bad) > _SHOWN else ""
         hint = "repair them, or leave them out with `skip_bad` (skip_bad: true in a grid)"
-        raise UserError(images.where, f"{len(bad)} of {len(images)} images cannot be decoded", f"{hint}:{listed}{more}")
+        raise UserError(
+            images.where,
+            f"{len(bad)} of {len(images)} images cannot be decoded",
+            f"{hint}:{listed}{more}",
+        )
 
 
 def _shards(job: EmbedJob, console: Console) -> tuple[NDArray[np.floating], dict[int, str]]:
-    """Embeddings ``[n, d]`` of all good images, and why the others are bad; shards that are not there yet are computed and saved."""
+    """Embeddings ``[n, d]`` of all good images, and why the others are bad; shards that are not
+    there yet are computed and saved.
+    """
     device, encoder = "cuda" if torch.cuda.is_available() else "cpu", None
     threads = 1 if device == "cpu" else max(1, joblib.cpu_count() - 1)
     rows: list[NDArray[np.floating]] = []
     bad: dict[int, str] = {}
-    with Progress(console=console) as progress, ThreadPoolExecutor(threads, thread_name_prefix="decode") as pool:
-        for path, positions in progress.track(job.shards.items(), description=f"embedding {job.images.name}"):
+    with (
+        Progress(console=console) as progress,
+        ThreadPoolExecutor(threads, thread_name_prefix="decode") as pool,
+    ):
+        for path, positions in progress.track(
+            job.shards.items(), description=f"embedding {job.images.name}"
+        ):
             try:
                 held = read_arrays(path)
-                part, why = held["x"], {int(position): reason for position, reason in json.loads(str(held["bad"]))}
+                part, why = (
+                    held["x"],
+                    {int(position): reason for position, reason in json.loads(str(held["bad"]))},
+                )
             except (BadArrays, ValueError, TypeError, KeyError):
                 encoder = encoder or ImageEncoder(job.encoder, device)
                 part, why = _shard(job, encoder, positions, pool)
@@ -179,11 +231,17 @@ def _shards(job: EmbedJob, console: Console) -> tuple[NDArray[np.floating], dict
         _refuse_bad(bad, job.images)
     x = np.concatenate(rows)
     if not np.isfinite(x).all():
-        raise UserError(job.images.where, "there are embeddings with NaN or infinite values", "store them as float32, or check the encoder")
+        raise UserError(
+            job.images.where,
+            "there are embeddings with NaN or infinite values",
+            "store them as float32, or check the encoder",
+        )
     return x, bad
 
 
-def _shard(job: EmbedJob, encoder: ImageEncoder, positions: range, pool: ThreadPoolExecutor) -> tuple[NDArray[np.floating], dict[int, str]]:
+def _shard(
+    job: EmbedJob, encoder: ImageEncoder, positions: range, pool: ThreadPoolExecutor
+) -> tuple[NDArray[np.floating], dict[int, str]]:
     """One shard; its batches are decoded while the model computes."""
     spec = job.encoder.spec
     size = max(1, job.batch // spec.views)
@@ -198,7 +256,9 @@ def _shard(job: EmbedJob, encoder: ImageEncoder, positions: range, pool: ThreadP
     return np.concatenate(rows) if rows else np.zeros((0, 0), spec.dtype), bad
 
 
-def _prepared(encoder: ImageEncoder, positions: Sequence[int], sources: Sequence[Source]) -> tuple[Tensor | None, dict[int, str]]:
+def _prepared(
+    encoder: ImageEncoder, positions: Sequence[int], sources: Sequence[Source]
+) -> tuple[Tensor | None, dict[int, str]]:
     """The pixels of a batch's good images, and why the others are bad."""
     good, bad = [], {}
     for position, source in zip(positions, sources, strict=True):

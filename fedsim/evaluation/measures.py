@@ -1,4 +1,6 @@
-"""What a cell is scored by: of each measure the formula, the title, and where it is shown. One more is one more entry."""
+"""What a cell is scored by: of each measure the formula, the title, and where it is shown. One more
+is one more entry.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +13,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 LabelShares = Literal["released", "uniform"]
-"""Which labels plain accuracy is from: as frequent as the algorithm released them under its budget, or equally frequent."""
+"""Which labels plain accuracy is from: as frequent as the algorithm released them under its budget,
+or equally frequent.
+"""
 
 
 @dataclass(frozen=True, eq=False)
@@ -22,7 +26,8 @@ class Predictions:
         y: true labels, int64 ``[m]``.
         predicted: labels, int64 ``[m]``.
         probabilities: of the classes, ``[m, C]``.
-        shares: how frequent each class is with the client that predicts, ``[C]``; None where it is no single client.
+        shares: how frequent each class is with the client that predicts, ``[C]``; None where it is
+            no single client.
     """
 
     y: NDArray[np.int64]
@@ -43,10 +48,13 @@ class Measure:
 
     Attributes:
         title: what its table is called.
-        of: whose predictions it is computed from. ``all``: of all test rows, by the probe or classifier that everyone has (the mean over
-            clients with classifiers of their own); ``clients``: each client's of its own test rows, by its own classifier or the probe on
-            its own generator's embeddings; ``personal``: each client's of its own test rows, the mean over clients.
-        score: the number, None where such predictions have none; None in its place where it comes from elsewhere.
+        of: whose predictions it is computed from. ``all``: of all test rows, by the probe or
+            classifier that everyone has (the mean over clients with classifiers of their own);
+            ``clients``: each client's of its own test rows, by its own classifier or the probe on
+            its own generator's embeddings; ``personal``: each client's of its own test rows, the
+            mean over clients.
+        score: the number, None where such predictions have none; None in its place where it comes
+            from elsewhere.
         column: its head in the page's list of cells; "" leaves it out.
         table: whether it has a table of its own in the page, once a row has it.
         terminal: whether a terminal shows that table, too.
@@ -97,11 +105,16 @@ def recalls(of: Predictions) -> NDArray[np.float64]:
     """Recall of every held class, in the classes' order."""
     from sklearn.metrics import recall_score
 
-    return np.asarray(recall_score(of.y, of.predicted, labels=of.held, average=None, zero_division=0), dtype=np.float64)
+    return np.asarray(
+        recall_score(of.y, of.predicted, labels=of.held, average=None, zero_division=0),
+        dtype=np.float64,
+    )
 
 
 def share_weighted_accuracy(of: Predictions) -> float:
-    """Accuracy where labels are as frequent as with the client: the recalls, weighed by its shares."""
+    """Accuracy where labels are as frequent as with the client: the recalls, weighed by its
+    shares.
+    """
     if of.shares is None:
         return accuracy(of)
     return float(np.average(recalls(of), weights=of.shares[of.held]))
@@ -112,15 +125,22 @@ BINS = 15
 
 
 def auroc(of: Predictions) -> float | None:
-    """Area under the ROC curve of one class against the rest, mean over the held classes; None where all rows are of one class."""
+    """Area under the ROC curve of one class against the rest, mean over the held classes; None
+    where all rows are of one class.
+    """
     from sklearn.metrics import roc_auc_score
 
-    areas = [roc_auc_score(of.y == label, of.probabilities[:, label]) for label in of.held if (of.y != label).any()]
+    areas = [
+        roc_auc_score(of.y == label, of.probabilities[:, label])
+        for label in of.held
+        if (of.y != label).any()
+    ]
     return float(np.mean(areas)) if areas else None
 
 
 def calibration_error(of: Predictions) -> float:
-    """Expected calibration error: mean |share predicted right - mean confidence| over :data:`BINS`, weighed by their rows.
+    """Expected calibration error: mean |share predicted right - mean confidence| over :data:`BINS`,
+    weighed by their rows.
 
     Guo et al. 2017, On calibration of modern neural networks (arXiv 1706.04599), equation 3.
     """
@@ -131,47 +151,119 @@ def calibration_error(of: Predictions) -> float:
 
 
 _OWN = "of each client's own generator (or classifier) on its own test rows"
-_INTERPOLATED = "at the clients, own classifier and shared one interpolated (where there is one of each)"
+_INTERPOLATED = (
+    "at the clients, own classifier and shared one interpolated (where there is one of each)"
+)
 _ALONE = "at the clients, own classifier alone"
 _CHANCE = (("chance", "chance"),)
-_ALL_ROWS = (("ceiling", "ceiling_balanced_accuracy"), ("local-only", "local_only_balanced_accuracy"), *_CHANCE)
+_ALL_ROWS = (
+    ("ceiling", "ceiling_balanced_accuracy"),
+    ("local-only", "local_only_balanced_accuracy"),
+    *_CHANCE,
+)
 _OWN_ROWS = (("local-only", "client_local_only_balanced_accuracy"), *_CHANCE)
 """Of clients' own test rows the ceiling of the pooled rows is none."""
 
 MEASURES = {
     "accuracy": Measure("Accuracy", "all", accuracy, "accuracy"),
     "balanced_accuracy": Measure(
-        "Balanced accuracy", "all", balanced_accuracy, "balanced", table=True, terminal=True, references=_ALL_ROWS
+        "Balanced accuracy",
+        "all",
+        balanced_accuracy,
+        "balanced",
+        table=True,
+        terminal=True,
+        references=_ALL_ROWS,
     ),
     "share_of_ceiling": Measure("Balanced accuracy as a share of the ceiling", "all"),
     "macro_f1": Measure("Macro F1", "all", macro_f1, "macro F1"),
-    "auroc": Measure("AUROC, one class against the rest, mean over classes", "all", auroc, "AUROC", table=True),
-    "calibration_error": Measure("Expected calibration error", "all", calibration_error, table=True, best=0.0),
-    "worst_class_recall": Measure("Recall of the worst class", "all", lambda of: float(recalls(of).min()), "worst class", table=True),
-    "knn_balanced_accuracy": Measure(
-        "Balanced accuracy of the nearest synthetic neighbours", "all", None, "kNN", table=True, references=_CHANCE
+    "auroc": Measure(
+        "AUROC, one class against the rest, mean over classes", "all", auroc, "AUROC", table=True
     ),
-    "mlp_balanced_accuracy": Measure("Balanced accuracy of a small network", "all", table=True, references=_CHANCE),
+    "calibration_error": Measure(
+        "Expected calibration error", "all", calibration_error, table=True, best=0.0
+    ),
+    "worst_class_recall": Measure(
+        "Recall of the worst class",
+        "all",
+        lambda of: float(recalls(of).min()),
+        "worst class",
+        table=True,
+    ),
+    "knn_balanced_accuracy": Measure(
+        "Balanced accuracy of the nearest synthetic neighbours",
+        "all",
+        None,
+        "kNN",
+        table=True,
+        references=_CHANCE,
+    ),
+    "mlp_balanced_accuracy": Measure(
+        "Balanced accuracy of a small network", "all", table=True, references=_CHANCE
+    ),
     "frechet_distance": Measure(
-        "Fréchet distance to test rows, mean over classes", "all", table=True, best=0.0, most=math.inf, fidelity=True
+        "Fréchet distance to test rows, mean over classes",
+        "all",
+        table=True,
+        best=0.0,
+        most=math.inf,
+        fidelity=True,
     ),
     # an unbiased one may be a little below 0
-    "squared_mmd": Measure("Squared MMD to test rows, mean over classes", "all", best=0.0, least=-math.inf, most=math.inf, fidelity=True),
-    "density": Measure("Density among test rows, mean over classes", "all", best=None, most=math.inf, fidelity=True),
-    "coverage": Measure("Coverage of test rows, mean over classes", "all", None, "coverage", table=True, fidelity=True),
+    "squared_mmd": Measure(
+        "Squared MMD to test rows, mean over classes",
+        "all",
+        best=0.0,
+        least=-math.inf,
+        most=math.inf,
+        fidelity=True,
+    ),
+    "density": Measure(
+        "Density among test rows, mean over classes", "all", best=None, most=math.inf, fidelity=True
+    ),
+    "coverage": Measure(
+        "Coverage of test rows, mean over classes",
+        "all",
+        None,
+        "coverage",
+        table=True,
+        fidelity=True,
+    ),
     "synthetic_norm": Measure(
-        "Mean norm of synthetic rows before long ones are shortened to 1.2; real rows have 1", "all", best=1.0, most=math.inf
+        "Mean norm of synthetic rows before long ones are shortened to 1.2; real rows have 1",
+        "all",
+        best=1.0,
+        most=math.inf,
     ),
-    "real_or_synthetic": Measure("Accuracy of telling synthetic from test rows, 0.5 is best", "all", table=True, best=0.5, fidelity=True),
+    "real_or_synthetic": Measure(
+        "Accuracy of telling synthetic from test rows, 0.5 is best",
+        "all",
+        table=True,
+        best=0.5,
+        fidelity=True,
+    ),
     "client_balanced_accuracy": Measure(
-        f"Balanced accuracy {_OWN}, mean over clients", "clients", table=True, terminal=True, references=_OWN_ROWS
+        f"Balanced accuracy {_OWN}, mean over clients",
+        "clients",
+        table=True,
+        terminal=True,
+        references=_OWN_ROWS,
     ),
-    "client_worst_balanced_accuracy": Measure(f"Balanced accuracy {_OWN}, worst client", "clients", table=True, references=_CHANCE),
-    "client_spread": Measure(f"Balanced accuracy {_OWN}, best client less worst", "clients", best=0.0),
+    "client_worst_balanced_accuracy": Measure(
+        f"Balanced accuracy {_OWN}, worst client", "clients", table=True, references=_CHANCE
+    ),
+    "client_spread": Measure(
+        f"Balanced accuracy {_OWN}, best client less worst", "clients", best=0.0
+    ),
     "client_shared_balanced_accuracy": Measure(
-        "Balanced accuracy of the shared generator on the same rows", "clients", table=True, references=_OWN_ROWS
+        "Balanced accuracy of the shared generator on the same rows",
+        "clients",
+        table=True,
+        references=_OWN_ROWS,
     ),
-    "client_local_only_balanced_accuracy": Measure("Balanced accuracy of each client's own real rows on the same rows", "clients"),
+    "client_local_only_balanced_accuracy": Measure(
+        "Balanced accuracy of each client's own real rows on the same rows", "clients"
+    ),
     "personal_accuracy": Measure(
         f"Accuracy {_INTERPOLATED}",
         "personal",
@@ -190,6 +282,8 @@ MEASURES = {
     ),
     "personal_alone_accuracy": Measure(f"Accuracy {_ALONE}", "personal"),
     "personal_alone_balanced_accuracy": Measure(f"Balanced accuracy {_ALONE}", "personal"),
-    "personal_weight": Measure("Mean weight of the clients' own classifiers", "personal", best=None),
+    "personal_weight": Measure(
+        "Mean weight of the clients' own classifiers", "personal", best=None
+    ),
 }
 """The measures by the name of their field, in the order of a row."""

@@ -1,7 +1,9 @@
-"""What else reads synthetic rows beside the linear probe: other learners, and how like real rows they are, class by class.
+"""What else reads synthetic rows beside the linear probe: other learners, and how like real rows
+they are, class by class.
 
-All numbers of fidelity but the probe's are means over the classes that have real rows enough, of rows in the leading directions of the real
-ones: the same directions for every algorithm. The probe sees whole rows of all classes.
+All numbers of fidelity but the probe's are means over the classes that have real rows enough, of
+rows in the leading directions of the real ones: the same directions for every algorithm. The probe
+sees whole rows of all classes.
 """
 
 from __future__ import annotations
@@ -21,7 +23,9 @@ from fedsim.models.probe import fit_probe
 NEAREST = 5
 """Neighbours that vote."""
 MOST_NEIGHBOURS = 1000
-"""Synthetic rows that may be neighbours: a table of distances to more takes longer than training some methods."""
+"""Synthetic rows that may be neighbours: a table of distances to more takes longer than training
+some methods.
+"""
 HIDDEN = 64
 """Units of the small network."""
 DIRECTIONS = 64
@@ -29,7 +33,9 @@ DIRECTIONS = 64
 NEIGHBOURS = 5
 """k of density and coverage; a class needs more real rows."""
 MOST_ROWS_COMPARED = 1000
-"""Rows that directions are computed from, and rows of each kind that the probe of real against synthetic sees."""
+"""Rows that directions are computed from, and rows of each kind that the probe of real against
+synthetic sees.
+"""
 
 WIDTHS = (1.0, 10.0, 100.0)
 """Widths of the MMD's kernels, in medians of squared distance."""
@@ -57,43 +63,72 @@ def nearest_neighbours(made: Labelled, real: Labelled, probe_c: float) -> Scores
 
 
 def small_network(made: Labelled, real: Labelled, probe_c: float) -> Scores:
-    """Balanced accuracy on real rows of a network with one hidden layer, trained on the synthetic ones."""
+    """Balanced accuracy on real rows of a network with one hidden layer, trained on the synthetic
+    ones.
+    """
     from sklearn.exceptions import ConvergenceWarning
     from sklearn.neural_network import MLPClassifier
 
     mean, deviation = made.x.mean(axis=0), made.x.std(axis=0).clip(1e-6)
-    model = MLPClassifier((HIDDEN,), alpha=1 / (probe_c * len(made.x)), max_iter=30, random_state=0, tol=0.0, n_iter_no_change=30)
+    model = MLPClassifier(
+        (HIDDEN,),
+        alpha=1 / (probe_c * len(made.x)),
+        max_iter=30,
+        random_state=0,
+        tol=0.0,
+        n_iter_no_change=30,
+    )
     with warnings.catch_warnings():
         # so many steps are the readout's definition
         warnings.simplefilter("ignore", ConvergenceWarning)
         model.fit((made.x - mean) / deviation, made.y)
-    return Scores(mlp_balanced_accuracy=balanced_accuracy_of(real.y, model.predict((real.x - mean) / deviation)))
+    return Scores(
+        mlp_balanced_accuracy=balanced_accuracy_of(
+            real.y, model.predict((real.x - mean) / deviation)
+        )
+    )
 
 
 def fidelity(made: Labelled, real: Labelled, probe_c: float) -> Scores:
-    """Fréchet distance, squared MMD, density, coverage, and how well a probe of inverse penalty ``probe_c`` tells real from made."""
+    """Fréchet distance, squared MMD, density, coverage, and how well a probe of inverse penalty
+    ``probe_c`` tells real from made.
+    """
     basis = leading_directions(real.x)
     counts = np.bincount(real.y)
     classes = [label for label in np.flatnonzero(counts > NEIGHBOURS) if (made.y == label).any()]
     if not classes:
         return Scores()
-    pairs = [(made.x[made.y == label] @ basis, real.x[real.y == label] @ basis) for label in classes]
-    numbers = np.array([(frechet(*pair), squared_mmd(*pair), *density_and_coverage(*pair)) for pair in pairs])
+    pairs = [
+        (made.x[made.y == label] @ basis, real.x[real.y == label] @ basis) for label in classes
+    ]
+    numbers = np.array(
+        [(frechet(*pair), squared_mmd(*pair), *density_and_coverage(*pair)) for pair in pairs]
+    )
     names = ("frechet_distance", "squared_mmd", "density", "coverage")
-    return Scores(dict(zip(names, numbers.mean(axis=0).tolist(), strict=True)), real_or_synthetic=told_apart(made, real, probe_c))
+    return Scores(
+        dict(zip(names, numbers.mean(axis=0).tolist(), strict=True)),
+        real_or_synthetic=told_apart(made, real, probe_c),
+    )
 
 
 def left_out(data: Embeddings, site: str | None = None) -> str | None:
-    """What is wrong with fidelity where classes have too few test rows, None where none has; ``site``: whose rows alone these are."""
+    """What is wrong with fidelity where classes have too few test rows, None where none has;
+    ``site``: whose rows alone these are.
+    """
     enough = int((np.bincount(data.y_test, minlength=data.classes) > NEIGHBOURS).sum())
     if enough == data.classes:
         return None
     of = f"{site} of {data.name}" if site else data.name
-    return f"fidelity on {of} is over {enough} of its {data.classes} classes: the others have {NEIGHBOURS} test rows or fewer"
+    return (
+        f"fidelity on {of} is over {enough} of its {data.classes} classes: the others have "
+        f"{NEIGHBOURS} test rows or fewer"
+    )
 
 
 def leading_directions(x: NDArray[np.float32]) -> Rows:
-    """Orthonormal ``[d, k]``: the leading principal directions of rows, of at most :data:`MOST_ROWS_COMPARED` of them."""
+    """Orthonormal ``[d, k]``: the leading principal directions of rows, of at most
+    :data:`MOST_ROWS_COMPARED` of them.
+    """
     some = x[:: -(-len(x) // MOST_ROWS_COMPARED)].astype(np.float64)
     centred = some - some.mean(axis=0)
     if len(some) >= x.shape[1]:
@@ -106,7 +141,8 @@ def leading_directions(x: NDArray[np.float32]) -> Rows:
 
 
 def frechet(made: Rows, real: Rows) -> float:
-    """Distance of the Gaussians that fit the two: ``|m - n|^2 + tr(A + B - 2 (A^(1/2) B A^(1/2))^(1/2))``.
+    """Distance of the Gaussians that fit the two: ``|m - n|^2 + tr(A + B - 2 (A^(1/2) B
+    A^(1/2))^(1/2))``.
 
     Heusel et al. 2017 (arXiv 1706.08500), equation 6, in units of squared embedding norm.
     """
@@ -114,11 +150,18 @@ def frechet(made: Rows, real: Rows) -> float:
     values, vectors = np.linalg.eigh(a)
     root = (vectors * np.sqrt(values.clip(0))) @ vectors.T
     cross = np.sqrt(np.linalg.eigvalsh(root @ b @ root).clip(0)).sum()
-    return float(np.square(made.mean(axis=0) - real.mean(axis=0)).sum() + np.trace(a) + np.trace(b) - 2 * cross)
+    return float(
+        np.square(made.mean(axis=0) - real.mean(axis=0)).sum()
+        + np.trace(a)
+        + np.trace(b)
+        - 2 * cross
+    )
 
 
 def squared_mmd(made: Rows, real: Rows) -> float:
-    """Unbiased squared MMD (Gretton et al. 2012): Gaussian kernels as wide as real rows are apart, and wider, so that size shows."""
+    """Unbiased squared MMD (Gretton et al. 2012): Gaussian kernels as wide as real rows are apart,
+    and wider, so that size shows.
+    """
     from scipy.spatial.distance import cdist, pdist
 
     width = max(float(np.median(pdist(real, "sqeuclidean"))), 1e-12)
@@ -135,7 +178,9 @@ def squared_mmd(made: Rows, real: Rows) -> float:
 
 
 def density_and_coverage(made: Rows, real: Rows) -> tuple[float, float]:
-    """Naeem et al. 2020 (arXiv 2002.09797): made rows in real rows' neighbourhoods, and real rows with a made one in theirs."""
+    """Naeem et al. 2020 (arXiv 2002.09797): made rows in real rows' neighbourhoods, and real rows
+    with a made one in theirs.
+    """
     from scipy.spatial.distance import cdist
 
     radius = np.sort(cdist(real, real), axis=1)[:, NEIGHBOURS]
@@ -146,24 +191,43 @@ def density_and_coverage(made: Rows, real: Rows) -> tuple[float, float]:
 def told_apart(made: Labelled, real: Labelled, probe_c: float) -> float:
     """Accuracy of a probe that tells real from made by features and squared norm: 0.5 is a guess.
 
-    There are as many made rows as real ones of every class, at least one, and at most about :data:`MOST_ROWS_COMPARED` of either kind in
-    all. The probe is trained on every other two rows and tested on the rest, and the other way round: two at a time, since some generators
-    draw rows in pairs, and the other of a pair must not be among the training rows. Too few rows for two folds: 0.5.
+    There are as many made rows as real ones of every class, at least one, and at most about
+    :data:`MOST_ROWS_COMPARED` of either kind in all. The probe is trained on every other two rows
+    and tested on the rest, and the other way round: two at a time, since some generators draw rows
+    in pairs, and the other of a pair must not be among the training rows. Too few rows for two
+    folds: 0.5.
     """
     classes = 1 + int(max(made.y.max(), real.y.max()))
     counts = np.minimum(*(np.bincount(rows.y, minlength=classes) for rows in (made, real)))
-    counts = np.maximum(counts * min(1.0, MOST_ROWS_COMPARED / counts.sum()), np.minimum(counts, 1)).astype(np.int64)
-    picked = [[np.flatnonzero(rows.y == label)[:count] for label, count in enumerate(counts)] for rows in (made, real)]
+    counts = np.maximum(
+        counts * min(1.0, MOST_ROWS_COMPARED / counts.sum()), np.minimum(counts, 1)
+    ).astype(np.int64)
+    picked = [
+        [np.flatnonzero(rows.y == label)[:count] for label, count in enumerate(counts)]
+        for rows in (made, real)
+    ]
     mine, theirs = (np.concatenate(own) for own in picked)
     x = np.concatenate([made.x[mine], real.x[theirs]])
-    x = np.hstack([x, np.square(x).sum(axis=1, keepdims=True)])  # a linear probe does not see how long rows are
-    even = counts + counts % 2  # the rows of a class start at an even number, so that consecutive draws form a pair
-    numbers = np.concatenate([end - room + np.arange(count) for end, room, count in zip(np.cumsum(even), even, counts, strict=True)])
+    x = np.hstack(
+        [x, np.square(x).sum(axis=1, keepdims=True)]
+    )  # a linear probe does not see how long rows are
+    even = (
+        counts + counts % 2
+    )  # the rows of a class start at an even number, so that consecutive draws form a pair
+    numbers = np.concatenate(
+        [
+            end - room + np.arange(count)
+            for end, room, count in zip(np.cumsum(even), even, counts, strict=True)
+        ]
+    )
     y, fold = np.repeat([0, 1], [len(mine), len(theirs)]), np.tile(numbers, 2) // 2 % 2
     if len(np.unique(fold)) < 2:
         return 0.5
     halves = [fold == part for part in (0, 1)]
-    return sum(float((fit_probe(x[half], y[half], probe_c).predict(x[~half]) == y[~half]).sum()) for half in halves) / len(y)
+    return sum(
+        float((fit_probe(x[half], y[half], probe_c).predict(x[~half]) == y[~half]).sum())
+        for half in halves
+    ) / len(y)
 
 
 READOUTS: dict[str, Callable[[Labelled, Labelled, float], Scores]] = {
@@ -171,4 +235,6 @@ READOUTS: dict[str, Callable[[Labelled, Labelled, float], Scores]] = {
     "mlp": small_network,
     "fidelity": fidelity,
 }
-"""By the names that a grid gives them: (synthetic rows, test rows, the probe's inverse penalty) to scores."""
+"""By the names that a grid gives them: (synthetic rows, test rows, the probe's inverse penalty) to
+scores.
+"""

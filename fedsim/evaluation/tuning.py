@@ -1,7 +1,9 @@
-"""A tuned cell: the best of several trainings, by a noisy score on private rows that none of them sees; and the plans of any cell.
+"""A tuned cell: the best of several trainings, by a noisy score on private rows that none of them
+sees; and the plans of any cell.
 
-The budget of a tuned cell pays for all its trainings and their scores (:mod:`fedsim.privacy.selection`). Each training has an ordinary
-plan, solved for the largest epsilon at which the whole costs no more than the cell's; the same one for all settings.
+The budget of a tuned cell pays for all its trainings and their scores
+(:mod:`fedsim.privacy.selection`). Each training has an ordinary plan, solved for the largest
+epsilon at which the whole costs no more than the cell's; the same one for all settings.
 """
 
 from __future__ import annotations
@@ -43,7 +45,8 @@ from fedsim.training.trial import Candidate, Outcome, Trial, local_pool, run_tri
 
 @dataclass(frozen=True)
 class ScoredRun:
-    """One training of a tuned cell, by the position of its parameters: its noisy score, and its outcome without the state.
+    """One training of a tuned cell, by the position of its parameters: its noisy score, and its
+    outcome without the state.
 
     ``multiplier`` is the noise that was added to the score, over its sensitivity, which is 1.
     """
@@ -72,16 +75,29 @@ class _Search:
         return replace(longer, best=state if longer.winner is run else self.best)
 
     def beside(self, progress: Checkpoint, secret: int | None) -> Checkpoint:
-        """A checkpoint of the training under way, with all that came before it and the key of the cell."""
-        known = json.dumps({"training": progress.ledger, "runs": [asdict(run) for run in self.runs]})
-        return replace(progress, tensors=progress.tensors | nested("best", self.best or {}), ledger=known, secret=secret)
+        """A checkpoint of the training under way, with all that came before it and the key of the
+        cell.
+        """
+        known = json.dumps(
+            {"training": progress.ledger, "runs": [asdict(run) for run in self.runs]}
+        )
+        return replace(
+            progress,
+            tensors=progress.tensors | nested("best", self.best or {}),
+            ledger=known,
+            secret=secret,
+        )
 
     @classmethod
     def of(cls, progress: Checkpoint) -> tuple[_Search, Checkpoint]:
         """The inverse of :meth:`beside`."""
         known, best = json.loads(progress.ledger), below("best", progress.tensors)
-        own = {name: value for name, value in progress.tensors.items() if not name.startswith("best.")}
-        return cls(tuple(map(_scored, known["runs"])), best or None), replace(progress, tensors=own, ledger=known["training"])
+        own = {
+            name: value for name, value in progress.tensors.items() if not name.startswith("best.")
+        }
+        return cls(tuple(map(_scored, known["runs"])), best or None), replace(
+            progress, tensors=own, ledger=known["training"]
+        )
 
 
 def _scored(plain: dict[str, Any]) -> ScoredRun:
@@ -91,9 +107,17 @@ def _scored(plain: dict[str, Any]) -> ScoredRun:
 
 
 class _OfRun(Checkpoints):
-    """The checkpoints of one training, which go into those of the cell; the first is not waited for, so that a cell keeps its draws."""
+    """The checkpoints of one training, which go into those of the cell; the first is not waited
+    for, so that a cell keeps its draws.
+    """
 
-    def __init__(self, whole: Checkpoints | None, search: _Search, secret: int | None, progress: Checkpoint | None) -> None:
+    def __init__(
+        self,
+        whole: Checkpoints | None,
+        search: _Search,
+        secret: int | None,
+        progress: Checkpoint | None,
+    ) -> None:
         self.whole, self.search, self.secret, self.progress = whole, search, secret, progress
         self.first = not search.runs and progress is None
 
@@ -119,10 +143,11 @@ def run_tuned(
     checkpoints: Checkpoints | None = None,
     device: torch.device = CPU,
 ) -> Iterator[RoundRecord | Outcome]:
-    """Train a tuned cell: yields the rounds of its trainings one after another, then the outcome of the best.
+    """Train a tuned cell: yields the rounds of its trainings one after another, then the outcome of
+    the best.
 
-    The number of trainings, their parameters and their keys are drawn from a secret stream, so the cell continues with them. Arguments are
-    those of :func:`fedsim.training.trial.run_trial`.
+    The number of trainings, their parameters and their keys are drawn from a secret stream, so the
+    cell continues with them. Arguments are those of :func:`fedsim.training.trial.run_trial`.
     """
     started = time.perf_counter()
     trial = trial.given(data)
@@ -131,14 +156,21 @@ def run_tuned(
     seeds = seeds_of(trial, resume)
     search, progress = (_Search(), None) if resume is None else _Search.of(resume)
     drawn = draws(tuning, len(trial.candidates), seeds)
-    trained_on, held = (trial.partition, None) if tuning.free else held_out(trial, tuning.held_out, seeds)
-    tried = [build_algorithm(trial.cell.algorithm, trial.candidates[candidate].params, trial.task) for candidate in drawn]
+    trained_on, held = (
+        (trial.partition, None) if tuning.free else held_out(trial, tuning.held_out, seeds)
+    )
+    tried = [
+        build_algorithm(trial.cell.algorithm, trial.candidates[candidate].params, trial.task)
+        for candidate in drawn
+    ]
     sizes = [sum(release.rounds for release in algorithm.releases()) for algorithm in tried]
     for number, candidate in enumerate(drawn):
         if number < len(search.runs):
             continue
         chosen = trial.candidates[candidate]
-        one = replace(trial.of(chosen.params, _training(chosen.plan)), partition=trained_on, candidates=())
+        one = replace(
+            trial.of(chosen.params, _training(chosen.plan)), partition=trained_on, candidates=()
+        )
         own_seeds = seeds if tuning.free else seeds.run(number)
         kept = _OfRun(checkpoints, search, seeds.secret, progress)
         for step in run_trial(one, data, make_pool, kept, device, own_seeds):
@@ -150,14 +182,20 @@ def run_tuned(
                 told = judge_of(one, step.state, data, device).predictions()
                 score, multiplier = float(np.mean(list(map(balanced_accuracy, told)))), 0.0
             else:
-                score, multiplier = held.noisy(one, step.state, data, chosen.plan, own_seeds, device)
-            search = search.after(ScoredRun(candidate, score, multiplier, replace(step, state={})), step.state)
+                score, multiplier = held.noisy(
+                    one, step.state, data, chosen.plan, own_seeds, device
+                )
+            search = search.after(
+                ScoredRun(candidate, score, multiplier, replace(step, state={})), step.state
+            )
         progress = None
     yield _outcome(trial, search, time.perf_counter() - started)
 
 
 def draws(tuning: Tuning, candidates: int, seeds: Seeds) -> list[int]:
-    """The candidates to train, in order: each once if the search is free, else a random number of independent ones."""
+    """The candidates to train, in order: each once if the search is free, else a random number of
+    independent ones.
+    """
     if tuning.free:
         return list(range(candidates))
     stream = seeds.keystream(Purpose.SELECTION)
@@ -167,14 +205,18 @@ def draws(tuning: Tuning, candidates: int, seeds: Seeds) -> list[int]:
 
 def _training(plan: PrivacyPlan | None) -> PrivacyPlan | None:
     """The plan of the training alone, whose ledger holds no score."""
-    return plan and replace(plan, releases=tuple(release for release in plan.releases if release.name != SCORE))
+    return plan and replace(
+        plan, releases=tuple(release for release in plan.releases if release.name != SCORE)
+    )
 
 
 @dataclass(frozen=True)
 class HeldOut:
-    """The numbers of the rows that trainings are scored on, a client after another, whose each is, and its weight.
+    """The numbers of the rows that trainings are scored on, a client after another, whose each is,
+    and its weight.
 
-    That is what it adds to the score if it is predicted right: 1, or where the unit is a group its share of the group.
+    That is what it adds to the score if it is predicted right: 1, or where the unit is a group its
+    share of the group.
     """
 
     rows: NDArray[np.int64]
@@ -182,18 +224,29 @@ class HeldOut:
     weights: NDArray[np.float64]
 
     def noisy(
-        self, trial: Trial, state: Tensors, data: Embeddings, plan: PrivacyPlan | None, seeds: Seeds, device: torch.device = CPU
+        self,
+        trial: Trial,
+        state: Tensors,
+        data: Embeddings,
+        plan: PrivacyPlan | None,
+        seeds: Seeds,
+        device: torch.device = CPU,
     ) -> tuple[float, float]:
-        """How many units are predicted right, with the plan's noise; and the noise multiplier. One unit changes the number by at most 1."""
+        """How many units are predicted right, with the plan's noise; and the noise multiplier. One
+        unit changes the number by at most 1.
+        """
         count = float(self.weights @ self.correct(trial, state, data, device))
         std = 0.0 if plan is None else plan.mechanism(SCORE).noise_multiplier
         noise = gaussian({SCORE: (1,)}, std, seeds.keystream(Purpose.SELECTION))
         return count + float(noise.parts[SCORE][0]), std
 
-    def correct(self, trial: Trial, state: Tensors, data: Embeddings, device: torch.device = CPU) -> NDArray[np.bool_]:
+    def correct(
+        self, trial: Trial, state: Tensors, data: Embeddings, device: torch.device = CPU
+    ) -> NDArray[np.bool_]:
         """Whether each row is predicted right, by a classifier or the probe on synthetic rows.
 
-        It sees one row at a time, in memory of its own: of all rows together, one could change how the others are rounded or predicted.
+        It sees one row at a time, in memory of its own: of all rows together, one could change how
+        the others are rounded or predicted.
         """
         judge = judge_of(trial, state, data, device)
         made = judge.made
@@ -201,7 +254,8 @@ class HeldOut:
             made, device = folded(judge.probe, data.classes), CPU
         rows = to_device(torch.from_numpy(data.x_train[self.rows]), device)
         predicted = [
-            int(own(made, int(client)).probabilities(row[None].clone())[0].argmax()) for row, client in zip(rows, self.clients, strict=True)
+            int(own(made, int(client)).probabilities(row[None].clone())[0].argmax())
+            for row, client in zip(rows, self.clients, strict=True)
         ]
         return np.asarray(np.array(predicted, dtype=np.int64) == data.y_train[self.rows])
 
@@ -209,14 +263,20 @@ class HeldOut:
 def held_out(trial: Trial, probability: float, seeds: Seeds) -> tuple[Partition, HeldOut]:
     """The partition without the rows that are held out, and those; groups stay whole.
 
-    A unit's coin is drawn from a secret stream by its place, whatever its row holds, so units in training and those in the score are
-    disjoint parts that no data decides (:mod:`fedsim.privacy.selection`).
+    A unit's coin is drawn from a secret stream by its place, whatever its row holds, so units in
+    training and those in the score are disjoint parts that no data decides
+    (:mod:`fedsim.privacy.selection`).
     """
     partition = trial.partition
     kept, kept_groups, rows, clients, weights = [], [], [], [], []
     for client, own_rows in enumerate(partition.rows):
         part = np.arange(len(own_rows)) if partition.groups is None else partition.groups[client]
-        coins = seeds.keystream(Purpose.HELD_OUT, client=client).uniform(int(part[-1]) + 1 if len(part) else 0) < probability
+        coins = (
+            seeds.keystream(Purpose.HELD_OUT, client=client).uniform(
+                int(part[-1]) + 1 if len(part) else 0
+            )
+            < probability
+        )
         out = coins[part] if len(part) else np.zeros(0, bool)
         kept.append(own_rows[~out])
         kept_groups.append(np.unique(part[~out], return_inverse=True)[1])
@@ -248,7 +308,9 @@ def _outcome(trial: Trial, search: _Search, seconds: float) -> Outcome:
         return outcome
     ran = [one.mechanisms for one in outcomes if one.mechanisms is not None]
     least = min(run.multiplier for run in search.runs)
-    spent = replace(plan.selection, trainings=distinct([*plan.selection.trainings, *ran]), score=least)
+    spent = replace(
+        plan.selection, trainings=distinct([*plan.selection.trainings, *ran]), score=least
+    )
     scored = Mechanism(winner.multiplier, release=SCORE)
     return replace(
         outcome,
@@ -263,12 +325,18 @@ _LESS = 0.995
 
 
 def plans_of(
-    cls: type[Algorithm], params: Mapping[str, Any], tuning: Tuning | None, task: Task, epsilon: float | None, delta: float
+    cls: type[Algorithm],
+    params: Mapping[str, Any],
+    tuning: Tuning | None,
+    task: Task,
+    epsilon: float | None,
+    delta: float,
 ) -> tuple[Candidate, ...]:
-    """The parameters of a cell with their plan; one candidate unless the cell is tuned, else one a point of its space.
+    """The parameters of a cell with their plan; one candidate unless the cell is tuned, else one a
+    point of its space.
 
-    Points replace those of all ``params`` that are in their space. The budget is of all trainings and scores together; an ``epsilon`` of
-    None has no meaning for the algorithm.
+    Points replace those of all ``params`` that are in their space. The budget is of all trainings
+    and scores together; an ``epsilon`` of None has no meaning for the algorithm.
     """
     if tuning is not None and task.trust == "silo":
         raise UserError("trust", SEEN, "tune under trust: aggregate, or leave out tune")
@@ -290,7 +358,9 @@ def _plan(algorithm: Algorithm, epsilon: float | None, delta: float) -> PrivacyP
     return plan and replace(plan, claim=allowed(plan.claim, algorithm))
 
 
-def _tuned(algorithms: Sequence[Algorithm], tuning: Tuning, epsilon: float, delta: float) -> list[PrivacyPlan]:
+def _tuned(
+    algorithms: Sequence[Algorithm], tuning: Tuning, epsilon: float, delta: float
+) -> list[PrivacyPlan]:
     how = tuning.trials, tuning.distribution
     noise, inner = 0.0, math.inf
     if math.isfinite(epsilon):
@@ -298,9 +368,14 @@ def _tuned(algorithms: Sequence[Algorithm], tuning: Tuning, epsilon: float, delt
             solved_plan(algorithm, epsilon, delta)  # refuses what has no plan at all
         try:
             noise = solved_noise(*how, epsilon, delta, lambda sigma: [Mechanism(sigma)])
-            inner = min(_largest(releases, how, epsilon, delta) for releases in {_steps(algorithm) for algorithm in algorithms})
+            inner = min(
+                _largest(releases, how, epsilon, delta)
+                for releases in {_steps(algorithm) for algorithm in algorithms}
+            )
         except ValueError as error:
-            raise UserError("epsilon", str(error), "give a larger one, or a smaller mean number of trials") from error
+            raise UserError(
+                "epsilon", str(error), "give a larger one, or a smaller mean number of trials"
+            ) from error
     while True:
         plans = [plan for algorithm in algorithms if (plan := _plan(algorithm, inner, delta))]
         ran = [tuple(one for one in plan.mechanisms if one.release != SCORE) for plan in plans]
@@ -316,8 +391,12 @@ def _steps(algorithm: Algorithm) -> tuple[Mechanism, ...]:
     return tuple(sorted(release.mechanism for release in algorithm.releases() if release.steps))
 
 
-def _largest(steps: tuple[Mechanism, ...], how: tuple[float, Any], epsilon: float, delta: float) -> float:
-    """The epsilon of a training alone with the least noise at which the best of the trainings costs ``epsilon``."""
+def _largest(
+    steps: tuple[Mechanism, ...], how: tuple[float, Any], epsilon: float, delta: float
+) -> float:
+    """The epsilon of a training alone with the least noise at which the best of the trainings costs
+    ``epsilon``.
+    """
 
     def scaled(sigma: float) -> list[Mechanism]:
         return [one.scaled(sigma) for one in steps]
@@ -325,7 +404,9 @@ def _largest(steps: tuple[Mechanism, ...], how: tuple[float, Any], epsilon: floa
     return accountant.epsilon(scaled(solved_noise(*how, epsilon, delta, scaled)), delta)[0]
 
 
-def _with_score(plan: PrivacyPlan, selection: Selection, epsilon: float, reached: float) -> PrivacyPlan:
+def _with_score(
+    plan: PrivacyPlan, selection: Selection, epsilon: float, reached: float
+) -> PrivacyPlan:
     score = Release(SCORE, 1.0, 1, selection.score / plan.sigma if plan.sigma else 1.0, main=False)
     return replace(
         plan,

@@ -30,16 +30,22 @@ class ProcessEnded(Exception):
 
 
 def forked(function: Callable[..., Result], *arguments: Any) -> Result:
-    """``function(*arguments)`` in a fork of this process, which stays as it is; raises as :func:`in_forks`."""
+    """``function(*arguments)`` in a fork of this process, which stays as it is; raises as
+    :func:`in_forks`.
+    """
     return next(in_forks(function, [arguments]))
 
 
-def in_forks(function: Callable[..., Result], arguments: Iterable[tuple[Any, ...]]) -> Generator[Result, None, None]:
+def in_forks(
+    function: Callable[..., Result], arguments: Iterable[tuple[Any, ...]]
+) -> Generator[Result, None, None]:
     """The function's result for each of ``arguments``, in order, each in a fork of its own."""
     waiting, running = iter(arguments), deque[tuple[Any, Connection]]()
     try:
         while True:
-            running.extend(_started(function, own) for own in islice(waiting, AT_ONCE - len(running)))
+            running.extend(
+                _started(function, own) for own in islice(waiting, AT_ONCE - len(running))
+            )
             if not running:
                 return
             try:
@@ -64,7 +70,12 @@ def _started(function: Callable[..., Any], arguments: tuple[Any, ...]) -> tuple[
     return child, receiver
 
 
-def _answer(receiver: Connection, sender: Connection, function: Callable[..., Any], arguments: tuple[Any, ...]) -> None:
+def _answer(
+    receiver: Connection,
+    sender: Connection,
+    function: Callable[..., Any],
+    arguments: tuple[Any, ...],
+) -> None:
     receiver.close()  # so that a fork whose parent is killed ends as it answers
     signal.signal(signal.SIGINT, signal.SIG_DFL)
     torch.set_num_threads(1)
@@ -82,7 +93,9 @@ def _answer(receiver: Connection, sender: Connection, function: Callable[..., An
 
 
 def alone(function: Callable[..., Result], module: str, *arguments: Any) -> Result:
-    """``function(*arguments)``, which forks: here if this is the only thread, else in a spawned process that imports ``module`` first."""
+    """``function(*arguments)``, which forks: here if this is the only thread, else in a spawned
+    process that imports ``module`` first.
+    """
     if threading.active_count() == 1 or module == "__main__":
         return function(*arguments)
     context = multiprocessing.get_context("spawn")

@@ -1,4 +1,5 @@
-"""Trainings proved again: every epsilon by an accountant that is not the one that counted, every plan by the algorithm that made it.
+"""Trainings proved again: every epsilon by an accountant that is not the one that counted, every
+plan by the algorithm that made it.
 
 And what several releases of the same data cost together: the composition of all their mechanisms.
 """
@@ -39,19 +40,23 @@ if TYPE_CHECKING:
 Verdict = Literal["proved", "differs", "not proved", "no claim"]
 COLOURS = {"proved": "green", "differs": "red", "not proved": "yellow"}
 MOST_ABOVE, MOST_BELOW = 0.01, 1e-3
-"""Relative differences by which a tight accountant may be above another that is still agreement, and below, where a row would claim less
-than it spent."""
+"""Relative differences by which a tight accountant may be above another that is still agreement,
+and below, where a row would claim less than it spent.
+"""
 _SOLVED = 2e-3
 """Relative difference of noise that was solved with two versions of an accountant."""
 _FINEST, _MESH, _MOST_POINTS = 1e-4, 0.02, 1e8
-"""Of a loss distribution: its finest mesh, that mesh in units of what it spends, and points that take some GiB."""
+"""Of a loss distribution: its finest mesh, that mesh in units of what it spends, and points that
+take some GiB.
+"""
 
 
 @dataclass(frozen=True)
 class Proof:
     """A row's epsilon beside dp-accounting's, and what differs or was not compared.
 
-    The verdict is ``not proved`` where that epsilon cannot be computed, ``no claim`` where the row claims none.
+    The verdict is ``not proved`` where that epsilon cannot be computed, ``no claim`` where the row
+    claims none.
     """
 
     row: Row
@@ -63,27 +68,52 @@ class Proof:
     def ratio(self) -> float | None:
         """The row's epsilon over the recomputed one."""
         spent, epsilon = self.row.epsilon_spent, self.epsilon
-        return None if spent is None or epsilon is None else 1.0 if spent == epsilon else spent / epsilon if epsilon else math.inf
+        return (
+            None
+            if spent is None or epsilon is None
+            else 1.0
+            if spent == epsilon
+            else spent / epsilon
+            if epsilon
+            else math.inf
+        )
 
 
 def prove(row: Row, line: Line, *, trust_plugin: bool = False) -> Proof:
-    """Compare ledger, plan and epsilon of a training's line with each other, with the algorithm's plan, and with dp-accounting.
+    """Compare ledger, plan and epsilon of a training's line with each other, with the algorithm's
+    plan, and with dp-accounting.
 
-    By dp-accounting's privacy loss distribution (pessimistic, both orders, connecting the dots), or its Rényi accountant where the row's
-    is one. The plan of an algorithm that is the path of a class is rebuilt only if it is trusted.
+    By dp-accounting's privacy loss distribution (pessimistic, both orders, connecting the dots), or
+    its Rényi accountant where the row's is one. The plan of an algorithm that is the path of a
+    class is rebuilt only if it is trusted.
     """
-    if not line["plan"] or math.isinf(row.epsilon_target) or row.status in ("failed", "unaccounted", "refuted"):
+    if (
+        not line["plan"]
+        or math.isinf(row.epsilon_target)
+        or row.status in ("failed", "unaccounted", "refuted")
+    ):
         return Proof(row, "no claim")
     plan: PrivacyPlan = TypeAdapter(PrivacyPlan).validate_json(dump(line["plan"]))
     try:
-        ran, planned = (list(map(asdict, merged(mechanisms))) for mechanisms in (row.ran, plan.mechanisms))
+        ran, planned = (
+            list(map(asdict, merged(mechanisms))) for mechanisms in (row.ran, plan.mechanisms)
+        )
         selection = plan.selection
-        epsilon = selection.spent(plan.delta, _curve) if selection else recomputed(row.ran, plan.delta, row.accountant == "rdp")
+        epsilon = (
+            selection.spent(plan.delta, _curve)
+            if selection
+            else recomputed(row.ran, plan.delta, row.accountant == "rdp")
+        )
     except (ArithmeticError, ValueError, MemoryError) as error:  # of numbers that no training has
-        return Proof(row, "not proved", f"dp-accounting cannot compose its mechanisms ({unread(error)})")
+        return Proof(
+            row, "not proved", f"dp-accounting cannot compose its mechanisms ({unread(error)})"
+        )
     ratio, faults = Proof(row, "proved", epsilon=epsilon).ratio or 0.0, list[str]()
     if not 1 - MOST_BELOW <= ratio <= 1 + MOST_ABOVE:
-        faults.append(f"ε is {ratio:.3f} of what its mechanisms spend{', a bound that holds and is loose' if ratio > 1 else ''}")
+        faults.append(
+            f"ε is {ratio:.3f} of what its mechanisms "
+            f"spend{', a bound that holds and is loose' if ratio > 1 else ''}"
+        )
     if not _alike(ran, planned):
         faults.append("what ran is not what was planned")
     differences, note = _against_algorithm(line, plan, trust_plugin=trust_plugin)
@@ -91,13 +121,19 @@ def prove(row: Row, line: Line, *, trust_plugin: bool = False) -> Proof:
     return Proof(row, "differs" if faults else "proved", "; ".join(faults) or note, epsilon)
 
 
-def proofs_of(rows: Sequence[Row], results: RunResults, *, trust_plugin: bool = False) -> list[Proof]:
+def proofs_of(
+    rows: Sequence[Row], results: RunResults, *, trust_plugin: bool = False
+) -> list[Proof]:
     """The proofs of rows of a run, each by the line of its training."""
     return [prove(row, results.trained[row.cell_id], trust_plugin=trust_plugin) for row in rows]
 
 
-def _against_algorithm(line: Line, plan: PrivacyPlan, *, trust_plugin: bool) -> tuple[list[str], str]:
-    """Where a plan is not what its algorithm makes of the cell, and why that was not compared, or says nothing."""
+def _against_algorithm(
+    line: Line, plan: PrivacyPlan, *, trust_plugin: bool
+) -> tuple[list[str], str]:
+    """Where a plan is not what its algorithm makes of the cell, and why that was not compared, or
+    says nothing.
+    """
     cell = line["cell"]
     try:
         if not trust_plugin:
@@ -106,9 +142,19 @@ def _against_algorithm(line: Line, plan: PrivacyPlan, *, trust_plugin: bool) -> 
     except UserError as error:
         return [], f"its plan was not rebuilt: {error}"
     try:
-        made = _made(cls, dump([cell["params"], cell["tuning"], line["task"], cell["epsilon"], cell["delta"]]))
-        differences = ["its algorithm plans none"] if made is None else list(_differences(asdict(plan), asdict(made)))
-    except (Exception, SystemExit) as error:  # whatever an algorithm makes of parameters that it was not given
+        made = _made(
+            cls,
+            dump([cell["params"], cell["tuning"], line["task"], cell["epsilon"], cell["delta"]]),
+        )
+        differences = (
+            ["its algorithm plans none"]
+            if made is None
+            else list(_differences(asdict(plan), asdict(made)))
+        )
+    except (
+        Exception,
+        SystemExit,
+    ) as error:  # whatever an algorithm makes of parameters that it was not given
         why = "; ".join(reasons(error)) if isinstance(error, Exception) else "it exits"
         differences = [f"its algorithm makes no plan of its parameters ({why})"]
     if differences and cell["source"] != source_hash(cls):
@@ -142,7 +188,9 @@ def _differences(plan: Mapping[str, Any], made: Mapping[str, Any]) -> Iterator[s
 def _alike(one: Any, other: Any) -> bool:
     """Whether two values are the same, numbers as nearly as accountants solve them."""
     if isinstance(one, Mapping) and isinstance(other, Mapping):
-        return one.keys() == other.keys() and all(_alike(value, other[name]) for name, value in one.items())
+        return one.keys() == other.keys() and all(
+            _alike(value, other[name]) for name, value in one.items()
+        )
     if isinstance(one, list | tuple) and isinstance(other, list | tuple):
         return len(one) == len(other) and all(map(_alike, one, other))
     if isinstance(one, float) and isinstance(other, float):
@@ -152,7 +200,9 @@ def _alike(one: Any, other: Any) -> bool:
 
 @lru_cache(maxsize=4096)
 def recomputed(mechanisms: tuple[Mechanism, ...], delta: float, renyi: bool) -> float:
-    """Epsilon of mechanisms that ran by dp-accounting: by privacy loss distributions, or by Rényi composition."""
+    """Epsilon of mechanisms that ran by dp-accounting: by privacy loss distributions, or by Rényi
+    composition.
+    """
     from dp_accounting.pld import privacy_loss_distribution
 
     costly = merged(mechanisms)
@@ -195,19 +245,58 @@ class Proofs(Printed):
         return all(proof.verdict in ("proved", "no claim") for proof in self.proofs)
 
     def show(self, console: Console) -> None:
-        """Print a line a row that claims an epsilon, which equal ones share, what releases cost together, and warnings."""
-        table = Table(title=f"{self.name}: every ε again, by dp-accounting", title_justify="left", show_edge=False)
-        for head in ("rows", "method", "unit, trust", "δ", "ε in the row", "recomputed", "ratio", "verdict", ""):
-            table.add_column(head, justify="left" if head in ("method", "unit, trust", "verdict", "") else "right", no_wrap=head != "")
-        for line, count in Counter(_line(proof) for proof in self.proofs if proof.verdict != "no claim").items():
-            table.add_row(str(count), *map(Text, line[:-2]), Text(line[-2], style=COLOURS[line[-2]]), Text(line[-1]))
+        """Print a line a row that claims an epsilon, which equal ones share, what releases cost
+        together, and warnings.
+        """
+        table = Table(
+            title=f"{self.name}: every ε again, by dp-accounting",
+            title_justify="left",
+            show_edge=False,
+        )
+        for head in (
+            "rows",
+            "method",
+            "unit, trust",
+            "δ",
+            "ε in the row",
+            "recomputed",
+            "ratio",
+            "verdict",
+            "",
+        ):
+            table.add_column(
+                head,
+                justify="left" if head in ("method", "unit, trust", "verdict", "") else "right",
+                no_wrap=head != "",
+            )
+        for line, count in Counter(
+            _line(proof) for proof in self.proofs if proof.verdict != "no claim"
+        ).items():
+            table.add_row(
+                str(count),
+                *map(Text, line[:-2]),
+                Text(line[-2], style=COLOURS[line[-2]]),
+                Text(line[-1]),
+            )
         console.print(table)
         counts = Counter(proof.verdict for proof in self.proofs)
-        words = f"{counts['proved']} of {len(self.proofs)} rows proved: each plan is its algorithm's, each ε what dp-accounting computes, "
+        words = (
+            f"{counts['proved']} of {len(self.proofs)} rows proved: each plan is its "
+            "algorithm's, each ε what dp-accounting computes, "
+        )
         words += f"at most {MOST_BELOW:.1%} below and {MOST_ABOVE:.0%} above"
-        others: dict[Verdict, str] = {"differs": "differ", "not proved": "cannot be proved", "no claim": "claim no ε of this run's"}
-        words += "".join(f"; {counts[verdict]} {what}" for verdict, what in others.items() if counts[verdict])
-        for text in (words, *together([proof.row for proof in self.proofs if proof.verdict == "proved"])):
+        others: dict[Verdict, str] = {
+            "differs": "differ",
+            "not proved": "cannot be proved",
+            "no claim": "claim no ε of this run's",
+        }
+        words += "".join(
+            f"; {counts[verdict]} {what}" for verdict, what in others.items() if counts[verdict]
+        )
+        for text in (
+            words,
+            *together([proof.row for proof in self.proofs if proof.verdict == "proved"]),
+        ):
             console.print(text, highlight=False, markup=False)
         for text in large_deltas([proof.row for proof in self.proofs]):
             print_line(console, f"warning: {text}", "yellow")
@@ -215,34 +304,55 @@ class Proofs(Printed):
 
 def _line(proof: Proof) -> tuple[str, ...]:
     row, ratio = proof.row, "–" if proof.ratio is None else f"{proof.ratio:.4f}"
-    numbers = number(row.delta), number(row.epsilon_spent, 5) or "–", number(proof.epsilon, 5) or "–", ratio
+    numbers = (
+        number(row.delta),
+        number(row.epsilon_spent, 5) or "–",
+        number(proof.epsilon, 5) or "–",
+        ratio,
+    )
     return row.label, f"{row.unit}, {row.trust}", *numbers, proof.verdict, proof.why
 
 
 def together(rows: Sequence[Row]) -> Iterator[str]:
-    """For every data set and unit with two releasable generators or more: what releasing all of them costs, in a sentence.
+    """For every data set and unit with two releasable generators or more: what releasing all of
+    them costs, in a sentence.
 
-    Each has noise of its own, and a unit is in the data of all, so their mechanisms compose (Dwork and Roth 2014, section 3.5). Clients of
-    two partitions are not the same units: each partition is then counted by itself.
+    Each has noise of its own, and a unit is in the data of all, so their mechanisms compose (Dwork
+    and Roth 2014, section 3.5). Clients of two partitions are not the same units: each partition is
+    then counted by itself.
     """
     groups: dict[tuple[str | None, ...], list[Row]] = {}
     for row in rows:
-        is_private = row.noise == "secret" and row.status == "ok" and may_leave(row.claim, row.check)
+        is_private = (
+            row.noise == "secret" and row.status == "ok" and may_leave(row.claim, row.check)
+        )
         if row.generator and is_private and row.mechanisms and row.delta:
             clients = row.partition_hash if row.unit == "client" else None
             groups.setdefault((row.dataset_hash, row.unit, clients), []).append(row)
     for own in (own for own in groups.values() if len(own) > 1):
         delta = max(row.delta for row in own)
         spent = f"ε = {at_most(_composed(own, delta))} at δ = {number(delta)} (unit {own[0].unit})"
-        yield f"{len(own)} generators of {own[0].dataset} may be released, each under its ε; all of them together cost {spent}"
+        yield (
+            f"{len(own)} generators of {own[0].dataset} may be released, each under its ε; all "
+            f"of them together cost {spent}"
+        )
 
 
 def _composed(rows: Sequence[Row], delta: float) -> float:
     if not any(row.selection for row in rows):
         try:
-            return recomputed(merged(one for row in rows for one in row.ran), delta, any(row.accountant == "rdp" for row in rows))
-        except ValueError:  # more than loss distributions hold, as of a thousand generators at ε = 8
+            return recomputed(
+                merged(one for row in rows for one in row.ran),
+                delta,
+                any(row.accountant == "rdp" for row in rows),
+            )
+        except (
+            ValueError
+        ):  # more than loss distributions hold, as of a thousand generators at ε = 8
             pass
     # of a search the larger divergence of a unit in training and one in the score
-    curves = [np.max(row.search.curves(_curve), axis=0) if row.search is not None else _curve(row.ran) for row in rows]
+    curves = [
+        np.max(row.search.curves(_curve), axis=0) if row.search is not None else _curve(row.ran)
+        for row in rows
+    ]
     return converted(np.sum(curves, axis=0), delta)

@@ -1,11 +1,14 @@
-"""Trainings whose clients are watched, and whose clients can be given the noisy outputs of another training.
+"""Trainings whose clients are watched, and whose clients can be given the noisy outputs of another
+training.
 
-All noise of clients is drawn in :meth:`fedsim.methods.clients.Clients.add_noise`, all Poisson samples in ``poisson``, all draws for rows in
-``draws``, so whoever watches these sees every query that a mechanism answers. Two draws of
-:class:`fedsim.methods.local_training.LocalTraining` go past them: who takes part in a round, and what a local step draws for its rows; an
-update is clipped whole, whatever it was computed from. A second world can be *forced*: its queries are noted, and in place of its own
-noisy answers it gets those of the first world. Two worlds that differ in one unit then see the same outputs, as the definition of
-differential privacy has it, and what still differs between them are the queries.
+All noise of clients is drawn in :meth:`fedsim.methods.clients.Clients.add_noise`, all Poisson
+samples in ``poisson``, all draws for rows in ``draws``, so whoever watches these sees every query
+that a mechanism answers. Two draws of
+:class:`fedsim.methods.local_training.LocalTraining` go past them: who takes part in a round, and
+what a local step draws for its rows; an update is clipped whole, whatever it was computed from. A
+second world can be *forced*: its queries are noted, and in place of its own noisy answers it gets
+those of the first world. Two worlds that differ in one unit then see the same outputs, as the
+definition of differential privacy has it, and what still differs between them are the queries.
 """
 
 from __future__ import annotations
@@ -27,18 +30,24 @@ from fedsim.training.cohort import Cohort, CohortSpec, LocalPool
 from fedsim.training.state import copied
 
 HIDDEN_STREAM = 2**31
-"""Number of the stream of a hidden unit's draws, so that those of the other rows are the same with and without it; no client's."""
+"""Number of the stream of a hidden unit's draws, so that those of the other rows are the same with
+and without it; no client's.
+"""
 
 
 class Divergence(Exception):
-    """A forced world asked for something else than the first one: which mechanisms run depends on the data."""
+    """A forced world asked for something else than the first one: which mechanisms run depends on
+    the data.
+    """
 
 
 @dataclass(frozen=True)
 class Query:
-    """One call of ``add_noise``: its round, mechanism and the ``step`` that its noise was drawn with, the clients that it is about.
+    """One call of ``add_noise``: its round, mechanism and the ``step`` that its noise was drawn
+    with, the clients that it is about.
 
-    What is ``sent`` and ``kept`` before the noise, both after it, and whether the hidden unit was in the Poisson sample.
+    What is ``sent`` and ``kept`` before the noise, both after it, and whether the hidden unit was
+    in the Poisson sample.
     """
 
     round: int
@@ -58,7 +67,9 @@ class Query:
 
 @dataclass(frozen=True)
 class Sample:
-    """One call of ``poisson``: its round, step and rate, and whether the hidden unit, if any, is in it."""
+    """One call of ``poisson``: its round, step and rate, and whether the hidden unit, if any, is in
+    it.
+    """
 
     round: int
     step: int
@@ -68,7 +79,9 @@ class Sample:
 
 @dataclass
 class Tape:
-    """What the clients of a cohort did, in order: every query, every sample, and the message by its round."""
+    """What the clients of a cohort did, in order: every query, every sample, and the message by its
+    round.
+    """
 
     round: int = -1
     queries: list[Query] = field(default_factory=list)
@@ -80,8 +93,9 @@ class Tape:
 class Hidden:
     """The unit of a client, a row or a group of rows, that the other world lacks.
 
-    It is ``sampled`` by chance as every unit is; or it is in every Poisson sample, or in the first one only; or every sample is all rows
-    of its client ``alone``, in both worlds. Its ``position`` among its client's units is 0 first, 1 last; it is ``present`` in one world.
+    It is ``sampled`` by chance as every unit is; or it is in every Poisson sample, or in the first
+    one only; or every sample is all rows of its client ``alone``, in both worlds. Its ``position``
+    among its client's units is 0 first, 1 last; it is ``present`` in one world.
     """
 
     client: int
@@ -94,9 +108,11 @@ class Hidden:
         return round(self.position * others)
 
     def within(self, units: Tensor, held: int, first: bool) -> Tensor:
-        """A sample ``units`` of its client, who holds ``held``, with the hidden one in or out as it should be.
+        """A sample ``units`` of its client, who holds ``held``, with the hidden one in or out as it
+        should be.
 
-        The last draw of a sample is taken for the hidden unit's, so that all others are sampled alike in both worlds.
+        The last draw of a sample is taken for the hidden unit's, so that all others are sampled
+        alike in both worlds.
         """
         if self.sampled == "alone":
             return torch.arange(held)
@@ -111,7 +127,9 @@ class Hidden:
 
 @dataclass(frozen=True)
 class RowBlock:
-    """Rows of a client from ``start`` on that are in the first ``steps`` Poisson samples, if any: later queries must not depend on them."""
+    """Rows of a client from ``start`` on that are in the first ``steps`` Poisson samples, if any:
+    later queries must not depend on them.
+    """
 
     client: int
     start: int
@@ -120,7 +138,9 @@ class RowBlock:
 
 @dataclass
 class WatchedClients(Clients):
-    """Clients that note every query and sample; with a ``script``, another world's tape, they are given its answers."""
+    """Clients that note every query and sample; with a ``script``, another world's tape, they are
+    given its answers.
+    """
 
     tape: Tape = field(default_factory=Tape)
     hidden: Hidden | RowBlock | None = None
@@ -128,12 +148,18 @@ class WatchedClients(Clients):
     placed: dict[int, Tensor] = field(default_factory=dict)
     """Where the hidden unit's rows stand in the batch that is being made, by client."""
 
-    def add_noise(self, release: Release, round_: int, sent: Tensors, kept: Tensors | None = None) -> Noised:
-        """As every client's; the answer is the script's where there is one, as far as clients noise it."""
+    def add_noise(
+        self, release: Release, round_: int, sent: Tensors, kept: Tensors | None = None
+    ) -> Noised:
+        """As every client's; the answer is the script's where there is one, as far as clients noise
+        it.
+        """
         before, held = copied(sent), copied(kept or {})
         noised = super().add_noise(release, round_, sent, kept)
         own = replace(noised, sent=copied(noised.sent), kept=copied(noised.kept))
-        sampled = release.sample_rate == 1 or next((each.hidden for each in self.tape.samples[::-1] if each.round == self.tape.round), True)
+        sampled = release.sample_rate == 1 or next(
+            (each.hidden for each in self.tape.samples[::-1] if each.round == self.tape.round), True
+        )
         query = Query(self.tape.round, release, round_, self.members, before, held, own, sampled)
         self.tape.queries.append(query)
         return noised if self.script is None else self._scripted(self.script, query, noised)
@@ -141,20 +167,39 @@ class WatchedClients(Clients):
     def _scripted(self, script: Tape, query: Query, noised: Noised) -> Noised:
         index = len(self.tape.queries) - 1
         first = script.queries[index] if index < len(script.queries) else None
-        if first is None or (first.round, first.release, first.step) != (query.round, query.release, query.step):
-            raise Divergence(f"round {query.round} asks for noise on '{query.release.name}' only in the one of two neighbouring data sets")
+        if first is None or (first.round, first.release, first.step) != (
+            query.round,
+            query.release,
+            query.step,
+        ):
+            raise Divergence(
+                f"round {query.round} asks for noise on '{query.release.name}' only in the "
+                "one of two neighbouring data sets"
+            )
         positions = torch.tensor([first.members.index(client) for client in self.members])
         own, others = query.shapes(), first.shapes()
         # a client that is missing may have been the only one to send a tensor of that name
         compared = own | others if query.members == first.members else own
-        if different := next((name for part, name in compared if own.get((part, name)) != others.get((part, name))), None):
-            raise Divergence(f"round {query.round}: name or shape of '{different}' in what is to be noised depends on the data")
+        if different := next(
+            (name for part, name in compared if own.get((part, name)) != others.get((part, name))),
+            None,
+        ):
+            raise Divergence(
+                f"round {query.round}: name or shape of '{different}' in what is to be "
+                "noised depends on the data"
+            )
         silo = self.plan is not None and self.plan.trust == "silo"
         sent = copied(first.noised.sent) if silo else noised.sent
-        return replace(noised, sent=sent, kept={name: first.noised.kept[name][positions] for name in query.kept})
+        return replace(
+            noised,
+            sent=sent,
+            kept={name: first.noised.kept[name][positions] for name in query.kept},
+        )
 
     def poisson(self, round_: int, rate: float, client_rate: float = 1.0) -> list[Tensor]:
-        """As every client's, with the hidden unit in or out as it should be; the other units' draws do not depend on it."""
+        """As every client's, with the hidden unit in or out as it should be; the other units' draws
+        do not depend on it.
+        """
         rows, present = super().poisson(round_, rate, client_rate), True
         if isinstance(self.hidden, RowBlock):
             present = len(self.tape.samples) < self.hidden.steps
@@ -164,7 +209,11 @@ class WatchedClients(Clients):
             for position, client in enumerate(self.members):
                 if client == self.hidden.client:
                     held, sampled = self.units(position), rows[position]
-                    sampled = sampled if self.groups is None else torch.unique_consecutive(self.groups[position][sampled])
+                    sampled = (
+                        sampled
+                        if self.groups is None
+                        else torch.unique_consecutive(self.groups[position][sampled])
+                    )
                     units = self.hidden.within(sampled, held, not self.tape.samples)
                     rows[position] = self.rows_of(position, units)
                     present = not self.hidden.present or self.hidden.index(held - 1) in units
@@ -173,17 +222,25 @@ class WatchedClients(Clients):
         self.tape.samples.append(Sample(self.tape.round, round_, rate, present))
         return rows
 
-    def drawn(self, rows: Sequence[Tensor], round_: int, shapes: Mapping[str, tuple[int, ...]]) -> list[Tensors]:
+    def drawn(
+        self, rows: Sequence[Tensor], round_: int, shapes: Mapping[str, tuple[int, ...]]
+    ) -> list[Tensors]:
         """As every client's; where the hidden unit's rows stand among these is noted."""
         for position, (client, chosen) in enumerate(zip(self.members, rows, strict=True)):
             if self._hides(client):
-                self.placed[client] = torch.isin(chosen, self._hidden_rows(position, self.units(position))).nonzero()[:, 0]
+                self.placed[client] = torch.isin(
+                    chosen, self._hidden_rows(position, self.units(position))
+                ).nonzero()[:, 0]
         made = super().drawn(rows, round_, shapes)
         self.placed.clear()
         return made
 
-    def draws(self, client: int, rows: int, round_: int, shapes: Mapping[str, tuple[int, ...]]) -> Tensors:
-        """As every client's; those of the hidden unit come from a stream of their own and do not move the others'."""
+    def draws(
+        self, client: int, rows: int, round_: int, shapes: Mapping[str, tuple[int, ...]]
+    ) -> Tensors:
+        """As every client's; those of the hidden unit come from a stream of their own and do not
+        move the others'.
+        """
         if not rows or not self._hides(client):
             return super().draws(client, rows, round_, shapes)
         position, hidden = self.members.index(client), torch.zeros(rows, dtype=torch.bool)
@@ -200,7 +257,9 @@ class WatchedClients(Clients):
         return made
 
     def _hides(self, client: int) -> bool:
-        return isinstance(self.hidden, Hidden) and self.hidden.present and client == self.hidden.client
+        return (
+            isinstance(self.hidden, Hidden) and self.hidden.present and client == self.hidden.client
+        )
 
     def _hidden_rows(self, position: int, units: int) -> Tensor:
         """The hidden unit's rows among those of its client, who holds so many ``units``."""
@@ -209,9 +268,16 @@ class WatchedClients(Clients):
 
 
 class WatchedPool(LocalPool):
-    """A pool that notes every message, and gives those of a ``script``, another world's tapes; it computes cohorts in ``order``."""
+    """A pool that notes every message, and gives those of a ``script``, another world's tapes; it
+    computes cohorts in ``order``.
+    """
 
-    def __init__(self, cohorts: Sequence[Cohort], order: Sequence[int] | None = None, script: Sequence[Tape] | None = None) -> None:
+    def __init__(
+        self,
+        cohorts: Sequence[Cohort],
+        order: Sequence[int] | None = None,
+        script: Sequence[Tape] | None = None,
+    ) -> None:
         super().__init__(cohorts)
         self.order = range(len(cohorts)) if order is None else order
         self.script = script
@@ -235,7 +301,11 @@ class WatchedPool(LocalPool):
 
 
 def watched(
-    spec: CohortSpec, x: NDArray[np.float32], y: NDArray[np.int64], hidden: Hidden | RowBlock | None = None, script: Tape | None = None
+    spec: CohortSpec,
+    x: NDArray[np.float32],
+    y: NDArray[np.int64],
+    hidden: Hidden | RowBlock | None = None,
+    script: Tape | None = None,
 ) -> Cohort:
     """A cohort whose clients are watched."""
     return Cohort(spec, x, y, clients=partial(WatchedClients, hidden=hidden, script=script))

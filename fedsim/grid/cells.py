@@ -1,4 +1,6 @@
-"""A grid's points: its algorithms looked up, its data loaded, and a cell with its id of every algorithm, partition, budget and seed."""
+"""A grid's points: its algorithms looked up, its data loaded, and a cell with its id of every
+algorithm, partition, budget and seed.
+"""
 
 from __future__ import annotations
 
@@ -31,7 +33,11 @@ from fedsim.plugins.registry import lookup
 from fedsim.privacy.selection import SEEN
 from fedsim.words import json_number, spelled
 
-CURVE_LABELS: dict[Curve, str] = {"default": "", "tuned": " tuned", "free": " tuned (free, on test rows)"}
+CURVE_LABELS: dict[Curve, str] = {
+    "default": "",
+    "tuned": " tuned",
+    "free": " tuned (free, on test rows)",
+}
 """What stands behind the label of each curve of a tuned algorithm."""
 
 
@@ -39,8 +45,8 @@ CURVE_LABELS: dict[Curve, str] = {"default": "", "tuned": " tuned", "free": " tu
 class Variant:
     """One entry of ``algorithms``, by its position, at one point of its scan.
 
-    Its label is what tables and curves call it, ``params`` are complete, and ``tuning`` says how some of them are chosen, of which
-    ``params`` has the first of the space.
+    Its label is what tables and curves call it, ``params`` are complete, and ``tuning`` says how
+    some of them are chosen, of which ``params`` has the first of the space.
     """
 
     entry: int
@@ -52,7 +58,9 @@ class Variant:
 
 @dataclass(frozen=True)
 class Resolved:
-    """A grid whose algorithms are known: the variants of those that are not ``refused``, which say why by position in ``algorithms``."""
+    """A grid whose algorithms are known: the variants of those that are not ``refused``, which say
+    why by position in ``algorithms``.
+    """
 
     grid: Grid
     variants: tuple[Variant, ...]
@@ -60,9 +68,11 @@ class Resolved:
 
 
 def resolve(grid: Grid, *, keep_going: bool = False) -> Resolved:
-    """Find the grid's algorithms, which imports plug-ins, and check the parameters of each by its own model.
+    """Find the grid's algorithms, which imports plug-ins, and check the parameters of each by its
+    own model.
 
-    The first plug-in that is refused is raised, or left out, like any other, where the rest is to go on, ``keep_going``.
+    The first plug-in that is refused is raised, or left out, like any other, where the rest is to
+    go on, ``keep_going``.
     """
     classes: dict[int, type[Algorithm]] = {}
     refused: dict[int, PluginError] = {}
@@ -74,7 +84,10 @@ def resolve(grid: Grid, *, keep_going: bool = False) -> Resolved:
     if refused and (not keep_going or not classes):
         raise next(iter(refused.values()))
     known = {name for cls in classes.values() for name in cls.Params.model_fields}
-    shared: list[Loc] = [*(("scan", name) for name in grid.scan), *(("tune", "params", name) for name in grid.tune.params)]
+    shared: list[Loc] = [
+        *(("scan", name) for name in grid.scan),
+        *(("tune", "params", name) for name in grid.tune.params),
+    ]
     if not refused and (unknown := next((loc for loc in shared if loc[-1] not in known), None)):
         what = f"no algorithm of the grid has the parameter '{unknown[-1]}'"
         raise UserError(grid.place(*unknown), what, nearest(str(unknown[-1]), known))
@@ -85,41 +98,74 @@ def resolve(grid: Grid, *, keep_going: bool = False) -> Resolved:
 
 
 Axis = list[tuple[Any, Loc]]
-"""The values of a parameter that is scanned or tuned, each with the keys of the grid under which it stands."""
+"""The values of a parameter that is scanned or tuned, each with the keys of the grid under which it
+stands.
+"""
 
 
-def _axes(grid: Grid, i: int, cls: type[Algorithm], kind: str, shared: Mapping[str, Any], given: dict[str, Loc]) -> dict[str, Axis]:
-    """The parameters of an entry that are scanned or tuned; ``given`` are those that have a value already, and gains these."""
+def _axes(
+    grid: Grid,
+    i: int,
+    cls: type[Algorithm],
+    kind: str,
+    shared: Mapping[str, Any],
+    given: dict[str, Loc],
+) -> dict[str, Axis]:
+    """The parameters of an entry that are scanned or tuned; ``given`` are those that have a value
+    already, and gains these.
+    """
     axes: dict[str, Axis] = {}
     own, root = ("algorithms", i, kind), ("scan",) if kind == "scan" else ("tune", "params")
     for where, values_of in ((own, getattr(grid.algorithms[i], kind)), (root, shared)):
         for name, values in values_of.items():
             if name in cls.Params.model_fields:
                 if name in given:
-                    raise UserError(grid.place(*where, name), f"{grid.place(*given[name])} gives '{name}' too", "remove one of them")
-                axes[name], given[name] = [(value, (*where, name, j)) for j, value in enumerate(values)], where
+                    raise UserError(
+                        grid.place(*where, name),
+                        f"{grid.place(*given[name])} gives '{name}' too",
+                        "remove one of them",
+                    )
+                axes[name], given[name] = (
+                    [(value, (*where, name, j)) for j, value in enumerate(values)],
+                    where,
+                )
             elif where == own:
                 what = f"{grid.algorithms[i].name} has no parameter '{name}'"
-                raise UserError(grid.place(*where, name), what, nearest(name, cls.Params.model_fields))
+                raise UserError(
+                    grid.place(*where, name), what, nearest(name, cls.Params.model_fields)
+                )
     return axes
 
 
 def _points(grid: Grid, i: int, cls: type[Algorithm]) -> Iterator[Variant]:
-    """An entry at every point of the scan that concerns it, once for each of its curves where it is tuned."""
+    """An entry at every point of the scan that concerns it, once for each of its curves where it is
+    tuned.
+    """
     entry = grid.algorithms[i]
     given: dict[str, Loc] = dict.fromkeys(entry.params, ("algorithms", i, "params"))
     scanned = _axes(grid, i, cls, "scan", grid.scan, given)
     tuned = _axes(grid, i, cls, "tune", grid.tune.params, given)
     if tuned and grid.unit == "client":
         what = "a client would be held out as a whole, which no method trains without"
-        raise UserError(grid.place("unit"), what, "tune for unit: example or a group by its column, or leave out tune")
+        raise UserError(
+            grid.place("unit"),
+            what,
+            "tune for unit: example or a group by its column, or leave out tune",
+        )
     if tuned and grid.trust == "silo":
         raise UserError(grid.place("trust"), SEEN, "tune under trust: aggregate, or leave out tune")
     for point in _choices(scanned):
-        label = " ".join([entry.display, *(f"{name}={spelled(value)}" for name, (value, _) in point.items())])
+        label = " ".join(
+            [entry.display, *(f"{name}={spelled(value)}" for name, (value, _) in point.items())]
+        )
         for curve in grid.tune.curves if tuned else ("default",):
-            complete = [_complete(grid, i, cls, point | choice) for choice in (_choices(tuned) if curve != "default" else [{}])]
-            space = {name: tuple(_once(params[name] for params in complete)) for name in tuned}  # as the model has the values
+            complete = [
+                _complete(grid, i, cls, point | choice)
+                for choice in (_choices(tuned) if curve != "default" else [{}])
+            ]
+            space = {
+                name: tuple(_once(params[name] for params in complete)) for name in tuned
+            }  # as the model has the values
             tuning = None if curve == "default" else grid.tune.of(space, free=curve == "free")
             yield Variant(i, label + CURVE_LABELS[curve], cls, complete[0], tuning)
 
@@ -135,16 +181,22 @@ def _once(values: Iterable[Any]) -> list[Any]:
     return [value for i, value in enumerate(every) if value not in every[:i]]
 
 
-def _complete(grid: Grid, i: int, cls: type[Algorithm], point: Mapping[str, tuple[Any, Loc]]) -> dict[str, Any]:
+def _complete(
+    grid: Grid, i: int, cls: type[Algorithm], point: Mapping[str, tuple[Any, Loc]]
+) -> dict[str, Any]:
     """All parameters at a point."""
     entry = grid.algorithms[i]
 
     def place(loc: Loc) -> str:
-        _, where = point.get(str(loc[0]) if loc else "", (None, ("algorithms", i, "params", *loc[:1])))
+        _, where = point.get(
+            str(loc[0]) if loc else "", (None, ("algorithms", i, "params", *loc[:1]))
+        )
         return grid.place(*where, *loc[1:])
 
     try:
-        return cls.Params.model_validate(entry.params | {name: value for name, (value, _) in point.items()}).model_dump(mode="json")
+        return cls.Params.model_validate(
+            entry.params | {name: value for name, (value, _) in point.items()}
+        ).model_dump(mode="json")
     except ValidationError as error:
         raise complaint(error, cls.Params, place) from error
 
@@ -164,58 +216,92 @@ def loaded(grid: Grid) -> dict[str, Embeddings]:
     return data
 
 
-def evaluations(grid: Grid, spec: DatasetSpec, columns: Mapping[str, NDArray[Any]]) -> tuple[Evaluation, ...]:
+def evaluations(
+    grid: Grid, spec: DatasetSpec, columns: Mapping[str, NDArray[Any]]
+) -> tuple[Evaluation, ...]:
     """The grid's evaluation, once for every site that it leaves out of training."""
     asked = grid.evaluation.unseen
     if asked is None:
         return (grid.evaluation,)
     where, column = grid.place("evaluation", "unseen"), grid.partition.column
     if column is None:
-        raise UserError(where, f"scheme '{grid.partition.scheme}' has no sites", "give partition: {scheme: column, column: NAME}")
+        raise UserError(
+            where,
+            f"scheme '{grid.partition.scheme}' has no sites",
+            "give partition: {scheme: column, column: NAME}",
+        )
     with at(lambda key: grid.place(*key.split("."))):
         sites = column_values(columns, column)[0].astype(np.str_).tolist()
     if asked != "each" and asked not in sites:
-        raise UserError(where, f"column '{column}' of '{spec.display}' has no value '{asked}'", nearest(asked, [*sites, "each"]))
-    return tuple(grid.evaluation.model_copy(update={"unseen": site}) for site in (sites if asked == "each" else [asked]))
+        raise UserError(
+            where,
+            f"column '{column}' of '{spec.display}' has no value '{asked}'",
+            nearest(asked, [*sites, "each"]),
+        )
+    return tuple(
+        grid.evaluation.model_copy(update={"unseen": site})
+        for site in (sites if asked == "each" else [asked])
+    )
 
 
 def without_unseen(grid: Grid, data: Mapping[str, Embeddings]) -> dict[str, Embeddings]:
-    """The data sets by key, and what is left of each without a site that takes no part, by :func:`fedsim.grid.models.data_key`."""
+    """The data sets by key, and what is left of each without a site that takes no part, by
+    :func:`fedsim.grid.models.data_key`.
+    """
     views = dict(data)
     for spec in grid.sets:
         for evaluation in evaluations(grid, spec, data[spec.key].columns):
             if evaluation.unseen is not None:
                 with at(grid.place("evaluation", "unseen")):
-                    views[data_key(spec, evaluation)] = data[spec.key].unseen(str(grid.partition.column), evaluation.unseen)
+                    views[data_key(spec, evaluation)] = data[spec.key].unseen(
+                        str(grid.partition.column), evaluation.unseen
+                    )
     return views
 
 
 def check_partitions(grid: Grid, data: Mapping[str, Embeddings]) -> None:
-    """Check what partitions ask of labels, columns and split of what :func:`without_unseen` gave; rows are not looked at."""
+    """Check what partitions ask of labels, columns and split of what :func:`without_unseen` gave;
+    rows are not looked at.
+    """
     for spec in grid.sets:
-        for (j, clients), evaluation in product(enumerate(grid.clients), evaluations(grid, spec, data[spec.key].columns)):
+        for (j, clients), evaluation in product(
+            enumerate(grid.clients), evaluations(grid, spec, data[spec.key].columns)
+        ):
             rows = data[data_key(spec, evaluation)]
             with at(grid_place(grid, j)):
-                check_partition(rows.y_train, spec=grid.division, clients=clients, columns=rows.columns)
+                check_partition(
+                    rows.y_train, spec=grid.division, clients=clients, columns=rows.columns
+                )
                 if grid.division.together is not None:
                     check_split(grid.division.together, rows.columns, rows.test_columns)
 
 
 def grid_place(grid: Grid, clients: int) -> Callable[[str], str]:
     """How an error of a partition names the grid's keys, at a position on ``clients``."""
-    own: dict[str, Loc] = {"clients": ("clients", clients)} | ({} if grid.partition.together else {TOGETHER_KEY: ("unit",)})
+    own: dict[str, Loc] = {"clients": ("clients", clients)} | (
+        {} if grid.partition.together else {TOGETHER_KEY: ("unit",)}
+    )
     return lambda key: grid.place(*own.get(key, key.split(".")))
 
 
 def partition_of(cell: Cell, data: Embeddings) -> Partition:
     """A cell's partition of its data set."""
-    return make_partition(data.y_train, spec=cell.partition, alpha=cell.alpha, clients=cell.clients, seed=cell.seed, columns=data.columns)
+    return make_partition(
+        data.y_train,
+        spec=cell.partition,
+        alpha=cell.alpha,
+        clients=cell.clients,
+        seed=cell.seed,
+        columns=data.columns,
+    )
 
 
 def client_views(
     cells: Sequence[Cell], partitions: Sequence[Partition], data: Mapping[str, Embeddings]
 ) -> tuple[Mapping[str, Embeddings], tuple[str, ...]]:
-    """The data by key, with what each partition makes of them where clients see values of their own; and the key that each cell reads."""
+    """The data by key, with what each partition makes of them where clients see values of their
+    own; and the key that each cell reads.
+    """
     views, keys = dict(data), []
     for cell, partition in zip(cells, partitions, strict=True):
         key = cell.data_key
@@ -228,41 +314,83 @@ def client_views(
 
 
 def expand(resolved: Resolved, data: Mapping[str, Embeddings]) -> tuple[Cell, ...]:
-    """All cells, ordered by data set, alpha, clients, seed, then algorithm (with its scan) and epsilon.
+    """All cells, ordered by data set, alpha, clients, seed, then algorithm (with its scan) and
+    epsilon.
 
-    So cells that share a partition come together. An algorithm for which epsilon has no meaning makes one cell per
-    partition, any other makes one per epsilon. No two are equal, or called the same. ``data`` are what :func:`without_unseen` gave.
+    So cells that share a partition come together. An algorithm for which epsilon has no meaning
+    makes one cell per partition, any other makes one per epsilon. No two are equal, or called the
+    same. ``data`` are what :func:`without_unseen` gave.
     """
     grid = resolved.grid
     check_partitions(grid, data)
     cells = tuple(
         _cell(grid, variant, spec, data[spec.key], point, epsilon)
         for spec in grid.sets
-        for point in product(grid.alpha, grid.clients, grid.seeds, evaluations(grid, spec, data[spec.key].columns))
+        for point in product(
+            grid.alpha, grid.clients, grid.seeds, evaluations(grid, spec, data[spec.key].columns)
+        )
         for variant in resolved.variants
-        for epsilon in (grid.epsilon if variant.cls.private else (float(variant.params["epsilon"]) if variant.cls is GivenRows else None,))
+        for epsilon in (
+            grid.epsilon
+            if variant.cls.private
+            else (float(variant.params["epsilon"]) if variant.cls is GivenRows else None,)
+        )
     )
     seen: set[Any] = set()
     for cell in cells:
-        named = cell.label, shown(cell.dataset, cell.evaluation.unseen), cell.alpha, cell.clients, cell.epsilon, cell.seed
+        named = (
+            cell.label,
+            shown(cell.dataset, cell.evaluation.unseen),
+            cell.alpha,
+            cell.clients,
+            cell.epsilon,
+            cell.seed,
+        )
         if seen & {cell.cell_id, named}:
-            what = f"two cells are equal or are called the same: '{named[0]}' on {named[1]}, alpha {named[2]:g}, {named[3]} clients"
+            what = (
+                f"two cells are equal or are called the same: '{named[0]}' on {named[1]}, "
+                f"alpha {named[2]:g}, {named[3]} clients"
+            )
             raise UserError(
-                grid.place(), what, "remove a value that is listed twice or changes nothing, or give one a label: or name: of its own"
+                grid.place(),
+                what,
+                "remove a value that is listed twice or changes nothing, or give one a "
+                "label: or name: of its own",
             )
         seen |= {cell.cell_id, named}
     return cells
 
 
 def _cell(
-    grid: Grid, variant: Variant, spec: DatasetSpec, data: Embeddings, point: tuple[float, int, int, Evaluation], epsilon: float | None
+    grid: Grid,
+    variant: Variant,
+    spec: DatasetSpec,
+    data: Embeddings,
+    point: tuple[float, int, int, Evaluation],
+    epsilon: float | None,
 ) -> Cell:
     (alpha, clients, seed, evaluation), private = point, variant.cls.private
-    content, public, source = data.fingerprint, public_for(grid, variant, data, clients), source_hash(variant.cls)
-    scheme = grid.division.model_dump(mode="json") | ({"alpha": alpha} if grid.partition.uses_alpha else {})
+    content, public, source = (
+        data.fingerprint,
+        public_for(grid, variant, data, clients),
+        source_hash(variant.cls),
+    )
+    scheme = grid.division.model_dump(mode="json") | (
+        {"alpha": alpha} if grid.partition.uses_alpha else {}
+    )
     # without an epsilon there is no budget to protect a unit with
     noise = grid.privacy.noise if private else "seeded"
-    budget = None if epsilon is None else [json_number(epsilon), grid.delta, grid.model_dump(include={"unit"})["unit"], grid.trust, noise]
+    budget = (
+        None
+        if epsilon is None
+        else [
+            json_number(epsilon),
+            grid.delta,
+            grid.model_dump(include={"unit"})["unit"],
+            grid.trust,
+            noise,
+        ]
+    )
     training = identity(
         {
             "algorithm": place_of(variant.cls),
@@ -273,10 +401,18 @@ def _cell(
             "budget": budget,
             "seed": seed,
             "unseen": evaluation.unseen,
-            "probe_c": evaluation.real_c,  # a task holds it, so that an algorithm may use the evaluation's probe
+            # a task holds it, so that an algorithm may use the evaluation's probe
+            "probe_c": evaluation.real_c,
             "source": source,
             # scores of held-out rows decide what is kept, and so does the code that computes them
-            **({"tuning": variant.tuning.model_dump(mode="json"), "code": harness_hash("evaluation")} if variant.tuning else {}),
+            **(
+                {
+                    "tuning": variant.tuning.model_dump(mode="json"),
+                    "code": harness_hash("evaluation"),
+                }
+                if variant.tuning
+                else {}
+            ),
             **({} if public is None else {"public": public.fingerprint}),
         }
     )
@@ -309,23 +445,45 @@ def _cell(
 
 def task_of(cell: Cell, data: Embeddings) -> Task:
     """The public facts that a cell's algorithm gets."""
-    return Task(data.dim, data.classes, cell.clients, cell.unit, cell.trust, cell.evaluation.real_c, data.public)
+    return Task(
+        data.dim,
+        data.classes,
+        cell.clients,
+        cell.unit,
+        cell.trust,
+        cell.evaluation.real_c,
+        data.public,
+    )
 
 
 def public_for(grid: Grid, variant: Variant, data: Embeddings, clients: int) -> PublicRows | None:
     """The public rows beside the data, where the algorithm uses them with these parameters."""
     if data.public is None:
         return None
-    task = Task(data.dim, data.classes, clients, grid.unit_kind, grid.trust, grid.evaluation.real_c, data.public)
+    task = Task(
+        data.dim,
+        data.classes,
+        clients,
+        grid.unit_kind,
+        grid.trust,
+        grid.evaluation.real_c,
+        data.public,
+    )
     points = [{}] if variant.tuning is None else variant.tuning.points
     settings = (variant.cls.Params.model_validate({**variant.params, **point}) for point in points)
-    return data.public if any(variant.cls(setting, task).uses_public() for setting in settings) else None
+    return (
+        data.public
+        if any(variant.cls(setting, task).uses_public() for setting in settings)
+        else None
+    )
 
 
 def judged_id(training_id: str, evaluation: Evaluation) -> str:
     """The id of a cell: of a training, judged by an evaluation and the code that is here."""
     asked = evaluation.model_dump(mode="json", exclude_none=True)
-    return identity({"training": training_id, "evaluation": asked, "code": harness_hash("evaluation")})
+    return identity(
+        {"training": training_id, "evaluation": asked, "code": harness_hash("evaluation")}
+    )
 
 
 def identity(facts: Mapping[str, Any]) -> str:

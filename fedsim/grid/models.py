@@ -1,4 +1,6 @@
-"""A grid file as frozen models: its values, their types, and what they mean; and where each value stands, for messages."""
+"""A grid file as frozen models: its values, their types, and what they mean; and where each value
+stands, for messages.
+"""
 
 from __future__ import annotations
 
@@ -43,9 +45,11 @@ _Item = TypeVar("_Item")
 
 @dataclass(frozen=True)
 class Origin:
-    """Where the values of a grid came from, to name places in messages; no part of what makes two grids equal.
+    """Where the values of a grid came from, to name places in messages; no part of what makes two
+    grids equal.
 
-    A file or none, what was validated, the line of every key path of the file, and the key paths that were replaced.
+    A file or none, what was validated, the line of every key path of the file, and the key paths
+    that were replaced.
     """
 
     file: str = field(default="", compare=False)
@@ -54,12 +58,23 @@ class Origin:
     overrides: tuple[Loc, ...] = field(default=(), compare=False)
 
     def place(self, loc: Loc) -> str:
-        """``file:line: key[i].key``; the parts of ``loc`` that validation added to what the user wrote are left out."""
+        """``file:line: key[i].key``; the parts of ``loc`` that validation added to what the user
+        wrote are left out.
+        """
         written = loc if self.data is None else self._written(loc)
-        text = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in written).lstrip(".")
+        text = "".join(
+            f"[{part}]" if isinstance(part, int) else f".{part}" for part in written
+        ).lstrip(".")
         if any(written[: len(key)] == key for key in self.overrides):
             return f"set {text}"
-        line = next((self.lines[written[:n]] for n in range(len(written), 0, -1) if written[:n] in self.lines), "")
+        line = next(
+            (
+                self.lines[written[:n]]
+                for n in range(len(written), 0, -1)
+                if written[:n] in self.lines
+            ),
+            "",
+        )
         return ": ".join(filter(None, (f"{self.file}:{line}".rstrip(":"), text))) or "grid"
 
     def _written(self, loc: Loc) -> Loc:
@@ -86,7 +101,10 @@ def _ranges(given: Any) -> list[Any]:
     for one in listed(given):
         ends = re.fullmatch(r"(\d{1,18})-(\d{1,18})", one) if isinstance(one, str) else None
         if ends and not 0 <= int(ends[2]) - int(ends[1]) < MOST_OF_A_RANGE:
-            raise ValueError(f"'{one}' is not a range of up to {MOST_OF_A_RANGE} numbers; give one such as 0-4, which is 0, 1, 2, 3, 4")
+            raise ValueError(
+                f"'{one}' is not a range of up to {MOST_OF_A_RANGE} numbers; give one such "
+                "as 0-4, which is 0, 1, 2, 3, 4"
+            )
         numbers += range(int(ends[1]), int(ends[2]) + 1) if ends else [one]
     return numbers
 
@@ -94,13 +112,20 @@ def _ranges(given: Any) -> list[Any]:
 def _seconds(given: Any) -> Any:
     """``2h`` as seconds."""
     parts = re.fullmatch(r"\s*([\d.]+)\s*([smhd])\s*", given) if isinstance(given, str) else None
-    return given if parts is None else float(parts[1]) * {"s": 1, "m": 60, "h": 3600, "d": 86400}[parts[2]]
+    return (
+        given
+        if parts is None
+        else float(parts[1]) * {"s": 1, "m": 60, "h": 3600, "d": 86400}[parts[2]]
+    )
 
 
 def _budget(given: Any) -> Any:
     """Infinity, which JSON has as a word; 0, which some take for no noise, is none."""
     if given == 0:
-        raise ValueError("0 would be infinite noise; give a number above 0, or .inf, which is no noise and no privacy")
+        raise ValueError(
+            "0 would be infinite noise; give a number above 0, or .inf, which is no noise "
+            "and no privacy"
+        )
     return float("inf") if given == "inf" else given
 
 
@@ -109,7 +134,9 @@ class _Model(BaseModel):
 
 
 class GroupUnit(_Model):
-    """A unit that is a group of one client's rows: all that have one value of a column (a patient's, a lesion's)."""
+    """A unit that is a group of one client's rows: all that have one value of a column (a
+    patient's, a lesion's).
+    """
 
     column: str = Field(min_length=1)
 
@@ -117,13 +144,20 @@ class GroupUnit(_Model):
     @classmethod
     def _no_other_unit(cls, column: str) -> str:
         if column in get_args(Unit):
-            raise ValueError(f"a column called '{column}' would be taken for another unit; rename it")
+            raise ValueError(
+                f"a column called '{column}' would be taken for another unit; rename it"
+            )
         return column
 
 
 Real = Annotated[float, Field(strict=True)]
 Whole = Annotated[int, Field(strict=True)]
-Epsilon = Annotated[float, BeforeValidator(_budget), Field(gt=0, strict=True), PlainSerializer(json_number, when_used="json")]
+Epsilon = Annotated[
+    float,
+    BeforeValidator(_budget),
+    Field(gt=0, strict=True),
+    PlainSerializer(json_number, when_used="json"),
+]
 Axis = Annotated[tuple[_Item, ...], BeforeValidator(listed), Field(min_length=1)]
 Seed = Annotated[Whole, Field(ge=0, lt=2**63)]
 Seeds = Annotated[tuple[Seed, ...], BeforeValidator(_ranges), Field(min_length=1)]
@@ -133,20 +167,26 @@ Device = Literal["auto", "cpu", "cuda"]
 MOST_OF_A_CLASS, MOST_OF_ALL = 1000, 20_000
 """Synthetic rows that a probe is trained on where a grid does not say how many."""
 SYNTHETIC_C, NARROW, MANY = 0.01, 384, 0.3
-"""Inverse penalty of a synthetic rows' probe, the features below which it is more, the real rows a class and feature below which less."""
+"""Inverse penalty of a synthetic rows' probe, the features below which it is more, the real rows a
+class and feature below which less.
+"""
 
 
 class Evaluation(_Model):
     """How generators are judged.
 
     Attributes:
-        per_class: synthetic rows per class that the probe is trained on; default: :meth:`rows_per_class`.
-        probe_c: inverse strength of the probe's penalty; default: 0.01, more of few features, less of few real rows.
+        per_class: synthetic rows per class that the probe is trained on; default:
+            :meth:`rows_per_class`.
+        probe_c: inverse strength of the probe's penalty; default: 0.01, more of few features, less
+            of few real rows.
         per_client: also judge each client's own generator, on test rows as that client sees them.
-        personal: also judge each client's own classifier interpolated with the shared one; how its weight is chosen:
-            ``synthetic``, or a number in [0, 1].
-        readouts: what reads synthetic embeddings beside the linear probe: ``knn``, ``mlp``, ``fidelity``.
-        unseen: a site that takes no part in training, and on whose test rows everything is judged; ``each``: every site in turn.
+        personal: also judge each client's own classifier interpolated with the shared one; how its
+            weight is chosen: ``synthetic``, or a number in [0, 1].
+        readouts: what reads synthetic embeddings beside the linear probe: ``knn``, ``mlp``,
+            ``fidelity``.
+        unseen: a site that takes no part in training, and on whose test rows everything is judged;
+            ``each``: every site in turn.
     """
 
     per_class: Annotated[Whole, Field(ge=1, le=10**6)] | None = None
@@ -157,12 +197,19 @@ class Evaluation(_Model):
     unseen: str | None = Field(default=None, min_length=1)
 
     def rows_per_class(self, dim: int, classes: int) -> int:
-        """Synthetic rows of each class: as given, else four a feature, but at most 1,000, and 20,000 of all classes."""
+        """Synthetic rows of each class: as given, else four a feature, but at most 1,000, and
+        20,000 of all classes.
+        """
         return self.per_class or max(1, min(4 * dim, MOST_OF_A_CLASS, MOST_OF_ALL // classes))
 
     def synthetic_c(self, rows: int, dim: int, classes: int) -> float:
-        """The inverse strength of the probe of synthetic rows: as given, else 0.01, more of few features, less of few real rows."""
-        return self.probe_c or SYNTHETIC_C * max(1.0, NARROW / dim) * min(1.0, rows / (MANY * dim * classes)) ** 2
+        """The inverse strength of the probe of synthetic rows: as given, else 0.01, more of few
+        features, less of few real rows.
+        """
+        return (
+            self.probe_c
+            or SYNTHETIC_C * max(1.0, NARROW / dim) * min(1.0, rows / (MANY * dim * classes)) ** 2
+        )
 
     @property
     def real_c(self) -> float:
@@ -172,7 +219,9 @@ class Evaluation(_Model):
     @model_validator(mode="after")
     def _whose_rows(self) -> Evaluation:
         if self.unseen and (self.per_client or self.personal is not None):
-            raise ValueError("an unseen site's rows are no client's; remove unseen, or per_client and personal")
+            raise ValueError(
+                "an unseen site's rows are no client's; remove unseen, or per_client and personal"
+            )
         return self
 
 
@@ -180,8 +229,9 @@ class Privacy(_Model):
     """Where noise comes from.
 
     Attributes:
-        noise: ``seeded``: it follows from the cell's seed, so that anyone can repeat a row, and nobody may release what it made;
-            ``secret``: from the operating system's entropy, every cell its own, kept nowhere but in the checkpoint of a cell under way.
+        noise: ``seeded``: it follows from the cell's seed, so that anyone can repeat a row, and
+            nobody may release what it made; ``secret``: from the operating system's entropy, every
+            cell its own, kept nowhere but in the checkpoint of a cell under way.
     """
 
     noise: Literal["seeded", "secret"] = "seeded"
@@ -192,7 +242,8 @@ class AuditSpec(_Model):
 
     Attributes:
         pairs: pairs of trainings a claim.
-        rounds: of each of them, where the algorithm has rounds; the claim's noise is solved for these.
+        rounds: of each of them, where the algorithm has rounds; the claim's noise is solved for
+            these.
     """
 
     pairs: Annotated[Whole, Field(ge=1)] = 500
@@ -200,9 +251,11 @@ class AuditSpec(_Model):
 
 
 class Tuning(_Model):
-    """How a cell's parameters are chosen: the best of several trainings, each with values of the space that are drawn uniformly.
+    """How a cell's parameters are chosen: the best of several trainings, each with values of the
+    space that are drawn uniformly.
 
-    A ``free`` search trains every point once, on all rows and at the whole budget, and keeps the best on test rows: nobody pays for it.
+    A ``free`` search trains every point once, on all rows and at the whole budget, and keeps the
+    best on test rows: nobody pays for it.
     """
 
     space: dict[str, tuple[Any, ...]]
@@ -214,22 +267,26 @@ class Tuning(_Model):
     @property
     def points(self) -> list[dict[str, Any]]:
         """All points of the space, the first values first."""
-        return [dict(zip(self.space, point, strict=True)) for point in product(*self.space.values())]
+        return [
+            dict(zip(self.space, point, strict=True)) for point in product(*self.space.values())
+        ]
 
 
 Curve = Literal["default", "tuned", "free"]
 
 
 class Tune(_Model):
-    """Parameters that are tuned, not scanned: each cell's are the best of several private trainings, whose cost is in its budget.
+    """Parameters that are tuned, not scanned: each cell's are the best of several private
+    trainings, whose cost is in its budget.
 
     Attributes:
         params: values by parameter; an algorithm without any of these is not tuned.
         trials: the mean number of trainings of a cell, >= 1.
-        distribution: of that number: ``geometric``, or ``logarithmic`` (cheaper, more often a single training).
+        distribution: of that number: ``geometric``, or ``logarithmic`` (cheaper, more often a
+            single training).
         held_out: the probability with which a unit is held out of training, to score trainings on.
-        curves: what a tuned algorithm runs as: ``tuned``; ``default``, with the parameters of its entry; ``free``, tuned on test rows by
-            a search that its budget does not pay for.
+        curves: what a tuned algorithm runs as: ``tuned``; ``default``, with the parameters of its
+            entry; ``free``, tuned on test rows by a search that its budget does not pay for.
     """
 
     params: dict[str, Axis[Any]] = {}
@@ -241,18 +298,26 @@ class Tune(_Model):
     def of(self, space: dict[str, tuple[Any, ...]], *, free: bool) -> Tuning:
         """The tuning of one algorithm; nothing of a free one but its space decides anything."""
         known = Tune() if free else self
-        return Tuning(**known.model_dump(include={"trials", "distribution", "held_out"}), space=space, free=free)
+        return Tuning(
+            **known.model_dump(include={"trials", "distribution", "held_out"}),
+            space=space,
+            free=free,
+        )
 
 
 class Resources(_Model):
-    """Where cells run and what is kept; a result changes in its last digits at most, where clients are laid out in another way.
+    """Where cells run and what is kept; a result changes in its last digits at most, where clients
+    are laid out in another way.
 
     Attributes:
-        clients_per_actor: clients that one actor hosts; ``all``: one actor per cell, ``auto``: the scheduler's choice.
+        clients_per_actor: clients that one actor hosts; ``all``: one actor per cell, ``auto``: the
+            scheduler's choice.
         cpus_per_actor: CPU share of an actor.
         gpus_per_actor: GPU share of an actor: 0.25 puts four on a GPU; or a whole number of GPUs.
-        device: ``auto``: an actor computes on the GPU that it has a share of, and without one on the CPU; ``cpu``; ``cuda``.
-        cell_timeout: seconds after which a cell that still runs has failed; also as text such as ``2h``.
+        device: ``auto``: an actor computes on the GPU that it has a share of, and without one on
+            the CPU; ``cpu``; ``cuda``.
+        cell_timeout: seconds after which a cell that still runs has failed; also as text such as
+            ``2h``.
         save_generators: keep every cell's generator in the run folder, for ``fedsim synth``.
     """
 
@@ -260,24 +325,31 @@ class Resources(_Model):
     cpus_per_actor: Annotated[Real, Field(gt=0, allow_inf_nan=False)] = 1.0
     gpus_per_actor: Annotated[Real, Field(ge=0, le=1)] | Annotated[Whole, Field(ge=1)] = 0.0
     device: Device = "auto"
-    cell_timeout: Annotated[Real, BeforeValidator(_seconds), Field(gt=0, allow_inf_nan=False)] | None = None
+    cell_timeout: (
+        Annotated[Real, BeforeValidator(_seconds), Field(gt=0, allow_inf_nan=False)] | None
+    ) = None
     save_generators: bool = Field(default=True, strict=True)
 
     @model_validator(mode="after")
     def _cuda_has_a_gpu(self) -> Resources:
         if self.device == "cuda" and not self.gpus_per_actor:
-            raise ValueError("device: cuda with gpus_per_actor: 0 leaves actors without a GPU; give a share")
+            raise ValueError(
+                "device: cuda with gpus_per_actor: 0 leaves actors without a GPU; give a share"
+            )
         return self
 
 
 class AlgorithmEntry(_Model):
-    """One entry of ``algorithms``: a name, or a mapping; ``{rows: FILE}`` are rows made elsewhere (:mod:`fedsim.methods.given`).
+    """One entry of ``algorithms``: a name, or a mapping; ``{rows: FILE}`` are rows made elsewhere
+    (:mod:`fedsim.methods.given`).
 
     Attributes:
-        name: a registered name, an entry point, ``pkg.module:Class`` or ``file.py:Class``; in Python also a class.
+        name: a registered name, an entry point, ``pkg.module:Class`` or ``file.py:Class``; in
+            Python also a class.
         params: the parameters that differ from the algorithm's defaults.
         scan: axes over parameters of this entry alone, beside the grid's.
-        tune: values of parameters of this entry alone that are tuned, beside the grid's ``tune.params``.
+        tune: values of parameters of this entry alone that are tuned, beside the grid's
+            ``tune.params``.
         label: what tables and curves call it; default: the name.
     """
 
@@ -293,15 +365,26 @@ class AlgorithmEntry(_Model):
         return self.label or self.name
 
     def within(self, folder: Path) -> AlgorithmEntry:
-        """The same algorithm with the path of its file taken from ``folder``; what it is called stays."""
+        """The same algorithm with the path of its file taken from ``folder``; what it is called
+        stays.
+        """
         if self.name == GIVEN:
             path = Path(os.path.abspath(folder / str(self.params.get("rows"))))
-            digest = hashlib.sha256(path.read_bytes()).hexdigest() if path.is_file() else ""  # what is no file is refused as it is read
-            return self.model_copy(update={"params": {**self.params, "rows": code_hash.shown(path), "sha256": digest}})
+            digest = (
+                hashlib.sha256(path.read_bytes()).hexdigest() if path.is_file() else ""
+            )  # what is no file is refused as it is read
+            return self.model_copy(
+                update={"params": {**self.params, "rows": code_hash.shown(path), "sha256": digest}}
+            )
         file, _, cls = self.name.rpartition(":")
         if not file.endswith(".py"):
             return self
-        return self.model_copy(update={"name": f"{code_hash.shown(os.path.abspath(folder / file))}:{cls}", "label": self.display})
+        return self.model_copy(
+            update={
+                "name": f"{code_hash.shown(os.path.abspath(folder / file))}:{cls}",
+                "label": self.display,
+            }
+        )
 
     @model_validator(mode="before")
     @classmethod
@@ -309,21 +392,32 @@ class AlgorithmEntry(_Model):
         given = {"name": given} if isinstance(given, type) else given
         if isinstance(given, Mapping) and isinstance(own := given.get("name"), type):
             registered = vars(own).get("name", ":")
-            return {"label": own.__name__ if ":" in registered else registered, **given, "name": name_of(own)}
+            return {
+                "label": own.__name__ if ":" in registered else registered,
+                **given,
+                "name": name_of(own),
+            }
         if isinstance(given, Mapping) and "rows" in given:
             params = {key: value for key, value in given.items() if key != "label"}
-            return {"name": GIVEN, "params": params, "label": given.get("label", Path(str(given["rows"])).stem)}
+            return {
+                "name": GIVEN,
+                "params": params,
+                "label": given.get("label", Path(str(given["rows"])).stem),
+            }
         return {"name": given} if isinstance(given, str) else given
 
 
 class Grid(_Model):
-    """A grid file: what to scan. The axes take one value or a list; a list anywhere else is just a list.
+    """A grid file: what to scan. The axes take one value or a list; a list anywhere else is just a
+    list.
 
     Attributes:
         name: of the grid and its run folder; default: the file's stem.
         dataset: axis of data sets.
-        public: a data set of which all rows are public, labelled or not, for methods that use such rows; embedded as each data set is.
-        encoder: axis of what turns the images of data sets into embeddings; data sets that are embeddings already are scanned once.
+        public: a data set of which all rows are public, labelled or not, for methods that use such
+            rows; embedded as each data set is.
+        encoder: axis of what turns the images of data sets into embeddings; data sets that are
+            embeddings already are scanned once.
         partition: the scheme that divides rows among clients.
         algorithms: axis of algorithms.
         alpha: axis of Dirichlet concentrations, > 0.
@@ -331,10 +425,12 @@ class Grid(_Model):
         epsilon: axis of privacy budgets, > 0; ``.inf`` is no privacy.
         seeds: axis of seeds; ``0-4`` stands for five.
         delta: of the (epsilon, delta) budgets.
-        unit: what one budget protects: an example, a client, or ``{column: NAME}``: all rows of a client that have one value of the column.
+        unit: what one budget protects: an example, a client, or ``{column: NAME}``: all rows of a
+            client that have one value of the column.
         trust: who may see what: only the sum over clients (aggregate), or every message (silo).
         privacy: where noise comes from.
-        scan: axes over algorithm parameters: values by parameter; an algorithm without the parameter is not multiplied.
+        scan: axes over algorithm parameters: values by parameter; an algorithm without the
+            parameter is not multiplied.
         tune: parameters whose best values are searched for within the budget.
         evaluation: how generators are judged.
         audit: how claims are audited; None: not.
@@ -374,17 +470,26 @@ class Grid(_Model):
         partition = info.data.get("partition")
         together = partition and partition.together
         if isinstance(unit, GroupUnit) and together not in (None, unit.column):
-            raise ValueError(f"a group is all rows of one '{unit.column}', partition.together keeps those of '{together}'; give one column")
+            raise ValueError(
+                f"a group is all rows of one '{unit.column}', partition.together keeps those "
+                f"of '{together}'; give one column"
+            )
         return unit
 
     @property
     def most_cells(self) -> int:
-        """So many cells at most; sites that are left out one by one are counted as one, and methods may lack a scanned parameter."""
+        """So many cells at most; sites that are left out one by one are counted as one, and methods
+        may lack a scanned parameter.
+        """
         entries = sum(
-            prod(map(len, (self.scan | entry.scan).values())) * (len(self.tune.curves) if self.tune.params or entry.tune else 1)
+            prod(map(len, (self.scan | entry.scan).values()))
+            * (len(self.tune.curves) if self.tune.params or entry.tune else 1)
             for entry in self.algorithms
         )
-        return prod(map(len, (self.sets, self.alpha, self.clients, self.epsilon, self.seeds))) * entries
+        return (
+            prod(map(len, (self.sets, self.alpha, self.clients, self.epsilon, self.seeds)))
+            * entries
+        )
 
     @property
     def sets(self) -> tuple[DatasetSpec, ...]:
@@ -392,13 +497,19 @@ class Grid(_Model):
         return tuple(encoded for spec in self.dataset for encoded in spec.encoded_by(self.encoder))
 
     def public_beside(self, dataset: DatasetSpec) -> DatasetSpec | None:
-        """The public data set, embedded as ``dataset`` is; where that is embeddings already, by the grid's encoder."""
+        """The public data set, embedded as ``dataset`` is; where that is embeddings already, by the
+        grid's encoder.
+        """
         encoders = self.encoder[:1] if dataset.encoder is None else (dataset.encoder,)
         return None if self.public is None else self.public.encoded_by(encoders)[0]
 
     def place_of(self, dataset: DatasetSpec, where: str, *, public: bool = False) -> str:
-        """The text that names one of ``sets``, or the public rows beside it, in a message; of ``encoder: WHERE`` the encoder."""
-        i = next(i for i, spec in enumerate(self.dataset) if dataset in spec.encoded_by(self.encoder))
+        """The text that names one of ``sets``, or the public rows beside it, in a message; of
+        ``encoder: WHERE`` the encoder.
+        """
+        i = next(
+            i for i, spec in enumerate(self.dataset) if dataset in spec.encoded_by(self.encoder)
+        )
         given, loc = (self.public, ("public",)) if public else (self.dataset[i], ("dataset", i))
         key, _, rest = where.partition(": ")
         if key == "encoder" and given is not None:
@@ -419,10 +530,16 @@ class Grid(_Model):
     @property
     def division(self) -> PartitionSpec:
         """The partition, which keeps units together."""
-        return self.partition if self.unit_column is None else self.partition.model_copy(update={"together": self.unit_column})
+        return (
+            self.partition
+            if self.unit_column is None
+            else self.partition.model_copy(update={"together": self.unit_column})
+        )
 
     def place(self, *loc: str | int) -> str:
-        """The text that names a key in a message: ``grid.place("clients", 1)`` is ``g.yaml:5: clients[1]``."""
+        """The text that names a key in a message: ``grid.place("clients", 1)`` is ``g.yaml:5:
+        clients[1]``.
+        """
         return self._source.place(loc)
 
 
@@ -430,16 +547,20 @@ class Cell(_Model):
     """One point of a grid; JSON-serialisable.
 
     Attributes:
-        cell_id: 16 hex digits; equal for two cells exactly when nothing that can change the result differs: their training, their
-            evaluation and the code that judges.
-        training_id: the same of what can change the training: cells that differ in their evaluation alone share it.
+        cell_id: 16 hex digits; equal for two cells exactly when nothing that can change the result
+            differs: their training, their evaluation and the code that judges.
+        training_id: the same of what can change the training: cells that differ in their evaluation
+            alone share it.
         source: hash of the code that computes it, see :mod:`fedsim.plugins.code_hash`.
         label: what tables and curves call the algorithm with these parameters, defaults included.
         dataset_hash: the data's fingerprint; None in what may be released.
-        public, public_hash, public_licence: name, fingerprint and licence of the public rows, where the algorithm uses them.
-        epsilon: budget, ``inf`` without privacy; None where epsilon has no meaning for the algorithm.
+        public, public_hash, public_licence: name, fingerprint and licence of the public rows, where
+            the algorithm uses them.
+        epsilon: budget, ``inf`` without privacy; None where epsilon has no meaning for the
+            algorithm.
         seed: root of the cell's seed tree, and the partition's seed.
-        tuning: how some of ``params`` are chosen; before that they are the first of the space. None: they are given.
+        tuning: how some of ``params`` are chosen; before that they are the first of the space.
+            None: they are given.
     """
 
     cell_id: str
@@ -478,13 +599,17 @@ class Cell(_Model):
 
     @property
     def data_key(self) -> str:
-        """Which data its clients share out: the data set's, or without the site that is left out."""
+        """Which data its clients share out: the data set's, or without the site that is left
+        out.
+        """
         return data_key(self.dataset, self.evaluation)
 
 
 def data_key(dataset: DatasetSpec, evaluation: Evaluation) -> str:
     """The key of a data set, apart from that of the same one without a site."""
-    return dataset.key if evaluation.unseen is None else f"{dataset.key} without {evaluation.unseen}"
+    return (
+        dataset.key if evaluation.unseen is None else f"{dataset.key} without {evaluation.unseen}"
+    )
 
 
 def shown(dataset: DatasetSpec, unseen: str | None) -> str:

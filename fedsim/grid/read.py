@@ -1,4 +1,6 @@
-"""Reading grids: YAML text to checked models, and every mistake as one message with its file and line."""
+"""Reading grids: YAML text to checked models, and every mistake as one message with its file and
+line.
+"""
 
 from __future__ import annotations
 
@@ -21,17 +23,25 @@ _Option = TypeVar("_Option", bound=BaseModel)
 
 
 class _Loader(yaml.SafeLoader):
-    """SafeLoader that takes ``1e-4`` for a number, as YAML 1.2 does, and a key that is given twice for a mistake."""
+    """SafeLoader that takes ``1e-4`` for a number, as YAML 1.2 does, and a key that is given twice
+    for a mistake.
+    """
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         """A mapping."""
         keys = [key.value for key, _ in node.value if key.value != "<<"]
         if twice := next((key for key, _ in node.value if keys.count(key.value) > 1), None):
-            raise yaml.MarkedYAMLError(problem=f"the key '{twice.value}' is given twice", problem_mark=twice.start_mark)
+            raise yaml.MarkedYAMLError(
+                problem=f"the key '{twice.value}' is given twice", problem_mark=twice.start_mark
+            )
         return super().construct_mapping(node, deep)
 
 
-_Loader.add_implicit_resolver("tag:yaml.org,2002:float", re.compile(r"^[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+$"), list("-+.0123456789"))
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float",
+    re.compile(r"^[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+$"),
+    list("-+.0123456789"),
+)
 
 
 def parse(text: str, where: str) -> tuple[Any, dict[Loc, int]]:
@@ -41,11 +51,20 @@ def parse(text: str, where: str) -> tuple[Any, dict[Loc, int]]:
         node = loader.get_single_node()
         return (None if node is None else loader.construct_document(node)), dict(_lines(node, ()))
     # PyYAML lets the errors of int(), datetime() and the like through
-    except (yaml.YAMLError, ValueError, KeyError, AttributeError, TypeError, RecursionError) as error:
+    except (
+        yaml.YAMLError,
+        ValueError,
+        KeyError,
+        AttributeError,
+        TypeError,
+        RecursionError,
+    ) as error:
         mark = getattr(error, "problem_mark", None)
         line = f":{mark.line + 1}" if mark and where.endswith((".yaml", ".yml")) else ""
         what = " ".join(str(getattr(error, "problem", None) or error).split())
-        raise UserError(where + line, f"is not valid YAML ({what})", "write it as `fedsim new` does") from error
+        raise UserError(
+            where + line, f"is not valid YAML ({what})", "write it as `fedsim new` does"
+        ) from error
 
 
 def _lines(node: yaml.Node | None, loc: Loc) -> Iterator[tuple[Loc, int]]:
@@ -64,34 +83,52 @@ def read_yaml(path: Path) -> tuple[Any, dict[Loc, int]]:
     try:
         text = path.read_text(encoding="utf-8-sig")
     except (OSError, ValueError) as error:
-        raise UserError(str(path), f"cannot be read ({unread(error)})", "give the path of a YAML file, UTF-8") from error
+        raise UserError(
+            str(path), f"cannot be read ({unread(error)})", "give the path of a YAML file, UTF-8"
+        ) from error
     return parse(text, str(path))
 
 
-def complaint(error: ValidationError, model: type[BaseModel], place: Callable[[Loc], str]) -> UserError:
-    """The first error of a validation; an unknown key or a rule of our own goes first, for it explains what else pydantic has to say."""
+def complaint(
+    error: ValidationError, model: type[BaseModel], place: Callable[[Loc], str]
+) -> UserError:
+    """The first error of a validation; an unknown key or a rule of our own goes first, for it
+    explains what else pydantic has to say.
+    """
     errors = error.errors(include_url=False)
-    first = next((one for one in errors if one["type"] in ("extra_forbidden", "value_error")), errors[0])
+    first = next(
+        (one for one in errors if one["type"] in ("extra_forbidden", "value_error")), errors[0]
+    )
     where, given = place(first["loc"]), first["input"]
     if first["type"] == "extra_forbidden":
         *above, key = first["loc"]
-        return UserError(where, f"unknown key '{key}'", "" if above else nearest(str(key), model.model_fields))
+        return UserError(
+            where, f"unknown key '{key}'", "" if above else nearest(str(key), model.model_fields)
+        )
     if first["type"] == "value_error":
         what, _, hint = str(first["ctx"]["error"]).partition("; ")
         return UserError(where, what, hint)
-    shown = "" if first["type"] == "missing" or isinstance(given, Mapping | list | tuple) else f"{given!r}: "
+    shown = (
+        ""
+        if first["type"] == "missing" or isinstance(given, Mapping | list | tuple)
+        else f"{given!r}: "
+    )
     return UserError(where, " ".join(f"{shown}{first['msg']}".split()))
 
 
 def load_grid(
-    grid: Path | str | Mapping[str, Any], overrides: Sequence[str] | Mapping[str, Any] = (), algorithms: Iterable[Any] = ()
+    grid: Path | str | Mapping[str, Any],
+    overrides: Sequence[str] | Mapping[str, Any] = (),
+    algorithms: Iterable[Any] = (),
 ) -> Grid:
     """Read and check a grid; its algorithms are names still, see :func:`fedsim.grid.cells.resolve`.
 
     Args:
-        grid: the YAML file, from whose folder relative paths of data, encoders and plug-ins are taken (those of overrides too); or a
-            mapping as such a file has it, whose paths are relative to the working folder.
-        overrides: ``key=YAML`` texts, or values by key, that replace values of the grid; ``evaluation.per_class`` goes into a mapping.
+        grid: the YAML file, from whose folder relative paths of data, encoders and plug-ins are
+            taken (those of overrides too); or a mapping as such a file has it, whose paths are
+            relative to the working folder.
+        overrides: ``key=YAML`` texts, or values by key, that replace values of the grid;
+            ``evaluation.per_class`` goes into a mapping.
         algorithms: more of them, as a file has them, or classes.
     """
     if isinstance(grid, Mapping):
@@ -100,9 +137,21 @@ def load_grid(
         path = Path(grid)
         given, lines = read_yaml(path)
         if not isinstance(given, dict):
-            raise UserError(str(path), "is not a mapping", "write `key: value` lines, at least `algorithms: [NAME]`")
-        data, source, folder = {"name": slug(path.stem), **given}, Origin(str(path), lines=lines), path.absolute().parent
-    pairs = overrides.items() if isinstance(overrides, Mapping) else [assignment(text) for text in overrides]
+            raise UserError(
+                str(path),
+                "is not a mapping",
+                "write `key: value` lines, at least `algorithms: [NAME]`",
+            )
+        data, source, folder = (
+            {"name": slug(path.stem), **given},
+            Origin(str(path), lines=lines),
+            path.absolute().parent,
+        )
+    pairs = (
+        overrides.items()
+        if isinstance(overrides, Mapping)
+        else [assignment(text) for text in overrides]
+    )
     changed = tuple(put(data, key, value) for key, value in pairs)
     if more := list(algorithms):
         data["algorithms"] = [*listed(data.get("algorithms")), *more]
@@ -112,21 +161,34 @@ def load_grid(
     except ValidationError as error:
         raise complaint(error, Grid, source.place) from error
     axes = {name: getattr(checked, name) for name in ("dataset", "encoder", "algorithms")}
-    placed: dict[str, Any] = {name: tuple(entry.within(folder) for entry in axis) for name, axis in axes.items()}
-    return checked.model_copy(update=placed | {"public": checked.public and checked.public.within(folder)})
+    placed: dict[str, Any] = {
+        name: tuple(entry.within(folder) for entry in axis) for name, axis in axes.items()
+    }
+    return checked.model_copy(
+        update=placed | {"public": checked.public and checked.public.within(folder)}
+    )
 
 
 def slug(text: str) -> str:
-    """A text as a grid's name: letters lose their accents, and what else a name may not have is a dash."""
+    """A text as a grid's name: letters lose their accents, and what else a name may not have is a
+    dash.
+    """
     plain = unicodedata.normalize("NFKD", text).encode("ascii", "ignore").decode()
-    return re.sub(r"[^A-Za-z0-9._-]+", " ", plain).strip().replace(" ", "-").lstrip("._-")[:100] or "grid"
+    return (
+        re.sub(r"[^A-Za-z0-9._-]+", " ", plain).strip().replace(" ", "-").lstrip("._-")[:100]
+        or "grid"
+    )
 
 
 def assignment(text: str, option: str = "set") -> tuple[str, Any]:
     """Key and value of a ``key=YAML`` text."""
     key, equals, value = text.partition("=")
     if not equals or not all(key.strip().split(".")):
-        raise UserError(f"{option} {text}", "is not of the form key=value", "write for example alpha=[0.3] or latent=16")
+        raise UserError(
+            f"{option} {text}",
+            "is not of the form key=value",
+            "write for example alpha=[0.3] or latent=16",
+        )
     return key.strip(), parse(value, f"{option} {key.strip()}")[0]
 
 
@@ -136,7 +198,11 @@ def put(data: dict[str, Any], key: str, value: Any) -> Loc:
     for part in outer:
         data = data.setdefault(part, {})
         if not isinstance(data, dict):
-            raise UserError(f"set {key}", f"'{part}' is not a mapping in the grid file", f"set {part} as a whole")
+            raise UserError(
+                f"set {key}",
+                f"'{part}' is not a mapping in the grid file",
+                f"set {part} as a whole",
+            )
     data[last] = value
     return (*outer, last)
 
@@ -146,7 +212,9 @@ def one_cell(algorithm: str, params: Sequence[str], **values: Any) -> Grid:
     given: dict[str, Any] = {}
     for text in params:
         put(given, *assignment(text, "params"))
-    return load_grid({"name": "run", "algorithms": [{"name": algorithm, "params": given}], **values})
+    return load_grid(
+        {"name": "run", "algorithms": [{"name": algorithm, "params": given}], **values}
+    )
 
 
 def parse_option(model: type[_Option], option: str, text: str | Mapping[str, Any]) -> _Option:
@@ -155,4 +223,6 @@ def parse_option(model: type[_Option], option: str, text: str | Mapping[str, Any
     try:
         return model.model_validate(value if isinstance(value, dict) else str(value))
     except ValidationError as error:
-        raise complaint(error, model, lambda loc: f"{option}: {'.'.join(map(str, loc))}" if loc else option) from error
+        raise complaint(
+            error, model, lambda loc: f"{option}: {'.'.join(map(str, loc))}" if loc else option
+        ) from error

@@ -1,4 +1,6 @@
-"""The base class of every algorithm: an algorithm supplies mathematics, the harness drives its rounds (:mod:`fedsim.training.rounds`)."""
+"""The base class of every algorithm: an algorithm supplies mathematics, the harness drives its
+rounds (:mod:`fedsim.training.rounds`).
+"""
 
 from __future__ import annotations
 
@@ -29,10 +31,11 @@ class Phase:
     Attributes:
         release: the mechanism of its rounds; without privacy only their number counts.
         at_clients: (clients, round, broadcast): a cohort's computation; returns its message.
-        at_server: (server, round, the noisy sum of the messages): updates the server; returns diagnostics that depend on no private
-            values, as numbers or as tensors of one number.
+        at_server: (server, round, the noisy sum of the messages): updates the server; returns
+            diagnostics that depend on no private values, as numbers or as tensors of one number.
         broadcast: (server): the tensors that every client receives at the start of a round.
-        weights: of statistics in a unit's joint norm, by name: a statistic is sent times its weight; empty for gradients and updates.
+        weights: of statistics in a unit's joint norm, by name: a statistic is sent times its
+            weight; empty for gradients and updates.
     """
 
     release: Release
@@ -42,20 +45,30 @@ class Phase:
     weights: Mapping[str, float] = field(default_factory=dict)
 
     def taking(self, share: float) -> Phase:
-        """The phase with the noise for a share of the budget, in units of 1 / sigma^2; sampled steps cost q^2 / sigma^2 and add up."""
+        """The phase with the noise for a share of the budget, in units of 1 / sigma^2; sampled
+        steps cost q^2 / sigma^2 and add up.
+        """
         noise = self.release.sample_rate * math.sqrt(self.release.steps / share)
         return replace(self, release=replace(self.release, relative_noise=noise))
 
 
 class Params(BaseModel):
-    """Parameters of an algorithm, as in a grid file; unknown keys are refused, and values are frozen."""
+    """Parameters of an algorithm, as in a grid file; unknown keys are refused, and values are
+    frozen.
+    """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     @classmethod
     def brief(cls, values: Mapping[str, Any], given: Container[str]) -> dict[str, Any]:
-        """The subset of ``values``, which make a training short, that these parameters have and allow and that are not ``given``."""
-        found = {key: value for key, value in values.items() if key in cls.model_fields and key not in given}
+        """The subset of ``values``, which make a training short, that these parameters have and
+        allow and that are not ``given``.
+        """
+        found = {
+            key: value
+            for key, value in values.items()
+            if key in cls.model_fields and key not in given
+        }
         try:
             cls.model_validate(found)
         except ValidationError as error:
@@ -72,9 +85,10 @@ class Algorithm(ABC):
         source: the paper or page that it follows.
         Params: its parameters with defaults.
         private: whether an epsilon has a meaning for it.
-        for_reproduction: whether it is here for its paper's sake: its defaults are at chance at the budgets of our tables.
-        units, trusts: the privacy settings that it supports.
-        syntheses: values of its parameter ``synthesis`` with which a saved generator can be loaded, whatever it was trained with.
+        for_reproduction: whether it is here for its paper's sake: its defaults are at chance at the
+        budgets of our tables. units, trusts: the privacy settings that it supports.
+        syntheses: values of its parameter ``synthesis`` with which a saved generator can be loaded,
+        whatever it was trained with.
     """
 
     name: ClassVar[str]
@@ -94,14 +108,20 @@ class Algorithm(ABC):
 
     @abstractmethod
     def phases(self) -> tuple[Phase, ...]:
-        """The training: its mechanisms in order, with the computation of clients and server for each."""
+        """The training: its mechanisms in order, with the computation of clients and server for
+        each.
+        """
 
     @abstractmethod
     def build(self, clients: int) -> nn.Module:
-        """The model with per-client layers for ``clients`` members (0 at the server); weights are set afterwards by name."""
+        """The model with per-client layers for ``clients`` members (0 at the server); weights are
+        set afterwards by name.
+        """
 
     def generator(self, server: Server) -> Generator:
-        """The generator, from private values only: the server's state, its seeds, and the client codes if they were released."""
+        """The generator, from private values only: the server's state, its seeds, and the client
+        codes if they were released.
+        """
         raise NotImplementedError(f"{type(self).__name__} has neither a generator nor a classifier")
 
     def classifier(self, server: Server) -> Classifier:
@@ -113,15 +133,19 @@ class Algorithm(ABC):
         return self.generator(server) if self.generates(self.params) else self.classifier(server)
 
     def label_counts(self, server: Server) -> Tensor | None:
-        """Rows per class ``[C]``, estimated from releases of the plan; None if the plan releases no counts.
+        """Rows per class ``[C]``, estimated from releases of the plan; None if the plan releases no
+        counts.
 
-        Post-processing like the generator: plain accuracy is then judged on labels with these frequencies.
+        Post-processing like the generator: plain accuracy is then judged on labels with these
+        frequencies.
         """
         return None
 
     @classmethod
     def generates(cls, params: Any = None) -> bool:
-        """Whether with these parameters, or its defaults, it yields a generator, not a classifier."""
+        """Whether with these parameters, or its defaults, it yields a generator, not a
+        classifier.
+        """
         return cls.classifier is Algorithm.classifier
 
     def claim(self) -> Claim:
@@ -137,11 +161,15 @@ class Algorithm(ABC):
         return math.inf
 
     def sensitivity(self) -> float:
-        """L2 norm by which one unit's presence can change a round's sum; C for sums of clipped contributions."""
+        """L2 norm by which one unit's presence can change a round's sum; C for sums of clipped
+        contributions.
+        """
         return self.clip()
 
     def clips_clients(self) -> bool:
-        """Whether a client's contribution is clipped as a whole, so that nothing is assumed of single examples."""
+        """Whether a client's contribution is clipped as a whole, so that nothing is assumed of
+        single examples.
+        """
         return self.task.unit == "client"
 
     def releases_codes(self) -> bool:
@@ -149,7 +177,9 @@ class Algorithm(ABC):
         return True
 
     def released_names(self, model: nn.Module) -> list[str]:
-        """Names of the per-client tensors that leave the clients after the last round: the codes, if they do."""
+        """Names of the per-client tensors that leave the clients after the last round: the codes,
+        if they do.
+        """
         return code_names(model) if self.releases_codes() else []
 
     def noise_at_clients(self) -> bool:
@@ -157,15 +187,19 @@ class Algorithm(ABC):
         return self.task.trust == "silo"
 
     def ignores_partition(self) -> bool:
-        """Whether all that is released are sums over rows, whichever clients hold them: any partition then gives the same result."""
+        """Whether all that is released are sums over rows, whichever clients hold them: any
+        partition then gives the same result.
+        """
         return False
 
     def uses_public(self) -> bool:
-        """Whether it is given the grid's public rows as ``task.public``, which its training then has to have.
+        """Whether it is given the grid's public rows as ``task.public``, which its training then
+        has to have.
 
-        They are there while it trains, for server and clients alike. A generator is made again without them, from ``server.model`` and
-        ``server.tensors``: what it needs of them belongs there. Whatever is computed from public rows alone is free; what also depends on a
-        private row is a release.
+        They are there while it trains, for server and clients alike. A generator is made again
+        without them, from ``server.model`` and ``server.tensors``: what it needs of them belongs
+        there. Whatever is computed from public rows alone is free; what also depends on a private
+        row is a release.
         """
         return False
 
@@ -179,7 +213,8 @@ class Algorithm(ABC):
     # --- the harness's part ---
 
     def check_contract(self, round_: Round, broadcast: Tensors) -> None:  # noqa: B027 (most base classes take nothing for granted)
-        """Test the assumptions of the base class's guarantee on made-up rows, for one round's computation at clients; on the CPU.
+        """Test the assumptions of the base class's guarantee on made-up rows, for one round's
+        computation at clients; on the CPU.
 
         Raises:
             NotPerExample: its loss or statistic mixes rows.
@@ -195,14 +230,18 @@ class Algorithm(ABC):
         return shared_tensors(server.model)
 
     def start_clients(self, clients: Clients) -> None:  # noqa: B027 (most algorithms need none)
-        """Give the clients the private state that they keep between rounds; the model's per-client layers are set already."""
+        """Give the clients the private state that they keep between rounds; the model's per-client
+        layers are set already.
+        """
 
     def releases(self) -> tuple[Release, ...]:
         """The mechanisms of the phases, which the budget pays for."""
         return tuple(phase.release for phase in self.phases())
 
     def schedule(self) -> Iterator[Round]:
-        """Every round of the phases, in order; streams are numbered over all of them, so that no two phases share one."""
+        """Every round of the phases, in order; streams are numbered over all of them, so that no
+        two phases share one.
+        """
         number = stream = 0
         for index, phase in enumerate(self.phases()):
             for step in range(phase.release.rounds):
@@ -213,19 +252,34 @@ class Algorithm(ABC):
 def solved_plan(algorithm: Algorithm, epsilon: float | None, delta: float) -> PrivacyPlan | None:
     """The privacy plan, calibrated before the first step; None if epsilon has no meaning.
 
-    It is solved here alone, for the releases that the algorithm declares: the proof does not cover a plan that an algorithm changed.
+    It is solved here alone, for the releases that the algorithm declares: the proof does not cover
+    a plan that an algorithm changed.
     """
     task = algorithm.task
-    for key, value, supported in (("unit", task.unit, algorithm.units), ("trust", task.trust, algorithm.trusts)):
+    for key, value, supported in (
+        ("unit", task.unit, algorithm.units),
+        ("trust", task.trust, algorithm.trusts),
+    ):
         if algorithm.private and value not in supported:
-            raise UserError(key, f"does not support '{value}'", f"supported: {', '.join(supported)}")
+            raise UserError(
+                key, f"does not support '{value}'", f"supported: {', '.join(supported)}"
+            )
     if algorithm.uses_public() and task.public is None:
-        raise UserError("public", "the method uses public rows, and there are none", "name a data set whose rows are public: public: NAME")
+        raise UserError(
+            "public",
+            "the method uses public rows, and there are none",
+            "name a data set whose rows are public: public: NAME",
+        )
     algorithm.check_setting()
     releases = algorithm.releases()
     if any(release.name == SCORE for release in releases):
         where, what = f"{type(algorithm).__name__}.releases", f"a release is called '{SCORE}'"
-        raise PluginError(where, what, "give it another name; the harness scores trainings under this one, with noise of its own")
+        raise PluginError(
+            where,
+            what,
+            "give it another name; the harness scores trainings under this one, with noise "
+            "of its own",
+        )
     if epsilon is None or not algorithm.private:
         return None
     return calibrate(

@@ -24,7 +24,9 @@ from fedsim.privacy.plan import PrivacyPlan, Release
 from fedsim.seeds import Purpose, Seeds
 
 NUMBERS_AT_ONCE = 2**18
-"""Numbers of noise that are drawn before they are added: they fit a processor's cache, and one addition serves many clients."""
+"""Numbers of noise that are drawn before they are added: they fit a processor's cache, and one
+addition serves many clients.
+"""
 
 
 @dataclass(frozen=True)
@@ -41,7 +43,9 @@ class Noised:
 
 
 class Pooled(NamedTuple):
-    """All members' rows one after another, x ``[N, d]`` and y ``[N]``, and the first row of each member."""
+    """All members' rows one after another, x ``[N, d]`` and y ``[N]``, and the first row of each
+    member.
+    """
 
     x: Tensor
     y: Tensor
@@ -62,8 +66,10 @@ class Clients:
         seeds: the cell's seed tree.
         plan: the cell's privacy plan; None for an algorithm that is not private.
         model: holds one slice of every per-client parameter for each member.
-        groups: if the unit is a group: the number of each row's group within its client, ascending from 0, on the CPU.
-        state: further private tensors that an algorithm keeps between rounds: counters, or ``[members, ...]``.
+        groups: if the unit is a group: the number of each row's group within its client, ascending
+            from 0, on the CPU.
+        state: further private tensors that an algorithm keeps between rounds: counters, or
+            ``[members, ...]``.
         ran: the record of this round.
         steps: numbers of the steps of this round, each for one draw of noise; None: any.
         device: of the tensors; random numbers and row numbers are made on the CPU.
@@ -83,7 +89,9 @@ class Clients:
     _seen: tuple[Chart, Clients] | None = field(default=None, init=False)
 
     def in_coordinates(self, coordinates: Chart | None) -> Clients:
-        """The same clients with their rows in ``coordinates``, made once for all rounds; themselves where there are none."""
+        """The same clients with their rows in ``coordinates``, made once for all rounds; themselves
+        where there are none.
+        """
         if coordinates is None:
             return self
         if self._seen is None or self._seen[0] != coordinates:
@@ -105,28 +113,44 @@ class Clients:
             x=tuple(self.x[i] for i in positions),
             y=tuple(self.y[i] for i in positions),
             groups=self.groups and tuple(self.groups[i] for i in positions),
-            state={name: value[index] if value.dim() else value.clone() for name, value in self.state.items()},
+            state={
+                name: value[index] if value.dim() else value.clone()
+                for name, value in self.state.items()
+            },
         )
         chosen.pooled = self.pooled._replace(starts=tuple(self.pooled.starts[i] for i in positions))
         return chosen
 
-    def batch(self, rows: Sequence[Tensor], round_: int, shapes: Mapping[str, tuple[int, ...]]) -> Batch:
-        """The batch of each member's ``rows`` (int64, on the CPU), with standard normal draws from each client's own stream."""
+    def batch(
+        self, rows: Sequence[Tensor], round_: int, shapes: Mapping[str, tuple[int, ...]]
+    ) -> Batch:
+        """The batch of each member's ``rows`` (int64, on the CPU), with standard normal draws from
+        each client's own stream.
+        """
         drawn = self.drawn(rows, round_, shapes)
         index = to_device(torch.cat(self.pooled.numbers(rows)), self.device)
-        position = torch.from_numpy(np.repeat(np.arange(len(rows)), [len(chosen) for chosen in rows]))
+        position = torch.from_numpy(
+            np.repeat(np.arange(len(rows)), [len(chosen) for chosen in rows])
+        )
         return Batch(
             self.pooled.x.index_select(0, index),
             self.pooled.y.index_select(0, index),
-            {name: to_device(torch.cat([draws[name] for draws in drawn]), self.device) for name in shapes},
+            {
+                name: to_device(torch.cat([draws[name] for draws in drawn]), self.device)
+                for name in shapes
+            },
             Layout.on(self.device, position, len(self.members)),
             self._groups_of(rows),
         )
 
-    def batches(self, rows: Sequence[Tensor], round_: int, shapes: Mapping[str, tuple[int, ...]]) -> list[Batch]:
+    def batches(
+        self, rows: Sequence[Tensor], round_: int, shapes: Mapping[str, tuple[int, ...]]
+    ) -> list[Batch]:
         """As :meth:`batch`, a batch of its own for each member."""
         drawn = self.drawn(rows, round_, shapes)
-        draws = moved({(i, name): own[name] for i, own in enumerate(drawn) for name in shapes}, self.device)
+        draws = moved(
+            {(i, name): own[name] for i, own in enumerate(drawn) for name in shapes}, self.device
+        )
         index = moved(dict(enumerate(rows)), self.device)
         return [
             Batch(
@@ -134,7 +158,9 @@ class Clients:
                 y.index_select(0, index[i]),
                 {name: draws[i, name] for name in shapes},
                 Layout(torch.zeros_like(index[i]), 1, known=torch.zeros_like(rows[i])),
-                None if self.groups is None else consecutive(self.groups[i][rows[i]], self.pooled.x),
+                None
+                if self.groups is None
+                else consecutive(self.groups[i][rows[i]], self.pooled.x),
             )
             for i, (x, y) in enumerate(zip(self.x, self.y, strict=True))
         ]
@@ -145,7 +171,13 @@ class Clients:
             return None
         starts = accumulate(map(self.units, range(len(self.groups) - 1)), initial=0)
         return consecutive(
-            torch.cat([own[chosen] + start for own, chosen, start in zip(self.groups, rows, starts, strict=True)]), self.pooled.x
+            torch.cat(
+                [
+                    own[chosen] + start
+                    for own, chosen, start in zip(self.groups, rows, starts, strict=True)
+                ]
+            ),
+            self.pooled.x,
         )
 
     @cached_property
@@ -156,28 +188,44 @@ class Clients:
     @cached_property
     def layout(self) -> Layout:
         """Which member each row of all members belongs to."""
-        owner = torch.repeat_interleave(torch.arange(len(self.members)), torch.tensor([len(x) for x in self.x]))
+        owner = torch.repeat_interleave(
+            torch.arange(len(self.members)), torch.tensor([len(x) for x in self.x])
+        )
         return Layout.on(self.device, owner, len(self.members))
 
-    def drawn(self, rows: Sequence[Tensor], round_: int, shapes: Mapping[str, tuple[int, ...]]) -> list[Tensors]:
+    def drawn(
+        self, rows: Sequence[Tensor], round_: int, shapes: Mapping[str, tuple[int, ...]]
+    ) -> list[Tensors]:
         """The :meth:`draws` of a batch: each member's for its ``rows``."""
-        return [self.draws(client, len(chosen), round_, shapes) for client, chosen in zip(self.members, rows, strict=True)]
+        return [
+            self.draws(client, len(chosen), round_, shapes)
+            for client, chosen in zip(self.members, rows, strict=True)
+        ]
 
-    def draws(self, client: int, rows: int, round_: int, shapes: Mapping[str, tuple[int, ...]]) -> Tensors:
-        """Standard normal draws ``[rows, ...]`` by name, for the batch of one member; on the CPU."""
+    def draws(
+        self, client: int, rows: int, round_: int, shapes: Mapping[str, tuple[int, ...]]
+    ) -> Tensors:
+        """Standard normal draws ``[rows, ...]`` by name, for the batch of one member; on the
+        CPU.
+        """
         stream = self.seeds.keystream(Purpose.LATENT, round_, client)
         return gaussian({name: (rows, *shape) for name, shape in shapes.items()}, 1.0, stream).parts
 
     def poisson(self, round_: int, rate: float, client_rate: float = 1.0) -> list[Tensor]:
-        """Each member's Poisson sample: with probability ``client_rate`` the client takes part, then each unit with ``rate``.
+        """Each member's Poisson sample: with probability ``client_rate`` the client takes part,
+        then each unit with ``rate``.
 
         A unit is a row, or a group with all its rows.
         """
         sampled = []
         for position, client in enumerate(self.members):
-            drawn = self.seeds.keystream(Purpose.SAMPLING, round_, client).uniform(1 + self.units(position))
+            drawn = self.seeds.keystream(Purpose.SAMPLING, round_, client).uniform(
+                1 + self.units(position)
+            )
             units = (drawn[0] < client_rate) & (drawn[1:] < rate)
-            sampled.append(self._chosen(self.rows_of(position, torch.from_numpy(np.flatnonzero(units)))))
+            sampled.append(
+                self._chosen(self.rows_of(position, torch.from_numpy(np.flatnonzero(units))))
+            )
         return sampled
 
     def units(self, position: int) -> int:
@@ -189,36 +237,58 @@ class Clients:
 
     def rows_of(self, position: int, units: Tensor) -> Tensor:
         """The rows of a member's ``units``, both int64 and ascending."""
-        return units if self.groups is None else torch.isin(self.groups[position], units).nonzero()[:, 0]
+        return (
+            units
+            if self.groups is None
+            else torch.isin(self.groups[position], units).nonzero()[:, 0]
+        )
 
     def minibatches(self, round_: int, steps: int, size: int) -> list[Tensor]:
-        """Row numbers ``[steps, size]`` of each member, drawn with replacement; every member must have a row."""
+        """Row numbers ``[steps, size]`` of each member, drawn with replacement; every member must
+        have a row.
+        """
         streams = (self.seeds.keystream(Purpose.LOCAL, round_, client) for client in self.members)
-        drawn = (stream.integers(len(x), (steps, size)) for stream, x in zip(streams, self.x, strict=True))
+        drawn = (
+            stream.integers(len(x), (steps, size))
+            for stream, x in zip(streams, self.x, strict=True)
+        )
         return [self._chosen(torch.from_numpy(rows)) for rows in drawn]
 
     def _chosen(self, rows: Tensor) -> Tensor:
         self.ran.sampled += fingerprint({"rows": rows})
         return rows
 
-    def add_noise(self, release: Release, round_: int, sent: Tensors, kept: Tensors | None = None) -> Noised:
-        """Add the clients' noise, and count the step for the ledger; all noise of clients is drawn here.
+    def add_noise(
+        self, release: Release, round_: int, sent: Tensors, kept: Tensors | None = None
+    ) -> Noised:
+        """Add the clients' noise, and count the step for the ledger; all noise of clients is drawn
+        here.
 
-        Under ``trust: silo`` every member adds the full noise to the sums ``sent``; under ``trust: aggregate`` the server adds it once.
-        Per-client tensors ``kept`` ``[members, ...]`` get the client's noise in any case. One unit must change ``sent`` and ``kept``
-        together by at most the plan's sensitivity. Without a plan no noise is added. ``round_`` is the round, or of several steps a round
-        the number of the step over all rounds. Sums in float64 are rounded once noise is added.
+        Under ``trust: silo`` every member adds the full noise to the sums ``sent``; under ``trust:
+        aggregate`` the server adds it once. Per-client tensors ``kept`` ``[members, ...]`` get the
+        client's noise in any case. One unit must change ``sent`` and ``kept`` together by at most
+        the plan's sensitivity. Without a plan no noise is added. ``round_`` is the round, or of
+        several steps a round the number of the step over all rounds. Sums in float64 are rounded
+        once noise is added.
 
         Raises:
-            ValueError: the step is not in the round, or its noise was drawn before: two sums with the same noise reveal their difference.
+            ValueError: the step is not in the round, or its noise was drawn before: two sums with
+                the same noise reveal their difference.
         """
         kept = kept or {}
         if self.plan is None:
             return Noised(sent, kept)
-        if (self.steps is not None and round_ not in self.steps) or any(step.number == round_ for step in self.ran.steps):
-            which = "" if self.steps is None else f" (steps {self.steps.start} .. {self.steps.stop - 1})"
+        if (self.steps is not None and round_ not in self.steps) or any(
+            step.number == round_ for step in self.ran.steps
+        ):
+            which = (
+                ""
+                if self.steps is None
+                else f" (steps {self.steps.start} .. {self.steps.stop - 1})"
+            )
             raise ValueError(
-                f"step {round_} is not in the round{which}, or its noise was drawn before; number a round's steps from round_.stream on"
+                f"step {round_} is not in the round{which}, or its noise was drawn before; "
+                "number a round's steps from round_.stream on"
             )
         own = sent if self.plan.trust == "silo" else {}
         total = torch.zeros(sum(value.numel() for value in own.values()))
@@ -229,19 +299,37 @@ class Clients:
             members = self.members[start : start + block]
             draws = torch.empty(len(members), width)
             for client, draw in zip(members, draws.numpy(), strict=True):
-                self.ran.noise += fill_gaussian(draw, std, self.seeds.keystream(Purpose.NOISE, round_, client))
+                self.ran.noise += fill_gaussian(
+                    draw, std, self.seeds.keystream(Purpose.NOISE, round_, client)
+                )
             for draw in draws[:, : len(total)] if own else ():
                 total += draw
             at, own_draws = 0, to_device(draws[:, len(total) :], self.device)
             for name, value in kept.items():
                 held = value[start : start + block]
                 at, begin = at + held[0].numel(), at
-                torch.add(held, own_draws[:, begin:at].view(held.shape), out=noised[name][start : start + block])
+                torch.add(
+                    held,
+                    own_draws[:, begin:at].view(held.shape),
+                    out=noised[name][start : start + block],
+                )
         multiplier = std / self.plan.sensitivity if own or kept else math.inf
         bare = bool(sent) and not own
-        self.ran.steps.append(Step(Mechanism(multiplier, release.sample_rate, 1, release.name), round_, self.members, bare))
-        parts = torch.split(to_device(total, self.device), [value.numel() for value in own.values()])
-        added = {name: value + noise.view(value.shape) for (name, value), noise in zip(own.items(), parts, strict=True)}
+        self.ran.steps.append(
+            Step(
+                Mechanism(multiplier, release.sample_rate, 1, release.name),
+                round_,
+                self.members,
+                bare,
+            )
+        )
+        parts = torch.split(
+            to_device(total, self.device), [value.numel() for value in own.values()]
+        )
+        added = {
+            name: value + noise.view(value.shape)
+            for (name, value), noise in zip(own.items(), parts, strict=True)
+        }
         return Noised(sent | rounded(added), noised)
 
     def send(
@@ -251,11 +339,17 @@ class Clients:
         uplink_bytes: int | None = None,
         downlink_bytes: int | None = None,
     ) -> Message:
-        """The cohort's message: sums over the members, as :meth:`add_noise` returned them, and diagnostics, which are not private.
+        """The cohort's message: sums over the members, as :meth:`add_noise` returned them, and
+        diagnostics, which are not private.
 
-        Bytes are what all members together would send over a network, and receive; None: tensors of these shapes from every member, and the
-        broadcast for every one.
+        Bytes are what all members together would send over a network, and receive; None: tensors of
+        these shapes from every member, and the broadcast for every one.
         """
         weight = len(self.members) * NUMBER_BYTES * sum(value.numel() for value in sums.values())
         sent = weight if uplink_bytes is None else uplink_bytes
-        return Message(sums=sums, uplink_bytes=sent, downlink_bytes=downlink_bytes, diagnostics=diagnostics or {})
+        return Message(
+            sums=sums,
+            uplink_bytes=sent,
+            downlink_bytes=downlink_bytes,
+            diagnostics=diagnostics or {},
+        )

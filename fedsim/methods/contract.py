@@ -1,4 +1,5 @@
-"""What the proof of clipping takes for granted: that a row's loss or statistic depends on that row alone.
+"""What the proof of clipping takes for granted: that a row's loss or statistic depends on that row
+alone.
 
 No class can enforce it, so it is tested on made-up rows.
 """
@@ -25,13 +26,21 @@ from fedsim.seeds import Seeds
 
 TRIED_ROWS = 6
 CROWD_ROWS = 40
-"""Rows of one client and label, added one at a time: shows a dependence on the number of rows up to this one."""
+"""Rows of one client and label, added one at a time: shows a dependence on the number of rows up to
+this one.
+"""
 MIXED_ROWS, MIXED_LABELS = 400, 10
-"""Rows of one client, and their largest number of labels: a fault may depend on the label, or appear in a large batch only."""
+"""Rows of one client, and their largest number of labels: a fault may depend on the label, or
+appear in a large batch only.
+"""
 END_ROWS = tuple(2**n for n in range(9))
-"""Numbers of first and of last mixed rows that are evaluated alone: code that drops a remainder may skip the first rows or the last."""
+"""Numbers of first and of last mixed rows that are evaluated alone: code that drops a remainder may
+skip the first rows or the last.
+"""
 LOSS_TOLERANCE = 1e-2
-"""Relative difference that is attributed to rounding: the order of products depends on the number of rows, and cosines amplify it."""
+"""Relative difference that is attributed to rounding: the order of products depends on the number
+of rows, and cosines amplify it.
+"""
 SAME_BATCH_TOLERANCE = 1e-4
 """As :data:`LOSS_TOLERANCE`, for the same rows in the same order."""
 SUM_TOLERANCE = 1e-3
@@ -39,8 +48,14 @@ SUM_TOLERANCE = 1e-3
 
 
 def check_loss(algorithm: Any, clients: int, norms: Callable[[nn.Module], Norms]) -> None:
-    """Test the loss of a DPSGD or LocalDPSGD on made-up rows of ``clients``, whose gradients are clipped by ``norms`` of the model."""
-    model, batch, loss = _started(algorithm, clients), _made_up(algorithm, clients), partial(_parts, algorithm)
+    """Test the loss of a DPSGD or LocalDPSGD on made-up rows of ``clients``, whose gradients are
+    clipped by ``norms`` of the model.
+    """
+    model, batch, loss = (
+        _started(algorithm, clients),
+        _made_up(algorithm, clients),
+        partial(_parts, algorithm),
+    )
     if not loss(model, batch).isfinite().all():
         raise ValueError("a part of the loss is not finite for made-up rows of unit norm")
     check_per_example(model, loss, batch, norms(model), algorithm.params.engine)
@@ -55,24 +70,37 @@ def check_loss(algorithm: Any, clients: int, norms: Callable[[nn.Module], Norms]
 
 def check_clients(algorithm: Any, clients: int) -> None:
     """Test a loss on made-up rows of ``clients``, whose gradients are clipped client by client."""
-    model, (_, crowd), rows = _started(algorithm, clients), crowds(algorithm.task), MIXED_ROWS // clients
+    model, (_, crowd), rows = (
+        _started(algorithm, clients),
+        crowds(algorithm.task),
+        MIXED_ROWS // clients,
+    )
     batch = _batch(algorithm, crowd.x, crowd.y, torch.arange(MIXED_ROWS) // rows, clients)
     with torch.no_grad():
         whole = _parts(algorithm, model, batch)
         for part in (slice(client * rows, (client + 1) * rows) for client in range(clients)):
             if not _near(_parts(algorithm, model, batch.take(part)), whole[part], LOSS_TOLERANCE):
-                raise NotPerExample("a client's loss depends on other clients' rows: it changes when they are left out")
+                raise NotPerExample(
+                    "a client's loss depends on other clients' rows: it changes when they "
+                    "are left out"
+                )
         _check_forgets(algorithm, clients, _made_up(algorithm, clients), model)
 
 
-def check_per_example(model: nn.Module, loss: Loss, batch: Batch, norms: Norms, engine: EngineName = "bookkeeping") -> None:
-    """Raise if one example's presence changes the clipped sum by anything but its own clipped gradient.
+def check_per_example(
+    model: nn.Module, loss: Loss, batch: Batch, norms: Norms, engine: EngineName = "bookkeeping"
+) -> None:
+    """Raise if one example's presence changes the clipped sum by anything but its own clipped
+    gradient.
 
-    The engines clip row n's gradient on the assumption that it depends on row n alone. A batch statistic, such as a batch-level MMD,
-    breaks it, and so does a layer that sees the rows in another order. Every row of ``batch``, made-up ones of the real shapes, is left out
-    in turn, with a clip at their median norm, so that half of them are clipped.
+    The engines clip row n's gradient on the assumption that it depends on row n alone. A batch
+    statistic, such as a batch-level MMD, breaks it, and so does a layer that sees the rows in
+    another order. Every row of ``batch``, made-up ones of the real shapes, is left out in turn,
+    with a clip at their median norm, so that half of them are clipped.
     """
-    measured = clipped_sum(model, loss, batch, replace(norms, clip=math.inf, unit="example"), engine).norms
+    measured = clipped_sum(
+        model, loss, batch, replace(norms, clip=math.inf, unit="example"), engine
+    ).norms
     if not measured.isfinite().all():
         raise ValueError("the loss's gradient is not finite on made-up rows of unit norm")
     biting = replace(norms, clip=max(float(measured.median()), 1e-12), unit="example")
@@ -84,14 +112,18 @@ def check_per_example(model: nn.Module, loss: Loss, batch: Batch, norms: Norms, 
         size = max(map(l2_norm, (whole, without, alone)))
         if not error <= SUM_TOLERANCE * size:
             raise NotPerExample(
-                f"the loss is not per example: leaving out row {index} of {len(batch)} changes the clipped sum by {error:.3g} beyond "
-                f"its own gradient (the sum's norm is {size:.3g}); a row's loss may depend on that row alone"
+                f"the loss is not per example: leaving out row {index} of {len(batch)} "
+                f"changes the clipped sum by {error:.3g} beyond "
+                f"its own gradient (the sum's norm is {size:.3g}); a row's loss may depend "
+                "on that row alone"
             )
 
 
 @dataclass(frozen=True)
 class Crowd:
-    """Made-up rows of unit norm of one client ``[n, d]``, their labels, what they have in common, and slices that are evaluated alone."""
+    """Made-up rows of unit norm of one client ``[n, d]``, their labels, what they have in common,
+    and slices that are evaluated alone.
+    """
 
     x: Tensor
     y: Tensor
@@ -99,13 +131,18 @@ class Crowd:
     parts: tuple[slice, ...]
 
     def check_same(self, what: str, part: slice, alone: Tensor, whole: Tensor) -> None:
-        """Compare the values of the rows in ``part``, evaluated ``alone``, with theirs in the ``whole``; label by label."""
+        """Compare the values of the rows in ``part``, evaluated ``alone``, with theirs in the
+        ``whole``; label by label.
+        """
         within, y = whole[part], self.y[part].to(whole.device)
-        if alone.shape == within.shape and all(_near(alone[y == each], within[y == each], LOSS_TOLERANCE) for each in torch.unique(y)):
+        if alone.shape == within.shape and all(
+            _near(alone[y == each], within[y == each], LOSS_TOLERANCE) for each in torch.unique(y)
+        ):
             return
         which = f"first {part.stop}" if part.start == 0 else f"last {len(self.y) - part.start}"
         raise NotPerExample(
-            f"{what} is not per example: it changes for the {which} of {len(self.y)} rows of {self.words} when they are evaluated alone; "
+            f"{what} is not per example: it changes for the {which} of {len(self.y)} rows of "
+            f"{self.words} when they are evaluated alone; "
             "a row's part may depend on that row alone"
         )
 
@@ -116,10 +153,18 @@ def crowds(task: Task) -> tuple[Crowd, Crowd]:
     stream = torch.Generator().manual_seed(1)
     rows = torch.nn.functional.normalize(torch.randn(MIXED_ROWS, task.dim, generator=stream), dim=1)
     mixed = labels[torch.randint(len(labels), (MIXED_ROWS,), generator=stream)]
-    ends = (*(slice(0, count) for count in END_ROWS), *(slice(MIXED_ROWS - count, MIXED_ROWS) for count in END_ROWS))
+    ends = (
+        *(slice(0, count) for count in END_ROWS),
+        *(slice(MIXED_ROWS - count, MIXED_ROWS) for count in END_ROWS),
+    )
     alike = tuple(slice(0, count) for count in range(1, CROWD_ROWS))
     return (
-        Crowd(rows[:CROWD_ROWS], torch.zeros(CROWD_ROWS, dtype=torch.long), "one client and label", alike),
+        Crowd(
+            rows[:CROWD_ROWS],
+            torch.zeros(CROWD_ROWS, dtype=torch.long),
+            "one client and label",
+            alike,
+        ),
         Crowd(rows, mixed, "one client", ends),
     )
 
@@ -129,8 +174,12 @@ def _check_forgets(algorithm: Any, clients: int, batch: Batch, model: nn.Module)
     again = type(algorithm)(algorithm.params, algorithm.task)
     other, (crowd, _) = _started(again, clients), crowds(algorithm.task)
     _parts(again, other, _batch(again, -crowd.x, crowd.y, torch.zeros_like(crowd.y), clients))
-    if not _near(_parts(algorithm, model, batch), _parts(again, other, batch), SAME_BATCH_TOLERANCE):
-        raise NotPerExample("the loss has memory: the loss of the same rows changes after other rows were seen")
+    if not _near(
+        _parts(algorithm, model, batch), _parts(again, other, batch), SAME_BATCH_TOLERANCE
+    ):
+        raise NotPerExample(
+            "the loss has memory: the loss of the same rows changes after other rows were seen"
+        )
 
 
 def _parts(algorithm: Any, model: nn.Module, batch: Batch) -> Tensor:
@@ -156,10 +205,19 @@ def _started(algorithm: Any, clients: int) -> nn.Module:
 def _made_up(algorithm: Any, clients: int) -> Batch:
     task, stream = algorithm.task, torch.Generator().manual_seed(0)
     x = torch.nn.functional.normalize(torch.randn(TRIED_ROWS, task.dim, generator=stream), dim=1)
-    return _batch(algorithm, x, torch.arange(TRIED_ROWS) % min(3, task.classes), torch.arange(TRIED_ROWS) * clients // TRIED_ROWS, clients)
+    return _batch(
+        algorithm,
+        x,
+        torch.arange(TRIED_ROWS) % min(3, task.classes),
+        torch.arange(TRIED_ROWS) * clients // TRIED_ROWS,
+        clients,
+    )
 
 
 def _batch(algorithm: Any, x: Tensor, y: Tensor, client: Tensor, clients: int) -> Batch:
     stream = torch.Generator().manual_seed(2)
-    draws = {name: torch.randn(len(x), *shape, generator=stream) for name, shape in algorithm.draws().items()}
+    draws = {
+        name: torch.randn(len(x), *shape, generator=stream)
+        for name, shape in algorithm.draws().items()
+    }
     return Batch(x, y, draws, Layout(client, clients))

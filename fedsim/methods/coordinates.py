@@ -1,8 +1,11 @@
-"""Released coordinates: rows about their mean, in units of their distance from it, and less steep than their spectrum is.
+"""Released coordinates: rows about their mean, in units of their distance from it, and less steep
+than their spectrum is.
 
-Noise is the same in every direction, so under a steep spectrum it hides all directions but the first. In coordinates divided by a power of
-a released variance less is hidden (private preconditioning: Kamath et al. 2019, arXiv 1805.00216). Two releases: the mean; then the second
-moment of the rows' directions from it, which have norm 1 at any scale, with a histogram of their distances. All else is post-processing.
+Noise is the same in every direction, so under a steep spectrum it hides all directions but the
+first. In coordinates divided by a power of a released variance less is hidden (private
+preconditioning: Kamath et al. 2019, arXiv 1805.00216). Two releases: the mean; then the second
+moment of the rows' directions from it, which have norm 1 at any scale, with a histogram of their
+distances. All else is post-processing.
 """
 
 from __future__ import annotations
@@ -15,12 +18,19 @@ from torch.nn.functional import pad
 
 from fedsim.methods.messages import Server, Tensors
 from fedsim.methods.one_shot import Rows, Statistic, overall_mean
-from fedsim.privacy.statistics.moments import Products, distance_products, in_unit_ball, released_distances
+from fedsim.privacy.statistics.moments import (
+    Products,
+    distance_products,
+    in_unit_ball,
+    released_distances,
+)
 from fedsim.privacy.statistics.outer_products import OuterProduct
 from fedsim.privacy.statistics.spectral import GAP, group_means, leading, steady, ties
 
 PREFIX = "coordinates."
-COORDINATE_NAMES = tuple(f"{PREFIX}{name}" for name in ("mean", "basis", "shrink", "stretch", "scale"))
+COORDINATE_NAMES = tuple(
+    f"{PREFIX}{name}" for name in ("mean", "basis", "shrink", "stretch", "scale")
+)
 """Tensors that hold the coordinates."""
 MEAN_SHARE = 0.4
 """Of what both releases take of the budget."""
@@ -28,22 +38,32 @@ SPREAD_WEIGHTS = {"second": 1.0, "bins": 0.3}
 MOST_DIRECTIONS = 64
 """With a scale of their own; all others share one."""
 ABOVE_EDGE = 1.1
-"""Directions have a scale of their own where their eigenvalue is this factor above the largest that noise alone would have."""
+"""Directions have a scale of their own where their eigenvalue is this factor above the largest that
+noise alone would have.
+"""
 LEAST_REST = 1e-4
 """Least share of the variance that the other directions have together."""
 MOSTLY_CLIPPED = 0.95
-"""Mean squared norm of rows that are clipped near their typical distance, in units of the clip, where no bin says otherwise."""
+"""Mean squared norm of rows that are clipped near their typical distance, in units of the clip,
+where no bin says otherwise.
+"""
 POWER = 0.25
-"""Coordinates are divided by this power of their variance over that of the rest: 1/2 would make all variances equal."""
+"""Coordinates are divided by this power of their variance over that of the rest: 1/2 would make all
+variances equal.
+"""
 
 
 def coordinate_statistics(
-    share: float, about: Callable[[Rows, Tensors], Tensor] | None = None, mean: Statistic | None = None
+    share: float,
+    about: Callable[[Rows, Tensors], Tensor] | None = None,
+    mean: Statistic | None = None,
 ) -> tuple[Statistic, Statistic]:
-    """The two releases, for a ``share`` of the budget in units of 1 / sigma^2; :class:`Coordinates` reads what they leave behind.
+    """The two releases, for a ``share`` of the budget in units of 1 / sigma^2; :class:`Coordinates`
+    reads what they leave behind.
 
-    ``about`` takes rows to their centre, by default the mean, from what was broadcast; another first release ``mean`` leaves ``mean``,
-    ``rows`` and ``square`` in ``server.tensors`` as the overall mean does.
+    ``about`` takes rows to their centre, by default the mean, from what was broadcast; another
+    first release ``mean`` leaves ``mean``, ``rows`` and ``square`` in ``server.tensors`` as the
+    overall mean does.
     """
 
     def products(rows: Rows, released: Tensors) -> Products:
@@ -56,12 +76,19 @@ def coordinate_statistics(
 
 
 def receive_spread(server: Server, sums: Tensors, std: Mapping[str, float]) -> None:
-    """The coordinates, of mean squared norm 1, from the directions whose variance stands out of the noise."""
+    """The coordinates, of mean squared norm 1, from the directions whose variance stands out of the
+    noise.
+    """
     second, rows, dim = sums["second"], server.tensors["rows"], len(sums["second"])
-    square, counts, squares = released_distances(sums["bins"], std["bins"], server.tensors["square"])
-    # two triangles carry independent noise, so their mean has half the variance; such a matrix has its largest eigenvalue at the edge
+    square, counts, squares = released_distances(
+        sums["bins"], std["bins"], server.tensors["square"]
+    )
+    # two triangles carry independent noise, so their mean has half the variance; such a matrix has
+    # its largest eigenvalue at the edge
     edge = 2 * std["second"] / 2**0.5 / float(rows) * dim**0.5
-    seen, vectors = leading((second + second.T) / 2 / rows, MOST_DIRECTIONS, max(ABOVE_EDGE * edge, 1e-9))
+    seen, vectors = leading(
+        (second + second.T) / 2 / rows, MOST_DIRECTIONS, max(ABOVE_EDGE * edge, 1e-9)
+    )
     # an eigenvalue l is seen at l + (edge / 2)^2 / l (Benaych-Georges and Nadakuditi 2011)
     values = (seen + (seen.square() - edge**2).sqrt()) / 2
     rest = ((1 - values.sum()) / max(dim - len(values), 1)).clamp_min(LEAST_REST / dim)
@@ -86,18 +113,24 @@ def receive_spread(server: Server, sums: Tensors, std: Mapping[str, float]) -> N
 
 
 def clipped_square(released: Tensors, radius: Tensor) -> Tensor:
-    """The mean squared norm of coordinates that are clipped at ``radius``, in units of it, if their lengths vary as distances do."""
+    """The mean squared norm of coordinates that are clipped at ``radius``, in units of it, if their
+    lengths vary as distances do.
+    """
     counts, farthest = released[f"{PREFIX}counts"], released[f"{PREFIX}squares"] / radius.square()
     rows, middle = counts.sum(), (farthest.clamp_max(1) + (farthest / 2).clamp_max(1)) / 2
     return torch.where(rows > 0, (counts * middle).sum() / rows.clamp_min(1e-9), MOSTLY_CLIPPED)
 
 
 class Coordinates:
-    """``r = (I + B shrink B^T) (x - mean) / scale`` and its inverse ``x = mean + scale (I + B stretch B^T) r``, B ``[d, k]``."""
+    """``r = (I + B shrink B^T) (x - mean) / scale`` and its inverse ``x = mean + scale (I + B
+    stretch B^T) r``, B ``[d, k]``.
+    """
 
     def __init__(self, tensors: Mapping[str, Tensor]) -> None:
         self.mean, self.scale = tensors[f"{PREFIX}mean"], tensors[f"{PREFIX}scale"]
-        self.basis, self.shrink, self.stretch = (tensors[f"{PREFIX}{name}"] for name in ("basis", "shrink", "stretch"))
+        self.basis, self.shrink, self.stretch = (
+            tensors[f"{PREFIX}{name}"] for name in ("basis", "shrink", "stretch")
+        )
 
     @classmethod
     def where_released(cls, tensors: Mapping[str, Tensor]) -> Coordinates | None:
@@ -105,7 +138,9 @@ class Coordinates:
         return cls(tensors) if COORDINATE_NAMES[0] in tensors else None
 
     def __eq__(self, other: object) -> bool:
-        return isinstance(other, Coordinates) and all(torch.equal(value, vars(other)[name]) for name, value in vars(self).items())
+        return isinstance(other, Coordinates) and all(
+            torch.equal(value, vars(other)[name]) for name, value in vars(self).items()
+        )
 
     __hash__ = None  # type: ignore[assignment]
 
@@ -131,15 +166,22 @@ class Coordinates:
         return self.scale * (r + r @ self.basis @ self.stretch @ self.basis.T)
 
     def main_axes(self, count: int) -> Tensor:
-        """Directions ``[d, k]``, k at most ``count``, in which rows in coordinates vary most, each as long as their standard deviation.
+        """Directions ``[d, k]``, k at most ``count``, in which rows in coordinates vary most, each
+        as long as their standard deviation.
 
-        In units of that of the directions that share one, the longest first; those of close variances are a basis of their span.
+        In units of that of the directions that share one, the longest first; those of close
+        variances are a basis of their span.
         """
-        # of a variance v over the others' the way back has the factor v^POWER, and coordinates keep the standard deviation v^(1/2 - POWER)
+        # of a variance v over the others' the way back has the factor v^POWER, and coordinates keep
+        # the standard deviation v^(1/2 - POWER)
         outward = torch.eye(len(self.stretch), device=self.stretch.device) + self.stretch
         values, vectors = leading(outward, count, 1 + GAP)
         if not len(values):
             return self.basis[:, :0]
         group = ties(values)
-        aligned = torch.cat([steady(vectors[:, group == number]) for number in range(int(group[-1]) + 1)], 1)
-        return (self.basis.double() @ aligned * group_means(values, group) ** (0.5 / POWER - 1)).float()
+        aligned = torch.cat(
+            [steady(vectors[:, group == number]) for number in range(int(group[-1]) + 1)], 1
+        )
+        return (
+            self.basis.double() @ aligned * group_means(values, group) ** (0.5 / POWER - 1)
+        ).float()

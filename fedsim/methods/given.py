@@ -1,4 +1,6 @@
-"""Synthetic rows that were made elsewhere (by Opacus, a colleague, another framework), as a method whose generator yields these rows."""
+"""Synthetic rows that were made elsewhere (by Opacus, a colleague, another framework), as a method
+whose generator yields these rows.
+"""
 
 from __future__ import annotations
 
@@ -25,9 +27,12 @@ class GivenRowsParams(Params):
     """A grid's entry ``{rows: FILE, epsilon: 3.1, claim: stated}``.
 
     Attributes:
-        rows: an .npz file of embeddings ``x`` [n, d] and labels ``y`` [n], numbered as the data set's classes are.
-        epsilon: what they cost at the grid's delta, by their author's word; ``.inf``: no privacy, and no claim.
-        claim: what that rests on: ``stated``, a theorem by the author's word; ``heuristic``; ``none``.
+        rows: an .npz file of embeddings ``x`` [n, d] and labels ``y`` [n], numbered as the data
+            set's classes are.
+        epsilon: what they cost at the grid's delta, by their author's word; ``.inf``: no privacy,
+            and no claim.
+        claim: what that rests on: ``stated``, a theorem by the author's word; ``heuristic``;
+            ``none``.
         sha256: of the file; filled in as a grid is read.
     """
 
@@ -38,7 +43,9 @@ class GivenRowsParams(Params):
 
 
 class GivenRows(Algorithm):
-    """Synthetic rows that were made elsewhere: nothing is trained here, and what they cost is their author's word."""
+    """Synthetic rows that were made elsewhere: nothing is trained here, and what they cost is their
+    author's word.
+    """
 
     Params = GivenRowsParams
     private = False
@@ -67,9 +74,15 @@ class GivenRows(Algorithm):
                 arrays, digest = read_arrays(path), hashlib.sha256(path.read_bytes()).hexdigest()
                 x, y = arrays["x"], arrays["y"]
             except (BadArrays, KeyError) as error:
-                raise UserError("", f"cannot be read ({error})", "give an .npz file of plain arrays x [n, d] and y [n]") from error
+                raise UserError(
+                    "",
+                    f"cannot be read ({error})",
+                    "give an .npz file of plain arrays x [n, d] and y [n]",
+                ) from error
             if digest != self.params.sha256:
-                raise UserError("", "is not the file that it was when the grid was read", "run the grid again")
+                raise UserError(
+                    "", "is not the file that it was when the grid was read", "run the grid again"
+                )
             labels, counts = np.unique(y, return_counts=True)
             if few := sorted(set(range(task.classes)) - set(labels[counts > 1].tolist())):
                 raise UserError("", f"class {few[0]} has fewer than two rows", "give more")
@@ -77,6 +90,13 @@ class GivenRows(Algorithm):
             split.flat[0] = TEST  # a data set has both parts
             data = Embeddings.from_arrays(path.name, x, y, split)
             if (data.dim, data.classes) != (task.dim, task.classes):
-                raise UserError("", f"has {data.dim} dimensions and {data.classes} classes", f"the data has {task.dim} and {task.classes}")
-        x, y = np.concatenate([data.x_train, data.x_test]), np.concatenate([data.y_train, data.y_test])
+                raise UserError(
+                    "",
+                    f"has {data.dim} dimensions and {data.classes} classes",
+                    f"the data has {task.dim} and {task.classes}",
+                )
+        x, y = (
+            np.concatenate([data.x_train, data.x_test]),
+            np.concatenate([data.y_train, data.y_test]),
+        )
         return FiniteRows(torch.from_numpy(x), torch.from_numpy(y))

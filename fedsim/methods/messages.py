@@ -1,4 +1,6 @@
-"""The messages between server and clients, the public facts of a cell, and the record of what ran."""
+"""The messages between server and clients, the public facts of a cell, and the record of what
+ran.
+"""
 
 from __future__ import annotations
 
@@ -26,12 +28,14 @@ Values = Mapping[str, float | Tensor]
 
 @dataclass(frozen=True)
 class Diagnostic:
-    """Values of all examples or clients, and their reduction in a round's record; not private, for people who may see the data.
+    """Values of all examples or clients, and their reduction in a round's record; not private, for
+    people who may see the data.
 
     Attributes:
-        values: numbers, or for ``spread`` vectors, one a client; tensors stay on their device until the round is over.
-        reduction: ``mean``; ``quantiles``: 5, 25, 50, 75 and 95 %, recorded under the name with the suffix ``_quantiles``; ``spread``:
-            the mean squared distance over pairs.
+        values: numbers, or for ``spread`` vectors, one a client; tensors stay on their device until
+            the round is over.
+        reduction: ``mean``; ``quantiles``: 5, 25, 50, 75 and 95 %, recorded under the name with the
+            suffix ``_quantiles``; ``spread``: the mean squared distance over pairs.
     """
 
     values: list[Any] | Tensor
@@ -44,12 +48,19 @@ class Diagnostic:
 
     @classmethod
     def reduced(cls, parts: Sequence[Diagnostic]) -> Any:
-        """The reduction of the values of all ``parts``, on the CPU; None, or [] for quantiles, if there are too few values."""
+        """The reduction of the values of all ``parts``, on the CPU; None, or [] for quantiles, if
+        there are too few values.
+        """
         reduction, held = parts[0].reduction, [part.values for part in parts if len(part.values)]
-        values = [np.asarray(value.detach() if isinstance(value, Tensor) else value, np.float64) for value in held]
+        values = [
+            np.asarray(value.detach() if isinstance(value, Tensor) else value, np.float64)
+            for value in held
+        ]
         numbers = np.concatenate(values) if values else np.empty(0)
         if reduction == "quantiles":
-            return np.quantile(numbers, (0.05, 0.25, 0.5, 0.75, 0.95)).tolist() if len(numbers) else []
+            return (
+                np.quantile(numbers, (0.05, 0.25, 0.5, 0.75, 0.95)).tolist() if len(numbers) else []
+            )
         if reduction == "spread":
             # the mean of |a - b|^2 over pairs is twice the unbiased variance
             return 2 * float(np.var(numbers, axis=0, ddof=1).sum()) if len(numbers) > 1 else None
@@ -62,9 +73,11 @@ DiagnosticLike = list[Any] | Tensor | Diagnostic
 
 @dataclass(frozen=True)
 class Task:
-    """The public facts of a cell: shapes, the number of clients, unit and trust of its privacy, and the evaluation's probe.
+    """The public facts of a cell: shapes, the number of clients, unit and trust of its privacy, and
+    the evaluation's probe.
 
-    ``public`` are the grid's public rows, for a method that says :meth:`fedsim.methods.algorithm.Algorithm.uses_public`, else None.
+    ``public`` are the grid's public rows, for a method that says
+    :meth:`fedsim.methods.algorithm.Algorithm.uses_public`, else None.
     """
 
     dim: int
@@ -84,7 +97,8 @@ class Round:
         number: counted from 0 over all phases.
         phase: the phase's number, from 0.
         step: counted from 0 within the phase.
-        stream: number of its random streams; a round of n noisy steps has the n numbers from this one on.
+        stream: number of its random streams; a round of n noisy steps has the n numbers from this
+            one on.
         release: the phase's mechanism.
     """
 
@@ -97,7 +111,8 @@ class Round:
 
 @dataclass(frozen=True)
 class Step:
-    """One step of a mechanism on a cohort, as :meth:`fedsim.methods.clients.Clients.add_noise` ran it.
+    """One step of a mechanism on a cohort, as :meth:`fedsim.methods.clients.Clients.add_noise` ran
+    it.
 
     Attributes:
         mechanism: with the noise that each member added; infinite if no tensor needed any.
@@ -112,7 +127,9 @@ class Step:
     bare: bool
 
     def noised(self, server: float) -> Mechanism:
-        """With the least noise on any released tensor; ``server`` is the noise multiplier of what the server added to the sums."""
+        """With the least noise on any released tensor; ``server`` is the noise multiplier of what
+        the server added to the sums.
+        """
         own = self.mechanism.noise_multiplier
         return replace(self.mechanism, noise_multiplier=min(own, server) if self.bare else own)
 
@@ -134,14 +151,17 @@ class Ran:
 
 @dataclass(frozen=True, kw_only=True)
 class Message:
-    """A cohort's message after a round: the sum over its clients, never one client's part under ``trust: aggregate``.
+    """A cohort's message after a round: the sum over its clients, never one client's part under
+    ``trust: aggregate``.
 
     Attributes:
         sums: tensors by name; a tensor that only one cohort sends is passed on as it is.
-        uplink_bytes: bytes that all clients together would send over a network; if participation is private, including those of
-            clients that do not take part.
-        downlink_bytes: bytes that they would receive, likewise; None: the harness counts the broadcast for every client.
-        diagnostics: not private, for people who may see the data: values per example or per client by name.
+        uplink_bytes: bytes that all clients together would send over a network; if participation is
+            private, including those of clients that do not take part.
+        downlink_bytes: bytes that they would receive, likewise; None: the harness counts the
+            broadcast for every client.
+        diagnostics: not private, for people who may see the data: values per example or per client
+            by name.
         ran: the record of what ran; set by the harness, which overwrites an algorithm's.
     """
 
@@ -154,12 +174,19 @@ class Message:
     def on(self, device: torch.device) -> Message:
         """With all its tensors on ``device``, in one copy a dtype."""
         diagnostics = {name: Diagnostic.of(value) for name, value in self.diagnostics.items()}
-        tensors = {("diagnostic", name): part.values for name, part in diagnostics.items() if isinstance(part.values, Tensor)}
+        tensors = {
+            ("diagnostic", name): part.values
+            for name, part in diagnostics.items()
+            if isinstance(part.values, Tensor)
+        }
         there = moved(tensors | {("sum", name): value for name, value in self.sums.items()}, device)
         return replace(
             self,
             sums={name: there["sum", name] for name in self.sums},
-            diagnostics={n: replace(part, values=there.get(("diagnostic", n), part.values)) for n, part in diagnostics.items()},
+            diagnostics={
+                n: replace(part, values=there.get(("diagnostic", n), part.values))
+                for n, part in diagnostics.items()
+            },
         )
 
 
@@ -172,7 +199,8 @@ class Server:
         seeds: the cell's seed tree, without its secret streams (:data:`fedsim.seeds.SECRET`).
         tensors: further state between rounds, by name.
         plan: the privacy plan, None without privacy.
-        codes: after the last round the released client codes by name, ``[clients, ...]``; empty if none are released.
+        codes: after the last round the released client codes by name, ``[clients, ...]``; empty if
+            none are released.
         device: of its model and tensors.
     """
 
@@ -186,7 +214,11 @@ class Server:
     def to(self, device: torch.device) -> Server:
         """Itself, on ``device``."""
         self.model.to(device)
-        self.tensors, self.codes, self.device = moved(self.tensors, device), moved(self.codes, device), device
+        self.tensors, self.codes, self.device = (
+            moved(self.tensors, device),
+            moved(self.codes, device),
+            device,
+        )
         return self
 
     def noise_std(self, release: str, clients: int) -> float:

@@ -1,4 +1,6 @@
-"""Algorithms that release statistics: each is one Gaussian mechanism, in whose round clients send sums over rows, clipped by unit."""
+"""Algorithms that release statistics: each is one Gaussian mechanism, in whose round clients send
+sums over rows, clipped by unit.
+"""
 
 from __future__ import annotations
 
@@ -23,17 +25,27 @@ from fedsim.methods.products import CoordinateClassifier, Product, is_classifier
 from fedsim.privacy.clipping import Norms
 from fedsim.privacy.plan import Release, Unit
 from fedsim.privacy.statistics import moments
-from fedsim.privacy.statistics.outer_products import OuterProduct, clipped_statistics, exact_products, exact_squares, unit_weights
+from fedsim.privacy.statistics.outer_products import (
+    OuterProduct,
+    clipped_statistics,
+    exact_products,
+    exact_squares,
+    unit_weights,
+)
 from fedsim.privacy.statistics.spectral import descending, steady
 from fedsim.seeds import Seeds
 
 ROW_COUNT, ROW_COUNT_WEIGHT = "row_count", 0.2
-"""For unit client every release also counts its rows, with this weight beside the statistic's, whose own joint norm is 1."""
+"""For unit client every release also counts its rows, with this weight beside the statistic's,
+whose own joint norm is 1.
+"""
 
 
 @dataclass(frozen=True)
 class Rows:
-    """A cohort's rows: x ``[N, d]``, labels ``[N]``, and the number of each row's client among all clients ``[N]``."""
+    """A cohort's rows: x ``[N, d]``, labels ``[N]``, and the number of each row's client among all
+    clients ``[N]``.
+    """
 
     x: Tensor
     y: Tensor
@@ -42,30 +54,43 @@ class Rows:
     @classmethod
     def of(cls, clients: Clients) -> Rows:
         """All rows of all members, in client order."""
-        owner = torch.repeat_interleave(torch.tensor(clients.members), torch.tensor([len(x) for x in clients.x]))
+        owner = torch.repeat_interleave(
+            torch.tensor(clients.members), torch.tensor([len(x) for x in clients.x])
+        )
         return cls(clients.pooled.x, clients.pooled.y, to_device(owner, clients.device))
 
-    def by_label(self, products: Mapping[str, OuterProduct], classes: int) -> dict[str, OuterProduct]:
+    def by_label(
+        self, products: Mapping[str, OuterProduct], classes: int
+    ) -> dict[str, OuterProduct]:
         """Products of which each client's rows of a label have their mean in place of their sum."""
-        _, own, size = torch.unique(self.client * classes + self.y, return_inverse=True, return_counts=True)
-        return {name: OuterProduct(product.left / size[own, None], product.right) for name, product in products.items()}
+        _, own, size = torch.unique(
+            self.client * classes + self.y, return_inverse=True, return_counts=True
+        )
+        return {
+            name: OuterProduct(product.left / size[own, None], product.right)
+            for name, product in products.items()
+        }
 
 
 @dataclass(frozen=True)
 class Statistic:
-    """What is released of all rows together: sums of outer products, by one Gaussian mechanism a step.
+    """What is released of all rows together: sums of outer products, by one Gaussian mechanism a
+    step.
 
-    For unit client a client's sum is clipped, in which rows of one label count as one: each label adds its rows' mean, so that neither many
-    rows nor a frequent label take the whole norm. Every release clips by other factors, the clients' weights there; its sums are scaled to
-    weights that add up to the number of clients, so counts and means of several releases agree. Counts then are no numbers of rows.
+    For unit client a client's sum is clipped, in which rows of one label count as one: each label
+    adds its rows' mean, so that neither many rows nor a frequent label take the whole norm. Every
+    release clips by other factors, the clients' weights there; its sums are scaled to weights that
+    add up to the number of clients, so counts and means of several releases agree. Counts then are
+    no numbers of rows.
 
     Attributes:
         name: of the release, unique within an algorithm.
         share: of the budget in units of 1 / sigma^2, for all its steps together.
         weights: of the sums in an example's joint norm; their ratios count.
-        products: (rows, broadcast): outer products of every row by name, as the weights name them; factors of norm at most 1,
-            or the joint norm is clipped.
-        receive: (server, sums, std): takes the noisy sums into ``server.tensors``; ``std`` is that of each one's noise, in its own units.
+        products: (rows, broadcast): outer products of every row by name, as the weights name them;
+            factors of norm at most 1, or the joint norm is clipped.
+        receive: (server, sums, std): takes the noisy sums into ``server.tensors``; ``std`` is that
+            of each one's noise, in its own units.
         steps: how often it is released.
     """
 
@@ -77,16 +102,32 @@ class Statistic:
     steps: int = 1
 
 
-def statistic_phase(statistic: Statistic, clip: float, task: Task, broadcast: Callable[[Server], Tensors], *, main: bool = False) -> Phase:
-    """The rounds in which a statistic is released; the sums are scaled so that nothing is clipped at C unless factors are too large.
+def statistic_phase(
+    statistic: Statistic,
+    clip: float,
+    task: Task,
+    broadcast: Callable[[Server], Tensors],
+    *,
+    main: bool = False,
+) -> Phase:
+    """The rounds in which a statistic is released; the sums are scaled so that nothing is clipped
+    at C unless factors are too large.
 
-    ``broadcast`` is as :class:`fedsim.methods.algorithm.Phase` has it; ``main``: a report draws these rounds.
+    ``broadcast`` is as :class:`fedsim.methods.algorithm.Phase` has it; ``main``: a report draws
+    these rounds.
     """
-    # many steps share what one would have, and a mechanism that takes a share of the budget has 1 / sqrt(share) times the noise
-    release = Release(statistic.name, 1.0, statistic.steps, (statistic.share / statistic.steps) ** -0.5, main=main)
+    # many steps share what one would have, and a mechanism that takes a share of the budget has 1 /
+    # sqrt(share) times the noise
+    release = Release(
+        statistic.name, 1.0, statistic.steps, (statistic.share / statistic.steps) ** -0.5, main=main
+    )
     whole, unit = task.unit == "client", clip if math.isfinite(clip) else 1.0
     # the statistic's own weights have norm 1 first, so that a row count weighs as much beside any
-    weights = unit_weights({**unit_weights(statistic.weights), ROW_COUNT: ROW_COUNT_WEIGHT} if whole else statistic.weights)
+    weights = unit_weights(
+        {**unit_weights(statistic.weights), ROW_COUNT: ROW_COUNT_WEIGHT}
+        if whole
+        else statistic.weights
+    )
     norms = Norms(clip, weights={name: unit * weight for name, weight in weights.items()})
 
     def at_clients(clients: Clients, round_: Round, received: Tensors) -> Message:
@@ -96,16 +137,31 @@ def statistic_phase(statistic: Statistic, clip: float, task: Task, broadcast: Ca
             one = rows.x.new_ones(len(rows.x), 1)
             products = rows.by_label({**products, ROW_COUNT: OuterProduct(one, one)}, task.classes)
         if products.keys() != weights.keys():
-            raise ValueError(f"statistic '{statistic.name}' has the products {sorted(products)} and weights of {sorted(weights)}")
-        sums, joint = clipped_statistics(products, norms, clients.layout if whole else clients.all_groups)
+            raise ValueError(
+                f"statistic '{statistic.name}' has the products {sorted(products)} and "
+                f"weights of {sorted(weights)}"
+            )
+        sums, joint = clipped_statistics(
+            products, norms, clients.layout if whole else clients.all_groups
+        )
         clipped = (joint > clip * (1 + 1e-6)).float()
         noised = clients.add_noise(round_.release, round_.stream, sums)
-        return clients.send(noised.sent, {"gradient_norm": Diagnostic(joint, "quantiles"), "clipped_fraction": clipped})
+        return clients.send(
+            noised.sent,
+            {"gradient_norm": Diagnostic(joint, "quantiles"), "clipped_fraction": clipped},
+        )
 
     def at_server(server: Server, round_: Round, total: Tensors) -> Values:
         std = server.noise_std(release.name, task.clients) / unit
-        # what has norm 1 a row has a norm of at most the row count, so a clipped client counts at least 1, and all of them K
-        scale = float(task.clients / (total[ROW_COUNT] / norms.weight(ROW_COUNT)).clamp_min(task.clients)) if whole else 1.0
+        # what has norm 1 a row has a norm of at most the row count, so a clipped client counts at
+        # least 1, and all of them K
+        scale = (
+            float(
+                task.clients / (total[ROW_COUNT] / norms.weight(ROW_COUNT)).clamp_min(task.clients)
+            )
+            if whole
+            else 1.0
+        )
         sums = {name: total[name] / norms.weight(name) * scale for name in statistic.weights}
         statistic.receive(server, sums, {name: std / weights[name] * scale for name in sums})
         return {}
@@ -117,7 +173,8 @@ class OneShotParams(Params):
     """Parameters of algorithms that release statistics.
 
     Attributes:
-        project: take rows to so many directions, those in which public rows vary most about their mean; 0: as they are.
+        project: take rows to so many directions, those in which public rows vary most about their
+            mean; 0: as they are.
     """
 
     project: int = Field(0, ge=0)
@@ -126,8 +183,9 @@ class OneShotParams(Params):
 class OneShot(Algorithm):
     """Base class of an algorithm that releases statistics and samples from what they say.
 
-    A subclass supplies :meth:`statistics` and :meth:`generator`. The statistics of a unit, an example's or the sum over all rows of a group
-    or a client, are scaled to a joint norm of at most 1.
+    A subclass supplies :meth:`statistics` and :meth:`generator`. The statistics of a unit, an
+    example's or the sum over all rows of a group or a client, are scaled to a joint norm of at most
+    1.
     """
 
     units: ClassVar[tuple[Unit, ...]] = ("example", "group", "client")
@@ -157,7 +215,11 @@ class OneShot(Algorithm):
     def check_setting(self) -> None:
         """A subspace has no more directions than the rows."""
         if self.projects and self.params.project > self.task.dim:
-            raise UserError("params.project", f"{self.params.project} directions of {self.task.dim} dimensions", "give fewer")
+            raise UserError(
+                "params.project",
+                f"{self.params.project} directions of {self.task.dim} dimensions",
+                "give fewer",
+            )
 
     def initial_server(self, seeds: Seeds) -> Server:
         """Nothing is trained; the public subspace, if there is one."""
@@ -187,7 +249,9 @@ class OneShot(Algorithm):
             return statistic
 
         def products(rows: Rows, received: Tensors) -> Mapping[str, OuterProduct]:
-            return statistic.products(replace(rows, x=PublicSubspace(received).of_rows(rows.x)), received)
+            return statistic.products(
+                replace(rows, x=PublicSubspace(received).of_rows(rows.x)), received
+            )
 
         return replace(statistic, products=products)
 
@@ -195,16 +259,22 @@ class OneShot(Algorithm):
         """The rounds in which a statistic is released; ``main``: a report draws them."""
 
         def broadcast(server: Server) -> Tensors:
-            return self.broadcast(server) | {name: server.tensors[name] for name in (MEAN_NAME, BASIS_NAME) if self.projects}
+            return self.broadcast(server) | {
+                name: server.tensors[name] for name in (MEAN_NAME, BASIS_NAME) if self.projects
+            }
 
-        return statistic_phase(self.projected(statistic), self.clip(), self.task, broadcast, main=main)
+        return statistic_phase(
+            self.projected(statistic), self.clip(), self.task, broadcast, main=main
+        )
 
     def build(self, clients: int) -> nn.Module:
         """Nothing is trained."""
         return nn.Module()
 
     def label_counts(self, server: Server) -> Tensor | None:
-        """None for unit client: rows of a client and label count as one, whatever their number is."""
+        """None for unit client: rows of a client and label count as one, whatever their number
+        is.
+        """
         return None if self.task.unit == "client" else self.class_rows(server)
 
     def class_rows(self, server: Server) -> Tensor | None:
@@ -216,16 +286,31 @@ class OneShot(Algorithm):
         return dict(server.tensors)
 
     def check_contract(self, round_: Round, broadcast: Tensors) -> None:
-        """Look at what made-up rows of one client add to the round's statistic as they become more."""
+        """Look at what made-up rows of one client add to the round's statistic as they become
+        more.
+        """
         for crowd in crowds(self.task):
             x, y = crowd.x, crowd.y
-            for statistic in (self.projected(each) for each in self.statistics() if each.name == round_.release.name):
+            for statistic in (
+                self.projected(each)
+                for each in self.statistics()
+                if each.name == round_.release.name
+            ):
                 whole = statistic.products(Rows(x, y, torch.zeros_like(y)), broadcast)
                 for part in crowd.parts:
-                    own = statistic.products(Rows(x[part], y[part], torch.zeros_like(y[part])), broadcast)
+                    own = statistic.products(
+                        Rows(x[part], y[part], torch.zeros_like(y[part])), broadcast
+                    )
                     for name, product in own.items():
-                        crowd.check_same(f"'{name}' of '{statistic.name}'", part, product.left, whole[name].left)
-                        crowd.check_same(f"'{name}' of '{statistic.name}'", part, product.right, whole[name].right)
+                        crowd.check_same(
+                            f"'{name}' of '{statistic.name}'", part, product.left, whole[name].left
+                        )
+                        crowd.check_same(
+                            f"'{name}' of '{statistic.name}'",
+                            part,
+                            product.right,
+                            whole[name].right,
+                        )
 
     def phases(self) -> tuple[Phase, ...]:
         """One a statistic; the last is what a report draws, if it has several rounds."""
@@ -234,7 +319,8 @@ class OneShot(Algorithm):
 
 
 def overall_mean(share: float) -> Statistic:
-    """The mean of all rows, of norm at most 1 each, as ``server.tensors["mean"]`` ``[d]``; ``rows``, how many there are.
+    """The mean of all rows, of norm at most 1 each, as ``server.tensors["mean"]`` ``[d]``;
+    ``rows``, how many there are.
 
     Unit rows are ``square`` = 1 - |mean|^2 from it, on average of the squares.
     """
@@ -244,7 +330,13 @@ def overall_mean(share: float) -> Statistic:
         square = (1 - found.mean.square().sum()).clamp_min(moments.LEAST_SQUARE)
         server.tensors |= {"mean": found.mean, "rows": found.rows, "square": square}
 
-    return Statistic("mean", share, moments.MEAN_WEIGHTS, lambda rows, broadcast: moments.mean_products(rows.x), receive)
+    return Statistic(
+        "mean",
+        share,
+        moments.MEAN_WEIGHTS,
+        lambda rows, broadcast: moments.mean_products(rows.x),
+        receive,
+    )
 
 
 MEAN_NAME, BASIS_NAME = "public.mean", "public.basis"
@@ -252,11 +344,13 @@ MEAN_NAME, BASIS_NAME = "public.mean", "public.basis"
 
 
 class PublicSubspace:
-    """``y = B^T (x - mean)``, clipped to norm 1, and the way back ``x = mean + B y``; B ``[d, k]`` orthonormal.
+    """``y = B^T (x - mean)``, clipped to norm 1, and the way back ``x = mean + B y``; B ``[d, k]``
+    orthonormal.
 
-    Mean and directions are numbers of public rows alone, so they are free, and of a few directions a release needs less noise in all. How a
-    private row lies outside of them is not released; a generated row is given a length of 1, which every row has, by a part outside that
-    says nothing of its class.
+    Mean and directions are numbers of public rows alone, so they are free, and of a few directions
+    a release needs less noise in all. How a private row lies outside of them is not released; a
+    generated row is given a length of 1, which every row has, by a part outside that says nothing
+    of its class.
     """
 
     def __init__(self, tensors: Mapping[str, Tensor]) -> None:
@@ -271,7 +365,9 @@ class PublicSubspace:
         return {MEAN_NAME: x.mean(0).float(), BASIS_NAME: steady(vectors[:, :directions]).float()}
 
     def of_rows(self, x: Tensor) -> Tensor:
-        """Rows ``[N, k]`` of norm at most 1, of embeddings ``[N, d]``, each by itself to the last bit: their distances are counted."""
+        """Rows ``[N, k]`` of norm at most 1, of embeddings ``[N, d]``, each by itself to the last
+        bit: their distances are counted.
+        """
         r = exact_products(x - self.mean, self.basis.T)
         return (r / exact_squares(r).sqrt().clamp_min(1.0)).float()
 
@@ -284,15 +380,21 @@ class PublicSubspace:
         return CoordinateClassifier(made, self) if is_classifier(made) else mapped(made, self.lift)
 
     def lift(self, rows: Tensor, labels: Tensor, stream: torch.Generator) -> Tensor:
-        """Rows ``[n, k]`` of ``labels`` as embeddings of norm 1 ``[n, d]``; the part outside the subspace is white noise.
+        """Rows ``[n, k]`` of ``labels`` as embeddings of norm 1 ``[n, d]``; the part outside the
+        subspace is white noise.
 
-        Rows at the same place among those of their label share it: over the classes it then cancels, and a probe does not take it for a
-        difference of classes.
+        Rows at the same place among those of their label share it: over the classes it then
+        cancels, and a probe does not take it for a difference of classes.
         """
         inside, place, basis = self.rows(rows), places(labels), self.basis
-        white = normal((int(place.max()) + 1 if len(place) else 0, inside.shape[1]), stream, labels)[place]
+        white = normal(
+            (int(place.max()) + 1 if len(place) else 0, inside.shape[1]), stream, labels
+        )[place]
         outside = white - (white @ basis) @ basis.T
-        along, square = (inside * outside).sum(1, keepdim=True), outside.square().sum(1, keepdim=True).clamp_min(1e-12)
+        along, square = (
+            (inside * outside).sum(1, keepdim=True),
+            outside.square().sum(1, keepdim=True).clamp_min(1e-12),
+        )
         missing = 1 - inside.square().sum(1, keepdim=True)
         # the positive root c of |inside + c outside| = 1; none where the part inside is longer
         length = ((along.square() + square * missing).clamp_min(0).sqrt() - along) / square
@@ -303,5 +405,7 @@ def places(labels: Tensor) -> Tensor:
     """The place of every row among the rows of its label, in their order ``[n]``."""
     order = torch.argsort(labels, stable=True)
     sorted_labels, found = labels[order], torch.empty_like(order)
-    found[order] = torch.arange(len(labels), device=labels.device) - torch.searchsorted(sorted_labels, sorted_labels)
+    found[order] = torch.arange(len(labels), device=labels.device) - torch.searchsorted(
+        sorted_labels, sorted_labels
+    )
     return found

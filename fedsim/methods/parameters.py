@@ -1,4 +1,6 @@
-"""A model's parameters by name, shared and per-client; sums, norms and Adam's steps of such tensors; all state is tensors."""
+"""A model's parameters by name, shared and per-client; sums, norms and Adam's steps of such
+tensors; all state is tensors.
+"""
 
 from __future__ import annotations
 
@@ -37,17 +39,22 @@ def load_parameters(model: nn.Module, tensors: Mapping[str, Tensor], prefix: str
 
 def local_names(model: nn.Module) -> list[str]:
     """Names of the per-client parameters, which are ``[clients, ...]``."""
-    owners = [(path, m) for path, m in model.named_modules() if isinstance(m, (ClientLinear, ClientCode))]
+    owners = [
+        (path, m) for path, m in model.named_modules() if isinstance(m, (ClientLinear, ClientCode))
+    ]
     return [f"{path}.{name}" for path, module in owners for name in module._parameters]
 
 
 def code_names(model: nn.Module) -> list[str]:
     """Names of the client codes."""
-    return [f"{path}.weight" for path, module in model.named_modules() if isinstance(module, ClientCode)]
+    return [
+        f"{path}.weight" for path, module in model.named_modules() if isinstance(module, ClientCode)
+    ]
 
 
 def add_in_order(parts: Sequence[Tensors]) -> Tensors:
-    """The sum of the cohorts' sums, in client order and in float64, so that it depends on neither timing nor packing.
+    """The sum of the cohorts' sums, in client order and in float64, so that it depends on neither
+    timing nor packing.
 
     It is rounded once, to the dtype of the first.
     """
@@ -56,23 +63,34 @@ def add_in_order(parts: Sequence[Tensors]) -> Tensors:
         for name, value in part.items():
             terms.setdefault(name, []).append(value)
     return {
-        name: own[0] if len(own) == 1 else reduce(torch.add, (value.double() for value in own)).to(own[0].dtype)
+        name: own[0]
+        if len(own) == 1
+        else reduce(torch.add, (value.double() for value in own)).to(own[0].dtype)
         for name, own in terms.items()
     }
 
 
 def rounded(tensors: Tensors) -> Tensors:
     """Float64 rounded to float32: sums are rounded after their noise is added, not before."""
-    return {name: value.float() if value.dtype == torch.float64 else value for name, value in tensors.items()}
+    return {
+        name: value.float() if value.dtype == torch.float64 else value
+        for name, value in tensors.items()
+    }
 
 
 def in_order(tensors: Tensors) -> Tensors:
-    """The tensors in row-major, aligned memory, as a checkpoint restores them: rounding of products may depend on strides and alignment."""
+    """The tensors in row-major, aligned memory, as a checkpoint restores them: rounding of products
+    may depend on strides and alignment.
+    """
     made = {}
     for name, value in tensors.items():
         # a lazy device has no memory to ask for
         aligned = value.device.type not in FUSED or value.data_ptr() % ALIGNMENT == 0
-        made[name] = value if value.is_contiguous() and aligned else value.clone(memory_format=torch.contiguous_format)
+        made[name] = (
+            value
+            if value.is_contiguous() and aligned
+            else value.clone(memory_format=torch.contiguous_format)
+        )
     return made
 
 
@@ -95,16 +113,22 @@ def adam_step(
     betas: tuple[float, float] = (0.9, 0.999),
     shares: Mapping[str, Tensor] | None = None,
 ) -> None:
-    """One Adam step (Kingma and Ba 2015) of tensors by name, in place; ``state`` gains ``adam.*`` tensors, and starts empty.
+    """One Adam step (Kingma and Ba 2015) of tensors by name, in place; ``state`` gains ``adam.*``
+    tensors, and starts empty.
 
-    Torch's fused kernel ignores strides and would read an expanded gradient past its end, so all tensors are made contiguous. ``shares``
-    are the fractions of its step that each parameter takes, broadcast to it; None: all of it.
+    Torch's fused kernel ignores strides and would read an expanded gradient past its end, so all
+    tensors are made contiguous. ``shares`` are the fractions of its step that each parameter takes,
+    broadcast to it; None: all of it.
     """
     names = list(gradients)
     for name in names:
         if f"adam.t.{name}" not in state:
-            state[f"adam.m.{name}"] = torch.zeros_like(gradients[name], memory_format=torch.contiguous_format)
-            state[f"adam.v.{name}"] = torch.zeros_like(gradients[name], memory_format=torch.contiguous_format)
+            state[f"adam.m.{name}"] = torch.zeros_like(
+                gradients[name], memory_format=torch.contiguous_format
+            )
+            state[f"adam.v.{name}"] = torch.zeros_like(
+                gradients[name], memory_format=torch.contiguous_format
+            )
             state[f"adam.t.{name}"] = torch.zeros((), device=gradients[name].device)
     with torch.no_grad():
         updated = [parameters[name].contiguous() for name in names]
@@ -136,14 +160,21 @@ def adam_step(
 
 
 def signal_shares(
-    gradients: Mapping[str, Tensor], noise: Mapping[str, float], state: dict[str, Tensor], *, by_client: bool
+    gradients: Mapping[str, Tensor],
+    noise: Mapping[str, float],
+    state: dict[str, Tensor],
+    *,
+    by_client: bool,
 ) -> dict[str, Tensor]:
-    """The signal's share of every gradient, by name: sqrt(1 - noise variance / mean square), 0 if the mean square is below the variance.
+    """The signal's share of every gradient, by name: sqrt(1 - noise variance / mean square), 0 if
+    the mean square is below the variance.
 
-    For a gradient g = s + noise of known variance, the signal's share of the energy is the factor of a Wiener filter on g; Adam's step has
-    unit size for any g, so its length is scaled by the root. Reads private values and a constant of the plan only. ``noise`` is the
-    standard deviation per coordinate, 0: all is signal; ``state`` gains ``adam.signal.*``, the running mean squares in units of the noise
-    variance. There is one share a client of per-client parameters ``[clients, ...]``; of shared ones one per input of a matrix.
+    For a gradient g = s + noise of known variance, the signal's share of the energy is the factor
+    of a Wiener filter on g; Adam's step has unit size for any g, so its length is scaled by the
+    root. Reads private values and a constant of the plan only. ``noise`` is the standard deviation
+    per coordinate, 0: all is signal; ``state`` gains ``adam.signal.*``, the running mean squares in
+    units of the noise variance. There is one share a client of per-client parameters ``[clients,
+    ...]``; of shared ones one per input of a matrix.
     """
     shares = {}
     for name, value in gradients.items():
@@ -153,7 +184,9 @@ def signal_shares(
         over = tuple(range(1, value.dim())) if by_client else (0,)
         count = math.prod(value.shape[dim] for dim in over)
         # vector_norm makes no squared copy; with many clients this is the largest tensor
-        energy = torch.linalg.vector_norm(value, dim=over, keepdim=True).square() / (count * noise[name] ** 2)
+        energy = torch.linalg.vector_norm(value, dim=over, keepdim=True).square() / (
+            count * noise[name] ** 2
+        )
         key = f"adam.signal.{name}"
         state[key] = torch.lerp(state[key], energy, SIGNAL_RATE) if key in state else energy
         shares[name] = (1 - 1 / state[key].clamp_min(1)).sqrt()
@@ -161,10 +194,16 @@ def signal_shares(
 
 
 def average_step(parameters: Mapping[str, Tensor], state: dict[str, Tensor]) -> None:
-    """Update the running mean ``average.*`` of the parameters (Polyak and Juditsky 1992); its count is on the CPU."""
+    """Update the running mean ``average.*`` of the parameters (Polyak and Juditsky 1992); its count
+    is on the CPU.
+    """
     if "average_count" not in state:
         state["average_count"] = torch.zeros(())
-        state.update({f"average.{name}": torch.zeros_like(value) for name, value in parameters.items()})
+        state.update(
+            {f"average.{name}": torch.zeros_like(value) for name, value in parameters.items()}
+        )
     state["average_count"] = state["average_count"].cpu() + 1
     weight = 1 / float(state["average_count"])
-    torch._foreach_lerp_([state[f"average.{name}"] for name in parameters], list(parameters.values()), weight)
+    torch._foreach_lerp_(
+        [state[f"average.{name}"] for name in parameters], list(parameters.values()), weight
+    )

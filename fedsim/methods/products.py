@@ -1,4 +1,6 @@
-"""The product of an algorithm: a generator or a classifier, with or without a version for every client."""
+"""The product of an algorithm: a generator or a classifier, with or without a version for every
+client.
+"""
 
 from __future__ import annotations
 
@@ -30,7 +32,9 @@ class Classifier(Protocol):
 
 @runtime_checkable
 class Personal(Protocol):
-    """A generator or classifier with a version for every client; a plain one is shared by all clients."""
+    """A generator or classifier with a version for every client; a plain one is shared by all
+    clients.
+    """
 
     def of_client(self, client: int) -> Any:
         """The generator or classifier of ``client``, from the client's releases."""
@@ -41,7 +45,9 @@ Made = TypeVar("Made", bound=Product)
 Onward = Callable[[Tensor, Tensor, torch.Generator], Tensor]
 """(rows ``[n, k]``, their labels ``[n]``, stream) to rows ``[n, d]``."""
 LONGEST = 1.2
-"""The norm that no synthetic row exceeds: cutting at 1 shortens the longer half of a good generator's rows, and costs up to 0.009."""
+"""The norm that no synthetic row exceeds: cutting at 1 shortens the longer half of a good
+generator's rows, and costs up to 0.009.
+"""
 
 
 def is_classifier(made: Product) -> TypeIs[Classifier]:
@@ -101,7 +107,9 @@ class PersonalMapped(Mapped):
 
 
 def mapped(generator: Generator, onward: Onward) -> Generator:
-    """A generator whose rows are taken further, with a version for every client where it has one."""
+    """A generator whose rows are taken further, with a version for every client where it has
+    one.
+    """
     return (PersonalMapped if is_personal(generator) else Mapped)(generator, onward)
 
 
@@ -118,7 +126,9 @@ def for_embeddings(made: Product, chart: Chart | None) -> Product:
 
 
 def shorten(rows: Tensor, labels: Tensor, stream: torch.Generator) -> Tensor:
-    """Rows ``[n, d]``, those longer than :data:`LONGEST` brought back to it: embeddings have unit norm, and that is public."""
+    """Rows ``[n, d]``, those longer than :data:`LONGEST` brought back to it: embeddings have unit
+    norm, and that is public.
+    """
     longer: Tensor = (torch.linalg.vector_norm(rows, dim=1, keepdim=True) / LONGEST).clamp_min(1)
     return rows / longer
 
@@ -140,9 +150,17 @@ class FiniteRows(NamedTuple):
     y: Tensor
 
     def sample(self, labels: Tensor, stream: torch.Generator) -> Tensor:
-        """Rows of these labels, of a class in random order, and again only where more are asked for than there are."""
-        chosen, order = torch.empty_like(labels, device="cpu"), torch.randperm(len(self.y), generator=stream)
+        """Rows of these labels, of a class in random order, and again only where more are asked for
+        than there are.
+        """
+        chosen, order = (
+            torch.empty_like(labels, device="cpu"),
+            torch.randperm(len(self.y), generator=stream),
+        )
         for label in set(labels.tolist()):
-            own, asked = order[self.y[order] == label], torch.nonzero(labels.cpu() == label).flatten()
+            own, asked = (
+                order[self.y[order] == label],
+                torch.nonzero(labels.cpu() == label).flatten(),
+            )
             chosen[asked] = own[torch.arange(len(asked)) % len(own)]
         return self.x[chosen]

@@ -1,6 +1,8 @@
-"""Parts of a conditional variational autoencoder on embeddings: encoder, exact posterior, Gaussian likelihood, KL divergence.
+"""Parts of a conditional variational autoencoder on embeddings: encoder, exact posterior, Gaussian
+likelihood, KL divergence.
 
-Kingma and Welling 2014 (arXiv 1312.6114), Sohn et al. 2015; per example throughout, sums over the embedding's dimensions.
+Kingma and Welling 2014 (arXiv 1312.6114), Sohn et al. 2015; per example throughout, sums over the
+embedding's dimensions.
 """
 
 from __future__ import annotations
@@ -20,24 +22,34 @@ from fedsim.models.layers import ClientLinear, Shift, one_hot
 
 
 class Encoder(nn.Module):
-    """Amortised posterior q(z | x, y) = N(mean, diag exp(log_var)): an MLP on [x * sqrt(d), one-hot y].
+    """Amortised posterior q(z | x, y) = N(mean, diag exp(log_var)): an MLP on [x * sqrt(d), one-hot
+    y].
 
-    Rows have unit norm, so x * sqrt(d) has entries of order one. With ``clients``, a cohort's number, there is one weight set a client.
+    Rows have unit norm, so x * sqrt(d) has entries of order one. With ``clients``, a cohort's
+    number, there is one weight set a client.
     """
 
-    def __init__(self, dim: int, classes: int, hidden: Sequence[int], latent: int, clients: int | None = None) -> None:
+    def __init__(
+        self, dim: int, classes: int, hidden: Sequence[int], latent: int, clients: int | None = None
+    ) -> None:
         super().__init__()
         self.classes, self.latent = classes, latent
         widths = [dim + classes, *hidden]
 
         def layer(inputs: int, outputs: int) -> nn.Module:
-            return nn.Linear(inputs, outputs) if clients is None else ClientLinear(clients, inputs, outputs)
+            return (
+                nn.Linear(inputs, outputs)
+                if clients is None
+                else ClientLinear(clients, inputs, outputs)
+            )
 
         self.hidden = nn.ModuleList(layer(a, b) for a, b in pairwise(widths))
         self.head = layer(widths[-1], 2 * latent)
 
     def forward(self, x: Tensor, y: Tensor, layout: Layout | None = None) -> tuple[Tensor, Tensor]:
-        """Mean and log variance, each ``[N, latent]``; ``layout`` where weights differ per client."""
+        """Mean and log variance, each ``[N, latent]``; ``layout`` where weights differ per
+        client.
+        """
         where = () if layout is None else (layout,)
         h = torch.cat([x * math.sqrt(x.shape[-1]), one_hot(y, self.classes)], -1)
         for layer in self.hidden:
@@ -65,9 +77,11 @@ class ObservationNoise(nn.Module):
 
 
 class CVAE(nn.Module):
-    """One client's CVAE; the decoder is FedHypeVAE's without a code: with hidden layers of one shape both start from the same weights.
+    """One client's CVAE; the decoder is FedHypeVAE's without a code: with hidden layers of one
+    shape both start from the same weights.
 
-    No decoder layer means a prototype per class plus a linear map of z; without ``initial_variance`` the likelihood's is not modelled.
+    No decoder layer means a prototype per class plus a linear map of z; without
+    ``initial_variance`` the likelihood's is not modelled.
     """
 
     def __init__(
@@ -85,10 +99,14 @@ class CVAE(nn.Module):
         self.observation = None if initial_variance is None else ObservationNoise(initial_variance)
 
     def forward(self, x: Tensor, y: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
-        """Reconstruction ``[N, d]`` by one posterior draw, and KL(q(z | x, y) || N(0, I)) ``[N]``."""
+        """Reconstruction ``[N, d]`` by one posterior draw, and KL(q(z | x, y) || N(0, I))
+        ``[N]``.
+        """
         mean, log_var = self.encoder(x, y)
         decoded = self.decode(sample_posterior(mean, log_var, noise), y)
-        return decoded, kl_normal(mean, log_var, torch.zeros_like(mean), torch.eye(mean.shape[1], device=mean.device))
+        return decoded, kl_normal(
+            mean, log_var, torch.zeros_like(mean), torch.eye(mean.shape[1], device=mean.device)
+        )
 
     def decode(self, z: Tensor, y: Tensor) -> Tensor:
         """The decoder's mean ``[N, d]`` at z ``[N, latent]``."""
@@ -97,7 +115,9 @@ class CVAE(nn.Module):
 
 
 class CVAEGenerator:
-    """Samples x ~ p(x | z, y) with z ~ N(0, I); the decoder's mean alone where the likelihood's variance is not modelled."""
+    """Samples x ~ p(x | z, y) with z ~ N(0, I); the decoder's mean alone where the likelihood's
+    variance is not modelled.
+    """
 
     def __init__(self, model: CVAE) -> None:
         self.model = model
@@ -105,7 +125,9 @@ class CVAEGenerator:
     def sample(self, labels: Tensor, stream: torch.Generator) -> Tensor:
         """Synthetic embeddings ``[n, d]``."""
         with torch.no_grad():
-            decoded: Tensor = self.model.decode(normal((len(labels), self.model.encoder.latent), stream, labels), labels)
+            decoded: Tensor = self.model.decode(
+                normal((len(labels), self.model.encoder.latent), stream, labels), labels
+            )
             if self.model.observation is None:
                 return decoded
             std = (0.5 * self.model.observation(decoded)).exp()
@@ -114,13 +136,17 @@ class CVAEGenerator:
 
 
 class ConditionalGenerator(nn.Module):
-    """x = decoder(z, y) + N(0, s^2 I) with z ~ N(0, I) and a learned s; rows come out with a norm of order one.
+    """x = decoder(z, y) + N(0, s^2 I) with z ~ N(0, I) and a learned s; rows come out with a norm
+    of order one.
 
-    Without the observation noise all rows of a class would lie in a plane, which no embeddings do. No ``hidden`` layer means a prototype
-    per class plus a linear map of z; ``initial_variance`` is that of the noise times the dimension d, before it is learned.
+    Without the observation noise all rows of a class would lie in a plane, which no embeddings do.
+    No ``hidden`` layer means a prototype per class plus a linear map of z; ``initial_variance`` is
+    that of the noise times the dimension d, before it is learned.
     """
 
-    def __init__(self, latent: int, classes: int, hidden: Sequence[int], dim: int, initial_variance: float) -> None:
+    def __init__(
+        self, latent: int, classes: int, hidden: Sequence[int], dim: int, initial_variance: float
+    ) -> None:
         super().__init__()
         self.latent = latent
         self.decoder = ModulatedDecoder(latent, classes, hidden, dim, code=0)
@@ -137,7 +163,9 @@ class ConditionalGenerator(nn.Module):
 class ConditionalSampler:
     """Samples ``shift + scale * generator(y)``; both constants are public or released."""
 
-    def __init__(self, generator: nn.Module, scale: float = 1.0, shift: Tensor | float = 0.0) -> None:
+    def __init__(
+        self, generator: nn.Module, scale: float = 1.0, shift: Tensor | float = 0.0
+    ) -> None:
         self.generator, self.scale, self.shift = generator, scale, shift
 
     def sample(self, labels: Tensor, stream: torch.Generator) -> Tensor:
@@ -159,19 +187,25 @@ def gaussian_nll(x: Tensor, decoded: Tensor, log_var: Tensor) -> Tensor:
 
 
 def kl_normal(mean: Tensor, log_var: Tensor, prior_mean: Tensor, root: Tensor) -> Tensor:
-    """KL(N(mean, diag exp(log_var)) || N(prior_mean, (T^T T)^-1)), T = ``root`` lower triangular ``[N, k, k]``, per example: ``[N]``."""
+    """KL(N(mean, diag exp(log_var)) || N(prior_mean, (T^T T)^-1)), T = ``root`` lower triangular
+    ``[N, k, k]``, per example: ``[N]``.
+    """
     ratio = root.square().sum(-2) * log_var.exp()
     return 0.5 * (ratio - 1 - log_var).sum(-1) + gaussian_nll_root(mean, prior_mean, root)
 
 
 def gaussian_nll_root(z: Tensor, mean: Tensor, root: Tensor) -> Tensor:
-    """-log N(z; mean, (T^T T)^-1) up to its constant, T = ``root`` lower triangular ``[N, k, k]``, per example: ``[N]``."""
+    """-log N(z; mean, (T^T T)^-1) up to its constant, T = ``root`` lower triangular ``[N, k, k]``,
+    per example: ``[N]``.
+    """
     white = (root @ (z - mean).unsqueeze(-1)).squeeze(-1)
     return 0.5 * white.square().sum(-1) - torch.diagonal(root, dim1=-2, dim2=-1).log().sum(-1)
 
 
 class SpreadCache:
-    """What :func:`posterior_spread` made for a model, the same for all chunks of a batch: kept until a parameter is written."""
+    """What :func:`posterior_spread` made for a model, the same for all chunks of a batch: kept
+    until a parameter is written.
+    """
 
     def __init__(self) -> None:
         self._written: list[tuple[Tensor, int]] = []
@@ -179,19 +213,26 @@ class SpreadCache:
 
     def of(self, model: nn.Module, make: Callable[[], Tensor]) -> Tensor:
         """The spread of ``model``, made if one of its parameters has changed."""
-        written: list[tuple[Tensor, int]] = [(parameter, parameter._version) for parameter in model.parameters()]
-        same = len(written) == len(self._written) and all(a is b and m == n for (a, m), (b, n) in zip(self._written, written, strict=True))
+        written: list[tuple[Tensor, int]] = [
+            (parameter, parameter._version) for parameter in model.parameters()
+        ]
+        same = len(written) == len(self._written) and all(
+            a is b and m == n for (a, m), (b, n) in zip(self._written, written, strict=True)
+        )
         if self._spread is None or not same:
             self._written, self._spread = written, make()
         return self._spread
 
 
-def posterior_spread(linear: Tensor, scales: Tensor, prior_root: Tensor, variance: Tensor) -> Tensor:
-    """R with ``R R^T = S``, the covariance of z given x, which depends on client and class alone; upper triangular, ``[K, C, k, k]``.
+def posterior_spread(
+    linear: Tensor, scales: Tensor, prior_root: Tensor, variance: Tensor
+) -> Tensor:
+    """R with ``R R^T = S``, the covariance of z given x, which depends on client and class alone;
+    upper triangular, ``[K, C, k, k]``.
 
-    Bishop 2006, eq. 2.117: ``S = (T^T T + A^T A / variance)^-1`` with ``A = diag(scale_i) linear``: the map ``linear`` ``[d, k]``, row
-    scales of every client ``[K, d]``, the root T ``[K, C, k, k]`` of the prior's precision, and the scalar variance of the observation
-    noise.
+    Bishop 2006, eq. 2.117: ``S = (T^T T + A^T A / variance)^-1`` with ``A = diag(scale_i) linear``:
+    the map ``linear`` ``[d, k]``, row scales of every client ``[K, d]``, the root T ``[K, C, k,
+    k]`` of the prior's precision, and the scalar variance of the observation noise.
     """
     size, square = linear.shape[1], (linear.unsqueeze(2) * linear.unsqueeze(1)).flatten(1)
     gram = (scales.square() @ square).view(len(scales), 1, size, size)
@@ -199,7 +240,8 @@ def posterior_spread(linear: Tensor, scales: Tensor, prior_root: Tensor, varianc
 
 
 def inverse_root(precision: Tensor) -> Tensor:
-    """R with ``R R^T = precision^-1`` of positive definite matrices ``[..., k, k]``: the inverse of the Cholesky factor, transposed.
+    """R with ``R R^T = precision^-1`` of positive definite matrices ``[..., k, k]``: the inverse of
+    the Cholesky factor, transposed.
 
     No device is waited for: what is not positive definite gives nan elsewhere than on the CPU.
     """
@@ -207,7 +249,10 @@ def inverse_root(precision: Tensor) -> Tensor:
         return lower_inverse(torch.cholesky(precision)).mT  # type: ignore[attr-defined, unused-ignore]  # of newer torch
     factor, failed = torch.linalg.cholesky_ex(precision)
     if precision.device == CPU and bool(failed.any()):
-        raise ValueError("the precision of z given x is not positive definite: the model has numbers that are not finite, or too large")
+        raise ValueError(
+            "the precision of z given x is not positive definite: the model has numbers that "
+            "are not finite, or too large"
+        )
     return lower_inverse(factor.masked_fill((failed != 0)[..., None, None], float("nan"))).mT
 
 
@@ -231,12 +276,16 @@ def linear_posterior(
     root: Tensor,
     noise: Tensor,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """The exact posterior of a linear-Gaussian decoder: an encoder with nothing to train, so nothing that private data could leak into.
+    """The exact posterior of a linear-Gaussian decoder: an encoder with nothing to train, so
+    nothing that private data could leak into.
 
-    Returns its mean and a draw's deviation from it, ``[N, k]`` each, and the draw's log density ``[N]``, which lacks ``-k/2 log 2 pi`` as
-    :func:`gaussian_nll_root` does. The model is ``x = scale_i * (linear z) + offset + N(0, variance I)`` with ``z ~ N(prior of client i
-    and class c)``; the mean is ``S (A^T r / variance + T^T T m)`` (Bishop 2006, eq. 2.116). ``residual`` r ``[N, d]`` is x minus the
-    offset, ``group`` ``[2, N]`` client and class of every row, ``prior`` m ``[K, C, k]`` and T ``[K, C, k, k]``, ``root`` from
+    Returns its mean and a draw's deviation from it, ``[N, k]`` each, and the draw's log density
+    ``[N]``, which lacks ``-k/2 log 2 pi`` as
+    :func:`gaussian_nll_root` does. The model is ``x = scale_i * (linear z) + offset + N(0, variance
+    I)`` with ``z ~ N(prior of client i and class c)``; the mean is ``S (A^T r / variance + T^T T
+    m)`` (Bishop 2006, eq. 2.116). ``residual`` r ``[N, d]`` is x minus the offset, ``group`` ``[2,
+    N]`` client and class of every row, ``prior`` m ``[K, C, k]`` and T ``[K, C, k, k]``, ``root``
+    from
     :func:`posterior_spread`, ``noise`` standard normal draws ``[N, k]``.
     """
     (client, label), (prior_mean, prior_root) = group, prior

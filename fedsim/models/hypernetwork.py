@@ -1,8 +1,10 @@
-"""The shared hypernetwork of FedHypeVAE: a client code becomes that client's decoder and class-conditional prior.
+"""The shared hypernetwork of FedHypeVAE: a client code becomes that client's decoder and
+class-conditional prior.
 
-Row-scaled modulation: every row of a decoder layer is scaled and shifted by linear heads of the code v,
-``y = (1 + A v) * (W h + b) + B v``, which is the layer with weights ``diag(1 + A v) W`` and bias ``(1 + A v) b + B v``, written so that the
-code is a per-example input and every per-example gradient is well defined.
+Row-scaled modulation: every row of a decoder layer is scaled and shifted by linear heads of the
+code v, ``y = (1 + A v) * (W h + b) + B v``, which is the layer with weights ``diag(1 + A v) W`` and
+bias ``(1 + A v) b + B v``, written so that the code is a per-example input and every per-example
+gradient is well defined.
 """
 
 from __future__ import annotations
@@ -19,7 +21,8 @@ from fedsim.models.layers import ZeroLinear, one_hot
 
 
 class ModulatedLinear(nn.Module):
-    """A linear layer whose rows are scaled and shifted by linear heads of the client code; without a code, the plain layer.
+    """A linear layer whose rows are scaled and shifted by linear heads of the client code; without
+    a code, the plain layer.
 
     The heads start at zero: for every code the generated layer starts as the plain one.
     """
@@ -48,7 +51,9 @@ class ModulatedLinear(nn.Module):
         return 1 + codes @ self.scale.weight.detach().T, codes @ self.shift.weight.detach().T
 
     def lipschitz(self) -> Tensor:
-        """Squared Frobenius norm of d(generated weights, generated bias) / dv: ``sum_r |A_r|^2 |W_r|^2 + |b_r A_r + B_r|^2``."""
+        """Squared Frobenius norm of d(generated weights, generated bias) / dv: ``sum_r |A_r|^2
+        |W_r|^2 + |b_r A_r + B_r|^2``.
+        """
         if self.scale is None or self.shift is None:
             return self.rows.weight.new_zeros(())
         by_weight = self.scale.weight.square().sum(1) * self.rows.weight.square().sum(1)
@@ -57,14 +62,24 @@ class ModulatedLinear(nn.Module):
 
 
 class ModulatedDecoder(nn.Module):
-    """x from (z, y, v): modulated layers on [z * latent_scale, one-hot y], times 1 / sqrt(d) at the end.
+    """x from (z, y, v): modulated layers on [z * latent_scale, one-hot y], times 1 / sqrt(d) at the
+    end.
 
-    Without a hidden layer it is a prototype per class plus a low-rank map of z, the parametrisation that learns under noise. Embeddings
-    have unit norm, so after the 1 / sqrt(d) weights of order one are right for any dimension d. ``code`` 0 is no modulation;
-    ``latent_scale`` sets z's share of the gradient against the prototypes'.
+    Without a hidden layer it is a prototype per class plus a low-rank map of z, the parametrisation
+    that learns under noise. Embeddings have unit norm, so after the 1 / sqrt(d) weights of order
+    one are right for any dimension d. ``code`` 0 is no modulation; ``latent_scale`` sets z's share
+    of the gradient against the prototypes'.
     """
 
-    def __init__(self, latent: int, classes: int, hidden: Sequence[int], dim: int, code: int, latent_scale: float = 1.0) -> None:
+    def __init__(
+        self,
+        latent: int,
+        classes: int,
+        hidden: Sequence[int],
+        dim: int,
+        code: int,
+        latent_scale: float = 1.0,
+    ) -> None:
         super().__init__()
         self.classes, self.latent_scale, self.dim = classes, latent_scale, dim
         widths = [latent + classes, *hidden, dim]
@@ -80,15 +95,22 @@ class ModulatedDecoder(nn.Module):
 
     @torch.no_grad()
     def linear_map(self) -> tuple[Tensor, Tensor]:
-        """``[d, latent]`` and ``[C, d]`` without hidden layer, unmodulated: x = linear_map z + prototypes[y]; constants."""
+        """``[d, latent]`` and ``[C, d]`` without hidden layer, unmodulated: x = linear_map z +
+        prototypes[y]; constants.
+        """
         (layer,) = self.modulated()
         weight = layer.rows.weight.detach() / math.sqrt(self.dim)
-        latent, prototypes = weight[:, : -self.classes] * self.latent_scale, weight[:, -self.classes :]
+        latent, prototypes = (
+            weight[:, : -self.classes] * self.latent_scale,
+            weight[:, -self.classes :],
+        )
         return latent, prototypes.T + layer.rows.bias.detach() / math.sqrt(self.dim)
 
     @torch.no_grad()
     def start_map(self, outward: Tensor) -> None:
-        """Let a decoder without hidden layer map the first k dimensions of z by ``outward / sqrt(d)``, ``[d, k]``."""
+        """Let a decoder without hidden layer map the first k dimensions of z by ``outward /
+        sqrt(d)``, ``[d, k]``.
+        """
         (layer,) = self.modulated()
         layer.rows.weight[:, : outward.shape[1]] = outward / self.latent_scale
 
@@ -98,11 +120,15 @@ class ModulatedDecoder(nn.Module):
 
     @torch.no_grad()
     def generated_norms(self, codes: Tensor) -> Tensor:
-        """L2 norm of what is generated for every code ``[K, k]``: weights and biases of all layers, ``[K]``."""
+        """L2 norm of what is generated for every code ``[K, k]``: weights and biases of all layers,
+        ``[K]``.
+        """
         squared = codes.new_zeros(len(codes))
         for layer in self.modulated():
             scales, shifts = layer.modulation(codes)
-            squared += scales.square() @ layer.rows.weight.square().sum(1) + (scales * layer.rows.bias + shifts).square().sum(1)
+            squared += scales.square() @ layer.rows.weight.square().sum(1) + (
+                scales * layer.rows.bias + shifts
+            ).square().sum(1)
         return squared.sqrt()
 
     def modulated(self) -> list[ModulatedLinear]:
@@ -111,10 +137,11 @@ class ModulatedDecoder(nn.Module):
 
 
 class ConditionalPrior(nn.Module):
-    """p(z | y, v) = N(mean_y(v), (T^T T)^-1), T lower triangular with diagonal exp(-log_var / 2), all affine in the code.
+    """p(z | y, v) = N(mean_y(v), (T^T T)^-1), T lower triangular with diagonal exp(-log_var / 2),
+    all affine in the code.
 
-    Each is a part that all classes share plus the class's own: of a rare class noise hides what it has of its own. Starts as N(0, I).
-    Without ``full`` T is diagonal.
+    Each is a part that all classes share plus the class's own: of a rare class noise hides what it
+    has of its own. Starts as N(0, I). Without ``full`` T is diagonal.
     """
 
     place: Tensor
@@ -131,24 +158,38 @@ class ConditionalPrior(nn.Module):
         self.register_buffer("place", place.flatten(), persistent=False)
 
     def forward(self, y: Tensor, code: Tensor) -> tuple[Tensor, Tensor]:
-        """Labels ``[N]`` and codes ``[N, k]`` to mean ``[N, latent]`` and T ``[N, latent, latent]``."""
+        """Labels ``[N]`` and codes ``[N, k]`` to mean ``[N, latent]`` and T ``[N, latent,
+        latent]``.
+        """
         affine = torch.cat([code.new_ones(len(code), 1), code], 1)
         shared_and_own = torch.cat([code.new_ones(len(code), 1), one_hot(y, self.classes)], 1)
         chosen = (shared_and_own.unsqueeze(2) * affine.unsqueeze(1)).flatten(1)
         diagonal = (-0.5 * self.log_var(chosen).clamp(-6, 4)).exp()
-        parts = [torch.zeros_like(diagonal[:, :1]), diagonal, *([] if self.below is None else [self.below(chosen)])]
+        parts = [
+            torch.zeros_like(diagonal[:, :1]),
+            diagonal,
+            *([] if self.below is None else [self.below(chosen)]),
+        ]
         latent = diagonal.shape[1]
-        return self.mean(chosen), torch.cat(parts, 1).index_select(1, self.place).view(-1, latent, latent)
+        return self.mean(chosen), torch.cat(parts, 1).index_select(1, self.place).view(
+            -1, latent, latent
+        )
 
     @torch.no_grad()
     def table(self, codes: Tensor) -> tuple[Tensor, Tensor]:
-        """Mean ``[K, C, latent]`` and T ``[K, C, latent, latent]`` for every code ``[K, k]`` and class as constants."""
+        """Mean ``[K, C, latent]`` and T ``[K, C, latent, latent]`` for every code ``[K, k]`` and
+        class as constants.
+        """
         labels = torch.arange(self.classes, device=codes.device)
         mean, root = self(labels.repeat(len(codes)), codes.repeat_interleave(self.classes, 0))
-        return mean.view(len(codes), self.classes, -1), root.view(len(codes), self.classes, *root.shape[1:])
+        return mean.view(len(codes), self.classes, -1), root.view(
+            len(codes), self.classes, *root.shape[1:]
+        )
 
     def lipschitz(self) -> Tensor:
         """Squared Frobenius norm of d(prior parameters of all classes) / dv."""
         heads = [head for head in (self.mean, self.log_var, self.below) if head is not None]
-        by_code = [head.weight.view(head.weight.shape[0], 1 + self.classes, -1)[..., 1:] for head in heads]
+        by_code = [
+            head.weight.view(head.weight.shape[0], 1 + self.classes, -1)[..., 1:] for head in heads
+        ]
         return torch.stack([(part[:, :1] + part[:, 1:]).square().sum() for part in by_code]).sum()

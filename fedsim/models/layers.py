@@ -1,6 +1,8 @@
-"""Layers of a cohort: one weight set, or one code, per client, over a ragged batch that holds all clients' rows together.
+"""Layers of a cohort: one weight set, or one code, per client, over a ragged batch that holds all
+clients' rows together.
 
-Their initial weights come from the seed tree, keyed by parameter name: what two algorithms share starts the same for a seed.
+Their initial weights come from the seed tree, keyed by parameter name: what two algorithms share
+starts the same for a seed.
 """
 
 from __future__ import annotations
@@ -17,7 +19,9 @@ from fedsim.seeds import Purpose, Seeds
 
 
 def one_hot(y: Tensor, classes: int) -> Tensor:
-    """Labels ``[...]`` as float32 ``[..., classes]``; unlike ``torch.nn.functional.one_hot`` it works under ``torch.func.vmap``."""
+    """Labels ``[...]`` as float32 ``[..., classes]``; unlike ``torch.nn.functional.one_hot`` it
+    works under ``torch.func.vmap``.
+    """
     return (y.unsqueeze(-1) == torch.arange(classes, device=y.device)).to(torch.float32)
 
 
@@ -75,11 +79,13 @@ class Shift(nn.Module):
 
 
 def initialise(model: nn.Module, seeds: Seeds, members: Sequence[int] = ()) -> None:
-    """Set every weight and bias in place: weights N(0, 1 / fan_in), client codes N(0, 1 / size), biases 0, a zero layer 0.
+    """Set every weight and bias in place: weights N(0, 1 / fan_in), client codes N(0, 1 / size),
+    biases 0, a zero layer 0.
 
-    Fan_in is how many inputs an output has, of a convolution all that its kernel covers. Elementwise scales and shifts stay as built. A
-    draw depends on the parameter's name and on the shape of one client's slice, never on the cohort: all clients start with the same
-    encoder, each of ``members``, whose slices the model has in this order, with a code of its own.
+    Fan_in is how many inputs an output has, of a convolution all that its kernel covers.
+    Elementwise scales and shifts stay as built. A draw depends on the parameter's name and on the
+    shape of one client's slice, never on the cohort: all clients start with the same encoder, each
+    of ``members``, whose slices the model has in this order, with a code of its own.
     """
     with torch.no_grad():
         for path, module in model.named_modules():
@@ -87,16 +93,27 @@ def initialise(model: nn.Module, seeds: Seeds, members: Sequence[int] = ()) -> N
                 key = zlib.crc32(f"{path}.{name}".encode())
                 if isinstance(module, ClientCode):
                     for row, client in zip(parameter, members, strict=True):
-                        row.copy_(torch.randn(len(row), generator=seeds.torch(Purpose.INIT, key, client)) / math.sqrt(len(row)))
+                        row.copy_(
+                            torch.randn(len(row), generator=seeds.torch(Purpose.INIT, key, client))
+                            / math.sqrt(len(row))
+                        )
                 elif name == "bias" or isinstance(module, ZeroLinear):
                     parameter.zero_()
                 elif parameter.dim() >= 2:
-                    shape = parameter.shape[1:] if isinstance(module, ClientLinear) else parameter.shape
-                    parameter.copy_(torch.randn(shape, generator=seeds.torch(Purpose.INIT, key)) / math.sqrt(math.prod(shape[1:])))
+                    shape = (
+                        parameter.shape[1:] if isinstance(module, ClientLinear) else parameter.shape
+                    )
+                    parameter.copy_(
+                        torch.randn(shape, generator=seeds.torch(Purpose.INIT, key))
+                        / math.sqrt(math.prod(shape[1:]))
+                    )
 
 
-def initial_model(build: Callable[[int], nn.Module], seeds: Seeds, members: Sequence[int] = ()) -> nn.Module:
-    """Build for ``members`` and initialise; what torch's layers draw from the global generator as they are built is the seed's, too.
+def initial_model(
+    build: Callable[[int], nn.Module], seeds: Seeds, members: Sequence[int] = ()
+) -> nn.Module:
+    """Build for ``members`` and initialise; what torch's layers draw from the global generator as
+    they are built is the seed's, too.
 
     That generator is put back.
     """
@@ -106,6 +123,9 @@ def initial_model(build: Callable[[int], nn.Module], seeds: Seeds, members: Sequ
     for name, parameter in model.named_parameters():
         if parameter.dtype != torch.float32:
             given = str(parameter.dtype).removeprefix("torch.")
-            raise TypeError(f"parameter '{name}' of the model is {given}, and embeddings and noise are float32; let build return that")
+            raise TypeError(
+                f"parameter '{name}' of the model is {given}, and embeddings and noise are "
+                "float32; let build return that"
+            )
     initialise(model, seeds, members)
     return model

@@ -1,4 +1,6 @@
-"""Linear classifiers as tensors: what the federated classifiers yield, and the probe's weights in that form."""
+"""Linear classifiers as tensors: what the federated classifiers yield, and the probe's weights in
+that form.
+"""
 
 from __future__ import annotations
 
@@ -21,7 +23,9 @@ ABSENT = -1e4
 
 
 class LinearHead(nn.Module):
-    """Softmax regression in training: logits from unit-norm rows times sqrt(d), whose entries are of order one."""
+    """Softmax regression in training: logits from unit-norm rows times sqrt(d), whose entries are
+    of order one.
+    """
 
     def __init__(self, dim: int, classes: int) -> None:
         super().__init__()
@@ -56,23 +60,32 @@ class LinearClassifier:
 class Interpolated:
     """``weight`` times one classifier's probabilities plus the rest times another's."""
 
-    def __init__(self, local: LinearClassifier | ProbeClassifier, shared: LinearClassifier, weight: float) -> None:
+    def __init__(
+        self, local: LinearClassifier | ProbeClassifier, shared: LinearClassifier, weight: float
+    ) -> None:
         self.local, self.shared, self.weight = local, shared, weight
 
     def probabilities(self, x: Tensor) -> Tensor:
         """``[n, C]`` for embeddings ``[n, d]``."""
-        return self.weight * self.local.probabilities(x) + (1 - self.weight) * self.shared.probabilities(x)
+        return self.weight * self.local.probabilities(x) + (
+            1 - self.weight
+        ) * self.shared.probabilities(x)
 
 
 class ProbeClassifier:
-    """The linear probe itself: it predicts what the evaluation's probe predicts, of C ``classes``."""
+    """The linear probe itself: it predicts what the evaluation's probe predicts, of C
+    ``classes``.
+    """
 
     def __init__(self, probe: Probe, classes: int) -> None:
         self.probe, self.classes = probe, classes
 
     def probabilities(self, x: Tensor) -> Tensor:
         """``[n, C]`` for embeddings ``[n, d]``; 0 for labels not seen in training."""
-        return to_device(torch.from_numpy(self.probe.probabilities(x.cpu().numpy(), self.classes)).float(), x.device)
+        return to_device(
+            torch.from_numpy(self.probe.probabilities(x.cpu().numpy(), self.classes)).float(),
+            x.device,
+        )
 
 
 def probe_tensors(probe: Probe) -> dict[str, Tensor]:
@@ -100,8 +113,12 @@ class LocalClassifiers:
         return torch.stack([each.probabilities(x) for each in self.own]).mean(0)
 
 
-def fit_linear(x: NDArray[np.float32], y: NDArray[np.int64], classes: int, probe_c: float) -> LinearClassifier:
-    """The linear probe of rows ``[n, d]`` (:func:`fedsim.models.probe.fit_probe`), :func:`folded`; absent classes are never predicted."""
+def fit_linear(
+    x: NDArray[np.float32], y: NDArray[np.int64], classes: int, probe_c: float
+) -> LinearClassifier:
+    """The linear probe of rows ``[n, d]`` (:func:`fedsim.models.probe.fit_probe`), :func:`folded`;
+    absent classes are never predicted.
+    """
     return folded(fit_probe(x, y, probe_c), classes)
 
 
@@ -110,14 +127,17 @@ def folded(probe: Probe, classes: int) -> LinearClassifier:
     weight, bias = np.zeros((classes, len(probe.mean))), np.full(classes, ABSENT)
     bias[probe.classes] = 0.0
     if len(probe.classes) > 1:
-        of_classes = probe.classes if len(probe.classes) > 2 else probe.classes[1:]  # two classes share one row of coefficients
+        of_classes = (
+            probe.classes if len(probe.classes) > 2 else probe.classes[1:]
+        )  # two classes share one row of coefficients
         weight[of_classes] = probe.weight.T / probe.scale
         bias[of_classes] = probe.bias - weight[of_classes] @ probe.mean
     return LinearClassifier(torch.from_numpy(weight).float(), torch.from_numpy(bias).float())
 
 
 def best_weight(local: Tensor, shared: Tensor, y: Tensor, importance: Tensor) -> float:
-    """The weight of ``local`` among :data:`TRIED_WEIGHTS` whose mixture has the best weighted accuracy; the smallest of equals.
+    """The weight of ``local`` among :data:`TRIED_WEIGHTS` whose mixture has the best weighted
+    accuracy; the smallest of equals.
 
     Of probabilities ``[n, C]`` of both, labels y ``[n]``, and the importance of each row ``[n]``.
     """

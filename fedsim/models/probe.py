@@ -1,6 +1,7 @@
 """The linear probe: multinomial logistic regression on standardised embeddings.
 
-scikit-learn and scipy are imported where they are used: whoever reads a grid needs the default alone.
+scikit-learn and scipy are imported where they are used: whoever reads a grid needs the default
+alone.
 """
 
 from __future__ import annotations
@@ -13,23 +14,30 @@ import numpy as np
 from numpy.typing import NDArray
 
 PROBE_C = 0.1
-"""The inverse strength of the L2 penalty of a probe of real rows where nothing else is asked for."""
+"""The inverse strength of the L2 penalty of a probe of real rows where nothing else is asked for.
+"""
 STRENGTHS = (0.4, 1.28, 4.0, 12.8, 128.0)
-"""Inverse strengths times the dimension d, which is the squared norm of a standardised row: what is trained on real rows takes the best."""
+"""Inverse strengths times the dimension d, which is the squared norm of a standardised row: what is
+trained on real rows takes the best.
+"""
 MAX_ITERATIONS, TOLERANCE = 200, 1e-4
 """When a fit of many rows ends: the iterations, or the largest entry of the gradient."""
 _EXACT_ITERATIONS, _EXACT_TOLERANCE = 1000, 1e-7
-"""Those of few rows; stopped as early as many rows are, up to 2 in 1,000 predictions rest on the last bit of the data."""
-# A feature that hardly varies in training has no scale of its own: dividing by it would let its test values drown the rest.
+"""Those of few rows; stopped as early as many rows are, up to 2 in 1,000 predictions rest on the
+last bit of the data.
+"""
+# A feature that hardly varies in training has no scale of its own: dividing by it would let its
+# test values drown the rest.
 SCALE_FLOOR = 1e-3
 
 
 @dataclass(frozen=True)
 class Probe:
-    """A fitted probe: mean and scale ``[d]`` of the training rows' features, the labels that occurred, ascending, and weight and bias.
+    """A fitted probe: mean and scale ``[d]`` of the training rows' features, the labels that
+    occurred, ascending, and weight and bias.
 
-    These are of the standardised features, float32 ``[d, k]`` and ``[k]``: k is the number of labels, but 1 for two of them (the second
-    one's logit) and 0 for one, which is always predicted.
+    These are of the standardised features, float32 ``[d, k]`` and ``[k]``: k is the number of
+    labels, but 1 for two of them (the second one's logit) and 0 for one, which is always predicted.
     """
 
     mean: NDArray[np.float64]
@@ -39,14 +47,19 @@ class Probe:
     bias: NDArray[np.float32]
 
     def predict(self, x: NDArray[np.float32]) -> NDArray[np.int64]:
-        """The predicted label, int64 [n], of each row of ``x`` [n, d]; only labels seen in training occur."""
+        """The predicted label, int64 [n], of each row of ``x`` [n, d]; only labels seen in training
+        occur.
+        """
         return self._predicted(_standardise(x, self.mean, self.scale))
 
     def probabilities(self, x: NDArray[np.float32], classes: int) -> NDArray[np.float64]:
         """``[n, classes]`` for rows ``x`` [n, d]; 0 for labels not seen in training."""
         from scipy.special import expit, softmax
 
-        found, logits = np.zeros((len(x), classes)), self._logits(_standardise(x, self.mean, self.scale))
+        found, logits = (
+            np.zeros((len(x), classes)),
+            self._logits(_standardise(x, self.mean, self.scale)),
+        )
         if len(self.classes) == 2:
             second = expit(logits[:, 0])
             found[:, self.classes] = np.stack([1 - second, second], axis=1)
@@ -66,35 +79,56 @@ class Probe:
 
 
 def predict_each(probes: Sequence[Probe], x: NDArray[np.float32]) -> list[NDArray[np.int64]]:
-    """What each of several probes of the same training rows (:func:`fit_probes`) predicts of ``x`` [n, d], which is standardised once."""
+    """What each of several probes of the same training rows (:func:`fit_probes`) predicts of ``x``
+    [n, d], which is standardised once.
+    """
     features = _standardise(x, probes[0].mean, probes[0].scale)
     return [probe._predicted(features) for probe in probes]
 
 
-def fit_probe(x: NDArray[np.float32], y: NDArray[np.int64], probe_c: float, *, balanced: bool = False) -> Probe:
-    """Fit the probe to rows ``[n, d]`` and labels ``[n]``, of which classes may be missing; deterministic, the same for every algorithm.
+def fit_probe(
+    x: NDArray[np.float32], y: NDArray[np.int64], probe_c: float, *, balanced: bool = False
+) -> Probe:
+    """Fit the probe to rows ``[n, d]`` and labels ``[n]``, of which classes may be missing;
+    deterministic, the same for every algorithm.
 
-    Minimises ``sum_i -log softmax(W s(x_i) + b)[y_i] + ||W||^2 / (2 probe_c)`` with L-BFGS, where ``s`` subtracts the mean and divides by
-    the standard deviation of each feature over ``x``. With more rows than half of the features it stops at a gradient of :data:`TOLERANCE`
-    or after :data:`MAX_ITERATIONS`; with fewer it goes on to the minimum. ``balanced`` weighs every row by n / (C n_class), as if classes
-    were equally frequent.
+    Minimises ``sum_i -log softmax(W s(x_i) + b)[y_i] + ||W||^2 / (2 probe_c)`` with L-BFGS, where
+    ``s`` subtracts the mean and divides by the standard deviation of each feature over ``x``. With
+    more rows than half of the features it stops at a gradient of :data:`TOLERANCE` or after
+    :data:`MAX_ITERATIONS`; with fewer it goes on to the minimum. ``balanced`` weighs every row by n
+    / (C n_class), as if classes were equally frequent.
     """
     return next(fit_probes(x, y, [probe_c], balanced=balanced))
 
 
-def fit_probes(x: NDArray[np.float32], y: NDArray[np.int64], strengths: Sequence[float], *, balanced: bool = False) -> Iterator[Probe]:
-    """:func:`fit_probe` of the same rows with each of several inverse strengths of the penalty, fitted as they are asked for."""
+def fit_probes(
+    x: NDArray[np.float32],
+    y: NDArray[np.int64],
+    strengths: Sequence[float],
+    *,
+    balanced: bool = False,
+) -> Iterator[Probe]:
+    """:func:`fit_probe` of the same rows with each of several inverse strengths of the penalty,
+    fitted as they are asked for.
+    """
     if len(x) == 0:
         raise ValueError("the probe needs at least one training row")
     broken = int((~np.isfinite(x).all(axis=1)).sum())
     if broken:
-        raise ValueError(f"{broken} of {len(x)} training rows of the probe hold NaN or infinite values")
+        raise ValueError(
+            f"{broken} of {len(x)} training rows of the probe hold NaN or infinite values"
+        )
     mean, deviation = x.mean(axis=0, dtype=np.float64), x.std(axis=0, dtype=np.float64)
     floor = SCALE_FLOOR * float(np.sqrt(np.mean(deviation**2)))
     scale = np.maximum(deviation, floor) if floor > 0 else np.ones_like(deviation)
     classes = np.unique(y).astype(np.int64)
     if len(classes) == 1:
-        yield from (Probe(mean, scale, classes, np.empty((x.shape[1], 0), np.float32), np.empty(0, np.float32)) for _ in strengths)
+        yield from (
+            Probe(
+                mean, scale, classes, np.empty((x.shape[1], 0), np.float32), np.empty(0, np.float32)
+            )
+            for _ in strengths
+        )
         return
     features = _standardise(x, mean, scale)
     # of few rows W lies in their span: the same problem in as many coordinates as there are rows
@@ -107,12 +141,19 @@ def fit_probes(x: NDArray[np.float32], y: NDArray[np.int64], strengths: Sequence
 
 
 def strengths(dim: int) -> list[float]:
-    """The inverse strengths of the penalty that are tried on rows of ``dim`` features, the strongest penalty first."""
+    """The inverse strengths of the penalty that are tried on rows of ``dim`` features, the
+    strongest penalty first.
+    """
     return [strength / dim for strength in STRENGTHS]
 
 
 def _weights(
-    features: NDArray[np.floating], y: NDArray[np.int64], strengths: Sequence[float], balanced: bool, iterations: int, tolerance: float
+    features: NDArray[np.floating],
+    y: NDArray[np.int64],
+    strengths: Sequence[float],
+    balanced: bool,
+    iterations: int,
+    tolerance: float,
 ) -> Iterator[tuple[NDArray[np.floating], NDArray[np.floating]]]:
     """Weights and biases at each strength."""
     from sklearn.exceptions import ConvergenceWarning
@@ -120,7 +161,9 @@ def _weights(
 
     weight = "balanced" if balanced else None
     for strength in strengths:
-        model = LogisticRegression(C=strength, solver="lbfgs", class_weight=weight, max_iter=iterations, tol=tolerance)
+        model = LogisticRegression(
+            C=strength, solver="lbfgs", class_weight=weight, max_iter=iterations, tol=tolerance
+        )
         with warnings.catch_warnings():
             # Stopping at the limit is part of the probe's definition, not news.
             warnings.simplefilter("ignore", ConvergenceWarning)
@@ -130,6 +173,8 @@ def _weights(
         yield np.ascontiguousarray(model.coef_.T), model.intercept_
 
 
-def _standardise(x: NDArray[np.float32], mean: NDArray[np.float64], scale: NDArray[np.float64]) -> NDArray[np.float32]:
+def _standardise(
+    x: NDArray[np.float32], mean: NDArray[np.float64], scale: NDArray[np.float64]
+) -> NDArray[np.float32]:
     # float32 halves the time of a fit and changes the balanced accuracy by less than 0.001.
     return np.asarray((x - mean) / scale, dtype=np.float32)

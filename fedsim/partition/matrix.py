@@ -1,4 +1,6 @@
-"""The label-by-client matrix of a partition, with its place in a grid, and the file of a run folder that holds some."""
+"""The label-by-client matrix of a partition, with its place in a grid, and the file of a run folder
+that holds some.
+"""
 
 from __future__ import annotations
 
@@ -20,10 +22,12 @@ MOST_PANELS = 12
 
 @dataclass(frozen=True, eq=False)
 class LabelMatrix:
-    """How many rows of each label each client holds. Exact counts of real data: a diagnostic, not private.
+    """How many rows of each label each client holds. Exact counts of real data: a diagnostic, not
+    private.
 
     Attributes:
-        dataset, scheme, alpha, clients, seed: the partition's place in the grid; alpha is None where the scheme has none.
+        dataset, scheme, alpha, clients, seed: the partition's place in the grid; alpha is None
+            where the scheme has none.
         fingerprint: the partition's.
         counts: int64 ``[clients, classes]``.
         classes: what the classes are called.
@@ -36,7 +40,9 @@ class LabelMatrix:
     clients: int
     seed: int
     fingerprint: str
-    counts: Annotated[NDArray[np.int64], PlainValidator(np.asarray), PlainSerializer(np.ndarray.tolist)]
+    counts: Annotated[
+        NDArray[np.int64], PlainValidator(np.asarray), PlainSerializer(np.ndarray.tolist)
+    ]
     classes: tuple[str, ...]
     sites: tuple[str, ...] = ()
 
@@ -65,4 +71,6 @@ def read_partitions(path: Path) -> Sequence[LabelMatrix]:
     try:
         return _FILE.validate_json(path.read_bytes(), strict=True) if path.exists() else []
     except (OSError, ValueError) as error:
-        raise UserError(str(path), "this is not a file of partitions that fedsim wrote", "remove it") from error
+        raise UserError(
+            str(path), "this is not a file of partitions that fedsim wrote", "remove it"
+        ) from error

@@ -1,7 +1,8 @@
-"""A partition: which rows each client holds, the limits that none can escape, and what clients see of their rows and of test rows.
+"""A partition: which rows each client holds, the limits that none can escape, and what clients see
+of their rows and of test rows.
 
-Rows may stay together: the groups of a column, such as a patient's images, are each divided among clients as one. Under feature shift
-every client sees its rows through an affine map of its own.
+Rows may stay together: the groups of a column, such as a patient's images, are each divided among
+clients as one. Under feature shift every client sees its rows through an affine map of its own.
 """
 
 from __future__ import annotations
@@ -29,11 +30,13 @@ class Partition:
     """Which rows each client holds.
 
     Attributes:
-        rows: an int64 array of training row numbers per client, sorted, or sorted within groups; disjoint, together all rows.
+        rows: an int64 array of training row numbers per client, sorted, or sorted within groups;
+            disjoint, together all rows.
         fingerprint: 16 hex digits of what the clients hold.
         label_counts: int64 ``[clients, classes]``.
         scheme: the scheme that made it.
-        groups: where rows stay together: the number of each row's group within its client, ascending from 0.
+        groups: where rows stay together: the number of each row's group within its client,
+            ascending from 0.
     """
 
     rows: tuple[NDArray[np.int64], ...]
@@ -43,22 +46,45 @@ class Partition:
     groups: tuple[NDArray[np.int64], ...] | None = None
 
 
-def check_partition(y: NDArray[np.int64], *, spec: PartitionSpec, clients: int, columns: Mapping[str, NDArray[Any]]) -> None:
-    """Check the limits that no partition of labels ``y`` ``[n]`` and columns, values per training row, can escape, before one is made."""
+def check_partition(
+    y: NDArray[np.int64], *, spec: PartitionSpec, clients: int, columns: Mapping[str, NDArray[Any]]
+) -> None:
+    """Check the limits that no partition of labels ``y`` ``[n]`` and columns, values per training
+    row, can escape, before one is made.
+    """
     labels, kept, _ = parts_of(y, columns, spec)
-    need, things, there = clients * spec.min_size, "rows" if spec.together is None else f"values of {spec.together}", len(labels)
+    need, things, there = (
+        clients * spec.min_size,
+        "rows" if spec.together is None else f"values of {spec.together}",
+        len(labels),
+    )
     if need > there:
-        arithmetic = f"{clients} clients × {spec.min_size} (partition.min_size) = {need} {things}, but there are {there} training {things}"
-        raise UserError("clients", arithmetic, f"give at most {there // spec.min_size} clients, or a smaller min_size")
+        arithmetic = (
+            f"{clients} clients × {spec.min_size} (partition.min_size) = {need} {things}, "
+            f"but there are {there} training {things}"
+        )
+        raise UserError(
+            "clients",
+            arithmetic,
+            f"give at most {there // spec.min_size} clients, or a smaller min_size",
+        )
     check(Division(labels, kept, clients, spec))
 
 
 def make_partition(
-    y: NDArray[np.int64], *, spec: PartitionSpec, alpha: float, clients: int, seed: int, columns: Mapping[str, NDArray[Any]]
+    y: NDArray[np.int64],
+    *,
+    spec: PartitionSpec,
+    alpha: float,
+    clients: int,
+    seed: int,
+    columns: Mapping[str, NDArray[Any]],
 ) -> Partition:
-    """Divide training rows with labels ``y`` ``[n]``, 0 .. C-1, among clients; alpha > 0 is the concentration of the schemes that use one.
+    """Divide training rows with labels ``y`` ``[n]``, 0 .. C-1, among clients; alpha > 0 is the
+    concentration of the schemes that use one.
 
-    ``columns`` are values per training row, for schemes by column and for groups that stay together.
+    ``columns`` are values per training row, for schemes by column and for groups that stay
+    together.
     """
     check_partition(y, spec=spec, clients=clients, columns=columns)
     rng = Seeds(seed).numpy(Purpose.PARTITION)
@@ -68,7 +94,9 @@ def make_partition(
     sizes = np.bincount(owner, minlength=clients)
     rows = tuple(np.split(order, np.cumsum(sizes)[:-1]))
     classes = int(y.max()) + 1
-    label_counts = np.bincount(owner * classes + y, minlength=clients * classes).reshape(clients, classes)
+    label_counts = np.bincount(owner * classes + y, minlength=clients * classes).reshape(
+        clients, classes
+    )
     digest = hashlib.sha256(f"{len(y)} {sizes.tolist()}".encode())
     digest.update(order.tobytes())
     groups = None
@@ -83,8 +111,11 @@ def make_partition(
 Columns = Mapping[str, NDArray[Any]]
 
 
-def parts_of(y: Integers, columns: Columns, spec: PartitionSpec) -> tuple[Integers, Columns, Integers]:
-    """What is divided, rows or groups that stay together: labels and columns ``[m]``, and the part that each row belongs to ``[n]``.
+def parts_of(
+    y: Integers, columns: Columns, spec: PartitionSpec
+) -> tuple[Integers, Columns, Integers]:
+    """What is divided, rows or groups that stay together: labels and columns ``[m]``, and the part
+    that each row belongs to ``[n]``.
 
     The label of a group is the one that most of its rows have, of several the lowest.
     """
@@ -97,26 +128,49 @@ def parts_of(y: Integers, columns: Columns, spec: PartitionSpec) -> tuple[Intege
     if site is not None and site in columns:
         apart = np.flatnonzero(columns[site] != columns[site][first][part])
         if len(apart):
-            what = f"{together} '{columns[together][apart[0]]}' has rows of two values of {site}, so of two clients"
-            raise UserError(TOGETHER_KEY, what, "keep a group within a client: correct the column, or divide by another scheme")
-    return counts.argmax(1), {name: values[first] for name, values in columns.items()}, part.astype(np.int64)
+            what = (
+                f"{together} '{columns[together][apart[0]]}' has rows of two values of "
+                f"{site}, so of two clients"
+            )
+            raise UserError(
+                TOGETHER_KEY,
+                what,
+                "keep a group within a client: correct the column, or divide by another scheme",
+            )
+    return (
+        counts.argmax(1),
+        {name: values[first] for name, values in columns.items()},
+        part.astype(np.int64),
+    )
 
 
 def check_split(column: str, train: Columns, test: Columns) -> None:
-    """No group has rows on both sides of the split: its test rows would be judged by what was learned of it."""
+    """No group has rows on both sides of the split: its test rows would be judged by what was
+    learned of it.
+    """
     both = np.intersect1d(_values(train, column), _values(test, column))
     if len(both):
-        what = f"{len(both)} values of {column} have both training and test rows, such as '{both[0]}'"
-        raise UserError(TOGETHER_KEY, what, f"give the data a split that keeps all rows of a {column} on one side")
+        what = (
+            f"{len(both)} values of {column} have both training and test rows, such as '{both[0]}'"
+        )
+        raise UserError(
+            TOGETHER_KEY,
+            what,
+            f"give the data a split that keeps all rows of a {column} on one side",
+        )
 
 
 def _values(columns: Columns, name: str) -> NDArray[Any]:
     if name not in columns:
-        raise UserError(TOGETHER_KEY, f"the data set has no column '{name}'", nearest(name, columns))
+        raise UserError(
+            TOGETHER_KEY, f"the data set has no column '{name}'", nearest(name, columns)
+        )
     values = columns[name]
     if missing := int(np.count_nonzero(lacking(values))):
         what = f"{missing} rows have no value of '{name}'"
-        raise UserError(TOGETHER_KEY, what, "give every row one; a row that stands alone a value of its own")
+        raise UserError(
+            TOGETHER_KEY, what, "give every row one; a row that stands alone a value of its own"
+        )
     return values
 
 
@@ -124,22 +178,32 @@ _SHIFT_RANK = 8
 
 
 def shift_of(client: int, dim: int, strength: float, seed: int) -> tuple[NDArray[np.float32], ...]:
-    """A client's affine map ``x -> gain * x + (x left) right^T + offset``: gain, left ``[d, r]``, right ``[d, r]``, offset, of the seed.
+    """A client's affine map ``x -> gain * x + (x left) right^T + offset``: gain, left ``[d, r]``,
+    right ``[d, r]``, offset, of the seed.
 
-    Gains are log-normal, ``exp(strength * N(0, 1))``, as of instruments that were calibrated apart, with mean square 1; the map of rank 8
-    and the offset have norm ``strength`` and random directions.
+    Gains are log-normal, ``exp(strength * N(0, 1))``, as of instruments that were calibrated apart,
+    with mean square 1; the map of rank 8 and the offset have norm ``strength`` and random
+    directions.
     """
     rng = Seeds(seed).numpy(Purpose.FEATURE_SHIFT, 0, client)
-    left, right = (np.linalg.qr(rng.standard_normal((dim, min(_SHIFT_RANK, dim))))[0] for _ in range(2))
+    left, right = (
+        np.linalg.qr(rng.standard_normal((dim, min(_SHIFT_RANK, dim))))[0] for _ in range(2)
+    )
     offset = rng.standard_normal(dim)
     offset /= np.linalg.norm(offset)
     gain = np.exp(strength * rng.standard_normal(dim))
     gain /= np.sqrt(np.mean(gain**2))
-    return tuple(part.astype(np.float32) for part in (gain, strength * left, right, strength * offset))
+    return tuple(
+        part.astype(np.float32) for part in (gain, strength * left, right, strength * offset)
+    )
 
 
-def apply_shift(x: NDArray[np.float32], client: int, *, strength: float, seed: int) -> NDArray[np.float32]:
-    """Shift a client's unit rows ``[n, d]`` and scale each back to unit norm; at strength 0 they come back unchanged."""
+def apply_shift(
+    x: NDArray[np.float32], client: int, *, strength: float, seed: int
+) -> NDArray[np.float32]:
+    """Shift a client's unit rows ``[n, d]`` and scale each back to unit norm; at strength 0 they
+    come back unchanged.
+    """
     if strength == 0:
         return x
     gain, left, right, offset = shift_of(client, x.shape[1], strength, seed)
@@ -148,7 +212,8 @@ def apply_shift(x: NDArray[np.float32], client: int, *, strength: float, seed: i
 
 
 def as_seen(data: Embeddings, partition: Partition, spec: PartitionSpec, seed: int) -> Embeddings:
-    """Every training row as its client sees it; the data set itself where clients see values as they are.
+    """Every training row as its client sees it; the data set itself where clients see values as
+    they are.
 
     Test rows stand for all clients alike: row i is seen by client ``i mod clients``.
     """
@@ -157,13 +222,16 @@ def as_seen(data: Embeddings, partition: Partition, spec: PartitionSpec, seed: i
     x_train, x_test, clients = data.x_train.copy(), data.x_test.copy(), len(partition.rows)
     for client, rows in enumerate(partition.rows):
         x_train[rows] = apply_shift(data.x_train[rows], client, strength=spec.strength, seed=seed)
-        x_test[client::clients] = apply_shift(data.x_test[client::clients], client, strength=spec.strength, seed=seed)
+        x_test[client::clients] = apply_shift(
+            data.x_test[client::clients], client, strength=spec.strength, seed=seed
+        )
     return replace(data, x_train=x_train, x_test=x_test)
 
 
 @dataclass(frozen=True, eq=False)
 class OwnRows:
-    """What each client is called, its site or its number; the test rows int64 that it is judged on, and the same in words.
+    """What each client is called, its site or its number; the test rows int64 that it is judged on,
+    and the same in words.
 
     A site that has no test rows has none.
     """
@@ -174,14 +242,18 @@ class OwnRows:
 
 
 def own_rows(data: Embeddings, partition: Partition, spec: PartitionSpec) -> OwnRows:
-    """The test rows of the client's site, under a scheme with sites; those that it sees, where it sees values of its own; else all."""
+    """The test rows of the client's site, under a scheme with sites; those that it sees, where it
+    sees values of its own; else all.
+    """
     clients, every = len(partition.rows), np.arange(len(data.y_test))
     names = site_names(data, partition, spec)
     if spec.column is not None:
         sites = _sites(data, partition, spec.column)
         test_sites = data.test_columns[spec.column].astype(np.str_)
         nobodys = np.count_nonzero(~np.isin(test_sites, sites))
-        words = f"the test rows with its {spec.column}" + (f"; {nobodys} test rows are of no client's {spec.column}" if nobodys else "")
+        words = f"the test rows with its {spec.column}" + (
+            f"; {nobodys} test rows are of no client's {spec.column}" if nobodys else ""
+        )
         return OwnRows(names, tuple(np.flatnonzero(test_sites == site) for site in sites), words)
     names = names or tuple(map(str, range(clients)))
     if spec.shifts:
@@ -191,11 +263,17 @@ def own_rows(data: Embeddings, partition: Partition, spec: PartitionSpec) -> Own
 
 
 def site_names(data: Embeddings, partition: Partition, spec: PartitionSpec) -> tuple[str, ...]:
-    """Every client's site, with its number where several are of one site; empty under a scheme without sites."""
+    """Every client's site, with its number where several are of one site; empty under a scheme
+    without sites.
+    """
     if spec.column is None:
         return ()
     sites = _sites(data, partition, spec.column)
-    return tuple(sites) if len(set(sites)) == len(sites) else tuple(f"{site} {client}" for client, site in enumerate(sites))
+    return (
+        tuple(sites)
+        if len(set(sites)) == len(sites)
+        else tuple(f"{site} {client}" for client, site in enumerate(sites))
+    )
 
 
 def _sites(data: Embeddings, partition: Partition, column: str) -> list[str]:

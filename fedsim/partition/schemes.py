@@ -1,6 +1,8 @@
-"""The schemes: which client holds a training row, from labels, columns, the spec and one random stream.
+"""The schemes: which client holds a training row, from labels, columns, the spec and one random
+stream.
 
-A scheme is bounded: nothing is drawn again until it fits. What data do not allow is refused with a grid's key as its place.
+A scheme is bounded: nothing is drawn again until it fits. What data do not allow is refused with a
+grid's key as its place.
 """
 
 from __future__ import annotations
@@ -18,8 +20,23 @@ from fedsim.data.spec import changed
 from fedsim.data.split import lacking
 from fedsim.errors import UserError, nearest
 
-Scheme = Literal["dirichlet", "dirichlet-client", "disjoint", "shards", "iid", "quantity", "column", "column-dirichlet", "feature-shift"]
-_OWN = {"labels": ("shards",), "power": ("quantity",), "column": ("column", "column-dirichlet"), "strength": ("feature-shift",)}
+Scheme = Literal[
+    "dirichlet",
+    "dirichlet-client",
+    "disjoint",
+    "shards",
+    "iid",
+    "quantity",
+    "column",
+    "column-dirichlet",
+    "feature-shift",
+]
+_OWN = {
+    "labels": ("shards",),
+    "power": ("quantity",),
+    "column": ("column", "column-dirichlet"),
+    "strength": ("feature-shift",),
+}
 """Keys that are not every scheme's, and whose they are."""
 
 
@@ -28,12 +45,16 @@ class PartitionSpec(BaseModel):
 
     Attributes:
         scheme: which clients hold a row.
-        min_size: the fewest rows that a client may hold; of groups that stay together the fewest groups.
-        together: a column whose rows of one value stay with one client, such as a patient's; a grid's unit, where it is such a column.
+        min_size: the fewest rows that a client may hold; of groups that stay together the fewest
+            groups.
+        together: a column whose rows of one value stay with one client, such as a patient's; a
+            grid's unit, where it is such a column.
         labels: of ``shards``: how many labels each client holds.
         power: of ``quantity``: the client of rank r holds rows in proportion to ``r ** -power``.
-        column: of ``column`` and ``column-dirichlet``: the data set's column whose values are the clients', or have clients of their own.
-        strength: of ``feature-shift``: size of each client's shift, 0 = none; at 10 a client's rows are hardly more than its own direction.
+        column: of ``column`` and ``column-dirichlet``: the data set's column whose values are the
+            clients', or have clients of their own.
+        strength: of ``feature-shift``: size of each client's shift, 0 = none; at 10 a client's rows
+            are hardly more than its own direction.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -48,10 +69,18 @@ class PartitionSpec(BaseModel):
 
     @model_validator(mode="after")
     def _of_one_scheme(self) -> Self:
-        if wrong := next((name for name in sorted(changed(self) & _OWN.keys()) if self.scheme not in _OWN[name]), None):
-            raise ValueError(f"scheme '{self.scheme}' takes no {wrong}; remove it or give scheme: {' or '.join(_OWN[wrong])}")
+        if wrong := next(
+            (name for name in sorted(changed(self) & _OWN.keys()) if self.scheme not in _OWN[name]),
+            None,
+        ):
+            raise ValueError(
+                f"scheme '{self.scheme}' takes no {wrong}; remove it or give scheme: "
+                f"{' or '.join(_OWN[wrong])}"
+            )
         if self.scheme in _OWN["column"] and self.column is None:
-            raise ValueError(f"scheme '{self.scheme}' needs the name of a column; give column: NAME")
+            raise ValueError(
+                f"scheme '{self.scheme}' needs the name of a column; give column: NAME"
+            )
         return self
 
     @property
@@ -70,7 +99,9 @@ Integers = NDArray[np.int64]
 
 @dataclass(frozen=True, eq=False)
 class Division:
-    """What is to be divided: labels int64 ``[n]`` in 0 .. C-1 and columns ``[n]``, among how many clients, how, at which alpha > 0."""
+    """What is to be divided: labels int64 ``[n]`` in 0 .. C-1 and columns ``[n]``, among how many
+    clients, how, at which alpha > 0.
+    """
 
     y: Integers
     columns: Mapping[str, NDArray[Any]]
@@ -89,7 +120,8 @@ Owner = Callable[[Division, np.random.Generator], Integers]
 
 
 def dirichlet(division: Division, rng: np.random.Generator) -> Integers:
-    """Per class over clients: each class is shared out by its own Dirichlet(alpha) draw (Hsu, Qi and Brown 2019, arXiv 1909.06335).
+    """Per class over clients: each class is shared out by its own Dirichlet(alpha) draw (Hsu, Qi
+    and Brown 2019, arXiv 1909.06335).
 
     Clients below the minimum size then get rows from the largest ones.
     """
@@ -103,9 +135,11 @@ def dirichlet(division: Division, rng: np.random.Generator) -> Integers:
 
 
 def dirichlet_client(division: Division, rng: np.random.Generator) -> Integers:
-    """Per client over classes: clients of equal size, each with a label mix of its own, Dirichlet(alpha) (arXiv 2102.02079).
+    """Per client over classes: clients of equal size, each with a label mix of its own,
+    Dirichlet(alpha) (arXiv 2102.02079).
 
-    Clients choose in random order; where a class has run out, the rest of a client's rows follow its mix over the classes that are left.
+    Clients choose in random order; where a class has run out, the rest of a client's rows follow
+    its mix over the classes that are left.
     """
     clients, left = division.clients, division.counts.copy()
     mixes = dirichlet_shares(rng, division.alpha, clients, len(left))
@@ -113,7 +147,8 @@ def dirichlet_client(division: Division, rng: np.random.Generator) -> Integers:
     sizes = _even(len(division.y), clients)
     for client in rng.permutation(clients):
         while missing := int(sizes[client] - table[client].sum()):
-            # each turn fills the client or empties a class that it wants, so there are at most C + 1
+            # each turn fills the client or empties a class that it wants, so there are at most C +
+            # 1
             mix = np.where(left > 0, mixes[client], 0.0)
             mix = mix if mix.sum() > 0 else left.astype(np.float64)
             taken = np.minimum(rng.multinomial(missing, mix / mix.sum()), left)
@@ -122,17 +157,26 @@ def dirichlet_client(division: Division, rng: np.random.Generator) -> Integers:
     return _dealt(table, division, rng)
 
 
-def dirichlet_shares(rng: np.random.Generator, alpha: float, draws: int, size: int) -> NDArray[np.float64]:
-    """Draws from the symmetric Dirichlet(alpha) over ``size`` parts, ``[draws, size]``; any alpha > 0, however small."""
+def dirichlet_shares(
+    rng: np.random.Generator, alpha: float, draws: int, size: int
+) -> NDArray[np.float64]:
+    """Draws from the symmetric Dirichlet(alpha) over ``size`` parts, ``[draws, size]``; any alpha >
+    0, however small.
+    """
     alpha = max(alpha, 1e-300)
     # log Gamma(alpha) = log Gamma(alpha + 1) + log U / alpha does not underflow for tiny alpha
-    log_gamma = np.log(rng.standard_gamma(alpha + 1, (draws, size))) + np.log1p(-rng.random((draws, size))) / alpha
+    log_gamma = (
+        np.log(rng.standard_gamma(alpha + 1, (draws, size)))
+        + np.log1p(-rng.random((draws, size))) / alpha
+    )
     shares = np.exp(log_gamma - log_gamma.max(axis=1, keepdims=True))
     return np.asarray(shares / shares.sum(axis=1, keepdims=True))
 
 
 def disjoint(division: Division, rng: np.random.Generator) -> Integers:
-    """Clients share no label: classes in random order, each whole to the client that has the fewest rows so far."""
+    """Clients share no label: classes in random order, each whole to the client that has the fewest
+    rows so far.
+    """
     holder = np.zeros(len(division.counts), dtype=np.int64)
     smallest = [(0, client) for client in range(division.clients)]
     for c in rng.permutation(len(holder)):
@@ -143,15 +187,21 @@ def disjoint(division: Division, rng: np.random.Generator) -> Integers:
 
 
 def shards(division: Division, rng: np.random.Generator) -> Integers:
-    """Every client holds exactly ``labels`` labels (after McMahan et al. 2017, arXiv 1602.05629, with shards that never mix labels).
+    """Every client holds exactly ``labels`` labels (after McMahan et al. 2017, arXiv 1602.05629,
+    with shards that never mix labels).
 
-    Classes are cut into shards, the larger ones into more; a client gets shards of different classes.
+    Classes are cut into shards, the larger ones into more; a client gets shards of different
+    classes.
     """
     labels = division.spec.labels
-    holders, free = _shards_per_class(division.counts, division.clients, labels), np.full(division.clients, labels)
+    holders, free = (
+        _shards_per_class(division.counts, division.clients, labels),
+        np.full(division.clients, labels),
+    )
     table = np.zeros((division.clients, len(holders)), dtype=np.int64)
     for c in np.argsort(-holders, kind="stable")[: np.count_nonzero(holders)]:
-        # those with the most shards still to come; so no class meets fewer free clients than it needs (Gale-Ryser)
+        # those with the most shards still to come; so no class meets fewer free clients than it
+        # needs (Gale-Ryser)
         order = rng.permutation(division.clients)
         chosen = order[np.argsort(-free[order], kind="stable")][: holders[c]]
         free[chosen] -= 1
@@ -160,7 +210,8 @@ def shards(division: Division, rng: np.random.Generator) -> Integers:
 
 
 def _shards_per_class(counts: Integers, clients: int, labels: int) -> Integers:
-    """How many clients hold each class: by its size, at least 1, at most as many as it has rows or as there are clients.
+    """How many clients hold each class: by its size, at least 1, at most as many as it has rows or
+    as there are clients.
 
     Where groups are divided, a class may be the label of none, and no client holds it.
     """
@@ -180,11 +231,15 @@ def _shards_per_class(counts: Integers, clients: int, labels: int) -> Integers:
 
 
 def _levelled(table: Integers, least: int) -> Integers:
-    """Let clients below ``least`` rows take rows of their own labels from the largest holder of the label."""
+    """Let clients below ``least`` rows take rows of their own labels from the largest holder of the
+    label.
+    """
     sizes = table.sum(axis=1)
     for client in np.flatnonzero(sizes < least):
         for c in np.flatnonzero(table[client]):
-            spare = np.where(table[:, c] > 1, np.minimum(table[:, c] - 1, sizes - least), 0).clip(min=0)
+            spare = np.where(table[:, c] > 1, np.minimum(table[:, c] - 1, sizes - least), 0).clip(
+                min=0
+            )
             for donor in np.argsort(-spare, kind="stable"):
                 moved = min(int(spare[donor]), int(least - sizes[client]))
                 if moved <= 0:
@@ -193,8 +248,13 @@ def _levelled(table: Integers, least: int) -> Integers:
                     table[holder, c] += rows
                     sizes[holder] += rows
         if sizes[client] < least:
-            what = f"scheme 'shards' leaves client {client} with {sizes[client]} rows, fewer than {least}"
-            raise UserError("partition.min_size", what, "give a smaller min_size, fewer clients or more labels")
+            what = (
+                f"scheme 'shards' leaves client {client} with {sizes[client]} rows, fewer "
+                f"than {least}"
+            )
+            raise UserError(
+                "partition.min_size", what, "give a smaller min_size, fewer clients or more labels"
+            )
     return table
 
 
@@ -205,26 +265,35 @@ def iid(division: Division, rng: np.random.Generator) -> Integers:
 
 
 def quantity(division: Division, rng: np.random.Generator) -> Integers:
-    """Labels at random, sizes by a power law: the client of rank r holds rows in proportion to ``r ** -power`` above the minimum."""
+    """Labels at random, sizes by a power law: the client of rank r holds rows in proportion to ``r
+    ** -power`` above the minimum.
+    """
     clients, least = division.clients, division.spec.min_size
     weights = rng.permutation(np.arange(1, clients + 1) ** -division.spec.power)
     exact = (len(division.y) - clients * least) * weights / weights.sum()
     parts: Integers = np.floor(exact).astype(np.int64)
     # the largest remainders take what rounding down left over
-    parts[np.argsort(parts - exact, kind="stable")[: len(division.y) - clients * least - int(parts.sum())]] += 1
+    parts[
+        np.argsort(parts - exact, kind="stable")[
+            : len(division.y) - clients * least - int(parts.sum())
+        ]
+    ] += 1
     return rng.permutation(np.repeat(np.arange(clients), least + parts))
 
 
 def column(division: Division, _: np.random.Generator) -> Integers:
     """The clients are the values of a column, in sorted order."""
-    return np.unique(division.columns[str(division.spec.column)], return_inverse=True)[1].astype(np.int64)
+    return np.unique(division.columns[str(division.spec.column)], return_inverse=True)[1].astype(
+        np.int64
+    )
 
 
 def column_dirichlet(division: Division, rng: np.random.Generator) -> Integers:
-    """Every value's rows are shared out among clients of its own, their labels by Dirichlet(alpha) draws.
+    """Every value's rows are shared out among clients of its own, their labels by Dirichlet(alpha)
+    draws.
 
-    Each value has a client; the further ones go, one by one, where there are the most rows a client. Clients stand in the order of
-    the values.
+    Each value has a client; the further ones go, one by one, where there are the most rows a
+    client. Clients stand in the order of the values.
     """
     place = column(division, rng)
     owner, first = np.empty_like(place), 0
@@ -259,7 +328,9 @@ OWNERS: dict[str, Owner] = {
 
 
 def _dealt(table: Integers, division: Division, rng: np.random.Generator) -> Integers:
-    """Owners by a table ``[clients, C]`` of how many rows of each class a client holds; which rows is random."""
+    """Owners by a table ``[clients, C]`` of how many rows of each class a client holds; which rows
+    is random.
+    """
     owner = np.empty(len(division.y), dtype=np.int64)
     for c in range(table.shape[1]):
         rows = rng.permutation(np.flatnonzero(division.y == c))
@@ -275,7 +346,9 @@ def _even(total: int, parts: int) -> Integers:
 
 
 def _repaired(owner: Integers, division: Division, rng: np.random.Generator) -> Integers:
-    """Move random rows, one at a time, from whichever client is the largest to those below the minimum size."""
+    """Move random rows, one at a time, from whichever client is the largest to those below the
+    minimum size.
+    """
     sizes, least = np.bincount(owner, minlength=division.clients).tolist(), division.spec.min_size
     poor = [client for client, size in enumerate(sizes) if size < least]
     largest = [(-size, client) for client, size in enumerate(sizes)]
@@ -283,7 +356,8 @@ def _repaired(owner: Integers, division: Division, rng: np.random.Generator) -> 
     held: dict[int, list[int]] = {}
     for client in poor:
         for _ in range(least - sizes[client]):
-            # the largest holds more than min_size: there are enough rows for all, and this client has too few
+            # the largest holds more than min_size: there are enough rows for all, and this client
+            # has too few
             size, donor = largest[0]
             if donor not in held:
                 held[donor] = rng.permutation(np.flatnonzero(owner == donor)).tolist()
@@ -295,27 +369,44 @@ def _repaired(owner: Integers, division: Division, rng: np.random.Generator) -> 
 def check(division: Division) -> None:
     """Refuse data that a scheme cannot divide so."""
     counts, clients, spec = division.counts, division.clients, division.spec
-    classes = int(np.count_nonzero(counts))  # where groups are divided, a class may be the label of none
+    classes = int(
+        np.count_nonzero(counts)
+    )  # where groups are divided, a class may be the label of none
     if spec.scheme == "disjoint":
         rarest = int(np.where(counts, counts, len(division.y)).argmin())
         if clients > classes:
             what = f"{clients} clients cannot have disjoint labels with {classes} classes"
             raise UserError("clients", what, f"give at most {classes} clients")
         if counts[rarest] < spec.min_size:
-            what = f"class {rarest} has {counts[rarest]} rows, fewer than {spec.min_size} (partition.min_size)"
+            what = (
+                f"class {rarest} has {counts[rarest]} rows, fewer than {spec.min_size} "
+                "(partition.min_size)"
+            )
             raise UserError("partition.min_size", what, f"give at most {counts[rarest]}")
     elif spec.scheme == "shards":
-        fewest, most = -(-classes // clients), min(classes, int(np.minimum(counts, clients).sum()) // clients)
+        fewest, most = (
+            -(-classes // clients),
+            min(classes, int(np.minimum(counts, clients).sum()) // clients),
+        )
         if not fewest <= spec.labels <= most:
-            what = f"{clients} clients × {spec.labels} labels = {clients * spec.labels} shards do not fit the sizes of {classes} classes"
-            hint = f"give at least {fewest} and at most {most} labels" if fewest <= most else "give fewer clients"
+            what = (
+                f"{clients} clients × {spec.labels} labels = {clients * spec.labels} shards "
+                f"do not fit the sizes of {classes} classes"
+            )
+            hint = (
+                f"give at least {fewest} and at most {most} labels"
+                if fewest <= most
+                else "give fewer clients"
+            )
             raise UserError("partition.labels", what, hint)
     elif spec.column is not None:
         _values_fit(division)
 
 
 def _values_fit(division: Division) -> None:
-    """The column has a value for every client, or no fewer clients than values; and every client the minimum size."""
+    """The column has a value for every client, or no fewer clients than values; and every client
+    the minimum size.
+    """
     name, clients, least = str(division.spec.column), division.clients, division.spec.min_size
     values, counts = column_values(division.columns, name)
     if len(values) > clients or (division.spec.scheme == "column" and len(values) < clients):
@@ -324,7 +415,10 @@ def _values_fit(division: Division) -> None:
     own = _clients_of(counts, clients)
     few = int(np.argmin(counts / own))
     if counts[few] < own[few] * least:
-        what = f"value '{values[few]}' of column '{name}' has {counts[few]} rows for {own[few]} clients of {least} rows at least"
+        what = (
+            f"value '{values[few]}' of column '{name}' has {counts[few]} rows for {own[few]} "
+            f"clients of {least} rows at least"
+        )
         hint = "give fewer clients" if own[few] > 1 else f"give min_size: {counts[few]} or less"
         raise UserError("clients" if own[few] > 1 else "partition.min_size", what, hint)
 
@@ -335,5 +429,9 @@ def column_values(columns: Mapping[str, NDArray[Any]], name: str) -> tuple[NDArr
         what = f"the data set has no column '{name}' with a value for every row"
         raise UserError("partition.column", what, nearest(name, columns))
     if missing := int(np.count_nonzero(lacking(columns[name]))):
-        raise UserError("partition.column", f"column '{name}' has no value in {missing} training rows", "give every row one")
+        raise UserError(
+            "partition.column",
+            f"column '{name}' has no value in {missing} training rows",
+            "give every row one",
+        )
     return np.unique(columns[name], return_counts=True)

@@ -1,7 +1,7 @@
 """What an algorithm may claim, and what checks in a run folder say of that.
 
-``proved`` is for what fedsim ships and nobody changed. Any other class states a theorem that nobody here has proved, were it only that its
-loss is per example: ``stated``.
+``proved`` is for what fedsim ships and nobody changed. Any other class states a theorem that nobody
+here has proved, were it only that its loss is per example: ``stated``.
 """
 
 from __future__ import annotations
@@ -24,20 +24,32 @@ Check = Literal["passed", "failed"]
 
 
 def allowed(claim: Claim, algorithm: Algorithm) -> Claim:
-    """The claim of a plan of an ``algorithm`` that claims it: a shipped class in which a method was replaced states it, as any other."""
+    """The claim of a plan of an ``algorithm`` that claims it: a shipped class in which a method was
+    replaced states it, as any other.
+    """
     if claim not in get_args(Claim):
-        raise UserError("claim", f"{claim!r} is not a claim", f"let claim() return one of {', '.join(get_args(Claim))}")
+        raise UserError(
+            "claim",
+            f"{claim!r} is not a claim",
+            f"let claim() return one of {', '.join(get_args(Claim))}",
+        )
     untouched = is_shipped(type(algorithm)) and is_untouched(type(algorithm))
     return "stated" if claim == "proved" and not untouched else claim
 
 
 def is_untouched(cls: type) -> bool:
-    """Whether every function of a shipped class and its bases is code of its own package, which whatever replaced one is not."""
+    """Whether every function of a shipped class and its bases is code of its own package, which
+    whatever replaced one is not.
+    """
     return all(
-        _package(getattr(getattr(function, "__code__", None), "co_filename", "")) == base.__module__.partition(".")[0]
+        _package(getattr(getattr(function, "__code__", None), "co_filename", ""))
+        == base.__module__.partition(".")[0]
         for base in cls.__mro__
         if is_shipped(base)
-        for function in (getattr(value, "__func__", getattr(value, "fget", getattr(value, "func", value))) for value in vars(base).values())
+        for function in (
+            getattr(value, "__func__", getattr(value, "fget", getattr(value, "func", value)))
+            for value in vars(base).values()
+        )
         if callable(function) and not isinstance(function, type)
     )
 
@@ -45,18 +57,26 @@ def is_untouched(cls: type) -> bool:
 @lru_cache(maxsize=4096)
 def _package(file: str) -> str | None:
     """The shipped package that a file is of."""
-    return next((folder.name for folder in SHIPPED if Path(file).resolve().is_relative_to(folder)), None)
+    return next(
+        (folder.name for folder in SHIPPED if Path(file).resolve().is_relative_to(folder)), None
+    )
 
 
 def may_leave(claim: Claim | None, check: Check | None) -> bool:
-    """Whether a generator may be released under its epsilon: its theorem is proved, or stated and a full check found nothing."""
+    """Whether a generator may be released under its epsilon: its theorem is proved, or stated and a
+    full check found nothing.
+    """
     return check != "failed" and (claim == "proved" or (claim == "stated" and check == "passed"))
 
 
-def check_of(checks: Sequence[Mapping[str, Any]], unit: str, trust: str, params: Mapping[str, Any]) -> Check | None:
-    """What checks of the same code, the oldest first, say of a row's parameters in its unit and trust; the last of the same three counts.
+def check_of(
+    checks: Sequence[Mapping[str, Any]], unit: str, trust: str, params: Mapping[str, Any]
+) -> Check | None:
+    """What checks of the same code, the oldest first, say of a row's parameters in its unit and
+    trust; the last of the same three counts.
 
-    ``passed`` if these passed a full check there, and failed in no other unit or trust; else ``failed`` if any check failed.
+    ``passed`` if these passed a full check there, and failed in no other unit or trust; else
+    ``failed`` if any check failed.
     """
     last: dict[tuple[str, str, str], str] = {}
     for check in checks:
@@ -64,7 +84,11 @@ def check_of(checks: Sequence[Mapping[str, Any]], unit: str, trust: str, params:
             last[_text(check["params"]), check["unit"], check["trust"]] = check["ended"]
     own = _text(params)
     if last.get((own, unit, trust)) == "passed":
-        return None if any(ended == "failed" for (each, *_), ended in last.items() if each == own) else "passed"
+        return (
+            None
+            if any(ended == "failed" for (each, *_), ended in last.items() if each == own)
+            else "passed"
+        )
     return "failed" if "failed" in last.values() else None
 
 

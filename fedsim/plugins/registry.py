@@ -1,4 +1,5 @@
-"""Algorithms by name: ``@register``, entry points of group ``fedsim.algorithms``, ``pkg.module:Class`` and ``file.py:Class`` paths.
+"""Algorithms by name: ``@register``, entry points of group ``fedsim.algorithms``,
+``pkg.module:Class`` and ``file.py:Class`` paths.
 
 Also where in a plug-in's source something is or happened, as ``file:line``.
 """
@@ -44,8 +45,14 @@ def register(name: str) -> Callable[[_Class], _Class]:
     def add(cls: _Class) -> _Class:
         held = _registered.get(name)
         path = (cls.__module__, cls.__qualname__)
-        if held is not None and (held.__module__, held.__qualname__) != path and held.__module__ != "__main__":  # it may move into a file
-            raise ValueError(f"algorithm '{name}' is already registered by {held.__module__}:{held.__qualname__}")
+        if (
+            held is not None
+            and (held.__module__, held.__qualname__) != path
+            and held.__module__ != "__main__"
+        ):  # it may move into a file
+            raise ValueError(
+                f"algorithm '{name}' is already registered by {held.__module__}:{held.__qualname__}"
+            )
         cls.name = name
         _registered[name] = cls
         return cls
@@ -59,18 +66,30 @@ def known() -> list[str]:
 
 
 def lookup(name: str, where: str = "algorithm") -> type[Algorithm]:
-    """The class behind a registered name, an entry point, a ``pkg.module:Class`` path or a ``path/to/file.py:Class`` path.
+    """The class behind a registered name, an entry point, a ``pkg.module:Class`` path or a
+    ``path/to/file.py:Class`` path.
 
     Files are looked for from the working folder; ``where`` is the place to name in an error.
     """
     cls: Any = _registered.get(name)
     if cls is None:
-        # installed names have no colon, and reading what is installed takes as long as a short training
+        # installed names have no colon, and reading what is installed takes as long as a short
+        # training
         path = "fedsim.methods.given:GivenRows" if name == GIVEN else name
-        path = path if ":" in path else next((entry.value for entry in entry_points(group=GROUP) if entry.name == name), name)
+        path = (
+            path
+            if ":" in path
+            else next(
+                (entry.value for entry in entry_points(group=GROUP) if entry.name == name), name
+            )
+        )
         if ":" not in path:
             of_file = name.endswith(".py") or "/" in name
-            raise UserError(where, f"unknown algorithm '{name}'", f"name its class: {name}:CLASS" if of_file else nearest(name, known()))
+            raise UserError(
+                where,
+                f"unknown algorithm '{name}'",
+                f"name its class: {name}:CLASS" if of_file else nearest(name, known()),
+            )
         cls = _imported(path, where)
     _check_complete(cls, name, where)
     if "name" not in vars(cls):  # a registered base class has one of its own
@@ -85,16 +104,24 @@ def find_in_working_folder() -> None:
 
 
 def check_installed(name: str, where: str) -> None:
-    """Refuse a name whose look-up would run code that nobody installed; for names that come from somebody else's files."""
+    """Refuse a name whose look-up would run code that nobody installed; for names that come from
+    somebody else's files.
+    """
     if ":" in name and name not in known():
         what = f"its algorithm is the plug-in '{name}', whose code would run"
         raise UserError(where, what, "give `trust_plugin=True` if you trust that code")
 
 
 def name_of(cls: type) -> str:
-    """How a grid names a class: by its entry point or its module; a notebook's is of ``__main__``, which no other process has."""
+    """How a grid names a class: by its entry point or its module; a notebook's is of ``__main__``,
+    which no other process has.
+    """
     if "." in cls.__qualname__:
-        raise UserError(cls.__qualname__, "is defined inside a function or class", "define it at the top level of a cell or module")
+        raise UserError(
+            cls.__qualname__,
+            "is defined inside a function or class",
+            "define it at the top level of a cell or module",
+        )
     path = f"{cls.__module__}:{cls.__qualname__}"
     return next((entry.name for entry in entry_points(group=GROUP) if entry.value == path), path)
 
@@ -103,13 +130,18 @@ def check_importable(name: str, what: str) -> None:
     """Refuse a class of a notebook where other processes need it; ``what`` says what does."""
     if name.startswith(NOTEBOOK):
         path = name.removeprefix(NOTEBOOK)
-        hint = f"write it to a file, as by %%writefile my_method.py at the top of its cell, and name it my_method.py:{path}"
+        hint = (
+            "write it to a file, as by %%writefile my_method.py at the top of its cell, and "
+            f"name it my_method.py:{path}"
+        )
         raise UserError(path, f"is defined in this process alone, and {what}", hint)
 
 
 @contextmanager
 def own_errors(name: str) -> Iterator[None]:
-    """Translate what the block raises into one message in place of a traceback, if ``name`` is none of fedsim's own algorithms."""
+    """Translate what the block raises into one message in place of a traceback, if ``name`` is none
+    of fedsim's own algorithms.
+    """
     try:
         yield
     except UserError:
@@ -126,19 +158,28 @@ def _imported(path: str, where: str) -> Any:
     """What ``module:attribute`` or ``file.py:attribute`` leads to."""
     module, _, attribute = path.rpartition(":")
     try:
-        return getattr(_module_of_file(module, where) if module.endswith(".py") else importlib.import_module(module), attribute)
+        return getattr(
+            _module_of_file(module, where)
+            if module.endswith(".py")
+            else importlib.import_module(module),
+            attribute,
+        )
     except UserError:
         raise
     except (Exception, SystemExit) as error:  # a plug-in may raise anything as it is imported
         at = _origin(error)
         hint = "correct it there" if at else "give an importable pkg.module:Class or file.py:Class"
-        raise PluginError(where, f"'{path}' cannot be imported ({at and f'{at}: '}{said(error)})", hint) from error
+        raise PluginError(
+            where, f"'{path}' cannot be imported ({at and f'{at}: '}{said(error)})", hint
+        ) from error
 
 
 def _module_of_file(path: str, where: str) -> ModuleType:
-    """The module that a Python file is, imported by its stem, so that every process finds the same classes.
+    """The module that a Python file is, imported by its stem, so that every process finds the same
+    classes.
 
-    A worker's working folder may be another one than the driver's, which Ray puts on the worker's import path.
+    A worker's working folder may be another one than the driver's, which Ray puts on the worker's
+    import path.
     """
     folders = [Path.cwd(), *map(Path, sys.path)]
     file = next((at for folder in folders if (at := (folder / path).resolve()).is_file()), None)
@@ -151,7 +192,11 @@ def _module_of_file(path: str, where: str) -> ModuleType:
     module = importlib.import_module(file.stem)
     if Path(module.__file__ or "").resolve() != file:
         held = module.__file__ or "a built-in module"
-        raise PluginError(where, f"'{path}' cannot be imported: its name belongs to {shown(held)} already", "rename the file")
+        raise PluginError(
+            where,
+            f"'{path}' cannot be imported: its name belongs to {shown(held)} already",
+            "rename the file",
+        )
     return module
 
 
@@ -160,12 +205,20 @@ def _check_complete(cls: Any, name: str, where: str) -> None:
     from fedsim.methods.algorithm import Algorithm, Params
 
     if not (isinstance(cls, type) and issubclass(cls, Algorithm)):
-        raise PluginError(where, f"'{name}' is not an Algorithm", "derive the class from fedsim.methods.algorithm.Algorithm")
+        raise PluginError(
+            where,
+            f"'{name}' is not an Algorithm",
+            "derive the class from fedsim.methods.algorithm.Algorithm",
+        )
     missing = sorted(cls.__abstractmethods__)
     if cls.generates() and cls.generator is Algorithm.generator:
         missing.append("generator")  # or a classifier
     if missing:
-        raise PluginError(where, f"{line_of(cls)}: {cls.__name__} lacks {', '.join(missing)}", "define it as its base class says")
+        raise PluginError(
+            where,
+            f"{line_of(cls)}: {cls.__name__} lacks {', '.join(missing)}",
+            "define it as its base class says",
+        )
     params = getattr(cls, "Params", None)
     if not (isinstance(params, type) and issubclass(params, Params)):
         hint = "give it Params, a class derived from fedsim.methods.algorithm.Params"
@@ -181,7 +234,9 @@ def line_of(thing: Any) -> str:
 
 
 def blamed(error: BaseException, cls: type) -> str:
-    """``file:line`` of an exception in the code of an algorithm, or of its class where it was raised elsewhere."""
+    """``file:line`` of an exception in the code of an algorithm, or of its class where it was
+    raised elsewhere.
+    """
     return _origin(error) or line_of(cls)
 
 
@@ -192,12 +247,18 @@ def said(error: BaseException) -> str:
 
 
 def _origin(error: BaseException) -> str:
-    """``file:line`` of an exception: its innermost frame outside of Python, fedsim and what is installed; empty where there is none."""
+    """``file:line`` of an exception: its innermost frame outside of Python, fedsim and what is
+    installed; empty where there is none.
+    """
     if isinstance(error, SyntaxError) and error.filename:
         return f"{shown(error.filename)}:{error.lineno}"
     foreign = (FEDSIM, Path(sysconfig.get_path("stdlib")))
     for frame in reversed(traceback.extract_tb(error.__traceback__)):
         file = Path(frame.filename)
-        if file.is_file() and not INSTALLED & set(file.parts) and not any(file.is_relative_to(folder) for folder in foreign):
+        if (
+            file.is_file()
+            and not INSTALLED & set(file.parts)
+            and not any(file.is_relative_to(folder) for folder in foreign)
+        ):
             return f"{shown(file)}:{frame.lineno}"
     return ""

@@ -1,7 +1,9 @@
-"""The Gaussian mechanism: what a plan plans, clients and server draw, a ledger counts, a row holds and a proof composes.
+"""The Gaussian mechanism: what a plan plans, clients and server draw, a ledger counts, a row holds
+and a proof composes.
 
-A run of it releases f(S) + N(0, (noise_multiplier * D)^2 I), where S takes every unit independently with probability ``sample_rate`` and
-D is f's L2 sensitivity to one unit; ``sample_rate`` 1 is the plain Gaussian mechanism.
+A run of it releases f(S) + N(0, (noise_multiplier * D)^2 I), where S takes every unit independently
+with probability ``sample_rate`` and D is f's L2 sensitivity to one unit; ``sample_rate`` 1 is the
+plain Gaussian mechanism.
 """
 
 from __future__ import annotations
@@ -43,14 +45,24 @@ class Mechanism:
         return bool(self.count and self.sample_rate) and not math.isinf(self.noise_multiplier)
 
     def divergence(self, order: float) -> float:
-        """The Rényi divergence of all runs at ``order``; +inf if its series overflows double precision.
+        """The Rényi divergence of all runs at ``order``; +inf if its series overflows double
+        precision.
 
         Mironov, Talwar & Zhang 2019 (arXiv 1908.10530, section 3.3).
         """
-        from opacus.accountants.analysis.rdp import compute_rdp  # late: Opacus imports its optimisers, too
+        from opacus.accountants.analysis.rdp import (
+            compute_rdp,
+        )  # late: Opacus imports its optimisers, too
 
         try:
-            return float(compute_rdp(q=self.sample_rate, noise_multiplier=self.noise_multiplier, steps=self.count, orders=float(order)))
+            return float(
+                compute_rdp(
+                    q=self.sample_rate,
+                    noise_multiplier=self.noise_multiplier,
+                    steps=self.count,
+                    orders=float(order),
+                )
+            )
         except (ArithmeticError, ValueError):
             return math.inf
 
@@ -58,13 +70,21 @@ class Mechanism:
         """What is released, how often, of which units and under which noise."""
         times = "once" if self.count == 1 else f"{self.count} times"
         rate = self.sample_rate
-        sampled = f"on a fresh Poisson sample of the units at rate {number(rate)}" if rate < 1 else "on all units, no sampling"
-        noise = f"noise of standard deviation {number(self.noise_multiplier, 5)} × the sensitivity {number(sensitivity)}"
+        sampled = (
+            f"on a fresh Poisson sample of the units at rate {number(rate)}"
+            if rate < 1
+            else "on all units, no sampling"
+        )
+        noise = (
+            f"noise of standard deviation {number(self.noise_multiplier, 5)} × the "
+            f"sensitivity {number(sensitivity)}"
+        )
         return f"{self.release}, {times}, {sampled}, {noise}"
 
 
 def merged(mechanisms: Iterable[Mechanism]) -> tuple[Mechanism, ...]:
-    """Equal mechanisms added up and sorted, without their releases' names and without what costs nothing.
+    """Equal mechanisms added up and sorted, without their releases' names and without what costs
+    nothing.
 
     The cost of what ran depends on neither order nor grouping.
     """

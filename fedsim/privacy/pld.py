@@ -1,18 +1,22 @@
-"""The most that an adversary can infer: privacy curve and trade-off function of composed mechanisms, without torch.
+"""The most that an adversary can infer: privacy curve and trade-off function of composed
+mechanisms, without torch.
 
-The output of a mechanism is distributed as P (the unit is present) or Q (it is absent); for one step, a Poisson-subsampled Gaussian
-mechanism, P = (1 - q) N(0, s^2) + q N(1, s^2) and Q = N(0, s^2). The product of the steps' pairs dominates the composed mechanism
-for any unit under add-or-remove-one, in both orders (Zhu, Dong & Wang 2022, "Optimal accounting of differential privacy via
-characteristic function", theorems 10 and 11).
+The output of a mechanism is distributed as P (the unit is present) or Q (it is absent); for one
+step, a Poisson-subsampled Gaussian mechanism, P = (1 - q) N(0, s^2) + q N(1, s^2) and Q = N(0,
+s^2). The product of the steps' pairs dominates the composed mechanism for any unit under
+add-or-remove-one, in both orders (Zhu, Dong & Wang 2022, "Optimal accounting of differential
+privacy via characteristic function", theorems 10 and 11).
 
-The distribution of the privacy loss log P / Q gives the privacy curve delta(epsilon) = sup_S P(S) - exp(epsilon) Q(S), for either order,
-and the trade-off function f(a): the least rate of false negatives of any test with a rate of false positives of at most a (Dong, Roth & Su
-2022, "Gaussian differential privacy", definitions 2.1 and 2.3).
+The distribution of the privacy loss log P / Q gives the privacy curve delta(epsilon) = sup_S P(S) -
+exp(epsilon) Q(S), for either order, and the trade-off function f(a): the least rate of false
+negatives of any test with a rate of false positives of at most a (Dong, Roth & Su 2022, "Gaussian
+differential privacy", definitions 2.1 and 2.3).
 
-Each step's loss is moved to a grid that keeps P's and Q's mass between two points (Doroshenko et al. 2022, "Connect the dots"). The
-pair on the grid dominates the original one, so every delta is an upper and every trade-off a lower bound. Steps are then convolved by
-Fourier transforms; :data:`LOST_MASS` bounds the mass that wraps around. Rounding of doubles is not bounded, but is small against any delta
-above 1e-11.
+Each step's loss is moved to a grid that keeps P's and Q's mass between two points (Doroshenko et
+al. 2022, "Connect the dots"). The pair on the grid dominates the original one, so every delta is an
+upper and every trade-off a lower bound. Steps are then convolved by Fourier transforms;
+:data:`LOST_MASS` bounds the mass that wraps around. Rounding of doubles is not bounded, but is
+small against any delta above 1e-11.
 """
 
 from __future__ import annotations
@@ -34,12 +38,18 @@ Floats = NDArray[np.floating]
 LOST_MASS = 1e-14
 """Mass of the composed loss outside the grid on either side; counted as an infinite loss."""
 GRID_WIDTH = 0.0155
-"""Width of the grid in standard deviations of a step's loss; it increases the composed loss by 1 to 2 parts in 100,000."""
+"""Width of the grid in standard deviations of a step's loss; it increases the composed loss by 1 to
+2 parts in 100,000.
+"""
 MOST_POINTS = 2**22
 MOST_SPREAD = 30.0
-"""Largest standard deviation of a composed loss that is bounded (epsilon is then about 450); above it exp(loss) overflows a double."""
+"""Largest standard deviation of a composed loss that is bounded (epsilon is then about 450); above
+it exp(loss) overflows a double.
+"""
 MOST_SLOPES = 4096
-"""Tangents that approximate a trade-off function; the maximum over any subset of them is a lower bound."""
+"""Tangents that approximate a trade-off function; the maximum over any subset of them is a lower
+bound.
+"""
 MOST_NOISE_FACTOR = 1e4
 """Largest factor of noise that is tried."""
 
@@ -63,7 +73,8 @@ class Curve:
     def delta(self, epsilon: ArrayLike) -> Floats:
         """An upper bound at each epsilon >= 0."""
         epsilons = np.asarray(epsilon, float)
-        # X(S) - exp(epsilon) Y(S) is largest for S = {X > exp(epsilon) Y} (Neyman & Pearson 1933): all losses above epsilon
+        # X(S) - exp(epsilon) Y(S) is largest for S = {X > exp(epsilon) Y} (Neyman & Pearson 1933):
+        # all losses above epsilon
         at = np.searchsorted(self.losses, epsilons, side="right")
         above, weight = np.append(self.above, 0.0)[at], np.append(self.weight, 0.0)[at]
         with np.errstate(over="ignore", invalid="ignore"):
@@ -78,7 +89,8 @@ class Curve:
         at = bisect_left(range(len(self.losses)), True, key=lambda i: self._delta_at(i) <= spare)
         if at == len(self.losses):
             return float(self.losses[-1]) if at else 0.0
-        # between two losses S is constant, so delta = above - exp(epsilon) weight, which is solved for epsilon
+        # between two losses S is constant, so delta = above - exp(epsilon) weight, which is solved
+        # for epsilon
         if self.above[at] <= spare:
             return float(self.losses[at - 1]) if at else 0.0
         return max(0.0, math.log((self.above[at] - spare) / self.weight[at]))
@@ -86,7 +98,9 @@ class Curve:
     def _delta_at(self, i: int) -> float:
         """Delta at loss number ``i``, without the infinite losses."""
         weight = float(self.weight[i])
-        return float(self.above[i]) - (math.exp(min(float(self.losses[i]), 709.0)) * weight if weight > 0 else 0.0)
+        return float(self.above[i]) - (
+            math.exp(min(float(self.losses[i]), 709.0)) * weight if weight > 0 else 0.0
+        )
 
 
 @dataclass(frozen=True)
@@ -106,16 +120,28 @@ class Composition:
         return max(self.present.epsilon(delta), self.absent.epsilon(delta))
 
     def false_negatives(self, false_positives: ArrayLike) -> Floats:
-        """The trade-off function of tests of "absent" against "present": a lower bound of the false-negative rate, both rates in [0, 1].
+        """The trade-off function of tests of "absent" against "present": a lower bound of the
+        false-negative rate, both rates in [0, 1].
 
         At every rate of false positives it is the highest tangent of slope -exp(e) or -exp(-e).
         """
-        # a test that rejects on S has false positives a = Q(S) and false negatives b = 1 - P(S). With (e, d) from the curve of P against Q,
-        # P(S) <= exp(e) Q(S) + d gives b >= 1 - d - exp(e) a; from that of Q against P, Q(not S) <= exp(e) P(not S) + d gives
-        # b >= exp(-e) (1 - d - a) (Kairouz, Oh & Viswanath 2015, "The composition theorem for differential privacy", section 2)
-        rate, steep, flat = np.asarray(false_positives, float), _slopes(self.present), _slopes(self.absent)
+        # a test that rejects on S has false positives a = Q(S) and false negatives b = 1 - P(S).
+        # With (e, d) from the curve of P against Q,
+        # P(S) <= exp(e) Q(S) + d gives b >= 1 - d - exp(e) a; from that of Q against P, Q(not S) <=
+        # exp(e) P(not S) + d gives
+        # b >= exp(-e) (1 - d - a) (Kairouz, Oh & Viswanath 2015, "The composition theorem for
+        # differential privacy", section 2)
+        rate, steep, flat = (
+            np.asarray(false_positives, float),
+            _slopes(self.present),
+            _slopes(self.absent),
+        )
         with np.errstate(over="ignore", invalid="ignore"):
-            on_rejected = 1 - self.present.delta(steep) - np.where(rate[..., None] > 0, np.exp(steep) * rate[..., None], 0.0)
+            on_rejected = (
+                1
+                - self.present.delta(steep)
+                - np.where(rate[..., None] > 0, np.exp(steep) * rate[..., None], 0.0)
+            )
             on_accepted = np.exp(-flat) * (1 - rate[..., None] - self.absent.delta(flat))
         best = np.maximum(on_rejected.max(-1), on_accepted.max(-1))
         return np.asarray(np.clip(best, 0.0, np.clip(1 - rate, 0.0, 1.0)))
@@ -129,8 +155,8 @@ def _slopes(curve: Curve) -> Floats:
 def compose(mechanisms: Sequence[Mechanism]) -> Composition:
     """The composition of all ``mechanisms``.
 
-    The loss of independent steps is the sum of theirs, so its distribution is their convolution: Fourier transforms multiply
-    (Koskela, Jälkö & Honkela 2020, arXiv 1906.03049).
+    The loss of independent steps is the sum of theirs, so its distribution is their convolution:
+    Fourier transforms multiply (Koskela, Jälkö & Honkela 2020, arXiv 1906.03049).
     """
     for one in mechanisms:
         if not (one.noise_multiplier > 0 and 0 <= one.sample_rate <= 1 and one.count >= 0):
@@ -150,11 +176,14 @@ def compose(mechanisms: Sequence[Mechanism]) -> Composition:
         logs, lost = np.zeros(points // 2 + 1, complex), 2 * LOST_MASS
         for one, (at, *masses) in zip(costly, steps, strict=True):
             with np.errstate(divide="ignore", invalid="ignore"):
-                logs = logs + one.count * np.log(fft.rfft(np.bincount(at % points, masses[which], points)))
+                logs = logs + one.count * np.log(
+                    fft.rfft(np.bincount(at % points, masses[which], points))
+                )
             lost += one.count * max(0.0, 1 - float(masses[which].sum()))
         with np.errstate(invalid="ignore"):
             mass = np.roll(fft.irfft(np.nan_to_num(np.exp(logs)), points), -first)
-        # from the point of loss 0 the losses of either order, ascending: log Q / P is the negative of log P / Q; exp(-loss) turns X's mass
+        # from the point of loss 0 the losses of either order, ascending: log Q / P is the negative
+        # of log P / Q; exp(-loss) turns X's mass
         # into Y's
         forward = np.clip(mass[-first:] if which == 0 else mass[-first::-1], 0.0, None)
         losses = np.arange(len(forward)) * width
@@ -163,13 +192,18 @@ def compose(mechanisms: Sequence[Mechanism]) -> Composition:
     return Composition(*curves)
 
 
-def refuted_epsilon(mechanisms: Sequence[Mechanism], delta: float, false_positives: float, true_positives: float) -> tuple[float, float]:
-    """The largest epsilon, over factors of noise, of the mechanisms that a test with these rates refutes; and its factor.
+def refuted_epsilon(
+    mechanisms: Sequence[Mechanism], delta: float, false_positives: float, true_positives: float
+) -> tuple[float, float]:
+    """The largest epsilon, over factors of noise, of the mechanisms that a test with these rates
+    refutes; and its factor.
 
-    The mechanism at a factor s has all noise multipliers times s. It did not run if the test's false-negative rate is below its trade-off
-    function; more noise is easier to refute, so the least refuted factor, to a thousandth, has the largest epsilon: (0.0, inf) if not even
-    :data:`MOST_NOISE_FACTOR` is refuted. A positive says that the unit is present. For a confidence bound give the upper confidence limit
-    of the false positives and the lower one of the true positives.
+    The mechanism at a factor s has all noise multipliers times s. It did not run if the test's
+    false-negative rate is below its trade-off function; more noise is easier to refute, so the
+    least refuted factor, to a thousandth, has the largest epsilon: (0.0, inf) if not even
+    :data:`MOST_NOISE_FACTOR` is refuted. A positive says that the unit is present. For a confidence
+    bound give the upper confidence limit of the false positives and the lower one of the true
+    positives.
     """
 
     def scaled(factor: float) -> Composition:
@@ -189,7 +223,8 @@ def refuted_epsilon(mechanisms: Sequence[Mechanism], delta: float, false_positiv
 
 def _loss(y: Floats, noise: float, rate: float) -> Floats:
     """Log P / Q at the observation ``y``."""
-    # P / Q = 1 - q + q N(y; 1, s^2) / N(y; 0, s^2), and the ratio of the normal densities is exp((2 y - 1) / (2 s^2))
+    # P / Q = 1 - q + q N(y; 1, s^2) / N(y; 0, s^2), and the ratio of the normal densities is exp((2
+    # y - 1) / (2 s^2))
     exponent = (2 * y - 1) / (2 * noise**2)
     if rate == 1:
         return exponent
@@ -201,15 +236,22 @@ def _observation(loss: Floats, noise: float, rate: float) -> Floats:
     if rate == 1:
         return np.asarray(loss * noise**2 + 0.5)
     with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
-        # exp(loss) = 1 - q + q exp(t) gives q exp(t) = exp(loss) - (1 - q), whose logarithm is taken without cancellation
+        # exp(loss) = 1 - q + q exp(t) gives q exp(t) = exp(loss) - (1 - q), whose logarithm is
+        # taken without cancellation
         inner = loss + np.log(-np.expm1(math.log1p(-rate) - loss))
-    return np.asarray(np.where(loss > math.log1p(-rate), (inner - math.log(rate)) * noise**2 + 0.5, -np.inf))
+    return np.asarray(
+        np.where(loss > math.log1p(-rate), (inner - math.log(rate)) * noise**2 + 0.5, -np.inf)
+    )
 
 
 def _between(edges: Floats, noise: float, mean: float) -> Floats:
-    """N(mean, noise^2)'s mass between neighbouring ``edges``, computed from the nearer tail, so that small masses keep their digits."""
+    """N(mean, noise^2)'s mass between neighbouring ``edges``, computed from the nearer tail, so
+    that small masses keep their digits.
+    """
     z = (edges - mean) / noise
-    return np.asarray(np.where(z[:-1] > 0, ndtr(-z[:-1]) - ndtr(-z[1:]), ndtr(z[1:]) - ndtr(z[:-1])))
+    return np.asarray(
+        np.where(z[:-1] > 0, ndtr(-z[:-1]) - ndtr(-z[1:]), ndtr(z[1:]) - ndtr(z[:-1]))
+    )
 
 
 def _range(one: Mechanism, lost: float) -> tuple[float, float]:
@@ -227,13 +269,19 @@ def _step(one: Mechanism, width: float, lost: float) -> tuple[NDArray[np.int64],
     at = np.arange(first, last + 1)
     observed = _observation(at * width, one.noise_multiplier, one.sample_rate)
     absent = _between(observed, one.noise_multiplier, 0.0)
-    present = (1 - one.sample_rate) * absent + one.sample_rate * _between(observed, one.noise_multiplier, 1.0)
-    # an interval's masses a (P) and b (Q) are split between its ends, u (Q) at the lower and v (Q) at the upper; P = exp(loss) Q at a
-    # point, so u + v = b and exp(low) u + exp(high) v = a, hence v / b = (a / b exp(-low) - 1) / (exp(width) - 1)
+    present = (1 - one.sample_rate) * absent + one.sample_rate * _between(
+        observed, one.noise_multiplier, 1.0
+    )
+    # an interval's masses a (P) and b (Q) are split between its ends, u (Q) at the lower and v (Q)
+    # at the upper; P = exp(loss) Q at a
+    # point, so u + v = b and exp(low) u + exp(high) v = a, hence v / b = (a / b exp(-low) - 1) /
+    # (exp(width) - 1)
     # (Doroshenko et al. 2022, arXiv 2207.04380)
     lows = at[:-1] * width
     ratio = np.divide(present, absent, out=np.exp(np.clip(lows, None, 700.0)), where=absent > 0)
-    share = np.clip((ratio * np.exp(-np.clip(lows, -700.0, 700.0)) - 1) / math.expm1(width), 0.0, 1.0)
+    share = np.clip(
+        (ratio * np.exp(-np.clip(lows, -700.0, 700.0)) - 1) / math.expm1(width), 0.0, 1.0
+    )
     upper, lower = share * absent, (1 - share) * absent
     q = np.append(lower, 0.0) + np.append(0.0, upper)
     p = q * np.exp(np.clip(at * width, -700.0, 700.0))
@@ -241,18 +289,24 @@ def _step(one: Mechanism, width: float, lost: float) -> tuple[NDArray[np.int64],
 
 
 def _variance(one: Mechanism) -> float:
-    """The variance of a step's loss under P, by the trapezoidal rule; it only sets the grid's width, so it needs no error bound."""
+    """The variance of a step's loss under P, by the trapezoidal rule; it only sets the grid's
+    width, so it needs no error bound.
+    """
     noise, rate = one.noise_multiplier, one.sample_rate
     y = np.linspace(-8 * noise, 1 + 8 * noise, 2001)
     loss = _loss(y, noise, rate)
-    density = (1 - rate) * np.exp(-((y / noise) ** 2) / 2) + rate * np.exp(-(((y - 1) / noise) ** 2) / 2)
+    density = (1 - rate) * np.exp(-((y / noise) ** 2) / 2) + rate * np.exp(
+        -(((y - 1) / noise) ** 2) / 2
+    )
     density /= density.sum()
     mean = float(density @ loss)
     return max(float(density @ (loss - mean) ** 2), 1e-30)
 
 
 def _window(mechanisms: Sequence[Mechanism]) -> tuple[float, float]:
-    """Bounds beyond which the composed loss has a mass of at most :data:`LOST_MASS`, under P and under Q, by Chernoff's inequality."""
+    """Bounds beyond which the composed loss has a mass of at most :data:`LOST_MASS`, under P and
+    under Q, by Chernoff's inequality.
+    """
     total = sum(one.count for one in mechanisms)
     steps_of = []
     for one in mechanisms:
@@ -261,8 +315,10 @@ def _window(mechanisms: Sequence[Mechanism]) -> tuple[float, float]:
         at, p, q = _step(one, width, LOST_MASS / total)
         steps_of.append((at * width, p, q, one.count))
     spread = math.sqrt(sum(one.count * _variance(one) for one in mechanisms))
-    # P(L >= t) <= E exp(a (L - t)) for any a > 0 (Chernoff 1952), and this bound equals LOST_MASS at
-    # t = (log E exp(a L) - log LOST_MASS) / a; for independent steps log E exp(a L) is the sum of theirs
+    # P(L >= t) <= E exp(a (L - t)) for any a > 0 (Chernoff 1952), and this bound equals LOST_MASS
+    # at
+    # t = (log E exp(a L) - log LOST_MASS) / a; for independent steps log E exp(a L) is the sum of
+    # theirs
     exponents = np.geomspace(0.5, 40, 24) / spread
     lows: list[float] = []
     highs: list[float] = []

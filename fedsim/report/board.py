@@ -1,4 +1,6 @@
-"""One table over many runs, of rows whose epsilon is proved again: budget, score, claim, audit, tuning and public data."""
+"""One table over many runs, of rows whose epsilon is proved again: budget, score, claim, audit,
+tuning and public data.
+"""
 
 from __future__ import annotations
 
@@ -15,11 +17,28 @@ from fedsim.report.tables import Table, decimal, named
 from fedsim.results.stats import PLACE, Settings
 from fedsim.words import Printed, counted, number, setting, wide_console
 
-EXACT = "scores are exact functions of real rows, which no ε here covers: publish them only where the data may be"
+EXACT = (
+    "scores are exact functions of real rows, which no ε here covers: publish them only "
+    "where the data may be"
+)
 """What whoever publishes a board has to know."""
 _SHOWN = {
-    **{"dataset": "data set", "method": "method", "partition": "partition", "epsilon_target": "ε", "claim": "claim", "delta": "δ"},
-    **{"unit": "unit", "trust": "trust", "n": "seeds", "mean": "balanced accuracy", "sd": "sd", "share_of_ceiling": "share of the ceiling"},
+    **{
+        "dataset": "data set",
+        "method": "method",
+        "partition": "partition",
+        "epsilon_target": "ε",
+        "claim": "claim",
+        "delta": "δ",
+    },
+    **{
+        "unit": "unit",
+        "trust": "trust",
+        "n": "seeds",
+        "mean": "balanced accuracy",
+        "sd": "sd",
+        "share_of_ceiling": "share of the ceiling",
+    },
     **{"audit": "ε by audit, at least", "tuned": "tuned", "public": "public data"},
 }
 """Columns of a setting as the board names them."""
@@ -43,34 +62,59 @@ class Board(Printed):
     def of(cls, proofs: Sequence[Proof]) -> Board:
         """Of rows that are proved, and of rows without a budget; all others are counted."""
         kept = [proof.row for proof in proofs if not _refused(proof)]
-        refused = Counter(f"{proof.row.label} on {proof.row.dataset} ({why})" for proof in proofs if (why := _refused(proof)))
+        refused = Counter(
+            f"{proof.row.label} on {proof.row.dataset} ({why})"
+            for proof in proofs
+            if (why := _refused(proof))
+        )
         settings = Settings.of(kept, "sd")
         rows = settings.averaged.groupby("setting")
         audits = rows["audit_epsilon_lower"].max().astype("float64")
-        free = rows["tuning"].first().map(lambda tuning: tuning["free"] if isinstance(tuning, dict) else None)
+        free = (
+            rows["tuning"]
+            .first()
+            .map(lambda tuning: tuning["free"] if isinstance(tuning, dict) else None)
+        )
         lines = settings.means(["balanced_accuracy"]).set_index("setting").sort_index()
         lines = lines.assign(
             method=lines["label"].map(named(settings.facts)),
-            partition=[setting(scheme, alpha=alpha, clients=clients) for _, scheme, alpha, clients in lines[PLACE].to_numpy(object)],
+            partition=[
+                setting(scheme, alpha=alpha, clients=clients)
+                for _, scheme, alpha, clients in lines[PLACE].to_numpy(object)
+            ],
             epsilon_target=lines["epsilon_target"].astype("float64"),
             sd=(lines["high"] - lines["low"]) / 2,
             share_of_ceiling=rows["share_of_ceiling"].mean(),
             audit=audits.replace(0, None),
             tuned=free.map({True: "free, on test rows", False: "for its price"}),
         )
-        lines = lines.sort_values(["dataset", "epsilon_target", "mean"], ascending=[True, True, False])
-        return cls(lines[[*_SHOWN]].rename(columns=_SHOWN).reset_index(drop=True), refused, len(kept))
+        lines = lines.sort_values(
+            ["dataset", "epsilon_target", "mean"], ascending=[True, True, False]
+        )
+        return cls(
+            lines[[*_SHOWN]].rename(columns=_SHOWN).reset_index(drop=True), refused, len(kept)
+        )
 
     @property
     def table(self) -> Table:
         """As tables are printed, a block a data set."""
         decimals = ("balanced accuracy", "sd", "share of the ceiling")
-        texts = self.frame.apply(lambda column: column.map(decimal if column.name in decimals else _text, na_action="ignore"))
+        texts = self.frame.apply(
+            lambda column: column.map(
+                decimal if column.name in decimals else _text, na_action="ignore"
+            )
+        )
         proved = f"{counted(self.rows, 'row')}, each ε proved from the row alone by fedsim verify"
         out = [f"{count} × {what}" for what, count in self.left_out.items()]
         left_out = f"left out: {sum(self.left_out.values())}" if out else "none is left out"
         notes = (EXACT, f"{proved}; {left_out}", *out)
-        return Table("board", "Board", texts.astype("object").fillna("–").set_index(["data set", "method"]), notes, self.frame)
+        return Table(
+            "board",
+            "Board",
+            texts.astype("object").fillna("–").set_index(["data set", "method"]),
+            notes,
+            self.frame,
+        )
 
     def show(self, console: Console) -> None:
         """Print it."""

@@ -1,4 +1,6 @@
-"""The report of a run folder: rows, curves and one self-contained page, drawn from the files in it alone."""
+"""The report of a run folder: rows, curves and one self-contained page, drawn from the files in it
+alone.
+"""
 
 from __future__ import annotations
 
@@ -27,7 +29,14 @@ from fedsim.report.findings import Finding, findings
 from fedsim.report.partitions import draw_partitions
 from fedsim.report.rounds import NOT_PRIVATE, diagnostics, round_frame
 from fedsim.report.statement import statements
-from fedsim.report.tables import Table, difference_table, measures_of, results_table, site_table, tuned_table
+from fedsim.report.tables import (
+    Table,
+    difference_table,
+    measures_of,
+    results_table,
+    site_table,
+    tuned_table,
+)
 from fedsim.results.columns import UNDRAWN, Row, frame_of_lines
 from fedsim.results.run import listed, read_manifest, read_results
 from fedsim.results.stats import Settings, Spread
@@ -37,16 +46,32 @@ from fedsim.words import Printed, counted, encodable, number
 COMPARED = ("balanced_accuracy", "client_balanced_accuracy")
 """Measures whose paired differences are shown."""
 LISTED = 4
-"""Settings of one kind of failure, and missing cells of one status, that are read at once; the others unfold."""
+"""Settings of one kind of failure, and missing cells of one status, that are read at once; the
+others unfold.
+"""
 OF_MAP = (
-    "pale dots: real test rows, which are not for release; crosses: synthetic rows; axes: two principal components of the synthetic rows. "
-    "A synthetic row is an embedding, without an image. The real image nearest to it is somebody's, and no budget here pays for showing "
+    "pale dots: real test rows, which are not for release; crosses: synthetic rows; axes: "
+    "two principal components of the synthetic rows. "
+    "A synthetic row is an embedding, without an image. The real image nearest to it is "
+    "somebody's, and no budget here pays for showing "
     "it; the nearest image of a public set costs nothing."
 )
 _PLACES = {"dataset": "data set", "alpha": "α", "clients": "clients"}
-_HEADS = {"seed": "seed", "status": "status", "claim": "claim", "epsilon_target": "ε target", "epsilon_spent": "ε spent"}
+_HEADS = {
+    "seed": "seed",
+    "status": "status",
+    "claim": "claim",
+    "epsilon_target": "ε target",
+    "epsilon_spent": "ε spent",
+}
 _HEADS |= {"mechanisms": "mechanisms"}
-_COSTS = {"uplink_bytes": "uplink MB", "downlink_bytes": "downlink MB", "parameters": "parameters", "seconds": "seconds", "cell_id": "cell"}
+_COSTS = {
+    "uplink_bytes": "uplink MB",
+    "downlink_bytes": "downlink MB",
+    "parameters": "parameters",
+    "seconds": "seconds",
+    "cell_id": "cell",
+}
 
 
 class Picture(NamedTuple):
@@ -66,14 +91,25 @@ def render_page(
     findings: Sequence[Finding],
     by_site: Table | None,
 ) -> str:
-    """The HTML of a report; every text from rows and manifest, which may be empty, is escaped, and it loads nothing and runs no script."""
-    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    html, style = (files(__package__).joinpath(file).read_text(encoding="utf-8") for file in ("page.html", "page.css"))
+    """The HTML of a report; every text from rows and manifest, which may be empty, is escaped, and
+    it loads nothing and runs no script.
+    """
+    environment = Environment(
+        autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    )
+    html, style = (
+        files(__package__).joinpath(file).read_text(encoding="utf-8")
+        for file in ("page.html", "page.css")
+    )
     counts = {status: sum(row.status == status for row in rows) for status in ("ok", *UNDRAWN)}
-    counts["not run yet"] = max(0, len(listed(manifest) if "cells" in manifest else rows) - len(rows))
+    counts["not run yet"] = max(
+        0, len(listed(manifest) if "cells" in manifest else rows) - len(rows)
+    )
     measures = measures_of(settings)
     main, *others = [results_table(settings, measure) for measure in measures]
-    differences = [difference_table(settings, measure) for measure in COMPARED if measure in measures]
+    differences = [
+        difference_table(settings, measure) for measure in COMPARED if measure in measures
+    ]
     more = [table for table in [*others, *differences, tuned_table(settings)] if table is not None]
     return environment.from_string(html).render(
         name=name,
@@ -82,7 +118,11 @@ def render_page(
         counts=[(status, count) for status, count in counts.items() if count or status == "ok"],
         pictures=pictures,
         findings=findings,
-        missing=[(status, [row for row in rows if row.status == status]) for status in UNDRAWN if counts[status]],
+        missing=[
+            (status, [row for row in rows if row.status == status])
+            for status in UNDRAWN
+            if counts[status]
+        ],
         failed=next((row for row in rows if row.status == "failed"), None),
         refused=manifest.get("refused") or [],
         listed=LISTED,
@@ -93,41 +133,75 @@ def render_page(
         statements=statements(rows),
         cells=_cells(settings),
         count=counted(len(rows), "row"),
-        facts=[(key, _spelled(manifest[key])) for key in ("started", "command", "revision", "hardware", "versions") if manifest.get(key)],
-        grid=yaml.safe_dump(decode(manifest["grid"]), sort_keys=False, allow_unicode=True) if "grid" in manifest else "",
+        facts=[
+            (key, _spelled(manifest[key]))
+            for key in ("started", "command", "revision", "hardware", "versions")
+            if manifest.get(key)
+        ],
+        grid=yaml.safe_dump(decode(manifest["grid"]), sort_keys=False, allow_unicode=True)
+        if "grid" in manifest
+        else "",
     )
 
 
 def _subtitle(facts: pd.DataFrame) -> str:
     """Which data, divided how, under which budgets, over how many seeds."""
-    heads = {"dataset": "{}", "scheme": "partition {}", "alpha": "α = {}", "clients": "{} clients", "epsilon_target": "ε = {}"}
+    heads = {
+        "dataset": "{}",
+        "scheme": "partition {}",
+        "alpha": "α = {}",
+        "clients": "{} clients",
+        "epsilon_target": "ε = {}",
+    }
     heads |= {"delta": "δ = {}", "unit": "unit {}", "trust": "trust {}"}
-    given = {head: _texts(facts[column].dropna().drop_duplicates().sort_values()) for column, head in heads.items()}
+    given = {
+        head: _texts(facts[column].dropna().drop_duplicates().sort_values())
+        for column, head in heads.items()
+    }
     parts = [head.format(", ".join(values)) for head, values in given.items() if len(values)]
     seeds = int(facts["seeds"].max()) if len(facts) else 0
     return " · ".join([*parts, *([counted(seeds, "seed")] if seeds else [])])
 
 
-def _methods(facts: pd.DataFrame, known: Sequence[Mapping[str, str]]) -> Iterator[tuple[str, str, Markup]]:
-    """Every method: its label, what it is, and the papers that it follows, by what the manifest says of the labels of the grid."""
+def _methods(
+    facts: pd.DataFrame, known: Sequence[Mapping[str, str]]
+) -> Iterator[tuple[str, str, Markup]]:
+    """Every method: its label, what it is, and the papers that it follows, by what the manifest
+    says of the labels of the grid.
+    """
     for label in dict.fromkeys(facts["label"]):
         # what differs between settings of one label stands behind it in brackets
-        said = next((each for each in known if f"{label} (".startswith(f"{each['label']} (")), {"text": "", "source": ""})
+        said = next(
+            (each for each in known if f"{label} (".startswith(f"{each['label']} (")),
+            {"text": "", "source": ""},
+        )
         yield label, said["text"], _linked(said["source"])
 
 
 def _linked(source: str) -> Markup:
     """A citation with links to arXiv."""
-    return Markup(re.sub(r"arXiv:? ?(\d{4}\.\d{4,5})", r'<a href="https://arxiv.org/abs/\1">arXiv \1</a>', escape(source)))
+    return Markup(
+        re.sub(
+            r"arXiv:? ?(\d{4}\.\d{4,5})",
+            r'<a href="https://arxiv.org/abs/\1">arXiv \1</a>',
+            escape(source),
+        )
+    )
 
 
 def _cells(settings: Settings) -> Markup:
     """A line a row, without a place that all rows share."""
-    heads = {name: head for name, head in _PLACES.items() if settings.rows[name].nunique(dropna=False) > 1}
+    heads = {
+        name: head
+        for name, head in _PLACES.items()
+        if settings.rows[name].nunique(dropna=False) > 1
+    }
     scores = {name: measure.column for name, measure in MEASURES.items() if measure.column}
     heads = {"label": "method", **heads, **_HEADS, **scores, **_COSTS}
     shown = settings.rows[[*heads]].astype("object")
-    shown["mechanisms"] = shown["mechanisms"].map(lambda held: "; ".join(map(_mechanism, held)) if isinstance(held, list) else "")
+    shown["mechanisms"] = shown["mechanisms"].map(
+        lambda held: "; ".join(map(_mechanism, held)) if isinstance(held, list) else ""
+    )
     shown[[*scores]] = shown[[*scores]].map("{:.3f}".format, na_action="ignore")
     shown[["uplink_bytes", "downlink_bytes"]] /= 1e6
     texts = shown.apply(lambda column: _texts(column, 4)).rename(columns=heads)
@@ -135,18 +209,33 @@ def _cells(settings: Settings) -> Markup:
 
 
 def _texts(values: pd.Series[Any], digits: int = 6) -> pd.Series[str]:
-    return values.map(lambda value: "" if pd.isna(value) else number(value, digits) if isinstance(value, float) else str(value))
+    return values.map(
+        lambda value: (
+            ""
+            if pd.isna(value)
+            else number(value, digits)
+            if isinstance(value, float)
+            else str(value)
+        )
+    )
 
 
 def _mechanism(held: Mapping[str, Any]) -> str:
     """A mechanism in a few words: its noise multiplier, sample rate and count."""
-    return f"{held['release']} σ {number(held['noise_multiplier'], 3)}, q {number(held['sample_rate'], 3)}, × {held['count']}"
+    return (
+        f"{held['release']} σ {number(held['noise_multiplier'], 3)}, q "
+        f"{number(held['sample_rate'], 3)}, × {held['count']}"
+    )
 
 
 def _spelled(value: Any) -> str:
     if isinstance(value, Mapping):
         return " · ".join(f"{key} {_spelled(item)}" for key, item in value.items())
-    return " ".join(_spelled(item) for item in value) if isinstance(value, list | tuple) else str(value)
+    return (
+        " ".join(_spelled(item) for item in value)
+        if isinstance(value, list | tuple)
+        else str(value)
+    )
 
 
 @dataclass(frozen=True, repr=False)
@@ -167,7 +256,9 @@ class Report(Printed):
 
 
 def write_report(folder: Path, spread: Spread = "ci95") -> Report:
-    """Write rows, every figure as ``curves/*.svg``, the first also as PNG, and ``report.html`` into a run folder."""
+    """Write rows, every figure as ``curves/*.svg``, the first also as PNG, and ``report.html`` into
+    a run folder.
+    """
     run = RunFolder(folder)
     run.check()
     manifest, results = read_manifest(folder), read_results(folder)
@@ -175,26 +266,59 @@ def write_report(folder: Path, spread: Spread = "ci95") -> Report:
     clients = frame_of_lines(results.clients(), results.rows)
     rounds, matrices = round_frame(settings, results.rounds()), read_partitions(run.partitions)
     results.write()
-    of_rows = "in the test rows' leading directions, means over classes of more than 5 test rows; real or synthetic: whole rows"
-    by_client = "a dot: one client on its own test rows, the mean over seeds; above the line its own generator serves it better"
-    of_rounds = f"means over seeds and places; norm before clipping: median of examples' gradients or clients' updates; {NOT_PRIVATE}"
+    of_rows = (
+        "in the test rows' leading directions, means over classes of more than 5 test rows; "
+        "real or synthetic: whole rows"
+    )
+    by_client = (
+        "a dot: one client on its own test rows, the mean over seeds; above the line its own "
+        "generator serves it better"
+    )
+    of_rounds = (
+        "means over seeds and places; norm before clipping: median of examples' gradients "
+        f"or clients' updates; {NOT_PRIVATE}"
+    )
     drawn = (
-        ("privacy_utility", "Privacy against utility", caption_of(settings), figures.utility(settings)),
-        ("fidelity", "Fidelity: how like real rows synthetic ones are", of_rows, figures.fidelity(settings)),
+        (
+            "privacy_utility",
+            "Privacy against utility",
+            caption_of(settings),
+            figures.utility(settings),
+        ),
+        (
+            "fidelity",
+            "Fidelity: how like real rows synthetic ones are",
+            of_rows,
+            figures.fidelity(settings),
+        ),
         ("sites", "Clients one by one", by_client, figures.sites(settings, clients)),
-        ("partitions", "Who holds what", "exact counts of the real data: a diagnostic, not private", draw_partitions(matrices)),
-        ("communication", "Utility against bytes", caption_of(settings), figures.communication(settings)),
+        (
+            "partitions",
+            "Who holds what",
+            "exact counts of the real data: a diagnostic, not private",
+            draw_partitions(matrices),
+        ),
+        (
+            "communication",
+            "Utility against bytes",
+            caption_of(settings),
+            figures.communication(settings),
+        ),
         ("diagnostics", "Diagnostics of the rounds", of_rounds, diagnostics(settings, rounds)),
     )
     pictures = {}
     for name, title, caption, figure in drawn:
         if figure is not None:
-            drawing = save_figure(figure, run.curves / f"{name}.{'png' if name == 'privacy_utility' else 'svg'}")
+            drawing = save_figure(
+                figure, run.curves / f"{name}.{'png' if name == 'privacy_utility' else 'svg'}"
+            )
             pictures[name] = Picture(title, caption, _source(drawing))
     if (svg := run.curves / "map.svg").exists():  # drawn by the bench, which has the data
         pictures["map"] = Picture("What was generated", OF_MAP, _source(svg.read_bytes()))
     by_site, found = site_table(settings, clients), findings(settings, rounds)
-    page = render_page(encodable(folder.resolve().name), results.rows, settings, pictures, manifest, found, by_site)
+    page = render_page(
+        encodable(folder.resolve().name), results.rows, settings, pictures, manifest, found, by_site
+    )
     with replaced(run.page) as part:
         part.write_text(page, encoding="utf-8")
     return Report(run.page, results.rows, terminal_tables(settings, by_site), found)

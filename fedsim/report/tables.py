@@ -1,4 +1,6 @@
-"""Tables of settings: a line a method, a column an epsilon; as text for a terminal, Markdown, LaTeX, HTML and CSV."""
+"""Tables of settings: a line a method, a column an epsilon; as text for a terminal, Markdown,
+LaTeX, HTML and CSV.
+"""
 
 from __future__ import annotations
 
@@ -19,13 +21,24 @@ from fedsim.grid.models import Evaluation
 from fedsim.privacy.plan import THEOREMS
 from fedsim.report.terminal import frame_table
 from fedsim.results.columns import UNDRAWN
-from fedsim.results.stats import PLACE, Compared, Settings, Spread, paired_differences, price_of_privacy, same_budget, weakest, with_ends
+from fedsim.results.stats import (
+    PLACE,
+    Compared,
+    Settings,
+    Spread,
+    paired_differences,
+    price_of_privacy,
+    same_budget,
+    weakest,
+    with_ends,
+)
 from fedsim.words import Printed, number, setting, spelled
 
 TableFormat = Literal["md", "latex", "html", "csv"]
 Order = Literal["given", "best", "name"]
 _CLAIM_NOTES = {
-    "stated": "the author states the theorem; the column check of the rows says whether a fedsim check refutes it",
+    "stated": "the author states the theorem; the column check of the rows says whether a fedsim "
+    "check refutes it",
     "heuristic": "the number is not a theorem for that method, or a check found a fault",
     "refuted": "an audit refutes what is claimed at one budget or more",
 }
@@ -39,9 +52,32 @@ _OF_NUMBERS = {"half": "ci95", "n": "seeds"}
 _LATEX = str.maketrans(
     {
         **{character: f"\\{character}" for character in "_&%#${}"},
-        **{"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "<": "$<$", ">": "$>$", "|": r"\textbar{}"},
-        **{"±": r"$\pm$", "−": "$-$", "·": r"$\cdot$", "∞": r"$\infty$", "×": r"$\times$", "†": r"$\dagger$", "⊙": r"$\odot$"},
-        **{"[": "{[}", "*": "{*}", "ε": r"$\varepsilon$", "α": r"$\alpha$", "δ": r"$\delta$", "λ": r"$\lambda$", "σ": r"$\sigma$"},
+        **{
+            "\\": r"\textbackslash{}",
+            "~": r"\textasciitilde{}",
+            "^": r"\textasciicircum{}",
+            "<": "$<$",
+            ">": "$>$",
+            "|": r"\textbar{}",
+        },
+        **{
+            "±": r"$\pm$",
+            "−": "$-$",
+            "·": r"$\cdot$",
+            "∞": r"$\infty$",
+            "×": r"$\times$",
+            "†": r"$\dagger$",
+            "⊙": r"$\odot$",
+        },
+        **{
+            "[": "{[}",
+            "*": "{*}",
+            "ε": r"$\varepsilon$",
+            "α": r"$\alpha$",
+            "δ": r"$\delta$",
+            "λ": r"$\lambda$",
+            "σ": r"$\sigma$",
+        },
     }
 )
 
@@ -70,24 +106,45 @@ class Table(Printed):
             return inert(self.numbers).to_csv(index=False).rstrip("\n")
         if as_ == "md":
             blocks = _blocks(self._marked(markdown_text, "**{}**"))
-            tables = [(f"**{place}**\n\n" if place else "") + _markdown(rows) for place, rows in blocks]
-            return "\n\n".join([f"### {markdown_text(self.title)}", *tables, "\n".join(f"- {markdown_text(note)}" for note in self.notes)])
+            tables = [
+                (f"**{place}**\n\n" if place else "") + _markdown(rows) for place, rows in blocks
+            ]
+            return "\n\n".join(
+                [
+                    f"### {markdown_text(self.title)}",
+                    *tables,
+                    "\n".join(f"- {markdown_text(note)}" for note in self.notes),
+                ]
+            )
         if as_ == "html":
             return self.html()
         shown = self._marked(latex_text, r"\textbf{{{}}}")
         shown = shown.droplevel(0) if shown.index.get_level_values(0).nunique() < 2 else shown
-        how: dict[str, Any] = {"hrules": True, "position_float": "centering", "multirow_align": "naive"}
-        how |= {"column_format": "l" * shown.index.nlevels + "r" * shown.shape[1], "label": f"tab:{self.name.replace('_', '-')}"}
+        how: dict[str, Any] = {
+            "hrules": True,
+            "position_float": "centering",
+            "multirow_align": "naive",
+        }
+        how |= {
+            "column_format": "l" * shown.index.nlevels + "r" * shown.shape[1],
+            "label": f"tab:{self.name.replace('_', '-')}",
+        }
         table: str = shown.style.to_latex(caption=latex_text(self.title), **how)
         notes = rf"\par\smallskip\raggedright\footnotesize {latex_text('; '.join(self.notes))}."
-        return "% \\usepackage{booktabs}\n" + table.replace(r"\end{table}", f"{notes}\n\\end{{table}}").rstrip("\n")
+        return "% \\usepackage{booktabs}\n" + table.replace(
+            r"\end{table}", f"{notes}\n\\end{{table}}"
+        ).rstrip("\n")
 
     def html(self) -> str:
         """A part of a page."""
         parts = [f"<h3>{escape(self.title)}</h3>"]
         for place, rows in _blocks(self._marked(escape, "<b>{}</b>")):
             table = rows.to_html(escape=False, border=0, classes="results")
-            parts.append(f'<h4>{place}</h4>\n<div class="scroll">{table}</div>' if place else f'<div class="scroll">{table}</div>')
+            parts.append(
+                f'<h4>{place}</h4>\n<div class="scroll">{table}</div>'
+                if place
+                else f'<div class="scroll">{table}</div>'
+            )
         return "\n".join([*parts, *(f'<p class="notes">{escape(note)}</p>' for note in self.notes)])
 
     def show(self, console: Console) -> None:
@@ -115,7 +172,11 @@ def _blocks(frame: pd.DataFrame) -> Iterable[tuple[str, pd.DataFrame]]:
 
 def _markdown(rows: pd.DataFrame) -> str:
     """Labels and texts with a head; ``to_markdown`` would need another package."""
-    lines = [["method", *rows.columns], ["---", *["---:"] * rows.shape[1]], *([label, *texts] for label, *texts in rows.itertuples())]
+    lines = [
+        ["method", *rows.columns],
+        ["---", *["---:"] * rows.shape[1]],
+        *([label, *texts] for label, *texts in rows.itertuples()),
+    ]
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
@@ -130,12 +191,16 @@ def latex_text(text: str) -> str:
 
 
 def inert(frame: pd.DataFrame) -> pd.DataFrame:
-    """Texts as a spreadsheet shows them: what it would take for a formula begins with an apostrophe, and no text ends a line."""
+    """Texts as a spreadsheet shows them: what it would take for a formula begins with an
+    apostrophe, and no text ends a line.
+    """
 
     def shown(value: Any) -> Any:
         if not isinstance(value, str):
             return value
-        return ("'" if value.startswith(("=", "+", "-", "@", "\t", "\r")) else "") + value.replace("\r", " ")
+        return ("'" if value.startswith(("=", "+", "-", "@", "\t", "\r")) else "") + value.replace(
+            "\r", " "
+        )
 
     return frame.map(shown)
 
@@ -147,12 +212,16 @@ def decimal(value: float, digits: int = 3) -> str:
 
 def mean_text(line: Mapping[Any, Any], digits: int = 3, sign: str = "") -> str:
     """A mean with half of what lies between its ends."""
-    beside = "" if math.isnan(line["low"]) else f"±{decimal((line['high'] - line['low']) / 2, digits)}"
+    beside = (
+        "" if math.isnan(line["low"]) else f"±{decimal((line['high'] - line['low']) / 2, digits)}"
+    )
     return (f"{line['mean']:{sign}.{digits}f}" if sign else decimal(line["mean"], digits)) + beside
 
 
 def claim(facts: pd.DataFrame) -> str:
-    """The claim of a method's finite epsilons, or "refuted" if one of them was; "not private" for a method without epsilon."""
+    """The claim of a method's finite epsilons, or "refuted" if one of them was; "not private" for a
+    method without epsilon.
+    """
     if facts["epsilon_target"].isna().all():
         return "not private"
     if facts["refuted"].any():
@@ -168,7 +237,9 @@ def claim_words(word: str) -> str:
 
 
 def named(facts: pd.DataFrame) -> dict[str, str]:
-    """What a table calls each method, by label: with a mark of public data, its kind, and a claim that is not "proved"."""
+    """What a table calls each method, by label: with a mark of public data, its kind, and a claim
+    that is not "proved".
+    """
     names = {}
     for label, own in facts.groupby("label", sort=False):
         remarks = ["classifier"] if own["yields"].iloc[0] == "classifier" else []
@@ -182,14 +253,21 @@ def placed(facts: pd.DataFrame, more: Sequence[str] = ()) -> tuple[list[str], pd
     """What is the same for all places, in words; and of each line what is not."""
     columns = [*PLACE, *more]
     varied = [name for name in columns if facts[name].nunique(dropna=False) > 1]
-    common = [setting_words(facts.iloc[0], [name for name in columns if name not in varied])] if len(facts) else []
-    return [word for word in common if word], facts.apply(lambda line: setting_words(line, varied), axis=1).astype(str)
+    common = (
+        [setting_words(facts.iloc[0], [name for name in columns if name not in varied])]
+        if len(facts)
+        else []
+    )
+    return [word for word in common if word], facts.apply(
+        lambda line: setting_words(line, varied), axis=1
+    ).astype(str)
 
 
 def setting_words(line: Any, columns: Sequence[str]) -> str:
     """Some columns of a setting, in words."""
     label, dataset, scheme, alpha, clients, epsilon = (
-        line[name] if name in columns and not pd.isna(line[name]) else None for name in ("label", *PLACE, "epsilon_target")
+        line[name] if name in columns and not pd.isna(line[name]) else None
+        for name in ("label", *PLACE, "epsilon_target")
     )
     return setting(label, dataset, scheme, alpha=alpha, clients=clients, epsilon=epsilon)
 
@@ -215,56 +293,109 @@ def ordered(settings: Settings, measure: str, order: Order) -> list[str]:
     if order == "best" and best is not None:
         means = settings.facts.join(settings.mean(measure)).groupby("label")[measure].mean()
         distance = -means if best == math.inf else (means - best).abs()
-        return sorted(labels, key=lambda label: math.inf if math.isnan(distance[label]) else distance[label])
+        return sorted(
+            labels, key=lambda label: math.inf if math.isnan(distance[label]) else distance[label]
+        )
     return labels
 
 
-def results_table(settings: Settings, measure: str = "balanced_accuracy", order: Order = "given", digits: int = 3) -> Table:
-    """A measure by place, method and epsilon: means with their spread over seeds, and the references of each place."""
+def results_table(
+    settings: Settings, measure: str = "balanced_accuracy", order: Order = "given", digits: int = 3
+) -> Table:
+    """A measure by place, method and epsilon: means with their spread over seeds, and the
+    references of each place.
+    """
     means, facts = settings.means([known_measure(measure)]).set_index("setting"), settings.facts
     if not len(means) and measure != "balanced_accuracy":
-        raise UserError("measure", f"no row that is ok has a {measure}", "look at status and scores in results.jsonl")
+        raise UserError(
+            "measure",
+            f"no row that is ok has a {measure}",
+            "look at status and scores in results.jsonl",
+        )
     common, places = placed(facts)
-    held = {label: claim(own) in (*THEOREMS, "not private") for label, own in facts.groupby("label")}
+    held = {
+        label: claim(own) in (*THEOREMS, "not private") for label, own in facts.groupby("label")
+    }
     lines = facts.assign(
         where=places,
         method=facts["label"].map(named(facts)),
         kind=(facts["yields"] == "classifier").astype(int),
         rank=facts["label"].map(ordered(settings, measure, order).index),
         text=[
-            _value(line, digits) for line in facts.join(means[["mean", "low", "high", "n"]]).assign(most=_seeds(facts)).to_dict("records")
+            _value(line, digits)
+            for line in facts.join(means[["mean", "low", "high", "n"]])
+            .assign(most=_seeds(facts))
+            .to_dict("records")
         ],
         mean=means["mean"].astype("float64"),
         holds=facts["label"].map(held),
     )
     first = lines.drop_duplicates("where")[[*PLACE, "where"]]
     for rank, (name, column) in enumerate(MEASURES[measure].references):
-        levels = settings.reference(column).map(lambda level: decimal(level, digits)).rename("text").reset_index().merge(first, on=PLACE)
-        lines = pd.concat([lines, levels.assign(method=name, kind=_REFERENCE, rank=rank, epsilon_target=math.nan)])
+        levels = (
+            settings.reference(column)
+            .map(lambda level: decimal(level, digits))
+            .rename("text")
+            .reset_index()
+            .merge(first, on=PLACE)
+        )
+        lines = pd.concat(
+            [lines, levels.assign(method=name, kind=_REFERENCE, rank=rank, epsilon_target=math.nan)]
+        )
     order_of = {place: i for i, place in enumerate(dict.fromkeys(places))}
-    lines = lines.assign(place=lines["where"].map(order_of)).sort_values(["place", "kind", "rank"], kind="stable")
+    lines = lines.assign(place=lines["where"].map(order_of)).sort_values(
+        ["place", "kind", "rank"], kind="stable"
+    )
     if (best := MEASURES[measure].best) is not None:
         lines["best"] = _best(lines, best, digits)
-    numbers = means[[*PLACE, "label", "claim", "epsilon_target", "delta", "unit", "trust", "mean", "half", "n"]].assign(measure=measure)
-    return _built(measure, (MEASURES[measure].title, *common), lines, tuple(_notes(settings, means, measure)), numbers)
+    numbers = means[
+        [*PLACE, "label", "claim", "epsilon_target", "delta", "unit", "trust", "mean", "half", "n"]
+    ].assign(measure=measure)
+    return _built(
+        measure,
+        (MEASURES[measure].title, *common),
+        lines,
+        tuple(_notes(settings, means, measure)),
+        numbers,
+    )
 
 
-def _built(name: str, title: Sequence[str], lines: pd.DataFrame, notes: Sequence[str], numbers: pd.DataFrame) -> Table:
-    """A table of lines with ``where``, ``method`` and ``text``, whose column is their ``head``, else their epsilon; maybe with ``best``."""
+def _built(
+    name: str,
+    title: Sequence[str],
+    lines: pd.DataFrame,
+    notes: Sequence[str],
+    numbers: pd.DataFrame,
+) -> Table:
+    """A table of lines with ``where``, ``method`` and ``text``, whose column is their ``head``,
+    else their epsilon; maybe with ``best``.
+    """
     heads = list(lines["head"].unique()) if "head" in lines else None
     if heads is None:
         epsilons = lines["epsilon_target"].astype("float64")
-        heads = [epsilon_head(epsilon) for epsilon in sorted(epsilons.unique(), key=lambda e: (math.isnan(e), e))]
+        heads = [
+            epsilon_head(epsilon)
+            for epsilon in sorted(epsilons.unique(), key=lambda e: (math.isnan(e), e))
+        ]
         lines = lines.assign(head=epsilons.map(epsilon_head))
     lines = lines.drop_duplicates(["where", "method", "head"], keep="last")
     index = pd.MultiIndex.from_frame(lines[["where", "method"]].drop_duplicates())
     wide = {
-        part: lines.pivot(index=["where", "method"], columns="head", values=part).reindex(index=index)[heads].rename_axis(columns=None)
+        part: lines.pivot(index=["where", "method"], columns="head", values=part)
+        .reindex(index=index)[heads]
+        .rename_axis(columns=None)
         for part in ("text", "best")
         if part in lines
     }
     best = wide["best"].fillna(False).astype(bool) if "best" in wide else None
-    return Table(name, " · ".join(title), wide["text"].fillna(""), tuple(notes), numbers.rename(columns=_OF_NUMBERS), best)
+    return Table(
+        name,
+        " · ".join(title),
+        wide["text"].fillna(""),
+        tuple(notes),
+        numbers.rename(columns=_OF_NUMBERS),
+        best,
+    )
 
 
 def _seeds(facts: pd.DataFrame) -> int:
@@ -274,12 +405,18 @@ def _seeds(facts: pd.DataFrame) -> int:
 
 def _value(line: Mapping[Any, Any], digits: int) -> str:
     if math.isnan(line["mean"]):
-        return "" if line["seeds"] else next((status for status in reversed(UNDRAWN) if line[status]), "")
+        return (
+            ""
+            if line["seeds"]
+            else next((status for status in reversed(UNDRAWN) if line[status]), "")
+        )
     return mean_text(line, digits) + (f" (n={line['n']:.0f})" if line["n"] < line["most"] else "")
 
 
 def _best(lines: pd.DataFrame, best: float, digits: int) -> pd.Series[bool]:
-    """The best numbers of a place, kind and column, as far as the digits tell, among two or more whose claim holds."""
+    """The best numbers of a place, kind and column, as far as the digits tell, among two or more
+    whose claim holds.
+    """
     mean = lines["mean"].round(digits).where(lines["holds"].eq(True))
     distance = -mean if best == math.inf else (mean - best).abs().round(digits)
     by = distance.groupby([lines["where"], lines["kind"], lines["epsilon_target"]], dropna=False)
@@ -291,8 +428,15 @@ def spread_words(spread: Spread, seeds: int) -> str:
     if seeds < 2:
         return "one seed, so no interval"
     if spread == "ci95" and seeds == 2:
-        return "mean over 2 seeds, without an interval (12.7 times as wide as they are apart): run more, or give `spread` range"
-    beside = {"ci95": "half-width of the Student-t 95 % confidence interval", "sd": "standard deviation", "range": "half the range"}
+        return (
+            "mean over 2 seeds, without an interval (12.7 times as wide as they are apart): "
+            "run more, or give `spread` range"
+        )
+    beside = {
+        "ci95": "half-width of the Student-t 95 % confidence interval",
+        "sd": "standard deviation",
+        "range": "half the range",
+    }
     return f"mean ± {beside[spread]} over {seeds} seeds"
 
 
@@ -302,107 +446,198 @@ def _notes(settings: Settings, means: pd.DataFrame, measure: str) -> Iterable[st
         yield spread_words(settings.spread, _seeds(facts))
     if ((means["n"] > (1 if settings.spread != "ci95" else 2)) & means["half"].isna()).any():
         yield "no ±: each seed gave the same"
-    if left_out := [f"{count} {status}" for status in UNDRAWN if (count := int(facts[status].sum()))]:
+    if left_out := [
+        f"{count} {status}" for status in UNDRAWN if (count := int(facts[status].sum()))
+    ]:
         yield f"in no mean: {' and '.join(left_out)} (the report says why)"
     if (judges := settings.averaged["judged"].nunique()) > 1:
-        yield f"scores are from {judges} states of the code that judges: the same bench scores saved generators anew"
+        yield (
+            f"scores are from {judges} states of the code that judges: the same bench scores "
+            "saved generators anew"
+        )
     if MEASURES[measure].best is not None:
-        yield "bold: the best of a column among generators, and among classifiers, whose claim holds"
+        yield (
+            "bold: the best of a column among generators, and among classifiers, whose claim holds"
+        )
     words = {claim(own) for _, own in facts.groupby("label")}
-    yield from (f"{claim_words(word)}: {text}" for word, text in _CLAIM_NOTES.items() if word in words)
+    yield from (
+        f"{claim_words(word)}: {text}" for word, text in _CLAIM_NOTES.items() if word in words
+    )
     if names := list(dict.fromkeys(facts["public"].dropna())):
         yield f"†: uses public data: {', '.join(map(str, names))}"
 
 
 def difference_table(
-    settings: Settings, measure: str = "balanced_accuracy", digits: int = 3, compared: Compared = same_budget
+    settings: Settings,
+    measure: str = "balanced_accuracy",
+    digits: int = 3,
+    compared: Compared = same_budget,
 ) -> Table | None:
-    """Paired differences of a measure between methods, Holm-corrected over every place; None where no two methods share two seeds."""
+    """Paired differences of a measure between methods, Holm-corrected over every place; None where
+    no two methods share two seeds.
+    """
     found = paired_differences(settings, known_measure(measure), compared)
     if not len(found):
         return None
-    first, second = (settings.facts.loc[found[which]].reset_index() for which in ("first", "second"))
+    first, second = (
+        settings.facts.loc[found[which]].reset_index() for which in ("first", "second")
+    )
     common, places = placed(first)
     without = (first["label"] == second["label"]) & (second["epsilon_target"] == math.inf)
     other = second["label"].where(~without, second["label"] + " at ε = ∞")
     seeds = int(found["n"].max())
-    lines = found.assign(where=places, method=first["label"] + " − " + other, epsilon_target=first["epsilon_target"])
+    lines = found.assign(
+        where=places, method=first["label"] + " − " + other, epsilon_target=first["epsilon_target"]
+    )
     lines["text"] = [_difference(line, seeds, digits) for line in found.to_dict("records")]
     notes = (
-        "first method minus second, over the seeds that both have; " + spread_words(settings.spread, seeds) + ", not corrected",
-        "p: two-sided paired t-test, Holm-corrected for all differences of one place; none where the differences do not vary",
+        "first method minus second, over the seeds that both have; "
+        + spread_words(settings.spread, seeds)
+        + ", not corrected",
+        "p: two-sided paired t-test, Holm-corrected for all differences of one place; none "
+        "where the differences do not vary",
     )
-    numbers = first[PLACE].assign(first=first["label"], second=other, epsilon_target=first["epsilon_target"], measure=measure)
+    numbers = first[PLACE].assign(
+        first=first["label"], second=other, epsilon_target=first["epsilon_target"], measure=measure
+    )
     numbers = numbers.join(found[["mean", "half", "n", "p", "p_holm"]])
-    return _built(f"{measure}-differences", (f"{MEASURES[measure].title}, paired differences", *common), lines, notes, numbers)
+    return _built(
+        f"{measure}-differences",
+        (f"{MEASURES[measure].title}, paired differences", *common),
+        lines,
+        notes,
+        numbers,
+    )
 
 
 def chosen_pair(first: str, second: str) -> Compared:
-    """Settings that compare two methods, given by their labels: those of one budget, and those without noise of the second one."""
+    """Settings that compare two methods, given by their labels: those of one budget, and those
+    without noise of the second one.
+    """
     return lambda one, other: (
-        (one["label"], other["label"]) == (first, second) and (same_budget(one, other) or price_of_privacy(one, other))
+        (one["label"], other["label"]) == (first, second)
+        and (same_budget(one, other) or price_of_privacy(one, other))
     )
 
 
 def _difference(line: Any, seeds: int, digits: int) -> str:
-    p = "" if math.isnan(line["p_holm"]) else " p<0.001" if line["p_holm"] < 0.001 else f" p={line['p_holm']:.3f}"
+    p = (
+        ""
+        if math.isnan(line["p_holm"])
+        else " p<0.001"
+        if line["p_holm"] < 0.001
+        else f" p={line['p_holm']:.3f}"
+    )
     return mean_text(line, digits, "+") + p + (f" (n={line['n']})" if line["n"] < seeds else "")
 
 
 def tuned_table(settings: Settings) -> Table | None:
-    """What tuned cells chose, and of how many trainings, by method and budget; None where nothing was tuned."""
+    """What tuned cells chose, and of how many trainings, by method and budget; None where nothing
+    was tuned.
+    """
     rows = settings.averaged.dropna(subset="tuning")
     if not len(rows):
         return None
     chosen = rows["tuning"].map(
-        lambda of: f"{', '.join(f'{name} {spelled(value)}' for name, value in of['chosen'].items())}: {of['trained']}"
+        lambda of: (
+            f"{', '.join(f'{name} {spelled(value)}' for name, value in of['chosen'].items())}: "
+            f"{of['trained']}"
+        )
     )
     facts = settings.facts.loc[rows["setting"].unique()]
     common, places = placed(facts)
-    lines = facts.assign(where=places, method=facts["label"], text=chosen.groupby(rows["setting"]).agg("; ".join))
-    note = "the number of trainings is not private, and no part of what may be released; an ε that is paid for is of all of them together"
+    lines = facts.assign(
+        where=places, method=facts["label"], text=chosen.groupby(rows["setting"]).agg("; ".join)
+    )
+    note = (
+        "the number of trainings is not private, and no part of what may be released; an ε "
+        "that is paid for is of all of them together"
+    )
     title = ("Chosen parameters, and how many trainings there were", *common)
-    return _built("chosen", title, lines, (note,), lines[["where", "method", "epsilon_target", "text"]])
+    return _built(
+        "chosen", title, lines, (note,), lines[["where", "method", "epsilon_target", "text"]]
+    )
 
 
 def site_table(settings: Settings, clients: pd.DataFrame, digits: int = 3) -> Table | None:
-    """Balanced accuracy by site: of clients that were judged one by one on their own test rows, and of sites that took no part.
+    """Balanced accuracy by site: of clients that were judged one by one on their own test rows, and
+    of sites that took no part.
 
-    ``clients`` are those of the run, by ``cell_id``. None without sites, or with more than :data:`MOST_SITES`.
+    ``clients`` are those of the run, by ``cell_id``. None without sites, or with more than
+    :data:`MOST_SITES`.
     """
     rows = settings.averaged[["setting", "seed", "cell_id", "unseen", "balanced_accuracy"]]
     if len(clients) and clients["cell_id"].isin(rows["cell_id"]).any():
-        own, title = {"own_balanced_accuracy": "score", "local_only_balanced_accuracy": "alone"}, "on the site's own test rows"
+        own, title = (
+            {"own_balanced_accuracy": "score", "local_only_balanced_accuracy": "alone"},
+            "on the site's own test rows",
+        )
         scored = rows.merge(clients[["cell_id", "name", *own]].rename(columns=own), on="cell_id")
     else:
         title = "on a site that took no part"
-        scored = rows.rename(columns={"unseen": "name", "balanced_accuracy": "score"}).assign(alone=math.nan)
-    scored = scored.astype({"score": "float64", "alone": "float64"}).dropna(subset=["name", "score"])
+        scored = rows.rename(columns={"unseen": "name", "balanced_accuracy": "score"}).assign(
+            alone=math.nan
+        )
+    scored = scored.astype({"score": "float64", "alone": "float64"}).dropna(
+        subset=["name", "score"]
+    )
     if not len(scored) or scored["name"].nunique() > MOST_SITES:
         return None
-    facts = settings.facts.assign(dataset=settings.facts["dataset"].str.replace(r" \(.* unseen\)$", "", regex=True))
-    keyed = scored.merge(facts.assign(method=facts["label"].map(named(facts))), left_on="setting", right_index=True)
+    facts = settings.facts.assign(
+        dataset=settings.facts["dataset"].str.replace(r" \(.* unseen\)$", "", regex=True)
+    )
+    keyed = scored.merge(
+        facts.assign(method=facts["label"].map(named(facts))), left_on="setting", right_index=True
+    )
     real = keyed.dropna(subset=["alone"]).drop_duplicates([*PLACE, "seed", "name"])
-    real = real.assign(score=real["alone"], method="the site's own real rows", epsilon_target=math.nan)
+    real = real.assign(
+        score=real["alone"], method="the site's own real rows", epsilon_target=math.nan
+    )
     keyed = pd.concat([keyed, real]).reset_index(drop=True)
     common, keyed["where"] = placed(keyed, ["epsilon_target"])
-    whole = keyed.groupby(["where", "method", "seed"], sort=False)["score"].mean().reset_index().assign(name="mean")
+    whole = (
+        keyed.groupby(["where", "method", "seed"], sort=False)["score"]
+        .mean()
+        .reset_index()
+        .assign(name="mean")
+    )
     by = pd.concat([keyed, whole]).groupby(["where", "method", "name"], sort=False)["score"]
-    numbers = with_ends(by.agg(["mean", "std", "min", "max", "count"]).rename(columns={"count": "n"}).reset_index(), settings.spread)
-    lines = numbers.assign(head=numbers["name"], text=[mean_text(line, digits) for line in numbers.to_dict("records")])
-    notes = (spread_words(settings.spread, _seeds(facts)), "last column: the mean over the sites, of every seed")
+    numbers = with_ends(
+        by.agg(["mean", "std", "min", "max", "count"]).rename(columns={"count": "n"}).reset_index(),
+        settings.spread,
+    )
+    lines = numbers.assign(
+        head=numbers["name"], text=[mean_text(line, digits) for line in numbers.to_dict("records")]
+    )
+    notes = (
+        spread_words(settings.spread, _seeds(facts)),
+        "last column: the mean over the sites, of every seed",
+    )
     numbers = numbers.rename(columns={"name": "site"}).drop(columns=["low", "high"])
     return _built("sites", ("Balanced accuracy by site", title, *common), lines, notes, numbers)
 
 
 def measures_of(settings: Settings, *, terminal: bool = False) -> list[str]:
-    """The measures with a table that some row has, those of a terminal or all; balanced accuracy first, always.
+    """The measures with a table that some row has, those of a terminal or all; balanced accuracy
+    first, always.
 
-    A terminal has its own, and those of the readouts of grids that ask for others than the default ones.
+    A terminal has its own, and those of the readouts of grids that ask for others than the default
+    ones.
     """
-    given = {tuple(each) for each in settings.rows.get("evaluation.readouts", ()) if isinstance(each, list | tuple)}
+    given = {
+        tuple(each)
+        for each in settings.rows.get("evaluation.readouts", ())
+        if isinstance(each, list | tuple)
+    }
     asked = {readout for each in given - {Evaluation().readouts} for readout in each}
-    of = {name: "fidelity" if measure.fidelity else name.partition("_")[0] for name, measure in MEASURES.items()}
-    shown = [name for name, measure in MEASURES.items() if measure.table and (measure.terminal or of[name] in asked or not terminal)]
+    of = {
+        name: "fidelity" if measure.fidelity else name.partition("_")[0]
+        for name, measure in MEASURES.items()
+    }
+    shown = [
+        name
+        for name, measure in MEASURES.items()
+        if measure.table and (measure.terminal or of[name] in asked or not terminal)
+    ]
     held = [name for name in shown if settings.averaged[name].notna().any()]
     return list(dict.fromkeys(["balanced_accuracy", *held]))

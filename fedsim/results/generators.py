@@ -1,9 +1,12 @@
-"""Saved generators: made again from what a training left; a released one is a package of tensors and the facts about them.
+"""Saved generators: made again from what a training left; a released one is a package of tensors
+and the facts about them.
 
-A generator is made from the server's state and the released client codes, which are private already, so to sample from it costs nothing.
-With secret noise nothing else in a package was computed from private data, nor is its name, so one may be released under its epsilon
-(several of one data set: :mod:`fedsim.evidence.prove`). With seeded noise anyone can draw the noise again and take it off: they are for
-simulation only. Nothing is ever unpickled. A package's facts are its author's word.
+A generator is made from the server's state and the released client codes, which are private
+already, so to sample from it costs nothing. With secret noise nothing else in a package was
+computed from private data, nor is its name, so one may be released under its epsilon (several of
+one data set: :mod:`fedsim.evidence.prove`). With seeded noise anyone can draw the noise again and
+take it off: they are for simulation only. Nothing is ever unpickled. A package's facts are its
+author's word.
 """
 
 from __future__ import annotations
@@ -41,16 +44,45 @@ from fedsim.training.rounds import restored
 
 TENSORS = ".safetensors"
 PUBLIC_COLUMNS = (
-    *("status", "source", "algorithm", "label", "params", "yields", "dataset", "public", "public_hash", "public_licence", "clients"),
-    *("epsilon_target", "epsilon_spent", "delta", "unit", "relation", "trust", "scope", "claim", "check", "accountant", "noise"),
+    *(
+        "status",
+        "source",
+        "algorithm",
+        "label",
+        "params",
+        "yields",
+        "dataset",
+        "public",
+        "public_hash",
+        "public_licence",
+        "clients",
+    ),
+    *(
+        "epsilon_target",
+        "epsilon_spent",
+        "delta",
+        "unit",
+        "relation",
+        "trust",
+        "scope",
+        "claim",
+        "check",
+        "accountant",
+        "noise",
+    ),
     *("mechanisms", "tuning", "selection", "noise_at", "counted_by", "chance"),
 )
 """The columns of a row that are no exact function of private data."""
-TO_LEAVE = "a generator may leave under privacy: {noise: secret}, a finite epsilon, and a claim that is proved, or stated and checked"
+TO_LEAVE = (
+    "a generator may leave under privacy: {noise: secret}, a finite epsilon, and a claim "
+    "that is proved, or stated and checked"
+)
 
 
 def held_back(row: Row, noise: str | None) -> str:
-    """Why a cell's generator, whose noise is ``seeded`` or ``secret``, may not leave the simulation; "" where it may."""
+    """Why a cell's generator, whose noise is ``seeded`` or ``secret``, may not leave the
+    simulation; "" where it may.
+    """
     if not row.plan or math.isinf(row.epsilon_target):
         return "it carries no noise of its run"
     if noise == "seeded":
@@ -63,7 +95,8 @@ def held_back(row: Row, noise: str | None) -> str:
 class GeneratorFacts(BaseModel):
     """What is known of a saved generator, and what a package's JSON file says of it.
 
-    ``columns`` are its run's row, in a package without scores and all else that is private; ``sha256`` is that of the tensors' file.
+    ``columns`` are its run's row, in a package without scores and all else that is private;
+    ``sha256`` is that of the tensors' file.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", ser_json_inf_nan="strings")
@@ -83,26 +116,32 @@ class GeneratorFacts(BaseModel):
 
     @property
     def held_back(self) -> str:
-        """Why nothing that is made from it may leave the simulation; "" where everyone may have it, under its epsilon."""
+        """Why nothing that is made from it may leave the simulation; "" where everyone may have it,
+        under its epsilon.
+        """
         return held_back(self.row, self.cell.noise)
 
     def check_release(self) -> None:
         """Raise a UserError where it may not leave under its epsilon."""
         if self.held_back:
-            raise UserError(f"cell {self.cell.cell_id}", f"may not be released: {self.held_back}", TO_LEAVE)
+            raise UserError(
+                f"cell {self.cell.cell_id}", f"may not be released: {self.held_back}", TO_LEAVE
+            )
 
     @property
     def public(self) -> GeneratorFacts:
         """What leaves a run: with secret noise without any exact function of private data.
 
-        A hash of the rows, which the ids of a cell and its training depend on too, tells a data set from its neighbour. The id is then one
-        of the public facts alone.
+        A hash of the rows, which the ids of a cell and its training depend on too, tells a data set
+        from its neighbour. The id is then one of the public facts alone.
         """
         if self.cell.noise == "seeded":
             return self
         told = self.cell.model_dump(mode="json", exclude={"cell_id", "training_id", "dataset_hash"})
         name = hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()[:16]
-        cell = self.cell.model_copy(update={"cell_id": name, "training_id": "", "dataset_hash": None})
+        cell = self.cell.model_copy(
+            update={"cell_id": name, "training_id": "", "dataset_hash": None}
+        )
         columns = {"cell_id": name, **{column: self.columns[column] for column in PUBLIC_COLUMNS}}
         columns["tuning"] = self.row.tuning and {**self.row.tuning, "trained": None}
         return self.model_copy(update={"cell": cell, "columns": columns})
@@ -114,9 +153,11 @@ class SavedGenerator:
 
     Attributes:
         facts: its cell, plan and what was spent.
-        synthesis: how it synthesises, as the algorithm's parameter says or ``client:K``; None where the algorithm has one way only.
+        synthesis: how it synthesises, as the algorithm's parameter says or ``client:K``; None where
+            the algorithm has one way only.
         generator: the generator itself.
-        vouched: whether the result lines of a run say so; all that a package says is by its own word.
+        vouched: whether the result lines of a run say so; all that a package says is by its own
+            word.
         state: what it is made from.
     """
 
@@ -138,24 +179,47 @@ class SavedGenerator:
         """
         y = np.asarray(labels)
         classes = self.facts.task.classes
-        if y.ndim != 1 or y.dtype.kind not in "iu" or (len(y) and not 0 <= y.min() <= y.max() < classes):
-            raise UserError("labels", "are not a row of whole numbers of known classes", f"give labels 0 .. {classes - 1}")
-        x = self.generator.sample(torch.from_numpy(y.astype(np.int64)), self._seeds(seed).torch(Purpose.SYNTHESIS))
+        if (
+            y.ndim != 1
+            or y.dtype.kind not in "iu"
+            or (len(y) and not 0 <= y.min() <= y.max() < classes)
+        ):
+            raise UserError(
+                "labels",
+                "are not a row of whole numbers of known classes",
+                f"give labels 0 .. {classes - 1}",
+            )
+        x = self.generator.sample(
+            torch.from_numpy(y.astype(np.int64)), self._seeds(seed).torch(Purpose.SYNTHESIS)
+        )
         return x.numpy().astype(np.float32, copy=False)
 
-    def synthesise(self, per_class: int, seed: int | None = None) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
-        """``per_class`` synthetic embeddings of every class, and their labels; by default those that the cell was scored on."""
+    def synthesise(
+        self, per_class: int, seed: int | None = None
+    ) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
+        """``per_class`` synthetic embeddings of every class, and their labels; by default those
+        that the cell was scored on.
+        """
         x, y = synthesise(self.generator, self.facts.task.classes, per_class, self._seeds(seed))
         if len(y) < self.facts.task.classes * per_class:
-            raise UserError("per_class", "the given rows are fewer", f"give {np.bincount(y).min()} at most, or take the file as it is")
+            raise UserError(
+                "per_class",
+                "the given rows are fewer",
+                f"give {np.bincount(y).min()} at most, or take the file as it is",
+            )
         return x, y
 
     def manifest(self, per_class: int, seed: int | None = None) -> dict[str, Any]:
-        """What a file of :meth:`synthesise` has to carry: what the rows are and what privacy was paid for them."""
+        """What a file of :meth:`synthesise` has to carry: what the rows are and what privacy was
+        paid for them.
+        """
         row = self.facts.public.row
         return {
             "synthetic": True,
-            **{name: encode(getattr(row, name)) for name in ("cell_id", "dataset_hash", *PUBLIC_COLUMNS)},
+            **{
+                name: encode(getattr(row, name))
+                for name in ("cell_id", "dataset_hash", *PUBLIC_COLUMNS)
+            },
             "epsilon": encode(row.epsilon_spent),
             "noise": self.facts.cell.noise,
             "synthesis": self.synthesis,
@@ -164,13 +228,18 @@ class SavedGenerator:
             "class_names": list(self.facts.class_names),
             "versions": self.facts.versions,
             "tensors_sha256": self.facts.sha256,
-            "vouched": "by the results of its run" if self.vouched else "by nothing: no results were with it",
+            "vouched": "by the results of its run"
+            if self.vouched
+            else "by nothing: no results were with it",
             "release": "simulation only" if self.facts.held_back else "under its epsilon",
             "held_back": self.facts.held_back,
         }
 
-    def save(self, out: Path | str, per_class: int = 200, seed: int | None = None) -> dict[str, Any]:
-        """Write the rows of :meth:`synthesise` into an .npz file, with their manifest, also as JSON beside it.
+    def save(
+        self, out: Path | str, per_class: int = 200, seed: int | None = None
+    ) -> dict[str, Any]:
+        """Write the rows of :meth:`synthesise` into an .npz file, with their manifest, also as JSON
+        beside it.
 
         Returns:
             The manifest.
@@ -183,12 +252,15 @@ class SavedGenerator:
         x, y = self.synthesise(per_class, seed)
         manifest = self.manifest(per_class, seed)
         names = manifest["class_names"]
-        write_npz(out, {"x": x, "y": y, **({"class_names": np.array(names)} if names else {})}, manifest)
+        write_npz(
+            out, {"x": x, "y": y, **({"class_names": np.array(names)} if names else {})}, manifest
+        )
         write_sidecar(out, manifest)
         return manifest
 
     def release(self, out: Path) -> Path:
-        """Write a package that may leave the simulation, ``<id>.safetensors`` and ``<id>.json``, into a folder; the path of the latter.
+        """Write a package that may leave the simulation, ``<id>.safetensors`` and ``<id>.json``,
+        into a folder; the path of the latter.
 
         Raises:
             UserError: it may not leave under its epsilon.
@@ -196,7 +268,9 @@ class SavedGenerator:
         self.facts.check_release()
         facts = self.facts.public
         path = out / f"{facts.cell.cell_id}.json"
-        facts = facts.model_copy(update={"sha256": keep_state(path.with_suffix(TENSORS), self.state)})
+        facts = facts.model_copy(
+            update={"sha256": keep_state(path.with_suffix(TENSORS), self.state)}
+        )
         with replaced(path) as part:
             part.write_text(facts.model_dump_json(indent=1) + "\n", encoding="utf-8")
         return path
@@ -208,17 +282,27 @@ class SavedGenerator:
         return Seeds(root)
 
 
-def load_generator(run: Path | str, cell: str | None = None, synthesis: str | None = None, *, trust_plugin: bool = False) -> SavedGenerator:
-    """Load a generator that a bench kept, or one that was released, if its tensors are those whose hash was noted.
+def load_generator(
+    run: Path | str,
+    cell: str | None = None,
+    synthesis: str | None = None,
+    *,
+    trust_plugin: bool = False,
+) -> SavedGenerator:
+    """Load a generator that a bench kept, or one that was released, if its tensors are those whose
+    hash was noted.
 
     Args:
         run: the run folder, or the folder of a released package.
         cell: the cell's id or its beginning; may be left out where there is one generator.
-        synthesis: one of the algorithm's ``syntheses``, or ``client:K``, instead of the cell's own way.
-        trust_plugin: also run the code of an algorithm that the facts name as a file or a module that is not installed.
+        synthesis: one of the algorithm's ``syntheses``, or ``client:K``, instead of the cell's own
+            way.
+        trust_plugin: also run the code of an algorithm that the facts name as a file or a module
+            that is not installed.
 
     Raises:
-        UserError: there is no such generator, it is not what was saved, its algorithm is a plug-in, or does not synthesise like that.
+        UserError: there is no such generator, it is not what was saved, its algorithm is a plug-in,
+            or does not synthesise like that.
     """
     folder = RunFolder(Path(run))
     vouched = folder.lines("trainings").exists()
@@ -231,33 +315,55 @@ def load_generator(run: Path | str, cell: str | None = None, synthesis: str | No
     if synthesis in ways:
         params = {**params, "synthesis": synthesis}
     elif synthesis is not None and not (kind == "client" and client.isdigit()):
-        raise UserError(option, f"is not one of {facts.cell.label}'s", f"give {', '.join([*ways, 'client:0'])}, or leave it out")
+        raise UserError(
+            option,
+            f"is not one of {facts.cell.label}'s",
+            f"give {', '.join([*ways, 'client:0'])}, or leave it out",
+        )
     algorithm = build_algorithm(facts.cell.algorithm, dict(params), facts.task)
     made, _ = restored(algorithm, state, facts.plan, Seeds(facts.cell.seed))
     assert not is_classifier(made)
     generator: Generator = made
     if client:
         if int(client) >= facts.task.clients:
-            raise UserError(option, f"there are {facts.task.clients} clients", f"give client:0 .. client:{facts.task.clients - 1}")
+            raise UserError(
+                option,
+                f"there are {facts.task.clients} clients",
+                f"give client:0 .. client:{facts.task.clients - 1}",
+            )
         if not is_personal(generator):
-            raise UserError(option, f"{facts.cell.label} has one generator for all clients", "leave it out")
+            raise UserError(
+                option, f"{facts.cell.label} has one generator for all clients", "leave it out"
+            )
         if not algorithm.releases_codes():
-            what = "under noised: shared the client codes carry no noise, so they never left their clients"
+            what = (
+                "under noised: shared the client codes carry no noise, so they never left "
+                "their clients"
+            )
             raise UserError(option, what, f"give {' or '.join(ways)}, or train with noised: all")
         generator = own(generator, int(client))
-    return SavedGenerator(facts, synthesis or facts.cell.params.get("synthesis"), generator, vouched, state)
+    return SavedGenerator(
+        facts, synthesis or facts.cell.params.get("synthesis"), generator, vouched, state
+    )
 
 
 def _of_run(folder: RunFolder, cell: str | None) -> tuple[GeneratorFacts, Tensors]:
     """The facts of a run's generator, from its result lines, and what it is made from."""
     results = read_results(folder.path)
     trained = results.trained.items()
-    made = {id_: f" ({line['cell']['label']})" for id_, line in trained if line["state"] and line["yields"] == "generator"}
+    made = {
+        id_: f" ({line['cell']['label']})"
+        for id_, line in trained
+        if line["state"] and line["yields"] == "generator"
+    }
     chosen = _chosen(folder.path, cell, made)
     entry = {entry.cell_id: entry for entry in results.every_entry}[chosen]
     line, row = results.trained[chosen], results.row(entry, judged=False)
     assert row is not None
-    facts = {name: line[name] for name in ("task", "plan", "class_names", "versions")} | {"columns": row.values, "sha256": line["state"]}
+    facts = {name: line[name] for name in ("task", "plan", "class_names", "versions")} | {
+        "columns": row.values,
+        "sha256": line["state"],
+    }
     facts["cell"] = {**line["cell"], "cell_id": entry.cell_id, "label": entry.label}
     read = _read(f"{folder.lines('trainings')}, training {entry.training_id}", dump(facts))
     return read, read_state(folder.state(entry.training_id), line["state"])
@@ -265,7 +371,11 @@ def _of_run(folder: RunFolder, cell: str | None) -> tuple[GeneratorFacts, Tensor
 
 def _of_package(folder: Path, cell: str | None) -> tuple[GeneratorFacts, Tensors]:
     """The facts and tensors of a released package."""
-    paths = {path.stem: path for path in sorted(folder.glob("*.json")) if path.with_suffix(TENSORS).exists()}
+    paths = {
+        path.stem: path
+        for path in sorted(folder.glob("*.json"))
+        if path.with_suffix(TENSORS).exists()
+    }
     path = paths[_chosen(folder, cell, dict.fromkeys(paths, ""))]
     facts = _read(str(path), path.read_bytes())
     return facts, read_state(path.with_suffix(TENSORS), facts.sha256)
@@ -284,7 +394,11 @@ def _chosen(run: Path, cell: str | None, known: dict[str, str]) -> str:
     if len(matching) == 1:
         return matching[0]
     if not known:
-        raise UserError(str(run), "there are no generators here", "give the folder of a run whose generative cells are finished")
+        raise UserError(
+            str(run),
+            "there are no generators here",
+            "give the folder of a run whose generative cells are finished",
+        )
     ids = ", ".join(f"{id_}{known[id_]}" for id_ in (matching or [*known])[:4])
     what = "there are several generators" if matching else f"there is no generator of cell {cell}"
     raise UserError(str(run), f"{what}; some are {ids}", "name one with `cell`")

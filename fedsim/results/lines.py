@@ -1,4 +1,6 @@
-"""What each job of a cell leaves: its result line, as plain values, and the tensors of its training."""
+"""What each job of a cell leaves: its result line, as plain values, and the tensors of its
+training.
+"""
 
 from __future__ import annotations
 
@@ -36,7 +38,9 @@ _End = Annotated[str, AfterValidator(lambda text: encodable(text[-MOST_TRACEBACK
 
 
 class RowError(BaseModel, frozen=True, extra="forbid"):
-    """Why a cell failed: the exception's class, its message from the beginning, and its traceback to the end."""
+    """Why a cell failed: the exception's class, its message from the beginning, and its traceback
+    to the end.
+    """
 
     type: _Beginning
     message: _Beginning
@@ -44,7 +48,11 @@ class RowError(BaseModel, frozen=True, extra="forbid"):
 
 
 def training_line(
-    trial: Trial, end: Outcome | RowError, versions: Mapping[str, str], class_names: Sequence[str] = (), state: str | None = None
+    trial: Trial,
+    end: Outcome | RowError,
+    versions: Mapping[str, str],
+    class_names: Sequence[str] = (),
+    state: str | None = None,
 ) -> dict[str, Any]:
     """The line of a training.
 
@@ -66,7 +74,9 @@ def training_line(
         "plan": None if plan is None else asdict(plan),
         "dataset": shown(cell.dataset, cell.evaluation.unseen),
         "alpha": cell.concentration,
-        "yields": "generator" if cls.generates(cls.Params.model_validate(cell.params)) else "classifier",
+        "yields": "generator"
+        if cls.generates(cls.Params.model_validate(cell.params))
+        else "classifier",
         "partition": trial.partition.fingerprint,
         "train_rows": trial.train_rows,
         "train_groups": trial.train_groups,
@@ -84,7 +94,13 @@ def _ledger(outcome: Outcome) -> dict[str, Any]:
     if outcome.unaccounted:
         return ledger
     ran = None if outcome.mechanisms is None else [asdict(one) for one in outcome.mechanisms]
-    return {**ledger, "epsilon_spent": outcome.epsilon_spent, "mechanisms": ran, "noise_at": outcome.noise_at, "counted_by": counted_by()}
+    return {
+        **ledger,
+        "epsilon_spent": outcome.epsilon_spent,
+        "mechanisms": ran,
+        "noise_at": outcome.noise_at,
+        "counted_by": counted_by(),
+    }
 
 
 def judgement_line(trial: Trial, end: Judgement | RowError, seconds: float) -> dict[str, Any]:
@@ -100,19 +116,31 @@ def judgement_line(trial: Trial, end: Judgement | RowError, seconds: float) -> d
     if isinstance(end, RowError):
         return line | {"error": end.model_dump()}
     scored = {name: getattr(end, name) for name in ("tested", "label_shares", "scores", "recalls")}
-    return {**line, "error": None, **scored, "clients": [_client(asdict(client)) for client in end.clients]}
+    return {
+        **line,
+        "error": None,
+        **scored,
+        "clients": [_client(asdict(client)) for client in end.clients],
+    }
 
 
 def _client(scores: Mapping[str, Any]) -> dict[str, Any]:
     line = {name: scores[name] for name in ("client", "name", "rows", "test_rows")}
     for whose in ("own", "shared"):
-        line |= {f"{whose}_{name}": scores[whose] and scores[whose][name] for name in ("accuracy", "balanced_accuracy")}
+        line |= {
+            f"{whose}_{name}": scores[whose] and scores[whose][name]
+            for name in ("accuracy", "balanced_accuracy")
+        }
     return line
 
 
 def reference_line(key: str, value: Ceiling | LocalOnly) -> dict[str, Any]:
     """The line of a reference."""
-    return {"reference": key, "kind": "ceiling" if isinstance(value, Ceiling) else "local-only", **asdict(value)}
+    return {
+        "reference": key,
+        "kind": "ceiling" if isinstance(value, Ceiling) else "local-only",
+        **asdict(value),
+    }
 
 
 def keep_state(path: Path, state: Mapping[str, Tensor]) -> str:
@@ -138,4 +166,8 @@ def read_state(path: Path, sha256: str) -> Tensors:
 def as_trained(trial: Trial, line: Line) -> Trial:
     """The cell with the parameters and the plan of its training, which a tuned cell chose."""
     plan = line["plan"] and TypeAdapter(PrivacyPlan).validate_json(dump(line["plan"]))
-    return trial.of(line["cell"]["params"], plan) if trial.candidates and line["error"] is None else trial
+    return (
+        trial.of(line["cell"]["params"], plan)
+        if trial.candidates and line["error"] is None
+        else trial
+    )

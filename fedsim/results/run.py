@@ -43,13 +43,15 @@ class Entry:
 
 @dataclass(frozen=True)
 class RunResults:
-    """All result lines of a run folder, by their keys, and the cells of its grid; files are read once.
+    """All result lines of a run folder, by their keys, and the cells of its grid; files are read
+    once.
 
-    Lines of earlier grids and of older code stay in a run folder, so that a grid can shrink and grow, and an edit be undone, without
-    running cells again.
+    Lines of earlier grids and of older code stay in a run folder, so that a grid can shrink and
+    grow, and an edit be undone, without running cells again.
 
     Attributes:
-        entries: the cells that the manifest lists, those kept of earlier grids last; without one a cell for every judgement.
+        entries: the cells that the manifest lists, those kept of earlier grids last; without one a
+            cell for every judgement.
     """
 
     folder: RunFolder
@@ -61,30 +63,47 @@ class RunResults:
     entries: Sequence[Entry] = ()
 
     def row(self, entry: Entry, *, judged: bool = True) -> Row | None:
-        """The row of a cell, or with ``judged=False`` the row as its training left it; None while that is not finished."""
+        """The row of a cell, or with ``judged=False`` the row as its training left it; None while
+        that is not finished.
+        """
         training = self.trainings.get(entry.training_id)
         if training is None:
             return None
-        judgement = self.judgements.get(entry.cell_id) if judged and training["error"] is None else None
+        judgement = (
+            self.judgements.get(entry.cell_id) if judged and training["error"] is None else None
+        )
         if judged and judgement is None and training["error"] is None:
             return None
-        references = {name: self.references.get(getattr(entry, name)) for name in ("ceiling", "local_only")}
-        found: dict[str, Any] = {**references, "audit": self.audit_of(training), "check": self._check_of(training)}
+        references = {
+            name: self.references.get(getattr(entry, name)) for name in ("ceiling", "local_only")
+        }
+        found: dict[str, Any] = {
+            **references,
+            "audit": self.audit_of(training),
+            "check": self._check_of(training),
+        }
         return row_of(entry.cell_id, entry.label, training, judgement, **found)
 
     def audit_of(self, training: Line) -> Line | None:
         """The last audit of a training's claim."""
         claim = claim_of(training["cell"])
-        return next((line for line in reversed(list(self.audits.values())) if line["claim"] == claim), None)
+        return next(
+            (line for line in reversed(list(self.audits.values())) if line["claim"] == claim), None
+        )
 
     def _check_of(self, training: Line) -> Check | None:
-        """What checks in the run folder say of a training's code and parameters, of a search of all that it tries."""
+        """What checks in the run folder say of a training's code and parameters, of a search of all
+        that it tries.
+        """
         cell, plan = training["cell"], training["plan"]
         checks = [check for check in self.checks if check["source"] == cell["source"]]
         if plan is None or not checks:
             return None
         space = (cell.get("tuning") or {}).get("space", {})
-        settings = ({**cell["params"], **dict(zip(space, point, strict=True))} for point in product(*space.values()))
+        settings = (
+            {**cell["params"], **dict(zip(space, point, strict=True))}
+            for point in product(*space.values())
+        )
         said = {check_of(checks, cell["unit"], cell["trust"], params) for params in settings}
         # a search is as well founded as the weakest of its trainings
         return "failed" if "failed" in said else None if None in said else "passed"
@@ -95,22 +114,42 @@ class RunResults:
 
     @cached_property
     def rows(self) -> list[Row]:
-        """The finished rows of the cells that the manifest lists, in its order and with its labels."""
+        """The finished rows of the cells that the manifest lists, in its order and with its
+        labels.
+        """
         return self.rows_of(self.entries)
 
     @cached_property
     def every_entry(self) -> list[Entry]:
-        """The cells whose training has ended, those of earlier grids first; the latter by their judgements, and without references."""
+        """The cells whose training has ended, those of earlier grids first; the latter by their
+        judgements, and without references.
+        """
         judged = {line["training_id"]: line["cell_id"] for line in self.judgements.values()}
-        ids = [(line["cell_id"], line["training_id"]) for line in self.judgements.values() if line["training_id"] in self.trainings]
-        ids += [(line["cell"]["cell_id"], training) for training, line in self.trainings.items() if training not in judged]
-        others = [Entry(cell, training, self.trainings[training]["cell"]["label"]) for cell, training in ids]
+        ids = [
+            (line["cell_id"], line["training_id"])
+            for line in self.judgements.values()
+            if line["training_id"] in self.trainings
+        ]
+        ids += [
+            (line["cell"]["cell_id"], training)
+            for training, line in self.trainings.items()
+            if training not in judged
+        ]
+        others = [
+            Entry(cell, training, self.trainings[training]["cell"]["label"])
+            for cell, training in ids
+        ]
         return others + [entry for entry in self.entries if entry.training_id in self.trainings]
 
     def every_row(self) -> list[Row]:
-        """A row for every training in the folder, those of earlier grids too; of one that was not judged without scores."""
+        """A row for every training in the folder, those of earlier grids too; of one that was not
+        judged without scores.
+        """
         known = {entry.training_id: entry for entry in self.every_entry}
-        rows = (self.row(known[training]) or self.row(known[training], judged=False) for training in self.trainings)
+        rows = (
+            self.row(known[training]) or self.row(known[training], judged=False)
+            for training in self.trainings
+        )
         return [row for row in rows if row is not None]
 
     @cached_property
@@ -119,25 +158,48 @@ class RunResults:
         return {entry.cell_id: self.trainings[entry.training_id] for entry in self.every_entry}
 
     def rounds(self) -> list[dict[str, Any]]:
-        """The round records of these cells, with their cell's id, by cell and in order of the round."""
+        """The round records of these cells, with their cell's id, by cell and in order of the
+        round.
+        """
         rounds = ResultStore(self.folder.path).rounds()
-        return [{"cell_id": entry.cell_id, **record} for entry in self.entries for record in rounds.get(entry.training_id, ())]
+        return [
+            {"cell_id": entry.cell_id, **record}
+            for entry in self.entries
+            for record in rounds.get(entry.training_id, ())
+        ]
 
     def clients(self) -> list[dict[str, Any]]:
-        """A line a client of the cells that were judged by clients, with what it reaches by itself where that is known."""
+        """A line a client of the cells that were judged by clients, with what it reaches by itself
+        where that is known.
+        """
         lines = []
         for entry in self.entries:
             floor = self.references.get(entry.local_only)
             for client in self.judgements.get(entry.cell_id, {}).get("clients", ()):
                 alone = floor["clients"][client["client"]] if floor else None
                 reason = {} if client["test_rows"] else {"reason": "it has no test row"}
-                lines.append({"cell_id": entry.cell_id, **client, "local_only_balanced_accuracy": alone, **reason})
+                lines.append(
+                    {
+                        "cell_id": entry.cell_id,
+                        **client,
+                        "local_only_balanced_accuracy": alone,
+                        **reason,
+                    }
+                )
         return lines
 
     def audit_lines(self) -> list[dict[str, Any]]:
         """A line a cell whose claim was audited; cells of one claim share theirs."""
-        ended = {entry.cell_id: self.trainings[entry.training_id] for entry in self.entries if entry.training_id in self.trainings}
-        return [{"cell_id": cell_id, **line} for cell_id, training in ended.items() if (line := self.audit_of(training)) is not None]
+        ended = {
+            entry.cell_id: self.trainings[entry.training_id]
+            for entry in self.entries
+            if entry.training_id in self.trainings
+        }
+        return [
+            {"cell_id": cell_id, **line}
+            for cell_id, training in ended.items()
+            if (line := self.audit_of(training)) is not None
+        ]
 
     def write(self) -> None:
         """Write ``results.jsonl`` and ``clients.jsonl`` anew, each at once."""
@@ -149,18 +211,34 @@ class RunResults:
 
 def claim_of(cell: Mapping[str, Any]) -> str:
     """What an audit is of, as one text: a cell's code, parameters, unit, trust, ε and δ."""
-    facts = [cell[name] for name in ("source", "algorithm", "params", "unit", "trust", "epsilon", "delta")]
+    facts = [
+        cell[name]
+        for name in ("source", "algorithm", "params", "unit", "trust", "epsilon", "delta")
+    ]
     if (tuning := cell.get("tuning")) is not None:  # what a search chose is no part of its claim
-        facts[2] = [{name: value for name, value in cell["params"].items() if name not in tuning["space"]}, tuning]
+        facts[2] = [
+            {name: value for name, value in cell["params"].items() if name not in tuning["space"]},
+            tuning,
+        ]
     return dump(facts)
 
 
 def read_results(folder: Path | str) -> RunResults:
     """The results of a run folder."""
     manifest, store = read_manifest(Path(folder)), ResultStore(folder)
-    lines = (store.last("trainings"), store.last("judgements"), store.last("references"), store.last("audits"))
+    lines = (
+        store.last("trainings"),
+        store.last("judgements"),
+        store.last("references"),
+        store.last("audits"),
+    )
     results = RunResults(store.folder, *lines, list(store.lines("checks")))
-    return replace(results, entries=[Entry(**cell) for cell in listed(manifest)] if "cells" in manifest else results.every_entry)
+    return replace(
+        results,
+        entries=[Entry(**cell) for cell in listed(manifest)]
+        if "cells" in manifest
+        else results.every_entry,
+    )
 
 
 def listed(manifest: Mapping[str, Any]) -> list[dict[str, str]]:
@@ -188,10 +266,19 @@ def read_manifest(folder: Path) -> dict[str, Any]:
         _Manifest.model_validate_json(content := path.read_bytes(), strict=True)
         manifest: dict[str, Any] = load(content)
     except (OSError, ValueError) as error:
-        raise UserError(str(path), f"cannot be read ({'; '.join(reasons(error))})", RESTORE) from error
+        raise UserError(
+            str(path), f"cannot be read ({'; '.join(reasons(error))})", RESTORE
+        ) from error
     if "versions" in manifest and manifest.get("format") != FORMAT:
-        what = f"is of fedsim {manifest['versions'].get('fedsim')}, and this version reads run folders from 0.3 on"
-        raise UserError(str(folder), what, "read it with the version that wrote it, or run its grid again in a new folder")
+        what = (
+            f"is of fedsim {manifest['versions'].get('fedsim')}, and this version reads run "
+            "folders from 0.3 on"
+        )
+        raise UserError(
+            str(folder),
+            what,
+            "read it with the version that wrote it, or run its grid again in a new folder",
+        )
     return manifest
 
 

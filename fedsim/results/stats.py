@@ -1,4 +1,6 @@
-"""Rows as settings with means over seeds, and differences between methods, paired over the seeds that they share."""
+"""Rows as settings with means over seeds, and differences between methods, paired over the seeds
+that they share.
+"""
 
 from __future__ import annotations
 
@@ -20,9 +22,12 @@ from fedsim.results.columns import UNDRAWN, Row, frame_of
 EQUAL = 1e-12
 """Numbers that differ by less are the same but for rounding."""
 Spread = Literal["ci95", "sd", "range"]
-"""How a score varies over seeds: Student-t 95 % confidence interval of the mean, standard deviation, or least and most."""
+"""How a score varies over seeds: Student-t 95 % confidence interval of the mean, standard
+deviation, or least and most.
+"""
 FEWEST_SEEDS = 3
-"""Seeds of a confidence interval that is shown: one of two is 12.7 times as wide as they are apart."""
+"""Seeds of a confidence interval that is shown: one of two is 12.7 times as wide as they are apart.
+"""
 PLACE = ["dataset", "scheme", "alpha", "clients"]
 """What methods are compared at."""
 BUDGET = ["epsilon_target", "delta", "unit", "trust"]
@@ -36,10 +41,12 @@ class Settings:
     """Rows of settings: what differs in its seed alone is one.
 
     Attributes:
-        rows: with the number of their ``setting``, ordered by data set, alpha, clients, label and epsilon; a label that stands for
-            several parameter sets has the differing parameters appended.
-        facts: a line a setting: :data:`PLACE`, :data:`METHOD`, :data:`BUDGET`, ``seeds`` (rows in its means), how many rows are left out by
-            status, ``claim`` (the weakest of its rows), ``scope``.
+        rows: with the number of their ``setting``, ordered by data set, alpha, clients, label and
+            epsilon; a label that stands for several parameter sets has the differing parameters
+            appended.
+        facts: a line a setting: :data:`PLACE`, :data:`METHOD`, :data:`BUDGET`, ``seeds`` (rows in
+            its means), how many rows are left out by status, ``claim`` (the weakest of its rows),
+            ``scope``.
         spread: what stands beside means.
     """
 
@@ -52,13 +59,26 @@ class Settings:
         """The settings of some rows, in any order."""
         rows = frame_of(results)
         given = [row.given_params for row in results]
-        rows["label"], rows["drawn_claim"] = _told_apart(results, given), [row.drawn_claim for row in results]
-        rows["_given"], rows["_evaluation"] = [dump(each) for each in given], [dump(row.evaluation) for row in results]
+        rows["label"], rows["drawn_claim"] = (
+            _told_apart(results, given),
+            [row.drawn_claim for row in results],
+        )
+        rows["_given"], rows["_evaluation"] = (
+            [dump(each) for each in given],
+            [dump(row.evaluation) for row in results],
+        )
         keys = [*PLACE, *METHOD, *BUDGET, "dataset_hash", "public_hash", "_given", "_evaluation"]
-        first = {name: rows[name].map({value: i for i, value in enumerate(rows[name].unique())}) for name in ("dataset", "label")}
-        ranks = rows[["dataset", "alpha", "clients", "scheme", "label", "epsilon_target"]].assign(**first)
+        first = {
+            name: rows[name].map({value: i for i, value in enumerate(rows[name].unique())})
+            for name in ("dataset", "label")
+        }
+        ranks = rows[["dataset", "alpha", "clients", "scheme", "label", "epsilon_target"]].assign(
+            **first
+        )
         rows = rows.loc[ranks.sort_values([*ranks]).index]
-        rows = rows.assign(setting=rows.groupby(keys, sort=False, dropna=False).ngroup()).drop(columns=["_given", "_evaluation"])
+        rows = rows.assign(setting=rows.groupby(keys, sort=False, dropna=False).ngroup()).drop(
+            columns=["_given", "_evaluation"]
+        )
         return cls(rows, _facts(rows), spread)
 
     @cached_property
@@ -67,34 +87,58 @@ class Settings:
         return _averaged(self.rows)
 
     def means(self, names: Sequence[str]) -> pd.DataFrame:
-        """A line a setting and column that has values, with :attr:`facts` beside ``measure``, ``mean``, ``half``, ``low``, ``high``, ``n``.
+        """A line a setting and column that has values, with :attr:`facts` beside ``measure``,
+        ``mean``, ``half``, ``low``, ``high``, ``n``.
 
-        ``half`` is the half-width of the Student-t 95 % confidence interval: missing for a single seed, and for equal values, which say
-        that seeds change nothing, not that nothing is uncertain. ``low`` and ``high`` are the ends that are shown: of the spread.
+        ``half`` is the half-width of the Student-t 95 % confidence interval: missing for a single
+        seed, and for equal values, which say that seeds change nothing, not that nothing is
+        uncertain. ``low`` and ``high`` are the ends that are shown: of the spread.
         """
         if not len(self.averaged):
-            return self.facts.iloc[:0].reset_index().assign(**dict.fromkeys(("measure", "mean", "half", "low", "high", "n"), math.nan))
+            return (
+                self.facts.iloc[:0]
+                .reset_index()
+                .assign(**dict.fromkeys(("measure", "mean", "half", "low", "high", "n"), math.nan))
+            )
         by = self.averaged.groupby("setting")[list(names)]
-        stats = {name: getattr(by, name)().stack() for name in ("mean", "std", "min", "max", "count")}
-        long = pd.DataFrame(stats).query("count > 0").rename_axis(["setting", "measure"]).reset_index()
-        return self.facts.merge(with_ends(long.rename(columns={"count": "n"}), self.spread), on="setting")
+        stats = {
+            name: getattr(by, name)().stack() for name in ("mean", "std", "min", "max", "count")
+        }
+        long = (
+            pd.DataFrame(stats).query("count > 0").rename_axis(["setting", "measure"]).reset_index()
+        )
+        return self.facts.merge(
+            with_ends(long.rename(columns={"count": "n"}), self.spread), on="setting"
+        )
 
     def mean(self, name: str) -> pd.Series[float]:
         """The mean of a column by setting."""
         return self.averaged.groupby("setting")[name].mean()
 
     def reference(self, column: str) -> pd.Series[float]:
-        """The mean of a reference by place: over partitions, each the mean of its rows, as not every method has a row of each seed."""
-        by_partition = self.averaged.groupby([*PLACE, "partition_hash"], dropna=False, sort=False)[column].mean()
+        """The mean of a reference by place: over partitions, each the mean of its rows, as not
+        every method has a row of each seed.
+        """
+        by_partition = self.averaged.groupby([*PLACE, "partition_hash"], dropna=False, sort=False)[
+            column
+        ].mean()
         return by_partition.groupby(level=PLACE, dropna=False, sort=False).mean().dropna()
 
 
 def with_ends(stats: pd.DataFrame, spread: Spread) -> pd.DataFrame:
-    """``mean``, ``std``, ``min``, ``max`` and ``n`` with ``half``, ``low`` and ``high`` in place of what these are made of."""
+    """``mean``, ``std``, ``min``, ``max`` and ``n`` with ``half``, ``low`` and ``high`` in place of
+    what these are made of.
+    """
     stats = stats.astype(dict.fromkeys(("mean", "std", "min", "max"), "float64") | {"n": "int64"})
     varies = stats["max"] - stats["min"] >= EQUAL
-    half = (stdtrit(np.maximum(stats["n"] - 1, 1), 0.975) * stats["std"] / np.sqrt(stats["n"])).where(varies & (stats["n"] > 1))
-    reach = half.where(stats["n"] >= FEWEST_SEEDS) if spread == "ci95" else stats["std"].where(half.notna())
+    half = (
+        stdtrit(np.maximum(stats["n"] - 1, 1), 0.975) * stats["std"] / np.sqrt(stats["n"])
+    ).where(varies & (stats["n"] > 1))
+    reach = (
+        half.where(stats["n"] >= FEWEST_SEEDS)
+        if spread == "ci95"
+        else stats["std"].where(half.notna())
+    )
     low, high = stats["mean"] - reach, stats["mean"] + reach
     if spread == "range":
         low, high = stats["min"].where(half.notna()), stats["max"].where(half.notna())
@@ -123,8 +167,16 @@ def _facts(rows: pd.DataFrame) -> pd.DataFrame:
 
 def _told_apart(rows: Sequence[Row], given: Sequence[Mapping[str, Any]]) -> list[str]:
     """The labels, with what differs between settings that share one appended to it."""
-    named = ("algorithm", "delta", "unit", "trust", "public")  # without a budget there is no delta, unit or trust
-    known = [{name: row.values[name] for name in named if row.values[name] is not None} for row in rows]
+    named = (
+        "algorithm",
+        "delta",
+        "unit",
+        "trust",
+        "public",
+    )  # without a budget there is no delta, unit or trust
+    known = [
+        {name: row.values[name] for name in named if row.values[name] is not None} for row in rows
+    ]
     facts = [{**own, **params} for own, params in zip(known, given, strict=True)]
     held: dict[tuple[str, str], set[str]] = {}
     for row, own in zip(rows, facts, strict=True):
@@ -132,39 +184,57 @@ def _told_apart(rows: Sequence[Row], given: Sequence[Mapping[str, Any]]) -> list
             held.setdefault((row.label, name), set()).add(dump(value))
     labels = []
     for row, own in zip(rows, facts, strict=True):
-        differing = ", ".join(f"{name}={value}" for name, value in own.items() if len(held[row.label, name]) > 1)
+        differing = ", ".join(
+            f"{name}={value}" for name, value in own.items() if len(held[row.label, name]) > 1
+        )
         labels.append(f"{row.label} ({differing})" if differing else row.label)
     return labels
 
 
 Compared = Callable[[Mapping[str, Any], Mapping[str, Any]], bool]
-"""Whether a difference is wanted, the first setting minus the second; asked in both orders, the earlier one first."""
+"""Whether a difference is wanted, the first setting minus the second; asked in both orders, the
+earlier one first.
+"""
 
 
 def same_budget(first: Mapping[str, Any], second: Mapping[str, Any]) -> bool:
-    """Whether two settings have the same epsilon, delta, unit and trust; methods without an epsilon have one budget, too."""
-    return all(first[name] == second[name] or (first[name] != first[name] and second[name] != second[name]) for name in BUDGET)
+    """Whether two settings have the same epsilon, delta, unit and trust; methods without an epsilon
+    have one budget, too.
+    """
+    return all(
+        first[name] == second[name] or (first[name] != first[name] and second[name] != second[name])
+        for name in BUDGET
+    )
 
 
 def price_of_privacy(first: Mapping[str, Any], second: Mapping[str, Any]) -> bool:
-    """Whether the first one is private and the second is not: another method without noise, or the same one at epsilon = ∞."""
+    """Whether the first one is private and the second is not: another method without noise, or the
+    same one at epsilon = ∞.
+    """
     if not math.isfinite(first["epsilon_target"]) or math.isfinite(second["epsilon_target"]):
         return False
     return math.isnan(second["epsilon_target"]) or first["label"] == second["label"]
 
 
-def paired_differences(settings: Settings, measure: str, compared: Compared = same_budget) -> pd.DataFrame:
-    """Every two methods of one place that are ``compared``, the earlier minus the later, over the 2 seeds or more that both have.
+def paired_differences(
+    settings: Settings, measure: str, compared: Compared = same_budget
+) -> pd.DataFrame:
+    """Every two methods of one place that are ``compared``, the earlier minus the later, over the 2
+    seeds or more that both have.
 
     Rows are a pair where seed, data and partition are the same.
 
     Returns:
-        A line a difference: ``first`` and ``second`` (settings), ``mean``, ``half``, ``low``, ``high``, ``n``, ``p`` of the two-sided
-        paired t-test (missing where the differences do not vary), and ``p_holm``, corrected for all differences of the place.
+        A line a difference: ``first`` and ``second`` (settings), ``mean``, ``half``, ``low``,
+            ``high``, ``n``, ``p`` of the two-sided
+        paired t-test (missing where the differences do not vary), and ``p_holm``, corrected for all
+        differences of the place.
     """
     rows = settings.averaged
     wide = rows.pivot(index=_CHANCE, columns="setting", values=measure) if len(rows) else rows
-    facts = settings.facts.loc[[number for number in settings.facts.index if number in wide.columns]]
+    facts = settings.facts.loc[
+        [number for number in settings.facts.index if number in wide.columns]
+    ]
     records = []
     for place, (_, own) in enumerate(facts.groupby(PLACE, sort=False, dropna=False)):
         known: dict[Any, Any] = own.to_dict("index")
@@ -173,28 +243,42 @@ def paired_differences(settings: Settings, measure: str, compared: Compared = sa
                 if compared(known[first], known[second]):
                     paired = (wide[first] - wide[second]).dropna()
                     if len(paired) > 1:
-                        records.append({"place": place, "first": first, "second": second, **_tested(paired)})
+                        records.append(
+                            {"place": place, "first": first, "second": second, **_tested(paired)}
+                        )
                     break
-    frame = pd.DataFrame(records, columns=["place", "first", "second", "mean", "std", "min", "max", "n", "p"])
+    frame = pd.DataFrame(
+        records, columns=["place", "first", "second", "mean", "std", "min", "max", "n", "p"]
+    )
     frame = with_ends(frame, settings.spread)
-    frame["p_holm"] = frame.groupby("place")["p"].transform(lambda p: pd.Series(holm(p.dropna()), index=p.dropna().index))
+    frame["p_holm"] = frame.groupby("place")["p"].transform(
+        lambda p: pd.Series(holm(p.dropna()), index=p.dropna().index)
+    )
     return frame.drop(columns="place")
 
 
 def _tested(paired: pd.Series[float]) -> dict[str, float]:
     """Statistics of some differences; p as ``scipy.stats.ttest_rel``'s."""
     n, mean, std = len(paired), paired.mean(), paired.std()
-    p = math.nan if paired.max() - paired.min() < EQUAL else 2 * float(stdtr(n - 1, -abs(mean) * math.sqrt(n) / std))
+    p = (
+        math.nan
+        if paired.max() - paired.min() < EQUAL
+        else 2 * float(stdtr(n - 1, -abs(mean) * math.sqrt(n) / std))
+    )
     return {"mean": mean, "std": std, "min": paired.min(), "max": paired.max(), "n": n, "p": p}
 
 
 def holm(p: Sequence[float] | pd.Series[float]) -> list[float]:
-    """Adjusted p-values, in the order given, whose test at a level keeps the family-wise error rate under any dependence.
+    """Adjusted p-values, in the order given, whose test at a level keeps the family-wise error rate
+    under any dependence.
 
-    Holm (1979), A simple sequentially rejective multiple test procedure, Scandinavian Journal of Statistics 6, 65-70.
+    Holm (1979), A simple sequentially rejective multiple test procedure, Scandinavian Journal of
+    Statistics 6, 65-70.
     """
     values = np.asarray(p, dtype=np.float64)
     order = np.argsort(values, kind="stable")
     adjusted = np.empty_like(values)
-    adjusted[order] = np.maximum.accumulate(np.minimum(1.0, (len(values) - np.arange(len(values))) * values[order]))
+    adjusted[order] = np.maximum.accumulate(
+        np.minimum(1.0, (len(values) - np.arange(len(values))) * values[order])
+    )
     return [float(value) for value in adjusted]

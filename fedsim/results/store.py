@@ -31,8 +31,12 @@ _KEYS: dict[Kind, dict[str, Any]] = {
 }
 RESTORE = "restore it or run the grid again in a new folder"
 """What helps where a file of a run folder is damaged."""
-KINDS: dict[Kind, type[BaseModel]] = {kind: create_model(kind, **keys) for kind, keys in _KEYS.items()}
-"""The kinds of result lines, each a file, and the keys that every line of a kind has; the first one is its key."""
+KINDS: dict[Kind, type[BaseModel]] = {
+    kind: create_model(kind, **keys) for kind, keys in _KEYS.items()
+}
+"""The kinds of result lines, each a file, and the keys that every line of a kind has; the first one
+is its key.
+"""
 _WORDS = (b'inf"', b'"nan"')
 """One of them is in every line with a number that is not finite."""
 
@@ -54,7 +58,11 @@ class RunFolder:
     def __init__(self, path: Path) -> None:
         self.path = path
         self.results, self.clients = path / "results.jsonl", path / "clients.jsonl"
-        self.manifest, self.partitions, self.lock = path / "manifest.json", path / "partitions.json", path / ".lock"
+        self.manifest, self.partitions, self.lock = (
+            path / "manifest.json",
+            path / "partitions.json",
+            path / ".lock",
+        )
         self.page, self.curves = path / "report.html", path / "curves"
 
     def lines(self, kind: str) -> Path:
@@ -66,7 +74,9 @@ class RunFolder:
         return self.path / "trained" / f"{training_id}.safetensors"
 
     def checkpoint(self, training_id: str) -> Path:
-        """The checkpoint of a training under way; absolute, for workers elsewhere in the file system."""
+        """The checkpoint of a training under way; absolute, for workers elsewhere in the file
+        system.
+        """
         return self.path.absolute() / "checkpoints" / f"{training_id}.safetensors"
 
     def log(self, cell_id: str) -> Path:
@@ -76,7 +86,11 @@ class RunFolder:
     def check(self) -> None:
         """Check that a bench has run here."""
         if not self.lines("trainings").exists():
-            raise UserError(str(self.path), "there are no results here", "give a run folder, such as runs/quickstart")
+            raise UserError(
+                str(self.path),
+                "there are no results here",
+                "give a run folder, such as runs/quickstart",
+            )
         if not self.manifest.exists():
             raise UserError(str(self.manifest), "cannot be read (no such file)", RESTORE)
 
@@ -84,8 +98,8 @@ class RunFolder:
 class ResultStore:
     """The append-only files of one run folder: a line for every result of a job.
 
-    Reading needs no lock. Every append takes the folder's lock unless ``lock()`` already holds it, so two fedsim processes
-    never write to one folder at a time.
+    Reading needs no lock. Every append takes the folder's lock unless ``lock()`` already holds it,
+    so two fedsim processes never write to one folder at a time.
 
     Args:
         folder: the run folder; made by the first append or lock.
@@ -106,7 +120,9 @@ class ResultStore:
             file = self.folder.lock.open("a+")
         except OSError as error:
             raise UserError(
-                str(self.folder.path), f"cannot be written ({unread(error)})", "make it writable, or give another one"
+                str(self.folder.path),
+                f"cannot be written ({unread(error)})",
+                "make it writable, or give another one",
             ) from error
         with file:
             self._take(file)
@@ -119,15 +135,27 @@ class ResultStore:
             except OSError as error:
                 if isinstance(error, ConnectionError | TimeoutError):  # not a file's
                     raise
-                where = str(error.filename2 or error.filename or self.folder.path)  # of a replaced file its own name, not the new one's
-                raise RunLost(where, f"cannot be written ({unread(error)})", "finished rows are kept, the same command goes on") from error
+                where = str(
+                    error.filename2 or error.filename or self.folder.path
+                )  # of a replaced file its own name, not the new one's
+                raise RunLost(
+                    where,
+                    f"cannot be written ({unread(error)})",
+                    "finished rows are kept, the same command goes on",
+                ) from error
             finally:
                 self._held = None
 
     def check_free(self) -> None:
-        """Check, without making anything, that the folder's path can be written down and no other fedsim holds it."""
+        """Check, without making anything, that the folder's path can be written down and no other
+        fedsim holds it.
+        """
         if encodable(path := str(self.folder.path.absolute())) != path:
-            raise UserError(ascii(str(self.folder.path.absolute())), "is no path in UTF-8, which Ray and JSON need", "rename it")
+            raise UserError(
+                ascii(str(self.folder.path.absolute())),
+                "is no path in UTF-8, which Ray and JSON need",
+                "rename it",
+            )
         if self._held is None and os.path.isfile(self.folder.lock):
             with suppress(PermissionError), self.folder.lock.open() as file:
                 self._take(file)
@@ -138,11 +166,20 @@ class ResultStore:
         except BlockingIOError as error:
             file.seek(0)
             holder = file.read().strip() or "another fedsim"
-            raise UserError(str(self.folder.path), f"{holder} is running in this folder", "wait for it or stop it") from error
+            raise UserError(
+                str(self.folder.path),
+                f"{holder} is running in this folder",
+                "wait for it or stop it",
+            ) from error
 
     def append(self, kind: Kind, lines: Iterable[Mapping[str, Any]]) -> None:
-        """Add result lines of one kind, in one write that is on disk when this returns, all or none; a line is never changed again."""
-        path, rest = self.folder.lines(kind), memoryview("".join(f"{dump(line)}\n" for line in lines).encode(errors="replace"))
+        """Add result lines of one kind, in one write that is on disk when this returns, all or
+        none; a line is never changed again.
+        """
+        path, rest = (
+            self.folder.lines(kind),
+            memoryview("".join(f"{dump(line)}\n" for line in lines).encode(errors="replace")),
+        )
         if not rest:
             return
         with self.lock():
@@ -159,32 +196,47 @@ class ResultStore:
                     raise
 
     def lines(self, kind: Kind) -> Iterator[dict[str, Any]]:
-        """The lines of one kind in the order in which they were written; numbers that are not finite as numbers."""
+        """The lines of one kind in the order in which they were written; numbers that are not
+        finite as numbers.
+        """
         path, model = self.folder.lines(kind), KINDS[kind]
         for number, line in complete_lines(path):
             try:
                 values = load(line)
                 model.model_validate(values, strict=True)
             except ValueError as error:
-                raise UserError(f"{path}:{number}", f"cannot be read ({'; '.join(reasons(error))})", RESTORE) from error
+                raise UserError(
+                    f"{path}:{number}", f"cannot be read ({'; '.join(reasons(error))})", RESTORE
+                ) from error
             yield decode(values) if any(word in line for word in _WORDS) else values
 
     def last(self, kind: Kind) -> dict[str, dict[str, Any]]:
-        """The last line of every key; of a training one that succeeded stands before one that failed."""
+        """The last line of every key; of a training one that succeeded stands before one that
+        failed.
+        """
         found: dict[str, dict[str, Any]] = {}
         key = next(iter(_KEYS[kind]))
         for line in self.lines(kind):
-            if kind != "trainings" or line["error"] is None or found.get(line[key], line)["error"] is not None:
+            if (
+                kind != "trainings"
+                or line["error"] is None
+                or found.get(line[key], line)["error"] is not None
+            ):
                 found[line[key]] = line
         return found
 
     def audit_pairs(self, key: str) -> list[dict[str, Any]]:
         """What an audit has seen so far, by number, without its key."""
         own = {line["pair"]: line for line in self.lines("pairs") if line["audit"] == key}
-        return [{name: value for name, value in own[number].items() if name != "audit"} for number in sorted(own)]
+        return [
+            {name: value for name, value in own[number].items() if name != "audit"}
+            for number in sorted(own)
+        ]
 
     def rounds(self) -> dict[str, list[dict[str, Any]]]:
-        """The round records by training, in order of the round; a training that ran again replaces its records from that round on."""
+        """The round records by training, in order of the round; a training that ran again replaces
+        its records from that round on.
+        """
         by_training: dict[str, list[dict[str, Any]]] = {}
         for record in self.lines("rounds"):
             kept = by_training.setdefault(record["training_id"], [])

@@ -1,4 +1,6 @@
-"""What runs a grid: jobs that write result lines, the scheduler, the engines (Ray is imported here alone), and the live view."""
+"""What runs a grid: jobs that write result lines, the scheduler, the engines (Ray is imported here
+alone), and the live view.
+"""
 
 import atexit
 import gc

@@ -1,4 +1,6 @@
-"""What a user sees while a bench runs: bars in a terminal, a line a minute anywhere else, and failures in both."""
+"""What a user sees while a bench runs: bars in a terminal, a line a minute anywhere else, and
+failures in both.
+"""
 
 from __future__ import annotations
 
@@ -10,7 +12,15 @@ from importlib.util import find_spec
 from types import TracebackType
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TaskID,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
 
 from fedsim.results.columns import Row
 from fedsim.words import counted, print_line
@@ -21,14 +31,26 @@ _DAY = 86_400.0
 
 
 class Display:
-    """The progress of a bench of ``total`` cells, of which an earlier run ``ended`` some, by status; it leaves the terminal as it was."""
+    """The progress of a bench of ``total`` cells, of which an earlier run ``ended`` some, by
+    status; it leaves the terminal as it was.
+    """
 
-    def __init__(self, console: Console, total: int, ended: Mapping[str, int] | None = None) -> None:
+    def __init__(
+        self, console: Console, total: int, ended: Mapping[str, int] | None = None
+    ) -> None:
         self.total, self.ended, self._console = total, Counter(ended), console
         words = TextColumn("{task.description}", markup=False)
-        columns = (words, BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn())
+        columns = (
+            words,
+            BarColumn(),
+            MofNCompleteColumn(),
+            TimeElapsedColumn(),
+            TimeRemainingColumn(),
+        )
         live = console.is_terminal or (console.is_jupyter and find_spec("ipywidgets") is not None)
-        self._progress = Progress(*columns, console=console, transient=True, disable=not live, speed_estimate_period=_DAY)
+        self._progress = Progress(
+            *columns, console=console, transient=True, disable=not live, speed_estimate_period=_DAY
+        )
         self._cells = self._progress.add_task("cells", total=total, completed=self.ended.total())
         self.running: dict[str, TaskID] = {}
         self._started = self._printed = time.monotonic()
@@ -61,7 +83,10 @@ class Display:
             left = self._progress.tasks[0].time_remaining
             estimate = "" if left is None else f", about {_duration(left)} left"
             running, gone = len(self.running), _duration(self._printed - self._started)
-            self.note(f"{self.ended.total()} of {counted(self.total, 'cell')} finished, {running} running, {gone} gone{estimate}")
+            self.note(
+                f"{self.ended.total()} of {counted(self.total, 'cell')} finished, {running} "
+                f"running, {gone} gone{estimate}"
+            )
 
     def note(self, text: str) -> None:
         """A line that stays on the screen."""
@@ -71,10 +96,17 @@ class Display:
         self._progress.start()
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
         self._progress.stop()
         parts = [f"{self.ended['ok']} of {counted(self.total, 'cell')} done"]
-        parts += [f"{count} {status}" for status, count in self.ended.items() if count and status != "ok"]
+        parts += [
+            f"{count} {status}" for status, count in self.ended.items() if count and status != "ok"
+        ]
         left = self.total - self.ended.total()
         parts += [f"{left} not finished"] if left else []
         self.note(f"{', '.join(parts)} in {_duration(time.monotonic() - self._started)}")

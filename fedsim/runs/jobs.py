@@ -1,4 +1,6 @@
-"""What runs on slots. A job has a key, a name, a need and a method of a worker that does it, and writes its own result line."""
+"""What runs on slots. A job has a key, a name, a need and a method of a worker that does it, and
+writes its own result line.
+"""
 
 from __future__ import annotations
 
@@ -17,7 +19,15 @@ from fedsim.partition import Partition
 from fedsim.plugins.code_hash import harness_hash, is_shipped
 from fedsim.plugins.registry import lookup
 from fedsim.results.columns import row_of
-from fedsim.results.lines import RowError, as_trained, judgement_line, keep_state, read_state, reference_line, training_line
+from fedsim.results.lines import (
+    RowError,
+    as_trained,
+    judgement_line,
+    keep_state,
+    read_state,
+    reference_line,
+    training_line,
+)
 from fedsim.results.store import ResultStore
 from fedsim.runs.display import Display
 from fedsim.runs.manifest import now, versions
@@ -44,28 +54,43 @@ class RunContext:
     store: ResultStore
     display: Display
 
-    def finished(self, trial: Trial, training: Mapping[str, Any], judgement: Mapping[str, Any] | None = None) -> None:
+    def finished(
+        self, trial: Trial, training: Mapping[str, Any], judgement: Mapping[str, Any] | None = None
+    ) -> None:
         """Show how a cell ended, by the lines of its training and of its judgement."""
-        self.display.cell_finished(row_of(trial.cell.cell_id, trial.cell.label, training, judgement))
+        self.display.cell_finished(
+            row_of(trial.cell.cell_id, trial.cell.label, training, judgement)
+        )
 
     def refused(self, job: Job, failure: Failure) -> PluginError:
-        """The message of a plug-in whose first training fails; its log has the traceback, and nothing else is written."""
+        """The message of a plug-in whose first training fails; its log has the traceback, and
+        nothing else is written.
+        """
         assert job.trial is not None
         self.store.log(job.trial.cell.cell_id, [failure.traceback.rstrip("\n")])
         grid, name = self.prepared.grid, job.trial.cell.algorithm
-        where = grid.place("algorithms", next(i for i, entry in enumerate(grid.algorithms) if entry.name == name), "name")
-        what = f"its first cell failed: {failure.summary()} ({self.store.folder.log(job.trial.cell.cell_id)})"
+        where = grid.place(
+            "algorithms",
+            next(i for i, entry in enumerate(grid.algorithms) if entry.name == name),
+            "name",
+        )
+        what = (
+            f"its first cell failed: {failure.summary()} "
+            f"({self.store.folder.log(job.trial.cell.cell_id)})"
+        )
         return PluginError(where, what, "correct it, or give keep_going for a failed row")
 
 
 @dataclass(eq=False)
 class Job:
-    """One piece of work. Beside the cells one that fails leaves no line, so that the same command tries it again.
+    """One piece of work. Beside the cells one that fails leaves no line, so that the same command
+    tries it again.
 
     Attributes:
         key: differs from that of every other job of a bench.
         name: what it is called in a message.
-        asked: gives, with data sets as the engine holds them, the worker's method that does it, and its arguments.
+        asked: gives, with data sets as the engine holds them, the worker's method that does it, and
+            its arguments.
         done: takes every item that comes of it but a failure.
         trial: a cell whose algorithm it runs; None: none.
         any_slot: whether it runs on a slot of any shape.
@@ -89,12 +114,18 @@ class Job:
     @cached_property
     def plug_in(self) -> str:
         """The algorithm whose code it runs, where that is not shipped with fedsim; else empty."""
-        return "" if self.trial is None or is_shipped(lookup(self.trial.cell.algorithm)) else self.trial.cell.algorithm
+        return (
+            ""
+            if self.trial is None or is_shipped(lookup(self.trial.cell.algorithm))
+            else self.trial.cell.algorithm
+        )
 
     def take(self, item: Item) -> None:
         """Take what the worker yields; a result is written as it comes."""
         if isinstance(item, Failure):
-            self.run.display.note(f"{self.name} failed; the same command tries again: {item.summary()}")
+            self.run.display.note(
+                f"{self.name} failed; the same command tries again: {item.summary()}"
+            )
         else:
             self.done(item)
 
@@ -104,22 +135,42 @@ class Job:
 
 
 class CellJob(Job):
-    """What a cell lacks: its training and the judgement of what that made, in the same worker; with a training's line the judgement alone.
+    """What a cell lacks: its training and the judgement of what that made, in the same worker; with
+    a training's line the judgement alone.
 
-    ``equal`` are further cells whose results are equal by construction; each has the line of its training, if there is one.
+    ``equal`` are further cells whose results are equal by construction; each has the line of its
+    training, if there is one.
     """
 
     trial: Trial
 
-    def __init__(self, run: RunContext, trial: Trial, training: Line | None = None, equal: Sequence[_Cell] = ()) -> None:
-        self.run, self.trial, self.training = run, trial if training is None else as_trained(trial, training), training
-        self.equal, self.key, self.name = list(equal), ("cell", trial.cell.cell_id), f"{trial.cell.label} (cell {trial.cell.cell_id})"
+    def __init__(
+        self,
+        run: RunContext,
+        trial: Trial,
+        training: Line | None = None,
+        equal: Sequence[_Cell] = (),
+    ) -> None:
+        self.run, self.trial, self.training = (
+            run,
+            trial if training is None else as_trained(trial, training),
+            training,
+        )
+        self.equal, self.key, self.name = (
+            list(equal),
+            ("cell", trial.cell.cell_id),
+            f"{trial.cell.label} (cell {trial.cell.cell_id})",
+        )
         self.any_slot, self.limited, self.asked = training is not None, training is None, self._ask
 
     @property
     def need(self) -> Need:
         """Of a training all its actors."""
-        return self.run.prepared.need_of(self.trial) if self.training is None else self.run.prepared.need
+        return (
+            self.run.prepared.need_of(self.trial)
+            if self.training is None
+            else self.run.prepared.need
+        )
 
     @property
     def cells(self) -> list[_Cell]:
@@ -127,23 +178,49 @@ class CellJob(Job):
         return [(self.trial, self.training), *self.equal]
 
     def _ask(self, put: Put) -> tuple[Any, ...]:
-        """Train, from the last checkpoint if there is one; or judge by the tensors that the training left."""
+        """Train, from the last checkpoint if there is one; or judge by the tensors that the
+        training left.
+        """
         trial, folder, data = self.trial, self.run.store.folder, put(self.trial.data_key)
         if self.training is None:
             self._started("started")
-            # in a list the data set stays a reference, for the worker to hand on to its cohort actors
-            return "train", trial, data, [data], self._checkpoint.read_bytes() if self._checkpoint.exists() else None
+            # in a list the data set stays a reference, for the worker to hand on to its cohort
+            # actors
+            return (
+                "train",
+                trial,
+                data,
+                [data],
+                self._checkpoint.read_bytes() if self._checkpoint.exists() else None,
+            )
         self._started("judged anew")
-        return "judge", trial, read_state(folder.state(trial.cell.training_id), self.training["state"]), data
+        return (
+            "judge",
+            trial,
+            read_state(folder.state(trial.cell.training_id), self.training["state"]),
+            data,
+        )
 
     def _started(self, what: str) -> None:
         cell = self.trial.cell
-        point = {"alpha": cell.concentration, "clients": cell.clients, "epsilon": cell.epsilon, "seed": cell.seed}
-        self.run.display.cell_started(cell.cell_id, setting(cell.label, cell.dataset.display, **point))  # type: ignore[arg-type]
+        point = {
+            "alpha": cell.concentration,
+            "clients": cell.clients,
+            "epsilon": cell.epsilon,
+            "seed": cell.seed,
+        }
+        self.run.display.cell_started(
+            cell.cell_id, setting(cell.label, cell.dataset.display, **point)
+        )  # type: ignore[arg-type]
         plan, sizes = f"plan {self.trial.plan}", f"clients per actor {self.trial.sizes}"
-        self.run.store.log(self.trial.cell.cell_id, [f"{what} {now()}", f"cell {cell.model_dump_json()}", plan, sizes])
+        self.run.store.log(
+            self.trial.cell.cell_id,
+            [f"{what} {now()}", f"cell {cell.model_dump_json()}", plan, sizes],
+        )
         for other, _ in self.equal:
-            self.run.store.log(other.cell.cell_id, [f"equal to cell {cell.cell_id} by construction: see its log"])
+            self.run.store.log(
+                other.cell.cell_id, [f"equal to cell {cell.cell_id} by construction: see its log"]
+            )
 
     def take(self, item: Item) -> None:
         """Rounds and checkpoints as they come; then the training's lines, then the judgement's."""
@@ -158,7 +235,11 @@ class CellJob(Job):
 
     def again(self) -> Job:
         """Judging, once the training's line is written."""
-        return self if self.training is None else CellJob(self.run, self.trial, self.training, self.equal)
+        return (
+            self
+            if self.training is None
+            else CellJob(self.run, self.trial, self.training, self.equal)
+        )
 
     @property
     def _checkpoint(self) -> Path:
@@ -167,9 +248,17 @@ class CellJob(Job):
     def _progress(self, progress: Progress) -> None:
         for trial, _ in self.cells:
             training = {"training_id": trial.cell.training_id}
-            self.run.store.append("rounds", ({**training, "round": r.round, **r.values} for r in progress.rounds))
-        lines = [f"round {record.round + 1}/{record.rounds} {dump(record.values)}" for record in progress.rounds]
-        self.run.store.log(self.trial.cell.cell_id, [*lines, progress.output.rstrip("\n")] if progress.output else lines)
+            self.run.store.append(
+                "rounds", ({**training, "round": r.round, **r.values} for r in progress.rounds)
+            )
+        lines = [
+            f"round {record.round + 1}/{record.rounds} {dump(record.values)}"
+            for record in progress.rounds
+        ]
+        self.run.store.log(
+            self.trial.cell.cell_id,
+            [*lines, progress.output.rstrip("\n")] if progress.output else lines,
+        )
         if progress.rounds:
             last = progress.rounds[-1]
             self.run.display.round_done(self.trial.cell.cell_id, last.round + 1, last.rounds)
@@ -177,7 +266,9 @@ class CellJob(Job):
             keep(self._checkpoint, progress.checkpoint)
 
     def _end(self, outcome: Outcome) -> None:
-        """Keep what was made, then write the lines; the checkpoint, which may hold the key of secret noise, goes before."""
+        """Keep what was made, then write the lines; the checkpoint, which may hold the key of
+        secret noise, goes before.
+        """
         prepared, store, clients = self.run.prepared, self.run.store, self.trial.cell.clients
         self.trial = self.trial.ended(outcome)
         self.run.store.log(self.trial.cell.cell_id, [f"trained {outcome}"])
@@ -186,9 +277,14 @@ class CellJob(Job):
         for trial, _ in self.cells:
             path, own = store.folder.state(trial.cell.training_id), outcome
             if trial is not self.trial:  # every client sends and gets the same
-                up, down = (size // clients * trial.cell.clients for size in (outcome.uplink_bytes, outcome.downlink_bytes))
+                up, down = (
+                    size // clients * trial.cell.clients
+                    for size in (outcome.uplink_bytes, outcome.downlink_bytes)
+                )
                 own = replace(outcome, uplink_bytes=up, downlink_bytes=down)
-            state = keep_state(path, outcome.state) if prepared.grid.resources.save_generators else None
+            state = (
+                keep_state(path, outcome.state) if prepared.grid.resources.save_generators else None
+            )
             lines.append(training_line(trial, own, versions(), names, state))
         store.append("trainings", lines)
         self.training, *others = lines
@@ -204,26 +300,43 @@ class CellJob(Job):
             self.run.finished(trial, line)
 
     def _judged(self, end: Judged | Failure) -> None:
-        self.run.store.log(self.trial.cell.cell_id, [end.traceback.rstrip("\n") if isinstance(end, Failure) else f"judged {end.judgement}"])
+        self.run.store.log(
+            self.trial.cell.cell_id,
+            [end.traceback.rstrip("\n") if isinstance(end, Failure) else f"judged {end.judgement}"],
+        )
         for trial, training in self.cells:
             assert training is not None
-            made = (error_of(end), 0.0) if isinstance(end, Failure) else (end.judgement, end.seconds)
+            made = (
+                (error_of(end), 0.0) if isinstance(end, Failure) else (end.judgement, end.seconds)
+            )
             line = judgement_line(trial, *made)
             self.run.store.append("judgements", [line])
             self.run.finished(trial, training, line)
 
 
 def references_of(run: RunContext, trial: Trial) -> tuple[Job, Job]:
-    """A cell's ceiling and its local-only reference, whose keys end in those of their lines; a failed one leaves no line."""
+    """A cell's ceiling and its local-only reference, whose keys end in those of their lines; a
+    failed one leaves no line.
+    """
     cell, partition, data = trial.cell, trial.partition, run.prepared.data[trial.data_key]
-    common = {"data": data.fingerprint, "probe_c": cell.evaluation.probe_c, "code": harness_hash("evaluation")}
+    common = {
+        "data": data.fingerprint,
+        "probe_c": cell.evaluation.probe_c,
+        "code": harness_hash("evaluation"),
+    }
     own = {"partition": partition.fingerprint, "scheme": cell.partition.model_dump(mode="json")}
 
     def reference(kind: str, facts: Mapping[str, Any], divided: Partition | None) -> Job:
         line = identity({"kind": kind, **facts})
 
         def ask(put: Put) -> tuple[Any, ...]:
-            return "reference", put(trial.data_key), divided, cell.partition, cell.evaluation.probe_c
+            return (
+                "reference",
+                put(trial.data_key),
+                divided,
+                cell.partition,
+                cell.evaluation.probe_c,
+            )
 
         def take(item: Item) -> None:
             if isinstance(item, Ceiling | LocalOnly):
@@ -256,7 +369,9 @@ def check_of(run: RunContext, trial: Trial, *, quick: bool) -> Job:
     """The check of one cell's algorithm, parameters, unit and trust, which other cells share."""
     cell = trial.cell
     defaults = lookup(cell.algorithm).Params.model_validate({}).model_dump(mode="json")
-    given = [f"{key}={dump(value)}" for key, value in cell.params.items() if value != defaults.get(key)]
+    given = [
+        f"{key}={dump(value)}" for key, value in cell.params.items() if value != defaults.get(key)
+    ]
 
     def take(item: Item) -> None:
         if isinstance(item, list):
@@ -269,7 +384,13 @@ def check_of(run: RunContext, trial: Trial, *, quick: bool) -> Job:
 def checked_facts(trial: Trial) -> dict[str, Any]:
     """What a line of a check has to have the same to be of a cell."""
     cell = trial.cell
-    return {"source": cell.source, "unit": cell.unit, "trust": cell.trust, "params": cell.params, "check": harness_hash("evidence")}
+    return {
+        "source": cell.source,
+        "unit": cell.unit,
+        "trust": cell.trust,
+        "params": cell.params,
+        "check": harness_hash("evidence"),
+    }
 
 
 def error_of(failure: Failure) -> RowError:

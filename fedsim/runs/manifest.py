@@ -33,37 +33,68 @@ from fedsim.results.store import RESTORE, RunFolder
 from fedsim.runs.prepare import Prepared, prepare, this_machine
 
 RELEASE_WORDS = {
-    "seeded": "simulation only: the seed of all noise is in this folder, so nothing in it may be released",
-    "secret": "what `fedsim release` writes of a cell may be released under its epsilon, several under what all of them cost together "
-    "(fedsim verify), for training rows and clients as they were given; nothing else in this folder may",
+    "seeded": "simulation only: the seed of all noise is in this folder, so nothing in it may be "
+    "released",
+    "secret": "what `fedsim release` writes of a cell may be released under its epsilon, several "
+    "under what all of them cost together "
+    "(fedsim verify), for training rows and clients as they were given; nothing else in this "
+    "folder may",
 }
 """What may leave a run folder, by where its noise comes from."""
-ALIKE = ("dataset_hash", "public_hash", "partition", "delta", "unit", "unit_column", "trust", "noise")
+ALIKE = (
+    "dataset_hash",
+    "public_hash",
+    "partition",
+    "delta",
+    "unit",
+    "unit_column",
+    "trust",
+    "noise",
+)
 METHOD = ("algorithm", "params", "tuning")
 """What two cells share that stand on one page; and that are of one method."""
 PACKAGES = ("ray", "torch", "opacus", "numpy", "scikit-learn", "scipy")
 
 
 def prepared_again(folder: RunFolder, *, trust_plugin: bool) -> Prepared:
-    """The grid that a run folder's manifest holds, prepared for this machine without the plug-ins that were refused.
+    """The grid that a run folder's manifest holds, prepared for this machine without the plug-ins
+    that were refused.
 
-    The code of algorithms that it names as a file or a module that is not installed only runs with ``trust_plugin``.
+    The code of algorithms that it names as a file or a module that is not installed only runs with
+    ``trust_plugin``.
     """
     folder.check()
     manifest = read_manifest(folder.path)
     try:
-        grid, refused = Grid.model_validate(manifest["grid"]), {entry["algorithm"] for entry in manifest["refused"]}
+        grid, refused = (
+            Grid.model_validate(manifest["grid"]),
+            {entry["algorithm"] for entry in manifest["refused"]},
+        )
     except (KeyError, ValidationError) as error:
-        raise UserError(str(folder.manifest), "cannot be read (it has no grid of this version)", RESTORE) from error
-    grid = grid.model_copy(update={"algorithms": tuple(entry for entry in grid.algorithms if entry.display not in refused)})
+        raise UserError(
+            str(folder.manifest), "cannot be read (it has no grid of this version)", RESTORE
+        ) from error
+    grid = grid.model_copy(
+        update={
+            "algorithms": tuple(entry for entry in grid.algorithms if entry.display not in refused)
+        }
+    )
     for entry in () if trust_plugin else grid.algorithms:
         check_installed(entry.name, str(folder.manifest))
     return prepare(grid, [this_machine()])
 
 
-def write_manifest(folder: RunFolder, prepared: Prepared, entries: Sequence[Entry], kept: Sequence[Entry] = ()) -> None:
-    """Write ``manifest.json``: versions, hardware, the resolved grid, its cells and those ``kept`` of earlier grids, refused plug-ins."""
-    methods = [_method(one.display, lookup(one.name)) for i, one in enumerate(prepared.grid.algorithms) if i not in prepared.refused]
+def write_manifest(
+    folder: RunFolder, prepared: Prepared, entries: Sequence[Entry], kept: Sequence[Entry] = ()
+) -> None:
+    """Write ``manifest.json``: versions, hardware, the resolved grid, its cells and those ``kept``
+    of earlier grids, refused plug-ins.
+    """
+    methods = [
+        _method(one.display, lookup(one.name))
+        for i, one in enumerate(prepared.grid.algorithms)
+        if i not in prepared.refused
+    ]
     earlier = read_manifest(folder.path).get("methods", []) if kept else []
     manifest = {
         "format": FORMAT,
@@ -75,7 +106,10 @@ def write_manifest(folder: RunFolder, prepared: Prepared, entries: Sequence[Entr
         "release": RELEASE_WORDS[prepared.grid.privacy.noise],
         "grid": prepared.grid.model_dump(mode="json"),
         "methods": [*methods, *(each for each in earlier if each not in methods)],
-        "refused": [{"algorithm": prepared.grid.algorithms[i].display, "error": str(error)} for i, error in prepared.refused.items()],
+        "refused": [
+            {"algorithm": prepared.grid.algorithms[i].display, "error": str(error)}
+            for i, error in prepared.refused.items()
+        ],
         "cells": [asdict(entry) for entry in entries],
         "kept": [asdict(entry) for entry in kept],
     }
@@ -84,13 +118,18 @@ def write_manifest(folder: RunFolder, prepared: Prepared, entries: Sequence[Entr
 
 
 def kept_entries(prepared: Prepared, lines: RunResults) -> list[Entry]:
-    """Cells that are ok, that the folder's page showed and this grid does not make, of its data and evaluation and of today's code.
+    """Cells that are ok, that the folder's page showed and this grid does not make, of its data and
+    evaluation and of today's code.
 
     Those of a label that the grid has are kept with its parameters alone.
     """
     cells = [trial.cell for trial in prepared.trials]
     ids, evaluations = {cell.cell_id for cell in cells}, {cell.evaluation for cell in cells}
-    alike, methods, sources = set[str](), dict[str, str](), {cell.algorithm: cell.source for cell in cells}
+    alike, methods, sources = (
+        set[str](),
+        dict[str, str](),
+        {cell.algorithm: cell.source for cell in cells},
+    )
     for cell in cells:
         facts = cell.model_dump(mode="json")
         alike.add(_facts(facts, ALIKE))
@@ -103,8 +142,14 @@ def kept_entries(prepared: Prepared, lines: RunResults) -> list[Entry]:
         if of["algorithm"] in known():
             sources.setdefault(of["algorithm"], source_hash(lookup(of["algorithm"])))
         method, today = _facts(of, METHOD), sources.get(of["algorithm"], of["source"])
-        same = _facts(of, ALIKE) in alike and methods.get(entry.label, method) == method and of["source"] == today
-        if same and entry.cell_id in {judged_id(entry.training_id, evaluation) for evaluation in evaluations}:
+        same = (
+            _facts(of, ALIKE) in alike
+            and methods.get(entry.label, method) == method
+            and of["source"] == today
+        )
+        if same and entry.cell_id in {
+            judged_id(entry.training_id, evaluation) for evaluation in evaluations
+        }:
             kept.append(entry)
     return kept
 
@@ -114,7 +159,9 @@ def _facts(cell: Mapping[str, Any], names: Sequence[str]) -> str:
 
 
 def _method(label: str, cls: type[Algorithm]) -> dict[str, str]:
-    """A method for readers who do not know it: what its class says it is, and the paper that it follows."""
+    """A method for readers who do not know it: what its class says it is, and the paper that it
+    follows.
+    """
     text = inspect.cleandoc(cls.__doc__ or "").partition("\n\n")[0]
     return {"label": label, "text": " ".join(text.replace("`", "").split()), "source": cls.source}
 
@@ -126,22 +173,47 @@ def now() -> str:
 
 def versions() -> dict[str, str]:
     """Versions of everything that computes."""
-    return {"python": platform.python_version(), "fedsim": __version__, **{name: version(name) for name in PACKAGES}}
+    return {
+        "python": platform.python_version(),
+        "fedsim": __version__,
+        **{name: version(name) for name in PACKAGES},
+    }
 
 
 def revision() -> str | None:
-    """The git revision of fedsim's source tree, with a mark if it was changed since; None outside a checkout of it."""
+    """The git revision of fedsim's source tree, with a mark if it was changed since; None outside a
+    checkout of it.
+    """
     folder = Path(__file__).parents[2]
     if not (folder / ".git").exists() or shutil.which("git") is None:
         return None
-    command = ["git", "-C", str(folder), "describe", "--always", "--dirty", "--abbrev=12", "--match="]
-    return subprocess.run(command, capture_output=True, text=True, check=False).stdout.strip() or None
+    command = [
+        "git",
+        "-C",
+        str(folder),
+        "describe",
+        "--always",
+        "--dirty",
+        "--abbrev=12",
+        "--match=",
+    ]
+    return (
+        subprocess.run(command, capture_output=True, text=True, check=False).stdout.strip() or None
+    )
 
 
 def hardware() -> dict[str, Any]:
     """Processor, cores and memory of the driver's machine."""
     lines = Path("/proc/cpuinfo").read_text().splitlines()
-    model = next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), platform.processor())
+    model = next(
+        (line.partition(":")[2].strip() for line in lines if line.startswith("model name")),
+        platform.processor(),
+    )
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
     cores = len(os.sched_getaffinity(0))
-    return {"cpu": model, "cores": cores, "memory_gib": round(memory, 1), "system": platform.platform()}
+    return {
+        "cpu": model,
+        "cores": cores,
+        "memory_gib": round(memory, 1),
+        "system": platform.platform(),
+    }

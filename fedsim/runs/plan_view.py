@@ -1,4 +1,6 @@
-"""What a prepared grid would run: cells, the noise in units of the signal, partitions, memory and time."""
+"""What a prepared grid would run: cells, the noise in units of the signal, partitions, memory and
+time.
+"""
 
 from __future__ import annotations
 
@@ -65,27 +67,55 @@ class Plan(Printed):
         records = []
         for trial in self.prepared.trials:
             cell, plan = trial.cell, trial.plan
-            facts: dict[str, Any] = {"cell": cell.cell_id, "algorithm": cell.label, "data": cell.dataset.display, "α": cell.alpha}
-            facts |= {"clients": cell.clients, "seed": cell.seed, "actors": len(trial.sizes), "claim": plan.claim if plan else "none"}
+            facts: dict[str, Any] = {
+                "cell": cell.cell_id,
+                "algorithm": cell.label,
+                "data": cell.dataset.display,
+                "α": cell.alpha,
+            }
+            facts |= {
+                "clients": cell.clients,
+                "seed": cell.seed,
+                "actors": len(trial.sizes),
+                "claim": plan.claim if plan else "none",
+            }
             if plan is None and cell.epsilon is not None:  # the word of those who made the rows
-                facts |= {"claim": "none" if math.isinf(cell.epsilon) else cell.params["claim"], "ε": cell.epsilon, "δ": cell.delta}
+                facts |= {
+                    "claim": "none" if math.isinf(cell.epsilon) else cell.params["claim"],
+                    "ε": cell.epsilon,
+                    "δ": cell.delta,
+                }
             if plan is not None:
-                facts |= {"ε": plan.epsilon_target, "ε reached": plan.epsilon_reached, "δ": plan.delta, "σ": plan.sigma}
+                facts |= {
+                    "ε": plan.epsilon_target,
+                    "ε reached": plan.epsilon_reached,
+                    "δ": plan.delta,
+                    "σ": plan.sigma,
+                }
                 facts["q"] = ", ".join(number(release.sample_rate) for release in plan.releases)
                 facts["steps"] = ", ".join(str(release.steps) for release in plan.releases)
-                facts |= {"unit": cell.unit_name, "trust": plan.trust, "scope": plan.scope, "accountant": plan.accountant}
+                facts |= {
+                    "unit": cell.unit_name,
+                    "trust": plan.trust,
+                    "scope": plan.scope,
+                    "accountant": plan.accountant,
+                }
             records.append(facts)
         return pd.DataFrame(records)
 
     @property
     def noise(self) -> pd.DataFrame:
-        """A row for each part of each release: the norm of its noise over the largest norm that the part itself can have.
+        """A row for each part of each release: the norm of its noise over the largest norm that the
+        part itself can have.
 
         Once for cells that differ in seed or alpha alone; shapes are of rounds on made-up rows.
         """
         import pandas as pd
 
-        cells = {(t.cell.label, t.cell.dataset.display, t.cell.clients, t.cell.epsilon): t for t in self.prepared.trials}
+        cells = {
+            (t.cell.label, t.cell.dataset.display, t.cell.clients, t.cell.epsilon): t
+            for t in self.prepared.trials
+        }
         parts: dict[Any, Parts] = {}
         records = []
         for place, trial in cells.items():
@@ -94,7 +124,9 @@ class Plan(Printed):
             known = (trial.cell.algorithm, str(trial.cell.params), trial.task)
             parts[known] = parts.get(known) or parts_of(trial)
             for release in trial.plan.releases:
-                facts = dict(zip(("algorithm", "data", "clients", "ε"), place, strict=True)) | {"release": release.name}
+                facts = dict(zip(("algorithm", "data", "clients", "ε"), place, strict=True)) | {
+                    "release": release.name
+                }
                 facts["noise multiplier"] = trial.plan.mechanism(release.name).noise_multiplier
                 for name, noise, of in signals(trial, parts[known], release):
                     records.append(facts | {"part": name, "noise / signal": noise, "signal": of})
@@ -116,23 +148,45 @@ class Plan(Printed):
     def show(self, console: Console) -> None:
         """Print it."""
         prepared, wide = self.prepared, wide_console(console, 400)
-        wide.print(frame_table(f"{prepared.grid.name}: {counted(len(prepared.trials), 'cell')}", self.cells))
+        wide.print(
+            frame_table(
+                f"{prepared.grid.name}: {counted(len(prepared.trials), 'cell')}", self.cells
+            )
+        )
         if len(noise := self.noise):
-            wide.print(frame_table("noise in units of the signal, the largest norm that a part can have", noise))
-        spread = self.partitions.groupby(["data", "α", "clients", "seed"], sort=False, dropna=False)["rows"].agg(["min", "median", "max"])
+            wide.print(
+                frame_table(
+                    "noise in units of the signal, the largest norm that a part can have", noise
+                )
+            )
+        spread = self.partitions.groupby(
+            ["data", "α", "clients", "seed"], sort=False, dropna=False
+        )["rows"].agg(["min", "median", "max"])
         wide.print(frame_table("partitions: rows a client", spread.reset_index()))
         show_warnings(prepared, console)
         for data in prepared.data.values():
             size = f"{data.x_train.nbytes / 2**20:.1f} MiB once a machine"
             print_line(console, f"data: {data.name}, {len(data.y_train)} × {data.dim}, {size}")
-        print_line(console, f"{counted(prepared.parallel, 'cell')} at a time, actors with {prepared.need} each")
+        print_line(
+            console,
+            f"{counted(prepared.parallel, 'cell')} at a time, actors with {prepared.need} each",
+        )
         if prepared.repeated:
-            print_line(console, f"{counted(prepared.repeated, 'cell')} equal to another by construction: trained once")
-        print_line(console, f"{time_left(prepared, ResultStore(self.folder).last('trainings'), self.folder)[1]}; nothing was run")
+            print_line(
+                console,
+                f"{counted(prepared.repeated, 'cell')} equal to another by construction: "
+                "trained once",
+            )
+        print_line(
+            console,
+            f"{time_left(prepared, ResultStore(self.folder).last('trainings'), self.folder)[1]}; "
+            "nothing was run",
+        )
 
 
 def time_left(prepared: Prepared, trainings: Mapping[str, Line], folder: Path) -> tuple[float, str]:
-    """The minutes that are left in a folder, and these in words: by its ``trainings`` of the same method, else by a warm-up.
+    """The minutes that are left in a folder, and these in words: by its ``trainings`` of the same
+    method, else by a warm-up.
 
     Plug-ins, whose code is not to run in this process, and cells on GPUs have none.
     """
@@ -140,43 +194,92 @@ def time_left(prepared: Prepared, trainings: Mapping[str, Line], folder: Path) -
     for line in trainings.values():
         if line["error"] is None:
             took[line["cell"]["algorithm"]].append(line["seconds"])
-    cells = [one for one in prepared.trials if prepared.equal.get(one.cell.training_id, one.cell.training_id) == one.cell.training_id]
-    left, rates = [trial for trial in cells if trial.cell.training_id not in trainings], dict[tuple[str, str], dict[str, float]]()
-    unknown = sorted({one.cell.algorithm for one in left if prepared.need.gpus or not is_shipped(lookup(one.cell.algorithm))} - {*took})
+    cells = [
+        one
+        for one in prepared.trials
+        if prepared.equal.get(one.cell.training_id, one.cell.training_id) == one.cell.training_id
+    ]
+    left, rates = (
+        [trial for trial in cells if trial.cell.training_id not in trainings],
+        dict[tuple[str, str], dict[str, float]](),
+    )
+    unknown = sorted(
+        {
+            one.cell.algorithm
+            for one in left
+            if prepared.need.gpus or not is_shipped(lookup(one.cell.algorithm))
+        }
+        - {*took}
+    )
     for trial in (trial for trial in left if trial.cell.algorithm not in unknown):
-        name, tuning, kind = trial.cell.algorithm, trial.cell.tuning, (trial.cell.algorithm, trial.data_key)
+        name, tuning, kind = (
+            trial.cell.algorithm,
+            trial.cell.tuning,
+            (trial.cell.algorithm, trial.data_key),
+        )
         if name not in took:
             rates[kind] = rates.get(kind) or seconds_a_round(trial, prepared)
-            releases = [phase.release for phase in build_algorithm(name, trial.cell.params, trial.task).phases()]
-            whole = (tuning.trials if tuning else 1) * sum(rates[kind][each.name] * each.rounds for each in releases)
+            releases = [
+                phase.release
+                for phase in build_algorithm(name, trial.cell.params, trial.task).phases()
+            ]
+            whole = (tuning.trials if tuning else 1) * sum(
+                rates[kind][each.name] * each.rounds for each in releases
+            )
         seconds[name] += fmean(took[name]) if name in took else whole
-    minutes, dearest = sum(seconds.values()) / prepared.parallel / 60, max(seconds, key=seconds.__getitem__, default="")
+    minutes, dearest = (
+        sum(seconds.values()) / prepared.parallel / 60,
+        max(seconds, key=seconds.__getitem__, default=""),
+    )
     long = f"{minutes / 60:.1f} hours" if minutes > 90 else f"{minutes:.1f} minutes"
-    words = [f"about {long} of training for the {counted(len(left), 'cell')} left"] if seconds or not unknown else []
-    words += [f"{seconds[dearest] / sum(seconds.values()):.0%} of it {dearest}"] if len(seconds) > 1 and minutes > 1 else []
-    words += [f"not known before a cell of {', '.join(unknown)} has run in {folder}"] if unknown else []
+    words = (
+        [f"about {long} of training for the {counted(len(left), 'cell')} left"]
+        if seconds or not unknown
+        else []
+    )
+    words += (
+        [f"{seconds[dearest] / sum(seconds.values()):.0%} of it {dearest}"]
+        if len(seconds) > 1 and minutes > 1
+        else []
+    )
+    words += (
+        [f"not known before a cell of {', '.join(unknown)} has run in {folder}"] if unknown else []
+    )
     return minutes, f"time: {', '.join(words)}"
 
 
 def seconds_a_round(trial: Trial, prepared: Prepared) -> dict[str, float]:
-    """The seconds of a round of each release of a cell, by the second where there are two; nothing of it is kept."""
+    """The seconds of a round of each release of a cell, by the second where there are two; nothing
+    of it is kept.
+    """
     data, seconds = prepared.data[trial.data_key], dict[str, float]()
     with torch.random.fork_rng(devices=[]), threadpool_limits(max(1, int(prepared.need.cpus))):
         algorithm = build_algorithm(trial.cell.algorithm, trial.cell.params, trial.given(data).task)
         pool, started = local_pool(trial.given(data), data), time.perf_counter()
-        for record in train(algorithm, pool, trial.plan, Seeds(0), schedule=first_rounds(algorithm, 2)):
+        for record in train(
+            algorithm, pool, trial.plan, Seeds(0), schedule=first_rounds(algorithm, 2)
+        ):
             seconds[record.values["release"]] = time.perf_counter() - started
             started = time.perf_counter()
     return seconds
 
 
 def show_warnings(prepared: Prepared, console: Console) -> None:
-    """Print why plug-ins are left out, and what budgets and scores do not say although they look like it, each warning once."""
+    """Print why plug-ins are left out, and what budgets and scores do not say although they look
+    like it, each warning once.
+    """
     for error in prepared.refused.values():
         print_line(console, f"left out: {error}", "red")
-    finite = (trial for trial in prepared.trials if trial.plan is not None and math.isfinite(trial.plan.epsilon_target))
+    finite = (
+        trial
+        for trial in prepared.trials
+        if trial.plan is not None and math.isfinite(trial.plan.epsilon_target)
+    )
     warnings = dict.fromkeys(
-        large_delta(trial.cell.unit_name, trial.cell.delta, trial.units, prepared.data[trial.data_key].name) for trial in finite
+        large_delta(
+            trial.cell.unit_name, trial.cell.delta, trial.units, prepared.data[trial.data_key].name
+        )
+        for trial in finite
     )
     views = {trial.data_key: trial.cell.evaluation.unseen for trial in prepared.trials}
     warnings |= dict.fromkeys(untested(prepared.data[key], site) for key, site in views.items())
@@ -187,7 +290,9 @@ def show_warnings(prepared: Prepared, console: Console) -> None:
 
 
 def parts_of(trial: Trial) -> Parts:
-    """A cell's clients and the shapes of what they send, from the first round of each release on a few made-up rows a client."""
+    """A cell's clients and the shapes of what they send, from the first round of each release on a
+    few made-up rows a client.
+    """
     shapes: dict[str, dict[str, tuple[int, ...]]] = {}
 
     class Noted(LocalPool):
@@ -195,44 +300,90 @@ def parts_of(trial: Trial) -> Parts:
 
         def round(self, round_: Round, broadcast: Tensors) -> list[Message]:
             messages = super().round(round_, broadcast)
-            shapes[round_.release.name] = {name: tuple(value.shape) for name, value in messages[0].sums.items()}
+            shapes[round_.release.name] = {
+                name: tuple(value.shape) for name, value in messages[0].sums.items()
+            }
             return messages
 
     with torch.random.fork_rng(devices=[]):
-        cohort = made_up_cohort(trial.cell.algorithm, trial.cell.params, trial.task, trial.plan, ROWS_A_CLIENT)
-        to_the_end(train(cohort.algorithm, Noted([cohort]), trial.plan, Seeds(0), schedule=first_rounds(cohort.algorithm)))
+        cohort = made_up_cohort(
+            trial.cell.algorithm, trial.cell.params, trial.task, trial.plan, ROWS_A_CLIENT
+        )
+        to_the_end(
+            train(
+                cohort.algorithm,
+                Noted([cohort]),
+                trial.plan,
+                Seeds(0),
+                schedule=first_rounds(cohort.algorithm),
+            )
+        )
     return cohort, shapes
 
 
 def signals(trial: Trial, parts: Parts, release: Release) -> Iterator[tuple[str, float, str]]:
-    """Every part of a release: its name, the expected norm of its noise over the largest norm that it can have, and what that is."""
+    """Every part of a release: its name, the expected norm of its noise over the largest norm that
+    it can have, and what that is.
+    """
     from fedsim.methods.local_training import LocalDPSGD, LocalTraining
 
     assert trial.plan is not None
     task, plan, (cohort, sent) = trial.task, trial.plan, parts
     shapes = sent[release.name]
-    weights = next((phase.weights for phase in cohort.phases if phase.release.name == release.name), {})
+    weights = next(
+        (phase.weights for phase in cohort.phases if phase.release.name == release.name), {}
+    )
     dim = trial.cell.params.get("project") or task.dim
     for name, shape in shapes.items() if weights else ():
         size = math.prod(shape[1:])
         matrices = shape == (dim, dim) or (name == "class_second" and shape[0] % size == 0)
         groups = shape[0] // size if matrices else shape[0]
         # a sum is released to be divided, so its noise is that of a mean
-        std = plan.noise_std_of_sum(release.name, task.clients) / (plan.clip * weights.get(name, 1.0)) / (trial.units / groups)
+        std = (
+            plan.noise_std_of_sum(release.name, task.clients)
+            / (plan.clip * weights.get(name, 1.0))
+            / (trial.units / groups)
+        )
         # the spectral norm of a matrix of independent noise is about twice the root of its size
-        norm, of = (2.0, "largest trace, spectral norm") if matrices else (1.0, "radius" if size > 1 else "count")
-        title = name.replace("_sums", " means").replace("_second", " second moments").replace("_", " ")
-        yield title, norm * math.sqrt(size) * std, f"{of} of n = {trial.units:,} in {groups} groups, {size} dimensions"
+        norm, of = (
+            (2.0, "largest trace, spectral norm")
+            if matrices
+            else (1.0, "radius" if size > 1 else "count")
+        )
+        title = (
+            name.replace("_sums", " means").replace("_second", " second moments").replace("_", " ")
+        )
+        yield (
+            title,
+            norm * math.sqrt(size) * std,
+            f"{of} of n = {trial.units:,} in {groups} groups, {size} dimensions",
+        )
     if weights:
         return
     algorithm = cohort.algorithm
-    local = isinstance(algorithm, LocalDPSGD) and algorithm.in_local_steps  # the noise is in every client's own steps
+    local = (
+        isinstance(algorithm, LocalDPSGD) and algorithm.in_local_steps
+    )  # the noise is in every client's own steps
     clients = algorithm.clips_clients() or (isinstance(algorithm, LocalTraining) and not local)
     parameters = sum(p.numel() for p in cohort.clients.model.parameters())
-    held, called = (trial.train_rows, "examples") if trial.train_groups is None else (trial.train_groups, "groups")
+    held, called = (
+        (trial.train_rows, "examples")
+        if trial.train_groups is None
+        else (trial.train_groups, "groups")
+    )
     size = parameters if local else sum(math.prod(shape) for shape in shapes.values())
-    units = (held / task.clients if local else task.clients if clients else held) * release.sample_rate
+    units = (
+        held / task.clients if local else task.clients if clients else held
+    ) * release.sample_rate
     of = "clients" if clients else f"{called} of a client" if local else called
-    noise = plan.noise_std_of_sum(release.name, 1 if local else task.clients) * math.sqrt(size) / (plan.clip * units)
+    noise = (
+        plan.noise_std_of_sum(release.name, 1 if local else task.clients)
+        * math.sqrt(size)
+        / (plan.clip * units)
+    )
     steps = f"{size:,} parameters, in each of {release.steps} steps"
-    yield f"sum of {'updates' if clients else 'gradients'}", noise, f"clip {number(plan.clip)} × {units:,.0f} expected {of}, {steps}"
+    yield (
+        f"sum of {'updates' if clients else 'gradients'}",
+        noise,
+        f"clip {number(plan.clip)} × {units:,.0f} expected {of}, {steps}",
+    )

@@ -14,7 +14,16 @@ from fedsim.data.embeddings import Embeddings
 from fedsim.errors import PluginError, UserError, at, nearest
 from fedsim.evaluation.readouts import READOUTS
 from fedsim.evaluation.tuning import plans_of
-from fedsim.grid.cells import client_views, expand, grid_place, loaded, partition_of, resolve, task_of, without_unseen
+from fedsim.grid.cells import (
+    client_views,
+    expand,
+    grid_place,
+    loaded,
+    partition_of,
+    resolve,
+    task_of,
+    without_unseen,
+)
 from fedsim.grid.models import Cell, Grid, shown
 from fedsim.json_lines import dump
 from fedsim.methods.messages import Task
@@ -27,7 +36,9 @@ from fedsim.training.trial import Candidate, Trial, packing
 from fedsim.words import counted
 
 FEW_CELLS, SHORT_WORK = 5, 3e7
-"""Cells, and numbers that their rounds read (rounds x rows x dimensions), up to which they take less time than Ray to start."""
+"""Cells, and numbers that their rounds read (rounds x rows x dimensions), up to which they take
+less time than Ray to start.
+"""
 _SLACK = 1e-6
 """Shares are added up in floating point."""
 
@@ -43,7 +54,9 @@ class Node(NamedTuple):
 
 
 class Need(NamedTuple):
-    """What a job needs: so many actors at once, each with CPUs and GPUs (a part of one, or a whole number)."""
+    """What a job needs: so many actors at once, each with CPUs and GPUs (a part of one, or a whole
+    number).
+    """
 
     cpus: float
     gpus: float = 0.0
@@ -58,7 +71,10 @@ class Need(NamedTuple):
         if not self.gpus:
             return on_cpus
         whole = math.floor(node.gpus / self.gpus + _SLACK)
-        return min(on_cpus, whole if self.gpus >= 1 else int(node.gpus) * math.floor(1 / self.gpus + _SLACK))
+        return min(
+            on_cpus,
+            whole if self.gpus >= 1 else int(node.gpus) * math.floor(1 / self.gpus + _SLACK),
+        )
 
 
 @dataclass(frozen=True)
@@ -67,12 +83,15 @@ class Prepared:
 
     Attributes:
         refused: why entries of ``algorithms``, by their positions, are left out.
-        data: the data sets by key; where clients see values of their own also what each partition makes of them.
+        data: the data sets by key; where clients see values of their own also what each partition
+            makes of them.
         trials: one a cell, in the grid's order.
         need: what one actor needs.
         parallel: how many cells may run at a time.
-        equal: of cells whose result another partition cannot change, the training of the first that is equal to it.
-        keep_going: whether a plug-in whose first training fails is a failed row rather than the end.
+        equal: of cells whose result another partition cannot change, the training of the first that
+            is equal to it.
+        keep_going: whether a plug-in whose first training fails is a failed row rather than the
+            end.
     """
 
     grid: Grid
@@ -100,10 +119,16 @@ class Prepared:
 
     @property
     def short(self) -> bool:
-        """Whether all cells have run before a cluster has started: a handful of shipped methods on few rows, without limits or GPUs."""
+        """Whether all cells have run before a cluster has started: a handful of shipped methods on
+        few rows, without limits or GPUs.
+        """
         asked, work = self.grid.resources, 0.0
         limits = (self.need.gpus, asked.cell_timeout, self.grid.audit, self.grid.check)
-        if len(self.trials) > FEW_CELLS or any(limits) or not all(is_shipped(lookup(trial.cell.algorithm)) for trial in self.trials):
+        if (
+            len(self.trials) > FEW_CELLS
+            or any(limits)
+            or not all(is_shipped(lookup(trial.cell.algorithm)) for trial in self.trials)
+        ):
             return False
         for trial in self.trials:
             algorithm = build_algorithm(trial.cell.algorithm, trial.cell.params, trial.task)
@@ -113,17 +138,27 @@ class Prepared:
 
 
 def this_machine() -> Node:
-    """This machine, as far as this process may use it (affinity, container limits, visible GPUs)."""
+    """This machine, as far as this process may use it (affinity, container limits, visible
+    GPUs).
+    """
     return Node(float(joblib.cpu_count()), float(torch.cuda.device_count()))
 
 
-def prepare(grid: Grid, nodes: Sequence[Node], max_parallel: int | None = None, *, keep_going: bool = False) -> Prepared:
-    """Find the algorithms, load the data, list the cells, partition, plan every budget, lay out the actors.
+def prepare(
+    grid: Grid, nodes: Sequence[Node], max_parallel: int | None = None, *, keep_going: bool = False
+) -> Prepared:
+    """Find the algorithms, load the data, list the cells, partition, plan every budget, lay out the
+    actors.
 
-    Any mistake is raised with its place in the grid, but that of a plug-in is noted where the rest is to go on, ``keep_going``.
+    Any mistake is raised with its place in the grid, but that of a plug-in is noted where the rest
+    is to go on, ``keep_going``.
     """
     for name in set(grid.evaluation.readouts) - READOUTS.keys():
-        raise UserError(grid.place("evaluation", "readouts"), f"there is no readout '{name}'", nearest(name, READOUTS))
+        raise UserError(
+            grid.place("evaluation", "readouts"),
+            f"there is no readout '{name}'",
+            nearest(name, READOUTS),
+        )
     resolved = resolve(grid, keep_going=keep_going)
     need = Need(grid.resources.cpus_per_actor, grid.resources.gpus_per_actor)
     capacity = actors_that_fit(grid, need, nodes)
@@ -137,27 +172,58 @@ def prepare(grid: Grid, nodes: Sequence[Node], max_parallel: int | None = None, 
     views, keys = client_views(cells, partitions, data)
     trials = tuple(
         # public rows travel with the data
-        Trial(cell, replace(task, public=None), own[0].plan, partition, size, key, own if cell.tuning else ())
-        for cell, task, own, partition, size, key in zip(cells, tasks, plans, partitions, sizes, keys, strict=True)
+        Trial(
+            cell,
+            replace(task, public=None),
+            own[0].plan,
+            partition,
+            size,
+            key,
+            own if cell.tuning else (),
+        )
+        for cell, task, own, partition, size, key in zip(
+            cells, tasks, plans, partitions, sizes, keys, strict=True
+        )
     )
-    return Prepared(grid, resolved.refused, views, trials, tuple(nodes), need, parallel, equal_cells(trials), keep_going)
+    return Prepared(
+        grid,
+        resolved.refused,
+        views,
+        trials,
+        tuple(nodes),
+        need,
+        parallel,
+        equal_cells(trials),
+        keep_going,
+    )
 
 
 def equal_cells(trials: Sequence[Trial]) -> dict[str, str]:
-    """By training, the first that gives the same: of shipped methods that only release sums over rows, and are judged as a whole."""
+    """By training, the first that gives the same: of shipped methods that only release sums over
+    rows, and are judged as a whole.
+    """
     first: dict[str, str] = {}
     equal = {}
     for trial in trials:
         cell, judged = trial.cell, trial.cell.evaluation
-        known = is_shipped(lookup(cell.algorithm)) and build_algorithm(cell.algorithm, cell.params, trial.task).ignores_partition()
-        if known and not (cell.tuning or cell.partition.shifts or judged.per_client or judged.personal is not None):
-            facts = cell.model_dump(mode="json", exclude={"cell_id", "training_id", "partition", "alpha", "clients"})
+        known = (
+            is_shipped(lookup(cell.algorithm))
+            and build_algorithm(cell.algorithm, cell.params, trial.task).ignores_partition()
+        )
+        if known and not (
+            cell.tuning or cell.partition.shifts or judged.per_client or judged.personal is not None
+        ):
+            facts = cell.model_dump(
+                mode="json", exclude={"cell_id", "training_id", "partition", "alpha", "clients"}
+            )
             key = dump([facts, trial.data_key, trial.train_rows, trial.train_groups])
             equal[cell.training_id] = first.setdefault(key, cell.training_id)
     return equal
 
 
-def partitioned(grid: Grid, cells: Sequence[Cell], data: Mapping[str, Embeddings]) -> list[Partition]:
+def partitioned(
+    grid: Grid, cells: Sequence[Cell], data: Mapping[str, Embeddings]
+) -> list[Partition]:
     """Every cell's partition; cells of one data set, alpha, number of clients and seed share it."""
     made: dict[tuple[str, float, int, int], Partition] = {}
     keys = [(cell.data_key, cell.alpha, cell.clients, cell.seed) for cell in cells]
@@ -168,8 +234,12 @@ def partitioned(grid: Grid, cells: Sequence[Cell], data: Mapping[str, Embeddings
     return [made[key] for key in keys]
 
 
-def planned(grid: Grid, cells: Sequence[Cell], tasks: Sequence[Task]) -> list[tuple[Candidate, ...]]:
-    """Every cell's parameters with their plan, several of a tuned cell; cells that differ in data, alpha or seed alone share them."""
+def planned(
+    grid: Grid, cells: Sequence[Cell], tasks: Sequence[Task]
+) -> list[tuple[Candidate, ...]]:
+    """Every cell's parameters with their plan, several of a tuned cell; cells that differ in data,
+    alpha or seed alone share them.
+    """
     solved: dict[tuple[Any, ...], tuple[Candidate, ...]] = {}
     keys = []
     for cell, task in zip(cells, tasks, strict=True):
@@ -178,25 +248,46 @@ def planned(grid: Grid, cells: Sequence[Cell], tasks: Sequence[Task]) -> list[tu
             if where == "epsilon":
                 named = grid.place("epsilon", grid.epsilon.index(cell.epsilon))
             else:
-                named = grid.place(where) if where in Grid.model_fields else f"{grid.place('algorithms')}: {where}"
+                named = (
+                    grid.place(where)
+                    if where in Grid.model_fields
+                    else f"{grid.place('algorithms')}: {where}"
+                )
             return f"{named} with {cell.label}"
 
         tuned = dump(cell.tuning and cell.tuning.model_dump())
-        keys.append((cell.algorithm, dump(cell.params), tuned, task, cell.epsilon, cell.public_hash))
+        keys.append(
+            (cell.algorithm, dump(cell.params), tuned, task, cell.epsilon, cell.public_hash)
+        )
         if keys[-1] not in solved:
             with at(place):
-                solved[keys[-1]] = plans_of(lookup(cell.algorithm), cell.params, cell.tuning, task, cell.epsilon, cell.delta)
+                solved[keys[-1]] = plans_of(
+                    lookup(cell.algorithm), cell.params, cell.tuning, task, cell.epsilon, cell.delta
+                )
     return [solved[key] for key in keys]
 
 
-def laid_out(grid: Grid, cells: Sequence[Cell], capacity: int, parallel: int) -> list[tuple[int, ...]]:
-    """Clients per actor of every cell, in client order. ``auto``: all where cells keep every slot busy, else spread over idle ones."""
+def laid_out(
+    grid: Grid, cells: Sequence[Cell], capacity: int, parallel: int
+) -> list[tuple[int, ...]]:
+    """Clients per actor of every cell, in client order. ``auto``: all where cells keep every slot
+    busy, else spread over idle ones.
+    """
     asked, sizes = grid.resources.clients_per_actor, []
     for cell in cells:
-        spread = cell.clients if asked == "all" or len(cells) >= parallel else -(-cell.clients // (parallel // len(cells)))
-        sizes.append(packing(cell.clients, min(asked, cell.clients) if isinstance(asked, int) else spread))
+        spread = (
+            cell.clients
+            if asked == "all" or len(cells) >= parallel
+            else -(-cell.clients // (parallel // len(cells)))
+        )
+        sizes.append(
+            packing(cell.clients, min(asked, cell.clients) if isinstance(asked, int) else spread)
+        )
         if (actors := len(sizes[-1])) > capacity:
-            what = f"{cell.clients} clients need {actors} actors at once and the cluster has room for {capacity}"
+            what = (
+                f"{cell.clients} clients need {actors} actors at once and the cluster has "
+                f"room for {capacity}"
+            )
             hint = "put more clients on an actor, or give actors a smaller share"
             raise UserError(grid.place("resources", "clients_per_actor"), what, hint)
     return sizes
@@ -214,12 +305,22 @@ def actors_that_fit(grid: Grid, need: Need, nodes: Sequence[Node]) -> int:
 
 
 def label_matrices(prepared: Prepared) -> list[LabelMatrix]:
-    """The label-by-client matrix of every partition; clients by site are called by it, with a number where several are of one."""
+    """The label-by-client matrix of every partition; clients by site are called by it, with a
+    number where several are of one.
+    """
     matrices: dict[tuple[Any, ...], LabelMatrix] = {}
     for trial in prepared.trials:
         cell, partition, data = trial.cell, trial.partition, prepared.data[trial.data_key]
-        place = (shown(cell.dataset, cell.evaluation.unseen), partition.scheme, cell.concentration, cell.clients, cell.seed)
+        place = (
+            shown(cell.dataset, cell.evaluation.unseen),
+            partition.scheme,
+            cell.concentration,
+            cell.clients,
+            cell.seed,
+        )
         if place not in matrices:
             names = site_names(data, partition, cell.partition)
-            matrices[place] = LabelMatrix(*place, partition.fingerprint, partition.label_counts, data.names, sites=names)
+            matrices[place] = LabelMatrix(
+                *place, partition.fingerprint, partition.label_counts, data.names, sites=names
+            )
     return list(matrices.values())

@@ -1,4 +1,6 @@
-"""Ray, all of it: a cluster of this machine or one that is joined, its actors, and the engine that runs jobs on them."""
+"""Ray, all of it: a cluster of this machine or one that is joined, its actors, and the engine that
+runs jobs on them.
+"""
 
 from __future__ import annotations
 
@@ -17,10 +19,14 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-# Ray reads these as it is imported and hands them to what it starts: no usage report to anyone, no warning about idle GPUs, a model of up
-# to 1 MiB travels in the call itself, in a third of the object store's time, worker processes import torch while Ray still starts, a
-# signal is heard within 0.1 s of any wait, workers stay in their cluster's process group, a cluster that is started here listens on
-# 127.0.0.1 alone, and within `ray job submit --working-dir` what a plug-in needs travels, too, in place of the job's folder.
+# Ray reads these as it is imported and hands them to what it starts: no usage report to anyone, no
+# warning about idle GPUs, a model of up
+# to 1 MiB travels in the call itself, in a third of the object store's time, worker processes
+# import torch while Ray still starts, a
+# signal is heard within 0.1 s of any wait, workers stay in their cluster's process group, a cluster
+# that is started here listens on
+# 127.0.0.1 alone, and within `ray job submit --working-dir` what a plug-in needs travels, too, in
+# place of the job's folder.
 os.environ.update(
     {
         "RAY_USAGE_STATS_ENABLED": "0",
@@ -34,8 +40,11 @@ os.environ.update(
     }
     | dict(os.environ)
 )
-# `ray start` protects a cluster by the token of its machine if there is one; a driver that joins by address must set the mode itself.
-if {"RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"} & set(os.environ) or (Path.home() / ".ray" / "auth_token").exists():
+# `ray start` protects a cluster by the token of its machine if there is one; a driver that joins by
+# address must set the mode itself.
+if {"RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"} & set(os.environ) or (
+    Path.home() / ".ray" / "auth_token"
+).exists():
     os.environ.setdefault("RAY_AUTH_MODE", "token")
 
 import numpy as np
@@ -64,12 +73,20 @@ LEAVING = 2.0
 _HEAD = """
 import os, signal, sys
 import ray
-ray.init("local", num_cpus=int(sys.argv[1]), num_gpus=int(sys.argv[2]), include_dashboard=False, log_to_driver=False)
+ray.init(
+    "local",
+    num_cpus=int(sys.argv[1]),
+    num_gpus=int(sys.argv[2]),
+    include_dashboard=False,
+    log_to_driver=False,
+)
 print(ray.get_runtime_context().gcs_address, flush=True)
 sys.stdin.read()
 os.killpg(0, signal.SIGKILL)
 """
-"""A process that leads a session: it starts a cluster, says its address, and kills the whole session's group once its input ends."""
+"""A process that leads a session: it starts a cluster, says its address, and kills the whole
+session's group once its input ends.
+"""
 
 
 @contextmanager
@@ -81,11 +98,19 @@ def local_ray(node: Node) -> Iterator[RayEngine]:
 
 @contextmanager
 def local_cluster(node: Node) -> Iterator[None]:
-    """A Ray cluster of one node for the block, for this machine alone; its processes end with this one, however it ends."""
+    """A Ray cluster of one node for the block, for this machine alone; its processes end with this
+    one, however it ends.
+    """
     if ray.is_initialized():
-        raise UserError("Ray", "runs in this process already", "end it with `ray.shutdown()` first, which ends what it computes, too")
+        raise UserError(
+            "Ray",
+            "runs in this process already",
+            "end it with `ray.shutdown()` first, which ends what it computes, too",
+        )
     # a socket's path may have 107 bytes, of which a long TMPDIR would leave Ray too few
-    scratch = tempfile.TemporaryDirectory(prefix="fedsim-ray-", dir="/tmp", ignore_cleanup_errors=True)
+    scratch = tempfile.TemporaryDirectory(
+        prefix="fedsim-ray-", dir="/tmp", ignore_cleanup_errors=True
+    )
     with scratch as folder, _head(node, Path(folder)) as address, _connected():
         try:
             _connect(address)
@@ -96,23 +121,41 @@ def local_cluster(node: Node) -> Iterator[None]:
 
 
 def _not_started(what: str) -> RunLost:
-    return RunLost("Ray", f"did not start ({what})", "free memory or processes; the same command tries again")
+    return RunLost(
+        "Ray", f"did not start ({what})", "free memory or processes; the same command tries again"
+    )
 
 
 @contextmanager
 def _head(node: Node, folder: Path) -> Iterator[str]:
-    """A cluster in a session of its own, which no terminal's signal reaches; yields its address. It ends with the block or the driver."""
-    environment = {**os.environ, "RAY_TMPDIR": str(folder), "RAY_AUTH_MODE": os.environ.get("RAY_AUTH_MODE", "disabled")}
+    """A cluster in a session of its own, which no terminal's signal reaches; yields its address. It
+    ends with the block or the driver.
+    """
+    environment = {
+        **os.environ,
+        "RAY_TMPDIR": str(folder),
+        "RAY_AUTH_MODE": os.environ.get("RAY_AUTH_MODE", "disabled"),
+    }
     command = [sys.executable, "-c", _HEAD, str(int(node.cpus)), str(int(node.gpus))]
     pipe = subprocess.PIPE
     with (
         (folder / "errors").open("w+") as errors,
-        subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=errors, env=environment, text=True, start_new_session=True) as head,
+        subprocess.Popen(
+            command,
+            stdin=pipe,
+            stdout=pipe,
+            stderr=errors,
+            env=environment,
+            text=True,
+            start_new_session=True,
+        ) as head,
     ):
         try:
             assert head.stdout is not None
             if not (address := head.stdout.readline().strip()):
-                raise _not_started([*Path(errors.name).read_text().strip().splitlines(), "no word of why"][-1])
+                raise _not_started(
+                    [*Path(errors.name).read_text().strip().splitlines(), "no word of why"][-1]
+                )
             yield address
         finally:
             with suppress(ProcessLookupError):
@@ -121,16 +164,22 @@ def _head(node: Node, folder: Path) -> Iterator[str]:
 
 @contextmanager
 def joined_cluster(address: str, files: Collection[Path] = ()) -> Iterator[list[Node]]:
-    """The running cluster at ``address`` (``host:port``, or ``auto`` for one on this machine) for the block; yields its nodes.
+    """The running cluster at ``address`` (``host:port``, or ``auto`` for one on this machine) for
+    the block; yields its nodes.
 
-    Of ``files``, which its machines need to import, those below the working folder are sent to each.
+    Of ``files``, which its machines need to import, those below the working folder are sent to
+    each.
     """
     host, _, port = address.rpartition(":")
     try:  # Ray itself would try for minutes
         if address != "auto":
             socket.create_connection((host.strip("[]"), int(port)), timeout=5).close()
     except (OSError, OverflowError, ValueError) as error:
-        raise UserError(f"address {address}", f"cannot be reached ({error})", "give a running cluster's host:port, or auto") from error
+        raise UserError(
+            f"address {address}",
+            f"cannot be reached ({error})",
+            "give a running cluster's host:port, or auto",
+        ) from error
     with tempfile.TemporaryDirectory(prefix="fedsim-plug-ins-") as staged:
         sent = [file.relative_to(Path.cwd()) for file in files if file.is_relative_to(Path.cwd())]
         for place in sent:
@@ -138,33 +187,57 @@ def joined_cluster(address: str, files: Collection[Path] = ()) -> Iterator[list[
             shutil.copy(place, Path(staged) / place)
         try:
             _connect(address, **({"runtime_env": {"working_dir": staged}} if sent else {}))
-        except (ConnectionError, RuntimeError, ValueError) as error:  # RuntimeError: other versions there
-            what, right = "no Ray cluster runs there, or it does not let this process in", "start one with `ray start --head`"
-            token = "where it asks for a token, set RAY_AUTH_TOKEN or RAY_AUTH_TOKEN_PATH (`ray get-auth-token` at its head)"
-            raise UserError(f"address {address}", what, f"{right}, of this version of Ray and Python; {token}") from error
+        except (
+            ConnectionError,
+            RuntimeError,
+            ValueError,
+        ) as error:  # RuntimeError: other versions there
+            what, right = (
+                "no Ray cluster runs there, or it does not let this process in",
+                "start one with `ray start --head`",
+            )
+            token = (
+                "where it asks for a token, set RAY_AUTH_TOKEN or RAY_AUTH_TOKEN_PATH (`ray "
+                "get-auth-token` at its head)"
+            )
+            raise UserError(
+                f"address {address}", what, f"{right}, of this version of Ray and Python; {token}"
+            ) from error
     with _connected(), interrupts():
         yield list(live_nodes())
 
 
 def _connect(address: str, **options: Any) -> None:
     ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR, **options)
-    os.environ.pop("PYTHONBREAKPOINT", None)  # Ray's own debugger would fail in what is run without Ray afterwards
+    os.environ.pop(
+        "PYTHONBREAKPOINT", None
+    )  # Ray's own debugger would fail in what is run without Ray afterwards
 
 
 @contextmanager
 def _connected() -> Iterator[None]:
-    """Disconnects at the end of the block; from a cluster that may be gone without waiting for it."""
+    """Disconnects at the end of the block; from a cluster that may be gone without waiting for
+    it.
+    """
     late: int | None = None
     try:
         yield
     except BaseException as error:
-        late = INTERRUPTED if isinstance(error, KeyboardInterrupt) else 1 if isinstance(error, ClusterLost) else None
+        late = (
+            INTERRUPTED
+            if isinstance(error, KeyboardInterrupt)
+            else 1
+            if isinstance(error, ClusterLost)
+            else None
+        )
         raise
     finally:
         leaving = threading.Thread(target=ray.shutdown, daemon=True)
         leaving.start()
         leaving.join(None if late is None else LEAVING)
-        if late is not None and leaving.is_alive():  # at the end of the process nothing waits for it any more
+        if (
+            late is not None and leaving.is_alive()
+        ):  # at the end of the process nothing waits for it any more
             atexit.unregister(ray.shutdown)
             atexit.register(os._exit, late)
 
@@ -176,7 +249,9 @@ def live_nodes() -> tuple[Node, ...]:
 
 
 def prepare_process() -> None:
-    """Let Ray send tensors as arrays of bytes, into memory of torch's own: Ray's is read-only and aligned by chance."""
+    """Let Ray send tensors as arrays of bytes, into memory of torch's own: Ray's is read-only and
+    aligned by chance.
+    """
     ray.util.register_serializer(torch.Tensor, serializer=_sent, deserializer=_received)
 
 
@@ -196,7 +271,9 @@ class TrialWorker(Worker):
 
     def __init__(self, need: Need, device: Device, cohorts: Sequence[Any] = ()) -> None:
         super().__init__(need, device)
-        os.environ["PYTHONBREAKPOINT"] = "0"  # Ray would wait for a debugger, and nothing would say so
+        os.environ["PYTHONBREAKPOINT"] = (
+            "0"  # Ray would wait for a debugger, and nothing would say so
+        )
         prepare_process()
         self.cohorts = list(cohorts)
 
@@ -204,10 +281,14 @@ class TrialWorker(Worker):
         """The clients of a cell, on all actors of the slot."""
         if len(trial.sizes) == 1:
             return super().pool(trial, data, held, seeds)
-        return RayPool(self.cohorts, trial.cohorts(seeds), trial.data_key, data, held[0], self.device)
+        return RayPool(
+            self.cohorts, trial.cohorts(seeds), trial.data_key, data, held[0], self.device
+        )
 
     def failure(self, error: Exception | SystemExit) -> Failure | None:
-        """Why a cell failed; an exception of another actor comes wrapped, with the traceback over there as its text. None: it died."""
+        """Why a cell failed; an exception of another actor comes wrapped, with the traceback over
+        there as its text. None: it died.
+        """
         if isinstance(error, ray.exceptions.RayTaskError):
             return Failure(type(error.cause).__name__, str(error.cause), str(error))
         return None if isinstance(error, ray.exceptions.RayActorError) else super().failure(error)
@@ -223,7 +304,9 @@ class CohortActor(Process):
         self.cohort: Cohort | None = None
 
     def host(self, spec: CohortSpec, key: str, data: Embeddings) -> None:
-        """Take the clients of ``spec``, of the data set with this key, up, in place of any earlier ones."""
+        """Take the clients of ``spec``, of the data set with this key, up, in place of any earlier
+        ones.
+        """
         self.cohort = None
         self.make_ready()
         data = self.same(key, data)
@@ -239,17 +322,28 @@ class RayPool(LocalPool):
     """The cohorts of a cell, the first in this process and each other on one of ``actors``."""
 
     def __init__(
-        self, actors: Sequence[Any], specs: Sequence[CohortSpec], key: str, data: Embeddings, data_ref: Any, device: torch.device
+        self,
+        actors: Sequence[Any],
+        specs: Sequence[CohortSpec],
+        key: str,
+        data: Embeddings,
+        data_ref: Any,
+        device: torch.device,
     ) -> None:
         self.actors, self.sizes = list(actors), [len(spec.members) for spec in specs]
-        hosted = [actor.host.remote(spec.given(None), key, data_ref) for actor, spec in zip(self.actors, specs[1:], strict=True)]
+        hosted = [
+            actor.host.remote(spec.given(None), key, data_ref)
+            for actor, spec in zip(self.actors, specs[1:], strict=True)
+        ]
         self.cohorts = [Cohort(specs[0], data.x_train, data.y_train, device)]
         ray.get(hosted)
 
     def each(self, method: str, arguments: Sequence[tuple[Any, ...]]) -> list[Any]:
         """As in this process, but all at once."""
         own, *others = arguments
-        running = [actor.call.remote(method, *its) for actor, its in zip(self.actors, others, strict=True)]
+        running = [
+            actor.call.remote(method, *its) for actor, its in zip(self.actors, others, strict=True)
+        ]
         return [getattr(self.cohorts[0], method)(*own), *ray.get(running)]
 
     def round(self, round_: Round, broadcast: Tensors) -> list[Message]:
@@ -262,7 +356,8 @@ class RayPool(LocalPool):
 class RayEngine:
     """The connected Ray cluster; its methods are those of :class:`fedsim.runs.worker.InProcess`.
 
-    Without its head, or Ray's service on this machine, Ray waits for a minute and then ends the process without a message.
+    Without its head, or Ray's service on this machine, Ray waits for a minute and then ends the
+    process without a message.
     """
 
     def __init__(self) -> None:
@@ -273,7 +368,10 @@ class RayEngine:
         head, _, port = context.gcs_address.rpartition(":")
         self.services = {
             "the cluster's head": (head.strip("[]"), int(port)),
-            "Ray's service on this machine": (own["NodeManagerAddress"], int(own["NodeManagerPort"])),
+            "Ray's service on this machine": (
+                own["NodeManagerAddress"],
+                int(own["NodeManagerPort"]),
+            ),
         }
 
     def put(self, value: Any) -> Any:
@@ -281,7 +379,9 @@ class RayEngine:
         return ray.put(value)
 
     def nodes(self) -> tuple[Node, ...]:
-        """The nodes that the cluster has now; what this process is connected by must still listen and be listed."""
+        """The nodes that the cluster has now; what this process is connected by must still listen
+        and be listed.
+        """
         for name, address in self.services.items():
             try:
                 socket.create_connection(address, timeout=5).close()
@@ -292,7 +392,9 @@ class RayEngine:
         return live_nodes()
 
     def open(self, need: Need, device: Device) -> Slot:
-        """The actors, in a placement group for all of them at once, so that cells never wait for each other's."""
+        """The actors, in a placement group for all of them at once, so that cells never wait for
+        each other's.
+        """
         bundle = {"CPU": need.cpus} | ({"GPU": need.gpus} if need.gpus else {})
         group: PlacementGroup = placement_group([bundle] * need.actors, strategy="PACK")
 
@@ -300,11 +402,17 @@ class RayEngine:
             return ray.remote(kind).options(
                 num_cpus=need.cpus,
                 num_gpus=need.gpus,
-                scheduling_strategy=PlacementGroupSchedulingStrategy(group, placement_group_bundle_index=bundle),
+                scheduling_strategy=PlacementGroupSchedulingStrategy(
+                    group, placement_group_bundle_index=bundle
+                ),
             )
 
-        cohorts = [placed(CohortActor, bundle).remote(need, device) for bundle in range(1, need.actors)]
-        return Slot(need, placed(TrialWorker, 0).remote(need, device, cohorts), tuple(cohorts), group)
+        cohorts = [
+            placed(CohortActor, bundle).remote(need, device) for bundle in range(1, need.actors)
+        ]
+        return Slot(
+            need, placed(TrialWorker, 0).remote(need, device, cohorts), tuple(cohorts), group
+        )
 
     def close(self, slot: Slot) -> None:
         """End the actors and give their shares back."""
@@ -332,9 +440,13 @@ class RayEngine:
 
 
 def _lost(error: ray.exceptions.RayError) -> WorkerLost:
-    """A process, a machine or an object was lost, which is no fault of the job; or an exception was raised."""
+    """A process, a machine or an object was lost, which is no fault of the job; or an exception was
+    raised.
+    """
     cause = getattr(error, "cause", None) or error
-    if isinstance(cause if isinstance(error, ray.exceptions.RayTaskError) else error, ray.exceptions.RayError):
+    if isinstance(
+        cause if isinstance(error, ray.exceptions.RayTaskError) else error, ray.exceptions.RayError
+    ):
         what = "a worker process of the cell died (killed, out of memory, or it crashed)"
         return WorkerLost(Failure(type(cause).__name__, what, str(cause), goes_on=True), again=True)
     return WorkerLost(Failure(type(cause).__name__, str(cause), str(error)), again=False)

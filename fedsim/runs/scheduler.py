@@ -1,4 +1,6 @@
-"""The scheduler: places jobs on an engine's slots, first come first served, and hands them what their workers yield."""
+"""The scheduler: places jobs on an engine's slots, first come first served, and hands them what
+their workers yield.
+"""
 
 from __future__ import annotations
 
@@ -28,7 +30,9 @@ LOOK_EVERY = 1.0
 
 @dataclass
 class Slots:
-    """All slots of a bench, opened when they are needed: ``parallel`` at a time, of no more than ``capacity`` actors."""
+    """All slots of a bench, opened when they are needed: ``parallel`` at a time, of no more than
+    ``capacity`` actors.
+    """
 
     engine: Engine
     capacity: int
@@ -40,11 +44,16 @@ class Slots:
     def take(self, need: Need, *, any_slot: bool = False, plug_in: str = "") -> Slot | None:
         """A slot for a job; None if there is no room for it now.
 
-        Code that is not shipped, ``plug_in``, may leave its process in any state: where it ran, nothing else runs any more.
+        Code that is not shipped, ``plug_in``, may leave its process in any state: where it ran,
+        nothing else runs any more.
         """
         if len(self.busy) >= self.parallel:
             return None
-        usable = (slot for slot in self.idle if slot.plug_in in ("", plug_in) and (any_slot or slot.need == need))
+        usable = (
+            slot
+            for slot in self.idle
+            if slot.plug_in in ("", plug_in) and (any_slot or slot.need == need)
+        )
         slot = next(usable, None)
         if slot is not None:
             self.idle.remove(slot)
@@ -91,14 +100,17 @@ class Running:
 class Scheduler:
     """Places jobs on slots; the driver alone writes files.
 
-    A slot that lost an actor is replaced, and its job, whose fault that was not, runs again, a training from its last checkpoint, up to
+    A slot that lost an actor is replaced, and its job, whose fault that was not, runs again, a
+    training from its last checkpoint, up to
     :data:`MOST_LOSSES` times.
     """
 
     def __init__(self, run: RunContext, engine: Engine) -> None:
         prepared = run.prepared
         self.context, self.engine, self.resources = run, engine, prepared.grid.resources
-        self.slots = Slots(engine, prepared.capacity(prepared.nodes), prepared.parallel, self.resources.device)
+        self.slots = Slots(
+            engine, prepared.capacity(prepared.nodes), prepared.parallel, self.resources.device
+        )
         self.data: dict[str, Any] = {}
         self.queue: deque[Job] = deque()
         self.running: dict[Any, Running] = {}
@@ -107,7 +119,9 @@ class Scheduler:
         self.looked = time.monotonic()
 
     def run(self, jobs: Iterable[Job]) -> None:
-        """Run all ``jobs``: those of plug-ins first, so that a mistake shows at once, each one's together, because they share slots."""
+        """Run all ``jobs``: those of plug-ins first, so that a mistake shows at once, each one's
+        together, because they share slots.
+        """
         self.queue = deque(sorted(jobs, key=lambda job: (not job.plug_in, job.plug_in)))
         try:
             while self.queue or self.running:
@@ -118,7 +132,8 @@ class Scheduler:
                     self._look_around()
                     self.looked = time.monotonic()
         except (KeyboardInterrupt, ClusterLost):
-            raise  # actors end with the connection; a lost cluster would not answer a request to end them
+            # actors end with the connection; a lost cluster would not answer a request to end them
+            raise
         except BaseException:
             self.slots.close()
             raise
@@ -131,20 +146,26 @@ class Scheduler:
         return self.data[key]
 
     def _start_next(self) -> bool:
-        """Start the first job for which the cluster has enough machines, if there is room for it now."""
+        """Start the first job for which the cluster has enough machines, if there is room for it
+        now.
+        """
         for at, job in enumerate(self.queue):
             if job.need.actors <= self.slots.capacity:
                 slot = self.slots.take(job.need, any_slot=job.any_slot, plug_in=job.plug_in)
                 if slot is not None:
                     del self.queue[at]
-                    self.running[self.engine.start(slot, *job.asked(self._put))] = Running(job, slot)
+                    self.running[self.engine.start(slot, *job.asked(self._put))] = Running(
+                        job, slot
+                    )
                 return slot is not None
         if not self.queue:
             self.slots.end_idle()
         return False
 
     def _receive_next(self) -> None:
-        """Take the next item of a stream, or note its end; not for longer than it is time to look around again."""
+        """Take the next item of a stream, or note its end; not for longer than it is time to look
+        around again.
+        """
         if not self.running:
             time.sleep(LOOK_EVERY / 5)
             return
@@ -157,22 +178,33 @@ class Scheduler:
             except WorkerLost as lost:
                 self._lose(running, lost.failure, again=lost.again)
             else:
-                self.running[stream] = running  # behind the others, so that none is served more often
+                self.running[stream] = (
+                    running  # behind the others, so that none is served more often
+                )
                 running.since = running.since or time.monotonic()
                 self._take(running.job, item)
 
     def _take(self, job: Job, item: Item) -> None:
-        """Hand a job what its worker yields; the first failure of a plug-in that has trained nothing yet is its message."""
+        """Hand a job what its worker yields; the first failure of a plug-in that has trained
+        nothing yet is its message.
+        """
         if isinstance(item, Outcome):
             self.trained.add(job.plug_in)
-        untried = isinstance(job, CellJob) and job.training is None and job.plug_in not in ("", *self.trained)
+        untried = (
+            isinstance(job, CellJob)
+            and job.training is None
+            and job.plug_in not in ("", *self.trained)
+        )
         if untried and isinstance(item, Failure) and not self.context.prepared.keep_going:
             raise self.context.refused(job, item)
         job.take(item)
 
     def _look_around(self) -> None:
         """See what is left of the cluster, and whose time is up."""
-        self.slots.capacity, now = self.context.prepared.capacity(self.engine.nodes()), time.monotonic()
+        self.slots.capacity, now = (
+            self.context.prepared.capacity(self.engine.nodes()),
+            time.monotonic(),
+        )
         self.context.display.tick()
         limit = self.resources.cell_timeout or math.inf
         for stream, running in list(self.running.items()):

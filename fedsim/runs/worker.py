@@ -1,6 +1,8 @@
-"""A worker: it trains and judges cells one after another, and computes references and audits, in the process that it is in.
+"""A worker: it trains and judges cells one after another, and computes references and audits, in
+the process that it is in.
 
-Also the engine that runs a scheduler's jobs on slots in this process, without Ray; its other form is :class:`fedsim.runs.ray.RayEngine`.
+Also the engine that runs a scheduler's jobs on slots in this process, without Ray; its other form
+is :class:`fedsim.runs.ray.RayEngine`.
 """
 
 from __future__ import annotations
@@ -36,7 +38,15 @@ from fedsim.seeds import Seeds
 from fedsim.training.cohort import LocalPool
 from fedsim.training.rounds import RoundRecord
 from fedsim.training.state import Checkpoints
-from fedsim.training.trial import MADE_UP_ROWS, Outcome, Trial, local_pool, made_up_cohort, run_trial, train_rehearsed
+from fedsim.training.trial import (
+    MADE_UP_ROWS,
+    Outcome,
+    Trial,
+    local_pool,
+    made_up_cohort,
+    run_trial,
+    train_rehearsed,
+)
 
 if TYPE_CHECKING:
     from fedsim.evidence.audit.audit import AuditRun
@@ -64,7 +74,9 @@ class Failure:
 
 @dataclass(frozen=True)
 class Progress:
-    """What a worker streams while a job runs: rounds, output and an audit's pairs since the last one, and a new checkpoint."""
+    """What a worker streams while a job runs: rounds, output and an audit's pairs since the last
+    one, and a new checkpoint.
+    """
 
     rounds: tuple[RoundRecord, ...] = ()
     output: str = ""
@@ -85,7 +97,9 @@ Item = Progress | Outcome | Judged | Ceiling | LocalOnly | Failure | object
 
 
 def gathered(items: Iterable[Any]) -> Iterator[tuple[Any, ...]]:
-    """What comes within :data:`FLUSH_SECONDS`, together; an exception comes after what came before it."""
+    """What comes within :data:`FLUSH_SECONDS`, together; an exception comes after what came before
+    it.
+    """
     pending, sent = list[Any](), time.monotonic()
     try:
         for item in items:
@@ -104,30 +118,41 @@ def gathered(items: Iterable[Any]) -> Iterator[tuple[Any, ...]]:
 def check_source(cell: Cell) -> None:
     """Check that this process imported the code that the cell's id stands for."""
     if source_hash(lookup(cell.algorithm)) != cell.source:
-        raise RuntimeError(f"the source of {cell.algorithm} is not what it was when the grid was read; run the same command again")
+        raise RuntimeError(
+            f"the source of {cell.algorithm} is not what it was when the grid was read; run "
+            "the same command again"
+        )
 
 
 def settle(cpus: float, device: torch.device = CPU) -> None:
-    """Make a process ready for training on its share of the machine: torch's defaults, which plug-ins change, threads and memory."""
+    """Make a process ready for training on its share of the machine: torch's defaults, which
+    plug-ins change, threads and memory.
+    """
     torch.set_default_dtype(torch.float32)
-    if torch.empty(0).device != CPU:  # torch.get_default_device fails in older versions once the default was taken back
+    if (
+        torch.empty(0).device != CPU
+    ):  # torch.get_default_device fails in older versions once the default was taken back
         torch.set_default_device(None)
     torch.set_grad_enabled(True)
     if device != CPU:
         exact_products()
     threads = max(1, int(cpus))
     torch.set_num_threads(threads)
-    # numbers below 1e-38, as saturated layers leave them, take some processors a hundred times as long as 0
+    # numbers below 1e-38, as saturated layers leave them, take some processors a hundred times as
+    # long as 0
     torch.set_flush_denormal(True)
     threadpool_limits(threads)
-    # glibc gives large blocks back at every step, and the next step pays for every page anew: up to a third of its time.
+    # glibc gives large blocks back at every step, and the next step pays for every page anew: up to
+    # a third of its time.
     if (mallopt := getattr(ctypes.CDLL(None), "mallopt", None)) is not None:
         mallopt(_M_MMAP_MAX, 0)
         mallopt(_M_TRIM_THRESHOLD, KEPT_MEMORY)
 
 
 class Process:
-    """A process that runs one job after another, on ``device``, with what ``need`` grants one actor."""
+    """A process that runs one job after another, on ``device``, with what ``need`` grants one
+    actor.
+    """
 
     def __init__(self, need: Need, device: Device) -> None:
         self.need, self.device = need, device_of(device, need.gpus)
@@ -142,14 +167,18 @@ class Process:
         settle(self.need.cpus, self.device)
 
     def same(self, key: str, data: Embeddings) -> Embeddings:
-        """The data set as the last call had it, so that rows on a device are known again: Ray makes an object of its own for every call."""
+        """The data set as the last call had it, so that rows on a device are known again: Ray makes
+        an object of its own for every call.
+        """
         if self.latest is None or self.latest[0] != key:
             self.latest = (key, data)
         return self.latest[1]
 
 
 def _job(steps: Callable[..., Iterator[Item]]) -> Callable[..., Iterator[Item]]:
-    """Makes a worker's method a job: a word that it has begun, then what it yields; an exception ends it with a failure."""
+    """Makes a worker's method a job: a word that it has begun, then what it yields; an exception
+    ends it with a failure.
+    """
 
     @functools.wraps(steps)
     def job(worker: Worker, *given: Any) -> Iterator[Item]:
@@ -168,14 +197,18 @@ def _job(steps: Callable[..., Iterator[Item]]) -> Callable[..., Iterator[Item]]:
 
 
 class Worker(Process):
-    """Runs jobs; all clients of a cell are in its process. ``capture``: what a cell prints goes to its log."""
+    """Runs jobs; all clients of a cell are in its process. ``capture``: what a cell prints goes to
+    its log.
+    """
 
     def __init__(self, need: Need, device: Device = "auto", *, capture: bool = True) -> None:
         super().__init__(need, device)
         self.capture, self.output = capture, io.StringIO()
 
     def pool(self, trial: Trial, data: Embeddings, held: Sequence[Any], seeds: Seeds) -> LocalPool:
-        """The clients of a cell; ``held`` is the data set as an engine holds it, alone in a list."""
+        """The clients of a cell; ``held`` is the data set as an engine holds it, alone in a
+        list.
+        """
         return local_pool(trial, data, seeds, self.device)
 
     def failure(self, error: Exception | SystemExit) -> Failure | None:
@@ -183,19 +216,41 @@ class Worker(Process):
         return Failure(type(error).__name__, str(error), "".join(traceback.format_exception(error)))
 
     @_job
-    def train(self, trial: Trial, data: Embeddings, held: Sequence[Any], checkpoint: bytes | None) -> Iterator[Item]:
-        """Train a cell from its ``checkpoint``, then judge: progress, the outcome, the judgement; or a failure in place of either."""
-        own, checkpoints = self.same(trial.data_key, data), Checkpoints(checkpoint, trial.cell.training_id)
+    def train(
+        self, trial: Trial, data: Embeddings, held: Sequence[Any], checkpoint: bytes | None
+    ) -> Iterator[Item]:
+        """Train a cell from its ``checkpoint``, then judge: progress, the outcome, the judgement;
+        or a failure in place of either.
+        """
+        own, checkpoints = (
+            self.same(trial.data_key, data),
+            Checkpoints(checkpoint, trial.cell.training_id),
+        )
 
         def make_pool(trial: Trial, data: Embeddings, seeds: Seeds) -> LocalPool:
             return self.pool(trial, data, held, seeds)
 
         check_source(trial.cell)
-        if not is_shipped(lookup(trial.cell.algorithm)):  # a loss that is not per example voids the plan
+        if not is_shipped(
+            lookup(trial.cell.algorithm)
+        ):  # a loss that is not per example voids the plan
             task = replace(trial.task, clients=min(2, trial.task.clients))
-            train_rehearsed(made_up_cohort(trial.cell.algorithm, trial.cell.params, task, trial.plan, MADE_UP_ROWS), trial.plan)
-        for steps in gathered((run_tuned if trial.candidates else run_trial)(trial, own, make_pool, checkpoints, self.device)):
-            yield Progress(tuple(step for step in steps if isinstance(step, RoundRecord)), self.printed(), checkpoints.unsent())
+            train_rehearsed(
+                made_up_cohort(
+                    trial.cell.algorithm, trial.cell.params, task, trial.plan, MADE_UP_ROWS
+                ),
+                trial.plan,
+            )
+        for steps in gathered(
+            (run_tuned if trial.candidates else run_trial)(
+                trial, own, make_pool, checkpoints, self.device
+            )
+        ):
+            yield Progress(
+                tuple(step for step in steps if isinstance(step, RoundRecord)),
+                self.printed(),
+                checkpoints.unsent(),
+            )
             if isinstance(outcome := steps[-1], Outcome):
                 yield outcome
                 yield from self._judged(trial.ended(outcome), outcome.state, own)
@@ -213,7 +268,9 @@ class Worker(Process):
 
     @_job
     def audit(self, cell: Cell, run: AuditRun, known: Sequence[dict[str, Any]]) -> Iterator[Item]:
-        """What an audit lacks, in progress of some pairs each, and its outcome; ``known`` are its pairs so far."""
+        """What an audit lacks, in progress of some pairs each, and its outcome; ``known`` are its
+        pairs so far.
+        """
         check_source(cell)
         lines = list(known)
         for pairs in gathered(run.missing(known)):
@@ -225,28 +282,47 @@ class Worker(Process):
     def check(self, cell: Cell, params: Sequence[str], quick: bool) -> Iterator[Item]:
         """The result lines of a check of a cell's algorithm in its unit and trust.
 
-        ``params`` are those that differ from the defaults, as ``key=YAML`` texts; a check shortens the others for itself.
+        ``params`` are those that differ from the defaults, as ``key=YAML`` texts; a check shortens
+        the others for itself.
         """
-        from fedsim.evidence.check.check import check_algorithm, check_lines  # late, for few grids have checks
+        from fedsim.evidence.check.check import (
+            check_algorithm,
+            check_lines,
+        )  # late, for few grids have checks
 
         check_source(cell)
         findings = list(check_algorithm(cell.algorithm, params, cell.unit, cell.trust, quick=quick))
         yield check_lines(cell.algorithm, cell.params, findings, quick=quick)
 
     @_job
-    def reference(self, data: Embeddings, partition: Partition | None, spec: PartitionSpec, probe_c: float | None) -> Iterator[Item]:
+    def reference(
+        self,
+        data: Embeddings,
+        partition: Partition | None,
+        spec: PartitionSpec,
+        probe_c: float | None,
+    ) -> Iterator[Item]:
         """The ceiling without a partition, local-only with one."""
-        yield ceiling(data, probe_c) if partition is None else local_only(data, partition, spec, probe_c)
+        yield (
+            ceiling(data, probe_c)
+            if partition is None
+            else local_only(data, partition, spec, probe_c)
+        )
 
     @contextlib.contextmanager
     def captured(self) -> Iterator[None]:
-        """Collects what the block's Python code prints, warns of or logs as a warning or worse, for the cell's log file."""
+        """Collects what the block's Python code prints, warns of or logs as a warning or worse, for
+        the cell's log file.
+        """
         if not self.capture:
             yield
             return
         handler = logging.StreamHandler(self.output)
         logging.captureWarnings(True)
-        root, others = logging.getLogger(), logging.getLogger().handlers  # such as opacus', which writes to the terminal
+        root, others = (
+            logging.getLogger(),
+            logging.getLogger().handlers,
+        )  # such as opacus', which writes to the terminal
         root.handlers = [handler]
         try:
             with contextlib.redirect_stdout(self.output), contextlib.redirect_stderr(self.output):
@@ -263,14 +339,18 @@ class Worker(Process):
 
 
 class ClusterLost(RunLost):
-    """The cluster itself is gone, or has no room any more for what is left to do; ``what`` says which."""
+    """The cluster itself is gone, or has no room any more for what is left to do; ``what`` says
+    which.
+    """
 
     def __init__(self, what: str) -> None:
         super().__init__("the cluster is lost", what, "the same command goes on")
 
 
 class WorkerLost(Exception):
-    """A worker is of no use any more: its job ended with ``failure``; ``again``: that was no fault of the job."""
+    """A worker is of no use any more: its job ended with ``failure``; ``again``: that was no fault
+    of the job.
+    """
 
     def __init__(self, failure: Failure, *, again: bool) -> None:
         super().__init__(failure.summary())
@@ -279,9 +359,11 @@ class WorkerLost(Exception):
 
 @dataclass(eq=False)
 class Slot:
-    """The actors of one job, whose ``worker`` runs it on its and ``others``' shares, held by ``group``.
+    """The actors of one job, whose ``worker`` runs it on its and ``others``' shares, held by
+    ``group``.
 
-    ``plug_in``: the algorithm that is not shipped and whose code ran on it; ``stream``: of the job that was started last.
+    ``plug_in``: the algorithm that is not shipped and whose code ran on it; ``stream``: of the job
+    that was started last.
     """
 
     need: Need
@@ -294,7 +376,8 @@ class Slot:
 
 @dataclass
 class InProcess:
-    """Runs each job where it is started from, item by item: breakpoints and profilers work, and nothing is started.
+    """Runs each job where it is started from, item by item: breakpoints and profilers work, and
+    nothing is started.
 
     All of ``node``, this machine, is one slot's; ``capture``: what a cell prints goes to its log.
     """
@@ -311,23 +394,31 @@ class InProcess:
         return (self.node,)
 
     def open(self, need: Need, device: Device) -> Slot:
-        """A worker in this process, whatever the number of actors; of actors, what is started waits until there is room for all."""
+        """A worker in this process, whatever the number of actors; of actors, what is started waits
+        until there is room for all.
+        """
         return Slot(need, Worker(need, device, capture=self.capture))
 
     def close(self, slot: Slot) -> None:
-        """The process stays: its settings are reset as before a job, and whatever else a plug-in changed is not."""
+        """The process stays: its settings are reset as before a job, and whatever else a plug-in
+        changed is not.
+        """
         if slot.stream is not None:
             slot.stream.close()  # else what is printed still goes to the log of its cell
         slot.worker.make_ready()
         torch.set_flush_denormal(False)
 
     def start(self, slot: Slot, method: str, *args: Any) -> Any:
-        """Start a job, a method of :class:`fedsim.runs.worker.Worker`: its stream, equal to itself alone."""
+        """Start a job, a method of :class:`fedsim.runs.worker.Worker`: its stream, equal to itself
+        alone.
+        """
         slot.stream = getattr(slot.worker, method)(*args)
         return slot.stream
 
     def ready(self, streams: Sequence[Any], timeout: float) -> list[Any]:
-        """Streams whose next item is there or that have ended, none after so many seconds; here the first, which computes when asked."""
+        """Streams whose next item is there or that have ended, none after so many seconds; here the
+        first, which computes when asked.
+        """
         return list(streams[:1])
 
     def receive(self, stream: Any) -> Item:

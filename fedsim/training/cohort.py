@@ -1,4 +1,6 @@
-"""A cohort: the clients that one actor hosts, computed together, and the pools that hold one or several cohorts."""
+"""A cohort: the clients that one actor hosts, computed together, and the pools that hold one or
+several cohorts.
+"""
 
 from __future__ import annotations
 
@@ -29,7 +31,8 @@ class CohortSpec:
     Attributes:
         members: client numbers, ascending.
         rows: each member's training rows.
-        groups: if the unit is a group: the number of each row's group within its client, ascending from 0.
+        groups: if the unit is a group: the number of each row's group within its client, ascending
+            from 0.
     """
 
     algorithm: str
@@ -42,12 +45,16 @@ class CohortSpec:
     groups: tuple[NDArray[np.int64], ...] | None = None
 
     def given(self, public: PublicRows | None) -> CohortSpec:
-        """With other public rows in its task: None where it is sent, for rows travel with the data set."""
+        """With other public rows in its task: None where it is sent, for rows travel with the data
+        set.
+        """
         return replace(self, task=replace(self.task, public=public))
 
 
 def build_algorithm(name: str, params: dict[str, Any], task: Task) -> Algorithm:
-    """The algorithm with validated parameters; public rows are kept from one that does not say that it uses them."""
+    """The algorithm with validated parameters; public rows are kept from one that does not say that
+    it uses them.
+    """
     cls = lookup(name)
     algorithm = cls(cls.Params.model_validate(params), task)
     if task.public is None or algorithm.uses_public():
@@ -56,9 +63,11 @@ def build_algorithm(name: str, params: dict[str, Any], task: Task) -> Algorithm:
 
 
 class Cohort:
-    """Hosts the clients of ``spec``: one model with a slice per client, one batch for all; ``x, y`` are the data set's training rows.
+    """Hosts the clients of ``spec``: one model with a slice per client, one batch for all; ``x, y``
+    are the data set's training rows.
 
-    ``clients`` is the class that they are of, :class:`fedsim.methods.clients.Clients` or one that also watches what they do.
+    ``clients`` is the class that they are of, :class:`fedsim.methods.clients.Clients` or one that
+    also watches what they do.
     """
 
     def __init__(
@@ -86,8 +95,13 @@ class Cohort:
 
     def round(self, round_: Round, broadcast: Tensors) -> Message:
         """One round's computation, with the record of what ran."""
-        self.clients.ran, self.clients.steps = Ran(), range(round_.stream, round_.stream + round_.release.per_round)
-        message = self.phases[round_.phase].at_clients(self.clients, round_, moved(broadcast, self.clients.device))
+        self.clients.ran, self.clients.steps = (
+            Ran(),
+            range(round_.stream, round_.stream + round_.release.per_round),
+        )
+        message = self.phases[round_.phase].at_clients(
+            self.clients, round_, moved(broadcast, self.clients.device)
+        )
         self.clients.state.update(in_order(self.clients.state))
         received = message.downlink_bytes
         if received is None:
@@ -98,7 +112,13 @@ class Cohort:
         """Per-client tensors by name, averaged over iterates if the algorithm keeps averages."""
         current = dict(self.clients.model.named_parameters())
         state = self.clients.state
-        return moved({name: state.get(f"average.{name}", state.get(name, current[name].detach())) for name in names}, CPU)
+        return moved(
+            {
+                name: state.get(f"average.{name}", state.get(name, current[name].detach()))
+                for name in names
+            },
+            CPU,
+        )
 
     def state(self) -> Tensors:
         """All private state, counters or ``[members, ...]``, on the CPU."""
@@ -112,10 +132,13 @@ class Cohort:
         self.clients.state.update(moved(copied(below("state", tensors)), self.clients.device))
 
 
-def parts(values: NDArray[Any], rows: Sequence[NDArray[np.int64]], device: torch.device) -> tuple[torch.Tensor, ...]:
+def parts(
+    values: NDArray[Any], rows: Sequence[NDArray[np.int64]], device: torch.device
+) -> tuple[torch.Tensor, ...]:
     """Each client's ``rows`` of all ``values``, on ``device``.
 
-    On the CPU in memory that torch allocates, which is always aligned: rounding of matrix products may depend on alignment.
+    On the CPU in memory that torch allocates, which is always aligned: rounding of matrix products
+    may depend on alignment.
     """
     if device == CPU:
         return tuple(torch.from_numpy(values[own]).clone() for own in rows)
@@ -130,11 +153,20 @@ class LocalPool:
     """
 
     def __init__(self, cohorts: Sequence[Cohort], tried: Algorithm | None = None) -> None:
-        self.cohorts, self.sizes, self.tried = cohorts, [len(cohort.clients.members) for cohort in cohorts], tried
+        self.cohorts, self.sizes, self.tried = (
+            cohorts,
+            [len(cohort.clients.members) for cohort in cohorts],
+            tried,
+        )
 
     def each(self, method: str, arguments: Sequence[tuple[Any, ...]]) -> list[Any]:
-        """Call a method of every cohort, with its own arguments; what it returns is in client order."""
-        return [getattr(cohort, method)(*own) for cohort, own in zip(self.cohorts, arguments, strict=True)]
+        """Call a method of every cohort, with its own arguments; what it returns is in client
+        order.
+        """
+        return [
+            getattr(cohort, method)(*own)
+            for cohort, own in zip(self.cohorts, arguments, strict=True)
+        ]
 
     def round(self, round_: Round, broadcast: Tensors) -> list[Message]:
         """Let every cohort compute; messages in client order."""
@@ -157,8 +189,13 @@ class LocalPool:
 
 
 def join_clients(parts: Sequence[Tensors]) -> Tensors:
-    """Cohorts' per-client tensors as one, in client order; counters (no dimension) are equal everywhere."""
-    return {name: value if value.dim() == 0 else torch.cat([part[name] for part in parts]) for name, value in parts[0].items()}
+    """Cohorts' per-client tensors as one, in client order; counters (no dimension) are equal
+    everywhere.
+    """
+    return {
+        name: value if value.dim() == 0 else torch.cat([part[name] for part in parts])
+        for name, value in parts[0].items()
+    }
 
 
 def split_clients(tensors: Tensors, sizes: Sequence[int]) -> list[Tensors]:

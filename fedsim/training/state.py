@@ -1,4 +1,6 @@
-"""The state of a training in checkpoints and saved generators: tensors by name, with the owner's name as prefix."""
+"""The state of a training in checkpoints and saved generators: tensors by name, with the owner's
+name as prefix.
+"""
 
 from __future__ import annotations
 
@@ -21,7 +23,9 @@ from fedsim.methods.parameters import load_parameters
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """The state of a training from which it continues bit for bit; with the root of secret noise, if noise is secret."""
+    """The state of a training from which it continues bit for bit; with the root of secret noise,
+    if noise is secret.
+    """
 
     round: int
     tensors: Tensors
@@ -38,13 +42,20 @@ def nested(prefix: str, tensors: Mapping[str, Tensor]) -> Tensors:
 
 def below(prefix: str, tensors: Tensors) -> Tensors:
     """The inverse of :func:`nested`: the tensors with ``prefix``, under their own names."""
-    return {name.removeprefix(f"{prefix}."): value for name, value in tensors.items() if name.startswith(f"{prefix}.")}
+    return {
+        name.removeprefix(f"{prefix}."): value
+        for name, value in tensors.items()
+        if name.startswith(f"{prefix}.")
+    }
 
 
 def copied(tensors: Mapping[str, Tensor]) -> Tensors:
     """Copies on the CPU, which share no memory with the tensors."""
     there = moved(tensors, CPU)
-    return {name: value.detach().clone() if there[name] is value else there[name] for name, value in tensors.items()}
+    return {
+        name: value.detach().clone() if there[name] is value else there[name]
+        for name, value in tensors.items()
+    }
 
 
 def load_server(server: Server, tensors: Tensors) -> None:
@@ -54,12 +65,17 @@ def load_server(server: Server, tensors: Tensors) -> None:
 
 
 def released_state(server: Server) -> Tensors:
-    """The state from which a generator is made: the server's state and the released codes, all of it private.
+    """The state from which a generator is made: the server's state and the released codes, all of
+    it private.
 
     Without the optimiser's state, and without parameters that have a mean over iterates.
     """
     kept = {name: value for name, value in server.tensors.items() if not name.startswith("adam.")}
-    parameters = {name: p for name, p in server.model.named_parameters() if p.numel() and f"average.{name}" not in kept}
+    parameters = {
+        name: p
+        for name, p in server.model.named_parameters()
+        if p.numel() and f"average.{name}" not in kept
+    }
     own = nested("model", copied(parameters)) | nested("tensors", copied(kept))
     return nested("server", own) | nested("codes", copied(server.codes))
 
@@ -69,7 +85,8 @@ CHECKPOINT_SECONDS = 30.0
 
 
 class Checkpoints:
-    """The checkpoints of one cell in a worker: bytes, which the driver writes to a file and reads again.
+    """The checkpoints of one cell in a worker: bytes, which the driver writes to a file and reads
+    again.
 
     Args:
         content: where an earlier training of the cell stood; None: there was none.
@@ -77,34 +94,47 @@ class Checkpoints:
         every: seconds between checkpoints; default: :data:`CHECKPOINT_SECONDS`.
     """
 
-    def __init__(self, content: bytes | None = None, owner: str = "", every: float | None = None) -> None:
+    def __init__(
+        self, content: bytes | None = None, owner: str = "", every: float | None = None
+    ) -> None:
         self.content, self.owner, self.every = content, owner, every
         self._sent, self._last = content, time.monotonic()
 
     def __call__(self, capture: Callable[[], Checkpoint]) -> None:
         """Capture a checkpoint if enough time has passed since the last one."""
-        if time.monotonic() - self._last >= (CHECKPOINT_SECONDS if self.every is None else self.every):
+        if time.monotonic() - self._last >= (
+            CHECKPOINT_SECONDS if self.every is None else self.every
+        ):
             self.save(capture())
             self._last = time.monotonic()
 
     def save(self, progress: Checkpoint) -> None:
-        """Make ``progress`` the last checkpoint; private client state is in its bytes, and the root of secret noise."""
+        """Make ``progress`` the last checkpoint; private client state is in its bytes, and the root
+        of secret noise.
+        """
         facts = {name: value for name, value in vars(progress).items() if name != "tensors"}
         tensors = {name: value.contiguous() for name, value in progress.tensors.items()}
         body = save(tensors, {"progress": json.dumps(facts)})
         self.content = self._digest(body) + body
 
     def load(self) -> Checkpoint | None:
-        """The last checkpoint; None if there is none, and, with a warning, if it is damaged or another cell's."""
+        """The last checkpoint; None if there is none, and, with a warning, if it is damaged or
+        another cell's.
+        """
         if self.content is None:
             return None
         body = self.content[32:]
         if self._digest(body) != self.content[:32]:
-            warnings.warn("the checkpoint is not what this cell saved; the cell begins again", stacklevel=2)
+            warnings.warn(
+                "the checkpoint is not what this cell saved; the cell begins again", stacklevel=2
+            )
             return None
         # the header, whose length comes first, holds the facts
         header = json.loads(body[8 : 8 + int.from_bytes(body[:8], "little")])["__metadata__"]
-        return Checkpoint(tensors={name: value.clone() for name, value in load(body).items()}, **json.loads(header["progress"]))
+        return Checkpoint(
+            tensors={name: value.clone() for name, value in load(body).items()},
+            **json.loads(header["progress"]),
+        )
 
     def _digest(self, body: bytes) -> bytes:
         return hashlib.sha256(json.dumps(self.owner).encode() + body).digest()

@@ -35,7 +35,9 @@ SECRET_BITS = 256
 
 @dataclass(frozen=True)
 class Candidate:
-    """Parameters that a tuned cell may train with, all of them, and the plan of such a training with its score."""
+    """Parameters that a tuned cell may train with, all of them, and the plan of such a training
+    with its score.
+    """
 
     params: dict[str, Any]
     plan: PrivacyPlan | None
@@ -46,7 +48,8 @@ class Trial:
     """All that a worker needs to train a cell, besides the data.
 
     Attributes:
-        task: the public facts that its algorithm gets; public rows come with the data, see :meth:`given`.
+        task: the public facts that its algorithm gets; public rows come with the data, see
+            :meth:`given`.
         plan: its privacy plan, None if epsilon has no meaning.
         partition: every client's training rows.
         sizes: clients per actor, in client order.
@@ -76,7 +79,11 @@ class Trial:
     @property
     def units(self) -> int:
         """The number of units that the budget protects."""
-        return self.cell.clients if self.task.unit == "client" else self.train_groups or self.train_rows
+        return (
+            self.cell.clients
+            if self.task.unit == "client"
+            else self.train_groups or self.train_rows
+        )
 
     def given(self, data: Embeddings) -> Trial:
         """With the data's public rows in the task."""
@@ -89,20 +96,28 @@ class Trial:
     @property
     def trained(self) -> tuple[Trial, ...]:
         """The cell with each of the parameters that it may train with."""
-        return tuple(self.of(candidate.params, candidate.plan) for candidate in self.candidates) or (self,)
+        return tuple(
+            self.of(candidate.params, candidate.plan) for candidate in self.candidates
+        ) or (self,)
 
     def ended(self, outcome: Outcome) -> Trial:
         """The cell with the parameters that its outcome was trained with."""
-        return self if outcome.chosen is None else self.of(outcome.chosen.params, outcome.chosen.plan)
+        return (
+            self if outcome.chosen is None else self.of(outcome.chosen.params, outcome.chosen.plan)
+        )
 
     def cohorts(self, seeds: Seeds | None = None) -> list[CohortSpec]:
-        """One specification an actor; ``seeds`` default to those that follow from the cell's seed."""
+        """One specification an actor; ``seeds`` default to those that follow from the cell's
+        seed.
+        """
         cell, groups = self.cell, self.partition.groups if self.task.unit == "group" else None
         specs, seeds = [], seeds or Seeds(cell.seed)
         for size, end in zip(self.sizes, accumulate(self.sizes), strict=True):
             own = slice(end - size, end)
             held = (tuple(range(end - size, end)), self.partition.rows[own], groups and groups[own])
-            specs.append(CohortSpec(cell.algorithm, cell.params, self.task, self.plan, seeds, *held))
+            specs.append(
+                CohortSpec(cell.algorithm, cell.params, self.task, self.plan, seeds, *held)
+            )
         return specs
 
 
@@ -112,15 +127,19 @@ class Outcome:
 
     Attributes:
         epsilon_spent: counted by ``accountant`` from the steps that ran; None without a plan.
-        mechanisms: the mechanisms that ran on every client's data (:meth:`fedsim.privacy.ledger.Ledger.mechanisms`).
+        mechanisms: the mechanisms that ran on every client's data
+            (:meth:`fedsim.privacy.ledger.Ledger.mechanisms`).
         noise_at: whether noise is added at the clients or to their sum.
-        unaccounted: the first difference between ledger and plan (:meth:`fedsim.privacy.ledger.Ledger.unaccounted`); "" if there is none.
+        unaccounted: the first difference between ledger and plan
+            (:meth:`fedsim.privacy.ledger.Ledger.unaccounted`); "" if there is none.
         uplink_bytes, downlink_bytes: bytes that all clients sent and received.
         parameters: the number of parameters that one client trains.
         seconds: wall time.
-        state: the state from which the product is made (:attr:`fedsim.training.rounds.Trained.state`).
+        state: the state from which the product is made
+            (:attr:`fedsim.training.rounds.Trained.state`).
         chosen: of a tuned cell, what its best training ran with.
-        trials: how many trainings there were. Not private: a selection whose number is known costs more.
+        trials: how many trainings there were. Not private: a selection whose number is known costs
+            more.
     """
 
     epsilon_spent: float | None
@@ -137,13 +156,19 @@ class Outcome:
     trials: int | None = None
 
 
-def local_pool(trial: Trial, data: Embeddings, seeds: Seeds | None = None, device: torch.device = CPU) -> LocalPool:
+def local_pool(
+    trial: Trial, data: Embeddings, seeds: Seeds | None = None, device: torch.device = CPU
+) -> LocalPool:
     """All clients in this process."""
-    return LocalPool([Cohort(spec, data.x_train, data.y_train, device) for spec in trial.cohorts(seeds)])
+    return LocalPool(
+        [Cohort(spec, data.x_train, data.y_train, device) for spec in trial.cohorts(seeds)]
+    )
 
 
 def seeds_of(trial: Trial, resume: Checkpoint | None) -> Seeds:
-    """The cell's seed tree; under ``noise: secret`` with a root from the operating system, which only a checkpoint keeps."""
+    """The cell's seed tree; under ``noise: secret`` with a root from the operating system, which
+    only a checkpoint keeps.
+    """
     cell = trial.cell
     if cell.noise == "seeded" or trial.plan is None:
         return Seeds(cell.seed)
@@ -159,14 +184,18 @@ def run_trial(
     device: torch.device = CPU,
     seeds: Seeds | None = None,
 ) -> Iterator[RoundRecord | Outcome]:
-    """Train a cell, by default with all clients in this process, on the CPU: yields every round's record, then the outcome."""
+    """Train a cell, by default with all clients in this process, on the CPU: yields every round's
+    record, then the outcome.
+    """
     started = time.perf_counter()
     trial, cell = trial.given(data), trial.cell
     resume = checkpoints.load() if checkpoints else None
     seeds = seeds or seeds_of(trial, resume)
     algorithm = build_algorithm(cell.algorithm, cell.params, trial.task)
     pool = make_pool(trial, data, seeds)
-    trained: Trained = yield from train(algorithm, pool, trial.plan, seeds, resume, checkpoints, device)
+    trained: Trained = yield from train(
+        algorithm, pool, trial.plan, seeds, resume, checkpoints, device
+    )
     plan, ledger, spent, accountant = trial.plan, trained.ledger, None, None
     if plan is not None:
         spent, accountant = ledger.epsilon(plan.delta)
@@ -178,7 +207,11 @@ def run_trial(
         unaccounted=ledger.unaccounted(plan, cell.clients) if plan else "",
         uplink_bytes=trained.uplink_bytes,
         downlink_bytes=trained.downlink_bytes,
-        parameters=sum(p.numel() for p in initial_model(algorithm.build, Seeds(0), (0,)).parameters() if p.requires_grad),
+        parameters=sum(
+            p.numel()
+            for p in initial_model(algorithm.build, Seeds(0), (0,)).parameters()
+            if p.requires_grad
+        ),
         seconds=time.perf_counter() - started,
         state=trained.state,
     )
@@ -195,12 +228,20 @@ BRIEF_PARAMS = {"sample_rate": 1.0, "client_rate": 1.0, "local_steps": 2}
 """Parameters that are set: no row is left to chance, and it takes a moment."""
 
 
-def made_up_cohort(name: str, params: dict[str, Any], task: Task, plan: PrivacyPlan | None, count: int) -> Cohort:
-    """All clients, each with ``count`` made-up rows of unit norm, whose algorithm samples everyone; public rows are made up, too.
+def made_up_cohort(
+    name: str, params: dict[str, Any], task: Task, plan: PrivacyPlan | None, count: int
+) -> Cohort:
+    """All clients, each with ``count`` made-up rows of unit norm, whose algorithm samples everyone;
+    public rows are made up, too.
 
-    :data:`BRIEF_PARAMS` replace parameters that allow it; where the unit is a group, two rows are one.
+    :data:`BRIEF_PARAMS` replace parameters that allow it; where the unit is a group, two rows are
+    one.
     """
-    task = task if task.public is not None else replace(task, public=PublicRows.made_up(task.dim, task.classes))
+    task = (
+        task
+        if task.public is not None
+        else replace(task, public=PublicRows.made_up(task.dim, task.classes))
+    )
     known, whole, clients = lookup(name).Params, count * task.clients, range(task.clients)
     brief = params | known.brief(BRIEF_PARAMS, ())
     with suppress(ValidationError):  # values that parameters allow one by one may not do together
@@ -210,7 +251,9 @@ def made_up_cohort(name: str, params: dict[str, Any], task: Task, plan: PrivacyP
     x, y = x / np.linalg.norm(x, axis=1, keepdims=True), np.arange(whole) % task.classes
     rows = tuple(np.arange(client * count, (client + 1) * count) for client in clients)
     groups = tuple(np.arange(count) // 2 for _ in clients) if task.unit == "group" else None
-    return Cohort(CohortSpec(name, params, task, plan, Seeds(0), tuple(clients), rows, groups), x, y)
+    return Cohort(
+        CohortSpec(name, params, task, plan, Seeds(0), tuple(clients), rows, groups), x, y
+    )
 
 
 def first_rounds(algorithm: Algorithm, count: int = 1) -> list[Round]:
@@ -219,7 +262,9 @@ def first_rounds(algorithm: Algorithm, count: int = 1) -> list[Round]:
 
 
 def train_rehearsed(cohort: Cohort, plan: PrivacyPlan | None) -> None:
-    """Run two rounds of each release, by :func:`fedsim.training.rounds.train`; where there is a plan the contract is tried, too."""
+    """Run two rounds of each release, by :func:`fedsim.training.rounds.train`; where there is a
+    plan the contract is tried, too.
+    """
     algorithm: Algorithm = type(cohort.algorithm)(cohort.algorithm.params, cohort.algorithm.task)
     pool = LocalPool([cohort], None if plan is None else algorithm)
     to_the_end(train(algorithm, pool, plan, Seeds(0), schedule=first_rounds(algorithm, 2)))

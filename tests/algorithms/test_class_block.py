@@ -29,7 +29,9 @@ def whitened(generator: BlockGenerator, labels: Tensor) -> tuple[Tensor, Tensor]
     """Coordinates of rows in the block ``[n, k]``, and the rest ``[n, d]``."""
     t = generator.tensors
     rows = generator.sample(labels, torch.Generator().manual_seed(0)).double()
-    w = torch.linalg.solve(t["root"].double(), ((rows - t["centre"]) / t["radius"] - t["middle"]).T).T
+    w = torch.linalg.solve(
+        t["root"].double(), ((rows - t["centre"]) / t["radius"] - t["middle"]).T
+    ).T
     inside = w @ t["directions"].double()
     return inside, w - inside @ t["directions"].double().T
 
@@ -38,14 +40,20 @@ def whitened(generator: BlockGenerator, labels: Tensor) -> tuple[Tensor, Tensor]
 def test_each_row_of_a_pair_has_the_law_of_its_class(which: int) -> None:
     generator = made_up()
     for label in range(CLASSES):
-        inside, outside = (part[which::2] for part in whitened(generator, torch.full((40_000,), label)))
+        inside, outside = (
+            part[which::2] for part in whitened(generator, torch.full((40_000,), label))
+        )
         mean = generator.means[label]
         root = generator.roots[label]
         assert torch.allclose(inside.mean(0), mean.double(), atol=0.1)
         assert torch.allclose(torch.cov(inside.T), (root.T @ root).double(), atol=0.25)
         white = torch.eye(DIM) - generator.tensors["directions"] @ generator.tensors["directions"].T
         assert torch.allclose(torch.cov(outside.T), white.double(), atol=0.05)
-        assert torch.allclose(torch.cov(torch.cat([inside, outside], 1).T)[:BLOCK, BLOCK:], torch.zeros(BLOCK, DIM).double(), atol=0.1)
+        assert torch.allclose(
+            torch.cov(torch.cat([inside, outside], 1).T)[:BLOCK, BLOCK:],
+            torch.zeros(BLOCK, DIM).double(),
+            atol=0.1,
+        )
 
 
 def of_two_sites() -> SitesGenerator:
@@ -55,17 +63,24 @@ def of_two_sites() -> SitesGenerator:
     own = {
         "client_centres": torch.stack([tensors["centre"], tensors["centre"] + 1]),
         "client_rows": torch.tensor([300.0, 100.0]),
-        "shifts": torch.stack([torch.zeros(CLASSES, BLOCK), torch.randn(CLASSES, BLOCK, generator=stream)]),
+        "shifts": torch.stack(
+            [torch.zeros(CLASSES, BLOCK), torch.randn(CLASSES, BLOCK, generator=stream)]
+        ),
         "site_covariances": torch.stack([torch.eye(BLOCK), mixing @ mixing.T + torch.eye(BLOCK)]),
     }
     return SitesGenerator(tensors | own)
 
 
 @pytest.mark.parametrize("paired", [True, False])
-def test_the_shared_rows_are_about_every_site_s_centre_as_often_as_it_has_rows(paired: bool) -> None:
+def test_the_shared_rows_are_about_every_site_s_centre_as_often_as_it_has_rows(
+    paired: bool,
+) -> None:
     tensors, labels = of_two_sites().tensors, torch.arange(CLASSES).repeat_interleave(16)
     labels = labels[torch.randperm(len(labels), generator=torch.Generator().manual_seed(1))]
-    mixed, plain = (each(tensors, paired).sample(labels, torch.Generator().manual_seed(0)) for each in (SitesGenerator, BlockGenerator))
+    mixed, plain = (
+        each(tensors, paired).sample(labels, torch.Generator().manual_seed(0))
+        for each in (SitesGenerator, BlockGenerator)
+    )
     second = (mixed - plain).mean(1).round().long()
     assert torch.allclose(mixed, plain + second[:, None].float(), atol=1e-4)
     for label in range(CLASSES):
@@ -80,9 +95,19 @@ def test_a_site_s_rows_are_about_its_own_means_and_as_wide_as_it_is() -> None:
     t, own = sites.tensors, sites.of_client(1)
     inside, outside = (part[::2] for part in whitened(own, torch.full((40_000,), label)))
     means = t["prior_means"] + t["shifts"][1]
-    assert torch.allclose(inside.mean(0), (means.mean(0) + TUNED.closeness * (means[label] - means.mean(0))).double(), atol=0.1)
+    assert torch.allclose(
+        inside.mean(0),
+        (means.mean(0) + TUNED.closeness * (means[label] - means.mean(0))).double(),
+        atol=0.1,
+    )
     drawn = own.roots[label].T @ own.roots[label]
     spread = own.tensors["spread"]
     assert torch.allclose(spread @ spread, t["site_covariances"][1], atol=1e-4)
-    assert torch.allclose(torch.cov(inside.T), (spread @ drawn @ spread).double(), atol=0.06 * float(drawn.norm()))
-    assert torch.allclose(torch.cov(torch.cat([inside, outside], 1).T)[:BLOCK, BLOCK:], torch.zeros(BLOCK, DIM).double(), atol=0.1)
+    assert torch.allclose(
+        torch.cov(inside.T), (spread @ drawn @ spread).double(), atol=0.06 * float(drawn.norm())
+    )
+    assert torch.allclose(
+        torch.cov(torch.cat([inside, outside], 1).T)[:BLOCK, BLOCK:],
+        torch.zeros(BLOCK, DIM).double(),
+        atol=0.1,
+    )

@@ -1,4 +1,6 @@
-"""What the API does by name and by command: benches, lists, checks, audits, accounts and embeddings."""
+"""What the API does by name and by command: benches, lists, checks, audits, accounts and
+embeddings.
+"""
 
 import json
 import math
@@ -29,7 +31,9 @@ from fedsim.results.store import ResultStore
 BROKEN = Path(__file__).parents[1] / "broken"
 FEDSIM = Path(sys.executable).with_name("fedsim")
 FOUR = """
-algorithms: [{name: weight-noise, params: {rounds: 2, local_steps: 5}}, {name: fedhypevae, params: {rounds: 10}}]
+algorithms:
+  - {name: weight-noise, params: {rounds: 2, local_steps: 5}}
+  - {name: fedhypevae, params: {rounds: 10}}
 clients: [4]
 epsilon: [4]
 seeds: [0, 1]
@@ -41,16 +45,30 @@ Command = Callable[..., Done]
 
 
 def kept(run: Path) -> dict[str, list[str]]:
-    return {name: path.read_text().splitlines() for name in KEPT if (path := run / f"{name}.jsonl").exists()}
+    return {
+        name: path.read_text().splitlines()
+        for name in KEPT
+        if (path := run / f"{name}.jsonl").exists()
+    }
 
 
 @pytest.fixture
 def started(tmp_path: Path) -> Iterator[subprocess.Popen[str]]:
-    """A bench in a process group of its own, as a terminal starts it; it does not outlive the test."""
+    """A bench in a process group of its own, as a terminal starts it; it does not outlive the
+    test.
+    """
     (tmp_path / "small.yaml").write_text(FOUR)
     command = [FEDSIM, "bench", "small.yaml", "--in-process"]
     pipe = subprocess.PIPE
-    process = subprocess.Popen(command, cwd=tmp_path, stdout=pipe, stderr=pipe, text=True, process_group=0, preexec_fn=interruptible)
+    process = subprocess.Popen(
+        command,
+        cwd=tmp_path,
+        stdout=pipe,
+        stderr=pipe,
+        text=True,
+        process_group=0,
+        preexec_fn=interruptible,
+    )
     while not kept(tmp_path / "runs/small").get("judgements"):
         assert process.poll() is None, process.communicate()
         os.sched_yield()
@@ -60,9 +78,15 @@ def started(tmp_path: Path) -> Iterator[subprocess.Popen[str]]:
         process.wait()
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, pytest.param(signal.SIGKILL, marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    "number", [signal.SIGINT, pytest.param(signal.SIGKILL, marks=pytest.mark.slow)]
+)
 def test_a_bench_that_is_interrupted_or_killed_goes_on_by_the_same_command(
-    tmp_path: Path, started: subprocess.Popen[str], number: signal.Signals, monkeypatch: pytest.MonkeyPatch, command: Command
+    tmp_path: Path,
+    started: subprocess.Popen[str],
+    number: signal.Signals,
+    monkeypatch: pytest.MonkeyPatch,
+    command: Command,
 ) -> None:
     os.killpg(started.pid, number)
     out, err = started.communicate(timeout=PATIENCE)
@@ -78,11 +102,15 @@ def test_a_bench_that_is_interrupted_or_killed_goes_on_by_the_same_command(
     assert {name: len(lines) for name, lines in after.items()} == KEPT
 
 
-def test_an_interruption_is_raised_and_the_next_one_is_heard_too(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_interruption_is_raised_and_the_next_one_is_heard_too(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     before = signal.getsignal(signal.SIGINT)
 
     def interrupted(*args: object, **how: object) -> None:
-        signal.signal(signal.SIGINT, signal.SIG_IGN)  # as the first one leaves it for an orderly end
+        signal.signal(
+            signal.SIGINT, signal.SIG_IGN
+        )  # as the first one leaves it for an orderly end
         raise KeyboardInterrupt
 
     monkeypatch.setattr("fedsim.runs.bench.Scheduler.run", interrupted)
@@ -91,18 +119,39 @@ def test_an_interruption_is_raised_and_the_next_one_is_heard_too(folder: Path, m
     assert signal.getsignal(signal.SIGINT) is before
 
 
-def test_a_path_and_a_mapping_are_the_same_grid_and_a_plug_in_s_path_is_relative_to_it(folder: Path) -> None:
-    (folder / "g.yaml").write_text("algorithms: [dp-gaussian]\nclients: 4\nevaluation: {per_class: 10}\n")
-    of_file = load_grid("g.yaml", {"evaluation.probe_c": 1.0, "epsilon": [1, float("inf")]}, ["dp-linear"])
-    written = {"name": "g", "algorithms": ["dp-gaussian"], "clients": 4, "evaluation": {"per_class": 10}}
-    assert of_file == load_grid(written, {"evaluation.probe_c": 1.0, "epsilon": [1, float("inf")]}, ["dp-linear"])
+def test_a_path_and_a_mapping_are_the_same_grid_and_a_plug_in_s_path_is_relative_to_it(
+    folder: Path,
+) -> None:
+    (folder / "g.yaml").write_text(
+        "algorithms: [dp-gaussian]\nclients: 4\nevaluation: {per_class: 10}\n"
+    )
+    of_file = load_grid(
+        "g.yaml", {"evaluation.probe_c": 1.0, "epsilon": [1, float("inf")]}, ["dp-linear"]
+    )
+    written = {
+        "name": "g",
+        "algorithms": ["dp-gaussian"],
+        "clients": 4,
+        "evaluation": {"per_class": 10},
+    }
+    assert of_file == load_grid(
+        written, {"evaluation.probe_c": 1.0, "epsilon": [1, float("inf")]}, ["dp-linear"]
+    )
     (folder / "grids").mkdir()
     (folder / "beside_grid.py").write_text(GOOD)
     (folder / "grids" / "in_grids.py").write_text(GOOD)
-    (folder / "grids" / "g.yaml").write_text("algorithms: [in_grids.py:MyMethod, ../beside_grid.py:MyMethod]\n")
+    (folder / "grids" / "g.yaml").write_text(
+        "algorithms: [in_grids.py:MyMethod, ../beside_grid.py:MyMethod]\n"
+    )
     entries = load_grid(folder / "grids" / "g.yaml").algorithms
-    assert [entry.name for entry in entries] == ["grids/in_grids.py:MyMethod", "beside_grid.py:MyMethod"]
-    assert [entry.display for entry in entries] == ["in_grids.py:MyMethod", "../beside_grid.py:MyMethod"]
+    assert [entry.name for entry in entries] == [
+        "grids/in_grids.py:MyMethod",
+        "beside_grid.py:MyMethod",
+    ]
+    assert [entry.display for entry in entries] == [
+        "in_grids.py:MyMethod",
+        "../beside_grid.py:MyMethod",
+    ]
 
 
 MISTAKES: dict[str, tuple[str, ...]] = {
@@ -116,7 +165,9 @@ MISTAKES: dict[str, tuple[str, ...]] = {
 
 
 @pytest.mark.parametrize("text", MISTAKES)
-def test_a_mistake_is_one_line_with_its_place_and_nothing_is_written(folder: Path, command: Command, text: str) -> None:
+def test_a_mistake_is_one_line_with_its_place_and_nothing_is_written(
+    folder: Path, command: Command, text: str
+) -> None:
     (folder / "g.yaml").write_text(text)
     (folder / "leave.py").write_text("import sys\nsys.exit(3)\n")
     done = command("bench", "--grid", "g.yaml")
@@ -127,15 +178,28 @@ def test_a_mistake_is_one_line_with_its_place_and_nothing_is_written(folder: Pat
         fedsim.bench({"algorithms": ["dp-gaussian"]}, set={"epsilon": [1, -1]}, in_process=True)
 
 
-def test_a_grid_of_many_cells_is_resolved_once_it_is_confirmed_and_a_folder_in_use_is_refused(folder: Path, command: Command) -> None:
+def test_a_grid_of_many_cells_is_resolved_once_it_is_confirmed_and_a_folder_in_use_is_refused(
+    folder: Path, command: Command
+) -> None:
     (folder / "g.yaml").write_text([*MISTAKES][-1])
-    assert "'nobody:Knows' cannot be imported" in command("bench", "g.yaml", "--dry-run", "--yes").stderr
+    assert (
+        "'nobody:Knows' cannot be imported"
+        in command("bench", "g.yaml", "--dry-run", "--yes").stderr
+    )
     with ResultStore(folder / "runs" / "g").lock():
-        assert f"fedsim, process {os.getpid()}, is running in this folder" in command("bench", "g.yaml", "--yes").stderr
+        assert (
+            f"fedsim, process {os.getpid()}, is running in this folder"
+            in command("bench", "g.yaml", "--yes").stderr
+        )
 
 
-def test_a_dry_run_has_cells_noise_partitions_memory_and_time_and_writes_nothing(folder: Path, command: Command) -> None:
-    grid = SMALL | {"algorithms": ["dp-gaussian", {"name": "fedavg-linear", "params": {"rounds": 2}}], "epsilon": [1, 4]}
+def test_a_dry_run_has_cells_noise_partitions_memory_and_time_and_writes_nothing(
+    folder: Path, command: Command
+) -> None:
+    grid = SMALL | {
+        "algorithms": ["dp-gaussian", {"name": "fedavg-linear", "params": {"rounds": 2}}],
+        "epsilon": [1, 4],
+    }
     plan: Any = fedsim.bench(grid, dry_run=True)
     assert plan.cells["algorithm"].tolist() == ["dp-gaussian", "dp-gaussian", "fedavg-linear"]
     assert plan.cells["σ"].notna().tolist() == [True, True, False]
@@ -143,35 +207,79 @@ def test_a_dry_run_has_cells_noise_partitions_memory_and_time_and_writes_nothing
     assert means[1] > 2 * means[4]
     assert plan.partitions.groupby("seed")["rows"].sum().tolist() == [200]
     y = np.arange(120) % 3
-    np.savez(folder / "d.npz", x=np.random.default_rng(0).random((120, 4)), y=y, split=np.where((y == 1) & (np.arange(120) < 60), 2, 0))
-    (folder / "g.yaml").write_text(json.dumps(grid | {"delta": 0.02, "dataset": [SMALL["dataset"], {"npz": "d.npz", "name": "mine"}]}))
+    np.savez(
+        folder / "d.npz",
+        x=np.random.default_rng(0).random((120, 4)),
+        y=y,
+        split=np.where((y == 1) & (np.arange(120) < 60), 2, 0),
+    )
+    (folder / "g.yaml").write_text(
+        json.dumps(
+            grid | {"delta": 0.02, "dataset": [SMALL["dataset"], {"npz": "d.npz", "name": "mine"}]}
+        )
+    )
     done = command("bench", "g.yaml", "--dry-run")
     assert done.returncode == 0, done.stderr
     assert "warning: δ = 0.02 is not below 1/n = 0.005 for the 200 training rows" in done.stdout
-    assert "warning: mine has no test row of 2 of its 3 classes (0, 2): balanced accuracy is over the others" in done.stdout
-    for said in ("0.0 MiB once a machine", "time: about", "of training for the 6 cells left", "nothing was run"):
+    assert (
+        "warning: mine has no test row of 2 of its 3 classes (0, 2): balanced accuracy is "
+        "over the others" in done.stdout
+    )
+    for said in (
+        "0.0 MiB once a machine",
+        "time: about",
+        "of training for the 6 cells left",
+        "nothing was run",
+    ):
         assert said in done.stdout
     assert sorted(path.name for path in folder.iterdir()) == ["d.npz", "g.yaml"]
 
 
-def test_how_long_a_grid_takes_is_said_before_it_starts_and_by_which_method(folder: Path, command: Command) -> None:
+def test_how_long_a_grid_takes_is_said_before_it_starts_and_by_which_method(
+    folder: Path, command: Command
+) -> None:
     write(folder, "mine", GOOD)
-    grid = SMALL | {"algorithms": ["dp-gaussian", "dp-cvae", "mine.py:MyMethod"], "seeds": list(range(5))}
+    grid = SMALL | {
+        "algorithms": ["dp-gaussian", "dp-cvae", "mine.py:MyMethod"],
+        "seeds": list(range(5)),
+    }
     (folder / "g.yaml").write_text(json.dumps(grid))
     said = command("bench", "g.yaml", "--dry-run").stdout
-    found = re.search(r"time: about [\d.]+ (minutes|hours) of training for the 15 cells left, (\d+)% of it dp-cvae, not known before", said)
+    found = re.search(
+        r"time: about [\d.]+ (minutes|hours) of training for the 15 cells left, (\d+)% of it "
+        r"dp-cvae, not known before",
+        said,
+    )
     assert found, said
     assert int(found[2]) > 90
-    fedsim.bench(SMALL | {"algorithms": ["mine.py:MyMethod"]}, set={"epsilon": math.inf}, out=folder / "runs/g", in_process=True)
+    fedsim.bench(
+        SMALL | {"algorithms": ["mine.py:MyMethod"]},
+        set={"epsilon": math.inf},
+        out=folder / "runs/g",
+        in_process=True,
+    )
     assert "not known" not in command("bench", "g.yaml", "--dry-run").stdout
 
 
 @pytest.mark.slow
 def test_what_a_method_prints_in_a_check_or_an_audit_is_not_shown(folder: Path) -> None:
-    write(folder, "chatty", changed("        decoded, kl = model(", '        print("chat")\n        decoded, kl = model('))
-    for told in (["check", "--quick", "--unit", "example", "--trust", "aggregate"], ["audit", "--pairs", "6"]):
-        done = subprocess.run([FEDSIM, *told, "chatty.py:MyMethod"], capture_output=True, text=True, timeout=PATIENCE)
-        assert (done.returncode, "chat\n" in done.stdout + done.stderr) == (0, False), done.stdout + done.stderr
+    write(
+        folder,
+        "chatty",
+        changed(
+            "        decoded, kl = model(", '        print("chat")\n        decoded, kl = model('
+        ),
+    )
+    for told in (
+        ["check", "--quick", "--unit", "example", "--trust", "aggregate"],
+        ["audit", "--pairs", "6"],
+    ):
+        done = subprocess.run(
+            [FEDSIM, *told, "chatty.py:MyMethod"], capture_output=True, text=True, timeout=PATIENCE
+        )
+        assert (done.returncode, "chat\n" in done.stdout + done.stderr) == (0, False), (
+            done.stdout + done.stderr
+        )
 
 
 STOPS = """
@@ -180,7 +288,8 @@ from baselines.dp_gaussian import DPGaussian
 
 class Stops(DPGaussian):
     def generator(self, *given):
-        print(f"in process {os.getpid()}, which started {[each.name() for each in psutil.Process().children(recursive=True)]}")
+        children = psutil.Process().children(recursive=True)
+        print(f"in process {os.getpid()}, which started {[each.name() for each in children]}")
         breakpoint()
         return super().generator(*given)
 """
@@ -198,20 +307,31 @@ def test_a_bench_in_process_stops_at_breakpoints_and_starts_nothing(folder: Path
     assert "(Pdb) 'Stops'" in out
 
 
-def test_plug_ins_that_are_refused_stop_a_bench_and_with_keep_going_the_rest_runs(folder: Path, command: Command) -> None:
+def test_plug_ins_that_are_refused_stop_a_bench_and_with_keep_going_the_rest_runs(
+    folder: Path, command: Command
+) -> None:
     (folder / "below").mkdir()
     write(folder, "raises", "raise RuntimeError('half [red]written[/]')\n")
     write(folder / "below", "good", GOOD)
-    write(folder, "batch_loss", changed("unit * gaussian_nll(batch.x, decoded, log_variance),", "unit.sum(),"))
+    write(
+        folder,
+        "batch_loss",
+        changed("unit * gaussian_nll(batch.x, decoded, log_variance),", "unit.sum(),"),
+    )
     names = [f"{stem}.py:MyMethod" for stem in ("raises", "batch_loss", "below/good")]
-    entries = [{"name": name, "params": {} if "raises" in name else {"rounds": 3}} for name in names]
+    entries = [
+        {"name": name, "params": {} if "raises" in name else {"rounds": 3}} for name in names
+    ]
     (folder / "g.yaml").write_text(json.dumps(SMALL | {"algorithms": entries, "epsilon": 4}))
     stopped = command("bench", "g.yaml", "--in-process")
     assert (stopped.returncode, stopped.stdout, len(stopped.stderr.splitlines())) == (2, "", 1)
     assert "raises.py:1: RuntimeError: half [red]written[/]" in stopped.stderr
     went_on = command("bench", "g.yaml", "--in-process", "--keep-going")
     assert (went_on.returncode, went_on.stderr) == (1, ""), went_on.stdout
-    assert {row.label: row.status for row in read_results("runs/g").rows} == {names[1]: "failed", names[2]: "ok"}
+    assert {row.label: row.status for row in read_results("runs/g").rows} == {
+        names[1]: "failed",
+        names[2]: "ok",
+    }
     refused = json.loads((folder / "runs/g/manifest.json").read_text())["refused"]
     assert [each["algorithm"] for each in refused] == names[:1]
 
@@ -223,7 +343,9 @@ def test_plug_ins_that_are_refused_stop_a_bench_and_with_keep_going_the_rest_run
 def test_every_parameter_has_its_default_and_a_sentence(name: str) -> None:
     found = describe(name)
     assert [each.name for each in found.parameters] == list(lookup(name).Params.model_fields)
-    assert [each.name for each in found.parameters if not (each.type and each.default and each.meaning)] == []
+    assert [
+        each.name for each in found.parameters if not (each.type and each.default and each.meaning)
+    ] == []
 
 
 def test_the_list_has_every_algorithm_by_kind_in_80_columns_and_a_page_has_all_of_one() -> None:
@@ -232,19 +354,35 @@ def test_the_list_has_every_algorithm_by_kind_in_80_columns_and_a_page_has_all_o
     groups = {block.partition("\n")[0]: block for block in text.split("\n\n")}
     assert [name for name in SHIPPED if f"\n  {name} " not in text] == []
     assert "dp-linear" in groups["classifiers"]
-    assert [name for name in ("dp-cgan", "dp-cvae", "weight-noise") if name not in groups["for reproduction"]] == []
+    assert [
+        name
+        for name in ("dp-cgan", "dp-cvae", "weight-noise")
+        if name not in groups["for reproduction"]
+    ] == []
     assert describe("weight-noise").support == {"proved": ["example", "group", "client"]}
     assert describe("fedavg-cvae").support == {}
     assert "client" not in describe("fedhypevae-sites").support["proved"]
     page = repr(fedsim.algorithms("weight-noise"))
-    for word in ("The Gaussian mechanism on clipped updates", "weight_noise_cvae.py:", "a generator", "McMahan", "client_rate"):
+    for word in (
+        "The Gaussian mechanism on clipped updates",
+        "weight_noise_cvae.py:",
+        "a generator",
+        "McMahan",
+        "client_rate",
+    ):
         assert word in page
 
 
-def test_a_plug_in_is_described_its_texts_are_no_markup_and_one_that_is_refused_hides_no_other(folder: Path) -> None:
+def test_a_plug_in_is_described_its_texts_are_no_markup_and_one_that_is_refused_hides_no_other(
+    folder: Path,
+) -> None:
     good = write(folder, "described", changed("My method: ", "My method: [red]mine[/] "))
     text = "    Params = MyMethodParams"
-    bad = write(folder, "cannot_plan", changed(text, f"{text}\n\n    def releases(self):\n        return 1 / 0\n"))
+    bad = write(
+        folder,
+        "cannot_plan",
+        changed(text, f"{text}\n\n    def releases(self):\n        return 1 / 0\n"),
+    )
     with pytest.raises(PluginError, match=r"cannot_plan.py:\d+: ZeroDivisionError"):
         describe(bad)
     shown = repr(Catalogue((good, bad)))
@@ -252,34 +390,49 @@ def test_a_plug_in_is_described_its_texts_are_no_markup_and_one_that_is_refused_
     assert "ZeroDivisionErr" in shown
 
 
-@pytest.mark.parametrize(("told", "check"), [(["--quick"], None), pytest.param([], "passed", marks=pytest.mark.slow)])
-def test_a_check_says_what_failed_and_counts_for_rows_of_its_parameters_in_the_run_folders_that_it_names(
+@pytest.mark.parametrize(
+    ("told", "check"), [(["--quick"], None), pytest.param([], "passed", marks=pytest.mark.slow)]
+)
+def test_check_names_failures_and_counts_for_matching_cells_of_named_runs(
     tmp_path: Path, command: Command, bench: Callable[..., Ran], told: list[str], check: str | None
 ) -> None:
     (tmp_path / "strong.py").write_text((BROKEN / "noise.py").read_text())
     name = f"{tmp_path}/strong.py:Strength"
-    entries = [{"name": name, "label": label, "params": {"rounds": 3, "strength": at}} for label, at in (("sound", 0.0), ("broken", 1.0))]
+    entries = [
+        {"name": name, "label": label, "params": {"rounds": 3, "strength": at}}
+        for label, at in (("sound", 0.0), ("broken", 1.0))
+    ]
     run = bench(small_grid(*entries, epsilon=4.0)).folder
     options = ("--trust", "aggregate", "--param", "rounds=3", "--run", str(run))
     sound = command("check", name, "--param", "strength=0", *told, *options)
-    assert (sound.returncode, sound.stdout.partition("\n")[0].endswith("checks passed (example, aggregate)")) == (0, True)
+    assert (
+        sound.returncode,
+        sound.stdout.partition("\n")[0].endswith("checks passed (example, aggregate)"),
+    ) == (0, True)
     assert [row.check for row in read_results(run).rows] == [check, None]
     broken = command("check", name, "--param", "strength=1", "--quick", *options)
     assert (broken.returncode, "fix: " in broken.stdout) == (1, True)
     assert max(map(len, broken.stdout.splitlines()[1:-2])) <= 100
     assert [row.check for row in read_results(run).rows] == [check or "failed", "failed"]
-    assert f"rows of this code: {'1 passed, 1' if check else '2'} failed" in " ".join(broken.stdout.split())
+    assert f"rows of this code: {'1 passed, 1' if check else '2'} failed" in " ".join(
+        broken.stdout.split()
+    )
 
 
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
         (["check", "nothing.py:Method"], "there is no file"),
-        (["check", f"{BROKEN}/results.py:CannotBePlanned"], ": ZeroDivisionError: division by zero"),
+        (
+            ["check", f"{BROKEN}/results.py:CannotBePlanned"],
+            ": ZeroDivisionError: division by zero",
+        ),
         (["audit", "runs/nosuch"], "runs/nosuch: there is no such run folder; give one"),
     ],
 )
-def test_a_mistake_of_a_check_or_an_audit_is_one_line_and_exit_code_2(command: Command, arguments: list[str], words: str) -> None:
+def test_a_mistake_of_a_check_or_an_audit_is_one_line_and_exit_code_2(
+    command: Command, arguments: list[str], words: str
+) -> None:
     done = command(*arguments)
     assert (done.returncode, done.stdout, len(done.stderr.splitlines())) == (2, "", 1)
     assert words in done.stderr
@@ -293,7 +446,10 @@ def test_sigma_and_epsilon_turn_into_each_other() -> None:
     bought = fedsim.account(epsilon=2.0, rounds=100, sample_rate=0.1)
     assert 1.98 < bought.epsilon <= 2.0
     assert fedsim.account(sigma=bought.sigma, rounds=100, sample_rate=0.1).epsilon == bought.epsilon
-    for given, said in (({}, "^epsilon: one of"), ({"sigma": 1, "rounds": 0}, "^rounds: must be above 0 and at most 1e.09, got 0")):
+    for given, said in (
+        ({}, "^epsilon: one of"),
+        ({"sigma": 1, "rounds": 0}, "^rounds: must be above 0 and at most 1e.09, got 0"),
+    ):
         with pytest.raises(fedsim.UserError, match=said):
             fedsim.account(**given)  # type: ignore[arg-type]
 
@@ -314,25 +470,40 @@ def pictures(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 EMBED = {"--dataset": "imagefolder:pets", "--encoder": "dino", "--out": "pets.npz"}
 
 
-def test_images_become_embeddings_that_a_grid_reads_and_truncated_ones_are_left_out_if_asked(pictures: Path, command: Command) -> None:
+def test_images_become_embeddings_that_a_grid_reads_and_truncated_ones_are_left_out_if_asked(
+    pictures: Path, command: Command
+) -> None:
     options = [word for pair in EMBED.items() for word in pair]
     done = command("embed", *options, "--encoder", "{name: dino, pool: mean, dtype: float16}")
-    assert (done.returncode, "24 embeddings of 16 dimensions" in done.stdout) == (0, True), done.stderr
+    assert (done.returncode, "24 embeddings of 16 dimensions" in done.stdout) == (0, True), (
+        done.stderr
+    )
     with np.load(pictures / "pets.npz") as held:
         assert (held["x"].shape, held["x"].dtype) == ((24, 16), np.float16)
-    plan: Any = fedsim.bench({"algorithms": ["dp-gaussian"], "dataset": {"npz": "pets.npz"}, "clients": 2}, dry_run=True)
+    plan: Any = fedsim.bench(
+        {"algorithms": ["dp-gaussian"], "dataset": {"npz": "pets.npz"}, "clients": 2}, dry_run=True
+    )
     assert "eel" in plan.partitions.columns
     (pictures / "pets/cat/1.png").write_bytes(b"\x89PNG")
     refused = command("embed", *options)
-    assert (refused.returncode, "1 of 24 images cannot be decoded; repair them, or leave them out" in refused.stderr) == (2, True)
-    assert "23 embeddings of 16 dimensions, 1 bad images left out" in command("embed", *options, "--skip-bad").stdout
+    assert (
+        refused.returncode,
+        "1 of 24 images cannot be decoded; repair them, or leave them out" in refused.stderr,
+    ) == (2, True)
+    assert (
+        "23 embeddings of 16 dimensions, 1 bad images left out"
+        in command("embed", *options, "--skip-bad").stdout
+    )
 
 
 @pytest.mark.parametrize(
     ("wrong", "message"),
     [
         (("--dataset", "petz"), "dataset: unknown data set 'petz'"),
-        (("--encoder", "facebook/dinov2-base"), "hf download facebook/dinov2-base --revision f9e44c81"),
+        (
+            ("--encoder", "facebook/dinov2-base"),
+            "hf download facebook/dinov2-base --revision f9e44c81",
+        ),
         (("--encoder", "{name: dino, pool: max}"), "encoder: pool: 'max': Input should be 'cls'"),
         (("--out", "pets.csv"), "out pets.csv: is not an .npz file; give pets.npz"),
         (("--batch", "0"), "--batch: must be at least 1, got 0"),

@@ -17,7 +17,10 @@ import fedsim
 
 GRID: dict[str, Any] = {
     "dataset": {"name": "digits", "limit": 200},
-    "algorithms": ["dp-gaussian", {"name": "dp-linear", "params": {"rounds": 3}, "label": "linear"}],
+    "algorithms": [
+        "dp-gaussian",
+        {"name": "dp-linear", "params": {"rounds": 3}, "label": "linear"},
+    ],
     "clients": 4,
     "alpha": 1.0,
     "epsilon": [2, 8],
@@ -39,8 +42,13 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Iterator[fedsim.Run]:
 
 
 def test_the_face_shows_what_there_is_and_loads_nothing_before_it_is_used() -> None:
-    script = "import sys, fedsim; print(*dir(fedsim)); print([name for name in ('torch', 'ray', 'pandas', 'numpy') if name in sys.modules])"
-    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    script = (
+        "import sys, fedsim; print(*dir(fedsim)); print([name for name in ('torch', 'ray', "
+        "'pandas', 'numpy') if name in sys.modules])"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, check=True
+    )
     names, loaded = done.stdout.splitlines()
     assert {"bench", "load", "account", "check", "audit", "UserError", "Run"} <= set(names.split())
     assert loaded == "[]"
@@ -53,7 +61,9 @@ def test_rows_rounds_clients_and_audits_are_frames(run: fedsim.Run) -> None:
     assert rows["params.rounds"].dropna().unique().tolist() == [3]
     assert str(rows["params.rounds"].dtype) == "Int64"
     assert len(run.clients) == 4 * len(rows)
-    assert run.audits[["label", "epsilon_target", "pairs"]].drop_duplicates().to_numpy().tolist() == [
+    assert run.audits[
+        ["label", "epsilon_target", "pairs"]
+    ].drop_duplicates().to_numpy().tolist() == [
         [label, epsilon, 20] for label in ("dp-gaussian", "linear") for epsilon in (2.0, 8.0)
     ]
     linear = run.rounds.query("label == 'linear' and epsilon_target == 8 and seed == 1")
@@ -64,11 +74,15 @@ def test_a_figure_is_of_any_measure(run: fedsim.Run) -> None:
     figure = run.figure(measure="knn_balanced_accuracy")
     assert isinstance(figure, matplotlib.figure.Figure)
     assert "nearest" in figure.axes[0].get_ylabel().replace("\n", " ")
-    with pytest.raises(fedsim.UserError, match="there is no measure 'acuracy'; did you mean 'accuracy'"):
+    with pytest.raises(
+        fedsim.UserError, match="there is no measure 'acuracy'; did you mean 'accuracy'"
+    ):
         run.figure(measure="acuracy")
 
 
-def test_a_table_is_a_frame_and_the_report_prints_it(run: fedsim.Run, command: Callable[..., Done], tmp_path: Path) -> None:
+def test_a_table_is_a_frame_and_the_report_prints_it(
+    run: fedsim.Run, command: Callable[..., Done], tmp_path: Path
+) -> None:
     table = run.table()
     mean = run.rows.query("label == 'linear' and epsilon_target == 8")["balanced_accuracy"].mean()
     assert any(f"{mean:.3f}" in text for text in table.texts["ε = 8"])
@@ -84,12 +98,25 @@ def test_a_table_is_a_frame_and_the_report_prints_it(run: fedsim.Run, command: C
 
 def test_differences_and_tidy_scores_are_numbers(run: fedsim.Run) -> None:
     tidy = run.tidy.query("measure == 'balanced_accuracy'")
-    assert [*tidy] == ["method", "dataset", "alpha", "clients", "epsilon", "seed", "measure", "score"]
+    assert [*tidy] == [
+        "method",
+        "dataset",
+        "alpha",
+        "clients",
+        "epsilon",
+        "seed",
+        "measure",
+        "score",
+    ]
     by_seed = tidy.query("epsilon == 8").pivot(index="seed", columns="method", values="score")
-    (found,) = run.differences("dp-gaussian", "linear", where="epsilon_target == 8").to_dict("records")
+    (found,) = run.differences("dp-gaussian", "linear", where="epsilon_target == 8").to_dict(
+        "records"
+    )
     assert found["mean"] == pytest.approx((by_seed["dp-gaussian"] - by_seed["linear"]).mean())
     assert 0 < found["p_holm"] <= 1
-    with pytest.raises(fedsim.UserError, match="two seeds of balanced_accuracy are needed") as mistake:
+    with pytest.raises(
+        fedsim.UserError, match="two seeds of balanced_accuracy are needed"
+    ) as mistake:
         run.differences("dp-gaussian", "linear", where="seed == 0")
     assert mistake.value._render_traceback_() == [f"UserError: {mistake.value}"]
 
@@ -105,14 +132,22 @@ def test_a_cell_has_its_generator_and_its_statement(run: fedsim.Run) -> None:
         run.statement(cell="zz")
 
 
-def test_verify_proves_every_epsilon_and_compares(run: fedsim.Run, command: Callable[..., Done], bench: Callable[..., Ran]) -> None:
+def test_verify_proves_every_epsilon_and_compares(
+    run: fedsim.Run, command: Callable[..., Done], bench: Callable[..., Ran]
+) -> None:
     proved = command("verify", str(run.folder))
     assert (proved.returncode, "8 of 8 rows proved" in proved.stdout) == (0, True), proved.stdout
     equal = command("verify", str(run.folder), "--with", str(run.folder))
-    assert (equal.returncode, "equal to the last bit: everything (8 rows)" in equal.stdout) == (0, True)
+    assert (equal.returncode, "equal to the last bit: everything (8 rows)" in equal.stdout) == (
+        0,
+        True,
+    )
     other = bench(small_grid("dp-gaussian"), "other").folder
     assert "there are no results here" in command("verify", str(run.folder.parent)).stderr
-    assert "no setting and seed is in both" in command("verify", str(run.folder), "--with", str(other)).stderr
+    assert (
+        "no setting and seed is in both"
+        in command("verify", str(run.folder), "--with", str(other)).stderr
+    )
 
 
 def test_a_saved_generator_gives_a_file_of_synthetic_embeddings_with_its_manifest(
@@ -127,33 +162,61 @@ def test_a_saved_generator_gives_a_file_of_synthetic_embeddings_with_its_manifes
         assert np.bincount(held["y"]).tolist() == [5] * 10
         manifest = json.loads(str(held["manifest"]))
     assert manifest == json.loads(out.with_suffix(".json").read_text())
-    assert (manifest["unit"], manifest["trust"], manifest["claim"]) == ("example", "aggregate", "proved")
+    assert (manifest["unit"], manifest["trust"], manifest["claim"]) == (
+        "example",
+        "aggregate",
+        "proved",
+    )
     refused = command("synth", run, "--synthesis", "client:4", "--out", "more.npz")
-    assert (refused.returncode, refused.stderr.startswith("fedsim: --synthesis client:4: there are 4 clients")) == (2, True)
+    assert (
+        refused.returncode,
+        refused.stderr.startswith("fedsim: --synthesis client:4: there are 4 clients"),
+    ) == (2, True)
 
 
 def test_a_generator_leaves_as_a_package_if_its_noise_is_secret_and_is_drawn_from_there(
     tmp_path: Path, bench: Callable[..., Ran], command: Callable[..., Done]
 ) -> None:
-    seeded, secret = (str(bench(small_grid("dp-gaussian", privacy={"noise": noise}), noise).folder) for noise in ("seeded", "secret"))
+    seeded, secret = (
+        str(bench(small_grid("dp-gaussian", privacy={"noise": noise}), noise).folder)
+        for noise in ("seeded", "secret")
+    )
     package = tmp_path / "package"
-    assert "none of its generators may be released" in command("release", seeded, "--out", str(package)).stderr
+    assert (
+        "none of its generators may be released"
+        in command("release", seeded, "--out", str(package)).stderr
+    )
     assert not package.exists()
     done = command("release", secret, "--out", str(package))
-    assert (done.returncode, "dp-gaussian, ε = 1 at δ = 0.0001, claim proved" in done.stdout) == (0, True), done.stderr
+    assert (done.returncode, "dp-gaussian, ε = 1 at δ = 0.0001, claim proved" in done.stdout) == (
+        0,
+        True,
+    ), done.stderr
     assert command("synth", str(package), "--out", str(tmp_path / "synth.npz")).returncode == 0
     hub = tmp_path / "hub"
-    assert command("synth", secret, "--format", "hf", "--out", str(hub), "--per-class", "3").returncode == 0
+    assert (
+        command("synth", secret, "--format", "hf", "--out", str(hub), "--per-class", "3").returncode
+        == 0
+    )
     assert {"README.md", "data"} <= {path.name for path in hub.iterdir()}
 
 
-def test_code_that_a_run_names_runs_only_if_it_is_trusted(folder: Path, bench: Callable[..., Ran], command: Callable[..., Done]) -> None:
+def test_code_that_a_run_names_runs_only_if_it_is_trusted(
+    folder: Path, bench: Callable[..., Ran], command: Callable[..., Done]
+) -> None:
     run = bench(small_grid("dp-gaussian", privacy={"noise": "secret"}), "run").folder
-    Path("evil.py").write_text('open("evil ran", "w").close()\nfrom baselines.dp_gaussian import DPGaussian as X\n')
+    Path("evil.py").write_text(
+        'open("evil ran", "w").close()\nfrom baselines.dp_gaussian import DPGaussian as X\n'
+    )
     path = run / "trainings.jsonl"
-    path.write_text(path.read_text().replace('"algorithm": "dp-gaussian"', '"algorithm": "evil.py:X"'))
+    path.write_text(
+        path.read_text().replace('"algorithm": "dp-gaussian"', '"algorithm": "evil.py:X"')
+    )
     done = command("release", str(run), "--out", "package")
-    assert (done.returncode, "give --trust-plugin if you trust that code" in done.stderr) == (2, True)
+    assert (done.returncode, "give --trust-plugin if you trust that code" in done.stderr) == (
+        2,
+        True,
+    )
     assert not Path("evil ran").exists()
 
 
@@ -161,7 +224,10 @@ def test_a_class_of_a_notebook_is_benched_in_its_process_and_refused_where_other
     folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     book = Notebook(monkeypatch)
-    book.cell("import fedsim, torch\nfrom torch import nn\nfrom fedsim.methods import DPSGD, DPSGDParams\nWIDTH = 6")
+    book.cell(
+        "import fedsim, torch\nfrom torch import nn\nfrom fedsim.methods import DPSGD, "
+        "DPSGDParams\nWIDTH = 6"
+    )
     book.cell(
         "class Mine(DPSGD):\n"
         "    Params = DPSGDParams\n"
@@ -169,7 +235,8 @@ def test_a_class_of_a_notebook_is_benched_in_its_process_and_refused_where_other
         "        return Net(nn.Linear(self.task.dim, WIDTH), nn.Linear(WIDTH, self.task.classes))\n"
         "    def loss(self, model, batch):\n"
         "        print('chat')\n"
-        "        return {'ce': nn.functional.cross_entropy(model(batch.x), batch.y, reduction='none')}\n"
+        "        return {'ce': nn.functional.cross_entropy(model(batch.x), batch.y, "
+        "reduction='none')}\n"
         "    def classifier(self, server):\n"
         "        return server.model\n"
         "class Net(nn.Sequential):\n"
@@ -179,14 +246,24 @@ def test_a_class_of_a_notebook_is_benched_in_its_process_and_refused_where_other
     )
     book.cell(
         "grid = {'dataset': {'name': 'digits', 'limit': 200}, 'clients': 2, 'alpha': 1.0}\n"
-        "run, again = (fedsim.bench(grid, out='run', algorithms=[{'name': Mine, 'params': {'rounds': 2}}]) for _ in range(2))"
+        "run, again = (fedsim.bench(grid, out='run', algorithms=[{'name': Mine, 'params': "
+        "{'rounds': 2}}]) for _ in range(2))"
     )
     run = book.names["run"]
     (log,) = (folder / "run" / "logs").iterdir()
     assert ("chat" in log.read_text(), "chat" in capsys.readouterr().out) == (True, False)
-    assert run.rows[["label", "status", "claim", "params.rounds"]].to_numpy().tolist() == [["Mine", "ok", "stated", 2]]
+    assert run.rows[["label", "status", "claim", "params.rounds"]].to_numpy().tolist() == [
+        ["Mine", "ok", "stated", 2]
+    ]
     assert len((folder / "run" / "trainings.jsonl").read_text().splitlines()) == 1
     assert run.verify(rerun=1).passed
-    for call in ("fedsim.check(Mine)", "fedsim.audit(Mine)", "fedsim.bench(grid, out='other', algorithms=[Mine], address='auto')"):
-        with pytest.raises(fedsim.UserError, match=r"Mine: is defined in this process alone, .*%%writefile my_method\.py"):
+    for call in (
+        "fedsim.check(Mine)",
+        "fedsim.audit(Mine)",
+        "fedsim.bench(grid, out='other', algorithms=[Mine], address='auto')",
+    ):
+        with pytest.raises(
+            fedsim.UserError,
+            match=r"Mine: is defined in this process alone, .*%%writefile my_method\.py",
+        ):
             book.cell(call)

@@ -28,17 +28,24 @@ def outcome(name: str) -> tuple[Scores, int, Trial, Embeddings]:
 def test_centralised_is_the_probe_of_all_rows_and_no_better_than_the_ceiling() -> None:
     scores, sent, trial, data = outcome("centralised")
     rows = np.concatenate(trial.partition.rows)
-    assert scores == score_probe(data.x_train[rows], data.y_train[rows], data.x_test, data.y_test, C)
+    assert scores == score_probe(
+        data.x_train[rows], data.y_train[rows], data.x_test, data.y_test, C
+    )
     assert scores.balanced_accuracy <= ceiling(data, C).balanced_accuracy + 1e-3
     assert sent == data.x_train.nbytes + data.y_train.nbytes
 
 
 def test_local_only_is_the_floor_and_sends_nothing() -> None:
     scores, sent, trial, data = outcome("local-only")
-    alone = [score_probe(data.x_train[rows], data.y_train[rows], data.x_test, data.y_test, C) for rows in trial.partition.rows]
+    alone = [
+        score_probe(data.x_train[rows], data.y_train[rows], data.x_test, data.y_test, C)
+        for rows in trial.partition.rows
+    ]
     assert scores.balanced_accuracy == np.mean([each.balanced_accuracy for each in alone])
     # the reference takes the best strength, and weighs a client's classes alike
-    assert scores.balanced_accuracy <= local_only(data, trial.partition, trial.cell.partition, C).mean
+    assert (
+        scores.balanced_accuracy <= local_only(data, trial.partition, trial.cell.partition, C).mean
+    )
     assert sent == 0
 
 

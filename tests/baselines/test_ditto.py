@@ -16,17 +16,31 @@ def test_one_row_changes_both_classifiers_sums_together_by_the_clip_norm_at_most
     _, _, algorithm = one_cell(quick("dp-ditto"), epsilon=4.0)
     assert isinstance(algorithm, DPDitto)
     model, stream = algorithm.build(1), torch.Generator().manual_seed(0)
-    x, y = torch.randn(12, algorithm.task.dim, generator=stream), torch.arange(12) % algorithm.task.classes
+    x, y = (
+        torch.randn(12, algorithm.task.dim, generator=stream),
+        torch.arange(12) % algorithm.task.classes,
+    )
 
     def joint(model: Any, batch: Batch) -> torch.Tensor:
         return torch.stack(list(algorithm.loss(model, batch).values())).sum(0)
 
     def sums(rows: torch.Tensor) -> torch.Tensor:
-        batch = Batch(x[rows], y[rows], {}, Layout.on(x.device, torch.zeros(len(rows), dtype=torch.long), 1))
+        batch = Batch(
+            x[rows], y[rows], {}, Layout.on(x.device, torch.zeros(len(rows), dtype=torch.long), 1)
+        )
         return torch.cat(
-            [value.flatten() for value in clipped_sum(model, joint, batch, Norms(algorithm.clip()), "bookkeeping").sums.values()]
+            [
+                value.flatten()
+                for value in clipped_sum(
+                    model, joint, batch, Norms(algorithm.clip()), "bookkeeping"
+                ).sums.values()
+            ]
         )
 
     for left_out in range(12):
-        change = float((sums(torch.arange(12)) - sums(torch.tensor([i for i in range(12) if i != left_out]))).norm())
+        change = float(
+            (
+                sums(torch.arange(12)) - sums(torch.tensor([i for i in range(12) if i != left_out]))
+            ).norm()
+        )
         assert change == pytest.approx(algorithm.clip(), rel=1e-3)

@@ -21,7 +21,9 @@ DIM, CLASSES = 6, 2
 
 
 def planted(rows: int, apart: float) -> tuple[torch.Tensor, torch.Tensor]:
-    """Two components a class, ``apart`` from each other along axis 1 (class 0: 3 to 1) or 2 (class 1: 1 to 1)."""
+    """Two components a class, ``apart`` from each other along axis 1 (class 0: 3 to 1) or 2 (class
+    1: 1 to 1).
+    """
     stream = torch.Generator().manual_seed(0)
     y = torch.arange(rows) % CLASSES
     second = torch.rand(rows, generator=stream) < torch.tensor([0.25, 0.5])[y]
@@ -36,10 +38,16 @@ def without_noise(algorithm: OneShot, x: torch.Tensor, y: torch.Tensor) -> Serve
     for statistic in algorithm.statistics():
         weights = unit_weights(statistic.weights)
         for _ in range(statistic.steps):
-            products = statistic.products(Rows(x, y, torch.zeros_like(y)), algorithm.broadcast(server))
+            products = statistic.products(
+                Rows(x, y, torch.zeros_like(y)), algorithm.broadcast(server)
+            )
             sums, norms = clipped_statistics(products, Norms(1.0, weights=weights))
             assert norms.max() <= 1 + 1e-5
-            statistic.receive(server, {name: value / weights[name] for name, value in rounded(sums).items()}, dict.fromkeys(weights, 0.0))
+            statistic.receive(
+                server,
+                {name: value / weights[name] for name, value in rounded(sums).items()},
+                dict.fromkeys(weights, 0.0),
+            )
     return server
 
 
@@ -56,4 +64,6 @@ def test_without_noise_it_finds_two_planted_components() -> None:
         assert float(mixed.shares[label].min()) == pytest.approx(small, abs=0.05)
     basis = chart.apart(4.0 * mixed.components.basis.T)
     within = basis.T @ mixed.components.covariance @ basis
-    assert within.diagonal().max() < 0.1 * 0.3**2  # the scatter between components is out of the covariance
+    assert (
+        within.diagonal().max() < 0.1 * 0.3**2
+    )  # the scatter between components is out of the covariance

@@ -1,4 +1,6 @@
-"""The heads' own mathematics; their releases are those of fedhypevae-warm, whose tests have the statistics' sensitivity."""
+"""The heads' own mathematics; their releases are those of fedhypevae-warm, whose tests have the
+statistics' sensitivity.
+"""
 
 from typing import Any
 
@@ -26,7 +28,9 @@ def classes_apart(rows: int) -> tuple[torch.Tensor, torch.Tensor]:
 def head(name: str, x: torch.Tensor, y: torch.Tensor) -> Any:
     """The head of exact moments of the rows, in a block of all directions."""
     about = x - 1
-    covariances = torch.stack([torch.cov(about[y == label].T, correction=0) for label in range(CLASSES)])
+    covariances = torch.stack(
+        [torch.cov(about[y == label].T, correction=0) for label in range(CLASSES)]
+    )
     tensors = {
         "mean": torch.ones(DIM),
         "basis": 2 * torch.eye(DIM),
@@ -34,7 +38,9 @@ def head(name: str, x: torch.Tensor, y: torch.Tensor) -> Any:
         "prior_means": torch.stack([about[y == label].mean(0) for label in range(CLASSES)]),
         "prior_covariances": covariances,
     }
-    algorithm = DPLDA(DPLDAParams.model_validate({"head": name, "ridge": 1e-6}), Task(DIM, CLASSES, 1))
+    algorithm = DPLDA(
+        DPLDAParams.model_validate({"head": name, "ridge": 1e-6}), Task(DIM, CLASSES, 1)
+    )
     return algorithm.classifier(Server(torch.nn.Module(), Seeds(0), tensors))
 
 
@@ -49,4 +55,6 @@ def head(name: str, x: torch.Tensor, y: torch.Tensor) -> Any:
 def test_of_exact_moments_a_head_is_the_textbooks(name: str, known: Any) -> None:
     x, y = classes_apart(3000)
     expected = known.fit(x.double().numpy(), y.numpy()).predict_proba(x.double().numpy())
-    torch.testing.assert_close(head(name, x, y).probabilities(x).double(), torch.from_numpy(expected), atol=1e-2, rtol=0)
+    torch.testing.assert_close(
+        head(name, x, y).probabilities(x).double(), torch.from_numpy(expected), atol=1e-2, rtol=0
+    )

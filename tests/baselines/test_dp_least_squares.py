@@ -6,7 +6,16 @@ from cells import centred_at
 from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
 
 from baselines.dp_gaussian import DPLeastSquares, DPLeastSquaresParams
-from fedsim.methods import Norms, Rows, Seeds, Server, Task, clipped_statistics, rounded, unit_weights
+from fedsim.methods import (
+    Norms,
+    Rows,
+    Seeds,
+    Server,
+    Task,
+    clipped_statistics,
+    rounded,
+    unit_weights,
+)
 from fedsim.privacy.statistics.moments import MOMENT_WEIGHTS
 
 DIM, CLASSES = 6, 3
@@ -26,9 +35,16 @@ def test_without_noise_it_is_the_discriminant_of_equal_priors() -> None:
     algorithm = DPLeastSquares(DPLeastSquaresParams(radius=1.0), Task(DIM, CLASSES, 2))
     server = Server(torch.nn.Module(), Seeds(0), tensors=centred_at(x.mean(0)))
     weights = unit_weights(MOMENT_WEIGHTS)
-    sums, _ = clipped_statistics(algorithm.moment_products(Rows(x, y, torch.zeros_like(y)), server.tensors), Norms(1.0, weights=weights))
+    sums, _ = clipped_statistics(
+        algorithm.moment_products(Rows(x, y, torch.zeros_like(y)), server.tensors),
+        Norms(1.0, weights=weights),
+    )
     exact = {name: value / weights[name] for name, value in rounded(sums).items()}
     algorithm.receive_moments(server, exact, dict.fromkeys(weights, 0.0))
     found = algorithm.classifier(server).probabilities(x)
-    known = LinearDiscriminantAnalysis(solver="lsqr", priors=np.full(CLASSES, 1 / CLASSES)).fit(x.double(), y).predict_proba(x.double())
+    known = (
+        LinearDiscriminantAnalysis(solver="lsqr", priors=np.full(CLASSES, 1 / CLASSES))
+        .fit(x.double(), y)
+        .predict_proba(x.double())
+    )
     assert float((found.argmax(1) == torch.from_numpy(known).argmax(1)).float().mean()) > 0.995

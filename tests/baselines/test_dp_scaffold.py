@@ -17,13 +17,18 @@ WEIGHT = "control.head.weight"
 
 def trained(**params: Any) -> tuple[Server, LocalPool, Any]:
     trial, data, algorithm = one_cell(
-        quick("dp-scaffold", **EXACT, **params), epsilon=math.inf, alpha=0.1, resources={"clients_per_actor": "all"}
+        quick("dp-scaffold", **EXACT, **params),
+        epsilon=math.inf,
+        alpha=0.1,
+        resources={"clients_per_actor": "all"},
     )
     server, pool = algorithm.initial_server(Seeds(0)), local_pool(trial, data)
     phase, *_ = algorithm.phases()
     for round_ in algorithm.schedule():
         (message,) = pool.round(round_, phase.broadcast(server))
-        phase.at_server(server, round_, {name: value.float() for name, value in message.sums.items()})
+        phase.at_server(
+            server, round_, {name: value.float() for name, value in message.sums.items()}
+        )
     return server, pool, algorithm
 
 
@@ -35,12 +40,19 @@ def gradients(server: Server, pool: LocalPool, algorithm: Any) -> torch.Tensor:
     def loss(model: Any, batch: Any) -> torch.Tensor:
         return algorithm.loss(model, batch)["cross_entropy"]
 
-    sums = [clipped_sum(server.model, loss, batch, Norms(1e9), "bookkeeping").sums["head.weight"] for batch in batches]
+    sums = [
+        clipped_sum(server.model, loss, batch, Norms(1e9), "bookkeeping").sums["head.weight"]
+        for batch in batches
+    ]
     return torch.stack(sums) / 50.0
 
 
-def test_after_one_step_a_clients_control_variate_is_its_gradient_and_the_servers_their_mean() -> None:
+def test_after_one_step_a_clients_control_variate_is_its_gradient_and_the_servers_their_mean() -> (
+    None
+):
     server, pool, algorithm = trained(rounds=1, local_steps=1)
     own = pool.cohorts[0].clients.state[WEIGHT]
-    torch.testing.assert_close(own, gradients(algorithm.initial_server(Seeds(0)), pool, algorithm), atol=1e-5, rtol=1e-3)
+    torch.testing.assert_close(
+        own, gradients(algorithm.initial_server(Seeds(0)), pool, algorithm), atol=1e-5, rtol=1e-3
+    )
     torch.testing.assert_close(server.tensors[WEIGHT], own.mean(0), atol=1e-6, rtol=1e-3)

@@ -26,7 +26,11 @@ LEAST: list[tuple[str, dict[str, Any], float, float]] = [
 
 
 @pytest.mark.parametrize(("name", "params", "epsilon", "least"), LEAST)
-def test_digits_are_told_apart(name: str, params: dict[str, Any], epsilon: float, least: float) -> None:
-    prepared = small_cells({"name": name, "params": params}, epsilon=epsilon, dataset={"name": "digits", "limit": 1000})
+def test_digits_are_told_apart(
+    name: str, params: dict[str, Any], epsilon: float, least: float
+) -> None:
+    prepared = small_cells(
+        {"name": name, "params": params}, epsilon=epsilon, dataset={"name": "digits", "limit": 1000}
+    )
     (trial,) = prepared.trials
     assert ran(prepared, trial)[1].scores.balanced_accuracy > least

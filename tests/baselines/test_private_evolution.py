@@ -22,7 +22,9 @@ def public() -> torch.Tensor:
 
 
 def method(**params) -> PrivateEvolution:
-    return PrivateEvolution(PrivateEvolutionParams(**params), Task(DIM, CLASSES, 2, public=PublicRows(public().numpy())))
+    return PrivateEvolution(
+        PrivateEvolutionParams(**params), Task(DIM, CLASSES, 2, public=PublicRows(public().numpy()))
+    )
 
 
 @pytest.fixture
@@ -33,16 +35,25 @@ def numbers_of_threads() -> Iterator[None]:
 
 
 def started(algorithm: PrivateEvolution) -> Server:
-    """The server once coordinates are there: those of rows about the origin, all directions alike."""
+    """The server once coordinates are there: those of rows about the origin, all directions
+    alike.
+    """
     server = algorithm.initial_server(Seeds(0))
     server.tensors |= centred_at(torch.zeros(algorithm.dim))
     algorithm.begin(server)
     return server
 
 
-def histogram(algorithm: PrivateEvolution, x: torch.Tensor, y: torch.Tensor, groups: torch.Tensor | None = None) -> torch.Tensor:
+def histogram(
+    algorithm: PrivateEvolution,
+    x: torch.Tensor,
+    y: torch.Tensor,
+    groups: torch.Tensor | None = None,
+) -> torch.Tensor:
     layout = None if groups is None else consecutive(groups, x)
-    return clipped_statistics(algorithm.vote_products(Rows(x, y, y), started(algorithm).tensors), Norms(1.0), layout)[0]["votes"]
+    return clipped_statistics(
+        algorithm.vote_products(Rows(x, y, y), started(algorithm).tensors), Norms(1.0), layout
+    )[0]["votes"]
 
 
 @settings(max_examples=20)
@@ -58,23 +69,45 @@ def test_one_row_and_one_group_add_votes_of_norm_at_most_one(seed: int, votes: i
 
 @pytest.mark.parametrize("threads", [1, 2])
 @pytest.mark.parametrize("project", [0, 7])
-def test_what_a_row_adds_does_not_rest_on_which_rows_stand_beside_it(threads: int, project: int, numbers_of_threads: None) -> None:
+def test_what_a_row_adds_does_not_rest_on_which_rows_stand_beside_it(
+    threads: int, project: int, numbers_of_threads: None
+) -> None:
     torch.set_num_threads(threads)
-    algorithm, stream = method(candidates=200, votes=40, project=project), torch.Generator().manual_seed(threads)
+    algorithm, stream = (
+        method(candidates=200, votes=40, project=project),
+        torch.Generator().manual_seed(threads),
+    )
     x, y = torch.randn(130, DIM, generator=stream), torch.randint(CLASSES, (130,), generator=stream)
-    x[:40] = public()[torch.randint(60, (40,), generator=stream)]  # as near to one candidate as to its copies
-    server, (_, spread, votes) = started(algorithm), map(algorithm.projected, algorithm.statistics())
+    x[:40] = public()[
+        torch.randint(60, (40,), generator=stream)
+    ]  # as near to one candidate as to its copies
+    server, (_, spread, votes) = (
+        started(algorithm),
+        map(algorithm.projected, algorithm.statistics()),
+    )
     for statistic, name in ((votes, "votes"), (spread, "bins")):
-        together = statistic.products(Rows(x, y, y), algorithm.broadcast(server) | server.tensors)[name].right
-        for some in (*(slice(n, n + 1) for n in range(130)), slice(0, 129), slice(1, 130), slice(50, 67)):
-            alone = statistic.products(Rows(x[some], y[some], y[some]), algorithm.broadcast(server) | server.tensors)[name].right
+        together = statistic.products(Rows(x, y, y), algorithm.broadcast(server) | server.tensors)[
+            name
+        ].right
+        for some in (
+            *(slice(n, n + 1) for n in range(130)),
+            slice(0, 129),
+            slice(1, 130),
+            slice(50, 67),
+        ):
+            alone = statistic.products(
+                Rows(x[some], y[some], y[some]), algorithm.broadcast(server) | server.tensors
+            )[name].right
             assert torch.equal(alone, together[some])
 
 
 def test_equal_candidates_are_one() -> None:
     algorithm = method(candidates=200, votes=40)
     server = started(algorithm)
-    x, y = torch.randn(50, DIM, generator=torch.Generator().manual_seed(0)), torch.zeros(50, dtype=torch.long)
+    x, y = (
+        torch.randn(50, DIM, generator=torch.Generator().manual_seed(0)),
+        torch.zeros(50, dtype=torch.long),
+    )
     votes = algorithm.vote_products(Rows(x, y, y), algorithm.broadcast(server))["votes"].right
     candidates = server.tensors["candidates"][0]
     for row in votes:

@@ -1,4 +1,6 @@
-"""Something that private rows decide leaves without noise: in numbers, names, sizes, state, public rows, or by an exception."""
+"""Something that private rows decide leaves without noise: in numbers, names, sizes, state, public
+rows, or by an exception.
+"""
 
 from __future__ import annotations
 
@@ -22,11 +24,15 @@ class SizeLeavesUnpaid(Tiny):
 
     def client_round(self, clients: Clients, round_: Round, broadcast: Tensors) -> Message:
         message = super().client_round(clients, round_, broadcast)
-        return replace(message, sums={**message.sums, "rows": torch.tensor(float(sum(map(len, clients.x))))})
+        return replace(
+            message, sums={**message.sums, "rows": torch.tensor(float(sum(map(len, clients.x))))}
+        )
 
     def server_step(self, server: Server, round_: Round, total: Tensors) -> Mapping[str, float]:
         rows = total.pop("rows")
-        return super().server_step(server, round_, {name: 200 * value / rows for name, value in total.items()})
+        return super().server_step(
+            server, round_, {name: 200 * value / rows for name, value in total.items()}
+        )
 
 
 COUNTED: dict[int, Tensor] = {}
@@ -47,14 +53,20 @@ class LabelsToldByShape(Spelled):
     trusts = ("silo",)
 
     def noised(self, clients: Clients, round_: Round, sums: Tensors) -> Noised:
-        return super().noised(clients, round_, sums | {"zeros": torch.zeros(len(torch.cat(clients.y).unique()))})
+        return super().noised(
+            clients, round_, sums | {"zeros": torch.zeros(len(torch.cat(clients.y).unique()))}
+        )
 
     def server_step(self, server: Server, round_: Round, total: Tensors) -> Mapping[str, float]:
-        return super().server_step(server, round_, {name: value for name, value in total.items() if name != "zeros"})
+        return super().server_step(
+            server, round_, {name: value for name, value in total.items() if name != "zeros"}
+        )
 
 
 class ParticipantsToldByName(WeightNoiseCVAE):
-    """The message has a tensor of zeros for every client that takes part: its names tell who does, whatever noise is added."""
+    """The message has a tensor of zeros for every client that takes part: its names tell who does,
+    whatever noise is added.
+    """
 
     units = ("client",)
     trusts = ("silo",)
@@ -62,10 +74,18 @@ class ParticipantsToldByName(WeightNoiseCVAE):
     def client_round(self, clients: Clients, round_: Round, broadcast: Tensors) -> Message:
         message = super().client_round(clients, round_, broadcast)
         takes = zip(clients.members, self.participants(clients, round_).tolist(), strict=True)
-        return replace(message, sums=message.sums | {f"present {client}": torch.zeros(1) for client, part in takes if part})
+        return replace(
+            message,
+            sums=message.sums
+            | {f"present {client}": torch.zeros(1) for client, part in takes if part},
+        )
 
     def server_step(self, server: Server, round_: Round, total: Tensors) -> Values:
-        return super().server_step(server, round_, {name: value for name, value in total.items() if not name.startswith("present")})
+        return super().server_step(
+            server,
+            round_,
+            {name: value for name, value in total.items() if not name.startswith("present")},
+        )
 
 
 class Unnoised(TinyParams):
@@ -80,16 +100,22 @@ class StateWithoutNoise(Adapted):
 
 
 class RateFromOwnRows(Coded):
-    """The last client's learning rate follows the spread of its own rows, which no noise covers; its noised code leaves."""
+    """The last client's learning rate follows the spread of its own rows, which no noise covers;
+    its noised code leaves.
+    """
 
     units = ("client",)
 
     def client_round(self, clients: Clients, round_: Round, broadcast: Tensors) -> Message:
         held = zip(clients.members, clients.x, strict=True)
-        self.rates = torch.tensor([1 + float(x.std()) if client == 3 and len(x) else 1.0 for client, x in held])
+        self.rates = torch.tensor(
+            [1 + float(x.std()) if client == 3 and len(x) else 1.0 for client, x in held]
+        )
         return super().client_round(clients, round_, broadcast)
 
-    def _local_step(self, clients: Clients, round_: Round, gradients: Tensors, noise: Mapping[str, float]) -> None:
+    def _local_step(
+        self, clients: Clients, round_: Round, gradients: Tensors, noise: Mapping[str, float]
+    ) -> None:
         before = clients.model["code"].weight.detach().clone()
         super()._local_step(clients, round_, gradients, noise)
         with torch.no_grad():
@@ -99,14 +125,21 @@ class RateFromOwnRows(Coded):
 
 
 class StopsOnOwnLoss(Spelled):
-    """From the fifth round on a client falls silent once the mean loss on all its rows is small enough for its taste."""
+    """From the fifth round on a client falls silent once the mean loss on all its rows is small
+    enough for its taste.
+    """
 
     def client_round(self, clients: Clients, round_: Round, broadcast: Tensors) -> Message:
         load_parameters(clients.model, broadcast)
         with torch.no_grad():
-            batches = [Batch(x, y, {}, Layout(torch.zeros_like(y), 1)) for x, y in zip(clients.x, clients.y, strict=True)]
+            batches = [
+                Batch(x, y, {}, Layout(torch.zeros_like(y), 1))
+                for x, y in zip(clients.x, clients.y, strict=True)
+            ]
             losses = torch.stack([self.distance(clients.model, batch).mean() for batch in batches])
-        self.trains = losses > 0.97 if round_.number > 4 else torch.ones_like(losses, dtype=torch.bool)
+        self.trains = (
+            losses > 0.97 if round_.number > 4 else torch.ones_like(losses, dtype=torch.bool)
+        )
         return super().client_round(clients, round_, broadcast)
 
     def sums(self, model: nn.Module, batch: Batch) -> Tensors:
@@ -137,7 +170,9 @@ class TakenForPublic(Tiny):
 
 
 class KeepsPublic(TakenForPublic):
-    """Sound: the server reads the grid's public rows, and keeps what its generator needs of them."""
+    """Sound: the server reads the grid's public rows, and keeps what its generator needs of
+    them.
+    """
 
     def start_clients(self, clients: Clients) -> None:
         pass
@@ -145,5 +180,9 @@ class KeepsPublic(TakenForPublic):
 
 class ForgetsPublic(KeepsPublic):
     def generator(self, server: Server) -> Prototypes:
-        rows = self.task.public.rows() if self.task.public is not None else torch.zeros(1, self.task.dim)
+        rows = (
+            self.task.public.rows()
+            if self.task.public is not None
+            else torch.zeros(1, self.task.dim)
+        )
         return Prototypes(rows[:1].expand(self.task.classes, -1))

@@ -27,16 +27,25 @@ class TakesTheNoiseOff(Tiny):
     def server_step(self, server: Server, round_: Round, total: Tensors) -> Mapping[str, float]:
         assert server.plan is not None
         shapes = {name: tuple(value.shape) for name, value in total.items()}
-        std, stream = server.plan.noise_std(round_.release.name), server.seeds.keystream(Purpose.NOISE, round_.stream)
+        std, stream = (
+            server.plan.noise_std(round_.release.name),
+            server.seeds.keystream(Purpose.NOISE, round_.stream),
+        )
         noise = gaussian(shapes, std, stream).parts
-        return super().server_step(server, round_, {name: value - noise[name] for name, value in total.items()})
+        return super().server_step(
+            server, round_, {name: value - noise[name] for name, value in total.items()}
+        )
 
 
 class Overspends(Spelled):
     trusts = ("silo",)
 
     def client_round(self, clients: Clients, round_: Round, broadcast: Tensors) -> Message:
-        super().client_round(replace(clients, steps=None), replace(round_, stream=self.params.rounds + round_.stream), broadcast)
+        super().client_round(
+            replace(clients, steps=None),
+            replace(round_, stream=self.params.rounds + round_.stream),
+            broadcast,
+        )
         return super().client_round(clients, round_, broadcast)
 
 

@@ -1,4 +1,6 @@
-"""A training cannot be built, planned, ended, repeated, packed, resumed or sent, changes its data, or makes what is no result."""
+"""A training cannot be built, planned, ended, repeated, packed, resumed or sent, changes its data,
+or makes what is no result.
+"""
 
 from collections.abc import Mapping
 from dataclasses import replace
@@ -57,7 +59,11 @@ class GlobalRandomState(Tiny):
         return torch.randn(self.task.dim)
 
     def server_step(self, server: Server, round_: Round, total: Tensors) -> Mapping[str, float]:
-        return super().server_step(server, round_, total | {"prototypes.bias": total["prototypes.bias"] + 1e-3 * self.shake()})
+        return super().server_step(
+            server,
+            round_,
+            total | {"prototypes.bias": total["prototypes.bias"] + 1e-3 * self.shake()},
+        )
 
 
 class NotDeterministic(GlobalRandomState):
@@ -70,7 +76,10 @@ class DependsOnPacking(Tiny):
 
     def client_round(self, clients: Clients, round_: Round, broadcast: Tensors) -> Message:
         message = super().client_round(clients, round_, broadcast)
-        return replace(message, sums={name: value / len(clients.members) for name, value in message.sums.items()})
+        return replace(
+            message,
+            sums={name: value / len(clients.members) for name, value in message.sums.items()},
+        )
 
 
 class ResumeDiffers(Tiny):
@@ -78,7 +87,9 @@ class ResumeDiffers(Tiny):
 
     def server_step(self, server: Server, round_: Round, total: Tensors) -> Mapping[str, float]:
         self.rounds_seen += 1
-        return super().server_step(server, round_, {name: value / self.rounds_seen for name, value in total.items()})
+        return super().server_step(
+            server, round_, {name: value / self.rounds_seen for name, value in total.items()}
+        )
 
 
 class DataChanged(Tiny):
@@ -96,7 +107,9 @@ class Told(float):
 class UnserialisableMessage(Tiny):
     def client_round(self, clients: Clients, round_: Round, broadcast: Tensors) -> Message:
         message = super().client_round(clients, round_, broadcast)
-        return replace(message, diagnostics={**message.diagnostics, "clients": [Told(len(clients.members))]})
+        return replace(
+            message, diagnostics={**message.diagnostics, "clients": [Told(len(clients.members))]}
+        )
 
 
 class RowsAreNotFinite(Tiny):

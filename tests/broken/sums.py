@@ -1,4 +1,6 @@
-"""What a row adds is more than is claimed, by the clip or what it is set by; or it follows from other rows, or from earlier ones."""
+"""What a row adds is more than is claimed, by the clip or what it is set by; or it follows from
+other rows, or from earlier ones.
+"""
 
 import math
 from collections.abc import Mapping
@@ -53,8 +55,16 @@ class DividesByStepsOfTenRows(Spelled):
         return super().client_round(clients, round_, broadcast)
 
     def sums(self, model: nn.Module, batch: Batch) -> Tensors:
-        parts = [super(DividesByStepsOfTenRows, self).sums(model, batch.take(batch.layout.client == i)) for i in range(len(self.steps))]
-        return {name: torch.stack([part[name] / n for part, n in zip(parts, self.steps, strict=True)]).sum(0) for name in parts[0]}
+        parts = [
+            super(DividesByStepsOfTenRows, self).sums(model, batch.take(batch.layout.client == i))
+            for i in range(len(self.steps))
+        ]
+        return {
+            name: torch.stack(
+                [part[name] / n for part, n in zip(parts, self.steps, strict=True)]
+            ).sum(0)
+            for name in parts[0]
+        }
 
 
 class ClipAtTheBatchMedian(Spelled):
@@ -113,19 +123,29 @@ class HypernetworkOverBatch(Tiny):
         return model
 
     def distance(self, model: Any, batch: Batch) -> Tensor:
-        weights = model["hyper"](model["code"](batch.layout).mean(0, keepdim=True)).view(self.task.classes, self.task.dim)
-        return (batch.x - self.decoded(model, batch.y) - one_hot(batch.y, self.task.classes) @ weights).square().sum(1)
+        weights = model["hyper"](model["code"](batch.layout).mean(0, keepdim=True)).view(
+            self.task.classes, self.task.dim
+        )
+        return (
+            (batch.x - self.decoded(model, batch.y) - one_hot(batch.y, self.task.classes) @ weights)
+            .square()
+            .sum(1)
+        )
 
 
 class WeightsFromLabelCounts(Tiny):
     counts = torch.ones(4, 10)
 
     def client_round(self, clients: Clients, round_: Round, broadcast: Tensors) -> Message:
-        self.counts = torch.stack([torch.bincount(y, minlength=self.task.classes).float() for y in clients.y])
+        self.counts = torch.stack(
+            [torch.bincount(y, minlength=self.task.classes).float() for y in clients.y]
+        )
         return super().client_round(clients, round_, broadcast)
 
     def distance(self, model: Any, batch: Batch) -> Tensor:
-        return super().distance(model, batch) / self.counts[batch.layout.client, batch.y].clamp_min(1)
+        return super().distance(model, batch) / self.counts[batch.layout.client, batch.y].clamp_min(
+            1
+        )
 
 
 class Weighed(DPGaussian):
@@ -133,7 +153,10 @@ class Weighed(DPGaussian):
 
     def moment_products(self, rows: Rows, told: Tensors) -> dict[str, OuterProduct]:
         weight = self.weights(rows)[:, None]
-        return {name: OuterProduct(product.left * weight, product.right) for name, product in super().moment_products(rows, told).items()}
+        return {
+            name: OuterProduct(product.left * weight, product.right)
+            for name, product in super().moment_products(rows, told).items()
+        }
 
     def weights(self, rows: Rows) -> Tensor:
         raise NotImplementedError
@@ -165,7 +188,9 @@ class CapThousand(Weighed):
 
 
 class RemembersRows(Classified):
-    """Its classifier centres a row at the mean of those that it was shown before, so one held-out row changes what others are taken for."""
+    """Its classifier centres a row at the mean of those that it was shown before, so one held-out
+    row changes what others are taken for.
+    """
 
     def classifier(self, server: Server) -> Any:
         known, shown = super().classifier(server), list[Tensor]()

@@ -1,4 +1,6 @@
-"""Sound algorithms of a few numbers, which the broken ones break: a prototype per class, learned by DP-SGD."""
+"""Sound algorithms of a few numbers, which the broken ones break: a prototype per class, learned by
+DP-SGD.
+"""
 
 from __future__ import annotations
 
@@ -60,7 +62,9 @@ class Adapted(Tiny):
 
 
 class Coded(Tiny):
-    """Each client learns a code, the mean of its rows' first entries, beside the prototypes; the generator does not read it."""
+    """Each client learns a code, the mean of its rows' first entries, beside the prototypes; the
+    generator does not read it.
+    """
 
     def build(self, clients: int) -> nn.Module:
         model: Any = super().build(clients)
@@ -68,7 +72,10 @@ class Coded(Tiny):
         return model
 
     def loss(self, model: Any, batch: Batch) -> Mapping[str, Tensor]:
-        return {**super().loss(model, batch), "code": (batch.x[:, :2] - model["code"](batch.layout)).square().sum(1)}
+        return {
+            **super().loss(model, batch),
+            "code": (batch.x[:, :2] - model["code"](batch.layout)).square().sum(1),
+        }
 
 
 class Classified(Tiny):
@@ -105,4 +112,6 @@ class Prototypes:
         self.rows = rows
 
     def sample(self, labels: Tensor, stream: torch.Generator) -> Tensor:
-        return self.rows[labels] + 0.1 * torch.randn(len(labels), self.rows.shape[1], generator=stream)
+        return self.rows[labels] + 0.1 * torch.randn(
+            len(labels), self.rows.shape[1], generator=stream
+        )

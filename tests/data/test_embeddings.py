@@ -10,7 +10,11 @@ from fedsim.errors import UserError, at
 
 def arrays(rows=12, dim=3, classes=3):
     x = np.random.default_rng(0).standard_normal((rows, dim)).astype(np.float32)
-    return {"x": x, "y": np.arange(rows) % classes, "split": np.where(np.arange(rows) < rows // 2, 0, 2)}
+    return {
+        "x": x,
+        "y": np.arange(rows) % classes,
+        "split": np.where(np.arange(rows) < rows // 2, 0, 2),
+    }
 
 
 def made(**changes):
@@ -39,7 +43,10 @@ X, Y = arrays()["x"], arrays()["y"]
     ("changes", "message"),
     [
         ({"x": X[:, 0]}, "x has shape [12]"),
-        ({"x": with_value(with_value(X, 9, np.nan), 5, np.inf)}, "x has 2 NaN or infinite values, or beyond float32, the first in row 5"),
+        (
+            {"x": with_value(with_value(X, 9, np.nan), 5, np.inf)},
+            "x has 2 NaN or infinite values, or beyond float32, the first in row 5",
+        ),
         ({"y": Y[:5]}, "y has shape [5]"),
         ({"y": Y.astype(float)}, "y has dtype float64"),
         ({"y": Y + 1}, "labels of the training rows are 1, 2, 3; number the classes 0 .. 2"),

@@ -44,7 +44,9 @@ def small_shards(monkeypatch):
 @pytest.fixture
 def pets(tmp_path) -> ImageSet:
     images = load_image_folder(save_folder(tmp_path / "pets"), "pets")
-    return replace(images, images=Counted(images.images), columns={"site": np.array(["n", "s"] * 12)})
+    return replace(
+        images, images=Counted(images.images), columns={"site": np.array(["n", "s"] * 12)}
+    )
 
 
 def job(images, spec, **changes):
@@ -63,10 +65,19 @@ def test_the_file_holds_what_a_bare_loop_over_the_images_gives(tmp_path, pets, e
     held = np.load(tmp_path / "out/pets.npz")
     np.testing.assert_allclose(held["x"], bare(pets, encoder), atol=1e-5)
     assert held["x"].dtype == np.float32
-    for name, values in (("y", pets.y), ("split", pets.split), ("site", pets.columns["site"]), ("class_names", pets.class_names)):
+    for name, values in (
+        ("y", pets.y),
+        ("split", pets.split),
+        ("site", pets.columns["site"]),
+        ("class_names", pets.class_names),
+    ):
         np.testing.assert_array_equal(held[name], values)
     manifest = json.loads((tmp_path / "out/pets.json").read_text())
-    assert (manifest["dataset"], manifest["encoder"], manifest["shape"]) == ("pets", locate(encoder).digest, [24, 16])
+    assert (manifest["dataset"], manifest["encoder"], manifest["shape"]) == (
+        "pets",
+        locate(encoder).digest,
+        [24, 16],
+    )
     assert pets.images.decoded == Counter(range(24)) + Counter(range(24)), "by the loop, and once"
     data = cached_embeddings(pets, encoder, "pets", skip_bad=False)
     assert load_embedding_file(tmp_path / "out/pets.npz", "pets").fingerprint == data.fingerprint
@@ -75,7 +86,9 @@ def test_the_file_holds_what_a_bare_loop_over_the_images_gives(tmp_path, pets, e
 def test_a_view_is_a_fixed_flip_or_crop_and_an_embedding_the_mean_over_them(pets, encoder):
     made = ImageEncoder(locate(encoder), "cpu")
     views = [list(views_of(decoded(pets.source(i)), 4)) for i in range(24)]
-    mean = np.mean([made.embed(made.pixels([of[k] for of in views])).numpy() for k in range(4)], axis=0)
+    mean = np.mean(
+        [made.embed(made.pixels([of[k] for of in views])).numpy() for k in range(4)], axis=0
+    )
     np.testing.assert_allclose(embed(job(pets, encoder, views=4), CONSOLE).x, mean, atol=1e-5)
     assert views[0][0] == decoded(pets.source(0))
     assert len({view.tobytes() for view in views[0]}) == 4
@@ -100,7 +113,15 @@ def test_whatever_differs_is_computed_again_never_reused(tmp_path, pets, encoder
 
 def test_bad_images_are_left_out_if_that_is_asked_for_and_only_then(tmp_path, encoder):
     root = save_folder(tmp_path / "pets", each=12)
-    for name in ("cat/0", "cat/1", "cat/10", "cat/11", "cat/2", "eel/5", "eel/6"):  # a whole batch among them
+    for name in (
+        "cat/0",
+        "cat/1",
+        "cat/10",
+        "cat/11",
+        "cat/2",
+        "eel/5",
+        "eel/6",
+    ):  # a whole batch among them
         path = root / f"{name}.png"
         path.write_bytes(path.read_bytes()[:60])
     damaged = load_image_folder(root, "pets")
@@ -109,19 +130,27 @@ def test_bad_images_are_left_out_if_that_is_asked_for_and_only_then(tmp_path, en
     assert made.x.any(axis=1).all()
     assert len(made.images.y) == 29
     assert {bad["image"] for bad in made.manifest["skipped"]} >= {"cat/0.png", "eel/6.png"}
-    with pytest.raises(UserError, match=r"7 of 36 images cannot be decoded; .*skip_bad(?s:.*)cat/0.png(?s:.*)eel/6.png"):
+    with pytest.raises(
+        UserError,
+        match=r"7 of 36 images cannot be decoded; .*skip_bad(?s:.*)cat/0.png(?s:.*)eel/6.png",
+    ):
         embed(job(damaged, encoder), CONSOLE)
 
 
 def test_where_nothing_can_be_written_is_said_before_the_work(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     np.savez(tmp_path / "mine.npz", x=np.eye(2))
-    for out, message in (("a/b.npy", "is not an .npz file; give a/b.npz"), ("mine.npz", "is there and was not made by fedsim")):
+    for out, message in (
+        ("a/b.npy", "is not an .npz file; give a/b.npz"),
+        ("mine.npz", "is there and was not made by fedsim"),
+    ):
         with pytest.raises(UserError, match=message):
             check_target(Path(out))
 
 
-def test_an_interrupted_run_goes_on_with_the_next_shard_and_a_broken_one_is_computed_again(pets, encoder, cache, monkeypatch):
+def test_an_interrupted_run_goes_on_with_the_next_shard_and_a_broken_one_is_computed_again(
+    pets, encoder, cache, monkeypatch
+):
     source = Counted.source
 
     def interrupted(images, row):

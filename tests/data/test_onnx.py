@@ -9,7 +9,9 @@ from fedsim.data.spec import EncoderSpec
 from fedsim.errors import UserError
 
 onnx = pytest.importorskip("onnx", reason="onnx, which writes the network, is not installed")
-pytest.importorskip("onnxruntime", reason="onnxruntime, which runs it, is not installed (extra onnx)")
+pytest.importorskip(
+    "onnxruntime", reason="onnxruntime, which runs it, is not installed (extra onnx)"
+)
 PICTURES = [picture(n, size=40) for n in range(5)]
 
 
@@ -22,8 +24,15 @@ def export(path: Path) -> Path:
     ]
     images = onnx.helper.make_tensor_value_info("images", 1, ("n", 3, 16, 16))
     vector = onnx.helper.make_tensor_value_info("vector", 1, ["n", 4])
-    graph = onnx.helper.make_graph(nodes, "tiny", [images], [vector], [onnx.numpy_helper.from_array(weights, "w")])
-    onnx.save(onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 13)], ir_version=8), path)
+    graph = onnx.helper.make_graph(
+        nodes, "tiny", [images], [vector], [onnx.numpy_helper.from_array(weights, "w")]
+    )
+    onnx.save(
+        onnx.helper.make_model(
+            graph, opset_imports=[onnx.helper.make_opsetid("", 13)], ir_version=8
+        ),
+        path,
+    )
     return path
 
 
@@ -44,12 +53,16 @@ def test_an_exported_network_embeds_scaled_and_cropped_images(tmp_path):
     np.testing.assert_allclose(pixels[0], ((shrunk - mean) / std).transpose(2, 0, 1), atol=1e-5)
     weights = np.random.default_rng(0).standard_normal((4, 3, 4, 4)).astype(np.float32)
     patches = pixels.reshape(5, 3, 4, 4, 4, 4)
-    np.testing.assert_allclose(x, np.einsum("nchiwj,fcij->nfhw", patches, weights).mean((2, 3)), atol=1e-4)
+    np.testing.assert_allclose(
+        x, np.einsum("nchiwj,fcij->nfhw", patches, weights).mean((2, 3)), atol=1e-4
+    )
 
 
 def test_what_does_not_do_is_one_message(tmp_path):
     path = export(tmp_path / "tiny.onnx")
-    with pytest.raises(UserError, match=r"refuses images of 8 pixels .*give size: as the network's input"):
+    with pytest.raises(
+        UserError, match=r"refuses images of 8 pixels .*give size: as the network's input"
+    ):
         embedded(path, size=8)
     path.write_bytes(b"broken")
     with pytest.raises(UserError, match="cannot be loaded"):

@@ -16,7 +16,9 @@ def test_stratified_rows_follow_the_label_counts(counts, data):
     chosen = np.bincount(y[rows], minlength=len(counts))
     assert chosen.min() >= 1
     spare = np.array(counts) - 1
-    assert np.all(np.abs(chosen - 1 - spare * (size - len(counts)) / max(spare.sum(), 1)) < 1 + 1e-9)
+    assert np.all(
+        np.abs(chosen - 1 - spare * (size - len(counts)) / max(spare.sum(), 1)) < 1 + 1e-9
+    )
 
 
 @given(st.lists(st.integers(2, 30), min_size=2, max_size=8))

@@ -38,7 +38,9 @@ class OnePlace(TorchFunctionMode):
 if NAME == "xla":
     os.environ.setdefault("PJRT_DEVICE", "CPU")
     # compiled code runs once here
-    os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true")
+    os.environ.setdefault(
+        "XLA_FLAGS", "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
+    )
     import torch_xla
 
 DEVICE = torch_xla.device() if NAME == "xla" else torch.device(NAME)

@@ -11,7 +11,13 @@ from fedsim.methods.messages import Diagnostic, Message
 from fedsim.training.cohort import Cohort
 
 FOREIGN = pytest.mark.skipif(DEVICE == CPU, reason="on the CPU every tensor is where it should be")
-TENSORS = {"a": torch.arange(6.0).view(2, 3), "b": torch.arange(4), "c": torch.tensor(2.5), "d": torch.zeros(0, 3), "e": torch.ones(2)}
+TENSORS = {
+    "a": torch.arange(6.0).view(2, 3),
+    "b": torch.arange(4),
+    "c": torch.tensor(2.5),
+    "d": torch.zeros(0, 3),
+    "e": torch.ones(2),
+}
 TENSORS |= {"f": torch.full((2,), 1 / 3, dtype=torch.float64), "g": torch.full((2,), 1 / 3)}
 LEFT_BEHIND = """
 import torch
@@ -37,7 +43,11 @@ def test_tensors_come_back_as_they_went() -> None:
 
 
 def test_a_message_s_tensors_travel_and_everything_else_stays() -> None:
-    ready = {"losses": torch.ones(3), "norms": Diagnostic(torch.ones(2), "quantiles"), "told": [1.0, 2.0]}
+    ready = {
+        "losses": torch.ones(3),
+        "norms": Diagnostic(torch.ones(2), "quantiles"),
+        "told": [1.0, 2.0],
+    }
     there = Message(sums=TENSORS, uplink_bytes=7, diagnostics=ready).on(DEVICE)
     back = there.on(CPU)
     assert {value.device.type for value in there.sums.values()} == {DEVICE.type}
@@ -49,7 +59,10 @@ def test_a_message_s_tensors_travel_and_everything_else_stays() -> None:
 
 
 def test_draws_are_those_of_the_cpu() -> None:
-    here, there = (normal((3, 2), torch.Generator().manual_seed(1), torch.zeros((), device=d)) for d in (CPU, DEVICE))
+    here, there = (
+        normal((3, 2), torch.Generator().manual_seed(1), torch.zeros((), device=d))
+        for d in (CPU, DEVICE)
+    )
     assert there.device.type == DEVICE.type
     assert torch.equal(here, there.cpu())
 

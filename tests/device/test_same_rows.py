@@ -1,4 +1,6 @@
-"""A cell gives the same row on every device: the same samples, the same noise, the same scores. The device is FEDSIM_TEST_DEVICE's."""
+"""A cell gives the same row on every device: the same samples, the same noise, the same scores. The
+device is FEDSIM_TEST_DEVICE's.
+"""
 
 from functools import partial
 from typing import Any
@@ -18,16 +20,28 @@ from fedsim.training.state import copied
 from fedsim.training.trial import Outcome, Trial, local_pool, run_trial
 
 FOREIGN = DEVICE != CPU
-FEW = {"rounds": 3, "local_steps": 2, "generator_steps": 3, "meta_steps": 3, "hidden": (8,), "fakes": 16}
+FEW = {
+    "rounds": 3,
+    "local_steps": 2,
+    "generator_steps": 3,
+    "meta_steps": 3,
+    "hidden": (8,),
+    "fakes": 16,
+}
 """A lazy device compiles a round as one program: small ones."""
 
 
 def few(name: str) -> dict[str, Any]:
     """An entry of three rounds of a few steps."""
-    return quick(name, **{key: value for key, value in FEW.items() if key in lookup(name).Params.model_fields})
+    return quick(
+        name,
+        **{key: value for key, value in FEW.items() if key in lookup(name).Params.model_fields},
+    )
 
 
-ENTRIES: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {name: (few(name), {}) for name in SHIPPED} | {
+ENTRIES: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
+    name: (few(name), {}) for name in SHIPPED
+} | {
     "silo": (few("fedhypevae"), {"trust": "silo"}),
     "clients": (few("fedhypevae"), {"unit": "client"}),
 }
@@ -35,8 +49,12 @@ QUICKLY = ("fedhypevae", "dp-gaussian", "fedavg-linear")
 """What is enough where the device is the CPU."""
 
 
-def ran(trial: Trial, data: Any, device: torch.device) -> tuple[list[RoundRecord], Outcome, Judgement]:
-    """Every round's record, the outcome and its judgement; a lazy device is let to compute after each."""
+def ran(
+    trial: Trial, data: Any, device: torch.device
+) -> tuple[list[RoundRecord], Outcome, Judgement]:
+    """Every round's record, the outcome and its judgement; a lazy device is let to compute after
+    each.
+    """
     steps = []
     with OnePlace():
         for step in run_trial(trial, data, partial(local_pool, device=device), None, device):
@@ -60,11 +78,18 @@ def test_a_cell_samples_and_noises_alike_and_scores_the_same(name: str) -> None:
         },
     )
     (trial,), (data,) = prepared.trials, prepared.data.values()
-    (here, at_home, scored_home), (there, abroad, scored_abroad) = (ran(trial, data, device) for device in (CPU, DEVICE))
-    assert [(r.values["sampled"], r.values["noise"]) for r in there] == [(r.values["sampled"], r.values["noise"]) for r in here]
+    (here, at_home, scored_home), (there, abroad, scored_abroad) = (
+        ran(trial, data, device) for device in (CPU, DEVICE)
+    )
+    assert [(r.values["sampled"], r.values["noise"]) for r in there] == [
+        (r.values["sampled"], r.values["noise"]) for r in here
+    ]
     for name, score in scored_home.scores.items():
         assert scored_abroad.scores[name] == pytest.approx(score, abs=1e-3 if FOREIGN else 0), name
-    assert (abroad.epsilon_spent, abroad.uplink_bytes) == (at_home.epsilon_spent, at_home.uplink_bytes)
+    assert (abroad.epsilon_spent, abroad.uplink_bytes) == (
+        at_home.epsilon_spent,
+        at_home.uplink_bytes,
+    )
     assert all(value.device == CPU for value in abroad.state.values())
 
 
@@ -75,7 +100,15 @@ def test_a_checkpoint_of_one_device_goes_on_on_another(monkeypatch: pytest.Monke
 
     def training(device: torch.device, resume: Any = None, checkpoint: Any = None) -> Any:
         algorithm = build_algorithm(trial.cell.algorithm, trial.cell.params, trial.task)
-        return train(algorithm, local_pool(trial, data, None, device), trial.plan, Seeds(trial.cell.seed), resume, checkpoint, device)
+        return train(
+            algorithm,
+            local_pool(trial, data, None, device),
+            trial.plan,
+            Seeds(trial.cell.seed),
+            resume,
+            checkpoint,
+            device,
+        )
 
     kept: list[Any] = []
     first = training(DEVICE, None, lambda capture: kept.append(capture()))

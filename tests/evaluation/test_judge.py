@@ -25,13 +25,20 @@ class Copies:
 
     def sample(self, labels: torch.Tensor, stream: torch.Generator) -> torch.Tensor:
         rows = [np.flatnonzero(self.data.y_train == label) for label in range(self.data.classes)]
-        picked = [rows[label][int(torch.randint(len(rows[label]), (), generator=stream))] for label in labels.tolist()]
+        picked = [
+            rows[label][int(torch.randint(len(rows[label]), (), generator=stream))]
+            for label in labels.tolist()
+        ]
         return torch.from_numpy(self.data.x_train[picked])
 
 
 def judge(personal: Any, alpha: float = 0.1, **keys: Any) -> tuple[Judge, Any]:
     prepared = small_cells(
-        quick("dp-gaussian"), epsilon=4.0, alpha=alpha, evaluation={"per_class": 20, "probe_c": 0.1, "personal": personal}, **keys
+        quick("dp-gaussian"),
+        epsilon=4.0,
+        alpha=alpha,
+        evaluation={"per_class": 20, "probe_c": 0.1, "personal": personal},
+        **keys,
     )
     (trial,), (data,) = prepared.trials, list(prepared.data.values())[-1:]
     return Judge(trial.cell, data, trial.partition, Copies(data)), data
@@ -41,7 +48,11 @@ def test_at_a_weight_of_1_a_client_predicts_by_its_own_classifier_alone() -> Non
     (by, _), (shared, _) = judge(1.0), judge(0.0)
     found, other = by.personal(), shared.personal()
     for score in ("accuracy", "balanced_accuracy"):
-        assert found[f"personal_{score}"] == found[f"personal_alone_{score}"] == other[f"personal_alone_{score}"]
+        assert (
+            found[f"personal_{score}"]
+            == found[f"personal_alone_{score}"]
+            == other[f"personal_alone_{score}"]
+        )
         assert other[f"personal_{score}"] != other[f"personal_alone_{score}"]
 
 
@@ -55,10 +66,15 @@ class Everyones(Copies):
 def test_a_clients_own_generator_is_read_from_a_draw_of_the_clients_own() -> None:
     by, data = judge(None)
     found, evaluation = replace(by, made=Everyones(data)).of_clients()[2], by.cell.evaluation
-    drawn = [synthesise(Copies(data), data.classes, evaluation.per_class, Seeds(by.cell.seed), client) for client in (2, SERVER)]
+    drawn = [
+        synthesise(Copies(data), data.classes, evaluation.per_class, Seeds(by.cell.seed), client)
+        for client in (2, SERVER)
+    ]
     probes = [ProbeClassifier(fit_probe(x, y, evaluation.probe_c), data.classes) for x, y in drawn]
     rows = by.own_rows.rows[2]
-    own, shared = (score_classifier(probe, data.x_test[rows], data.y_test[rows]) for probe in probes)
+    own, shared = (
+        score_classifier(probe, data.x_test[rows], data.y_test[rows]) for probe in probes
+    )
     assert (found.own, found.shared) == (own, shared)
     assert own != shared
 
@@ -68,13 +84,23 @@ def unequal(data: Any) -> np.ndarray:
     return np.flatnonzero((data.y_test < 2) | (np.arange(len(data.y_test)) % 12 == 0))
 
 
-def test_plain_accuracy_is_with_labels_as_frequent_as_they_were_released_and_nothing_else_is() -> None:
+def test_plain_accuracy_is_with_labels_as_frequent_as_they_were_released_and_nothing_else_is() -> (
+    None
+):
     by, data = judge(None)
     kept = unequal(data)
-    x_test = data.x_test[kept] + BLUR * np.random.default_rng(0).standard_normal((len(kept), data.dim), dtype=np.float32)
+    x_test = data.x_test[kept] + BLUR * np.random.default_rng(0).standard_normal(
+        (len(kept), data.dim), dtype=np.float32
+    )
     data = replace(data, x_test=x_test, y_test=data.y_test[kept])
     shares = np.bincount(data.y_test, minlength=data.classes) / len(kept)
-    cell = by.cell.model_copy(update={"evaluation": by.cell.evaluation.model_copy(update={"per_client": True, "per_class": 200})})
+    cell = by.cell.model_copy(
+        update={
+            "evaluation": by.cell.evaluation.model_copy(
+                update={"per_client": True, "per_class": 200}
+            )
+        }
+    )
     by = replace(by, cell=cell, data=data, made=Noisy(data))
     uniform = by.judgement()
     released = replace(by, shares=shares).judgement()
@@ -100,9 +126,16 @@ class Noisy(Copies):
         return real + BLUR * torch.randn(real.shape, generator=stream)
 
 
-@pytest.mark.parametrize(("name", "told"), [("dp-gaussian", "released"), ("weight-noise", "uniform"), ("local-only", None)])
-def test_labels_are_those_that_an_algorithm_released_or_uniform_and_a_classifier_is_judged_as_it_is(name: str, told: str | None) -> None:
-    prepared = small_cells(quick(name), epsilon=float("inf"), evaluation={"per_class": 10, "readouts": []})
+@pytest.mark.parametrize(
+    ("name", "told"),
+    [("dp-gaussian", "released"), ("weight-noise", "uniform"), ("local-only", None)],
+)
+def test_labels_are_those_that_an_algorithm_released_or_uniform_and_a_classifier_is_judged_as_it_is(
+    name: str, told: str | None
+) -> None:
+    prepared = small_cells(
+        quick(name), epsilon=float("inf"), evaluation={"per_class": 10, "readouts": []}
+    )
     (trial,), (data,) = prepared.trials, prepared.data.values()
     *_, outcome = run_trial(trial, data)
     assert isinstance(outcome, Outcome)

@@ -16,7 +16,9 @@ from fedsim.results.columns import COLUMNS, score_column
 
 
 def top_2(of: Predictions) -> float:
-    """Share of the rows whose label is one of the two likeliest: a measure that labels alone do not give."""
+    """Share of the rows whose label is one of the two likeliest: a measure that labels alone do not
+    give.
+    """
     likeliest = np.argsort(of.probabilities, axis=1)[:, -2:]
     return float((likeliest == of.y[:, None]).any(axis=1).mean())
 
@@ -28,7 +30,9 @@ def register(monkeypatch: pytest.MonkeyPatch, measure: Measure) -> None:
 
 
 @pytest.mark.parametrize("name", ["dp-gaussian", "local-only"])
-def test_a_measure_that_is_registered_is_everywhere(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_measure_that_is_registered_is_everywhere(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     register(monkeypatch, Measure("Among the two likeliest", "all", top_2, "top 2", table=True))
     cells = small_cells(quick(name), epsilon=4.0)
     (trial,) = cells.trials
@@ -53,11 +57,19 @@ def made_up() -> Predictions:
 
 def test_auroc_is_the_mean_of_one_class_against_the_rest() -> None:
     of = made_up()
-    assert auroc(of) == pytest.approx(roc_auc_score(of.y, of.probabilities, multi_class="ovr", average="macro"))
-    assert {"auroc"} == {*scores_of(of)} - {*scores_of(Predictions(np.zeros(200, np.int64), of.predicted, of.probabilities))}
+    assert auroc(of) == pytest.approx(
+        roc_auc_score(of.y, of.probabilities, multi_class="ovr", average="macro")
+    )
+    assert {"auroc"} == {*scores_of(of)} - {
+        *scores_of(Predictions(np.zeros(200, np.int64), of.predicted, of.probabilities))
+    }
 
 
 def test_calibration_error_is_how_far_confidence_is_from_the_share_that_is_right() -> None:
     sure = np.array([[1.0, 0.0], [1.0, 0.0], [0.1, 0.9], [0.1, 0.9]])
-    assert calibration_error(Predictions(np.array([0, 0, 1, 1]), sure.argmax(1), sure)) == pytest.approx(0.05)
-    assert calibration_error(Predictions(np.array([0, 1, 1, 1]), sure.argmax(1), sure)) == pytest.approx(0.3)
+    assert calibration_error(
+        Predictions(np.array([0, 0, 1, 1]), sure.argmax(1), sure)
+    ) == pytest.approx(0.05)
+    assert calibration_error(
+        Predictions(np.array([0, 1, 1, 1]), sure.argmax(1), sure)
+    ) == pytest.approx(0.3)

@@ -16,7 +16,12 @@ BY_SITE = {"scheme": "column", "column": "site"}
 
 
 def cells(path: Path, partition: dict[str, Any] = BY_SITE, **keys: Any) -> Prepared:
-    return small_cells(quick("dp-gaussian"), dataset={"npz": str(path), "overlap": "keep"}, partition=partition, **{"clients": 3, **keys})
+    return small_cells(
+        quick("dp-gaussian"),
+        dataset={"npz": str(path), "overlap": "keep"},
+        partition=partition,
+        **{"clients": 3, **keys},
+    )
 
 
 def test_a_sites_client_is_judged_on_the_sites_own_test_rows(tmp_path: Path) -> None:
@@ -52,24 +57,42 @@ def changed(path: Path, change: Callable[[dict[str, Any]], dict[str, Any]]) -> P
 
 def judged(path: Path) -> tuple[Row, list[dict[str, Any]]]:
     """The row and the clients' lines of a cell by site."""
-    prepared = cells(path, evaluation={"per_class": 10, "per_client": True, "personal": "synthetic"})
+    prepared = cells(
+        path, evaluation={"per_class": 10, "per_client": True, "personal": "synthetic"}
+    )
     (trial,), (data,) = prepared.trials, prepared.data.values()
-    ended = (*ran(prepared, trial), None, local_only(data, trial.partition, trial.cell.partition, 0.1))
-    return joined(trial, *ended), replace(lines_of(trial, *ended), entries=[entry_of(trial)]).clients()
+    ended = (
+        *ran(prepared, trial),
+        None,
+        local_only(data, trial.partition, trial.cell.partition, 0.1),
+    )
+    return joined(trial, *ended), replace(
+        lines_of(trial, *ended), entries=[entry_of(trial)]
+    ).clients()
 
 
-def test_where_a_split_leaves_no_site_a_test_row_scores_of_clients_are_empty_and_the_row_says_why(tmp_path: Path) -> None:
-    path = changed(digits_of_sites(tmp_path), lambda of: {"site": np.where(of["split"] == 2, "elsewhere", of["site"])})
+def test_where_a_split_leaves_no_site_a_test_row_scores_of_clients_are_empty_and_the_row_says_why(
+    tmp_path: Path,
+) -> None:
+    path = changed(
+        digits_of_sites(tmp_path),
+        lambda of: {"site": np.where(of["split"] == 2, "elsewhere", of["site"])},
+    )
     row, lines = judged(path)
     assert row.balanced_accuracy is not None
-    assert [getattr(row, name) for name in ("client_balanced_accuracy", "client_spread", "personal_accuracy")] == [None] * 3
+    assert [
+        getattr(row, name)
+        for name in ("client_balanced_accuracy", "client_spread", "personal_accuracy")
+    ] == [None] * 3
     assert row.tested == "the test rows with its site; 150 test rows are of no client's site"
     assert {line["reason"] for line in lines} == {"it has no test row"}
 
 
 def test_a_site_that_lacks_a_class_or_has_one_alone_is_judged(tmp_path: Path) -> None:
     def without(of: dict[str, Any]) -> dict[str, Any]:
-        kept = (of["split"] == 2) | ~(((of["site"] == "south") & (of["y"] != 3)) | ((of["site"] == "north") & (of["y"] == 5)))
+        kept = (of["split"] == 2) | ~(
+            ((of["site"] == "south") & (of["y"] != 3)) | ((of["site"] == "north") & (of["y"] == 5))
+        )
         return {key: values[kept] for key, values in of.items()}
 
     row, lines = judged(changed(digits_of_sites(tmp_path), without))

@@ -1,4 +1,6 @@
-"""A tuned cell: who is held out, what one of them changes, what is spent, and that it continues with what it drew."""
+"""A tuned cell: who is held out, what one of them changes, what is spent, and that it continues
+with what it drew.
+"""
 
 import math
 from collections import Counter
@@ -26,7 +28,9 @@ SPACE = {"clip": [0.5, 1.0], "rounds": [3, 6]}
 def tuned(name: str = "dp-linear", space: Any = None, **keys: Any) -> tuple[Trial, Embeddings]:
     how = {"trials": 4, "held_out": 0.3} | keys.pop("tune", {})
     entry = {"name": name, "tune": SPACE if space is None else space}
-    trial, data, _ = one_cell(entry, **{"tune": how, "epsilon": 8.0, "delta": 1e-3, "seeds": 3} | keys)
+    trial, data, _ = one_cell(
+        entry, **{"tune": how, "epsilon": 8.0, "delta": 1e-3, "seeds": 3} | keys
+    )
     return trial, data
 
 
@@ -39,11 +43,17 @@ def ended(steps: Iterator[RoundRecord | Outcome]) -> tuple[list[RoundRecord], Ou
 def test_units_are_held_out_by_coins_that_no_row_decides() -> None:
     trial, _ = tuned()
     kept, held = held_out(trial, 0.3, Seeds(3))
-    assert sorted([*np.concatenate(kept.rows), *held.rows]) == sorted(np.concatenate(trial.partition.rows))
+    assert sorted([*np.concatenate(kept.rows), *held.rows]) == sorted(
+        np.concatenate(trial.partition.rows)
+    )
     assert 0.2 < len(held.rows) / trial.train_rows < 0.4
     first, *others = trial.partition.rows
-    longer = replace(trial, partition=replace(trial.partition, rows=(np.append(first, 10**6), *others)))
-    before, after = (set(np.concatenate(held_out(one, 0.3, Seeds(3))[0].rows)) for one in (trial, longer))
+    longer = replace(
+        trial, partition=replace(trial.partition, rows=(np.append(first, 10**6), *others))
+    )
+    before, after = (
+        set(np.concatenate(held_out(one, 0.3, Seeds(3))[0].rows)) for one in (trial, longer)
+    )
     assert after - before <= {10**6}
     assert before <= after
 
@@ -51,10 +61,16 @@ def test_units_are_held_out_by_coins_that_no_row_decides() -> None:
 def test_one_unit_changes_the_score_by_at_most_one_a_group_too() -> None:
     trial, _ = tuned()
     groups = tuple(np.arange(len(rows)) // 3 for rows in trial.partition.rows)
-    grouped = replace(trial, task=replace(trial.task, unit="group"), partition=replace(trial.partition, groups=groups))
+    grouped = replace(
+        trial,
+        task=replace(trial.task, unit="group"),
+        partition=replace(trial.partition, groups=groups),
+    )
     kept, held = held_out(grouped, 0.3, Seeds(3))
     place = {
-        row: (client, group) for client, own in enumerate(groups) for row, group in zip(trial.partition.rows[client], own, strict=True)
+        row: (client, group)
+        for client, own in enumerate(groups)
+        for row, group in zip(trial.partition.rows[client], own, strict=True)
     }
     units = [place[row] for row in held.rows]
     sums = Counter[tuple[int, int]]()
@@ -86,7 +102,9 @@ def test_scores_with_less_noise_than_planned_are_overspent(share: float, spent: 
 
     def quieter(plan: Any) -> Any:
         *own, score = plan.releases
-        return replace(plan, releases=(*own, replace(score, relative_noise=share * score.relative_noise)))
+        return replace(
+            plan, releases=(*own, replace(score, relative_noise=share * score.relative_noise))
+        )
 
     weak = tuple(replace(candidate, plan=quieter(candidate.plan)) for candidate in trial.candidates)
     _, outcome = ended(run_tuned(replace(trial, candidates=weak), data))
@@ -103,14 +121,20 @@ def test_a_cell_that_is_interrupted_anywhere_continues_with_what_it_drew() -> No
         steps = run_tuned(trial, data, checkpoints=(kept := Checkpoints(every=0.0)))
         before = [next(steps) for _ in range(stop)]
         steps.close()  # type: ignore[attr-defined]
-        rest, outcome = ended(run_tuned(trial, data, checkpoints=Checkpoints(kept.content, every=0.0)))
+        rest, outcome = ended(
+            run_tuned(trial, data, checkpoints=Checkpoints(kept.content, every=0.0))
+        )
         assert [*before[: rest[0].round], *rest] == records
         assert replace(outcome, seconds=0) == replace(whole, seconds=0)
         assert all(torch.equal(outcome.state[name], value) for name, value in whole.state.items())
 
 
 def test_a_free_search_trains_each_point_on_all_rows_and_claims_no_theorem() -> None:
-    prepared = small_cells(quick("dp-linear") | {"tune": {"clip": [0.01, 1.0]}}, epsilon=8.0, tune={"curves": ["default", "free"]})
+    prepared = small_cells(
+        quick("dp-linear") | {"tune": {"clip": [0.01, 1.0]}},
+        epsilon=8.0,
+        tune={"curves": ["default", "free"]},
+    )
     default, free = prepared.trials
     (data,) = prepared.data.values()
     _, outcome = ended(run_tuned(free, data))
@@ -119,7 +143,10 @@ def test_a_free_search_trains_each_point_on_all_rows_and_claims_no_theorem() -> 
     assert outcome.chosen.plan is not None
     assert outcome.chosen.plan.claim == "heuristic"
     assert default.plan is not None
-    assert (outcome.epsilon_spent, outcome.chosen.plan.selection) == (default.plan.epsilon_reached, None)
+    assert (outcome.epsilon_spent, outcome.chosen.plan.selection) == (
+        default.plan.epsilon_reached,
+        None,
+    )
 
 
 def test_without_a_budget_scores_have_no_noise() -> None:
@@ -155,4 +182,11 @@ def test_a_row_is_predicted_alike_alone_and_among_others_a_last_bit_from_another
 def test_no_search_is_planned_where_single_messages_are_seen() -> None:
     trial, _ = tuned("dp-gaussian", {"radius": [0.5, 1.0]})
     with pytest.raises(UserError, match="every training would be seen"):
-        plans_of(DPGaussian, trial.cell.params, trial.cell.tuning, replace(trial.task, trust="silo"), 8.0, 1e-3)
+        plans_of(
+            DPGaussian,
+            trial.cell.params,
+            trial.cell.tuning,
+            replace(trial.task, trust="silo"),
+            8.0,
+            1e-3,
+        )

@@ -32,7 +32,10 @@ def line_of(name: str, unit: str = "example", trust: str = "aggregate", **params
     plan = trial.plan
     assert plan is not None
     (line,) = lines_of(
-        trial, Outcome(plan.epsilon_reached, plan.accountant, plan.mechanisms, "sum", "", 0, 0, 0, 1.0, {})
+        trial,
+        Outcome(
+            plan.epsilon_reached, plan.accountant, plan.mechanisms, "sum", "", 0, 0, 0, 1.0, {}
+        ),
     ).trainings.values()
     return dump(line)
 
@@ -46,7 +49,11 @@ def proved(text: str, change: Change = lambda line: None, *, trust_plugin: bool 
 
 
 def test_two_accountants_agree() -> None:
-    for ran in ((Mechanism(10.0), Mechanism(2.5, 0.1, 40)), (Mechanism(0.8, 0.01, 200),), (Mechanism(40.0, 0.5, 1000),)):
+    for ran in (
+        (Mechanism(10.0), Mechanism(2.5, 0.1, 40)),
+        (Mechanism(0.8, 0.01, 200),),
+        (Mechanism(40.0, 0.5, 1000),),
+    ):
         assert recomputed(ran, 1e-4, renyi=False) == pytest.approx(epsilon(ran, 1e-4)[0], rel=0.005)
         assert recomputed(ran, 1e-4, renyi=True) == pytest.approx(rdp_epsilon(ran, 1e-4), rel=1e-3)
 
@@ -76,7 +83,9 @@ def ran(noise: float, count: int | None = None) -> Change:
     def change(line: dict[str, Any]) -> None:
         last = line["ledger"]["mechanisms"][-1]
         last.update(noise_multiplier=noise * last["noise_multiplier"], count=count or last["count"])
-        line["ledger"]["epsilon_spent"], _ = epsilon([Mechanism(**one) for one in line["ledger"]["mechanisms"]], line["plan"]["delta"])
+        line["ledger"]["epsilon_spent"], _ = epsilon(
+            [Mechanism(**one) for one in line["ledger"]["mechanisms"]], line["plan"]["delta"]
+        )
 
     return change
 
@@ -100,7 +109,9 @@ def planned_so(line: dict[str, Any]) -> None:
         (put("cell", "params", {"rounds": -1}), "makes no plan of its parameters"),
     ],
 )
-def test_a_line_that_is_not_what_its_algorithm_plans_and_spends_differs(change: Change, word: str) -> None:
+def test_a_line_that_is_not_what_its_algorithm_plans_and_spends_differs(
+    change: Change, word: str
+) -> None:
     proof = proved(line_of("fedhypevae", rounds=40), change)
     assert proof.verdict == "differs"
     assert re.search(word, proof.why), proof.why
@@ -109,30 +120,51 @@ def test_a_line_that_is_not_what_its_algorithm_plans_and_spends_differs(change: 
 def test_a_claim_may_be_weaker_than_its_algorithm_s_and_not_stronger() -> None:
     heuristic = line_of("fedhypevae", noised="shared")
     assert proved(heuristic).verdict == "proved"
-    assert proved(heuristic, put("plan", "claim", "proved")).why == "it claims 'proved' and its algorithm 'heuristic'"
+    assert (
+        proved(heuristic, put("plan", "claim", "proved")).why
+        == "it claims 'proved' and its algorithm 'heuristic'"
+    )
     assert proved(line_of("dp-gaussian"), put("plan", "claim", "stated")).verdict == "proved"
 
 
 def test_what_other_code_plans_is_a_note() -> None:
-    proof = proved(line_of("dp-gaussian"), lambda line: (put("cell", "source", "0123456789abcdef")(line), put("plan", "clip", 9.0)(line)))
+    proof = proved(
+        line_of("dp-gaussian"),
+        lambda line: (
+            put("cell", "source", "0123456789abcdef")(line),
+            put("plan", "clip", 9.0)(line),
+        ),
+    )
     assert proof.verdict == "proved"
-    assert proof.why.startswith("the code here is not the one that ran, and differs: its clip is 9.0")
+    assert proof.why.startswith(
+        "the code here is not the one that ran, and differs: its clip is 9.0"
+    )
 
 
 def test_the_plan_of_a_plug_in_is_rebuilt_only_if_its_code_is_trusted(folder: Path) -> None:
     text = line_of(write(folder, "theirs", GOOD))
-    assert proved(text, planned_so).why.startswith("its plan was not rebuilt: its algorithm is the plug-in")
+    assert proved(text, planned_so).why.startswith(
+        "its plan was not rebuilt: its algorithm is the plug-in"
+    )
     assert proved(text, trust_plugin=True).why == ""
     assert "its sigma is" in proved(text, planned_so, trust_plugin=True).why
     assert "what ran is not" in proved(text, ran(2.0)).why
 
 
-def test_numbers_that_no_accountant_composes_prove_nothing_and_a_row_without_an_account_claims_nothing() -> None:
+def test_unusable_mechanisms_prove_nothing_and_no_account_claims_nothing() -> None:
     text = line_of("dp-gaussian")
     for noise in (0.0, -2.5, 1e308):
-        proof = proved(text, lambda line, noise=noise: line["ledger"]["mechanisms"][-1].update(noise_multiplier=noise))
+        proof = proved(
+            text,
+            lambda line, noise=noise: line["ledger"]["mechanisms"][-1].update(
+                noise_multiplier=noise
+            ),
+        )
         assert proof.verdict in ("not proved", "differs")
-    for change in (put("error", {"type": "E", "message": "", "traceback": ""}), put("ledger", "unaccounted", "2 of 3")):
+    for change in (
+        put("error", {"type": "E", "message": "", "traceback": ""}),
+        put("ledger", "unaccounted", "2 of 3"),
+    ):
         assert proved(text, change).verdict == "no claim"
 
 
@@ -145,31 +177,51 @@ def test_a_delta_is_too_large_for_the_units_that_it_protects() -> None:
     assert large_deltas([changed(row, epsilon_target=None)]) == []
 
 
-def test_the_rows_of_a_bench_are_proved_and_their_statement_holds_their_numbers(bench, folder: Path, command) -> None:
-    run = bench(small_grid("dp-gaussian", quick("dp-linear"), "fedavg-linear", epsilon=[2, math.inf]), "run")
+def test_the_rows_of_a_bench_are_proved_and_their_statement_holds_their_numbers(
+    bench, folder: Path, command
+) -> None:
+    run = bench(
+        small_grid("dp-gaussian", quick("dp-linear"), "fedavg-linear", epsilon=[2, math.inf]), "run"
+    )
     assert run.code == 0
     done = command("verify", str(run.folder))
     assert done.returncode == 0, done.stdout
     assert "2 of 5 rows proved" in done.stdout
     assert counted_by() in command("statement", str(run.folder)).stdout
-    line = next(line for line in read_results(run.folder).trainings.values() if (line["plan"] or {}).get("epsilon_target") == 2.0)
+    line = next(
+        line
+        for line in read_results(run.folder).trainings.values()
+        if (line["plan"] or {}).get("epsilon_target") == 2.0
+    )
     ran(2.0)(line)
     add_lines(run.folder / "trainings.jsonl", [line])
     done = command("verify", str(run.folder))
     assert done.returncode == 1
     assert "what ran is not what was planned" in " ".join(done.stdout.split())
-    assert "guarantee: none: a row of it contradicts itself" in command("statement", str(run.folder)).stdout
+    assert (
+        "guarantee: none: a row of it contradicts itself"
+        in command("statement", str(run.folder)).stdout
+    )
 
 
 def released(number: int, **fields) -> Row:
     """A row with a generator of its own that may be released."""
     mechanisms = [asdict(one) for one in fields.pop("mechanisms", [Mechanism(10.0)]) or ()]
-    base = {"cell_id": f"{number}", "generator": f"{number}", "noise": "secret", "claim": "proved", "accountant": "prv"}
+    base = {
+        "cell_id": f"{number}",
+        "generator": f"{number}",
+        "noise": "secret",
+        "claim": "proved",
+        "accountant": "prv",
+    }
     return make_row(**base | {"delta": 1e-5, "mechanisms": mechanisms} | fields)
 
 
 def test_releases_of_the_same_data_cost_what_their_mechanisms_compose_to() -> None:
-    rows = [released(0, delta=1e-6), *(released(i, mechanisms=[Mechanism(10.0, count=1 + i // 12)]) for i in range(1, 18))]
+    rows = [
+        released(0, delta=1e-6),
+        *(released(i, mechanisms=[Mechanism(10.0, count=1 + i // 12)]) for i in range(1, 18)),
+    ]
     (line,) = together(rows)
     assert line.startswith("18 generators of digits")
     found = re.search(r"cost ε = ([\d.]+) at δ = \S+ \(unit example\)", line)
@@ -178,28 +230,67 @@ def test_releases_of_the_same_data_cost_what_their_mechanisms_compose_to() -> No
 
 
 def test_what_may_not_be_released_or_is_of_other_units_is_not_counted() -> None:
-    unreleased = {"noise": "seeded", "claim": "stated", "generator": None, "status": "overspent", "mechanisms": None}
+    unreleased = {
+        "noise": "seeded",
+        "claim": "stated",
+        "generator": None,
+        "status": "overspent",
+        "mechanisms": None,
+    }
     for name, value in (unreleased | {"dataset_hash": "other", "unit": "patient"}).items():
         assert list(together([released(0), released(1, **{name: value})])) == [], name
-    assert list(together([released(i, unit="client", partition_hash=each) for i, each in enumerate("ab")])) == []
-    assert len(list(together([released(i, unit="client", partition_hash=each) for i, each in enumerate("aabb")]))) == 2
+    assert (
+        list(
+            together(
+                [released(i, unit="client", partition_hash=each) for i, each in enumerate("ab")]
+            )
+        )
+        == []
+    )
+    assert (
+        len(
+            list(
+                together(
+                    [
+                        released(i, unit="client", partition_hash=each)
+                        for i, each in enumerate("aabb")
+                    ]
+                )
+            )
+        )
+        == 2
+    )
 
 
 def test_a_run_with_secret_noise_tells_what_all_of_it_costs(bench, folder: Path, command) -> None:
-    ran = bench(small_grid("dp-gaussian", privacy={"noise": "secret"}, epsilon=[1.0, 4.0], seeds=[0, 1]), "run")
+    ran = bench(
+        small_grid("dp-gaussian", privacy={"noise": "secret"}, epsilon=[1.0, 4.0], seeds=[0, 1]),
+        "run",
+    )
     told = " ".join(command("verify", str(ran.folder)).stdout.split())
-    assert "4 generators of digits[:200] may be released, each under its ε; all of them together cost ε = " in told
-    assert "what all of them cost is the composition" in " ".join(command("statement", str(ran.folder)).stdout.split())
+    assert (
+        "4 generators of digits[:200] may be released, each under its ε; all of them "
+        "together cost ε = " in told
+    )
+    assert "what all of them cost is the composition" in " ".join(
+        command("statement", str(ran.folder)).stdout.split()
+    )
 
 
-def test_a_search_is_proved_from_its_line_released_and_composed_and_no_lie_is(bench, tmp_path: Path) -> None:
+def test_a_search_is_proved_from_its_line_released_and_composed_and_no_lie_is(
+    bench, tmp_path: Path
+) -> None:
     tune = {"trials": 2, "curves": ["tuned", "free"]}
     entry = quick("dp-gaussian") | {"tune": {"radius": [0.5, 0.8]}}
-    folder = bench(small_grid(entry, epsilon=[4.0, 8.0], privacy={"noise": "secret"}, tune=tune)).folder
+    folder = bench(
+        small_grid(entry, epsilon=[4.0, 8.0], privacy={"noise": "secret"}, tune=tune)
+    ).folder
     results = read_results(folder)
     rows = results.rows
     found = [(proof.verdict, proof.why, proof.row.claim) for proof in proofs_of(rows, results)]
-    assert found == [("proved", "", claim) for claim in ("proved", "proved", "heuristic", "heuristic")]
+    assert found == [
+        ("proved", "", claim) for claim in ("proved", "proved", "heuristic", "heuristic")
+    ]
     small = rows[0]
     (cost,) = together(rows)
     assert cost.startswith("2 generators")

@@ -1,4 +1,6 @@
-"""A grid file: what it means, which cells it makes, and that a mistake is one message with its place."""
+"""A grid file: what it means, which cells it makes, and that a mistake is one message with its
+place.
+"""
 
 import math
 import pickle
@@ -78,7 +80,9 @@ def ids(**keys: Any) -> list[str]:
 
 EVERYTHING = """
 dataset: [{npz: data/a.npz}, {npz: /else/b.npz}]
-algorithms: [{name: config-private, params: &p {beta: 2}, scan: {rate: [1e-2, 2]}}, {name: config-open, params: {<<: *p, beta: 3}}]
+algorithms:
+  - {name: config-private, params: &p {beta: 2}, scan: {rate: [1e-2, 2]}}
+  - {name: config-open, params: {<<: *p, beta: 3}}
 alpha: [1e-1, 15]
 clients: 3
 epsilon: .inf
@@ -91,19 +95,39 @@ resources: {cell_timeout: 1.5h, clients_per_actor: all, gpus_per_actor: 0.25}
 
 
 def test_the_probes_penalty_follows_the_real_rows_a_class_and_feature_where_they_are_few() -> None:
-    told = [Evaluation().synthetic_c(rows, dim=1280, classes=5) for rows in (10_000, 1920, 960, 192)]
+    told = [
+        Evaluation().synthetic_c(rows, dim=1280, classes=5) for rows in (10_000, 1920, 960, 192)
+    ]
     assert told == pytest.approx([0.01, 0.01, 0.0025, 0.0001])
     assert Evaluation().synthetic_c(10_000, dim=96, classes=5) == 0.04
     assert Evaluation(probe_c=0.5).synthetic_c(192, 1280, 5) == 0.5
 
 
-def test_a_grid_with_everything_is_read_from_its_own_folder_and_written_as_it_was(write: Write, tmp_path: Path) -> None:
-    grid = load_grid(write(EVERYTHING, "my_grid.yaml"), ["evaluation.per_class=50", "clients=[2, 3]"])
-    assert (grid.name, grid.clients, grid.evaluation.per_class, grid.evaluation.probe_c) == ("my_grid", (2, 3), 50, 0.5)
-    assert (grid.alpha, grid.epsilon, grid.seeds, grid.delta) == ((0.1, 15), (math.inf,), (0, 1, 2, 7), 1e-5)
+def test_a_grid_with_everything_is_read_from_its_own_folder_and_written_as_it_was(
+    write: Write, tmp_path: Path
+) -> None:
+    grid = load_grid(
+        write(EVERYTHING, "my_grid.yaml"), ["evaluation.per_class=50", "clients=[2, 3]"]
+    )
+    assert (grid.name, grid.clients, grid.evaluation.per_class, grid.evaluation.probe_c) == (
+        "my_grid",
+        (2, 3),
+        50,
+        0.5,
+    )
+    assert (grid.alpha, grid.epsilon, grid.seeds, grid.delta) == (
+        (0.1, 15),
+        (math.inf,),
+        (0, 1, 2, 7),
+        1e-5,
+    )
     assert [spec.npz for spec in grid.dataset] == [tmp_path / "data/a.npz", Path("/else/b.npz")]
     assert [entry.params["beta"] for entry in grid.algorithms] == [2, 3]
-    assert (grid.unit_column, grid.unit_kind, grid.division.together) == ("patient", "group", "patient")
+    assert (grid.unit_column, grid.unit_kind, grid.division.together) == (
+        "patient",
+        "group",
+        "patient",
+    )
     assert grid.resources.cell_timeout == 5400.0
     assert grid.place("clients", 1) == "set clients[1]"
     assert grid.place("alpha", 1) == f"{tmp_path / 'my_grid.yaml'}:4: alpha[1]"
@@ -123,31 +147,90 @@ BASE = "algorithms: [config-private]\n"
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        (BASE + "epsilon:\n  - 1\n  - -1", "g.yaml:4: epsilon[1]: -1: Input should be greater than 0"),
-        (BASE + "epsilon: [1, 0]", "g.yaml:2: epsilon[1]: 0 would be infinite noise; give a number above 0, or .inf, which is no noise"),
-        (BASE + "epsilonn: 1", "g.yaml:2: epsilonn: unknown key 'epsilonn'; did you mean 'epsilon'?"),
-        (BASE + "evaluation:\n  per_clas: 3", "g.yaml:3: evaluation.per_clas: unknown key 'per_clas'"),
+        (
+            BASE + "epsilon:\n  - 1\n  - -1",
+            "g.yaml:4: epsilon[1]: -1: Input should be greater than 0",
+        ),
+        (
+            BASE + "epsilon: [1, 0]",
+            "g.yaml:2: epsilon[1]: 0 would be infinite noise; give a number above 0, or "
+            ".inf, which is no noise",
+        ),
+        (
+            BASE + "epsilonn: 1",
+            "g.yaml:2: epsilonn: unknown key 'epsilonn'; did you mean 'epsilon'?",
+        ),
+        (
+            BASE + "evaluation:\n  per_clas: 3",
+            "g.yaml:3: evaluation.per_clas: unknown key 'per_clas'",
+        ),
         ("alpha: 1", "g.yaml: algorithms: Field required"),
-        (BASE + "seeds: 4-0", "seeds: '4-0' is not a range of up to 1000 numbers; give one such as 0-4"),
+        (
+            BASE + "seeds: 4-0",
+            "seeds: '4-0' is not a range of up to 1000 numbers; give one such as 0-4",
+        ),
         (BASE + "unit: {colum: a}", "g.yaml:2: unit.colum: unknown key 'colum'"),
-        (BASE + "unit: {column: client}", "a column called 'client' would be taken for another unit; rename it"),
-        (BASE + "unit: {column: a}\npartition: {together: b}", "a group is all rows of one 'a', partition.together keeps"),
-        (BASE + "evaluation: {unseen: x, personal: 0}", "g.yaml:2: evaluation: an unseen site's rows are no client's"),
-        (BASE + "resources: {device: cuda}", "device: cuda with gpus_per_actor: 0 leaves actors without a GPU; give a share"),
-        (BASE + "tune: {params: {beta: [1, 2]}}\nunit: client", "g.yaml:3: unit: a client would be held out as a whole"),
-        (BASE + "tune: {params: {beta: [1, 2]}, curves: free}\ntrust: silo", "g.yaml:3: trust: every training would be seen"),
-        ("algorithms: [config-privat]", "g.yaml:1: algorithms[0]: unknown algorithm 'config-privat'; did you mean 'config-private'?"),
-        ("algorithms: {name: config-private, params: {schedule: {warmpu: 1}}}", "params.schedule.warmpu: unknown key 'warmpu'"),
-        ("algorithms: {name: config-private, scan: {betta: [1]}}", "scan.betta: config-private has no parameter 'betta'; did you mean"),
-        ("algorithms: {name: config-private, params: {beta: 1}}\nscan: {beta: 2}", "g.yaml:2: scan.beta: g.yaml:1: algorithms.params"),
-        (BASE + "scan: {betta: [1]}", "g.yaml:2: scan.betta: no algorithm of the grid has the parameter 'betta'; did you mean 'beta'?"),
-        (BASE + "scan: {beta: [1, x]}", "g.yaml:2: scan.beta[1]: 'x': Input should be a valid number"),
-        (BASE + "evaluation: {per_class: 1, per_class: 2}", "g.yaml:2: is not valid YAML (the key 'per_class' is given twice)"),
+        (
+            BASE + "unit: {column: client}",
+            "a column called 'client' would be taken for another unit; rename it",
+        ),
+        (
+            BASE + "unit: {column: a}\npartition: {together: b}",
+            "a group is all rows of one 'a', partition.together keeps",
+        ),
+        (
+            BASE + "evaluation: {unseen: x, personal: 0}",
+            "g.yaml:2: evaluation: an unseen site's rows are no client's",
+        ),
+        (
+            BASE + "resources: {device: cuda}",
+            "device: cuda with gpus_per_actor: 0 leaves actors without a GPU; give a share",
+        ),
+        (
+            BASE + "tune: {params: {beta: [1, 2]}}\nunit: client",
+            "g.yaml:3: unit: a client would be held out as a whole",
+        ),
+        (
+            BASE + "tune: {params: {beta: [1, 2]}, curves: free}\ntrust: silo",
+            "g.yaml:3: trust: every training would be seen",
+        ),
+        (
+            "algorithms: [config-privat]",
+            "g.yaml:1: algorithms[0]: unknown algorithm 'config-privat'; did you mean "
+            "'config-private'?",
+        ),
+        (
+            "algorithms: {name: config-private, params: {schedule: {warmpu: 1}}}",
+            "params.schedule.warmpu: unknown key 'warmpu'",
+        ),
+        (
+            "algorithms: {name: config-private, scan: {betta: [1]}}",
+            "scan.betta: config-private has no parameter 'betta'; did you mean",
+        ),
+        (
+            "algorithms: {name: config-private, params: {beta: 1}}\nscan: {beta: 2}",
+            "g.yaml:2: scan.beta: g.yaml:1: algorithms.params",
+        ),
+        (
+            BASE + "scan: {betta: [1]}",
+            "g.yaml:2: scan.betta: no algorithm of the grid has the parameter 'betta'; did "
+            "you mean 'beta'?",
+        ),
+        (
+            BASE + "scan: {beta: [1, x]}",
+            "g.yaml:2: scan.beta[1]: 'x': Input should be a valid number",
+        ),
+        (
+            BASE + "evaluation: {per_class: 1, per_class: 2}",
+            "g.yaml:2: is not valid YAML (the key 'per_class' is given twice)",
+        ),
         ("- a", "g.yaml: is not a mapping"),
         ("a: !!python/object/apply:os.getcwd []", "g.yaml:1: is not valid YAML"),
     ],
 )
-def test_a_mistake_is_one_message_with_its_place(write: Write, monkeypatch: pytest.MonkeyPatch, text: str, message: str) -> None:
+def test_a_mistake_is_one_message_with_its_place(
+    write: Write, monkeypatch: pytest.MonkeyPatch, text: str, message: str
+) -> None:
     monkeypatch.chdir(write(text).parent)
     with pytest.raises(UserError) as caught:
         resolve(load_grid("g.yaml"))
@@ -156,7 +239,12 @@ def test_a_mistake_is_one_message_with_its_place(write: Write, monkeypatch: pyte
 
 
 def test_a_file_of_any_name_is_a_grid_whose_name_is_a_slug(write: Write) -> None:
-    names = {"grille é": "grille-e", "_Essai (2)": "Essai-2", "as.it_is-": "as.it_is-", "网格": "grid"}
+    names = {
+        "grille é": "grille-e",
+        "_Essai (2)": "Essai-2",
+        "as.it_is-": "as.it_is-",
+        "网格": "grid",
+    }
     assert {name: load_grid(write(BASE, f"{name}.yaml")).name for name in names} == names
 
 
@@ -166,16 +254,30 @@ def test_a_missing_file_is_told_before_a_missing_encoder_which_is_told_where_it_
     monkeypatch.setenv("FEDSIM_CACHE", str(tmp_path / "cache"))
     save_folder(tmp_path / "pets")
     for text, message in (
-        ("dataset: {imagefolder: none}\nencoder: efficientnet-lite0", r"g.yaml:2: dataset\[0\]: .*there is no such folder"),
-        ("dataset: {imagefolder: pets}\nencoder:\n- efficientnet-lite0", r"g.yaml:4: encoder\[0\]: .*`fedsim embed --make"),
-        ("dataset:\n- imagefolder: pets\n  encoder: efficientnet-lite0", r"g.yaml:4: dataset\[0\].encoder: .*`fedsim embed --make"),
-        ("dataset: digits\npublic: {imagefolder: pets}\nencoder: efficientnet-lite0", "g.yaml:4: encoder: .*`fedsim embed --make"),
+        (
+            "dataset: {imagefolder: none}\nencoder: efficientnet-lite0",
+            r"g.yaml:2: dataset\[0\]: .*there is no such folder",
+        ),
+        (
+            "dataset: {imagefolder: pets}\nencoder:\n- efficientnet-lite0",
+            r"g.yaml:4: encoder\[0\]: .*`fedsim embed --make",
+        ),
+        (
+            "dataset:\n- imagefolder: pets\n  encoder: efficientnet-lite0",
+            r"g.yaml:4: dataset\[0\].encoder: .*`fedsim embed --make",
+        ),
+        (
+            "dataset: digits\npublic: {imagefolder: pets}\nencoder: efficientnet-lite0",
+            "g.yaml:4: encoder: .*`fedsim embed --make",
+        ),
     ):
         with pytest.raises(UserError, match=message):
             loaded(load_grid(write(BASE + text)))
 
 
-def test_a_mistake_in_an_override_or_a_file_that_is_none_names_it(write: Write, tmp_path: Path) -> None:
+def test_a_mistake_in_an_override_or_a_file_that_is_none_names_it(
+    write: Write, tmp_path: Path
+) -> None:
     path = write(BASE + "name: x")
     for override, message in (
         ("alpha=[0.3, -1]", "set alpha[1]: -1"),
@@ -191,24 +293,44 @@ def test_a_mistake_in_an_override_or_a_file_that_is_none_names_it(write: Write, 
             load_grid(file)
 
 
-def test_epsilon_multiplies_private_algorithms_only_and_cells_of_a_partition_come_together() -> None:
+def test_epsilon_multiplies_private_algorithms_only_and_cells_of_a_partition_come_together() -> (
+    None
+):
     cells = cells_of(grid_of(epsilon=[4, math.inf], seeds=[1, 0], clients=[2, 3]))
     assert [(c.clients, c.seed) for c in cells[::3]] == [(2, 1), (2, 0), (3, 1), (3, 0)]
-    assert [(c.algorithm, c.epsilon) for c in cells[:3]] == [("config-private", 4), ("config-private", math.inf), ("config-open", None)]
+    assert [(c.algorithm, c.epsilon) for c in cells[:3]] == [
+        ("config-private", 4),
+        ("config-private", math.inf),
+        ("config-open", None),
+    ]
     assert all(Cell.model_validate_json(cell.model_dump_json()) == cell for cell in cells)
-    assert [cell.noise for cell in cells_of(grid_of(privacy={"noise": "secret"}))] == ["secret", "seeded"]
+    assert [cell.noise for cell in cells_of(grid_of(privacy={"noise": "secret"}))] == [
+        "secret",
+        "seeded",
+    ]
 
 
 def test_scan_multiplies_the_algorithms_that_have_the_parameter_and_params_are_complete() -> None:
     cells = cells_of(grid_of(scan={"rate": [0.1, 0.2], "beta": 3}))
-    assert [cell.label for cell in cells] == ["config-private rate=0.1 beta=3", "config-private rate=0.2 beta=3", "config-open beta=3"]
+    assert [cell.label for cell in cells] == [
+        "config-private rate=0.1 beta=3",
+        "config-private rate=0.2 beta=3",
+        "config-open beta=3",
+    ]
     assert cells[0].params == {"beta": 3.0, "rate": 0.1, "schedule": {"warmup": 3}}
 
 
 def test_a_tuned_entry_is_a_curve_each_with_the_space_of_its_parameters() -> None:
-    grid = grid_of(algorithms=[{"name": "config-private", "tune": {"beta": [1, 2]}}], tune={"curves": ["default", "tuned"]})
+    grid = grid_of(
+        algorithms=[{"name": "config-private", "tune": {"beta": [1, 2]}}],
+        tune={"curves": ["default", "tuned"]},
+    )
     default, tuned = resolve(grid).variants
-    assert (default.label, default.tuning, tuned.label) == ("config-private", None, "config-private tuned")
+    assert (default.label, default.tuning, tuned.label) == (
+        "config-private",
+        None,
+        "config-private tuned",
+    )
     assert tuned.tuning is not None
     assert tuned.tuning.space == {"beta": (1.0, 2.0)}
 
@@ -216,8 +338,18 @@ def test_a_tuned_entry_is_a_curve_each_with_the_space_of_its_parameters() -> Non
 def test_ids_ignore_what_cannot_change_a_result() -> None:
     base = ids(seeds=[0, 1], epsilon=[1, 4])
     assert len(set(base)) == len(base)
-    assert set(ids(seeds=[1, 0], epsilon=[4, 1], algorithms=["config-open", "config-private"])) == set(base)
-    assert ids(seeds=[0, 1], epsilon=[1, 4], resources={"clients_per_actor": 3, "cpus_per_actor": 2}, name="x") == base
+    assert set(
+        ids(seeds=[1, 0], epsilon=[4, 1], algorithms=["config-open", "config-private"])
+    ) == set(base)
+    assert (
+        ids(
+            seeds=[0, 1],
+            epsilon=[1, 4],
+            resources={"clients_per_actor": 3, "cpus_per_actor": 2},
+            name="x",
+        )
+        == base
+    )
     assert ids(partition={"scheme": "iid"}, alpha=1) == ids(partition={"scheme": "iid"}, alpha=2)
     here, there = (cells_of(grid_of(dataset={"npz": path})) for path in ("/a/x.npz", "/b/y.npz"))
     assert [cell.cell_id for cell in here] == [cell.cell_id for cell in there]
@@ -260,7 +392,12 @@ def test_ids_follow_the_content_of_the_data_and_the_class() -> None:
         {"alpha": [1, 1.0]},
         {"partition": {"scheme": "iid"}, "alpha": [1, 2]},
         {"dataset": [{"npz": "/a.npz"}, {"npz": "/b.npz"}]},
-        {"algorithms": ["config-open", {"name": "config-open", "params": {"beta": 1}, "label": "other"}]},
+        {
+            "algorithms": [
+                "config-open",
+                {"name": "config-open", "params": {"beta": 1}, "label": "other"},
+            ]
+        },
         {"algorithms": ["config-open", {"name": "config-open", "params": {"beta": 2}}]},
     ],
 )
@@ -271,10 +408,14 @@ def test_no_two_cells_are_equal_or_are_called_the_same(twice: dict[str, Any]) ->
 
 def test_what_the_data_do_not_allow_is_named_by_place(write: Write) -> None:
     grid = load_grid(write(BASE + "dataset: [digits, {npz: a.npz}]\nclients:\n  - 5\n  - 40"))
-    with pytest.raises(UserError, match=r"g.yaml:5: clients\[1\]: 40 clients × 2 \(partition.min_size\) = 80 rows"):
+    with pytest.raises(
+        UserError, match=r"g.yaml:5: clients\[1\]: 40 clients × 2 \(partition.min_size\) = 80 rows"
+    ):
         cells_of(grid, digits=toy(rows=90), a=toy(rows=60))
     grid = load_grid(write(BASE + "partition:\n  scheme: column\n  column: site"))
-    with pytest.raises(UserError, match=r"g.yaml:4: partition.column: the data set has no column 'site'"):
+    with pytest.raises(
+        UserError, match=r"g.yaml:4: partition.column: the data set has no column 'site'"
+    ):
         cells_of(grid)
 
 
@@ -289,9 +430,17 @@ for path in ("g.yaml", {str(BENCHMARKS / "quickstart.yaml")!r}):
     fedsim.grid.read.load_grid(Path(path))
 print(*sorted(sys.modules))
 """
-    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, cwd=tmp_path, timeout=PATIENCE)
+    done = subprocess.run(
+        [sys.executable, "-c", script],
+        capture_output=True,
+        text=True,
+        cwd=tmp_path,
+        timeout=PATIENCE,
+    )
     assert done.returncode == 0, done.stderr
     imported = set(done.stdout.split())
     assert "fedsim.grid.models" in imported
     assert not {"torch", "ray", "sklearn", "mine"} & imported
-    assert not {name for name in imported if name.startswith(("algorithms", "baselines", "fedsim.methods"))}
+    assert not {
+        name for name in imported if name.startswith(("algorithms", "baselines", "fedsim.methods"))
+    }

@@ -14,7 +14,11 @@ from fedsim.runs.prepare import Prepared
 
 
 def cells(path: Path, *algorithms: Any, **keys: Any) -> Prepared:
-    return small_cells(*algorithms, dataset={"npz": str(path), "overlap": "keep"}, **{"unit": {"column": "writer"}, **keys})
+    return small_cells(
+        *algorithms,
+        dataset={"npz": str(path), "overlap": "keep"},
+        **{"unit": {"column": "writer"}, **keys},
+    )
 
 
 def test_a_writers_digits_are_one_unit_that_no_client_shares(tmp_path: Path) -> None:
@@ -22,7 +26,9 @@ def test_a_writers_digits_are_one_unit_that_no_client_shares(tmp_path: Path) -> 
     (trial,) = prepared.trials
     writers = prepared.data[trial.data_key].columns["writer"]
     held = [set(writers[rows].tolist()) for rows in trial.partition.rows]
-    assert sum(map(len, held)) == len(set(writers.tolist())) == trial.train_groups < trial.train_rows
+    assert (
+        sum(map(len, held)) == len(set(writers.tolist())) == trial.train_groups < trial.train_rows
+    )
     assert (trial.task.unit, trial.plan.unit, trial.cell.unit_name) == ("group", "group", "writer")
     assert all(spec.groups is not None for spec in trial.cohorts())
 
@@ -31,7 +37,9 @@ def test_every_algorithm_has_the_partition_that_keeps_units_together(tmp_path: P
     path = digits_of_writers(tmp_path)
     together = cells(path, quick("dp-gaussian"), "local-only")
     assert len({trial.partition.fingerprint for trial in together.trials}) == 1
-    by_example = cells(path, quick("dp-gaussian"), "local-only", unit="example", partition={"together": "writer"})
+    by_example = cells(
+        path, quick("dp-gaussian"), "local-only", unit="example", partition={"together": "writer"}
+    )
     assert by_example.trials[0].partition.fingerprint == together.trials[0].partition.fingerprint
     assert by_example.trials[0].cohorts()[0].groups is None
     apart = cells(path, "local-only", unit="example")
@@ -39,8 +47,12 @@ def test_every_algorithm_has_the_partition_that_keeps_units_together(tmp_path: P
 
 
 def test_a_writer_with_training_and_test_rows_or_no_such_column_is_reported(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="unit: the data set has no column 'writers'; did you mean 'writer'"):
+    with pytest.raises(
+        UserError, match="unit: the data set has no column 'writers'; did you mean 'writer'"
+    ):
         cells(digits_of_writers(tmp_path), quick("dp-gaussian"), unit={"column": "writers"})
     path = digits_of_writers(tmp_path, writer=np.arange(450) % 200)
-    with pytest.raises(UserError, match=r"unit: .* values of writer have both training and test rows"):
+    with pytest.raises(
+        UserError, match=r"unit: .* values of writer have both training and test rows"
+    ):
         cells(path, quick("dp-gaussian"))

@@ -11,34 +11,61 @@ from fedsim.runs.prepare import Prepared
 BY_SITE = {"scheme": "column", "column": "site"}
 
 
-def cells(path: Path, unseen: str, clients: int = 2, partition: dict[str, Any] = BY_SITE, **evaluation: Any) -> Prepared:
+def cells(
+    path: Path,
+    unseen: str,
+    clients: int = 2,
+    partition: dict[str, Any] = BY_SITE,
+    **evaluation: Any,
+) -> Prepared:
     asked = {"per_class": 10, "unseen": unseen, **evaluation}
     return small_cells(
-        quick("dp-gaussian"), dataset={"npz": str(path), "overlap": "keep"}, partition=partition, clients=clients, evaluation=asked
+        quick("dp-gaussian"),
+        dataset={"npz": str(path), "overlap": "keep"},
+        partition=partition,
+        clients=clients,
+        evaluation=asked,
     )
 
 
 def test_each_leaves_every_site_out_in_turn_in_a_cell_of_its_own(tmp_path: Path) -> None:
     prepared = cells(digits_of_sites(tmp_path), "each")
     assert [trial.cell.evaluation.unseen for trial in prepared.trials] == list(SITES)
-    assert len({trial.cell.cell_id for trial in prepared.trials}) == len({trial.data_key for trial in prepared.trials}) == 3
+    assert (
+        len({trial.cell.cell_id for trial in prepared.trials})
+        == len({trial.data_key for trial in prepared.trials})
+        == 3
+    )
     for trial in prepared.trials:
         columns = prepared.data[trial.data_key].columns
         held = [set(columns["site"][rows].tolist()) for rows in trial.partition.rows]
         assert held == [{site} for site in SITES if site != trial.cell.evaluation.unseen]
-        assert set(prepared.data[trial.data_key].test_columns["site"]) == {trial.cell.evaluation.unseen}
+        assert set(prepared.data[trial.data_key].test_columns["site"]) == {
+            trial.cell.evaluation.unseen
+        }
         assert sum(map(len, trial.partition.rows)) == len(columns["site"])
 
 
 @pytest.mark.parametrize(
     ("keys", "said"),
     [
-        ({"unseen": "sout"}, "evaluation.unseen: column 'site' of '.*' has no value 'sout'; did you mean 'south'"),
-        ({"unseen": "south", "clients": 3}, "clients.*column 'site' has 2 values, so 2 clients, not 3"),
-        ({"unseen": "south", "partition": {"scheme": "iid"}}, "scheme 'iid' has no sites; give partition"),
+        (
+            {"unseen": "sout"},
+            "evaluation.unseen: column 'site' of '.*' has no value 'sout'; did you mean 'south'",
+        ),
+        (
+            {"unseen": "south", "clients": 3},
+            "clients.*column 'site' has 2 values, so 2 clients, not 3",
+        ),
+        (
+            {"unseen": "south", "partition": {"scheme": "iid"}},
+            "scheme 'iid' has no sites; give partition",
+        ),
     ],
 )
-def test_a_site_that_cannot_be_left_out_is_reported(tmp_path: Path, keys: dict[str, Any], said: str) -> None:
+def test_a_site_that_cannot_be_left_out_is_reported(
+    tmp_path: Path, keys: dict[str, Any], said: str
+) -> None:
     with pytest.raises((UserError, ValueError), match=said):
         cells(digits_of_sites(tmp_path), **keys)
 

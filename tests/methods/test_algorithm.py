@@ -13,7 +13,9 @@ from fedsim.methods.messages import Task
 from fedsim.privacy.plan import Trust, Unit
 
 
-def made(cls: type[Algorithm], unit: Unit = "example", trust: Trust = "aggregate", **params: Any) -> Algorithm:
+def made(
+    cls: type[Algorithm], unit: Unit = "example", trust: Trust = "aggregate", **params: Any
+) -> Algorithm:
     return cls(cls.Params(**params), Task(8, 3, 4, unit, trust))
 
 
@@ -22,5 +24,7 @@ def test_a_method_refuses_a_setting_by_its_word() -> None:
         solved_plan(made(ClientMayBeRefused, "client", "silo", rows_only=True), math.inf, 1e-4)
     with pytest.raises(UserError, match="unit: does not support 'group'"):
         solved_plan(made(ClientMayBeRefused, "group"), 1.0, 1e-4)
-    (trial,) = small_cells(quick("broken.results:ClientMayBeRefused"), epsilon=4.0, trust="silo", unit="client").trials
+    (trial,) = small_cells(
+        quick("broken.results:ClientMayBeRefused"), epsilon=4.0, trust="silo", unit="client"
+    ).trials
     assert trial.plan is not None

@@ -16,11 +16,17 @@ from fedsim.seeds import Purpose, Seeds
 RELEASE = Release("sum", 0.1, 5)
 MEMBERS, ROUND, STD = (1, 4, 5, 9), 3, 6.0
 SENT = {"w": (30, 20), "b": (3,)}
-KEPT = {"few": {"code": (2,), "scale": ()}, "more than a block": {"encoder": (NUMBERS_AT_ONCE // 2, 3), "code": (2,)}, "nothing": {}}
+KEPT = {
+    "few": {"code": (2,), "scale": ()},
+    "more than a block": {"encoder": (NUMBERS_AT_ONCE // 2, 3), "code": (2,)},
+    "nothing": {},
+}
 
 
 def clients(trust: Trust) -> Clients:
-    plan = PrivacyPlan(4.0, 1e-5, "example", trust, "joint", "proved", "rdp", 3.0, (RELEASE,), 2.0, 2.0, 4.0)
+    plan = PrivacyPlan(
+        4.0, 1e-5, "example", trust, "joint", "proved", "rdp", 3.0, (RELEASE,), 2.0, 2.0, 4.0
+    )
     assert plan.noise_std(RELEASE.name) == STD
     none = tuple(torch.zeros(0, 1) for _ in MEMBERS)
     return Clients(MEMBERS, none, none, Seeds(0), plan, torch.nn.Module())
@@ -28,26 +34,49 @@ def clients(trust: Trust) -> Clients:
 
 @pytest.mark.parametrize("kept", KEPT)
 @pytest.mark.parametrize("trust", ["silo", "aggregate"])
-def test_every_client_adds_one_draw_of_its_own_stream_to_all_that_it_releases(trust: Trust, kept: str) -> None:
+def test_every_client_adds_one_draw_of_its_own_stream_to_all_that_it_releases(
+    trust: Trust, kept: str
+) -> None:
     stream = torch.Generator().manual_seed(0)
-    sent = {name: torch.randn(shape, generator=stream, dtype=torch.float64) for name, shape in SENT.items()}
-    held = {name: torch.randn(len(MEMBERS), *shape, generator=stream) for name, shape in KEPT[kept].items()}
+    sent = {
+        name: torch.randn(shape, generator=stream, dtype=torch.float64)
+        for name, shape in SENT.items()
+    }
+    held = {
+        name: torch.randn(len(MEMBERS), *shape, generator=stream)
+        for name, shape in KEPT[kept].items()
+    }
     given = {name: value.clone() for name, value in (sent | held).items()}
     own = clients(trust)
     noised = own.add_noise(RELEASE, ROUND, sent, held)
     draws = [
-        gaussian((SENT if trust == "silo" else {}) | KEPT[kept], STD, Seeds(0).keystream(Purpose.NOISE, ROUND, client))
+        gaussian(
+            (SENT if trust == "silo" else {}) | KEPT[kept],
+            STD,
+            Seeds(0).keystream(Purpose.NOISE, ROUND, client),
+        )
         for client in MEMBERS
     ]
     for name, value in noised.sent.items():
         # rounded once the noise is there, and not before
-        expected_sum = (sent[name] + sum(draw.parts[name] for draw in draws)).float() if trust == "silo" else sent[name]
+        expected_sum = (
+            (sent[name] + sum(draw.parts[name] for draw in draws)).float()
+            if trust == "silo"
+            else sent[name]
+        )
         assert torch.equal(value, expected_sum)
     for name, value in noised.kept.items():
-        assert torch.equal(value, torch.stack([value + draw.parts[name] for value, draw in zip(held[name], draws, strict=True)]))
+        assert torch.equal(
+            value,
+            torch.stack(
+                [value + draw.parts[name] for value, draw in zip(held[name], draws, strict=True)]
+            ),
+        )
     assert (noised.sent.keys(), noised.kept.keys()) == (SENT.keys(), KEPT[kept].keys())
     assert own.ran.noise == sum(draw.fingerprint for draw in draws)
-    assert all(torch.equal(value, given[name]) for name, value in (sent | held).items()), "what was given is left as it was"
+    assert all(torch.equal(value, given[name]) for name, value in (sent | held).items()), (
+        "what was given is left as it was"
+    )
 
 
 def test_no_noise_is_drawn_twice_nor_for_a_step_of_another_round() -> None:
@@ -56,19 +85,30 @@ def test_no_noise_is_drawn_twice_nor_for_a_step_of_another_round() -> None:
     one, two = (own.add_noise(RELEASE, number, sent).sent["b"] for number in (4, 5))
     assert (one != two).all()
     for number in (4, 5, 3, 6):
-        with pytest.raises(ValueError, match=rf"step {number} is not in the round \(steps 4 \.\. 5\), or its noise was drawn before"):
+        with pytest.raises(
+            ValueError,
+            match=rf"step {number} is not in the round \(steps 4 \.\. 5\), or its noise was "
+            r"drawn before",
+        ):
             own.add_noise(replace(RELEASE, name="another"), number, sent)
 
 
 def of_rows(count: int) -> Clients:
     """So many rows a member, and no plan."""
     return Clients(
-        MEMBERS, (torch.zeros(count, 1),) * len(MEMBERS), (torch.zeros(count),) * len(MEMBERS), Seeds(0), None, torch.nn.Module()
+        MEMBERS,
+        (torch.zeros(count, 1),) * len(MEMBERS),
+        (torch.zeros(count),) * len(MEMBERS),
+        Seeds(0),
+        None,
+        torch.nn.Module(),
     )
 
 
 @pytest.mark.parametrize("client_rate", [1.0, 0.5])
-def test_every_row_of_every_client_is_in_a_sample_by_a_coin_of_its_own_in_every_round(client_rate: float) -> None:
+def test_every_row_of_every_client_is_in_a_sample_by_a_coin_of_its_own_in_every_round(
+    client_rate: float,
+) -> None:
     own, rounds = of_rows(3), 1000
     inside = np.zeros((rounds, len(MEMBERS), 3))
     for number in range(rounds):
@@ -77,5 +117,7 @@ def test_every_row_of_every_client_is_in_a_sample_by_a_coin_of_its_own_in_every_
     few = 5 / rounds**0.5
     assert np.abs(inside.mean(0) - 0.5 * client_rate).max() < few / 2
     coins = inside[:, :, 0] if client_rate < 1 else inside.reshape(rounds, -1)
-    related = np.corrcoef(np.concatenate([coins[1:], coins[:-1]], 1), rowvar=False) - np.eye(2 * coins.shape[1])
+    related = np.corrcoef(np.concatenate([coins[1:], coins[:-1]], 1), rowvar=False) - np.eye(
+        2 * coins.shape[1]
+    )
     assert np.abs(related).max() < few

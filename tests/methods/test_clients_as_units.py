@@ -1,4 +1,6 @@
-"""Statistics whose units are clients: what one client can change, and what counts of several releases are counted in."""
+"""Statistics whose units are clients: what one client can change, and what counts of several
+releases are counted in.
+"""
 
 from dataclasses import replace
 from typing import Any
@@ -16,16 +18,26 @@ from fedsim.privacy.statistics import moments
 from fedsim.training.cohort import Cohort, LocalPool
 from fedsim.training.trial import Trial, local_pool, run_trial
 
-ONE_SHOT = [name for name in SHIPPED if issubclass(lookup(name), OneShot) and "client" in lookup(name).units]
+ONE_SHOT = [
+    name for name in SHIPPED if issubclass(lookup(name), OneShot) and "client" in lookup(name).units
+]
 """Algorithms of statistics."""
 
 
 @pytest.mark.parametrize("name", ONE_SHOT)
-def test_a_client_of_any_rows_changes_all_sums_of_a_release_by_at_most_the_sensitivity(name: str) -> None:
-    """By brute force: the same broadcast, with the client and without, where it has few rows, many, the same one many times, or none."""
+def test_a_client_of_any_rows_changes_all_sums_of_a_release_by_at_most_the_sensitivity(
+    name: str,
+) -> None:
+    """By brute force: the same broadcast, with the client and without, where it has few rows, many,
+    the same one many times, or none.
+    """
     trial, data, algorithm = one_cell(name, unit="client", epsilon=4.0)
     assert trial.plan is not None
-    assert (trial.plan.unit, trial.plan.claim, algorithm.clips_clients()) == ("client", "proved", True)
+    assert (trial.plan.unit, trial.plan.claim, algorithm.clips_clients()) == (
+        "client",
+        "proved",
+        True,
+    )
     broadcasts = list[tuple[Round, Tensors]]()
 
     def noting(*args: Any) -> LocalPool:
@@ -40,20 +52,27 @@ def test_a_client_of_any_rows_changes_all_sums_of_a_release_by_at_most_the_sensi
     for own in (held[0][:1], held[0], np.concatenate(held), np.full(300, worst), held[0][:0]):
         with_it, without = (cohort(trial, data, (rows, *held[1:])) for rows in (own, held[0][:0]))
         for round_, broadcast in broadcasts:
-            one, other = with_it.round(round_, broadcast).sums, without.round(round_, broadcast).sums
+            one, other = (
+                with_it.round(round_, broadcast).sums,
+                without.round(round_, broadcast).sums,
+            )
             change = float(torch.stack([(one[key] - other[key]).norm() for key in one]).norm())
             assert change <= trial.plan.sensitivity * (1 + 1e-5)
             assert (change > 0.1) == (len(own) > 0), round_.release.name
 
 
 def cohort(trial: Trial, data: Embeddings, rows: tuple[np.ndarray, ...]) -> Cohort:
-    (spec,) = replace(trial, partition=replace(trial.partition, rows=rows), sizes=(len(rows),)).cohorts()
+    (spec,) = replace(
+        trial, partition=replace(trial.partition, rows=rows), sizes=(len(rows),)
+    ).cohorts()
     return Cohort(spec, data.x_train, data.y_train)
 
 
 def test_rows_of_a_client_and_label_count_as_one_and_a_cohort_may_have_none() -> None:
     x, y, client = torch.eye(4), torch.tensor([0, 0, 1, 0]), torch.tensor([0, 0, 0, 1])
     found = Rows(x, y, client).by_label(moments.class_mean_products(x, y, 2), 2)["class_sums"]
-    torch.testing.assert_close(found.left.T @ found.right, torch.tensor([[0.5, 0.5, 0.0, 1.0], [0.0, 0.0, 1.0, 0.0]]))
+    torch.testing.assert_close(
+        found.left.T @ found.right, torch.tensor([[0.5, 0.5, 0.0, 1.0], [0.0, 0.0, 1.0, 0.0]])
+    )
     none = Rows(x[:0], y[:0], client[:0])
     assert none.by_label(moments.mean_products(none.x), 2)["sum"].left.shape == (0, 1)

@@ -1,4 +1,6 @@
-"""Released coordinates: what one row can change, what they are without noise, and that they follow rows wherever these are."""
+"""Released coordinates: what one row can change, what they are without noise, and that they follow
+rows wherever these are.
+"""
 
 import math
 
@@ -19,7 +21,9 @@ DIM = 12
 
 
 def unit_rows(spread: float, steep: float = 1.0, count: int = 2000) -> torch.Tensor:
-    """Unit rows about a mean, ``spread`` from it; each direction has ``steep`` times the standard deviation of the next."""
+    """Unit rows about a mean, ``spread`` from it; each direction has ``steep`` times the standard
+    deviation of the next.
+    """
     stream = torch.Generator().manual_seed(0)
     deviations = steep ** -torch.arange(float(DIM))
     x = spread * torch.randn(count, DIM, generator=stream) * deviations / deviations.norm()
@@ -27,25 +31,39 @@ def unit_rows(spread: float, steep: float = 1.0, count: int = 2000) -> torch.Ten
     return torch.nn.functional.normalize(x)
 
 
-def sums_of(x: torch.Tensor, released: Tensors) -> list[tuple[dict[str, torch.Tensor], torch.Tensor]]:
+def sums_of(
+    x: torch.Tensor, released: Tensors
+) -> list[tuple[dict[str, torch.Tensor], torch.Tensor]]:
     labels, found = torch.zeros(len(x), dtype=torch.long), []
     for statistic in coordinate_statistics(0.2):
         if statistic.name == "mean" or "mean" in released:
             weights = unit_weights(statistic.weights)
-            found.append(clipped_statistics(statistic.products(Rows(x, labels, labels), released), Norms(1.0, weights=weights)))
+            found.append(
+                clipped_statistics(
+                    statistic.products(Rows(x, labels, labels), released),
+                    Norms(1.0, weights=weights),
+                )
+            )
     return found
 
 
 def released(x: torch.Tensor, std: float = 0.0) -> Tensors:
-    """What the server knows of rows after both releases, with noise of ``std`` on the sum of the second moment."""
+    """What the server knows of rows after both releases, with noise of ``std`` on the sum of the
+    second moment.
+    """
     server, labels = Server(torch.nn.Module(), Seeds(0)), torch.zeros(len(x), dtype=torch.long)
     stream = torch.Generator().manual_seed(1)
     for statistic in coordinate_statistics(0.2):
         weights = unit_weights(statistic.weights)
-        sums, _ = clipped_statistics(statistic.products(Rows(x, labels, labels), server.tensors), Norms(1.0, weights=weights))
+        sums, _ = clipped_statistics(
+            statistic.products(Rows(x, labels, labels), server.tensors), Norms(1.0, weights=weights)
+        )
         exact = {name: value / weights[name] for name, value in rounded(sums).items()}
         noise = {name: std if name == "second" else 0.0 for name in weights}
-        noisy = {name: value + noise[name] * torch.randn(value.shape, generator=stream) for name, value in exact.items()}
+        noisy = {
+            name: value + noise[name] * torch.randn(value.shape, generator=stream)
+            for name, value in exact.items()
+        }
         statistic.receive(server, noisy, noise)
     return server.tensors
 
@@ -55,8 +73,12 @@ def released(x: torch.Tensor, std: float = 0.0) -> Tensors:
 def test_no_row_changes_a_release_by_more_than_one(seed: int, scale: float) -> None:
     stream = torch.Generator().manual_seed(seed)
     x, mean = scale * torch.randn(8, DIM, generator=stream), torch.randn(DIM, generator=stream)
-    for whole, fewer in zip(sums_of(x, {"mean": mean}), sums_of(x[1:], {"mean": mean}), strict=True):
-        change = math.sqrt(sum(float((whole[0][name] - fewer[0][name]).square().sum()) for name in whole[0]))
+    for whole, fewer in zip(
+        sums_of(x, {"mean": mean}), sums_of(x[1:], {"mean": mean}), strict=True
+    ):
+        change = math.sqrt(
+            sum(float((whole[0][name] - fewer[0][name]).square().sum()) for name in whole[0])
+        )
         assert change <= 1 + 1e-5
     # a row that is its centre has no direction, and is in the histogram alone
     alone = sums_of(mean[None], {"mean": mean})[1][0]
@@ -66,7 +88,9 @@ def test_no_row_changes_a_release_by_more_than_one(seed: int, scale: float) -> N
 
 @pytest.mark.parametrize("spread", [1e-3, 1e-2, 0.1, 1.0])
 @pytest.mark.parametrize("steep", [1.0, 1.5])
-def test_rows_have_about_unit_norm_in_coordinates_however_near_and_steep_they_are(spread: float, steep: float) -> None:
+def test_rows_have_about_unit_norm_in_coordinates_however_near_and_steep_they_are(
+    spread: float, steep: float
+) -> None:
     x = unit_rows(spread, steep)
     r = Coordinates(released(x)).of_rows(x)
     assert 0.5 <= float(r.square().sum(1).mean()) <= 2

@@ -1,4 +1,6 @@
-"""Rows that were made elsewhere are a point on the curve, judged as all others, and nothing of their epsilon is known here."""
+"""Rows that were made elsewhere are a point on the curve, judged as all others, and nothing of
+their epsilon is known here.
+"""
 
 from pathlib import Path
 from typing import Any
@@ -16,7 +18,11 @@ from fedsim.methods.products import FiniteRows, shortened
 from fedsim.runs.prepare import prepare
 from fedsim.seeds import Seeds
 
-SMALL: dict[str, Any] = {"dataset": {"name": "digits", "limit": 200}, "clients": 4, "evaluation": {"per_class": 40}}
+SMALL: dict[str, Any] = {
+    "dataset": {"name": "digits", "limit": 200},
+    "clients": 4,
+    "evaluation": {"per_class": 40},
+}
 GRID = """dataset: {name: digits, limit: 200}
 alpha: [0.1, 1.0]
 epsilon: [1, 4, .inf]
@@ -27,8 +33,14 @@ algorithms: [{rows: there/mine.npz, epsilon: 3.1}]
 def write(folder: Path, **changed: Any) -> Path:
     """A grid file with given rows beside it."""
     (folder / "there").mkdir(exist_ok=True)
-    rows = {"x": np.random.default_rng(0).standard_normal((100, 64), dtype=np.float32), "y": np.arange(100) % 10} | changed
-    np.savez(folder / "there" / "mine.npz", **{name: values for name, values in rows.items() if values is not None})
+    rows = {
+        "x": np.random.default_rng(0).standard_normal((100, 64), dtype=np.float32),
+        "y": np.arange(100) % 10,
+    } | changed
+    np.savez(
+        folder / "there" / "mine.npz",
+        **{name: values for name, values in rows.items() if values is not None},
+    )
     (folder / "g.yaml").write_text(GRID)
     return folder / "g.yaml"
 
@@ -40,9 +52,20 @@ def test_what_one_run_draws_is_a_given_entry_of_another(folder: Path) -> None:
     grid = SMALL | {"algorithms": [theirs], "alpha": [0.1, 1.0], "privacy": {"noise": "secret"}}
     run = fedsim.bench(grid | {"epsilon": [1.0, 8.0]}, out="given")
     one, other = run.rows.to_dict("records")
-    assert (one["label"], one["status"], one["epsilon_target"], one["claim"]) == ("theirs", "ok", 4.0, "heuristic")
-    assert one["balanced_accuracy"] == other["balanced_accuracy"] == pytest.approx(made.rows["balanced_accuracy"][0], abs=0.1)
-    assert not {"epsilon_spent", "mechanisms", "accountant", "noise"} & {name for name, value in one.items() if value == value and value}
+    assert (one["label"], one["status"], one["epsilon_target"], one["claim"]) == (
+        "theirs",
+        "ok",
+        4.0,
+        "heuristic",
+    )
+    assert (
+        one["balanced_accuracy"]
+        == other["balanced_accuracy"]
+        == pytest.approx(made.rows["balanced_accuracy"][0], abs=0.1)
+    )
+    assert not {"epsilon_spent", "mechanisms", "accountant", "noise"} & {
+        name for name, value in one.items() if value == value and value
+    }
     assert (run.verify().passed, "their author's word" in run.statement()) == (True, True)
     with pytest.raises(UserError, match="may be released: it carries no noise of its run"):
         run.release(Path("out"), cell=one["cell_id"])
@@ -53,12 +76,21 @@ def test_what_one_run_draws_is_a_given_entry_of_another(folder: Path) -> None:
     assert Path("given/trainings.jsonl").read_text() == lines
 
 
-def test_an_entry_is_one_point_of_every_partition_and_another_one_with_another_file(folder: Path) -> None:
+def test_an_entry_is_one_point_of_every_partition_and_another_one_with_another_file(
+    folder: Path,
+) -> None:
     first = prepare(load_grid(write(folder)), NODES)
-    assert [(t.cell.label, t.cell.epsilon, t.cell.alpha, t.plan) for t in first.trials] == [("mine", 3.1, at, None) for at in (0.1, 1.0)]
+    assert [(t.cell.label, t.cell.epsilon, t.cell.alpha, t.plan) for t in first.trials] == [
+        ("mine", 3.1, at, None) for at in (0.1, 1.0)
+    ]
     assert first.repeated == 1
-    again, changed = (prepare(load_grid(write(folder, **rows)), NODES) for rows in ({}, {"y": np.arange(100)[::-1] % 10}))
-    ids = [[trial.cell.cell_id for trial in prepared.trials] for prepared in (first, again, changed)]
+    again, changed = (
+        prepare(load_grid(write(folder, **rows)), NODES)
+        for rows in ({}, {"y": np.arange(100)[::-1] % 10})
+    )
+    ids = [
+        [trial.cell.cell_id for trial in prepared.trials] for prepared in (first, again, changed)
+    ]
     assert (ids[0] == ids[1], set(ids[0]) & set(ids[2])) == (True, set())
 
 
@@ -79,7 +111,11 @@ def test_a_file_that_is_no_rows_of_the_data_set_is_one_message(words: str, folde
 
 
 def test_of_finite_rows_none_trains_the_probe_twice() -> None:
-    made = shortened(FiniteRows(torch.randn(400, 64, generator=torch.Generator().manual_seed(0)), torch.arange(400) % 10))
+    made = shortened(
+        FiniteRows(
+            torch.randn(400, 64, generator=torch.Generator().manual_seed(0)), torch.arange(400) % 10
+        )
+    )
     x, labels = synthesise(made, 10, 50, Seeds(0))
     assert np.bincount(labels).tolist() == [40] * 10
     assert len(np.unique(x, axis=0)) == 400

@@ -16,7 +16,9 @@ from fedsim.training.cohort import Cohort, build_algorithm
 
 def cohort_of(name: str, unit: str = "client", **params: Any) -> tuple[Cohort, Any]:
     """All four clients in one cohort, and the algorithm at the server."""
-    trial, data, algorithm = one_cell(quick(name, **params), epsilon=4.0, unit=unit, resources={"clients_per_actor": "all"})
+    trial, data, algorithm = one_cell(
+        quick(name, **params), epsilon=4.0, unit=unit, resources={"clients_per_actor": "all"}
+    )
     (spec,) = trial.cohorts()
     return Cohort(spec, data.x_train, data.y_train), algorithm
 
@@ -40,11 +42,16 @@ def test_a_client_that_does_not_take_part_trains_nothing_and_sends_nothing() -> 
     assert seen - {0, 4}, "every client by its own coin"
 
 
-@pytest.mark.parametrize(("unit", "rate", "sensitivity"), [("client", 0.25, 3.0), ("example", 1.0, 6.0), ("group", 1.0, 6.0)])
-def test_sampling_clients_amplifies_for_clients_alone_and_less_than_a_client_may_turn_its_update_round(
+@pytest.mark.parametrize(
+    ("unit", "rate", "sensitivity"),
+    [("client", 0.25, 3.0), ("example", 1.0, 6.0), ("group", 1.0, 6.0)],
+)
+def test_client_sampling_amplifies_only_for_unit_client(
     unit: Unit, rate: float, sensitivity: float
 ) -> None:
-    algorithm = build_algorithm("weight-noise", {"client_rate": 0.25, "clip": 3.0}, Task(4, 2, 10, unit))
+    algorithm = build_algorithm(
+        "weight-noise", {"client_rate": 0.25, "clip": 3.0}, Task(4, 2, 10, unit)
+    )
     (release,) = algorithm.releases()
     assert (release.sample_rate, algorithm.sensitivity()) == (rate, sensitivity)
 
@@ -59,6 +66,12 @@ def test_a_client_whose_training_diverges_sends_what_an_absent_one_would() -> No
     assert all(value.isfinite().all() for value in message.sums.values())
     others, _ = cohort_of("weight-noise")
     for held in ("x", "y"):
-        setattr(others.clients, held, tuple(v[:0] if i == 2 else v for i, v in enumerate(getattr(others.clients, held))))
+        setattr(
+            others.clients,
+            held,
+            tuple(v[:0] if i == 2 else v for i, v in enumerate(getattr(others.clients, held))),
+        )
     without = others.round(next(algorithm.schedule()), broadcast)
-    assert all(torch.allclose(value, without.sums[name], atol=1e-6) for name, value in message.sums.items())
+    assert all(
+        torch.allclose(value, without.sums[name], atol=1e-6) for name, value in message.sums.items()
+    )

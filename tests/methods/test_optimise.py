@@ -11,7 +11,9 @@ def test_the_share_of_signal_is_the_root_of_what_its_energy_is_of_the_whole():
     signal = noise * torch.tensor([[0.0, 1.0, 3.0]])
     for _ in range(20):
         noisy = signal + noise * torch.randn(20_000, 3, generator=stream)
-        shares = signal_shares({"w": noisy, "free": noisy}, {"w": noise, "free": 0.0}, state, by_client=False)
+        shares = signal_shares(
+            {"w": noisy, "free": noisy}, {"w": noise, "free": 0.0}, state, by_client=False
+        )
     assert torch.allclose(shares["w"], torch.tensor([[0.0, 0.5**0.5, 0.9**0.5]]), atol=0.06)
     assert shares["free"] == 1
     assert state.keys() == {"adam.signal.w"}

@@ -29,7 +29,11 @@ def test_rounds_are_numbered_over_all_phases_steps_within_one_and_no_stream_is_t
     phases = [phase(str(index), *size) for index, size in enumerate(sizes)]
     rounds = rounds_of(phases)
     assert [round_.number for round_ in rounds] == list(range(sum(rounds for rounds, _ in sizes)))
-    assert [(round_.phase, round_.step) for round_ in rounds] == [(i, step) for i, (count, _) in enumerate(sizes) for step in range(count)]
+    assert [(round_.phase, round_.step) for round_ in rounds] == [
+        (i, step) for i, (count, _) in enumerate(sizes) for step in range(count)
+    ]
     assert all(round_.release is phases[round_.phase].release for round_ in rounds)
-    streams = [round_.stream + step for round_ in rounds for step in range(round_.release.per_round)]
+    streams = [
+        round_.stream + step for round_ in rounds for step in range(round_.release.per_round)
+    ]
     assert streams == list(range(sum(count * per_round for count, per_round in sizes)))

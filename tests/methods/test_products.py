@@ -30,7 +30,13 @@ def test_a_diagnostic_is_reduced_as_it_says() -> None:
     assert Diagnostic.reduced([Diagnostic(part) for part in parts]) == 3.0
     assert Diagnostic.reduced([Diagnostic(part, "quantiles") for part in parts])[2] == 2.0
     # pairs (0,0)-(3,4), (0,0)-(0,0), (3,4)-(0,0): squared distances 25, 0, 25
-    assert abs(Diagnostic.reduced([Diagnostic([[0.0, 0.0], [3.0, 4.0], [0.0, 0.0]], "spread")]) - 50 / 3) < 1e-12
+    assert (
+        abs(
+            Diagnostic.reduced([Diagnostic([[0.0, 0.0], [3.0, 4.0], [0.0, 0.0]], "spread")])
+            - 50 / 3
+        )
+        < 1e-12
+    )
     empty = [
         Diagnostic.reduced([Diagnostic([])]),
         Diagnostic.reduced([Diagnostic([], "quantiles")]),

@@ -1,4 +1,6 @@
-"""A public subspace: what it is, that it bounds what a row adds, and that every one-shot method can be in it."""
+"""A public subspace: what it is, that it bounds what a row adds, and that every one-shot method can
+be in it.
+"""
 
 import numpy as np
 import pytest
@@ -30,8 +32,12 @@ def test_it_is_the_leading_directions_of_public_rows_about_their_mean(public: Pu
 
 def test_every_row_has_norm_1_at_most_in_it_and_depends_on_no_other_row(public: PublicRows) -> None:
     subspace = PublicSubspace(PublicSubspace.of(public, DIRECTIONS))
-    x = torch.nn.functional.normalize(torch.randn(200, DIM, generator=torch.Generator().manual_seed(0)), dim=1)
-    x[0] = -torch.nn.functional.normalize(subspace.mean, dim=0)  # as far from the public mean as a row can be
+    x = torch.nn.functional.normalize(
+        torch.randn(200, DIM, generator=torch.Generator().manual_seed(0)), dim=1
+    )
+    x[0] = -torch.nn.functional.normalize(
+        subspace.mean, dim=0
+    )  # as far from the public mean as a row can be
     y = subspace.of_rows(x)
     assert float(y.norm(dim=1).max()) <= 1 + 1e-6
     for some in (*(slice(n, n + 1) for n in range(200)), slice(7, 9), slice(1, 200)):
@@ -48,7 +54,11 @@ def test_a_lifted_row_has_norm_1_and_its_part_in_the_subspace(public: PublicRows
     labels = torch.tensor([0, 0, 1, 0, 1])
     made = subspace.for_embeddings(Fixed()).sample(labels, torch.Generator().manual_seed(0))
     assert torch.allclose(made.norm(dim=1), torch.ones(5), atol=1e-5)
-    assert torch.allclose((made - subspace.mean) @ subspace.basis, Fixed().sample(labels, torch.Generator()), atol=1e-5)
+    assert torch.allclose(
+        (made - subspace.mean) @ subspace.basis,
+        Fixed().sample(labels, torch.Generator()),
+        atol=1e-5,
+    )
     outside = made - subspace.rows(Fixed().sample(labels, torch.Generator()))
     alike = torch.nn.functional.cosine_similarity(outside[[0, 1, 0]], outside[[2, 4, 1]], dim=1)
     assert places(labels).tolist() == [0, 1, 0, 2, 1]

@@ -21,14 +21,20 @@ def randomised(model: torch.nn.Module) -> None:
 
 @pytest.mark.parametrize("label", range(CLASSES))
 @pytest.mark.parametrize("kind", ["of a CVAE", "conditional"])
-def test_rows_are_what_standard_normal_z_decode_to_with_the_observation_noise(kind: str, label: int) -> None:
+def test_rows_are_what_standard_normal_z_decode_to_with_the_observation_noise(
+    kind: str, label: int
+) -> None:
     scale, shift = 1.0, torch.zeros(DIM)
     if kind == "of a CVAE":
         model = CVAE(DIM, CLASSES, LATENT, [4], [], VARIANCE)
         randomised(model)
         made: CVAEGenerator | ConditionalSampler = CVAEGenerator(model)
     else:
-        scale, shift, generator = 2.0, torch.arange(float(DIM)), ConditionalGenerator(LATENT, CLASSES, [], DIM, VARIANCE * DIM)
+        scale, shift, generator = (
+            2.0,
+            torch.arange(float(DIM)),
+            ConditionalGenerator(LATENT, CLASSES, [], DIM, VARIANCE * DIM),
+        )
         randomised(generator)
         made, model = ConditionalSampler(generator, scale, shift), generator
 

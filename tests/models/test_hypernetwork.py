@@ -23,16 +23,24 @@ def draw(*shape: int, seed: int = 1) -> torch.Tensor:
 
 
 def generated(layer: ModulatedLinear, code: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """The weights and biases that the layer stands for at one code, as its docstring writes them."""
+    """The weights and biases that the layer stands for at one code, as its docstring writes
+    them.
+    """
     scale = 1 + layer.scale.weight @ code
     return scale[:, None] * layer.rows.weight, scale * layer.rows.bias + layer.shift.weight @ code
 
 
 def test_a_modulated_layer_is_the_plain_layer_with_generated_weights():
-    layer, h, codes = random_(ModulatedLinear(LATENT, DIM, CODE)), draw(ROWS, 2, LATENT), draw(ROWS, CODE, seed=2)
+    layer, h, codes = (
+        random_(ModulatedLinear(LATENT, DIM, CODE)),
+        draw(ROWS, 2, LATENT),
+        draw(ROWS, CODE, seed=2),
+    )
     found = layer(h, codes)
     for row in range(ROWS):
-        assert torch.allclose(found[row], F.linear(h[row], *generated(layer, codes[row])), atol=1e-5)
+        assert torch.allclose(
+            found[row], F.linear(h[row], *generated(layer, codes[row])), atol=1e-5
+        )
 
 
 def squared_jacobian(outputs, code: torch.Tensor) -> torch.Tensor:
@@ -50,7 +58,9 @@ def test_a_layers_lipschitz_penalty_is_its_squared_jacobian(seed):
 def test_the_priors_penalty_is_the_squared_jacobian_over_all_classes(full):
     prior, code = random_(ConditionalPrior(LATENT, CLASSES, CODE, full)), 1e-3 * draw(CODE)
     with torch.no_grad():
-        prior.log_var.weight *= 0.1  # inside the clamp, where the Jacobian is that of the linear map
+        prior.log_var.weight *= (
+            0.1  # inside the clamp, where the Jacobian is that of the linear map
+        )
 
     def parameters(v):
         mean, root = prior(torch.arange(CLASSES), v.expand(CLASSES, -1))

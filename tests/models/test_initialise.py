@@ -14,7 +14,9 @@ SEEDS = Seeds(3)
 
 
 def test_weights_have_variance_one_over_fan_in_and_heads_and_biases_are_zero():
-    first, last = initial_model(lambda clients: ModulatedDecoder(2, 3, [64], 6, 2), SEEDS, [0]).modulated()
+    first, last = initial_model(
+        lambda clients: ModulatedDecoder(2, 3, [64], 6, 2), SEEDS, [0]
+    ).modulated()
     assert float(last.rows.weight.detach().std()) == pytest.approx(1 / math.sqrt(64), rel=0.1)
     assert not first.rows.bias.any()
     assert not first.scale.weight.any()
@@ -32,7 +34,11 @@ class Drawn(nn.Module):
 
 
 def test_what_a_model_draws_as_it_is_built_is_the_seeds_whoever_builds_it():
-    server, cohort, other = initial_model(Drawn, SEEDS), initial_model(Drawn, SEEDS, [0, 3]), initial_model(Drawn, Seeds(4))
+    server, cohort, other = (
+        initial_model(Drawn, SEEDS),
+        initial_model(Drawn, SEEDS, [0, 3]),
+        initial_model(Drawn, Seeds(4)),
+    )
     assert torch.equal(server.scale, cohort.scale)
     assert torch.equal(server.features, cohort.features)
     assert not torch.equal(server.scale, other.scale)

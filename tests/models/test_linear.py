@@ -10,7 +10,9 @@ def rows(classes: list[int], seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
     """Twenty rows of each class around a centre of its own."""
     rng = np.random.default_rng(seed)
     y = np.repeat(classes, 20)
-    return (rng.normal(size=(10, 6))[y] + 0.5 * rng.normal(size=(len(y), 6))).astype(np.float32), y.astype(np.int64)
+    return (rng.normal(size=(10, 6))[y] + 0.5 * rng.normal(size=(len(y), 6))).astype(
+        np.float32
+    ), y.astype(np.int64)
 
 
 @pytest.mark.parametrize("classes", [[0, 1, 2, 3], [1, 3], [2]])

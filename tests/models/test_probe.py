@@ -19,7 +19,9 @@ def test_few_rows_of_many_features_get_the_weights_that_minimise_the_objective(c
     x[classes : 2 * classes] = x[:classes]
     probe = fit_probe(x, y, 0.1, balanced=True)
     features = (x - probe.mean) / probe.scale
-    converged = LogisticRegression(C=0.1, class_weight="balanced", tol=1e-10, max_iter=10_000).fit(features, y)
+    converged = LogisticRegression(C=0.1, class_weight="balanced", tol=1e-10, max_iter=10_000).fit(
+        features, y
+    )
     np.testing.assert_allclose(probe.weight, converged.coef_.T, atol=1e-6)
     np.testing.assert_allclose(probe.bias, converged.intercept_, atol=1e-5)
     assert probe.weight.dtype == probe.bias.dtype == np.float32
@@ -31,7 +33,9 @@ def test_probes_of_several_strengths_are_those_of_each(n, classes):
     (x, y), (other, _) = rows(n, 80, classes), rows(50, 80, 3, seed=1)
     strengths = (0.01, 1.0)
     together = list(fit_probes(x, y, strengths))
-    for probe, strength, predicted in zip(together, strengths, predict_each(together, other), strict=True):
+    for probe, strength, predicted in zip(
+        together, strengths, predict_each(together, other), strict=True
+    ):
         alone = fit_probe(x, y, strength)
         for name, value in vars(alone).items():
             np.testing.assert_array_equal(vars(probe)[name], value)

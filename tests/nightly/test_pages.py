@@ -1,4 +1,6 @@
-"""The commands of the pages that start Ray, read pictures or train for minutes, as processes of their own."""
+"""The commands of the pages that start Ray, read pictures or train for minutes, as processes of
+their own.
+"""
 
 import os
 import shlex
@@ -20,7 +22,9 @@ FEDSIM = Path(sys.executable).with_name("fedsim")
 
 @pytest.fixture(scope="module")
 def desk(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, str]]:
-    """A folder and an environment in which the paper's data and encoder are at their places: small ones, and no network."""
+    """A folder and an environment in which the paper's data and encoder are at their places: small
+    ones, and no network.
+    """
     folder = tmp_path_factory.mktemp("desk")
     save_medmnist(folder / "home/.medmnist/organsmnist_224.npz", train=66, test=33, size=224)
     (folder / "home/.cache/fedsim/milk10k").mkdir(parents=True)
@@ -28,18 +32,43 @@ def desk(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, str]
     save_ham10000(folder / "home/.cache/fedsim/ham10000")
     save_chest_xray(folder / "home/.cache/fedsim/chest-xray")
     for size in ("base", "small"):
-        save_encoder(folder / f"hub/models--facebook--dinov2-{size}/snapshots" / REVISIONS[f"facebook/dinov2-{size}"])
+        save_encoder(
+            folder
+            / f"hub/models--facebook--dinov2-{size}/snapshots"
+            / REVISIONS[f"facebook/dinov2-{size}"]
+        )
     (folder / "benchmarks").symlink_to(ROOT / "benchmarks")
-    places = {"HOME": str(folder / "home"), "HF_HUB_CACHE": str(folder / "hub"), "HF_HUB_OFFLINE": "1"}
-    return folder, {key: value for key, value in os.environ.items() if key not in ("FEDSIM_CACHE", "XDG_CACHE_HOME")} | places
+    places = {
+        "HOME": str(folder / "home"),
+        "HF_HUB_CACHE": str(folder / "hub"),
+        "HF_HUB_OFFLINE": "1",
+    }
+    return folder, {
+        key: value
+        for key, value in os.environ.items()
+        if key not in ("FEDSIM_CACHE", "XDG_CACHE_HOME")
+    } | places
 
 
-def test_every_command_of_the_data_page_runs_in_its_order(desk: tuple[Path, dict[str, str]]) -> None:
+def test_every_command_of_the_data_page_runs_in_its_order(
+    desk: tuple[Path, dict[str, str]],
+) -> None:
     folder, environment = desk
     for command in commands(DATA):
-        done = subprocess.run(shlex.split(command), cwd=folder, env=environment, capture_output=True, text=True, timeout=PATIENCE)
+        done = subprocess.run(
+            shlex.split(command),
+            cwd=folder,
+            env=environment,
+            capture_output=True,
+            text=True,
+            timeout=PATIENCE,
+        )
         assert done.returncode == 0, command + done.stdout + done.stderr
-    made = {str(path.relative_to(folder)) for path in folder.rglob("*") if path.suffix in (".npz", ".png") and "home" not in str(path)}
+    made = {
+        str(path.relative_to(folder))
+        for path in folder.rglob("*")
+        if path.suffix in (".npz", ".png") and "home" not in str(path)
+    }
     assert made >= {"organsmnist.npz", "chest.npz"}
 
 
@@ -47,9 +76,18 @@ def test_every_command_of_the_algorithms_page_runs_in_its_order(tmp_path: Path) 
     save_methods(tmp_path)
     for command in commands(ALGORITHMS):
         program, *arguments = shlex.split(command)
-        done = subprocess.run([FEDSIM.with_name(program), *arguments], cwd=tmp_path, capture_output=True, text=True, timeout=PATIENCE)
+        done = subprocess.run(
+            [FEDSIM.with_name(program), *arguments],
+            cwd=tmp_path,
+            capture_output=True,
+            text=True,
+            timeout=PATIENCE,
+        )
         assert done.returncode == 0, command + done.stdout + done.stderr
-    rows = {(row.label, row.epsilon_target): row for row in read_results(tmp_path / "runs" / "my_method").rows}
+    rows = {
+        (row.label, row.epsilon_target): row
+        for row in read_results(tmp_path / "runs" / "my_method").rows
+    }
     assert {row.status for row in rows.values()} == {"ok"}
     point = rows["my-method", 8.0]
     assert (point.claim, point.check) == ("stated", "passed")

@@ -13,15 +13,25 @@ assert spec.loader is not None
 judge = importlib.util.module_from_spec(spec)
 spec.loader.exec_module(judge)
 
-pytestmark = [pytest.mark.slow, pytest.mark.skipif(not DATA.exists(), reason="real embeddings are not beside the checkout")]
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(not DATA.exists(), reason="real embeddings are not beside the checkout"),
+]
 
 
 @pytest.mark.parametrize("method", ["dp-gaussian", "dp-gmm", "fedhypevae-warm"])
-def test_no_score_falls_as_noise_goes_nor_below_the_fixed_probe(method: str, tmp_path: Path) -> None:
+def test_no_score_falls_as_noise_goes_nor_below_the_fixed_probe(
+    method: str, tmp_path: Path
+) -> None:
     judge.small_sets(DATA, tmp_path)
-    scores = [judge.judged("small3", tmp_path / "small3.npz", method, epsilon, 0, tmp_path) for epsilon in (4, 32, float("inf"))]
+    scores = [
+        judge.judged("small3", tmp_path / "small3.npz", method, epsilon, 0, tmp_path)
+        for epsilon in (4, 32, float("inf"))
+    ]
     for score in scores[1:]:
         assert score["rule"] >= scores[0]["rule"] - 0.01
         assert score["rule"] >= score["best"] - 0.03
-    score = judge.judged("chestxray_dinov2s", DATA / "chestxray_dinov2s.npz", method, 8, 0, tmp_path)
+    score = judge.judged(
+        "chestxray_dinov2s", DATA / "chestxray_dinov2s.npz", method, 8, 0, tmp_path
+    )
     assert score["rule"] >= score["fixed"] - 0.005

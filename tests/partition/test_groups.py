@@ -1,4 +1,6 @@
-"""Rows that stay together: what schemes divide are groups, and a client holds all rows of a group or none."""
+"""Rows that stay together: what schemes divide are groups, and a client holds all rows of a group
+or none.
+"""
 
 from __future__ import annotations
 
@@ -19,23 +21,39 @@ SITE = np.array(["north", "south"])[LESIONS % 2]
 LABELS = LESIONS % 5
 
 
-def partition(columns: dict[str, np.ndarray], scheme: str = "dirichlet", clients: int = 6, seed: int = 0, **spec: Any) -> Partition:
+def partition(
+    columns: dict[str, np.ndarray],
+    scheme: str = "dirichlet",
+    clients: int = 6,
+    seed: int = 0,
+    **spec: Any,
+) -> Partition:
     given_ = PartitionSpec(scheme=scheme, together="lesion", **spec)
-    return make_partition(LABELS, spec=given_, alpha=0.3, clients=clients, seed=seed, columns=columns)
+    return make_partition(
+        LABELS, spec=given_, alpha=0.3, clients=clients, seed=seed, columns=columns
+    )
 
 
 @settings(max_examples=40)
 @given(
-    scheme=st.sampled_from(["iid", "dirichlet", "dirichlet-client", "quantity", "shards", "column-dirichlet"]),
+    scheme=st.sampled_from(
+        ["iid", "dirichlet", "dirichlet-client", "quantity", "shards", "column-dirichlet"]
+    ),
     order=st.integers(0, 9),
     seed=st.integers(0, 2**40),
 )
 def test_a_client_holds_all_rows_of_a_group_or_none(scheme: str, order: int, seed: int) -> None:
     mixed = np.random.default_rng(order).permutation(len(LESIONS))
     lesion, site, y = LESIONS[mixed].astype(np.str_), SITE[mixed], LABELS[mixed]
-    own: dict[str, Any] = {"shards": {"labels": 3}, "quantity": {"power": 1.0}, "column-dirichlet": {"column": "site"}}
+    own: dict[str, Any] = {
+        "shards": {"labels": 3},
+        "quantity": {"power": 1.0},
+        "column-dirichlet": {"column": "site"},
+    }
     spec = PartitionSpec(scheme=scheme, together="lesion", **own.get(scheme, {}))
-    made = make_partition(y, spec=spec, alpha=0.3, clients=6, seed=seed, columns={"lesion": lesion, "site": site})
+    made = make_partition(
+        y, spec=spec, alpha=0.3, clients=6, seed=seed, columns={"lesion": lesion, "site": site}
+    )
     assert sorted(np.concatenate(made.rows).tolist()) == list(range(len(y)))
     held = [set(lesion[rows].tolist()) for rows in made.rows]
     assert sum(map(len, held)) == len(set(lesion.tolist()))
@@ -43,17 +61,28 @@ def test_a_client_holds_all_rows_of_a_group_or_none(scheme: str, order: int, see
         assert np.all(np.diff(groups) >= 0)
         assert set(groups.tolist()) == set(range(len(set(lesion[rows].tolist()))))
         # one number, one lesion
-        assert len({(group, name) for group, name in zip(groups.tolist(), lesion[rows].tolist(), strict=True)}) == len(set(groups.tolist()))
+        assert len(
+            {
+                (group, name)
+                for group, name in zip(groups.tolist(), lesion[rows].tolist(), strict=True)
+            }
+        ) == len(set(groups.tolist()))
 
 
 def test_a_group_has_the_label_of_most_of_its_rows_and_of_several_the_lowest() -> None:
     y, lesion = np.array([2, 2, 0, 3, 1, 1, 3]), np.array(["a", "a", "a", "b", "b", "c", "c"])
-    assert parts_of(y, {"lesion": lesion}, PartitionSpec(together="lesion"))[0].tolist() == [2, 1, 1]
+    assert parts_of(y, {"lesion": lesion}, PartitionSpec(together="lesion"))[0].tolist() == [
+        2,
+        1,
+        1,
+    ]
 
 
 @pytest.mark.parametrize("absent", [1, 4])
 @pytest.mark.parametrize(("scheme", "own"), [("disjoint", {}), ("shards", {"labels": 2})])
-def test_a_class_that_is_no_groups_takes_no_clients_place(scheme: str, own: dict[str, Any], absent: int) -> None:
+def test_a_class_that_is_no_groups_takes_no_clients_place(
+    scheme: str, own: dict[str, Any], absent: int
+) -> None:
     rare = np.equal(LABELS, absent)
     y = np.where(rare, (absent + 1) % 4, LABELS)
     y[np.flatnonzero(rare & (np.bincount(LESIONS)[LESIONS] > 2))[0]] = absent
@@ -70,7 +99,9 @@ def test_the_minimum_size_counts_groups() -> None:
     made = partition({"lesion": LESIONS}, min_size=30)
     assert min(int(groups[-1]) + 1 for groups in made.groups) >= 30
     with pytest.raises(
-        UserError, match=r"6 clients × 100 \(partition.min_size\) = 600 values of lesion, but there are \d+ training values"
+        UserError,
+        match=r"6 clients × 100 \(partition.min_size\) = 600 values of lesion, but there are \d+ "
+        r"training values",
     ):
         partition({"lesion": LESIONS}, min_size=100)
 
@@ -79,7 +110,11 @@ def test_the_minimum_size_counts_groups() -> None:
     ("columns", "spec", "said"),
     [
         ({"patient": LESIONS}, {}, "no column 'lesion'; known: patient"),
-        ({"lesion": np.where(LESIONS < 3, "", LESIONS.astype(np.str_))}, {}, "rows have no value of 'lesion'; give every row one"),
+        (
+            {"lesion": np.where(LESIONS < 3, "", LESIONS.astype(np.str_))},
+            {},
+            "rows have no value of 'lesion'; give every row one",
+        ),
         (
             {"lesion": LESIONS, "site": np.array(["north", "south"])[np.arange(900) % 2]},
             {"scheme": "column", "column": "site", "clients": 2},
@@ -87,7 +122,9 @@ def test_the_minimum_size_counts_groups() -> None:
         ),
     ],
 )
-def test_a_column_that_does_not_group_rows_is_reported(columns: dict[str, np.ndarray], spec: dict[str, Any], said: str) -> None:
+def test_a_column_that_does_not_group_rows_is_reported(
+    columns: dict[str, np.ndarray], spec: dict[str, Any], said: str
+) -> None:
     with pytest.raises(UserError, match=said) as caught:
         partition(columns, **spec)
     assert caught.value.where == "partition.together"
@@ -95,5 +132,11 @@ def test_a_column_that_does_not_group_rows_is_reported(columns: dict[str, np.nda
 
 def test_a_group_on_both_sides_of_the_split_is_reported() -> None:
     check_split("lesion", {"lesion": np.array(["a", "b", "b"])}, {"lesion": np.array(["c"])})
-    with pytest.raises(UserError, match="1 values of lesion have both training and test rows, such as 'b'; give the data a split"):
-        check_split("lesion", {"lesion": np.array(["a", "b", "b"])}, {"lesion": np.array(["b", "c"])})
+    with pytest.raises(
+        UserError,
+        match="1 values of lesion have both training and test rows, such as 'b'; give the data a "
+        "split",
+    ):
+        check_split(
+            "lesion", {"lesion": np.array(["a", "b", "b"])}, {"lesion": np.array(["b", "c"])}
+        )

@@ -16,7 +16,14 @@ SITES = {"site": np.random.default_rng(1).choice(["north", "south", "west"], 3_0
 
 
 def partition(y=LABELS, scheme="dirichlet", alpha=0.3, clients=10, seed=0, columns=SITES, **spec):
-    return make_partition(y, spec=PartitionSpec(scheme=scheme, **spec), alpha=alpha, clients=clients, seed=seed, columns=columns)
+    return make_partition(
+        y,
+        spec=PartitionSpec(scheme=scheme, **spec),
+        alpha=alpha,
+        clients=clients,
+        seed=seed,
+        columns=columns,
+    )
 
 
 @st.composite
@@ -38,7 +45,10 @@ def divisions(draw):
         "min_size": min_size,
         "alpha": draw(st.floats(1e-300, 1e6)),
         "seed": draw(st.integers(0, 2**40)),
-        "columns": {"site": np.arange(len(y)) % (clients if scheme == "column" else draw(st.sampled_from([1, clients])))},
+        "columns": {
+            "site": np.arange(len(y))
+            % (clients if scheme == "column" else draw(st.sampled_from([1, clients])))
+        },
         "column": "site" if scheme.startswith("column") else None,
         "labels": labels,
         "power": draw(st.floats(0, 5)) if scheme == "quantity" else 1.0,
@@ -51,10 +61,15 @@ def test_clients_hold_every_row_once_and_enough_of_them_and_the_same_again(given
     made = partition(**given)
     assert len(made.rows) == given["clients"]
     assert sorted(np.concatenate(made.rows).tolist()) == list(range(len(given["y"])))
-    assert all(len(rows) >= given["min_size"] and np.all(np.diff(rows) > 0) and rows.dtype == np.int64 for rows in made.rows)
+    assert all(
+        len(rows) >= given["min_size"] and np.all(np.diff(rows) > 0) and rows.dtype == np.int64
+        for rows in made.rows
+    )
     assert partition(**given).fingerprint == made.fingerprint
     for rows, counts in zip(made.rows, made.label_counts, strict=True):
-        np.testing.assert_array_equal(counts, np.bincount(given["y"][rows], minlength=given["y"].max() + 1))
+        np.testing.assert_array_equal(
+            counts, np.bincount(given["y"][rows], minlength=given["y"].max() + 1)
+        )
 
 
 def test_the_fingerprint_tells_partitions_apart():
@@ -91,11 +106,17 @@ def test_which_rows_of_a_class_a_client_holds_is_random(scheme):
 def test_dirichlet_shares_have_the_distribution_they_claim():
     alpha, clients = 0.5, 4
     shares = np.concatenate(
-        [(p := partition(alpha=alpha, clients=clients, seed=s, min_size=1).label_counts) / p.sum(axis=0) for s in range(200)]
+        [
+            (p := partition(alpha=alpha, clients=clients, seed=s, min_size=1).label_counts)
+            / p.sum(axis=0)
+            for s in range(200)
+        ]
     )
     # Dirichlet(alpha, ..., alpha) over k: mean 1/k, variance (1/k)(1 - 1/k) / (k alpha + 1)
     assert shares.mean() == pytest.approx(1 / clients)
-    assert shares.var() == pytest.approx((1 / clients) * (1 - 1 / clients) / (clients * alpha + 1), rel=0.05)
+    assert shares.var() == pytest.approx(
+        (1 / clients) * (1 - 1 / clients) / (clients * alpha + 1), rel=0.05
+    )
 
 
 def test_each_client_of_dirichlet_client_has_a_label_mix_of_its_own_and_an_equal_size():
@@ -119,13 +140,23 @@ def test_shards_that_are_too_small_take_rows_of_their_own_labels():
     y = np.repeat(np.arange(3), [40, 40, 3])
     counts = partition(y=y, scheme="shards", labels=1, clients=4, min_size=3).label_counts
     assert counts.sum(axis=1).min() >= 3
-    with pytest.raises(UserError, match=r"partition.min_size: scheme 'shards' leaves client \d with 3 rows, fewer than 4; give a smaller"):
+    with pytest.raises(
+        UserError,
+        match=r"partition.min_size: scheme 'shards' leaves client \d with 3 rows, fewer than 4; "
+        r"give a smaller",
+    ):
         partition(y=y, scheme="shards", labels=1, clients=4, min_size=4)
 
 
 @pytest.mark.parametrize("power", [0.0, 1.0, 2.0])
 def test_quantity_sizes_follow_the_power_law(power):
-    sizes = sorted((len(rows) for rows in partition(scheme="quantity", clients=20, power=power, min_size=2).rows), reverse=True)
+    sizes = sorted(
+        (
+            len(rows)
+            for rows in partition(scheme="quantity", clients=20, power=power, min_size=2).rows
+        ),
+        reverse=True,
+    )
     weights = np.arange(1, 21) ** -power
     np.testing.assert_allclose(np.array(sizes) - 2, 2_960 * weights / weights.sum(), atol=1)
 
@@ -142,9 +173,13 @@ def test_disjoint_clients_share_no_label(clients):
     [
         (
             {"clients": 1_501},
-            r"clients: 1501 clients × 2 \(partition.min_size\) = 3002 rows, but there are 3000 .*; give at most 1500",
+            r"clients: 1501 clients × 2 \(partition.min_size\) = 3002 rows, but there are "
+            r"3000 .*; give at most 1500",
         ),
-        ({"scheme": "disjoint", "clients": 11}, "11 clients cannot have disjoint labels with 10 classes"),
+        (
+            {"scheme": "disjoint", "clients": 11},
+            "11 clients cannot have disjoint labels with 10 classes",
+        ),
         (
             {"scheme": "disjoint", "y": np.array([0] * 20 + [1]), "clients": 2},
             "partition.min_size: class 1 has 1 rows, fewer than 2",
@@ -153,12 +188,19 @@ def test_disjoint_clients_share_no_label(clients):
             {"scheme": "column", "column": "sight", "clients": 3},
             "partition.column: .*no column 'sight' with a value for every row; did you mean 'site'",
         ),
-        ({"scheme": "column", "column": "site", "clients": 4}, "has 3 values, so 3 clients, not 4; give clients: 3"),
+        (
+            {"scheme": "column", "column": "site", "clients": 4},
+            "has 3 values, so 3 clients, not 4; give clients: 3",
+        ),
         (
             {"scheme": "shards", "labels": 11},
-            "partition.labels: 10 clients × 11 labels = 110 shards do not fit .*; give at least 1 and at most 10",
+            "partition.labels: 10 clients × 11 labels = 110 shards do not fit .*; give at "
+            "least 1 and at most 10",
         ),
-        ({"scheme": "shards", "labels": 2, "clients": 4}, "= 8 shards do not fit the sizes of 10 classes; give at least 3"),
+        (
+            {"scheme": "shards", "labels": 2, "clients": 4},
+            "= 8 shards do not fit the sizes of 10 classes; give at least 3",
+        ),
         (
             {"scheme": "shards", "labels": 2, "y": np.array([0] * 40 + [1]), "clients": 3},
             "= 6 shards do not fit the sizes of 2 classes; give at least 1 and at most 1",
@@ -192,7 +234,9 @@ def test_a_shift_is_the_affine_map_it_claims():
     x, (gain, left, right, offset) = unit_rows().astype(np.float64), shift_of(3, 64, 0.5, 7)
     moved = x @ (np.diag(gain.astype(np.float64)) + left.astype(np.float64) @ right.T) + offset
     expected = moved / np.linalg.norm(moved, axis=1, keepdims=True)
-    np.testing.assert_allclose(apply_shift(unit_rows(), 3, strength=0.5, seed=7), expected, atol=1e-6)
+    np.testing.assert_allclose(
+        apply_shift(unit_rows(), 3, strength=0.5, seed=7), expected, atol=1e-6
+    )
 
 
 def test_shift_factors_are_orthonormal_and_gains_and_offset_have_the_strength():
@@ -213,7 +257,12 @@ def test_feature_shift_moves_every_row_by_its_owners_map_and_keeps_it_of_unit_no
     partition = make_partition(data.y_train, spec=spec, alpha=1.0, clients=4, seed=1, columns={})
     seen = as_seen(data, partition, spec, seed=1)
     for client, rows in enumerate(partition.rows):
-        np.testing.assert_array_equal(seen.x_train[rows], apply_shift(data.x_train[rows], client, strength=0.4, seed=1))
-        np.testing.assert_array_equal(seen.x_test[client::4], apply_shift(data.x_test[client::4], client, strength=0.4, seed=1))
+        np.testing.assert_array_equal(
+            seen.x_train[rows], apply_shift(data.x_train[rows], client, strength=0.4, seed=1)
+        )
+        np.testing.assert_array_equal(
+            seen.x_test[client::4],
+            apply_shift(data.x_test[client::4], client, strength=0.4, seed=1),
+        )
     np.testing.assert_allclose(np.linalg.norm(seen.x_train, axis=1), 1, atol=1e-5)
     assert not np.allclose(seen.x_train, data.x_train, atol=0.05)

@@ -61,17 +61,26 @@ def test_a_name_is_registered_once_and_a_module_that_is_imported_again_may_regis
 
 
 def test_an_unknown_name_gets_the_nearest_and_all_known_ones() -> None:
-    with pytest.raises(UserError, match=r"grid.yaml:3: unknown algorithm 'fedhypvae'; did you mean 'fedhypevae'\?.*centralised") as raised:
+    with pytest.raises(
+        UserError,
+        match=r"grid.yaml:3: unknown algorithm 'fedhypvae'; did you mean "
+        r"'fedhypevae'\?.*centralised",
+    ) as raised:
         lookup("fedhypvae", "grid.yaml:3")
     assert "\n" not in str(raised.value)
 
 
 def test_a_path_and_an_entry_point_of_another_package_are_found(package: Path) -> None:
-    assert lookup("stranger_package.algorithms:Stranger").name == "stranger_package.algorithms:Stranger"
+    assert (
+        lookup("stranger_package.algorithms:Stranger").name
+        == "stranger_package.algorithms:Stranger"
+    )
     info = package / "stranger_package-1.dist-info"
     info.mkdir()
     (info / "METADATA").write_text("Metadata-Version: 2.1\nName: stranger-package\nVersion: 1\n")
-    (info / "entry_points.txt").write_text("[fedsim.algorithms]\nstranger = stranger_package.algorithms:Stranger\n")
+    (info / "entry_points.txt").write_text(
+        "[fedsim.algorithms]\nstranger = stranger_package.algorithms:Stranger\n"
+    )
     assert "stranger" in known()
     assert lookup("stranger").__name__ == "Stranger"
 
@@ -81,15 +90,20 @@ MISTAKES = {
     "fedsim.methods.algorithm:NoSuchClass": "cannot be imported",
     "fedsim.seeds:Seeds": "is not an Algorithm",
     ":": "cannot be imported",
-    "unfinished.py:MyMethod": r"'unfinished.py:MyMethod' cannot be imported \(unfinished.py:2: SyntaxError: ",
+    "unfinished.py:MyMethod": r"'unfinished.py:MyMethod' cannot be imported \(unfinished.py:2: "
+    r"SyntaxError: ",
     "outer.py:MyMethod": r"inner\.py:3: JSONDecodeError: Expecting value",
-    "json.py:MyMethod": r"'json.py' cannot be imported: its name belongs to .*json/__init__.py already; rename the file",
+    "json.py:MyMethod": r"'json.py' cannot be imported: its name belongs to "
+    r".*json/__init__.py already; "
+    r"rename the file",
     "below/none.py:MyMethod": "there is no file 'below/none.py'",
 }
 
 
 @pytest.mark.parametrize("path", MISTAKES)
-def test_a_path_that_leads_nowhere_is_one_message_with_the_innermost_line_of_the_plug_in_s_own(folder: Path, path: str) -> None:
+def test_a_path_that_leads_nowhere_is_one_message_with_the_innermost_line_of_the_plug_in_s_own(
+    folder: Path, path: str
+) -> None:
     for name, text in (
         ("unfinished", "import json\ndef build(:\n"),
         ("outer", "from inner import number\n"),
@@ -105,7 +119,11 @@ def test_a_path_that_leads_nowhere_is_one_message_with_the_innermost_line_of_the
 def test_a_file_needs_no_package_and_has_one_identity_however_a_grid_names_it(folder: Path) -> None:
     (folder / "below").mkdir()
     write(folder / "below", "plug_in_of_a_file", GOOD)
-    names = ("below/plug_in_of_a_file.py:MyMethod", "plug_in_of_a_file:MyMethod", f"{folder}/below/plug_in_of_a_file.py:MyMethod")
+    names = (
+        "below/plug_in_of_a_file.py:MyMethod",
+        "plug_in_of_a_file:MyMethod",
+        f"{folder}/below/plug_in_of_a_file.py:MyMethod",
+    )
     assert len({lookup(name) for name in names}) == 1
     assert place_of(lookup(names[2])) == names[0]
 
@@ -113,12 +131,17 @@ def test_a_file_needs_no_package_and_has_one_identity_however_a_grid_names_it(fo
 INCOMPLETE = {
     "no_loss": (without("loss"), "MyMethod lacks loss; define it"),
     "nothing_made": (without("generator"), "MyMethod lacks generator; define it"),
-    "other_params": (changed("Params = MyMethodParams", "Params = dict"), r"MyMethod has Params = <class 'dict'>; .*algorithm.Params"),
+    "other_params": (
+        changed("Params = MyMethodParams", "Params = dict"),
+        r"MyMethod has Params = <class 'dict'>; .*algorithm.Params",
+    ),
 }
 
 
 @pytest.mark.parametrize("mistake", INCOMPLETE)
-def test_an_incomplete_class_is_reported_with_its_line_and_what_it_lacks(folder: Path, mistake: str) -> None:
+def test_an_incomplete_class_is_reported_with_its_line_and_what_it_lacks(
+    folder: Path, mistake: str
+) -> None:
     text, said = INCOMPLETE[mistake]
     with pytest.raises(PluginError, match=f"{mistake}.py:{line(text, 'class MyMethod(')}: {said}"):
         lookup(write(folder, mistake, text))
@@ -141,16 +164,31 @@ def hashed(folder: Path, text: str, stem: str = "method") -> str:
 
 @pytest.mark.parametrize(
     "statement",
-    ["import beside", "from beside import SCALE", "import part.inner", "from part import inner", "from part.inner import (\n    SCALE,\n)"],
+    [
+        "import beside",
+        "from beside import SCALE",
+        "import part.inner",
+        "from part import inner",
+        "from part.inner import (\n    SCALE,\n)",
+    ],
 )
-def test_a_plug_in_s_code_is_its_text_and_that_of_files_beside_it_that_it_imports_one_from_another(folder: Path, statement: str) -> None:
+def test_a_plug_in_s_code_is_its_text_and_that_of_files_beside_it_that_it_imports_one_from_another(
+    folder: Path, statement: str
+) -> None:
     (folder / "part").mkdir()
     (folder / "part" / "inner.py").write_text("from .deep import SCALE\n")
     (folder / "part" / "deep.py").write_text("SCALE = 1.0\n")
     (folder / "beside.py").write_text("from part.deep import SCALE\n")
     (folder / "unrelated.py").write_text("SCALE = 1.0\n")
     first = hashed(folder, f"{GOOD}\n{statement}\n")
-    assert hashed(folder, changed("beta: float = Field(0.5, ge=0)", "beta: float = Field(0.4, ge=0)") + f"\n{statement}\n") != first
+    assert (
+        hashed(
+            folder,
+            changed("beta: float = Field(0.5, ge=0)", "beta: float = Field(0.4, ge=0)")
+            + f"\n{statement}\n",
+        )
+        != first
+    )
     (folder / "unrelated.py").write_text("SCALE = 2.0\n")
     assert hashed(folder, f"{GOOD}\n{statement}\n") == first
     (folder / "part" / "deep.py").write_text("SCALE = 2.0\n")
@@ -165,7 +203,9 @@ def test_nothing_is_imported_to_be_hashed(folder: Path) -> None:
 
 
 def test_the_code_of_a_shipped_algorithm_is_its_own_file_and_those_that_it_imports() -> None:
-    assert len({source_hash(lookup(name)) for name in SHIPPED}) == len({lookup(name).__module__ for name in SHIPPED})
+    assert len({source_hash(lookup(name)) for name in SHIPPED}) == len(
+        {lookup(name).__module__ for name in SHIPPED}
+    )
     assert place_of(DPGaussian) == "baselines.dp_gaussian:DPGaussian"
 
 
@@ -178,7 +218,9 @@ def test_a_folder_that_is_called_like_a_shipped_one_is_not_shipped(folder: Path)
 
 
 @pytest.mark.parametrize("made", [Notebook, IPython])
-def test_the_code_of_a_notebook_s_class_is_its_cell(monkeypatch: pytest.MonkeyPatch, made: Callable[..., Any]) -> None:
+def test_the_code_of_a_notebook_s_class_is_its_cell(
+    monkeypatch: pytest.MonkeyPatch, made: Callable[..., Any]
+) -> None:
     book, cells = made(monkeypatch), []
     for scale in (1, 2, 1):
         book.cell("from baselines.dp_gaussian import DPGaussian")
@@ -199,21 +241,39 @@ def made(cls: type[Any]) -> Algorithm:
     return cls(cls.Params(), Task(8, 3, 4))  # type: ignore[no-any-return]
 
 
-def test_what_is_shipped_and_unchanged_may_claim_a_theorem_and_any_other_class_states_it(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_is_shipped_and_unchanged_may_claim_a_theorem_and_any_other_class_states_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     assert {allowed("proved", made(lookup(name))) for name in SHIPPED} == {"proved"}
-    assert {allowed("proved", made(cls)) for cls in (Tiny, type("Same", (DPGaussian,), {}))} == {"stated"}
+    assert {allowed("proved", made(cls)) for cls in (Tiny, type("Same", (DPGaussian,), {}))} == {
+        "stated"
+    }
     untouched = made(DPGaussian)
     for cls, name in ((DPGaussian, "phases"), (Algorithm, "noise_at_clients")):
-        for given in (nothing, property(nothing), partial(nothing), wraps(getattr(cls, name))(nothing)):
+        for given in (
+            nothing,
+            property(nothing),
+            partial(nothing),
+            wraps(getattr(cls, name))(nothing),
+        ):
             with monkeypatch.context() as change:
                 change.setattr(cls, name, given)
                 assert allowed("proved", untouched) == "stated"
-    with pytest.raises(UserError, match=r"'checked' is not a claim; let claim\(\) return one of proved, stated, heuristic, none"):
+    with pytest.raises(
+        UserError,
+        match=r"'checked' is not a claim; let claim\(\) return one of proved, stated, heuristic, "
+        r"none",
+    ):
         allowed("checked", made(Tiny))  # type: ignore[arg-type]
 
 
 def test_what_is_proved_or_stated_and_checked_may_be_released() -> None:
-    may = [(claim, check) for claim in get_args(Claim) for check in (None, "passed", "failed") if may_leave(claim, check)]  # type: ignore[arg-type]
+    may = [
+        (claim, check)
+        for claim in get_args(Claim)
+        for check in (None, "passed", "failed")
+        if may_leave(claim, check)
+    ]  # type: ignore[arg-type]
     assert may == [("proved", None), ("proved", "passed"), ("stated", "passed")]
 
 
@@ -228,10 +288,16 @@ OTHER = {"params": {"strength": 0.0}}
         ([], None),
         ([("failed", {}), ("passed", {})], "passed"),  # the last one counts
         ([("passed", {}), ("failed", {})], "failed"),
-        ([("passed", OTHER)], None),  # other parameters do not pass for these, and cast doubt until these have passed
+        (
+            [("passed", OTHER)],
+            None,
+        ),  # other parameters do not pass for these, and cast doubt until these have passed
         ([("failed", OTHER)], "failed"),
         ([("passed", {}), ("failed", OTHER)], "passed"),
-        ([("passed", {"trust": "silo"})], None),  # nor does another setting, and what fails there passes nowhere
+        (
+            [("passed", {"trust": "silo"})],
+            None,
+        ),  # nor does another setting, and what fails there passes nowhere
         ([("failed", {"unit": "client"})], "failed"),
         ([("passed", {}), ("failed", {"unit": "client"})], None),
         ([("passed", QUICK)], None),  # a quick one only refutes
@@ -239,5 +305,15 @@ OTHER = {"params": {"strength": 0.0}}
         ([("failed", QUICK), ("passed", {})], "passed"),
     ],
 )
-def test_what_checks_say_of_parameters(checks: list[tuple[str, dict[str, Any]]], said: str | None) -> None:
-    assert check_of([FULL | other | {"ended": ended} for ended, other in checks], "example", "aggregate", FULL["params"]) == said  # type: ignore[arg-type]
+def test_what_checks_say_of_parameters(
+    checks: list[tuple[str, dict[str, Any]]], said: str | None
+) -> None:
+    assert (
+        check_of(
+            [FULL | other | {"ended": ended} for ended, other in checks],
+            "example",
+            "aggregate",
+            FULL["params"],
+        )
+        == said
+    )  # type: ignore[arg-type]

@@ -1,4 +1,6 @@
-"""Small models, one per layer kind, and the slow and sure way to clip: one example at a time, with plain autograd."""
+"""Small models, one per layer kind, and the slow and sure way to clip: one example at a time, with
+plain autograd.
+"""
 
 from __future__ import annotations
 
@@ -20,7 +22,9 @@ def make_batch(counts: tuple[int, ...] = (3, 0, 1, 4), seed: int = 0) -> Batch:
     stream = torch.Generator().manual_seed(seed)
     rows = sum(counts)
     client = torch.repeat_interleave(torch.arange(len(counts)), torch.tensor(counts))
-    begins = (torch.rand(rows, generator=torch.Generator().manual_seed(seed)) < 0.5) | (client.diff(prepend=torch.tensor([-1])) > 0)
+    begins = (torch.rand(rows, generator=torch.Generator().manual_seed(seed)) < 0.5) | (
+        client.diff(prepend=torch.tensor([-1])) > 0
+    )
     return Batch(
         torch.randn(rows, DIM, generator=stream),
         torch.randint(4, (rows,), generator=stream),
@@ -33,7 +37,9 @@ def make_batch(counts: tuple[int, ...] = (3, 0, 1, 4), seed: int = 0) -> Batch:
 class Calls(nn.Module):
     """Layers and parameters by name, and a loss ``[N]`` of them and a batch."""
 
-    def __init__(self, loss: Callable[[Any, Batch], Tensor], **parts: nn.Module | nn.Parameter) -> None:
+    def __init__(
+        self, loss: Callable[[Any, Batch], Tensor], **parts: nn.Module | nn.Parameter
+    ) -> None:
         super().__init__()
         self.loss = loss
         for name, part in parts.items():
@@ -85,7 +91,12 @@ def per_client(clients: int) -> nn.Module:
     return Calls(loss, encoder=encoder, code=code, out=nn.Linear(4, 2))
 
 
-MODELS: tuple[Callable[[int], nn.Module], ...] = (linear, linear_many_times, elementwise, per_client)
+MODELS: tuple[Callable[[int], nn.Module], ...] = (
+    linear,
+    linear_many_times,
+    elementwise,
+    per_client,
+)
 
 
 def build(kind: Callable[[int], nn.Module], clients: int = 4) -> nn.Module:
@@ -99,27 +110,40 @@ def call(model: nn.Module, batch: Batch) -> Tensor:
     return model(batch)
 
 
-def single_gradients(model: nn.Module, loss: Callable[[nn.Module, Batch], Tensor], batch: Batch) -> list[dict[str, Tensor]]:
+def single_gradients(
+    model: nn.Module, loss: Callable[[nn.Module, Batch], Tensor], batch: Batch
+) -> list[dict[str, Tensor]]:
     """Every example's gradient, from a batch of its own, by plain autograd."""
     named = {name: p for name, p in model.named_parameters() if p.requires_grad}
     gradients = []
     for index in range(len(batch)):
         value = loss(model, batch.take(slice(index, index + 1))).sum()
         grads = torch.autograd.grad(value, list(named.values()), allow_unused=True)
-        gradients.append({n: torch.zeros_like(p) if g is None else g for (n, p), g in zip(named.items(), grads, strict=True)})
+        gradients.append(
+            {
+                n: torch.zeros_like(p) if g is None else g
+                for (n, p), g in zip(named.items(), grads, strict=True)
+            }
+        )
     return gradients
 
 
 def joint_norm(tensors: dict[str, Tensor]) -> float:
-    return float(torch.stack([value.double().square().sum() for value in tensors.values()]).sum().sqrt())
+    return float(
+        torch.stack([value.double().square().sum() for value in tensors.values()]).sum().sqrt()
+    )
 
 
-def loop(model: nn.Module, loss: Callable[[nn.Module, Batch], Tensor], batch: Batch, norms: Norms) -> dict[str, Tensor]:
+def loop(
+    model: nn.Module, loss: Callable[[nn.Module, Batch], Tensor], batch: Batch, norms: Norms
+) -> dict[str, Tensor]:
     """The clipped sum, written as its definition reads."""
     units = single_gradients(model, loss, batch)
     of_unit = {"group": batch.groups, "client": batch.layout}.get(norms.unit)
     if of_unit is not None:
-        zero = {name: torch.zeros_like(p) for name, p in model.named_parameters() if p.requires_grad}
+        zero = {
+            name: torch.zeros_like(p) for name, p in model.named_parameters() if p.requires_grad
+        }
         summed = [dict(zero) for _ in range(of_unit.clients)]
         for gradient, unit in zip(units, of_unit.client.tolist(), strict=True):
             summed[unit] = {name: summed[unit][name] + value for name, value in gradient.items()}

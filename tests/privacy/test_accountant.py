@@ -9,7 +9,8 @@ from scipy.stats import norm
 from fedsim.privacy.accountant import epsilon, rdp_epsilon, rough_epsilon
 from fedsim.privacy.mechanism import Mechanism
 
-# Computed by dp-accounting 0.6's PLD: connect-the-dots, pessimistic, both adjacencies, discretisation 2e-5
+# Computed by dp-accounting 0.6's PLD: connect-the-dots, pessimistic, both adjacencies,
+# discretisation 2e-5
 GOLDEN = [
     ([Mechanism(1.0, 0.01, 1000)], 1e-5, 1.82824),
     ([Mechanism(0.5, 0.05, 1)], 1e-4, 4.16204),
@@ -42,7 +43,9 @@ def pld_epsilon(mechanisms, delta, pessimistic):
 
 
 def analytic_gaussian_epsilon(mechanisms, delta):
-    """Balle & Wang 2018, theorem 8: delta(epsilon) of Gaussian mechanisms on all units, inverted."""
+    """Balle & Wang 2018, theorem 8: delta(epsilon) of Gaussian mechanisms on all units,
+    inverted.
+    """
     mu = math.sqrt(sum(one.count / one.noise_multiplier**2 for one in mechanisms))
 
     def excess(eps):
@@ -60,11 +63,22 @@ def test_golden_epsilons(mechanisms, delta, golden):
 
 
 @settings(max_examples=4)
-@given(noise=st.floats(0.6, 8.0), rate=st.sampled_from([0.02, 0.3, 1.0]), steps=st.sampled_from([1, 7, 60]), first=st.booleans())
-def test_agrees_with_pld_is_never_below_it_and_a_step_more_or_less_noise_costs_more(noise, rate, steps, first):
+@given(
+    noise=st.floats(0.6, 8.0),
+    rate=st.sampled_from([0.02, 0.3, 1.0]),
+    steps=st.sampled_from([1, 7, 60]),
+    first=st.booleans(),
+)
+def test_agrees_with_pld_is_never_below_it_and_a_step_more_or_less_noise_costs_more(
+    noise, rate, steps, first
+):
     mechanisms = [Mechanism(noise, rate, steps)] + ([Mechanism(2 * noise)] if first else [])
     spent, _ = epsilon(mechanisms, 1e-4)
-    assert pld_epsilon(mechanisms, 1e-4, pessimistic=False) <= spent <= 1.01 * pld_epsilon(mechanisms, 1e-4, pessimistic=True) + 2e-3
+    assert (
+        pld_epsilon(mechanisms, 1e-4, pessimistic=False)
+        <= spent
+        <= 1.01 * pld_epsilon(mechanisms, 1e-4, pessimistic=True) + 2e-3
+    )
     assert spent < epsilon([*mechanisms, Mechanism(noise, rate)], 1e-4)[0]
     assert spent < epsilon([one.scaled(0.95) for one in mechanisms], 1e-4)[0]
 
@@ -78,7 +92,11 @@ def test_trivial_compositions():
 
 @pytest.mark.parametrize(
     ("mechanism", "delta"),
-    [(Mechanism(2.0, 1.0, 10), 1e-12), (Mechanism(0.01, 1.0, 10_000), 1e-5), (Mechanism(0.02), 1e-5)],
+    [
+        (Mechanism(2.0, 1.0, 10), 1e-12),
+        (Mechanism(0.01, 1.0, 10_000), 1e-5),
+        (Mechanism(0.02), 1e-5),
+    ],
     ids=["delta below the transform's rounding", "mesh too fine", "error too large for the domain"],
 )
 def test_falls_back_to_rdp_and_says_so(mechanism, delta):
@@ -89,7 +107,14 @@ def test_falls_back_to_rdp_and_says_so(mechanism, delta):
 
 
 @pytest.mark.parametrize(
-    ("what", "delta"), [((math.nan, 0.1, 1), 0.1), ((1.0, 1.1, 1), 0.1), ((1.0, 0.1, -1), 0.1), ((1.0, 0.1), 0.0), ((1.0, 0.1), math.nan)]
+    ("what", "delta"),
+    [
+        ((math.nan, 0.1, 1), 0.1),
+        ((1.0, 1.1, 1), 0.1),
+        ((1.0, 0.1, -1), 0.1),
+        ((1.0, 0.1), 0.0),
+        ((1.0, 0.1), math.nan),
+    ],
 )
 def test_refuses_what_is_no_mechanism_or_no_delta(what, delta):
     with pytest.raises(ValueError, match=r"not a mechanism|delta"):

@@ -8,7 +8,19 @@ import pytest
 import torch
 import torch.nn.functional as F
 from cells import crossed
-from clipping_cases import DIM, MODELS, Calls, build, call, difference, joint_norm, linear, loop, make_batch, per_client
+from clipping_cases import (
+    DIM,
+    MODELS,
+    Calls,
+    build,
+    call,
+    difference,
+    joint_norm,
+    linear,
+    loop,
+    make_batch,
+    per_client,
+)
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
@@ -32,15 +44,24 @@ NORMS = {
 }
 
 
-def same_as_loop(model: nn.Module, batch: Batch, norms: Norms, engine: str = "bookkeeping", loss: Loss = call) -> bool:
-    return difference(clipped_sum(model, loss, batch, norms, engine).sums, loop(model, loss, batch, norms)) < 1e-5
+def same_as_loop(
+    model: nn.Module, batch: Batch, norms: Norms, engine: str = "bookkeeping", loss: Loss = call
+) -> bool:
+    return (
+        difference(
+            clipped_sum(model, loss, batch, norms, engine).sums, loop(model, loss, batch, norms)
+        )
+        < 1e-5
+    )
 
 
 def of_per_client_or_plain(kind: object, unit: str, engine: str) -> bool:
     return kind is per_client or (unit, engine) == ("example", "bookkeeping")
 
 
-@pytest.mark.parametrize(("kind", "unit", "engine"), crossed(of_per_client_or_plain, MODELS, UNITS, ENGINES))
+@pytest.mark.parametrize(
+    ("kind", "unit", "engine"), crossed(of_per_client_or_plain, MODELS, UNITS, ENGINES)
+)
 def test_the_clipped_sum_is_that_of_a_loop_over_single_examples(kind, unit, engine):
     model, batch, norms = build(kind), make_batch(), Norms(BITES, unit)
     summed = clipped_sum(model, call, batch, norms, engine)
@@ -57,11 +78,20 @@ def test_the_clipped_sum_is_that_of_a_loop_over_single_examples(kind, unit, engi
     unit=st.sampled_from(UNITS),
     norms=st.sampled_from(list(NORMS.values())),
 )
-def test_ragged_cohorts_with_codes_and_encoders_of_their_own_weighted_or_free_parameters(engine, counts, seed, clip, unit, norms):
-    assert same_as_loop(build(per_client, len(counts)), make_batch(tuple(counts), seed), Norms(clip, unit, **norms), engine)
+def test_ragged_cohorts_with_codes_and_encoders_of_their_own_weighted_or_free_parameters(
+    engine, counts, seed, clip, unit, norms
+):
+    assert same_as_loop(
+        build(per_client, len(counts)),
+        make_batch(tuple(counts), seed),
+        Norms(clip, unit, **norms),
+        engine,
+    )
 
 
-@pytest.mark.parametrize(("clip", "weight"), [(0.0, 1.0), (-1.0, 1.0), (math.nan, 1.0), (1.0, 0.0), (1.0, math.inf)])
+@pytest.mark.parametrize(
+    ("clip", "weight"), [(0.0, 1.0), (-1.0, 1.0), (math.nan, 1.0), (1.0, 0.0), (1.0, math.inf)]
+)
 def test_a_clip_or_weight_that_bounds_nothing_is_refused(clip, weight):
     with pytest.raises(ValueError, match="must be positive"):
         Norms(clip, weights={"a": weight})
@@ -90,7 +120,9 @@ def test_frozen_parameters_take_no_part_and_a_layer_that_the_loss_does_not_use_g
         *product([math.inf, 1e30], [()], ["example"], ["bookkeeping"]),
     ],
 )
-def test_a_unit_whose_gradient_is_not_finite_counts_as_zero_also_where_a_free_part_is_not(poison, free, unit, engine):
+def test_a_unit_whose_gradient_is_not_finite_counts_as_zero_also_where_a_free_part_is_not(
+    poison, free, unit, engine
+):
     model, batch, norms = build(per_client, 2), make_batch((2, 1)), Norms(BITES, unit, free=free)
     broken = replace(batch, x=batch.x.clone(), draws={"eps": batch.draws["eps"].clone()})
     broken.draws["eps"][2] = poison
@@ -102,18 +134,33 @@ def test_a_unit_whose_gradient_is_not_finite_counts_as_zero_also_where_a_free_pa
 
     summed = clipped_sum(model, loss, broken, norms, engine)
     assert summed.norms.isfinite().all() or not free
-    assert difference(summed.sums, clipped_sum(model, loss, batch.without(2), norms, engine).sums) < 1e-5
+    assert (
+        difference(summed.sums, clipped_sum(model, loss, batch.without(2), norms, engine).sums)
+        < 1e-5
+    )
 
 
-def change_without(layer: nn.Module, weights: Tensor, numbers: Tensor, x: Tensor, group: int) -> dict[str, Tensor]:
-    """The change of the clipped sum if a group of one client's rows is left out; a row counts by its weight."""
+def change_without(
+    layer: nn.Module, weights: Tensor, numbers: Tensor, x: Tensor, group: int
+) -> dict[str, Tensor]:
+    """The change of the clipped sum if a group of one client's rows is left out; a row counts by
+    its weight.
+    """
 
     def loss(model: nn.Module, b: Batch) -> Tensor:
-        return b.draws["weight"] * (model(b.x, b.layout) if isinstance(model, ClientLinear) else model(b.x)).sum(1)
+        return b.draws["weight"] * (
+            model(b.x, b.layout) if isinstance(model, ClientLinear) else model(b.x)
+        ).sum(1)
 
     def summed(kept: Tensor) -> dict[str, Tensor]:
         zeros = torch.zeros(int(kept.sum()), dtype=torch.long)
-        batch = Batch(x[kept], zeros, {"weight": weights[kept]}, Layout(zeros, 1), consecutive(numbers[kept], x))
+        batch = Batch(
+            x[kept],
+            zeros,
+            {"weight": weights[kept]},
+            Layout(zeros, 1),
+            consecutive(numbers[kept], x),
+        )
         return clipped_sum(layer, loss, batch, Norms(1.0, "group")).sums
 
     whole, less = summed(numbers >= 0), summed(numbers != group)
@@ -145,7 +192,9 @@ def functional() -> nn.Module:
 
 def decayed() -> nn.Module:
     """A penalty on the weights inside the per-example loss."""
-    return Calls(lambda m, b: m.one(b.x).sum(1) + m.one.weight.square().sum(), one=nn.Linear(DIM, DIM))
+    return Calls(
+        lambda m, b: m.one(b.x).sum(1) + m.one.weight.square().sum(), one=nn.Linear(DIM, DIM)
+    )
 
 
 def bare() -> nn.Module:
@@ -182,7 +231,9 @@ def hooked() -> nn.Module:
         (holds(nn.BatchNorm1d(DIM)), "inner"),
         (holds(nn.Dropout()), "inner"),
     ],
-    ids=lambda value: value if isinstance(value, str) else type(getattr(value, "inner", value)).__name__,
+    ids=lambda value: (
+        value if isinstance(value, str) else type(getattr(value, "inner", value)).__name__
+    ),
 )
 def test_what_bookkeeping_cannot_cover_raises_and_is_named(model, name):
     with pytest.raises(ValueError, match=f"'{name}"):
@@ -194,10 +245,16 @@ def test_vmap_covers_what_bookkeeping_refuses(kind):
     assert same_as_loop(kind(), make_batch(), Norms(BITES), "vmap")
 
 
-@pytest.mark.parametrize(("unit", "engine"), [*product(["group", "client"], ["bookkeeping"]), ("client", "vmap")])
+@pytest.mark.parametrize(
+    ("unit", "engine"), [*product(["group", "client"], ["bookkeeping"]), ("client", "vmap")]
+)
 def test_a_unit_of_more_rows_than_a_chunk_is_clipped_as_one(unit, engine):
     model, batch, norms = build(per_client), make_batch(LARGE), Norms(BITES, unit)
-    batch = replace(batch, groups=consecutive(batch.layout.client, batch.x)) if unit == "group" else batch
+    batch = (
+        replace(batch, groups=consecutive(batch.layout.client, batch.x))
+        if unit == "group"
+        else batch
+    )
     summed = clipped_sum(model, call, batch, norms, engine)
     assert difference(summed.sums, loop(model, call, batch, norms)) < 1e-4
     assert (summed.norms > BITES).sum() > 1
@@ -209,10 +266,25 @@ FOUR = make_batch()
 @pytest.mark.parametrize(
     ("model", "batch", "unit", "message"),
     [
-        (build(per_client), replace(FOUR, layout=replace(FOUR.layout, client=FOUR.layout.client.flip(0))), "example", "sorted by client"),
-        (build(linear), replace(make_batch((1, 1, 1)), layout=Layout(torch.tensor([0, 3, 4]), 4)), "example", "not one of 0 to 3"),
+        (
+            build(per_client),
+            replace(FOUR, layout=replace(FOUR.layout, client=FOUR.layout.client.flip(0))),
+            "example",
+            "sorted by client",
+        ),
+        (
+            build(linear),
+            replace(make_batch((1, 1, 1)), layout=Layout(torch.tensor([0, 3, 4]), 4)),
+            "example",
+            "not one of 0 to 3",
+        ),
         (build(per_client, 4), make_batch((1, 1, 1)), "example", "4 clients, its batch 3"),
-        (build(linear), replace(FOUR, groups=None), "group", "the batch does not say which rows are one"),
+        (
+            build(linear),
+            replace(FOUR, groups=None),
+            "group",
+            "the batch does not say which rows are one",
+        ),
     ],
 )
 def test_a_batch_that_does_not_fit_the_model_or_the_unit_is_refused(model, batch, unit, message):

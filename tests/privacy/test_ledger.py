@@ -27,7 +27,13 @@ STEP = Mechanism(4.0, 0.2, 1, "step")
 runs = st.lists(
     st.tuples(
         st.lists(st.integers(0, 4), min_size=1, max_size=3, unique=True),
-        st.builds(Mechanism, st.floats(0.0, 1e3), st.floats(1e-6, 1.0), st.integers(1, 3), st.sampled_from(["step", "means"])),
+        st.builds(
+            Mechanism,
+            st.floats(0.0, 1e3),
+            st.floats(1e-6, 1.0),
+            st.integers(1, 3),
+            st.sampled_from(["step", "means"]),
+        ),
     ),
     max_size=30,
 )
@@ -40,8 +46,12 @@ def ran(*entries):
     return ledger
 
 
-def test_releases_of_one_client_add_up_whatever_they_are_called_and_disjoint_clients_cost_the_largest():
-    apart = ran(([0], STEP.times(10)), ([0], replace(STEP, release="decoder").times(10)), ([1, 2], STEP.times(15)))
+def test_releases_of_one_client_add_up_and_disjoint_clients_cost_the_largest():
+    apart = ran(
+        ([0], STEP.times(10)),
+        ([0], replace(STEP, release="decoder").times(10)),
+        ([1, 2], STEP.times(15)),
+    )
     assert apart.epsilon(DELTA) == epsilon([Mechanism(4.0, 0.2, 20)], DELTA)
 
 
@@ -55,7 +65,9 @@ def test_the_largest_of_incomparable_histories_is_taken():
 
 @settings(max_examples=50)
 @given(runs, st.randoms(use_true_random=False))
-def test_equal_whatever_the_order_and_exact_through_json_so_a_resumed_run_equals_a_whole_one(entries, random):
+def test_equal_whatever_the_order_and_exact_through_json_so_a_resumed_run_equals_a_whole_one(
+    entries, random
+):
     whole, shuffled = ran(*entries), ran(*random.sample(entries, len(entries)))
     assert whole == shuffled
     assert whole.to_json() == shuffled.to_json()
@@ -91,7 +103,9 @@ def test_anything_else_than_the_plan_is_unaccounted(changed, reason):
     assert reason in as_planned(**changed).unaccounted(PLAN, clients=2)
 
 
-@pytest.mark.parametrize("what", [(-1.0, 0.2, 1), (math.nan, 0.2, 1), (1.0, 0.0, 1), (1.0, 1.5, 1), (1.0, 0.2, 0)])
+@pytest.mark.parametrize(
+    "what", [(-1.0, 0.2, 1), (math.nan, 0.2, 1), (1.0, 0.0, 1), (1.0, 1.5, 1), (1.0, 0.2, 0)]
+)
 def test_refuses_what_cannot_have_run(what):
     with pytest.raises(ValueError, match="cannot have run"):
         Ledger().record([0], Mechanism(*what))

@@ -59,5 +59,7 @@ def test_refuses_what_is_no_standard_deviation(std):
 
 def test_the_noises_fingerprint_is_that_of_its_stream_whatever_its_size_of_step():
     one, two = (gaussian({"a": (40_000,)}, std, stream()) for std in (1.0, 2.5))
-    assert one.fingerprint == two.fingerprint != gaussian({"a": (40_000,)}, 1.0, stream(1)).fingerprint
+    assert (
+        one.fingerprint == two.fingerprint != gaussian({"a": (40_000,)}, 1.0, stream(1)).fingerprint
+    )
     assert one.fingerprint == 3059526390  # on every processor

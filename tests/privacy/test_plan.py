@@ -12,7 +12,14 @@ SETTING = {"unit": "example", "trust": "aggregate", "scope": "joint", "claim": "
 
 
 def solve(epsilon, *releases, delta=1e-4, clip=1.0, sensitivity=1.0):
-    return calibrate(epsilon=epsilon, delta=delta, releases=releases, clip=clip, sensitivity=sensitivity, **SETTING)
+    return calibrate(
+        epsilon=epsilon,
+        delta=delta,
+        releases=releases,
+        clip=clip,
+        sensitivity=sensitivity,
+        **SETTING,
+    )
 
 
 def spent(plan):
@@ -20,14 +27,27 @@ def spent(plan):
     return accountant.epsilon(plan.mechanisms, plan.delta)
 
 
-a_release = st.builds(Release, name=st.just("step"), sample_rate=st.sampled_from([0.02, 0.1, 0.3, 1.0]), steps=st.integers(1, 200))
-maybe_first = st.one_of(st.none(), st.builds(Release, st.just("first"), st.just(1.0), st.integers(1, 3), st.floats(0.5, 4.0)))
+a_release = st.builds(
+    Release,
+    name=st.just("step"),
+    sample_rate=st.sampled_from([0.02, 0.1, 0.3, 1.0]),
+    steps=st.integers(1, 200),
+)
+maybe_first = st.one_of(
+    st.none(),
+    st.builds(Release, st.just("first"), st.just(1.0), st.integers(1, 3), st.floats(0.5, 4.0)),
+)
 
 
 @settings(max_examples=4)
 @example(epsilon=0.05, delta=1e-4, release=Release("step", 0.1, 50), first=None)
 @example(epsilon=300.0, delta=1e-4, release=Release("step", 0.1, 50), first=None)
-@given(epsilon=st.floats(0.5, 10.0), delta=st.sampled_from([1e-4, 1e-5]), release=a_release, first=maybe_first)
+@given(
+    epsilon=st.floats(0.5, 10.0),
+    delta=st.sampled_from([1e-4, 1e-5]),
+    release=a_release,
+    first=maybe_first,
+)
 def test_a_plan_spends_its_budget_and_no_more(epsilon, delta, release, first):
     plan = solve(epsilon, *([first] if first else []), release, delta=delta)
     assert spent(plan) == (plan.epsilon_reached, plan.accountant)
@@ -37,20 +57,32 @@ def test_a_plan_spends_its_budget_and_no_more(epsilon, delta, release, first):
 # Sigma by dp-accounting 0.6's calibrate_dp_mechanism over its PLD accountant
 @pytest.mark.parametrize(("epsilon", "golden"), [(1.0, 11.2111), (4.0, 3.4629), (8.0, 2.0423)])
 def test_golden_sigmas_for_300_steps(epsilon, golden):
-    assert golden - 1e-4 <= solve(epsilon, Release("step", 0.2, 300), delta=0.9e-4).sigma <= 1.005 * golden
+    assert (
+        golden - 1e-4
+        <= solve(epsilon, Release("step", 0.2, 300), delta=0.9e-4).sigma
+        <= 1.005 * golden
+    )
 
 
 def test_releases_keep_their_ratio_and_the_sensitivity_scales_the_noise_and_not_the_multiplier():
     releases = Release("means", 1.0, 1, relative_noise=4.0), Release("step", 0.2, 40)
     half, one = solve(2.0, *releases, sensitivity=0.5), solve(2.0, *releases)
     assert half.sigma == one.sigma
-    assert [mechanism.noise_multiplier for mechanism in half.mechanisms] == [4 * half.sigma, half.sigma]
+    assert [mechanism.noise_multiplier for mechanism in half.mechanisms] == [
+        4 * half.sigma,
+        half.sigma,
+    ]
     assert half.noise_std("means") == 4 * half.sigma * 0.5
 
 
 def test_an_infinite_epsilon_has_no_noise_and_claims_nothing():
     plan = solve(math.inf, Release("step", 0.2, 40), clip=math.inf, sensitivity=math.inf)
-    assert (plan.sigma, plan.accountant, plan.claim, plan.epsilon_reached) == (0.0, "none", "none", math.inf)
+    assert (plan.sigma, plan.accountant, plan.claim, plan.epsilon_reached) == (
+        0.0,
+        "none",
+        "none",
+        math.inf,
+    )
     assert plan.mechanism("step").noise_multiplier == plan.noise_std("step") == 0.0
     assert spent(plan) == (math.inf, "none")
 
@@ -73,7 +105,9 @@ def test_impossible_budgets_are_the_users_mistake(epsilon, delta, release):
         solve(epsilon, release, delta=delta)
 
 
-@pytest.mark.parametrize("bad", [{"clip": 0.0}, {"clip": math.inf}, {"sensitivity": -1.0}, {"sensitivity": math.nan}])
+@pytest.mark.parametrize(
+    "bad", [{"clip": 0.0}, {"clip": math.inf}, {"sensitivity": -1.0}, {"sensitivity": math.nan}]
+)
 def test_noise_needs_a_bound(bad):
     with pytest.raises(UserError, match=next(iter(bad))):
         solve(1.0, Release("step", 0.2, 40), **bad)

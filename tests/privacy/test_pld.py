@@ -20,8 +20,12 @@ def gaussian_delta(mu, epsilon):
     return norm.cdf(-epsilon / mu + mu / 2) - math.exp(epsilon) * norm.cdf(-epsilon / mu - mu / 2)
 
 
-@pytest.mark.parametrize(("noise", "steps"), [(1.0, 1), (5.0, 10), (3.0, 200), (0.3, 1), (200.0, 3)])
-def test_without_sampling_it_is_the_gaussian_mechanism_in_closed_form_bounded_from_the_safe_side(noise, steps):
+@pytest.mark.parametrize(
+    ("noise", "steps"), [(1.0, 1), (5.0, 10), (3.0, 200), (0.3, 1), (200.0, 3)]
+)
+def test_without_sampling_it_is_the_gaussian_mechanism_in_closed_form_bounded_from_the_safe_side(
+    noise, steps
+):
     mu, composed = math.sqrt(steps) / noise, compose([Mechanism(noise, 1.0, steps)])
     for epsilon in (0.0, 0.1 * mu, mu, 2 * mu):
         exact = gaussian_delta(mu, epsilon)
@@ -40,10 +44,14 @@ def test_both_orders_agree_with_an_independent_accountant(mechanisms):
 
     peer = PLDAccountant()
     for one in mechanisms:
-        event = dp_accounting.PoissonSampledDpEvent(one.sample_rate, dp_accounting.GaussianDpEvent(one.noise_multiplier))
+        event = dp_accounting.PoissonSampledDpEvent(
+            one.sample_rate, dp_accounting.GaussianDpEvent(one.noise_multiplier)
+        )
         peer.compose(dp_accounting.SelfComposedDpEvent(event, one.count))
     for delta in (1e-3, 1e-5):
-        assert compose(mechanisms).epsilon(delta) == pytest.approx(peer.get_epsilon(delta), rel=1e-4)
+        assert compose(mechanisms).epsilon(delta) == pytest.approx(
+            peer.get_epsilon(delta), rel=1e-4
+        )
 
 
 def test_the_best_test_of_a_mechanism_with_more_noise_refutes_exactly_up_to_it():

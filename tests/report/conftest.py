@@ -18,13 +18,28 @@ LEVELS = {
 
 @pytest.fixture(scope="session")
 def quickstart() -> list[Row]:
-    """3 algorithms x alpha 0.1 and 1.0 x epsilon 1, 4, inf x 3 seeds; the last algorithm is not private."""
+    """3 algorithms x alpha 0.1 and 1.0 x epsilon 1, 4, inf x 3 seeds; the last algorithm is not
+    private.
+    """
     rng, rows = np.random.default_rng(0), list[Row]()
     for alpha, local in ((0.1, 0.38), (1.0, 0.71)):
         for seed in range(3):
-            for label, epsilon in ((label, epsilon) for label, levels in LEVELS.items() for epsilon in levels):
-                level = LEVELS[label][epsilon] - (0.06 if alpha < 0.5 else 0.0) + 0.015 * rng.normal()
-                place: dict[str, Any] = {"label": label, "alpha": alpha, "epsilon_target": epsilon, "seed": seed}
-                scores = {"accuracy": level + 0.004, "balanced_accuracy": level, "local_only_balanced_accuracy": local}
+            for label, epsilon in (
+                (label, epsilon) for label, levels in LEVELS.items() for epsilon in levels
+            ):
+                level = (
+                    LEVELS[label][epsilon] - (0.06 if alpha < 0.5 else 0.0) + 0.015 * rng.normal()
+                )
+                place: dict[str, Any] = {
+                    "label": label,
+                    "alpha": alpha,
+                    "epsilon_target": epsilon,
+                    "seed": seed,
+                }
+                scores = {
+                    "accuracy": level + 0.004,
+                    "balanced_accuracy": level,
+                    "local_only_balanced_accuracy": local,
+                }
                 rows.append(make_row(cell_id=f"{len(rows):012x}", **place, **scores))
     return rows

@@ -1,4 +1,6 @@
-"""A board: which rows stand on it, in what order, and that what users wrote is text in every format."""
+"""A board: which rows stand on it, in what order, and that what users wrote is text in every
+format.
+"""
 
 from typing import Any
 
@@ -9,11 +11,23 @@ from fedsim.evidence.prove import Proof
 from fedsim.report.board import Board
 from fedsim.results.columns import Row
 
-TUNED = {"space": {"clip": (1, 2)}, "trials": 10.0, "distribution": "geometric", "held_out": 0.1, "chosen": {"clip": 1}, "trained": 2}
+TUNED = {
+    "space": {"clip": (1, 2)},
+    "trials": 10.0,
+    "distribution": "geometric",
+    "held_out": 0.1,
+    "chosen": {"clip": 1},
+    "trained": 2,
+}
 
 
 def scored(label: str, score: float, **fields: Any) -> Row:
-    given = {"label": label, "cell_id": f"{label}{fields}", "ceiling_balanced_accuracy": 0.8, "balanced_accuracy": score}
+    given = {
+        "label": label,
+        "cell_id": f"{label}{fields}",
+        "ceiling_balanced_accuracy": 0.8,
+        "balanced_accuracy": score,
+    }
     return make_row(**given | fields)
 
 
@@ -32,21 +46,34 @@ def test_lines_are_by_data_set_then_epsilon_then_score_and_say_how_they_were_tun
     assert found["method"].tolist() == ["d", "c", "b", "a (heuristic ε)"]
     assert found["tuned"].fillna("-").tolist() == ["-", "-", "for its price", "free, on test rows"]
     facts = board(scored("a", 0.4, seed=0), scored("a", 0.6, seed=1)).frame.iloc[0]
-    assert (facts["balanced accuracy"], facts["seeds"], facts["sd"]) == (pytest.approx(0.5), 2, pytest.approx(0.02**0.5))
+    assert (facts["balanced accuracy"], facts["seeds"], facts["sd"]) == (
+        pytest.approx(0.5),
+        2,
+        pytest.approx(0.02**0.5),
+    )
 
 
 def test_rows_that_prove_refuses_are_counted_and_named_and_nothing_else() -> None:
     good, bad = scored("good", 0.5), scored("bad", 0.9)
-    made = Board.of([Proof(good, "proved"), Proof(bad, "differs", "ε is 0.5 of what its mechanisms spend")])
+    made = Board.of(
+        [Proof(good, "proved"), Proof(bad, "differs", "ε is 0.5 of what its mechanisms spend")]
+    )
     assert made.frame["method"].tolist() == ["good"]
-    assert made.table.notes[-1] == f"1 × bad on {bad.dataset} (differs: ε is 0.5 of what its mechanisms spend)"
+    assert (
+        made.table.notes[-1]
+        == f"1 × bad on {bad.dataset} (differs: ε is 0.5 of what its mechanisms spend)"
+    )
     none = Board.of([Proof(bad, "not proved", "it is old")]).table
     assert none.numbers.empty
     assert "left out: 1" in none.text("md")
 
 
-@pytest.mark.parametrize(("as_", "text"), [("md", r"\<b\>\|x"), ("html", "&lt;b&gt;|x"), ("csv", "<b>|x")])
-def test_what_users_wrote_is_text_and_scores_are_said_to_be_of_real_rows(as_: Any, text: str) -> None:
+@pytest.mark.parametrize(
+    ("as_", "text"), [("md", r"\<b\>\|x"), ("html", "&lt;b&gt;|x"), ("csv", "<b>|x")]
+)
+def test_what_users_wrote_is_text_and_scores_are_said_to_be_of_real_rows(
+    as_: Any, text: str
+) -> None:
     said = board(scored("<b>|x", 0.5)).table.text(as_)
     assert text in said
     assert as_ == "csv" or "exact functions of real rows" in said

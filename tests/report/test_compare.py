@@ -13,13 +13,21 @@ VERSIONS = {"fedsim": "0.1.0", "torch": "2.13.0"}
 
 def rows_of(*seeds: int, **fields: Any) -> list[Row]:
     """A row a seed."""
-    return [make_row(**{"cell_id": f"{seed}", "seed": seed, "versions": VERSIONS, "source": "1a"} | fields) for seed in seeds]
+    return [
+        make_row(
+            **{"cell_id": f"{seed}", "seed": seed, "versions": VERSIONS, "source": "1a"} | fields
+        )
+        for seed in seeds
+    ]
 
 
 def rounds_of(*seeds: int, **fields: Any) -> list[dict[str, Any]]:
     """Two rounds a cell."""
     return [
-        {"cell_id": f"{seed}", "round": t, "sampled": seed + t, "noise": 7 * t, "loss": 0.5} | fields for seed in seeds for t in range(2)
+        {"cell_id": f"{seed}", "round": t, "sampled": seed + t, "noise": 7 * t, "loss": 0.5}
+        | fields
+        for seed in seeds
+        for t in range(2)
     ]
 
 
@@ -29,10 +37,14 @@ def compared(first: Records, second: Records) -> Comparison:
 
 def test_a_run_that_was_computed_again_is_equal_whatever_its_wall_time_and_ids() -> None:
     again = [changed(row, seconds=9.0, cell_id=f"again{row.cell_id}") for row in rows_of(0, 1)]
-    rounds = [record | {"cell_id": f"again{record['cell_id']}"} for record in rounds_of(0, 1, loss=0.4)]
+    rounds = [
+        record | {"cell_id": f"again{record['cell_id']}"} for record in rounds_of(0, 1, loss=0.4)
+    ]
     found = compared((rows_of(0, 1), rounds_of(0, 1)), (again, rounds))
     assert found.equal
-    assert found.matched[["change", "rounds", "differ"]].to_numpy().tolist() == [[0.0, True, ""]] * 2
+    assert (
+        found.matched[["change", "rounds", "differ"]].to_numpy().tolist() == [[0.0, True, ""]] * 2
+    )
 
 
 def test_scores_that_moved_are_told_row_by_row_and_the_last_bit_counts() -> None:
@@ -41,32 +53,65 @@ def test_scores_that_moved_are_told_row_by_row_and_the_last_bit_counts() -> None
     found = compared((first, []), (second, []))
     assert found.matched["change"].tolist() == pytest.approx([0.1, 0.0])
     assert found.matched["differ"].tolist() == ["balanced_accuracy, share_of_ceiling"] * 2
-    failed = compared((rows_of(0), []), ([make_failed(seed=0, versions=VERSIONS, source="1a")], [])).matched
+    failed = compared(
+        (rows_of(0), []), ([make_failed(seed=0, versions=VERSIONS, source="1a")], [])
+    ).matched
     assert failed["change"].isna().all()
     assert {"status", "error", "balanced_accuracy"} <= set(failed["differ"][0].split(", "))
 
 
-@pytest.mark.parametrize("other", [rounds_of(0, sampled=5), rounds_of(0, noise=1), rounds_of(0)[:1], []])
+@pytest.mark.parametrize(
+    "other", [rounds_of(0, sampled=5), rounds_of(0, noise=1), rounds_of(0)[:1], []]
+)
 def test_rounds_are_equal_if_samples_and_noise_are(other: list[dict[str, Any]]) -> None:
-    assert compared((rows_of(0), rounds_of(0)), (rows_of(0), other)).matched["rounds"].tolist() == [False]
+    assert compared((rows_of(0), rounds_of(0)), (rows_of(0), other)).matched["rounds"].tolist() == [
+        False
+    ]
 
 
 @pytest.mark.parametrize(
     "other",
     [
-        *({"label": "other"}, {"dataset": "other"}, {"scheme": "iid"}, {"alpha": 1.0}, {"clients": 4}, {"epsilon_target": 4.0}),
-        *({"delta": 1e-5}, {"unit": "client"}, {"trust": "silo"}, {"params": {"rounds": 41}}, {"unseen": "a site"}, {"seed": 1}),
+        *(
+            {"label": "other"},
+            {"dataset": "other"},
+            {"scheme": "iid"},
+            {"alpha": 1.0},
+            {"clients": 4},
+            {"epsilon_target": 4.0},
+        ),
+        *(
+            {"delta": 1e-5},
+            {"unit": "client"},
+            {"trust": "silo"},
+            {"params": {"rounds": 41}},
+            {"unseen": "a site"},
+            {"seed": 1},
+        ),
     ],
 )
 def test_rows_of_another_setting_or_seed_are_no_match(other: dict[str, Any]) -> None:
     found = compared((rows_of(0), []), (rows_of(0, **other), []))
-    assert (len(found.matched), [len(rows) for rows in found.only], found.equal) == (0, [1, 1], False)
+    assert (len(found.matched), [len(rows) for rows in found.only], found.equal) == (
+        0,
+        [1, 1],
+        False,
+    )
 
 
 def test_other_code_and_other_versions_are_told_once_and_are_no_equality() -> None:
-    other = {"source": "2b", "judged": "3c", "counted_by": "4d", "versions": VERSIONS | {"torch": "2.14.0"}}
+    other = {
+        "source": "2b",
+        "judged": "3c",
+        "counted_by": "4d",
+        "versions": VERSIONS | {"torch": "2.14.0"},
+    }
     found = compared((rows_of(0, 1), []), (rows_of(0, 1, **other), []))
-    code = ["source of fedhypevae: 1a → 2b", "code that judged: none → 3c", "code that counted ε: none → 4d"]
+    code = [
+        "source of fedhypevae: 1a → 2b",
+        "code that judged: none → 3c",
+        "code that counted ε: none → 4d",
+    ]
     assert found.provenance == [*code, "torch: 2.13.0 → 2.14.0"]
     assert (found.rows_equal, found.equal) == (True, False)
 
@@ -77,12 +122,21 @@ def folder_with(path: Path, rows: list[Row]) -> Path:
     return path
 
 
-def test_folders_are_compared_what_differs_is_printed_and_two_that_share_nothing_are_a_mistake(tmp_path: Path) -> None:
+def test_folders_are_compared_what_differs_is_printed_and_two_that_share_nothing_are_a_mistake(
+    tmp_path: Path,
+) -> None:
     one, same = (folder_with(tmp_path / name, rows_of(0, 1)) for name in "ab")
     assert repr(compare_folders(one, same)).startswith("equal to the last bit: everything (2 rows)")
-    other = folder_with(tmp_path / "c", [*rows_of(0), *rows_of(2), *rows_of(1, balanced_accuracy=0.25)])
+    other = folder_with(
+        tmp_path / "c", [*rows_of(0), *rows_of(2), *rows_of(1, balanced_accuracy=0.25)]
+    )
     text = repr(compare_folders(one, other))
-    for words in (f"only in {other}: fedhypevae · digits", "1 of 2 shared rows (1 row)", "-0.25", "balanced_accuracy"):
+    for words in (
+        f"only in {other}: fedhypevae · digits",
+        "1 of 2 shared rows (1 row)",
+        "-0.25",
+        "balanced_accuracy",
+    ):
         assert words in text
     with pytest.raises(UserError, match="no setting and seed is in both"):
         compare_folders(one, folder_with(tmp_path / "d", rows_of(3)))

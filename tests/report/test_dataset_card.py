@@ -31,7 +31,9 @@ def hub(run: Path, tmp_path: Path) -> Path:
 def test_the_hub_loads_the_folder_as_it_is(hub: Path, run: Path, tmp_path: Path) -> None:
     from datasets import load_dataset
 
-    rows = load_dataset(str(hub), split="train", cache_dir=str(tmp_path / "cache")).with_format("numpy")
+    rows = load_dataset(str(hub), split="train", cache_dir=str(tmp_path / "cache")).with_format(
+        "numpy"
+    )
     x, y = load_generator(run).synthesise(5)
     np.testing.assert_array_equal(rows["embedding"][:], x)
     np.testing.assert_array_equal(rows["label"][:], y)
@@ -41,22 +43,38 @@ def test_the_hub_loads_the_folder_as_it_is(hub: Path, run: Path, tmp_path: Path)
 def test_the_card_says_what_is_protected_by_what_budget_and_what_is_not_covered(hub: Path) -> None:
     card = (hub / "README.md").read_text()
     front = yaml.safe_load(card.split("---\n", 2)[1])
-    assert (front["license"], front["configs"][0]["data_files"][0]["path"]) == ("cc-by-4.0", DATA_FILE)
+    assert (front["license"], front["configs"][0]["data_files"][0]["path"]) == (
+        "cc-by-4.0",
+        DATA_FILE,
+    )
     assert "differential-privacy" in front["tags"]
     assert "50 synthetic embeddings of 64 dimensions and 10 classes" in card
     assert re.search(r"\*\*budget\*\*: ε = 3\.9\d* \(target 4\) at δ = 0\.0001", card)
     assert "**claim**: proved: (ε, δ) is a theorem for this method" in card
     assert "### Not covered\n\n- a person with several rows" in card
     assert "a second release from the same data" in card
-    assert r"Trained on digits\[:200\] (scikit-learn, UCI). Licence of that data set: CC BY 4.0." in card
+    assert (
+        r"Trained on digits\[:200\] (scikit-learn, UCI). Licence of that data set: CC BY 4.0."
+        in card
+    )
 
 
-def test_nothing_in_the_folder_is_a_function_of_the_real_rows_but_by_the_generator(hub: Path, run: Path) -> None:
+def test_nothing_in_the_folder_is_a_function_of_the_real_rows_but_by_the_generator(
+    hub: Path, run: Path
+) -> None:
     """Hashes of data and partitions, and scores, are exact."""
     (row,) = [json.loads(line) for line in (run / "results.jsonl").read_text().splitlines()]
     (training,) = ResultStore(run).last("trainings")
-    content = "".join(path.read_bytes().decode("latin-1") for path in hub.rglob("*") if path.is_file())
-    exact = (row["cell_id"], training, row["dataset_hash"], row["partition_hash"], row["balanced_accuracy"])
+    content = "".join(
+        path.read_bytes().decode("latin-1") for path in hub.rglob("*") if path.is_file()
+    )
+    exact = (
+        row["cell_id"],
+        training,
+        row["dataset_hash"],
+        row["partition_hash"],
+        row["balanced_accuracy"],
+    )
     assert not [value for value in exact if str(value) in content]
 
 
@@ -71,6 +89,8 @@ def test_a_generator_under_seeded_noise_or_a_folder_that_is_not_empty_is_refused
         write_hub_folder(load_generator(run), hub)
 
 
-@pytest.mark.parametrize(("given", "licence"), [("ham10000", "CC BY-NC 4.0"), ({"npz": "a.npz"}, "")])
+@pytest.mark.parametrize(
+    ("given", "licence"), [("ham10000", "CC BY-NC 4.0"), ({"npz": "a.npz"}, "")]
+)
 def test_the_licence_is_that_of_the_catalogue_or_unknown(given: Any, licence: str) -> None:
     assert DatasetSpec.model_validate(given).terms[0] == licence

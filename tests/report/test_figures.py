@@ -1,4 +1,6 @@
-"""Pictures: frames are tested as frames, and that every figure is drawn with what a reader needs."""
+"""Pictures: frames are tested as frames, and that every figure is drawn with what a reader
+needs.
+"""
 
 import math
 from pathlib import Path
@@ -49,30 +51,55 @@ def legend(figure: Any) -> list[str]:
 def line(axes: Any, *points: Any) -> bool:
     """Whether a line is drawn through these points."""
     wanted = np.array(points, dtype=float)
-    return any(drawn.get_xydata().shape == wanted.shape and np.allclose(drawn.get_xydata(), wanted) for drawn in axes.lines)
+    return any(
+        drawn.get_xydata().shape == wanted.shape and np.allclose(drawn.get_xydata(), wanted)
+        for drawn in axes.lines
+    )
 
 
-def test_the_curves_are_means_over_epsilon_a_panel_an_alpha_with_levels_to_expect(quickstart: list[Row]) -> None:
+def test_the_curves_are_means_over_epsilon_a_panel_an_alpha_with_levels_to_expect(
+    quickstart: list[Row],
+) -> None:
     settings = Settings.of(quickstart)
     figure = utility(settings)
     assert titles(figure) == ["α = 0.1", "α = 1"]
-    assert legend(figure) == ["fedhypevae", "weight-noise", "fedavg-cvae (not private)", "ceiling", "local-only", "chance"]
-    means = settings.facts.join(settings.mean("balanced_accuracy")).query("label == 'fedhypevae' and alpha == 0.1")["balanced_accuracy"]
+    assert legend(figure) == [
+        "fedhypevae",
+        "weight-noise",
+        "fedavg-cvae (not private)",
+        "ceiling",
+        "local-only",
+        "chance",
+    ]
+    means = settings.facts.join(settings.mean("balanced_accuracy")).query(
+        "label == 'fedhypevae' and alpha == 0.1"
+    )["balanced_accuracy"]
     at, ticks = epsilon_axis(settings.facts["epsilon_target"])
     assert ([*ticks.values()], at[math.inf] > at[4.0] + 0.3) == (["1", "4", "∞"], True)
     assert line(shown(figure)[0], *zip(at.values(), means, strict=True))
-    levels = {round(drawn.get_ydata()[0], 3) for drawn in shown(figure)[1].lines if len(set(drawn.get_ydata())) == 1}
+    levels = {
+        round(drawn.get_ydata()[0], 3)
+        for drawn in shown(figure)[1].lines
+        if len(set(drawn.get_ydata())) == 1
+    }
     assert {0.953, 0.71, 0.1} <= levels
     assert "95 % confidence interval over 3 seeds" in caption_of(settings)
 
 
 def test_levels_are_drawn_where_the_partition_has_no_alpha() -> None:
-    figure = utility(Settings.of([make_row(scheme="disjoint", alpha=None, ceiling_balanced_accuracy=0.83, chance=0.1)]))
+    figure = utility(
+        Settings.of(
+            [make_row(scheme="disjoint", alpha=None, ceiling_balanced_accuracy=0.83, chance=0.1)]
+        )
+    )
     assert {0.83, 0.1} <= {drawn.get_ydata()[0] for drawn in shown(figure)[0].lines}
 
 
 def test_a_claim_that_is_no_theorem_is_dashed_and_one_that_a_check_refuted_too() -> None:
-    rows = [make_row(cell_id=claim, label=claim, claim=claim) for claim in ("proved", "stated", "heuristic")]
+    rows = [
+        make_row(cell_id=claim, label=claim, claim=claim)
+        for claim in ("proved", "stated", "heuristic")
+    ]
     found = looks(Settings.of([*rows, make_row(cell_id="f", label="found", check="failed")]).facts)
     styles = {label: look.style["linestyle"] for label, look in found.items()}
     assert styles["proved"] == "-"
@@ -82,33 +109,89 @@ def test_a_claim_that_is_no_theorem_is_dashed_and_one_that_a_check_refuted_too()
 
 def test_an_audited_bound_has_a_tick_and_bars_end_where_the_measure_does() -> None:
     scores = (0.6, 0.99, 1.0)
-    rows = [make_row(cell_id=f"{seed}", seed=seed, balanced_accuracy=score, audit_epsilon_lower=0.5) for seed, score in enumerate(scores)]
+    rows = [
+        make_row(cell_id=f"{seed}", seed=seed, balanced_accuracy=score, audit_epsilon_lower=0.5)
+        for seed, score in enumerate(scores)
+    ]
     (axes,) = shown(utility(Settings.of(rows)))
     assert line(axes, (math.log10(0.5), np.mean(scores)))
-    ends = [segment[:, 1].max() for collection in axes.collections for segment in collection.get_segments()]
+    ends = [
+        segment[:, 1].max()
+        for collection in axes.collections
+        for segment in collection.get_segments()
+    ]
     assert max(ends) == 1.0
 
 
 def test_nothing_to_draw_is_no_figure() -> None:
     settings = Settings.of([make_failed()])
-    assert [utility(settings), fidelity(settings), communication(settings), sites(settings, pd.DataFrame())] == [None] * 4
+    assert [
+        utility(settings),
+        fidelity(settings),
+        communication(settings),
+        sites(settings, pd.DataFrame()),
+    ] == [None] * 4
     assert [diagnostics(settings, round_frame(settings, [])), draw_partitions([])] == [None] * 2
-    assert len(shown(draw_partitions([matrix(alpha=alpha, seed=seed) for alpha in (0.1, 1.0) for seed in (0, 1)]))) == 2
-    assert [fidelity(Settings.of([make_row()])), communication(Settings.of([make_row()]))] == [None] * 2
+    assert (
+        len(
+            shown(
+                draw_partitions(
+                    [matrix(alpha=alpha, seed=seed) for alpha in (0.1, 1.0) for seed in (0, 1)]
+                )
+            )
+        )
+        == 2
+    )
+    assert [fidelity(Settings.of([make_row()])), communication(Settings.of([make_row()]))] == [
+        None
+    ] * 2
 
 
 def test_fidelity_has_a_panel_a_number_and_a_line_of_panels_a_place() -> None:
-    scores = {"frechet_distance": 1.0, "squared_mmd": 0.2, "density": 0.9, "coverage": 0.8, "real_or_synthetic": 0.6}
+    scores = {
+        "frechet_distance": 1.0,
+        "squared_mmd": 0.2,
+        "density": 0.9,
+        "coverage": 0.8,
+        "real_or_synthetic": 0.6,
+    }
     places = [(alpha, epsilon) for alpha in (0.1, 1.0) for epsilon in (1.0, 8.0)]
-    figure = fidelity(Settings.of([make_row(cell_id=f"{each}", alpha=each[0], epsilon_target=each[1], **scores) for each in places]))
-    words = ["frechet distance (lower is better)", "squared mmd (lower is better)", "density (as real rows: 1)"]
-    assert titles(figure) == [*words, "coverage (higher is better)", "real or synthetic (ideal: 0.5)"] * 2
+    figure = fidelity(
+        Settings.of(
+            [
+                make_row(cell_id=f"{each}", alpha=each[0], epsilon_target=each[1], **scores)
+                for each in places
+            ]
+        )
+    )
+    words = [
+        "frechet distance (lower is better)",
+        "squared mmd (lower is better)",
+        "density (as real rows: 1)",
+    ]
+    assert (
+        titles(figure)
+        == [*words, "coverage (higher is better)", "real or synthetic (ideal: 0.5)"] * 2
+    )
     assert [axes.get_ylabel() for axes in shown(figure)[::5]] == ["α = 0.1", "α = 1"]
 
 
-def test_utility_against_bytes_is_of_one_client_and_a_method_without_epsilon_stands_in_each_panel() -> None:
-    rows = [make_row(cell_id=f"{e}", epsilon_target=e, uplink_bytes=30_000_000, downlink_bytes=10_000_000) for e in (1.0, 4.0)]
-    rows.append(make_row(cell_id="o", label="open", epsilon_target=None, uplink_bytes=10_000_000, downlink_bytes=0))
+def test_bytes_are_per_client_and_non_private_methods_are_in_each_panel() -> None:
+    rows = [
+        make_row(
+            cell_id=f"{e}", epsilon_target=e, uplink_bytes=30_000_000, downlink_bytes=10_000_000
+        )
+        for e in (1.0, 4.0)
+    ]
+    rows.append(
+        make_row(
+            cell_id="o",
+            label="open",
+            epsilon_target=None,
+            uplink_bytes=10_000_000,
+            downlink_bytes=0,
+        )
+    )
     figure = communication(Settings.of(rows))
     assert titles(figure) == ["ε = 1", "ε = 4"]
     assert all(line(axes, (4.0, 0.5)) and line(axes, (1.0, 0.5)) for axes in shown(figure))
@@ -122,8 +205,12 @@ def test_clients_are_dots_their_own_generator_against_the_shared_one() -> None:
         ("b", "south", 0.7, 0.5),
         ("a", "west", None, None),
     ]
-    clients = pd.DataFrame(own, columns=["cell_id", "name", "own_balanced_accuracy", "shared_balanced_accuracy"])
-    (axes,) = shown(sites(Settings.of([make_row(cell_id="a"), make_row(cell_id="b", seed=1)]), clients))
+    clients = pd.DataFrame(
+        own, columns=["cell_id", "name", "own_balanced_accuracy", "shared_balanced_accuracy"]
+    )
+    (axes,) = shown(
+        sites(Settings.of([make_row(cell_id="a"), make_row(cell_id="b", seed=1)]), clients)
+    )
     assert line(axes, (0.5, 0.5), (0.5, 0.7))
 
 
@@ -132,9 +219,21 @@ def scan(label: str = "dp-cvae", **params: list[Any]) -> list[Row]:
     ((name, values),) = params.items()
     return [
         make_row(
-            **{"cell_id": f"{label}{value}{seed}", "label": f"{label} {name}={value}", "algorithm": label, "seed": seed},
-            **{"params": {name: value, "latent": 4}, "balanced_accuracy": 0.5 + 0.01 * at + 0.001 * seed},
-            **{"uplink_bytes": 1000 * (at + 1), "downlink_bytes": 0, "train_seconds": 2.0 * (at + 1)},
+            **{
+                "cell_id": f"{label}{value}{seed}",
+                "label": f"{label} {name}={value}",
+                "algorithm": label,
+                "seed": seed,
+            },
+            **{
+                "params": {name: value, "latent": 4},
+                "balanced_accuracy": 0.5 + 0.01 * at + 0.001 * seed,
+            },
+            **{
+                "uplink_bytes": 1000 * (at + 1),
+                "downlink_bytes": 0,
+                "train_seconds": 2.0 * (at + 1),
+            },
         )
         for at, value in enumerate(values)
         for seed in (0, 1)
@@ -142,38 +241,68 @@ def scan(label: str = "dp-cvae", **params: list[Any]) -> list[Row]:
 
 
 def test_a_scanned_parameter_or_what_a_training_costs_is_the_axis() -> None:
-    figure = over_parameter([*scan(rounds=[80, 5, 20]), *scan("dp-gmm", rounds=[5, 20])], "rounds", "balanced_accuracy")
+    figure = over_parameter(
+        [*scan(rounds=[80, 5, 20]), *scan("dp-gmm", rounds=[5, 20])], "rounds", "balanced_accuracy"
+    )
     assert legend(figure) == ["dp-cvae", "dp-gmm"]
     assert line(shown(figure)[0], (5, 0.5105), (20, 0.5205), (80, 0.5005))
     for over, places in {"bytes": [1e-4, 2e-4], "seconds": [2.0, 4.0]}.items():
         (axes,) = shown(over_parameter(scan(rounds=[5, 20]), over, "balanced_accuracy"))
         assert line(axes, *zip(places, (0.5005, 0.5105), strict=True))
-    figure = over_parameter(scan(observation=["shared", "own"]), "observation", "balanced_accuracy", width=3.35)
+    figure = over_parameter(
+        scan(observation=["shared", "own"]), "observation", "balanced_accuracy", width=3.35
+    )
     assert [text.get_text() for text in figure.axes[0].get_xticklabels()] == ["own", "shared"]
     assert figure.get_figwidth() == 3.35
-    with pytest.raises(UserError, match=r"over latent: no two cells .* differ in it; scan a parameter in the grid"):
+    with pytest.raises(
+        UserError, match=r"over latent: no two cells .* differ in it; scan a parameter in the grid"
+    ):
         over_parameter(scan(rounds=[5, 20]), "latent", "balanced_accuracy")
     with pytest.raises(UserError, match="did you mean 'rounds'"):
         over_parameter(scan(rounds=[5, 20]), "round", "balanced_accuracy")
 
 
 def test_diagnostics_are_means_of_the_rounds() -> None:
-    settings = Settings.of([make_row(cell_id=f"{epsilon}", epsilon_target=epsilon) for epsilon in (1.0, 4.0)])
-    records = [*make_rounds("1.0", kl=2.0), *make_rounds("4.0", kl=[1.0] * 7 + [math.inf]), *make_rounds("other")]
+    settings = Settings.of(
+        [make_row(cell_id=f"{epsilon}", epsilon_target=epsilon) for epsilon in (1.0, 4.0)]
+    )
+    records = [
+        *make_rounds("1.0", kl=2.0),
+        *make_rounds("4.0", kl=[1.0] * 7 + [math.inf]),
+        *make_rounds("other"),
+    ]
     rounds = round_frame(settings, records)
     assert sorted(rounds["cell_id"].unique()) == ["1.0", "4.0"]
     assert rounds.query("cell_id == '4.0'")["kl_lost"].tolist() == [False] * 7 + [True]
     assert rounds["noise_to_signal"].eq(2.0).all()
-    kl = next(axes for axes in shown(diagnostics(settings, rounds)) if axes.get_ylabel().startswith("KL"))
+    kl = next(
+        axes for axes in shown(diagnostics(settings, rounds)) if axes.get_ylabel().startswith("KL")
+    )
     assert line(kl, *((t, 2.0) for t in range(8)))
     assert line(kl, *((t, 1.0) for t in range(7)))
 
 
 def matrix(clients: int = 5, seed: int = 0, alpha: float = 0.3) -> LabelMatrix:
     y = np.random.default_rng(0).integers(0, 4, 400)
-    partition = make_partition(y, spec=PartitionSpec(scheme="dirichlet"), alpha=alpha, clients=clients, seed=seed, columns={})
+    partition = make_partition(
+        y,
+        spec=PartitionSpec(scheme="dirichlet"),
+        alpha=alpha,
+        clients=clients,
+        seed=seed,
+        columns={},
+    )
     names = ("liver", "kidney $1$", "lung", "spleen")
-    return LabelMatrix("ct", "dirichlet", alpha, clients, seed, partition.fingerprint, partition.label_counts, names)
+    return LabelMatrix(
+        "ct",
+        "dirichlet",
+        alpha,
+        clients,
+        seed,
+        partition.fingerprint,
+        partition.label_counts,
+        names,
+    )
 
 
 def test_a_figure_is_written_as_the_same_bytes_again(tmp_path: Path) -> None:
@@ -181,10 +310,15 @@ def test_a_figure_is_written_as_the_same_bytes_again(tmp_path: Path) -> None:
     svgs = [save_figure(utility(settings), tmp_path / f"{name}.png") for name in "ab"]  # type: ignore[arg-type]
     assert svgs[0] == svgs[1] == (tmp_path / "a.svg").read_bytes()
     assert imread(tmp_path / "a.png").shape[1] == 1800
-    pdfs = [save_pdf(utility(settings, width=inches("column")), tmp_path / f"{name}.pdf").read_bytes() for name in "ab"]  # type: ignore[arg-type]
+    pdfs = [
+        save_pdf(utility(settings, width=inches("column")), tmp_path / f"{name}.pdf").read_bytes()
+        for name in "ab"
+    ]  # type: ignore[arg-type]
     assert pdfs[0] == pdfs[1]
     assert b"/CIDFontType2" in pdfs[0]  # an embedded font, TrueType as fonttype 42 has it
     assert b"/MediaBox [ 0 0 241.2 " in pdfs[0]
     for width in ("wide", "0", "nan", "100"):
-        with pytest.raises(UserError, match=rf"width {width}: is not a width; give column, page, or inches"):
+        with pytest.raises(
+            UserError, match=rf"width {width}: is not a width; give column, page, or inches"
+        ):
             inches(width)

@@ -10,7 +10,9 @@ from fedsim.report.rounds import round_frame
 from fedsim.results.columns import Row
 from fedsim.results.stats import Settings
 
-FALLS, JUDGES, SEEDS, SIZE, DIVERGED, ACCURACY, BELOW_CEILING, COLLAPSE, EXPLOSION, DISAGREEMENT = (kind.name for kind in KINDS)
+FALLS, JUDGES, SEEDS, SIZE, DIVERGED, ACCURACY, BELOW_CEILING, COLLAPSE, EXPLOSION, DISAGREEMENT = (
+    kind.name for kind in KINDS
+)
 
 
 def found_in(rows: list[Row], records: list[dict[str, Any]]) -> list[tuple[str, ...]]:
@@ -27,12 +29,19 @@ def kinds(rows: list[Row], records: list[dict[str, Any]]) -> list[str]:
 def pair(noisy: float, noiseless: float) -> list[Row]:
     """Rows of one method with a score at epsilon = 1 and one without noise."""
     scores = {1.0: noisy, math.inf: noiseless}
-    return [make_row(cell_id=f"{epsilon}", epsilon_target=epsilon, balanced_accuracy=score) for epsilon, score in scores.items()]
+    return [
+        make_row(cell_id=f"{epsilon}", epsilon_target=epsilon, balanced_accuracy=score)
+        for epsilon, score in scores.items()
+    ]
 
 
 def test_a_sound_training_has_no_findings() -> None:
-    rows = [make_row(cell_id=each, seed=seed, balanced_accuracy=0.8) for seed, each in enumerate("ab")]
-    assert found_in(rows, make_rounds("a") + make_rounds("b", loss_kernel=None, signal_norm=0.0)) == []
+    rows = [
+        make_row(cell_id=each, seed=seed, balanced_accuracy=0.8) for seed, each in enumerate("ab")
+    ]
+    assert (
+        found_in(rows, make_rounds("a") + make_rounds("b", loss_kernel=None, signal_norm=0.0)) == []
+    )
     assert found_in([], []) == []
 
 
@@ -42,43 +51,92 @@ def test_accuracy_collapsed_when_noise_took_most_of_it(noisy: float, expected: l
     assert kinds(pair(noisy, 0.9), make_rounds("1.0")) == expected
 
 
-def test_without_a_noiseless_score_of_its_method_and_place_the_ceiling_counts_and_noise_is_not_blamed() -> None:
+def test_ceiling_is_compared_and_noise_not_blamed_without_noiseless_score() -> None:
     # 0.1 + 0.25 * (0.953 - 0.1) = 0.313
-    others = [{"label": "other"}, {"alpha": 1.0}, {"dataset": "other"}, {"scheme": "shards"}, {"clients": 4}]
-    without = [make_row(cell_id=f"{each}", epsilon_target=math.inf, balanced_accuracy=0.2, **each) for each in others]
+    others = [
+        {"label": "other"},
+        {"alpha": 1.0},
+        {"dataset": "other"},
+        {"scheme": "shards"},
+        {"clients": 4},
+    ]
+    without = [
+        make_row(cell_id=f"{each}", epsilon_target=math.inf, balanced_accuracy=0.2, **each)
+        for each in others
+    ]
     ((kind, _, observed),) = found_in([make_row(balanced_accuracy=0.31), *without], [])
-    assert (kind, observed) == (BELOW_CEILING, "balanced accuracy 0.31, the ceiling is 0.95 (chance 0.10)")
+    assert (kind, observed) == (
+        BELOW_CEILING,
+        "balanced accuracy 0.31, the ceiling is 0.95 (chance 0.10)",
+    )
     assert kinds([make_row(balanced_accuracy=0.32)], []) == []
-    assert kinds([make_row(epsilon_target=epsilon, balanced_accuracy=0.1) for epsilon in (math.inf, None)], []) == []
+    assert (
+        kinds(
+            [
+                make_row(epsilon_target=epsilon, balanced_accuracy=0.1)
+                for epsilon in (math.inf, None)
+            ],
+            [],
+        )
+        == []
+    )
     # a ceiling hardly above chance blames nobody: 0.33 + 0.1 * (1 - 0.33) = 0.397
     for ceiling, expected in ((0.396, []), (0.398, [BELOW_CEILING])):
-        assert kinds([make_row(balanced_accuracy=0.33, chance=0.33, ceiling_balanced_accuracy=ceiling)], []) == expected
+        assert (
+            kinds(
+                [make_row(balanced_accuracy=0.33, chance=0.33, ceiling_balanced_accuracy=ceiling)],
+                [],
+            )
+            == expected
+        )
 
 
-@pytest.mark.parametrize(("at_8", "expected"), [((0.7, 0.71, 0.72), [FALLS]), ((0.79, 0.81, 0.8), []), ((0.6, 0.8, 0.8), [])])
-def test_a_score_falls_with_epsilon_if_all_its_seeds_say_so(at_8: tuple[float, ...], expected: list[str]) -> None:
-    scores = [(1.0, seed, 0.8) for seed in range(3)] + [(8.0, seed, score) for seed, score in enumerate(at_8)]
-    rows = [make_row(cell_id=f"{e} {seed}", seed=seed, epsilon_target=e, balanced_accuracy=score) for e, seed, score in scores]
+@pytest.mark.parametrize(
+    ("at_8", "expected"),
+    [((0.7, 0.71, 0.72), [FALLS]), ((0.79, 0.81, 0.8), []), ((0.6, 0.8, 0.8), [])],
+)
+def test_a_score_falls_with_epsilon_if_all_its_seeds_say_so(
+    at_8: tuple[float, ...], expected: list[str]
+) -> None:
+    scores = [(1.0, seed, 0.8) for seed in range(3)] + [
+        (8.0, seed, score) for seed, score in enumerate(at_8)
+    ]
+    rows = [
+        make_row(cell_id=f"{e} {seed}", seed=seed, epsilon_target=e, balanced_accuracy=score)
+        for e, seed, score in scores
+    ]
     assert kinds(rows, []) == expected
 
 
 @pytest.mark.parametrize(
     ("scores", "expected"),
     [
-        ([{"knn_balanced_accuracy": 0.8}, {"knn_balanced_accuracy": 0.6}], [(JUDGES, "0.80 by the probe, 0.60 by neighbours")]),
+        (
+            [{"knn_balanced_accuracy": 0.8}, {"knn_balanced_accuracy": 0.6}],
+            [(JUDGES, "0.80 by the probe, 0.60 by neighbours")],
+        ),
         ([{"knn_balanced_accuracy": 0.7}, {"knn_balanced_accuracy": 0.9}], []),
-        ([{"balanced_accuracy": 0.9}, {"balanced_accuracy": 0.55}], [(SEEDS, "balanced accuracy 0.90, 0.55")]),
+        (
+            [{"balanced_accuracy": 0.9}, {"balanced_accuracy": 0.55}],
+            [(SEEDS, "balanced accuracy 0.90, 0.55")],
+        ),
         ([{"synthetic_norm": 1.0}, {"synthetic_norm": 11.0}], [(SIZE, "norm 11")]),
         ([{"synthetic_norm": 0.5}, {"synthetic_norm": 1.1}], [(SIZE, "norm 0.5")]),
         ([{"synthetic_norm": 0.9}, {"synthetic_norm": 1.4}], []),
     ],
 )
-def test_seeds_are_looked_at_not_their_mean(scores: list[dict[str, float]], expected: list[tuple[str, str]]) -> None:
+def test_seeds_are_looked_at_not_their_mean(
+    scores: list[dict[str, float]], expected: list[tuple[str, str]]
+) -> None:
     given = {"balanced_accuracy": 0.8, "knn_balanced_accuracy": None}
-    rows = [make_row(cell_id=f"{seed}", seed=seed, **given | own) for seed, own in enumerate(scores)]
+    rows = [
+        make_row(cell_id=f"{seed}", seed=seed, **given | own) for seed, own in enumerate(scores)
+    ]
     found = found_in(rows, [])
     assert [kind for kind, *_ in found] == [kind for kind, _ in expected]
-    assert all(seen.startswith(start) for (*_, seen), (_, start) in zip(found, expected, strict=True))
+    assert all(
+        seen.startswith(start) for (*_, seen), (_, start) in zip(found, expected, strict=True)
+    )
 
 
 @pytest.mark.parametrize(
@@ -96,13 +154,17 @@ def test_seeds_are_looked_at_not_their_mean(scores: list[dict[str, float]], expe
         ("cross_client_mmd", None, []),
     ],
 )
-def test_what_the_last_quarter_of_the_rounds_has_come_to(name: str, values: Any, expected: list[str]) -> None:
+def test_what_the_last_quarter_of_the_rounds_has_come_to(
+    name: str, values: Any, expected: list[str]
+) -> None:
     assert kinds([make_row(cell_id="a")], make_rounds("a", **{name: values})) == expected
 
 
 @pytest.mark.parametrize("name", ["loss_reconstruction", "loss_of_my_own"])
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
-def test_training_diverged_when_any_loss_is_not_finite_and_nothing_else_is_blamed(name: str, value: float) -> None:
+def test_training_diverged_when_any_loss_is_not_finite_and_nothing_else_is_blamed(
+    name: str, value: float
+) -> None:
     records = make_rounds("a", **{name: [0.5] * 5 + [value] * 3})
     for each in (make_row(cell_id="a", balanced_accuracy=0.1), make_failed(cell_id="a")):
         ((kind, _, observed),) = found_in([each], records)
@@ -111,12 +173,19 @@ def test_training_diverged_when_any_loss_is_not_finite_and_nothing_else_is_blame
 
 
 def test_findings_of_a_folder_come_from_its_files_and_a_summary_is_short(tmp_path: Any) -> None:
-    rows = [make_row(cell_id=f"{alpha}", alpha=alpha, balanced_accuracy=0.8) for alpha in (0.1, 0.3, 1.0)]
+    rows = [
+        make_row(cell_id=f"{alpha}", alpha=alpha, balanced_accuracy=0.8)
+        for alpha in (0.1, 0.3, 1.0)
+    ]
     add_rows(tmp_path, *rows)
     assert write_report(tmp_path).findings == []
     for each in rows:
-        add_lines(tmp_path / "rounds.jsonl", make_rounds(each.cell_id, kl=0.0, cross_client_mmd=0.2))
+        add_lines(
+            tmp_path / "rounds.jsonl", make_rounds(each.cell_id, kl=0.0, cross_client_mmd=0.2)
+        )
     collapse, disagreement = write_report(tmp_path).findings
-    assert [where for where, _ in collapse.seen] == [f"fedhypevae · digits · α = {each.alpha:g} · 10 clients · ε = 1" for each in rows]
+    assert [where for where, _ in collapse.seen] == [
+        f"fedhypevae · digits · α = {each.alpha:g} · 10 clients · ε = 1" for each in rows
+    ]
     assert collapse.summary.startswith(f"{COLLAPSE} in 3 settings, such as {collapse.seen[0][0]}: ")
     assert "What usually helps: fedhypevae-sites" in disagreement.summary

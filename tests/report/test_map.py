@@ -16,9 +16,17 @@ from fedsim.report.map import POINTS, draw_map, shown_rows
 INF = float("inf")
 
 
-@pytest.mark.parametrize(("epsilons", "shown"), [((1.0, 8.0, INF), 8.0), ((INF,), INF), ((None,), None)])
-def test_a_method_is_shown_at_its_largest_finite_epsilon_on_the_first_place(epsilons: tuple[float, ...], shown: float | None) -> None:
-    rows = [make_row(cell_id=f"{seed}{epsilon}", seed=seed, epsilon_target=epsilon) for seed in (3, 4) for epsilon in epsilons]
+@pytest.mark.parametrize(
+    ("epsilons", "shown"), [((1.0, 8.0, INF), 8.0), ((INF,), INF), ((None,), None)]
+)
+def test_a_method_is_shown_at_its_largest_finite_epsilon_on_the_first_place(
+    epsilons: tuple[float, ...], shown: float | None
+) -> None:
+    rows = [
+        make_row(cell_id=f"{seed}{epsilon}", seed=seed, epsilon_target=epsilon)
+        for seed in (3, 4)
+        for epsilon in epsilons
+    ]
     rows.append(make_row(cell_id="classifier", label="dp-linear", yields="classifier", seed=3))
     assert [(row.epsilon_target, row.seed) for row in shown_rows(rows)] == [(shown, 3)]
 
@@ -31,11 +39,27 @@ def places(figure: Figure, panel: int) -> list[Any]:
 def test_axes_are_of_synthetic_rows_alone_and_a_class_has_at_most_so_many_points() -> None:
     digits = load(DatasetSpec(name="digits"))
     generator = np.random.default_rng(0)
-    panels = {name: Labelled(generator.normal(size=(40, 64)).astype(np.float32), np.repeat([0, 1], 20)) for name in ("a", "b")}
-    figure, other = draw_map(panels, digits), draw_map(panels, replace(digits, x_test=digits.x_test[::-1]))
+    panels = {
+        name: Labelled(generator.normal(size=(40, 64)).astype(np.float32), np.repeat([0, 1], 20))
+        for name in ("a", "b")
+    }
+    figure, other = (
+        draw_map(panels, digits),
+        draw_map(panels, replace(digits, x_test=digits.x_test[::-1])),
+    )
     assert [axis.get_title(loc="left") for axis in figure.axes[:2]] == ["a", "b"]
     for panel in (0, 1):
         real, made = places(figure, panel)[::2], places(figure, panel)[1::2]
-        assert (len(real), max(map(len, real)), [len(each) for each in made]) == (len(SERIES), POINTS, [20, 20] + [0] * 8)
-        assert all(np.array_equal(one, two) for one, two in zip(made, places(other, panel)[1::2], strict=True))
-        assert not all(np.array_equal(one, two) for one, two in zip(real, places(other, panel)[::2], strict=True))
+        assert (len(real), max(map(len, real)), [len(each) for each in made]) == (
+            len(SERIES),
+            POINTS,
+            [20, 20] + [0] * 8,
+        )
+        assert all(
+            np.array_equal(one, two)
+            for one, two in zip(made, places(other, panel)[1::2], strict=True)
+        )
+        assert not all(
+            np.array_equal(one, two)
+            for one, two in zip(real, places(other, panel)[::2], strict=True)
+        )

@@ -19,12 +19,52 @@ from fedsim.results.run import read_results
 CHROMIUM = shutil.which("chromium")
 HOSTILE = "<script>document.title='taken'</script>"
 FLAGS = [
-    *("--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--virtual-time-budget=2000"),
+    *(
+        "--headless",
+        "--no-sandbox",
+        "--disable-gpu",
+        "--disable-quic",
+        "--no-first-run",
+        "--virtual-time-budget=2000",
+    ),
     *("--disable-background-networking", "--disable-component-update", "--disable-sync"),
 ]
 KNOWN = {
-    *("html", "head", "meta", "title", "style", "body", "header", "section", "figure", "figcaption", "img", "details", "summary", "pre"),
-    *("h1", "h2", "h3", "h4", "p", "div", "ul", "li", "dl", "dt", "dd", "cite", "span", "a", "b", "code", "em"),
+    *(
+        "html",
+        "head",
+        "meta",
+        "title",
+        "style",
+        "body",
+        "header",
+        "section",
+        "figure",
+        "figcaption",
+        "img",
+        "details",
+        "summary",
+        "pre",
+    ),
+    *(
+        "h1",
+        "h2",
+        "h3",
+        "h4",
+        "p",
+        "div",
+        "ul",
+        "li",
+        "dl",
+        "dt",
+        "dd",
+        "cite",
+        "span",
+        "a",
+        "b",
+        "code",
+        "em",
+    ),
     *("table", "thead", "tbody", "tr", "th", "td"),
 }
 """The tags that a page is made of."""
@@ -57,7 +97,10 @@ def folder_with(tmp_path: Path, rows: list[Row], manifest: Any = None, records: 
     add_lines(folder / "rounds.jsonl", records)
     if manifest is not None:
         whole = {cell["cell_id"]: cell for cell in json.loads(path.read_text())["cells"]}
-        cells = [whole.get(cell["cell_id"], {"training_id": "none"}) | cell for cell in manifest.get("cells", whole.values())]
+        cells = [
+            whole.get(cell["cell_id"], {"training_id": "none"}) | cell
+            for cell in manifest.get("cells", whole.values())
+        ]
         path.write_text(json.dumps({"format": 3, **manifest, "cells": cells}))
     return folder
 
@@ -67,23 +110,44 @@ def page_of(folder: Path) -> Elements:
 
 
 def named(page: Elements, tag: str, attribute: str) -> list[str]:
-    return [attributes[attribute] for each, attributes in page.tags if each == tag and attribute in attributes]
+    return [
+        attributes[attribute]
+        for each, attributes in page.tags
+        if each == tag and attribute in attributes
+    ]
 
 
 @pytest.fixture(scope="module")
 def hostile(tmp_path_factory: pytest.TempPathFactory, quickstart: list[Row]) -> Path:
-    """The quickstart with a failed, an overspent and an unaccounted cell, and hostile text wherever a user can put some."""
+    """The quickstart with a failed, an overspent and an unaccounted cell, and hostile text wherever
+    a user can put some.
+    """
     rows = [*quickstart]
-    unknown = {"type": "Unaccounted", "message": f"client 0 has 0 steps of {HOSTILE}", "traceback": ""}
+    unknown = {
+        "type": "Unaccounted",
+        "message": f"client 0 has 0 steps of {HOSTILE}",
+        "traceback": "",
+    }
     rows[4] = changed(quickstart[4], status="unaccounted", epsilon_spent=None, error=unknown)
     rows[3] = changed(quickstart[3], status="overspent", epsilon_spent=5.0)
     text: dict[str, Any] = {"label": HOSTILE, "algorithm": HOSTILE, "params": {HOSTILE: HOSTILE}}
     error = dict.fromkeys(("type", "message", "traceback"), HOSTILE)
     rows += [make_failed(cell_id="f", error=error, **text), make_row(cell_id=HOSTILE, **text)]
     manifest = {
-        **{"versions": {"fedsim": "0.3.0", HOSTILE: HOSTILE}, "revision": "61a3adb", "hardware": {"cpus": 2}, "command": HOSTILE},
+        **{
+            "versions": {"fedsim": "0.3.0", HOSTILE: HOSTILE},
+            "revision": "61a3adb",
+            "hardware": {"cpus": 2},
+            "command": HOSTILE,
+        },
         **{"started": "2026-11-25T10:30:00Z", "grid": {"name": HOSTILE, "epsilon": [1, 4, "inf"]}},
-        "methods": [{"label": HOSTILE, "text": HOSTILE, "source": f"{HOSTILE}, arXiv 1602.05629; Sohn et al. 2015"}],
+        "methods": [
+            {
+                "label": HOSTILE,
+                "text": HOSTILE,
+                "source": f"{HOSTILE}, arXiv 1602.05629; Sohn et al. 2015",
+            }
+        ],
         "refused": [{"algorithm": HOSTILE, "error": "g.yaml:2: mine.py:3: the loss"}],
     }
     records = [record for each in rows for record in make_rounds(each.cell_id)]
@@ -92,15 +156,28 @@ def hostile(tmp_path_factory: pytest.TempPathFactory, quickstart: list[Row]) -> 
 
 def test_a_report_is_drawn_from_rows_alone(tmp_path: Path, quickstart: list[Row]) -> None:
     folder = folder_with(tmp_path, quickstart)
-    page, before = page_of(folder), {"manifest.json", "trainings.jsonl", "judgements.jsonl", "references.jsonl"}
-    assert {path.name for path in folder.iterdir()} - before == {"results.jsonl", "report.html", "curves"}
-    assert {path.name for path in (folder / "curves").iterdir()} == {"privacy_utility.png", "privacy_utility.svg"}
+    page, before = (
+        page_of(folder),
+        {"manifest.json", "trainings.jsonl", "judgements.jsonl", "references.jsonl"},
+    )
+    assert {path.name for path in folder.iterdir()} - before == {
+        "results.jsonl",
+        "report.html",
+        "curves",
+    }
+    assert {path.name for path in (folder / "curves").iterdir()} == {
+        "privacy_utility.png",
+        "privacy_utility.svg",
+    }
     assert all(each.cell_id in page.text for each in quickstart)
     assert f"{quickstart[0].balanced_accuracy:.3f}" in page.text
     assert page.text.count("fedhypevae − weight-noise") == 2
     assert named(page, "section", "id") == ["curve", "wrong", "results", "run"]
     assert named(page, "img", "alt") == ["Privacy against utility"]
-    head = "digits · partition dirichlet · α = 0.1, 1 · 10 clients · ε = 1, 4, ∞ · δ = 0.0001 · unit example · trust aggregate · 3 seeds"
+    head = (
+        "digits · partition dirichlet · α = 0.1, 1 · 10 clients · ε = 1, 4, ∞ · δ = 0.0001 · "
+        "unit example · trust aggregate · 3 seeds"
+    )
     assert head in page.text
 
 
@@ -109,14 +186,34 @@ def test_every_text_is_escaped_and_nothing_is_loaded(hostile: Path) -> None:
     assert {tag for tag, _ in page.tags} <= KNOWN
     assert page.text.count(HOSTILE) >= 8
     attributes = [named for _, tag in page.tags for named in tag.items()]
-    assert all(value.startswith("data:image/svg+xml;base64,") for name, value in attributes if name == "src")
+    assert all(
+        value.startswith("data:image/svg+xml;base64,")
+        for name, value in attributes
+        if name == "src"
+    )
     assert not {"srcset", "data", "action", "background"} & {name for name, _ in attributes}
-    assert [value for name, value in attributes if name in ("href", "xlink:href")] == ["https://arxiv.org/abs/1602.05629"]
+    assert [value for name, value in attributes if name in ("href", "xlink:href")] == [
+        "https://arxiv.org/abs/1602.05629"
+    ]
     assert not [name for name, _ in attributes if name.startswith("on")]
     for words in (
-        *("1 cell failed", "1 cell overspent", "1 cell unaccounted", "unaccounted: client 0 has 0 steps", "- .inf", NOT_PRIVATE),
-        *("ε spent 5 of 1", "neighbouring data sets differ in one example", "nothing made here may be released"),
-        *("it follows from a seed that stands in the results", "aggregate: only the sum over clients is seen"),
+        *(
+            "1 cell failed",
+            "1 cell overspent",
+            "1 cell unaccounted",
+            "unaccounted: client 0 has 0 steps",
+            "- .inf",
+            NOT_PRIVATE,
+        ),
+        *(
+            "ε spent 5 of 1",
+            "neighbouring data sets differ in one example",
+            "nothing made here may be released",
+        ),
+        *(
+            "it follows from a seed that stands in the results",
+            "aggregate: only the sum over clients is seen",
+        ),
         f"{HOSTILE}: left out, its plug-in was refused: g.yaml:2: mine.py:3: the loss",
     ):
         assert words in page.text
@@ -126,9 +223,16 @@ def test_every_text_is_escaped_and_nothing_is_loaded(hostile: Path) -> None:
 @pytest.mark.parametrize("width", [1280, pytest.param(390, marks=pytest.mark.slow)])
 def test_a_browser_shows_the_page(tmp_path: Path, hostile: Path, width: int) -> None:
     page, picture = write_report(hostile).page, tmp_path / "page.png"
-    command = [str(CHROMIUM), *FLAGS, f"--user-data-dir={tmp_path / 'profile'}", f"--window-size={width},1400"]
+    command = [
+        str(CHROMIUM),
+        *FLAGS,
+        f"--user-data-dir={tmp_path / 'profile'}",
+        f"--window-size={width},1400",
+    ]
     command += [f"--screenshot={picture}", "--dump-dom", page.as_uri()]
-    shown = subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE, check=True).stdout
+    shown = subprocess.run(
+        command, capture_output=True, text=True, timeout=PATIENCE, check=True
+    ).stdout
     assert "<title>quick &lt;b&gt;start · fedsim</title>" in shown
     assert "script" not in [tag for tag, _ in Elements(shown).tags]
     assert picture.stat().st_size > 30_000
@@ -136,38 +240,81 @@ def test_a_browser_shows_the_page(tmp_path: Path, hostile: Path, width: int) -> 
 
 def test_only_the_manifests_cells_count_and_their_labels_hold(tmp_path: Path) -> None:
     cells = [{"cell_id": name, "label": "renamed"} for name in "caz"]
-    folder = folder_with(tmp_path, [make_row(cell_id=name, seed=seed) for seed, name in enumerate("abc")], {"cells": cells})
-    assert [(each.cell_id, each.label) for each in read_results(folder).rows] == [("c", "renamed"), ("a", "renamed")]
+    folder = folder_with(
+        tmp_path,
+        [make_row(cell_id=name, seed=seed) for seed, name in enumerate("abc")],
+        {"cells": cells},
+    )
+    assert [(each.cell_id, each.label) for each in read_results(folder).rows] == [
+        ("c", "renamed"),
+        ("a", "renamed"),
+    ]
     page = page_of(folder)
     assert ("1 cell not run yet" in page.text, "fedhypevae" in page.text) == (True, False)
     assert "mean over 2 seeds, without an interval" in page.text
 
 
 def test_what_is_wrong_stands_right_below_the_curve_and_long_lists_unfold(tmp_path: Path) -> None:
-    rows = [make_row(cell_id=f"{epsilon}", epsilon_target=float(epsilon), balanced_accuracy=0.8) for epsilon in range(2, 12)]
+    rows = [
+        make_row(cell_id=f"{epsilon}", epsilon_target=float(epsilon), balanced_accuracy=0.8)
+        for epsilon in range(2, 12)
+    ]
     records = [record for each in rows for record in make_rounds(each.cell_id, kl=0.0)]
     rows += [make_failed(cell_id=f"{seed:04}", seed=seed, label="broken") for seed in range(300)]
     page = page_of(folder_with(tmp_path, rows, records=records))
     assert named(page, "section", "id")[:3] == ["curve", "wrong", "results"]
     assert "What usually helps: a lower beta" in page.text
-    assert all(f"10 clients · ε = {epsilon}: 0 nats an example" in page.text for epsilon in range(2, 12))
+    assert all(
+        f"10 clients · ε = {epsilon}: 0 nats an example" in page.text for epsilon in range(2, 12)
+    )
     assert page.text.count("ValueError: rows hold NaN") == 300
     assert all(f"{count - LISTED} more" in page.text for count in (10, 300))
     assert [tag for tag, _ in page.tags].count("pre") == 1
     assert named(page, "img", "alt")[-1] == "Diagnostics of the rounds"
 
 
-def test_every_number_of_a_cell_stands_under_its_head_and_what_refutes_one_is_told(tmp_path: Path) -> None:
-    sent = {"uplink_bytes": 5_500_000, "downlink_bytes": 6_500_000, "parameters": 1_300, "train_seconds": 12.3}
-    audited = {"audit_epsilon_lower": 4.5, "audit_pairs": 500, "audit_canary_ratio": 0.98, "epsilon_target": 4.0, "status": "refuted"}
-    canary = audited | {"audit_epsilon_lower": 0.0, "audit_canary_ratio": 2.93, "epsilon_target": 2.0}
-    rows = [make_row(cell_id="a", seed=3, epsilon_spent=0.9, **sent), make_row(cell_id="r", **audited), make_row(cell_id="c", **canary)]
+def test_every_number_of_a_cell_stands_under_its_head_and_what_refutes_one_is_told(
+    tmp_path: Path,
+) -> None:
+    sent = {
+        "uplink_bytes": 5_500_000,
+        "downlink_bytes": 6_500_000,
+        "parameters": 1_300,
+        "train_seconds": 12.3,
+    }
+    audited = {
+        "audit_epsilon_lower": 4.5,
+        "audit_pairs": 500,
+        "audit_canary_ratio": 0.98,
+        "epsilon_target": 4.0,
+        "status": "refuted",
+    }
+    canary = audited | {
+        "audit_epsilon_lower": 0.0,
+        "audit_canary_ratio": 2.93,
+        "epsilon_target": 2.0,
+    }
+    rows = [
+        make_row(cell_id="a", seed=3, epsilon_spent=0.9, **sent),
+        make_row(cell_id="r", **audited),
+        make_row(cell_id="c", **canary),
+    ]
     page = write_report(folder_with(tmp_path, rows)).page
     _, table = page.read_text().split('<table class="dataframe cells">')
     heads, values = re.findall("<th>(.*?)</th>", table), re.findall("<td>(.*?)</td>", table)
     told = dict(zip(heads, values[values.index("a") - len(heads) + 1 :], strict=False))
-    assert [told[head] for head in ("seed", "status", "ε target", "ε spent", "seconds")] == ["3", "ok", "1", "0.9", "12.3"]
-    assert [told[head] for head in ("mechanisms", "uplink MB", "parameters")] == ["dp-sgd σ 4.2, q 0.08, × 400", "5.5", "1300"]
+    assert [told[head] for head in ("seed", "status", "ε target", "ε spent", "seconds")] == [
+        "3",
+        "ok",
+        "1",
+        "0.9",
+        "12.3",
+    ]
+    assert [told[head] for head in ("mechanisms", "uplink MB", "parameters")] == [
+        "dp-sgd σ 4.2, q 0.08, × 400",
+        "5.5",
+        "1300",
+    ]
     text = Elements(page.read_text()).text
     for words in (
         "refuted (ε = 4 claimed, an audit finds ε ≥ 4.5)",
@@ -177,9 +324,17 @@ def test_every_number_of_a_cell_stands_under_its_head_and_what_refutes_one_is_to
         assert words in text
 
 
-def test_a_broken_manifest_or_file_is_a_users_mistake_and_leaves_the_folder_as_it_was(tmp_path: Path) -> None:
+def test_a_broken_manifest_or_file_is_a_users_mistake_and_leaves_the_folder_as_it_was(
+    tmp_path: Path,
+) -> None:
     cell = {"cell_id": "a", "training_id": "t-a", "label": "a"}
-    broken: list[Any] = [{"cells": ["a"]}, {"cells": [cell | {"label": 1.0}]}, {"cells": [cell | {"cell_id": []}]}, {"refused": {}}, []]
+    broken: list[Any] = [
+        {"cells": ["a"]},
+        {"cells": [cell | {"label": 1.0}]},
+        {"cells": [cell | {"cell_id": []}]},
+        {"refused": {}},
+        [],
+    ]
     folder = folder_with(tmp_path, [make_row()])
     for manifest in broken:
         (folder / "manifest.json").write_text(json.dumps(manifest))
@@ -197,6 +352,10 @@ def test_a_broken_manifest_or_file_is_a_users_mistake_and_leaves_the_folder_as_i
 
 def test_a_run_in_which_all_failed_still_has_a_report(tmp_path: Path) -> None:
     page = page_of(folder_with(tmp_path, [make_failed()]))
-    for words in ("no cell ended with status ok", "failed, ValueError: rows hold NaN", "traceback of a"):
+    for words in (
+        "no cell ended with status ok",
+        "failed, ValueError: rows hold NaN",
+        "traceback of a",
+    ):
         assert words in page.text
     assert named(page, "img", "alt") == []

@@ -10,7 +10,11 @@ def told(*rows) -> dict[str, str]:
 
 
 def test_a_method_has_one_statement_with_a_line_for_every_budget() -> None:
-    rows = [make_row(cell_id=f"{epsilon}{seed}", epsilon_target=epsilon, seed=seed) for epsilon in (1.0, 4.0) for seed in (0, 1)]
+    rows = [
+        make_row(cell_id=f"{epsilon}{seed}", epsilon_target=epsilon, seed=seed)
+        for epsilon in (1.0, 4.0)
+        for seed in (0, 1)
+    ]
     found = told(*rows, make_row(cell_id="inf", epsilon_target=math.inf))
     assert list(found) == ["fedhypevae"]
     assert found["fedhypevae"].count("budget: ε =") == 2
@@ -49,16 +53,24 @@ def test_a_heuristic_claim_is_no_guarantee_and_says_so() -> None:
 
 
 def test_methods_without_noise_guarantee_nothing() -> None:
-    found = told(make_row(label="fedavg", epsilon_target=None), make_row(label="loud", epsilon_target=math.inf))
+    found = told(
+        make_row(label="fedavg", epsilon_target=None),
+        make_row(label="loud", epsilon_target=math.inf),
+    )
     assert "guarantee: none: it adds no noise" in found["fedavg"]
     assert "guarantee: none: it ran without noise" in found["loud"]
 
 
 def test_a_method_of_which_nothing_finished_or_holds_says_that_alone() -> None:
-    unknown = [changed(make_row(label=status), **{"status": status}) for status in ("unaccounted", "refuted")]
+    unknown = [
+        changed(make_row(label=status), **{"status": status})
+        for status in ("unaccounted", "refuted")
+    ]
     found = told(make_failed(), *unknown)
     assert found["fedhypevae"].endswith("guarantee: none: no cell of it has finished")
-    assert found["unaccounted"].endswith("guarantee: none: what ran is not what was planned, so nothing is known of its ε")
+    assert found["unaccounted"].endswith(
+        "guarantee: none: what ran is not what was planned, so nothing is known of its ε"
+    )
     assert found["refuted"].endswith("guarantee: none: an audit refutes what it claims")
 
 
@@ -66,19 +78,28 @@ def test_an_audit_that_refutes_one_budget_is_told_beside_the_others() -> None:
     refuted = changed(make_row(cell_id="r", epsilon_target=4.0), **{"status": "refuted"})
     assert "no (ε, δ) here is a guarantee" in told(make_row(), refuted)["fedhypevae"]
     short = changed(refuted, **{"audit_params": {"rounds": 6, "hidden": [8]}})
-    assert "at another budget, of a short form: rounds 6, hidden [8]: no" in told(make_row(), short)["fedhypevae"]
+    assert (
+        "at another budget, of a short form: rounds 6, hidden [8]: no"
+        in told(make_row(), short)["fedhypevae"]
+    )
 
 
 def test_what_overspent_is_not_told_as_planned_or_for_release() -> None:
     row = changed(make_row(noise="secret"), **{"status": "overspent", "epsilon_spent": 1.5})
     found = told(row)["fedhypevae"]
-    assert "counted from the steps that ran, and more than the plan that was solved before the first" in found
+    assert (
+        "counted from the steps that ran, and more than the plan that was solved before the first"
+        in found
+    )
     assert "nothing made here may be released" in found
 
 
 def test_a_group_is_said_by_its_column() -> None:
     row = changed(make_row(), **{"unit": "patient"})
-    assert "one group: neighbouring data sets differ in all rows of one client that have one value of patient" in told(row)["fedhypevae"]
+    assert (
+        "one group: neighbouring data sets differ in all rows of one client that have one "
+        "value of patient" in told(row)["fedhypevae"]
+    )
 
 
 def test_what_is_spent_is_told_as_a_bound_and_never_rounded_down() -> None:
@@ -91,4 +112,7 @@ def test_what_is_spent_is_told_as_a_bound_and_never_rounded_down() -> None:
 def test_where_updates_are_clipped_a_unit_moves_one_by_more_than_its_norm() -> None:
     assert "clip: a unit's contribution is clipped to L2 norm 1;" in told(make_row())["fedhypevae"]
     found = told(make_row(plan=NOISE | {"sensitivity": 2.0}))["fedhypevae"]
-    assert "clip: an update is clipped to L2 norm 1, and replacing one unit's data changes it by at most 2;" in found
+    assert (
+        "clip: an update is clipped to L2 norm 1, and replacing one unit's data changes it "
+        "by at most 2;" in found
+    )

@@ -8,19 +8,32 @@ from rich.console import Console
 from rows import make_failed, make_row
 
 from fedsim.errors import UserError
-from fedsim.report.tables import Table, chosen_pair, difference_table, measures_of, results_table, site_table, tuned_table
+from fedsim.report.tables import (
+    Table,
+    chosen_pair,
+    difference_table,
+    measures_of,
+    results_table,
+    site_table,
+    tuned_table,
+)
 from fedsim.results.columns import Row
 from fedsim.results.stats import Settings, Spread, price_of_privacy
 
 
-def table_of(rows: list[Row], measure: str = "balanced_accuracy", spread: Spread = "ci95", **how: Any) -> Table:
+def table_of(
+    rows: list[Row], measure: str = "balanced_accuracy", spread: Spread = "ci95", **how: Any
+) -> Table:
     return results_table(Settings.of(rows, spread), measure, **how)
 
 
 def lines_of(table: Table | None) -> list[tuple[str, ...]]:
     """Place, method and the texts of each line."""
     assert table is not None
-    return [(*key, *texts) for key, texts in zip(table.texts.index, table.texts.to_numpy().tolist(), strict=True)]
+    return [
+        (*key, *texts)
+        for key, texts in zip(table.texts.index, table.texts.to_numpy().tolist(), strict=True)
+    ]
 
 
 def methods_of(table: Table | None) -> list[str]:
@@ -28,15 +41,29 @@ def methods_of(table: Table | None) -> list[str]:
 
 
 def seeds(*values: float, measure: str = "balanced_accuracy", **fields: Any) -> list[Row]:
-    return [make_row(**{"cell_id": f"{n}{fields}", "seed": n, measure: value} | fields) for n, value in enumerate(values)]
+    return [
+        make_row(**{"cell_id": f"{n}{fields}", "seed": n, measure: value} | fields)
+        for n, value in enumerate(values)
+    ]
 
 
-def test_a_line_a_place_and_method_and_a_column_an_epsilon_with_references_below(quickstart: list[Row]) -> None:
+def test_a_line_a_place_and_method_and_a_column_an_epsilon_with_references_below(
+    quickstart: list[Row],
+) -> None:
     table = table_of(quickstart)
     assert table.title == "Balanced accuracy · digits · dirichlet · 10 clients"
     assert table.texts.columns.tolist() == ["ε = 1", "ε = 4", "ε = ∞", "no ε"]
-    methods = ["fedhypevae", "weight-noise", "fedavg-cvae (not private)", "ceiling", "local-only", "chance"]
-    assert table.texts.index.tolist() == [(place, method) for place in ("α = 0.1", "α = 1") for method in methods]
+    methods = [
+        "fedhypevae",
+        "weight-noise",
+        "fedavg-cvae (not private)",
+        "ceiling",
+        "local-only",
+        "chance",
+    ]
+    assert table.texts.index.tolist() == [
+        (place, method) for place in ("α = 0.1", "α = 1") for method in methods
+    ]
     assert table.texts.loc[("α = 1", "local-only"), "no ε"] == "0.710"
     assert table_of([]).texts.empty
 
@@ -45,81 +72,162 @@ def test_a_line_a_place_and_method_and_a_column_an_epsilon_with_references_below
     ("spread", "values", "text", "note"),
     [
         # s = 0.1, t_{0.975, 2} = 4.302653: 0.2484
-        ("ci95", (0.5, 0.6, 0.7), "0.600±0.248", "mean ± half-width of the Student-t 95 % confidence interval over 3 seeds"),
+        (
+            "ci95",
+            (0.5, 0.6, 0.7),
+            "0.600±0.248",
+            "mean ± half-width of the Student-t 95 % confidence interval over 3 seeds",
+        ),
         ("ci95", (0.5, 0.6), "0.550", "mean over 2 seeds, without an interval"),
         ("range", (0.5, 0.6), "0.550±0.050", "mean ± half the range over 2 seeds"),
         ("ci95", (0.5,), "0.500", "one seed, so no interval"),
         ("ci95", (0.5, 0.5, 0.5), "0.500", "mean ± half-width"),
     ],
 )
-def test_a_value_is_a_mean_with_its_spread(spread: Spread, values: tuple[float, ...], text: str, note: str) -> None:
+def test_a_value_is_a_mean_with_its_spread(
+    spread: Spread, values: tuple[float, ...], text: str, note: str
+) -> None:
     table = table_of(seeds(*values), spread=spread)
     assert table.texts.iloc[0, 0] == text
     assert table.notes[0].startswith(note)
-    assert ("no ±: each seed gave the same" in table.notes) == (len(values) == 3 and len({*values}) == 1)
+    assert ("no ±: each seed gave the same" in table.notes) == (
+        len(values) == 3 and len({*values}) == 1
+    )
 
 
 def test_what_is_missing_is_told() -> None:
     rows = seeds(0.5, 0.6, 0.7)
-    rows += [make_row(cell_id="a", epsilon_target=4.0), make_failed(cell_id="b", epsilon_target=4.0, seed=1)]
+    rows += [
+        make_row(cell_id="a", epsilon_target=4.0),
+        make_failed(cell_id="b", epsilon_target=4.0, seed=1),
+    ]
     ends = {8.0: "failed", 9.0: "overspent", 16.0: "unaccounted", 32.0: "refuted"}
-    rows += [make_row(cell_id=status, epsilon_target=epsilon, status=status) for epsilon, status in ends.items()]
+    rows += [
+        make_row(cell_id=status, epsilon_target=epsilon, status=status)
+        for epsilon, status in ends.items()
+    ]
     rows += [make_failed(cell_id="g", epsilon_target=32.0, seed=1)]
     table = table_of(rows)
     assert table.texts.iloc[0].tolist()[:-1] == ["0.600±0.248", "0.500 (n=1)", *ends.values()]
-    assert "in no mean: 3 failed and 1 overspent and 1 unaccounted and 1 refuted (the report says why)" in table.notes
-    judged = table_of([make_row(cell_id="a", judged="1"), make_row(cell_id="b", seed=1, judged="2")])
-    assert any(note.startswith("scores are from 2 states of the code that judges") for note in judged.notes)
+    assert (
+        "in no mean: 3 failed and 1 overspent and 1 unaccounted and 1 refuted (the report says why)"
+        in table.notes
+    )
+    judged = table_of(
+        [make_row(cell_id="a", judged="1"), make_row(cell_id="b", seed=1, judged="2")]
+    )
+    assert any(
+        note.startswith("scores are from 2 states of the code that judges") for note in judged.notes
+    )
 
 
 def test_measures_have_tables_where_a_row_has_them_and_references_of_their_own() -> None:
-    scores = {"client_balanced_accuracy": 0.7, "client_local_only_balanced_accuracy": 0.4, "personal_accuracy": 0.9}
-    rows = [make_row(**scores, personal_alone_accuracy=0.95), make_row(cell_id="b", epsilon_target=None, label="shared")]
-    found = {measure: table_of(rows, measure).texts["no ε"].tolist()[2:] for measure in measures_of(Settings.of(rows))}
-    balanced = {"balanced_accuracy": ["0.953", "0.380", "0.100"], "client_balanced_accuracy": ["0.400", "0.100"]}
+    scores = {
+        "client_balanced_accuracy": 0.7,
+        "client_local_only_balanced_accuracy": 0.4,
+        "personal_accuracy": 0.9,
+    }
+    rows = [
+        make_row(**scores, personal_alone_accuracy=0.95),
+        make_row(cell_id="b", epsilon_target=None, label="shared"),
+    ]
+    found = {
+        measure: table_of(rows, measure).texts["no ε"].tolist()[2:]
+        for measure in measures_of(Settings.of(rows))
+    }
+    balanced = {
+        "balanced_accuracy": ["0.953", "0.380", "0.100"],
+        "client_balanced_accuracy": ["0.400", "0.100"],
+    }
     assert found == {**balanced, "personal_accuracy": ["0.950"]}
     assert measures_of(Settings.of(rows[1:])) == ["balanced_accuracy"]
     read = {"knn_balanced_accuracy": 0.8, "mlp_balanced_accuracy": 0.7, "coverage": 0.5}
-    for asked, shown in ((["knn", "fidelity"], []), (["mlp", "knn"], ["knn_balanced_accuracy", "mlp_balanced_accuracy"])):
+    for asked, shown in (
+        (["knn", "fidelity"], []),
+        (["mlp", "knn"], ["knn_balanced_accuracy", "mlp_balanced_accuracy"]),
+    ):
         settings = Settings.of([make_row(evaluation={"readouts": asked}, **read)])
         assert measures_of(settings, terminal=True) == ["balanced_accuracy", *shown]
     # a reference is the mean of partitions, however many rows each has
-    rows = [make_row(cell_id=name, label=name, partition_hash="one", local_only_balanced_accuracy=0.2) for name in "abc"]
-    rows.append(make_row(cell_id="d", label="a", seed=1, partition_hash="other", local_only_balanced_accuracy=0.8))
+    rows = [
+        make_row(cell_id=name, label=name, partition_hash="one", local_only_balanced_accuracy=0.2)
+        for name in "abc"
+    ]
+    rows.append(
+        make_row(
+            cell_id="d", label="a", seed=1, partition_hash="other", local_only_balanced_accuracy=0.8
+        )
+    )
     assert table_of(rows).texts.loc[("", "local-only"), "no ε"] == "0.500"
 
 
 def test_the_best_of_each_kind_is_bold_if_its_claim_holds_and_another_is_worse() -> None:
-    settings = [(label, epsilon, score) for label, score in (("a", 0.5), ("b", 0.6)) for epsilon in (1.0, math.inf)]
-    rows = [make_row(cell_id=f"{each}", label=each[0], epsilon_target=each[1], balanced_accuracy=each[2]) for each in settings]
+    settings = [
+        (label, epsilon, score)
+        for label, score in (("a", 0.5), ("b", 0.6))
+        for epsilon in (1.0, math.inf)
+    ]
+    rows = [
+        make_row(
+            cell_id=f"{each}", label=each[0], epsilon_target=each[1], balanced_accuracy=each[2]
+        )
+        for each in settings
+    ]
     rows += [make_row(cell_id="h", label="heuristic", claim="heuristic", balanced_accuracy=0.9)]
     rows += [make_row(cell_id="f", label="found", check="failed", balanced_accuracy=0.9)]
     rows += [
-        make_row(cell_id=label, label=label, yields="classifier", balanced_accuracy=score) for label, score in (("c", 0.7), ("d", 0.8))
+        make_row(cell_id=label, label=label, yields="classifier", balanced_accuracy=score)
+        for label, score in (("c", 0.7), ("d", 0.8))
     ]
     table = table_of(rows)
     assert table.best is not None
-    bold = {method: marks.tolist()[:2] for (_, method), marks in table.best.iterrows() if marks.any()}  # type: ignore[misc]
+    bold = {
+        method: marks.tolist()[:2] for (_, method), marks in table.best.iterrows() if marks.any()
+    }  # type: ignore[misc]
     assert bold == {"b": [True, True], "d (classifier)": [True, False]}
     html, latex, markdown = (table.text(as_) for as_ in ("html", "latex", "md"))  # type: ignore[arg-type]
     assert (html.count("<b>"), latex.count("\\textbf"), markdown.count("**0.")) == (3, 3, 3)
     # the smaller a distance, the better
-    distances = [make_row(cell_id=label, label=label, frechet_distance=score) for label, score in (("near", 0.1), ("far", 0.2))]
+    distances = [
+        make_row(cell_id=label, label=label, frechet_distance=score)
+        for label, score in (("near", 0.1), ("far", 0.2))
+    ]
     best = table_of(distances, "frechet_distance").best
     assert best is not None
     assert best["ε = 1"].tolist() == [True, False]
-    assert table_of([make_row(cell_id=label, label=label, density=0.5) for label in "ab"], "density").best is None
+    assert (
+        table_of(
+            [make_row(cell_id=label, label=label, density=0.5) for label in "ab"], "density"
+        ).best
+        is None
+    )
 
 
 def test_what_a_claim_is_worth_stands_beside_a_label_and_below_the_table() -> None:
-    rows = [make_row(cell_id=word, label=word, claim=word) for word in ("proved", "stated", "heuristic")]
-    rows += [make_row(cell_id="r", label="refuted"), make_row(cell_id="s", label="refuted", epsilon_target=4.0, status="refuted")]
+    rows = [
+        make_row(cell_id=word, label=word, claim=word) for word in ("proved", "stated", "heuristic")
+    ]
+    rows += [
+        make_row(cell_id="r", label="refuted"),
+        make_row(cell_id="s", label="refuted", epsilon_target=4.0, status="refuted"),
+    ]
     rows += [make_row(cell_id="p", label="helped", public="BloodMNIST", public_hash="0")]
     table = table_of([*rows, make_row(cell_id="n", label="open", epsilon_target=None)])
-    names = ["proved", "stated (stated ε)", "heuristic (heuristic ε)", "refuted (refuted ε)", "helped †", "open (not private)"]
+    names = [
+        "proved",
+        "stated (stated ε)",
+        "heuristic (heuristic ε)",
+        "refuted (refuted ε)",
+        "helped †",
+        "open (not private)",
+    ]
     assert methods_of(table)[:6] == names
     told = " ".join(table.notes)
-    for words in ("stated ε: the author states the theorem", "heuristic ε: the number is not a theorem", "refuted ε: an audit refutes"):
+    for words in (
+        "stated ε: the author states the theorem",
+        "heuristic ε: the number is not a theorem",
+        "refuted ε: an audit refutes",
+    ):
         assert words in told
     assert table.notes[-1] == "†: uses public data: BloodMNIST"
 
@@ -132,13 +240,26 @@ def test_what_is_not_there_is_a_mistake() -> None:
 
 
 @pytest.mark.parametrize(
-    ("as_", "text"), [("md", r"\<b\>\|x\_\$"), ("html", "&lt;b&gt;|x_$"), ("latex", r"$<$b$>$\textbar{}x\_\$"), ("csv", "<b>|x_$")]
+    ("as_", "text"),
+    [
+        ("md", r"\<b\>\|x\_\$"),
+        ("html", "&lt;b&gt;|x_$"),
+        ("latex", r"$<$b$>$\textbar{}x\_\$"),
+        ("csv", "<b>|x_$"),
+    ],
 )
 def test_what_users_wrote_is_text_in_every_format(as_: Any, text: str) -> None:
     assert text in table_of([make_row(label="<b>|x_$")]).text(as_)
     assert "'=HYPERLINK" in table_of([make_row(label='=HYPERLINK("http://x")')]).text("csv")
     table = table_of(seeds(0.5, 0.6, 0.7), "macro_f1", digits=2).text("latex")
-    for words in (r"\begin{table}", r"\toprule", r"\bottomrule", r"\caption{Macro F1", r"\label{tab:macro-f1}", r"0.50"):
+    for words in (
+        r"\begin{table}",
+        r"\toprule",
+        r"\bottomrule",
+        r"\caption{Macro F1",
+        r"\label{tab:macro-f1}",
+        r"0.50",
+    ):
         assert words in table
 
 
@@ -147,7 +268,11 @@ def test_a_terminal_takes_labels_as_text_and_loses_no_value(quickstart: list[Row
     table_of(quickstart).show(console)
     table_of([make_row(label="[red]x[/red]")]).show(console)
     assert "[red]x[/red]" in file.getvalue()
-    assert all(value in file.getvalue() for values in table_of(quickstart).texts.to_numpy() for value in values)
+    assert all(
+        value in file.getvalue()
+        for values in table_of(quickstart).texts.to_numpy()
+        for value in values
+    )
 
 
 def test_differences_are_paired_and_written_with_their_p_values() -> None:
@@ -161,23 +286,44 @@ def test_differences_are_paired_and_written_with_their_p_values() -> None:
     turned = difference_table(Settings.of(rows), compared=chosen_pair("poor", "good"))
     assert lines_of(turned)[0][1:] == ("poor − good", "-0.350±0.329 p=0.044")
     budgets = [("dp", 1.0), ("dp", math.inf), ("open", None)]
-    rows = [line for label, epsilon in budgets for line in seeds(0.5, 0.6, label=label, epsilon_target=epsilon)]
+    rows = [
+        line
+        for label, epsilon in budgets
+        for line in seeds(0.5, 0.6, label=label, epsilon_target=epsilon)
+    ]
     private = difference_table(Settings.of(rows), compared=price_of_privacy)
     assert methods_of(private) == ["dp − dp at ε = ∞", "dp − open"]
 
 
 def test_what_tuned_cells_chose_has_a_table() -> None:
-    tuned = {"space": {"clip": (1, 2)}, "trials": 2.0, "distribution": "geometric", "held_out": 0.1, "free": False}
-    rows = [make_row(cell_id=f"{n}", seed=n, tuning={**tuned, "chosen": {"clip": 1}, "trained": n + 1}) for n in range(2)]
+    tuned = {
+        "space": {"clip": (1, 2)},
+        "trials": 2.0,
+        "distribution": "geometric",
+        "held_out": 0.1,
+        "free": False,
+    }
+    rows = [
+        make_row(cell_id=f"{n}", seed=n, tuning={**tuned, "chosen": {"clip": 1}, "trained": n + 1})
+        for n in range(2)
+    ]
     assert lines_of(tuned_table(Settings.of(rows))) == [("", "fedhypevae", "clip 1: 1; clip 1: 2")]
     assert tuned_table(Settings.of([make_row()])) is None
 
 
 def test_a_table_by_site_has_every_sites_mean_and_the_mean_over_them() -> None:
-    rows = [make_row(cell_id=f"{seed}", seed=seed) for seed in range(3)] + [make_row(cell_id="n", label="open", epsilon_target=None)]
+    rows = [make_row(cell_id=f"{seed}", seed=seed) for seed in range(3)] + [
+        make_row(cell_id="n", label="open", epsilon_target=None)
+    ]
     scores = {"0": (0.4, 0.7), "1": (0.5, 0.7), "2": (0.6, 0.7), "n": (0.9, 0.8)}
-    own = [(cell, *each, 0.6) for cell, two in scores.items() for each in zip(("north", "<b>south"), two, strict=True)]
-    clients = pd.DataFrame(own, columns=["cell_id", "name", "own_balanced_accuracy", "local_only_balanced_accuracy"])
+    own = [
+        (cell, *each, 0.6)
+        for cell, two in scores.items()
+        for each in zip(("north", "<b>south"), two, strict=True)
+    ]
+    clients = pd.DataFrame(
+        own, columns=["cell_id", "name", "own_balanced_accuracy", "local_only_balanced_accuracy"]
+    )
     table = site_table(Settings.of(rows), clients)
     assert lines_of(table) == [
         ("ε = 1", "fedhypevae", "0.500±0.248", "0.700", "0.600±0.124"),
@@ -185,23 +331,38 @@ def test_a_table_by_site_has_every_sites_mean_and_the_mean_over_them() -> None:
         ("", "the site's own real rows", "0.600", "0.600", "0.600"),
     ]
     assert table is not None
-    assert table.title.startswith("Balanced accuracy by site · on the site's own test rows · digits")
+    assert table.title.startswith(
+        "Balanced accuracy by site · on the site's own test rows · digits"
+    )
     assert site_table(Settings.of(rows), pd.DataFrame()) is None
 
 
 def test_methods_stand_as_given_the_best_first_or_by_name() -> None:
-    rows = [make_row(cell_id=label, label=label, balanced_accuracy=score) for label, score in (("m", 0.1), ("z", 0.9), ("a", 0.5))]
-    methods = {order: methods_of(table_of(rows, order=order))[:3] for order in ("given", "best", "name")}
+    rows = [
+        make_row(cell_id=label, label=label, balanced_accuracy=score)
+        for label, score in (("m", 0.1), ("z", 0.9), ("a", 0.5))
+    ]
+    methods = {
+        order: methods_of(table_of(rows, order=order))[:3] for order in ("given", "best", "name")
+    }
     assert methods == {"given": ["m", "z", "a"], "best": ["z", "a", "m"], "name": ["a", "m", "z"]}
 
 
 def test_sites_that_were_left_out_have_a_table_with_their_mean() -> None:
     scores = [("north", 0, 0.5), ("north", 1, 0.6), ("south", 0, 0.7), ("south", 1, 0.6)]
     rows = [
-        make_row(cell_id=f"{site}{n}", dataset=f"digits ({site} unseen)", unseen=site, seed=n, balanced_accuracy=score)
+        make_row(
+            cell_id=f"{site}{n}",
+            dataset=f"digits ({site} unseen)",
+            unseen=site,
+            seed=n,
+            balanced_accuracy=score,
+        )
         for site, n, score in scores
     ]
     table = site_table(Settings.of(rows, "range"), pd.DataFrame())
     assert [texts for _, _, *texts in lines_of(table)] == [["0.550±0.050", "0.650±0.050", "0.600"]]
     assert table is not None
-    assert table.title.startswith("Balanced accuracy by site · on a site that took no part · digits · ")
+    assert table.title.startswith(
+        "Balanced accuracy by site · on a site that took no part · digits · "
+    )

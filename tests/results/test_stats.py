@@ -19,7 +19,13 @@ def row(cell_id: str = "a", **fields: Any) -> Row:
 def method(label: str, values: list[float], start: int = 0, **fields: Any) -> list[Row]:
     """A row a seed."""
     return [
-        make_row(cell_id=f"{label}{seed}{fields}", label=label, seed=seed, balanced_accuracy=value, **fields)
+        make_row(
+            cell_id=f"{label}{seed}{fields}",
+            label=label,
+            seed=seed,
+            balanced_accuracy=value,
+            **fields,
+        )
         for seed, value in enumerate(values, start)
     ]
 
@@ -27,8 +33,18 @@ def method(label: str, values: list[float], start: int = 0, **fields: Any) -> li
 def differences(rows: list[Row]) -> list[dict[Any, Any]]:
     """The differences, with the facts of their first setting."""
     settings = Settings.of(rows)
-    names, found = settings.facts["label"], paired_differences(settings, "balanced_accuracy").to_dict("records")
-    return [{**settings.facts.loc[each["first"]], **each, "pair": (names[each["first"]], names[each["second"]])} for each in found]
+    names, found = (
+        settings.facts["label"],
+        paired_differences(settings, "balanced_accuracy").to_dict("records"),
+    )
+    return [
+        {
+            **settings.facts.loc[each["first"]],
+            **each,
+            "pair": (names[each["first"]], names[each["second"]]),
+        }
+        for each in found
+    ]
 
 
 def stats_of(*values: float, spread: Spread = "ci95") -> Any:
@@ -53,8 +69,12 @@ def test_a_difference_is_the_paired_t_test_of_the_seeds() -> None:
     expected = ttest_rel(GOOD, POOR)
     low, high = expected.confidence_interval(0.95)
     assert (found["p"], found["p_holm"]) == pytest.approx((expected.pvalue, expected.pvalue))
-    assert (found["low"], found["high"], found["half"]) == pytest.approx((low, high, (high - low) / 2))
-    (found,) = differences([*method("a", values := [1e-3, 0.2, 5e-4, 0.0, 1e-4]), *method("b", [0.0] * 5)])
+    assert (found["low"], found["high"], found["half"]) == pytest.approx(
+        (low, high, (high - low) / 2)
+    )
+    (found,) = differences(
+        [*method("a", values := [1e-3, 0.2, 5e-4, 0.0, 1e-4]), *method("b", [0.0] * 5)]
+    )
     assert found["p"] == pytest.approx(ttest_1samp(values, 0.0).pvalue)
 
 
@@ -64,13 +84,19 @@ def test_holms_correction_is_that_of_a_worked_example() -> None:
     assert (holm([0.6, 0.7]), holm([])) == ([1.0, 1.0], [])
 
 
-@pytest.mark.parametrize("place", [{"alpha": 1.0}, {"clients": 4}, {"scheme": "iid"}, {"dataset": "other"}])
-def test_p_values_are_corrected_over_the_budgets_and_pairs_of_one_place_alone(place: dict[str, Any]) -> None:
+@pytest.mark.parametrize(
+    "place", [{"alpha": 1.0}, {"clients": 4}, {"scheme": "iid"}, {"dataset": "other"}]
+)
+def test_p_values_are_corrected_over_the_budgets_and_pairs_of_one_place_alone(
+    place: dict[str, Any],
+) -> None:
     one = [*method("good", GOOD), *method("poor", POOR), *method("good", GOOD, epsilon_target=4.0)]
     one += method("poor", [0.6, 0.5, 0.8, 0.6], epsilon_target=4.0)
     found = differences([*one, *method("good", GOOD, **place), *method("poor", POOR, **place)])
     ((name, value),) = place.items()
-    here, there = ([each for each in found if (each[name] == value) == moved] for moved in (False, True))
+    here, there = (
+        [each for each in found if (each[name] == value) == moved] for moved in (False, True)
+    )
     assert [each["p_holm"] for each in here] == holm([each["p"] for each in here])
     assert [each["p_holm"] for each in there] == [each["p"] for each in there]
     assert (len(here), len(there)) == (2, 1)
@@ -78,38 +104,72 @@ def test_p_values_are_corrected_over_the_budgets_and_pairs_of_one_place_alone(pl
 
 def test_a_pair_shares_seed_partition_data_and_budget() -> None:
     (found,) = differences([*method("good", GOOD), *method("poor", POOR[:3], start=1)])
-    assert (found["n"], found["mean"]) == (3, pytest.approx(sum(a - b for a, b in zip(GOOD[1:], POOR[:3], strict=True)) / 3))
+    assert (found["n"], found["mean"]) == (
+        3,
+        pytest.approx(sum(a - b for a, b in zip(GOOD[1:], POOR[:3], strict=True)) / 3),
+    )
     assert differences([*method("good", GOOD), *method("poor", POOR[:2], start=3)]) == []
-    others: list[dict[str, Any]] = [{"partition_hash": "other"}, {"dataset_hash": "other"}, {"epsilon_target": 4.0}, {"delta": 1e-5}]
+    others: list[dict[str, Any]] = [
+        {"partition_hash": "other"},
+        {"dataset_hash": "other"},
+        {"epsilon_target": 4.0},
+        {"delta": 1e-5},
+    ]
     for fields in [*others, {"unit": "client"}, {"trust": "silo"}, {"epsilon_target": None}]:
         assert differences([*method("good", GOOD), *method("poor", POOR, **fields)]) == []
     open_ = {"epsilon_target": None, "delta": None, "unit": None, "trust": None}
-    rows = [*method("good", GOOD, **open_), *method("poor", POOR, **open_), *method("private", POOR, epsilon_target=math.inf)]
+    rows = [
+        *method("good", GOOD, **open_),
+        *method("poor", POOR, **open_),
+        *method("private", POOR, epsilon_target=math.inf),
+    ]
     assert [each["pair"] for each in differences(rows)] == [("good", "poor")]
 
 
 def groups(*rows: Row) -> dict[str, list[str]]:
     """The cells of each setting's mean, by label."""
     settings = Settings.of(rows)
-    return {settings.facts["label"][setting]: own["cell_id"].tolist() for setting, own in settings.averaged.groupby("setting")}
+    return {
+        settings.facts["label"][setting]: own["cell_id"].tolist()
+        for setting, own in settings.averaged.groupby("setting")
+    }
 
 
 @pytest.mark.parametrize(
     ("field", "one", "other"),
-    [("trust", "aggregate", "silo"), ("unit", "example", "client"), ("delta", 1e-4, 1e-5), ("public", "blood", "organ")],
+    [
+        ("trust", "aggregate", "silo"),
+        ("unit", "example", "client"),
+        ("delta", 1e-4, 1e-5),
+        ("public", "blood", "organ"),
+    ],
 )
-def test_rows_of_different_parameters_or_budgets_are_told_apart_and_never_averaged(field: str, one: Any, other: Any) -> None:
+def test_rows_of_different_parameters_or_budgets_are_told_apart_and_never_averaged(
+    field: str, one: Any, other: Any
+) -> None:
     assert groups(row("a", **{field: one}), row("b", **{field: other}, seed=1)) == {
         f"alg ({field}={one})": ["a"],
         f"alg ({field}={other})": ["b"],
     }
-    found = groups(row("a", params={"lr": None, "b": 1}), row("b", params={"lr": 0.2, "b": 1}, seed=1))
+    found = groups(
+        row("a", params={"lr": None, "b": 1}), row("b", params={"lr": 0.2, "b": 1}, seed=1)
+    )
     assert found == {"alg (lr=None)": ["a"], "alg (lr=0.2)": ["b"]}
 
 
-@pytest.mark.parametrize(("field", "one", "other"), [("dataset_hash", "12", "34"), ("evaluation", {"per_class": 3}, {"per_class": 200})])
-def test_rows_of_data_of_other_content_or_of_another_evaluation_are_never_averaged(field: str, one: Any, other: Any) -> None:
-    assert Settings.of([row("a", **{field: one}), row("b", **{field: other}, seed=1)]).rows["setting"].nunique() == 2
+@pytest.mark.parametrize(
+    ("field", "one", "other"),
+    [("dataset_hash", "12", "34"), ("evaluation", {"per_class": 3}, {"per_class": 200})],
+)
+def test_rows_of_data_of_other_content_or_of_another_evaluation_are_never_averaged(
+    field: str, one: Any, other: Any
+) -> None:
+    assert (
+        Settings.of([row("a", **{field: one}), row("b", **{field: other}, seed=1)])
+        .rows["setting"]
+        .nunique()
+        == 2
+    )
 
 
 def test_a_seed_counts_once_with_its_last_row() -> None:

@@ -1,4 +1,6 @@
-"""Audits of a grid's claims: beside its cells, on the same slots, kept as they come, and in every row of the claim."""
+"""Audits of a grid's claims: beside its cells, on the same slots, kept as they come, and in every
+row of the claim.
+"""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -14,8 +16,12 @@ from fedsim.results.store import KINDS, ResultStore, RunFolder
 AUDIT, REFUTES = {"pairs": 40, "rounds": 1}, {"pairs": 100, "rounds": 1}
 
 
-def test_every_row_of_a_claim_shows_its_audit_and_a_second_bench_runs_none(bench: Callable[..., Ran]) -> None:
-    grid = small_grid("dp-gaussian", "fedavg-linear", epsilon=[4.0, float("inf")], seeds=[0, 1], audit=AUDIT)
+def test_every_row_of_a_claim_shows_its_audit_and_a_second_bench_runs_none(
+    bench: Callable[..., Ran],
+) -> None:
+    grid = small_grid(
+        "dp-gaussian", "fedavg-linear", epsilon=[4.0, float("inf")], seeds=[0, 1], audit=AUDIT
+    )
     first = bench(grid)
     assert first.code == 0
     rows = {(row.label, row.epsilon_target, row.seed): row for row in first.rows}
@@ -23,12 +29,16 @@ def test_every_row_of_a_claim_shows_its_audit_and_a_second_bench_runs_none(bench
     assert {row.audit_pairs for row in audited} == {40}
     assert all(row.audit_params == {} for row in audited)
     assert all(row.audit_canary_ratio == pytest.approx(1, abs=1e-4) for row in audited)
-    assert all(row.audit_epsilon_lower is not None and row.audit_epsilon_lower <= 4 for row in audited)
+    assert all(
+        row.audit_epsilon_lower is not None and row.audit_epsilon_lower <= 4 for row in audited
+    )
     assert {row.audit_pairs for row in first.rows if row not in audited} == {None}
     assert "all 6 cells are finished" in bench(grid).output
 
 
-def test_an_interrupted_audit_goes_on_from_its_pairs(bench: Callable[..., Ran], tmp_path: Path) -> None:
+def test_an_interrupted_audit_goes_on_from_its_pairs(
+    bench: Callable[..., Ran], tmp_path: Path
+) -> None:
     grid = small_grid("dp-gaussian", epsilon=4.0, audit=AUDIT)
     whole = bench(grid).rows
     folder = RunFolder(tmp_path / "run")
@@ -42,27 +52,53 @@ def test_an_interrupted_audit_goes_on_from_its_pairs(bench: Callable[..., Ran], 
 
 
 @pytest.mark.slow
-def test_an_audit_that_is_added_later_touches_no_other_line_and_no_row_of_a_refuted_claim_is_ok(bench: Callable[..., Ran]) -> None:
-    grid = small_grid(quick("plugin:Optimist", rounds=1), "dp-gaussian", epsilon=[4.0, float("inf")], seeds=[0, 1])
+def test_an_audit_that_is_added_later_touches_no_other_line_and_no_row_of_a_refuted_claim_is_ok(
+    bench: Callable[..., Ran],
+) -> None:
+    grid = small_grid(
+        quick("plugin:Optimist", rounds=1), "dp-gaussian", epsilon=[4.0, float("inf")], seeds=[0, 1]
+    )
     first = bench(grid)
     assert (first.code, {row.status for row in first.rows}) == (0, {"ok"})
-    before = {kind: path.read_bytes() for kind in KINDS if (path := RunFolder(first.folder).lines(kind)).exists()}
-    audited = bench(small_grid(quick("plugin:Optimist", rounds=1), "dp-gaussian", epsilon=[4.0, float("inf")], seeds=[0, 1], audit=REFUTES))
+    before = {
+        kind: path.read_bytes()
+        for kind in KINDS
+        if (path := RunFolder(first.folder).lines(kind)).exists()
+    }
+    audited = bench(
+        small_grid(
+            quick("plugin:Optimist", rounds=1),
+            "dp-gaussian",
+            epsilon=[4.0, float("inf")],
+            seeds=[0, 1],
+            audit=REFUTES,
+        )
+    )
     assert {kind: RunFolder(first.folder).lines(kind).read_bytes() for kind in before} == before
     refuted = [row for row in audited.rows if row.status != "ok"]
     assert audited.code == 1
-    assert {(row.label, row.epsilon_target, row.status) for row in refuted} == {("plugin:Optimist", 4.0, "refuted")}
+    assert {(row.label, row.epsilon_target, row.status) for row in refuted} == {
+        ("plugin:Optimist", 4.0, "refuted")
+    }
     assert len(refuted) == 2
     assert refuted[0].audit_params == {"latent": 4, "encoder_hidden": [8]}
     assert "refuted (ε = 4 claimed, an audit finds ε ≥" in audited.output
     assert "an audit finds ε ≥" in (audited.folder / "report.html").read_text()
     saved = load_generator(audited.folder, refuted[0].cell_id, trust_plugin=True)
     assert (saved.vouched, saved.facts.row.status) == (True, "refuted")
-    assert saved.facts.held_back == "the seed of its noise is known, and with it anyone can take the noise off"
-    assert {line["refuted"] for line in ResultStore(first.folder).last("audits").values()} == {True, False}
+    assert (
+        saved.facts.held_back
+        == "the seed of its noise is known, and with it anyone can take the noise off"
+    )
+    assert {line["refuted"] for line in ResultStore(first.folder).last("audits").values()} == {
+        True,
+        False,
+    }
 
 
-def test_too_few_pairs_for_any_bound_are_refused_before_anything_runs(bench: Callable[..., Ran], tmp_path: Path) -> None:
+def test_too_few_pairs_for_any_bound_are_refused_before_anything_runs(
+    bench: Callable[..., Ran], tmp_path: Path
+) -> None:
     with pytest.raises(UserError, match=r"audit.*pairs: 4 are too few.*give 6 or more"):
         bench(small_grid("dp-gaussian", epsilon=4.0, audit={"pairs": 4}))
     assert not (tmp_path / "run").exists()

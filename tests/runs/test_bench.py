@@ -33,7 +33,11 @@ def by_cell(rows: list[Row], *left_out: str) -> dict[str, dict[str, Any]]:
 
 def files(folder: Path) -> dict[str, bytes]:
     """The files of result lines that a folder has."""
-    return {kind: path.read_bytes() for kind in KINDS if (path := RunFolder(folder).lines(kind)).exists()}
+    return {
+        kind: path.read_bytes()
+        for kind in KINDS
+        if (path := RunFolder(folder).lines(kind)).exists()
+    }
 
 
 def test_finished_cells_are_not_run_again_and_a_grown_grid_runs_what_is_new(bench: Bench) -> None:
@@ -50,7 +54,9 @@ def test_finished_cells_are_not_run_again_and_a_grown_grid_runs_what_is_new(benc
     assert len(read_results(first.folder).every_row()) == 3
 
 
-def test_a_look_at_a_part_keeps_the_page_and_its_map_and_what_is_of_another_kind_goes(bench: Bench) -> None:
+def test_a_look_at_a_part_keeps_the_page_and_its_map_and_what_is_of_another_kind_goes(
+    bench: Bench,
+) -> None:
     whole = bench(small_grid("dp-gaussian", "dp-linear", epsilon=[1.0, 4.0]))
     page = (whole.folder / "curves" / "map.svg").read_bytes()
     look = bench(small_grid("dp-gaussian", epsilon=4.0))
@@ -60,15 +66,22 @@ def test_a_look_at_a_part_keeps_the_page_and_its_map_and_what_is_of_another_kind
     assert "What was generated" in (look.folder / "report.html").read_text()
     assert (look.folder / "curves" / "map.svg").read_bytes() == page
     assert "goes on showing 3 cells" in bench(small_grid("dp-gaussian", epsilon=4.0)).output
-    other = {"name": "dp-gaussian", "params": {**quick("dp-gaussian")["params"], "coordinates_share": 0.5}}
-    assert {(row.label, row.epsilon_target) for row in bench(small_grid(other, epsilon=4.0)).rows} == {
-        *(("dp-gaussian", 4.0), ("dp-linear", 1.0), ("dp-linear", 4.0))
+    other = {
+        "name": "dp-gaussian",
+        "params": {**quick("dp-gaussian")["params"], "coordinates_share": 0.5},
     }
-    assert len(bench(small_grid("dp-gaussian", epsilon=4.0, evaluation={"per_class": 11})).rows) == 1
+    assert {
+        (row.label, row.epsilon_target) for row in bench(small_grid(other, epsilon=4.0)).rows
+    } == {*(("dp-gaussian", 4.0), ("dp-linear", 1.0), ("dp-linear", 4.0))}
+    assert (
+        len(bench(small_grid("dp-gaussian", epsilon=4.0, evaluation={"per_class": 11})).rows) == 1
+    )
     assert len(bench(small_grid("dp-gaussian", epsilon=4.0, delta=1e-5)).rows) == 1
 
 
-def test_a_failed_reference_leaves_no_line_and_is_computed_by_the_same_command(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_failed_reference_leaves_no_line_and_is_computed_by_the_same_command(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def without_memory(*given: Any) -> None:
         raise MemoryError("none is left")
 
@@ -76,10 +89,16 @@ def test_a_failed_reference_leaves_no_line_and_is_computed_by_the_same_command(b
     with monkeypatch.context() as patch:
         patch.setattr("fedsim.runs.worker.local_only", without_memory)
         failed = bench(grid)
-    assert "the local-only reference failed; the same command tries again: MemoryError" in failed.output
+    assert (
+        "the local-only reference failed; the same command tries again: MemoryError"
+        in failed.output
+    )
     assert (failed.code, len(ResultStore(failed.folder).last("references"))) == (0, 1)
     (row,) = failed.rows
-    assert (row.ceiling_balanced_accuracy is None, row.local_only_balanced_accuracy) == (False, None)
+    assert (row.ceiling_balanced_accuracy is None, row.local_only_balanced_accuracy) == (
+        False,
+        None,
+    )
     before = files(failed.folder)
     again = bench(grid)
     assert by_cell(again.rows) == by_cell(bench(grid, "whole").rows)
@@ -92,7 +111,9 @@ def test_a_bench_that_dies_after_a_training_leaves_no_checkpoint_of_it_which_may
     bench: Bench, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     grid = small_grid("dp-gaussian", epsilon=4.0, privacy={"noise": "secret"})
-    checkpoint = RunFolder(tmp_path / "run").checkpoint(prepare(grid, NODES).trials[0].cell.training_id)
+    checkpoint = RunFolder(tmp_path / "run").checkpoint(
+        prepare(grid, NODES).trials[0].cell.training_id
+    )
     checkpoint.parent.mkdir(parents=True)
     checkpoint.write_bytes(b"of an earlier start")
     append = ResultStore.append
@@ -104,7 +125,9 @@ def test_a_bench_that_dies_after_a_training_leaves_no_checkpoint_of_it_which_may
 
     monkeypatch.setattr(ResultStore, "append", append_and_die)
     assert bench(grid).code == INTERRUPTED
-    assert [line["error"] for line in ResultStore(tmp_path / "run").last("trainings").values()] == [None]
+    assert [line["error"] for line in ResultStore(tmp_path / "run").last("trainings").values()] == [
+        None
+    ]
     assert not checkpoint.exists()
 
 
@@ -115,16 +138,24 @@ def edited(bench: Bench, folder: Path, text: str, grid: Grid) -> Ran:
     return bench(grid)
 
 
-def test_an_edit_runs_the_cells_anew_and_leaves_the_old_rows_out(bench: Bench, plugins: Path) -> None:
+def test_an_edit_runs_the_cells_anew_and_leaves_the_old_rows_out(
+    bench: Bench, plugins: Path
+) -> None:
     (plugins / "edited_method.py").write_text(GOOD)
     entry = {**quick("edited_method.py:MyMethod"), "label": "my-method"}
     grid = small_grid(entry, "dp-gaussian", epsilon=[1.0, 8.0])
     first = edited(bench, plugins, GOOD, grid)
     rows = first.rows
     same = edited(bench, plugins, GOOD, grid)
-    assert (first.code, "all 4 cells are finished" in same.output, "changed" in same.output) == (0, True, False)
+    assert (first.code, "all 4 cells are finished" in same.output, "changed" in same.output) == (
+        0,
+        True,
+        False,
+    )
 
-    other = edited(bench, plugins, changed("self.params.beta * unit", "3 * self.params.beta * unit"), grid)
+    other = edited(
+        bench, plugins, changed("self.params.beta * unit", "3 * self.params.beta * unit"), grid
+    )
     assert "left out: 2 rows of older code" in other.output
     drawn = other.rows
     assert len(read_results(other.folder).every_row()) == 6
@@ -146,12 +177,18 @@ def test_a_grid_may_ask_for_checks_which_run_once(bench: Bench, plugins: Path) -
     grid = small_grid(entry, "dp-gaussian", epsilon=[4.0, float("inf")], check="quick")
     ran = bench(grid)
     assert ran.code == 0, ran.output
-    ended = {line["algorithm"]: (line["ended"], line["full"]) for line in ResultStore(ran.folder).lines("checks")}
+    ended = {
+        line["algorithm"]: (line["ended"], line["full"])
+        for line in ResultStore(ran.folder).lines("checks")
+    }
     assert ended == dict.fromkeys(("asked.py:MyMethod", "dp-gaussian"), ("passed", False))
     assert "all 4 cells are finished" in bench(grid).output
     full = prepare(grid.model_copy(update={"check": "full"}), NODES)
     run = RunContext(full, ResultStore(ran.folder), Display(Console(quiet=True), 4))
-    assert [job.key[0] for job in missing_jobs(run, (), read_results(ran.folder))] == ["check", "check"]
+    assert [job.key[0] for job in missing_jobs(run, (), read_results(ran.folder))] == [
+        "check",
+        "check",
+    ]
 
 
 def trouble(how: str, healed: Path) -> dict[str, Any]:
@@ -160,13 +197,22 @@ def trouble(how: str, healed: Path) -> dict[str, Any]:
 
 def test_a_cell_that_fails_is_a_row_and_the_grid_goes_on(bench: Bench, tmp_path: Path) -> None:
     healed = tmp_path / "healed"
-    grid = small_grid(trouble("raise", healed), trouble("raise without a word", healed), "dp-gaussian")
+    grid = small_grid(
+        trouble("raise", healed), trouble("raise without a word", healed), "dp-gaussian"
+    )
     ran = bench(grid)
     rows = {row.label: row for row in ran.rows}
     assert ran.code == 1
-    assert {label: row.status for label, row in rows.items()} == {"raise": "failed", "raise without a word": "failed", "dp-gaussian": "ok"}
+    assert {label: row.status for label, row in rows.items()} == {
+        "raise": "failed",
+        "raise without a word": "failed",
+        "dp-gaussian": "ok",
+    }
     errors = {label: row.error for label, row in rows.items() if row.error}
-    assert (errors["raise"]["type"], errors["raise"]["message"]) == ("ZeroDivisionError", "the third round\nis broken")
+    assert (errors["raise"]["type"], errors["raise"]["message"]) == (
+        "ZeroDivisionError",
+        "the third round\nis broken",
+    )
     assert 'raise ZeroDivisionError("the third round' in errors["raise"]["traceback"]
     assert errors["raise without a word"]["type"] == "AssertionError"
     log = ran.log(rows["raise"])
@@ -203,7 +249,9 @@ def test_a_handful_of_short_cells_runs_in_this_process_by_itself() -> None:
                 assert isinstance(running, InProcess)
 
 
-def test_cells_that_are_equal_by_construction_are_trained_once_and_each_has_the_row_that_it_has_alone(bench: Bench) -> None:
+def test_equal_cells_are_trained_once_and_have_the_same_results_as_alone(
+    bench: Bench,
+) -> None:
     axes = {"alpha": [0.5, 1.0], "clients": [2, 4]}
     together = bench(small_grid("dp-gaussian", **axes))
     assert (together.code, len(together.rows)) == (0, 4)
@@ -211,23 +259,38 @@ def test_cells_that_are_equal_by_construction_are_trained_once_and_each_has_the_
     again = bench(small_grid("dp-gaussian", **axes))
     assert "all 4 cells are finished" in again.output
     for row in together.rows:
-        (alone,) = bench(small_grid("dp-gaussian", alpha=row.alpha, clients=row.clients), row.cell_id).rows
+        (alone,) = bench(
+            small_grid("dp-gaussian", alpha=row.alpha, clients=row.clients), row.cell_id
+        ).rows
         assert values_of(row, *TIMES) == values_of(alone, *TIMES)
 
 
-def test_a_run_folder_of_an_older_fedsim_is_refused_in_one_sentence_and_stays_as_it_is(bench: Bench) -> None:
+def test_a_run_folder_of_an_older_fedsim_is_refused_in_one_sentence_and_stays_as_it_is(
+    bench: Bench,
+) -> None:
     grid = small_grid("fedavg-linear")
     manifest = bench(grid).folder / "manifest.json"
-    manifest.write_text(json.dumps(json.loads(manifest.read_text()) | {"format": 2, "versions": {"fedsim": "0.2.0"}}))
+    manifest.write_text(
+        json.dumps(
+            json.loads(manifest.read_text()) | {"format": 2, "versions": {"fedsim": "0.2.0"}}
+        )
+    )
     before = manifest.read_bytes()
     for use in (lambda: bench(grid), lambda: read_results(manifest.parent).rows):
-        with pytest.raises(fedsim.UserError, match=r"is of fedsim 0\.2\.0, and this version reads run folders from 0\.3 on"):
+        with pytest.raises(
+            fedsim.UserError,
+            match=r"is of fedsim 0\.2\.0, and this version reads run folders from 0\.3 on",
+        ):
             use()
     assert manifest.read_bytes() == before
 
 
-def test_a_plug_in_whose_loss_is_not_per_example_trains_on_no_real_row(folder: Path, bench: Bench) -> None:
-    text = changed("gaussian_nll(batch.x, decoded", "gaussian_nll(batch.x - batch.x.mean(0), decoded")
+def test_a_plug_in_whose_loss_is_not_per_example_trains_on_no_real_row(
+    folder: Path, bench: Bench
+) -> None:
+    text = changed(
+        "gaussian_nll(batch.x, decoded", "gaussian_nll(batch.x - batch.x.mean(0), decoded"
+    )
     (folder / "mixes.py").write_text(text)
     grid = small_grid({"name": f"{folder}/mixes.py:MyMethod", "params": {"rounds": 2}}, epsilon=4.0)
     with pytest.raises(PluginError, match="NotPerExample: the loss is not per example"):

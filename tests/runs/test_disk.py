@@ -1,4 +1,6 @@
-"""A run folder on a disk that gets full, goes read-only or is gone while cells run; a real file system each time."""
+"""A run folder on a disk that gets full, goes read-only or is gone while cells run; a real file
+system each time.
+"""
 
 import os
 import subprocess
@@ -44,7 +46,9 @@ def fill(folder: Path) -> None:
             return
 
 
-def test_a_disk_that_gets_full_loses_no_row_and_the_same_command_goes_on(bench: Bench, disk: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_disk_that_gets_full_loses_no_row_and_the_same_command_goes_on(
+    bench: Bench, disk: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     append = ResultStore.append
 
     def append_and_fill(store: ResultStore, kind: Kind, lines: Any) -> None:
@@ -57,7 +61,10 @@ def test_a_disk_that_gets_full_loses_no_row_and_the_same_command_goes_on(bench: 
         patch.setattr(ResultStore, "append", append_and_fill)
         with pytest.raises(RunLost, match=lost):
             bench(small_grid("weight-noise", **GRID))
-    before = {path: path.read_bytes() for path in map(RunFolder(disk).lines, ("trainings", "judgements", "references"))}
+    before = {
+        path: path.read_bytes()
+        for path in map(RunFolder(disk).lines, ("trainings", "judgements", "references"))
+    }
     assert all(text.endswith(b"\n") for text in before.values())
     assert 1 <= len(read_results(disk).every_row()) < 4
     (disk / "filler").unlink()

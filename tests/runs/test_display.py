@@ -11,13 +11,28 @@ from fedsim.results.columns import Row
 from fedsim.runs import display
 from fedsim.runs.display import Display
 
-ERROR = {"type": "ValueError", "message": "a [bold] reason\nsecond line", "traceback": "Traceback ..."}
+ERROR = {
+    "type": "ValueError",
+    "message": "a [bold] reason\nsecond line",
+    "traceback": "Traceback ...",
+}
 
 
 def row(cell_id: str, status: str = "ok", **fields: Any) -> Row:
-    base = {"cell_id": cell_id, "status": status, "algorithm": "alg", "label": "alg", "params": {}, "dataset": "digits"}
+    base = {
+        "cell_id": cell_id,
+        "status": status,
+        "algorithm": "alg",
+        "label": "alg",
+        "params": {},
+        "dataset": "digits",
+    }
     base |= {"alpha": 0.1, "clients": 10, "seed": 2, "epsilon_target": 4.0, "epsilon_spent": 3.98}
-    base |= {"error": ERROR} if status == "failed" else {"accuracy": 0.8, "balanced_accuracy": 0.812, "macro_f1": 0.8}
+    base |= (
+        {"error": ERROR}
+        if status == "failed"
+        else {"accuracy": 0.8, "balanced_accuracy": 0.812, "macro_f1": 0.8}
+    )
     return Row(base | fields)
 
 
@@ -40,12 +55,18 @@ def test_failures_are_lines_and_the_end_counts_every_cell() -> None:
         shown.cell_finished(row("b", "failed"))
         shown.cell_finished(row("c", "overspent", epsilon_spent=9.0))
     failed, overspent, end = printed(where)
-    assert failed == "alg · digits · α = 0.1 · 10 clients · ε = 4 · seed 2: failed, ValueError: a [bold] reason"
+    assert (
+        failed
+        == "alg · digits · α = 0.1 · 10 clients · ε = 4 · seed 2: failed, ValueError: a [bold] "
+        "reason"
+    )
     assert overspent.endswith("overspent (balanced accuracy 0.812, ε spent 9 of 4)")
     assert end == "2 of 6 cells done, 1 refuted, 1 failed, 1 overspent, 1 not finished in 0:00:00"
 
 
-def test_without_a_terminal_a_line_a_minute_has_what_runs_what_is_finished_and_an_estimate(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_a_terminal_a_line_a_minute_has_what_runs_what_is_finished_and_an_estimate(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     monkeypatch.setattr(display, "EVERY", 0.0)
     where = console()
     with Display(where, 4) as shown:

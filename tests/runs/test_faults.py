@@ -1,4 +1,6 @@
-"""Ends of a bench from outside: signals, a killed driver, a killed service of Ray; then the same command, and the same rows."""
+"""Ends of a bench from outside: signals, a killed driver, a killed service of Ray; then the same
+command, and the same rows.
+"""
 
 import os
 import signal
@@ -40,7 +42,9 @@ def grid(tmp_path: Path) -> Path:
 
 @pytest.fixture(name="undisturbed")
 def undisturbed_(bench: Callable[..., Ran]) -> Undisturbed:
-    """Rows and round records of the grid, without wall time, as a bench without any fault writes them."""
+    """Rows and round records of the grid, without wall time, as a bench without any fault writes
+    them.
+    """
     ran = bench(Grid.model_validate(yaml.safe_load(GRID)), "undisturbed")
     by_cell = {row.cell_id: values_of(row, *TIMES) for row in ran.rows}
     return by_cell, sorted(ran.rounds, key=lambda record: (record["cell_id"], record["round"]))
@@ -87,7 +91,9 @@ def test_an_interruption_while_ray_starts_leaves_none_of_its_processes(grid: Pat
 
 
 @pytest.mark.parametrize("service", ["raylet/raylet", "gcs/gcs_server"])
-def test_a_killed_service_of_ray_ends_a_bench_in_order(grid: Path, undisturbed: Undisturbed, service: str) -> None:
+def test_a_killed_service_of_ray_ends_a_bench_in_order(
+    grid: Path, undisturbed: Undisturbed, service: str
+) -> None:
     with bench(grid) as process:
         when(lambda: len(rows(grid)) >= 1, process)
         started = offspring(process.pid)
@@ -101,18 +107,27 @@ def test_a_killed_service_of_ray_ends_a_bench_in_order(grid: Path, undisturbed: 
 
 
 def listening(process: psutil.Process) -> set[str]:
-    return {each.laddr.ip for each in process.net_connections("tcp") if each.status == psutil.CONN_LISTEN}
+    return {
+        each.laddr.ip
+        for each in process.net_connections("tcp")
+        if each.status == psutil.CONN_LISTEN
+    }
 
 
 def test_a_local_cluster_listens_on_this_machine_alone_and_is_gone_with_its_driver() -> None:
     for killed in (True, False):
         command = [sys.executable, "-c", CLUSTER]
-        with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+        with subprocess.Popen(
+            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        ) as process:
             assert process.stdout is not None
             assert process.stdout.readline() == "started\n"
             started = offspring(process.pid)
             assert any("raylet" in each.name() for each in started)
-            assert set.union(*map(listening, [psutil.Process(process.pid), *started])) <= {"127.0.0.1", "::ffff:127.0.0.1"}
+            assert set.union(*map(listening, [psutil.Process(process.pid), *started])) <= {
+                "127.0.0.1",
+                "::ffff:127.0.0.1",
+            }
             if killed:
                 process.kill()
             process.communicate("" if not killed else None, timeout=PATIENCE)

@@ -25,22 +25,34 @@ def context(prepared: Prepared, folder: Path) -> RunContext:
     return RunContext(prepared, ResultStore(folder), Display(Console(quiet=True), 1))
 
 
-def test_a_reference_is_of_one_data_set_one_probe_and_below_the_ceiling_of_one_partition(tmp_path: Path) -> None:
+def test_a_reference_is_of_one_data_set_one_probe_and_below_the_ceiling_of_one_partition(
+    tmp_path: Path,
+) -> None:
     depends_on: dict[str, set[tuple[object, ...]]] = {}
     for probe_c in (0.1, 0.3):
         evaluation = {"per_class": 10, "probe_c": probe_c}
-        prepared = small_cells("local-only", "fedavg-linear", dataset=DATA, alpha=[0.1, 1.0], evaluation=evaluation)
+        prepared = small_cells(
+            "local-only", "fedavg-linear", dataset=DATA, alpha=[0.1, 1.0], evaluation=evaluation
+        )
         for trial in prepared.trials:
             ceiling, local_only = references_of(context(prepared, tmp_path), trial)
             depends_on.setdefault(ceiling.key[-1], set()).add((trial.data_key, probe_c))
-            depends_on.setdefault(local_only.key[-1], set()).add((trial.data_key, probe_c, trial.partition.fingerprint))
+            depends_on.setdefault(local_only.key[-1], set()).add(
+                (trial.data_key, probe_c, trial.partition.fingerprint)
+            )
     assert all(len(each) == 1 for each in depends_on.values())
     assert len(depends_on) == 2 * 2 + 2 * 2 * 2
 
 
-def kinds(prepared: Prepared, lines: RunResults, folder: Path, *, retry_failed: bool = False) -> list[str]:
+def kinds(
+    prepared: Prepared, lines: RunResults, folder: Path, *, retry_failed: bool = False
+) -> list[str]:
     jobs = missing_jobs(context(prepared, folder), (), lines, retry_failed=retry_failed)
-    return ["training" if job.training is None else "judging" for job in jobs if isinstance(job, CellJob)]
+    return [
+        "training" if job.training is None else "judging"
+        for job in jobs
+        if isinstance(job, CellJob)
+    ]
 
 
 def test_a_cell_lacks_its_training_or_its_judgement_or_nothing(tmp_path: Path) -> None:
@@ -50,17 +62,32 @@ def test_a_cell_lacks_its_training_or_its_judgement_or_nothing(tmp_path: Path) -
     keep_state(ResultStore(tmp_path).folder.state(trial.cell.training_id), outcome.state)
     assert kinds(prepared, RunResults(RunFolder(tmp_path)), tmp_path) == ["training"]
     trained = lines_of(trial, outcome)
-    kept = replace(trained, trainings={trial.cell.training_id: {**trained.trainings[trial.cell.training_id], "state": "0"}})
+    kept = replace(
+        trained,
+        trainings={
+            trial.cell.training_id: {**trained.trainings[trial.cell.training_id], "state": "0"}
+        },
+    )
     assert kinds(prepared, kept, tmp_path) == ["judging"]
     assert kinds(prepared, lines_of(trial, outcome, judgement), tmp_path) == []
-    for failed in (lines_of(trial, ERROR), replace(kept, judgements=lines_of(trial, outcome, ERROR).judgements)):
+    for failed in (
+        lines_of(trial, ERROR),
+        replace(kept, judgements=lines_of(trial, outcome, ERROR).judgements),
+    ):
         assert kinds(prepared, failed, tmp_path) == []
     assert kinds(prepared, lines_of(trial, ERROR), tmp_path, retry_failed=True) == ["training"]
-    assert kinds(prepared, replace(kept, judgements=lines_of(trial, outcome, ERROR).judgements), tmp_path, retry_failed=True) == ["judging"]
+    assert kinds(
+        prepared,
+        replace(kept, judgements=lines_of(trial, outcome, ERROR).judgements),
+        tmp_path,
+        retry_failed=True,
+    ) == ["judging"]
 
 
 def test_what_was_not_kept_is_refused_under_secret_noise(tmp_path: Path) -> None:
     prepared = small_cells(quick("dp-gaussian"), epsilon=4.0, privacy={"noise": "secret"})
     (trial,) = prepared.trials
-    with pytest.raises(UserError, match="a second training would be a second release of the same rows"):
+    with pytest.raises(
+        UserError, match="a second training would be a second release of the same rows"
+    ):
         kinds(prepared, lines_of(trial, ran(prepared, trial)[0]), tmp_path)

@@ -1,4 +1,6 @@
-"""Finished grids judged again by another evaluation, and benches that end in between; nothing is trained again."""
+"""Finished grids judged again by another evaluation, and benches that end in between; nothing is
+trained again.
+"""
 
 from collections.abc import Callable
 from typing import Any
@@ -27,14 +29,27 @@ def rows(ran: Ran) -> list[dict[str, Any]]:
     return [values_of(row, *TIMES) for row in ran.rows]
 
 
-def test_another_evaluation_of_a_finished_grid_judges_again_and_trains_nothing(bench: Bench) -> None:
+def test_another_evaluation_of_a_finished_grid_judges_again_and_trains_nothing(
+    bench: Bench,
+) -> None:
     """Under secret noise and with features of its own for every client, too."""
-    grid = small_grid("dp-gaussian", "fedavg-linear", partition={"scheme": "feature-shift"}, privacy={"noise": "secret"})
+    grid = small_grid(
+        "dp-gaussian",
+        "fedavg-linear",
+        partition={"scheme": "feature-shift"},
+        privacy={"noise": "secret"},
+    )
     before = bench(grid).rows
     again = bench(judged_by(grid, per_client=True))
     assert "2 trained cells to be judged, without training again" in again.output
-    assert (count(again, "trainings"), count(again, "judgements"), count(again, "references")) == (2, 4, 2)
-    assert [row.balanced_accuracy for row in again.rows] == [row.balanced_accuracy for row in before]
+    assert (count(again, "trainings"), count(again, "judgements"), count(again, "references")) == (
+        2,
+        4,
+        2,
+    )
+    assert [row.balanced_accuracy for row in again.rows] == [
+        row.balanced_accuracy for row in before
+    ]
     seeded = small_grid("dp-gaussian")
     bench(seeded, "seeded")
     other = judged_by(seeded, per_class=20)
@@ -42,7 +57,9 @@ def test_another_evaluation_of_a_finished_grid_judges_again_and_trains_nothing(b
 
 
 @pytest.mark.slow
-def test_a_bench_that_ends_after_every_write_gives_the_same_rows_by_the_same_command(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_bench_that_ends_after_every_write_gives_the_same_rows_by_the_same_command(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
     grid = small_grid("fedhypevae", "fedavg-linear", epsilon=4.0, audit={"pairs": 20, "rounds": 1})
     whole, append, ended_after = bench(grid), ResultStore.append, list[Kind]()
 
@@ -60,7 +77,10 @@ def test_a_bench_that_ends_after_every_write_gives_the_same_rows_by_the_same_com
         benches += 1
         assert benches < 100
     cut = bench(grid, "cut")
-    assert (benches - 1, set(ended_after)) == (len(ended_after), {"rounds", "trainings", "judgements", "references", "audits", "pairs"})
+    assert (benches - 1, set(ended_after)) == (
+        len(ended_after),
+        {"rounds", "trainings", "judgements", "references", "audits", "pairs"},
+    )
     assert (rows(cut), cut.rounds) == (rows(whole), whole.rounds)
     once = set(ended_after) - {"rounds"}
     assert {kind: count(cut, kind) for kind in once} == {kind: count(whole, kind) for kind in once}

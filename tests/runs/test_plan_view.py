@@ -20,8 +20,12 @@ def noise_of(name, **keys):
 def test_a_gradients_noise_is_the_one_that_a_training_adds(keys) -> None:
     prepared = small_cells(quick("fedhypevae", rounds=12, sample_rate=0.5), epsilon=4.0, **keys)
     (trial,), (data,) = prepared.trials, prepared.data.values()
-    drawn = next(step for step in run_trial(trial, data) if step.values["main"]).values["noise_norm"]
-    (told,) = Plan(prepared, Path("none")).noise.query("part.str.startswith('sum of')")["noise / signal"]
+    drawn = next(step for step in run_trial(trial, data) if step.values["main"]).values[
+        "noise_norm"
+    ]
+    (told,) = Plan(prepared, Path("none")).noise.query("part.str.startswith('sum of')")[
+        "noise / signal"
+    ]
     units = trial.task.clients if keys else trial.train_rows * 0.5
     assert told * units * trial.plan.clip == pytest.approx(drawn, rel=0.06)
 
@@ -29,7 +33,12 @@ def test_a_gradients_noise_is_the_one_that_a_training_adds(keys) -> None:
 def test_class_means_noise_is_in_units_of_the_radius_and_twice_the_rows_halve_it() -> None:
     trial, found = noise_of("dp-gaussian", epsilon=1.0)
     weight = 1 / math.sqrt(1 + 0.15**2 + 0.7**2)
-    expected = trial.plan.mechanism("moments").noise_multiplier / weight * math.sqrt(64) / (trial.train_rows / 10)
+    expected = (
+        trial.plan.mechanism("moments").noise_multiplier
+        / weight
+        * math.sqrt(64)
+        / (trial.train_rows / 10)
+    )
     assert found["class means"] == pytest.approx(expected)
     more = noise_of("dp-gaussian", epsilon=1.0, dataset={"name": "digits", "limit": 400})[1]
     assert all(more[name] == pytest.approx(found[name] / 2) for name in found)
@@ -37,6 +46,10 @@ def test_class_means_noise_is_in_units_of_the_radius_and_twice_the_rows_halve_it
 
 def test_a_second_moments_noise_is_told_in_spectral_norm() -> None:
     trial, found = noise_of("dp-gaussian", epsilon=1.0)
-    std = trial.plan.noise_std("moments") / (trial.plan.clip * parts_of(trial)[0].phases[-1].weights["second"])
+    std = trial.plan.noise_std("moments") / (
+        trial.plan.clip * parts_of(trial)[0].phases[-1].weights["second"]
+    )
     drawn = std * torch.randn(64, 64, generator=torch.Generator().manual_seed(0))
-    assert found["second"] == pytest.approx(float(torch.linalg.matrix_norm(drawn, 2)) / trial.train_rows, rel=0.1)
+    assert found["second"] == pytest.approx(
+        float(torch.linalg.matrix_norm(drawn, 2)) / trial.train_rows, rel=0.1
+    )

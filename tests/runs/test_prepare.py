@@ -1,4 +1,6 @@
-"""What is found out before a cell runs: partitions, plans, layout, memory, and what the manifest says of it."""
+"""What is found out before a cell runs: partitions, plans, layout, memory, and what the manifest
+says of it.
+"""
 
 from pathlib import Path
 
@@ -13,33 +15,55 @@ from fedsim.runs.prepare import Need, Node, label_matrices, prepare
 
 
 def test_cells_of_one_data_set_alpha_number_of_clients_and_seed_share_a_partition() -> None:
-    trials = prepare(small_grid("dp-gaussian", "weight-noise", epsilon=[1.0, 4.0], seeds=[0, 1]), NODES).trials
+    trials = prepare(
+        small_grid("dp-gaussian", "weight-noise", epsilon=[1.0, 4.0], seeds=[0, 1]), NODES
+    ).trials
     assert len(trials) == 8
     assert len({id(trial.partition) for trial in trials}) == 2
-    assert all(len({id(t.partition) for t in trials if t.cell.seed == seed}) == 1 for seed in (0, 1))
+    assert all(
+        len({id(t.partition) for t in trials if t.cell.seed == seed}) == 1 for seed in (0, 1)
+    )
 
 
 def test_what_cannot_be_planned_or_placed_is_named_by_the_grid_s_key() -> None:
-    with pytest.raises(UserError, match=r"^unit with fedhypevae-sites: does not support 'client'; supported: example, group"):
+    with pytest.raises(
+        UserError,
+        match=r"^unit with fedhypevae-sites: does not support 'client'; supported: example, group",
+    ):
         prepare(small_grid("fedhypevae-sites", unit="client"), NODES)
     with pytest.raises(UserError, match=r"^epsilon\[1\] with dp-gaussian: 1e-06 is too small"):
         prepare(small_grid("dp-gaussian", "dp-gmm", epsilon=[1.0, 1e-6]), NODES)
-    with pytest.raises(UserError, match=r"^resources.clients_per_actor: 4 clients need 4 actors at once and the cluster has room for 2"):
+    with pytest.raises(
+        UserError,
+        match=r"^resources.clients_per_actor: 4 clients need 4 actors at once and the cluster "
+        r"has room for 2",
+    ):
         prepare(small_grid("dp-gaussian", resources={"clients_per_actor": 1}), [Node(2.0, 0.0)])
     with pytest.raises(UserError, match=r"^evaluation.readouts: there is no readout 'kn'; .*knn"):
         prepare(small_grid("dp-gaussian", evaluation={"readouts": ["knn", "kn"]}), NODES)
-    with pytest.raises(UserError, match=r"^resources: an actor needs 1 CPU and 0.5 GPUs; no node has them \(4 CPUs and 0 GPUs\)"):
+    with pytest.raises(
+        UserError,
+        match=r"^resources: an actor needs 1 CPU and 0.5 GPUs; no node has them \(4 CPUs and 0 "
+        r"GPUs\)",
+    ):
         prepare(small_grid("dp-gaussian", resources={"gpus_per_actor": 0.5}), NODES)
     with pytest.raises(UserError, match=r"^dataset\[1\]: /none.npz: cannot be read .no such file"):
         prepare(small_grid("dp-gaussian", dataset=["digits", {"npz": "/none.npz"}]), NODES)
     with pytest.raises(UserError, match=r"^clients\[1\]: 101 clients × 2"):
         prepare(small_grid("dp-gaussian", clients=[4, 101]), NODES)
-    with pytest.raises(UserError, match=r"client_rate with fedhypevae: 0.5 samples clients, .*; give 1, or unit: client"):
+    with pytest.raises(
+        UserError,
+        match=r"client_rate with fedhypevae: 0.5 samples clients, .*; give 1, or unit: client",
+    ):
         prepare(small_grid(quick("fedhypevae", client_rate=0.5)), NODES)
 
 
 def test_a_plan_is_of_the_cells_own_parameters() -> None:
-    entries = [quick("fedhypevae", rounds=n, sample_rate=q) | {"label": f"{n} {q}"} for n in (3, 5) for q in (0.1, 0.2)]
+    entries = [
+        quick("fedhypevae", rounds=n, sample_rate=q) | {"label": f"{n} {q}"}
+        for n in (3, 5)
+        for q in (0.1, 0.2)
+    ]
     for trial in prepare(small_grid(*entries, epsilon=4.0), NODES).trials:
         assert trial.plan is not None
         release, params = trial.plan.releases[-1], trial.cell.params
@@ -55,26 +79,50 @@ def test_clients_are_spread_over_actors_that_would_idle() -> None:
     assert spread.need_of(spread.trials[0]) == Need(1.0, actors=2)
 
 
-def test_matrices_are_of_the_partitions_that_cells_train_on_with_clients_called_by_site(tmp_path: Path) -> None:
-    dataset, partition = {"npz": str(digits_of_sites(tmp_path)), "overlap": "keep"}, {"scheme": "column-dirichlet", "column": "site"}
-    prepared = prepare(small_grid("dp-gaussian", dataset=dataset, partition=partition, clients=4), NODES)
+def test_matrices_are_of_the_partitions_that_cells_train_on_with_clients_called_by_site(
+    tmp_path: Path,
+) -> None:
+    dataset, partition = (
+        {"npz": str(digits_of_sites(tmp_path)), "overlap": "keep"},
+        {"scheme": "column-dirichlet", "column": "site"},
+    )
+    prepared = prepare(
+        small_grid("dp-gaussian", dataset=dataset, partition=partition, clients=4), NODES
+    )
     (made,) = label_matrices(prepared)
     assert made.sites == ("north 0", "south 1", "south 2", "west 3")
     assert made.fingerprint == prepared.trials[0].partition.fingerprint
 
 
 def test_a_manifest_says_what_each_method_is_and_which_paper_it_follows(tmp_path: Path) -> None:
-    write_manifest(folder := RunFolder(tmp_path), prepare(small_grid("fedhypevae", "dp-gaussian"), NODES), [])
+    write_manifest(
+        folder := RunFolder(tmp_path), prepare(small_grid("fedhypevae", "dp-gaussian"), NODES), []
+    )
     first, second = read_manifest(folder.path)["methods"]
-    assert (first["label"], first["source"], first["text"][:13]) == ("fedhypevae", "arXiv 2601.00785", "Negative ELBO")
-    assert (second["label"], "`" in second["text"], "1805.06530" in second["source"]) == ("dp-gaussian", False, True)
+    assert (first["label"], first["source"], first["text"][:13]) == (
+        "fedhypevae",
+        "arXiv 2601.00785",
+        "Negative ELBO",
+    )
+    assert (second["label"], "`" in second["text"], "1805.06530" in second["source"]) == (
+        "dp-gaussian",
+        False,
+        True,
+    )
 
 
 def test_cells_that_no_partition_can_change_are_equal_where_nothing_of_them_is_a_clients() -> None:
     keys = {"alpha": [0.5, 1.0], "clients": [2, 4]}
     one_shot = ("dp-gaussian", "dp-gmm", "fedhypevae-warm")
-    assert prepare(small_grid(*one_shot, epsilon=[1, 4], seeds=[0, 1, 2], **keys), NODES).repeated == 54  # of 72
-    for other in ({"trust": "silo"}, {"unit": "client"}, {"partition": {"scheme": "feature-shift"}, "alpha": 1.0}):
+    assert (
+        prepare(small_grid(*one_shot, epsilon=[1, 4], seeds=[0, 1, 2], **keys), NODES).repeated
+        == 54
+    )  # of 72
+    for other in (
+        {"trust": "silo"},
+        {"unit": "client"},
+        {"partition": {"scheme": "feature-shift"}, "alpha": 1.0},
+    ):
         assert prepare(small_grid("dp-gaussian", **(keys | other)), NODES).repeated == 0
     per_client = {"evaluation": {"per_class": 10, "per_client": True}}
     assert prepare(small_grid("fedhypevae-sites", "weight-noise", **keys), NODES).repeated == 0

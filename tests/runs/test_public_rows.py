@@ -1,4 +1,6 @@
-"""Public rows: which source they come from, who is given them, what they change, and what is refused."""
+"""Public rows: which source they come from, who is given them, what they change, and what is
+refused.
+"""
 
 from pathlib import Path
 from typing import Any
@@ -63,27 +65,44 @@ def grid(public: Any, *algorithms: Any, **values: Any) -> Grid:
     return small_grid(*(algorithms or (Shifted,)), public=public, **values)
 
 
-def test_a_method_that_uses_them_is_given_the_rows_and_no_other_method_is(public: dict[str, str]) -> None:
+def test_a_method_that_uses_them_is_given_the_rows_and_no_other_method_is(
+    public: dict[str, str],
+) -> None:
     ready = prepared(public, Shifted, Unaware)
     used, unused = ready.trials
     assert unused.cell.cell_id == prepared(None, Unaware).trials[0].cell.cell_id
-    with pytest.raises(UserError, match=r"public with .*Shifted: the method uses public rows, and there are none; name a data set"):
+    with pytest.raises(
+        UserError,
+        match=r"public with .*Shifted: the method uses public rows, and there are none; name a "
+        r"data set",
+    ):
         prepared(None, Shifted)
     held = ready.data[used.data_key].public
     assert held is not None
     assert (used.cell.public, used.cell.public_hash) == ("other", held.fingerprint)
     assert (unused.cell.public, unused.cell.public_hash) == (None, None)
     assert np.allclose(np.linalg.norm(held.x, axis=1), 1)
-    given, kept = (build_algorithm(t.cell.algorithm, t.cell.params, t.given(ready.data[t.data_key]).task) for t in (used, unused))
+    given, kept = (
+        build_algorithm(t.cell.algorithm, t.cell.params, t.given(ready.data[t.data_key]).task)
+        for t in (used, unused)
+    )
     assert given.task.public is held
     assert kept.task.public is None
 
 
 def test_rows_that_are_private_too_or_of_another_dimension_are_refused(tmp_path: Path) -> None:
     data = load(small_grid("dp-gaussian").dataset[0])
-    first, second, *_ = np.flatnonzero((unit_norm(data.x_train) == data.x_train).all(1))  # scaled to unit norm they are the same
+    first, second, *_ = np.flatnonzero(
+        (unit_norm(data.x_train) == data.x_train).all(1)
+    )  # scaled to unit norm they are the same
     mixed = np.concatenate([rows(), 4 * data.x_train[[second, first]]])
-    with pytest.raises(UserError, match=rf"public: 2 training rows of 'digits\S*' are public too, the first is row {first}"):
+    with pytest.raises(
+        UserError,
+        match=rf"public: 2 training rows of 'digits\S*' are public too, the first is row {first}",
+    ):
         prepared(npz(tmp_path / "mixed.npz", x=mixed))
-    with pytest.raises(UserError, match=r"'p' has rows of 9 dimensions, data set 'digits\S*' of 64; give public rows"):
+    with pytest.raises(
+        UserError,
+        match=r"'p' has rows of 9 dimensions, data set 'digits\S*' of 64; give public rows",
+    ):
         prepared(npz(tmp_path / "p.npz", x=rows(dim=9)))

@@ -1,4 +1,6 @@
-"""Cells on Ray's actors: the same rows as in one process, whatever dies under them or is left behind by others."""
+"""Cells on Ray's actors: the same rows as in one process, whatever dies under them or is left
+behind by others.
+"""
 
 import time
 from collections.abc import Callable, Iterator
@@ -43,7 +45,7 @@ class HostileParams(WeightNoiseCVAEParams):
 
 
 class Killed(WeightNoiseCVAE):
-    """Its worker, or that of its last client, is killed in the third round, until that is marked."""
+    """Its worker, or the one of its last client, is killed in the third round until marked."""
 
     Params = HostileParams
 
@@ -117,7 +119,9 @@ def by_label(ran: Ran, *left_out: str) -> dict[str, dict[str, Any]]:
 
 
 def test_a_tensor_arrives_as_it_was_sent_in_aligned_memory_of_its_own(as_bytes: None) -> None:
-    for sent, got in zip(TENSORS, ray.get([ray.put({"sent": tensor}) for tensor in TENSORS]), strict=True):
+    for sent, got in zip(
+        TENSORS, ray.get([ray.put({"sent": tensor}) for tensor in TENSORS]), strict=True
+    ):
         tensor = got["sent"]
         assert (tensor.dtype, tensor.shape, tensor.requires_grad) == (sent.dtype, sent.shape, False)
         assert torch.equal(tensor, sent)
@@ -126,14 +130,21 @@ def test_a_tensor_arrives_as_it_was_sent_in_aligned_memory_of_its_own(as_bytes: 
         tensor.zero_()
 
 
-@pytest.mark.parametrize("name", ["weight-noise", pytest.param("fedhypevae", marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    "name", ["weight-noise", pytest.param("fedhypevae", marks=pytest.mark.slow)]
+)
 def test_one_process_and_three_actors_sample_noise_and_account_alike(
     bench: Bench, ray_bench: Bench, all_free: Callable[[], None], name: str
 ) -> None:
-    grids = [small_grid(name, epsilon=4.0, clients=5, resources={"clients_per_actor": each}) for each in ("all", 2)]
+    grids = [
+        small_grid(name, epsilon=4.0, clients=5, resources={"clients_per_actor": each})
+        for each in ("all", 2)
+    ]
     one, three = bench(grids[0], "one"), ray_bench(grids[1], "three")
     assert "clients per actor (2, 2, 1)" in three.log(three.rows[0])
-    fingerprints = [[(r["round"], r["sampled"], r["noise"]) for r in ran.rounds] for ran in (one, three)]
+    fingerprints = [
+        [(r["round"], r["sampled"], r["noise"]) for r in ran.rounds] for ran in (one, three)
+    ]
     assert fingerprints[0] == fingerprints[1]
     by_rounding = (*MEASURES, "recall_per_class", "generator")
     assert by_label(one, *by_rounding) == by_label(three, *by_rounding)
@@ -146,11 +157,17 @@ def test_a_cell_whose_worker_is_killed_goes_on_from_its_checkpoint_and_gives_the
     bench: Bench, ray_bench: Bench, hostile: str, tmp_path: Path
 ) -> None:
     for kind, each in (("Killed", "all"), ("ClientKilled", 2)):
-        entry = {**quick(f"{hostile}:{kind}", rounds=4, marker=str(tmp_path / f"{kind} once")), "label": kind}
+        entry = {
+            **quick(f"{hostile}:{kind}", rounds=4, marker=str(tmp_path / f"{kind} once")),
+            "label": kind,
+        }
         grid = small_grid(entry, resources={"clients_per_actor": each})
         disturbed, undisturbed = ray_bench(grid, kind), bench(grid, f"{kind} again")
         assert disturbed.code == 0, disturbed.output
-        assert "a worker process of the cell died (killed, out of memory, or it crashed); it runs again" in disturbed.output
+        assert (
+            "a worker process of the cell died (killed, out of memory, or it crashed); it "
+            "runs again" in disturbed.output
+        )
         assert by_label(disturbed) == by_label(undisturbed)
         assert disturbed.rounds == undisturbed.rounds
         assert disturbed.log(disturbed.rows[0]).count("\nclients per actor") == 2
@@ -164,10 +181,17 @@ def test_a_cell_that_fails_ends_its_process_or_loses_a_client_is_a_row_and_leave
     monkeypatch.setattr(scheduler, "MOST_LOSSES", 0)
     hows = ("exit", "client raises", "client exits")
     entries = [{**quick("plugin:Trouble", how=how, healed="never"), "label": how} for how in hows]
-    ran = ray_bench(small_grid(*entries, "weight-noise", resources={"clients_per_actor": 2}), keep_going=True)
+    ran = ray_bench(
+        small_grid(*entries, "weight-noise", resources={"clients_per_actor": 2}), keep_going=True
+    )
     assert ran.code == 1
-    assert [(row.label, row.status) for row in ran.rows] == [*((how, "failed") for how in hows), ("weight-noise", "ok")]
-    ended, raised, died = ((row.error["type"], row.error["message"]) for row in ran.rows[:3] if row.error)
+    assert [(row.label, row.status) for row in ran.rows] == [
+        *((how, "failed") for how in hows),
+        ("weight-noise", "ok"),
+    ]
+    ended, raised, died = (
+        (row.error["type"], row.error["message"]) for row in ran.rows[:3] if row.error
+    )
     assert raised == ("ZeroDivisionError", "a client is broken")
     for kind, message in (ended, died):
         assert (kind, "worker process of the cell died" in message) == ("ActorDiedError", True)
@@ -178,18 +202,33 @@ def test_a_cell_that_fails_ends_its_process_or_loses_a_client_is_a_row_and_leave
 @pytest.mark.slow
 def test_hostile_plug_ins_fail_alone(ray_bench: Bench, hostile: str) -> None:
     alone = by_label(ray_bench(small_grid("dp-gaussian", "weight-noise"), "alone"))
-    hostiles = [{**quick(f"{hostile}:{kind}", rounds=3), "label": kind} for kind in ("Spoils", "Hangs")]
+    hostiles = [
+        {**quick(f"{hostile}:{kind}", rounds=3), "label": kind} for kind in ("Spoils", "Hangs")
+    ]
     resources = {"cell_timeout": f"{8 * slowness():.0f}s"}
     started = time.monotonic()
-    ran = ray_bench(small_grid(hostiles[0], "dp-gaussian", hostiles[1], "weight-noise", resources=resources), keep_going=True)
+    ran = ray_bench(
+        small_grid(hostiles[0], "dp-gaussian", hostiles[1], "weight-noise", resources=resources),
+        keep_going=True,
+    )
     assert time.monotonic() - started < 60 * slowness()
     assert {name: row for name, row in by_label(ran).items() if name in alone} == alone
     errors = {row.label: (row.error["type"], row.error["message"]) for row in ran.rows if row.error}
-    assert (errors["Hangs"][0], "it ran for longer than cell_timeout" in errors["Hangs"][1]) == ("TimeoutError", True)
+    assert (errors["Hangs"][0], "it ran for longer than cell_timeout" in errors["Hangs"][1]) == (
+        "TimeoutError",
+        True,
+    )
 
 
 @pytest.mark.slow
-def test_cells_share_gpus_and_give_the_rows_that_they_give_in_one_process(bench: Bench, ray_bench: Bench) -> None:
+def test_cells_share_gpus_and_give_the_rows_that_they_give_in_one_process(
+    bench: Bench, ray_bench: Bench
+) -> None:
     half = {"gpus_per_actor": 0.5, "clients_per_actor": 2}
-    without, shared = bench(small_grid("dp-gaussian"), "one"), ray_bench(small_grid("dp-gaussian", resources=half), nodes=WITH_GPUS)
-    assert by_label(shared, *MEASURES, "recall_per_class") == by_label(without, *MEASURES, "recall_per_class")
+    without, shared = (
+        bench(small_grid("dp-gaussian"), "one"),
+        ray_bench(small_grid("dp-gaussian", resources=half), nodes=WITH_GPUS),
+    )
+    assert by_label(shared, *MEASURES, "recall_per_class") == by_label(
+        without, *MEASURES, "recall_per_class"
+    )

@@ -26,7 +26,11 @@ def slots(parallel: int = 4) -> Slots:
 
 
 def context(prepared: Prepared, folder: Path) -> RunContext:
-    return RunContext(prepared, ResultStore(folder), Display(Console(file=io.StringIO(), width=300), len(prepared.trials)))
+    return RunContext(
+        prepared,
+        ResultStore(folder),
+        Display(Console(file=io.StringIO(), width=300), len(prepared.trials)),
+    )
 
 
 def told(run: RunContext) -> str:
@@ -72,7 +76,9 @@ class Losing(InProcess):
         raise WorkerLost(Failure("ActorDiedError", "its worker died", "", goes_on=True), again=True)
 
 
-def test_a_job_that_loses_its_worker_runs_again_and_in_the_end_fails(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_job_that_loses_its_worker_runs_again_and_in_the_end_fails(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(scheduler, "MOST_LOSSES", 1)
     prepared = prepare(small_grid("dp-gaussian"), NODES, 1)
     run = context(prepared, tmp_path)
@@ -81,16 +87,25 @@ def test_a_job_that_loses_its_worker_runs_again_and_in_the_end_fails(tmp_path: P
     assert told(run).count("its worker died; it runs again") == 3
     assert told(run).count("reference failed; the same command tries again") == 2
     assert ResultStore(tmp_path).last("references") == {}
-    assert [(row.status, row.error and row.error["type"]) for row in read_results(tmp_path).rows] == [("failed", "ActorDiedError")]
+    assert [
+        (row.status, row.error and row.error["type"]) for row in read_results(tmp_path).rows
+    ] == [("failed", "ActorDiedError")]
 
 
-def test_a_plug_in_comes_first_and_its_first_failure_is_the_message(tmp_path: Path, plugins: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_plug_in_comes_first_and_its_first_failure_is_the_message(
+    tmp_path: Path, plugins: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.chdir(plugins)
     monkeypatch.syspath_prepend(str(plugins))
     prepared = prepare(small_grid("dp-gaussian", quick("plugin:Trouble"), seeds=[0, 1]), NODES, 1)
     run, printed = context(prepared, tmp_path), sys.stdout
-    with pytest.raises(PluginError, match=r"^algorithms\[1\]\.name: its first cell failed: ZeroDivisionError: the third round") as raised:
-        Scheduler(run, InProcess(NODES[0], capture=True)).run([CellJob(run, trial) for trial in prepared.trials])
+    with pytest.raises(
+        PluginError,
+        match=r"^algorithms\[1\]\.name: its first cell failed: ZeroDivisionError: the third round",
+    ) as raised:
+        Scheduler(run, InProcess(NODES[0], capture=True)).run(
+            [CellJob(run, trial) for trial in prepared.trials]
+        )
     (log,) = (tmp_path / "logs").iterdir()
     assert str(log) in str(raised.value)
     assert 'raise ZeroDivisionError("the third round' in log.read_text()

@@ -33,22 +33,47 @@ def again(folder: Path, count: int) -> tuple[bool, str]:
     return equal, console.file.getvalue()  # type: ignore[attr-defined]
 
 
-def test_cells_that_run_again_give_the_same_rows_and_rounds_or_what_differs_is_shown(bench: Bench) -> None:
+def test_cells_that_run_again_give_the_same_rows_and_rounds_or_what_differs_is_shown(
+    bench: Bench,
+) -> None:
     ran = bench(small_grid("dp-gaussian", "weight-noise", epsilon=4.0, alpha=[0.5, 1.0]))
     before = {path.name: path.read_bytes() for path in ran.folder.iterdir() if path.is_file()}
     equal, said = again(ran.folder, 3)
-    assert (equal, "3 of 4 finished cells run again: equal to the last bit in rows and rounds" in said) == (True, True)
-    assert {path.name: path.read_bytes() for path in ran.folder.iterdir() if path.is_file()} == before
+    assert (
+        equal,
+        "3 of 4 finished cells run again: equal to the last bit in rows and rounds" in said,
+    ) == (True, True)
+    assert {
+        path.name: path.read_bytes() for path in ran.folder.iterdir() if path.is_file()
+    } == before
 
     store = ResultStore(ran.folder)
-    store.append("judgements", [line | {"scores": line["scores"] | {"accuracy": 0.123}} for line in store.last("judgements").values()])
-    store.append("trainings", [line | {"versions": line["versions"] | {"torch": "0.1"}} for line in store.last("trainings").values()])
+    store.append(
+        "judgements",
+        [
+            line | {"scores": line["scores"] | {"accuracy": 0.123}}
+            for line in store.last("judgements").values()
+        ],
+    )
+    store.append(
+        "trainings",
+        [
+            line | {"versions": line["versions"] | {"torch": "0.1"}}
+            for line in store.last("trainings").values()
+        ],
+    )
     equal, shown = again(ran.folder, 1)
     assert not equal
-    assert [said for said in ("accuracy", "torch: 0.1 →", "1 of 4 finished cells run again: they differ") if said not in shown] == []
+    assert [
+        said
+        for said in ("accuracy", "torch: 0.1 →", "1 of 4 finished cells run again: they differ")
+        if said not in shown
+    ] == []
 
     manifest = json.loads((ran.folder / "manifest.json").read_text())
-    (ran.folder / "manifest.json").write_text(json.dumps({**manifest, "cells": manifest["cells"][:1]}))
+    (ran.folder / "manifest.json").write_text(
+        json.dumps({**manifest, "cells": manifest["cells"][:1]})
+    )
     with pytest.raises(UserError, match="lists 1 cell, and its grid makes 4"):
         again(ran.folder, 1)
 

@@ -12,14 +12,20 @@ from fedsim.runs.prepare import Need, Node, prepare
 from fedsim.runs.worker import Process, check_source, settle
 
 
-def test_a_process_is_made_ready_again_after_every_job_with_threads_by_its_cpus(tmp_path: Path) -> None:
+def test_a_process_is_made_ready_again_after_every_job_with_threads_by_its_cpus(
+    tmp_path: Path,
+) -> None:
     process, folder = Process(Need(2.0), "auto"), Path.cwd()
     try:
         torch.set_default_dtype(torch.float64)
         torch.set_num_threads(3)
         os.chdir(tmp_path)
         process.make_ready()
-        assert (torch.ones(2).dtype, torch.get_num_threads(), Path.cwd()) == (torch.float32, 2, folder)
+        assert (torch.ones(2).dtype, torch.get_num_threads(), Path.cwd()) == (
+            torch.float32,
+            2,
+            folder,
+        )
         assert max(pool["num_threads"] for pool in threadpool_info()) <= 2
     finally:
         settle(1)
@@ -39,7 +45,9 @@ def test_what_a_process_trains_on_is_never_slowly_small() -> None:
 def test_a_worker_that_holds_other_code_than_the_grid_s_says_so() -> None:
     cell = prepare(small_grid("dp-gaussian"), NODES).trials[0].cell
     check_source(cell)
-    with pytest.raises(RuntimeError, match="the source of dp-gaussian is not what it was when the grid was read"):
+    with pytest.raises(
+        RuntimeError, match="the source of dp-gaussian is not what it was when the grid was read"
+    ):
         check_source(cell.model_copy(update={"source": "0" * 16}))
 
 
@@ -48,7 +56,14 @@ MACHINE = Node(8.0, 2.0)
 
 @pytest.mark.parametrize(
     ("need", "actors"),
-    [(Need(1.0), 8), (Need(2.0, 0.25), 4), (Need(1.0, 0.6), 2), (Need(1.0, 1 / 3), 6), (Need(1.0, 2.0), 1), (Need(1.0, 3.0), 0)],
+    [
+        (Need(1.0), 8),
+        (Need(2.0, 0.25), 4),
+        (Need(1.0, 0.6), 2),
+        (Need(1.0, 1 / 3), 6),
+        (Need(1.0, 2.0), 1),
+        (Need(1.0, 3.0), 0),
+    ],
 )
 def test_a_part_of_a_gpu_lies_on_one_gpu(need: Need, actors: int) -> None:
     assert need.fit(MACHINE) == actors

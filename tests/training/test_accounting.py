@@ -20,7 +20,9 @@ from fedsim.training.trial import Outcome, local_pool, run_trial
 
 @register("test-forgets-the-noise")
 class ForgetsTheNoise(Spelled):
-    """Sends its sums as they are, and a message without a step, as a method that is not private would."""
+    """Sends its sums as they are, and a message without a step, as a method that is not private
+    would.
+    """
 
     def noise_at_clients(self) -> bool:
         return True
@@ -48,7 +50,9 @@ class ClaimsAnotherRate(Tiny):
     """Runs its steps under a sample rate of its own."""
 
     def client_round(self, clients: Clients, round_: Round, broadcast: Tensors) -> Message:
-        return super().client_round(clients, replace(round_, release=replace(round_.release, sample_rate=1.0)), broadcast)
+        return super().client_round(
+            clients, replace(round_, release=replace(round_.release, sample_rate=1.0)), broadcast
+        )
 
 
 @register("test-forges-its-message")
@@ -56,10 +60,17 @@ class ForgesItsMessage(ForgetsTheNoise):
     """As if the planned steps had run: copies them from a round that does noise."""
 
     def client_round(self, clients: Clients, round_: Round, broadcast: Tensors) -> Message:
-        honest = Clients(clients.members, clients.x, clients.y, clients.seeds, clients.plan, clients.model)
+        honest = Clients(
+            clients.members, clients.x, clients.y, clients.seeds, clients.plan, clients.model
+        )
         honest.add_noise(round_.release, round_.stream, {}, {})
         message = super().client_round(clients, round_, broadcast)
-        return replace(message, ran=Ran([replace(step, mechanism=step.mechanism.scaled(99.0)) for step in honest.ran.steps]))
+        return replace(
+            message,
+            ran=Ran(
+                [replace(step, mechanism=step.mechanism.scaled(99.0)) for step in honest.ran.steps]
+            ),
+        )
 
 
 def outcome(name: str, **keys: Any) -> Outcome:
@@ -102,9 +113,22 @@ def test_noise_of_another_round_is_refused() -> None:
 @pytest.mark.parametrize("name", ["dp-gaussian", "weight-noise"])
 def test_the_sum_over_clients_is_rounded_once_it_has_its_noise_and_not_before(name: str) -> None:
     (trial, data, algorithm), seen = one_cell(quick(name), epsilon=4.0), list[Tensors]()
-    next(train(algorithm, local_pool(trial, data), trial.plan, Seeds(0), watch=lambda round_, noisy: seen.append(noisy)))
+    next(
+        train(
+            algorithm,
+            local_pool(trial, data),
+            trial.plan,
+            Seeds(0),
+            watch=lambda round_, noisy: seen.append(noisy),
+        )
+    )
     round_, server = next(algorithm.schedule()), algorithm.initial_server(Seeds(0).public)
-    sums = add_in_order([message.sums for message in local_pool(trial, data).round(round_, algorithm.broadcast(server))])
+    sums = add_in_order(
+        [
+            message.sums
+            for message in local_pool(trial, data).round(round_, algorithm.broadcast(server))
+        ]
+    )
     noise, _ = server_noise(algorithm, trial.plan, round_, sums, Seeds(0))
     for part, value in sums.items():
         assert value.dtype == torch.float64

@@ -1,4 +1,6 @@
-"""What clients send and receive over a training, and how much they train: counted from the messages that pass."""
+"""What clients send and receive over a training, and how much they train: counted from the messages
+that pass.
+"""
 
 from dataclasses import replace
 from typing import Any
@@ -35,7 +37,9 @@ def test_a_client_that_does_not_take_part_receives_nothing_unless_that_is_privat
 
 
 def test_what_is_released_first_is_broadcast_to_what_comes_after_it() -> None:
-    """The mean is a release of one round; 65 numbers are sent for it, and the first round receives a model that has no mean yet."""
+    """The mean is a release of one round; 65 numbers are sent for it, and the first round receives
+    a model that has no mean yet.
+    """
     outcome = ended(quick("dp-linear", rounds=2))
     model = 10 * 65
     assert outcome.downlink_bytes == 3 * CLIENTS * 4 * (model + 64)

@@ -15,7 +15,12 @@ def same(checkpoint: Checkpoint | None) -> bool:
     if checkpoint is None:
         return False
     tensors = all(torch.equal(checkpoint.tensors[name], value) for name, value in TENSORS.items())
-    facts = (checkpoint.round, checkpoint.ledger, checkpoint.uplink_bytes, checkpoint.downlink_bytes)
+    facts = (
+        checkpoint.round,
+        checkpoint.ledger,
+        checkpoint.uplink_bytes,
+        checkpoint.downlink_bytes,
+    )
     return tensors and facts == (7, '{"tally": 1}', 123, 456)
 
 
@@ -41,7 +46,9 @@ assert saved() != CHANGED
 
 
 @pytest.mark.parametrize(
-    "damaged", [saved()[:20], b"", b"\x80\x04pickle", CHANGED, saved()[:-1] + b"\x01"], ids=str.split("cut no other changed end")
+    "damaged",
+    [saved()[:20], b"", b"\x80\x04pickle", CHANGED, saved()[:-1] + b"\x01"],
+    ids=str.split("cut no other changed end"),
 )
 def test_a_damaged_file_counts_as_none(damaged):
     with pytest.warns(UserWarning, match="not what this cell saved; the cell begins again"):

@@ -1,4 +1,6 @@
-"""Secret noise: every cell has its own, stored in its checkpoint only; and the facts that a released generator may contain."""
+"""Secret noise: every cell has its own, stored in its checkpoint only; and the facts that a
+released generator may contain.
+"""
 
 import hashlib
 import json
@@ -21,7 +23,9 @@ SECRET = {"noise": "secret"}
 
 
 def prepared(*entries: Any, noise: str = "secret", **keys: Any) -> Prepared:
-    return prepare(small_grid(*entries, **{"epsilon": [1.0, 4.0], "privacy": {"noise": noise}, **keys}), NODES)
+    return prepare(
+        small_grid(*entries, **{"epsilon": [1.0, 4.0], "privacy": {"noise": noise}, **keys}), NODES
+    )
 
 
 def fingerprints(trial: Trial, data: Embeddings) -> list[int]:
@@ -38,7 +42,7 @@ def test_seeded_cells_of_one_seed_share_their_noise_and_secret_ones_share_none()
         assert len(seen) == different
 
 
-def test_what_clients_draw_for_their_rows_is_secret_too_for_whoever_knew_it_would_see_rows_move_up() -> None:
+def test_row_draws_of_clients_are_secret_too() -> None:
     trial, data, _ = one_cell("fedhypevae", epsilon=4.0, privacy=SECRET)
     worlds = [local_pool(trial, data, seeds_of(trial, None)).cohorts[0].clients for _ in range(2)]  # type: ignore[attr-defined]
     one, two = (clients.draws(0, 5, 1, {"posterior": (3,)})["posterior"] for clients in worlds)
@@ -60,15 +64,28 @@ def test_a_resumed_cell_goes_on_with_its_secret_from_the_checkpoint() -> None:
     assert isinstance(outcome, Outcome)
     assert whole.state.keys() == outcome.state.keys()
     assert all(torch.equal(whole.state[name], outcome.state[name]) for name in whole.state)
-    assert (outcome.mechanisms, outcome.epsilon_spent, outcome.unaccounted) == (whole.mechanisms, whole.epsilon_spent, "")
+    assert (outcome.mechanisms, outcome.epsilon_spent, outcome.unaccounted) == (
+        whole.mechanisms,
+        whole.epsilon_spent,
+        "",
+    )
 
 
 def run_of(folder: Path, noise: str, kept_rows: np.ndarray) -> Cell:
     """A run of one cell, of a data set that lacks the rows that are not kept."""
     stream, rows = np.random.default_rng(0), folder.parent / "rows.npz"
-    x, y, split = stream.standard_normal((200, 6)).astype(np.float32), np.arange(200) % 3, 2 * (np.arange(200) % 5 == 0)
+    x, y, split = (
+        stream.standard_normal((200, 6)).astype(np.float32),
+        np.arange(200) % 3,
+        2 * (np.arange(200) % 5 == 0),
+    )
     np.savez(rows, x=x[kept_rows], y=y[kept_rows], split=split[kept_rows])
-    trial, data, _ = one_cell("dp-gaussian", privacy={"noise": noise}, dataset={"npz": str(rows), "name": "mine"}, epsilon=4.0)
+    trial, data, _ = one_cell(
+        "dp-gaussian",
+        privacy={"noise": noise},
+        dataset={"npz": str(rows), "name": "mine"},
+        epsilon=4.0,
+    )
     *_, outcome = run_trial(trial, data)
     assert isinstance(outcome, Outcome)
     kept(folder, trial, outcome, data.class_names)
@@ -91,9 +108,16 @@ def test_the_facts_of_a_secret_generator_are_the_same_for_neighbouring_data(tmp_
         cell = run_of(run, "secret", kept_rows)
         path = load_generator(run).release(out)
         tensors = hashlib.sha256(path.with_suffix(".safetensors").read_bytes()).hexdigest()
-        packages.append((sorted(file.name for file in out.iterdir()), without_hash(path.read_text(), tensors)))
+        packages.append(
+            (sorted(file.name for file in out.iterdir()), without_hash(path.read_text(), tensors))
+        )
         drawn = [load_generator(folder).manifest(5) for folder in (run, out)]
-        draws.append([without_hash(json.dumps(facts | {"tensors_sha256": tensors}), tensors) for facts in drawn])
+        draws.append(
+            [
+                without_hash(json.dumps(facts | {"tensors_sha256": tensors}), tensors)
+                for facts in drawn
+            ]
+        )
         assert all(facts["release"] == "under its epsilon" for facts in drawn)
         for private in (cell.cell_id, cell.training_id, str(cell.dataset_hash)):
             assert private not in f"{packages} {draws}"

@@ -2,7 +2,10 @@ from cells import digits_of_writers, one_cell, quick
 
 
 def test_a_budget_protects_as_many_units_as_there_are_rows_groups_or_clients(tmp_path):
-    writers = {"dataset": {"npz": str(digits_of_writers(tmp_path)), "overlap": "keep"}, "unit": {"column": "writer"}}
+    writers = {
+        "dataset": {"npz": str(digits_of_writers(tmp_path)), "overlap": "keep"},
+        "unit": {"column": "writer"},
+    }
     for unit, keys in {"example": {}, "client": {"unit": "client"}, "group": writers}.items():
         trial, data, _ = one_cell(quick("fedhypevae"), epsilon=4.0, **keys)
         groups = len(set(data.columns["writer"])) if unit == "group" else None

@@ -1,4 +1,5 @@
-"""Image folders, where a class is a folder, and image tables: a CSV file with a path and a label an image.
+"""Image folders, where a class is a folder, and image tables: a CSV file with a path and a label an
+image.
 
 Every mistake in a table names its file and row.
 """
@@ -24,22 +25,38 @@ if TYPE_CHECKING:
     import pandas as pd
 
 
-def load_image_folder(root: Path, name: str, *, domains: bool = False, public: bool = False) -> ImageSet:
-    """Read ``root/<class>/**/*.jpg``, or ``root/{train,validation,test}/<class>/**/*.jpg``; with ``domains`` the same in ``root/<domain>``.
+def load_image_folder(
+    root: Path, name: str, *, domains: bool = False, public: bool = False
+) -> ImageSet:
+    """Read ``root/<class>/**/*.jpg``, or ``root/{train,validation,test}/<class>/**/*.jpg``; with
+    ``domains`` the same in ``root/<domain>``.
 
-    Without train and test folders a fixed stratified quarter is for testing, of every domain. Hidden files and other types are left out.
-    Where a class has folders (of patients), the column ``folder`` has the name of an image's. A ``public`` folder may hold images alone.
+    Without train and test folders a fixed stratified quarter is for testing, of every domain.
+    Hidden files and other types are left out. Where a class has folders (of patients), the column
+    ``folder`` has the name of an image's. A ``public`` folder may hold images alone.
     """
     where = str(root)
     if not os.path.isdir(root):  # unlike Path.is_dir, never raises
-        raise UserError(where, "there is no such folder", f"give a folder that holds one folder a {'domain' if domains else 'class'}")
-    if public and not _folders(root) and (alone := sorted(path for path in root.iterdir() if _may_be_image(path))):
+        raise UserError(
+            where,
+            "there is no such folder",
+            f"give a folder that holds one folder a {'domain' if domains else 'class'}",
+        )
+    if (
+        public
+        and not _folders(root)
+        and (alone := sorted(path for path in root.iterdir() if _may_be_image(path)))
+    ):
         return _without_labels(name, ImageFiles(alone, root), where)
     tops = _folders(root) if domains else [root]
     parts = {top: _parts(top) for top in tops}
     published = all(parts.values())
     if not published and any(parts.values()):
-        raise UserError(where, "some domains have train and test folders, others have not", "give them to every domain or to none")
+        raise UserError(
+            where,
+            "some domains have train and test folders, others have not",
+            "give them to every domain or to none",
+        )
     paths: list[Path] = []
     rows: list[tuple[str, int, int, str]] = []
     for place, top in enumerate(tops):
@@ -50,10 +67,17 @@ def load_image_folder(root: Path, name: str, *, domains: bool = False, public: b
                     what = f"class folder '{folder.relative_to(root)}' holds no image"
                     raise UserError(where, what, f"known: {', '.join(sorted(EXTENSIONS))}")
                 paths += images
-                inner = (path.relative_to(folder).parts[0] if path.parent != folder else "" for path in images)
+                inner = (
+                    path.relative_to(folder).parts[0] if path.parent != folder else ""
+                    for path in images
+                )
                 rows += [(folder.name, part, place, within) for within in inner]
     if not rows:
-        in_each = "put the classes' folders into a folder a domain" if domains else "put every class into a folder of its own"
+        in_each = (
+            "put the classes' folders into a folder a domain"
+            if domains
+            else "put every class into a folder of its own"
+        )
         raise UserError(where, "holds no folders of classes", in_each)
     called, given, tops_of, inner_of = map(np.array, zip(*rows, strict=True))
     names, y = np.unique(called, return_inverse=True)
@@ -65,7 +89,16 @@ def load_image_folder(root: Path, name: str, *, domains: bool = False, public: b
             split[own] = quarter_for_testing(labels, tuple(names[held].tolist()))
     columns = {"domain": np.array([top.name for top in tops])[tops_of]} if domains else {}
     columns |= {"folder": inner_of} if inner_of.any() else {}
-    return ImageSet(name, ImageFiles(paths, root), np.arange(len(paths)), y.astype(np.int64), split, tuple(names.tolist()), columns, where)
+    return ImageSet(
+        name,
+        ImageFiles(paths, root),
+        np.arange(len(paths)),
+        y.astype(np.int64),
+        split,
+        tuple(names.tolist()),
+        columns,
+        where,
+    )
 
 
 def _without_labels(name: str, images: ImageFiles, where: str) -> ImageSet:
@@ -75,13 +108,24 @@ def _without_labels(name: str, images: ImageFiles, where: str) -> ImageSet:
 
 
 def _parts(top: Path) -> dict[Path, int]:
-    """The folders of a split, if there are some for training and for testing; half a split is refused."""
+    """The folders of a split, if there are some for training and for testing; half a split is
+    refused.
+    """
     folders = _folders(top)
-    parts = {folder: WORDS[folder.name.lower()] for folder in folders if folder.name.lower() in WORDS}
+    parts = {
+        folder: WORDS[folder.name.lower()] for folder in folders if folder.name.lower() in WORDS
+    }
     missing = [name for name in ("train", "test") if WORDS[name] not in parts.values()]
     if parts and missing and len(parts) == len(folders):
-        what = f"holds the folders {', '.join(folder.name for folder in folders)} of a split, and no {' and no '.join(missing)}"
-        raise UserError(str(top), what, "give train and test, or the classes' folders alone for a quarter to be for testing")
+        what = (
+            f"holds the folders {', '.join(folder.name for folder in folders)} of a split, "
+            f"and no {' and no '.join(missing)}"
+        )
+        raise UserError(
+            str(top),
+            what,
+            "give train and test, or the classes' folders alone for a quarter to be for testing",
+        )
     return {} if missing else parts
 
 
@@ -91,15 +135,18 @@ def _may_be_image(path: Path) -> bool:
 
 
 def _folders(root: Path) -> list[Path]:
-    return sorted(path for path in root.iterdir() if path.is_dir() and not path.name.startswith("."))
+    return sorted(
+        path for path in root.iterdir() if path.is_dir() and not path.name.startswith(".")
+    )
 
 
 def load_image_table(path: Path, name: str, *, public: bool = False) -> ImageSet:
-    """Read a table with the columns ``path`` (relative to the file's folder) and ``label`` (any text or number).
+    """Read a table with the columns ``path`` (relative to the file's folder) and ``label`` (any
+    text or number).
 
-    A column ``split`` (train, validation, test) says what is for testing; without one it is a fixed stratified quarter. All other
-    columns are kept, for partitions by column, as whole numbers or texts; a missing value is an empty text. A ``public`` table needs no
-    label.
+    A column ``split`` (train, validation, test) says what is for testing; without one it is a fixed
+    stratified quarter. All other columns are kept, for partitions by column, as whole numbers or
+    texts; a missing value is an empty text. A ``public`` table needs no label.
     """
     table = read_table(path, ("path",) if public else ("path", "label"), numbers=False)
     where, folder = str(path), path.absolute().parent
@@ -110,21 +157,31 @@ def load_image_table(path: Path, name: str, *, public: bool = False) -> ImageSet
         if "label" not in table:
             return _without_labels(name, images, "")
         y, names = class_labels(_numbers_or_texts(complete(table, "label")))
-        split = _split_values(complete(table, "split")) if "split" in table else quarter_for_testing(y, names)
+        split = (
+            _split_values(complete(table, "split"))
+            if "split" in table
+            else quarter_for_testing(y, names)
+        )
     kept = [str(column) for column in table if column not in ("path", "label", "split")]
     columns = {column: np.array(_numbers_or_texts(table[column]).tolist()) for column in kept}
     return ImageSet(name, images, np.arange(len(y)), y, split, names, columns, where)
 
 
 READERS: dict[str, Callable[[DatasetSpec, bool], ImageSet]] = {
-    "imagefolder": lambda spec, public: load_image_folder(spec.path or Path(), spec.title, domains=spec.domains, public=public),
+    "imagefolder": lambda spec, public: load_image_folder(
+        spec.path or Path(), spec.title, domains=spec.domains, public=public
+    ),
     "csv": lambda spec, public: load_image_table(spec.path or Path(), spec.title, public=public),
 }
-"""Of images at a path: by its key in the spec how they are read; the second argument says whether they are public."""
+"""Of images at a path: by its key in the spec how they are read; the second argument says whether
+they are public.
+"""
 
 
 def read_table(path: Path, needed: Sequence[str], *, numbers: bool = True) -> pd.DataFrame:
-    """A CSV file that has the columns ``needed``: ``numbers`` where they look so, else stripped texts; a path or label is never missing."""
+    """A CSV file that has the columns ``needed``: ``numbers`` where they look so, else stripped
+    texts; a path or label is never missing.
+    """
     import pandas as pd
 
     where = str(path)
@@ -136,23 +193,36 @@ def read_table(path: Path, needed: Sequence[str], *, numbers: bool = True) -> pd
             content.seek(0)
             there = pd.read_csv(content, skipinitialspace=True, dtype=str, keep_default_na=False)
             exact = [name for name in ("path", "label") if name in table]
-            table = table.fillna("").assign(**{name: there[name] for name in exact}).apply(lambda column: column.str.strip())
+            table = (
+                table.fillna("")
+                .assign(**{name: there[name] for name in exact})
+                .apply(lambda column: column.str.strip())
+            )
     except FileNotFoundError as error:
         raise UserError(where, "there is no such file", "give the path of a CSV file") from error
     except (OSError, ValueError, OverflowError) as error:  # pandas' parser errors are ValueErrors
-        raise UserError(where, f"cannot be read ({unread(error)})", "give a CSV file with a head line") from error
+        raise UserError(
+            where, f"cannot be read ({unread(error)})", "give a CSV file with a head line"
+        ) from error
     if lacking := next((name for name in needed if name not in table), None):
-        raise UserError(where, f"there is no column '{lacking}'", nearest(lacking, map(str, table.columns)))
+        raise UserError(
+            where, f"there is no column '{lacking}'", nearest(lacking, map(str, table.columns))
+        )
     if table.empty:
         raise UserError(where, "has no rows", "give one row an image")
     return table
 
 
 def complete(table: pd.DataFrame, name: str) -> pd.Series[Any]:
-    """A column without gaps; the message about one says how many there are, and the first one's line in the file."""
+    """A column without gaps; the message about one says how many there are, and the first one's
+    line in the file.
+    """
     gaps = (table[name].isna() | (table[name] == "")).to_numpy()
     if gaps.any():
-        what = f"column '{name}' lacks {int(gaps.sum())} values, the first in line {int(gaps.argmax()) + 2}"
+        what = (
+            f"column '{name}' lacks {int(gaps.sum())} values, the first in line "
+            f"{int(gaps.argmax()) + 2}"
+        )
         raise UserError("", what, "fill them in or remove the lines")
     return table[name]
 
@@ -175,9 +245,15 @@ def texts(values: pd.Series[Any], missing: str = "") -> NDArray[np.str_]:
 
 def check_files(paths: Sequence[Path], remedy: str) -> None:
     """Refuse paths that are no files."""
-    missing = [path for path in paths if not os.path.isfile(path)]  # unlike Path.is_file, never raises
+    missing = [
+        path for path in paths if not os.path.isfile(path)
+    ]  # unlike Path.is_file, never raises
     if missing:
-        raise UserError("", f"{len(missing)} of {len(paths)} images are not there, the first is {missing[0]}", remedy)
+        raise UserError(
+            "",
+            f"{len(missing)} of {len(paths)} images are not there, the first is {missing[0]}",
+            remedy,
+        )
 
 
 def _split_values(values: pd.Series[str]) -> NDArray[np.int64]:
@@ -185,5 +261,7 @@ def _split_values(values: pd.Series[str]) -> NDArray[np.int64]:
     known = {**WORDS, **{str(number): number for number in WORDS.values()}}
     said = values.str.lower().str.removesuffix(".0")
     if unknown := next((text for text in said if text not in known), None):
-        raise UserError("", f"column 'split' has the value '{unknown}'", "give train, validation or test")
+        raise UserError(
+            "", f"column 'split' has the value '{unknown}'", "give train, validation or test"
+        )
     return np.array([known[text] for text in said], dtype=np.int64)

@@ -1,8 +1,10 @@
-"""An audit: a lower bound of epsilon, with confidence, from how well trainings with and without a unit are distinguished.
+"""An audit: a lower bound of epsilon, with confidence, from how well trainings with and without a
+unit are distinguished.
 
-A test with a rate of false positives F and of true positives T refutes every mechanism whose trade-off function is above 1 - T at F (Dong,
-Roth & Su 2022). The rates are known to a confidence: both get an exact interval (Clopper and Pearson 1934), which hold together with 95 %.
-The test's threshold is the log likelihood ratio 0, fixed beforehand, where the two errors are fewest together.
+A test with a rate of false positives F and of true positives T refutes every mechanism whose
+trade-off function is above 1 - T at F (Dong, Roth & Su 2022). The rates are known to a confidence:
+both get an exact interval (Clopper and Pearson 1934), which hold together with 95 %. The test's
+threshold is the log likelihood ratio 0, fixed beforehand, where the two errors are fewest together.
 """
 
 from __future__ import annotations
@@ -19,7 +21,15 @@ import torch
 from scipy.stats import beta
 
 from fedsim.errors import UserError, at
-from fedsim.evidence.audit.white_box import MOST_ADDED, Setting, TrainingPair, brief, pair, saturating, setting_of
+from fedsim.evidence.audit.white_box import (
+    MOST_ADDED,
+    Setting,
+    TrainingPair,
+    brief,
+    pair,
+    saturating,
+    setting_of,
+)
 from fedsim.grid.models import AuditSpec, Grid
 from fedsim.plugins.code_hash import harness_hash, source_hash
 from fedsim.plugins.registry import lookup
@@ -36,20 +46,30 @@ LEAST_PAIRS = 6
 
 
 def interval(count: float, total: int) -> tuple[float, float]:
-    """The least and the largest rate of ``count`` of ``total``; each is exceeded with a probability of 2.5 %."""
+    """The least and the largest rate of ``count`` of ``total``; each is exceeded with a probability
+    of 2.5 %.
+    """
     low = float(beta.ppf(_EACH, count, total - count + 1)) if count > 0 else 0.0
     return low, float(beta.ppf(1 - _EACH, count + 1, total - count)) if count < total else 1.0
 
 
-def bound(absent: Sequence[float], present: Sequence[float], mechanisms: Sequence[Mechanism], delta: float) -> float:
-    """The largest epsilon of the claimed mechanisms with other noise that log likelihood ratios without and with the unit refute."""
-    (_, false), (true, _) = (interval(sum(score >= 0 for score in scores), len(scores)) for scores in (absent, present))
+def bound(
+    absent: Sequence[float], present: Sequence[float], mechanisms: Sequence[Mechanism], delta: float
+) -> float:
+    """The largest epsilon of the claimed mechanisms with other noise that log likelihood ratios
+    without and with the unit refute.
+    """
+    (_, false), (true, _) = (
+        interval(sum(score >= 0 for score in scores), len(scores)) for scores in (absent, present)
+    )
     return refuted_epsilon(mechanisms, delta, false, true)[0]
 
 
 @dataclass(frozen=True)
 class Audit:
-    """The outcome: the claimed epsilon, the largest refuted one, and what the canary adds to a step in units of the claimed sensitivity."""
+    """The outcome: the claimed epsilon, the largest refuted one, and what the canary adds to a step
+    in units of the claimed sensitivity.
+    """
 
     claim: float
     epsilon: float
@@ -59,30 +79,58 @@ class Audit:
 
     @property
     def refuted(self) -> bool:
-        """Whether the claim is below the bound, or a theorem that stands on a sensitivity which a canary exceeds."""
+        """Whether the claim is below the bound, or a theorem that stands on a sensitivity which a
+        canary exceeds.
+        """
         return self.epsilon > self.claim or (self.ratio > MOST_ADDED and not self.heuristic)
 
     def words(self) -> str:
         """The outcome on a line."""
         reached = f"ε ≥ {number(self.epsilon, 3)} by {self.pairs} pairs"
-        canary = f"canary {self.ratio:.2f} of the claimed sensitivity{', which is exceeded' if self.ratio > MOST_ADDED else ''}"
-        return f"{'REFUTED' if self.refuted else 'not refuted'}: ε = {number(self.claim)} claimed, {reached}, {canary}"
+        canary = (
+            f"canary {self.ratio:.2f} of the claimed "
+            f"sensitivity{', which is exceeded' if self.ratio > MOST_ADDED else ''}"
+        )
+        return (
+            f"{'REFUTED' if self.refuted else 'not refuted'}: ε = {number(self.claim)} "
+            f"claimed, {reached}, {canary}"
+        )
 
 
 def outcome_of(setting: Setting, seen: Sequence[TrainingPair]) -> Audit:
     """What pairs of trainings say."""
     plan, mechanisms = setting.plan, setting.plan.mechanisms
-    reached = bound([each.absent for each in seen], [each.present for each in seen], mechanisms, plan.delta)
-    ratio, most = math.sqrt(float(np.mean([each.ratio**2 for each in seen]))), max(each.most for each in seen)
+    reached = bound(
+        [each.absent for each in seen], [each.present for each in seen], mechanisms, plan.delta
+    )
+    ratio, most = (
+        math.sqrt(float(np.mean([each.ratio**2 for each in seen]))),
+        max(each.most for each in seen),
+    )
     added = most if most > MOST_ADDED else ratio
     return Audit(plan.epsilon_target, reached, len(seen), added, plan.claim == "heuristic")
 
 
 def key_of(setting: Setting) -> str:
-    """16 hex digits that are equal for equal audits: of the same code, parameters and claim, however many pairs."""
+    """16 hex digits that are equal for equal audits: of the same code, parameters and claim,
+    however many pairs.
+    """
     task, code = setting.task, [source_hash(lookup(setting.algorithm)), harness_hash("evidence")]
-    facts = [task.dim, task.classes, task.clients, task.unit, task.trust, setting.plan.epsilon_target, setting.plan.delta]
-    hashed = {"algorithm": setting.algorithm, "code": code, "params": setting.params, "facts": facts}
+    facts = [
+        task.dim,
+        task.classes,
+        task.clients,
+        task.unit,
+        task.trust,
+        setting.plan.epsilon_target,
+        setting.plan.delta,
+    ]
+    hashed = {
+        "algorithm": setting.algorithm,
+        "code": code,
+        "params": setting.params,
+        "facts": facts,
+    }
     return hashlib.sha256(json.dumps(hashed, sort_keys=True, default=str).encode()).hexdigest()[:16]
 
 
@@ -106,12 +154,16 @@ class AuditRun:
 
     def outcome(self, lines: Sequence[Mapping[str, Any]]) -> Audit:
         """What all lines say."""
-        return outcome_of(self.setting, [TrainingPair(**line) for line in lines if line["pair"] < self.count])
+        return outcome_of(
+            self.setting, [TrainingPair(**line) for line in lines if line["pair"] < self.count]
+        )
 
 
 @dataclass(frozen=True)
 class ClaimAudit:
-    """The audit of one claim of a grid, and the cells that make it; every row of the claim shows its bound."""
+    """The audit of one claim of a grid, and the cells that make it; every row of the claim shows
+    its bound.
+    """
 
     run: AuditRun
     trials: tuple[Trial, ...]
@@ -119,28 +171,57 @@ class ClaimAudit:
     @property
     def words(self) -> str:
         """What it is, for a log."""
-        return f"the audit of {self.trials[0].cell.label} at ε = {number(self.run.setting.plan.epsilon_target)}"
+        return (
+            f"the audit of {self.trials[0].cell.label} at ε = "
+            f"{number(self.run.setting.plan.epsilon_target)}"
+        )
 
     def line(self, audit: Audit) -> dict[str, Any]:
-        """The result line; ``params`` are those that the audit changed to be short, and what they were there."""
+        """The result line; ``params`` are those that the audit changed to be short, and what they
+        were there.
+        """
         cell = self.trials[0].cell
         claim = claim_of(cell.model_dump(mode="json"))
-        changed = {name: value for name, value in self.run.setting.params.items() if cell.params.get(name, self) != value}
-        found = {"epsilon_lower": audit.epsilon, "pairs": audit.pairs, "canary_ratio": audit.ratio, "refuted": audit.refuted}
+        changed = {
+            name: value
+            for name, value in self.run.setting.params.items()
+            if cell.params.get(name, self) != value
+        }
+        found = {
+            "epsilon_lower": audit.epsilon,
+            "pairs": audit.pairs,
+            "canary_ratio": audit.ratio,
+            "refuted": audit.refuted,
+        }
         return {"audit": self.run.key, "claim": claim, **found, "params": changed}
 
 
 def audits_of(grid: Grid, asked: AuditSpec, trials: Sequence[Trial]) -> tuple[ClaimAudit, ...]:
-    """An audit for every claim of a finite epsilon, but of a search; cells of other data or seeds share it."""
+    """An audit for every claim of a finite epsilon, but of a search; cells of other data or seeds
+    share it.
+    """
     cells: dict[str, list[Trial]] = {}
     for trial in trials:
-        if trial.plan is not None and math.isfinite(trial.plan.epsilon_target) and trial.cell.tuning is None:
+        if (
+            trial.plan is not None
+            and math.isfinite(trial.plan.epsilon_target)
+            and trial.cell.tuning is None
+        ):
             cells.setdefault(claim_of(trial.cell.model_dump(mode="json")), []).append(trial)
     audits = []
     for own in cells.values():
         cell = own[0].cell
-        short = brief(cell.algorithm) | ({"rounds": asked.rounds} if "rounds" in cell.params else {})
-        setting = setting_of(cell.algorithm, {**cell.params, **short}, cell.unit, cell.trust, float(cell.epsilon or 0), cell.delta)
+        short = brief(cell.algorithm) | (
+            {"rounds": asked.rounds} if "rounds" in cell.params else {}
+        )
+        setting = setting_of(
+            cell.algorithm,
+            {**cell.params, **short},
+            cell.unit,
+            cell.trust,
+            float(cell.epsilon or 0),
+            cell.delta,
+        )
         with at(grid.place("audit")):
             audits.append(ClaimAudit(AuditRun(setting, asked.pairs), tuple(own)))
     return tuple(audits)

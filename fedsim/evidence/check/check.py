@@ -25,12 +25,21 @@ from fedsim.words import counted
 QUICK_DRAWS, FULL_DRAWS = 40, 400
 """Random pairs of neighbouring worlds, which the settings share."""
 RAISED_FIX = "mend the line that raises it"
-OF_PRIVACY = ("per-example loss", "predictions", "public rows", "sensitivity", "noise not reused", "budget")
+OF_PRIVACY = (
+    "per-example loss",
+    "predictions",
+    "public rows",
+    "sensitivity",
+    "noise not reused",
+    "budget",
+)
 """Checks whose fault is one of the claim."""
 
 
 class CheckResult(NamedTuple):
-    """What one check says in a setting; ``passed`` is None where there was nothing to check, and only a fault has a ``fix``."""
+    """What one check says in a setting; ``passed`` is None where there was nothing to check, and
+    only a fault has a ``fix``.
+    """
 
     passed: bool | None
     reason: str
@@ -40,7 +49,9 @@ class CheckResult(NamedTuple):
 
 
 class Check(NamedTuple):
-    """A function that says what it saw, or raises :class:`Fault` or :class:`Idle`; without the checks that it ``needs`` it is not run."""
+    """A function that says what it saw, or raises :class:`Fault` or :class:`Idle`; without the
+    checks that it ``needs`` it is not run.
+    """
 
     name: str
     run: Callable[[Subject], str]
@@ -65,13 +76,20 @@ CHECKS = (
 
 
 def check_algorithm(
-    name: str, params: Sequence[str] = (), unit: Unit | None = None, trust: Trust | None = None, *, quick: bool = False
+    name: str,
+    params: Sequence[str] = (),
+    unit: Unit | None = None,
+    trust: Trust | None = None,
+    *,
+    quick: bool = False,
 ) -> list[CheckResult]:
-    """Run every check in every setting; last come the settings that are refused while others are not.
+    """Run every check in every setting; last come the settings that are refused while others are
+    not.
 
     Args:
         name: of the algorithm, as in a grid.
-        params: ``key=YAML`` texts; parameters that make a training long are short where nothing is given.
+        params: ``key=YAML`` texts; parameters that make a training long are short where nothing is
+            given.
         unit: this one only; default: all that the class states.
         trust: this one only; default: all that the class states.
         quick: fewer random pairs of neighbouring data sets.
@@ -79,7 +97,9 @@ def check_algorithm(
     return alone(_findings, lookup(name).__module__, name, params, unit, trust, quick)
 
 
-def _findings(name: str, params: Sequence[str], unit: Unit | None, trust: Trust | None, quick: bool) -> list[CheckResult]:
+def _findings(
+    name: str, params: Sequence[str], unit: Unit | None, trust: Trust | None, quick: bool
+) -> list[CheckResult]:
     cls = lookup(name)
     settings = list(product((unit,) if unit else cls.units, (trust,) if trust else cls.trusts))
     settings = settings if cls.private else settings[:1]
@@ -87,24 +107,33 @@ def _findings(name: str, params: Sequence[str], unit: Unit | None, trust: Trust 
     subjects, refused = list[Subject](), list[tuple[Unit, Trust, UserError]]()
     for number, setting in enumerate(settings):
         try:
-            subjects.append(subject(name, params, *setting, range(number * count, (number + 1) * count)))
+            subjects.append(
+                subject(name, params, *setting, range(number * count, (number + 1) * count))
+            )
         except UserError as error:
             refused.append((*setting, error))
     if not subjects:
         raise refused[0][2]
-    epsilon((Mechanism(1.0),), DELTA)  # what accountants and methods import late, once and not in every fork
+    epsilon(
+        (Mechanism(1.0),), DELTA
+    )  # what accountants and methods import late, once and not in every fork
     import_module("sklearn.isotonic")
     found = list(chain.from_iterable(in_forks(check_subject, ((own,) for own in subjects))))
     return found + [_refused(name, params, *each) for each in refused]
 
 
-def _refused(name: str, params: Sequence[str], unit: Unit, trust: Trust, error: UserError) -> CheckResult:
+def _refused(
+    name: str, params: Sequence[str], unit: Unit, trust: Trust, error: UserError
+) -> CheckResult:
     """A setting without a plan: a fault of the class unless its defaults have one."""
     setting = f"{unit}, {trust} (refused)"
     try:
         subject(name, [], unit, trust)
     except UserError:
-        fix = "leave it out of units or trusts, or mend the plan that the default parameters have there"
+        fix = (
+            "leave it out of units or trusts, or mend the plan that the default parameters "
+            "have there"
+        )
         return CheckResult(False, f"the class states it, and: {error}", fix, "setting", setting)
     return CheckResult(None, f"the parameters rule it out: {error}", "", "setting", setting)
 
@@ -114,7 +143,11 @@ def check_subject(subject: Subject) -> list[CheckResult]:
     found, without = list[CheckResult](), dict[str, str]()
     for check in CHECKS:
         lost = next((without[need] for need in check.needs if need in without), None)
-        verdict = guarded(check.run, subject) if lost is None else CheckResult(None, f"not checked: needs '{lost}'")
+        verdict = (
+            guarded(check.run, subject)
+            if lost is None
+            else CheckResult(None, f"not checked: needs '{lost}'")
+        )
         if lost is not None or verdict.passed is False:
             without[check.name] = lost or check.name
         found.append(verdict._replace(check=check.name, setting=subject.setting))
@@ -122,7 +155,9 @@ def check_subject(subject: Subject) -> list[CheckResult]:
 
 
 def guarded(run: Callable[[Subject], str], subject: Subject) -> CheckResult:
-    """What a check says of a subject in a fork; an exception, or an end of the process, is a fault of the algorithm."""
+    """What a check says of a subject in a fork; an exception, or an end of the process, is a fault
+    of the algorithm.
+    """
     try:
         return forked(_attempted, run, subject)
     except ProcessEnded as error:
@@ -140,14 +175,25 @@ def _attempted(run: Callable[[Subject], str], subject: Subject) -> CheckResult:
         return CheckResult(False, raised(error, subject), RAISED_FIX)
 
 
-def check_lines(name: str, params: Mapping[str, Any], findings: Sequence[CheckResult], *, quick: bool) -> list[dict[str, Any]]:
-    """A result line for every setting of which a check said something: that it passed, or, as a quick one may, a fault of the claim."""
+def check_lines(
+    name: str, params: Mapping[str, Any], findings: Sequence[CheckResult], *, quick: bool
+) -> list[dict[str, Any]]:
+    """A result line for every setting of which a check said something: that it passed, or, as a
+    quick one may, a fault of the claim.
+    """
     source, lines = source_hash(lookup(name)), []
     for unit, trust in product(get_args(Unit), get_args(Trust)):
         own = [finding for finding in findings if finding.setting == f"{unit}, {trust}"]
         refuted = any(finding.passed is False and finding.check in OF_PRIVACY for finding in own)
         if own and (refuted or all(finding.passed is not False for finding in own)):
-            facts = {"algorithm": name, "source": source, "unit": unit, "trust": trust, "params": params, "check": harness_hash("evidence")}
+            facts = {
+                "algorithm": name,
+                "source": source,
+                "unit": unit,
+                "trust": trust,
+                "params": params,
+                "check": harness_hash("evidence"),
+            }
             lines.append({**facts, "full": not quick, "ended": "failed" if refuted else "passed"})
     return lines
 
@@ -157,14 +203,24 @@ MARKS = {True: Text("passed", "green"), False: Text("failed", "red"), None: Text
 
 def in_a_line(name: str, findings: Sequence[CheckResult]) -> str:
     """How many checks passed, and in which settings."""
-    settings, ran = dict.fromkeys(finding.setting for finding in findings), [finding.passed for finding in findings]
+    settings, ran = (
+        dict.fromkeys(finding.setting for finding in findings),
+        [finding.passed for finding in findings],
+    )
     passed, failed = ran.count(True), ran.count(False)
-    return f"fedsim check {name}: {passed} of {counted(passed + failed, 'check')} passed ({'; '.join(settings)})"
+    return (
+        f"fedsim check {name}: {passed} of {counted(passed + failed, 'check')} passed "
+        f"({'; '.join(settings)})"
+    )
 
 
 def findings_table(findings: Sequence[CheckResult], *, verbose: bool) -> Table:
-    """A row for every check and distinct verdict, ``verbose`` or a fault; settings that share one share a row."""
-    table = Table("check", "", "unit, trust", "what was seen, and the fix", show_edge=False, pad_edge=False)
+    """A row for every check and distinct verdict, ``verbose`` or a fault; settings that share one
+    share a row.
+    """
+    table = Table(
+        "check", "", "unit, trust", "what was seen, and the fix", show_edge=False, pad_edge=False
+    )
     rows: dict[CheckResult, list[str]] = {}
     for finding in findings:
         if verbose or finding.passed is False:

@@ -1,4 +1,6 @@
-"""Neighbouring worlds, drawn at random: the small cell with and without one unit, and how to train in them."""
+"""Neighbouring worlds, drawn at random: the small cell with and without one unit, and how to train
+in them.
+"""
 
 from __future__ import annotations
 
@@ -46,32 +48,53 @@ class Draw:
     """How two worlds differ in one unit; the defaults are an ordinary one."""
 
     way: Literal["removed", "replaced", "resampled"] = "removed"
-    # replaced: by one of any size, where no bound holds: half of a client's rows, which no sample holds or the first one, or a client
+    # replaced: by one of any size, where no bound holds: half of a client's rows, which no sample
+    # holds or the first one, or a client
     client: int = 1
     size: int = BASE_ROWS  # rows beside the unit, or of the client that is the unit
     others: tuple[int, ...] = (FEW_ROWS,)  # rows of the other clients, by turns
     copies: int = 1  # how often each row beside the unit stands there, or rows of a group
-    large: float | None = None  # the share of rows that add most of some that were tried, the rest adds least; None: rows of the data
-    label: int | None = None  # of the unit; None: of the last row beside it, or those of the data for a client's rows
+    large: float | None = (
+        # the share of rows that add most of some that were tried, the rest adds least; None: rows
+        # of the data
+        None
+    )
+    label: int | None = (
+        # of the unit; None: of the last row beside it, or those of the data for a client's rows
+        None
+    )
     alike: bool = False  # whether all rows have that label
     direction: Literal["class mean", "batch mean", "random", "opposite"] = "class mean"
-    magnitude: float = 100.0  # the most that an ordinary unit adds, in units of the clip norm; 0: the unit's rows are zero
+    # the most that an ordinary unit adds, in units of the clip norm; 0: the unit's rows are zero
+    magnitude: float = 100.0
     position: float = 0.5  # where the unit stands among its client's: 0 first, 1 last
-    sampled: Literal["every", "first", "alone"] = "every"  # in which Poisson samples it is; alone: all rows of its client and no other
+    sampled: Literal["every", "first", "alone"] = (
+        "every"  # in which Poisson samples it is; alone: all rows of its client and no other
+    )
     client_rate: float = 1.0  # where an algorithm has it as a parameter and claims none by default
-    weights: float = 1.0  # share of the initial weights that the server starts from; a bound holds for any
-    rounds: tuple[int, ...] = ()  # that are run beside the first one of every phase, modulo how many there are
+    weights: float = (
+        1.0  # share of the initial weights that the server starts from; a bound holds for any
+    )
+    rounds: tuple[
+        int, ...
+    ] = ()  # that are run beside the first one of every phase, modulo how many there are
     seed: int = 0
 
     def words(self, unit: str) -> str:
         """What differs, for people."""
         if self.way != "removed":
-            return "another sample of clients" if self.way == "resampled" else f"other rows of client {self.client}"
+            return (
+                "another sample of clients"
+                if self.way == "resampled"
+                else f"other rows of client {self.client}"
+            )
         if unit == "client":
             return f"client {self.client} with {self.size} rows ({self.direction})"
         noun = "a row" if unit == "example" else f"a group of {self.copies} rows"
         alike = " of its label" if self.alike else ""
-        return f"{noun} ({self.direction}, {self.magnitude:.3g} clip norms) beside {self.size}{alike}"
+        return (
+            f"{noun} ({self.direction}, {self.magnitude:.3g} clip norms) beside {self.size}{alike}"
+        )
 
 
 LATE = (9, 19, 257)
@@ -86,11 +109,20 @@ CORPUS: dict[str, dict[str, Draw]] = {
         "beside sixty of its label": Draw(size=60, alike=True),
         "beside thousands": Draw(size=2000, direction="batch mean", position=0.0),
         "against another": Draw(size=1, direction="opposite", sampled="alone", weights=NEAR_ZERO),
-        "against two alike": Draw(size=2, large=1.0, direction="opposite", magnitude=2.0, sampled="alone", weights=NEAR_ZERO),
+        "against two alike": Draw(
+            size=2,
+            large=1.0,
+            direction="opposite",
+            magnitude=2.0,
+            sampled="alone",
+            weights=NEAR_ZERO,
+        ),
         "moves the median": Draw(size=80, large=0.5, magnitude=1.0, sampled="alone"),
         "moves the mean": Draw(size=80, large=0.5, magnitude=1.10884, sampled="alone"),
         "moves a high quantile": Draw(size=40, large=0.1, magnitude=1.0, sampled="alone"),
-        "in the first sample": Draw(size=13, large=0.08, magnitude=1.0, sampled="first", rounds=(1, 2, 3)),
+        "in the first sample": Draw(
+            size=13, large=0.08, magnitude=1.0, sampled="first", rounds=(1, 2, 3)
+        ),
         "in no sample": Draw(way="replaced", weights=NEAR_ZERO, rounds=tuple(range(1, 12))),
     },
     "client": {
@@ -101,7 +133,9 @@ CORPUS: dict[str, dict[str, Draw]] = {
         "moves the median": Draw(size=12, others=(150, 150, 12), magnitude=0.65),
     },
 }
-"""Draws that found known faults (``tests/broken``), with which every search begins, by what the unit is: a row or a group, or a client."""
+"""Draws that found known faults (``tests/broken``), with which every search begins, by what the
+unit is: a row or a group, or a client.
+"""
 
 
 def draw_of(number: int, unit: str, classes: int) -> Draw:
@@ -118,7 +152,9 @@ def draw_of(number: int, unit: str, classes: int) -> Draw:
     size = one(small, between(1, large), between(1, large), between(large, MOST_ROWS))
     mixed = unit != "client" and one(True, False, False)
     return Draw(
-        way=one("removed", "replaced", "resampled", "removed") if unit == "client" else one(*["removed"] * 9, "replaced"),
+        way=one("removed", "replaced", "resampled", "removed")
+        if unit == "client"
+        else one(*["removed"] * 9, "replaced"),
         client=int(stream.integers(4)),
         size=int(size),
         others=tuple(int(one(FEW_ROWS, FEW_ROWS, BASE_ROWS)) for _ in range(3)),
@@ -140,9 +176,11 @@ def draw_of(number: int, unit: str, classes: int) -> Draw:
 
 @dataclass(frozen=True)
 class World:
-    """A data set in clients' hands: each one's rows and labels, and the unit, or block of rows, in which two worlds differ.
+    """A data set in clients' hands: each one's rows and labels, and the unit, or block of rows, in
+    which two worlds differ.
 
-    The ``size`` is of the hidden unit; ``secret`` is what clients' secret streams are drawn from, None: as the pair's seed has it.
+    The ``size`` is of the hidden unit; ``secret`` is what clients' secret streams are drawn from,
+    None: as the pair's seed has it.
     """
 
     held: Mapping[int, tuple[FloatRows, Labels]]
@@ -151,13 +189,17 @@ class World:
     secret: int | None = None
 
     def groups_of(self, client: int) -> Labels:
-        """The number of each row's group in a client: the hidden unit is one, and so are :data:`ROWS_OF_A_GROUP` of the others."""
+        """The number of each row's group in a client: the hidden unit is one, and so are
+        :data:`ROWS_OF_A_GROUP` of the others.
+        """
         hidden, rows = self.hidden, len(self.held[client][1])
         if not isinstance(hidden, Hidden) or client != hidden.client or not hidden.present:
             return np.arange(rows) // ROWS_OF_A_GROUP
         others = np.arange(rows - self.size) // ROWS_OF_A_GROUP
         own = hidden.index(-(-len(others) // ROWS_OF_A_GROUP))
-        return np.concatenate([others[others < own], np.full(self.size, own), others[others >= own] + 1])
+        return np.concatenate(
+            [others[others < own], np.full(self.size, own), others[others >= own] + 1]
+        )
 
 
 @dataclass(frozen=True)
@@ -172,7 +214,9 @@ class Pair:
 
 
 class Levels(NamedTuple):
-    """What single units add to the first step, nothing clipped: ``norms`` in units of the clip norm; rows ``x`` with labels ``y``."""
+    """What single units add to the first step, nothing clipped: ``norms`` in units of the clip
+    norm; rows ``x`` with labels ``y``.
+    """
 
     x: FloatRows
     y: Labels
@@ -180,14 +224,19 @@ class Levels(NamedTuple):
 
 
 def levels_of(subject: Subject, weights: float) -> Levels | None:
-    """Of some ordinary rows, each the only one of the only client, or of each client alone; None where nothing is clipped or added."""
+    """Of some ordinary rows, each the only one of the only client, or of each client alone; None
+    where nothing is clipped or added.
+    """
     data, clip = subject.data, clip_of(subject)
     if clip is None:
         return None
     x, y = data.x_test[:TRIED_ROWS], data.y_test[:TRIED_ROWS]
     worlds = [World({0: (x[[i]], y[[i]])}, Hidden(0, "alone")) for i in range(len(x))]
     if subject.trial.task.unit == "client":
-        worlds = [World({client: (data.x_train[own], data.y_train[own])}) for client, own in enumerate(subject.trial.partition.rows)]
+        worlds = [
+            World({client: (data.x_train[own], data.y_train[own])})
+            for client, own in enumerate(subject.trial.partition.rows)
+        ]
     own, norms = varied(subject, clip=UNCLIPPED * clip), list[float]()
     first = next(own.algorithm.schedule())
     for world in worlds:
@@ -210,7 +259,9 @@ def pair_of(subject: Subject, draw: Draw, levels: Levels | None) -> Pair:
         most = float(levels.norms.max()) * (draw.copies if unit == "group" else 1)
         own = varied(own, clip=BARELY * clip * most / (draw.magnitude or MAGNITUDES[-1]))
     schedule = list(own.algorithm.schedule())
-    chosen = {round_.number for round_ in schedule if round_.step == 0} | {number % len(schedule) for number in draw.rounds}
+    chosen = {round_.number for round_ in schedule if round_.step == 0} | {
+        number % len(schedule) for number in draw.rounds
+    }
     return Pair(draw, own, whole, other, tuple(schedule[number] for number in sorted(chosen)))
 
 
@@ -223,15 +274,28 @@ def _worlds(subject: Subject, draw: Draw, levels: Levels | None) -> tuple[World,
     x, y = data.x_train, data.y_train
     if draw.large is not None and levels is not None:
         x, y, many = levels.x, levels.y, round(draw.large * draw.size)
-        numbers = np.repeat([levels.norms.argmin(), levels.norms.argmax()], [draw.size - many, many])
+        numbers = np.repeat(
+            [levels.norms.argmin(), levels.norms.argmax()], [draw.size - many, many]
+        )
     else:
-        numbers = np.repeat(stream.integers(len(x), size=draw.size // draw.copies + 1), draw.copies)[: draw.size]
-    return (_clients if subject.trial.task.unit == "client" else _rows)(subject, draw, held, x[numbers], y[numbers], stream)
+        numbers = np.repeat(
+            stream.integers(len(x), size=draw.size // draw.copies + 1), draw.copies
+        )[: draw.size]
+    return (_clients if subject.trial.task.unit == "client" else _rows)(
+        subject, draw, held, x[numbers], y[numbers], stream
+    )
 
 
-def _clients(subject: Subject, draw: Draw, held: Held, x: FloatRows, y: Labels, stream: np.random.Generator) -> tuple[World, World]:
+def _clients(
+    subject: Subject, draw: Draw, held: Held, x: FloatRows, y: Labels, stream: np.random.Generator
+) -> tuple[World, World]:
     mean = np.broadcast_to(subject.data.x_train.mean(0), x.shape)
-    turned = {"class mean": x, "batch mean": mean, "random": stream.standard_normal(x.shape), "opposite": -mean}[draw.direction]
+    turned = {
+        "class mean": x,
+        "batch mean": mean,
+        "random": stream.standard_normal(x.shape),
+        "opposite": -mean,
+    }[draw.direction]
     x = unit_norm(turned.astype(np.float32)) * np.float32(draw.magnitude > 0) if len(x) else x
     y = y if draw.label is None else np.full(len(y), draw.label)
     held[draw.client] = x, y
@@ -243,44 +307,84 @@ def _clients(subject: Subject, draw: Draw, held: Held, x: FloatRows, y: Labels, 
     return whole, World({client: own for client, own in held.items() if client != draw.client})
 
 
-def _rows(subject: Subject, draw: Draw, held: Held, x: FloatRows, y: Labels, stream: np.random.Generator) -> tuple[World, World]:
+def _rows(
+    subject: Subject, draw: Draw, held: Held, x: FloatRows, y: Labels, stream: np.random.Generator
+) -> tuple[World, World]:
     group = subject.trial.task.unit == "group"
     label = draw.label if draw.label is not None else int(y[-1]) if len(y) else 0
     y = np.full_like(y, label) if draw.alike else y
     if draw.way == "replaced":
         start = len(x) // 2 // ROWS_OF_A_GROUP * ROWS_OF_A_GROUP
         block = RowBlock(draw.client, start, int(draw.sampled == "first"))
-        turned = np.concatenate([x[:start], -x[start:]]), np.concatenate([y[:start], (y[start:] + 1) % subject.data.classes])
-        return World({**held, draw.client: (x, y)}, block), World({**held, draw.client: turned}, block)
+        turned = (
+            np.concatenate([x[:start], -x[start:]]),
+            np.concatenate([y[:start], (y[start:] + 1) % subject.data.classes]),
+        )
+        return World({**held, draw.client: (x, y)}, block), World(
+            {**held, draw.client: turned}, block
+        )
     count, units_of = (draw.copies, ROWS_OF_A_GROUP) if group else (1, 1)
     hidden = Hidden(draw.client, draw.sampled, draw.position)
     at = min(hidden.index(-(-len(x) // units_of)) * units_of, len(x))
     data, all_rows = subject.data, x if len(x) else subject.data.x_train
     same = x[y == label] if (y == label).any() else data.x_train[data.y_train == label]
     random = stream.standard_normal(data.dim)
-    mean = {"class mean": same.mean(0), "batch mean": all_rows.mean(0), "random": random, "opposite": -all_rows.mean(0)}[draw.direction]
+    mean = {
+        "class mean": same.mean(0),
+        "batch mean": all_rows.mean(0),
+        "random": random,
+        "opposite": -all_rows.mean(0),
+    }[draw.direction]
     row = unit_norm(mean[None].astype(np.float32)) * np.float32(draw.magnitude > 0)
     more = np.insert(x, [at] * count, row, 0), np.insert(y, [at] * count, label)
     whole = replace(World({**held, draw.client: more}, hidden), size=count)
     return whole, World({**held, draw.client: (x, y)}, replace(hidden, present=False))
 
 
-def begun(subject: Subject, draw: Draw, world: World, schedule: Sequence[Round], script: Tape | None = None) -> tuple[Steps, Tape]:
-    """A training in a world, all clients in one cohort, and what they will do; with a ``script``, the noise gives that world's outputs."""
-    cell, task, algorithm, members = subject.trial.cell, subject.trial.task, subject.build(), tuple(world.held)
+def begun(
+    subject: Subject,
+    draw: Draw,
+    world: World,
+    schedule: Sequence[Round],
+    script: Tape | None = None,
+) -> tuple[Steps, Tape]:
+    """A training in a world, all clients in one cohort, and what they will do; with a ``script``,
+    the noise gives that world's outputs.
+    """
+    cell, task, algorithm, members = (
+        subject.trial.cell,
+        subject.trial.task,
+        subject.build(),
+        tuple(world.held),
+    )
     x, y = zip(*world.held.values(), strict=True)
     held = tuple(np.arange(start, end) for start, end in pairwise(np.cumsum([0, *map(len, y)])))
     groups = tuple(map(world.groups_of, members)) if task.unit == "group" else None
-    spec = CohortSpec(cell.algorithm, cell.params, task, subject.plan, Seeds(draw.seed, world.secret), members, held, groups)
+    spec = CohortSpec(
+        cell.algorithm,
+        cell.params,
+        task,
+        subject.plan,
+        Seeds(draw.seed, world.secret),
+        members,
+        held,
+        groups,
+    )
     cohort = watched(spec, np.concatenate(x), np.concatenate(y), world.hidden, script)
     pool, start = WatchedPool([cohort], script=None if script is None else [script]), None
     if draw.weights != 1:
         server = algorithm.initial_server(Seeds(draw.seed).public)
-        tensors = {f"server.model.{name}": draw.weights * p.detach() for name, p in server.model.named_parameters() if p.numel()}
+        tensors = {
+            f"server.model.{name}": draw.weights * p.detach()
+            for name, p in server.model.named_parameters()
+            if p.numel()
+        }
         tensors |= {f"server.tensors.{name}": value for name, value in server.tensors.items()}
         start = Checkpoint(0, tensors, Ledger().to_json(), 0, 0)
     fix_random_states()
-    return rounds.train(algorithm, pool, subject.plan, Seeds(draw.seed), start, schedule=schedule), tape_of(cohort)
+    return rounds.train(
+        algorithm, pool, subject.plan, Seeds(draw.seed), start, schedule=schedule
+    ), tape_of(cohort)
 
 
 def clip_of(subject: Subject) -> float | None:

@@ -1,4 +1,5 @@
-"""Remove-one sensitivity, measured: what one unit changes in every query while both worlds see the same noisy outputs.
+"""Remove-one sensitivity, measured: what one unit changes in every query while both worlds see the
+same noisy outputs.
 
 Sampling belongs to it, for its amplification is of a sensitivity.
 """
@@ -16,7 +17,18 @@ import torch
 from torch import Tensor
 
 from fedsim.device import bytes_of
-from fedsim.evidence.check.neighbours import CORPUS, NEAR_ZERO, Draw, Levels, Pair, World, begun, draw_of, levels_of, pair_of
+from fedsim.evidence.check.neighbours import (
+    CORPUS,
+    NEAR_ZERO,
+    Draw,
+    Levels,
+    Pair,
+    World,
+    begun,
+    draw_of,
+    levels_of,
+    pair_of,
+)
 from fedsim.evidence.check.subject import CHECKED_CLIENTS, Fault, Idle, Subject, drawn, raised
 from fedsim.evidence.forked import forked, in_forks
 from fedsim.evidence.worlds import Divergence, Query, Tape
@@ -30,20 +42,41 @@ from fedsim.training import rounds
 BOUND_SLACK = 1e-3
 """Relative excess over the bound that is put down to rounding."""
 TOGETHER = 8
-"""Pairs whose first worlds share a process, and whose second ones do: what a module keeps of earlier ones then differs, too."""
+"""Pairs whose first worlds share a process, and whose second ones do: what a module keeps of
+earlier ones then differs, too.
+"""
 ROUNDING = 1e-6
 """Change of a tensor, relative to its norm, that is put down to rounding."""
-CLIP_FIX = "clip every unit's whole contribution jointly, by public norms and weights, and give it to Clients.add_noise in one call"
-FREE_FIX = "send only what Clients.add_noise returned, weigh and divide by public numbers, or put the quantity into the clipped release"
-PUBLIC_FIX = "let the schedule, all shapes, names and sizes, and whether it ends, depend on public numbers only"
-SAMPLE_FIX = "take each step's rows from clients.poisson(round, release.sample_rate) and give them to clients.batch or clients.batches"
-CLIENTS_FIX = "sample clients by clients.poisson(round, rate, client_rate) or LocalTraining.participants; who is left out sends nothing"
-STATE_FIX = "give everything that is kept and depends on an example to Clients.add_noise as 'kept', or state claim 'heuristic'"
+CLIP_FIX = (
+    "clip every unit's whole contribution jointly, by public norms and weights, and give it "
+    "to Clients.add_noise in one call"
+)
+FREE_FIX = (
+    "send only what Clients.add_noise returned, weigh and divide by public numbers, or put "
+    "the quantity into the clipped release"
+)
+PUBLIC_FIX = (
+    "let the schedule, all shapes, names and sizes, and whether it ends, depend on public "
+    "numbers only"
+)
+SAMPLE_FIX = (
+    "take each step's rows from clients.poisson(round, release.sample_rate) and give them to "
+    "clients.batch or clients.batches"
+)
+CLIENTS_FIX = (
+    "sample clients by clients.poisson(round, rate, client_rate) or "
+    "LocalTraining.participants; who is left out sends nothing"
+)
+STATE_FIX = (
+    "give everything that is kept and depends on an example to Clients.add_noise as 'kept', "
+    "or state claim 'heuristic'"
+)
 FEW_FIX = "give parameters (--param) under which a few rows matter, such as a lower threshold"
 
 
 def sensitivity(subject: Subject) -> str:
-    """Every query's change is within the plan's sensitivity, and what no noise covers does not change at all.
+    """Every query's change is within the plan's sensitivity, and what no noise covers does not
+    change at all.
 
     What is measured is a lower bound of the truth: that no pair breaks the claim is no proof of it.
     """
@@ -51,7 +84,9 @@ def sensitivity(subject: Subject) -> str:
     if subject.plan is None or claim == "none":
         raise Idle("not private, nothing is claimed")
     if unit != "client":
-        forked(check_samples, subject)  # in this process nothing trains, so that each pair begins as a new process would
+        forked(
+            check_samples, subject
+        )  # in this process nothing trains, so that each pair begins as a new process would
     draws = [*CORPUS["client" if unit == "client" else "row"].values()]
     draws += [draw_of(number, unit, subject.data.classes) for number in subject.draws]
     try:
@@ -66,19 +101,38 @@ def sensitivity(subject: Subject) -> str:
 
 
 def check_samples(subject: Subject) -> None:
-    """Under a claimed rate below 1, rows are sampled by the harness's streams, at that rate, anew for every step."""
-    schedule, seen, taken = list(subject.algorithm.schedule()), dict[int, int](), subject.first[1].tapes[0].samples
+    """Under a claimed rate below 1, rows are sampled by the harness's streams, at that rate, anew
+    for every step.
+    """
+    schedule, seen, taken = (
+        list(subject.algorithm.schedule()),
+        dict[int, int](),
+        subject.first[1].tapes[0].samples,
+    )
     for sample in taken:
         # in a round of one step, with noise once, asking again is looking again
-        if sample.step in seen and not (seen[sample.step] == sample.round and schedule[sample.round].release.per_round == 1):
-            text = f"round {sample.round}: the Poisson sample of step {sample.step} is drawn again, after round {seen[sample.step]}"
+        if sample.step in seen and not (
+            seen[sample.step] == sample.round and schedule[sample.round].release.per_round == 1
+        ):
+            text = (
+                f"round {sample.round}: the Poisson sample of step {sample.step} is drawn "
+                f"again, after round {seen[sample.step]}"
+            )
             raise Fault(text, SAMPLE_FIX)
         seen[sample.step] = sample.round
-    for number, release in ((round_.number, round_.release) for round_ in schedule if round_.release.sample_rate < 1):
+    for number, release in (
+        (round_.number, round_.release) for round_ in schedule if round_.release.sample_rate < 1
+    ):
         rates = [sample.rate for sample in taken if sample.round == number]
-        if len(rates) < release.per_round or not np.allclose(rates, release.sample_rate, rtol=1e-9, atol=0):
+        if len(rates) < release.per_round or not np.allclose(
+            rates, release.sample_rate, rtol=1e-9, atol=0
+        ):
             text = f"{len(rates)} Poisson samples for {release.per_round} steps, at rates {rates}"
-            raise Fault(f"round {number}: {text}; the plan claims rate {release.sample_rate:g} for '{release.name}'", SAMPLE_FIX)
+            raise Fault(
+                f"round {number}: {text}; the plan claims rate {release.sample_rate:g} for "
+                f"'{release.name}'",
+                SAMPLE_FIX,
+            )
 
 
 def searched(subject: Subject, draws: Sequence[Draw]) -> str:
@@ -88,23 +142,38 @@ def searched(subject: Subject, draws: Sequence[Draw]) -> str:
     with closing(in_forks(compare, ((subject, own, levels) for own in some))) as compared:
         ratios = list(chain.from_iterable(compared))
     seen = f"{len(ratios)} pairs of neighbours"
-    most, where = max((ratio, -number) for number, ratio in enumerate(ratios) if draws[number].way == "removed")
+    most, where = max(
+        (ratio, -number) for number, ratio in enumerate(ratios) if draws[number].way == "removed"
+    )
     if most == 0:
-        raise Fault(f"nothing that is released depends on any unit that was tried, {seen}: nothing was measured", FEW_FIX)
+        raise Fault(
+            f"nothing that is released depends on any unit that was tried, {seen}: nothing "
+            "was measured",
+            FEW_FIX,
+        )
     words = draws[-where].words(subject.trial.task.unit)
     return f"the largest change seen is {most:.3f} of the claimed bound ({words}), over {seen}"
 
 
-def compare(subject: Subject, draws: Sequence[Draw], levels: Mapping[float, Levels | None]) -> list[float]:
-    """The largest change in every pair, in units of the bound; first worlds are trained in a process of their own."""
+def compare(
+    subject: Subject, draws: Sequence[Draw], levels: Mapping[float, Levels | None]
+) -> list[float]:
+    """The largest change in every pair, in units of the bound; first worlds are trained in a
+    process of their own.
+    """
     pairs = [pair_of(subject, draw, levels[draw.weights]) for draw in draws]
     firsts = forked(lambda: [look(pair, pair.whole) for pair in pairs])
-    return [judged(pair, first, look(pair, pair.other, first.tape)) for pair, first in zip(pairs, firsts, strict=True)]
+    return [
+        judged(pair, first, look(pair, pair.other, first.tape))
+        for pair, first in zip(pairs, firsts, strict=True)
+    ]
 
 
 @dataclass(frozen=True)
 class Seen:
-    """What a training left behind: what its clients did, what its result says, label shares, what is kept of it, what it paid."""
+    """What a training left behind: what its clients did, what its result says, label shares, what
+    is kept of it, what it paid.
+    """
 
     tape: Tape
     said: Tensor
@@ -120,24 +189,37 @@ def look(pair: Pair, world: World, script: Tape | None = None) -> Seen:
         steps, tape = begun(pair.subject, pair.draw, world, pair.rounds, script)
         made = rounds.to_the_end(steps)[1]
         # a result may ask for the version of a client that is not there
-        told = drawn(made.made, pair.subject.data, CHECKED_CLIENTS if len(pair.other.held) == len(pair.whole.held) else 0)
+        told = drawn(
+            made.made,
+            pair.subject.data,
+            CHECKED_CLIENTS if len(pair.other.held) == len(pair.whole.held) else 0,
+        )
     except Divergence as error:
         raise Fault(f"{words}: {error}", PUBLIC_FIX) from error
     except (Exception, SystemExit) as error:
         raise Fault(f"{words}: {raised(error, pair.subject)}", PUBLIC_FIX) from error
     shares = torch.zeros(0) if made.shares is None else torch.from_numpy(made.shares)
     # diagnostics are not compared, and may be what cannot be pickled
-    messages = {number: replace(message, diagnostics={}) for number, message in tape.messages.items()}
+    messages = {
+        number: replace(message, diagnostics={}) for number, message in tape.messages.items()
+    }
     return Seen(replace(tape, messages=messages), told, shares, made.state, made.ledger)
 
 
 def judged(pair: Pair, first: Seen, second: Seen) -> float:
     """The largest change in units of the bound, in two worlds in which nothing breaks the claim."""
-    subject, plan, words = pair.subject, pair.subject.plan, pair.draw.words(pair.subject.trial.task.unit)
+    subject, plan, words = (
+        pair.subject,
+        pair.subject.plan,
+        pair.draw.words(pair.subject.trial.task.unit),
+    )
     assert plan is not None
     if len(first.tape.queries) != len(second.tape.queries):
         raise Fault(f"{words}: how often Clients.add_noise runs depends on the data", PUBLIC_FIX)
-    at_clients, same_clients = subject.algorithm.noise_at_clients(), len(pair.other.held) == len(pair.whole.held)
+    at_clients, same_clients = (
+        subject.algorithm.noise_at_clients(),
+        len(pair.other.held) == len(pair.whole.held),
+    )
     # a world without a client lacks what that client alone would have sent, noised
     if same_clients or not at_clients:
         _check_envelopes(words, first.tape, second.tape)
@@ -145,16 +227,36 @@ def judged(pair: Pair, first: Seen, second: Seen) -> float:
         _check_uncovered(words, first, second, at_clients=at_clients)
     changes = list(_changes(pair, first.tape, second.tape))
     for change in changes:
-        if not change.sampled and change.norm > BOUND_SLACK * plan.sensitivity + ROUNDING * change.scale:
-            what = f"changes '{change.most}' by {change.norm / plan.sensitivity:.3g} of the bound; the plan claims rate {change.rate:g}"
+        if (
+            not change.sampled
+            and change.norm > BOUND_SLACK * plan.sensitivity + ROUNDING * change.scale
+        ):
+            what = (
+                f"changes '{change.most}' by {change.norm / plan.sensitivity:.3g} of the "
+                f"bound; the plan claims rate {change.rate:g}"
+            )
             fix = CLIENTS_FIX if subject.trial.task.unit == "client" else STATE_FIX
             raise Fault(f"round {change.round}: {words}, not in the round's sample, {what}", fix)
-    worst = max(changes, key=lambda change: change.norm / math.sqrt(change.steps), default=Change(0, {"": 0.0}, 0.0))
+    worst = max(
+        changes,
+        key=lambda change: change.norm / math.sqrt(change.steps),
+        default=Change(0, {"": 0.0}, 0.0),
+    )
     limit = plan.sensitivity * math.sqrt(worst.steps)
     ratio = worst.norm / limit if worst.norm > ROUNDING * worst.scale else 0.0
-    if pair.draw.way == "removed" and worst.norm > limit * (1 + BOUND_SLACK) + ROUNDING * worst.scale:
-        text = f"round {worst.round}: removing {words} changes what is released by {worst.norm:.3g}, the claimed bound is {limit:.3g}"
-        share = f"; '{worst.most}' alone by {worst.norms[worst.most]:.3g}" if len(worst.norms) > 1 else f" ('{worst.most}')"
+    if (
+        pair.draw.way == "removed"
+        and worst.norm > limit * (1 + BOUND_SLACK) + ROUNDING * worst.scale
+    ):
+        text = (
+            f"round {worst.round}: removing {words} changes what is released by "
+            f"{worst.norm:.3g}, the claimed bound is {limit:.3g}"
+        )
+        share = (
+            f"; '{worst.most}' alone by {worst.norms[worst.most]:.3g}"
+            if len(worst.norms) > 1
+            else f" ('{worst.most}')"
+        )
         raise Fault(f"{text} ({ratio:.2f} of it){share}", CLIP_FIX)
     return ratio
 
@@ -162,34 +264,59 @@ def judged(pair: Pair, first: Seen, second: Seen) -> float:
 def _check_envelopes(words: str, first: Tape, second: Tape) -> None:
     """That nothing differs in what is sent that no noise can cover: names, shapes and types."""
     for round_ in first.messages:
-        one, two = ({(name, value.shape, value.dtype) for name, value in tape.messages[round_].sums.items()} for tape in (first, second))
+        one, two = (
+            {(name, value.shape, value.dtype) for name, value in tape.messages[round_].sums.items()}
+            for tape in (first, second)
+        )
         if one != two:
             what = f"round {round_}: name, shape or type of '{min(name for name, *_ in one ^ two)}'"
             raise Fault(f"{words} changes what a message is: {what}", PUBLIC_FIX)
 
 
 def _check_uncovered(words: str, first: Seen, second: Seen, *, at_clients: bool) -> None:
-    """That what the same clients do with another row, and what comes out, differs in nothing but the queries: all outputs are equal."""
+    """That what the same clients do with another row, and what comes out, differs in nothing but
+    the queries: all outputs are equal.
+    """
     for round_, message in first.tape.messages.items() if at_clients else ():
         for name, norm in _norms(message.sums, second.tape.messages[round_].sums).items():
             if norm > ROUNDING * float(message.sums[name].double().norm()) + 1e-9:
                 text = f"changes '{name}' in the messages of round {round_} by {norm:.3g}"
-                raise Fault(f"{words} {text}; no noise of Clients.add_noise covers it, no ledger pays for it", FREE_FIX)
+                raise Fault(
+                    f"{words} {text}; no noise of Clients.add_noise covers it, no ledger "
+                    "pays for it",
+                    FREE_FIX,
+                )
     if first.ledger != second.ledger:
         raise Fault(f"{words} changes the ledger", FREE_FIX)
     for name in {**first.state, **second.state}:
         one, two = first.state.get(name), second.state.get(name)
         # bits, so that what is not a number equals itself
-        if one is None or two is None or one.shape != two.shape or not np.array_equal(bytes_of(one), bytes_of(two)):
-            raise Fault(f"{words} changes '{name}' in what is kept of a training, though all noisy outputs are equal", FREE_FIX)
-    for what, told, other in (("what the result says", first.said, second.said), ("label_counts", first.shares, second.shares)):
-        if told.shape != other.shape or not torch.allclose(told, other, atol=1e-5, rtol=1e-4, equal_nan=True):
+        if (
+            one is None
+            or two is None
+            or one.shape != two.shape
+            or not np.array_equal(bytes_of(one), bytes_of(two))
+        ):
+            raise Fault(
+                f"{words} changes '{name}' in what is kept of a training, though all noisy "
+                "outputs are equal",
+                FREE_FIX,
+            )
+    for what, told, other in (
+        ("what the result says", first.said, second.said),
+        ("label_counts", first.shares, second.shares),
+    ):
+        if told.shape != other.shape or not torch.allclose(
+            told, other, atol=1e-5, rtol=1e-4, equal_nan=True
+        ):
             raise Fault(f"{words} changes {what} though all noisy outputs are equal", FREE_FIX)
 
 
 @dataclass(frozen=True)
 class Change:
-    """What a unit changed in one query, or in a round's sum over ``steps``: L2 ``norms`` by tensor; ``scale`` is the tensors' own."""
+    """What a unit changed in one query, or in a round's sum over ``steps``: L2 ``norms`` by tensor;
+    ``scale`` is the tensors' own.
+    """
 
     round: int
     norms: Mapping[str, float]
@@ -210,29 +337,48 @@ class Change:
 
 
 def _changes(pair: Pair, first: Tape, second: Tape) -> Iterator[Change]:
-    """What changed in every query that clients noise themselves; or in every round's sum, with what clients noised in that round."""
-    task, draw, queries = pair.subject.trial.task, pair.draw, list(zip(first.queries, second.queries, strict=True))
+    """What changed in every query that clients noise themselves; or in every round's sum, with what
+    clients noised in that round.
+    """
+    task, draw, queries = (
+        pair.subject.trial.task,
+        pair.draw,
+        list(zip(first.queries, second.queries, strict=True)),
+    )
 
     def in_sample(query: Query) -> bool:
         if task.unit != "client" or draw.way != "removed":
             return query.sampled
         # the stream by which Clients.poisson samples whole clients
-        return bool(Seeds(draw.seed).keystream(Purpose.SAMPLING, query.step, draw.client).uniform(1)[0] < query.release.sample_rate)
+        return bool(
+            Seeds(draw.seed).keystream(Purpose.SAMPLING, query.step, draw.client).uniform(1)[0]
+            < query.release.sample_rate
+        )
 
     if pair.subject.algorithm.noise_at_clients():
         for one, two in queries:
             norms, scale = _kept(one, two), l2_norm(one.kept)
             if task.trust == "silo":
-                norms, scale = _joined(norms, _norms(one.sent, two.sent)), math.hypot(scale, l2_norm(one.sent))
+                norms, scale = (
+                    _joined(norms, _norms(one.sent, two.sent)),
+                    math.hypot(scale, l2_norm(one.sent)),
+                )
             yield Change(one.round, norms, scale, 1, in_sample(one), one.release.sample_rate)
         return
     for round_, message in first.messages.items():
-        norms, own = _norms(message.sums, second.messages[round_].sums), [pair for pair in queries if pair[0].round == round_]
+        norms, own = (
+            _norms(message.sums, second.messages[round_].sums),
+            [pair for pair in queries if pair[0].round == round_],
+        )
         for one, two in own:
             norms = _joined(norms, _kept(one, two))
         scale, release = l2_norm(message.sums), own[0][0].release if own else None
         # a sum over several steps may depend on a unit that is in the sample of one of them
-        facts = (release.per_round, any(in_sample(one) for one, _ in own), release.sample_rate) if release is not None else ()
+        facts = (
+            (release.per_round, any(in_sample(one) for one, _ in own), release.sample_rate)
+            if release is not None
+            else ()
+        )
         yield Change(round_, norms, scale, *facts)
 
 
@@ -253,4 +399,7 @@ def _joined(one: Mapping[str, float], two: Mapping[str, float]) -> dict[str, flo
 def _norms(one: Tensors, two: Tensors) -> dict[str, float]:
     """Norms of the difference by name; what only one side has counts in full."""
     nothing = torch.zeros(())
-    return {name: float((one.get(name, nothing).double() - two.get(name, nothing).double()).norm()) for name in {**one, **two}}
+    return {
+        name: float((one.get(name, nothing).double() - two.get(name, nothing).double()).norm())
+        for name in {**one, **two}
+    }

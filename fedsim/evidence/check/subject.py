@@ -1,4 +1,6 @@
-"""The small cell that an algorithm is checked on: 200 rows of digits, 4 clients, a training of a moment."""
+"""The small cell that an algorithm is checked on: 200 rows of digits, 4 clients, a training of a
+moment.
+"""
 
 from __future__ import annotations
 
@@ -41,12 +43,19 @@ NARROW: Mapping[str, Any] = {
 EPSILON, DELTA = 4.0, 1e-4
 CHECKED_CLIENTS = 4
 CELL: Mapping[str, Any] = {
-    **{"dataset": {"name": "digits", "limit": 200}, "partition": {"scheme": "dirichlet"}, "alpha": 1.0, "clients": CHECKED_CLIENTS},
+    **{
+        "dataset": {"name": "digits", "limit": 200},
+        "partition": {"scheme": "dirichlet"},
+        "alpha": 1.0,
+        "clients": CHECKED_CLIENTS,
+    },
     **{"epsilon": EPSILON, "delta": DELTA, "seeds": 0},
 }
 """The small cell, as a grid has it."""
 ROWS_OF_A_GROUP = 2
-"""Rows of a group, where the unit is a group: digits do not say who wrote them, so neighbouring rows of a client are taken for one's."""
+"""Rows of a group, where the unit is a group: digits do not say who wrote them, so neighbouring
+rows of a client are taken for one's.
+"""
 
 
 class Fault(Exception):
@@ -58,7 +67,9 @@ class Idle(Exception):
 
 
 class Training(NamedTuple):
-    """What :func:`train` returns: a record a round, the outcome, and the progress after each round."""
+    """What :func:`train` returns: a record a round, the outcome, and the progress after each
+    round.
+    """
 
     records: list[RoundRecord]
     trained: Trained
@@ -69,8 +80,9 @@ class Training(NamedTuple):
 class Subject:
     """An algorithm with its parameters, in one privacy setting, on the small cell.
 
-    Public rows are made up, and the same in both worlds of a pair. The ``draws`` are numbers of random pairs of neighbouring worlds; the
-    ``rounds`` are of a training that is not shortened, where the algorithm has such a parameter and it was not given.
+    Public rows are made up, and the same in both worlds of a pair. The ``draws`` are numbers of
+    random pairs of neighbouring worlds; the ``rounds`` are of a training that is not shortened,
+    where the algorithm has such a parameter and it was not given.
     """
 
     trial: Trial
@@ -86,7 +98,11 @@ class Subject:
     @property
     def setting(self) -> str:
         """Unit and trust, as a table names them."""
-        return f"{self.trial.task.unit}, {self.trial.task.trust}" if self.plan is not None else "not private"
+        return (
+            f"{self.trial.task.unit}, {self.trial.task.trust}"
+            if self.plan is not None
+            else "not private"
+        )
 
     @cached_property
     def algorithm(self) -> Algorithm:
@@ -100,7 +116,10 @@ class Subject:
     def cohorts(self, sizes: tuple[int, ...] = (CHECKED_CLIENTS,), seed: int = 0) -> list[Cohort]:
         """The cell's clients in cohorts of ``sizes``, each with a tape of its own."""
         specs = replace(self.trial, sizes=sizes).cohorts()
-        return [watched(replace(spec, seeds=Seeds(seed)), self.data.x_train, self.data.y_train) for spec in specs]
+        return [
+            watched(replace(spec, seeds=Seeds(seed)), self.data.x_train, self.data.y_train)
+            for spec in specs
+        ]
 
     def train(self, seed: int = 0) -> Training:
         """A whole training."""
@@ -108,52 +127,93 @@ class Subject:
 
     @cached_property
     def first(self) -> tuple[Training, WatchedPool]:
-        """The training that most checks look at, all clients in one cohort, and the pool that it ran on."""
+        """The training that most checks look at, all clients in one cohort, and the pool that it
+        ran on.
+        """
         pool = WatchedPool(self.cohorts())
         return train(self.build(), pool, self.plan, 0), pool
 
 
-def subject(name: str, params: Sequence[str], unit: Unit, trust: Trust, draws: range = range(0)) -> Subject:
-    """The cell of an algorithm, with parameters from ``key=YAML`` texts, for one privacy setting."""
+def subject(
+    name: str, params: Sequence[str], unit: Unit, trust: Trust, draws: range = range(0)
+) -> Subject:
+    """The cell of an algorithm, with parameters from ``key=YAML`` texts, for one privacy
+    setting.
+    """
     given = {text.partition("=")[0].strip() for text in params}
     known = lookup(name).Params
     brief = known.brief({**BRIEF, **NARROW}, given)
     short = [f"{key}={value}" for key, value in brief.items()]
-    grid = one_cell(name, [*params, *short], unit="example" if unit == "group" else unit, trust=trust, **CELL)
-    data = {key: replace(rows, public=PublicRows.made_up(rows.dim, rows.classes)) for key, rows in loaded(grid).items()}
+    grid = one_cell(
+        name, [*params, *short], unit="example" if unit == "group" else unit, trust=trust, **CELL
+    )
+    data = {
+        key: replace(rows, public=PublicRows.made_up(rows.dim, rows.classes))
+        for key, rows in loaded(grid).items()
+    }
     (cell,) = expand(resolve(grid), data)
     rows = data[cell.data_key]
     partition = partition_of(cell, rows)
     if unit == "group":
         cell = cell.model_copy(update={"unit": unit})
-        partition = replace(partition, groups=tuple(np.arange(len(own)) // ROWS_OF_A_GROUP for own in partition.rows))
+        partition = replace(
+            partition,
+            groups=tuple(np.arange(len(own)) // ROWS_OF_A_GROUP for own in partition.rows),
+        )
     task = task_of(cell, rows)
 
     given_by = Grid.model_fields
-    with at(lambda where: f"{grid.place(where) if where in given_by else grid.place('algorithms') + ': ' + where} with {cell.label}"):
-        (candidate,) = plans_of(lookup(cell.algorithm), cell.params, cell.tuning, task, cell.epsilon, cell.delta)
+
+    def location(where: str) -> str:
+        if where in given_by:
+            return f"{grid.place(where)} with {cell.label}"
+        return f"{grid.place('algorithms')}: {where} with {cell.label}"
+
+    with at(location):
+        (candidate,) = plans_of(
+            lookup(cell.algorithm), cell.params, cell.tuning, task, cell.epsilon, cell.delta
+        )
     trial = Trial(cell, task, candidate.plan, partition, (CHECKED_CLIENTS,), cell.data_key)
     field = known.model_fields["rounds"] if "rounds" in brief else None
-    return Subject(trial, rows, draws, field.get_default() if field is not None and not field.is_required() else None)
+    return Subject(
+        trial,
+        rows,
+        draws,
+        field.get_default() if field is not None and not field.is_required() else None,
+    )
 
 
 def varied(subject: Subject, **params: Any) -> Subject:
-    """The subject with other parameters, as far as its algorithm has them; the noise multiplier stays as it was solved."""
+    """The subject with other parameters, as far as its algorithm has them; the noise multiplier
+    stays as it was solved.
+    """
     given = subject.trial.cell.params
-    cell = subject.trial.cell.model_copy(update={"params": given | {key: value for key, value in params.items() if key in given}})
+    cell = subject.trial.cell.model_copy(
+        update={"params": given | {key: value for key, value in params.items() if key in given}}
+    )
     changed = replace(subject, trial=replace(subject.trial, cell=cell))
     if subject.plan is None:
         return changed
     own = changed.algorithm
-    plan = replace(subject.plan, releases=own.releases(), clip=own.clip(), sensitivity=own.sensitivity())
+    plan = replace(
+        subject.plan, releases=own.releases(), clip=own.clip(), sensitivity=own.sensitivity()
+    )
     return replace(subject, trial=replace(changed.trial, plan=plan))
 
 
-def train(algorithm: Algorithm, pool: LocalPool, plan: PrivacyPlan | None, seed: int, resume: Checkpoint | None = None) -> Training:
+def train(
+    algorithm: Algorithm,
+    pool: LocalPool,
+    plan: PrivacyPlan | None,
+    seed: int,
+    resume: Checkpoint | None = None,
+) -> Training:
     """All rounds, with every global random state at a fixed start."""
     progress: list[Checkpoint] = []
     fix_random_states()
-    steps = rounds.train(algorithm, pool, plan, Seeds(seed), resume, lambda capture: progress.append(capture()))
+    steps = rounds.train(
+        algorithm, pool, plan, Seeds(seed), resume, lambda capture: progress.append(capture())
+    )
     return Training(*rounds.to_the_end(steps), progress)
 
 
@@ -168,7 +228,11 @@ def fix_random_states() -> dict[str, Any]:
 def random_states() -> dict[str, Any]:
     """The states of the global generators."""
     numpy = pickle.dumps(np.random.get_state())  # noqa: NPY002
-    return {"torch": torch.get_rng_state().numpy().tobytes(), "numpy": numpy, "random": random.getstate()}
+    return {
+        "torch": torch.get_rng_state().numpy().tobytes(),
+        "numpy": numpy,
+        "random": random.getstate(),
+    }
 
 
 def raised(error: BaseException, subject: Subject) -> str:
@@ -177,13 +241,24 @@ def raised(error: BaseException, subject: Subject) -> str:
 
 
 def same(first: Tensor, second: Tensor) -> bool:
-    """Whether all numbers are equal, or none in both: that they are not finite is a fault of its own."""
+    """Whether all numbers are equal, or none in both: that they are not finite is a fault of its
+    own.
+    """
     return torch.allclose(first, second, rtol=0, atol=0, equal_nan=True)
 
 
 def drawn(made: Product, data: Embeddings, clients: int) -> Tensor:
-    """Answers to fixed questions, those of every client's own version too: rows ``[n, d]``, or probabilities ``[n, C]``."""
+    """Answers to fixed questions, those of every client's own version too: rows ``[n, d]``, or
+    probabilities ``[n, C]``.
+    """
     labels, x = torch.arange(data.classes).repeat(2), torch.from_numpy(data.x_test[:20])
-    versions = [made, *(own(made, client) for client in range(clients))] if is_personal(made) else [made]
-    said = [one.probabilities(x) if is_classifier(one) else one.sample(labels, torch.Generator().manual_seed(0)) for one in versions]
+    versions = (
+        [made, *(own(made, client) for client in range(clients))] if is_personal(made) else [made]
+    )
+    said = [
+        one.probabilities(x)
+        if is_classifier(one)
+        else one.sample(labels, torch.Generator().manual_seed(0))
+        for one in versions
+    ]
     return torch.cat([torch.as_tensor(answer) for answer in said])

@@ -1,8 +1,10 @@
-"""The bookkeeping engine: norms and clipped sums from the inputs and output gradients that one backward pass leaves behind.
+"""The bookkeeping engine: norms and clipped sums from the inputs and output gradients that one
+backward pass leaves behind.
 
-An example's norm and its part of the sum come from the same numbers (:mod:`fedsim.privacy.clipping.norms`), so the gradient that is
-clipped is the one that was measured. The engine assumes that row n of every layer belongs to example n, and raises where that is
-visibly false.
+An example's norm and its part of the sum come from the same numbers
+(:mod:`fedsim.privacy.clipping.norms`), so the gradient that is clipped is the one that was
+measured. The engine assumes that row n of every layer belongs to example n, and raises where that
+is visibly false.
 """
 
 from __future__ import annotations
@@ -19,11 +21,23 @@ from torch.autograd.graph import GradientEdge, Node, get_gradient_edge
 
 from fedsim.batch import Batch, Layout
 from fedsim.device import CPU, to_device
-from fedsim.privacy.clipping.norms import PER_CLIENT, RULES, Loss, Measured, Norms, Target, Use, by_use, clip_units
+from fedsim.privacy.clipping.norms import (
+    PER_CLIENT,
+    RULES,
+    Loss,
+    Measured,
+    Norms,
+    Target,
+    Use,
+    by_use,
+    clip_units,
+)
 
 
 class Call(NamedTuple):
-    """One use of a layer: its arguments, the version of the first, and its output's place in the graph of gradients."""
+    """One use of a layer: its arguments, the version of the first, and its output's place in the
+    graph of gradients.
+    """
 
     args: tuple[Any, ...]
     version: int
@@ -34,8 +48,12 @@ class Call(NamedTuple):
 Calls = dict[str, list[Call]]
 
 
-def bookkeeping(model: nn.Module, loss: Loss, batch: Batch, norms: Norms, sums: dict[str, Tensor]) -> Measured:
-    """See :func:`fedsim.privacy.clipping.clipped_sum`: one forward, one backward, one weighted product a layer."""
+def bookkeeping(
+    model: nn.Module, loss: Loss, batch: Batch, norms: Norms, sums: dict[str, Tensor]
+) -> Measured:
+    """See :func:`fedsim.privacy.clipping.clipped_sum`: one forward, one backward, one weighted
+    product a layer.
+    """
     layers = covered_layers(model)
     with torch.enable_grad():
         with _recorded(layers) as calls:
@@ -60,10 +78,18 @@ def covered_layers(model: nn.Module) -> dict[str, nn.Module]:
         for name, parameter in module._parameters.items():
             if parameter is None or not parameter.requires_grad:
                 continue
-            if rule is None or name not in rule.names or "forward" in vars(module) or hooks or id(parameter) in owned:
+            if (
+                rule is None
+                or name not in rule.names
+                or "forward" in vars(module)
+                or hooks
+                or id(parameter) in owned
+            ):
                 raise ValueError(
-                    f"bookkeeping does not cover parameter '{_full(path, name)}' of a {type(module).__name__}: it covers "
-                    f"{', '.join(kind.__name__ for kind in RULES)}, without hooks or shared parameters; give engine: vmap"
+                    f"bookkeeping does not cover parameter '{_full(path, name)}' of a "
+                    f"{type(module).__name__}: it covers "
+                    f"{', '.join(kind.__name__ for kind in RULES)}, without hooks or shared "
+                    "parameters; give engine: vmap"
                 )
             owned.add(id(parameter))
             layers[path] = module
@@ -80,11 +106,15 @@ def _recorded(layers: dict[str, nn.Module]) -> Iterator[Calls]:
             if not output.requires_grad:
                 return
             if not args:
-                raise ValueError(f"layer '{path}' was called with keywords only; pass its input by position")
+                raise ValueError(
+                    f"layer '{path}' was called with keywords only; pass its input by position"
+                )
             version = args[0]._version if isinstance(args[0], Tensor) else 0
             # The edge, not the tensor: an operation in place would move the tensor on in the graph.
             assert output.grad_fn is not None
-            calls[path].append(Call(args, version, GradientEdge(output.grad_fn, output.output_nr), output.shape))
+            calls[path].append(
+                Call(args, version, GradientEdge(output.grad_fn, output.output_nr), output.shape)
+            )
 
         return record
 
@@ -101,7 +131,11 @@ def _refuse_other_uses(losses: Tensor, layers: dict[str, nn.Module], calls: Call
     over: dict[Node, list[Node | None]] = {}
     for uses in calls.values():
         for call in uses:
-            over[call.edge.node] = [get_gradient_edge(a).node for a in call.args if isinstance(a, Tensor) and a.requires_grad]
+            over[call.edge.node] = [
+                get_gradient_edge(a).node
+                for a in call.args
+                if isinstance(a, Tensor) and a.requires_grad
+            ]
     names = {
         id(p): _full(path, name)
         for path, layer in layers.items()
@@ -124,11 +158,14 @@ def _refuse_other_uses(losses: Tensor, layers: dict[str, nn.Module], calls: Call
         name = None if following else names.get(id(getattr(node, "variable", None)))
         if name is not None:
             raise ValueError(
-                f"parameter '{name}' is used outside its layer's own forward: bookkeeping would not see that gradient; give engine: vmap"
+                f"parameter '{name}' is used outside its layer's own forward: bookkeeping "
+                "would not see that gradient; give engine: vmap"
             )
 
 
-def _uses(layers: dict[str, nn.Module], calls: Calls, losses: Tensor, layout: Layout) -> dict[str, Use]:
+def _uses(
+    layers: dict[str, nn.Module], calls: Calls, losses: Tensor, layout: Layout
+) -> dict[str, Use]:
     edges = [call.edge for path in layers for call in calls[path]]
     if not losses.requires_grad or not edges:
         return {}
@@ -150,11 +187,14 @@ def _uses(layers: dict[str, nn.Module], calls: Calls, losses: Tensor, layout: La
 def _check_call(path: str, call: Call, rows: int, layout: Layout) -> None:
     if len(call.shape) < 2 or call.shape[0] != rows:
         raise ValueError(
-            f"layer '{path}' gave {list(call.shape)} for {rows} examples: its gradient is not per example; give it a row an example"
+            f"layer '{path}' gave {list(call.shape)} for {rows} examples: its gradient is "
+            "not per example; give it a row an example"
         )
     first = call.args[0]
     if isinstance(first, Tensor) and first._version != call.version:
-        raise ValueError(f"the input of layer '{path}' was changed in place after the layer had used it")
+        raise ValueError(
+            f"the input of layer '{path}' was changed in place after the layer had used it"
+        )
     if any(isinstance(arg, Layout) and arg is not layout for arg in call.args):
         raise ValueError(f"layer '{path}' was called with another layout than its batch's")
 
@@ -164,19 +204,32 @@ def _join(parts: list[Tensor]) -> Tensor:
 
 
 def _as_uses_of_groups(uses: dict[str, Use], groups: Layout, layout: Layout) -> dict[str, Use]:
-    """The uses by group instead of example: a group's gradient is that of one example that uses the layer once for every row."""
+    """The uses by group instead of example: a group's gradient is that of one example that uses the
+    layer once for every row.
+    """
     counts = torch.bincount(groups.positions, minlength=groups.clients)
     first = counts.cumsum(0) - counts
-    owner = replace(layout, client=layout.client[to_device(first, layout.client.device)], known=layout.positions[first])
+    owner = replace(
+        layout,
+        client=layout.client[to_device(first, layout.client.device)],
+        known=layout.positions[first],
+    )
 
     def padded(values: Tensor) -> Tensor:
         return groups.pad(values).flatten(1, 2)
 
-    return {path: Use(use.layer, padded(use.inputs), padded(use.grads), owner) for path, use in uses.items()}
+    return {
+        path: Use(use.layer, padded(use.inputs), padded(use.grads), owner)
+        for path, use in uses.items()
+    }
 
 
-def _clip_units(uses: dict[str, Use], norms: Norms, units: int, sums: dict[str, Tensor], like: Tensor) -> Tensor:
-    """Clip and add ``units`` gradients, of examples or groups, on the device of ``like``; their joint norms before clipping."""
+def _clip_units(
+    uses: dict[str, Use], norms: Norms, units: int, sums: dict[str, Tensor], like: Tensor
+) -> Tensor:
+    """Clip and add ``units`` gradients, of examples or groups, on the device of ``like``; their
+    joint norms before clipping.
+    """
     parts, weights = [like.new_zeros(units)], [1.0]
     finite = torch.ones(units, dtype=torch.bool, device=like.device)
     for path, use in uses.items():
@@ -203,7 +256,9 @@ def _clip_units(uses: dict[str, Use], norms: Norms, units: int, sums: dict[str, 
         for name in rule.names:
             full = _full(path, name)
             if full in sums:
-                (free if norms.is_free(full) else clipped)[name] = Target(sums[full], norms.weight(full))
+                (free if norms.is_free(full) else clipped)[name] = Target(
+                    sums[full], norms.weight(full)
+                )
         if clipped:
             rule.add(use, factor, clipped)
         if free:
@@ -211,7 +266,9 @@ def _clip_units(uses: dict[str, Use], norms: Norms, units: int, sums: dict[str, 
     return squared.sqrt()
 
 
-def _clip_clients(uses: dict[str, Use], norms: Norms, batch: Batch, sums: dict[str, Tensor]) -> Tensor:
+def _clip_clients(
+    uses: dict[str, Use], norms: Norms, batch: Batch, sums: dict[str, Tensor]
+) -> Tensor:
     messages: dict[str, Tensor] = {}
     per_client = set()
     for path, use in uses.items():

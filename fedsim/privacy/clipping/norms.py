@@ -1,8 +1,10 @@
-"""Gradient norms: the joint norm to which a unit is clipped, and every kind of layer's norms and weighted sums for bookkeeping.
+"""Gradient norms: the joint norm to which a unit is clipped, and every kind of layer's norms and
+weighted sums for bookkeeping.
 
-For a linear layer the gradient of example n is ``g_n a_n^T``, so its squared norm is ``|g_n|^2 |a_n|^2`` and the clipped sum is one
-product ``(c * g)^T a`` (Goodfellow 2015, arXiv 1510.01799; Bu et al. 2023, "book-keeping", arXiv 2210.00038). A layer used T times an
-example has ``sum_st <g_s, g_t> <a_s, a_t>`` (Li et al. 2022, "ghost norm", arXiv 2110.05679).
+For a linear layer the gradient of example n is ``g_n a_n^T``, so its squared norm is ``|g_n|^2
+|a_n|^2`` and the clipped sum is one product ``(c * g)^T a`` (Goodfellow 2015, arXiv 1510.01799; Bu
+et al. 2023, "book-keeping", arXiv 2210.00038). A layer used T times an example has ``sum_st <g_s,
+g_t> <a_s, a_t>`` (Li et al. 2022, "ghost norm", arXiv 2110.05679).
 """
 
 from __future__ import annotations
@@ -21,21 +23,26 @@ from fedsim.models.layers import ClientCode, ClientLinear, Shift, ZeroLinear
 from fedsim.privacy.plan import Unit
 
 Loss = Callable[[nn.Module, Batch], Tensor]
-"""Per-example loss: (model, batch of N rows) to ``[N]``, or ``[N, parts]`` to be added; row n a function of row n alone."""
+"""Per-example loss: (model, batch of N rows) to ``[N]``, or ``[N, parts]`` to be added; row n a
+function of row n alone.
+"""
 
 
 @dataclass(frozen=True)
 class Norms:
     """The clip norm, the unit, and the weights of parameters in the joint norm.
 
-    Prefixes of parameter names end where a module's name ends: ``decoder`` covers ``decoder.weight``, not ``decoder2.weight``.
+    Prefixes of parameter names end where a module's name ends: ``decoder`` covers
+    ``decoder.weight``, not ``decoder2.weight``.
 
     Attributes:
         clip: C, the largest joint L2 norm that one unit's gradient keeps; ``inf`` clips nothing.
         unit: an example, whose gradient is clipped, or a group or client, whose summed gradient is.
-        weights: factor per parameter, by the longest matching name prefix, applied before the joint norm is taken and kept in the
-            sum: the caller divides by it after the noise, which is post-processing. 1 if no prefix matches.
-        free: prefixes of the names of parameters that are neither counted in the norm nor clipped (``noised: shared``).
+        weights: factor per parameter, by the longest matching name prefix, applied before the joint
+            norm is taken and kept in the sum: the caller divides by it after the noise, which is
+                post-processing. 1 if no prefix matches.
+        free: prefixes of the names of parameters that are neither counted in the norm nor clipped
+            (``noised: shared``).
     """
 
     clip: float
@@ -48,7 +55,9 @@ class Norms:
             raise ValueError(f"the clip norm must be positive, not {self.clip}")
         for prefix, weight in (self.weights or {}).items():
             if not 0 < weight < math.inf:
-                raise ValueError(f"the weight of '{prefix}' must be positive and finite, not {weight}")
+                raise ValueError(
+                    f"the weight of '{prefix}' must be positive and finite, not {weight}"
+                )
 
     def weight(self, name: str) -> float:
         """The factor of parameter ``name``."""
@@ -73,8 +82,12 @@ Measured = tuple[Tensor, Tensor]
 """The units' norms before clipping and the examples' losses."""
 
 
-def clip_units(gradients: Mapping[str, Tensor], norms: Norms, units: int) -> tuple[dict[str, Tensor], Tensor]:
-    """Every unit's gradient, ``[units, ...]`` by name, weighed and clipped, for the caller to sum; and their joint norms before."""
+def clip_units(
+    gradients: Mapping[str, Tensor], norms: Norms, units: int
+) -> tuple[dict[str, Tensor], Tensor]:
+    """Every unit's gradient, ``[units, ...]`` by name, weighed and clipped, for the caller to sum;
+    and their joint norms before.
+    """
     some = next(iter(gradients.values()), torch.zeros(units))
     squared, finite = some.new_zeros(units), torch.ones(units, dtype=torch.bool, device=some.device)
     for name, value in gradients.items():
@@ -96,7 +109,8 @@ def clip_units(gradients: Mapping[str, Tensor], norms: Norms, units: int) -> tup
 GRAM_SLACK = 1e-6
 """Share of the Gram products' absolute sum that is added to their sum.
 
-Uses that cancel leave a small difference of large float32 numbers; with too small a norm a gradient would pass unclipped.
+Uses that cancel leave a small difference of large float32 numbers; with too small a norm a gradient
+would pass unclipped.
 """
 
 
@@ -106,7 +120,8 @@ class Use:
 
     Attributes:
         layer: the layer.
-        inputs: the gradient is the outer product of ``grads`` with them, ``[N, T, in]``; empty last dimension if there are none.
+        inputs: the gradient is the outer product of ``grads`` with them, ``[N, T, in]``; empty last
+            dimension if there are none.
         grads: gradient of the summed loss by its output, ``[N, T, out]``.
         layout: which client each row belongs to.
     """
@@ -119,12 +134,19 @@ class Use:
     def keep_only(self, rows: Tensor) -> Use:
         """With zeros where ``rows`` (bool ``[N]``) is False; a product with 0 would keep a nan."""
         mask = ~rows[:, None, None]
-        return Use(self.layer, self.inputs.masked_fill(mask, 0), self.grads.masked_fill(mask, 0), self.layout)
+        return Use(
+            self.layer,
+            self.inputs.masked_fill(mask, 0),
+            self.grads.masked_fill(mask, 0),
+            self.layout,
+        )
 
 
 @dataclass(frozen=True)
 class Target:
-    """The tensor of the parameter's shape to which a weighted sum is added, and the parameter's weight."""
+    """The tensor of the parameter's shape to which a weighted sum is added, and the parameter's
+    weight.
+    """
 
     tensor: Tensor
     weight: float
@@ -139,7 +161,9 @@ class Target:
 
 
 class LinearRule:
-    """``nn.Linear``: weight and bias shared by all clients; every rule's results are by parameter name within the layer."""
+    """``nn.Linear``: weight and bias shared by all clients; every rule's results are by parameter
+    name within the layer.
+    """
 
     names: ClassVar[tuple[str, ...]] = ("weight", "bias")
     """The parameters that the rule covers."""
@@ -149,22 +173,31 @@ class LinearRule:
         return by_use(args[0].detach())
 
     def squared(self, use: Use) -> dict[str, Tensor]:
-        """Each parameter's squared norm ``[N]``, from those of inputs and output gradients, or Gram matrices where T > 1."""
+        """Each parameter's squared norm ``[N]``, from those of inputs and output gradients, or Gram
+        matrices where T > 1.
+        """
         a, g = use.inputs, use.grads
         bias = _squared_norm(_over_uses(g))
         if g.shape[1] == 1:
-            # the same slack as with several uses: one group of many rows pads all groups to several uses
+            # the same slack as with several uses: one group of many rows pads all groups to several
+            # uses
             return {"weight": _squared_norm(a[:, 0]) * bias * (1 + GRAM_SLACK), "bias": bias}
         products = (a @ a.transpose(1, 2)) * (g @ g.transpose(1, 2))
-        return {"weight": (products.sum((1, 2)) + GRAM_SLACK * products.abs().sum((1, 2))).clamp_min(0), "bias": bias}
+        return {
+            "weight": (products.sum((1, 2)) + GRAM_SLACK * products.abs().sum((1, 2))).clamp_min(0),
+            "bias": bias,
+        }
 
     def add(self, use: Use, factor: Tensor, into: Mapping[str, Target]) -> None:
-        """Add ``weight * sum_n factor_n * gradient_n`` to every target; the narrower side is multiplied by the weights."""
+        """Add ``weight * sum_n factor_n * gradient_n`` to every target; the narrower side is
+        multiplied by the weights.
+        """
         a, g = use.inputs.flatten(0, 1), use.grads.flatten(0, 1)
         of_use = factor if len(g) == len(factor) else factor.repeat_interleave(use.grads.shape[1])
         for name, target in into.items():
             if name == "bias":
-                # every example's uses are added up first, as for its norm: large uses that cancel would absorb other examples' gradients
+                # every example's uses are added up first, as for its norm: large uses that cancel
+                # would absorb other examples' gradients
                 target.add_product(_over_uses(use.grads).T, factor)
             elif a.shape[1] < g.shape[1]:
                 target.add_product(g.T, a * of_use[:, None])
@@ -172,9 +205,14 @@ class LinearRule:
                 target.add_product((g * of_use[:, None]).T, a)
 
     def per_client(self, use: Use) -> dict[str, Tensor]:
-        """Each parameter's gradient summed per client ``[K, ...]``, zeros for clients without a row."""
+        """Each parameter's gradient summed per client ``[K, ...]``, zeros for clients without a
+        row.
+        """
         grads, span, clients = _by_client(use, use.grads), use.layout.span, use.layout.clients
-        summed = {"weight": grads.transpose(1, 2) @ _by_client(use, use.inputs), "bias": grads.sum(1)}
+        summed = {
+            "weight": grads.transpose(1, 2) @ _by_client(use, use.inputs),
+            "bias": grads.sum(1),
+        }
         if span == slice(0, clients):
             return summed
         whole = {name: value.new_zeros(clients, *value.shape[1:]) for name, value in summed.items()}
@@ -192,7 +230,9 @@ class ClientLinearRule(LinearRule):
         for name, target in into.items():
             if name == "weight":
                 grads = _by_client(use, use.grads * factor[:, None, None])
-                Target(target.tensor[span], target.weight).add_product(grads.transpose(1, 2), _by_client(use, use.inputs))
+                Target(target.tensor[span], target.weight).add_product(
+                    grads.transpose(1, 2), _by_client(use, use.inputs)
+                )
             else:
                 own = use.layout.pad(_over_uses(use.grads) * factor[:, None])
                 target.tensor[span].add_(own.sum(1), alpha=target.weight)
@@ -204,7 +244,9 @@ class ShiftRule(LinearRule):
     names = ("weight",)
 
     def gradients(self, use: Use) -> Tensor:
-        """Per-example gradients ``[N, size]``, the output's; a single number shifts every column."""
+        """Per-example gradients ``[N, size]``, the output's; a single number shifts every
+        column.
+        """
         assert isinstance(use.layer, Shift)
         gradient = use.grads.sum(1)
         return gradient.sum(1, keepdim=True) if use.layer.weight.numel() == 1 else gradient
@@ -220,7 +262,11 @@ class ShiftRule(LinearRule):
     def per_client(self, use: Use) -> dict[str, Tensor]:
         """Summed by client."""
         gradients = self.gradients(use)
-        return {"weight": gradients.new_zeros(use.layout.clients, gradients.shape[-1]).index_add(0, use.layout.client, gradients)}
+        return {
+            "weight": gradients.new_zeros(use.layout.clients, gradients.shape[-1]).index_add(
+                0, use.layout.client, gradients
+            )
+        }
 
 
 class ClientCodeRule(ShiftRule):
@@ -237,7 +283,9 @@ class ClientCodeRule(ShiftRule):
     def add(self, use: Use, factor: Tensor, into: Mapping[str, Target]) -> None:
         """Weighted, to each client's row."""
         weighted = self.gradients(use) * factor[:, None]
-        into["weight"].tensor.index_add_(0, use.layout.client, weighted, alpha=into["weight"].weight)
+        into["weight"].tensor.index_add_(
+            0, use.layout.client, weighted, alpha=into["weight"].weight
+        )
 
 
 RULES: dict[type[nn.Module], LinearRule] = {

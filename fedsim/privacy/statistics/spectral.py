@@ -1,7 +1,9 @@
-"""What may be read off a noisy symmetric matrix, so that a last bit of the matrix changes it by about a last bit.
+"""What may be read off a noisy symmetric matrix, so that a last bit of the matrix changes it by
+about a last bit.
 
-An eigenvector's sign is arbitrary, and of eigenvectors with close eigenvalues only their span is determined; another processor's rounding
-gives others. Functions of the whole matrix, spans that end at a gap, and bases that depend on their span alone are safe.
+An eigenvector's sign is arbitrary, and of eigenvectors with close eigenvalues only their span is
+determined; another processor's rounding gives others. Functions of the whole matrix, spans that end
+at a gap, and bases that depend on their span alone are safe.
 """
 
 from __future__ import annotations
@@ -19,9 +21,11 @@ GAP = 1e-3
 
 
 def leading(symmetric: Tensor, most: int, floor: float) -> tuple[Tensor, Tensor]:
-    """The largest eigenvalues in descending order ``[k]`` and an orthonormal basis of their span ``[d, k]``, float64.
+    """The largest eigenvalues in descending order ``[k]`` and an orthonormal basis of their span
+    ``[d, k]``, float64.
 
-    At most ``most`` that are above ``floor``; of eigenvalues that cannot be told apart all or none are taken.
+    At most ``most`` that are above ``floor``; of eigenvalues that cannot be told apart all or none
+    are taken.
     """
     values, vectors = descending(symmetric)
     known = values.cpu()
@@ -38,7 +42,9 @@ def descending(symmetric: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def ties(values: Tensor) -> Tensor:
-    """For descending eigenvalues ``[d]``: the number of the group ``[d]`` that each shares with those it cannot be told apart from."""
+    """For descending eigenvalues ``[d]``: the number of the group ``[d]`` that each shares with
+    those it cannot be told apart from.
+    """
     return torch.nn.functional.pad(_apart(values).long().cumsum(0), (1, 0))
 
 
@@ -48,24 +54,32 @@ def _apart(values: Tensor) -> Tensor:
 
 
 def group_means(values: Tensor, group: Tensor) -> Tensor:
-    """Every value ``[d]`` replaced by the mean over its group, numbered ``[d]`` as by :func:`ties`."""
+    """Every value ``[d]`` replaced by the mean over its group, numbered ``[d]`` as by
+    :func:`ties`.
+    """
     sums = torch.zeros_like(values).index_add(0, group, values)
     means: Tensor = (sums / group.bincount(minlength=len(group)).clamp_min(1))[group]
     return means
 
 
 def steady(basis: Tensor) -> Tensor:
-    """The orthonormal basis of the span of ``basis`` ``[d, k]`` that is nearest to a fixed one; it depends on the span alone.
+    """The orthonormal basis of the span of ``basis`` ``[d, k]`` that is nearest to a fixed one; it
+    depends on the span alone.
 
-    The orthogonal Procrustes problem (Schoenemann 1966); the fixed basis are the first vectors of the discrete cosine transform IV.
+    The orthogonal Procrustes problem (Schoenemann 1966); the fixed basis are the first vectors of
+    the discrete cosine transform IV.
     """
-    if len(basis) == basis.shape[1]:  # all singular values are 1, on which a decomposition may not converge
+    if (
+        len(basis) == basis.shape[1]
+    ):  # all singular values are 1, on which a decomposition may not converge
         return to_device(cosines(*basis.shape), basis.device)
     return basis.double() @ polar(basis.T.double() @ to_device(cosines(*basis.shape), basis.device))
 
 
 def polar(matrix: Tensor) -> Tensor:
-    """The matrix with orthonormal columns that is nearest to ``matrix`` ``[d, k]``, d at least k."""
+    """The matrix with orthonormal columns that is nearest to ``matrix`` ``[d, k]``, d at least
+    k.
+    """
     if not matrix.shape[1]:  # not every device decomposes nothing
         return matrix
     left, _, right = torch.linalg.svd(matrix, full_matrices=False)
@@ -74,7 +88,9 @@ def polar(matrix: Tensor) -> Tensor:
 
 
 def cosines(size: int, count: int) -> Tensor:
-    """The first ``count`` orthonormal vectors of the discrete cosine transform IV, ``[size, count]``, float64."""
+    """The first ``count`` orthonormal vectors of the discrete cosine transform IV, ``[size,
+    count]``, float64.
+    """
     rows, columns = torch.arange(size).double() + 0.5, torch.arange(count).double() + 0.5
     angles: Tensor = math.pi / size * rows[:, None] * columns
     basis: Tensor = math.sqrt(2 / size) * angles.cos()

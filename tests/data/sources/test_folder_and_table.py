@@ -22,7 +22,9 @@ def test_train_and_test_folders_are_the_split(tmp_path):
     images = load_image_folder(tmp_path / "pets", "pets")
     assert images.class_names == ("cat", "dog", "eel")
     assert [int((images.split == part).sum()) for part in (TRAIN, VALIDATION, TEST)] == [9, 9, 9]
-    assert {images.image_name(i).split("/")[0] for i in np.flatnonzero(images.split == TEST)} == {"test"}
+    assert {images.image_name(i).split("/")[0] for i in np.flatnonzero(images.split == TEST)} == {
+        "test"
+    }
 
 
 def test_the_folders_at_the_top_may_be_domains_each_with_test_rows_of_its_own(tmp_path):
@@ -34,7 +36,10 @@ def test_the_folders_at_the_top_may_be_domains_each_with_test_rows_of_its_own(tm
     domain = images.columns["domain"]
     assert [int((domain == name).sum()) for name in ("photo", "sketch")] == [24, 20]
     tested = images.split == TEST
-    assert [np.bincount(images.y[tested & (domain == name)], minlength=4).tolist() for name in ("photo", "sketch")] == [
+    assert [
+        np.bincount(images.y[tested & (domain == name)], minlength=4).tolist()
+        for name in ("photo", "sketch")
+    ] == [
         [2, 2, 2, 0],
         [1, 1, 1, 2],
     ]
@@ -43,7 +48,11 @@ def test_the_folders_at_the_top_may_be_domains_each_with_test_rows_of_its_own(tm
 
 def table(folder, lines=None, head="path,label,site,age"):
     save_folder(folder / "pictures", classes=("one", "two"), each=6)
-    rows = lines or [f"pictures/{name}/{n}.png,{name},{'north' if n < 3 else ''},{n}" for name in ("two", "one") for n in range(6)]
+    rows = lines or [
+        f"pictures/{name}/{n}.png,{name},{'north' if n < 3 else ''},{n}"
+        for name in ("two", "one")
+        for n in range(6)
+    ]
     (folder / "images.csv").write_text("\n".join([head, *rows]) + "\n")
     return folder / "images.csv"
 
@@ -55,15 +64,25 @@ def test_a_table_gives_paths_labels_and_columns(tmp_path):
     assert images.columns["site"].tolist() == (["north"] * 3 + [""] * 3) * 2
     assert images.columns["age"].dtype.kind == "i"
     assert decoded(images.source(0)).size == (20, 24)
-    rows = [f"pictures/{name}/{n}.png,{name},{'test' if n == 5 else 'Train'}" for name in ("one", "two") for n in range(6)]
+    rows = [
+        f"pictures/{name}/{n}.png,{name},{'test' if n == 5 else 'Train'}"
+        for name in ("one", "two")
+        for n in range(6)
+    ]
     images = load_image_table(table(tmp_path / "split", rows, "path,label,split"), "toy")
     assert np.flatnonzero(images.split == TEST).tolist() == [5, 11]
 
 
 def test_columns_are_the_texts_that_stand_there_but_for_gaps_or_whole_numbers(tmp_path):
     facts = ["00,10, NA,1.50", "0,9,,1.5", "1,-3,p 1 ,0.5"]
-    rows = [f"pictures/{name}/{n}.png,{name},{fact}" for name in ("one", "two") for n, fact in enumerate(facts)]
-    columns = load_image_table(table(tmp_path, rows, "path,label,patient,visit,site,dose"), "toy").columns
+    rows = [
+        f"pictures/{name}/{n}.png,{name},{fact}"
+        for name in ("one", "two")
+        for n, fact in enumerate(facts)
+    ]
+    columns = load_image_table(
+        table(tmp_path, rows, "path,label,patient,visit,site,dose"), "toy"
+    ).columns
     assert {name: values.tolist() for name, values in columns.items()} == {
         "patient": ["00", "0", "1"] * 2,
         "visit": [10, 9, -3] * 2,
@@ -77,9 +96,21 @@ def test_columns_are_the_texts_that_stand_there_but_for_gaps_or_whole_numbers(tm
     ("head", "lines", "message"),
     [
         ("path,lable", ["a.png,1"], "there is no column 'label'; did you mean 'lable'"),
-        ("path,label", ["pictures/one/0.png,1", "pictures/one/1.png,"], "column 'label' lacks 1 values, the first in line 3"),
-        ("path,label", ["pictures/one/0.png,1", "b.png,2"], r"1 of 2 images are not there, the first is .*b.png; correct the paths"),
-        ("path,label,split", [f"pictures/one/{n}.png,{n % 2},maybe" for n in range(4)], "column 'split' has the value 'maybe'"),
+        (
+            "path,label",
+            ["pictures/one/0.png,1", "pictures/one/1.png,"],
+            "column 'label' lacks 1 values, the first in line 3",
+        ),
+        (
+            "path,label",
+            ["pictures/one/0.png,1", "b.png,2"],
+            r"1 of 2 images are not there, the first is .*b.png; correct the paths",
+        ),
+        (
+            "path,label,split",
+            [f"pictures/one/{n}.png,{n % 2},maybe" for n in range(4)],
+            "column 'split' has the value 'maybe'",
+        ),
     ],
 )
 def test_a_mistake_in_a_table_is_named(tmp_path, head, lines, message):

@@ -16,7 +16,12 @@ from fedsim.errors import UserError
 
 SAVED: dict[str, tuple[Callable[[Path], Path], str, str, str]] = {
     "ham10000": (save_ham10000, "lesion_id", "HAM10000_metadata", "https://doi.org/10.7910"),
-    "milk10k": (save_milk10k, "lesion_id", "MILK10k_Training_Input", "https://challenge.isic-archive.com"),
+    "milk10k": (
+        save_milk10k,
+        "lesion_id",
+        "MILK10k_Training_Input",
+        "https://challenge.isic-archive.com",
+    ),
     "chest-xray": (save_chest_xray, "patient", "train", "https://data.mendeley.com"),
 }
 
@@ -26,9 +31,13 @@ def asked(name: str, root: Path) -> ImageSet:
 
 
 @pytest.mark.parametrize("name", SAVED)
-def test_a_quarter_of_the_patients_or_lesions_is_for_testing_and_none_is_on_both_sides(tmp_path: Path, name: str) -> None:
+def test_a_quarter_of_the_patients_or_lesions_is_for_testing_and_none_is_on_both_sides(
+    tmp_path: Path, name: str
+) -> None:
     save, column, missing, url = SAVED[name]
-    with pytest.raises(UserError, match=f"there is no {missing}; download the files of {name} from {url}.*root:"):
+    with pytest.raises(
+        UserError, match=f"there is no {missing}; download the files of {name} from {url}.*root:"
+    ):
         asked(name, tmp_path)
     images = asked(name, save(tmp_path))
     sides = [set(images.columns[column][images.split == part]) for part in (TRAIN, TEST)]
@@ -63,9 +72,27 @@ def test_classes_and_patients_of_chest_x_rays_are_in_the_names_of_files(tmp_path
     images = asked("chest-xray", save_chest_xray(tmp_path))
     assert images.class_names == ("normal", "bacteria", "virus")
     assert np.bincount(images.y).tolist() == [8, 28, 28]
-    of = dict(zip((images.image_name(i) for i in range(len(images))), images.columns["patient"].tolist(), strict=True))
-    assert of["train/PNEUMONIA/person1_bacteria_10.jpeg"] == of["test/PNEUMONIA/person1_virus_901.jpeg"] == "person1"
-    assert of["train/NORMAL/NORMAL2-IM-0383-0001.jpeg"] == of["test/NORMAL/NORMAL2-IM-0383-0002.jpeg"] == "NORMAL2-IM-0383"
+    of = dict(
+        zip(
+            (images.image_name(i) for i in range(len(images))),
+            images.columns["patient"].tolist(),
+            strict=True,
+        )
+    )
+    assert (
+        of["train/PNEUMONIA/person1_bacteria_10.jpeg"]
+        == of["test/PNEUMONIA/person1_virus_901.jpeg"]
+        == "person1"
+    )
+    assert (
+        of["train/NORMAL/NORMAL2-IM-0383-0001.jpeg"]
+        == of["test/NORMAL/NORMAL2-IM-0383-0002.jpeg"]
+        == "NORMAL2-IM-0383"
+    )
     picture(0).save(tmp_path / "chest_xray/test/PNEUMONIA/scan.jpeg")
-    with pytest.raises(UserError, match=r"test/PNEUMONIA/scan.jpeg names no patient; give files named as person12_bacteria_34"):
+    with pytest.raises(
+        UserError,
+        match=r"test/PNEUMONIA/scan.jpeg names no patient; give files named as "
+        r"person12_bacteria_34",
+    ):
         asked("chest-xray", tmp_path)

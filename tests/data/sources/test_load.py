@@ -47,9 +47,20 @@ def test_limit_keeps_a_fixed_stratified_part_of_the_training_rows(tmp_path):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"split": None}, "there is no array 'split'; give x [n, d], y [n] and split [n] (it holds note, site, x, y)"),
-        ({"site": np.repeat("a", 59)}, "site has shape [59], so it is no column; give one value per row of x, [60], or leave it out"),
-        ({"class_names": np.array(["a", "b"])}, "class_names has shape [2], and there are 3 classes"),
+        (
+            {"split": None},
+            "there is no array 'split'; give x [n, d], y [n] and split [n] (it holds note, "
+            "site, x, y)",
+        ),
+        (
+            {"site": np.repeat("a", 59)},
+            "site has shape [59], so it is no column; give one value per row of x, [60], or "
+            "leave it out",
+        ),
+        (
+            {"class_names": np.array(["a", "b"])},
+            "class_names has shape [2], and there are 3 classes",
+        ),
     ],
 )
 def test_a_wrong_npz_file_is_named(tmp_path, changes, message):
@@ -63,8 +74,18 @@ def test_a_wrong_npz_file_is_named(tmp_path, changes, message):
 def test_damage_of_a_file_is_reported_in_one_line(tmp_path):
     whole = file(tmp_path).read_bytes()
     start = whole.index(b"x.npy") + 200
-    turned = whole[:start] + bytes(byte ^ 0x5A for byte in whole[start : start + 100]) + whole[start + 100 :]
-    for content in (turned, whole.replace(b"'descr'", b"'des((r"), whole.replace(b"'<f2'", b"'|O' "), whole[:500], b"\x93NUMPY"):
+    turned = (
+        whole[:start]
+        + bytes(byte ^ 0x5A for byte in whole[start : start + 100])
+        + whole[start + 100 :]
+    )
+    for content in (
+        turned,
+        whole.replace(b"'descr'", b"'des((r"),
+        whole.replace(b"'<f2'", b"'|O' "),
+        whole[:500],
+        b"\x93NUMPY",
+    ):
         (tmp_path / "toy.npz").write_bytes(content)
         with pytest.raises(UserError, match="cannot be read") as caught:
             load(DatasetSpec(npz=tmp_path / "toy.npz"))
@@ -79,7 +100,10 @@ def test_damage_of_a_file_is_reported_in_one_line(tmp_path):
         ({}, "names no data"),
         ({"name": "digits", "size": 64}, "'digits' takes no size; it is for medmnist"),
         ({"csv": "a.csv", "npz": "a.npz"}, "names npz and csv; give one of them"),
-        ({"npz": "a.npz", "split": {"by": "site"}}, "'a' holds embeddings and takes no split, which is for images"),
+        (
+            {"npz": "a.npz", "split": {"by": "site"}},
+            "'a' holds embeddings and takes no split, which is for images",
+        ),
         ({"csv": "a.csv", "encoder": {}}, "names no encoder or two; give a name"),
         ({"csv": "a.csv", "encoder": {"name": "a", "size": 112}}, "a named encoder takes no size"),
     ],
@@ -101,7 +125,10 @@ def test_training_rows_that_are_test_rows_too_are_an_error_unless_it_is_said_wha
     x = np.random.default_rng(1).random((60, 5), np.float32)
     x[[4, 7]] = x[[45, 41]]
     path = file(tmp_path, x=x)
-    with pytest.raises(UserError, match=r"2 training rows are test rows too, the first is training row 4; give overlap: drop"):
+    with pytest.raises(
+        UserError,
+        match=r"2 training rows are test rows too, the first is training row 4; give overlap: drop",
+    ):
         load(DatasetSpec(npz=path))
     dropped = load(DatasetSpec(npz=path, overlap="drop"))
     assert (len(dropped.y_train), len(dropped.columns["site"]), len(dropped.y_test)) == (18, 18, 20)
@@ -115,14 +142,18 @@ def test_equal_images_of_one_file_of_arrays_are_found_too(tmp_path):
     arrays["test_images"][7] = arrays["train_images"][3]
     np.savez_compressed(path, **arrays)
     spec = {"name": "medmnist:organamnist", "root": tmp_path}
-    with pytest.raises(UserError, match=r"1 training rows are test rows too, the first is train_images\[3\]"):
+    with pytest.raises(
+        UserError, match=r"1 training rows are test rows too, the first is train_images\[3\]"
+    ):
         image_set(DatasetSpec(**spec, overlap="error"))
     whole, dropped = (image_set(DatasetSpec(**spec, overlap=policy)) for policy in ("keep", "drop"))
     assert (len(whole), len(dropped)) == (102, 101)
     assert 3 not in dropped.rows
 
 
-TABLE = "path,label,patient\n" + "".join(f"{kind}/{n}.png,{kind},p{n // 2}\n" for kind in ("cat", "dog", "eel") for n in range(8))
+TABLE = "path,label,patient\n" + "".join(
+    f"{kind}/{n}.png,{kind},p{n // 2}\n" for kind in ("cat", "dog", "eel") for n in range(8)
+)
 
 
 def test_a_quarter_of_a_columns_values_can_be_for_testing(tmp_path, encoder):

@@ -12,7 +12,9 @@ def organs(root, size=28):
     return load_medmnist("organamnist", size, root, "organamnist")
 
 
-def test_the_official_split_and_class_names_are_kept_and_images_are_those_of_the_arrays_in_any_order(tmp_path):
+def test_medmnist_keeps_official_split_class_names_and_images(
+    tmp_path,
+):
     path = save_medmnist(tmp_path / "organamnist.npz")
     images = organs(tmp_path)
     assert [int((images.split == part).sum()) for part in (TRAIN, VALIDATION, TEST)] == [60, 12, 30]
@@ -21,7 +23,9 @@ def test_the_official_split_and_class_names_are_kept_and_images_are_those_of_the
     with np.load(path) as held:
         expected = np.concatenate([held[f"{part}_images"] for part in ("train", "val", "test")])
     for row in (0, 1, 59, 60, 101, 5, 72, 0):
-        np.testing.assert_array_equal(np.asarray(decoded(images.source(row)))[:, :, 0], expected[row])
+        np.testing.assert_array_equal(
+            np.asarray(decoded(images.source(row)))[:, :, 0], expected[row]
+        )
 
 
 def test_pickled_objects_and_wrong_arrays_are_refused(tmp_path):

@@ -18,12 +18,19 @@ def test_a_run_is_attacked_by_its_synthetic_rows_and_its_code_runs_only_if_trust
 ) -> None:
     ran = bench(small_grid("dp-gaussian", seeds=[0, 1]))
     plain = command("audit", "run").stdout.splitlines()
-    form = r"dp-gaussian, ε = .*, seed [01]: (likelihood|nearest synthetic row): AUC .*TPR .* at 1.0% FPR, TPR .* at 0.1% FPR; \d+ rows"
+    form = (
+        r"dp-gaussian, ε = .*, seed [01]: (likelihood|nearest synthetic row): AUC .*TPR .* at "
+        r"1.0% FPR, TPR .* at 0.1% FPR; \d+ rows"
+    )
     assert len(plain) == 4
     assert all(re.fullmatch(form, line) for line in plain)
-    (folder / "wicked.py").write_text('open("evil ran", "w").close()\nfrom baselines.dp_gaussian import DPGaussian as X\n')
+    (folder / "wicked.py").write_text(
+        'open("evil ran", "w").close()\nfrom baselines.dp_gaussian import DPGaussian as X\n'
+    )
     manifest = ran.folder / "manifest.json"
-    manifest.write_text(manifest.read_text().replace('"name": "dp-gaussian"', '"name": "wicked.py:X"'))
+    manifest.write_text(
+        manifest.read_text().replace('"name": "dp-gaussian"', '"name": "wicked.py:X"')
+    )
     RunFolder(ran.folder).state(next(iter(ResultStore(ran.folder).last("trainings")))).unlink()
     done = command("audit", "run")
     assert done.returncode == 2
@@ -37,8 +44,15 @@ def test_a_run_is_attacked_by_its_synthetic_rows_and_its_code_runs_only_if_trust
 
 def test_a_site_that_a_cell_left_out_is_outside(tmp_path: Path) -> None:
     data = {"npz": str(digits_of_sites(tmp_path)), "overlap": "keep"}
-    by_site = {"partition": {"scheme": "column", "column": "site"}, "clients": 2, "epsilon": float("inf")}
-    prepared = prepare(small_grid(quick("dp-gaussian"), dataset=data, evaluation={"unseen": "each"}, **by_site), NODES)
+    by_site = {
+        "partition": {"scheme": "column", "column": "site"},
+        "clients": 2,
+        "epsilon": float("inf"),
+    }
+    prepared = prepare(
+        small_grid(quick("dp-gaussian"), dataset=data, evaluation={"unseen": "each"}, **by_site),
+        NODES,
+    )
     for trial in prepared.trials:
         x, y, inside = rows_of(trial, prepared.data)
         clients = prepared.data[trial.data_key]
@@ -55,6 +69,8 @@ def test_noise_tells_nothing() -> None:
 
 
 def test_true_positives_are_those_of_a_threshold_with_no_more_false_ones_than_the_rate() -> None:
-    """From the highest score down: 10 rows that are in, 1 of 100 that are out, 5 that are in, the other 99, the other 85."""
+    """From the highest score down: 10 rows that are in, 1 of 100 that are out, 5 that are in, the
+    other 99, the other 85.
+    """
     inside = np.repeat([True, False, True, False, True], [10, 1, 5, 99, 85])
     assert [each.value for each in membership(-np.arange(200.0), inside)[1:]] == [0.15, 0.1]

@@ -1,4 +1,6 @@
-"""Audits: bounds that hold, pairs of trainings that refute what is broken and nothing else, and what ``fedsim audit`` says."""
+"""Audits: bounds that hold, pairs of trainings that refute what is broken and nothing else, and
+what ``fedsim audit`` says.
+"""
 
 import json
 import math
@@ -15,7 +17,14 @@ from hypothesis import strategies as st
 from scipy.stats import binomtest
 
 from fedsim.evidence.audit.audit import LEAST_PAIRS, Audit, bound, interval, key_of, outcome_of
-from fedsim.evidence.audit.white_box import Setting, evidence, observed, pair, saturating, setting_of
+from fedsim.evidence.audit.white_box import (
+    Setting,
+    evidence,
+    observed,
+    pair,
+    saturating,
+    setting_of,
+)
 from fedsim.privacy.mechanism import Mechanism
 from fedsim.privacy.plan import Trust, Unit
 from fedsim.seeds import Seeds
@@ -37,14 +46,23 @@ def test_fewer_pairs_than_the_least_bound_nothing_and_the_least_do() -> None:
 
 @pytest.mark.parametrize(
     ("lower", "ratio", "heuristic", "refuted"),
-    [(4.1, 1, True, True), (3.9, 1, False, False), (3.9, 1.01, False, True), (3.9, 1.01, True, False)],
+    [
+        (4.1, 1, True, True),
+        (3.9, 1, False, False),
+        (3.9, 1.01, False, True),
+        (3.9, 1.01, True, False),
+    ],
 )
-def test_a_claim_is_refuted_by_a_bound_above_it_and_a_theorem_by_what_a_canary_adds_too(lower, ratio, heuristic, refuted) -> None:
+def test_a_claim_is_refuted_by_a_bound_above_it_and_a_theorem_by_what_a_canary_adds_too(
+    lower, ratio, heuristic, refuted
+) -> None:
     assert Audit(4.0, lower, 100, ratio, heuristic).refuted == refuted
 
 
 def tiny(path: str = "tiny:Tiny", rounds: int = 3) -> Setting:
-    return setting_of(f"broken.{path}", {"rounds": rounds, "sample_rate": 1.0}, "example", "aggregate", 4.0, 1e-4)
+    return setting_of(
+        f"broken.{path}", {"rounds": rounds, "sample_rate": 1.0}, "example", "aggregate", 4.0, 1e-4
+    )
 
 
 def test_the_score_of_a_right_one_is_the_privacy_loss_that_was_paid_for() -> None:
@@ -53,8 +71,12 @@ def test_the_score_of_a_right_one_is_the_privacy_loss_that_was_paid_for() -> Non
     found = [pair(*saturated, number) for number in range(30)]
     mu_squared = sum(one.count / one.noise_multiplier**2 for one in setting.plan.mechanisms)
     spread = math.sqrt(mu_squared / len(found))
-    assert np.mean([each.absent for each in found]) == pytest.approx(-mu_squared / 2, abs=4 * spread)
-    assert np.mean([each.present for each in found]) == pytest.approx(mu_squared / 2, abs=4 * spread)
+    assert np.mean([each.absent for each in found]) == pytest.approx(
+        -mu_squared / 2, abs=4 * spread
+    )
+    assert np.mean([each.present for each in found]) == pytest.approx(
+        mu_squared / 2, abs=4 * spread
+    )
     assert [each.ratio for each in found] == pytest.approx([1.0] * len(found), abs=1e-5)
 
 
@@ -70,7 +92,12 @@ def test_scores_of_the_claimed_mechanism_are_rarely_above_it_and_near_it_with_ma
     mu = math.sqrt(sum(one.count / one.noise_multiplier**2 for one in mechanisms))
 
     def reached(pairs: int) -> float:
-        return bound(stream.normal(-(mu**2) / 2, mu, pairs), stream.normal(mu**2 / 2, mu, pairs), mechanisms, 1e-4)
+        return bound(
+            stream.normal(-(mu**2) / 2, mu, pairs),
+            stream.normal(mu**2 / 2, mu, pairs),
+            mechanisms,
+            1e-4,
+        )
 
     assert sum(reached(500) > 4 for _ in range(20)) <= 2
     assert reached(20000) > 3.5
@@ -85,8 +112,12 @@ def test_scores_of_the_claimed_mechanism_are_rarely_above_it_and_near_it_with_ma
         ("dp-gaussian", "example", "silo"),
     ],
 )
-def test_a_canary_saturates_the_claimed_sensitivity_and_never_exceeds_it(algorithm: str, unit: Unit, trust: Trust) -> None:
-    setting = setting_of(algorithm, {"rounds": 2} if algorithm != "dp-gaussian" else {}, unit, trust, 4.0, 1e-4)
+def test_a_canary_saturates_the_claimed_sensitivity_and_never_exceeds_it(
+    algorithm: str, unit: Unit, trust: Trust
+) -> None:
+    setting = setting_of(
+        algorithm, {"rounds": 2} if algorithm != "dp-gaussian" else {}, unit, trust, 4.0, 1e-4
+    )
     setting, canary = saturating(setting)
     found = evidence(observed(setting, canary, Seeds(0, 1), present=True), setting.plan.sensitivity)
     assert 0.99 < found.most < 1.001
@@ -94,14 +125,22 @@ def test_a_canary_saturates_the_claimed_sensitivity_and_never_exceeds_it(algorit
 
 def test_an_audit_of_another_task_or_claim_does_not_go_on_from_this_one() -> None:
     setting = tiny()
-    tasks: list[dict[str, Any]] = [{"dim": 8}, {"classes": 3}, {"clients": 9}, {"unit": "client"}, {"trust": "silo"}]
+    tasks: list[dict[str, Any]] = [
+        {"dim": 8},
+        {"classes": 3},
+        {"clients": 9},
+        {"unit": "client"},
+        {"trust": "silo"},
+    ]
     claims: list[dict[str, Any]] = [{"epsilon_target": 2.0}, {"delta": 1e-6}]
     others = [replace(setting, task=replace(setting.task, **changed)) for changed in tasks]
     others += [replace(setting, plan=replace(setting.plan, **changed)) for changed in claims]
     assert len({key_of(each) for each in [setting, *others]}) == len(others) + 1
 
 
-def test_an_interrupted_audit_goes_on_and_more_pairs_are_added(folder: Path, command: Command) -> None:
+def test_an_interrupted_audit_goes_on_and_more_pairs_are_added(
+    folder: Path, command: Command
+) -> None:
     whole = command("audit", "dp-gaussian", "--pairs", "20", "--out", "whole")
     assert whole.returncode == 0
     assert "not refuted: ε = 4 claimed" in whole.stdout
@@ -112,19 +151,27 @@ def test_an_interrupted_audit_goes_on_and_more_pairs_are_added(folder: Path, com
     assert command("audit", "dp-gaussian", "--pairs", "20", "--out", "cut").stdout == whole.stdout
     assert sorted((folder / "cut/pairs.jsonl").read_text().splitlines()) == sorted(lines)
     command("audit", "dp-gaussian", "--pairs", "24", "--out", "cut")
-    assert [json.loads(line)["pair"] for line in (folder / "cut/pairs.jsonl").read_text().splitlines()] == list(range(24))
+    assert [
+        json.loads(line)["pair"] for line in (folder / "cut/pairs.jsonl").read_text().splitlines()
+    ] == list(range(24))
 
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
         (["centralised"], "algorithm centralised: has no privacy to audit; give a private one"),
-        (["dp-gaussian", "--pairs", "4"], "pairs: 4 are too few: even an attack without an error would bound nothing; give 6 or more"),
+        (
+            ["dp-gaussian", "--pairs", "4"],
+            "pairs: 4 are too few: even an attack without an error would bound nothing; give "
+            "6 or more",
+        ),
         (["dp-gaussian", "--epsilon", "inf"], "is no claim that an audit could refute"),
         (["broken.results:Exits", "--pairs", "12"], ": SystemExit: 0"),
     ],
 )
-def test_a_mistake_is_one_message_and_nothing_is_written(arguments: list[str], message: str, folder: Path, command: Command) -> None:
+def test_a_mistake_is_one_message_and_nothing_is_written(
+    arguments: list[str], message: str, folder: Path, command: Command
+) -> None:
     done = command("audit", *arguments)
     assert done.returncode == 2
     assert message in done.stderr

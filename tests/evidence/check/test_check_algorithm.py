@@ -1,4 +1,6 @@
-"""The conformance kit: every registered algorithm passes, and every broken one fails its own check for its own reason."""
+"""The conformance kit: every registered algorithm passes, and every broken one fails its own check
+for its own reason.
+"""
 
 import re
 from functools import partial
@@ -19,15 +21,39 @@ from fedsim.plugins.registry import lookup
 
 BROKEN = {
     "sums:BatchLevelLoss": ("per-example loss", r"leaving out row 0 of 6 changes the clipped sum"),
-    "sums:HypernetworkOverBatch": ("per-example loss", r"layer 'hyper' gave \[1, 640\] for 6 examples"),
-    "sums:ClientsCapped": ("per-example loss", r"of 'moments' is not per example: it changes for the last 1 of 400 rows"),
-    "sums:RemembersRows": ("predictions", r"what it predicts of a row changes by 0\.\d+ after other rows"),
-    "leaks:TakenForPublic": ("public rows", r"a training put other rows in the place of task.public"),
+    "sums:HypernetworkOverBatch": (
+        "per-example loss",
+        r"layer 'hyper' gave \[1, 640\] for 6 examples",
+    ),
+    "sums:ClientsCapped": (
+        "per-example loss",
+        r"of 'moments' is not per example: it changes for the last 1 of 400 rows",
+    ),
+    "sums:RemembersRows": (
+        "predictions",
+        r"what it predicts of a row changes by 0\.\d+ after other rows",
+    ),
+    "leaks:TakenForPublic": (
+        "public rows",
+        r"a training put other rows in the place of task.public",
+    ),
     "leaks:ForgetsPublic": ("restored", r"made again from its saved state it generates other rows"),
-    "noise:SamplingNotPoisson": ("sensitivity", r"0 Poisson samples for 1 steps.*; the plan claims rate 0\.2"),
-    "noise:SampleReusedBetweenRounds": ("sensitivity", r"the Poisson sample of step 0 is drawn again, after round 0"),
-    "noise:NoiseReusedBetweenRounds": ("noise not reused", r"of client (\d) in step 0 and of client \1 in step 0 is used twice"),
-    "noise:TakesTheNoiseOff": ("trains", r"the stream NOISE is drawn at the clients and by the harness"),
+    "noise:SamplingNotPoisson": (
+        "sensitivity",
+        r"0 Poisson samples for 1 steps.*; the plan claims rate 0\.2",
+    ),
+    "noise:SampleReusedBetweenRounds": (
+        "sensitivity",
+        r"the Poisson sample of step 0 is drawn again, after round 0",
+    ),
+    "noise:NoiseReusedBetweenRounds": (
+        "noise not reused",
+        r"of client (\d) in step 0 and of client \1 in step 0 is used twice",
+    ),
+    "noise:TakesTheNoiseOff": (
+        "trains",
+        r"the stream NOISE is drawn at the clients and by the harness",
+    ),
     "noise:Overspends": ("budget", r"client 0 has 6 steps of 'dp-sgd' in the ledger, the plan 3"),
     "results:RowsAreNotFinite": ("result finite", r"sample returned numbers that are not finite"),
     "results:GlobalRandomState": ("global random state", r"the global random generator of torch"),
@@ -41,12 +67,18 @@ BROKEN = {
 }
 """The check that fails, and why."""
 SEARCHED = {
-    "results:LearnsNothing": ("ordinary", r"nothing that is released depends on any unit .*: nothing was measured"),
+    "results:LearnsNothing": (
+        "ordinary",
+        r"nothing that is released depends on any unit .*: nothing was measured",
+    ),
     "sums:WeightsFromLabelCounts": ("against two alike", r"\(1\.3\d of it\)"),
     "sums:Majority": ("beside sixty of its label", r"\(14\.\d+ of it\)"),
     "sums:CapThousand": ("beside thousands", r"\(1\.1\d of it\)"),
     "sums:BatchClippedAsOne": ("against another", r"\(1\.5\d of it\)"),
-    "sums:GroupsClippedByRow": ("ordinary", r"removing a group of 3 rows .* \((2\.9|3\.0)\d of it\)"),
+    "sums:GroupsClippedByRow": (
+        "ordinary",
+        r"removing a group of 3 rows .* \((2\.9|3\.0)\d of it\)",
+    ),
     "sums:SensitivityOfATenth": ("ordinary", r"\((9\.9\d|10\.0\d) of it\)"),
     "sums:OneLabelCountsDouble": ("label six", r"\((1\.9|2\.0)\d of it\)"),
     "sums:DividesByStepsOfTenRows": ("beside ten alike", r"\(4\.\d+ of it\)"),
@@ -55,14 +87,29 @@ SEARCHED = {
     "sums:NoClipWhileTheMeanIsSmall": ("moves the mean", r"\(2\.\d+ of it\)"),
     "sums:StopsClippingLate": ("ordinary", r"round 257: .* \(\d\d\.\d+ of it\)"),
     "sums:ScaledByTheFirstBatch": ("first row", r"\(1\.6\d of it\)"),
-    "leaks:SizeLeavesUnpaid": ("ordinary", r"changes 'rows' in the messages of round 0 by 1; no noise of Clients.add_noise covers it"),
-    "leaks:LabelCountsToldExactly": ("ordinary", r"changes label_counts though all noisy outputs are equal"),
-    "leaks:LabelsToldByShape": ("new label", r"name or shape of 'zeros' in what is to be noised depends on"),
-    "leaks:ParticipantsToldByName": ("resampled", r"another sample of clients changes .* 'present 1'"),
+    "leaks:SizeLeavesUnpaid": (
+        "ordinary",
+        r"changes 'rows' in the messages of round 0 by 1; no noise of Clients.add_noise covers it",
+    ),
+    "leaks:LabelCountsToldExactly": (
+        "ordinary",
+        r"changes label_counts though all noisy outputs are equal",
+    ),
+    "leaks:LabelsToldByShape": (
+        "new label",
+        r"name or shape of 'zeros' in what is to be noised depends on",
+    ),
+    "leaks:ParticipantsToldByName": (
+        "resampled",
+        r"another sample of clients changes .* 'present 1'",
+    ),
     "leaks:StateWithoutNoise": ("in the first sample", r"not in the round's sample, changes"),
     "leaks:RateFromOwnRows": ("replaced", r"'codes\.code\.weight' in what is kept of a training"),
     "leaks:StopsOnOwnLoss": ("in no sample", r"round [5-9]: .* not in the round's sample, changes"),
-    "leaks:RaisesWithoutRows": ("beside none", r"ValueError: a client has no row \(\S*leaks\.py:\d+\)"),
+    "leaks:RaisesWithoutRows": (
+        "beside none",
+        r"ValueError: a client has no row \(\S*leaks\.py:\d+\)",
+    ),
     "noise:EveryoneTakesPart": ("left out", r"not in the round's sample.* claims rate 0\.2"),
 }
 """The draw that finds a fault of sensitivity, and how it is told."""
@@ -86,7 +133,9 @@ def of_draws(own: Subject, *draws: Draw) -> CheckResult:
 def test_a_broken_algorithm_fails_its_own_check_or_draw_for_its_own_reason(path: str) -> None:
     own, (what, reason) = in_first_setting(f"broken.{path}"), (BROKEN | SEARCHED)[path]
     if path in SEARCHED:
-        verdict = of_draws(own, CORPUS["client" if own.trial.task.unit == "client" else "row"][what])
+        verdict = of_draws(
+            own, CORPUS["client" if own.trial.task.unit == "client" else "row"][what]
+        )
     else:
         (verdict,) = (guarded(check.run, own) for check in CHECKS if check.name == what)
     assert verdict.passed is False
@@ -99,8 +148,12 @@ def test_a_broken_algorithm_fails_its_own_check_or_draw_for_its_own_reason(path:
 def test_a_broken_algorithm_fails_no_other_check(path: str) -> None:
     name, own = f"broken.{path}", BROKEN.get(path, ("sensitivity", ""))[0]
     failed = failures(check_algorithm(name, trust=lookup(name).trusts[0], quick=True))
-    # shapes that also differ from one cohort to another; and what was shown before a training resumed is forgotten
-    also = {"leaks:LabelsToldByShape": {"packing", "noise not reused"}, "sums:RemembersRows": {"resume"}}
+    # shapes that also differ from one cohort to another; and what was shown before a training
+    # resumed is forgotten
+    also = {
+        "leaks:LabelsToldByShape": {"packing", "noise not reused"},
+        "sums:RemembersRows": {"resume"},
+    }
     assert {finding.check for finding in failed} == {own} | also.get(path, set())
 
 
@@ -117,7 +170,12 @@ def test_what_the_broken_ones_are_made_of_is_sound(cls: type[Algorithm]) -> None
 def test_no_draw_of_a_few_breaks_the_bound_of_a_shipped_method(name: str) -> None:
     cls, turn = lookup(name), SHIPPED.index(name)
     unit, trust = cls.units[turn % len(cls.units)], cls.trusts[turn // 2 % len(cls.trusts)]
-    verdict = of_draws(subject(name, [], unit, trust), Draw(), Draw(way="replaced"), *(draw_of(i, unit, 10) for i in range(2)))
+    verdict = of_draws(
+        subject(name, [], unit, trust),
+        Draw(),
+        Draw(way="replaced"),
+        *(draw_of(i, unit, 10) for i in range(2)),
+    )
     assert verdict.passed, verdict.reason
 
 
@@ -127,13 +185,20 @@ def test_a_shipped_method_passes_in_all_of_its_settings(name: str) -> None:
     cls = lookup(name)
     findings = check_algorithm(name, quick=not issubclass(cls, OneShot))
     assert failures(findings) == []
-    settings = [f"{unit}, {trust}" for unit, trust in product(cls.units, cls.trusts)] if cls.private else ["not private"]
+    settings = (
+        [f"{unit}, {trust}" for unit, trust in product(cls.units, cls.trusts)]
+        if cls.private
+        else ["not private"]
+    )
     assert list(dict.fromkeys(finding.setting for finding in findings)) == settings
     assert len(findings) == len(settings) * len({check.name for check in CHECKS})
 
 
 def test_what_is_not_promised_is_measured_at_most() -> None:
-    for words, name, params in (("not private", "fedavg-linear", []), ("heuristic", "fedhypevae", ["noised=shared"])):
+    for words, name, params in (
+        ("not private", "fedavg-linear", []),
+        ("heuristic", "fedhypevae", ["noised=shared"]),
+    ):
         verdict = guarded(sensitivity, subject(name, params, "example", "aggregate"))
         assert verdict.passed is None
         assert words in verdict.reason
@@ -144,7 +209,10 @@ def test_what_depends_on_a_check_that_failed_is_not_checked() -> None:
     (failed,) = failures(findings)
     assert failed.check == "trains"
     rest = [finding for finding in findings if finding.check not in ("trains", "per-example loss")]
-    assert all(finding.passed is None and finding.reason == "not checked: needs 'trains'" for finding in rest)
+    assert all(
+        finding.passed is None and finding.reason == "not checked: needs 'trains'"
+        for finding in rest
+    )
 
 
 @pytest.mark.slow

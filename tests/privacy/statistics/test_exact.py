@@ -9,12 +9,18 @@ from fedsim.privacy.statistics.outer_products import exact_products, exact_squar
 
 
 def rows(count: int, dim: int, seed: int) -> torch.Tensor:
-    return torch.randn(count, dim, generator=torch.Generator().manual_seed(seed)) * 10.0 ** (seed % 7 - 3)
+    return torch.randn(count, dim, generator=torch.Generator().manual_seed(seed)) * 10.0 ** (
+        seed % 7 - 3
+    )
 
 
 @settings(max_examples=25)
-@given(count=st.integers(1, 70), dim=st.sampled_from([1, 3, 64, 385, 1280]), seed=st.integers(0, 1000))
-def test_a_rows_products_and_norm_depend_neither_on_other_rows_nor_on_the_order_of_its_entries(count: int, dim: int, seed: int) -> None:
+@given(
+    count=st.integers(1, 70), dim=st.sampled_from([1, 3, 64, 385, 1280]), seed=st.integers(0, 1000)
+)
+def test_a_rows_products_and_norm_depend_neither_on_other_rows_nor_on_the_order_of_its_entries(
+    count: int, dim: int, seed: int
+) -> None:
     x, fixed = rows(count, dim, seed), rows(9, dim, seed + 1)
     order = torch.randperm(dim, generator=torch.Generator().manual_seed(seed))
     products, squares = exact_products(x, fixed), exact_squares(x)
@@ -34,4 +40,6 @@ def test_a_row_is_in_the_bin_of_its_distance() -> None:
     squares = x.double().square().sum(1)
     assert (squares <= 4 * 0.5 ** bins.double()).logical_or(bins == 0).all()
     assert (squares > 2 * 0.5 ** bins.double()).logical_or(bins == BINS - 1).all()
-    assert distance_products(torch.tensor([[1.0, 0, 0], [0, 2.0, 0], [0, 0, 0.5]]))["bins"].right.argmax(1).tolist() == [2, 0, 4]
+    assert distance_products(torch.tensor([[1.0, 0, 0], [0, 2.0, 0], [0, 0, 0.5]]))[
+        "bins"
+    ].right.argmax(1).tolist() == [2, 0, 4]

@@ -27,16 +27,25 @@ def products(rows: int, seed: int = 0) -> Products:
 
 def without(factors: Products, groups: Layout, group: int) -> tuple[Products, Layout]:
     kept = groups.client != group
-    return {n: OuterProduct(p.left[kept], p.right[kept]) for n, p in factors.items()}, consecutive(groups.client[kept], kept)
+    return {n: OuterProduct(p.left[kept], p.right[kept]) for n, p in factors.items()}, consecutive(
+        groups.client[kept], kept
+    )
 
 
 def one_by_one(factors: Products, groups: Layout) -> tuple[dict[str, torch.Tensor], list[float]]:
     """As the definition reads: every group's sum, its norm, and the clipped sums' sum."""
-    total, norms = {name: torch.zeros(p.left.shape[1], p.right.shape[1]) for name, p in factors.items()}, []
+    total, norms = (
+        {name: torch.zeros(p.left.shape[1], p.right.shape[1]) for name, p in factors.items()},
+        [],
+    )
     for group in range(groups.clients):
         own = groups.client == group
-        sums = {name: NORMS.weight(name) * p.left[own].T @ p.right[own] for name, p in factors.items()}
-        norms.append(math.sqrt(sum(float(value.double().square().sum()) for value in sums.values())))
+        sums = {
+            name: NORMS.weight(name) * p.left[own].T @ p.right[own] for name, p in factors.items()
+        }
+        norms.append(
+            math.sqrt(sum(float(value.double().square().sum()) for value in sums.values()))
+        )
         for name, value in sums.items():
             total[name] += min(1.0, NORMS.clip / norms[-1]) * value
     return total, norms
@@ -46,7 +55,10 @@ def one_by_one(factors: Products, groups: Layout) -> tuple[dict[str, torch.Tenso
 @given(sizes=st.lists(st.integers(1, 9), min_size=1, max_size=12), seed=st.integers(0, 99))
 def test_a_groups_sum_is_clipped_as_one(sizes: list[int], seed: int) -> None:
     factors = products(sum(sizes), seed)
-    groups = consecutive(torch.repeat_interleave(torch.arange(len(sizes)), torch.tensor(sizes)), factors["first"].left)
+    groups = consecutive(
+        torch.repeat_interleave(torch.arange(len(sizes)), torch.tensor(sizes)),
+        factors["first"].left,
+    )
     sums, norms = clipped_statistics(factors, NORMS, groups)
     wanted, own = one_by_one(factors, groups)
     torch.testing.assert_close(norms, torch.tensor(own), rtol=1e-4, atol=1e-6)
@@ -69,8 +81,13 @@ def test_a_group_with_a_row_that_is_not_finite_counts_as_zero() -> None:
 def test_of_many_alike_rows_one_changes_the_sums_by_no_more_than_the_clip() -> None:
     """In float32 the sums of so many rows have errors of 0.002 to 0.004, in every coordinate."""
     stream = torch.Generator().manual_seed(0)
-    x = torch.nn.functional.normalize(torch.ones(200_000, 8) + 0.01 * torch.randn(200_000, 8, generator=stream))
+    x = torch.nn.functional.normalize(
+        torch.ones(200_000, 8) + 0.01 * torch.randn(200_000, 8, generator=stream)
+    )
     whole, rest = ({"second": OuterProduct(rows, rows)} for rows in (x, x[1:]))
-    (one, _), (other, _) = clipped_statistics(whole, Norms(1.0)), clipped_statistics(rest, Norms(1.0))
+    (one, _), (other, _) = (
+        clipped_statistics(whole, Norms(1.0)),
+        clipped_statistics(rest, Norms(1.0)),
+    )
     assert float((one["second"] - other["second"]).norm()) <= 1 + 1e-6
     assert float((one["second"].float() - other["second"].float()).norm()) > 1 + 1e-4

@@ -1,4 +1,6 @@
-"""Estimates that know how noisy they are: without noise they change nothing, with noise they come closer, drowned they tell all alike."""
+"""Estimates that know how noisy they are: without noise they change nothing, with noise they come
+closer, drowned they tell all alike.
+"""
 
 import torch
 

@@ -1,4 +1,6 @@
-"""A last bit of a matrix changes what is read off it by about a last bit, at ties, signs and gaps too."""
+"""A last bit of a matrix changes what is read off it by about a last bit, at ties, signs and gaps
+too.
+"""
 
 import pytest
 import torch
@@ -13,7 +15,11 @@ DIM = 12
 
 def turned(values: list[float], seed: int = 0) -> torch.Tensor:
     """A symmetric matrix with these eigenvalues, in random directions."""
-    vectors = torch.linalg.qr(torch.randn(len(values), len(values), generator=torch.Generator().manual_seed(seed)).double()).Q
+    vectors = torch.linalg.qr(
+        torch.randn(
+            len(values), len(values), generator=torch.Generator().manual_seed(seed)
+        ).double()
+    ).Q
     return (vectors * torch.tensor(values).double()) @ vectors.T
 
 
