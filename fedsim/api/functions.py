@@ -414,9 +414,9 @@ def account(
             "clip": 1.0,
             "sensitivity": 1.0,
         }
-        sigma = calibrate(
-            epsilon=epsilon, delta=delta, releases=[Release("rounds", sample_rate, rounds)], **fixed
-        ).sigma  # type: ignore[arg-type]
+        releases = [Release("rounds", sample_rate, rounds)]
+        plan = calibrate(epsilon=epsilon, delta=delta, releases=releases, **fixed)  # type: ignore[arg-type]
+        sigma = plan.sigma
     assert sigma is not None
     spent = compose([Mechanism(sigma, sample_rate, rounds)])
     return Account(

@@ -209,9 +209,8 @@ class CellJob(Job):
             "epsilon": cell.epsilon,
             "seed": cell.seed,
         }
-        self.run.display.cell_started(
-            cell.cell_id, setting(cell.label, cell.dataset.display, **point)
-        )  # type: ignore[arg-type]
+        shown = setting(cell.label, cell.dataset.display, **point)  # type: ignore[arg-type]
+        self.run.display.cell_started(cell.cell_id, shown)
         plan, sizes = f"plan {self.trial.plan}", f"clients per actor {self.trial.sizes}"
         self.run.store.log(
             self.trial.cell.cell_id,
