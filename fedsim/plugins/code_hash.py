@@ -1,9 +1,10 @@
-"""What code is, as a hash: the part of a cell's id that changes when the mathematics may have
-changed.
+"""A hash of code, the part of a cell's id that changes when the mathematics may have changed.
 
-Hashed is text, comments and all: of the rooms that compute (:data:`MATHEMATICS`), and of an
-algorithm's own files, which are its module, those of its bases and parameters, and what these
-import of their package, from beside it and of what fedsim ships.
+The hash covers what code does, not how it is written: comments, layout and docstrings may change
+without a new id (:mod:`fedsim.plugins.syntax`). It covers the rooms of fedsim that compute
+(:data:`MATHEMATICS`) and the algorithm's own files. Those are the modules of its class, of its
+bases and of its parameters, and what these import from their package, from beside them and from
+what fedsim ships.
 """
 
 from __future__ import annotations
@@ -11,12 +12,14 @@ from __future__ import annotations
 import hashlib
 import inspect
 import linecache
-import re
 import secrets
 import sys
+import textwrap
 from functools import cache
 from pathlib import Path
 from typing import Any
+
+from fedsim.plugins.syntax import canonical_form, imported_names
 
 FEDSIM = Path(__file__).parents[1]
 SHIPPED = tuple(FEDSIM.parent / name for name in ("fedsim", "algorithms", "baselines"))
@@ -24,39 +27,35 @@ INSTALLED = {"site-packages", "dist-packages"}
 _ROOMS = ("methods", "privacy", "models", "training", "partition")
 MATHEMATICS = (*_ROOMS, "batch.py", "device.py", "seeds.py", "data/embeddings.py")
 """The rooms and files of fedsim that compute what a training is."""
-_IMPORTS = re.compile(r"^[ \t]*(?:from|import)\s+([^(\n]*(?:\([^)]*\))?)", re.MULTILINE)
 
 
 @cache
 def source_hash(cls: type) -> str:
-    """First 16 hex digits of the SHA-256 of a class's code and of what it is trained by; computed
-    once a process.
+    """Return 16 hex digits that identify the code of a class and all that trains it.
 
-    A class of a notebook has that of its cell; one whose source is not to be found has a random
-    one, so that nothing is taken for it.
+    They are the first of a SHA-256. The code of a class from a notebook is that of its cell. A
+    class whose source cannot be found gets a random hash, so that no recorded result is taken for
+    one of its own. The answer is computed once a process.
     """
-    files = {
-        str(file.relative_to(_home(file))): file.read_text("utf-8", "replace")
-        for file in _files(cls)
-    }
-    typed = {
-        base.__qualname__: _typed(base) or secrets.token_hex(8)
-        for base in _bases(cls)
-        if not _file_of(base.__module__)
-    }
-    return _digest({"": harness_hash()} | files | typed)
+    forms = {str(file.relative_to(_home(file))): _form_of(file) for file in _files(cls)}
+    for base in _bases(cls):
+        if not _file_of(base.__module__):
+            forms[base.__qualname__] = _typed_form(base)
+    return _digest({"": harness_hash()} | forms)
 
 
 @cache
 def harness_hash(*rooms: str) -> str:
-    """The same of the rooms of fedsim that compute, and of others beside them, such as
-    ``evaluation``, which judges.
+    """Return the hash of the rooms of fedsim that compute, and of ``rooms`` beside them.
+
+    Args:
+        rooms: further folders or files of fedsim, such as ``evaluation``.
     """
-    places = [FEDSIM / room for room in (*MATHEMATICS, *rooms)]
-    files = [
-        file for place in places for file in (place.rglob("*.py") if place.is_dir() else [place])
-    ]
-    return _digest({file.relative_to(FEDSIM).as_posix(): file.read_text("utf-8") for file in files})
+    files: list[Path] = []
+    for room in (*MATHEMATICS, *rooms):
+        path = FEDSIM / room
+        files += path.rglob("*.py") if path.is_dir() else [path]
+    return _digest({file.relative_to(FEDSIM).as_posix(): _form_of(file) for file in files})
 
 
 def place_of(cls: type) -> str:
@@ -93,12 +92,11 @@ def own_files(cls: type) -> set[Path]:
 
 
 def _files(cls: type) -> set[Path]:
-    """All files of a class's own code."""
+    """Return all files of a class's own code."""
     modules = {base.__module__ for base in (*_bases(cls), *_bases(getattr(cls, "Params", cls)))}
-    found, waiting = (
-        set[Path](),
-        {file for file in map(_file_of, modules) if file and not file.is_relative_to(FEDSIM)},
-    )
+    files = {file for file in map(_file_of, modules) if file is not None}
+    waiting = {file for file in files if not file.is_relative_to(FEDSIM)}
+    found: set[Path] = set()
     while waiting:
         file = waiting.pop()
         found.add(file)
@@ -116,23 +114,24 @@ def _bases(cls: type) -> list[type]:
 
 
 def _imported(file: Path) -> set[Path]:
-    """The files of its package, beside it and of what fedsim ships whose names are in the import
-    statements of a file.
+    """Return the files that a file may import from near it.
+
+    These are the files of its package, of its folder and of what fedsim ships whose names are in
+    its import statements.
     """
-    names = {
-        "__init__",
-        *re.findall(r"\w+", " ".join(_IMPORTS.findall(file.read_text("utf-8", "replace")))),
-    }
+    names = {"__init__", *imported_names(file.read_bytes())}
     home = _home(file)
-    folders, near = (
-        [home / file.relative_to(home).parts[0]],
-        [each for folder in SHIPPED[1:] for each in folder.glob("*.py")],
-    )
+    folders = [home / file.relative_to(home).parts[0]]
+    near = [found for folder in SHIPPED[1:] for found in folder.glob("*.py")]
     if not _below_shipped(file) and home.name not in INSTALLED:
-        folders, near = [*folders, *(home / name for name in names)], [*near, *home.glob("*.py")]
-    near += [each for folder in folders for each in folder.rglob("*.py")]
+        folders += [home / name for name in names]
+        near += home.glob("*.py")
+    for folder in folders:
+        near += folder.rglob("*.py")
     return {
-        each.resolve() for each in near if each.stem in names and not each.is_relative_to(FEDSIM)
+        found.resolve()
+        for found in near
+        if found.stem in names and not found.is_relative_to(FEDSIM)
     }
 
 
@@ -141,19 +140,43 @@ def _home(file: Path) -> Path:
     return next(folder for folder in file.parents if not (folder / "__init__.py").exists())
 
 
+def _form_of(file: Path) -> str:
+    """Return a hash of the canonical form of a file."""
+    return _hash_of_form(file.read_bytes())
+
+
+@cache  # most files belong to the code of several hashes
+def _hash_of_form(source: bytes) -> str:
+    return hashlib.sha256(canonical_form(source).encode()).hexdigest()
+
+
+def _typed_form(cls: type) -> str:
+    """Return the canonical form of a class that has no file; random if its source is not known."""
+    text = textwrap.dedent(_typed(cls))
+    if not text:
+        return secrets.token_hex(8)
+    try:
+        return canonical_form(text)
+    except SyntaxError:  # a cell with commands of the notebook in it
+        return text
+
+
 def _typed(cls: type) -> str:
-    """The source of a class that has no file: its definition, or the cells of its functions."""
+    """Return the source of a class that has no file: its definition, or its functions' cells."""
     try:
         return inspect.getsource(cls)
     except (OSError, TypeError):  # before Python 3.13 there is none of a notebook's classes
-        functions: list[Any] = [
-            getattr(value, "__func__", getattr(value, "fget", value))
-            for value in vars(cls).values()
-        ]
-        cells = {
-            function.__code__.co_filename for function in functions if hasattr(function, "__code__")
-        }
-        return "".join("".join(linecache.getlines(cell)) for cell in sorted(cells))
+        return "".join("".join(linecache.getlines(cell)) for cell in sorted(_cells(cls)))
+
+
+def _cells(cls: type) -> set[str]:
+    """Return the names of the notebook cells in which functions of a class were typed."""
+    cells = set()
+    for value in vars(cls).values():
+        function: Any = getattr(value, "__func__", getattr(value, "fget", value))
+        if hasattr(function, "__code__"):
+            cells.add(function.__code__.co_filename)
+    return cells
 
 
 def _file_of(module: str) -> Path | None:

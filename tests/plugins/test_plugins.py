@@ -1,5 +1,6 @@
 """Plug-ins: by which names a class is found, what its code is, and what it may claim."""
 
+import ast
 import sys
 from collections.abc import Callable, Iterator
 from functools import partial, wraps
@@ -193,6 +194,17 @@ def test_a_plug_in_s_code_is_its_text_and_that_of_files_beside_it_that_it_import
     assert hashed(folder, f"{GOOD}\n{statement}\n") == first
     (folder / "part" / "deep.py").write_text("SCALE = 2.0\n")
     assert hashed(folder, f"{GOOD}\n{statement}\n") != first
+
+
+def test_layout_and_prose_keep_the_hash_and_a_constant_changes_it(folder: Path) -> None:
+    original = hashed(folder, GOOD)
+    documented = changed(
+        "class MyMethod(DPSGD):",
+        'class MyMethod(DPSGD):\n    """Another docstring; from os import path."""\n',
+    )
+    assert hashed(folder, f"# A comment.\n\n{documented}") == original
+    assert hashed(folder, ast.unparse(ast.parse(GOOD))) == original
+    assert hashed(folder, changed("Field(0.5, ge=0)", "Field(0.25, ge=0)")) != original
 
 
 def test_nothing_is_imported_to_be_hashed(folder: Path) -> None:
