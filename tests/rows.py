@@ -141,20 +141,18 @@ def make_rounds(
 ) -> list[dict[str, Any]]:
     """The round records of a sound training; a value may be a list, one element a round."""
     sound = {
-        **{
-            "signal_norm": 100.0,
-            "noise_norm": 200.0,
-            "kl": 2.0,
-            "clipped_fraction": 0.8,
-            "cross_client_mmd": 0.02,
-        },
-        **{
-            "loss_reconstruction": -0.9,
-            "loss_kl": 0.01,
-            "loss_kernel": -0.02,
-            "gradient_norm_quantiles": (0.5, 1.0, 1.5, 2.0, 2.5),
-        },
-        **{"generated_decoder_norm": 8.0, "generated_prior_norm": 1.0, "parameter_norm": 7.7},
+        "signal_norm": 100.0,
+        "noise_norm": 200.0,
+        "kl": 2.0,
+        "clipped_fraction": 0.8,
+        "cross_client_mmd": 0.02,
+        "loss_reconstruction": -0.9,
+        "loss_kl": 0.01,
+        "loss_kernel": -0.02,
+        "gradient_norm_quantiles": (0.5, 1.0, 1.5, 2.0, 2.5),
+        "generated_decoder_norm": 8.0,
+        "generated_prior_norm": 1.0,
+        "parameter_norm": 7.7,
     } | values
     given = [
         {name: value[t] if isinstance(value, list) else value for name, value in sound.items()}

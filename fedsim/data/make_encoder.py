@@ -21,47 +21,35 @@ from fedsim.errors import UserError, nearest
 from fedsim.files import cache_folder, replaced
 
 _DINOV2: dict[str, Any] = {
-    **{
-        "architectures": ["Dinov2Model"],
-        "model_type": "dinov2",
-        "hidden_size": 384,
-        "num_hidden_layers": 12,
-        "num_attention_heads": 6,
-    },
-    **{
-        "mlp_ratio": 4,
-        "hidden_act": "gelu",
-        "image_size": 518,
-        "patch_size": 14,
-        "num_channels": 3,
-        "qkv_bias": True,
-    },
-    **{
-        "layerscale_value": 1.0,
-        "layer_norm_eps": 1e-06,
-        "use_swiglu_ffn": False,
-        "drop_path_rate": 0.0,
-    },
+    "architectures": ["Dinov2Model"],
+    "model_type": "dinov2",
+    "hidden_size": 384,
+    "num_hidden_layers": 12,
+    "num_attention_heads": 6,
+    "mlp_ratio": 4,
+    "hidden_act": "gelu",
+    "image_size": 518,
+    "patch_size": 14,
+    "num_channels": 3,
+    "qkv_bias": True,
+    "layerscale_value": 1.0,
+    "layer_norm_eps": 1e-06,
+    "use_swiglu_ffn": False,
+    "drop_path_rate": 0.0,
 }
 _PREPROCESSING: dict[str, Any] = {
-    **{
-        "image_processor_type": "BitImageProcessor",
-        "do_resize": True,
-        "size": {"shortest_edge": 256},
-        "resample": 3,
-    },
-    **{
-        "do_center_crop": True,
-        "crop_size": {"height": 224, "width": 224},
-        "do_rescale": True,
-        "rescale_factor": 1 / 255,
-    },
-    **{
-        "do_normalize": True,
-        "image_mean": [0.485, 0.456, 0.406],
-        "image_std": [0.229, 0.224, 0.225],
-        "do_convert_rgb": True,
-    },
+    "image_processor_type": "BitImageProcessor",
+    "do_resize": True,
+    "size": {"shortest_edge": 256},
+    "resample": 3,
+    "do_center_crop": True,
+    "crop_size": {"height": 224, "width": 224},
+    "do_rescale": True,
+    "rescale_factor": 1 / 255,
+    "do_normalize": True,
+    "image_mean": [0.485, 0.456, 0.406],
+    "image_std": [0.229, 0.224, 0.225],
+    "do_convert_rgb": True,
 }
 
 

@@ -73,34 +73,26 @@ class Look:
 
 
 STYLE: Any = {
-    **{
-        "font.family": "DejaVu Sans",
-        "font.size": 9,
-        "svg.fonttype": "path",
-        "svg.hashsalt": "fedsim",
-        "axes.axisbelow": True,
-    },
-    **{
-        "axes.spines.top": False,
-        "axes.spines.right": False,
-        "axes.edgecolor": MUTED,
-        "axes.grid": True,
-        "grid.color": GRID_COLOUR,
-    },
-    **{
-        "text.color": INK,
-        "axes.labelcolor": INK,
-        "xtick.color": INK,
-        "ytick.color": INK,
-        "axes.titlesize": 9,
-        "axes.labelsize": 8.5,
-    },
-    **{
-        "text.parse_math": False,
-        "xtick.labelsize": 8.5,
-        "ytick.labelsize": 8.5,
-        "axes.titlelocation": "left",
-    },
+    "font.family": "DejaVu Sans",
+    "font.size": 9,
+    "svg.fonttype": "path",
+    "svg.hashsalt": "fedsim",
+    "axes.axisbelow": True,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.edgecolor": MUTED,
+    "axes.grid": True,
+    "grid.color": GRID_COLOUR,
+    "text.color": INK,
+    "axes.labelcolor": INK,
+    "xtick.color": INK,
+    "ytick.color": INK,
+    "axes.titlesize": 9,
+    "axes.labelsize": 8.5,
+    "text.parse_math": False,
+    "xtick.labelsize": 8.5,
+    "ytick.labelsize": 8.5,
+    "axes.titlelocation": "left",
 }
 """Text becomes outlines, so that a figure looks the same on a machine without the font."""
 REFERENCES = {

@@ -24,7 +24,11 @@ _KEYS: dict[Kind, dict[str, Any]] = {
     "audits": {"audit": str, "claim": str},
     "pairs": {"audit": str, "pair": int},
     "checks": {
-        **{"source": str, "unit": str, "trust": str, "params": dict[str, Any], "full": bool},
+        "source": str,
+        "unit": str,
+        "trust": str,
+        "params": dict[str, Any],
+        "full": bool,
         "ended": Literal["passed", "failed"],
     },
     "rounds": {"training_id": str, "round": int},

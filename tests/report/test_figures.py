@@ -219,21 +219,15 @@ def scan(label: str = "dp-cvae", **params: list[Any]) -> list[Row]:
     ((name, values),) = params.items()
     return [
         make_row(
-            **{
-                "cell_id": f"{label}{value}{seed}",
-                "label": f"{label} {name}={value}",
-                "algorithm": label,
-                "seed": seed,
-            },
-            **{
-                "params": {name: value, "latent": 4},
-                "balanced_accuracy": 0.5 + 0.01 * at + 0.001 * seed,
-            },
-            **{
-                "uplink_bytes": 1000 * (at + 1),
-                "downlink_bytes": 0,
-                "train_seconds": 2.0 * (at + 1),
-            },
+            cell_id=f"{label}{value}{seed}",
+            label=f"{label} {name}={value}",
+            algorithm=label,
+            seed=seed,
+            params={name: value, "latent": 4},
+            balanced_accuracy=0.5 + 0.01 * at + 0.001 * seed,
+            uplink_bytes=1000 * (at + 1),
+            downlink_bytes=0,
+            train_seconds=2.0 * (at + 1),
         )
         for at, value in enumerate(values)
         for seed in (0, 1)

@@ -134,13 +134,12 @@ def hostile(tmp_path_factory: pytest.TempPathFactory, quickstart: list[Row]) -> 
     error = dict.fromkeys(("type", "message", "traceback"), HOSTILE)
     rows += [make_failed(cell_id="f", error=error, **text), make_row(cell_id=HOSTILE, **text)]
     manifest = {
-        **{
-            "versions": {"fedsim": "0.3.0", HOSTILE: HOSTILE},
-            "revision": "61a3adb",
-            "hardware": {"cpus": 2},
-            "command": HOSTILE,
-        },
-        **{"started": "2026-11-25T10:30:00Z", "grid": {"name": HOSTILE, "epsilon": [1, 4, "inf"]}},
+        "versions": {"fedsim": "0.3.0", HOSTILE: HOSTILE},
+        "revision": "61a3adb",
+        "hardware": {"cpus": 2},
+        "command": HOSTILE,
+        "started": "2026-11-25T10:30:00Z",
+        "grid": {"name": HOSTILE, "epsilon": [1, 4, "inf"]},
         "methods": [
             {
                 "label": HOSTILE,

@@ -63,8 +63,7 @@ def test_methods_without_noise_guarantee_nothing() -> None:
 
 def test_a_method_of_which_nothing_finished_or_holds_says_that_alone() -> None:
     unknown = [
-        changed(make_row(label=status), **{"status": status})
-        for status in ("unaccounted", "refuted")
+        changed(make_row(label=status), status=status) for status in ("unaccounted", "refuted")
     ]
     found = told(make_failed(), *unknown)
     assert found["fedhypevae"].endswith("guarantee: none: no cell of it has finished")
@@ -75,9 +74,9 @@ def test_a_method_of_which_nothing_finished_or_holds_says_that_alone() -> None:
 
 
 def test_an_audit_that_refutes_one_budget_is_told_beside_the_others() -> None:
-    refuted = changed(make_row(cell_id="r", epsilon_target=4.0), **{"status": "refuted"})
+    refuted = changed(make_row(cell_id="r", epsilon_target=4.0), status="refuted")
     assert "no (ε, δ) here is a guarantee" in told(make_row(), refuted)["fedhypevae"]
-    short = changed(refuted, **{"audit_params": {"rounds": 6, "hidden": [8]}})
+    short = changed(refuted, audit_params={"rounds": 6, "hidden": [8]})
     assert (
         "at another budget, of a short form: rounds 6, hidden [8]: no"
         in told(make_row(), short)["fedhypevae"]
@@ -85,7 +84,7 @@ def test_an_audit_that_refutes_one_budget_is_told_beside_the_others() -> None:
 
 
 def test_what_overspent_is_not_told_as_planned_or_for_release() -> None:
-    row = changed(make_row(noise="secret"), **{"status": "overspent", "epsilon_spent": 1.5})
+    row = changed(make_row(noise="secret"), status="overspent", epsilon_spent=1.5)
     found = told(row)["fedhypevae"]
     assert (
         "counted from the steps that ran, and more than the plan that was solved before the first"
@@ -95,7 +94,7 @@ def test_what_overspent_is_not_told_as_planned_or_for_release() -> None:
 
 
 def test_a_group_is_said_by_its_column() -> None:
-    row = changed(make_row(), **{"unit": "patient"})
+    row = changed(make_row(), unit="patient")
     assert (
         "one group: neighbouring data sets differ in all rows of one client that have one "
         "value of patient" in told(row)["fedhypevae"]

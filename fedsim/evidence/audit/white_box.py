@@ -49,8 +49,14 @@ OTHER_ROWS = 2
 faster.
 """
 SHORT: dict[str, Any] = {
-    **{"rounds": 6, "local_steps": 3, "meta_steps": 0, "generator_steps": 2},
-    **{"latent": 4, "hidden": (8,), "encoder_hidden": (8,), "discriminator_hidden": (8,)},
+    "rounds": 6,
+    "local_steps": 3,
+    "meta_steps": 0,
+    "generator_steps": 2,
+    "latent": 4,
+    "hidden": (8,),
+    "encoder_hidden": (8,),
+    "discriminator_hidden": (8,),
 }
 """Parameters that make a training long or a network large, and what they become unless they are
 given; noise is solved for these.

@@ -36,20 +36,26 @@ from fedsim.training.trial import Trial
 BRIEF = {"rounds": 3, "local_steps": 3, "meta_steps": 2, "generator_steps": 2}
 """Parameters that make a training long, where an algorithm has them, and what they become."""
 NARROW: Mapping[str, Any] = {
-    **{"latent": 4, "hidden": [8], "encoder_hidden": [8], "discriminator_hidden": [8]},
-    **{"candidates": 40, "votes": 4, "local_steps": 2, "meta_steps": 1},
+    "latent": 4,
+    "hidden": [8],
+    "encoder_hidden": [8],
+    "discriminator_hidden": [8],
+    "candidates": 40,
+    "votes": 4,
+    "local_steps": 2,
+    "meta_steps": 1,
 }
 """Parameters that make a step of a training large, and what they become in a check."""
 EPSILON, DELTA = 4.0, 1e-4
 CHECKED_CLIENTS = 4
 CELL: Mapping[str, Any] = {
-    **{
-        "dataset": {"name": "digits", "limit": 200},
-        "partition": {"scheme": "dirichlet"},
-        "alpha": 1.0,
-        "clients": CHECKED_CLIENTS,
-    },
-    **{"epsilon": EPSILON, "delta": DELTA, "seeds": 0},
+    "dataset": {"name": "digits", "limit": 200},
+    "partition": {"scheme": "dirichlet"},
+    "alpha": 1.0,
+    "clients": CHECKED_CLIENTS,
+    "epsilon": EPSILON,
+    "delta": DELTA,
+    "seeds": 0,
 }
 """The small cell, as a grid has it."""
 ROWS_OF_A_GROUP = 2
