@@ -9,7 +9,7 @@ import math
 import warnings
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -25,7 +25,15 @@ from matplotlib.ticker import NullFormatter
 from fedsim.errors import UserError, nearest
 from fedsim.evaluation.measures import MEASURES
 from fedsim.files import replaced
-from fedsim.report.tables import claim, epsilon_head, known_measure, named, placed, spread_words
+from fedsim.report.tables import (
+    claim,
+    epsilon_head,
+    known_measure,
+    named,
+    placed,
+    reference_name,
+    spread_words,
+)
 from fedsim.results.columns import Row
 from fedsim.results.stats import PLACE, Settings
 from fedsim.words import number, spelled
@@ -97,9 +105,14 @@ STYLE: Any = {
 """Text becomes outlines, so that a figure looks the same on a machine without the font."""
 REFERENCES = {
     name: Look(name, {"color": MUTED, "linewidth": 0.9, "linestyle": dashes, "zorder": 1.5})
-    for name, dashes in (("ceiling", "-"), ("local-only", (0, (5, 2))), ("chance", (0, (1, 2))))
+    for name, dashes in (
+        ("ceiling", "-"),
+        ("local-only", (0, (5, 2))),
+        ("own classifier alone", (0, (5, 2))),
+        ("chance", (0, (1, 2))),
+    )
 }
-"""How the levels are drawn that a reader may expect."""
+"""How each reference of a measure is drawn, by its name."""
 
 
 def looks(facts: pd.DataFrame, *, joined: bool = True) -> dict[str, Look]:
@@ -344,17 +357,20 @@ def utility(
     points["bound"] = np.log10(bound.where(bound > LEAST_BOUND))
     points["row"] = points[["dataset", "scheme", "clients"]].astype(str).agg(" ".join, axis=1)
     panels = points.drop_duplicates(PLACE)[[*PLACE, "row", "place"]]
+    look = looks(settings.facts)
+    labels = set(look)
     for name, column in MEASURES[measure].references:
+        line = reference_name(name, labels)
+        look[line] = replace(REFERENCES[name], name=line)
         # a merge, not a join, finds places without an alpha
         levels = (
             settings.reference(column)
             .rename("mean")
             .reset_index()
             .merge(panels, on=PLACE)
-            .assign(label=name)
+            .assign(label=line)
         )
         points = pd.concat([points, levels]) if len(levels) else points
-    look = looks(settings.facts) | REFERENCES
     how: dict[str, Any] = {
         "ticks": epsilon_axis(points["epsilon_target"])[1],
         "labels": (EPSILON, MEASURES[measure].title),

@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
 from typing import Any, Literal
@@ -243,6 +243,16 @@ def named(facts: pd.DataFrame) -> dict[str, str]:
     return names
 
 
+def reference_name(name: str, labels: Collection[str]) -> str:
+    """Returns what tables and curves call a reference: its name, marked if a method is labelled so.
+
+    Methods and references are told apart by their names alone, and ``local-only`` is both.
+    """
+    while name in labels:
+        name += " (reference)"
+    return name
+
+
 def placed(facts: pd.DataFrame, more: Sequence[str] = ()) -> tuple[list[str], pd.Series[str]]:
     """What is the same for all places, in words; and of each line what is not."""
     columns = [*PLACE, *more]
@@ -325,6 +335,7 @@ def results_table(
         holds=facts["label"].map(held),
     )
     first = lines.drop_duplicates("where")[[*PLACE, "where"]]
+    labels = set(facts["label"])
     for rank, (name, column) in enumerate(MEASURES[measure].references):
         levels = (
             settings.reference(column)
@@ -333,9 +344,13 @@ def results_table(
             .reset_index()
             .merge(first, on=PLACE)
         )
-        lines = pd.concat(
-            [lines, levels.assign(method=name, kind=_REFERENCE, rank=rank, epsilon_target=math.nan)]
+        levels = levels.assign(
+            method=reference_name(name, labels),
+            kind=_REFERENCE,
+            rank=rank,
+            epsilon_target=math.nan,
         )
+        lines = pd.concat([lines, levels])
     order_of = {place: i for i, place in enumerate(dict.fromkeys(places))}
     lines = lines.assign(place=lines["where"].map(order_of)).sort_values(
         ["place", "kind", "rank"], kind="stable"

@@ -13,6 +13,7 @@ from matplotlib.image import imread
 from rows import make_failed, make_rounds, make_row
 
 from fedsim.errors import UserError
+from fedsim.evaluation.measures import MEASURES
 from fedsim.partition import PartitionSpec, make_partition
 from fedsim.partition.matrix import LabelMatrix
 from fedsim.report.figures import (
@@ -93,6 +94,30 @@ def test_levels_are_drawn_where_the_partition_has_no_alpha() -> None:
         )
     )
     assert {0.83, 0.1} <= {drawn.get_ydata()[0] for drawn in shown(figure)[0].lines}
+
+
+def test_method_labelled_as_a_reference_has_a_line_of_its_own() -> None:
+    method = make_row(
+        label="local-only",
+        epsilon_target=None,
+        yields="classifier",
+        balanced_accuracy=0.33,
+        local_only_balanced_accuracy=0.4,
+    )
+    figure = utility(Settings.of([method]))
+    drawn = {drawn.get_ydata()[0]: drawn for drawn in shown(figure)[0].lines}
+    assert drawn[0.33].get_color() != drawn[0.4].get_color()
+    names = legend(figure)
+    assert "local-only (classifier, not private)" in names
+    assert "local-only (reference)" in names
+
+
+@pytest.mark.parametrize("measure", [name for name, each in MEASURES.items() if each.references])
+def test_every_reference_of_a_measure_can_be_drawn(measure: str) -> None:
+    levels = {column: 0.4 for _, column in MEASURES[measure].references}
+    figure = utility(Settings.of([make_row(**{measure: 0.5} | levels)]), measure)
+    for name, _ in MEASURES[measure].references:
+        assert name in legend(figure)
 
 
 def test_a_claim_that_is_no_theorem_is_dashed_and_one_that_a_check_refuted_too() -> None:

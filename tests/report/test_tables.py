@@ -68,6 +68,13 @@ def test_a_line_a_place_and_method_and_a_column_an_epsilon_with_references_below
     assert table_of([]).texts.empty
 
 
+def test_reference_is_marked_where_a_method_has_its_name() -> None:
+    row = make_row(label="ceiling", balanced_accuracy=0.5, ceiling_balanced_accuracy=0.9)
+    texts = table_of([row]).texts
+    assert texts.loc[("", "ceiling"), "ε = 1"] == "0.500"
+    assert texts.loc[("", "ceiling (reference)"), "no ε"] == "0.900"
+
+
 @pytest.mark.parametrize(
     ("spread", "values", "text", "note"),
     [
