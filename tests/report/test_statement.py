@@ -102,10 +102,15 @@ def test_a_group_is_said_by_its_column() -> None:
 
 
 def test_what_is_spent_is_told_as_a_bound_and_never_rounded_down() -> None:
-    spent = {"epsilon_target": 2.0, "epsilon_spent": 1.99912}
-    found = told(make_row(**spent))["fedhypevae"]
-    assert "ε = 2 (target 2)" in found
-    assert "replace-one" not in found
+    almost_all = make_row(epsilon_target=2.0, epsilon_spent=1.99912)
+    assert "ε = 2 (target 2)" in told(almost_all)["fedhypevae"]
+    less = make_row(epsilon_target=2.0, epsilon_spent=1.2341)
+    assert "ε = 1.235 (target 2)" in told(less)["fedhypevae"]
+
+
+def test_statement_says_when_two_data_sets_are_neighbours() -> None:
+    found = told(make_row())["fedhypevae"]
+    assert "relation: add-or-remove-one: neighbours differ in the presence of one unit" in found
 
 
 def test_where_updates_are_clipped_a_unit_moves_one_by_more_than_its_norm() -> None:
