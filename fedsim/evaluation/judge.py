@@ -241,10 +241,12 @@ class Judge:
         """As each client would predict: by weight * own classifier + (1 - weight) * the one from
         synthetic embeddings.
 
-        The protocol of Di Salvo et al. 2025 (arXiv 2507.02671). A client's own classifier, trained
-        on its real rows, and its weight stay with it. The weight is the best one on other synthetic
-        embeddings (of finite rows on the same ones), weighed by the client's label shares
-        (``synthetic``), or given. A classifier is taken as it is, and has no weight.
+        This mixture is that of Di Salvo et al. 2025 (arXiv 2507.02671), the rule for its weight is
+        not: they choose one weight for all clients, on the clients' real validation examples. Here
+        each client has its own weight, the best one on other synthetic embeddings (of finite rows
+        on the same ones), weighed by the client's label shares (``synthetic``), or all have the
+        given one. A client's own classifier, trained on its real rows, and its weight stay with it.
+        A classifier is taken as it is, and has no weight.
         """
         made, data, evaluation = self.made, self.data, self.cell.evaluation
         if is_classifier(made):

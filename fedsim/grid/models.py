@@ -182,7 +182,9 @@ class Evaluation(_Model):
             of few real rows.
         per_client: also judge each client's own generator, on test rows as that client sees them.
         personal: also judge each client's own classifier interpolated with the shared one; how its
-            weight is chosen: ``synthetic``, or a number in [0, 1].
+            weight is chosen: ``synthetic``, for each client the best one on fresh synthetic rows
+            weighted by its label shares (DP-CVAE chooses one for all, on real validation
+            examples); or a number in [0, 1], which all clients take.
         readouts: what reads synthetic embeddings beside the linear probe: ``knn``, ``mlp``,
             ``fidelity``.
         unseen: a site that takes no part in training, and on whose test rows everything is judged;
