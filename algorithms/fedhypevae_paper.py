@@ -1,4 +1,4 @@
-"""The paper's literal form of FedHypeVAE: bi-level local training, of which a client sends one
+"""A literal reading of the paper's FedHypeVAE: bi-level local training, of which a client sends one
 clipped gradient by the hypernetwork.
 
 A round at a client (arXiv 2601.00785): ``local_steps`` Adam steps on its encoder and code with the

@@ -55,19 +55,24 @@ CODE_SCALE = {"default": 0.3, "paper": 1.0}
 none.
 """
 BETA = {"default": 0.5, "paper": 1.0}
-"""Weight of KL(q || p(z | y, v)), by form; the paper's is the ELBO's."""
+"""Weight of KL(q || p(z | y, v)), by form; the paper's is the ELBO's.
+
+With the exact posterior, which does not read it, it scales the gradient of prior and codes alone.
+Adam undoes a constant scale, so it weights that gradient inside the clip and beside other terms.
+"""
 
 
 class FedHypeVAEParams(DPSGDParams):
     """Parameters of FedHypeVAE.
 
     Attributes:
-        form: ``paper``, its literal form: encoder and decoder are MLPs, the hypernetwork, too; a
-            round at a client is ``local_steps`` steps on encoder and code, then one gradient by the
-            hypernetwork, clipped for the client as a whole; the MMD is a minibatch's. It has
-            defaults of its own (``PAPER_FORM``), no coordinates, codes that stay at their clients,
-            no ``sample_rate``, and counts clients in ``expected_batch``. ``default``: one DP-SGD
-            step a round, clipped for each example.
+        form: ``paper``, a literal reading of the paper: encoder and decoder are MLPs, the
+            hypernetwork, too; a round at a client is ``local_steps`` steps on encoder and code,
+            then one gradient by the hypernetwork, clipped for the client as a whole; the MMD is a
+            minibatch's. It has defaults of its own (``PAPER_FORM``), no coordinates, codes that
+            stay at their clients (synthesis uses the untrained ones that they started from), no
+            ``sample_rate``, and counts clients in ``expected_batch``. ``default``: one DP-SGD step
+            a round, clipped for each example.
         local_steps, batch_size: of the paper's form: steps of a client in a round, and rows of a
             step, drawn with replacement.
         hyper_hidden: width of the hypernetwork's hidden layer; 0: scales, shifts and prior are
@@ -221,10 +226,10 @@ def fit_meta_codes(model: Any, codes: Tensor, count: int, steps: int, seeds: See
     """``count`` codes whose mixture of generators is closest, in kernel score, to the mixture of
     the clients' generators.
 
-    Reads only released codes, scaled, ``[K, k]``, and the private-already hypernetwork:
-    post-processing, no privacy cost. The codes start at the means of ``count`` groups of clients
-    along the codes' first principal direction, or in the clients' order where there is no first
-    one.
+    Reads only codes that were released, or public initial ones where none were, scaled, ``[K, k]``,
+    and the private-already hypernetwork: post-processing, no privacy cost. The meta-codes start at
+    the means of ``count`` groups of clients along the codes' first principal direction, or in the
+    clients' order where there is no first one.
     """
     if codes.shape[1] == 0:
         return codes[:count]
@@ -258,7 +263,7 @@ def fit_meta_codes(model: Any, codes: Tensor, count: int, steps: int, seeds: See
 
 class HyperGenerator:
     """Samples x for labels, each row with one of ``codes`` ``[M, k]`` drawn uniformly; ``own``
-    ``[K, k]`` are the clients' codes.
+    ``[K, k]`` are the clients' codes as released, else those they started from.
     """
 
     def __init__(self, model: Any, codes: Tensor, own: Tensor) -> None:

@@ -37,7 +37,7 @@ def batch_mmd(x: Tensor, generated: Tensor) -> Tensor:
     different rows once (unbiased).
 
     It depends on all rows at once, so that no example's share of it has a bound of its own (Gretton
-    et al. 2012, JMLR 13).
+    et al. 2012, JMLR 13). It knows no labels: it compares the mixtures of all classes.
     """
 
     def within(rows: Tensor) -> Tensor:
