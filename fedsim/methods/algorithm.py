@@ -85,10 +85,11 @@ class Algorithm(ABC):
         source: the paper or page that it follows.
         Params: its parameters with defaults.
         private: whether an epsilon has a meaning for it.
-        for_reproduction: whether it is here for its paper's sake: its defaults are at chance at the
-        budgets of our tables. units, trusts: the privacy settings that it supports.
+        for_reproduction: whether it is here for its paper's sake: its defaults are at or near
+            chance at the budgets of our tables.
+        units, trusts: the privacy settings that it supports.
         syntheses: values of its parameter ``synthesis`` with which a saved generator can be loaded,
-        whatever it was trained with.
+            whatever it was trained with.
     """
 
     name: ClassVar[str]
