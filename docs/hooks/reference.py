@@ -96,10 +96,15 @@ def fields_table(model: type[BaseModel]) -> Iterator[str]:
     yield from table(("key", "values", "default", "meaning"), rows)
 
 
+def first_paragraph(text: str) -> str:
+    """The first paragraph of a docstring, on one line."""
+    return " ".join(text.partition("\n\n")[0].split())
+
+
 def grid_keys() -> Iterator[str]:
     """Every key of a grid, from the models that read it."""
     for model, title in SECTIONS.items():
-        yield f"## {title}\n\n{plain(model.__doc__.partition(chr(10))[0])}\n"
+        yield f"## {title}\n\n{plain(first_paragraph(model.__doc__))}\n"
         yield from fields_table(model)
 
 
@@ -115,7 +120,7 @@ def methods() -> Iterator[str]:
     """Every registered method: source, claims, parameters."""
     for name in known():
         described = describe(name)
-        summary = described.text.partition("\n")[0]
+        summary = first_paragraph(described.text)
         yield (
             f"## {name}\n\n{summary}\n\nSource: {described.source}. Yields a "
             f"{described.yields}; among {described.group}.\n"
