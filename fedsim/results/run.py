@@ -58,7 +58,7 @@ class RunResults:
     trainings: Mapping[str, Line] = field(default_factory=dict)
     judgements: Mapping[str, Line] = field(default_factory=dict)
     references: Mapping[str, Line] = field(default_factory=dict)
-    audits: Mapping[str, Line] = field(default_factory=dict)
+    audits: Sequence[Line] = ()
     checks: Sequence[Line] = ()
     entries: Sequence[Entry] = ()
 
@@ -85,11 +85,17 @@ class RunResults:
         return row_of(entry.cell_id, entry.label, training, judgement, **found)
 
     def audit_of(self, training: Line) -> Line | None:
-        """The last audit of a training's claim."""
+        """What all audits of a training's claim say: a refutation stands whatever came later.
+
+        Of several audits it is the strongest one's line, with the largest bound of them all.
+        """
         claim = claim_of(training["cell"])
-        return next(
-            (line for line in reversed(list(self.audits.values())) if line["claim"] == claim), None
-        )
+        lines = [line for line in self.audits if line["claim"] == claim]
+        if not lines:
+            return None
+        # of equals the last one, which has the most pairs
+        strongest = max(reversed(lines), key=lambda line: (line["refuted"], line["epsilon_lower"]))
+        return {**strongest, "epsilon_lower": max(line["epsilon_lower"] for line in lines)}
 
     def _check_of(self, training: Line) -> Check | None:
         """What checks in the run folder say of a training's code and parameters, of a search of all
@@ -230,9 +236,10 @@ def read_results(folder: Path | str) -> RunResults:
         store.last("trainings"),
         store.last("judgements"),
         store.last("references"),
-        store.last("audits"),
     )
-    results = RunResults(store.folder, *lines, list(store.lines("checks")))
+    # every audit and check counts, not only the last one of a key
+    audits = list(store.lines("audits"))
+    results = RunResults(store.folder, *lines, audits, list(store.lines("checks")))
     return replace(
         results,
         entries=[Entry(**cell) for cell in listed(manifest)]

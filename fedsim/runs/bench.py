@@ -210,7 +210,8 @@ def missing_jobs(
         elif job is not None:
             yield job
     for audit in audits:
-        if lines.audits.get(audit.run.key, {}).get("pairs") != audit.run.count:
+        ended = [line["pairs"] for line in lines.audits if line["audit"] == audit.run.key]
+        if max(ended, default=0) < audit.run.count:
             yield audit_of(run, audit)
     yield from _missing_checks(run, lines)
 
@@ -335,7 +336,7 @@ def run_again(folder: Path, console: Console, count: int, *, trust_plugin: bool 
     cells = {
         cell["cell_id"]: trial.cell for cell, trial in zip(listed, prepared.trials, strict=True)
     }
-    lines = replace(read_results(folder), audits={}, checks=())  # which are no part of a cell
+    lines = replace(read_results(folder), audits=(), checks=())  # which are no part of a cell
     finished = [
         row
         for row in lines.rows

@@ -167,9 +167,9 @@ def row_of(trial: Trial, *ended: Any, **lines: Any) -> Row:
     return row
 
 
-def audits(trial: Trial, **fields: Any) -> Mapping[str, Any]:
+def audits(trial: Trial, **fields: Any) -> list[Mapping[str, Any]]:
     claim = claim_of(trial.cell.model_dump(mode="json"))
-    return {"audited": {**BOUNDS, "claim": claim, "refuted": False, **fields}}
+    return [{**BOUNDS, "claim": claim, "refuted": False, **fields}]
 
 
 def test_a_row_has_the_columns_of_the_contract_and_no_other(tmp_path: Path) -> None:
@@ -226,6 +226,30 @@ def test_an_audit_refutes_every_row_of_its_claim_and_no_other() -> None:
         trial, as_planned(trial), JUDGEMENT, audits=audits(a_trial(epsilon=8.0), refuted=True)
     )
     assert (other.status, other.audit_pairs) == ("ok", None)
+
+
+STRONG = {"epsilon_lower": 11.2, "pairs": 30, "refuted": True}
+WEAK = {"epsilon_lower": 0.4, "pairs": 6}
+EXCEEDED = {"epsilon_lower": 0.1, "canary_ratio": 1.5, "refuted": True}
+
+
+@pytest.mark.parametrize("order", [(STRONG, WEAK), (WEAK, STRONG)])
+def test_a_refutation_stands_after_a_weaker_audit(order: tuple[dict[str, Any], ...]) -> None:
+    trial = a_trial()
+    lines = [line for fields in order for line in audits(trial, **fields)]
+    row = row_of(trial, as_planned(trial), JUDGEMENT, audits=lines)
+    assert row.status == "refuted"
+    assert row.audit_epsilon_lower == 11.2
+    assert row.audit_pairs == 30
+
+
+def test_the_largest_bound_of_all_audits_is_shown() -> None:
+    trial = a_trial()
+    lines = audits(trial, **EXCEEDED) + audits(trial, **WEAK)
+    row = row_of(trial, as_planned(trial), JUDGEMENT, audits=lines)
+    assert row.status == "refuted"
+    assert row.audit_epsilon_lower == 0.4
+    assert "a canary adds 1.5 of the claimed sensitivity" in row.outcome
 
 
 def test_more_than_the_target_is_overspent_and_the_last_digits_are_not() -> None:

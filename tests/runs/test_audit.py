@@ -36,6 +36,14 @@ def test_every_row_of_a_claim_shows_its_audit_and_a_second_bench_runs_none(
     assert "all 6 cells are finished" in bench(grid).output
 
 
+def test_a_bench_that_asks_for_fewer_pairs_audits_nothing(bench: Callable[..., Ran]) -> None:
+    folder = RunFolder(bench(small_grid("dp-gaussian", epsilon=4.0, audit=AUDIT)).folder)
+    lines = folder.lines("audits").read_bytes()
+    fewer = bench(small_grid("dp-gaussian", epsilon=4.0, audit=AUDIT | {"pairs": 6}))
+    assert folder.lines("audits").read_bytes() == lines
+    assert fewer.rows[0].audit_pairs == 40
+
+
 def test_an_interrupted_audit_goes_on_from_its_pairs(
     bench: Callable[..., Ran], tmp_path: Path
 ) -> None:

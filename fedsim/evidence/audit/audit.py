@@ -153,10 +153,8 @@ class AuditRun:
             yield from (pair(own, canary, number)._asdict() for number in left)
 
     def outcome(self, lines: Sequence[Mapping[str, Any]]) -> Audit:
-        """What all lines say."""
-        return outcome_of(
-            self.setting, [TrainingPair(**line) for line in lines if line["pair"] < self.count]
-        )
+        """What all recorded pairs say, also those beyond what was asked for now."""
+        return outcome_of(self.setting, [TrainingPair(**line) for line in lines])
 
 
 @dataclass(frozen=True)

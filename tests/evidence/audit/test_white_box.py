@@ -16,7 +16,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy.stats import binomtest
 
-from fedsim.evidence.audit.audit import LEAST_PAIRS, Audit, bound, interval, key_of, outcome_of
+from fedsim.evidence.audit.audit import LEAST_PAIRS, Audit, AuditRun, bound, interval, key_of, outcome_of
 from fedsim.evidence.audit.white_box import (
     Setting,
     evidence,
@@ -85,6 +85,14 @@ def test_a_broken_one_is_refuted() -> None:
     found = outcome_of(own, [pair(own, canary, number) for number in range(30)])
     assert found.refuted
     assert found.words().startswith("REFUTED: ε = 4 claimed")
+
+
+def test_recorded_pairs_count_when_fewer_are_asked_for() -> None:
+    setting = tiny("sums:SensitivityOfATenth", rounds=1)
+    own, canary = saturating(setting)
+    lines = [pair(own, canary, number)._asdict() for number in range(30)]
+    assert AuditRun(setting, 6).outcome(lines) == AuditRun(setting, 30).outcome(lines)
+    assert AuditRun(setting, 6).outcome(lines).pairs == 30
 
 
 def test_scores_of_the_claimed_mechanism_are_rarely_above_it_and_near_it_with_many() -> None:
