@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from baselines.dp_gaussian import DPGaussian
 from fedsim.batch import Batch
-from fedsim.methods.clients import Clients
+from fedsim.methods.clients import Clients, Noised
 from fedsim.methods.messages import Message, Round, Server, Tensors
 from fedsim.methods.one_shot import Rows
 from fedsim.models.layers import ClientCode, one_hot
@@ -97,6 +97,46 @@ class StopsClippingLate(Spelled):
     def norms(self, model: nn.Module) -> Norms:
         norms = super().norms(model)
         return replace(norms, clip=math.inf) if getattr(self, "is_late", False) else norms
+
+
+class NotANumberOfAZeroRow(Spelled):
+    """It divides by the norm of a row, which may be zero."""
+
+    def sums(self, model: nn.Module, batch: Batch) -> Tensors:
+        norms = batch.x.norm(dim=1)
+        one = (norms / norms).prod()
+        return {name: one * value for name, value in super().sums(model, batch).items()}
+
+
+LARGE = 1e9
+
+
+class DoubleBesideALargeConstant(Spelled):
+    """It sends a constant beside sums that are twice what they may be."""
+
+    def noised(self, clients: Clients, round_: Round, sums: Tensors) -> Noised:
+        constant = torch.tensor([LARGE * len(clients.members)])
+        return super().noised(clients, round_, self.hidden(sums, constant))
+
+    def hidden(self, sums: Tensors, constant: Tensor) -> Tensors:
+        return {name: 2 * value for name, value in sums.items()} | {"constant": constant}
+
+    def server_step(self, server: Server, round_: Round, total: Tensors) -> Mapping[str, float]:
+        return super().server_step(server, round_, self.shown(server, total))
+
+    def shown(self, server: Server, total: Tensors) -> Tensors:
+        return {name: value for name, value in total.items() if name != "constant"}
+
+
+class DoubleWithALargeConstant(DoubleBesideALargeConstant):
+    """The constant is a further number of each tensor."""
+
+    def hidden(self, sums: Tensors, constant: Tensor) -> Tensors:
+        return {name: torch.cat([2 * value.flatten(), constant]) for name, value in sums.items()}
+
+    def shown(self, server: Server, total: Tensors) -> Tensors:
+        shapes = {name: p.shape for name, p in server.model.named_parameters()}
+        return {name: value[:-1].view(shapes[name]) for name, value in total.items()}
 
 
 START: list[Tensor] = []

@@ -11,13 +11,13 @@ from itertools import pairwise
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 from fedsim.data.embeddings import unit_norm
-from fedsim.evidence.check.subject import ROWS_OF_A_GROUP, Subject, fix_random_states, varied
+from fedsim.evidence.check.subject import ROWS_OF_A_GROUP, Fault, Subject, fix_random_states, varied
 from fedsim.evidence.worlds import Hidden, RowBlock, Tape, WatchedPool, tape_of, watched
-from fedsim.methods.messages import Round
-from fedsim.methods.parameters import l2_norm
+from fedsim.methods.messages import Round, Tensors
 from fedsim.privacy.ledger import Ledger
 from fedsim.seeds import Seeds
 from fedsim.training import rounds
@@ -33,6 +33,9 @@ NEAR_ZERO = 0.01
 """Share of the initial weights from which rows' gradients follow the rows."""
 MORE_ROUNDS = 2
 """Rounds of a pair beside the first one of every phase."""
+FINITE_FIX = (
+    "let no row, whatever it is, make a number that is not finite: bound it before it is sent"
+)
 UNCLIPPED, BARELY = 1e6, 1.01
 """Shares of a norm at which nothing of that norm is clipped."""
 TRIED_ROWS = 12
@@ -123,6 +126,7 @@ CORPUS: dict[str, dict[str, Draw]] = {
         "in the first sample": Draw(
             size=13, large=0.08, magnitude=1.0, sampled="first", rounds=(1, 2, 3)
         ),
+        "zero row": Draw(magnitude=0.0),
         "in no sample": Draw(way="replaced", weights=NEAR_ZERO, rounds=tuple(range(1, 12))),
     },
     "client": {
@@ -188,6 +192,12 @@ class World:
     size: int = 1
     secret: int | None = None
 
+    def units(self, unit: str) -> int:
+        """At least as many units as its clients hold: clients, or rows."""
+        if unit == "client":
+            return len(self.held)
+        return sum(len(y) for _, y in self.held.values())
+
     def groups_of(self, client: int) -> Labels:
         """The number of each row's group in a client: the hidden unit is one, and so are
         :data:`ROWS_OF_A_GROUP` of the others.
@@ -240,12 +250,36 @@ def levels_of(subject: Subject, weights: float) -> Levels | None:
     own, norms = varied(subject, clip=UNCLIPPED * clip), list[float]()
     first = next(own.algorithm.schedule())
     for world in worlds:
-        steps, tape = begun(own, Draw(weights=weights), world, [first])
-        next(steps)
-        query = tape.queries[0]
-        sent = query.sent if own.algorithm.noise_at_clients() else tape.messages[first.number].sums
-        norms.append(math.hypot(l2_norm(sent), l2_norm(query.kept)) / clip)
+        with_unit = _first_step(own, weights, world, first)
+        nobody = World({client: (x[:0], y[:0]) for client, (x, y) in world.held.items()})
+        without = _first_step(own, weights, nobody, first)
+        # constants are no unit's
+        norms.append(math.hypot(*norms_apart(with_unit, without).values()) / clip)
+    if not np.isfinite(norms).all():
+        raise Fault(
+            f"round {first.number}: one unit alone makes a number that is not finite", FINITE_FIX
+        )
     return Levels(x, y, np.array(norms)) if any(norms) else None
+
+
+def _first_step(subject: Subject, weights: float, world: World, first: Round) -> Tensors:
+    """What clients send, and what they keep, in the first step of a training, before the noise."""
+    steps, tape = begun(subject, Draw(weights=weights), world, [first])
+    next(steps)
+    query = tape.queries[0]
+    at_clients = subject.algorithm.noise_at_clients()
+    sent = query.sent if at_clients else tape.messages[first.number].sums
+    tensors = {f"sent {name}": value for name, value in sent.items()}
+    return tensors | {f"kept {name}": value for name, value in query.kept.items()}
+
+
+def norms_apart(one: Tensors, two: Tensors) -> dict[str, float]:
+    """Norms of the difference by name; what only one side has counts in full."""
+    nothing = torch.zeros(())
+    return {
+        name: float((one.get(name, nothing).double() - two.get(name, nothing).double()).norm())
+        for name in {**one, **two}
+    }
 
 
 def pair_of(subject: Subject, draw: Draw, levels: Levels | None) -> Pair:

@@ -195,9 +195,8 @@ def noise(subject: Subject) -> str:
             ]
         )
         size, planned = float(values.square().mean().sqrt()), subject.plan.noise_std(release.name)
-        if len(values) and abs(size / planned - 1) > max(
-            DEVIATIONS / math.sqrt(2 * len(values)), 1e-3
-        ):
+        allowed = max(DEVIATIONS / math.sqrt(2 * max(len(values), 1)), 1e-3)
+        if len(values) and not abs(size / planned - 1) <= allowed:
             raise Fault(
                 f"clients' noise on '{release.name}' has standard deviation {size:.4g}, "
                 f"planned is {planned:.4g}",
@@ -219,12 +218,15 @@ def _added(query: Query, *, silo: bool) -> Tensor:
 def _check_fresh(draws: Sequence[tuple[int, Query, Tensor]]) -> None:
     """That no two draws of one length are alike."""
     values = torch.stack([added for *_, added in draws])
+    for client, query, added in draws:
+        if not float(added.norm()) > 0:
+            raise Fault(f"client {client} adds no noise in step {query.step}", NOISE_FIX)
     length, unit = values.shape[1], values / values.norm(dim=1, keepdim=True)
     correlation = (unit @ unit.T).abs().fill_diagonal_(0)
     # a few numbers are often nearly parallel by chance, but not equal
     if length < DEVIATIONS**2:
         correlation *= torch.cdist(values, values) <= SAME_DRAW * values.norm(dim=1)
-    if float(correlation.max()) > min(DEVIATIONS / math.sqrt(length), 0.999):
+    if not float(correlation.max()) <= min(DEVIATIONS / math.sqrt(length), 0.999):
         first, second = (draws[i] for i in divmod(int(correlation.argmax()), len(draws)))
         which = (
             f"client {first[0]} in step {first[1].step} and of client {second[0]} in step "

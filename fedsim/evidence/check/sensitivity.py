@@ -19,6 +19,7 @@ from torch import Tensor
 from fedsim.device import bytes_of
 from fedsim.evidence.check.neighbours import (
     CORPUS,
+    FINITE_FIX,
     NEAR_ZERO,
     Draw,
     Levels,
@@ -27,13 +28,13 @@ from fedsim.evidence.check.neighbours import (
     begun,
     draw_of,
     levels_of,
+    norms_apart,
     pair_of,
 )
 from fedsim.evidence.check.subject import CHECKED_CLIENTS, Fault, Idle, Subject, drawn, raised
 from fedsim.evidence.forked import forked, in_forks
 from fedsim.evidence.worlds import Divergence, Query, Tape
 from fedsim.methods.messages import Tensors
-from fedsim.methods.parameters import l2_norm
 from fedsim.privacy.ledger import Ledger
 from fedsim.privacy.plan import THEOREMS
 from fedsim.seeds import Purpose, Seeds
@@ -46,7 +47,9 @@ TOGETHER = 8
 earlier ones then differs, too.
 """
 ROUNDING = 1e-6
-"""Change of a tensor, relative to its norm, that is put down to rounding."""
+"""Change of a tensor, relative to its norm, that is put down to rounding; never more than this
+share of what all units together may add, so that a large constant hides nothing.
+"""
 CLIP_FIX = (
     "clip every unit's whole contribution jointly, by public norms and weights, and give it "
     "to Clients.add_noise in one call"
@@ -214,6 +217,8 @@ def judged(pair: Pair, first: Seen, second: Seen) -> float:
         pair.draw.words(pair.subject.trial.task.unit),
     )
     assert plan is not None
+    for seen in (first, second):
+        _check_finite(words, seen.tape)
     if len(first.tape.queries) != len(second.tape.queries):
         raise Fault(f"{words}: how often Clients.add_noise runs depends on the data", PUBLIC_FIX)
     at_clients, same_clients = (
@@ -227,10 +232,7 @@ def judged(pair: Pair, first: Seen, second: Seen) -> float:
         _check_uncovered(words, first, second, at_clients=at_clients)
     changes = list(_changes(pair, first.tape, second.tape))
     for change in changes:
-        if (
-            not change.sampled
-            and change.norm > BOUND_SLACK * plan.sensitivity + ROUNDING * change.scale
-        ):
+        if not change.sampled and not change.norm <= BOUND_SLACK * plan.sensitivity:
             what = (
                 f"changes '{change.most}' by {change.norm / plan.sensitivity:.3g} of the "
                 f"bound; the plan claims rate {change.rate:g}"
@@ -240,14 +242,11 @@ def judged(pair: Pair, first: Seen, second: Seen) -> float:
     worst = max(
         changes,
         key=lambda change: change.norm / math.sqrt(change.steps),
-        default=Change(0, {"": 0.0}, 0.0),
+        default=Change(0, {"": 0.0}),
     )
     limit = plan.sensitivity * math.sqrt(worst.steps)
-    ratio = worst.norm / limit if worst.norm > ROUNDING * worst.scale else 0.0
-    if (
-        pair.draw.way == "removed"
-        and worst.norm > limit * (1 + BOUND_SLACK) + ROUNDING * worst.scale
-    ):
+    ratio = worst.norm / limit
+    if pair.draw.way == "removed" and not ratio <= 1 + BOUND_SLACK:
         text = (
             f"round {worst.round}: removing {words} changes what is released by "
             f"{worst.norm:.3g}, the claimed bound is {limit:.3g}"
@@ -259,6 +258,24 @@ def judged(pair: Pair, first: Seen, second: Seen) -> float:
         )
         raise Fault(f"{text} ({ratio:.2f} of it){share}", CLIP_FIX)
     return ratio
+
+
+def _check_finite(words: str, tape: Tape) -> None:
+    """Check that every number of a message or query is finite: noise covers no other number."""
+    named = [
+        (message_round, name, value)
+        for message_round, message in tape.messages.items()
+        for name, value in message.sums.items()
+    ]
+    named += [
+        (query.round, name, value)
+        for query in tape.queries
+        for name, value in (*query.sent.items(), *query.kept.items())
+    ]
+    for round_, name, value in named:
+        if not bool(torch.isfinite(value).all()):
+            text = f"round {round_}: {words}: '{name}' has a number that is not finite"
+            raise Fault(f"{text}, and no noise covers it", FINITE_FIX)
 
 
 def _check_envelopes(words: str, first: Tape, second: Tape) -> None:
@@ -278,8 +295,10 @@ def _check_uncovered(words: str, first: Seen, second: Seen, *, at_clients: bool)
     the queries: all outputs are equal.
     """
     for round_, message in first.tape.messages.items() if at_clients else ():
-        for name, norm in _norms(message.sums, second.tape.messages[round_].sums).items():
-            if norm > ROUNDING * float(message.sums[name].double().norm()) + 1e-9:
+        other_sums = second.tape.messages[round_].sums
+        for name, norm in norms_apart(message.sums, other_sums).items():
+            # what is computed from equal outputs is equal to the last bit
+            if not torch.equal(message.sums[name], other_sums[name]):
                 text = f"changes '{name}' in the messages of round {round_} by {norm:.3g}"
                 raise Fault(
                     f"{words} {text}; no noise of Clients.add_noise covers it, no ledger "
@@ -314,13 +333,13 @@ def _check_uncovered(words: str, first: Seen, second: Seen, *, at_clients: bool)
 
 @dataclass(frozen=True)
 class Change:
-    """What a unit changed in one query, or in a round's sum over ``steps``: L2 ``norms`` by tensor;
-    ``scale`` is the tensors' own.
+    """What a unit changed in one query, or in a round's sum over ``steps``.
+
+    The ``norms`` are L2 norms by tensor, less what is put down to rounding in that tensor.
     """
 
     round: int
     norms: Mapping[str, float]
-    scale: float
     steps: int = 1
     sampled: bool = True
     rate: float = 1.0
@@ -357,49 +376,50 @@ def _changes(pair: Pair, first: Tape, second: Tape) -> Iterator[Change]:
 
     if pair.subject.algorithm.noise_at_clients():
         for one, two in queries:
-            norms, scale = _kept(one, two), l2_norm(one.kept)
+            norms = _kept(pair, one, two)
             if task.trust == "silo":
-                norms, scale = (
-                    _joined(norms, _norms(one.sent, two.sent)),
-                    math.hypot(scale, l2_norm(one.sent)),
-                )
-            yield Change(one.round, norms, scale, 1, in_sample(one), one.release.sample_rate)
+                norms = _joined(norms, _beyond_rounding(pair, one.sent, two.sent))
+            yield Change(one.round, norms, 1, in_sample(one), one.release.sample_rate)
         return
     for round_, message in first.messages.items():
-        norms, own = (
-            _norms(message.sums, second.messages[round_].sums),
-            [pair for pair in queries if pair[0].round == round_],
-        )
+        own = [both for both in queries if both[0].round == round_]
+        release = own[0][0].release if own else None
+        steps = 1 if release is None else release.per_round
+        norms = _beyond_rounding(pair, message.sums, second.messages[round_].sums, steps)
         for one, two in own:
-            norms = _joined(norms, _kept(one, two))
-        scale, release = l2_norm(message.sums), own[0][0].release if own else None
+            norms = _joined(norms, _kept(pair, one, two))
+        if release is None:
+            yield Change(round_, norms)
+            continue
         # a sum over several steps may depend on a unit that is in the sample of one of them
-        facts = (
-            (release.per_round, any(in_sample(one) for one, _ in own), release.sample_rate)
-            if release is not None
-            else ()
-        )
-        yield Change(round_, norms, scale, *facts)
+        sampled = any(in_sample(one) for one, _ in own)
+        yield Change(round_, norms, steps, sampled, release.sample_rate)
 
 
-def _kept(one: Query, two: Query) -> dict[str, float]:
+def _kept(pair: Pair, one: Query, two: Query) -> dict[str, float]:
     """Norms of the change in per-client tensors; a client that is missing counts in full."""
     padded: Tensors = {}
     for name, value in two.kept.items():
         full = torch.zeros_like(one.kept[name])
         full[[one.members.index(client) for client in two.members]] = value
         padded[name] = full
-    return _norms(one.kept, padded)
+    return _beyond_rounding(pair, one.kept, padded)
+
+
+def _beyond_rounding(pair: Pair, one: Tensors, two: Tensors, steps: int = 1) -> dict[str, float]:
+    """Norms of the difference by name, less what rounding may have changed in a sum of so many
+    ``steps``.
+    """
+    assert pair.subject.plan is not None
+    most = pair.subject.plan.sensitivity * pair.whole.units(pair.subject.trial.task.unit) * steps
+    beyond = dict[str, float]()
+    for name, norm in norms_apart(one, two).items():
+        size = float(one[name].double().norm()) if name in one else 0.0
+        rounding = ROUNDING * min(size, most)
+        # so written that what is not a number stays so
+        beyond[name] = 0.0 if norm <= rounding else norm - rounding
+    return beyond
 
 
 def _joined(one: Mapping[str, float], two: Mapping[str, float]) -> dict[str, float]:
     return {name: math.hypot(one.get(name, 0.0), two.get(name, 0.0)) for name in {**one, **two}}
-
-
-def _norms(one: Tensors, two: Tensors) -> dict[str, float]:
-    """Norms of the difference by name; what only one side has counts in full."""
-    nothing = torch.zeros(())
-    return {
-        name: float((one.get(name, nothing).double() - two.get(name, nothing).double()).norm())
-        for name in {**one, **two}
-    }

@@ -86,6 +86,9 @@ SEARCHED = {
     "sums:ClipAtAHighQuantile": ("moves a high quantile", r"\(1\.6\d of it\)"),
     "sums:NoClipWhileTheMeanIsSmall": ("moves the mean", r"\(2\.\d+ of it\)"),
     "sums:StopsClippingLate": ("ordinary", r"round 257: .* \(\d\d\.\d+ of it\)"),
+    "sums:NotANumberOfAZeroRow": ("zero row", r"has a number that is not finite"),
+    "sums:DoubleBesideALargeConstant": ("ordinary", r"\((1\.9|2\.0)\d of it\)"),
+    "sums:DoubleWithALargeConstant": ("ordinary", r"\((1\.9|2\.0)\d of it\)"),
     "sums:ScaledByTheFirstBatch": ("first row", r"\(1\.6\d of it\)"),
     "leaks:SizeLeavesUnpaid": (
         "ordinary",
