@@ -19,6 +19,8 @@ from fedsim.privacy.plan import Claim
 if TYPE_CHECKING:
     from fedsim.methods.algorithm import Algorithm
 
+NUMBERS_OF_STEPS = ("rounds", "local_steps", "meta_steps", "generator_steps")
+"""Parameters that say how often something is done: a check may do it less often."""
 Check = Literal["passed", "failed"]
 """How the check of a row's code, parameters, unit and trust ended."""
 
@@ -75,14 +77,21 @@ def check_of(
     """What checks of the same code, the oldest first, say of a row's parameters in its unit and
     trust; the last of the same three counts.
 
-    ``passed`` if these passed a full check there, and failed in no other unit or trust; else
-    ``failed`` if any check failed.
+    Parameters are compared as they were tried, but for :data:`NUMBERS_OF_STEPS`. ``passed`` if
+    these passed a full check there, and failed in no other unit or trust; else ``failed`` if any
+    check failed.
     """
     last: dict[tuple[str, str, str], str] = {}
     for check in checks:
-        if check["full"] or check["ended"] == "failed":  # a quick check that passed says nothing
-            last[_text(check["params"]), check["unit"], check["trust"]] = check["ended"]
-    own = _text(params)
+        asked = _text(compared(check["params"]))
+        tried = _text(compared(check.get("tried", check["params"])))
+        if check["ended"] == "failed":
+            for params_text in (asked, tried):
+                last[params_text, check["unit"], check["trust"]] = "failed"
+        # a quick check that passed says nothing, nor does one that does not say what it tried
+        elif check["full"] and "tried" in check:
+            last[tried, check["unit"], check["trust"]] = "passed"
+    own = _text(compared(params))
     if last.get((own, unit, trust)) == "passed":
         return (
             None
@@ -90,6 +99,11 @@ def check_of(
             else "passed"
         )
     return "failed" if "failed" in last.values() else None
+
+
+def compared(params: Mapping[str, Any]) -> dict[str, Any]:
+    """The parameters that a check must have tried to be of a row: all but numbers of steps."""
+    return {name: value for name, value in params.items() if name not in NUMBERS_OF_STEPS}
 
 
 def _text(params: Mapping[str, Any]) -> str:

@@ -41,10 +41,11 @@ CLAIMS = {
     "none": "no privacy is claimed",
 }
 CHECKS = {
-    "passed": "a full fedsim check of this code and these parameters passed, which looks for "
-    "faults and does not prove that there is none",
+    "passed": "a full fedsim check of this code with these parameters, but for numbers of rounds "
+    "and steps, found no fault on small data sets; it looks for mistakes, not for malice, and "
+    "proves nothing",
     "failed": "a fedsim check of this code found a fault in what the claim rests on",
-    None: "no full fedsim check of this code and these parameters stands behind it",
+    None: "no full fedsim check of this code with these parameters has passed",
 }
 """How the check of a row ended, in words."""
 SCOPES = {

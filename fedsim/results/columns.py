@@ -327,7 +327,8 @@ COLUMNS: dict[str, Column] = {
     ),
     "claim": Column("what epsilon rests on", "own.claim"),
     "check": Column(
-        "how a check of this code, parameters, unit and trust ended: `passed` or `failed`",
+        "how a check of this code, parameters (but for numbers of rounds and steps), unit and "
+        "trust ended: `passed` or `failed`",
         "own.check",
     ),
     "accountant": Column("which accountant computed epsilon", "ledger.accountant"),

@@ -36,6 +36,7 @@ from fedsim.runs.jobs import (
     audit_of,
     check_of,
     checked_facts,
+    has_checked,
     references_of,
 )
 from fedsim.runs.manifest import kept_entries, prepared_again, write_manifest
@@ -225,11 +226,7 @@ def _missing_checks(run: RunContext, lines: RunResults) -> Iterator[Job]:
         if trial.plan is None or trial.plan.claim not in THEOREMS:
             continue
         facts = checked_facts(trial)
-        done = any(
-            all(check.get(name) == value for name, value in facts.items())
-            and (check["full"] or mode == "quick")
-            for check in lines.checks
-        )
+        done = any(has_checked(line, trial, quick=mode == "quick") for line in lines.checks)
         if not done and (key := identity(facts)) not in seen:
             seen.add(key)
             yield check_of(run, trial, quick=mode == "quick")

@@ -16,6 +16,7 @@ from fedsim.files import discard
 from fedsim.grid.cells import identity
 from fedsim.json_lines import dump
 from fedsim.partition import Partition
+from fedsim.plugins.claims import compared
 from fedsim.plugins.code_hash import harness_hash, is_shipped
 from fedsim.plugins.registry import lookup
 from fedsim.results.columns import row_of
@@ -381,15 +382,24 @@ def check_of(run: RunContext, trial: Trial, *, quick: bool) -> Job:
 
 
 def checked_facts(trial: Trial) -> dict[str, Any]:
-    """What a line of a check has to have the same to be of a cell."""
+    """What a check is of, so that cells which differ in nothing else share it."""
     cell = trial.cell
     return {
         "source": cell.source,
         "unit": cell.unit,
         "trust": cell.trust,
-        "params": cell.params,
+        "params": compared(cell.params),
         "check": harness_hash("evidence"),
     }
+
+
+def has_checked(line: Mapping[str, Any], trial: Trial, *, quick: bool) -> bool:
+    """Whether a line of a check is of a cell; a quick check is not enough where a full one is asked
+    for.
+    """
+    own = {**line, "params": compared(line["params"])}
+    same = all(own.get(name) == value for name, value in checked_facts(trial).items())
+    return same and (line["full"] or quick)
 
 
 def error_of(failure: Failure) -> RowError:

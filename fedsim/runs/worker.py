@@ -292,7 +292,7 @@ class Worker(Process):
 
         check_source(cell)
         findings = list(check_algorithm(cell.algorithm, params, cell.unit, cell.trust, quick=quick))
-        yield check_lines(cell.algorithm, cell.params, findings, quick=quick)
+        yield check_lines(cell.algorithm, cell.params, params, findings, quick=quick)
 
     @_job
     def reference(

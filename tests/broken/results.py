@@ -120,3 +120,11 @@ class RowsAreNotFinite(Tiny):
 class LearnsNothing(Tiny):
     def distance(self, model: Any, batch: Batch) -> Tensor:
         return 0 * super().distance(model, batch)
+
+
+class FourClientsOf64Features(Tiny):
+    """Sound, and made for the small cell alone."""
+
+    def check_setting(self) -> None:
+        if (self.task.clients, self.task.dim) != (4, 64):
+            raise UserError("clients", "there are not 4 of 64 features", "give 4")

@@ -139,6 +139,42 @@ class DoubleWithALargeConstant(DoubleBesideALargeConstant):
         return {name: value[:-1].view(shapes[name]) for name, value in total.items()}
 
 
+class TimesAQuarterOfTheClients(Spelled):
+    """Right for four clients."""
+
+    def sums(self, model: nn.Module, batch: Batch) -> Tensors:
+        share = self.task.clients / 4
+        return {name: share * value for name, value in super().sums(model, batch).items()}
+
+
+class DividesByEightRootsOfTheWidth(Spelled):
+    """Right for 64 features."""
+
+    def sums(self, model: nn.Module, batch: Batch) -> Tensors:
+        share = 8 / math.sqrt(self.task.dim)
+        return {name: share * value for name, value in super().sums(model, batch).items()}
+
+
+class DoubleForALongGroup(Spelled):
+    units = ("group",)
+
+    def client_round(self, clients: Clients, round_: Round, broadcast: Tensors) -> Message:
+        assert clients.groups is not None
+        longest = max(int(own.bincount().max()) if len(own) else 0 for own in clients.groups)
+        self.share = 1 + (longest > 20)
+        return super().client_round(clients, round_, broadcast)
+
+    def sums(self, model: nn.Module, batch: Batch) -> Tensors:
+        share = getattr(self, "share", 1)
+        return {name: share * value for name, value in super().sums(model, batch).items()}
+
+
+class OneHotCountsDouble(Spelled):
+    def sums(self, model: nn.Module, batch: Batch) -> Tensors:
+        twice = super().sums(model, batch.take(batch.x.max(1).values > 0.99))
+        return {name: value + twice[name] for name, value in super().sums(model, batch).items()}
+
+
 START: list[Tensor] = []
 
 

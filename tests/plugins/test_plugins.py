@@ -290,8 +290,11 @@ def test_what_is_proved_or_stated_and_checked_may_be_released() -> None:
 
 
 QUICK = {"full": False}
-FULL = {"unit": "example", "trust": "aggregate", "full": True, "params": {"strength": 1.0}}
-OTHER = {"params": {"strength": 0.0}}
+OWN = {"strength": 1.0, "rounds": 40}
+FULL = {"unit": "example", "trust": "aggregate", "full": True, "params": OWN, "tried": OWN}
+OTHER = {"params": {"strength": 0.0}, "tried": {"strength": 0.0}}
+SHORTER = {"params": {"strength": 1.0, "rounds": 9}, "tried": {"strength": 1.0, "rounds": 3}}
+NARROWED = {"tried": {"strength": 0.0, "rounds": 3}}
 
 
 @pytest.mark.parametrize(
@@ -315,6 +318,9 @@ OTHER = {"params": {"strength": 0.0}}
         ([("passed", QUICK)], None),  # a quick one only refutes
         ([("failed", QUICK), ("passed", QUICK)], "failed"),
         ([("failed", QUICK), ("passed", {})], "passed"),
+        ([("passed", SHORTER)], "passed"),  # numbers of rounds and steps do not count
+        ([("passed", NARROWED)], None),  # what was asked for is not what was tried
+        ([("passed", {}), ("failed", NARROWED)], "failed"),  # and what was asked for failed
     ],
 )
 def test_what_checks_say_of_parameters(
@@ -329,3 +335,9 @@ def test_what_checks_say_of_parameters(
         )
         == said
     )  # type: ignore[arg-type]
+
+
+def test_a_check_that_does_not_say_what_it_tried_passes_nothing() -> None:
+    old = {name: value for name, value in FULL.items() if name != "tried"}
+    assert check_of([old | {"ended": "passed"}], "example", "aggregate", OWN) is None
+    assert check_of([old | {"ended": "failed"}], "example", "aggregate", OWN) == "failed"

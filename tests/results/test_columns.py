@@ -312,6 +312,7 @@ def test_what_checks_of_its_code_found_stands_beside_a_claim() -> None:
         "ended": "passed",
         "source": trial.cell.source,
         "params": trial.cell.params,
+        "tried": trial.cell.params,
     }
     other = {"source": "of other code", "ended": "failed"}
     for change, check in (

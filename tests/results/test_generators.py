@@ -201,6 +201,7 @@ def test_what_a_plug_in_states_is_released_once_a_full_check_of_the_run_folder_p
         **SECRET,
     )
     line = {name: getattr(trial.cell, name) for name in ("source", "unit", "trust", "params")} | {
+        "tried": trial.cell.params,
         "full": True,
         "ended": "passed",
     }

@@ -13,7 +13,15 @@ from rich.text import Text
 from fedsim.errors import UserError
 from fedsim.evidence.check import others
 from fedsim.evidence.check.sensitivity import sensitivity
-from fedsim.evidence.check.subject import DELTA, Fault, Idle, Subject, raised, subject
+from fedsim.evidence.check.subject import (
+    DELTA,
+    Fault,
+    Idle,
+    Subject,
+    raised,
+    shortened,
+    subject,
+)
 from fedsim.evidence.forked import ProcessEnded, alone, forked, in_forks
 from fedsim.plugins.code_hash import harness_hash, source_hash
 from fedsim.plugins.registry import lookup
@@ -107,9 +115,8 @@ def _findings(
     subjects, refused = list[Subject](), list[tuple[Unit, Trust, UserError]]()
     for number, setting in enumerate(settings):
         try:
-            subjects.append(
-                subject(name, params, *setting, range(number * count, (number + 1) * count))
-            )
+            draws = range(number * count, (number + 1) * count)
+            subjects.append(subject(name, params, *setting, draws, quick=quick))
         except UserError as error:
             refused.append((*setting, error))
     if not subjects:
@@ -176,12 +183,21 @@ def _attempted(run: Callable[[Subject], str], subject: Subject) -> CheckResult:
 
 
 def check_lines(
-    name: str, params: Mapping[str, Any], findings: Sequence[CheckResult], *, quick: bool
+    name: str,
+    params: Mapping[str, Any],
+    given: Sequence[str],
+    findings: Sequence[CheckResult],
+    *,
+    quick: bool,
 ) -> list[dict[str, Any]]:
     """A result line for every setting of which a check said something: that it passed, or, as a
     quick one may, a fault of the claim.
+
+    The ``params`` are all that were asked for; ``tried`` are those with which the check trained, by
+    the texts that it was ``given``.
     """
     source, lines = source_hash(lookup(name)), []
+    tried = {**params, **shortened(name, given, quick=quick)}
     for unit, trust in product(get_args(Unit), get_args(Trust)):
         own = [finding for finding in findings if finding.setting == f"{unit}, {trust}"]
         refuted = any(finding.passed is False and finding.check in OF_PRIVACY for finding in own)
@@ -192,6 +208,7 @@ def check_lines(
                 "unit": unit,
                 "trust": trust,
                 "params": params,
+                "tried": tried,
                 "check": harness_hash("evidence"),
             }
             lines.append({**facts, "full": not quick, "ended": "failed" if refuted else "passed"})

@@ -15,7 +15,15 @@ import torch
 from numpy.typing import NDArray
 
 from fedsim.data.embeddings import unit_norm
-from fedsim.evidence.check.subject import ROWS_OF_A_GROUP, Fault, Subject, fix_random_states, varied
+from fedsim.evidence.check.subject import (
+    CHECKED_CLIENTS,
+    ROWS_OF_A_GROUP,
+    Fault,
+    Subject,
+    fix_random_states,
+    resized,
+    varied,
+)
 from fedsim.evidence.worlds import Hidden, RowBlock, Tape, WatchedPool, tape_of, watched
 from fedsim.methods.messages import Round, Tensors
 from fedsim.privacy.ledger import Ledger
@@ -27,7 +35,10 @@ from fedsim.training.state import Checkpoint
 
 MOST_ROWS, BASE_ROWS, FEW_ROWS = 3000, 50, 4
 """Rows of a client: at most, of the small cell, and where one row is a large part of all."""
-COPIES = (1, 3, 12)
+COPIES, MOST_OF_A_GROUP = (1, 3, 12), 40
+FEWEST_CLIENTS, MOST_CLIENTS = CHECKED_CLIENTS, 12
+FEW_FEATURES = 16
+"""The other number of features beside that of the small cell's data."""
 MAGNITUDES = (0.0, 0.01, 1.0, 100.0)
 NEAR_ZERO = 0.01
 """Share of the initial weights from which rows' gradients follow the rows."""
@@ -67,7 +78,7 @@ class Draw:
         None
     )
     alike: bool = False  # whether all rows have that label
-    direction: Literal["class mean", "batch mean", "random", "opposite"] = "class mean"
+    direction: Literal["class mean", "batch mean", "random", "opposite", "one-hot"] = "class mean"
     # the most that an ordinary unit adds, in units of the clip norm; 0: the unit's rows are zero
     magnitude: float = 100.0
     position: float = 0.5  # where the unit stands among its client's: 0 first, 1 last
@@ -82,21 +93,27 @@ class Draw:
         int, ...
     ] = ()  # that are run beside the first one of every phase, modulo how many there are
     seed: int = 0
+    clients: int = CHECKED_CLIENTS  # of the task, each with rows
+    features: int | None = None  # None: as many as the data have
 
     def words(self, unit: str) -> str:
         """What differs, for people."""
-        if self.way != "removed":
-            return (
-                "another sample of clients"
-                if self.way == "resampled"
-                else f"other rows of client {self.client}"
-            )
+        if self.way == "resampled":
+            return "another sample of clients"
+        if self.way == "replaced":
+            return f"other rows of client {self.client}"
+        sizes = ""
+        if self.clients != CHECKED_CLIENTS:
+            sizes += f", {self.clients} clients"
+        if self.features is not None:
+            sizes += f", {self.features} features"
         if unit == "client":
-            return f"client {self.client} with {self.size} rows ({self.direction})"
+            return f"client {self.client} with {self.size} rows ({self.direction}){sizes}"
         noun = "a row" if unit == "example" else f"a group of {self.copies} rows"
         alike = " of its label" if self.alike else ""
         return (
-            f"{noun} ({self.direction}, {self.magnitude:.3g} clip norms) beside {self.size}{alike}"
+            f"{noun} ({self.direction}, {self.magnitude:.3g} clip norms) beside "
+            f"{self.size}{alike}{sizes}"
         )
 
 
@@ -127,12 +144,18 @@ CORPUS: dict[str, dict[str, Draw]] = {
             size=13, large=0.08, magnitude=1.0, sampled="first", rounds=(1, 2, 3)
         ),
         "zero row": Draw(magnitude=0.0),
+        "one-hot": Draw(direction="one-hot"),
+        "forty rows": Draw(copies=MOST_OF_A_GROUP),
+        "twelve clients": Draw(clients=MOST_CLIENTS, client=MOST_CLIENTS - 1),
+        "few features": Draw(features=FEW_FEATURES),
         "in no sample": Draw(way="replaced", weights=NEAR_ZERO, rounds=tuple(range(1, 12))),
     },
     "client": {
         "ordinary": Draw(rounds=LATE),
         "replaced": Draw(way="replaced", client=3, seed=1),
         "resampled": Draw(way="resampled", client_rate=0.5),
+        "twelve clients": Draw(clients=MOST_CLIENTS, client=MOST_CLIENTS - 1),
+        "few features": Draw(features=FEW_FEATURES, direction="one-hot"),
         "left out": Draw(client_rate=0.5, rounds=(1, 2, 3)),
         "moves the median": Draw(size=12, others=(150, 150, 12), magnitude=0.65),
     },
@@ -155,18 +178,19 @@ def draw_of(number: int, unit: str, classes: int) -> Draw:
     small, large = stream.integers(TRIED_ROWS + 1), 3 * BASE_ROWS
     size = one(small, between(1, large), between(1, large), between(large, MOST_ROWS))
     mixed = unit != "client" and one(True, False, False)
+    clients = int(stream.integers(FEWEST_CLIENTS, MOST_CLIENTS + 1))
     return Draw(
         way=one("removed", "replaced", "resampled", "removed")
         if unit == "client"
         else one(*["removed"] * 9, "replaced"),
-        client=int(stream.integers(4)),
+        client=int(stream.integers(clients)),
         size=int(size),
         others=tuple(int(one(FEW_ROWS, FEW_ROWS, BASE_ROWS)) for _ in range(3)),
-        copies=one(*COPIES),
+        copies=one(*COPIES, int(between(1, MOST_OF_A_GROUP))) if unit == "group" else one(*COPIES),
         large=one(0.0, 0.05, 0.1, 0.25, 0.5, 1.0) if mixed else None,
         label=one(None, int(stream.integers(classes))),
         alike=one(True, False),
-        direction=one("class mean", "batch mean", "random", "opposite"),
+        direction=one("class mean", "batch mean", "random", "opposite", "one-hot"),
         magnitude=one(*MAGNITUDES, *(math.exp(stream.uniform(0, math.log(6))) for _ in MAGNITUDES)),
         position=one(0.0, 0.5, 1.0),
         sampled=one("every", "first", "alone"),
@@ -175,6 +199,8 @@ def draw_of(number: int, unit: str, classes: int) -> Draw:
         # of all rounds one is as often run as another
         rounds=tuple(MORE_ROUNDS * number + more for more in range(MORE_ROUNDS)),
         seed=number,
+        clients=clients,
+        features=one(None, FEW_FEATURES),
     )
 
 
@@ -233,10 +259,11 @@ class Levels(NamedTuple):
     norms: NDArray[np.float64]
 
 
-def levels_of(subject: Subject, weights: float) -> Levels | None:
+def levels_of(subject: Subject, weights: float, features: int | None = None) -> Levels | None:
     """Of some ordinary rows, each the only one of the only client, or of each client alone; None
     where nothing is clipped or added.
     """
+    subject = resized(subject, CHECKED_CLIENTS, features)
     data, clip = subject.data, clip_of(subject)
     if clip is None:
         return None
@@ -285,6 +312,8 @@ def norms_apart(one: Tensors, two: Tensors) -> dict[str, float]:
 def pair_of(subject: Subject, draw: Draw, levels: Levels | None) -> Pair:
     """The worlds of a draw, and the clip norm and rounds with which they are run."""
     unit = subject.trial.task.unit
+    subject = resized(subject, draw.clients, draw.features)
+    draw = replace(draw, client=draw.client % subject.trial.task.clients)
     whole, other = _worlds(subject, draw, levels)
     own = subject if subject.rounds is None else varied(subject, rounds=subject.rounds)
     if unit == "client" and subject.trial.cell.params.get("client_rate") == 1:
@@ -302,8 +331,9 @@ def pair_of(subject: Subject, draw: Draw, levels: Levels | None) -> Pair:
 def _worlds(subject: Subject, draw: Draw, levels: Levels | None) -> tuple[World, World]:
     """The world with the unit beside so many rows, and the one without it or with another."""
     data, stream, held = subject.data, np.random.default_rng(draw.seed), Held()
-    for client, own in enumerate(subject.trial.partition.rows):
-        numbers = np.resize(own, draw.others[client % len(draw.others)])
+    parts = subject.trial.partition.rows
+    for client in range(subject.trial.task.clients):
+        numbers = np.resize(parts[client % len(parts)], draw.others[client % len(draw.others)])
         held[client] = data.x_train[numbers], data.y_train[numbers]
     x, y = data.x_train, data.y_train
     if draw.large is not None and levels is not None:
@@ -329,6 +359,7 @@ def _clients(
         "batch mean": mean,
         "random": stream.standard_normal(x.shape),
         "opposite": -mean,
+        "one-hot": np.eye(subject.data.dim)[stream.integers(subject.data.dim, size=len(x))],
     }[draw.direction]
     x = unit_norm(turned.astype(np.float32)) * np.float32(draw.magnitude > 0) if len(x) else x
     y = y if draw.label is None else np.full(len(y), draw.label)
@@ -368,6 +399,7 @@ def _rows(
         "batch mean": all_rows.mean(0),
         "random": random,
         "opposite": -all_rows.mean(0),
+        "one-hot": np.eye(data.dim)[stream.integers(data.dim)],
     }[draw.direction]
     row = unit_norm(mean[None].astype(np.float32)) * np.float32(draw.magnitude > 0)
     more = np.insert(x, [at] * count, row, 0), np.insert(y, [at] * count, label)

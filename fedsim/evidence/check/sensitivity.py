@@ -20,7 +20,6 @@ from fedsim.device import bytes_of
 from fedsim.evidence.check.neighbours import (
     CORPUS,
     FINITE_FIX,
-    NEAR_ZERO,
     Draw,
     Levels,
     Pair,
@@ -31,7 +30,13 @@ from fedsim.evidence.check.neighbours import (
     norms_apart,
     pair_of,
 )
-from fedsim.evidence.check.subject import CHECKED_CLIENTS, Fault, Idle, Subject, drawn, raised
+from fedsim.evidence.check.subject import (
+    Fault,
+    Idle,
+    Subject,
+    drawn,
+    raised,
+)
 from fedsim.evidence.forked import forked, in_forks
 from fedsim.evidence.worlds import Divergence, Query, Tape
 from fedsim.methods.messages import Tensors
@@ -140,7 +145,10 @@ def check_samples(subject: Subject) -> None:
 
 def searched(subject: Subject, draws: Sequence[Draw]) -> str:
     """What the pairs of these draws show."""
-    levels = {weights: forked(levels_of, subject, weights) for weights in (1.0, NEAR_ZERO)}
+    levels = {
+        (weights, features): forked(levels_of, subject, weights, features)
+        for weights, features in dict.fromkeys((draw.weights, draw.features) for draw in draws)
+    }
     some = (draws[at : at + TOGETHER] for at in range(0, len(draws), TOGETHER))
     with closing(in_forks(compare, ((subject, own, levels) for own in some))) as compared:
         ratios = list(chain.from_iterable(compared))
@@ -159,12 +167,14 @@ def searched(subject: Subject, draws: Sequence[Draw]) -> str:
 
 
 def compare(
-    subject: Subject, draws: Sequence[Draw], levels: Mapping[float, Levels | None]
+    subject: Subject,
+    draws: Sequence[Draw],
+    levels: Mapping[tuple[float, int | None], Levels | None],
 ) -> list[float]:
     """The largest change in every pair, in units of the bound; first worlds are trained in a
     process of their own.
     """
-    pairs = [pair_of(subject, draw, levels[draw.weights]) for draw in draws]
+    pairs = [pair_of(subject, draw, levels[draw.weights, draw.features]) for draw in draws]
     firsts = forked(lambda: [look(pair, pair.whole) for pair in pairs])
     return [
         judged(pair, first, look(pair, pair.other, first.tape))
@@ -195,7 +205,7 @@ def look(pair: Pair, world: World, script: Tape | None = None) -> Seen:
         told = drawn(
             made.made,
             pair.subject.data,
-            CHECKED_CLIENTS if len(pair.other.held) == len(pair.whole.held) else 0,
+            pair.subject.trial.task.clients if len(pair.other.held) == len(pair.whole.held) else 0,
         )
     except Divergence as error:
         raise Fault(f"{words}: {error}", PUBLIC_FIX) from error

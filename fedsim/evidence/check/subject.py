@@ -15,14 +15,15 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fedsim.data.embeddings import Embeddings, PublicRows
-from fedsim.errors import at
+from fedsim.data.embeddings import Embeddings, PublicRows, unit_norm
+from fedsim.errors import UserError, at
 from fedsim.evaluation.tuning import plans_of
 from fedsim.evidence.worlds import WatchedPool, watched
 from fedsim.grid.cells import expand, loaded, partition_of, resolve, task_of
 from fedsim.grid.models import Grid
 from fedsim.grid.read import one_cell
 from fedsim.methods.algorithm import Algorithm
+from fedsim.methods.messages import Task
 from fedsim.methods.products import Product, is_classifier, is_personal, own
 from fedsim.plugins.registry import blamed, lookup, said
 from fedsim.privacy.plan import PrivacyPlan, Trust, Unit
@@ -35,6 +36,8 @@ from fedsim.training.trial import Trial
 
 BRIEF = {"rounds": 3, "local_steps": 3, "meta_steps": 2, "generator_steps": 2}
 """Parameters that make a training long, where an algorithm has them, and what they become."""
+FEWEST_STEPS: Mapping[str, Any] = {**BRIEF, "local_steps": 2, "meta_steps": 1}
+"""What they become in a check."""
 NARROW: Mapping[str, Any] = {
     "latent": 4,
     "hidden": [8],
@@ -42,10 +45,8 @@ NARROW: Mapping[str, Any] = {
     "discriminator_hidden": [8],
     "candidates": 40,
     "votes": 4,
-    "local_steps": 2,
-    "meta_steps": 1,
 }
-"""Parameters that make a step of a training large, and what they become in a check."""
+"""Parameters that make a step of a training large, and what they become in a quick check."""
 EPSILON, DELTA = 4.0, 1e-4
 CHECKED_CLIENTS = 4
 CELL: Mapping[str, Any] = {
@@ -140,15 +141,31 @@ class Subject:
         return train(self.build(), pool, self.plan, 0), pool
 
 
+def shortened(name: str, params: Sequence[str], *, quick: bool) -> dict[str, Any]:
+    """The parameters that a check of an algorithm changes, and their values there.
+
+    A full check changes numbers of steps alone, so that what passes is what a grid trains. A
+    parameter that ``params``, ``key=YAML`` texts, give stays as it is given.
+    """
+    given = {text.partition("=")[0].strip() for text in params}
+    values = {**FEWEST_STEPS, **NARROW} if quick else FEWEST_STEPS
+    return lookup(name).Params.brief(values, given)
+
+
 def subject(
-    name: str, params: Sequence[str], unit: Unit, trust: Trust, draws: range = range(0)
+    name: str,
+    params: Sequence[str],
+    unit: Unit,
+    trust: Trust,
+    draws: range = range(0),
+    *,
+    quick: bool = True,
 ) -> Subject:
     """The cell of an algorithm, with parameters from ``key=YAML`` texts, for one privacy
     setting.
     """
-    given = {text.partition("=")[0].strip() for text in params}
     known = lookup(name).Params
-    brief = known.brief({**BRIEF, **NARROW}, given)
+    brief = shortened(name, params, quick=quick)
     short = [f"{key}={value}" for key, value in brief.items()]
     grid = one_cell(
         name, [*params, *short], unit="example" if unit == "group" else unit, trust=trust, **CELL
@@ -205,6 +222,39 @@ def varied(subject: Subject, **params: Any) -> Subject:
         subject.plan, releases=own.releases(), clip=own.clip(), sensitivity=own.sensitivity()
     )
     return replace(subject, trial=replace(changed.trial, plan=plan))
+
+
+def resized(subject: Subject, clients: int, features: int | None) -> Subject:
+    """The subject with so many clients and features, None: those of its data; a size that the
+    algorithm refuses stays as it was.
+    """
+    trial, data = subject.trial, subject.data
+    if features is not None and features != data.dim:
+        axes = np.linalg.qr(np.random.default_rng(0).standard_normal((data.dim, features)))[0]
+        turned = axes.astype(np.float32)
+        smaller = replace(
+            data,
+            x_train=unit_norm(data.x_train @ turned),
+            x_test=unit_norm(data.x_test @ turned),
+            public=PublicRows.made_up(features, data.classes),
+        )
+        task = replace(trial.task, dim=features)
+        if task.public is not None:
+            task = replace(task, public=smaller.public)
+        subject = _of_task(replace(subject, data=smaller), task) or subject
+    if clients != subject.trial.task.clients:
+        subject = _of_task(subject, replace(subject.trial.task, clients=clients)) or subject
+    return subject
+
+
+def _of_task(subject: Subject, task: Task) -> Subject | None:
+    """The subject with another task; None if the algorithm refuses it."""
+    changed = replace(subject, trial=replace(subject.trial, task=task))
+    try:
+        changed.algorithm.check_setting()
+        return varied(changed)
+    except UserError:
+        return None
 
 
 def train(

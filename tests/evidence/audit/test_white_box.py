@@ -16,7 +16,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy.stats import binomtest
 
-from fedsim.evidence.audit.audit import LEAST_PAIRS, Audit, AuditRun, bound, interval, key_of, outcome_of
+from fedsim.evidence.audit.audit import (
+    LEAST_PAIRS,
+    Audit,
+    AuditRun,
+    bound,
+    interval,
+    key_of,
+    outcome_of,
+)
 from fedsim.evidence.audit.white_box import (
     Setting,
     evidence,

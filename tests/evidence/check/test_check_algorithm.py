@@ -11,10 +11,10 @@ from broken.leaks import KeepsPublic
 from broken.tiny import Adapted, Classified, Coded, Spelled, Tiny
 from cells import SHIPPED
 
-from fedsim.evidence.check.check import CHECKS, CheckResult, check_algorithm, guarded
+from fedsim.evidence.check.check import CHECKS, CheckResult, check_algorithm, check_lines, guarded
 from fedsim.evidence.check.neighbours import CORPUS, Draw, draw_of
 from fedsim.evidence.check.sensitivity import searched, sensitivity
-from fedsim.evidence.check.subject import Subject, subject
+from fedsim.evidence.check.subject import Subject, shortened, subject
 from fedsim.methods.algorithm import Algorithm
 from fedsim.methods.one_shot import OneShot
 from fedsim.plugins.registry import lookup
@@ -89,6 +89,10 @@ SEARCHED = {
     "sums:NotANumberOfAZeroRow": ("zero row", r"has a number that is not finite"),
     "sums:DoubleBesideALargeConstant": ("ordinary", r"\((1\.9|2\.0)\d of it\)"),
     "sums:DoubleWithALargeConstant": ("ordinary", r"\((1\.9|2\.0)\d of it\)"),
+    "sums:TimesAQuarterOfTheClients": ("twelve clients", r"12 clients .*\((2\.9|3\.0)\d of it\)"),
+    "sums:DividesByEightRootsOfTheWidth": ("few features", r"\((1\.9|2\.0)\d of it\)"),
+    "sums:DoubleForALongGroup": ("forty rows", r"a group of 40 rows .* of it\)"),
+    "sums:OneHotCountsDouble": ("one-hot", r"\((1\.9|2\.0)\d of it\)"),
     "sums:ScaledByTheFirstBatch": ("first row", r"\(1\.6\d of it\)"),
     "leaks:SizeLeavesUnpaid": (
         "ordinary",
@@ -158,6 +162,38 @@ def test_a_broken_algorithm_fails_no_other_check(path: str) -> None:
         "sums:RemembersRows": {"resume"},
     }
     assert {finding.check for finding in failed} == {own} | also.get(path, set())
+
+
+def test_random_worlds_differ_in_their_sizes() -> None:
+    draws = [draw_of(number, "group", 10) for number in range(400)]
+    assert {draw.clients for draw in draws} == set(range(4, 13))
+    assert len({draw.features for draw in draws}) == 2
+    assert max(draw.client for draw in draws) == 11
+    assert max(draw.copies for draw in draws) == 40
+    assert "one-hot" in {draw.direction for draw in draws}
+
+
+def test_a_size_that_a_method_refuses_is_left_out() -> None:
+    own = in_first_setting("broken.results:FourClientsOf64Features")
+    assert of_draws(own, Draw(clients=12, client=11), Draw(features=16)).passed
+
+
+def test_a_full_check_shortens_numbers_of_steps_alone() -> None:
+    short = shortened("private-evolution", [], quick=False)
+    assert short == {"rounds": 3}
+    assert shortened("private-evolution", [], quick=True) == short | {"candidates": 40, "votes": 4}
+
+
+def test_a_line_of_a_check_says_what_was_tried() -> None:
+    (line,) = check_lines(
+        "private-evolution",
+        {"rounds": 9, "votes": 40, "candidates": 400},
+        ["candidates=400"],
+        [CheckResult(True, "", setting="example, aggregate")],
+        quick=True,
+    )
+    assert line["params"] == {"rounds": 9, "votes": 40, "candidates": 400}
+    assert line["tried"] == {"rounds": 3, "votes": 4, "candidates": 400}
 
 
 @pytest.mark.parametrize("cls", SOUND)
