@@ -22,13 +22,14 @@ from numpy.typing import NDArray
 from fedsim.data.embeddings import Embeddings
 from fedsim.device import CPU, to_device
 from fedsim.errors import UserError
-from fedsim.evaluation.judge import judge_of
+from fedsim.evaluation.judge import judge_of, synthesise
 from fedsim.evaluation.measures import balanced_accuracy
 from fedsim.grid.models import Tuning
 from fedsim.methods.algorithm import Algorithm, solved_plan
 from fedsim.methods.messages import Task, Tensors
-from fedsim.methods.products import is_classifier, own
+from fedsim.methods.products import Classifier, is_classifier, own
 from fedsim.models.linear import folded
+from fedsim.models.probe import fit_probe
 from fedsim.partition import Partition
 from fedsim.plugins.claims import allowed
 from fedsim.privacy import accountant
@@ -38,7 +39,7 @@ from fedsim.privacy.plan import PrivacyPlan, Release
 from fedsim.privacy.selection import SCORE, SEEN, Selection, distinct, runs_at, solved_noise
 from fedsim.seeds import Purpose, Seeds
 from fedsim.training.cohort import LocalPool, build_algorithm
-from fedsim.training.rounds import RoundRecord
+from fedsim.training.rounds import RoundRecord, restored
 from fedsim.training.state import Checkpoint, Checkpoints, below, nested
 from fedsim.training.trial import Candidate, Outcome, Trial, local_pool, run_trial, seeds_of
 
@@ -243,21 +244,41 @@ class HeldOut:
     def correct(
         self, trial: Trial, state: Tensors, data: Embeddings, device: torch.device = CPU
     ) -> NDArray[np.bool_]:
-        """Whether each row is predicted right, by a classifier or the probe on synthetic rows.
+        """Whether each row is predicted right, by :func:`scored_classifier`.
 
         It sees one row at a time, in memory of its own: of all rows together, one could change how
         the others are rounded or predicted.
         """
-        judge = judge_of(trial, state, data, device)
-        made = judge.made
-        if not is_classifier(made):
-            made, device = folded(judge.probe, data.classes), CPU
+        classifier, device = scored_classifier(trial, state, device)
         rows = to_device(torch.from_numpy(data.x_train[self.rows]), device)
         predicted = [
-            int(own(made, int(client)).probabilities(row[None].clone())[0].argmax())
+            int(own(classifier, int(client)).probabilities(row[None].clone())[0].argmax())
             for row, client in zip(rows, self.clients, strict=True)
         ]
         return np.asarray(np.array(predicted, dtype=np.int64) == data.y_train[self.rows])
+
+
+def scored_classifier(
+    trial: Trial, state: Tensors, device: torch.device
+) -> tuple[Classifier, torch.device]:
+    """Returns the classifier that held-out rows score a training by, and its device.
+
+    A generator's classifier is a linear probe of its synthetic rows. Only the training and public
+    numbers decide it: no private row is an argument, and where the evaluation's probe has a weaker
+    or stronger penalty by the number of private rows, this one goes by the number of synthetic
+    rows. A held-out unit therefore changes the score by its own prediction alone.
+    """
+    cell = trial.cell
+    task = trial.task
+    seeds = Seeds(cell.seed)
+    algorithm = build_algorithm(cell.algorithm, cell.params, task)
+    made, _ = restored(algorithm, state, trial.plan, seeds, device)
+    if is_classifier(made):
+        return made, device
+    per_class = cell.evaluation.rows_per_class(task.dim, task.classes)
+    x, y = synthesise(made, task.classes, per_class, seeds, device=device)
+    probe_c = cell.evaluation.synthetic_c(per_class * task.classes, task.dim, task.classes)
+    return folded(fit_probe(x, y, probe_c), task.classes), CPU
 
 
 def held_out(trial: Trial, probability: float, seeds: Seeds) -> tuple[Partition, HeldOut]:

@@ -179,6 +179,55 @@ def test_a_row_is_predicted_alike_alone_and_among_others_a_last_bit_from_another
     assert of_label(close).tolist() == [bool(of_label(row[None])[0]) for row in close]
 
 
+def test_one_more_training_row_leaves_a_generators_score() -> None:
+    trial, data = tuned("dp-gaussian", {"radius": [0.5, 0.8]}, tune={"trials": 1})
+    _, outcome = ended(run_tuned(trial, data))
+    assert outcome.chosen is not None
+    chosen = trial.of(outcome.chosen.params, None)
+    label = data.y_train[0]
+
+    def predicted_right(held: np.ndarray, other_rows: int) -> np.ndarray:
+        x_train = np.concatenate([held, data.x_train[:other_rows]]).astype(np.float32)
+        y_train = np.full(len(x_train), label)
+        few_rows = replace(data, x_train=x_train, y_train=y_train)
+        rows = np.arange(len(held))
+        held_rows = HeldOut(rows, np.zeros_like(rows), np.ones(len(rows)))
+        return held_rows.correct(chosen, outcome.state, few_rows)
+
+    # ten rows ever closer to where the prediction changes: the least other probe shows in them
+    right = predicted_right(data.x_train, 0)
+    inside = data.x_train[right][0].astype(np.float64)
+    outside = data.x_train[~right][0].astype(np.float64)
+    for _ in range(6):
+        line = inside + np.linspace(0, 1, 10)[:, None] * (outside - inside)
+        right = predicted_right(line, 0)
+        change = int(right.argmin())
+        assert predicted_right(line, 1).tolist() == right.tolist()
+        inside = line[change - 1]
+        outside = line[change]
+
+
+@pytest.mark.parametrize(
+    ("name", "space"), [("dp-linear", SPACE), ("dp-gaussian", {"radius": [0.5, 0.8]})]
+)
+def test_a_score_reads_no_rows_but_those_held_out(name: str, space: Any) -> None:
+    trial, data = tuned(name, space, tune={"trials": 1})
+    _, outcome = ended(run_tuned(trial, data))
+    assert outcome.chosen is not None
+    chosen = trial.of(outcome.chosen.params, None)
+    _, held = held_out(trial, 0.3, Seeds(3))
+    other_rows = np.setdiff1d(np.arange(len(data.y_train)), held.rows)
+    x_train = data.x_train.copy()
+    x_train[other_rows] = np.nan
+    y_train = data.y_train.copy()
+    y_train[other_rows] = -1
+    spoiled = replace(data, x_train=x_train, y_train=y_train, x_test=data.x_test * np.nan)
+    empty = replace(trial.partition, rows=tuple(rows[:0] for rows in trial.partition.rows))
+    expected = held.correct(chosen, outcome.state, data)
+    found = held.correct(replace(chosen, partition=empty), outcome.state, spoiled)
+    assert found.tolist() == expected.tolist()
+
+
 def test_no_search_is_planned_where_single_messages_are_seen() -> None:
     trial, _ = tuned("dp-gaussian", {"radius": [0.5, 1.0]})
     with pytest.raises(UserError, match="every training would be seen"):
