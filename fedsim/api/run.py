@@ -532,7 +532,8 @@ def pooled(folders: Sequence[Path | str], where: str | None = None) -> list[Row]
 def board(runs: Sequence[Path], *, out: Path | None = None, trust_plugin: bool = False) -> Board:
     """Put the rows of many runs into one table.
 
-    Only rows whose ε is proved again, and rows without a budget, stand in it; all others are
+    Only rows whose ε is proved again, and rows without a budget, stand in it. External samples
+    stand under a heading of their own, which says that nobody verified their ε. All others are
     counted.
 
     Args:

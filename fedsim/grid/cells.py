@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -31,7 +32,7 @@ from fedsim.partition.schemes import column_values
 from fedsim.plugins.code_hash import harness_hash, place_of, source_hash
 from fedsim.plugins.registry import lookup
 from fedsim.privacy.selection import SEEN
-from fedsim.words import json_number, spelled
+from fedsim.words import json_number, number, spelled
 
 CURVE_LABELS: dict[Curve, str] = {
     "default": "",
@@ -154,6 +155,9 @@ def _points(grid: Grid, i: int, cls: type[Algorithm]) -> Iterator[Variant]:
         )
     if tuned and grid.trust == "silo":
         raise UserError(grid.place("trust"), SEEN, "tune under trust: aggregate, or leave out tune")
+    if tuned and cls is GivenRows:
+        what = "external samples are not trained, so nothing of them can be tuned"
+        raise UserError(grid.place("algorithms", i), what, "remove the parameter from tune")
     for point in _choices(scanned):
         label = " ".join(
             [entry.display, *(f"{name}={spelled(value)}" for name, (value, _) in point.items())]
@@ -194,11 +198,40 @@ def _complete(
         return grid.place(*where, *loc[1:])
 
     try:
-        return cls.Params.model_validate(
+        params = cls.Params.model_validate(
             entry.params | {name: value for name, (value, _) in point.items()}
         ).model_dump(mode="json")
     except ValidationError as error:
         raise complaint(error, cls.Params, place) from error
+    if cls is GivenRows:
+        _check_statement(grid, i, params)
+    return params
+
+
+def _check_statement(grid: Grid, i: int, params: Mapping[str, Any]) -> None:
+    """Refuse external samples whose author states ε for another δ, unit or trust than the grid's.
+
+    A result inherits these three from the grid. A finite ε therefore needs them in the entry: only
+    the author knows what ε holds for.
+    """
+    budget = grid.model_dump(include={"delta", "unit", "trust"})
+    epsilon = float(params["epsilon"])
+    missing = [name for name in budget if params[name] is None]
+    faults = [
+        f"{name} is {spelled(params[name])} and the grid's is {spelled(of_grid)}"
+        for name, of_grid in budget.items()
+        if params[name] not in (None, of_grid)
+    ]
+    if missing and math.isfinite(epsilon):
+        faults.append(f"ε = {number(epsilon)} is stated without its {', '.join(missing)}")
+    if faults:
+        of_grid = ", ".join(f"{name}: {spelled(value)}" for name, value in budget.items())
+        raise UserError(
+            grid.place("algorithms", i),
+            "; ".join(faults),
+            f"give {of_grid} if the author's ε holds for these, else leave out epsilon, or change "
+            "the grid",
+        )
 
 
 def loaded(grid: Grid) -> dict[str, Embeddings]:

@@ -342,7 +342,7 @@ class Resources(_Model):
 
 
 class AlgorithmEntry(_Model):
-    """One entry of ``algorithms``: a name, or a mapping; ``{rows: FILE}`` are rows made elsewhere
+    """One entry of ``algorithms``: a name, or a mapping; ``{rows: FILE}`` are external samples
     (:mod:`fedsim.methods.given`).
 
     Attributes:

@@ -1,5 +1,5 @@
-"""Synthetic rows that were made elsewhere (by Opacus, a colleague, another framework), as a method
-whose generator yields these rows.
+"""External samples: synthetic rows that were made elsewhere (by Opacus, a colleague, another
+framework), as a method whose generator yields these rows.
 """
 
 from __future__ import annotations
@@ -21,30 +21,39 @@ from fedsim.errors import UserError, at
 from fedsim.methods.algorithm import Algorithm, Params, Phase
 from fedsim.methods.messages import Server
 from fedsim.methods.products import FiniteRows
+from fedsim.privacy.plan import Trust
 
 
 class GivenRowsParams(Params):
-    """A grid's entry ``{rows: FILE, epsilon: 3.1, claim: stated}``.
+    """A grid's entry ``{rows: FILE, epsilon: 3.1, delta: 1e-4, unit: example, trust: aggregate}``.
+
+    Nothing of what the author states is verified.
 
     Attributes:
         rows: an .npz file of embeddings ``x`` [n, d] and labels ``y`` [n], numbered as the data
             set's classes are.
-        epsilon: what they cost at the grid's delta, by their author's word; ``.inf``: no privacy,
-            and no claim.
-        claim: what that rests on: ``stated``, a theorem by the author's word; ``heuristic``;
-            ``none``.
+        epsilon: what they cost, as stated by their author; ``.inf``: no privacy, and no claim.
+        delta: the delta that a finite epsilon holds for. It must be the grid's, as must be unit
+            and trust.
+        unit: what a finite epsilon protects: ``example``, ``client`` or ``{column: NAME}``.
+        trust: whom a finite epsilon protects from: ``aggregate`` or ``silo``.
+        claim: what epsilon rests on, as stated by the author: ``stated``, a theorem;
+            ``heuristic``; ``none``.
         sha256: of the file; filled in as a grid is read.
     """
 
     rows: str
     epsilon: float = Field(math.inf, gt=0)
+    delta: float | None = Field(None, gt=0)
+    unit: Literal["example", "client"] | dict[Literal["column"], str] | None = None
+    trust: Trust | None = None
     claim: Literal["stated", "heuristic", "none"] = "stated"
     sha256: str = ""
 
 
 class GivenRows(Algorithm):
-    """Synthetic rows that were made elsewhere: nothing is trained here, and what they cost is their
-    author's word.
+    """External samples: nothing is trained here, and what they cost is as stated by their author,
+    not verified.
     """
 
     Params = GivenRowsParams

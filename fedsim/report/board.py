@@ -13,7 +13,9 @@ import pandas as pd
 from rich.console import Console
 
 from fedsim.evidence.prove import Proof
-from fedsim.report.tables import Table, decimal, named
+from fedsim.plugins.registry import GIVEN
+from fedsim.report.tables import Table, claim_words, decimal, named
+from fedsim.results.columns import UNVERIFIED
 from fedsim.results.stats import PLACE, Settings
 from fedsim.words import Printed, counted, number, setting, wide_console
 
@@ -48,17 +50,22 @@ class Board(Printed):
 
     Attributes:
         frame: its lines, by data set, epsilon and score; numbers as numbers.
+        external: the same of external samples, whose epsilon nobody verified.
         left_out: how many rows are left out, by method and reason.
-        rows: how many stand in it.
+        rows, external_rows: how many rows are averaged in each of them.
     """
 
     frame: pd.DataFrame
+    external: pd.DataFrame
     left_out: Mapping[str, int]
     rows: int
+    external_rows: int
 
     @classmethod
     def of(cls, proofs: Sequence[Proof]) -> Board:
-        """Of rows that are proved, and of rows without a budget; all others are counted."""
+        """Of rows that are proved, of rows without a budget, and apart from both of external
+        samples; all others are counted.
+        """
         kept = [proof.row for proof in proofs if not _refused(proof)]
         refused = Counter(
             f"{proof.row.label} on {proof.row.dataset} ({why})"
@@ -89,29 +96,43 @@ class Board(Printed):
         lines = lines.sort_values(
             ["dataset", "epsilon_target", "mean"], ascending=[True, True, False]
         )
+        is_external = lines["algorithm"] == GIVEN
+        shown = lines[[*_SHOWN]].rename(columns=_SHOWN)
+        external_rows = sum(row.is_external for row in kept)
         return cls(
-            lines[[*_SHOWN]].rename(columns=_SHOWN).reset_index(drop=True), refused, len(kept)
+            shown[~is_external].reset_index(drop=True),
+            shown[is_external].reset_index(drop=True),
+            refused,
+            len(kept) - external_rows,
+            external_rows,
         )
 
     @property
     def table(self) -> Table:
-        """As tables are printed, a block a data set."""
+        """As tables are printed, a block a data set, and then one of its external samples."""
         decimals = ("balanced accuracy", "sd", "share of the ceiling")
-        texts = self.frame.apply(
+        heading = f"external samples: {claim_words(UNVERIFIED)}"
+        numbers = pd.concat([self.frame, self.external], ignore_index=True)
+        texts = numbers.apply(
             lambda column: column.map(
                 decimal if column.name in decimals else _text, na_action="ignore"
             )
         )
-        proved = f"{counted(self.rows, 'row')}, each ε proved from the row alone by fedsim verify"
+        texts.loc[len(self.frame) :, "data set"] += f", {heading}"
+        proved = (
+            f"{counted(self.rows, 'row')}, each finite ε proved from the row alone by fedsim verify"
+        )
         out = [f"{count} × {what}" for what, count in self.left_out.items()]
         left_out = f"left out: {sum(self.left_out.values())}" if out else "none is left out"
-        notes = (EXACT, f"{proved}; {left_out}", *out)
+        notes = [EXACT, f"{proved}; {left_out}"]
+        if self.external_rows:
+            notes.append(f"{counted(self.external_rows, 'row')} of {heading}")
         return Table(
             "board",
             "Board",
             texts.astype("object").fillna("–").set_index(["data set", "method"]),
-            notes,
-            self.frame,
+            (*notes, *out),
+            numbers,
         )
 
     def show(self, console: Console) -> None:

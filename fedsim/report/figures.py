@@ -34,7 +34,7 @@ from fedsim.report.tables import (
     reference_name,
     spread_words,
 )
-from fedsim.results.columns import Row
+from fedsim.results.columns import UNVERIFIED, Row
 from fedsim.results.stats import PLACE, Settings
 from fedsim.words import number, spelled
 
@@ -60,6 +60,7 @@ _DASHES = {
     "heuristic": (0, (4, 2)),
     "none": (0, (1, 1.5)),
     "refuted": (0, (1, 1.5)),
+    UNVERIFIED: (0, (1, 1.5)),
 }
 WIDTHS = {"column": 3.35, "page": 7.0}
 """Inches of a two-column paper's column (8.5 cm), and of both."""

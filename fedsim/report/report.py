@@ -60,7 +60,7 @@ _PLACES = {"dataset": "data set", "alpha": "α", "clients": "clients"}
 _HEADS = {
     "seed": "seed",
     "status": "status",
-    "claim": "claim",
+    "drawn_claim": "claim",
     "epsilon_target": "ε target",
     "epsilon_spent": "ε spent",
 }

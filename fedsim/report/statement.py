@@ -9,7 +9,6 @@ from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 
 from fedsim.evidence.prove import Proof
-from fedsim.plugins.registry import GIVEN
 from fedsim.privacy.plan import THEOREMS
 from fedsim.privacy.selection import SCORE
 from fedsim.results.columns import Row, large_deltas
@@ -169,12 +168,8 @@ def _is_tuned(row: Row) -> bool:
 def _parts(rows: Sequence[Row]) -> Iterator[tuple[str, str]]:
     """The sentences of rows of one setting; equal ones are said once."""
     row, overspent = rows[0], rows[0].status == "overspent"
-    if row.algorithm == GIVEN:
-        said = (
-            f"ε = {number(row.epsilon_target)} at δ = {number(row.delta)} is their author's "
-            "word, neither counted nor checked"
-        )
-        yield "claim", f"{row.claim}: its rows were made elsewhere; {said}"
+    if row.is_external:
+        yield from map(_external, rows)
         return
     if not _is_private(row):
         what = (
@@ -247,6 +242,22 @@ def _parts(rows: Sequence[Row]) -> Iterator[tuple[str, str]]:
     )
     yield "noise", f"Gaussian, {row.noise}: {use}"
     yield "not covered", "; ".join(_uncovered(row))
+
+
+def _external(row: Row) -> tuple[str, str]:
+    """The sentence of external samples."""
+    if not _is_private(row):
+        return (
+            "guarantee",
+            "none: external samples, for which no ε is stated; nothing of them may be released "
+            "as private",
+        )
+    budget = f"ε = {number(row.epsilon_target)} at δ = {number(row.delta)}"
+    return (
+        "claim",
+        f"{row.claim}: external samples with {budget} (unit {row.unit}, trust {row.trust}), as "
+        "stated by the author, not verified: fedsim neither counts nor checks it",
+    )
 
 
 def _trust(row: Row) -> str:

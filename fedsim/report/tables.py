@@ -20,7 +20,7 @@ from fedsim.evaluation.measures import MEASURES
 from fedsim.grid.models import Evaluation
 from fedsim.privacy.plan import THEOREMS
 from fedsim.report.terminal import frame_table
-from fedsim.results.columns import UNDRAWN
+from fedsim.results.columns import UNDRAWN, UNVERIFIED
 from fedsim.results.stats import (
     PLACE,
     Compared,
@@ -40,6 +40,7 @@ _CLAIM_NOTES = {
     "stated": "the author states the theorem; the column check of the rows says whether a fedsim "
     "check refutes it",
     "heuristic": "the number is not a theorem for that method, or a check found a fault",
+    UNVERIFIED: "of external samples, whose privacy fedsim neither counts nor checks",
     "refuted": "an audit refutes what is claimed at one budget or more",
 }
 PUBLIC_MARK = " †"
@@ -227,7 +228,12 @@ def claim(facts: pd.DataFrame) -> str:
 
 def claim_words(word: str) -> str:
     """How a claim other than "proved" is worded beside a label."""
-    return {"none": "no claim on ε", "not private": "not private"}.get(word, f"{word} ε")
+    words = {
+        "none": "no claim on ε",
+        "not private": "not private",
+        UNVERIFIED: "ε as stated by the author, not verified",
+    }
+    return words.get(word, f"{word} ε")
 
 
 def named(facts: pd.DataFrame) -> dict[str, str]:

@@ -26,6 +26,8 @@ if TYPE_CHECKING:
 Line = Mapping[str, Any]
 UNDRAWN = ("failed", "overspent", "unaccounted", "refuted")
 """The statuses of rows that are in no mean and no picture."""
+UNVERIFIED = "unverified"
+"""The claim of external samples as tables and curves have it, whatever their author calls it."""
 
 
 @dataclass(frozen=True)
@@ -84,10 +86,17 @@ class Row:
         return paid
 
     @property
+    def is_external(self) -> bool:
+        """Whether its synthetic rows were made elsewhere."""
+        return bool(self.algorithm == GIVEN)
+
+    @property
     def drawn_claim(self) -> str | None:
         """The claim as tables and curves have it: one in which a check found a fault is no
-        theorem.
+        theorem, and nobody here verified that of external samples.
         """
+        if self.is_external and self.claim != "none":
+            return UNVERIFIED
         return "heuristic" if self.check == "failed" and self.claim in THEOREMS else self.claim
 
     @property
@@ -137,7 +146,7 @@ def row_of(
     """
     cell, plan = training["cell"], training["plan"] or {}
     told = plan
-    if cell["algorithm"] == GIVEN:  # in place of a plan their author's word
+    if cell["algorithm"] == GIVEN:  # in place of a plan what their author states
         epsilon, claim = float(cell["epsilon"]), cell["params"]["claim"]
         told = {
             "epsilon_target": epsilon,
@@ -325,7 +334,10 @@ COLUMNS: dict[str, Column] = {
         "what is noised: `joint`: all; `shared`, `hypernetwork`: only what is shared is",
         "plan.scope",
     ),
-    "claim": Column("what epsilon rests on", "own.claim"),
+    "claim": Column(
+        "what epsilon rests on; of external samples as stated by their author, not verified",
+        "own.claim",
+    ),
     "check": Column(
         "how a check of this code, parameters (but for numbers of rounds and steps), unit and "
         "trust ended: `passed` or `failed`",

@@ -17,7 +17,7 @@ from scipy.special import stdtr, stdtrit
 
 from fedsim.json_lines import dump
 from fedsim.privacy.plan import Claim
-from fedsim.results.columns import UNDRAWN, Row, frame_of
+from fedsim.results.columns import UNDRAWN, UNVERIFIED, Row, frame_of
 
 EQUAL = 1e-12
 """Numbers that differ by less are the same but for rounding."""
@@ -147,7 +147,8 @@ def with_ends(stats: pd.DataFrame, spread: Spread) -> pd.DataFrame:
 
 def weakest(claims: Sequence[str | None]) -> str | None:
     """The weakest of some claims: a mean is as well founded as the weakest of its rows."""
-    return next((claim for claim in reversed(get_args(Claim)) if claim in claims), None)
+    weakest_first = (UNVERIFIED, *reversed(get_args(Claim)))
+    return next((claim for claim in weakest_first if claim in claims), None)
 
 
 def _averaged(rows: pd.DataFrame) -> pd.DataFrame:

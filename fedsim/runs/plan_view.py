@@ -24,7 +24,7 @@ from fedsim.plugins.code_hash import is_shipped
 from fedsim.plugins.registry import lookup
 from fedsim.privacy.plan import Release, large_delta
 from fedsim.report.terminal import frame_table
-from fedsim.results.columns import Line
+from fedsim.results.columns import UNVERIFIED, Line
 from fedsim.results.store import ResultStore
 from fedsim.runs.prepare import Prepared, label_matrices
 from fedsim.seeds import Seeds
@@ -79,12 +79,10 @@ class Plan(Printed):
                 "actors": len(trial.sizes),
                 "claim": plan.claim if plan else "none",
             }
-            if plan is None and cell.epsilon is not None:  # the word of those who made the rows
-                facts |= {
-                    "claim": "none" if math.isinf(cell.epsilon) else cell.params["claim"],
-                    "ε": cell.epsilon,
-                    "δ": cell.delta,
-                }
+            if plan is None and cell.epsilon is not None:  # what the author of the rows states
+                if math.isfinite(cell.epsilon) and cell.params["claim"] != "none":
+                    facts["claim"] = UNVERIFIED
+                facts |= {"ε": cell.epsilon, "δ": cell.delta}
             if plan is not None:
                 facts |= {
                     "ε": plan.epsilon_target,

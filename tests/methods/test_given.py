@@ -26,8 +26,11 @@ SMALL: dict[str, Any] = {
 GRID = """dataset: {name: digits, limit: 200}
 alpha: [0.1, 1.0]
 epsilon: [1, 4, .inf]
-algorithms: [{rows: there/mine.npz, epsilon: 3.1}]
+algorithms:
+- {rows: there/mine.npz, epsilon: 3.1, delta: 1e-4, unit: example, trust: aggregate}
 """
+STATED: dict[str, Any] = {"delta": 1e-4, "unit": "example", "trust": "aggregate"}
+"""What an author's epsilon holds for: the defaults of a grid."""
 
 
 def write(folder: Path, **changed: Any) -> Path:
@@ -48,7 +51,7 @@ def write(folder: Path, **changed: Any) -> Path:
 def test_what_one_run_draws_is_a_given_entry_of_another(folder: Path) -> None:
     made = fedsim.bench(SMALL | {"algorithms": ["dp-gaussian"], "epsilon": 4.0}, out="made")
     made.synth(Path("rows.npz"), per_class=50)
-    theirs = {"rows": "rows.npz", "label": "theirs", "epsilon": 4.0, "claim": "heuristic"}
+    theirs = {"rows": "rows.npz", "label": "theirs", "epsilon": 4.0, "claim": "heuristic"} | STATED
     grid = SMALL | {"algorithms": [theirs], "alpha": [0.1, 1.0], "privacy": {"noise": "secret"}}
     run = fedsim.bench(grid | {"epsilon": [1.0, 8.0]}, out="given")
     one, other = run.rows.to_dict("records")
@@ -66,7 +69,8 @@ def test_what_one_run_draws_is_a_given_entry_of_another(folder: Path) -> None:
     assert not {"epsilon_spent", "mechanisms", "accountant", "noise"} & {
         name for name, value in one.items() if value == value and value
     }
-    assert (run.verify().passed, "their author's word" in run.statement()) == (True, True)
+    assert run.verify().passed
+    assert "as stated by the author, not verified" in run.statement()
     with pytest.raises(UserError, match="may be released: it carries no noise of its run"):
         run.release(Path("out"), cell=one["cell_id"])
     with pytest.raises(UserError, match="give 50 at most"):
@@ -108,6 +112,78 @@ def test_a_file_that_is_no_rows_of_the_data_set_is_one_message(words: str, folde
     with pytest.raises(UserError, match=rf"g.yaml:4: algorithms.*there/mine.npz.*{words}"):
         fedsim.bench(write(folder, **WRONG[words]), out="run")
     assert not Path("run").exists()
+
+
+def entry(folder: Path, **stated: Any) -> dict[str, Any]:
+    """A grid of external samples, for which the author states so much."""
+    write(folder)
+    return SMALL | {"algorithms": [{"rows": "there/mine.npz", **stated}]}
+
+
+def refusal(grid: dict[str, Any]) -> str:
+    with pytest.raises(UserError) as error:
+        fedsim.bench(grid, out="run", in_process=True)
+    assert not Path("run").exists()
+    return str(error.value)
+
+
+@pytest.mark.parametrize("missing", STATED)
+def test_a_finite_epsilon_needs_its_delta_unit_and_trust(missing: str, folder: Path) -> None:
+    stated = {name: value for name, value in STATED.items() if name != missing}
+    message = refusal(entry(folder, epsilon=1e-300, **stated))
+    assert message.startswith(f"algorithms[0]: ε = 1e-300 is stated without its {missing};")
+    assert "delta: 0.0001, unit: example, trust: aggregate" in message
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "words"),
+    [
+        ("delta", 1e-5, "delta is 1e-05 and the grid's is 0.0001"),
+        ("unit", "client", "unit is client and the grid's is example"),
+        ("unit", {"column": "patient"}, 'unit is {"column": "patient"} and the grid\'s is example'),
+        ("trust", "silo", "trust is silo and the grid's is aggregate"),
+    ],
+)
+def test_what_an_author_states_must_be_the_grids(
+    name: str, value: Any, words: str, folder: Path
+) -> None:
+    assert words in refusal(entry(folder, epsilon=2.0, **STATED | {name: value}))
+
+
+def test_all_that_is_wrong_with_a_statement_is_one_message(folder: Path) -> None:
+    message = refusal(entry(folder, epsilon=2.0, delta=1e-5, unit="client"))
+    assert "delta is 1e-05 and the grid's is 0.0001" in message
+    assert "unit is client and the grid's is example" in message
+    assert "without its trust" in message
+
+
+def test_samples_without_an_epsilon_need_no_statement(folder: Path) -> None:
+    run = fedsim.bench(entry(folder), out="run", in_process=True)
+    assert run.rows["epsilon_target"].tolist() == [np.inf]
+    assert "nothing of them may be released as private" in run.statement()
+
+
+def test_external_samples_cannot_be_tuned(folder: Path) -> None:
+    grid = entry(folder, epsilon=2.0, **STATED)
+    message = refusal(grid | {"tune": {"params": {"claim": ["stated", "heuristic"]}}})
+    assert "external samples are not trained" in message
+
+
+def test_no_output_calls_an_external_epsilon_proved(folder: Path) -> None:
+    stated = {"epsilon": 1e-300, **STATED}
+    grid = entry(folder, **stated) | {"epsilon": [2.0]}
+    grid["algorithms"] = [*grid["algorithms"], "dp-gaussian"]
+    run = fedsim.bench(grid, out="run", in_process=True)
+    words = "as stated by the author, not verified"
+    board = fedsim.board([Path("run")])
+    assert board.frame["method"].tolist() == ["dp-gaussian"]
+    statement = run.statement(cell=run.rows.query("label == 'mine'")["cell_id"].item())
+    for text in (str(board), str(run.table()), run.table().text("latex"), statement):
+        assert words in text
+    assert "proved" not in statement
+    page = Path("run/report.html").read_text()
+    assert words in page
+    assert "unverified" in page
 
 
 def test_of_finite_rows_none_trains_the_probe_twice() -> None:

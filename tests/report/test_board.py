@@ -8,6 +8,7 @@ import pytest
 from rows import make_row
 
 from fedsim.evidence.prove import Proof
+from fedsim.plugins.registry import GIVEN
 from fedsim.report.board import Board
 from fedsim.results.columns import Row
 
@@ -51,6 +52,43 @@ def test_lines_are_by_data_set_then_epsilon_then_score_and_say_how_they_were_tun
         2,
         pytest.approx(0.02**0.5),
     )
+
+
+def external(label: str, score: float, **fields: Any) -> Proof:
+    """External samples, whose epsilon verify leaves alone."""
+    row = scored(label, score, algorithm=GIVEN, claim="stated", **fields)
+    return Proof(row, "no claim")
+
+
+UNDER_OWN_HEADING = "ε as stated by the author, not verified"
+
+
+def test_external_samples_stand_under_a_heading_of_their_own() -> None:
+    made = Board.of([external("theirs", 0.9), Proof(scored("ours", 0.5), "proved")])
+    assert made.frame["method"].tolist() == ["ours"]
+    assert made.external["method"].tolist() == [f"theirs ({UNDER_OWN_HEADING})"]
+    headings = made.table.texts.index.get_level_values(0).tolist()
+    assert headings == ["digits", f"digits, external samples: {UNDER_OWN_HEADING}"]
+
+
+def test_a_board_counts_no_external_sample_as_proved() -> None:
+    made = Board.of([external("theirs", 0.9), Proof(scored("ours", 0.5), "proved")])
+    notes = made.table.notes
+    assert "1 row, each finite ε proved from the row alone by fedsim verify" in notes[1]
+    assert notes[2] == f"1 row of external samples: {UNDER_OWN_HEADING}"
+
+
+@pytest.mark.parametrize("as_", ["md", "html", "csv"])
+def test_every_format_says_which_epsilon_nobody_verified(as_: Any) -> None:
+    made = Board.of([external("theirs", 0.9), Proof(scored("ours", 0.5), "proved")])
+    (line,) = [line for line in made.table.text(as_).splitlines() if "theirs" in line]
+    assert "not verified" in line
+
+
+def test_a_board_of_external_samples_alone_proves_nothing() -> None:
+    table = Board.of([external("theirs", 0.9)]).table
+    assert "0 rows, each" in table.notes[1]
+    assert len(table.texts) == 1
 
 
 def test_rows_that_prove_refuses_are_counted_and_named_and_nothing_else() -> None:

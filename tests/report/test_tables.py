@@ -8,6 +8,7 @@ from rich.console import Console
 from rows import make_failed, make_row
 
 from fedsim.errors import UserError
+from fedsim.plugins.registry import GIVEN
 from fedsim.report.tables import (
     Table,
     chosen_pair,
@@ -237,6 +238,27 @@ def test_what_a_claim_is_worth_stands_beside_a_label_and_below_the_table() -> No
     ):
         assert words in told
     assert table.notes[-1] == "†: uses public data: BloodMNIST"
+
+
+@pytest.mark.parametrize("author_says", ["stated", "heuristic"])
+def test_the_best_external_samples_are_not_bold(author_says: str) -> None:
+    rows = [make_row(cell_id=label, label=label, balanced_accuracy=0.6) for label in ("a", "b")]
+    rows[0] = make_row(cell_id="a", label="a", balanced_accuracy=0.5)
+    theirs = make_row(
+        cell_id="t", label="theirs", algorithm=GIVEN, claim=author_says, balanced_accuracy=0.9
+    )
+    table = table_of([*rows, theirs])
+    assert table.best is not None
+    bold = [method for (_, method), best in table.best["ε = 1"].items() if best]  # type: ignore[misc]
+    assert bold == ["b"]
+
+
+def test_external_samples_are_named_unverified() -> None:
+    table = table_of([make_row(label="theirs", algorithm=GIVEN, claim="stated")])
+    words = "ε as stated by the author, not verified"
+    assert methods_of(table)[0] == f"theirs ({words})"
+    assert any(note.startswith(words) for note in table.notes)
+    assert table.numbers["claim"].tolist() == ["unverified"]
 
 
 def test_what_is_not_there_is_a_mistake() -> None:
