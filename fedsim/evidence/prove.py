@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
@@ -31,7 +31,7 @@ from fedsim.privacy.mechanism import Mechanism, merged
 from fedsim.privacy.plan import Claim, PrivacyPlan
 from fedsim.privacy.selection import Curve, composed_by_renyi, converted
 from fedsim.results.columns import Line, Row, large_deltas
-from fedsim.results.run import RunResults
+from fedsim.results.run import RunResults, id_of_run
 from fedsim.words import Printed, at_most, number, print_line
 
 if TYPE_CHECKING:
@@ -56,13 +56,15 @@ class Proof:
     """A row's epsilon beside dp-accounting's, and what differs or was not compared.
 
     The verdict is ``not proved`` where that epsilon cannot be computed, ``no claim`` where the row
-    claims none.
+    claims none. ``training_id`` names the training that ran, which equal cells share; it is empty
+    where that is not known.
     """
 
     row: Row
     verdict: Verdict
     why: str = ""
     epsilon: float | None = None
+    training_id: str = ""
 
     @property
     def ratio(self) -> float | None:
@@ -125,7 +127,12 @@ def proofs_of(
     rows: Sequence[Row], results: RunResults, *, trust_plugin: bool = False
 ) -> list[Proof]:
     """The proofs of rows of a run, each by the line of its training."""
-    return [prove(row, results.trained[row.cell_id], trust_plugin=trust_plugin) for row in rows]
+    proofs = []
+    for row in rows:
+        line = results.trained[row.cell_id]
+        proof = prove(row, line, trust_plugin=trust_plugin)
+        proofs.append(replace(proof, training_id=id_of_run(line)))
+    return proofs
 
 
 def _against_algorithm(
@@ -293,10 +300,11 @@ class Proofs(Printed):
         words += "".join(
             f"; {counts[verdict]} {what}" for verdict, what in others.items() if counts[verdict]
         )
-        for text in (
-            words,
-            *together([proof.row for proof in self.proofs if proof.verdict == "proved"]),
-        ):
+        costs = together(
+            [proof.row for proof in self.proofs if proof.verdict == "proved"],
+            {proof.row.cell_id: proof.training_id for proof in self.proofs if proof.training_id},
+        )
+        for text in (words, *costs):
             console.print(text, highlight=False, markup=False)
         for text in large_deltas([proof.row for proof in self.proofs]):
             print_line(console, f"warning: {text}", "yellow")
@@ -313,23 +321,31 @@ def _line(proof: Proof) -> tuple[str, ...]:
     return row.label, f"{row.unit}, {row.trust}", *numbers, proof.verdict, proof.why
 
 
-def together(rows: Sequence[Row]) -> Iterator[str]:
+def together(rows: Sequence[Row], trainings: Mapping[str, str] | None = None) -> Iterator[str]:
     """For every data set and unit with two releasable generators or more: what releasing all of
     them costs, in a sentence.
 
     Each has noise of its own, and a unit is in the data of all, so their mechanisms compose (Dwork
     and Roth 2014, section 3.5). Clients of two partitions are not the same units: each partition is
-    then counted by itself.
+    then counted by itself. Cells that share a training have one generator between them, whose
+    noise was drawn once: it is counted once.
+
+    Args:
+        rows: the rows.
+        trainings: by a cell's id the id of the training that ran for it; a cell that is not named
+            has a training of its own.
     """
-    groups: dict[tuple[str | None, ...], list[Row]] = {}
+    shared = trainings or {}
+    groups: dict[tuple[str | None, ...], dict[str, Row]] = {}
     for row in rows:
         is_private = (
             row.noise == "secret" and row.status == "ok" and may_leave(row.claim, row.check)
         )
         if row.generator and is_private and row.mechanisms and row.delta:
             clients = row.partition_hash if row.unit == "client" else None
-            groups.setdefault((row.dataset_hash, row.unit, clients), []).append(row)
-    for own in (own for own in groups.values() if len(own) > 1):
+            releases = groups.setdefault((row.dataset_hash, row.unit, clients), {})
+            releases.setdefault(shared.get(row.cell_id, row.cell_id), row)
+    for own in (list(releases.values()) for releases in groups.values() if len(releases) > 1):
         delta = max(row.delta for row in own)
         spent = f"ε = {at_most(_composed(own, delta))} at δ = {number(delta)} (unit {own[0].unit})"
         yield (

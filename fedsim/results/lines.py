@@ -53,6 +53,7 @@ def training_line(
     versions: Mapping[str, str],
     class_names: Sequence[str] = (),
     state: str | None = None,
+    equal_to: str | None = None,
 ) -> dict[str, Any]:
     """The line of a training.
 
@@ -62,6 +63,8 @@ def training_line(
         versions: of the packages that computed.
         class_names: what the classes are called; may be empty.
         state: SHA-256 of the file of tensors that it left; None where none was kept.
+        equal_to: the id of the one training that ran, where the cell is equal to that training's
+            cell by construction; None where the cell's own training ran.
     """
     cell, plan, cls = trial.cell, trial.plan, lookup(trial.cell.algorithm)
     outcome = end if isinstance(end, Outcome) else None
@@ -85,6 +88,7 @@ def training_line(
         "versions": dict(versions),
         "class_names": list(class_names),
         "state": state,
+        "equal_to": equal_to,
     }
 
 

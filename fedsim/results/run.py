@@ -215,6 +215,13 @@ class RunResults:
             _write(self.folder.clients, clients)
 
 
+def id_of_run(line: Line) -> str:
+    """The id of the training that ran for a line, which cells that are equal share."""
+    # Lines of earlier versions do not say: each then counts as a training of its own.
+    ran: str = line.get("equal_to") or line["training_id"]
+    return ran
+
+
 def claim_of(cell: Mapping[str, Any]) -> str:
     """What an audit is of, as one text: a cell's code, parameters, unit, trust, ε and δ."""
     facts = [

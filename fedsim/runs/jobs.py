@@ -276,7 +276,9 @@ class CellJob(Job):
         names, lines = prepared.data[self.trial.data_key].class_names, list[Line]()
         for trial, _ in self.cells:
             path, own = store.folder.state(trial.cell.training_id), outcome
+            equal_to = None
             if trial is not self.trial:  # every client sends and gets the same
+                equal_to = self.trial.cell.training_id
                 up, down = (
                     size // clients * trial.cell.clients
                     for size in (outcome.uplink_bytes, outcome.downlink_bytes)
@@ -285,7 +287,7 @@ class CellJob(Job):
             state = (
                 keep_state(path, outcome.state) if prepared.grid.resources.save_generators else None
             )
-            lines.append(training_line(trial, own, versions(), names, state))
+            lines.append(training_line(trial, own, versions(), names, state, equal_to))
         store.append("trainings", lines)
         self.training, *others = lines
         self.equal = [(trial, line) for (trial, _), line in zip(self.equal, others, strict=True)]

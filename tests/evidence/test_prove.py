@@ -11,14 +11,14 @@ from cells import SHIPPED, quick, small_cells, small_grid
 from plug_ins import GOOD, write
 from rows import add_lines, changed, lines_of, make_row
 
-from fedsim.evidence.prove import Proof, proofs_of, prove, recomputed, together
+from fedsim.evidence.prove import Proof, Proofs, proofs_of, prove, recomputed, together
 from fedsim.json_lines import decode, dump, load
 from fedsim.plugins.registry import lookup
 from fedsim.privacy.accountant import counted_by, epsilon, rdp_epsilon
 from fedsim.privacy.mechanism import Mechanism
 from fedsim.results.columns import Row, large_deltas, row_of
 from fedsim.results.generators import load_generator
-from fedsim.results.run import read_results
+from fedsim.results.run import RunResults, read_results
 from fedsim.training.trial import Outcome
 
 PRIVATE = [name for name in SHIPPED if lookup(name).private]
@@ -275,6 +275,30 @@ def test_a_run_with_secret_noise_tells_what_all_of_it_costs(bench, folder: Path,
     assert "what all of them cost is the composition" in " ".join(
         command("statement", str(ran.folder)).stdout.split()
     )
+
+
+def test_equal_cells_of_secret_noise_are_one_release(bench) -> None:
+    secret = {"privacy": {"noise": "secret"}, "epsilon": [1.0, 4.0]}
+    one_alpha = read_results(bench(small_grid("dp-gaussian", **secret), "one").folder)
+    results = read_results(
+        bench(small_grid("dp-gaussian", alpha=[0.5, 1.0], **secret), "two").folder
+    )
+    assert len(results.rows) == 4
+
+    def cost(results: RunResults) -> str:
+        shown = repr(Proofs("run", tuple(proofs_of(results.every_row(), results))))
+        return " ".join(shown.split()).partition("rows proved")[2].partition("2 generators")[2]
+
+    assert "all of them together cost ε = " in cost(results)
+    assert cost(results) == cost(one_alpha)
+
+
+def test_one_training_for_several_cells_needs_no_composition(bench) -> None:
+    grid = small_grid("dp-gaussian", alpha=[0.5, 1.0], privacy={"noise": "secret"})
+    results = read_results(bench(grid).folder)
+    proofs = Proofs("run", tuple(proofs_of(results.every_row(), results)))
+    assert "2 of 2 rows proved" in repr(proofs)
+    assert "together" not in repr(proofs)
 
 
 def test_a_search_is_proved_from_its_line_released_and_composed_and_no_lie_is(
