@@ -37,11 +37,23 @@ def source_hash(cls: type) -> str:
     class whose source cannot be found gets a random hash, so that no recorded result is taken for
     one of its own. The answer is computed once a process.
     """
-    forms = {str(file.relative_to(_home(file))): _form_of(file) for file in _files(cls)}
+    forms = _forms_of(_files(cls))
     for base in _bases(cls):
         if not _file_of(base.__module__):
             forms[base.__qualname__] = _typed_form(base)
     return _digest({"": harness_hash()} | forms)
+
+
+def source_hash_of_file(file: Path) -> str:
+    """Return the :func:`source_hash` of the classes that a file defines, without running the file.
+
+    It differs from theirs only where a base class is of another installed package.
+
+    Raises:
+        OSError: a file cannot be read.
+        SyntaxError: a file is not Python.
+    """
+    return _digest({"": harness_hash()} | _forms_of(_with_imports({file.resolve()})))
 
 
 @cache
@@ -95,13 +107,23 @@ def _files(cls: type) -> set[Path]:
     """Return all files of a class's own code."""
     modules = {base.__module__ for base in (*_bases(cls), *_bases(getattr(cls, "Params", cls)))}
     files = {file for file in map(_file_of, modules) if file is not None}
-    waiting = {file for file in files if not file.is_relative_to(FEDSIM)}
+    return _with_imports({file for file in files if not file.is_relative_to(FEDSIM)})
+
+
+def _with_imports(files: set[Path]) -> set[Path]:
+    """Return the files and all that they import by :func:`_imported`, directly or through others."""
     found: set[Path] = set()
+    waiting = set(files)
     while waiting:
         file = waiting.pop()
         found.add(file)
         waiting |= _imported(file) - found
     return found
+
+
+def _forms_of(files: set[Path]) -> dict[str, str]:
+    """Return hashes of files by their paths, each from the folder from which it is imported."""
+    return {str(file.relative_to(_home(file))): _form_of(file) for file in files}
 
 
 def _bases(cls: type) -> list[type]:

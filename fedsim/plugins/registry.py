@@ -21,7 +21,14 @@ from types import ModuleType
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 from fedsim.errors import PluginError, UserError, nearest
-from fedsim.plugins.code_hash import FEDSIM, INSTALLED, is_shipped, shown
+from fedsim.plugins.code_hash import (
+    FEDSIM,
+    INSTALLED,
+    is_shipped,
+    shown,
+    source_hash,
+    source_hash_of_file,
+)
 
 if TYPE_CHECKING:
     from fedsim.methods.algorithm import Algorithm
@@ -181,8 +188,7 @@ def _module_of_file(path: str, where: str) -> ModuleType:
     A worker's working folder may be another one than the driver's, which Ray puts on the worker's
     import path.
     """
-    folders = [Path.cwd(), *map(Path, sys.path)]
-    file = next((at for folder in folders if (at := (folder / path).resolve()).is_file()), None)
+    file = _file_at(path)
     if file is None:
         hint = "a grid file gives its path from its own folder, a command from the working folder"
         raise PluginError(where, f"there is no file '{path}'", hint)
@@ -198,6 +204,34 @@ def _module_of_file(path: str, where: str) -> ModuleType:
             "rename the file",
         )
     return module
+
+
+def _file_at(path: str) -> Path | None:
+    """The file at a relative path, looked for from the working folder and where modules are."""
+    folders = [Path.cwd(), *map(Path, sys.path)]
+    return next((at for folder in folders if (at := (folder / path).resolve()).is_file()), None)
+
+
+def source_of_today(name: str) -> str | None:
+    """The hash of the code that a name from an earlier grid means today; None where there is none.
+
+    It runs no code that nobody installed: of a plug-in it only reads the files.
+    """
+    path, _, cls = name.rpartition(":")
+    defined = name.startswith(NOTEBOOK) and hasattr(sys.modules["__main__"], cls)
+    if name == GIVEN or name in known() or defined:
+        return source_hash(lookup(name))
+    if not path or name.startswith(NOTEBOOK):
+        return None
+    stem = path.replace(".", "/")
+    places = [path] if path.endswith(".py") else [f"{stem}.py", f"{stem}/__init__.py"]
+    file = next(filter(None, map(_file_at, places)), None)
+    if file is None:
+        return None
+    try:
+        return source_hash_of_file(file)
+    except (OSError, SyntaxError, ValueError):  # What cannot be read or parsed is no code of today.
+        return None
 
 
 def _check_complete(cls: Any, name: str, where: str) -> None:

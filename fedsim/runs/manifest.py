@@ -26,8 +26,7 @@ from fedsim.grid.cells import judged_id
 from fedsim.grid.models import Grid
 from fedsim.json_lines import dump
 from fedsim.methods.algorithm import Algorithm
-from fedsim.plugins.code_hash import source_hash
-from fedsim.plugins.registry import check_installed, known, lookup
+from fedsim.plugins.registry import check_installed, lookup, source_of_today
 from fedsim.results.run import FORMAT, Entry, RunResults, read_manifest
 from fedsim.results.store import RESTORE, RunFolder
 from fedsim.runs.prepare import Prepared, prepare, this_machine
@@ -125,11 +124,9 @@ def kept_entries(prepared: Prepared, lines: RunResults) -> list[Entry]:
     """
     cells = [trial.cell for trial in prepared.trials]
     ids, evaluations = {cell.cell_id for cell in cells}, {cell.evaluation for cell in cells}
-    alike, methods, sources = (
-        set[str](),
-        dict[str, str](),
-        {cell.algorithm: cell.source for cell in cells},
-    )
+    alike = set[str]()
+    methods = dict[str, str]()
+    sources: dict[str, str | None] = {cell.algorithm: cell.source for cell in cells}
     for cell in cells:
         facts = cell.model_dump(mode="json")
         alike.add(_facts(facts, ALIKE))
@@ -139,13 +136,14 @@ def kept_entries(prepared: Prepared, lines: RunResults) -> list[Entry]:
         if entry.cell_id in ids or (row := lines.row(entry)) is None or row.status != "ok":
             continue
         of = lines.trainings[entry.training_id]["cell"]
-        if of["algorithm"] in known():
-            sources.setdefault(of["algorithm"], source_hash(lookup(of["algorithm"])))
-        method, today = _facts(of, METHOD), sources.get(of["algorithm"], of["source"])
+        name = of["algorithm"]
+        method = _facts(of, METHOD)
+        if name not in sources:
+            sources[name] = source_of_today(name)
         same = (
             _facts(of, ALIKE) in alike
             and methods.get(entry.label, method) == method
-            and of["source"] == today
+            and of["source"] == sources[name]
         )
         if same and entry.cell_id in {
             judged_id(entry.training_id, evaluation) for evaluation in evaluations

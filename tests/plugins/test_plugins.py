@@ -21,7 +21,14 @@ from fedsim.methods.messages import Task
 from fedsim.plugins import registry
 from fedsim.plugins.claims import allowed, check_of, may_leave
 from fedsim.plugins.code_hash import is_shipped, own_files, place_of, source_hash
-from fedsim.plugins.registry import known, lookup, name_of, register
+from fedsim.plugins.registry import (
+    GIVEN,
+    known,
+    lookup,
+    name_of,
+    register,
+    source_of_today,
+)
 from fedsim.privacy.plan import Claim
 
 MODULE = "from baselines.dp_gaussian import DPGaussian\n\n\nclass Stranger(DPGaussian):\n    pass\n"
@@ -212,6 +219,24 @@ def test_nothing_is_imported_to_be_hashed(folder: Path) -> None:
     found = lookup(write(folder, "method", GOOD + "\n\ndef late():\n    import never_imported\n"))
     assert own_files(found) == {folder / "method.py", folder / "never_imported.py"}
     assert "never_imported" not in sys.modules
+
+
+def test_file_is_hashed_as_its_class_without_being_run(folder: Path) -> None:
+    (folder / "beside.py").write_text("import baselines.dp_gaussian\n")
+    name = write(folder, "method", f"{GOOD}\nimport beside\n")
+    assert source_of_today(name) is not None
+    assert "method" not in sys.modules
+    assert source_of_today(name) == source_hash(lookup(name))
+
+
+@pytest.mark.parametrize("name", ["stranger_package.algorithms:Stranger", "dp-gaussian", GIVEN])
+def test_source_of_today_is_that_of_the_class(package: Path, name: str) -> None:
+    assert source_of_today(name) == source_hash(lookup(name))
+
+
+@pytest.mark.parametrize("name", ["gone.py:Mine", "gone:Mine", "__main__:Gone", "gone"])
+def test_code_that_is_not_here_has_no_source_of_today(folder: Path, name: str) -> None:
+    assert source_of_today(name) is None
 
 
 def test_the_code_of_a_shipped_algorithm_is_its_own_file_and_those_that_it_imports() -> None:

@@ -168,6 +168,38 @@ def test_an_edit_runs_the_cells_anew_and_leaves_the_old_rows_out(
     assert {row.cell_id for row in undone.rows} == {row.cell_id for row in rows}
 
 
+def labels_after_edit(bench: Bench, plugins: Path, text: str | None) -> set[str]:
+    """What the page shows of a grid of two methods once one left it and its file became ``text``,
+    or was removed.
+    """
+    (plugins / "edited_method.py").write_text(GOOD)
+    entry = {**quick("edited_method.py:MyMethod"), "label": "my-method"}
+    edited(bench, plugins, GOOD, small_grid(entry, "dp-gaussian"))
+    sys.modules.pop("edited_method", None)
+    if text is None:
+        (plugins / "edited_method.py").unlink()
+    else:
+        (plugins / "edited_method.py").write_text(text)
+    return {row.label for row in bench(small_grid("dp-gaussian")).rows}
+
+
+def test_page_keeps_plug_in_that_left_the_grid(bench: Bench, plugins: Path) -> None:
+    assert labels_after_edit(bench, plugins, GOOD) == {"my-method", "dp-gaussian"}
+
+
+def test_page_drops_plug_in_that_left_and_was_edited(bench: Bench, plugins: Path) -> None:
+    assert labels_after_edit(bench, plugins, f"{GOOD}EDITED = True\n") == {"dp-gaussian"}
+
+
+def test_page_drops_plug_in_whose_file_is_gone(bench: Bench, plugins: Path) -> None:
+    assert labels_after_edit(bench, plugins, None) == {"dp-gaussian"}
+
+
+def test_page_runs_no_code_of_plug_in_that_left(bench: Bench, plugins: Path) -> None:
+    assert labels_after_edit(bench, plugins, "raise SystemExit") == {"dp-gaussian"}
+    assert "edited_method" not in sys.modules
+
+
 @pytest.mark.slow
 def test_a_grid_may_ask_for_checks_which_run_once(bench: Bench, plugins: Path) -> None:
     (plugins / "asked.py").write_text(GOOD)
