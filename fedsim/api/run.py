@@ -354,7 +354,8 @@ class Run(Printed):
             f"{out}: {task.classes * per_class} synthetic embeddings of {task.dim} "
             f"dimensions; {words}"
         ]
-        lines += [f"warning: {text}" for text in large_deltas([generator.facts.row])]
+        warnings = large_deltas([generator.facts.row], published=True)
+        lines += [f"warning: {text}" for text in warnings]
         lines += (
             []
             if generator.vouched

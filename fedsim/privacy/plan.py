@@ -131,21 +131,27 @@ class PrivacyPlan:
         return self.noise_std(name) * math.sqrt(clients if self.trust == "silo" else 1)
 
 
-def large_delta(unit: str, delta: float, units: int, dataset: str) -> str | None:
+def large_delta(
+    unit: str, delta: float, units: int, dataset: str, *, published: bool = False
+) -> str | None:
     """Why a delta is too large for the data, None if it is not: publishing each unit with
     probability delta is (0, delta)-DP.
 
     Dwork & Roth 2014, "The algorithmic foundations of differential privacy", section 2.3: delta has
     to be far below 1 / n, n the number of ``units``: each an ``example``, a ``client``, or a group
-    by its column.
+    by its column. A text that may be ``published`` holds no number of units, which is an exact
+    function of the data.
     """
     if delta * units < 1:
         return None
     words = {"example": ("training rows", "row"), "client": ("clients", "client")}
     all_, one = words.get(unit, (f"groups by {unit}", "group"))
+    bound = f"1/n = {1 / units:.2g} for the {units} {all_} of {dataset}"
+    if published:
+        bound = f"1/n, where n is the number of {all_}"
     return (
-        f"δ = {delta:g} is not below 1/n = {1 / units:.2g} for the {units} {all_} of {dataset}: "
-        f"such a δ would allow to publish a whole {one} outright; give a smaller delta"
+        f"δ = {delta:g} is not below {bound}: such a δ would allow to publish a whole {one} "
+        "outright; give a smaller delta"
     )
 
 

@@ -200,7 +200,7 @@ def _parts(rows: Sequence[Row]) -> Iterator[tuple[str, str]]:
             f"= {number(each.delta)}; {sigma}"
         )
         yield "budget", f"overspent: {spent}" if overspent else spent
-    yield from (("warning", line) for line in large_deltas(rows))
+    yield from (("warning", line) for line in large_deltas(rows, published=True))
     yield from (("tuning", line) for each in rows for line in _tuning(each))
     for each in rows:
         for mechanism in each.ran:

@@ -237,9 +237,9 @@ def _scores(
     return scores | ({"share_of_ceiling": accuracy / best} if accuracy is not None and best else {})
 
 
-def large_deltas(rows: Iterable[Row]) -> list[str]:
+def large_deltas(rows: Iterable[Row], *, published: bool = False) -> list[str]:
     """Warnings of budgets whose delta is too large for the data, each once
-    (:func:`fedsim.privacy.plan.large_delta`).
+    (:func:`fedsim.privacy.plan.large_delta`); without numbers of units if they are ``published``.
     """
     private = [
         row for row in rows if row.epsilon_target is not None and math.isfinite(row.epsilon_target)
@@ -251,7 +251,8 @@ def large_deltas(rows: Iterable[Row]) -> list[str]:
     budgets = dict.fromkeys(
         (row.unit, row.delta, many, row.dataset) for row, many in zip(private, units, strict=True)
     )
-    return [text for budget in budgets if None not in budget and (text := large_delta(*budget))]
+    texts = (large_delta(*budget, published=published) for budget in budgets if None not in budget)
+    return list(dict.fromkeys(text for text in texts if text))
 
 
 @dataclass(frozen=True)

@@ -174,6 +174,16 @@ def test_a_saved_generator_gives_a_file_of_synthetic_embeddings_with_its_manifes
     ) == (2, True)
 
 
+def test_synth_warns_of_a_large_delta_without_a_count(
+    tmp_path: Path, bench: Callable[..., Ran], command: Callable[..., Done]
+) -> None:
+    grid = small_grid("dp-gaussian", delta=0.02, dataset={"name": "digits", "limit": 223})
+    run = bench(grid).folder
+    done = command("synth", str(run), "--out", str(tmp_path / "synth.npz"))
+    assert "warning: δ = 0.02 is not below 1/n, where n is" in done.stdout
+    assert "223" not in done.stdout.replace(str(tmp_path), "")
+
+
 def test_a_generator_leaves_as_a_package_if_its_noise_is_secret_and_is_drawn_from_there(
     tmp_path: Path, bench: Callable[..., Ran], command: Callable[..., Done]
 ) -> None:

@@ -1,5 +1,7 @@
 import math
+from typing import Any
 
+import pytest
 from rows import NOISE, changed, make_failed, make_row
 
 from fedsim.plugins.registry import GIVEN
@@ -136,3 +138,20 @@ def test_external_samples_without_an_epsilon_guarantee_nothing() -> None:
     text = told(theirs)["theirs"]
     assert "guarantee: none: external samples" in text
     assert "nothing of them may be released as private" in text
+
+
+@pytest.mark.parametrize(
+    ("fields", "unit"),
+    [
+        ({}, "training rows"),
+        ({"unit": "client", "clients": 223}, "clients"),
+        ({"unit": "patient", "train_groups": 223}, "groups by patient"),
+    ],
+)
+def test_statement_warns_of_large_delta_without_a_count(fields: dict[str, Any], unit: str) -> None:
+    row = make_row(delta=0.01, train_rows=223, **fields)
+    (stated,) = statements([row])
+    (warning,) = [text for term, text in stated.parts if term == "warning"]
+    assert warning.startswith(f"δ = 0.01 is not below 1/n, where n is the number of {unit}: ")
+    assert "223" not in "\n".join(stated.lines)
+    assert f"{1 / 223:.2g}" not in "\n".join(stated.lines)
