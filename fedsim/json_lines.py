@@ -1,9 +1,14 @@
-"""Rows and records as lines of JSON: numbers that are not finite are words."""
+"""Rows and records as lines of JSON: numbers that are not finite are words.
+
+A text that is such a word, as a label may be, has a mark before it in a line, so that
+:func:`decode` gives it back as the text that it was.
+"""
 
 from __future__ import annotations
 
 import json
 import math
+import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -16,6 +21,11 @@ from fedsim.files import unread
 from fedsim.words import json_number
 
 _NOT_FINITE = {"inf": math.inf, "-inf": -math.inf, "nan": math.nan}
+_WORD = re.compile(r"'*(?:-?inf|nan)")
+"""A text that is a number's word, or one that has marks before it."""
+_MARK = "'"
+_ENDS = ('inf"', 'nan"')
+"""One of them is in every line that holds a word of a number."""
 load = from_json
 """A JSON text as plain values; what is none, or is nested too deeply, is a ValueError."""
 
@@ -47,31 +57,60 @@ def complete_lines(path: Path) -> Iterator[tuple[int, bytes]]:
         ) from error
 
 
+def has_words(line: bytes) -> bool:
+    """Whether :func:`decode` may change what is in a line: it may hold a word of a number."""
+    return any(end.encode() in line for end in _ENDS)
+
+
 def dump(value: Any) -> str:
-    """A value as one line of JSON, without the newline."""
+    """A value as one line of JSON, without the newline; ``decode(load(line))`` gives it back."""
     try:
-        return json.dumps(value, ensure_ascii=False, allow_nan=False)
+        line = json.dumps(value, ensure_ascii=False, allow_nan=False)
     except (TypeError, ValueError):  # a number that is not finite, an array or a path
-        return json.dumps(encode(value), ensure_ascii=False, allow_nan=False)
+        pass
+    else:
+        if not any(end in line for end in _ENDS):
+            return line
+    return json.dumps(encode(value), ensure_ascii=False, allow_nan=False)
+
+
+def plain_json(value: Any) -> str:
+    """A value as JSON for readers that know the type of every value: its texts are as they are."""
+    return json.dumps(plain(value), ensure_ascii=False, allow_nan=False)
 
 
 def encode(value: Any) -> Any:
+    """The :func:`plain` values, with a mark before each text that is a number's word."""
+    return _json_values(value, _MARK)
+
+
+def plain(value: Any) -> Any:
     """Plain JSON values: not-finite numbers as "inf", "-inf", "nan"; arrays and tensors as lists;
     paths as strings.
     """
+    return _json_values(value, "")
+
+
+def _json_values(value: Any, mark: str) -> Any:
     if isinstance(value, Mapping):
-        return {str(key): encode(item) for key, item in value.items()}
+        return {str(key): _json_values(item, mark) for key, item in value.items()}
     if isinstance(value, list | tuple):
-        return [encode(item) for item in value]
+        return [_json_values(item, mark) for item in value]
     if isinstance(value, Path):
-        return str(value)
-    return encode(value.tolist()) if hasattr(value, "tolist") else json_number(value)
+        value = str(value)
+    if isinstance(value, str):
+        return mark + value if _WORD.fullmatch(value) else value
+    if hasattr(value, "tolist"):
+        return _json_values(value.tolist(), mark)
+    return json_number(value)
 
 
 def decode(value: Any) -> Any:
     """What :func:`encode` was given, as far as plain values go."""
     if isinstance(value, str):
-        return _NOT_FINITE.get(value, value)
+        if value in _NOT_FINITE:
+            return _NOT_FINITE[value]
+        return value.removeprefix(_MARK) if _WORD.fullmatch(value) else value
     if isinstance(value, dict):
         return {key: decode(item) for key, item in value.items()}
     return [decode(item) for item in value] if isinstance(value, list) else value

@@ -1,11 +1,23 @@
+import json
+import math
 from pathlib import Path
+from typing import Any
 
+import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from fedsim.errors import UserError
+from fedsim.json_lines import decode, dump, load, plain_json
 from fedsim.results.store import ResultStore
 
+WORDS = ("inf", "-inf", "nan")
+TEXTS = st.text() | st.sampled_from(WORDS) | st.from_regex(r"'{0,3}(-?inf|nan)'?", fullmatch=True)
+VALUES = st.recursive(
+    TEXTS | st.floats() | st.integers() | st.booleans() | st.none(),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(TEXTS, inner, max_size=3),
+    max_leaves=8,
+)
 FILES = ("trainings.jsonl", "rounds.jsonl", "judgements.jsonl")
 
 
@@ -31,3 +43,40 @@ def test_a_mutated_file_is_read_or_refused(tmp_path: Path, data: st.DataObject, 
     else:
         message = ""
     assert "\n" not in message
+
+
+@settings(max_examples=500)
+@given(VALUES)
+def test_line_gives_back_any_text_and_any_number(value: Any) -> None:
+    line = dump(value)
+    assert "\n" not in line
+    # repr tells nan from "nan" and -0.0 from 0.0, and finds two nans alike.
+    assert repr(decode(load(line))) == repr(value)
+
+
+@given(VALUES)
+def test_line_is_json_by_the_standard(value: Any) -> None:
+    def refuse(constant: str) -> None:
+        raise AssertionError(constant)
+
+    json.loads(dump(value), parse_constant=refuse)
+    json.loads(plain_json(value), parse_constant=refuse)
+
+
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(VALUES)
+def test_store_gives_back_any_text_and_any_number(tmp_path: Path, value: Any) -> None:
+    store = ResultStore(tmp_path)
+    store.folder.lines("rounds").unlink(missing_ok=True)
+    line = {"training_id": "a", "round": 0, "value": value}
+    store.append("rounds", [line])
+    assert repr(list(store.lines("rounds"))) == repr([line])
+
+
+@pytest.mark.parametrize(("word", "number"), [("inf", math.inf), ("-inf", -math.inf)])
+def test_number_that_is_not_finite_is_a_word(word: str, number: float) -> None:
+    assert dump([number]) == plain_json([number]) == f'["{word}"]'
+
+
+def test_text_of_such_a_word_is_plain_where_types_are_known() -> None:
+    assert plain_json({"label": "nan"}) == '{"label": "nan"}'

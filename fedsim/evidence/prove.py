@@ -22,7 +22,7 @@ from rich.text import Text
 from fedsim.errors import UserError
 from fedsim.files import unread
 from fedsim.grid.models import Tuning
-from fedsim.json_lines import decode, dump, load, reasons
+from fedsim.json_lines import decode, dump, load, plain_json, reasons
 from fedsim.plugins.claims import may_leave
 from fedsim.plugins.code_hash import source_hash
 from fedsim.plugins.registry import check_installed, lookup
@@ -95,7 +95,7 @@ def prove(row: Row, line: Line, *, trust_plugin: bool = False) -> Proof:
         or row.status in ("failed", "unaccounted", "refuted")
     ):
         return Proof(row, "no claim")
-    plan: PrivacyPlan = TypeAdapter(PrivacyPlan).validate_json(dump(line["plan"]))
+    plan: PrivacyPlan = TypeAdapter(PrivacyPlan).validate_json(plain_json(line["plan"]))
     try:
         ran, planned = (
             list(map(asdict, merged(mechanisms))) for mechanisms in (row.ran, plan.mechanisms)
@@ -175,7 +175,7 @@ def _made(cls: type[Algorithm], facts: str) -> PrivacyPlan | None:
     from fedsim.methods.messages import PublicRows, Task  # late: they import torch
 
     params, tuning, task, epsilon, delta = decode(load(facts))
-    how = tuning and Tuning.model_validate_json(dump(tuning))
+    how = tuning and Tuning.model_validate_json(plain_json(tuning))
     known = Task(**task, public=PublicRows.made_up(task["dim"], task["classes"]))
     for candidate in plans_of(cls, params, how, known, epsilon, delta):
         if how is None or dump(candidate.params) == dump(params):

@@ -579,7 +579,7 @@ class Cell(_Model):
     partition: PartitionSpec
     alpha: float
     clients: int
-    epsilon: Annotated[float | None, PlainSerializer(json_number, when_used="json")]
+    epsilon: float | None
     delta: float
     unit: Unit
     unit_column: str | None = None

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from pydantic import TypeAdapter
 
 from fedsim.evaluation.measures import MEASURES
-from fedsim.json_lines import dump
+from fedsim.json_lines import plain_json
 from fedsim.plugins.registry import GIVEN
 from fedsim.privacy.mechanism import Mechanism
 from fedsim.privacy.plan import THEOREMS, large_delta
@@ -81,7 +81,7 @@ class Row:
     def search(self) -> Selection | None:
         """The cost of the search that it paid for."""
         paid: Selection | None = self.selection and TypeAdapter(Selection).validate_json(
-            dump(self.selection)
+            plain_json(self.selection)
         )
         return paid
 

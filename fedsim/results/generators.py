@@ -28,7 +28,7 @@ from fedsim.errors import UserError
 from fedsim.evaluation.judge import synthesise
 from fedsim.files import replaced
 from fedsim.grid.models import Cell
-from fedsim.json_lines import decode, dump, encode, reasons
+from fedsim.json_lines import decode, encode, plain, plain_json, reasons
 from fedsim.methods.messages import Task, Tensors
 from fedsim.methods.products import Generator, is_classifier, is_personal, own
 from fedsim.plugins.claims import may_leave
@@ -217,10 +217,10 @@ class SavedGenerator:
         return {
             "synthetic": True,
             **{
-                name: encode(getattr(row, name))
+                name: plain(getattr(row, name))
                 for name in ("cell_id", "dataset_hash", *PUBLIC_COLUMNS)
             },
-            "epsilon": encode(row.epsilon_spent),
+            "epsilon": plain(row.epsilon_spent),
             "noise": self.facts.cell.noise,
             "synthesis": self.synthesis,
             "per_class": per_class,
@@ -361,11 +361,11 @@ def _of_run(folder: RunFolder, cell: str | None) -> tuple[GeneratorFacts, Tensor
     line, row = results.trained[chosen], results.row(entry, judged=False)
     assert row is not None
     facts = {name: line[name] for name in ("task", "plan", "class_names", "versions")} | {
-        "columns": row.values,
+        "columns": encode(row.values),
         "sha256": line["state"],
     }
     facts["cell"] = {**line["cell"], "cell_id": entry.cell_id, "label": entry.label}
-    read = _read(f"{folder.lines('trainings')}, training {entry.training_id}", dump(facts))
+    read = _read(f"{folder.lines('trainings')}, training {entry.training_id}", plain_json(facts))
     return read, read_state(folder.state(entry.training_id), line["state"])
 
 

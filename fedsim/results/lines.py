@@ -20,7 +20,7 @@ from fedsim.evaluation.judge import Judgement
 from fedsim.evaluation.scores import Ceiling, LocalOnly
 from fedsim.files import replaced, unread
 from fedsim.grid.models import shown
-from fedsim.json_lines import dump
+from fedsim.json_lines import plain_json
 from fedsim.methods.messages import Tensors
 from fedsim.plugins.code_hash import harness_hash
 from fedsim.plugins.registry import lookup
@@ -169,7 +169,7 @@ def read_state(path: Path, sha256: str) -> Tensors:
 
 def as_trained(trial: Trial, line: Line) -> Trial:
     """The cell with the parameters and the plan of its training, which a tuned cell chose."""
-    plan = line["plan"] and TypeAdapter(PrivacyPlan).validate_json(dump(line["plan"]))
+    plan = line["plan"] and TypeAdapter(PrivacyPlan).validate_json(plain_json(line["plan"]))
     return (
         trial.of(line["cell"]["params"], plan)
         if trial.candidates and line["error"] is None

@@ -14,7 +14,7 @@ from pydantic.dataclasses import dataclass as checked
 
 from fedsim.errors import UserError
 from fedsim.files import replaced
-from fedsim.json_lines import dump, load, reasons
+from fedsim.json_lines import dump, load, plain_json, reasons
 from fedsim.plugins.claims import Check, check_of
 from fedsim.results.columns import Line, Row, row_of
 from fedsim.results.store import RESTORE, ResultStore, RunFolder
@@ -298,4 +298,4 @@ def read_manifest(folder: Path) -> dict[str, Any]:
 
 def _write(path: Path, lines: Sequence[Mapping[str, Any]]) -> None:
     with replaced(path) as part:
-        part.write_text("".join(f"{dump(line)}\n" for line in lines), encoding="utf-8")
+        part.write_text("".join(f"{plain_json(line)}\n" for line in lines), encoding="utf-8")

@@ -13,7 +13,7 @@ from pydantic import BaseModel, create_model
 
 from fedsim.errors import RunLost, UserError
 from fedsim.files import unread
-from fedsim.json_lines import complete_lines, decode, dump, is_json, load, reasons
+from fedsim.json_lines import complete_lines, decode, dump, has_words, is_json, load, reasons
 from fedsim.words import encodable
 
 Kind = Literal["trainings", "judgements", "references", "audits", "pairs", "checks", "rounds"]
@@ -41,8 +41,6 @@ KINDS: dict[Kind, type[BaseModel]] = {
 """The kinds of result lines, each a file, and the keys that every line of a kind has; the first one
 is its key.
 """
-_WORDS = (b'inf"', b'"nan"')
-"""One of them is in every line with a number that is not finite."""
 
 
 class RunFolder:
@@ -212,7 +210,7 @@ class ResultStore:
                 raise UserError(
                     f"{path}:{number}", f"cannot be read ({'; '.join(reasons(error))})", RESTORE
                 ) from error
-            yield decode(values) if any(word in line for word in _WORDS) else values
+            yield decode(values) if has_words(line) else values
 
     def last(self, kind: Kind) -> dict[str, dict[str, Any]]:
         """The last line of every key; of a training one that succeeded stands before one that

@@ -14,7 +14,7 @@ from fedsim.errors import PluginError
 from fedsim.evaluation.scores import Ceiling, LocalOnly
 from fedsim.files import discard
 from fedsim.grid.cells import identity
-from fedsim.json_lines import dump
+from fedsim.json_lines import dump, plain_json
 from fedsim.partition import Partition
 from fedsim.plugins.claims import compared
 from fedsim.plugins.code_hash import harness_hash, is_shipped
@@ -372,7 +372,9 @@ def check_of(run: RunContext, trial: Trial, *, quick: bool) -> Job:
     cell = trial.cell
     defaults = lookup(cell.algorithm).Params.model_validate({}).model_dump(mode="json")
     given = [
-        f"{key}={dump(value)}" for key, value in cell.params.items() if value != defaults.get(key)
+        f"{key}={plain_json(value)}"
+        for key, value in cell.params.items()
+        if value != defaults.get(key)
     ]
 
     def take(item: Item) -> None:

@@ -24,7 +24,7 @@ from fedsim.errors import UserError
 from fedsim.files import replaced
 from fedsim.grid.cells import judged_id
 from fedsim.grid.models import Grid
-from fedsim.json_lines import dump
+from fedsim.json_lines import decode, dump, encode
 from fedsim.methods.algorithm import Algorithm
 from fedsim.plugins.registry import check_installed, lookup, source_of_today
 from fedsim.results.run import FORMAT, Entry, RunResults, read_manifest
@@ -66,7 +66,7 @@ def prepared_again(folder: RunFolder, *, trust_plugin: bool) -> Prepared:
     manifest = read_manifest(folder.path)
     try:
         grid, refused = (
-            Grid.model_validate(manifest["grid"]),
+            Grid.model_validate(decode(manifest["grid"])),
             {entry["algorithm"] for entry in manifest["refused"]},
         )
     except (KeyError, ValidationError) as error:
@@ -103,7 +103,7 @@ def write_manifest(
         "command": shlex.join(["fedsim", *sys.argv[1:]]),
         "started": now(),
         "release": RELEASE_WORDS[prepared.grid.privacy.noise],
-        "grid": prepared.grid.model_dump(mode="json"),
+        "grid": encode(prepared.grid.model_dump()),
         "methods": [*methods, *(each for each in earlier if each not in methods)],
         "refused": [
             {"algorithm": prepared.grid.algorithms[i].display, "error": str(error)}

@@ -1,4 +1,5 @@
 import json
+import math
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -16,11 +17,13 @@ from fedsim.errors import PluginError
 from fedsim.grid.models import Grid
 from fedsim.interrupts import INTERRUPTED
 from fedsim.results.columns import Row
+from fedsim.results.generators import load_generator
 from fedsim.results.run import read_results
 from fedsim.results.store import KINDS, Kind, ResultStore, RunFolder
 from fedsim.runs.bench import engine_for, missing_jobs
 from fedsim.runs.display import Display
 from fedsim.runs.jobs import RunContext
+from fedsim.runs.manifest import prepared_again
 from fedsim.runs.prepare import prepare
 from fedsim.runs.worker import InProcess
 
@@ -166,6 +169,29 @@ def test_an_edit_runs_the_cells_anew_and_leaves_the_old_rows_out(
     undone = edited(bench, plugins, GOOD, grid)
     assert "all 4 cells are finished" in undone.output
     assert {row.cell_id for row in undone.rows} == {row.cell_id for row in rows}
+
+
+@pytest.mark.parametrize("label", ["nan", "inf", "-inf", "'nan"])
+def test_label_that_reads_as_a_number_stays_a_label(bench: Bench, label: str) -> None:
+    entry = {**quick("dp-gaussian"), "label": label}
+    grid = small_grid(entry, epsilon=[4.0, float("inf")], privacy={"noise": "secret"})
+    ran = bench(grid)
+    assert [(row.label, row.epsilon_target) for row in ran.rows] == [
+        (label, 4.0),
+        (label, math.inf),
+    ]
+    assert "all 2 cells are finished" in bench(grid).output
+    run = fedsim.load(ran.folder)
+    assert label in run.statement().splitlines()
+    first = run.rows.iloc[0]
+    assert first.label == label
+    assert run.generator(first.cell_id).manifest(1)["label"] == label
+    run.release(ran.folder / "package", cell=first.cell_id)
+    facts = load_generator(ran.folder / "package").facts
+    assert (facts.cell.label, facts.row.label) == (label, label)
+    folder = RunFolder(ran.folder)
+    assert json.loads(folder.results.read_text().splitlines()[0])["label"] == label
+    assert prepared_again(folder, trust_plugin=False).trials[1].cell.label == label
 
 
 def labels_after_edit(bench: Bench, plugins: Path, text: str | None) -> set[str]:
