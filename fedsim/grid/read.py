@@ -19,6 +19,8 @@ from fedsim.errors import UserError, nearest
 from fedsim.files import unread
 from fedsim.grid.models import Grid, Loc, Origin, listed
 
+MOST_VALUES = 100_000
+"""Values that the aliases of a YAML text may stand for, beside those that are written out."""
 _Option = TypeVar("_Option", bound=BaseModel)
 
 
@@ -49,6 +51,7 @@ def parse(text: str, where: str) -> tuple[Any, dict[Loc, int]]:
     try:
         loader = _Loader(text)
         node = loader.get_single_node()
+        _check_aliases(node, where)
         return (None if node is None else loader.construct_document(node)), dict(_lines(node, ()))
     # PyYAML lets the errors of int(), datetime() and the like through
     except (
@@ -60,11 +63,58 @@ def parse(text: str, where: str) -> tuple[Any, dict[Loc, int]]:
         RecursionError,
     ) as error:
         mark = getattr(error, "problem_mark", None)
-        line = f":{mark.line + 1}" if mark and where.endswith((".yaml", ".yml")) else ""
         what = " ".join(str(getattr(error, "problem", None) or error).split())
         raise UserError(
-            where + line, f"is not valid YAML ({what})", "write it as `fedsim new` does"
+            _at_line(where, mark), f"is not valid YAML ({what})", "write it as `fedsim new` does"
         ) from error
+
+
+def _at_line(where: str, mark: yaml.Mark | None) -> str:
+    """The place of a text, with the line of a mark where the text is a file's."""
+    return f"{where}:{mark.line + 1}" if mark and where.endswith((".yaml", ".yml")) else where
+
+
+def _check_aliases(root: yaml.Node | None, where: str) -> None:
+    """Refuse aliases that stand for so many values that only reading them would take minutes.
+
+    A few lines of anchors, each of several aliases of the one before, name billions of values
+    ("billion laughs"). Here every node is visited once: what it stands for is the sum of what its
+    children stand for.
+    """
+    # How many values a node stands for, by its id; None while its children are counted.
+    values: dict[int, int | None] = {}
+
+    def count(node: yaml.Node) -> int:
+        key = id(node)
+        if key not in values:
+            values[key] = None
+            total = 1 + sum(map(count, _children(node)))
+            # Without aliases a node stands for no more values than were visited.
+            if total > len(values) + MOST_VALUES:
+                raise UserError(
+                    _at_line(where, node.start_mark),
+                    f"its aliases stand for more than {MOST_VALUES} values",
+                    "write out the values that are meant, or repeat fewer",
+                )
+            values[key] = total
+        known = values[key]
+        if known is None:
+            raise UserError(
+                _at_line(where, node.start_mark),
+                "its anchor contains itself",
+                "write out the values that are meant",
+            )
+        return known
+
+    if root is not None:
+        count(root)
+
+
+def _children(node: yaml.Node) -> list[yaml.Node]:
+    """The nodes directly below a node: the items of a list, or keys and values."""
+    if isinstance(node, yaml.MappingNode):
+        return [child for pair in node.value for child in pair]
+    return list(node.value) if isinstance(node, yaml.SequenceNode) else []
 
 
 def _lines(node: yaml.Node | None, loc: Loc) -> Iterator[tuple[Loc, int]]:

@@ -4,9 +4,11 @@ place.
 
 import math
 import pickle
+import re
 import subprocess
 import sys
 import textwrap
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -24,7 +26,7 @@ from fedsim.data.embeddings import Embeddings
 from fedsim.errors import UserError
 from fedsim.grid.cells import expand, loaded, resolve
 from fedsim.grid.models import Cell, Evaluation, Grid
-from fedsim.grid.read import load_grid
+from fedsim.grid.read import load_grid, parse
 from fedsim.methods.algorithm import Params
 from fedsim.plugins.registry import register
 
@@ -236,6 +238,48 @@ def test_a_mistake_is_one_message_with_its_place(
         resolve(load_grid("g.yaml"))
     assert message in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+def bomb(repeat: str) -> str:
+    """Nine levels of anchors, each of which names the one before nine times."""
+    levels = [BASE, "a0: &a0 {x: 1}"]
+    levels += [f"a{n}: &a{n} {repeat % ', '.join([f'*a{n - 1}'] * 9)}" for n in range(1, 10)]
+    return "\n".join(levels)
+
+
+@pytest.mark.parametrize("repeat", ["[%s]", "{<<: [%s]}", "{x: [%s]}"])
+def test_grid_whose_aliases_multiply_is_refused_at_once(write: Write, repeat: str) -> None:
+    path = write(bomb(repeat))
+    started = time.process_time()
+    with pytest.raises(UserError) as caught:
+        load_grid(path)
+    assert time.process_time() - started < 1
+    message = str(caught.value)
+    assert re.search(r"g\.yaml:\d+: its aliases stand for more than 100000 values; write", message)
+    assert len(message) < 300
+
+
+def test_grid_with_an_alias_of_itself_is_refused(write: Write) -> None:
+    with pytest.raises(UserError, match=r"g\.yaml:2: its anchor contains itself; "):
+        load_grid(write(f"{BASE}alpha: &a [1, *a]"))
+
+
+def test_anchors_and_merge_keys_of_a_grid_work(write: Write) -> None:
+    text = """
+    algorithms:
+    - {name: config-private, label: one, params: &shared {beta: 0.5}}
+    - {name: config-private, label: two, params: {<<: *shared, rate: 0.1}}
+    alpha: &values [0.1, 1]
+    epsilon: *values
+    """
+    grid = load_grid(write(textwrap.dedent(text)))
+    assert grid.epsilon == grid.alpha == (0.1, 1)
+    assert grid.algorithms[1].params == {"beta": 0.5, "rate": 0.1}
+
+
+def test_long_grid_with_few_aliases_is_read() -> None:
+    text = f"alpha: &a [1]\nepsilon: *a\nseeds: [{', '.join(['1'] * 100_001)}]"
+    assert len(parse(text, "g.yaml")[0]["seeds"]) == 100_001
 
 
 def test_a_file_of_any_name_is_a_grid_whose_name_is_a_slug(write: Write) -> None:
