@@ -75,11 +75,16 @@ class RunFolder:
         """The tensors that a training left."""
         return self.path / "trained" / f"{training_id}.safetensors"
 
+    @property
+    def checkpoints(self) -> Path:
+        """The folder of the checkpoints of trainings under way."""
+        return self.path.absolute() / "checkpoints"
+
     def checkpoint(self, training_id: str) -> Path:
         """The checkpoint of a training under way; absolute, for workers elsewhere in the file
         system.
         """
-        return self.path.absolute() / "checkpoints" / f"{training_id}.safetensors"
+        return self.checkpoints / f"{training_id}.safetensors"
 
     def log(self, cell_id: str) -> Path:
         """The log of a cell."""

@@ -20,7 +20,6 @@ import numpy as np
 from rich.console import Console
 
 from fedsim.errors import UserError
-from fedsim.files import discard
 from fedsim.grid.cells import identity
 from fedsim.interrupts import INTERRUPTED
 from fedsim.partition.matrix import MOST_PANELS, write_partitions
@@ -44,6 +43,7 @@ from fedsim.runs.plan_view import show_warnings, time_left
 from fedsim.runs.prepare import Prepared, label_matrices
 from fedsim.runs.scheduler import Scheduler
 from fedsim.runs.worker import ClusterLost, InProcess
+from fedsim.training.state import may_hold_key
 from fedsim.training.trial import Trial
 from fedsim.words import counted, print_line
 
@@ -130,11 +130,7 @@ def run_bench(
             print_line(console, words)
         run = RunContext(prepared, store, Display(console, len(bare), ended))
         jobs = list(missing_jobs(run, audits, lines, retry_failed=retry_failed))
-        for (
-            trial
-        ) in prepared.trials:  # a checkpoint that a crash left may hold the key of secret noise
-            if lines.trainings.get(trial.cell.training_id, {"error": ""})["error"] is None:
-                discard(store.folder.checkpoint(trial.cell.training_id))
+        _discard_checkpoints(run, lines)
         kept = kept_entries(prepared, lines)
         if kept:
             print_line(
@@ -182,6 +178,23 @@ def run_bench(
         )
     print_line(console, f"report: {report.page}")
     return 1 if bad or prepared.refused else 0
+
+
+def _discard_checkpoints(run: RunContext, lines: RunResults) -> None:
+    """Remove the checkpoints of trainings that are finished, and those that may hold the key of
+    secret noise of cells that the grid does not have any more.
+
+    With the key anyone could take the noise off. A checkpoint without one stays: the training goes
+    on from it once a grid has its cell again.
+    """
+    in_grid = {trial.cell.training_id for trial in run.prepared.trials}
+    for path in run.store.folder.checkpoints.glob("*"):
+        # A process that died while it replaced a checkpoint left a file .ID.safetensors.PID.part.
+        training_id = path.name.removeprefix(".").partition(".")[0]
+        line = lines.trainings.get(training_id)
+        finished = line is not None and line["error"] is None
+        if finished or (training_id not in in_grid and may_hold_key(path)):
+            path.unlink(missing_ok=True)
 
 
 def missing_jobs(

@@ -272,7 +272,9 @@ class CellJob(Job):
         prepared, store, clients = self.run.prepared, self.run.store, self.trial.cell.clients
         self.trial = self.trial.ended(outcome)
         self.run.store.log(self.trial.cell.cell_id, [f"trained {outcome}"])
-        discard(self._checkpoint)
+        # An earlier start of a cell that is equal may have left a checkpoint of its own.
+        for trial, _ in self.cells:
+            discard(store.folder.checkpoint(trial.cell.training_id))
         names, lines = prepared.data[self.trial.data_key].class_names, list[Line]()
         for trial, _ in self.cells:
             path, own = store.folder.state(trial.cell.training_id), outcome

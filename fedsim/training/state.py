@@ -5,12 +5,14 @@ name as prefix.
 from __future__ import annotations
 
 import hashlib
+import io
 import json
 import time
 import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any, BinaryIO
 
 from safetensors.torch import load, save
 from torch import Tensor
@@ -80,6 +82,8 @@ def released_state(server: Server) -> Tensors:
     return nested("server", own) | nested("codes", copied(server.codes))
 
 
+DIGEST_BYTES = 32
+"""Bytes of the hash with which a packed checkpoint begins."""
 CHECKPOINT_SECONDS = 30.0
 """Seconds between checkpoints."""
 
@@ -123,17 +127,15 @@ class Checkpoints:
         """
         if self.content is None:
             return None
-        body = self.content[32:]
-        if self._digest(body) != self.content[:32]:
+        body = self.content[DIGEST_BYTES:]
+        if self._digest(body) != self.content[:DIGEST_BYTES]:
             warnings.warn(
                 "the checkpoint is not what this cell saved; the cell begins again", stacklevel=2
             )
             return None
-        # the header, whose length comes first, holds the facts
-        header = json.loads(body[8 : 8 + int.from_bytes(body[:8], "little")])["__metadata__"]
         return Checkpoint(
             tensors={name: value.clone() for name, value in load(body).items()},
-            **json.loads(header["progress"]),
+            **_facts(io.BytesIO(body)),
         )
 
     def _digest(self, body: bytes) -> bytes:
@@ -143,6 +145,26 @@ class Checkpoints:
         """The last checkpoint if it was saved since the last call."""
         content, self._sent = (None if self.content is self._sent else self.content), self.content
         return content
+
+
+def _facts(body: BinaryIO) -> dict[str, Any]:
+    """All of a packed :class:`Checkpoint` but its tensors, from the start of the body."""
+    # The header, whose length comes first, holds the facts.
+    length = int.from_bytes(body.read(8), "little")
+    facts: dict[str, Any] = json.loads(json.loads(body.read(length))["__metadata__"]["progress"])
+    return facts
+
+
+def may_hold_key(path: Path) -> bool:
+    """Whether the root of secret noise may be in a checkpoint's file: not if it says that it has
+    none.
+    """
+    try:
+        with path.open("rb") as file:
+            file.seek(DIGEST_BYTES)
+            return _facts(file)["secret"] is not None
+    except (OSError, ValueError, KeyError, TypeError, MemoryError, OverflowError):
+        return True
 
 
 def keep(path: Path, content: bytes) -> None:

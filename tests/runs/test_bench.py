@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from benches import TIMES, Ran
 from cells import NODES, quick, small_grid
 from plug_ins import GOOD, changed
@@ -26,6 +27,7 @@ from fedsim.runs.jobs import RunContext
 from fedsim.runs.manifest import prepared_again
 from fedsim.runs.prepare import prepare
 from fedsim.runs.worker import InProcess
+from fedsim.training.state import Checkpoint, Checkpoints, keep
 
 Bench = Callable[..., Ran]
 
@@ -132,6 +134,51 @@ def test_a_bench_that_dies_after_a_training_leaves_no_checkpoint_of_it_which_may
         None
     ]
     assert not checkpoint.exists()
+
+
+def leave_checkpoint(path: Path, secret: int | None) -> None:
+    """A checkpoint of an unfinished training, as a bench that was killed leaves it."""
+    checkpoints = Checkpoints(owner=path.stem)
+    checkpoints.save(Checkpoint(3, {"weight": torch.ones(2)}, "{}", 0, 0, secret))
+    assert checkpoints.content is not None
+    keep(path, checkpoints.content)
+
+
+def left_after_bench(bench: Bench, path: Path) -> bool:
+    """Whether a file is still there after a bench whose grid does not have its cell."""
+    assert bench(small_grid("dp-gaussian")).code == 0
+    return path.exists()
+
+
+def test_key_of_a_cell_that_left_the_grid_is_removed(bench: Bench, tmp_path: Path) -> None:
+    path = RunFolder(tmp_path / "run").checkpoint("of-an-earlier-grid")
+    leave_checkpoint(path, secret=5)
+    assert not left_after_bench(bench, path)
+
+
+def test_seeded_checkpoint_of_an_earlier_grid_stays(bench: Bench, tmp_path: Path) -> None:
+    path = RunFolder(tmp_path / "run").checkpoint("of-an-earlier-grid")
+    leave_checkpoint(path, secret=None)
+    assert left_after_bench(bench, path)
+
+
+@pytest.mark.parametrize("name", ["x.safetensors", ".x.safetensors.12.part"])
+def test_unreadable_checkpoint_of_an_earlier_grid_is_removed(
+    bench: Bench, tmp_path: Path, name: str
+) -> None:
+    path = RunFolder(tmp_path / "run").checkpoint("x").with_name(name)
+    path.parent.mkdir(parents=True)
+    path.write_bytes(b"torn")
+    assert not left_after_bench(bench, path)
+
+
+def test_finished_equal_cells_leave_no_key(bench: Bench, tmp_path: Path) -> None:
+    grid = small_grid("dp-gaussian", alpha=[0.5, 1.0], privacy={"noise": "secret"})
+    second = prepare(grid, NODES).trials[1].cell.training_id
+    path = RunFolder(tmp_path / "run").checkpoint(second)
+    leave_checkpoint(path, secret=5)
+    assert bench(grid).code == 0
+    assert list(path.parent.iterdir()) == []
 
 
 def edited(bench: Bench, folder: Path, text: str, grid: Grid) -> Ran:
