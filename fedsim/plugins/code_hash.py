@@ -111,7 +111,7 @@ def _files(cls: type) -> set[Path]:
 
 
 def _with_imports(files: set[Path]) -> set[Path]:
-    """Return the files and all that they import by :func:`_imported`, directly or through others."""
+    """Return the files and all that they import, directly or through others."""
     found: set[Path] = set()
     waiting = set(files)
     while waiting:
