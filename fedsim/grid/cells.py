@@ -402,62 +402,16 @@ def _cell(
     point: tuple[float, int, int, Evaluation],
     epsilon: float | None,
 ) -> Cell:
-    (alpha, clients, seed, evaluation), private = point, variant.cls.private
-    content, public, source = (
-        data.fingerprint,
-        public_for(grid, variant, data, clients),
-        source_hash(variant.cls),
-    )
-    scheme = grid.division.model_dump(mode="json") | (
-        {"alpha": alpha} if grid.partition.uses_alpha else {}
-    )
-    # without an epsilon there is no budget to protect a unit with
-    noise = grid.privacy.noise if private else "seeded"
-    budget = (
-        None
-        if epsilon is None
-        else [
-            json_number(epsilon),
-            grid.delta,
-            grid.model_dump(include={"unit"})["unit"],
-            grid.trust,
-            noise,
-        ]
-    )
-    training = identity(
-        {
-            "algorithm": place_of(variant.cls),
-            "params": variant.params,
-            "dataset": content,
-            "partition": scheme,
-            "clients": clients,
-            "budget": budget,
-            "seed": seed,
-            "unseen": evaluation.unseen,
-            # a task holds it, so that an algorithm may use the evaluation's probe
-            "probe_c": evaluation.real_c,
-            "source": source,
-            # scores of held-out rows decide what is kept, and so does the code that computes them
-            **(
-                {
-                    "tuning": variant.tuning.model_dump(mode="json"),
-                    "code": harness_hash("evaluation"),
-                }
-                if variant.tuning
-                else {}
-            ),
-            **({} if public is None else {"public": public.fingerprint}),
-        }
-    )
-    return Cell(
-        cell_id=judged_id(training, evaluation),
-        training_id=training,
-        source=source,
+    alpha, clients, seed, evaluation = point
+    public = public_for(grid, variant, data, clients)
+    cell = Cell(
+        cell_id="",
+        source=source_hash(variant.cls),
         label=variant.label,
         algorithm=grid.algorithms[variant.entry].name,
         params=variant.params,
         dataset=spec,
-        dataset_hash=content,
+        dataset_hash=data.fingerprint,
         public=None if public is None else public.name,
         public_hash=None if public is None else public.fingerprint,
         public_licence=None if public is None else public.licence,
@@ -469,11 +423,56 @@ def _cell(
         unit=grid.unit_kind,
         unit_column=grid.unit_column,
         trust=grid.trust,
-        noise=noise,
+        # without an epsilon there is no budget to protect a unit with
+        noise=grid.privacy.noise if variant.cls.private else "seeded",
         seed=seed,
         evaluation=evaluation,
         tuning=variant.tuning,
     )
+    training = training_id_of(cell, place_of(variant.cls), harness_hash("evaluation"))
+    ids = {"cell_id": judged_id(training, evaluation), "training_id": training}
+    return cell.model_copy(update=ids)
+
+
+def training_id_of(cell: Cell, place: str, code: str) -> str:
+    """The id of a cell's training: of all that can change what is trained.
+
+    :mod:`fedsim.evidence.prove` computes it again from the record of a training.
+
+    Args:
+        cell: its own ids are not looked at; of a tuned cell the parameters of its space are its
+            first ones, whatever was chosen.
+        place: which class it is of, by :func:`fedsim.plugins.code_hash.place_of`.
+        code: hash of the code that evaluates, which decides the result of a search.
+    """
+    scheme = cell.partition.model_dump(mode="json")
+    if cell.partition.uses_alpha:
+        scheme["alpha"] = cell.alpha
+    unit = {"column": cell.unit_column} if cell.unit_column else cell.unit
+    budget = None
+    if cell.epsilon is not None:
+        budget = [json_number(cell.epsilon), cell.delta, unit, cell.trust, cell.noise]
+    facts = {
+        "algorithm": place,
+        "params": cell.params,
+        "dataset": cell.dataset_hash,
+        "partition": scheme,
+        "clients": cell.clients,
+        "budget": budget,
+        "seed": cell.seed,
+        "unseen": cell.evaluation.unseen,
+        # a task holds it, so that an algorithm may use the evaluation's probe
+        "probe_c": cell.evaluation.real_c,
+        "source": cell.source,
+    }
+    if cell.tuning is not None:
+        # scores of held-out rows decide what is kept, and so does the code that computes them
+        facts["params"] = {**cell.params, **cell.tuning.points[0]}
+        facts["tuning"] = cell.tuning.model_dump(mode="json")
+        facts["code"] = code
+    if cell.public_hash is not None:
+        facts["public"] = cell.public_hash
+    return identity(facts)
 
 
 def task_of(cell: Cell, data: Embeddings) -> Task:

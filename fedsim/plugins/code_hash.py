@@ -82,6 +82,15 @@ def place_of(cls: type) -> str:
     return f"{shown(file)}:{cls.__qualname__}"
 
 
+def places_of(cls: type) -> list[str]:
+    """Return all that :func:`place_of` may have called a class, in whichever working folder."""
+    file = _file_of(cls.__module__)
+    if file is None or is_shipped(cls) or INSTALLED & set(file.parts):
+        return [place_of(cls)]
+    paths = [file, *(file.relative_to(folder) for folder in file.parents)]
+    return [f"{path}:{cls.__qualname__}" for path in paths]
+
+
 def shown(file: str | Path) -> str:
     """A path, from the working folder where it lies below it."""
     path = Path(file)
