@@ -172,7 +172,8 @@ class DatasetSpec(BaseModel):
         size: of MedMNIST's sets, pixels.
         remap: of an ``npz`` file: number the labels 0 .. C-1 in sorted order.
         domains: of an ``imagefolder``: the folders at the top are domains (sites, scanners,
-            styles), with the classes' folders in each; the column ``domain``.
+            styles), with the classes' folders in each; the column ``domain``. Where folders at the
+            top hold the same folders, ``true`` or ``false`` has to be given.
         limit: keep at most so many training rows, a fixed stratified choice (of images also at most
             so many test rows); None keeps all.
         overlap: what to do with training rows that are test rows too: ``error``, ``drop`` them from
@@ -302,6 +303,11 @@ class DatasetSpec(BaseModel):
     def has_images(self) -> bool:
         """Whether an encoder embeds the data set."""
         return self.kind not in ("npz", "digits")
+
+    @property
+    def says_domains(self) -> bool:
+        """Whether ``domains`` was given, be it false, so that nobody has to guess."""
+        return "domains" in self.model_fields_set
 
     @property
     def overlap_policy(self) -> str:

@@ -496,6 +496,22 @@ def test_images_become_embeddings_that_a_grid_reads_and_truncated_ones_are_left_
     )
 
 
+@pytest.mark.parametrize("use", ["embed", "bench"])
+def test_folders_of_hospitals_need_the_key_domains(
+    pictures: Path, command: Command, use: str
+) -> None:
+    for place, hospital in enumerate(("hospital_a", "hospital_b")):
+        save_folder(pictures / "scans" / hospital, each=4, start=100 * place)
+    (pictures / "g.yaml").write_text(
+        "dataset: {imagefolder: scans}\nencoder: dino\nalgorithms: [dp-gaussian]\n"
+    )
+    embedding = ("embed", "imagefolder:scans", "dino", "scans.npz")
+    done = command(*(embedding if use == "embed" else ("bench", "g.yaml", "--dry-run")))
+    assert done.returncode == 2
+    assert "give `domains: true` beside `imagefolder`" in done.stderr
+    assert not (pictures / "scans.npz").exists()
+
+
 @pytest.mark.parametrize(
     ("wrong", "message"),
     [

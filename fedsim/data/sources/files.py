@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import io
 import os
+from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -26,14 +27,16 @@ if TYPE_CHECKING:
 
 
 def load_image_folder(
-    root: Path, name: str, *, domains: bool = False, public: bool = False
+    root: Path, name: str, *, domains: bool | None = None, public: bool = False
 ) -> ImageSet:
     """Read ``root/<class>/**/*.jpg``, or ``root/{train,validation,test}/<class>/**/*.jpg``; with
     ``domains`` the same in ``root/<domain>``.
 
-    Without train and test folders a fixed stratified quarter is for testing, of every domain.
-    Hidden files and other types are left out. Where a class has folders (of patients), the column
-    ``folder`` has the name of an image's. A ``public`` folder may hold images alone.
+    Where ``domains`` is None, folders at the top that hold the same folders are refused, since a
+    user has to say which of the two levels is the classes. Without train and test folders a fixed
+    stratified quarter is for testing, of every domain. Hidden files and other types are left out.
+    Where a class has folders (of patients), the column ``folder`` has the name of an image's. A
+    ``public`` folder may hold images alone.
     """
     where = str(root)
     if not os.path.isdir(root):  # unlike Path.is_dir, never raises
@@ -59,6 +62,7 @@ def load_image_folder(
         )
     paths: list[Path] = []
     rows: list[tuple[str, int, int, str]] = []
+    levels = Counter[tuple[str, ...]]()
     for place, top in enumerate(tops):
         for above, part in (parts[top] if published else {top: TRAIN}).items():
             for folder in _folders(above):
@@ -67,11 +71,10 @@ def load_image_folder(
                     what = f"class folder '{folder.relative_to(root)}' holds no image"
                     raise UserError(where, what, f"known: {', '.join(sorted(EXTENSIONS))}")
                 paths += images
-                inner = (
-                    path.relative_to(folder).parts[0] if path.parent != folder else ""
-                    for path in images
-                )
-                rows += [(folder.name, part, place, within) for within in inner]
+                for path in images:
+                    inner = path.relative_to(folder).parts[:-1]
+                    rows.append((folder.name, part, place, inner[0] if inner else ""))
+                    levels[folder.name, *inner] += 1
     if not rows:
         in_each = (
             "put the classes' folders into a folder a domain"
@@ -79,6 +82,8 @@ def load_image_folder(
             else "put every class into a folder of its own"
         )
         raise UserError(where, "holds no folders of classes", in_each)
+    if domains is None:
+        _check_classes_are_at_the_top(levels, where, published=published)
     called, given, tops_of, inner_of = map(np.array, zip(*rows, strict=True))
     names, y = np.unique(called, return_inverse=True)
     split = given.astype(np.int64)
@@ -99,6 +104,47 @@ def load_image_folder(
         columns,
         where,
     )
+
+
+def _check_classes_are_at_the_top(
+    levels: Counter[tuple[str, ...]], where: str, *, published: bool
+) -> None:
+    """Refuse folders of hospitals that each hold the same folders of classes.
+
+    The folders at the top would be taken for the classes, and a classifier would learn hospitals.
+    Classes that hold equal folders (of magnifications) look the same, so the user has to say it.
+
+    Args:
+        levels: the number of images by the folders that they are in, from a class folder down.
+        where: the folder of images, for the message.
+        published: whether the folders of a split stand above.
+    """
+    images = Counter[tuple[str, str]]()
+    for (top, *inner), count in levels.items():
+        second = next((name for name in inner if name.lower() not in WORDS), "")
+        images[top, second] += count
+    holders = Counter(second for _, second in images if second)
+    shared = sorted(second for second, tops in holders.items() if tops > 1)
+    tops = sorted({top for top, _ in images})
+    divided = {top for top, second in images if second}
+    alike = sum(count for (_, second), count in images.items() if second in shared)
+    if len(shared) < 2 or len(divided) < len(tops) or 2 * alike <= images.total():
+        return
+    named = _some(tops)
+    what = (
+        f"the folders {named} hold the same folders {_some(shared)}, so the classes seem to be the "
+        "folders within, and a classifier would learn the folders at the top"
+    )
+    move = "move train and test into each of them and " if published else ""
+    hint = (
+        f"if {named} are sites or scanners, {move}give `domains: true` beside `imagefolder`; "
+        "if they are the classes, give `domains: false`"
+    )
+    raise UserError(where, what, hint)
+
+
+def _some(names: Sequence[str], most: int = 5) -> str:
+    return ", ".join(names[:most]) + (", …" if len(names) > most else "")
 
 
 def _without_labels(name: str, images: ImageFiles, where: str) -> ImageSet:
@@ -169,7 +215,10 @@ def load_image_table(path: Path, name: str, *, public: bool = False) -> ImageSet
 
 READERS: dict[str, Callable[[DatasetSpec, bool], ImageSet]] = {
     "imagefolder": lambda spec, public: load_image_folder(
-        spec.path or Path(), spec.title, domains=spec.domains, public=public
+        spec.path or Path(),
+        spec.title,
+        domains=spec.domains if spec.says_domains else None,
+        public=public,
     ),
     "csv": lambda spec, public: load_image_table(spec.path or Path(), spec.title, public=public),
 }

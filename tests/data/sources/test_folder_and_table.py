@@ -1,9 +1,13 @@
+import re
+
 import numpy as np
 import pytest
 from pictures import save_folder
 
 from fedsim.data.images import decoded
 from fedsim.data.sources.files import load_image_folder, load_image_table
+from fedsim.data.sources.load import image_set
+from fedsim.data.spec import DatasetSpec
 from fedsim.data.split import TEST, TRAIN, VALIDATION
 from fedsim.errors import UserError
 
@@ -44,6 +48,74 @@ def test_the_folders_at_the_top_may_be_domains_each_with_test_rows_of_its_own(tm
         [1, 1, 1, 2],
     ]
     assert all(images.image_name(i).startswith(str(name)) for i, name in enumerate(domain))
+
+
+def save_hospitals(root, hospitals=("hospital_a", "hospital_b"), classes=("benign", "malignant")):
+    """``root/<hospital>/<class>/<n>.png``."""
+    for place, hospital in enumerate(hospitals):
+        save_folder(root / hospital, classes=classes, each=4, start=100 * place)
+    return root
+
+
+HOSPITALS_WITH_CLASSES = re.compile(
+    "the folders hospital_a, hospital_b hold the same folders benign, malignant, .* "
+    "give `domains: true` .* `domains: false`"
+)
+
+
+def test_folders_of_hospitals_are_not_taken_for_classes(tmp_path):
+    save_hospitals(tmp_path / "scans")
+    with pytest.raises(UserError, match=HOSPITALS_WITH_CLASSES):
+        load_image_folder(tmp_path / "scans", "scans")
+
+
+def test_hospitals_that_lack_a_class_are_noticed_too(tmp_path):
+    root = save_hospitals(tmp_path / "scans")
+    save_folder(root / "hospital_c", classes=("benign",), start=300)
+    with pytest.raises(UserError, match=r"hospital_c hold the same folders .*`domains: true`"):
+        load_image_folder(root, "scans")
+
+
+def test_hospitals_with_a_split_of_their_own_are_noticed_too(tmp_path):
+    for place, part in enumerate(("train", "test")):
+        for hospital in ("hospital_a", "hospital_b"):
+            classes = ("benign", "malignant")
+            save_folder(tmp_path / "scans" / hospital / part, classes=classes, start=200 * place)
+    with pytest.raises(UserError, match=HOSPITALS_WITH_CLASSES):
+        load_image_folder(tmp_path / "scans", "scans")
+
+
+def test_hospitals_below_a_split_are_told_where_it_goes(tmp_path):
+    for part in ("train", "test"):
+        save_hospitals(tmp_path / "scans" / part)
+    with pytest.raises(UserError, match=r"train and test into each .* `domains: true`"):
+        load_image_folder(tmp_path / "scans", "scans")
+
+
+def test_classes_with_equal_folders_load_where_that_is_said(tmp_path):
+    root = save_hospitals(tmp_path / "scans")
+    spec = DatasetSpec.model_validate({"imagefolder": root, "domains": False})
+    assert image_set(spec).class_names == ("hospital_a", "hospital_b")
+    with pytest.raises(UserError, match="`domains: true`"):
+        image_set(DatasetSpec(imagefolder=root))
+
+
+def test_folders_of_patients_within_classes_still_load(tmp_path):
+    for place, name in enumerate(("benign", "malignant")):
+        patients = tuple(f"patient_{n}" for n in range(3 * place, 3 * place + 4))  # one has both
+        save_folder(tmp_path / "scans" / name, classes=patients, each=4, start=100 * place)
+    images = load_image_folder(tmp_path / "scans", "scans")
+    assert images.class_names == ("benign", "malignant")
+
+
+def test_one_folder_that_classes_share_still_loads(tmp_path):
+    save_hospitals(tmp_path / "breast", ("benign", "malignant"), ("SOB",))
+    assert load_image_folder(tmp_path / "breast", "breast").class_names == ("benign", "malignant")
+
+
+def test_a_split_within_each_class_is_no_class(tmp_path):
+    save_hospitals(tmp_path / "scans", ("benign", "malignant"), ("train", "test"))
+    assert load_image_folder(tmp_path / "scans", "scans").class_names == ("benign", "malignant")
 
 
 def table(folder, lines=None, head="path,label,site,age"):
