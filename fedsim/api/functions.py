@@ -63,7 +63,7 @@ def bench(
     Args:
         grid: a grid file (YAML); in Python also a mapping as one has it, whose paths are relative
             to the working folder.
-        out: the run folder; default: ``runs/<name of the grid>``.
+        out: the run folder, new, empty or of an earlier bench; default: ``runs/<name of the grid>``.
         set: replace a value of the grid, as often as needed: ``alpha=[0.3]``,
             ``resources.device=cpu``; in Python also a mapping.
         algorithms: more methods: names, mappings of ``name``, ``params`` and ``label``, or classes;

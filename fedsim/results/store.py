@@ -33,6 +33,8 @@ _KEYS: dict[Kind, dict[str, Any]] = {
     },
     "rounds": {"training_id": str, "round": int},
 }
+HOLDER = "fedsim, process "
+"""How the lock of a run folder begins; the process's number follows."""
 RESTORE = "restore it or run the grid again in a new folder"
 """What helps where a file of a run folder is damaged."""
 KINDS: dict[Kind, type[BaseModel]] = {
@@ -101,6 +103,42 @@ class RunFolder:
         if not self.manifest.exists():
             raise UserError(str(self.manifest), "cannot be read (no such file)", RESTORE)
 
+    def check_own(self) -> None:
+        """Check that nobody else's files are here, which a bench would replace or mix with its own.
+
+        A folder is a bench's own if it is new or empty, if its manifest is one that fedsim wrote,
+        or if it holds no more than a bench leaves that ended before its first manifest.
+
+        Raises:
+            UserError: the folder holds other files.
+        """
+        if not os.path.isdir(self.path) or self._has_manifest():
+            return
+        others = sorted(path.name for path in self.path.iterdir() if not self._precedes(path))
+        if others:
+            more = ", …" if len(others) > 3 else ""
+            raise UserError(
+                str(self.path),
+                "is not empty and has no manifest of a fedsim run (it holds "
+                f"{', '.join(others[:3])}{more})",
+                "give a new or empty folder with `out`",
+            )
+
+    def _has_manifest(self) -> bool:
+        """Whether there is a manifest with fedsim's version, as every fedsim has written it."""
+        try:
+            return "fedsim" in load(self.manifest.read_bytes())["versions"]
+        except (OSError, ValueError, LookupError, TypeError):
+            return False
+
+    def _precedes(self, path: Path) -> bool:
+        """Whether a file may be there before a manifest: the lock, half a manifest, an audit."""
+        if path == self.lock:
+            text = path.read_text(errors="replace") if path.is_file() else "no file"
+            return not text or text.startswith(HOLDER)
+        half = path.name.startswith(f".{self.manifest.name}.") and path.suffix == ".part"
+        return half or path == self.lines("pairs")
+
 
 class ResultStore:
     """The append-only files of one run folder: a line for every result of a job.
@@ -136,7 +174,7 @@ class ResultStore:
             self._held = file
             try:
                 file.truncate(0)
-                file.write(f"fedsim, process {os.getpid()},")
+                file.write(f"{HOLDER}{os.getpid()},")
                 file.flush()
                 yield self
             except OSError as error:
@@ -154,8 +192,8 @@ class ResultStore:
                 self._held = None
 
     def check_free(self) -> None:
-        """Check, without making anything, that the folder's path can be written down and no other
-        fedsim holds it.
+        """Check, without making anything, that the folder's path can be written down, that no other
+        fedsim holds it, and that nobody else's files are in it.
         """
         if encodable(path := str(self.folder.path.absolute())) != path:
             raise UserError(
@@ -166,6 +204,7 @@ class ResultStore:
         if self._held is None and os.path.isfile(self.folder.lock):
             with suppress(PermissionError), self.folder.lock.open() as file:
                 self._take(file)
+        self.folder.check_own()
 
     def _take(self, file: IO[str]) -> None:
         try:

@@ -38,7 +38,7 @@ from fedsim.runs.jobs import (
     has_checked,
     references_of,
 )
-from fedsim.runs.manifest import kept_entries, prepared_again, write_manifest
+from fedsim.runs.manifest import earlier_entries, prepared_again, write_manifest
 from fedsim.runs.plan_view import show_warnings, time_left
 from fedsim.runs.prepare import Prepared, label_matrices
 from fedsim.runs.scheduler import Scheduler
@@ -108,6 +108,7 @@ def run_bench(
         from fedsim.evidence.audit.audit import audits_of
 
         audits = audits_of(prepared.grid, prepared.grid.audit, prepared.trials)
+    store.check_free()
     with store.lock():
         lines = read_results(folder)
         sources = {
@@ -131,12 +132,21 @@ def run_bench(
         run = RunContext(prepared, store, Display(console, len(bare), ended))
         jobs = list(missing_jobs(run, audits, lines, retry_failed=retry_failed))
         _discard_checkpoints(run, lines)
-        kept = kept_entries(prepared, lines)
+        kept, dropped = earlier_entries(prepared, lines)
         if kept:
             print_line(
                 console,
                 f"the page goes on showing {counted(len(kept), 'cell')} of an earlier grid "
                 "of this data and evaluation",
+            )
+        if dropped:
+            print_line(
+                console,
+                f"the page no longer shows {counted(len(dropped), 'cell')} of an earlier grid "
+                "(of other data, parameters, privacy or evaluation, or not ok). Their results stay "
+                f"in {folder}, and the page shows them again when you run that grid here; with a "
+                "folder for each grid both pages stay",
+                "yellow",
             )
         write_manifest(store.folder, prepared, entries_of(run), kept)
         drawn = [

@@ -116,11 +116,13 @@ def write_manifest(
         part.write_text(json.dumps(manifest, indent=2) + "\n", encoding="utf-8")
 
 
-def kept_entries(prepared: Prepared, lines: RunResults) -> list[Entry]:
-    """Cells that are ok, that the folder's page showed and this grid does not make, of its data and
-    evaluation and of today's code.
+def earlier_entries(prepared: Prepared, lines: RunResults) -> tuple[list[Entry], list[Entry]]:
+    """The cells that the folder's page showed and this grid does not make.
 
-    Those of a label that the grid has are kept with its parameters alone.
+    Returns:
+        Those that the page goes on showing: they are ok, of the grid's data and evaluation and of
+        today's code; those of a label that the grid has are kept with its parameters alone. Then
+        those that it no longer shows, without those that older code of the grid's methods made.
     """
     cells = [trial.cell for trial in prepared.trials]
     ids, evaluations = {cell.cell_id for cell in cells}, {cell.evaluation for cell in cells}
@@ -131,9 +133,11 @@ def kept_entries(prepared: Prepared, lines: RunResults) -> list[Entry]:
         facts = cell.model_dump(mode="json")
         alike.add(_facts(facts, ALIKE))
         methods[cell.label] = _facts(facts, METHOD)
+    todays = dict(sources)
     kept = []
+    dropped = []
     for entry in lines.entries:
-        if entry.cell_id in ids or (row := lines.row(entry)) is None or row.status != "ok":
+        if entry.cell_id in ids or (row := lines.row(entry)) is None:
             continue
         of = lines.trainings[entry.training_id]["cell"]
         name = of["algorithm"]
@@ -145,11 +149,14 @@ def kept_entries(prepared: Prepared, lines: RunResults) -> list[Entry]:
             and methods.get(entry.label, method) == method
             and of["source"] == sources[name]
         )
-        if same and entry.cell_id in {
+        judged_alike = entry.cell_id in {
             judged_id(entry.training_id, evaluation) for evaluation in evaluations
-        }:
+        }
+        if row.status == "ok" and same and judged_alike:
             kept.append(entry)
-    return kept
+        elif of["source"] == todays.get(of["algorithm"], of["source"]):
+            dropped.append(entry)
+    return kept, dropped
 
 
 def _facts(cell: Mapping[str, Any], names: Sequence[str]) -> str:

@@ -193,6 +193,62 @@ def test_a_grid_of_many_cells_is_resolved_once_it_is_confirmed_and_a_folder_in_u
         )
 
 
+USERS_FILES = {"report.html": "<p>mine</p>", "manifest.json": '{"name": "my web page"}'}
+"""Files of a user that have the names of a run folder's."""
+
+
+def quick_grid(folder: Path) -> Path:
+    """The file of a grid with one short cell, called ``g``."""
+    path = folder / "g.yaml"
+    path.write_text(json.dumps(SMALL | {"algorithms": ["dp-gaussian"]}))
+    return path
+
+
+def save_users_files(folder: Path) -> None:
+    """Write :data:`USERS_FILES`."""
+    folder.mkdir(parents=True)
+    for name, text in USERS_FILES.items():
+        (folder / name).write_text(text)
+
+
+@pytest.mark.parametrize("options", [(), ("--out", "mine")])
+def test_a_users_own_files_are_not_overwritten(
+    folder: Path, command: Command, options: tuple[str, ...]
+) -> None:
+    quick_grid(folder)
+    users_folder = folder / (options[-1] if options else "runs/g")
+    save_users_files(users_folder)
+    done = command("bench", "g.yaml", "--in-process", *options)
+    assert done.returncode == 2
+    assert "is not empty and has no manifest of a fedsim run" in done.stderr
+    assert "with --out" in done.stderr
+    assert {path.name: path.read_text() for path in users_folder.iterdir()} == USERS_FILES
+
+
+def test_a_dry_run_in_a_users_folder_writes_nothing(folder: Path, command: Command) -> None:
+    quick_grid(folder)
+    save_users_files(folder / "runs/g")
+    assert command("bench", "g.yaml", "--dry-run").returncode == 0
+    assert {path.name: path.read_text() for path in (folder / "runs/g").iterdir()} == USERS_FILES
+
+
+def test_a_bench_that_ended_before_its_manifest_goes_on(
+    folder: Path, command: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    quick_grid(folder)
+
+    def interrupted(*given: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr("fedsim.runs.bench.write_manifest", interrupted)
+        assert command("bench", "g.yaml", "--in-process").returncode == 130
+    assert [path.name for path in (folder / "runs/g").iterdir()] == [".lock"]
+    (folder / "runs/g/.manifest.json.4242.part").write_text('{"format')
+    assert command("bench", "g.yaml", "--in-process").returncode == 0
+    assert (folder / "runs/g/report.html").exists()
+
+
 def test_a_dry_run_has_cells_noise_partitions_memory_and_time_and_writes_nothing(
     folder: Path, command: Command
 ) -> None:

@@ -14,7 +14,7 @@ from rich.console import Console
 from rows import values_of
 
 import fedsim
-from fedsim.errors import PluginError
+from fedsim.errors import PluginError, UserError
 from fedsim.grid.models import Grid
 from fedsim.interrupts import INTERRUPTED
 from fedsim.results.columns import Row
@@ -84,6 +84,29 @@ def test_a_look_at_a_part_keeps_the_page_and_its_map_and_what_is_of_another_kind
     assert len(bench(small_grid("dp-gaussian", epsilon=4.0, delta=1e-5)).rows) == 1
 
 
+def test_a_grid_of_other_data_says_what_becomes_of_the_page(bench: Bench) -> None:
+    first = bench(small_grid("dp-gaussian", "dp-linear"))
+    assert "no longer shows" not in first.output
+    other = bench(small_grid("dp-gaussian", dataset={"name": "digits", "limit": 150}))
+    said = other.output.partition("no longer shows")[2].splitlines()[0]
+    assert said.startswith(" 2 cells of an earlier grid")
+    assert str(first.folder) in said
+    assert len(other.rows) == 1
+    again = bench(small_grid("dp-gaussian", "dp-linear"))
+    assert "all 2 cells are finished" in again.output
+    assert by_cell(again.rows) == by_cell(first.rows)
+
+
+def test_a_bench_itself_refuses_a_folder_of_a_user(bench: Bench, tmp_path: Path) -> None:
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "report.html").write_text("mine")
+    with pytest.raises(
+        UserError, match=r"has no manifest of a fedsim run \(it holds report.html\)"
+    ):
+        bench(small_grid("dp-gaussian"))
+    assert [path.name for path in (tmp_path / "run").iterdir()] == ["report.html"]
+
+
 def test_a_failed_reference_leaves_no_line_and_is_computed_by_the_same_command(
     bench: Bench, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -121,6 +144,9 @@ def test_a_bench_that_dies_after_a_training_leaves_no_checkpoint_of_it_which_may
     )
     checkpoint.parent.mkdir(parents=True)
     checkpoint.write_bytes(b"of an earlier start")
+    (tmp_path / "run" / "manifest.json").write_text(
+        '{"format": 3, "versions": {"fedsim": "0.3.0"}}'
+    )
     append = ResultStore.append
 
     def append_and_die(store: ResultStore, kind: Kind, lines: Any) -> None:
@@ -205,6 +231,7 @@ def test_an_edit_runs_the_cells_anew_and_leaves_the_old_rows_out(
         bench, plugins, changed("self.params.beta * unit", "3 * self.params.beta * unit"), grid
     )
     assert "left out: 2 rows of older code" in other.output
+    assert "no longer shows" not in other.output
     drawn = other.rows
     assert len(read_results(other.folder).every_row()) == 6
     old = {row.cell_id for row in rows if row.label == "my-method"}
