@@ -63,7 +63,8 @@ def bench(
     Args:
         grid: a grid file (YAML); in Python also a mapping as one has it, whose paths are relative
             to the working folder.
-        out: the run folder, new, empty or of an earlier bench; default: ``runs/<name of the grid>``.
+        out: the run folder, new, empty or of an earlier bench; default:
+            ``runs/<name of the grid>``.
         set: replace a value of the grid, as often as needed: ``alpha=[0.3]``,
             ``resources.device=cpu``; in Python also a mapping.
         algorithms: more methods: names, mappings of ``name``, ``params`` and ``label``, or classes;
@@ -441,7 +442,8 @@ def embed(
 ) -> str:
     """Turn images into embeddings, a file that grids take.
 
-    Interrupted, the same command continues where it stopped.
+    Every row is scaled to L2 norm 1, as a grid does, so that a classifier of synthetic rows may
+    predict it. Interrupted, the same command continues where it stopped.
 
     Args:
         dataset: as in a grid: ``medmnist:organsmnist``, ``imagefolder:PATH``, ``csv:PATH``, or a
@@ -457,7 +459,7 @@ def embed(
     Raises:
         UserError: the data set, the encoder or the file is not valid.
     """
-    from fedsim.data.arrays import check_target
+    from fedsim.data.arrays import UNIT_NORM, check_target
     from fedsim.data.encode import EmbedJob
     from fedsim.data.encode import embed as embedded
     from fedsim.data.encoder import locate
@@ -493,6 +495,6 @@ def embed(
         f", {len(made.manifest['skipped'])} bad images left out" if made.manifest["skipped"] else ""
     )
     return (
-        f"{out}: {rows} embeddings of {dim} dimensions{skipped}; manifest: "
-        f"{out.with_suffix('.json')}"
+        f"{out}: {rows} embeddings of {dim} dimensions{skipped}; {UNIT_NORM}; "
+        f"manifest: {out.with_suffix('.json')}"
     )

@@ -320,7 +320,8 @@ class Run(Printed):
     ) -> str:
         """Draw synthetic embeddings from a generator.
 
-        It costs no privacy.
+        It costs no privacy. Their scale is that of real rows of L2 norm 1, as ``embed`` writes
+        them, and none is longer than 1.2: scale real rows to norm 1 before you compare.
 
         Args:
             out: the file of embeddings; with format hf the folder, new or empty.
@@ -337,6 +338,7 @@ class Run(Printed):
         if per_class < 1:
             raise UserError("per_class", f"must be at least 1, got {per_class}")
         from fedsim.results.columns import large_deltas
+        from fedsim.results.generators import SCALE
 
         generator = self.generator(cell, synthesis)
         if format == "hf":
@@ -356,6 +358,7 @@ class Run(Printed):
         ]
         warnings = large_deltas([generator.facts.row], published=True)
         lines += [f"warning: {text}" for text in warnings]
+        lines.append(f"scale: {SCALE}")
         lines += (
             []
             if generator.vouched
@@ -370,7 +373,7 @@ class Run(Printed):
         """Write a generator that may leave the simulation.
 
         It leaves under its ε, as two files; it needs secret noise, and a claim that is proved, or
-        stated and checked.
+        stated and checked. The scale of its rows is that of real rows of L2 norm 1.
 
         Args:
             out: the folder of the package: tensors, and the facts about them.
@@ -380,7 +383,7 @@ class Run(Printed):
             UserError: there is no such generator, or it may not leave.
         """
         from fedsim.evidence.prove import proofs_of
-        from fedsim.results.generators import TO_LEAVE, held_back
+        from fedsim.results.generators import SCALE, TO_LEAVE, held_back
 
         rows = [row for row in self._results.every_row() if row.yields == "generator"]
         whys = Counter(held_back(row, row.noise) for row in rows)
@@ -404,7 +407,7 @@ class Run(Printed):
         assert facts.plan is not None
         return (
             f"{path}: {facts.cell.label}, ε = {facts.plan.epsilon_target:g} at δ = "
-            f"{facts.plan.delta:g}, claim {facts.plan.claim}"
+            f"{facts.plan.delta:g}, claim {facts.plan.claim}\nscale of its rows: {SCALE}"
         )
 
     def statement(self, *, cell: str | None = None) -> str:

@@ -22,6 +22,8 @@ from fedsim.files import replaced, unread
 Arrays = dict[str, NDArray[Any]]
 MANIFEST = "manifest"
 """The array that holds the manifest, a JSON text."""
+UNIT_NORM = "every row has L2 norm 1"
+"""What the manifest says under ``scale`` of embeddings that are scaled as a grid scales them."""
 
 
 class BadArrays(Exception):

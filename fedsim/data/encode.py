@@ -29,8 +29,15 @@ from rich.progress import Progress
 from torch import Tensor
 
 from fedsim import __version__
-from fedsim.data.arrays import BadArrays, read_arrays, read_manifest, write_npz, write_sidecar
-from fedsim.data.embeddings import Embeddings
+from fedsim.data.arrays import (
+    UNIT_NORM,
+    BadArrays,
+    read_arrays,
+    read_manifest,
+    write_npz,
+    write_sidecar,
+)
+from fedsim.data.embeddings import Embeddings, unit_norm
 from fedsim.data.encoder import EncoderFiles, ImageEncoder, locate
 from fedsim.data.images import BadImage, ImageSet, Source, decoded
 from fedsim.data.spec import EncoderSpec
@@ -98,23 +105,30 @@ class EmbedJob:
 
 @dataclass(frozen=True, eq=False)
 class Embedded:
-    """The embeddings ``[n, d]`` of the images that could be decoded, and how they came to be."""
+    """The embeddings ``[n, d]`` of the images that could be decoded, and how they came to be.
+
+    They have the encoder's own scale, as the cache has them.
+    """
 
     images: ImageSet
     x: NDArray[np.floating]
     manifest: Mapping[str, Any]
 
     def save(self, out: Path) -> None:
-        """Write an ``.npz`` file that a grid can read, with its manifest readable beside it."""
+        """Write an ``.npz`` file that a grid can read, with its manifest readable beside it.
+
+        Its rows have unit norm, in float32: exactly the rows on which a grid trains and evaluates.
+        """
         images = self.images
+        manifest = {**self.manifest, "scale": UNIT_NORM}
         own = {
-            "x": self.x,
+            "x": unit_norm(self.x.astype(np.float32)),
             "y": images.y,
             "split": images.split,
             "class_names": np.array(images.class_names),
         }
-        write_npz(out, {**own, **images.columns}, self.manifest)
-        write_sidecar(out, self.manifest)
+        write_npz(out, {**own, **images.columns}, manifest)
+        write_sidecar(out, manifest)
 
 
 def cached_embeddings(

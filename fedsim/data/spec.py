@@ -76,7 +76,7 @@ class EncoderSpec(BaseModel):
             newest of another.
         pool: of tokens: the class token, the mean of the patch tokens, or both side by side. A map
             ``[n, c, h, w]`` is averaged.
-        dtype: of the stored embeddings.
+        dtype: of the embeddings in the cache.
         views: an embedding is the mean over so many fixed flips and crops of its image; the first
             is the image as it is.
     """

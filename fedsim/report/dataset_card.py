@@ -20,7 +20,7 @@ from fedsim.files import replaced
 from fedsim.plugins.registry import lookup
 from fedsim.report.statement import statements
 from fedsim.report.tables import markdown_text
-from fedsim.results.generators import SavedGenerator
+from fedsim.results.generators import SCALE, SavedGenerator
 
 DATA_FILE = "data/train-00000-of-00001.parquet"
 LICENCE_IDS = {
@@ -127,6 +127,8 @@ def _card(
 ({class_names}), {manifest["per_class"]} a class, drawn from a generator trained by \
 {text(cell.label)} on {data_name}, held by {cell.clients} clients. \
 They are draws of a model, and no rows of that data set.
+
+Their scale is {SCALE}: scale real embeddings to norm 1 before you put them beside these.
 
 ## Privacy
 

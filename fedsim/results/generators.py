@@ -30,7 +30,7 @@ from fedsim.files import replaced
 from fedsim.grid.models import Cell
 from fedsim.json_lines import decode, encode, plain, plain_json, reasons
 from fedsim.methods.messages import Task, Tensors
-from fedsim.methods.products import Generator, is_classifier, is_personal, own
+from fedsim.methods.products import LONGEST, Generator, is_classifier, is_personal, own
 from fedsim.plugins.claims import may_leave
 from fedsim.plugins.registry import check_installed, lookup
 from fedsim.privacy.plan import PrivacyPlan
@@ -73,6 +73,8 @@ PUBLIC_COLUMNS = (
     *("mechanisms", "tuning", "selection", "noise_at", "counted_by", "chance"),
 )
 """The columns of a row that are no exact function of private data."""
+SCALE = f"that of real rows of L2 norm 1; no synthetic row is longer than {LONGEST}"
+"""The scale of synthetic rows, as manifests and commands say it."""
 TO_LEAVE = (
     "a generator may leave under privacy: {noise: secret}, a finite epsilon, and a claim "
     "that is proved, or stated and checked"
@@ -170,6 +172,9 @@ class SavedGenerator:
     def sample(self, labels: ArrayLike, seed: int | None = None) -> NDArray[np.float32]:
         """Synthetic embeddings ``[n, d]`` for labels ``[n]`` in 0 .. C-1.
 
+        Their scale is that of real rows of L2 norm 1, as ``fedsim embed`` writes them; none is
+        longer than 1.2.
+
         Args:
             labels: one per row.
             seed: of the draw; default: the cell's.
@@ -224,6 +229,7 @@ class SavedGenerator:
             "noise": self.facts.cell.noise,
             "synthesis": self.synthesis,
             "per_class": per_class,
+            "scale": SCALE,
             "seed": self._seeds(seed).root,
             "class_names": list(self.facts.class_names),
             "versions": self.facts.versions,

@@ -19,9 +19,12 @@ from benches import PATIENCE, Done, Ran, interruptible
 from cells import SHIPPED, SMALL, small_grid
 from pictures import save_encoder, save_folder
 from plug_ins import GOOD, changed, write
+from sklearn.linear_model import LogisticRegression
 
 import fedsim
 from fedsim.api.describe import Catalogue, describe
+from fedsim.data.sources.load import load
+from fedsim.data.spec import DatasetSpec
 from fedsim.errors import PluginError
 from fedsim.grid.read import load_grid
 from fedsim.plugins.registry import lookup
@@ -535,7 +538,8 @@ def test_images_become_embeddings_that_a_grid_reads_and_truncated_ones_are_left_
         done.stderr
     )
     with np.load(pictures / "pets.npz") as held:
-        assert (held["x"].shape, held["x"].dtype) == ((24, 16), np.float16)
+        assert held["x"].shape == (24, 16)
+        np.testing.assert_allclose(np.linalg.norm(held["x"], axis=1), 1, atol=1e-6)
     plan: Any = fedsim.bench(
         {"algorithms": ["dp-gaussian"], "dataset": {"npz": "pets.npz"}, "clients": 2}, dry_run=True
     )
@@ -550,6 +554,35 @@ def test_images_become_embeddings_that_a_grid_reads_and_truncated_ones_are_left_
         "23 embeddings of 16 dimensions, 1 bad images left out"
         in command("embed", *options, "--skip-bad").stdout
     )
+
+
+def test_synthetic_rows_serve_for_embedded_images_as_in_the_grid(
+    pictures: Path, command: Command
+) -> None:
+    save_folder(pictures / "many", each=60)
+    assert command("embed", "imagefolder:many", "dino", "many.npz").returncode == 0
+    images = {"imagefolder": "many", "encoder": "dino"}
+    run = fedsim.bench(
+        {"algorithms": ["dp-gaussian"], "dataset": images, "clients": 2, "epsilon": math.inf},
+        in_process=True,
+    )
+    assert isinstance(run, fedsim.Run)
+    run.synth(pictures / "synth.npz", per_class=500)
+    with np.load("synth.npz") as synthetic, np.load("many.npz") as real:
+        classifier = LogisticRegression(max_iter=1000).fit(synthetic["x"], synthetic["y"])
+        tested = real["split"] == 2
+        on_embedded_rows = classifier.score(real["x"][tested], real["y"][tested])
+    in_grid = load(DatasetSpec.model_validate(images))
+    on_grids_rows = classifier.score(in_grid.x_test, in_grid.y_test)
+    assert on_embedded_rows == pytest.approx(on_grids_rows, abs=0.01)
+
+
+def test_a_file_of_embeddings_and_its_command_say_the_scale(
+    pictures: Path, command: Command
+) -> None:
+    done = command("embed", "imagefolder:pets", "dino", "pets.npz")
+    assert "every row has L2 norm 1" in done.stdout
+    assert json.loads((pictures / "pets.json").read_text())["scale"] == "every row has L2 norm 1"
 
 
 @pytest.mark.parametrize("use", ["embed", "bench"])

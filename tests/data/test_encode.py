@@ -11,12 +11,14 @@ import pytest
 from pictures import save_encoder, save_folder
 from rich.console import Console
 
-from fedsim.data.arrays import check_target
+from fedsim.data.arrays import UNIT_NORM, check_target, read_arrays, write_npz
+from fedsim.data.embeddings import unit_norm
 from fedsim.data.encode import EmbedJob, cached_embeddings, embed
 from fedsim.data.encoder import ImageEncoder, locate, views_of
 from fedsim.data.images import ImageSet, decoded
 from fedsim.data.sources.files import load_image_folder
-from fedsim.data.sources.load import load_embedding_file
+from fedsim.data.sources.load import load
+from fedsim.data.spec import DatasetSpec
 from fedsim.errors import UserError
 
 CONSOLE = Console(file=io.StringIO())
@@ -63,8 +65,7 @@ def test_the_file_holds_what_a_bare_loop_over_the_images_gives(tmp_path, pets, e
     made = embed(job(pets, encoder), CONSOLE)
     made.save(tmp_path / "out/pets.npz")
     held = np.load(tmp_path / "out/pets.npz")
-    np.testing.assert_allclose(held["x"], bare(pets, encoder), atol=1e-5)
-    assert held["x"].dtype == np.float32
+    np.testing.assert_allclose(held["x"], unit_norm(bare(pets, encoder).numpy()), atol=1e-5)
     for name, values in (
         ("y", pets.y),
         ("split", pets.split),
@@ -79,8 +80,34 @@ def test_the_file_holds_what_a_bare_loop_over_the_images_gives(tmp_path, pets, e
         [24, 16],
     )
     assert pets.images.decoded == Counter(range(24)) + Counter(range(24)), "by the loop, and once"
-    data = cached_embeddings(pets, encoder, "pets", skip_bad=False)
-    assert load_embedding_file(tmp_path / "out/pets.npz", "pets").fingerprint == data.fingerprint
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float16"])
+def test_a_grid_reads_the_file_as_the_images_to_the_last_bit(tmp_path, pets, encoder, dtype):
+    made = embed(job(pets, encoder, dtype=dtype), CONSOLE)
+    made.save(tmp_path / "pets.npz")
+    spec = encoder.model_copy(update={"dtype": dtype})
+    images = cached_embeddings(pets, spec, "pets", skip_bad=False)
+    of_file = load(DatasetSpec(npz=tmp_path / "pets.npz"))
+    np.testing.assert_array_equal(of_file.x_train, unit_norm(images.x_train))
+    np.testing.assert_array_equal(of_file.x_test, unit_norm(images.x_test))
+
+
+def test_a_file_written_with_the_encoders_scale_is_the_same_data(tmp_path, pets, encoder):
+    made = embed(job(pets, encoder), CONSOLE)
+    made.save(tmp_path / "new.npz")
+    arrays = read_arrays(tmp_path / "new.npz")
+    write_npz(tmp_path / "old.npz", {**arrays, "x": made.x}, made.manifest)
+    new, old = (load(DatasetSpec(npz=tmp_path / f"{age}.npz")) for age in ("new", "old"))
+    assert new.fingerprint == old.fingerprint
+
+
+def test_rows_that_belie_their_manifest_are_scaled(tmp_path, pets, encoder):
+    made = embed(job(pets, encoder), CONSOLE)
+    arrays = {"x": made.x, "y": pets.y, "split": pets.split}
+    write_npz(tmp_path / "pets.npz", arrays, {**made.manifest, "scale": UNIT_NORM})
+    norms = np.linalg.norm(load(DatasetSpec(npz=tmp_path / "pets.npz")).x_train, axis=1)
+    np.testing.assert_allclose(norms, 1, atol=1e-6)
 
 
 def test_a_view_is_a_fixed_flip_or_crop_and_an_embedding_the_mean_over_them(pets, encoder):

@@ -49,6 +49,7 @@ def test_the_card_says_what_is_protected_by_what_budget_and_what_is_not_covered(
     )
     assert "differential-privacy" in front["tags"]
     assert "50 synthetic embeddings of 64 dimensions and 10 classes" in card
+    assert "scale real embeddings to norm 1 before you put them beside these" in card
     assert re.search(r"\*\*budget\*\*: ε = 3\.9\d* \(target 4\) at δ = 0\.0001", card)
     assert "**claim**: proved: (ε, δ) is a theorem for this method" in card
     assert "### Not covered\n\n- a person with several rows" in card

@@ -269,8 +269,11 @@ def test_a_package_is_written_and_drawn_from_by_commands(tmp_path, package, rele
     done = command("release", str(package.with_name("run")), "--out", str(tmp_path / "again"))
     assert done.returncode == 0, done.stderr
     assert "dp-gaussian, ε = 4 at δ = 0.0001, claim proved" in " ".join(done.stdout.split())
+    assert "that of real rows of L2 norm 1; no synthetic row is longer than 1.2" in done.stdout
     done = command("synth", str(tmp_path / "again"), "--out", str(tmp_path / "s.npz"))
     assert done.returncode == 0, done.stderr
+    assert "that of real rows of L2 norm 1; no synthetic row is longer than 1.2" in done.stdout
+    assert json.loads((tmp_path / "s.json").read_text())["scale"] in done.stdout
     assert "no results of a run are here to vouch for it" in " ".join(done.stdout.split())
     for arguments in (["--seed", "-1"], ["--seed", str(2**64)], ["--per-class", "0"]):
         done = command("synth", str(package), "--out", str(tmp_path / "s.npz"), *arguments)

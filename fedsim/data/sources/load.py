@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from fedsim.data.arrays import BadArrays, read_arrays
+from fedsim.data.arrays import UNIT_NORM, BadArrays, read_arrays, read_manifest
 from fedsim.data.embeddings import Embeddings, PublicRows, row_digests, unit_norm
 from fedsim.data.images import ImageSet, content_hash, overlapping
 from fedsim.data.sources.files import READERS
@@ -24,6 +24,9 @@ from fedsim.data.split import (
     stratified_rows,
 )
 from fedsim.errors import UserError, at, nearest
+
+ROUNDING = 3e-7
+"""How far from 1 rounding leaves the norms of rows that were scaled to it, at most."""
 
 
 def _images(spec: DatasetSpec, public: bool) -> ImageSet:
@@ -55,7 +58,28 @@ def load(spec: DatasetSpec, *, public: bool = False) -> Embeddings:
         data = cached_embeddings(
             image_set(spec, public=public), spec.encoder, spec.display, skip_bad=spec.skip_bad
         )
+    if not spec.has_images and _is_scaled(spec, data):
+        return data
     return replace(data, x_train=unit_norm(data.x_train), x_test=unit_norm(data.x_test))
+
+
+def _is_scaled(spec: DatasetSpec, data: Embeddings) -> bool:
+    """Whether a file's rows have unit norm: its manifest says so, and it is true.
+
+    To scale them once more would change their last bits: a file that ``fedsim embed`` wrote would
+    be another data set than the images that it was made of. Rows of a file without a manifest are
+    always scaled, as they have been.
+    """
+    manifest = None if spec.path is None else read_manifest(spec.path)
+    if manifest is None or manifest.get("scale") != UNIT_NORM:
+        return False
+    return _has_unit_norm(data.x_train) and _has_unit_norm(data.x_test)
+
+
+def _has_unit_norm(x: NDArray[np.float32]) -> bool:
+    """Whether every row ``[n, d]`` that is not zero has norm 1 but for :data:`ROUNDING`."""
+    norms = np.sqrt(np.square(x, dtype=np.float64).sum(axis=1))
+    return bool((np.abs(norms - 1) <= ROUNDING)[norms > 0].all())
 
 
 def load_public(spec: DatasetSpec) -> PublicRows:
