@@ -466,6 +466,18 @@ class Grid(_Model):
         """The context of a validation says where the values came from."""
         self._source = context or Origin()
 
+    @field_validator("unit", mode="before")
+    @classmethod
+    def _column_in_a_mapping(cls, given: Any) -> Any:
+        """Refuse the bare name of a column, which pydantic would only call none of two words."""
+        if not isinstance(given, str) or given in ("example", "client"):
+            return given
+        column = "NAME" if given in get_args(Unit) else given
+        raise ValueError(
+            f"'{given}' is not a unit; give example, client, or for the rows that share a value of "
+            f"a column: unit: {{column: {column}}}"
+        )
+
     @field_validator("unit")
     @classmethod
     def _kept_together(cls, unit: str | GroupUnit, info: ValidationInfo) -> str | GroupUnit:

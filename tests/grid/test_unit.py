@@ -10,6 +10,7 @@ import pytest
 from cells import digits_of_writers, quick, small_cells
 
 from fedsim.errors import UserError
+from fedsim.grid.read import load_grid
 from fedsim.runs.prepare import Prepared
 
 
@@ -44,6 +45,16 @@ def test_every_algorithm_has_the_partition_that_keeps_units_together(tmp_path: P
     assert by_example.trials[0].cohorts()[0].groups is None
     apart = cells(path, "local-only", unit="example")
     assert apart.trials[0].cell.cell_id != together.trials[1].cell.cell_id
+
+
+@pytest.mark.parametrize("word", ["patient", "group"])
+def test_a_unit_that_is_a_word_is_shown_as_a_column(word: str) -> None:
+    with pytest.raises(UserError) as caught:
+        load_grid({"algorithms": ["dp-gaussian"], "unit": word})
+    assert str(caught.value) == (
+        f"unit: '{word}' is not a unit; give example, client, or for the rows that share a value "
+        f"of a column: unit: {{column: {'NAME' if word == 'group' else word}}}"
+    )
 
 
 def test_a_writer_with_training_and_test_rows_or_no_such_column_is_reported(tmp_path: Path) -> None:
