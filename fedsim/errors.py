@@ -80,10 +80,11 @@ def at(place: str | Callable[[str], str]) -> Iterator[None]:
 
 
 def nearest(name: str, known: Iterable[str]) -> str:
-    """A hint for an unknown ``name``: the closest known one if there is a close one, and all of
-    them.
+    """A hint for an unknown ``name``: the closest known one in any case, if there is a close one,
+    and all of them.
     """
     names = sorted(known)
-    close = difflib.get_close_matches(name, names, n=1)
+    by_lower_case = {each.lower(): each for each in names}
+    close = difflib.get_close_matches(name.lower(), by_lower_case, n=1)
     listing = f"known: {', '.join(names)}" if names else "none is known"
-    return f"did you mean '{close[0]}'? ({listing})" if close else listing
+    return f"did you mean '{by_lower_case[close[0]]}'? ({listing})" if close else listing
