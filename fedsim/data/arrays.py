@@ -36,8 +36,14 @@ def opened(path: Path) -> Iterator[Any]:
     error becomes a BadArrays.
     """
     try:
-        with open(path, "rb") as file, np.load(file, allow_pickle=False) as held:
-            yield held
+        with open(path, "rb") as file:
+            held = np.load(file, allow_pickle=False)
+            if isinstance(held, np.ndarray):
+                raise BadArrays("it is a .npy file, which holds one array")
+            with held:
+                yield held
+    except BadArrays:
+        raise
     except (
         Exception
     ) as error:  # zipfile, its decompressors and NumPy raise what they like on damaged files
@@ -47,7 +53,20 @@ def opened(path: Path) -> Iterator[Any]:
 def read_arrays(path: Path) -> Arrays:
     """All arrays of an ``.npz`` file, by name; none may hold Python objects."""
     with opened(path) as held:
-        return {name: np.asarray(array) for name, array in held.items()}
+        return {name: _array(held, name) for name in held.files}
+
+
+def _array(held: Any, name: str) -> NDArray[Any]:
+    """An array of an open archive; one of Python objects, as pandas holds texts, is refused by its
+    name.
+    """
+    try:
+        return np.asarray(held[name])
+    except ValueError as error:
+        if "Object arrays" not in str(error):
+            raise
+        what = f"the array '{name}' holds Python objects, which are not read"
+        raise BadArrays(f"{what}; save texts as {name}.astype(str)") from error
 
 
 def read_manifest(path: Path) -> dict[str, Any] | None:

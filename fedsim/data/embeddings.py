@@ -313,13 +313,25 @@ def _integers(values: NDArray[Any], name: str, rows: int) -> NDArray[np.int64]:
         raise UserError(
             "", f"{name} has shape {list(values.shape)}", f"give one value per row of x: [{rows}]"
         )
-    if values.dtype.kind not in "iu":
+    if wrong := not_whole_numbers(values, name):
         hints = {
-            "y": "give integers, or remap: true for names",
+            "y": "give remap: true beside npz, which numbers the names in sorted order, or give "
+            "whole numbers",
             "split": "give 0 = train, 1 = validation, 2 = test",
         }
-        raise UserError("", f"{name} has dtype {values.dtype}", hints.get(name, "give integers"))
+        raise UserError("", wrong, hints.get(name, "give integers"))
     return values.astype(np.int64)
+
+
+def not_whole_numbers(values: NDArray[Any], name: str) -> str:
+    """What an array holds in place of whole numbers, in words; empty where it holds these."""
+    if values.dtype.kind in "iu":
+        return ""
+    if values.dtype.kind not in "US" or not values.size:
+        return f"{name} has dtype {values.dtype}"
+    first = values.flat[0]
+    text = first.decode(errors="replace") if isinstance(first, bytes) else str(first)
+    return f"{name} holds names, such as '{text}'"
 
 
 def _classes(y_train: NDArray[np.int64], y_test: NDArray[np.int64]) -> int:

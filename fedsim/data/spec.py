@@ -244,6 +244,11 @@ class DatasetSpec(BaseModel):
             or bool(colon) != bool(ARGUMENTS[kind])
             or bool(colon) != bool(argument)
         ):
+            if self.name.endswith(".npy"):
+                raise ValueError(
+                    f"unknown data set '{self.name}': an .npy file holds one array; give "
+                    "{npz: FILE} with an .npz file of x, y and split"
+                )
             hint = (
                 f"write {{npz: {self.name}}}"
                 if self.name.endswith(".npz")

@@ -15,7 +15,7 @@ from pydantic import Field
 from torch import nn
 
 from fedsim.data.arrays import BadArrays, read_arrays
-from fedsim.data.embeddings import Embeddings
+from fedsim.data.embeddings import Embeddings, not_whole_numbers
 from fedsim.data.split import TEST
 from fedsim.errors import UserError, at
 from fedsim.methods.algorithm import Algorithm, Params, Phase
@@ -86,12 +86,17 @@ class GivenRows(Algorithm):
                 raise UserError(
                     "",
                     f"cannot be read ({error})",
-                    "give an .npz file of plain arrays x [n, d] and y [n]",
+                    "give an .npz file of plain arrays x [n, d] and y [n], as numpy.savez writes it",
                 ) from error
             if digest != self.params.sha256:
                 raise UserError(
                     "", "is not the file that it was when the grid was read", "run the grid again"
                 )
+            if wrong := not_whole_numbers(y, "y"):
+                what_is_right = (
+                    f"give the numbers 0 to {task.classes - 1} of the data set's classes"
+                )
+                raise UserError("", wrong, what_is_right)
             labels, counts = np.unique(y, return_counts=True)
             if few := sorted(set(range(task.classes)) - set(labels[counts > 1].tolist())):
                 raise UserError("", f"class {few[0]} has fewer than two rows", "give more")

@@ -104,6 +104,8 @@ WRONG = {
     "class 9 has fewer than two rows": {"y": np.arange(100) % 9},
     "11 classes": {"y": np.arange(100) % 11},
     "cannot be read": {"y": None},
+    "y holds names, such as 'a'; give the numbers 0 to 9": {"y": np.array(list("abcdefghij") * 10)},
+    "y has dtype float64; give the numbers 0 to 9": {"y": np.arange(100) % 10 + 0.0},
 }
 
 

@@ -179,7 +179,7 @@ def load_embedding_file(
         raise UserError(
             str(path),
             f"cannot be read ({error})",
-            "give an .npz file of plain arrays x, y and split",
+            "give an .npz file of plain arrays x, y and split, as numpy.savez writes it",
         ) from error
     if public and "x" in arrays and "y" not in arrays:
         y, split = made_up_labels(len(arrays["x"]))

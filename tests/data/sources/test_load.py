@@ -115,10 +115,41 @@ def test_a_wrong_spec_is_refused(spec, message):
 
 def test_labels_can_be_remapped(tmp_path):
     path = file(tmp_path, y=np.array(["lung", "heart", "skin"])[np.arange(60) % 3])
-    with pytest.raises(UserError, match="y has dtype"):
-        load(DatasetSpec(npz=path))
     data = load(DatasetSpec(npz=path, remap=True))
     assert data.y_train[:3].tolist() == [1, 0, 2]
+
+
+def test_names_in_y_are_refused_with_what_is_right(tmp_path):
+    names = np.array(["lung", "heart", "skin"])[np.arange(60) % 3]
+    with pytest.raises(UserError) as caught:
+        load(DatasetSpec(npz=file(tmp_path, y=names)))
+    assert "y holds names, such as 'lung'" in str(caught.value)
+    assert "give remap: true beside npz, which numbers the names in sorted order" in str(
+        caught.value
+    )
+
+
+def test_python_objects_in_an_array_are_told_by_its_name(tmp_path):
+    names = np.array(["lung", "heart", "skin"], dtype=object)[np.arange(60) % 3]
+    with pytest.raises(UserError) as caught:
+        load(DatasetSpec(npz=file(tmp_path, y=names)))
+    assert "the array 'y' holds Python objects, which are not read" in str(caught.value)
+    assert "save texts as y.astype(str)" in str(caught.value)
+
+
+def test_an_npy_file_as_data_is_told_what_to_give(tmp_path):
+    np.save(tmp_path / "rows.npy", np.zeros((3, 2)))
+    with pytest.raises(UserError) as caught:
+        load(DatasetSpec(npz=tmp_path / "rows.npy"))
+    assert str(caught.value) == (
+        f"{tmp_path / 'rows.npy'}: cannot be read (it is a .npy file, which holds one array); give "
+        "an .npz file of plain arrays x, y and split, as numpy.savez writes it"
+    )
+
+
+def test_an_npy_file_as_a_data_set_s_name_is_told_what_to_give():
+    with pytest.raises(ValidationError, match=r"an \.npy file holds one array; give \{npz: FILE\}"):
+        DatasetSpec.model_validate("rows.npy")
 
 
 def test_training_rows_that_are_test_rows_too_are_an_error_unless_it_is_said_what_to_do(tmp_path):
