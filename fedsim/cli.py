@@ -11,11 +11,13 @@ import re
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from io import TextIOWrapper
+from itertools import pairwise
 from pathlib import Path
 from types import NoneType, UnionType
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 import typer
+from typer.core import TyperCommand
 
 from fedsim.api.functions import account, algorithms, audit, bench, check, embed
 from fedsim.api.new import new
@@ -38,6 +40,9 @@ OTHERS = (Run.synth, Run.release, Run.verify, Run.statement, audit, board)
 plug-ins are trusted.
 """
 
+TRUTH_VALUES = ("true", "false", "yes", "no", "on", "off")
+"""What some write behind a switch, which takes no value."""
+
 app = typer.Typer(
     help="Federated generative algorithms side by side, under identical partitions and honest "
     "differential privacy.",
@@ -45,6 +50,31 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
+
+
+class _Command(TyperCommand):
+    """A command that says which switch is given a value, where click calls the value an argument
+    too many, or takes it for one.
+    """
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """Parse the words behind the command's name."""
+        switches = {
+            option
+            for parameter in self.params
+            for option in parameter.opts
+            if getattr(parameter, "is_flag", False)
+        }
+        for word, following in pairwise([*args, ""]):
+            option, equals, value = word.partition("=")
+            value = value if equals else following
+            if option in switches and value.lower() in TRUTH_VALUES:
+                raise UserError(
+                    option,
+                    f"is followed by '{value}', and takes no value",
+                    f"give {option} alone, or leave it out",
+                )
+        return super().parse_args(ctx, args)
 
 
 def _version(asked: bool) -> None:
@@ -188,7 +218,7 @@ def add(function: Callable[..., Any], panel: str) -> None:
         )
     command.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
     command.__annotations__ = {p.name: p.annotation for p in parameters}
-    app.command(function.__name__, help=text, rich_help_panel=panel)(command)
+    app.command(function.__name__, cls=_Command, help=text, rich_help_panel=panel)(command)
 
 
 def _parameter(name: str, annotation: Any, default: Any) -> inspect.Parameter:

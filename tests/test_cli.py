@@ -79,6 +79,17 @@ def test_a_mistake_is_one_line_that_names_the_option_and_exit_code_2(
     assert [path.name for path in Path().iterdir()] == ["g.yaml"]
 
 
+@pytest.mark.parametrize("value", ["true", "No"])
+def test_a_value_behind_a_switch_is_told_in_one_line(fedsim: Fedsim, value: str) -> None:
+    Path("g.yaml").write_text("algorithms: [dp-gaussian]\n")
+    done = fedsim("bench", "g.yaml", "--dry-run", value)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr == (
+        f"fedsim: --dry-run: is followed by '{value}', and takes no value; give --dry-run alone, "
+        "or leave it out\n"
+    )
+
+
 def test_an_interruption_has_one_word_and_exit_code_130(tmp_path: Path) -> None:
     (tmp_path / "stop.py").write_text("import os, signal\nos.kill(os.getpid(), signal.SIGINT)\n")
     script = (
