@@ -12,6 +12,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar
 
+import numpy as np
 import yaml
 from pydantic import BaseModel, ValidationError
 
@@ -182,7 +183,7 @@ def load_grid(
         algorithms: more of them, as a file has them, or classes.
     """
     if isinstance(grid, Mapping):
-        data, source, folder = copy.deepcopy(dict(grid)), Origin(), Path.cwd()
+        data, source, folder = _plain(grid), Origin(), Path.cwd()
     else:
         path = Path(grid)
         given, lines = read_yaml(path)
@@ -202,9 +203,9 @@ def load_grid(
         if isinstance(overrides, Mapping)
         else [assignment(text) for text in overrides]
     )
-    changed = tuple(put(data, key, value) for key, value in pairs)
+    changed = tuple(put(data, key, _plain(value)) for key, value in pairs)
     if more := list(algorithms):
-        data["algorithms"] = [*listed(data.get("algorithms")), *more]
+        data["algorithms"] = [*listed(data.get("algorithms")), *_plain(more)]
     source = replace(source, data=data, overrides=changed)
     try:
         checked = Grid.model_validate(data, context=source)
@@ -217,6 +218,19 @@ def load_grid(
     return checked.model_copy(
         update=placed | {"public": checked.public and checked.public.within(folder)}
     )
+
+
+def _plain(value: Any) -> Any:
+    """A copy of what Python gives for a grid as a file would have it: NumPy's arrays and numbers,
+    and ranges, become lists and numbers of Python.
+    """
+    if isinstance(value, np.ndarray | np.generic):
+        return value.tolist()
+    if isinstance(value, Mapping):
+        return {key: _plain(each) for key, each in value.items()}
+    if isinstance(value, list | tuple | range):
+        return [_plain(each) for each in value]
+    return copy.deepcopy(value)
 
 
 def slug(text: str) -> str:
