@@ -79,6 +79,13 @@ def at(place: str | Callable[[str], str]) -> Iterator[None]:
         raise type(error)(where, error.what, error.hint) from error
 
 
+def check_choice(where: str, given: object, choices: Iterable[str]) -> None:
+    """Refuse a word that is none of the ``choices``; ``where`` is the parameter that has it."""
+    known = list(choices)
+    if given not in known:
+        raise UserError(where, f"there is no '{given}'", nearest(str(given), known))
+
+
 def nearest(name: str, known: Iterable[str]) -> str:
     """A hint for an unknown ``name``: the closest known one in any case, if there is a close one,
     and all of them.

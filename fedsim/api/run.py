@@ -8,9 +8,9 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
-from fedsim.errors import UserError, nearest
+from fedsim.errors import UserError, check_choice, nearest
 from fedsim.interrupts import kept_handlers
 from fedsim.results.store import RunFolder
 from fedsim.words import Printed, plain_console, print_line, wide_console
@@ -153,6 +153,8 @@ class Run(Printed):
 
         Its ``texts`` and ``numbers`` are frames, and ``text("latex")`` is what a paper takes.
         """
+        check_choice("table", table, get_args(TableName))
+        check_choice("order", order, get_args(Order))
         import pandas as pd
 
         from fedsim.report.tables import chosen_pair, difference_table, results_table, site_table

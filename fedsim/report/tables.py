@@ -9,13 +9,13 @@ import re
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import pandas as pd
 from rich.console import Console
 from rich.text import Text
 
-from fedsim.errors import UserError, nearest
+from fedsim.errors import UserError, check_choice, nearest
 from fedsim.evaluation.measures import MEASURES
 from fedsim.grid.models import Evaluation
 from fedsim.privacy.plan import THEOREMS
@@ -97,6 +97,7 @@ class Table(Printed):
 
     def text(self, as_: TableFormat) -> str:
         """The table in a format; what users wrote is escaped."""
+        check_choice("format", as_, get_args(TableFormat))
         if as_ == "csv":
             return inert(self.numbers).to_csv(index=False).rstrip("\n")
         if as_ == "md":

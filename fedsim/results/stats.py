@@ -15,6 +15,7 @@ import numpy as np
 import pandas as pd
 from scipy.special import stdtr, stdtrit
 
+from fedsim.errors import check_choice
 from fedsim.json_lines import dump
 from fedsim.privacy.plan import Claim
 from fedsim.results.columns import UNDRAWN, UNVERIFIED, Row, frame_of
@@ -57,6 +58,7 @@ class Settings:
     @classmethod
     def of(cls, results: Sequence[Row], spread: Spread = "ci95") -> Settings:
         """The settings of some rows, in any order."""
+        check_choice("spread", spread, get_args(Spread))
         rows = frame_of(results)
         given = [row.given_params for row in results]
         rows["label"], rows["drawn_claim"] = (

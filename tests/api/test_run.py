@@ -70,6 +70,33 @@ def test_rows_rounds_clients_and_audits_are_frames(run: fedsim.Run) -> None:
     assert linear.groupby("release").size().to_dict() == {"mean": 1, "dp-sgd": 3}
 
 
+@pytest.mark.parametrize(
+    ("asked", "said"),
+    [
+        (
+            {"order": "bset"},
+            "order: there is no 'bset'; did you mean 'best'? (known: best, given, ",
+        ),
+        ({"table": "foo"}, "table: there is no 'foo'; known: differences, private, results, sites"),
+        ({"spread": "foo"}, "spread: there is no 'foo'; known: ci95, range, sd"),
+    ],
+)
+def test_a_wrong_choice_for_a_table_names_the_right_ones(
+    run: fedsim.Run, asked: dict[str, Any], said: str
+) -> None:
+    with pytest.raises(fedsim.UserError) as caught:
+        run.table(**asked)
+    assert str(caught.value).startswith(said)
+
+
+def test_a_wrong_format_of_a_table_names_the_right_ones(run: fedsim.Run) -> None:
+    with pytest.raises(fedsim.UserError) as caught:
+        run.table().text("tex")  # type: ignore[arg-type]
+    assert str(caught.value) == "format: there is no 'tex'; did you mean 'latex'? (known: csv, " + (
+        "html, latex, md)"
+    )
+
+
 def test_a_figure_is_of_any_measure(run: fedsim.Run) -> None:
     figure = run.figure(measure="knn_balanced_accuracy")
     assert isinstance(figure, matplotlib.figure.Figure)
