@@ -4,6 +4,7 @@ budgets counted, images embedded.
 
 from __future__ import annotations
 
+import inspect
 import json
 import os
 from collections import Counter
@@ -102,8 +103,10 @@ def bench(
         if address is not None or checked.check or checked.audit:
             check_importable(name, "a cluster, checks and audits need others")
     folder = Path("runs") / checked.name if out is None else Path(out)
+    store = ResultStore(folder)
+    store.folder.check_no_file()
     if not dry_run:  # before anything that takes time
-        ResultStore(folder).check_free()
+        store.check_free()
     from fedsim.grid.cells import resolve
     from fedsim.plugins.code_hash import own_files
     from fedsim.runs.bench import engine_for, run_bench
@@ -276,19 +279,18 @@ def audit(
         from fedsim.results.store import RunFolder
         from fedsim.runs.manifest import prepared_again
 
-        if (epsilon, delta, unit, trust, tuple(params), pairs) != (
-            4.0,
-            1e-4,
-            "example",
-            "aggregate",
-            (),
-            1000,
-        ):
-            raise UserError(
-                algorithm,
-                "is a run folder, whose cells say all that is attacked",
-                "leave out every option but `trust_plugin`",
-            )
+        _check_no_options_of_a_claim(
+            algorithm,
+            {
+                "epsilon": epsilon,
+                "delta": delta,
+                "unit": unit,
+                "trust": trust,
+                "params": tuple(params),
+                "pairs": pairs,
+                "out": Path(out),
+            },
+        )
         prepared = prepared_again(
             run_folder := RunFolder(Path(algorithm)), trust_plugin=trust_plugin
         )
@@ -317,6 +319,20 @@ def audit(
                 progress.update(task, completed=len(lines))
     found = run.outcome(lines)
     return Found(not found.refuted, (f"{name}, {unit}, {trust}: {found.words()}",))
+
+
+def _check_no_options_of_a_claim(folder: str, options: Mapping[str, Any]) -> None:
+    """Refuse what :func:`audit` is given beside a run folder, where it would change nothing."""
+    parameters = inspect.signature(audit).parameters
+    changed = [name for name, value in options.items() if value != parameters[name].default]
+    if changed:
+        taken = " and no ".join(f"`{name}`" for name in changed)
+        raise UserError(
+            folder,
+            f"is a run folder, whose audit takes no {taken}",
+            f"leave {'it' if len(changed) == 1 else 'them'} out: the cells say all that is "
+            "attacked",
+        )
 
 
 def _named(algorithm: str | type) -> str:

@@ -86,7 +86,8 @@ class GivenRows(Algorithm):
                 raise UserError(
                     "",
                     f"cannot be read ({error})",
-                    "give an .npz file of plain arrays x [n, d] and y [n], as numpy.savez writes it",
+                    "give an .npz file of plain arrays x [n, d] and y [n], as numpy.savez writes "
+                    "it",
                 ) from error
             if digest != self.params.sha256:
                 raise UserError(

@@ -92,6 +92,15 @@ class RunFolder:
         """The log of a cell."""
         return self.path / "logs" / f"{cell_id}.log"
 
+    def check_no_file(self) -> None:
+        """Refuse a path where results cannot go because a file has it."""
+        if os.path.lexists(self.path) and not os.path.isdir(self.path):
+            raise UserError(
+                str(self.path),
+                "is a file, and results need a folder",
+                "give a new folder, or that of an earlier run",
+            )
+
     def check(self) -> None:
         """Check that a bench has run here."""
         if not self.lines("trainings").exists():
@@ -160,6 +169,7 @@ class ResultStore:
         if self._held is not None:
             yield self
             return
+        self.folder.check_no_file()
         try:
             self.folder.path.mkdir(parents=True, exist_ok=True)
             file = self.folder.lock.open("a+")

@@ -252,6 +252,44 @@ def test_a_bench_that_ended_before_its_manifest_goes_on(
     assert (folder / "runs/g/report.html").exists()
 
 
+@pytest.mark.parametrize("more", [[], ["--dry-run"]])
+def test_a_bench_into_a_file_is_refused_with_one_line(
+    folder: Path, command: Command, more: list[str]
+) -> None:
+    (folder / "g.yaml").write_text(json.dumps(SMALL | {"algorithms": ["dp-gaussian"]}))
+    done = command("bench", "g.yaml", "--out", "g.yaml", *more)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr == (
+        "fedsim: g.yaml: is a file, and results need a folder; give a new folder, or that of an "
+        "earlier run\n"
+    )
+
+
+def test_an_audit_into_a_file_is_refused_with_one_line(folder: Path, command: Command) -> None:
+    (folder / "file").write_text("")
+    done = command("audit", "dp-gaussian", "--out", "file")
+    assert done.returncode == 2
+    assert done.stderr.startswith("fedsim: file: is a file, and results need a folder; ")
+
+
+def test_arrays_and_ranges_of_python_are_axes_of_a_grid(folder: Path) -> None:
+    given = {
+        "algorithms": [{"name": "fedhypevae", "params": {"rounds": np.int64(3)}}],
+        "alpha": np.array([0.1, 1.0]),
+        "clients": np.int64(4),
+        "seeds": range(3),
+        "scan": {"latent": np.arange(2, 4)},
+    }
+    listed = {
+        "algorithms": [{"name": "fedhypevae", "params": {"rounds": 3}}],
+        "alpha": [0.1, 1.0],
+        "clients": 4,
+        "seeds": [0, 1, 2],
+        "scan": {"latent": [2, 3]},
+    }
+    assert load_grid(given, {"epsilon": np.array([1, 4])}) == load_grid(listed, {"epsilon": [1, 4]})
+
+
 def test_a_dry_run_has_cells_noise_partitions_memory_and_time_and_writes_nothing(
     folder: Path, command: Command
 ) -> None:
@@ -487,6 +525,15 @@ def test_check_names_failures_and_counts_for_matching_cells_of_named_runs(
             ": ZeroDivisionError: division by zero",
         ),
         (["audit", "runs/nosuch"], "runs/nosuch: there is no such run folder; give one"),
+        (
+            ["audit", ".", "--pairs", "10"],
+            ".: is a run folder, whose audit takes no --pairs; leave it out: the cells say all "
+            "that is attacked",
+        ),
+        (
+            ["audit", ".", "--pairs", "10", "--out", "here"],
+            ".: is a run folder, whose audit takes no --pairs and no --out; leave them out: ",
+        ),
     ],
 )
 def test_a_mistake_of_a_check_or_an_audit_is_one_line_and_exit_code_2(
