@@ -128,9 +128,10 @@ def bench(
                 nodes = stack.enter_context(joined_cluster(address, files))
             prepared = prepare(checked, nodes, max_parallel, keep_going=keep_going)
         if dry_run:
+            from fedsim.runs.jobs import claim_audits
             from fedsim.runs.plan_view import Plan
 
-            return Plan(prepared, folder)
+            return Plan(prepared, folder, claim_audits(prepared))
         # a cluster starts only when there is something to run on it
         prepared, engine = engine_for(prepared, address, in_process=in_process)
         code = run_bench(prepared, folder, plain_console(), engine, retry_failed=retry_failed)

@@ -35,7 +35,9 @@ from fedsim.runs.jobs import (
     audit_of,
     check_of,
     checked_facts,
+    claim_audits,
     has_checked,
+    missing_audits,
     references_of,
 )
 from fedsim.runs.manifest import earlier_entries, prepared_again, write_manifest
@@ -99,15 +101,7 @@ def run_bench(
         [Entry(t.cell.cell_id, t.cell.training_id, t.cell.label) for t in prepared.trials],
     )
     show_warnings(prepared, console)
-    audits: Sequence[ClaimAudit] = ()
-    if (
-        prepared.grid.audit is not None
-        # before the folder is made; late, for what audits compute with takes most of a second to
-        # import
-    ):
-        from fedsim.evidence.audit.audit import audits_of
-
-        audits = audits_of(prepared.grid, prepared.grid.audit, prepared.trials)
+    audits = claim_audits(prepared)  # before the folder is made, for a mistake in the grid
     store.check_free()
     with store.lock():
         lines = read_results(folder)
@@ -125,11 +119,18 @@ def run_bench(
             row.status for row in lines.rows_of(bare) if row.status != "failed" or not retry_failed
         )
         minutes, words = (
-            (0.0, "") if prepared.short else time_left(prepared, lines.trainings, folder)
+            (0.0, "") if prepared.short else time_left(prepared, lines.trainings, folder, audits)
         )
         if minutes >= 1:
             print_line(console, words)
-        run = RunContext(prepared, store, Display(console, len(bare), ended))
+        display = Display(
+            console,
+            len(bare),
+            ended,
+            audits=len(audits),
+            audits_ended=len(audits) - len(missing_audits(audits, lines.audits)),
+        )
+        run = RunContext(prepared, store, display)
         jobs = list(missing_jobs(run, audits, lines, retry_failed=retry_failed))
         _discard_checkpoints(run, lines)
         kept, dropped = earlier_entries(prepared, lines)
@@ -233,10 +234,8 @@ def missing_jobs(
             first[equal].equal.append((trial, None))
         elif job is not None:
             yield job
-    for audit in audits:
-        ended = [line["pairs"] for line in lines.audits if line["audit"] == audit.run.key]
-        if max(ended, default=0) < audit.run.count:
-            yield audit_of(run, audit)
+    for audit in missing_audits(audits, lines.audits):
+        yield audit_of(run, audit)
     yield from _missing_checks(run, lines)
 
 

@@ -121,6 +121,10 @@ class Job:
             else self.trial.cell.algorithm
         )
 
+    def show_start(self) -> None:
+        """Show that it runs now."""
+        self.run.display.job_started(self.key, self.name)
+
     def take(self, item: Item) -> None:
         """Take what the worker yields; a result is written as it comes."""
         if isinstance(item, Failure):
@@ -201,6 +205,9 @@ class CellJob(Job):
             read_state(folder.state(trial.cell.training_id), self.training["state"]),
             data,
         )
+
+    def show_start(self) -> None:
+        """Show nothing yet: a cell is shown with its setting as it is asked for."""
 
     def _started(self, what: str) -> None:
         cell = self.trial.cell
@@ -351,22 +358,51 @@ def references_of(run: RunContext, trial: Trial) -> tuple[Job, Job]:
     return reference("ceiling", common, None), reference("local-only", common | own, partition)
 
 
+def claim_audits(prepared: Prepared) -> tuple[ClaimAudit, ...]:
+    """The audits of a grid's claims; none where the grid asks for none."""
+    if prepared.grid.audit is None:
+        return ()
+    # late, for what audits compute with takes most of a second to import
+    from fedsim.evidence.audit.audit import audits_of
+
+    return audits_of(prepared.grid, prepared.grid.audit, prepared.trials)
+
+
+def missing_audits(
+    audits: Sequence[ClaimAudit], ended: Sequence[Mapping[str, Any]]
+) -> list[ClaimAudit]:
+    """Return the audits that lack pairs; ``ended`` are the lines of the audits that ended."""
+    most_pairs: dict[str, int] = {}
+    for line in ended:
+        most_pairs[line["audit"]] = max(line["pairs"], most_pairs.get(line["audit"], 0))
+    return [each for each in audits if most_pairs.get(each.run.key, 0) < each.run.count]
+
+
 def audit_of(run: RunContext, audit: ClaimAudit) -> Job:
     """The audit of one claim, from the pairs that are there."""
     store, key, trial = run.store, audit.run.key, audit.trials[0]
+    job_key = ("audit", key)
+    pairs_done = 0
 
     def ask(put: Put) -> tuple[Any, ...]:
-        return "audit", trial.cell, audit.run, store.audit_pairs(key)
+        nonlocal pairs_done
+        known = store.audit_pairs(key)
+        pairs_done = len(known)
+        return "audit", trial.cell, audit.run, known
 
     def take(item: Item) -> None:
+        nonlocal pairs_done
         if isinstance(item, Progress):
             store.append("pairs", ({"audit": key, **pair} for pair in item.pairs))
+            pairs_done += len(item.pairs)
+            run.display.job_progress(job_key, pairs_done, audit.run.count)
         else:
             outcome = cast("Audit", item)
             run.display.note(f"{audit.words}: {outcome.words()}")
             store.append("audits", [audit.line(outcome)])
+            run.display.audit_finished()
 
-    return Job(run, ("audit", key), audit.words, ask, take, trial)
+    return Job(run, job_key, audit.words, ask, take, trial)
 
 
 def check_of(run: RunContext, trial: Trial, *, quick: bool) -> Job:

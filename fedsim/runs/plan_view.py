@@ -6,8 +6,8 @@ from __future__ import annotations
 
 import math
 import time
-from collections import defaultdict
-from collections.abc import Iterator, Mapping
+from collections import Counter, defaultdict
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean
@@ -26,6 +26,7 @@ from fedsim.privacy.plan import Release, large_delta
 from fedsim.report.terminal import frame_table
 from fedsim.results.columns import UNVERIFIED, Line
 from fedsim.results.store import ResultStore
+from fedsim.runs.jobs import missing_audits
 from fedsim.runs.prepare import Prepared, label_matrices
 from fedsim.seeds import Seeds
 from fedsim.training.cohort import Cohort, LocalPool, build_algorithm
@@ -35,6 +36,8 @@ from fedsim.words import Printed, counted, number, print_line, wide_console
 
 if TYPE_CHECKING:
     import pandas as pd
+
+    from fedsim.evidence.audit.audit import AuditRun, ClaimAudit
 
 Parts = tuple[Cohort, Mapping[str, Mapping[str, tuple[int, ...]]]]
 """Clients on made-up rows, and the shapes of the tensors that they send, by release."""
@@ -49,10 +52,12 @@ class Plan(Printed):
     Attributes:
         prepared: the grid.
         folder: where it would run; the time is estimated by what has run there.
+        audits: the audits of its claims.
     """
 
     prepared: Prepared
     folder: Path
+    audits: tuple[ClaimAudit, ...] = ()
 
     @property
     def code(self) -> int:
@@ -175,16 +180,22 @@ class Plan(Printed):
                 f"{counted(prepared.repeated, 'cell')} equal to another by construction: "
                 "trained once",
             )
-        print_line(
-            console,
-            f"{time_left(prepared, ResultStore(self.folder).last('trainings'), self.folder)[1]}; "
-            "nothing was run",
-        )
+        if self.audits:
+            pairs = f"{self.audits[0].run.count} pairs of trainings each"
+            print_line(console, f"audits: {counted(len(self.audits), 'claim')}, {pairs}")
+        trainings = ResultStore(self.folder).last("trainings")
+        time = time_left(prepared, trainings, self.folder, self.audits)[1]
+        print_line(console, f"{time}; nothing was run")
 
 
-def time_left(prepared: Prepared, trainings: Mapping[str, Line], folder: Path) -> tuple[float, str]:
+def time_left(
+    prepared: Prepared,
+    trainings: Mapping[str, Line],
+    folder: Path,
+    audits: Sequence[ClaimAudit] = (),
+) -> tuple[float, str]:
     """The minutes that are left in a folder, and these in words: by its ``trainings`` of the same
-    method, else by a warm-up.
+    method, else by a warm-up; and by one pair of trainings of each audit.
 
     Plug-ins, whose code is not to run in this process, and cells on GPUs have none.
     """
@@ -229,9 +240,8 @@ def time_left(prepared: Prepared, trainings: Mapping[str, Line], folder: Path) -
         sum(seconds.values()) / prepared.parallel / 60,
         max(seconds, key=seconds.__getitem__, default=""),
     )
-    long = f"{minutes / 60:.1f} hours" if minutes > 90 else f"{minutes:.1f} minutes"
     words = (
-        [f"about {long} of training for the {counted(len(left), 'cell')} left"]
+        [f"about {_long(minutes)} of training for the {counted(len(left), 'cell')} left"]
         if seconds or not unknown
         else []
     )
@@ -243,7 +253,60 @@ def time_left(prepared: Prepared, trainings: Mapping[str, Line], folder: Path) -
     words += (
         [f"not known before a cell of {', '.join(unknown)} has run in {folder}"] if unknown else []
     )
-    return minutes, f"time: {', '.join(words)}"
+    audit_minutes, audit_words = audit_time(prepared, audits, ResultStore(folder))
+    return minutes + audit_minutes, f"time: {', '.join([*words, *audit_words])}"
+
+
+def audit_time(
+    prepared: Prepared, audits: Sequence[ClaimAudit], store: ResultStore
+) -> tuple[float, list[str]]:
+    """The minutes of the audits that a folder lacks, by a pair of trainings of each method, and
+    these in words; plug-ins, whose code is not to run in this process, have none.
+    """
+    missing = missing_audits(audits, store.last("audits")) if audits else []
+    if not missing:
+        return 0.0, []
+    done = Counter(line["audit"] for line in store.lines("pairs"))
+    rates: dict[tuple[str, str], float] = {}
+    known: list[float] = []
+    unknown: list[str] = []
+    for audit in missing:
+        setting = audit.run.setting
+        if not is_shipped(lookup(setting.algorithm)):
+            unknown.append(audit.words)
+            continue
+        method = (setting.algorithm, str(setting.params))
+        if method not in rates:
+            rates[method] = seconds_a_pair(audit.run)
+        known.append(rates[method] * max(0, audit.run.count - done[audit.run.key]))
+    minutes = sum(known) / prepared.parallel / 60
+    words = []
+    if known:
+        words.append(f"about {_long(minutes)} for the {counted(len(known), 'audit')} left")
+    if unknown:
+        words.append(f"not known for {', '.join(unknown)}")
+    return minutes, words
+
+
+def seconds_a_pair(audit: AuditRun) -> float:
+    """The seconds of a pair of trainings of an audit: of its second one, for the first one loads
+    what both need. Nothing of it is kept.
+    """
+    threads = torch.get_num_threads()
+    try:
+        with torch.random.fork_rng(devices=[]):
+            pairs = audit.missing([])
+            next(pairs)
+            started = time.perf_counter()
+            next(pairs)
+            return time.perf_counter() - started
+    finally:
+        torch.set_num_threads(threads)
+
+
+def _long(minutes: float) -> str:
+    """A time in minutes, or where it is long in hours."""
+    return f"{minutes / 60:.1f} hours" if minutes > 90 else f"{minutes:.1f} minutes"
 
 
 def seconds_a_round(trial: Trial, prepared: Prepared) -> dict[str, float]:

@@ -154,6 +154,7 @@ class Scheduler:
                 slot = self.slots.take(job.need, any_slot=job.any_slot, plug_in=job.plug_in)
                 if slot is not None:
                     del self.queue[at]
+                    job.show_start()
                     self.running[self.engine.start(slot, *job.asked(self._put))] = Running(
                         job, slot
                     )
@@ -174,6 +175,7 @@ class Scheduler:
             try:
                 item = self.engine.receive(stream)
             except StopIteration:
+                self.context.display.job_ended(running.job.key)
                 self.slots.give_back(running.slot)
             except WorkerLost as lost:
                 self._lose(running, lost.failure, again=lost.again)
@@ -217,6 +219,7 @@ class Scheduler:
         """A job's slot is of no use any more: the job runs again, or that was its end."""
         self.slots.drop(running.slot)
         job = running.job
+        self.context.display.job_ended(job.key)
         if not again or self.losses[job.key] >= MOST_LOSSES:
             self._take(job, failure)
             return

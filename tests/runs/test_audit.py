@@ -2,16 +2,21 @@
 row of the claim.
 """
 
+import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from benches import Ran
-from cells import quick, small_grid
+from benches import Done, Ran
+from cells import NODES, SMALL, quick, small_grid
 
 from fedsim.errors import UserError
 from fedsim.results.generators import load_generator
 from fedsim.results.store import KINDS, ResultStore, RunFolder
+from fedsim.runs.jobs import claim_audits
+from fedsim.runs.plan_view import Plan
+from fedsim.runs.prepare import prepare
 
 AUDIT, REFUTES = {"pairs": 40, "rounds": 1}, {"pairs": 100, "rounds": 1}
 
@@ -110,3 +115,39 @@ def test_too_few_pairs_for_any_bound_are_refused_before_anything_runs(
     with pytest.raises(UserError, match=r"audit.*pairs: 4 are too few.*give 6 or more"):
         bench(small_grid("dp-gaussian", epsilon=4.0, audit={"pairs": 4}))
     assert not (tmp_path / "run").exists()
+
+
+def test_a_bench_counts_its_audits_at_its_end(bench: Callable[..., Ran]) -> None:
+    grid = small_grid("dp-gaussian", epsilon=[2.0, 4.0], audit=AUDIT)
+    assert "2 of 2 cells done, 2 of 2 audits done in " in bench(grid).output
+
+
+def test_a_dry_run_counts_audits_and_estimates_their_time(
+    folder: Path, command: Callable[..., Done]
+) -> None:
+    keys = {"algorithms": ["dp-gaussian"], "epsilon": [2.0, 4.0], "audit": {"pairs": 200}}
+    (folder / "g.yaml").write_text(json.dumps(SMALL | keys))
+    text = command("bench", "g.yaml", "--dry-run").stdout
+    assert "audits: 2 claims, 200 pairs of trainings each\n" in text
+    assert re.search(r"for the 2 cells left, about [\d.]+ minutes for the 2 audits left; ", text)
+
+
+def test_a_dry_run_says_that_a_plug_ins_audit_has_no_estimate(
+    plugins: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(plugins)
+    monkeypatch.syspath_prepend(str(plugins))
+    prepared = prepare(small_grid(quick("plugin:Optimist"), epsilon=4.0, audit=AUDIT), NODES)
+    text = repr(Plan(prepared, tmp_path / "run", claim_audits(prepared)))
+    assert "audits: 1 claim, 40 pairs of trainings each\n" in text
+    assert "not known for the audit of plugin:Optimist at ε = 4" in text
+
+
+def test_a_dry_run_refuses_too_few_pairs_as_a_bench_does(
+    folder: Path, command: Callable[..., Done]
+) -> None:
+    keys = {"algorithms": ["dp-gaussian"], "audit": {"pairs": 4}}
+    (folder / "g.yaml").write_text(json.dumps(SMALL | keys))
+    done = command("bench", "g.yaml", "--dry-run")
+    assert (done.returncode, done.stdout) == (2, "")
+    assert "pairs: 4 are too few" in done.stderr

@@ -81,6 +81,57 @@ def test_without_a_terminal_a_line_a_minute_has_what_runs_what_is_finished_and_a
     assert second.startswith("2 of 4 cells finished, 0 running, 0:00:00 gone, about 0:00:0")
 
 
+def test_what_runs_beside_the_cells_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(display, "EVERY", 0.0)
+    where = console()
+    with Display(where, 4) as shown:
+        shown.job_started(("ceiling", "1"), "the ceiling reference")
+        shown.tick()
+        for line in "23":
+            shown.job_started(("local-only", line), "the local-only reference")
+        shown.cell_started("a", "alg")
+        shown.tick()
+        shown.job_ended(("ceiling", "1"))
+        shown.tick()
+    first, second, third, _ = printed(where)
+    assert first.startswith("0 of 4 cells finished, the ceiling reference running, ")
+    assert second.startswith(
+        "0 of 4 cells finished, 1 cell, the ceiling reference and 2 × the local-only reference "
+        "running, "
+    )
+    assert third.startswith(
+        "0 of 4 cells finished, 1 cell and 2 × the local-only reference running, "
+    )
+
+
+def test_audits_are_counted_while_they_run_and_at_the_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(display, "EVERY", 0.0)
+    where = console()
+    with Display(where, 4, {"ok": 4}, audits=3, audits_ended=1) as shown:
+        shown.job_started(("audit", "k"), "the audit of alg at ε = 4")
+        shown.job_progress(("audit", "k"), 20, 500)
+        shown.tick()
+        shown.audit_finished()
+        shown.job_ended(("audit", "k"))
+    running, end = printed(where)
+    assert running.startswith(
+        "4 of 4 cells and 1 of 3 audits finished, the audit of alg at ε = 4 (20 of 500 pairs) "
+        "running, "
+    )
+    assert end == "4 of 4 cells done, 2 of 3 audits done in 0:00:00"
+
+
+def test_a_terminal_shows_a_bar_of_audits_and_the_pairs_of_each() -> None:
+    where = console(terminal=True)
+    with Display(where, 1, audits=3, audits_ended=1) as shown:
+        shown.job_started(("audit", "k"), "the audit of alg")
+        shown.job_progress(("audit", "k"), 20, 500)
+    text = where.file.getvalue()  # type: ignore[attr-defined]
+    assert "audits" in text
+    assert "1/3" in text
+    assert "20/500" in text
+
+
 def test_a_terminal_shows_running_cells_and_is_restored_after_an_interruption() -> None:
     where = console(terminal=True)
     with suppress(KeyboardInterrupt), Display(where, 2) as shown:

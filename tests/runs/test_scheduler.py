@@ -111,3 +111,21 @@ def test_a_plug_in_comes_first_and_its_first_failure_is_the_message(
     assert 'raise ZeroDivisionError("the third round' in log.read_text()
     assert run.store.last("trainings") == {}
     assert sys.stdout is printed  # and no longer the log of the cell
+
+
+def test_a_reference_is_shown_while_it_runs(tmp_path: Path) -> None:
+    prepared = prepare(small_grid("dp-gaussian"), NODES, 1)
+    run = context(prepared, tmp_path)
+    seen: list[list[str]] = []
+
+    class Looking(InProcess):
+        """An engine that notes what the display says runs."""
+
+        def receive(self, stream: object) -> Item:
+            seen.append([job.name for job in run.display.others.values()])
+            return super().receive(stream)
+
+    Scheduler(run, Looking(NODES[0])).run(references_of(run, prepared.trials[0]))
+    assert seen[0] == ["the ceiling reference"]
+    assert seen[-1] == ["the local-only reference"]
+    assert run.display.others == {}
