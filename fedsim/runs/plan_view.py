@@ -13,11 +13,12 @@ from pathlib import Path
 from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 from rich.console import Console
 from threadpoolctl import threadpool_limits
 
-from fedsim.data.embeddings import untested
+from fedsim.data.embeddings import Embeddings, untested
 from fedsim.evaluation.readouts import left_out
 from fedsim.methods.messages import Message, Round, Tensors
 from fedsim.plugins.code_hash import is_shipped
@@ -346,8 +347,28 @@ def show_warnings(prepared: Prepared, console: Console) -> None:
     warnings |= dict.fromkeys(untested(prepared.data[key], site) for key, site in views.items())
     if "fidelity" in prepared.grid.evaluation.readouts:
         warnings |= dict.fromkeys(left_out(prepared.data[key], site) for key, site in views.items())
+    partitions = {(trial.data_key, trial.cell.clients): trial for trial in prepared.trials}
+    warnings |= dict.fromkeys(
+        alpha_without_effect(trial, prepared.data[trial.data_key]) for trial in partitions.values()
+    )
     for line in filter(None, warnings):
         print_line(console, f"warning: {line}", "yellow")
+
+
+def alpha_without_effect(trial: Trial, data: Embeddings) -> str | None:
+    """That a cell's alpha changes nothing, because no value of its column has two clients; None
+    where it may change something.
+    """
+    spec = trial.cell.partition
+    if spec.scheme != "column-dirichlet" or spec.column is None:
+        return None
+    values = len(np.unique(data.columns[spec.column]))
+    if trial.cell.clients != values:
+        return None
+    return (
+        f"alpha has no effect on {data.name} with {counted(values, 'client')}: column-dirichlet "
+        f"gives each of the {values} values of '{spec.column}' a single client"
+    )
 
 
 def parts_of(trial: Trial) -> Parts:

@@ -3,7 +3,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from cells import quick, small_cells
+from cells import digits_of_sites, quick, small_cells
 
 from fedsim.runs.plan_view import Plan, parts_of
 from fedsim.training.trial import run_trial
@@ -53,3 +53,15 @@ def test_a_second_moments_noise_is_told_in_spectral_norm() -> None:
     assert found["second"] == pytest.approx(
         float(torch.linalg.matrix_norm(drawn, 2)) / trial.train_rows, rel=0.1
     )
+
+
+@pytest.mark.parametrize(("clients", "told"), [(3, True), (4, False)])
+def test_a_plan_says_where_alpha_has_no_effect(tmp_path: Path, clients: int, told: bool) -> None:
+    dataset = {"npz": str(digits_of_sites(tmp_path)), "name": "sites", "overlap": "keep"}
+    partition = {"scheme": "column-dirichlet", "column": "site"}
+    prepared = small_cells("dp-gaussian", dataset=dataset, partition=partition, clients=clients)
+    warning = (
+        "warning: alpha has no effect on sites with 3 clients: column-dirichlet gives each of the "
+        "3 values of 'site' a single client"
+    )
+    assert (warning in repr(Plan(prepared, tmp_path / "run"))) == told
