@@ -7,6 +7,7 @@ from __future__ import annotations
 import atexit
 import gc
 import inspect
+import os
 import re
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -40,6 +41,8 @@ OTHERS = (Run.synth, Run.release, Run.verify, Run.statement, audit, board)
 plug-ins are trusted.
 """
 
+NARROWEST = 100
+"""Columns that a command's output has at least, where it does not fit itself to a terminal."""
 TRUTH_VALUES = ("true", "false", "yes", "no", "on", "off")
 """What some write behind a switch, which takes no value."""
 
@@ -176,7 +179,11 @@ def add(function: Callable[..., Any], panel: str) -> None:
         if isinstance(made, Printed) and not isinstance(
             made, Run
         ):  # of which a bench prints the tables itself
-            made.show(wide_console(plain_console(), 100))
+            console = plain_console()
+            known_width = console.is_terminal or "COLUMNS" in os.environ
+            made.show(
+                console if made.fits_width and known_width else wide_console(console, NARROWEST)
+            )
         elif isinstance(made, str):
             typer.echo(made)
         raise typer.Exit(int(getattr(made, "code", 0)))

@@ -7,7 +7,7 @@ import math
 import re
 from decimal import ROUND_CEILING, Decimal
 from io import StringIO
-from typing import Any
+from typing import Any, ClassVar
 
 from rich.console import Console
 
@@ -87,7 +87,14 @@ def plain_console(*, stderr: bool = False) -> Console:
 
 
 class Printed:
-    """What prints itself: by a command, and in Python as the value of a cell or line."""
+    """What prints itself: by a command, and in Python as the value of a cell or line.
+
+    Attributes:
+        fits_width: whether it fits itself to a terminal's width; what does not is never printed
+            narrower than a command's output is wide.
+    """
+
+    fits_width: ClassVar[bool] = False
 
     def show(self, console: Console) -> None:
         """Print it."""

@@ -477,12 +477,12 @@ class Run(Printed):
     def show(self, console: Console) -> None:
         """Print the tables of results that a bench ends with."""
         from fedsim.report.report import terminal_tables
-        from fedsim.report.tables import site_table
+        from fedsim.report.tables import show_briefly, site_table
         from fedsim.results.stats import Settings
 
         settings = Settings.of(self._results.rows)
-        for table in terminal_tables(settings, site_table(settings, self.clients)):
-            table.show(console)
+        tables = terminal_tables(settings, site_table(settings, self.clients))
+        show_briefly(tables, self.folder, console)
 
     @property
     def _results(self) -> RunResults:

@@ -34,6 +34,7 @@ from fedsim.report.tables import (
     difference_table,
     measures_of,
     results_table,
+    show_briefly,
     site_table,
     tuned_table,
 )
@@ -249,8 +250,7 @@ class Report(Printed):
 
     def show(self, console: Console) -> None:
         """Print the tables of results and the known failures that were seen."""
-        for table in self.tables:
-            table.show(console)
+        show_briefly(self.tables, self.page.parent, console)
         for finding in self.findings:
             console.print(finding.summary, style="yellow", highlight=False, markup=False)
 

@@ -9,17 +9,18 @@ import re
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
-from typing import Any, Literal, get_args
+from pathlib import Path
+from typing import Any, ClassVar, Literal, get_args
 
 import pandas as pd
-from rich.console import Console
+from rich.console import Console, Group
 from rich.text import Text
 
 from fedsim.errors import UserError, check_choice, nearest
 from fedsim.evaluation.measures import MEASURES
 from fedsim.grid.models import Evaluation
 from fedsim.privacy.plan import THEOREMS
-from fedsim.report.terminal import frame_table
+from fedsim.report.terminal import fitting_columns, frame_table
 from fedsim.results.columns import UNDRAWN, UNVERIFIED
 from fedsim.results.stats import (
     PLACE,
@@ -32,7 +33,7 @@ from fedsim.results.stats import (
     weakest,
     with_ends,
 )
-from fedsim.words import Printed, number, setting, spelled
+from fedsim.words import Printed, counted, number, print_line, setting, spelled
 
 TableFormat = Literal["md", "latex", "html", "csv"]
 Order = Literal["given", "best", "name"]
@@ -47,6 +48,8 @@ PUBLIC_MARK = " †"
 """Behind the label of a method that used public rows."""
 MOST_SITES = 24
 """So many columns of sites a table has at most; of more clients there is none."""
+MOST_LINES = 50
+"""Lines of a terminal that the tables at the end of a bench take together."""
 _REFERENCE = 2
 """The kind of a line behind those of generators, 0, and classifiers, 1."""
 _OF_NUMBERS = {"half": "ci95", "n": "seeds"}
@@ -88,12 +91,20 @@ class Table(Printed):
         best: which texts are the best of their column and kind; None: none is.
     """
 
+    fits_width: ClassVar[bool] = True
     name: str
     title: str
     texts: pd.DataFrame
     notes: tuple[str, ...]
     numbers: pd.DataFrame
     best: pd.DataFrame | None = None
+
+    @property
+    def chosen_by(self) -> str:
+        """The option of ``fedsim report`` that prints it; empty where none does."""
+        if self.name in MEASURES:
+            return f"--measure {self.name}"
+        return "--table sites" if self.name == "sites" else ""
 
     def text(self, as_: TableFormat) -> str:
         """The table in a format; what users wrote is escaped."""
@@ -145,11 +156,50 @@ class Table(Printed):
 
     def show(self, console: Console) -> None:
         """Print the title, a table for every place, and the notes."""
-        console.print(Text(self.title, style="bold"))
+        title, *blocks, notes = self._parts(console)
+        for part in (title, *blocks, notes):
+            console.print(part)
+
+    def show_beginning(self, console: Console, most_lines: int) -> str:
+        """Print as many places as fit into so many lines, one at least; return how many are left
+        out, in words, or nothing.
+        """
+        title, *blocks, notes = self._parts(console)
+        room = most_lines - _lines_of(console, title, notes)
+        shown: list[Group] = []
+        for block in blocks:
+            room -= _lines_of(console, block)
+            if shown and room < 0:
+                break
+            shown.append(block)
+        for part in (title, *shown, notes):
+            console.print(part)
+        left_out = len(blocks) - len(shown)
+        return f"{left_out} of {len(blocks)} parts of this table" if left_out else ""
+
+    def lines(self, console: Console) -> int:
+        """The number of lines that :meth:`show` prints."""
+        return _lines_of(console, *self._parts(console))
+
+    def _parts(self, console: Console) -> list[Any]:
+        """The title, a block for every place, and the notes, as wide as a console."""
+        blocks: list[Any] = []
+        notes = list(self.notes)
+        most_left_out = 0
         for place, rows in _blocks(self.texts):
-            console.print(Text(f"\n{place}" if place else "", style="bold cyan"))
-            console.print(frame_table("", rows.reset_index()))
-        console.print(Text("\n".join(("", *self.notes, "")), style="dim"))
+            whole = rows.reset_index()
+            fitting = fitting_columns(whole, console.width)
+            filled = sum(whole[name].astype(bool).any() for name in whole.columns)
+            most_left_out = max(most_left_out, filled - fitting.shape[1])
+            head = Text(f"\n{place}" if place else "", style="bold cyan")
+            blocks.append(Group(head, frame_table("", fitting, console.width)))
+        if most_left_out:
+            notes.append(
+                f"{counted(most_left_out, 'column')} left out, for want of width: a wider terminal "
+                "shows all, and the table as csv has all"
+            )
+        title = Text(self.title, style="bold")
+        return [title, *blocks, Text("\n".join(("", *notes, "")), style="dim")]
 
     def _marked(self, escaped: Callable[[str], str], strong: str) -> pd.DataFrame:
         """The texts with heads, escaped, the best of them strong."""
@@ -159,6 +209,34 @@ class Table(Printed):
         levels = [marked.index.get_level_values(level).map(escaped) for level in (0, 1)]
         marked.index = pd.MultiIndex.from_arrays(levels, names=[None, None])
         return marked.set_axis([escaped(str(name)) for name in marked.columns], axis=1)
+
+
+def show_briefly(tables: Sequence[Table], folder: Path, console: Console) -> None:
+    """Print the first table, further ones as far as all have :data:`MOST_LINES`, and where the
+    others of a run folder are.
+    """
+    main, *others = tables
+    left_out = [(main, main.show_beginning(console, MOST_LINES))]
+    room = MOST_LINES - main.lines(console)
+    for table in others:
+        lines = table.lines(console)
+        if lines <= room:
+            table.show(console)
+            room -= lines
+        else:
+            left_out.append((table, table.title.split(" · ")[0]))
+    for table, words in left_out:
+        if not words:
+            continue
+        ending = ", and printed by:" if table.chosen_by else ""
+        console.print(f"{words}: in the report page{ending}", highlight=False, markup=False)
+        if table.chosen_by:
+            print_line(console, f"  fedsim report {folder} {table.chosen_by}")
+
+
+def _lines_of(console: Console, *parts: Any) -> int:
+    """The number of lines that some parts take on a console."""
+    return sum(len(console.render_lines(part, pad=False)) for part in parts)
 
 
 def _blocks(frame: pd.DataFrame) -> Iterable[tuple[str, pd.DataFrame]]:

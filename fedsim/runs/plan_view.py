@@ -264,7 +264,7 @@ def audit_time(
     """The minutes of the audits that a folder lacks, by a pair of trainings of each method, and
     these in words; plug-ins, whose code is not to run in this process, have none.
     """
-    missing = missing_audits(audits, store.last("audits")) if audits else []
+    missing = missing_audits(audits, list(store.lines("audits"))) if audits else []
     if not missing:
         return 0.0, []
     done = Counter(line["audit"] for line in store.lines("pairs"))

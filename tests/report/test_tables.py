@@ -1,5 +1,6 @@
 import io
 import math
+from pathlib import Path
 from typing import Any
 
 import pandas as pd
@@ -10,11 +11,13 @@ from rows import make_failed, make_row
 from fedsim.errors import UserError
 from fedsim.plugins.registry import GIVEN
 from fedsim.report.tables import (
+    MOST_LINES,
     Table,
     chosen_pair,
     difference_table,
     measures_of,
     results_table,
+    show_briefly,
     site_table,
     tuned_table,
 )
@@ -364,6 +367,85 @@ def test_a_table_by_site_has_every_sites_mean_and_the_mean_over_them() -> None:
         "Balanced accuracy by site · on the site's own test rows · digits"
     )
     assert site_table(Settings.of(rows), pd.DataFrame()) is None
+
+
+HOSPITALS = ("Hospital Clínic Barcelona", "MSKCC", "Medical University of Vienna", "ViDIR")
+
+
+def hospitals(clients: int = 4) -> Table:
+    """A table by site, of names that take several words."""
+    rows = [make_row(cell_id=f"{seed}", seed=seed) for seed in range(3)]
+    own = [
+        (row.cell_id, f"{HOSPITALS[client % 4]} {client}", 0.5 + row.seed / 100, 0.6)
+        for row in rows
+        for client in range(clients)
+    ]
+    columns = ["cell_id", "name", "own_balanced_accuracy", "local_only_balanced_accuracy"]
+    table = site_table(Settings.of(rows), pd.DataFrame(own, columns=columns))
+    assert table is not None
+    return table
+
+
+def printed(table: Table, width: int) -> str:
+    console = Console(file=(file := io.StringIO()), width=width)
+    table.show(console)
+    return file.getvalue()
+
+
+@pytest.mark.parametrize("width", [80, 120])
+@pytest.mark.parametrize("clients", [4, 8])
+def test_no_word_or_number_of_a_table_is_broken(width: int, clients: int) -> None:
+    table = hospitals(clients)
+    whole = set(printed(table, 1000).split())
+    note = "left out, for want of width: a wider terminal shows all, and the table as csv has all"
+    text = printed(table, width)
+    broken = {word for word in text.split() if "─" not in word} - whole - {*note.split()}
+    assert broken <= {"column", "columns", *map(str, range(10))}
+    assert all(len(line) <= width for line in text.splitlines())
+
+
+def test_columns_that_do_not_fit_are_counted_and_the_mean_stays() -> None:
+    text = printed(hospitals(8), 80)
+    assert "5 columns left out, for want of width" in text
+    assert len([line for line in text.splitlines() if line.rstrip().endswith(" mean")]) == 2
+    assert "columns left out" not in printed(hospitals(8), 200)
+
+
+def many_places(alphas: int) -> list[Row]:
+    return [
+        make_row(cell_id=f"{n}", alpha=0.1 + n, client_balanced_accuracy=0.5) for n in range(alphas)
+    ]
+
+
+def briefly(rows: list[Row]) -> str:
+    settings = Settings.of(rows)
+    tables = [results_table(settings, measure) for measure in measures_of(settings)]
+    console = Console(file=(file := io.StringIO()), width=80)
+    show_briefly([*tables, hospitals()], Path("runs/mine"), console)
+    return file.getvalue()
+
+
+def test_a_terminal_shows_every_table_of_a_small_grid() -> None:
+    text = briefly(many_places(1))
+    assert text.count("Balanced accuracy") == 3
+    assert "in the report page" not in text
+
+
+def test_a_terminal_says_where_tables_are_that_it_has_no_room_for() -> None:
+    text = briefly(many_places(4))
+    assert text.count("ceiling") == 4
+    assert "Balanced accuracy by site: in the report page, and printed by:\n" in text
+    assert "\n  fedsim report runs/mine --table sites\n" in text
+    assert "\n  fedsim report runs/mine --measure client_balanced_accuracy\n" in text
+
+
+def test_a_long_main_table_is_cut_between_its_parts() -> None:
+    text = briefly(many_places(20))
+    assert len(text.splitlines()) <= MOST_LINES + 10
+    shown = text.count("ceiling")
+    assert 1 <= shown < 20
+    assert f"{20 - shown} of 20 parts of this table: in the report page, and printed by:" in text
+    assert "\n  fedsim report runs/mine --measure balanced_accuracy\n" in text
 
 
 def test_methods_stand_as_given_the_best_first_or_by_name() -> None:
