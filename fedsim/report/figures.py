@@ -534,7 +534,11 @@ def _without(row: Row, names: Sequence[str]) -> str:
     """A row's label without what a scan appended to it for some parameters."""
     label: str = row.label
     for name in names:
-        label = label.replace(f" {name}={spelled(row.params[name])}", "")
+        value = row.params[name]
+        label = label.replace(f" {name}={spelled(value)}", "")
+        # a scan of [0, 0.5] writes 0 into the label where the row has 0.0
+        if isinstance(value, float) and value.is_integer():
+            label = label.replace(f" {name}={spelled(int(value))}", "")
     return label
 
 

@@ -42,6 +42,8 @@ if TYPE_CHECKING:
 
 Parts = tuple[Cohort, Mapping[str, Mapping[str, tuple[int, ...]]]]
 """Clients on made-up rows, and the shapes of the tensors that they send, by release."""
+RoundKind = tuple[str, str, tuple[tuple[str, float, int], ...]]
+"""An algorithm, a data set, and the name, sampling rate and steps a round of each release."""
 ROWS_A_CLIENT = 2
 """Rows of every client in the rounds that show the shapes of what is sent."""
 
@@ -209,10 +211,8 @@ def time_left(
         for one in prepared.trials
         if prepared.equal.get(one.cell.training_id, one.cell.training_id) == one.cell.training_id
     ]
-    left, rates = (
-        [trial for trial in cells if trial.cell.training_id not in trainings],
-        dict[tuple[str, str], dict[str, float]](),
-    )
+    left = [trial for trial in cells if trial.cell.training_id not in trainings]
+    rates: dict[RoundKind, dict[str, float]] = {}
     unknown = sorted(
         {
             one.cell.algorithm
@@ -222,19 +222,14 @@ def time_left(
         - {*took}
     )
     for trial in (trial for trial in left if trial.cell.algorithm not in unknown):
-        name, tuning, kind = (
-            trial.cell.algorithm,
-            trial.cell.tuning,
-            (trial.cell.algorithm, trial.data_key),
-        )
+        name = trial.cell.algorithm
+        tuning = trial.cell.tuning
         if name not in took:
+            algorithm = build_algorithm(name, trial.cell.params, trial.task)
+            kind = round_kind(trial, algorithm.releases())
             rates[kind] = rates.get(kind) or seconds_a_round(trial, prepared)
-            releases = [
-                phase.release
-                for phase in build_algorithm(name, trial.cell.params, trial.task).phases()
-            ]
             whole = (tuning.trials if tuning else 1) * sum(
-                rates[kind][each.name] * each.rounds for each in releases
+                rates[kind][each.name] * each.rounds for each in algorithm.releases()
             )
         seconds[name] += fmean(took[name]) if name in took else whole
     minutes, dearest = (
@@ -308,6 +303,15 @@ def seconds_a_pair(audit: AuditRun) -> float:
 def _long(minutes: float) -> str:
     """A time in minutes, or where it is long in hours."""
     return f"{minutes / 60:.1f} hours" if minutes > 90 else f"{minutes:.1f} minutes"
+
+
+def round_kind(trial: Trial, releases: Sequence[Release]) -> RoundKind:
+    """What cells have in common whose rounds are taken to last equally long.
+
+    Entries of one method may differ in their releases, so the method's name is not enough.
+    """
+    of_releases = tuple((each.name, each.sample_rate, each.per_round) for each in releases)
+    return trial.cell.algorithm, trial.data_key, of_releases
 
 
 def seconds_a_round(trial: Trial, prepared: Prepared) -> dict[str, float]:

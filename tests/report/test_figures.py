@@ -3,6 +3,7 @@ needs.
 """
 
 import math
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -279,6 +280,15 @@ def test_a_scanned_parameter_or_what_a_training_costs_is_the_axis() -> None:
         over_parameter(scan(rounds=[5, 20]), "latent", "balanced_accuracy")
     with pytest.raises(UserError, match="did you mean 'rounds'"):
         over_parameter(scan(rounds=[5, 20]), "round", "balanced_accuracy")
+
+
+def test_a_whole_number_in_a_scan_of_shares_is_on_its_line() -> None:
+    rows = [
+        replace(row, values={**row.values, "params": {"clip": float(row.params["clip"])}})
+        for row in scan(clip=[0, 0.5])
+    ]
+    figure = over_parameter(rows, "clip", "balanced_accuracy")
+    assert line(shown(figure)[0], (0.0, 0.5005), (0.5, 0.5105))
 
 
 def test_diagnostics_are_means_of_the_rounds() -> None:

@@ -3,9 +3,14 @@ from pathlib import Path
 
 import pytest
 import torch
+<<<<<<< HEAD
 from cells import digits_of_sites, quick, small_cells
+=======
+from cells import quick, small_cells, small_grid
+>>>>>>> 7dadb23e (Estimate the time of entries of one method by the releases that each has)
 
-from fedsim.runs.plan_view import Plan, parts_of
+from fedsim.api.run import Run
+from fedsim.runs.plan_view import Plan, parts_of, time_left
 from fedsim.training.trial import run_trial
 
 
@@ -55,6 +60,7 @@ def test_a_second_moments_noise_is_told_in_spectral_norm() -> None:
     )
 
 
+<<<<<<< HEAD
 @pytest.mark.parametrize(("clients", "told"), [(3, True), (4, False)])
 def test_a_plan_says_where_alpha_has_no_effect(tmp_path: Path, clients: int, told: bool) -> None:
     dataset = {"npz": str(digits_of_sites(tmp_path)), "name": "sites", "overlap": "keep"}
@@ -65,3 +71,36 @@ def test_a_plan_says_where_alpha_has_no_effect(tmp_path: Path, clients: int, tol
         "3 values of 'site' a single client"
     )
     assert (warning in repr(Plan(prepared, tmp_path / "run"))) == told
+=======
+PAPER = {"name": "fedhypevae", "label": "paper", "params": {"form": "paper", "rounds": 3}}
+SCANNED = {"name": "dp-linear", "params": {"rounds": 3}, "scan": {"precondition": [0, 0.15]}}
+
+
+@pytest.mark.parametrize("entries", [(PAPER, quick("fedhypevae")), (SCANNED,)])
+def test_time_is_estimated_where_releases_differ(entries) -> None:
+    prepared = small_cells(*entries, epsilon=4.0)
+    _, words = time_left(prepared, {}, Path("none"))
+    assert words.endswith("of training for the 2 cells left")
+
+
+@pytest.mark.parametrize("entries", [(PAPER, quick("fedhypevae")), (SCANNED,)])
+def test_entries_with_other_releases_stand_in_one_report(bench, entries) -> None:
+    run = bench(small_grid(*entries, epsilon=[2, 4, 8]))
+    assert [row.status for row in run.rows] == ["ok"] * 6
+    assert len(Run(run.folder).table().numbers) == 6
+    page = Run(run.folder).report()
+    assert "method" in str(page)
+
+
+def test_cells_with_equal_releases_share_one_warm_up(monkeypatch) -> None:
+    warmed = []
+
+    def seconds(trial, prepared):
+        warmed.append(trial.cell.label)
+        return {"dp-sgd": 1.0, "mean": 1.0}
+
+    monkeypatch.setattr("fedsim.runs.plan_view.seconds_a_round", seconds)
+    entry = {"name": "dp-linear", "scan": {"learning_rate": [0.1, 0.2]}}
+    time_left(small_cells(entry, epsilon=[1, 4]), {}, Path("none"))
+    assert warmed == ["dp-linear learning_rate=0.1"]
+>>>>>>> 7dadb23e (Estimate the time of entries of one method by the releases that each has)
