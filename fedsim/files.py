@@ -4,10 +4,26 @@ folder.
 
 from __future__ import annotations
 
+import inspect
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Any
+
+
+def shown(file: str | Path) -> str:
+    """A path, from the working folder where it lies below it."""
+    path = Path(file)
+    return str(path.relative_to(Path.cwd())) if path.is_relative_to(Path.cwd()) else str(path)
+
+
+def line_of(thing: Any) -> str:
+    """Where a class, function or method is defined; its name where that is not to be found."""
+    try:
+        return f"{shown(inspect.getsourcefile(thing) or '')}:{inspect.getsourcelines(thing)[1]}"
+    except (OSError, TypeError):  # made in an interpreter, or its file is gone
+        return str(getattr(thing, "__qualname__", thing))
 
 
 def cache_folder() -> Path:

@@ -17,10 +17,11 @@ from pydantic import BaseModel, ValidationError
 from rich.console import Console
 
 from fedsim.errors import PluginError, UserError
+from fedsim.files import line_of
 from fedsim.methods.algorithm import Algorithm, solved_plan
 from fedsim.methods.messages import PublicRows, Task
 from fedsim.plugins.claims import allowed
-from fedsim.plugins.registry import blamed, line_of, lookup, name_of, said
+from fedsim.plugins.registry import blamed, lookup, name_of, said
 from fedsim.privacy.plan import Trust, Unit
 from fedsim.words import Printed, plain, print_line, spelled
 

@@ -26,10 +26,10 @@ from pydantic import (
     model_validator,
 )
 
+from fedsim import files
 from fedsim.data.spec import DatasetSpec, EncoderSpec
 from fedsim.models.probe import PROBE_C
 from fedsim.partition import PartitionSpec
-from fedsim.plugins import code_hash
 from fedsim.plugins.registry import GIVEN, name_of
 from fedsim.privacy.plan import MOST_DELTA, Trust, Unit
 from fedsim.privacy.selection import Distribution
@@ -376,14 +376,14 @@ class AlgorithmEntry(_Model):
                 hashlib.sha256(path.read_bytes()).hexdigest() if path.is_file() else ""
             )  # what is no file is refused as it is read
             return self.model_copy(
-                update={"params": {**self.params, "rows": code_hash.shown(path), "sha256": digest}}
+                update={"params": {**self.params, "rows": files.shown(path), "sha256": digest}}
             )
         file, _, cls = self.name.rpartition(":")
         if not file.endswith(".py"):
             return self
         return self.model_copy(
             update={
-                "name": f"{code_hash.shown(os.path.abspath(folder / file))}:{cls}",
+                "name": f"{files.shown(os.path.abspath(folder / file))}:{cls}",
                 "label": self.display,
             }
         )

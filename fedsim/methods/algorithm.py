@@ -18,6 +18,7 @@ from fedsim.methods.clients import Clients
 from fedsim.methods.messages import Message, Round, Server, Task, Tensors, Values
 from fedsim.methods.parameters import code_names, shared_tensors
 from fedsim.methods.products import Classifier, Generator, Product
+from fedsim.methods.returned import check_product
 from fedsim.models.layers import initial_model
 from fedsim.privacy.plan import Claim, PrivacyPlan, Release, Trust, Unit, calibrate
 from fedsim.privacy.selection import SCORE
@@ -131,7 +132,11 @@ class Algorithm(ABC):
 
     def product(self, server: Server) -> Product:
         """The generator or classifier, of embeddings."""
-        return self.generator(server) if self.generates(self.params) else self.classifier(server)
+        generates = self.generates(self.params)
+        make = self.generator if generates else self.classifier
+        made = make(server)
+        check_product(made, make, generates=generates)
+        return made
 
     def label_counts(self, server: Server) -> Tensor | None:
         """Rows per class ``[C]``, estimated from releases of the plan; None if the plan releases no

@@ -19,6 +19,7 @@ from fedsim.batch import Batch, Layout
 from fedsim.errors import NotPerExample
 from fedsim.methods.messages import Task
 from fedsim.methods.parameters import l2_norm
+from fedsim.methods.returned import loss_parts
 from fedsim.models.layers import initial_model
 from fedsim.privacy.clipping import EngineName, Norms, clipped_sum
 from fedsim.privacy.clipping.norms import Loss
@@ -183,7 +184,7 @@ def _check_forgets(algorithm: Any, clients: int, batch: Batch, model: nn.Module)
 
 
 def _parts(algorithm: Any, model: nn.Module, batch: Batch) -> Tensor:
-    return torch.stack(list(algorithm.loss(model, batch).values()), 1)
+    return torch.stack(list(loss_parts(algorithm, model, batch).values()), 1)
 
 
 def _near(one: Tensor, two: Tensor, within: float) -> bool:

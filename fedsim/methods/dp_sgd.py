@@ -43,6 +43,7 @@ from fedsim.methods.parameters import (
     shared_tensors,
 )
 from fedsim.methods.products import Product, for_embeddings
+from fedsim.methods.returned import loss_parts
 from fedsim.privacy.clipping import EngineName, Norms, clipped_sum
 from fedsim.privacy.plan import Claim, Release, Unit
 from fedsim.seeds import Purpose
@@ -226,7 +227,8 @@ class DPSGD(Algorithm):
 
     def product(self, server: Server) -> Product:
         """What was trained in the coordinates, for embeddings."""
-        return for_embeddings(super().product(server), Coordinates.where_released(server.tensors))
+        coordinates = Coordinates.where_released(server.tensors)
+        return for_embeddings(super().product(server), coordinates, self.task.dim)
 
     # --- one round ---
 
@@ -253,7 +255,7 @@ class DPSGD(Algorithm):
         names: list[str] = []
 
         def stacked(model: nn.Module, batch: Batch) -> Tensor:
-            parts = self.loss(model, batch)
+            parts = loss_parts(self, model, batch)
             names[:] = parts
             return torch.stack(list(parts.values()), 1)
 

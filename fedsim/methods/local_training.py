@@ -18,6 +18,7 @@ from __future__ import annotations
 import math
 from abc import abstractmethod
 from collections.abc import Mapping
+from functools import partial
 from typing import Any, ClassVar
 
 import torch
@@ -39,6 +40,7 @@ from fedsim.methods.messages import (
     Values,
 )
 from fedsim.methods.parameters import adam_step, load_parameters, shared_tensors
+from fedsim.methods.returned import loss_parts
 from fedsim.privacy.clipping import EngineName, Norms, clipped_sum, functional_loss
 from fedsim.privacy.noise import gaussian
 from fedsim.privacy.plan import Release, Unit
@@ -257,7 +259,7 @@ class Minibatches:
             return {
                 name: part.mean()
                 for name, part in functional_loss(
-                    clients.model, algorithm.loss, values, batch
+                    clients.model, partial(loss_parts, algorithm), values, batch
                 ).items()
             }
 
@@ -394,7 +396,7 @@ class LocalDPSGD(LocalTraining):
         """Each member's clipped sum ``[K, ...]`` by name; norms and losses of all examples."""
 
         def total(model: nn.Module, batch: Batch) -> Tensor:
-            return torch.stack(list(self.loss(model, batch).values())).sum(0)
+            return torch.stack(list(loss_parts(self, model, batch).values())).sum(0)
 
         sums, norms, losses = [], [], []
         for position, batch in enumerate(batches):

@@ -377,7 +377,9 @@ class PublicSubspace:
 
     def for_embeddings(self, made: Product) -> Product:
         """What was made of rows in the subspace, for embeddings."""
-        return CoordinateClassifier(made, self) if is_classifier(made) else mapped(made, self.lift)
+        if is_classifier(made):
+            return CoordinateClassifier(made, self)
+        return mapped(made, self.lift, self.basis.shape[1])
 
     def lift(self, rows: Tensor, labels: Tensor, stream: torch.Generator) -> Tensor:
         """Rows ``[n, k]`` of ``labels`` as embeddings of norm 1 ``[n, d]``; the part outside the

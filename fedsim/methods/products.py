@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, TypeVar, runtime_ch
 import torch
 from torch import Tensor
 
+from fedsim.methods.returned import sampled_rows
+
 if TYPE_CHECKING:
     from typing_extensions import TypeIs
 
@@ -87,15 +89,21 @@ class CoordinateClassifier:
 
 
 class Mapped:
-    """A generator whose rows are taken further by ``onward(rows, labels, stream)``."""
+    """A generator whose rows are taken further by ``onward(rows, labels, stream)``.
 
-    def __init__(self, generator: Generator, onward: Onward) -> None:
-        self.generator, self.onward = generator, onward
+    ``width`` is the number of columns that its own rows must have; None: any.
+    """
+
+    def __init__(self, generator: Generator, onward: Onward, width: int | None = None) -> None:
+        self.generator = generator
+        self.onward = onward
+        self.width = width
 
     def sample(self, labels: Tensor, stream: torch.Generator) -> Tensor:
         """Synthetic embeddings ``[n, d]``."""
         with torch.no_grad():
-            return self.onward(self.generator.sample(labels, stream), labels, stream)
+            rows = sampled_rows(self.generator, labels, stream, self.width)
+            return self.onward(rows, labels, stream)
 
 
 class PersonalMapped(Mapped):
@@ -103,26 +111,32 @@ class PersonalMapped(Mapped):
 
     def of_client(self, client: int) -> Mapped:
         """That of the client's own generator."""
-        return Mapped(own(self.generator, client), self.onward)
+        return Mapped(own(self.generator, client), self.onward, self.width)
 
 
-def mapped(generator: Generator, onward: Onward) -> Generator:
-    """A generator whose rows are taken further, with a version for every client where it has
-    one.
+def mapped(generator: Generator, onward: Onward, width: int | None = None) -> Generator:
+    """A generator whose rows, of ``width`` columns, are taken further, with a version for every
+    client where it has one.
     """
-    return (PersonalMapped if is_personal(generator) else Mapped)(generator, onward)
+    return (PersonalMapped if is_personal(generator) else Mapped)(generator, onward, width)
 
 
-def stretched(generator: Generator, chart: Chart, unit: float = 1.0) -> Generator:
+def stretched(
+    generator: Generator, chart: Chart, unit: float = 1.0, width: int | None = None
+) -> Generator:
     """A generator of coordinates, in units of ``unit``, as one of embeddings."""
-    return mapped(generator, lambda rows, labels, stream: chart.rows(unit * rows))
+    return mapped(generator, lambda rows, labels, stream: chart.rows(unit * rows), width)
 
 
-def for_embeddings(made: Product, chart: Chart | None) -> Product:
-    """What was made of rows in coordinates, for embeddings; as it is where there are none."""
+def for_embeddings(made: Product, chart: Chart | None, width: int | None = None) -> Product:
+    """What was made of rows in coordinates, of ``width`` columns, for embeddings; as it is where
+    there are none.
+    """
     if chart is None:
         return made
-    return CoordinateClassifier(made, chart) if is_classifier(made) else stretched(made, chart)
+    if is_classifier(made):
+        return CoordinateClassifier(made, chart)
+    return stretched(made, chart, width=width)
 
 
 def shorten(rows: Tensor, labels: Tensor, stream: torch.Generator) -> Tensor:
@@ -133,9 +147,11 @@ def shorten(rows: Tensor, labels: Tensor, stream: torch.Generator) -> Tensor:
     return rows / longer
 
 
-def shortened(made: Product) -> Product:
-    """What was made, with none of its rows longer than :data:`LONGEST`; a classifier as it is."""
-    return made if is_classifier(made) else mapped(made, shorten)
+def shortened(made: Product, width: int | None = None) -> Product:
+    """What was made, with none of its rows, of ``width`` columns, longer than :data:`LONGEST`; a
+    classifier as it is.
+    """
+    return made if is_classifier(made) else mapped(made, shorten, width)
 
 
 def before_shortening(made: Product) -> Product:

@@ -19,6 +19,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+from fedsim.files import shown
 from fedsim.plugins.syntax import canonical_form, imported_names
 
 FEDSIM = Path(__file__).parents[1]
@@ -89,12 +90,6 @@ def places_of(cls: type) -> list[str]:
         return [place_of(cls)]
     paths = [file, *(file.relative_to(folder) for folder in file.parents)]
     return [f"{path}:{cls.__qualname__}" for path in paths]
-
-
-def shown(file: str | Path) -> str:
-    """A path, from the working folder where it lies below it."""
-    path = Path(file)
-    return str(path.relative_to(Path.cwd())) if path.is_relative_to(Path.cwd()) else str(path)
 
 
 def is_shipped(cls: type) -> bool:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
-import inspect
 import os
 import sys
 import sysconfig
@@ -21,11 +20,11 @@ from types import ModuleType
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 from fedsim.errors import PluginError, UserError, nearest
+from fedsim.files import line_of, shown
 from fedsim.plugins.code_hash import (
     FEDSIM,
     INSTALLED,
     is_shipped,
-    shown,
     source_hash,
     source_hash_of_file,
 )
@@ -257,14 +256,6 @@ def _check_complete(cls: Any, name: str, where: str) -> None:
     if not (isinstance(params, type) and issubclass(params, Params)):
         hint = "give it Params, a class derived from fedsim.methods.algorithm.Params"
         raise PluginError(where, f"{line_of(cls)}: {cls.__name__} has Params = {params!r}", hint)
-
-
-def line_of(thing: Any) -> str:
-    """Where a class, function or method is defined; its name where that is not to be found."""
-    try:
-        return f"{shown(inspect.getsourcefile(thing) or '')}:{inspect.getsourcelines(thing)[1]}"
-    except (OSError, TypeError):  # made in an interpreter, or its file is gone
-        return str(getattr(thing, "__qualname__", thing))
 
 
 def blamed(error: BaseException, cls: type) -> str:

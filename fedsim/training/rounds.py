@@ -202,7 +202,7 @@ def _made(algorithm: Algorithm, server: Server) -> tuple[Product, NDArray[np.flo
     """
     load_parameters(server.model, server.tensors, "average.")
     made, counts, classes = (
-        shortened(algorithm.product(server)),
+        shortened(algorithm.product(server), algorithm.task.dim),
         algorithm.label_counts(server),
         algorithm.task.classes,
     )

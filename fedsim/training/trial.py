@@ -13,12 +13,15 @@ from typing import Any, Literal
 import numpy as np
 import torch
 from pydantic import ValidationError
+from torch import Tensor
 
 from fedsim.data.embeddings import Embeddings, PublicRows
 from fedsim.device import CPU
+from fedsim.errors import PluginError
 from fedsim.grid.models import Cell
 from fedsim.methods.algorithm import Algorithm
 from fedsim.methods.messages import Round, Task, Tensors
+from fedsim.methods.products import Generator, is_classifier
 from fedsim.models.layers import initial_model
 from fedsim.partition import Partition
 from fedsim.plugins.registry import lookup
@@ -262,9 +265,25 @@ def first_rounds(algorithm: Algorithm, count: int = 1) -> list[Round]:
 
 
 def train_rehearsed(cohort: Cohort, plan: PrivacyPlan | None) -> None:
-    """Run two rounds of each release, by :func:`fedsim.training.rounds.train`; where there is a
-    plan the contract is tried, too.
+    """Run two rounds of each release, by :func:`fedsim.training.rounds.train`, and sample from the
+    generator; where there is a plan the contract is tried, too.
     """
     algorithm: Algorithm = type(cohort.algorithm)(cohort.algorithm.params, cohort.algorithm.task)
     pool = LocalPool([cohort], None if plan is None else algorithm)
-    to_the_end(train(algorithm, pool, plan, Seeds(0), schedule=first_rounds(algorithm, 2)))
+    schedule = first_rounds(algorithm, 2)
+    _, trained = to_the_end(train(algorithm, pool, plan, Seeds(0), schedule=schedule))
+    if not is_classifier(trained.made):
+        labels = torch.cat(cohort.clients.y).to(torch.int64)
+        _sample_rehearsed(trained.made, labels)
+
+
+def _sample_rehearsed(made: Generator, labels: Tensor) -> None:
+    """Let a generator break its contract now rather than after every cell's training."""
+    try:
+        made.sample(labels, torch.Generator().manual_seed(0))
+    except PluginError:
+        raise
+    except Exception:
+        # two rounds on made-up rows may leave numbers that cannot be sampled from, which the whole
+        # training does not
+        return

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple, get_args
 from rich.table import Table
 from rich.text import Text
 
-from fedsim.errors import UserError
+from fedsim.errors import PluginError, UserError
 from fedsim.evidence.check import others
 from fedsim.evidence.check.sensitivity import sensitivity
 from fedsim.evidence.check.subject import (
@@ -178,6 +178,8 @@ def _attempted(run: Callable[[Subject], str], subject: Subject) -> CheckResult:
         return CheckResult(None, *idle.args)
     except Fault as fault:
         return CheckResult(False, *fault.args)
+    except PluginError as error:
+        return CheckResult(False, ": ".join(filter(None, (error.where, error.what))), error.hint)
     except (Exception, SystemExit) as error:
         return CheckResult(False, raised(error, subject), RAISED_FIX)
 
