@@ -3,11 +3,7 @@ from pathlib import Path
 
 import pytest
 import torch
-<<<<<<< HEAD
-from cells import digits_of_sites, quick, small_cells
-=======
-from cells import quick, small_cells, small_grid
->>>>>>> 7dadb23e (Estimate the time of entries of one method by the releases that each has)
+from cells import digits_of_sites, quick, small_cells, small_grid
 
 from fedsim.api.run import Run
 from fedsim.runs.plan_view import Plan, parts_of, time_left
@@ -60,7 +56,6 @@ def test_a_second_moments_noise_is_told_in_spectral_norm() -> None:
     )
 
 
-<<<<<<< HEAD
 @pytest.mark.parametrize(("clients", "told"), [(3, True), (4, False)])
 def test_a_plan_says_where_alpha_has_no_effect(tmp_path: Path, clients: int, told: bool) -> None:
     dataset = {"npz": str(digits_of_sites(tmp_path)), "name": "sites", "overlap": "keep"}
@@ -71,7 +66,8 @@ def test_a_plan_says_where_alpha_has_no_effect(tmp_path: Path, clients: int, tol
         "3 values of 'site' a single client"
     )
     assert (warning in repr(Plan(prepared, tmp_path / "run"))) == told
-=======
+
+
 PAPER = {"name": "fedhypevae", "label": "paper", "params": {"form": "paper", "rounds": 3}}
 SCANNED = {"name": "dp-linear", "params": {"rounds": 3}, "scan": {"precondition": [0, 0.15]}}
 
@@ -103,4 +99,3 @@ def test_cells_with_equal_releases_share_one_warm_up(monkeypatch) -> None:
     entry = {"name": "dp-linear", "scan": {"learning_rate": [0.1, 0.2]}}
     time_left(small_cells(entry, epsilon=[1, 4]), {}, Path("none"))
     assert warmed == ["dp-linear learning_rate=0.1"]
->>>>>>> 7dadb23e (Estimate the time of entries of one method by the releases that each has)
