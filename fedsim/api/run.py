@@ -474,6 +474,17 @@ class Run(Printed):
                 )
         return Found(proofs.sound and equal, (proofs,))
 
+    def _repr_html_(self) -> str | None:
+        """The run as a notebook shows it; None, so that its text is shown, where it has no
+        results.
+        """
+        from fedsim.report.report import summary_html
+
+        try:
+            return summary_html(self.folder)
+        except UserError:
+            return None
+
     def show(self, console: Console) -> None:
         """Print the tables of results that a bench ends with."""
         from fedsim.report.report import terminal_tables

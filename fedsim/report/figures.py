@@ -65,6 +65,8 @@ _DASHES = {
 WIDTHS = {"column": 3.35, "page": 7.0}
 """Inches of a two-column paper's column (8.5 cm), and of both."""
 EPSILON = "privacy budget ε (∞: no noise)"
+SCREEN_DPI = 100
+"""Dots an inch at which a notebook shows a figure."""
 MOST_PANELS = 36
 """So many panels a figure has at most."""
 LEAST_BOUND = 0.01
@@ -229,7 +231,7 @@ def facet(
             + 0.2 * math.ceil(len(used) / across)
             + 0.3
         )
-        figure = Figure(figsize=(size, height), layout="constrained", facecolor=PAPER)
+        figure = NotebookFigure(figsize=(size, height), layout="constrained", facecolor=PAPER)
         grid = figure.subplots(len(lines), columns, squeeze=False, sharey=shared)
         for cells, own, below in zip(grid, lines, [*lines[1:], []], strict=True):
             cells[0].set_ylabel(labels[1] or own[0][0], wrap=True)
@@ -548,6 +550,20 @@ def inches(width: str) -> float:
         if 2 <= (value := WIDTHS.get(width) or float(width)) <= 20:
             return value
     raise UserError(f"width {width}", "is not a width", "give column, page, or inches from 2 to 20")
+
+
+class NotebookFigure(Figure):
+    """A matplotlib figure that a notebook shows also where no ``%matplotlib inline`` was run."""
+
+    def _repr_png_(self) -> tuple[bytes, dict[str, int]]:
+        """A PNG at twice the resolution, and the size at which it is shown."""
+        picture = io.BytesIO()
+        with matplotlib.rc_context(STYLE), warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "Glyph .* missing from font")
+            self.savefig(picture, format="png", dpi=2 * SCREEN_DPI)
+        inches = self.get_size_inches()
+        size = {"width": round(SCREEN_DPI * inches[0]), "height": round(SCREEN_DPI * inches[1])}
+        return picture.getvalue(), size
 
 
 def save_figure(figure: Figure, path: Path) -> bytes:

@@ -33,6 +33,7 @@ from fedsim.report.tables import (
     Table,
     difference_table,
     measures_of,
+    notebook_html,
     results_table,
     show_briefly,
     site_table,
@@ -102,10 +103,7 @@ def render_page(
         files(__package__).joinpath(file).read_text(encoding="utf-8")
         for file in ("page.html", "page.css")
     )
-    counts = {status: sum(row.status == status for row in rows) for status in ("ok", *UNDRAWN)}
-    counts["not run yet"] = max(
-        0, len(listed(manifest) if "cells" in manifest else rows) - len(rows)
-    )
+    counts = status_counts(rows, manifest)
     measures = measures_of(settings)
     main, *others = [results_table(settings, measure) for measure in measures]
     differences = [
@@ -143,6 +141,41 @@ def render_page(
         if "grid" in manifest
         else "",
     )
+
+
+def status_counts(rows: Sequence[Row], manifest: Mapping[str, Any]) -> dict[str, int]:
+    """The number of cells by how they ended, zeros too, and of those that are not run yet."""
+    counts = {status: sum(row.status == status for row in rows) for status in ("ok", *UNDRAWN)}
+    cells = listed(manifest) if "cells" in manifest else rows
+    return {**counts, "not run yet": max(0, len(cells) - len(rows))}
+
+
+def summary_html(folder: Path) -> str:
+    """A run folder as a notebook shows it: its name and data, how its cells ended, the main table,
+    and where the report is.
+    """
+    run = RunFolder(folder)
+    run.check()
+    manifest = read_manifest(folder)
+    rows = read_results(folder).rows
+    settings = Settings.of(rows)
+    pills = "".join(
+        f'<li class="{status}">{counted(count, "cell")} {status}</li>'
+        for status, count in status_counts(rows, manifest).items()
+        if count or status == "ok"
+    )
+    page = escape(str(run.page))
+    where = f"Report: <code>{page}</code>"
+    if not run.page.exists():
+        where = "There is no report yet; <code>run.report()</code> draws it."
+    parts = [
+        f"<h2>{escape(encodable(folder.resolve().name))}</h2>",
+        f'<p class="sub">{escape(_subtitle(settings.facts))}</p>',
+        f'<ul class="counts">{pills}</ul>',
+        results_table(settings).html(),
+        f'<p class="where">{where}</p>',
+    ]
+    return notebook_html("\n".join(parts))
 
 
 def _subtitle(facts: pd.DataFrame) -> str:

@@ -9,6 +9,7 @@ import re
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
+from importlib.resources import files
 from pathlib import Path
 from typing import Any, ClassVar, Literal, get_args
 
@@ -154,6 +155,10 @@ class Table(Printed):
             )
         return "\n".join([*parts, *(f'<p class="notes">{escape(note)}</p>' for note in self.notes)])
 
+    def _repr_html_(self) -> str:
+        """The table as a notebook shows it."""
+        return notebook_html(self.html())
+
     def show(self, console: Console) -> None:
         """Print the title, a table for every place, and the notes."""
         title, *blocks, notes = self._parts(console)
@@ -237,6 +242,14 @@ def show_briefly(tables: Sequence[Table], folder: Path, console: Console) -> Non
 def _lines_of(console: Console, *parts: Any) -> int:
     """The number of lines that some parts take on a console."""
     return sum(len(console.render_lines(part, pad=False)) for part in parts)
+
+
+def notebook_html(body: str) -> str:
+    """Escaped HTML as the value of a notebook's cell: with a style of its own, in the colours of
+    the notebook, whether they are light or dark.
+    """
+    style = files(__package__).joinpath("notebook.css").read_text(encoding="utf-8")
+    return f'<div class="fedsim"><style>\n{style}</style>\n{body}\n</div>'
 
 
 def _blocks(frame: pd.DataFrame) -> Iterable[tuple[str, pd.DataFrame]]:

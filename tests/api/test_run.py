@@ -1,11 +1,14 @@
+import io
 import json
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from html import escape
 from pathlib import Path
 from typing import Any
 
 import matplotlib.figure
+import matplotlib.image
 import numpy as np
 import pytest
 import torch
@@ -95,6 +98,40 @@ def test_a_wrong_format_of_a_table_names_the_right_ones(run: fedsim.Run) -> None
     assert str(caught.value) == "format: there is no 'tex'; did you mean 'latex'? (known: csv, " + (
         "html, latex, md)"
     )
+
+
+def test_a_notebook_shows_what_a_run_has(run: fedsim.Run) -> None:
+    shown = run._repr_html_()
+    assert shown is not None
+    for text in ("<h2>run</h2>", "digits[:200]", "8 cells ok", ">linear (classifier)</th>"):
+        assert text in shown
+    assert f"<code>{run.folder / 'report.html'}</code>" in shown
+
+
+def test_a_notebook_shows_a_table_with_title_and_notes(run: fedsim.Run) -> None:
+    table = run.table()
+    shown = table._repr_html_()
+    assert f"<h3>{table.title}</h3>" in shown
+    assert all(f'<p class="notes">{escape(note)}</p>' in shown for note in table.notes)
+    assert shown.count("<style>") == 1
+
+
+def test_a_notebook_shows_a_figure_without_pyplot(run: fedsim.Run) -> None:
+    figure = run.figure()
+    figure.axes[0].set_title("my title")
+    picture, size = figure._repr_png_()  # type: ignore[attr-defined]
+    height, width, _ = matplotlib.image.imread(io.BytesIO(picture), format="png").shape
+    assert (width, height) == pytest.approx((2 * size["width"], 2 * size["height"]), abs=2)
+
+
+def test_a_notebook_s_display_of_a_figure_is_a_picture(run: fedsim.Run) -> None:
+    formatters = pytest.importorskip("IPython.core.formatters")
+    data, _ = formatters.DisplayFormatter().format(run.figure())
+    assert {"image/png", "text/plain"} <= set(data)
+
+
+def test_a_run_without_results_has_no_picture(tmp_path: Path) -> None:
+    assert fedsim.Run(tmp_path)._repr_html_() is None
 
 
 def test_a_figure_is_of_any_measure(run: fedsim.Run) -> None:

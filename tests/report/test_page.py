@@ -2,6 +2,7 @@ import json
 import re
 import shutil
 import subprocess
+from html import escape
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,7 @@ from benches import PATIENCE
 from rows import add_lines, add_rows, changed, make_failed, make_rounds, make_row
 
 from fedsim.errors import UserError
-from fedsim.report.report import LISTED, write_report
+from fedsim.report.report import LISTED, summary_html, write_report
 from fedsim.report.rounds import NOT_PRIVATE
 from fedsim.results.columns import Row
 from fedsim.results.run import read_results
@@ -178,6 +179,13 @@ def test_a_report_is_drawn_from_rows_alone(tmp_path: Path, quickstart: list[Row]
         "unit example · trust aggregate · 3 seeds"
     )
     assert head in page.text
+
+
+def test_a_notebook_shows_every_text_of_a_run_escaped(hostile: Path) -> None:
+    shown = summary_html(hostile)
+    assert "<script" not in shown
+    assert escape(HOSTILE) in shown
+    assert '<li class="failed">1 cell failed</li>' in shown
 
 
 def test_every_text_is_escaped_and_nothing_is_loaded(hostile: Path) -> None:
