@@ -7,6 +7,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -59,8 +60,8 @@ class Variant:
 
 @dataclass(frozen=True)
 class Resolved:
-    """A grid whose algorithms are known: the variants of those that are not ``refused``, which say
-    why by position in ``algorithms``.
+    """A grid whose algorithms are known and labelled: the variants of those that are not
+    ``refused``, which say why by position in ``algorithms``.
     """
 
     grid: Grid
@@ -92,10 +93,32 @@ def resolve(grid: Grid, *, keep_going: bool = False) -> Resolved:
     if not refused and (unknown := next((loc for loc in shared if loc[-1] not in known), None)):
         what = f"no algorithm of the grid has the parameter '{unknown[-1]}'"
         raise UserError(grid.place(*unknown), what, nearest(str(unknown[-1]), known))
+    grid = labelled(grid, classes)
     variants: list[Variant] = []
     for i, cls in classes.items():
         variants += _points(grid, i, cls)
     return Resolved(grid, tuple(variants), refused)
+
+
+def labelled(grid: Grid, classes: Mapping[int, type[Algorithm]]) -> Grid:
+    """The grid in which entries that are a path and have no label are called by the name that their
+    class is registered by; by the path where another entry is called so, or where there is none.
+
+    Args:
+        grid: as it was read.
+        classes: those of its algorithms that could be imported, by position.
+    """
+    labels = [entry.display for entry in grid.algorithms]
+    for i, cls in classes.items():
+        registered = vars(cls).get("name", ":")  # a class that is not has its path there
+        if grid.algorithms[i].is_called_by_path and ":" not in registered:
+            labels[i] = registered
+    taken = Counter(labels)
+    entries = list(grid.algorithms)
+    for i, (entry, label) in enumerate(zip(grid.algorithms, labels, strict=True)):
+        if label != entry.display and taken[label] == 1:
+            entries[i] = entry.model_copy(update={"label": label})
+    return grid.model_copy(update={"algorithms": tuple(entries)})
 
 
 Axis = list[tuple[Any, Loc]]

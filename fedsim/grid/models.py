@@ -352,7 +352,8 @@ class AlgorithmEntry(_Model):
         scan: axes over parameters of this entry alone, beside the grid's.
         tune: values of parameters of this entry alone that are tuned, beside the grid's
             ``tune.params``.
-        label: what tables and curves call it; default: the name.
+        label: what tables and curves call it; default: the name, of a path the name that its class
+            is registered by.
     """
 
     name: str = Field(min_length=1)
@@ -365,6 +366,13 @@ class AlgorithmEntry(_Model):
     def display(self) -> str:
         """What it is called."""
         return self.label or self.name
+
+    @property
+    def is_called_by_path(self) -> bool:
+        """Whether it is called by the file or module of its class, for want of a label."""
+        called, _, class_name = self.display.rpartition(":")
+        path, _, own_class = self.name.rpartition(":")
+        return bool(called) and (Path(called).name, class_name) == (Path(path).name, own_class)
 
     def within(self, folder: Path) -> AlgorithmEntry:
         """The same algorithm with the path of its file taken from ``folder``; what it is called

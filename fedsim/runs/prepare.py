@@ -160,6 +160,7 @@ def prepare(
             nearest(name, READOUTS),
         )
     resolved = resolve(grid, keep_going=keep_going)
+    grid = resolved.grid
     need = Need(grid.resources.cpus_per_actor, grid.resources.gpus_per_actor)
     capacity = actors_that_fit(grid, need, nodes)
     parallel = min(capacity, capacity if max_parallel is None else max(1, max_parallel))

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import plug_ins
 import pytest
 import yaml
 from benches import PATIENCE
@@ -22,12 +23,14 @@ from pydantic import Field
 
 from baselines.dp_gaussian import DPGaussian
 from baselines.fedavg_cvae import FedAvgCVAE
+from fedsim.api.new import STARTER
 from fedsim.data.embeddings import Embeddings
 from fedsim.errors import UserError
 from fedsim.grid.cells import expand, loaded, resolve
 from fedsim.grid.models import Cell, Evaluation, Grid
 from fedsim.grid.read import load_grid, parse
 from fedsim.methods.algorithm import Params
+from fedsim.plugins import registry
 from fedsim.plugins.registry import register
 
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
@@ -362,6 +365,53 @@ def test_scan_multiplies_the_algorithms_that_have_the_parameter_and_params_are_c
         "config-open beta=3",
     ]
     assert cells[0].params == {"beta": 3.0, "rate": 0.1, "schedule": {"warmup": 3}}
+
+
+def registered(folder: Path, stem: str, name: str | None) -> str:
+    """A plug-in of that file, maybe registered; returns how a grid names it."""
+    text = STARTER.read_text().replace('"my-method"', f'"{name}"')
+    return plug_ins.write(folder, stem, plug_ins.GOOD if name is None else text)
+
+
+@pytest.fixture
+def no_names(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a plug-in registers is gone after the test."""
+    monkeypatch.setattr(registry, "_registered", dict(registry._registered))
+
+
+def labels_of(folder: Path, *entries: Any) -> list[str]:
+    """The labels of a grid file of that folder, as its manifest would give them again."""
+    (folder / "g.yaml").write_text(yaml.safe_dump({"algorithms": list(entries)}))
+    grid = resolve(load_grid("g.yaml")).grid
+    again = resolve(Grid.model_validate(grid.model_dump(mode="json")))
+    labels = [entry.label or entry.name for entry in grid.algorithms]
+    assert [variant.label for variant in again.variants] == labels
+    return labels
+
+
+def test_a_path_is_labelled_by_its_registered_name(folder: Path, no_names: None) -> None:
+    path = registered(folder, "one_of_a_name", "one-of-a-name")
+    assert labels_of(folder, path, "dp-gaussian") == ["one-of-a-name", "dp-gaussian"]
+
+
+def test_a_class_that_is_not_registered_is_labelled_by_its_path(folder: Path) -> None:
+    path = registered(folder, "one_without_name", None)
+    assert labels_of(folder, path) == [path]
+
+
+def test_a_given_label_is_kept(folder: Path, no_names: None) -> None:
+    path = registered(folder, "one_with_label", "one-with-label")
+    assert labels_of(folder, {"name": path, "label": "mine"}) == ["mine"]
+
+
+def test_a_registered_name_that_is_taken_leaves_the_path(folder: Path, no_names: None) -> None:
+    path = registered(folder, "one_of_two", "one-of-two")
+    other = {"name": "dp-gaussian", "label": "one-of-two"}
+    assert labels_of(folder, path, other) == [path, "one-of-two"]
+
+
+def test_a_module_s_class_is_labelled_by_its_registered_name(folder: Path) -> None:
+    assert labels_of(folder, "baselines.dp_gaussian:DPGaussian") == ["dp-gaussian"]
 
 
 def test_a_tuned_entry_is_a_curve_each_with_the_space_of_its_parameters() -> None:
