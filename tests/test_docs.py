@@ -143,7 +143,7 @@ def test_the_commands_of_the_privacy_page(run_page: RunPage) -> None:
         "AUC",
         "rows proved",
         "not covered",
-        "its noisy steps spend 4.231",
+        "its noisy steps spend 4.23",
     ):
         assert words in said
     rows = read_results("runs/equal").rows

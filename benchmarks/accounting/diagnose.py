@@ -19,9 +19,9 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from fedsim.errors import UserError
 from fedsim.grid.read import read_yaml
+from fedsim.privacy import accountant
 from fedsim.privacy.mechanism import Mechanism
 from fedsim.privacy.plan import Release, Trust, Unit, calibrate
-from fedsim.privacy.pld import compose
 from fedsim.words import number
 
 
@@ -324,7 +324,7 @@ def _sparse_vector(s: Settings) -> str:
 
 
 def _epsilon(s: Settings, ran: Mechanism) -> float:
-    return compose([ran]).epsilon(s.delta)
+    return accountant.epsilon([ran], s.delta)[0]
 
 
 def diagnosis(settings: Settings) -> Iterator[str]:

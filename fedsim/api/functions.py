@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from fedsim.results.store import ResultStore
     from fedsim.runs.plan_view import Plan
 
-DELTAS = (1e-3, 1e-4, 1e-5, 1e-6, 1e-8)
+DELTAS = (1e-4, 1e-5, 1e-6)
 """Deltas at which epsilon is given, beside the one that is asked for."""
 Given = Mapping[str, Any] | Sequence[str]
 """Parameters by name, or as ``key=YAML`` texts."""
@@ -408,9 +408,9 @@ def account(
     Raises:
         UserError: a value is out of its range, or no noise reaches the budget.
     """
+    from fedsim.privacy import accountant
     from fedsim.privacy.mechanism import Mechanism
     from fedsim.privacy.plan import Release, calibrate
-    from fedsim.privacy.pld import compose
 
     if (epsilon is None) == (sigma is None):
         raise UserError("epsilon", "one of `epsilon` and `sigma` is needed, and not both")
@@ -437,15 +437,9 @@ def account(
         plan = calibrate(epsilon=epsilon, delta=delta, releases=releases, **fixed)  # type: ignore[arg-type]
         sigma = plan.sigma
     assert sigma is not None
-    spent = compose([Mechanism(sigma, sample_rate, rounds)])
-    return Account(
-        sigma,
-        spent.epsilon(delta),
-        delta,
-        rounds,
-        sample_rate,
-        {each: spent.epsilon(each) for each in DELTAS},
-    )
+    ran = [Mechanism(sigma, sample_rate, rounds)]
+    epsilons = {each: accountant.epsilon(ran, each)[0] for each in (delta, *DELTAS)}
+    return Account(sigma, epsilons.pop(delta), delta, rounds, sample_rate, epsilons)
 
 
 def embed(

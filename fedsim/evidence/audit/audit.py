@@ -21,6 +21,7 @@ import torch
 from scipy.stats import beta
 
 from fedsim.errors import UserError, at
+from fedsim.evidence.audit.bound import refuted_epsilon
 from fedsim.evidence.audit.white_box import (
     MOST_ADDED,
     Setting,
@@ -34,7 +35,6 @@ from fedsim.grid.models import AuditSpec, Grid
 from fedsim.plugins.code_hash import harness_hash, source_hash
 from fedsim.plugins.registry import lookup
 from fedsim.privacy.mechanism import Mechanism
-from fedsim.privacy.pld import refuted_epsilon
 from fedsim.results.run import claim_of
 from fedsim.training.trial import Trial
 from fedsim.words import number

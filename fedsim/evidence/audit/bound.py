@@ -1,0 +1,129 @@
+"""A lower bound of ε from the error rates of an adversary, by dp-accounting.
+
+The adversary tells whether a unit took part in a training. The output of the training is
+distributed as P if the unit took part and as Q if it did not. An (ε, δ) curve of P and Q bounds
+every test: with a false-positive rate a and a false-negative rate b,
+
+    b >= 1 - δ(e) - exp(e) a    and    b >= exp(-e) (1 - δ(e) - a)    for every e >= 0
+
+(Kairouz, Oh & Viswanath 2015, "The composition theorem for differential privacy", section 2). The
+curve is that of the composed Gaussian mechanisms, an upper bound that dp-accounting computes
+(Doroshenko et al. 2022, "Connect the dots"), so the bound on b is a lower one.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from scipy.optimize import brentq
+
+from fedsim.privacy.mechanism import Mechanism
+
+SLOPES = np.concatenate([np.arange(0.0, 1.0, 0.01), np.arange(1.0, 30.0, 0.05)])
+"""Values of e at which a trade-off curve is bounded from below."""
+MESH = 0.01
+"""Width of the mesh of privacy losses, in standard deviations of the composed loss (at most 1)."""
+LEAST_NOISE = 2.0**-6
+MOST_NOISE = 2.0**14
+"""The factors of noise between which the search looks."""
+PRECISION = 1e-3
+"""The relative precision of the factor of noise."""
+
+
+def refuted_epsilon(
+    mechanisms: Sequence[Mechanism], delta: float, false_positives: float, true_positives: float
+) -> tuple[float, float]:
+    """Return the largest ε that a test with these rates refutes, and the factor of noise it means.
+
+    The mechanisms at a factor s have all noise multipliers times s. They did not run if the
+    false-negative rate of the test is below their trade-off curve. More noise is easier to refute,
+    so the least factor that is refuted has the largest ε. The result is (0, inf) if no factor up to
+    ``MOST_NOISE`` is refuted.
+
+    Args:
+        mechanisms: what is claimed to have run.
+        delta: the δ of the claim.
+        false_positives: the upper confidence limit of the rate with which the test says "present"
+            of a training without the unit.
+        true_positives: the lower confidence limit of that rate for a training with the unit.
+    """
+
+    def excess(log_factor: float) -> float:
+        """How far the test's false negatives are below those of the mechanisms at a factor."""
+        scaled = _scaled(mechanisms, math.exp(log_factor))
+        return least_false_negatives(scaled, false_positives) - (1 - true_positives)
+
+    if true_positives <= false_positives or excess(math.log(MOST_NOISE)) <= 0:
+        return 0.0, math.inf
+    low, high = _bracket(excess)
+    if low < high:
+        root = brentq(excess, low, high, xtol=PRECISION / 2)
+        while excess(root) <= 0:  # the root may lie on the side that is not refuted
+            root += PRECISION / 2
+        high = root
+    factor = math.exp(high)
+    return epsilon_of(_scaled(mechanisms, factor), delta), factor
+
+
+def least_false_negatives(mechanisms: Sequence[Mechanism], false_positives: float) -> float:
+    """Return a lower bound of the false-negative rate of any test with this false-positive rate."""
+    deltas = np.asarray(_composed(mechanisms).get_delta_for_epsilon(SLOPES))
+    steep = 1 - deltas - np.exp(SLOPES) * false_positives
+    flat = np.exp(-SLOPES) * (1 - deltas - false_positives)
+    return max(0.0, float(steep.max()), float(flat.max()))
+
+
+def epsilon_of(mechanisms: Sequence[Mechanism], delta: float) -> float:
+    """Return the ε of composed mechanisms at ``delta``."""
+    return float(_composed(mechanisms).get_epsilon_for_delta(delta))
+
+
+def _bracket(excess: Any) -> tuple[float, float]:
+    """Return log factors of noise: one that is not refuted, and one that is.
+
+    Both are the least factor if even that one is refuted.
+    """
+    step = math.log(2)
+    high = 0.0
+    while excess(high) <= 0:
+        high += step
+    low = high - step
+    while excess(low) > 0:
+        if low <= math.log(LEAST_NOISE):
+            return low, low
+        high = low
+        low -= step
+    return low, high
+
+
+def _scaled(mechanisms: Sequence[Mechanism], factor: float) -> list[Mechanism]:
+    return [mechanism.scaled(factor) for mechanism in mechanisms if mechanism.costs]
+
+
+def _composed(mechanisms: Sequence[Mechanism]) -> Any:
+    """Return dp-accounting's privacy loss distribution of all mechanisms together."""
+    from dp_accounting.pld import privacy_loss_distribution  # late: it takes a second to import
+
+    width = MESH * min(1.0, _loss_deviation(mechanisms))
+    total: Any = privacy_loss_distribution.identity(width)
+    for mechanism in mechanisms:
+        losses = privacy_loss_distribution.from_gaussian_mechanism(
+            mechanism.noise_multiplier,
+            sampling_prob=mechanism.sample_rate,
+            value_discretization_interval=width,
+            use_connect_dots=True,
+        )
+        total = total.compose(losses.self_compose(mechanism.count))
+    return total
+
+
+def _loss_deviation(mechanisms: Sequence[Mechanism]) -> float:
+    """Return roughly the standard deviation of the composed privacy loss."""
+    variance = 0.0
+    for mechanism in mechanisms:
+        one_step = math.expm1(min(1.0, mechanism.noise_multiplier**-2))
+        variance += mechanism.count * mechanism.sample_rate**2 * one_step
+    return math.sqrt(variance)
