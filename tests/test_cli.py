@@ -1,4 +1,4 @@
-"""The adapter: every command is a function of the API."""
+"""The command line: its commands, their help, and its mistakes."""
 
 import inspect
 import re
@@ -10,54 +10,45 @@ from pathlib import Path
 import pytest
 from benches import PATIENCE, Done, interruptible
 
+import fedsim
 from fedsim import __version__
-from fedsim.cli import COMMANDS
+from fedsim.commands import app
 
-Fedsim = Callable[..., Done]
-FUNCTIONS = {
-    function.__name__: function for functions in COMMANDS.values() for function in functions
+Command = Callable[..., Done]
+COMMANDS: dict[str, Callable[..., object]] = {
+    name: app[name].default_command for name in app if not name.startswith("-")
 }
+PYTHON_ALONE = {"bench": {"algorithms"}}
+"""Parameters of API functions that no option sets."""
 
 
-@pytest.fixture
-def fedsim(folder: Path, command: Callable[..., Done]) -> Callable[..., Done]:
-    """Runs the command's entry point in a folder of its own."""
-    return command
+@pytest.mark.parametrize("name", COMMANDS)
+def test_command_has_every_parameter_of_its_function(name: str) -> None:
+    function = getattr(fedsim.Run, name, None) or getattr(fedsim, name)
+    expected = {*inspect.signature(function).parameters} - PYTHON_ALONE.get(name, set())
+    if "self" in expected:
+        expected = expected - {"self"} | {"run"}
+    assert expected <= {*inspect.signature(COMMANDS[name]).parameters}
 
 
-@pytest.mark.parametrize("name", FUNCTIONS)
-def test_every_parameter_is_an_argument_or_an_option_with_its_help(
-    fedsim: Fedsim, name: str, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("name", COMMANDS)
+def test_help_explains_every_parameter_and_shows_an_example(
+    command: Command, name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("COLUMNS", "200")
-    text = fedsim(name, "--help").stdout
-    entries = re.findall(r"^    (\w+): ", inspect.getdoc(FUNCTIONS[name]) or "", re.M)
-    parameters = [
-        parameter
-        for parameter in inspect.signature(FUNCTIONS[name]).parameters
-        if parameter != "self"
-    ]
-    assert {*parameters} <= {*entries}
-    shown = {
-        word.removeprefix("--").removesuffix("...").lower().replace("-", "_")
-        for word in re.findall(r"│ +(?:\* +)?(\S+)", text)
-    }
-    python_alone = {"bench": {"algorithms"}}.get(name, set())
-    assert {p.rstrip("_") for p in parameters} - {
-        *shown,
-        *(f"{word}s" for word in shown),
-    } == python_alone
+    text = command(name, "--help").stdout
+    assert f"Example: fedsim {name} " in text
+    for parameter in inspect.signature(COMMANDS[name]).parameters:
+        explained = re.search(
+            rf"^    {parameter}: (\w+)", inspect.getdoc(COMMANDS[name]) or "", re.M
+        )
+        assert explained is not None
+        assert explained[1] in text
 
 
-def test_a_grid_is_an_argument_or_an_option_and_not_both(fedsim: Fedsim) -> None:
-    both, none = fedsim("bench", "a.yaml", "--grid", "b.yaml"), fedsim("bench")
-    assert (both.returncode, none.returncode) == (2, 2)
-    assert both.stderr == "fedsim: GRID: a.yaml and --grid b.yaml are both given; give one\n"
-    assert "GRID: is missing" in none.stderr
-    assert (
-        "none.yaml: cannot be read (no such file or directory)"
-        in fedsim("bench", "--grid", "none.yaml").stderr
-    )
+def test_grid_is_an_argument_or_an_option(command: Command) -> None:
+    for arguments in (["none.yaml"], ["--grid", "none.yaml"]):
+        assert "none.yaml: cannot be read" in command("bench", *arguments).stderr
 
 
 @pytest.mark.parametrize(
@@ -67,13 +58,20 @@ def test_a_grid_is_an_argument_or_an_option_and_not_both(fedsim: Fedsim) -> None
         (["bench", "g.yaml", "--set", "epsilon=[-3]"], "--set epsilon[0]: "),
         (["check", "dp-gaussian", "--param", "rankk=3"], "params.rankk: unknown key 'rankk'"),
         (["synth", "run", "--out", "x.csv"], "run: there are no results here"),
+        (["bench"], "bench: a value is missing for --grid; see fedsim bench --help"),
+        (["bench", "g.yaml", "--grid", "h.yaml"], "'g.yaml' is one argument too many"),
+        (["bench", "g.yaml", "--dry-run", "true"], "'true' is one argument too many"),
+        (["bench", "g.yaml", "--dry-rnu"], "Did you mean --dry-run?"),
+        (["bench", ""], "the path is empty; pass a path, or omit the option"),
+        (["banch", "g.yaml"], "there is no command 'banch', did you mean 'bench'?"),
+        (["account", "--epsilon", "x"], 'unable to convert "x" into float'),
     ],
 )
-def test_a_mistake_is_one_line_that_names_the_option_and_exit_code_2(
-    fedsim: Fedsim, arguments: list[str], said: str
+def test_mistake_is_one_line_with_exit_code_2(
+    folder: Path, command: Command, arguments: list[str], said: str
 ) -> None:
     Path("g.yaml").write_text("algorithms: [dp-gaussian]\n")
-    done = fedsim(*arguments)
+    done = command(*arguments)
     assert (done.returncode, done.stdout, len(done.stderr.splitlines())) == (2, "", 1)
     assert said in done.stderr
     assert [path.name for path in Path().iterdir()] == ["g.yaml"]
@@ -108,9 +106,9 @@ def test_an_interruption_has_one_word_and_exit_code_130(tmp_path: Path) -> None:
     assert (done.returncode, done.stdout, done.stderr) == (130, "interrupted\n", "")
 
 
-def test_version_tells_what_a_paper_cites(fedsim: Fedsim) -> None:
+def test_version_tells_what_a_paper_cites(command: Command) -> None:
     told = re.fullmatch(
-        r"fedsim (\S+)(, revision [0-9a-f]{12}(-dirty)?)?\n", fedsim("--version").stdout
+        r"fedsim (\S+)(, revision [0-9a-f]{12}(-dirty)?)?\n", command("--version").stdout
     )
     assert told is not None
     assert told[1] == __version__

@@ -15,14 +15,13 @@ from pathlib import Path
 from unittest.mock import MagicMock
 
 import pytest
-import typer.main
 import yaml
 from benches import Done
 from cells import SHIPPED, SMALL
 from notebooks import Notebook
 
 import fedsim
-from fedsim.cli import app
+from fedsim.commands import app
 from fedsim.grid.read import load_grid
 from fedsim.results.run import read_results
 from fedsim.runs.worker import InProcess
@@ -88,9 +87,9 @@ COMMANDS = [
 
 @pytest.mark.parametrize("line", COMMANDS)
 def test_every_command_of_the_pages_exists_with_its_options(line: str) -> None:
-    known = typer.main.get_command(app).commands  # type: ignore[attr-defined]
     _, name, *arguments = shlex.split(line.rstrip("\\"), comments=True)
-    options = {option for parameter in known[name].params for option in parameter.opts}
+    parameters = app[name].assemble_argument_collection()
+    options = {option for parameter in parameters for option in parameter.names} | {"--help"}
     assert [
         each
         for each in arguments

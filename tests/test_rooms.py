@@ -15,6 +15,7 @@ AUTHORS = "fedsim.methods"
 """The same for authors of methods, who register them, too."""
 ROOMS = (
     ("cli",),
+    ("commands",),
     ("api",),
     ("runs",),
     ("report",),

@@ -10,14 +10,12 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin
 
-import typer.main
 from pydantic import BaseModel
-from typer.cli import get_docs_for_click
 
 import fedsim
 from fedsim import methods as for_authors
 from fedsim.api.describe import Parameter, describe, parameters_of, plain
-from fedsim.cli import app
+from fedsim.commands import app
 from fedsim.data.spec import DatasetSpec, EncoderSpec, SplitSpec
 from fedsim.grid.models import AlgorithmEntry, AuditSpec, Evaluation, Grid, Privacy, Resources, Tune
 from fedsim.partition import PartitionSpec
@@ -109,11 +107,8 @@ def grid_keys() -> Iterator[str]:
 
 
 def commands() -> Iterator[str]:
-    """Every command with its arguments and options, by typer."""
-    command = typer.main.get_command(app)
-    yield get_docs_for_click(obj=command, ctx=typer.Context(command), name="fedsim").partition(
-        "\n"
-    )[2]
+    """Yield every command with its arguments and options, as cyclopts documents them."""
+    yield app.generate_docs(heading_level=1).partition("\n")[2]
 
 
 def methods() -> Iterator[str]:
