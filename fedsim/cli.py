@@ -105,10 +105,8 @@ def _mistake(error: CycloptsError) -> str:
 
 def _print(result: Any) -> int:
     """Print what a command returned, and return its exit code."""
-    from fedsim.api.run import Run
-
-    if isinstance(result, Run):  # a bench has printed its tables itself
-        return result.code
+    if isinstance(result, int):
+        return result
     if isinstance(result, Printed):
         result.show(wide_console(plain_console(), TABLE_WIDTH))
     elif isinstance(result, str):

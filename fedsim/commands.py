@@ -81,7 +81,7 @@ def bench(
     address: str | None = None,
     max_parallel: int | None = None,
     yes: bool = False,
-) -> Printed:
+) -> Printed | int:
     """Run a grid and draw its privacy-utility curves.
 
     Every algorithm runs on every partition, budget and seed of the grid. You can interrupt the
@@ -103,9 +103,10 @@ def bench(
         yes: Run the grid even if it has more than 5,000 cells.
     """
     from fedsim.api.functions import bench
+    from fedsim.api.run import Run
 
     find_in_working_folder()
-    return bench(
+    plan_or_run = bench(
         grid,
         out=out,
         set=set or (),
@@ -117,6 +118,8 @@ def bench(
         max_parallel=max_parallel,
         yes=yes,
     )
+    # a bench has printed its tables itself
+    return plan_or_run.code if isinstance(plan_or_run, Run) else plan_or_run
 
 
 @app.command(group=RUN_A_GRID)
