@@ -6,6 +6,7 @@ A user's mistake is one line on standard error with exit code 2. An interruption
 from __future__ import annotations
 
 import inspect
+import os
 import re
 import sys
 from collections.abc import Callable
@@ -28,7 +29,9 @@ from fedsim.words import Printed, plain_console, print_line, wide_console
 NAMES = {"params": "--param", "with_": "--with"}
 """The options whose names are not those of their parameters."""
 TABLE_WIDTH = 100
-"""Columns that a printed table has at least."""
+"""Columns that output has at least if it does not fit itself to the terminal."""
+TRUTH_VALUES = ("true", "false", "yes", "no", "on", "off")
+"""Values that some users write behind an option that takes none."""
 
 
 def main() -> None:
@@ -97,7 +100,11 @@ def _mistake(error: CycloptsError) -> str:
         commands = [command for command in app if not command.startswith("-")]
         return f"there is no command '{name}', {nearest(name, commands)}"
     if isinstance(error, UnusedCliTokensError) and error.unused_tokens:
-        return f"'{error.unused_tokens[0]}' is one argument too many"
+        argument = error.unused_tokens[0]
+        words = f"'{argument}' is one argument too many"
+        if argument.lower() in TRUTH_VALUES:
+            words += "; an option such as --yes takes no value"
+        return words
     if isinstance(error, MissingArgumentError) and error.argument is not None:
         return f"a value is missing for {' or '.join(error.argument.names)}"
     return " ".join(str(error).split()).rstrip(".")
@@ -108,7 +115,11 @@ def _print(result: Any) -> int:
     if isinstance(result, int):
         return result
     if isinstance(result, Printed):
-        result.show(wide_console(plain_console(), TABLE_WIDTH))
+        console = plain_console()
+        knows_width = console.is_terminal or "COLUMNS" in os.environ
+        if not (result.fits_width and knows_width):
+            console = wide_console(console, TABLE_WIDTH)
+        result.show(console)
     elif isinstance(result, str):
         print(result)
     return int(getattr(result, "code", 0))

@@ -182,7 +182,8 @@ def board(*runs: FilePath, out: FilePath | None = None, trust_plugin: bool = Fal
     """Put the results of many runs into one table.
 
     The table has the results whose ε can be proved again, and results without a privacy budget.
-    All others are only counted.
+    External samples have a heading of their own, which says that nobody verified their ε. All
+    others are only counted.
 
     Example: fedsim board runs/ours runs/theirs --out board.md
 
@@ -245,8 +246,9 @@ def check(
 ) -> Printed:
     """Search for mistakes that break the privacy proof of a method.
 
-    The check trains the method many times on neighbouring data sets of up to 3,000 made-up rows.
-    It takes about a minute. The exit code is 1 if it finds a mistake.
+    The check trains the method many times, for a few rounds, on neighbouring data sets of 4 to 12
+    clients. It takes some minutes. The exit code is 1 if it finds a mistake. A check finds
+    mistakes, not malice.
 
     Example: fedsim check my_method.py:MyMethod
 
@@ -256,7 +258,8 @@ def check(
             option for more.
         unit: Check this privacy unit only. The default is every unit that the method supports.
         trust: Check this trust model only. The default is every one that the method supports.
-        quick: Try 40 pairs of neighbouring data sets instead of 400.
+        quick: Try 40 pairs of neighbouring data sets instead of 400, with smaller networks. After
+            a quick check no result is marked as passed.
         verbose: Print everything that was checked.
         run: A run folder whose results record the outcome in their column "check". Repeat the
             option for more.
@@ -407,7 +410,9 @@ def embed(
 ) -> str:
     """Turn images into embeddings, in a file that a grid can use.
 
-    When you interrupt the command and call it again, it continues where it stopped.
+    Every embedding is scaled to length 1 (L2 norm), as a grid does, so that you can compare it with
+    synthetic embeddings. When you interrupt the command and call it again, it continues where it
+    stopped.
 
     Example: fedsim embed imagefolder:scans dinov2-small scans.npz
 
@@ -441,6 +446,9 @@ def synth(
     trust_plugin: bool = False,
 ) -> str:
     """Draw synthetic embeddings from a trained generator; this costs no privacy.
+
+    They have the scale of real embeddings of length 1 (L2 norm), as fedsim embed writes them. None
+    is longer than 1.2.
 
     Example: fedsim synth runs/quickstart synthetic.npz --cell 3f2a
 
