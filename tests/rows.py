@@ -14,6 +14,7 @@ from fedsim.results.lines import RowError, judgement_line, keep_state, reference
 from fedsim.results.run import Entry, RunResults, claim_of
 from fedsim.results.store import ResultStore, RunFolder
 from fedsim.runs.prepare import Prepared
+from fedsim.training.cohort import build_algorithm
 from fedsim.training.trial import Outcome, Trial, run_trial
 
 AUDIT = ("epsilon_lower", "pairs", "canary_ratio", "params")
@@ -314,6 +315,16 @@ def ran(prepared: Prepared, trial: Trial) -> tuple[Outcome, Judgement]:
     *_, outcome = run_trial(trial, data)
     assert isinstance(outcome, Outcome)
     return outcome, judgement_of(trial, outcome.state, data)
+
+
+def as_planned(trial: Trial) -> Outcome:
+    """The outcome of a training that did just what was planned, without its tensors."""
+    plan = trial.plan
+    assert plan is not None
+    algorithm = build_algorithm(trial.cell.algorithm, trial.cell.params, trial.task)
+    noise_at = "clients" if algorithm.noise_at_clients() else "sum"
+    spent = (plan.epsilon_reached, plan.accountant, plan.mechanisms)
+    return Outcome(*spent, noise_at, "", 0, 0, 0, 1.0, {})
 
 
 def kept(folder: Path, trial: Trial, outcome: Outcome, class_names: Sequence[str] = ()) -> None:

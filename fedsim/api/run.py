@@ -399,7 +399,7 @@ class Run(Printed):
         generator = self.generator(cell)
         facts, row = generator.facts, generator.facts.row
         (proof,) = proofs_of([row], self._results, trust_plugin=self.trust_plugin)
-        if proof.verdict == "differs":
+        if proof.verdict != "proved":
             raise UserError(
                 f"{self.folder}, cell {row.cell_id}",
                 f"is not proved: {proof.why}",

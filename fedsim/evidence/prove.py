@@ -14,25 +14,26 @@ from functools import lru_cache
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import numpy as np
-from pydantic import TypeAdapter
+from pydantic import TypeAdapter, ValidationError
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
 from fedsim.errors import UserError
+from fedsim.evidence.records import contradictions
 from fedsim.files import unread
 from fedsim.grid.models import Tuning
 from fedsim.json_lines import decode, dump, load, plain_json, reasons
-from fedsim.plugins.claims import may_leave
+from fedsim.plugins.claims import is_untouched, may_leave
 from fedsim.plugins.code_hash import source_hash
-from fedsim.plugins.registry import check_installed, lookup
+from fedsim.plugins.registry import GIVEN, check_installed, lookup
 from fedsim.privacy.accountant import INTEGER_ORDERS, ORDERS
 from fedsim.privacy.mechanism import Mechanism, merged
 from fedsim.privacy.plan import Claim, PrivacyPlan
 from fedsim.privacy.selection import Curve, composed_by_renyi, converted
 from fedsim.results.columns import Line, Row, large_deltas
 from fedsim.results.run import RunResults, id_of_run
-from fedsim.words import Printed, at_most, number, print_line
+from fedsim.words import Printed, at_most, counted, number, print_line
 
 if TYPE_CHECKING:
     from fedsim.methods.algorithm import Algorithm
@@ -53,17 +54,24 @@ take some GiB.
 
 @dataclass(frozen=True)
 class Proof:
-    """A row's epsilon beside dp-accounting's, and what differs or was not compared.
+    """A row's epsilon beside dp-accounting's, and why it is not proved.
 
-    The verdict is ``not proved`` where that epsilon cannot be computed, ``no claim`` where the row
-    claims none. ``training_id`` names the training that ran, which equal cells share; it is empty
-    where that is not known.
+    Attributes:
+        verdict: ``differs`` where ledger, plan and epsilon contradict each other or the algorithm's
+            plan; ``not proved`` where epsilon cannot be computed, the code here does not make the
+            plan, or the record contradicts itself; ``no claim`` where the row claims no epsilon.
+        why: what differs, or why it is not proved.
+        epsilon: by dp-accounting.
+        rebuilt: whether the code here made a plan of the row's parameters.
+        training_id: names the training that ran, which equal cells share; empty where that is not
+            known.
     """
 
     row: Row
     verdict: Verdict
     why: str = ""
     epsilon: float | None = None
+    rebuilt: bool = False
     training_id: str = ""
 
     @property
@@ -83,44 +91,70 @@ class Proof:
 
 def prove(row: Row, line: Line, *, trust_plugin: bool = False) -> Proof:
     """Compare ledger, plan and epsilon of a training's line with each other, with the algorithm's
-    plan, and with dp-accounting.
+    plan, and with dp-accounting; and all that the line says twice.
 
     By dp-accounting's privacy loss distribution (pessimistic, both orders, connecting the dots), or
     its Rényi accountant where the row's is one. The plan of an algorithm that is the path of a
     class is rebuilt only if it is trusted.
     """
-    if (
-        not line["plan"]
-        or math.isinf(row.epsilon_target)
-        or row.status in ("failed", "unaccounted", "refuted")
-    ):
+    if row.status in ("failed", "unaccounted", "refuted") or not _claims_epsilon(line):
         return Proof(row, "no claim")
-    plan: PrivacyPlan = TypeAdapter(PrivacyPlan).validate_json(plain_json(line["plan"]))
+    found = _against_algorithm(row, line, trust_plugin=trust_plugin)
+    if line["cell"]["algorithm"] == GIVEN:  # their epsilon is their author's word
+        return Proof(row, "not proved" if found.doubts else "no claim", "; ".join(found.doubts))
+    against = [*found.faults, *found.doubts]
     try:
-        ran, planned = (
-            list(map(asdict, merged(mechanisms))) for mechanisms in (row.ran, plan.mechanisms)
-        )
-        selection = plan.selection
-        epsilon = (
-            selection.spent(plan.delta, _curve)
-            if selection
-            else recomputed(row.ran, plan.delta, row.accountant == "rdp")
-        )
-    except (ArithmeticError, ValueError, MemoryError) as error:  # of numbers that no training has
-        return Proof(
-            row, "not proved", f"dp-accounting cannot compose its mechanisms ({unread(error)})"
-        )
-    ratio, faults = Proof(row, "proved", epsilon=epsilon).ratio or 0.0, list[str]()
+        plan = _plan_of(line)
+    except ValidationError as error:
+        why = f"its plan cannot be read ({'; '.join(reasons(error))})"
+        return Proof(row, "not proved", "; ".join([why, *against]), rebuilt=found.rebuilt)
+    try:
+        ran = _by_release(row.ran)
+        planned = _by_release(plan.mechanisms)
+        epsilon = _recomputed(row, plan)
+    except (ArithmeticError, TypeError, ValueError, MemoryError) as error:
+        # of numbers that no training has
+        why = f"dp-accounting cannot compose its mechanisms ({unread(error)})"
+        return Proof(row, "not proved", "; ".join([why, *against]), rebuilt=found.rebuilt)
+    faults: list[str] = []
+    ratio = Proof(row, "proved", epsilon=epsilon).ratio or 0.0
     if not 1 - MOST_BELOW <= ratio <= 1 + MOST_ABOVE:
-        faults.append(
-            f"ε is {ratio:.3f} of what its mechanisms "
-            f"spend{', a bound that holds and is loose' if ratio > 1 else ''}"
-        )
+        loose = ", a bound that holds and is loose" if ratio > 1 else ""
+        faults.append(f"ε is {ratio:.3f} of what its mechanisms spend{loose}")
     if not _alike(ran, planned):
         faults.append("what ran is not what was planned")
-    differences, note = _against_algorithm(line, plan, trust_plugin=trust_plugin)
-    faults += differences
-    return Proof(row, "differs" if faults else "proved", "; ".join(faults) or note, epsilon)
+    verdict: Verdict = "proved"
+    if found.doubts:
+        verdict = "not proved"
+    if faults or found.faults:
+        verdict = "differs"
+    return Proof(row, verdict, "; ".join([*faults, *against]), epsilon, found.rebuilt)
+
+
+def _claims_epsilon(line: Line) -> bool:
+    """Whether a training's line claims a finite epsilon, be it of rows that were made elsewhere."""
+    epsilons = [line["cell"]["epsilon"], (line["plan"] or {}).get("epsilon_target")]
+    return any(epsilon is not None and math.isfinite(epsilon) for epsilon in epsilons)
+
+
+def _plan_of(line: Line) -> PrivacyPlan:
+    return TypeAdapter(PrivacyPlan).validate_json(plain_json(line["plan"]))
+
+
+def _by_release(mechanisms: Sequence[Mechanism]) -> dict[str, list[dict[str, Any]]]:
+    """The mechanisms of each release, equal ones added up."""
+    names = sorted({one.release for one in mechanisms})
+    return {
+        name: list(map(asdict, merged(one for one in mechanisms if one.release == name)))
+        for name in names
+    }
+
+
+def _recomputed(row: Row, plan: PrivacyPlan) -> float:
+    """The epsilon of what ran, or of the search that it was part of, by dp-accounting."""
+    if plan.selection:
+        return plan.selection.spent(plan.delta, _curve)
+    return recomputed(row.ran, plan.delta, row.accountant == "rdp")
 
 
 def proofs_of(
@@ -135,42 +169,71 @@ def proofs_of(
     return proofs
 
 
-def _against_algorithm(
-    line: Line, plan: PrivacyPlan, *, trust_plugin: bool
-) -> tuple[list[str], str]:
-    """Where a plan is not what its algorithm makes of the cell, and why that was not compared, or
-    says nothing.
+@dataclass(frozen=True)
+class _Comparison:
+    """What the code here says of a training's line.
+
+    Attributes:
+        faults: what contradicts the plan that the code that ran makes.
+        doubts: why nothing is proved, although nothing is known to be wrong.
+        rebuilt: whether the code here made a plan.
     """
+
+    faults: tuple[str, ...] = ()
+    doubts: tuple[str, ...] = ()
+    rebuilt: bool = False
+
+
+def _against_algorithm(row: Row, line: Line, *, trust_plugin: bool) -> _Comparison:
+    """Compare a line with itself and its plan with the one that its algorithm makes here."""
     cell = line["cell"]
     try:
         if not trust_plugin:
             check_installed(cell["algorithm"], "")
-        cls = lookup(cell["algorithm"])
+        cls = lookup(cell["algorithm"], "")
     except UserError as error:
-        return [], f"its plan was not rebuilt: {error}"
-    try:
-        made = _made(
-            cls,
-            dump([cell["params"], cell["tuning"], line["task"], cell["epsilon"], cell["delta"]]),
-        )
-        differences = (
-            ["its algorithm plans none"]
-            if made is None
-            else list(_differences(asdict(plan), asdict(made)))
-        )
-    except (
-        Exception,
-        SystemExit,
-    ) as error:  # whatever an algorithm makes of parameters that it was not given
-        why = "; ".join(reasons(error)) if isinstance(error, Exception) else "it exits"
-        differences = [f"its algorithm makes no plan of its parameters ({why})"]
+        return _Comparison(doubts=(f"its plan was not rebuilt: {error}",))
+    doubts = tuple(contradictions(line, cls, row.judged))
+    if cell["algorithm"] == GIVEN:
+        return _Comparison(doubts=doubts)
+    differences, rebuilt = _differences_from(cls, line)
     if differences and cell["source"] != source_hash(cls):
-        return [], f"the code here is not the one that ran, and differs: {'; '.join(differences)}"
-    return differences, ""
+        said = "; ".join(differences)
+        doubt = f"the code here is not the one that ran, and plans something else: {said}"
+        return _Comparison((), (doubt, *doubts), rebuilt)
+    return _Comparison(tuple(differences), doubts, rebuilt)
+
+
+def _differences_from(cls: type[Algorithm], line: Line) -> tuple[list[str], bool]:
+    """In what a line's plan is not the one that a class makes of its cell, and whether it makes
+    any.
+    """
+    cell = line["cell"]
+    facts = [cell["params"], cell["tuning"], line["task"], cell["epsilon"], cell["delta"]]
+    try:
+        # what was made before somebody replaced a method is not what the class makes now
+        make = _made if is_untouched(cls) else _made.__wrapped__
+        plan, noise_at = make(cls, dump(facts))
+        recorded = line["plan"] and asdict(_plan_of(line))
+        if not recorded:
+            return ["it has no plan, and its algorithm makes one"], True
+        recorded["noise_at"] = (line["ledger"] or {}).get("noise_at")
+        differences = list(_differences(recorded, asdict(plan) | {"noise_at": noise_at}))
+    except (Exception, SystemExit) as error:
+        # whatever an algorithm makes of parameters that it was not given
+        why = "; ".join(reasons(error)) if isinstance(error, Exception) else "it exits"
+        return [f"its algorithm makes no plan of its parameters ({why})"], False
+    return differences, True
 
 
 @lru_cache(maxsize=4096)
-def _made(cls: type[Algorithm], facts: str) -> PrivacyPlan | None:
+def _made(cls: type[Algorithm], facts: str) -> tuple[PrivacyPlan, str]:
+    """The plan that a class makes, and where its noise is added.
+
+    Args:
+        cls: the class.
+        facts: parameters, tuning, task, epsilon and delta as JSON.
+    """
     from fedsim.evaluation.tuning import plans_of
     from fedsim.methods.messages import PublicRows, Task  # late: they import torch
 
@@ -179,7 +242,10 @@ def _made(cls: type[Algorithm], facts: str) -> PrivacyPlan | None:
     known = Task(**task, public=PublicRows.made_up(task["dim"], task["classes"]))
     for candidate in plans_of(cls, params, how, known, epsilon, delta):
         if how is None or dump(candidate.params) == dump(params):
-            return candidate.plan
+            if candidate.plan is None:
+                raise ValueError("epsilon has no meaning for it")
+            algorithm = cls(cls.Params.model_validate(candidate.params), known)
+            return candidate.plan, "clients" if algorithm.noise_at_clients() else "sum"
     raise ValueError("its parameters are no point of the space that was searched")
 
 
@@ -292,6 +358,8 @@ class Proofs(Printed):
             "algorithm's, each ε what dp-accounting computes, "
         )
         words += f"at most {MOST_BELOW:.1%} below and {MOST_ABOVE:.0%} above"
+        claiming = len(self.proofs) - counts["no claim"]
+        rebuilt = sum(proof.rebuilt for proof in self.proofs)
         others: dict[Verdict, str] = {
             "differs": "differ",
             "not proved": "cannot be proved",
@@ -304,7 +372,8 @@ class Proofs(Printed):
             [proof.row for proof in self.proofs if proof.verdict == "proved"],
             {proof.row.cell_id: proof.training_id for proof in self.proofs if proof.training_id},
         )
-        for text in (words, *costs):
+        plans = f"the code here rebuilt {rebuilt} of {counted(claiming, 'plan')}"
+        for text in (words, plans, *costs):
             console.print(text, highlight=False, markup=False)
         for text in large_deltas([proof.row for proof in self.proofs]):
             print_line(console, f"warning: {text}", "yellow")

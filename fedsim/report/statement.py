@@ -98,16 +98,11 @@ def statements(
     ran under.
 
     Rows that failed, are unaccounted or refuted have no part in one; a method that has no others
-    has a statement of that. A method of which one of ``proofs``, of all rows in their order, finds
-    a difference has no guarantee. With ``only``, cells of these ids are stated; what the other rows
+    has a statement of that. A method of which one of ``proofs``, of all rows in their order, is no
+    proof has no guarantee. With ``only``, cells of these ids are stated; what the other rows
     say against their methods counts all the same.
     """
-    wrong = {proof.row.label: proof.why for proof in reversed(proofs) if proof.verdict == "differs"}
-    notes = {
-        proof.row.cell_id: proof.why
-        for proof in proofs
-        if proof.verdict in ("proved", "not proved") and proof.why
-    }
+    wrong = {proof.row.label: proof for proof in reversed(proofs) if proof.verdict in _UNPROVED}
     refuted = {(row.label, row.unit, row.trust): row for row in rows if row.status == "refuted"}
     asked = [row for row in rows if only is None or row.cell_id in only]
     settings: dict[tuple[object, ...], list[Row]] = {}
@@ -124,10 +119,7 @@ def statements(
     for (label, *rest), members in settings.items():
         if not rest and label in private:
             continue  # a method that ran at infinity beside finite budgets is stated once
-        parts = [
-            *_parts(members),
-            *(("plan", notes[row.cell_id]) for row in members if row.cell_id in notes),
-        ]
+        parts = list(_parts(members))
         if (audited := refuted.get((label, members[0].unit, members[0].trust))) is not None:
             what = ", ".join(
                 filter(None, ("one refutes the claim at another budget", audited.audited_form))
@@ -138,7 +130,7 @@ def statements(
         row.label: row.status for row in asked if row.label not in {each.method for each in stated}
     }
     none = {
-        label: f"a row of it contradicts itself: {wrong[label]}"
+        label: f"{_UNPROVED[wrong[label].verdict]}: {wrong[label].why}"
         if label in wrong
         else _NONE[missing[label]]
         for label in missing
@@ -154,6 +146,8 @@ _NONE = {
     "refuted": "an audit refutes what it claims",
 }
 """Why there is nothing to state."""
+_UNPROVED = {"differs": "a row of it contradicts itself", "not proved": "a row of it is not proved"}
+"""What a verdict of ``fedsim verify`` says against a method."""
 
 
 def _is_private(row: Row) -> bool:

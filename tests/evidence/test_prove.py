@@ -9,17 +9,19 @@ from typing import Any
 import pytest
 from cells import SHIPPED, quick, small_cells, small_grid
 from plug_ins import GOOD, write
-from rows import add_lines, changed, lines_of, make_row
+from rows import add_lines, as_planned, changed, lines_of, make_row
 
 from fedsim.evidence.prove import Proof, Proofs, proofs_of, prove, recomputed, together
+from fedsim.grid.cells import training_id_of
+from fedsim.grid.models import Cell
 from fedsim.json_lines import decode, dump, load
+from fedsim.plugins.code_hash import harness_hash, place_of
 from fedsim.plugins.registry import lookup
 from fedsim.privacy.accountant import counted_by, epsilon, rdp_epsilon
 from fedsim.privacy.mechanism import Mechanism
 from fedsim.results.columns import Row, large_deltas, row_of
 from fedsim.results.generators import load_generator
 from fedsim.results.run import RunResults, read_results
-from fedsim.training.trial import Outcome
 
 PRIVATE = [name for name in SHIPPED if lookup(name).private]
 Change = Callable[[dict[str, Any]], Any]
@@ -29,14 +31,7 @@ Change = Callable[[dict[str, Any]], Any]
 def line_of(name: str, unit: str = "example", trust: str = "aggregate", **params: object) -> str:
     """The line of a training that did just what was planned."""
     (trial,) = small_cells(quick(name, **params), epsilon=4.0, unit=unit, trust=trust).trials
-    plan = trial.plan
-    assert plan is not None
-    (line,) = lines_of(
-        trial,
-        Outcome(
-            plan.epsilon_reached, plan.accountant, plan.mechanisms, "sum", "", 0, 0, 0, 1.0, {}
-        ),
-    ).trainings.values()
+    (line,) = lines_of(trial, as_planned(trial)).trainings.values()
     return dump(line)
 
 
@@ -127,28 +122,66 @@ def test_a_claim_may_be_weaker_than_its_algorithm_s_and_not_stronger() -> None:
     assert proved(line_of("dp-gaussian"), put("plan", "claim", "stated")).verdict == "proved"
 
 
-def test_what_other_code_plans_is_a_note() -> None:
-    proof = proved(
-        line_of("dp-gaussian"),
-        lambda line: (
-            put("cell", "source", "0123456789abcdef")(line),
-            put("plan", "clip", 9.0)(line),
-        ),
-    )
+def of_other_code(line: dict[str, Any]) -> None:
+    """As if code that is not here had trained it: its source, and the id that this gives."""
+    line["cell"]["source"] = "0123456789abcdef"
+    cell = Cell.model_validate(line["cell"])
+    training = training_id_of(cell, place_of(lookup(cell.algorithm)), harness_hash("evaluation"))
+    line["training_id"] = training
+    line["cell"]["training_id"] = training
+
+
+def test_a_plan_of_other_code_is_proved_if_the_code_here_makes_it() -> None:
+    proof = proved(line_of("dp-gaussian"), of_other_code)
     assert proof.verdict == "proved"
-    assert proof.why.startswith(
-        "the code here is not the one that ran, and differs: its clip is 9.0"
-    )
+    assert proof.rebuilt
 
 
-def test_the_plan_of_a_plug_in_is_rebuilt_only_if_its_code_is_trusted(folder: Path) -> None:
+@pytest.mark.parametrize("change", [put("plan", "clip", 9.0), put("plan", "claim", "proved")])
+def test_a_plan_of_other_code_that_differs_is_not_proved(change: Change) -> None:
+    def of_other_code_and_other(line: dict[str, Any]) -> None:
+        of_other_code(line)
+        change(line)
+
+    proof = proved(line_of("fedhypevae", noised="shared"), of_other_code_and_other)
+    assert proof.verdict == "not proved"
+    assert proof.why.startswith("the code here is not the one that ran, and plans something else")
+
+
+def test_a_plan_of_an_unknown_algorithm_is_not_proved() -> None:
+    proof = proved(line_of("dp-gaussian"), put("cell", "algorithm", "dp-gausian"))
+    assert proof.verdict == "not proved"
+    assert proof.why.startswith("its plan was not rebuilt: unknown algorithm 'dp-gausian'")
+    assert not proof.rebuilt
+
+
+def test_the_plan_of_a_plug_in_is_proved_only_if_its_code_is_trusted(folder: Path) -> None:
     text = line_of(write(folder, "theirs", GOOD))
-    assert proved(text, planned_so).why.startswith(
-        "its plan was not rebuilt: its algorithm is the plug-in"
-    )
-    assert proved(text, trust_plugin=True).why == ""
+    untrusted = proved(text)
+    assert untrusted.verdict == "not proved"
+    assert untrusted.why.startswith("its plan was not rebuilt: its algorithm is the plug-in")
+    trusted = proved(text, trust_plugin=True)
+    assert trusted.verdict == "proved", trusted.why
+    assert trusted.rebuilt
     assert "its sigma is" in proved(text, planned_so, trust_plugin=True).why
     assert "what ran is not" in proved(text, ran(2.0)).why
+
+
+@pytest.mark.parametrize("trust_plugin", [True, False])
+def test_a_plug_in_that_says_proved_is_not(folder: Path, trust_plugin: bool) -> None:
+    text = line_of(write(folder, "bold", GOOD))
+    proof = proved(text, put("plan", "claim", "proved"), trust_plugin=trust_plugin)
+    assert proof.verdict in ("differs", "not proved")
+
+
+def test_a_plug_in_is_proved_from_another_working_folder(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    text = line_of(write(folder, "moved", GOOD))
+    (folder / "elsewhere").mkdir()
+    monkeypatch.chdir(folder / "elsewhere")
+    proof = proved(text, trust_plugin=True)
+    assert proof.verdict == "proved", proof.why
 
 
 def test_unusable_mechanisms_prove_nothing_and_no_account_claims_nothing() -> None:
@@ -187,6 +220,7 @@ def test_the_rows_of_a_bench_are_proved_and_their_statement_holds_their_numbers(
     done = command("verify", str(run.folder))
     assert done.returncode == 0, done.stdout
     assert "2 of 5 rows proved" in done.stdout
+    assert "the code here rebuilt 2 of 2 plans" in done.stdout
     assert counted_by() in command("statement", str(run.folder)).stdout
     line = next(
         line

@@ -1,9 +1,11 @@
 import math
+import re
 from typing import Any
 
 import pytest
 from rows import NOISE, changed, make_failed, make_row
 
+from fedsim.evidence.prove import Proof, Verdict
 from fedsim.plugins.registry import GIVEN
 from fedsim.report.statement import statements
 
@@ -48,6 +50,16 @@ def test_a_tuned_row_trusts_whoever_sees_its_trainings_wherever_noise_was_added(
         assert "shows nobody, clients included, any but the best" in found
         assert "silo as well" not in found
         assert "whoever sees a message or a score of a training that was not the best" in found
+
+
+@pytest.mark.parametrize("verdict", ["differs", "not proved"])
+def test_a_method_that_is_not_proved_has_no_guarantee(verdict: Verdict) -> None:
+    rows = [make_row(cell_id="a"), make_row(cell_id="b", label="other")]
+    proofs = [Proof(rows[0], verdict, "why it is not"), Proof(rows[1], "proved")]
+    found = {each.method: "\n".join(each.lines) for each in statements(rows, proofs)}
+    assert re.search("guarantee: none: a row of it .*: why it is not", found["fedhypevae"])
+    assert "budget: ε =" not in found["fedhypevae"]
+    assert "budget: ε =" in found["other"]
 
 
 def test_a_heuristic_claim_is_no_guarantee_and_says_so() -> None:

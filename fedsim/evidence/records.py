@@ -1,0 +1,119 @@
+"""The record of a training compared with itself.
+
+A record says most facts of a training several times: in its cell, in the public facts that the
+algorithm got (its task), in its plan and in its ledger. The id of the training is a hash of its
+cell. So a record in which somebody edited one place contradicts itself. Whoever rewrites all places
+and the hash makes another record, which only a training that runs again can refute.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
+
+from pydantic import ValidationError
+
+from fedsim.grid.models import Cell, shown
+from fedsim.json_lines import reasons
+from fedsim.plugins.code_hash import harness_hash, places_of
+from fedsim.results.columns import Line
+
+if TYPE_CHECKING:
+    from fedsim.methods.algorithm import Algorithm
+
+_SAID_AGAIN = (
+    ("cell.unit", "task.unit", "plan.unit"),
+    ("cell.trust", "task.trust", "plan.trust"),
+    ("cell.clients", "task.clients"),
+    ("cell.epsilon", "plan.epsilon_target"),
+    ("cell.delta", "plan.delta"),
+    ("plan.accountant", "ledger.accountant"),
+    ("training_id", "cell.training_id"),
+)
+"""The places of a record that must hold the same value, by the path of their keys."""
+_IN_THE_ID = (
+    "algorithm, params, dataset_hash, public_hash, partition, alpha, clients, epsilon, delta, "
+    "unit, unit_column, trust, noise, seed, tuning, evaluation (unseen, probe_c), source"
+)
+"""The keys of a cell that :func:`fedsim.grid.cells.training_id_of` reads."""
+
+
+def contradictions(line: Line, cls: type[Algorithm], evaluated_by: str | None) -> Iterator[str]:
+    """Yield what contradicts itself in a training's record, in words.
+
+    Args:
+        line: the record.
+        cls: the class that its cell names.
+        evaluated_by: hash of the code that evaluated the cell; None where nothing did.
+    """
+    for places in _SAID_AGAIN:
+        yield from _differing(
+            {place: _value(line, place) for place in places if _held(line, place)}
+        )
+    try:
+        cell = Cell.model_validate(line["cell"])
+    except ValidationError as error:
+        yield f"its cell cannot be read ({'; '.join(reasons(error))})"
+        return
+    data_set = shown(cell.dataset, cell.evaluation.unseen)
+    for name, value, place in (
+        ("cell.evaluation.probe_c", cell.evaluation.real_c, "task.probe_c"),
+        ("cell.alpha", cell.concentration, "alpha"),
+        ("cell.dataset", data_set, "dataset"),
+    ):
+        yield from _differing({name: value, place: _value(line, place)})
+    yield from _of_groups(cell, line)
+    if (cell.public is None) != (cell.public_hash is None):
+        yield "of cell.public and cell.public_hash one is missing"
+    if line["training_id"] not in _ids(cell, cls, evaluated_by):
+        yield (
+            "its training_id is not the hash of its cell, so one of these is not what it was "
+            f"when it trained: {_IN_THE_ID}"
+        )
+
+
+def _of_groups(cell: Cell, line: Line) -> Iterator[str]:
+    """Yield what contradicts that the unit is a group, or that it is none."""
+    column = cell.unit_column
+    if (cell.unit == "group") != (column is not None):
+        yield f"cell.unit is {cell.unit!r} and cell.unit_column {column!r}"
+    if column is not None:
+        together = cell.partition.together
+        yield from _differing({"cell.unit_column": column, "cell.partition.together": together})
+    groups = line.get("train_groups")
+    if (cell.unit == "group") != (groups is not None):
+        yield f"cell.unit is {cell.unit!r} and train_groups {line['train_groups']!r}"
+
+
+def _ids(cell: Cell, cls: type[Algorithm], evaluated_by: str | None) -> set[str]:
+    """Return the ids that a training of this cell may have.
+
+    They are several because a record names neither the working folder of its bench nor the code
+    that scored the trainings of a search. The latter is taken to be the code that evaluated the
+    cell, or the code that is here.
+    """
+    from fedsim.grid.cells import training_id_of  # late: it imports torch
+
+    codes = {harness_hash("evaluation"), evaluated_by or ""}
+    return {training_id_of(cell, place, code) for place in places_of(cls) for code in codes}
+
+
+def _differing(values: dict[str, Any]) -> Iterator[str]:
+    """Yield a sentence if the values by place are not all equal."""
+    (first, expected), *others = values.items()
+    for place, value in others:
+        if value != expected:
+            yield f"{first} is {expected!r} and {place} {value!r}"
+
+
+def _held(line: Line, path: str) -> bool:
+    """Whether a record has the part in which the path ends."""
+    part, _, _ = path.rpartition(".")
+    return not part or line[part] is not None
+
+
+def _value(line: Line, path: str) -> Any:
+    value: Any = line
+    for key in path.split("."):
+        value = (value or {}).get(key)
+    return value
