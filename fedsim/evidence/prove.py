@@ -24,9 +24,10 @@ from fedsim.evidence.records import contradictions
 from fedsim.files import unread
 from fedsim.grid.models import Tuning
 from fedsim.json_lines import decode, dump, load, plain_json, reasons
-from fedsim.plugins.claims import is_untouched, may_leave
+from fedsim.plugins.claims import may_leave
 from fedsim.plugins.code_hash import source_hash
 from fedsim.plugins.registry import GIVEN, check_installed, lookup
+from fedsim.plugins.untouched import replaced
 from fedsim.privacy.accountant import INTEGER_ORDERS, ORDERS
 from fedsim.privacy.mechanism import Mechanism, merged
 from fedsim.privacy.plan import Claim, PrivacyPlan
@@ -211,14 +212,17 @@ def _differences_from(cls: type[Algorithm], line: Line) -> tuple[list[str], bool
     cell = line["cell"]
     facts = [cell["params"], cell["tuning"], line["task"], cell["epsilon"], cell["delta"]]
     try:
-        # what was made before somebody replaced a method is not what the class makes now
-        make = _made if is_untouched(cls) else _made.__wrapped__
+        # what was made before somebody replaced code is not what the class makes now
+        name = replaced()
+        make = _made if name is None else _made.__wrapped__
         plan, noise_at = make(cls, dump(facts))
         recorded = line["plan"] and asdict(_plan_of(line))
         if not recorded:
             return ["it has no plan, and its algorithm makes one"], True
         recorded["noise_at"] = (line["ledger"] or {}).get("noise_at")
         differences = list(_differences(recorded, asdict(plan) | {"noise_at": noise_at}))
+        if differences and name is not None:
+            differences.append(f"somebody replaced {name} in this process")
     except (Exception, SystemExit) as error:
         # whatever an algorithm makes of parameters that it was not given
         why = "; ".join(reasons(error)) if isinstance(error, Exception) else "it exits"

@@ -82,7 +82,7 @@ def _of_groups(cell: Cell, line: Line) -> Iterator[str]:
         yield from _differing({"cell.unit_column": column, "cell.partition.together": together})
     groups = line.get("train_groups")
     if (cell.unit == "group") != (groups is not None):
-        yield f"cell.unit is {cell.unit!r} and train_groups {line['train_groups']!r}"
+        yield f"cell.unit is {cell.unit!r} and train_groups {groups!r}"
 
 
 def _ids(cell: Cell, cls: type[Algorithm], evaluated_by: str | None) -> set[str]:

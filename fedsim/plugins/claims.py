@@ -8,12 +8,11 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from functools import lru_cache
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from fedsim.errors import UserError
-from fedsim.plugins.code_hash import SHIPPED, is_shipped
+from fedsim.plugins.code_hash import is_shipped
+from fedsim.plugins.untouched import is_untouched
 from fedsim.privacy.plan import Claim
 
 if TYPE_CHECKING:
@@ -26,8 +25,9 @@ Check = Literal["passed", "failed"]
 
 
 def allowed(claim: Claim, algorithm: Algorithm) -> Claim:
-    """The claim of a plan of an ``algorithm`` that claims it: a shipped class in which a method was
-    replaced states it, as any other.
+    """The claim of a plan of an ``algorithm`` that claims it.
+
+    A shipped class states it, as any other, where somebody replaced code that is shipped.
     """
     if claim not in get_args(Claim):
         raise UserError(
@@ -37,31 +37,6 @@ def allowed(claim: Claim, algorithm: Algorithm) -> Claim:
         )
     untouched = is_shipped(type(algorithm)) and is_untouched(type(algorithm))
     return "stated" if claim == "proved" and not untouched else claim
-
-
-def is_untouched(cls: type) -> bool:
-    """Whether every function of a shipped class and its bases is code of its own package, which
-    whatever replaced one is not.
-    """
-    return all(
-        _package(getattr(getattr(function, "__code__", None), "co_filename", ""))
-        == base.__module__.partition(".")[0]
-        for base in cls.__mro__
-        if is_shipped(base)
-        for function in (
-            getattr(value, "__func__", getattr(value, "fget", getattr(value, "func", value)))
-            for value in vars(base).values()
-        )
-        if callable(function) and not isinstance(function, type)
-    )
-
-
-@lru_cache(maxsize=4096)
-def _package(file: str) -> str | None:
-    """The shipped package that a file is of."""
-    return next(
-        (folder.name for folder in SHIPPED if Path(file).resolve().is_relative_to(folder)), None
-    )
 
 
 def may_leave(claim: Claim | None, check: Check | None) -> bool:
