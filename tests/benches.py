@@ -5,12 +5,17 @@ from __future__ import annotations
 import signal
 import time
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from fedsim.results.columns import Row
 from fedsim.results.run import read_results
+from fedsim.runs.prepare import Node
+from fedsim.runs.worker import InProcess
 
 PATIENCE = 600
 """Seconds after which something hangs, however busy the machine is."""
@@ -99,6 +104,17 @@ class Ran:
     def log(self, row: Row) -> str:
         """A cell's log."""
         return (self.folder / "logs" / f"{row.cell_id}.log").read_text()
+
+
+def keep_claims(patch: pytest.MonkeyPatch) -> None:
+    """Let methods claim what they do, although a test replaces code of fedsim."""
+    patch.setattr("fedsim.plugins.untouched.replaced", lambda: None)
+
+
+def run_in_process(patch: pytest.MonkeyPatch, node: Node | None = None) -> None:
+    """Train what a command trains in this process, in place of Ray."""
+    keep_claims(patch)
+    patch.setattr("fedsim.runs.ray.local_ray", lambda asked: nullcontext(InProcess(node or asked)))
 
 
 def slowness() -> float:

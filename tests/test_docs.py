@@ -10,13 +10,12 @@ import shlex
 import subprocess
 import sys
 from collections.abc import Callable
-from contextlib import nullcontext
 from pathlib import Path
 from unittest.mock import MagicMock
 
 import pytest
 import yaml
-from benches import Done
+from benches import Done, run_in_process
 from cells import SHIPPED, SMALL
 from notebooks import Notebook
 
@@ -24,7 +23,6 @@ import fedsim
 from fedsim.commands import app
 from fedsim.grid.read import load_grid
 from fedsim.results.run import read_results
-from fedsim.runs.worker import InProcess
 
 ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"
@@ -53,7 +51,7 @@ def run_page(
     """Runs a page's commands where its grids and what it calls runs are, those on a cluster left
     out; what each printed.
     """
-    monkeypatch.setattr("fedsim.runs.ray.local_ray", lambda node: nullcontext(InProcess(node)))
+    run_in_process(monkeypatch)
     (folder / "benchmarks").symlink_to(ROOT / "benchmarks")
 
     def run(name: str) -> dict[str, str]:
@@ -216,7 +214,7 @@ def test_the_method_of_the_algorithms_page_learns(folder: Path) -> None:
 def test_every_block_of_the_page_on_python_runs_as_a_cell(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("fedsim.runs.ray.local_ray", lambda node: nullcontext(InProcess(node)))
+    run_in_process(monkeypatch)
     book = Notebook(monkeypatch)
     for code in blocks(DOCS / "python.md", "python"):
         book.cell(code)

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from benches import TIMES, Ran
+from benches import TIMES, Ran, keep_claims
 from cells import NODES, quick, small_grid
 from plug_ins import GOOD, changed
 from rich.console import Console
@@ -115,6 +115,7 @@ def test_a_failed_reference_leaves_no_line_and_is_computed_by_the_same_command(
 
     grid = small_grid("dp-gaussian", evaluation={"per_class": 10, "per_client": True})
     with monkeypatch.context() as patch:
+        keep_claims(patch)
         patch.setattr("fedsim.runs.worker.local_only", without_memory)
         failed = bench(grid)
     assert (

@@ -3,11 +3,10 @@
 import io
 import json
 from collections.abc import Callable
-from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
-from benches import Ran
+from benches import Ran, run_in_process
 from cells import NODES, small_grid
 from rich.console import Console
 
@@ -15,7 +14,6 @@ from fedsim.errors import UserError
 from fedsim.results.store import ResultStore
 from fedsim.runs.bench import run_again
 from fedsim.runs.prepare import Node
-from fedsim.runs.worker import InProcess
 
 Bench = Callable[..., Ran]
 
@@ -24,7 +22,7 @@ Bench = Callable[..., Ran]
 def here(monkeypatch: pytest.MonkeyPatch) -> None:
     """All runs in this process."""
     monkeypatch.setattr("fedsim.runs.manifest.this_machine", lambda: Node(1.0, 0.0))
-    monkeypatch.setattr("fedsim.runs.ray.local_ray", lambda node: nullcontext(InProcess(NODES[0])))
+    run_in_process(monkeypatch, NODES[0])
 
 
 def again(folder: Path, count: int) -> tuple[bool, str]:
