@@ -194,7 +194,7 @@ class Table(Printed):
         for place, rows in _blocks(self.texts):
             whole = rows.reset_index()
             fitting = fitting_columns(whole, console.width)
-            filled = sum(whole[name].astype(bool).any() for name in whole.columns)
+            filled = sum(bool(whole[name].astype(bool).any()) for name in whole.columns)
             most_left_out = max(most_left_out, filled - fitting.shape[1])
             head = Text(f"\n{place}" if place else "", style="bold cyan")
             blocks.append(Group(head, frame_table("", fitting, console.width)))
