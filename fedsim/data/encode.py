@@ -121,7 +121,7 @@ class Embedded:
         """
         images = self.images
         manifest = {**self.manifest, "scale": UNIT_NORM}
-        own = {
+        own: dict[str, NDArray[Any]] = {
             "x": unit_norm(self.x.astype(np.float32)),
             "y": images.y,
             "split": images.split,
