@@ -100,6 +100,8 @@ def _ids(cell: Cell, cls: type[Algorithm], evaluated_by: str | None) -> set[str]
 
 def _differing(values: dict[str, Any]) -> Iterator[str]:
     """Yield a sentence if the values by place are not all equal."""
+    if not values:  # external samples have neither a plan nor a ledger
+        return
     (first, expected), *others = values.items()
     for place, value in others:
         if value != expected:
