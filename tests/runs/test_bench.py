@@ -27,7 +27,7 @@ from fedsim.runs.jobs import RunContext
 from fedsim.runs.manifest import prepared_again
 from fedsim.runs.prepare import prepare
 from fedsim.runs.worker import InProcess
-from fedsim.training.state import Checkpoint, Checkpoints, keep
+from fedsim.training.state import Checkpoint, Checkpoints
 
 Bench = Callable[..., Ran]
 
@@ -136,6 +136,14 @@ def test_a_failed_reference_leaves_no_line_and_is_computed_by_the_same_command(
     assert after["references"].startswith(before["references"])
 
 
+def leave_file(checkpoint: Path, content: bytes) -> None:
+    """A file among the checkpoints of a run folder whose bench was killed."""
+    checkpoint.parent.mkdir(parents=True)
+    checkpoint.write_bytes(content)
+    manifest = checkpoint.parents[1] / "manifest.json"
+    manifest.write_text('{"format": 3, "versions": {"fedsim": "0.3.0"}}')
+
+
 def test_a_bench_that_dies_after_a_training_leaves_no_checkpoint_of_it_which_may_hold_a_key(
     bench: Bench, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -143,11 +151,7 @@ def test_a_bench_that_dies_after_a_training_leaves_no_checkpoint_of_it_which_may
     checkpoint = RunFolder(tmp_path / "run").checkpoint(
         prepare(grid, NODES).trials[0].cell.training_id
     )
-    checkpoint.parent.mkdir(parents=True)
-    checkpoint.write_bytes(b"of an earlier start")
-    (tmp_path / "run" / "manifest.json").write_text(
-        '{"format": 3, "versions": {"fedsim": "0.3.0"}}'
-    )
+    leave_file(checkpoint, b"of an earlier start")
     append = ResultStore.append
 
     def append_and_die(store: ResultStore, kind: Kind, lines: Any) -> None:
@@ -168,7 +172,7 @@ def leave_checkpoint(path: Path, secret: int | None) -> None:
     checkpoints = Checkpoints(owner=path.stem)
     checkpoints.save(Checkpoint(3, {"weight": torch.ones(2)}, "{}", 0, 0, secret))
     assert checkpoints.content is not None
-    keep(path, checkpoints.content)
+    leave_file(path, checkpoints.content)
 
 
 def left_after_bench(bench: Bench, path: Path) -> bool:
@@ -194,8 +198,7 @@ def test_unreadable_checkpoint_of_an_earlier_grid_is_removed(
     bench: Bench, tmp_path: Path, name: str
 ) -> None:
     path = RunFolder(tmp_path / "run").checkpoint("x").with_name(name)
-    path.parent.mkdir(parents=True)
-    path.write_bytes(b"torn")
+    leave_file(path, b"torn")
     assert not left_after_bench(bench, path)
 
 
