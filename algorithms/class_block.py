@@ -106,7 +106,10 @@ def block_of(
         # on every processor
         first = torch.eye(len(values), dtype=values.dtype, device=values.device)[:, :1]
     rest = first - found @ (found.T @ first)
-    directions = steady(torch.cat([found, polar(rest)], 1)) if first.shape[1] else steady(found)
+    if first.shape[1]:
+        directions = steady(torch.cat([found, polar(rest)], 1))
+    else:
+        directions = steady(found)
     return ClassBlock(directions.float(), (white @ directions).float())
 
 
@@ -135,11 +138,9 @@ def site_products(u: Tensor, y: Tensor, site: Tensor, classes: int, sites: int) 
 
     Second moments are ``[K, k (k + 1) / 2]``, as :func:`upper_triangles` has them.
     """
-    of_site, of_class, ones = (
-        one_hot(site, sites),
-        one_hot(site * classes + y, sites * classes),
-        u.new_ones(len(u), 1),
-    )
+    of_site = one_hot(site, sites)
+    of_class = one_hot(site * classes + y, sites * classes)
+    ones = u.new_ones(len(u), 1)
     return {
         "site_sums": OuterProduct(of_site, u),
         "site_counts": OuterProduct(of_site, ones),
@@ -196,28 +197,28 @@ class BlockGenerator:
     """
 
     def __init__(self, tensors: dict[str, Tensor], paired: bool = True) -> None:
-        self.tensors, self.paired = tensors, paired
-        prior, common = tensors["prior_means"], tensors["prior_means"].mean(0)
+        self.tensors = tensors
+        self.paired = paired
+        prior = tensors["prior_means"]
+        common = tensors["prior_means"].mean(0)
         self.means = common + TUNED.closeness * (prior - common)
         along = between((prior - common).double())
         self.onto = (along @ along.T).to(prior.dtype)
         distance = TUNED.closeness**2 * (prior - common).square().sum(1).mean()
         self.roots = self._roots(distance)
-        self.outward = (
-            tensors["directions"] @ tensors["spread"]
-            if "spread" in tensors
-            else tensors["directions"]
-        )
+        if "spread" in tensors:
+            self.outward = tensors["directions"] @ tensors["spread"]
+        else:
+            self.outward = tensors["directions"]
 
     def _roots(self, squared_distance: Tensor) -> Tensor:
         """Roots of the classes' covariances as rows are drawn with, ``[C, k, k]``: between class
         means, and the rest, independent of it.
         """
-        covariances, onto = self.tensors["prior_covariances"], self.onto
-        beyond, count = (
-            torch.eye(len(onto), device=onto.device) - onto,
-            onto.trace().clamp_min(1e-12),
-        )
+        covariances = self.tensors["prior_covariances"]
+        onto = self.onto
+        beyond = torch.eye(len(onto), device=onto.device) - onto
+        count = onto.trace().clamp_min(1e-12)
         inside = onto @ covariances @ onto
         variance = inside.diagonal(dim1=1, dim2=2).sum(1).mean() / count
         wanted = (squared_distance / count / TUNED.overlap).clamp_min(TUNED.least_between)
@@ -227,16 +228,22 @@ class BlockGenerator:
 
     def sample(self, labels: Tensor, stream: torch.Generator) -> Tensor:
         """Synthetic embeddings ``[n, d]``."""
-        t, directions = self.tensors, self.tensors["directions"]
+        t = self.tensors
+        directions = self.tensors["directions"]
         alone = (
             torch.arange(len(labels), device=labels.device),
             torch.zeros_like(labels, dtype=torch.bool),
         )
-        source, second = pairs(labels) if self.paired else alone
+        if self.paired:
+            source, second = pairs(labels)
+        else:
+            source, second = alone
         draws = normal((len(labels) - int(second.sum()), len(t["root"])), stream, labels)
         w = (orthogonal(draws) if self.paired else draws)[source]
-        inside, sign = w @ directions, 1 - 2 * second.float()[:, None]
-        between, drawn = inside @ self.onto, torch.zeros_like(inside)
+        inside = w @ directions
+        sign = 1 - 2 * second.float()[:, None]
+        between = inside @ self.onto
+        drawn = torch.zeros_like(inside)
         for label, root in enumerate(self.roots):
             drawn = drawn + (labels == label).float()[:, None] * (
                 (between + sign * (inside - between)) @ root
@@ -252,7 +259,8 @@ def pairs(labels: Tensor) -> tuple[Tensor, Tensor]:
     """Rows of a label in pairs, in their order: which pair's draws each row takes ``[n]``, and
     whether it is the pair's second ``[n]``.
     """
-    place, made = places(labels), (torch.bincount(labels) + 1) // 2
+    place = places(labels)
+    made = (torch.bincount(labels) + 1) // 2
     return (made.cumsum(0) - made)[labels] + place // 2, (place % 2).bool()
 
 
@@ -283,7 +291,10 @@ def orthogonal(draws: Tensor) -> Tensor:
         root = spectral_function(
             rows.T @ rows if tall else rows @ rows.T, lambda values: values.clamp_min(1e-9).rsqrt()
         )
-        found = rows @ root if tall else root @ rows
+        if tall:
+            found = rows @ root
+        else:
+            found = root @ rows
         turned.append(found * (rows.norm(dim=1, keepdim=True) / found.norm(dim=1, keepdim=True)))
     return torch.cat(turned).to(draws.dtype)
 

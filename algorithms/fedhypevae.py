@@ -54,7 +54,8 @@ class FedHypeVAE(DPSGD):
     source = "arXiv 2601.00785"
     Params = FedHypeVAEParams
     syntheses = ("neutral", "mixture")
-    decay, average_from = 0.3, 0.7
+    decay = 0.3
+    average_from = 0.7
 
     def build(self, clients: int) -> nn.Module:
         """The cohort's model."""
@@ -82,8 +83,12 @@ class FedHypeVAE(DPSGD):
         """One posterior draw; prior draws and their observation noise, two for the kernel score,
         one for the batch's MMD.
         """
-        latent, dim = self.params.latent, self.task.dim
-        count = 1 if self.in_paper_form else 2
+        latent = self.params.latent
+        dim = self.task.dim
+        if self.in_paper_form:
+            count = 1
+        else:
+            count = 2
         made: dict[str, tuple[int, ...]] = (
             {"prior": (count, latent), "observation": (count, dim)} if self.params.kernel else {}
         )
@@ -98,7 +103,8 @@ class FedHypeVAE(DPSGD):
         """
         if self.in_paper_form:
             return {}
-        root, last = math.sqrt(self.task.dim), len(self.params.decoder_hidden)
+        root = math.sqrt(self.task.dim)
+        last = len(self.params.decoder_hidden)
         bias = {f"decoder.layers.{last}.rows.bias": root / math.sqrt(self.task.classes)}
         return {"decoder.": root, **bias, "prior.": 0.1 * self.task.dim, "encoder.": 0.1}
 
@@ -109,11 +115,10 @@ class FedHypeVAE(DPSGD):
         residual, whatever s^2 is. With the exact posterior, z is a constant and the KL divergence
         is estimated by log q(z) - log p(z | y, v), which has its gradient.
         """
-        scaled = (
-            CODE_SCALE[self.params.form] * model.code(batch.layout)
-            if self.params.code
-            else batch.x[:, :0]
-        )
+        if self.params.code:
+            scaled = CODE_SCALE[self.params.form] * model.code(batch.layout)
+        else:
+            scaled = batch.x[:, :0]
         code = model.features(scaled)
         prior = model.prior(batch.y, code)
         z, divergence = self.encoded(model, batch, prior)
@@ -161,7 +166,10 @@ class FedHypeVAE(DPSGD):
         """
         if not self.in_paper_form:
             return super().phases()
-        rate = self.params.client_rate if self.task.unit == "client" else 1.0
+        if self.task.unit == "client":
+            rate = self.params.client_rate
+        else:
+            rate = 1.0
         release = Release(RELEASE, rate, self.params.rounds)
         return (Phase(release, partial(paper_round, self), self.server_step, self.broadcast),)
 
@@ -173,11 +181,9 @@ class FedHypeVAE(DPSGD):
         """C; in the paper's form 2C for an example or group, which may turn its client's clipped
         gradient into any other.
         """
-        return (
-            2 * self.clip()
-            if self.in_paper_form and self.task.unit != "client"
-            else super().sensitivity()
-        )
+        if self.in_paper_form and self.task.unit != "client":
+            return 2 * self.clip()
+        return super().sensitivity()
 
     def check_contract(self, round_: Round, broadcast: Tensors) -> None:
         """As for DP-SGD; the paper's form takes nothing of the loss for granted."""
@@ -189,7 +195,9 @@ class FedHypeVAE(DPSGD):
     def public_terms(self, model: Any, stream: torch.Generator) -> Mapping[str, Tensor]:
         """The Lipschitz penalty of the hypernetwork."""
         weight = self.params.lipschitz * CODE_SCALE[self.params.form] ** 2
-        return {"lipschitz": weight * model.lipschitz()} if weight else {}
+        if weight:
+            return {"lipschitz": weight * model.lipschitz()}
+        return {}
 
     def step_shares(
         self, mean: Tensors, noise: Mapping[str, float], state: Tensors, *, by_client: bool
@@ -197,9 +205,9 @@ class FedHypeVAE(DPSGD):
         """The gradient's share that is not noise: what noise drowns does not wander; in the paper's
         form all of it.
         """
-        return (
-            None if self.in_paper_form else signal_shares(mean, noise, state, by_client=by_client)
-        )
+        if self.in_paper_form:
+            return None
+        return signal_shares(mean, noise, state, by_client=by_client)
 
     def diagnostics(
         self, clients: Clients, parts: Mapping[str, Tensor], round_: Round
@@ -217,7 +225,8 @@ class FedHypeVAE(DPSGD):
             shown = sum(client < SHOWN for client in clients.members)
             if not shown:
                 return kl
-            codes, classes = model.codes(len(clients.members))[:shown], self.task.classes
+            codes = model.codes(len(clients.members))[:shown]
+            classes = self.task.classes
             stream = clients.seeds.torch(Purpose.DIAGNOSTICS, round_.stream)
             latent, observation = (
                 normal((classes, 1, size), stream, codes)
@@ -245,7 +254,9 @@ class FedHypeVAE(DPSGD):
 
     def scope(self) -> str:
         """In the paper's words: ``joint``, or ``hypernetwork`` where that alone is noised."""
-        return "joint" if self.params.noised == "all" else "hypernetwork"
+        if self.params.noised == "all":
+            return "joint"
+        return "hypernetwork"
 
     def claim(self) -> Claim:
         """As for DP-SGD; but data made with a code that carries no noise is no theorem. In the
@@ -253,7 +264,9 @@ class FedHypeVAE(DPSGD):
         """
         if not self.releases_codes() and self.params.synthesis == "client":
             return "heuristic"
-        return "proved" if self.in_paper_form else super().claim()
+        if self.in_paper_form:
+            return "proved"
+        return super().claim()
 
     def generator(self, server: Server) -> HyperGenerator:
         """A generator at the meta-codes, or at the clients' own codes."""
@@ -267,7 +280,10 @@ class FedHypeVAE(DPSGD):
             own = start.codes(self.task.clients)
         if self.params.synthesis == "client":
             return HyperGenerator(model, own, own)
-        count = 1 if self.params.synthesis == "neutral" else min(3, self.task.clients)
+        if self.params.synthesis == "neutral":
+            count = 1
+        else:
+            count = min(3, self.task.clients)
         return HyperGenerator(
             model, fit_meta_codes(model, own, count, self.params.meta_steps, server.seeds), own
         )

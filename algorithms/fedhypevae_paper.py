@@ -43,18 +43,21 @@ def paper_round(algorithm: DPSGD, clients: Clients, round_: Round, broadcast: Te
         for i, (takes, x) in enumerate(zip(takes_part, clients.x, strict=True))
         if takes and len(x)
     ]
-    active, positions = (
-        clients.only(chosen),
-        to_device(torch.tensor(chosen, dtype=torch.long), clients.device),
-    )
+    active = clients.only(chosen)
+    positions = to_device(torch.tensor(chosen, dtype=torch.long), clients.device)
     # one slice a client, of a model that is one client's
     own = {name: parameters[name].detach()[positions].unsqueeze(1) for name in local_names(model)}
     shared = {name: value.expand(len(chosen), *value.shape) for name, value in broadcast.items()}
-    codes = code_names(model) if algorithm.params.noised == "all" else []
+    if algorithm.params.noised == "all":
+        codes = code_names(model)
+    else:
+        codes = []
     before = {name: own[name].clone() for name in codes}
-    updates, losses = (
-        _both_levels(algorithm, active, round_, shared, own) if chosen else (shared, {})
-    )
+    if chosen:
+        updates, losses = _both_levels(algorithm, active, round_, shared, own)
+    else:
+        updates = shared
+        losses = {}
     updates = updates | {name: own[name] - before[name] for name in codes}
     clipped, norms = clip_updates(updates, algorithm.clip())
     kept = {
@@ -91,7 +94,8 @@ def _both_levels(
     """Gradients by the shared parameters ``[K, ...]`` and loss parts ``[K]``, means over the
     minibatches; ``own`` is trained in place.
     """
-    params, state = algorithm.params, Tensors()
+    params = algorithm.params
+    state = Tensors()
     minibatches = Minibatches(algorithm, clients, round_)
     for step in range(params.local_steps):
         adam_step(

@@ -102,14 +102,18 @@ class FedHypeVAESites(FedHypeVAEWarm):
         explains, each site's own.
         """
         super().receive_mean(server, sums, std)
-        mean, square = server.tensors["mean"], server.tensors["square"]
+        mean = server.tensors["mean"]
+        square = server.tensors["square"]
         own = moments.client_means(sums["client_sums"], sums["client_counts"], std)
         apart = (own - own.mean(0)).square().sum(1).mean()
         within = torch.maximum(
             square - server.tensors["error"] - apart, fedhypevae_warm.TUNED.least_variance * square
         )
         far = apart > APART * within
-        centres = own if far else mean.expand_as(own).clone()
+        if far:
+            centres = own
+        else:
+            centres = mean.expand_as(own).clone()
         rows = sums["client_counts"][:, 0].clamp_min(1)
         server.tensors |= {
             "square": within if far else square,
@@ -140,7 +144,8 @@ class FedHypeVAESites(FedHypeVAEWarm):
         shrunk by noise; covariances.
         """
         means = server.tensors["prior_means"]
-        size, along = means.shape[1], class_block.between((means - means.mean(0)).double())
+        size = means.shape[1]
+        along = class_block.between((means - means.mean(0)).double())
         shift = shrunk_mean(
             sums["site_sums"], sums["site_counts"], std["site_sums"], std["site_counts"], along
         )
@@ -173,7 +178,8 @@ def shrunk_mean(
     """
     rows = moments.counts_above_noise(counts, count_std)[:, 0].double()
     noise = (std / rows).square() + 1 / (rows * class_block.TUNED.reach**2 * sums.shape[1])
-    means, shrunk = sums / rows[:, None], torch.zeros_like(sums, dtype=torch.double)
+    means = sums / rows[:, None]
+    shrunk = torch.zeros_like(sums, dtype=torch.double)
     between = means @ along @ along.T
     # equal class means have no directions between them
     for part, rank in (

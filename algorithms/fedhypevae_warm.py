@@ -214,10 +214,8 @@ class FedHypeVAEWarm(OneShot):
         broadcast = server.tensors
         counts = moments.counts_above_noise(sums["class_counts"][:, 0], std["class_counts"])
         variance = 1 - self.error(broadcast)
-        means, noise = (
-            sums["class_sums"] / counts[:, None] * TUNED.clip,
-            (std["class_sums"] / counts * TUNED.clip).square(),
-        )
+        means = sums["class_sums"] / counts[:, None] * TUNED.clip
+        noise = (std["class_sums"] / counts * TUNED.clip).square()
         near = shrinkage.james_stein(means.double(), noise.double(), steps=shrinkage.STEPS).to(
             means.dtype
         )
@@ -287,11 +285,11 @@ class FedHypeVAEWarm(OneShot):
             found.mean_noise,
         )
         spread, along = descending(found.second)
-        seen, vectors = (
-            (spread, along)
-            if broadcast["known"]
-            else descending(moments.within(found.second, means, noise, counts))
-        )
+        if broadcast["known"]:
+            seen = spread
+            vectors = along
+        else:
+            seen, vectors = descending(moments.within(found.second, means, noise, counts))
         means = (
             shrinkage.shrunk_along(means.double() @ along, noise.double(), spread) @ along.T
         ).float()
@@ -304,7 +302,8 @@ class FedHypeVAEWarm(OneShot):
         """
         root = ((vectors * values.sqrt()) @ vectors.T).float()
         white = ((vectors * values.rsqrt()) @ vectors.T).float()
-        centre, released = means.mean(0), Coordinates(server.tensors)
+        centre = means.mean(0)
+        released = Coordinates(server.tensors)
         outward = released.apart(root)
         block = class_block.block_of(means, values, vectors, self.block_size(server), outward)
         # the classes' common mean outside of the block
@@ -351,7 +350,8 @@ class FedHypeVAEWarm(OneShot):
 
     def receive_classes(self, server: Server, sums: Tensors, std: Mapping[str, float]) -> None:
         """The prior's mean and covariance for every class."""
-        counts, start = server.tensors["counts"], server.tensors["coordinates"]
+        counts = server.tensors["counts"]
+        start = server.tensors["coordinates"]
         size = start.shape[1]
         reach = class_block.reach(size)
         off = shrinkage.james_stein(

@@ -120,11 +120,9 @@ class FedHypeVAEParams(DPSGDParams):
     @model_validator(mode="before")
     @classmethod
     def _defaults_of_the_form(cls, given: Any) -> Any:
-        return (
-            PAPER_FORM | given
-            if isinstance(given, dict) and given.get("form") == "paper"
-            else given
-        )
+        if isinstance(given, dict) and given.get("form") == "paper":
+            return PAPER_FORM | given
+        return given
 
     @model_validator(mode="after")
     def _parts_that_fit(self) -> FedHypeVAEParams:
@@ -154,12 +152,13 @@ class HyperCVAE(nn.Module):
             self.encoder = Encoder(dim, classes, params.encoder_hidden, params.latent, clients)
         if params.code:
             self.code = ClientCode(clients, params.code)
-        self.hyper = (
-            nn.Linear(params.code, params.hyper_hidden)
-            if params.code and params.hyper_hidden
-            else None
-        )
-        inputs = params.code if self.hyper is None else params.hyper_hidden
+        self.hyper: nn.Linear | None = None
+        if params.code and params.hyper_hidden:
+            self.hyper = nn.Linear(params.code, params.hyper_hidden)
+        if self.hyper is None:
+            inputs = params.code
+        else:
+            inputs = params.hyper_hidden
         self.decoder = ModulatedDecoder(
             params.latent, classes, params.decoder_hidden, dim, inputs, 1 / math.sqrt(params.latent)
         )
@@ -178,14 +177,18 @@ class HyperCVAE(nn.Module):
         """The hypernetwork's hidden layer at scaled codes ``[N, code]``, in which what it generates
         is linear; else the codes.
         """
-        return codes if self.hyper is None else F.relu(self.hyper(codes))
+        if self.hyper is None:
+            return codes
+        return F.relu(self.hyper(codes))
 
     def lipschitz(self) -> Tensor:
         """Squared Frobenius norm of d(generated decoder and prior) / dv; with a hidden layer the
         product of the layers' norms, a bound.
         """
-        inner = 1.0 if self.hyper is None else self.hyper.weight.square().sum()
-        return inner * (self.decoder.lipschitz() + self.prior.lipschitz())
+        outer = self.decoder.lipschitz() + self.prior.lipschitz()
+        if self.hyper is None:
+            return outer
+        return self.hyper.weight.square().sum() * outer
 
     @torch.no_grad()
     def posterior(self, batch: Batch, noise: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -198,11 +201,9 @@ class HyperCVAE(nn.Module):
         linear, prototypes = self.decoder.linear_map()
         (layer,) = self.decoder.modulated()
         scales, shifts = layer.modulation(codes)
-        client, prior, variance = (
-            batch.layout.client,
-            self.prior.table(codes),
-            self.observation.variance(),
-        )
+        client = batch.layout.client
+        prior = self.prior.table(codes)
+        variance = self.observation.variance()
         root = self.spread.of(self, lambda: posterior_spread(linear, scales, prior[1], variance))
         offset = scales[client] * prototypes[batch.y] + shifts[client] / math.sqrt(self.decoder.dim)
         group = torch.stack([client, batch.y])
@@ -238,14 +239,13 @@ def fit_meta_codes(model: Any, codes: Tensor, count: int, steps: int, seeds: See
     order = torch.argsort((centred.double() @ steady(direction)).sum(1), stable=True)
     meta = torch.stack([codes[group].mean(0) for group in order.tensor_split(count)])
     stream = seeds.torch(Purpose.META)
-    rows, state = 16 * model.decoder.classes, Tensors()
+    rows = 16 * model.decoder.classes
+    state = Tensors()
     y = torch.arange(rows, device=codes.device) % model.decoder.classes
     meta.requires_grad_(True)
     for step in range(steps):
-        client, picked = (
-            integers(len(codes), (rows,), stream, codes),
-            integers(count, (2, rows), stream, codes),
-        )
+        client = integers(len(codes), (rows,), stream, codes)
+        picked = integers(count, (2, rows), stream, codes)
         draws = [
             normal((rows, 1, size), stream, codes)
             for size in (model.params.latent, model.decoder.dim)
@@ -267,7 +267,9 @@ class HyperGenerator:
     """
 
     def __init__(self, model: Any, codes: Tensor, own: Tensor) -> None:
-        self.model, self.codes, self.own = model, codes, own
+        self.model = model
+        self.codes = codes
+        self.own = own
 
     def of_client(self, client: int) -> HyperGenerator:
         """At a client's own code."""

@@ -27,7 +27,8 @@ from fedsim.methods import (
     register,
 )
 
-SHARED_HEAD, OWN_HEAD = "shared.", "own."
+SHARED_HEAD = "shared."
+OWN_HEAD = "own."
 
 
 class DittoParams(FedAvgLinearParams):
@@ -46,7 +47,8 @@ class SharedAndOwn(nn.Module):
 
     def __init__(self, dim: int, classes: int) -> None:
         super().__init__()
-        self.shared, self.own = LinearHead(dim, classes), LinearHead(dim, classes)
+        self.shared = LinearHead(dim, classes)
+        self.own = LinearHead(dim, classes)
 
 
 class PersonalSoftmaxRegression(LocalTraining):

@@ -135,17 +135,13 @@ class DPCGAN(DPSGD):
         """The discriminator's noisy step, then the generator's on -log D(G(z, y), y):
         post-processing.
         """
-        values, p, model = (
-            super().server_step(server, round_, total),
-            self.params,
-            cast(Any, server.model),
-        )
+        values = super().server_step(server, round_, total)
+        p = self.params
+        model = cast(Any, server.model)
         own = {name: q for name, q in model.named_parameters() if name.startswith(self.server_only)}
         fixed = {name: q.detach() for name, q in model.discriminator.named_parameters()}
-        labels, stream = (
-            self._labels(server.device),
-            server.seeds.torch(Purpose.META, round_.stream),
-        )
+        labels = self._labels(server.device)
+        stream = server.seeds.torch(Purpose.META, round_.stream)
         for _ in range(p.generator_steps):
             loss = F.softplus(
                 -functional_call(

@@ -144,10 +144,8 @@ class DPFeatureCovariance(DPSGD):
 
     def server_step(self, server: Server, round_: Round, total: Tensors) -> Values:
         """A step along the preconditioned sum, then the running average."""
-        weight, step = (
-            server.model.get_parameter("head.weight"),
-            total["head.weight"] @ server.tensors["preconditioner"],
-        )
+        weight = server.model.get_parameter("head.weight")
+        step = total["head.weight"] @ server.tensors["preconditioner"]
         with torch.no_grad():
             weight.sub_(step, alpha=self.params.learning_rate * self._decay(round_))
         if round_.step >= self.average_from * self.params.rounds:

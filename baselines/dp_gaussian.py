@@ -130,7 +130,10 @@ class GaussianGenerator:
     """
 
     def __init__(self, means: Tensor, basis: Tensor, covariance: Tensor, std: float) -> None:
-        self.means, self.basis, self.covariance, self.std = means, basis, covariance, std
+        self.means = means
+        self.basis = basis
+        self.covariance = covariance
+        self.std = std
         one = torch.eye(len(covariance), device=covariance.device)
         self.gain = square_root(covariance + std**2 * one) - std * one
 
@@ -323,7 +326,8 @@ class DPGMM(DPGaussian):
         u = mixture.residuals(
             self.clipped(rows, broadcast), rows.y, broadcast["class_means"], broadcast["basis"]
         )
-        offsets, shares = broadcast["offsets"], broadcast["shares"]
+        offsets = broadcast["offsets"]
+        shares = broadcast["shares"]
         whitening = mixture.whitening(
             broadcast["covariance"], mixture.scatter(offsets, shares, broadcast["class_counts"])
         )
@@ -374,7 +378,8 @@ class MixtureGenerator:
     """Draws a component of the class, then a row from its Gaussian; ``shares`` ``[C, K]``."""
 
     def __init__(self, components: GaussianGenerator, shares: Tensor) -> None:
-        self.components, self.shares = components, shares
+        self.components = components
+        self.shares = shares
 
     def sample(self, labels: Tensor, stream: torch.Generator) -> Tensor:
         """Synthetic embeddings ``[n, d]``."""

@@ -48,12 +48,11 @@ class DPLDA(FedHypeVAEWarm):
 
     def classifier(self, server: Server) -> Classifier:
         """The head, for embeddings."""
-        t, head = server.tensors, self.params.head
-        means, covariances, basis = (
-            t["prior_means"],
-            t["prior_covariances"],
-            t["basis"] / t["radius"],
-        )
+        t = server.tensors
+        head = self.params.head
+        means = t["prior_means"]
+        covariances = t["prior_covariances"]
+        basis = t["basis"] / t["radius"]
         shared = covariances.mean(0)
         if head == "ridge":
             apart = means - means.mean(0)
@@ -78,7 +77,9 @@ class Discriminant:
     """
 
     def __init__(self, means: Tensor, covariances: Tensor, basis: Tensor, centre: Tensor) -> None:
-        self.means, self.basis, self.centre = means, basis, centre
+        self.means = means
+        self.basis = basis
+        self.centre = centre
         # |(u - m) root|^2 is the squared Mahalanobis distance
         self.roots = spectral_function(
             covariances, lambda values: values.clamp_min(LEAST_CLASS_VARIANCE).rsqrt()

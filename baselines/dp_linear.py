@@ -131,11 +131,9 @@ class DPLinear(DPSGD):
         mean.
         """
         model: Any = server.model
-        mean, weight, between = (
-            model.mean.detach(),
-            model.classifier().weight,
-            self.params.reencoded,
-        )
+        mean = model.mean.detach()
+        weight = model.classifier().weight
+        between = self.params.reencoded
         variance = (1 - mean.square().sum()).clamp_min(0.01)
         apart = weight - weight.mean(0)
         size = apart.square().sum(1).mean().sqrt().clamp_min(1e-12)
@@ -154,7 +152,8 @@ class WhiteGenerator:
     """Samples from N(mean of the class, std^2 I)."""
 
     def __init__(self, means: Tensor, std: Tensor) -> None:
-        self.means, self.std = means, std
+        self.means = means
+        self.std = std
 
     def sample(self, labels: Tensor, stream: torch.Generator) -> Tensor:
         """Synthetic embeddings ``[n, d]``."""

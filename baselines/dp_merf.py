@@ -91,11 +91,9 @@ class DPMERF(OneShot):
     def build(self, clients: int) -> nn.Module:
         """The generator, at the server alone."""
         p = self.params
-        return (
-            nn.Module()
-            if clients
-            else ConditionalGenerator(p.latent, self.task.classes, (), self.dim, p.initial_variance)
-        )
+        if clients:
+            return nn.Module()
+        return ConditionalGenerator(p.latent, self.task.classes, (), self.dim, p.initial_variance)
 
     def initial_server(self, seeds: Seeds) -> Server:
         """The frequencies are drawn before any data are seen."""
@@ -125,12 +123,12 @@ class DPMERF(OneShot):
         The square of the generated rows' mean is estimated without the terms of a row with itself,
         which are 1: unbiased for any number.
         """
-        p, classes = self.params, self.task.classes
-        labels, stream = (
-            torch.arange(classes, device=server.device).repeat_interleave(p.per_class),
-            server.seeds.torch(Purpose.PENALTY),
-        )
-        parameters, state = dict(server.model.named_parameters()), Tensors()
+        p = self.params
+        classes = self.task.classes
+        labels = torch.arange(classes, device=server.device).repeat_interleave(p.per_class)
+        stream = server.seeds.torch(Purpose.PENALTY)
+        parameters = dict(server.model.named_parameters())
+        state = Tensors()
         for step in range(p.generator_steps):
             features = kernel_features(server.model(labels, stream), server.tensors["frequencies"])
             made = features.view(classes, p.per_class, -1).mean(1)

@@ -135,7 +135,9 @@ class Mixtures:
     """
 
     def __init__(self, means: Tensor, roots: Tensor, mass: Tensor) -> None:
-        self.means, self.roots, self.mass = means, roots, mass
+        self.means = means
+        self.roots = roots
+        self.mass = mass
 
     def sample(self, labels: Tensor, stream: torch.Generator) -> Tensor:
         """Synthetic embeddings ``[n, d]``; of a label that nobody has, of all components alike."""
@@ -172,7 +174,8 @@ class DPFedPFT(ClientMixtures):
 
     def phases(self) -> tuple[Phase, ...]:
         """One round."""
-        release, weights = Release("gaussians", 1.0, 1), unit_weights(CLIENT_CLASS_WEIGHTS)
+        release = Release("gaussians", 1.0, 1)
+        weights = unit_weights(CLIENT_CLASS_WEIGHTS)
         return (Phase(release, self.client_round, self.server_step, self.broadcast, weights),)
 
     def clip(self) -> float:
@@ -185,14 +188,10 @@ class DPFedPFT(ClientMixtures):
 
     def client_round(self, clients: Clients, round_: Round, broadcast: Tensors) -> Message:
         """Every member's statistics, noised by itself."""
-        r, y = (
-            moments.in_unit_ball(clients.pooled.x),
-            clients.layout.client * self.task.classes + clients.pooled.y,
-        )
-        hot, norms = (
-            one_hot(y, len(clients.x) * self.task.classes),
-            Norms(1.0, weights=unit_weights(CLIENT_CLASS_WEIGHTS)),
-        )
+        r = moments.in_unit_ball(clients.pooled.x)
+        y = clients.layout.client * self.task.classes + clients.pooled.y
+        hot = one_hot(y, len(clients.x) * self.task.classes)
+        norms = Norms(1.0, weights=unit_weights(CLIENT_CLASS_WEIGHTS))
         products = {
             "sums": OuterProduct(hot, r),
             "counts": OuterProduct(hot, torch.ones_like(r[:, :1])),
@@ -227,7 +226,8 @@ class DPFedPFT(ClientMixtures):
                 total[f"{name}.{client}"] / weights[name] for name in CLIENT_CLASS_WEIGHTS
             )
             counts = moments.counts_above_noise(seen, std["counts"])
-            means, noise = sums / counts, (std["sums"] / counts).square()
+            means = sums / counts
+            noise = (std["sums"] / counts).square()
             server.tensors |= {
                 f"means.{client}": means[:, None],
                 f"roots.{client}": (squares / counts - means.square() + noise)

@@ -96,7 +96,8 @@ class PrivateEvolution(OneShot):
 
     def statistics(self) -> tuple[Statistic, ...]:
         """Coordinates; then the votes."""
-        share, rounds = self.params.coordinates_share, self.params.rounds
+        share = self.params.coordinates_share
+        rounds = self.params.rounds
         mean, spread = coordinate_statistics(share)
         spread = replace(spread, receive=self.receive_coordinates)
         return (
@@ -119,11 +120,9 @@ class PrivateEvolution(OneShot):
         Public ones are about the mean of all public rows, which are repeated where they are too
         few.
         """
-        coordinates, found, count = (
-            Coordinates(server.tensors),
-            server.tensors,
-            self.params.rounds * self.params.candidates,
-        )
+        coordinates = Coordinates(server.tensors)
+        found = server.tensors
+        count = self.params.rounds * self.params.candidates
         if self.params.start == "public":
             rows = self.public_rows(server)
             order = torch.randperm(len(rows), generator=server.seeds.torch(Purpose.INIT))[:count]
@@ -131,7 +130,8 @@ class PrivateEvolution(OneShot):
                 torch.arange(count) % len(order)
             ]
         else:
-            axes, stream = coordinates.main_axes(AXES), server.seeds.torch(Purpose.PENALTY)
+            axes = coordinates.main_axes(AXES)
+            stream = server.seeds.torch(Purpose.PENALTY)
             fresh = (
                 normal((count, self.dim), stream, axes)
                 + normal((count, axes.shape[1]), stream, axes) @ axes.T
@@ -151,10 +151,12 @@ class PrivateEvolution(OneShot):
         """Votes of every row, of norm 1, beside its class; of several equal candidates the first
         has them.
         """
-        candidates, coordinates = broadcast["candidates"], Coordinates(broadcast)
+        candidates = broadcast["candidates"]
+        coordinates = Coordinates(broadcast)
         votes = rows.x.new_zeros(len(rows.x), candidates.shape[1])
         for label, own in enumerate(candidates):
-            of_class, distinct = (rows.y == label).nonzero()[:, 0], first_of_equals(own)
+            of_class = (rows.y == label).nonzero()[:, 0]
+            distinct = first_of_equals(own)
             # the cosine of T (x - m) and c is <x - m, T c / |c|> over the row's own length, T
             # symmetric
             looked_for = coordinates.of_centred(torch.nn.functional.normalize(own[distinct], dim=1))
@@ -237,7 +239,9 @@ class Evolved:
     """
 
     def __init__(self, candidates: Tensor, weights: Tensor, std: float) -> None:
-        self.candidates, self.weights, self.std = candidates, weights, std
+        self.candidates = candidates
+        self.weights = weights
+        self.std = std
 
     def sample(self, labels: Tensor, stream: torch.Generator) -> Tensor:
         """Synthetic rows in coordinates ``[n, d]``."""

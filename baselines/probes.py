@@ -170,7 +170,8 @@ class FedLambda(FedAvgLinear):
         """
         model: Any = clients.model
         load_parameters(model, broadcast)
-        own, c = own_classifiers(clients, self.task.probe_c), self.task.probe_c
+        own = own_classifiers(clients, self.task.probe_c)
+        c = self.task.probe_c
         shared = LinearClassifier(*(value.cpu() for value in vars(model.classifier()).values()))
         for client, x, y in zip(clients.members, clients.x, clients.y, strict=True):
             own[f"lambda.{client}"] = torch.tensor(
@@ -181,7 +182,8 @@ class FedLambda(FedAvgLinear):
     def classifier(self, server: Server) -> LocalClassifiers:
         """Every client's interpolation."""
         model: Any = server.model
-        shared, tensors = model.classifier(), server.tensors
+        shared = model.classifier()
+        tensors = server.tensors
         own = [
             own_classifier(tensors, client, self.task.classes)
             for client in range(self.task.clients)
@@ -211,7 +213,8 @@ def held_out_weight(
         return 0.0
     kept = np.arange(len(y)) % HELD_OUT == min(HELD_OUT, len(y)) - 1  # of few rows one
     tried = fit_linear(x[~kept], y[~kept], classes, probe_c)
-    rows, ones = torch.from_numpy(x[kept]), torch.ones(int(kept.sum()))
+    rows = torch.from_numpy(x[kept])
+    ones = torch.ones(int(kept.sum()))
     return best_weight(
         tried.probabilities(rows), shared.probabilities(rows), torch.from_numpy(y[kept]), ones
     )

@@ -30,7 +30,8 @@ from fedsim.training.rounds import restored
 from fedsim.training.trial import Outcome, run_trial
 
 METHODS = ("dp-gaussian", "dp-gmm", "fedhypevae-warm", "fedhypevae-sites", "fedhypevae")
-RULE, FIXED = Evaluation(), Evaluation(per_class=1000, probe_c=0.01)
+RULE = Evaluation()
+FIXED = Evaluation(per_class=1000, probe_c=0.01)
 STRENGTHS = (1e-4, 1e-3, 1e-2, 1e-1, 1.0)
 LARGE = [f"{name}_effnetlite0" for name in ("organamnist", "bloodmnist", "ham10000_sites")]
 LARGE += [f"{name}_dinov2s" for name in ("organamnist", "ham10000_sites", "chestxray", "milk10k")]
@@ -42,7 +43,9 @@ def small_sets(data: Path, out: Path) -> None:
     organs, lesions = (
         np.load(data / f"{name}_effnetlite0.npz") for name in ("organamnist", "ham10000_sites")
     )
-    x, y, split = organs["x"], organs["y"], organs["split"]
+    x = organs["x"]
+    y = organs["y"]
+    split = organs["split"]
     for name, classes in (("small3", (1, 4, 8)), ("small2", (1, 4))):
         picked = [
             np.flatnonzero((y == label) & (split == part)) for label in classes for part in (0, 2)
@@ -69,9 +72,10 @@ def small_sets(data: Path, out: Path) -> None:
 def grid_of(name: str, path: Path, method: str, epsilon: float, seed: int) -> Grid:
     """One cell; the hospitals are clients, else 3 or 10 clients hold the rows."""
     sites = {"partition": {"scheme": "column", "column": "site"}, "clients": 2}
-    mixed = (
-        {"alpha": 1.0, "clients": 3} if name.startswith("small") else {"alpha": 0.3, "clients": 10}
-    )
+    if name.startswith("small"):
+        mixed = {"alpha": 1.0, "clients": 3}
+    else:
+        mixed = {"alpha": 0.3, "clients": 10}
     keys = {"algorithms": [method], "epsilon": epsilon, "seeds": seed, "delta": 1e-4}
     return Grid.model_validate(
         {
@@ -102,23 +106,28 @@ def judged(
         *_, outcome = run_trial(trial, data)
         assert isinstance(outcome, Outcome)
         save_file({key: value.contiguous() for key, value in outcome.state.items()}, kept)
-    state, algorithm = (
-        load_file(kept),
-        build_algorithm(trial.cell.algorithm, trial.cell.params, trial.task),
-    )
-    scores, seconds = [], []
+    state = load_file(kept)
+    algorithm = build_algorithm(trial.cell.algorithm, trial.cell.params, trial.task)
+    scores = []
+    seconds = []
     for evaluation in (RULE, FIXED):
         cell = trial.cell.model_copy(
             update={"evaluation": evaluation.model_copy(update={"readouts": readouts})}
         )
         start = time.process_time()
         made, shares = restored(algorithm, state, trial.plan, Seeds(seed))
-        drawn = before_shortening(made) if evaluation is FIXED else made
+        if evaluation is FIXED:
+            drawn = before_shortening(made)
+        else:
+            drawn = made
         scores.append(
             Judge(cell, data, trial.partition, drawn, shares).judgement().scores.balanced_accuracy
         )
         seconds.append(time.process_time() - start)
-    best = best_of_five(made, data, seed) if name in ("small2", "small3", "ham2") else None
+    if name in ("small2", "small3", "ham2"):
+        best = best_of_five(made, data, seed)
+    else:
+        best = None
     row = {"set": name, "method": method, "epsilon": epsilon, "seed": seed}
     return {**row, "rule": scores[0], "fixed": scores[1], "best": best, "seconds": seconds}
 
@@ -128,7 +137,8 @@ def best_of_five(made: Any, data: Embeddings, seed: int) -> float:
     best on test rows.
     """
     x, y = synthesise(made, data.classes, RULE.rows_per_class(data.dim, data.classes), Seeds(seed))
-    mean, scale = x.mean(axis=0), np.maximum(x.std(axis=0), 1e-3 * x.std())
+    mean = x.mean(axis=0)
+    scale = np.maximum(x.std(axis=0), 1e-3 * x.std())
     models = [
         LogisticRegression(C=strength, max_iter=200).fit((x - mean) / scale, y)
         for strength in STRENGTHS
@@ -182,11 +192,10 @@ def main() -> None:
                 ]
                 rows += some
                 means = {key: np.mean([row[key] for row in some]) for key in ("rule", "fixed")}
-                best = (
-                    f" best {np.mean([row['best'] for row in some]):.3f}"
-                    if some[0]["best"] is not None
-                    else ""
-                )
+                if some[0]["best"] is not None:
+                    best = f" best {np.mean([row['best'] for row in some]):.3f}"
+                else:
+                    best = ""
                 ratio = sum(row["seconds"][0] for row in some) / sum(
                     row["seconds"][1] for row in some
                 )

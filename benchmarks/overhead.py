@@ -43,7 +43,8 @@ from fedsim.runs.bench import run_bench
 from fedsim.runs.prepare import Node, prepare
 from fedsim.runs.ray import RayEngine, local_cluster
 
-NUMBERS, WARM = 100_000, 50
+NUMBERS = 100_000
+WARM = 50
 SETTINGS = tuple((clients, actors) for clients in (10, 100) for actors in (1, 2))
 
 

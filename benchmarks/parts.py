@@ -54,11 +54,9 @@ block.
 @contextmanager
 def without(part: str) -> Iterator[dict[str, Any]]:
     """The parameters without a part, whose constants are changed in the block."""
-    warm, block, shares = (
-        fedhypevae_warm.TUNED,
-        class_block.TUNED,
-        fedhypevae_warm.FedHypeVAEWarm.shares,
-    )
+    warm = fedhypevae_warm.TUNED
+    block = class_block.TUNED
+    shares = fedhypevae_warm.FedHypeVAEWarm.shares
     changed = WITHOUT[part]
     fedhypevae_warm.TUNED = replace(warm, **changed.get("warm", {}))
     class_block.TUNED = replace(block, **changed.get("block", {}))
@@ -66,11 +64,9 @@ def without(part: str) -> Iterator[dict[str, Any]]:
     try:
         yield changed.get("params", {})
     finally:
-        fedhypevae_warm.TUNED, class_block.TUNED, fedhypevae_warm.FedHypeVAEWarm.shares = (
-            warm,
-            block,
-            shares,
-        )
+        fedhypevae_warm.TUNED = warm
+        class_block.TUNED = block
+        fedhypevae_warm.FedHypeVAEWarm.shares = shares
 
 
 def measured(path: Path, epsilon: float, seed: int, part: str) -> dict[str, Any]:

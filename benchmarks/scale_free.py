@@ -91,7 +91,8 @@ def wider(x: Rows, dim: int, stream: np.random.Generator) -> Rows:
 def twins(x: Rows, stream: np.random.Generator) -> dict[str, Callable[[], Rows]]:
     """How the well-behaved rows and their twins are made, by name."""
     w = white(x)
-    good, steep = alike(w), w * np.arange(1, w.shape[1] + 1) ** -0.75
+    good = alike(w)
+    steep = w * np.arange(1, w.shape[1] + 1) ** -0.75
     turn = np.linalg.qr(stream.standard_normal((w.shape[1] + 1,) * 2))[0]
     return {
         "alike": lambda: placed(good, DISTANCE),
@@ -116,7 +117,8 @@ def shares(
 ) -> Iterator[dict[str, Any]]:
     """Every method's mean share of the rows' own ceiling, at every epsilon."""
     with tempfile.TemporaryDirectory() as folder:
-        path, evaluation = Path(folder) / "rows.npz", {"per_class": 500, "probe_c": 0.01}
+        path = Path(folder) / "rows.npz"
+        evaluation = {"per_class": 500, "probe_c": 0.01}
         np.savez(path, x=x.astype(np.float32), y=y, split=split)
         keys = {
             "dataset": {"npz": str(path), "overlap": "keep"},
@@ -209,7 +211,10 @@ def main() -> None:
     print("| twin | method | ε | share of its ceiling | lost |")
     print("| --- | --- | ---: | ---: | ---: |")
     for record in records:
-        mark = " **above 0.02**" if record["loss"] > LOSS else ""
+        if record["loss"] > LOSS:
+            mark = " **above 0.02**"
+        else:
+            mark = ""
         print(
             f"| {record['twin']} | {record['method']} | {number(record['epsilon'])} | "
             f"{record['share']:.3f} | {record['loss']:+.3f}{mark} |"

@@ -56,8 +56,15 @@ from fedsim.training.cohort import Cohort, CohortSpec, LocalPool, build_algorith
 from fedsim.training.rounds import train
 
 ROOT = Path(__file__).resolve().parents[1]
-DIM, CLASSES, ROWS, CLIENTS, HELD = 768, 11, 256, 10, 12_000
-EPSILON, DELTA, LEARNING_RATE, ROUNDS = 8.0, 1e-5, 1e-3, 100
+DIM = 768
+CLASSES = 11
+ROWS = 256
+CLIENTS = 10
+HELD = 12_000
+EPSILON = 8.0
+DELTA = 1e-5
+LEARNING_RATE = 1e-3
+ROUNDS = 100
 PROBLEMS = {
     "reference-cvae": "benchmark-reference-cvae",
     "fedhypevae": "fedhypevae",
@@ -101,7 +108,8 @@ class ReferenceCVAE(nn.Module):
     def __init__(self, hidden: int = 256, latent: int = 100) -> None:
         super().__init__()
         self.encoder = self._mlp(DIM + CLASSES, hidden)
-        self.mean, self.log_var = nn.Linear(hidden, latent), nn.Linear(hidden, latent)
+        self.mean = nn.Linear(hidden, latent)
+        self.log_var = nn.Linear(hidden, latent)
         self.decoder = nn.Sequential(
             self._mlp(latent + CLASSES, hidden), nn.Linear(hidden, DIM), nn.Sigmoid()
         )
@@ -115,7 +123,8 @@ class ReferenceCVAE(nn.Module):
         """Squared error and KL divergence, per example."""
         label = one_hot(batch.y, CLASSES)
         h = self.encoder(torch.cat([batch.x, label], -1))
-        mean, log_var = self.mean(h), self.log_var(h)
+        mean = self.mean(h)
+        log_var = self.log_var(h)
         z = mean + batch.draws["posterior"] * (0.5 * log_var).exp()
         kl = -0.5 * (1 + log_var - mean.square() - log_var.exp()).sum(-1)
         return {
@@ -189,7 +198,10 @@ class Problem:
     def product(self, *, private: bool) -> Callable[[], object]:
         """The product's round."""
         algorithm = self.algorithm()
-        plan = solved_plan(algorithm, EPSILON, DELTA) if private else None
+        if private:
+            plan = solved_plan(algorithm, EPSILON, DELTA)
+        else:
+            plan = None
         rows = tuple(np.array_split(np.arange(len(self.x)), CLIENTS))
         spec = CohortSpec(
             self.name, self.params, algorithm.task, plan, Seeds(0), tuple(range(CLIENTS)), rows
@@ -202,12 +214,11 @@ class Problem:
         algorithm: Any = self.algorithm()
         model = initial_model(algorithm.build, Seeds(0), range(CLIENTS))
         optimiser = torch.optim.Adam(model.parameters(), lr=LEARNING_RATE, fused=True)
-        x, y, shapes = (
-            torch.from_numpy(self.x),
-            torch.from_numpy(self.y),
-            cast(DPSGD, algorithm).draws(),
-        )
-        stream, held = torch.Generator().manual_seed(0), len(self.x)
+        x = torch.from_numpy(self.x)
+        y = torch.from_numpy(self.y)
+        shapes = cast(DPSGD, algorithm).draws()
+        stream = torch.Generator().manual_seed(0)
+        held = len(self.x)
 
         def step() -> None:
             chosen = torch.randint(held, (self.rows,), generator=stream).sort().values
@@ -249,7 +260,10 @@ def steps(repeats: int) -> Iterator[Record]:
         times: dict[str, list[float]] = {of: [] for of in made}
         for round_ in range(-3, repeats * ROUNDS // 3):
             for of, run in made.items():
-                dp_sgd.clipped_sum = plain_sum if of == "without privacy" else clipped  # type: ignore[assignment]
+                if of == "without privacy":
+                    dp_sgd.clipped_sum = plain_sum
+                else:
+                    dp_sgd.clipped_sum = clipped  # type: ignore[assignment]
                 started = time.process_time()
                 run()
                 times[of].extend([time.process_time() - started] if round_ >= 0 else [])
@@ -334,11 +348,10 @@ def main() -> None:
     for what in options.what:
         if what not in ("step", "start", "report", "account"):
             parser.error(f"'{what}' is not one of step, start, report, account")
-        found = (
-            steps(options.repeats)
-            if what == "step"
-            else commands(what, trees, options.repeats, options.grid, options.run)
-        )
+        if what == "step":
+            found = steps(options.repeats)
+        else:
+            found = commands(what, trees, options.repeats, options.grid, options.run)
         records.extend(found)
     shown = Table(
         "what",
@@ -349,7 +362,10 @@ def main() -> None:
         title=f"load {os.getloadavg()[0]:.1f}",
     )
     for each in records:
-        seconds = "" if each.seconds is None else f"{each.seconds:.2f}"
+        if each.seconds is None:
+            seconds = ""
+        else:
+            seconds = f"{each.seconds:.2f}"
         shown.add_row(each.what, each.of, seconds, f"{each.cpu_seconds:.4f}", f"{each.ratio:.2f}")
     Console(width=120).print(shown)
     if options.json:

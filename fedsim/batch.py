@@ -40,18 +40,18 @@ class Layout:
     @cached_property
     def positions(self) -> Tensor:
         """``client`` on the CPU."""
-        return self.client.cpu() if self.known is None else self.known
+        if self.known is None:
+            return self.client.cpu()
+        return self.known
 
     @cached_property
     def span(self) -> slice:
         """The clients from the first with a row to the last with one; the others need no
         computation.
         """
-        return (
-            slice(int(self.positions[0]), int(self.positions[-1]) + 1)
-            if len(self.client)
-            else slice(0, 0)
-        )
+        if len(self.client):
+            return slice(int(self.positions[0]), int(self.positions[-1]) + 1)
+        return slice(0, 0)
 
     @cached_property
     def _counts(self) -> Tensor:
@@ -62,7 +62,9 @@ class Layout:
     @cached_property
     def width(self) -> int:
         """The largest number of rows that one client has."""
-        return int(self._counts.max()) if len(self.client) else 0
+        if len(self.client):
+            return int(self._counts.max())
+        return 0
 
     @cached_property
     def _slots(self) -> Tensor:
@@ -144,15 +146,17 @@ class Batch:
     def take(self, rows: Tensor | slice) -> Batch:
         """The batch of these rows: a slice, a bool mask or row numbers."""
         draws = {name: values[rows] for name, values in self.draws.items()}
-        known = self.layout.positions[rows] if isinstance(rows, slice) else None
+        if isinstance(rows, slice):
+            known = self.layout.positions[rows]
+        else:
+            known = None
         layout = replace(self.layout, client=self.layout.client[rows], known=known)
-        groups = (
-            None
-            if self.groups is None
-            else consecutive(
+        if self.groups is None:
+            groups = None
+        else:
+            groups = consecutive(
                 self.groups.positions[rows.cpu() if isinstance(rows, Tensor) else rows], self.x
             )
-        )
         return Batch(self.x[rows], self.y[rows], draws, layout, groups)
 
 

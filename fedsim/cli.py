@@ -78,7 +78,9 @@ def _version() -> str:
     from fedsim.runs.manifest import revision
 
     at = revision()
-    return f"fedsim {__version__}, revision {at}" if at else f"fedsim {__version__}"
+    if at:
+        return f"fedsim {__version__}, revision {at}"
+    return f"fedsim {__version__}"
 
 
 def _parsed(arguments: list[str]) -> tuple[Callable[..., Any], inspect.BoundArguments, Any]:
@@ -140,7 +142,10 @@ def _in_option_names(error: UserError, command: Callable[..., Any]) -> UserError
         return re.sub(r"`(\w+)(?:=True)?`", lambda match: options.get(match[1], match[0]), text)
 
     head = re.match(r"\w*", error.where)
-    parameter = head[0] if head else ""
+    if head:
+        parameter = head[0]
+    else:
+        parameter = ""
     where = options.get(parameter, parameter) + error.where[len(parameter) :]
     return type(error)(named(where), named(error.what), named(error.hint))
 

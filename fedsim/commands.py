@@ -36,7 +36,9 @@ def path_of(kind: Any, tokens: Sequence[Token]) -> Path:
 
 def shown_default(value: Any) -> Any:
     """Return what the help shows as an option's default: nothing for flags and absent values."""
-    return None if value in (None, False, "", ()) else value
+    if value in (None, False, "", ()):
+        return None
+    return value
 
 
 FilePath = Annotated[Path, Parameter(converter=path_of)]
@@ -119,7 +121,9 @@ def bench(
         yes=yes,
     )
     # a bench has printed its tables itself
-    return plan_or_run.code if isinstance(plan_or_run, Run) else plan_or_run
+    if isinstance(plan_or_run, Run):
+        return plan_or_run.code
+    return plan_or_run
 
 
 @app.command(group=RUN_A_GRID)

@@ -28,7 +28,9 @@ def device_of(asked: str, gpus: float) -> torch.device:
     share and CUDA.
     """
     on_gpu = asked == "cuda" or (asked == "auto" and gpus > 0 and torch.cuda.is_available())
-    return torch.device("cuda") if on_gpu else CPU
+    if on_gpu:
+        return torch.device("cuda")
+    return CPU
 
 
 def exact_products() -> None:

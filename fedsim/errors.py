@@ -19,7 +19,9 @@ class UserError(Exception):
     exit_code: ClassVar[int] = 2
 
     def __init__(self, where: str, what: str, hint: str = "") -> None:
-        self.where, self.what, self.hint = where, what, hint
+        self.where = where
+        self.what = what
+        self.hint = hint
         super().__init__(where, what, hint)
 
     def __str__(self) -> str:
@@ -71,11 +73,10 @@ def at(place: str | Callable[[str], str]) -> Iterator[None]:
     try:
         yield
     except UserError as error:
-        where = (
-            ": ".join(filter(None, (place, error.where)))
-            if isinstance(place, str)
-            else place(error.where)
-        )
+        if isinstance(place, str):
+            where = ": ".join(filter(None, (place, error.where)))
+        else:
+            where = place(error.where)
         raise type(error)(where, error.what, error.hint) from error
 
 
@@ -93,5 +94,10 @@ def nearest(name: str, known: Iterable[str]) -> str:
     names = sorted(known)
     by_lower_case = {each.lower(): each for each in names}
     close = difflib.get_close_matches(name.lower(), by_lower_case, n=1)
-    listing = f"known: {', '.join(names)}" if names else "none is known"
-    return f"did you mean '{by_lower_case[close[0]]}'? ({listing})" if close else listing
+    if names:
+        listing = f"known: {', '.join(names)}"
+    else:
+        listing = "none is known"
+    if close:
+        return f"did you mean '{by_lower_case[close[0]]}'? ({listing})"
+    return listing

@@ -15,7 +15,9 @@ from typing import Any
 def shown(file: str | Path) -> str:
     """A path, from the working folder where it lies below it."""
     path = Path(file)
-    return str(path.relative_to(Path.cwd())) if path.is_relative_to(Path.cwd()) else str(path)
+    if path.is_relative_to(Path.cwd()):
+        return str(path.relative_to(Path.cwd()))
+    return str(path)
 
 
 def line_of(thing: Any) -> str:

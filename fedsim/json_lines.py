@@ -99,7 +99,9 @@ def _json_values(value: Any, mark: str) -> Any:
     if isinstance(value, Path):
         value = str(value)
     if isinstance(value, str):
-        return mark + value if _WORD.fullmatch(value) else value
+        if _WORD.fullmatch(value):
+            return mark + value
+        return value
     if hasattr(value, "tolist"):
         return _json_values(value.tolist(), mark)
     return json_number(value)
@@ -110,10 +112,14 @@ def decode(value: Any) -> Any:
     if isinstance(value, str):
         if value in _NOT_FINITE:
             return _NOT_FINITE[value]
-        return value.removeprefix(_MARK) if _WORD.fullmatch(value) else value
+        if _WORD.fullmatch(value):
+            return value.removeprefix(_MARK)
+        return value
     if isinstance(value, dict):
         return {key: decode(item) for key, item in value.items()}
-    return [decode(item) for item in value] if isinstance(value, list) else value
+    if isinstance(value, list):
+        return [decode(item) for item in value]
+    return value
 
 
 def reasons(error: Exception) -> list[str]:

@@ -18,7 +18,9 @@ def number(value: float | None, digits: int = 6) -> str:
     """
     if value is None:
         return ""
-    return "∞" if value == math.inf else f"{value:.{digits}g}".replace("e-0", "e-")
+    if value == math.inf:
+        return "∞"
+    return f"{value:.{digits}g}".replace("e-0", "e-")
 
 
 def at_most(bound: float | None, digits: int = 4) -> str:
@@ -31,17 +33,23 @@ def at_most(bound: float | None, digits: int = 4) -> str:
 
 def counted(count: float, noun: str) -> str:
     """A count with its noun, which forms its plural with an s: 1 cell, 2 cells, 0.5 GPUs."""
-    return f"{count:.10g} {noun}" if count == 1 else f"{count:.10g} {noun}s"
+    if count == 1:
+        return f"{count:.10g} {noun}"
+    return f"{count:.10g} {noun}s"
 
 
 def json_number(value: Any) -> Any:
     """A number as JSON may hold it: "inf", "-inf" and "nan" are words; anything else as it is."""
-    return str(float(value)) if isinstance(value, float) and not math.isfinite(value) else value
+    if isinstance(value, float) and not math.isfinite(value):
+        return str(float(value))
+    return value
 
 
 def spelled(value: Any) -> str:
     """A value as a grid file would have it."""
-    return value if isinstance(value, str) else json.dumps(value, default=str)
+    if isinstance(value, str):
+        return value
+    return json.dumps(value, default=str)
 
 
 def setting(
@@ -55,10 +63,14 @@ def setting(
     None or empty is left out.
     """
     parts = [name for name in names if name]
-    parts += [f"α = {number(alpha)}"] if alpha is not None else []
-    parts += [counted(clients, "client")] if clients is not None else []
-    parts += [f"ε = {number(epsilon)}"] if epsilon is not None else []
-    parts += [f"seed {seed}"] if seed is not None else []
+    if alpha is not None:
+        parts += [f"α = {number(alpha)}"]
+    if clients is not None:
+        parts += [counted(clients, "client")]
+    if epsilon is not None:
+        parts += [f"ε = {number(epsilon)}"]
+    if seed is not None:
+        parts += [f"seed {seed}"]
     return " · ".join(parts)
 
 

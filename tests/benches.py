@@ -121,7 +121,8 @@ def slowness() -> float:
     """How many times longer work takes on this machine now than it would by itself: others may have
     its cores, too.
     """
-    start, work = time.perf_counter(), time.process_time()
+    start = time.perf_counter()
+    work = time.process_time()
     while time.process_time() - work < 0.3:
         pass
     return max(1.0, (time.perf_counter() - start) / 0.3)

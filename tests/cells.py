@@ -70,9 +70,12 @@ def uses_public(entry: Any) -> bool:
     """
     if isinstance(entry, type):
         return False
-    name, params = (
-        (entry, {}) if isinstance(entry, str) else (entry["name"], entry.get("params", {}))
-    )
+    if isinstance(entry, str):
+        name = entry
+        params = {}
+    else:
+        name = entry["name"]
+        params = entry.get("params", {})
     cls = lookup(name)
     try:
         return cls(cls.Params.model_validate(params), Task(64, 10, 4)).uses_public()
@@ -111,10 +114,8 @@ def score_probe(x_train: Any, y_train: Any, x_test: Any, y_test: Any, probe_c: f
 def digits_of_sites(folder: Path) -> Path:
     """An embedding file with a column ``site``; a third of the rows is north's, half south's."""
     digits = load(DatasetSpec(name="digits", limit=300))
-    x, y = (
-        np.concatenate([digits.x_train, digits.x_test[:150]]),
-        np.concatenate([digits.y_train, digits.y_test[:150]]),
-    )
+    x = np.concatenate([digits.x_train, digits.x_test[:150]])
+    y = np.concatenate([digits.y_train, digits.y_test[:150]])
     site = np.array(SITES)[
         np.array([0, 1, 1, 0, 1, 2])[np.random.default_rng(0).integers(6, size=len(y))]
     ]

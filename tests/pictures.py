@@ -10,7 +10,8 @@ from fedsim.data.sources.known import DIAGNOSES
 from fedsim.data.spec import EncoderSpec
 
 IMAGE_FOLDERS = ("HAM10000_images_part_1", "HAM10000_images_part_2")
-IMAGES, METADATA = "MILK10k_Training_Input", "MILK10k_Training_Metadata.csv"
+IMAGES = "MILK10k_Training_Input"
+METADATA = "MILK10k_Training_Metadata.csv"
 GROUND_TRUTH = "MILK10k_Training_GroundTruth.csv"
 SITES = ("head_neck_face", "trunk", None)
 
@@ -71,9 +72,11 @@ def save_medmnist(
 
 def save_milk10k(root: Path) -> Path:
     """48 lesions in MILK10k's format, two images each, of 9 of the 11 diagnoses."""
-    metadata, truth = [], []
+    metadata = []
+    truth = []
     for lesion in range(48):
-        name, diagnosis = f"IL_{lesion:07}", DIAGNOSES[lesion % 9]
+        name = f"IL_{lesion:07}"
+        diagnosis = DIAGNOSES[lesion % 9]
         truth.append({"lesion_id": name, **{each: float(each == diagnosis) for each in DIAGNOSES}})
         for n, kind in enumerate(("clinical: close-up", "dermoscopic")):
             isic = f"ISIC_{2 * lesion + n:07}"
@@ -105,7 +108,8 @@ def save_ham10000(root: Path, lacks: tuple[str, ...] = ()) -> Path:
     for part in IMAGE_FOLDERS:
         (root / part).mkdir(parents=True)
     for n in range(60):
-        image, lesion = f"ISIC_{24306 + n:07}", n // 2
+        image = f"ISIC_{24306 + n:07}"
+        lesion = n // 2
         picture(n).save(root / IMAGE_FOLDERS[n % 2] / f"{image}.jpg")
         facts = {
             "dx_type": "histo",

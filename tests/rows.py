@@ -178,7 +178,10 @@ def values_of(row: Row, *without: str) -> dict[str, Any]:
 def add_rows(folder: Path, *rows: Row) -> None:
     """Write the result lines that give these rows, and the cells of a manifest."""
     path = folder / "manifest.json"
-    manifest = json.loads(path.read_text()) if path.exists() else {}
+    if path.exists():
+        manifest = json.loads(path.read_text())
+    else:
+        manifest = {}
     cells = {cell["cell_id"]: cell for cell in manifest.get("cells", [])}
     for row in rows:
         key = f"t-{row.cell_id}"
@@ -190,7 +193,10 @@ def add_rows(folder: Path, *rows: Row) -> None:
         cells[row.cell_id] |= dict(zip(("ceiling", "local_only"), references, strict=True))
         training = training_of(row, key)
         add_lines(folder / "trainings.jsonl", [training])
-        judged = [] if row.status == "failed" else [judgement_of_row(row, key)]
+        if row.status == "failed":
+            judged = []
+        else:
+            judged = [judgement_of_row(row, key)]
         add_lines(folder / "judgements.jsonl", judged)
         for name, score in references.items():
             scores = {
@@ -226,7 +232,10 @@ def training_of(row: Row, key: str) -> dict[str, Any]:
         name: getattr(row, name)
         for name in ("epsilon_spent", "accountant", "mechanisms", "noise_at", "counted_by")
     }
-    ledger["unaccounted"] = row.error["message"] if row.status == "unaccounted" else ""
+    if row.status == "unaccounted":
+        ledger["unaccounted"] = row.error["message"]
+    else:
+        ledger["unaccounted"] = ""
     return {
         "training_id": key,
         "error": row.error if row.status == "failed" else None,
@@ -322,13 +331,17 @@ def as_planned(trial: Trial) -> Outcome:
     plan = trial.plan
     assert plan is not None
     algorithm = build_algorithm(trial.cell.algorithm, trial.cell.params, trial.task)
-    noise_at = "clients" if algorithm.noise_at_clients() else "sum"
+    if algorithm.noise_at_clients():
+        noise_at = "clients"
+    else:
+        noise_at = "sum"
     spent = (plan.epsilon_reached, plan.accountant, plan.mechanisms)
     return Outcome(*spent, noise_at, "", 0, 0, 0, 1.0, {})
 
 
 def kept(folder: Path, trial: Trial, outcome: Outcome, class_names: Sequence[str] = ()) -> None:
     """Write what a training left, its tensors and its line, as a bench would."""
-    store, training = ResultStore(folder), trial.cell.training_id
+    store = ResultStore(folder)
+    training = trial.cell.training_id
     state = keep_state(store.folder.state(training), outcome.state)
     store.append("trainings", [training_line(trial, outcome, {"fedsim": "0"}, class_names, state)])

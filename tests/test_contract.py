@@ -56,11 +56,9 @@ def training(name: str) -> Training:
 def run(
     trial: Trial, data: Embeddings, algorithm: Algorithm, resume: Checkpoint | None = None
 ) -> Training:
-    told, progress, pool = (
-        list[tuple[Round, Tensors]](),
-        list[Checkpoint](),
-        local_pool(trial, data),
-    )
+    told = list[tuple[Round, Tensors]]()
+    progress = list[Checkpoint]()
+    pool = local_pool(trial, data)
     compute = pool.round
 
     def noted(round_: Round, broadcast: Tensors) -> list[Message]:
@@ -80,15 +78,12 @@ def run(
 
 
 def answered(found: Training, made: Any) -> Tensor:
-    labels, x = (
-        torch.arange(20) % found.trial.task.classes,
-        torch.from_numpy(found.data.x_test[:20]),
-    )
-    said = (
-        made.probabilities(x)
-        if is_classifier(made)
-        else made.sample(labels, torch.Generator().manual_seed(0))
-    )
+    labels = torch.arange(20) % found.trial.task.classes
+    x = torch.from_numpy(found.data.x_test[:20])
+    if is_classifier(made):
+        said = made.probabilities(x)
+    else:
+        said = made.sample(labels, torch.Generator().manual_seed(0))
     assert said.shape == (
         20,
         found.trial.task.classes if is_classifier(made) else found.trial.task.dim,
@@ -107,7 +102,8 @@ def test_its_product_answers_and_is_the_same_made_again_from_what_is_kept(name: 
 @pytest.mark.parametrize("name", SHIPPED)
 def test_exactly_what_is_planned_runs_is_noised_in_every_round_and_is_spent(name: str) -> None:
     found = training(name)
-    plan, ledger = found.trial.plan, found.trained.ledger
+    plan = found.trial.plan
+    ledger = found.trained.ledger
     assert {record.values["noise"] == 0 for record in found.records} == {plan is None}
     if plan is None:
         assert ledger.mechanisms() == ()
@@ -189,7 +185,9 @@ def test_the_same_seed_gives_the_same_row_scores_included_and_another_seed_anoth
         assert isinstance(outcome, Outcome)
         return replace(outcome, seconds=0.0), judgement_of(trial, outcome.state, data)
 
-    first, again, other = row(0), row(0), row(1)
+    first = row(0)
+    again = row(0)
+    other = row(1)
     assert first == again
     assert first[1] != other[1]
 

@@ -26,7 +26,8 @@ from fedsim.results.run import read_results
 
 ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"
-ALGORITHMS, DATA = DOCS / "algorithms.md", DOCS / "data.md"
+ALGORITHMS = DOCS / "algorithms.md"
+DATA = DOCS / "data.md"
 PAGES = [*ROOT.glob("*.md"), *DOCS.glob("*.md")]
 TWO_SEEDS = SMALL | {"epsilon": 2, "seeds": [0, 1]}
 RunPage = Callable[[str], dict[str, str]]
@@ -55,7 +56,8 @@ def run_page(
     (folder / "benchmarks").symlink_to(ROOT / "benchmarks")
 
     def run(name: str) -> dict[str, str]:
-        page, printed = DOCS / f"{name}.md", {}
+        page = DOCS / f"{name}.md"
+        printed = {}
         for text in blocks(page, "yaml"):
             if title := re.match(r"# (\S+)\n", text):
                 (folder / title[1]).write_text(text)
@@ -254,7 +256,10 @@ def test_every_link_of_the_pages_leads_somewhere() -> None:
     ]
     assert links
     for page, path, anchor in links:
-        target = page.parent / path if path else page
+        if path:
+            target = page.parent / path
+        else:
+            target = page
         assert target.exists(), f"{page.name}: {path}"
         # what is generated has its headings on the site alone, whose build looks for them
         assert not anchor or target.parent.name == "reference" or anchor in anchors(target), (

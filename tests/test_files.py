@@ -31,7 +31,8 @@ def test_a_block_that_fails_leaves_the_old_file_and_nothing_else(tmp_path: Path)
 
 
 def test_what_a_killed_process_left_goes_with_the_file(tmp_path: Path) -> None:
-    path, other = tmp_path / "cell.safetensors", tmp_path / "cell2.safetensors"
+    path = tmp_path / "cell.safetensors"
+    other = tmp_path / "cell2.safetensors"
     for file in (path, tmp_path / ".cell.safetensors.123.part", other):
         file.write_text("private")
     discard(path)

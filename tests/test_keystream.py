@@ -27,7 +27,8 @@ def test_it_is_the_standards_counter_mode() -> None:
     "parts", [(0, 1, 0), (3, 5, 1), (len(ZEROS) // 4, 1), (len(ZEROS) // 4 + 3, len(ZEROS))]
 )
 def test_it_goes_on_where_it_was(parts: tuple[int, ...]) -> None:
-    one, two = stream(), stream()
+    one = stream()
+    two = stream()
     assert np.array_equal(
         np.concatenate([one.words(count) for count in parts]), two.words(sum(parts))
     )

@@ -28,7 +28,9 @@ ONE_OF_EACH = (
 """An algorithm of every base class, and of every kind of message: updates, noised at clients or in
 their sum, statistics, codes.
 """
-SCORES, CODES, NEAR = 1e-5, 1e-3, 1e-6
+SCORES = 1e-5
+CODES = 1e-3
+NEAR = 1e-6
 
 
 class LastBitPool(LocalPool):
@@ -65,7 +67,10 @@ def ended(entry: dict[str, Any], make_pool: Any = None, **keys: Any) -> tuple[Ou
     trial, data, _ = one_cell(
         entry, **{"epsilon": 4.0, "evaluation": {"per_class": 3, "per_client": True}, **keys}
     )
-    *_, outcome = run_trial(trial, data, make_pool) if make_pool else run_trial(trial, data)
+    if make_pool:
+        *_, outcome = run_trial(trial, data, make_pool)
+    else:
+        *_, outcome = run_trial(trial, data)
     assert isinstance(outcome, Outcome)
     return outcome, judgement_of(trial, outcome.state, data)
 

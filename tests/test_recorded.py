@@ -89,20 +89,18 @@ def measured(folder: Path) -> list[dict[str, Any]]:
     )
     rows = []
     for name, keys in GRIDS.items():
-        public = (
-            {"public": {"npz": str(folder / "public.npz"), "name": "noisy digits"}}
-            if name == "public"
-            else {}
-        )
+        if name == "public":
+            public = {"public": {"npz": str(folder / "public.npz"), "name": "noisy digits"}}
+        else:
+            public = {}
         run = fedsim.bench(
             {**SMALL, **public, **keys, "name": "recorded"}, out=folder / name, in_process=True
         )
         for row in map(json.loads, (folder / name / "results.jsonl").read_text().splitlines()):
-            noise = (
-                run.rounds.query("cell_id == @row['cell_id']")["noise"].tolist()
-                if "noise" in run.rounds
-                else []
-            )
+            if "noise" in run.rounds:
+                noise = run.rounds.query("cell_id == @row['cell_id']")["noise"].tolist()
+            else:
+                noise = []
             rows.append(
                 {
                     "grid": name,
@@ -144,7 +142,10 @@ def elsewhere(head: dict[str, Any]) -> bool:
 def close(new: Any, old: Any) -> bool:
     """Whether numbers, one by one in lists and mappings, are nearly those that were recorded."""
     if isinstance(old, dict | list) and isinstance(new, type(old)) and len(new) == len(old):
-        keys = old if isinstance(old, dict) else range(len(old))
+        if isinstance(old, dict):
+            keys = old
+        else:
+            keys = range(len(old))
         return all(close(new[key], old[key]) for key in keys)
     return new == old or (isinstance(old, float) and new == pytest.approx(old, rel=1e-3, abs=1e-3))
 

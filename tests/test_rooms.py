@@ -101,7 +101,10 @@ def test_the_page_draws_every_room_on_its_floor() -> None:
     page = (ROOT.parent / "docs" / "architecture.md").read_text()
     floors: list[tuple[str, ...]] = []
     for number, name in re.findall(r"^([ \d]{2})  (\w+) +\S", page, re.M):
-        floors = [*floors, (name,)] if number.strip() else [*floors[:-1], (*floors[-1], name)]
+        if number.strip():
+            floors = [*floors, (name,)]
+        else:
+            floors = [*floors[:-1], (*floors[-1], name)]
     assert tuple(floors) == ROOMS
 
 

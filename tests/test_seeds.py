@@ -23,7 +23,8 @@ def test_streams_of_different_names_differ(
     root: int, other: int, first: tuple[Purpose, int, int], second: tuple[Purpose, int, int]
 ) -> None:
     same = (root, first) == (other, second)
-    one, two = Seeds(root), Seeds(other)
+    one = Seeds(root)
+    two = Seeds(other)
     assert np.array_equal(one.numpy(*first).random(4), two.numpy(*second).random(4)) == same
     drawn = (
         torch.randn(4, generator=one.torch(*first)),
@@ -38,13 +39,16 @@ def test_secret_streams_are_functions_of_their_names_and_differ_where_those_do(
     root: int, other: int, first: tuple[Purpose, int, int], second: tuple[Purpose, int, int]
 ) -> None:
     same = (root, first) == (other, second)
-    one, two = Seeds(root).keystream(*first).words(4), Seeds(other).keystream(*second).words(4)
+    one = Seeds(root).keystream(*first).words(4)
+    two = Seeds(other).keystream(*second).words(4)
     assert np.array_equal(one, two) == same
     assert np.array_equal(one, Seeds(root).keystream(*first).words(4))
 
 
 def test_secret_root_alone_decides_noise_samples_and_row_draws() -> None:
-    open_, one, two = Seeds(0), Seeds(0, secret=1), Seeds(5, secret=1)
+    open_ = Seeds(0)
+    one = Seeds(0, secret=1)
+    two = Seeds(5, secret=1)
     for purpose in Purpose:
         secret = purpose in (
             Purpose.NOISE,
@@ -69,7 +73,10 @@ def test_secret_root_alone_decides_noise_samples_and_row_draws() -> None:
 @pytest.mark.parametrize("purpose", Purpose)
 def test_what_is_secret_comes_from_the_cipher_and_nothing_else_does(purpose: Purpose) -> None:
     doors: list[Callable[[Purpose], object]] = [Seeds(0).numpy, Seeds(0).torch, Seeds(0).keystream]
-    closed = doors[:2] if purpose in SECRET else doors[2:]
+    if purpose in SECRET:
+        closed = doors[:2]
+    else:
+        closed = doors[2:]
     for door in doors:
         with (
             pytest.raises(ValueError, match=f"the stream {purpose.name} is")

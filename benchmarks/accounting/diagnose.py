@@ -154,11 +154,9 @@ class Settings(BaseModel):
     @property
     def epoch_steps(self) -> int:
         """Steps of a pass over a client's rows."""
-        return (
-            1
-            if self.sampling == "all" or not self.rows or not self.batch
-            else math.ceil(self.rows / self.batch)
-        )
+        if self.sampling == "all" or not self.rows or not self.batch:
+            return 1
+        return math.ceil(self.rows / self.batch)
 
     @property
     def steps(self) -> int:
@@ -281,7 +279,8 @@ def _of_examples(s: Settings, unit: Unit, trust: Trust) -> Worth:
 
 
 def _of_updates(s: Settings, unit: Unit, trust: Trust) -> Worth:
-    sigma, told = s.sigma, [f"{s.rounds} rounds"]
+    sigma = s.sigma
+    told = [f"{s.rounds} rounds"]
     if s.weights == "rows" and s.noise_at == "server":
         what = (
             "updates are weighed by their clients' numbers of rows: one client's share of "
@@ -348,11 +347,10 @@ def diagnosis(settings: Settings) -> Iterator[str]:
             "trust": [worth.trust for worth in members],
         }
         where = [f"{name} {' and '.join(dict.fromkeys(values))}" for name, values in places.items()]
-        told = (
-            "no ε, because"
-            if epsilon is None
-            else f"ε = {number(epsilon, 4)} at δ = {number(settings.delta)}:"
-        )
+        if epsilon is None:
+            told = "no ε, because"
+        else:
+            told = f"ε = {number(epsilon, 4)} at δ = {number(settings.delta)}:"
         yield f"  {', '.join(where)}: {told} {because}"
     yield (
         "  (add-or-remove-one; a client's whole contribution is there or is zero; privacy loss "

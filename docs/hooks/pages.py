@@ -34,7 +34,10 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
             add_notebook(file, files, config)
     for path in OUTSIDE:
         place = path.relative_to(ROOT)
-        NAMES[place] = "index.md" if str(place) == "README.md" else str(place)
+        if str(place) == "README.md":
+            NAMES[place] = "index.md"
+        else:
+            NAMES[place] = str(place)
         files.append(File.generated(config, NAMES[place], abs_src_path=str(path)))
     return files
 
@@ -69,7 +72,9 @@ def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Fil
         if name := NAMES.get(target):
             relative = posixpath.relpath(name, posixpath.dirname(page.file.src_uri))
             return f"{link[1]}({relative}{link[4] or ''})"
-        return link[2] if link[3] and (ROOT / target).exists() else link[0]
+        if link[3] and (ROOT / target).exists():
+            return link[2]
+        return link[0]
 
     return LINK.sub(rewritten, markdown)
 

@@ -111,10 +111,15 @@ def describe(name: str | type, where: str = "fedsim algorithms") -> Description:
     """Describe an algorithm, by its name as a grid gives it or by its class; ``where`` is the place
     to name in an error.
     """
-    name = name_of(name) if isinstance(name, type) else name
+    if isinstance(name, type):
+        name = name_of(name)
     cls = lookup(name, where)
-    yields = "generator" if cls.generates() else "classifier"
-    module, texts = inspect.getmodule(cls), [inspect.cleandoc(cls.__doc__ or "")]
+    if cls.generates():
+        yields = "generator"
+    else:
+        yields = "classifier"
+    module = inspect.getmodule(cls)
+    texts = [inspect.cleandoc(cls.__doc__ or "")]
     # a module of one method says what that is, one of several what they share
     classes = (
         each
@@ -151,11 +156,10 @@ def _support(cls: type[Algorithm], where: str) -> dict[str, list[str]]:
                 Task(*CLAIM_SHAPE, unit, trust, public=PublicRows.made_up(*CLAIM_SHAPE[:2])),
             )
             solved_plan(algorithm, math.inf if cls.private else None, delta=1e-4)
-            units = (
-                support.setdefault(allowed(algorithm.claim(), algorithm), [])
-                if cls.private
-                else [unit]
-            )
+            if cls.private:
+                units = support.setdefault(allowed(algorithm.claim(), algorithm), [])
+            else:
+                units = [unit]
         except PluginError:
             raise
         except UserError:
@@ -168,7 +172,10 @@ def _support(cls: type[Algorithm], where: str) -> dict[str, list[str]]:
                 f"{blamed(error, cls)}: {said(error)}",
                 f"expected {cls.__name__} to state its releases",
             ) from error
-        units += [] if unit in units else [unit]
+        if unit in units:
+            units += []
+        else:
+            units += [unit]
     return support
 
 
@@ -182,11 +189,10 @@ def parameters_of(params: type[BaseModel]) -> Iterator[Parameter]:
         for names, text in re.findall(r"^    (\w[\w, ]*): (.*(?:\n     +.*)*)", section, re.M):
             meanings |= dict.fromkeys(names.split(", "), plain(" ".join(text.split())))
     for name, info in params.model_fields.items():
-        default = (
-            "required"
-            if info.is_required()
-            else spelled(info.get_default(call_default_factory=True))
-        )
+        if info.is_required():
+            default = "required"
+        else:
+            default = spelled(info.get_default(call_default_factory=True))
         bounds = [
             f"{sign} {getattr(bound, key)}"
             for bound in info.metadata
@@ -201,11 +207,9 @@ def parameters_of(params: type[BaseModel]) -> Iterator[Parameter]:
 def _type(annotation: Any) -> str:
     if get_origin(annotation) is Literal:
         return " | ".join(map(str, get_args(annotation)))
-    return (
-        annotation.__name__
-        if isinstance(annotation, type) and not get_args(annotation)
-        else str(annotation).replace("typing.", "")
-    )
+    if isinstance(annotation, type) and not get_args(annotation):
+        return annotation.__name__
+    return str(annotation).replace("typing.", "")
 
 
 @dataclass(frozen=True, repr=False)

@@ -102,7 +102,10 @@ def bench(
     for name in (entry.name for entry in checked.algorithms if entry.name.startswith(NOTEBOOK)):
         if address is not None or checked.check or checked.audit:
             check_importable(name, "a cluster, checks and audits need others")
-    folder = Path("runs") / checked.name if out is None else Path(out)
+    if out is None:
+        folder = Path("runs") / checked.name
+    else:
+        folder = Path(out)
     store = ResultStore(folder)
     store.folder.check_no_file()
     if not dry_run:  # before anything that takes time
@@ -154,7 +157,9 @@ def algorithms(name: str | type | None = None) -> Catalogue | Description:
     """
     from fedsim.api.describe import Catalogue, describe
 
-    return Catalogue(tuple(known())) if name is None else describe(name)
+    if name is None:
+        return Catalogue(tuple(known()))
+    return describe(name)
 
 
 def check(
@@ -193,11 +198,15 @@ def check(
     from fedsim.evidence.check.subject import DELTA, EPSILON
     from fedsim.results.store import ResultStore
 
-    runs = [run] if isinstance(run, Run | Path | str) else list(run)
+    if isinstance(run, Run | Path | str):
+        runs = [run]
+    else:
+        runs = list(run)
     stores = [ResultStore(one.folder if isinstance(one, Run) else one) for one in runs]
     for store in stores:
         store.folder.check()
-    name, texts = _named(algorithm), _texts(params)
+    name = _named(algorithm)
+    texts = _texts(params)
     with own_errors(name), _silence():
         in_a_grid = parameters(name, texts, "example", "aggregate", EPSILON, DELTA)
         findings = tuple(check_algorithm(name, texts, unit, trust, quick=quick))
@@ -302,7 +311,9 @@ def audit(
             "there is no such run folder",
             "give one, an algorithm's name, or my_file.py:MyMethod",
         )
-    name, texts, store = _named(algorithm), _texts(params), ResultStore(out)
+    name = _named(algorithm)
+    texts = _texts(params)
+    store = ResultStore(out)
     with kept_handlers(), own_errors(name):
         values = parameters(name, texts, unit, trust, epsilon, delta)
         short = brief(name, {text.partition("=")[0].strip() for text in texts})
@@ -338,18 +349,19 @@ def _check_no_options_of_a_claim(folder: str, options: Mapping[str, Any]) -> Non
 
 def _named(algorithm: str | type) -> str:
     find_in_working_folder()
-    name = name_of(algorithm) if isinstance(algorithm, type) else algorithm
+    if isinstance(algorithm, type):
+        name = name_of(algorithm)
+    else:
+        name = algorithm
     check_importable(name, "checks and audits run in fresh ones")
     return name
 
 
 def _texts(params: Given) -> list[str]:
     """Parameters as ``key=YAML`` texts, of which JSON is one."""
-    return (
-        [f"{name}={json.dumps(value)}" for name, value in params.items()]
-        if isinstance(params, Mapping)
-        else list(params)
-    )
+    if isinstance(params, Mapping):
+        return [f"{name}={json.dumps(value)}" for name, value in params.items()]
+    return list(params)
 
 
 @dataclass(frozen=True, repr=False)
@@ -370,11 +382,10 @@ class Account(Printed):
 
     def show(self, console: Console) -> None:
         """Print it."""
-        sampled = (
-            "on all units"
-            if self.sample_rate == 1
-            else f"on Poisson samples of rate {self.sample_rate:g}"
-        )
+        if self.sample_rate == 1:
+            sampled = "on all units"
+        else:
+            sampled = f"on Poisson samples of rate {self.sample_rate:g}"
         rounds = counted(self.rounds, "round")
         print_line(
             console,
@@ -502,9 +513,10 @@ def embed(
         )
         made.save(out)
     rows, dim = made.x.shape
-    skipped = (
-        f", {len(made.manifest['skipped'])} bad images left out" if made.manifest["skipped"] else ""
-    )
+    if made.manifest["skipped"]:
+        skipped = f", {len(made.manifest['skipped'])} bad images left out"
+    else:
+        skipped = ""
     return (
         f"{out}: {rows} embeddings of {dim} dimensions{skipped}; {UNIT_NORM}; "
         f"manifest: {out.with_suffix('.json')}"

@@ -48,7 +48,9 @@ class Found(Printed):
     @property
     def code(self) -> int:
         """The command's exit code."""
-        return 0 if self.passed else 1
+        if self.passed:
+            return 0
+        return 1
 
     def show(self, console: Console) -> None:
         """Print it."""
@@ -124,11 +126,10 @@ class Run(Printed):
         from fedsim.results.stats import Settings
 
         rows = pooled([self.folder, *beside], where)
-        drawn = (
-            utility(Settings.of(rows, spread), measure, width)
-            if over == "epsilon"
-            else over_parameter(rows, over, measure, width)
-        )
+        if over == "epsilon":
+            drawn = utility(Settings.of(rows, spread), measure, width)
+        else:
+            drawn = over_parameter(rows, over, measure, width)
         if drawn is None:
             raise UserError(
                 "measure",
@@ -173,13 +174,12 @@ class Run(Printed):
             for label in pair or ():
                 if label not in (known := list(settings.facts["label"].unique())):
                     raise UserError("pair", f"there is no method '{label}'", nearest(label, known))
-            compared = (
-                chosen_pair(*pair)
-                if pair
-                else price_of_privacy
-                if table == "private"
-                else same_budget
-            )
+            if pair:
+                compared = chosen_pair(*pair)
+            elif table == "private":
+                compared = price_of_privacy
+            else:
+                compared = same_budget
             shown = difference_table(settings, measure, digits, compared)
         if shown is None and table == "sites":
             raise UserError(
@@ -297,7 +297,9 @@ class Run(Printed):
             shown = self.table(
                 *beside, table=table or "results", order=order, pair=pair, digits=digits, **chosen
             )
-            return shown if format is None else shown.text(format)
+            if format is None:
+                return shown
+            return shown.text(format)
         from fedsim.report.report import write_report
 
         return write_report(self.folder, spread)
@@ -352,7 +354,8 @@ class Run(Printed):
         words = " ".join(
             f"{key} {manifest[key]}" for key in ("epsilon", "delta", "unit", "trust", "claim")
         )
-        words += f"; not for release: {why}" if (why := generator.facts.held_back) else ""
+        if why := generator.facts.held_back:
+            words += f"; not for release: {why}"
         task = generator.facts.task
         lines = [
             f"{out}: {task.classes * per_class} synthetic embeddings of {task.dim} "
@@ -361,14 +364,13 @@ class Run(Printed):
         warnings = large_deltas([generator.facts.row], published=True)
         lines += [f"warning: {text}" for text in warnings]
         lines.append(f"scale: {SCALE}")
-        lines += (
-            []
-            if generator.vouched
-            else [
+        if generator.vouched:
+            lines += []
+        else:
+            lines += [
                 "no results of a run are here to vouch for it: all this is by the package's "
                 "own word"
             ]
-        )
         return "\n".join(lines)
 
     def release(self, out: Path, *, cell: str | None = None) -> str:
@@ -397,7 +399,8 @@ class Run(Printed):
                 str(self.folder), f"none of its generators may be released: {said}", TO_LEAVE
             )
         generator = self.generator(cell)
-        facts, row = generator.facts, generator.facts.row
+        facts = generator.facts
+        row = generator.facts.row
         (proof,) = proofs_of([row], self._results, trust_plugin=self.trust_plugin)
         if proof.verdict != "proved":
             raise UserError(
@@ -426,7 +429,8 @@ class Run(Printed):
         from fedsim.evidence.prove import proofs_of
         from fedsim.report.statement import statements
 
-        rows, ids = (results := self._results).rows, None
+        rows = (results := self._results).rows
+        ids = None
         if cell is not None:
             ids = [row.cell_id for row in rows if row.cell_id.startswith(cell)]
             if len(ids) != 1:
@@ -461,7 +465,8 @@ class Run(Printed):
             compared = compare_folders(self.folder, Path(with_))
             return Found(compared.equal, (compared,))
         found = proofs_of(results.every_row(), results, trust_plugin=self.trust_plugin)
-        proofs, equal = Proofs(self.folder.resolve().name, tuple(found)), True
+        proofs = Proofs(self.folder.resolve().name, tuple(found))
+        equal = True
         if rerun:
             from fedsim.runs.bench import run_again
 
@@ -536,7 +541,9 @@ def pooled(folders: Sequence[Path | str], where: str | None = None) -> list[Row]
                     "show the two runs one by one, or judge both alike and give data sets names",
                 )
     try:
-        kept = rows if where is None else set(frame_of([*rows.values()]).query(where)["cell_id"])
+        kept = {*rows}
+        if where is not None:
+            kept = set(frame_of([*rows.values()]).query(where)["cell_id"])
     except Exception as error:  # whatever pandas makes of a text
         raise UserError(
             "where",

@@ -76,7 +76,9 @@ def read_manifest(path: Path) -> dict[str, Any] | None:
     try:
         with opened(path) as held:
             found = json.loads(str(held[MANIFEST]))
-        return found if isinstance(found, dict) else None
+        if isinstance(found, dict):
+            return found
+        return None
     except BadArrays:
         return None
 

@@ -171,10 +171,12 @@ class Embeddings:
         Features ``x`` ``[n, d]`` are of any real dtype, labels ``y`` ``[n]`` 0 .. C-1; every class
         needs a training row.
         """
-        features, columns = _features(x), columns or {}
+        features = _features(x)
+        columns = columns or {}
         labels = _integers(y, "y", len(features))
         parts = _integers(split, "split", len(features))
-        train, test = parts == TRAIN, parts == TEST
+        train = parts == TRAIN
+        test = parts == TEST
         if unknown := sorted(set(np.unique(parts).tolist()) - {TRAIN, VALIDATION, TEST}):
             raise UserError(
                 "",
@@ -192,10 +194,8 @@ class Embeddings:
                 raise UserError(
                     "", f"there is no {part} row", "give 0 = train and 2 = test in split"
                 )
-        classes, names = (
-            _classes(labels[train], labels[test]),
-            np.asarray([] if class_names is None else class_names),
-        )
+        classes = _classes(labels[train], labels[test])
+        names = np.asarray([] if class_names is None else class_names)
         if class_names is not None and names.shape != (classes,):
             what = f"class_names has shape {list(names.shape)}, and there are {classes} classes"
             raise UserError(
@@ -221,7 +221,8 @@ class Embeddings:
         """The data set without a column's ``value`` in training, and with that value alone among
         the test rows.
         """
-        train, test = self.others(column, value), self.test_columns[column].astype(np.str_) == value
+        train = self.others(column, value)
+        test = self.test_columns[column].astype(np.str_) == value
         if not test.any():
             raise UserError("", f"no test row has {column} '{value}'", "name another site")
         columns = {key: values[test] for key, values in self.test_columns.items()}
@@ -330,7 +331,10 @@ def not_whole_numbers(values: NDArray[Any], name: str) -> str:
     if values.dtype.kind not in "US" or not values.size:
         return f"{name} has dtype {values.dtype}"
     first = values.flat[0]
-    text = first.decode(errors="replace") if isinstance(first, bytes) else str(first)
+    if isinstance(first, bytes):
+        text = first.decode(errors="replace")
+    else:
+        text = str(first)
     return f"{name} holds names, such as '{text}'"
 
 

@@ -48,7 +48,8 @@ from fedsim.words import plain_console
 
 FORMAT = 2
 """Goes up when the same inputs would give other embeddings."""
-BATCH, SHARD = 64, 512
+BATCH = 64
+SHARD = 512
 """Views of images that the model takes at once; images of a shard."""
 _RESERVED = ("x", "y", "split", "class_names", "manifest")
 _SHOWN = 10
@@ -87,7 +88,8 @@ class EmbedJob:
     @property
     def shards(self) -> dict[Path, range]:
         """The files of shards while the file is made, and the images that each has."""
-        folder, count = self.path.with_suffix(".parts"), len(self.images)
+        folder = self.path.with_suffix(".parts")
+        count = len(self.images)
         return {
             folder / f"{start // SHARD:06}.npz": range(start, min(start + SHARD, count))
             for start in range(0, count, SHARD)
@@ -96,11 +98,9 @@ class EmbedJob:
     def manifest(self) -> dict[str, Any] | None:
         """The cached file's; None where there is none that is of this job."""
         held = read_manifest(self.path)
-        return (
-            held
-            if held is not None and {key: held.get(key) for key in self.identity} == self.identity
-            else None
-        )
+        if held is not None and {key: held.get(key) for key in self.identity} == self.identity:
+            return held
+        return None
 
 
 @dataclass(frozen=True, eq=False)
@@ -147,7 +147,8 @@ def embed(job: EmbedJob, console: Console, *, skip_bad: bool = False) -> Embedde
     ``skip_bad`` leaves out images that cannot be decoded; else the first of them are listed, and
     what was computed is kept.
     """
-    images, spec = job.images, job.encoder.spec
+    images = job.images
+    spec = job.encoder.spec
     if clash := next((name for name in images.columns if name in _RESERVED), None):
         raise UserError(
             images.where,
@@ -205,7 +206,10 @@ def _refuse_bad(bad: Mapping[int, str], images: ImageSet) -> None:
             f"\n  {images.image_name(position)} ({why})"
             for position, why in sorted(bad.items())[:_SHOWN]
         )
-        more = f"\n  and {len(bad) - _SHOWN} more" if len(bad) > _SHOWN else ""
+        if len(bad) > _SHOWN:
+            more = f"\n  and {len(bad) - _SHOWN} more"
+        else:
+            more = ""
         hint = "repair them, or leave them out with `skip_bad` (skip_bad: true in a grid)"
         raise UserError(
             images.where,
@@ -218,8 +222,15 @@ def _shards(job: EmbedJob, console: Console) -> tuple[NDArray[np.floating], dict
     """Embeddings ``[n, d]`` of all good images, and why the others are bad; shards that are not
     there yet are computed and saved.
     """
-    device, encoder = "cuda" if torch.cuda.is_available() else "cpu", None
-    threads = 1 if device == "cpu" else max(1, joblib.cpu_count() - 1)
+    if torch.cuda.is_available():
+        device = "cuda"
+    else:
+        device = "cpu"
+    encoder = None
+    if device == "cpu":
+        threads = 1
+    else:
+        threads = max(1, joblib.cpu_count() - 1)
     rows: list[NDArray[np.floating]] = []
     bad: dict[int, str] = {}
     with (
@@ -231,15 +242,14 @@ def _shards(job: EmbedJob, console: Console) -> tuple[NDArray[np.floating], dict
         ):
             try:
                 held = read_arrays(path)
-                part, why = (
-                    held["x"],
-                    {int(position): reason for position, reason in json.loads(str(held["bad"]))},
-                )
+                part = held["x"]
+                why = {int(position): reason for position, reason in json.loads(str(held["bad"]))}
             except (BadArrays, ValueError, TypeError, KeyError):
                 encoder = encoder or ImageEncoder(job.encoder, device)
                 part, why = _shard(job, encoder, positions, pool)
                 write_npz(path, {"x": part, "bad": np.array(json.dumps(sorted(why.items())))}, {})
-            rows += [part] if len(part) else []
+            if len(part):
+                rows += [part]
             bad |= why
     if not rows:
         _refuse_bad(bad, job.images)
@@ -265,7 +275,10 @@ def _shard(
     rows: list[NDArray[np.floating]] = []
     bad: dict[int, str] = {}
     for pixels, why in pool.map(partial(_prepared, encoder), parts, sources):
-        rows += [] if pixels is None else [encoder.embed(pixels).numpy().astype(spec.dtype)]
+        if pixels is None:
+            rows += []
+        else:
+            rows += [encoder.embed(pixels).numpy().astype(spec.dtype)]
         bad |= why
     return np.concatenate(rows) if rows else np.zeros((0, 0), spec.dtype), bad
 
@@ -274,7 +287,8 @@ def _prepared(
     encoder: ImageEncoder, positions: Sequence[int], sources: Sequence[Source]
 ) -> tuple[Tensor | None, dict[int, str]]:
     """The pixels of a batch's good images, and why the others are bad."""
-    good, bad = [], {}
+    good = []
+    bad = {}
     for position, source in zip(positions, sources, strict=True):
         try:
             good.append(decoded(source))

@@ -74,11 +74,10 @@ def locate(spec: EncoderSpec) -> EncoderFiles:
     if spec.onnx:
         if not os.path.isfile(spec.onnx):
             known = spec.onnx.stem in EXPORTED
-            hint = (
-                f"`fedsim embed --make {spec.onnx.stem}` makes it"
-                if known
-                else "give the path of an exported network"
-            )
+            if known:
+                hint = f"`fedsim embed --make {spec.onnx.stem}` makes it"
+            else:
+                hint = "give the path of an exported network"
             raise UserError(str(spec.onnx), "there is no such file", hint)
         return EncoderFiles(
             spec, None, (spec.onnx, *sorted(spec.onnx.parent.glob(f"{spec.onnx.name}*data")))
@@ -90,7 +89,8 @@ def locate(spec: EncoderSpec) -> EncoderFiles:
     )
     if folder is not None:
         return _complete(spec, None, folder)
-    name = f"facebook/{name}" if f"facebook/{name}" in REVISIONS else name
+    if f"facebook/{name}" in REVISIONS:
+        name = f"facebook/{name}"
     revision = spec.revision or REVISIONS.get(name)
     from huggingface_hub import snapshot_download
 
@@ -102,9 +102,15 @@ def locate(spec: EncoderSpec) -> EncoderFiles:
             )
         )
     except Exception as error:  # any of the hub's and the network's errors
-        why = " ".join(str(error).split())[:160] if answers else "the hub does not answer"
+        if answers:
+            why = " ".join(str(error).split())[:160]
+        else:
+            why = "the hub does not answer"
         what = f"encoder '{name}' is not on this machine and cannot be downloaded ({why})"
-        at = f" --revision {revision}" if revision else ""
+        if revision:
+            at = f" --revision {revision}"
+        else:
+            at = ""
         hint = (
             f"run `hf download {name}{at} --local-dir FOLDER` where there is a network, copy "
             "FOLDER here and give it as the encoder"
@@ -149,7 +155,8 @@ def views_of(image: Image.Image, count: int) -> Iterator[Image.Image]:
             max(1, round(size * (SMALLEST_CROP + (1 - SMALLEST_CROP) * side)))
             for size in image.size
         )
-        x, y = round(left * (image.width - width)), round(top * (image.height - height))
+        x = round(left * (image.width - width))
+        y = round(top * (image.height - height))
         crop = image.crop((x, y, x + width, y + height))
         yield ImageOps.mirror(crop) if mirrored < 0.5 else crop
 
@@ -176,8 +183,11 @@ class ImageEncoder:
         unit norm.
         """
         with torch.inference_mode():
-            rows, views = self._pooled(self.network.output(pixels)), self.spec.views
-        return rows if views == 1 else rows.reshape(-1, views, rows.shape[1]).mean(1)
+            rows = self._pooled(self.network.output(pixels))
+            views = self.spec.views
+        if views == 1:
+            return rows
+        return rows.reshape(-1, views, rows.shape[1]).mean(1)
 
     def _pooled(self, output: Tensor | None) -> Tensor:
         """One vector an image from the model's output: tokens ``[n, t, d]``, maps ``[n, d, h, w]``
@@ -187,7 +197,9 @@ class ImageEncoder:
             hint = "give a vision transformer, such as facebook/dinov2-base, or an onnx file"
             raise UserError(f"encoder {self.spec.display}", "yields no tokens", hint)
         if output.dim() != 3:
-            return output.float().cpu() if output.dim() == 2 else output.float().mean((2, 3)).cpu()
+            if output.dim() == 2:
+                return output.float().cpu()
+            return output.float().mean((2, 3)).cpu()
         parts = {"cls": output[:, :1], "mean": output[:, self.network.leading :]}
         return torch.cat(
             [parts[name].float().mean(1) for name in self.spec.pool.split("+")], 1
@@ -221,14 +233,13 @@ class _Transformer:
             ):
                 raise ValueError(f"there are no weights of {missing[0]}")
         except (OSError, ValueError, KeyError, TypeError, RuntimeError, SafetensorError) as error:
-            what, hint = (
-                " ".join(str(error).split())[:200],
-                "give a vision transformer that transformers knows, such as DINOv2",
-            )
+            what = " ".join(str(error).split())[:200]
+            hint = "give a vision transformer that transformers knows, such as DINOv2"
             raise UserError(
                 f"encoder {files.spec.name}", f"cannot be loaded ({what})", hint
             ) from error
-        self.device, self.model = device, model.to(device).eval()
+        self.device = device
+        self.model = model.to(device).eval()
         self.leading = 1 + int(getattr(model.config, "num_register_tokens", 0) or 0)
 
     def preprocess(self, images: Sequence[Image.Image]) -> Tensor:
@@ -237,7 +248,10 @@ class _Transformer:
 
     def output(self, pixels: Tensor) -> Tensor | None:
         on_gpu = self.device != "cpu"
-        moved = pixels.pin_memory().to(self.device, non_blocking=True) if on_gpu else pixels
+        if on_gpu:
+            moved = pixels.pin_memory().to(self.device, non_blocking=True)
+        else:
+            moved = pixels
         with torch.autocast("cuda", torch.bfloat16) if on_gpu else nullcontext():
             return getattr(self.model(pixel_values=moved), "last_hidden_state", None)
 
@@ -250,13 +264,15 @@ class _Exported:
     leading = 1
 
     def __init__(self, files: EncoderFiles, device: str) -> None:
-        self.where, self.spec = str(files.spec.onnx), files.spec
+        self.where = str(files.spec.onnx)
+        self.spec = files.spec
         try:
             import onnxruntime
         except ImportError as error:
             raise not_installed(self.where, "onnxruntime", extra="onnx") from error
         options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads, options.log_severity_level = torch.get_num_threads(), 3
+        options.intra_op_num_threads = torch.get_num_threads()
+        options.log_severity_level = 3
         wanted = ["CUDAExecutionProvider"] * (device != "cpu") + ["CPUExecutionProvider"]
         providers = [name for name in wanted if name in onnxruntime.get_available_providers()]
         try:
@@ -301,7 +317,10 @@ class _Exported:
         given = (pixels.permute(0, 2, 3, 1) if last else pixels).numpy()
         given = given.astype(np.float16 if self.taken.type == "tensor(float16)" else np.float32)
         # a network of a fixed batch is given so many images at a time, the last ones filled up
-        batch = shape[0] if isinstance(shape[0], int) else len(given)
+        if isinstance(shape[0], int):
+            batch = shape[0]
+        else:
+            batch = len(given)
         filled = np.concatenate([given, np.repeat(given[-1:], -len(given) % batch, axis=0)])
         output = [self.spec.output or self.session.get_outputs()[0].name]
         try:

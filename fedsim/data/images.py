@@ -143,7 +143,8 @@ class ImageFiles(Images):
     """Image files on disk; names in messages are relative to ``root``."""
 
     def __init__(self, paths: Iterable[Path], root: Path) -> None:
-        self.paths, self.root = tuple(map(str, paths)), root
+        self.paths = tuple(map(str, paths))
+        self.root = root
 
     def source(self, row: int) -> str:
         """Its path."""
@@ -152,7 +153,9 @@ class ImageFiles(Images):
     def name(self, row: int) -> str:
         """The path below the root."""
         path = Path(self.paths[row])
-        return str(path.relative_to(self.root)) if path.is_relative_to(self.root) else str(path)
+        if path.is_relative_to(self.root):
+            return str(path.relative_to(self.root))
+        return str(path)
 
     def digests(self, rows: Iterable[int]) -> Iterator[bytes]:
         """SHA-256 of each file."""

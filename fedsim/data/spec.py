@@ -97,14 +97,21 @@ class EncoderSpec(BaseModel):
     @model_validator(mode="before")
     @classmethod
     def _bare_name(cls, given: Any) -> Any:
-        given = {"name": given} if isinstance(given, str) else given
-        name = given.get("name") if isinstance(given, dict) else None
+        if isinstance(given, str):
+            given = {"name": given}
+        if isinstance(given, dict):
+            name = given.get("name")
+        else:
+            name = None
         if (
             isinstance(name, str)
             and "onnx" not in given
             and (name in EXPORTED or name.endswith(".onnx"))
         ):
-            path = cache_folder() / "encoders" / f"{name}.onnx" if name in EXPORTED else name
+            if name in EXPORTED:
+                path: str | Path = cache_folder() / "encoders" / f"{name}.onnx"
+            else:
+                path = name
             return {
                 **EXPORTED.get(name, {}),
                 **{key: value for key, value in given.items() if key != "name"},
@@ -116,7 +123,10 @@ class EncoderSpec(BaseModel):
     def _of_one_kind(self) -> Self:
         if (self.name is None) == (self.onnx is None):
             raise ValueError("names no encoder or two; give a name, or {onnx: PATH}")
-        wrong = {"revision"} if self.onnx else {"size", "mean", "std", "output"}
+        if self.onnx:
+            wrong = {"revision"}
+        else:
+            wrong = {"size", "mean", "std", "output"}
         if given := sorted(wrong & changed(self)):
             raise ValueError(
                 f"{'a network of an onnx file' if self.onnx else 'a named encoder'} takes no "
@@ -127,7 +137,10 @@ class EncoderSpec(BaseModel):
     @property
     def display(self) -> str:
         """What tables call it: the last part of its name, and what is not the default."""
-        name = self.onnx.stem if self.onnx else Path(str(self.name)).name
+        if self.onnx:
+            name = self.onnx.stem
+        else:
+            name = Path(str(self.name)).name
         more = (
             [self.pool] * (self.pool != "cls")
             + [self.dtype] * (self.dtype != "float32")
@@ -140,7 +153,9 @@ class EncoderSpec(BaseModel):
         local = (folder / (self.onnx or Path(str(self.name))).expanduser()).absolute()
         if self.onnx:
             return self.model_copy(update={"onnx": local})
-        return self.model_copy(update={"name": str(local)}) if local.is_dir() else self
+        if local.is_dir():
+            return self.model_copy(update={"name": str(local)})
+        return self
 
 
 class SplitSpec(BaseModel):
@@ -208,7 +223,9 @@ class DatasetSpec(BaseModel):
         if not isinstance(given, str):
             return given
         kind, _, path = given.partition(":")
-        return {kind: path} if kind in PATHS and path else {"name": given}
+        if kind in PATHS and path:
+            return {kind: path}
+        return {"name": given}
 
     @model_validator(mode="after")
     def _of_one_kind(self) -> Self:
@@ -249,11 +266,10 @@ class DatasetSpec(BaseModel):
                     f"unknown data set '{self.name}': an .npy file holds one array; give "
                     "{npz: FILE} with an .npz file of x, y and split"
                 )
-            hint = (
-                f"write {{npz: {self.name}}}"
-                if self.name.endswith(".npz")
-                else nearest(self.name, known)
-            )
+            if self.name.endswith(".npz"):
+                hint = f"write {{npz: {self.name}}}"
+            else:
+                hint = nearest(self.name, known)
             raise ValueError(
                 f"unknown data set '{self.name}'; {hint}, or your own: {', '.join(PATHS)}"
             )
@@ -271,12 +287,17 @@ class DatasetSpec(BaseModel):
         """What follows the source's word, where the data set is known by name: ``organsmnist`` of
         ``medmnist:organsmnist``.
         """
-        return "" if self.kind in PATHS else str(self.name).partition(":")[2]
+        if self.kind in PATHS:
+            return ""
+        return str(self.name).partition(":")[2]
 
     @property
     def path(self) -> Path | None:
         """The file or folder, where the data set is one."""
-        return getattr(self, self.kind) if self.kind in PATHS else None
+        if self.kind not in PATHS:
+            return None
+        path: Path | None = getattr(self, self.kind)
+        return path
 
     @property
     def terms(self) -> tuple[str, str]:
@@ -294,7 +315,9 @@ class DatasetSpec(BaseModel):
     @property
     def display(self) -> str:
         """What tables and curves call the data set: with its encoder, if it has one."""
-        return self.title if self.encoder is None else f"{self.title} ({self.encoder.display})"
+        if self.encoder is None:
+            return self.title
+        return f"{self.title} ({self.encoder.display})"
 
     @property
     def title(self) -> str:
@@ -302,7 +325,9 @@ class DatasetSpec(BaseModel):
         name = self.name or (self.path.stem if self.path else "")
         if self.kind == "medmnist":
             name = self.argument + (f"-{self.size}" if self.size != 28 else "")
-        return name if self.limit is None else f"{name}[:{self.limit}]"
+        if self.limit is None:
+            return name
+        return f"{name}[:{self.limit}]"
 
     @property
     def has_images(self) -> bool:

@@ -11,7 +11,9 @@ from numpy.typing import NDArray
 
 from fedsim.errors import UserError
 
-TRAIN, VALIDATION, TEST = 0, 1, 2
+TRAIN = 0
+VALIDATION = 1
+TEST = 2
 """The values of a split array; validation rows are ignored."""
 SPLIT_SEED = 20240601
 """Public and fixed: which rows are test rows, or survive a ``limit``, is part of the data set, not

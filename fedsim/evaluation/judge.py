@@ -67,7 +67,8 @@ def synthesise(
     The draw of that number is of ``client``'s stream, or the server's where all share one. Of
     finite rows none is twice in a draw.
     """
-    counts, inner = torch.full((classes,), per_class), before_shortening(generator)
+    counts = torch.full((classes,), per_class)
+    inner = before_shortening(generator)
     if isinstance(inner, FiniteRows):
         counts = torch.bincount(inner.y, minlength=classes).clamp(max=per_class)
     labels = torch.arange(classes).repeat_interleave(counts)
@@ -148,18 +149,25 @@ class Judge:
         """All that the evaluation asks for. Balanced accuracy is of uniform labels, plain accuracy
         of released ones where there are any.
         """
-        predicted, evaluation = self.predictions(), self.cell.evaluation
+        predicted = self.predictions()
+        evaluation = self.cell.evaluation
         scores = mean_scores(
             [scores_with(predictions, self._label_shares) for predictions in predicted]
         )
-        clients = self.of_clients() if evaluation.per_client else ()
+        if evaluation.per_client:
+            clients = self.of_clients()
+        else:
+            clients = ()
         scores |= self.size() | self.readouts()
         scores |= scores_of_clients(
             [client.own for client in clients], [client.shared for client in clients]
         )
         if evaluation.personal is not None:
             scores |= self.personal()
-        tested = self.own_rows.words if clients or evaluation.personal is not None else None
+        if clients or evaluation.personal is not None:
+            tested = self.own_rows.words
+        else:
+            tested = None
         labels: LabelShares | None = (
             None if is_classifier(self.made) else "uniform" if self.shares is None else "released"
         )
@@ -171,7 +179,8 @@ class Judge:
         """Of all test rows, by what everyone has; of clients with classifiers of their own, one
         each.
         """
-        data, made = self.data, self.made
+        data = self.data
+        made = self.made
         if is_classifier(made):
             clients = range(self.cell.clients if is_personal(made) else 1)
             x_test = to_device(torch.from_numpy(data.x_test), self.device)
@@ -185,7 +194,8 @@ class Judge:
         """What the evaluation asks for beside the linear probe; empty where there is no
         generator.
         """
-        scores, evaluation = Scores(), self.cell.evaluation
+        scores = Scores()
+        evaluation = self.cell.evaluation
         real = Labelled(self.data.x_test, self.data.y_test)
         for name in () if is_classifier(self.made) else evaluation.readouts:
             scores.update(READOUTS[name](self._rows, real, evaluation.real_c))
@@ -205,16 +215,21 @@ class Judge:
 
     def of_clients(self) -> tuple[ClientScores, ...]:
         """Of what each client has of its own, and of what all share, on the client's test rows."""
-        found, names = [], self.own_rows.names
+        found = []
+        names = self.own_rows.names
         shared = self._read(self.made, SERVER)
         for client, test in enumerate(self.own_rows.rows):
-            mine = self._read(own(self.made, client), client) if is_personal(self.made) else shared
+            if is_personal(self.made):
+                mine = self._read(own(self.made, client), client)
+            else:
+                mine = shared
             # of classifiers that are each client's own nothing is shared
             readers = (
                 mine,
                 None if is_personal(self.made) and is_classifier(self.made) else shared,
             )
-            x, y = self.data.x_test[test], self.data.y_test[test]
+            x = self.data.x_test[test]
+            y = self.data.y_test[test]
             of = [
                 score_classifier(each, x, y, self.device, self._label_shares)
                 if each and len(test)
@@ -248,7 +263,9 @@ class Judge:
         given one. A client's own classifier, trained on its real rows, and its weight stay with it.
         A classifier is taken as it is, and has no weight.
         """
-        made, data, evaluation = self.made, self.data, self.cell.evaluation
+        made = self.made
+        data = self.data
+        evaluation = self.cell.evaluation
         if is_classifier(made):
             on_device = to_device(torch.from_numpy(data.x_test), self.device)
             seen = [
@@ -256,14 +273,15 @@ class Judge:
                 for client in range(self.cell.clients)
             ]
             return personal_scores(seen)
-        shared, other = folded(self.probe, data.classes), self._drawn(made, draw=1)
+        shared = folded(self.probe, data.classes)
+        other = self._drawn(made, draw=1)
         rows, labels, x_test = (torch.from_numpy(part) for part in (other.x, other.y, data.x_test))
-        predicted, alone, weights = [], [], []
+        predicted = []
+        alone = []
+        weights = []
         for client in range(self.cell.clients):
-            x, y = (
-                data.x_train[self.partition.rows[client]],
-                data.y_train[self.partition.rows[client]],
-            )
+            x = data.x_train[self.partition.rows[client]]
+            y = data.y_train[self.partition.rows[client]]
             local = fit_linear(x, y, data.classes, evaluation.real_c)
             if evaluation.personal == "synthetic":
                 importance = torch.from_numpy(self._share(client))[labels]
@@ -288,7 +306,9 @@ class Judge:
     @property
     def _label_shares(self) -> NDArray[np.float64] | None:
         """Labels that synthetic rows stand for; a classifier is taken as it is."""
-        return None if is_classifier(self.made) else self.shares
+        if is_classifier(self.made):
+            return None
+        return self.shares
 
     @cached_property
     def _rows(self) -> Labelled:

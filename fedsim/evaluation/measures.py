@@ -39,7 +39,9 @@ class Predictions:
     def held(self) -> NDArray[np.int64]:
         """Classes of the test rows, without those that the client does not hold."""
         classes = np.unique(self.y)
-        return classes if self.shares is None else classes[self.shares[classes] > 0]
+        if self.shares is None:
+            return classes
+        return classes[self.shares[classes] > 0]
 
 
 @dataclass(frozen=True)
@@ -135,7 +137,9 @@ def auroc(of: Predictions) -> float | None:
         for label in of.held
         if (of.y != label).any()
     ]
-    return float(np.mean(areas)) if areas else None
+    if areas:
+        return float(np.mean(areas))
+    return None
 
 
 def calibration_error(of: Predictions) -> float:

@@ -57,7 +57,8 @@ def nearest_neighbours(made: Labelled, real: Labelled, probe_c: float) -> Scores
 
     # rows stand class by class: every so many-th keeps the classes' shares
     some = slice(None, None, -(-len(made.x) // MOST_NEIGHBOURS))
-    x, y = made.x[some], made.y[some]
+    x = made.x[some]
+    y = made.y[some]
     model = KNeighborsClassifier(min(NEAREST, len(x)), algorithm="brute").fit(x, y)
     return Scores(knn_balanced_accuracy=balanced_accuracy_of(real.y, model.predict(real.x)))
 
@@ -69,7 +70,8 @@ def small_network(made: Labelled, real: Labelled, probe_c: float) -> Scores:
     from sklearn.exceptions import ConvergenceWarning
     from sklearn.neural_network import MLPClassifier
 
-    mean, deviation = made.x.mean(axis=0), made.x.std(axis=0).clip(1e-6)
+    mean = made.x.mean(axis=0)
+    deviation = made.x.std(axis=0).clip(1e-6)
     model = MLPClassifier(
         (HIDDEN,),
         alpha=1 / (probe_c * len(made.x)),
@@ -118,7 +120,10 @@ def left_out(data: Embeddings, site: str | None = None) -> str | None:
     enough = int((np.bincount(data.y_test, minlength=data.classes) > NEIGHBOURS).sum())
     if enough == data.classes:
         return None
-    of = f"{site} of {data.name}" if site else data.name
+    if site:
+        of = f"{site} of {data.name}"
+    else:
+        of = data.name
     return (
         f"fidelity on {of} is over {enough} of its {data.classes} classes: the others have "
         f"{NEIGHBOURS} test rows or fewer"
@@ -220,7 +225,8 @@ def told_apart(made: Labelled, real: Labelled, probe_c: float) -> float:
             for end, room, count in zip(np.cumsum(even), even, counts, strict=True)
         ]
     )
-    y, fold = np.repeat([0, 1], [len(mine), len(theirs)]), np.tile(numbers, 2) // 2 % 2
+    y = np.repeat([0, 1], [len(mine), len(theirs)])
+    fold = np.tile(numbers, 2) // 2 % 2
     if len(np.unique(fold)) < 2:
         return 0.5
     halves = [fold == part for part in (0, 1)]

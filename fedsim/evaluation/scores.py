@@ -55,11 +55,9 @@ def at_shares(predictions: Predictions, shares: NDArray[np.float64] | None) -> P
     Its probabilities times the shares, as Bayes' rule has it (Saerens, Latinne and Decaestecker
     2002, equation 4): no second fit.
     """
-    return (
-        predictions
-        if shares is None
-        else replace(predictions, predicted=(predictions.probabilities * shares).argmax(1))
-    )
+    if shares is None:
+        return predictions
+    return replace(predictions, predicted=(predictions.probabilities * shares).argmax(1))
 
 
 def scores_with(predictions: Predictions, shares: NDArray[np.float64] | None) -> Scores:
@@ -107,9 +105,9 @@ def scores_of_clients(own: Sequence[Scores | None], shared: Sequence[Scores | No
         client_worst_balanced_accuracy=min(owned),
         client_spread=max(owned) - min(owned),
     )
-    return (
-        Scores(summary, client_shared_balanced_accuracy=float(np.mean(alike))) if alike else summary
-    )
+    if alike:
+        return Scores(summary, client_shared_balanced_accuracy=float(np.mean(alike)))
+    return summary
 
 
 def personal_scores(clients: Sequence[Predictions]) -> Scores:
@@ -205,7 +203,8 @@ def local_only(
     """What every client has by itself, at that of all :func:`strengths` and ``probe_c`` which is
     the best for their mean.
     """
-    own, tried = own_rows(data, partition, spec).rows, _tried(data.dim, probe_c)
+    own = own_rows(data, partition, spec).rows
+    tried = _tried(data.dim, probe_c)
     by_client = [
         _by_itself(data, rows, test, tried) for rows, test in zip(partition.rows, own, strict=True)
     ]
@@ -225,10 +224,8 @@ def _by_itself(
     """Balanced accuracy over all test rows and over a client's own, at each strength, of a probe of
     the client's rows.
     """
-    probes, y = (
-        list(fit_probes(data.x_train[rows], data.y_train[rows], tried, balanced=True)),
-        data.y_test,
-    )
+    probes = list(fit_probes(data.x_train[rows], data.y_train[rows], tried, balanced=True))
+    y = data.y_test
     return [
         (
             balanced_accuracy_of(y, predicted),

@@ -92,7 +92,8 @@ class _Search:
     @classmethod
     def of(cls, progress: Checkpoint) -> tuple[_Search, Checkpoint]:
         """The inverse of :meth:`beside`."""
-        known, best = json.loads(progress.ledger), below("best", progress.tensors)
+        known = json.loads(progress.ledger)
+        best = below("best", progress.tensors)
         own = {
             name: value for name, value in progress.tensors.items() if not name.startswith("best.")
         }
@@ -103,7 +104,10 @@ class _Search:
 
 def _scored(plain: dict[str, Any]) -> ScoredRun:
     ran = plain["outcome"].pop("mechanisms")
-    mechanisms = None if ran is None else tuple(Mechanism(**one) for one in ran)
+    if ran is None:
+        mechanisms = None
+    else:
+        mechanisms = tuple(Mechanism(**one) for one in ran)
     return ScoredRun(**{**plain, "outcome": Outcome(**plain["outcome"], mechanisms=mechanisms)})
 
 
@@ -119,7 +123,10 @@ class _OfRun(Checkpoints):
         secret: int | None,
         progress: Checkpoint | None,
     ) -> None:
-        self.whole, self.search, self.secret, self.progress = whole, search, secret, progress
+        self.whole = whole
+        self.search = search
+        self.secret = secret
+        self.progress = progress
         self.first = not search.runs and progress is None
 
     def __call__(self, capture: Callable[[], Checkpoint]) -> None:
@@ -153,13 +160,22 @@ def run_tuned(
     started = time.perf_counter()
     trial = trial.given(data)
     tuning = cast(Tuning, trial.cell.tuning)
-    resume = checkpoints.load() if checkpoints else None
+    if checkpoints:
+        resume = checkpoints.load()
+    else:
+        resume = None
     seeds = seeds_of(trial, resume)
-    search, progress = (_Search(), None) if resume is None else _Search.of(resume)
+    if resume is None:
+        search = _Search()
+        progress = None
+    else:
+        search, progress = _Search.of(resume)
     drawn = draws(tuning, len(trial.candidates), seeds)
-    trained_on, held = (
-        (trial.partition, None) if tuning.free else held_out(trial, tuning.held_out, seeds)
-    )
+    if tuning.free:
+        trained_on = trial.partition
+        held = None
+    else:
+        trained_on, held = held_out(trial, tuning.held_out, seeds)
     tried = [
         build_algorithm(trial.cell.algorithm, trial.candidates[candidate].params, trial.task)
         for candidate in drawn
@@ -172,7 +188,10 @@ def run_tuned(
         one = replace(
             trial.of(chosen.params, _training(chosen.plan)), partition=trained_on, candidates=()
         )
-        own_seeds = seeds if tuning.free else seeds.run(number)
+        if tuning.free:
+            own_seeds = seeds
+        else:
+            own_seeds = seeds.run(number)
         kept = _OfRun(checkpoints, search, seeds.secret, progress)
         for step in run_trial(one, data, make_pool, kept, device, own_seeds):
             if isinstance(step, RoundRecord):
@@ -181,7 +200,8 @@ def run_tuned(
                 continue
             if held is None:  # a search that nobody pays for looks at test rows
                 told = judge_of(one, step.state, data, device).predictions()
-                score, multiplier = float(np.mean(list(map(balanced_accuracy, told)))), 0.0
+                score = float(np.mean(list(map(balanced_accuracy, told))))
+                multiplier = 0.0
             else:
                 score, multiplier = held.noisy(
                     one, step.state, data, chosen.plan, own_seeds, device
@@ -237,7 +257,10 @@ class HeldOut:
         unit changes the number by at most 1.
         """
         count = float(self.weights @ self.correct(trial, state, data, device))
-        std = 0.0 if plan is None else plan.mechanism(SCORE).noise_multiplier
+        if plan is None:
+            std = 0.0
+        else:
+            std = plan.mechanism(SCORE).noise_multiplier
         noise = gaussian({SCORE: (1,)}, std, seeds.keystream(Purpose.SELECTION))
         return count + float(noise.parts[SCORE][0]), std
 
@@ -289,30 +312,47 @@ def held_out(trial: Trial, probability: float, seeds: Seeds) -> tuple[Partition,
     (:mod:`fedsim.privacy.selection`).
     """
     partition = trial.partition
-    kept, kept_groups, rows, clients, weights = [], [], [], [], []
+    kept = []
+    kept_groups = []
+    rows = []
+    clients = []
+    weights = []
     for client, own_rows in enumerate(partition.rows):
-        part = np.arange(len(own_rows)) if partition.groups is None else partition.groups[client]
+        if partition.groups is None:
+            part = np.arange(len(own_rows))
+        else:
+            part = partition.groups[client]
         coins = (
             seeds.keystream(Purpose.HELD_OUT, client=client).uniform(
                 int(part[-1]) + 1 if len(part) else 0
             )
             < probability
         )
-        out = coins[part] if len(part) else np.zeros(0, bool)
+        if len(part):
+            out = coins[part]
+        else:
+            out = np.zeros(0, bool)
         kept.append(own_rows[~out])
         kept_groups.append(np.unique(part[~out], return_inverse=True)[1])
         rows.append(own_rows[out])
         clients.append(np.full(out.sum(), client))
-        sizes = np.bincount(part) if trial.task.unit == "group" else np.ones(len(coins), np.int64)
+        if trial.task.unit == "group":
+            sizes = np.bincount(part)
+        else:
+            sizes = np.ones(len(coins), np.int64)
         weights.append(1.0 / sizes[part[out]])
-    groups = None if partition.groups is None else tuple(kept_groups)
+    if partition.groups is None:
+        groups = None
+    else:
+        groups = tuple(kept_groups)
     held = HeldOut(np.concatenate(rows), np.concatenate(clients), np.concatenate(weights))
     return replace(partition, rows=tuple(kept), groups=groups), held
 
 
 def _outcome(trial: Trial, search: _Search, seconds: float) -> Outcome:
     """The best training's outcome, with what all of them cost."""
-    winner, outcomes = search.winner, [run.outcome for run in search.runs]
+    winner = search.winner
+    outcomes = [run.outcome for run in search.runs]
     chosen = trial.candidates[winner.candidate]
     outcome = replace(
         winner.outcome,
@@ -361,7 +401,10 @@ def plans_of(
     """
     if tuning is not None and task.trust == "silo":
         raise UserError("trust", SEEN, "tune under trust: aggregate, or leave out tune")
-    points = [{}] if tuning is None else tuning.points
+    if tuning is None:
+        points: Sequence[Mapping[str, Any]] = [{}]
+    else:
+        points = tuning.points
     settings = [cls.Params.model_validate({**params, **point}) for point in points]
     algorithms = [cls(setting, task) for setting in settings]
     complete = [setting.model_dump(mode="json") for setting in settings]
@@ -383,7 +426,8 @@ def _tuned(
     algorithms: Sequence[Algorithm], tuning: Tuning, epsilon: float, delta: float
 ) -> list[PrivacyPlan]:
     how = tuning.trials, tuning.distribution
-    noise, inner = 0.0, math.inf
+    noise = 0.0
+    inner = math.inf
     if math.isfinite(epsilon):
         for algorithm in algorithms:
             solved_plan(algorithm, epsilon, delta)  # refuses what has no plan at all

@@ -40,7 +40,8 @@ def in_forks(
     function: Callable[..., Result], arguments: Iterable[tuple[Any, ...]]
 ) -> Generator[Result, None, None]:
     """The function's result for each of ``arguments``, in order, each in a fork of its own."""
-    waiting, running = iter(arguments), deque[tuple[Any, Connection]]()
+    waiting = iter(arguments)
+    running = deque[tuple[Any, Connection]]()
     try:
         while True:
             running.extend(
@@ -51,7 +52,8 @@ def in_forks(
             try:
                 result, error = pickle.loads(running[0][1].recv_bytes())  # noqa: S301 (this process's own fork wrote it)
             except EOFError:
-                result, error = None, ProcessEnded("a training ended its process")
+                result = None
+                error = ProcessEnded("a training ended its process")
             running.popleft()[0].join()
             if error is not None:
                 raise error

@@ -41,13 +41,16 @@ if TYPE_CHECKING:
 
 Verdict = Literal["proved", "differs", "not proved", "no claim"]
 COLOURS = {"proved": "green", "differs": "red", "not proved": "yellow"}
-MOST_ABOVE, MOST_BELOW = 0.01, 1e-3
+MOST_ABOVE = 0.01
+MOST_BELOW = 1e-3
 """Relative differences by which a tight accountant may be above another that is still agreement,
 and below, where a row would claim less than it spent.
 """
 _SOLVED = 2e-3
 """Relative difference of noise that was solved with two versions of an accountant."""
-_FINEST, _MESH, _MOST_POINTS = 1e-4, 0.02, 1e8
+_FINEST = 1e-4
+_MESH = 0.02
+_MOST_POINTS = 1e8
 """Of a loss distribution: its finest mesh, that mesh in units of what it spends, and points that
 take some GiB.
 """
@@ -78,16 +81,15 @@ class Proof:
     @property
     def ratio(self) -> float | None:
         """The row's epsilon over the recomputed one."""
-        spent, epsilon = self.row.epsilon_spent, self.epsilon
-        return (
-            None
-            if spent is None or epsilon is None
-            else 1.0
-            if spent == epsilon
-            else spent / epsilon
-            if epsilon
-            else math.inf
-        )
+        spent: float | None = self.row.epsilon_spent
+        epsilon = self.epsilon
+        if spent is None or epsilon is None:
+            return None
+        if spent == epsilon:
+            return 1.0
+        if epsilon:
+            return spent / epsilon
+        return math.inf
 
 
 def prove(row: Row, line: Line, *, trust_plugin: bool = False) -> Proof:
@@ -120,7 +122,10 @@ def prove(row: Row, line: Line, *, trust_plugin: bool = False) -> Proof:
     faults: list[str] = []
     ratio = Proof(row, "proved", epsilon=epsilon).ratio or 0.0
     if not 1 - MOST_BELOW <= ratio <= 1 + MOST_ABOVE:
-        loose = ", a bound that holds and is loose" if ratio > 1 else ""
+        if ratio > 1:
+            loose = ", a bound that holds and is loose"
+        else:
+            loose = ""
         faults.append(f"ε is {ratio:.3f} of what its mechanisms spend{loose}")
     if not _alike(ran, planned):
         faults.append("what ran is not what was planned")
@@ -225,7 +230,10 @@ def _differences_from(cls: type[Algorithm], line: Line) -> tuple[list[str], bool
             differences.append(f"somebody replaced {name} in this process")
     except (Exception, SystemExit) as error:
         # whatever an algorithm makes of parameters that it was not given
-        why = "; ".join(reasons(error)) if isinstance(error, Exception) else "it exits"
+        if isinstance(error, Exception):
+            why = "; ".join(reasons(error))
+        else:
+            why = "it exits"
         return [f"its algorithm makes no plan of its parameters ({why})"], False
     return differences, True
 
@@ -284,7 +292,9 @@ def recomputed(mechanisms: tuple[Mechanism, ...], delta: float, renyi: bool) -> 
 
     costly = merged(mechanisms)
     if not costly or any(one.noise_multiplier == 0 for one in costly):
-        return math.inf if costly else 0.0
+        if costly:
+            return math.inf
+        return 0.0
     rough = float(composed_by_renyi(costly, ORDERS if renyi else INTEGER_ORDERS).get_epsilon(delta))
     if renyi:
         return rough
@@ -384,7 +394,11 @@ class Proofs(Printed):
 
 
 def _line(proof: Proof) -> tuple[str, ...]:
-    row, ratio = proof.row, "–" if proof.ratio is None else f"{proof.ratio:.4f}"
+    row = proof.row
+    if proof.ratio is None:
+        ratio = "–"
+    else:
+        ratio = f"{proof.ratio:.4f}"
     numbers = (
         number(row.delta),
         number(row.epsilon_spent, 5) or "–",
@@ -415,7 +429,10 @@ def together(rows: Sequence[Row], trainings: Mapping[str, str] | None = None) ->
             row.noise == "secret" and row.status == "ok" and may_leave(row.claim, row.check)
         )
         if row.generator and is_private and row.mechanisms and row.delta:
-            clients = row.partition_hash if row.unit == "client" else None
+            if row.unit == "client":
+                clients = row.partition_hash
+            else:
+                clients = None
             releases = groups.setdefault((row.dataset_hash, row.unit, clients), {})
             releases.setdefault(shared.get(row.cell_id, row.cell_id), row)
     for own in (list(releases.values()) for releases in groups.values() if len(releases) > 1):

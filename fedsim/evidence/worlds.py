@@ -118,11 +118,14 @@ class Hidden:
             return torch.arange(held)
         if not self.present:
             return units
-        own, others = self.index(held - 1), units[units != held - 1]
+        own = self.index(held - 1)
+        others = units[units != held - 1]
         drawn = len(others) < len(units)
         others = others + (others >= own)
         chosen = {"chance": drawn, "every": True, "first": first}[self.sampled]
-        return torch.cat([others, torch.tensor([own])]).sort().values if chosen else others
+        if chosen:
+            return torch.cat([others, torch.tensor([own])]).sort().values
+        return others
 
 
 @dataclass(frozen=True)
@@ -154,7 +157,8 @@ class WatchedClients(Clients):
         """As every client's; the answer is the script's where there is one, as far as clients noise
         it.
         """
-        before, held = copied(sent), copied(kept or {})
+        before = copied(sent)
+        held = copied(kept or {})
         noised = super().add_noise(release, round_, sent, kept)
         own = replace(noised, sent=copied(noised.sent), kept=copied(noised.kept))
         sampled = release.sample_rate == 1 or next(
@@ -162,11 +166,16 @@ class WatchedClients(Clients):
         )
         query = Query(self.tape.round, release, round_, self.members, before, held, own, sampled)
         self.tape.queries.append(query)
-        return noised if self.script is None else self._scripted(self.script, query, noised)
+        if self.script is None:
+            return noised
+        return self._scripted(self.script, query, noised)
 
     def _scripted(self, script: Tape, query: Query, noised: Noised) -> Noised:
         index = len(self.tape.queries) - 1
-        first = script.queries[index] if index < len(script.queries) else None
+        if index < len(script.queries):
+            first = script.queries[index]
+        else:
+            first = None
         if first is None or (first.round, first.release, first.step) != (
             query.round,
             query.release,
@@ -177,9 +186,13 @@ class WatchedClients(Clients):
                 "one of two neighbouring data sets"
             )
         positions = torch.tensor([first.members.index(client) for client in self.members])
-        own, others = query.shapes(), first.shapes()
+        own = query.shapes()
+        others = first.shapes()
         # a client that is missing may have been the only one to send a tensor of that name
-        compared = own | others if query.members == first.members else own
+        if query.members == first.members:
+            compared = own | others
+        else:
+            compared = own
         if different := next(
             (name for part, name in compared if own.get((part, name)) != others.get((part, name))),
             None,
@@ -189,7 +202,10 @@ class WatchedClients(Clients):
                 "noised depends on the data"
             )
         silo = self.plan is not None and self.plan.trust == "silo"
-        sent = copied(first.noised.sent) if silo else noised.sent
+        if silo:
+            sent = copied(first.noised.sent)
+        else:
+            sent = noised.sent
         return replace(
             noised,
             sent=sent,
@@ -200,20 +216,22 @@ class WatchedClients(Clients):
         """As every client's, with the hidden unit in or out as it should be; the other units' draws
         do not depend on it.
         """
-        rows, present = super().poisson(round_, rate, client_rate), True
+        rows = super().poisson(round_, rate, client_rate)
+        present = True
         if isinstance(self.hidden, RowBlock):
             present = len(self.tape.samples) < self.hidden.steps
             own = self.members.index(self.hidden.client)
-            rows[own] = rows[own] if present else rows[own][rows[own] < self.hidden.start]
+            if present:
+                rows[own] = rows[own]
+            else:
+                rows[own] = rows[own][rows[own] < self.hidden.start]
         elif self.hidden is not None:
             for position, client in enumerate(self.members):
                 if client == self.hidden.client:
-                    held, sampled = self.units(position), rows[position]
-                    sampled = (
-                        sampled
-                        if self.groups is None
-                        else torch.unique_consecutive(self.groups[position][sampled])
-                    )
+                    held = self.units(position)
+                    sampled = rows[position]
+                    if self.groups is not None:
+                        sampled = torch.unique_consecutive(self.groups[position][sampled])
                     units = self.hidden.within(sampled, held, not self.tape.samples)
                     rows[position] = self.rows_of(position, units)
                     present = not self.hidden.present or self.hidden.index(held - 1) in units
@@ -243,9 +261,13 @@ class WatchedClients(Clients):
         """
         if not rows or not self._hides(client):
             return super().draws(client, rows, round_, shapes)
-        position, hidden = self.members.index(client), torch.zeros(rows, dtype=torch.bool)
+        position = self.members.index(client)
+        hidden = torch.zeros(rows, dtype=torch.bool)
         # whoever asks without a batch means all rows, in order
-        units = rows if self.groups is None else self.units(position)
+        if self.groups is None:
+            units = rows
+        else:
+            units = self.units(position)
         hidden[self.placed.get(client, self._hidden_rows(position, units))] = True
         if not hidden.any():
             return super().draws(client, rows, round_, shapes)
@@ -253,7 +275,8 @@ class WatchedClients(Clients):
         own = super().draws(HIDDEN_STREAM, int(hidden.sum()), round_, shapes)
         made = {name: torch.empty(rows, *shape) for name, shape in shapes.items()}
         for name, value in made.items():
-            value[~hidden], value[hidden] = others[name], own[name]
+            value[~hidden] = others[name]
+            value[hidden] = own[name]
         return made
 
     def _hides(self, client: int) -> bool:

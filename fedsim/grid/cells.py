@@ -139,7 +139,8 @@ def _axes(
     already, and gains these.
     """
     axes: dict[str, Axis] = {}
-    own, root = ("algorithms", i, kind), ("scan",) if kind == "scan" else ("tune", "params")
+    own = ("algorithms", i, kind)
+    root = ("scan",) if kind == "scan" else ("tune", "params")
     for where, values_of in ((own, getattr(grid.algorithms[i], kind)), (root, shared)):
         for name, values in values_of.items():
             if name in cls.Params.model_fields:
@@ -149,10 +150,8 @@ def _axes(
                         f"{grid.place(*given[name])} gives '{name}' too",
                         "remove one of them",
                     )
-                axes[name], given[name] = (
-                    [(value, (*where, name, j)) for j, value in enumerate(values)],
-                    where,
-                )
+                axes[name] = [(value, (*where, name, j)) for j, value in enumerate(values)]
+                given[name] = where
             elif where == own:
                 what = f"{grid.algorithms[i].name} has no parameter '{name}'"
                 raise UserError(
@@ -193,7 +192,10 @@ def _points(grid: Grid, i: int, cls: type[Algorithm]) -> Iterator[Variant]:
             space = {
                 name: tuple(_once(params[name] for params in complete)) for name in tuned
             }  # as the model has the values
-            tuning = None if curve == "default" else grid.tune.of(space, free=curve == "free")
+            if curve == "default":
+                tuning = None
+            else:
+                tuning = grid.tune.of(space, free=curve == "free")
             yield Variant(i, label + CURVE_LABELS[curve], cls, complete[0], tuning)
 
 
@@ -279,7 +281,8 @@ def evaluations(
     asked = grid.evaluation.unseen
     if asked is None:
         return (grid.evaluation,)
-    where, column = grid.place("evaluation", "unseen"), grid.partition.column
+    where = grid.place("evaluation", "unseen")
+    column = grid.partition.column
     if column is None:
         raise UserError(
             where,
@@ -358,7 +361,8 @@ def client_views(
     """The data by key, with what each partition makes of them where clients see values of their
     own; and the key that each cell reads.
     """
-    views, keys = dict(data), []
+    views = dict(data)
+    keys = []
     for cell, partition in zip(cells, partitions, strict=True):
         key = cell.data_key
         if cell.partition.shifts:
@@ -524,13 +528,14 @@ def public_for(grid: Grid, variant: Variant, data: Embeddings, clients: int) -> 
         grid.evaluation.real_c,
         data.public,
     )
-    points = [{}] if variant.tuning is None else variant.tuning.points
+    if variant.tuning is None:
+        points: Sequence[Mapping[str, Any]] = [{}]
+    else:
+        points = variant.tuning.points
     settings = (variant.cls.Params.model_validate({**variant.params, **point}) for point in points)
-    return (
-        data.public
-        if any(variant.cls(setting, task).uses_public() for setting in settings)
-        else None
-    )
+    if any(variant.cls(setting, task).uses_public() for setting in settings):
+        return data.public
+    return None
 
 
 def judged_id(training_id: str, evaluation: Evaluation) -> str:

@@ -61,7 +61,10 @@ class Origin:
         """``file:line: key[i].key``; the parts of ``loc`` that validation added to what the user
         wrote are left out.
         """
-        written = loc if self.data is None else self._written(loc)
+        if self.data is None:
+            written = loc
+        else:
+            written = self._written(loc)
         text = "".join(
             f"[{part}]" if isinstance(part, int) else f".{part}" for part in written
         ).lstrip(".")
@@ -78,7 +81,8 @@ class Origin:
         return ": ".join(filter(None, (f"{self.file}:{line}".rstrip(":"), text))) or "grid"
 
     def _written(self, loc: Loc) -> Loc:
-        kept, at = [], self.data
+        kept = []
+        at = self.data
         for n, part in enumerate(loc, 1):
             if isinstance(at, Mapping) and (part in at or n == len(loc)):
                 at = at.get(part)
@@ -92,31 +96,42 @@ class Origin:
 
 def listed(given: Any) -> Any:
     """The values of an axis, which may be given as one."""
-    return [] if given is None else given if isinstance(given, list | tuple) else [given]
+    if given is None:
+        return []
+    if isinstance(given, list | tuple):
+        return given
+    return [given]
 
 
 def _ranges(given: Any) -> list[Any]:
     """Whole numbers, and ranges of them such as ``0-4``, both ends included."""
     numbers: list[Any] = []
     for one in listed(given):
-        ends = re.fullmatch(r"(\d{1,18})-(\d{1,18})", one) if isinstance(one, str) else None
+        if isinstance(one, str):
+            ends = re.fullmatch(r"(\d{1,18})-(\d{1,18})", one)
+        else:
+            ends = None
         if ends and not 0 <= int(ends[2]) - int(ends[1]) < MOST_OF_A_RANGE:
             raise ValueError(
                 f"'{one}' is not a range of up to {MOST_OF_A_RANGE} numbers; give one such "
                 "as 0-4, which is 0, 1, 2, 3, 4"
             )
-        numbers += range(int(ends[1]), int(ends[2]) + 1) if ends else [one]
+        if ends:
+            numbers += range(int(ends[1]), int(ends[2]) + 1)
+        else:
+            numbers += [one]
     return numbers
 
 
 def _seconds(given: Any) -> Any:
     """``2h`` as seconds."""
-    parts = re.fullmatch(r"\s*([\d.]+)\s*([smhd])\s*", given) if isinstance(given, str) else None
-    return (
-        given
-        if parts is None
-        else float(parts[1]) * {"s": 1, "m": 60, "h": 3600, "d": 86400}[parts[2]]
-    )
+    if isinstance(given, str):
+        parts = re.fullmatch(r"\s*([\d.]+)\s*([smhd])\s*", given)
+    else:
+        parts = None
+    if parts is None:
+        return given
+    return float(parts[1]) * {"s": 1, "m": 60, "h": 3600, "d": 86400}[parts[2]]
 
 
 def _budget(given: Any) -> Any:
@@ -126,7 +141,9 @@ def _budget(given: Any) -> Any:
             "0 would be infinite noise; give a number above 0, or .inf, which is no noise "
             "and no privacy"
         )
-    return float("inf") if given == "inf" else given
+    if given == "inf":
+        return float("inf")
+    return given
 
 
 class _Model(BaseModel):
@@ -164,9 +181,12 @@ Seeds = Annotated[tuple[Seed, ...], BeforeValidator(_ranges), Field(min_length=1
 Device = Literal["auto", "cpu", "cuda"]
 
 
-MOST_OF_A_CLASS, MOST_OF_ALL = 1000, 20_000
+MOST_OF_A_CLASS = 1000
+MOST_OF_ALL = 20_000
 """Synthetic rows that a probe is trained on where a grid does not say how many."""
-SYNTHETIC_C, NARROW, MANY = 0.01, 384, 0.3
+SYNTHETIC_C = 0.01
+NARROW = 384
+MANY = 0.3
 """Inverse penalty of a synthetic rows' probe, the features below which it is more, the real rows a
 class and feature below which less.
 """
@@ -216,7 +236,9 @@ class Evaluation(_Model):
     @property
     def real_c(self) -> float:
         """The inverse strength where a method or a readout fits a probe of its own."""
-        return PROBE_C if self.probe_c is None else self.probe_c
+        if self.probe_c is None:
+            return PROBE_C
+        return self.probe_c
 
     @model_validator(mode="after")
     def _whose_rows(self) -> Evaluation:
@@ -299,7 +321,10 @@ class Tune(_Model):
 
     def of(self, space: dict[str, tuple[Any, ...]], *, free: bool) -> Tuning:
         """The tuning of one algorithm; nothing of a free one but its space decides anything."""
-        known = Tune() if free else self
+        if free:
+            known = Tune()
+        else:
+            known = self
         return Tuning(
             **known.model_dump(include={"trials", "distribution", "held_out"}),
             space=space,
@@ -380,9 +405,10 @@ class AlgorithmEntry(_Model):
         """
         if self.name == GIVEN:
             path = Path(os.path.abspath(folder / str(self.params.get("rows"))))
-            digest = (
-                hashlib.sha256(path.read_bytes()).hexdigest() if path.is_file() else ""
-            )  # what is no file is refused as it is read
+            if path.is_file():
+                digest = hashlib.sha256(path.read_bytes()).hexdigest()
+            else:
+                digest = ""  # what is no file is refused as it is read
             return self.model_copy(
                 update={"params": {**self.params, "rows": files.shown(path), "sha256": digest}}
             )
@@ -399,7 +425,8 @@ class AlgorithmEntry(_Model):
     @model_validator(mode="before")
     @classmethod
     def _bare_name(cls, given: Any) -> Any:
-        given = {"name": given} if isinstance(given, type) else given
+        if isinstance(given, type):
+            given = {"name": given}
         if isinstance(given, Mapping) and isinstance(own := given.get("name"), type):
             registered = vars(own).get("name", ":")
             return {
@@ -414,7 +441,9 @@ class AlgorithmEntry(_Model):
                 "params": params,
                 "label": given.get("label", Path(str(given["rows"])).stem),
             }
-        return {"name": given} if isinstance(given, str) else given
+        if isinstance(given, str):
+            return {"name": given}
+        return given
 
 
 class Grid(_Model):
@@ -480,7 +509,10 @@ class Grid(_Model):
         """Refuse the bare name of a column, which pydantic would only call none of two words."""
         if not isinstance(given, str) or given in ("example", "client"):
             return given
-        column = "NAME" if given in get_args(Unit) else given
+        if given in get_args(Unit):
+            column = "NAME"
+        else:
+            column = given
         raise ValueError(
             f"'{given}' is not a unit; give example, client, or for the rows that share a value of "
             f"a column: unit: {{column: {column}}}"
@@ -522,8 +554,13 @@ class Grid(_Model):
         """The public data set, embedded as ``dataset`` is; where that is embeddings already, by the
         grid's encoder.
         """
-        encoders = self.encoder[:1] if dataset.encoder is None else (dataset.encoder,)
-        return None if self.public is None else self.public.encoded_by(encoders)[0]
+        if dataset.encoder is None:
+            encoders = self.encoder[:1]
+        else:
+            encoders = (dataset.encoder,)
+        if self.public is None:
+            return None
+        return self.public.encoded_by(encoders)[0]
 
     def place_of(self, dataset: DatasetSpec, where: str, *, public: bool = False) -> str:
         """The text that names one of ``sets``, or the public rows beside it, in a message; of
@@ -532,31 +569,42 @@ class Grid(_Model):
         i = next(
             i for i, spec in enumerate(self.dataset) if dataset in spec.encoded_by(self.encoder)
         )
-        given, loc = (self.public, ("public",)) if public else (self.dataset[i], ("dataset", i))
+        if public:
+            given = self.public
+            loc: Loc = ("public",)
+        else:
+            given = self.dataset[i]
+            loc = ("dataset", i)
         key, _, rest = where.partition(": ")
         if key == "encoder" and given is not None:
             shared = next((j for j, each in enumerate(self.encoder) if each == dataset.encoder), 0)
-            loc, where = ((key, shared) if given.encoder is None else (*loc, key)), rest
+            if given.encoder is None:
+                loc = (key, shared)
+            else:
+                loc = (*loc, key)
+            where = rest
         return ": ".join(filter(None, (self.place(*loc), where)))
 
     @property
     def unit_column(self) -> str | None:
         """The column whose values are the units; None where the unit is no group."""
-        return self.unit.column if isinstance(self.unit, GroupUnit) else None
+        if isinstance(self.unit, GroupUnit):
+            return self.unit.column
+        return None
 
     @property
     def unit_kind(self) -> Unit:
         """What kind of thing one budget protects."""
-        return "group" if isinstance(self.unit, GroupUnit) else self.unit
+        if isinstance(self.unit, GroupUnit):
+            return "group"
+        return self.unit
 
     @property
     def division(self) -> PartitionSpec:
         """The partition, which keeps units together."""
-        return (
-            self.partition
-            if self.unit_column is None
-            else self.partition.model_copy(update={"together": self.unit_column})
-        )
+        if self.unit_column is None:
+            return self.partition
+        return self.partition.model_copy(update={"together": self.unit_column})
 
     def place(self, *loc: str | int) -> str:
         """The text that names a key in a message: ``grid.place("clients", 1)`` is ``g.yaml:5:
@@ -617,7 +665,9 @@ class Cell(_Model):
     @property
     def concentration(self) -> float | None:
         """Alpha, where the scheme has any use for it."""
-        return self.alpha if self.partition.uses_alpha else None
+        if self.partition.uses_alpha:
+            return self.alpha
+        return None
 
     @property
     def data_key(self) -> str:
@@ -629,11 +679,13 @@ class Cell(_Model):
 
 def data_key(dataset: DatasetSpec, evaluation: Evaluation) -> str:
     """The key of a data set, apart from that of the same one without a site."""
-    return (
-        dataset.key if evaluation.unseen is None else f"{dataset.key} without {evaluation.unseen}"
-    )
+    if evaluation.unseen is None:
+        return dataset.key
+    return f"{dataset.key} without {evaluation.unseen}"
 
 
 def shown(dataset: DatasetSpec, unseen: str | None) -> str:
     """What a data set is called, apart from the same one without a site."""
-    return dataset.display if unseen is None else f"{dataset.display} ({unseen} unseen)"
+    if unseen is None:
+        return dataset.display
+    return f"{dataset.display} ({unseen} unseen)"

@@ -72,7 +72,9 @@ def parse(text: str, where: str) -> tuple[Any, dict[Loc, int]]:
 
 def _at_line(where: str, mark: yaml.Mark | None) -> str:
     """The place of a text, with the line of a mark where the text is a file's."""
-    return f"{where}:{mark.line + 1}" if mark and where.endswith((".yaml", ".yml")) else where
+    if mark and where.endswith((".yaml", ".yml")):
+        return f"{where}:{mark.line + 1}"
+    return where
 
 
 def _check_aliases(root: yaml.Node | None, where: str) -> None:
@@ -115,7 +117,9 @@ def _children(node: yaml.Node) -> list[yaml.Node]:
     """The nodes directly below a node: the items of a list, or keys and values."""
     if isinstance(node, yaml.MappingNode):
         return [child for pair in node.value for child in pair]
-    return list(node.value) if isinstance(node, yaml.SequenceNode) else []
+    if isinstance(node, yaml.SequenceNode):
+        return list(node.value)
+    return []
 
 
 def _lines(node: yaml.Node | None, loc: Loc) -> Iterator[tuple[Loc, int]]:
@@ -150,7 +154,8 @@ def complaint(
     first = next(
         (one for one in errors if one["type"] in ("extra_forbidden", "value_error")), errors[0]
     )
-    where, given = place(first["loc"]), first["input"]
+    where = place(first["loc"])
+    given = first["input"]
     if first["type"] == "extra_forbidden":
         *above, key = first["loc"]
         return UserError(
@@ -159,11 +164,10 @@ def complaint(
     if first["type"] == "value_error":
         what, _, hint = str(first["ctx"]["error"]).partition("; ")
         return UserError(where, what, hint)
-    shown = (
-        ""
-        if first["type"] == "missing" or isinstance(given, Mapping | list | tuple)
-        else f"{given!r}: "
-    )
+    if first["type"] == "missing" or isinstance(given, Mapping | list | tuple):
+        shown = ""
+    else:
+        shown = f"{given!r}: "
     return UserError(where, " ".join(f"{shown}{first['msg']}".split()))
 
 
@@ -183,7 +187,9 @@ def load_grid(
         algorithms: more of them, as a file has them, or classes.
     """
     if isinstance(grid, Mapping):
-        data, source, folder = _plain(grid), Origin(), Path.cwd()
+        data = _plain(grid)
+        source = Origin()
+        folder = Path.cwd()
     else:
         path = Path(grid)
         given, lines = read_yaml(path)
@@ -193,16 +199,13 @@ def load_grid(
                 "is not a mapping",
                 "write `key: value` lines, at least `algorithms: [NAME]`",
             )
-        data, source, folder = (
-            {"name": slug(path.stem), **given},
-            Origin(str(path), lines=lines),
-            path.absolute().parent,
-        )
-    pairs = (
-        overrides.items()
-        if isinstance(overrides, Mapping)
-        else [assignment(text) for text in overrides]
-    )
+        data = {"name": slug(path.stem), **given}
+        source = Origin(str(path), lines=lines)
+        folder = path.absolute().parent
+    if isinstance(overrides, Mapping):
+        pairs: Iterable[tuple[str, Any]] = overrides.items()
+    else:
+        pairs = [assignment(text) for text in overrides]
     changed = tuple(put(data, key, _plain(value)) for key, value in pairs)
     if more := list(algorithms):
         data["algorithms"] = [*listed(data.get("algorithms")), *_plain(more)]
@@ -283,7 +286,10 @@ def one_cell(algorithm: str, params: Sequence[str], **values: Any) -> Grid:
 
 def parse_option(model: type[_Option], option: str, text: str | Mapping[str, Any]) -> _Option:
     """A function's parameter ``option``, a YAML scalar or mapping, as a grid would have it."""
-    value = dict(text) if isinstance(text, Mapping) else parse(text, option)[0]
+    if isinstance(text, Mapping):
+        value = dict(text)
+    else:
+        value = parse(text, option)[0]
     try:
         return model.model_validate(value if isinstance(value, dict) else str(value))
     except ValidationError as error:

@@ -133,7 +133,9 @@ class Algorithm(ABC):
     def product(self, server: Server) -> Product:
         """The generator or classifier, of embeddings."""
         generates = self.generates(self.params)
-        make = self.generator if generates else self.classifier
+        make: Callable[[Server], Product] = self.classifier
+        if generates:
+            make = self.generator
         made = make(server)
         check_product(made, make, generates=generates)
         return made
@@ -156,7 +158,9 @@ class Algorithm(ABC):
 
     def claim(self) -> Claim:
         """Whether the row's (epsilon, delta) is a theorem."""
-        return "proved" if self.private else "none"
+        if self.private:
+            return "proved"
+        return "none"
 
     def scope(self) -> str:
         """The parameters that the noise protects, as rows name them."""
@@ -186,7 +190,9 @@ class Algorithm(ABC):
         """Names of the per-client tensors that leave the clients after the last round: the codes,
         if they do.
         """
-        return code_names(model) if self.releases_codes() else []
+        if self.releases_codes():
+            return code_names(model)
+        return []
 
     def noise_at_clients(self) -> bool:
         """Whether clients add noise to everything they send, so that the server adds none."""
@@ -252,7 +258,8 @@ class Algorithm(ABC):
         for index, phase in enumerate(self.phases()):
             for step in range(phase.release.rounds):
                 yield Round(number, index, step, stream, phase.release)
-                number, stream = number + 1, stream + phase.release.per_round
+                number = number + 1
+                stream = stream + phase.release.per_round
 
 
 def solved_plan(algorithm: Algorithm, epsilon: float | None, delta: float) -> PrivacyPlan | None:
@@ -279,7 +286,8 @@ def solved_plan(algorithm: Algorithm, epsilon: float | None, delta: float) -> Pr
     algorithm.check_setting()
     releases = algorithm.releases()
     if any(release.name == SCORE for release in releases):
-        where, what = f"{type(algorithm).__name__}.releases", f"a release is called '{SCORE}'"
+        where = f"{type(algorithm).__name__}.releases"
+        what = f"a release is called '{SCORE}'"
         raise PluginError(
             where,
             what,

@@ -233,15 +233,15 @@ class Clients:
         if self.groups is None:
             return len(self.x[position])
         own = self.groups[position]
-        return int(own[-1]) + 1 if len(own) else 0
+        if len(own):
+            return int(own[-1]) + 1
+        return 0
 
     def rows_of(self, position: int, units: Tensor) -> Tensor:
         """The rows of a member's ``units``, both int64 and ascending."""
-        return (
-            units
-            if self.groups is None
-            else torch.isin(self.groups[position], units).nonzero()[:, 0]
-        )
+        if self.groups is None:
+            return units
+        return torch.isin(self.groups[position], units).nonzero()[:, 0]
 
     def minibatches(self, round_: int, steps: int, size: int) -> list[Tensor]:
         """Row numbers ``[steps, size]`` of each member, drawn with replacement; every member must
@@ -281,20 +281,23 @@ class Clients:
         if (self.steps is not None and round_ not in self.steps) or any(
             step.number == round_ for step in self.ran.steps
         ):
-            which = (
-                ""
-                if self.steps is None
-                else f" (steps {self.steps.start} .. {self.steps.stop - 1})"
-            )
+            if self.steps is None:
+                which = ""
+            else:
+                which = f" (steps {self.steps.start} .. {self.steps.stop - 1})"
             raise ValueError(
                 f"step {round_} is not in the round{which}, or its noise was drawn before; "
                 "number a round's steps from round_.stream on"
             )
-        own = sent if self.plan.trust == "silo" else {}
+        if self.plan.trust == "silo":
+            own = sent
+        else:
+            own = {}
         total = torch.zeros(sum(value.numel() for value in own.values()))
         noised = {name: torch.empty_like(value) for name, value in kept.items()}
         width = len(total) + sum(math.prod(value.shape[1:]) for value in kept.values())
-        std, block = self.plan.noise_std(release.name), max(1, NUMBERS_AT_ONCE // max(1, width))
+        std = self.plan.noise_std(release.name)
+        block = max(1, NUMBERS_AT_ONCE // max(1, width))
         for start in range(0, len(self.members) if own or kept else 0, block):
             members = self.members[start : start + block]
             draws = torch.empty(len(members), width)
@@ -304,7 +307,8 @@ class Clients:
                 )
             for draw in draws[:, : len(total)] if own else ():
                 total += draw
-            at, own_draws = 0, to_device(draws[:, len(total) :], self.device)
+            at = 0
+            own_draws = to_device(draws[:, len(total) :], self.device)
             for name, value in kept.items():
                 held = value[start : start + block]
                 at, begin = at + held[0].numel(), at
@@ -313,7 +317,10 @@ class Clients:
                     own_draws[:, begin:at].view(held.shape),
                     out=noised[name][start : start + block],
                 )
-        multiplier = std / self.plan.sensitivity if own or kept else math.inf
+        if own or kept:
+            multiplier = std / self.plan.sensitivity
+        else:
+            multiplier = math.inf
         bare = bool(sent) and not own
         self.ran.steps.append(
             Step(
@@ -346,7 +353,10 @@ class Clients:
         these shapes from every member, and the broadcast for every one.
         """
         weight = len(self.members) * NUMBER_BYTES * sum(value.numel() for value in sums.values())
-        sent = weight if uplink_bytes is None else uplink_bytes
+        if uplink_bytes is None:
+            sent = weight
+        else:
+            sent = uplink_bytes
         return Message(
             sums=sums,
             uplink_bytes=sent,

@@ -30,7 +30,8 @@ CROWD_ROWS = 40
 """Rows of one client and label, added one at a time: shows a dependence on the number of rows up to
 this one.
 """
-MIXED_ROWS, MIXED_LABELS = 400, 10
+MIXED_ROWS = 400
+MIXED_LABELS = 10
 """Rows of one client, and their largest number of labels: a fault may depend on the label, or
 appear in a large batch only.
 """
@@ -52,11 +53,9 @@ def check_loss(algorithm: Any, clients: int, norms: Callable[[nn.Module], Norms]
     """Test the loss of a DPSGD or LocalDPSGD on made-up rows of ``clients``, whose gradients are
     clipped by ``norms`` of the model.
     """
-    model, batch, loss = (
-        _started(algorithm, clients),
-        _made_up(algorithm, clients),
-        partial(_parts, algorithm),
-    )
+    model = _started(algorithm, clients)
+    batch = _made_up(algorithm, clients)
+    loss = partial(_parts, algorithm)
     if not loss(model, batch).isfinite().all():
         raise ValueError("a part of the loss is not finite for made-up rows of unit norm")
     check_per_example(model, loss, batch, norms(model), algorithm.params.engine)
@@ -135,12 +134,16 @@ class Crowd:
         """Compare the values of the rows in ``part``, evaluated ``alone``, with theirs in the
         ``whole``; label by label.
         """
-        within, y = whole[part], self.y[part].to(whole.device)
+        within = whole[part]
+        y = self.y[part].to(whole.device)
         if alone.shape == within.shape and all(
             _near(alone[y == each], within[y == each], LOSS_TOLERANCE) for each in torch.unique(y)
         ):
             return
-        which = f"first {part.stop}" if part.start == 0 else f"last {len(self.y) - part.start}"
+        if part.start == 0:
+            which = f"first {part.stop}"
+        else:
+            which = f"last {len(self.y) - part.start}"
         raise NotPerExample(
             f"{what} is not per example: it changes for the {which} of {len(self.y)} rows of "
             f"{self.words} when they are evaluated alone; "
@@ -189,7 +192,8 @@ def _parts(algorithm: Any, model: nn.Module, batch: Batch) -> Tensor:
 
 def _near(one: Tensor, two: Tensor, within: float) -> bool:
     """Whether the values of rows are equal up to rounding."""
-    one, two = one.nan_to_num(), two.nan_to_num()
+    one = one.nan_to_num()
+    two = two.nan_to_num()
     return float((one - two).norm()) <= within * float(one.norm() + two.norm())
 
 
@@ -204,7 +208,8 @@ def _started(algorithm: Any, clients: int) -> nn.Module:
 
 
 def _made_up(algorithm: Any, clients: int) -> Batch:
-    task, stream = algorithm.task, torch.Generator().manual_seed(0)
+    task = algorithm.task
+    stream = torch.Generator().manual_seed(0)
     x = torch.nn.functional.normalize(torch.randn(TRIED_ROWS, task.dim, generator=stream), dim=1)
     return _batch(
         algorithm,

@@ -67,7 +67,10 @@ def coordinate_statistics(
     """
 
     def products(rows: Rows, released: Tensors) -> Products:
-        r = about(rows, released) if about else rows.x - released["mean"]
+        if about:
+            r = about(rows, released)
+        else:
+            r = rows.x - released["mean"]
         direction = r / r.norm(dim=1, keepdim=True).clamp_min(1e-12)
         return {"second": OuterProduct(direction, direction)} | distance_products(r)
 
@@ -79,7 +82,9 @@ def receive_spread(server: Server, sums: Tensors, std: Mapping[str, float]) -> N
     """The coordinates, of mean squared norm 1, from the directions whose variance stands out of the
     noise.
     """
-    second, rows, dim = sums["second"], server.tensors["rows"], len(sums["second"])
+    second = sums["second"]
+    rows = server.tensors["rows"]
+    dim = len(sums["second"])
     square, counts, squares = released_distances(
         sums["bins"], std["bins"], server.tensors["square"]
     )
@@ -92,7 +97,8 @@ def receive_spread(server: Server, sums: Tensors, std: Mapping[str, float]) -> N
     # an eigenvalue l is seen at l + (edge / 2)^2 / l (Benaych-Georges and Nadakuditi 2011)
     values = (seen + (seen.square() - edge**2).sqrt()) / 2
     rest = ((1 - values.sum()) / max(dim - len(values), 1)).clamp_min(LEAST_REST / dim)
-    basis, relative = steady(vectors), (values / rest).clamp_min(1.0)
+    basis = steady(vectors)
+    relative = (values / rest).clamp_min(1.0)
     turned = basis.T @ vectors
 
     def function(of: Tensor) -> Tensor:
@@ -116,8 +122,10 @@ def clipped_square(released: Tensors, radius: Tensor) -> Tensor:
     """The mean squared norm of coordinates that are clipped at ``radius``, in units of it, if their
     lengths vary as distances do.
     """
-    counts, farthest = released[f"{PREFIX}counts"], released[f"{PREFIX}squares"] / radius.square()
-    rows, middle = counts.sum(), (farthest.clamp_max(1) + (farthest / 2).clamp_max(1)) / 2
+    counts = released[f"{PREFIX}counts"]
+    farthest = released[f"{PREFIX}squares"] / radius.square()
+    rows = counts.sum()
+    middle = (farthest.clamp_max(1) + (farthest / 2).clamp_max(1)) / 2
     return torch.where(rows > 0, (counts * middle).sum() / rows.clamp_min(1e-9), MOSTLY_CLIPPED)
 
 
@@ -127,7 +135,8 @@ class Coordinates:
     """
 
     def __init__(self, tensors: Mapping[str, Tensor]) -> None:
-        self.mean, self.scale = tensors[f"{PREFIX}mean"], tensors[f"{PREFIX}scale"]
+        self.mean = tensors[f"{PREFIX}mean"]
+        self.scale = tensors[f"{PREFIX}scale"]
         self.basis, self.shrink, self.stretch = (
             tensors[f"{PREFIX}{name}"] for name in ("basis", "shrink", "stretch")
         )
@@ -135,7 +144,9 @@ class Coordinates:
     @classmethod
     def where_released(cls, tensors: Mapping[str, Tensor]) -> Coordinates | None:
         """From tensors that may hold none."""
-        return cls(tensors) if COORDINATE_NAMES[0] in tensors else None
+        if COORDINATE_NAMES[0] in tensors:
+            return cls(tensors)
+        return None
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, Coordinates) and all(

@@ -153,7 +153,10 @@ class DPSGD(Algorithm):
         """The coordinates' statistics, if any; then all rounds as one Poisson-subsampled Gaussian
         mechanism, over the units.
         """
-        rate = self.params.client_rate if self.task.unit == "client" else self.params.sample_rate
+        if self.task.unit == "client":
+            rate = self.params.client_rate
+        else:
+            rate = self.params.sample_rate
         sgd = Phase(
             Release(RELEASE, rate, self.params.rounds),
             self.client_round,
@@ -202,7 +205,9 @@ class DPSGD(Algorithm):
 
     def scope(self) -> str:
         """``joint`` where all gradients are noised, else ``shared``."""
-        return "joint" if self.params.noised == "all" else "shared"
+        if self.params.noised == "all":
+            return "joint"
+        return "shared"
 
     def clip(self) -> float:
         """C, the norm that a unit's gradient is clipped to."""
@@ -212,9 +217,9 @@ class DPSGD(Algorithm):
         """Proved if everything that depends on an example carries noise, or if a client's whole
         contribution is what is clipped.
         """
-        return (
-            "proved" if self.params.noised == "all" or self.task.unit == "client" else "heuristic"
-        )
+        if self.params.noised == "all" or self.task.unit == "client":
+            return "proved"
+        return "heuristic"
 
     def releases_codes(self) -> bool:
         """Codes that were never noised do not leave their clients."""
@@ -261,7 +266,10 @@ class DPSGD(Algorithm):
 
         norms = self.norms(clients.model)
         result = clipped_sum(clients.model, stacked, batch, norms, self.params.engine)
-        parts = dict(zip(names, result.loss.unbind(-1), strict=True)) if len(batch) else {}
+        if len(batch):
+            parts = dict(zip(names, result.loss.unbind(-1), strict=True))
+        else:
+            parts = {}
         local = local_names(clients.model)
         kept = {name: result.sums[name] for name in local}
         sent = {name: value for name, value in result.sums.items() if name not in kept}
@@ -273,7 +281,10 @@ class DPSGD(Algorithm):
             name: value.div_(norms.weight(name)).div_(self.params.expected_batch)
             for name, value in (kept | noised.kept).items()
         }
-        std = clients.plan.noise_std(round_.release.name) if clients.plan and noised.kept else 0.0
+        if clients.plan and noised.kept:
+            std = clients.plan.noise_std(round_.release.name)
+        else:
+            std = 0.0
         self._local_step(
             clients,
             round_,
@@ -350,7 +361,10 @@ class DPSGD(Algorithm):
         )
         for name, gradient in zip(trainable, found, strict=True):
             if gradient is not None:
-                gradients[name] = gradients[name] + gradient if name in gradients else gradient
+                if name in gradients:
+                    gradients[name] = gradients[name] + gradient
+                else:
+                    gradients[name] = gradient
         return {f"loss_{name}": value.detach() for name, value in terms.items()}
 
     def _decay(self, round_: Round) -> float:

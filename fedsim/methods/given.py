@@ -77,11 +77,14 @@ class GivenRows(Algorithm):
 
     def generator(self, server: Server | None = None) -> FiniteRows:
         """The file's rows; no server has any."""
-        path, task = Path(self.params.rows), self.task
+        path = Path(self.params.rows)
+        task = self.task
         with at(str(path)):
             try:
-                arrays, digest = read_arrays(path), hashlib.sha256(path.read_bytes()).hexdigest()
-                x, y = arrays["x"], arrays["y"]
+                arrays = read_arrays(path)
+                digest = hashlib.sha256(path.read_bytes()).hexdigest()
+                x = arrays["x"]
+                y = arrays["y"]
             except (BadArrays, KeyError) as error:
                 raise UserError(
                     "",
@@ -110,8 +113,6 @@ class GivenRows(Algorithm):
                     f"has {data.dim} dimensions and {data.classes} classes",
                     f"the data has {task.dim} and {task.classes}",
                 )
-        x, y = (
-            np.concatenate([data.x_train, data.x_test]),
-            np.concatenate([data.y_train, data.y_test]),
-        )
+        x = np.concatenate([data.x_train, data.x_test])
+        y = np.concatenate([data.y_train, data.y_test])
         return FiniteRows(torch.from_numpy(x), torch.from_numpy(y))

@@ -46,7 +46,8 @@ from fedsim.privacy.noise import gaussian
 from fedsim.privacy.plan import Release, Unit
 from fedsim.seeds import Purpose
 
-UPDATES_RELEASE, LOCAL_STEPS_RELEASE = "updates", "local dp-sgd"
+UPDATES_RELEASE = "updates"
+LOCAL_STEPS_RELEASE = "local dp-sgd"
 WEIGHT = "client_weight"
 
 
@@ -100,11 +101,16 @@ class LocalTraining(Algorithm):
         """C for a client's presence, 2C for an example's or a group's: its client's clipped update
         may become any other.
         """
-        return self.clip() if self.task.unit == "client" else 2 * self.clip()
+        if self.task.unit == "client":
+            return self.clip()
+        return 2 * self.clip()
 
     def phases(self) -> tuple[Phase, ...]:
         """All rounds; sampling clients amplifies for ``unit: client`` only."""
-        rate = self.params.client_rate if self.task.unit == "client" else 1.0
+        if self.task.unit == "client":
+            rate = self.params.client_rate
+        else:
+            rate = 1.0
         return (
             Phase(
                 Release(UPDATES_RELEASE, rate, self.params.rounds),
@@ -140,12 +146,12 @@ class LocalTraining(Algorithm):
             for i, (takes, x) in enumerate(zip(takes_part.tolist(), clients.x, strict=True))
             if takes and len(x)
         ]
-        active, positions = (
-            clients.only(chosen),
-            to_device(torch.tensor(chosen, dtype=torch.long), clients.device),
-        )
+        active = clients.only(chosen)
+        positions = to_device(torch.tensor(chosen, dtype=torch.long), clients.device)
         shared, own = self.stacked(active, broadcast)
-        parameters, state, losses = shared | own, Tensors(), Tensors()
+        parameters = shared | own
+        state = Tensors()
+        losses = Tensors()
         if chosen:
             minibatches = Minibatches(self, active, round_)
             for step in range(self.params.local_steps):
@@ -244,7 +250,8 @@ class Minibatches:
     """
 
     def __init__(self, algorithm: Any, clients: Clients, round_: Round) -> None:
-        self.clients, size = clients, algorithm.params.batch_size
+        self.clients = clients
+        size = algorithm.params.batch_size
         rows = clients.minibatches(round_.stream, algorithm.params.local_steps, size)
         self.picked = to_device(torch.stack(clients.pooled.numbers(rows), 1), clients.device)
         self.streams = [
@@ -275,7 +282,8 @@ class Minibatches:
             for name in self.shapes
         ]
         followed = {name: value.detach().requires_grad_() for name, value in by.items()}
-        x, y = self.clients.pooled.x[self.picked[step]], self.clients.pooled.y[self.picked[step]]
+        x = self.clients.pooled.x[self.picked[step]]
+        y = self.clients.pooled.y[self.picked[step]]
         parts = self._of_all(fixed | followed, x, y, *draws)
         # a client's loss depends on its own parameters only, so the sum's gradient holds every
         # client's gradient
@@ -349,9 +357,12 @@ class LocalDPSGD(LocalTraining):
     def noisy_steps(self, clients: Clients, round_: Round, broadcast: Tensors) -> Message:
         """Noisy local steps of every member; the sum of their updates."""
         shared, private = self.stacked(clients, broadcast)
-        parameters, state = shared | private, Tensors()
+        parameters = shared | private
+        state = Tensors()
         takes_part = self.participants(clients, round_)
-        norms, losses, release = list[Tensor](), list[Tensor](), round_.release
+        norms = list[Tensor]()
+        losses = list[Tensor]()
+        release = round_.release
         for step in range(round_.stream, round_.stream + release.per_round):
             rows = clients.poisson(step, release.sample_rate)
             batches = clients.batches(rows, step, self.draws())
@@ -364,10 +375,8 @@ class LocalDPSGD(LocalTraining):
             self.local_step(parameters, gradients, state)
             norms += joint
             losses += loss
-        weighed, weight = (
-            self.message_bytes(broadcast, takes_part),
-            to_device(takes_part, clients.device),
-        )
+        weighed = self.message_bytes(broadcast, takes_part)
+        weight = to_device(takes_part, clients.device)
         return clients.send(
             {
                 name: weighted_sum(weight, update)
@@ -398,7 +407,9 @@ class LocalDPSGD(LocalTraining):
         def total(model: nn.Module, batch: Batch) -> Tensor:
             return torch.stack(list(loss_parts(self, model, batch).values())).sum(0)
 
-        sums, norms, losses = [], [], []
+        sums = []
+        norms = []
+        losses = []
         for position, batch in enumerate(batches):
             load_parameters(model, {name: value[position] for name, value in parameters.items()})
             result = clipped_sum(
@@ -427,7 +438,8 @@ def clip_updates(updates: Tensors, clip: float) -> tuple[Tensors, Tensor]:
         .sqrt()
         .float()
     )
-    broken, factor = ~norms.isfinite(), (clip / norms.clamp_min(1e-12)).clamp_max(1.0)
+    broken = ~norms.isfinite()
+    factor = (clip / norms.clamp_min(1e-12)).clamp_max(1.0)
     clipped = {}
     for name, update in updates.items():
         shape = (-1, *[1] * (update.dim() - 1))

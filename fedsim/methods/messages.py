@@ -44,27 +44,37 @@ class Diagnostic:
     @classmethod
     def of(cls, value: DiagnosticLike) -> Diagnostic:
         """A diagnostic as it is; bare values are reduced to their mean."""
-        return value if isinstance(value, Diagnostic) else cls(value)
+        if isinstance(value, Diagnostic):
+            return value
+        return cls(value)
 
     @classmethod
     def reduced(cls, parts: Sequence[Diagnostic]) -> Any:
         """The reduction of the values of all ``parts``, on the CPU; None, or [] for quantiles, if
         there are too few values.
         """
-        reduction, held = parts[0].reduction, [part.values for part in parts if len(part.values)]
+        reduction = parts[0].reduction
+        held = [part.values for part in parts if len(part.values)]
         values = [
             np.asarray(value.detach() if isinstance(value, Tensor) else value, np.float64)
             for value in held
         ]
-        numbers = np.concatenate(values) if values else np.empty(0)
+        if values:
+            numbers = np.concatenate(values)
+        else:
+            numbers = np.empty(0)
         if reduction == "quantiles":
-            return (
-                np.quantile(numbers, (0.05, 0.25, 0.5, 0.75, 0.95)).tolist() if len(numbers) else []
-            )
+            if len(numbers):
+                return np.quantile(numbers, (0.05, 0.25, 0.5, 0.75, 0.95)).tolist()
+            return []
         if reduction == "spread":
             # the mean of |a - b|^2 over pairs is twice the unbiased variance
-            return 2 * float(np.var(numbers, axis=0, ddof=1).sum()) if len(numbers) > 1 else None
-        return float(np.mean(numbers)) if len(numbers) else None
+            if len(numbers) > 1:
+                return 2 * float(np.var(numbers, axis=0, ddof=1).sum())
+            return None
+        if len(numbers):
+            return float(np.mean(numbers))
+        return None
 
 
 DiagnosticLike = list[Any] | Tensor | Diagnostic
@@ -214,13 +224,13 @@ class Server:
     def to(self, device: torch.device) -> Server:
         """Itself, on ``device``."""
         self.model.to(device)
-        self.tensors, self.codes, self.device = (
-            moved(self.tensors, device),
-            moved(self.codes, device),
-            device,
-        )
+        self.tensors = moved(self.tensors, device)
+        self.codes = moved(self.codes, device)
+        self.device = device
         return self
 
     def noise_std(self, release: str, clients: int) -> float:
         """Standard deviation of the noise in a release's sum; 0 without a plan."""
-        return 0.0 if self.plan is None else self.plan.noise_std_of_sum(release, clients)
+        if self.plan is None:
+            return 0.0
+        return self.plan.noise_std_of_sum(release, clients)

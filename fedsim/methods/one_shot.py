@@ -35,7 +35,8 @@ from fedsim.privacy.statistics.outer_products import (
 from fedsim.privacy.statistics.spectral import descending, steady
 from fedsim.seeds import Seeds
 
-ROW_COUNT, ROW_COUNT_WEIGHT = "row_count", 0.2
+ROW_COUNT = "row_count"
+ROW_COUNT_WEIGHT = 0.2
 """For unit client every release also counts its rows, with this weight beside the statistic's,
 whose own joint norm is 1.
 """
@@ -121,7 +122,11 @@ def statistic_phase(
     release = Release(
         statistic.name, 1.0, statistic.steps, (statistic.share / statistic.steps) ** -0.5, main=main
     )
-    whole, unit = task.unit == "client", clip if math.isfinite(clip) else 1.0
+    whole = task.unit == "client"
+    if math.isfinite(clip):
+        unit = clip
+    else:
+        unit = 1.0
     # the statistic's own weights have norm 1 first, so that a row count weighs as much beside any
     weights = unit_weights(
         {**unit_weights(statistic.weights), ROW_COUNT: ROW_COUNT_WEIGHT}
@@ -155,13 +160,12 @@ def statistic_phase(
         std = server.noise_std(release.name, task.clients) / unit
         # what has norm 1 a row has a norm of at most the row count, so a clipped client counts at
         # least 1, and all of them K
-        scale = (
-            float(
+        if whole:
+            scale = float(
                 task.clients / (total[ROW_COUNT] / norms.weight(ROW_COUNT)).clamp_min(task.clients)
             )
-            if whole
-            else 1.0
-        )
+        else:
+            scale = 1.0
         sums = {name: total[name] / norms.weight(name) * scale for name in statistic.weights}
         statistic.receive(server, sums, {name: std / weights[name] * scale for name in sums})
         return {}
@@ -202,7 +206,9 @@ class OneShot(Algorithm):
     @property
     def dim(self) -> int:
         """Of the rows that statistics are of."""
-        return self.params.project if self.projects else self.task.dim
+        if self.projects:
+            return int(self.params.project)
+        return self.task.dim
 
     def ignores_partition(self) -> bool:
         """Where neither the clip nor the noise is a client's."""
@@ -232,12 +238,16 @@ class OneShot(Algorithm):
         """The public rows ``[n, dim]``, as those are that statistics are of; while it trains."""
         assert self.task.public is not None
         x = self.task.public.rows(server.device)
-        return PublicSubspace(server.tensors).of_rows(x) if self.projects else x
+        if self.projects:
+            return PublicSubspace(server.tensors).of_rows(x)
+        return x
 
     def product(self, server: Server) -> Product:
         """For embeddings, whatever rows its statistics are of."""
         made = super().product(server)
-        return PublicSubspace(server.tensors).for_embeddings(made) if self.projects else made
+        if self.projects:
+            return PublicSubspace(server.tensors).for_embeddings(made)
+        return made
 
     def clip(self) -> float:
         """Statistics have joint norm at most 1."""
@@ -275,7 +285,9 @@ class OneShot(Algorithm):
         """None for unit client: rows of a client and label count as one, whatever their number
         is.
         """
-        return None if self.task.unit == "client" else self.class_rows(server)
+        if self.task.unit == "client":
+            return None
+        return self.class_rows(server)
 
     def class_rows(self, server: Server) -> Tensor | None:
         """Rows per class ``[C]`` as released for other units; None if they are not."""
@@ -290,7 +302,8 @@ class OneShot(Algorithm):
         more.
         """
         for crowd in crowds(self.task):
-            x, y = crowd.x, crowd.y
+            x = crowd.x
+            y = crowd.y
             for statistic in (
                 self.projected(each)
                 for each in self.statistics()
@@ -339,7 +352,8 @@ def overall_mean(share: float) -> Statistic:
     )
 
 
-MEAN_NAME, BASIS_NAME = "public.mean", "public.basis"
+MEAN_NAME = "public.mean"
+BASIS_NAME = "public.basis"
 """Tensors of a server that hold the subspace."""
 
 
@@ -354,7 +368,8 @@ class PublicSubspace:
     """
 
     def __init__(self, tensors: Mapping[str, Tensor]) -> None:
-        self.mean, self.basis = tensors[MEAN_NAME], tensors[BASIS_NAME]
+        self.mean = tensors[MEAN_NAME]
+        self.basis = tensors[BASIS_NAME]
 
     @staticmethod
     def of(public: PublicRows, directions: int) -> Tensors:
@@ -388,15 +403,15 @@ class PublicSubspace:
         Rows at the same place among those of their label share it: over the classes it then
         cancels, and a probe does not take it for a difference of classes.
         """
-        inside, place, basis = self.rows(rows), places(labels), self.basis
+        inside = self.rows(rows)
+        place = places(labels)
+        basis = self.basis
         white = normal(
             (int(place.max()) + 1 if len(place) else 0, inside.shape[1]), stream, labels
         )[place]
         outside = white - (white @ basis) @ basis.T
-        along, square = (
-            (inside * outside).sum(1, keepdim=True),
-            outside.square().sum(1, keepdim=True).clamp_min(1e-12),
-        )
+        along = (inside * outside).sum(1, keepdim=True)
+        square = outside.square().sum(1, keepdim=True).clamp_min(1e-12)
         missing = 1 - inside.square().sum(1, keepdim=True)
         # the positive root c of |inside + c outside| = 1; none where the part inside is longer
         length = ((along.square() + square * missing).clamp_min(0).sqrt() - along) / square
@@ -406,7 +421,8 @@ class PublicSubspace:
 def places(labels: Tensor) -> Tensor:
     """The place of every row among the rows of its label, in their order ``[n]``."""
     order = torch.argsort(labels, stable=True)
-    sorted_labels, found = labels[order], torch.empty_like(order)
+    sorted_labels = labels[order]
+    found = torch.empty_like(order)
     found[order] = torch.arange(len(labels), device=labels.device) - torch.searchsorted(
         sorted_labels, sorted_labels
     )

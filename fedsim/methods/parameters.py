@@ -86,18 +86,19 @@ def in_order(tensors: Tensors) -> Tensors:
     for name, value in tensors.items():
         # a lazy device has no memory to ask for
         aligned = value.device.type not in FUSED or value.data_ptr() % ALIGNMENT == 0
-        made[name] = (
-            value
-            if value.is_contiguous() and aligned
-            else value.clone(memory_format=torch.contiguous_format)
-        )
+        if value.is_contiguous() and aligned:
+            made[name] = value
+        else:
+            made[name] = value.clone(memory_format=torch.contiguous_format)
     return made
 
 
 def squared_sums(tensors: Tensors) -> Tensor:
     """The sum of squares of each tensor, on their device."""
     flat = [value.flatten() for value in tensors.values()]
-    return torch.stack([torch.dot(value, value) for value in flat]) if flat else torch.zeros(0)
+    if flat:
+        return torch.stack([torch.dot(value, value) for value in flat])
+    return torch.zeros(0)
 
 
 def l2_norm(tensors: Tensors) -> float:
@@ -132,7 +133,10 @@ def adam_step(
             state[f"adam.t.{name}"] = torch.zeros((), device=gradients[name].device)
     with torch.no_grad():
         updated = [parameters[name].contiguous() for name in names]
-        before = {} if shares is None else {name: parameters[name].clone() for name in names}
+        if shares is None:
+            before = {}
+        else:
+            before = {name: parameters[name].clone() for name in names}
         fused = all(value.device.type in FUSED for value in updated)
         adam(
             updated,
@@ -181,14 +185,20 @@ def signal_shares(
         if not noise[name]:
             shares[name] = value.new_ones(())
             continue
-        over = tuple(range(1, value.dim())) if by_client else (0,)
+        if by_client:
+            over = tuple(range(1, value.dim()))
+        else:
+            over = (0,)
         count = math.prod(value.shape[dim] for dim in over)
         # vector_norm makes no squared copy; with many clients this is the largest tensor
         energy = torch.linalg.vector_norm(value, dim=over, keepdim=True).square() / (
             count * noise[name] ** 2
         )
         key = f"adam.signal.{name}"
-        state[key] = torch.lerp(state[key], energy, SIGNAL_RATE) if key in state else energy
+        if key in state:
+            state[key] = torch.lerp(state[key], energy, SIGNAL_RATE)
+        else:
+            state[key] = energy
         shares[name] = (1 - 1 / state[key].clamp_min(1)).sqrt()
     return shares
 

@@ -64,7 +64,9 @@ def is_personal(made: Product) -> bool:
 
 def own(made: Made, client: int) -> Made:
     """The version of ``client``; without versions the shared product."""
-    return made.of_client(client) if isinstance(made, Personal) else made
+    if isinstance(made, Personal):
+        return made.of_client(client)
+    return made
 
 
 class Chart(Protocol):
@@ -81,7 +83,8 @@ class CoordinateClassifier:
     """A classifier of coordinates, as one of embeddings."""
 
     def __init__(self, classifier: Classifier, chart: Chart) -> None:
-        self.classifier, self.chart = classifier, chart
+        self.classifier = classifier
+        self.chart = chart
 
     def probabilities(self, x: Tensor) -> Tensor:
         """``[n, C]`` for embeddings ``[n, d]``."""
@@ -151,12 +154,16 @@ def shortened(made: Product, width: int | None = None) -> Product:
     """What was made, with none of its rows, of ``width`` columns, longer than :data:`LONGEST`; a
     classifier as it is.
     """
-    return made if is_classifier(made) else mapped(made, shorten, width)
+    if is_classifier(made):
+        return made
+    return mapped(made, shorten, width)
 
 
 def before_shortening(made: Product) -> Product:
     """What was made, before :func:`shortened`."""
-    return made.generator if isinstance(made, Mapped) and made.onward is shorten else made
+    if isinstance(made, Mapped) and made.onward is shorten:
+        return made.generator
+    return made
 
 
 class FiniteRows(NamedTuple):
@@ -169,14 +176,10 @@ class FiniteRows(NamedTuple):
         """Rows of these labels, of a class in random order, and again only where more are asked for
         than there are.
         """
-        chosen, order = (
-            torch.empty_like(labels, device="cpu"),
-            torch.randperm(len(self.y), generator=stream),
-        )
+        chosen = torch.empty_like(labels, device="cpu")
+        order = torch.randperm(len(self.y), generator=stream)
         for label in set(labels.tolist()):
-            own, asked = (
-                order[self.y[order] == label],
-                torch.nonzero(labels.cpu() == label).flatten(),
-            )
+            own = order[self.y[order] == label]
+            asked = torch.nonzero(labels.cpu() == label).flatten()
             chosen[asked] = own[torch.arange(len(asked)) % len(own)]
         return self.x[chosen]

@@ -85,10 +85,16 @@ def check_product(made: Any, make: Callable[..., Any], *, generates: bool) -> No
     """Refuse what ``make``, a method's ``generator`` or ``classifier``, returned, if it lacks the
     function for which it is made.
     """
-    needed = "sample" if generates else "probabilities"
+    if generates:
+        needed = "sample"
+    else:
+        needed = "probabilities"
     if callable(getattr(made, needed, None)):
         return
-    contract = GENERATOR_CONTRACT if generates else CLASSIFIER_CONTRACT
+    if generates:
+        contract = GENERATOR_CONTRACT
+    else:
+        contract = CLASSIFIER_CONTRACT
     raise _broken(make, f"returned {described(made)}, which has no {needed}", contract)
 
 
@@ -97,7 +103,10 @@ def described(value: Any) -> str:
     if value is None:
         return "None"
     if isinstance(value, Tensor):
-        kind = "a tensor" if value.is_floating_point() else f"a tensor of {value.dtype}"
+        if value.is_floating_point():
+            kind = "a tensor"
+        else:
+            kind = f"a tensor of {value.dtype}"
         return f"{kind} of shape {list(value.shape)}"
     if isinstance(value, np.ndarray):
         return f"a numpy array of shape {list(value.shape)}"
@@ -129,4 +138,6 @@ def _place(thing: Any) -> str:
     """File and line of a function or class, and its name."""
     name = str(getattr(thing, "__qualname__", type(thing).__name__))
     line = line_of(thing)
-    return name if line == name else f"{line}: {name}"
+    if line == name:
+        return name
+    return f"{line}: {name}"

@@ -33,15 +33,14 @@ class Encoder(nn.Module):
         self, dim: int, classes: int, hidden: Sequence[int], latent: int, clients: int | None = None
     ) -> None:
         super().__init__()
-        self.classes, self.latent = classes, latent
+        self.classes = classes
+        self.latent = latent
         widths = [dim + classes, *hidden]
 
         def layer(inputs: int, outputs: int) -> nn.Module:
-            return (
-                nn.Linear(inputs, outputs)
-                if clients is None
-                else ClientLinear(clients, inputs, outputs)
-            )
+            if clients is None:
+                return nn.Linear(inputs, outputs)
+            return ClientLinear(clients, inputs, outputs)
 
         self.hidden = nn.ModuleList(layer(a, b) for a, b in pairwise(widths))
         self.head = layer(widths[-1], 2 * latent)
@@ -96,7 +95,10 @@ class CVAE(nn.Module):
         super().__init__()
         self.encoder = Encoder(dim, classes, encoder_hidden, latent)
         self.decoder = ModulatedDecoder(latent, classes, decoder_hidden, dim, code=0)
-        self.observation = None if initial_variance is None else ObservationNoise(initial_variance)
+        if initial_variance is None:
+            self.observation = None
+        else:
+            self.observation = ObservationNoise(initial_variance)
 
     def forward(self, x: Tensor, y: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
         """Reconstruction ``[N, d]`` by one posterior draw, and KL(q(z | x, y) || N(0, I))
@@ -166,7 +168,9 @@ class ConditionalSampler:
     def __init__(
         self, generator: nn.Module, scale: float = 1.0, shift: Tensor | float = 0.0
     ) -> None:
-        self.generator, self.scale, self.shift = generator, scale, shift
+        self.generator = generator
+        self.scale = scale
+        self.shift = shift
 
     def sample(self, labels: Tensor, stream: torch.Generator) -> Tensor:
         """Synthetic embeddings ``[n, d]``."""
@@ -220,7 +224,8 @@ class SpreadCache:
             a is b and m == n for (a, m), (b, n) in zip(self._written, written, strict=True)
         )
         if self._spread is None or not same:
-            self._written, self._spread = written, make()
+            self._written = written
+            self._spread = make()
         return self._spread
 
 
@@ -234,7 +239,8 @@ def posterior_spread(
     the map ``linear`` ``[d, k]``, row scales of every client ``[K, d]``, the root T ``[K, C, k,
     k]`` of the prior's precision, and the scalar variance of the observation noise.
     """
-    size, square = linear.shape[1], (linear.unsqueeze(2) * linear.unsqueeze(1)).flatten(1)
+    size = linear.shape[1]
+    square = (linear.unsqueeze(2) * linear.unsqueeze(1)).flatten(1)
     gram = (scales.square() @ square).view(len(scales), 1, size, size)
     return inverse_root(gram / variance + prior_root.mT @ prior_root)
 

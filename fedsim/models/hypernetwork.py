@@ -30,8 +30,11 @@ class ModulatedLinear(nn.Module):
     def __init__(self, inputs: int, outputs: int, code: int) -> None:
         super().__init__()
         self.rows = nn.Linear(inputs, outputs)
-        self.scale = ZeroLinear(code, outputs, bias=False) if code else None
-        self.shift = ZeroLinear(code, outputs, bias=False) if code else None
+        self.scale: ZeroLinear | None = None
+        self.shift: ZeroLinear | None = None
+        if code:
+            self.scale = ZeroLinear(code, outputs, bias=False)
+            self.shift = ZeroLinear(code, outputs, bias=False)
 
     def forward(self, h: Tensor, code: Tensor) -> Tensor:
         """``[N, T, in]`` and codes ``[N, k]`` to ``[N, T, out]``."""
@@ -81,7 +84,9 @@ class ModulatedDecoder(nn.Module):
         latent_scale: float = 1.0,
     ) -> None:
         super().__init__()
-        self.classes, self.latent_scale, self.dim = classes, latent_scale, dim
+        self.classes = classes
+        self.latent_scale = latent_scale
+        self.dim = dim
         widths = [latent + classes, *hidden, dim]
         self.layers = nn.ModuleList(ModulatedLinear(a, b, code) for a, b in pairwise(widths))
 
@@ -100,10 +105,8 @@ class ModulatedDecoder(nn.Module):
         """
         (layer,) = self.modulated()
         weight = layer.rows.weight.detach() / math.sqrt(self.dim)
-        latent, prototypes = (
-            weight[:, : -self.classes] * self.latent_scale,
-            weight[:, -self.classes :],
-        )
+        latent = weight[:, : -self.classes] * self.latent_scale
+        prototypes = weight[:, -self.classes :]
         return latent, prototypes.T + layer.rows.bias.detach() / math.sqrt(self.dim)
 
     @torch.no_grad()
@@ -152,9 +155,14 @@ class ConditionalPrior(nn.Module):
         inputs = (1 + classes) * (code + 1)
         self.mean, self.log_var = (ZeroLinear(inputs, latent, bias=False) for _ in range(2))
         below = torch.tril_indices(latent, latent, -1)
-        self.below = ZeroLinear(inputs, below.shape[1], bias=False) if full else None
+        self.below: ZeroLinear | None = None
+        if full:
+            self.below = ZeroLinear(inputs, below.shape[1], bias=False)
         place = torch.diag(torch.arange(1, latent + 1))
-        place[below[0], below[1]] = latent + 1 + torch.arange(below.shape[1]) if full else 0
+        if full:
+            place[below[0], below[1]] = latent + 1 + torch.arange(below.shape[1])
+        else:
+            place[below[0], below[1]] = 0
         self.register_buffer("place", place.flatten(), persistent=False)
 
     def forward(self, y: Tensor, code: Tensor) -> tuple[Tensor, Tensor]:

@@ -48,9 +48,11 @@ class ClientLinear(nn.Module):
     def forward(self, x: Tensor, layout: Layout) -> Tensor:
         """``[N, in]`` to ``[N, out]``."""
         if layout.direct:
-            weight, bias = self.weight[layout.client], self.bias[layout.client]
+            weight = self.weight[layout.client]
+            bias = self.bias[layout.client]
             return torch.einsum("noi,ni->no", weight, x) + bias
-        weight, bias = self.weight[layout.span], self.bias[layout.span]
+        weight = self.weight[layout.span]
+        bias = self.bias[layout.span]
         return layout.flatten(torch.baddbmm(bias[:, None], layout.pad(x), weight.transpose(1, 2)))
 
 
@@ -100,9 +102,10 @@ def initialise(model: nn.Module, seeds: Seeds, members: Sequence[int] = ()) -> N
                 elif name == "bias" or isinstance(module, ZeroLinear):
                     parameter.zero_()
                 elif parameter.dim() >= 2:
-                    shape = (
-                        parameter.shape[1:] if isinstance(module, ClientLinear) else parameter.shape
-                    )
+                    if isinstance(module, ClientLinear):
+                        shape = parameter.shape[1:]
+                    else:
+                        shape = parameter.shape
                     parameter.copy_(
                         torch.randn(shape, generator=seeds.torch(Purpose.INIT, key))
                         / math.sqrt(math.prod(shape[1:]))

@@ -50,7 +50,8 @@ class LinearClassifier:
     """Class probabilities softmax(W x + b), with W ``[C, d]`` and b ``[C]``."""
 
     def __init__(self, weight: Tensor, bias: Tensor) -> None:
-        self.weight, self.bias = weight.detach(), bias.detach()
+        self.weight = weight.detach()
+        self.bias = bias.detach()
 
     def probabilities(self, x: Tensor) -> Tensor:
         """``[n, C]`` for embeddings ``[n, d]``."""
@@ -63,7 +64,9 @@ class Interpolated:
     def __init__(
         self, local: LinearClassifier | ProbeClassifier, shared: LinearClassifier, weight: float
     ) -> None:
-        self.local, self.shared, self.weight = local, shared, weight
+        self.local = local
+        self.shared = shared
+        self.weight = weight
 
     def probabilities(self, x: Tensor) -> Tensor:
         """``[n, C]`` for embeddings ``[n, d]``."""
@@ -78,7 +81,8 @@ class ProbeClassifier:
     """
 
     def __init__(self, probe: Probe, classes: int) -> None:
-        self.probe, self.classes = probe, classes
+        self.probe = probe
+        self.classes = classes
 
     def probabilities(self, x: Tensor) -> Tensor:
         """``[n, C]`` for embeddings ``[n, d]``; 0 for labels not seen in training."""
@@ -124,12 +128,14 @@ def fit_linear(
 
 def folded(probe: Probe, classes: int) -> LinearClassifier:
     """A probe with its standardisation folded into weights and biases."""
-    weight, bias = np.zeros((classes, len(probe.mean))), np.full(classes, ABSENT)
+    weight = np.zeros((classes, len(probe.mean)))
+    bias = np.full(classes, ABSENT)
     bias[probe.classes] = 0.0
     if len(probe.classes) > 1:
-        of_classes = (
-            probe.classes if len(probe.classes) > 2 else probe.classes[1:]
-        )  # two classes share one row of coefficients
+        if len(probe.classes) > 2:
+            of_classes = probe.classes
+        else:
+            of_classes = probe.classes[1:]  # two classes share one row of coefficients
         weight[of_classes] = probe.weight.T / probe.scale
         bias[of_classes] = probe.bias - weight[of_classes] @ probe.mean
     return LinearClassifier(torch.from_numpy(weight).float(), torch.from_numpy(bias).float())
@@ -141,10 +147,12 @@ def best_weight(local: Tensor, shared: Tensor, y: Tensor, importance: Tensor) ->
 
     Of probabilities ``[n, C]`` of both, labels y ``[n]``, and the importance of each row ``[n]``.
     """
-    best, best_score = 0.0, -math.inf
+    best = 0.0
+    best_score = -math.inf
     for weight in TRIED_WEIGHTS:
         right = (weight * local + (1 - weight) * shared).argmax(1) == y
         score = float((right * importance).sum())
         if score > best_score + 1e-9:
-            best, best_score = weight, score
+            best = weight
+            best_score = score
     return best

@@ -20,9 +20,11 @@ STRENGTHS = (0.4, 1.28, 4.0, 12.8, 128.0)
 """Inverse strengths times the dimension d, which is the squared norm of a standardised row: what is
 trained on real rows takes the best.
 """
-MAX_ITERATIONS, TOLERANCE = 200, 1e-4
+MAX_ITERATIONS = 200
+TOLERANCE = 1e-4
 """When a fit of many rows ends: the iterations, or the largest entry of the gradient."""
-_EXACT_ITERATIONS, _EXACT_TOLERANCE = 1000, 1e-7
+_EXACT_ITERATIONS = 1000
+_EXACT_TOLERANCE = 1e-7
 """Those of few rows; stopped as early as many rows are, up to 2 in 1,000 predictions rest on the
 last bit of the data.
 """
@@ -56,22 +58,26 @@ class Probe:
         """``[n, classes]`` for rows ``x`` [n, d]; 0 for labels not seen in training."""
         from scipy.special import expit, softmax
 
-        found, logits = (
-            np.zeros((len(x), classes)),
-            self._logits(_standardise(x, self.mean, self.scale)),
-        )
+        found = np.zeros((len(x), classes))
+        logits = self._logits(_standardise(x, self.mean, self.scale))
         if len(self.classes) == 2:
             second = expit(logits[:, 0])
             found[:, self.classes] = np.stack([1 - second, second], axis=1)
         else:
-            found[:, self.classes] = softmax(logits, axis=1) if len(self.classes) > 2 else 1.0
+            if len(self.classes) > 2:
+                found[:, self.classes] = softmax(logits, axis=1)
+            else:
+                found[:, self.classes] = 1.0
         return found
 
     def _predicted(self, features: NDArray[np.float32]) -> NDArray[np.int64]:
         if len(self.classes) == 1:
             return np.full(len(features), self.classes[0], dtype=np.int64)
         logits = self._logits(features)
-        best = logits[:, 0] > 0 if len(self.classes) == 2 else logits.argmax(1)
+        if len(self.classes) == 2:
+            best = logits[:, 0] > 0
+        else:
+            best = logits.argmax(1)
         return self.classes[best.astype(np.int64)]
 
     def _logits(self, features: NDArray[np.float32]) -> NDArray[np.float32]:
@@ -118,9 +124,13 @@ def fit_probes(
         raise ValueError(
             f"{broken} of {len(x)} training rows of the probe hold NaN or infinite values"
         )
-    mean, deviation = x.mean(axis=0, dtype=np.float64), x.std(axis=0, dtype=np.float64)
+    mean = x.mean(axis=0, dtype=np.float64)
+    deviation = x.std(axis=0, dtype=np.float64)
     floor = SCALE_FLOOR * float(np.sqrt(np.mean(deviation**2)))
-    scale = np.maximum(deviation, floor) if floor > 0 else np.ones_like(deviation)
+    if floor > 0:
+        scale = np.maximum(deviation, floor)
+    else:
+        scale = np.ones_like(deviation)
     classes = np.unique(y).astype(np.int64)
     if len(classes) == 1:
         yield from (
@@ -133,10 +143,20 @@ def fit_probes(
     features = _standardise(x, mean, scale)
     # of few rows W lies in their span: the same problem in as many coordinates as there are rows
     few = 2 * len(x) <= x.shape[1]
-    basis, coordinates = np.linalg.qr(features.T.astype(np.float64)) if few else (None, features.T)
-    limits = (_EXACT_ITERATIONS, _EXACT_TOLERANCE) if few else (MAX_ITERATIONS, TOLERANCE)
+    if few:
+        basis, coordinates = np.linalg.qr(features.T.astype(np.float64))
+    else:
+        basis = None
+        coordinates = features.T
+    if few:
+        limits = (_EXACT_ITERATIONS, _EXACT_TOLERANCE)
+    else:
+        limits = (MAX_ITERATIONS, TOLERANCE)
     for weight, bias in _weights(coordinates.T, y, strengths, balanced, *limits):
-        whole = weight if basis is None else basis @ weight
+        if basis is None:
+            whole = weight
+        else:
+            whole = basis @ weight
         yield Probe(mean, scale, classes, whole.astype(np.float32), bias.astype(np.float32))
 
 
@@ -159,7 +179,10 @@ def _weights(
     from sklearn.exceptions import ConvergenceWarning
     from sklearn.linear_model import LogisticRegression
 
-    weight = "balanced" if balanced else None
+    if balanced:
+        weight = "balanced"
+    else:
+        weight = None
     for strength in strengths:
         model = LogisticRegression(
             C=strength, solver="lbfgs", class_weight=weight, max_iter=iterations, tol=tolerance

@@ -69,7 +69,9 @@ def write_partitions(path: Path, matrices: Sequence[LabelMatrix]) -> None:
 def read_partitions(path: Path) -> Sequence[LabelMatrix]:
     """What ``write_partitions`` wrote; empty where there is no such file."""
     try:
-        return _FILE.validate_json(path.read_bytes(), strict=True) if path.exists() else []
+        if path.exists():
+            return _FILE.validate_json(path.read_bytes(), strict=True)
+        return []
     except (OSError, ValueError) as error:
         raise UserError(
             str(path), "this is not a file of partitions that fedsim wrote", "remove it"

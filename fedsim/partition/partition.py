@@ -53,11 +53,12 @@ def check_partition(
     row, can escape, before one is made.
     """
     labels, kept, _ = parts_of(y, columns, spec)
-    need, things, there = (
-        clients * spec.min_size,
-        "rows" if spec.together is None else f"values of {spec.together}",
-        len(labels),
-    )
+    need = clients * spec.min_size
+    if spec.together is None:
+        things = "rows"
+    else:
+        things = f"values of {spec.together}"
+    there = len(labels)
     if need > there:
         arithmetic = (
             f"{clients} clients × {spec.min_size} (partition.min_size) = {need} {things}, "
@@ -119,7 +120,8 @@ def parts_of(
 
     The label of a group is the one that most of its rows have, of several the lowest.
     """
-    together, site = spec.together, spec.column
+    together = spec.together
+    site = spec.column
     if together is None:
         return y, columns, np.arange(len(y))
     _, first, part = np.unique(_values(columns, together), return_index=True, return_inverse=True)
@@ -219,7 +221,9 @@ def as_seen(data: Embeddings, partition: Partition, spec: PartitionSpec, seed: i
     """
     if not spec.shifts:
         return data
-    x_train, x_test, clients = data.x_train.copy(), data.x_test.copy(), len(partition.rows)
+    x_train = data.x_train.copy()
+    x_test = data.x_test.copy()
+    clients = len(partition.rows)
     for client, rows in enumerate(partition.rows):
         x_train[rows] = apply_shift(data.x_train[rows], client, strength=spec.strength, seed=seed)
         x_test[client::clients] = apply_shift(
@@ -245,7 +249,8 @@ def own_rows(data: Embeddings, partition: Partition, spec: PartitionSpec) -> Own
     """The test rows of the client's site, under a scheme with sites; those that it sees, where it
     sees values of its own; else all.
     """
-    clients, every = len(partition.rows), np.arange(len(data.y_test))
+    clients = len(partition.rows)
+    every = np.arange(len(data.y_test))
     names = site_names(data, partition, spec)
     if spec.column is not None:
         sites = _sites(data, partition, spec.column)
@@ -269,11 +274,9 @@ def site_names(data: Embeddings, partition: Partition, spec: PartitionSpec) -> t
     if spec.column is None:
         return ()
     sites = _sites(data, partition, spec.column)
-    return (
-        tuple(sites)
-        if len(set(sites)) == len(sites)
-        else tuple(f"{site} {client}" for client, site in enumerate(sites))
-    )
+    if len(set(sites)) == len(sites):
+        return tuple(sites)
+    return tuple(f"{site} {client}" for client, site in enumerate(sites))
 
 
 def _sites(data: Embeddings, partition: Partition, column: str) -> list[str]:

@@ -141,7 +141,8 @@ def dirichlet_client(division: Division, rng: np.random.Generator) -> Integers:
     Clients choose in random order; where a class has run out, the rest of a client's rows follow
     its mix over the classes that are left.
     """
-    clients, left = division.clients, division.counts.copy()
+    clients = division.clients
+    left = division.counts.copy()
     mixes = dirichlet_shares(rng, division.alpha, clients, len(left))
     table = np.zeros((clients, len(left)), dtype=np.int64)
     sizes = _even(len(division.y), clients)
@@ -150,7 +151,8 @@ def dirichlet_client(division: Division, rng: np.random.Generator) -> Integers:
             # each turn fills the client or empties a class that it wants, so there are at most C +
             # 1
             mix = np.where(left > 0, mixes[client], 0.0)
-            mix = mix if mix.sum() > 0 else left.astype(np.float64)
+            if not (mix.sum() > 0):
+                mix = left.astype(np.float64)
             taken = np.minimum(rng.multinomial(missing, mix / mix.sum()), left)
             table[client] += taken
             left -= taken
@@ -194,10 +196,8 @@ def shards(division: Division, rng: np.random.Generator) -> Integers:
     classes.
     """
     labels = division.spec.labels
-    holders, free = (
-        _shards_per_class(division.counts, division.clients, labels),
-        np.full(division.clients, labels),
-    )
+    holders = _shards_per_class(division.counts, division.clients, labels)
+    free = np.full(division.clients, labels)
     table = np.zeros((division.clients, len(holders)), dtype=np.int64)
     for c in np.argsort(-holders, kind="stable")[: np.count_nonzero(holders)]:
         # those with the most shards still to come; so no class meets fewer free clients than it
@@ -268,7 +268,8 @@ def quantity(division: Division, rng: np.random.Generator) -> Integers:
     """Labels at random, sizes by a power law: the client of rank r holds rows in proportion to ``r
     ** -power`` above the minimum.
     """
-    clients, least = division.clients, division.spec.min_size
+    clients = division.clients
+    least = division.spec.min_size
     weights = rng.permutation(np.arange(1, clients + 1) ** -division.spec.power)
     exact = (len(division.y) - clients * least) * weights / weights.sum()
     parts: Integers = np.floor(exact).astype(np.int64)
@@ -296,7 +297,8 @@ def column_dirichlet(division: Division, rng: np.random.Generator) -> Integers:
     client. Clients stand in the order of the values.
     """
     place = column(division, rng)
-    owner, first = np.empty_like(place), 0
+    owner = np.empty_like(place)
+    first = 0
     for value, count in enumerate(_clients_of(np.bincount(place), division.clients)):
         own = np.flatnonzero(place == value)
         y = np.unique(division.y[own], return_inverse=True)[1]
@@ -349,7 +351,8 @@ def _repaired(owner: Integers, division: Division, rng: np.random.Generator) -> 
     """Move random rows, one at a time, from whichever client is the largest to those below the
     minimum size.
     """
-    sizes, least = np.bincount(owner, minlength=division.clients).tolist(), division.spec.min_size
+    sizes = np.bincount(owner, minlength=division.clients).tolist()
+    least = division.spec.min_size
     poor = [client for client, size in enumerate(sizes) if size < least]
     largest = [(-size, client) for client, size in enumerate(sizes)]
     heapq.heapify(largest)
@@ -368,7 +371,9 @@ def _repaired(owner: Integers, division: Division, rng: np.random.Generator) -> 
 
 def check(division: Division) -> None:
     """Refuse data that a scheme cannot divide so."""
-    counts, clients, spec = division.counts, division.clients, division.spec
+    counts = division.counts
+    clients = division.clients
+    spec = division.spec
     classes = int(
         np.count_nonzero(counts)
     )  # where groups are divided, a class may be the label of none
@@ -384,20 +389,17 @@ def check(division: Division) -> None:
             )
             raise UserError("partition.min_size", what, f"give at most {counts[rarest]}")
     elif spec.scheme == "shards":
-        fewest, most = (
-            -(-classes // clients),
-            min(classes, int(np.minimum(counts, clients).sum()) // clients),
-        )
+        fewest = -(-classes // clients)
+        most = min(classes, int(np.minimum(counts, clients).sum()) // clients)
         if not fewest <= spec.labels <= most:
             what = (
                 f"{clients} clients × {spec.labels} labels = {clients * spec.labels} shards "
                 f"do not fit the sizes of {classes} classes"
             )
-            hint = (
-                f"give at least {fewest} and at most {most} labels"
-                if fewest <= most
-                else "give fewer clients"
-            )
+            if fewest <= most:
+                hint = f"give at least {fewest} and at most {most} labels"
+            else:
+                hint = "give fewer clients"
             raise UserError("partition.labels", what, hint)
     elif spec.column is not None:
         _values_fit(division)
@@ -407,7 +409,9 @@ def _values_fit(division: Division) -> None:
     """The column has a value for every client, or no fewer clients than values; and every client
     the minimum size.
     """
-    name, clients, least = str(division.spec.column), division.clients, division.spec.min_size
+    name = str(division.spec.column)
+    clients = division.clients
+    least = division.spec.min_size
     values, counts = column_values(division.columns, name)
     if len(values) > clients or (division.spec.scheme == "column" and len(values) < clients):
         what = f"column '{name}' has {len(values)} values, so {len(values)} clients, not {clients}"
@@ -419,7 +423,10 @@ def _values_fit(division: Division) -> None:
             f"value '{values[few]}' of column '{name}' has {counts[few]} rows for {own[few]} "
             f"clients of {least} rows at least"
         )
-        hint = "give fewer clients" if own[few] > 1 else f"give min_size: {counts[few]} or less"
+        if own[few] > 1:
+            hint = "give fewer clients"
+        else:
+            hint = f"give min_size: {counts[few]} or less"
         raise UserError("clients" if own[few] > 1 else "partition.min_size", what, hint)
 
 

@@ -36,7 +36,9 @@ def allowed(claim: Claim, algorithm: Algorithm) -> Claim:
             f"let claim() return one of {', '.join(get_args(Claim))}",
         )
     untouched = is_shipped(type(algorithm)) and is_untouched(type(algorithm))
-    return "stated" if claim == "proved" and not untouched else claim
+    if claim == "proved" and not untouched:
+        return "stated"
+    return claim
 
 
 def may_leave(claim: Claim | None, check: Check | None) -> bool:
@@ -68,12 +70,12 @@ def check_of(
             last[tried, check["unit"], check["trust"]] = "passed"
     own = _text(compared(params))
     if last.get((own, unit, trust)) == "passed":
-        return (
-            None
-            if any(ended == "failed" for (each, *_), ended in last.items() if each == own)
-            else "passed"
-        )
-    return "failed" if "failed" in last.values() else None
+        if any(ended == "failed" for (each, *_), ended in last.items() if each == own):
+            return None
+        return "passed"
+    if "failed" in last.values():
+        return "failed"
+    return None
 
 
 def compared(params: Mapping[str, Any]) -> dict[str, Any]:

@@ -67,7 +67,10 @@ def harness_hash(*rooms: str) -> str:
     files: list[Path] = []
     for room in (*MATHEMATICS, *rooms):
         path = FEDSIM / room
-        files += path.rglob("*.py") if path.is_dir() else [path]
+        if path.is_dir():
+            files += path.rglob("*.py")
+        else:
+            files += [path]
     return _digest({file.relative_to(FEDSIM).as_posix(): _form_of(file) for file in files})
 
 
@@ -207,7 +210,9 @@ def _cells(cls: type) -> set[str]:
 
 def _file_of(module: str) -> Path | None:
     file = getattr(sys.modules.get(module), "__file__", None)
-    return Path(file).resolve() if file and Path(file).is_file() else None
+    if file and Path(file).is_file():
+        return Path(file).resolve()
+    return None
 
 
 def _below_shipped(file: Path) -> bool:

@@ -81,14 +81,14 @@ def lookup(name: str, where: str = "algorithm") -> type[Algorithm]:
     if cls is None:
         # installed names have no colon, and reading what is installed takes as long as a short
         # training
-        path = "fedsim.methods.given:GivenRows" if name == GIVEN else name
-        path = (
-            path
-            if ":" in path
-            else next(
+        if name == GIVEN:
+            path = "fedsim.methods.given:GivenRows"
+        else:
+            path = name
+        if ":" not in path:
+            path = next(
                 (entry.value for entry in entry_points(group=GROUP) if entry.name == name), name
             )
-        )
         if ":" not in path:
             of_file = name.endswith(".py") or "/" in name
             raise UserError(
@@ -174,7 +174,10 @@ def _imported(path: str, where: str) -> Any:
         raise
     except (Exception, SystemExit) as error:  # a plug-in may raise anything as it is imported
         at = _origin(error)
-        hint = "correct it there" if at else "give an importable pkg.module:Class or file.py:Class"
+        if at:
+            hint = "correct it there"
+        else:
+            hint = "give an importable pkg.module:Class or file.py:Class"
         raise PluginError(
             where, f"'{path}' cannot be imported ({at and f'{at}: '}{said(error)})", hint
         ) from error
@@ -223,7 +226,10 @@ def source_of_today(name: str) -> str | None:
     if not path or name.startswith(NOTEBOOK):
         return None
     stem = path.replace(".", "/")
-    places = [path] if path.endswith(".py") else [f"{stem}.py", f"{stem}/__init__.py"]
+    if path.endswith(".py"):
+        places = [path]
+    else:
+        places = [f"{stem}.py", f"{stem}/__init__.py"]
     file = next(filter(None, map(_file_at, places)), None)
     if file is None:
         return None
@@ -267,7 +273,10 @@ def blamed(error: BaseException, cls: type) -> str:
 
 def said(error: BaseException) -> str:
     """An exception on one line."""
-    text = error.msg if isinstance(error, SyntaxError) else str(error)
+    if isinstance(error, SyntaxError):
+        text = error.msg
+    else:
+        text = str(error)
     return " ".join(f"{type(error).__name__}: {text}".split()).rstrip(": ")
 
 

@@ -216,7 +216,9 @@ def _functions_of(value: Any) -> list[FunctionType]:
     if not isinstance(value, FunctionType):
         return []
     wrapped = getattr(value, "__wrapped__", None)
-    return [value, *_functions_of(wrapped)] if wrapped and _is_known(value) else [value]
+    if wrapped and _is_known(value):
+        return [value, *_functions_of(wrapped)]
+    return [value]
 
 
 def _snapshot_of(module: ModuleType) -> _Snapshot:

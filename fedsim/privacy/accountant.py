@@ -113,7 +113,9 @@ def rdp_epsilon(
     21): the minimum over orders a of R(a) + log((a - 1) / a) - (log delta + log a) / (a - 1).
     """
     costly = _merged(mechanisms, delta)
-    return max(0.0, min(_order_bound(costly, delta, order) for order in orders)) if costly else 0.0
+    if costly:
+        return max(0.0, min(_order_bound(costly, delta, order) for order in orders))
+    return 0.0
 
 
 def rough_epsilon(mechanisms: Iterable[Mechanism], delta: float) -> float:
@@ -124,7 +126,9 @@ def rough_epsilon(mechanisms: Iterable[Mechanism], delta: float) -> float:
     rough = rdp_epsilon(costly, delta, INTEGER_ORDERS)
     # the best order falls below 2 only for a large epsilon; fractional orders are slow where sigma
     # is large and q near 1/2
-    return rough if rough < 20 else min(rough, rdp_epsilon(costly, delta, LOW_ORDERS))
+    if rough < 20:
+        return rough
+    return min(rough, rdp_epsilon(costly, delta, LOW_ORDERS))
 
 
 def _merged(mechanisms: Iterable[Mechanism], delta: float) -> tuple[Mechanism, ...]:
@@ -156,14 +160,18 @@ def _prv_epsilon(mechanisms: tuple[Mechanism, ...], delta: float, rough: float) 
             spent = float(accountant.get_epsilon(delta, eps_error=error))
         except (ArithmeticError, ValueError, RuntimeError, IndexError, MemoryError):
             return math.nan
-    return spent if spent < PRV_MAX_EPSILON else math.nan
+    if spent < PRV_MAX_EPSILON:
+        return spent
+    return math.nan
 
 
 def _order_bound(mechanisms: tuple[Mechanism, ...], delta: float, order: float) -> float:
     """Epsilon from one Rényi order; +inf if its series overflows double precision."""
     spent = sum(one.divergence(order) for one in mechanisms)
     bound = spent + math.log1p(-1 / order) - (math.log(delta) + math.log(order)) / (order - 1)
-    return math.inf if math.isnan(bound) or spent < 0 else bound
+    if math.isnan(bound) or spent < 0:
+        return math.inf
+    return bound
 
 
 @cache

@@ -96,7 +96,9 @@ class Ledger:
         clients.
         """
         first, *others = dict.fromkeys(map(self.of_client, self._counts)) or [()]
-        return None if others else tuple(sorted(first, key=lambda one: (one.release, one)))
+        if others:
+            return None
+        return tuple(sorted(first, key=lambda one: (one.release, one)))
 
     def to_json(self) -> str:
         """The ledger as text: clients with equal mechanisms share one record, floats round-trip
@@ -122,7 +124,9 @@ class Ledger:
         return ledger
 
     def __eq__(self, other: object) -> bool:
-        return self._counts == other._counts if isinstance(other, Ledger) else NotImplemented
+        if isinstance(other, Ledger):
+            return self._counts == other._counts
+        return NotImplemented
 
     __hash__ = None  # type: ignore[assignment]
 

@@ -68,13 +68,15 @@ class Mechanism:
 
     def sentence(self, sensitivity: float) -> str:
         """What is released, how often, of which units and under which noise."""
-        times = "once" if self.count == 1 else f"{self.count} times"
+        if self.count == 1:
+            times = "once"
+        else:
+            times = f"{self.count} times"
         rate = self.sample_rate
-        sampled = (
-            f"on a fresh Poisson sample of the units at rate {number(rate)}"
-            if rate < 1
-            else "on all units, no sampling"
-        )
+        if rate < 1:
+            sampled = f"on a fresh Poisson sample of the units at rate {number(rate)}"
+        else:
+            sampled = "on all units, no sampling"
         noise = (
             f"noise of standard deviation {number(self.noise_multiplier, 5)} × the "
             f"sensitivity {number(sensitivity)}"

@@ -79,7 +79,8 @@ def fill_gaussian(out: NDArray[np.float32], std: float, stream: Keystream) -> in
     if std == 0:
         out[:] = 0
         return 0
-    crc, whole = 0, len(out) - len(out) % CHUNK
+    crc = 0
+    whole = len(out) - len(out) % CHUNK
     chunks = [
         out[start : min(start + BLOCK, whole)].reshape(-1, CHUNK)
         for start in range(0, whole, BLOCK)
@@ -134,7 +135,8 @@ def _divide_ends(
     """
     half = words.shape[1] // 2
     rows, places = np.nonzero(_from_end(words) < 2 * RARE)
-    high, low = words[rows, places], stream.words(len(rows)) + 0.5
+    high = words[rows, places]
+    low = stream.words(len(rows)) + 0.5
     # near 1 the fraction itself would round to 1, so its distance to 1 is computed exactly
     rest = (2.0**32 - 1 - high) * 2.0**-32 + (2.0**32 - low) * 2.0**-64
     near = high >= RARE

@@ -122,7 +122,9 @@ class PrivacyPlan:
         sensitivity.
         """
         multiplier = self.mechanism(name).noise_multiplier
-        return multiplier * self.sensitivity if multiplier else 0.0
+        if multiplier:
+            return multiplier * self.sensitivity
+        return 0.0
 
     def noise_std_of_sum(self, name: str, clients: int) -> float:
         """The same for the sum over ``clients``: under ``trust: silo`` every client's noise is in
@@ -180,7 +182,10 @@ def calibrate(
         raise ValueError(f"two releases of one name: {[release.name for release in releases]}")
     _check(epsilon, delta, releases, clip, sensitivity)
     if math.isinf(epsilon):
-        sigma, reached, name, claim = 0.0, math.inf, "none", "none"
+        sigma = 0.0
+        reached = math.inf
+        name = "none"
+        claim = "none"
     else:
         sigma, reached, name = solved(
             float(epsilon), float(delta), merged(release.mechanism for release in releases)
@@ -256,7 +261,8 @@ def _check(
 
 Solution = tuple[float, float, str]
 """Noise multiplier, epsilon reached, accountant."""
-SIGMA_MIN, SIGMA_MAX = 1e-3, 1e7
+SIGMA_MIN = 1e-3
+SIGMA_MAX = 1e7
 REACH = 0.999  # the search stops once this share of the target is used
 RESOLUTION = 1e-4  # and in any case at this relative width of sigma
 # of every sigma tried, so that it does not depend on the last bits of an accountant's sums, which
@@ -281,7 +287,8 @@ def _bracket(rough: Callable[[float], float], target: float, delta: float) -> fl
     """The sigma, to 2 %, at which the cheap Rényi bound meets the target: a little more noise than
     needed.
     """
-    low, high = SIGMA_MIN, SIGMA_MAX
+    low = SIGMA_MIN
+    high = SIGMA_MAX
     if rough(high) > target:
         raise UserError(
             "epsilon",
@@ -290,7 +297,12 @@ def _bracket(rough: Callable[[float], float], target: float, delta: float) -> fl
         )
     while high / low > 1.02:
         middle = math.sqrt(low * high)
-        low, high = (low, middle) if rough(middle) <= target else (middle, high)
+        if rough(middle) <= target:
+            low = low
+            high = middle
+        else:
+            low = middle
+            high = high
     return high
 
 

@@ -149,12 +149,18 @@ def solved_noise(
     def spent(sigma: float) -> float:
         return converted(selected(curve_of(mechanisms(sigma)), mean, distribution), delta)
 
-    low, high = 1e-2, 1e6
+    low = 1e-2
+    high = 1e6
     if not spent(high) <= epsilon:
         raise ValueError(f"the best of {mean:g} runs costs more than {epsilon:g} with any noise")
     while high / low > 1.0005:
         middle = math.sqrt(low * high)
-        low, high = (low, middle) if spent(middle) <= _REACH * epsilon else (middle, high)
+        if spent(middle) <= _REACH * epsilon:
+            low = low
+            high = middle
+        else:
+            low = middle
+            high = high
     return float(f"{high:.4g}")
 
 
@@ -193,10 +199,9 @@ def composed_by_renyi(mechanisms: Iterable[Mechanism], orders: Sequence[float] =
     for one in mechanisms:
         if one.count:
             gaussian = dp_accounting.GaussianDpEvent(one.noise_multiplier)
-            sampled = (
-                gaussian
-                if one.sample_rate == 1
-                else dp_accounting.PoissonSampledDpEvent(one.sample_rate, gaussian)
-            )
+            if one.sample_rate == 1:
+                sampled = gaussian
+            else:
+                sampled = dp_accounting.PoissonSampledDpEvent(one.sample_rate, gaussian)
             accountant.compose(sampled, one.count)
     return accountant

@@ -123,7 +123,10 @@ class Board(Printed):
             f"{counted(self.rows, 'row')}, each finite ε proved from the row alone by fedsim verify"
         )
         out = [f"{count} × {what}" for what, count in self.left_out.items()]
-        left_out = f"left out: {sum(self.left_out.values())}" if out else "none is left out"
+        if out:
+            left_out = f"left out: {sum(self.left_out.values())}"
+        else:
+            left_out = "none is left out"
         notes = [EXACT, f"{proved}; {left_out}"]
         if self.external_rows:
             notes.append(f"{counted(self.external_rows, 'row')} of {heading}")
@@ -141,11 +144,15 @@ class Board(Printed):
 
 
 def _text(value: Any) -> str:
-    return value if isinstance(value, str) else number(float(value))
+    if isinstance(value, str):
+        return value
+    return number(float(value))
 
 
 def _refused(proof: Proof) -> str:
     """Why a row is on no board; "" if it is on one."""
     if proof.row.status != "ok":
         return str(proof.row.status)
-    return "" if proof.verdict in ("proved", "no claim") else f"{proof.verdict}: {proof.why}"
+    if proof.verdict in ("proved", "no claim"):
+        return ""
+    return f"{proof.verdict}: {proof.why}"

@@ -87,7 +87,10 @@ class Comparison(Printed):
             for row in rows
         ]
         same = (self.matched["differ"] == "") & self.matched["rounds"]
-        what = "everything" if self.equal else f"{same.sum()} of {len(same)} shared rows"
+        if self.equal:
+            what = "everything"
+        else:
+            what = f"{same.sum()} of {len(same)} shared rows"
         said = (
             f"{what} ({counted(int(same.sum()), 'row')}), all but clock and provenance, and "
             "samples and noise of rounds"
@@ -106,7 +109,8 @@ def compare(runs: tuple[str, str], first: Records, second: Records) -> Compariso
     """Match the rows of two runs by setting and seed; ``matched`` is empty where they share
     none.
     """
-    one, other = _keyed(first[0]), _keyed(second[0])
+    one = _keyed(first[0])
+    other = _keyed(second[0])
     shared = [(row, other[key]) for key, row in one.items() if key in other]
     rounds = [_fingerprints(first[1]), _fingerprints(second[1])]
     matched = [

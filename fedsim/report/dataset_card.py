@@ -89,7 +89,8 @@ def _card(
 ) -> str:
     from huggingface_hub import DatasetCardData
 
-    facts, text = generator.facts, markdown_text
+    facts = generator.facts
+    text = markdown_text
     cell, (licence, source) = facts.cell, facts.cell.dataset.terms
     identifier = LICENCE_IDS.get(licence, "other" if licence else "unknown")
     title = f"Synthetic {cell.dataset.display} by {cell.label}"
@@ -115,7 +116,10 @@ def _card(
     ]
     class_names = ", ".join(map(text, names))
     data_name = text(cell.dataset.display)
-    data_source = f" ({text(source)})" if source else ""
+    if source:
+        data_source = f" ({text(source)})"
+    else:
+        data_source = ""
     synthesis = text(str(manifest["synthesis"] or "the one way that the method has"))
     return f"""---
 {head.to_yaml()}

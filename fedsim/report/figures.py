@@ -38,7 +38,10 @@ from fedsim.results.columns import UNVERIFIED, Row
 from fedsim.results.stats import PLACE, Settings
 from fedsim.words import number, spelled
 
-INK, MUTED, GRID_COLOUR, PAPER = "#1c2430", "#6b7281", "#e4e7ec", "#ffffff"
+INK = "#1c2430"
+MUTED = "#6b7281"
+GRID_COLOUR = "#e4e7ec"
+PAPER = "#ffffff"
 # Three of Okabe and Ito's, then seven as far from these and each other as a contrast of 3 to the
 # paper lets them be, for red-green blind
 # readers too.
@@ -125,16 +128,21 @@ def looks(facts: pd.DataFrame, *, joined: bool = True) -> dict[str, Look]:
     Methods that yield a classifier are thin with crosses, those that use public data have stars,
     one without epsilon is a level. Points that are not ``joined`` have no lines.
     """
-    names, found = named(facts), {}
+    names = named(facts)
+    found = {}
     for position, (label, own) in enumerate(facts.groupby("label", sort=False)):
-        word, public, thin = (
-            claim(own),
-            own["public"].notna().any(),
-            own["yields"].iloc[0] == "classifier",
-        )
+        word = claim(own)
+        public = own["public"].notna().any()
+        thin = own["yields"].iloc[0] == "classifier"
         # where colours come round again, markers move on
-        turn, level = position + position // len(SERIES), joined and word == "not private"
-        marker = "*" if public else "x" if thin else _MARKERS[turn % len(_MARKERS)]
+        turn = position + position // len(SERIES)
+        level = joined and word == "not private"
+        if public:
+            marker = "*"
+        elif thin:
+            marker = "x"
+        else:
+            marker = _MARKERS[turn % len(_MARKERS)]
         style: dict[str, Any] = {
             "color": SERIES[position % len(SERIES)],
             "linewidth": 0.8 if thin else 1.7,
@@ -145,8 +153,10 @@ def looks(facts: pd.DataFrame, *, joined: bool = True) -> dict[str, Look]:
             "markersize": 8 if public else 5.2,
             "linestyle": _DASHES.get(word, "-"),
         }
-        style |= {"linestyle": (0, (6, 2, 1, 2))} if level else {}
-        style |= {"markerfacecolor": PAPER} if word in _DASHES else {}
+        if level:
+            style |= {"linestyle": (0, (6, 2, 1, 2))}
+        if word in _DASHES:
+            style |= {"markerfacecolor": PAPER}
         found[str(label)] = Look(
             names[str(label)], style if joined else style | {"linestyle": "none"}
         )
@@ -176,7 +186,10 @@ def epsilon_axis(epsilons: pd.Series[float]) -> tuple[dict[float, float], dict[f
     """
     given = sorted(epsilons.dropna().unique())
     finite = [math.log10(epsilon) for epsilon in given if math.isfinite(epsilon)]
-    gap = max(0.35, 0.45 * (finite[-1] - finite[0])) if finite else 0.0
+    if finite:
+        gap = max(0.35, 0.45 * (finite[-1] - finite[0]))
+    else:
+        gap = 0.0
     at = {
         epsilon: math.log10(epsilon)
         if math.isfinite(epsilon)
@@ -267,7 +280,9 @@ def _panel(
 ) -> None:
     x, y, line = names
     for name, own in points.groupby(line, sort=False):
-        each, level, placed_ = look[str(name)].style, own[own[x].isna()], own.dropna(subset=[x])
+        each = look[str(name)].style
+        level = own[own[x].isna()]
+        placed_ = own.dropna(subset=[x])
         colour = each["color"]
         for at, low, high in level.reindex(columns=[y, "low", "high"]).to_numpy():
             axes.axhline(
@@ -304,22 +319,23 @@ def caption_of(settings: Settings) -> str:
     budget = [
         f"{unit}-level ε, trust {trust}, δ = {number(delta)}" for unit, trust, delta in budgets
     ]
-    thin = (
-        "thin, crosses: classifiers, which generate no rows"
-        if (facts["yields"] == "classifier").any()
-        else ""
-    )
-    stars = "stars: use public data" if facts["public"].notna().any() else ""
+    if (facts["yields"] == "classifier").any():
+        thin = "thin, crosses: classifiers, which generate no rows"
+    else:
+        thin = ""
+    if facts["public"].notna().any():
+        stars = "stars: use public data"
+    else:
+        stars = ""
     parts = [
         *placed(facts)[0],
         *(budget if len(budget) == 1 else ()),
         spread_words(settings.spread, facts["seeds"].max()),
     ]
-    audits = (
-        "ticks: the ε that an audit refutes with a confidence of 95 %"
-        if settings.averaged["audit_epsilon_lower"].notna().any()
-        else ""
-    )
+    if settings.averaged["audit_epsilon_lower"].notna().any():
+        audits = "ticks: the ε that an audit refutes with a confidence of 95 %"
+    else:
+        audits = ""
     return " · ".join(filter(None, [*parts, thin, stars, audits]))
 
 
@@ -332,10 +348,8 @@ def _points(settings: Settings, measures: Sequence[str]) -> pd.DataFrame:
         {name: getattr(measure, end) for name, measure in MEASURES.items()}
         for end in ("least", "most")
     )
-    low, high = (
-        means["low"].clip(lower=means["measure"].map(least)),
-        means["high"].clip(upper=means["measure"].map(most)),
-    )
+    low = means["low"].clip(lower=means["measure"].map(least))
+    high = means["high"].clip(upper=means["measure"].map(most))
     at, _ = epsilon_axis(means["epsilon_target"])
     return means.assign(
         low=low, high=high, at=means["epsilon_target"].map(at), place=placed(means)[1]
@@ -373,7 +387,8 @@ def utility(
             .merge(panels, on=PLACE)
             .assign(label=line)
         )
-        points = pd.concat([points, levels]) if len(levels) else points
+        if len(levels):
+            points = pd.concat([points, levels])
     how: dict[str, Any] = {
         "ticks": epsilon_axis(points["epsilon_target"])[1],
         "labels": (EPSILON, MEASURES[measure].title),
@@ -492,7 +507,10 @@ def over_parameter(
         line=rows["cell_id"].map(scanned),
     )
     by = rows[["setting", "at", "line"]].groupby("setting")
-    at = by["at"].mean() if over in COSTS else by["at"].first()
+    if over in COSTS:
+        at = by["at"].mean()
+    else:
+        at = by["at"].first()
     points = _points(settings, [known_measure(measure)])
     points = points.assign(
         at=points["setting"].map(at), label=points["setting"].map(by["line"].first())
@@ -503,15 +521,15 @@ def over_parameter(
     ]
     if not len(points):
         known = {name for row in results for name in row.params} | {*COSTS}
-        hint = (
-            "scan a parameter in the grid, such as scan: {rounds: [...]}"
-            if over in known
-            else nearest(over, ["epsilon", *known])
-        )
+        if over in known:
+            hint = "scan a parameter in the grid, such as scan: {rounds: [...]}"
+        else:
+            hint = nearest(over, ["epsilon", *known])
         raise UserError(
             f"over {over}", "no two cells of a method that have the measure differ in it", hint
         )
-    ticks, numeric = None, all(isinstance(value, int | float) for value in points["at"])
+    ticks = None
+    numeric = all(isinstance(value, int | float) for value in points["at"])
     if not numeric:
         texts = points["at"].map(spelled)
         ticks = {float(place): text for place, text in enumerate(sorted(set(texts)))}

@@ -127,7 +127,10 @@ class Finding:
     def summary(self) -> str:
         """A line for a terminal: how often, where first, and what usually helps."""
         where, observed = self.seen[0]
-        often = f" in {len(self.seen)} settings, such as" if len(self.seen) > 1 else ":"
+        if len(self.seen) > 1:
+            often = f" in {len(self.seen)} settings, such as"
+        else:
+            often = ":"
         return f"{self.kind.name}{often} {where}: {observed}. {self.kind.meaning}"
 
 
@@ -139,11 +142,10 @@ def seen(settings: Settings, rounds: pd.DataFrame) -> pd.DataFrame:
     place), and of the seed in which probe and neighbours are farthest ``apart`` both. Of rounds,
     the means over a cell's last ones, of seeds the extreme; ``lost``: a loss that is not finite.
     """
-    scores, facts = settings.averaged.groupby("setting"), settings.facts
-    most, least = (
-        scores["synthetic_norm"].max(),
-        scores["synthetic_norm"].min(),
-    )  # the one that is farther from 1 is told
+    scores = settings.averaged.groupby("setting")
+    facts = settings.facts
+    most = scores["synthetic_norm"].max()
+    least = scores["synthetic_norm"].min()  # the one that is farther from 1 is told
     frame = facts.assign(
         score=scores["balanced_accuracy"].mean(),
         each=scores["balanced_accuracy"].agg(lambda own: ", ".join(map("{:.2f}".format, own))),
@@ -199,7 +201,8 @@ def findings(settings: Settings, rounds: pd.DataFrame) -> list[Finding]:
     """The known failures that some settings and their rounds
     (:func:`fedsim.report.rounds.round_frame`) show, whatever the rows' status.
     """
-    lines, found = seen(settings, rounds), []
+    lines = seen(settings, rounds)
+    found = []
     for kind in KINDS:
         members: list[dict[Any, Any]] = lines.query(kind.where, engine="python").to_dict("records")
         said = [
@@ -209,5 +212,6 @@ def findings(settings: Settings, rounds: pd.DataFrame) -> list[Finding]:
             )
             for line in members
         ]
-        found += [Finding(kind, said)] if said else []
+        if said:
+            found += [Finding(kind, said)]
     return found

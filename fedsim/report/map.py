@@ -38,16 +38,19 @@ def save_map(results: RunResults, trials: Sequence[Trial], data: Mapping[str, Em
         trials: its cells.
         data: their data sets by key.
     """
-    folder, cells = results.folder, {trial.cell.cell_id: trial for trial in trials}
+    folder = results.folder
+    cells = {trial.cell.cell_id: trial for trial in trials}
     chosen = [
         row
         for row in results.rows
         if row.cell_id in cells
         and folder.state(results.trained[row.cell_id]["training_id"]).exists()
     ]
-    path, panels = folder.curves / "map.svg", {}
+    path = folder.curves / "map.svg"
+    panels = {}
     for row in shown_rows(chosen):
-        line, trial = results.trained[row.cell_id], cells[row.cell_id]
+        line = results.trained[row.cell_id]
+        trial = cells[row.cell_id]
         rows = data[trial.data_key]
         made = judge_of(
             as_trained(trial, line),
@@ -55,7 +58,10 @@ def save_map(results: RunResults, trials: Sequence[Trial], data: Mapping[str, Em
             rows,
         ).made
         assert not is_classifier(made)
-        budget = "" if row.epsilon_target is None else f", ε = {number(row.epsilon_target)}"
+        if row.epsilon_target is None:
+            budget = ""
+        else:
+            budget = f", ε = {number(row.epsilon_target)}"
         panels[f"{row.label}{budget}"] = Labelled(
             *synthesise(made, rows.classes, POINTS, Seeds(row.seed))
         )
@@ -83,7 +89,9 @@ def shown_rows(rows: Sequence[Row]) -> list[Row]:
 
 def _finite_epsilon(row: Row) -> float:
     epsilon = row.epsilon_target
-    return epsilon if epsilon is not None and math.isfinite(epsilon) else 0.0
+    if epsilon is not None and math.isfinite(epsilon):
+        return float(epsilon)
+    return 0.0
 
 
 def draw_map(panels: Mapping[str, Labelled], data: Embeddings) -> Figure:
@@ -143,4 +151,6 @@ def draw_map(panels: Mapping[str, Labelled], data: Embeddings) -> Figure:
 
 def _placed(axes: PCA, x: NDArray[np.floating]) -> NDArray[np.float64]:
     """Rows ``[n, d]`` on the axes, ``[2, n]``; there may be none."""
-    return axes.transform(x.astype(np.float64)).T if len(x) else np.empty((2, 0))
+    if not len(x):
+        return np.empty((2, 0))
+    return np.asarray(axes.transform(x.astype(np.float64)).T)

@@ -13,7 +13,8 @@ from fedsim.partition.matrix import MOST_PANELS, LabelMatrix
 from fedsim.report.figures import PAPER, STYLE
 from fedsim.words import setting
 
-_FEW, _MOST_ACROSS = 24, 200
+_FEW = 24
+_MOST_ACROSS = 200
 """Clients whose names and counts are drawn, and clients that are drawn."""
 
 
@@ -27,7 +28,8 @@ def draw_partitions(matrices: Sequence[LabelMatrix]) -> Figure | None:
     if not drawn:
         return None
     columns = min(len(drawn), 3)
-    lines, height = math.ceil(len(drawn) / columns), 1.2 + 0.2 * max(len(m.classes) for m in drawn)
+    lines = math.ceil(len(drawn) / columns)
+    height = 1.2 + 0.2 * max(len(m.classes) for m in drawn)
     with rc_context(STYLE):
         figure = Figure(
             figsize=(max(4.0 * columns, 8.0), height * lines), layout="constrained", facecolor=PAPER
@@ -46,7 +48,10 @@ def draw_partitions(matrices: Sequence[LabelMatrix]) -> Figure | None:
                 vmax=2 * math.sqrt(table.max() or 1),
                 aspect="auto",
             )
-            more = f" (the first {_MOST_ACROSS})" if matrix.clients > _MOST_ACROSS else ""
+            if matrix.clients > _MOST_ACROSS:
+                more = f" (the first {_MOST_ACROSS})"
+            else:
+                more = ""
             axes.set_title(
                 setting(matrix.dataset, matrix.scheme, alpha=matrix.alpha, clients=matrix.clients)
                 + more

@@ -146,8 +146,10 @@ def render_page(
 def status_counts(rows: Sequence[Row], manifest: Mapping[str, Any]) -> dict[str, int]:
     """The number of cells by how they ended, zeros too, and of those that are not run yet."""
     counts = {status: sum(row.status == status for row in rows) for status in ("ok", *UNDRAWN)}
-    cells = listed(manifest) if "cells" in manifest else rows
-    return {**counts, "not run yet": max(0, len(cells) - len(rows))}
+    cells = len(rows)
+    if "cells" in manifest:
+        cells = len(listed(manifest))
+    return {**counts, "not run yet": max(0, cells - len(rows))}
 
 
 def summary_html(folder: Path) -> str:
@@ -193,7 +195,10 @@ def _subtitle(facts: pd.DataFrame) -> str:
         for column, head in heads.items()
     }
     parts = [head.format(", ".join(values)) for head, values in given.items() if len(values)]
-    seeds = int(facts["seeds"].max()) if len(facts) else 0
+    if len(facts):
+        seeds = int(facts["seeds"].max())
+    else:
+        seeds = 0
     return " · ".join([*parts, *([counted(seeds, "seed")] if seeds else [])])
 
 
@@ -265,11 +270,9 @@ def _mechanism(held: Mapping[str, Any]) -> str:
 def _spelled(value: Any) -> str:
     if isinstance(value, Mapping):
         return " · ".join(f"{key} {_spelled(item)}" for key, item in value.items())
-    return (
-        " ".join(_spelled(item) for item in value)
-        if isinstance(value, list | tuple)
-        else str(value)
-    )
+    if isinstance(value, list | tuple):
+        return " ".join(_spelled(item) for item in value)
+    return str(value)
 
 
 @dataclass(frozen=True, repr=False)
@@ -294,10 +297,12 @@ def write_report(folder: Path, spread: Spread = "ci95") -> Report:
     """
     run = RunFolder(folder)
     run.check()
-    manifest, results = read_manifest(folder), read_results(folder)
+    manifest = read_manifest(folder)
+    results = read_results(folder)
     settings = Settings.of(results.rows, spread)
     clients = frame_of_lines(results.clients(), results.rows)
-    rounds, matrices = round_frame(settings, results.rounds()), read_partitions(run.partitions)
+    rounds = round_frame(settings, results.rounds())
+    matrices = read_partitions(run.partitions)
     results.write()
     of_rows = (
         "in the test rows' leading directions, means over classes of more than 5 test rows; "
@@ -348,7 +353,8 @@ def write_report(folder: Path, spread: Spread = "ci95") -> Report:
             pictures[name] = Picture(title, caption, _source(drawing))
     if (svg := run.curves / "map.svg").exists():  # drawn by the bench, which has the data
         pictures["map"] = Picture("What was generated", OF_MAP, _source(svg.read_bytes()))
-    by_site, found = site_table(settings, clients), findings(settings, rounds)
+    by_site = site_table(settings, clients)
+    found = findings(settings, rounds)
     page = render_page(
         encodable(folder.resolve().name), results.rows, settings, pictures, manifest, found, by_site
     )

@@ -18,7 +18,8 @@ from fedsim.results.stats import PLACE, Settings
 NOT_PRIVATE = (
     "computed from the real data without noise: diagnostics, not private, not to be released"
 )
-_MOST_METHODS, _POINTS = 6, 100
+_MOST_METHODS = 6
+_POINTS = 100
 """Methods that are drawn, and points of a line: more than a panel has pixels to show apart."""
 _TITLES = {
     "kl": "KL, nats an example",

@@ -7,6 +7,7 @@ from __future__ import annotations
 import math
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from fedsim.evidence.prove import Proof
 from fedsim.privacy.plan import THEOREMS
@@ -108,11 +109,17 @@ def statements(
     settings: dict[tuple[object, ...], list[Row]] = {}
     for row in asked:
         if row.status in ("ok", "overspent") and row.label not in wrong:
-            facts = (
-                (row.unit, row.trust, row.claim, row.check, row.scope, row.noise, row.status)
-                if _is_private(row)
-                else ()
-            )
+            facts: tuple[Any, ...] = ()
+            if _is_private(row):
+                facts = (
+                    row.unit,
+                    row.trust,
+                    row.claim,
+                    row.check,
+                    row.scope,
+                    row.noise,
+                    row.status,
+                )
             settings.setdefault((row.label, *facts), []).append(row)
     private = {label for label, *rest in settings if rest}
     stated = []
@@ -161,16 +168,16 @@ def _is_tuned(row: Row) -> bool:
 
 def _parts(rows: Sequence[Row]) -> Iterator[tuple[str, str]]:
     """The sentences of rows of one setting; equal ones are said once."""
-    row, overspent = rows[0], rows[0].status == "overspent"
+    row = rows[0]
+    overspent = rows[0].status == "overspent"
     if row.is_external:
         yield from map(_external, rows)
         return
     if not _is_private(row):
-        what = (
-            "it ran without noise (ε = ∞)"
-            if row.epsilon_target is not None
-            else "it adds no noise, and ε has no meaning for it"
-        )
+        if row.epsilon_target is not None:
+            what = "it ran without noise (ε = ∞)"
+        else:
+            what = "it adds no noise, and ε has no meaning for it"
         yield "guarantee", f"none: {what}; nothing that it makes may be released as private"
         return
     claim = f"{row.claim}: {CLAIMS[row.claim]}"
@@ -229,11 +236,10 @@ def _parts(rows: Sequence[Row]) -> Iterator[tuple[str, str]]:
         "accountant",
         f"{accountants}; counted from the steps that ran, and {planned}; by {counted}",
     )
-    use = (
-        "less of it was added than was planned, so nothing made here may be released"
-        if overspent
-        else NOISES[row.noise]
-    )
+    if overspent:
+        use = "less of it was added than was planned, so nothing made here may be released"
+    else:
+        use = NOISES[row.noise]
     yield "noise", f"Gaussian, {row.noise}: {use}"
     yield "not covered", "; ".join(_uncovered(row))
 
@@ -270,7 +276,8 @@ def _trust(row: Row) -> str:
 
 def _tuning(row: Row) -> Iterator[str]:
     """How parameters were chosen, and what that cost."""
-    tuning, selection = row.tuning, row.selection
+    tuning = row.tuning
+    selection = row.selection
     if tuning is None:
         return
     space = ", ".join(
@@ -279,11 +286,9 @@ def _tuning(row: Row) -> Iterator[str]:
     if tuning["free"] or selection is None:
         yield f"{space}: the best by scores on test rows, a search that the budget does not pay for"
         return
-    law, mean, held_out = (
-        tuning["distribution"],
-        number(tuning["trials"]),
-        number(tuning["held_out"]),
-    )
+    law = tuning["distribution"]
+    mean = number(tuning["trials"])
+    held_out = number(tuning["held_out"])
     yield (
         f"ε = {number(row.epsilon_target)}: the best of a random number of trainings ({law}, "
         f"mean {mean}), each with parameters drawn from "

@@ -105,7 +105,9 @@ class Table(Printed):
         """The option of ``fedsim report`` that prints it; empty where none does."""
         if self.name in MEASURES:
             return f"--measure {self.name}"
-        return "--table sites" if self.name == "sites" else ""
+        if self.name == "sites":
+            return "--table sites"
+        return ""
 
     def text(self, as_: TableFormat) -> str:
         """The table in a format; what users wrote is escaped."""
@@ -127,7 +129,8 @@ class Table(Printed):
         if as_ == "html":
             return self.html()
         shown = self._marked(latex_text, r"\textbf{{{}}}")
-        shown = shown.droplevel(0) if shown.index.get_level_values(0).nunique() < 2 else shown
+        if shown.index.get_level_values(0).nunique() < 2:
+            shown = shown.droplevel(0)
         how: dict[str, Any] = {
             "hrules": True,
             "position_float": "centering",
@@ -180,7 +183,9 @@ class Table(Printed):
         for part in (title, *shown, notes):
             console.print(part)
         left_out = len(blocks) - len(shown)
-        return f"{left_out} of {len(blocks)} parts of this table" if left_out else ""
+        if left_out:
+            return f"{left_out} of {len(blocks)} parts of this table"
+        return ""
 
     def lines(self, console: Console) -> int:
         """The number of lines that :meth:`show` prints."""
@@ -233,7 +238,10 @@ def show_briefly(tables: Sequence[Table], folder: Path, console: Console) -> Non
     for table, words in left_out:
         if not words:
             continue
-        ending = ", and printed by:" if table.chosen_by else ""
+        if table.chosen_by:
+            ending = ", and printed by:"
+        else:
+            ending = ""
         console.print(f"{words}: in the report page{ending}", highlight=False, markup=False)
         if table.chosen_by:
             print_line(console, f"  fedsim report {folder} {table.chosen_by}")
@@ -294,14 +302,17 @@ def inert(frame: pd.DataFrame) -> pd.DataFrame:
 
 def decimal(value: float, digits: int = 3) -> str:
     """To so many decimals; a large one, that no column holds, to four digits."""
-    return number(value, 4) if abs(value) >= 1e6 else f"{value:.{digits}f}"
+    if abs(value) >= 1e6:
+        return number(value, 4)
+    return f"{value:.{digits}f}"
 
 
 def mean_text(line: Mapping[Any, Any], digits: int = 3, sign: str = "") -> str:
     """A mean with half of what lies between its ends."""
-    beside = (
-        "" if math.isnan(line["low"]) else f"±{decimal((line['high'] - line['low']) / 2, digits)}"
-    )
+    if math.isnan(line["low"]):
+        beside = ""
+    else:
+        beside = f"±{decimal((line['high'] - line['low']) / 2, digits)}"
     return (f"{line['mean']:{sign}.{digits}f}" if sign else decimal(line["mean"], digits)) + beside
 
 
@@ -334,9 +345,16 @@ def named(facts: pd.DataFrame) -> dict[str, str]:
     """
     names = {}
     for label, own in facts.groupby("label", sort=False):
-        remarks = ["classifier"] if own["yields"].iloc[0] == "classifier" else []
-        remarks += [claim_words(word)] if (word := claim(own)) not in ("", "proved") else []
-        mark = PUBLIC_MARK if own["public"].notna().any() else ""
+        if own["yields"].iloc[0] == "classifier":
+            remarks = ["classifier"]
+        else:
+            remarks = []
+        if (word := claim(own)) not in ("", "proved"):
+            remarks += [claim_words(word)]
+        if own["public"].notna().any():
+            mark = PUBLIC_MARK
+        else:
+            mark = ""
         names[str(label)] = f"{label}{mark}" + (f" ({', '.join(remarks)})" if remarks else "")
     return names
 
@@ -355,11 +373,10 @@ def placed(facts: pd.DataFrame, more: Sequence[str] = ()) -> tuple[list[str], pd
     """What is the same for all places, in words; and of each line what is not."""
     columns = [*PLACE, *more]
     varied = [name for name in columns if facts[name].nunique(dropna=False) > 1]
-    common = (
-        [setting_words(facts.iloc[0], [name for name in columns if name not in varied])]
-        if len(facts)
-        else []
-    )
+    if len(facts):
+        common = [setting_words(facts.iloc[0], [name for name in columns if name not in varied])]
+    else:
+        common = []
     return [word for word in common if word], facts.apply(
         lambda line: setting_words(line, varied), axis=1
     ).astype(str)
@@ -376,7 +393,9 @@ def setting_words(line: Any, columns: Sequence[str]) -> str:
 
 def epsilon_head(epsilon: float) -> str:
     """The head of the column of an epsilon."""
-    return "no ε" if math.isnan(epsilon) else f"ε = {number(epsilon)}"
+    if math.isnan(epsilon):
+        return "no ε"
+    return f"ε = {number(epsilon)}"
 
 
 def known_measure(measure: str) -> str:
@@ -394,7 +413,10 @@ def ordered(settings: Settings, measure: str, order: Order) -> list[str]:
     best = MEASURES[measure].best
     if order == "best" and best is not None:
         means = settings.facts.join(settings.mean(measure)).groupby("label")[measure].mean()
-        distance = -means if best == math.inf else (means - best).abs()
+        if best == math.inf:
+            distance = -means
+        else:
+            distance = (means - best).abs()
         return sorted(
             labels, key=lambda label: math.inf if math.isnan(distance[label]) else distance[label]
         )
@@ -407,7 +429,8 @@ def results_table(
     """A measure by place, method and epsilon: means with their spread over seeds, and the
     references of each place.
     """
-    means, facts = settings.means([known_measure(measure)]).set_index("setting"), settings.facts
+    means = settings.means([known_measure(measure)]).set_index("setting")
+    facts = settings.facts
     if not len(means) and measure != "balanced_accuracy":
         raise UserError(
             "measure",
@@ -477,7 +500,10 @@ def _built(
     """A table of lines with ``where``, ``method`` and ``text``, whose column is their ``head``,
     else their epsilon; maybe with ``best``.
     """
-    heads = list(lines["head"].unique()) if "head" in lines else None
+    if "head" in lines:
+        heads = list(lines["head"].unique())
+    else:
+        heads = None
     if heads is None:
         epsilons = lines["epsilon_target"].astype("float64")
         heads = [
@@ -494,7 +520,10 @@ def _built(
         for part in ("text", "best")
         if part in lines
     }
-    best = wide["best"].fillna(False).astype(bool) if "best" in wide else None
+    if "best" in wide:
+        best = wide["best"].fillna(False).astype(bool)
+    else:
+        best = None
     return Table(
         name,
         " · ".join(title),
@@ -507,16 +536,16 @@ def _built(
 
 def _seeds(facts: pd.DataFrame) -> int:
     """The most seeds that a mean is of."""
-    return int(facts["seeds"].max()) if len(facts) else 0
+    if len(facts):
+        return int(facts["seeds"].max())
+    return 0
 
 
 def _value(line: Mapping[Any, Any], digits: int) -> str:
     if math.isnan(line["mean"]):
-        return (
-            ""
-            if line["seeds"]
-            else next((status for status in reversed(UNDRAWN) if line[status]), "")
-        )
+        if line["seeds"]:
+            return ""
+        return next((status for status in reversed(UNDRAWN) if line[status]), "")
     return mean_text(line, digits) + (f" (n={line['n']:.0f})" if line["n"] < line["most"] else "")
 
 
@@ -525,7 +554,10 @@ def _best(lines: pd.DataFrame, best: float, digits: int) -> pd.Series[bool]:
     whose claim holds.
     """
     mean = lines["mean"].round(digits).where(lines["holds"].eq(True))
-    distance = -mean if best == math.inf else (mean - best).abs().round(digits)
+    if best == math.inf:
+        distance = -mean
+    else:
+        distance = (mean - best).abs().round(digits)
     by = distance.groupby([lines["where"], lines["kind"], lines["epsilon_target"]], dropna=False)
     return (distance == by.transform("min")) & (by.transform("min") < by.transform("max"))
 
@@ -628,13 +660,12 @@ def chosen_pair(first: str, second: str) -> Compared:
 
 
 def _difference(line: Any, seeds: int, digits: int) -> str:
-    p = (
-        ""
-        if math.isnan(line["p_holm"])
-        else " p<0.001"
-        if line["p_holm"] < 0.001
-        else f" p={line['p_holm']:.3f}"
-    )
+    if math.isnan(line["p_holm"]):
+        p = ""
+    elif line["p_holm"] < 0.001:
+        p = " p<0.001"
+    else:
+        p = f" p={line['p_holm']:.3f}"
     return mean_text(line, digits, "+") + p + (f" (n={line['n']})" if line["n"] < seeds else "")
 
 
@@ -675,10 +706,8 @@ def site_table(settings: Settings, clients: pd.DataFrame, digits: int = 3) -> Ta
     """
     rows = settings.averaged[["setting", "seed", "cell_id", "unseen", "balanced_accuracy"]]
     if len(clients) and clients["cell_id"].isin(rows["cell_id"]).any():
-        own, title = (
-            {"own_balanced_accuracy": "score", "local_only_balanced_accuracy": "alone"},
-            "on the site's own test rows",
-        )
+        own = {"own_balanced_accuracy": "score", "local_only_balanced_accuracy": "alone"}
+        title = "on the site's own test rows"
         scored = rows.merge(clients[["cell_id", "name", *own]].rename(columns=own), on="cell_id")
     else:
         title = "on a site that took no part"

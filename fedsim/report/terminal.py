@@ -76,7 +76,10 @@ def _least(texts: list[str]) -> int:
     """The width in which no word of a column is broken."""
     head, *values = texts
     words = [word for text in values for word in text.split()]
-    words += [head] if len(head) <= SHORT_HEAD else head.split()
+    if len(head) <= SHORT_HEAD:
+        words += [head]
+    else:
+        words += head.split()
     return max(map(len, words), default=1)
 
 

@@ -97,20 +97,23 @@ class Row:
         """
         if self.is_external and self.claim != "none":
             return UNVERIFIED
-        return "heuristic" if self.check == "failed" and self.claim in THEOREMS else self.claim
+        if self.check == "failed" and self.claim in THEOREMS:
+            return "heuristic"
+        claim: str | None = self.claim
+        return claim
 
     @property
     def outcome(self) -> str:
         """Its result in a few words."""
         if self.error is not None:
-            kind = (
-                "unaccounted" if self.status == "unaccounted" else f"failed, {self.error['type']}"
-            )
+            if self.status == "unaccounted":
+                kind = "unaccounted"
+            else:
+                kind = f"failed, {self.error['type']}"
             return f"{kind}: {self.error['message'].strip().partition(chr(10))[0]}"
         words = f"balanced accuracy {self.balanced_accuracy:.3f}"
-        words += (
-            f", ε spent {number(self.epsilon_spent, 3)}" if self.epsilon_spent is not None else ""
-        )
+        if self.epsilon_spent is not None:
+            words += f", ε spent {number(self.epsilon_spent, 3)}"
         if self.status == "overspent":
             return f"overspent ({words} of {number(self.epsilon_target)})"
         if self.status == "refuted":
@@ -144,17 +147,23 @@ def row_of(
     """The row of a cell, by its lines: without a judgement as its training left it; references,
     audit and check where they are known.
     """
-    cell, plan = training["cell"], training["plan"] or {}
+    cell = training["cell"]
+    plan = training["plan"] or {}
     told = plan
     if cell["algorithm"] == GIVEN:  # in place of a plan what their author states
-        epsilon, claim = float(cell["epsilon"]), cell["params"]["claim"]
+        epsilon = float(cell["epsilon"])
+        claim = cell["params"]["claim"]
         told = {
             "epsilon_target": epsilon,
             "claim": claim if epsilon < math.inf else "none",
             "delta": cell["delta"],
             "trust": cell["trust"],
         }
-    ledger, tuning = (training["ledger"] or {}) if plan else {}, cell.get("tuning")
+    if plan:
+        ledger = training["ledger"] or {}
+    else:
+        ledger = {}
+    tuning = cell.get("tuning")
     failure = training["error"] or (judgement and judgement["error"])
     judged: Line = judgement if judgement is not None and failure is None else {}
     evaluation = judged.get("evaluation") or {
@@ -162,15 +171,17 @@ def row_of(
     }
     unaccounted = ledger.get("unaccounted")
     if failure or unaccounted:
-        status = "failed" if failure else "unaccounted"
+        if failure:
+            status = "failed"
+        else:
+            status = "unaccounted"
     else:
-        status = (
-            "overspent"
-            if _is_overspent(plan, ledger)
-            else "refuted"
-            if audit is not None and audit["refuted"]
-            else "ok"
-        )
+        if _is_overspent(plan, ledger):
+            status = "overspent"
+        elif audit is not None and audit["refuted"]:
+            status = "refuted"
+        else:
+            status = "ok"
     own = {
         "cell_id": cell_id,
         "label": label,
@@ -192,7 +203,8 @@ def row_of(
     if tuning:
         chosen = {name: cell["params"][name] for name in tuning["space"]}
         own["tuning"] = {**tuning, "chosen": chosen, "trained": training.get("trials")}
-    unit, groups = cell["unit_column"] or cell["unit"], training["train_groups"]
+    unit = cell["unit_column"] or cell["unit"]
+    groups = training["train_groups"]
     private = {
         "unit": unit,
         "train_groups": groups,
@@ -212,7 +224,8 @@ def row_of(
 
 
 def _is_overspent(plan: Line, ledger: Line) -> bool:
-    target, spent = plan.get("epsilon_target"), ledger.get("epsilon_spent")
+    target = plan.get("epsilon_target")
+    spent = ledger.get("epsilon_spent")
     return (
         target is not None
         and spent is not None
@@ -228,12 +241,14 @@ def _scores(
     scores = dict(judged.get("scores", {}))
     if local_only is not None and judged.get("clients"):
         known = [score for score in local_only["clients"] if score is not None]
-        scores |= {"client_local_only_balanced_accuracy": sum(known) / len(known)} if known else {}
+        if known:
+            scores |= {"client_local_only_balanced_accuracy": sum(known) / len(known)}
     if strange := sorted(
         name for name, score in scores.items() if score != score
     ):  # NaN alone is not equal to itself
         raise ValueError(f"cell {cell_id}: {strange[0]} is not a number")
-    accuracy, best = scores.get("balanced_accuracy"), (ceiling or {}).get("balanced_accuracy")
+    accuracy = scores.get("balanced_accuracy")
+    best = (ceiling or {}).get("balanced_accuracy")
     return scores | ({"share_of_ceiling": accuracy / best} if accuracy is not None and best else {})
 
 
@@ -461,9 +476,19 @@ def _dtype(name: str, values: Sequence[Any]) -> str | None:
     """By the values, where they are numbers; None: pandas decides."""
     kinds = {type(value) for value in values} - {type(None)}
     if not kinds:
-        return COLUMNS[name].dtype if name in COLUMNS else "object"
+        if name in COLUMNS:
+            return COLUMNS[name].dtype
+        return "object"
     if kinds == {bool}:
-        return "boolean" if None in values else "bool"
+        if None in values:
+            return "boolean"
+        return "bool"
     if kinds == {int} and max(abs(value) for value in values if value is not None) < 2**63:
-        return "Int64" if None in values else "int64"
-    return "float64" if kinds <= {int, float} else None if kinds == {str} else "object"
+        if None in values:
+            return "Int64"
+        return "int64"
+    if kinds <= {int, float}:
+        return "float64"
+    if kinds == {str}:
+        return None
+    return "object"

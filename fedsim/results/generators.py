@@ -282,7 +282,10 @@ class SavedGenerator:
         return path
 
     def _seeds(self, seed: int | None) -> Seeds:
-        root = self.facts.cell.seed if seed is None else seed
+        if seed is None:
+            root = self.facts.cell.seed
+        else:
+            root = seed
         if not 0 <= root < 2**63:
             raise UserError("seed", f"{root} is no seed", "give a whole number in 0 .. 2^63 - 1")
         return Seeds(root)
@@ -312,11 +315,16 @@ def load_generator(
     """
     folder = RunFolder(Path(run))
     vouched = folder.lines("trainings").exists()
-    facts, state = _of_run(folder, cell) if vouched else _of_package(folder.path, cell)
-    where, option = f"{run}, cell {facts.cell.cell_id}", f"synthesis {synthesis}"
+    if vouched:
+        facts, state = _of_run(folder, cell)
+    else:
+        facts, state = _of_package(folder.path, cell)
+    where = f"{run}, cell {facts.cell.cell_id}"
+    option = f"synthesis {synthesis}"
     if not trust_plugin:
         check_installed(facts.cell.algorithm, where)
-    ways, params = lookup(facts.cell.algorithm).syntheses, facts.cell.params
+    ways = lookup(facts.cell.algorithm).syntheses
+    params = facts.cell.params
     kind, _, client = (synthesis or "").partition(":")
     if synthesis in ways:
         params = {**params, "synthesis": synthesis}
@@ -364,7 +372,8 @@ def _of_run(folder: RunFolder, cell: str | None) -> tuple[GeneratorFacts, Tensor
     }
     chosen = _chosen(folder.path, cell, made)
     entry = {entry.cell_id: entry for entry in results.every_entry}[chosen]
-    line, row = results.trained[chosen], results.row(entry, judged=False)
+    line = results.trained[chosen]
+    row = results.row(entry, judged=False)
     assert row is not None
     facts = {name: line[name] for name in ("task", "plan", "class_names", "versions")} | {
         "columns": encode(row.values),
@@ -406,5 +415,8 @@ def _chosen(run: Path, cell: str | None, known: dict[str, str]) -> str:
             "give the folder of a run whose generative cells are finished",
         )
     ids = ", ".join(f"{id_}{known[id_]}" for id_ in (matching or [*known])[:4])
-    what = "there are several generators" if matching else f"there is no generator of cell {cell}"
+    if matching:
+        what = "there are several generators"
+    else:
+        what = f"there is no generator of cell {cell}"
     raise UserError(str(run), f"{what}; some are {ids}", "name one with `cell`")

@@ -31,7 +31,8 @@ from fedsim.results.store import RESTORE
 from fedsim.training.trial import Outcome, Trial
 from fedsim.words import encodable
 
-MOST_MESSAGE, MOST_TRACEBACK = 2_000, 20_000
+MOST_MESSAGE = 2_000
+MOST_TRACEBACK = 20_000
 """Characters of an error that a row holds; the cell's log has all of them."""
 _Beginning = Annotated[str, AfterValidator(lambda text: encodable(text[:MOST_MESSAGE]))]
 _End = Annotated[str, AfterValidator(lambda text: encodable(text[-MOST_TRACEBACK:]))]
@@ -66,8 +67,13 @@ def training_line(
         equal_to: the id of the one training that ran, where the cell is equal to that training's
             cell by construction; None where the cell's own training ran.
     """
-    cell, plan, cls = trial.cell, trial.plan, lookup(trial.cell.algorithm)
-    outcome = end if isinstance(end, Outcome) else None
+    cell = trial.cell
+    plan = trial.plan
+    cls = lookup(trial.cell.algorithm)
+    if isinstance(end, Outcome):
+        outcome = end
+    else:
+        outcome = None
     measured = ("trials", "uplink_bytes", "downlink_bytes", "parameters", "seconds")
     return {
         "training_id": cell.training_id,
@@ -97,7 +103,10 @@ def _ledger(outcome: Outcome) -> dict[str, Any]:
     ledger = {"unaccounted": outcome.unaccounted, "accountant": outcome.accountant}
     if outcome.unaccounted:
         return ledger
-    ran = None if outcome.mechanisms is None else [asdict(one) for one in outcome.mechanisms]
+    if outcome.mechanisms is None:
+        ran = None
+    else:
+        ran = [asdict(one) for one in outcome.mechanisms]
     return {
         **ledger,
         "epsilon_spent": outcome.epsilon_spent,
@@ -170,8 +179,6 @@ def read_state(path: Path, sha256: str) -> Tensors:
 def as_trained(trial: Trial, line: Line) -> Trial:
     """The cell with the parameters and the plan of its training, which a tuned cell chose."""
     plan = line["plan"] and TypeAdapter(PrivacyPlan).validate_json(plain_json(line["plan"]))
-    return (
-        trial.of(line["cell"]["params"], plan)
-        if trial.candidates and line["error"] is None
-        else trial
-    )
+    if trial.candidates and line["error"] is None:
+        return trial.of(line["cell"]["params"], plan)
+    return trial

@@ -69,9 +69,10 @@ class RunResults:
         training = self.trainings.get(entry.training_id)
         if training is None:
             return None
-        judgement = (
-            self.judgements.get(entry.cell_id) if judged and training["error"] is None else None
-        )
+        if judged and training["error"] is None:
+            judgement = self.judgements.get(entry.cell_id)
+        else:
+            judgement = None
         if judged and judgement is None and training["error"] is None:
             return None
         references = {
@@ -101,7 +102,8 @@ class RunResults:
         """What checks in the run folder say of a training's code and parameters, of a search of all
         that it tries.
         """
-        cell, plan = training["cell"], training["plan"]
+        cell = training["cell"]
+        plan = training["plan"]
         checks = [check for check in self.checks if check["source"] == cell["source"]]
         if plan is None or not checks:
             return None
@@ -112,7 +114,11 @@ class RunResults:
         )
         said = {check_of(checks, cell["unit"], cell["trust"], params) for params in settings}
         # a search is as well founded as the weakest of its trainings
-        return "failed" if "failed" in said else None if None in said else "passed"
+        if "failed" in said:
+            return "failed"
+        if None in said:
+            return None
+        return "passed"
 
     def rows_of(self, entries: Sequence[Entry]) -> list[Row]:
         """The rows of those cells that are finished, in order."""
@@ -182,8 +188,14 @@ class RunResults:
         for entry in self.entries:
             floor = self.references.get(entry.local_only)
             for client in self.judgements.get(entry.cell_id, {}).get("clients", ()):
-                alone = floor["clients"][client["client"]] if floor else None
-                reason = {} if client["test_rows"] else {"reason": "it has no test row"}
+                if floor:
+                    alone = floor["clients"][client["client"]]
+                else:
+                    alone = None
+                if client["test_rows"]:
+                    reason = {}
+                else:
+                    reason = {"reason": "it has no test row"}
                 lines.append(
                     {
                         "cell_id": entry.cell_id,
@@ -238,7 +250,8 @@ def claim_of(cell: Mapping[str, Any]) -> str:
 
 def read_results(folder: Path | str) -> RunResults:
     """The results of a run folder."""
-    manifest, store = read_manifest(Path(folder)), ResultStore(folder)
+    manifest = read_manifest(Path(folder))
+    store = ResultStore(folder)
     lines = (
         store.last("trainings"),
         store.last("judgements"),

@@ -61,14 +61,10 @@ class Settings:
         check_choice("spread", spread, get_args(Spread))
         rows = frame_of(results)
         given = [row.given_params for row in results]
-        rows["label"], rows["drawn_claim"] = (
-            _told_apart(results, given),
-            [row.drawn_claim for row in results],
-        )
-        rows["_given"], rows["_evaluation"] = (
-            [dump(each) for each in given],
-            [dump(row.evaluation) for row in results],
-        )
+        rows["label"] = _told_apart(results, given)
+        rows["drawn_claim"] = [row.drawn_claim for row in results]
+        rows["_given"] = [dump(each) for each in given]
+        rows["_evaluation"] = [dump(row.evaluation) for row in results]
         keys = [*PLACE, *METHOD, *BUDGET, "dataset_hash", "public_hash", "_given", "_evaluation"]
         first = {
             name: rows[name].map({value: i for i, value in enumerate(rows[name].unique())})
@@ -136,14 +132,15 @@ def with_ends(stats: pd.DataFrame, spread: Spread) -> pd.DataFrame:
     half = (
         stdtrit(np.maximum(stats["n"] - 1, 1), 0.975) * stats["std"] / np.sqrt(stats["n"])
     ).where(varies & (stats["n"] > 1))
-    reach = (
-        half.where(stats["n"] >= FEWEST_SEEDS)
-        if spread == "ci95"
-        else stats["std"].where(half.notna())
-    )
-    low, high = stats["mean"] - reach, stats["mean"] + reach
+    if spread == "ci95":
+        reach = half.where(stats["n"] >= FEWEST_SEEDS)
+    else:
+        reach = stats["std"].where(half.notna())
+    low = stats["mean"] - reach
+    high = stats["mean"] + reach
     if spread == "range":
-        low, high = stats["min"].where(half.notna()), stats["max"].where(half.notna())
+        low = stats["min"].where(half.notna())
+        high = stats["max"].where(half.notna())
     return stats.assign(half=half, low=low, high=high).drop(columns=["std", "min", "max"])
 
 
@@ -234,7 +231,10 @@ def paired_differences(
         differences of the place.
     """
     rows = settings.averaged
-    wide = rows.pivot(index=_CHANCE, columns="setting", values=measure) if len(rows) else rows
+    if len(rows):
+        wide = rows.pivot(index=_CHANCE, columns="setting", values=measure)
+    else:
+        wide = rows
     facts = settings.facts.loc[
         [number for number in settings.facts.index if number in wide.columns]
     ]
@@ -262,12 +262,13 @@ def paired_differences(
 
 def _tested(paired: pd.Series[float]) -> dict[str, float]:
     """Statistics of some differences; p as ``scipy.stats.ttest_rel``'s."""
-    n, mean, std = len(paired), paired.mean(), paired.std()
-    p = (
-        math.nan
-        if paired.max() - paired.min() < EQUAL
-        else 2 * float(stdtr(n - 1, -abs(mean) * math.sqrt(n) / std))
-    )
+    n = len(paired)
+    mean = paired.mean()
+    std = paired.std()
+    if paired.max() - paired.min() < EQUAL:
+        p = math.nan
+    else:
+        p = 2 * float(stdtr(n - 1, -abs(mean) * math.sqrt(n) / std))
     return {"mean": mean, "std": std, "min": paired.min(), "max": paired.max(), "n": n, "p": p}
 
 

@@ -61,13 +61,13 @@ class RunFolder:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self.results, self.clients = path / "results.jsonl", path / "clients.jsonl"
-        self.manifest, self.partitions, self.lock = (
-            path / "manifest.json",
-            path / "partitions.json",
-            path / ".lock",
-        )
-        self.page, self.curves = path / "report.html", path / "curves"
+        self.results = path / "results.jsonl"
+        self.clients = path / "clients.jsonl"
+        self.manifest = path / "manifest.json"
+        self.partitions = path / "partitions.json"
+        self.lock = path / ".lock"
+        self.page = path / "report.html"
+        self.curves = path / "curves"
 
     def lines(self, kind: str) -> Path:
         """The result lines of one of :data:`KINDS`, appended."""
@@ -125,7 +125,10 @@ class RunFolder:
             return
         others = sorted(path.name for path in self.path.iterdir() if not self._precedes(path))
         if others:
-            more = ", …" if len(others) > 3 else ""
+            if len(others) > 3:
+                more = ", …"
+            else:
+                more = ""
             raise UserError(
                 str(self.path),
                 "is not empty and has no manifest of a fedsim run (it holds "
@@ -143,7 +146,10 @@ class RunFolder:
     def _precedes(self, path: Path) -> bool:
         """Whether a file may be there before a manifest: the lock, half a manifest, an audit."""
         if path == self.lock:
-            text = path.read_text(errors="replace") if path.is_file() else "no file"
+            if path.is_file():
+                text = path.read_text(errors="replace")
+            else:
+                text = "no file"
             return not text or text.startswith(HOLDER)
         half = path.name.startswith(f".{self.manifest.name}.") and path.suffix == ".part"
         return half or path == self.lines("pairs")
@@ -232,10 +238,8 @@ class ResultStore:
         """Add result lines of one kind, in one write that is on disk when this returns, all or
         none; a line is never changed again.
         """
-        path, rest = (
-            self.folder.lines(kind),
-            memoryview("".join(f"{dump(line)}\n" for line in lines).encode(errors="replace")),
-        )
+        path = self.folder.lines(kind)
+        rest = memoryview("".join(f"{dump(line)}\n" for line in lines).encode(errors="replace"))
         if not rest:
             return
         with self.lock():
@@ -255,7 +259,8 @@ class ResultStore:
         """The lines of one kind in the order in which they were written; numbers that are not
         finite as numbers.
         """
-        path, model = self.folder.lines(kind), KINDS[kind]
+        path = self.folder.lines(kind)
+        model = KINDS[kind]
         for number, line in complete_lines(path):
             try:
                 values = load(line)

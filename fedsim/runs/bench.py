@@ -96,10 +96,8 @@ def run_bench(
         The exit code: 0 if every cell is ok, 1 if one is not or a plug-in was left out, 130 after
             an interruption.
     """
-    store, bare = (
-        ResultStore(folder),
-        [Entry(t.cell.cell_id, t.cell.training_id, t.cell.label) for t in prepared.trials],
-    )
+    store = ResultStore(folder)
+    bare = [Entry(t.cell.cell_id, t.cell.training_id, t.cell.label) for t in prepared.trials]
     show_warnings(prepared, console)
     audits = claim_audits(prepared)  # before the folder is made, for a mistake in the grid
     store.check_free()
@@ -118,9 +116,11 @@ def run_bench(
         ended = Counter(
             row.status for row in lines.rows_of(bare) if row.status != "failed" or not retry_failed
         )
-        minutes, words = (
-            (0.0, "") if prepared.short else time_left(prepared, lines.trainings, folder, audits)
-        )
+        if prepared.short:
+            minutes = 0.0
+            words = ""
+        else:
+            minutes, words = time_left(prepared, lines.trainings, folder, audits)
         if minutes >= 1:
             print_line(console, words)
         display = Display(
@@ -157,7 +157,10 @@ def run_bench(
         try:
             report = _run(run, jobs, console, engine)
         except (KeyboardInterrupt, ClusterLost) as error:
-            lost = error if isinstance(error, ClusterLost) else None
+            if isinstance(error, ClusterLost):
+                lost = error
+            else:
+                lost = None
             finished = (
                 f"{len(read_results(folder).rows_of(bare))} of {counted(len(bare), 'cell')} "
                 "finished"
@@ -167,7 +170,9 @@ def run_bench(
                 f"{f'{lost.where}: {lost.what}' if lost else 'interrupted'}: {finished}; the "
                 "same command goes on",
             )
-            return lost.exit_code if lost else INTERRUPTED
+            if lost:
+                return lost.exit_code
+            return INTERRUPTED
     report.show(console)
     bad = [row for row in report.rows if row.status != "ok"]
     for row in bad[:MOST_SHOWN]:
@@ -188,7 +193,9 @@ def run_bench(
             else "run failed cells again with retry_failed",
         )
     print_line(console, f"report: {report.page}")
-    return 1 if bad or prepared.refused else 0
+    if bad or prepared.refused:
+        return 1
+    return 0
 
 
 def _discard_checkpoints(run: RunContext, lines: RunResults) -> None:
@@ -221,10 +228,8 @@ def missing_jobs(
             if reference.key[-1] not in seen:
                 seen.add(reference.key[-1])
                 yield reference
-        job, equal = (
-            _cell_job(run, trial, lines, retry_failed=retry_failed),
-            run.prepared.equal.get(trial.cell.training_id),
-        )
+        job = _cell_job(run, trial, lines, retry_failed=retry_failed)
+        equal = run.prepared.equal.get(trial.cell.training_id)
         if (
             equal is not None
             and isinstance(job, CellJob)
@@ -241,7 +246,8 @@ def missing_jobs(
 
 def _missing_checks(run: RunContext, lines: RunResults) -> Iterator[Job]:
     """A check for every method, its parameters, unit and trust whose rows promise a theorem."""
-    mode, seen = run.prepared.grid.check, set[str]()
+    mode = run.prepared.grid.check
+    seen = set[str]()
     for trial in chain.from_iterable(
         trial.trained for trial in run.prepared.trials if mode is not None
     ):
@@ -259,7 +265,8 @@ def _cell_job(
 ) -> Job | None:
     """What a cell lacks: its training, its judgement, or nothing."""
     cell = trial.cell
-    training, judgement = lines.trainings.get(cell.training_id), lines.judgements.get(cell.cell_id)
+    training = lines.trainings.get(cell.training_id)
+    judgement = lines.judgements.get(cell.cell_id)
     if training is None or (training["error"] is not None and retry_failed):
         return CellJob(run, trial)
     if training["error"] is not None or (
@@ -339,10 +346,8 @@ def run_again(folder: Path, console: Console, count: int, *, trust_plugin: bool 
     )  # late, for it takes pandas, which a bench's start does not wait for
 
     store = ResultStore(folder)
-    prepared, listed = (
-        prepared_again(store.folder, trust_plugin=trust_plugin),
-        read_manifest(folder)["cells"],
-    )
+    prepared = prepared_again(store.folder, trust_plugin=trust_plugin)
+    listed = read_manifest(folder)["cells"]
     if len(listed) != len(prepared.trials):
         what = (
             f"lists {counted(len(listed), 'cell')}, and its grid makes {len(prepared.trials)} "
@@ -380,12 +385,16 @@ def run_again(folder: Path, console: Console, count: int, *, trust_plugin: bool 
         with engine as running, run.display:
             Scheduler(run, running).run(missing_jobs(run, (), RunResults(run.store.folder)))
         write_manifest(run.store.folder, prepared, entries_of(run))
-        found, chosen = read_results(scratch), {cell.cell_id for cell in drawn}
+        found = read_results(scratch)
+        chosen = {cell.cell_id for cell in drawn}
         new = [row for row in found.rows if row.cell_id in chosen], found.rounds()
     comparison = compare((str(folder), "the cells run again"), (old, lines.rounds()), new)
     comparison.show(console)
     same = comparison.rows_equal and len(comparison.matched) == len(old)
-    ended = "equal to the last bit in rows and rounds" if same else "they differ"
+    if same:
+        ended = "equal to the last bit in rows and rounds"
+    else:
+        ended = "they differ"
     print_line(
         console, f"{len(old)} of {counted(len(finished), 'finished cell')} run again: {ended}"
     )

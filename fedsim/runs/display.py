@@ -61,7 +61,9 @@ class Display:
         audits: int = 0,
         audits_ended: int = 0,
     ) -> None:
-        self.total, self.ended, self._console = total, Counter(ended), console
+        self.total = total
+        self.ended = Counter(ended)
+        self._console = console
         self.audits = audits
         self.audits_ended = audits_ended
         words = TextColumn("{task.description}", markup=False)
@@ -132,7 +134,10 @@ class Display:
         if self._progress.disable and time.monotonic() - self._printed >= EVERY:
             self._printed = time.monotonic()
             left = self._progress.tasks[0].time_remaining
-            estimate = "" if left is None else f", about {_duration(left)} left"
+            if left is None:
+                estimate = ""
+            else:
+                estimate = f", about {_duration(left)} left"
             gone = _duration(self._printed - self._started)
             self.note(
                 f"{self._finished_words()} finished, {self._running_words()} running, {gone} "
@@ -151,10 +156,15 @@ class Display:
         if not self.others:
             return str(len(self.running))
         names = Counter(f"{job.name}{job.progress}" for job in self.others.values())
-        words = [counted(len(self.running), "cell")] if self.running else []
+        if self.running:
+            words = [counted(len(self.running), "cell")]
+        else:
+            words = []
         words += [name if count == 1 else f"{count} × {name}" for name, count in names.items()]
         *first, last = words
-        return f"{', '.join(first)} and {last}" if first else last
+        if first:
+            return f"{', '.join(first)} and {last}"
+        return last
 
     def note(self, text: str) -> None:
         """A line that stays on the screen."""
@@ -176,7 +186,8 @@ class Display:
             f"{count} {status}" for status, count in self.ended.items() if count and status != "ok"
         ]
         left = self.total - self.ended.total()
-        parts += [f"{left} not finished"] if left else []
+        if left:
+            parts += [f"{left} not finished"]
         if self.audits:
             parts.append(f"{self.audits_ended} of {counted(self.audits, 'audit')} done")
         self.note(f"{', '.join(parts)} in {_duration(time.monotonic() - self._started)}")

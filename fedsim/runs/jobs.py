@@ -69,7 +69,8 @@ class RunContext:
         """
         assert job.trial is not None
         self.store.log(job.trial.cell.cell_id, [failure.traceback.rstrip("\n")])
-        grid, name = self.prepared.grid, job.trial.cell.algorithm
+        grid = self.prepared.grid
+        name = job.trial.cell.algorithm
         where = grid.place(
             "algorithms",
             next(i for i, entry in enumerate(grid.algorithms) if entry.name == name),
@@ -115,11 +116,9 @@ class Job:
     @cached_property
     def plug_in(self) -> str:
         """The algorithm whose code it runs, where that is not shipped with fedsim; else empty."""
-        return (
-            ""
-            if self.trial is None or is_shipped(lookup(self.trial.cell.algorithm))
-            else self.trial.cell.algorithm
-        )
+        if self.trial is None or is_shipped(lookup(self.trial.cell.algorithm)):
+            return ""
+        return self.trial.cell.algorithm
 
     def show_start(self) -> None:
         """Show that it runs now."""
@@ -156,26 +155,25 @@ class CellJob(Job):
         training: Line | None = None,
         equal: Sequence[_Cell] = (),
     ) -> None:
-        self.run, self.trial, self.training = (
-            run,
-            trial if training is None else as_trained(trial, training),
-            training,
-        )
-        self.equal, self.key, self.name = (
-            list(equal),
-            ("cell", trial.cell.cell_id),
-            f"{trial.cell.label} (cell {trial.cell.cell_id})",
-        )
-        self.any_slot, self.limited, self.asked = training is not None, training is None, self._ask
+        self.run = run
+        if training is None:
+            self.trial = trial
+        else:
+            self.trial = as_trained(trial, training)
+        self.training = training
+        self.equal = list(equal)
+        self.key = ("cell", trial.cell.cell_id)
+        self.name = f"{trial.cell.label} (cell {trial.cell.cell_id})"
+        self.any_slot = training is not None
+        self.limited = training is None
+        self.asked = self._ask
 
     @property
     def need(self) -> Need:
         """Of a training all its actors."""
-        return (
-            self.run.prepared.need_of(self.trial)
-            if self.training is None
-            else self.run.prepared.need
-        )
+        if self.training is None:
+            return self.run.prepared.need_of(self.trial)
+        return self.run.prepared.need
 
     @property
     def cells(self) -> list[_Cell]:
@@ -186,7 +184,9 @@ class CellJob(Job):
         """Train, from the last checkpoint if there is one; or judge by the tensors that the
         training left.
         """
-        trial, folder, data = self.trial, self.run.store.folder, put(self.trial.data_key)
+        trial = self.trial
+        folder = self.run.store.folder
+        data = put(self.trial.data_key)
         if self.training is None:
             self._started("started")
             # in a list the data set stays a reference, for the worker to hand on to its cohort
@@ -219,7 +219,8 @@ class CellJob(Job):
         }
         shown = setting(cell.label, cell.dataset.display, **point)  # type: ignore[arg-type]
         self.run.display.cell_started(cell.cell_id, shown)
-        plan, sizes = f"plan {self.trial.plan}", f"clients per actor {self.trial.sizes}"
+        plan = f"plan {self.trial.plan}"
+        sizes = f"clients per actor {self.trial.sizes}"
         self.run.store.log(
             self.trial.cell.cell_id,
             [f"{what} {now()}", f"cell {cell.model_dump_json()}", plan, sizes],
@@ -242,11 +243,9 @@ class CellJob(Job):
 
     def again(self) -> Job:
         """Judging, once the training's line is written."""
-        return (
-            self
-            if self.training is None
-            else CellJob(self.run, self.trial, self.training, self.equal)
-        )
+        if self.training is None:
+            return self
+        return CellJob(self.run, self.trial, self.training, self.equal)
 
     @property
     def _checkpoint(self) -> Path:
@@ -276,15 +275,19 @@ class CellJob(Job):
         """Keep what was made, then write the lines; the checkpoint, which may hold the key of
         secret noise, goes before.
         """
-        prepared, store, clients = self.run.prepared, self.run.store, self.trial.cell.clients
+        prepared = self.run.prepared
+        store = self.run.store
+        clients = self.trial.cell.clients
         self.trial = self.trial.ended(outcome)
         self.run.store.log(self.trial.cell.cell_id, [f"trained {outcome}"])
         # An earlier start of a cell that is equal may have left a checkpoint of its own.
         for trial, _ in self.cells:
             discard(store.folder.checkpoint(trial.cell.training_id))
-        names, lines = prepared.data[self.trial.data_key].class_names, list[Line]()
+        names = prepared.data[self.trial.data_key].class_names
+        lines = list[Line]()
         for trial, _ in self.cells:
-            path, own = store.folder.state(trial.cell.training_id), outcome
+            path = store.folder.state(trial.cell.training_id)
+            own = outcome
             equal_to = None
             if trial is not self.trial:  # every client sends and gets the same
                 equal_to = self.trial.cell.training_id
@@ -293,9 +296,10 @@ class CellJob(Job):
                     for size in (outcome.uplink_bytes, outcome.downlink_bytes)
                 )
                 own = replace(outcome, uplink_bytes=up, downlink_bytes=down)
-            state = (
-                keep_state(path, outcome.state) if prepared.grid.resources.save_generators else None
-            )
+            if prepared.grid.resources.save_generators:
+                state = keep_state(path, outcome.state)
+            else:
+                state = None
             lines.append(training_line(trial, own, versions(), names, state, equal_to))
         store.append("trainings", lines)
         self.training, *others = lines
@@ -317,10 +321,10 @@ class CellJob(Job):
         )
         for trial, training in self.cells:
             assert training is not None
-            made = (
-                (error_of(end), 0.0) if isinstance(end, Failure) else (end.judgement, end.seconds)
-            )
-            line = judgement_line(trial, *made)
+            if isinstance(end, Failure):
+                line = judgement_line(trial, error_of(end), 0.0)
+            else:
+                line = judgement_line(trial, end.judgement, end.seconds)
             self.run.store.append("judgements", [line])
             self.run.finished(trial, training, line)
 
@@ -329,7 +333,9 @@ def references_of(run: RunContext, trial: Trial) -> tuple[Job, Job]:
     """A cell's ceiling and its local-only reference, whose keys end in those of their lines; a
     failed one leaves no line.
     """
-    cell, partition, data = trial.cell, trial.partition, run.prepared.data[trial.data_key]
+    cell = trial.cell
+    partition = trial.partition
+    data = run.prepared.data[trial.data_key]
     common = {
         "data": data.fingerprint,
         "probe_c": cell.evaluation.probe_c,
@@ -380,7 +386,9 @@ def missing_audits(
 
 def audit_of(run: RunContext, audit: ClaimAudit) -> Job:
     """The audit of one claim, from the pairs that are there."""
-    store, key, trial = run.store, audit.run.key, audit.trials[0]
+    store = run.store
+    key = audit.run.key
+    trial = audit.trials[0]
     job_key = ("audit", key)
     pairs_done = 0
 
@@ -419,7 +427,8 @@ def check_of(run: RunContext, trial: Trial, *, quick: bool) -> Job:
         if isinstance(item, list):
             run.store.append("checks", item)
 
-    key, name = ("check", identity(checked_facts(trial))), f"the check of {cell.label}"
+    key = ("check", identity(checked_facts(trial)))
+    name = f"the check of {cell.label}"
     return Job(run, key, name, lambda put: ("check", cell, given, quick), take, trial)
 
 

@@ -65,10 +65,8 @@ def prepared_again(folder: RunFolder, *, trust_plugin: bool) -> Prepared:
     folder.check()
     manifest = read_manifest(folder.path)
     try:
-        grid, refused = (
-            Grid.model_validate(decode(manifest["grid"])),
-            {entry["algorithm"] for entry in manifest["refused"]},
-        )
+        grid = Grid.model_validate(decode(manifest["grid"]))
+        refused = {entry["algorithm"] for entry in manifest["refused"]}
     except (KeyError, ValidationError) as error:
         raise UserError(
             str(folder.manifest), "cannot be read (it has no grid of this version)", RESTORE
@@ -94,7 +92,10 @@ def write_manifest(
         for i, one in enumerate(prepared.grid.algorithms)
         if i not in prepared.refused
     ]
-    earlier = read_manifest(folder.path).get("methods", []) if kept else []
+    if kept:
+        earlier = read_manifest(folder.path).get("methods", [])
+    else:
+        earlier = []
     manifest = {
         "format": FORMAT,
         "versions": versions(),
@@ -125,7 +126,8 @@ def earlier_entries(prepared: Prepared, lines: RunResults) -> tuple[list[Entry],
         those that it no longer shows, without those that older code of the grid's methods made.
     """
     cells = [trial.cell for trial in prepared.trials]
-    ids, evaluations = {cell.cell_id for cell in cells}, {cell.evaluation for cell in cells}
+    ids = {cell.cell_id for cell in cells}
+    evaluations = {cell.evaluation for cell in cells}
     alike = set[str]()
     methods = dict[str, str]()
     sources: dict[str, str | None] = {cell.algorithm: cell.source for cell in cells}

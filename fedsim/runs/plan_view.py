@@ -65,7 +65,9 @@ class Plan(Printed):
     @property
     def code(self) -> int:
         """1 where a plug-in is left out, else 0."""
-        return 1 if self.prepared.refused else 0
+        if self.prepared.refused:
+            return 1
+        return 0
 
     @property
     def cells(self) -> pd.DataFrame:
@@ -74,7 +76,8 @@ class Plan(Printed):
 
         records = []
         for trial in self.prepared.trials:
-            cell, plan = trial.cell, trial.plan
+            cell = trial.cell
+            plan = trial.plan
             facts: dict[str, Any] = {
                 "cell": cell.cell_id,
                 "algorithm": cell.label,
@@ -153,7 +156,8 @@ class Plan(Printed):
 
     def show(self, console: Console) -> None:
         """Print it."""
-        prepared, wide = self.prepared, wide_console(console, 400)
+        prepared = self.prepared
+        wide = wide_console(console, 400)
         wide.print(
             frame_table(
                 f"{prepared.grid.name}: {counted(len(prepared.trials), 'cell')}", self.cells
@@ -202,7 +206,8 @@ def time_left(
 
     Plug-ins, whose code is not to run in this process, and cells on GPUs have none.
     """
-    took, seconds = defaultdict[str, list[float]](list), defaultdict[str, float](float)
+    took = defaultdict[str, list[float]](list)
+    seconds = defaultdict[str, float](float)
     for line in trainings.values():
         if line["error"] is None:
             took[line["cell"]["algorithm"]].append(line["seconds"])
@@ -231,24 +236,20 @@ def time_left(
             whole = (tuning.trials if tuning else 1) * sum(
                 rates[kind][each.name] * each.rounds for each in algorithm.releases()
             )
-        seconds[name] += fmean(took[name]) if name in took else whole
-    minutes, dearest = (
-        sum(seconds.values()) / prepared.parallel / 60,
-        max(seconds, key=seconds.__getitem__, default=""),
-    )
-    words = (
-        [f"about {_long(minutes)} of training for the {counted(len(left), 'cell')} left"]
-        if seconds or not unknown
-        else []
-    )
-    words += (
-        [f"{seconds[dearest] / sum(seconds.values()):.0%} of it {dearest}"]
-        if len(seconds) > 1 and minutes > 1
-        else []
-    )
-    words += (
-        [f"not known before a cell of {', '.join(unknown)} has run in {folder}"] if unknown else []
-    )
+        if name in took:
+            seconds[name] += fmean(took[name])
+        else:
+            seconds[name] += whole
+    minutes = sum(seconds.values()) / prepared.parallel / 60
+    dearest = max(seconds, key=seconds.__getitem__, default="")
+    if seconds or not unknown:
+        words = [f"about {_long(minutes)} of training for the {counted(len(left), 'cell')} left"]
+    else:
+        words = []
+    if len(seconds) > 1 and minutes > 1:
+        words += [f"{seconds[dearest] / sum(seconds.values()):.0%} of it {dearest}"]
+    if unknown:
+        words += [f"not known before a cell of {', '.join(unknown)} has run in {folder}"]
     audit_minutes, audit_words = audit_time(prepared, audits, ResultStore(folder))
     return minutes + audit_minutes, f"time: {', '.join([*words, *audit_words])}"
 
@@ -259,7 +260,10 @@ def audit_time(
     """The minutes of the audits that a folder lacks, by a pair of trainings of each method, and
     these in words; plug-ins, whose code is not to run in this process, have none.
     """
-    missing = missing_audits(audits, list(store.lines("audits"))) if audits else []
+    if audits:
+        missing = missing_audits(audits, list(store.lines("audits")))
+    else:
+        missing = []
     if not missing:
         return 0.0, []
     done = Counter(line["audit"] for line in store.lines("pairs"))
@@ -302,7 +306,9 @@ def seconds_a_pair(audit: AuditRun) -> float:
 
 def _long(minutes: float) -> str:
     """A time in minutes, or where it is long in hours."""
-    return f"{minutes / 60:.1f} hours" if minutes > 90 else f"{minutes:.1f} minutes"
+    if minutes > 90:
+        return f"{minutes / 60:.1f} hours"
+    return f"{minutes:.1f} minutes"
 
 
 def round_kind(trial: Trial, releases: Sequence[Release]) -> RoundKind:
@@ -318,10 +324,12 @@ def seconds_a_round(trial: Trial, prepared: Prepared) -> dict[str, float]:
     """The seconds of a round of each release of a cell, by the second where there are two; nothing
     of it is kept.
     """
-    data, seconds = prepared.data[trial.data_key], dict[str, float]()
+    data = prepared.data[trial.data_key]
+    seconds = dict[str, float]()
     with torch.random.fork_rng(devices=[]), threadpool_limits(max(1, int(prepared.need.cpus))):
         algorithm = build_algorithm(trial.cell.algorithm, trial.cell.params, trial.given(data).task)
-        pool, started = local_pool(trial.given(data), data), time.perf_counter()
+        pool = local_pool(trial.given(data), data)
+        started = time.perf_counter()
         for record in train(
             algorithm, pool, trial.plan, Seeds(0), schedule=first_rounds(algorithm, 2)
         ):
@@ -423,7 +431,10 @@ def signals(trial: Trial, parts: Parts, release: Release) -> Iterator[tuple[str,
     for name, shape in shapes.items() if weights else ():
         size = math.prod(shape[1:])
         matrices = shape == (dim, dim) or (name == "class_second" and shape[0] % size == 0)
-        groups = shape[0] // size if matrices else shape[0]
+        if matrices:
+            groups = shape[0] // size
+        else:
+            groups = shape[0]
         # a sum is released to be divided, so its noise is that of a mean
         std = (
             plan.noise_std_of_sum(release.name, task.clients)
@@ -431,11 +442,15 @@ def signals(trial: Trial, parts: Parts, release: Release) -> Iterator[tuple[str,
             / (trial.units / groups)
         )
         # the spectral norm of a matrix of independent noise is about twice the root of its size
-        norm, of = (
-            (2.0, "largest trace, spectral norm")
-            if matrices
-            else (1.0, "radius" if size > 1 else "count")
-        )
+        if matrices:
+            norm = 2.0
+            of = "largest trace, spectral norm"
+        else:
+            norm = 1.0
+            if size > 1:
+                of = "radius"
+            else:
+                of = "count"
         title = (
             name.replace("_sums", " means").replace("_second", " second moments").replace("_", " ")
         )
@@ -452,16 +467,25 @@ def signals(trial: Trial, parts: Parts, release: Release) -> Iterator[tuple[str,
     )  # the noise is in every client's own steps
     clients = algorithm.clips_clients() or (isinstance(algorithm, LocalTraining) and not local)
     parameters = sum(p.numel() for p in cohort.clients.model.parameters())
-    held, called = (
-        (trial.train_rows, "examples")
-        if trial.train_groups is None
-        else (trial.train_groups, "groups")
-    )
-    size = parameters if local else sum(math.prod(shape) for shape in shapes.values())
+    if trial.train_groups is None:
+        held = trial.train_rows
+        called = "examples"
+    else:
+        held = trial.train_groups
+        called = "groups"
+    if local:
+        size = parameters
+    else:
+        size = sum(math.prod(shape) for shape in shapes.values())
     units = (
         held / task.clients if local else task.clients if clients else held
     ) * release.sample_rate
-    of = "clients" if clients else f"{called} of a client" if local else called
+    if clients:
+        of = "clients"
+    elif local:
+        of = f"{called} of a client"
+    else:
+        of = called
     noise = (
         plan.noise_std_of_sum(release.name, 1 if local else task.clients)
         * math.sqrt(size)

@@ -35,7 +35,8 @@ from fedsim.training.cohort import build_algorithm
 from fedsim.training.trial import Candidate, Trial, packing
 from fedsim.words import counted
 
-FEW_CELLS, SHORT_WORK = 5, 3e7
+FEW_CELLS = 5
+SHORT_WORK = 3e7
 """Cells, and numbers that their rounds read (rounds x rows x dimensions), up to which they take
 less time than Ray to start.
 """
@@ -122,7 +123,8 @@ class Prepared:
         """Whether all cells have run before a cluster has started: a handful of shipped methods on
         few rows, without limits or GPUs.
         """
-        asked, work = self.grid.resources, 0.0
+        asked = self.grid.resources
+        work = 0.0
         limits = (self.need.gpus, asked.cell_timeout, self.grid.audit, self.grid.check)
         if (
             len(self.trials) > FEW_CELLS
@@ -206,7 +208,8 @@ def equal_cells(trials: Sequence[Trial]) -> dict[str, str]:
     first: dict[str, str] = {}
     equal = {}
     for trial in trials:
-        cell, judged = trial.cell, trial.cell.evaluation
+        cell = trial.cell
+        judged = trial.cell.evaluation
         known = (
             is_shipped(lookup(cell.algorithm))
             and build_algorithm(cell.algorithm, cell.params, trial.task).ignores_partition()
@@ -249,11 +252,10 @@ def planned(
             if where == "epsilon":
                 named = grid.place("epsilon", grid.epsilon.index(cell.epsilon))
             else:
-                named = (
-                    grid.place(where)
-                    if where in Grid.model_fields
-                    else f"{grid.place('algorithms')}: {where}"
-                )
+                if where in Grid.model_fields:
+                    named = grid.place(where)
+                else:
+                    named = f"{grid.place('algorithms')}: {where}"
             return f"{named} with {cell.label}"
 
         tuned = dump(cell.tuning and cell.tuning.model_dump())
@@ -274,13 +276,13 @@ def laid_out(
     """Clients per actor of every cell, in client order. ``auto``: all where cells keep every slot
     busy, else spread over idle ones.
     """
-    asked, sizes = grid.resources.clients_per_actor, []
+    asked = grid.resources.clients_per_actor
+    sizes = []
     for cell in cells:
-        spread = (
-            cell.clients
-            if asked == "all" or len(cells) >= parallel
-            else -(-cell.clients // (parallel // len(cells)))
-        )
+        if asked == "all" or len(cells) >= parallel:
+            spread = cell.clients
+        else:
+            spread = -(-cell.clients // (parallel // len(cells)))
         sizes.append(
             packing(cell.clients, min(asked, cell.clients) if isinstance(asked, int) else spread)
         )
@@ -300,7 +302,10 @@ def actors_that_fit(grid: Grid, need: Need, nodes: Sequence[Node]) -> int:
         return capacity
     has = ", ".join(sorted(map(str, set(nodes))))
     without = need.gpus and not any(node.gpus for node in nodes)
-    fix = "give gpus_per_actor: 0 and device: auto" if without else "give actors a smaller share"
+    if without:
+        fix = "give gpus_per_actor: 0 and device: auto"
+    else:
+        fix = "give actors a smaller share"
     what = f"an actor needs {need}; no node has them ({has})"
     raise UserError(grid.place("resources"), what, fix)
 
@@ -311,7 +316,9 @@ def label_matrices(prepared: Prepared) -> list[LabelMatrix]:
     """
     matrices: dict[tuple[Any, ...], LabelMatrix] = {}
     for trial in prepared.trials:
-        cell, partition, data = trial.cell, trial.partition, prepared.data[trial.data_key]
+        cell = trial.cell
+        partition = trial.partition
+        data = prepared.data[trial.data_key]
         place = (
             shown(cell.dataset, cell.evaluation.unseen),
             partition.scheme,

@@ -192,10 +192,8 @@ def joined_cluster(address: str, files: Collection[Path] = ()) -> Iterator[list[
             RuntimeError,
             ValueError,
         ) as error:  # RuntimeError: other versions there
-            what, right = (
-                "no Ray cluster runs there, or it does not let this process in",
-                "start one with `ray start --head`",
-            )
+            what = "no Ray cluster runs there, or it does not let this process in"
+            right = "start one with `ray start --head`"
             token = (
                 "where it asks for a token, set RAY_AUTH_TOKEN or RAY_AUTH_TOKEN_PATH (`ray "
                 "get-auth-token` at its head)"
@@ -223,13 +221,12 @@ def _connected() -> Iterator[None]:
     try:
         yield
     except BaseException as error:
-        late = (
-            INTERRUPTED
-            if isinstance(error, KeyboardInterrupt)
-            else 1
-            if isinstance(error, ClusterLost)
-            else None
-        )
+        if isinstance(error, KeyboardInterrupt):
+            late = INTERRUPTED
+        elif isinstance(error, ClusterLost):
+            late = 1
+        else:
+            late = None
         raise
     finally:
         leaving = threading.Thread(target=ray.shutdown, daemon=True)
@@ -291,7 +288,9 @@ class TrialWorker(Worker):
         """
         if isinstance(error, ray.exceptions.RayTaskError):
             return Failure(type(error.cause).__name__, str(error.cause), str(error))
-        return None if isinstance(error, ray.exceptions.RayActorError) else super().failure(error)
+        if isinstance(error, ray.exceptions.RayActorError):
+            return None
+        return super().failure(error)
 
 
 class CohortActor(Process):
@@ -315,7 +314,9 @@ class CohortActor(Process):
     def call(self, method: str, *args: Any) -> Any:
         """Call a method of the cohort; what it returns travels by the CPU, in one copy."""
         returned = getattr(self.cohort, method)(*args)
-        return returned.on(CPU) if isinstance(returned, Message) else returned
+        if isinstance(returned, Message):
+            return returned.on(CPU)
+        return returned
 
 
 class RayPool(LocalPool):
@@ -330,7 +331,8 @@ class RayPool(LocalPool):
         data_ref: Any,
         device: torch.device,
     ) -> None:
-        self.actors, self.sizes = list(actors), [len(spec.members) for spec in specs]
+        self.actors = list(actors)
+        self.sizes = [len(spec.members) for spec in specs]
         hosted = [
             actor.host.remote(spec.given(None), key, data_ref)
             for actor, spec in zip(self.actors, specs[1:], strict=True)
@@ -348,8 +350,12 @@ class RayPool(LocalPool):
 
     def round(self, round_: Round, broadcast: Tensors) -> list[Message]:
         """As in this process; a large broadcast goes into the object store once."""
-        size, there = sum(value.nbytes for value in broadcast.values()), moved(broadcast, CPU)
-        sent = ray.put(there) if size > IN_THE_CALL else there
+        size = sum(value.nbytes for value in broadcast.values())
+        there = moved(broadcast, CPU)
+        if size > IN_THE_CALL:
+            sent: Any = ray.put(there)
+        else:
+            sent = there
         return self.each("round", [(round_, broadcast), *[(round_, sent)] * len(self.actors)])
 
 

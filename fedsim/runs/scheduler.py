@@ -107,7 +107,9 @@ class Scheduler:
 
     def __init__(self, run: RunContext, engine: Engine) -> None:
         prepared = run.prepared
-        self.context, self.engine, self.resources = run, engine, prepared.grid.resources
+        self.context = run
+        self.engine = engine
+        self.resources = prepared.grid.resources
         self.slots = Slots(
             engine, prepared.capacity(prepared.nodes), prepared.parallel, self.resources.device
         )
@@ -203,10 +205,8 @@ class Scheduler:
 
     def _look_around(self) -> None:
         """See what is left of the cluster, and whose time is up."""
-        self.slots.capacity, now = (
-            self.context.prepared.capacity(self.engine.nodes()),
-            time.monotonic(),
-        )
+        self.slots.capacity = self.context.prepared.capacity(self.engine.nodes())
+        now = time.monotonic()
         self.context.display.tick()
         limit = self.resources.cell_timeout or math.inf
         for stream, running in list(self.running.items()):

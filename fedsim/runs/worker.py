@@ -54,7 +54,8 @@ if TYPE_CHECKING:
 FLUSH_SECONDS = 0.2
 KEPT_MEMORY = 2**29
 """Bytes of freed memory that a process keeps for its next step."""
-_M_MMAP_MAX, _M_TRIM_THRESHOLD = -4, -1
+_M_MMAP_MAX = -4
+_M_TRIM_THRESHOLD = -1
 """Of glibc's malloc.h."""
 
 
@@ -100,13 +101,15 @@ def gathered(items: Iterable[Any]) -> Iterator[tuple[Any, ...]]:
     """What comes within :data:`FLUSH_SECONDS`, together; an exception comes after what came before
     it.
     """
-    pending, sent = list[Any](), time.monotonic()
+    pending = list[Any]()
+    sent = time.monotonic()
     try:
         for item in items:
             pending.append(item)
             if time.monotonic() - sent > FLUSH_SECONDS:
                 yield tuple(pending)
-                pending, sent = [], time.monotonic()
+                pending = []
+                sent = time.monotonic()
     except (Exception, SystemExit):
         if pending:
             yield tuple(pending)
@@ -155,7 +158,8 @@ class Process:
     """
 
     def __init__(self, need: Need, device: Device) -> None:
-        self.need, self.device = need, device_of(device, need.gpus)
+        self.need = need
+        self.device = device_of(device, need.gpus)
         settle(need.cpus, self.device)
         self.folder = os.getcwd()
         self.latest: tuple[str, Embeddings] | None = None
@@ -203,7 +207,8 @@ class Worker(Process):
 
     def __init__(self, need: Need, device: Device = "auto", *, capture: bool = True) -> None:
         super().__init__(need, device)
-        self.capture, self.output = capture, io.StringIO()
+        self.capture = capture
+        self.output = io.StringIO()
 
     def pool(self, trial: Trial, data: Embeddings, held: Sequence[Any], seeds: Seeds) -> LocalPool:
         """The clients of a cell; ``held`` is the data set as an engine holds it, alone in a
@@ -222,10 +227,8 @@ class Worker(Process):
         """Train a cell from its ``checkpoint``, then judge: progress, the outcome, the judgement;
         or a failure in place of either.
         """
-        own, checkpoints = (
-            self.same(trial.data_key, data),
-            Checkpoints(checkpoint, trial.cell.training_id),
-        )
+        own = self.same(trial.data_key, data)
+        checkpoints = Checkpoints(checkpoint, trial.cell.training_id)
 
         def make_pool(trial: Trial, data: Embeddings, seeds: Seeds) -> LocalPool:
             return self.pool(trial, data, held, seeds)
@@ -319,10 +322,8 @@ class Worker(Process):
             return
         handler = logging.StreamHandler(self.output)
         logging.captureWarnings(True)
-        root, others = (
-            logging.getLogger(),
-            logging.getLogger().handlers,
-        )  # such as opacus', which writes to the terminal
+        root = logging.getLogger()
+        others = logging.getLogger().handlers  # such as opacus', which writes to the terminal
         root.handlers = [handler]
         try:
             with contextlib.redirect_stdout(self.output), contextlib.redirect_stderr(self.output):
@@ -354,7 +355,8 @@ class WorkerLost(Exception):
 
     def __init__(self, failure: Failure, *, again: bool) -> None:
         super().__init__(failure.summary())
-        self.failure, self.again = failure, again
+        self.failure = failure
+        self.again = again
 
 
 @dataclass(eq=False)

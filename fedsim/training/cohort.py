@@ -95,10 +95,8 @@ class Cohort:
 
     def round(self, round_: Round, broadcast: Tensors) -> Message:
         """One round's computation, with the record of what ran."""
-        self.clients.ran, self.clients.steps = (
-            Ran(),
-            range(round_.stream, round_.stream + round_.release.per_round),
-        )
+        self.clients.ran = Ran()
+        self.clients.steps = range(round_.stream, round_.stream + round_.release.per_round)
         message = self.phases[round_.phase].at_clients(
             self.clients, round_, moved(broadcast, self.clients.device)
         )
@@ -153,11 +151,9 @@ class LocalPool:
     """
 
     def __init__(self, cohorts: Sequence[Cohort], tried: Algorithm | None = None) -> None:
-        self.cohorts, self.sizes, self.tried = (
-            cohorts,
-            [len(cohort.clients.members) for cohort in cohorts],
-            tried,
-        )
+        self.cohorts = cohorts
+        self.sizes = [len(cohort.clients.members) for cohort in cohorts]
+        self.tried = tried
 
     def each(self, method: str, arguments: Sequence[tuple[Any, ...]]) -> list[Any]:
         """Call a method of every cohort, with its own arguments; what it returns is in client
@@ -202,7 +198,10 @@ def split_clients(tensors: Tensors, sizes: Sequence[int]) -> list[Tensors]:
     """The inverse of :func:`join_clients` for cohorts of ``sizes`` clients."""
     parts: list[Tensors] = [{} for _ in sizes]
     for name, value in tensors.items():
-        pieces = [value] * len(sizes) if value.dim() == 0 else torch.split(value, list(sizes))
+        if value.dim() == 0:
+            pieces: Sequence[torch.Tensor] = [value] * len(sizes)
+        else:
+            pieces = torch.split(value, list(sizes))
         for part, piece in zip(parts, pieces, strict=True):
             part[name] = piece
     return parts

@@ -94,10 +94,15 @@ def train(
     """
     server = algorithm.initial_server(seeds.public).to(device)
     server.plan = plan
-    ledger, uplink, downlink, start = Ledger(), 0, 0, 0
+    ledger = Ledger()
+    uplink = 0
+    downlink = 0
+    start = 0
     if resume is not None:
-        start, ledger = resume.round, Ledger.from_json(resume.ledger)
-        uplink, downlink = resume.uplink_bytes, resume.downlink_bytes
+        start = resume.round
+        ledger = Ledger.from_json(resume.ledger)
+        uplink = resume.uplink_bytes
+        downlink = resume.downlink_bytes
         load_server(server, below("server", resume.tensors))
         pool.load_state(below("clients", resume.tensors))
     phases = algorithm.phases()
@@ -109,7 +114,8 @@ def train(
         messages = pool.round(round_, phase.broadcast(server))
         total = add_in_order([moved(message.sums, device) for message in messages])
         noise, multiplier = server_noise(algorithm, plan, round_, total, seeds)
-        signal, drawn = squared_sums(total), moved(noise.parts, device)
+        signal = squared_sums(total)
+        drawn = moved(noise.parts, device)
         noisy = rounded(
             {name: value + drawn[name] for name, value in total.items()} if drawn else total
         )
@@ -201,11 +207,9 @@ def _made(algorithm: Algorithm, server: Server) -> tuple[Product, NDArray[np.flo
     label shares, if there are any.
     """
     load_parameters(server.model, server.tensors, "average.")
-    made, counts, classes = (
-        shortened(algorithm.product(server), algorithm.task.dim),
-        algorithm.label_counts(server),
-        algorithm.task.classes,
-    )
+    made = shortened(algorithm.product(server), algorithm.task.dim)
+    counts = algorithm.label_counts(server)
+    classes = algorithm.task.classes
     if counts is None:
         return made, None
     if counts.shape != (classes,):
@@ -222,10 +226,8 @@ def server_noise(
     """The noise that the server adds, once, to the sum; with its multiplier, 0 without noise."""
     if plan is None or algorithm.noise_at_clients():
         return Noise({}, 0), 0.0
-    std, shapes = (
-        plan.noise_std(round_.release.name),
-        {name: value.shape for name, value in total.items()},
-    )
+    std = plan.noise_std(round_.release.name)
+    shapes = {name: value.shape for name, value in total.items()}
     return gaussian(
         shapes, std, seeds.keystream(Purpose.NOISE, round_.stream)
     ), std / plan.sensitivity

@@ -101,8 +101,11 @@ class Checkpoints:
     def __init__(
         self, content: bytes | None = None, owner: str = "", every: float | None = None
     ) -> None:
-        self.content, self.owner, self.every = content, owner, every
-        self._sent, self._last = content, time.monotonic()
+        self.content = content
+        self.owner = owner
+        self.every = every
+        self._sent = content
+        self._last = time.monotonic()
 
     def __call__(self, capture: Callable[[], Checkpoint]) -> None:
         """Capture a checkpoint if enough time has passed since the last one."""
@@ -143,7 +146,11 @@ class Checkpoints:
 
     def unsent(self) -> bytes | None:
         """The last checkpoint if it was saved since the last call."""
-        content, self._sent = (None if self.content is self._sent else self.content), self.content
+        if self.content is self._sent:
+            content = None
+        else:
+            content = self.content
+        self._sent = self.content
         return content
 
 

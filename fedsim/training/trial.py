@@ -76,17 +76,20 @@ class Trial:
     @property
     def train_groups(self) -> int | None:
         """The number of their groups, if the unit is a group."""
-        groups = self.partition.groups if self.task.unit == "group" else None
-        return None if groups is None else sum(int(own[-1]) + 1 for own in groups if len(own))
+        if self.task.unit == "group":
+            groups = self.partition.groups
+        else:
+            groups = None
+        if groups is None:
+            return None
+        return sum(int(own[-1]) + 1 for own in groups if len(own))
 
     @property
     def units(self) -> int:
         """The number of units that the budget protects."""
-        return (
-            self.cell.clients
-            if self.task.unit == "client"
-            else self.train_groups or self.train_rows
-        )
+        if self.task.unit == "client":
+            return self.cell.clients
+        return self.train_groups or self.train_rows
 
     def given(self, data: Embeddings) -> Trial:
         """With the data's public rows in the task."""
@@ -105,16 +108,21 @@ class Trial:
 
     def ended(self, outcome: Outcome) -> Trial:
         """The cell with the parameters that its outcome was trained with."""
-        return (
-            self if outcome.chosen is None else self.of(outcome.chosen.params, outcome.chosen.plan)
-        )
+        if outcome.chosen is None:
+            return self
+        return self.of(outcome.chosen.params, outcome.chosen.plan)
 
     def cohorts(self, seeds: Seeds | None = None) -> list[CohortSpec]:
         """One specification an actor; ``seeds`` default to those that follow from the cell's
         seed.
         """
-        cell, groups = self.cell, self.partition.groups if self.task.unit == "group" else None
-        specs, seeds = [], seeds or Seeds(cell.seed)
+        cell = self.cell
+        if self.task.unit == "group":
+            groups = self.partition.groups
+        else:
+            groups = None
+        specs = []
+        seeds = seeds or Seeds(cell.seed)
         for size, end in zip(self.sizes, accumulate(self.sizes), strict=True):
             own = slice(end - size, end)
             held = (tuple(range(end - size, end)), self.partition.rows[own], groups and groups[own])
@@ -175,7 +183,10 @@ def seeds_of(trial: Trial, resume: Checkpoint | None) -> Seeds:
     cell = trial.cell
     if cell.noise == "seeded" or trial.plan is None:
         return Seeds(cell.seed)
-    kept = None if resume is None else resume.secret
+    if resume is None:
+        kept = None
+    else:
+        kept = resume.secret
     return Seeds(cell.seed, secrets.randbits(SECRET_BITS) if kept is None else kept)
 
 
@@ -192,14 +203,20 @@ def run_trial(
     """
     started = time.perf_counter()
     trial, cell = trial.given(data), trial.cell
-    resume = checkpoints.load() if checkpoints else None
+    if checkpoints:
+        resume = checkpoints.load()
+    else:
+        resume = None
     seeds = seeds or seeds_of(trial, resume)
     algorithm = build_algorithm(cell.algorithm, cell.params, trial.task)
     pool = make_pool(trial, data, seeds)
     trained: Trained = yield from train(
         algorithm, pool, trial.plan, seeds, resume, checkpoints, device
     )
-    plan, ledger, spent, accountant = trial.plan, trained.ledger, None, None
+    plan = trial.plan
+    ledger = trained.ledger
+    spent = None
+    accountant = None
     if plan is not None:
         spent, accountant = ledger.epsilon(plan.delta)
     yield Outcome(
@@ -240,20 +257,23 @@ def made_up_cohort(
     :data:`BRIEF_PARAMS` replace parameters that allow it; where the unit is a group, two rows are
     one.
     """
-    task = (
-        task
-        if task.public is not None
-        else replace(task, public=PublicRows.made_up(task.dim, task.classes))
-    )
-    known, whole, clients = lookup(name).Params, count * task.clients, range(task.clients)
+    if not (task.public is not None):
+        task = replace(task, public=PublicRows.made_up(task.dim, task.classes))
+    known = lookup(name).Params
+    whole = count * task.clients
+    clients = range(task.clients)
     brief = params | known.brief(BRIEF_PARAMS, ())
     with suppress(ValidationError):  # values that parameters allow one by one may not do together
         known.model_validate(brief)
         params = brief
     x = np.random.default_rng(0).standard_normal((whole, task.dim), dtype=np.float32)
-    x, y = x / np.linalg.norm(x, axis=1, keepdims=True), np.arange(whole) % task.classes
+    x = x / np.linalg.norm(x, axis=1, keepdims=True)
+    y = np.arange(whole) % task.classes
     rows = tuple(np.arange(client * count, (client + 1) * count) for client in clients)
-    groups = tuple(np.arange(count) // 2 for _ in clients) if task.unit == "group" else None
+    if task.unit == "group":
+        groups = tuple(np.arange(count) // 2 for _ in clients)
+    else:
+        groups = None
     return Cohort(
         CohortSpec(name, params, task, plan, Seeds(0), tuple(clients), rows, groups), x, y
     )

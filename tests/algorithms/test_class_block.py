@@ -6,7 +6,9 @@ from torch import Tensor
 
 from algorithms.class_block import TUNED, BlockGenerator, SitesGenerator
 
-DIM, BLOCK, CLASSES = 6, 4, 3
+DIM = 6
+BLOCK = 4
+CLASSES = 3
 
 
 def made_up() -> BlockGenerator:
@@ -58,7 +60,8 @@ def test_each_row_of_a_pair_has_the_law_of_its_class(which: int) -> None:
 
 def of_two_sites() -> SitesGenerator:
     """The first site is as all are; the second has a centre, shifts and a covariance of its own."""
-    tensors, stream = made_up().tensors, torch.Generator().manual_seed(5)
+    tensors = made_up().tensors
+    stream = torch.Generator().manual_seed(5)
     mixing = torch.randn(BLOCK, BLOCK, generator=stream) / 2
     own = {
         "client_centres": torch.stack([tensors["centre"], tensors["centre"] + 1]),
@@ -75,7 +78,8 @@ def of_two_sites() -> SitesGenerator:
 def test_the_shared_rows_are_about_every_site_s_centre_as_often_as_it_has_rows(
     paired: bool,
 ) -> None:
-    tensors, labels = of_two_sites().tensors, torch.arange(CLASSES).repeat_interleave(16)
+    tensors = of_two_sites().tensors
+    labels = torch.arange(CLASSES).repeat_interleave(16)
     labels = labels[torch.randperm(len(labels), generator=torch.Generator().manual_seed(1))]
     mixed, plain = (
         each(tensors, paired).sample(labels, torch.Generator().manual_seed(0))
@@ -91,8 +95,10 @@ def test_the_shared_rows_are_about_every_site_s_centre_as_often_as_it_has_rows(
 
 
 def test_a_site_s_rows_are_about_its_own_means_and_as_wide_as_it_is() -> None:
-    sites, label = of_two_sites(), 1
-    t, own = sites.tensors, sites.of_client(1)
+    sites = of_two_sites()
+    label = 1
+    t = sites.tensors
+    own = sites.of_client(1)
     inside, outside = (part[::2] for part in whitened(own, torch.full((40_000,), label)))
     means = t["prior_means"] + t["shifts"][1]
     assert torch.allclose(

@@ -15,7 +15,9 @@ from fedsim.methods import Batch, Seeds, Task
 from fedsim.models.kernel import kernel
 from fedsim.models.layers import initial_model
 
-DIM, CLASSES, CLIENTS = 6, 3, 5
+DIM = 6
+CLASSES = 3
+CLIENTS = 5
 PARAMS = FedHypeVAE.Params(latent=2, code=2)
 
 
@@ -43,16 +45,15 @@ def distance(model: Any, meta: torch.Tensor, codes: torch.Tensor) -> float:
         with torch.no_grad():
             return model.generate(picked, y, *draws)[:, 0]
 
-    a, b = sample(meta), sample(codes)
+    a = sample(meta)
+    b = sample(codes)
     within = [kernel(torch.cdist(s, s).square()).mean() for s in (a, b)]
     return float(sum(within) - 2 * kernel(torch.cdist(a, b).square()).mean())
 
 
 def test_the_neutral_code_is_closer_to_the_mixture_of_the_clients_than_theirs_are() -> None:
-    model, codes = (
-        hyper_model(1.0),
-        torch.randn(CLIENTS, 2, generator=torch.Generator().manual_seed(1)),
-    )
+    model = hyper_model(1.0)
+    codes = torch.randn(CLIENTS, 2, generator=torch.Generator().manual_seed(1))
     meta = fit_meta_codes(model, codes, 1, 50, Seeds(0))
     assert meta.shape == (1, 2)
     assert distance(model, meta, codes) < min(distance(model, code[None], codes) for code in codes)
@@ -173,7 +174,8 @@ def test_with_a_trained_encoder_the_loss_is_the_negative_elbo_in_units_of_the_va
         algorithm, model, batch, (prior_root @ (z - prior_mean)[:, :, None])[:, :, 0]
     )
     likelihood = torch.distributions.Normal(decoded, noise).log_prob(batch.x).sum(1)
-    unit, constant = model.observation.variance(), DIM / 2 * math.log(2 * math.pi)
+    unit = model.observation.variance()
+    constant = DIM / 2 * math.log(2 * math.pi)
     torch.testing.assert_close(
         parts["reconstruction"], unit * (-likelihood - constant), rtol=1e-4, atol=1e-4
     )

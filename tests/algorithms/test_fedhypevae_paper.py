@@ -20,7 +20,9 @@ from fedsim.methods.parameters import l2_norm
 from fedsim.models.kernel import kernel
 from fedsim.training.cohort import Cohort, CohortSpec, LocalPool
 
-DIM, CLASSES, CLIENTS = 6, 3, 4
+DIM = 6
+CLASSES = 3
+CLIENTS = 4
 SMALL = {
     "form": "paper",
     "latent": 2,
@@ -34,10 +36,8 @@ SMALL = {
 
 def started(algorithm: FedHypeVAE, given: dict[str, Any]) -> list[Cohort]:
     """Cohorts of one client each, before the first round."""
-    x, y = (
-        torch.randn(40, DIM, generator=torch.Generator().manual_seed(0)).numpy(),
-        np.arange(40) % CLASSES,
-    )
+    x = torch.randn(40, DIM, generator=torch.Generator().manual_seed(0)).numpy()
+    y = np.arange(40) % CLASSES
     rows = tuple(np.split(np.arange(40), CLIENTS))
     specs = (
         CohortSpec("fedhypevae", given, algorithm.task, None, Seeds(0), (k,), rows[k : k + 1])
@@ -78,22 +78,19 @@ def test_all_that_a_client_sends_is_clipped_jointly_with_the_change_of_a_release
     for noised in ("shared", "all"):
         given = {**SMALL, "batch_size": 8, "clip": 1e-3, "noised": noised}
         algorithm = FedHypeVAE(FedHypeVAE.Params(**given), Task(DIM, CLASSES, CLIENTS, "client"))
-        cohorts, server, stream = (
-            started(algorithm, given),
-            algorithm.initial_server(Seeds(0)),
-            torch.Generator().manual_seed(1),
-        )
+        cohorts = started(algorithm, given)
+        server = algorithm.initial_server(Seeds(0))
+        stream = torch.Generator().manual_seed(1)
         with torch.no_grad():
             for parameter in server.model.parameters():  # a hypernetwork that is nowhere zero
                 parameter.add_(0.3 * torch.randn(parameter.shape, generator=stream))
         start = [cohort.clients.model.code.weight.detach().clone() for cohort in cohorts]
         messages = LocalPool(cohorts).round(next(algorithm.schedule()), algorithm.broadcast(server))
         for before, cohort, message in zip(start, cohorts, messages, strict=True):
-            moved = (
-                {"code": cohort.clients.model.code.weight.detach() - before}
-                if noised == "all"
-                else {}
-            )
+            if noised == "all":
+                moved = {"code": cohort.clients.model.code.weight.detach() - before}
+            else:
+                moved = {}
             assert l2_norm({**message.sums, **moved}) == pytest.approx(1e-3, rel=1e-3)
 
 
@@ -101,7 +98,8 @@ def test_the_batch_mmd_is_that_of_all_pairs_and_mixes_rows() -> None:
     algorithm = FedHypeVAE(FedHypeVAE.Params(**SMALL, kernel=2.0), Task(DIM, CLASSES, 1, "client"))
     model = HyperCVAE(algorithm.params, DIM, CLASSES, 1)
     stream = torch.Generator().manual_seed(0)
-    x, y = torch.randn(7, DIM, generator=stream), torch.arange(7) % CLASSES
+    x = torch.randn(7, DIM, generator=stream)
+    y = torch.arange(7) % CLASSES
     draws = {
         name: torch.randn(7, *shape, generator=stream) for name, shape in algorithm.draws().items()
     }

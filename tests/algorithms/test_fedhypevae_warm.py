@@ -56,13 +56,15 @@ SITES = 2
 
 def of_sites(shift: float) -> tuple[Rows, torch.Tensor]:
     """Unit rows of three classes, each with a covariance of its own; sites are ``shift`` apart."""
-    stream, rows, dim, classes = torch.Generator().manual_seed(0), 6000, 10, 3
-    y, site = torch.arange(rows) % classes, torch.arange(rows) // classes % SITES
+    stream = torch.Generator().manual_seed(0)
+    rows = 6000
+    dim = 10
+    classes = 3
+    y = torch.arange(rows) % classes
+    site = torch.arange(rows) // classes % SITES
     mixing = 0.12 * (torch.eye(dim) + torch.randn(classes, dim, dim, generator=stream) / 40**0.5)
-    means, moved = (
-        0.1 * torch.randn(classes, dim, generator=stream),
-        shift * torch.randn(SITES, dim, generator=stream),
-    )
+    means = 0.1 * torch.randn(classes, dim, generator=stream)
+    moved = shift * torch.randn(SITES, dim, generator=stream)
     x = (
         1
         + means[y]
@@ -84,11 +86,10 @@ def without_noise(algorithm: fedhypevae_warm.FedHypeVAEWarm, rows: Rows, **std: 
         sums, _ = clipped_statistics(
             statistic.products(rows, algorithm.broadcast(server)), Norms(1.0, weights=weights)
         )
-        emphasis = (
-            server.tensors["emphasis"].tolist()
-            if statistic.name == "moments"
-            else [1.0] * len(weights)
-        )
+        if statistic.name == "moments":
+            emphasis = server.tensors["emphasis"].tolist()
+        else:
+            emphasis = [1.0] * len(weights)
         noise = {name: std.get(name, 0.0) * by for name, by in zip(weights, emphasis, strict=True)}
         statistic.receive(
             server, {name: value / weights[name] for name, value in rounded(sums).items()}, noise
@@ -101,7 +102,8 @@ def test_rows_are_taken_about_their_classes_means_where_these_stand_out_of_the_n
         fedhypevae_warm.FedHypeVAEWarmParams(block=2), Task(10, 3, SITES)
     )
     rows, (y, _) = of_sites(0.0)
-    seen, hidden = without_noise(algorithm, rows), without_noise(algorithm, rows, class_sums=3000.0)
+    seen = without_noise(algorithm, rows)
+    hidden = without_noise(algorithm, rows, class_sums=3000.0)
     about = Coordinates(seen).of_rows(rows.x)
     means = torch.stack([about[y == label].mean(0) for label in range(3)])
     # of clipped rows, so nearer to the centre
@@ -127,7 +129,10 @@ def test_without_noise_a_site_has_the_means_of_its_own_rows_of_every_class_and_t
         rows,
     )
     for own in range(SITES):
-        centre = rows.x[site == own].mean(0) if apart else rows.x.mean(0)
+        if apart:
+            centre = rows.x[site == own].mean(0)
+        else:
+            centre = rows.x.mean(0)
         torch.testing.assert_close(told["client_centres"][own], centre, atol=1e-4, rtol=0)
         u = (rows.x - centre) / told["radius"] @ told["basis"]
         means = torch.stack([u[(y == label) & (site == own)].mean(0) for label in range(3)])

@@ -50,13 +50,12 @@ def test_a_name_that_is_not_valid_or_taken_is_refused_and_nothing_is_overwritten
     folder: Path, name: str
 ) -> None:
     (folder / "mine.yaml").write_text("mine")
-    said = (
-        "is not valid"
-        if name in ("3-methods", "my/method")
-        else "is there already"
-        if name == "mine"
-        else f"'{name}' already"
-    )
+    if name in ("3-methods", "my/method"):
+        said = "is not valid"
+    elif name == "mine":
+        said = "is there already"
+    else:
+        said = f"'{name}' already"
     with pytest.raises(UserError, match=f"^name: .*{said}"):
         fedsim.new(name, out=folder)
     assert names(folder) == ["mine.yaml"]

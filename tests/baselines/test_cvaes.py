@@ -11,7 +11,10 @@ from baselines.fedavg_cvae import DPCVAE, DPCVAEParams, FedAvgCVAE, FedAvgCVAEPa
 from fedsim.batch import Layout
 from fedsim.methods import Batch, Task
 
-DIM, CLASSES, ROWS, BETA = 5, 3, 9, 0.3
+DIM = 5
+CLASSES = 3
+ROWS = 9
+BETA = 0.3
 METHODS = [
     FedAvgCVAE(
         FedAvgCVAEParams(latent=2, encoder_hidden=(4,), beta=BETA, initial_variance=0.2),
@@ -41,7 +44,8 @@ def test_the_loss_is_the_reconstruction_and_beta_times_the_divergence_in_one_uni
         decoded = model.decode(mean + std * draws, y)
     divergence = kl_divergence(Normal(mean, std), Normal(torch.zeros_like(mean), 1.0)).sum(1)
     if isinstance(algorithm, DPCVAE):
-        unit, reconstruction = 1.0, (x - decoded).square().sum(1)
+        unit = 1.0
+        reconstruction = (x - decoded).square().sum(1)
     else:
         unit = 0.2
         reconstruction = -unit * (

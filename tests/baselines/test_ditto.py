@@ -15,11 +15,10 @@ from fedsim.privacy.clipping import clipped_sum
 def test_one_row_changes_both_classifiers_sums_together_by_the_clip_norm_at_most() -> None:
     _, _, algorithm = one_cell(quick("dp-ditto"), epsilon=4.0)
     assert isinstance(algorithm, DPDitto)
-    model, stream = algorithm.build(1), torch.Generator().manual_seed(0)
-    x, y = (
-        torch.randn(12, algorithm.task.dim, generator=stream),
-        torch.arange(12) % algorithm.task.classes,
-    )
+    model = algorithm.build(1)
+    stream = torch.Generator().manual_seed(0)
+    x = torch.randn(12, algorithm.task.dim, generator=stream)
+    y = torch.arange(12) % algorithm.task.classes
 
     def joint(model: Any, batch: Batch) -> torch.Tensor:
         return torch.stack(list(algorithm.loss(model, batch).values())).sum(0)

@@ -7,7 +7,8 @@ import torch
 from baselines.dp_cgan import DPCGAN, DPCGANParams
 from fedsim.methods import Seeds, Task
 
-DIM, CLASSES = 8, 3
+DIM = 8
+CLASSES = 3
 
 
 def test_public_terms_are_the_loss_on_generated_rows_and_the_squared_slope_there() -> None:

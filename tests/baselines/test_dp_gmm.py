@@ -17,7 +17,8 @@ from fedsim.methods import (
     unit_weights,
 )
 
-DIM, CLASSES = 6, 2
+DIM = 6
+CLASSES = 2
 
 
 def planted(rows: int, apart: float) -> tuple[torch.Tensor, torch.Tensor]:
@@ -55,7 +56,8 @@ def test_without_noise_it_finds_two_planted_components() -> None:
     x, y = planted(4000, 0.3)
     algorithm = DPGMM(DPGMMParams(components=2, em_steps=10, radius=4.0), Task(DIM, CLASSES, 1))
     server = without_noise(algorithm, x, y)
-    mixed, chart = algorithm.generator(server).generator, Coordinates(server.tensors)  # type: ignore[attr-defined]
+    mixed = algorithm.generator(server).generator
+    chart = Coordinates(server.tensors)  # type: ignore[attr-defined]
     assert isinstance(mixed, MixtureGenerator)
     means = chart.rows(4.0 * mixed.components.means).view(CLASSES, 2, DIM)
     for label, axis, small in ((0, 1, 0.25), (1, 2, 0.5)):

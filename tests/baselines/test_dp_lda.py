@@ -13,7 +13,8 @@ from sklearn.naive_bayes import GaussianNB
 from baselines.dp_lda import DPLDA, DPLDAParams
 from fedsim.methods import Seeds, Server, Task
 
-DIM, CLASSES = 5, 3
+DIM = 5
+CLASSES = 3
 
 
 def classes_apart(rows: int) -> tuple[torch.Tensor, torch.Tensor]:

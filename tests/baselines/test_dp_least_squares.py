@@ -18,7 +18,8 @@ from fedsim.methods import (
 )
 from fedsim.privacy.statistics.moments import MOMENT_WEIGHTS
 
-DIM, CLASSES = 6, 3
+DIM = 6
+CLASSES = 3
 
 
 def classes_apart(rows: int, seed: int) -> tuple[torch.Tensor, torch.Tensor]:

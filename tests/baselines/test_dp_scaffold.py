@@ -22,7 +22,8 @@ def trained(**params: Any) -> tuple[Server, LocalPool, Any]:
         alpha=0.1,
         resources={"clients_per_actor": "all"},
     )
-    server, pool = algorithm.initial_server(Seeds(0)), local_pool(trial, data)
+    server = algorithm.initial_server(Seeds(0))
+    pool = local_pool(trial, data)
     phase, *_ = algorithm.phases()
     for round_ in algorithm.schedule():
         (message,) = pool.round(round_, phase.broadcast(server))

@@ -17,7 +17,8 @@ from fedsim.training.cohort import Cohort
 
 def test_a_component_is_drawn_as_often_as_its_mass_says_from_its_own_normal() -> None:
     means = torch.tensor([[[0.0, 0.0], [10.0, 0.0]], [[5.0, 5.0], [0.0, 0.0]]])
-    mass, labels = torch.tensor([[1.0, 3.0], [2.0, 0.0]]), torch.arange(2).repeat_interleave(4000)
+    mass = torch.tensor([[1.0, 3.0], [2.0, 0.0]])
+    labels = torch.arange(2).repeat_interleave(4000)
     spread = torch.tensor([0.1, 0.2]).expand(2, 2, 2)
     x = Mixtures(means, spread, mass).sample(labels, torch.Generator().manual_seed(0))
     second = x[:4000, 0] > 5
@@ -46,7 +47,8 @@ def test_one_row_changes_its_clients_statistics_by_one_at_most_and_no_other_clie
             next(algorithm.schedule()), algorithm.broadcast(algorithm.initial_server(Seeds(0)))
         )
 
-    whole, less = sent(leave_out=False).sums, sent(leave_out=True).sums
+    whole = sent(leave_out=False).sums
+    less = sent(leave_out=True).sums
     changes = {name: float((whole[name] - less[name]).norm()) for name in whole}
     assert (
         0.5
@@ -69,7 +71,8 @@ def test_its_sums_are_rounded_once_their_noise_is_there() -> None:
     cohort = Cohort(spec, data.x_train, data.y_train)
     sums = cohort.round(round_, {}).sums
     for client, (x, y) in enumerate(zip(cohort.clients.x, cohort.clients.y, strict=True)):
-        hot, r = one_hot(y, data.classes).double(), in_unit_ball(x)
+        hot = one_hot(y, data.classes).double()
+        r = in_unit_ball(x)
         exact = {
             "sums": hot.T @ r.double(),
             "counts": hot.sum(0)[:, None],

@@ -14,7 +14,8 @@ from fedsim.batch import consecutive
 from fedsim.data.embeddings import PublicRows
 from fedsim.methods import Norms, Rows, Seeds, Server, Task, clipped_statistics
 
-DIM, CLASSES = 20, 3
+DIM = 20
+CLASSES = 3
 
 
 def public() -> torch.Tensor:
@@ -50,7 +51,10 @@ def histogram(
     y: torch.Tensor,
     groups: torch.Tensor | None = None,
 ) -> torch.Tensor:
-    layout = None if groups is None else consecutive(groups, x)
+    if groups is None:
+        layout = None
+    else:
+        layout = consecutive(groups, x)
     return clipped_statistics(
         algorithm.vote_products(Rows(x, y, y), started(algorithm).tensors), Norms(1.0), layout
     )[0]["votes"]
@@ -59,8 +63,10 @@ def histogram(
 @settings(max_examples=20)
 @given(seed=st.integers(0, 10_000), votes=st.integers(1, 90))
 def test_one_row_and_one_group_add_votes_of_norm_at_most_one(seed: int, votes: int) -> None:
-    algorithm, stream = method(candidates=30, votes=votes), torch.Generator().manual_seed(seed)
-    x, y = torch.randn(9, DIM, generator=stream), torch.randint(CLASSES, (9,), generator=stream)
+    algorithm = method(candidates=30, votes=votes)
+    stream = torch.Generator().manual_seed(seed)
+    x = torch.randn(9, DIM, generator=stream)
+    y = torch.randint(CLASSES, (9,), generator=stream)
     assert (histogram(algorithm, x, y) - histogram(algorithm, x[:8], y[:8])).norm() <= 1 + 1e-6
     groups = torch.tensor([0, 0, 1, 1, 2, 2, 3, 3, 3])
     grouped = histogram(algorithm, x, y, groups) - histogram(algorithm, x[:6], y[:6], groups[:6])
@@ -73,11 +79,10 @@ def test_what_a_row_adds_does_not_rest_on_which_rows_stand_beside_it(
     threads: int, project: int, numbers_of_threads: None
 ) -> None:
     torch.set_num_threads(threads)
-    algorithm, stream = (
-        method(candidates=200, votes=40, project=project),
-        torch.Generator().manual_seed(threads),
-    )
-    x, y = torch.randn(130, DIM, generator=stream), torch.randint(CLASSES, (130,), generator=stream)
+    algorithm = method(candidates=200, votes=40, project=project)
+    stream = torch.Generator().manual_seed(threads)
+    x = torch.randn(130, DIM, generator=stream)
+    y = torch.randint(CLASSES, (130,), generator=stream)
     x[:40] = public()[
         torch.randint(60, (40,), generator=stream)
     ]  # as near to one candidate as to its copies
@@ -104,10 +109,8 @@ def test_what_a_row_adds_does_not_rest_on_which_rows_stand_beside_it(
 def test_equal_candidates_are_one() -> None:
     algorithm = method(candidates=200, votes=40)
     server = started(algorithm)
-    x, y = (
-        torch.randn(50, DIM, generator=torch.Generator().manual_seed(0)),
-        torch.zeros(50, dtype=torch.long),
-    )
+    x = torch.randn(50, DIM, generator=torch.Generator().manual_seed(0))
+    y = torch.zeros(50, dtype=torch.long)
     votes = algorithm.vote_products(Rows(x, y, y), algorithm.broadcast(server))["votes"].right
     candidates = server.tensors["candidates"][0]
     for row in votes:
@@ -128,7 +131,9 @@ def test_candidates_with_votes_have_the_offspring_and_those_in_the_noise_none() 
     server = started(algorithm)
     before = server.tensors["candidates"].clone()
     votes = torch.zeros(CLASSES, 30)
-    votes[0, 4], votes[0, 5], votes[1, 7] = 50.0, 1.0, 50.0
+    votes[0, 4] = 50.0
+    votes[0, 5] = 1.0
+    votes[1, 7] = 50.0
     algorithm.receive_votes(server, {"votes": votes}, {"votes": 1.0})
     assert server.tensors["weights"][0, 4] == 1
     torch.testing.assert_close(server.tensors["candidates"][0], before[0, 4].expand(30, -1))

@@ -137,9 +137,10 @@ class StopsOnOwnLoss(Spelled):
                 for x, y in zip(clients.x, clients.y, strict=True)
             ]
             losses = torch.stack([self.distance(clients.model, batch).mean() for batch in batches])
-        self.trains = (
-            losses > 0.97 if round_.number > 4 else torch.ones_like(losses, dtype=torch.bool)
-        )
+        if round_.number > 4:
+            self.trains = losses > 0.97
+        else:
+            self.trains = torch.ones_like(losses, dtype=torch.bool)
         return super().client_round(clients, round_, broadcast)
 
     def sums(self, model: nn.Module, batch: Batch) -> Tensors:
@@ -180,9 +181,8 @@ class KeepsPublic(TakenForPublic):
 
 class ForgetsPublic(KeepsPublic):
     def generator(self, server: Server) -> Prototypes:
-        rows = (
-            self.task.public.rows()
-            if self.task.public is not None
-            else torch.zeros(1, self.task.dim)
-        )
+        if self.task.public is not None:
+            rows = self.task.public.rows()
+        else:
+            rows = torch.zeros(1, self.task.dim)
         return Prototypes(rows[:1].expand(self.task.classes, -1))

@@ -27,10 +27,8 @@ class TakesTheNoiseOff(Tiny):
     def server_step(self, server: Server, round_: Round, total: Tensors) -> Mapping[str, float]:
         assert server.plan is not None
         shapes = {name: tuple(value.shape) for name, value in total.items()}
-        std, stream = (
-            server.plan.noise_std(round_.release.name),
-            server.seeds.keystream(Purpose.NOISE, round_.stream),
-        )
+        std = server.plan.noise_std(round_.release.name)
+        stream = server.seeds.keystream(Purpose.NOISE, round_.stream)
         noise = gaussian(shapes, std, stream).parts
         return super().server_step(
             server, round_, {name: value - noise[name] for name, value in total.items()}

@@ -73,7 +73,10 @@ class ClipAtTheBatchMedian(Spelled):
 
     def sums(self, model: nn.Module, batch: Batch) -> Tensors:
         found = self.clipped(model, batch, replace(self.norms(model), clip=1e9)).norms
-        clip = self.limit(found) if bool((found > 0).any()) else self.clip()
+        if bool((found > 0).any()):
+            clip = self.limit(found)
+        else:
+            clip = self.clip()
         return self.clipped(model, batch, replace(self.norms(model), clip=clip)).sums
 
 
@@ -84,7 +87,9 @@ class ClipAtAHighQuantile(ClipAtTheBatchMedian):
 
 class NoClipWhileTheMeanIsSmall(ClipAtTheBatchMedian):
     def limit(self, norms: Tensor) -> float:
-        return self.clip() if float(norms.mean()) >= self.clip() else math.inf
+        if float(norms.mean()) >= self.clip():
+            return self.clip()
+        return math.inf
 
 
 class StopsClippingLate(Spelled):
@@ -96,7 +101,9 @@ class StopsClippingLate(Spelled):
 
     def norms(self, model: nn.Module) -> Norms:
         norms = super().norms(model)
-        return replace(norms, clip=math.inf) if getattr(self, "is_late", False) else norms
+        if getattr(self, "is_late", False):
+            return replace(norms, clip=math.inf)
+        return norms
 
 
 class NotANumberOfAZeroRow(Spelled):
@@ -256,7 +263,8 @@ class CapThousand(Weighed):
         return super().moment_products(rows, told)
 
     def weights(self, rows: Rows) -> Tensor:
-        far, kept = (rows.x - self.mean).square().sum(1), torch.zeros(len(rows.x))
+        far = (rows.x - self.mean).square().sum(1)
+        kept = torch.zeros(len(rows.x))
         for client in rows.client.unique():
             own = (rows.client == client).nonzero()[:, 0]
             kept[own[far[own].argsort(stable=True)[:1000]]] = 1
@@ -269,7 +277,8 @@ class RemembersRows(Classified):
     """
 
     def classifier(self, server: Server) -> Any:
-        known, shown = super().classifier(server), list[Tensor]()
+        known = super().classifier(server)
+        shown = list[Tensor]()
 
         def probabilities(x: Tensor) -> Any:
             shown.append(x)

@@ -36,7 +36,8 @@ def test_rows_go_where_the_split_says():
     assert (data.dim, data.classes) == (3, 3)
 
 
-X, Y = arrays()["x"], arrays()["y"]
+X = arrays()["x"]
+Y = arrays()["y"]
 
 
 @pytest.mark.parametrize(

@@ -28,7 +28,8 @@ class Counted:
     """Images that count how often each is decoded."""
 
     def __init__(self, images):
-        self.images, self.decoded = images, Counter()
+        self.images = images
+        self.decoded = Counter()
 
     def __getattr__(self, name):
         return getattr(self.images, name)

@@ -22,10 +22,8 @@ def embedded(spec, pool="cls"):
 
 
 def test_pooling_is_the_class_token_the_mean_of_the_patches_or_both(encoder):
-    model, processor = (
-        AutoModel.from_pretrained(encoder.name),
-        AutoImageProcessor.from_pretrained(encoder.name),
-    )
+    model = AutoModel.from_pretrained(encoder.name)
+    processor = AutoImageProcessor.from_pretrained(encoder.name)
     with torch.inference_mode():
         tokens = model(**processor(images=PICTURES, return_tensors="pt")).last_hidden_state
     assert tokens.shape == (4, 5, 16)

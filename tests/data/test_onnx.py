@@ -43,7 +43,8 @@ def embedded(path, **more):
 
 def test_an_exported_network_embeds_scaled_and_cropped_images(tmp_path):
     path = export(tmp_path / "tiny.onnx")
-    mean, std = (0.5, 0.4, 0.3), (0.2, 0.3, 0.4)
+    mean = (0.5, 0.4, 0.3)
+    std = (0.2, 0.3, 0.4)
     x = embedded(path, mean=mean, std=std)
     assert x.shape == (5, 4)
     made = ImageEncoder(locate(EncoderSpec(onnx=path, size=16, mean=mean, std=std)), "cpu")

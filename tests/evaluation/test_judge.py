@@ -46,7 +46,8 @@ def judge(personal: Any, alpha: float = 0.1, **keys: Any) -> tuple[Judge, Any]:
 
 def test_at_a_weight_of_1_a_client_predicts_by_its_own_classifier_alone() -> None:
     (by, _), (shared, _) = judge(1.0), judge(0.0)
-    found, other = by.personal(), shared.personal()
+    found = by.personal()
+    other = shared.personal()
     for score in ("accuracy", "balanced_accuracy"):
         assert (
             found[f"personal_{score}"]
@@ -65,7 +66,8 @@ class Everyones(Copies):
 
 def test_a_clients_own_generator_is_read_from_a_draw_of_the_clients_own() -> None:
     by, data = judge(None)
-    found, evaluation = replace(by, made=Everyones(data)).of_clients()[2], by.cell.evaluation
+    found = replace(by, made=Everyones(data)).of_clients()[2]
+    evaluation = by.cell.evaluation
     drawn = [
         synthesise(Copies(data), data.classes, evaluation.per_class, Seeds(by.cell.seed), client)
         for client in (2, SERVER)

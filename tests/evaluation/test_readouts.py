@@ -20,7 +20,8 @@ from fedsim.evaluation.readouts import (
     squared_mmd,
 )
 
-DIM, CLASSES = 12, 3
+DIM = 12
+CLASSES = 3
 
 
 def rows(count: int, seed: int, moved: float = 0.0, scale: float = 1.0) -> Labelled:
@@ -62,7 +63,8 @@ def test_the_frechet_distance_is_none_to_itself_and_never_negative(
     seed: int, real: int, made: int
 ) -> None:
     rng = np.random.default_rng(seed)
-    one, two = rng.standard_normal((real, 5)), rng.standard_normal((made, 5)) * 3
+    one = rng.standard_normal((real, 5))
+    two = rng.standard_normal((made, 5)) * 3
     assert frechet(one, one) == pytest.approx(0.0, abs=1e-9)
     assert frechet(two, one) >= -1e-9
     assert 0 <= density_and_coverage(two, one)[1] <= 1
@@ -80,7 +82,8 @@ def test_density_is_a_share_of_made_rows_and_coverage_one_of_real_rows() -> None
 
 
 def test_squared_mmd_is_unbiased_with_kernels_of_median_width_and_wider() -> None:
-    real, made = np.array([[0.0], [1.0], [3.0]]), np.array([[0.0], [3.0]])
+    real = np.array([[0.0], [1.0], [3.0]])
+    made = np.array([[0.0], [3.0]])
 
     def kernel(*distances: float) -> float:
         return float(np.mean([np.exp(-np.square(distances) / (4 * wider)) for wider in WIDTHS]))
@@ -90,7 +93,8 @@ def test_squared_mmd_is_unbiased_with_kernels_of_median_width_and_wider() -> Non
 
 
 def test_classes_of_too_few_test_rows_are_told() -> None:
-    x, y = np.eye(40, dtype=np.float32), np.repeat([0, 1, 0, 1], [10, 10, 14, 6])
+    x = np.eye(40, dtype=np.float32)
+    y = np.repeat([0, 1, 0, 1], [10, 10, 14, 6])
     data = Embeddings.from_arrays("few", x, y, np.repeat([0, 2], 20))
     assert left_out(data) is None
     fewer = replace(data, x_test=data.x_test[:-1], y_test=data.y_test[:-1])
@@ -104,7 +108,8 @@ def test_classes_of_too_few_test_rows_are_told() -> None:
 def test_readout_weighs_classes_alike_and_reads_each_test_row_alone(
     name: str,
 ) -> None:
-    made, real = rows(600, 0), rows(300, 1)
+    made = rows(600, 0)
+    real = rows(300, 1)
     (score,) = READOUTS[name](made, real, 0.1).values()
     assert 0.75 < score <= 1
     assert READOUTS[name](made, real, 0.1) == {f"{name}_balanced_accuracy": score}

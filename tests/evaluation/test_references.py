@@ -44,7 +44,8 @@ def test_the_ceiling_is_the_best_of_probes_of_all_strengths_natural_and_balanced
 
 def test_local_only_is_of_balanced_probes_at_the_strength_that_is_best_for_the_clients_mean():
     (x, y), (x_test, y_test) = skewed(800, 0), skewed(2000, 1)
-    data, spec = Embeddings("skewed", x, y, x_test, y_test, classes=2), PartitionSpec()
+    data = Embeddings("skewed", x, y, x_test, y_test, classes=2)
+    spec = PartitionSpec()
     parts = make_partition(y, spec=spec, alpha=1.0, clients=3, seed=0, columns={})
 
     def mean(strength: float, balanced: bool) -> float:

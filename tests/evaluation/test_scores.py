@@ -15,11 +15,10 @@ from fedsim.evaluation.scores import (
 
 
 def test_balanced_accuracy_weighs_classes_equally_and_accuracy_rows():
-    x, y = np.float32([[0.0], [1.0]]), np.array([0, 1])
-    x_test, y_test = (
-        np.float32([[0.0]] * 90 + [[0.0]] * 5 + [[1.0]] * 5),
-        np.array([0] * 90 + [1] * 10),
-    )
+    x = np.float32([[0.0], [1.0]])
+    y = np.array([0, 1])
+    x_test = np.float32([[0.0]] * 90 + [[0.0]] * 5 + [[1.0]] * 5)
+    y_test = np.array([0] * 90 + [1] * 10)
     scores = score_probe(x, y, x_test, y_test, 1.0)
     assert scores["accuracy"] == pytest.approx(0.95)
     assert scores.balanced_accuracy == pytest.approx(0.75)
@@ -48,7 +47,8 @@ def predictions(y: np.ndarray, predicted: np.ndarray, shares: np.ndarray) -> Pre
 
 def test_personal_scores_weigh_rows_by_what_a_client_holds():
     y = np.array([0, 0, 1, 1, 2])
-    first, second = np.array([0, 0, 0, 0, 0]), np.array([0, 1, 1, 1, 0])
+    first = np.array([0, 0, 0, 0, 0])
+    second = np.array([0, 1, 1, 1, 0])
     shares = [np.array([0.75, 0.25, 0.0]), np.array([0.0, 0.5, 0.5])]
     found = personal_scores(
         [predictions(y, guess, share) for guess, share in zip((first, second), shares, strict=True)]
@@ -63,7 +63,8 @@ def test_personal_scores_weigh_rows_by_what_a_client_holds():
 
 def test_recalls_are_told_of_every_class_and_of_none_that_no_test_row_has():
     y = np.array([0, 0, 2, 2])
-    right, half = predictions(y, y, np.ones(4)), predictions(y, np.array([0, 1, 2, 1]), np.ones(4))
+    right = predictions(y, y, np.ones(4))
+    half = predictions(y, np.array([0, 1, 2, 1]), np.ones(4))
     assert recall_per_class([right, half], 4) == (0.75, None, 0.75, None)
     assert (
         scores_of(predictions(y, np.array([0, 0, 2, 1]), np.ones(4)))["worst_class_recall"] == 0.5

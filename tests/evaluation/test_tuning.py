@@ -161,7 +161,8 @@ def test_a_row_is_predicted_alike_alone_and_among_others_a_last_bit_from_another
     trial, data = tuned("dp-gaussian", {"radius": [0.5, 0.8]}, tune={"trials": 1})
     _, outcome = ended(run_tuned(trial, data))
     assert outcome.chosen is not None
-    one, label = trial.of(outcome.chosen.params, None), data.y_train[0]
+    one = trial.of(outcome.chosen.params, None)
+    label = data.y_train[0]
 
     def of_label(x: np.ndarray) -> np.ndarray:
         rows = np.arange(len(x))
@@ -170,11 +171,13 @@ def test_a_row_is_predicted_alike_alone_and_among_others_a_last_bit_from_another
 
     predicted = of_label(data.x_train)
     outside = data.x_train[~predicted][:3].astype(float)
-    inside, each = np.broadcast_to(data.x_train[predicted][0], outside.shape), np.arange(3)
+    inside = np.broadcast_to(data.x_train[predicted][0], outside.shape)
+    each = np.arange(3)
     for _ in range(4):
         lines = inside[:, None] + np.linspace(0, 1, 60)[:, None] * (outside - inside)[:, None]
         change = of_label(lines.reshape(-1, data.dim)).reshape(3, 60).argmin(1)
-        inside, outside = lines[each, change - 1], lines[each, change]
+        inside = lines[each, change - 1]
+        outside = lines[each, change]
     close = np.concatenate([inside, outside])
     assert of_label(close).tolist() == [bool(of_label(row[None])[0]) for row in close]
 

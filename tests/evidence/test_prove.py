@@ -355,7 +355,8 @@ def test_a_search_is_proved_from_its_line_released_and_composed_and_no_lie_is(
     generator = load_generator(folder, small.cell_id)
     assert '"trained":null' in generator.release(tmp_path / "package").read_text().replace(" ", "")
     assert generator.facts.cell.params["radius"] == small.tuning["chosen"]["radius"]
-    line, selection = dump(results.trained[small.cell_id]), small.selection
+    line = dump(results.trained[small.cell_id])
+    selection = small.selection
     lies = (
         put("plan", "selection", None),
         put("plan", "selection", "score", 1e-3 * selection["score"]),

@@ -57,7 +57,8 @@ class Open(FedAvgCVAE):
 
 def toy(seed: int = 0, rows: int = 60) -> Embeddings:
     rng = np.random.default_rng(seed)
-    x, y = rng.standard_normal((rows, 4)).astype(np.float32), np.arange(rows) % 3
+    x = rng.standard_normal((rows, 4)).astype(np.float32)
+    y = np.arange(rows) % 3
     return Embeddings("toy", x, y, x[:9], y[:9], 3)
 
 

@@ -14,7 +14,9 @@ from fedsim.privacy.plan import PrivacyPlan, Release, Trust
 from fedsim.seeds import Purpose, Seeds
 
 RELEASE = Release("sum", 0.1, 5)
-MEMBERS, ROUND, STD = (1, 4, 5, 9), 3, 6.0
+MEMBERS = (1, 4, 5, 9)
+ROUND = 3
+STD = 6.0
 SENT = {"w": (30, 20), "b": (3,)}
 KEPT = {
     "few": {"code": (2,), "scale": ()},
@@ -59,11 +61,10 @@ def test_every_client_adds_one_draw_of_its_own_stream_to_all_that_it_releases(
     ]
     for name, value in noised.sent.items():
         # rounded once the noise is there, and not before
-        expected_sum = (
-            (sent[name] + sum(draw.parts[name] for draw in draws)).float()
-            if trust == "silo"
-            else sent[name]
-        )
+        if trust == "silo":
+            expected_sum = (sent[name] + sum(draw.parts[name] for draw in draws)).float()
+        else:
+            expected_sum = sent[name]
         assert torch.equal(value, expected_sum)
     for name, value in noised.kept.items():
         assert torch.equal(
@@ -109,14 +110,18 @@ def of_rows(count: int) -> Clients:
 def test_every_row_of_every_client_is_in_a_sample_by_a_coin_of_its_own_in_every_round(
     client_rate: float,
 ) -> None:
-    own, rounds = of_rows(3), 1000
+    own = of_rows(3)
+    rounds = 1000
     inside = np.zeros((rounds, len(MEMBERS), 3))
     for number in range(rounds):
         for position, chosen in enumerate(own.poisson(number, 0.5, client_rate)):
             inside[number, position, chosen.numpy()] = 1
     few = 5 / rounds**0.5
     assert np.abs(inside.mean(0) - 0.5 * client_rate).max() < few / 2
-    coins = inside[:, :, 0] if client_rate < 1 else inside.reshape(rounds, -1)
+    if client_rate < 1:
+        coins = inside[:, :, 0]
+    else:
+        coins = inside.reshape(rounds, -1)
     related = np.corrcoef(np.concatenate([coins[1:], coins[:-1]], 1), rowvar=False) - np.eye(
         2 * coins.shape[1]
     )

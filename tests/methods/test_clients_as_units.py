@@ -52,10 +52,8 @@ def test_a_client_of_any_rows_changes_all_sums_of_a_release_by_at_most_the_sensi
     for own in (held[0][:1], held[0], np.concatenate(held), np.full(300, worst), held[0][:0]):
         with_it, without = (cohort(trial, data, (rows, *held[1:])) for rows in (own, held[0][:0]))
         for round_, broadcast in broadcasts:
-            one, other = (
-                with_it.round(round_, broadcast).sums,
-                without.round(round_, broadcast).sums,
-            )
+            one = with_it.round(round_, broadcast).sums
+            other = without.round(round_, broadcast).sums
             change = float(torch.stack([(one[key] - other[key]).norm() for key in one]).norm())
             assert change <= trial.plan.sensitivity * (1 + 1e-5)
             assert (change > 0.1) == (len(own) > 0), round_.release.name
@@ -69,7 +67,9 @@ def cohort(trial: Trial, data: Embeddings, rows: tuple[np.ndarray, ...]) -> Coho
 
 
 def test_rows_of_a_client_and_label_count_as_one_and_a_cohort_may_have_none() -> None:
-    x, y, client = torch.eye(4), torch.tensor([0, 0, 1, 0]), torch.tensor([0, 0, 0, 1])
+    x = torch.eye(4)
+    y = torch.tensor([0, 0, 1, 0])
+    client = torch.tensor([0, 0, 0, 1])
     found = Rows(x, y, client).by_label(moments.class_mean_products(x, y, 2), 2)["class_sums"]
     torch.testing.assert_close(
         found.left.T @ found.right, torch.tensor([[0.5, 0.5, 0.0, 1.0], [0.0, 0.0, 1.0, 0.0]])

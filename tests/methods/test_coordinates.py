@@ -34,7 +34,8 @@ def unit_rows(spread: float, steep: float = 1.0, count: int = 2000) -> torch.Ten
 def sums_of(
     x: torch.Tensor, released: Tensors
 ) -> list[tuple[dict[str, torch.Tensor], torch.Tensor]]:
-    labels, found = torch.zeros(len(x), dtype=torch.long), []
+    labels = torch.zeros(len(x), dtype=torch.long)
+    found = []
     for statistic in coordinate_statistics(0.2):
         if statistic.name == "mean" or "mean" in released:
             weights = unit_weights(statistic.weights)
@@ -51,7 +52,8 @@ def released(x: torch.Tensor, std: float = 0.0) -> Tensors:
     """What the server knows of rows after both releases, with noise of ``std`` on the sum of the
     second moment.
     """
-    server, labels = Server(torch.nn.Module(), Seeds(0)), torch.zeros(len(x), dtype=torch.long)
+    server = Server(torch.nn.Module(), Seeds(0))
+    labels = torch.zeros(len(x), dtype=torch.long)
     stream = torch.Generator().manual_seed(1)
     for statistic in coordinate_statistics(0.2):
         weights = unit_weights(statistic.weights)
@@ -72,7 +74,8 @@ def released(x: torch.Tensor, std: float = 0.0) -> Tensors:
 @given(seed=st.integers(0, 10_000), scale=st.floats(0, 100))
 def test_no_row_changes_a_release_by_more_than_one(seed: int, scale: float) -> None:
     stream = torch.Generator().manual_seed(seed)
-    x, mean = scale * torch.randn(8, DIM, generator=stream), torch.randn(DIM, generator=stream)
+    x = scale * torch.randn(8, DIM, generator=stream)
+    mean = torch.randn(DIM, generator=stream)
     for whole, fewer in zip(
         sums_of(x, {"mean": mean}), sums_of(x[1:], {"mean": mean}), strict=True
     ):

@@ -7,7 +7,8 @@ from fedsim.methods.parameters import signal_shares
 
 def test_the_share_of_signal_is_the_root_of_what_its_energy_is_of_the_whole():
     stream = torch.Generator().manual_seed(0)
-    noise, state = 0.2, {}
+    noise = 0.2
+    state = {}
     signal = noise * torch.tensor([[0.0, 1.0, 3.0]])
     for _ in range(20):
         noisy = signal + noise * torch.randn(20_000, 3, generator=stream)

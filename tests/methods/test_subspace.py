@@ -10,7 +10,8 @@ from torch import Tensor
 from fedsim.data.embeddings import PublicRows, unit_norm
 from fedsim.methods.one_shot import BASIS_NAME, MEAN_NAME, PublicSubspace, places
 
-DIM, DIRECTIONS = 12, 3
+DIM = 12
+DIRECTIONS = 3
 
 
 @pytest.fixture

@@ -6,8 +6,10 @@ from torch import Tensor
 
 from fedsim.models.cvae import CVAE, ConditionalGenerator, ConditionalSampler, CVAEGenerator
 
-DIM, LATENT = 5, 3
-CLASSES, VARIANCE = 2, 0.3
+DIM = 5
+LATENT = 3
+CLASSES = 2
+VARIANCE = 0.3
 
 
 def randomised(model: torch.nn.Module) -> None:
@@ -24,19 +26,19 @@ def randomised(model: torch.nn.Module) -> None:
 def test_rows_are_what_standard_normal_z_decode_to_with_the_observation_noise(
     kind: str, label: int
 ) -> None:
-    scale, shift = 1.0, torch.zeros(DIM)
+    scale = 1.0
+    shift = torch.zeros(DIM)
     if kind == "of a CVAE":
         model = CVAE(DIM, CLASSES, LATENT, [4], [], VARIANCE)
         randomised(model)
         made: CVAEGenerator | ConditionalSampler = CVAEGenerator(model)
     else:
-        scale, shift, generator = (
-            2.0,
-            torch.arange(float(DIM)),
-            ConditionalGenerator(LATENT, CLASSES, [], DIM, VARIANCE * DIM),
-        )
+        scale = 2.0
+        shift = torch.arange(float(DIM))
+        generator = ConditionalGenerator(LATENT, CLASSES, [], DIM, VARIANCE * DIM)
         randomised(generator)
-        made, model = ConditionalSampler(generator, scale, shift), generator
+        made = ConditionalSampler(generator, scale, shift)
+        model = generator
 
     def decoded(z: Tensor) -> Tensor:
         return model.decoder(z[:, None], torch.full((len(z),), label), z[:, :0])[:, 0].detach()

@@ -6,7 +6,11 @@ import torch.nn.functional as F
 
 from fedsim.models.hypernetwork import ConditionalPrior, ModulatedLinear
 
-LATENT, CLASSES, DIM, CODE, ROWS = 3, 4, 6, 2, 5
+LATENT = 3
+CLASSES = 4
+DIM = 6
+CODE = 2
+ROWS = 5
 
 
 def random_(module: torch.nn.Module, seed: int = 0) -> torch.nn.Module:
@@ -31,11 +35,9 @@ def generated(layer: ModulatedLinear, code: torch.Tensor) -> tuple[torch.Tensor,
 
 
 def test_a_modulated_layer_is_the_plain_layer_with_generated_weights():
-    layer, h, codes = (
-        random_(ModulatedLinear(LATENT, DIM, CODE)),
-        draw(ROWS, 2, LATENT),
-        draw(ROWS, CODE, seed=2),
-    )
+    layer = random_(ModulatedLinear(LATENT, DIM, CODE))
+    h = draw(ROWS, 2, LATENT)
+    codes = draw(ROWS, CODE, seed=2)
     found = layer(h, codes)
     for row in range(ROWS):
         assert torch.allclose(
@@ -49,14 +51,16 @@ def squared_jacobian(outputs, code: torch.Tensor) -> torch.Tensor:
 
 @pytest.mark.parametrize("seed", range(3))
 def test_a_layers_lipschitz_penalty_is_its_squared_jacobian(seed):
-    layer, code = random_(ModulatedLinear(LATENT, DIM, CODE), seed), draw(CODE, seed=seed)
+    layer = random_(ModulatedLinear(LATENT, DIM, CODE), seed)
+    code = draw(CODE, seed=seed)
     right = squared_jacobian(lambda v: generated(layer, v), code)
     assert torch.allclose(layer.lipschitz(), right, rtol=1e-5)
 
 
 @pytest.mark.parametrize("full", [False, True])
 def test_the_priors_penalty_is_the_squared_jacobian_over_all_classes(full):
-    prior, code = random_(ConditionalPrior(LATENT, CLASSES, CODE, full)), 1e-3 * draw(CODE)
+    prior = random_(ConditionalPrior(LATENT, CLASSES, CODE, full))
+    code = 1e-3 * draw(CODE)
     with torch.no_grad():
         prior.log_var.weight *= (
             0.1  # inside the clamp, where the Jacobian is that of the linear map

@@ -34,11 +34,9 @@ class Drawn(nn.Module):
 
 
 def test_what_a_model_draws_as_it_is_built_is_the_seeds_whoever_builds_it():
-    server, cohort, other = (
-        initial_model(Drawn, SEEDS),
-        initial_model(Drawn, SEEDS, [0, 3]),
-        initial_model(Drawn, Seeds(4)),
-    )
+    server = initial_model(Drawn, SEEDS)
+    cohort = initial_model(Drawn, SEEDS, [0, 3])
+    other = initial_model(Drawn, Seeds(4))
     assert torch.equal(server.scale, cohort.scale)
     assert torch.equal(server.features, cohort.features)
     assert not torch.equal(server.scale, other.scale)

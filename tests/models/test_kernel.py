@@ -7,7 +7,8 @@ from hypothesis import strategies as st
 
 from fedsim.models.kernel import kernel, kernel_features, kernel_frequencies, kernel_score
 
-DIM, DATA = 6, 40
+DIM = 6
+DATA = 40
 
 
 def unit_rows(rows: int, seed: int) -> torch.Tensor:
@@ -30,7 +31,8 @@ def test_its_expected_gradient_is_mmds():
     """A generator that is uniform on a few points: the expectation over its draws is a sum over all
     pairs, without sampling error.
     """
-    x, points = unit_rows(DATA, 0), unit_rows(7, 1).requires_grad_(True)
+    x = unit_rows(DATA, 0)
+    points = unit_rows(7, 1).requires_grad_(True)
     pairs = torch.cartesian_prod(torch.arange(7), torch.arange(7))
     scores = [
         kernel_score(row.expand(len(pairs), -1), points[pairs[:, 0]], points[pairs[:, 1]]).mean()
@@ -42,7 +44,8 @@ def test_its_expected_gradient_is_mmds():
 
 
 def test_features_give_the_kernel_and_the_mmd_of_two_samples():
-    a, b = unit_rows(40, 3), unit_rows(50, 4) * 0.5
+    a = unit_rows(40, 3)
+    b = unit_rows(50, 4) * 0.5
     frequencies = kernel_frequencies(DIM, 10_000, torch.Generator().manual_seed(5))
     features = [kernel_features(rows.float(), frequencies) for rows in (a, b)]
     exact = kernel(torch.cdist(a, b).square())

@@ -19,7 +19,8 @@ def rows(classes: list[int], seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
 def test_the_folded_probe_predicts_as_the_probe(classes: list[int]) -> None:
     x, y = rows(classes)
     other, _ = rows(classes, seed=1)
-    folded, probe = fit_linear(x, y, 5, 0.1), fit_probe(x, y, 0.1)
+    folded = fit_linear(x, y, 5, 0.1)
+    probe = fit_probe(x, y, 0.1)
     probabilities = folded.probabilities(torch.from_numpy(other))
     assert (probabilities.argmax(1).numpy() == probe.predict(other)).mean() > 0.98
     absent = [label for label in range(5) if label not in classes]

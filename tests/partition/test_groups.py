@@ -44,7 +44,9 @@ def partition(
 )
 def test_a_client_holds_all_rows_of_a_group_or_none(scheme: str, order: int, seed: int) -> None:
     mixed = np.random.default_rng(order).permutation(len(LESIONS))
-    lesion, site, y = LESIONS[mixed].astype(np.str_), SITE[mixed], LABELS[mixed]
+    lesion = LESIONS[mixed].astype(np.str_)
+    site = SITE[mixed]
+    y = LABELS[mixed]
     own: dict[str, Any] = {
         "shards": {"labels": 3},
         "quantity": {"power": 1.0},
@@ -70,7 +72,8 @@ def test_a_client_holds_all_rows_of_a_group_or_none(scheme: str, order: int, see
 
 
 def test_a_group_has_the_label_of_most_of_its_rows_and_of_several_the_lowest() -> None:
-    y, lesion = np.array([2, 2, 0, 3, 1, 1, 3]), np.array(["a", "a", "a", "b", "b", "c", "c"])
+    y = np.array([2, 2, 0, 3, 1, 1, 3])
+    lesion = np.array(["a", "a", "a", "b", "b", "c", "c"])
     assert parts_of(y, {"lesion": lesion}, PartitionSpec(together="lesion"))[0].tolist() == [
         2,
         1,

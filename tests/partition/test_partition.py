@@ -30,10 +30,17 @@ def partition(y=LABELS, scheme="dirichlet", alpha=0.3, clients=10, seed=0, colum
 def divisions(draw):
     """Arguments of a partition that the data allow, of any scheme."""
     scheme = draw(st.sampled_from(sorted(schemes.OWNERS)))
-    classes, min_size = draw(st.integers(2, 6)), draw(st.integers(1, 4))
+    classes = draw(st.integers(2, 6))
+    min_size = draw(st.integers(1, 4))
     clients = draw(st.integers(1, classes if scheme == "disjoint" else 12))
-    labels = draw(st.integers(-(-classes // clients), classes)) if scheme == "shards" else 2
-    fewest = clients * min_size if scheme == "shards" else min_size
+    if scheme == "shards":
+        labels = draw(st.integers(-(-classes // clients), classes))
+    else:
+        labels = 2
+    if scheme == "shards":
+        fewest = clients * min_size
+    else:
+        fewest = min_size
     each = draw(st.lists(st.integers(fewest, fewest + 16), min_size=classes, max_size=classes))
     y = np.repeat(np.arange(classes), each)
     y = np.concatenate([y, np.zeros(max(0, clients * min_size - len(y)), np.int64)])
@@ -98,13 +105,17 @@ def test_small_alpha_concentrates_classes_and_large_alpha_spreads_them():
 
 @pytest.mark.parametrize("scheme", ["dirichlet", "dirichlet-client", "shards", "iid", "quantity"])
 def test_which_rows_of_a_class_a_client_holds_is_random(scheme):
-    labels = {"labels": 10} if scheme == "shards" else {}
+    if scheme == "shards":
+        labels = {"labels": 10}
+    else:
+        labels = {}
     first, second = partition(scheme=scheme, clients=2, alpha=1e6, **labels).rows
     assert abs(first.mean() - second.mean()) < 150
 
 
 def test_dirichlet_shares_have_the_distribution_they_claim():
-    alpha, clients = 0.5, 4
+    alpha = 0.5
+    clients = 4
     shares = np.concatenate(
         [
             (p := partition(alpha=alpha, clients=clients, seed=s, min_size=1).label_counts)
@@ -250,7 +261,8 @@ def test_shift_factors_are_orthonormal_and_gains_and_offset_have_the_strength():
 
 def test_feature_shift_moves_every_row_by_its_owners_map_and_keeps_it_of_unit_norm() -> None:
     rng = np.random.default_rng(0)
-    x, y = rng.normal(size=(60, 12)).astype(np.float32), np.arange(60) % 3
+    x = rng.normal(size=(60, 12)).astype(np.float32)
+    y = np.arange(60) % 3
     data = Embeddings.from_arrays("made up", x, y, np.repeat([0, 2], [40, 20]))
     data = replace(data, x_train=unit_norm(data.x_train), x_test=unit_norm(data.x_test))
     spec = PartitionSpec(scheme="feature-shift", strength=0.4)

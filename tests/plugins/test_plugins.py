@@ -258,7 +258,8 @@ def test_a_folder_that_is_called_like_a_shipped_one_is_not_shipped(folder: Path)
 def test_the_code_of_a_notebook_s_class_is_its_cell(
     monkeypatch: pytest.MonkeyPatch, made: Callable[..., Any]
 ) -> None:
-    book, cells = made(monkeypatch), []
+    book = made(monkeypatch)
+    cells = []
     for scale in (1, 2, 1):
         book.cell("from baselines.dp_gaussian import DPGaussian")
         book.cell(f"class Mine(DPGaussian):\n    def scope(self):\n        return 'scale {scale}'")

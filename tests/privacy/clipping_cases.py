@@ -87,7 +87,8 @@ def per_client(clients: int) -> nn.Module:
         code = m.code(b.layout)
         return m.out(torch.tanh(m.encoder(b.x, b.layout)) * code + code).square().sum(1)
 
-    encoder, code = randomised(ClientLinear(clients, DIM, 4)), randomised(ClientCode(clients, 4))
+    encoder = randomised(ClientLinear(clients, DIM, 4))
+    code = randomised(ClientCode(clients, 4))
     return Calls(loss, encoder=encoder, code=code, out=nn.Linear(4, 2))
 
 

@@ -63,7 +63,9 @@ def of_per_client_or_plain(kind: object, unit: str, engine: str) -> bool:
     ("kind", "unit", "engine"), crossed(of_per_client_or_plain, MODELS, UNITS, ENGINES)
 )
 def test_the_clipped_sum_is_that_of_a_loop_over_single_examples(kind, unit, engine):
-    model, batch, norms = build(kind), make_batch(), Norms(BITES, unit)
+    model = build(kind)
+    batch = make_batch()
+    norms = Norms(BITES, unit)
     summed = clipped_sum(model, call, batch, norms, engine)
     assert difference(summed.sums, loop(model, call, batch, norms)) < 1e-5
     assert (summed.norms > BITES).any()
@@ -99,7 +101,9 @@ def test_a_clip_or_weight_that_bounds_nothing_is_refused(clip, weight):
 
 @pytest.mark.parametrize("engine", ENGINES)
 def test_frozen_parameters_take_no_part_and_a_layer_that_the_loss_does_not_use_gets_zero(engine):
-    model, batch, norms = build(linear), make_batch(), Norms(BITES)
+    model = build(linear)
+    batch = make_batch()
+    norms = Norms(BITES)
     model.one.weight.requires_grad_(False)
     model.unused = nn.Linear(2, 2, bias=False)
     summed = clipped_sum(model, call, batch, norms, engine)
@@ -123,10 +127,15 @@ def test_frozen_parameters_take_no_part_and_a_layer_that_the_loss_does_not_use_g
 def test_a_unit_whose_gradient_is_not_finite_counts_as_zero_also_where_a_free_part_is_not(
     poison, free, unit, engine
 ):
-    model, batch, norms = build(per_client, 2), make_batch((2, 1)), Norms(BITES, unit, free=free)
+    model = build(per_client, 2)
+    batch = make_batch((2, 1))
+    norms = Norms(BITES, unit, free=free)
     broken = replace(batch, x=batch.x.clone(), draws={"eps": batch.draws["eps"].clone()})
     broken.draws["eps"][2] = poison
-    broken.x[2] = broken.x[2] if free else poison
+    if free:
+        broken.x[2] = broken.x[2]
+    else:
+        broken.x[2] = poison
 
     def loss(model: nn.Module, b: Batch) -> Tensor:
         drawn = model.out(b.draws["eps"][:, 0, :4])
@@ -163,7 +172,8 @@ def change_without(
         )
         return clipped_sum(layer, loss, batch, Norms(1.0, "group")).sums
 
-    whole, less = summed(numbers >= 0), summed(numbers != group)
+    whole = summed(numbers >= 0)
+    less = summed(numbers != group)
     return {name: whole[name].double() - less[name].double() for name in whole}
 
 
@@ -180,7 +190,8 @@ def test_a_group_whose_large_rows_cancel_swallows_nothing_of_what_others_add(lay
 
 
 def tied() -> nn.Module:
-    one, two = nn.Linear(DIM, DIM), nn.Linear(DIM, DIM)
+    one = nn.Linear(DIM, DIM)
+    two = nn.Linear(DIM, DIM)
     two.weight = one.weight
     return Calls(lambda m, b: m.two(m.one(b.x)).sum(1), one=one, two=two)
 
@@ -249,12 +260,11 @@ def test_vmap_covers_what_bookkeeping_refuses(kind):
     ("unit", "engine"), [*product(["group", "client"], ["bookkeeping"]), ("client", "vmap")]
 )
 def test_a_unit_of_more_rows_than_a_chunk_is_clipped_as_one(unit, engine):
-    model, batch, norms = build(per_client), make_batch(LARGE), Norms(BITES, unit)
-    batch = (
-        replace(batch, groups=consecutive(batch.layout.client, batch.x))
-        if unit == "group"
-        else batch
-    )
+    model = build(per_client)
+    batch = make_batch(LARGE)
+    norms = Norms(BITES, unit)
+    if unit == "group":
+        batch = replace(batch, groups=consecutive(batch.layout.client, batch.x))
     summed = clipped_sum(model, call, batch, norms, engine)
     assert difference(summed.sums, loop(model, call, batch, norms)) < 1e-4
     assert (summed.norms > BITES).sum() > 1

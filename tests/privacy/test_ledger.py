@@ -56,8 +56,10 @@ def test_releases_of_one_client_add_up_and_disjoint_clients_cost_the_largest():
 
 
 def test_the_largest_of_incomparable_histories_is_taken():
-    loud, quiet = replace(STEP, noise_multiplier=1.0), replace(STEP, noise_multiplier=5.0)
-    few, many = [([0], loud.times(4)), ([0], quiet)], [([1], loud), ([1], quiet.times(60))]
+    loud = replace(STEP, noise_multiplier=1.0)
+    quiet = replace(STEP, noise_multiplier=5.0)
+    few = [([0], loud.times(4)), ([0], quiet)]
+    many = [([1], loud), ([1], quiet.times(60))]
     costs = [ran(*few).epsilon(DELTA), ran(*many).epsilon(DELTA)]
     assert costs[0] != costs[1]
     assert ran(*few, *many).epsilon(DELTA) == max(costs)
@@ -68,7 +70,8 @@ def test_the_largest_of_incomparable_histories_is_taken():
 def test_equal_whatever_the_order_and_exact_through_json_so_a_resumed_run_equals_a_whole_one(
     entries, random
 ):
-    whole, shuffled = ran(*entries), ran(*random.sample(entries, len(entries)))
+    whole = ran(*entries)
+    shuffled = ran(*random.sample(entries, len(entries)))
     assert whole == shuffled
     assert whole.to_json() == shuffled.to_json()
     resumed = Ledger.from_json(ran(*entries[:5]).to_json())

@@ -35,7 +35,8 @@ def test_the_tails_are_those_of_a_gaussian():
 
 def test_parts_and_coordinates_are_independent():
     noise = drawn(shapes={"a": (20_000,), "b": (20_000,)})
-    a, half = noise["a"], CHUNK // 2
+    a = noise["a"]
+    half = CHUNK // 2
     pairs = [(a, noise["b"]), (a[1:], a[:-1])]
     # the two numbers of a pair, and the squares of them, which a common radius would tie together
     pairs += [(a[:half], a[half:CHUNK]), (a[:half].square(), a[half:CHUNK].square())]
@@ -44,8 +45,10 @@ def test_parts_and_coordinates_are_independent():
 
 
 def test_a_second_draw_differs_and_the_global_random_state_is_left_alone():
-    generator, before = stream(), torch.get_rng_state()
-    one, two = gaussian(SHAPES, 1.0, generator), gaussian(SHAPES, 1.0, generator)
+    generator = stream()
+    before = torch.get_rng_state()
+    one = gaussian(SHAPES, 1.0, generator)
+    two = gaussian(SHAPES, 1.0, generator)
     assert one.fingerprint != two.fingerprint
     assert fingerprint(one.parts) != fingerprint(two.parts)
     assert torch.equal(torch.get_rng_state(), before)

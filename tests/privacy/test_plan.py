@@ -66,7 +66,8 @@ def test_golden_sigmas_for_300_steps(epsilon, golden):
 
 def test_releases_keep_their_ratio_and_the_sensitivity_scales_the_noise_and_not_the_multiplier():
     releases = Release("means", 1.0, 1, relative_noise=4.0), Release("step", 0.2, 40)
-    half, one = solve(2.0, *releases, sensitivity=0.5), solve(2.0, *releases)
+    half = solve(2.0, *releases, sensitivity=0.5)
+    one = solve(2.0, *releases)
     assert half.sigma == one.sigma
     assert [mechanism.noise_multiplier for mechanism in half.mechanisms] == [
         4 * half.sigma,

@@ -48,7 +48,8 @@ def test_one_setting_costs_what_the_event_of_dp_accounting_does(distribution: Di
 
 
 def test_a_setting_more_never_costs_less_and_the_dearer_of_training_and_score_is_spent() -> None:
-    one, other = tuple(EVENTS), (Mechanism(3.0, 1.0, 2),)
+    one = tuple(EVENTS)
+    other = (Mechanism(3.0, 1.0, 2),)
     costs = [
         Selection(10, "geometric", trainings, 9.0).epsilon(DELTA)
         for trainings in ((one,), (other,), (one, other))
@@ -63,13 +64,16 @@ def test_a_setting_more_never_costs_less_and_the_dearer_of_training_and_score_is
 def test_every_quantile_has_the_number_of_runs_that_its_distribution_says(
     distribution: Distribution, mean: float
 ) -> None:
-    rate = (
-        1 / mean
-        if distribution == "geometric"
-        else brentq(lambda gamma: (1 / gamma - 1) / math.log(1 / gamma) - mean, 1e-9, 0.999)
-    )
-    number, below = 1, 0.0
-    weight = rate if distribution == "geometric" else (1 - rate) / -math.log(rate)
+    if distribution == "geometric":
+        rate = 1 / mean
+    else:
+        rate = brentq(lambda gamma: (1 / gamma - 1) / math.log(1 / gamma) - mean, 1e-9, 0.999)
+    number = 1
+    below = 0.0
+    if distribution == "geometric":
+        weight = rate
+    else:
+        weight = (1 - rate) / -math.log(rate)
     for quantile in [0.0, *(np.arange(500) + 0.5) / 500, 0.9999]:
         while below + weight < quantile:
             below += weight

@@ -21,7 +21,8 @@ def quickstart() -> list[Row]:
     """3 algorithms x alpha 0.1 and 1.0 x epsilon 1, 4, inf x 3 seeds; the last algorithm is not
     private.
     """
-    rng, rows = np.random.default_rng(0), list[Row]()
+    rng = np.random.default_rng(0)
+    rows = list[Row]()
     for alpha, local in ((0.1, 0.38), (1.0, 0.71)):
         for seed in range(3):
             for label, epsilon in (

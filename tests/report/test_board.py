@@ -92,7 +92,8 @@ def test_a_board_of_external_samples_alone_proves_nothing() -> None:
 
 
 def test_rows_that_prove_refuses_are_counted_and_named_and_nothing_else() -> None:
-    good, bad = scored("good", 0.5), scored("bad", 0.9)
+    good = scored("good", 0.5)
+    bad = scored("bad", 0.9)
     made = Board.of(
         [Proof(good, "proved"), Proof(bad, "differs", "ε is 0.5 of what its mechanisms spend")]
     )

@@ -43,13 +43,12 @@ def test_axes_are_of_synthetic_rows_alone_and_a_class_has_at_most_so_many_points
         name: Labelled(generator.normal(size=(40, 64)).astype(np.float32), np.repeat([0, 1], 20))
         for name in ("a", "b")
     }
-    figure, other = (
-        draw_map(panels, digits),
-        draw_map(panels, replace(digits, x_test=digits.x_test[::-1])),
-    )
+    figure = draw_map(panels, digits)
+    other = draw_map(panels, replace(digits, x_test=digits.x_test[::-1]))
     assert [axis.get_title(loc="left") for axis in figure.axes[:2]] == ["a", "b"]
     for panel in (0, 1):
-        real, made = places(figure, panel)[::2], places(figure, panel)[1::2]
+        real = places(figure, panel)[::2]
+        made = places(figure, panel)[1::2]
         assert (len(real), max(map(len, real)), [len(each) for each in made]) == (
             len(SERIES),
             POINTS,

@@ -77,7 +77,8 @@ class Elements(HTMLParser):
     def __init__(self, html: str) -> None:
         super().__init__()
         self.tags: list[tuple[str, dict[str, Any]]] = []
-        self.text, self._style = "", False
+        self.text = ""
+        self._style = False
         self.feed(html)
         self.text = " ".join(self.text.split())
 
@@ -89,11 +90,15 @@ class Elements(HTMLParser):
         self._style = False
 
     def handle_data(self, data: str) -> None:
-        self.text += "" if self._style else data
+        if self._style:
+            self.text += ""
+        else:
+            self.text += data
 
 
 def folder_with(tmp_path: Path, rows: list[Row], manifest: Any = None, records: Any = ()) -> Path:
-    folder, path = tmp_path / "quick <b>start", tmp_path / "quick <b>start" / "manifest.json"
+    folder = tmp_path / "quick <b>start"
+    path = tmp_path / "quick <b>start" / "manifest.json"
     add_rows(folder, *rows)
     add_lines(folder / "rounds.jsonl", records)
     if manifest is not None:
@@ -156,10 +161,8 @@ def hostile(tmp_path_factory: pytest.TempPathFactory, quickstart: list[Row]) -> 
 
 def test_a_report_is_drawn_from_rows_alone(tmp_path: Path, quickstart: list[Row]) -> None:
     folder = folder_with(tmp_path, quickstart)
-    page, before = (
-        page_of(folder),
-        {"manifest.json", "trainings.jsonl", "judgements.jsonl", "references.jsonl"},
-    )
+    page = page_of(folder)
+    before = {"manifest.json", "trainings.jsonl", "judgements.jsonl", "references.jsonl"}
     assert {path.name for path in folder.iterdir()} - before == {
         "results.jsonl",
         "report.html",
@@ -229,7 +232,8 @@ def test_every_text_is_escaped_and_nothing_is_loaded(hostile: Path) -> None:
 @pytest.mark.skipif(CHROMIUM is None, reason="chromium is not installed")
 @pytest.mark.parametrize("width", [1280, pytest.param(390, marks=pytest.mark.slow)])
 def test_a_browser_shows_the_page(tmp_path: Path, hostile: Path, width: int) -> None:
-    page, picture = write_report(hostile).page, tmp_path / "page.png"
+    page = write_report(hostile).page
+    picture = tmp_path / "page.png"
     command = [
         str(CHROMIUM),
         *FLAGS,
@@ -308,7 +312,8 @@ def test_every_number_of_a_cell_stands_under_its_head_and_what_refutes_one_is_to
     ]
     page = write_report(folder_with(tmp_path, rows)).page
     _, table = page.read_text().split('<table class="dataframe cells">')
-    heads, values = re.findall("<th>(.*?)</th>", table), re.findall("<td>(.*?)</td>", table)
+    heads = re.findall("<th>(.*?)</th>", table)
+    values = re.findall("<td>(.*?)</td>", table)
     told = dict(zip(heads, values[values.index("a") - len(heads) + 1 :], strict=False))
     assert [told[head] for head in ("seed", "status", "ε target", "ε spent", "seconds")] == [
         "3",

@@ -253,7 +253,8 @@ def test_the_largest_bound_of_all_audits_is_shown() -> None:
 
 
 def test_more_than_the_target_is_overspent_and_the_last_digits_are_not() -> None:
-    trial, free = a_trial(), a_trial(epsilon=float("inf"))
+    trial = a_trial()
+    free = a_trial(epsilon=float("inf"))
     row = row_of(trial, as_planned(trial, epsilon_spent=4.01), JUDGEMENT)
     assert (row.status, row.epsilon_spent, row.epsilon_target, row.error) == (
         "overspent",
@@ -402,7 +403,8 @@ def test_a_frame_has_a_column_for_every_field_and_parameter_whole_numbers_whole(
         make_row(params={"rounds": 3}, train_groups=4, **keys),
         make_row(cell_id="b", params={"hidden": (8, 4), "warm": True}, **keys),
     ]
-    frame, params = frame_of(rows), ["params.rounds", "params.hidden", "params.warm"]
+    frame = frame_of(rows)
+    params = ["params.rounds", "params.hidden", "params.warm"]
     expected = [
         column
         for name in COLUMNS

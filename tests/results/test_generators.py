@@ -156,10 +156,12 @@ def test_a_released_package_gives_the_rows_of_the_run_and_holds_no_exact_functio
     package, released
 ):
     path, cell = released
-    run, alone = load_generator(package.with_name("run")), load_generator(package)
+    run = load_generator(package.with_name("run"))
+    alone = load_generator(package)
     assert sorted(package.iterdir()) == [path, path.with_suffix(".safetensors")]
     np.testing.assert_array_equal(run.synthesise(5)[0], alone.synthesise(5)[0])
-    given, own = run.manifest(5), alone.manifest(5)
+    given = run.manifest(5)
+    own = alone.manifest(5)
     text = path.name + path.read_text() + dump([given, own])
     for private in (cell.cell_id, cell.training_id, cell.dataset_hash):
         assert private
@@ -230,10 +232,8 @@ def test_what_was_refuted_or_not_spent_as_planned_is_not_released_whether_it_was
     tmp_path, package, status, fields, judging
 ):
     trial, *_ = saved(tmp_path, "dp-gaussian", lambda outcome: replace(outcome, **fields), **SECRET)
-    store, bounds = (
-        ResultStore(tmp_path),
-        dict.fromkeys(("epsilon_lower", "pairs", "canary_ratio", "params"), 9),
-    )
+    store = ResultStore(tmp_path)
+    bounds = dict.fromkeys(("epsilon_lower", "pairs", "canary_ratio", "params"), 9)
     if status == "refuted":
         store.append(
             "audits",

@@ -9,7 +9,8 @@ from scipy.stats import ttest_1samp, ttest_rel
 from fedsim.results.columns import Row
 from fedsim.results.stats import Settings, Spread, holm, paired_differences, with_ends
 
-GOOD, POOR = [0.8, 0.7, 0.9, 0.85], [0.5, 0.45, 0.4, 0.62]
+GOOD = [0.8, 0.7, 0.9, 0.85]
+POOR = [0.5, 0.45, 0.4, 0.62]
 
 
 def row(cell_id: str = "a", **fields: Any) -> Row:
@@ -33,10 +34,8 @@ def method(label: str, values: list[float], start: int = 0, **fields: Any) -> li
 def differences(rows: list[Row]) -> list[dict[Any, Any]]:
     """The differences, with the facts of their first setting."""
     settings = Settings.of(rows)
-    names, found = (
-        settings.facts["label"],
-        paired_differences(settings, "balanced_accuracy").to_dict("records"),
-    )
+    names = settings.facts["label"]
+    found = paired_differences(settings, "balanced_accuracy").to_dict("records")
     return [
         {
             **settings.facts.loc[each["first"]],

@@ -68,7 +68,8 @@ def test_a_training_that_succeeded_stands_before_attempts_that_failed(tmp_path: 
 def test_a_torn_last_line_is_ignored_and_cut_before_the_next_append(
     tmp_path: Path, kept: int
 ) -> None:
-    store, path = ResultStore(tmp_path), tmp_path / "references.jsonl"
+    store = ResultStore(tmp_path)
+    path = tmp_path / "references.jsonl"
     path.write_text(json.dumps(line("a")))  # which lacks only its newline
     store.append("references", [line("b")])
     whole = path.read_bytes()
@@ -125,10 +126,8 @@ def test_only_one_process_holds_a_folder(tmp_path: Path) -> None:
         f"with ResultStore({str(tmp_path)!r}).lock():\n    print('held', flush=True)\n    "
         "sys.stdin.read()"
     )
-    holder, store = (
-        f"import sys\nfrom fedsim.results.store import ResultStore\n{hold}",
-        ResultStore(tmp_path),
-    )
+    holder = f"import sys\nfrom fedsim.results.store import ResultStore\n{hold}"
+    store = ResultStore(tmp_path)
     with subprocess.Popen(
         [sys.executable, "-c", holder], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
     ) as process:

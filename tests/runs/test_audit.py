@@ -18,7 +18,8 @@ from fedsim.runs.jobs import claim_audits
 from fedsim.runs.plan_view import Plan
 from fedsim.runs.prepare import prepare
 
-AUDIT, REFUTES = {"pairs": 40, "rounds": 1}, {"pairs": 100, "rounds": 1}
+AUDIT = {"pairs": 40, "rounds": 1}
+REFUTES = {"pairs": 100, "rounds": 1}
 
 
 def test_every_row_of_a_claim_shows_its_audit_and_a_second_bench_runs_none(

@@ -28,11 +28,10 @@ def row(cell_id: str, status: str = "ok", **fields: Any) -> Row:
         "dataset": "digits",
     }
     base |= {"alpha": 0.1, "clients": 10, "seed": 2, "epsilon_target": 4.0, "epsilon_spent": 3.98}
-    base |= (
-        {"error": ERROR}
-        if status == "failed"
-        else {"accuracy": 0.8, "balanced_accuracy": 0.812, "macro_f1": 0.8}
-    )
+    if status == "failed":
+        base |= {"error": ERROR}
+    else:
+        base |= {"accuracy": 0.8, "balanced_accuracy": 0.812, "macro_f1": 0.8}
     return Row(base | fields)
 
 

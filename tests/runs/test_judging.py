@@ -61,7 +61,9 @@ def test_a_bench_that_ends_after_every_write_gives_the_same_rows_by_the_same_com
     bench: Bench, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     grid = small_grid("fedhypevae", "fedavg-linear", epsilon=4.0, audit={"pairs": 20, "rounds": 1})
-    whole, append, ended_after = bench(grid), ResultStore.append, list[Kind]()
+    whole = bench(grid)
+    append = ResultStore.append
+    ended_after = list[Kind]()
 
     def append_and_end(store: ResultStore, kind: Kind, lines: Any) -> None:
         written = list(lines)

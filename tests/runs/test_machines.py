@@ -109,11 +109,10 @@ def cluster(project: Path) -> Iterator[Callable[..., list[subprocess.Popen[bytes
 
 def end(process: subprocess.Popen[bytes]) -> None:
     """Kill a process and all that it started."""
-    family = (
-        [*psutil.Process(process.pid).children(recursive=True), process]
-        if process.poll() is None
-        else []
-    )
+    if process.poll() is None:
+        family = [*psutil.Process(process.pid).children(recursive=True), process]
+    else:
+        family = []
     for each in family:
         each.send_signal(signal.SIGKILL)
     process.wait()

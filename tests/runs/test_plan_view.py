@@ -27,7 +27,10 @@ def test_a_gradients_noise_is_the_one_that_a_training_adds(keys) -> None:
     (told,) = Plan(prepared, Path("none")).noise.query("part.str.startswith('sum of')")[
         "noise / signal"
     ]
-    units = trial.task.clients if keys else trial.train_rows * 0.5
+    if keys:
+        units = trial.task.clients
+    else:
+        units = trial.train_rows * 0.5
     assert told * units * trial.plan.clip == pytest.approx(drawn, rel=0.06)
 
 

@@ -66,7 +66,8 @@ def test_a_plan_is_of_the_cells_own_parameters() -> None:
     ]
     for trial in prepare(small_grid(*entries, epsilon=4.0), NODES).trials:
         assert trial.plan is not None
-        release, params = trial.plan.releases[-1], trial.cell.params
+        release = trial.plan.releases[-1]
+        params = trial.cell.params
         assert (release.steps, release.sample_rate) == (params["rounds"], params["sample_rate"])
 
 
@@ -82,10 +83,8 @@ def test_clients_are_spread_over_actors_that_would_idle() -> None:
 def test_matrices_are_of_the_partitions_that_cells_train_on_with_clients_called_by_site(
     tmp_path: Path,
 ) -> None:
-    dataset, partition = (
-        {"npz": str(digits_of_sites(tmp_path)), "overlap": "keep"},
-        {"scheme": "column-dirichlet", "column": "site"},
-    )
+    dataset = {"npz": str(digits_of_sites(tmp_path)), "overlap": "keep"}
+    partition = {"scheme": "column-dirichlet", "column": "site"}
     prepared = prepare(
         small_grid("dp-gaussian", dataset=dataset, partition=partition, clients=4), NODES
     )

@@ -140,7 +140,8 @@ def test_one_process_and_three_actors_sample_noise_and_account_alike(
         small_grid(name, epsilon=4.0, clients=5, resources={"clients_per_actor": each})
         for each in ("all", 2)
     ]
-    one, three = bench(grids[0], "one"), ray_bench(grids[1], "three")
+    one = bench(grids[0], "one")
+    three = ray_bench(grids[1], "three")
     assert "clients per actor (2, 2, 1)" in three.log(three.rows[0])
     fingerprints = [
         [(r["round"], r["sampled"], r["noise"]) for r in ran.rounds] for ran in (one, three)
@@ -162,7 +163,8 @@ def test_a_cell_whose_worker_is_killed_goes_on_from_its_checkpoint_and_gives_the
             "label": kind,
         }
         grid = small_grid(entry, resources={"clients_per_actor": each})
-        disturbed, undisturbed = ray_bench(grid, kind), bench(grid, f"{kind} again")
+        disturbed = ray_bench(grid, kind)
+        undisturbed = bench(grid, f"{kind} again")
         assert disturbed.code == 0, disturbed.output
         assert (
             "a worker process of the cell died (killed, out of memory, or it crashed); it "
@@ -225,10 +227,8 @@ def test_cells_share_gpus_and_give_the_rows_that_they_give_in_one_process(
     bench: Bench, ray_bench: Bench
 ) -> None:
     half = {"gpus_per_actor": 0.5, "clients_per_actor": 2}
-    without, shared = (
-        bench(small_grid("dp-gaussian"), "one"),
-        ray_bench(small_grid("dp-gaussian", resources=half), nodes=WITH_GPUS),
-    )
+    without = bench(small_grid("dp-gaussian"), "one")
+    shared = ray_bench(small_grid("dp-gaussian", resources=half), nodes=WITH_GPUS)
     assert by_label(shared, *MEASURES, "recall_per_class") == by_label(
         without, *MEASURES, "recall_per_class"
     )

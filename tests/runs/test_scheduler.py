@@ -18,7 +18,8 @@ from fedsim.runs.prepare import Need, Prepared, prepare
 from fedsim.runs.scheduler import Scheduler, Slots
 from fedsim.runs.worker import Failure, InProcess, Item, WorkerLost
 
-ONE, TWO = Need(1.0), Need(1.0, actors=2)
+ONE = Need(1.0)
+TWO = Need(1.0, actors=2)
 
 
 def slots(parallel: int = 4) -> Slots:
@@ -39,7 +40,8 @@ def told(run: RunContext) -> str:
 
 def test_a_slot_is_kept_for_jobs_of_its_need_and_any_is_for_what_needs_little() -> None:
     held = slots()
-    first, second = held.take(TWO), held.take(ONE)
+    first = held.take(TWO)
+    second = held.take(ONE)
     assert first is not None
     assert second is not None
     held.give_back(first)
@@ -98,7 +100,8 @@ def test_a_plug_in_comes_first_and_its_first_failure_is_the_message(
     monkeypatch.chdir(plugins)
     monkeypatch.syspath_prepend(str(plugins))
     prepared = prepare(small_grid("dp-gaussian", quick("plugin:Trouble"), seeds=[0, 1]), NODES, 1)
-    run, printed = context(prepared, tmp_path), sys.stdout
+    run = context(prepared, tmp_path)
+    printed = sys.stdout
     with pytest.raises(
         PluginError,
         match=r"^algorithms\[1\]\.name: its first cell failed: ZeroDivisionError: the third round",

@@ -15,7 +15,8 @@ from fedsim.runs.worker import Process, check_source, settle
 def test_a_process_is_made_ready_again_after_every_job_with_threads_by_its_cpus(
     tmp_path: Path,
 ) -> None:
-    process, folder = Process(Need(2.0), "auto"), Path.cwd()
+    process = Process(Need(2.0), "auto")
+    folder = Path.cwd()
     try:
         torch.set_default_dtype(torch.float64)
         torch.set_num_threads(3)

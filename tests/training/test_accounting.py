@@ -122,7 +122,8 @@ def test_the_sum_over_clients_is_rounded_once_it_has_its_noise_and_not_before(na
             watch=lambda round_, noisy: seen.append(noisy),
         )
     )
-    round_, server = next(algorithm.schedule()), algorithm.initial_server(Seeds(0).public)
+    round_ = next(algorithm.schedule())
+    server = algorithm.initial_server(Seeds(0).public)
     sums = add_in_order(
         [
             message.sums

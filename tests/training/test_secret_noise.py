@@ -73,12 +73,11 @@ def test_a_resumed_cell_goes_on_with_its_secret_from_the_checkpoint() -> None:
 
 def run_of(folder: Path, noise: str, kept_rows: np.ndarray) -> Cell:
     """A run of one cell, of a data set that lacks the rows that are not kept."""
-    stream, rows = np.random.default_rng(0), folder.parent / "rows.npz"
-    x, y, split = (
-        stream.standard_normal((200, 6)).astype(np.float32),
-        np.arange(200) % 3,
-        2 * (np.arange(200) % 5 == 0),
-    )
+    stream = np.random.default_rng(0)
+    rows = folder.parent / "rows.npz"
+    x = stream.standard_normal((200, 6)).astype(np.float32)
+    y = np.arange(200) % 3
+    split = 2 * (np.arange(200) % 5 == 0)
     np.savez(rows, x=x[kept_rows], y=y[kept_rows], split=split[kept_rows])
     trial, data, _ = one_cell(
         "dp-gaussian",
@@ -102,9 +101,11 @@ def without_hash(text: str, tensors: str) -> str:
 
 
 def test_the_facts_of_a_secret_generator_are_the_same_for_neighbouring_data(tmp_path: Path) -> None:
-    packages, draws = [], []
+    packages = []
+    draws = []
     for kept_rows in NEIGHBOURS:
-        run, out = tmp_path / f"run {kept_rows.sum()}", tmp_path / f"package {kept_rows.sum()}"
+        run = tmp_path / f"run {kept_rows.sum()}"
+        out = tmp_path / f"package {kept_rows.sum()}"
         cell = run_of(run, "secret", kept_rows)
         path = load_generator(run).release(out)
         tensors = hashlib.sha256(path.with_suffix(".safetensors").read_bytes()).hexdigest()

@@ -8,5 +8,8 @@ def test_a_budget_protects_as_many_units_as_there_are_rows_groups_or_clients(tmp
     }
     for unit, keys in {"example": {}, "client": {"unit": "client"}, "group": writers}.items():
         trial, data, _ = one_cell(quick("fedhypevae"), epsilon=4.0, **keys)
-        groups = len(set(data.columns["writer"])) if unit == "group" else None
+        if unit == "group":
+            groups = len(set(data.columns["writer"]))
+        else:
+            groups = None
         assert trial.units == {"example": 200, "client": 4, "group": groups}[unit]

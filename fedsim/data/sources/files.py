@@ -51,7 +51,10 @@ def load_image_folder(
         and (alone := sorted(path for path in root.iterdir() if _may_be_image(path)))
     ):
         return _without_labels(name, ImageFiles(alone, root), where)
-    tops = _folders(root) if domains else [root]
+    if domains:
+        tops = _folders(root)
+    else:
+        tops = [root]
     parts = {top: _parts(top) for top in tops}
     published = all(parts.values())
     if not published and any(parts.values()):
@@ -76,11 +79,10 @@ def load_image_folder(
                     rows.append((folder.name, part, place, inner[0] if inner else ""))
                     levels[folder.name, *inner] += 1
     if not rows:
-        in_each = (
-            "put the classes' folders into a folder a domain"
-            if domains
-            else "put every class into a folder of its own"
-        )
+        if domains:
+            in_each = "put the classes' folders into a folder a domain"
+        else:
+            in_each = "put every class into a folder of its own"
         raise UserError(where, "holds no folders of classes", in_each)
     if domains is None:
         _check_classes_are_at_the_top(levels, where, published=published)
@@ -92,8 +94,12 @@ def load_image_folder(
         held, labels = np.unique(y[own], return_inverse=True)
         with at(str(tops[place])):
             split[own] = quarter_for_testing(labels, tuple(names[held].tolist()))
-    columns = {"domain": np.array([top.name for top in tops])[tops_of]} if domains else {}
-    columns |= {"folder": inner_of} if inner_of.any() else {}
+    if domains:
+        columns = {"domain": np.array([top.name for top in tops])[tops_of]}
+    else:
+        columns = {}
+    if inner_of.any():
+        columns |= {"folder": inner_of}
     return ImageSet(
         name,
         ImageFiles(paths, root),
@@ -135,7 +141,10 @@ def _check_classes_are_at_the_top(
         f"the folders {named} hold the same folders {_some(shared)}, so the classes seem to be the "
         "folders within, and a classifier would learn the folders at the top"
     )
-    move = "move train and test into each of them and " if published else ""
+    if published:
+        move = "move train and test into each of them and "
+    else:
+        move = ""
     hint = (
         f"if {named} are sites or scanners, {move}give `domains: true` beside `imagefolder`; "
         "if they are the classes, give `domains: false`"
@@ -172,7 +181,9 @@ def _parts(top: Path) -> dict[Path, int]:
             what,
             "give train and test, or the classes' folders alone for a quarter to be for testing",
         )
-    return {} if missing else parts
+    if missing:
+        return {}
+    return parts
 
 
 def _may_be_image(path: Path) -> bool:
@@ -195,7 +206,8 @@ def load_image_table(path: Path, name: str, *, public: bool = False) -> ImageSet
     texts; a missing value is an empty text. A ``public`` table needs no label.
     """
     table = read_table(path, ("path",) if public else ("path", "label"), numbers=False)
-    where, folder = str(path), path.absolute().parent
+    where = str(path)
+    folder = path.absolute().parent
     with at(where):
         files = [Path(os.path.normpath(folder / str(name))) for name in complete(table, "path")]
         check_files(files, "correct the paths, which are relative to the table's folder")
@@ -203,11 +215,10 @@ def load_image_table(path: Path, name: str, *, public: bool = False) -> ImageSet
         if "label" not in table:
             return _without_labels(name, images, "")
         y, names = class_labels(_numbers_or_texts(complete(table, "label")))
-        split = (
-            _split_values(complete(table, "split"))
-            if "split" in table
-            else quarter_for_testing(y, names)
-        )
+        if "split" in table:
+            split = _split_values(complete(table, "split"))
+        else:
+            split = quarter_for_testing(y, names)
     kept = [str(column) for column in table if column not in ("path", "label", "split")]
     columns = {column: np.array(_numbers_or_texts(table[column]).tolist()) for column in kept}
     return ImageSet(name, images, np.arange(len(y)), y, split, names, columns, where)
@@ -278,7 +289,9 @@ def complete(table: pd.DataFrame, name: str) -> pd.Series[Any]:
 
 def _numbers_or_texts(values: pd.Series[str]) -> pd.Series[Any]:
     """Texts, or where all are whole numbers written as such, these: 10 then comes after 9."""
-    return values.astype(np.int64) if values.str.fullmatch(r"0|-?[1-9]\d{0,17}").all() else values
+    if values.str.fullmatch(r"0|-?[1-9]\d{0,17}").all():
+        return values.astype(np.int64)
+    return values
 
 
 def class_labels(values: pd.Series[Any]) -> tuple[NDArray[np.int64], tuple[str, ...]]:

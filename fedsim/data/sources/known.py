@@ -41,10 +41,8 @@ no column ``site``.
 """
 DIAGNOSES = ("AKIEC", "BCC", "BEN_OTH", "BKL", "DF", "INF", "MAL_OTH", "MEL", "NV", "SCCKA", "VASC")
 PNEUMONIA_CLASSES = ("normal", "bacteria", "virus")
-_PNEUMONIA, _NORMAL = (
-    re.compile(r"(person\d+)_(bacteria|virus)_\d+"),
-    re.compile(r"((?:NORMAL2-)?IM-\d+)(?:-\d+)+"),
-)
+_PNEUMONIA = re.compile(r"(person\d+)_(bacteria|virus)_\d+")
+_NORMAL = re.compile(r"((?:NORMAL2-)?IM-\d+)(?:-\d+)+")
 
 
 def digits_embeddings(name: str) -> Embeddings:
@@ -136,7 +134,8 @@ def load_chest_xray(root: Path, name: str) -> ImageSet:
     ``test`` are two children. They count as one: no child is on both sides of the split or in two
     units, at worst several share one.
     """
-    root = root / "chest_xray" if (root / "chest_xray").is_dir() else root
+    if (root / "chest_xray").is_dir():
+        root = root / "chest_xray"
     parts = [
         (part, kind) for part in ("train", "test", "val") for kind in ("NORMAL", "PNEUMONIA")
     ]  # copies of the set have a third folder
@@ -179,9 +178,9 @@ def _column(table: pd.DataFrame, name: str) -> NDArray[Any]:
     """A column as numbers or texts; a missing text is ``unknown``."""
     from pandas.api.types import is_numeric_dtype  # of truth values, too
 
-    return (
-        table[name].to_numpy() if is_numeric_dtype(table[name]) else texts(table[name], "unknown")
-    )
+    if is_numeric_dtype(table[name]):
+        return table[name].to_numpy()
+    return texts(table[name], "unknown")
 
 
 READERS: dict[str, Callable[[Path, str], ImageSet]] = {
@@ -235,7 +234,11 @@ def load_medmnist(flag: str, size: int, root: Path | None, name: str) -> ImageSe
     flat = {flag: info for flag, info in INFO.items() if not flag.endswith("3d")}
     if flag not in flat:
         raise UserError("", f"unknown MedMNIST set '{flag}'", nearest(flag, flat))
-    info, suffix = flat[flag], "" if size == 28 else f"_{size}"
+    info = flat[flag]
+    if size == 28:
+        suffix = ""
+    else:
+        suffix = f"_{size}"
     if "multi-label" in str(info["task"]):
         raise UserError(
             "",

@@ -70,7 +70,10 @@ def _is_scaled(spec: DatasetSpec, data: Embeddings) -> bool:
     be another data set than the images that it was made of. Rows of a file without a manifest are
     always scaled, as they have been.
     """
-    manifest = None if spec.path is None else read_manifest(spec.path)
+    if spec.path is None:
+        manifest = None
+    else:
+        manifest = read_manifest(spec.path)
     if manifest is None or manifest.get("scale") != UNIT_NORM:
         return False
     return _has_unit_norm(data.x_train) and _has_unit_norm(data.x_test)
@@ -85,7 +88,10 @@ def _has_unit_norm(x: NDArray[np.float32]) -> bool:
 def load_public(spec: DatasetSpec) -> PublicRows:
     """All rows of a data set that is public, with their labels if it has any."""
     data = load(spec if spec.overlap else spec.model_copy(update={"overlap": "keep"}), public=True)
-    y = None if data.class_names == NO_LABELS else np.concatenate([data.y_train, data.y_test])
+    if data.class_names == NO_LABELS:
+        y = None
+    else:
+        y = np.concatenate([data.y_train, data.y_test])
     return PublicRows(
         np.concatenate([data.x_train, data.x_test]), y, spec.display, spec.terms[0] or None
     )
@@ -120,26 +126,27 @@ def image_set(spec: DatasetSpec, *, public: bool = False) -> ImageSet:
                 )
         if spec.overlap_policy != "keep":
             # a MedMNIST file's digests are other ones for equal images
-            contents = (
-                [content_hash(whole.source(row)) for row in range(len(whole))]
-                if spec.kind == "medmnist"
-                else whole.digests
-            )
+            if spec.kind == "medmnist":
+                contents = [content_hash(whole.source(row)) for row in range(len(whole))]
+            else:
+                contents = whole.digests
             both = overlapping(
                 contents, whole.split, whole.image_name, drop=spec.overlap_policy == "drop"
             )
             whole = whole.take(np.setdiff1d(np.arange(len(whole)), both))
-    return whole if spec.limit is None else whole.limited(spec.limit)
+    if spec.limit is None:
+        return whole
+    return whole.limited(spec.limit)
 
 
 def _rows(spec: DatasetSpec, public: bool) -> Embeddings:
     """Data sets that are embeddings already."""
-    path, name = spec.path, spec.title
-    data = (
-        digits_embeddings(name)
-        if path is None
-        else load_embedding_file(path, name, remap=spec.remap, public=public)
-    )
+    path = spec.path
+    name = spec.title
+    if path is None:
+        data = digits_embeddings(name)
+    else:
+        data = load_embedding_file(path, name, remap=spec.remap, public=public)
     with at(str(path or "")):
         if spec.overlap_policy != "keep":
             split = np.repeat([TRAIN, TEST], [len(data.y_train), len(data.y_test)])

@@ -49,7 +49,10 @@ def interval(count: float, total: int) -> tuple[float, float]:
     """The least and the largest rate of ``count`` of ``total``; each is exceeded with a probability
     of 2.5 %.
     """
-    low = float(beta.ppf(_EACH, count, total - count + 1)) if count > 0 else 0.0
+    if count > 0:
+        low = float(beta.ppf(_EACH, count, total - count + 1))
+    else:
+        low = 0.0
     return low, float(beta.ppf(1 - _EACH, count + 1, total - count)) if count < total else 1.0
 
 
@@ -99,15 +102,17 @@ class Audit:
 
 def outcome_of(setting: Setting, seen: Sequence[TrainingPair]) -> Audit:
     """What pairs of trainings say."""
-    plan, mechanisms = setting.plan, setting.plan.mechanisms
+    plan = setting.plan
+    mechanisms = setting.plan.mechanisms
     reached = bound(
         [each.absent for each in seen], [each.present for each in seen], mechanisms, plan.delta
     )
-    ratio, most = (
-        math.sqrt(float(np.mean([each.ratio**2 for each in seen]))),
-        max(each.most for each in seen),
-    )
-    added = most if most > MOST_ADDED else ratio
+    ratio = math.sqrt(float(np.mean([each.ratio**2 for each in seen])))
+    most = max(each.most for each in seen)
+    if most > MOST_ADDED:
+        added = most
+    else:
+        added = ratio
     return Audit(plan.epsilon_target, reached, len(seen), added, plan.claim == "heuristic")
 
 
@@ -115,7 +120,8 @@ def key_of(setting: Setting) -> str:
     """16 hex digits that are equal for equal audits: of the same code, parameters and claim,
     however many pairs.
     """
-    task, code = setting.task, [source_hash(lookup(setting.algorithm)), harness_hash("evidence")]
+    task = setting.task
+    code = [source_hash(lookup(setting.algorithm)), harness_hash("evidence")]
     facts = [
         task.dim,
         task.classes,
@@ -141,7 +147,9 @@ class AuditRun:
         if count < LEAST_PAIRS:
             what = f"{count} are too few: even an attack without an error would bound nothing"
             raise UserError("pairs", what, f"give {LEAST_PAIRS} or more")
-        self.setting, self.count, self.key = setting, count, key_of(setting)
+        self.setting = setting
+        self.count = count
+        self.key = key_of(setting)
 
     def missing(self, lines: Sequence[Mapping[str, Any]]) -> Iterator[dict[str, Any]]:
         """Run what ``lines`` lack: a line a pair."""

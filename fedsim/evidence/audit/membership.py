@@ -53,7 +53,8 @@ def membership(scores: Floats, inside: Bools) -> tuple[Estimate, ...]:
     """How well scores of rows say which were ``inside``: area under the ROC curve, true positives
     at :data:`FALSE_POSITIVE_RATES`.
     """
-    stream, count = np.random.default_rng(0), len(scores)
+    stream = np.random.default_rng(0)
+    count = len(scores)
     resampled = [
         np.arange(count),
         *(np.asarray(stream.integers(0, count, count)) for _ in range(RESAMPLES)),
@@ -84,9 +85,11 @@ def scores_of(
     """Of each row, its nearness to the nearest synthetic row of its label, and its likelihood under
     a Gaussian of those.
     """
-    near, likely = np.zeros(len(x)), np.zeros(len(x))
+    near = np.zeros(len(x))
+    likely = np.zeros(len(x))
     for label in np.unique(y):
-        rows, own = synthetic[labels == label].astype(float), y == label
+        rows = synthetic[labels == label].astype(float)
+        own = y == label
         near[own] = -cdist(x[own].astype(float), rows).min(1)
         centred = rows - rows.mean(0)
         covariance = centred.T @ centred / len(rows)
@@ -126,10 +129,8 @@ def attack_run(
     }
     kept = [trial for trial in ended if states[trial.cell.training_id]]
     if not kept:
-        what, hint = (
-            "there are no generators here of the code and data of today",
-            "run the grid with resources: {save_generators: true}",
-        )
+        what = "there are no generators here of the code and data of today"
+        hint = "run the grid with resources: {save_generators: true}"
         raise UserError(str(folder.path), what, hint)
     if len(kept) < len(ended):
         yield (
@@ -150,7 +151,10 @@ def attack_run(
         assert not is_classifier(made)
         x, y, inside = rows_of(trial, data)
         scores = scores_of(*synthesise(made, trial.task.classes, PER_CLASS, Seeds(own.seed)), x, y)
-        place = own.label if own.epsilon is None else f"{own.label}, ε = {number(own.epsilon)}"
+        if own.epsilon is None:
+            place = own.label
+        else:
+            place = f"{own.label}, ε = {number(own.epsilon)}"
         place += f", seed {own.seed}" + (
             f", {own.evaluation.unseen} unseen" if own.evaluation.unseen else ""
         )
@@ -172,10 +176,10 @@ def rows_of(
     # both
     site = cell.evaluation.unseen
     data = views[trial.data_key if site is None else cell.dataset.key]
-    trained = (
-        np.ones(len(data.y_train), bool)
-        if site is None
-        else data.others(str(cell.partition.column), site)
-    )
-    x, y = np.concatenate([data.x_train, data.x_test]), np.concatenate([data.y_train, data.y_test])
+    if site is None:
+        trained = np.ones(len(data.y_train), bool)
+    else:
+        trained = data.others(str(cell.partition.column), site)
+    x = np.concatenate([data.x_train, data.x_test])
+    y = np.concatenate([data.y_train, data.y_test])
     return x, y, np.concatenate([trained, np.zeros(len(data.y_test), bool)])

@@ -43,7 +43,9 @@ from fedsim.training.cohort import Cohort, CohortSpec, build_algorithm
 from fedsim.training.rounds import train
 from fedsim.training.state import copied
 
-ROW_DIM, AUDIT_CLASSES, AUDIT_CLIENTS = 16, 2, 2
+ROW_DIM = 16
+AUDIT_CLASSES = 2
+AUDIT_CLIENTS = 2
 OTHER_ROWS = 2
 """Rows of each client beside the unit: whoever audits knows them, so few are as good as many, and
 faster.
@@ -65,7 +67,8 @@ MOST_ADDED = 1.001
 """Of the claimed sensitivity: what is above is no rounding."""
 UNIT_ROWS: dict[Unit, int] = {"example": 1, "group": 4, "client": 32}
 """Rows of a unit that is looked for: of a client so many that hardly a sample of them is empty."""
-CLIPS, ENOUGH = (1.0, 0.1, 0.01), 0.98
+CLIPS = (1.0, 0.1, 0.01)
+ENOUGH = 0.98
 """Shares of the clip norm that are tried until a canary adds enough: noise is in units of it, so a
 claim is the same under any.
 """
@@ -98,11 +101,13 @@ class Setting:
     @cached_property
     def others(self) -> tuple[tuple[Rows, Labels], ...]:
         """Each client's rows beside the unit; the canary client has none where it is the unit."""
-        stream, held = np.random.default_rng(0), []
+        stream = np.random.default_rng(0)
+        held = []
         for client in range(self.task.clients):
-            count = (
-                0 if self.task.unit == "client" and client == self.task.clients - 1 else OTHER_ROWS
-            )
+            if self.task.unit == "client" and client == self.task.clients - 1:
+                count = 0
+            else:
+                count = OTHER_ROWS
             x = unit_norm(stream.standard_normal((count, self.task.dim)).astype(np.float32))
             held.append((x, np.arange(count) % self.task.classes))
         return tuple(held)
@@ -207,7 +212,8 @@ def _world(
     """Train in one world, maybe with the canary, ``always`` or sometimes in the sample; given the
     noisy outputs of ``live``, if any.
     """
-    algorithm, noisy = setting.build(), list[tuple[Round, Tensors]]()
+    algorithm = setting.build()
+    noisy = list[tuple[Round, Tensors]]()
     cohorts = [
         _cohort(setting, seeds, client, canary, live, always=always)
         for client in range(setting.task.clients)
@@ -241,13 +247,18 @@ def _cohort(
     """One client; the last one is the unit, or has it behind its own rows."""
     (x, y), params, unit = setting.others[client], dict(setting.params), setting.task.unit
     last = client == setting.task.clients - 1
-    own, always = len(x), always and last
+    own = len(x)
+    always = always and last
     if canary is not None and last:
-        x, y = np.concatenate([x, canary.x]), np.concatenate([y, canary.y])
+        x = np.concatenate([x, canary.x])
+        y = np.concatenate([y, canary.y])
     if always and unit == "client" and "client_rate" in params:
         params["client_rate"] = 1.0
     # a client's own rows are a group each
-    groups = (np.minimum(np.arange(len(x)), own),) if unit == "group" else None
+    if unit == "group":
+        groups = (np.minimum(np.arange(len(x)), own),)
+    else:
+        groups = None
     spec = CohortSpec(
         setting.algorithm,
         params,
@@ -258,11 +269,10 @@ def _cohort(
         (np.arange(len(x)),),
         groups,
     )
-    hidden = (
-        Hidden(client, "every" if always else "chance")
-        if unit != "client" and len(x) > own
-        else None
-    )
+    if unit != "client" and len(x) > own:
+        hidden = Hidden(client, "every" if always else "chance")
+    else:
+        hidden = None
     return watched(spec, x, y, hidden, None if live is None else live.tapes[client])
 
 
@@ -272,9 +282,16 @@ def observed(setting: Setting, canary: Canary, seeds: Seeds, *, present: bool) -
     """
     sampled = any(one.sample_rate < 1 for one in setting.plan.mechanisms)
     live = _world(setting, seeds, canary if present else None)
-    absent = _world(setting, seeds, None, live) if present else live
-    always = _world(setting, seeds, canary, live, always=True) if sampled or not present else live
-    at_clients, found = setting.build().noise_at_clients(), list[Step]()
+    if present:
+        absent = _world(setting, seeds, None, live)
+    else:
+        absent = live
+    if sampled or not present:
+        always = _world(setting, seeds, canary, live, always=True)
+    else:
+        always = live
+    at_clients = setting.build().noise_at_clients()
+    found = list[Step]()
     for round_, noisy in live.noisy:
         steps = _at_clients(setting, round_, live, absent, always)
         if not at_clients:
@@ -287,7 +304,8 @@ def _at_clients(setting: Setting, round_: Round, *worlds: _World) -> list[Step]:
     """The outputs that clients noised, of each local step; those of other clients as far as the
     unit changes them.
     """
-    silo, clients = setting.task.trust == "silo", range(setting.task.clients)
+    silo = setting.task.trust == "silo"
+    clients = range(setting.task.clients)
     live, absent, always = (
         [[one for one in tape.queries if one.round == round_.number] for tape in world.tapes]
         for world in worlds
@@ -316,7 +334,10 @@ def _at_clients(setting: Setting, round_: Round, *worlds: _World) -> list[Step]:
 
 def _named(noised: Noised, *, silo: bool, kept: bool = True) -> dict[tuple[str, str], Tensor]:
     """What of a query is noised at the client."""
-    held = {("kept", name): value for name, value in noised.kept.items()} if kept else {}
+    if kept:
+        held = {("kept", name): value for name, value in noised.kept.items()}
+    else:
+        held = {}
     return held | ({("sent", name): value for name, value in noised.sent.items()} if silo else {})
 
 
@@ -387,18 +408,17 @@ def _log_ratio(step: Step) -> float:
         float(output.residual @ output.shift - output.shift @ output.shift / 2) / output.std**2
         for output in step
     )
-    return (
-        exponent
-        if rate == 1
-        else float(np.logaddexp(math.log(1 - rate), math.log(rate) + exponent))
-    )
+    if rate == 1:
+        return exponent
+    return float(np.logaddexp(math.log(1 - rate), math.log(rate) + exponent))
 
 
 def _canaries(setting: Setting) -> Iterator[Canary]:
     """Rows of norm 1, as all data sets have them: of a single feature, in a random direction,
     against the others; of every label.
     """
-    dim, count = setting.task.dim, UNIT_ROWS[setting.task.unit]
+    dim = setting.task.dim
+    count = UNIT_ROWS[setting.task.unit]
     spike = np.eye(1, dim, dtype=np.float32)
     random = np.random.default_rng(1).standard_normal((1, dim)).astype(np.float32)
     against = -np.sum([x.sum(0, keepdims=True) for x, _ in setting.others], axis=0)
@@ -413,16 +433,21 @@ def saturating(setting: Setting) -> tuple[Setting, Canary]:
     """The setting, maybe under a smaller clip norm, and the canary that adds most to a training's
     steps; of equals the first.
     """
-    best, chosen = -1.0, None
+    best = -1.0
+    chosen = None
     for share in CLIPS if isinstance(setting.params.get("clip"), int | float) else CLIPS[:1]:
-        own = setting if share == 1 else setting.clipped(share)
+        if share == 1:
+            own = setting
+        else:
+            own = setting.clipped(share)
         for canary in _canaries(own):
             ratio = round(
                 evidence(observed(own, canary, Seeds(0), present=True), own.plan.sensitivity).ratio,
                 3,
             )
             if ratio > best:
-                best, chosen = ratio, (own, canary)
+                best = ratio
+                chosen = (own, canary)
         if best >= ENOUGH:
             break
     assert chosen is not None

@@ -30,7 +30,8 @@ from fedsim.privacy.mechanism import Mechanism
 from fedsim.privacy.plan import Trust, Unit
 from fedsim.words import counted
 
-QUICK_DRAWS, FULL_DRAWS = 40, 400
+QUICK_DRAWS = 40
+FULL_DRAWS = 400
 """Random pairs of neighbouring worlds, which the settings share."""
 RAISED_FIX = "mend the line that raises it"
 OF_PRIVACY = (
@@ -110,9 +111,11 @@ def _findings(
 ) -> list[CheckResult]:
     cls = lookup(name)
     settings = list(product((unit,) if unit else cls.units, (trust,) if trust else cls.trusts))
-    settings = settings if cls.private else settings[:1]
+    if not (cls.private):
+        settings = settings[:1]
     count = (QUICK_DRAWS if quick else FULL_DRAWS) // len(settings)
-    subjects, refused = list[Subject](), list[tuple[Unit, Trust, UserError]]()
+    subjects = list[Subject]()
+    refused = list[tuple[Unit, Trust, UserError]]()
     for number, setting in enumerate(settings):
         try:
             draws = range(number * count, (number + 1) * count)
@@ -147,14 +150,14 @@ def _refused(
 
 def check_subject(subject: Subject) -> list[CheckResult]:
     """Run every check in one setting, each in a process in which nothing has trained."""
-    found, without = list[CheckResult](), dict[str, str]()
+    found = list[CheckResult]()
+    without = dict[str, str]()
     for check in CHECKS:
         lost = next((without[need] for need in check.needs if need in without), None)
-        verdict = (
-            guarded(check.run, subject)
-            if lost is None
-            else CheckResult(None, f"not checked: needs '{lost}'")
-        )
+        if lost is None:
+            verdict = guarded(check.run, subject)
+        else:
+            verdict = CheckResult(None, f"not checked: needs '{lost}'")
         if lost is not None or verdict.passed is False:
             without[check.name] = lost or check.name
         found.append(verdict._replace(check=check.name, setting=subject.setting))
@@ -198,7 +201,8 @@ def check_lines(
     The ``params`` are all that were asked for; ``tried`` are those with which the check trained, by
     the texts that it was ``given``.
     """
-    source, lines = source_hash(lookup(name)), []
+    source = source_hash(lookup(name))
+    lines = []
     tried = {**params, **shortened(name, given, quick=quick)}
     for unit, trust in product(get_args(Unit), get_args(Trust)):
         own = [finding for finding in findings if finding.setting == f"{unit}, {trust}"]
@@ -222,11 +226,10 @@ MARKS = {True: Text("passed", "green"), False: Text("failed", "red"), None: Text
 
 def in_a_line(name: str, findings: Sequence[CheckResult]) -> str:
     """How many checks passed, and in which settings."""
-    settings, ran = (
-        dict.fromkeys(finding.setting for finding in findings),
-        [finding.passed for finding in findings],
-    )
-    passed, failed = ran.count(True), ran.count(False)
+    settings = dict.fromkeys(finding.setting for finding in findings)
+    ran = [finding.passed for finding in findings]
+    passed = ran.count(True)
+    failed = ran.count(False)
     return (
         f"fedsim check {name}: {passed} of {counted(passed + failed, 'check')} passed "
         f"({'; '.join(settings)})"

@@ -33,10 +33,14 @@ from fedsim.training.cohort import CohortSpec
 from fedsim.training.rounds import RoundRecord, Trained
 from fedsim.training.state import Checkpoint
 
-MOST_ROWS, BASE_ROWS, FEW_ROWS = 3000, 50, 4
+MOST_ROWS = 3000
+BASE_ROWS = 50
+FEW_ROWS = 4
 """Rows of a client: at most, of the small cell, and where one row is a large part of all."""
-COPIES, MOST_OF_A_GROUP = (1, 3, 12), 40
-FEWEST_CLIENTS, MOST_CLIENTS = CHECKED_CLIENTS, 12
+COPIES = (1, 3, 12)
+MOST_OF_A_GROUP = 40
+FEWEST_CLIENTS = CHECKED_CLIENTS
+MOST_CLIENTS = 12
 FEW_FEATURES = 16
 """The other number of features beside that of the small cell's data."""
 MAGNITUDES = (0.0, 0.01, 1.0, 100.0)
@@ -47,7 +51,8 @@ MORE_ROUNDS = 2
 FINITE_FIX = (
     "let no row, whatever it is, make a number that is not finite: bound it before it is sent"
 )
-UNCLIPPED, BARELY = 1e6, 1.01
+UNCLIPPED = 1e6
+BARELY = 1.01
 """Shares of a norm at which nothing of that norm is clipped."""
 TRIED_ROWS = 12
 
@@ -109,8 +114,14 @@ class Draw:
             sizes += f", {self.features} features"
         if unit == "client":
             return f"client {self.client} with {self.size} rows ({self.direction}){sizes}"
-        noun = "a row" if unit == "example" else f"a group of {self.copies} rows"
-        alike = " of its label" if self.alike else ""
+        if unit == "example":
+            noun = "a row"
+        else:
+            noun = f"a group of {self.copies} rows"
+        if self.alike:
+            alike = " of its label"
+        else:
+            alike = ""
         return (
             f"{noun} ({self.direction}, {self.magnitude:.3g} clip norms) beside "
             f"{self.size}{alike}{sizes}"
@@ -175,7 +186,8 @@ def draw_of(number: int, unit: str, classes: int) -> Draw:
     def between(low: float, high: float) -> float:
         return float(np.exp(stream.uniform(math.log(low), math.log(high + 1))))
 
-    small, large = stream.integers(TRIED_ROWS + 1), 3 * BASE_ROWS
+    small = stream.integers(TRIED_ROWS + 1)
+    large = 3 * BASE_ROWS
     size = one(small, between(1, large), between(1, large), between(large, MOST_ROWS))
     mixed = unit != "client" and one(True, False, False)
     clients = int(stream.integers(FEWEST_CLIENTS, MOST_CLIENTS + 1))
@@ -228,7 +240,8 @@ class World:
         """The number of each row's group in a client: the hidden unit is one, and so are
         :data:`ROWS_OF_A_GROUP` of the others.
         """
-        hidden, rows = self.hidden, len(self.held[client][1])
+        hidden = self.hidden
+        rows = len(self.held[client][1])
         if not isinstance(hidden, Hidden) or client != hidden.client or not hidden.present:
             return np.arange(rows) // ROWS_OF_A_GROUP
         others = np.arange(rows - self.size) // ROWS_OF_A_GROUP
@@ -264,17 +277,20 @@ def levels_of(subject: Subject, weights: float, features: int | None = None) -> 
     where nothing is clipped or added.
     """
     subject = resized(subject, CHECKED_CLIENTS, features)
-    data, clip = subject.data, clip_of(subject)
+    data = subject.data
+    clip = clip_of(subject)
     if clip is None:
         return None
-    x, y = data.x_test[:TRIED_ROWS], data.y_test[:TRIED_ROWS]
+    x = data.x_test[:TRIED_ROWS]
+    y = data.y_test[:TRIED_ROWS]
     worlds = [World({0: (x[[i]], y[[i]])}, Hidden(0, "alone")) for i in range(len(x))]
     if subject.trial.task.unit == "client":
         worlds = [
             World({client: (data.x_train[own], data.y_train[own])})
             for client, own in enumerate(subject.trial.partition.rows)
         ]
-    own, norms = varied(subject, clip=UNCLIPPED * clip), list[float]()
+    own = varied(subject, clip=UNCLIPPED * clip)
+    norms = list[float]()
     first = next(own.algorithm.schedule())
     for world in worlds:
         with_unit = _first_step(own, weights, world, first)
@@ -286,7 +302,9 @@ def levels_of(subject: Subject, weights: float, features: int | None = None) -> 
         raise Fault(
             f"round {first.number}: one unit alone makes a number that is not finite", FINITE_FIX
         )
-    return Levels(x, y, np.array(norms)) if any(norms) else None
+    if any(norms):
+        return Levels(x, y, np.array(norms))
+    return None
 
 
 def _first_step(subject: Subject, weights: float, world: World, first: Round) -> Tensors:
@@ -295,7 +313,10 @@ def _first_step(subject: Subject, weights: float, world: World, first: Round) ->
     next(steps)
     query = tape.queries[0]
     at_clients = subject.algorithm.noise_at_clients()
-    sent = query.sent if at_clients else tape.messages[first.number].sums
+    if at_clients:
+        sent = query.sent
+    else:
+        sent = tape.messages[first.number].sums
     tensors = {f"sent {name}": value for name, value in sent.items()}
     return tensors | {f"kept {name}": value for name, value in query.kept.items()}
 
@@ -315,7 +336,10 @@ def pair_of(subject: Subject, draw: Draw, levels: Levels | None) -> Pair:
     subject = resized(subject, draw.clients, draw.features)
     draw = replace(draw, client=draw.client % subject.trial.task.clients)
     whole, other = _worlds(subject, draw, levels)
-    own = subject if subject.rounds is None else varied(subject, rounds=subject.rounds)
+    if subject.rounds is None:
+        own = subject
+    else:
+        own = varied(subject, rounds=subject.rounds)
     if unit == "client" and subject.trial.cell.params.get("client_rate") == 1:
         own = varied(own, client_rate=draw.client_rate)
     if (clip := clip_of(subject)) is not None and levels is not None:
@@ -330,14 +354,19 @@ def pair_of(subject: Subject, draw: Draw, levels: Levels | None) -> Pair:
 
 def _worlds(subject: Subject, draw: Draw, levels: Levels | None) -> tuple[World, World]:
     """The world with the unit beside so many rows, and the one without it or with another."""
-    data, stream, held = subject.data, np.random.default_rng(draw.seed), Held()
+    data = subject.data
+    stream = np.random.default_rng(draw.seed)
+    held = Held()
     parts = subject.trial.partition.rows
     for client in range(subject.trial.task.clients):
         numbers = np.resize(parts[client % len(parts)], draw.others[client % len(draw.others)])
         held[client] = data.x_train[numbers], data.y_train[numbers]
-    x, y = data.x_train, data.y_train
+    x = data.x_train
+    y = data.y_train
     if draw.large is not None and levels is not None:
-        x, y, many = levels.x, levels.y, round(draw.large * draw.size)
+        x = levels.x
+        y = levels.y
+        many = round(draw.large * draw.size)
         numbers = np.repeat(
             [levels.norms.argmin(), levels.norms.argmax()], [draw.size - many, many]
         )
@@ -361,8 +390,10 @@ def _clients(
         "opposite": -mean,
         "one-hot": np.eye(subject.data.dim)[stream.integers(subject.data.dim, size=len(x))],
     }[draw.direction]
-    x = unit_norm(turned.astype(np.float32)) * np.float32(draw.magnitude > 0) if len(x) else x
-    y = y if draw.label is None else np.full(len(y), draw.label)
+    if len(x):
+        x = unit_norm(turned.astype(np.float32)) * np.float32(draw.magnitude > 0)
+    if draw.label is not None:
+        y = np.full(len(y), draw.label)
     held[draw.client] = x, y
     whole = World(held)
     if draw.way == "resampled":
@@ -376,8 +407,14 @@ def _rows(
     subject: Subject, draw: Draw, held: Held, x: FloatRows, y: Labels, stream: np.random.Generator
 ) -> tuple[World, World]:
     group = subject.trial.task.unit == "group"
-    label = draw.label if draw.label is not None else int(y[-1]) if len(y) else 0
-    y = np.full_like(y, label) if draw.alike else y
+    if draw.label is not None:
+        label = draw.label
+    elif len(y):
+        label = int(y[-1])
+    else:
+        label = 0
+    if draw.alike:
+        y = np.full_like(y, label)
     if draw.way == "replaced":
         start = len(x) // 2 // ROWS_OF_A_GROUP * ROWS_OF_A_GROUP
         block = RowBlock(draw.client, start, int(draw.sampled == "first"))
@@ -388,11 +425,23 @@ def _rows(
         return World({**held, draw.client: (x, y)}, block), World(
             {**held, draw.client: turned}, block
         )
-    count, units_of = (draw.copies, ROWS_OF_A_GROUP) if group else (1, 1)
+    if group:
+        count = draw.copies
+        units_of = ROWS_OF_A_GROUP
+    else:
+        count = 1
+        units_of = 1
     hidden = Hidden(draw.client, draw.sampled, draw.position)
     at = min(hidden.index(-(-len(x) // units_of)) * units_of, len(x))
-    data, all_rows = subject.data, x if len(x) else subject.data.x_train
-    same = x[y == label] if (y == label).any() else data.x_train[data.y_train == label]
+    data = subject.data
+    if len(x):
+        all_rows = x
+    else:
+        all_rows = subject.data.x_train
+    if (y == label).any():
+        same = x[y == label]
+    else:
+        same = data.x_train[data.y_train == label]
     random = stream.standard_normal(data.dim)
     mean = {
         "class mean": same.mean(0),
@@ -417,15 +466,16 @@ def begun(
     """A training in a world, all clients in one cohort, and what they will do; with a ``script``,
     the noise gives that world's outputs.
     """
-    cell, task, algorithm, members = (
-        subject.trial.cell,
-        subject.trial.task,
-        subject.build(),
-        tuple(world.held),
-    )
+    cell = subject.trial.cell
+    task = subject.trial.task
+    algorithm = subject.build()
+    members = tuple(world.held)
     x, y = zip(*world.held.values(), strict=True)
     held = tuple(np.arange(start, end) for start, end in pairwise(np.cumsum([0, *map(len, y)])))
-    groups = tuple(map(world.groups_of, members)) if task.unit == "group" else None
+    if task.unit == "group":
+        groups = tuple(map(world.groups_of, members))
+    else:
+        groups = None
     spec = CohortSpec(
         cell.algorithm,
         cell.params,
@@ -437,7 +487,8 @@ def begun(
         groups,
     )
     cohort = watched(spec, np.concatenate(x), np.concatenate(y), world.hidden, script)
-    pool, start = WatchedPool([cohort], script=None if script is None else [script]), None
+    pool = WatchedPool([cohort], script=None if script is None else [script])
+    start = None
     if draw.weights != 1:
         server = algorithm.initial_server(Seeds(draw.seed).public)
         tensors = {
@@ -456,4 +507,6 @@ def begun(
 def clip_of(subject: Subject) -> float | None:
     """The parameter that sets the clip norm, if there is one."""
     clip = subject.trial.cell.params.get("clip")
-    return float(clip) if isinstance(clip, float | int) else None
+    if isinstance(clip, float | int):
+        return float(clip)
+    return None

@@ -90,7 +90,8 @@ PACKINGS: tuple[tuple[tuple[int, ...], tuple[int, ...]], ...] = (
     ((1, 1, 1, 1), (3, 1, 2, 0)),
 )
 """Clients per actor, and the order in which actors compute."""
-ORDER, GROWTH_A_ROUND = 1e-4, 2.0
+ORDER = 1e-4
+GROWTH_A_ROUND = 2.0
 """What the order of a sum may change of a tensor in the first round, relative to its norm, and by
 how much more in each further one.
 """
@@ -135,7 +136,8 @@ def predictions(subject: Subject) -> str:
     One held-out unit may change the score by its own prediction alone
     (:mod:`fedsim.privacy.selection`).
     """
-    made, rows = subject.first[0].trained.made, torch.from_numpy(subject.data.x_train)
+    made = subject.first[0].trained.made
+    rows = torch.from_numpy(subject.data.x_train)
     if not is_classifier(made):
         raise Idle("a generator is shown no row")
     first = own(made, 0).probabilities(rows[:1])
@@ -157,7 +159,8 @@ def public_rows(subject: Subject) -> str:
     """The public rows are what they were, for server and clients: nothing of a private row comes to
     anybody as public.
     """
-    trial, given = subject.trial, subject.data.public
+    trial = subject.trial
+    given = subject.data.public
     if trial.cell.public_hash is None or given is None:
         return "it uses none"
     held = [
@@ -194,7 +197,8 @@ def noise(subject: Subject) -> str:
                 *(values for _, query, values in draws if query.release.name == release.name),
             ]
         )
-        size, planned = float(values.square().mean().sqrt()), subject.plan.noise_std(release.name)
+        size = float(values.square().mean().sqrt())
+        planned = subject.plan.noise_std(release.name)
         allowed = max(DEVIATIONS / math.sqrt(2 * max(len(values), 1)), 1e-3)
         if len(values) and not abs(size / planned - 1) <= allowed:
             raise Fault(
@@ -207,9 +211,8 @@ def noise(subject: Subject) -> str:
 
 def _added(query: Query, *, silo: bool) -> Tensor:
     pairs = [(value, query.noised.kept[name]) for name, value in query.kept.items()]
-    pairs += (
-        [(value, query.noised.sent[name]) for name, value in query.sent.items()] if silo else []
-    )
+    if silo:
+        pairs += [(value, query.noised.sent[name]) for name, value in query.sent.items()]
     return torch.cat(
         [torch.zeros(0).double(), *((noisy - value).double().flatten() for value, noisy in pairs)]
     )
@@ -221,7 +224,8 @@ def _check_fresh(draws: Sequence[tuple[int, Query, Tensor]]) -> None:
     for client, query, added in draws:
         if not float(added.norm()) > 0:
             raise Fault(f"client {client} adds no noise in step {query.step}", NOISE_FIX)
-    length, unit = values.shape[1], values / values.norm(dim=1, keepdim=True)
+    length = values.shape[1]
+    unit = values / values.norm(dim=1, keepdim=True)
     correlation = (unit @ unit.T).abs().fill_diagonal_(0)
     # a few numbers are often nearly parallel by chance, but not equal
     if length < DEVIATIONS**2:
@@ -240,7 +244,8 @@ def _check_fresh(draws: Sequence[tuple[int, Query, Tensor]]) -> None:
 
 def budget(subject: Subject) -> str:
     """The ledger holds what the plan planned, and epsilon is spent, not overspent."""
-    plan, ledger = subject.plan, subject.first[0].trained.ledger
+    plan = subject.plan
+    ledger = subject.first[0].trained.ledger
     if plan is None:
         if ledger.mechanisms() or any(
             record.values["noise_norm"] for record in subject.first[0].records
@@ -265,16 +270,15 @@ def determinism(subject: Subject) -> str:
     """The data stay as they are; two trainings of one seed are equal bit for bit, those of two
     seeds differ where there is noise.
     """
-    one, data, held, clients = (
-        subject.first[0],
-        subject.data,
-        subject.trial.partition.rows,
-        subject.first[1].cohorts[0].clients,
-    )
+    one = subject.first[0]
+    data = subject.data
+    held = subject.trial.partition.rows
+    clients = subject.first[1].cohorts[0].clients
     # of a copy, for the data set itself keeps the fingerprint that it had
     if subject.trial.cell.dataset_hash != replace(data).fingerprint:
         raise Fault("the data set has changed in memory", UNTOUCHED_FIX)
-    pooled, joined = clients.pooled, np.concatenate(held)
+    pooled = clients.pooled
+    joined = np.concatenate(held)
     for x, y, rows in [*zip(clients.x, clients.y, held, strict=True), (pooled.x, pooled.y, joined)]:
         if not (
             np.array_equal(x.numpy(), data.x_train[rows])
@@ -309,11 +313,10 @@ def packing(subject: Subject) -> str:
         other = WatchedPool(subject.cohorts(sizes), order, pool.tapes)
         two = train(subject.build(), other, subject.plan, 0)
         for before, after in zip(one.progress, two.progress, strict=True):
-            number, allowed = before.round - 1, ORDER * GROWTH_A_ROUND ** (before.round - 1)
-            messages, whole = (
-                [tape.messages[number] for tape in other.tapes],
-                pool.tapes[0].messages[number],
-            )
+            number = before.round - 1
+            allowed = ORDER * GROWTH_A_ROUND ** (before.round - 1)
+            messages = [tape.messages[number] for tape in other.tapes]
+            whole = pool.tapes[0].messages[number]
             difference = _apart(
                 whole.sums, add_in_order([message.sums for message in messages]), allowed
             )
@@ -334,7 +337,8 @@ def _apart(one: Tensors, two: Tensors, order: float) -> str:
     for name in {**one, **two}:
         if name not in one or name not in two or one[name].shape != two[name].shape:
             return f"'{name}' is not there, or has another shape"
-        first, second = one[name].double(), two[name].double()
+        first = one[name].double()
+        second = two[name].double()
         allowed = order * (math.sqrt(first.numel()) / 10 + float(first.norm()))
         if not same(first, second) and not float((first - second).norm()) <= allowed:
             return f"'{name}' differs by up to {float((first - second).abs().max()):.3g}"
@@ -389,8 +393,14 @@ def restored(subject: Subject) -> str:
 
 def finite(subject: Subject) -> str:
     """What was trained answers with finite rows, or class probabilities."""
-    made, task = subject.first[0].trained.made, subject.trial.task
-    name, width = ("probabilities", task.classes) if is_classifier(made) else ("sample", task.dim)
+    made = subject.first[0].trained.made
+    task = subject.trial.task
+    if is_classifier(made):
+        name = "probabilities"
+        width = task.classes
+    else:
+        name = "sample"
+        width = task.dim
     said = drawn(made, subject.data, task.clients)
     if said.shape[1:] != (width,):
         raise Fault(f"{name} returned rows of shape {list(said.shape[1:])}", f"return [n, {width}]")
@@ -431,8 +441,6 @@ def _unequal(subject: Subject, one: Training, two: Training, start: int = 0) -> 
         drawn(training.trained.made, subject.data, subject.trial.task.clients)
         for training in (one, two)
     )
-    return (
-        ""
-        if same(first, second)
-        else f"what the result generates, by up to {float((first - second).abs().max()):.3g}"
-    )
+    if same(first, second):
+        return ""
+    return f"what the result generates, by up to {float((first - second).abs().max()):.3g}"

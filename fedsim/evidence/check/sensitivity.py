@@ -88,7 +88,8 @@ def sensitivity(subject: Subject) -> str:
 
     What is measured is a lower bound of the truth: that no pair breaks the claim is no proof of it.
     """
-    claim, unit = subject.algorithm.claim(), subject.trial.task.unit
+    claim = subject.algorithm.claim()
+    unit = subject.trial.task.unit
     if subject.plan is None or claim == "none":
         raise Idle("not private, nothing is claimed")
     if unit != "client":
@@ -112,11 +113,9 @@ def check_samples(subject: Subject) -> None:
     """Under a claimed rate below 1, rows are sampled by the harness's streams, at that rate, anew
     for every step.
     """
-    schedule, seen, taken = (
-        list(subject.algorithm.schedule()),
-        dict[int, int](),
-        subject.first[1].tapes[0].samples,
-    )
+    schedule = list(subject.algorithm.schedule())
+    seen = dict[int, int]()
+    taken = subject.first[1].tapes[0].samples
     for sample in taken:
         # in a round of one step, with noise once, asking again is looking again
         if sample.step in seen and not (
@@ -211,7 +210,10 @@ def look(pair: Pair, world: World, script: Tape | None = None) -> Seen:
         raise Fault(f"{words}: {error}", PUBLIC_FIX) from error
     except (Exception, SystemExit) as error:
         raise Fault(f"{words}: {raised(error, pair.subject)}", PUBLIC_FIX) from error
-    shares = torch.zeros(0) if made.shares is None else torch.from_numpy(made.shares)
+    if made.shares is None:
+        shares = torch.zeros(0)
+    else:
+        shares = torch.from_numpy(made.shares)
     # diagnostics are not compared, and may be what cannot be pickled
     messages = {
         number: replace(message, diagnostics={}) for number, message in tape.messages.items()
@@ -221,20 +223,16 @@ def look(pair: Pair, world: World, script: Tape | None = None) -> Seen:
 
 def judged(pair: Pair, first: Seen, second: Seen) -> float:
     """The largest change in units of the bound, in two worlds in which nothing breaks the claim."""
-    subject, plan, words = (
-        pair.subject,
-        pair.subject.plan,
-        pair.draw.words(pair.subject.trial.task.unit),
-    )
+    subject = pair.subject
+    plan = pair.subject.plan
+    words = pair.draw.words(pair.subject.trial.task.unit)
     assert plan is not None
     for seen in (first, second):
         _check_finite(words, seen.tape)
     if len(first.tape.queries) != len(second.tape.queries):
         raise Fault(f"{words}: how often Clients.add_noise runs depends on the data", PUBLIC_FIX)
-    at_clients, same_clients = (
-        subject.algorithm.noise_at_clients(),
-        len(pair.other.held) == len(pair.whole.held),
-    )
+    at_clients = subject.algorithm.noise_at_clients()
+    same_clients = len(pair.other.held) == len(pair.whole.held)
     # a world without a client lacks what that client alone would have sent, noised
     if same_clients or not at_clients:
         _check_envelopes(words, first.tape, second.tape)
@@ -247,7 +245,10 @@ def judged(pair: Pair, first: Seen, second: Seen) -> float:
                 f"changes '{change.most}' by {change.norm / plan.sensitivity:.3g} of the "
                 f"bound; the plan claims rate {change.rate:g}"
             )
-            fix = CLIENTS_FIX if subject.trial.task.unit == "client" else STATE_FIX
+            if subject.trial.task.unit == "client":
+                fix = CLIENTS_FIX
+            else:
+                fix = STATE_FIX
             raise Fault(f"round {change.round}: {words}, not in the round's sample, {what}", fix)
     worst = max(
         changes,
@@ -261,11 +262,10 @@ def judged(pair: Pair, first: Seen, second: Seen) -> float:
             f"round {worst.round}: removing {words} changes what is released by "
             f"{worst.norm:.3g}, the claimed bound is {limit:.3g}"
         )
-        share = (
-            f"; '{worst.most}' alone by {worst.norms[worst.most]:.3g}"
-            if len(worst.norms) > 1
-            else f" ('{worst.most}')"
-        )
+        if len(worst.norms) > 1:
+            share = f"; '{worst.most}' alone by {worst.norms[worst.most]:.3g}"
+        else:
+            share = f" ('{worst.most}')"
         raise Fault(f"{text} ({ratio:.2f} of it){share}", CLIP_FIX)
     return ratio
 
@@ -318,7 +318,8 @@ def _check_uncovered(words: str, first: Seen, second: Seen, *, at_clients: bool)
     if first.ledger != second.ledger:
         raise Fault(f"{words} changes the ledger", FREE_FIX)
     for name in {**first.state, **second.state}:
-        one, two = first.state.get(name), second.state.get(name)
+        one = first.state.get(name)
+        two = second.state.get(name)
         # bits, so that what is not a number equals itself
         if (
             one is None
@@ -369,11 +370,9 @@ def _changes(pair: Pair, first: Tape, second: Tape) -> Iterator[Change]:
     """What changed in every query that clients noise themselves; or in every round's sum, with what
     clients noised in that round.
     """
-    task, draw, queries = (
-        pair.subject.trial.task,
-        pair.draw,
-        list(zip(first.queries, second.queries, strict=True)),
-    )
+    task = pair.subject.trial.task
+    draw = pair.draw
+    queries = list(zip(first.queries, second.queries, strict=True))
 
     def in_sample(query: Query) -> bool:
         if task.unit != "client" or draw.way != "removed":
@@ -393,8 +392,14 @@ def _changes(pair: Pair, first: Tape, second: Tape) -> Iterator[Change]:
         return
     for round_, message in first.messages.items():
         own = [both for both in queries if both[0].round == round_]
-        release = own[0][0].release if own else None
-        steps = 1 if release is None else release.per_round
+        if own:
+            release = own[0][0].release
+        else:
+            release = None
+        if release is None:
+            steps = 1
+        else:
+            steps = release.per_round
         norms = _beyond_rounding(pair, message.sums, second.messages[round_].sums, steps)
         for one, two in own:
             norms = _joined(norms, _kept(pair, one, two))
@@ -424,10 +429,16 @@ def _beyond_rounding(pair: Pair, one: Tensors, two: Tensors, steps: int = 1) -> 
     most = pair.subject.plan.sensitivity * pair.whole.units(pair.subject.trial.task.unit) * steps
     beyond = dict[str, float]()
     for name, norm in norms_apart(one, two).items():
-        size = float(one[name].double().norm()) if name in one else 0.0
+        if name in one:
+            size = float(one[name].double().norm())
+        else:
+            size = 0.0
         rounding = ROUNDING * min(size, most)
         # so written that what is not a number stays so
-        beyond[name] = 0.0 if norm <= rounding else norm - rounding
+        if norm <= rounding:
+            beyond[name] = 0.0
+        else:
+            beyond[name] = norm - rounding
     return beyond
 
 

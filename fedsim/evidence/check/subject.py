@@ -47,7 +47,8 @@ NARROW: Mapping[str, Any] = {
     "votes": 4,
 }
 """Parameters that make a step of a training large, and what they become in a quick check."""
-EPSILON, DELTA = 4.0, 1e-4
+EPSILON = 4.0
+DELTA = 1e-4
 CHECKED_CLIENTS = 4
 CELL: Mapping[str, Any] = {
     "dataset": {"name": "digits", "limit": 200},
@@ -105,11 +106,9 @@ class Subject:
     @property
     def setting(self) -> str:
         """Unit and trust, as a table names them."""
-        return (
-            f"{self.trial.task.unit}, {self.trial.task.trust}"
-            if self.plan is not None
-            else "not private"
-        )
+        if self.plan is not None:
+            return f"{self.trial.task.unit}, {self.trial.task.trust}"
+        return "not private"
 
     @cached_property
     def algorithm(self) -> Algorithm:
@@ -197,7 +196,10 @@ def subject(
             lookup(cell.algorithm), cell.params, cell.tuning, task, cell.epsilon, cell.delta
         )
     trial = Trial(cell, task, candidate.plan, partition, (CHECKED_CLIENTS,), cell.data_key)
-    field = known.model_fields["rounds"] if "rounds" in brief else None
+    if "rounds" in brief:
+        field = known.model_fields["rounds"]
+    else:
+        field = None
     return Subject(
         trial,
         rows,
@@ -228,7 +230,8 @@ def resized(subject: Subject, clients: int, features: int | None) -> Subject:
     """The subject with so many clients and features, None: those of its data; a size that the
     algorithm refuses stays as it was.
     """
-    trial, data = subject.trial, subject.data
+    trial = subject.trial
+    data = subject.data
     if features is not None and features != data.dim:
         axes = np.linalg.qr(np.random.default_rng(0).standard_normal((data.dim, features)))[0]
         turned = axes.astype(np.float32)
@@ -307,10 +310,12 @@ def drawn(made: Product, data: Embeddings, clients: int) -> Tensor:
     """Answers to fixed questions, those of every client's own version too: rows ``[n, d]``, or
     probabilities ``[n, C]``.
     """
-    labels, x = torch.arange(data.classes).repeat(2), torch.from_numpy(data.x_test[:20])
-    versions = (
-        [made, *(own(made, client) for client in range(clients))] if is_personal(made) else [made]
-    )
+    labels = torch.arange(data.classes).repeat(2)
+    x = torch.from_numpy(data.x_test[:20])
+    if is_personal(made):
+        versions = [made, *(own(made, client) for client in range(clients))]
+    else:
+        versions = [made]
     said = [
         one.probabilities(x)
         if is_classifier(one)

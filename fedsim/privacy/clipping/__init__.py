@@ -4,7 +4,7 @@ one answer.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, TypeVar
 
@@ -47,7 +47,8 @@ def vmap(
     grads, (_, losses) = torch.func.vmap(
         torch.func.grad_and_value(single, has_aux=True), in_dims=(None, 0, 0, 0, *[0] * len(names))
     )(parameters, batch.x, batch.y, batch.layout.client, *batch.draws.values())
-    units, of_unit = len(batch), {"group": batch.groups, "client": batch.layout}.get(norms.unit)
+    units = len(batch)
+    of_unit = {"group": batch.groups, "client": batch.layout}.get(norms.unit)
     if of_unit is not None:
         units = of_unit.clients
         for name, g in grads.items():
@@ -63,7 +64,8 @@ class _LossModule(nn.Module):
 
     def __init__(self, model: nn.Module, loss: Callable[[nn.Module, Batch], Any]) -> None:
         super().__init__()
-        self.model, self.loss = model, loss
+        self.model = model
+        self.loss = loss
 
     def forward(self, batch: Batch) -> Any:
         return self.loss(self.model, batch)
@@ -136,7 +138,10 @@ def clipped_sum(
         )
     sums = {name: torch.zeros_like(p) for name, p in model.named_parameters() if p.requires_grad}
     if len(batch) == 0:
-        units = batch.layout.clients if norms.unit == "client" else 0
+        if norms.unit == "client":
+            units = batch.layout.clients
+        else:
+            units = 0
         return ClippedSum(sums, batch.x.new_zeros(units), batch.x.new_zeros(0))
 
     def checked_loss(model: nn.Module, batch: Batch) -> Tensor:
@@ -149,7 +154,10 @@ def clipped_sum(
         return losses
 
     before = _state(modules)
-    parts = [batch] if norms.unit == "client" else batch.chunks(EXAMPLES_AT_ONCE)
+    if norms.unit == "client":
+        parts: Iterable[Batch] = [batch]
+    else:
+        parts = batch.chunks(EXAMPLES_AT_ONCE)
     measured = [ENGINES[engine](model, checked_loss, part, norms, sums) for part in parts]
     after = _state(modules)
     for name in {**before, **after}:

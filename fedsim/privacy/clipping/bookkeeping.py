@@ -65,7 +65,8 @@ def bookkeeping(
             return _clip_clients(uses, norms, batch, sums), losses.detach()
         units = len(batch)
         if norms.unit == "group" and batch.groups is not None:
-            uses, units = _as_uses_of_groups(uses, batch.groups, batch.layout), batch.groups.clients
+            uses = _as_uses_of_groups(uses, batch.groups, batch.layout)
+            units = batch.groups.clients
         return _clip_units(uses, norms, units, sums, batch.x), losses.detach()
 
 
@@ -74,7 +75,8 @@ def covered_layers(model: nn.Module) -> dict[str, nn.Module]:
     layers: dict[str, nn.Module] = {}
     owned: set[int] = set()
     for path, module in model.named_modules():
-        rule, hooks = RULES.get(type(module)), (*module._forward_hooks, *module._forward_pre_hooks)
+        rule = RULES.get(type(module))
+        hooks = (*module._forward_hooks, *module._forward_pre_hooks)
         for name, parameter in module._parameters.items():
             if parameter is None or not parameter.requires_grad:
                 continue
@@ -109,7 +111,10 @@ def _recorded(layers: dict[str, nn.Module]) -> Iterator[Calls]:
                 raise ValueError(
                     f"layer '{path}' was called with keywords only; pass its input by position"
                 )
-            version = args[0]._version if isinstance(args[0], Tensor) else 0
+            if isinstance(args[0], Tensor):
+                version = args[0]._version
+            else:
+                version = 0
             # The edge, not the tensor: an operation in place would move the tensor on in the graph.
             assert output.grad_fn is not None
             calls[path].append(
@@ -155,7 +160,10 @@ def _refuse_other_uses(losses: Tensor, layers: dict[str, nn.Module], calls: Call
         following = node.next_functions
         waiting += [successor for successor, _ in following]
         # only leaves of the graph hold a variable
-        name = None if following else names.get(id(getattr(node, "variable", None)))
+        if following:
+            name = None
+        else:
+            name = names.get(id(getattr(node, "variable", None)))
         if name is not None:
             raise ValueError(
                 f"parameter '{name}' is used outside its layer's own forward: bookkeeping "
@@ -172,7 +180,8 @@ def _uses(
     gradients = iter(torch.autograd.grad(losses.sum(), edges, allow_unused=True))
     uses = {}
     for path, layer in layers.items():
-        inputs, grads = [], []
+        inputs = []
+        grads = []
         for call, grad in [(call, next(gradients)) for call in calls[path]]:
             if grad is None:
                 continue
@@ -200,7 +209,9 @@ def _check_call(path: str, call: Call, rows: int, layout: Layout) -> None:
 
 
 def _join(parts: list[Tensor]) -> Tensor:
-    return parts[0] if len(parts) == 1 else torch.cat(parts, 1)
+    if len(parts) == 1:
+        return parts[0]
+    return torch.cat(parts, 1)
 
 
 def _as_uses_of_groups(uses: dict[str, Use], groups: Layout, layout: Layout) -> dict[str, Use]:
@@ -230,7 +241,8 @@ def _clip_units(
     """Clip and add ``units`` gradients, of examples or groups, on the device of ``like``; their
     joint norms before clipping.
     """
-    parts, weights = [like.new_zeros(units)], [1.0]
+    parts = [like.new_zeros(units)]
+    weights = [1.0]
     finite = torch.ones(units, dtype=torch.bool, device=like.device)
     for path, use in uses.items():
         for name, value in RULES[type(use.layer)].squared(use).items():
@@ -247,7 +259,8 @@ def _clip_units(
     # reading a value from another device would wait for it
     if finite.device != CPU or not bool(finite.all()):
         uses = {path: use.keep_only(finite) for path, use in uses.items()}
-    factor, ones = norms.factors(squared), torch.ones_like(squared)
+    factor = norms.factors(squared)
+    ones = torch.ones_like(squared)
     # backwards: the layers measured last are still in the cache
     for path, use in reversed(uses.items()):
         rule = RULES[type(use.layer)]
@@ -279,9 +292,14 @@ def _clip_clients(
                     per_client.add(_full(path, name))
     clipped, unit_norms = clip_units(messages, norms, batch.layout.clients)
     for name, value in clipped.items():
-        sums[name] += value if name in per_client else value.sum(0)
+        if name in per_client:
+            sums[name] += value
+        else:
+            sums[name] += value.sum(0)
     return unit_norms
 
 
 def _full(path: str, name: str) -> str:
-    return f"{path}.{name}" if path else name
+    if path:
+        return f"{path}.{name}"
+    return name

@@ -62,7 +62,9 @@ class Norms:
     def weight(self, name: str) -> float:
         """The factor of parameter ``name``."""
         matching = [prefix for prefix in self.weights or {} if _covers(prefix, name)]
-        return (self.weights or {})[max(matching, key=len)] if matching else 1.0
+        if matching:
+            return (self.weights or {})[max(matching, key=len)]
+        return 1.0
 
     def is_free(self, name: str) -> bool:
         """Whether ``name`` is left out of the norm and the clip."""
@@ -89,7 +91,8 @@ def clip_units(
     and their joint norms before.
     """
     some = next(iter(gradients.values()), torch.zeros(units))
-    squared, finite = some.new_zeros(units), torch.ones(units, dtype=torch.bool, device=some.device)
+    squared = some.new_zeros(units)
+    finite = torch.ones(units, dtype=torch.bool, device=some.device)
     for name, value in gradients.items():
         flat = value.reshape(units, -1)
         own = torch.linalg.vecdot(flat, flat)
@@ -97,7 +100,8 @@ def clip_units(
             finite &= own.isfinite()
         else:
             squared.add_(own, alpha=norms.weight(name) ** 2)
-    clip, free = norms.factors(squared), (finite & squared.isfinite()).to(squared.dtype)
+    clip = norms.factors(squared)
+    free = (finite & squared.isfinite()).to(squared.dtype)
     clipped = {}
     for name, value in gradients.items():
         factor = norms.weight(name) * (free if norms.is_free(name) else clip * free)
@@ -176,7 +180,8 @@ class LinearRule:
         """Each parameter's squared norm ``[N]``, from those of inputs and output gradients, or Gram
         matrices where T > 1.
         """
-        a, g = use.inputs, use.grads
+        a = use.inputs
+        g = use.grads
         bias = _squared_norm(_over_uses(g))
         if g.shape[1] == 1:
             # the same slack as with several uses: one group of many rows pads all groups to several
@@ -192,8 +197,12 @@ class LinearRule:
         """Add ``weight * sum_n factor_n * gradient_n`` to every target; the narrower side is
         multiplied by the weights.
         """
-        a, g = use.inputs.flatten(0, 1), use.grads.flatten(0, 1)
-        of_use = factor if len(g) == len(factor) else factor.repeat_interleave(use.grads.shape[1])
+        a = use.inputs.flatten(0, 1)
+        g = use.grads.flatten(0, 1)
+        if len(g) == len(factor):
+            of_use = factor
+        else:
+            of_use = factor.repeat_interleave(use.grads.shape[1])
         for name, target in into.items():
             if name == "bias":
                 # every example's uses are added up first, as for its norm: large uses that cancel
@@ -208,7 +217,9 @@ class LinearRule:
         """Each parameter's gradient summed per client ``[K, ...]``, zeros for clients without a
         row.
         """
-        grads, span, clients = _by_client(use, use.grads), use.layout.span, use.layout.clients
+        grads = _by_client(use, use.grads)
+        span = use.layout.span
+        clients = use.layout.clients
         summed = {
             "weight": grads.transpose(1, 2) @ _by_client(use, use.inputs),
             "bias": grads.sum(1),
@@ -249,7 +260,9 @@ class ShiftRule(LinearRule):
         """
         assert isinstance(use.layer, Shift)
         gradient = use.grads.sum(1)
-        return gradient.sum(1, keepdim=True) if use.layer.weight.numel() == 1 else gradient
+        if use.layer.weight.numel() == 1:
+            return gradient.sum(1, keepdim=True)
+        return gradient
 
     def squared(self, use: Use) -> dict[str, Tensor]:
         """Squared norms of the per-example gradients."""
@@ -301,12 +314,16 @@ PER_CLIENT = (ClientLinear, ClientCode)
 
 def by_use(values: Tensor) -> Tensor:
     """``[N, ..., m]`` to ``[N, T, m]``."""
-    return values.unsqueeze(1) if values.dim() == 2 else values.flatten(1, -2)
+    if values.dim() == 2:
+        return values.unsqueeze(1)
+    return values.flatten(1, -2)
 
 
 def _over_uses(grads: Tensor) -> Tensor:
     """``[N, T, m]`` added up to ``[N, m]``, without a copy for T = 1."""
-    return grads[:, 0] if grads.shape[1] == 1 else grads.sum(1)
+    if grads.shape[1] == 1:
+        return grads[:, 0]
+    return grads.sum(1)
 
 
 def _squared_norm(rows: Tensor) -> Tensor:

@@ -167,7 +167,8 @@ def gaussians(
     """
     counts = counts_above_noise(sums["class_counts"][:, 0], std["class_counts"])
     total = counts.sum()
-    means, mean_noise = sums["class_sums"] / counts[:, None], (std["class_sums"] / counts).square()
+    means = sums["class_sums"] / counts[:, None]
+    mean_noise = (std["class_sums"] / counts).square()
     # the two triangles carry independent noise, so their mean has half the variance
     moment = (sums["second"] + sums["second"].T) / 2 / total
     if squared_norm is not None:
@@ -205,8 +206,12 @@ def principal(covariance: Tensor, noise: float, most: int) -> tuple[Tensor, Tens
     dim = len(covariance)
     values, vectors = spectral.leading(covariance, most, max(noise * math.sqrt(dim), 1e-9))
     known = torch.cat([values, covariance.double().trace()[None]]).cpu()
-    trace, kept = float(known[-1]), known[:-1]
-    largest = float(kept[:1].sum()) if len(kept) else trace / dim
+    trace = float(known[-1])
+    kept = known[:-1]
+    if len(kept):
+        largest = float(kept[:1].sum())
+    else:
+        largest = trace / dim
     rest = max(trace - float(kept.sum()), 1e-3 * max(largest, 1e-6)) / dim
     basis = spectral.steady(vectors)
     turned = basis.T @ vectors

@@ -57,14 +57,19 @@ def clipped_statistics(
         unit_squared += norms.weight(name) ** 2 * (
             rows if groups is None else _of_groups(product, rows, groups)
         )
-    factor, squared = norms.factors(unit_squared), unit_squared
+    factor = norms.factors(unit_squared)
+    squared = unit_squared
     if groups is not None:
-        factor, squared = factor[groups.client], unit_squared[groups.client]
+        factor = factor[groups.client]
+        squared = unit_squared[groups.client]
     broken = ~squared.isfinite()[:, None]
     sums = {}
     for name, product in products.items():
         total = first.new_zeros(product.left.shape[1], product.right.shape[1], dtype=torch.double)
-        at_once = ROWS if first.device == CPU else max(1, len(squared))
+        if first.device == CPU:
+            at_once = ROWS
+        else:
+            at_once = max(1, len(squared))
         for start in range(0, len(squared), at_once):
             part = slice(start, start + at_once)
             # 0 times a nan is a nan: a broken row is left out, not weighed with 0.

@@ -57,7 +57,8 @@ def shrunk_along(means: Tensor, noise: Tensor, values: Tensor) -> Tensor:
     ``[d]`` are the directions' variances; those that cannot be told apart share what is estimated,
     however they are turned.
     """
-    group, near = ties(values), _neighbours(values)
+    group = ties(values)
+    near = _neighbours(values)
     noise = noise[:, None]
 
     def shared(of: Tensor, weight: Tensor) -> Tensor:
@@ -86,7 +87,8 @@ def shrunk_along(means: Tensor, noise: Tensor, values: Tensor) -> Tensor:
     # the posterior mean of a normal is the estimate times prior variance / (prior variance +
     # error), for the centre and then about it
     weight = 1 / (signal + noise)
-    centre, error = (weight * means).sum(0) / weight.sum(0), 1 / weight.sum(0)
+    centre = (weight * means).sum(0) / weight.sum(0)
+    error = 1 / weight.sum(0)
     of_centre = shared((centre.square() - error)[None], torch.ones_like(centre)[None]).clamp_min(0)
     kept: Tensor = centre * of_centre / (of_centre + error)
     return kept + signal / (signal + noise) * (means - kept)
@@ -94,7 +96,8 @@ def shrunk_along(means: Tensor, noise: Tensor, values: Tensor) -> Tensor:
 
 def _neighbours(values: Tensor) -> Tensor:
     """The number of the group of neighbouring directions that each of them, in order, is in."""
-    found, width = list[int](), 1.0
+    found = list[int]()
+    width = 1.0
     while len(found) < len(values):
         found += [int(found[-1]) + 1 if found else 0] * round(width)
         width *= GROWTH
@@ -111,8 +114,14 @@ def james_stein(found: Tensor, noise: Tensor, rank: int | None = None, steps: in
     none by 1 / noise: cautious, for groups of little noise then speak for all.
     """
     noise = noise.clamp_min(1e-30)
-    square = found.square().mean(1) if rank is None else found.square().sum(1) / rank
-    weight = torch.ones_like(noise) if steps else 1 / noise
+    if rank is None:
+        square = found.square().mean(1)
+    else:
+        square = found.square().sum(1) / rank
+    if steps:
+        weight = torch.ones_like(noise)
+    else:
+        weight = 1 / noise
     for _ in range(steps + 1):
         # a group's mean square has the mean signal + noise and, under normals of rank k, the
         # variance 2 (signal + noise)^2 / k: the
@@ -133,7 +142,8 @@ def of_two(
     """
     # a x + (1 - a) y has the variance a^2 v + (1 - a)^2 w, which is least at a = (1 / v) / (1 / v +
     # 1 / w)
-    precision, other = 1 / noise.clamp_min(1e-30), 1 / second_noise.clamp_min(1e-30)
+    precision = 1 / noise.clamp_min(1e-30)
+    other = 1 / second_noise.clamp_min(1e-30)
     kept = (precision / (precision + other)).view(-1, *[1] * (first.dim() - 1))
     return kept * first + (1 - kept) * second, 1 / (precision + other)
 
@@ -220,4 +230,6 @@ def affordable(rows: float, noise: float, resolution: float) -> int:
     # clipped at sqrt(k), |x x^T| is at most k, so an entry's noise is s = noise k / rows, and a
     # symmetric matrix of such entries has the
     # operator norm 2 s sqrt(k) (Wigner 1958); 2 noise k^(3/2) / rows = resolution is solved for k
-    return 10**6 if noise <= 0 else int(math.pow(resolution * rows / (2 * noise), 2 / 3))
+    if noise <= 0:
+        return 10**6
+    return int(math.pow(resolution * rows / (2 * noise), 2 / 3))

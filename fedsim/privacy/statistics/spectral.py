@@ -29,7 +29,8 @@ def leading(symmetric: Tensor, most: int, floor: float) -> tuple[Tensor, Tensor]
     """
     values, vectors = descending(symmetric)
     known = values.cpu()
-    kept, apart = min(int((known > floor).sum()), most), _apart(known)
+    kept = min(int((known > floor).sum()), most)
+    apart = _apart(known)
     while 0 < kept < len(values) and not apart[kept - 1]:
         kept -= 1
     return values[:kept], vectors[:, :kept]
@@ -91,7 +92,8 @@ def cosines(size: int, count: int) -> Tensor:
     """The first ``count`` orthonormal vectors of the discrete cosine transform IV, ``[size,
     count]``, float64.
     """
-    rows, columns = torch.arange(size).double() + 0.5, torch.arange(count).double() + 0.5
+    rows = torch.arange(size).double() + 0.5
+    columns = torch.arange(count).double() + 0.5
     angles: Tensor = math.pi / size * rows[:, None] * columns
     basis: Tensor = math.sqrt(2 / size) * angles.cos()
     return basis

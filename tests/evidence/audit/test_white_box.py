@@ -104,7 +104,8 @@ def test_recorded_pairs_count_when_fewer_are_asked_for() -> None:
 
 
 def test_scores_of_the_claimed_mechanism_are_rarely_above_it_and_near_it_with_many() -> None:
-    mechanisms, stream = tiny().plan.mechanisms, np.random.default_rng(0)
+    mechanisms = tiny().plan.mechanisms
+    stream = np.random.default_rng(0)
     mu = math.sqrt(sum(one.count / one.noise_multiplier**2 for one in mechanisms))
 
     def reached(pairs: int) -> float:

@@ -153,7 +153,8 @@ def test_a_broken_algorithm_fails_its_own_check_or_draw_for_its_own_reason(path:
 @pytest.mark.slow
 @pytest.mark.parametrize("path", [*BROKEN, *SEARCHED])
 def test_a_broken_algorithm_fails_no_other_check(path: str) -> None:
-    name, own = f"broken.{path}", BROKEN.get(path, ("sensitivity", ""))[0]
+    name = f"broken.{path}"
+    own = BROKEN.get(path, ("sensitivity", ""))[0]
     failed = failures(check_algorithm(name, trust=lookup(name).trusts[0], quick=True))
     # shapes that also differ from one cohort to another; and what was shown before a training
     # resumed is forgotten
@@ -207,8 +208,10 @@ def test_what_the_broken_ones_are_made_of_is_sound(cls: type[Algorithm]) -> None
 
 @pytest.mark.parametrize("name", [name for name in SHIPPED if lookup(name).private])
 def test_no_draw_of_a_few_breaks_the_bound_of_a_shipped_method(name: str) -> None:
-    cls, turn = lookup(name), SHIPPED.index(name)
-    unit, trust = cls.units[turn % len(cls.units)], cls.trusts[turn // 2 % len(cls.trusts)]
+    cls = lookup(name)
+    turn = SHIPPED.index(name)
+    unit = cls.units[turn % len(cls.units)]
+    trust = cls.trusts[turn // 2 % len(cls.trusts)]
     verdict = of_draws(
         subject(name, [], unit, trust),
         Draw(),
@@ -224,11 +227,10 @@ def test_a_shipped_method_passes_in_all_of_its_settings(name: str) -> None:
     cls = lookup(name)
     findings = check_algorithm(name, quick=not issubclass(cls, OneShot))
     assert failures(findings) == []
-    settings = (
-        [f"{unit}, {trust}" for unit, trust in product(cls.units, cls.trusts)]
-        if cls.private
-        else ["not private"]
-    )
+    if cls.private:
+        settings = [f"{unit}, {trust}" for unit, trust in product(cls.units, cls.trusts)]
+    else:
+        settings = ["not private"]
     assert list(dict.fromkeys(finding.setting for finding in findings)) == settings
     assert len(findings) == len(settings) * len({check.name for check in CHECKS})
 

@@ -21,9 +21,11 @@ def rows(count: int, dim: int, seed: int) -> torch.Tensor:
 def test_a_rows_products_and_norm_depend_neither_on_other_rows_nor_on_the_order_of_its_entries(
     count: int, dim: int, seed: int
 ) -> None:
-    x, fixed = rows(count, dim, seed), rows(9, dim, seed + 1)
+    x = rows(count, dim, seed)
+    fixed = rows(9, dim, seed + 1)
     order = torch.randperm(dim, generator=torch.Generator().manual_seed(seed))
-    products, squares = exact_products(x, fixed), exact_squares(x)
+    products = exact_products(x, fixed)
+    squares = exact_squares(x)
     assert torch.equal(exact_products(x[:, order], fixed[:, order]), products)
     assert torch.equal(exact_squares(x[:, order]), squares)
     for part in (slice(0, 1), slice(1, None), slice(count // 2, count // 2 + 1)):

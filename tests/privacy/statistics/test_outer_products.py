@@ -34,10 +34,8 @@ def without(factors: Products, groups: Layout, group: int) -> tuple[Products, La
 
 def one_by_one(factors: Products, groups: Layout) -> tuple[dict[str, torch.Tensor], list[float]]:
     """As the definition reads: every group's sum, its norm, and the clipped sums' sum."""
-    total, norms = (
-        {name: torch.zeros(p.left.shape[1], p.right.shape[1]) for name, p in factors.items()},
-        [],
-    )
+    total = {name: torch.zeros(p.left.shape[1], p.right.shape[1]) for name, p in factors.items()}
+    norms = []
     for group in range(groups.clients):
         own = groups.client == group
         sums = {

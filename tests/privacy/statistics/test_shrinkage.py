@@ -21,9 +21,11 @@ def test_james_stein_keeps_what_stands_out_and_nothing_of_noise_alone() -> None:
 
 
 def test_covariances_keep_what_stands_out_of_the_noise_and_stay_positive() -> None:
-    shared, different = 0.1 * torch.eye(4), torch.diag(torch.tensor([0.4, 0.1, 0.1, 0.03]))
+    shared = 0.1 * torch.eye(4)
+    different = torch.diag(torch.tensor([0.4, 0.1, 0.1, 0.03]))
     # so many that sampling is nothing
-    counts, means = torch.tensor([5e8, 5e8]), torch.zeros(2, 4)
+    counts = torch.tensor([5e8, 5e8])
+    means = torch.zeros(2, 4)
     own = pooled_and_own(torch.stack([different, shared]), means, counts, 0.0)
     torch.testing.assert_close(own, torch.stack([different, shared]), atol=1e-5, rtol=0)
     drowned = pooled_and_own(torch.stack([different, shared]), means, counts, 1e10)
