@@ -38,7 +38,7 @@ from fedsim.methods.clients import Clients
 from fedsim.methods.messages import Message, Round, Server, Tensors
 from fedsim.models.linear import LinearClassifier
 from fedsim.privacy.plan import Release
-from fedsim.results.run import read_results
+from fedsim.results.join import read_results
 from fedsim.runs.bench import run_bench
 from fedsim.runs.prepare import Node, prepare
 from fedsim.runs.ray import RayEngine, local_cluster

@@ -66,17 +66,17 @@ def not_installed(where: str, package: str, extra: str) -> UserError:
 
 
 @contextmanager
-def at(place: str | Callable[[str], str]) -> Iterator[None]:
+def at(location: str | Callable[[str], str]) -> Iterator[None]:
     """Name the place of every UserError that passes through: a prefix of the error's own place, or
     a function of it.
     """
     try:
         yield
     except UserError as error:
-        if isinstance(place, str):
-            where = ": ".join(filter(None, (place, error.where)))
+        if isinstance(location, str):
+            where = ": ".join(filter(None, (location, error.where)))
         else:
-            where = place(error.where)
+            where = location(error.where)
         raise type(error)(where, error.what, error.hint) from error
 
 

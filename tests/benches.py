@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from fedsim.results.columns import Row
-from fedsim.results.run import read_results
+from fedsim.results.join import read_results
 from fedsim.runs.prepare import Node
 from fedsim.runs.worker import InProcess
 

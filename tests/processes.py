@@ -13,7 +13,7 @@ import psutil
 from benches import TIMES, interruptible
 from rows import values_of
 
-from fedsim.results.run import read_results
+from fedsim.results.join import read_results
 
 FEDSIM = Path(sys.executable).with_name("fedsim")
 GRID = """

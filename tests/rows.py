@@ -10,8 +10,8 @@ from fedsim.evaluation.judge import Judgement, judgement_of
 from fedsim.evaluation.scores import Ceiling, LocalOnly
 from fedsim.json_lines import dump
 from fedsim.results.columns import COLUMNS, Row
+from fedsim.results.join import Entry, RunResults, claim_of
 from fedsim.results.lines import RowError, judgement_line, keep_state, reference_line, training_line
-from fedsim.results.run import Entry, RunResults, claim_of
 from fedsim.results.store import ResultStore, RunFolder
 from fedsim.runs.prepare import Prepared
 from fedsim.training.cohort import build_algorithm

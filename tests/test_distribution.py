@@ -20,7 +20,7 @@ from packaging.version import Version
 
 from fedsim.plugins.code_hash import source_hash
 from fedsim.plugins.registry import lookup
-from fedsim.results.run import read_results
+from fedsim.results.join import read_results
 
 ROOT = Path(__file__).parents[1]
 PACKAGES = ("fedsim", "algorithms", "baselines")

@@ -22,7 +22,7 @@ from notebooks import Notebook
 import fedsim
 from fedsim.commands import app
 from fedsim.grid.read import load_grid
-from fedsim.results.run import read_results
+from fedsim.results.join import read_results
 
 ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"

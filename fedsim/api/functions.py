@@ -98,7 +98,7 @@ def bench(
     checked = load_grid(grid, set, algorithms)
     if checked.most_cells > MANY_CELLS and not yes:
         hint = f"give `yes=True` to run more than {MANY_CELLS:,}, or fewer values"
-        raise UserError(checked.place(), f"stands for up to {checked.most_cells:,} cells", hint)
+        raise UserError(checked.location(), f"stands for up to {checked.most_cells:,} cells", hint)
     for name in (entry.name for entry in checked.algorithms if entry.name.startswith(NOTEBOOK)):
         if address is not None or checked.check or checked.audit:
             check_importable(name, "a cluster, checks and audits need others")
@@ -229,7 +229,7 @@ def _noted(store: ResultStore, lines: list[dict[str, Any]]) -> str:
     """Write a check's lines into a run folder; what the checks of its rows of that code say now, in
     words.
     """
-    from fedsim.results.run import read_results
+    from fedsim.results.join import read_results
 
     if lines:
         store.append("checks", lines)

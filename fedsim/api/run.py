@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from fedsim.report.tables import Table
     from fedsim.results.columns import Row
     from fedsim.results.generators import SavedGenerator
-    from fedsim.results.run import RunResults
+    from fedsim.results.join import RunResults
 
 Order = Literal["given", "best", "name"]
 Spread = Literal["ci95", "sd", "range"]
@@ -123,11 +123,11 @@ class Run(Printed):
         arguments as of :meth:`report`.
         """
         from fedsim.report.figures import over_parameter, utility
-        from fedsim.results.stats import Settings
+        from fedsim.results.stats import SeedGroups
 
         rows = pooled([self.folder, *beside], where)
         if over == "epsilon":
-            drawn = utility(Settings.of(rows, spread), measure, width)
+            drawn = utility(SeedGroups.of(rows, spread), measure, width)
         else:
             drawn = over_parameter(rows, over, measure, width)
         if drawn is None:
@@ -159,9 +159,9 @@ class Run(Printed):
         import pandas as pd
 
         from fedsim.report.tables import chosen_pair, difference_table, results_table, site_table
-        from fedsim.results.stats import Settings, price_of_privacy, same_budget
+        from fedsim.results.stats import SeedGroups, price_of_privacy, same_budget
 
-        settings = Settings.of(pooled([self.folder, *beside], where), spread)
+        settings = SeedGroups.of(pooled([self.folder, *beside], where), spread)
         if table == "sites":
             shown = site_table(
                 settings,
@@ -494,15 +494,15 @@ class Run(Printed):
         """Print the tables of results that a bench ends with."""
         from fedsim.report.report import terminal_tables
         from fedsim.report.tables import show_briefly, site_table
-        from fedsim.results.stats import Settings
+        from fedsim.results.stats import SeedGroups
 
-        settings = Settings.of(self._results.rows)
+        settings = SeedGroups.of(self._results.rows)
         tables = terminal_tables(settings, site_table(settings, self.clients))
         show_briefly(tables, self.folder, console)
 
     @property
     def _results(self) -> RunResults:
-        from fedsim.results.run import read_results
+        from fedsim.results.join import read_results
 
         RunFolder(self.folder).check()
         return read_results(self.folder)
@@ -513,7 +513,7 @@ def pooled(folders: Sequence[Path | str], where: str | None = None) -> list[Row]
     that several have counts once.
     """
     from fedsim.results.columns import frame_of
-    from fedsim.results.run import read_results
+    from fedsim.results.join import read_results
 
     rows: dict[str, Row] = {}
     settings: dict[tuple[object, ...], tuple[Path | str, Row]] = {}
@@ -574,7 +574,7 @@ def board(runs: Sequence[Path], *, out: Path | None = None, trust_plugin: bool =
     from fedsim.evidence.prove import prove
     from fedsim.files import replaced
     from fedsim.report.board import EXACT, Board
-    from fedsim.results.run import read_results
+    from fedsim.results.join import read_results
 
     as_: Any = out and Path(out).suffix[1:]
     if out is not None and as_ not in ("md", "html", "csv"):

@@ -109,7 +109,7 @@ def fidelity(made: Labelled, real: Labelled, probe_c: float) -> Scores:
     names = ("frechet_distance", "squared_mmd", "density", "coverage")
     return Scores(
         dict(zip(names, numbers.mean(axis=0).tolist(), strict=True)),
-        real_or_synthetic=told_apart(made, real, probe_c),
+        real_or_synthetic=two_sample_accuracy(made, real, probe_c),
     )
 
 
@@ -193,7 +193,7 @@ def density_and_coverage(made: Rows, real: Rows) -> tuple[float, float]:
     return float(inside.sum() / (NEIGHBOURS * len(made))), float(inside.any(axis=1).mean())
 
 
-def told_apart(made: Labelled, real: Labelled, probe_c: float) -> float:
+def two_sample_accuracy(made: Labelled, real: Labelled, probe_c: float) -> float:
     """Accuracy of a probe that tells real from made by features and squared norm: 0.5 is a guess.
 
     There are as many made rows as real ones of every class, at least one, and at most about

@@ -26,14 +26,14 @@ from fedsim.grid.models import Tuning
 from fedsim.json_lines import decode, dump, load, plain_json, reasons
 from fedsim.plugins.claims import may_leave
 from fedsim.plugins.code_hash import source_hash
-from fedsim.plugins.registry import GIVEN, check_installed, lookup
+from fedsim.plugins.registry import EXTERNAL, check_installed, lookup
 from fedsim.plugins.untouched import replaced
 from fedsim.privacy.accountant import INTEGER_ORDERS, ORDERS
 from fedsim.privacy.mechanism import Mechanism, merged
 from fedsim.privacy.plan import Claim, PrivacyPlan
 from fedsim.privacy.selection import Curve, composed_by_renyi, converted
 from fedsim.results.columns import Line, Row, large_deltas
-from fedsim.results.run import RunResults, id_of_run
+from fedsim.results.join import RunResults, id_of_run
 from fedsim.words import Printed, at_most, counted, number, print_line
 
 if TYPE_CHECKING:
@@ -103,7 +103,7 @@ def prove(row: Row, line: Line, *, trust_plugin: bool = False) -> Proof:
     if row.status in ("failed", "unaccounted", "refuted") or not _claims_epsilon(line):
         return Proof(row, "no claim")
     found = _against_algorithm(row, line, trust_plugin=trust_plugin)
-    if line["cell"]["algorithm"] == GIVEN:  # their epsilon is their author's word
+    if line["cell"]["algorithm"] == EXTERNAL:  # their epsilon is their author's word
         return Proof(row, "not proved" if found.doubts else "no claim", "; ".join(found.doubts))
     against = [*found.faults, *found.doubts]
     try:
@@ -200,7 +200,7 @@ def _against_algorithm(row: Row, line: Line, *, trust_plugin: bool) -> _Comparis
     except UserError as error:
         return _Comparison(doubts=(f"its plan was not rebuilt: {error}",))
     doubts = tuple(contradictions(line, cls, row.judged))
-    if cell["algorithm"] == GIVEN:
+    if cell["algorithm"] == EXTERNAL:
         return _Comparison(doubts=doubts)
     differences, rebuilt = _differences_from(cls, line)
     if differences and cell["source"] != source_hash(cls):

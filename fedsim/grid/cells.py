@@ -80,7 +80,7 @@ def resolve(grid: Grid, *, keep_going: bool = False) -> Resolved:
     refused: dict[int, PluginError] = {}
     for i, entry in enumerate(grid.algorithms):
         try:
-            classes[i] = lookup(entry.name, grid.place("algorithms", i, "name"))
+            classes[i] = lookup(entry.name, grid.location("algorithms", i, "name"))
         except PluginError as error:
             refused[i] = error
     if refused and (not keep_going or not classes):
@@ -92,7 +92,7 @@ def resolve(grid: Grid, *, keep_going: bool = False) -> Resolved:
     ]
     if not refused and (unknown := next((loc for loc in shared if loc[-1] not in known), None)):
         what = f"no algorithm of the grid has the parameter '{unknown[-1]}'"
-        raise UserError(grid.place(*unknown), what, nearest(str(unknown[-1]), known))
+        raise UserError(grid.location(*unknown), what, nearest(str(unknown[-1]), known))
     grid = labelled(grid, classes)
     variants: list[Variant] = []
     for i, cls in classes.items():
@@ -146,8 +146,8 @@ def _axes(
             if name in cls.Params.model_fields:
                 if name in given:
                     raise UserError(
-                        grid.place(*where, name),
-                        f"{grid.place(*given[name])} gives '{name}' too",
+                        grid.location(*where, name),
+                        f"{grid.location(*given[name])} gives '{name}' too",
                         "remove one of them",
                     )
                 axes[name] = [(value, (*where, name, j)) for j, value in enumerate(values)]
@@ -155,7 +155,7 @@ def _axes(
             elif where == own:
                 what = f"{grid.algorithms[i].name} has no parameter '{name}'"
                 raise UserError(
-                    grid.place(*where, name), what, nearest(name, cls.Params.model_fields)
+                    grid.location(*where, name), what, nearest(name, cls.Params.model_fields)
                 )
     return axes
 
@@ -171,15 +171,17 @@ def _points(grid: Grid, i: int, cls: type[Algorithm]) -> Iterator[Variant]:
     if tuned and grid.unit == "client":
         what = "a client would be held out as a whole, which no method trains without"
         raise UserError(
-            grid.place("unit"),
+            grid.location("unit"),
             what,
             "tune for unit: example or a group by its column, or leave out tune",
         )
     if tuned and grid.trust == "silo":
-        raise UserError(grid.place("trust"), SEEN, "tune under trust: aggregate, or leave out tune")
+        raise UserError(
+            grid.location("trust"), SEEN, "tune under trust: aggregate, or leave out tune"
+        )
     if tuned and cls is GivenRows:
         what = "external samples are not trained, so nothing of them can be tuned"
-        raise UserError(grid.place("algorithms", i), what, "remove the parameter from tune")
+        raise UserError(grid.location("algorithms", i), what, "remove the parameter from tune")
     for point in _choices(scanned):
         label = " ".join(
             [entry.display, *(f"{name}={spelled(value)}" for name, (value, _) in point.items())]
@@ -216,18 +218,18 @@ def _complete(
     """All parameters at a point."""
     entry = grid.algorithms[i]
 
-    def place(loc: Loc) -> str:
+    def location(loc: Loc) -> str:
         _, where = point.get(
             str(loc[0]) if loc else "", (None, ("algorithms", i, "params", *loc[:1]))
         )
-        return grid.place(*where, *loc[1:])
+        return grid.location(*where, *loc[1:])
 
     try:
         params = cls.Params.model_validate(
             entry.params | {name: value for name, (value, _) in point.items()}
         ).model_dump(mode="json")
     except ValidationError as error:
-        raise complaint(error, cls.Params, place) from error
+        raise complaint(error, cls.Params, location) from error
     if cls is GivenRows:
         _check_statement(grid, i, params)
     return params
@@ -252,7 +254,7 @@ def _check_statement(grid: Grid, i: int, params: Mapping[str, Any]) -> None:
     if faults:
         of_grid = ", ".join(f"{name}: {spelled(value)}" for name, value in budget.items())
         raise UserError(
-            grid.place("algorithms", i),
+            grid.location("algorithms", i),
             "; ".join(faults),
             f"give {of_grid} if the author's ε holds for these, else leave out epsilon, or change "
             "the grid",
@@ -281,7 +283,7 @@ def evaluations(
     asked = grid.evaluation.unseen
     if asked is None:
         return (grid.evaluation,)
-    where = grid.place("evaluation", "unseen")
+    where = grid.location("evaluation", "unseen")
     column = grid.partition.column
     if column is None:
         raise UserError(
@@ -289,7 +291,7 @@ def evaluations(
             f"scheme '{grid.partition.scheme}' has no sites",
             "give partition: {scheme: column, column: NAME}",
         )
-    with at(lambda key: grid.place(*key.split("."))):
+    with at(lambda key: grid.location(*key.split("."))):
         sites = column_values(columns, column)[0].astype(np.str_).tolist()
     if asked != "each" and asked not in sites:
         raise UserError(
@@ -311,7 +313,7 @@ def without_unseen(grid: Grid, data: Mapping[str, Embeddings]) -> dict[str, Embe
     for spec in grid.sets:
         for evaluation in evaluations(grid, spec, data[spec.key].columns):
             if evaluation.unseen is not None:
-                with at(grid.place("evaluation", "unseen")):
+                with at(grid.location("evaluation", "unseen")):
                     views[data_key(spec, evaluation)] = data[spec.key].unseen(
                         str(grid.partition.column), evaluation.unseen
                     )
@@ -340,7 +342,7 @@ def grid_place(grid: Grid, clients: int) -> Callable[[str], str]:
     own: dict[str, Loc] = {"clients": ("clients", clients)} | (
         {} if grid.partition.together else {TOGETHER_KEY: ("unit",)}
     )
-    return lambda key: grid.place(*own.get(key, key.split(".")))
+    return lambda key: grid.location(*own.get(key, key.split(".")))
 
 
 def partition_of(cell: Cell, data: Embeddings) -> Partition:
@@ -412,7 +414,7 @@ def expand(resolved: Resolved, data: Mapping[str, Embeddings]) -> tuple[Cell, ..
                 f"alpha {named[2]:g}, {named[3]} clients"
             )
             raise UserError(
-                grid.place(),
+                grid.location(),
                 what,
                 "remove a value that is listed twice or changes nothing, or give one a "
                 "label: or name: of its own",

@@ -30,7 +30,7 @@ from fedsim import files
 from fedsim.data.spec import DatasetSpec, EncoderSpec
 from fedsim.models.probe import PROBE_C
 from fedsim.partition import PartitionSpec
-from fedsim.plugins.registry import GIVEN, name_of
+from fedsim.plugins.registry import EXTERNAL, name_of
 from fedsim.privacy.plan import MOST_DELTA, Trust, Unit
 from fedsim.privacy.selection import Distribution
 from fedsim.words import json_number
@@ -57,7 +57,7 @@ class Origin:
     lines: Mapping[Loc, int] = field(default_factory=dict, compare=False)
     overrides: tuple[Loc, ...] = field(default=(), compare=False)
 
-    def place(self, loc: Loc) -> str:
+    def location(self, loc: Loc) -> str:
         """``file:line: key[i].key``; the parts of ``loc`` that validation added to what the user
         wrote are left out.
         """
@@ -403,7 +403,7 @@ class AlgorithmEntry(_Model):
         """The same algorithm with the path of its file taken from ``folder``; what it is called
         stays.
         """
-        if self.name == GIVEN:
+        if self.name == EXTERNAL:
             path = Path(os.path.abspath(folder / str(self.params.get("rows"))))
             if path.is_file():
                 digest = hashlib.sha256(path.read_bytes()).hexdigest()
@@ -437,7 +437,7 @@ class AlgorithmEntry(_Model):
         if isinstance(given, Mapping) and "rows" in given:
             params = {key: value for key, value in given.items() if key != "label"}
             return {
-                "name": GIVEN,
+                "name": EXTERNAL,
                 "params": params,
                 "label": given.get("label", Path(str(given["rows"])).stem),
             }
@@ -583,7 +583,7 @@ class Grid(_Model):
             else:
                 loc = (*loc, key)
             where = rest
-        return ": ".join(filter(None, (self.place(*loc), where)))
+        return ": ".join(filter(None, (self.location(*loc), where)))
 
     @property
     def unit_column(self) -> str | None:
@@ -606,11 +606,11 @@ class Grid(_Model):
             return self.partition
         return self.partition.model_copy(update={"together": self.unit_column})
 
-    def place(self, *loc: str | int) -> str:
-        """The text that names a key in a message: ``grid.place("clients", 1)`` is ``g.yaml:5:
+    def location(self, *loc: str | int) -> str:
+        """The text that names a key in a message: ``grid.location("clients", 1)`` is ``g.yaml:5:
         clients[1]``.
         """
-        return self._source.place(loc)
+        return self._source.location(loc)
 
 
 class Cell(_Model):

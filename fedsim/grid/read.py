@@ -213,7 +213,7 @@ def load_grid(
     try:
         checked = Grid.model_validate(data, context=source)
     except ValidationError as error:
-        raise complaint(error, Grid, source.place) from error
+        raise complaint(error, Grid, source.location) from error
     axes = {name: getattr(checked, name) for name in ("dataset", "encoder", "algorithms")}
     placed: dict[str, Any] = {
         name: tuple(entry.within(folder) for entry in axis) for name, axis in axes.items()

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from fedsim.batch import Batch, Layout, consecutive
 from fedsim.device import CPU, moved, to_device
-from fedsim.methods.messages import NUMBER_BYTES, DiagnosticLike, Message, Ran, Step, Tensors
+from fedsim.methods.messages import NUMBER_BYTES, DiagnosticLike, Message, RoundTrace, Step, Tensors
 from fedsim.methods.parameters import rounded
 from fedsim.methods.products import Chart
 from fedsim.privacy.mechanism import Mechanism
@@ -83,7 +83,7 @@ class Clients:
     model: nn.Module
     groups: tuple[Tensor, ...] | None = None
     state: Tensors = field(default_factory=dict)
-    ran: Ran = field(default_factory=Ran)
+    ran: RoundTrace = field(default_factory=RoundTrace)
     steps: range | None = None
     device: torch.device = CPU
     _seen: tuple[Chart, Clients] | None = field(default=None, init=False)
@@ -321,13 +321,13 @@ class Clients:
             multiplier = std / self.plan.sensitivity
         else:
             multiplier = math.inf
-        bare = bool(sent) and not own
+        needs_server_noise = bool(sent) and not own
         self.ran.steps.append(
             Step(
                 Mechanism(multiplier, release.sample_rate, 1, release.name),
                 round_,
                 self.members,
-                bare,
+                needs_server_noise,
             )
         )
         parts = torch.split(

@@ -128,24 +128,27 @@ class Step:
         mechanism: with the noise that each member added; infinite if no tensor needed any.
         number: the number that its noise was drawn with.
         members: the clients whose data it read.
-        bare: whether sums left the clients without noise, so that the server has to add it.
+        needs_server_noise: whether sums left the clients without noise, so that the server has to
+            add it.
     """
 
     mechanism: Mechanism
     number: int
     members: tuple[int, ...]
-    bare: bool
+    needs_server_noise: bool
 
     def noised(self, server: float) -> Mechanism:
         """With the least noise on any released tensor; ``server`` is the noise multiplier of what
         the server added to the sums.
         """
         own = self.mechanism.noise_multiplier
-        return replace(self.mechanism, noise_multiplier=min(own, server) if self.bare else own)
+        return replace(
+            self.mechanism, noise_multiplier=min(own, server) if self.needs_server_noise else own
+        )
 
 
 @dataclass
-class Ran:
+class RoundTrace:
     """The record of what the clients of a cohort did in a round, counted where it happens.
 
     Attributes:
@@ -179,7 +182,7 @@ class Message:
     uplink_bytes: int = 0
     downlink_bytes: int | None = None
     diagnostics: Mapping[str, DiagnosticLike] = field(default_factory=dict)
-    ran: Ran = field(default_factory=Ran)
+    ran: RoundTrace = field(default_factory=RoundTrace)
 
     def on(self, device: torch.device) -> Message:
         """With all its tensors on ``device``, in one copy a dtype."""

@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from fedsim.methods.algorithm import Algorithm
 
 GROUP = "fedsim.algorithms"
-GIVEN = "given-rows"
+EXTERNAL = "given-rows"
 """What a grid's ``{rows: FILE}`` is by: no method that anyone would list or check."""
 NOTEBOOK = "__main__:"
 """How the names of classes begin that no other process can import."""
@@ -81,7 +81,7 @@ def lookup(name: str, where: str = "algorithm") -> type[Algorithm]:
     if cls is None:
         # installed names have no colon, and reading what is installed takes as long as a short
         # training
-        if name == GIVEN:
+        if name == EXTERNAL:
             path = "fedsim.methods.given:GivenRows"
         else:
             path = name
@@ -221,7 +221,7 @@ def source_of_today(name: str) -> str | None:
     """
     path, _, cls = name.rpartition(":")
     defined = name.startswith(NOTEBOOK) and hasattr(sys.modules["__main__"], cls)
-    if name == GIVEN or name in known() or defined:
+    if name == EXTERNAL or name in known() or defined:
         return source_hash(lookup(name))
     if not path or name.startswith(NOTEBOOK):
         return None

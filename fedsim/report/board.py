@@ -13,10 +13,10 @@ import pandas as pd
 from rich.console import Console
 
 from fedsim.evidence.prove import Proof
-from fedsim.plugins.registry import GIVEN
+from fedsim.plugins.registry import EXTERNAL
 from fedsim.report.tables import Table, claim_words, decimal, named
 from fedsim.results.columns import UNVERIFIED
-from fedsim.results.stats import PLACE, Settings
+from fedsim.results.stats import PLACE, SeedGroups
 from fedsim.words import Printed, counted, number, setting, wide_console
 
 EXACT = (
@@ -72,7 +72,7 @@ class Board(Printed):
             for proof in proofs
             if (why := _refused(proof))
         )
-        settings = Settings.of(kept, "sd")
+        settings = SeedGroups.of(kept, "sd")
         rows = settings.averaged.groupby("setting")
         audits = rows["audit_epsilon_lower"].max().astype("float64")
         free = (
@@ -96,7 +96,7 @@ class Board(Printed):
         lines = lines.sort_values(
             ["dataset", "epsilon_target", "mean"], ascending=[True, True, False]
         )
-        is_external = lines["algorithm"] == GIVEN
+        is_external = lines["algorithm"] == EXTERNAL
         shown = lines[[*_SHOWN]].rename(columns=_SHOWN)
         external_rows = sum(row.is_external for row in kept)
         return cls(

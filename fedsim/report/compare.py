@@ -15,7 +15,7 @@ from fedsim.errors import UserError
 from fedsim.json_lines import dump
 from fedsim.report.terminal import frame_table
 from fedsim.results.columns import COLUMNS, Row
-from fedsim.results.run import read_results
+from fedsim.results.join import read_results
 from fedsim.results.store import RunFolder
 from fedsim.words import Printed, counted, print_line
 

@@ -35,7 +35,7 @@ from fedsim.report.tables import (
     spread_words,
 )
 from fedsim.results.columns import UNVERIFIED, Row
-from fedsim.results.stats import PLACE, Settings
+from fedsim.results.stats import PLACE, SeedGroups
 from fedsim.words import number, spelled
 
 INK = "#1c2430"
@@ -308,7 +308,7 @@ def _panel(
             axes.hlines(refuted[y], refuted["bound"], refuted[x], colour, linewidth=0.8, alpha=0.5)
 
 
-def caption_of(settings: Settings) -> str:
+def caption_of(settings: SeedGroups) -> str:
     """What a reader of a figure has to know."""
     facts = settings.facts[settings.facts["seeds"] > 0]
     budgets = (
@@ -339,7 +339,7 @@ def caption_of(settings: Settings) -> str:
     return " · ".join(filter(None, [*parts, thin, stars, audits]))
 
 
-def _points(settings: Settings, measures: Sequence[str]) -> pd.DataFrame:
+def _points(settings: SeedGroups, measures: Sequence[str]) -> pd.DataFrame:
     """A line a setting and measure that has values, with where its mean stands; bars end where the
     measure does.
     """
@@ -357,7 +357,7 @@ def _points(settings: Settings, measures: Sequence[str]) -> pd.DataFrame:
 
 
 def utility(
-    settings: Settings, measure: str = "balanced_accuracy", width: float | None = None
+    settings: SeedGroups, measure: str = "balanced_accuracy", width: float | None = None
 ) -> Figure | None:
     """The privacy-utility curves: a measure against epsilon, a line of panels a data set and number
     of clients, a panel an alpha.
@@ -396,7 +396,7 @@ def utility(
     return facet(points, ("at", "mean", "place", "label"), look, row="row", width=width, **how)
 
 
-def fidelity(settings: Settings) -> Figure | None:
+def fidelity(settings: SeedGroups) -> Figure | None:
     """How like real rows synthetic ones are, against epsilon: a line of panels a place, a panel a
     number that says so.
     """
@@ -422,7 +422,7 @@ def _ideal(best: float | None) -> str:
     return words.get(best, f"ideal: {best:g}" if best is not None else "")
 
 
-def communication(settings: Settings) -> Figure | None:
+def communication(settings: SeedGroups) -> Figure | None:
     """Balanced accuracy against what a client sends and receives, a panel a place and epsilon; what
     sends nothing has no place.
     """
@@ -458,7 +458,7 @@ def _megabytes(rows: pd.DataFrame) -> pd.Series[float]:
     return both / rows["clients"].astype("float64") / 1e6
 
 
-def sites(settings: Settings, clients: pd.DataFrame) -> Figure | None:
+def sites(settings: SeedGroups, clients: pd.DataFrame) -> Figure | None:
     """Every client judged by itself, a dot each: the shared generator to the right, its own
     upwards; a panel a method and place.
     """
@@ -496,7 +496,7 @@ def over_parameter(
     ``seconds``; a panel a place and epsilon.
     """
     kept = [row for row in results if over in COSTS or over in row.params]
-    settings = Settings.of(kept)
+    settings = SeedGroups.of(kept)
     rows = settings.averaged
     costs = {"bytes": _megabytes(rows), "seconds": rows["train_seconds"]}
     scanned = {

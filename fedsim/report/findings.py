@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import pandas as pd
 
 from fedsim.report.tables import setting_words
-from fedsim.results.stats import PLACE, Settings
+from fedsim.results.stats import PLACE, SeedGroups
 
 LATE = 0.25
 """The last quarter of the rounds is what a run has come to."""
@@ -134,7 +134,7 @@ class Finding:
         return f"{self.kind.name}{often} {where}: {observed}. {self.kind.meaning}"
 
 
-def seen(settings: Settings, rounds: pd.DataFrame) -> pd.DataFrame:
+def seen(settings: SeedGroups, rounds: pd.DataFrame) -> pd.DataFrame:
     """What the failures are told by, a line a setting.
 
     Scores are of rows that are ok: their mean, ``each`` seed, the ``lowest`` and ``highest``,
@@ -197,7 +197,7 @@ def seen(settings: Settings, rounds: pd.DataFrame) -> pd.DataFrame:
     return frame.assign(noise=words.where((ratio > 0) & (ratio < math.inf), "")).loc[facts.index]
 
 
-def findings(settings: Settings, rounds: pd.DataFrame) -> list[Finding]:
+def findings(settings: SeedGroups, rounds: pd.DataFrame) -> list[Finding]:
     """The known failures that some settings and their rounds
     (:func:`fedsim.report.rounds.round_frame`) show, whatever the rows' status.
     """

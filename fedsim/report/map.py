@@ -18,8 +18,8 @@ from fedsim.evaluation.readouts import Labelled
 from fedsim.methods.products import is_classifier
 from fedsim.report.figures import MUTED, PAPER, SERIES, STYLE, save_figure
 from fedsim.results.columns import Row
+from fedsim.results.join import RunResults
 from fedsim.results.lines import as_trained, read_state
-from fedsim.results.run import RunResults
 from fedsim.seeds import Seeds
 from fedsim.training.trial import Trial
 from fedsim.words import number

@@ -40,15 +40,15 @@ from fedsim.report.tables import (
     tuned_table,
 )
 from fedsim.results.columns import UNDRAWN, Row, frame_of_lines
-from fedsim.results.run import listed, read_manifest, read_results
-from fedsim.results.stats import Settings, Spread
+from fedsim.results.join import listed, read_manifest, read_results
+from fedsim.results.stats import SeedGroups, Spread
 from fedsim.results.store import RunFolder
 from fedsim.words import Printed, counted, encodable, number
 
 COMPARED = ("balanced_accuracy", "client_balanced_accuracy")
 """Measures whose paired differences are shown."""
 LISTED = 4
-"""Settings of one kind of failure, and missing cells of one status, that are read at once; the
+"""SeedGroups of one kind of failure, and missing cells of one status, that are read at once; the
 others unfold.
 """
 OF_MAP = (
@@ -87,7 +87,7 @@ class Picture(NamedTuple):
 def render_page(
     name: str,
     rows: Sequence[Row],
-    settings: Settings,
+    settings: SeedGroups,
     pictures: Mapping[str, Picture],
     manifest: Mapping[str, Any],
     findings: Sequence[Finding],
@@ -160,7 +160,7 @@ def summary_html(folder: Path) -> str:
     run.check()
     manifest = read_manifest(folder)
     rows = read_results(folder).rows
-    settings = Settings.of(rows)
+    settings = SeedGroups.of(rows)
     pills = "".join(
         f'<li class="{status}">{counted(count, "cell")} {status}</li>'
         for status, count in status_counts(rows, manifest).items()
@@ -228,7 +228,7 @@ def _linked(source: str) -> Markup:
     )
 
 
-def _cells(settings: Settings) -> Markup:
+def _cells(settings: SeedGroups) -> Markup:
     """A line a row, without a place that all rows share."""
     heads = {
         name: head
@@ -299,7 +299,7 @@ def write_report(folder: Path, spread: Spread = "ci95") -> Report:
     run.check()
     manifest = read_manifest(folder)
     results = read_results(folder)
-    settings = Settings.of(results.rows, spread)
+    settings = SeedGroups.of(results.rows, spread)
     clients = frame_of_lines(results.clients(), results.rows)
     rounds = round_frame(settings, results.rounds())
     matrices = read_partitions(run.partitions)
@@ -367,7 +367,7 @@ def _source(svg: bytes) -> str:
     return f"data:image/svg+xml;base64,{base64.b64encode(svg).decode()}"
 
 
-def terminal_tables(settings: Settings, by_site: Table | None) -> list[Table]:
+def terminal_tables(settings: SeedGroups, by_site: Table | None) -> list[Table]:
     """What a terminal shows."""
     shown = [results_table(settings, measure) for measure in measures_of(settings, terminal=True)]
     return [*shown, *filter(None, [tuned_table(settings), by_site])]

@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 
 from fedsim.report.figures import facet, shades
 from fedsim.report.tables import epsilon_head
-from fedsim.results.stats import PLACE, Settings
+from fedsim.results.stats import PLACE, SeedGroups
 
 NOT_PRIVATE = (
     "computed from the real data without noise: diagnostics, not private, not to be released"
@@ -33,7 +33,7 @@ _TITLES = {
 """What is drawn beside every loss."""
 
 
-def round_frame(settings: Settings, records: Iterable[Mapping[str, Any]]) -> pd.DataFrame:
+def round_frame(settings: SeedGroups, records: Iterable[Mapping[str, Any]]) -> pd.DataFrame:
     """The round records of some settings' cells, whatever their status, as numbers.
 
     Rounds that are not the training itself are left out: a warm start's messages are no gradients
@@ -87,7 +87,7 @@ def _plain(name: str) -> str:
     return name.removeprefix("loss_").replace("_", " ")
 
 
-def diagnostics(settings: Settings, rounds: pd.DataFrame) -> Figure | None:
+def diagnostics(settings: SeedGroups, rounds: pd.DataFrame) -> Figure | None:
     """A line of panels a number over the rounds, a panel a method, a line an epsilon; None where
     there is nothing to draw.
 

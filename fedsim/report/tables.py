@@ -26,7 +26,7 @@ from fedsim.results.columns import UNDRAWN, UNVERIFIED
 from fedsim.results.stats import (
     PLACE,
     Compared,
-    Settings,
+    SeedGroups,
     Spread,
     paired_differences,
     price_of_privacy,
@@ -405,7 +405,7 @@ def known_measure(measure: str) -> str:
     return measure
 
 
-def ordered(settings: Settings, measure: str, order: Order) -> list[str]:
+def ordered(settings: SeedGroups, measure: str, order: Order) -> list[str]:
     """The labels of the methods: as in the grid, the best mean first, or by name."""
     labels = list(dict.fromkeys(settings.facts["label"]))
     if order == "name":
@@ -424,7 +424,10 @@ def ordered(settings: Settings, measure: str, order: Order) -> list[str]:
 
 
 def results_table(
-    settings: Settings, measure: str = "balanced_accuracy", order: Order = "given", digits: int = 3
+    settings: SeedGroups,
+    measure: str = "balanced_accuracy",
+    order: Order = "given",
+    digits: int = 3,
 ) -> Table:
     """A measure by place, method and epsilon: means with their spread over seeds, and the
     references of each place.
@@ -579,7 +582,7 @@ def spread_words(spread: Spread, seeds: int) -> str:
     return f"mean ± {beside[spread]} over {seeds} seeds"
 
 
-def _notes(settings: Settings, means: pd.DataFrame, measure: str) -> Iterable[str]:
+def _notes(settings: SeedGroups, means: pd.DataFrame, measure: str) -> Iterable[str]:
     facts = settings.facts
     if len(means):
         yield spread_words(settings.spread, _seeds(facts))
@@ -607,7 +610,7 @@ def _notes(settings: Settings, means: pd.DataFrame, measure: str) -> Iterable[st
 
 
 def difference_table(
-    settings: Settings,
+    settings: SeedGroups,
     measure: str = "balanced_accuracy",
     digits: int = 3,
     compared: Compared = same_budget,
@@ -650,7 +653,7 @@ def difference_table(
 
 
 def chosen_pair(first: str, second: str) -> Compared:
-    """Settings that compare two methods, given by their labels: those of one budget, and those
+    """SeedGroups that compare two methods, given by their labels: those of one budget, and those
     without noise of the second one.
     """
     return lambda one, other: (
@@ -669,7 +672,7 @@ def _difference(line: Any, seeds: int, digits: int) -> str:
     return mean_text(line, digits, "+") + p + (f" (n={line['n']})" if line["n"] < seeds else "")
 
 
-def tuned_table(settings: Settings) -> Table | None:
+def tuned_table(settings: SeedGroups) -> Table | None:
     """What tuned cells chose, and of how many trainings, by method and budget; None where nothing
     was tuned.
     """
@@ -697,7 +700,7 @@ def tuned_table(settings: Settings) -> Table | None:
     )
 
 
-def site_table(settings: Settings, clients: pd.DataFrame, digits: int = 3) -> Table | None:
+def site_table(settings: SeedGroups, clients: pd.DataFrame, digits: int = 3) -> Table | None:
     """Balanced accuracy by site: of clients that were judged one by one on their own test rows, and
     of sites that took no part.
 
@@ -753,7 +756,7 @@ def site_table(settings: Settings, clients: pd.DataFrame, digits: int = 3) -> Ta
     return _built("sites", ("Balanced accuracy by site", title, *common), lines, notes, numbers)
 
 
-def measures_of(settings: Settings, *, terminal: bool = False) -> list[str]:
+def measures_of(settings: SeedGroups, *, terminal: bool = False) -> list[str]:
     """The measures with a table that some row has, those of a terminal or all; balanced accuracy
     first, always.
 

@@ -14,7 +14,7 @@ from pydantic import TypeAdapter
 
 from fedsim.evaluation.measures import MEASURES
 from fedsim.json_lines import plain_json
-from fedsim.plugins.registry import GIVEN
+from fedsim.plugins.registry import EXTERNAL
 from fedsim.privacy.mechanism import Mechanism
 from fedsim.privacy.plan import THEOREMS, large_delta
 from fedsim.privacy.selection import Selection
@@ -88,7 +88,7 @@ class Row:
     @property
     def is_external(self) -> bool:
         """Whether its synthetic rows were made elsewhere."""
-        return bool(self.algorithm == GIVEN)
+        return bool(self.algorithm == EXTERNAL)
 
     @property
     def drawn_claim(self) -> str | None:
@@ -150,7 +150,7 @@ def row_of(
     cell = training["cell"]
     plan = training["plan"] or {}
     told = plan
-    if cell["algorithm"] == GIVEN:  # in place of a plan what their author states
+    if cell["algorithm"] == EXTERNAL:  # in place of a plan what their author states
         epsilon = float(cell["epsilon"])
         claim = cell["params"]["claim"]
         told = {

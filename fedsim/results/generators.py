@@ -35,8 +35,8 @@ from fedsim.plugins.claims import may_leave
 from fedsim.plugins.registry import check_installed, lookup
 from fedsim.privacy.plan import PrivacyPlan
 from fedsim.results.columns import Row
+from fedsim.results.join import read_results
 from fedsim.results.lines import keep_state, read_state
-from fedsim.results.run import read_results
 from fedsim.results.store import RESTORE, RunFolder
 from fedsim.seeds import Purpose, Seeds
 from fedsim.training.cohort import build_algorithm

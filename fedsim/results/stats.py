@@ -38,7 +38,7 @@ _CHANCE = ["seed", "dataset_hash", "partition_hash"]
 
 
 @dataclass(frozen=True)
-class Settings:
+class SeedGroups:
     """Rows of settings: what differs in its seed alone is one.
 
     Attributes:
@@ -56,7 +56,7 @@ class Settings:
     spread: Spread = "ci95"
 
     @classmethod
-    def of(cls, results: Sequence[Row], spread: Spread = "ci95") -> Settings:
+    def of(cls, results: Sequence[Row], spread: Spread = "ci95") -> SeedGroups:
         """The settings of some rows, in any order."""
         check_choice("spread", spread, get_args(Spread))
         rows = frame_of(results)
@@ -217,7 +217,7 @@ def price_of_privacy(first: Mapping[str, Any], second: Mapping[str, Any]) -> boo
 
 
 def paired_differences(
-    settings: Settings, measure: str, compared: Compared = same_budget
+    settings: SeedGroups, measure: str, compared: Compared = same_budget
 ) -> pd.DataFrame:
     """Every two methods of one place that are ``compared``, the earlier minus the later, over the 2
     seeds or more that both have.

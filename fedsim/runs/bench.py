@@ -25,7 +25,7 @@ from fedsim.interrupts import INTERRUPTED
 from fedsim.partition.matrix import MOST_PANELS, write_partitions
 from fedsim.plugins.registry import NOTEBOOK
 from fedsim.privacy.plan import THEOREMS
-from fedsim.results.run import Entry, RunResults, read_manifest, read_results
+from fedsim.results.join import Entry, RunResults, read_manifest, read_results
 from fedsim.results.store import ResultStore
 from fedsim.runs.display import Display
 from fedsim.runs.jobs import (

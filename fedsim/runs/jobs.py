@@ -71,7 +71,7 @@ class RunContext:
         self.store.log(job.trial.cell.cell_id, [failure.traceback.rstrip("\n")])
         grid = self.prepared.grid
         name = job.trial.cell.algorithm
-        where = grid.place(
+        where = grid.location(
             "algorithms",
             next(i for i, entry in enumerate(grid.algorithms) if entry.name == name),
             "name",

@@ -27,7 +27,7 @@ from fedsim.grid.models import Grid
 from fedsim.json_lines import decode, dump, encode
 from fedsim.methods.algorithm import Algorithm
 from fedsim.plugins.registry import check_installed, lookup, source_of_today
-from fedsim.results.run import FORMAT, Entry, RunResults, read_manifest
+from fedsim.results.join import FORMAT, Entry, RunResults, read_manifest
 from fedsim.results.store import RESTORE, RunFolder
 from fedsim.runs.prepare import Prepared, prepare, this_machine
 

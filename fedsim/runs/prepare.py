@@ -157,7 +157,7 @@ def prepare(
     """
     for name in set(grid.evaluation.readouts) - READOUTS.keys():
         raise UserError(
-            grid.place("evaluation", "readouts"),
+            grid.location("evaluation", "readouts"),
             f"there is no readout '{name}'",
             nearest(name, READOUTS),
         )
@@ -248,14 +248,14 @@ def planned(
     keys = []
     for cell, task in zip(cells, tasks, strict=True):
 
-        def place(where: str, cell: Cell = cell) -> str:
+        def location(where: str, cell: Cell = cell) -> str:
             if where == "epsilon":
-                named = grid.place("epsilon", grid.epsilon.index(cell.epsilon))
+                named = grid.location("epsilon", grid.epsilon.index(cell.epsilon))
             else:
                 if where in Grid.model_fields:
-                    named = grid.place(where)
+                    named = grid.location(where)
                 else:
-                    named = f"{grid.place('algorithms')}: {where}"
+                    named = f"{grid.location('algorithms')}: {where}"
             return f"{named} with {cell.label}"
 
         tuned = dump(cell.tuning and cell.tuning.model_dump())
@@ -263,7 +263,7 @@ def planned(
             (cell.algorithm, dump(cell.params), tuned, task, cell.epsilon, cell.public_hash)
         )
         if keys[-1] not in solved:
-            with at(place):
+            with at(location):
                 solved[keys[-1]] = plans_of(
                     lookup(cell.algorithm), cell.params, cell.tuning, task, cell.epsilon, cell.delta
                 )
@@ -292,7 +292,7 @@ def laid_out(
                 f"room for {capacity}"
             )
             hint = "put more clients on an actor, or give actors a smaller share"
-            raise UserError(grid.place("resources", "clients_per_actor"), what, hint)
+            raise UserError(grid.location("resources", "clients_per_actor"), what, hint)
     return sizes
 
 
@@ -307,7 +307,7 @@ def actors_that_fit(grid: Grid, need: Need, nodes: Sequence[Node]) -> int:
     else:
         fix = "give actors a smaller share"
     what = f"an actor needs {need}; no node has them ({has})"
-    raise UserError(grid.place("resources"), what, fix)
+    raise UserError(grid.location("resources"), what, fix)
 
 
 def label_matrices(prepared: Prepared) -> list[LabelMatrix]:

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from fedsim.device import CPU, moved, to_device
 from fedsim.methods.algorithm import Algorithm
 from fedsim.methods.clients import Clients
-from fedsim.methods.messages import Message, PublicRows, Ran, Round, Task, Tensors
+from fedsim.methods.messages import Message, PublicRows, Round, RoundTrace, Task, Tensors
 from fedsim.methods.parameters import in_order, load_parameters, local_names
 from fedsim.models.layers import initial_model
 from fedsim.plugins.registry import lookup
@@ -95,7 +95,7 @@ class Cohort:
 
     def round(self, round_: Round, broadcast: Tensors) -> Message:
         """One round's computation, with the record of what ran."""
-        self.clients.ran = Ran()
+        self.clients.ran = RoundTrace()
         self.clients.steps = range(round_.stream, round_.stream + round_.release.per_round)
         message = self.phases[round_.phase].at_clients(
             self.clients, round_, moved(broadcast, self.clients.device)

@@ -28,7 +28,7 @@ from fedsim.data.spec import DatasetSpec
 from fedsim.errors import PluginError
 from fedsim.grid.read import load_grid
 from fedsim.plugins.registry import lookup
-from fedsim.results.run import read_results
+from fedsim.results.join import read_results
 from fedsim.results.store import ResultStore
 
 BROKEN = Path(__file__).parents[1] / "broken"

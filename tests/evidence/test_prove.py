@@ -21,7 +21,7 @@ from fedsim.privacy.accountant import counted_by, epsilon, rdp_epsilon
 from fedsim.privacy.mechanism import Mechanism
 from fedsim.results.columns import Row, large_deltas, row_of
 from fedsim.results.generators import load_generator
-from fedsim.results.run import RunResults, read_results
+from fedsim.results.join import RunResults, read_results
 
 PRIVATE = [name for name in SHIPPED if lookup(name).private]
 Change = Callable[[dict[str, Any]], Any]

@@ -135,8 +135,8 @@ def test_a_grid_with_everything_is_read_from_its_own_folder_and_written_as_it_wa
         "patient",
     )
     assert grid.resources.cell_timeout == 5400.0
-    assert grid.place("clients", 1) == "set clients[1]"
-    assert grid.place("alpha", 1) == f"{tmp_path / 'my_grid.yaml'}:6: alpha[1]"
+    assert grid.location("clients", 1) == "set clients[1]"
+    assert grid.location("alpha", 1) == f"{tmp_path / 'my_grid.yaml'}:6: alpha[1]"
     assert Grid.model_validate_json(grid.model_dump_json()) == grid
     assert load_grid(write(yaml.safe_dump(grid.model_dump(mode="json")), "my_grid.yaml")) == grid
     assert pickle.loads(pickle.dumps(grid)) == grid  # noqa: S301

@@ -14,7 +14,7 @@ from pictures import save_chest_xray, save_encoder, save_ham10000, save_medmnist
 from test_docs import ALGORITHMS, DATA, ROOT, commands, save_methods
 
 from fedsim.data.spec import REVISIONS
-from fedsim.results.run import read_results
+from fedsim.results.join import read_results
 
 pytestmark = pytest.mark.slow
 FEDSIM = Path(sys.executable).with_name("fedsim")

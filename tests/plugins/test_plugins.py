@@ -22,7 +22,7 @@ from fedsim.plugins import registry
 from fedsim.plugins.claims import allowed, check_of, may_leave
 from fedsim.plugins.code_hash import is_shipped, own_files, place_of, source_hash
 from fedsim.plugins.registry import (
-    GIVEN,
+    EXTERNAL,
     known,
     lookup,
     name_of,
@@ -229,7 +229,7 @@ def test_file_is_hashed_as_its_class_without_being_run(folder: Path) -> None:
     assert source_of_today(name) == source_hash(lookup(name))
 
 
-@pytest.mark.parametrize("name", ["stranger_package.algorithms:Stranger", "dp-gaussian", GIVEN])
+@pytest.mark.parametrize("name", ["stranger_package.algorithms:Stranger", "dp-gaussian", EXTERNAL])
 def test_source_of_today_is_that_of_the_class(package: Path, name: str) -> None:
     assert source_of_today(name) == source_hash(lookup(name))
 

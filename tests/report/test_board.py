@@ -8,7 +8,7 @@ import pytest
 from rows import make_row
 
 from fedsim.evidence.prove import Proof
-from fedsim.plugins.registry import GIVEN
+from fedsim.plugins.registry import EXTERNAL
 from fedsim.report.board import Board
 from fedsim.results.columns import Row
 
@@ -56,7 +56,7 @@ def test_lines_are_by_data_set_then_epsilon_then_score_and_say_how_they_were_tun
 
 def external(label: str, score: float, **fields: Any) -> Proof:
     """External samples, whose epsilon verify leaves alone."""
-    row = scored(label, score, algorithm=GIVEN, claim="stated", **fields)
+    row = scored(label, score, algorithm=EXTERNAL, claim="stated", **fields)
     return Proof(row, "no claim")
 
 

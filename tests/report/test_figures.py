@@ -33,7 +33,7 @@ from fedsim.report.figures import (
 from fedsim.report.partitions import draw_partitions
 from fedsim.report.rounds import diagnostics, round_frame
 from fedsim.results.columns import Row
-from fedsim.results.stats import Settings
+from fedsim.results.stats import SeedGroups
 
 
 def shown(figure: Any) -> list[Any]:
@@ -62,7 +62,7 @@ def line(axes: Any, *points: Any) -> bool:
 def test_the_curves_are_means_over_epsilon_a_panel_an_alpha_with_levels_to_expect(
     quickstart: list[Row],
 ) -> None:
-    settings = Settings.of(quickstart)
+    settings = SeedGroups.of(quickstart)
     figure = utility(settings)
     assert titles(figure) == ["α = 0.1", "α = 1"]
     assert legend(figure) == [
@@ -90,7 +90,7 @@ def test_the_curves_are_means_over_epsilon_a_panel_an_alpha_with_levels_to_expec
 
 def test_levels_are_drawn_where_the_partition_has_no_alpha() -> None:
     figure = utility(
-        Settings.of(
+        SeedGroups.of(
             [make_row(scheme="disjoint", alpha=None, ceiling_balanced_accuracy=0.83, chance=0.1)]
         )
     )
@@ -105,7 +105,7 @@ def test_method_labelled_as_a_reference_has_a_line_of_its_own() -> None:
         balanced_accuracy=0.33,
         local_only_balanced_accuracy=0.4,
     )
-    figure = utility(Settings.of([method]))
+    figure = utility(SeedGroups.of([method]))
     drawn = {drawn.get_ydata()[0]: drawn for drawn in shown(figure)[0].lines}
     assert drawn[0.33].get_color() != drawn[0.4].get_color()
     names = legend(figure)
@@ -116,7 +116,7 @@ def test_method_labelled_as_a_reference_has_a_line_of_its_own() -> None:
 @pytest.mark.parametrize("measure", [name for name, each in MEASURES.items() if each.references])
 def test_every_reference_of_a_measure_can_be_drawn(measure: str) -> None:
     levels = {column: 0.4 for _, column in MEASURES[measure].references}
-    figure = utility(Settings.of([make_row(**{measure: 0.5} | levels)]), measure)
+    figure = utility(SeedGroups.of([make_row(**{measure: 0.5} | levels)]), measure)
     for name, _ in MEASURES[measure].references:
         assert name in legend(figure)
 
@@ -126,7 +126,9 @@ def test_a_claim_that_is_no_theorem_is_dashed_and_one_that_a_check_refuted_too()
         make_row(cell_id=claim, label=claim, claim=claim)
         for claim in ("proved", "stated", "heuristic")
     ]
-    found = looks(Settings.of([*rows, make_row(cell_id="f", label="found", check="failed")]).facts)
+    found = looks(
+        SeedGroups.of([*rows, make_row(cell_id="f", label="found", check="failed")]).facts
+    )
     styles = {label: look.style["linestyle"] for label, look in found.items()}
     assert styles["proved"] == "-"
     assert styles["stated"] == styles["heuristic"] == styles["found"] != "-"
@@ -139,7 +141,7 @@ def test_an_audited_bound_has_a_tick_and_bars_end_where_the_measure_does() -> No
         make_row(cell_id=f"{seed}", seed=seed, balanced_accuracy=score, audit_epsilon_lower=0.5)
         for seed, score in enumerate(scores)
     ]
-    (axes,) = shown(utility(Settings.of(rows)))
+    (axes,) = shown(utility(SeedGroups.of(rows)))
     assert line(axes, (math.log10(0.5), np.mean(scores)))
     ends = [
         segment[:, 1].max()
@@ -150,7 +152,7 @@ def test_an_audited_bound_has_a_tick_and_bars_end_where_the_measure_does() -> No
 
 
 def test_nothing_to_draw_is_no_figure() -> None:
-    settings = Settings.of([make_failed()])
+    settings = SeedGroups.of([make_failed()])
     assert [
         utility(settings),
         fidelity(settings),
@@ -168,7 +170,7 @@ def test_nothing_to_draw_is_no_figure() -> None:
         )
         == 2
     )
-    assert [fidelity(Settings.of([make_row()])), communication(Settings.of([make_row()]))] == [
+    assert [fidelity(SeedGroups.of([make_row()])), communication(SeedGroups.of([make_row()]))] == [
         None
     ] * 2
 
@@ -183,7 +185,7 @@ def test_fidelity_has_a_panel_a_number_and_a_line_of_panels_a_place() -> None:
     }
     places = [(alpha, epsilon) for alpha in (0.1, 1.0) for epsilon in (1.0, 8.0)]
     figure = fidelity(
-        Settings.of(
+        SeedGroups.of(
             [
                 make_row(cell_id=f"{each}", alpha=each[0], epsilon_target=each[1], **scores)
                 for each in places
@@ -218,7 +220,7 @@ def test_bytes_are_per_client_and_non_private_methods_are_in_each_panel() -> Non
             downlink_bytes=0,
         )
     )
-    figure = communication(Settings.of(rows))
+    figure = communication(SeedGroups.of(rows))
     assert titles(figure) == ["ε = 1", "ε = 4"]
     assert all(line(axes, (4.0, 0.5)) and line(axes, (1.0, 0.5)) for axes in shown(figure))
 
@@ -235,7 +237,7 @@ def test_clients_are_dots_their_own_generator_against_the_shared_one() -> None:
         own, columns=["cell_id", "name", "own_balanced_accuracy", "shared_balanced_accuracy"]
     )
     (axes,) = shown(
-        sites(Settings.of([make_row(cell_id="a"), make_row(cell_id="b", seed=1)]), clients)
+        sites(SeedGroups.of([make_row(cell_id="a"), make_row(cell_id="b", seed=1)]), clients)
     )
     assert line(axes, (0.5, 0.5), (0.5, 0.7))
 
@@ -292,7 +294,7 @@ def test_a_whole_number_in_a_scan_of_shares_is_on_its_line() -> None:
 
 
 def test_diagnostics_are_means_of_the_rounds() -> None:
-    settings = Settings.of(
+    settings = SeedGroups.of(
         [make_row(cell_id=f"{epsilon}", epsilon_target=epsilon) for epsilon in (1.0, 4.0)]
     )
     records = [
@@ -335,7 +337,7 @@ def matrix(clients: int = 5, seed: int = 0, alpha: float = 0.3) -> LabelMatrix:
 
 
 def test_a_figure_is_written_as_the_same_bytes_again(tmp_path: Path) -> None:
-    settings = Settings.of(scan(rounds=[5, 20]))
+    settings = SeedGroups.of(scan(rounds=[5, 20]))
     svgs = [save_figure(utility(settings), tmp_path / f"{name}.png") for name in "ab"]  # type: ignore[arg-type]
     assert svgs[0] == svgs[1] == (tmp_path / "a.svg").read_bytes()
     assert imread(tmp_path / "a.png").shape[1] == 1800

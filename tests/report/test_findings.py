@@ -8,7 +8,7 @@ from fedsim.report.findings import KINDS, findings
 from fedsim.report.report import write_report
 from fedsim.report.rounds import round_frame
 from fedsim.results.columns import Row
-from fedsim.results.stats import Settings
+from fedsim.results.stats import SeedGroups
 
 FALLS, JUDGES, SEEDS, SIZE, DIVERGED, ACCURACY, BELOW_CEILING, COLLAPSE, EXPLOSION, DISAGREEMENT = (
     kind.name for kind in KINDS
@@ -17,7 +17,7 @@ FALLS, JUDGES, SEEDS, SIZE, DIVERGED, ACCURACY, BELOW_CEILING, COLLAPSE, EXPLOSI
 
 def found_in(rows: list[Row], records: list[dict[str, Any]]) -> list[tuple[str, ...]]:
     """Kind, setting and what was seen, a tuple a setting."""
-    settings = Settings.of(rows)
+    settings = SeedGroups.of(rows)
     found = findings(settings, round_frame(settings, records))
     return [(finding.kind.name, *seen) for finding in found for seen in finding.seen]
 

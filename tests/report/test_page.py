@@ -15,7 +15,7 @@ from fedsim.errors import UserError
 from fedsim.report.report import LISTED, summary_html, write_report
 from fedsim.report.rounds import NOT_PRIVATE
 from fedsim.results.columns import Row
-from fedsim.results.run import read_results
+from fedsim.results.join import read_results
 
 CHROMIUM = shutil.which("chromium")
 HOSTILE = "<script>document.title='taken'</script>"

@@ -6,7 +6,7 @@ import pytest
 from rows import NOISE, changed, make_failed, make_row
 
 from fedsim.evidence.prove import Proof, Verdict
-from fedsim.plugins.registry import GIVEN
+from fedsim.plugins.registry import EXTERNAL
 from fedsim.report.statement import statements
 
 
@@ -138,7 +138,7 @@ def test_where_updates_are_clipped_a_unit_moves_one_by_more_than_its_norm() -> N
 
 
 def test_an_external_epsilon_is_the_authors_statement() -> None:
-    theirs = make_row(label="theirs", algorithm=GIVEN, claim="stated", epsilon_target=3.1)
+    theirs = make_row(label="theirs", algorithm=EXTERNAL, claim="stated", epsilon_target=3.1)
     text = told(theirs)["theirs"]
     assert "ε = 3.1 at δ = 0.0001 (unit example, trust aggregate)" in text
     assert "as stated by the author, not verified" in text
@@ -146,7 +146,7 @@ def test_an_external_epsilon_is_the_authors_statement() -> None:
 
 
 def test_external_samples_without_an_epsilon_guarantee_nothing() -> None:
-    theirs = make_row(label="theirs", algorithm=GIVEN, epsilon_target=math.inf)
+    theirs = make_row(label="theirs", algorithm=EXTERNAL, epsilon_target=math.inf)
     text = told(theirs)["theirs"]
     assert "guarantee: none: external samples" in text
     assert "nothing of them may be released as private" in text

@@ -9,7 +9,7 @@ from rich.console import Console
 from rows import make_failed, make_row
 
 from fedsim.errors import UserError
-from fedsim.plugins.registry import GIVEN
+from fedsim.plugins.registry import EXTERNAL
 from fedsim.report.tables import (
     MOST_LINES,
     Table,
@@ -22,13 +22,13 @@ from fedsim.report.tables import (
     tuned_table,
 )
 from fedsim.results.columns import Row
-from fedsim.results.stats import Settings, Spread, price_of_privacy
+from fedsim.results.stats import SeedGroups, Spread, price_of_privacy
 
 
 def table_of(
     rows: list[Row], measure: str = "balanced_accuracy", spread: Spread = "ci95", **how: Any
 ) -> Table:
-    return results_table(Settings.of(rows, spread), measure, **how)
+    return results_table(SeedGroups.of(rows, spread), measure, **how)
 
 
 def lines_of(table: Table | None) -> list[tuple[str, ...]]:
@@ -144,20 +144,20 @@ def test_measures_have_tables_where_a_row_has_them_and_references_of_their_own()
     ]
     found = {
         measure: table_of(rows, measure).texts["no ε"].tolist()[2:]
-        for measure in measures_of(Settings.of(rows))
+        for measure in measures_of(SeedGroups.of(rows))
     }
     balanced = {
         "balanced_accuracy": ["0.953", "0.380", "0.100"],
         "client_balanced_accuracy": ["0.400", "0.100"],
     }
     assert found == {**balanced, "personal_accuracy": ["0.950"]}
-    assert measures_of(Settings.of(rows[1:])) == ["balanced_accuracy"]
+    assert measures_of(SeedGroups.of(rows[1:])) == ["balanced_accuracy"]
     read = {"knn_balanced_accuracy": 0.8, "mlp_balanced_accuracy": 0.7, "coverage": 0.5}
     for asked, shown in (
         (["knn", "fidelity"], []),
         (["mlp", "knn"], ["knn_balanced_accuracy", "mlp_balanced_accuracy"]),
     ):
-        settings = Settings.of([make_row(evaluation={"readouts": asked}, **read)])
+        settings = SeedGroups.of([make_row(evaluation={"readouts": asked}, **read)])
         assert measures_of(settings, terminal=True) == ["balanced_accuracy", *shown]
     # a reference is the mean of partitions, however many rows each has
     rows = [
@@ -248,7 +248,7 @@ def test_the_best_external_samples_are_not_bold(author_says: str) -> None:
     rows = [make_row(cell_id=label, label=label, balanced_accuracy=0.6) for label in ("a", "b")]
     rows[0] = make_row(cell_id="a", label="a", balanced_accuracy=0.5)
     theirs = make_row(
-        cell_id="t", label="theirs", algorithm=GIVEN, claim=author_says, balanced_accuracy=0.9
+        cell_id="t", label="theirs", algorithm=EXTERNAL, claim=author_says, balanced_accuracy=0.9
     )
     table = table_of([*rows, theirs])
     assert table.best is not None
@@ -257,7 +257,7 @@ def test_the_best_external_samples_are_not_bold(author_says: str) -> None:
 
 
 def test_external_samples_are_named_unverified() -> None:
-    table = table_of([make_row(label="theirs", algorithm=GIVEN, claim="stated")])
+    table = table_of([make_row(label="theirs", algorithm=EXTERNAL, claim="stated")])
     words = "ε as stated by the author, not verified"
     assert methods_of(table)[0] == f"theirs ({words})"
     assert any(note.startswith(words) for note in table.notes)
@@ -309,13 +309,13 @@ def test_a_terminal_takes_labels_as_text_and_loses_no_value(quickstart: list[Row
 
 def test_differences_are_paired_and_written_with_their_p_values() -> None:
     rows = [*seeds(0.8, 0.7, 0.9, label="good"), *seeds(0.5, 0.45, 0.4, label="poor")]
-    table = difference_table(Settings.of(rows))
+    table = difference_table(SeedGroups.of(rows))
     # ttest_rel: differences 0.3, 0.25, 0.5
     assert [line[1:] for line in lines_of(table)] == [("good − poor", "+0.350±0.329 p=0.044")]
     assert table is not None
     assert table.numbers[["first", "second", "seeds"]].to_numpy().tolist() == [["good", "poor", 3]]
-    assert difference_table(Settings.of(rows[:4])) is None
-    turned = difference_table(Settings.of(rows), compared=chosen_pair("poor", "good"))
+    assert difference_table(SeedGroups.of(rows[:4])) is None
+    turned = difference_table(SeedGroups.of(rows), compared=chosen_pair("poor", "good"))
     assert lines_of(turned)[0][1:] == ("poor − good", "-0.350±0.329 p=0.044")
     budgets = [("dp", 1.0), ("dp", math.inf), ("open", None)]
     rows = [
@@ -323,7 +323,7 @@ def test_differences_are_paired_and_written_with_their_p_values() -> None:
         for label, epsilon in budgets
         for line in seeds(0.5, 0.6, label=label, epsilon_target=epsilon)
     ]
-    private = difference_table(Settings.of(rows), compared=price_of_privacy)
+    private = difference_table(SeedGroups.of(rows), compared=price_of_privacy)
     assert methods_of(private) == ["dp − dp at ε = ∞", "dp − open"]
 
 
@@ -339,8 +339,10 @@ def test_what_tuned_cells_chose_has_a_table() -> None:
         make_row(cell_id=f"{n}", seed=n, tuning={**tuned, "chosen": {"clip": 1}, "trained": n + 1})
         for n in range(2)
     ]
-    assert lines_of(tuned_table(Settings.of(rows))) == [("", "fedhypevae", "clip 1: 1; clip 1: 2")]
-    assert tuned_table(Settings.of([make_row()])) is None
+    assert lines_of(tuned_table(SeedGroups.of(rows))) == [
+        ("", "fedhypevae", "clip 1: 1; clip 1: 2")
+    ]
+    assert tuned_table(SeedGroups.of([make_row()])) is None
 
 
 def test_a_table_by_site_has_every_sites_mean_and_the_mean_over_them() -> None:
@@ -356,7 +358,7 @@ def test_a_table_by_site_has_every_sites_mean_and_the_mean_over_them() -> None:
     clients = pd.DataFrame(
         own, columns=["cell_id", "name", "own_balanced_accuracy", "local_only_balanced_accuracy"]
     )
-    table = site_table(Settings.of(rows), clients)
+    table = site_table(SeedGroups.of(rows), clients)
     assert lines_of(table) == [
         ("ε = 1", "fedhypevae", "0.500±0.248", "0.700", "0.600±0.124"),
         ("", "open (not private)", "0.900", "0.800", "0.850"),
@@ -366,7 +368,7 @@ def test_a_table_by_site_has_every_sites_mean_and_the_mean_over_them() -> None:
     assert table.title.startswith(
         "Balanced accuracy by site · on the site's own test rows · digits"
     )
-    assert site_table(Settings.of(rows), pd.DataFrame()) is None
+    assert site_table(SeedGroups.of(rows), pd.DataFrame()) is None
 
 
 HOSPITALS = ("Hospital Clínic Barcelona", "MSKCC", "Medical University of Vienna", "ViDIR")
@@ -381,7 +383,7 @@ def hospitals(clients: int = 4) -> Table:
         for client in range(clients)
     ]
     columns = ["cell_id", "name", "own_balanced_accuracy", "local_only_balanced_accuracy"]
-    table = site_table(Settings.of(rows), pd.DataFrame(own, columns=columns))
+    table = site_table(SeedGroups.of(rows), pd.DataFrame(own, columns=columns))
     assert table is not None
     return table
 
@@ -418,7 +420,7 @@ def many_places(alphas: int) -> list[Row]:
 
 
 def briefly(rows: list[Row]) -> str:
-    settings = Settings.of(rows)
+    settings = SeedGroups.of(rows)
     tables = [results_table(settings, measure) for measure in measures_of(settings)]
     console = Console(file=(file := io.StringIO()), width=80)
     show_briefly([*tables, hospitals()], Path("runs/mine"), console)
@@ -471,7 +473,7 @@ def test_sites_that_were_left_out_have_a_table_with_their_mean() -> None:
         )
         for site, n, score in scores
     ]
-    table = site_table(Settings.of(rows, "range"), pd.DataFrame())
+    table = site_table(SeedGroups.of(rows, "range"), pd.DataFrame())
     assert [texts for _, _, *texts in lines_of(table)] == [["0.550±0.050", "0.650±0.050", "0.600"]]
     assert table is not None
     assert table.title.startswith(

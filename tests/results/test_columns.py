@@ -16,8 +16,8 @@ from rows import ERROR, add_rows, entry_of, lines_of, make_failed, make_row
 from fedsim.evaluation.judge import Judgement
 from fedsim.evaluation.scores import Ceiling, LocalOnly
 from fedsim.results.columns import COLUMNS, Row, frame_of
+from fedsim.results.join import claim_of, read_results
 from fedsim.results.lines import RowError, judgement_line, reference_line, training_line
-from fedsim.results.run import claim_of, read_results
 from fedsim.results.store import ResultStore
 from fedsim.runs.manifest import write_manifest
 from fedsim.training.trial import Outcome, Trial

@@ -13,8 +13,8 @@ from fedsim.errors import UserError
 from fedsim.evaluation.judge import judgement_of
 from fedsim.json_lines import dump
 from fedsim.results.generators import PUBLIC_COLUMNS, load_generator
+from fedsim.results.join import claim_of
 from fedsim.results.lines import RowError, judgement_line
-from fedsim.results.run import claim_of
 from fedsim.results.store import ResultStore, RunFolder
 from fedsim.training.trial import Outcome, run_trial
 

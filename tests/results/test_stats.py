@@ -7,7 +7,7 @@ from rows import make_failed, make_row
 from scipy.stats import ttest_1samp, ttest_rel
 
 from fedsim.results.columns import Row
-from fedsim.results.stats import Settings, Spread, holm, paired_differences, with_ends
+from fedsim.results.stats import SeedGroups, Spread, holm, paired_differences, with_ends
 
 GOOD = [0.8, 0.7, 0.9, 0.85]
 POOR = [0.5, 0.45, 0.4, 0.62]
@@ -33,7 +33,7 @@ def method(label: str, values: list[float], start: int = 0, **fields: Any) -> li
 
 def differences(rows: list[Row]) -> list[dict[Any, Any]]:
     """The differences, with the facts of their first setting."""
-    settings = Settings.of(rows)
+    settings = SeedGroups.of(rows)
     names = settings.facts["label"]
     found = paired_differences(settings, "balanced_accuracy").to_dict("records")
     return [
@@ -127,7 +127,7 @@ def test_a_pair_shares_seed_partition_data_and_budget() -> None:
 
 def groups(*rows: Row) -> dict[str, list[str]]:
     """The cells of each setting's mean, by label."""
-    settings = Settings.of(rows)
+    settings = SeedGroups.of(rows)
     return {
         settings.facts["label"][setting]: own["cell_id"].tolist()
         for setting, own in settings.averaged.groupby("setting")
@@ -164,7 +164,7 @@ def test_rows_of_data_of_other_content_or_of_another_evaluation_are_never_averag
     field: str, one: Any, other: Any
 ) -> None:
     assert (
-        Settings.of([row("a", **{field: one}), row("b", **{field: other}, seed=1)])
+        SeedGroups.of([row("a", **{field: one}), row("b", **{field: other}, seed=1)])
         .rows["setting"]
         .nunique()
         == 2
@@ -186,5 +186,7 @@ def test_a_seed_counts_once_with_its_last_row() -> None:
 )
 def test_a_mean_has_the_weakest_claim_of_its_rows(worse: str, fields: dict[str, Any]) -> None:
     failed = make_failed(cell_id="c", label="alg", params={"rounds": 3}, seed=2)
-    (facts,) = Settings.of([row("a"), row("b", seed=1, **fields), failed]).facts.to_dict("records")
+    (facts,) = SeedGroups.of([row("a"), row("b", seed=1, **fields), failed]).facts.to_dict(
+        "records"
+    )
     assert [facts[name] for name in ("claim", "scope", "seeds", "failed")] == [worse, "joint", 2, 1]

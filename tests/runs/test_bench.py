@@ -19,7 +19,7 @@ from fedsim.grid.models import Grid
 from fedsim.interrupts import INTERRUPTED
 from fedsim.results.columns import Row
 from fedsim.results.generators import load_generator
-from fedsim.results.run import read_results
+from fedsim.results.join import read_results
 from fedsim.results.store import KINDS, Kind, ResultStore, RunFolder
 from fedsim.runs.bench import engine_for, missing_jobs
 from fedsim.runs.display import Display

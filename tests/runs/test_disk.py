@@ -13,7 +13,7 @@ from benches import Ran
 from cells import small_grid
 
 from fedsim.errors import RunLost
-from fedsim.results.run import read_results
+from fedsim.results.join import read_results
 from fedsim.results.store import Kind, ResultStore, RunFolder
 
 Bench = Callable[..., Ran]

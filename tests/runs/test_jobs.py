@@ -9,8 +9,8 @@ from rich.console import Console
 from rows import lines_of, ran
 
 from fedsim.errors import UserError
+from fedsim.results.join import RunResults
 from fedsim.results.lines import RowError, keep_state
-from fedsim.results.run import RunResults
 from fedsim.results.store import ResultStore, RunFolder
 from fedsim.runs.bench import missing_jobs
 from fedsim.runs.display import Display

@@ -17,7 +17,7 @@ from benches import PATIENCE, wait_until
 from plug_ins import changed
 from processes import FEDSIM, environment
 
-from fedsim.results.run import read_results
+from fedsim.results.join import read_results
 
 PORT = 6389
 RAY = FEDSIM.with_name("ray")

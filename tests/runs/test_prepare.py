@@ -8,7 +8,7 @@ import pytest
 from cells import NODES, digits_of_sites, quick, small_grid
 
 from fedsim.errors import UserError
-from fedsim.results.run import read_manifest
+from fedsim.results.join import read_manifest
 from fedsim.results.store import RunFolder
 from fedsim.runs.manifest import write_manifest
 from fedsim.runs.prepare import Need, Node, label_matrices, prepare

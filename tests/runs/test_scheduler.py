@@ -9,7 +9,7 @@ from cells import NODES, quick, small_grid
 from rich.console import Console
 
 from fedsim.errors import PluginError
-from fedsim.results.run import read_results
+from fedsim.results.join import read_results
 from fedsim.results.store import ResultStore
 from fedsim.runs import scheduler
 from fedsim.runs.display import Display

@@ -10,7 +10,7 @@ from cells import one_cell, quick
 from rows import joined
 
 from fedsim.methods.clients import Clients, Noised
-from fedsim.methods.messages import Message, Ran, Round, Tensors
+from fedsim.methods.messages import Message, Round, RoundTrace, Tensors
 from fedsim.methods.parameters import add_in_order
 from fedsim.plugins.registry import register
 from fedsim.seeds import Seeds
@@ -67,7 +67,7 @@ class ForgesItsMessage(ForgetsTheNoise):
         message = super().client_round(clients, round_, broadcast)
         return replace(
             message,
-            ran=Ran(
+            ran=RoundTrace(
                 [replace(step, mechanism=step.mechanism.scaled(99.0)) for step in honest.ran.steps]
             ),
         )

@@ -35,7 +35,7 @@ from fedsim.grid.models import AuditSpec, Grid
 from fedsim.plugins.code_hash import harness_hash, source_hash
 from fedsim.plugins.registry import lookup
 from fedsim.privacy.mechanism import Mechanism
-from fedsim.results.run import claim_of
+from fedsim.results.join import claim_of
 from fedsim.training.trial import Trial
 from fedsim.words import number
 
@@ -228,6 +228,6 @@ def audits_of(grid: Grid, asked: AuditSpec, trials: Sequence[Trial]) -> tuple[Cl
             float(cell.epsilon or 0),
             cell.delta,
         )
-        with at(grid.place("audit")):
+        with at(grid.location("audit")):
             audits.append(ClaimAudit(AuditRun(setting, asked.pairs), tuple(own)))
     return tuple(audits)

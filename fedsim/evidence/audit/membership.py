@@ -18,8 +18,8 @@ from fedsim.data.embeddings import Embeddings
 from fedsim.errors import UserError
 from fedsim.evaluation.judge import synthesise
 from fedsim.methods.products import is_classifier
+from fedsim.results.join import Entry, read_results
 from fedsim.results.lines import as_trained, read_state
-from fedsim.results.run import Entry, read_results
 from fedsim.results.store import RunFolder
 from fedsim.seeds import Seeds
 from fedsim.training.cohort import build_algorithm

@@ -188,8 +188,8 @@ def subject(
 
     def location(where: str) -> str:
         if where in given_by:
-            return f"{grid.place(where)} with {cell.label}"
-        return f"{grid.place('algorithms')}: {where} with {cell.label}"
+            return f"{grid.location(where)} with {cell.label}"
+        return f"{grid.location('algorithms')}: {where} with {cell.label}"
 
     with at(location):
         (candidate,) = plans_of(
