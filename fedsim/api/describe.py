@@ -85,7 +85,7 @@ class Description(Printed):
             self.name,
             f"source: {self.source or 'none given'}",
             f"yields: a {self.yields}",
-            f"class: {self.location}",
+            f"class: {self.place}",
         ]
         lines += [f"{claim}: {', '.join(units)}" for claim, units in self.support.items()]
         lines += ["", self.text, "", "parameters:"]

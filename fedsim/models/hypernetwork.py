@@ -179,7 +179,7 @@ class ConditionalPrior(nn.Module):
             *([] if self.below is None else [self.below(chosen)]),
         ]
         latent = diagonal.shape[1]
-        return self.mean(chosen), torch.cat(parts, 1).index_select(1, self.location).view(
+        return self.mean(chosen), torch.cat(parts, 1).index_select(1, self.place).view(
             -1, latent, latent
         )
 
