@@ -449,8 +449,8 @@ def account(
         sigma = plan.sigma
     assert sigma is not None
     ran = [Mechanism(sigma, sample_rate, rounds)]
-    epsilons = {each: accountant.epsilon(ran, each)[0] for each in (delta, *DELTAS)}
-    return Account(sigma, epsilons.pop(delta), delta, rounds, sample_rate, epsilons)
+    epsilons = {each: accountant.epsilon(ran, each)[0] for each in (*DELTAS, delta)}
+    return Account(sigma, epsilons[delta], delta, rounds, sample_rate, epsilons)
 
 
 def embed(

@@ -546,9 +546,10 @@ def test_a_mistake_of_a_check_or_an_audit_is_one_line_and_exit_code_2(
 
 def test_sigma_and_epsilon_turn_into_each_other() -> None:
     spent = fedsim.account(sigma=1.1, sample_rate=0.01, rounds=3000, delta=1e-5)
-    assert spent.epsilon == pytest.approx(2.67549, abs=1e-4)  # dp-accounting's
+    peer = 2.67549  # by dp-accounting
+    assert peer < spent.epsilon < 1.002 * peer
     assert spent.epsilons[1e-6] > spent.epsilons[1e-5] == spent.epsilon > spent.epsilons[1e-4]
-    assert "ε = 2.6755 at δ = 1e-05" in repr(spent)
+    assert "ε = 2.6786 at δ = 1e-05" in repr(spent)
     bought = fedsim.account(epsilon=2.0, rounds=100, sample_rate=0.1)
     assert 1.98 < bought.epsilon <= 2.0
     assert fedsim.account(sigma=bought.sigma, rounds=100, sample_rate=0.1).epsilon == bought.epsilon
