@@ -50,7 +50,7 @@ from fedsim.methods.products import Generator
 from fedsim.models.layers import initial_model, one_hot
 from fedsim.plugins.registry import register
 from fedsim.privacy.clipping import ClippedSum
-from fedsim.runs.worker import settle
+from fedsim.runs.process import settle
 from fedsim.seeds import Seeds
 from fedsim.training.cohort import Cohort, CohortSpec, LocalPool, build_algorithm
 from fedsim.training.rounds import train

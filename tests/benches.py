@@ -14,8 +14,8 @@ import pytest
 
 from fedsim.results.columns import Row
 from fedsim.results.join import read_results
+from fedsim.runs.in_process import InProcess
 from fedsim.runs.prepare import Node
-from fedsim.runs.worker import InProcess
 
 PATIENCE = 600
 """Seconds after which something hangs, however busy the machine is."""

@@ -24,8 +24,8 @@ from rich.console import Console
 from fedsim.cli import main
 from fedsim.grid.models import Grid
 from fedsim.runs.bench import run_bench
+from fedsim.runs.in_process import InProcess
 from fedsim.runs.prepare import Node, prepare
-from fedsim.runs.worker import InProcess
 
 # a busy machine may take its time, and the same code gives the same verdict again
 settings.register_profile("fedsim", deadline=None, derandomize=True)

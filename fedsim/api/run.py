@@ -468,7 +468,7 @@ class Run(Printed):
         proofs = Proofs(self.folder.resolve().name, tuple(found))
         equal = True
         if rerun:
-            from fedsim.runs.bench import run_again
+            from fedsim.runs.rerun import run_again
 
             with kept_handlers():
                 equal = run_again(

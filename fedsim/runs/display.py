@@ -1,6 +1,4 @@
-"""What a user sees while a bench runs: bars in a terminal, a line a minute anywhere else, and
-failures in both.
-"""
+"""The display of a running bench: bars in a terminal, one line a minute anywhere else."""
 
 from __future__ import annotations
 
@@ -27,13 +25,20 @@ from fedsim.results.columns import Row
 from fedsim.words import counted, print_line
 
 EVERY = 60.0
-"""Seconds between two lines where there is no terminal."""
+"""The seconds between two lines where there is no terminal."""
 _DAY = 86_400.0
+"""The seconds of a day, over which the speed of the cells is averaged."""
 
 
 @dataclass
 class OtherJob:
-    """A job that runs beside the cells, its line in the terminal, and how far it is in words."""
+    """A running job beside the cells.
+
+    Attributes:
+        name: the name of the job.
+        task: its line in the terminal.
+        progress: how far it is, in words.
+    """
 
     name: str
     task: TaskID
@@ -41,11 +46,10 @@ class OtherJob:
 
 
 class Display:
-    """The progress of a bench of ``total`` cells and of ``audits``, of which an earlier run ended
-    some; it leaves the terminal as it was.
+    """Shows the progress of a bench; it leaves the terminal as it was.
 
     Args:
-        console: where it is shown.
+        console: where the progress is shown.
         total: the number of cells.
         ended: the number of cells that an earlier run ended, by status.
         audits: the number of audits.
@@ -66,17 +70,20 @@ class Display:
         self._console = console
         self.audits = audits
         self.audits_ended = audits_ended
-        words = TextColumn("{task.description}", markup=False)
         columns = (
-            words,
+            TextColumn("{task.description}", markup=False),
             BarColumn(),
             MofNCompleteColumn(),
             TimeElapsedColumn(),
             TimeRemainingColumn(),
         )
-        live = console.is_terminal or (console.is_jupyter and find_spec("ipywidgets") is not None)
+        in_notebook = console.is_jupyter and find_spec("ipywidgets") is not None
         self._progress = Progress(
-            *columns, console=console, transient=True, disable=not live, speed_estimate_period=_DAY
+            *columns,
+            console=console,
+            transient=True,
+            disable=not (console.is_terminal or in_notebook),
+            speed_estimate_period=_DAY,
         )
         self._cells = self._progress.add_task("cells", total=total, completed=self.ended.total())
         self._audits: TaskID | None = None
@@ -87,19 +94,19 @@ class Display:
         self._started = self._printed = time.monotonic()
 
     def cell_started(self, cell_id: str, label: str) -> None:
-        """A cell runs now; ``label`` is its setting in a few words."""
+        """Show a cell as running; ``label`` is its setting in a few words."""
         self.running[cell_id] = self._progress.add_task(label, total=None)
 
     def round_done(self, cell_id: str, round: int, rounds: int) -> None:
-        """``round`` of ``rounds`` rounds of a running cell are finished (1 after the first)."""
+        """Show that ``round`` of ``rounds`` rounds of a cell are finished (1 after the first)."""
         self._progress.update(self.running[cell_id], completed=round, total=rounds)
 
     def cell_queued(self, cell_id: str) -> None:
-        """A cell lost its slot, and is queued again."""
+        """Remove a cell that lost its slot; it waits in the queue again."""
         self._progress.remove_task(self.running.pop(cell_id))
 
     def cell_finished(self, row: Row) -> None:
-        """A cell ended, well or badly."""
+        """Count a cell that has ended, and print why it is not ok."""
         if row.cell_id in self.running:
             self.cell_queued(row.cell_id)
         self.ended[row.status] += 1
@@ -108,66 +115,65 @@ class Display:
             self.note(f"{row.setting}: {row.outcome}")
 
     def job_started(self, key: tuple[str, ...], name: str) -> None:
-        """A job beside the cells runs now: a reference, an audit, a check."""
+        """Show a job beside the cells as running: a reference, an audit or a check."""
         self.others[key] = OtherJob(name, self._progress.add_task(name, total=None))
 
     def job_progress(self, key: tuple[str, ...], pairs: int, of: int) -> None:
-        """``pairs`` of so many pairs of trainings of a running audit are finished."""
+        """Show that ``pairs`` pairs of trainings of a running audit are finished, out of ``of``."""
         job = self.others[key]
         job.progress = f" ({pairs} of {of} pairs)"
         self._progress.update(job.task, completed=pairs, total=of)
 
     def job_ended(self, key: tuple[str, ...]) -> None:
-        """A job beside the cells runs no more."""
+        """Remove a job beside the cells; cells are ignored."""
         job = self.others.pop(key, None)
         if job is not None:
             self._progress.remove_task(job.task)
 
     def audit_finished(self) -> None:
-        """An audit has its outcome."""
+        """Count an audit that has ended."""
         self.audits_ended += 1
         if self._audits is not None:
             self._progress.update(self._audits, completed=self.audits_ended)
 
     def tick(self) -> None:
-        """Where there is no terminal, print where it stands once a minute."""
-        if self._progress.disable and time.monotonic() - self._printed >= EVERY:
-            self._printed = time.monotonic()
-            left = self._progress.tasks[0].time_remaining
-            if left is None:
-                estimate = ""
-            else:
-                estimate = f", about {_duration(left)} left"
-            gone = _duration(self._printed - self._started)
-            self.note(
-                f"{self._finished_words()} finished, {self._running_words()} running, {gone} "
-                f"gone{estimate}"
-            )
+        """Print the progress once a minute where there is no terminal."""
+        if not self._progress.disable or time.monotonic() - self._printed < EVERY:
+            return
+        self._printed = time.monotonic()
+        left = self._progress.tasks[0].time_remaining
+        if left is None:
+            estimate = ""
+        else:
+            estimate = f", about {_duration(left)} left"
+        gone = _duration(self._printed - self._started)
+        finished = self._finished_words()
+        self.note(f"{finished} finished, {self._running_words()} running, {gone} gone{estimate}")
 
     def _finished_words(self) -> str:
-        """How many cells and audits have ended."""
+        """Return how many cells and audits have ended, in words."""
         cells = f"{self.ended.total()} of {counted(self.total, 'cell')}"
         if not self.audits:
             return cells
         return f"{cells} and {self.audits_ended} of {counted(self.audits, 'audit')}"
 
     def _running_words(self) -> str:
-        """The number of running cells, and the names of what runs beside them."""
+        """Return the number of running cells, and the names of the jobs beside them."""
         if not self.others:
             return str(len(self.running))
-        names = Counter(f"{job.name}{job.progress}" for job in self.others.values())
+        words = []
         if self.running:
-            words = [counted(len(self.running), "cell")]
-        else:
-            words = []
-        words += [name if count == 1 else f"{count} × {name}" for name, count in names.items()]
+            words.append(counted(len(self.running), "cell"))
+        names = Counter(f"{job.name}{job.progress}" for job in self.others.values())
+        for name, count in names.items():
+            words.append(name if count == 1 else f"{count} × {name}")
         *first, last = words
         if first:
             return f"{', '.join(first)} and {last}"
         return last
 
     def note(self, text: str) -> None:
-        """A line that stays on the screen."""
+        """Print a line that stays on the screen."""
         print_line(self._console, text)
 
     def __enter__(self) -> Display:
@@ -181,16 +187,16 @@ class Display:
         trace: TracebackType | None,
     ) -> None:
         self._progress.stop()
-        parts = [f"{self.ended['ok']} of {counted(self.total, 'cell')} done"]
-        parts += [
-            f"{count} {status}" for status, count in self.ended.items() if count and status != "ok"
-        ]
+        words = [f"{self.ended['ok']} of {counted(self.total, 'cell')} done"]
+        for status, count in self.ended.items():
+            if count and status != "ok":
+                words.append(f"{count} {status}")
         left = self.total - self.ended.total()
         if left:
-            parts += [f"{left} not finished"]
+            words.append(f"{left} not finished")
         if self.audits:
-            parts.append(f"{self.audits_ended} of {counted(self.audits, 'audit')} done")
-        self.note(f"{', '.join(parts)} in {_duration(time.monotonic() - self._started)}")
+            words.append(f"{self.audits_ended} of {counted(self.audits, 'audit')} done")
+        self.note(f"{', '.join(words)} in {_duration(time.monotonic() - self._started)}")
 
 
 def _duration(seconds: float) -> str:

@@ -1,4 +1,4 @@
-"""The manifest of a run folder: what ran, on what."""
+"""The manifest of a run folder, which says what ran, and on which versions and hardware."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import shlex
 import shutil
 import subprocess
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from datetime import UTC, datetime
 from importlib.metadata import version
@@ -23,12 +23,13 @@ from fedsim import __version__
 from fedsim.errors import UserError
 from fedsim.files import replaced
 from fedsim.grid.cells import judged_id
-from fedsim.grid.models import Grid
+from fedsim.grid.models import Cell, Grid
 from fedsim.json_lines import decode, dump, encode
 from fedsim.methods.algorithm import Algorithm
 from fedsim.plugins.registry import check_installed, lookup, source_of_today
 from fedsim.results.join import FORMAT, Entry, RunResults, read_manifest
 from fedsim.results.store import RESTORE, RunFolder
+from fedsim.runs.missing import ended_cells, is_of_older_code
 from fedsim.runs.prepare import Prepared, prepare, this_machine
 
 RELEASE_WORDS = {
@@ -39,8 +40,8 @@ RELEASE_WORDS = {
     "(fedsim verify), for training rows and clients as they were given; nothing else in this "
     "folder may",
 }
-"""What may leave a run folder, by where its noise comes from."""
-ALIKE = (
+"""What may leave a run folder, by the source of its noise."""
+PAGE_FIELDS = (
     "dataset_hash",
     "public_hash",
     "partition",
@@ -50,17 +51,24 @@ ALIKE = (
     "trust",
     "noise",
 )
-METHOD = ("algorithm", "params", "tuning")
-"""What two cells share that stand on one page; and that are of one method."""
+"""The fields that must be equal for two cells to share a report."""
+METHOD_FIELDS = ("algorithm", "params", "tuning")
+"""The fields that identify a method with its parameters."""
 PACKAGES = ("ray", "torch", "opacus", "numpy", "scikit-learn", "scipy")
+"""The packages whose versions are recorded, because they compute or move numbers."""
 
 
 def prepared_again(folder: RunFolder, *, trust_plugin: bool) -> Prepared:
-    """The grid that a run folder's manifest holds, prepared for this machine without the plug-ins
-    that were refused.
+    """Return the grid of a run folder, prepared for this machine.
 
-    The code of algorithms that it names as a file or a module that is not installed only runs with
-    ``trust_plugin``.
+    Args:
+        folder: the run folder. The plug-ins that were refused when it ran are left out.
+        trust_plugin: whether to run the code of algorithms that the grid names as a file or as a
+            module that is not installed.
+
+    Raises:
+        UserError: the folder has no results, its manifest cannot be read, or the grid names code
+            that is not trusted.
     """
     folder.check()
     manifest = read_manifest(folder.path)
@@ -68,34 +76,35 @@ def prepared_again(folder: RunFolder, *, trust_plugin: bool) -> Prepared:
         grid = Grid.model_validate(decode(manifest["grid"]))
         refused = {entry["algorithm"] for entry in manifest["refused"]}
     except (KeyError, ValidationError) as error:
-        raise UserError(
-            str(folder.manifest), "cannot be read (it has no grid of this version)", RESTORE
-        ) from error
-    grid = grid.model_copy(
-        update={
-            "algorithms": tuple(entry for entry in grid.algorithms if entry.display not in refused)
-        }
-    )
-    for entry in () if trust_plugin else grid.algorithms:
-        check_installed(entry.name, str(folder.manifest))
+        what = "cannot be read (it has no grid of this version)"
+        raise UserError(str(folder.manifest), what, RESTORE) from error
+    algorithms = tuple(entry for entry in grid.algorithms if entry.display not in refused)
+    grid = grid.model_copy(update={"algorithms": algorithms})
+    if not trust_plugin:
+        for entry in grid.algorithms:
+            check_installed(entry.name, str(folder.manifest))
     return prepare(grid, [this_machine()])
 
 
 def write_manifest(
     folder: RunFolder, prepared: Prepared, entries: Sequence[Entry], kept: Sequence[Entry] = ()
 ) -> None:
-    """Write ``manifest.json``: versions, hardware, the resolved grid, its cells and those ``kept``
-    of earlier grids, refused plug-ins.
+    """Write ``manifest.json``: versions, hardware, the grid, its methods and its cells.
+
+    Args:
+        folder: the run folder.
+        prepared: the grid; its refused plug-ins are listed, too.
+        entries: the cells of the grid.
+        kept: the cells of earlier grids that the report goes on showing.
     """
-    methods = [
-        _method(one.display, lookup(one.name))
-        for i, one in enumerate(prepared.grid.algorithms)
-        if i not in prepared.refused
-    ]
+    grid = prepared.grid
+    methods = []
+    for i, entry in enumerate(grid.algorithms):
+        if i not in prepared.refused:
+            methods.append(_describe_method(entry.display, lookup(entry.name)))
     if kept:
-        earlier = read_manifest(folder.path).get("methods", [])
-    else:
-        earlier = []
+        earlier_methods = read_manifest(folder.path).get("methods", [])
+        methods += [method for method in earlier_methods if method not in methods]
     manifest = {
         "format": FORMAT,
         "versions": versions(),
@@ -103,124 +112,126 @@ def write_manifest(
         "hardware": hardware(),
         "command": shlex.join(["fedsim", *sys.argv[1:]]),
         "started": now(),
-        "release": RELEASE_WORDS[prepared.grid.privacy.noise],
-        "grid": encode(prepared.grid.model_dump()),
-        "methods": [*methods, *(each for each in earlier if each not in methods)],
+        "release": RELEASE_WORDS[grid.privacy.noise],
+        "grid": encode(grid.model_dump()),
+        "methods": methods,
         "refused": [
-            {"algorithm": prepared.grid.algorithms[i].display, "error": str(error)}
+            {"algorithm": grid.algorithms[i].display, "error": str(error)}
             for i, error in prepared.refused.items()
         ],
         "cells": [asdict(entry) for entry in entries],
         "kept": [asdict(entry) for entry in kept],
     }
-    with replaced(folder.manifest) as part:
-        part.write_text(json.dumps(manifest, indent=2) + "\n", encoding="utf-8")
+    with replaced(folder.manifest) as file:
+        file.write_text(json.dumps(manifest, indent=2) + "\n", encoding="utf-8")
 
 
 def earlier_entries(prepared: Prepared, lines: RunResults) -> tuple[list[Entry], list[Entry]]:
-    """The cells that the folder's page showed and this grid does not make.
+    """Return the cells that the folder's report showed and that this grid does not make.
 
     Returns:
-        Those that the page goes on showing: they are ok, of the grid's data and evaluation and of
-        today's code; those of a label that the grid has are kept with its parameters alone. Then
-        those that it no longer shows, without those that older code of the grid's methods made.
+        The cells that the report goes on showing: they are ok, and of the grid's data, evaluation
+            and today's code. A cell with a label of the grid must also have that label's
+            parameters. Second, the cells that the report no longer shows; cells of older code of
+            the grid's methods are in neither list.
     """
     cells = [trial.cell for trial in prepared.trials]
-    ids = {cell.cell_id for cell in cells}
-    evaluations = {cell.evaluation for cell in cells}
-    alike = set[str]()
-    methods = dict[str, str]()
-    sources: dict[str, str | None] = {cell.algorithm: cell.source for cell in cells}
-    for cell in cells:
-        facts = cell.model_dump(mode="json")
-        alike.add(_facts(facts, ALIKE))
-        methods[cell.label] = _facts(facts, METHOD)
-    todays = dict(sources)
+    ids_in_grid = {cell.cell_id for cell in cells}
+    earlier = [entry for entry in lines.entries if entry.cell_id not in ids_in_grid]
+    ended = ended_cells(earlier, lines)
+    grid_sources: dict[str, str | None] = {cell.algorithm: cell.source for cell in cells}
+    todays_sources = dict(grid_sources)
+    may_stay = _earlier_cell_filter(cells)
     kept = []
     dropped = []
-    for entry in lines.entries:
-        if entry.cell_id in ids or (row := lines.row(entry)) is None:
-            continue
-        of = lines.trainings[entry.training_id]["cell"]
-        name = of["algorithm"]
-        method = _facts(of, METHOD)
-        if name not in sources:
-            sources[name] = source_of_today(name)
-        same = (
-            _facts(of, ALIKE) in alike
-            and methods.get(entry.label, method) == method
-            and of["source"] == sources[name]
-        )
-        judged_alike = entry.cell_id in {
-            judged_id(entry.training_id, evaluation) for evaluation in evaluations
-        }
-        if row.status == "ok" and same and judged_alike:
+    for entry, row in zip(ended, lines.rows_of(ended), strict=True):
+        recorded_cell = lines.trainings[entry.training_id]["cell"]
+        algorithm = recorded_cell["algorithm"]
+        if algorithm not in todays_sources:
+            todays_sources[algorithm] = source_of_today(algorithm)
+        is_current = not is_of_older_code(recorded_cell, todays_sources)
+        if row.status == "ok" and is_current and may_stay(entry, recorded_cell):
             kept.append(entry)
-        elif of["source"] == todays.get(of["algorithm"], of["source"]):
+        elif not is_of_older_code(recorded_cell, grid_sources):
             dropped.append(entry)
     return kept, dropped
 
 
-def _facts(cell: Mapping[str, Any], names: Sequence[str]) -> str:
+def _earlier_cell_filter(cells: Sequence[Cell]) -> Callable[[Entry, Mapping[str, Any]], bool]:
+    """Return a function that says whether an earlier cell fits into the report of these cells."""
+    evaluations = {cell.evaluation for cell in cells}
+    pages = set[str]()
+    methods = dict[str, str]()
+    for cell in cells:
+        fields = cell.model_dump(mode="json")
+        pages.add(_fields_as_text(fields, PAGE_FIELDS))
+        methods[cell.label] = _fields_as_text(fields, METHOD_FIELDS)
+
+    def may_stay(entry: Entry, recorded_cell: Mapping[str, Any]) -> bool:
+        method = _fields_as_text(recorded_cell, METHOD_FIELDS)
+        if methods.get(entry.label, method) != method:
+            return False
+        if _fields_as_text(recorded_cell, PAGE_FIELDS) not in pages:
+            return False
+        evaluation_ids = {judged_id(entry.training_id, evaluation) for evaluation in evaluations}
+        return entry.cell_id in evaluation_ids
+
+    return may_stay
+
+
+def _fields_as_text(cell: Mapping[str, Any], names: Sequence[str]) -> str:
     return dump([cell[name] for name in names])
 
 
-def _method(label: str, cls: type[Algorithm]) -> dict[str, str]:
-    """A method for readers who do not know it: what its class says it is, and the paper that it
-    follows.
-    """
-    text = inspect.cleandoc(cls.__doc__ or "").partition("\n\n")[0]
-    return {"label": label, "text": " ".join(text.replace("`", "").split()), "source": cls.source}
+def _describe_method(label: str, cls: type[Algorithm]) -> dict[str, str]:
+    """Return what the class says that a method is, and the paper that it follows."""
+    first_paragraph = inspect.cleandoc(cls.__doc__ or "").partition("\n\n")[0]
+    text = " ".join(first_paragraph.replace("`", "").split())
+    return {"label": label, "text": text, "source": cls.source}
 
 
 def now() -> str:
-    """The time in UTC, to the second."""
+    """Return the time in UTC, to the second."""
     return datetime.now(UTC).isoformat(timespec="seconds")
 
 
 def versions() -> dict[str, str]:
-    """Versions of everything that computes."""
-    return {
-        "python": platform.python_version(),
-        "fedsim": __version__,
-        **{name: version(name) for name in PACKAGES},
-    }
+    """Return the versions of Python, fedsim and the packages that compute."""
+    found = {"python": platform.python_version(), "fedsim": __version__}
+    for name in PACKAGES:
+        found[name] = version(name)
+    return found
 
 
 def revision() -> str | None:
-    """The git revision of fedsim's source tree, with a mark if it was changed since; None outside a
-    checkout of it.
+    """Return the git revision of fedsim's source tree, with a mark if it was changed since.
+
+    Returns:
+        None outside a checkout of fedsim.
     """
     folder = Path(__file__).parents[2]
     if not (folder / ".git").exists() or shutil.which("git") is None:
         return None
-    command = [
-        "git",
-        "-C",
-        str(folder),
-        "describe",
-        "--always",
-        "--dirty",
-        "--abbrev=12",
-        "--match=",
-    ]
-    return (
-        subprocess.run(command, capture_output=True, text=True, check=False).stdout.strip() or None
-    )
+    command = ["git", "-C", str(folder), "describe"]
+    command += ["--always", "--dirty", "--abbrev=12", "--match="]
+    git = subprocess.run(command, capture_output=True, text=True, check=False)
+    return git.stdout.strip() or None
 
 
 def hardware() -> dict[str, Any]:
-    """Processor, cores and memory of the driver's machine."""
-    lines = Path("/proc/cpuinfo").read_text().splitlines()
-    model = next(
-        (line.partition(":")[2].strip() for line in lines if line.startswith("model name")),
-        platform.processor(),
-    )
+    """Return the processor, cores, memory in GiB and system of the driver's machine."""
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
-    cores = len(os.sched_getaffinity(0))
     return {
-        "cpu": model,
-        "cores": cores,
+        "cpu": _processor(),
+        "cores": len(os.sched_getaffinity(0)),
         "memory_gib": round(memory, 1),
         "system": platform.platform(),
     }
+
+
+def _processor() -> str:
+    """Return the name of the processor."""
+    for line in Path("/proc/cpuinfo").read_text().splitlines():
+        if line.startswith("model name"):
+            return line.partition(":")[2].strip()
+    return platform.processor()

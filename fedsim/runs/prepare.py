@@ -1,10 +1,11 @@
-"""Preflight: everything that can go wrong before a cell runs goes wrong here."""
+"""Prepares a grid to run, so that every mistake shows before the first cell runs."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any, NamedTuple
 
 import joblib
@@ -36,16 +37,15 @@ from fedsim.training.trial import Candidate, Trial, packing
 from fedsim.words import counted
 
 FEW_CELLS = 5
+"""The most cells of a short grid, which takes less time than Ray needs to start."""
 SHORT_WORK = 3e7
-"""Cells, and numbers that their rounds read (rounds x rows x dimensions), up to which they take
-less time than Ray to start.
-"""
+"""The most numbers that the rounds of a short grid read (rounds x examples x dimensions)."""
 _SLACK = 1e-6
-"""Shares are added up in floating point."""
+"""The tolerance for shares that were added up in floating point."""
 
 
 class Node(NamedTuple):
-    """What one machine offers."""
+    """The CPUs and GPUs that one machine offers."""
 
     cpus: float
     gpus: float
@@ -55,8 +55,12 @@ class Node(NamedTuple):
 
 
 class Need(NamedTuple):
-    """What a job needs: so many actors at once, each with CPUs and GPUs (a part of one, or a whole
-    number).
+    """What a job needs.
+
+    Attributes:
+        cpus: the CPUs of each actor.
+        gpus: the GPUs of each actor, a part of one or a whole number.
+        actors: the number of actors at once.
     """
 
     cpus: float
@@ -67,15 +71,15 @@ class Need(NamedTuple):
         return str(Node(self.cpus, self.gpus))
 
     def fit(self, node: Node) -> int:
-        """How many such actors a node holds; a part of a GPU lies on one GPU."""
+        """Return how many such actors a node holds; a part of a GPU lies on one GPU."""
         on_cpus = math.floor(node.cpus / self.cpus + _SLACK)
         if not self.gpus:
             return on_cpus
-        whole = math.floor(node.gpus / self.gpus + _SLACK)
-        return min(
-            on_cpus,
-            whole if self.gpus >= 1 else int(node.gpus) * math.floor(1 / self.gpus + _SLACK),
-        )
+        if self.gpus >= 1:
+            on_gpus = math.floor(node.gpus / self.gpus + _SLACK)
+        else:
+            on_gpus = int(node.gpus) * math.floor(1 / self.gpus + _SLACK)
+        return min(on_cpus, on_gpus)
 
 
 @dataclass(frozen=True)
@@ -83,16 +87,17 @@ class Prepared:
     """A grid that is ready to run.
 
     Attributes:
-        refused: why entries of ``algorithms``, by their positions, are left out.
-        data: the data sets by key; where clients see values of their own also what each partition
-            makes of them.
-        trials: one a cell, in the grid's order.
+        grid: the grid file, with everything resolved.
+        refused: why entries of ``algorithms`` are left out, by their positions.
+        data: the data sets by key, including those that a partition shifts for each client.
+        trials: the cells, in the grid's order.
+        nodes: the machines on which the grid is to run.
         need: what one actor needs.
         parallel: how many cells may run at a time.
-        equal: of cells whose result another partition cannot change, the training of the first that
-            is equal to it.
-        keep_going: whether a plug-in whose first training fails is a failed row rather than the
-            end.
+        equal: for cells whose results no other partition can change: the id of the first training
+            with equal results, by training id.
+        keep_going: whether a plug-in whose first training fails is recorded as a failed cell; if
+            not, it ends the run.
     """
 
     grid: Grid
@@ -107,31 +112,32 @@ class Prepared:
 
     @property
     def repeated(self) -> int:
-        """How many cells are not trained because they are equal to another."""
+        """The number of cells that are not trained because they are equal to another."""
         return sum(training != first for training, first in self.equal.items())
 
     def capacity(self, nodes: Sequence[Node]) -> int:
-        """How many actors nodes have room for."""
+        """Return how many actors the nodes have room for."""
         return sum(self.need.fit(node) for node in nodes)
 
     def need_of(self, trial: Trial) -> Need:
-        """What the training of a cell needs."""
+        """Return what the training of a cell needs."""
         return self.need._replace(actors=len(trial.sizes))
 
     @property
     def short(self) -> bool:
-        """Whether all cells have run before a cluster has started: a handful of shipped methods on
-        few rows, without limits or GPUs.
+        """Whether running all cells in this process takes less time than starting Ray.
+
+        Only a handful of shipped methods on few examples counts as short, and only without GPUs, a
+        time limit, audits and checks.
         """
-        asked = self.grid.resources
-        work = 0.0
-        limits = (self.need.gpus, asked.cell_timeout, self.grid.audit, self.grid.check)
-        if (
-            len(self.trials) > FEW_CELLS
-            or any(limits)
-            or not all(is_shipped(lookup(trial.cell.algorithm)) for trial in self.trials)
-        ):
+        grid = self.grid
+        if len(self.trials) > FEW_CELLS:
             return False
+        if self.need.gpus or grid.resources.cell_timeout or grid.audit or grid.check:
+            return False
+        if not all(is_shipped(lookup(trial.cell.algorithm)) for trial in self.trials):
+            return False
+        work = 0.0
         for trial in self.trials:
             algorithm = build_algorithm(trial.cell.algorithm, trial.cell.params, trial.task)
             rounds = sum(1 for _ in algorithm.schedule()) * max(1, len(trial.candidates))
@@ -140,8 +146,9 @@ class Prepared:
 
 
 def this_machine() -> Node:
-    """This machine, as far as this process may use it (affinity, container limits, visible
-    GPUs).
+    """Return this machine, as far as this process may use it.
+
+    CPU affinity, the limits of a container and the visible GPUs count.
     """
     return Node(float(joblib.cpu_count()), float(torch.cuda.device_count()))
 
@@ -149,11 +156,16 @@ def this_machine() -> Node:
 def prepare(
     grid: Grid, nodes: Sequence[Node], max_parallel: int | None = None, *, keep_going: bool = False
 ) -> Prepared:
-    """Find the algorithms, load the data, list the cells, partition, plan every budget, lay out the
-    actors.
+    """Prepare a grid: load the data, list the cells, plan every budget and lay out the actors.
 
-    Any mistake is raised with its place in the grid, but that of a plug-in is noted where the rest
-    is to go on, ``keep_going``.
+    Args:
+        grid: the grid.
+        nodes: the machines on which it is to run.
+        max_parallel: the most cells that may run at a time; default: as many as fit.
+        keep_going: whether the mistake of a plug-in only leaves this plug-in out.
+
+    Raises:
+        UserError: the grid has a mistake; the error names its place in the grid.
     """
     for name in set(grid.evaluation.readouts) - READOUTS.keys():
         raise UserError(
@@ -165,7 +177,9 @@ def prepare(
     grid = resolved.grid
     need = Need(grid.resources.cpus_per_actor, grid.resources.gpus_per_actor)
     capacity = actors_that_fit(grid, need, nodes)
-    parallel = min(capacity, capacity if max_parallel is None else max(1, max_parallel))
+    parallel = capacity
+    if max_parallel is not None:
+        parallel = min(capacity, max(1, max_parallel))
     data = without_unseen(grid, loaded(grid))
     cells = expand(resolved, data)
     partitions = partitioned(grid, cells, data)
@@ -173,162 +187,200 @@ def prepare(
     plans = planned(grid, cells, tasks)
     sizes = laid_out(grid, cells, capacity, parallel)
     views, keys = client_views(cells, partitions, data)
-    trials = tuple(
-        # public rows travel with the data
-        Trial(
-            cell,
-            replace(task, public=None),
-            own[0].plan,
-            partition,
-            size,
-            key,
-            own if cell.tuning else (),
-        )
-        for cell, task, own, partition, size, key in zip(
-            cells, tasks, plans, partitions, sizes, keys, strict=True
-        )
-    )
+    trials = []
+    for i, cell in enumerate(cells):
+        # Public examples travel with the data, so the task does not repeat them.
+        task = replace(tasks[i], public=None)
+        candidates = plans[i] if cell.tuning else ()
+        plan = plans[i][0].plan
+        trials.append(Trial(cell, task, plan, partitions[i], sizes[i], keys[i], candidates))
     return Prepared(
-        grid,
-        resolved.refused,
-        views,
-        trials,
-        tuple(nodes),
-        need,
-        parallel,
-        equal_cells(trials),
-        keep_going,
+        grid=grid,
+        refused=resolved.refused,
+        data=views,
+        trials=tuple(trials),
+        nodes=tuple(nodes),
+        need=need,
+        parallel=parallel,
+        equal=equal_cells(trials),
+        keep_going=keep_going,
     )
 
 
 def equal_cells(trials: Sequence[Trial]) -> dict[str, str]:
-    """By training, the first that gives the same: of shipped methods that only release sums over
-    rows, and are judged as a whole.
+    """Return the first training with equal results, by training id.
+
+    Only cells whose results no other partition can change are included, the first ones, too.
     """
-    first: dict[str, str] = {}
+    first_trainings: dict[str, str] = {}
     equal = {}
     for trial in trials:
+        if not _ignores_partition(trial):
+            continue
         cell = trial.cell
-        judged = trial.cell.evaluation
-        known = (
-            is_shipped(lookup(cell.algorithm))
-            and build_algorithm(cell.algorithm, cell.params, trial.task).ignores_partition()
-        )
-        if known and not (
-            cell.tuning or cell.partition.shifts or judged.per_client or judged.personal is not None
-        ):
-            facts = cell.model_dump(
-                mode="json", exclude={"cell_id", "training_id", "partition", "alpha", "clients"}
-            )
-            key = dump([facts, trial.data_key, trial.train_rows, trial.train_groups])
-            equal[cell.training_id] = first.setdefault(key, cell.training_id)
+        left_out = {"cell_id", "training_id", "partition", "alpha", "clients"}
+        facts = cell.model_dump(mode="json", exclude=left_out)
+        key = dump([facts, trial.data_key, trial.train_rows, trial.train_groups])
+        equal[cell.training_id] = first_trainings.setdefault(key, cell.training_id)
     return equal
+
+
+def _ignores_partition(trial: Trial) -> bool:
+    """Return whether no other partition can change the results of a cell.
+
+    This holds for shipped methods that only release sums over all examples, if the results are
+    not evaluated by client.
+    """
+    cell = trial.cell
+    if not is_shipped(lookup(cell.algorithm)):
+        return False
+    algorithm = build_algorithm(cell.algorithm, cell.params, trial.task)
+    if not algorithm.ignores_partition():
+        return False
+    if cell.tuning or cell.partition.shifts:
+        return False
+    return not cell.evaluation.per_client and cell.evaluation.personal is None
 
 
 def partitioned(
     grid: Grid, cells: Sequence[Cell], data: Mapping[str, Embeddings]
 ) -> list[Partition]:
-    """Every cell's partition; cells of one data set, alpha, number of clients and seed share it."""
-    made: dict[tuple[str, float, int, int], Partition] = {}
-    keys = [(cell.data_key, cell.alpha, cell.clients, cell.seed) for cell in cells]
-    for key, cell in zip(keys, cells, strict=True):
-        if key not in made:
+    """Return the partition of every cell.
+
+    Cells with the same data set, alpha, number of clients and seed share it.
+    """
+    by_key: dict[tuple[str, float, int, int], Partition] = {}
+    partitions = []
+    for cell in cells:
+        key = (cell.data_key, cell.alpha, cell.clients, cell.seed)
+        if key not in by_key:
             with at(grid_place(grid, grid.clients.index(cell.clients))):
-                made[key] = partition_of(cell, data[cell.data_key])
-    return [made[key] for key in keys]
+                by_key[key] = partition_of(cell, data[cell.data_key])
+        partitions.append(by_key[key])
+    return partitions
 
 
 def planned(
     grid: Grid, cells: Sequence[Cell], tasks: Sequence[Task]
 ) -> list[tuple[Candidate, ...]]:
-    """Every cell's parameters with their plan, several of a tuned cell; cells that differ in data,
-    alpha or seed alone share them.
+    """Return the parameters of every cell with their privacy plan.
+
+    A tuned cell has several candidates, any other cell has one. Cells that only differ in data,
+    alpha or seed share them.
     """
-    solved: dict[tuple[Any, ...], tuple[Candidate, ...]] = {}
-    keys = []
+    by_key: dict[tuple[Any, ...], tuple[Candidate, ...]] = {}
+    candidates = []
     for cell, task in zip(cells, tasks, strict=True):
-
-        def location(where: str, cell: Cell = cell) -> str:
-            if where == "epsilon":
-                named = grid.location("epsilon", grid.epsilon.index(cell.epsilon))
-            else:
-                if where in Grid.model_fields:
-                    named = grid.location(where)
-                else:
-                    named = f"{grid.location('algorithms')}: {where}"
-            return f"{named} with {cell.label}"
-
-        tuned = dump(cell.tuning and cell.tuning.model_dump())
-        keys.append(
-            (cell.algorithm, dump(cell.params), tuned, task, cell.epsilon, cell.public_hash)
-        )
-        if keys[-1] not in solved:
-            with at(location):
-                solved[keys[-1]] = plans_of(
-                    lookup(cell.algorithm), cell.params, cell.tuning, task, cell.epsilon, cell.delta
+        tuning = dump(cell.tuning and cell.tuning.model_dump())
+        params = dump(cell.params)
+        key = (cell.algorithm, params, tuning, task, cell.epsilon, cell.public_hash)
+        if key not in by_key:
+            with at(partial(_location_of_plan, grid, cell)):
+                cls = lookup(cell.algorithm)
+                by_key[key] = plans_of(
+                    cls, cell.params, cell.tuning, task, cell.epsilon, cell.delta
                 )
-    return [solved[key] for key in keys]
+        candidates.append(by_key[key])
+    return candidates
+
+
+def _location_of_plan(grid: Grid, cell: Cell, where: str) -> str:
+    """Return the place in the grid of a mistake that was found when a cell's budget was planned.
+
+    Args:
+        grid: the grid.
+        cell: the cell.
+        where: a key of the grid, or a parameter of the cell's algorithm.
+    """
+    if where == "epsilon":
+        location = grid.location("epsilon", grid.epsilon.index(cell.epsilon))
+    elif where in Grid.model_fields:
+        location = grid.location(where)
+    else:
+        location = f"{grid.location('algorithms')}: {where}"
+    return f"{location} with {cell.label}"
 
 
 def laid_out(
     grid: Grid, cells: Sequence[Cell], capacity: int, parallel: int
 ) -> list[tuple[int, ...]]:
-    """Clients per actor of every cell, in client order. ``auto``: all where cells keep every slot
-    busy, else spread over idle ones.
+    """Return the clients per actor of every cell, in client order.
+
+    With ``clients_per_actor: auto`` a cell has one actor if there are enough cells to use all
+    machines; else its clients are spread over idle actors.
+
+    Args:
+        grid: the grid.
+        cells: the cells.
+        capacity: the most actors at once.
+        parallel: the most cells at once.
+
+    Raises:
+        UserError: a cell needs more actors than the cluster has room for.
     """
     asked = grid.resources.clients_per_actor
     sizes = []
     for cell in cells:
-        if asked == "all" or len(cells) >= parallel:
-            spread = cell.clients
+        if isinstance(asked, int):
+            per_actor = min(asked, cell.clients)
+        elif asked == "all" or len(cells) >= parallel:
+            per_actor = cell.clients
         else:
-            spread = -(-cell.clients // (parallel // len(cells)))
-        sizes.append(
-            packing(cell.clients, min(asked, cell.clients) if isinstance(asked, int) else spread)
-        )
-        if (actors := len(sizes[-1])) > capacity:
+            actors_per_cell = parallel // len(cells)
+            per_actor = -(-cell.clients // actors_per_cell)
+        cell_sizes = packing(cell.clients, per_actor)
+        if len(cell_sizes) > capacity:
             what = (
-                f"{cell.clients} clients need {actors} actors at once and the cluster has "
+                f"{cell.clients} clients need {len(cell_sizes)} actors at once and the cluster has "
                 f"room for {capacity}"
             )
             hint = "put more clients on an actor, or give actors a smaller share"
             raise UserError(grid.location("resources", "clients_per_actor"), what, hint)
+        sizes.append(cell_sizes)
     return sizes
 
 
 def actors_that_fit(grid: Grid, need: Need, nodes: Sequence[Node]) -> int:
-    """How many actors fit on the cluster."""
-    if capacity := sum(need.fit(node) for node in nodes):
+    """Return how many actors fit on the cluster.
+
+    Raises:
+        UserError: not even one fits.
+    """
+    capacity = sum(need.fit(node) for node in nodes)
+    if capacity:
         return capacity
-    has = ", ".join(sorted(map(str, set(nodes))))
-    without = need.gpus and not any(node.gpus for node in nodes)
-    if without:
-        fix = "give gpus_per_actor: 0 and device: auto"
+    offers = ", ".join(sorted(map(str, set(nodes))))
+    if need.gpus and not any(node.gpus for node in nodes):
+        hint = "give gpus_per_actor: 0 and device: auto"
     else:
-        fix = "give actors a smaller share"
-    what = f"an actor needs {need}; no node has them ({has})"
-    raise UserError(grid.location("resources"), what, fix)
+        hint = "give actors a smaller share"
+    what = f"an actor needs {need}; no node has them ({offers})"
+    raise UserError(grid.location("resources"), what, hint)
 
 
 def label_matrices(prepared: Prepared) -> list[LabelMatrix]:
-    """The label-by-client matrix of every partition; clients by site are called by it, with a
-    number where several are of one.
+    """Return the label-by-client matrix of every partition.
+
+    Clients that are divided by site are named after it, with a number if several share one.
     """
     matrices: dict[tuple[Any, ...], LabelMatrix] = {}
     for trial in prepared.trials:
         cell = trial.cell
         partition = trial.partition
         data = prepared.data[trial.data_key]
-        place = (
+        key = (
             shown(cell.dataset, cell.evaluation.unseen),
             partition.scheme,
             cell.concentration,
             cell.clients,
             cell.seed,
         )
-        if place not in matrices:
-            names = site_names(data, partition, cell.partition)
-            matrices[place] = LabelMatrix(
-                *place, partition.fingerprint, partition.label_counts, data.names, sites=names
+        if key not in matrices:
+            matrices[key] = LabelMatrix(
+                *key,
+                fingerprint=partition.fingerprint,
+                counts=partition.label_counts,
+                classes=data.names,
+                sites=site_names(data, partition, cell.partition),
             )
     return list(matrices.values())

@@ -1,5 +1,9 @@
-"""Ray, all of it: a cluster of this machine or one that is joined, its actors, and the engine that
-runs jobs on them.
+"""All code that imports Ray: clusters, actors, and the engine that runs jobs on them.
+
+A cluster is either started for this machine (:func:`local_cluster`) or joined by its address
+(:func:`joined_cluster`). :class:`RayEngine` then opens slots on it. The first actor of a slot is a
+:class:`TrialWorker`; each other actor is a :class:`CohortActor`, with further clients of the
+worker's cell.
 """
 
 from __future__ import annotations
@@ -19,29 +23,32 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-# Ray reads these as it is imported and hands them to what it starts: no usage report to anyone, no
-# warning about idle GPUs, a model of up
-# to 1 MiB travels in the call itself, in a third of the object store's time, worker processes
-# import torch while Ray still starts, a
-# signal is heard within 0.1 s of any wait, workers stay in their cluster's process group, a cluster
-# that is started here listens on
-# 127.0.0.1 alone, and within `ray job submit --working-dir` what a plug-in needs travels, too, in
-# place of the job's folder.
+# Ray reads these variables when it is imported, and hands them to the processes that it starts.
+# What the user has set already stays.
 os.environ.update(
     {
+        # Ray sends no usage report to anyone.
         "RAY_USAGE_STATS_ENABLED": "0",
+        # Ray gives no warning about idle GPUs.
         "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+        # A model of up to 1 MiB travels in the call itself, in a third of the time that the object
+        # store takes.
         "RAY_max_direct_call_object_size": str(2**20),
+        # Worker processes import torch while Ray still starts.
         "RAY_preload_python_modules": "fedsim.runs.ray",
+        # A signal is heard within 0.1 s of any wait.
         "RAY_get_check_signal_interval_milliseconds": "100",
+        # Workers stay in the process group of their cluster, so that they end with it.
         "RAY_process_group_cleanup_enabled": "false",
+        # A cluster that is started here only listens on 127.0.0.1.
         "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",
+        # Within `ray job submit --working-dir`, the files of a plug-in replace the job's folder.
         "RAY_OVERRIDE_JOB_RUNTIME_ENV": "1",
     }
     | dict(os.environ)
 )
-# `ray start` protects a cluster by the token of its machine if there is one; a driver that joins by
-# address must set the mode itself.
+# `ray start` protects a cluster by the token of its machine if there is one. A driver that joins
+# the cluster by its address must set the mode itself.
 if {"RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"} & set(os.environ) or (
     Path.home() / ".ray" / "auth_token"
 ).exists():
@@ -60,16 +67,19 @@ from fedsim.errors import RunLost, UserError
 from fedsim.grid.models import Device
 from fedsim.interrupts import INTERRUPTED, interrupts
 from fedsim.methods.messages import Message, Round, Tensors
+from fedsim.runs.engine import ClusterLost, Engine, Slot, WorkerLost
+from fedsim.runs.items import Failure, Item
 from fedsim.runs.prepare import Need, Node
-from fedsim.runs.worker import ClusterLost, Failure, Item, Process, Slot, Worker, WorkerLost
+from fedsim.runs.process import Process
+from fedsim.runs.worker import Worker
 from fedsim.seeds import Seeds
 from fedsim.training.cohort import Cohort, CohortSpec, LocalPool
 from fedsim.training.trial import Trial
 
 IN_THE_CALL = int(os.environ["RAY_max_direct_call_object_size"])  # noqa: SIM112 (Ray's spelling)
-"""Bytes that Ray sends within a call; more goes through the object store."""
+"""The most bytes that Ray sends within a call; more goes through the object store."""
 LEAVING = 2.0
-"""Seconds in which a connection may end by itself after an interruption or a loss."""
+"""The seconds in which a connection may end by itself after an interruption or a loss."""
 _HEAD = """
 import os, signal, sys
 import ray
@@ -84,22 +94,31 @@ print(ray.get_runtime_context().gcs_address, flush=True)
 sys.stdin.read()
 os.killpg(0, signal.SIGKILL)
 """
-"""A process that leads a session: it starts a cluster, says its address, and kills the whole
-session's group once its input ends.
+"""The program of a process that starts a cluster, in a session of its own.
+
+It prints the cluster's address. Once its input ends, it kills all processes of the session.
 """
 
 
 @contextmanager
 def local_ray(node: Node) -> Iterator[RayEngine]:
-    """A Ray cluster of this machine alone for the block, as an engine."""
+    """Start a Ray cluster of this machine for the block, and yield its engine."""
     with local_cluster(node):
         yield RayEngine()
 
 
 @contextmanager
 def local_cluster(node: Node) -> Iterator[None]:
-    """A Ray cluster of one node for the block, for this machine alone; its processes end with this
-    one, however it ends.
+    """Start a Ray cluster of one node for the block, and connect this process to it.
+
+    Only this machine can reach it. Its processes end with this one, however this one ends.
+
+    Args:
+        node: the CPUs and GPUs that the cluster offers.
+
+    Raises:
+        UserError: Ray is running in this process already.
+        RunLost: the cluster did not start.
     """
     if ray.is_initialized():
         raise UserError(
@@ -107,20 +126,21 @@ def local_cluster(node: Node) -> Iterator[None]:
             "runs in this process already",
             "end it with `ray.shutdown()` first, which ends what it computes, too",
         )
-    # a socket's path may have 107 bytes, of which a long TMPDIR would leave Ray too few
+    # The path of a socket may have 107 bytes, of which a long TMPDIR would leave Ray too few.
     scratch = tempfile.TemporaryDirectory(
         prefix="fedsim-ray-", dir="/tmp", ignore_cleanup_errors=True
     )
     with scratch as folder, _head(node, Path(folder)) as address, _connected():
         try:
             _connect(address)
-        except Exception as error:  # Ray raises plain ones
+        except Exception as error:  # Ray raises exceptions of no particular type.
             raise _not_started(" ".join(str(error).split()) or type(error).__name__) from error
-        with interrupts():  # Ray took SIGTERM for itself
+        with interrupts():  # Ray has replaced the handler of SIGTERM.
             yield
 
 
 def _not_started(what: str) -> RunLost:
+    """Return the error for a cluster that did not start."""
     return RunLost(
         "Ray", f"did not start ({what})", "free memory or processes; the same command tries again"
     )
@@ -128,22 +148,25 @@ def _not_started(what: str) -> RunLost:
 
 @contextmanager
 def _head(node: Node, folder: Path) -> Iterator[str]:
-    """A cluster in a session of its own, which no terminal's signal reaches; yields its address. It
-    ends with the block or the driver.
+    """Start the head of a cluster for the block, and yield its address.
+
+    The head has its own session, which no signal of a terminal reaches. It also ends if the
+    driver dies.
+
+    Args:
+        node: the CPUs and GPUs that the cluster offers.
+        folder: a folder for Ray's temporary files.
     """
-    environment = {
-        **os.environ,
-        "RAY_TMPDIR": str(folder),
-        "RAY_AUTH_MODE": os.environ.get("RAY_AUTH_MODE", "disabled"),
-    }
+    environment = dict(os.environ)
+    environment["RAY_TMPDIR"] = str(folder)
+    environment.setdefault("RAY_AUTH_MODE", "disabled")
     command = [sys.executable, "-c", _HEAD, str(int(node.cpus)), str(int(node.gpus))]
-    pipe = subprocess.PIPE
     with (
         (folder / "errors").open("w+") as errors,
         subprocess.Popen(
             command,
-            stdin=pipe,
-            stdout=pipe,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
             stderr=errors,
             env=environment,
             text=True,
@@ -152,10 +175,10 @@ def _head(node: Node, folder: Path) -> Iterator[str]:
     ):
         try:
             assert head.stdout is not None
-            if not (address := head.stdout.readline().strip()):
-                raise _not_started(
-                    [*Path(errors.name).read_text().strip().splitlines(), "no word of why"][-1]
-                )
+            address = head.stdout.readline().strip()
+            if not address:
+                lines = Path(errors.name).read_text().strip().splitlines()
+                raise _not_started(lines[-1] if lines else "no word of why")
             yield address
         finally:
             with suppress(ProcessLookupError):
@@ -164,118 +187,149 @@ def _head(node: Node, folder: Path) -> Iterator[str]:
 
 @contextmanager
 def joined_cluster(address: str, files: Collection[Path] = ()) -> Iterator[list[Node]]:
-    """The running cluster at ``address`` (``host:port``, or ``auto`` for one on this machine) for
-    the block; yields its nodes.
+    """Connect this process to a running cluster for the block, and yield the cluster's nodes.
 
-    Of ``files``, which its machines need to import, those below the working folder are sent to
-    each.
+    Args:
+        address: ``host:port``, or ``auto`` for a cluster on this machine.
+        files: the files that the cluster's machines need to import. Files below the working
+            folder are sent to each machine.
+
+    Raises:
+        UserError: no cluster can be reached at the address, or it does not accept this process.
     """
+    if address != "auto":
+        _check_reachable(address)
+    with tempfile.TemporaryDirectory(prefix="fedsim-plug-ins-") as staged:
+        options: dict[str, Any] = {}
+        if _copy_files(files, Path(staged)):
+            options["runtime_env"] = {"working_dir": staged}
+        try:
+            _connect(address, **options)
+        # Other versions of Ray or Python on the cluster give a RuntimeError.
+        except (ConnectionError, RuntimeError, ValueError) as error:
+            raise _not_joined(address) from error
+    with _connected(), interrupts():
+        yield list(live_nodes())
+
+
+def _check_reachable(address: str) -> None:
+    """Check that something listens at an address; Ray itself would try for minutes."""
     host, _, port = address.rpartition(":")
-    try:  # Ray itself would try for minutes
-        if address != "auto":
-            socket.create_connection((host.strip("[]"), int(port)), timeout=5).close()
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), timeout=5).close()
     except (OSError, OverflowError, ValueError) as error:
         raise UserError(
             f"address {address}",
             f"cannot be reached ({error})",
             "give a running cluster's host:port, or auto",
         ) from error
-    with tempfile.TemporaryDirectory(prefix="fedsim-plug-ins-") as staged:
-        sent = [file.relative_to(Path.cwd()) for file in files if file.is_relative_to(Path.cwd())]
-        for place in sent:
-            (Path(staged) / place).parent.mkdir(parents=True, exist_ok=True)
-            shutil.copy(place, Path(staged) / place)
-        try:
-            _connect(address, **({"runtime_env": {"working_dir": staged}} if sent else {}))
-        except (
-            ConnectionError,
-            RuntimeError,
-            ValueError,
-        ) as error:  # RuntimeError: other versions there
-            what = "no Ray cluster runs there, or it does not let this process in"
-            right = "start one with `ray start --head`"
-            token = (
-                "where it asks for a token, set RAY_AUTH_TOKEN or RAY_AUTH_TOKEN_PATH (`ray "
-                "get-auth-token` at its head)"
-            )
-            raise UserError(
-                f"address {address}", what, f"{right}, of this version of Ray and Python; {token}"
-            ) from error
-    with _connected(), interrupts():
-        yield list(live_nodes())
+
+
+def _copy_files(files: Collection[Path], target: Path) -> bool:
+    """Copy the files that are below the working folder; return whether there are any."""
+    here = Path.cwd()
+    paths = [file.relative_to(here) for file in files if file.is_relative_to(here)]
+    for path in paths:
+        (target / path).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(path, target / path)
+    return bool(paths)
+
+
+def _not_joined(address: str) -> UserError:
+    """Return the error for a cluster that does not accept this process."""
+    return UserError(
+        f"address {address}",
+        "no Ray cluster runs there, or it does not let this process in",
+        "start one with `ray start --head`, of this version of Ray and Python; where it asks for "
+        "a token, set RAY_AUTH_TOKEN or RAY_AUTH_TOKEN_PATH (`ray get-auth-token` at its head)",
+    )
 
 
 def _connect(address: str, **options: Any) -> None:
+    """Connect this process to a cluster."""
     ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR, **options)
-    os.environ.pop(
-        "PYTHONBREAKPOINT", None
-    )  # Ray's own debugger would fail in what is run without Ray afterwards
+    # Ray sets its own debugger, which would fail in code that runs without Ray afterwards.
+    os.environ.pop("PYTHONBREAKPOINT", None)
 
 
 @contextmanager
 def _connected() -> Iterator[None]:
-    """Disconnects at the end of the block; from a cluster that may be gone without waiting for
-    it.
+    """Disconnect at the end of the block.
+
+    After an interruption or the loss of the cluster, the connection gets :data:`LEAVING` seconds
+    to end, because the cluster may not answer any more. If it has not ended then, the process
+    does not wait for it at its own end either.
     """
-    late: int | None = None
+    early_exit_code: int | None = None
     try:
         yield
-    except BaseException as error:
-        if isinstance(error, KeyboardInterrupt):
-            late = INTERRUPTED
-        elif isinstance(error, ClusterLost):
-            late = 1
-        else:
-            late = None
+    except KeyboardInterrupt:
+        early_exit_code = INTERRUPTED
+        raise
+    except ClusterLost:
+        early_exit_code = 1
         raise
     finally:
-        leaving = threading.Thread(target=ray.shutdown, daemon=True)
-        leaving.start()
-        leaving.join(None if late is None else LEAVING)
-        if (
-            late is not None and leaving.is_alive()
-        ):  # at the end of the process nothing waits for it any more
+        shutdown = threading.Thread(target=ray.shutdown, daemon=True)
+        shutdown.start()
+        shutdown.join(None if early_exit_code is None else LEAVING)
+        if early_exit_code is not None and shutdown.is_alive():
             atexit.unregister(ray.shutdown)
-            atexit.register(os._exit, late)
+            atexit.register(os._exit, early_exit_code)
 
 
 def live_nodes() -> tuple[Node, ...]:
-    """The nodes that the connected cluster has now."""
-    offers = [node["Resources"] for node in ray.nodes() if node["Alive"]]  # type: ignore[no-untyped-call]
-    return tuple(Node(float(offer.get("CPU", 0)), float(offer.get("GPU", 0))) for offer in offers)
+    """Return the nodes that the connected cluster has now."""
+    nodes = []
+    for node in ray.nodes():  # type: ignore[no-untyped-call]
+        if node["Alive"]:
+            resources = node["Resources"]
+            nodes.append(Node(float(resources.get("CPU", 0)), float(resources.get("GPU", 0))))
+    return tuple(nodes)
 
 
 def prepare_process() -> None:
-    """Let Ray send tensors as arrays of bytes, into memory of torch's own: Ray's is read-only and
-    aligned by chance.
+    """Let Ray send tensors as arrays of bytes, and receive them in torch's own memory.
+
+    The memory that Ray gives to a received object is read-only and aligned by chance.
     """
-    ray.util.register_serializer(torch.Tensor, serializer=_sent, deserializer=_received)
+    ray.util.register_serializer(torch.Tensor, serializer=_packed, deserializer=_unpacked)
 
 
-def _sent(tensor: torch.Tensor) -> tuple[NDArray[np.uint8], torch.dtype, torch.Size]:
+def _packed(tensor: torch.Tensor) -> tuple[NDArray[np.uint8], torch.dtype, torch.Size]:
     return bytes_of(tensor), tensor.dtype, tensor.shape
 
 
-def _received(sent: tuple[NDArray[np.uint8], torch.dtype, torch.Size]) -> torch.Tensor:
-    content, dtype, shape = sent
+def _unpacked(packed: tuple[NDArray[np.uint8], torch.dtype, torch.Size]) -> torch.Tensor:
+    content, dtype, shape = packed
     tensor = torch.empty(shape, dtype=dtype)
     tensor.view(-1).view(torch.uint8).numpy()[:] = content
     return tensor
 
 
+def _prepare_actor() -> None:
+    """Make the process of an actor ready to compute."""
+    # At a breakpoint Ray would wait for a debugger, and nothing would say so.
+    os.environ["PYTHONBREAKPOINT"] = "0"
+    prepare_process()
+
+
 class TrialWorker(Worker):
-    """A worker whose further cohorts are on ``cohorts``, the other actors of its slot."""
+    """A worker on a Ray actor; further clients of its cell are on other actors.
+
+    Args:
+        need: the CPUs and GPUs of the actor.
+        device: the device that the grid asks for.
+        cohorts: the other actors of the slot (:class:`CohortActor`).
+    """
 
     def __init__(self, need: Need, device: Device, cohorts: Sequence[Any] = ()) -> None:
         super().__init__(need, device)
-        os.environ["PYTHONBREAKPOINT"] = (
-            "0"  # Ray would wait for a debugger, and nothing would say so
-        )
-        prepare_process()
+        _prepare_actor()
         self.cohorts = list(cohorts)
 
     def pool(self, trial: Trial, data: Embeddings, held: Sequence[Any], seeds: Seeds) -> LocalPool:
-        """The clients of a cell, on all actors of the slot."""
+        """Return the clients of a cell, on all actors of the slot."""
         if len(trial.sizes) == 1:
             return super().pool(trial, data, held, seeds)
         return RayPool(
@@ -283,8 +337,9 @@ class TrialWorker(Worker):
         )
 
     def failure(self, error: Exception | SystemExit) -> Failure | None:
-        """Why a cell failed; an exception of another actor comes wrapped, with the traceback over
-        there as its text. None: it died.
+        """Return why a job failed; None if another actor of the slot died.
+
+        An exception of another actor comes wrapped; its text is the traceback on that actor.
         """
         if isinstance(error, ray.exceptions.RayTaskError):
             return Failure(type(error.cause).__name__, str(error.cause), str(error))
@@ -294,17 +349,25 @@ class TrialWorker(Worker):
 
 
 class CohortActor(Process):
-    """Hosts one cohort of a cell that is spread over several actors."""
+    """A Ray actor with some clients of a cell that is spread over several actors.
+
+    Args:
+        need: the CPUs and GPUs of the actor.
+        device: the device that the grid asks for.
+    """
 
     def __init__(self, need: Need, device: Device) -> None:
         super().__init__(need, device)
-        os.environ["PYTHONBREAKPOINT"] = "0"
-        prepare_process()
+        _prepare_actor()
         self.cohort: Cohort | None = None
 
     def host(self, spec: CohortSpec, key: str, data: Embeddings) -> None:
-        """Take the clients of ``spec``, of the data set with this key, up, in place of any earlier
-        ones.
+        """Replace the clients of this actor.
+
+        Args:
+            spec: the new clients.
+            key: the key of their data set.
+            data: their data set.
         """
         self.cohort = None
         self.make_ready()
@@ -312,15 +375,24 @@ class CohortActor(Process):
         self.cohort = Cohort(spec.given(data.public), data.x_train, data.y_train, self.device)
 
     def call(self, method: str, *args: Any) -> Any:
-        """Call a method of the cohort; what it returns travels by the CPU, in one copy."""
-        returned = getattr(self.cohort, method)(*args)
-        if isinstance(returned, Message):
-            return returned.on(CPU)
-        return returned
+        """Call a method of the cohort and return its result; a message is moved to the CPU."""
+        result = getattr(self.cohort, method)(*args)
+        if isinstance(result, Message):
+            return result.on(CPU)
+        return result
 
 
 class RayPool(LocalPool):
-    """The cohorts of a cell, the first in this process and each other on one of ``actors``."""
+    """The clients of a cell, spread over this process and other actors.
+
+    Args:
+        actors: the other actors.
+        specs: the clients of this process, then those of each actor.
+        key: the key of the data set.
+        data: the data set.
+        data_ref: Ray's reference to the data set, for the other actors.
+        device: the device of this process.
+    """
 
     def __init__(
         self,
@@ -333,60 +405,61 @@ class RayPool(LocalPool):
     ) -> None:
         self.actors = list(actors)
         self.sizes = [len(spec.members) for spec in specs]
-        hosted = [
-            actor.host.remote(spec.given(None), key, data_ref)
-            for actor, spec in zip(self.actors, specs[1:], strict=True)
-        ]
+        calls = []
+        for actor, spec in zip(self.actors, specs[1:], strict=True):
+            calls.append(actor.host.remote(spec.given(None), key, data_ref))
         self.cohorts = [Cohort(specs[0], data.x_train, data.y_train, device)]
-        ray.get(hosted)
+        ray.get(calls)
 
     def each(self, method: str, arguments: Sequence[tuple[Any, ...]]) -> list[Any]:
-        """As in this process, but all at once."""
-        own, *others = arguments
-        running = [
-            actor.call.remote(method, *its) for actor, its in zip(self.actors, others, strict=True)
-        ]
-        return [getattr(self.cohorts[0], method)(*own), *ray.get(running)]
+        """Call a method of every cohort, all at the same time, and return the results in order."""
+        first_arguments, *other_arguments = arguments
+        calls = []
+        for actor, args in zip(self.actors, other_arguments, strict=True):
+            calls.append(actor.call.remote(method, *args))
+        first_result = getattr(self.cohorts[0], method)(*first_arguments)
+        return [first_result, *ray.get(calls)]
 
     def round(self, round_: Round, broadcast: Tensors) -> list[Message]:
-        """As in this process; a large broadcast goes into the object store once."""
+        """Run one round of all clients; a large broadcast goes into the object store once."""
         size = sum(value.nbytes for value in broadcast.values())
-        there = moved(broadcast, CPU)
-        if size > IN_THE_CALL:
-            sent: Any = ray.put(there)
-        else:
-            sent = there
-        return self.each("round", [(round_, broadcast), *[(round_, sent)] * len(self.actors)])
+        on_cpu = moved(broadcast, CPU)
+        sent: Any = ray.put(on_cpu) if size > IN_THE_CALL else on_cpu
+        arguments = [(round_, broadcast)]
+        for _ in self.actors:
+            arguments.append((round_, sent))
+        return self.each("round", arguments)
 
 
-class RayEngine:
-    """The connected Ray cluster; its methods are those of :class:`fedsim.runs.worker.InProcess`.
+class RayEngine(Engine):
+    """The engine of the Ray cluster that this process is connected to.
 
-    Without its head, or Ray's service on this machine, Ray waits for a minute and then ends the
-    process without a message.
+    If the cluster's head or Ray's service on this machine is gone, Ray waits for a minute and then
+    ends the process without a message. So the engine checks both by itself.
     """
 
     def __init__(self) -> None:
         prepare_process()
         context = ray.get_runtime_context()
         self.node = context.get_node_id()
-        own = next(node for node in ray.nodes() if node["NodeID"] == self.node)  # type: ignore[no-untyped-call]
+        this_node = next(node for node in ray.nodes() if node["NodeID"] == self.node)  # type: ignore[no-untyped-call]
         head, _, port = context.gcs_address.rpartition(":")
+        service = (this_node["NodeManagerAddress"], int(this_node["NodeManagerPort"]))
         self.services = {
             "the cluster's head": (head.strip("[]"), int(port)),
-            "Ray's service on this machine": (
-                own["NodeManagerAddress"],
-                int(own["NodeManagerPort"]),
-            ),
+            "Ray's service on this machine": service,
         }
 
     def put(self, value: Any) -> Any:
-        """A reference into the object store."""
+        """Put a value into the object store and return its reference."""
         return ray.put(value)
 
     def nodes(self) -> tuple[Node, ...]:
-        """The nodes that the cluster has now; what this process is connected by must still listen
-        and be listed.
+        """Return the nodes that the cluster has now.
+
+        Raises:
+            ClusterLost: the head or the service on this machine does not answer any more, or this
+                machine has left the cluster.
         """
         for name, address in self.services.items():
             try:
@@ -398,61 +471,62 @@ class RayEngine:
         return live_nodes()
 
     def open(self, need: Need, device: Device) -> Slot:
-        """The actors, in a placement group for all of them at once, so that cells never wait for
-        each other's.
-        """
-        bundle = {"CPU": need.cpus} | ({"GPU": need.gpus} if need.gpus else {})
-        group: PlacementGroup = placement_group([bundle] * need.actors, strategy="PACK")
+        """Start the actors of a slot.
 
-        def placed(kind: type, bundle: int) -> Any:
+        They are in one placement group, which gets room for all of them at once, so that two
+        cells never wait for each other's actors.
+        """
+        share = {"CPU": need.cpus}
+        if need.gpus:
+            share["GPU"] = need.gpus
+        group: PlacementGroup = placement_group([share] * need.actors, strategy="PACK")
+
+        def actor_class(kind: type, index: int) -> Any:
+            strategy = PlacementGroupSchedulingStrategy(group, placement_group_bundle_index=index)
             return ray.remote(kind).options(
-                num_cpus=need.cpus,
-                num_gpus=need.gpus,
-                scheduling_strategy=PlacementGroupSchedulingStrategy(
-                    group, placement_group_bundle_index=bundle
-                ),
+                num_cpus=need.cpus, num_gpus=need.gpus, scheduling_strategy=strategy
             )
 
-        cohorts = [
-            placed(CohortActor, bundle).remote(need, device) for bundle in range(1, need.actors)
-        ]
-        return Slot(
-            need, placed(TrialWorker, 0).remote(need, device, cohorts), tuple(cohorts), group
-        )
+        cohorts = []
+        for index in range(1, need.actors):
+            cohorts.append(actor_class(CohortActor, index).remote(need, device))
+        worker = actor_class(TrialWorker, 0).remote(need, device, cohorts)
+        return Slot(need, worker, tuple(cohorts), group)
 
     def close(self, slot: Slot) -> None:
-        """End the actors and give their shares back."""
+        """End the actors of a slot and free their shares."""
         for actor in (slot.worker, *slot.others):
             ray.kill(actor)
         remove_placement_group(slot.group)
 
     def start(self, slot: Slot, method: str, *args: Any) -> Any:
-        """A streaming call."""
+        """Start a job and return its stream; the job waits until its actors have started."""
         return getattr(slot.worker, method).options(num_returns="streaming").remote(*args)
 
     def ready(self, streams: Sequence[Any], timeout: float) -> list[Any]:
-        """The first stream with an item."""
+        """Return the first stream that has an item or has ended; none after ``timeout`` seconds."""
         ready: list[Any] = ray.wait(list(streams), timeout=timeout)[0]
         return ready
 
     def receive(self, stream: Any) -> Item:
-        """The next item."""
+        """Return the next item of a stream."""
         try:
             item: Item = ray.get(next(stream))
         except ray.exceptions.RayError as error:
             self.nodes()
-            raise _lost(error) from error
+            raise _worker_lost(error) from error
         return item
 
 
-def _lost(error: ray.exceptions.RayError) -> WorkerLost:
-    """A process, a machine or an object was lost, which is no fault of the job; or an exception was
-    raised.
+def _worker_lost(error: ray.exceptions.RayError) -> WorkerLost:
+    """Return the loss that an error of Ray stands for.
+
+    Either a process, a machine or an object was lost, which is no fault of the job, or the job
+    raised an exception that it could not report as a failure.
     """
     cause = getattr(error, "cause", None) or error
-    if isinstance(
-        cause if isinstance(error, ray.exceptions.RayTaskError) else error, ray.exceptions.RayError
-    ):
+    raised = cause if isinstance(error, ray.exceptions.RayTaskError) else error
+    if isinstance(raised, ray.exceptions.RayError):
         what = "a worker process of the cell died (killed, out of memory, or it crashed)"
         return WorkerLost(Failure(type(cause).__name__, what, str(cause), goes_on=True), again=True)
     return WorkerLost(Failure(type(cause).__name__, str(cause), str(error)), again=False)

@@ -1,6 +1,4 @@
-"""The scheduler: places jobs on an engine's slots, first come first served, and hands them what
-their workers yield.
-"""
+"""The scheduler: it places jobs on an engine's slots and hands them what their workers yield."""
 
 from __future__ import annotations
 
@@ -9,29 +7,32 @@ import time
 from collections import Counter, deque
 from collections.abc import Iterable
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from fedsim.grid.models import Device
+from fedsim.runs.engine import ClusterLost, Engine, Slot, WorkerLost
+from fedsim.runs.items import Failure, Item
 from fedsim.runs.jobs import CellJob, Job, RunContext
 from fedsim.runs.prepare import Need
-from fedsim.runs.worker import ClusterLost, Failure, InProcess, Item, Slot, WorkerLost
 from fedsim.training.trial import Outcome
 
-if TYPE_CHECKING:
-    from fedsim.runs.ray import RayEngine
-
-    Engine = InProcess | RayEngine
-
 MOST_LOSSES = 2
-"""How often a job that lost its slot runs again."""
+"""How many times a job that lost its slot runs again."""
 LOOK_EVERY = 1.0
-"""Seconds between looks at the cluster."""
+"""The seconds between looks at the cluster."""
 
 
 @dataclass
 class Slots:
-    """All slots of a bench, opened when they are needed: ``parallel`` at a time, of no more than
-    ``capacity`` actors.
+    """The slots of a bench, each opened when a job first needs it.
+
+    Attributes:
+        engine: the engine that opens the slots.
+        capacity: the most actors that all slots may have together.
+        parallel: the most jobs that may run at a time.
+        device: the device that the grid asks for.
+        idle: the slots without a job.
+        busy: the slots with a job.
     """
 
     engine: Engine
@@ -42,42 +43,47 @@ class Slots:
     busy: list[Slot] = field(default_factory=list)
 
     def take(self, need: Need, *, any_slot: bool = False, plug_in: str = "") -> Slot | None:
-        """A slot for a job; None if there is no room for it now.
+        """Return a slot for a job; None if there is no room for it now.
 
-        Code that is not shipped, ``plug_in``, may leave its process in any state: where it ran,
-        nothing else runs any more.
+        Args:
+            need: the actors that the job needs.
+            any_slot: whether a slot of another shape will do.
+            plug_in: the algorithm that the job runs if it is not shipped. Such code may leave its
+                process in any state, so nothing else runs on that slot afterwards.
         """
         if len(self.busy) >= self.parallel:
             return None
-        usable = (
-            slot
-            for slot in self.idle
-            if slot.plug_in in ("", plug_in) and (any_slot or slot.need == need)
-        )
-        slot = next(usable, None)
-        if slot is not None:
-            self.idle.remove(slot)
-        else:
+        slot = self._idle_slot(need, any_slot=any_slot, plug_in=plug_in)
+        if slot is None:
             self.end_idle()
-            if sum(slot.need.actors for slot in self.busy) + need.actors > self.capacity:
+            busy_actors = sum(slot.need.actors for slot in self.busy)
+            if busy_actors + need.actors > self.capacity:
                 return None
             slot = self.engine.open(need, self.device)
         slot.plug_in = plug_in or slot.plug_in
         self.busy.append(slot)
         return slot
 
+    def _idle_slot(self, need: Need, *, any_slot: bool, plug_in: str) -> Slot | None:
+        """Remove the first usable slot from the idle ones and return it; None if there is none."""
+        for slot in self.idle:
+            if slot.plug_in in ("", plug_in) and (any_slot or slot.need == need):
+                self.idle.remove(slot)
+                return slot
+        return None
+
     def give_back(self, slot: Slot) -> None:
-        """The slot's work is done."""
+        """Make a busy slot idle."""
         self.busy.remove(slot)
         self.idle.append(slot)
 
     def drop(self, slot: Slot) -> None:
-        """The slot is of no use any more: end what is left of it."""
+        """End a busy slot that cannot be used any more."""
         self.busy.remove(slot)
         self.engine.close(slot)
 
     def end_idle(self) -> None:
-        """End the idle slots: a slot that waits for room may need theirs."""
+        """End the idle slots, so that a slot of another shape has room."""
         while self.idle:
             self.engine.close(self.idle.pop())
 
@@ -98,11 +104,15 @@ class Running:
 
 
 class Scheduler:
-    """Places jobs on slots; the driver alone writes files.
+    """Runs jobs on slots, first come first served.
 
-    A slot that lost an actor is replaced, and its job, whose fault that was not, runs again, a
-    training from its last checkpoint, up to
+    The scheduler and the jobs are in the driver, which alone writes files. If a slot lost an
+    actor, a new slot replaces it. Its job runs again, a training from its last checkpoint, at most
     :data:`MOST_LOSSES` times.
+
+    Args:
+        run: the grid, its run folder and its display.
+        engine: the engine that opens the slots.
     """
 
     def __init__(self, run: RunContext, engine: Engine) -> None:
@@ -110,9 +120,8 @@ class Scheduler:
         self.context = run
         self.engine = engine
         self.resources = prepared.grid.resources
-        self.slots = Slots(
-            engine, prepared.capacity(prepared.nodes), prepared.parallel, self.resources.device
-        )
+        capacity = prepared.capacity(prepared.nodes)
+        self.slots = Slots(engine, capacity, prepared.parallel, self.resources.device)
         self.data: dict[str, Any] = {}
         self.queue: deque[Job] = deque()
         self.running: dict[Any, Running] = {}
@@ -121,20 +130,25 @@ class Scheduler:
         self.looked = time.monotonic()
 
     def run(self, jobs: Iterable[Job]) -> None:
-        """Run all ``jobs``: those of plug-ins first, so that a mistake shows at once, each one's
+        """Run all jobs.
+
+        The jobs of plug-ins come first, so that mistakes show early. The jobs of one plug-in come
         together, because they share slots.
+
+        Raises:
+            ClusterLost: the cluster is gone.
+            PluginError: the first training of a plug-in failed, and the grid is not to go on.
         """
         self.queue = deque(sorted(jobs, key=lambda job: (not job.plug_in, job.plug_in)))
         try:
             while self.queue or self.running:
-                while self._start_next():
-                    pass
+                self._start_jobs()
                 self._receive_next()
                 if time.monotonic() - self.looked > LOOK_EVERY:
                     self._look_around()
                     self.looked = time.monotonic()
         except (KeyboardInterrupt, ClusterLost):
-            # actors end with the connection; a lost cluster would not answer a request to end them
+            # Actors end with the connection. A lost cluster would not answer a request to end them.
             raise
         except BaseException:
             self.slots.close()
@@ -142,33 +156,35 @@ class Scheduler:
         self.slots.close()
 
     def _put(self, key: str) -> Any:
-        """A data set as the engine holds it, put there once."""
+        """Return a data set in the engine's form; it is put there only once."""
         if key not in self.data:
             self.data[key] = self.engine.put(self.context.prepared.data[key])
         return self.data[key]
 
-    def _start_next(self) -> bool:
-        """Start the first job for which the cluster has enough machines, if there is room for it
-        now.
-        """
-        for at, job in enumerate(self.queue):
+    def _start_jobs(self) -> None:
+        """Start jobs of the queue as long as there is room for the first one that can run."""
+        while self.queue:
+            job = self._first_that_fits()
+            if job is None:
+                return
+            slot = self.slots.take(job.need, any_slot=job.any_slot, plug_in=job.plug_in)
+            if slot is None:
+                return
+            self.queue.remove(job)
+            job.show_start()
+            stream = self.engine.start(slot, *job.asked(self._put))
+            self.running[stream] = Running(job, slot)
+        self.slots.end_idle()
+
+    def _first_that_fits(self) -> Job | None:
+        """Return the first job of the queue for which the cluster has enough machines."""
+        for job in self.queue:
             if job.need.actors <= self.slots.capacity:
-                slot = self.slots.take(job.need, any_slot=job.any_slot, plug_in=job.plug_in)
-                if slot is not None:
-                    del self.queue[at]
-                    job.show_start()
-                    self.running[self.engine.start(slot, *job.asked(self._put))] = Running(
-                        job, slot
-                    )
-                return slot is not None
-        if not self.queue:
-            self.slots.end_idle()
-        return False
+                return job
+        return None
 
     def _receive_next(self) -> None:
-        """Take the next item of a stream, or note its end; not for longer than it is time to look
-        around again.
-        """
+        """Take the next item of a running job, or note that the job has ended."""
         if not self.running:
             time.sleep(LOOK_EVERY / 5)
             return
@@ -182,29 +198,31 @@ class Scheduler:
             except WorkerLost as lost:
                 self._lose(running, lost.failure, again=lost.again)
             else:
-                self.running[stream] = (
-                    running  # behind the others, so that none is served more often
-                )
+                # The stream goes behind the others, so that none is served more often.
+                self.running[stream] = running
                 running.since = running.since or time.monotonic()
                 self._take(running.job, item)
 
     def _take(self, job: Job, item: Item) -> None:
-        """Hand a job what its worker yields; the first failure of a plug-in that has trained
-        nothing yet is its message.
+        """Hand an item to its job.
+
+        Raises:
+            PluginError: the item is a failure of a plug-in that has trained nothing yet.
         """
         if isinstance(item, Outcome):
             self.trained.add(job.plug_in)
-        untried = (
-            isinstance(job, CellJob)
-            and job.training is None
-            and job.plug_in not in ("", *self.trained)
-        )
-        if untried and isinstance(item, Failure) and not self.context.prepared.keep_going:
+        if isinstance(item, Failure) and self._is_first_training(job):
             raise self.context.refused(job, item)
         job.take(item)
 
+    def _is_first_training(self, job: Job) -> bool:
+        """Return whether a job trains a plug-in that has trained nothing, which ends the grid."""
+        if self.context.prepared.keep_going or not isinstance(job, CellJob):
+            return False
+        return job.training is None and job.plug_in not in ("", *self.trained)
+
     def _look_around(self) -> None:
-        """See what is left of the cluster, and whose time is up."""
+        """Note what is left of the cluster, and end the jobs whose time is up."""
         self.slots.capacity = self.context.prepared.capacity(self.engine.nodes())
         now = time.monotonic()
         self.context.display.tick()
@@ -213,10 +231,17 @@ class Scheduler:
             if running.job.limited and now - (running.since or now) > limit:
                 del self.running[stream]
                 what = f"it ran for longer than cell_timeout ({limit:g} s)"
-                self._lose(running, Failure("TimeoutError", what, "", goes_on=True), again=False)
+                failure = Failure("TimeoutError", what, "", goes_on=True)
+                self._lose(running, failure, again=False)
 
     def _lose(self, running: Running, failure: Failure, *, again: bool) -> None:
-        """A job's slot is of no use any more: the job runs again, or that was its end."""
+        """Drop a job's slot, then queue the job again or hand it its failure.
+
+        Args:
+            running: the job and its slot.
+            failure: why the slot cannot be used any more.
+            again: whether the job should run again.
+        """
         self.slots.drop(running.slot)
         job = running.job
         self.context.display.job_ended(job.key)

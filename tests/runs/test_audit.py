@@ -14,9 +14,9 @@ from cells import NODES, SMALL, quick, small_grid
 from fedsim.errors import UserError
 from fedsim.results.generators import load_generator
 from fedsim.results.store import KINDS, ResultStore, RunFolder
-from fedsim.runs.jobs import claim_audits
 from fedsim.runs.plan_view import Plan
 from fedsim.runs.prepare import prepare
+from fedsim.runs.side_jobs import claim_audits
 
 AUDIT = {"pairs": 40, "rounds": 1}
 REFUTES = {"pairs": 100, "rounds": 1}

@@ -21,12 +21,13 @@ from fedsim.results.columns import Row
 from fedsim.results.generators import load_generator
 from fedsim.results.join import read_results
 from fedsim.results.store import KINDS, Kind, ResultStore, RunFolder
-from fedsim.runs.bench import engine_for, missing_jobs
+from fedsim.runs.bench import engine_for
 from fedsim.runs.display import Display
+from fedsim.runs.in_process import InProcess
+from fedsim.runs.job_list import missing_jobs
 from fedsim.runs.jobs import RunContext
 from fedsim.runs.manifest import prepared_again
 from fedsim.runs.prepare import prepare
-from fedsim.runs.worker import InProcess
 from fedsim.training.state import Checkpoint, Checkpoints
 
 Bench = Callable[..., Ran]

@@ -12,10 +12,11 @@ from fedsim.errors import UserError
 from fedsim.results.join import RunResults
 from fedsim.results.lines import RowError, keep_state
 from fedsim.results.store import ResultStore, RunFolder
-from fedsim.runs.bench import missing_jobs
 from fedsim.runs.display import Display
-from fedsim.runs.jobs import CellJob, RunContext, references_of
+from fedsim.runs.job_list import missing_jobs
+from fedsim.runs.jobs import CellJob, RunContext
 from fedsim.runs.prepare import Prepared
+from fedsim.runs.side_jobs import references_of
 
 DATA = [{"name": "digits", "limit": limit} for limit in (200, 300)]
 ERROR = RowError(type="ValueError", message="no", traceback="")

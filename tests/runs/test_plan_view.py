@@ -6,8 +6,15 @@ import torch
 from cells import digits_of_sites, quick, small_cells, small_grid
 
 from fedsim.api.run import Run
-from fedsim.runs.plan_view import Plan, parts_of, time_left
+from fedsim.results.join import RunResults
+from fedsim.results.store import RunFolder
+from fedsim.runs.noise_view import parts_of
+from fedsim.runs.plan_view import Plan
+from fedsim.runs.time_left import time_left
 from fedsim.training.trial import run_trial
+
+EMPTY = RunResults(RunFolder(Path("none")))
+"""The lines of a run folder that does not exist."""
 
 
 def noise_of(name, **keys):
@@ -78,7 +85,7 @@ SCANNED = {"name": "dp-linear", "params": {"rounds": 3}, "scan": {"precondition"
 @pytest.mark.parametrize("entries", [(PAPER, quick("fedhypevae")), (SCANNED,)])
 def test_time_is_estimated_where_releases_differ(entries) -> None:
     prepared = small_cells(*entries, epsilon=4.0)
-    _, words = time_left(prepared, {}, Path("none"))
+    _, words = time_left(prepared, EMPTY)
     assert words.endswith("of training for the 2 cells left")
 
 
@@ -98,7 +105,7 @@ def test_cells_with_equal_releases_share_one_warm_up(monkeypatch) -> None:
         warmed.append(trial.cell.label)
         return {"dp-sgd": 1.0, "mean": 1.0}
 
-    monkeypatch.setattr("fedsim.runs.plan_view.seconds_a_round", seconds)
+    monkeypatch.setattr("fedsim.runs.time_left.seconds_a_round", seconds)
     entry = {"name": "dp-linear", "scan": {"learning_rate": [0.1, 0.2]}}
-    time_left(small_cells(entry, epsilon=[1, 4]), {}, Path("none"))
+    time_left(small_cells(entry, epsilon=[1, 4]), EMPTY)
     assert warmed == ["dp-linear learning_rate=0.1"]

@@ -13,10 +13,13 @@ from fedsim.results.join import read_results
 from fedsim.results.store import ResultStore
 from fedsim.runs import scheduler
 from fedsim.runs.display import Display
-from fedsim.runs.jobs import CellJob, RunContext, references_of
+from fedsim.runs.engine import WorkerLost
+from fedsim.runs.in_process import InProcess
+from fedsim.runs.items import Failure, Item
+from fedsim.runs.jobs import CellJob, RunContext
 from fedsim.runs.prepare import Need, Prepared, prepare
 from fedsim.runs.scheduler import Scheduler, Slots
-from fedsim.runs.worker import Failure, InProcess, Item, WorkerLost
+from fedsim.runs.side_jobs import references_of
 
 ONE = Need(1.0)
 TWO = Need(1.0, actors=2)

@@ -12,8 +12,8 @@ from rich.console import Console
 
 from fedsim.errors import UserError
 from fedsim.results.store import ResultStore
-from fedsim.runs.bench import run_again
 from fedsim.runs.prepare import Node
+from fedsim.runs.rerun import run_again
 
 Bench = Callable[..., Ran]
 

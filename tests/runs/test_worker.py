@@ -9,7 +9,8 @@ from cells import NODES, small_grid
 from threadpoolctl import threadpool_info
 
 from fedsim.runs.prepare import Need, Node, prepare
-from fedsim.runs.worker import Process, check_source, settle
+from fedsim.runs.process import Process, settle
+from fedsim.runs.worker import check_source
 
 
 def test_a_process_is_made_ready_again_after_every_job_with_threads_by_its_cpus(

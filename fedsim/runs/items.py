@@ -1,0 +1,89 @@
+"""The items that a worker streams to the driver while a job runs."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+from fedsim.evaluation.judge import Judgement
+from fedsim.evaluation.scores import Ceiling, LocalOnly
+from fedsim.training.rounds import RoundRecord
+from fedsim.training.trial import Outcome
+
+FLUSH_SECONDS = 0.2
+"""The seconds for which items are collected before they travel together."""
+
+
+@dataclass(frozen=True)
+class Failure:
+    """The reason why a job failed.
+
+    Attributes:
+        type: the class name of the exception.
+        message: the text of the exception.
+        traceback: the whole traceback, as Python prints it.
+        goes_on: whether a retry may continue from the checkpoint of the cell.
+    """
+
+    type: str
+    message: str
+    traceback: str
+    goes_on: bool = False
+
+    def summary(self) -> str:
+        """Return the type and the first line of the message."""
+        first_line = self.message.strip().partition("\n")[0]
+        return f"{self.type}: {first_line}"
+
+
+@dataclass(frozen=True)
+class Progress:
+    """What has happened in a running job since its last progress.
+
+    Attributes:
+        rounds: the records of the finished rounds.
+        output: the text that the job printed.
+        checkpoint: the packed checkpoint, if there is a new one.
+        pairs: the finished pairs of trainings of an audit.
+    """
+
+    rounds: tuple[RoundRecord, ...] = ()
+    output: str = ""
+    checkpoint: bytes | None = field(default=None, repr=False)
+    pairs: tuple[dict[str, Any], ...] = ()
+
+
+@dataclass(frozen=True)
+class Judged:
+    """The evaluation of a cell, and the seconds of wall time that it took."""
+
+    judgement: Judgement
+    seconds: float
+
+
+Item = Progress | Outcome | Judged | Ceiling | LocalOnly | Failure | object
+"""An item of a stream: progress, then results or a failure."""
+
+
+def gathered(items: Iterable[Any]) -> Iterator[tuple[Any, ...]]:
+    """Yield the items in groups, each collected for :data:`FLUSH_SECONDS`.
+
+    If ``items`` raises an exception, the items before it are yielded first.
+    """
+    pending = list[Any]()
+    sent = time.monotonic()
+    try:
+        for item in items:
+            pending.append(item)
+            if time.monotonic() - sent > FLUSH_SECONDS:
+                yield tuple(pending)
+                pending = []
+                sent = time.monotonic()
+    except (Exception, SystemExit):
+        if pending:
+            yield tuple(pending)
+        raise
+    if pending:
+        yield tuple(pending)

@@ -1,0 +1,91 @@
+"""The set-up of a process that trains: threads, memory, torch's settings and working folder."""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import os
+
+import torch
+from threadpoolctl import threadpool_limits
+
+from fedsim.data.embeddings import Embeddings
+from fedsim.device import CPU, device_of, exact_products
+from fedsim.grid.models import Device
+from fedsim.runs.prepare import Need
+
+KEPT_MEMORY = 2**29
+"""The bytes of freed memory that a process keeps for its next step."""
+_M_MMAP_MAX = -4
+"""The option of glibc's ``mallopt`` for the number of blocks outside the heap (malloc.h)."""
+_M_TRIM_THRESHOLD = -1
+"""The option of glibc's ``mallopt`` for the freed bytes that stay in the heap (malloc.h)."""
+
+
+def settle(cpus: float, device: torch.device = CPU) -> None:
+    """Make this process ready for training on its share of the machine.
+
+    Plug-ins may have changed torch's defaults, so all of them are set again.
+
+    Args:
+        cpus: the CPUs of this process; each computation uses as many threads, at least one.
+        device: the device on which the process computes.
+    """
+    torch.set_default_dtype(torch.float32)
+    # Older versions of torch.get_default_device fail once the default device was taken back.
+    if torch.empty(0).device != CPU:
+        torch.set_default_device(None)
+    torch.set_grad_enabled(True)
+    if device != CPU:
+        exact_products()
+    threads = max(1, int(cpus))
+    torch.set_num_threads(threads)
+    # Saturated layers leave numbers below 1e-38, for which some processors take a hundred times
+    # as long as for 0.
+    torch.set_flush_denormal(True)
+    threadpool_limits(threads)
+    _keep_freed_memory()
+
+
+def _keep_freed_memory() -> None:
+    """Let glibc keep freed memory for the next step.
+
+    By default glibc gives large blocks back at every step, and the next step pays for every page
+    anew, which takes up to a third of its time.
+    """
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+    if mallopt is not None:
+        mallopt(_M_MMAP_MAX, 0)
+        mallopt(_M_TRIM_THRESHOLD, KEPT_MEMORY)
+
+
+class Process:
+    """A process that runs one job after another with the share of one actor.
+
+    Args:
+        need: the CPUs and GPUs of one actor.
+        device: the device that the grid asks for.
+    """
+
+    def __init__(self, need: Need, device: Device) -> None:
+        self.need = need
+        self.device = device_of(device, need.gpus)
+        settle(need.cpus, self.device)
+        self.folder = os.getcwd()
+        self.latest: tuple[str, Embeddings] | None = None
+
+    def make_ready(self) -> None:
+        """Set the working folder, the threads and torch's defaults again."""
+        with contextlib.suppress(OSError):
+            os.chdir(self.folder)
+        settle(self.need.cpus, self.device)
+
+    def same(self, key: str, data: Embeddings) -> Embeddings:
+        """Return the same object for a data set as the last call did.
+
+        Ray makes a new object for every call. Examples that are on the device already are only
+        recognised if the object is the same.
+        """
+        if self.latest is None or self.latest[0] != key:
+            self.latest = (key, data)
+        return self.latest[1]

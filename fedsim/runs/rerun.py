@@ -1,0 +1,116 @@
+"""Runs finished cells of a run folder again, to see whether their results are reproduced."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+from rich.console import Console
+
+from fedsim.errors import UserError
+from fedsim.grid.models import Cell
+from fedsim.results.columns import Row
+from fedsim.results.join import RunResults, read_manifest, read_results
+from fedsim.results.store import ResultStore, RunFolder
+from fedsim.runs.bench import engine_for
+from fedsim.runs.display import Display
+from fedsim.runs.job_list import entries_of, missing_jobs
+from fedsim.runs.jobs import RunContext
+from fedsim.runs.manifest import prepared_again, write_manifest
+from fedsim.runs.prepare import Prepared
+from fedsim.runs.scheduler import Scheduler
+from fedsim.words import counted, print_line
+
+if TYPE_CHECKING:
+    from fedsim.report.compare import Records
+
+
+def run_again(folder: Path, console: Console, count: int, *, trust_plugin: bool = False) -> bool:
+    """Run finished cells again, drawn at random, and show whether their results are equal.
+
+    Args:
+        folder: the run folder.
+        console: where the comparison is shown.
+        count: the number of cells.
+        trust_plugin: whether to run the code of algorithms that the grid names as a file or as a
+            module that is not installed.
+
+    Returns:
+        Whether all results and rounds are equal to the last bit.
+
+    Raises:
+        UserError: no cell can be repeated, or today's code and data make other cells of the grid.
+    """
+    # Pandas takes long to import, and the start of a bench must not wait for it.
+    from fedsim.report.compare import compare
+
+    run_folder = RunFolder(folder)
+    prepared = prepared_again(run_folder, trust_plugin=trust_plugin)
+    cells = _cells_of_today(run_folder, prepared)
+    # Audits and checks are no part of a cell.
+    lines = replace(read_results(folder), audits=(), checks=())
+    finished = _repeatable_rows(run_folder, lines, cells)
+    old = [finished[i] for i in np.random.default_rng().permutation(len(finished))[:count]]
+    new = _results_of_again(prepared, [cells[row.cell_id] for row in old], console)
+    comparison = compare((str(folder), "the cells run again"), (old, lines.rounds()), new)
+    comparison.show(console)
+    same = comparison.rows_equal and len(comparison.matched) == len(old)
+    verdict = "equal to the last bit in rows and rounds" if same else "they differ"
+    cells_in_words = counted(len(finished), "finished cell")
+    print_line(console, f"{len(old)} of {cells_in_words} run again: {verdict}")
+    return same
+
+
+def _cells_of_today(folder: RunFolder, prepared: Prepared) -> Mapping[str, Cell]:
+    """Return the cells that the grid makes today, by the cell ids of the run folder.
+
+    Cells are matched by position, because with other code a cell has another id.
+    """
+    listed = read_manifest(folder.path)["cells"]
+    if len(listed) != len(prepared.trials):
+        what = (
+            f"lists {counted(len(listed), 'cell')}, and its grid makes {len(prepared.trials)} "
+            "with the code and data of today"
+        )
+        hint = "verify it with the code and data that it ran on"
+        raise UserError(str(folder.manifest), what, hint)
+    pairs = zip(listed, prepared.trials, strict=True)
+    return {entry["cell_id"]: trial.cell for entry, trial in pairs}
+
+
+def _repeatable_rows(folder: RunFolder, lines: RunResults, cells: Mapping[str, Cell]) -> list[Row]:
+    """Return the results of finished cells whose noise is seeded."""
+    rows = []
+    for row in lines.rows:
+        if row.cell_id in cells and row.status != "failed" and row.noise != "secret":
+            rows.append(row)
+    if not rows:
+        what = "no finished cell can be repeated"
+        hint = "give a folder with finished cells whose noise is seeded"
+        raise UserError(str(folder.path), what, hint)
+    return rows
+
+
+def _results_of_again(prepared: Prepared, cells: Sequence[Cell], console: Console) -> Records:
+    """Train and evaluate cells in a folder that is removed, and return their rows and rounds."""
+    # Cells that share a training were trained through the first of them, so that one runs too.
+    trainings = set()
+    for cell in cells:
+        trainings.add(cell.training_id)
+        trainings.add(prepared.equal.get(cell.training_id, cell.training_id))
+    trials = tuple(trial for trial in prepared.trials if trial.cell.training_id in trainings)
+    prepared, engine = engine_for(replace(prepared, trials=trials))
+    with tempfile.TemporaryDirectory(prefix="fedsim-verify-") as scratch:
+        store = ResultStore(Path(scratch))
+        run = RunContext(prepared, store, Display(console, len(trials)))
+        with engine as running, run.display:
+            Scheduler(run, running).run(missing_jobs(run, (), RunResults(store.folder)))
+        write_manifest(store.folder, prepared, entries_of(run))
+        results = read_results(scratch)
+        cell_ids = {cell.cell_id for cell in cells}
+        rows = [row for row in results.rows if row.cell_id in cell_ids]
+        return rows, results.rounds()
