@@ -10,7 +10,7 @@ from collections import Counter
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -75,18 +75,6 @@ def _protect_new_cluster() -> None:
         os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
 
 
-@dataclass(frozen=True)
-class _Start:
-    """What is known when a bench starts: the grid's cells and audits, and its folder's lines."""
-
-    prepared: Prepared
-    folder: Path
-    cells: list[Entry]
-    audits: tuple[ClaimAudit, ...]
-    lines: RunResults
-    retry_failed: bool
-
-
 def run_bench(
     prepared: Prepared,
     folder: Path,
@@ -115,43 +103,41 @@ def run_bench(
     audits = claim_audits(prepared)
     store.check_free()
     with store.lock():
-        start = _Start(prepared, folder, cells, audits, read_results(folder), retry_failed)
-        _show_outlook(start, console)
-        run = RunContext(prepared, store, _display(start, console))
-        jobs = list(missing_jobs(run, audits, start.lines, retry_failed=retry_failed))
-        _discard_checkpoints(run, start.lines)
-        _describe_run(run, start.lines, console)
+        lines = read_results(folder)
+        _show_outlook(prepared, lines, audits, console)
+        ended = ended_cells(cells, lines, retry_failed=retry_failed)
+        display = Display(
+            console,
+            len(cells),
+            Counter(row.status for row in lines.rows_of(ended)),
+            audits=len(audits),
+            audits_ended=len(audits) - len(missing_audits(audits, lines.audits)),
+        )
+        run = RunContext(prepared, store, display)
+        jobs = list(missing_jobs(run, audits, lines, retry_failed=retry_failed))
+        _discard_checkpoints(run, lines)
+        _describe_run(run, lines, console)
         try:
             report = _run_jobs(run, jobs, console, engine)
         except (KeyboardInterrupt, ClusterLost) as error:
-            return _show_end(error, start, console)
+            finished = len(ended_cells(cells, read_results(folder)))
+            words = f"{finished} of {counted(len(cells), 'cell')} finished"
+            return _show_early_end(error, words, console)
     return _show_report(report, run, console, retry_failed=retry_failed)
 
 
-def _show_outlook(start: _Start, console: Console) -> None:
+def _show_outlook(
+    prepared: Prepared, lines: RunResults, audits: Sequence[ClaimAudit], console: Console
+) -> None:
     """Say how many trainings are of older code, and how long the run will take."""
-    older = older_trainings((trial.cell for trial in start.prepared.trials), start.lines)
+    older = older_trainings([trial.cell for trial in prepared.trials], lines)
     if older:
         print_line(console, f"left out: {counted(len(older), 'row')} of older code", "yellow")
-    if start.prepared.short:
+    if prepared.short:
         return
-    minutes, words = time_left(start.prepared, start.lines, start.audits)
+    minutes, words = time_left(prepared, lines, audits)
     if minutes >= 1:
         print_line(console, words)
-
-
-def _display(start: _Start, console: Console) -> Display:
-    """Return the display of a bench, with the cells and audits that have ended already."""
-    ended = ended_cells(start.cells, start.lines, retry_failed=start.retry_failed)
-    statuses = Counter(row.status for row in start.lines.rows_of(ended))
-    missing = missing_audits(start.audits, start.lines.audits)
-    return Display(
-        console,
-        len(start.cells),
-        statuses,
-        audits=len(start.audits),
-        audits_ended=len(start.audits) - len(missing),
-    )
 
 
 def _discard_checkpoints(run: RunContext, lines: RunResults) -> None:
@@ -231,16 +217,14 @@ def _draw_report(run: RunContext) -> Report:
     return write_report(folder)
 
 
-def _show_end(error: KeyboardInterrupt | ClusterLost, start: _Start, console: Console) -> int:
-    """Say what ended the run early and how far it came; return the exit code."""
-    finished = len(ended_cells(start.cells, read_results(start.folder)))
+def _show_early_end(error: KeyboardInterrupt | ClusterLost, finished: str, console: Console) -> int:
+    """Say what ended the run early and how much is finished; return the exit code."""
     reason = "interrupted"
     exit_code = INTERRUPTED
     if isinstance(error, ClusterLost):
         reason = f"{error.where}: {error.what}"
         exit_code = error.exit_code
-    cells = counted(len(start.cells), "cell")
-    print_line(console, f"{reason}: {finished} of {cells} finished; the same command goes on")
+    print_line(console, f"{reason}: {finished}; the same command goes on")
     return exit_code
 
 

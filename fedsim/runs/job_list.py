@@ -11,7 +11,7 @@ from fedsim.grid.cells import identity
 from fedsim.privacy.plan import THEOREMS
 from fedsim.results.join import Entry, RunResults
 from fedsim.runs.jobs import CellJob, Job, JobCell, RunContext
-from fedsim.runs.missing import Train, missing_audits, next_step, state_of
+from fedsim.runs.missing import Missing, missing_audits, state_of, work_left
 from fedsim.runs.side_jobs import audit_of, check_of, checked_facts, has_checked, references_of
 from fedsim.training.trial import Trial
 
@@ -63,13 +63,14 @@ def _job_for_cell(
 ) -> CellJob | None:
     """Return the job that a cell needs; None if nothing is to be done for it."""
     cell = trial.cell
-    step = next_step(state_of(cell, lines), retry_failed=retry_failed)
-    if step is None:
+    state = work_left(state_of(cell, lines), retry_failed=retry_failed)
+    if state is None:
         return None
-    if isinstance(step, Train):
+    if isinstance(state, Missing):
         return CellJob(run, trial)
-    if step.training["state"] is not None and run.store.folder.state(cell.training_id).exists():
-        return CellJob(run, trial, step.training)
+    tensors = run.store.folder.state(cell.training_id)
+    if state.training["state"] is not None and tensors.exists():
+        return CellJob(run, trial, state.training)
     # What the training left was not kept, so the cell has to be trained again.
     if cell.noise == "secret" and trial.plan is not None:
         raise _second_release(run, trial)

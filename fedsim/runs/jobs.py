@@ -6,7 +6,7 @@ other jobs are in :mod:`fedsim.runs.side_jobs`.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -17,7 +17,7 @@ from fedsim.files import discard
 from fedsim.json_lines import dump
 from fedsim.plugins.code_hash import is_shipped
 from fedsim.plugins.registry import lookup
-from fedsim.results.columns import row_of
+from fedsim.results.columns import Line, row_of
 from fedsim.results.lines import (
     RowError,
     as_trained,
@@ -37,8 +37,6 @@ from fedsim.words import setting
 
 Put = Callable[[str], Any]
 """Returns the data set with a key, in the form in which the engine passes it to a worker."""
-Line = Mapping[str, Any]
-"""One result line of a run folder."""
 
 
 @dataclass(frozen=True)
@@ -49,9 +47,7 @@ class RunContext:
     store: ResultStore
     display: Display
 
-    def finished(
-        self, trial: Trial, training: Mapping[str, Any], judgement: Mapping[str, Any] | None = None
-    ) -> None:
+    def finished(self, trial: Trial, training: Line, judgement: Line | None = None) -> None:
         """Show how a cell ended.
 
         Args:
@@ -269,9 +265,10 @@ class CellJob(Job):
                     for record in progress.rounds
                 ),
             )
-        texts = []
-        for record in progress.rounds:
-            texts.append(f"round {record.round + 1}/{record.rounds} {dump(record.values)}")
+        texts = [
+            f"round {record.round + 1}/{record.rounds} {dump(record.values)}"
+            for record in progress.rounds
+        ]
         if progress.output:
             texts.append(progress.output.rstrip("\n"))
         self._log(*texts)

@@ -10,7 +10,7 @@ import shlex
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from datetime import UTC, datetime
 from importlib.metadata import version
@@ -23,7 +23,7 @@ from fedsim import __version__
 from fedsim.errors import UserError
 from fedsim.files import replaced
 from fedsim.grid.cells import judged_id
-from fedsim.grid.models import Cell, Grid
+from fedsim.grid.models import Grid
 from fedsim.json_lines import decode, dump, encode
 from fedsim.methods.algorithm import Algorithm
 from fedsim.plugins.registry import check_installed, lookup, source_of_today
@@ -98,10 +98,11 @@ def write_manifest(
         kept: the cells of earlier grids that the report goes on showing.
     """
     grid = prepared.grid
-    methods = []
-    for i, entry in enumerate(grid.algorithms):
-        if i not in prepared.refused:
-            methods.append(_describe_method(entry.display, lookup(entry.name)))
+    methods = [
+        _describe_method(entry.display, lookup(entry.name))
+        for i, entry in enumerate(grid.algorithms)
+        if i not in prepared.refused
+    ]
     if kept:
         earlier_methods = read_manifest(folder.path).get("methods", [])
         methods += [method for method in earlier_methods if method not in methods]
@@ -137,11 +138,17 @@ def earlier_entries(prepared: Prepared, lines: RunResults) -> tuple[list[Entry],
     """
     cells = [trial.cell for trial in prepared.trials]
     ids_in_grid = {cell.cell_id for cell in cells}
-    earlier = [entry for entry in lines.entries if entry.cell_id not in ids_in_grid]
-    ended = ended_cells(earlier, lines)
+    evaluations = {cell.evaluation for cell in cells}
     grid_sources: dict[str, str | None] = {cell.algorithm: cell.source for cell in cells}
     todays_sources = dict(grid_sources)
-    may_stay = _earlier_cell_filter(cells)
+    pages = set[str]()
+    methods = dict[str, str]()
+    for cell in cells:
+        fields = cell.model_dump(mode="json")
+        pages.add(_fields_as_text(fields, PAGE_FIELDS))
+        methods[cell.label] = _fields_as_text(fields, METHOD_FIELDS)
+    earlier = [entry for entry in lines.entries if entry.cell_id not in ids_in_grid]
+    ended = ended_cells(earlier, lines)
     kept = []
     dropped = []
     for entry, row in zip(ended, lines.rows_of(ended), strict=True):
@@ -149,34 +156,19 @@ def earlier_entries(prepared: Prepared, lines: RunResults) -> tuple[list[Entry],
         algorithm = recorded_cell["algorithm"]
         if algorithm not in todays_sources:
             todays_sources[algorithm] = source_of_today(algorithm)
-        is_current = not is_of_older_code(recorded_cell, todays_sources)
-        if row.status == "ok" and is_current and may_stay(entry, recorded_cell):
+        method = _fields_as_text(recorded_cell, METHOD_FIELDS)
+        if (
+            row.status == "ok"
+            and not is_of_older_code(recorded_cell, todays_sources)
+            and methods.get(entry.label, method) == method
+            and _fields_as_text(recorded_cell, PAGE_FIELDS) in pages
+            and entry.cell_id
+            in {judged_id(entry.training_id, evaluation) for evaluation in evaluations}
+        ):
             kept.append(entry)
         elif not is_of_older_code(recorded_cell, grid_sources):
             dropped.append(entry)
     return kept, dropped
-
-
-def _earlier_cell_filter(cells: Sequence[Cell]) -> Callable[[Entry, Mapping[str, Any]], bool]:
-    """Return a function that says whether an earlier cell fits into the report of these cells."""
-    evaluations = {cell.evaluation for cell in cells}
-    pages = set[str]()
-    methods = dict[str, str]()
-    for cell in cells:
-        fields = cell.model_dump(mode="json")
-        pages.add(_fields_as_text(fields, PAGE_FIELDS))
-        methods[cell.label] = _fields_as_text(fields, METHOD_FIELDS)
-
-    def may_stay(entry: Entry, recorded_cell: Mapping[str, Any]) -> bool:
-        method = _fields_as_text(recorded_cell, METHOD_FIELDS)
-        if methods.get(entry.label, method) != method:
-            return False
-        if _fields_as_text(recorded_cell, PAGE_FIELDS) not in pages:
-            return False
-        evaluation_ids = {judged_id(entry.training_id, evaluation) for evaluation in evaluations}
-        return entry.cell_id in evaluation_ids
-
-    return may_stay
 
 
 def _fields_as_text(cell: Mapping[str, Any], names: Sequence[str]) -> str:
@@ -197,10 +189,8 @@ def now() -> str:
 
 def versions() -> dict[str, str]:
     """Return the versions of Python, fedsim and the packages that compute."""
-    found = {"python": platform.python_version(), "fedsim": __version__}
-    for name in PACKAGES:
-        found[name] = version(name)
-    return found
+    own_versions = {"python": platform.python_version(), "fedsim": __version__}
+    return own_versions | {name: version(name) for name in PACKAGES}
 
 
 def revision() -> str | None:

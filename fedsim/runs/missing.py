@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Protocol, TypeVar
+from typing import TYPE_CHECKING
 
 from fedsim.plugins.code_hash import source_hash
 from fedsim.plugins.registry import lookup
@@ -15,37 +15,18 @@ from fedsim.plugins.registry import lookup
 if TYPE_CHECKING:
     from fedsim.evidence.audit.audit import ClaimAudit
     from fedsim.grid.models import Cell
-    from fedsim.results.join import RunResults
-
-Line = Mapping[str, Any]
-"""One result line of a run folder."""
-
-
-class CellIds(Protocol):
-    """Anything with the two ids of a cell: a cell of the grid, or an entry of a manifest."""
-
-    @property
-    def cell_id(self) -> str:
-        """The key of the cell's evaluation line."""
-        ...
-
-    @property
-    def training_id(self) -> str:
-        """The key of the cell's training line."""
-        ...
-
-
-_Ids = TypeVar("_Ids", bound=CellIds)
+    from fedsim.results.columns import Line
+    from fedsim.results.join import Entry, RunResults
 
 
 @dataclass(frozen=True)
 class Missing:
-    """The state of a cell that has no training line."""
+    """The state of a cell that has no training line, so it is to be trained and evaluated."""
 
 
 @dataclass(frozen=True)
 class Trained:
-    """The state of a cell that is trained and not yet evaluated."""
+    """The state of a cell that has only a training line, so it is to be evaluated."""
 
     training: Line
 
@@ -57,66 +38,47 @@ class Evaluated:
 
 @dataclass(frozen=True)
 class Failed:
-    """The state of a cell whose training or evaluation failed.
+    """The state of a cell whose training or evaluation failed; ``before`` is the state before."""
 
-    Attributes:
-        trained: the line of its training if that succeeded and the evaluation failed, else None.
-    """
-
-    trained: Line | None
+    before: Missing | Trained
 
 
 CellState = Missing | Trained | Evaluated | Failed
 
 
-@dataclass(frozen=True)
-class Train:
-    """The next step of a cell that is to be trained, then evaluated."""
-
-
-@dataclass(frozen=True)
-class Evaluate:
-    """The next step of a cell that is only to be evaluated; ``training`` is its training line."""
-
-    training: Line
-
-
-def state_of(cell: CellIds, lines: RunResults) -> CellState:
+def state_of(cell: Cell | Entry, lines: RunResults) -> CellState:
     """Return how far a cell has come, according to the lines of its run folder."""
     training = lines.trainings.get(cell.training_id)
     if training is None:
         return Missing()
     if training["error"] is not None:
-        return Failed(trained=None)
+        return Failed(Missing())
     evaluation = lines.judgements.get(cell.cell_id)
     if evaluation is None:
         return Trained(training)
     if evaluation["error"] is not None:
-        return Failed(trained=training)
+        return Failed(Trained(training))
     return Evaluated()
 
 
-def next_step(state: CellState, *, retry_failed: bool = False) -> Train | Evaluate | None:
-    """Return what is to be done for a cell in this state; None if nothing is."""
-    if isinstance(state, Missing):
-        return Train()
-    if isinstance(state, Trained):
-        return Evaluate(state.training)
+def work_left(state: CellState, *, retry_failed: bool = False) -> Missing | Trained | None:
+    """Return the state from which a cell continues; None if nothing is to be done for it."""
     if isinstance(state, Failed) and retry_failed:
-        return Train() if state.trained is None else Evaluate(state.trained)
+        return state.before
+    if isinstance(state, Missing | Trained):
+        return state
     return None
 
 
 def ended_cells(
-    cells: Iterable[_Ids], lines: RunResults, *, retry_failed: bool = False
-) -> list[_Ids]:
+    cells: Iterable[Entry], lines: RunResults, *, retry_failed: bool = False
+) -> list[Entry]:
     """Return the cells for which nothing is to be done any more, in order."""
-    ended = []
-    for cell in cells:
-        state = state_of(cell, lines)
-        if next_step(state, retry_failed=retry_failed) is None:
-            ended.append(cell)
-    return ended
+    return [
+        cell
+        for cell in cells
+        if work_left(state_of(cell, lines), retry_failed=retry_failed) is None
+    ]
 
 
 def is_trained(training_id: str, lines: RunResults) -> bool:

@@ -52,22 +52,21 @@ def time_left(
     left = _untrained(prepared, lines)
     recorded = _recorded_seconds(lines)
     unknown = set()
-    for trial in left:
-        name = trial.cell.algorithm
-        if name not in recorded and (prepared.need.gpus or not is_shipped(lookup(name))):
-            unknown.add(name)
     seconds = defaultdict[str, float](float)
     warm_up_rates: dict[RoundKind, dict[str, float]] = {}
     for trial in left:
         name = trial.cell.algorithm
         if name in recorded:
             seconds[name] += fmean(recorded[name])
-        elif name not in unknown:
+        elif prepared.need.gpus or not is_shipped(lookup(name)):
+            unknown.add(name)
+        else:
             seconds[name] += _warm_up_seconds(trial, prepared, warm_up_rates)
     minutes = sum(seconds.values()) / prepared.parallel / 60
     words = []
     if seconds or not unknown:
-        words.append(f"about {_in_words(minutes)} of training for the {_cells(left)} left")
+        cells = counted(len(left), "cell")
+        words.append(f"about {_in_words(minutes)} of training for the {cells} left")
     if len(seconds) > 1 and minutes > 1:
         slowest = max(seconds, key=seconds.__getitem__)
         words.append(f"{seconds[slowest] / sum(seconds.values()):.0%} of it {slowest}")
@@ -116,10 +115,6 @@ def _warm_up_seconds(
         rates[kind] = seconds_a_round(trial, prepared)
     trainings = cell.tuning.trials if cell.tuning else 1
     return trainings * sum(rates[kind][release.name] * release.rounds for release in releases)
-
-
-def _cells(trials: Sequence[Trial]) -> str:
-    return counted(len(trials), "cell")
 
 
 def _in_words(minutes: float) -> str:
