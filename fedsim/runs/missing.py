@@ -73,7 +73,7 @@ def work_left(state: CellState, *, retry_failed: bool = False) -> Missing | Trai
 def ended_cells(
     cells: Iterable[Entry], lines: RunResults, *, retry_failed: bool = False
 ) -> list[Entry]:
-    """Return the cells for which nothing is to be done any more, in order."""
+    """Return the cells for which nothing is to be done any more, in the given order."""
     return [
         cell
         for cell in cells

@@ -140,7 +140,8 @@ class Prepared:
         work = 0.0
         for trial in self.trials:
             algorithm = build_algorithm(trial.cell.algorithm, trial.cell.params, trial.task)
-            rounds = sum(1 for _ in algorithm.schedule()) * max(1, len(trial.candidates))
+            trainings = max(1, len(trial.candidates))
+            rounds = sum(1 for _ in algorithm.schedule()) * trainings
             work += rounds * trial.train_rows * trial.task.dim
         return work <= SHORT_WORK
 
@@ -168,11 +169,8 @@ def prepare(
         UserError: the grid has a mistake; the error names its place in the grid.
     """
     for name in set(grid.evaluation.readouts) - READOUTS.keys():
-        raise UserError(
-            grid.location("evaluation", "readouts"),
-            f"there is no readout '{name}'",
-            nearest(name, READOUTS),
-        )
+        where = grid.location("evaluation", "readouts")
+        raise UserError(where, f"there is no readout '{name}'", nearest(name, READOUTS))
     resolved = resolve(grid, keep_going=keep_going)
     grid = resolved.grid
     need = Need(grid.resources.cpus_per_actor, grid.resources.gpus_per_actor)
@@ -189,11 +187,18 @@ def prepare(
     views, keys = client_views(cells, partitions, data)
     trials = []
     for i, cell in enumerate(cells):
-        # Public examples travel with the data, so the task does not repeat them.
-        task = replace(tasks[i], public=None)
-        candidates = plans[i] if cell.tuning else ()
-        plan = plans[i][0].plan
-        trials.append(Trial(cell, task, plan, partitions[i], sizes[i], keys[i], candidates))
+        candidates = plans[i]
+        trial = Trial(
+            cell,
+            # Public examples travel with the data, so the task does not repeat them.
+            replace(tasks[i], public=None),
+            candidates[0].plan,
+            partitions[i],
+            sizes[i],
+            keys[i],
+            candidates if cell.tuning else (),
+        )
+        trials.append(trial)
     return Prepared(
         grid=grid,
         refused=resolved.refused,

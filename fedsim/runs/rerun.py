@@ -54,14 +54,17 @@ def run_again(folder: Path, console: Console, count: int, *, trust_plugin: bool 
     # Audits and checks are no part of a cell.
     lines = replace(read_results(folder), audits=(), checks=())
     finished = _repeatable_rows(run_folder, lines, cells)
-    old = [finished[i] for i in np.random.default_rng().permutation(len(finished))[:count]]
-    new = _results_of_again(prepared, [cells[row.cell_id] for row in old], console)
-    comparison = compare((str(folder), "the cells run again"), (old, lines.rounds()), new)
+    random_order = np.random.default_rng().permutation(len(finished))
+    old = [finished[i] for i in random_order[:count]]
+    drawn_cells = [cells[row.cell_id] for row in old]
+    new = _run_in_scratch_folder(prepared, drawn_cells, console)
+    names = (str(folder), "the cells run again")
+    comparison = compare(names, (old, lines.rounds()), new)
     comparison.show(console)
     same = comparison.rows_equal and len(comparison.matched) == len(old)
     verdict = "equal to the last bit in rows and rounds" if same else "they differ"
-    cells_in_words = counted(len(finished), "finished cell")
-    print_line(console, f"{len(old)} of {cells_in_words} run again: {verdict}")
+    available = counted(len(finished), "finished cell")
+    print_line(console, f"{len(old)} of {available} run again: {verdict}")
     return same
 
 
@@ -72,10 +75,9 @@ def _cells_of_today(folder: RunFolder, prepared: Prepared) -> Mapping[str, Cell]
     """
     listed = read_manifest(folder.path)["cells"]
     if len(listed) != len(prepared.trials):
-        what = (
-            f"lists {counted(len(listed), 'cell')}, and its grid makes {len(prepared.trials)} "
-            "with the code and data of today"
-        )
+        count = counted(len(listed), "cell")
+        count_today = len(prepared.trials)
+        what = f"lists {count}, and its grid makes {count_today} with the code and data of today"
         hint = "verify it with the code and data that it ran on"
         raise UserError(str(folder.manifest), what, hint)
     pairs = zip(listed, prepared.trials, strict=True)
@@ -84,10 +86,11 @@ def _cells_of_today(folder: RunFolder, prepared: Prepared) -> Mapping[str, Cell]
 
 def _repeatable_rows(folder: RunFolder, lines: RunResults, cells: Mapping[str, Cell]) -> list[Row]:
     """Return the results of finished cells whose noise is seeded."""
-    rows = []
-    for row in lines.rows:
-        if row.cell_id in cells and row.status != "failed" and row.noise != "secret":
-            rows.append(row)
+    rows = [
+        row
+        for row in lines.rows
+        if row.cell_id in cells and row.status != "failed" and row.noise != "secret"
+    ]
     if not rows:
         what = "no finished cell can be repeated"
         hint = "give a folder with finished cells whose noise is seeded"
@@ -95,20 +98,23 @@ def _repeatable_rows(folder: RunFolder, lines: RunResults, cells: Mapping[str, C
     return rows
 
 
-def _results_of_again(prepared: Prepared, cells: Sequence[Cell], console: Console) -> Records:
-    """Train and evaluate cells in a folder that is removed, and return their rows and rounds."""
+def _run_in_scratch_folder(prepared: Prepared, cells: Sequence[Cell], console: Console) -> Records:
+    """Train and evaluate cells in a folder that is removed afterwards.
+
+    Returns:
+        The results of the cells, and the round records of all cells that ran.
+    """
+    trainings = {cell.training_id for cell in cells}
     # Cells that share a training were trained through the first of them, so that one runs too.
-    trainings = set()
-    for cell in cells:
-        trainings.add(cell.training_id)
-        trainings.add(prepared.equal.get(cell.training_id, cell.training_id))
+    trainings |= {prepared.equal.get(training, training) for training in trainings}
     trials = tuple(trial for trial in prepared.trials if trial.cell.training_id in trainings)
     prepared, engine = engine_for(replace(prepared, trials=trials))
     with tempfile.TemporaryDirectory(prefix="fedsim-verify-") as scratch:
         store = ResultStore(Path(scratch))
         run = RunContext(prepared, store, Display(console, len(trials)))
+        jobs = missing_jobs(run, (), RunResults(store.folder))
         with engine as running, run.display:
-            Scheduler(run, running).run(missing_jobs(run, (), RunResults(store.folder)))
+            Scheduler(run, running).run(jobs)
         write_manifest(store.folder, prepared, entries_of(run))
         results = read_results(scratch)
         cell_ids = {cell.cell_id for cell in cells}

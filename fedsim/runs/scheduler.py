@@ -56,8 +56,8 @@ class Slots:
         slot = self._idle_slot(need, any_slot=any_slot, plug_in=plug_in)
         if slot is None:
             self.end_idle()
-            busy_actors = sum(slot.need.actors for slot in self.busy)
-            if busy_actors + need.actors > self.capacity:
+            actors = need.actors + sum(slot.need.actors for slot in self.busy)
+            if actors > self.capacity:
                 return None
             slot = self.engine.open(need, self.device)
         slot.plug_in = plug_in or slot.plug_in
@@ -228,7 +228,8 @@ class Scheduler:
         self.context.display.tick()
         limit = self.resources.cell_timeout or math.inf
         for stream, running in list(self.running.items()):
-            if running.job.limited and now - (running.since or now) > limit:
+            seconds = now - (running.since or now)
+            if running.job.limited and seconds > limit:
                 del self.running[stream]
                 what = f"it ran for longer than cell_timeout ({limit:g} s)"
                 failure = Failure("TimeoutError", what, "", goes_on=True)
@@ -251,6 +252,7 @@ class Scheduler:
         self.losses[job.key] += 1
         self.context.display.note(f"{job.name}: {failure.message}; it runs again")
         if isinstance(job, CellJob):
-            self.context.store.log(job.trial.cell.cell_id, [failure.message])
-            self.context.display.cell_queued(job.trial.cell.cell_id)
+            cell_id = job.trial.cell.cell_id
+            self.context.store.log(cell_id, [failure.message])
+            self.context.display.cell_queued(cell_id)
         self.queue.appendleft(job.again())

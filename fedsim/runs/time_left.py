@@ -62,19 +62,24 @@ def time_left(
             unknown.add(name)
         else:
             seconds[name] += _warm_up_seconds(trial, prepared, warm_up_rates)
-    minutes = sum(seconds.values()) / prepared.parallel / 60
+    total = sum(seconds.values())
+    minutes = total / prepared.parallel / 60
+    folder = lines.folder.path
     words = []
     if seconds or not unknown:
+        duration = _in_words(minutes)
         cells = counted(len(left), "cell")
-        words.append(f"about {_in_words(minutes)} of training for the {cells} left")
+        words.append(f"about {duration} of training for the {cells} left")
     if len(seconds) > 1 and minutes > 1:
         slowest = max(seconds, key=seconds.__getitem__)
-        words.append(f"{seconds[slowest] / sum(seconds.values()):.0%} of it {slowest}")
+        share = seconds[slowest] / total
+        words.append(f"{share:.0%} of it {slowest}")
     if unknown:
         names = ", ".join(sorted(unknown))
-        words.append(f"not known before a cell of {names} has run in {lines.folder.path}")
-    audit_minutes, audit_words = audit_time(prepared, audits, ResultStore(lines.folder.path))
-    return minutes + audit_minutes, f"time: {', '.join([*words, *audit_words])}"
+        words.append(f"not known before a cell of {names} has run in {folder}")
+    audit_minutes, audit_words = audit_time(prepared, audits, ResultStore(folder))
+    words += audit_words
+    return minutes + audit_minutes, f"time: {', '.join(words)}"
 
 
 def _untrained(prepared: Prepared, lines: RunResults) -> list[Trial]:
@@ -93,7 +98,8 @@ def _recorded_seconds(lines: RunResults) -> dict[str, list[float]]:
     seconds = defaultdict[str, list[float]](list)
     for training_id, line in lines.trainings.items():
         if is_trained(training_id, lines):
-            seconds[line["cell"]["algorithm"]].append(line["seconds"])
+            algorithm = line["cell"]["algorithm"]
+            seconds[algorithm].append(line["seconds"])
     return dict(seconds)
 
 
@@ -113,8 +119,9 @@ def _warm_up_seconds(
     kind = round_kind(trial, releases)
     if kind not in rates:
         rates[kind] = seconds_a_round(trial, prepared)
+    rate = rates[kind]
     trainings = cell.tuning.trials if cell.tuning else 1
-    return trainings * sum(rates[kind][release.name] * release.rounds for release in releases)
+    return trainings * sum(rate[release.name] * release.rounds for release in releases)
 
 
 def _in_words(minutes: float) -> str:
@@ -143,7 +150,8 @@ def seconds_a_round(trial: Trial, prepared: Prepared) -> dict[str, float]:
     data = prepared.data[trial.data_key]
     cell = trial.cell
     seconds = dict[str, float]()
-    with torch.random.fork_rng(devices=[]), threadpool_limits(max(1, int(prepared.need.cpus))):
+    threads = max(1, int(prepared.need.cpus))
+    with torch.random.fork_rng(devices=[]), threadpool_limits(threads):
         trial_with_data = trial.given(data)
         algorithm = build_algorithm(cell.algorithm, cell.params, trial_with_data.task)
         pool = local_pool(trial_with_data, data)
@@ -183,11 +191,14 @@ def audit_time(
         method = (setting.algorithm, str(setting.params))
         if method not in rates:
             rates[method] = seconds_a_pair(audit.run)
-        known.append(rates[method] * max(0, audit.run.count - done[audit.run.key]))
+        pairs_left = max(0, audit.run.count - done[audit.run.key])
+        known.append(rates[method] * pairs_left)
     minutes = sum(known) / prepared.parallel / 60
     words = []
     if known:
-        words.append(f"about {_in_words(minutes)} for the {counted(len(known), 'audit')} left")
+        duration = _in_words(minutes)
+        count = counted(len(known), "audit")
+        words.append(f"about {duration} for the {count} left")
     if unknown:
         words.append(f"not known for {', '.join(unknown)}")
     return minutes, words

@@ -22,7 +22,7 @@ AUDIT = {"pairs": 40, "rounds": 1}
 REFUTES = {"pairs": 100, "rounds": 1}
 
 
-def test_every_row_of_a_claim_shows_its_audit_and_a_second_bench_runs_none(
+def test_every_result_of_a_claim_shows_its_audit_which_runs_once(
     bench: Callable[..., Ran],
 ) -> None:
     grid = small_grid(
@@ -66,7 +66,7 @@ def test_an_interrupted_audit_goes_on_from_its_pairs(
 
 
 @pytest.mark.slow
-def test_an_audit_that_is_added_later_touches_no_other_line_and_no_row_of_a_refuted_claim_is_ok(
+def test_audit_added_later_changes_no_line_and_refutes_a_claim(
     bench: Callable[..., Ran],
 ) -> None:
     grid = small_grid(
@@ -110,7 +110,7 @@ def test_an_audit_that_is_added_later_touches_no_other_line_and_no_row_of_a_refu
     }
 
 
-def test_too_few_pairs_for_any_bound_are_refused_before_anything_runs(
+def test_too_few_audit_pairs_are_refused_before_anything_runs(
     bench: Callable[..., Ran], tmp_path: Path
 ) -> None:
     with pytest.raises(UserError, match=r"audit.*pairs: 4 are too few.*give 6 or more"):

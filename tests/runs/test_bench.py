@@ -46,7 +46,7 @@ def files(folder: Path) -> dict[str, bytes]:
     }
 
 
-def test_finished_cells_are_not_run_again_and_a_grown_grid_runs_what_is_new(bench: Bench) -> None:
+def test_finished_cells_stay_and_a_grown_grid_runs_only_new_ones(bench: Bench) -> None:
     first = bench(small_grid("weight-noise", epsilon=[1.0, 4.0]))
     written = files(first.folder)
     assert set(written) == {"trainings", "judgements", "references", "rounds"}
@@ -60,7 +60,7 @@ def test_finished_cells_are_not_run_again_and_a_grown_grid_runs_what_is_new(benc
     assert len(read_results(first.folder).every_row()) == 3
 
 
-def test_a_look_at_a_part_keeps_the_page_and_its_map_and_what_is_of_another_kind_goes(
+def test_partial_run_keeps_fitting_cells_and_the_map_on_the_page(
     bench: Bench,
 ) -> None:
     whole = bench(small_grid("dp-gaussian", "dp-linear", epsilon=[1.0, 4.0]))
@@ -108,7 +108,7 @@ def test_a_bench_itself_refuses_a_folder_of_a_user(bench: Bench, tmp_path: Path)
     assert [path.name for path in (tmp_path / "run").iterdir()] == ["report.html"]
 
 
-def test_a_failed_reference_leaves_no_line_and_is_computed_by_the_same_command(
+def test_failed_reference_leaves_no_line_and_is_tried_again(
     bench: Bench, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def without_memory(*given: Any) -> None:
@@ -145,7 +145,7 @@ def leave_file(checkpoint: Path, content: bytes) -> None:
     manifest.write_text('{"format": 3, "versions": {"fedsim": "0.3.0"}}')
 
 
-def test_a_bench_that_dies_after_a_training_leaves_no_checkpoint_of_it_which_may_hold_a_key(
+def test_bench_killed_after_a_training_leaves_no_checkpoint(
     bench: Bench, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     grid = small_grid("dp-gaussian", epsilon=4.0, privacy={"noise": "secret"})
@@ -384,7 +384,7 @@ def test_a_handful_of_short_cells_runs_in_this_process_by_itself() -> None:
                 assert isinstance(running, InProcess)
 
 
-def test_equal_cells_are_trained_once_and_have_the_same_results_as_alone(
+def test_equal_cells_train_once_with_the_results_of_each_alone(
     bench: Bench,
 ) -> None:
     axes = {"alpha": [0.5, 1.0], "clients": [2, 4]}
@@ -400,7 +400,7 @@ def test_equal_cells_are_trained_once_and_have_the_same_results_as_alone(
         assert values_of(row, *TIMES) == values_of(alone, *TIMES)
 
 
-def test_a_run_folder_of_an_older_fedsim_is_refused_in_one_sentence_and_stays_as_it_is(
+def test_run_folder_of_an_older_fedsim_is_refused_unchanged(
     bench: Bench,
 ) -> None:
     grid = small_grid("fedavg-linear")
@@ -420,9 +420,7 @@ def test_a_run_folder_of_an_older_fedsim_is_refused_in_one_sentence_and_stays_as
     assert manifest.read_bytes() == before
 
 
-def test_a_plug_in_whose_loss_is_not_per_example_trains_on_no_real_row(
-    folder: Path, bench: Bench
-) -> None:
+def test_plug_in_whose_loss_mixes_examples_sees_no_real_data(folder: Path, bench: Bench) -> None:
     text = changed(
         "gaussian_nll(batch.x, decoded", "gaussian_nll(batch.x - batch.x.mean(0), decoded"
     )

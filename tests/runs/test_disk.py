@@ -46,7 +46,7 @@ def fill(folder: Path) -> None:
             return
 
 
-def test_a_disk_that_gets_full_loses_no_row_and_the_same_command_goes_on(
+def test_full_disk_loses_no_result_and_the_run_can_continue(
     bench: Bench, disk: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     append = ResultStore.append

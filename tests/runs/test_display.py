@@ -63,7 +63,7 @@ def test_failures_are_lines_and_the_end_counts_every_cell() -> None:
     assert end == "2 of 6 cells done, 1 refuted, 1 failed, 1 overspent, 1 not finished in 0:00:00"
 
 
-def test_without_a_terminal_a_line_a_minute_has_what_runs_what_is_finished_and_an_estimate(
+def test_progress_lines_without_a_terminal_count_and_estimate(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(display, "EVERY", 0.0)
@@ -80,7 +80,7 @@ def test_without_a_terminal_a_line_a_minute_has_what_runs_what_is_finished_and_a
     assert second.startswith("2 of 4 cells finished, 0 running, 0:00:00 gone, about 0:00:0")
 
 
-def test_what_runs_beside_the_cells_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_jobs_beside_the_cells_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(display, "EVERY", 0.0)
     where = console()
     with Display(where, 4) as shown:
@@ -131,7 +131,7 @@ def test_a_terminal_shows_a_bar_of_audits_and_the_pairs_of_each() -> None:
     assert "20/500" in text
 
 
-def test_a_terminal_shows_running_cells_and_is_restored_after_an_interruption() -> None:
+def test_terminal_shows_running_cells_and_is_restored() -> None:
     where = console(terminal=True)
     with suppress(KeyboardInterrupt), Display(where, 2) as shown:
         shown.cell_started("a", "alg [one]")

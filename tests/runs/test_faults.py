@@ -63,7 +63,7 @@ def the_same_command_gives(undisturbed: Undisturbed, folder: Path) -> None:
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
-def test_a_signal_to_the_group_leaves_no_process_and_the_same_command_gives_the_same_rows(
+def test_signal_leaves_no_process_and_the_run_can_continue(
     grid: Path, undisturbed: Undisturbed, number: signal.Signals
 ) -> None:
     with bench(grid) as process:
@@ -80,7 +80,7 @@ def test_a_signal_to_the_group_leaves_no_process_and_the_same_command_gives_the_
     the_same_command_gives(undisturbed, grid)
 
 
-def test_an_interruption_while_ray_starts_leaves_none_of_its_processes(grid: Path) -> None:
+def test_interruption_while_ray_starts_leaves_no_process(grid: Path) -> None:
     with bench(grid) as process:
         when(lambda: offspring(process.pid, "DashboardAgent"), process)
         started = offspring(process.pid)
@@ -114,7 +114,7 @@ def listening(process: psutil.Process) -> set[str]:
     }
 
 
-def test_a_local_cluster_listens_on_this_machine_alone_and_is_gone_with_its_driver() -> None:
+def test_local_cluster_is_private_and_ends_with_its_driver() -> None:
     for killed in (True, False):
         command = [sys.executable, "-c", CLUSTER]
         with subprocess.Popen(

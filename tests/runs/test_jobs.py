@@ -26,7 +26,7 @@ def context(prepared: Prepared, folder: Path) -> RunContext:
     return RunContext(prepared, ResultStore(folder), Display(Console(quiet=True), 1))
 
 
-def test_a_reference_is_of_one_data_set_one_probe_and_below_the_ceiling_of_one_partition(
+def test_references_depend_on_data_probe_and_partition_alone(
     tmp_path: Path,
 ) -> None:
     depends_on: dict[str, set[tuple[object, ...]]] = {}
@@ -56,7 +56,7 @@ def kinds(
     ]
 
 
-def test_a_cell_lacks_its_training_or_its_judgement_or_nothing(tmp_path: Path) -> None:
+def test_jobs_follow_from_the_training_and_evaluation_lines(tmp_path: Path) -> None:
     prepared = small_cells(quick("dp-gaussian"), epsilon=4.0)
     (trial,) = prepared.trials
     outcome, judgement = ran(prepared, trial)
@@ -85,7 +85,7 @@ def test_a_cell_lacks_its_training_or_its_judgement_or_nothing(tmp_path: Path) -
     ) == ["judging"]
 
 
-def test_what_was_not_kept_is_refused_under_secret_noise(tmp_path: Path) -> None:
+def test_cell_with_secret_noise_is_not_trained_twice(tmp_path: Path) -> None:
     prepared = small_cells(quick("dp-gaussian"), epsilon=4.0, privacy={"noise": "secret"})
     (trial,) = prepared.trials
     with pytest.raises(

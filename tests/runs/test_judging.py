@@ -29,7 +29,7 @@ def rows(ran: Ran) -> list[dict[str, Any]]:
     return [values_of(row, *TIMES) for row in ran.rows]
 
 
-def test_another_evaluation_of_a_finished_grid_judges_again_and_trains_nothing(
+def test_new_evaluation_of_a_finished_grid_trains_nothing(
     bench: Bench,
 ) -> None:
     """Under secret noise and with features of its own for every client, too."""
@@ -57,7 +57,7 @@ def test_another_evaluation_of_a_finished_grid_judges_again_and_trains_nothing(
 
 
 @pytest.mark.slow
-def test_a_bench_that_ends_after_every_write_gives_the_same_rows_by_the_same_command(
+def test_bench_cut_after_every_write_gives_the_same_results(
     bench: Bench, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     grid = small_grid("fedhypevae", "fedavg-linear", epsilon=4.0, audit={"pairs": 20, "rounds": 1})

@@ -133,7 +133,7 @@ def bench(
 
 
 @pytest.mark.skipif(not may_mount(), reason="namespaces need root")
-def test_plug_ins_and_checkpoints_travel_between_machines_that_share_no_folder(
+def test_plug_ins_and_checkpoints_travel_between_machines(
     project: Path, cluster: Callable[..., list[subprocess.Popen[bytes]]]
 ) -> None:
     workers = cluster()

@@ -41,7 +41,7 @@ def test_a_gradients_noise_is_the_one_that_a_training_adds(keys) -> None:
     assert told * units * trial.plan.clip == pytest.approx(drawn, rel=0.06)
 
 
-def test_class_means_noise_is_in_units_of_the_radius_and_twice_the_rows_halve_it() -> None:
+def test_noise_of_class_means_halves_with_twice_the_examples() -> None:
     trial, found = noise_of("dp-gaussian", epsilon=1.0)
     weight = 1 / math.sqrt(1 + 0.15**2 + 0.7**2)
     expected = (

@@ -14,7 +14,7 @@ from fedsim.runs.manifest import write_manifest
 from fedsim.runs.prepare import Need, Node, label_matrices, prepare
 
 
-def test_cells_of_one_data_set_alpha_number_of_clients_and_seed_share_a_partition() -> None:
+def test_cells_of_other_method_or_epsilon_share_a_partition() -> None:
     trials = prepare(
         small_grid("dp-gaussian", "weight-noise", epsilon=[1.0, 4.0], seeds=[0, 1]), NODES
     ).trials
@@ -25,7 +25,7 @@ def test_cells_of_one_data_set_alpha_number_of_clients_and_seed_share_a_partitio
     )
 
 
-def test_what_cannot_be_planned_or_placed_is_named_by_the_grid_s_key() -> None:
+def test_mistakes_in_plan_or_layout_name_the_key_of_the_grid() -> None:
     with pytest.raises(
         UserError,
         match=r"^unit with fedhypevae-sites: does not support 'client'; supported: example, group",
@@ -80,7 +80,7 @@ def test_clients_are_spread_over_actors_that_would_idle() -> None:
     assert spread.need_of(spread.trials[0]) == Need(1.0, actors=2)
 
 
-def test_matrices_are_of_the_partitions_that_cells_train_on_with_clients_called_by_site(
+def test_label_matrices_show_the_partitions_and_name_sites(
     tmp_path: Path,
 ) -> None:
     dataset = {"npz": str(digits_of_sites(tmp_path)), "overlap": "keep"}
@@ -93,7 +93,7 @@ def test_matrices_are_of_the_partitions_that_cells_train_on_with_clients_called_
     assert made.fingerprint == prepared.trials[0].partition.fingerprint
 
 
-def test_a_manifest_says_what_each_method_is_and_which_paper_it_follows(tmp_path: Path) -> None:
+def test_manifest_describes_each_method_and_names_its_paper(tmp_path: Path) -> None:
     write_manifest(
         folder := RunFolder(tmp_path), prepare(small_grid("fedhypevae", "dp-gaussian"), NODES), []
     )
@@ -110,7 +110,7 @@ def test_a_manifest_says_what_each_method_is_and_which_paper_it_follows(tmp_path
     )
 
 
-def test_cells_that_no_partition_can_change_are_equal_where_nothing_of_them_is_a_clients() -> None:
+def test_cells_are_equal_if_no_partition_can_change_them() -> None:
     keys = {"alpha": [0.5, 1.0], "clients": [2, 4]}
     one_shot = ("dp-gaussian", "dp-gmm", "fedhypevae-warm")
     assert (

@@ -65,7 +65,7 @@ def grid(public: Any, *algorithms: Any, **values: Any) -> Grid:
     return small_grid(*(algorithms or (Shifted,)), public=public, **values)
 
 
-def test_a_method_that_uses_them_is_given_the_rows_and_no_other_method_is(
+def test_only_methods_that_use_public_rows_get_them(
     public: dict[str, str],
 ) -> None:
     ready = prepared(public, Shifted, Unaware)
@@ -90,7 +90,7 @@ def test_a_method_that_uses_them_is_given_the_rows_and_no_other_method_is(
     assert kept.task.public is None
 
 
-def test_rows_that_are_private_too_or_of_another_dimension_are_refused(tmp_path: Path) -> None:
+def test_public_rows_that_are_private_or_do_not_fit_are_refused(tmp_path: Path) -> None:
     data = load(small_grid("dp-gaussian").dataset[0])
     first, second, *_ = np.flatnonzero(
         (unit_norm(data.x_train) == data.x_train).all(1)

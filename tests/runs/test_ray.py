@@ -118,7 +118,7 @@ def by_label(ran: Ran, *left_out: str) -> dict[str, dict[str, Any]]:
     return {row.label: values_of(row, *TIMES, *left_out) for row in ran.rows}
 
 
-def test_a_tensor_arrives_as_it_was_sent_in_aligned_memory_of_its_own(as_bytes: None) -> None:
+def test_tensor_arrives_unchanged_in_its_own_aligned_memory(as_bytes: None) -> None:
     for sent, got in zip(
         TENSORS, ray.get([ray.put({"sent": tensor}) for tensor in TENSORS]), strict=True
     ):
@@ -133,7 +133,7 @@ def test_a_tensor_arrives_as_it_was_sent_in_aligned_memory_of_its_own(as_bytes: 
 @pytest.mark.parametrize(
     "name", ["weight-noise", pytest.param("fedhypevae", marks=pytest.mark.slow)]
 )
-def test_one_process_and_three_actors_sample_noise_and_account_alike(
+def test_three_actors_sample_and_account_like_one_process(
     bench: Bench, ray_bench: Bench, all_free: Callable[[], None], name: str
 ) -> None:
     grids = [
@@ -154,7 +154,7 @@ def test_one_process_and_three_actors_sample_noise_and_account_alike(
 
 
 @pytest.mark.slow
-def test_a_cell_whose_worker_is_killed_goes_on_from_its_checkpoint_and_gives_the_same_row(
+def test_cell_of_a_killed_worker_continues_with_the_same_result(
     bench: Bench, ray_bench: Bench, hostile: str, tmp_path: Path
 ) -> None:
     for kind, each in (("Killed", "all"), ("ClientKilled", 2)):
@@ -177,7 +177,7 @@ def test_a_cell_whose_worker_is_killed_goes_on_from_its_checkpoint_and_gives_the
 
 
 @pytest.mark.slow
-def test_a_cell_that_fails_ends_its_process_or_loses_a_client_is_a_row_and_leaves_no_broken_slot(
+def test_failed_cells_are_recorded_and_leave_no_broken_slot(
     ray_bench: Bench, tmp_path: Path, all_free: Callable[[], None], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(scheduler, "MOST_LOSSES", 0)
@@ -223,7 +223,7 @@ def test_hostile_plug_ins_fail_alone(ray_bench: Bench, hostile: str) -> None:
 
 
 @pytest.mark.slow
-def test_cells_share_gpus_and_give_the_rows_that_they_give_in_one_process(
+def test_cells_that_share_gpus_give_the_results_of_one_process(
     bench: Bench, ray_bench: Bench
 ) -> None:
     half = {"gpus_per_actor": 0.5, "clients_per_actor": 2}

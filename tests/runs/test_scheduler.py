@@ -41,7 +41,7 @@ def told(run: RunContext) -> str:
     return run.display._console.file.getvalue()  # type: ignore[attr-defined, no-any-return]
 
 
-def test_a_slot_is_kept_for_jobs_of_its_need_and_any_is_for_what_needs_little() -> None:
+def test_slot_serves_jobs_of_its_need_and_jobs_of_any_slot() -> None:
     held = slots()
     first = held.take(TWO)
     second = held.take(ONE)
@@ -62,7 +62,7 @@ def test_a_slot_is_kept_for_jobs_of_its_need_and_any_is_for_what_needs_little() 
 
 
 @pytest.mark.parametrize("plug_in", ["", "mine.py:Other"])
-def test_a_slot_that_ran_a_plug_in_is_used_for_no_other_code(plug_in: str) -> None:
+def test_slot_of_a_plug_in_runs_no_other_code(plug_in: str) -> None:
     held = slots()
     first = held.take(ONE)
     for _ in range(2):
@@ -81,7 +81,7 @@ class Losing(InProcess):
         raise WorkerLost(Failure("ActorDiedError", "its worker died", "", goes_on=True), again=True)
 
 
-def test_a_job_that_loses_its_worker_runs_again_and_in_the_end_fails(
+def test_job_that_loses_its_worker_runs_again_then_fails(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(scheduler, "MOST_LOSSES", 1)
@@ -97,7 +97,7 @@ def test_a_job_that_loses_its_worker_runs_again_and_in_the_end_fails(
     ] == [("failed", "ActorDiedError")]
 
 
-def test_a_plug_in_comes_first_and_its_first_failure_is_the_message(
+def test_plug_in_runs_first_and_its_first_failure_is_raised(
     tmp_path: Path, plugins: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(plugins)

@@ -31,7 +31,7 @@ def again(folder: Path, count: int) -> tuple[bool, str]:
     return equal, console.file.getvalue()  # type: ignore[attr-defined]
 
 
-def test_cells_that_run_again_give_the_same_rows_and_rounds_or_what_differs_is_shown(
+def test_run_again_finds_equal_results_or_shows_differences(
     bench: Bench,
 ) -> None:
     ran = bench(small_grid("dp-gaussian", "weight-noise", epsilon=4.0, alpha=[0.5, 1.0]))

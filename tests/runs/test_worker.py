@@ -13,7 +13,7 @@ from fedsim.runs.process import Process, settle
 from fedsim.runs.worker import check_source
 
 
-def test_a_process_is_made_ready_again_after_every_job_with_threads_by_its_cpus(
+def test_make_ready_resets_folder_threads_and_default_dtype(
     tmp_path: Path,
 ) -> None:
     process = Process(Need(2.0), "auto")
@@ -34,7 +34,7 @@ def test_a_process_is_made_ready_again_after_every_job_with_threads_by_its_cpus(
         torch.set_flush_denormal(False)
 
 
-def test_what_a_process_trains_on_is_never_slowly_small() -> None:
+def test_settle_flushes_denormal_numbers() -> None:
     tiny = torch.full((8,), 1e-38)
     assert (tiny / 8).any()
     try:
@@ -44,7 +44,7 @@ def test_what_a_process_trains_on_is_never_slowly_small() -> None:
         torch.set_flush_denormal(False)
 
 
-def test_a_worker_that_holds_other_code_than_the_grid_s_says_so() -> None:
+def test_worker_refuses_a_cell_of_other_code() -> None:
     cell = prepare(small_grid("dp-gaussian"), NODES).trials[0].cell
     check_source(cell)
     with pytest.raises(
