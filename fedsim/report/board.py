@@ -1,5 +1,7 @@
-"""One table over many runs, of rows whose epsilon is proved again: budget, score, claim, audit,
-tuning and public data.
+"""The board: one table over many runs, of results whose epsilon was proved again.
+
+Each line is a method in a setting, with its budget, score, claim, audit, tuning and public data.
+External samples, whose epsilon nobody verified, are listed apart.
 """
 
 from __future__ import annotations
@@ -23,7 +25,7 @@ EXACT = (
     "scores are exact functions of real rows, which no ε here covers: publish them only "
     "where the data may be"
 )
-"""What whoever publishes a board has to know."""
+"""The warning for those who publish a board."""
 _SHOWN = {
     "dataset": "data set",
     "method": "method",
@@ -41,18 +43,22 @@ _SHOWN = {
     "tuned": "tuned",
     "public": "public data",
 }
-"""Columns of a setting as the board names them."""
+"""The columns of a board, with their heads."""
+_DECIMALS = ("balanced accuracy", "sd", "share of the ceiling")
+"""The heads whose numbers have a fixed number of decimals."""
 
 
 @dataclass(frozen=True, repr=False)
 class Board(Printed):
-    """A board.
+    """A board over the results of one or more runs.
 
     Attributes:
-        frame: its lines, by data set, epsilon and score; numbers as numbers.
-        external: the same of external samples, whose epsilon nobody verified.
-        left_out: how many rows are left out, by method and reason.
-        rows, external_rows: how many rows are averaged in each of them.
+        frame: One line per method and setting, sorted by data set, epsilon and score; numbers are
+            numbers.
+        external: The same for external samples, whose epsilon nobody verified.
+        left_out: The number of results that are left out, by method and reason.
+        rows: The number of results that are averaged in ``frame``.
+        external_rows: The number of results that are averaged in ``external``.
     """
 
     frame: pd.DataFrame
@@ -63,94 +69,104 @@ class Board(Printed):
 
     @classmethod
     def of(cls, proofs: Sequence[Proof]) -> Board:
-        """Of rows that are proved, of rows without a budget, and apart from both of external
-        samples; all others are counted.
+        """Return the board of those results that are proved, or that have no budget to prove.
+
+        Args:
+            proofs: The verdicts of ``fedsim verify``, one per result. Results that failed or that
+                are not proved are left out and counted.
         """
-        kept = [proof.row for proof in proofs if not _refused(proof)]
-        refused = Counter(
-            f"{proof.row.label} on {proof.row.dataset} ({why})"
+        results = [proof.row for proof in proofs if not _refusal(proof)]
+        left_out = Counter(
+            f"{proof.row.label} on {proof.row.dataset} ({_refusal(proof)})"
             for proof in proofs
-            if (why := _refused(proof))
+            if _refusal(proof)
         )
-        settings = SeedGroups.of(kept, "sd")
-        rows = settings.averaged.groupby("setting")
-        audits = rows["audit_epsilon_lower"].max().astype("float64")
-        free = (
-            rows["tuning"]
-            .first()
-            .map(lambda tuning: tuning["free"] if isinstance(tuning, dict) else None)
-        )
-        lines = settings.means(["balanced_accuracy"]).set_index("setting").sort_index()
-        lines = lines.assign(
-            method=lines["label"].map(named(settings.facts)),
-            partition=[
-                setting(scheme, alpha=alpha, clients=clients)
-                for _, scheme, alpha, clients in lines[PLACE].to_numpy(object)
-            ],
-            epsilon_target=lines["epsilon_target"].astype("float64"),
-            sd=(lines["high"] - lines["low"]) / 2,
-            share_of_ceiling=rows["share_of_ceiling"].mean(),
-            audit=audits.replace(0, None),
-            tuned=free.map({True: "free, on test rows", False: "for its price"}),
-        )
-        lines = lines.sort_values(
-            ["dataset", "epsilon_target", "mean"], ascending=[True, True, False]
-        )
+        lines = _lines(SeedGroups.of(results, "sd"))
         is_external = lines["algorithm"] == EXTERNAL
         shown = lines[[*_SHOWN]].rename(columns=_SHOWN)
-        external_rows = sum(row.is_external for row in kept)
+        external_rows = sum(row.is_external for row in results)
         return cls(
             shown[~is_external].reset_index(drop=True),
             shown[is_external].reset_index(drop=True),
-            refused,
-            len(kept) - external_rows,
+            left_out,
+            len(results) - external_rows,
             external_rows,
         )
 
     @property
     def table(self) -> Table:
-        """As tables are printed, a block a data set, and then one of its external samples."""
-        decimals = ("balanced accuracy", "sd", "share of the ceiling")
+        """The board as a table: one block per data set, then one for its external samples."""
         heading = f"external samples: {claim_words(UNVERIFIED)}"
         numbers = pd.concat([self.frame, self.external], ignore_index=True)
-        texts = numbers.apply(
-            lambda column: column.map(
-                decimal if column.name in decimals else _text, na_action="ignore"
-            )
-        )
+        texts = numbers.apply(_texts)
         texts.loc[len(self.frame) :, "data set"] += f", {heading}"
-        proved = (
-            f"{counted(self.rows, 'row')}, each finite ε proved from the row alone by fedsim verify"
-        )
-        out = [f"{count} × {what}" for what, count in self.left_out.items()]
-        if out:
+        left_out = "none is left out"
+        if self.left_out:
             left_out = f"left out: {sum(self.left_out.values())}"
-        else:
-            left_out = "none is left out"
-        notes = [EXACT, f"{proved}; {left_out}"]
+        notes = [
+            EXACT,
+            f"{counted(self.rows, 'row')}, each finite ε proved from the row alone by fedsim "
+            f"verify; {left_out}",
+        ]
         if self.external_rows:
             notes.append(f"{counted(self.external_rows, 'row')} of {heading}")
-        return Table(
-            "board",
-            "Board",
-            texts.astype("object").fillna("–").set_index(["data set", "method"]),
-            (*notes, *out),
-            numbers,
-        )
+        notes += [f"{count} × {reason}" for reason, count in self.left_out.items()]
+        texts = texts.astype("object").fillna("–").set_index(["data set", "method"])
+        return Table("board", "Board", texts, tuple(notes), numbers)
 
     def show(self, console: Console) -> None:
-        """Print it."""
+        """Print the board as wide as it is, up to 400 characters."""
         self.table.show(wide_console(console, 400))
 
 
+def _lines(settings: SeedGroups) -> pd.DataFrame:
+    """Return one line per setting, sorted by data set, epsilon and score.
+
+    Returns:
+        The lines of :meth:`SeedGroups.means` of balanced accuracy, with all columns of a board.
+    """
+    cells = settings.averaged.groupby("setting")
+    is_free = cells["tuning"].first().map(_is_free)
+    lines = settings.means(["balanced_accuracy"]).set_index("setting").sort_index()
+    lines = lines.assign(
+        method=lines["label"].map(named(settings.facts)),
+        partition=[
+            setting(scheme, alpha=alpha, clients=clients)
+            for _, scheme, alpha, clients in lines[PLACE].to_numpy(object)
+        ],
+        epsilon_target=lines["epsilon_target"].astype("float64"),
+        sd=(lines["high"] - lines["low"]) / 2,
+        share_of_ceiling=cells["share_of_ceiling"].mean(),
+        audit=cells["audit_epsilon_lower"].max().astype("float64").replace(0, None),
+        tuned=is_free.map({True: "free, on test rows", False: "for its price"}),
+    )
+    return lines.sort_values(["dataset", "epsilon_target", "mean"], ascending=[True, True, False])
+
+
+def _is_free(tuning: Any) -> bool | None:
+    """Return whether a search was not paid for by the budget; None if there was no search."""
+    if isinstance(tuning, dict):
+        return bool(tuning["free"])
+    return None
+
+
+def _texts(column: pd.Series[Any]) -> pd.Series[Any]:
+    """Return a column of a board as texts; missing values stay missing."""
+    as_text = _text
+    if column.name in _DECIMALS:
+        as_text = decimal
+    return column.map(as_text, na_action="ignore")
+
+
 def _text(value: Any) -> str:
+    """Return a text as it is, and a number to six significant digits."""
     if isinstance(value, str):
         return value
     return number(float(value))
 
 
-def _refused(proof: Proof) -> str:
-    """Why a row is on no board; "" if it is on one."""
+def _refusal(proof: Proof) -> str:
+    """Return why a result is on no board; empty if it is on one."""
     if proof.row.status != "ok":
         return str(proof.row.status)
     if proof.verdict in ("proved", "no claim"):

@@ -1,10 +1,16 @@
-"""Two runs of the same settings and seeds, row by row."""
+"""The comparison of two runs of the same settings and seeds, result by result.
+
+It answers whether two runs are equal to the last bit, and if not, which columns differ.
+``Run.compare`` returns it for two run folders, and ``fedsim verify`` uses it to check results that
+are computed again.
+"""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
@@ -32,34 +38,39 @@ _MATCHED_BY = (
     "trust",
     "seed",
 )
-"""What rows are matched by, beside parameters."""
+"""The columns that two results must share to be compared, beside their parameters."""
 _PROVENANCE = {
     "source": "source of {}",
     "judged": "code that judged",
     "counted_by": "code that counted ε",
 }
+"""The columns that say which code made a result, with their words."""
 _CLOCK = ("seconds", "train_seconds", "judge_seconds")
+"""The columns of times, which differ between equal runs."""
 _COMPARED = [
     name
     for name in COLUMNS
     if name not in (*_CLOCK, *_PROVENANCE, "cell_id", "versions", "generator")
 ]
+"""The columns in which equal results may not differ."""
 Records = tuple[Sequence[Row], Sequence[Mapping[str, Any]]]
-"""Rows, and the round records of their cells, maybe of more."""
+"""Results, and the records of the rounds of their cells, possibly also of other cells."""
 
 
 @dataclass(frozen=True, repr=False)
 class Comparison(Printed):
-    """What two runs have in common and what not.
+    """What two runs have in common and in what they differ.
 
     Attributes:
-        runs: what they are called.
-        only: of the first and of the second run, the rows of settings and seeds that the other
-            lacks.
-        matched: a line a row that both have: ``setting``, ``change`` (of balanced accuracy, second
-            run minus first), ``rounds`` (whether samples and noise are equal), ``differ`` (columns,
-            without clock and provenance).
-        provenance: what made the shared rows where that differs, in words.
+        runs: The names of the two runs.
+        only: The results of the first run, and of the second run, whose setting and seed the other
+            run lacks.
+        matched: One line per setting and seed that both runs have: ``setting``, ``change`` (of
+            balanced accuracy, second run minus first), ``rounds`` (whether samples and noise of all
+            rounds are equal), and ``differ`` (the names of the columns that differ, without times
+            and provenance).
+        provenance: Sentences about the code and versions that made the shared results, where these
+            differ.
     """
 
     runs: tuple[str, str]
@@ -69,120 +80,135 @@ class Comparison(Printed):
 
     @property
     def rows_equal(self) -> bool:
-        """Whether all shared rows and their rounds are the same to the last bit."""
+        """Whether all shared results and their rounds are the same to the last bit."""
         return bool(self.matched["rounds"].all() and not self.matched["differ"].any())
 
     @property
     def equal(self) -> bool:
-        """Whether nothing differs but identifiers of cells, what is saved of a generator, and wall
-        time.
-        """
+        """Whether nothing differs but cell ids, what is saved of a generator, and times."""
         return self.rows_equal and not any(self.only) and not self.provenance
 
     def show(self, console: Console) -> None:
-        """Print what is only in one, what differs of rows that both have, and what is equal."""
-        only = [
-            f"only in {name}: {row.setting}"
-            for name, rows in zip(self.runs, self.only, strict=True)
-            for row in rows
-        ]
+        """Print what only one run has, what differs in shared results, and what is equal."""
+        for run, rows in zip(self.runs, self.only, strict=True):
+            for row in rows:
+                print_line(console, f"only in {run}: {row.setting}")
+        for sentence in self.provenance:
+            print_line(console, sentence)
         same = (self.matched["differ"] == "") & self.matched["rounds"]
+        count = int(same.sum())
+        share = f"{count} of {len(same)} shared rows"
         if self.equal:
-            what = "everything"
-        else:
-            what = f"{same.sum()} of {len(same)} shared rows"
-        said = (
-            f"{what} ({counted(int(same.sum()), 'row')}), all but clock and provenance, and "
-            "samples and noise of rounds"
+            share = "everything"
+        print_line(
+            console,
+            f"equal to the last bit: {share} ({counted(count, 'row')}), all but clock and "
+            "provenance, and samples and noise of rounds",
         )
-        for line in (*only, *self.provenance, f"equal to the last bit: {said}"):
-            print_line(console, line)
         if not same.all():
-            console.print(
-                frame_table(
-                    "change: of balanced accuracy, second run minus first", self.matched[~same]
-                )
-            )
+            title = "change: of balanced accuracy, second run minus first"
+            console.print(frame_table(title, self.matched[~same]))
 
 
 def compare(runs: tuple[str, str], first: Records, second: Records) -> Comparison:
-    """Match the rows of two runs by setting and seed; ``matched`` is empty where they share
-    none.
+    """Return the comparison of two runs, whose results are matched by setting and seed.
+
+    Args:
+        runs: The names of the two runs.
+        first: The results and rounds of the first run.
+        second: Those of the second run.
+
+    Returns:
+        The comparison, in which ``matched`` is empty if the runs share no setting and seed.
     """
-    one = _keyed(first[0])
-    other = _keyed(second[0])
-    shared = [(row, other[key]) for key, row in one.items() if key in other]
-    rounds = [_fingerprints(first[1]), _fingerprints(second[1])]
-    matched = [
-        {
-            "setting": a.setting,
-            "change": math.nan
-            if None in (a.balanced_accuracy, b.balanced_accuracy)
-            else b.balanced_accuracy - a.balanced_accuracy,
-            "rounds": rounds[0].get(a.cell_id) == rounds[1].get(b.cell_id),
-            "differ": ", ".join(
-                name for name in _COMPARED if dump(getattr(a, name)) != dump(getattr(b, name))
-            ),
-        }
-        for a, b in shared
-    ]
+    first_rows = _keyed(first[0])
+    second_rows = _keyed(second[0])
+    first_rounds = _fingerprints(first[1])
+    second_rounds = _fingerprints(second[1])
+    lines = []
+    provenance: dict[str, None] = {}
+    for key, row in first_rows.items():
+        if key not in second_rows:
+            continue
+        other = second_rows[key]
+        differing = [
+            name for name in _COMPARED if dump(getattr(row, name)) != dump(getattr(other, name))
+        ]
+        lines.append(
+            {
+                "setting": row.setting,
+                "change": _change(row.balanced_accuracy, other.balanced_accuracy),
+                "rounds": first_rounds.get(row.cell_id) == second_rounds.get(other.cell_id),
+                "differ": ", ".join(differing),
+            }
+        )
+        provenance |= dict.fromkeys(_provenance(row, other))
     only = (
-        [row for key, row in one.items() if key not in other],
-        [row for key, row in other.items() if key not in one],
+        [row for key, row in first_rows.items() if key not in second_rows],
+        [row for key, row in second_rows.items() if key not in first_rows],
     )
-    frame = pd.DataFrame(matched, columns=["setting", "change", "rounds", "differ"]).astype(
-        {"rounds": bool}
-    )
-    return Comparison(
-        runs,
-        only,
-        frame,
-        list(dict.fromkeys(line for pair in shared for line in _provenance(*pair))),
-    )
+    matched = pd.DataFrame(lines, columns=["setting", "change", "rounds", "differ"])
+    return Comparison(runs, only, matched.astype({"rounds": bool}), list(provenance))
 
 
 def compare_folders(first: Path, second: Path) -> Comparison:
-    """Match the rows of two run folders, those of their grids, by setting and seed."""
-    runs = []
+    """Return the comparison of two run folders, of the results of their present grids.
+
+    Raises:
+        UserError: A folder has no results, or the folders share no setting and seed.
+    """
+    records = []
     for folder in (first, second):
         RunFolder(folder).check()
         results = read_results(folder)
-        runs.append((results.rows, results.rounds()))
-    found = compare((str(first), str(second)), runs[0], runs[1])
-    if not len(found.matched):
+        records.append((results.rows, results.rounds()))
+    comparison = compare((str(first), str(second)), *records)
+    if comparison.matched.empty:
         raise UserError(
             f"{first} and {second}",
             "no setting and seed is in both",
             "give two runs of one grid, or of grids that overlap",
         )
-    return found
+    return comparison
+
+
+def _change(first: float | None, second: float | None) -> float:
+    """Return the second score minus the first one; NaN if one is missing."""
+    if first is None or second is None:
+        return math.nan
+    return second - first
 
 
 def _keyed(rows: Sequence[Row]) -> dict[str, Row]:
-    return {
-        dump([*(getattr(row, name) for name in _MATCHED_BY), row.given_params]): row for row in rows
-    }
+    """Return results by what they are matched by, as one text."""
+    matched_by = attrgetter(*_MATCHED_BY)
+    return {dump([*matched_by(row), row.given_params]): row for row in rows}
 
 
 def _fingerprints(rounds: Sequence[Mapping[str, Any]]) -> dict[str, list[Any]]:
-    """By cell, which rows its rounds sampled, and which noise was added."""
+    """Return, for each cell, which examples its rounds sampled and which noise was added.
+
+    Args:
+        rounds: The records of rounds, of any cells, in their order.
+
+    Returns:
+        By cell id, a list with ``[round, sampled, noise]`` of every round.
+    """
     by_cell: dict[str, list[Any]] = {}
     for record in rounds:
-        by_cell.setdefault(record["cell_id"], []).append(
-            [record.get(name) for name in ("round", "sampled", "noise")]
-        )
+        fingerprint = [record.get(name) for name in ("round", "sampled", "noise")]
+        by_cell.setdefault(record["cell_id"], []).append(fingerprint)
     return by_cell
 
 
 def _provenance(first: Row, second: Row) -> Iterator[str]:
-    facts = {
+    """Yield a sentence for each code hash and version that differs between two results."""
+    pairs = {
         words.format(first.algorithm): (getattr(first, name), getattr(second, name))
         for name, words in _PROVENANCE.items()
     }
-    facts |= {
-        name: (first.versions.get(name), second.versions.get(name))
-        for name in {**first.versions, **second.versions}
-    }
-    yield from (
-        f"{name}: {a or 'none'} → {b or 'none'}" for name, (a, b) in facts.items() if a != b
-    )
+    for name in first.versions | second.versions:
+        pairs[name] = (first.versions.get(name), second.versions.get(name))
+    for name, (old, new) in pairs.items():
+        if old != new:
+            yield f"{name}: {old or 'none'} → {new or 'none'}"

@@ -1,7 +1,8 @@
-"""Synthetic rows as a folder that the Hugging Face hub takes as it is: Parquet and a data set card.
+"""Synthetic examples as a folder for the Hugging Face hub: a Parquet file and a data set card.
 
-Everything in it is a function of the released generator and of public facts
-(:attr:`fedsim.results.generators.GeneratorFacts.public`).
+Everything in the folder is a function of the released generator and of public facts
+(:attr:`fedsim.results.generators.GeneratorFacts.public`), so that it may be published under the
+generator's epsilon.
 """
 
 from __future__ import annotations
@@ -23,18 +24,29 @@ from fedsim.report.tables import markdown_text
 from fedsim.results.generators import SCALE, SavedGenerator
 
 DATA_FILE = "data/train-00000-of-00001.parquet"
+"""The path of the Parquet file in the folder, as the hub names it."""
 LICENCE_IDS = {
     f"CC {terms} 4.0": f"cc-{terms.lower()}-4.0" for terms in ("BY", "BY-NC", "BY-SA", "BY-NC-SA")
 }
-"""The hub's names of licences."""
+"""The hub's identifiers of licences, by their names."""
 NO_LICENCE = "not known to fedsim: add that of the data set which the generator was trained on"
+"""What the card says where the licence of the real data is not known."""
 
 
 def write_hub_folder(
     generator: SavedGenerator, out: Path | str, per_class: int = 200, seed: int | None = None
 ) -> dict[str, Any]:
-    """Write ``README.md`` and one Parquet file of ``per_class`` rows a class into a new or empty
-    folder; returns their manifest.
+    """Write synthetic examples and their card into a folder, and return their manifest.
+
+    Args:
+        generator: A saved generator that may be released.
+        out: A new or empty folder, for ``README.md`` and one Parquet file.
+        per_class: The number of synthetic examples per class.
+        seed: The seed of the draw; default: a random one.
+
+    Raises:
+        UserError: The generator may not be released, the folder is not empty, or ``pyarrow`` is
+            not installed.
     """
     out = Path(out)
     generator.facts.check_release()
@@ -56,15 +68,24 @@ def _write_parquet(
     names: Sequence[str],
     manifest: Mapping[str, Any],
 ) -> None:
-    """Rows ``[n, d]``, labels ``[n]`` and the classes' names as the hub shows them; equal content
-    gives equal bytes.
+    """Write synthetic examples as a Parquet file; equal content gives equal bytes.
+
+    Args:
+        path: The file.
+        x: The embeddings, shape ``[n, d]``.
+        y: Their labels, shape ``[n]``.
+        names: The name of each class, which the hub shows instead of its number.
+        manifest: How the examples were made, kept in the file's metadata.
+
+    Raises:
+        UserError: ``pyarrow`` is not installed.
     """
     try:
         import pyarrow as pa
         from pyarrow import parquet
     except ImportError as error:
         raise not_installed("format", "pyarrow", "hf") from error
-    rows = pa.FixedSizeListArray.from_arrays(
+    embeddings = pa.FixedSizeListArray.from_arrays(
         pa.array(np.ascontiguousarray(x, np.float32).reshape(-1)), x.shape[1]
     )
     features = {
@@ -79,50 +100,69 @@ def _write_parquet(
         "huggingface": json.dumps({"info": {"features": features}}),
         "fedsim": json.dumps(manifest),
     }
-    table = pa.table({"embedding": rows, "label": pa.array(y)}).replace_schema_metadata(notes)
+    table = pa.table({"embedding": embeddings, "label": pa.array(y)})
     with replaced(path) as part:
-        parquet.write_table(table, part)
+        parquet.write_table(table.replace_schema_metadata(notes), part)
+
+
+def _front_matter(title: str, licence: str) -> str:
+    """Return the YAML at the top of a card, by which the hub lists and loads the data set.
+
+    Args:
+        title: The title of the data set.
+        licence: The licence of the real data in words; empty if it is not known.
+    """
+    from huggingface_hub import DatasetCardData
+
+    identifier = "unknown"
+    name = None
+    if licence in LICENCE_IDS:
+        identifier = LICENCE_IDS[licence]
+    elif licence:
+        identifier = "other"
+        name = licence.lower().replace(" ", "-")
+    card = DatasetCardData(
+        pretty_name=title,
+        license=identifier,
+        license_name=name,
+        tags=["synthetic", "differential-privacy", "federated-learning", "embeddings", "fedsim"],
+        task_categories=["tabular-classification"],
+        configs=[{"config_name": "default", "data_files": [{"split": "train", "path": DATA_FILE}]}],
+    )
+    return str(card.to_yaml())
 
 
 def _card(
     generator: SavedGenerator, manifest: dict[str, Any], names: list[str], shape: tuple[int, ...]
 ) -> str:
-    from huggingface_hub import DatasetCardData
+    """Return the card: what the data is, its privacy statement, its source and how it was made.
 
-    facts = generator.facts
+    Args:
+        generator: The generator.
+        manifest: How the examples were made.
+        names: The names of the classes.
+        shape: The number of synthetic examples and of their dimensions.
+    """
     text = markdown_text
-    cell, (licence, source) = facts.cell, facts.cell.dataset.terms
-    identifier = LICENCE_IDS.get(licence, "other" if licence else "unknown")
+    cell = generator.facts.cell
+    licence, source = cell.dataset.terms
     title = f"Synthetic {cell.dataset.display} by {cell.label}"
-    head = DatasetCardData(
-        pretty_name=title,
-        license=identifier,
-        license_name=licence.lower().replace(" ", "-") if identifier == "other" else None,
-        tags=["synthetic", "differential-privacy", "federated-learning", "embeddings", "fedsim"],
-        task_categories=["tabular-classification"],
-        configs=[{"config_name": "default", "data_files": [{"split": "train", "path": DATA_FILE}]}],
-    )
-    (statement,) = statements([facts.public.row])
-    covered = [
-        f"- **{text(term)}**: {text(words)}"
-        for term, words in statement.parts
-        if term != "not covered"
-    ]
-    uncovered = [
-        f"- {text(words)}"
-        for term, sentence in statement.parts
-        if term == "not covered"
-        for words in sentence.split("; ")
-    ]
+    (statement,) = statements([generator.facts.public.row])
+    covered = []
+    uncovered = []
+    for term, sentence in statement.parts:
+        if term == "not covered":
+            uncovered += [f"- {text(words)}" for words in sentence.split("; ")]
+        else:
+            covered.append(f"- **{text(term)}**: {text(sentence)}")
     class_names = ", ".join(map(text, names))
     data_name = text(cell.dataset.display)
+    data_source = ""
     if source:
         data_source = f" ({text(source)})"
-    else:
-        data_source = ""
     synthesis = text(str(manifest["synthesis"] or "the one way that the method has"))
     return f"""---
-{head.to_yaml()}
+{_front_matter(title, licence)}
 ---
 
 # {text(title)}

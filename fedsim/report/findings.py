@@ -1,5 +1,8 @@
-"""What is wrong with a run in known ways, in words: a table of what is looked for, and what
-helps.
+"""The known failures of a run: which settings show one, and what usually helps.
+
+:data:`KINDS` is a table of failures, each with a condition on the columns of :func:`seen`.
+:func:`findings` returns those that a run shows. They are printed at the end of a bench and stand at
+the top of the report page.
 """
 
 from __future__ import annotations
@@ -15,12 +18,18 @@ from fedsim.report.tables import setting_words
 from fedsim.results.stats import PLACE, SeedGroups
 
 LATE = 0.25
-"""The last quarter of the rounds is what a run has come to."""
+"""The share of the rounds, the last ones, whose means say what a training has come to."""
 
 
 class Kind(NamedTuple):
-    """A known failure: its name, which settings show it as pandas' ``query`` has it, by the columns
-    of :func:`seen`, and what is said.
+    """A known failure.
+
+    Attributes:
+        name: Its name, the heading in the page.
+        where: The condition on a setting, in the syntax of pandas' ``query``, on the columns of
+            :func:`seen`.
+        observed: What was observed, a format string over the same columns.
+        meaning: What that means, and what usually helps.
     """
 
     name: str
@@ -70,8 +79,8 @@ KINDS = (
         "What usually helps: a smaller learning rate, a larger ε or fewer rounds (less noise "
         "a round), a smaller model",
     ),
-    # a quarter of the way from chance to the other score, where that is a tenth of the way to no
-    # error or more
+    # The score is below a quarter of the way from chance to the score without noise. That is only
+    # told where the latter is at least a tenth of the way from chance to no error.
     Kind(
         "accuracy collapse under noise",
         "noisy and noiseless > chance + 0.1 * (1 - chance) and score < chance + 0.25 * "
@@ -111,13 +120,17 @@ KINDS = (
         "synthesis: client or mixture",
     ),
 )
-"""The known failures; one more is one more entry."""
+"""The known failures. To add one, add an entry, and to :func:`seen` the columns that it needs."""
 
 
 @dataclass(frozen=True)
 class Finding:
-    """A known failure that some settings show: where, in words that hold user text, and what was
-    seen.
+    """A known failure that some settings show.
+
+    Attributes:
+        kind: The failure.
+        seen: For each setting that shows it, the setting in words and what was observed. Both may
+            hold text of the user, so they are escaped when they are written.
     """
 
     kind: Kind
@@ -125,93 +138,129 @@ class Finding:
 
     @property
     def summary(self) -> str:
-        """A line for a terminal: how often, where first, and what usually helps."""
+        """The line for a terminal: how many settings, the first of them, and what usually helps."""
         where, observed = self.seen[0]
+        often = ":"
         if len(self.seen) > 1:
             often = f" in {len(self.seen)} settings, such as"
-        else:
-            often = ":"
         return f"{self.kind.name}{often} {where}: {observed}. {self.kind.meaning}"
 
 
 def seen(settings: SeedGroups, rounds: pd.DataFrame) -> pd.DataFrame:
-    """What the failures are told by, a line a setting.
+    """Return one line per setting with all columns that :data:`KINDS` uses.
 
-    Scores are of rows that are ok: their mean, ``each`` seed, the ``lowest`` and ``highest``,
-    ``before`` (the best lowest seed of a smaller epsilon), ``noiseless`` (of the same method and
-    place), and of the seed in which probe and neighbours are farthest ``apart`` both. Of rounds,
-    the means over a cell's last ones, of seeds the extreme; ``lost``: a loss that is not finite.
+    Args:
+        settings: The results.
+        rounds: The rounds of their cells, see :func:`fedsim.report.rounds.round_frame`.
+
+    Returns:
+        :attr:`SeedGroups.facts` with the columns of :func:`_score_columns`, of
+        :func:`_disagreement` and of :func:`_round_columns`, and ``noisy``: whether noise was added
+        and all losses are finite.
     """
-    scores = settings.averaged.groupby("setting")
-    facts = settings.facts
-    most = scores["synthetic_norm"].max()
-    least = scores["synthetic_norm"].min()  # the one that is farther from 1 is told
-    frame = facts.assign(
-        score=scores["balanced_accuracy"].mean(),
-        each=scores["balanced_accuracy"].agg(lambda own: ", ".join(map("{:.2f}".format, own))),
-        lowest=scores["balanced_accuracy"].min(),
-        highest=scores["balanced_accuracy"].max(),
-        chance=scores["chance"].mean(),
-        ceiling=scores["ceiling_balanced_accuracy"].mean(),
-        norm=most.where(most * least > 1, least),
-    ).sort_values("epsilon_target", kind="stable")
-    judged = settings.averaged.rename(
-        columns={"balanced_accuracy": "probe", "knn_balanced_accuracy": "neighbours"}
+    frame = settings.facts.join(_score_columns(settings)).join(_disagreement(settings.averaged))
+    frame = frame.join(_round_columns(rounds))
+    frame["noise"] = frame["noise"].fillna("")
+    frame["noisy"] = (frame["epsilon_target"] < math.inf) & frame["lost"].isna()
+    return frame
+
+
+def _score_columns(settings: SeedGroups) -> pd.DataFrame:
+    """Return, by setting, what balanced accuracies and norms say.
+
+    Returns:
+        ``score`` (mean), ``each`` (the scores of all seeds, in words), ``lowest`` and ``highest``
+        seed, ``chance`` and ``ceiling`` (means), ``norm`` (that of the seed farthest from 1),
+        ``before`` (the best lowest seed at a smaller epsilon) and ``noiseless`` (the mean score
+        without noise), the last two of the same method and place.
+    """
+    by_setting = settings.averaged.groupby("setting")
+    scores = by_setting["balanced_accuracy"]
+    longest = by_setting["synthetic_norm"].max()
+    shortest = by_setting["synthetic_norm"].min()
+    frame = settings.facts.assign(
+        score=scores.mean(),
+        each=scores.agg(lambda seeds: ", ".join(map("{:.2f}".format, seeds))),
+        lowest=scores.min(),
+        highest=scores.max(),
+        chance=by_setting["chance"].mean(),
+        ceiling=by_setting["ceiling_balanced_accuracy"].mean(),
+        norm=longest.where(longest * shortest > 1, shortest),
     )
-    judged = judged.assign(apart=(judged["probe"] - judged["neighbours"]).abs()).sort_values(
-        "apart", na_position="first"
-    )
-    frame = frame.join(
-        judged.drop_duplicates("setting", keep="last").set_index("setting")[
-            ["apart", "probe", "neighbours"]
-        ]
-    )
+    frame = frame.sort_values("epsilon_target", kind="stable")
     curve = ["label", *PLACE]
-    frame["before"] = (
-        frame.dropna(subset="epsilon_target")
-        .groupby(curve, dropna=False)["lowest"]
-        .transform(lambda own: own.cummax().shift())
-    )
-    best = frame["score"].where(frame["epsilon_target"] == math.inf)
-    frame["noiseless"] = best.groupby([frame[name] for name in curve], dropna=False).transform(
-        "mean"
-    )
+    private = frame.dropna(subset="epsilon_target").groupby(curve, dropna=False)
+    frame["before"] = private["lowest"].transform(lambda lowest: lowest.cummax().shift())
+    frame["noiseless"] = frame["score"].where(frame["epsilon_target"] == math.inf)
+    frame["noiseless"] = frame.groupby(curve, dropna=False)["noiseless"].transform("mean")
+    return frame.drop(columns=settings.facts.columns)
+
+
+def _disagreement(cells: pd.DataFrame) -> pd.DataFrame:
+    """Return, by setting, the seed in which probe and nearest neighbours disagree most.
+
+    Returns:
+        ``probe`` and ``neighbours`` (the balanced accuracies of both in that seed) and ``apart``
+        (their distance).
+    """
+    names = {"balanced_accuracy": "probe", "knn_balanced_accuracy": "neighbours"}
+    scores = cells.rename(columns=names).set_index("setting")
+    scores["apart"] = (scores["probe"] - scores["neighbours"]).abs()
+    scores = scores.sort_values("apart", na_position="first")
+    last = ~scores.index.duplicated(keep="last")
+    return scores.loc[last, ["apart", "probe", "neighbours"]]
+
+
+def _round_columns(rounds: pd.DataFrame) -> pd.DataFrame:
+    """Return, by setting, what the rounds of its cells say.
+
+    Means over the last rounds (:data:`LATE`) of a cell are taken first, then the extreme or the
+    median over cells.
+
+    Returns:
+        ``least_kl``, ``most_kl`` and ``first_kl`` (KL in nats per example; infinite if it was not
+        finite), ``mmd`` and ``most_mmd`` (squared MMD between clients), ``lost`` and ``lost_from``
+        (which loss is not finite, and from which round on), and ``noise`` (the noise-to-signal
+        ratio in words, or empty).
+    """
     cells = rounds.groupby("cell_id")
     late = rounds[rounds["left"] < LATE].groupby("cell_id").mean(numeric_only=True)
+    by_setting = late.groupby("setting")
     kl = late["kl"].mask(cells["kl_lost"].any(), math.inf).groupby(late["setting"])
-    first = (
-        rounds["kl"]
-        .where(rounds["kl"].abs() < math.inf)
-        .groupby(rounds["cell_id"])
-        .first()
-        .groupby(late["setting"])
-    )
-    frame = frame.assign(least_kl=kl.min(), most_kl=kl.max(), first_kl=first.median())
-    mmd = late.assign(most=cells["cross_client_mmd"].max()).groupby("setting")
-    frame = frame.assign(mmd=mmd["cross_client_mmd"].median(), most_mmd=mmd["most"].median())
+    finite_kl = rounds["kl"].where(rounds["kl"].abs() < math.inf)
+    first_kl = finite_kl.groupby(rounds["cell_id"]).first().groupby(late["setting"])
+    most_mmd = cells["cross_client_mmd"].max().groupby(late["setting"])
     lost = rounds[rounds["lost"] != ""].sort_values("round").groupby("setting")
-    frame = frame.assign(lost=lost["lost"].first(), lost_from=lost["round"].first())
-    frame["noisy"] = (frame["epsilon_target"] < math.inf) & frame["lost"].isna()
-    ratio = late.groupby("setting")["noise_to_signal"].median().reindex(frame.index)
+    ratio = by_setting["noise_to_signal"].median()
     words = ratio.map("; the noise's norm is {:.3g} times the signal's".format)
-    return frame.assign(noise=words.where((ratio > 0) & (ratio < math.inf), "")).loc[facts.index]
+    columns = {
+        "least_kl": kl.min(),
+        "most_kl": kl.max(),
+        "first_kl": first_kl.median(),
+        "mmd": by_setting["cross_client_mmd"].median(),
+        "most_mmd": most_mmd.median(),
+        "lost": lost["lost"].first(),
+        "lost_from": lost["round"].first(),
+        "noise": words.where((ratio > 0) & (ratio < math.inf), ""),
+    }
+    return pd.DataFrame(columns)
 
 
 def findings(settings: SeedGroups, rounds: pd.DataFrame) -> list[Finding]:
-    """The known failures that some settings and their rounds
-    (:func:`fedsim.report.rounds.round_frame`) show, whatever the rows' status.
+    """Return the known failures that some settings show, whatever the status of their cells.
+
+    Args:
+        settings: The results.
+        rounds: The rounds of their cells, see :func:`fedsim.report.rounds.round_frame`.
     """
     lines = seen(settings, rounds)
-    found = []
+    columns = ["label", "dataset", "alpha", "clients", "epsilon_target"]
+    shown = []
     for kind in KINDS:
         members: list[dict[Any, Any]] = lines.query(kind.where, engine="python").to_dict("records")
-        said = [
-            (
-                setting_words(line, ["label", *PLACE[:1], *PLACE[2:], "epsilon_target"]),
-                kind.observed.format(**line),
-            )
-            for line in members
-        ]
-        if said:
-            found += [Finding(kind, said)]
-    return found
+        if members:
+            observed = [
+                (setting_words(line, columns), kind.observed.format(**line)) for line in members
+            ]
+            shown.append(Finding(kind, observed))
+    return shown

@@ -1,9 +1,14 @@
-"""The map: real test rows and each method's synthetic rows in two dimensions, by class."""
+"""The map: real and synthetic embeddings of each method in two dimensions, coloured by class.
+
+A bench draws it at its end, because only the bench has the real data. The file holds real test
+examples and is not for release.
+"""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import matplotlib
 import numpy as np
@@ -25,69 +30,75 @@ from fedsim.training.trial import Trial
 from fedsim.words import number
 
 POINTS = 30
-"""Rows of a class that are drawn, real ones and synthetic ones."""
+"""The number of points per class that are drawn, of real and of synthetic embeddings each."""
 MOST_METHODS = 8
+"""The largest number of methods on a map."""
 
 
 def save_map(results: RunResults, trials: Sequence[Trial], data: Mapping[str, Embeddings]) -> None:
-    """Write ``curves/map.svg``, of the generators that the run folder holds; without one there is
-    none.
+    """Write ``curves/map.svg`` of the generators that are saved in a run folder.
+
+    Without a saved generator, and for embeddings of one dimension, there is no map, and that of an
+    earlier run is deleted.
 
     Args:
-        results: of the run.
-        trials: its cells.
-        data: their data sets by key.
+        results: The results of the run.
+        trials: The cells of the run.
+        data: The data sets by key.
     """
     folder = results.folder
     cells = {trial.cell.cell_id: trial for trial in trials}
-    chosen = [
+    saved = [
         row
         for row in results.rows
         if row.cell_id in cells
         and folder.state(results.trained[row.cell_id]["training_id"]).exists()
     ]
-    path = folder.curves / "map.svg"
     panels = {}
-    for row in shown_rows(chosen):
+    for row in shown_rows(saved):
         line = results.trained[row.cell_id]
         trial = cells[row.cell_id]
-        rows = data[trial.data_key]
-        made = judge_of(
-            as_trained(trial, line),
-            read_state(folder.state(line["training_id"]), line["state"]),
-            rows,
-        ).made
-        assert not is_classifier(made)
-        if row.epsilon_target is None:
-            budget = ""
-        else:
-            budget = f", ε = {number(row.epsilon_target)}"
-        panels[f"{row.label}{budget}"] = Labelled(
-            *synthesise(made, rows.classes, POINTS, Seeds(row.seed))
-        )
+        embeddings = data[trial.data_key]
+        state = read_state(folder.state(line["training_id"]), line["state"])
+        generator = judge_of(as_trained(trial, line), state, embeddings).made
+        assert not is_classifier(generator)
+        title = row.label
+        if row.epsilon_target is not None:
+            title += f", ε = {number(row.epsilon_target)}"
+        synthetic = synthesise(generator, embeddings.classes, POINTS, Seeds(row.seed))
+        panels[title] = Labelled(*synthetic)
+    path = folder.curves / "map.svg"
     path.unlink(missing_ok=True)
-    if panels and rows.dim > 1:
-        save_figure(draw_map(panels, rows), path)
+    if panels and embeddings.dim > 1:
+        save_figure(draw_map(panels, embeddings), path)
 
 
 def shown_rows(rows: Sequence[Row]) -> list[Row]:
-    """Of each generator, on the first row's data set, partition and seed, the row of the largest
-    finite epsilon.
+    """Return the results whose generators are on the map, one per method.
+
+    All are of the first generator's data set, partition and seed, so that they share their real
+    examples. Each method is shown at its largest finite epsilon, or without noise if it has none.
+
+    Args:
+        rows: Results with saved products, in the order of the grid.
     """
     generators = [row for row in rows if row.status == "ok" and row.yields == "generator"]
-    place = [(row.dataset, row.alpha, row.clients, row.seed) for row in generators]
-    # of two rows of a method the later in this order stays
-    ordered = sorted(
-        (row for row, at in zip(generators, place, strict=True) if at == place[0]),
-        key=_finite_epsilon,
-    )
-    latest = {row.label: row for row in ordered}
-    return [
-        latest[label] for label in dict.fromkeys(row.label for row in generators) if label in latest
-    ][:MOST_METHODS]
+    by_label: dict[str, list[Row]] = {row.label: [] for row in generators}
+    for row in generators:
+        if _place(row) == _place(generators[0]):
+            by_label[row.label].append(row)
+    # Of equal epsilons the later result is shown, as max keeps the first of the reversed list.
+    shown = [max(reversed(same), key=_finite_epsilon) for same in by_label.values() if same]
+    return shown[:MOST_METHODS]
+
+
+def _place(row: Row) -> tuple[Any, ...]:
+    """Return the data set, partition and seed of a result."""
+    return row.dataset, row.alpha, row.clients, row.seed
 
 
 def _finite_epsilon(row: Row) -> float:
+    """Return the epsilon of a result, or 0 if it has none or an infinite one."""
     epsilon = row.epsilon_target
     if epsilon is not None and math.isfinite(epsilon):
         return float(epsilon)
@@ -95,18 +106,21 @@ def _finite_epsilon(row: Row) -> float:
 
 
 def draw_map(panels: Mapping[str, Labelled], data: Embeddings) -> Figure:
-    """A panel for the synthetic rows of each title, all on the axes of one PCA, which is fitted on
-    synthetic rows alone.
+    """Return the map: one panel per method, all on the same two axes.
+
+    The axes are the first two principal components of all synthetic embeddings, so that they are
+    no function of the real ones. As many classes are drawn as there are colours, those with most
+    real test examples.
 
     Args:
-        panels: synthetic rows by title.
-        data: real rows, of which test rows are drawn, of the classes with most of them.
+        panels: The synthetic embeddings ``[n, d]`` with their labels ``[n]``, by title.
+        data: The real embeddings, of which test examples are drawn.
     """
-    axes = PCA(2, svd_solver="full").fit(
-        np.concatenate([rows.x for rows in panels.values()]).astype(np.float64)
-    )
+    synthetic = np.concatenate([embeddings.x for embeddings in panels.values()])
+    pca = PCA(2, svd_solver="full").fit(synthetic.astype(np.float64))
     by_size = np.argsort(-np.bincount(data.y_test, minlength=data.classes), kind="stable")
-    colours = {int(label): SERIES[i] for i, label in enumerate(sorted(by_size[: len(SERIES)]))}
+    classes = sorted(map(int, by_size[: len(SERIES)]))
+    colours = dict(zip(classes, SERIES, strict=False))
     columns = min(4, len(panels))
     lines = math.ceil(len(panels) / columns)
     with matplotlib.rc_context(STYLE):
@@ -115,42 +129,48 @@ def draw_map(panels: Mapping[str, Labelled], data: Embeddings) -> Figure:
             layout="constrained",
             facecolor=PAPER,
         )
-        places = figure.subplots(lines, columns, squeeze=False, sharex=True, sharey=True).ravel()
-        for axis in places[len(panels) :]:
-            axis.set_axis_off()
-        for axis, (title, rows) in zip(places, panels.items(), strict=False):
-            axis.set(xticks=[], yticks=[], title=title)
+        grid = figure.subplots(lines, columns, squeeze=False, sharex=True, sharey=True).ravel()
+        for axes in grid[len(panels) :]:
+            axes.set_axis_off()
+        for axes, (title, embeddings) in zip(grid, panels.items(), strict=False):
+            axes.set(xticks=[], yticks=[], title=title)
             for label, colour in colours.items():
-                for x, y, looks in (
-                    (data.x_test, data.y_test, {"s": 26, "alpha": 0.25, "linewidths": 0}),
-                    (rows.x, rows.y, {"s": 9, "marker": "x", "linewidths": 0.8}),
-                ):
-                    axis.scatter(*_placed(axes, x[y == label][:POINTS]), color=colour, **looks)
-        kinds = [
-            Line2D(
-                [],
-                [],
-                color=MUTED,
-                ls="",
-                marker="o",
-                ms=6,
-                alpha=0.4,
-                label="real test rows (not for release)",
-            )
-        ]
-        kinds += [Line2D([], [], color=MUTED, ls="", marker="x", ms=4, label="synthetic rows")]
-        names = [
-            Line2D([], [], color=colour, ls="", marker="s", ms=5, label=data.names[label])
-            for label, colour in colours.items()
-        ]
+                real_points = _projected(pca, data.x_test[data.y_test == label])
+                points = _projected(pca, embeddings.x[embeddings.y == label])
+                axes.scatter(*real_points, color=colour, s=26, alpha=0.25, linewidths=0)
+                axes.scatter(*points, color=colour, s=9, marker="x", linewidths=0.8)
         figure.legend(
-            handles=[*kinds, *names], loc="outside lower left", ncols=6, frameon=False, fontsize=8
+            handles=_legend({data.names[label]: colour for label, colour in colours.items()}),
+            loc="outside lower left",
+            ncols=6,
+            frameon=False,
+            fontsize=8,
         )
     return figure
 
 
-def _placed(axes: PCA, x: NDArray[np.floating]) -> NDArray[np.float64]:
-    """Rows ``[n, d]`` on the axes, ``[2, n]``; there may be none."""
+def _legend(colours: Mapping[str, str]) -> list[Line2D]:
+    """Return the entries of the legend: both kinds of points, then the classes.
+
+    Args:
+        colours: The colour of each class, by its name.
+    """
+    marks = [
+        (MUTED, "o", 6, 0.4, "real test rows (not for release)"),
+        (MUTED, "x", 4, None, "synthetic rows"),
+    ]
+    marks += [(colour, "s", 5, None, name) for name, colour in colours.items()]
+    return [
+        Line2D([], [], color=colour, ls="", marker=marker, ms=size, alpha=alpha, label=label)
+        for colour, marker, size, alpha, label in marks
+    ]
+
+
+def _projected(pca: PCA, x: NDArray[np.floating]) -> NDArray[np.float64]:
+    """Return the first :data:`POINTS` embeddings of ``[n, d]`` on the axes, ``[2, m]``.
+
+    There may be none, which ``PCA.transform`` would refuse.
+    """
     if not len(x):
         return np.empty((2, 0))
-    return np.asarray(axes.transform(x.astype(np.float64)).T)
+    return np.asarray(pca.transform(x[:POINTS].astype(np.float64)).T)

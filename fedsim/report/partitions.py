@@ -1,4 +1,7 @@
-"""Label-by-client matrices as a picture."""
+"""The figure of partitions: which client holds how many examples of which class.
+
+The counts are exact functions of the real data, so the figure is a diagnostic and not private.
+"""
 
 from __future__ import annotations
 
@@ -7,6 +10,7 @@ from collections.abc import Sequence
 
 import numpy as np
 from matplotlib import rc_context
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from fedsim.partition.matrix import MOST_PANELS, LabelMatrix
@@ -14,22 +18,29 @@ from fedsim.report.figures import PAPER, STYLE
 from fedsim.words import setting
 
 _FEW = 24
+"""The largest number of clients whose names and counts are written into a panel."""
 _MOST_ACROSS = 200
-"""Clients whose names and counts are drawn, and clients that are drawn."""
+"""The largest number of clients in a panel; further ones are not drawn."""
 
 
 def draw_partitions(matrices: Sequence[LabelMatrix]) -> Figure | None:
-    """A panel for every partition of the first seed, at most 12: classes down, clients across, dark
-    where many rows are.
+    """Return one panel for every partition of the first seed, at most 12.
 
-    None where there is no partition.
+    Classes are from top to bottom, clients from left to right, and the more examples a client has
+    of a class, the darker its field.
+
+    Args:
+        matrices: The label-by-client matrices of all partitions and seeds.
+
+    Returns:
+        The figure, or None if there is no partition.
     """
-    drawn = [m for m in matrices if m.seed == matrices[0].seed][:MOST_PANELS]
+    drawn = [matrix for matrix in matrices if matrix.seed == matrices[0].seed][:MOST_PANELS]
     if not drawn:
         return None
     columns = min(len(drawn), 3)
     lines = math.ceil(len(drawn) / columns)
-    height = 1.2 + 0.2 * max(len(m.classes) for m in drawn)
+    height = 1.2 + 0.2 * max(len(matrix.classes) for matrix in drawn)
     with rc_context(STYLE):
         figure = Figure(
             figsize=(max(4.0 * columns, 8.0), height * lines), layout="constrained", facecolor=PAPER
@@ -38,37 +49,29 @@ def draw_partitions(matrices: Sequence[LabelMatrix]) -> Figure | None:
         for axes in grid[len(drawn) :]:
             axes.set_axis_off()
         for axes, matrix in zip(grid, drawn, strict=False):
-            table = matrix.counts[:_MOST_ACROSS].T
-            axes.grid(False)
-            # square roots keep small holdings visible beside large ones
-            axes.imshow(
-                np.sqrt(table),
-                cmap="Blues",
-                vmin=0,
-                vmax=2 * math.sqrt(table.max() or 1),
-                aspect="auto",
-            )
-            if matrix.clients > _MOST_ACROSS:
-                more = f" (the first {_MOST_ACROSS})"
-            else:
-                more = ""
-            axes.set_title(
-                setting(matrix.dataset, matrix.scheme, alpha=matrix.alpha, clients=matrix.clients)
-                + more
-            )
-            axes.set_yticks(range(len(matrix.classes)), matrix.classes)
-            axes.set_xlabel("" if matrix.sites else "client")
-            if matrix.clients <= _FEW:
-                axes.set_xticks(
-                    range(matrix.clients), matrix.names, rotation=90 if matrix.sites else 0
-                )
-                for (row, column), count in np.ndenumerate(table):
-                    axes.text(
-                        column,
-                        row,
-                        str(count) if count else "",
-                        ha="center",
-                        va="center",
-                        fontsize=7.5,
-                    )
+            _draw_matrix(axes, matrix)
     return figure
+
+
+def _draw_matrix(axes: Axes, matrix: LabelMatrix) -> None:
+    """Draw one partition, with names and counts if it has few clients."""
+    counts = matrix.counts[:_MOST_ACROSS].T
+    axes.grid(False)
+    # Square roots keep small counts visible beside large ones.
+    darkest = 2 * math.sqrt(counts.max() or 1)
+    axes.imshow(np.sqrt(counts), cmap="Blues", vmin=0, vmax=darkest, aspect="auto")
+    title = setting(matrix.dataset, matrix.scheme, alpha=matrix.alpha, clients=matrix.clients)
+    if matrix.clients > _MOST_ACROSS:
+        title += f" (the first {_MOST_ACROSS})"
+    axes.set_title(title)
+    axes.set_yticks(range(len(matrix.classes)), matrix.classes)
+    rotation = 90
+    axes.set_xlabel("")
+    if not matrix.sites:
+        rotation = 0
+        axes.set_xlabel("client")
+    if matrix.clients > _FEW:
+        return
+    axes.set_xticks(range(matrix.clients), matrix.names, rotation=rotation)
+    for (row, column), count in np.ndenumerate(counts):
+        axes.text(column, row, str(count or ""), ha="center", va="center", fontsize=7.5)

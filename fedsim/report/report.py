@@ -1,11 +1,14 @@
-"""The report of a run folder: rows, curves and one self-contained page, drawn from the files in it
-alone.
+"""The report of a run folder, drawn from the files in it alone.
+
+:func:`write_report` reads the results of a run, writes every figure, and renders ``report.html``,
+one self-contained page. :func:`summary_html` is what a notebook shows of a run.
 """
 
 from __future__ import annotations
 
 import base64
 import re
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
@@ -17,12 +20,13 @@ import pandas as pd
 import yaml
 from jinja2 import Environment, StrictUndefined
 from markupsafe import Markup
+from matplotlib.figure import Figure
 from rich.console import Console
 
 from fedsim.evaluation.measures import MEASURES
 from fedsim.files import replaced
 from fedsim.json_lines import decode
-from fedsim.partition.matrix import read_partitions
+from fedsim.partition.matrix import LabelMatrix, read_partitions
 from fedsim.report import figures
 from fedsim.report.figures import caption_of, save_figure
 from fedsim.report.findings import Finding, findings
@@ -33,6 +37,7 @@ from fedsim.report.tables import (
     Table,
     difference_table,
     measures_of,
+    most_seeds,
     notebook_html,
     results_table,
     show_briefly,
@@ -46,11 +51,9 @@ from fedsim.results.store import RunFolder
 from fedsim.words import Printed, counted, encodable, number
 
 COMPARED = ("balanced_accuracy", "client_balanced_accuracy")
-"""Measures whose paired differences are shown."""
+"""The measures whose paired differences are shown."""
 LISTED = 4
-"""SeedGroups of one kind of failure, and missing cells of one status, that are read at once; the
-others unfold.
-"""
+"""How many entries of a list, such as failed cells, the page shows before the reader unfolds it."""
 OF_MAP = (
     "pale dots: real test rows, which are not for release; crosses: synthetic rows; axes: "
     "two principal components of the synthetic rows. "
@@ -58,15 +61,33 @@ OF_MAP = (
     "somebody's, and no budget here pays for showing "
     "it; the nearest image of a public set costs nothing."
 )
+"""The caption of the map."""
+OF_FIDELITY = (
+    "in the test rows' leading directions, means over classes of more than 5 test rows; "
+    "real or synthetic: whole rows"
+)
+"""The caption of the figure of fidelity."""
+OF_SITES = (
+    "a dot: one client on its own test rows, the mean over seeds; above the line its own "
+    "generator serves it better"
+)
+"""The caption of the figure of single clients."""
+OF_ROUNDS = (
+    "means over seeds and places; norm before clipping: median of examples' gradients "
+    f"or clients' updates; {NOT_PRIVATE}"
+)
+"""The caption of the diagnostics of rounds."""
 _PLACES = {"dataset": "data set", "alpha": "α", "clients": "clients"}
+"""The columns of a place in the table of all cells, with their heads."""
 _HEADS = {
     "seed": "seed",
     "status": "status",
     "drawn_claim": "claim",
     "epsilon_target": "ε target",
     "epsilon_spent": "ε spent",
+    "mechanisms": "mechanisms",
 }
-_HEADS |= {"mechanisms": "mechanisms"}
+"""The columns between place and scores in the table of all cells, with their heads."""
 _COSTS = {
     "uplink_bytes": "uplink MB",
     "downlink_bytes": "downlink MB",
@@ -74,10 +95,28 @@ _COSTS = {
     "seconds": "seconds",
     "cell_id": "cell",
 }
+"""The columns behind the scores in the table of all cells, with their heads."""
+_SUBTITLE = {
+    "dataset": "{}",
+    "scheme": "partition {}",
+    "alpha": "α = {}",
+    "clients": "{} clients",
+    "epsilon_target": "ε = {}",
+    "delta": "δ = {}",
+    "unit": "unit {}",
+    "trust": "trust {}",
+}
+"""The columns that the subtitle of a page names, with the words around their values."""
 
 
 class Picture(NamedTuple):
-    """A figure as it stands in a page; its ``source`` loads nothing, and its ids are its own."""
+    """A figure in a page.
+
+    Attributes:
+        title: Its title.
+        caption: The sentence below it.
+        source: The figure as a ``data:`` URL, so that the page loads nothing.
+    """
 
     title: str
     caption: str
@@ -93,34 +132,38 @@ def render_page(
     findings: Sequence[Finding],
     by_site: Table | None,
 ) -> str:
-    """The HTML of a report; every text from rows and manifest, which may be empty, is escaped, and
-    it loads nothing and runs no script.
+    """Return the HTML of a report, which loads nothing and runs no script.
+
+    Every text from results and manifest is escaped.
+
+    Args:
+        name: The name of the run folder.
+        rows: The results, one per cell that has ended.
+        settings: The same results as settings.
+        pictures: The figures by the names that ``page.html`` uses.
+        manifest: What the run folder says of the run; may be empty.
+        findings: The known failures that were seen.
+        by_site: The table by site, if there is one.
     """
     environment = Environment(
         autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
-    html, style = (
-        files(__package__).joinpath(file).read_text(encoding="utf-8")
-        for file in ("page.html", "page.css")
-    )
+    main, *more = _page_tables(settings)
     counts = status_counts(rows, manifest)
-    measures = measures_of(settings)
-    main, *others = [results_table(settings, measure) for measure in measures]
-    differences = [
-        difference_table(settings, measure) for measure in COMPARED if measure in measures
-    ]
-    more = [table for table in [*others, *differences, tuned_table(settings)] if table is not None]
-    return environment.from_string(html).render(
+    grid = ""
+    if "grid" in manifest:
+        grid = yaml.safe_dump(decode(manifest["grid"]), sort_keys=False, allow_unicode=True)
+    return environment.from_string(_package_text("page.html")).render(
         name=name,
         subtitle=_subtitle(settings.facts),
-        style=Markup(style),
-        counts=[(status, count) for status, count in counts.items() if count or status == "ok"],
+        style=Markup(_package_text("page.css")),
+        counts=list(counts.items()),
         pictures=pictures,
         findings=findings,
         missing=[
             (status, [row for row in rows if row.status == status])
             for status in UNDRAWN
-            if counts[status]
+            if status in counts
         ],
         failed=next((row for row in rows if row.status == "failed"), None),
         refused=manifest.get("refused") or [],
@@ -137,24 +180,50 @@ def render_page(
             for key in ("started", "command", "revision", "hardware", "versions")
             if manifest.get(key)
         ],
-        grid=yaml.safe_dump(decode(manifest["grid"]), sort_keys=False, allow_unicode=True)
-        if "grid" in manifest
-        else "",
+        grid=grid,
     )
 
 
+def _package_text(file: str) -> str:
+    """Return the text of a file beside this module."""
+    return files(__package__).joinpath(file).read_text(encoding="utf-8")
+
+
+def _page_tables(settings: SeedGroups) -> list[Table]:
+    """Return the tables of a page: each measure, paired differences, and chosen parameters."""
+    measures = measures_of(settings)
+    results = [results_table(settings, measure) for measure in measures]
+    differences = [
+        difference_table(settings, measure) for measure in COMPARED if measure in measures
+    ]
+    return [*results, *filter(None, [*differences, tuned_table(settings)])]
+
+
 def status_counts(rows: Sequence[Row], manifest: Mapping[str, Any]) -> dict[str, int]:
-    """The number of cells by how they ended, zeros too, and of those that are not run yet."""
-    counts = {status: sum(row.status == status for row in rows) for status in ("ok", *UNDRAWN)}
-    cells = len(rows)
+    """Return the number of cells by how they ended.
+
+    Args:
+        rows: The results, one per cell that has ended.
+        manifest: What the run folder says of the run; may be empty.
+
+    Returns:
+        The number of cells with status ``ok``, even if it is zero, of every other status that
+        occurs, and of cells that are ``not run yet``, if there are any.
+    """
+    ended = Counter(row.status for row in rows)
     if "cells" in manifest:
-        cells = len(listed(manifest))
-    return {**counts, "not run yet": max(0, cells - len(rows))}
+        ended["not run yet"] = len(listed(manifest)) - len(rows)
+    statuses = ("ok", *UNDRAWN, "not run yet")
+    return {status: ended[status] for status in statuses if ended[status] > 0 or status == "ok"}
 
 
 def summary_html(folder: Path) -> str:
-    """A run folder as a notebook shows it: its name and data, how its cells ended, the main table,
-    and where the report is.
+    """Return what a notebook shows of a run folder, as HTML.
+
+    That is its name and data, how its cells ended, the main table, and where the report is.
+
+    Raises:
+        UserError: The folder has no results.
     """
     run = RunFolder(folder)
     run.check()
@@ -164,12 +233,10 @@ def summary_html(folder: Path) -> str:
     pills = "".join(
         f'<li class="{status}">{counted(count, "cell")} {status}</li>'
         for status, count in status_counts(rows, manifest).items()
-        if count or status == "ok"
     )
-    page = escape(str(run.page))
-    where = f"Report: <code>{page}</code>"
-    if not run.page.exists():
-        where = "There is no report yet; <code>run.report()</code> draws it."
+    where = "There is no report yet; <code>run.report()</code> draws it."
+    if run.page.exists():
+        where = f"Report: <code>{escape(str(run.page))}</code>"
     parts = [
         f"<h2>{escape(encodable(folder.resolve().name))}</h2>",
         f'<p class="sub">{escape(_subtitle(settings.facts))}</p>',
@@ -181,66 +248,59 @@ def summary_html(folder: Path) -> str:
 
 
 def _subtitle(facts: pd.DataFrame) -> str:
-    """Which data, divided how, under which budgets, over how many seeds."""
-    heads = {
-        "dataset": "{}",
-        "scheme": "partition {}",
-        "alpha": "α = {}",
-        "clients": "{} clients",
-        "epsilon_target": "ε = {}",
-    }
-    heads |= {"delta": "δ = {}", "unit": "unit {}", "trust": "trust {}"}
-    given = {
-        head: _texts(facts[column].dropna().drop_duplicates().sort_values())
-        for column, head in heads.items()
-    }
-    parts = [head.format(", ".join(values)) for head, values in given.items() if len(values)]
-    if len(facts):
-        seeds = int(facts["seeds"].max())
-    else:
-        seeds = 0
-    return " · ".join([*parts, *([counted(seeds, "seed")] if seeds else [])])
+    """Return which data was divided how, under which budgets, over how many seeds."""
+    parts = []
+    for column, words in _SUBTITLE.items():
+        values = _texts(facts[column].dropna().drop_duplicates().sort_values())
+        if len(values):
+            parts.append(words.format(", ".join(values)))
+    seeds = most_seeds(facts)
+    if seeds:
+        parts.append(counted(seeds, "seed"))
+    return " · ".join(parts)
 
 
 def _methods(
     facts: pd.DataFrame, known: Sequence[Mapping[str, str]]
 ) -> Iterator[tuple[str, str, Markup]]:
-    """Every method: its label, what it is, and the papers that it follows, by what the manifest
-    says of the labels of the grid.
+    """Yield every method: its label, what it does, and the papers that it follows.
+
+    Args:
+        facts: :attr:`SeedGroups.facts`.
+        known: What the manifest says of the labels of the grid: ``label``, ``text``, ``source``.
     """
-    for label in dict.fromkeys(facts["label"]):
-        # what differs between settings of one label stands behind it in brackets
-        said = next(
-            (each for each in known if f"{label} (".startswith(f"{each['label']} (")),
-            {"text": "", "source": ""},
-        )
-        yield label, said["text"], _linked(said["source"])
+    for label in facts["label"].unique():
+        text = ""
+        source = ""
+        for method in known:
+            # A label may be followed by brackets with what differs between its settings.
+            if f"{label} (".startswith(f"{method['label']} ("):
+                text = method["text"]
+                source = method["source"]
+                break
+        yield label, text, _linked(source)
 
 
 def _linked(source: str) -> Markup:
-    """A citation with links to arXiv."""
-    return Markup(
-        re.sub(
-            r"arXiv:? ?(\d{4}\.\d{4,5})",
-            r'<a href="https://arxiv.org/abs/\1">arXiv \1</a>',
-            escape(source),
-        )
-    )
+    """Return a citation as HTML, with links to arXiv."""
+    link = r'<a href="https://arxiv.org/abs/\1">arXiv \1</a>'
+    return Markup(re.sub(r"arXiv:? ?(\d{4}\.\d{4,5})", link, escape(source)))
 
 
 def _cells(settings: SeedGroups) -> Markup:
-    """A line a row, without a place that all rows share."""
-    heads = {
-        name: head
-        for name, head in _PLACES.items()
-        if settings.rows[name].nunique(dropna=False) > 1
-    }
+    """Return the HTML table of all cells, one line each.
+
+    A column of the place that has the same value in all lines is left out.
+    """
+    rows = settings.rows
+    heads = {"label": "method"}
+    for name, head in _PLACES.items():
+        if rows[name].nunique(dropna=False) > 1:
+            heads[name] = head
     scores = {name: measure.column for name, measure in MEASURES.items() if measure.column}
-    heads = {"label": "method", **heads, **_HEADS, **scores, **_COSTS}
-    shown = settings.rows[[*heads]].astype("object")
-    shown["mechanisms"] = shown["mechanisms"].map(
-        lambda held: "; ".join(map(_mechanism, held)) if isinstance(held, list) else ""
-    )
+    heads |= _HEADS | scores | _COSTS
+    shown = rows[[*heads]].astype("object")
+    shown["mechanisms"] = shown["mechanisms"].map(_mechanisms)
     shown[[*scores]] = shown[[*scores]].map("{:.3f}".format, na_action="ignore")
     shown[["uplink_bytes", "downlink_bytes"]] /= 1e6
     texts = shown.apply(lambda column: _texts(column, 4)).rename(columns=heads)
@@ -248,36 +308,52 @@ def _cells(settings: SeedGroups) -> Markup:
 
 
 def _texts(values: pd.Series[Any], digits: int = 6) -> pd.Series[str]:
-    return values.map(
-        lambda value: (
-            ""
-            if pd.isna(value)
-            else number(value, digits)
-            if isinstance(value, float)
-            else str(value)
-        )
-    )
+    """Return values as texts, numbers to some significant digits, and nothing for missing ones."""
+
+    def text(value: Any) -> str:
+        if pd.isna(value):
+            return ""
+        if isinstance(value, float):
+            return number(value, digits)
+        return str(value)
+
+    return values.map(text)
 
 
-def _mechanism(held: Mapping[str, Any]) -> str:
-    """A mechanism in a few words: its noise multiplier, sample rate and count."""
-    return (
-        f"{held['release']} σ {number(held['noise_multiplier'], 3)}, q "
-        f"{number(held['sample_rate'], 3)}, × {held['count']}"
+def _mechanisms(mechanisms: Any) -> str:
+    """Return the mechanisms of a cell in a few words: noise multiplier, sample rate and count.
+
+    Args:
+        mechanisms: The column ``mechanisms`` of a result; empty words if it is missing.
+    """
+    if not isinstance(mechanisms, list):
+        return ""
+    return "; ".join(
+        f"{mechanism['release']} σ {number(mechanism['noise_multiplier'], 3)}, q "
+        f"{number(mechanism['sample_rate'], 3)}, × {mechanism['count']}"
+        for mechanism in mechanisms
     )
 
 
 def _spelled(value: Any) -> str:
+    """Return a value of the manifest in words, with nested values in one line."""
     if isinstance(value, Mapping):
         return " · ".join(f"{key} {_spelled(item)}" for key, item in value.items())
     if isinstance(value, list | tuple):
-        return " ".join(_spelled(item) for item in value)
+        return " ".join(map(_spelled, value))
     return str(value)
 
 
 @dataclass(frozen=True, repr=False)
 class Report(Printed):
-    """What was drawn from a run folder: the page, its rows, and what a terminal shows of it."""
+    """The report of a run folder.
+
+    Attributes:
+        page: The path of ``report.html``.
+        rows: The results that it shows.
+        tables: The tables that a terminal shows, the main one first.
+        findings: The known failures that were seen.
+    """
 
     page: Path
     rows: list[Row]
@@ -285,15 +361,23 @@ class Report(Printed):
     findings: list[Finding]
 
     def show(self, console: Console) -> None:
-        """Print the tables of results and the known failures that were seen."""
+        """Print the tables and the known failures that were seen."""
         show_briefly(self.tables, self.page.parent, console)
         for finding in self.findings:
             console.print(finding.summary, style="yellow", highlight=False, markup=False)
 
 
 def write_report(folder: Path, spread: Spread = "ci95") -> Report:
-    """Write rows, every figure as ``curves/*.svg``, the first also as PNG, and ``report.html`` into
-    a run folder.
+    """Write ``report.html`` into a run folder, with all figures and the joined results.
+
+    Figures are ``curves/*.svg``; the privacy-utility curves are written as PNG, too.
+
+    Args:
+        folder: The run folder.
+        spread: What is shown beside means over seeds.
+
+    Raises:
+        UserError: The folder has no results, or there is no such spread.
     """
     run = RunFolder(folder)
     run.check()
@@ -304,70 +388,65 @@ def write_report(folder: Path, spread: Spread = "ci95") -> Report:
     rounds = round_frame(settings, results.rounds())
     matrices = read_partitions(run.partitions)
     results.write()
-    of_rows = (
-        "in the test rows' leading directions, means over classes of more than 5 test rows; "
-        "real or synthetic: whole rows"
-    )
-    by_client = (
-        "a dot: one client on its own test rows, the mean over seeds; above the line its own "
-        "generator serves it better"
-    )
-    of_rounds = (
-        "means over seeds and places; norm before clipping: median of examples' gradients "
-        f"or clients' updates; {NOT_PRIVATE}"
-    )
-    drawn = (
-        (
-            "privacy_utility",
-            "Privacy against utility",
-            caption_of(settings),
-            figures.utility(settings),
-        ),
-        (
-            "fidelity",
-            "Fidelity: how like real rows synthetic ones are",
-            of_rows,
-            figures.fidelity(settings),
-        ),
-        ("sites", "Clients one by one", by_client, figures.sites(settings, clients)),
-        (
-            "partitions",
-            "Who holds what",
-            "exact counts of the real data: a diagnostic, not private",
-            draw_partitions(matrices),
-        ),
-        (
-            "communication",
-            "Utility against bytes",
-            caption_of(settings),
-            figures.communication(settings),
-        ),
-        ("diagnostics", "Diagnostics of the rounds", of_rounds, diagnostics(settings, rounds)),
-    )
     pictures = {}
-    for name, title, caption, figure in drawn:
+    for file, title, caption, figure in _figures(settings, clients, rounds, matrices):
         if figure is not None:
-            drawing = save_figure(
-                figure, run.curves / f"{name}.{'png' if name == 'privacy_utility' else 'svg'}"
-            )
-            pictures[name] = Picture(title, caption, _source(drawing))
-    if (svg := run.curves / "map.svg").exists():  # drawn by the bench, which has the data
-        pictures["map"] = Picture("What was generated", OF_MAP, _source(svg.read_bytes()))
+            path = run.curves / file
+            pictures[path.stem] = Picture(title, caption, _source(save_figure(figure, path)))
+    # The bench draws the map, because only the bench has the data.
+    map_path = run.curves / "map.svg"
+    if map_path.exists():
+        pictures["map"] = Picture("What was generated", OF_MAP, _source(map_path.read_bytes()))
     by_site = site_table(settings, clients)
-    found = findings(settings, rounds)
-    page = render_page(
-        encodable(folder.resolve().name), results.rows, settings, pictures, manifest, found, by_site
-    )
+    seen = findings(settings, rounds)
+    name = encodable(folder.resolve().name)
+    page = render_page(name, results.rows, settings, pictures, manifest, seen, by_site)
     with replaced(run.page) as part:
         part.write_text(page, encoding="utf-8")
-    return Report(run.page, results.rows, terminal_tables(settings, by_site), found)
+    return Report(run.page, results.rows, terminal_tables(settings, by_site), seen)
+
+
+def _figures(
+    settings: SeedGroups,
+    clients: pd.DataFrame,
+    rounds: pd.DataFrame,
+    matrices: Sequence[LabelMatrix],
+) -> list[tuple[str, str, str, Figure | None]]:
+    """Return the figures of a report: file name, title, caption, and figure if there is one.
+
+    Args:
+        settings: The results.
+        clients: The evaluations of single clients.
+        rounds: The rounds, see :func:`fedsim.report.rounds.round_frame`.
+        matrices: The label-by-client matrices of the partitions.
+    """
+    caption = caption_of(settings)
+    utility = figures.utility(settings)
+    fidelity = figures.fidelity(settings)
+    communication = figures.communication(settings)
+    of_partitions = "exact counts of the real data: a diagnostic, not private"
+    of_fidelity = "Fidelity: how like real rows synthetic ones are"
+    return [
+        ("privacy_utility.png", "Privacy against utility", caption, utility),
+        ("fidelity.svg", of_fidelity, OF_FIDELITY, fidelity),
+        ("sites.svg", "Clients one by one", OF_SITES, figures.sites(settings, clients)),
+        ("partitions.svg", "Who holds what", of_partitions, draw_partitions(matrices)),
+        ("communication.svg", "Utility against bytes", caption, communication),
+        ("diagnostics.svg", "Diagnostics of the rounds", OF_ROUNDS, diagnostics(settings, rounds)),
+    ]
 
 
 def _source(svg: bytes) -> str:
+    """Return an SVG as a ``data:`` URL."""
     return f"data:image/svg+xml;base64,{base64.b64encode(svg).decode()}"
 
 
 def terminal_tables(settings: SeedGroups, by_site: Table | None) -> list[Table]:
-    """What a terminal shows."""
-    shown = [results_table(settings, measure) for measure in measures_of(settings, terminal=True)]
-    return [*shown, *filter(None, [tuned_table(settings), by_site])]
+    """Return the tables that a terminal shows after a bench.
+
+    Args:
+        settings: The results.
+        by_site: The table by site, if there is one.
+    """
+    results = [results_table(settings, measure) for measure in measures_of(settings, terminal=True)]
+    return [*results, *filter(None, [tuned_table(settings), by_site])]

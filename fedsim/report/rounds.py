@@ -1,5 +1,6 @@
-"""Diagnostics of the rounds: losses, norms, clipping, noise and agreement of clients; from real
-data without noise, so not private.
+"""The diagnostics of the rounds: losses, norms, clipping, noise and how clients agree.
+
+They are computed from the real data without noise, so they are not private and not for release.
 """
 
 from __future__ import annotations
@@ -18,9 +19,11 @@ from fedsim.results.stats import PLACE, SeedGroups
 NOT_PRIVATE = (
     "computed from the real data without noise: diagnostics, not private, not to be released"
 )
+"""The warning beside the diagnostics."""
 _MOST_METHODS = 6
+"""The largest number of methods in the figure."""
 _POINTS = 100
-"""Methods that are drawn, and points of a line: more than a panel has pixels to show apart."""
+"""The largest number of points of a line; a panel has too few pixels to tell more apart."""
 _TITLES = {
     "kl": "KL, nats an example",
     "gradient_norm_50": "norm before clipping",
@@ -30,98 +33,108 @@ _TITLES = {
     "generated_prior_norm": "generated norm, prior",
     "cross_client_mmd": "cross-client MMD²",
 }
-"""What is drawn beside every loss."""
+"""The numbers that are drawn beside every loss, with the labels of their axes."""
 
 
 def round_frame(settings: SeedGroups, records: Iterable[Mapping[str, Any]]) -> pd.DataFrame:
-    """The round records of some settings' cells, whatever their status, as numbers.
+    """Return the records of the rounds of some cells as numbers.
 
-    Rounds that are not the training itself are left out: a warm start's messages are no gradients
-    and have no loss.
+    Rounds that are not the training itself are left out: the messages of a warm start are no
+    gradients and have no loss.
+
+    Args:
+        settings: The results; records of cells that are not in them are left out.
+        records: The lines of ``rounds.jsonl``, in their order.
 
     Returns:
-        A line a cell and round, in their order: ``cell_id``, ``round``, ``setting``, the numbers
-            that are drawn and every loss, ``lost``:
-        which losses are not finite, in words, ``kl_lost``: whether the KL is not, and ``left``: the
-        share of the rounds still to come.
+        One line per cell and round, in their order: ``cell_id``, ``round``, ``setting``, every
+        loss, the numbers that are drawn, ``lost`` (which losses are not finite, in words),
+        ``kl_lost`` (whether the KL is not finite), and ``left`` (the share of the rounds that are
+        still to come).
     """
-    kept = [record for record in records if record.get("main", True)]
-    losses = list(
-        dict.fromkeys(name for record in kept for name in record if name.startswith("loss_"))
-    )
-    numbers = [
-        *losses,
-        "signal_norm",
-        "noise_norm",
-        *(name for name in _TITLES if name != "noise_to_signal"),
+    records = [record for record in records if record.get("main", True)]
+    names = dict.fromkeys(name for record in records for name in record)
+    losses = [name for name in names if name.startswith("loss_")]
+    numbers = [*losses, "signal_norm", "noise_norm", *_TITLES]
+    numbers.remove("noise_to_signal")
+    lines = [
+        {
+            **record,
+            "gradient_norm_50": _median_norm(record),
+            "lost": " and ".join(_loss_words(name) for name in losses if _is_lost(record, name)),
+            "kl_lost": _is_lost(record, "kl"),
+        }
+        for record in records
     ]
-    quantiles = ((record.get("gradient_norm_quantiles") or ()) for record in kept)
-    medians = [of[len(of) // 2] if of else None for of in quantiles]
-    flat = [
-        {**record, "gradient_norm_50": median} for record, median in zip(kept, medians, strict=True)
-    ]
-    frame = pd.DataFrame(flat, columns=["cell_id", "round", *numbers]).astype(
-        dict.fromkeys(numbers, "float64")
-    )
-    given = [
-        [name for name in [*losses, "kl"] if isinstance(record.get(name), float)] for record in kept
-    ]
-    lost = [
-        [name for name in names if not math.isfinite(record[name])]
-        for names, record in zip(given, kept, strict=True)
-    ]
-    frame["lost"] = [" and ".join(_plain(name) for name in names if name != "kl") for names in lost]
-    frame["kl_lost"] = ["kl" in names for names in lost]
-    frame["setting"] = frame["cell_id"].map(
-        dict(zip(settings.rows["cell_id"], settings.rows["setting"], strict=True))
-    )
-    frame = frame.dropna(subset="setting").astype(
-        {"setting": "int64", "cell_id": "object", "lost": "object", "kl_lost": "bool"}
-    )
+    frame = pd.DataFrame(lines, columns=["cell_id", "round", *numbers, "lost", "kl_lost"])
+    cells = settings.rows.set_index("cell_id")
+    frame["setting"] = frame["cell_id"].map(cells["setting"].to_dict())
+    types = {"setting": "int64", "cell_id": "object", "lost": "object", "kl_lost": "bool"}
+    frame = frame.dropna(subset="setting").astype(dict.fromkeys(numbers, "float64") | types)
     frame["noise_to_signal"] = frame["noise_norm"] / frame["signal_norm"]
-    count = frame.groupby("cell_id", sort=False)["round"]
-    return frame.assign(left=1 - (count.cumcount() + 1) / count.transform("size"))
+    by_cell = frame.groupby("cell_id", sort=False)["round"]
+    return frame.assign(left=1 - (by_cell.cumcount() + 1) / by_cell.transform("size"))
 
 
-def _plain(name: str) -> str:
+def _median_norm(record: Mapping[str, Any]) -> float | None:
+    """Return the median norm before clipping in a round; None if the method does not record it."""
+    quantiles = record.get("gradient_norm_quantiles")
+    if not quantiles:
+        return None
+    median: float = quantiles[len(quantiles) // 2]
+    return median
+
+
+def _is_lost(record: Mapping[str, Any], name: str) -> bool:
+    """Return whether a record has a number that is not finite."""
+    value = record.get(name)
+    return isinstance(value, float) and not math.isfinite(value)
+
+
+def _loss_words(name: str) -> str:
+    """Return the name of a loss in words."""
     return name.removeprefix("loss_").replace("_", " ")
 
 
 def diagnostics(settings: SeedGroups, rounds: pd.DataFrame) -> Figure | None:
-    """A line of panels a number over the rounds, a panel a method, a line an epsilon; None where
-    there is nothing to draw.
+    """Return the diagnostics over the rounds: a row of panels per number, a panel per method.
 
-    Lines are means over seeds and places; what is not finite is left out, and so are methods but
-    the first few.
+    Lines are means over seeds and places, one per epsilon. Values that are not finite are left
+    out, and so are all methods after the first six.
+
+    Args:
+        settings: The results.
+        rounds: The rounds of their cells, see :func:`round_frame`.
+
+    Returns:
+        The figure, or None if no method has two rounds to draw.
     """
-    shown = {
-        name: f"loss: {_plain(name)}" for name in rounds.columns if name.startswith("loss_")
-    } | _TITLES
-    kept = rounds.merge(
-        settings.facts[[*PLACE, "label", "epsilon_target"]], left_on="setting", right_index=True
-    )
-    kept = kept[kept["label"].isin(list(dict.fromkeys(kept["label"]))[:_MOST_METHODS])]
-    if not len(kept):
+    losses = [name for name in rounds.columns if name.startswith("loss_")]
+    titles = {name: f"loss: {_loss_words(name)}" for name in losses} | _TITLES
+    facts = settings.facts[[*PLACE, "label", "epsilon_target"]]
+    drawn = rounds.merge(facts, left_on="setting", right_index=True)
+    drawn = drawn[drawn["label"].isin(drawn["label"].unique()[:_MOST_METHODS])]
+    if drawn.empty:
         return None
-    width = math.ceil((kept["round"].max() + 1) / _POINTS)
-    numbers = kept[list(shown)].where(kept[list(shown)].abs() < math.inf)
-    by = [kept["label"], kept["epsilon_target"], kept["round"] // width * width]
-    means = (
-        numbers.groupby(by, dropna=False, sort=False)
-        .mean()
-        .rename_axis(["label", "epsilon_target", "x"])
-        .reset_index()
-    )
-    points = means.melt(["label", "epsilon_target", "x"], var_name="what", value_name="y").dropna(
-        subset="y"
-    )
+    # Neighbouring rounds are averaged, so that a line has at most _POINTS points.
+    width = math.ceil((drawn["round"].max() + 1) / _POINTS)
+    drawn = drawn.assign(x=drawn["round"] // width * width)
+    keys = ["label", "epsilon_target", "x"]
+    numbers = drawn[list(titles)].where(drawn[list(titles)].abs() < math.inf)
+    by_point = numbers.groupby([drawn[key] for key in keys], dropna=False, sort=False)
+    points = by_point.mean().reset_index().melt(keys, var_name="what", value_name="y")
+    points = points.dropna(subset="y")
     points = points[points.groupby(["label", "what"])["x"].transform("nunique") > 1]
-    if not len(points):
+    if points.empty:
         return None
     points = points.assign(
-        budget=points["epsilon_target"].map(epsilon_head), what=points["what"].map(shown)
+        budget=points["epsilon_target"].map(epsilon_head), what=points["what"].map(titles)
     )
-    look = shades(points["epsilon_target"])
     return facet(
-        points, ("x", "y", "label", "budget"), look, row="what", labels=("round", ""), shared=False
+        points,
+        ("x", "y", "label", "budget"),
+        shades(points["epsilon_target"]),
+        row="what",
+        labels=("round", ""),
+        shared=False,
     )

@@ -592,12 +592,12 @@ def _method_lines(facts: pd.DataFrame, means: pd.DataFrame, digits: int) -> pd.D
         label: claim(method) in (*THEOREMS, "not private")
         for label, method in facts.groupby("label")
     }
-    most_seeds = _seeds(facts)
+    most = most_seeds(facts)
     results = facts.join(means[["mean", "low", "high", "n"]]).to_dict("records")
     return facts.assign(
         method=facts["label"].map(named(facts)),
         kind=(facts["yields"] == "classifier").astype(int),
-        text=[_value(line, most_seeds, digits) for line in results],
+        text=[_value(line, most, digits) for line in results],
         mean=means["mean"].astype("float64"),
         holds=facts["label"].map(holds),
     )
@@ -669,31 +669,31 @@ def _built(
     return Table(name, " · ".join(title), texts, tuple(notes), numbers, best)
 
 
-def _seeds(facts: pd.DataFrame) -> int:
+def most_seeds(facts: pd.DataFrame) -> int:
     """Return the largest number of seeds that any mean is of."""
     if facts.empty:
         return 0
     return int(facts["seeds"].max())
 
 
-def _value(line: Mapping[Any, Any], most_seeds: int, digits: int) -> str:
+def _value(line: Mapping[Any, Any], most: int, digits: int) -> str:
     """Return the text of one setting: its mean, or why it has none.
 
     Args:
         line: A line of :attr:`SeedGroups.facts` with ``mean``, ``low``, ``high`` and ``n``.
-        most_seeds: The largest number of seeds in the table.
+        most: The largest number of seeds in the table.
         digits: The number of decimals.
     """
     if not math.isnan(line["mean"]):
-        return _with_count(mean_text(line, digits), line, most_seeds)
+        return _with_count(mean_text(line, digits), line, most)
     if line["seeds"]:
         return ""
     return next((status for status in reversed(UNDRAWN) if line[status]), "")
 
 
-def _with_count(text: str, line: Mapping[Any, Any], most_seeds: int) -> str:
+def _with_count(text: str, line: Mapping[Any, Any], most: int) -> str:
     """Return a text, followed by its number of seeds if others in the table have more."""
-    if line["n"] < most_seeds:
+    if line["n"] < most:
         return f"{text} (n={line['n']:.0f})"
     return text
 
@@ -739,7 +739,7 @@ def _notes(settings: SeedGroups, means: pd.DataFrame, measure: str) -> Iterator[
     """
     facts = settings.facts
     if len(means):
-        yield spread_words(settings.spread, _seeds(facts))
+        yield spread_words(settings.spread, most_seeds(facts))
     fewest_seeds = 2
     if settings.spread == "ci95":
         fewest_seeds = FEWEST_SEEDS
@@ -834,7 +834,7 @@ def chosen_pair(first: str, second: str) -> Compared:
     return is_chosen
 
 
-def _difference(line: Mapping[Any, Any], most_seeds: int, digits: int) -> str:
+def _difference(line: Mapping[Any, Any], most: int, digits: int) -> str:
     """Return the text of one paired difference, with its corrected p-value if it has one."""
     text = mean_text(line, digits, "+")
     p = line["p_holm"]
@@ -842,7 +842,7 @@ def _difference(line: Mapping[Any, Any], most_seeds: int, digits: int) -> str:
         text += " p<0.001"
     elif not math.isnan(p):
         text += f" p={p:.3f}"
-    return _with_count(text, line, most_seeds)
+    return _with_count(text, line, most)
 
 
 def parameter_words(parameters: Mapping[str, Any]) -> str:
@@ -914,7 +914,7 @@ def site_table(settings: SeedGroups, clients: pd.DataFrame, digits: int = 3) -> 
     texts = [mean_text(line, digits) for line in numbers.to_dict("records")]
     lines = numbers.assign(head=numbers["name"], text=texts)
     notes = (
-        spread_words(settings.spread, _seeds(facts)),
+        spread_words(settings.spread, most_seeds(facts)),
         "last column: the mean over the sites, of every seed",
     )
     numbers = numbers.rename(columns={"name": "site"}).drop(columns=["low", "high"])

@@ -1,4 +1,8 @@
-"""Frames as a terminal shows them."""
+"""Tables of a terminal: a frame within the width of the terminal, without a broken word.
+
+:func:`frame_table` wraps texts between words. :func:`fitting_columns` leaves out columns that have
+no room.
+"""
 
 from __future__ import annotations
 
@@ -12,16 +16,24 @@ from fedsim.words import number
 
 if TYPE_CHECKING:
     import pandas as pd
+    from rich.console import JustifyMethod
 
 PADDING = 2
-"""Blanks behind each column, and one more between two of them, where the box has its line."""
+"""The number of blanks behind each column. Between two columns the box adds one more."""
 SHORT_HEAD = 8
-"""A head of at most so many characters, such as ``ε = 1``, stays on one line."""
+"""The largest number of characters of a head, such as ``ε = 1``, that is not wrapped."""
 
 
 def frame_table(title: str, frame: pd.DataFrame, width: int | None = None) -> Table:
-    """A frame without its index: numbers to four digits on the right, texts as they are on the
-    left. In a ``width`` of characters, texts are wrapped between words.
+    """Return a frame as a table of rich, without its index.
+
+    Numbers are written to four digits and stand on the right, texts on the left.
+
+    Args:
+        title: The title; may be empty.
+        frame: The frame.
+        width: The number of characters in which texts are wrapped between words; default: rich
+            wraps them where the terminal ends.
     """
     table = Table(
         title=title or None,
@@ -33,37 +45,41 @@ def frame_table(title: str, frame: pd.DataFrame, width: int | None = None) -> Ta
     )
     columns = [_texts(frame[name]) for name in frame.columns]
     widths = _widths(columns, width)
-    for place, name in enumerate(frame.columns):
-        table.add_column(
-            Text(str(name)),
-            justify="right" if frame[name].dtype.kind in "iuf" else "left",
-            overflow="fold",
-            width=widths[place] if widths else None,
-        )
+    for name, column_width in zip(frame.columns, widths, strict=True):
+        side: JustifyMethod = "left"
+        if frame[name].dtype.kind in "iuf":
+            side = "right"
+        table.add_column(Text(str(name)), justify=side, overflow="fold", width=column_width)
     for texts in zip(*(column[1:] for column in columns), strict=True):
         table.add_row(*map(Text, texts))
     return table
 
 
 def fitting_columns(frame: pd.DataFrame, width: int) -> pd.DataFrame:
-    """A frame as far as its words and numbers stand whole in a width: empty columns are left out
-    first, then those before the last one. The first column and the last one always stay.
+    """Return those columns of a frame whose words and numbers fit whole into a width.
+
+    Empty columns are left out first, then those before the last one. The first column and the last
+    one always stay.
+
+    Args:
+        frame: A frame of texts.
+        width: The number of characters.
     """
     if _fits(frame, width):
         return frame
-    names = list(frame.columns)
-    filled = [name for name in names[1:] if frame[name].astype(bool).any()]
-    shown = frame[[names[0], *filled]]
+    first, *others = frame.columns
+    filled = [name for name in others if frame[name].astype(bool).any()]
+    shown = frame[[first, *filled]]
     while shown.shape[1] > 2 and not _fits(shown, width):
         shown = shown.drop(columns=shown.columns[-2])
     return shown
 
 
 def _texts(column: pd.Series[Any]) -> list[str]:
-    """The head of a column and its values as texts; what is missing is empty."""
+    """Return the head of a column and its values as texts; missing values are empty."""
     texts = [str(column.name)]
     for value in column:
-        if value is None or value != value:  # NaN alone is not equal to itself
+        if value is None or value != value:  # NaN alone is not equal to itself.
             texts.append("")
         elif isinstance(value, float):
             texts.append(number(value, 4))
@@ -72,39 +88,53 @@ def _texts(column: pd.Series[Any]) -> list[str]:
     return texts
 
 
-def _least(texts: list[str]) -> int:
-    """The width in which no word of a column is broken."""
+def _least_width(texts: list[str]) -> int:
+    """Return the least width in which no word of a column is broken.
+
+    Args:
+        texts: The head of the column and its values.
+    """
     head, *values = texts
     words = [word for text in values for word in text.split()]
     if len(head) <= SHORT_HEAD:
-        words += [head]
+        words.append(head)
     else:
         words += head.split()
     return max(map(len, words), default=1)
 
 
 def _fits(frame: pd.DataFrame, width: int) -> bool:
-    """Whether all columns have room beside each other without a broken word."""
-    least = [_least(_texts(frame[name])) for name in frame.columns]
-    return _with_gaps(least) <= width
+    """Return whether all columns have room beside each other without a broken word."""
+    widths = [_least_width(_texts(frame[name])) for name in frame.columns]
+    return _with_gaps(widths) <= width
 
 
 def _with_gaps(widths: list[int]) -> int:
+    """Return the width of a table, given those of its columns."""
     return sum(widths) + (PADDING + 1) * len(widths) - 1
 
 
-def _widths(columns: list[list[str]], width: int | None) -> list[int] | None:
-    """The width of each column, of which the widest give way first, none below its longest word;
-    None where each has what it needs.
+def _widths(columns: list[list[str]], width: int | None) -> list[int] | list[None]:
+    """Return the width of each column, or None for each where rich should choose.
+
+    The widest columns are narrowed first, none below its longest word.
+
+    Args:
+        columns: The texts of each column, its head first.
+        width: The width of the whole table; None: any.
+
+    Returns:
+        The widths. They are None if every column has what it needs, or if the longest words do not
+        fit.
     """
     widths = [max(map(len, texts)) for texts in columns]
+    unlimited = [None] * len(columns)
     if width is None or _with_gaps(widths) <= width:
-        return None
-    least = [_least(texts) for texts in columns]
+        return unlimited
+    least = [_least_width(texts) for texts in columns]
     while _with_gaps(widths) > width:
-        can_give = [place for place, own in enumerate(widths) if own > least[place]]
-        if not can_give:
-            return None
-        widest = max(can_give, key=widths.__getitem__)
-        widths[widest] -= 1
+        wide = [place for place in range(len(widths)) if widths[place] > least[place]]
+        if not wide:
+            return unlimited
+        widths[max(wide, key=widths.__getitem__)] -= 1
     return widths
