@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from operator import itemgetter
 from typing import Any
 
 import pandas as pd
@@ -44,7 +45,7 @@ _SHOWN = {
     "public": "public data",
 }
 """The columns of a board, with their heads."""
-_DECIMALS = ("balanced accuracy", "sd", "share of the ceiling")
+_DECIMALS = ["balanced accuracy", "sd", "share of the ceiling"]
 """The heads whose numbers have a fixed number of decimals."""
 
 
@@ -98,7 +99,8 @@ class Board(Printed):
         """The board as a table: one block per data set, then one for its external samples."""
         heading = f"external samples: {claim_words(UNVERIFIED)}"
         numbers = pd.concat([self.frame, self.external], ignore_index=True)
-        texts = numbers.apply(_texts)
+        texts = numbers.map(_text, na_action="ignore")
+        texts[_DECIMALS] = numbers[_DECIMALS].map(decimal, na_action="ignore")
         texts.loc[len(self.frame) :, "data set"] += f", {heading}"
         left_out = "none is left out"
         if self.left_out:
@@ -126,7 +128,7 @@ def _lines(settings: SeedGroups) -> pd.DataFrame:
         The lines of :meth:`SeedGroups.means` of balanced accuracy, with all columns of a board.
     """
     cells = settings.averaged.groupby("setting")
-    is_free = cells["tuning"].first().map(_is_free)
+    is_free = cells["tuning"].first().dropna().map(itemgetter("free"))
     lines = settings.means(["balanced_accuracy"]).set_index("setting").sort_index()
     lines = lines.assign(
         method=lines["label"].map(named(settings.facts)),
@@ -141,21 +143,6 @@ def _lines(settings: SeedGroups) -> pd.DataFrame:
         tuned=is_free.map({True: "free, on test rows", False: "for its price"}),
     )
     return lines.sort_values(["dataset", "epsilon_target", "mean"], ascending=[True, True, False])
-
-
-def _is_free(tuning: Any) -> bool | None:
-    """Return whether a search was not paid for by the budget; None if there was no search."""
-    if isinstance(tuning, dict):
-        return bool(tuning["free"])
-    return None
-
-
-def _texts(column: pd.Series[Any]) -> pd.Series[Any]:
-    """Return a column of a board as texts; missing values stay missing."""
-    as_text = _text
-    if column.name in _DECIMALS:
-        as_text = decimal
-    return column.map(as_text, na_action="ignore")
 
 
 def _text(value: Any) -> str:

@@ -377,8 +377,11 @@ def _draw_panel(
         on_axis = line_points.dropna(subset=[x])
         if len(on_axis):
             axes.plot(on_axis[x], on_axis[y], **style)
-        if "low" in on_axis:
-            _draw_bars(axes, x, on_axis.dropna(subset="low"), style["color"])
+        bars = on_axis.reindex(columns=[x, "low", "high"]).dropna(subset="low")
+        if len(bars):
+            axes.vlines(
+                bars[x], bars["low"], bars["high"], style["color"], linewidth=1.2, zorder=2.5
+            )
         if "bound" in on_axis:
             _draw_bounds(axes, x, y, on_axis.dropna(subset="bound"), style["color"])
 
@@ -397,12 +400,6 @@ def _draw_level(
     )
     if not math.isnan(low):
         axes.axhspan(low, high, color=colour, alpha=0.13, linewidth=0, zorder=1)
-
-
-def _draw_bars(axes: Axes, x: str, barred: pd.DataFrame, colour: str) -> None:
-    """Draw the vertical bars of those points that have one."""
-    if len(barred):
-        axes.vlines(barred[x], barred["low"], barred["high"], colour, linewidth=1.2, zorder=2.5)
 
 
 def _draw_bounds(axes: Axes, x: str, y: str, audited: pd.DataFrame, colour: str) -> None:
@@ -613,7 +610,7 @@ def sites(settings: SeedGroups, clients: pd.DataFrame) -> Figure | None:
         budget=points["epsilon_target"].map(epsilon_head),
     )
     look = shades(points["epsilon_target"], marker=".", linestyle="none")
-    figure = facet(points, (*names, "panel", "budget"), look, labels=("shared", "own"))
+    figure = facet(points, (names[0], names[1], "panel", "budget"), look, labels=("shared", "own"))
     drawn = points[names].to_numpy()
     ends = (drawn.min() - 0.03, drawn.max() + 0.03)
     for axes in figure.axes:
@@ -685,11 +682,10 @@ def _scan_points(results: Sequence[Row], over: str, measure: str) -> pd.DataFram
     if over in COSTS:
         costs = {"bytes": _megabytes(cells), "seconds": cells["train_seconds"]}
         at = costs[over].groupby(cells["setting"]).mean()
-        lines = {row.cell_id: _label_without(row, list(row.params)) for row in rows}
     else:
         values = cells.get(f"params.{over}", pd.Series(math.nan, cells.index))
         at = values.groupby(cells["setting"]).first()
-        lines = {row.cell_id: _label_without(row, [over]) for row in rows}
+    lines = {row.cell_id: _line_label(row, over) for row in rows}
     labels = cells["cell_id"].map(lines).groupby(cells["setting"]).first()
     points = _points(settings, [known_measure(measure)])
     points = points.assign(at=points["setting"].map(at), label=points["setting"].map(labels))
@@ -698,9 +694,18 @@ def _scan_points(results: Sequence[Row], over: str, measure: str) -> pd.DataFram
     return points[curves["at"].transform("nunique") > 1]
 
 
-def _label_without(row: Row, names: Sequence[str]) -> str:
-    """Return a result's label without what a scan appended to it for some parameters."""
+def _line_label(row: Row, over: str) -> str:
+    """Return a result's label without what a scan appended to it.
+
+    Args:
+        row: The result.
+        over: The parameter on the x axis, whose value is dropped from the label. If the axis is a
+            cost, the values of all parameters are dropped.
+    """
     label: str = row.label
+    names = [over]
+    if over in COSTS:
+        names = list(row.params)
     for name in names:
         value = row.params[name]
         label = label.replace(f" {name}={spelled(value)}", "")

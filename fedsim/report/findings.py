@@ -160,7 +160,7 @@ def seen(settings: SeedGroups, rounds: pd.DataFrame) -> pd.DataFrame:
     """
     frame = settings.facts.join(_score_columns(settings)).join(_disagreement(settings.averaged))
     frame = frame.join(_round_columns(rounds))
-    frame["noise"] = frame["noise"].fillna("")
+    frame["noise"] = frame["noise"].astype("object").fillna("")
     frame["noisy"] = (frame["epsilon_target"] < math.inf) & frame["lost"].isna()
     return frame
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any
+from operator import attrgetter
 
 import matplotlib
 import numpy as np
@@ -83,18 +83,14 @@ def shown_rows(rows: Sequence[Row]) -> list[Row]:
         rows: Results with saved products, in the order of the grid.
     """
     generators = [row for row in rows if row.status == "ok" and row.yields == "generator"]
+    place = attrgetter("dataset", "alpha", "clients", "seed")
     by_label: dict[str, list[Row]] = {row.label: [] for row in generators}
     for row in generators:
-        if _place(row) == _place(generators[0]):
+        if place(row) == place(generators[0]):
             by_label[row.label].append(row)
     # Of equal epsilons the later result is shown, as max keeps the first of the reversed list.
     shown = [max(reversed(same), key=_finite_epsilon) for same in by_label.values() if same]
     return shown[:MOST_METHODS]
-
-
-def _place(row: Row) -> tuple[Any, ...]:
-    """Return the data set, partition and seed of a result."""
-    return row.dataset, row.alpha, row.clients, row.seed
 
 
 def _finite_epsilon(row: Row) -> float:

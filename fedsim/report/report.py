@@ -57,9 +57,9 @@ LISTED = 4
 OF_MAP = (
     "pale dots: real test rows, which are not for release; crosses: synthetic rows; axes: "
     "two principal components of the synthetic rows. "
-    "A synthetic row is an embedding, without an image. The real image nearest to it is "
-    "somebody's, and no budget here pays for showing "
-    "it; the nearest image of a public set costs nothing."
+    "A synthetic row is an embedding, without an image. Never show the real image nearest to it: "
+    "it belongs to a person, and ε does not cover it. The nearest image of a public data set is "
+    "safe."
 )
 """The caption of the map."""
 OF_FIDELITY = (
@@ -165,7 +165,6 @@ def render_page(
             for status in UNDRAWN
             if status in counts
         ],
-        failed=next((row for row in rows if row.status == "failed"), None),
         refused=manifest.get("refused") or [],
         listed=LISTED,
         main=Markup(main.html()),

@@ -210,11 +210,6 @@ def _is_tuned(row: Row) -> bool:
     return row.tuning is not None and not row.tuning["free"]
 
 
-def _is_overspent(row: Row) -> bool:
-    """Return whether a training spent more than its budget."""
-    return bool(row.status == "overspent")
-
-
 def _once(texts: Iterable[str], separator: str = ", ") -> str:
     """Return some texts joined, without repetitions."""
     return separator.join(dict.fromkeys(texts))
@@ -271,7 +266,7 @@ def _budget(row: Row) -> str:
         f"ε = {at_most(row.epsilon_spent)} (target {number(row.epsilon_target)}) at δ "
         f"= {number(row.delta)}; σ = {number(row.plan['sigma'], 5)}, one for all rounds"
     )
-    if _is_overspent(row):
+    if row.status == "overspent":
         return f"overspent: {spent}"
     return spent
 
@@ -308,7 +303,7 @@ def _accountant(rows: Sequence[Row]) -> str:
     names = _once((f"{name.upper()}, {ACCOUNTANTS[name]}" for name in accountants), "; ")
     revisions = _once(row.counted_by for row in rows if row.counted_by)
     relation = "equal to"
-    if _is_overspent(rows[0]):
+    if rows[0].status == "overspent":
         relation = "more than"
     return (
         f"{names}; counted from the steps that ran, and {relation} the plan that was solved "
@@ -318,7 +313,7 @@ def _accountant(rows: Sequence[Row]) -> str:
 
 def _noise_use(row: Row) -> str:
     """Return what the noise of a training permits."""
-    if _is_overspent(row):
+    if row.status == "overspent":
         return "less of it was added than was planned, so nothing made here may be released"
     return NOISES[row.noise]
 

@@ -144,7 +144,7 @@ class Table(Printed):
             return self._latex()
         if as_ == "html":
             return self.html()
-        return self._csv()
+        return inert(self.numbers).to_csv(index=False).rstrip("\n")
 
     def html(self) -> str:
         """Return the table as a part of an HTML page: a heading, one table per place, the notes."""
@@ -156,10 +156,6 @@ class Table(Printed):
             parts.append(f'<div class="scroll">{table}</div>')
         parts += [f'<p class="notes">{escape(note)}</p>' for note in self.notes]
         return "\n".join(parts)
-
-    def _csv(self) -> str:
-        """Return the numbers as CSV, without a line break at the end."""
-        return inert(self.numbers).to_csv(index=False).rstrip("\n")
 
     def _markdown(self) -> str:
         """Return the table as GitHub's Markdown: a heading, one table per place, the notes."""
@@ -249,8 +245,8 @@ class Table(Printed):
         notes = ["", *self.notes]
         if most_left_out:
             notes.append(
-                f"{counted(most_left_out, 'column')} left out, for want of width: a wider terminal "
-                "shows all, and the table as csv has all"
+                f"{counted(most_left_out, 'column')} left out, because the terminal is too narrow; "
+                "the table as csv has all columns"
             )
         title = Text(self.title, style="bold")
         return [title, *blocks, Text("\n".join([*notes, ""]), style="dim")]
@@ -718,8 +714,8 @@ def spread_words(spread: Spread, seeds: int) -> str:
         return "one seed, so no interval"
     if spread == "ci95" and seeds < FEWEST_SEEDS:
         return (
-            "mean over 2 seeds, without an interval (12.7 times as wide as they are apart): "
-            "run more, or give `spread` range"
+            "mean over 2 seeds, without an interval (which needs at least 3 seeds): run more, or "
+            "give `spread` range"
         )
     beside = {
         "ci95": "half-width of the Student-t 95 % confidence interval",
@@ -752,8 +748,8 @@ def _notes(settings: SeedGroups, means: pd.DataFrame, measure: str) -> Iterator[
     code_states = settings.averaged["judged"].nunique()
     if code_states > 1:
         yield (
-            f"scores are from {code_states} states of the code that judges: the same bench scores "
-            "saved generators anew"
+            f"scores are from {code_states} revisions of the evaluation code: run the same bench "
+            "again to evaluate saved generators anew"
         )
     if MEASURES[measure].best is not None:
         yield (

@@ -36,7 +36,7 @@ def board(*rows: Row) -> Board:
     return Board.of([Proof(row, "proved") for row in rows])
 
 
-def test_lines_are_by_data_set_then_epsilon_then_score_and_say_how_they_were_tuned() -> None:
+def test_board_is_sorted_by_data_set_epsilon_and_score() -> None:
     rows = [
         scored("a", 0.4, epsilon_target=4.0, tuning=TUNED | {"free": True}, claim="heuristic"),
         scored("b", 0.6, epsilon_target=4.0, tuning=TUNED | {"free": False}),
@@ -91,7 +91,7 @@ def test_a_board_of_external_samples_alone_proves_nothing() -> None:
     assert len(table.texts) == 1
 
 
-def test_rows_that_prove_refuses_are_counted_and_named_and_nothing_else() -> None:
+def test_unproved_results_are_left_out_of_a_board_and_counted() -> None:
     good = scored("good", 0.5)
     bad = scored("bad", 0.9)
     made = Board.of(
@@ -110,9 +110,7 @@ def test_rows_that_prove_refuses_are_counted_and_named_and_nothing_else() -> Non
 @pytest.mark.parametrize(
     ("as_", "text"), [("md", r"\<b\>\|x"), ("html", "&lt;b&gt;|x"), ("csv", "<b>|x")]
 )
-def test_what_users_wrote_is_text_and_scores_are_said_to_be_of_real_rows(
-    as_: Any, text: str
-) -> None:
+def test_board_escapes_labels_and_warns_of_exact_scores(as_: Any, text: str) -> None:
     said = board(scored("<b>|x", 0.5)).table.text(as_)
     assert text in said
     assert as_ == "csv" or "exact functions of real rows" in said

@@ -35,7 +35,7 @@ def compared(first: Records, second: Records) -> Comparison:
     return compare(("one", "other"), first, second)
 
 
-def test_a_run_that_was_computed_again_is_equal_whatever_its_wall_time_and_ids() -> None:
+def test_repeated_run_is_equal_whatever_its_times_and_ids() -> None:
     again = [changed(row, seconds=9.0, cell_id=f"again{row.cell_id}") for row in rows_of(0, 1)]
     rounds = [
         record | {"cell_id": f"again{record['cell_id']}"} for record in rounds_of(0, 1, loss=0.4)
@@ -47,7 +47,7 @@ def test_a_run_that_was_computed_again_is_equal_whatever_its_wall_time_and_ids()
     )
 
 
-def test_scores_that_moved_are_told_row_by_row_and_the_last_bit_counts() -> None:
+def test_every_score_that_differs_by_one_bit_is_named() -> None:
     first = rows_of(0, balanced_accuracy=0.5) + rows_of(1, balanced_accuracy=0.3)
     second = rows_of(0, balanced_accuracy=0.6) + rows_of(1, balanced_accuracy=0.1 + 0.2)
     found = compared((first, []), (second, []))
@@ -72,22 +72,18 @@ def test_rounds_are_equal_if_samples_and_noise_are(other: list[dict[str, Any]]) 
 @pytest.mark.parametrize(
     "other",
     [
-        *(
-            {"label": "other"},
-            {"dataset": "other"},
-            {"scheme": "iid"},
-            {"alpha": 1.0},
-            {"clients": 4},
-            {"epsilon_target": 4.0},
-        ),
-        *(
-            {"delta": 1e-5},
-            {"unit": "client"},
-            {"trust": "silo"},
-            {"params": {"rounds": 41}},
-            {"unseen": "a site"},
-            {"seed": 1},
-        ),
+        {"label": "other"},
+        {"dataset": "other"},
+        {"scheme": "iid"},
+        {"alpha": 1.0},
+        {"clients": 4},
+        {"epsilon_target": 4.0},
+        {"delta": 1e-5},
+        {"unit": "client"},
+        {"trust": "silo"},
+        {"params": {"rounds": 41}},
+        {"unseen": "a site"},
+        {"seed": 1},
     ],
 )
 def test_rows_of_another_setting_or_seed_are_no_match(other: dict[str, Any]) -> None:
@@ -99,7 +95,7 @@ def test_rows_of_another_setting_or_seed_are_no_match(other: dict[str, Any]) -> 
     )
 
 
-def test_other_code_and_other_versions_are_told_once_and_are_no_equality() -> None:
+def test_other_code_and_versions_are_named_once_and_not_equal() -> None:
     other = {
         "source": "2b",
         "judged": "3c",
@@ -122,7 +118,7 @@ def folder_with(path: Path, rows: list[Row]) -> Path:
     return path
 
 
-def test_folders_are_compared_what_differs_is_printed_and_two_that_share_nothing_are_a_mistake(
+def test_comparison_of_folders_prints_what_differs(
     tmp_path: Path,
 ) -> None:
     one, same = (folder_with(tmp_path / name, rows_of(0, 1)) for name in "ab")

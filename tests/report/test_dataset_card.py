@@ -40,7 +40,7 @@ def test_the_hub_loads_the_folder_as_it_is(hub: Path, run: Path, tmp_path: Path)
     assert rows.features["label"].names == list(map(str, range(10)))
 
 
-def test_the_card_says_what_is_protected_by_what_budget_and_what_is_not_covered(hub: Path) -> None:
+def test_card_states_budget_and_what_is_not_covered(hub: Path) -> None:
     card = (hub / "README.md").read_text()
     front = yaml.safe_load(card.split("---\n", 2)[1])
     assert (front["license"], front["configs"][0]["data_files"][0]["path"]) == (
@@ -60,9 +60,7 @@ def test_the_card_says_what_is_protected_by_what_budget_and_what_is_not_covered(
     )
 
 
-def test_nothing_in_the_folder_is_a_function_of_the_real_rows_but_by_the_generator(
-    hub: Path, run: Path
-) -> None:
+def test_hub_folder_holds_no_exact_function_of_real_data(hub: Path, run: Path) -> None:
     """Hashes of data and partitions, and scores, are exact."""
     (row,) = [json.loads(line) for line in (run / "results.jsonl").read_text().splitlines()]
     (training,) = ResultStore(run).last("trainings")
@@ -79,7 +77,7 @@ def test_nothing_in_the_folder_is_a_function_of_the_real_rows_but_by_the_generat
     assert not [value for value in exact if str(value) in content]
 
 
-def test_a_generator_under_seeded_noise_or_a_folder_that_is_not_empty_is_refused(
+def test_seeded_noise_and_filled_folders_are_refused(
     bench: Callable[..., Ran], hub: Path, run: Path, tmp_path: Path
 ) -> None:
     seeded = bench(small_grid("dp-gaussian", epsilon=4.0), "seeded").folder

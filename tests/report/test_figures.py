@@ -59,7 +59,7 @@ def line(axes: Any, *points: Any) -> bool:
     )
 
 
-def test_the_curves_are_means_over_epsilon_a_panel_an_alpha_with_levels_to_expect(
+def test_utility_draws_means_over_epsilon_and_references(
     quickstart: list[Row],
 ) -> None:
     settings = SeedGroups.of(quickstart)
@@ -121,7 +121,7 @@ def test_every_reference_of_a_measure_can_be_drawn(measure: str) -> None:
         assert name in legend(figure)
 
 
-def test_a_claim_that_is_no_theorem_is_dashed_and_one_that_a_check_refuted_too() -> None:
+def test_line_is_dashed_if_its_claim_is_no_theorem() -> None:
     rows = [
         make_row(cell_id=claim, label=claim, claim=claim)
         for claim in ("proved", "stated", "heuristic")
@@ -135,7 +135,7 @@ def test_a_claim_that_is_no_theorem_is_dashed_and_one_that_a_check_refuted_too()
     assert len({look.style["color"] for look in found.values()}) == 4
 
 
-def test_an_audited_bound_has_a_tick_and_bars_end_where_the_measure_does() -> None:
+def test_audited_bound_has_a_tick_and_bars_are_clipped() -> None:
     scores = (0.6, 0.99, 1.0)
     rows = [
         make_row(cell_id=f"{seed}", seed=seed, balanced_accuracy=score, audit_epsilon_lower=0.5)
@@ -175,7 +175,7 @@ def test_nothing_to_draw_is_no_figure() -> None:
     ] * 2
 
 
-def test_fidelity_has_a_panel_a_number_and_a_line_of_panels_a_place() -> None:
+def test_fidelity_has_a_panel_per_measure_and_place() -> None:
     scores = {
         "frechet_distance": 1.0,
         "squared_mmd": 0.2,
@@ -204,7 +204,7 @@ def test_fidelity_has_a_panel_a_number_and_a_line_of_panels_a_place() -> None:
     assert [axes.get_ylabel() for axes in shown(figure)[::5]] == ["α = 0.1", "α = 1"]
 
 
-def test_bytes_are_per_client_and_non_private_methods_are_in_each_panel() -> None:
+def test_communication_is_per_client_in_megabytes() -> None:
     rows = [
         make_row(
             cell_id=f"{e}", epsilon_target=e, uplink_bytes=30_000_000, downlink_bytes=10_000_000
@@ -225,7 +225,7 @@ def test_bytes_are_per_client_and_non_private_methods_are_in_each_panel() -> Non
     assert all(line(axes, (4.0, 0.5)) and line(axes, (1.0, 0.5)) for axes in shown(figure))
 
 
-def test_clients_are_dots_their_own_generator_against_the_shared_one() -> None:
+def test_sites_draws_one_dot_per_client() -> None:
     own = [
         ("a", "north", 0.4, 0.5),
         ("b", "north", 0.6, 0.5),
@@ -262,7 +262,7 @@ def scan(label: str = "dp-cvae", **params: list[Any]) -> list[Row]:
     ]
 
 
-def test_a_scanned_parameter_or_what_a_training_costs_is_the_axis() -> None:
+def test_scanned_parameter_or_cost_is_the_axis() -> None:
     figure = over_parameter(
         [*scan(rounds=[80, 5, 20]), *scan("dp-gmm", rounds=[5, 20])], "rounds", "balanced_accuracy"
     )

@@ -51,7 +51,7 @@ def test_accuracy_collapsed_when_noise_took_most_of_it(noisy: float, expected: l
     assert kinds(pair(noisy, 0.9), make_rounds("1.0")) == expected
 
 
-def test_ceiling_is_compared_and_noise_not_blamed_without_noiseless_score() -> None:
+def test_score_is_compared_with_ceiling_without_noiseless_score() -> None:
     # 0.1 + 0.25 * (0.953 - 0.1) = 0.313
     others = [
         {"label": "other"},
@@ -154,25 +154,25 @@ def test_seeds_are_looked_at_not_their_mean(
         ("cross_client_mmd", None, []),
     ],
 )
-def test_what_the_last_quarter_of_the_rounds_has_come_to(
+def test_findings_look_at_the_last_quarter_of_the_rounds(
     name: str, values: Any, expected: list[str]
 ) -> None:
-    assert kinds([make_row(cell_id="a")], make_rounds("a", **{name: values})) == expected
+    fields = {name: values}
+    assert kinds([make_row(cell_id="a")], make_rounds("a", **fields)) == expected
 
 
 @pytest.mark.parametrize("name", ["loss_reconstruction", "loss_of_my_own"])
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
-def test_training_diverged_when_any_loss_is_not_finite_and_nothing_else_is_blamed(
-    name: str, value: float
-) -> None:
-    records = make_rounds("a", **{name: [0.5] * 5 + [value] * 3})
-    for each in (make_row(cell_id="a", balanced_accuracy=0.1), make_failed(cell_id="a")):
-        ((kind, _, observed),) = found_in([each], records)
+def test_training_diverged_if_any_loss_is_not_finite(name: str, value: float) -> None:
+    losses = {name: [0.5] * 5 + [value] * 3}
+    records = make_rounds("a", **losses)
+    for row in (make_row(cell_id="a", balanced_accuracy=0.1), make_failed(cell_id="a")):
+        ((kind, _, observed),) = found_in([row], records)
         assert kind == DIVERGED
         assert f"({name[5:].replace('_', ' ')}) is not finite from round 5 on" in observed
 
 
-def test_findings_of_a_folder_come_from_its_files_and_a_summary_is_short(tmp_path: Any) -> None:
+def test_findings_of_a_folder_have_short_summaries(tmp_path: Any) -> None:
     rows = [
         make_row(cell_id=f"{alpha}", alpha=alpha, balanced_accuracy=0.8)
         for alpha in (0.1, 0.3, 1.0)

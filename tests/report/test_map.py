@@ -19,7 +19,7 @@ INF = float("inf")
 @pytest.mark.parametrize(
     ("epsilons", "shown"), [((1.0, 8.0, INF), 8.0), ((INF,), INF), ((None,), None)]
 )
-def test_a_method_is_shown_at_its_largest_finite_epsilon_on_the_first_place(
+def test_map_shows_methods_at_their_largest_finite_epsilon(
     epsilons: tuple[float, ...], shown: float | None
 ) -> None:
     rows = [
@@ -36,7 +36,7 @@ def places(figure: Figure, panel: int) -> list[Any]:
     return [np.asarray(each.get_offsets()) for each in drawn]
 
 
-def test_axes_are_of_synthetic_rows_alone_and_a_class_has_at_most_so_many_points() -> None:
+def test_map_axes_depend_on_synthetic_data_alone() -> None:
     digits = load(DatasetSpec(name="digits"))
     generator = np.random.default_rng(0)
     panels = {

@@ -20,53 +20,54 @@ from fedsim.results.join import read_results
 CHROMIUM = shutil.which("chromium")
 HOSTILE = "<script>document.title='taken'</script>"
 FLAGS = [
-    *(
-        "--headless",
-        "--no-sandbox",
-        "--disable-gpu",
-        "--disable-quic",
-        "--no-first-run",
-        "--virtual-time-budget=2000",
-    ),
-    *("--disable-background-networking", "--disable-component-update", "--disable-sync"),
+    "--headless",
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-quic",
+    "--no-first-run",
+    "--virtual-time-budget=2000",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
 ]
 KNOWN = {
-    *(
-        "html",
-        "head",
-        "meta",
-        "title",
-        "style",
-        "body",
-        "header",
-        "section",
-        "figure",
-        "figcaption",
-        "img",
-        "details",
-        "summary",
-        "pre",
-    ),
-    *(
-        "h1",
-        "h2",
-        "h3",
-        "h4",
-        "p",
-        "div",
-        "ul",
-        "li",
-        "dl",
-        "dt",
-        "dd",
-        "cite",
-        "span",
-        "a",
-        "b",
-        "code",
-        "em",
-    ),
-    *("table", "thead", "tbody", "tr", "th", "td"),
+    "html",
+    "head",
+    "meta",
+    "title",
+    "style",
+    "body",
+    "header",
+    "section",
+    "figure",
+    "figcaption",
+    "img",
+    "details",
+    "summary",
+    "pre",
+    "h1",
+    "h2",
+    "h3",
+    "h4",
+    "p",
+    "div",
+    "ul",
+    "li",
+    "dl",
+    "dt",
+    "dd",
+    "cite",
+    "span",
+    "a",
+    "b",
+    "code",
+    "em",
+    "table",
+    "thead",
+    "tbody",
+    "tr",
+    "th",
+    "td",
 }
 """The tags that a page is made of."""
 
@@ -90,9 +91,7 @@ class Elements(HTMLParser):
         self._style = False
 
     def handle_data(self, data: str) -> None:
-        if self._style:
-            self.text += ""
-        else:
+        if not self._style:
             self.text += data
 
 
@@ -207,23 +206,17 @@ def test_every_text_is_escaped_and_nothing_is_loaded(hostile: Path) -> None:
     ]
     assert not [name for name, _ in attributes if name.startswith("on")]
     for words in (
-        *(
-            "1 cell failed",
-            "1 cell overspent",
-            "1 cell unaccounted",
-            "unaccounted: client 0 has 0 steps",
-            "- .inf",
-            NOT_PRIVATE,
-        ),
-        *(
-            "ε spent 5 of 1",
-            "neighbouring data sets differ in one example",
-            "nothing made here may be released",
-        ),
-        *(
-            "it follows from a seed that stands in the results",
-            "aggregate: only the sum over clients is seen",
-        ),
+        "1 cell failed",
+        "1 cell overspent",
+        "1 cell unaccounted",
+        "unaccounted: client 0 has 0 steps",
+        "- .inf",
+        NOT_PRIVATE,
+        "ε spent 5 of 1",
+        "neighbouring data sets differ in one example",
+        "nothing made here may be released",
+        "it follows from a seed that stands in the results",
+        "aggregate: only the sum over clients is seen",
         f"{HOSTILE}: left out, its plug-in was refused: g.yaml:2: mine.py:3: the loss",
     ):
         assert words in page.text
@@ -265,7 +258,7 @@ def test_only_the_manifests_cells_count_and_their_labels_hold(tmp_path: Path) ->
     assert "mean over 2 seeds, without an interval" in page.text
 
 
-def test_what_is_wrong_stands_right_below_the_curve_and_long_lists_unfold(tmp_path: Path) -> None:
+def test_page_lists_failures_below_the_curve_and_folds_them(tmp_path: Path) -> None:
     rows = [
         make_row(cell_id=f"{epsilon}", epsilon_target=float(epsilon), balanced_accuracy=0.8)
         for epsilon in range(2, 12)
@@ -284,7 +277,7 @@ def test_what_is_wrong_stands_right_below_the_curve_and_long_lists_unfold(tmp_pa
     assert named(page, "img", "alt")[-1] == "Diagnostics of the rounds"
 
 
-def test_every_number_of_a_cell_stands_under_its_head_and_what_refutes_one_is_told(
+def test_page_lists_numbers_of_cells_and_refuting_audits(
     tmp_path: Path,
 ) -> None:
     sent = {
@@ -336,7 +329,7 @@ def test_every_number_of_a_cell_stands_under_its_head_and_what_refutes_one_is_to
         assert words in text
 
 
-def test_a_broken_manifest_or_file_is_a_users_mistake_and_leaves_the_folder_as_it_was(
+def test_broken_file_is_an_error_and_changes_nothing(
     tmp_path: Path,
 ) -> None:
     cell = {"cell_id": "a", "training_id": "t-a", "label": "a"}

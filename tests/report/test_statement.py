@@ -14,7 +14,7 @@ def told(*rows) -> dict[str, str]:
     return {each.method: "\n".join(each.lines) for each in statements(rows)}
 
 
-def test_a_method_has_one_statement_with_a_line_for_every_budget() -> None:
+def test_method_has_one_statement_with_a_line_per_budget() -> None:
     rows = [
         make_row(cell_id=f"{epsilon}{seed}", epsilon_target=epsilon, seed=seed)
         for epsilon in (1.0, 4.0)
@@ -26,7 +26,7 @@ def test_a_method_has_one_statement_with_a_line_for_every_budget() -> None:
     assert "target 4" in found["fedhypevae"]
 
 
-def test_the_sum_is_noised_once_and_clients_noise_is_each_ones_own() -> None:
+def test_statement_says_where_noise_is_added() -> None:
     at_sum, at_clients = (make_row(noise_at=place, label=place) for place in ("sum", "clients"))
     found = told(at_sum, at_clients)
     assert "noise is added once to it" in found["sum"]
@@ -35,7 +35,7 @@ def test_the_sum_is_noised_once_and_clients_noise_is_each_ones_own() -> None:
     assert "sees single clients' messages" not in found["clients"]
 
 
-def test_a_tuned_row_trusts_whoever_sees_its_trainings_wherever_noise_was_added() -> None:
+def test_tuned_result_trusts_whoever_sees_all_trainings() -> None:
     search = {
         "space": {"clip": (1, 2)},
         "trials": 10,
@@ -76,7 +76,7 @@ def test_methods_without_noise_guarantee_nothing() -> None:
     assert "guarantee: none: it ran without noise" in found["loud"]
 
 
-def test_a_method_of_which_nothing_finished_or_holds_says_that_alone() -> None:
+def test_method_without_valid_results_has_no_guarantee() -> None:
     unknown = [
         changed(make_row(label=status), status=status) for status in ("unaccounted", "refuted")
     ]
@@ -88,7 +88,7 @@ def test_a_method_of_which_nothing_finished_or_holds_says_that_alone() -> None:
     assert found["refuted"].endswith("guarantee: none: an audit refutes what it claims")
 
 
-def test_an_audit_that_refutes_one_budget_is_told_beside_the_others() -> None:
+def test_statement_names_an_audit_that_refutes_another_budget() -> None:
     refuted = changed(make_row(cell_id="r", epsilon_target=4.0), status="refuted")
     assert "no (ε, δ) here is a guarantee" in told(make_row(), refuted)["fedhypevae"]
     short = changed(refuted, audit_params={"rounds": 6, "hidden": [8]})
@@ -98,7 +98,7 @@ def test_an_audit_that_refutes_one_budget_is_told_beside_the_others() -> None:
     )
 
 
-def test_what_overspent_is_not_told_as_planned_or_for_release() -> None:
+def test_overspent_training_is_not_for_release() -> None:
     row = changed(make_row(noise="secret"), status="overspent", epsilon_spent=1.5)
     found = told(row)["fedhypevae"]
     assert (
@@ -116,7 +116,7 @@ def test_a_group_is_said_by_its_column() -> None:
     )
 
 
-def test_what_is_spent_is_told_as_a_bound_and_never_rounded_down() -> None:
+def test_spent_epsilon_is_never_rounded_down() -> None:
     almost_all = make_row(epsilon_target=2.0, epsilon_spent=1.99912)
     assert "ε = 2 (target 2)" in told(almost_all)["fedhypevae"]
     less = make_row(epsilon_target=2.0, epsilon_spent=1.2341)
@@ -128,7 +128,7 @@ def test_statement_says_when_two_data_sets_are_neighbours() -> None:
     assert "relation: add-or-remove-one: neighbours differ in the presence of one unit" in found
 
 
-def test_where_updates_are_clipped_a_unit_moves_one_by_more_than_its_norm() -> None:
+def test_statement_names_the_effect_of_a_unit_on_an_update() -> None:
     assert "clip: a unit's contribution is clipped to L2 norm 1;" in told(make_row())["fedhypevae"]
     found = told(make_row(plan=NOISE | {"sensitivity": 2.0}))["fedhypevae"]
     assert (

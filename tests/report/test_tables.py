@@ -51,7 +51,7 @@ def seeds(*values: float, measure: str = "balanced_accuracy", **fields: Any) -> 
     ]
 
 
-def test_a_line_a_place_and_method_and_a_column_an_epsilon_with_references_below(
+def test_table_has_methods_by_place_and_references_below(
     quickstart: list[Row],
 ) -> None:
     table = table_of(quickstart)
@@ -106,7 +106,7 @@ def test_a_value_is_a_mean_with_its_spread(
     )
 
 
-def test_what_is_missing_is_told() -> None:
+def test_table_names_missing_results() -> None:
     rows = seeds(0.5, 0.6, 0.7)
     rows += [
         make_row(cell_id="a", epsilon_target=4.0),
@@ -128,11 +128,12 @@ def test_what_is_missing_is_told() -> None:
         [make_row(cell_id="a", judged="1"), make_row(cell_id="b", seed=1, judged="2")]
     )
     assert any(
-        note.startswith("scores are from 2 states of the code that judges") for note in judged.notes
+        note.startswith("scores are from 2 revisions of the evaluation code")
+        for note in judged.notes
     )
 
 
-def test_measures_have_tables_where_a_row_has_them_and_references_of_their_own() -> None:
+def test_measures_with_values_have_tables_and_references() -> None:
     scores = {
         "client_balanced_accuracy": 0.7,
         "client_local_only_balanced_accuracy": 0.4,
@@ -172,7 +173,7 @@ def test_measures_have_tables_where_a_row_has_them_and_references_of_their_own()
     assert table_of(rows).texts.loc[("", "local-only"), "no ε"] == "0.500"
 
 
-def test_the_best_of_each_kind_is_bold_if_its_claim_holds_and_another_is_worse() -> None:
+def test_best_of_each_kind_is_bold_if_its_claim_holds() -> None:
     settings = [
         (label, epsilon, score)
         for label, score in (("a", 0.5), ("b", 0.6))
@@ -214,7 +215,7 @@ def test_the_best_of_each_kind_is_bold_if_its_claim_holds_and_another_is_worse()
     )
 
 
-def test_what_a_claim_is_worth_stands_beside_a_label_and_below_the_table() -> None:
+def test_claims_are_named_beside_labels_and_explained_below() -> None:
     rows = [
         make_row(cell_id=word, label=word, claim=word) for word in ("proved", "stated", "heuristic")
     ]
@@ -264,7 +265,7 @@ def test_external_samples_are_named_unverified() -> None:
     assert table.numbers["claim"].tolist() == ["unverified"]
 
 
-def test_what_is_not_there_is_a_mistake() -> None:
+def test_unknown_measures_are_errors() -> None:
     with pytest.raises(UserError, match="there is no measure 'acuracy'; did you mean 'accuracy'"):
         table_of([make_row()], "acuracy")
     with pytest.raises(UserError, match="no row that is ok has a coverage"):
@@ -345,7 +346,7 @@ def test_what_tuned_cells_chose_has_a_table() -> None:
     assert tuned_table(SeedGroups.of([make_row()])) is None
 
 
-def test_a_table_by_site_has_every_sites_mean_and_the_mean_over_them() -> None:
+def test_site_table_has_means_by_site_and_over_all_sites() -> None:
     rows = [make_row(cell_id=f"{seed}", seed=seed) for seed in range(3)] + [
         make_row(cell_id="n", label="open", epsilon_target=None)
     ]
@@ -399,7 +400,7 @@ def printed(table: Table, width: int) -> str:
 def test_no_word_or_number_of_a_table_is_broken(width: int, clients: int) -> None:
     table = hospitals(clients)
     whole = set(printed(table, 1000).split())
-    note = "left out, for want of width: a wider terminal shows all, and the table as csv has all"
+    note = "left out, because the terminal is too narrow; the table as csv has all columns"
     text = printed(table, width)
     broken = {word for word in text.split() if "─" not in word} - whole - {*note.split()}
     assert broken <= {"column", "columns", *map(str, range(10))}
@@ -408,7 +409,7 @@ def test_no_word_or_number_of_a_table_is_broken(width: int, clients: int) -> Non
 
 def test_columns_that_do_not_fit_are_counted_and_the_mean_stays() -> None:
     text = printed(hospitals(8), 80)
-    assert "5 columns left out, for want of width" in text
+    assert "5 columns left out, because the terminal is too narrow" in text
     assert len([line for line in text.splitlines() if line.rstrip().endswith(" mean")]) == 2
     assert "columns left out" not in printed(hospitals(8), 200)
 
@@ -433,7 +434,7 @@ def test_a_terminal_shows_every_table_of_a_small_grid() -> None:
     assert "in the report page" not in text
 
 
-def test_a_terminal_says_where_tables_are_that_it_has_no_room_for() -> None:
+def test_terminal_says_how_to_print_tables_without_room() -> None:
     text = briefly(many_places(4))
     assert text.count("ceiling") == 4
     assert "Balanced accuracy by site: in the report page, and printed by:\n" in text
