@@ -1,5 +1,7 @@
-"""What a row has: every column, declared once. Frames, tables, pictures, comparisons, boards and
-the docs follow from this list.
+"""The columns of a result, each declared once, and the result of a cell as they make it.
+
+Data frames, tables, pictures, comparisons, boards and the reference page all follow from
+:data:`COLUMNS`. :func:`row_of` joins the lines that the jobs of one cell left into a :class:`Row`.
 """
 
 from __future__ import annotations
@@ -25,15 +27,22 @@ if TYPE_CHECKING:
 
 Line = Mapping[str, Any]
 UNDRAWN = ("failed", "overspent", "unaccounted", "refuted")
-"""The statuses of rows that are in no mean and no picture."""
+"""The statuses of results that no mean and no picture includes."""
 UNVERIFIED = "unverified"
-"""The claim of external samples as tables and curves have it, whatever their author calls it."""
+"""The claim that tables and curves show for external samples, whatever their author states."""
+OVERSPENT_TOLERANCE = 1e-6
+"""The relative excess of ε over its target that is still rounding, not overspending."""
 
 
 @dataclass(frozen=True)
 class Row:
-    """A cell's row: its columns by name, and its privacy plan. Every column is an attribute; one
-    that it does not hold is None.
+    """The result of one cell; every column of :data:`COLUMNS` is an attribute.
+
+    A column without a value is None.
+
+    Attributes:
+        values: The value of each column by the column's name.
+        plan: The privacy plan as its training line has it; empty for a method without privacy.
     """
 
     values: Mapping[str, Any]
@@ -46,7 +55,7 @@ class Row:
 
     @property
     def setting(self) -> str:
-        """Method, data set, alpha, clients, epsilon and seed in a few words."""
+        """Return method, data set, alpha, clients, ε and seed in a few words."""
         return setting(
             self.label,
             self.dataset,
@@ -58,42 +67,43 @@ class Row:
 
     @property
     def scores(self) -> dict[str, float]:
-        """Its measures, those that it has."""
+        """Return the measures that have a value, by name."""
         return {name: self.values[name] for name in MEASURES if self.values.get(name) is not None}
 
     @property
     def given_params(self) -> dict[str, Any]:
-        """The parameters without those that were chosen, which differ between the seeds of one
-        setting.
+        """Return the parameters that the grid gave, without those that a search chose.
+
+        What a search chooses may differ between the seeds of one setting.
         """
-        return {
-            name: value
-            for name, value in self.params.items()
-            if name not in (self.tuning or {}).get("chosen", ())
-        }
+        chosen = (self.tuning or {}).get("chosen", ())
+        return {name: value for name, value in self.params.items() if name not in chosen}
 
     @property
     def ran(self) -> tuple[Mechanism, ...]:
-        """The mechanisms that the ledger counted."""
-        return tuple(Mechanism(**each) for each in self.mechanisms or ())
+        """Return the mechanisms that the ledger counted."""
+        return tuple(Mechanism(**mechanism) for mechanism in self.mechanisms or ())
 
     @cached_property
     def search(self) -> Selection | None:
-        """The cost of the search that it paid for."""
-        paid: Selection | None = self.selection and TypeAdapter(Selection).validate_json(
-            plain_json(self.selection)
-        )
-        return paid
+        """Return the parameter search that the budget pays for, or None if there is none."""
+        if not self.selection:
+            return None
+        text = plain_json(self.selection)
+        selection: Selection = TypeAdapter(Selection).validate_json(text)
+        return selection
 
     @property
     def is_external(self) -> bool:
-        """Whether its synthetic rows were made elsewhere."""
+        """Return whether the result is of external samples, which fedsim did not train."""
         return bool(self.algorithm == EXTERNAL)
 
     @property
     def drawn_claim(self) -> str | None:
-        """The claim as tables and curves have it: one in which a check found a fault is no
-        theorem, and nobody here verified that of external samples.
+        """Return the claim that tables and curves show.
+
+        A theorem whose check failed is shown as ``heuristic``. A claim about external samples is
+        shown as :data:`UNVERIFIED`, since fedsim cannot check it.
         """
         if self.is_external and self.claim != "none":
             return UNVERIFIED
@@ -104,34 +114,37 @@ class Row:
 
     @property
     def outcome(self) -> str:
-        """Its result in a few words."""
+        """Return how the cell ended, in a few words: its main score, or why it has none."""
         if self.error is not None:
-            if self.status == "unaccounted":
-                kind = "unaccounted"
-            else:
+            kind = "unaccounted"
+            if self.status != "unaccounted":
                 kind = f"failed, {self.error['type']}"
-            return f"{kind}: {self.error['message'].strip().partition(chr(10))[0]}"
+            first_line = self.error["message"].strip().partition("\n")[0]
+            return f"{kind}: {first_line}"
+        if self.status == "refuted":
+            return self._refutation()
         words = f"balanced accuracy {self.balanced_accuracy:.3f}"
         if self.epsilon_spent is not None:
             words += f", ε spent {number(self.epsilon_spent, 3)}"
         if self.status == "overspent":
             return f"overspent ({words} of {number(self.epsilon_target)})"
-        if self.status == "refuted":
-            found = f"an audit finds ε ≥ {number(self.audit_epsilon_lower, 3)}"
-            if self.audit_epsilon_lower <= (self.epsilon_target or 0.0):
-                found = (
-                    f"a canary adds {number(self.audit_canary_ratio, 3)} of the claimed sensitivity"
-                )
-            return f"refuted (ε = {number(self.epsilon_target)} claimed, {found})"
         return words
+
+    def _refutation(self) -> str:
+        """Return the evidence of an audit that refuted the claim, in a few words."""
+        evidence = f"an audit finds ε ≥ {number(self.audit_epsilon_lower, 3)}"
+        if self.audit_epsilon_lower <= (self.epsilon_target or 0.0):
+            ratio = number(self.audit_canary_ratio, 3)
+            evidence = f"a canary adds {ratio} of the claimed sensitivity"
+        return f"refuted (ε = {number(self.epsilon_target)} claimed, {evidence})"
 
     @property
     def audited_form(self) -> str:
-        """What was audited where that is not the cell's own parameters, in words; else empty."""
-        changed = ", ".join(
-            f"{name} {spelled(value)}" for name, value in (self.audit_params or {}).items()
-        )
-        return changed and f"of a short form: {changed}"
+        """Return the parameters that the audit changed, in words; "" if it changed none."""
+        if not self.audit_params:
+            return ""
+        changes = [f"{name} {spelled(value)}" for name, value in self.audit_params.items()]
+        return f"of a short form: {', '.join(changes)}"
 
 
 def row_of(
@@ -144,349 +157,570 @@ def row_of(
     audit: Line | None = None,
     check: str | None = None,
 ) -> Row:
-    """The row of a cell, by its lines: without a judgement as its training left it; references,
-    audit and check where they are known.
+    """Join the lines of one cell into its result.
+
+    Args:
+        cell_id: The id of the cell.
+        label: The name of the method in tables and curves.
+        training: The line of the cell's training.
+        judgement: The line of its evaluation; without one the result has no scores.
+        ceiling: The line of the reference on all real training examples, if it is known.
+        local_only: The line of the reference on each client's own examples, if it is known.
+        audit: The strongest audit of the cell's claim, if there is one.
+        check: The combined end of the checks of its code, ``passed`` or ``failed``, if there are
+            any.
+
+    Raises:
+        ValueError: A score is NaN.
     """
     cell = training["cell"]
     plan = training["plan"] or {}
-    told = plan
-    if cell["algorithm"] == EXTERNAL:  # in place of a plan what their author states
-        epsilon = float(cell["epsilon"])
-        claim = cell["params"]["claim"]
-        told = {
-            "epsilon_target": epsilon,
-            "claim": claim if epsilon < math.inf else "none",
-            "delta": cell["delta"],
-            "trust": cell["trust"],
-        }
+    ledger = {}
     if plan:
         ledger = training["ledger"] or {}
-    else:
-        ledger = {}
-    tuning = cell.get("tuning")
+    budget = plan
+    if cell["algorithm"] == EXTERNAL:
+        budget = _stated_budget(cell)
     failure = training["error"] or (judgement and judgement["error"])
-    judged: Line = judgement if judgement is not None and failure is None else {}
-    evaluation = judged.get("evaluation") or {
-        name: value for name, value in cell["evaluation"].items() if value is not None
-    }
-    unaccounted = ledger.get("unaccounted")
-    if failure or unaccounted:
-        if failure:
-            status = "failed"
-        else:
-            status = "unaccounted"
-    else:
-        if _is_overspent(plan, ledger):
-            status = "overspent"
-        elif audit is not None and audit["refuted"]:
-            status = "refuted"
-        else:
-            status = "ok"
-    own = {
+    scored: Line = {}
+    if judgement is not None and not failure:
+        scored = judgement
+    derived = {
         "cell_id": cell_id,
         "label": label,
-        "status": status,
-        "error": failure
-        or (
-            {"type": "Unaccounted", "message": unaccounted, "traceback": ""}
-            if unaccounted
-            else None
-        ),
-        "claim": told.get("claim", "none"),
+        "status": status_of(failure, plan, ledger, audit),
+        "error": failure or _unaccounted_error(ledger),
+        "claim": budget.get("claim", "none"),
         "check": check,
-        "evaluation": {name: value for name, value in evaluation.items() if name != "unseen"},
+        "evaluation": _evaluation_keys(cell, scored),
         "chance": 1 / training["task"]["classes"],
-        "seconds": (training["seconds"] or 0.0) + judged["seconds"]
-        if judged
-        else training["seconds"],
+        "seconds": _total_seconds(training, scored),
+        "tuning": _tuning_of(training),
     }
-    if tuning:
-        chosen = {name: cell["params"][name] for name in tuning["space"]}
-        own["tuning"] = {**tuning, "chosen": chosen, "trained": training.get("trials")}
-    unit = cell["unit_column"] or cell["unit"]
-    groups = training["train_groups"]
-    private = {
-        "unit": unit,
-        "train_groups": groups,
-        **({"relation": "add-or-remove-one", "noise": cell["noise"]} if plan else {}),
-    }
-    lines = {
-        "own": own,
+    groups = {
+        "derived": derived,
         "cell": cell,
         "training": training,
-        "plan": told,
+        "budget": budget,
         "ledger": ledger,
-        "private": private if told else None,
+        "protection": _protection(training, budget),
+        "judgement": scored,
+        "scores": _scores(cell_id, scored, ceiling, local_only),
+        "ceiling": ceiling,
+        "local_only": local_only,
+        "audit": audit,
     }
-    lines |= {"judged": judged, "ceiling": ceiling, "local_only": local_only, "audit": audit}
-    lines["scores"] = _scores(cell_id, judged, ceiling, local_only)
-    return Row({name: column.value(lines) for name, column in COLUMNS.items()}, plan)
+    return Row({name: column.value(groups) for name, column in COLUMNS.items()}, plan)
+
+
+def status_of(failure: Line | None, plan: Line, ledger: Line, audit: Line | None) -> str:
+    """Return the status of a result: ``ok`` or one of :data:`UNDRAWN`.
+
+    Args:
+        failure: The error of the training or evaluation; None if both succeeded.
+        plan: The privacy plan; empty without privacy.
+        ledger: The totals of what ran; empty without privacy.
+        audit: The strongest audit of the claim, if there is one.
+    """
+    if failure:
+        return "failed"
+    if ledger.get("unaccounted"):
+        return "unaccounted"
+    if _is_overspent(plan, ledger):
+        return "overspent"
+    if audit is not None and audit["refuted"]:
+        return "refuted"
+    return "ok"
 
 
 def _is_overspent(plan: Line, ledger: Line) -> bool:
+    """Return whether the ε spent exceeds a finite target by more than rounding."""
     target = plan.get("epsilon_target")
     spent = ledger.get("epsilon_spent")
-    return (
-        target is not None
-        and spent is not None
-        and math.isfinite(target)
-        and spent > target * (1 + 1e-6)
-    )
+    if target is None or spent is None or not math.isfinite(target):
+        return False
+    return bool(spent > target * (1 + OVERSPENT_TOLERANCE))
+
+
+def _stated_budget(cell: Line) -> Line:
+    """Return the budget of external samples as their author states it; they have no plan."""
+    epsilon = float(cell["epsilon"])
+    claim = "none"
+    if epsilon < math.inf:
+        claim = cell["params"]["claim"]
+    return {
+        "epsilon_target": epsilon,
+        "claim": claim,
+        "delta": cell["delta"],
+        "trust": cell["trust"],
+    }
+
+
+def _protection(training: Line, budget: Line) -> Line | None:
+    """Return what the budget protects and by which noise, or None without a budget.
+
+    Noise and neighbouring relation are known only for what fedsim trained by a plan.
+    """
+    if not budget:
+        return None
+    cell = training["cell"]
+    protection = {
+        "unit": cell["unit_column"] or cell["unit"],
+        "train_groups": training["train_groups"],
+    }
+    if training["plan"]:
+        protection |= {"relation": "add-or-remove-one", "noise": cell["noise"]}
+    return protection
+
+
+def _unaccounted_error(ledger: Line) -> Line | None:
+    """Return the error of a training that departed from its plan, or None if it did not."""
+    message = ledger.get("unaccounted")
+    if not message:
+        return None
+    return {"type": "Unaccounted", "message": message, "traceback": ""}
+
+
+def _evaluation_keys(cell: Line, judgement: Line) -> dict[str, Any]:
+    """Return the evaluation keys that scores depend on, without those that are None.
+
+    The unseen site is left out: it has a column of its own.
+    """
+    keys = judgement.get("evaluation") or cell["evaluation"]
+    return {name: value for name, value in keys.items() if value is not None and name != "unseen"}
+
+
+def _total_seconds(training: Line, judgement: Line) -> float | None:
+    """Return the wall time of training and evaluation in seconds, or None if it is unknown."""
+    seconds: float | None = training["seconds"]
+    if judgement:
+        return (seconds or 0.0) + judgement["seconds"]
+    return seconds
+
+
+def _tuning_of(training: Line) -> Line | None:
+    """Return how parameters were chosen and which were, or None for a cell that is not tuned."""
+    cell = training["cell"]
+    tuning = cell.get("tuning")
+    if not tuning:
+        return None
+    chosen = {name: cell["params"][name] for name in tuning["space"]}
+    return {**tuning, "chosen": chosen, "trained": training.get("trials")}
 
 
 def _scores(
-    cell_id: str, judged: Line, ceiling: Line | None, local_only: Line | None
+    cell_id: str, judgement: Line, ceiling: Line | None, local_only: Line | None
 ) -> dict[str, float]:
-    """The measures of a judgement, and those that are made of one and a reference."""
-    scores = dict(judged.get("scores", {}))
-    if local_only is not None and judged.get("clients"):
+    """Return the scores of an evaluation, and those derived from it and the references.
+
+    Raises:
+        ValueError: A score is NaN.
+    """
+    scores = dict(judgement.get("scores", {}))
+    if local_only is not None and judgement.get("clients"):
         known = [score for score in local_only["clients"] if score is not None]
         if known:
-            scores |= {"client_local_only_balanced_accuracy": sum(known) / len(known)}
-    if strange := sorted(
-        name for name, score in scores.items() if score != score
-    ):  # NaN alone is not equal to itself
-        raise ValueError(f"cell {cell_id}: {strange[0]} is not a number")
+            scores["client_local_only_balanced_accuracy"] = sum(known) / len(known)
+    # NaN is the only value that differs from itself.
+    not_numbers = sorted(name for name, score in scores.items() if score != score)
+    if not_numbers:
+        raise ValueError(f"cell {cell_id}: {not_numbers[0]} is not a number")
     accuracy = scores.get("balanced_accuracy")
     best = (ceiling or {}).get("balanced_accuracy")
-    return scores | ({"share_of_ceiling": accuracy / best} if accuracy is not None and best else {})
+    if accuracy is not None and best:
+        scores["share_of_ceiling"] = accuracy / best
+    return scores
 
 
 def large_deltas(rows: Iterable[Row], *, published: bool = False) -> list[str]:
-    """Warnings of budgets whose delta is too large for the data, each once
-    (:func:`fedsim.privacy.plan.large_delta`); without numbers of units if they are ``published``.
+    """Return one warning for each budget whose δ is too large for its number of units.
+
+    See :func:`fedsim.privacy.plan.large_delta`.
+
+    Args:
+        rows: Results, of which those without a finite ε are ignored.
+        published: Whether the warnings will leave the simulation. They then name no numbers of
+            units, which are private.
     """
-    private = [
-        row for row in rows if row.epsilon_target is not None and math.isfinite(row.epsilon_target)
-    ]
-    units = [
-        row.clients if row.unit == "client" else row.train_groups or row.train_rows
-        for row in private
-    ]
-    budgets = dict.fromkeys(
-        (row.unit, row.delta, many, row.dataset) for row, many in zip(private, units, strict=True)
-    )
-    texts = (large_delta(*budget, published=published) for budget in budgets if None not in budget)
-    return list(dict.fromkeys(text for text in texts if text))
+    budgets = []
+    for row in rows:
+        if row.epsilon_target is None or not math.isfinite(row.epsilon_target):
+            continue
+        units = row.train_groups or row.train_rows
+        if row.unit == "client":
+            units = row.clients
+        budgets.append((row.unit, row.delta, units, row.dataset))
+    warnings = []
+    for budget in dict.fromkeys(budgets):
+        if None not in budget:
+            warnings.append(large_delta(*budget, published=published))
+    return list(dict.fromkeys(warning for warning in warnings if warning))
 
 
 @dataclass(frozen=True)
 class Column:
-    """One column: what it says, with its unit; where it is among the lines of a cell, by
-    :func:`row_of`; and its type in a frame.
+    """One column of a result.
+
+    Attributes:
+        words: The sentence that describes it in the reference page, with its unit.
+        path: Its place among the lines of a cell as ``group.key``. The groups are those of
+            :func:`row_of`.
+        dtype: The pandas type of a column without any value.
     """
 
     words: str
-    of: str
+    path: str
     dtype: str = "object"
 
-    def value(self, lines: Mapping[str, Any]) -> Any:
-        """Its value; None where a line or a key is missing."""
-        value: Any = lines
-        for key in self.of.split("."):
+    def value(self, groups: Mapping[str, Any]) -> Any:
+        """Return the value of the column, or None where a group or a key is missing."""
+        value: Any = groups
+        for key in self.path.split("."):
             value = (value or {}).get(key)
         return value
 
 
 def score_column(name: str) -> Column:
-    """The column of a measure."""
+    """Return the column of a measure."""
     return Column(MEASURES[name].title, f"scores.{name}", "float64")
 
 
 COLUMNS: dict[str, Column] = {
-    "cell_id": Column("hash of all that can change the row", "own.cell_id"),
-    "source": Column("hash of the code that trained", "cell.source"),
-    "judged": Column("hash of the code that computed scores and references", "judged.judged"),
+    "cell_id": Column(
+        "A hash of everything that can change the result.",
+        "derived.cell_id",
+    ),
+    "source": Column(
+        "A hash of the code that trained.",
+        "cell.source",
+    ),
+    "judged": Column(
+        "A hash of the code that computed scores and references.",
+        "judgement.judged",
+    ),
     "status": Column(
-        "`ok`; `failed`, see `error`; `overspent`: the epsilon spent exceeds the target; "
-        "`unaccounted`: the ledger differs from the plan, "
-        "so epsilon is unknown and `error` says why; `refuted`: an audit's bound exceeds the "
-        "target, or a sensitivity was exceeded",
-        "own.status",
+        "How the cell ended. `ok`: its scores count. `failed`: `error` says why. `overspent`: the "
+        "ε spent exceeds the target. `unaccounted`: the ledger differs from the plan, so ε is "
+        "unknown and `error` says why. `refuted`: an audit found a larger ε than the target, or a "
+        "larger sensitivity than the claimed one.",
+        "derived.status",
     ),
-    "error": Column("why a cell failed: `type`, `message`, `traceback`", "own.error"),
-    "algorithm": Column("its name, as the grid gives it", "cell.algorithm"),
-    "label": Column("what tables and curves call the algorithm with these parameters", "own.label"),
+    "error": Column(
+        "Why the cell failed: `type`, `message` and `traceback`.",
+        "derived.error",
+    ),
+    "algorithm": Column(
+        "The name of the algorithm as the grid gives it.",
+        "cell.algorithm",
+    ),
+    "label": Column(
+        "The name that tables and curves give the algorithm with these parameters.",
+        "derived.label",
+    ),
     "params": Column(
-        "all parameters, defaults included; in a frame a column each, `params.NAME`", "cell.params"
+        "All parameters, including defaults. A data frame has one column per parameter, "
+        "`params.NAME`.",
+        "cell.params",
     ),
-    "yields": Column("what the algorithm makes: `generator` or `classifier`", "training.yields"),
-    "dataset": Column("what tables call the data set", "training.dataset"),
-    "dataset_hash": Column("fingerprint of the data", "cell.dataset_hash"),
+    "yields": Column(
+        "What the algorithm produces: `generator` or `classifier`.",
+        "training.yields",
+    ),
+    "dataset": Column(
+        "The name that tables give the data set.",
+        "training.dataset",
+    ),
+    "dataset_hash": Column(
+        "The fingerprint of the data set.",
+        "cell.dataset_hash",
+    ),
     "public": Column(
-        "what tables call the public rows that the algorithm used; missing: none", "cell.public"
+        "The name that tables give the public examples that the algorithm used. It is missing if "
+        "it used none.",
+        "cell.public",
     ),
-    "public_hash": Column("their fingerprint", "cell.public_hash"),
-    "public_licence": Column("of their source, in words, where it is known", "cell.public_licence"),
-    "scheme": Column("of the partition", "cell.partition.scheme"),
+    "public_hash": Column(
+        "The fingerprint of the public examples.",
+        "cell.public_hash",
+    ),
+    "public_licence": Column(
+        "The licence of the public examples' source, if it is known.",
+        "cell.public_licence",
+    ),
+    "scheme": Column(
+        "The scheme of the partition.",
+        "cell.partition.scheme",
+    ),
     "alpha": Column(
-        "Dirichlet concentration; missing for schemes without one", "training.alpha", "float64"
+        "The Dirichlet concentration of the partition. It is missing for schemes without one.",
+        "training.alpha",
+        "float64",
     ),
-    "clients": Column("how many", "cell.clients", "Int64"),
-    "partition_hash": Column("fingerprint of the partition", "training.partition"),
+    "clients": Column(
+        "The number of clients.",
+        "cell.clients",
+        "Int64",
+    ),
+    "partition_hash": Column(
+        "The fingerprint of the partition.",
+        "training.partition",
+    ),
     "train_rows": Column(
-        "training rows that the clients hold together", "training.train_rows", "Int64"
+        "The number of training examples, summed over clients.",
+        "training.train_rows",
+        "Int64",
     ),
     "train_groups": Column(
-        "how many groups these are, where the unit is a group", "private.train_groups", "Int64"
+        "The number of groups of these examples, if the unit is a group.",
+        "protection.train_groups",
+        "Int64",
     ),
-    "seed": Column("root of all random numbers of the cell", "cell.seed", "Int64"),
-    "epsilon_target": Column("the budget", "plan.epsilon_target", "float64"),
+    "seed": Column(
+        "The root of all random numbers of the cell.",
+        "cell.seed",
+        "Int64",
+    ),
+    "epsilon_target": Column(
+        "The ε of the budget.",
+        "budget.epsilon_target",
+        "float64",
+    ),
     "epsilon_spent": Column(
-        "counted from the steps that ran, under add-or-remove-one",
+        "The ε of the steps that ran, for neighbours that differ by adding or removing one unit.",
         "ledger.epsilon_spent",
         "float64",
     ),
-    "delta": Column("of the budget", "plan.delta", "float64"),
-    "unit": Column(
-        "what the budget protects: `example`, `client`, or a group by its column", "private.unit"
+    "delta": Column(
+        "The δ of the budget.",
+        "budget.delta",
+        "float64",
     ),
-    "relation": Column("what neighbouring data sets differ in", "private.relation"),
+    "unit": Column(
+        "What the budget protects: `example`, `client`, or the column whose values are groups.",
+        "protection.unit",
+    ),
+    "relation": Column(
+        "How neighbouring data sets differ.",
+        "protection.relation",
+    ),
     "trust": Column(
-        "who may see what: `aggregate`, only the sum over clients; `silo`, every message",
-        "plan.trust",
+        "Who may see which messages. `aggregate`: only their sum over clients is seen. `silo`: "
+        "every message is seen.",
+        "budget.trust",
     ),
     "scope": Column(
-        "what is noised: `joint`: all; `shared`, `hypernetwork`: only what is shared is",
-        "plan.scope",
+        "Which parts carry noise. `joint`: everything does. `shared`, `hypernetwork`: only the "
+        "shared part does.",
+        "budget.scope",
     ),
     "claim": Column(
-        "what epsilon rests on; of external samples as stated by their author, not verified",
-        "own.claim",
+        "What ε rests on. For external samples it is as stated by their author, not verified.",
+        "derived.claim",
     ),
     "check": Column(
-        "how a check of this code, parameters (but for numbers of rounds and steps), unit and "
-        "trust ended: `passed` or `failed`",
-        "own.check",
+        "How a check of this code, unit, trust and these parameters ended: `passed` or `failed`. "
+        "Numbers of rounds and steps may differ from those of the check.",
+        "derived.check",
     ),
-    "accountant": Column("which accountant computed epsilon", "ledger.accountant"),
-    "noise": Column("`seeded` or `secret`", "private.noise"),
+    "accountant": Column(
+        "The accountant that computed ε.",
+        "ledger.accountant",
+    ),
+    "noise": Column(
+        "Where noise comes from: `seeded` or `secret`.",
+        "protection.noise",
+    ),
     "mechanisms": Column(
-        "what the ledger counted for the data of every client: `release`, `noise_multiplier` "
-        "(standard deviation of the noise over the "
-        "sensitivity), `sample_rate` and `count`; with `delta` and `relation` anyone can "
-        "compute `epsilon_spent` again",
+        "What the ledger counted for the data of every client: `release`, `noise_multiplier` (the "
+        "standard deviation of the noise divided by the sensitivity), `sample_rate` and `count`. "
+        "With `delta` and `relation` anyone can compute `epsilon_spent` again.",
         "ledger.mechanisms",
     ),
     "tuning": Column(
-        "how some of `params` were chosen, and of how many trainings; missing: they were given",
-        "own.tuning",
+        "How some of `params` were chosen, and from how many trainings. It is missing if the grid "
+        "gave all of them.",
+        "derived.tuning",
     ),
     "selection": Column(
-        "of a tuned row that pays for its search, the mechanisms of its trainings and the "
-        "noise of their scores, from which anyone can "
-        "compute `epsilon_spent`; `mechanisms` are the best training's and its score's",
-        "plan.selection",
+        "For a tuned result whose budget pays for its search: the mechanisms of all trainings and "
+        "the noise of their scores, from which anyone can compute `epsilon_spent`. `mechanisms` "
+        "are then those of the best training and of its score.",
+        "budget.selection",
     ),
     "noise_at": Column(
-        "whether noise is added once, to the `sum`, or by each of the `clients`", "ledger.noise_at"
+        "Where noise is added: once to the `sum`, or by each of the `clients`.",
+        "ledger.noise_at",
     ),
-    "counted_by": Column("revision of the accounting code", "ledger.counted_by"),
+    "counted_by": Column(
+        "The revision of the accounting code.",
+        "ledger.counted_by",
+    ),
     "audit_epsilon_lower": Column(
-        "the largest epsilon that an audit refutes, at 95 %", "audit.epsilon_lower", "float64"
+        "The largest ε that an audit refutes, at a confidence of 95 %.",
+        "audit.epsilon_lower",
+        "float64",
     ),
-    "audit_pairs": Column("pairs of trainings of the audit", "audit.pairs", "Int64"),
+    "audit_pairs": Column(
+        "The number of pairs of trainings of the audit.",
+        "audit.pairs",
+        "Int64",
+    ),
     "audit_canary_ratio": Column(
-        "what the canary adds to a step over the sensitivity", "audit.canary_ratio", "float64"
+        "What the canary adds to one step, divided by the claimed sensitivity.",
+        "audit.canary_ratio",
+        "float64",
     ),
     "audit_params": Column(
-        "the parameters that the audit changed to be short, with their values there", "audit.params"
+        "The parameters that the audit changed to make trainings short, with their values there.",
+        "audit.params",
     ),
     "evaluation": Column(
-        "the keys that scores are by; in a frame a column each, `evaluation.KEY`", "own.evaluation"
+        "The evaluation keys that scores depend on. A data frame has one column per key, "
+        "`evaluation.KEY`.",
+        "derived.evaluation",
     ),
     "unseen": Column(
-        "a site that took no part and on whose test rows all scores are", "cell.evaluation.unseen"
+        "The site that took no part in training and gave the test examples of all scores.",
+        "cell.evaluation.unseen",
     ),
-    "tested": Column("which test rows the clients' own scores are from", "judged.tested"),
+    "tested": Column(
+        "Which test examples each client's own scores are computed on.",
+        "judgement.tested",
+    ),
     "label_shares": Column(
-        "how frequent labels are in `accuracy`, a client's in personal scores",
-        "judged.label_shares",
+        "How frequent labels are in `accuracy`. In personal scores they are as frequent as with "
+        "the client.",
+        "judgement.label_shares",
     ),
     **{name: score_column(name) for name in MEASURES},
     "recall_per_class": Column(
-        "in the order of the classes; null for a class without test rows", "judged.recalls"
+        "The recall of each class, in the order of the classes. It is null for a class without "
+        "test examples.",
+        "judgement.recalls",
     ),
     "ceiling_balanced_accuracy": Column(
-        "of a linear probe of all real training rows", "ceiling.balanced_accuracy", "float64"
+        "The balanced accuracy of a linear probe trained on all real training examples.",
+        "ceiling.balanced_accuracy",
+        "float64",
     ),
-    "ceiling_accuracy": Column("of the same", "ceiling.accuracy", "float64"),
+    "ceiling_accuracy": Column(
+        "The accuracy of that probe.",
+        "ceiling.accuracy",
+        "float64",
+    ),
     "local_only_balanced_accuracy": Column(
-        "mean over clients of probes of their own rows", "local_only.mean", "float64"
+        "The mean over clients of the balanced accuracy of a probe trained on the client's own "
+        "examples.",
+        "local_only.mean",
+        "float64",
     ),
-    "chance": Column("of a guess among all classes", "own.chance", "float64"),
+    "chance": Column(
+        "The accuracy of guessing: 1 divided by the number of classes.",
+        "derived.chance",
+        "float64",
+    ),
     "uplink_bytes": Column(
-        "sent by all clients in all rounds, by the shapes of messages",
+        "The bytes that all clients send in all rounds, by the shapes of messages.",
         "training.uplink_bytes",
         "Int64",
     ),
     "downlink_bytes": Column(
-        "received by all clients in all rounds", "training.downlink_bytes", "Int64"
+        "The bytes that all clients receive in all rounds.",
+        "training.downlink_bytes",
+        "Int64",
     ),
-    "parameters": Column("how many numbers one client trains", "training.parameters", "Int64"),
-    "seconds": Column("wall time, training and judging", "own.seconds", "float64"),
-    "train_seconds": Column("of the training", "training.seconds", "float64"),
-    "judge_seconds": Column("of the judging", "judged.seconds", "float64"),
-    "versions": Column("of Python and the packages that computed the cell", "training.versions"),
+    "parameters": Column(
+        "How many numbers one client trains.",
+        "training.parameters",
+        "Int64",
+    ),
+    "seconds": Column(
+        "The wall time of training and evaluation in seconds.",
+        "derived.seconds",
+        "float64",
+    ),
+    "train_seconds": Column(
+        "The wall time of the training in seconds.",
+        "training.seconds",
+        "float64",
+    ),
+    "judge_seconds": Column(
+        "The wall time of the evaluation in seconds.",
+        "judgement.seconds",
+        "float64",
+    ),
+    "versions": Column(
+        "The versions of Python and of the packages that computed the cell.",
+        "training.versions",
+    ),
     "generator": Column(
-        "SHA-256 of the tensors that the training left; missing where none were kept",
+        "The SHA-256 of the tensors that the training left. It is missing if none were kept.",
         "training.state",
     ),
 }
-"""The columns by name, in the order of a row; one more is one more entry."""
+"""The columns by name, in the order in which a result has them."""
 _SPREAD = ("params", "evaluation")
-"""Mappings that are a column a key in a frame."""
+"""Columns that hold a mapping; a data frame has one column for each of its keys."""
 WHERE = ("cell_id", "label", "dataset", "alpha", "clients", "epsilon_target", "seed")
-"""What places a cell's rounds, clients and audits in the grid."""
+"""The columns that say which cell a line of rounds, clients or audits belongs to."""
 
 
 def frame_of(rows: Sequence[Row]) -> pd.DataFrame:
-    """A row a cell, a column a column; what is missing is NaN among floats, ``<NA>`` among whole
-    numbers, None elsewhere.
+    """Return a data frame with one line per cell and one column per result column.
+
+    A missing value is NaN among floats, ``<NA>`` among whole numbers and None elsewhere.
     """
     return _frame({name: [row.values.get(name) for row in rows] for name in COLUMNS})
 
 
 def frame_of_lines(lines: Iterable[Line], rows: Sequence[Row]) -> pd.DataFrame:
-    """Lines of cells, by ``cell_id``, with what places each cell in the grid before their own
-    columns.
+    """Return a data frame of lines that have a ``cell_id``, with the :data:`WHERE` of their cells.
+
+    Args:
+        lines: Lines of rounds, clients or audits.
+        rows: The results of their cells.
     """
-    places = {row.cell_id: {name: getattr(row, name) for name in WHERE} for row in rows}
-    records = [{**places.get(line["cell_id"], {}), **line} for line in lines]
-    held = dict.fromkeys([*WHERE, *(name for record in records for name in record)])
-    return _frame({name: [record.get(name) for record in records] for name in held})
+    cells = {row.cell_id: {name: getattr(row, name) for name in WHERE} for row in rows}
+    records = [{**cells.get(line["cell_id"], {}), **line} for line in lines]
+    names = dict.fromkeys(WHERE)
+    for record in records:
+        names |= dict.fromkeys(record)
+    return _frame({name: [record.get(name) for record in records] for name in names})
 
 
-def _frame(values: Mapping[str, Sequence[Any]]) -> pd.DataFrame:
+def _frame(columns: Mapping[str, Sequence[Any]]) -> pd.DataFrame:
+    """Return a data frame of columns by name, in which mappings are spread over their keys."""
     import pandas as pd
 
     flat: dict[str, Sequence[Any]] = {}
-    for name, held in values.items():
-        if name in _SPREAD:
-            keys = dict.fromkeys(key for each in held for key in each or ())
-            flat |= {f"{name}.{key}": [(each or {}).get(key) for each in held] for key in keys}
-        else:
-            flat[name] = held
-    return pd.DataFrame(
-        {name: pd.Series(held, dtype=_dtype(name, held)) for name, held in flat.items()}
-    )
+    for name, values in columns.items():
+        if name not in _SPREAD:
+            flat[name] = values
+            continue
+        mappings = [value or {} for value in values]
+        for key in dict.fromkeys(key for mapping in mappings for key in mapping):
+            flat[f"{name}.{key}"] = [mapping.get(key) for mapping in mappings]
+    series = {name: pd.Series(values, dtype=_dtype(name, values)) for name, values in flat.items()}
+    return pd.DataFrame(series)
 
 
 def _dtype(name: str, values: Sequence[Any]) -> str | None:
-    """By the values, where they are numbers; None: pandas decides."""
-    kinds = {type(value) for value in values} - {type(None)}
+    """Return the pandas type of a column, by its values; None lets pandas decide.
+
+    Whole numbers and truth values with gaps get a type that has missing values. Without any value
+    the type is that which :data:`COLUMNS` declares.
+    """
+    present = [value for value in values if value is not None]
+    has_gaps = len(present) < len(values)
+    kinds = {type(value) for value in present}
     if not kinds:
         if name in COLUMNS:
             return COLUMNS[name].dtype
         return "object"
     if kinds == {bool}:
-        if None in values:
-            return "boolean"
-        return "bool"
-    if kinds == {int} and max(abs(value) for value in values if value is not None) < 2**63:
-        if None in values:
-            return "Int64"
-        return "int64"
+        return "boolean" if has_gaps else "bool"
+    if kinds == {int} and max(map(abs, present)) < 2**63:
+        return "Int64" if has_gaps else "int64"
     if kinds <= {int, float}:
         return "float64"
     if kinds == {str}:

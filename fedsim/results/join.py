@@ -1,8 +1,8 @@
-"""A run folder's results: the left join of its lines by their keys, for the cells of its grid."""
+"""The results of a run folder: each cell of its grid joined with the lines that belong to it."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from itertools import product
@@ -20,18 +20,19 @@ from fedsim.results.columns import Line, Row, row_of
 from fedsim.results.store import RESTORE, ResultStore, RunFolder
 
 FORMAT = 3
-"""Of a run folder, as its manifest has it; no other is read."""
+"""The format of a run folder, written into its manifest; no other format is read."""
 
 
 @checked(frozen=True)
 class Entry:
-    """A cell of a grid, by the keys of the lines that its row is joined of.
+    """A cell of a grid with the keys of the lines that belong to it.
 
     Attributes:
-        cell_id: its judgement's.
-        training_id: its training's.
-        label: what tables and curves call its algorithm.
-        ceiling, local_only: its references'.
+        cell_id: The key of its evaluation.
+        training_id: The key of its training.
+        label: The name of its method in tables and curves.
+        ceiling: The key of the reference on all real training examples; "" if it has none.
+        local_only: The key of the reference on each client's own examples; "" if it has none.
     """
 
     cell_id: str
@@ -43,15 +44,20 @@ class Entry:
 
 @dataclass(frozen=True)
 class RunResults:
-    """All result lines of a run folder, by their keys, and the cells of its grid; files are read
-    once.
+    """All lines of a run folder by their keys, and the cells of its grid.
 
-    Lines of earlier grids and of older code stay in a run folder, so that a grid can shrink and
-    grow, and an edit be undone, without running cells again.
+    Files are read once. Lines of earlier grids and of older code stay in a run folder, so that a
+    grid can shrink and grow again, and an edit be undone, without running cells again.
 
     Attributes:
-        entries: the cells that the manifest lists, those kept of earlier grids last; without one a
-            cell for every judgement.
+        folder: The run folder.
+        trainings: The training lines by training id.
+        judgements: The evaluation lines by cell id.
+        references: The reference lines by key.
+        audits: All audit lines, in the order in which they were written.
+        checks: All check lines, in the order in which they were written.
+        entries: The cells that the manifest lists, with the kept cells of earlier grids last.
+            Without a manifest, one cell for every evaluation.
     """
 
     folder: RunFolder
@@ -63,116 +69,128 @@ class RunResults:
     entries: Sequence[Entry] = ()
 
     def row(self, entry: Entry, *, judged: bool = True) -> Row | None:
-        """The row of a cell, or with ``judged=False`` the row as its training left it; None while
-        that is not finished.
+        """Return the result of a cell, or None while it is not finished.
+
+        Args:
+            entry: The cell.
+            judged: Whether the cell has to be evaluated, too. If False, the result has no scores.
         """
         training = self.trainings.get(entry.training_id)
         if training is None:
             return None
+        judgement = None
         if judged and training["error"] is None:
             judgement = self.judgements.get(entry.cell_id)
-        else:
-            judgement = None
-        if judged and judgement is None and training["error"] is None:
-            return None
-        references = {
-            name: self.references.get(getattr(entry, name)) for name in ("ceiling", "local_only")
-        }
-        found: dict[str, Any] = {
-            **references,
-            "audit": self.audit_of(training),
-            "check": self._check_of(training),
-        }
-        return row_of(entry.cell_id, entry.label, training, judgement, **found)
+            if judgement is None:
+                return None
+        return row_of(
+            entry.cell_id,
+            entry.label,
+            training,
+            judgement,
+            ceiling=self.references.get(entry.ceiling),
+            local_only=self.references.get(entry.local_only),
+            audit=self.audit_of(training),
+            check=self._check_of(training),
+        )
 
     def audit_of(self, training: Line) -> Line | None:
-        """What all audits of a training's claim say: a refutation stands whatever came later.
+        """Return the combined line of all audits of a training's claim, or None without any.
 
-        Of several audits it is the strongest one's line, with the largest bound of them all.
+        It is the line of the strongest audit, with the largest bound of all of them. An audit that
+        refutes the claim is stronger than any that does not, whichever came later.
         """
         claim = claim_of(training["cell"])
         lines = [line for line in self.audits if line["claim"] == claim]
         if not lines:
             return None
-        # of equals the last one, which has the most pairs
-        strongest = max(reversed(lines), key=lambda line: (line["refuted"], line["epsilon_lower"]))
-        return {**strongest, "epsilon_lower": max(line["epsilon_lower"] for line in lines)}
+        # Of equally strong audits the last one wins, since it has the most pairs.
+        strongest = max(
+            reversed(lines),
+            key=lambda line: (line["refuted"], line["epsilon_lower"]),
+        )
+        largest_bound = max(line["epsilon_lower"] for line in lines)
+        return {**strongest, "epsilon_lower": largest_bound}
 
     def _check_of(self, training: Line) -> Check | None:
-        """What checks in the run folder say of a training's code and parameters, of a search of all
-        that it tries.
+        """Return the combined result of the checks of a training's code and parameters.
+
+        A search is as well founded as the weakest of its trainings: it has failed if one of its
+        settings has, and passed only if all have.
         """
         cell = training["cell"]
-        plan = training["plan"]
         checks = [check for check in self.checks if check["source"] == cell["source"]]
-        if plan is None or not checks:
+        if training["plan"] is None or not checks:
             return None
-        space = (cell.get("tuning") or {}).get("space", {})
-        settings = (
-            {**cell["params"], **dict(zip(space, point, strict=True))}
-            for point in product(*space.values())
-        )
-        said = {check_of(checks, cell["unit"], cell["trust"], params) for params in settings}
-        # a search is as well founded as the weakest of its trainings
-        if "failed" in said:
+        results = set()
+        for params in _settings_of(cell):
+            results.add(check_of(checks, cell["unit"], cell["trust"], params))
+        if "failed" in results:
             return "failed"
-        if None in said:
+        if None in results:
             return None
         return "passed"
 
     def rows_of(self, entries: Sequence[Entry]) -> list[Row]:
-        """The rows of those cells that are finished, in order."""
+        """Return the results of those cells that are finished, in order."""
         return [row for row in map(self.row, entries) if row is not None]
 
     @cached_property
     def rows(self) -> list[Row]:
-        """The finished rows of the cells that the manifest lists, in its order and with its
-        labels.
-        """
+        """Return the results of the manifest's finished cells, in its order and with its labels."""
         return self.rows_of(self.entries)
 
     @cached_property
     def every_entry(self) -> list[Entry]:
-        """The cells whose training has ended, those of earlier grids first; the latter by their
-        judgements, and without references.
+        """Return all trained cells: those of any grid, then those that the manifest lists.
+
+        The former have no references. A training has one cell for each of its evaluations, and its
+        own cell if it was not evaluated.
         """
-        judged = {line["training_id"]: line["cell_id"] for line in self.judgements.values()}
-        ids = [
-            (line["cell_id"], line["training_id"])
-            for line in self.judgements.values()
-            if line["training_id"] in self.trainings
-        ]
-        ids += [
-            (line["cell"]["cell_id"], training)
-            for training, line in self.trainings.items()
-            if training not in judged
-        ]
-        others = [
-            Entry(cell, training, self.trainings[training]["cell"]["label"])
-            for cell, training in ids
-        ]
-        return others + [entry for entry in self.entries if entry.training_id in self.trainings]
+        cells: list[tuple[str, str]] = []
+        for judgement in self.judgements.values():
+            if judgement["training_id"] in self.trainings:
+                cells.append((judgement["cell_id"], judgement["training_id"]))
+        evaluated = {training_id for _, training_id in cells}
+        for training_id, training in self.trainings.items():
+            if training_id not in evaluated:
+                cells.append((training["cell"]["cell_id"], training_id))
+        entries = []
+        for cell_id, training_id in cells:
+            label = self.trainings[training_id]["cell"]["label"]
+            entries.append(Entry(cell_id, training_id, label))
+        return entries + self._trained_entries
+
+    @cached_property
+    def _trained_entries(self) -> list[Entry]:
+        """Return the cells of the manifest whose training has ended."""
+        return [entry for entry in self.entries if entry.training_id in self.trainings]
 
     def every_row(self) -> list[Row]:
-        """A row for every training in the folder, those of earlier grids too; of one that was not
-        judged without scores.
+        """Return one result for every training in the folder, including those of earlier grids.
+
+        The result of a training that was not evaluated has no scores.
         """
-        known = {entry.training_id: entry for entry in self.every_entry}
-        rows = (
-            self.row(known[training]) or self.row(known[training], judged=False)
-            for training in self.trainings
-        )
-        return [row for row in rows if row is not None]
+        entry_of = {entry.training_id: entry for entry in self.every_entry}
+        rows = []
+        for training_id in self.trainings:
+            entry = entry_of[training_id]
+            row = self.row(entry) or self.row(entry, judged=False)
+            if row is not None:
+                rows.append(row)
+        return rows
 
     @cached_property
     def trained(self) -> dict[str, Line]:
-        """The line of every cell's training, by the cell's id."""
-        return {entry.cell_id: self.trainings[entry.training_id] for entry in self.every_entry}
+        """Return the training line of every trained cell, by cell id."""
+        return self._trainings_of(self.every_entry)
+
+    def _trainings_of(self, entries: Sequence[Entry]) -> dict[str, Line]:
+        """Return the training line of each of these cells, by cell id."""
+        return {entry.cell_id: self.trainings[entry.training_id] for entry in entries}
 
     def rounds(self) -> list[dict[str, Any]]:
-        """The round records of these cells, with their cell's id, by cell and in order of the
-        round.
-        """
+        """Return the round records of the manifest's cells, with ``cell_id``, by cell and round."""
         rounds = ResultStore(self.folder.path).rounds()
         return [
             {"cell_id": entry.cell_id, **record}
@@ -181,134 +199,158 @@ class RunResults:
         ]
 
     def clients(self) -> list[dict[str, Any]]:
-        """A line a client of the cells that were judged by clients, with what it reaches by itself
-        where that is known.
+        """Return one line per client of each cell that was evaluated client by client.
+
+        ``local_only_balanced_accuracy`` is the score of a probe trained on the client's own
+        examples, or None if it is unknown. A client without scores has a ``reason``.
         """
         lines = []
         for entry in self.entries:
-            floor = self.references.get(entry.local_only)
+            reference = self.references.get(entry.local_only)
             for client in self.judgements.get(entry.cell_id, {}).get("clients", ()):
-                if floor:
-                    alone = floor["clients"][client["client"]]
-                else:
-                    alone = None
-                if client["test_rows"]:
-                    reason = {}
-                else:
-                    reason = {"reason": "it has no test row"}
-                lines.append(
-                    {
-                        "cell_id": entry.cell_id,
-                        **client,
-                        "local_only_balanced_accuracy": alone,
-                        **reason,
-                    }
-                )
+                line = {
+                    "cell_id": entry.cell_id,
+                    **client,
+                    "local_only_balanced_accuracy": None,
+                }
+                if reference:
+                    score = reference["clients"][client["client"]]
+                    line["local_only_balanced_accuracy"] = score
+                if not client["test_rows"]:
+                    line["reason"] = "it has no test row"
+                lines.append(line)
         return lines
 
     def audit_lines(self) -> list[dict[str, Any]]:
-        """A line a cell whose claim was audited; cells of one claim share theirs."""
-        ended = {
-            entry.cell_id: self.trainings[entry.training_id]
-            for entry in self.entries
-            if entry.training_id in self.trainings
-        }
-        return [
-            {"cell_id": cell_id, **line}
-            for cell_id, training in ended.items()
-            if (line := self.audit_of(training)) is not None
-        ]
+        """Return one line per cell whose claim was audited; cells with one claim share theirs."""
+        lines = []
+        for cell_id, training in self._trainings_of(self._trained_entries).items():
+            audit = self.audit_of(training)
+            if audit is not None:
+                lines.append({"cell_id": cell_id, **audit})
+        return lines
 
     def write(self) -> None:
-        """Write ``results.jsonl`` and ``clients.jsonl`` anew, each at once."""
+        """Replace ``results.jsonl`` and ``clients.jsonl``, each at once or not at all.
+
+        ``clients.jsonl`` is written if there are clients' scores, or to empty an earlier file.
+        """
         clients = self.clients()
         _write(self.folder.results, [row.values for row in self.rows])
         if clients or self.folder.clients.exists():
             _write(self.folder.clients, clients)
 
 
+def _settings_of(cell: Line) -> Iterator[dict[str, Any]]:
+    """Yield the parameters of each training of a cell: all points of a search, else its own."""
+    space = (cell.get("tuning") or {}).get("space", {})
+    for point in product(*space.values()):
+        yield {**cell["params"], **dict(zip(space, point, strict=True))}
+
+
 def id_of_run(line: Line) -> str:
-    """The id of the training that ran for a line, which cells that are equal share."""
-    # Lines of earlier versions do not say: each then counts as a training of its own.
-    ran: str = line.get("equal_to") or line["training_id"]
-    return ran
+    """Return the id of the training that really ran, which cells with equal results share."""
+    # Lines of earlier versions lack the key: each then counts as a training of its own.
+    training_id: str = line.get("equal_to") or line["training_id"]
+    return training_id
 
 
 def claim_of(cell: Mapping[str, Any]) -> str:
-    """What an audit is of, as one text: a cell's code, parameters, unit, trust, ε and δ."""
-    facts = [
-        cell[name]
-        for name in ("source", "algorithm", "params", "unit", "trust", "epsilon", "delta")
-    ]
-    if (tuning := cell.get("tuning")) is not None:  # what a search chose is no part of its claim
-        facts[2] = [
-            {name: value for name, value in cell["params"].items() if name not in tuning["space"]},
-            tuning,
+    """Return the key of the claim that an audit tests, as one text.
+
+    It holds the cell's code, algorithm, parameters, unit, trust, ε and δ. For a tuned cell the
+    search takes the place of the parameters that it chose.
+    """
+    tuning = cell.get("tuning")
+    params = cell["params"]
+    if tuning is not None:
+        given = {name: value for name, value in params.items() if name not in tuning["space"]}
+        params = [given, tuning]
+    return dump(
+        [
+            cell["source"],
+            cell["algorithm"],
+            params,
+            cell["unit"],
+            cell["trust"],
+            cell["epsilon"],
+            cell["delta"],
         ]
-    return dump(facts)
+    )
 
 
 def read_results(folder: Path | str) -> RunResults:
-    """The results of a run folder."""
+    """Return the results of a run folder.
+
+    Raises:
+        UserError: The manifest or a line cannot be read, or is of another format.
+    """
     manifest = read_manifest(Path(folder))
     store = ResultStore(folder)
-    lines = (
-        store.last("trainings"),
-        store.last("judgements"),
-        store.last("references"),
+    results = RunResults(
+        store.folder,
+        trainings=store.last("trainings"),
+        judgements=store.last("judgements"),
+        references=store.last("references"),
+        # Every audit and check counts, not only the last one with a key.
+        audits=list(store.lines("audits")),
+        checks=list(store.lines("checks")),
     )
-    # every audit and check counts, not only the last one of a key
-    audits = list(store.lines("audits"))
-    results = RunResults(store.folder, *lines, audits, list(store.lines("checks")))
-    return replace(
-        results,
-        entries=[Entry(**cell) for cell in listed(manifest)]
-        if "cells" in manifest
-        else results.every_entry,
-    )
+    if "cells" in manifest:
+        entries = [Entry(**cell) for cell in listed(manifest)]
+    else:
+        entries = results.every_entry
+    return replace(results, entries=entries)
 
 
 def listed(manifest: Mapping[str, Any]) -> list[dict[str, str]]:
-    """The cells of the manifest's grid, then those that its page keeps of earlier grids."""
+    """Return the cells of the manifest's grid, then those that its page keeps of earlier grids."""
     return [*manifest["cells"], *manifest.get("kept", ())]
 
 
+_RefusedKey = Literal["algorithm", "error"]
+_MethodKey = Literal["label", "text", "source"]
+
+
 class _Manifest(BaseModel):
-    """What is read of a manifest, and must be so."""
+    """The keys of a manifest that are read, with the types that they must have."""
 
     cells: list[Entry] | None = None
     kept: list[Entry] = []
-    refused: list[dict[Literal["algorithm", "error"], str]] | None = None
-    methods: list[dict[Literal["label", "text", "source"], str]] = []
+    refused: list[dict[_RefusedKey, str]] | None = None
+    methods: list[dict[_MethodKey, str]] = []
     hardware: dict[str, Any] = {}
     versions: dict[str, str] = {}
 
 
 def read_manifest(folder: Path) -> dict[str, Any]:
-    """The manifest of a run folder; empty where there is none."""
+    """Return the manifest of a run folder; an empty dictionary if there is none.
+
+    Raises:
+        UserError: The manifest cannot be read, or the run folder has another format.
+    """
     path = RunFolder(folder).manifest
     if not path.exists():
         return {}
     try:
-        _Manifest.model_validate_json(content := path.read_bytes(), strict=True)
+        content = path.read_bytes()
+        _Manifest.model_validate_json(content, strict=True)
         manifest: dict[str, Any] = load(content)
     except (OSError, ValueError) as error:
-        raise UserError(
-            str(path), f"cannot be read ({'; '.join(reasons(error))})", RESTORE
-        ) from error
+        message = f"cannot be read ({'; '.join(reasons(error))})"
+        raise UserError(str(path), message, RESTORE) from error
     if "versions" in manifest and manifest.get("format") != FORMAT:
-        what = (
-            f"is of fedsim {manifest['versions'].get('fedsim')}, and this version reads run "
-            "folders from 0.3 on"
-        )
+        version = manifest["versions"].get("fedsim")
         raise UserError(
             str(folder),
-            what,
+            f"is of fedsim {version}, and this version reads run folders from 0.3 on",
             "read it with the version that wrote it, or run its grid again in a new folder",
         )
     return manifest
 
 
 def _write(path: Path, lines: Sequence[Mapping[str, Any]]) -> None:
+    """Replace a file by lines of JSON, at once or not at all."""
+    content = "".join(f"{plain_json(line)}\n" for line in lines)
     with replaced(path) as part:
-        part.write_text("".join(f"{plain_json(line)}\n" for line in lines), encoding="utf-8")
+        part.write_text(content, encoding="utf-8")
