@@ -1,5 +1,7 @@
-"""A grid file as frozen models: its values, their types, and what they mean; and where each value
-stands, for messages.
+"""A grid file as frozen models: the keys of a grid with their types, defaults and meaning.
+
+The reference page of the grid is made of the docstrings here. Each grid also remembers where its
+values came from (:class:`Origin`), so that a message can name the file and line.
 """
 
 from __future__ import annotations
@@ -36,20 +38,27 @@ from fedsim.privacy.selection import Distribution
 from fedsim.words import json_number
 
 MOST_OF_A_RANGE = 1000
-"""Seeds that one range may name."""
+"""The largest number of seeds that one range such as ``0-4`` may stand for."""
 MANY_CELLS = 5000
-"""Cells from which on a grid is only run if that is confirmed."""
+"""The number of cells above which a grid runs only after confirmation."""
+SECONDS_OF = {"s": 1, "m": 60, "h": 3600, "d": 86400}
+"""The length of each unit of time in seconds."""
 Loc = tuple[str | int, ...]
+"""The path of a key in a grid: ``("clients", 1)`` is the second number of clients."""
 _Item = TypeVar("_Item")
 
 
 @dataclass(frozen=True)
 class Origin:
-    """Where the values of a grid came from, to name places in messages; no part of what makes two
-    grids equal.
+    """Where the values of a grid came from, to name places in messages.
 
-    A file or none, what was validated, the line of every key path of the file, and the key paths
-    that were replaced.
+    Two grids with different origins may still be equal.
+
+    Attributes:
+        file: The grid file; "" if the grid is no file.
+        data: The plain values that were validated, with overrides.
+        lines: The line of every key of the file.
+        overrides: The keys that the user replaced.
     """
 
     file: str = field(default="", compare=False)
@@ -58,108 +67,129 @@ class Origin:
     overrides: tuple[Loc, ...] = field(default=(), compare=False)
 
     def location(self, loc: Loc) -> str:
-        """``file:line: key[i].key``; the parts of ``loc`` that validation added to what the user
-        wrote are left out.
-        """
-        if self.data is None:
-            written = loc
-        else:
+        """Return ``file:line: key[i].key`` for a key, or ``set KEY`` for one that was replaced."""
+        written = loc
+        if self.data is not None:
             written = self._written(loc)
-        text = "".join(
-            f"[{part}]" if isinstance(part, int) else f".{part}" for part in written
-        ).lstrip(".")
-        if any(written[: len(key)] == key for key in self.overrides):
-            return f"set {text}"
-        line = next(
-            (
-                self.lines[written[:n]]
-                for n in range(len(written), 0, -1)
-                if written[:n] in self.lines
-            ),
-            "",
-        )
-        return ": ".join(filter(None, (f"{self.file}:{line}".rstrip(":"), text))) or "grid"
+        key = _key_text(written)
+        if any(written[: len(path)] == path for path in self.overrides):
+            return f"set {key}"
+        place = f"{self.file}:{self._line_of(written)}".rstrip(":")
+        return ": ".join(filter(None, [place, key])) or "grid"
 
     def _written(self, loc: Loc) -> Loc:
-        kept = []
-        at = self.data
-        for n, part in enumerate(loc, 1):
-            if isinstance(at, Mapping) and (part in at or n == len(loc)):
-                at = at.get(part)
-            elif isinstance(at, list | tuple) and isinstance(part, int) and part < len(at):
-                at = at[part]
+        """Return a key path without the parts that validation added to what the user wrote."""
+        written = []
+        value = self.data
+        for position, part in enumerate(loc, 1):
+            is_last = position == len(loc)
+            if isinstance(value, Mapping) and (part in value or is_last):
+                value = value.get(part)
+            elif isinstance(value, list | tuple) and isinstance(part, int) and part < len(value):
+                value = value[part]
             else:
                 continue
-            kept.append(part)
-        return tuple(kept)
+            written.append(part)
+        return tuple(written)
+
+    def _line_of(self, loc: Loc) -> str:
+        """Return the line of a key, or of the innermost known key around it; "" without any."""
+        for length in range(len(loc), 0, -1):
+            if loc[:length] in self.lines:
+                return str(self.lines[loc[:length]])
+        return ""
 
 
-def listed(given: Any) -> Any:
-    """The values of an axis, which may be given as one."""
-    if given is None:
-        return []
-    if isinstance(given, list | tuple):
-        return given
-    return [given]
-
-
-def _ranges(given: Any) -> list[Any]:
-    """Whole numbers, and ranges of them such as ``0-4``, both ends included."""
-    numbers: list[Any] = []
-    for one in listed(given):
-        if isinstance(one, str):
-            ends = re.fullmatch(r"(\d{1,18})-(\d{1,18})", one)
+def _key_text(loc: Loc) -> str:
+    """Return a key path as text, such as ``algorithms[0].params``."""
+    text = ""
+    for part in loc:
+        if isinstance(part, int):
+            text += f"[{part}]"
         else:
-            ends = None
-        if ends and not 0 <= int(ends[2]) - int(ends[1]) < MOST_OF_A_RANGE:
+            text += f".{part}"
+    return text.lstrip(".")
+
+
+def listed(value: Any) -> Any:
+    """Return the values of an axis as a list or tuple; a single value counts as a list of one."""
+    if value is None:
+        return []
+    if isinstance(value, list | tuple):
+        return value
+    return [value]
+
+
+def _without_ranges(value: Any) -> list[Any]:
+    """Return an axis of whole numbers with each range such as ``0-4`` written out.
+
+    Raises:
+        ValueError: A range is empty or stands for too many numbers.
+    """
+    numbers: list[Any] = []
+    for item in listed(value):
+        ends = None
+        if isinstance(item, str):
+            ends = re.fullmatch(r"(\d{1,18})-(\d{1,18})", item)
+        if ends is None:
+            numbers.append(item)
+            continue
+        first = int(ends[1])
+        last = int(ends[2])
+        if not 0 <= last - first < MOST_OF_A_RANGE:
             raise ValueError(
-                f"'{one}' is not a range of up to {MOST_OF_A_RANGE} numbers; give one such "
+                f"'{item}' is not a range of up to {MOST_OF_A_RANGE} numbers; give one such "
                 "as 0-4, which is 0, 1, 2, 3, 4"
             )
-        if ends:
-            numbers += range(int(ends[1]), int(ends[2]) + 1)
-        else:
-            numbers += [one]
+        numbers += range(first, last + 1)
     return numbers
 
 
-def _seconds(given: Any) -> Any:
-    """``2h`` as seconds."""
-    if isinstance(given, str):
-        parts = re.fullmatch(r"\s*([\d.]+)\s*([smhd])\s*", given)
-    else:
-        parts = None
-    if parts is None:
-        return given
-    return float(parts[1]) * {"s": 1, "m": 60, "h": 3600, "d": 86400}[parts[2]]
+def _in_seconds(value: Any) -> Any:
+    """Return a time such as ``2h`` in seconds, and any other value as it is."""
+    if not isinstance(value, str):
+        return value
+    match = re.fullmatch(r"\s*([\d.]+)\s*([smhd])\s*", value)
+    if match is None:
+        return value
+    return float(match[1]) * SECONDS_OF[match[2]]
 
 
-def _budget(given: Any) -> Any:
-    """Infinity, which JSON has as a word; 0, which some take for no noise, is none."""
-    if given == 0:
+def _epsilon_value(value: Any) -> Any:
+    """Return a value of ε, with JSON's word ``inf`` as infinity.
+
+    Raises:
+        ValueError: It is 0, which some take for "no noise" and which would be infinite noise.
+    """
+    if value == 0:
         raise ValueError(
             "0 would be infinite noise; give a number above 0, or .inf, which is no noise "
             "and no privacy"
         )
-    if given == "inf":
+    if value == "inf":
         return float("inf")
-    return given
+    return value
 
 
 class _Model(BaseModel):
+    """A frozen model that refuses unknown keys and writes infinity as a JSON string."""
+
     model_config = ConfigDict(frozen=True, extra="forbid", ser_json_inf_nan="strings")
 
 
 class GroupUnit(_Model):
-    """A unit that is a group of one client's rows: all that have one value of a column (a
-    patient's, a lesion's).
+    """A unit of privacy that is a group: all examples of one client with one value of a column.
+
+    Attributes:
+        column: The column whose values are the groups, such as a patient's or a lesion's id.
     """
 
     column: str = Field(min_length=1)
 
     @field_validator("column")
     @classmethod
-    def _no_other_unit(cls, column: str) -> str:
+    def _is_no_other_unit(cls, column: str) -> str:
+        """Refuse a column whose name is that of another unit."""
         if column in get_args(Unit):
             raise ValueError(
                 f"a column called '{column}' would be taken for another unit; rename it"
@@ -171,44 +201,48 @@ Real = Annotated[float, Field(strict=True)]
 Whole = Annotated[int, Field(strict=True)]
 Epsilon = Annotated[
     float,
-    BeforeValidator(_budget),
+    BeforeValidator(_epsilon_value),
     Field(gt=0, strict=True),
     PlainSerializer(json_number, when_used="json"),
 ]
 Axis = Annotated[tuple[_Item, ...], BeforeValidator(listed), Field(min_length=1)]
+"""The values of a grid's axis, of which a grid file may give one without a list."""
 Seed = Annotated[Whole, Field(ge=0, lt=2**63)]
-Seeds = Annotated[tuple[Seed, ...], BeforeValidator(_ranges), Field(min_length=1)]
+Seeds = Annotated[tuple[Seed, ...], BeforeValidator(_without_ranges), Field(min_length=1)]
 Device = Literal["auto", "cpu", "cuda"]
 
 
-MOST_OF_A_CLASS = 1000
-MOST_OF_ALL = 20_000
-"""Synthetic rows that a probe is trained on where a grid does not say how many."""
+MOST_PER_CLASS = 1000
+"""The default number of synthetic examples of one class is at most this."""
+MOST_SYNTHETIC = 20_000
+"""The default number of synthetic examples of all classes is at most this."""
 SYNTHETIC_C = 0.01
-NARROW = 384
-MANY = 0.3
-"""Inverse penalty of a synthetic rows' probe, the features below which it is more, the real rows a
-class and feature below which less.
-"""
+"""The default inverse penalty of a probe that is trained on synthetic examples."""
+FEW_FEATURES = 384
+"""With fewer features than this the default inverse penalty is larger."""
+ENOUGH_ROWS = 0.3
+"""With fewer real examples per class and feature the default inverse penalty is smaller."""
 
 
 class Evaluation(_Model):
-    """How generators are judged.
+    """How generators are evaluated.
 
     Attributes:
-        per_class: synthetic rows per class that the probe is trained on; default:
-            :meth:`rows_per_class`.
-        probe_c: inverse strength of the probe's penalty; default: 0.01, more of few features, less
-            of few real rows.
-        per_client: also judge each client's own generator, on test rows as that client sees them.
-        personal: also judge each client's own classifier interpolated with the shared one; how its
-            weight is chosen: ``synthetic``, for each client the best one on fresh synthetic rows
-            weighted by its label shares (DP-CVAE chooses one for all, on real validation
-            examples); or a number in [0, 1], which all clients take.
-        readouts: what reads synthetic embeddings beside the linear probe: ``knn``, ``mlp``,
+        per_class: The number of synthetic examples per class that the probe is trained on.
+            Default: four per feature, but at most 1,000, and at most 20,000 in all classes.
+        probe_c: The inverse strength of the probe's penalty. Default: 0.01; it is larger with few
+            features and smaller with few real examples.
+        per_client: Whether each client's own generator is evaluated too, on test examples as that
+            client sees them.
+        personal: Whether each client's own classifier, interpolated with the shared one, is
+            evaluated too, and with which weight. ``synthetic``: each client takes the weight that
+            is best on fresh synthetic examples, weighted by its label shares. (DP-CVAE chooses one
+            weight for all clients, on real validation examples.) A number in [0, 1]: all clients
+            take this weight.
+        readouts: The evaluators of synthetic embeddings beside the linear probe: ``knn``, ``mlp``,
             ``fidelity``.
-        unseen: a site that takes no part in training, and on whose test rows everything is judged;
-            ``each``: every site in turn.
+        unseen: A site that takes no part in training. All scores are then computed on its test
+            examples. ``each``: every site in turn.
     """
 
     per_class: Annotated[Whole, Field(ge=1, le=10**6)] | None = None
@@ -219,29 +253,45 @@ class Evaluation(_Model):
     unseen: str | None = Field(default=None, min_length=1)
 
     def rows_per_class(self, dim: int, classes: int) -> int:
-        """Synthetic rows of each class: as given, else four a feature, but at most 1,000, and
-        20,000 of all classes.
+        """Return the number of synthetic examples of each class that the probe is trained on.
+
+        Args:
+            dim: The number of features.
+            classes: The number of classes.
         """
-        return self.per_class or max(1, min(4 * dim, MOST_OF_A_CLASS, MOST_OF_ALL // classes))
+        if self.per_class is not None:
+            return self.per_class
+        return max(1, min(4 * dim, MOST_PER_CLASS, MOST_SYNTHETIC // classes))
 
     def synthetic_c(self, rows: int, dim: int, classes: int) -> float:
-        """The inverse strength of the probe of synthetic rows: as given, else 0.01, more of few
-        features, less of few real rows.
+        """Return the inverse strength of the penalty of a probe trained on synthetic examples.
+
+        The default is ``0.01 max(1, 384 / dim) min(1, rows / (0.3 dim classes))²``.
+
+        Args:
+            rows: The number of real training examples.
+            dim: The number of features.
+            classes: The number of classes.
         """
-        return (
-            self.probe_c
-            or SYNTHETIC_C * max(1.0, NARROW / dim) * min(1.0, rows / (MANY * dim * classes)) ** 2
-        )
+        if self.probe_c is not None:
+            return self.probe_c
+        for_few_features = max(1.0, FEW_FEATURES / dim)
+        for_few_rows = min(1.0, rows / (ENOUGH_ROWS * dim * classes))
+        return SYNTHETIC_C * for_few_features * for_few_rows**2
 
     @property
     def real_c(self) -> float:
-        """The inverse strength where a method or a readout fits a probe of its own."""
+        """Return the inverse strength of the penalty of a probe trained on other examples.
+
+        A method or an evaluator may train such a probe.
+        """
         if self.probe_c is None:
             return PROBE_C
         return self.probe_c
 
     @model_validator(mode="after")
-    def _whose_rows(self) -> Evaluation:
+    def _unseen_site_has_no_client(self) -> Evaluation:
+        """Refuse scores of clients where all test examples are of an unseen site."""
         if self.unseen and (self.per_client or self.personal is not None):
             raise ValueError(
                 "an unseen site's rows are no client's; remove unseen, or per_client and personal"
@@ -253,21 +303,22 @@ class Privacy(_Model):
     """Where noise comes from.
 
     Attributes:
-        noise: ``seeded``: it follows from the cell's seed, so that anyone can repeat a row, and
-            nobody may release what it made; ``secret``: from the operating system's entropy, every
-            cell its own, kept nowhere but in the checkpoint of a cell under way.
+        noise: The source of noise. ``seeded``: it follows from the cell's seed. Anyone can repeat a
+            result, and nobody may release what the cell produced. ``secret``: it comes from the
+            operating system's entropy, separately for each cell, and is kept only in the checkpoint
+            of a running cell.
     """
 
     noise: Literal["seeded", "secret"] = "seeded"
 
 
 class AuditSpec(_Model):
-    """How every claim of the grid is audited, beside its cells; nothing here changes a score.
+    """How every claim of the grid is audited beside its cells; an audit changes no score.
 
     Attributes:
-        pairs: pairs of trainings a claim.
-        rounds: of each of them, where the algorithm has rounds; the claim's noise is solved for
-            these.
+        pairs: The number of pairs of trainings per claim.
+        rounds: The number of rounds of each training, if the algorithm has rounds. The noise that
+            the claim needs is solved for this number.
     """
 
     pairs: Annotated[Whole, Field(ge=1)] = 500
@@ -275,11 +326,18 @@ class AuditSpec(_Model):
 
 
 class Tuning(_Model):
-    """How a cell's parameters are chosen: the best of several trainings, each with values of the
-    space that are drawn uniformly.
+    """How the parameters of a cell are chosen: the best of several trainings wins.
 
-    A ``free`` search trains every point once, on all rows and at the whole budget, and keeps the
-    best on test rows: nobody pays for it.
+    Each training draws its values uniformly from the points of a space. A ``free`` search differs:
+    it trains every point once, on all examples and with the whole budget, and keeps the point that
+    scores best on test examples. No budget pays for that.
+
+    Attributes:
+        space: The values of each tuned parameter.
+        trials: The mean number of trainings.
+        distribution: The distribution of that number.
+        held_out: The probability with which a unit is held out of training to score trainings.
+        free: Whether the search is free.
     """
 
     space: dict[str, tuple[Any, ...]]
@@ -290,27 +348,29 @@ class Tuning(_Model):
 
     @property
     def points(self) -> list[dict[str, Any]]:
-        """All points of the space, the first values first."""
+        """Return all points of the space; the first value of each parameter comes first."""
         return [
             dict(zip(self.space, point, strict=True)) for point in product(*self.space.values())
         ]
 
 
 Curve = Literal["default", "tuned", "free"]
+"""How a tuned algorithm runs: with its entry's parameters, privately tuned, or freely tuned."""
 
 
 class Tune(_Model):
-    """Parameters that are tuned, not scanned: each cell's are the best of several private
-    trainings, whose cost is in its budget.
+    """Parameters that are tuned within the budget: the best of several private trainings is kept.
 
     Attributes:
-        params: values by parameter; an algorithm without any of these is not tuned.
-        trials: the mean number of trainings of a cell, >= 1.
-        distribution: of that number: ``geometric``, or ``logarithmic`` (cheaper, more often a
-            single training).
-        held_out: the probability with which a unit is held out of training, to score trainings on.
-        curves: what a tuned algorithm runs as: ``tuned``; ``default``, with the parameters of its
-            entry; ``free``, tuned on test rows by a search that its budget does not pay for.
+        params: The values to choose from, by parameter. An algorithm without any of these
+            parameters is not tuned.
+        trials: The mean number of trainings of a cell, >= 1.
+        distribution: The distribution of that number: ``geometric``, or ``logarithmic``, which is
+            cheaper and more often a single training.
+        held_out: The probability with which a unit is held out of training, to score trainings.
+        curves: The ways in which a tuned algorithm runs. ``tuned``: tuned within its budget.
+            ``default``: with the parameters of its entry. ``free``: tuned on test examples, which
+            its budget does not pay for.
     """
 
     params: dict[str, Axis[Any]] = {}
@@ -320,32 +380,32 @@ class Tune(_Model):
     curves: Axis[Curve] = ("tuned",)
 
     def of(self, space: dict[str, tuple[Any, ...]], *, free: bool) -> Tuning:
-        """The tuning of one algorithm; nothing of a free one but its space decides anything."""
+        """Return the tuning of one algorithm over a space.
+
+        A free search depends on its space alone, so its other values are the defaults.
+        """
+        source = self
         if free:
-            known = Tune()
-        else:
-            known = self
-        return Tuning(
-            **known.model_dump(include={"trials", "distribution", "held_out"}),
-            space=space,
-            free=free,
-        )
+            source = Tune()
+        values = source.model_dump(include={"trials", "distribution", "held_out"})
+        return Tuning(**values, space=space, free=free)
 
 
 class Resources(_Model):
-    """Where cells run and what is kept; a result changes in its last digits at most, where clients
-    are laid out in another way.
+    """Where cells run, and what is kept; results change in their last digits at most.
 
     Attributes:
-        clients_per_actor: clients that one actor hosts; ``all``: one actor per cell, ``auto``: the
-            scheduler's choice.
-        cpus_per_actor: CPU share of an actor.
-        gpus_per_actor: GPU share of an actor: 0.25 puts four on a GPU; or a whole number of GPUs.
-        device: ``auto``: an actor computes on the GPU that it has a share of, and without one on
-            the CPU; ``cpu``; ``cuda``.
-        cell_timeout: seconds after which a cell that still runs has failed; also as text such as
-            ``2h``.
-        save_generators: keep every cell's generator in the run folder, for ``fedsim synth``.
+        clients_per_actor: How many clients one actor hosts. ``all``: there is one actor per cell.
+            ``auto``: the scheduler chooses.
+        cpus_per_actor: The number of CPUs that an actor takes; it may be a fraction.
+        gpus_per_actor: The share of a GPU that an actor takes (0.25 puts four actors on one GPU),
+            or a whole number of GPUs.
+        device: What an actor computes on. ``auto``: on its GPU if it has a share of one, otherwise
+            on the CPU. ``cpu``, ``cuda``: always on this device.
+        cell_timeout: The number of seconds after which a running cell fails. A text such as ``2h``
+            is allowed too.
+        save_generators: Whether the run folder keeps the generator of every cell, for
+            ``fedsim synth``.
     """
 
     clients_per_actor: Literal["auto", "all"] | Annotated[Whole, Field(ge=1)] = "auto"
@@ -353,12 +413,13 @@ class Resources(_Model):
     gpus_per_actor: Annotated[Real, Field(ge=0, le=1)] | Annotated[Whole, Field(ge=1)] = 0.0
     device: Device = "auto"
     cell_timeout: (
-        Annotated[Real, BeforeValidator(_seconds), Field(gt=0, allow_inf_nan=False)] | None
+        Annotated[Real, BeforeValidator(_in_seconds), Field(gt=0, allow_inf_nan=False)] | None
     ) = None
     save_generators: bool = Field(default=True, strict=True)
 
     @model_validator(mode="after")
-    def _cuda_has_a_gpu(self) -> Resources:
+    def _cuda_needs_a_gpu(self) -> Resources:
+        """Refuse actors that compute on a GPU and have none."""
         if self.device == "cuda" and not self.gpus_per_actor:
             raise ValueError(
                 "device: cuda with gpus_per_actor: 0 leaves actors without a GPU; give a share"
@@ -367,18 +428,18 @@ class Resources(_Model):
 
 
 class AlgorithmEntry(_Model):
-    """One entry of ``algorithms``: a name, or a mapping; ``{rows: FILE}`` are external samples
-    (:mod:`fedsim.methods.given`).
+    """One entry of ``algorithms``: a name, a mapping, or ``{rows: FILE}`` for external samples.
+
+    See :mod:`fedsim.methods.given` for external samples.
 
     Attributes:
-        name: a registered name, an entry point, ``pkg.module:Class`` or ``file.py:Class``; in
-            Python also a class.
-        params: the parameters that differ from the algorithm's defaults.
-        scan: axes over parameters of this entry alone, beside the grid's.
-        tune: values of parameters of this entry alone that are tuned, beside the grid's
-            ``tune.params``.
-        label: what tables and curves call it; default: the name, of a path the name that its class
-            is registered by.
+        name: A registered name, an entry point, ``pkg.module:Class`` or ``file.py:Class``. In
+            Python it may be a class.
+        params: The parameters that differ from the algorithm's defaults.
+        scan: Axes over parameters of this entry alone, beside those of the grid.
+        tune: The values of tuned parameters of this entry alone, beside the grid's ``tune.params``.
+        label: The name of the entry in tables and curves. Default: the name; for a path, the name
+            by which its class is registered.
     """
 
     name: str = Field(min_length=1)
@@ -389,92 +450,101 @@ class AlgorithmEntry(_Model):
 
     @property
     def display(self) -> str:
-        """What it is called."""
+        """Return the name of the entry in tables and curves: its label, or else its name."""
         return self.label or self.name
 
     @property
     def is_called_by_path(self) -> bool:
-        """Whether it is called by the file or module of its class, for want of a label."""
-        called, _, class_name = self.display.rpartition(":")
-        path, _, own_class = self.name.rpartition(":")
-        return bool(called) and (Path(called).name, class_name) == (Path(path).name, own_class)
+        """Return whether tables would show the file or module of its class, as it has no label."""
+        shown_path, _, shown_class = self.display.rpartition(":")
+        path, _, class_name = self.name.rpartition(":")
+        if not shown_path:
+            return False
+        return shown_class == class_name and Path(shown_path).name == Path(path).name
 
     def within(self, folder: Path) -> AlgorithmEntry:
-        """The same algorithm with the path of its file taken from ``folder``; what it is called
-        stays.
+        """Return the same entry with a relative path of its file taken from ``folder``.
+
+        External samples also get the SHA-256 of their file.
         """
         if self.name == EXTERNAL:
-            path = Path(os.path.abspath(folder / str(self.params.get("rows"))))
-            if path.is_file():
-                digest = hashlib.sha256(path.read_bytes()).hexdigest()
-            else:
-                digest = ""  # what is no file is refused as it is read
-            return self.model_copy(
-                update={"params": {**self.params, "rows": files.shown(path), "sha256": digest}}
-            )
-        file, _, cls = self.name.rpartition(":")
+            return self._external_within(folder)
+        file, _, class_name = self.name.rpartition(":")
         if not file.endswith(".py"):
             return self
-        return self.model_copy(
-            update={
-                "name": f"{files.shown(os.path.abspath(folder / file))}:{cls}",
-                "label": self.display,
-            }
-        )
+        path = files.shown(os.path.abspath(folder / file))
+        return self.model_copy(update={"name": f"{path}:{class_name}", "label": self.display})
+
+    def _external_within(self, folder: Path) -> AlgorithmEntry:
+        """Return the entry of external samples with the path and SHA-256 of their file."""
+        path = Path(os.path.abspath(folder / str(self.params.get("rows"))))
+        digest = ""  # A missing file is reported when it is read.
+        if path.is_file():
+            digest = hashlib.sha256(path.read_bytes()).hexdigest()
+        params = {**self.params, "rows": files.shown(path), "sha256": digest}
+        return self.model_copy(update={"params": params})
 
     @model_validator(mode="before")
     @classmethod
-    def _bare_name(cls, given: Any) -> Any:
-        if isinstance(given, type):
-            given = {"name": given}
-        if isinstance(given, Mapping) and isinstance(own := given.get("name"), type):
-            registered = vars(own).get("name", ":")
-            return {
-                "label": own.__name__ if ":" in registered else registered,
-                **given,
-                "name": name_of(own),
-            }
-        if isinstance(given, Mapping) and "rows" in given:
-            params = {key: value for key, value in given.items() if key != "label"}
-            return {
-                "name": EXTERNAL,
-                "params": params,
-                "label": given.get("label", Path(str(given["rows"])).stem),
-            }
-        if isinstance(given, str):
-            return {"name": given}
-        return given
+    def _as_mapping(cls, entry: Any) -> Any:
+        """Return an entry as a mapping with a name: a bare name or class, or external samples."""
+        if isinstance(entry, str | type):
+            entry = {"name": entry}
+        if not isinstance(entry, Mapping):
+            return entry
+        if isinstance(entry.get("name"), type):
+            return _entry_of_class(entry)
+        if "rows" in entry:
+            return _entry_of_samples(entry)
+        return entry
+
+
+def _entry_of_class(entry: Mapping[str, Any]) -> dict[str, Any]:
+    """Return an entry that names a class with the class's name and label in its place."""
+    cls = entry["name"]
+    label = vars(cls).get("name", ":")
+    if ":" in label:  # The class is not registered, so its name is a path.
+        label = cls.__name__
+    return {"label": label, **entry, "name": name_of(cls)}
+
+
+def _entry_of_samples(entry: Mapping[str, Any]) -> dict[str, Any]:
+    """Return an entry ``{rows: FILE}`` with its keys as parameters; the file's stem labels it."""
+    label = entry.get("label", Path(str(entry["rows"])).stem)
+    params = {key: value for key, value in entry.items() if key != "label"}
+    return {"name": EXTERNAL, "params": params, "label": label}
 
 
 class Grid(_Model):
-    """A grid file: what to scan. The axes take one value or a list; a list anywhere else is just a
-    list.
+    """A grid file: which cells to run. An axis takes one value or a list of values.
 
     Attributes:
-        name: of the grid and its run folder; default: the file's stem.
-        dataset: axis of data sets.
-        public: a data set of which all rows are public, labelled or not, for methods that use such
-            rows; embedded as each data set is.
-        encoder: axis of what turns the images of data sets into embeddings; data sets that are
-            embeddings already are scanned once.
-        partition: the scheme that divides rows among clients.
-        algorithms: axis of algorithms.
-        alpha: axis of Dirichlet concentrations, > 0.
-        clients: axis of numbers of clients.
-        epsilon: axis of privacy budgets, > 0; ``.inf`` is no privacy.
-        seeds: axis of seeds; ``0-4`` stands for five.
-        delta: of the (epsilon, delta) budgets.
-        unit: what one budget protects: an example, a client, or ``{column: NAME}``: all rows of a
-            client that have one value of the column.
-        trust: who may see what: only the sum over clients (aggregate), or every message (silo).
-        privacy: where noise comes from.
-        scan: axes over algorithm parameters: values by parameter; an algorithm without the
-            parameter is not multiplied.
-        tune: parameters whose best values are searched for within the budget.
-        evaluation: how generators are judged.
-        audit: how claims are audited; None: not.
-        check: whether private methods are checked beside their cells, and how; None: not.
-        resources: where cells run.
+        name: The name of the grid and of its run folder. Default: the file's stem.
+        dataset: The axis of data sets.
+        public: A data set whose examples are all public, labelled or not, for methods that use
+            public examples. They are embedded as each data set is.
+        encoder: The axis of encoders, which turn images into embeddings. A data set that has
+            embeddings already is scanned once.
+        partition: The scheme that divides examples among clients.
+        algorithms: The axis of algorithms.
+        alpha: The axis of Dirichlet concentrations, > 0.
+        clients: The axis of numbers of clients.
+        epsilon: The axis of privacy budgets ε, > 0. ``.inf`` means no privacy.
+        seeds: The axis of seeds. ``0-4`` stands for five seeds.
+        delta: The δ of every budget.
+        unit: What one budget protects: ``example``, ``client``, or ``{column: NAME}``, which is all
+            examples of a client with one value of the column.
+        trust: Who may see which messages. ``aggregate``: only their sum over clients is seen.
+            ``silo``: every message is seen.
+        privacy: Where noise comes from.
+        scan: Axes over algorithm parameters: values by parameter. An algorithm without the
+            parameter runs once.
+        tune: Parameters whose best values are searched for within the budget.
+        evaluation: How generators are evaluated.
+        audit: How claims are audited. None: they are not audited.
+        check: Whether private methods are checked beside their cells, and how thoroughly. None:
+            they are not checked.
+        resources: Where cells run.
     """
 
     name: str = Field(default="grid", pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$")
@@ -500,27 +570,29 @@ class Grid(_Model):
     _source: Origin = PrivateAttr(default_factory=Origin)
 
     def model_post_init(self, context: Any) -> None:
-        """The context of a validation says where the values came from."""
+        """Keep the context of the validation, which says where the values came from."""
         self._source = context or Origin()
 
     @field_validator("unit", mode="before")
     @classmethod
-    def _column_in_a_mapping(cls, given: Any) -> Any:
-        """Refuse the bare name of a column, which pydantic would only call none of two words."""
-        if not isinstance(given, str) or given in ("example", "client"):
-            return given
-        if given in get_args(Unit):
+    def _column_needs_a_mapping(cls, unit: Any) -> Any:
+        """Refuse the bare name of a column, for which pydantic's own message is no help."""
+        if not isinstance(unit, str) or unit in ("example", "client"):
+            return unit
+        column = unit
+        if unit in get_args(Unit):
             column = "NAME"
-        else:
-            column = given
         raise ValueError(
-            f"'{given}' is not a unit; give example, client, or for the rows that share a value of "
+            f"'{unit}' is not a unit; give example, client, or for the rows that share a value of "
             f"a column: unit: {{column: {column}}}"
         )
 
     @field_validator("unit")
     @classmethod
-    def _kept_together(cls, unit: str | GroupUnit, info: ValidationInfo) -> str | GroupUnit:
+    def _partition_keeps_units_together(
+        cls, unit: str | GroupUnit, info: ValidationInfo
+    ) -> str | GroupUnit:
+        """Refuse a partition that keeps together the groups of another column than the unit's."""
         partition = info.data.get("partition")
         together = partition and partition.together
         if isinstance(unit, GroupUnit) and together not in (None, unit.column):
@@ -532,105 +604,133 @@ class Grid(_Model):
 
     @property
     def most_cells(self) -> int:
-        """So many cells at most; sites that are left out one by one are counted as one, and methods
-        may lack a scanned parameter.
+        """Return an upper bound on the number of cells.
+
+        ``evaluation.unseen: each`` counts as one site, and every algorithm as having each scanned
+        parameter.
         """
-        entries = sum(
-            prod(map(len, (self.scan | entry.scan).values()))
-            * (len(self.tune.curves) if self.tune.params or entry.tune else 1)
-            for entry in self.algorithms
-        )
-        return (
-            prod(map(len, (self.sets, self.alpha, self.clients, self.epsilon, self.seeds)))
-            * entries
-        )
+        variants = 0
+        for entry in self.algorithms:
+            curves = 1
+            if self.tune.params or entry.tune:
+                curves = len(self.tune.curves)
+            axes = self.scan | entry.scan
+            variants += curves * prod(map(len, axes.values()))
+        shared_axes = (self.sets, self.alpha, self.clients, self.epsilon, self.seeds)
+        return prod(map(len, shared_axes)) * variants
 
     @property
     def sets(self) -> tuple[DatasetSpec, ...]:
-        """Every data set with every encoder, in the order of the axes."""
+        """Return every data set with every encoder, in the order of the axes."""
         return tuple(encoded for spec in self.dataset for encoded in spec.encoded_by(self.encoder))
 
     def public_beside(self, dataset: DatasetSpec) -> DatasetSpec | None:
-        """The public data set, embedded as ``dataset`` is; where that is embeddings already, by the
-        grid's encoder.
+        """Return the public data set, embedded as ``dataset`` is, or None without a public one.
+
+        If ``dataset`` has embeddings already, the grid's first encoder embeds the public one.
         """
-        if dataset.encoder is None:
-            encoders = self.encoder[:1]
-        else:
-            encoders = (dataset.encoder,)
         if self.public is None:
             return None
+        encoders = self.encoder[:1]
+        if dataset.encoder is not None:
+            encoders = (dataset.encoder,)
         return self.public.encoded_by(encoders)[0]
 
     def place_of(self, dataset: DatasetSpec, where: str, *, public: bool = False) -> str:
-        """The text that names one of ``sets``, or the public rows beside it, in a message; of
-        ``encoder: WHERE`` the encoder.
+        """Return the text that names a data set in a message.
+
+        Args:
+            dataset: One of ``sets``.
+            where: What the message is about within it. ``encoder: WHERE`` names its encoder.
+            public: Whether the message is about the public data set beside it.
         """
-        i = next(
-            i for i, spec in enumerate(self.dataset) if dataset in spec.encoded_by(self.encoder)
-        )
+        position = self._position_of(dataset)
+        spec: DatasetSpec | None = self.dataset[position]
+        loc: Loc = ("dataset", position)
         if public:
-            given = self.public
-            loc: Loc = ("public",)
-        else:
-            given = self.dataset[i]
-            loc = ("dataset", i)
+            spec = self.public
+            loc = ("public",)
         key, _, rest = where.partition(": ")
-        if key == "encoder" and given is not None:
-            shared = next((j for j, each in enumerate(self.encoder) if each == dataset.encoder), 0)
-            if given.encoder is None:
-                loc = (key, shared)
-            else:
-                loc = (*loc, key)
+        if key == "encoder" and spec is not None:
             where = rest
-        return ": ".join(filter(None, (self.location(*loc), where)))
+            loc = (*loc, "encoder")
+            if spec.encoder is None:
+                loc = ("encoder", self._position_of_encoder(dataset))
+        return ": ".join(filter(None, [self.location(*loc), where]))
+
+    def _position_of(self, dataset: DatasetSpec) -> int:
+        """Return the position on the axis of data sets from which one of ``sets`` comes."""
+        return next(
+            position
+            for position, spec in enumerate(self.dataset)
+            if dataset in spec.encoded_by(self.encoder)
+        )
+
+    def _position_of_encoder(self, dataset: DatasetSpec) -> int:
+        """Return the position of a data set's encoder on the axis of encoders; 0 if it has none."""
+        if dataset.encoder in self.encoder:
+            return self.encoder.index(dataset.encoder)
+        return 0
 
     @property
     def unit_column(self) -> str | None:
-        """The column whose values are the units; None where the unit is no group."""
+        """Return the column whose values are the units, or None if the unit is not a group."""
         if isinstance(self.unit, GroupUnit):
             return self.unit.column
         return None
 
     @property
     def unit_kind(self) -> Unit:
-        """What kind of thing one budget protects."""
+        """Return the kind of unit: ``example``, ``client`` or ``group``."""
         if isinstance(self.unit, GroupUnit):
             return "group"
         return self.unit
 
     @property
     def division(self) -> PartitionSpec:
-        """The partition, which keeps units together."""
+        """Return the partition scheme, which keeps the examples of a group unit together."""
         if self.unit_column is None:
             return self.partition
         return self.partition.model_copy(update={"together": self.unit_column})
 
     def location(self, *loc: str | int) -> str:
-        """The text that names a key in a message: ``grid.location("clients", 1)`` is ``g.yaml:5:
-        clients[1]``.
+        """Return the text that names a key in a message.
+
+        ``grid.location("clients", 1)`` is for example ``g.yaml:5: clients[1]``.
         """
         return self._source.location(loc)
 
 
 class Cell(_Model):
-    """One point of a grid; JSON-serialisable.
+    """One point of a grid; it can be written as JSON.
 
     Attributes:
-        cell_id: 16 hex digits; equal for two cells exactly when nothing that can change the result
-            differs: their training, their evaluation and the code that judges.
-        training_id: the same of what can change the training: cells that differ in their evaluation
-            alone share it.
-        source: hash of the code that computes it, see :mod:`fedsim.plugins.code_hash`.
-        label: what tables and curves call the algorithm with these parameters, defaults included.
-        dataset_hash: the data's fingerprint; None in what may be released.
-        public, public_hash, public_licence: name, fingerprint and licence of the public rows, where
-            the algorithm uses them.
-        epsilon: budget, ``inf`` without privacy; None where epsilon has no meaning for the
+        cell_id: 16 hex digits. Two cells have the same id exactly if nothing that can change the
+            result differs: training, evaluation and the code that evaluates.
+        training_id: 16 hex digits of everything that can change the training. Cells that differ
+            only in their evaluation share it.
+        source: The hash of the code that trains; see :mod:`fedsim.plugins.code_hash`.
+        label: The name of the algorithm with these parameters in tables and curves.
+        algorithm: The name of the algorithm as the grid gives it.
+        params: All parameters, including defaults.
+        dataset: The data set with its encoder.
+        dataset_hash: The fingerprint of the data. None in a package that may be released.
+        public, public_hash, public_licence: The name, fingerprint and licence of the public
+            examples, if the algorithm uses them.
+        partition: The scheme that divides examples among clients.
+        alpha: The Dirichlet concentration, also for schemes that do not use it.
+        clients: The number of clients.
+        epsilon: The ε of the budget; ``inf`` without privacy. None if ε has no meaning for the
             algorithm.
-        seed: root of the cell's seed tree, and the partition's seed.
-        tuning: how some of ``params`` are chosen; before that they are the first of the space.
-            None: they are given.
+        delta: The δ of the budget.
+        unit: The kind of unit that the budget protects.
+        unit_column: The column whose values are the units, if the unit is a group.
+        trust: Who may see which messages.
+        noise: Where noise comes from.
+        seed: The root of the cell's random numbers, and the seed of the partition.
+        evaluation: How the generator is evaluated.
+        tuning: How some of ``params`` are chosen. Before that, these have the first values of the
+            space. None: the grid gives all of them.
     """
 
     cell_id: str
@@ -659,33 +759,31 @@ class Cell(_Model):
 
     @property
     def unit_name(self) -> str:
-        """What a row calls the unit: ``example``, ``client``, or a group by its column."""
+        """Return the unit as results name it: ``example``, ``client``, or a group's column."""
         return self.unit_column or self.unit
 
     @property
     def concentration(self) -> float | None:
-        """Alpha, where the scheme has any use for it."""
+        """Return alpha, or None if the partition scheme does not use it."""
         if self.partition.uses_alpha:
             return self.alpha
         return None
 
     @property
     def data_key(self) -> str:
-        """Which data its clients share out: the data set's, or without the site that is left
-        out.
-        """
+        """Return the key of the data that its clients share: a data set, maybe without a site."""
         return data_key(self.dataset, self.evaluation)
 
 
 def data_key(dataset: DatasetSpec, evaluation: Evaluation) -> str:
-    """The key of a data set, apart from that of the same one without a site."""
+    """Return the key of a data set; leaving a site out of training makes another key."""
     if evaluation.unseen is None:
         return dataset.key
     return f"{dataset.key} without {evaluation.unseen}"
 
 
 def shown(dataset: DatasetSpec, unseen: str | None) -> str:
-    """What a data set is called, apart from the same one without a site."""
+    """Return the name of a data set in tables, with the site that is left out of training."""
     if unseen is None:
         return dataset.display
     return f"{dataset.display} ({unseen} unseen)"
