@@ -1,5 +1,7 @@
-"""A grid's points: its algorithms looked up, its data loaded, and a cell with its id of every
-algorithm, partition, budget and seed.
+"""The cells of a grid: algorithms are looked up, data is loaded, and every point gets its ids.
+
+:func:`resolve` finds the algorithms, :func:`loaded` the data, and :func:`expand` makes one cell of
+every combination of data set, partition, seed, algorithm and budget.
 """
 
 from __future__ import annotations
@@ -12,7 +14,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import product
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,7 +24,18 @@ from fedsim.data.embeddings import Embeddings, PublicRows
 from fedsim.data.sources.load import load, load_public
 from fedsim.data.spec import DatasetSpec
 from fedsim.errors import PluginError, UserError, at, nearest
-from fedsim.grid.models import Cell, Curve, Evaluation, Grid, Loc, Tuning, data_key, shown
+from fedsim.grid.models import (
+    AlgorithmEntry,
+    Cell,
+    Curve,
+    Evaluation,
+    Grid,
+    Loc,
+    Tuning,
+    data_key,
+    points_of,
+    shown,
+)
 from fedsim.grid.read import complaint
 from fedsim.methods.algorithm import Algorithm
 from fedsim.methods.given import GivenRows
@@ -40,15 +53,19 @@ CURVE_LABELS: dict[Curve, str] = {
     "tuned": " tuned",
     "free": " tuned (free, on test rows)",
 }
-"""What stands behind the label of each curve of a tuned algorithm."""
+"""The text that follows the label of a tuned algorithm, by the way in which it runs."""
 
 
 @dataclass(frozen=True)
 class Variant:
-    """One entry of ``algorithms``, by its position, at one point of its scan.
+    """One entry of ``algorithms`` at one point of its scan.
 
-    Its label is what tables and curves call it, ``params`` are complete, and ``tuning`` says how
-    some of them are chosen, of which ``params`` has the first of the space.
+    Attributes:
+        entry: The position of the entry in ``algorithms``.
+        label: The name of the variant in tables and curves.
+        cls: The class of the algorithm.
+        params: All parameters, including defaults. Tuned ones have the first values of the space.
+        tuning: How some of ``params`` are chosen. None: the grid gives all of them.
     """
 
     entry: int
@@ -60,8 +77,12 @@ class Variant:
 
 @dataclass(frozen=True)
 class Resolved:
-    """A grid whose algorithms are known and labelled: the variants of those that are not
-    ``refused``, which say why by position in ``algorithms``.
+    """A grid whose algorithms are known and labelled.
+
+    Attributes:
+        grid: The grid, in which entries have their final labels.
+        variants: All variants of the entries that were found, in the order of the grid.
+        refused: Why an entry was not found, by its position in ``algorithms``.
     """
 
     grid: Grid
@@ -70,218 +91,286 @@ class Resolved:
 
 
 def resolve(grid: Grid, *, keep_going: bool = False) -> Resolved:
-    """Find the grid's algorithms, which imports plug-ins, and check the parameters of each by its
-    own model.
+    """Find the grid's algorithms and check the parameters of each entry.
 
-    The first plug-in that is refused is raised, or left out, like any other, where the rest is to
-    go on, ``keep_going``.
+    Finding an algorithm imports its plug-in.
+
+    Args:
+        grid: The grid as it was read.
+        keep_going: Whether to leave out plug-ins that are refused, if there are others.
+
+    Raises:
+        PluginError: A plug-in is refused.
+        UserError: The algorithms do not have the parameters that the grid gives.
     """
     classes: dict[int, type[Algorithm]] = {}
     refused: dict[int, PluginError] = {}
-    for i, entry in enumerate(grid.algorithms):
+    for position, entry in enumerate(grid.algorithms):
         try:
-            classes[i] = lookup(entry.name, grid.location("algorithms", i, "name"))
+            where = grid.location("algorithms", position, "name")
+            classes[position] = lookup(entry.name, where)
         except PluginError as error:
-            refused[i] = error
+            refused[position] = error
     if refused and (not keep_going or not classes):
         raise next(iter(refused.values()))
-    known = {name for cls in classes.values() for name in cls.Params.model_fields}
-    shared: list[Loc] = [
-        *(("scan", name) for name in grid.scan),
-        *(("tune", "params", name) for name in grid.tune.params),
-    ]
-    if not refused and (unknown := next((loc for loc in shared if loc[-1] not in known), None)):
-        what = f"no algorithm of the grid has the parameter '{unknown[-1]}'"
-        raise UserError(grid.location(*unknown), what, nearest(str(unknown[-1]), known))
-    grid = labelled(grid, classes)
+    if not refused:
+        _check_shared_axes(grid, classes.values())
+    grid = _with_labels(grid, classes)
     variants: list[Variant] = []
-    for i, cls in classes.items():
-        variants += _points(grid, i, cls)
+    for position, cls in classes.items():
+        variants += _EntryAxes(grid, position, cls).variants()
     return Resolved(grid, tuple(variants), refused)
 
 
-def labelled(grid: Grid, classes: Mapping[int, type[Algorithm]]) -> Grid:
-    """The grid in which entries that are a path and have no label are called by the name that their
-    class is registered by; by the path where another entry is called so, or where there is none.
+def _check_shared_axes(grid: Grid, classes: Iterable[type[Algorithm]]) -> None:
+    """Refuse a parameter that the grid scans or tunes and no algorithm has."""
+    known = {name for cls in classes for name in cls.Params.model_fields}
+    shared: list[Loc] = [("scan", name) for name in grid.scan]
+    shared += [("tune", "params", name) for name in grid.tune.params]
+    for loc in shared:
+        name = str(loc[-1])
+        if name not in known:
+            raise UserError(
+                grid.location(*loc),
+                f"no algorithm of the grid has the parameter '{name}'",
+                nearest(name, known),
+            )
+
+
+def _with_labels(grid: Grid, classes: Mapping[int, type[Algorithm]]) -> Grid:
+    """Return the grid in which registered classes that are given by a path are called by name.
+
+    An entry keeps its path if it has a label, if its class is not registered, or if another entry
+    has the name.
 
     Args:
-        grid: as it was read.
-        classes: those of its algorithms that could be imported, by position.
+        grid: The grid as it was read.
+        classes: The classes of the algorithms that could be imported, by position.
     """
     labels = [entry.display for entry in grid.algorithms]
-    for i, cls in classes.items():
-        registered = vars(cls).get("name", ":")  # a class that is not has its path there
-        if grid.algorithms[i].is_called_by_path and ":" not in registered:
-            labels[i] = registered
-    taken = Counter(labels)
-    entries = list(grid.algorithms)
-    for i, (entry, label) in enumerate(zip(grid.algorithms, labels, strict=True)):
-        if label != entry.display and taken[label] == 1:
-            entries[i] = entry.model_copy(update={"label": label})
+    for position, cls in classes.items():
+        name = vars(cls).get("name", ":")
+        is_registered = ":" not in name  # The name of any other class is its path.
+        if is_registered and grid.algorithms[position].is_called_by_path:
+            labels[position] = name
+    uses = Counter(labels)
+    entries = []
+    for entry, label in zip(grid.algorithms, labels, strict=True):
+        if label != entry.display and uses[label] == 1:
+            entry = entry.model_copy(update={"label": label})
+        entries.append(entry)
     return grid.model_copy(update={"algorithms": tuple(entries)})
 
 
-Axis = list[tuple[Any, Loc]]
-"""The values of a parameter that is scanned or tuned, each with the keys of the grid under which it
-stands.
-"""
+class _Value(NamedTuple):
+    """A value of a scanned or tuned parameter, and the key of the grid that gives it."""
+
+    value: Any
+    loc: Loc
 
 
-def _axes(
-    grid: Grid,
-    i: int,
-    cls: type[Algorithm],
-    kind: str,
-    shared: Mapping[str, Any],
-    given: dict[str, Loc],
-) -> dict[str, Axis]:
-    """The parameters of an entry that are scanned or tuned; ``given`` are those that have a value
-    already, and gains these.
-    """
-    axes: dict[str, Axis] = {}
-    own = ("algorithms", i, kind)
-    root = ("scan",) if kind == "scan" else ("tune", "params")
-    for where, values_of in ((own, getattr(grid.algorithms[i], kind)), (root, shared)):
+_Axes = dict[str, list[_Value]]
+"""The values of each scanned or tuned parameter."""
+
+
+@dataclass(frozen=True)
+class _EntryAxes:
+    """One entry of ``algorithms`` with its class: it yields the variants of the entry."""
+
+    grid: Grid
+    position: int
+    cls: type[Algorithm]
+
+    @property
+    def entry(self) -> AlgorithmEntry:
+        """Return the entry."""
+        return self.grid.algorithms[self.position]
+
+    def variants(self) -> Iterator[Variant]:
+        """Yield the entry at every point of its scan, once for each curve if it is tuned.
+
+        Raises:
+            UserError: The entry has no such parameter, has one twice, or may not be tuned.
+        """
+        entry_loc = ("algorithms", self.position)
+        set_at: dict[str, Loc] = dict.fromkeys(self.entry.params, (*entry_loc, "params"))
+        scanned: _Axes = {}
+        self._add_axes(scanned, self.entry.scan, (*entry_loc, "scan"), set_at)
+        self._add_axes(scanned, self.grid.scan, ("scan",), set_at)
+        tuned: _Axes = {}
+        self._add_axes(tuned, self.entry.tune, (*entry_loc, "tune"), set_at)
+        self._add_axes(tuned, self.grid.tune.params, ("tune", "params"), set_at)
+        curves: Sequence[Curve] = ("default",)
+        if tuned:
+            self._check_tuning()
+            curves = self.grid.tune.curves
+        for point in points_of(scanned):
+            for curve in curves:
+                yield self._variant(point, tuned, curve)
+
+    def _add_axes(
+        self, axes: _Axes, values_of: Mapping[str, Sequence[Any]], root: Loc, set_at: dict[str, Loc]
+    ) -> None:
+        """Add the parameters that one mapping of the grid scans or tunes.
+
+        Args:
+            axes: The axes, which gain these parameters.
+            values_of: The mapping: values by parameter.
+            root: The key of the mapping. One that all entries share may have parameters of others.
+            set_at: The key that gives each parameter, which gains these, too.
+        """
+        fields = self.cls.Params.model_fields
         for name, values in values_of.items():
-            if name in cls.Params.model_fields:
-                if name in given:
-                    raise UserError(
-                        grid.location(*where, name),
-                        f"{grid.location(*given[name])} gives '{name}' too",
-                        "remove one of them",
-                    )
-                axes[name] = [(value, (*where, name, j)) for j, value in enumerate(values)]
-                given[name] = where
-            elif where == own:
-                what = f"{grid.algorithms[i].name} has no parameter '{name}'"
-                raise UserError(
-                    grid.location(*where, name), what, nearest(name, cls.Params.model_fields)
-                )
-    return axes
+            where = self.grid.location(*root, name)
+            if name not in fields and root[0] == "algorithms":
+                what = f"{self.entry.name} has no parameter '{name}'"
+                raise UserError(where, what, nearest(name, fields))
+            if name not in fields:
+                continue
+            if name in set_at:
+                other = self.grid.location(*set_at[name])
+                raise UserError(where, f"{other} gives '{name}' too", "remove one of them")
+            axes[name] = [_Value(value, (*root, name, i)) for i, value in enumerate(values)]
+            set_at[name] = root
+
+    def _check_tuning(self) -> None:
+        """Refuse to tune where no private search is possible.
+
+        Raises:
+            UserError: The unit is a client, single messages are seen, or nothing is trained.
+        """
+        if self.grid.unit == "client":
+            raise UserError(
+                self.grid.location("unit"),
+                "a client would be held out as a whole, which no method trains without",
+                "tune for unit: example or a group by its column, or leave out tune",
+            )
+        if self.grid.trust == "silo":
+            raise UserError(
+                self.grid.location("trust"),
+                SEEN,
+                "tune under trust: aggregate, or leave out tune",
+            )
+        if self.cls is GivenRows:
+            raise UserError(
+                self.grid.location("algorithms", self.position),
+                "external samples are not trained, so nothing of them can be tuned",
+                "remove the parameter from tune",
+            )
+
+    def _variant(self, point: Mapping[str, _Value], tuned: _Axes, curve: Curve) -> Variant:
+        """Return the entry at one point of its scan, on one curve."""
+        label = self.entry.display
+        for name, scanned in point.items():
+            label += f" {name}={spelled(scanned.value)}"
+        label += CURVE_LABELS[curve]
+        if curve == "default":
+            return Variant(self.position, label, self.cls, self._params_at(point))
+        settings = [self._params_at({**point, **choice}) for choice in points_of(tuned)]
+        # The space has the values as the algorithm's model returns them.
+        space = {name: _distinct(params[name] for params in settings) for name in tuned}
+        tuning = self.grid.tune.of(space, free=curve == "free")
+        return Variant(self.position, label, self.cls, settings[0], tuning)
+
+    def _params_at(self, point: Mapping[str, _Value]) -> dict[str, Any]:
+        """Return all parameters at one point, as plain JSON values.
+
+        Raises:
+            UserError: The algorithm's model refuses a parameter.
+        """
+
+        def location(loc: Loc) -> str:
+            """Return the text that names the key of the grid which gave a parameter."""
+            root: Loc = ("algorithms", self.position, "params", *loc[:1])
+            if loc and loc[0] in point:
+                root = point[str(loc[0])].loc
+            return self.grid.location(*root, *loc[1:])
+
+        values = self.entry.params | {name: scanned.value for name, scanned in point.items()}
+        try:
+            params = self.cls.Params.model_validate(values).model_dump(mode="json")
+        except ValidationError as error:
+            raise complaint(error, self.cls.Params, location) from error
+        if self.cls is GivenRows:
+            self._check_statement(params)
+        return params
+
+    def _check_statement(self, params: Mapping[str, Any]) -> None:
+        """Refuse external samples whose author states ε for another budget than the grid's.
+
+        A result inherits δ, unit and trust from the grid. A finite ε therefore needs them in the
+        entry: only the author knows what ε holds for.
+
+        Raises:
+            UserError: One of the three differs from the grid's, or is missing.
+        """
+        budget = self.grid.model_dump(include={"delta", "unit", "trust"})
+        epsilon = float(params["epsilon"])
+        faults = []
+        missing = []
+        for name, of_grid in budget.items():
+            if params[name] is None:
+                missing.append(name)
+            elif params[name] != of_grid:
+                stated = spelled(params[name])
+                faults.append(f"{name} is {stated} and the grid's is {spelled(of_grid)}")
+        if missing and math.isfinite(epsilon):
+            faults.append(f"ε = {number(epsilon)} is stated without its {', '.join(missing)}")
+        if faults:
+            needed = ", ".join(f"{name}: {spelled(value)}" for name, value in budget.items())
+            raise UserError(
+                self.grid.location("algorithms", self.position),
+                "; ".join(faults),
+                f"give {needed} if the author's ε holds for these, else leave out epsilon, or "
+                "change the grid",
+            )
 
 
-def _points(grid: Grid, i: int, cls: type[Algorithm]) -> Iterator[Variant]:
-    """An entry at every point of the scan that concerns it, once for each of its curves where it is
-    tuned.
-    """
-    entry = grid.algorithms[i]
-    given: dict[str, Loc] = dict.fromkeys(entry.params, ("algorithms", i, "params"))
-    scanned = _axes(grid, i, cls, "scan", grid.scan, given)
-    tuned = _axes(grid, i, cls, "tune", grid.tune.params, given)
-    if tuned and grid.unit == "client":
-        what = "a client would be held out as a whole, which no method trains without"
-        raise UserError(
-            grid.location("unit"),
-            what,
-            "tune for unit: example or a group by its column, or leave out tune",
-        )
-    if tuned and grid.trust == "silo":
-        raise UserError(
-            grid.location("trust"), SEEN, "tune under trust: aggregate, or leave out tune"
-        )
-    if tuned and cls is GivenRows:
-        what = "external samples are not trained, so nothing of them can be tuned"
-        raise UserError(grid.location("algorithms", i), what, "remove the parameter from tune")
-    for point in _choices(scanned):
-        label = " ".join(
-            [entry.display, *(f"{name}={spelled(value)}" for name, (value, _) in point.items())]
-        )
-        for curve in grid.tune.curves if tuned else ("default",):
-            complete = [
-                _complete(grid, i, cls, point | choice)
-                for choice in (_choices(tuned) if curve != "default" else [{}])
-            ]
-            space = {
-                name: tuple(_once(params[name] for params in complete)) for name in tuned
-            }  # as the model has the values
-            if curve == "default":
-                tuning = None
-            else:
-                tuning = grid.tune.of(space, free=curve == "free")
-            yield Variant(i, label + CURVE_LABELS[curve], cls, complete[0], tuning)
-
-
-def _choices(axes: Mapping[str, Axis]) -> list[dict[str, tuple[Any, Loc]]]:
-    """All points of some axes."""
-    return [dict(zip(axes, point, strict=True)) for point in product(*axes.values())]
-
-
-def _once(values: Iterable[Any]) -> list[Any]:
-    """Each value once, in order; a list is one, too."""
-    every = list(values)
-    return [value for i, value in enumerate(every) if value not in every[:i]]
-
-
-def _complete(
-    grid: Grid, i: int, cls: type[Algorithm], point: Mapping[str, tuple[Any, Loc]]
-) -> dict[str, Any]:
-    """All parameters at a point."""
-    entry = grid.algorithms[i]
-
-    def location(loc: Loc) -> str:
-        _, where = point.get(
-            str(loc[0]) if loc else "", (None, ("algorithms", i, "params", *loc[:1]))
-        )
-        return grid.location(*where, *loc[1:])
-
-    try:
-        params = cls.Params.model_validate(
-            entry.params | {name: value for name, (value, _) in point.items()}
-        ).model_dump(mode="json")
-    except ValidationError as error:
-        raise complaint(error, cls.Params, location) from error
-    if cls is GivenRows:
-        _check_statement(grid, i, params)
-    return params
-
-
-def _check_statement(grid: Grid, i: int, params: Mapping[str, Any]) -> None:
-    """Refuse external samples whose author states ε for another δ, unit or trust than the grid's.
-
-    A result inherits these three from the grid. A finite ε therefore needs them in the entry: only
-    the author knows what ε holds for.
-    """
-    budget = grid.model_dump(include={"delta", "unit", "trust"})
-    epsilon = float(params["epsilon"])
-    missing = [name for name in budget if params[name] is None]
-    faults = [
-        f"{name} is {spelled(params[name])} and the grid's is {spelled(of_grid)}"
-        for name, of_grid in budget.items()
-        if params[name] not in (None, of_grid)
-    ]
-    if missing and math.isfinite(epsilon):
-        faults.append(f"ε = {number(epsilon)} is stated without its {', '.join(missing)}")
-    if faults:
-        of_grid = ", ".join(f"{name}: {spelled(value)}" for name, value in budget.items())
-        raise UserError(
-            grid.location("algorithms", i),
-            "; ".join(faults),
-            f"give {of_grid} if the author's ε holds for these, else leave out epsilon, or change "
-            "the grid",
-        )
+def _distinct(values: Iterable[Any]) -> tuple[Any, ...]:
+    """Return each value once, in order; values may be lists, which have no hash."""
+    distinct: list[Any] = []
+    for value in values:
+        if value not in distinct:
+            distinct.append(value)
+    return tuple(distinct)
 
 
 def loaded(grid: Grid) -> dict[str, Embeddings]:
-    """The grid's data sets by key, each with the public rows beside it."""
+    """Return the grid's data sets by key, each with the public examples beside it.
+
+    Raises:
+        UserError: A data set cannot be loaded.
+    """
     data: dict[str, Embeddings] = {}
-    held: dict[str, PublicRows] = {}
+    public_rows: dict[str, PublicRows] = {}
     for spec in grid.sets:
         with at(partial(grid.place_of, spec)):
             data[spec.key] = load(spec)
-        if public := grid.public_beside(spec):
-            with at(partial(grid.place_of, spec, public=True)):
-                if public.key not in held:
-                    held[public.key] = load_public(public)
-                data[spec.key] = held[public.key].beside(data[spec.key])
+        public = grid.public_beside(spec)
+        if public is None:
+            continue
+        with at(partial(grid.place_of, spec, public=True)):
+            if public.key not in public_rows:
+                public_rows[public.key] = load_public(public)
+            data[spec.key] = public_rows[public.key].beside(data[spec.key])
     return data
 
 
 def evaluations(
     grid: Grid, spec: DatasetSpec, columns: Mapping[str, NDArray[Any]]
 ) -> tuple[Evaluation, ...]:
-    """The grid's evaluation, once for every site that it leaves out of training."""
-    asked = grid.evaluation.unseen
-    if asked is None:
+    """Return the grid's evaluation, once for every site that it leaves out of training.
+
+    Args:
+        grid: The grid.
+        spec: One of its data sets.
+        columns: The columns of the training examples of this data set, each of shape ``[n]``.
+
+    Raises:
+        UserError: The partition has no sites, or none of this name.
+    """
+    unseen = grid.evaluation.unseen
+    if unseen is None:
         return (grid.evaluation,)
     where = grid.location("evaluation", "unseen")
     column = grid.partition.column
@@ -293,60 +382,77 @@ def evaluations(
         )
     with at(lambda key: grid.location(*key.split("."))):
         sites = column_values(columns, column)[0].astype(np.str_).tolist()
-    if asked != "each" and asked not in sites:
+    if unseen == "each":
+        left_out = sites
+    elif unseen in sites:
+        left_out = [unseen]
+    else:
         raise UserError(
             where,
-            f"column '{column}' of '{spec.display}' has no value '{asked}'",
-            nearest(asked, [*sites, "each"]),
+            f"column '{column}' of '{spec.display}' has no value '{unseen}'",
+            nearest(unseen, [*sites, "each"]),
         )
-    return tuple(
-        grid.evaluation.model_copy(update={"unseen": site})
-        for site in (sites if asked == "each" else [asked])
-    )
+    return tuple(grid.evaluation.model_copy(update={"unseen": site}) for site in left_out)
 
 
 def without_unseen(grid: Grid, data: Mapping[str, Embeddings]) -> dict[str, Embeddings]:
-    """The data sets by key, and what is left of each without a site that takes no part, by
-    :func:`fedsim.grid.models.data_key`.
+    """Return the data sets and, for every site that is left out, each data set without it.
+
+    The keys are those of :func:`fedsim.grid.models.data_key`.
     """
     views = dict(data)
     for spec in grid.sets:
-        for evaluation in evaluations(grid, spec, data[spec.key].columns):
-            if evaluation.unseen is not None:
-                with at(grid.location("evaluation", "unseen")):
-                    views[data_key(spec, evaluation)] = data[spec.key].unseen(
-                        str(grid.partition.column), evaluation.unseen
-                    )
+        whole = data[spec.key]
+        for evaluation in evaluations(grid, spec, whole.columns):
+            if evaluation.unseen is None:
+                continue
+            column = str(grid.partition.column)
+            with at(grid.location("evaluation", "unseen")):
+                views[data_key(spec, evaluation)] = whole.unseen(column, evaluation.unseen)
     return views
 
 
 def check_partitions(grid: Grid, data: Mapping[str, Embeddings]) -> None:
-    """Check what partitions ask of labels, columns and split of what :func:`without_unseen` gave;
-    rows are not looked at.
+    """Check that the data has what the partition needs of labels, columns and split.
+
+    Args:
+        grid: The grid.
+        data: The data sets as :func:`without_unseen` returns them. Embeddings are not looked at.
+
+    Raises:
+        UserError: A partition of the grid is not possible.
     """
+    together = grid.division.together
     for spec in grid.sets:
-        for (j, clients), evaluation in product(
-            enumerate(grid.clients), evaluations(grid, spec, data[spec.key].columns)
-        ):
-            rows = data[data_key(spec, evaluation)]
-            with at(grid_place(grid, j)):
+        sites = evaluations(grid, spec, data[spec.key].columns)
+        for (position, clients), evaluation in product(enumerate(grid.clients), sites):
+            view = data[data_key(spec, evaluation)]
+            with at(grid_place(grid, position)):
                 check_partition(
-                    rows.y_train, spec=grid.division, clients=clients, columns=rows.columns
+                    view.y_train,
+                    spec=grid.division,
+                    clients=clients,
+                    columns=view.columns,
                 )
-                if grid.division.together is not None:
-                    check_split(grid.division.together, rows.columns, rows.test_columns)
+                if together is not None:
+                    check_split(together, view.columns, view.test_columns)
 
 
 def grid_place(grid: Grid, clients: int) -> Callable[[str], str]:
-    """How an error of a partition names the grid's keys, at a position on ``clients``."""
-    own: dict[str, Loc] = {"clients": ("clients", clients)} | (
-        {} if grid.partition.together else {TOGETHER_KEY: ("unit",)}
-    )
-    return lambda key: grid.location(*own.get(key, key.split(".")))
+    """Return the function that names the grid's key for a key of a partition's error.
+
+    Args:
+        grid: The grid.
+        clients: The position on the axis of numbers of clients.
+    """
+    locs: dict[str, Loc] = {"clients": ("clients", clients)}
+    if not grid.partition.together:
+        locs[TOGETHER_KEY] = ("unit",)
+    return lambda key: grid.location(*locs.get(key, key.split(".")))
 
 
 def partition_of(cell: Cell, data: Embeddings) -> Partition:
-    """A cell's partition of its data set."""
+    """Return the partition of a cell's data among its clients."""
     return make_partition(
         data.y_train,
         spec=cell.partition,
@@ -360,8 +466,15 @@ def partition_of(cell: Cell, data: Embeddings) -> Partition:
 def client_views(
     cells: Sequence[Cell], partitions: Sequence[Partition], data: Mapping[str, Embeddings]
 ) -> tuple[Mapping[str, Embeddings], tuple[str, ...]]:
-    """The data by key, with what each partition makes of them where clients see values of their
-    own; and the key that each cell reads.
+    """Return all data by key, and the key that each cell reads.
+
+    Under ``feature-shift`` every client sees the examples in its own way, so each such partition
+    has a copy of the data.
+
+    Args:
+        cells: The cells.
+        partitions: The partition of each cell.
+        data: The data sets as :func:`without_unseen` returns them.
     """
     views = dict(data)
     keys = []
@@ -376,51 +489,59 @@ def client_views(
 
 
 def expand(resolved: Resolved, data: Mapping[str, Embeddings]) -> tuple[Cell, ...]:
-    """All cells, ordered by data set, alpha, clients, seed, then algorithm (with its scan) and
-    epsilon.
+    """Return all cells of a grid; cells that share a partition come together.
 
-    So cells that share a partition come together. An algorithm for which epsilon has no meaning
-    makes one cell per partition, any other makes one per epsilon. No two are equal, or called the
-    same. ``data`` are what :func:`without_unseen` gave.
+    The order is by data set, alpha, clients, seed, then algorithm (with its scan) and ε. An
+    algorithm for which ε has no meaning makes one cell per partition, any other one per ε.
+
+    Args:
+        resolved: The grid with its algorithms.
+        data: The data sets as :func:`without_unseen` returns them.
+
+    Raises:
+        UserError: A partition is not possible, or two cells are equal or have the same name.
     """
     grid = resolved.grid
     check_partitions(grid, data)
-    cells = tuple(
-        _cell(grid, variant, spec, data[spec.key], point, epsilon)
-        for spec in grid.sets
-        for point in product(
-            grid.alpha, grid.clients, grid.seeds, evaluations(grid, spec, data[spec.key].columns)
-        )
-        for variant in resolved.variants
-        for epsilon in (
-            grid.epsilon
-            if variant.cls.private
-            else (float(variant.params["epsilon"]) if variant.cls is GivenRows else None,)
-        )
-    )
+    cells = []
+    for spec in grid.sets:
+        embeddings = data[spec.key]
+        sites = evaluations(grid, spec, embeddings.columns)
+        points = product(grid.alpha, grid.clients, grid.seeds, sites)
+        for point, variant in product(points, resolved.variants):
+            for epsilon in _epsilons(grid, variant):
+                cells.append(_cell(grid, variant, spec, embeddings, point, epsilon))
+    _check_distinct(grid, cells)
+    return tuple(cells)
+
+
+def _epsilons(grid: Grid, variant: Variant) -> Sequence[float | None]:
+    """Return the values of ε of a variant: those of the grid for private methods only.
+
+    External samples have the ε that their author states; any other method has None.
+    """
+    if variant.cls.private:
+        return grid.epsilon
+    if variant.cls is GivenRows:
+        return (float(variant.params["epsilon"]),)
+    return (None,)
+
+
+def _check_distinct(grid: Grid, cells: Iterable[Cell]) -> None:
+    """Refuse cells that are equal, or that tables could not tell apart."""
     seen: set[Any] = set()
     for cell in cells:
-        named = (
-            cell.label,
-            shown(cell.dataset, cell.evaluation.unseen),
-            cell.alpha,
-            cell.clients,
-            cell.epsilon,
-            cell.seed,
-        )
-        if seen & {cell.cell_id, named}:
-            what = (
-                f"two cells are equal or are called the same: '{named[0]}' on {named[1]}, "
-                f"alpha {named[2]:g}, {named[3]} clients"
-            )
+        dataset = shown(cell.dataset, cell.evaluation.unseen)
+        name = (cell.label, dataset, cell.alpha, cell.clients, cell.epsilon, cell.seed)
+        if cell.cell_id in seen or name in seen:
             raise UserError(
                 grid.location(),
-                what,
+                f"two cells are equal or are called the same: '{cell.label}' on {dataset}, "
+                f"alpha {cell.alpha:g}, {cell.clients} clients",
                 "remove a value that is listed twice or changes nothing, or give one a "
                 "label: or name: of its own",
             )
-        seen |= {cell.cell_id, named}
-    return cells
+        seen |= {cell.cell_id, name}
 
 
 def _cell(
@@ -431,8 +552,17 @@ def _cell(
     point: tuple[float, int, int, Evaluation],
     epsilon: float | None,
 ) -> Cell:
+    """Return one cell with its ids.
+
+    Args:
+        grid: The grid.
+        variant: The algorithm with its parameters.
+        spec: The data set.
+        data: The embeddings of the data set.
+        point: Alpha, number of clients, seed and evaluation.
+        epsilon: The ε of the budget, or None if it has no meaning for the algorithm.
+    """
     alpha, clients, seed, evaluation = point
-    public = public_for(grid, variant, data, clients)
     cell = Cell(
         cell_id="",
         source=source_hash(variant.cls),
@@ -441,9 +571,6 @@ def _cell(
         params=variant.params,
         dataset=spec,
         dataset_hash=data.fingerprint,
-        public=None if public is None else public.name,
-        public_hash=None if public is None else public.fingerprint,
-        public_licence=None if public is None else public.licence,
         partition=grid.division,
         alpha=alpha,
         clients=clients,
@@ -452,32 +579,47 @@ def _cell(
         unit=grid.unit_kind,
         unit_column=grid.unit_column,
         trust=grid.trust,
-        # without an epsilon there is no budget to protect a unit with
+        # Without private training there is no budget and no noise that could be secret.
         noise=grid.privacy.noise if variant.cls.private else "seeded",
         seed=seed,
         evaluation=evaluation,
         tuning=variant.tuning,
     )
+    public = _public_rows_used(cell, variant.cls, data)
+    if public is not None:
+        cell = cell.model_copy(
+            update={
+                "public": public.name,
+                "public_hash": public.fingerprint,
+                "public_licence": public.licence,
+            }
+        )
     training = training_id_of(cell, place_of(variant.cls), harness_hash("evaluation"))
-    ids = {"cell_id": judged_id(training, evaluation), "training_id": training}
-    return cell.model_copy(update=ids)
+    return cell.model_copy(
+        update={
+            "cell_id": judged_id(training, evaluation),
+            "training_id": training,
+        }
+    )
 
 
 def training_id_of(cell: Cell, place: str, code: str) -> str:
-    """The id of a cell's training: of all that can change what is trained.
+    """Return the id of a cell's training: a hash of everything that can change what is trained.
 
     :mod:`fedsim.evidence.prove` computes it again from the record of a training.
 
     Args:
-        cell: its own ids are not looked at; of a tuned cell the parameters of its space are its
-            first ones, whatever was chosen.
-        place: which class it is of, by :func:`fedsim.plugins.code_hash.place_of`.
-        code: hash of the code that evaluates, which decides the result of a search.
+        cell: The cell. Its own ids are ignored. The tuned parameters of a cell count with the
+            first values of their space, whatever was chosen.
+        place: Which class the algorithm is, by :func:`fedsim.plugins.code_hash.place_of`.
+        code: The hash of the code that evaluates, which decides the result of a search.
     """
     scheme = cell.partition.model_dump(mode="json")
     if cell.partition.uses_alpha:
         scheme["alpha"] = cell.alpha
-    unit = {"column": cell.unit_column} if cell.unit_column else cell.unit
+    unit: Any = cell.unit
+    if cell.unit_column:
+        unit = {"column": cell.unit_column}
     budget = None
     if cell.epsilon is not None:
         budget = [json_number(cell.epsilon), cell.delta, unit, cell.trust, cell.noise]
@@ -490,12 +632,12 @@ def training_id_of(cell: Cell, place: str, code: str) -> str:
         "budget": budget,
         "seed": cell.seed,
         "unseen": cell.evaluation.unseen,
-        # a task holds it, so that an algorithm may use the evaluation's probe
+        # An algorithm may use the evaluation's probe, which its task describes.
         "probe_c": cell.evaluation.real_c,
         "source": cell.source,
     }
     if cell.tuning is not None:
-        # scores of held-out rows decide what is kept, and so does the code that computes them
+        # Scores on held-out examples decide which training is kept, and so does their code.
         facts["params"] = {**cell.params, **cell.tuning.points[0]}
         facts["tuning"] = cell.tuning.model_dump(mode="json")
         facts["code"] = code
@@ -505,7 +647,7 @@ def training_id_of(cell: Cell, place: str, code: str) -> str:
 
 
 def task_of(cell: Cell, data: Embeddings) -> Task:
-    """The public facts that a cell's algorithm gets."""
+    """Return the public facts that a cell's algorithm gets."""
     return Task(
         data.dim,
         data.classes,
@@ -517,38 +659,36 @@ def task_of(cell: Cell, data: Embeddings) -> Task:
     )
 
 
-def public_for(grid: Grid, variant: Variant, data: Embeddings, clients: int) -> PublicRows | None:
-    """The public rows beside the data, where the algorithm uses them with these parameters."""
+def _public_rows_used(cell: Cell, cls: type[Algorithm], data: Embeddings) -> PublicRows | None:
+    """Return the public examples beside the data, or None if the algorithm does not use them.
+
+    A search uses them if one of its points does.
+    """
     if data.public is None:
         return None
-    task = Task(
-        data.dim,
-        data.classes,
-        clients,
-        grid.unit_kind,
-        grid.trust,
-        grid.evaluation.real_c,
-        data.public,
-    )
-    if variant.tuning is None:
-        points: Sequence[Mapping[str, Any]] = [{}]
-    else:
-        points = variant.tuning.points
-    settings = (variant.cls.Params.model_validate({**variant.params, **point}) for point in points)
-    if any(variant.cls(setting, task).uses_public() for setting in settings):
-        return data.public
+    task = task_of(cell, data)
+    points: Sequence[Mapping[str, Any]] = [{}]
+    if cell.tuning is not None:
+        points = cell.tuning.points
+    for point in points:
+        params = cls.Params.model_validate({**cell.params, **point})
+        if cls(params, task).uses_public():
+            return data.public
     return None
 
 
 def judged_id(training_id: str, evaluation: Evaluation) -> str:
-    """The id of a cell: of a training, judged by an evaluation and the code that is here."""
-    asked = evaluation.model_dump(mode="json", exclude_none=True)
+    """Return the id of a cell: a hash of its training, its evaluation and the evaluating code."""
     return identity(
-        {"training": training_id, "evaluation": asked, "code": harness_hash("evaluation")}
+        {
+            "training": training_id,
+            "evaluation": evaluation.model_dump(mode="json", exclude_none=True),
+            "code": harness_hash("evaluation"),
+        }
     )
 
 
 def identity(facts: Mapping[str, Any]) -> str:
-    """16 hex digits that are equal for equal facts, which are plain JSON values."""
+    """Return 16 hex digits that are equal for equal facts, which are plain JSON values."""
     canonical = json.dumps(facts, sort_keys=True, separators=(",", ":"))
     return hashlib.sha256(canonical.encode()).hexdigest()[:16]

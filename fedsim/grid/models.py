@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from itertools import product
 from math import prod
@@ -118,6 +118,11 @@ def listed(value: Any) -> Any:
     if isinstance(value, list | tuple):
         return value
     return [value]
+
+
+def points_of(axes: Mapping[str, Iterable[_Item]]) -> list[dict[str, _Item]]:
+    """Return all points of some axes, each with one value per axis; the last axis varies first."""
+    return [dict(zip(axes, values, strict=True)) for values in product(*axes.values())]
 
 
 def _without_ranges(value: Any) -> list[Any]:
@@ -349,9 +354,7 @@ class Tuning(_Model):
     @property
     def points(self) -> list[dict[str, Any]]:
         """Return all points of the space; the first value of each parameter comes first."""
-        return [
-            dict(zip(self.space, point, strict=True)) for point in product(*self.space.values())
-        ]
+        return points_of(self.space)
 
 
 Curve = Literal["default", "tuned", "free"]

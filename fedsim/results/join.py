@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from itertools import product
 from pathlib import Path
 from typing import Any, Literal
 
@@ -14,6 +13,7 @@ from pydantic.dataclasses import dataclass as checked
 
 from fedsim.errors import UserError
 from fedsim.files import replaced
+from fedsim.grid.models import points_of
 from fedsim.json_lines import dump, load, plain_json, reasons
 from fedsim.plugins.claims import Check, check_of
 from fedsim.results.columns import Line, Row, row_of
@@ -244,8 +244,8 @@ class RunResults:
 def _settings_of(cell: Line) -> Iterator[dict[str, Any]]:
     """Yield the parameters of each training of a cell: all points of a search, else its own."""
     space = (cell.get("tuning") or {}).get("space", {})
-    for point in product(*space.values()):
-        yield {**cell["params"], **dict(zip(space, point, strict=True))}
+    for point in points_of(space):
+        yield {**cell["params"], **point}
 
 
 def id_of_run(line: Line) -> str:
