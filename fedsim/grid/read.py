@@ -1,5 +1,6 @@
-"""Reading grids: YAML text to checked models, and every mistake as one message with its file and
-line.
+"""Reading a grid: YAML text becomes a checked model, and a mistake becomes one message.
+
+Every message names the file, the line and the key.
 """
 
 from __future__ import annotations
@@ -15,28 +16,32 @@ from typing import Any, TypeVar
 import numpy as np
 import yaml
 from pydantic import BaseModel, ValidationError
+from pydantic_core import ErrorDetails
 
 from fedsim.errors import UserError, nearest
 from fedsim.files import unread
 from fedsim.grid.models import Grid, Loc, Origin, listed
 
 MOST_VALUES = 100_000
-"""Values that the aliases of a YAML text may stand for, beside those that are written out."""
+"""How many values the aliases of a YAML text may stand for, beside those that are written out."""
 _Option = TypeVar("_Option", bound=BaseModel)
 
 
 class _Loader(yaml.SafeLoader):
-    """SafeLoader that takes ``1e-4`` for a number, as YAML 1.2 does, and a key that is given twice
-    for a mistake.
-    """
+    """A SafeLoader that reads ``1e-4`` as a number, as YAML 1.2 does, and refuses repeated keys."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        """A mapping."""
-        keys = [key.value for key, _ in node.value if key.value != "<<"]
-        if twice := next((key for key, _ in node.value if keys.count(key.value) > 1), None):
-            raise yaml.MarkedYAMLError(
-                problem=f"the key '{twice.value}' is given twice", problem_mark=twice.start_mark
-            )
+        """Return a mapping.
+
+        Raises:
+            yaml.MarkedYAMLError: A key is given twice.
+        """
+        keys = [key for key, _ in node.value if key.value != "<<"]
+        values = [key.value for key in keys]
+        for key in keys:
+            if values.count(key.value) > 1:
+                problem = f"the key '{key.value}' is given twice"
+                raise yaml.MarkedYAMLError(problem=problem, problem_mark=key.start_mark)
         return super().construct_mapping(node, deep)
 
 
@@ -48,13 +53,23 @@ _Loader.add_implicit_resolver(
 
 
 def parse(text: str, where: str) -> tuple[Any, dict[Loc, int]]:
-    """YAML text to plain data, and the line of every key path."""
+    """Return the plain data of a YAML text, and the line of every key path.
+
+    Args:
+        text: The YAML text.
+        where: The file or option that the text comes from, for messages.
+
+    Raises:
+        UserError: The text is not valid YAML, or its aliases stand for too many values.
+    """
     try:
         loader = _Loader(text)
         node = loader.get_single_node()
+        if node is None:
+            return None, {}
         _check_aliases(node, where)
-        return (None if node is None else loader.construct_document(node)), dict(_lines(node, ()))
-    # PyYAML lets the errors of int(), datetime() and the like through
+        return loader.construct_document(node), dict(_lines(node, ()))
+    # PyYAML does not catch the errors of int(), datetime() and the like.
     except (
         yaml.YAMLError,
         ValueError,
@@ -64,57 +79,63 @@ def parse(text: str, where: str) -> tuple[Any, dict[Loc, int]]:
         RecursionError,
     ) as error:
         mark = getattr(error, "problem_mark", None)
-        what = " ".join(str(getattr(error, "problem", None) or error).split())
+        problem = " ".join(str(getattr(error, "problem", None) or error).split())
         raise UserError(
-            _at_line(where, mark), f"is not valid YAML ({what})", "write it as `fedsim new` does"
+            _at_line(where, mark),
+            f"is not valid YAML ({problem})",
+            "write it as `fedsim new` does",
         ) from error
 
 
 def _at_line(where: str, mark: yaml.Mark | None) -> str:
-    """The place of a text, with the line of a mark where the text is a file's."""
+    """Return the place of a text, with the line of a mark if the text is from a file."""
     if mark and where.endswith((".yaml", ".yml")):
         return f"{where}:{mark.line + 1}"
     return where
 
 
-def _check_aliases(root: yaml.Node | None, where: str) -> None:
+def _check_aliases(root: yaml.Node, where: str) -> None:
     """Refuse aliases that stand for so many values that only reading them would take minutes.
 
-    A few lines of anchors, each of several aliases of the one before, name billions of values
-    ("billion laughs"). Here every node is visited once: what it stands for is the sum of what its
-    children stand for.
+    A few lines of anchors, each with several aliases of the one before, name billions of values
+    ("billion laughs"). Here every node is visited once. The number of values that it stands for is
+    the sum over its children.
+
+    Raises:
+        UserError: Aliases stand for more than :data:`MOST_VALUES` values, or contain themselves.
     """
-    # How many values a node stands for, by its id; None while its children are counted.
+    # The number of values of each node by its id; None while its children are counted.
     values: dict[int, int | None] = {}
 
     def count(node: yaml.Node) -> int:
+        """Return the number of values that a node stands for."""
         key = id(node)
-        if key not in values:
-            values[key] = None
-            total = 1 + sum(map(count, _children(node)))
-            # Without aliases a node stands for no more values than were visited.
-            if total > len(values) + MOST_VALUES:
+        if key in values:
+            known = values[key]
+            if known is None:
                 raise UserError(
                     _at_line(where, node.start_mark),
-                    f"its aliases stand for more than {MOST_VALUES} values",
-                    "write out the values that are meant, or repeat fewer",
+                    "its anchor contains itself",
+                    "write out the values that are meant",
                 )
-            values[key] = total
-        known = values[key]
-        if known is None:
+            return known
+        values[key] = None
+        total = 1 + sum(map(count, _children(node)))
+        # Without aliases a node stands for at most as many values as nodes were visited.
+        if total > len(values) + MOST_VALUES:
             raise UserError(
                 _at_line(where, node.start_mark),
-                "its anchor contains itself",
-                "write out the values that are meant",
+                f"its aliases stand for more than {MOST_VALUES} values",
+                "write out the values that are meant, or repeat fewer",
             )
-        return known
+        values[key] = total
+        return total
 
-    if root is not None:
-        count(root)
+    count(root)
 
 
 def _children(node: yaml.Node) -> list[yaml.Node]:
-    """The nodes directly below a node: the items of a list, or keys and values."""
+    """Return the nodes directly below a node: the items of a list, or keys and values."""
     if isinstance(node, yaml.MappingNode):
         return [child for pair in node.value for child in pair]
     if isinstance(node, yaml.SequenceNode):
@@ -122,24 +143,36 @@ def _children(node: yaml.Node) -> list[yaml.Node]:
     return []
 
 
-def _lines(node: yaml.Node | None, loc: Loc) -> Iterator[tuple[Loc, int]]:
-    pairs: list[Any] = []
+def _lines(node: yaml.Node, loc: Loc) -> Iterator[tuple[Loc, int]]:
+    """Yield the path and the line of every key and list item below a node.
+
+    Args:
+        node: The node.
+        loc: The path of the node.
+    """
     if isinstance(node, yaml.MappingNode):
-        pairs = [(key.value, key, value) for key, value in node.value]
+        for key, value in node.value:
+            yield (*loc, key.value), key.start_mark.line + 1
+            yield from _lines(value, (*loc, key.value))
     elif isinstance(node, yaml.SequenceNode):
-        pairs = [(place, value, value) for place, value in enumerate(node.value)]
-    for part, named, value in pairs:
-        yield (*loc, part), named.start_mark.line + 1
-        yield from _lines(value, (*loc, part))
+        for position, value in enumerate(node.value):
+            yield (*loc, position), value.start_mark.line + 1
+            yield from _lines(value, (*loc, position))
 
 
 def read_yaml(path: Path) -> tuple[Any, dict[Loc, int]]:
-    """The data of a YAML file that a user names, and the line of every key path."""
+    """Return the data of a YAML file, and the line of every key path.
+
+    Raises:
+        UserError: The file cannot be read, or is not valid YAML.
+    """
     try:
         text = path.read_text(encoding="utf-8-sig")
     except (OSError, ValueError) as error:
         raise UserError(
-            str(path), f"cannot be read ({unread(error)})", "give the path of a YAML file, UTF-8"
+            str(path),
+            f"cannot be read ({unread(error)})",
+            "give the path of a YAML file, UTF-8",
         ) from error
     return parse(text, str(path))
 
@@ -147,28 +180,37 @@ def read_yaml(path: Path) -> tuple[Any, dict[Loc, int]]:
 def complaint(
     error: ValidationError, model: type[BaseModel], place: Callable[[Loc], str]
 ) -> UserError:
-    """The first error of a validation; an unknown key or a rule of our own goes first, for it
-    explains what else pydantic has to say.
+    """Return the message for the first error of a validation.
+
+    Unknown keys and our own rules come first, since they usually cause the other errors.
+
+    Args:
+        error: The failed validation.
+        model: The model that refused the values.
+        place: Names the place of a key path in a message.
     """
     errors = error.errors(include_url=False)
-    first = next(
-        (one for one in errors if one["type"] in ("extra_forbidden", "value_error")), errors[0]
-    )
+    first = min(errors, key=_is_consequence)
     where = place(first["loc"])
-    given = first["input"]
     if first["type"] == "extra_forbidden":
         *above, key = first["loc"]
-        return UserError(
-            where, f"unknown key '{key}'", "" if above else nearest(str(key), model.model_fields)
-        )
+        hint = ""
+        if not above:
+            hint = nearest(str(key), model.model_fields)
+        return UserError(where, f"unknown key '{key}'", hint)
     if first["type"] == "value_error":
         what, _, hint = str(first["ctx"]["error"]).partition("; ")
         return UserError(where, what, hint)
-    if first["type"] == "missing" or isinstance(given, Mapping | list | tuple):
-        shown = ""
-    else:
-        shown = f"{given!r}: "
-    return UserError(where, " ".join(f"{shown}{first['msg']}".split()))
+    message = first["msg"]
+    value = first["input"]
+    if first["type"] != "missing" and not isinstance(value, Mapping | list | tuple):
+        message = f"{value!r}: {message}"
+    return UserError(where, " ".join(message.split()))
+
+
+def _is_consequence(error: ErrorDetails) -> bool:
+    """Return whether an error may be caused by another: unknown keys and our own rules are not."""
+    return error["type"] not in ("extra_forbidden", "value_error")
 
 
 def load_grid(
@@ -176,91 +218,125 @@ def load_grid(
     overrides: Sequence[str] | Mapping[str, Any] = (),
     algorithms: Iterable[Any] = (),
 ) -> Grid:
-    """Read and check a grid; its algorithms are names still, see :func:`fedsim.grid.cells.resolve`.
+    """Read and check a grid; :func:`fedsim.grid.cells.resolve` then finds its algorithms.
 
     Args:
-        grid: the YAML file, from whose folder relative paths of data, encoders and plug-ins are
-            taken (those of overrides too); or a mapping as such a file has it, whose paths are
-            relative to the working folder.
-        overrides: ``key=YAML`` texts, or values by key, that replace values of the grid;
-            ``evaluation.per_class`` goes into a mapping.
-        algorithms: more of them, as a file has them, or classes.
+        grid: The YAML file, or a mapping with the same keys. Relative paths of data, encoders and
+            plug-ins, also those of overrides, start at the file's folder, or at the working folder
+            for a mapping.
+        overrides: Texts ``key=YAML``, or values by key, that replace values of the grid. A key such
+            as ``evaluation.per_class`` is within a mapping.
+        algorithms: Further entries of ``algorithms``, as a file has them, or classes.
+
+    Raises:
+        UserError: The file cannot be read, or the grid is not valid.
     """
     if isinstance(grid, Mapping):
         data = _plain(grid)
-        source = Origin()
+        origin = Origin()
         folder = Path.cwd()
     else:
         path = Path(grid)
-        given, lines = read_yaml(path)
-        if not isinstance(given, dict):
+        values, lines = read_yaml(path)
+        if not isinstance(values, dict):
             raise UserError(
                 str(path),
                 "is not a mapping",
                 "write `key: value` lines, at least `algorithms: [NAME]`",
             )
-        data = {"name": slug(path.stem), **given}
-        source = Origin(str(path), lines=lines)
+        data = {"name": slug(path.stem), **values}
+        origin = Origin(str(path), lines=lines)
         folder = path.absolute().parent
+    replaced_keys = _override(data, overrides)
+    more = list(algorithms)
+    if more:
+        data["algorithms"] = [*listed(data.get("algorithms")), *_plain(more)]
+    origin = replace(origin, data=data, overrides=replaced_keys)
+    try:
+        checked = Grid.model_validate(data, context=origin)
+    except ValidationError as error:
+        raise complaint(error, Grid, origin.location) from error
+    return _within(checked, folder)
+
+
+def _override(
+    data: dict[str, Any], overrides: Sequence[str] | Mapping[str, Any]
+) -> tuple[Loc, ...]:
+    """Replace values of a grid's data; return the paths of the keys."""
     if isinstance(overrides, Mapping):
         pairs: Iterable[tuple[str, Any]] = overrides.items()
     else:
         pairs = [assignment(text) for text in overrides]
-    changed = tuple(put(data, key, _plain(value)) for key, value in pairs)
-    if more := list(algorithms):
-        data["algorithms"] = [*listed(data.get("algorithms")), *_plain(more)]
-    source = replace(source, data=data, overrides=changed)
-    try:
-        checked = Grid.model_validate(data, context=source)
-    except ValidationError as error:
-        raise complaint(error, Grid, source.location) from error
-    axes = {name: getattr(checked, name) for name in ("dataset", "encoder", "algorithms")}
-    placed: dict[str, Any] = {
-        name: tuple(entry.within(folder) for entry in axis) for name, axis in axes.items()
-    }
-    return checked.model_copy(
-        update=placed | {"public": checked.public and checked.public.within(folder)}
+    return tuple(put(data, key, _plain(value)) for key, value in pairs)
+
+
+def _within(grid: Grid, folder: Path) -> Grid:
+    """Return the grid with the relative paths of its files taken from ``folder``."""
+    public = grid.public
+    if public is not None:
+        public = public.within(folder)
+    return grid.model_copy(
+        update={
+            "dataset": tuple(spec.within(folder) for spec in grid.dataset),
+            "encoder": tuple(spec.within(folder) for spec in grid.encoder),
+            "algorithms": tuple(entry.within(folder) for entry in grid.algorithms),
+            "public": public,
+        }
     )
 
 
 def _plain(value: Any) -> Any:
-    """A copy of what Python gives for a grid as a file would have it: NumPy's arrays and numbers,
-    and ranges, become lists and numbers of Python.
+    """Return a copy of a Python value as a file would have it.
+
+    NumPy's arrays and numbers, tuples and ranges become lists and numbers.
     """
     if isinstance(value, np.ndarray | np.generic):
         return value.tolist()
     if isinstance(value, Mapping):
-        return {key: _plain(each) for key, each in value.items()}
+        return {key: _plain(item) for key, item in value.items()}
     if isinstance(value, list | tuple | range):
-        return [_plain(each) for each in value]
+        return [_plain(item) for item in value]
     return copy.deepcopy(value)
 
 
 def slug(text: str) -> str:
-    """A text as a grid's name: letters lose their accents, and what else a name may not have is a
-    dash.
+    """Return a text as the name of a grid, of at most 100 characters.
+
+    Letters lose their accents, and everything else that a name may not have becomes a dash.
     """
     plain = unicodedata.normalize("NFKD", text).encode("ascii", "ignore").decode()
-    return (
-        re.sub(r"[^A-Za-z0-9._-]+", " ", plain).strip().replace(" ", "-").lstrip("._-")[:100]
-        or "grid"
-    )
+    words = re.sub(r"[^A-Za-z0-9._-]+", " ", plain).split()
+    name = "-".join(words).lstrip("._-")
+    return name[:100] or "grid"
 
 
 def assignment(text: str, option: str = "set") -> tuple[str, Any]:
-    """Key and value of a ``key=YAML`` text."""
+    """Return the key and the value of a ``key=YAML`` text.
+
+    Args:
+        text: The text.
+        option: The option that has the text, for messages.
+
+    Raises:
+        UserError: The text has no such form, or its value is not valid YAML.
+    """
     key, equals, value = text.partition("=")
-    if not equals or not all(key.strip().split(".")):
+    key = key.strip()
+    if not equals or not all(key.split(".")):
         raise UserError(
             f"{option} {text}",
             "is not of the form key=value",
             "write for example alpha=[0.3] or latent=16",
         )
-    return key.strip(), parse(value, f"{option} {key.strip()}")[0]
+    return key, parse(value, f"{option} {key}")[0]
 
 
 def put(data: dict[str, Any], key: str, value: Any) -> Loc:
-    """Put a value at a key such as ``evaluation.per_class`` of ``data``; return its key path."""
+    """Put a value at a key such as ``evaluation.per_class`` of ``data``; return the key's path.
+
+    Raises:
+        UserError: An outer key has a value that is not a mapping.
+    """
     *outer, last = key.split(".")
     for part in outer:
         data = data.setdefault(part, {})
@@ -275,24 +351,49 @@ def put(data: dict[str, Any], key: str, value: Any) -> Loc:
 
 
 def one_cell(algorithm: str, params: Sequence[str], **values: Any) -> Grid:
-    """A grid of one algorithm with ``key=YAML`` parameters and further keys, as a file has them."""
-    given: dict[str, Any] = {}
+    """Return a grid of one algorithm.
+
+    Args:
+        algorithm: The name of the algorithm.
+        params: Its parameters as ``key=YAML`` texts.
+        values: Further keys of the grid.
+
+    Raises:
+        UserError: The grid is not valid.
+    """
+    given_params: dict[str, Any] = {}
     for text in params:
-        put(given, *assignment(text, "params"))
-    return load_grid(
-        {"name": "run", "algorithms": [{"name": algorithm, "params": given}], **values}
-    )
+        put(given_params, *assignment(text, "params"))
+    entry = {"name": algorithm, "params": given_params}
+    return load_grid({"name": "run", "algorithms": [entry], **values})
 
 
 def parse_option(model: type[_Option], option: str, text: str | Mapping[str, Any]) -> _Option:
-    """A function's parameter ``option``, a YAML scalar or mapping, as a grid would have it."""
-    if isinstance(text, Mapping):
-        value = dict(text)
-    else:
+    """Return a function's parameter as the model that a grid would make of it.
+
+    Args:
+        model: The model of the parameter.
+        option: The name of the parameter, for messages.
+        text: Its value as a YAML scalar or mapping, or as a mapping.
+
+    Raises:
+        UserError: The value is not valid.
+    """
+    value: Any = text
+    if not isinstance(text, Mapping):
         value = parse(text, option)[0]
+    if isinstance(value, Mapping):
+        value = dict(value)
+    else:
+        value = str(value)
+
+    def location(loc: Loc) -> str:
+        """Return the text that names a key of the parameter."""
+        if not loc:
+            return option
+        return f"{option}: {'.'.join(map(str, loc))}"
+
     try:
-        return model.model_validate(value if isinstance(value, dict) else str(value))
+        return model.model_validate(value)
     except ValidationError as error:
-        raise complaint(
-            error, model, lambda loc: f"{option}: {'.'.join(map(str, loc))}" if loc else option
-        ) from error
+        raise complaint(error, model, location) from error
