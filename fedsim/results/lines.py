@@ -1,5 +1,7 @@
-"""What each job of a cell leaves: its result line, as plain values, and the tensors of its
-training.
+"""The result lines that the jobs of a cell leave, and the tensors of its training.
+
+Lines are dictionaries of plain values, which :class:`fedsim.results.store.ResultStore` appends to
+the files of a run folder.
 """
 
 from __future__ import annotations
@@ -32,15 +34,20 @@ from fedsim.training.trial import Outcome, Trial
 from fedsim.words import encodable
 
 MOST_MESSAGE = 2_000
+"""How many characters of an error's message a line holds; the cell's log has all of them."""
 MOST_TRACEBACK = 20_000
-"""Characters of an error that a row holds; the cell's log has all of them."""
+"""How many characters of an error's traceback a line holds; the cell's log has all of them."""
 _Beginning = Annotated[str, AfterValidator(lambda text: encodable(text[:MOST_MESSAGE]))]
 _End = Annotated[str, AfterValidator(lambda text: encodable(text[-MOST_TRACEBACK:]))]
 
 
 class RowError(BaseModel, frozen=True, extra="forbid"):
-    """Why a cell failed: the exception's class, its message from the beginning, and its traceback
-    to the end.
+    """Why a cell failed.
+
+    Attributes:
+        type: The name of the exception's class.
+        message: Its message, of which a long one loses its end.
+        traceback: Its traceback, of which a long one loses its beginning.
     """
 
     type: _Beginning
@@ -56,68 +63,95 @@ def training_line(
     state: str | None = None,
     equal_to: str | None = None,
 ) -> dict[str, Any]:
-    """The line of a training.
+    """Return the line of a training.
 
     Args:
-        trial: the cell.
-        end: how its training ended.
-        versions: of the packages that computed.
-        class_names: what the classes are called; may be empty.
-        state: SHA-256 of the file of tensors that it left; None where none was kept.
-        equal_to: the id of the one training that ran, where the cell is equal to that training's
-            cell by construction; None where the cell's own training ran.
+        trial: The cell.
+        end: How its training ended.
+        versions: The versions of Python and of the packages that computed.
+        class_names: The names of the classes, which may be empty.
+        state: The SHA-256 of the file of tensors that it left; None if none was kept.
+        equal_to: The id of the training that ran in its place, if its result is equal by
+            construction; None if the cell's own training ran.
     """
     cell = trial.cell
-    plan = trial.plan
-    cls = lookup(trial.cell.algorithm)
-    if isinstance(end, Outcome):
-        outcome = end
-    else:
-        outcome = None
-    measured = ("trials", "uplink_bytes", "downlink_bytes", "parameters", "seconds")
-    return {
+    task = asdict(trial.task)
+    del task["public"]
+    line = {
         "training_id": cell.training_id,
-        "error": end.model_dump() if isinstance(end, RowError) else None,
+        "error": None,
         "cell": cell.model_dump(mode="json"),
-        "task": {name: value for name, value in asdict(trial.task).items() if name != "public"},
-        "plan": None if plan is None else asdict(plan),
+        "task": task,
+        "plan": None,
         "dataset": shown(cell.dataset, cell.evaluation.unseen),
         "alpha": cell.concentration,
-        "yields": "generator"
-        if cls.generates(cls.Params.model_validate(cell.params))
-        else "classifier",
+        "yields": _product_of(trial),
         "partition": trial.partition.fingerprint,
         "train_rows": trial.train_rows,
         "train_groups": trial.train_groups,
-        "ledger": None if outcome is None or plan is None else _ledger(outcome),
-        **{name: getattr(outcome, name, None) for name in measured},
+        "ledger": None,
+        "trials": None,
+        "uplink_bytes": None,
+        "downlink_bytes": None,
+        "parameters": None,
+        "seconds": None,
         "versions": dict(versions),
         "class_names": list(class_names),
         "state": state,
         "equal_to": equal_to,
     }
+    if trial.plan is not None:
+        line["plan"] = asdict(trial.plan)
+    if isinstance(end, RowError):
+        line["error"] = end.model_dump()
+        return line
+    if trial.plan is not None:
+        line["ledger"] = _ledger(end)
+    for name in ("trials", "uplink_bytes", "downlink_bytes", "parameters", "seconds"):
+        line[name] = getattr(end, name)
+    return line
+
+
+def _product_of(trial: Trial) -> str:
+    """Return what a cell's algorithm produces: ``generator`` or ``classifier``."""
+    cls = lookup(trial.cell.algorithm)
+    if cls.generates(cls.Params.model_validate(trial.cell.params)):
+        return "generator"
+    return "classifier"
 
 
 def _ledger(outcome: Outcome) -> dict[str, Any]:
-    """What was spent; where it is not what was planned, only that."""
-    ledger = {"unaccounted": outcome.unaccounted, "accountant": outcome.accountant}
+    """Return the totals of the ledger.
+
+    If they differ from the plan, no ε is known, and only ``unaccounted`` and the accountant are
+    returned.
+    """
+    ledger = {
+        "unaccounted": outcome.unaccounted,
+        "accountant": outcome.accountant,
+    }
     if outcome.unaccounted:
         return ledger
-    if outcome.mechanisms is None:
-        ran = None
-    else:
-        ran = [asdict(one) for one in outcome.mechanisms]
+    mechanisms = None
+    if outcome.mechanisms is not None:
+        mechanisms = [asdict(mechanism) for mechanism in outcome.mechanisms]
     return {
         **ledger,
         "epsilon_spent": outcome.epsilon_spent,
-        "mechanisms": ran,
+        "mechanisms": mechanisms,
         "noise_at": outcome.noise_at,
         "counted_by": counted_by(),
     }
 
 
 def judgement_line(trial: Trial, end: Judgement | RowError, seconds: float) -> dict[str, Any]:
-    """The line of a judgement; ``seconds`` is its wall time."""
+    """Return the line of an evaluation.
+
+    Args:
+        trial: The cell.
+        end: How its evaluation ended.
+        seconds: The wall time of the evaluation in seconds.
+    """
     cell = trial.cell
     line = {
         "cell_id": cell.cell_id,
@@ -127,45 +161,57 @@ def judgement_line(trial: Trial, end: Judgement | RowError, seconds: float) -> d
         "seconds": seconds,
     }
     if isinstance(end, RowError):
-        return line | {"error": end.model_dump()}
-    scored = {name: getattr(end, name) for name in ("tested", "label_shares", "scores", "recalls")}
+        return {**line, "error": end.model_dump()}
     return {
         **line,
         "error": None,
-        **scored,
+        "tested": end.tested,
+        "label_shares": end.label_shares,
+        "scores": end.scores,
+        "recalls": end.recalls,
         "clients": [_client(asdict(client)) for client in end.clients],
     }
 
 
 def _client(scores: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the scores of one client, with a key for each score of its own and the shared model.
+
+    Args:
+        scores: The client's scores as a dictionary. ``own`` and ``shared`` may be None.
+    """
     line = {name: scores[name] for name in ("client", "name", "rows", "test_rows")}
-    for whose in ("own", "shared"):
-        line |= {
-            f"{whose}_{name}": scores[whose] and scores[whose][name]
-            for name in ("accuracy", "balanced_accuracy")
-        }
+    for model in ("own", "shared"):
+        for name in ("accuracy", "balanced_accuracy"):
+            line[f"{model}_{name}"] = scores[model] and scores[model][name]
     return line
 
 
 def reference_line(key: str, value: Ceiling | LocalOnly) -> dict[str, Any]:
-    """The line of a reference."""
-    return {
-        "reference": key,
-        "kind": "ceiling" if isinstance(value, Ceiling) else "local-only",
-        **asdict(value),
-    }
+    """Return the line of a reference, which is known by its key."""
+    kind = "local-only"
+    if isinstance(value, Ceiling):
+        kind = "ceiling"
+    return {"reference": key, "kind": kind, **asdict(value)}
 
 
 def keep_state(path: Path, state: Mapping[str, Tensor]) -> str:
-    """Write the tensors, at once or not at all; returns SHA-256 of the file."""
-    content = save({name: value.contiguous() for name, value in state.items()})
+    """Write tensors into a file, at once or not at all, and return its SHA-256."""
+    content = save({name: tensor.contiguous() for name, tensor in state.items()})
     with replaced(path) as part:
         part.write_bytes(content)
     return hashlib.sha256(content).hexdigest()
 
 
 def read_state(path: Path, sha256: str) -> Tensors:
-    """The tensors, if they are those that were written."""
+    """Return the tensors of a file, if they are those that were written.
+
+    Args:
+        path: The file.
+        sha256: The SHA-256 that :func:`keep_state` returned.
+
+    Raises:
+        UserError: The file cannot be read, or has another SHA-256.
+    """
     try:
         content = path.read_bytes()
         if hashlib.sha256(content).hexdigest() != sha256:
@@ -177,8 +223,17 @@ def read_state(path: Path, sha256: str) -> Tensors:
 
 
 def as_trained(trial: Trial, line: Line) -> Trial:
-    """The cell with the parameters and the plan of its training, which a tuned cell chose."""
-    plan = line["plan"] and TypeAdapter(PrivacyPlan).validate_json(plain_json(line["plan"]))
-    if trial.candidates and line["error"] is None:
-        return trial.of(line["cell"]["params"], plan)
-    return trial
+    """Return the cell with the parameters and the plan that its search chose.
+
+    A cell that is not tuned, or whose training failed, is returned as it is.
+
+    Args:
+        trial: The cell.
+        line: The line of its training.
+    """
+    if not trial.candidates or line["error"] is not None:
+        return trial
+    plan = None
+    if line["plan"]:
+        plan = TypeAdapter(PrivacyPlan).validate_json(plain_json(line["plan"]))
+    return trial.of(line["cell"]["params"], plan)

@@ -1,11 +1,13 @@
-"""Rows as settings with means over seeds, and differences between methods, paired over the seeds
-that they share.
+"""Means of results over seeds, and differences between methods.
+
+Results that differ only in their seed form one setting. Two methods are compared on pairs of
+results that share seed, data and partition.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import combinations
@@ -21,34 +23,46 @@ from fedsim.privacy.plan import Claim
 from fedsim.results.columns import UNDRAWN, UNVERIFIED, Row, frame_of
 
 EQUAL = 1e-12
-"""Numbers that differ by less are the same but for rounding."""
+"""Two scores that differ by less than this differ only by rounding."""
 Spread = Literal["ci95", "sd", "range"]
-"""How a score varies over seeds: Student-t 95 % confidence interval of the mean, standard
-deviation, or least and most.
+"""What is shown beside a mean over seeds.
+
+``ci95`` is the Student-t 95 % confidence interval of the mean, ``sd`` the standard deviation, and
+``range`` the smallest and the largest value.
 """
 FEWEST_SEEDS = 3
-"""Seeds of a confidence interval that is shown: one of two is 12.7 times as wide as they are apart.
+"""The fewest seeds for which a confidence interval is shown.
+
+With two seeds the interval is 12.7 times as wide as their difference.
 """
 PLACE = ["dataset", "scheme", "alpha", "clients"]
-"""What methods are compared at."""
+"""The columns that are equal for methods that are compared."""
 BUDGET = ["epsilon_target", "delta", "unit", "trust"]
+"""The columns of a privacy budget."""
 METHOD = ["algorithm", "label", "yields", "public"]
-_CHANCE = ["seed", "dataset_hash", "partition_hash"]
-"""What two rows of a pair have in common by chance."""
+"""The columns that describe a method."""
+_PAIRED_BY = ["seed", "dataset_hash", "partition_hash"]
+"""The columns that two results of a pair share: what is random, apart from the method."""
+_TOLD_APART_BY = ("algorithm", "delta", "unit", "trust", "public")
+"""The columns, beside parameters, in which results with one label may differ."""
+_SUMMARY = ("mean", "half", "low", "high", "n")
+"""The statistics of a mean over seeds that tables and pictures show."""
+_STATISTICS = ("mean", "std", "min", "max")
+"""The statistics that these are made of, beside the number of values."""
 
 
 @dataclass(frozen=True)
 class SeedGroups:
-    """Rows of settings: what differs in its seed alone is one.
+    """Results grouped into settings; the results of one setting differ only in their seed.
 
     Attributes:
-        rows: with the number of their ``setting``, ordered by data set, alpha, clients, label and
-            epsilon; a label that stands for several parameter sets has the differing parameters
-            appended.
-        facts: a line a setting: :data:`PLACE`, :data:`METHOD`, :data:`BUDGET`, ``seeds`` (rows in
-            its means), how many rows are left out by status, ``claim`` (the weakest of its rows),
-            ``scope``.
-        spread: what stands beside means.
+        rows: The results with the number of their ``setting``, ordered by data set, alpha, clients,
+            label and ε. If a label stands for several parameter sets, the parameters that differ
+            are appended to it.
+        facts: One line per setting, by its number: :data:`PLACE`, :data:`METHOD`, :data:`BUDGET`,
+            ``scope``, ``claim`` (the weakest of its results), ``seeds`` (how many results its means
+            include), and how many results are left out, by status.
+        spread: What is shown beside means.
     """
 
     rows: pd.DataFrame
@@ -57,159 +71,194 @@ class SeedGroups:
 
     @classmethod
     def of(cls, results: Sequence[Row], spread: Spread = "ci95") -> SeedGroups:
-        """The settings of some rows, in any order."""
+        """Group results, which may be in any order, into settings.
+
+        Raises:
+            UserError: There is no such ``spread``.
+        """
         check_choice("spread", spread, get_args(Spread))
-        rows = frame_of(results)
-        given = [row.given_params for row in results]
-        rows["label"] = _told_apart(results, given)
-        rows["drawn_claim"] = [row.drawn_claim for row in results]
-        rows["_given"] = [dump(each) for each in given]
-        rows["_evaluation"] = [dump(row.evaluation) for row in results]
-        keys = [*PLACE, *METHOD, *BUDGET, "dataset_hash", "public_hash", "_given", "_evaluation"]
-        first = {
-            name: rows[name].map({value: i for i, value in enumerate(rows[name].unique())})
-            for name in ("dataset", "label")
-        }
-        ranks = rows[["dataset", "alpha", "clients", "scheme", "label", "epsilon_target"]].assign(
-            **first
+        params = [row.given_params for row in results]
+        rows = frame_of(results).assign(
+            label=_distinct_labels(results, params),
+            drawn_claim=[row.drawn_claim for row in results],
+            _params=[dump(values) for values in params],
+            _evaluation=[dump(row.evaluation) for row in results],
         )
-        rows = rows.loc[ranks.sort_values([*ranks]).index]
-        rows = rows.assign(setting=rows.groupby(keys, sort=False, dropna=False).ngroup()).drop(
-            columns=["_given", "_evaluation"]
-        )
+        same_data = ["dataset_hash", "public_hash"]
+        keys = [*PLACE, *METHOD, *BUDGET, *same_data, "_params", "_evaluation"]
+        rows = rows.loc[_order_of(rows)]
+        setting = rows.groupby(keys, sort=False, dropna=False).ngroup()
+        rows = rows.assign(setting=setting).drop(columns=["_params", "_evaluation"])
         return cls(rows, _facts(rows), spread)
 
     @cached_property
     def averaged(self) -> pd.DataFrame:
-        """The rows that means are of; a seed counts once, the later row of it."""
+        """Return the results that means include; of one seed's results only the last counts."""
         return _averaged(self.rows)
 
     def means(self, names: Sequence[str]) -> pd.DataFrame:
-        """A line a setting and column that has values, with :attr:`facts` beside ``measure``,
-        ``mean``, ``half``, ``low``, ``high``, ``n``.
+        """Return one line per setting and column that has values, with the setting's facts.
 
-        ``half`` is the half-width of the Student-t 95 % confidence interval: missing for a single
-        seed, and for equal values, which say that seeds change nothing, not that nothing is
-        uncertain. ``low`` and ``high`` are the ends that are shown: of the spread.
+        Each line has ``measure`` (the name of the column), ``mean``, ``half``, ``low``, ``high``
+        and ``n``. ``half`` is the half-width of the Student-t 95 % confidence interval. It is
+        missing for a single seed and for equal values: these say that seeds change nothing, not
+        that nothing is uncertain. ``low`` and ``high`` are the ends of the spread.
+
+        Args:
+            names: The columns.
         """
         if not len(self.averaged):
-            return (
-                self.facts.iloc[:0]
-                .reset_index()
-                .assign(**dict.fromkeys(("measure", "mean", "half", "low", "high", "n"), math.nan))
-            )
-        by = self.averaged.groupby("setting")[list(names)]
-        stats = {
-            name: getattr(by, name)().stack() for name in ("mean", "std", "min", "max", "count")
-        }
-        long = (
-            pd.DataFrame(stats).query("count > 0").rename_axis(["setting", "measure"]).reset_index()
-        )
-        return self.facts.merge(
-            with_ends(long.rename(columns={"count": "n"}), self.spread), on="setting"
-        )
+            no_lines = self.facts.iloc[:0].reset_index()
+            return no_lines.assign(measure=math.nan, **dict.fromkeys(_SUMMARY, math.nan))
+        values = self.averaged.groupby("setting")[list(names)]
+        statistics = {}
+        for name in (*_STATISTICS, "count"):
+            statistics[name] = getattr(values, name)().stack()
+        lines = pd.DataFrame(statistics).query("count > 0")
+        lines = lines.rename_axis(["setting", "measure"]).reset_index()
+        lines = lines.rename(columns={"count": "n"})
+        return self.facts.merge(with_ends(lines, self.spread), on="setting")
 
     def mean(self, name: str) -> pd.Series[float]:
-        """The mean of a column by setting."""
+        """Return the mean of a column, by setting."""
         return self.averaged.groupby("setting")[name].mean()
 
     def reference(self, column: str) -> pd.Series[float]:
-        """The mean of a reference by place: over partitions, each the mean of its rows, as not
-        every method has a row of each seed.
+        """Return the mean of a reference's column, by place.
+
+        It is averaged within each partition, then over partitions, because methods may lack seeds.
         """
-        by_partition = self.averaged.groupby([*PLACE, "partition_hash"], dropna=False, sort=False)[
-            column
-        ].mean()
-        return by_partition.groupby(level=PLACE, dropna=False, sort=False).mean().dropna()
+        by_partition = self.averaged.groupby(
+            [*PLACE, "partition_hash"],
+            dropna=False,
+            sort=False,
+        )
+        means = by_partition[column].mean()
+        return means.groupby(level=PLACE, dropna=False, sort=False).mean().dropna()
+
+
+def _order_of(rows: pd.DataFrame) -> pd.Index[Any]:
+    """Return the index of results in the order in which settings are shown.
+
+    Data sets and labels are ordered by their first result, everything else by value.
+    """
+    columns = ["dataset", "alpha", "clients", "scheme", "label", "epsilon_target"]
+    ranks = rows[columns].copy()
+    for name in ("dataset", "label"):
+        first_use = {value: i for i, value in enumerate(rows[name].unique())}
+        ranks[name] = rows[name].map(first_use)
+    return ranks.sort_values(columns).index
 
 
 def with_ends(stats: pd.DataFrame, spread: Spread) -> pd.DataFrame:
-    """``mean``, ``std``, ``min``, ``max`` and ``n`` with ``half``, ``low`` and ``high`` in place of
-    what these are made of.
+    """Return statistics with ``half``, ``low`` and ``high`` in place of what these are made of.
+
+    Args:
+        stats: A frame with ``mean``, ``std``, ``min``, ``max`` and ``n``.
+        spread: Which ends ``low`` and ``high`` are.
     """
-    stats = stats.astype(dict.fromkeys(("mean", "std", "min", "max"), "float64") | {"n": "int64"})
+    stats = stats.astype({**dict.fromkeys(_STATISTICS, "float64"), "n": "int64"})
     varies = stats["max"] - stats["min"] >= EQUAL
-    half = (
-        stdtrit(np.maximum(stats["n"] - 1, 1), 0.975) * stats["std"] / np.sqrt(stats["n"])
-    ).where(varies & (stats["n"] > 1))
-    if spread == "ci95":
-        reach = half.where(stats["n"] >= FEWEST_SEEDS)
-    else:
-        reach = stats["std"].where(half.notna())
-    low = stats["mean"] - reach
-    high = stats["mean"] + reach
+    quantile = stdtrit(np.maximum(stats["n"] - 1, 1), 0.975)
+    half = (quantile * stats["std"] / np.sqrt(stats["n"])).where(varies & (stats["n"] > 1))
     if spread == "range":
         low = stats["min"].where(half.notna())
         high = stats["max"].where(half.notna())
-    return stats.assign(half=half, low=low, high=high).drop(columns=["std", "min", "max"])
+    else:
+        reach = stats["std"].where(half.notna())
+        if spread == "ci95":
+            reach = half.where(stats["n"] >= FEWEST_SEEDS)
+        low = stats["mean"] - reach
+        high = stats["mean"] + reach
+    stats = stats.assign(half=half, low=low, high=high)
+    return stats.drop(columns=["std", "min", "max"])
 
 
 def weakest(claims: Sequence[str | None]) -> str | None:
-    """The weakest of some claims: a mean is as well founded as the weakest of its rows."""
+    """Return the weakest of some claims, on which a mean of such results rests."""
     weakest_first = (UNVERIFIED, *reversed(get_args(Claim)))
     return next((claim for claim in weakest_first if claim in claims), None)
 
 
 def _averaged(rows: pd.DataFrame) -> pd.DataFrame:
-    return rows[rows["status"] == "ok"].drop_duplicates(["setting", "seed"], keep="last")
+    """Return the results that means include; of one seed's results only the last counts."""
+    is_ok = rows["status"] == "ok"
+    return rows[is_ok].drop_duplicates(["setting", "seed"], keep="last")
 
 
 def _facts(rows: pd.DataFrame) -> pd.DataFrame:
-    by = rows.groupby("setting")
-    facts = rows.drop_duplicates("setting").set_index("setting")[[*PLACE, *METHOD, *BUDGET]]
-    facts["scope"] = [" and ".join(dict.fromkeys(own.dropna())) or None for _, own in by["scope"]]
-    facts["claim"] = [weakest(list(own)) for _, own in by["drawn_claim"]]
-    facts["seeds"] = _averaged(rows).groupby("setting").size().reindex(facts.index, fill_value=0)
+    """Return one line of facts per setting; see :class:`SeedGroups`."""
+    by_setting = rows.groupby("setting")
+    facts = rows.drop_duplicates("setting").set_index("setting")
+    facts = facts[[*PLACE, *METHOD, *BUDGET]]
+    scopes = []
+    for _, values in by_setting["scope"]:
+        distinct = dict.fromkeys(values.dropna())
+        scopes.append(" and ".join(distinct) or None)
+    facts["scope"] = scopes
+    facts["claim"] = [weakest(list(claims)) for _, claims in by_setting["drawn_claim"]]
+    seeds = _averaged(rows).groupby("setting").size()
+    facts["seeds"] = seeds.reindex(facts.index, fill_value=0)
     for status in UNDRAWN:
-        facts[status] = (rows["status"] == status).groupby(rows["setting"]).sum()
+        has_status = rows["status"] == status
+        facts[status] = has_status.groupby(rows["setting"]).sum()
     return facts
 
 
-def _told_apart(rows: Sequence[Row], given: Sequence[Mapping[str, Any]]) -> list[str]:
-    """The labels, with what differs between settings that share one appended to it."""
-    named = (
-        "algorithm",
-        "delta",
-        "unit",
-        "trust",
-        "public",
-    )  # without a budget there is no delta, unit or trust
-    known = [
-        {name: row.values[name] for name in named if row.values[name] is not None} for row in rows
-    ]
-    facts = [{**own, **params} for own, params in zip(known, given, strict=True)]
-    held: dict[tuple[str, str], set[str]] = {}
-    for row, own in zip(rows, facts, strict=True):
-        for name, value in own.items():
-            held.setdefault((row.label, name), set()).add(dump(value))
+def _distinct_labels(rows: Sequence[Row], params: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Return the label of each result; if several settings share one, their differences follow it.
+
+    Args:
+        rows: The results.
+        params: The parameters that the grid gave each of them.
+    """
+    settings = []
+    for row, given_params in zip(rows, params, strict=True):
+        setting = {name: row.values[name] for name in _TOLD_APART_BY}
+        # Without a budget there is no delta, unit or trust.
+        known = {name: value for name, value in setting.items() if value is not None}
+        settings.append({**known, **given_params})
+    values_of: dict[tuple[str, str], set[str]] = {}
+    for row, setting in zip(rows, settings, strict=True):
+        for name, value in setting.items():
+            values_of.setdefault((row.label, name), set()).add(dump(value))
     labels = []
-    for row, own in zip(rows, facts, strict=True):
-        differing = ", ".join(
-            f"{name}={value}" for name, value in own.items() if len(held[row.label, name]) > 1
-        )
-        labels.append(f"{row.label} ({differing})" if differing else row.label)
+    for row, setting in zip(rows, settings, strict=True):
+        differing = [
+            f"{name}={value}"
+            for name, value in setting.items()
+            if len(values_of[row.label, name]) > 1
+        ]
+        label = row.label
+        if differing:
+            label += f" ({', '.join(differing)})"
+        labels.append(label)
     return labels
 
 
 Compared = Callable[[Mapping[str, Any], Mapping[str, Any]], bool]
-"""Whether a difference is wanted, the first setting minus the second; asked in both orders, the
-earlier one first.
+"""Whether to compare two settings, as the first minus the second.
+
+It gets their facts, and is asked in both orders: first with the earlier setting before the later.
 """
 
 
 def same_budget(first: Mapping[str, Any], second: Mapping[str, Any]) -> bool:
-    """Whether two settings have the same epsilon, delta, unit and trust; methods without an epsilon
-    have one budget, too.
+    """Return whether two settings have the same ε, δ, unit and trust.
+
+    All methods without ε have the same budget.
     """
-    return all(
-        first[name] == second[name] or (first[name] != first[name] and second[name] != second[name])
-        for name in BUDGET
-    )
+    for name in BUDGET:
+        both_missing = first[name] != first[name] and second[name] != second[name]
+        if first[name] != second[name] and not both_missing:
+            return False
+    return True
 
 
 def price_of_privacy(first: Mapping[str, Any], second: Mapping[str, Any]) -> bool:
-    """Whether the first one is private and the second is not: another method without noise, or the
-    same one at epsilon = ∞.
+    """Return whether the first setting is private and the second a counterpart that is not.
+
+    The counterpart is any method without ε, or the same method at ε = ∞.
     """
     if not math.isfinite(first["epsilon_target"]) or math.isfinite(second["epsilon_target"]):
         return False
@@ -219,70 +268,80 @@ def price_of_privacy(first: Mapping[str, Any], second: Mapping[str, Any]) -> boo
 def paired_differences(
     settings: SeedGroups, measure: str, compared: Compared = same_budget
 ) -> pd.DataFrame:
-    """Every two methods of one place that are ``compared``, the earlier minus the later, over the 2
-    seeds or more that both have.
+    """Return the differences between settings of one place over the seeds that both have.
 
-    Rows are a pair where seed, data and partition are the same.
+    Two results form a pair if seed, data and partition are the same. A difference needs two pairs.
+
+    Args:
+        settings: The settings.
+        measure: The column to compare.
+        compared: Which two settings to compare. Default: those with the same budget.
 
     Returns:
-        A line a difference: ``first`` and ``second`` (settings), ``mean``, ``half``, ``low``,
-            ``high``, ``n``, ``p`` of the two-sided
-        paired t-test (missing where the differences do not vary), and ``p_holm``, corrected for all
-        differences of the place.
+        One line per difference: ``first`` and ``second`` (the settings), ``mean`` (first minus
+        second), ``half``, ``low``, ``high``, ``n``, ``p`` of the two-sided paired t-test (missing
+        if the differences do not vary), and ``p_holm``, which is corrected for all differences of
+        the place.
     """
     rows = settings.averaged
     if len(rows):
-        wide = rows.pivot(index=_CHANCE, columns="setting", values=measure)
-    else:
-        wide = rows
-    facts = settings.facts.loc[
-        [number for number in settings.facts.index if number in wide.columns]
-    ]
+        rows = rows.pivot(index=_PAIRED_BY, columns="setting", values=measure)
+    scored = [setting for setting in settings.facts.index if setting in rows.columns]
     records = []
-    for place, (_, own) in enumerate(facts.groupby(PLACE, sort=False, dropna=False)):
-        known: dict[Any, Any] = own.to_dict("index")
-        for one, other in combinations(known, 2):
-            for first, second in ((one, other), (other, one)):
-                if compared(known[first], known[second]):
-                    paired = (wide[first] - wide[second]).dropna()
-                    if len(paired) > 1:
-                        records.append(
-                            {"place": place, "first": first, "second": second, **_tested(paired)}
-                        )
-                    break
-    frame = pd.DataFrame(
-        records, columns=["place", "first", "second", "mean", "std", "min", "max", "n", "p"]
-    )
-    frame = with_ends(frame, settings.spread)
-    frame["p_holm"] = frame.groupby("place")["p"].transform(
-        lambda p: pd.Series(holm(p.dropna()), index=p.dropna().index)
-    )
+    for place, first, second in _compared_pairs(settings.facts.loc[scored], compared):
+        differences = (rows[first] - rows[second]).dropna()
+        if len(differences) > 1:
+            record = {"place": place, "first": first, "second": second}
+            records.append({**record, **_tested(differences)})
+    columns = ["place", "first", "second", *_STATISTICS, "n", "p"]
+    frame = with_ends(pd.DataFrame(records, columns=columns), settings.spread)
+    frame["p_holm"] = frame.groupby("place")["p"].transform(_holm_of_known)
     return frame.drop(columns="place")
 
 
-def _tested(paired: pd.Series[float]) -> dict[str, float]:
-    """Statistics of some differences; p as ``scipy.stats.ttest_rel``'s."""
-    n = len(paired)
-    mean = paired.mean()
-    std = paired.std()
-    if paired.max() - paired.min() < EQUAL:
-        p = math.nan
-    else:
+def _compared_pairs(facts: pd.DataFrame, compared: Compared) -> Iterator[tuple[int, Any, Any]]:
+    """Yield the pairs of settings to compare: the number of their place, and both settings."""
+    places = facts.groupby(PLACE, sort=False, dropna=False)
+    for place, (_, at_place) in enumerate(places):
+        facts_of: dict[Any, Any] = at_place.to_dict("index")
+        for earlier, later in combinations(facts_of, 2):
+            if compared(facts_of[earlier], facts_of[later]):
+                yield place, earlier, later
+            elif compared(facts_of[later], facts_of[earlier]):
+                yield place, later, earlier
+
+
+def _tested(differences: pd.Series[float]) -> dict[str, float]:
+    """Return the statistics of paired differences; ``p`` is that of ``scipy.stats.ttest_rel``."""
+    n = len(differences)
+    mean = differences.mean()
+    std = differences.std()
+    low = differences.min()
+    high = differences.max()
+    p = math.nan
+    if high - low >= EQUAL:
         p = 2 * float(stdtr(n - 1, -abs(mean) * math.sqrt(n) / std))
-    return {"mean": mean, "std": std, "min": paired.min(), "max": paired.max(), "n": n, "p": p}
+    return {"mean": mean, "std": std, "min": low, "max": high, "n": n, "p": p}
+
+
+def _holm_of_known(p: pd.Series[float]) -> pd.Series[float]:
+    """Return Holm's adjusted p-values; missing ones stay missing and do not count."""
+    known = p.dropna()
+    return pd.Series(holm(known), index=known.index)
 
 
 def holm(p: Sequence[float] | pd.Series[float]) -> list[float]:
-    """Adjusted p-values, in the order given, whose test at a level keeps the family-wise error rate
-    under any dependence.
+    """Return Holm's adjusted p-values, in the order given.
 
-    Holm (1979), A simple sequentially rejective multiple test procedure, Scandinavian Journal of
-    Statistics 6, 65-70.
+    Rejecting those below a level keeps the family-wise error rate at that level, whatever the
+    dependence between tests. Holm (1979), A simple sequentially rejective multiple test procedure,
+    Scandinavian Journal of Statistics 6, 65-70.
     """
     values = np.asarray(p, dtype=np.float64)
+    count = len(values)
     order = np.argsort(values, kind="stable")
+    remaining = count - np.arange(count)
+    corrected = np.minimum(1.0, remaining * values[order])
     adjusted = np.empty_like(values)
-    adjusted[order] = np.maximum.accumulate(
-        np.minimum(1.0, (len(values) - np.arange(len(values))) * values[order])
-    )
+    adjusted[order] = np.maximum.accumulate(corrected)
     return [float(value) for value in adjusted]
