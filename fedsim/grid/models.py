@@ -657,8 +657,10 @@ class Grid(_Model):
         if key == "encoder" and spec is not None:
             where = rest
             loc = (*loc, "encoder")
-            if spec.encoder is None:
-                loc = ("encoder", self._position_of_encoder(dataset))
+            if spec.encoder is None and dataset.encoder in self.encoder:
+                loc = ("encoder", self.encoder.index(dataset.encoder))
+            elif spec.encoder is None:
+                loc = ("encoder", 0)
         return ": ".join(filter(None, [self.location(*loc), where]))
 
     def _position_of(self, dataset: DatasetSpec) -> int:
@@ -668,12 +670,6 @@ class Grid(_Model):
             for position, spec in enumerate(self.dataset)
             if dataset in spec.encoded_by(self.encoder)
         )
-
-    def _position_of_encoder(self, dataset: DatasetSpec) -> int:
-        """Return the position of a data set's encoder on the axis of encoders; 0 if it has none."""
-        if dataset.encoder in self.encoder:
-            return self.encoder.index(dataset.encoder)
-        return 0
 
     @property
     def unit_column(self) -> str | None:

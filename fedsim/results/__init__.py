@@ -1,3 +1,1 @@
-"""What a run leaves behind: result lines, the rows that are joined of them, and what its trainings
-made.
-"""
+"""The results of a run: lines, the results that are joined of them, and saved generators."""

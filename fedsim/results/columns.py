@@ -189,14 +189,22 @@ def row_of(
         "cell_id": cell_id,
         "label": label,
         "status": status_of(failure, plan, ledger, audit),
-        "error": failure or _unaccounted_error(ledger),
+        "error": failure,
         "claim": budget.get("claim", "none"),
         "check": check,
         "evaluation": _evaluation_keys(cell, scored),
         "chance": 1 / training["task"]["classes"],
-        "seconds": _total_seconds(training, scored),
+        "seconds": training["seconds"],
         "tuning": _tuning_of(training),
     }
+    if derived["status"] == "unaccounted":
+        derived["error"] = {
+            "type": "Unaccounted",
+            "message": ledger["unaccounted"],
+            "traceback": "",
+        }
+    if scored:
+        derived["seconds"] = (training["seconds"] or 0.0) + scored["seconds"]
     groups = {
         "derived": derived,
         "cell": cell,
@@ -273,14 +281,6 @@ def _protection(training: Line, budget: Line) -> Line | None:
     return protection
 
 
-def _unaccounted_error(ledger: Line) -> Line | None:
-    """Return the error of a training that departed from its plan, or None if it did not."""
-    message = ledger.get("unaccounted")
-    if not message:
-        return None
-    return {"type": "Unaccounted", "message": message, "traceback": ""}
-
-
 def _evaluation_keys(cell: Line, judgement: Line) -> dict[str, Any]:
     """Return the evaluation keys that scores depend on, without those that are None.
 
@@ -288,14 +288,6 @@ def _evaluation_keys(cell: Line, judgement: Line) -> dict[str, Any]:
     """
     keys = judgement.get("evaluation") or cell["evaluation"]
     return {name: value for name, value in keys.items() if value is not None and name != "unseen"}
-
-
-def _total_seconds(training: Line, judgement: Line) -> float | None:
-    """Return the wall time of training and evaluation in seconds, or None if it is unknown."""
-    seconds: float | None = training["seconds"]
-    if judgement:
-        return (seconds or 0.0) + judgement["seconds"]
-    return seconds
 
 
 def _tuning_of(training: Line) -> Line | None:

@@ -1,12 +1,14 @@
-"""Saved generators: made again from what a training left; a released one is a package of tensors
-and the facts about them.
+"""Saved generators, which are made again from what a training left, and packages for release.
 
-A generator is made from the server's state and the released client codes, which are private
-already, so to sample from it costs nothing. With secret noise nothing else in a package was
-computed from private data, nor is its name, so one may be released under its epsilon (several of
-one data set: :mod:`fedsim.evidence.prove`). With seeded noise anyone can draw the noise again and
-take it off: they are for simulation only. Nothing is ever unpickled. A package's facts are its
-author's word.
+A package is a file of tensors with a JSON file of facts about them. A generator is made from the
+server's state and the released client codes. Both are private already, so sampling costs no ε.
+
+With secret noise nothing else in a package was computed from private data, not even its name. So a
+generator may be released under its ε. (For several generators of one data set see
+:mod:`fedsim.evidence.prove`.) With seeded noise anyone can draw the noise again and subtract it:
+such generators are for simulation only.
+
+Nothing is ever unpickled. The facts of a package are as stated by its author.
 """
 
 from __future__ import annotations
@@ -28,7 +30,8 @@ from fedsim.errors import UserError
 from fedsim.evaluation.judge import synthesise
 from fedsim.files import replaced
 from fedsim.grid.models import Cell
-from fedsim.json_lines import decode, encode, plain, plain_json, reasons
+from fedsim.json_lines import decode, encode, plain, plain_json
+from fedsim.methods.algorithm import Algorithm
 from fedsim.methods.messages import Task, Tensors
 from fedsim.methods.products import LONGEST, Generator, is_classifier, is_personal, own
 from fedsim.plugins.claims import may_leave
@@ -37,53 +40,59 @@ from fedsim.privacy.plan import PrivacyPlan
 from fedsim.results.columns import Row
 from fedsim.results.join import read_results
 from fedsim.results.lines import keep_state, read_state
-from fedsim.results.store import RESTORE, RunFolder
+from fedsim.results.store import RunFolder, unreadable
 from fedsim.seeds import Purpose, Seeds
 from fedsim.training.cohort import build_algorithm
 from fedsim.training.rounds import restored
 
 TENSORS = ".safetensors"
+"""The ending of a file of tensors."""
 PUBLIC_COLUMNS = (
-    *(
-        "status",
-        "source",
-        "algorithm",
-        "label",
-        "params",
-        "yields",
-        "dataset",
-        "public",
-        "public_hash",
-        "public_licence",
-        "clients",
-    ),
-    *(
-        "epsilon_target",
-        "epsilon_spent",
-        "delta",
-        "unit",
-        "relation",
-        "trust",
-        "scope",
-        "claim",
-        "check",
-        "accountant",
-        "noise",
-    ),
-    *("mechanisms", "tuning", "selection", "noise_at", "counted_by", "chance"),
+    "status",
+    "source",
+    "algorithm",
+    "label",
+    "params",
+    "yields",
+    "dataset",
+    "public",
+    "public_hash",
+    "public_licence",
+    "clients",
+    "epsilon_target",
+    "epsilon_spent",
+    "delta",
+    "unit",
+    "relation",
+    "trust",
+    "scope",
+    "claim",
+    "check",
+    "accountant",
+    "noise",
+    "mechanisms",
+    "tuning",
+    "selection",
+    "noise_at",
+    "counted_by",
+    "chance",
 )
-"""The columns of a row that are no exact function of private data."""
+"""The columns of a result that are no exact function of private data."""
 SCALE = f"that of real rows of L2 norm 1; no synthetic row is longer than {LONGEST}"
-"""The scale of synthetic rows, as manifests and commands say it."""
+"""The scale of synthetic embeddings, as manifests and commands describe it."""
 TO_LEAVE = (
     "a generator may leave under privacy: {noise: secret}, a finite epsilon, and a claim "
     "that is proved, or stated and checked"
 )
+"""What a generator needs to be released, for messages."""
 
 
 def held_back(row: Row, noise: str | None) -> str:
-    """Why a cell's generator, whose noise is ``seeded`` or ``secret``, may not leave the
-    simulation; "" where it may.
+    """Return why a cell's generator may not leave the simulation; "" if it may.
+
+    Args:
+        row: The result of the cell.
+        noise: Where the noise of its training came from: ``seeded`` or ``secret``.
     """
     if not row.plan or math.isinf(row.epsilon_target):
         return "it carries no noise of its run"
@@ -95,10 +104,17 @@ def held_back(row: Row, noise: str | None) -> str:
 
 
 class GeneratorFacts(BaseModel):
-    """What is known of a saved generator, and what a package's JSON file says of it.
+    """The facts about a saved generator, which a package holds as a JSON file.
 
-    ``columns`` are its run's row, in a package without scores and all else that is private;
-    ``sha256`` is that of the tensors' file.
+    Attributes:
+        cell: The cell that was trained.
+        task: The public facts that its algorithm got.
+        plan: Its privacy plan; None without privacy.
+        columns: The result of the cell. In a package for release it lacks scores and everything
+            else that is private.
+        class_names: The names of the classes, which may be empty.
+        versions: The versions of Python and of the packages that trained.
+        sha256: The SHA-256 of the file of tensors.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", ser_json_inf_nan="strings")
@@ -113,38 +129,54 @@ class GeneratorFacts(BaseModel):
 
     @property
     def row(self) -> Row:
-        """The row of its cell."""
-        return Row(self.columns, asdict(self.plan) if self.plan else {})
+        """Return the result of the cell."""
+        plan = {}
+        if self.plan is not None:
+            plan = asdict(self.plan)
+        return Row(self.columns, plan)
 
     @property
     def held_back(self) -> str:
-        """Why nothing that is made from it may leave the simulation; "" where everyone may have it,
-        under its epsilon.
-        """
+        """Return why nothing made from it may leave the simulation; "" if everyone may have it."""
         return held_back(self.row, self.cell.noise)
 
     def check_release(self) -> None:
-        """Raise a UserError where it may not leave under its epsilon."""
-        if self.held_back:
-            raise UserError(
-                f"cell {self.cell.cell_id}", f"may not be released: {self.held_back}", TO_LEAVE
-            )
+        """Check that the generator may leave the simulation.
+
+        Raises:
+            UserError: It may not.
+        """
+        reason = self.held_back
+        if reason:
+            where = f"cell {self.cell.cell_id}"
+            raise UserError(where, f"may not be released: {reason}", TO_LEAVE)
 
     @property
     def public(self) -> GeneratorFacts:
-        """What leaves a run: with secret noise without any exact function of private data.
+        """Return the facts that may leave a run.
 
-        A hash of the rows, which the ids of a cell and its training depend on too, tells a data set
-        from its neighbour. The id is then one of the public facts alone.
+        With secret noise they hold no exact function of private data. A hash of the examples would
+        tell a data set from its neighbour, and the ids of a cell and its training depend on that
+        hash. The new id is therefore a hash of the public facts alone.
         """
         if self.cell.noise == "seeded":
             return self
-        told = self.cell.model_dump(mode="json", exclude={"cell_id", "training_id", "dataset_hash"})
-        name = hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()[:16]
-        cell = self.cell.model_copy(
-            update={"cell_id": name, "training_id": "", "dataset_hash": None}
+        facts = self.cell.model_dump(
+            mode="json",
+            exclude={"cell_id", "training_id", "dataset_hash"},
         )
-        columns = {"cell_id": name, **{column: self.columns[column] for column in PUBLIC_COLUMNS}}
+        text = json.dumps(facts, sort_keys=True)
+        cell_id = hashlib.sha256(text.encode()).hexdigest()[:16]
+        cell = self.cell.model_copy(
+            update={
+                "cell_id": cell_id,
+                "training_id": "",
+                "dataset_hash": None,
+            }
+        )
+        columns = {"cell_id": cell_id}
+        for name in PUBLIC_COLUMNS:
+            columns[name] = self.columns[name]
         columns["tuning"] = self.row.tuning and {**self.row.tuning, "trained": None}
         return self.model_copy(update={"cell": cell, "columns": columns})
 
@@ -154,13 +186,12 @@ class SavedGenerator:
     """A generator of an earlier run.
 
     Attributes:
-        facts: its cell, plan and what was spent.
-        synthesis: how it synthesises, as the algorithm's parameter says or ``client:K``; None where
-            the algorithm has one way only.
-        generator: the generator itself.
-        vouched: whether the result lines of a run say so; all that a package says is by its own
-            word.
-        state: what it is made from.
+        facts: Its cell, its plan and what was spent.
+        synthesis: How it synthesises: a value of the algorithm's parameter, or ``client:K``. None
+            if the algorithm has only one way.
+        generator: The generator itself.
+        vouched: Whether the lines of a run confirm the facts. Those of a package are unverified.
+        state: The tensors from which it is made.
     """
 
     facts: GeneratorFacts
@@ -170,43 +201,48 @@ class SavedGenerator:
     state: Tensors = field(repr=False)
 
     def sample(self, labels: ArrayLike, seed: int | None = None) -> NDArray[np.float32]:
-        """Synthetic embeddings ``[n, d]`` for labels ``[n]`` in 0 .. C-1.
+        """Return synthetic embeddings ``[n, d]`` for labels ``[n]`` in 0 .. C-1.
 
-        Their scale is that of real rows of L2 norm 1, as ``fedsim embed`` writes them; none is
-        longer than 1.2.
+        Their scale is that of real embeddings of L2 norm 1, as ``fedsim embed`` writes them. None
+        is longer than 1.2.
 
         Args:
-            labels: one per row.
-            seed: of the draw; default: the cell's.
+            labels: One label per embedding.
+            seed: The seed of the draw. Default: the cell's.
 
         Raises:
-            UserError: a label is not in 0 .. C-1.
+            UserError: A label is not in 0 .. C-1, or the seed is not in 0 .. 2^63 - 1.
         """
         y = np.asarray(labels)
         classes = self.facts.task.classes
-        if (
-            y.ndim != 1
-            or y.dtype.kind not in "iu"
-            or (len(y) and not 0 <= y.min() <= y.max() < classes)
-        ):
+        is_row = y.ndim == 1 and y.dtype.kind in "iu"
+        if not is_row or (len(y) and not 0 <= y.min() <= y.max() < classes):
             raise UserError(
                 "labels",
                 "are not a row of whole numbers of known classes",
                 f"give labels 0 .. {classes - 1}",
             )
-        x = self.generator.sample(
-            torch.from_numpy(y.astype(np.int64)), self._seeds(seed).torch(Purpose.SYNTHESIS)
-        )
+        stream = self._seeds(seed).torch(Purpose.SYNTHESIS)
+        x = self.generator.sample(torch.from_numpy(y.astype(np.int64)), stream)
         return x.numpy().astype(np.float32, copy=False)
 
     def synthesise(
         self, per_class: int, seed: int | None = None
     ) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
-        """``per_class`` synthetic embeddings of every class, and their labels; by default those
-        that the cell was scored on.
+        """Return synthetic embeddings ``[n, d]`` and their labels ``[n]``, the same of every class.
+
+        With the default seed they are those that the cell was scored on.
+
+        Args:
+            per_class: The number of embeddings of each class.
+            seed: The seed of the draw. Default: the cell's.
+
+        Raises:
+            UserError: External samples are fewer, or the seed is not in 0 .. 2^63 - 1.
         """
-        x, y = synthesise(self.generator, self.facts.task.classes, per_class, self._seeds(seed))
-        if len(y) < self.facts.task.classes * per_class:
+        classes = self.facts.task.classes
+        x, y = synthesise(self.generator, classes, per_class, self._seeds(seed))
+        if len(y) < classes * per_class:
             raise UserError(
                 "per_class",
                 "the given rows are fewer",
@@ -215,16 +251,17 @@ class SavedGenerator:
         return x, y
 
     def manifest(self, per_class: int, seed: int | None = None) -> dict[str, Any]:
-        """What a file of :meth:`synthesise` has to carry: what the rows are and what privacy was
-        paid for them.
+        """Return what a file of :meth:`synthesise` states about its embeddings and their privacy.
+
+        Args:
+            per_class: The number of embeddings of each class.
+            seed: The seed of the draw. Default: the cell's.
         """
         row = self.facts.public.row
-        return {
-            "synthetic": True,
-            **{
-                name: plain(getattr(row, name))
-                for name in ("cell_id", "dataset_hash", *PUBLIC_COLUMNS)
-            },
+        manifest: dict[str, Any] = {"synthetic": True}
+        for name in ("cell_id", "dataset_hash", *PUBLIC_COLUMNS):
+            manifest[name] = plain(getattr(row, name))
+        manifest |= {
             "epsilon": plain(row.epsilon_spent),
             "noise": self.facts.cell.noise,
             "synthesis": self.synthesis,
@@ -234,58 +271,69 @@ class SavedGenerator:
             "class_names": list(self.facts.class_names),
             "versions": self.facts.versions,
             "tensors_sha256": self.facts.sha256,
-            "vouched": "by the results of its run"
-            if self.vouched
-            else "by nothing: no results were with it",
-            "release": "simulation only" if self.facts.held_back else "under its epsilon",
+            "vouched": "by nothing: no results were with it",
+            "release": "under its epsilon",
             "held_back": self.facts.held_back,
         }
+        if self.vouched:
+            manifest["vouched"] = "by the results of its run"
+        if self.facts.held_back:
+            manifest["release"] = "simulation only"
+        return manifest
 
     def save(
         self, out: Path | str, per_class: int = 200, seed: int | None = None
     ) -> dict[str, Any]:
-        """Write the rows of :meth:`synthesise` into an .npz file, with their manifest, also as JSON
-        beside it.
+        """Write embeddings of :meth:`synthesise` into an .npz file, and their manifest beside it.
+
+        Args:
+            out: The file. It holds ``x``, ``y`` and, if they are known, ``class_names``.
+            per_class: The number of embeddings of each class.
+            seed: The seed of the draw. Default: the cell's.
 
         Returns:
-            The manifest.
+            The manifest, which is also in the .npz file.
 
         Raises:
-            UserError: the file cannot be written.
+            UserError: The file cannot be written.
         """
         out = Path(out)
         check_target(out)
         x, y = self.synthesise(per_class, seed)
         manifest = self.manifest(per_class, seed)
-        names = manifest["class_names"]
-        write_npz(
-            out, {"x": x, "y": y, **({"class_names": np.array(names)} if names else {})}, manifest
-        )
+        arrays: dict[str, NDArray[Any]] = {"x": x, "y": y}
+        if manifest["class_names"]:
+            arrays["class_names"] = np.array(manifest["class_names"])
+        write_npz(out, arrays, manifest)
         write_sidecar(out, manifest)
         return manifest
 
     def release(self, out: Path) -> Path:
-        """Write a package that may leave the simulation, ``<id>.safetensors`` and ``<id>.json``,
-        into a folder; the path of the latter.
+        """Write a package that may leave the simulation into a folder.
+
+        Args:
+            out: The folder, which gets ``<id>.safetensors`` and ``<id>.json``.
+
+        Returns:
+            The path of the JSON file.
 
         Raises:
-            UserError: it may not leave under its epsilon.
+            UserError: The generator may not leave the simulation.
         """
         self.facts.check_release()
         facts = self.facts.public
         path = out / f"{facts.cell.cell_id}.json"
-        facts = facts.model_copy(
-            update={"sha256": keep_state(path.with_suffix(TENSORS), self.state)}
-        )
+        sha256 = keep_state(path.with_suffix(TENSORS), self.state)
+        facts = facts.model_copy(update={"sha256": sha256})
         with replaced(path) as part:
             part.write_text(facts.model_dump_json(indent=1) + "\n", encoding="utf-8")
         return path
 
     def _seeds(self, seed: int | None) -> Seeds:
-        if seed is None:
+        """Return the seed tree of a draw; without a seed that of the cell."""
+        root = seed
+        if root is None:
             root = self.facts.cell.seed
-        else:
-            root = seed
         if not 0 <= root < 2**63:
             raise UserError("seed", f"{root} is no seed", "give a whole number in 0 .. 2^63 - 1")
         return Seeds(root)
@@ -298,20 +346,20 @@ def load_generator(
     *,
     trust_plugin: bool = False,
 ) -> SavedGenerator:
-    """Load a generator that a bench kept, or one that was released, if its tensors are those whose
-    hash was noted.
+    """Load a generator of a run or of a released package.
+
+    Its tensors must have the SHA-256 that was noted when they were written.
 
     Args:
-        run: the run folder, or the folder of a released package.
-        cell: the cell's id or its beginning; may be left out where there is one generator.
-        synthesis: one of the algorithm's ``syntheses``, or ``client:K``, instead of the cell's own
-            way.
-        trust_plugin: also run the code of an algorithm that the facts name as a file or a module
-            that is not installed.
+        run: The run folder, or the folder of a package.
+        cell: The cell's id or its beginning. It may be left out if there is one generator.
+        synthesis: One of the algorithm's ``syntheses``, or ``client:K``. Default: the cell's own.
+        trust_plugin: Whether to run the code of an algorithm that the facts name as a file, or as a
+            module that is not installed.
 
     Raises:
-        UserError: there is no such generator, it is not what was saved, its algorithm is a plug-in,
-            or does not synthesise like that.
+        UserError: There is no such generator, its file was changed, its algorithm is a plug-in, or
+            it cannot synthesise in this way.
     """
     folder = RunFolder(Path(run))
     vouched = folder.lines("trainings").exists()
@@ -319,104 +367,148 @@ def load_generator(
         facts, state = _of_run(folder, cell)
     else:
         facts, state = _of_package(folder.path, cell)
-    where = f"{run}, cell {facts.cell.cell_id}"
-    option = f"synthesis {synthesis}"
+    name = facts.cell.algorithm
     if not trust_plugin:
-        check_installed(facts.cell.algorithm, where)
-    ways = lookup(facts.cell.algorithm).syntheses
-    params = facts.cell.params
-    kind, _, client = (synthesis or "").partition(":")
+        check_installed(name, f"{run}, cell {facts.cell.cell_id}")
+    ways = lookup(name).syntheses
+    params = dict(facts.cell.params)
+    client = None
     if synthesis in ways:
-        params = {**params, "synthesis": synthesis}
-    elif synthesis is not None and not (kind == "client" and client.isdigit()):
+        params["synthesis"] = synthesis
+    elif synthesis is not None:
+        client = _client_of(synthesis, facts, ways)
+    algorithm = build_algorithm(name, params, facts.task)
+    product, _ = restored(algorithm, state, facts.plan, Seeds(facts.cell.seed))
+    assert not is_classifier(product)
+    generator: Generator = product
+    if client is not None:
+        _check_client(client, facts, algorithm, generator)
+        generator = own(generator, client)
+    way = synthesis or facts.cell.params.get("synthesis")
+    return SavedGenerator(facts, way, generator, vouched, state)
+
+
+def _client_of(synthesis: str, facts: GeneratorFacts, ways: tuple[str, ...]) -> int:
+    """Return the client K of ``client:K``.
+
+    Raises:
+        UserError: The text is neither that nor one of the algorithm's ``ways``.
+    """
+    kind, _, client = synthesis.partition(":")
+    if kind != "client" or not client.isdigit():
         raise UserError(
-            option,
+            f"synthesis {synthesis}",
             f"is not one of {facts.cell.label}'s",
             f"give {', '.join([*ways, 'client:0'])}, or leave it out",
         )
-    algorithm = build_algorithm(facts.cell.algorithm, dict(params), facts.task)
-    made, _ = restored(algorithm, state, facts.plan, Seeds(facts.cell.seed))
-    assert not is_classifier(made)
-    generator: Generator = made
-    if client:
-        if int(client) >= facts.task.clients:
-            raise UserError(
-                option,
-                f"there are {facts.task.clients} clients",
-                f"give client:0 .. client:{facts.task.clients - 1}",
-            )
-        if not is_personal(generator):
-            raise UserError(
-                option, f"{facts.cell.label} has one generator for all clients", "leave it out"
-            )
-        if not algorithm.releases_codes():
-            what = (
-                "under noised: shared the client codes carry no noise, so they never left "
-                "their clients"
-            )
-            raise UserError(option, what, f"give {' or '.join(ways)}, or train with noised: all")
-        generator = own(generator, int(client))
-    return SavedGenerator(
-        facts, synthesis or facts.cell.params.get("synthesis"), generator, vouched, state
-    )
+    return int(client)
+
+
+def _check_client(
+    client: int, facts: GeneratorFacts, algorithm: Algorithm, generator: Generator
+) -> None:
+    """Check that a generator can synthesise as one client.
+
+    Raises:
+        UserError: There is no such client, or it has no generator of its own that was released.
+    """
+    option = f"synthesis client:{client}"
+    clients = facts.task.clients
+    if client >= clients:
+        hint = f"give client:0 .. client:{clients - 1}"
+        raise UserError(option, f"there are {clients} clients", hint)
+    if not is_personal(generator):
+        what = f"{facts.cell.label} has one generator for all clients"
+        raise UserError(option, what, "leave it out")
+    if not algorithm.releases_codes():
+        raise UserError(
+            option,
+            "under noised: shared the client codes carry no noise, so they never left "
+            "their clients",
+            f"give {' or '.join(algorithm.syntheses)}, or train with noised: all",
+        )
 
 
 def _of_run(folder: RunFolder, cell: str | None) -> tuple[GeneratorFacts, Tensors]:
-    """The facts of a run's generator, from its result lines, and what it is made from."""
+    """Return the facts of a run's generator, from its lines, and its tensors.
+
+    Args:
+        folder: The run folder.
+        cell: The cell's id or its beginning.
+    """
     results = read_results(folder.path)
-    trained = results.trained.items()
-    made = {
-        id_: f" ({line['cell']['label']})"
-        for id_, line in trained
-        if line["state"] and line["yields"] == "generator"
-    }
-    chosen = _chosen(folder.path, cell, made)
-    entry = {entry.cell_id: entry for entry in results.every_entry}[chosen]
+    labels = {}
+    for cell_id, line in results.trained.items():
+        if line["state"] and line["yields"] == "generator":
+            labels[cell_id] = f" ({line['cell']['label']})"
+    chosen = _chosen(folder.path, cell, labels)
+    entries = {entry.cell_id: entry for entry in results.every_entry}
+    entry = entries[chosen]
     line = results.trained[chosen]
     row = results.row(entry, judged=False)
     assert row is not None
-    facts = {name: line[name] for name in ("task", "plan", "class_names", "versions")} | {
+    facts = {
+        "task": line["task"],
+        "plan": line["plan"],
+        "class_names": line["class_names"],
+        "versions": line["versions"],
         "columns": encode(row.values),
         "sha256": line["state"],
+        "cell": {**line["cell"], "cell_id": entry.cell_id, "label": entry.label},
     }
-    facts["cell"] = {**line["cell"], "cell_id": entry.cell_id, "label": entry.label}
-    read = _read(f"{folder.lines('trainings')}, training {entry.training_id}", plain_json(facts))
-    return read, read_state(folder.state(entry.training_id), line["state"])
+    where = f"{folder.lines('trainings')}, training {entry.training_id}"
+    checked = _checked_facts(where, plain_json(facts))
+    return checked, read_state(folder.state(entry.training_id), line["state"])
 
 
 def _of_package(folder: Path, cell: str | None) -> tuple[GeneratorFacts, Tensors]:
-    """The facts and tensors of a released package."""
-    paths = {
-        path.stem: path
-        for path in sorted(folder.glob("*.json"))
-        if path.with_suffix(TENSORS).exists()
-    }
+    """Return the facts and the tensors of a released package.
+
+    Args:
+        folder: The folder of the package.
+        cell: The cell's id or its beginning.
+    """
+    paths = {}
+    for path in sorted(folder.glob("*.json")):
+        if path.with_suffix(TENSORS).exists():
+            paths[path.stem] = path
     path = paths[_chosen(folder, cell, dict.fromkeys(paths, ""))]
-    facts = _read(str(path), path.read_bytes())
+    facts = _checked_facts(str(path), path.read_bytes())
     return facts, read_state(path.with_suffix(TENSORS), facts.sha256)
 
 
-def _read(where: str, text: str | bytes) -> GeneratorFacts:
+def _checked_facts(where: str, text: str | bytes) -> GeneratorFacts:
+    """Return the facts of a JSON text; ``where`` is the text's place, for messages."""
     try:
         return GeneratorFacts.model_validate_json(text)
     except ValidationError as error:
-        raise UserError(where, f"cannot be read ({'; '.join(reasons(error))})", RESTORE) from error
+        raise unreadable(where, error) from error
 
 
-def _chosen(run: Path, cell: str | None, known: dict[str, str]) -> str:
-    """The one id that begins with ``cell``; ``known`` says what each is."""
-    matching = [id_ for id_ in known if id_.startswith(cell or "")]
+def _chosen(folder: Path, cell: str | None, labels: dict[str, str]) -> str:
+    """Return the id of the one generator whose id begins with ``cell``.
+
+    Args:
+        folder: The folder, for messages.
+        cell: The beginning of the id. None: any.
+        labels: What a message says behind the id of each generator that is there.
+
+    Raises:
+        UserError: There is no such generator, or there are several.
+    """
+    matching = [cell_id for cell_id in labels if cell_id.startswith(cell or "")]
     if len(matching) == 1:
         return matching[0]
-    if not known:
+    if not labels:
         raise UserError(
-            str(run),
+            str(folder),
             "there are no generators here",
             "give the folder of a run whose generative cells are finished",
         )
-    ids = ", ".join(f"{id_}{known[id_]}" for id_ in (matching or [*known])[:4])
-    if matching:
-        what = "there are several generators"
-    else:
+    what = "there are several generators"
+    examples = matching
+    if not matching:
         what = f"there is no generator of cell {cell}"
-    raise UserError(str(run), f"{what}; some are {ids}", "name one with `cell`")
+        examples = list(labels)
+    ids = ", ".join(f"{cell_id}{labels[cell_id]}" for cell_id in examples[:4])
+    raise UserError(str(folder), f"{what}; some are {ids}", "name one with `cell`")

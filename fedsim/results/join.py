@@ -14,10 +14,10 @@ from pydantic.dataclasses import dataclass as checked
 from fedsim.errors import UserError
 from fedsim.files import replaced
 from fedsim.grid.models import points_of
-from fedsim.json_lines import dump, load, plain_json, reasons
+from fedsim.json_lines import dump, load, plain_json
 from fedsim.plugins.claims import Check, check_of
 from fedsim.results.columns import Line, Row, row_of
-from fedsim.results.store import RESTORE, ResultStore, RunFolder
+from fedsim.results.store import ResultStore, RunFolder, unreadable
 
 FORMAT = 3
 """The format of a run folder, written into its manifest; no other format is read."""
@@ -159,12 +159,7 @@ class RunResults:
         for cell_id, training_id in cells:
             label = self.trainings[training_id]["cell"]["label"]
             entries.append(Entry(cell_id, training_id, label))
-        return entries + self._trained_entries
-
-    @cached_property
-    def _trained_entries(self) -> list[Entry]:
-        """Return the cells of the manifest whose training has ended."""
-        return [entry for entry in self.entries if entry.training_id in self.trainings]
+        return entries + [entry for entry in self.entries if entry.training_id in self.trainings]
 
     def every_row(self) -> list[Row]:
         """Return one result for every training in the folder, including those of earlier grids.
@@ -183,11 +178,7 @@ class RunResults:
     @cached_property
     def trained(self) -> dict[str, Line]:
         """Return the training line of every trained cell, by cell id."""
-        return self._trainings_of(self.every_entry)
-
-    def _trainings_of(self, entries: Sequence[Entry]) -> dict[str, Line]:
-        """Return the training line of each of these cells, by cell id."""
-        return {entry.cell_id: self.trainings[entry.training_id] for entry in entries}
+        return {entry.cell_id: self.trainings[entry.training_id] for entry in self.every_entry}
 
     def rounds(self) -> list[dict[str, Any]]:
         """Return the round records of the manifest's cells, with ``cell_id``, by cell and round."""
@@ -223,12 +214,13 @@ class RunResults:
 
     def audit_lines(self) -> list[dict[str, Any]]:
         """Return one line per cell whose claim was audited; cells with one claim share theirs."""
-        lines = []
-        for cell_id, training in self._trainings_of(self._trained_entries).items():
-            audit = self.audit_of(training)
-            if audit is not None:
-                lines.append({"cell_id": cell_id, **audit})
-        return lines
+        lines = {}
+        for entry in self.entries:
+            training = self.trainings.get(entry.training_id)
+            audit = training and self.audit_of(training)
+            if audit:
+                lines[entry.cell_id] = {"cell_id": entry.cell_id, **audit}
+        return list(lines.values())
 
     def write(self) -> None:
         """Replace ``results.jsonl`` and ``clients.jsonl``, each at once or not at all.
@@ -337,8 +329,7 @@ def read_manifest(folder: Path) -> dict[str, Any]:
         _Manifest.model_validate_json(content, strict=True)
         manifest: dict[str, Any] = load(content)
     except (OSError, ValueError) as error:
-        message = f"cannot be read ({'; '.join(reasons(error))})"
-        raise UserError(str(path), message, RESTORE) from error
+        raise unreadable(str(path), error) from error
     if "versions" in manifest and manifest.get("format") != FORMAT:
         version = manifest["versions"].get("fedsim")
         raise UserError(

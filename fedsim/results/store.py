@@ -1,4 +1,4 @@
-"""The run folder: what stands where, and its append-only files."""
+"""The run folder: the names of its files, and the append-only files of result lines."""
 
 from __future__ import annotations
 
@@ -33,30 +33,40 @@ _KEYS: dict[Kind, dict[str, Any]] = {
     },
     "rounds": {"training_id": str, "round": int},
 }
+"""The keys that every line of a kind has, with their types; the first one identifies the line."""
 HOLDER = "fedsim, process "
-"""How the lock of a run folder begins; the process's number follows."""
+"""The beginning of the lock file's text, which the number of the process follows."""
 RESTORE = "restore it or run the grid again in a new folder"
-"""What helps where a file of a run folder is damaged."""
+"""The hint where a file of a run folder is damaged."""
 KINDS: dict[Kind, type[BaseModel]] = {
     kind: create_model(kind, **keys) for kind, keys in _KEYS.items()
 }
-"""The kinds of result lines, each a file, and the keys that every line of a kind has; the first one
-is its key.
-"""
+"""The kinds of result lines, each of which has a file, with the model that checks its lines."""
+
+
+def unreadable(where: str, error: Exception) -> UserError:
+    """Return the message for a damaged file of a run folder.
+
+    Args:
+        where: The file, with the line if it is known.
+        error: The exception that reading it raised.
+    """
+    return UserError(where, f"cannot be read ({'; '.join(reasons(error))})", RESTORE)
 
 
 class RunFolder:
-    """The file names of one run folder.
+    """The names of the files in a run folder.
 
     Attributes:
-        path: the folder; it need not exist.
-        results: a row a cell; made anew from the result lines, as clients are.
-        clients: a line a client of every cell that was judged by clients.
-        manifest: what ran, on what.
-        partitions: the label-by-client matrices that the report draws.
-        page: the report.
-        curves: the folder of the report's figures.
-        lock: held by the one process that writes here.
+        path: The folder, which need not exist.
+        results: The file with one result per cell. It is made again from the result lines.
+        clients: The file with one line per client of every cell that was evaluated client by
+            client. It is made again from the result lines.
+        manifest: The file that says what ran, on which data.
+        partitions: The file of the label-by-client matrices that the report draws.
+        page: The report.
+        curves: The folder of the report's figures.
+        lock: The file that the one process holds which writes here.
     """
 
     def __init__(self, path: Path) -> None:
@@ -70,30 +80,35 @@ class RunFolder:
         self.curves = path / "curves"
 
     def lines(self, kind: str) -> Path:
-        """The result lines of one of :data:`KINDS`, appended."""
+        """Return the file of the result lines of one of :data:`KINDS`."""
         return self.path / f"{kind}.jsonl"
 
     def state(self, training_id: str) -> Path:
-        """The tensors that a training left."""
+        """Return the file of the tensors that a training left."""
         return self.path / "trained" / f"{training_id}.safetensors"
 
     @property
     def checkpoints(self) -> Path:
-        """The folder of the checkpoints of trainings under way."""
+        """Return the folder of the checkpoints of running trainings, as an absolute path."""
         return self.path.absolute() / "checkpoints"
 
     def checkpoint(self, training_id: str) -> Path:
-        """The checkpoint of a training under way; absolute, for workers elsewhere in the file
-        system.
+        """Return the checkpoint of a running training.
+
+        The path is absolute, since workers have another working folder.
         """
         return self.checkpoints / f"{training_id}.safetensors"
 
     def log(self, cell_id: str) -> Path:
-        """The log of a cell."""
+        """Return the log of a cell."""
         return self.path / "logs" / f"{cell_id}.log"
 
     def check_no_file(self) -> None:
-        """Refuse a path where results cannot go because a file has it."""
+        """Check that no file has the path of the folder.
+
+        Raises:
+            UserError: A file has it.
+        """
         if os.path.lexists(self.path) and not os.path.isdir(self.path):
             raise UserError(
                 str(self.path),
@@ -102,7 +117,11 @@ class RunFolder:
             )
 
     def check(self) -> None:
-        """Check that a bench has run here."""
+        """Check that a bench has run here.
+
+        Raises:
+            UserError: There are no results, or the manifest is missing.
+        """
         if not self.lines("trainings").exists():
             raise UserError(
                 str(self.path),
@@ -113,56 +132,58 @@ class RunFolder:
             raise UserError(str(self.manifest), "cannot be read (no such file)", RESTORE)
 
     def check_own(self) -> None:
-        """Check that nobody else's files are here, which a bench would replace or mix with its own.
+        """Check that the folder has no foreign files, which a bench would replace or mix in.
 
         A folder is a bench's own if it is new or empty, if its manifest is one that fedsim wrote,
-        or if it holds no more than a bench leaves that ended before its first manifest.
+        or if it has only files that a bench leaves before its first manifest.
 
         Raises:
-            UserError: the folder holds other files.
+            UserError: The folder has foreign files.
         """
         if not os.path.isdir(self.path) or self._has_manifest():
             return
         others = sorted(path.name for path in self.path.iterdir() if not self._precedes(path))
-        if others:
-            if len(others) > 3:
-                more = ", …"
-            else:
-                more = ""
-            raise UserError(
-                str(self.path),
-                "is not empty and has no manifest of a fedsim run (it holds "
-                f"{', '.join(others[:3])}{more})",
-                "give a new or empty folder with `out`",
-            )
+        if not others:
+            return
+        examples = ", ".join(others[:3])
+        if len(others) > 3:
+            examples += ", …"
+        raise UserError(
+            str(self.path),
+            f"is not empty and has no manifest of a fedsim run (it holds {examples})",
+            "give a new or empty folder with `out`",
+        )
 
     def _has_manifest(self) -> bool:
-        """Whether there is a manifest with fedsim's version, as every fedsim has written it."""
+        """Return whether there is a manifest with fedsim's version, which every fedsim writes."""
         try:
             return "fedsim" in load(self.manifest.read_bytes())["versions"]
         except (OSError, ValueError, LookupError, TypeError):
             return False
 
     def _precedes(self, path: Path) -> bool:
-        """Whether a file may be there before a manifest: the lock, half a manifest, an audit."""
+        """Return whether a bench may leave a file before its first manifest.
+
+        These are the lock, an unfinished manifest, and the lines of an audit.
+        """
         if path == self.lock:
-            if path.is_file():
-                text = path.read_text(errors="replace")
-            else:
-                text = "no file"
+            if not path.is_file():
+                return False
+            text = path.read_text(errors="replace")
             return not text or text.startswith(HOLDER)
-        half = path.name.startswith(f".{self.manifest.name}.") and path.suffix == ".part"
-        return half or path == self.lines("pairs")
+        if path == self.lines("pairs"):
+            return True
+        return path.name.startswith(f".{self.manifest.name}.") and path.suffix == ".part"
 
 
 class ResultStore:
-    """The append-only files of one run folder: a line for every result of a job.
+    """The append-only files of one run folder, with one line for every result of a job.
 
     Reading needs no lock. Every append takes the folder's lock unless ``lock()`` already holds it,
     so two fedsim processes never write to one folder at a time.
 
     Args:
-        folder: the run folder; made by the first append or lock.
+        folder: The run folder, which the first append or lock makes.
     """
 
     def __init__(self, folder: Path | str) -> None:
@@ -171,21 +192,16 @@ class ResultStore:
 
     @contextmanager
     def lock(self) -> Iterator[ResultStore]:
-        """Hold the run folder alone; the lock goes when the block ends or the process dies."""
+        """Hold the run folder alone until the block ends or the process dies.
+
+        Raises:
+            UserError: The folder cannot be written, or another process holds it.
+            RunLost: A file of the folder cannot be written within the block.
+        """
         if self._held is not None:
             yield self
             return
-        self.folder.check_no_file()
-        try:
-            self.folder.path.mkdir(parents=True, exist_ok=True)
-            file = self.folder.lock.open("a+")
-        except OSError as error:
-            raise UserError(
-                str(self.folder.path),
-                f"cannot be written ({unread(error)})",
-                "make it writable, or give another one",
-            ) from error
-        with file:
+        with self._lock_file() as file:
             self._take(file)
             self._held = file
             try:
@@ -194,11 +210,11 @@ class ResultStore:
                 file.flush()
                 yield self
             except OSError as error:
-                if isinstance(error, ConnectionError | TimeoutError):  # not a file's
+                # These are errors of a network, not of a file.
+                if isinstance(error, ConnectionError | TimeoutError):
                     raise
-                where = str(
-                    error.filename2 or error.filename or self.folder.path
-                )  # of a replaced file its own name, not the new one's
+                # Of an atomic replace the second name is that of the file to replace.
+                where = str(error.filename2 or error.filename or self.folder.path)
                 raise RunLost(
                     where,
                     f"cannot be written ({unread(error)})",
@@ -207,13 +223,34 @@ class ResultStore:
             finally:
                 self._held = None
 
-    def check_free(self) -> None:
-        """Check, without making anything, that the folder's path can be written down, that no other
-        fedsim holds it, and that nobody else's files are in it.
+    def _lock_file(self) -> IO[str]:
+        """Open the lock file; make it, and the folder, if they do not exist.
+
+        Raises:
+            UserError: The folder cannot be written.
         """
-        if encodable(path := str(self.folder.path.absolute())) != path:
+        self.folder.check_no_file()
+        try:
+            self.folder.path.mkdir(parents=True, exist_ok=True)
+            return self.folder.lock.open("a+")
+        except OSError as error:
             raise UserError(
-                ascii(str(self.folder.path.absolute())),
+                str(self.folder.path),
+                f"cannot be written ({unread(error)})",
+                "make it writable, or give another one",
+            ) from error
+
+    def check_free(self) -> None:
+        """Check that a bench could use the folder; nothing is made.
+
+        Raises:
+            UserError: The path is not UTF-8, another fedsim holds the folder, or it has foreign
+                files.
+        """
+        path = str(self.folder.path.absolute())
+        if encodable(path) != path:
+            raise UserError(
+                ascii(path),
                 "is no path in UTF-8, which Ray and JSON need",
                 "rename it",
             )
@@ -223,6 +260,11 @@ class ResultStore:
         self.folder.check_own()
 
     def _take(self, file: IO[str]) -> None:
+        """Lock the lock file until it is closed.
+
+        Raises:
+            UserError: Another process holds it.
+        """
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
@@ -235,11 +277,16 @@ class ResultStore:
             ) from error
 
     def append(self, kind: Kind, lines: Iterable[Mapping[str, Any]]) -> None:
-        """Add result lines of one kind, in one write that is on disk when this returns, all or
-        none; a line is never changed again.
+        """Append result lines of one kind, all or none; a line is never changed again.
+
+        They are on disk when this returns.
+
+        Raises:
+            RunLost: The file cannot be written.
         """
         path = self.folder.lines(kind)
-        rest = memoryview("".join(f"{dump(line)}\n" for line in lines).encode(errors="replace"))
+        text = "".join(f"{dump(line)}\n" for line in lines)
+        rest = memoryview(text.encode(errors="replace"))
         if not rest:
             return
         with self.lock():
@@ -247,7 +294,8 @@ class ResultStore:
             with path.open("ab", buffering=0) as file:
                 before = file.tell()
                 try:
-                    while rest:  # a disk that gets full takes a part
+                    # A disk that is almost full takes only a part at a time.
+                    while rest:
                         rest = rest[file.write(rest) :]
                     os.fsync(file.fileno())
                 except OSError:
@@ -256,8 +304,12 @@ class ResultStore:
                     raise
 
     def lines(self, kind: Kind) -> Iterator[dict[str, Any]]:
-        """The lines of one kind in the order in which they were written; numbers that are not
-        finite as numbers.
+        """Yield the lines of one kind in the order in which they were written.
+
+        Numbers that are not finite, which JSON has as words, are numbers again.
+
+        Raises:
+            UserError: A line is damaged.
         """
         path = self.folder.lines(kind)
         model = KINDS[kind]
@@ -266,48 +318,57 @@ class ResultStore:
                 values = load(line)
                 model.model_validate(values, strict=True)
             except ValueError as error:
-                raise UserError(
-                    f"{path}:{number}", f"cannot be read ({'; '.join(reasons(error))})", RESTORE
-                ) from error
-            yield decode(values) if has_words(line) else values
+                raise unreadable(f"{path}:{number}", error) from error
+            if has_words(line):
+                values = decode(values)
+            yield values
 
     def last(self, kind: Kind) -> dict[str, dict[str, Any]]:
-        """The last line of every key; of a training one that succeeded stands before one that
-        failed.
+        """Return the last line of every key.
+
+        A training that failed never replaces one that succeeded.
         """
-        found: dict[str, dict[str, Any]] = {}
-        key = next(iter(_KEYS[kind]))
+        last_lines: dict[str, dict[str, Any]] = {}
+        key_name = next(iter(_KEYS[kind]))
         for line in self.lines(kind):
-            if (
-                kind != "trainings"
-                or line["error"] is None
-                or found.get(line[key], line)["error"] is not None
-            ):
-                found[line[key]] = line
-        return found
+            key = line[key_name]
+            if kind == "trainings" and line["error"] is not None:
+                earlier = last_lines.get(key, line)
+                if earlier["error"] is None:
+                    continue
+            last_lines[key] = line
+        return last_lines
 
     def audit_pairs(self, key: str) -> list[dict[str, Any]]:
-        """What an audit has seen so far, by number, without its key."""
-        own = {line["pair"]: line for line in self.lines("pairs") if line["audit"] == key}
-        return [
-            {name: value for name, value in own[number].items() if name != "audit"}
-            for number in sorted(own)
-        ]
+        """Return the pairs of trainings that an audit has run so far, by number.
+
+        Args:
+            key: The key of the audit, which the lines that are returned lack.
+        """
+        pairs = {line["pair"]: line for line in self.lines("pairs") if line["audit"] == key}
+        for line in pairs.values():
+            del line["audit"]
+        return [pairs[number] for number in sorted(pairs)]
 
     def rounds(self) -> dict[str, list[dict[str, Any]]]:
-        """The round records by training, in order of the round; a training that ran again replaces
-        its records from that round on.
+        """Return the round records of each training, in order of the round.
+
+        A training that ran again replaces its records from the first of its new rounds on.
         """
         by_training: dict[str, list[dict[str, Any]]] = {}
         for record in self.lines("rounds"):
-            kept = by_training.setdefault(record["training_id"], [])
-            while kept and kept[-1]["round"] >= record["round"]:
-                kept.pop()
-            kept.append(record)
+            records = by_training.setdefault(record["training_id"], [])
+            while records and records[-1]["round"] >= record["round"]:
+                records.pop()
+            records.append(record)
         return by_training
 
     def log(self, cell_id: str, lines: Iterable[str]) -> None:
-        """Add lines to a cell's log."""
+        """Add lines to a cell's log.
+
+        Raises:
+            RunLost: The log cannot be written.
+        """
         path = self.folder.log(cell_id)
         with self.lock():
             path.parent.mkdir(exist_ok=True)
@@ -316,7 +377,7 @@ class ResultStore:
 
 
 def _mend(path: Path) -> None:
-    """Cut a torn last line off; a complete one that lacks only its newline gets it."""
+    """Cut off an incomplete last line; a complete one that lacks only its newline gets it."""
     if not path.exists() or path.stat().st_size == 0:
         return
     with path.open("r+b") as file:
