@@ -194,12 +194,10 @@ class _EntryAxes:
         """
         entry_loc = ("algorithms", self.position)
         set_at: dict[str, Loc] = dict.fromkeys(self.entry.params, (*entry_loc, "params"))
-        scanned: _Axes = {}
-        self._add_axes(scanned, self.entry.scan, (*entry_loc, "scan"), set_at)
-        self._add_axes(scanned, self.grid.scan, ("scan",), set_at)
-        tuned: _Axes = {}
-        self._add_axes(tuned, self.entry.tune, (*entry_loc, "tune"), set_at)
-        self._add_axes(tuned, self.grid.tune.params, ("tune", "params"), set_at)
+        scanned = self._axes(self.entry.scan, (*entry_loc, "scan"), set_at)
+        scanned |= self._axes(self.grid.scan, ("scan",), set_at)
+        tuned = self._axes(self.entry.tune, (*entry_loc, "tune"), set_at)
+        tuned |= self._axes(self.grid.tune.params, ("tune", "params"), set_at)
         curves: Sequence[Curve] = ("default",)
         if tuned:
             self._check_tuning()
@@ -208,17 +206,23 @@ class _EntryAxes:
             for curve in curves:
                 yield self._variant(point, tuned, curve)
 
-    def _add_axes(
-        self, axes: _Axes, values_of: Mapping[str, Sequence[Any]], root: Loc, set_at: dict[str, Loc]
-    ) -> None:
-        """Add the parameters that one mapping of the grid scans or tunes.
+    def _axes(
+        self,
+        values_of: Mapping[str, Sequence[Any]],
+        root: Loc,
+        set_at: dict[str, Loc],
+    ) -> _Axes:
+        """Return the parameters that one mapping of the grid scans or tunes.
 
         Args:
-            axes: The axes, which gain these parameters.
             values_of: The mapping: values by parameter.
             root: The key of the mapping. One that all entries share may have parameters of others.
-            set_at: The key that gives each parameter, which gains these, too.
+            set_at: The key that gives each parameter. It gains the parameters of this mapping.
+
+        Raises:
+            UserError: The entry has no such parameter, or another key gives it too.
         """
+        axes: _Axes = {}
         fields = self.cls.Params.model_fields
         for name, values in values_of.items():
             where = self.grid.location(*root, name)
@@ -232,6 +236,7 @@ class _EntryAxes:
                 raise UserError(where, f"{other} gives '{name}' too", "remove one of them")
             axes[name] = [_Value(value, (*root, name, i)) for i, value in enumerate(values)]
             set_at[name] = root
+        return axes
 
     def _check_tuning(self) -> None:
         """Refuse to tune where no private search is possible.
@@ -483,7 +488,12 @@ def client_views(
         if cell.partition.shifts:
             key = f"{key} {partition.fingerprint}"
             if key not in views:
-                views[key] = as_seen(data[cell.data_key], partition, cell.partition, cell.seed)
+                views[key] = as_seen(
+                    data[cell.data_key],
+                    partition,
+                    cell.partition,
+                    cell.seed,
+                )
         keys.append(key)
     return views, tuple(keys)
 
@@ -622,7 +632,13 @@ def training_id_of(cell: Cell, place: str, code: str) -> str:
         unit = {"column": cell.unit_column}
     budget = None
     if cell.epsilon is not None:
-        budget = [json_number(cell.epsilon), cell.delta, unit, cell.trust, cell.noise]
+        budget = [
+            json_number(cell.epsilon),
+            cell.delta,
+            unit,
+            cell.trust,
+            cell.noise,
+        ]
     facts = {
         "algorithm": place,
         "params": cell.params,

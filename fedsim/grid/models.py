@@ -204,6 +204,8 @@ class GroupUnit(_Model):
 
 Real = Annotated[float, Field(strict=True)]
 Whole = Annotated[int, Field(strict=True)]
+Count = Annotated[Whole, Field(ge=1)]
+Positive = Annotated[Real, Field(gt=0, allow_inf_nan=False)]
 Epsilon = Annotated[
     float,
     BeforeValidator(_epsilon_value),
@@ -251,7 +253,7 @@ class Evaluation(_Model):
     """
 
     per_class: Annotated[Whole, Field(ge=1, le=10**6)] | None = None
-    probe_c: Annotated[Real, Field(gt=0, allow_inf_nan=False)] | None = None
+    probe_c: Positive | None = None
     per_client: bool = Field(default=False, strict=True)
     personal: Literal["synthetic"] | Annotated[float, Field(ge=0, le=1, strict=True)] | None = None
     readouts: Annotated[tuple[str, ...], BeforeValidator(listed)] = ("knn", "fidelity")
@@ -326,8 +328,8 @@ class AuditSpec(_Model):
             the claim needs is solved for this number.
     """
 
-    pairs: Annotated[Whole, Field(ge=1)] = 500
-    rounds: Annotated[Whole, Field(ge=1)] = 6
+    pairs: Count = 500
+    rounds: Count = 6
 
 
 class Tuning(_Model):
@@ -411,9 +413,9 @@ class Resources(_Model):
             ``fedsim synth``.
     """
 
-    clients_per_actor: Literal["auto", "all"] | Annotated[Whole, Field(ge=1)] = "auto"
-    cpus_per_actor: Annotated[Real, Field(gt=0, allow_inf_nan=False)] = 1.0
-    gpus_per_actor: Annotated[Real, Field(ge=0, le=1)] | Annotated[Whole, Field(ge=1)] = 0.0
+    clients_per_actor: Literal["auto", "all"] | Count = "auto"
+    cpus_per_actor: Positive = 1.0
+    gpus_per_actor: Annotated[Real, Field(ge=0, le=1)] | Count = 0.0
     device: Device = "auto"
     cell_timeout: (
         Annotated[Real, BeforeValidator(_in_seconds), Field(gt=0, allow_inf_nan=False)] | None
@@ -556,8 +558,8 @@ class Grid(_Model):
     encoder: Annotated[tuple[EncoderSpec, ...], BeforeValidator(listed)] = ()
     partition: PartitionSpec = PartitionSpec()
     algorithms: Axis[AlgorithmEntry]
-    alpha: Axis[Annotated[Real, Field(gt=0, allow_inf_nan=False)]] = (0.3,)
-    clients: Axis[Annotated[Whole, Field(ge=1)]] = (10,)
+    alpha: Axis[Positive] = (0.3,)
+    clients: Axis[Count] = (10,)
     epsilon: Axis[Epsilon] = (1.0,)
     seeds: Seeds = (0,)
     delta: Annotated[Real, Field(gt=0, le=MOST_DELTA)] = 1e-4

@@ -175,7 +175,7 @@ def row_of(
     """
     cell = training["cell"]
     plan = training["plan"] or {}
-    ledger = {}
+    ledger: Line = {}
     if plan:
         ledger = training["ledger"] or {}
     budget = plan

@@ -174,7 +174,7 @@ class GeneratorFacts(BaseModel):
                 "dataset_hash": None,
             }
         )
-        columns = {"cell_id": cell_id}
+        columns: dict[str, Any] = {"cell_id": cell_id}
         for name in PUBLIC_COLUMNS:
             columns[name] = self.columns[name]
         columns["tuning"] = self.row.tuning and {**self.row.tuning, "trained": None}

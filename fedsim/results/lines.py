@@ -218,7 +218,11 @@ def read_state(path: Path, sha256: str) -> Tensors:
             raise ValueError("its SHA-256 is not the one that was noted when it was written")
         state: Tensors = load(content)
     except (OSError, SafetensorError, ValueError, KeyError, TypeError, RuntimeError) as error:
-        raise UserError(str(path), f"cannot be read ({unread(error)})", RESTORE) from error
+        raise UserError(
+            str(path),
+            f"cannot be read ({unread(error)})",
+            RESTORE,
+        ) from error
     return state
 
 

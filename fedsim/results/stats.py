@@ -45,10 +45,10 @@ _PAIRED_BY = ["seed", "dataset_hash", "partition_hash"]
 """The columns that two results of a pair share: what is random, apart from the method."""
 _TOLD_APART_BY = ("algorithm", "delta", "unit", "trust", "public")
 """The columns, beside parameters, in which results with one label may differ."""
-_SUMMARY = ("mean", "half", "low", "high", "n")
-"""The statistics of a mean over seeds that tables and pictures show."""
+_SUMMARY = ("measure", "mean", "half", "low", "high", "n")
+"""The columns of a mean over seeds, beside the facts of its setting."""
 _STATISTICS = ("mean", "std", "min", "max")
-"""The statistics that these are made of, beside the number of values."""
+"""The statistics of which the ends of a spread are made, beside the number of values."""
 
 
 @dataclass(frozen=True)
@@ -78,14 +78,20 @@ class SeedGroups:
         """
         check_choice("spread", spread, get_args(Spread))
         params = [row.given_params for row in results]
-        rows = frame_of(results).assign(
-            label=_distinct_labels(results, params),
-            drawn_claim=[row.drawn_claim for row in results],
-            _params=[dump(values) for values in params],
-            _evaluation=[dump(row.evaluation) for row in results],
-        )
+        rows = frame_of(results)
+        rows["label"] = _distinct_labels(results, params)
+        rows["drawn_claim"] = [row.drawn_claim for row in results]
+        rows["_params"] = [dump(values) for values in params]
+        rows["_evaluation"] = [dump(row.evaluation) for row in results]
         same_data = ["dataset_hash", "public_hash"]
-        keys = [*PLACE, *METHOD, *BUDGET, *same_data, "_params", "_evaluation"]
+        keys = [
+            *PLACE,
+            *METHOD,
+            *BUDGET,
+            *same_data,
+            "_params",
+            "_evaluation",
+        ]
         rows = rows.loc[_order_of(rows)]
         setting = rows.groupby(keys, sort=False, dropna=False).ngroup()
         rows = rows.assign(setting=setting).drop(columns=["_params", "_evaluation"])
@@ -109,7 +115,7 @@ class SeedGroups:
         """
         if not len(self.averaged):
             no_lines = self.facts.iloc[:0].reset_index()
-            return no_lines.assign(measure=math.nan, **dict.fromkeys(_SUMMARY, math.nan))
+            return no_lines.assign(**dict.fromkeys(_SUMMARY, math.nan))
         values = self.averaged.groupby("setting")[list(names)]
         statistics = {}
         for name in (*_STATISTICS, "count"):
@@ -160,7 +166,8 @@ def with_ends(stats: pd.DataFrame, spread: Spread) -> pd.DataFrame:
     stats = stats.astype({**dict.fromkeys(_STATISTICS, "float64"), "n": "int64"})
     varies = stats["max"] - stats["min"] >= EQUAL
     quantile = stdtrit(np.maximum(stats["n"] - 1, 1), 0.975)
-    half = (quantile * stats["std"] / np.sqrt(stats["n"])).where(varies & (stats["n"] > 1))
+    half = quantile * stats["std"] / np.sqrt(stats["n"])
+    half = half.where(varies & (stats["n"] > 1))
     if spread == "range":
         low = stats["min"].where(half.notna())
         high = stats["max"].where(half.notna())
@@ -236,14 +243,16 @@ def _distinct_labels(rows: Sequence[Row], params: Sequence[Mapping[str, Any]]) -
     return labels
 
 
-Compared = Callable[[Mapping[str, Any], Mapping[str, Any]], bool]
+Facts = Mapping[str, Any]
+"""The facts of one setting, by name; see :class:`SeedGroups`."""
+Compared = Callable[[Facts, Facts], bool]
 """Whether to compare two settings, as the first minus the second.
 
 It gets their facts, and is asked in both orders: first with the earlier setting before the later.
 """
 
 
-def same_budget(first: Mapping[str, Any], second: Mapping[str, Any]) -> bool:
+def same_budget(first: Facts, second: Facts) -> bool:
     """Return whether two settings have the same ε, δ, unit and trust.
 
     All methods without ε have the same budget.
@@ -255,7 +264,7 @@ def same_budget(first: Mapping[str, Any], second: Mapping[str, Any]) -> bool:
     return True
 
 
-def price_of_privacy(first: Mapping[str, Any], second: Mapping[str, Any]) -> bool:
+def price_of_privacy(first: Facts, second: Facts) -> bool:
     """Return whether the first setting is private and the second a counterpart that is not.
 
     The counterpart is any method without ε, or the same method at ε = ∞.
@@ -321,7 +330,14 @@ def _tested(differences: pd.Series[float]) -> dict[str, float]:
     p = math.nan
     if high - low >= EQUAL:
         p = 2 * float(stdtr(n - 1, -abs(mean) * math.sqrt(n) / std))
-    return {"mean": mean, "std": std, "min": low, "max": high, "n": n, "p": p}
+    return {
+        "mean": mean,
+        "std": std,
+        "min": low,
+        "max": high,
+        "n": n,
+        "p": p,
+    }
 
 
 def _holm_of_known(p: pd.Series[float]) -> pd.Series[float]:

@@ -18,8 +18,16 @@ from fedsim.words import encodable
 
 Kind = Literal["trainings", "judgements", "references", "audits", "pairs", "checks", "rounds"]
 _KEYS: dict[Kind, dict[str, Any]] = {
-    "trainings": {"training_id": str, "cell": dict[str, Any], "error": dict[str, str] | None},
-    "judgements": {"cell_id": str, "training_id": str, "error": dict[str, str] | None},
+    "trainings": {
+        "training_id": str,
+        "cell": dict[str, Any],
+        "error": dict[str, str] | None,
+    },
+    "judgements": {
+        "cell_id": str,
+        "training_id": str,
+        "error": dict[str, str] | None,
+    },
     "references": {"reference": str},
     "audits": {"audit": str, "claim": str},
     "pairs": {"audit": str, "pair": int},
@@ -51,7 +59,11 @@ def unreadable(where: str, error: Exception) -> UserError:
         where: The file, with the line if it is known.
         error: The exception that reading it raised.
     """
-    return UserError(where, f"cannot be read ({'; '.join(reasons(error))})", RESTORE)
+    return UserError(
+        where,
+        f"cannot be read ({'; '.join(reasons(error))})",
+        RESTORE,
+    )
 
 
 class RunFolder:
