@@ -1,14 +1,15 @@
-"""Trainings whose clients are watched, and whose clients can be given the noisy outputs of another
-training.
+"""Trainings whose clients are watched, or are given the noisy outputs of another training.
 
-All noise of clients is drawn in :meth:`fedsim.methods.clients.Clients.add_noise`, all Poisson
-samples in ``poisson``, all draws for rows in ``draws``, so whoever watches these sees every query
-that a mechanism answers. Two draws of
-:class:`fedsim.methods.local_training.LocalTraining` go past them: who takes part in a round, and
-what a local step draws for its rows; an update is clipped whole, whatever it was computed from. A
-second world can be *forced*: its queries are noted, and in place of its own noisy answers it gets
-those of the first world. Two worlds that differ in one unit then see the same outputs, as the
-definition of differential privacy has it, and what still differs between them are the queries.
+Every query that a mechanism answers goes through three methods of
+:class:`fedsim.methods.clients.Clients`: all noise of clients is drawn in ``add_noise``, all Poisson
+samples in ``poisson``, and all random numbers for rows in ``draws``. So whoever watches these
+methods sees every query. Two draws of :class:`fedsim.methods.local_training.LocalTraining` are not
+seen: who takes part in a round, and what a local step draws for its rows. They do not matter,
+because an update is clipped whole, whatever it was computed from.
+
+A second world can be *forced*: its queries are recorded, and in place of its own noisy answers it
+gets those of the first world. Two worlds that differ in one unit then see the same outputs, as in
+the definition of differential privacy, and what still differs between them are the queries.
 """
 
 from __future__ import annotations
@@ -30,24 +31,29 @@ from fedsim.training.cohort import Cohort, CohortSpec, LocalPool
 from fedsim.training.state import copied
 
 HIDDEN_STREAM = 2**31
-"""Number of the stream of a hidden unit's draws, so that those of the other rows are the same with
-and without it; no client's.
+"""The number of the stream from which a hidden unit's random numbers are drawn.
+
+It is no client's number, so the other rows get the same random numbers with and without the unit.
 """
 
 
 class Divergence(Exception):
-    """A forced world asked for something else than the first one: which mechanisms run depends on
-    the data.
-    """
+    """A forced world asked for another output than the first one: the mechanisms depend on data."""
 
 
 @dataclass(frozen=True)
 class Query:
-    """One call of ``add_noise``: its round, mechanism and the ``step`` that its noise was drawn
-    with, the clients that it is about.
+    """One call of ``add_noise``.
 
-    What is ``sent`` and ``kept`` before the noise, both after it, and whether the hidden unit was
-    in the Poisson sample.
+    Attributes:
+        round: the number of the round.
+        release: the mechanism.
+        step: the number that its noise was drawn with.
+        members: the clients whose data it is about.
+        sent: sums over the members, before the noise.
+        kept: per-client tensors ``[members, ...]``, before the noise.
+        noised: both, after the noise.
+        sampled: whether the hidden unit was in the Poisson sample.
     """
 
     round: int
@@ -60,15 +66,22 @@ class Query:
     sampled: bool
 
     def shapes(self) -> dict[tuple[str, str], torch.Size]:
-        """By part and name: of what is sent, and of what is kept of one client."""
-        sent = {("sent", name): value.shape for name, value in self.sent.items()}
-        return sent | {("kept", name): value.shape[1:] for name, value in self.kept.items()}
+        """Return shapes by ``(sent or kept, name)``; of a kept tensor that of one client."""
+        shapes = {("sent", name): value.shape for name, value in self.sent.items()}
+        for name, value in self.kept.items():
+            shapes["kept", name] = value.shape[1:]
+        return shapes
 
 
 @dataclass(frozen=True)
 class Sample:
-    """One call of ``poisson``: its round, step and rate, and whether the hidden unit, if any, is in
-    it.
+    """One call of ``poisson``.
+
+    Attributes:
+        round: the number of the round.
+        step: the number that it was drawn with.
+        rate: the sampling rate.
+        hidden: whether the hidden unit, if there is any, is in the sample.
     """
 
     round: int
@@ -79,8 +92,13 @@ class Sample:
 
 @dataclass
 class Tape:
-    """What the clients of a cohort did, in order: every query, every sample, and the message by its
-    round.
+    """What the clients of a cohort did, in order.
+
+    Attributes:
+        round: the number of the round that runs; -1 before the first.
+        queries: every call of ``add_noise``.
+        samples: every call of ``poisson``.
+        messages: the message of each round, by its number.
     """
 
     round: int = -1
@@ -91,11 +109,15 @@ class Tape:
 
 @dataclass(frozen=True)
 class Hidden:
-    """The unit of a client, a row or a group of rows, that the other world lacks.
+    """A row or a group of rows of a client that the other world lacks.
 
-    It is ``sampled`` by chance as every unit is; or it is in every Poisson sample, or in the first
-    one only; or every sample is all rows of its client ``alone``, in both worlds. Its ``position``
-    among its client's units is 0 first, 1 last; it is ``present`` in one world.
+    Attributes:
+        client: the number of its client.
+        sampled: ``chance`` samples it as every unit; ``every`` and ``first`` put it into every
+            Poisson sample, or into the first one only. With ``alone`` every sample is all rows of
+            its client and of no other, in both worlds.
+        position: where it stands among its client's units: 0 is first, 1 is last.
+        present: whether this world has it.
     """
 
     client: int
@@ -104,34 +126,44 @@ class Hidden:
     present: bool = True
 
     def index(self, others: int) -> int:
-        """Its number among its client's units, of which there are ``others`` more."""
+        """Return its number among its client's units, of which there are ``others`` more."""
         return round(self.position * others)
 
     def within(self, units: Tensor, held: int, first: bool) -> Tensor:
-        """A sample ``units`` of its client, who holds ``held``, with the hidden one in or out as it
-        should be.
+        """Return a Poisson sample of its client with the hidden unit in or out, as it should be.
 
-        The last draw of a sample is taken for the hidden unit's, so that all others are sampled
-        alike in both worlds.
+        The last unit's draw is taken for the hidden unit, so that all other units are sampled alike
+        in both worlds.
+
+        Args:
+            units: the numbers of the sampled units, int64 and ascending.
+            held: the number of units of the client.
+            first: whether this is the first sample of the training.
         """
         if self.sampled == "alone":
             return torch.arange(held)
         if not self.present:
             return units
-        own = self.index(held - 1)
+        number = self.index(held - 1)
         others = units[units != held - 1]
-        drawn = len(others) < len(units)
-        others = others + (others >= own)
-        chosen = {"chance": drawn, "every": True, "first": first}[self.sampled]
-        if chosen:
-            return torch.cat([others, torch.tensor([own])]).sort().values
+        was_drawn = len(others) < len(units)
+        others = others + (others >= number)
+        is_sampled = {"chance": was_drawn, "every": True, "first": first}[self.sampled]
+        if is_sampled:
+            return torch.cat([others, torch.tensor([number])]).sort().values
         return others
 
 
 @dataclass(frozen=True)
 class RowBlock:
-    """Rows of a client from ``start`` on that are in the first ``steps`` Poisson samples, if any:
-    later queries must not depend on them.
+    """The last rows of a client, which no Poisson sample holds after the first ``steps``.
+
+    Later queries must not depend on these rows.
+
+    Attributes:
+        client: the number of the client.
+        start: the number of the first row of the block.
+        steps: the number of samples that may hold the block.
     """
 
     client: int
@@ -141,158 +173,193 @@ class RowBlock:
 
 @dataclass
 class WatchedClients(Clients):
-    """Clients that note every query and sample; with a ``script``, another world's tape, they are
-    given its answers.
+    """Clients that record every query and every sample.
+
+    Attributes:
+        tape: what they did.
+        hidden: the unit, or the block of rows, in which two worlds differ.
+        script: the tape of another world, whose noisy outputs they are given; None for their own.
+        hidden_places: by client, where the rows of the hidden unit stand in the batch that is being
+            made.
     """
 
     tape: Tape = field(default_factory=Tape)
     hidden: Hidden | RowBlock | None = None
     script: Tape | None = None
-    placed: dict[int, Tensor] = field(default_factory=dict)
-    """Where the hidden unit's rows stand in the batch that is being made, by client."""
+    hidden_places: dict[int, Tensor] = field(default_factory=dict)
 
     def add_noise(
         self, release: Release, round_: int, sent: Tensors, kept: Tensors | None = None
     ) -> Noised:
-        """As every client's; the answer is the script's where there is one, as far as clients noise
-        it.
+        """Add noise, record the query, and return the noisy tensors.
+
+        With a script those that clients noise come from the script.
+
+        Raises:
+            Divergence: the script has no such query.
         """
-        before = copied(sent)
-        held = copied(kept or {})
+        sent_before = copied(sent)
+        kept_before = copied(kept or {})
         noised = super().add_noise(release, round_, sent, kept)
-        own = replace(noised, sent=copied(noised.sent), kept=copied(noised.kept))
-        sampled = release.sample_rate == 1 or next(
-            (each.hidden for each in self.tape.samples[::-1] if each.round == self.tape.round), True
+        query = Query(
+            self.tape.round,
+            release,
+            round_,
+            self.members,
+            sent_before,
+            kept_before,
+            replace(noised, sent=copied(noised.sent), kept=copied(noised.kept)),
+            release.sample_rate == 1 or self._last_sample_has_hidden(),
         )
-        query = Query(self.tape.round, release, round_, self.members, before, held, own, sampled)
         self.tape.queries.append(query)
         if self.script is None:
             return noised
-        return self._scripted(self.script, query, noised)
+        return self._outputs_of_script(self.script, query, noised)
 
-    def _scripted(self, script: Tape, query: Query, noised: Noised) -> Noised:
-        index = len(self.tape.queries) - 1
-        if index < len(script.queries):
-            first = script.queries[index]
-        else:
-            first = None
-        if first is None or (first.round, first.release, first.step) != (
-            query.round,
-            query.release,
-            query.step,
-        ):
+    def _last_sample_has_hidden(self) -> bool:
+        """Return whether the last sample of this round has the hidden unit; True without any."""
+        for sample in reversed(self.tape.samples):
+            if sample.round == self.tape.round:
+                return sample.hidden
+        return True
+
+    def _outputs_of_script(self, script: Tape, query: Query, noised: Noised) -> Noised:
+        """Return the noisy outputs of the script for a query, as far as clients noise them."""
+        number = len(self.tape.queries) - 1
+        if number >= len(script.queries) or not _ask_the_same(script.queries[number], query):
             raise Divergence(
                 f"round {query.round} asks for noise on '{query.release.name}' only in the "
                 "one of two neighbouring data sets"
             )
-        positions = torch.tensor([first.members.index(client) for client in self.members])
-        own = query.shapes()
-        others = first.shapes()
-        # a client that is missing may have been the only one to send a tensor of that name
-        if query.members == first.members:
-            compared = own | others
-        else:
-            compared = own
-        if different := next(
-            (name for part, name in compared if own.get((part, name)) != others.get((part, name))),
-            None,
-        ):
+        first = script.queries[number]
+        differing = _differing_shape(query, first)
+        if differing:
             raise Divergence(
-                f"round {query.round}: name or shape of '{different}' in what is to be "
+                f"round {query.round}: name or shape of '{differing}' in what is to be "
                 "noised depends on the data"
             )
-        silo = self.plan is not None and self.plan.trust == "silo"
-        if silo:
+        if self.plan is not None and self.plan.trust == "silo":
             sent = copied(first.noised.sent)
         else:
             sent = noised.sent
-        return replace(
-            noised,
-            sent=sent,
-            kept={name: first.noised.kept[name][positions] for name in query.kept},
-        )
+        positions = torch.tensor([first.members.index(client) for client in self.members])
+        kept = {name: first.noised.kept[name][positions] for name in query.kept}
+        return replace(noised, sent=sent, kept=kept)
 
     def poisson(self, round_: int, rate: float, client_rate: float = 1.0) -> list[Tensor]:
-        """As every client's, with the hidden unit in or out as it should be; the other units' draws
-        do not depend on it.
+        """Return each member's Poisson sample, with the hidden unit in or out as it should be.
+
+        The samples of the other units do not depend on the hidden one.
         """
         rows = super().poisson(round_, rate, client_rate)
-        present = True
+        has_hidden = True
         if isinstance(self.hidden, RowBlock):
-            present = len(self.tape.samples) < self.hidden.steps
-            own = self.members.index(self.hidden.client)
-            if present:
-                rows[own] = rows[own]
-            else:
-                rows[own] = rows[own][rows[own] < self.hidden.start]
+            has_hidden = len(self.tape.samples) < self.hidden.steps
+            if not has_hidden:
+                position = self.members.index(self.hidden.client)
+                rows[position] = rows[position][rows[position] < self.hidden.start]
         elif self.hidden is not None:
             for position, client in enumerate(self.members):
                 if client == self.hidden.client:
-                    held = self.units(position)
-                    sampled = rows[position]
-                    if self.groups is not None:
-                        sampled = torch.unique_consecutive(self.groups[position][sampled])
-                    units = self.hidden.within(sampled, held, not self.tape.samples)
+                    units = self._units_with_hidden(self.hidden, position, rows[position])
                     rows[position] = self.rows_of(position, units)
-                    present = not self.hidden.present or self.hidden.index(held - 1) in units
+                    number = self.hidden.index(self.units(position) - 1)
+                    has_hidden = not self.hidden.present or number in units
                 elif self.hidden.sampled == "alone":
                     rows[position] = rows[position][:0]
-        self.tape.samples.append(Sample(self.tape.round, round_, rate, present))
+        self.tape.samples.append(Sample(self.tape.round, round_, rate, has_hidden))
         return rows
+
+    def _units_with_hidden(self, hidden: Hidden, position: int, rows: Tensor) -> Tensor:
+        """Return the sampled units of the hidden unit's client, of which ``rows`` were drawn."""
+        units = rows
+        if self.groups is not None:
+            units = torch.unique_consecutive(self.groups[position][rows])
+        return hidden.within(units, self.units(position), not self.tape.samples)
 
     def drawn(
         self, rows: Sequence[Tensor], round_: int, shapes: Mapping[str, tuple[int, ...]]
     ) -> list[Tensors]:
-        """As every client's; where the hidden unit's rows stand among these is noted."""
-        for position, (client, chosen) in enumerate(zip(self.members, rows, strict=True)):
+        """Return the random numbers of a batch; its rows of the hidden unit get their own."""
+        for position, (client, numbers) in enumerate(zip(self.members, rows, strict=True)):
             if self._hides(client):
-                self.placed[client] = torch.isin(
-                    chosen, self._hidden_rows(position, self.units(position))
-                ).nonzero()[:, 0]
-        made = super().drawn(rows, round_, shapes)
-        self.placed.clear()
-        return made
+                hidden_rows = self._hidden_rows(position, self.units(position))
+                self.hidden_places[client] = torch.isin(numbers, hidden_rows).nonzero()[:, 0]
+        draws = super().drawn(rows, round_, shapes)
+        self.hidden_places.clear()
+        return draws
 
     def draws(
         self, client: int, rows: int, round_: int, shapes: Mapping[str, tuple[int, ...]]
     ) -> Tensors:
-        """As every client's; those of the hidden unit come from a stream of their own and do not
-        move the others'.
+        """Return standard normal draws ``[rows, ...]`` by name for the batch of one member.
+
+        Those of the hidden unit come from a stream of their own and do not move the others'.
         """
         if not rows or not self._hides(client):
             return super().draws(client, rows, round_, shapes)
-        position = self.members.index(client)
+        places = self.hidden_places.get(client)
+        if places is None:
+            places = self._places_without_batch(client, rows)
         hidden = torch.zeros(rows, dtype=torch.bool)
-        # whoever asks without a batch means all rows, in order
-        if self.groups is None:
-            units = rows
-        else:
-            units = self.units(position)
-        hidden[self.placed.get(client, self._hidden_rows(position, units))] = True
+        hidden[places] = True
         if not hidden.any():
             return super().draws(client, rows, round_, shapes)
         others = super().draws(client, int((~hidden).sum()), round_, shapes)
-        own = super().draws(HIDDEN_STREAM, int(hidden.sum()), round_, shapes)
-        made = {name: torch.empty(rows, *shape) for name, shape in shapes.items()}
-        for name, value in made.items():
-            value[~hidden] = others[name]
-            value[hidden] = own[name]
-        return made
+        of_hidden = super().draws(HIDDEN_STREAM, int(hidden.sum()), round_, shapes)
+        draws = {name: torch.empty(rows, *shape) for name, shape in shapes.items()}
+        for name, values in draws.items():
+            values[~hidden] = others[name]
+            values[hidden] = of_hidden[name]
+        return draws
+
+    def _places_without_batch(self, client: int, rows: int) -> Tensor:
+        """Return the hidden unit's rows; an algorithm that made no batch means all rows."""
+        position = self.members.index(client)
+        units = rows
+        if self.groups is not None:
+            units = self.units(position)
+        return self._hidden_rows(position, units)
 
     def _hides(self, client: int) -> bool:
-        return (
-            isinstance(self.hidden, Hidden) and self.hidden.present and client == self.hidden.client
-        )
+        """Return whether a client has the hidden unit in this world."""
+        hidden = self.hidden
+        return isinstance(hidden, Hidden) and hidden.present and client == hidden.client
 
     def _hidden_rows(self, position: int, units: int) -> Tensor:
-        """The hidden unit's rows among those of its client, who holds so many ``units``."""
+        """Return the hidden unit's rows among those of its client, who has ``units`` units."""
         assert isinstance(self.hidden, Hidden)
         return self.rows_of(position, torch.tensor([self.hidden.index(units - 1)]))
 
 
+def _ask_the_same(query: Query, other: Query) -> bool:
+    """Return whether two queries are of the same round, mechanism and step."""
+    same_round = query.round == other.round and query.step == other.step
+    return same_round and query.release == other.release
+
+
+def _differing_shape(query: Query, first: Query) -> str | None:
+    """Return the name of a tensor that is missing, or has another shape, in one of two queries."""
+    shapes = query.shapes()
+    first_shapes = first.shapes()
+    compared = shapes
+    # A client that is missing may have been the only one to send a tensor of that name.
+    if query.members == first.members:
+        compared = shapes | first_shapes
+    for key in compared:
+        if shapes.get(key) != first_shapes.get(key):
+            return key[1]
+    return None
+
+
 class WatchedPool(LocalPool):
-    """A pool that notes every message, and gives those of a ``script``, another world's tapes; it
-    computes cohorts in ``order``.
+    """A pool of watched cohorts.
+
+    Args:
+        cohorts: the cohorts.
+        order: the order in which they compute; None for that of their numbers.
+        script: tapes of another world, whose messages the server is given in place of these
+            cohorts' messages.
     """
 
     def __init__(
@@ -307,20 +374,21 @@ class WatchedPool(LocalPool):
 
     @property
     def tapes(self) -> list[Tape]:
-        """One a cohort."""
+        """The tape of each cohort."""
         return [tape_of(cohort) for cohort in self.cohorts]
 
     def round(self, round_: Round, broadcast: Tensors) -> list[Message]:
-        """See :class:`fedsim.training.cohort.LocalPool`."""
-        sent: dict[int, Message] = {}
-        for i in self.order:
-            tape = tape_of(self.cohorts[i])
+        """Run one round of all cohorts and return their messages, or those of the script."""
+        messages: dict[int, Message] = {}
+        for number in self.order:
+            cohort = self.cohorts[number]
+            tape = tape_of(cohort)
             tape.round = round_.number
-            sent[i] = self.cohorts[i].round(round_, broadcast)
-            tape.messages[round_.number] = _copied(sent[i])
+            messages[number] = cohort.round(round_, broadcast)
+            tape.messages[round_.number] = _copy_of(messages[number])
         if self.script is None:
-            return [sent[i] for i in range(len(self.cohorts))]
-        return [_copied(tape.messages[round_.number]) for tape in self.script]
+            return [messages[number] for number in range(len(self.cohorts))]
+        return [_copy_of(tape.messages[round_.number]) for tape in self.script]
 
 
 def watched(
@@ -330,15 +398,23 @@ def watched(
     hidden: Hidden | RowBlock | None = None,
     script: Tape | None = None,
 ) -> Cohort:
-    """A cohort whose clients are watched."""
+    """Return a cohort whose clients are watched.
+
+    Args:
+        spec: the cohort.
+        x: the rows of the data set.
+        y: their labels.
+        hidden: the unit, or the block of rows, in which two worlds differ.
+        script: the tape of another world, whose noisy outputs the clients are given.
+    """
     return Cohort(spec, x, y, clients=partial(WatchedClients, hidden=hidden, script=script))
 
 
 def tape_of(cohort: Cohort) -> Tape:
-    """What a watched cohort did."""
+    """Return the tape of a watched cohort."""
     assert isinstance(cohort.clients, WatchedClients)
     return cohort.clients.tape
 
 
-def _copied(message: Message) -> Message:
+def _copy_of(message: Message) -> Message:
     return replace(message, sums=copied(message.sums))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from importlib import import_module
-from itertools import chain, product
+from itertools import product
 from typing import Any, NamedTuple, get_args
 
 from rich.table import Table
@@ -18,7 +18,7 @@ from fedsim.evidence.check.subject import (
     Fault,
     Idle,
     Subject,
-    raised,
+    blame,
     shortened,
     subject,
 )
@@ -31,8 +31,9 @@ from fedsim.privacy.plan import Trust, Unit
 from fedsim.words import counted
 
 QUICK_DRAWS = 40
+"""Random pairs of neighbouring worlds of a quick check, which its settings share."""
 FULL_DRAWS = 400
-"""Random pairs of neighbouring worlds, which the settings share."""
+"""Random pairs of neighbouring worlds of a full check, which its settings share."""
 RAISED_FIX = "mend the line that raises it"
 OF_PRIVACY = (
     "per-example loss",
@@ -42,12 +43,18 @@ OF_PRIVACY = (
     "noise not reused",
     "budget",
 )
-"""Checks whose fault is one of the claim."""
+"""The checks whose fault refutes the privacy claim."""
 
 
 class CheckResult(NamedTuple):
-    """What one check says in a setting; ``passed`` is None where there was nothing to check, and
-    only a fault has a ``fix``.
+    """The result of one check in one setting.
+
+    Attributes:
+        passed: whether the check passed; None if there was nothing to check.
+        reason: what was seen, or why there was nothing to check.
+        fix: how to fix a fault; empty if there is none.
+        check: the name of the check.
+        setting: unit and trust.
     """
 
     passed: bool | None
@@ -58,8 +65,12 @@ class CheckResult(NamedTuple):
 
 
 class Check(NamedTuple):
-    """A function that says what it saw, or raises :class:`Fault` or :class:`Idle`; without the
-    checks that it ``needs`` it is not run.
+    """A check of an algorithm.
+
+    Attributes:
+        name: its name.
+        run: returns what it saw, or raises :class:`Fault` or :class:`Idle`.
+        needs: the checks that must not fail before it; otherwise it is not run.
     """
 
     name: str
@@ -92,50 +103,69 @@ def check_algorithm(
     *,
     quick: bool = False,
 ) -> list[CheckResult]:
-    """Run every check in every setting; last come the settings that are refused while others are
-    not.
+    """Run every check of an algorithm in every setting and return the results.
 
     Args:
-        name: of the algorithm, as in a grid.
-        params: ``key=YAML`` texts; parameters that make a training long are short where nothing is
-            given.
-        unit: this one only; default: all that the class states.
-        trust: this one only; default: all that the class states.
-        quick: fewer random pairs of neighbouring data sets.
+        name: the algorithm, as in a grid file.
+        params: ``key=YAML`` texts. Parameters that make a training long and are not given get
+            small values.
+        unit: the only unit to check; None for all that the class states.
+        trust: the only trust to check; None for all that the class states.
+        quick: whether to try fewer random pairs of neighbouring data sets.
+
+    Returns:
+        The results, setting by setting. Settings that are refused while others are not come last.
+
+    Raises:
+        UserError: all settings are refused.
     """
-    return alone(_findings, lookup(name).__module__, name, params, unit, trust, quick)
+    return alone(_results, lookup(name).__module__, name, params, unit, trust, quick)
 
 
-def _findings(
+def _results(
     name: str, params: Sequence[str], unit: Unit | None, trust: Trust | None, quick: bool
 ) -> list[CheckResult]:
-    cls = lookup(name)
-    settings = list(product((unit,) if unit else cls.units, (trust,) if trust else cls.trusts))
-    if not (cls.private):
-        settings = settings[:1]
+    """Return the results of :func:`check_algorithm`, in a process that may fork."""
+    settings = _settings_of(name, unit, trust)
     count = (QUICK_DRAWS if quick else FULL_DRAWS) // len(settings)
-    subjects = list[Subject]()
-    refused = list[tuple[Unit, Trust, UserError]]()
+    subjects: list[Subject] = []
+    refused: list[tuple[Unit, Trust, UserError]] = []
     for number, setting in enumerate(settings):
+        draws = range(number * count, (number + 1) * count)
         try:
-            draws = range(number * count, (number + 1) * count)
             subjects.append(subject(name, params, *setting, draws, quick=quick))
         except UserError as error:
             refused.append((*setting, error))
     if not subjects:
         raise refused[0][2]
-    epsilon(
-        (Mechanism(1.0),), DELTA
-    )  # what accountants and methods import late, once and not in every fork
+    # Imports once, here, what accountants and methods would import late in every fork.
+    epsilon((Mechanism(1.0),), DELTA)
     import_module("sklearn.isotonic")
-    found = list(chain.from_iterable(in_forks(check_subject, ((own,) for own in subjects))))
-    return found + [_refused(name, params, *each) for each in refused]
+    results: list[CheckResult] = []
+    for results_of_setting in in_forks(check_subject, zip(subjects)):
+        results += results_of_setting
+    return results + [_result_of_refusal(name, params, *refusal) for refusal in refused]
 
 
-def _refused(
+def _settings_of(name: str, unit: Unit | None, trust: Trust | None) -> list[tuple[Unit, Trust]]:
+    """Return the settings to check; one is enough for an algorithm that is not private."""
+    cls = lookup(name)
+    units = cls.units
+    if unit:
+        units = (unit,)
+    trusts = cls.trusts
+    if trust:
+        trusts = (trust,)
+    settings = list(product(units, trusts))
+    if not cls.private:
+        return settings[:1]
+    return settings
+
+
+def _result_of_refusal(
     name: str, params: Sequence[str], unit: Unit, trust: Trust, error: UserError
 ) -> CheckResult:
-    """A setting without a plan: a fault of the class unless its defaults have one."""
+    """Return the result of a setting without a plan: a fault unless the defaults have a plan."""
     setting = f"{unit}, {trust} (refused)"
     try:
         subject(name, [], unit, trust)
@@ -150,31 +180,35 @@ def _refused(
 
 def check_subject(subject: Subject) -> list[CheckResult]:
     """Run every check in one setting, each in a process in which nothing has trained."""
-    found = list[CheckResult]()
-    without = dict[str, str]()
+    results: list[CheckResult] = []
+    # For each check that failed or was not run: the failed check that is the reason.
+    first_failure: dict[str, str] = {}
     for check in CHECKS:
-        lost = next((without[need] for need in check.needs if need in without), None)
-        if lost is None:
-            verdict = guarded(check.run, subject)
+        failures = [first_failure[need] for need in check.needs if need in first_failure]
+        if failures:
+            first_failure[check.name] = failures[0]
+            result = CheckResult(None, f"not checked: needs '{failures[0]}'")
         else:
-            verdict = CheckResult(None, f"not checked: needs '{lost}'")
-        if lost is not None or verdict.passed is False:
-            without[check.name] = lost or check.name
-        found.append(verdict._replace(check=check.name, setting=subject.setting))
-    return found
+            result = guarded(check.run, subject)
+            if result.passed is False:
+                first_failure[check.name] = check.name
+        results.append(result._replace(check=check.name, setting=subject.setting))
+    return results
 
 
 def guarded(run: Callable[[Subject], str], subject: Subject) -> CheckResult:
-    """What a check says of a subject in a fork; an exception, or an end of the process, is a fault
-    of the algorithm.
+    """Run one check in a fork and return its result.
+
+    An exception of the algorithm is a fault, and so is the end of the process.
     """
     try:
-        return forked(_attempted, run, subject)
+        return forked(_result_of, run, subject)
     except ProcessEnded as error:
-        return CheckResult(False, raised(error, subject), RAISED_FIX)
+        return CheckResult(False, blame(error, subject), RAISED_FIX)
 
 
-def _attempted(run: Callable[[Subject], str], subject: Subject) -> CheckResult:
+def _result_of(run: Callable[[Subject], str], subject: Subject) -> CheckResult:
+    """Run one check in this process and return its result, whatever it raises."""
     try:
         return CheckResult(True, run(subject))
     except Idle as idle:
@@ -184,7 +218,7 @@ def _attempted(run: Callable[[Subject], str], subject: Subject) -> CheckResult:
     except PluginError as error:
         return CheckResult(False, ": ".join(filter(None, (error.where, error.what))), error.hint)
     except (Exception, SystemExit) as error:
-        return CheckResult(False, raised(error, subject), RAISED_FIX)
+        return CheckResult(False, blame(error, subject), RAISED_FIX)
 
 
 def check_lines(
@@ -195,41 +229,50 @@ def check_lines(
     *,
     quick: bool,
 ) -> list[dict[str, Any]]:
-    """A result line for every setting of which a check said something: that it passed, or, as a
-    quick one may, a fault of the claim.
+    """Return the lines of a run folder that say how a check ended, at most one per setting.
 
-    The ``params`` are all that were asked for; ``tried`` are those with which the check trained, by
-    the texts that it was ``given``.
+    A setting has a line if all its checks passed, or if one of :data:`OF_PRIVACY` failed.
+
+    Args:
+        name: the algorithm, as in a grid file.
+        params: all parameters that were asked for.
+        given: the ``key=YAML`` texts of the check, which decide the parameters that it tried.
+        findings: the results of all checks.
+        quick: whether the check was quick.
     """
-    source = source_hash(lookup(name))
-    lines = []
     tried = {**params, **shortened(name, given, quick=quick)}
+    lines = []
     for unit, trust in product(get_args(Unit), get_args(Trust)):
-        own = [finding for finding in findings if finding.setting == f"{unit}, {trust}"]
-        refuted = any(finding.passed is False and finding.check in OF_PRIVACY for finding in own)
-        if own and (refuted or all(finding.passed is not False for finding in own)):
-            facts = {
-                "algorithm": name,
-                "source": source,
-                "unit": unit,
-                "trust": trust,
-                "params": params,
-                "tried": tried,
-                "check": harness_hash("evidence"),
-            }
-            lines.append({**facts, "full": not quick, "ended": "failed" if refuted else "passed"})
+        results = [result for result in findings if result.setting == f"{unit}, {trust}"]
+        failed = [result.check for result in results if result.passed is False]
+        refuted = any(check in OF_PRIVACY for check in failed)
+        if not results or (failed and not refuted):
+            continue
+        line = {
+            "algorithm": name,
+            "source": source_hash(lookup(name)),
+            "unit": unit,
+            "trust": trust,
+            "params": params,
+            "tried": tried,
+            "check": harness_hash("evidence"),
+            "full": not quick,
+            "ended": "failed" if refuted else "passed",
+        }
+        lines.append(line)
     return lines
 
 
 MARKS = {True: Text("passed", "green"), False: Text("failed", "red"), None: Text("-", "dim")}
+"""How a table shows :attr:`CheckResult.passed`."""
 
 
 def in_a_line(name: str, findings: Sequence[CheckResult]) -> str:
-    """How many checks passed, and in which settings."""
+    """Say on one line how many checks of an algorithm passed, and in which settings."""
     settings = dict.fromkeys(finding.setting for finding in findings)
-    ran = [finding.passed for finding in findings]
-    passed = ran.count(True)
-    failed = ran.count(False)
+    outcomes = [finding.passed for finding in findings]
+    passed = outcomes.count(True)
+    failed = outcomes.count(False)
     return (
         f"fedsim check {name}: {passed} of {counted(passed + failed, 'check')} passed "
         f"({'; '.join(settings)})"
@@ -237,17 +280,23 @@ def in_a_line(name: str, findings: Sequence[CheckResult]) -> str:
 
 
 def findings_table(findings: Sequence[CheckResult], *, verbose: bool) -> Table:
-    """A row for every check and distinct verdict, ``verbose`` or a fault; settings that share one
-    share a row.
+    """Return a table of the results, in which settings with the same result share a row.
+
+    Args:
+        findings: the results of all checks.
+        verbose: whether to show all results; otherwise only faults are shown.
     """
     table = Table(
         "check", "", "unit, trust", "what was seen, and the fix", show_edge=False, pad_edge=False
     )
-    rows: dict[CheckResult, list[str]] = {}
+    settings_of: dict[CheckResult, list[str]] = {}
     for finding in findings:
         if verbose or finding.passed is False:
-            rows.setdefault(finding._replace(setting=""), []).append(finding.setting)
-    for (passed, reason, fix, check, _), settings in rows.items():
-        text = Text(f"{reason}\nfix: {fix}" if fix else reason)
-        table.add_row(Text(check, no_wrap=True), MARKS[passed], "\n".join(settings), text)
+            settings_of.setdefault(finding._replace(setting=""), []).append(finding.setting)
+    for result, settings in settings_of.items():
+        text = result.reason
+        if result.fix:
+            text += f"\nfix: {result.fix}"
+        check = Text(result.check, no_wrap=True)
+        table.add_row(check, MARKS[result.passed], "\n".join(settings), Text(text))
     return table

@@ -1,11 +1,14 @@
-"""Neighbouring worlds, drawn at random: the small cell with and without one unit, and how to train
-in them.
+"""Random pairs of neighbouring worlds, and trainings in them.
+
+A *world* is a small data set in the hands of clients. Two worlds are neighbours if they differ in
+one unit: a row, a group of rows, or a client. A :class:`Draw` says how two worlds differ,
+:func:`pair_of` makes both of them, and :func:`begin_training` starts a training in one of them.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Generator, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import Any, Literal, NamedTuple
@@ -21,10 +24,11 @@ from fedsim.evidence.check.subject import (
     Fault,
     Subject,
     fix_random_states,
-    resized,
-    varied,
+    with_params,
+    with_size,
 )
 from fedsim.evidence.worlds import Hidden, RowBlock, Tape, WatchedPool, tape_of, watched
+from fedsim.methods.algorithm import Algorithm
 from fedsim.methods.messages import Round, Tensors
 from fedsim.privacy.ledger import Ledger
 from fedsim.seeds import Seeds
@@ -34,75 +38,101 @@ from fedsim.training.rounds import RoundRecord, Trained
 from fedsim.training.state import Checkpoint
 
 MOST_ROWS = 3000
+"""The most rows of a client, of which a few thousand hide that a cap or a counter is missing."""
 BASE_ROWS = 50
+"""Rows of a client in the small cell."""
 FEW_ROWS = 4
-"""Rows of a client: at most, of the small cell, and where one row is a large part of all."""
+"""Rows of a client of whose sum a single row is a large part."""
 COPIES = (1, 3, 12)
+"""How often a row may be repeated, as repeated rows point where a bound on their mean breaks."""
 MOST_OF_A_GROUP = 40
+"""The most rows of a group."""
 FEWEST_CLIENTS = CHECKED_CLIENTS
+"""The fewest clients of a world, the number of the small cell."""
 MOST_CLIENTS = 12
+"""The most clients of a world, so that a factor in the number of clients shows."""
 FEW_FEATURES = 16
-"""The other number of features beside that of the small cell's data."""
+"""The other number of features that is tried, beside that of the small cell's data."""
 MAGNITUDES = (0.0, 0.01, 1.0, 100.0)
+"""What an ordinary unit adds, in units of the clip norm: nothing, too little to clip, and more."""
 NEAR_ZERO = 0.01
-"""Share of the initial weights from which rows' gradients follow the rows."""
+"""The share of the initial weights at which the gradients of rows follow the rows."""
 MORE_ROUNDS = 2
-"""Rounds of a pair beside the first one of every phase."""
+"""The number of rounds that a random pair runs besides the first round of every phase."""
 FINITE_FIX = (
     "let no row, whatever it is, make a number that is not finite: bound it before it is sent"
 )
 UNCLIPPED = 1e6
+"""The factor on the clip norm at which nothing is clipped, whatever a unit adds."""
 BARELY = 1.01
-"""Shares of a norm at which nothing of that norm is clipped."""
+"""The factor on a norm at which a contribution of that norm is just not clipped."""
 TRIED_ROWS = 12
+"""The number of rows of which :func:`levels_of` measures what each of them adds."""
 
 FloatRows = NDArray[np.float32]
 Labels = NDArray[np.int64]
-Held = dict[int, tuple[FloatRows, Labels]]
+ClientRows = dict[int, tuple[FloatRows, Labels]]
+"""Rows ``[n, d]`` and labels ``[n]`` by client number."""
 Steps = Generator[RoundRecord, None, Trained]
+"""A training that is under way: a record per round, and the outcome."""
 
 
 @dataclass(frozen=True)
 class Draw:
-    """How two worlds differ in one unit; the defaults are an ordinary one."""
+    """How two worlds differ in one unit; the defaults describe an ordinary difference.
+
+    Attributes:
+        way: ``removed`` takes the unit out of the other world. ``replaced`` swaps it there for
+            another of any size: a client, or half of a client's rows. No bound holds for that, but
+            those rows are in no Poisson sample, or in the first one only, so nothing may change
+            outside these samples. ``resampled`` draws other samples of clients.
+        client: the number of the client that is the unit or holds it.
+        size: rows beside the unit, or of the client that is the unit.
+        others: rows of the other clients, by turns.
+        copies: how often each row beside the unit is repeated; the rows of the unit if it is a
+            group.
+        large: the share of the rows beside the unit that add the most of :data:`TRIED_ROWS` rows;
+            the rest adds the least. None takes rows of the data.
+        label: the label of the unit. None takes that of the last row beside it, or for a client
+            those of the data.
+        alike: whether all rows beside the unit have its label.
+        direction: where the unit's rows point.
+        magnitude: the most that an ordinary unit adds, in units of the clip norm; at 0 the rows of
+            the unit are zero.
+        position: where the unit stands among its client's: 0 is first, 1 is last.
+        sampled: the Poisson samples that hold the unit. With ``alone`` every sample is all rows of
+            its client and of no other.
+        client_rate: the rate at which clients are sampled, where an algorithm has this parameter
+            and its default samples all of them.
+        weights: the share of the initial weights that the server starts from; a bound holds for
+            any weights.
+        rounds: the rounds that are run beside the first of every phase, modulo their number.
+        seed: the seed of rows, noise and samples.
+        clients: the number of clients of the task, each with rows.
+        features: the number of features; None for that of the data.
+    """
 
     way: Literal["removed", "replaced", "resampled"] = "removed"
-    # replaced: by one of any size, where no bound holds: half of a client's rows, which no sample
-    # holds or the first one, or a client
     client: int = 1
-    size: int = BASE_ROWS  # rows beside the unit, or of the client that is the unit
-    others: tuple[int, ...] = (FEW_ROWS,)  # rows of the other clients, by turns
-    copies: int = 1  # how often each row beside the unit stands there, or rows of a group
-    large: float | None = (
-        # the share of rows that add most of some that were tried, the rest adds least; None: rows
-        # of the data
-        None
-    )
-    label: int | None = (
-        # of the unit; None: of the last row beside it, or those of the data for a client's rows
-        None
-    )
-    alike: bool = False  # whether all rows have that label
+    size: int = BASE_ROWS
+    others: tuple[int, ...] = (FEW_ROWS,)
+    copies: int = 1
+    large: float | None = None
+    label: int | None = None
+    alike: bool = False
     direction: Literal["class mean", "batch mean", "random", "opposite", "one-hot"] = "class mean"
-    # the most that an ordinary unit adds, in units of the clip norm; 0: the unit's rows are zero
     magnitude: float = 100.0
-    position: float = 0.5  # where the unit stands among its client's: 0 first, 1 last
-    sampled: Literal["every", "first", "alone"] = (
-        "every"  # in which Poisson samples it is; alone: all rows of its client and no other
-    )
-    client_rate: float = 1.0  # where an algorithm has it as a parameter and claims none by default
-    weights: float = (
-        1.0  # share of the initial weights that the server starts from; a bound holds for any
-    )
-    rounds: tuple[
-        int, ...
-    ] = ()  # that are run beside the first one of every phase, modulo how many there are
+    position: float = 0.5
+    sampled: Literal["every", "first", "alone"] = "every"
+    client_rate: float = 1.0
+    weights: float = 1.0
+    rounds: tuple[int, ...] = ()
     seed: int = 0
-    clients: int = CHECKED_CLIENTS  # of the task, each with rows
-    features: int | None = None  # None: as many as the data have
+    clients: int = CHECKED_CLIENTS
+    features: int | None = None
 
     def words(self, unit: str) -> str:
-        """What differs, for people."""
+        """Describe for people what differs between the two worlds."""
         if self.way == "resampled":
             return "another sample of clients"
         if self.way == "replaced":
@@ -114,18 +144,13 @@ class Draw:
             sizes += f", {self.features} features"
         if unit == "client":
             return f"client {self.client} with {self.size} rows ({self.direction}){sizes}"
-        if unit == "example":
-            noun = "a row"
-        else:
+        noun = "a row"
+        if unit == "group":
             noun = f"a group of {self.copies} rows"
+        beside = str(self.size)
         if self.alike:
-            alike = " of its label"
-        else:
-            alike = ""
-        return (
-            f"{noun} ({self.direction}, {self.magnitude:.3g} clip norms) beside "
-            f"{self.size}{alike}{sizes}"
-        )
+            beside += " of its label"
+        return f"{noun} ({self.direction}, {self.magnitude:.3g} clip norms) beside {beside}{sizes}"
 
 
 LATE = (9, 19, 257)
@@ -171,89 +196,120 @@ CORPUS: dict[str, dict[str, Draw]] = {
         "moves the median": Draw(size=12, others=(150, 150, 12), magnitude=0.65),
     },
 }
-"""Draws that found known faults (``tests/broken``), with which every search begins, by what the
-unit is: a row or a group, or a client.
+"""Draws that found known faults (``tests/broken``), by their names and by what the unit is.
+
+The key ``row`` is for units that are a row or a group. Every search begins with these draws.
 """
 
 
 def draw_of(number: int, unit: str, classes: int) -> Draw:
-    """The random draw of that number."""
-    stream = np.random.default_rng((number, unit == "client"))
+    """Return the random draw with that number.
 
-    def one(*values: Any) -> Any:
+    A draw depends on nothing else, so the order in which values are drawn here must stay.
+
+    Args:
+        number: any integer from 0.
+        unit: what the unit is: ``example``, ``group`` or ``client``.
+        classes: the number of classes of the data.
+    """
+    is_client = unit == "client"
+    stream = np.random.default_rng((number, is_client))
+
+    def choose(*values: Any) -> Any:
         return values[stream.integers(len(values))]
 
     def between(low: float, high: float) -> float:
+        """Draw from log-uniform numbers."""
         return float(np.exp(stream.uniform(math.log(low), math.log(high + 1))))
 
-    small = stream.integers(TRIED_ROWS + 1)
-    large = 3 * BASE_ROWS
-    size = one(small, between(1, large), between(1, large), between(large, MOST_ROWS))
-    mixed = unit != "client" and one(True, False, False)
+    few = stream.integers(TRIED_ROWS + 1)
+    many = 3 * BASE_ROWS
+    size = choose(few, between(1, many), between(1, many), between(many, MOST_ROWS))
+    is_mixed = not is_client and choose(True, False, False)
     clients = int(stream.integers(FEWEST_CLIENTS, MOST_CLIENTS + 1))
+    ways = ["removed"] * 9 + ["replaced"]
+    if is_client:
+        ways = ["removed", "replaced", "resampled", "removed"]
+    way = choose(*ways)
+    client = int(stream.integers(clients))
+    others = tuple(int(choose(FEW_ROWS, FEW_ROWS, BASE_ROWS)) for _ in range(3))
+    copies = COPIES
+    if unit == "group":
+        copies = (*COPIES, int(between(1, MOST_OF_A_GROUP)))
     return Draw(
-        way=one("removed", "replaced", "resampled", "removed")
-        if unit == "client"
-        else one(*["removed"] * 9, "replaced"),
-        client=int(stream.integers(clients)),
+        way=way,
+        client=client,
         size=int(size),
-        others=tuple(int(one(FEW_ROWS, FEW_ROWS, BASE_ROWS)) for _ in range(3)),
-        copies=one(*COPIES, int(between(1, MOST_OF_A_GROUP))) if unit == "group" else one(*COPIES),
-        large=one(0.0, 0.05, 0.1, 0.25, 0.5, 1.0) if mixed else None,
-        label=one(None, int(stream.integers(classes))),
-        alike=one(True, False),
-        direction=one("class mean", "batch mean", "random", "opposite", "one-hot"),
-        magnitude=one(*MAGNITUDES, *(math.exp(stream.uniform(0, math.log(6))) for _ in MAGNITUDES)),
-        position=one(0.0, 0.5, 1.0),
-        sampled=one("every", "first", "alone"),
-        client_rate=one(1.0, 0.5),
-        weights=one(1.0, 1.0, NEAR_ZERO),
-        # of all rounds one is as often run as another
+        others=others,
+        copies=choose(*copies),
+        large=choose(0.0, 0.05, 0.1, 0.25, 0.5, 1.0) if is_mixed else None,
+        label=choose(None, int(stream.integers(classes))),
+        alike=choose(True, False),
+        direction=choose("class mean", "batch mean", "random", "opposite", "one-hot"),
+        magnitude=choose(
+            *MAGNITUDES, *(math.exp(stream.uniform(0, math.log(6))) for _ in MAGNITUDES)
+        ),
+        position=choose(0.0, 0.5, 1.0),
+        sampled=choose("every", "first", "alone"),
+        client_rate=choose(1.0, 0.5),
+        weights=choose(1.0, 1.0, NEAR_ZERO),
+        # Consecutive numbers run consecutive rounds, so all rounds are run equally often.
         rounds=tuple(MORE_ROUNDS * number + more for more in range(MORE_ROUNDS)),
         seed=number,
         clients=clients,
-        features=one(None, FEW_FEATURES),
+        features=choose(None, FEW_FEATURES),
     )
 
 
 @dataclass(frozen=True)
 class World:
-    """A data set in clients' hands: each one's rows and labels, and the unit, or block of rows, in
-    which two worlds differ.
+    """A data set in the hands of clients.
 
-    The ``size`` is of the hidden unit; ``secret`` is what clients' secret streams are drawn from,
-    None: as the pair's seed has it.
+    Attributes:
+        rows: each client's rows ``[n, d]`` and labels ``[n]``.
+        hidden: the unit, or the block of rows, in which two worlds differ; None if it is a client.
+        size: rows of the hidden unit.
+        secret: what the secret streams of clients are drawn from; None for the seed of the pair.
     """
 
-    held: Mapping[int, tuple[FloatRows, Labels]]
+    rows: Mapping[int, tuple[FloatRows, Labels]]
     hidden: Hidden | RowBlock | None = None
     size: int = 1
     secret: int | None = None
 
     def units(self, unit: str) -> int:
-        """At least as many units as its clients hold: clients, or rows."""
+        """Return the number of clients, or of rows, which is at least the number of units."""
         if unit == "client":
-            return len(self.held)
-        return sum(len(y) for _, y in self.held.values())
+            return len(self.rows)
+        return sum(len(y) for _, y in self.rows.values())
 
     def groups_of(self, client: int) -> Labels:
-        """The number of each row's group in a client: the hidden unit is one, and so are
-        :data:`ROWS_OF_A_GROUP` of the others.
+        """Return the number of the group that each row of a client belongs to, shape ``[n]``.
+
+        The hidden unit is one group. All other rows form groups of :data:`ROWS_OF_A_GROUP` rows.
         """
         hidden = self.hidden
-        rows = len(self.held[client][1])
+        rows = len(self.rows[client][1])
         if not isinstance(hidden, Hidden) or client != hidden.client or not hidden.present:
             return np.arange(rows) // ROWS_OF_A_GROUP
         others = np.arange(rows - self.size) // ROWS_OF_A_GROUP
-        own = hidden.index(-(-len(others) // ROWS_OF_A_GROUP))
-        return np.concatenate(
-            [others[others < own], np.full(self.size, own), others[others >= own] + 1]
-        )
+        number = hidden.index(-(-len(others) // ROWS_OF_A_GROUP))
+        before = others[others < number]
+        after = others[others >= number] + 1
+        return np.concatenate([before, np.full(self.size, number), after])
 
 
 @dataclass(frozen=True)
 class Pair:
-    """Two worlds: the ``whole`` one has the unit, the ``other`` sees its outputs."""
+    """Two neighbouring worlds and how to train in them.
+
+    Attributes:
+        draw: how they differ.
+        subject: the small cell with the parameters for this pair.
+        whole: the world with the unit.
+        other: the world without it, whose training is given the noisy outputs of the first.
+        rounds: the rounds that are run.
+    """
 
     draw: Draw
     subject: Subject
@@ -263,8 +319,12 @@ class Pair:
 
 
 class Levels(NamedTuple):
-    """What single units add to the first step, nothing clipped: ``norms`` in units of the clip
-    norm; rows ``x`` with labels ``y``.
+    """What single units add to the first step of a training in which nothing is clipped.
+
+    Attributes:
+        x: rows ``[n, d]``.
+        y: their labels ``[n]``.
+        norms: what each row adds, or each client where the unit is one, in units of the clip norm.
     """
 
     x: FloatRows
@@ -273,31 +333,39 @@ class Levels(NamedTuple):
 
 
 def levels_of(subject: Subject, weights: float, features: int | None = None) -> Levels | None:
-    """Of some ordinary rows, each the only one of the only client, or of each client alone; None
-    where nothing is clipped or added.
+    """Measure what each of a few units adds to the first step if nothing is clipped.
+
+    A unit that is a row or a group is tried as the only row of the only client. A unit that is a
+    client is tried with all its rows as the only client.
+
+    Args:
+        subject: the small cell.
+        weights: the share of the initial weights that the server starts from.
+        features: the number of features; None for that of the data.
+
+    Returns:
+        The levels, or None if the algorithm has no clip norm or no unit adds anything.
+
+    Raises:
+        Fault: a single unit makes a number that is not finite.
     """
-    subject = resized(subject, CHECKED_CLIENTS, features)
-    data = subject.data
+    subject = with_size(subject, CHECKED_CLIENTS, features)
     clip = clip_of(subject)
     if clip is None:
         return None
+    data = subject.data
     x = data.x_test[:TRIED_ROWS]
     y = data.y_test[:TRIED_ROWS]
-    worlds = [World({0: (x[[i]], y[[i]])}, Hidden(0, "alone")) for i in range(len(x))]
     if subject.trial.task.unit == "client":
         worlds = [
-            World({client: (data.x_train[own], data.y_train[own])})
-            for client, own in enumerate(subject.trial.partition.rows)
+            World({client: (data.x_train[numbers], data.y_train[numbers])})
+            for client, numbers in enumerate(subject.trial.partition.rows)
         ]
-    own = varied(subject, clip=UNCLIPPED * clip)
-    norms = list[float]()
-    first = next(own.algorithm.schedule())
-    for world in worlds:
-        with_unit = _first_step(own, weights, world, first)
-        nobody = World({client: (x[:0], y[:0]) for client, (x, y) in world.held.items()})
-        without = _first_step(own, weights, nobody, first)
-        # constants are no unit's
-        norms.append(math.hypot(*norms_apart(with_unit, without).values()) / clip)
+    else:
+        worlds = [World({0: (x[[i]], y[[i]])}, Hidden(0, "alone")) for i in range(len(x))]
+    unclipped = with_params(subject, clip=UNCLIPPED * clip)
+    first = next(unclipped.algorithm.schedule())
+    norms = [_norm_added(unclipped, weights, world, first) / clip for world in worlds]
     if not np.isfinite(norms).all():
         raise Fault(
             f"round {first.number}: one unit alone makes a number that is not finite", FINITE_FIX
@@ -307,13 +375,21 @@ def levels_of(subject: Subject, weights: float, features: int | None = None) -> 
     return None
 
 
+def _norm_added(subject: Subject, weights: float, world: World, first: Round) -> float:
+    """Return the norm of what the rows of a world change in the first step."""
+    with_unit = _first_step(subject, weights, world, first)
+    # Compared with clients without rows, so that constants are not counted as a unit's.
+    empty = World({client: (x[:0], y[:0]) for client, (x, y) in world.rows.items()})
+    without = _first_step(subject, weights, empty, first)
+    return math.hypot(*norms_apart(with_unit, without).values())
+
+
 def _first_step(subject: Subject, weights: float, world: World, first: Round) -> Tensors:
-    """What clients send, and what they keep, in the first step of a training, before the noise."""
-    steps, tape = begun(subject, Draw(weights=weights), world, [first])
+    """Return what clients send and keep in the first step of a training, before the noise."""
+    steps, tape = begin_training(subject, Draw(weights=weights), world, [first])
     next(steps)
     query = tape.queries[0]
-    at_clients = subject.algorithm.noise_at_clients()
-    if at_clients:
+    if subject.algorithm.noise_at_clients():
         sent = query.sent
     else:
         sent = tape.messages[first.number].sums
@@ -321,92 +397,110 @@ def _first_step(subject: Subject, weights: float, world: World, first: Round) ->
     return tensors | {f"kept {name}": value for name, value in query.kept.items()}
 
 
-def norms_apart(one: Tensors, two: Tensors) -> dict[str, float]:
-    """Norms of the difference by name; what only one side has counts in full."""
+def norms_apart(first: Tensors, second: Tensors) -> dict[str, float]:
+    """Return the L2 norm of the difference of two sets of tensors, by name.
+
+    A tensor that only one of them has counts in full.
+    """
     nothing = torch.zeros(())
-    return {
-        name: float((one.get(name, nothing).double() - two.get(name, nothing).double()).norm())
-        for name in {**one, **two}
-    }
+    norms = {}
+    for name in {**first, **second}:
+        difference = first.get(name, nothing).double() - second.get(name, nothing).double()
+        norms[name] = float(difference.norm())
+    return norms
 
 
 def pair_of(subject: Subject, draw: Draw, levels: Levels | None) -> Pair:
-    """The worlds of a draw, and the clip norm and rounds with which they are run."""
+    """Make the two worlds of a draw, with the clip norm and the rounds with which they are run.
+
+    Args:
+        subject: the small cell.
+        draw: how the worlds differ.
+        levels: what :func:`levels_of` measured at the weights and features of the draw.
+    """
     unit = subject.trial.task.unit
-    subject = resized(subject, draw.clients, draw.features)
+    subject = with_size(subject, draw.clients, draw.features)
     draw = replace(draw, client=draw.client % subject.trial.task.clients)
-    whole, other = _worlds(subject, draw, levels)
-    if subject.rounds is None:
-        own = subject
-    else:
-        own = varied(subject, rounds=subject.rounds)
+    whole, other = _worlds_of(subject, draw, levels)
+    changed = subject
+    if subject.rounds is not None:
+        changed = with_params(subject, rounds=subject.rounds)
     if unit == "client" and subject.trial.cell.params.get("client_rate") == 1:
-        own = varied(own, client_rate=draw.client_rate)
-    if (clip := clip_of(subject)) is not None and levels is not None:
-        most = float(levels.norms.max()) * (draw.copies if unit == "group" else 1)
-        own = varied(own, clip=BARELY * clip * most / (draw.magnitude or MAGNITUDES[-1]))
-    schedule = list(own.algorithm.schedule())
-    chosen = {round_.number for round_ in schedule if round_.step == 0} | {
-        number % len(schedule) for number in draw.rounds
-    }
-    return Pair(draw, own, whole, other, tuple(schedule[number] for number in sorted(chosen)))
+        changed = with_params(changed, client_rate=draw.client_rate)
+    clip = clip_of(subject)
+    if clip is not None and levels is not None:
+        most = float(levels.norms.max())
+        if unit == "group":
+            most *= draw.copies
+        magnitude = draw.magnitude or MAGNITUDES[-1]
+        changed = with_params(changed, clip=BARELY * clip * most / magnitude)
+    schedule = list(changed.algorithm.schedule())
+    chosen = {round_.number for round_ in schedule if round_.step == 0}
+    chosen |= {number % len(schedule) for number in draw.rounds}
+    return Pair(draw, changed, whole, other, tuple(schedule[number] for number in sorted(chosen)))
 
 
-def _worlds(subject: Subject, draw: Draw, levels: Levels | None) -> tuple[World, World]:
-    """The world with the unit beside so many rows, and the one without it or with another."""
+def _worlds_of(subject: Subject, draw: Draw, levels: Levels | None) -> tuple[World, World]:
+    """Return the world with the unit, and the one without it or with another in its place."""
     data = subject.data
     stream = np.random.default_rng(draw.seed)
-    held = Held()
+    rows = ClientRows()
     parts = subject.trial.partition.rows
     for client in range(subject.trial.task.clients):
-        numbers = np.resize(parts[client % len(parts)], draw.others[client % len(draw.others)])
-        held[client] = data.x_train[numbers], data.y_train[numbers]
-    x = data.x_train
-    y = data.y_train
+        count = draw.others[client % len(draw.others)]
+        numbers = np.resize(parts[client % len(parts)], count)
+        rows[client] = data.x_train[numbers], data.y_train[numbers]
     if draw.large is not None and levels is not None:
         x = levels.x
         y = levels.y
         many = round(draw.large * draw.size)
-        numbers = np.repeat(
-            [levels.norms.argmin(), levels.norms.argmax()], [draw.size - many, many]
-        )
+        extremes = [levels.norms.argmin(), levels.norms.argmax()]
+        numbers = np.repeat(extremes, [draw.size - many, many])
     else:
-        numbers = np.repeat(
-            stream.integers(len(x), size=draw.size // draw.copies + 1), draw.copies
-        )[: draw.size]
-    return (_clients if subject.trial.task.unit == "client" else _rows)(
-        subject, draw, held, x[numbers], y[numbers], stream
-    )
+        x = data.x_train
+        y = data.y_train
+        distinct = stream.integers(len(x), size=draw.size // draw.copies + 1)
+        numbers = np.repeat(distinct, draw.copies)[: draw.size]
+    make: Callable[..., tuple[World, World]] = _worlds_of_rows
+    if subject.trial.task.unit == "client":
+        make = _worlds_of_clients
+    return make(subject, draw, rows, x[numbers], y[numbers], stream)
 
 
-def _clients(
-    subject: Subject, draw: Draw, held: Held, x: FloatRows, y: Labels, stream: np.random.Generator
+def _worlds_of_clients(
+    subject: Subject,
+    draw: Draw,
+    rows: ClientRows,
+    x: FloatRows,
+    y: Labels,
+    stream: np.random.Generator,
 ) -> tuple[World, World]:
-    mean = np.broadcast_to(subject.data.x_train.mean(0), x.shape)
-    turned = {
-        "class mean": x,
-        "batch mean": mean,
-        "random": stream.standard_normal(x.shape),
-        "opposite": -mean,
-        "one-hot": np.eye(subject.data.dim)[stream.integers(subject.data.dim, size=len(x))],
-    }[draw.direction]
+    """Return two worlds that differ in a client, which has the rows ``x`` with labels ``y``."""
     if len(x):
-        x = unit_norm(turned.astype(np.float32)) * np.float32(draw.magnitude > 0)
+        x = _directed(draw, x, subject.data.x_train.mean(0), stream)
     if draw.label is not None:
         y = np.full(len(y), draw.label)
-    held[draw.client] = x, y
-    whole = World(held)
+    rows[draw.client] = x, y
+    whole = World(rows)
     if draw.way == "resampled":
         return whole, replace(whole, secret=draw.seed + 1)
     if draw.way == "replaced":
-        return whole, World({**held, draw.client: (unit_norm(-x + x.mean(0))[:-3], y[:-3])})
-    return whole, World({client: own for client, own in held.items() if client != draw.client})
+        replacement = unit_norm(-x + x.mean(0))[:-3], y[:-3]
+        return whole, World({**rows, draw.client: replacement})
+    others = {client: values for client, values in rows.items() if client != draw.client}
+    return whole, World(others)
 
 
-def _rows(
-    subject: Subject, draw: Draw, held: Held, x: FloatRows, y: Labels, stream: np.random.Generator
+def _worlds_of_rows(
+    subject: Subject,
+    draw: Draw,
+    rows: ClientRows,
+    x: FloatRows,
+    y: Labels,
+    stream: np.random.Generator,
 ) -> tuple[World, World]:
-    group = subject.trial.task.unit == "group"
+    """Return two worlds that differ in a row or a group beside rows ``x`` with labels ``y``."""
+    data = subject.data
     if draw.label is not None:
         label = draw.label
     elif len(y):
@@ -416,96 +510,125 @@ def _rows(
     if draw.alike:
         y = np.full_like(y, label)
     if draw.way == "replaced":
-        start = len(x) // 2 // ROWS_OF_A_GROUP * ROWS_OF_A_GROUP
-        block = RowBlock(draw.client, start, int(draw.sampled == "first"))
-        turned = (
-            np.concatenate([x[:start], -x[start:]]),
-            np.concatenate([y[:start], (y[start:] + 1) % subject.data.classes]),
-        )
-        return World({**held, draw.client: (x, y)}, block), World(
-            {**held, draw.client: turned}, block
-        )
-    if group:
+        return _worlds_with_other_block(draw, rows, x, y, data.classes)
+    count = 1
+    rows_of_a_unit = 1
+    if subject.trial.task.unit == "group":
         count = draw.copies
-        units_of = ROWS_OF_A_GROUP
-    else:
-        count = 1
-        units_of = 1
-    hidden = Hidden(draw.client, draw.sampled, draw.position)
-    at = min(hidden.index(-(-len(x) // units_of)) * units_of, len(x))
-    data = subject.data
-    if len(x):
-        all_rows = x
-    else:
-        all_rows = subject.data.x_train
+        rows_of_a_unit = ROWS_OF_A_GROUP
+    same_label = data.x_train[data.y_train == label]
     if (y == label).any():
-        same = x[y == label]
-    else:
-        same = data.x_train[data.y_train == label]
-    random = stream.standard_normal(data.dim)
-    mean = {
-        "class mean": same.mean(0),
-        "batch mean": all_rows.mean(0),
-        "random": random,
-        "opposite": -all_rows.mean(0),
-        "one-hot": np.eye(data.dim)[stream.integers(data.dim)],
-    }[draw.direction]
-    row = unit_norm(mean[None].astype(np.float32)) * np.float32(draw.magnitude > 0)
-    more = np.insert(x, [at] * count, row, 0), np.insert(y, [at] * count, label)
-    whole = replace(World({**held, draw.client: more}, hidden), size=count)
-    return whole, World({**held, draw.client: (x, y)}, replace(hidden, present=False))
+        same_label = x[y == label]
+    batch = data.x_train
+    if len(x):
+        batch = x
+    unit_row = _directed(draw, same_label.mean(0)[None], batch.mean(0), stream)
+    hidden = Hidden(draw.client, draw.sampled, draw.position)
+    units_before = hidden.index(-(-len(x) // rows_of_a_unit))
+    place = [min(units_before * rows_of_a_unit, len(x))] * count
+    with_unit = np.insert(x, place, unit_row, 0), np.insert(y, place, label)
+    whole = World({**rows, draw.client: with_unit}, hidden, count)
+    return whole, World({**rows, draw.client: (x, y)}, replace(hidden, present=False))
 
 
-def begun(
+def _worlds_with_other_block(
+    draw: Draw, rows: ClientRows, x: FloatRows, y: Labels, classes: int
+) -> tuple[World, World]:
+    """Return two worlds that differ in half of a client's rows, which few samples or none hold."""
+    start = len(x) // 2 // ROWS_OF_A_GROUP * ROWS_OF_A_GROUP
+    block = RowBlock(draw.client, start, int(draw.sampled == "first"))
+    other_x = np.concatenate([x[:start], -x[start:]])
+    other_y = np.concatenate([y[:start], (y[start:] + 1) % classes])
+    whole = World({**rows, draw.client: (x, y)}, block)
+    return whole, World({**rows, draw.client: (other_x, other_y)}, block)
+
+
+def _directed(
+    draw: Draw, class_rows: FloatRows, mean: FloatRows, stream: np.random.Generator
+) -> FloatRows:
+    """Return rows of norm 1 that point where the draw says; zero rows if its magnitude is 0.
+
+    Args:
+        draw: names the direction.
+        class_rows: rows ``[n, d]`` for the direction ``class mean``; as many are returned.
+        mean: the mean row ``[d]`` of the batch.
+        stream: random numbers.
+    """
+    shape = class_rows.shape
+    means = np.broadcast_to(mean, shape)
+    directions = {
+        "class mean": class_rows,
+        "batch mean": means,
+        "random": stream.standard_normal(shape),
+        "opposite": -means,
+        "one-hot": np.eye(shape[1])[stream.integers(shape[1], size=len(class_rows))],
+    }
+    rows = unit_norm(directions[draw.direction].astype(np.float32))
+    return rows * np.float32(draw.magnitude > 0)
+
+
+def begin_training(
     subject: Subject,
     draw: Draw,
     world: World,
     schedule: Sequence[Round],
     script: Tape | None = None,
 ) -> tuple[Steps, Tape]:
-    """A training in a world, all clients in one cohort, and what they will do; with a ``script``,
-    the noise gives that world's outputs.
+    """Begin a training in a world, with all clients in one cohort.
+
+    Args:
+        subject: the small cell.
+        draw: gives the seed and the weights that the server starts from.
+        world: the rows of the clients.
+        schedule: the rounds that are run.
+        script: another world's tape, whose noisy outputs this training is given.
+
+    Returns:
+        The training, a record per round; and the tape, to which it adds what its clients do.
     """
-    cell = subject.trial.cell
     task = subject.trial.task
     algorithm = subject.build()
-    members = tuple(world.held)
-    x, y = zip(*world.held.values(), strict=True)
-    held = tuple(np.arange(start, end) for start, end in pairwise(np.cumsum([0, *map(len, y)])))
+    members = tuple(world.rows)
+    x, y = zip(*world.rows.values(), strict=True)
+    bounds = np.cumsum([0, *map(len, y)])
+    groups = None
     if task.unit == "group":
         groups = tuple(map(world.groups_of, members))
-    else:
-        groups = None
     spec = CohortSpec(
-        cell.algorithm,
-        cell.params,
+        subject.trial.cell.algorithm,
+        subject.trial.cell.params,
         task,
         subject.plan,
         Seeds(draw.seed, world.secret),
         members,
-        held,
+        tuple(np.arange(start, end) for start, end in pairwise(bounds)),
         groups,
     )
     cohort = watched(spec, np.concatenate(x), np.concatenate(y), world.hidden, script)
-    pool = WatchedPool([cohort], script=None if script is None else [script])
+    scripts = None
+    if script is not None:
+        scripts = [script]
+    pool = WatchedPool([cohort], script=scripts)
     start = None
     if draw.weights != 1:
-        server = algorithm.initial_server(Seeds(draw.seed).public)
-        tensors = {
-            f"server.model.{name}": draw.weights * p.detach()
-            for name, p in server.model.named_parameters()
-            if p.numel()
-        }
-        tensors |= {f"server.tensors.{name}": value for name, value in server.tensors.items()}
-        start = Checkpoint(0, tensors, Ledger().to_json(), 0, 0)
+        start = _start_with_weights(algorithm, draw)
     fix_random_states()
-    return rounds.train(
-        algorithm, pool, subject.plan, Seeds(draw.seed), start, schedule=schedule
-    ), tape_of(cohort)
+    steps = rounds.train(algorithm, pool, subject.plan, Seeds(draw.seed), start, schedule=schedule)
+    return steps, tape_of(cohort)
+
+
+def _start_with_weights(algorithm: Algorithm, draw: Draw) -> Checkpoint:
+    """Return a checkpoint before the first round with a share of the initial weights."""
+    server = algorithm.initial_server(Seeds(draw.seed).public)
+    tensors = {f"server.tensors.{name}": value for name, value in server.tensors.items()}
+    for name, parameter in server.model.named_parameters():
+        if parameter.numel():
+            tensors[f"server.model.{name}"] = draw.weights * parameter.detach()
+    return Checkpoint(0, tensors, Ledger().to_json(), 0, 0)
 
 
 def clip_of(subject: Subject) -> float | None:
-    """The parameter that sets the clip norm, if there is one."""
+    """Return the parameter that sets the clip norm; None if the algorithm has none."""
     clip = subject.trial.cell.params.get("clip")
     if isinstance(clip, float | int):
         return float(clip)

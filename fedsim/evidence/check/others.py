@@ -1,5 +1,8 @@
-"""All checks but that of sensitivity: what is assumed, what is paid, what can be repeated, and what
-is left behind.
+"""All checks of an algorithm but that of its sensitivity.
+
+A check is a function of a :class:`fedsim.evidence.check.subject.Subject`. It returns in a few words
+what it saw. It raises ``Fault`` if the algorithm breaks its contract, and ``Idle`` if there is
+nothing to check.
 """
 
 from __future__ import annotations
@@ -9,6 +12,7 @@ import math
 import pickle
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -20,10 +24,10 @@ from fedsim.evidence.check.subject import (
     Idle,
     Subject,
     Training,
-    drawn,
+    answers_of,
+    equal,
     fix_random_states,
     random_states,
-    same,
     train,
 )
 from fedsim.evidence.worlds import Query, WatchedPool
@@ -37,7 +41,7 @@ from fedsim.plugins.registry import said
 from fedsim.seeds import Seeds
 from fedsim.training import rounds
 from fedsim.training.cohort import LocalPool
-from fedsim.training.state import Checkpoints, copied
+from fedsim.training.state import Checkpoint, Checkpoints, copied
 
 REMEMBERS_FIX = (
     "let probabilities depend on the row that it is given and on the server's state, and "
@@ -80,31 +84,34 @@ RANDOM_FIX = (
 )
 
 SHOWN_ROWS = 3000
-"""Rows that a classifier is shown before it is asked again."""
+"""The number of rows that a classifier is shown before it is asked about the first one again."""
 DEVIATIONS = 6.0
-"""How many standard errors of an estimate are put down to chance."""
+"""The number of standard errors of an estimate that may be due to chance."""
 SAME_DRAW = 1e-5
-"""Relative difference of two short draws that is put down to rounding."""
+"""The relative difference of two short draws of noise that may be due to rounding."""
 PACKINGS: tuple[tuple[tuple[int, ...], tuple[int, ...]], ...] = (
     ((1, 2, 1), (0, 1, 2)),
     ((1, 1, 1, 1), (3, 1, 2, 0)),
 )
-"""Clients per actor, and the order in which actors compute."""
+"""Numbers of clients per actor, and the order in which the actors compute."""
 ORDER = 1e-4
-GROWTH_A_ROUND = 2.0
-"""What the order of a sum may change of a tensor in the first round, relative to its norm, and by
-how much more in each further one.
+"""The change of a tensor, relative to its norm, that another order of its sum may make in the first
+round.
 """
+GROWTH_A_ROUND = 2.0
+"""The factor by which that change may grow with every further round."""
 
 
 def per_example(subject: Subject) -> str:
-    """A loss or a statistic of a row depends on no other row."""
+    """Check that what a row adds to a loss or a statistic depends on no other row.
+
+    Raises:
+        Fault: it depends on another row.
+        Idle: the algorithm has no loss or statistic that is clipped by example.
+    """
     algorithm = subject.algorithm
-    if (
-        subject.plan is None
-        or algorithm.clips_clients()
-        or not isinstance(algorithm, DPSGD | LocalDPSGD | OneShot)
-    ):
+    clips_examples = isinstance(algorithm, DPSGD | LocalDPSGD | OneShot)
+    if subject.plan is None or algorithm.clips_clients() or not clips_examples:
         raise Idle("no loss or statistic whose examples are clipped one by one")
     try:
         if isinstance(algorithm, OneShot):
@@ -125,30 +132,33 @@ def per_example(subject: Subject) -> str:
 
 
 def trains(subject: Subject) -> str:
-    """A whole training runs."""
+    """Check that a whole training runs."""
     return f"{len(subject.first[0].records)} rounds on {subject.trial.task.clients} clients"
 
 
 def predictions(subject: Subject) -> str:
-    """What a classifier predicts of a row depends on no other row that it was shown: a tuned cell
-    scores it on private rows.
+    """Check that a classifier's prediction for a row depends on no row that it was shown before.
 
-    One held-out unit may change the score by its own prediction alone
-    (:mod:`fedsim.privacy.selection`).
+    A tuned cell scores the classifier on private rows. One held-out unit may change that score by
+    its own prediction alone (:mod:`fedsim.privacy.selection`).
+
+    Raises:
+        Fault: a prediction changed after other rows.
+        Idle: the algorithm trains a generator.
     """
-    made = subject.first[0].trained.made
+    product = subject.first[0].trained.made
     rows = torch.from_numpy(subject.data.x_train)
-    if not is_classifier(made):
+    if not is_classifier(product):
         raise Idle("a generator is shown no row")
-    first = own(made, 0).probabilities(rows[:1])
+    before = own(product, 0).probabilities(rows[:1])
     for row in rows[1:]:
-        own(made, 0).probabilities(row[None])
+        own(product, 0).probabilities(row[None])
     for _ in range(SHOWN_ROWS // len(rows)):
-        own(made, 0).probabilities(rows)
-    again = own(made, 0).probabilities(rows[:1])
-    if not same(first, again):
+        own(product, 0).probabilities(rows)
+    after = own(product, 0).probabilities(rows[:1])
+    if not equal(before, after):
         raise Fault(
-            f"what it predicts of a row changes by {float((first - again).abs().max()):.3g} "
+            f"what it predicts of a row changes by {float((before - after).abs().max()):.3g} "
             "after other rows",
             REMEMBERS_FIX,
         )
@@ -156,153 +166,196 @@ def predictions(subject: Subject) -> str:
 
 
 def public_rows(subject: Subject) -> str:
-    """The public rows are what they were, for server and clients: nothing of a private row comes to
-    anybody as public.
+    """Check that server and clients leave the public rows as they are.
+
+    Otherwise values of private rows could reach somebody as public ones.
+
+    Raises:
+        Fault: a training replaced or changed the public rows.
     """
     trial = subject.trial
-    given = subject.data.public
-    if trial.cell.public_hash is None or given is None:
+    public = subject.data.public
+    if trial.cell.public_hash is None or public is None:
         return "it uses none"
-    held = [
-        trial.task.public,
-        *(cohort.algorithm.task.public for cohort in subject.first[1].cohorts),
-    ]
-    if any(rows is not given for rows in held):
+    cohorts = subject.first[1].cohorts
+    tasks = [trial.task, *(cohort.algorithm.task for cohort in cohorts)]
+    if any(task.public is not public for task in tasks):
         raise Fault("a training put other rows in the place of task.public", PUBLIC_FIX)
-    if replace(given).fingerprint != trial.cell.public_hash:
+    if replace(public).fingerprint != trial.cell.public_hash:
         raise Fault("a training wrote into task.public", PUBLIC_FIX)
     return "the grid's, before and after a training"
 
 
-def noise(subject: Subject) -> str:
-    """Clients' noise has the planned standard deviation, and differs for every client and step; a
-    server's is the harness's.
+class _NoiseDraw(NamedTuple):
+    """The noise that a client added to one query.
+
+    Attributes:
+        client: the client's number.
+        query: the query.
+        values: all numbers of the noise, flat, in float64.
     """
-    if subject.plan is None:
+
+    client: int
+    query: Query
+    values: Tensor
+
+
+def noise(subject: Subject) -> str:
+    """Check that clients' noise has the planned standard deviation and that no draw is reused.
+
+    The noise of a server is drawn by fedsim itself, so it is not checked.
+
+    Raises:
+        Fault: noise is missing, has another size, or is used twice.
+        Idle: the algorithm is not private.
+    """
+    plan = subject.plan
+    if plan is None:
         raise Idle("not private")
     pool = WatchedPool(subject.cohorts((1,) * subject.trial.task.clients))
-    train(subject.build(), pool, subject.plan, 0)
-    silo = subject.plan.trust == "silo"
+    train(subject.build(), pool, plan, 0)
+    is_silo = plan.trust == "silo"
     draws = [
-        (client, query, _added(query, silo=silo))
+        _NoiseDraw(client, query, _noise_of(query, is_silo=is_silo))
         for client, tape in enumerate(pool.tapes)
         for query in tape.queries
     ]
-    for length in {len(values) for *_, values in draws} - {0}:
-        _check_fresh([draw for draw in draws if len(draw[2]) == length])
-    for release in subject.plan.releases:
-        values = torch.cat(
-            [
-                torch.zeros(0).double(),
-                *(values for _, query, values in draws if query.release.name == release.name),
-            ]
-        )
-        size = float(values.square().mean().sqrt())
-        planned = subject.plan.noise_std(release.name)
-        allowed = max(DEVIATIONS / math.sqrt(2 * max(len(values), 1)), 1e-3)
-        if len(values) and not abs(size / planned - 1) <= allowed:
-            raise Fault(
-                f"clients' noise on '{release.name}' has standard deviation {size:.4g}, "
-                f"planned is {planned:.4g}",
-                NOISE_FIX,
-            )
+    lengths = {len(draw.values) for draw in draws}
+    for length in lengths - {0}:
+        _check_fresh([draw for draw in draws if len(draw.values) == length])
+    for release in plan.releases:
+        values = [draw.values for draw in draws if draw.query.release.name == release.name]
+        _check_size(release.name, _joined(values), plan.noise_std(release.name))
     return "of the planned size, no two draws alike"
 
 
-def _added(query: Query, *, silo: bool) -> Tensor:
+def _noise_of(query: Query, *, is_silo: bool) -> Tensor:
+    """Return the noise that clients added to a query, flat, in float64."""
     pairs = [(value, query.noised.kept[name]) for name, value in query.kept.items()]
-    if silo:
+    if is_silo:
         pairs += [(value, query.noised.sent[name]) for name, value in query.sent.items()]
-    return torch.cat(
-        [torch.zeros(0).double(), *((noisy - value).double().flatten() for value, noisy in pairs)]
-    )
+    return _joined([(noisy - value).double().flatten() for value, noisy in pairs])
 
 
-def _check_fresh(draws: Sequence[tuple[int, Query, Tensor]]) -> None:
-    """That no two draws of one length are alike."""
-    values = torch.stack([added for *_, added in draws])
-    for client, query, added in draws:
-        if not float(added.norm()) > 0:
-            raise Fault(f"client {client} adds no noise in step {query.step}", NOISE_FIX)
-    length = values.shape[1]
-    unit = values / values.norm(dim=1, keepdim=True)
-    correlation = (unit @ unit.T).abs().fill_diagonal_(0)
-    # a few numbers are often nearly parallel by chance, but not equal
-    if length < DEVIATIONS**2:
-        correlation *= torch.cdist(values, values) <= SAME_DRAW * values.norm(dim=1)
-    if not float(correlation.max()) <= min(DEVIATIONS / math.sqrt(length), 0.999):
-        first, second = (draws[i] for i in divmod(int(correlation.argmax()), len(draws)))
-        which = (
-            f"client {first[0]} in step {first[1].step} and of client {second[0]} in step "
-            f"{second[1].step}"
-        )
+def _joined(values: Sequence[Tensor]) -> Tensor:
+    """Return flat tensors one after another, an empty one for none."""
+    return torch.cat([torch.zeros(0).double(), *values])
+
+
+def _check_size(name: str, values: Tensor, planned: float) -> None:
+    """Raise a fault if noise on a release has another standard deviation than planned."""
+    size = float(values.square().mean().sqrt())
+    allowed = max(DEVIATIONS / math.sqrt(2 * max(len(values), 1)), 1e-3)
+    if len(values) and not abs(size / planned - 1) <= allowed:
         raise Fault(
-            f"the noise of {which} is used twice (correlation {float(correlation.max()):.3g})",
+            f"clients' noise on '{name}' has standard deviation {size:.4g}, "
+            f"planned is {planned:.4g}",
             NOISE_FIX,
         )
 
 
+def _check_fresh(draws: Sequence[_NoiseDraw]) -> None:
+    """Raise a fault if a draw of noise is zero, or if two draws of one length are the same."""
+    for draw in draws:
+        if not float(draw.values.norm()) > 0:
+            raise Fault(f"client {draw.client} adds no noise in step {draw.query.step}", NOISE_FIX)
+    values = torch.stack([draw.values for draw in draws])
+    length = values.shape[1]
+    unit = values / values.norm(dim=1, keepdim=True)
+    correlation = (unit @ unit.T).abs().fill_diagonal_(0)
+    # A few numbers are often nearly parallel by chance, but not equal.
+    if length < DEVIATIONS**2:
+        correlation *= torch.cdist(values, values) <= SAME_DRAW * values.norm(dim=1)
+    largest = float(correlation.max())
+    if not largest <= min(DEVIATIONS / math.sqrt(length), 0.999):
+        first, second = divmod(int(correlation.argmax()), len(draws))
+        which = (
+            f"client {draws[first].client} in step {draws[first].query.step} and of "
+            f"client {draws[second].client} in step {draws[second].query.step}"
+        )
+        raise Fault(f"the noise of {which} is used twice (correlation {largest:.3g})", NOISE_FIX)
+
+
 def budget(subject: Subject) -> str:
-    """The ledger holds what the plan planned, and epsilon is spent, not overspent."""
+    """Check that the ledger holds what the plan says, and that epsilon is spent and not overspent.
+
+    Raises:
+        Fault: the ledger differs from the plan, or something is noised without a plan.
+    """
     plan = subject.plan
-    ledger = subject.first[0].trained.ledger
+    training = subject.first[0]
+    ledger = training.trained.ledger
     if plan is None:
-        if ledger.mechanisms() or any(
-            record.values["noise_norm"] for record in subject.first[0].records
-        ):
+        is_noised = any(record.values["noise_norm"] for record in training.records)
+        if ledger.mechanisms() or is_noised:
             raise Fault(
                 "it is not private, yet something is noised or accounted",
                 "set private = True, or leave noise alone",
             )
         return "no epsilon, no noise, no ledger"
-    if fault := ledger.unaccounted(plan, subject.trial.task.clients):
-        raise Fault(fault, LEDGER_FIX)
+    difference = ledger.unaccounted(plan, subject.trial.task.clients)
+    if difference:
+        raise Fault(difference, LEDGER_FIX)
     spent, accountant = ledger.epsilon(plan.delta)
     text = f"epsilon {spent:.4g} of {plan.epsilon_target:g} ({accountant})"
-    if not 0.99 * plan.epsilon_target <= spent <= plan.epsilon_target:
-        raise Fault(
-            f"{text}: {'over' if spent > plan.epsilon_target else 'under'}spent", LEDGER_FIX
-        )
+    if spent > plan.epsilon_target:
+        raise Fault(f"{text}: overspent", LEDGER_FIX)
+    if not spent >= 0.99 * plan.epsilon_target:
+        raise Fault(f"{text}: underspent", LEDGER_FIX)
     return text
 
 
 def determinism(subject: Subject) -> str:
-    """The data stay as they are; two trainings of one seed are equal bit for bit, those of two
-    seeds differ where there is noise.
+    """Check that a seed decides every bit of a training, and that the data stay as they are.
+
+    Two trainings with one seed are equal to the last bit. Two seeds give different results where
+    there is noise.
+
+    Raises:
+        Fault: data changed, equal seeds differ, or different seeds give the same result.
     """
-    one = subject.first[0]
-    data = subject.data
-    held = subject.trial.partition.rows
-    clients = subject.first[1].cohorts[0].clients
-    # of a copy, for the data set itself keeps the fingerprint that it had
-    if subject.trial.cell.dataset_hash != replace(data).fingerprint:
-        raise Fault("the data set has changed in memory", UNTOUCHED_FIX)
-    pooled = clients.pooled
-    joined = np.concatenate(held)
-    for x, y, rows in [*zip(clients.x, clients.y, held, strict=True), (pooled.x, pooled.y, joined)]:
-        if not (
-            np.array_equal(x.numpy(), data.x_train[rows])
-            and np.array_equal(y.numpy(), data.y_train[rows])
-        ):
-            raise Fault("clients' rows are not what the partition gave", UNTOUCHED_FIX)
-    if difference := _unequal(subject, one, subject.train()):
+    first = subject.first[0]
+    _check_data(subject)
+    difference = _difference(subject, first, subject.train())
+    if difference:
         raise Fault(f"two trainings with one seed differ: {difference}", SEED_FIX)
-    if subject.plan is not None and not _unequal(subject, one, subject.train(seed=1)):
+    if subject.plan is not None and not _difference(subject, first, subject.train(seed=1)):
         raise Fault("another seed gives the same result, though there is noise", SEED_FIX)
     return "the same seed gives the same bits, another seed others"
 
 
-def packing(subject: Subject) -> str:
-    """Parameters and messages are sent as they are; clients are packed onto actors in any way,
-    which compute in any order.
+def _check_data(subject: Subject) -> None:
+    """Raise a fault if the training changed the data set or the rows of a client."""
+    data = subject.data
+    # The fingerprint of a copy is computed anew; the data set itself remembers its own.
+    if subject.trial.cell.dataset_hash != replace(data).fingerprint:
+        raise Fault("the data set has changed in memory", UNTOUCHED_FIX)
+    numbers = subject.trial.partition.rows
+    clients = subject.first[1].cohorts[0].clients
+    pooled = clients.pooled
+    parts = list(zip(clients.x, clients.y, numbers, strict=True))
+    parts.append((pooled.x, pooled.y, np.concatenate(numbers)))
+    for x, y, rows in parts:
+        same_x = np.array_equal(x.numpy(), data.x_train[rows])
+        same_y = np.array_equal(y.numpy(), data.y_train[rows])
+        if not (same_x and same_y):
+            raise Fault("clients' rows are not what the partition gave", UNTOUCHED_FIX)
 
-    The server of another packing is given the first one's sums, so that rounding is not amplified
+
+def packing(subject: Subject) -> str:
+    """Check that messages can be sent and that results do not depend on how actors share clients.
+
+    Clients are packed onto actors in several ways, and the actors compute in several orders. The
+    server of each packing is given the sums of the first training, so that rounding does not grow
     from round to round.
+
+    Raises:
+        Fault: parameters or messages cannot be sent, or a packing gives other results.
     """
-    params, (one, pool) = subject.algorithm.params, subject.first
+    params = subject.algorithm.params
     if type(params).model_validate(json.loads(params.model_dump_json())) != params:
         raise Fault("the parameters are not themselves after JSON", SEND_FIX)
-    for number, message in pool.tapes[0].messages.items():
+    for number, message in subject.first[1].tapes[0].messages.items():
         try:
             pickle.dumps(message)
         except Exception as error:
@@ -310,110 +363,144 @@ def packing(subject: Subject) -> str:
                 f"round {number}: the message cannot be serialised ({said(error)[:300]})", SEND_FIX
             ) from error
     for sizes, order in PACKINGS:
-        other = WatchedPool(subject.cohorts(sizes), order, pool.tapes)
-        two = train(subject.build(), other, subject.plan, 0)
-        for before, after in zip(one.progress, two.progress, strict=True):
-            number = before.round - 1
-            allowed = ORDER * GROWTH_A_ROUND ** (before.round - 1)
-            messages = [tape.messages[number] for tape in other.tapes]
-            whole = pool.tapes[0].messages[number]
-            difference = _apart(
-                whole.sums, add_in_order([message.sums for message in messages]), allowed
+        difference = _packing_difference(subject, sizes, order)
+        if difference:
+            actors = ", ".join(map(str, sizes))
+            turns = ", ".join(map(str, order))
+            raise Fault(
+                f"on actors of {actors} clients, computed in the order {turns}: {difference}",
+                PACKING_FIX,
             )
-            difference = difference or _apart(before.tensors, after.tensors, allowed)
-            if whole.uplink_bytes != (sent := sum(message.uplink_bytes for message in messages)):
-                difference = difference or f"{whole.uplink_bytes} bytes sent became {sent}"
-            if difference:
-                on = (
-                    f"actors of {', '.join(map(str, sizes))} clients, computed in the order "
-                    f"{', '.join(map(str, order))}"
-                )
-                raise Fault(f"on {on}: round {number}: {difference}", PACKING_FIX)
     return "the same on 1, 3 and 4 actors, in any order"
 
 
-def _apart(one: Tensors, two: Tensors, order: float) -> str:
-    """The first tensor, if any, that differs by more than the order of a sum."""
-    for name in {**one, **two}:
-        if name not in one or name not in two or one[name].shape != two[name].shape:
+def _packing_difference(subject: Subject, sizes: tuple[int, ...], order: Sequence[int]) -> str:
+    """Return the first difference of a training on actors of ``sizes`` clients; empty for none."""
+    first, pool = subject.first
+    other_pool = WatchedPool(subject.cohorts(sizes), order, pool.tapes)
+    second = train(subject.build(), other_pool, subject.plan, 0)
+    for before, after in zip(first.progress, second.progress, strict=True):
+        number = before.round - 1
+        allowed = ORDER * GROWTH_A_ROUND**number
+        message = pool.tapes[0].messages[number]
+        messages = [tape.messages[number] for tape in other_pool.tapes]
+        sums = add_in_order([part.sums for part in messages])
+        sent = sum(part.uplink_bytes for part in messages)
+        difference = _apart(message.sums, sums, allowed)
+        difference = difference or _apart(before.tensors, after.tensors, allowed)
+        if message.uplink_bytes != sent:
+            difference = difference or f"{message.uplink_bytes} bytes sent became {sent}"
+        if difference:
+            return f"round {number}: {difference}"
+    return ""
+
+
+def _apart(first: Tensors, second: Tensors, order: float) -> str:
+    """Say which tensor differs by more than the order of a sum explains; empty for none."""
+    for name in {**first, **second}:
+        if name not in first or name not in second or first[name].shape != second[name].shape:
             return f"'{name}' is not there, or has another shape"
-        first = one[name].double()
-        second = two[name].double()
-        allowed = order * (math.sqrt(first.numel()) / 10 + float(first.norm()))
-        if not same(first, second) and not float((first - second).norm()) <= allowed:
-            return f"'{name}' differs by up to {float((first - second).abs().max()):.3g}"
+        before = first[name].double()
+        after = second[name].double()
+        allowed = order * (math.sqrt(before.numel()) / 10 + float(before.norm()))
+        if not equal(before, after) and not float((before - after).norm()) <= allowed:
+            return f"'{name}' differs by up to {float((before - after).abs().max()):.3g}"
     return ""
 
 
 def resume(subject: Subject) -> str:
-    """Going on from the checkpoint of any round, through the bytes of its file, equals the
-    uninterrupted training.
+    """Check that a training resumed from a checkpoint's file equals the uninterrupted one.
+
+    It is resumed after the first two rounds, the middle one and the last.
+
+    Raises:
+        Fault: a resumed training differs.
     """
     whole = subject.first[0]
-    some = sorted(
-        {0, 1, len(whole.progress) // 2, len(whole.progress) - 1} & set(range(len(whole.progress)))
-    )
-    for at in (whole.progress[i] for i in some):
-        kept = Checkpoints()
-        kept.save(at)
-        rest = train(subject.build(), WatchedPool(subject.cohorts()), subject.plan, 0, kept.load())
-        if difference := _unequal(subject, whole, rest, at.round):
+    count = len(whole.progress)
+    tried = sorted({0, 1, count // 2, count - 1} & set(range(count)))
+    for number in tried:
+        checkpoint = whole.progress[number]
+        rest = _resumed(subject, checkpoint)
+        difference = _difference(subject, whole, rest, checkpoint.round)
+        if difference:
             raise Fault(
-                f"going on after {at.round} of {len(whole.records)} rounds differs: {difference}",
+                f"going on after {checkpoint.round} of {len(whole.records)} rounds differs: "
+                f"{difference}",
                 RESUME_FIX,
             )
-    return (
-        f"the same after {', '.join(str(i + 1) for i in some)} of {len(whole.records)} "
-        "rounds, through a file's bytes"
-    )
+    numbers = ", ".join(str(number + 1) for number in tried)
+    return f"the same after {numbers} of {len(whole.records)} rounds, through a file's bytes"
+
+
+def _resumed(subject: Subject, checkpoint: Checkpoint) -> Training:
+    """Train from a checkpoint that went through the bytes of its file."""
+    checkpoints = Checkpoints()
+    checkpoints.save(checkpoint)
+    pool = WatchedPool(subject.cohorts())
+    return train(subject.build(), pool, subject.plan, 0, checkpoints.load())
 
 
 def restored(subject: Subject) -> str:
-    """A generator that is made again from what a run keeps of it, without public rows, is the same
-    generator.
+    """Check that a generator made from the state that a run keeps is the same generator.
+
+    It is made without public rows, because a run does not keep these.
+
+    Raises:
+        Fault: the restored generator draws other rows.
+        Idle: the algorithm trains a classifier.
     """
     if not subject.algorithm.generates(subject.algorithm.params):
         raise Idle("a classifier is not kept")
+    trial = subject.trial
     trained = subject.first[0].trained
-    bare = replace(
-        subject, trial=replace(subject.trial, task=replace(subject.trial.task, public=None))
-    )
-    again, _ = rounds.restored(bare.build(), copied(trained.state), subject.plan, Seeds(0))
-    before, after = (
-        drawn(made, subject.data, subject.trial.task.clients) for made in (trained.made, again)
-    )
-    if not same(before, after):
-        by = float((before - after).abs().max())
+    without_public = replace(trial, task=replace(trial.task, public=None))
+    algorithm = replace(subject, trial=without_public).build()
+    generator, _ = rounds.restored(algorithm, copied(trained.state), subject.plan, Seeds(0))
+    before = answers_of(trained.made, subject.data, trial.task.clients)
+    after = answers_of(generator, subject.data, trial.task.clients)
+    if not equal(before, after):
         raise Fault(
-            f"made again from its saved state it generates other rows, by up to {by:.3g}",
+            "made again from its saved state it generates other rows, by up to "
+            f"{float((before - after).abs().max()):.3g}",
             RESTORE_FIX,
         )
     return "the same rows from its saved state"
 
 
 def finite(subject: Subject) -> str:
-    """What was trained answers with finite rows, or class probabilities."""
-    made = subject.first[0].trained.made
+    """Check that the trained generator or classifier returns finite numbers of the right shape.
+
+    Raises:
+        Fault: the shape is wrong, or a number is not finite.
+    """
+    product = subject.first[0].trained.made
     task = subject.trial.task
-    if is_classifier(made):
+    if is_classifier(product):
         name = "probabilities"
         width = task.classes
     else:
         name = "sample"
         width = task.dim
-    said = drawn(made, subject.data, task.clients)
-    if said.shape[1:] != (width,):
-        raise Fault(f"{name} returned rows of shape {list(said.shape[1:])}", f"return [n, {width}]")
-    if not said.isfinite().all():
+    answers = answers_of(product, subject.data, task.clients)
+    shape = list(answers.shape[1:])
+    if shape != [width]:
+        raise Fault(f"{name} returned rows of shape {shape}", f"return [n, {width}]")
+    if not answers.isfinite().all():
         raise Fault(f"{name} returned numbers that are not finite", "return finite numbers")
-    return f"{said.dtype} [n, {width}]".replace("torch.", "")
+    return f"{answers.dtype} [n, {width}]".replace("torch.", "")
 
 
 def global_random(subject: Subject) -> str:
-    """Nothing draws from a global random generator."""
+    """Check that a training draws nothing from the global random generators.
+
+    Raises:
+        Fault: the state of torch's, numpy's or Python's generator changed.
+    """
     start = fix_random_states()
-    subject.train()  # which starts there, too
-    if touched := [name for name, state in random_states().items() if state != start[name]]:
+    subject.train()  # which begins with the same states
+    touched = [name for name, state in random_states().items() if state != start[name]]
+    if touched:
         raise Fault(
             f"the training draws from the global random generator of {' and '.join(touched)}",
             RANDOM_FIX,
@@ -421,26 +508,28 @@ def global_random(subject: Subject) -> str:
     return "torch's, numpy's and Python's are as they were"
 
 
-def _unequal(subject: Subject, one: Training, two: Training, start: int = 0) -> str:
-    """The first thing, if any, in which two trainings differ by a bit; the second one began at
-    round ``start``.
+def _difference(subject: Subject, first: Training, second: Training, start: int = 0) -> str:
+    """Say where two trainings first differ by a bit; empty if they are equal.
+
+    Args:
+        subject: what both trained.
+        first: a whole training.
+        second: another one, which began at round ``start``.
+        start: the number of rounds of the first that the second did not run.
     """
-    for was, became in zip(one.records[start:], two.records, strict=True):
-        for name in {**was.values, **became.values}:
-            if repr(was.values.get(name)) != repr(became.values.get(name)):
-                return (
-                    f"round {was.round}, {name}: {was.values.get(name)!r:.24} and "
-                    f"{became.values.get(name)!r:.24}"
-                )
-    if (one.trained.ledger, one.trained.uplink_bytes) != (
-        two.trained.ledger,
-        two.trained.uplink_bytes,
-    ):
+    for before, after in zip(first.records[start:], second.records, strict=True):
+        for name in {**before.values, **after.values}:
+            old = before.values.get(name)
+            new = after.values.get(name)
+            # Compared as texts, so that what is not a number equals itself.
+            if repr(old) != repr(new):
+                return f"round {before.round}, {name}: {old!r:.24} and {new!r:.24}"
+    same_ledger = first.trained.ledger == second.trained.ledger
+    if not same_ledger or first.trained.uplink_bytes != second.trained.uplink_bytes:
         return "the ledgers, or the bytes sent"
-    first, second = (
-        drawn(training.trained.made, subject.data, subject.trial.task.clients)
-        for training in (one, two)
-    )
-    if same(first, second):
+    clients = subject.trial.task.clients
+    answers = answers_of(first.trained.made, subject.data, clients)
+    others = answers_of(second.trained.made, subject.data, clients)
+    if equal(answers, others):
         return ""
-    return f"what the result generates, by up to {float((first - second).abs().max()):.3g}"
+    return f"what the result generates, by up to {float((answers - others).abs().max()):.3g}"

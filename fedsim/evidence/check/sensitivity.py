@@ -1,7 +1,9 @@
-"""Remove-one sensitivity, measured: what one unit changes in every query while both worlds see the
-same noisy outputs.
+"""The check of an algorithm's sensitivity: what one unit changes in every query, measured.
 
-Sampling belongs to it, for its amplification is of a sensitivity.
+Pairs of trainings run in neighbouring worlds, one with a unit and one without it. The clients of
+both get the same noisy outputs, so what differs between them are the queries, and their difference
+must be within the plan's sensitivity. Poisson sampling is checked here too, because the plan's
+amplification holds only for samples of the claimed rate.
 """
 
 from __future__ import annotations
@@ -24,7 +26,7 @@ from fedsim.evidence.check.neighbours import (
     Levels,
     Pair,
     World,
-    begun,
+    begin_training,
     draw_of,
     levels_of,
     norms_apart,
@@ -34,26 +36,31 @@ from fedsim.evidence.check.subject import (
     Fault,
     Idle,
     Subject,
-    drawn,
-    raised,
+    answers_of,
+    blame,
 )
 from fedsim.evidence.forked import forked, in_forks
-from fedsim.evidence.worlds import Divergence, Query, Tape
-from fedsim.methods.messages import Tensors
+from fedsim.evidence.worlds import Divergence, Query, Sample, Tape
+from fedsim.methods.messages import Round, Tensors
 from fedsim.privacy.ledger import Ledger
 from fedsim.privacy.plan import THEOREMS
 from fedsim.seeds import Purpose, Seeds
 from fedsim.training import rounds
 
+LevelsByStart = Mapping[tuple[float, int | None], Levels | None]
+"""Levels by the share of the initial weights and the number of features."""
 BOUND_SLACK = 1e-3
-"""Relative excess over the bound that is put down to rounding."""
+"""The relative excess over the bound that may be due to rounding."""
 TOGETHER = 8
-"""Pairs whose first worlds share a process, and whose second ones do: what a module keeps of
-earlier ones then differs, too.
+"""The number of pairs whose first worlds share one process, and whose second worlds share another.
+
+What a module remembers of earlier worlds then differs between the two worlds of a pair, too.
 """
 ROUNDING = 1e-6
-"""Change of a tensor, relative to its norm, that is put down to rounding; never more than this
-share of what all units together may add, so that a large constant hides nothing.
+"""The change of a tensor, relative to its norm, that may be due to rounding.
+
+It is never more than this share of what all units together may add, so that a large constant in a
+tensor hides nothing.
 """
 CLIP_FIX = (
     "clip every unit's whole contribution jointly, by public norms and weights, and give it "
@@ -83,270 +90,337 @@ FEW_FIX = "give parameters (--param) under which a few rows matter, such as a lo
 
 
 def sensitivity(subject: Subject) -> str:
-    """Every query's change is within the plan's sensitivity, and what no noise covers does not
-    change at all.
+    """Check that every query changes by at most the plan's sensitivity, and nothing else changes.
 
-    What is measured is a lower bound of the truth: that no pair breaks the claim is no proof of it.
+    The largest change that is seen is a lower bound of the true sensitivity: that no pair breaks
+    the claim is no proof of it.
+
+    Returns:
+        The largest change seen, relative to the claimed bound.
+
+    Raises:
+        Fault: a pair of neighbouring worlds breaks a claim that is a theorem.
+        Idle: the algorithm claims no theorem.
     """
     claim = subject.algorithm.claim()
     unit = subject.trial.task.unit
     if subject.plan is None or claim == "none":
         raise Idle("not private, nothing is claimed")
-    if unit != "client":
-        forked(
-            check_samples, subject
-        )  # in this process nothing trains, so that each pair begins as a new process would
-    draws = [*CORPUS["client" if unit == "client" else "row"].values()]
+    if unit == "client":
+        draws = list(CORPUS["client"].values())
+    else:
+        # Nothing trains in this process, so that each pair begins as a new process would.
+        forked(check_samples, subject)
+        draws = list(CORPUS["row"].values())
     draws += [draw_of(number, unit, subject.data.classes) for number in subject.draws]
     try:
-        seen = searched(subject, draws)
+        summary = search_pairs(subject, draws)
     except Fault as fault:
         if claim in THEOREMS:
             raise
-        seen = fault.args[0]
+        summary = fault.args[0]
     if claim not in THEOREMS:
-        raise Idle(f"claim {claim}, nothing is promised; measured: {seen}")
-    return seen
+        raise Idle(f"claim {claim}, nothing is promised; measured: {summary}")
+    return summary
 
 
 def check_samples(subject: Subject) -> None:
-    """Under a claimed rate below 1, rows are sampled by the harness's streams, at that rate, anew
-    for every step.
+    """Check that rows are sampled by fedsim's streams, at the claimed rate, anew for every step.
+
+    Raises:
+        Fault: a sample is drawn twice, is missing, or has another rate than the plan claims.
     """
     schedule = list(subject.algorithm.schedule())
-    seen = dict[int, int]()
-    taken = subject.first[1].tapes[0].samples
-    for sample in taken:
-        # in a round of one step, with noise once, asking again is looking again
-        if sample.step in seen and not (
-            seen[sample.step] == sample.round and schedule[sample.round].release.per_round == 1
-        ):
-            text = (
-                f"round {sample.round}: the Poisson sample of step {sample.step} is drawn "
-                f"again, after round {seen[sample.step]}"
-            )
-            raise Fault(text, SAMPLE_FIX)
-        seen[sample.step] = sample.round
-    for number, release in (
-        (round_.number, round_.release) for round_ in schedule if round_.release.sample_rate < 1
-    ):
-        rates = [sample.rate for sample in taken if sample.round == number]
-        if len(rates) < release.per_round or not np.allclose(
-            rates, release.sample_rate, rtol=1e-9, atol=0
-        ):
+    samples = subject.first[1].tapes[0].samples
+    _check_no_sample_twice(schedule, samples)
+    for round_ in schedule:
+        release = round_.release
+        if release.sample_rate == 1:
+            continue
+        rates = [sample.rate for sample in samples if sample.round == round_.number]
+        are_claimed = np.allclose(rates, release.sample_rate, rtol=1e-9, atol=0)
+        if len(rates) < release.per_round or not are_claimed:
             text = f"{len(rates)} Poisson samples for {release.per_round} steps, at rates {rates}"
             raise Fault(
-                f"round {number}: {text}; the plan claims rate {release.sample_rate:g} for "
+                f"round {round_.number}: {text}; the plan claims rate {release.sample_rate:g} for "
                 f"'{release.name}'",
                 SAMPLE_FIX,
             )
 
 
-def searched(subject: Subject, draws: Sequence[Draw]) -> str:
-    """What the pairs of these draws show."""
-    levels = {
-        (weights, features): forked(levels_of, subject, weights, features)
-        for weights, features in dict.fromkeys((draw.weights, draw.features) for draw in draws)
-    }
-    some = (draws[at : at + TOGETHER] for at in range(0, len(draws), TOGETHER))
-    with closing(in_forks(compare, ((subject, own, levels) for own in some))) as compared:
+def _check_no_sample_twice(schedule: Sequence[Round], samples: Sequence[Sample]) -> None:
+    """Raise a fault if the Poisson sample of a step is drawn in two places."""
+    round_of_step = dict[int, int]()
+    for sample in samples:
+        earlier = round_of_step.get(sample.step)
+        # In a round of one step, which adds noise once, asking again gives the same sample.
+        is_same_step = earlier == sample.round and schedule[sample.round].release.per_round == 1
+        if earlier is not None and not is_same_step:
+            raise Fault(
+                f"round {sample.round}: the Poisson sample of step {sample.step} is drawn "
+                f"again, after round {earlier}",
+                SAMPLE_FIX,
+            )
+        round_of_step[sample.step] = sample.round
+
+
+def search_pairs(subject: Subject, draws: Sequence[Draw]) -> str:
+    """Train in both worlds of every draw and say which one changes a release most.
+
+    Raises:
+        Fault: a pair breaks the claim, or nothing depends on any unit.
+    """
+    starts = dict.fromkeys((draw.weights, draw.features) for draw in draws)
+    levels = {start: forked(levels_of, subject, *start) for start in starts}
+    batches = (draws[first : first + TOGETHER] for first in range(0, len(draws), TOGETHER))
+    arguments = ((subject, batch, levels) for batch in batches)
+    with closing(in_forks(compare, arguments)) as compared:
         ratios = list(chain.from_iterable(compared))
-    seen = f"{len(ratios)} pairs of neighbours"
-    most, where = max(
-        (ratio, -number) for number, ratio in enumerate(ratios) if draws[number].way == "removed"
-    )
-    if most == 0:
+    count = f"{len(ratios)} pairs of neighbours"
+    removed = [number for number, draw in enumerate(draws) if draw.way == "removed"]
+    largest = max(removed, key=ratios.__getitem__)
+    if ratios[largest] == 0:
         raise Fault(
-            f"nothing that is released depends on any unit that was tried, {seen}: nothing "
+            f"nothing that is released depends on any unit that was tried, {count}: nothing "
             "was measured",
             FEW_FIX,
         )
-    words = draws[-where].words(subject.trial.task.unit)
-    return f"the largest change seen is {most:.3f} of the claimed bound ({words}), over {seen}"
+    words = draws[largest].words(subject.trial.task.unit)
+    return (
+        f"the largest change seen is {ratios[largest]:.3f} of the claimed bound ({words}), over "
+        f"{count}"
+    )
 
 
-def compare(
-    subject: Subject,
-    draws: Sequence[Draw],
-    levels: Mapping[tuple[float, int | None], Levels | None],
-) -> list[float]:
-    """The largest change in every pair, in units of the bound; first worlds are trained in a
-    process of their own.
+def compare(subject: Subject, draws: Sequence[Draw], levels: LevelsByStart) -> list[float]:
+    """Return the largest change in each pair, in units of the claimed bound.
+
+    The first worlds are trained in a process of their own, the second ones in this process.
+
+    Args:
+        subject: the small cell.
+        draws: how the worlds of each pair differ.
+        levels: what single units add, for the weights and features of every draw.
     """
     pairs = [pair_of(subject, draw, levels[draw.weights, draw.features]) for draw in draws]
-    firsts = forked(lambda: [look(pair, pair.whole) for pair in pairs])
-    return [
-        judged(pair, first, look(pair, pair.other, first.tape))
-        for pair, first in zip(pairs, firsts, strict=True)
-    ]
+    firsts = forked(lambda: [observe(pair, pair.whole) for pair in pairs])
+    ratios = []
+    for pair, first in zip(pairs, firsts, strict=True):
+        second = observe(pair, pair.other, first.tape)
+        ratios.append(largest_change(pair, first, second))
+    return ratios
 
 
 @dataclass(frozen=True)
-class Seen:
-    """What a training left behind: what its clients did, what its result says, label shares, what
-    is kept of it, what it paid.
+class Observation:
+    """What a training in one world left behind.
+
+    Attributes:
+        tape: what its clients did.
+        answers: what its generator or classifier returns for fixed questions.
+        shares: its label shares; empty if it has none.
+        state: the tensors that a run keeps of it.
+        ledger: what it spent.
     """
 
     tape: Tape
-    said: Tensor
+    answers: Tensor
     shares: Tensor
     state: Tensors
     ledger: Ledger
 
 
-def look(pair: Pair, world: World, script: Tape | None = None) -> Seen:
-    """Train in a world of the pair; with a ``script``, the noise gives that world's outputs."""
+def observe(pair: Pair, world: World, script: Tape | None = None) -> Observation:
+    """Train in a world of a pair.
+
+    Args:
+        pair: the pair, which gives parameters, seed and rounds.
+        world: one of its worlds.
+        script: the tape of the other world, whose noisy outputs this training is given.
+
+    Raises:
+        Fault: the training raises, or asks for other outputs than the other world did.
+    """
     words = pair.draw.words(pair.subject.trial.task.unit)
+    clients = pair.subject.trial.task.clients
+    if not _have_same_clients(pair):
+        clients = 0  # a result may ask for the version of a client that is not there
     try:
-        steps, tape = begun(pair.subject, pair.draw, world, pair.rounds, script)
-        made = rounds.to_the_end(steps)[1]
-        # a result may ask for the version of a client that is not there
-        told = drawn(
-            made.made,
-            pair.subject.data,
-            pair.subject.trial.task.clients if len(pair.other.held) == len(pair.whole.held) else 0,
-        )
+        steps, tape = begin_training(pair.subject, pair.draw, world, pair.rounds, script)
+        _, trained = rounds.to_the_end(steps)
+        answers = answers_of(trained.made, pair.subject.data, clients)
     except Divergence as error:
         raise Fault(f"{words}: {error}", PUBLIC_FIX) from error
     except (Exception, SystemExit) as error:
-        raise Fault(f"{words}: {raised(error, pair.subject)}", PUBLIC_FIX) from error
-    if made.shares is None:
-        shares = torch.zeros(0)
-    else:
-        shares = torch.from_numpy(made.shares)
-    # diagnostics are not compared, and may be what cannot be pickled
+        raise Fault(f"{words}: {blame(error, pair.subject)}", PUBLIC_FIX) from error
+    shares = torch.zeros(0)
+    if trained.shares is not None:
+        shares = torch.from_numpy(trained.shares)
+    # Diagnostics are not compared, and may be what cannot be pickled.
     messages = {
         number: replace(message, diagnostics={}) for number, message in tape.messages.items()
     }
-    return Seen(replace(tape, messages=messages), told, shares, made.state, made.ledger)
+    tape = replace(tape, messages=messages)
+    return Observation(tape, answers, shares, trained.state, trained.ledger)
 
 
-def judged(pair: Pair, first: Seen, second: Seen) -> float:
-    """The largest change in units of the bound, in two worlds in which nothing breaks the claim."""
-    subject = pair.subject
+def _have_same_clients(pair: Pair) -> bool:
+    return len(pair.other.rows) == len(pair.whole.rows)
+
+
+def largest_change(pair: Pair, first: Observation, second: Observation) -> float:
+    """Return the largest change of a query or a sum, in units of the claimed bound.
+
+    Args:
+        pair: the two worlds.
+        first: what was observed in the world with the unit.
+        second: what was observed in the other world, given the outputs of the first.
+
+    Raises:
+        Fault: the two worlds break the claim.
+    """
     plan = pair.subject.plan
-    words = pair.draw.words(pair.subject.trial.task.unit)
     assert plan is not None
-    for seen in (first, second):
-        _check_finite(words, seen.tape)
-    if len(first.tape.queries) != len(second.tape.queries):
-        raise Fault(f"{words}: how often Clients.add_noise runs depends on the data", PUBLIC_FIX)
-    at_clients = subject.algorithm.noise_at_clients()
-    same_clients = len(pair.other.held) == len(pair.whole.held)
-    # a world without a client lacks what that client alone would have sent, noised
-    if same_clients or not at_clients:
-        _check_envelopes(words, first.tape, second.tape)
-    if same_clients:
-        _check_uncovered(words, first, second, at_clients=at_clients)
+    words = pair.draw.words(pair.subject.trial.task.unit)
+    _check_observations(pair, words, first, second)
     changes = list(_changes(pair, first.tape, second.tape))
     for change in changes:
         if not change.sampled and not change.norm <= BOUND_SLACK * plan.sensitivity:
-            what = (
-                f"changes '{change.most}' by {change.norm / plan.sensitivity:.3g} of the "
-                f"bound; the plan claims rate {change.rate:g}"
-            )
-            if subject.trial.task.unit == "client":
-                fix = CLIENTS_FIX
-            else:
-                fix = STATE_FIX
-            raise Fault(f"round {change.round}: {words}, not in the round's sample, {what}", fix)
-    worst = max(
-        changes,
-        key=lambda change: change.norm / math.sqrt(change.steps),
-        default=Change(0, {"": 0.0}),
-    )
+            raise _fault_outside_sample(pair, words, change, plan.sensitivity)
+    if not changes:
+        return 0.0
+    worst = max(changes, key=lambda change: change.norm / math.sqrt(change.steps))
     limit = plan.sensitivity * math.sqrt(worst.steps)
     ratio = worst.norm / limit
     if pair.draw.way == "removed" and not ratio <= 1 + BOUND_SLACK:
-        text = (
-            f"round {worst.round}: removing {words} changes what is released by "
-            f"{worst.norm:.3g}, the claimed bound is {limit:.3g}"
-        )
+        share = f" ('{worst.most}')"
         if len(worst.norms) > 1:
             share = f"; '{worst.most}' alone by {worst.norms[worst.most]:.3g}"
-        else:
-            share = f" ('{worst.most}')"
-        raise Fault(f"{text} ({ratio:.2f} of it){share}", CLIP_FIX)
+        raise Fault(
+            f"round {worst.round}: removing {words} changes what is released by "
+            f"{worst.norm:.3g}, the claimed bound is {limit:.3g} ({ratio:.2f} of it){share}",
+            CLIP_FIX,
+        )
     return ratio
 
 
+def _fault_outside_sample(pair: Pair, words: str, change: Change, sensitivity: float) -> Fault:
+    """Return the fault of a unit that changes a round in whose sample it is not."""
+    fix = STATE_FIX
+    if pair.subject.trial.task.unit == "client":
+        fix = CLIENTS_FIX
+    return Fault(
+        f"round {change.round}: {words}, not in the round's sample, changes '{change.most}' by "
+        f"{change.norm / sensitivity:.3g} of the bound; the plan claims rate {change.rate:g}",
+        fix,
+    )
+
+
+def _check_observations(pair: Pair, words: str, first: Observation, second: Observation) -> None:
+    """Raise a fault if anything differs between two worlds that no noise can cover."""
+    for observation in (first, second):
+        _check_finite(words, observation.tape)
+    if len(first.tape.queries) != len(second.tape.queries):
+        raise Fault(f"{words}: how often Clients.add_noise runs depends on the data", PUBLIC_FIX)
+    at_clients = pair.subject.algorithm.noise_at_clients()
+    same_clients = _have_same_clients(pair)
+    # A world without a client lacks what that client alone would have sent, with noise.
+    if same_clients or not at_clients:
+        _check_envelopes(words, first.tape, second.tape)
+    if same_clients:
+        if at_clients:
+            _check_messages(words, first.tape, second.tape)
+        _check_results(words, first, second)
+
+
 def _check_finite(words: str, tape: Tape) -> None:
-    """Check that every number of a message or query is finite: noise covers no other number."""
-    named = [
-        (message_round, name, value)
-        for message_round, message in tape.messages.items()
-        for name, value in message.sums.items()
-    ]
-    named += [
-        (query.round, name, value)
-        for query in tape.queries
-        for name, value in (*query.sent.items(), *query.kept.items())
-    ]
-    for round_, name, value in named:
+    """Raise a fault if a message or query has a number that is not finite."""
+    for round_, message in tape.messages.items():
+        _check_finite_tensors(f"round {round_}: {words}", message.sums)
+    for query in tape.queries:
+        for tensors in (query.sent, query.kept):
+            _check_finite_tensors(f"round {query.round}: {words}", tensors)
+
+
+def _check_finite_tensors(where: str, tensors: Tensors) -> None:
+    for name, value in tensors.items():
         if not bool(torch.isfinite(value).all()):
-            text = f"round {round_}: {words}: '{name}' has a number that is not finite"
-            raise Fault(f"{text}, and no noise covers it", FINITE_FIX)
+            raise Fault(
+                f"{where}: '{name}' has a number that is not finite, and no noise covers it",
+                FINITE_FIX,
+            )
 
 
 def _check_envelopes(words: str, first: Tape, second: Tape) -> None:
-    """That nothing differs in what is sent that no noise can cover: names, shapes and types."""
-    for round_ in first.messages:
-        one, two = (
-            {(name, value.shape, value.dtype) for name, value in tape.messages[round_].sums.items()}
-            for tape in (first, second)
-        )
-        if one != two:
-            what = f"round {round_}: name, shape or type of '{min(name for name, *_ in one ^ two)}'"
-            raise Fault(f"{words} changes what a message is: {what}", PUBLIC_FIX)
+    """Raise a fault if names, shapes or types of what is sent differ: no noise covers these."""
+    for round_, message in first.messages.items():
+        differing = _envelope(message.sums) ^ _envelope(second.messages[round_].sums)
+        if differing:
+            name = min(name for name, *_ in differing)
+            raise Fault(
+                f"{words} changes what a message is: round {round_}: name, shape or type of "
+                f"'{name}'",
+                PUBLIC_FIX,
+            )
 
 
-def _check_uncovered(words: str, first: Seen, second: Seen, *, at_clients: bool) -> None:
-    """That what the same clients do with another row, and what comes out, differs in nothing but
-    the queries: all outputs are equal.
-    """
-    for round_, message in first.tape.messages.items() if at_clients else ():
-        other_sums = second.tape.messages[round_].sums
+def _envelope(tensors: Tensors) -> set[tuple[str, torch.Size, torch.dtype]]:
+    """Return name, shape and type of every tensor."""
+    return {(name, value.shape, value.dtype) for name, value in tensors.items()}
+
+
+def _check_messages(words: str, first: Tape, second: Tape) -> None:
+    """Raise a fault if a noised message differs, though all noisy outputs are equal."""
+    for round_, message in first.messages.items():
+        other_sums = second.messages[round_].sums
         for name, norm in norms_apart(message.sums, other_sums).items():
-            # what is computed from equal outputs is equal to the last bit
+            # What is computed from equal outputs is equal to the last bit.
             if not torch.equal(message.sums[name], other_sums[name]):
-                text = f"changes '{name}' in the messages of round {round_} by {norm:.3g}"
                 raise Fault(
-                    f"{words} {text}; no noise of Clients.add_noise covers it, no ledger "
-                    "pays for it",
+                    f"{words} changes '{name}' in the messages of round {round_} by {norm:.3g}; "
+                    "no noise of Clients.add_noise covers it, no ledger pays for it",
                     FREE_FIX,
                 )
+
+
+def _check_results(words: str, first: Observation, second: Observation) -> None:
+    """Raise a fault if what a training leaves differs, though all noisy outputs are equal."""
     if first.ledger != second.ledger:
         raise Fault(f"{words} changes the ledger", FREE_FIX)
     for name in {**first.state, **second.state}:
-        one = first.state.get(name)
-        two = second.state.get(name)
-        # bits, so that what is not a number equals itself
-        if (
-            one is None
-            or two is None
-            or one.shape != two.shape
-            or not np.array_equal(bytes_of(one), bytes_of(two))
-        ):
+        if not _have_same_bits(first.state.get(name), second.state.get(name)):
             raise Fault(
                 f"{words} changes '{name}' in what is kept of a training, though all noisy "
                 "outputs are equal",
                 FREE_FIX,
             )
-    for what, told, other in (
-        ("what the result says", first.said, second.said),
+    for name, value, other in (
+        ("what the result says", first.answers, second.answers),
         ("label_counts", first.shares, second.shares),
     ):
-        if told.shape != other.shape or not torch.allclose(
-            told, other, atol=1e-5, rtol=1e-4, equal_nan=True
+        if value.shape != other.shape or not torch.allclose(
+            value, other, atol=1e-5, rtol=1e-4, equal_nan=True
         ):
-            raise Fault(f"{words} changes {what} though all noisy outputs are equal", FREE_FIX)
+            raise Fault(f"{words} changes {name} though all noisy outputs are equal", FREE_FIX)
+
+
+def _have_same_bits(value: Tensor | None, other: Tensor | None) -> bool:
+    """Return whether two tensors are equal bit by bit; what is not a number equals itself."""
+    if value is None or other is None or value.shape != other.shape:
+        return False
+    return np.array_equal(bytes_of(value), bytes_of(other))
 
 
 @dataclass(frozen=True)
 class Change:
-    """What a unit changed in one query, or in a round's sum over ``steps``.
+    """What a unit changed in one query, or in the sum of a round.
 
-    The ``norms`` are L2 norms by tensor, less what is put down to rounding in that tensor.
+    Attributes:
+        round: the number of the round.
+        norms: L2 norms of the change by tensor, less what rounding may have changed there.
+        steps: the number of steps that the sum is over.
+        sampled: whether the unit is in the Poisson sample of any of them.
+        rate: the sampling rate that the plan claims.
     """
 
     round: int
@@ -357,84 +431,88 @@ class Change:
 
     @property
     def norm(self) -> float:
-        """Joint L2 norm of the change."""
+        """The joint L2 norm of the change."""
         return math.hypot(*self.norms.values())
 
     @property
     def most(self) -> str:
-        """The tensor that changed most."""
+        """The name of the tensor that changed most."""
         return max(self.norms, key=self.norms.__getitem__)
 
 
 def _changes(pair: Pair, first: Tape, second: Tape) -> Iterator[Change]:
-    """What changed in every query that clients noise themselves; or in every round's sum, with what
-    clients noised in that round.
-    """
-    task = pair.subject.trial.task
-    draw = pair.draw
+    """Yield what changed: in every query, or in every round's sum if the server adds the noise."""
     queries = list(zip(first.queries, second.queries, strict=True))
-
-    def in_sample(query: Query) -> bool:
-        if task.unit != "client" or draw.way != "removed":
-            return query.sampled
-        # the stream by which Clients.poisson samples whole clients
-        return bool(
-            Seeds(draw.seed).keystream(Purpose.SAMPLING, query.step, draw.client).uniform(1)[0]
-            < query.release.sample_rate
-        )
-
-    if pair.subject.algorithm.noise_at_clients():
-        for one, two in queries:
-            norms = _kept(pair, one, two)
-            if task.trust == "silo":
-                norms = _joined(norms, _beyond_rounding(pair, one.sent, two.sent))
-            yield Change(one.round, norms, 1, in_sample(one), one.release.sample_rate)
+    if not pair.subject.algorithm.noise_at_clients():
+        for round_ in first.messages:
+            queries_of_round = [both for both in queries if both[0].round == round_]
+            yield _change_of_sum(pair, round_, first, second, queries_of_round)
         return
-    for round_, message in first.messages.items():
-        own = [both for both in queries if both[0].round == round_]
-        if own:
-            release = own[0][0].release
-        else:
-            release = None
-        if release is None:
-            steps = 1
-        else:
-            steps = release.per_round
-        norms = _beyond_rounding(pair, message.sums, second.messages[round_].sums, steps)
-        for one, two in own:
-            norms = _joined(norms, _kept(pair, one, two))
-        if release is None:
-            yield Change(round_, norms)
-            continue
-        # a sum over several steps may depend on a unit that is in the sample of one of them
-        sampled = any(in_sample(one) for one, _ in own)
-        yield Change(round_, norms, steps, sampled, release.sample_rate)
+    for query, other in queries:
+        norms = _norms_kept(pair, query, other)
+        if pair.subject.trial.task.trust == "silo":
+            norms = _joint_norms(norms, _norms_beyond_rounding(pair, query.sent, other.sent))
+        release = query.release
+        yield Change(query.round, norms, 1, _is_in_sample(pair, query), release.sample_rate)
 
 
-def _kept(pair: Pair, one: Query, two: Query) -> dict[str, float]:
-    """Norms of the change in per-client tensors; a client that is missing counts in full."""
+def _change_of_sum(
+    pair: Pair, round_: int, first: Tape, second: Tape, queries: Sequence[tuple[Query, Query]]
+) -> Change:
+    """Return what changed in a round's sum, and in what clients noised themselves in that round."""
+    sums = first.messages[round_].sums
+    other_sums = second.messages[round_].sums
+    if not queries:
+        return Change(round_, _norms_beyond_rounding(pair, sums, other_sums))
+    release = queries[0][0].release
+    norms = _norms_beyond_rounding(pair, sums, other_sums, release.per_round)
+    for query, other in queries:
+        norms = _joint_norms(norms, _norms_kept(pair, query, other))
+    # A sum over several steps may depend on a unit that is in the sample of one of them.
+    sampled = any(_is_in_sample(pair, query) for query, _ in queries)
+    return Change(round_, norms, release.per_round, sampled, release.sample_rate)
+
+
+def _is_in_sample(pair: Pair, query: Query) -> bool:
+    """Return whether the unit in which the worlds differ is in the Poisson sample of a query."""
+    if pair.subject.trial.task.unit != "client" or pair.draw.way != "removed":
+        return query.sampled
+    # Clients.poisson samples whole clients by the first number of this stream.
+    stream = Seeds(pair.draw.seed).keystream(Purpose.SAMPLING, query.step, pair.draw.client)
+    return bool(stream.uniform(1)[0] < query.release.sample_rate)
+
+
+def _norms_kept(pair: Pair, query: Query, other: Query) -> dict[str, float]:
+    """Return norms of the change in per-client tensors; a client that is missing counts in full."""
+    rows = [query.members.index(client) for client in other.members]
     padded: Tensors = {}
-    for name, value in two.kept.items():
-        full = torch.zeros_like(one.kept[name])
-        full[[one.members.index(client) for client in two.members]] = value
-        padded[name] = full
-    return _beyond_rounding(pair, one.kept, padded)
+    for name, value in other.kept.items():
+        padded[name] = torch.zeros_like(query.kept[name])
+        padded[name][rows] = value
+    return _norms_beyond_rounding(pair, query.kept, padded)
 
 
-def _beyond_rounding(pair: Pair, one: Tensors, two: Tensors, steps: int = 1) -> dict[str, float]:
-    """Norms of the difference by name, less what rounding may have changed in a sum of so many
-    ``steps``.
+def _norms_beyond_rounding(
+    pair: Pair, tensors: Tensors, others: Tensors, steps: int = 1
+) -> dict[str, float]:
+    """Return norms of the difference by name, less what rounding may have changed.
+
+    Args:
+        pair: the two worlds.
+        tensors: those of the world with the unit.
+        others: those of the other world.
+        steps: the number of steps that the tensors are sums over.
     """
     assert pair.subject.plan is not None
-    most = pair.subject.plan.sensitivity * pair.whole.units(pair.subject.trial.task.unit) * steps
-    beyond = dict[str, float]()
-    for name, norm in norms_apart(one, two).items():
-        if name in one:
-            size = float(one[name].double().norm())
-        else:
-            size = 0.0
+    units = pair.whole.units(pair.subject.trial.task.unit)
+    most = pair.subject.plan.sensitivity * units * steps
+    beyond: dict[str, float] = {}
+    for name, norm in norms_apart(tensors, others).items():
+        size = 0.0
+        if name in tensors:
+            size = float(tensors[name].double().norm())
         rounding = ROUNDING * min(size, most)
-        # so written that what is not a number stays so
+        # Written so that a norm that is not a number stays one.
         if norm <= rounding:
             beyond[name] = 0.0
         else:
@@ -442,5 +520,9 @@ def _beyond_rounding(pair: Pair, one: Tensors, two: Tensors, steps: int = 1) -> 
     return beyond
 
 
-def _joined(one: Mapping[str, float], two: Mapping[str, float]) -> dict[str, float]:
-    return {name: math.hypot(one.get(name, 0.0), two.get(name, 0.0)) for name in {**one, **two}}
+def _joint_norms(norms: Mapping[str, float], others: Mapping[str, float]) -> dict[str, float]:
+    """Return the norm of both changes together, by name."""
+    return {
+        name: math.hypot(norms.get(name, 0.0), others.get(name, 0.0))
+        for name in {**norms, **others}
+    }

@@ -1,5 +1,7 @@
-"""The small cell that an algorithm is checked on: 200 rows of digits, 4 clients, a training of a
-moment.
+"""The small cell that an algorithm is checked on.
+
+It has 200 rows of digits and 4 clients, and its training takes a moment. Its public rows are made
+up, and the same in all worlds.
 """
 
 from __future__ import annotations
@@ -20,7 +22,7 @@ from fedsim.errors import UserError, at
 from fedsim.evaluation.tuning import plans_of
 from fedsim.evidence.worlds import WatchedPool, watched
 from fedsim.grid.cells import expand, loaded, partition_of, resolve, task_of
-from fedsim.grid.models import Grid
+from fedsim.grid.models import Cell, Grid
 from fedsim.grid.read import one_cell
 from fedsim.methods.algorithm import Algorithm
 from fedsim.methods.messages import Task
@@ -35,9 +37,9 @@ from fedsim.training.state import Checkpoint
 from fedsim.training.trial import Trial
 
 BRIEF = {"rounds": 3, "local_steps": 3, "meta_steps": 2, "generator_steps": 2}
-"""Parameters that make a training long, where an algorithm has them, and what they become."""
+"""Values of the parameters that make a training long, for a short one in tests."""
 FEWEST_STEPS: Mapping[str, Any] = {**BRIEF, "local_steps": 2, "meta_steps": 1}
-"""What they become in a check."""
+"""Values of the same parameters in a check."""
 NARROW: Mapping[str, Any] = {
     "latent": 4,
     "hidden": [8],
@@ -46,10 +48,13 @@ NARROW: Mapping[str, Any] = {
     "candidates": 40,
     "votes": 4,
 }
-"""Parameters that make a step of a training large, and what they become in a quick check."""
+"""Values of the parameters that make a step of a training slow, in a quick check."""
 EPSILON = 4.0
+"""The ε of the small cell."""
 DELTA = 1e-4
+"""The δ of the small cell."""
 CHECKED_CLIENTS = 4
+"""The number of clients of the small cell."""
 CELL: Mapping[str, Any] = {
     "dataset": {"name": "digits", "limit": 200},
     "partition": {"scheme": "dirichlet"},
@@ -59,24 +64,29 @@ CELL: Mapping[str, Any] = {
     "delta": DELTA,
     "seeds": 0,
 }
-"""The small cell, as a grid has it."""
+"""The small cell, as the keys of a grid file."""
 ROWS_OF_A_GROUP = 2
-"""Rows of a group, where the unit is a group: digits do not say who wrote them, so neighbouring
-rows of a client are taken for one's.
+"""The number of neighbouring rows of a client that form a group, where the unit is a group.
+
+The digits do not say who wrote them, so the groups are made up.
 """
 
 
 class Fault(Exception):
-    """A fault and how to mend it: ``(what was seen, fix)``."""
+    """An algorithm breaks its contract; the arguments are what was seen, and how to fix it."""
 
 
 class Idle(Exception):
-    """There was nothing to check, or no way to: ``(why,)``."""
+    """There is nothing to check, or no way to check it; the argument says why."""
 
 
 class Training(NamedTuple):
-    """What :func:`train` returns: a record a round, the outcome, and the progress after each
-    round.
+    """A whole training, as :func:`train` returns it.
+
+    Attributes:
+        records: a record per round.
+        trained: the outcome.
+        progress: a checkpoint after each round.
     """
 
     records: list[RoundRecord]
@@ -88,9 +98,12 @@ class Training(NamedTuple):
 class Subject:
     """An algorithm with its parameters, in one privacy setting, on the small cell.
 
-    Public rows are made up, and the same in both worlds of a pair. The ``draws`` are numbers of
-    random pairs of neighbouring worlds; the ``rounds`` are of a training that is not shortened,
-    where the algorithm has such a parameter and it was not given.
+    Attributes:
+        trial: the cell, its task, plan and partition.
+        data: the data set.
+        draws: numbers of the random pairs of neighbouring worlds that are tried.
+        rounds: the rounds of a training that is not shortened; None if the algorithm has no such
+            parameter, or if it was given.
     """
 
     trial: Trial
@@ -100,7 +113,7 @@ class Subject:
 
     @property
     def plan(self) -> PrivacyPlan | None:
-        """The cell's plan, None for an algorithm that is not private."""
+        """The plan of the cell; None for an algorithm that is not private."""
         return self.trial.plan
 
     @property
@@ -112,15 +125,15 @@ class Subject:
 
     @cached_property
     def algorithm(self) -> Algorithm:
-        """A fresh instance for questions that change nothing."""
+        """An instance for questions that change nothing."""
         return self.build()
 
     def build(self) -> Algorithm:
-        """A new instance."""
+        """Return a new instance of the algorithm."""
         return build_algorithm(self.trial.cell.algorithm, self.trial.cell.params, self.trial.task)
 
     def cohorts(self, sizes: tuple[int, ...] = (CHECKED_CLIENTS,), seed: int = 0) -> list[Cohort]:
-        """The cell's clients in cohorts of ``sizes``, each with a tape of its own."""
+        """Return the clients of the cell in cohorts of ``sizes``, each with its own tape."""
         specs = replace(self.trial, sizes=sizes).cohorts()
         return [
             watched(replace(spec, seeds=Seeds(seed)), self.data.x_train, self.data.y_train)
@@ -128,26 +141,29 @@ class Subject:
         ]
 
     def train(self, seed: int = 0) -> Training:
-        """A whole training."""
+        """Run a whole training."""
         return train(self.build(), WatchedPool(self.cohorts(seed=seed)), self.plan, seed)
 
     @cached_property
     def first(self) -> tuple[Training, WatchedPool]:
-        """The training that most checks look at, all clients in one cohort, and the pool that it
-        ran on.
-        """
+        """The training that most checks look at, with all clients in one cohort; and its pool."""
         pool = WatchedPool(self.cohorts())
         return train(self.build(), pool, self.plan, 0), pool
 
 
 def shortened(name: str, params: Sequence[str], *, quick: bool) -> dict[str, Any]:
-    """The parameters that a check of an algorithm changes, and their values there.
+    """Return the parameters that a check of an algorithm changes, with their values there.
 
-    A full check changes numbers of steps alone, so that what passes is what a grid trains. A
-    parameter that ``params``, ``key=YAML`` texts, give stays as it is given.
+    Args:
+        name: the algorithm, as in a grid file.
+        params: ``key=YAML`` texts; a parameter that they give is not changed.
+        quick: whether the check is quick. A full check changes only numbers of steps, so that what
+            passes is what a grid trains.
     """
     given = {text.partition("=")[0].strip() for text in params}
-    values = {**FEWEST_STEPS, **NARROW} if quick else FEWEST_STEPS
+    values = dict(FEWEST_STEPS)
+    if quick:
+        values |= NARROW
     return lookup(name).Params.brief(values, given)
 
 
@@ -160,15 +176,25 @@ def subject(
     *,
     quick: bool = True,
 ) -> Subject:
-    """The cell of an algorithm, with parameters from ``key=YAML`` texts, for one privacy
-    setting.
+    """Return the small cell of an algorithm in one privacy setting.
+
+    Args:
+        name: the algorithm, as in a grid file.
+        params: ``key=YAML`` texts.
+        unit: the unit of privacy.
+        trust: whom clients trust.
+        draws: numbers of the random pairs of neighbouring worlds to try.
+        quick: whether the check is quick, see :func:`shortened`.
+
+    Raises:
+        UserError: a parameter is wrong, or the algorithm refuses the setting.
     """
-    known = lookup(name).Params
     brief = shortened(name, params, quick=quick)
-    short = [f"{key}={value}" for key, value in brief.items()]
-    grid = one_cell(
-        name, [*params, *short], unit="example" if unit == "group" else unit, trust=trust, **CELL
-    )
+    texts = [*params, *(f"{key}={value}" for key, value in brief.items())]
+    unit_of_data = unit
+    if unit == "group":
+        unit_of_data = "example"  # the data set has no groups; they are made up below
+    grid = one_cell(name, texts, unit=unit_of_data, trust=trust, **CELL)
     data = {
         key: replace(rows, public=PublicRows.made_up(rows.dim, rows.classes))
         for key, rows in loaded(grid).items()
@@ -178,84 +204,93 @@ def subject(
     partition = partition_of(cell, rows)
     if unit == "group":
         cell = cell.model_copy(update={"unit": unit})
-        partition = replace(
-            partition,
-            groups=tuple(np.arange(len(own)) // ROWS_OF_A_GROUP for own in partition.rows),
-        )
+        groups = tuple(np.arange(len(numbers)) // ROWS_OF_A_GROUP for numbers in partition.rows)
+        partition = replace(partition, groups=groups)
     task = task_of(cell, rows)
+    plan = _plan_of(grid, cell, task)
+    trial = Trial(cell, task, plan, partition, (CHECKED_CLIENTS,), cell.data_key)
+    default_rounds = None
+    if "rounds" in brief:
+        field = lookup(name).Params.model_fields["rounds"]
+        if not field.is_required():
+            default_rounds = field.get_default()
+    return Subject(trial, rows, draws, default_rounds)
 
-    given_by = Grid.model_fields
+
+def _plan_of(grid: Grid, cell: Cell, task: Task) -> PrivacyPlan | None:
+    """Return the plan of a cell; its errors name the key of the grid, or the algorithm."""
 
     def location(where: str) -> str:
-        if where in given_by:
+        if where in Grid.model_fields:
             return f"{grid.location(where)} with {cell.label}"
         return f"{grid.location('algorithms')}: {where} with {cell.label}"
 
+    cls = lookup(cell.algorithm)
     with at(location):
-        (candidate,) = plans_of(
-            lookup(cell.algorithm), cell.params, cell.tuning, task, cell.epsilon, cell.delta
-        )
-    trial = Trial(cell, task, candidate.plan, partition, (CHECKED_CLIENTS,), cell.data_key)
-    if "rounds" in brief:
-        field = known.model_fields["rounds"]
-    else:
-        field = None
-    return Subject(
-        trial,
-        rows,
-        draws,
-        field.get_default() if field is not None and not field.is_required() else None,
-    )
+        (candidate,) = plans_of(cls, cell.params, cell.tuning, task, cell.epsilon, cell.delta)
+    return candidate.plan
 
 
-def varied(subject: Subject, **params: Any) -> Subject:
-    """The subject with other parameters, as far as its algorithm has them; the noise multiplier
-    stays as it was solved.
+def with_params(subject: Subject, **params: Any) -> Subject:
+    """Return the subject with other parameters, as far as its algorithm has them.
+
+    The noise multiplier stays as it was solved.
     """
-    given = subject.trial.cell.params
-    cell = subject.trial.cell.model_copy(
-        update={"params": given | {key: value for key, value in params.items() if key in given}}
-    )
+    cell = subject.trial.cell
+    changes = {key: value for key, value in params.items() if key in cell.params}
+    cell = cell.model_copy(update={"params": cell.params | changes})
     changed = replace(subject, trial=replace(subject.trial, cell=cell))
     if subject.plan is None:
         return changed
-    own = changed.algorithm
+    algorithm = changed.algorithm
     plan = replace(
-        subject.plan, releases=own.releases(), clip=own.clip(), sensitivity=own.sensitivity()
+        subject.plan,
+        releases=algorithm.releases(),
+        clip=algorithm.clip(),
+        sensitivity=algorithm.sensitivity(),
     )
     return replace(subject, trial=replace(changed.trial, plan=plan))
 
 
-def resized(subject: Subject, clients: int, features: int | None) -> Subject:
-    """The subject with so many clients and features, None: those of its data; a size that the
-    algorithm refuses stays as it was.
+def with_size(subject: Subject, clients: int, features: int | None) -> Subject:
+    """Return the subject with another number of clients and of features.
+
+    A number that the algorithm refuses stays as it was.
+
+    Args:
+        subject: the small cell.
+        clients: the number of clients.
+        features: the number of features; None for that of its data.
     """
-    trial = subject.trial
-    data = subject.data
-    if features is not None and features != data.dim:
-        axes = np.linalg.qr(np.random.default_rng(0).standard_normal((data.dim, features)))[0]
-        turned = axes.astype(np.float32)
-        smaller = replace(
-            data,
-            x_train=unit_norm(data.x_train @ turned),
-            x_test=unit_norm(data.x_test @ turned),
-            public=PublicRows.made_up(features, data.classes),
-        )
-        task = replace(trial.task, dim=features)
+    if features is not None and features != subject.data.dim:
+        data = _rotated(subject.data, features)
+        task = replace(subject.trial.task, dim=features)
         if task.public is not None:
-            task = replace(task, public=smaller.public)
-        subject = _of_task(replace(subject, data=smaller), task) or subject
+            task = replace(task, public=data.public)
+        subject = _with_task(replace(subject, data=data), task) or subject
     if clients != subject.trial.task.clients:
-        subject = _of_task(subject, replace(subject.trial.task, clients=clients)) or subject
+        subject = _with_task(subject, replace(subject.trial.task, clients=clients)) or subject
     return subject
 
 
-def _of_task(subject: Subject, task: Task) -> Subject | None:
-    """The subject with another task; None if the algorithm refuses it."""
+def _rotated(data: Embeddings, features: int) -> Embeddings:
+    """Return the data set on ``features`` random orthogonal axes, with rows of norm 1."""
+    stream = np.random.default_rng(0)
+    axes = np.linalg.qr(stream.standard_normal((data.dim, features)))[0].astype(np.float32)
+    return replace(
+        data,
+        x_train=unit_norm(data.x_train @ axes),
+        x_test=unit_norm(data.x_test @ axes),
+        public=PublicRows.made_up(features, data.classes),
+    )
+
+
+def _with_task(subject: Subject, task: Task) -> Subject | None:
+    """Return the subject with another task; None if the algorithm refuses it."""
     changed = replace(subject, trial=replace(subject.trial, task=task))
     try:
         changed.algorithm.check_setting()
-        return varied(changed)
+        return with_params(changed)
     except UserError:
         return None
 
@@ -267,7 +302,15 @@ def train(
     seed: int,
     resume: Checkpoint | None = None,
 ) -> Training:
-    """All rounds, with every global random state at a fixed start."""
+    """Run all rounds of a training, with every global random state at a fixed start.
+
+    Args:
+        algorithm: the algorithm of the server.
+        pool: the cohorts of clients.
+        plan: the privacy plan; None for an algorithm that is not private.
+        seed: the seed of the cell.
+        resume: the checkpoint to go on from; None to begin.
+    """
     progress: list[Checkpoint] = []
     fix_random_states()
     steps = rounds.train(
@@ -277,7 +320,7 @@ def train(
 
 
 def fix_random_states() -> dict[str, Any]:
-    """Start torch's, numpy's and Python's global generators at 0; returns their states."""
+    """Start torch's, numpy's and Python's global generators at 0, and return their states."""
     torch.manual_seed(0)
     np.random.seed(0)  # noqa: NPY002 (the global state is what is looked at)
     random.seed(0)
@@ -285,7 +328,7 @@ def fix_random_states() -> dict[str, Any]:
 
 
 def random_states() -> dict[str, Any]:
-    """The states of the global generators."""
+    """Return the states of the global random generators, by the name of the module."""
     numpy = pickle.dumps(np.random.get_state())  # noqa: NPY002
     return {
         "torch": torch.get_rng_state().numpy().tobytes(),
@@ -294,32 +337,41 @@ def random_states() -> dict[str, Any]:
     }
 
 
-def raised(error: BaseException, subject: Subject) -> str:
-    """An exception of the algorithm, with its place."""
+def blame(error: BaseException, subject: Subject) -> str:
+    """Describe an exception of the algorithm, with the line of its code that raised it."""
     return f"{said(error)[:300]} ({blamed(error, lookup(subject.trial.cell.algorithm))})"
 
 
-def same(first: Tensor, second: Tensor) -> bool:
-    """Whether all numbers are equal, or none in both: that they are not finite is a fault of its
-    own.
+def equal(first: Tensor, second: Tensor) -> bool:
+    """Return whether all numbers are equal; two that are not numbers are equal here.
+
+    Numbers that are not finite are a fault of another check.
     """
     return torch.allclose(first, second, rtol=0, atol=0, equal_nan=True)
 
 
-def drawn(made: Product, data: Embeddings, clients: int) -> Tensor:
-    """Answers to fixed questions, those of every client's own version too: rows ``[n, d]``, or
-    probabilities ``[n, C]``.
+def answers_of(product: Product, data: Embeddings, clients: int) -> Tensor:
+    """Return what a generator or classifier returns for fixed questions.
+
+    Args:
+        product: the generator or classifier; of a personal one, the versions of all clients
+            answer, too.
+        data: the data set, which gives the labels to generate or the rows to classify.
+        clients: the number of clients.
+
+    Returns:
+        Rows ``[n, d]`` of a generator, or probabilities ``[n, C]`` of a classifier.
     """
     labels = torch.arange(data.classes).repeat(2)
     x = torch.from_numpy(data.x_test[:20])
-    if is_personal(made):
-        versions = [made, *(own(made, client) for client in range(clients))]
-    else:
-        versions = [made]
-    said = [
-        one.probabilities(x)
-        if is_classifier(one)
-        else one.sample(labels, torch.Generator().manual_seed(0))
-        for one in versions
-    ]
-    return torch.cat([torch.as_tensor(answer) for answer in said])
+    versions = [product]
+    if is_personal(product):
+        versions += [own(product, client) for client in range(clients)]
+    answers = []
+    for version in versions:
+        if is_classifier(version):
+            answer = version.probabilities(x)
+        else:
+            answer = version.sample(labels, torch.Generator().manual_seed(0))
+        answers.append(torch.as_tensor(answer))
+    return torch.cat(answers)

@@ -13,7 +13,7 @@ from cells import SHIPPED
 
 from fedsim.evidence.check.check import CHECKS, CheckResult, check_algorithm, check_lines, guarded
 from fedsim.evidence.check.neighbours import CORPUS, Draw, draw_of
-from fedsim.evidence.check.sensitivity import searched, sensitivity
+from fedsim.evidence.check.sensitivity import search_pairs, sensitivity
 from fedsim.evidence.check.subject import Subject, shortened, subject
 from fedsim.methods.algorithm import Algorithm
 from fedsim.methods.one_shot import OneShot
@@ -133,7 +133,7 @@ def in_first_setting(name: str) -> Subject:
 
 def of_draws(own: Subject, *draws: Draw) -> CheckResult:
     """What the pairs of these draws say."""
-    return guarded(partial(searched, draws=draws), own)
+    return guarded(partial(search_pairs, draws=draws), own)
 
 
 @pytest.mark.parametrize("path", [*BROKEN, *SEARCHED])
