@@ -1,10 +1,11 @@
-"""An audit: a lower bound of epsilon, with confidence, from how well trainings with and without a
-unit are distinguished.
+"""The audit of a claim: a lower bound of ε, with confidence, from pairs of trainings.
 
-A test with a rate of false positives F and of true positives T refutes every mechanism whose
-trade-off function is above 1 - T at F (Dong, Roth & Su 2022). The rates are known to a confidence:
-both get an exact interval (Clopper and Pearson 1934), which hold together with 95 %. The test's
-threshold is the log likelihood ratio 0, fixed beforehand, where the two errors are fewest together.
+The pairs are trained without and with a unit, and a test tells the two apart. A test with a rate F
+of false positives and a rate T of true positives refutes every mechanism whose trade-off function
+is above 1 - T at F (Dong, Roth & Su 2022). The rates are known to a confidence: each has an exact
+interval (Clopper and Pearson 1934), and both intervals hold together with 95 %. The threshold of
+the test is a log likelihood ratio of 0. It is fixed beforehand, and it has the fewest errors of
+both kinds together.
 """
 
 from __future__ import annotations
@@ -40,38 +41,58 @@ from fedsim.training.trial import Trial
 from fedsim.words import number
 
 _EACH = 0.025
-"""What each of the two rates may be wrong with, so that both hold together with 95 %."""
+"""The probability with which each of the two rates may be outside of its interval: together 5 %."""
 LEAST_PAIRS = 6
-"""Pairs with which an attack without a single error would refute an epsilon above 0."""
+"""The number of pairs with which an attack without a single error would refute an ε above 0."""
 
 
 def interval(count: float, total: int) -> tuple[float, float]:
-    """The least and the largest rate of ``count`` of ``total``; each is exceeded with a probability
-    of 2.5 %.
+    """Return the lower and upper confidence limits of a rate, each exceeded with 2.5 %.
+
+    Args:
+        count: how often something was seen.
+        total: the number of trials.
     """
+    low = 0.0
+    high = 1.0
     if count > 0:
         low = float(beta.ppf(_EACH, count, total - count + 1))
-    else:
-        low = 0.0
-    return low, float(beta.ppf(1 - _EACH, count + 1, total - count)) if count < total else 1.0
+    if count < total:
+        high = float(beta.ppf(1 - _EACH, count + 1, total - count))
+    return low, high
 
 
 def bound(
     absent: Sequence[float], present: Sequence[float], mechanisms: Sequence[Mechanism], delta: float
 ) -> float:
-    """The largest epsilon of the claimed mechanisms with other noise that log likelihood ratios
-    without and with the unit refute.
+    """Return the largest ε of the claimed mechanisms with other noise that the scores refute.
+
+    Args:
+        absent: log likelihood ratios of trainings without the unit.
+        present: log likelihood ratios of trainings with the unit.
+        mechanisms: what is claimed to have run.
+        delta: the δ of the claim.
     """
-    (_, false), (true, _) = (
-        interval(sum(score >= 0 for score in scores), len(scores)) for scores in (absent, present)
-    )
-    return refuted_epsilon(mechanisms, delta, false, true)[0]
+    _, false_positives = interval(_count_positives(absent), len(absent))
+    true_positives, _ = interval(_count_positives(present), len(present))
+    return refuted_epsilon(mechanisms, delta, false_positives, true_positives)[0]
+
+
+def _count_positives(scores: Sequence[float]) -> int:
+    """Return the number of trainings of which the test says that the unit is there."""
+    return sum(score >= 0 for score in scores)
 
 
 @dataclass(frozen=True)
 class Audit:
-    """The outcome: the claimed epsilon, the largest refuted one, and what the canary adds to a step
-    in units of the claimed sensitivity.
+    """The outcome of an audit.
+
+    Attributes:
+        claim: the claimed ε.
+        epsilon: the largest ε that is refuted, a lower bound of the true one.
+        pairs: the number of pairs of trainings.
+        ratio: what the canary adds to a step, in units of the claimed sensitivity.
+        heuristic: whether the claim is no theorem.
     """
 
     claim: float
@@ -82,43 +103,45 @@ class Audit:
 
     @property
     def refuted(self) -> bool:
-        """Whether the claim is below the bound, or a theorem that stands on a sensitivity which a
-        canary exceeds.
-        """
-        return self.epsilon > self.claim or (self.ratio > MOST_ADDED and not self.heuristic)
+        """Whether ε is above the claim, or the canary exceeds the sensitivity of a theorem."""
+        return self.epsilon > self.claim or (self._is_exceeded and not self.heuristic)
+
+    @property
+    def _is_exceeded(self) -> bool:
+        return self.ratio > MOST_ADDED
 
     def words(self) -> str:
-        """The outcome on a line."""
-        reached = f"ε ≥ {number(self.epsilon, 3)} by {self.pairs} pairs"
-        canary = (
-            f"canary {self.ratio:.2f} of the claimed "
-            f"sensitivity{', which is exceeded' if self.ratio > MOST_ADDED else ''}"
-        )
+        """Return the outcome on a line."""
+        outcome = "not refuted"
+        if self.refuted:
+            outcome = "REFUTED"
+        exceeded = ""
+        if self._is_exceeded:
+            exceeded = ", which is exceeded"
         return (
-            f"{'REFUTED' if self.refuted else 'not refuted'}: ε = {number(self.claim)} "
-            f"claimed, {reached}, {canary}"
+            f"{outcome}: ε = {number(self.claim)} claimed, "
+            f"ε ≥ {number(self.epsilon, 3)} by {self.pairs} pairs, "
+            f"canary {self.ratio:.2f} of the claimed sensitivity{exceeded}"
         )
 
 
 def outcome_of(setting: Setting, seen: Sequence[TrainingPair]) -> Audit:
-    """What pairs of trainings say."""
+    """Return the outcome of an audit from its pairs of trainings."""
     plan = setting.plan
-    mechanisms = setting.plan.mechanisms
-    reached = bound(
-        [each.absent for each in seen], [each.present for each in seen], mechanisms, plan.delta
-    )
-    ratio = math.sqrt(float(np.mean([each.ratio**2 for each in seen])))
-    most = max(each.most for each in seen)
+    absent = [pair.absent for pair in seen]
+    present = [pair.present for pair in seen]
+    epsilon = bound(absent, present, plan.mechanisms, plan.delta)
+    added = math.sqrt(float(np.mean([pair.ratio**2 for pair in seen])))
+    most = max(pair.most for pair in seen)
     if most > MOST_ADDED:
         added = most
-    else:
-        added = ratio
-    return Audit(plan.epsilon_target, reached, len(seen), added, plan.claim == "heuristic")
+    return Audit(plan.epsilon_target, epsilon, len(seen), added, plan.claim == "heuristic")
 
 
 def key_of(setting: Setting) -> str:
-    """16 hex digits that are equal for equal audits: of the same code, parameters and claim,
-    however many pairs.
+    """Return 16 hex digits that are equal for audits of the same code, parameters and claim.
+
+    The number of pairs does not count, so that more pairs can be added to an audit.
     """
     task = setting.task
     code = [source_hash(lookup(setting.algorithm)), harness_hash("evidence")]
@@ -137,11 +160,18 @@ def key_of(setting: Setting) -> str:
         "params": setting.params,
         "facts": facts,
     }
-    return hashlib.sha256(json.dumps(hashed, sort_keys=True, default=str).encode()).hexdigest()[:16]
+    text = json.dumps(hashed, sort_keys=True, default=str)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
 class AuditRun:
-    """One audit that is under way: so many pairs of trainings of a setting."""
+    """An audit that can be interrupted and resumed.
+
+    Attributes:
+        setting: the claim and how it is audited.
+        count: the number of pairs of trainings.
+        key: names the audit, see :func:`key_of`.
+    """
 
     def __init__(self, setting: Setting, count: int) -> None:
         if count < LEAST_PAIRS:
@@ -152,23 +182,29 @@ class AuditRun:
         self.key = key_of(setting)
 
     def missing(self, lines: Sequence[Mapping[str, Any]]) -> Iterator[dict[str, Any]]:
-        """Run what ``lines`` lack: a line a pair."""
-        # on so small tensors a second thread only waits
+        """Run the pairs that ``lines`` lack and yield a line for each."""
+        # On such small tensors a second thread only waits.
         torch.set_num_threads(1)
         done = {line["pair"] for line in lines}
-        if left := [number for number in range(self.count) if number not in done]:
-            own, canary = saturating(self.setting)
-            yield from (pair(own, canary, number)._asdict() for number in left)
+        missing = [pair_number for pair_number in range(self.count) if pair_number not in done]
+        if not missing:
+            return
+        setting, canary = saturating(self.setting)
+        for pair_number in missing:
+            yield pair(setting, canary, pair_number)._asdict()
 
     def outcome(self, lines: Sequence[Mapping[str, Any]]) -> Audit:
-        """What all recorded pairs say, also those beyond what was asked for now."""
+        """Return the outcome of all recorded pairs, also of those beyond ``count``."""
         return outcome_of(self.setting, [TrainingPair(**line) for line in lines])
 
 
 @dataclass(frozen=True)
 class ClaimAudit:
-    """The audit of one claim of a grid, and the cells that make it; every row of the claim shows
-    its bound.
+    """The audit of one claim of a grid.
+
+    Attributes:
+        run: the audit.
+        trials: the cells that make the claim; the results of all of them show its bound.
     """
 
     run: AuditRun
@@ -176,58 +212,57 @@ class ClaimAudit:
 
     @property
     def words(self) -> str:
-        """What it is, for a log."""
+        """The name of the audit in a log."""
         return (
             f"the audit of {self.trials[0].cell.label} at ε = "
             f"{number(self.run.setting.plan.epsilon_target)}"
         )
 
     def line(self, audit: Audit) -> dict[str, Any]:
-        """The result line; ``params`` are those that the audit changed to be short, and what they
-        were there.
-        """
+        """Return the result line, in which ``params`` are those that the audit changed."""
         cell = self.trials[0].cell
-        claim = claim_of(cell.model_dump(mode="json"))
         changed = {
             name: value
             for name, value in self.run.setting.params.items()
-            if cell.params.get(name, self) != value
+            if name not in cell.params or cell.params[name] != value
         }
-        found = {
+        return {
+            "audit": self.run.key,
+            "claim": claim_of(cell.model_dump(mode="json")),
             "epsilon_lower": audit.epsilon,
             "pairs": audit.pairs,
             "canary_ratio": audit.ratio,
             "refuted": audit.refuted,
+            "params": changed,
         }
-        return {"audit": self.run.key, "claim": claim, **found, "params": changed}
 
 
 def audits_of(grid: Grid, asked: AuditSpec, trials: Sequence[Trial]) -> tuple[ClaimAudit, ...]:
-    """An audit for every claim of a finite epsilon, but of a search; cells of other data or seeds
-    share it.
+    """Return an audit for every claim of a finite ε in a grid.
+
+    Cells of other data or seeds share the audit of their claim. Claims of a search for parameters
+    are left out.
+
+    Args:
+        grid: the grid, whose key ``audit`` is named in errors.
+        asked: the number of pairs and of rounds.
+        trials: the cells of the grid.
     """
-    cells: dict[str, list[Trial]] = {}
+    trials_of_claim: dict[str, list[Trial]] = {}
     for trial in trials:
-        if (
-            trial.plan is not None
-            and math.isfinite(trial.plan.epsilon_target)
-            and trial.cell.tuning is None
-        ):
-            cells.setdefault(claim_of(trial.cell.model_dump(mode="json")), []).append(trial)
+        plan = trial.plan
+        if plan is None or not math.isfinite(plan.epsilon_target) or trial.cell.tuning is not None:
+            continue
+        claim = claim_of(trial.cell.model_dump(mode="json"))
+        trials_of_claim.setdefault(claim, []).append(trial)
     audits = []
-    for own in cells.values():
-        cell = own[0].cell
-        short = brief(cell.algorithm) | (
-            {"rounds": asked.rounds} if "rounds" in cell.params else {}
-        )
-        setting = setting_of(
-            cell.algorithm,
-            {**cell.params, **short},
-            cell.unit,
-            cell.trust,
-            float(cell.epsilon or 0),
-            cell.delta,
-        )
+    for same_claim in trials_of_claim.values():
+        cell = same_claim[0].cell
+        params = cell.params | brief(cell.algorithm)
+        if "rounds" in cell.params:
+            params["rounds"] = asked.rounds
+        epsilon = float(cell.epsilon or 0)
+        setting = setting_of(cell.algorithm, params, cell.unit, cell.trust, epsilon, cell.delta)
         with at(grid.location("audit")):
-            audits.append(ClaimAudit(AuditRun(setting, asked.pairs), tuple(own)))
+            audits.append(ClaimAudit(AuditRun(setting, asked.pairs), tuple(same_claim)))
     return tuple(audits)

@@ -1,7 +1,8 @@
-"""Membership inference against the saved generators of a run: how well scores tell its training
-rows from other rows of the data set.
+"""Membership inference against the saved generators of a run.
 
-The adversary sees synthetic rows alone. Rows may differ by themselves, so this bounds no epsilon.
+The attack asks how well scores tell the training rows of a generator from other rows of the data
+set. The adversary sees synthetic rows alone. Training rows and other rows may also differ by
+themselves, so the attack bounds no ε.
 """
 
 from __future__ import annotations
@@ -18,7 +19,8 @@ from fedsim.data.embeddings import Embeddings
 from fedsim.errors import UserError
 from fedsim.evaluation.judge import synthesise
 from fedsim.methods.products import is_classifier
-from fedsim.results.join import Entry, read_results
+from fedsim.results.columns import Line
+from fedsim.results.join import Entry, RunResults, read_results
 from fedsim.results.lines import as_trained, read_state
 from fedsim.results.store import RunFolder
 from fedsim.seeds import Seeds
@@ -28,10 +30,14 @@ from fedsim.training.trial import Trial
 from fedsim.words import counted, number
 
 FALSE_POSITIVE_RATES = (0.01, 0.001)
-"""Rates of false positives at which true ones are printed (Carlini et al. 2022, arXiv 2112.03570).
+"""Rates of false positives at which those of true positives are reported.
+
+They follow Carlini et al. 2022 (arXiv 2112.03570).
 """
 RESAMPLES = 400
+"""The number of bootstrap samples."""
 PER_CLASS = 200
+"""The number of synthetic rows of each class that the adversary sees."""
 
 Floats = NDArray[np.float64]
 Bools = NDArray[np.bool_]
@@ -50,30 +56,39 @@ class Estimate:
 
 
 def membership(scores: Floats, inside: Bools) -> tuple[Estimate, ...]:
-    """How well scores of rows say which were ``inside``: area under the ROC curve, true positives
-    at :data:`FALSE_POSITIVE_RATES`.
+    """Estimate how well the scores of rows say which rows were trained on.
+
+    Args:
+        scores: a score per row, ``[n]``; high if the row is like the synthetic ones.
+        inside: whether each row was trained on, ``[n]``.
+
+    Returns:
+        The area under the ROC curve, and the rate of true positives at each of
+        :data:`FALSE_POSITIVE_RATES`.
     """
     stream = np.random.default_rng(0)
     count = len(scores)
-    resampled = [
-        np.arange(count),
-        *(np.asarray(stream.integers(0, count, count)) for _ in range(RESAMPLES)),
-    ]
-    measured = np.array([_measured(scores[rows], inside[rows]) for rows in resampled])
-    low, high = np.quantile(measured[1:], (0.025, 0.975), axis=0)
+    whole = _rates(scores, inside)
+    resampled = []
+    for _ in range(RESAMPLES):
+        rows = np.asarray(stream.integers(0, count, count))
+        resampled.append(_rates(scores[rows], inside[rows]))
+    low, high = np.quantile(np.array(resampled), (0.025, 0.975), axis=0)
     return tuple(
-        Estimate(*map(float, numbers)) for numbers in zip(measured[0], low, high, strict=True)
+        Estimate(float(value), float(least), float(most))
+        for value, least, most in zip(whole, low, high, strict=True)
     )
 
 
-def _measured(scores: Floats, inside: Bools) -> list[float]:
+def _rates(scores: Floats, inside: Bools) -> list[float]:
+    """Return the area under the ROC curve and the rates of true positives, without intervals."""
     if inside.all() or not inside.any():
         return [0.5, *FALSE_POSITIVE_RATES]
-    false, true, _ = roc_curve(inside, scores)
-    return [
-        float(auc(false, true)),
-        *(float(true[false <= rate].max()) for rate in FALSE_POSITIVE_RATES),
-    ]
+    false_positives, true_positives, _ = roc_curve(inside, scores)
+    rates = [float(auc(false_positives, true_positives))]
+    for rate in FALSE_POSITIVE_RATES:
+        rates.append(float(true_positives[false_positives <= rate].max()))
+    return rates
 
 
 def scores_of(
@@ -82,103 +97,131 @@ def scores_of(
     x: NDArray[np.float32],
     y: NDArray[np.int64],
 ) -> dict[str, Floats]:
-    """Of each row, its nearness to the nearest synthetic row of its label, and its likelihood under
-    a Gaussian of those.
+    """Return two scores of each row against the synthetic rows of its label.
+
+    Args:
+        synthetic: synthetic rows ``[m, d]``.
+        labels: their labels ``[m]``.
+        x: the rows to score ``[n, d]``.
+        y: their labels ``[n]``.
+
+    Returns:
+        ``likelihood``: the log density of each row under a Gaussian of the synthetic rows, less a
+        constant. ``nearest synthetic row``: minus the distance to the nearest one. Both ``[n]``.
     """
-    near = np.zeros(len(x))
-    likely = np.zeros(len(x))
+    nearness = np.zeros(len(x))
+    likelihood = np.zeros(len(x))
     for label in np.unique(y):
+        of_label = y == label
         rows = synthetic[labels == label].astype(float)
-        own = y == label
-        near[own] = -cdist(x[own].astype(float), rows).min(1)
-        centred = rows - rows.mean(0)
-        covariance = centred.T @ centred / len(rows)
-        # a little of a ball, so that few rows have a density in many dimensions
-        covariance += (0.1 * np.trace(covariance) / len(covariance) + 1e-9) * np.eye(
-            len(covariance)
-        )
-        away = x[own] - rows.mean(0)
-        likely[own] = (
-            -0.5 * np.einsum("nd,nd->n", away @ np.linalg.inv(covariance), away)
-            - 0.5 * np.linalg.slogdet(covariance)[1]
-        )
-    return {"likelihood": likely, "nearest synthetic row": near}
+        nearness[of_label] = -cdist(x[of_label].astype(float), rows).min(1)
+        likelihood[of_label] = _log_density(rows, x[of_label])
+    return {"likelihood": likelihood, "nearest synthetic row": nearness}
+
+
+def _log_density(rows: Floats, x: NDArray[np.float32]) -> Floats:
+    """Return the log density of ``x`` under a Gaussian of ``rows``, less a constant."""
+    mean = rows.mean(0)
+    centred = rows - mean
+    covariance = centred.T @ centred / len(rows)
+    # A small multiple of the identity, so that few rows have a density in many dimensions.
+    width = len(covariance)
+    covariance += (0.1 * np.trace(covariance) / width + 1e-9) * np.eye(width)
+    away = x - mean
+    squares = np.einsum("nd,nd->n", away @ np.linalg.inv(covariance), away)
+    density: Floats = -0.5 * squares - 0.5 * np.linalg.slogdet(covariance)[1]
+    return density
 
 
 def attack_run(
     folder: RunFolder, trials: Sequence[Trial], data: Mapping[str, Embeddings]
 ) -> Iterator[str]:
-    """The membership of training rows against other rows by every generator that is kept, a line
-    each; ``trials`` are the run's cells.
+    """Attack every saved generator of a run and yield a line for each of both scores.
+
+    Args:
+        folder: the run folder.
+        trials: the cells of the run.
+        data: the data sets by key.
+
+    Raises:
+        UserError: the run has no saved generators of today's code and data.
     """
     results = read_results(folder.path)
-    rows = [
-        results.row(
-            Entry(trial.cell.cell_id, trial.cell.training_id, trial.cell.label), judged=False
-        )
-        for trial in trials
-    ]
-    ended = [
-        trial
-        for trial, row in zip(trials, rows, strict=True)
-        if row is not None and row.status == "ok" and row.yields == "generator"
-    ]
-    states = {
-        training: line["state"] and folder.state(training).exists()
-        for training, line in results.trainings.items()
-    }
-    kept = [trial for trial in ended if states[trial.cell.training_id]]
+    finished = [trial for trial in trials if _has_generator(results, trial)]
+    kept = []
+    for trial in finished:
+        line = results.trainings[trial.cell.training_id]
+        if line["state"] and folder.state(trial.cell.training_id).exists():
+            kept.append(trial)
     if not kept:
         what = "there are no generators here of the code and data of today"
         hint = "run the grid with resources: {save_generators: true}"
         raise UserError(str(folder.path), what, hint)
-    if len(kept) < len(ended):
+    if len(kept) < len(finished):
         yield (
-            f"{len(ended) - len(kept)} of {counted(len(ended), 'cell')} without a saved "
+            f"{len(finished) - len(kept)} of {counted(len(finished), 'cell')} without a saved "
             "generator: left out"
         )
     for planned in kept:
         line = results.trainings[planned.cell.training_id]
         trial = as_trained(planned, line)
-        own = trial.cell
-        state = read_state(folder.state(own.training_id), line["state"])
-        made, _ = restored(
-            build_algorithm(own.algorithm, own.params, trial.task),
-            state,
-            trial.plan,
-            Seeds(own.seed),
+        yield from _attack_generator(folder, trial, line, data)
+
+
+def _has_generator(results: RunResults, trial: Trial) -> bool:
+    """Return whether a cell has trained a generator."""
+    cell = trial.cell
+    row = results.row(Entry(cell.cell_id, cell.training_id, cell.label), judged=False)
+    return row is not None and row.status == "ok" and row.yields == "generator"
+
+
+def _attack_generator(
+    folder: RunFolder, trial: Trial, line: Line, data: Mapping[str, Embeddings]
+) -> Iterator[str]:
+    """Attack the saved generator of a cell and yield a line for each score."""
+    cell = trial.cell
+    state = read_state(folder.state(cell.training_id), line["state"])
+    algorithm = build_algorithm(cell.algorithm, cell.params, trial.task)
+    generator, _ = restored(algorithm, state, trial.plan, Seeds(cell.seed))
+    assert not is_classifier(generator)
+    x, y, inside = rows_of(trial, data)
+    synthetic, labels = synthesise(generator, trial.task.classes, PER_CLASS, Seeds(cell.seed))
+    name = cell.label
+    if cell.epsilon is not None:
+        name += f", ε = {number(cell.epsilon)}"
+    name += f", seed {cell.seed}"
+    if cell.evaluation.unseen:
+        name += f", {cell.evaluation.unseen} unseen"
+    for attack, scores in scores_of(synthetic, labels, x, y).items():
+        area, *rates = membership(scores, inside)
+        rates_text = ", ".join(
+            f"TPR {estimate} at {rate:.1%} FPR"
+            for rate, estimate in zip(FALSE_POSITIVE_RATES, rates, strict=True)
         )
-        assert not is_classifier(made)
-        x, y, inside = rows_of(trial, data)
-        scores = scores_of(*synthesise(made, trial.task.classes, PER_CLASS, Seeds(own.seed)), x, y)
-        if own.epsilon is None:
-            place = own.label
-        else:
-            place = f"{own.label}, ε = {number(own.epsilon)}"
-        place += f", seed {own.seed}" + (
-            f", {own.evaluation.unseen} unseen" if own.evaluation.unseen else ""
-        )
-        for attack, values in scores.items():
-            area, *rates = membership(values, inside)
-            told = ", ".join(
-                f"TPR {found} at {rate:.1%} FPR"
-                for rate, found in zip(FALSE_POSITIVE_RATES, rates, strict=True)
-            )
-            yield f"{place}: {attack}: AUC {area}, {told}; {len(x)} rows"
+        yield f"{name}: {attack}: AUC {area}, {rates_text}; {len(x)} rows"
 
 
 def rows_of(
     trial: Trial, views: Mapping[str, Embeddings]
 ) -> tuple[NDArray[np.float32], NDArray[np.int64], Bools]:
-    """A cell's data set: values, labels, and which rows the cell trained on."""
+    """Return the data set of a cell, and which of its rows the cell trained on.
+
+    Args:
+        trial: the cell.
+        views: data sets by key.
+
+    Returns:
+        Rows ``[n, d]``, labels ``[n]``, and whether each row was trained on ``[n]``.
+    """
     cell = trial.cell
-    # a site is left out where clients see values as they are, so the whole data set has the rows of
-    # both
     site = cell.evaluation.unseen
-    data = views[trial.data_key if site is None else cell.dataset.key]
     if site is None:
+        data = views[trial.data_key]
         trained = np.ones(len(data.y_train), bool)
     else:
+        # A site is left out only where clients see values as they are, so the whole data set has
+        # the rows of the site and of all others.
+        data = views[cell.dataset.key]
         trained = data.others(str(cell.partition.column), site)
     x = np.concatenate([data.x_train, data.x_test])
     y = np.concatenate([data.y_train, data.y_test])

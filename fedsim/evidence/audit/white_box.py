@@ -1,24 +1,30 @@
-"""The white-box audit: pairs of trainings without and with a unit, and how much likelier an
-adversary's view is with it.
+"""The white-box audit: how well an adversary who sees everything tells whether a unit took part.
 
-The unit is a row, a group of rows, or the last client. Each training runs the real rounds of all
-clients. The live world draws its own noise; two more are *forced*: the one without the unit, and
-the one with the unit in every sample, whose clients get the live one's noisy answers and whose
-server gets its sums. What differs between these two is what the unit adds to a query, through
-whichever client, and what is left of a live output without the unit is noise, or noise and the
-unit.
+The unit (the *canary*) is a row, a group of rows, or the last client. Trainings run in pairs,
+without and with it. Each training runs the real rounds of all clients in up to three worlds:
 
-A step's outputs are ``b shift + noise`` with ``b`` 1 where the unit is in the sample; without the
-unit ``b`` is 0. If the noise is what the plan says, the log likelihood ratio of a step is log(1 - q
-+ q exp(sum (<residual, shift> - |shift|^2 / 2) / std^2)), and that of a training the sum of its
-steps': the best test of the worlds (Neyman and Pearson), and in one dimension the very pair that
-the accountant composes.
+* The *live* world has the canary or not, and draws its own noise.
+* The *absent* world is without the canary.
+* The *always* world has it in every Poisson sample.
+
+The last two are *forced*: their clients get the noisy answers of the live world, and their server
+gets its sums. What differs between them is what the unit adds to a query, through whichever client.
+A live output less what it would be without the unit is noise, or noise and the unit.
+
+The outputs of a step are ``b shift + noise``. In a training without the unit b is 0, and with it b
+is 1 where the unit is in the sample, which has probability q. If the noise is as planned, the log
+likelihood ratio of a step is
+
+    log(1 - q + q exp(sum (<residual, shift> - |shift|^2 / 2) / std^2))
+
+and that of a training is the sum over its steps. By the lemma of Neyman and Pearson this is the
+best test between the worlds. In one dimension it is the very pair that the accountant composes.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Container, Iterator, Mapping, Sequence
+from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any, NamedTuple
@@ -30,7 +36,7 @@ from torch import Tensor
 
 from fedsim.data.embeddings import PublicRows, unit_norm
 from fedsim.errors import UserError, at
-from fedsim.evidence.worlds import Divergence, Hidden, Tape, WatchedPool, watched
+from fedsim.evidence.worlds import Divergence, Hidden, Query, Tape, WatchedPool, watched
 from fedsim.grid.cells import resolve
 from fedsim.grid.read import one_cell
 from fedsim.methods.algorithm import Algorithm, solved_plan
@@ -44,11 +50,15 @@ from fedsim.training.rounds import train
 from fedsim.training.state import copied
 
 ROW_DIM = 16
+"""The dimension of the made-up rows."""
 AUDIT_CLASSES = 2
+"""The number of classes of the made-up rows."""
 AUDIT_CLIENTS = 2
+"""The number of clients; the last one is the canary or holds it."""
 OTHER_ROWS = 2
-"""Rows of each client beside the unit: whoever audits knows them, so few are as good as many, and
-faster.
+"""The number of rows of each client beside the canary.
+
+The adversary knows these rows, so few of them are as good as many, and faster.
 """
 SHORT: dict[str, Any] = {
     "rounds": 6,
@@ -60,18 +70,21 @@ SHORT: dict[str, Any] = {
     "encoder_hidden": (8,),
     "discriminator_hidden": (8,),
 }
-"""Parameters that make a training long or a network large, and what they become unless they are
-given; noise is solved for these.
+"""Values of the parameters that make a training long or a network large, unless they are given.
+
+The noise is solved for these values.
 """
 MOST_ADDED = 1.001
-"""Of the claimed sensitivity: what is above is no rounding."""
+"""What a canary may add, in units of the claimed sensitivity; rounding explains no more."""
 UNIT_ROWS: dict[Unit, int] = {"example": 1, "group": 4, "client": 32}
-"""Rows of a unit that is looked for: of a client so many that hardly a sample of them is empty."""
+"""The number of rows of a canary; those of a client are so many that few samples are empty."""
 CLIPS = (1.0, 0.1, 0.01)
-ENOUGH = 0.98
-"""Shares of the clip norm that are tried until a canary adds enough: noise is in units of it, so a
-claim is the same under any.
+"""Shares of the clip norm that are tried until a canary adds enough.
+
+Noise is in units of the clip norm, so a claim is the same under any.
 """
+ENOUGH = 0.98
+"""What a canary adds, in units of the claimed sensitivity, when no smaller clip norm is tried."""
 
 Rows = NDArray[np.float32]
 Labels = NDArray[np.int64]
@@ -79,7 +92,14 @@ Labels = NDArray[np.int64]
 
 @dataclass(frozen=True)
 class Setting:
-    """An algorithm at a claim, and the small made-up data set beside which a unit is put."""
+    """An algorithm at a claim, and the small made-up data set beside which a canary is put.
+
+    Attributes:
+        algorithm: its name, as in a grid file.
+        params: all its parameters.
+        task: the shapes of the data set, unit and trust.
+        plan: the plan at the claimed ε and δ.
+    """
 
     algorithm: str
     params: Mapping[str, Any]
@@ -87,41 +107,58 @@ class Setting:
     plan: PrivacyPlan
 
     def build(self) -> Algorithm:
-        """A new instance."""
+        """Return a new instance of the algorithm."""
         return build_algorithm(self.algorithm, dict(self.params), self.task)
 
     def clipped(self, share: float) -> Setting:
-        """With so much of the clip norm, and noise in units of it as before."""
+        """Return the setting with a share of the clip norm; noise is in units of it, as before."""
         changed = replace(self, params={**self.params, "clip": share * self.params["clip"]})
-        own = changed.build()
-        # the plan may claim another sensitivity than the class
-        sensitivity = own.sensitivity() * self.plan.sensitivity / self.build().sensitivity()
-        return replace(changed, plan=replace(self.plan, clip=own.clip(), sensitivity=sensitivity))
+        algorithm = changed.build()
+        # The plan may claim another sensitivity than the class.
+        factor = self.build().sensitivity()
+        sensitivity = algorithm.sensitivity() * self.plan.sensitivity / factor
+        plan = replace(self.plan, clip=algorithm.clip(), sensitivity=sensitivity)
+        return replace(changed, plan=plan)
 
     @cached_property
     def others(self) -> tuple[tuple[Rows, Labels], ...]:
-        """Each client's rows beside the unit; the canary client has none where it is the unit."""
+        """Each client's rows and labels beside the canary; a client that is the canary has none."""
         stream = np.random.default_rng(0)
-        held = []
+        others = []
         for client in range(self.task.clients):
-            if self.task.unit == "client" and client == self.task.clients - 1:
+            count = OTHER_ROWS
+            if self.task.unit == "client" and self.has_canary(client):
                 count = 0
-            else:
-                count = OTHER_ROWS
-            x = unit_norm(stream.standard_normal((count, self.task.dim)).astype(np.float32))
-            held.append((x, np.arange(count) % self.task.classes))
-        return tuple(held)
+            x = stream.standard_normal((count, self.task.dim)).astype(np.float32)
+            others.append((unit_norm(x), np.arange(count) % self.task.classes))
+        return tuple(others)
+
+    def has_canary(self, client: int) -> bool:
+        """Return whether a client is the canary or holds it; the last one does."""
+        return client == self.task.clients - 1
 
 
 def brief(algorithm: str, given: Container[str] = ()) -> dict[str, Any]:
-    """Of :data:`SHORT` what the algorithm has and allows, and that is not ``given``."""
+    """Return the values of :data:`SHORT` that an algorithm allows, without those that are given."""
     return lookup(algorithm).Params.brief(SHORT, given)
 
 
 def setting_of(
     name: str, params: Mapping[str, Any], unit: Unit, trust: Trust, epsilon: float, delta: float
 ) -> Setting:
-    """The setting of a claim; parameters that are not given are the algorithm's defaults."""
+    """Return the setting in which a claim is audited.
+
+    Args:
+        name: the algorithm, as in a grid file.
+        params: parameters; those that are not given are the algorithm's defaults.
+        unit: the unit of the claim.
+        trust: whom clients trust.
+        epsilon: the claimed ε.
+        delta: the claimed δ.
+
+    Raises:
+        UserError: the algorithm is not private, ε is no finite number, or it has no such plan.
+    """
     cls = lookup(name)
     if not cls.private:
         raise UserError(
@@ -135,32 +172,28 @@ def setting_of(
             f"{epsilon:g} is no claim that an audit could refute",
             "give a positive, finite number",
         )
-    task = Task(
-        ROW_DIM,
-        AUDIT_CLASSES,
-        AUDIT_CLIENTS,
-        unit,
-        trust,
-        public=PublicRows.made_up(ROW_DIM, AUDIT_CLASSES),
-    )
-    validated = cls.Params.model_validate(dict(params)).model_dump(mode="json")
+    public = PublicRows.made_up(ROW_DIM, AUDIT_CLASSES)
+    task = Task(ROW_DIM, AUDIT_CLASSES, AUDIT_CLIENTS, unit, trust, public=public)
+    all_params = cls.Params.model_validate(dict(params)).model_dump(mode="json")
     with at(lambda where: f"{where} with {name}"):
-        plan = solved_plan(build_algorithm(name, validated, task), epsilon, delta)
+        plan = solved_plan(build_algorithm(name, all_params, task), epsilon, delta)
     assert plan is not None
-    return Setting(name, validated, task, plan)
+    return Setting(name, all_params, task, plan)
 
 
 def parameters(
     algorithm: str, params: Sequence[str], unit: Unit, trust: Trust, epsilon: float, delta: float
 ) -> dict[str, Any]:
-    """All parameters of an algorithm, from ``key=YAML`` texts."""
-    # groups are made here, of a column that no data set has
-    of_units = {"column": "canary"} if unit == "group" else unit
+    """Return all parameters of an algorithm; ``params`` are ``key=YAML`` texts of some of them."""
+    unit_of_grid: Any = unit
+    if unit == "group":
+        # An audit makes its groups itself, so this column is in no data set.
+        unit_of_grid = {"column": "canary"}
     grid = one_cell(
         algorithm,
         params,
         dataset="digits",
-        unit=of_units,
+        unit=unit_of_grid,
         trust=trust,
         epsilon=epsilon,
         delta=delta,
@@ -170,18 +203,25 @@ def parameters(
 
 
 class Canary(NamedTuple):
-    """A unit to look for: rows ``[n, d]`` of norm 1, and their labels ``[n]``."""
+    """A unit that the adversary looks for.
+
+    Attributes:
+        x: rows ``[n, d]`` of norm 1.
+        y: their labels ``[n]``.
+    """
 
     x: Rows
     y: Labels
 
 
 class NoisyOutput(NamedTuple):
-    """A noisy output as the adversary has it, flat: the ``residual`` is the output less what it
-    would be without unit and noise.
+    """A noisy output as the adversary sees it.
 
-    The ``shift`` is what the unit adds to it if it is in the sample, with probability ``rate``;
-    ``std`` is that of the planned noise.
+    Attributes:
+        residual: the output less what it would be without unit and noise, flat.
+        shift: what the unit adds to it if it is in the sample, flat.
+        std: the planned standard deviation of the noise.
+        rate: the probability that the unit is in the sample.
     """
 
     residual: Tensor
@@ -195,13 +235,18 @@ Step = list[NoisyOutput]
 
 
 class _World(NamedTuple):
-    """What every client of a training did, and every round with the sum as the server has it."""
+    """What happened in the training of one world.
+
+    Attributes:
+        tapes: what each client did.
+        noisy: every round with the noisy sum as the server has it.
+    """
 
     tapes: tuple[Tape, ...]
     noisy: tuple[tuple[Round, Tensors], ...]
 
 
-def _world(
+def _train_world(
     setting: Setting,
     seeds: Seeds,
     canary: Canary | None,
@@ -209,26 +254,34 @@ def _world(
     *,
     always: bool = False,
 ) -> _World:
-    """Train in one world, maybe with the canary, ``always`` or sometimes in the sample; given the
-    noisy outputs of ``live``, if any.
+    """Train in one world.
+
+    Args:
+        setting: the algorithm and the rows beside the canary.
+        seeds: the seeds of noise, samples and initial weights.
+        canary: the unit, None for a world without it.
+        live: the world whose noisy outputs this one is given; None for its own.
+        always: whether the canary is in every sample.
     """
     algorithm = setting.build()
-    noisy = list[tuple[Round, Tensors]]()
     cohorts = [
         _cohort(setting, seeds, client, canary, live, always=always)
         for client in range(setting.task.clients)
     ]
-    # the unit's client first: what a process keeps of the first rows that it saw then depends on
-    # the unit
-    pool = WatchedPool(cohorts, range(len(cohorts))[::-1], None if live is None else live.tapes)
-    steps = train(
-        algorithm,
-        pool,
-        setting.plan,
-        seeds,
-        watch=lambda round_, total: noisy.append((round_, copied(total))),
-    )
-    # what is made after the last round follows from what was seen
+    # The canary's client computes first, so that what a process remembers of the first rows that
+    # it saw depends on the canary.
+    order = range(len(cohorts))[::-1]
+    tapes = None
+    if live is not None:
+        tapes = live.tapes
+    pool = WatchedPool(cohorts, order, tapes)
+    noisy: list[tuple[Round, Tensors]] = []
+
+    def watch(round_: Round, total: Tensors) -> None:
+        noisy.append((round_, copied(total)))
+
+    steps = train(algorithm, pool, setting.plan, seeds, watch=watch)
+    # What is made after the last round follows from what was seen, so it is not run.
     for _ in range(sum(phase.release.rounds for phase in algorithm.phases())):
         next(steps)
     steps.close()
@@ -244,145 +297,159 @@ def _cohort(
     *,
     always: bool,
 ) -> Cohort:
-    """One client; the last one is the unit, or has it behind its own rows."""
-    (x, y), params, unit = setting.others[client], dict(setting.params), setting.task.unit
-    last = client == setting.task.clients - 1
-    own = len(x)
-    always = always and last
-    if canary is not None and last:
+    """Return a cohort of one client; the last one is the canary, or has it behind its own rows."""
+    x, y = setting.others[client]
+    own_rows = len(x)
+    params = dict(setting.params)
+    unit = setting.task.unit
+    is_last = setting.has_canary(client)
+    always = always and is_last
+    if canary is not None and is_last:
         x = np.concatenate([x, canary.x])
         y = np.concatenate([y, canary.y])
     if always and unit == "client" and "client_rate" in params:
         params["client_rate"] = 1.0
-    # a client's own rows are a group each
+    groups = None
     if unit == "group":
-        groups = (np.minimum(np.arange(len(x)), own),)
-    else:
-        groups = None
+        # Each of a client's own rows is a group.
+        groups = (np.minimum(np.arange(len(x)), own_rows),)
+    numbers = (np.arange(len(x)),)
     spec = CohortSpec(
-        setting.algorithm,
-        params,
-        setting.task,
-        setting.plan,
-        seeds,
-        (client,),
-        (np.arange(len(x)),),
-        groups,
+        setting.algorithm, params, setting.task, setting.plan, seeds, (client,), numbers, groups
     )
-    if unit != "client" and len(x) > own:
+    hidden = None
+    if unit != "client" and len(x) > own_rows:
         hidden = Hidden(client, "every" if always else "chance")
-    else:
-        hidden = None
-    return watched(spec, x, y, hidden, None if live is None else live.tapes[client])
+    script = None
+    if live is not None:
+        script = live.tapes[client]
+    return watched(spec, x, y, hidden, script)
 
 
 def observed(setting: Setting, canary: Canary, seeds: Seeds, *, present: bool) -> list[Step]:
-    """The adversary's view of one training with or without the canary: it trains in the worlds
-    beside it, too.
+    """Return the adversary's view of one training, with or without the canary.
+
+    It trains in the live world and in the two worlds beside it.
     """
-    sampled = any(one.sample_rate < 1 for one in setting.plan.mechanisms)
-    live = _world(setting, seeds, canary if present else None)
+    is_sampled = any(mechanism.sample_rate < 1 for mechanism in setting.plan.mechanisms)
+    live = _train_world(setting, seeds, canary if present else None)
+    absent = live
     if present:
-        absent = _world(setting, seeds, None, live)
-    else:
-        absent = live
-    if sampled or not present:
-        always = _world(setting, seeds, canary, live, always=True)
-    else:
-        always = live
+        absent = _train_world(setting, seeds, None, live)
+    always = live
+    if is_sampled or not present:
+        always = _train_world(setting, seeds, canary, live, always=True)
     at_clients = setting.build().noise_at_clients()
-    found = list[Step]()
+    steps: list[Step] = []
     for round_, noisy in live.noisy:
-        steps = _at_clients(setting, round_, live, absent, always)
+        steps_of_round = _outputs_of_clients(setting, round_, live, absent, always)
         if not at_clients:
-            steps[0].append(_of_sum(setting, round_, noisy, absent, always))
-        found.extend(step for step in steps if step)
-    return found
-
-
-def _at_clients(setting: Setting, round_: Round, *worlds: _World) -> list[Step]:
-    """The outputs that clients noised, of each local step; those of other clients as far as the
-    unit changes them.
-    """
-    silo = setting.task.trust == "silo"
-    clients = range(setting.task.clients)
-    live, absent, always = (
-        [[one for one in tape.queries if one.round == round_.number] for tape in world.tapes]
-        for world in worlds
-    )
-    if any(not len(live[k]) == len(absent[k]) == len(always[k]) for k in clients):
-        raise Divergence(f"round {round_.number}: how often noise is added depends on the unit")
-    steps = [Step() for _ in range(max(1, *map(len, live)))]
-    for k in clients:
-        for step, query, *others in zip(steps, live[k], absent[k], always[k], strict=False):
-            if outputs := _named(query.noised, silo=silo, kept=bool(query.kept)):
-                residual, shift = _apart(
-                    outputs,
-                    *(_named(Noised(other.sent, other.kept), silo=silo) for other in others),
-                )
-                if k == clients[-1] or shift.any():
-                    step.append(
-                        NoisyOutput(
-                            residual,
-                            shift,
-                            setting.plan.noise_std(query.release.name),
-                            round_.release.sample_rate,
-                        )
-                    )
+            output = _output_of_server(setting, round_, noisy, absent, always)
+            steps_of_round[0].append(output)
+        steps += [step for step in steps_of_round if step]
     return steps
 
 
-def _named(noised: Noised, *, silo: bool, kept: bool = True) -> dict[tuple[str, str], Tensor]:
-    """What of a query is noised at the client."""
-    if kept:
-        held = {("kept", name): value for name, value in noised.kept.items()}
-    else:
-        held = {}
-    return held | ({("sent", name): value for name, value in noised.sent.items()} if silo else {})
+def _outputs_of_clients(
+    setting: Setting, round_: Round, live: _World, absent: _World, always: _World
+) -> list[Step]:
+    """Return the outputs that clients noised in each local step of a round.
 
+    Those of a client without the canary count only where the canary changes them.
 
-def _of_sum(setting: Setting, round_: Round, noisy: Tensors, *worlds: _World) -> NoisyOutput:
-    """The sum that the server noised, beside what all clients sent without the unit and with it in
-    every sample.
+    Raises:
+        Divergence: the number of queries depends on the canary.
     """
-    sums = ([tape.messages[round_.number].sums for tape in world.tapes] for world in worlds)
-    # in float64, so that what does not depend on the unit cancels
-    base, whole = (
-        {
-            name: torch.stack([one[name].double() for one in own if name in one]).sum(0)
-            for name in noisy
-        }
-        for own in sums
-    )
-    return NoisyOutput(
-        *_apart(noisy, base, whole),
-        setting.plan.noise_std(round_.release.name),
-        round_.release.sample_rate,
-    )
+    is_silo = setting.task.trust == "silo"
+    steps: list[Step] = [[]]
+    for client in range(setting.task.clients):
+        of_live, of_absent, of_always = (
+            _queries_of(world, client, round_) for world in (live, absent, always)
+        )
+        if not len(of_live) == len(of_absent) == len(of_always):
+            raise Divergence(f"round {round_.number}: how often noise is added depends on the unit")
+        steps += [[] for _ in range(len(of_live) - len(steps))]
+        for number, query in enumerate(of_live):
+            # Where nothing is kept, no kept tensor is an output.
+            outputs = _noised_by_client(query.noised, is_silo=is_silo, has_kept=bool(query.kept))
+            if not outputs:
+                continue
+            without, with_ = (
+                _noised_by_client(Noised(other.sent, other.kept), is_silo=is_silo)
+                for other in (of_absent[number], of_always[number])
+            )
+            residual, shift = _residual_and_shift(outputs, without, with_)
+            if setting.has_canary(client) or shift.any():
+                std = setting.plan.noise_std(query.release.name)
+                output = NoisyOutput(residual, shift, std, round_.release.sample_rate)
+                steps[number].append(output)
+    return steps
 
 
-def _apart(
+def _queries_of(world: _World, client: int, round_: Round) -> list[Query]:
+    """Return what a client asked noise for in a round."""
+    return [query for query in world.tapes[client].queries if query.round == round_.number]
+
+
+def _noised_by_client(
+    noised: Noised, *, is_silo: bool, has_kept: bool = True
+) -> dict[tuple[str, str], Tensor]:
+    """Return the tensors of a query that the client noises, by ``(sent or kept, name)``."""
+    tensors: dict[tuple[str, str], Tensor] = {}
+    if has_kept:
+        tensors |= {("kept", name): value for name, value in noised.kept.items()}
+    if is_silo:
+        tensors |= {("sent", name): value for name, value in noised.sent.items()}
+    return tensors
+
+
+def _output_of_server(
+    setting: Setting, round_: Round, noisy: Tensors, absent: _World, always: _World
+) -> NoisyOutput:
+    """Return the sum of a round that the server noised.
+
+    It is compared with what all clients sent without the canary, and with it in every sample.
+    """
+    without = _sums_of(absent, round_, noisy)
+    with_ = _sums_of(always, round_, noisy)
+    residual, shift = _residual_and_shift(noisy, without, with_)
+    std = setting.plan.noise_std(round_.release.name)
+    return NoisyOutput(residual, shift, std, round_.release.sample_rate)
+
+
+def _sums_of(world: _World, round_: Round, names: Iterable[str]) -> Tensors:
+    """Return the sums over all clients of what they sent in a round, by name.
+
+    They are in float64, so that what does not depend on the canary cancels.
+    """
+    messages = [tape.messages[round_.number].sums for tape in world.tapes]
+    sums = {}
+    for name in names:
+        values = [sent[name].double() for sent in messages if name in sent]
+        sums[name] = torch.stack(values).sum(0)
+    return sums
+
+
+def _residual_and_shift(
     outputs: Mapping[Any, Tensor], without: Mapping[Any, Tensor], with_: Mapping[Any, Tensor]
 ) -> tuple[Tensor, Tensor]:
-    """Residual and shift of outputs, flat."""
-    base = {name: without[name].double() for name in outputs}
-    return _flat({n: outputs[n].double() - base[n] for n in outputs}), _flat(
-        {n: with_[n].double() - base[n] for n in outputs}
-    )
-
-
-def _flat(tensors: Mapping[Any, Tensor]) -> Tensor:
-    return torch.cat(
-        [
-            torch.zeros(0, dtype=torch.double),
-            *(value.detach().double().flatten() for value in tensors.values()),
-        ]
-    )
+    """Return outputs less those without the canary, and what the canary adds, both flat."""
+    residuals = [torch.zeros(0, dtype=torch.double)]
+    shifts = [torch.zeros(0, dtype=torch.double)]
+    for name, output in outputs.items():
+        base = without[name].double()
+        residuals.append((output.double() - base).detach().flatten())
+        shifts.append((with_[name].double() - base).detach().flatten())
+    return torch.cat(residuals), torch.cat(shifts)
 
 
 class Evidence(NamedTuple):
-    """The log likelihood ratio of unit there to not there; what it adds to a step (rms, most), in
-    units of the claimed sensitivity.
+    """What one training shows.
+
+    Attributes:
+        score: the log likelihood ratio of unit there to unit not there.
+        ratio: what the unit adds to a step (root mean square), in units of the claimed sensitivity.
+        most: the most that it adds to a step, in the same units.
     """
 
     score: float
@@ -391,72 +458,81 @@ class Evidence(NamedTuple):
 
 
 def evidence(steps: Sequence[Step], sensitivity: float) -> Evidence:
-    """The evidence of a training that was observed, at the claimed sensitivity."""
-    shifts = [
-        math.sqrt(sum(float(output.shift.square().sum()) for output in step)) for step in steps
-    ]
-    return Evidence(
-        sum(map(_log_ratio, steps)),
-        math.sqrt(float(np.mean(np.square(shifts)))) / sensitivity,
-        max(shifts) / sensitivity,
-    )
+    """Return the evidence of a training that was observed, at the claimed sensitivity."""
+    shifts = []
+    for step in steps:
+        squares = [float(output.shift.square().sum()) for output in step]
+        shifts.append(math.sqrt(sum(squares)))
+    score = sum(map(_log_ratio, steps))
+    root_mean_square = math.sqrt(float(np.mean(np.square(shifts))))
+    return Evidence(score, root_mean_square / sensitivity, max(shifts) / sensitivity)
 
 
 def _log_ratio(step: Step) -> float:
+    """Return the log likelihood ratio of a step, by the equation of this module."""
+    exponents = []
+    for output in step:
+        product = output.residual @ output.shift - output.shift @ output.shift / 2
+        exponents.append(float(product) / output.std**2)
+    exponent = sum(exponents)
     rate = step[0].rate
-    exponent = sum(
-        float(output.residual @ output.shift - output.shift @ output.shift / 2) / output.std**2
-        for output in step
-    )
     if rate == 1:
         return exponent
     return float(np.logaddexp(math.log(1 - rate), math.log(rate) + exponent))
 
 
 def _canaries(setting: Setting) -> Iterator[Canary]:
-    """Rows of norm 1, as all data sets have them: of a single feature, in a random direction,
-    against the others; of every label.
+    """Yield canaries of equal rows of norm 1, in three directions and of every label.
+
+    The directions are a single feature, a random one, and the one against the other rows.
     """
     dim = setting.task.dim
     count = UNIT_ROWS[setting.task.unit]
     spike = np.eye(1, dim, dtype=np.float32)
     random = np.random.default_rng(1).standard_normal((1, dim)).astype(np.float32)
     against = -np.sum([x.sum(0, keepdims=True) for x, _ in setting.others], axis=0)
-    for row in (spike, random, against):
+    for direction in (spike, random, against):
+        row = unit_norm(direction.astype(np.float32))
         for label in range(setting.task.classes):
-            yield Canary(
-                np.repeat(unit_norm(row.astype(np.float32)), count, 0), np.full(count, label)
-            )
+            yield Canary(np.repeat(row, count, 0), np.full(count, label))
 
 
 def saturating(setting: Setting) -> tuple[Setting, Canary]:
-    """The setting, maybe under a smaller clip norm, and the canary that adds most to a training's
-    steps; of equals the first.
+    """Return the canary that adds most to the steps of a training, the first of equal ones.
+
+    Smaller clip norms are tried until a canary adds :data:`ENOUGH`, so the setting is returned with
+    the clip norm of the best canary.
     """
-    best = -1.0
-    chosen = None
-    for share in CLIPS if isinstance(setting.params.get("clip"), int | float) else CLIPS[:1]:
-        if share == 1:
-            own = setting
-        else:
-            own = setting.clipped(share)
-        for canary in _canaries(own):
-            ratio = round(
-                evidence(observed(own, canary, Seeds(0), present=True), own.plan.sensitivity).ratio,
-                3,
-            )
-            if ratio > best:
-                best = ratio
-                chosen = (own, canary)
-        if best >= ENOUGH:
+    shares = CLIPS[:1]
+    if isinstance(setting.params.get("clip"), int | float):
+        shares = CLIPS
+    best_ratio = -1.0
+    best = None
+    for share in shares:
+        tried = setting
+        if share != 1:
+            tried = setting.clipped(share)
+        for canary in _canaries(tried):
+            steps = observed(tried, canary, Seeds(0), present=True)
+            ratio = round(evidence(steps, tried.plan.sensitivity).ratio, 3)
+            if ratio > best_ratio:
+                best_ratio = ratio
+                best = (tried, canary)
+        if best_ratio >= ENOUGH:
             break
-    assert chosen is not None
-    return chosen
+    assert best is not None
+    return best
 
 
 class TrainingPair(NamedTuple):
-    """What two trainings showed: scores without and with the unit, and what it adds to a step, as
-    :class:`Evidence` has it.
+    """What a training without the canary and one with it showed.
+
+    Attributes:
+        pair: the number of the pair.
+        absent: the score without the canary.
+        present: the score with the canary.
+        ratio: what the canary adds to a step, as in :class:`Evidence`.
+        most: the most that it adds to a step, as in :class:`Evidence`.
     """
 
     pair: int
@@ -467,16 +543,18 @@ class TrainingPair(NamedTuple):
 
 
 def pair(setting: Setting, canary: Canary, number: int) -> TrainingPair:
-    """Train without and with the unit; noise, samples and draws for rows of either are its own,
-    everything else is known.
+    """Train without and with the canary and return what both trainings showed.
+
+    Each has its own noise, samples and random numbers for rows. Everything else, such as the
+    initial weights, is the same and known to the adversary.
     """
-    without, with_ = (
-        evidence(
-            observed(
-                setting, canary, Seeds(0, ((number << 1) + world + 1) << 32), present=bool(world)
-            ),
-            setting.plan.sensitivity,
-        )
-        for world in (0, 1)
-    )
+    without = _evidence_of_world(setting, canary, number, present=False)
+    with_ = _evidence_of_world(setting, canary, number, present=True)
     return TrainingPair(number, without.score, with_.score, with_.ratio, with_.most)
+
+
+def _evidence_of_world(setting: Setting, canary: Canary, number: int, *, present: bool) -> Evidence:
+    """Return the evidence of one training of the pair with that number."""
+    secret = (2 * number + int(present) + 1) << 32
+    steps = observed(setting, canary, Seeds(0, secret), present=present)
+    return evidence(steps, setting.plan.sensitivity)
