@@ -1,7 +1,8 @@
-"""Trainings proved again: every epsilon by an accountant that is not the one that counted, every
-plan by the algorithm that made it.
+"""Proofs of a run's results: every ε is computed again, and every plan is made again.
 
-And what several releases of the same data cost together: the composition of all their mechanisms.
+An ε is recomputed by dp-accounting, which is not the accountant that counted it. A plan is compared
+with the one that the algorithm makes here. This file also says what several releases of the same
+data cost together, by the composition of all their mechanisms.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any, Literal, get_args
@@ -40,34 +42,42 @@ if TYPE_CHECKING:
     from fedsim.methods.algorithm import Algorithm
 
 Verdict = Literal["proved", "differs", "not proved", "no claim"]
+"""How a proof ended, see :class:`Proof`."""
 COLOURS = {"proved": "green", "differs": "red", "not proved": "yellow"}
+"""The colour of a verdict on a terminal."""
 MOST_ABOVE = 0.01
+"""How far a recorded ε may be above the recomputed one, as a share of it.
+
+A tight accountant may be that much above another.
+"""
 MOST_BELOW = 1e-3
-"""Relative differences by which a tight accountant may be above another that is still agreement,
-and below, where a row would claim less than it spent.
+"""How far a recorded ε may be below the recomputed one, as a share of it.
+
+This is smaller, because a result that is below claims less than was spent.
 """
 _SOLVED = 2e-3
-"""Relative difference of noise that was solved with two versions of an accountant."""
+"""The relative difference of noise that was solved with two versions of an accountant."""
 _FINEST = 1e-4
+"""The widest mesh of a privacy loss distribution."""
 _MESH = 0.02
+"""The mesh of a privacy loss distribution as a share of what it spends, if that is finer."""
 _MOST_POINTS = 1e8
-"""Of a loss distribution: its finest mesh, that mesh in units of what it spends, and points that
-take some GiB.
-"""
+"""The number of points of a privacy loss distribution that take some GiB of memory."""
 
 
 @dataclass(frozen=True)
 class Proof:
-    """A row's epsilon beside dp-accounting's, and why it is not proved.
+    """The ε of a result beside the one that dp-accounting computes.
 
     Attributes:
-        verdict: ``differs`` where ledger, plan and epsilon contradict each other or the algorithm's
-            plan; ``not proved`` where epsilon cannot be computed, the code here does not make the
-            plan, or the record contradicts itself; ``no claim`` where the row claims no epsilon.
+        row: the result.
+        verdict: ``proved``; ``differs`` if ledger, plan and ε contradict each other or the plan of
+            the algorithm; ``not proved`` if ε cannot be computed, the code here does not make the
+            plan, or the record contradicts itself; ``no claim`` if the result claims no ε.
         why: what differs, or why it is not proved.
-        epsilon: by dp-accounting.
-        rebuilt: whether the code here made a plan of the row's parameters.
-        training_id: names the training that ran, which equal cells share; empty where that is not
+        epsilon: the ε that dp-accounting computes; None if it computed none.
+        rebuilt: whether the code here made a plan of the parameters.
+        training_id: names the training that ran, which equal cells share; empty if that is not
             known.
     """
 
@@ -80,99 +90,21 @@ class Proof:
 
     @property
     def ratio(self) -> float | None:
-        """The row's epsilon over the recomputed one."""
-        spent: float | None = self.row.epsilon_spent
-        epsilon = self.epsilon
-        if spent is None or epsilon is None:
+        """The recorded ε over the recomputed one; None if one of them is missing."""
+        if self.epsilon is None:
             return None
-        if spent == epsilon:
-            return 1.0
-        if epsilon:
-            return spent / epsilon
-        return math.inf
+        return _ratio_of(self.row.epsilon_spent, self.epsilon)
 
 
-def prove(row: Row, line: Line, *, trust_plugin: bool = False) -> Proof:
-    """Compare ledger, plan and epsilon of a training's line with each other, with the algorithm's
-    plan, and with dp-accounting; and all that the line says twice.
-
-    By dp-accounting's privacy loss distribution (pessimistic, both orders, connecting the dots), or
-    its Rényi accountant where the row's is one. The plan of an algorithm that is the path of a
-    class is rebuilt only if it is trusted.
-    """
-    if row.status in ("failed", "unaccounted", "refuted") or not _claims_epsilon(line):
-        return Proof(row, "no claim")
-    found = _against_algorithm(row, line, trust_plugin=trust_plugin)
-    if line["cell"]["algorithm"] == EXTERNAL:  # their epsilon is their author's word
-        return Proof(row, "not proved" if found.doubts else "no claim", "; ".join(found.doubts))
-    against = [*found.faults, *found.doubts]
-    try:
-        plan = _plan_of(line)
-    except ValidationError as error:
-        why = f"its plan cannot be read ({'; '.join(reasons(error))})"
-        return Proof(row, "not proved", "; ".join([why, *against]), rebuilt=found.rebuilt)
-    try:
-        ran = _by_release(row.ran)
-        planned = _by_release(plan.mechanisms)
-        epsilon = _recomputed(row, plan)
-    except (ArithmeticError, TypeError, ValueError, MemoryError) as error:
-        # of numbers that no training has
-        why = f"dp-accounting cannot compose its mechanisms ({unread(error)})"
-        return Proof(row, "not proved", "; ".join([why, *against]), rebuilt=found.rebuilt)
-    faults: list[str] = []
-    ratio = Proof(row, "proved", epsilon=epsilon).ratio or 0.0
-    if not 1 - MOST_BELOW <= ratio <= 1 + MOST_ABOVE:
-        if ratio > 1:
-            loose = ", a bound that holds and is loose"
-        else:
-            loose = ""
-        faults.append(f"ε is {ratio:.3f} of what its mechanisms spend{loose}")
-    if not _alike(ran, planned):
-        faults.append("what ran is not what was planned")
-    verdict: Verdict = "proved"
-    if found.doubts:
-        verdict = "not proved"
-    if faults or found.faults:
-        verdict = "differs"
-    return Proof(row, verdict, "; ".join([*faults, *against]), epsilon, found.rebuilt)
-
-
-def _claims_epsilon(line: Line) -> bool:
-    """Whether a training's line claims a finite epsilon, be it of rows that were made elsewhere."""
-    epsilons = [line["cell"]["epsilon"], (line["plan"] or {}).get("epsilon_target")]
-    return any(epsilon is not None and math.isfinite(epsilon) for epsilon in epsilons)
-
-
-def _plan_of(line: Line) -> PrivacyPlan:
-    return TypeAdapter(PrivacyPlan).validate_json(plain_json(line["plan"]))
-
-
-def _by_release(mechanisms: Sequence[Mechanism]) -> dict[str, list[dict[str, Any]]]:
-    """The mechanisms of each release, equal ones added up."""
-    names = sorted({one.release for one in mechanisms})
-    return {
-        name: list(map(asdict, merged(one for one in mechanisms if one.release == name)))
-        for name in names
-    }
-
-
-def _recomputed(row: Row, plan: PrivacyPlan) -> float:
-    """The epsilon of what ran, or of the search that it was part of, by dp-accounting."""
-    if plan.selection:
-        return plan.selection.spent(plan.delta, _curve)
-    return recomputed(row.ran, plan.delta, row.accountant == "rdp")
-
-
-def proofs_of(
-    rows: Sequence[Row], results: RunResults, *, trust_plugin: bool = False
-) -> list[Proof]:
-    """The proofs of rows of a run, each by the line of its training."""
-    proofs = []
-    for row in rows:
-        line = results.trained[row.cell_id]
-        proof = prove(row, line, trust_plugin=trust_plugin)
-        proofs.append(replace(proof, training_id=id_of_run(line)))
-    return proofs
+def _ratio_of(spent: float | None, epsilon: float) -> float | None:
+    """Return ``spent / epsilon``, which is 1 if both are 0 or infinite; None without ``spent``."""
+    if spent is None:
+        return None
+    if spent == epsilon:
+        return 1.0
+    if epsilon:
+        return spent / epsilon
+    return math.inf
 
 
 @dataclass(frozen=True)
@@ -189,9 +121,113 @@ class _Comparison:
     doubts: tuple[str, ...] = ()
     rebuilt: bool = False
 
+    def proof(
+        self, row: Row, verdict: Verdict, new_faults: Sequence[str], epsilon: float | None = None
+    ) -> Proof:
+        """Return a proof that names new faults before those of the comparison."""
+        why = "; ".join([*new_faults, *self.faults, *self.doubts])
+        return Proof(row, verdict, why, epsilon, self.rebuilt)
 
-def _against_algorithm(row: Row, line: Line, *, trust_plugin: bool) -> _Comparison:
-    """Compare a line with itself and its plan with the one that its algorithm makes here."""
+
+def prove(row: Row, line: Line, *, trust_plugin: bool = False) -> Proof:
+    """Compare ledger, plan and ε of a training with each other, its algorithm and dp-accounting.
+
+    The ε is recomputed with dp-accounting's privacy loss distribution (pessimistic, both orders,
+    connecting the dots), or with its Rényi accountant if the training was counted by one. All that
+    the line says twice is compared, too.
+
+    Args:
+        row: the result of a cell.
+        line: the line of its training.
+        trust_plugin: whether to import an algorithm that is named by the path of its class. The
+            plan of such an algorithm is not rebuilt otherwise.
+    """
+    if row.status in ("failed", "unaccounted", "refuted") or not _claims_epsilon(line):
+        return Proof(row, "no claim")
+    comparison = _compare_with_algorithm(row, line, trust_plugin=trust_plugin)
+    if line["cell"]["algorithm"] == EXTERNAL:
+        # The ε of external samples is as stated by their author.
+        if comparison.doubts:
+            return comparison.proof(row, "not proved", ())
+        return Proof(row, "no claim")
+    try:
+        plan = _plan_of(line)
+    except ValidationError as error:
+        why = f"its plan cannot be read ({'; '.join(reasons(error))})"
+        return comparison.proof(row, "not proved", [why])
+    try:
+        ran = _by_release(row.ran)
+        planned = _by_release(plan.mechanisms)
+        epsilon = _recompute_row(row, plan)
+    except (ArithmeticError, TypeError, ValueError, MemoryError) as error:
+        # No training has such numbers.
+        why = f"dp-accounting cannot compose its mechanisms ({unread(error)})"
+        return comparison.proof(row, "not proved", [why])
+    faults: list[str] = []
+    ratio = _ratio_of(row.epsilon_spent, epsilon) or 0.0
+    if not 1 - MOST_BELOW <= ratio <= 1 + MOST_ABOVE:
+        fault = f"ε is {ratio:.3f} of what its mechanisms spend"
+        if ratio > 1:
+            fault += ", a bound that holds and is loose"
+        faults.append(fault)
+    if not _are_alike(ran, planned):
+        faults.append("what ran is not what was planned")
+    verdict: Verdict = "proved"
+    if comparison.doubts:
+        verdict = "not proved"
+    if faults or comparison.faults:
+        verdict = "differs"
+    return comparison.proof(row, verdict, faults, epsilon)
+
+
+def _claims_epsilon(line: Line) -> bool:
+    """Return whether a training's line claims a finite ε, be it of external samples."""
+    plan = line["plan"] or {}
+    epsilons = (line["cell"]["epsilon"], plan.get("epsilon_target"))
+    return any(epsilon is not None and math.isfinite(epsilon) for epsilon in epsilons)
+
+
+def _plan_of(line: Line) -> PrivacyPlan:
+    """Return the recorded plan; raises a ``ValidationError`` if it cannot be read."""
+    return TypeAdapter(PrivacyPlan).validate_json(plain_json(line["plan"]))
+
+
+def _by_release(mechanisms: Sequence[Mechanism]) -> dict[str, list[dict[str, Any]]]:
+    """Return the mechanisms of each release as dictionaries; equal ones are added up."""
+    by_release = {}
+    for name in sorted({mechanism.release for mechanism in mechanisms}):
+        of_release = merged(one for one in mechanisms if one.release == name)
+        by_release[name] = [asdict(mechanism) for mechanism in of_release]
+    return by_release
+
+
+def _recompute_row(row: Row, plan: PrivacyPlan) -> float:
+    """Return dp-accounting's ε of what ran, or of the search that it was part of."""
+    if plan.selection:
+        return plan.selection.spent(plan.delta, _curve)
+    return recomputed(row.ran, plan.delta, row.accountant == "rdp")
+
+
+def proofs_of(
+    rows: Sequence[Row], results: RunResults, *, trust_plugin: bool = False
+) -> list[Proof]:
+    """Return the proofs of results of a run, each by the line of its training.
+
+    Args:
+        rows: the results.
+        results: the lines of the run.
+        trust_plugin: whether to import algorithms that are named by the path of their class.
+    """
+    proofs = []
+    for row in rows:
+        line = results.trained[row.cell_id]
+        proof = prove(row, line, trust_plugin=trust_plugin)
+        proofs.append(replace(proof, training_id=id_of_run(line)))
+    return proofs
+
+
+def _compare_with_algorithm(row: Row, line: Line, *, trust_plugin: bool) -> _Comparison:
+    """Compare a line with itself, and its plan with the one that its algorithm makes here."""
     cell = line["cell"]
     try:
         if not trust_plugin:
@@ -202,263 +238,305 @@ def _against_algorithm(row: Row, line: Line, *, trust_plugin: bool) -> _Comparis
     doubts = tuple(contradictions(line, cls, row.judged))
     if cell["algorithm"] == EXTERNAL:
         return _Comparison(doubts=doubts)
-    differences, rebuilt = _differences_from(cls, line)
+    differences, rebuilt = _differences_from_class(cls, line)
     if differences and cell["source"] != source_hash(cls):
-        said = "; ".join(differences)
-        doubt = f"the code here is not the one that ran, and plans something else: {said}"
+        text = "; ".join(differences)
+        doubt = f"the code here is not the one that ran, and plans something else: {text}"
         return _Comparison((), (doubt, *doubts), rebuilt)
     return _Comparison(tuple(differences), doubts, rebuilt)
 
 
-def _differences_from(cls: type[Algorithm], line: Line) -> tuple[list[str], bool]:
-    """In what a line's plan is not the one that a class makes of its cell, and whether it makes
-    any.
+def _differences_from_class(cls: type[Algorithm], line: Line) -> tuple[list[str], bool]:
+    """Compare the plan of a line with the one that a class makes of its cell.
+
+    Returns:
+        The differences in words, and whether the class made a plan.
     """
     cell = line["cell"]
-    facts = [cell["params"], cell["tuning"], line["task"], cell["epsilon"], cell["delta"]]
+    facts = dump([cell["params"], cell["tuning"], line["task"], cell["epsilon"], cell["delta"]])
     try:
-        # what was made before somebody replaced code is not what the class makes now
-        name = replaced()
-        make = _made if name is None else _made.__wrapped__
-        plan, noise_at = make(cls, dump(facts))
+        replaced_name = replaced()
+        if replaced_name is None:
+            plan, noise_at = _make_plan(cls, facts)
+        else:
+            # A plan that was made before somebody replaced code is not what the class makes now.
+            plan, noise_at = _make_plan.__wrapped__(cls, facts)
         recorded = line["plan"] and asdict(_plan_of(line))
         if not recorded:
             return ["it has no plan, and its algorithm makes one"], True
         recorded["noise_at"] = (line["ledger"] or {}).get("noise_at")
-        differences = list(_differences(recorded, asdict(plan) | {"noise_at": noise_at}))
-        if differences and name is not None:
-            differences.append(f"somebody replaced {name} in this process")
+        differences = list(_plan_differences(recorded, asdict(plan) | {"noise_at": noise_at}))
     except (Exception, SystemExit) as error:
-        # whatever an algorithm makes of parameters that it was not given
+        # An algorithm may do anything with parameters that it was not made for.
+        why = "it exits"
         if isinstance(error, Exception):
             why = "; ".join(reasons(error))
-        else:
-            why = "it exits"
         return [f"its algorithm makes no plan of its parameters ({why})"], False
+    if differences and replaced_name is not None:
+        differences.append(f"somebody replaced {replaced_name} in this process")
     return differences, True
 
 
 @lru_cache(maxsize=4096)
-def _made(cls: type[Algorithm], facts: str) -> tuple[PrivacyPlan, str]:
-    """The plan that a class makes, and where its noise is added.
+def _make_plan(cls: type[Algorithm], facts: str) -> tuple[PrivacyPlan, str]:
+    """Return the plan that a class makes, and where its noise is added.
 
     Args:
         cls: the class.
-        facts: parameters, tuning, task, epsilon and delta as JSON.
+        facts: parameters, tuning, task, ε and δ as JSON.
+
+    Raises:
+        ValueError: the class makes no plan of these parameters.
     """
     from fedsim.evaluation.tuning import plans_of
     from fedsim.methods.messages import PublicRows, Task  # late: they import torch
 
-    params, tuning, task, epsilon, delta = decode(load(facts))
-    how = tuning and Tuning.model_validate_json(plain_json(tuning))
-    known = Task(**task, public=PublicRows.made_up(task["dim"], task["classes"]))
-    for candidate in plans_of(cls, params, how, known, epsilon, delta):
-        if how is None or dump(candidate.params) == dump(params):
+    params, tuning_facts, task_facts, epsilon, delta = decode(load(facts))
+    tuning = tuning_facts and Tuning.model_validate_json(plain_json(tuning_facts))
+    public = PublicRows.made_up(task_facts["dim"], task_facts["classes"])
+    task = Task(**task_facts, public=public)
+    for candidate in plans_of(cls, params, tuning, task, epsilon, delta):
+        if tuning is None or dump(candidate.params) == dump(params):
             if candidate.plan is None:
                 raise ValueError("epsilon has no meaning for it")
-            algorithm = cls(cls.Params.model_validate(candidate.params), known)
+            algorithm = cls(cls.Params.model_validate(candidate.params), task)
             return candidate.plan, "clients" if algorithm.noise_at_clients() else "sum"
     raise ValueError("its parameters are no point of the space that was searched")
 
 
-def _differences(plan: Mapping[str, Any], made: Mapping[str, Any]) -> Iterator[str]:
+def _plan_differences(plan: Mapping[str, Any], rebuilt: Mapping[str, Any]) -> Iterator[str]:
+    """Yield in words how a recorded plan differs from a rebuilt one; it may claim less."""
     claims = get_args(Claim)
-    if claims.index(plan["claim"]) < claims.index(made["claim"]):
-        yield f"it claims '{plan['claim']}' and its algorithm '{made['claim']}'"
+    if claims.index(plan["claim"]) < claims.index(rebuilt["claim"]):
+        yield f"it claims '{plan['claim']}' and its algorithm '{rebuilt['claim']}'"
     for name, value in plan.items():
-        if name != "claim" and not _alike(value, made[name]):
-            yield f"its {name} is {value} and in its algorithm's plan {made[name]}"
+        if name != "claim" and not _are_alike(value, rebuilt[name]):
+            yield f"its {name} is {value} and in its algorithm's plan {rebuilt[name]}"
 
 
-def _alike(one: Any, other: Any) -> bool:
-    """Whether two values are the same, numbers as nearly as accountants solve them."""
-    if isinstance(one, Mapping) and isinstance(other, Mapping):
-        return one.keys() == other.keys() and all(
-            _alike(value, other[name]) for name, value in one.items()
+def _are_alike(value: Any, other: Any) -> bool:
+    """Return whether two values are the same; numbers as nearly as accountants solve them."""
+    if isinstance(value, Mapping) and isinstance(other, Mapping):
+        return value.keys() == other.keys() and all(
+            _are_alike(item, other[name]) for name, item in value.items()
         )
-    if isinstance(one, list | tuple) and isinstance(other, list | tuple):
-        return len(one) == len(other) and all(map(_alike, one, other))
-    if isinstance(one, float) and isinstance(other, float):
-        return math.isclose(one, other, rel_tol=_SOLVED)
-    return bool(one == other)
+    if isinstance(value, list | tuple) and isinstance(other, list | tuple):
+        return len(value) == len(other) and all(map(_are_alike, value, other))
+    if isinstance(value, float) and isinstance(other, float):
+        return math.isclose(value, other, rel_tol=_SOLVED)
+    return bool(value == other)
 
 
 @lru_cache(maxsize=4096)
 def recomputed(mechanisms: tuple[Mechanism, ...], delta: float, renyi: bool) -> float:
-    """Epsilon of mechanisms that ran by dp-accounting: by privacy loss distributions, or by Rényi
-    composition.
-    """
-    from dp_accounting.pld import privacy_loss_distribution
+    """Return dp-accounting's ε of mechanisms that ran.
 
+    Args:
+        mechanisms: what ran.
+        delta: the δ of the claim.
+        renyi: whether to use Rényi composition in place of privacy loss distributions.
+
+    Raises:
+        ValueError: they spend too much for a privacy loss distribution.
+    """
     costly = merged(mechanisms)
-    if not costly or any(one.noise_multiplier == 0 for one in costly):
-        if costly:
-            return math.inf
+    if not costly:
         return 0.0
-    rough = float(composed_by_renyi(costly, ORDERS if renyi else INTEGER_ORDERS).get_epsilon(delta))
+    if any(mechanism.noise_multiplier == 0 for mechanism in costly):
+        return math.inf
     if renyi:
-        return rough
-    # connecting the dots widens the sum's variance by a share of steps * mesh^2
-    mesh = min(_FINEST, _MESH * max(rough, 1e-3) / math.sqrt(sum(one.count for one in costly)))
+        return _renyi_epsilon(costly, ORDERS, delta)
+    rough = _renyi_epsilon(costly, INTEGER_ORDERS, delta)
+    # Connecting the dots widens the sum's variance by a share of steps * mesh^2.
+    steps = sum(mechanism.count for mechanism in costly)
+    mesh = min(_FINEST, _MESH * max(rough, 1e-3) / math.sqrt(steps))
     if not rough < _MOST_POINTS * mesh:
         raise ValueError(f"they spend up to {number(rough)}")
+    return _loss_epsilon(costly, delta, mesh)
+
+
+def _renyi_epsilon(mechanisms: Sequence[Mechanism], orders: Sequence[float], delta: float) -> float:
+    return float(composed_by_renyi(mechanisms, orders).get_epsilon(delta))
+
+
+def _loss_epsilon(mechanisms: Sequence[Mechanism], delta: float, mesh: float) -> float:
+    """Return ε by composing privacy loss distributions on a mesh of that width."""
+    from dp_accounting.pld import privacy_loss_distribution  # late: it takes a second to import
+
     total: Any = privacy_loss_distribution.identity(mesh)
-    for one in costly:
+    for mechanism in mechanisms:
         losses = privacy_loss_distribution.from_gaussian_mechanism(
-            one.noise_multiplier,
-            sampling_prob=one.sample_rate,
+            mechanism.noise_multiplier,
+            sampling_prob=mechanism.sample_rate,
             value_discretization_interval=mesh,
             pessimistic_estimate=True,
             use_connect_dots=True,
         )
-        total = total.compose(losses.self_compose(one.count))
+        total = total.compose(losses.self_compose(mechanism.count))
     return float(total.get_epsilon_for_delta(delta))
 
 
 def _curve(mechanisms: Sequence[Mechanism]) -> Curve:
+    """Return the Rényi divergence of the mechanisms at each order of dp-accounting."""
     return np.asarray(composed_by_renyi(mechanisms)._rdp, np.float64)
 
 
 @dataclass(frozen=True, repr=False)
 class Proofs(Printed):
-    """The proofs of a run's rows, with its name."""
+    """The proofs of a run's results.
+
+    Attributes:
+        name: the name of the run.
+        proofs: one per result.
+    """
 
     name: str
     proofs: tuple[Proof, ...]
 
     @property
     def sound(self) -> bool:
-        """Whether every claimed epsilon is proved."""
+        """Whether every claimed ε is proved."""
         return all(proof.verdict in ("proved", "no claim") for proof in self.proofs)
 
     def show(self, console: Console) -> None:
-        """Print a line a row that claims an epsilon, which equal ones share, what releases cost
-        together, and warnings.
+        """Print a table of all claims, a summary, what releases cost together, and warnings.
+
+        Equal results share a line of the table.
         """
+        console.print(self._table())
+        rows = [proof.row for proof in self.proofs]
+        proved = [proof.row for proof in self.proofs if proof.verdict == "proved"]
+        trainings = {
+            proof.row.cell_id: proof.training_id for proof in self.proofs if proof.training_id
+        }
+        for text in (*self._summary(), *together(proved, trainings)):
+            console.print(text, highlight=False, markup=False)
+        for text in large_deltas(rows):
+            print_line(console, f"warning: {text}", "yellow")
+
+    def _table(self) -> Table:
+        """Return the table, with a line for each of the distinct claims."""
         table = Table(
             title=f"{self.name}: every ε again, by dp-accounting",
             title_justify="left",
             show_edge=False,
         )
-        for head in (
-            "rows",
-            "method",
-            "unit, trust",
-            "δ",
-            "ε in the row",
-            "recomputed",
-            "ratio",
-            "verdict",
-            "",
-        ):
-            table.add_column(
-                head,
-                justify="left" if head in ("method", "unit, trust", "verdict", "") else "right",
-                no_wrap=head != "",
-            )
-        for line, count in Counter(
-            _line(proof) for proof in self.proofs if proof.verdict != "no claim"
-        ).items():
-            table.add_row(
-                str(count),
-                *map(Text, line[:-2]),
-                Text(line[-2], style=COLOURS[line[-2]]),
-                Text(line[-1]),
-            )
-        console.print(table)
+        for head, justify in _COLUMNS.items():
+            table.add_column(head, justify=justify, no_wrap=head != "")
+        claiming = [proof for proof in self.proofs if proof.verdict != "no claim"]
+        for (*cells, verdict, why), count in Counter(map(_table_line, claiming)).items():
+            texts = map(Text, cells)
+            table.add_row(str(count), *texts, Text(verdict, style=COLOURS[verdict]), Text(why))
+        return table
+
+    def _summary(self) -> tuple[str, str]:
+        """Return what was proved, and how many plans were rebuilt, in a sentence each."""
         counts = Counter(proof.verdict for proof in self.proofs)
         words = (
             f"{counts['proved']} of {len(self.proofs)} rows proved: each plan is its "
             "algorithm's, each ε what dp-accounting computes, "
+            f"at most {MOST_BELOW:.1%} below and {MOST_ABOVE:.0%} above"
         )
-        words += f"at most {MOST_BELOW:.1%} below and {MOST_ABOVE:.0%} above"
+        for verdict, text in _NOT_PROVED.items():
+            if counts[verdict]:
+                words += f"; {counts[verdict]} {text}"
         claiming = len(self.proofs) - counts["no claim"]
         rebuilt = sum(proof.rebuilt for proof in self.proofs)
-        others: dict[Verdict, str] = {
-            "differs": "differ",
-            "not proved": "cannot be proved",
-            "no claim": "claim no ε of this run's",
-        }
-        words += "".join(
-            f"; {counts[verdict]} {what}" for verdict, what in others.items() if counts[verdict]
-        )
-        costs = together(
-            [proof.row for proof in self.proofs if proof.verdict == "proved"],
-            {proof.row.cell_id: proof.training_id for proof in self.proofs if proof.training_id},
-        )
-        plans = f"the code here rebuilt {rebuilt} of {counted(claiming, 'plan')}"
-        for text in (words, plans, *costs):
-            console.print(text, highlight=False, markup=False)
-        for text in large_deltas([proof.row for proof in self.proofs]):
-            print_line(console, f"warning: {text}", "yellow")
+        return words, f"the code here rebuilt {rebuilt} of {counted(claiming, 'plan')}"
 
 
-def _line(proof: Proof) -> tuple[str, ...]:
+_NOT_PROVED: dict[Verdict, str] = {
+    "differs": "differ",
+    "not proved": "cannot be proved",
+    "no claim": "claim no ε of this run's",
+}
+"""How the summary counts the results that are not proved."""
+_COLUMNS: dict[str, Literal["left", "right"]] = {
+    "rows": "right",
+    "method": "left",
+    "unit, trust": "left",
+    "δ": "right",
+    "ε in the row": "right",
+    "recomputed": "right",
+    "ratio": "right",
+    "verdict": "left",
+    "": "left",
+}
+"""The heads of the table's columns and where their texts stand."""
+
+
+def _table_line(proof: Proof) -> tuple[str, ...]:
+    """Return the texts of a result in the table, without the number of equal results."""
     row = proof.row
-    if proof.ratio is None:
-        ratio = "–"
-    else:
+    ratio = "–"
+    if proof.ratio is not None:
         ratio = f"{proof.ratio:.4f}"
-    numbers = (
+    return (
+        row.label,
+        f"{row.unit}, {row.trust}",
         number(row.delta),
         number(row.epsilon_spent, 5) or "–",
         number(proof.epsilon, 5) or "–",
         ratio,
+        proof.verdict,
+        proof.why,
     )
-    return row.label, f"{row.unit}, {row.trust}", *numbers, proof.verdict, proof.why
 
 
 def together(rows: Sequence[Row], trainings: Mapping[str, str] | None = None) -> Iterator[str]:
-    """For every data set and unit with two releasable generators or more: what releasing all of
-    them costs, in a sentence.
+    """Yield a sentence for each data set and unit: what releasing all its generators costs.
 
-    Each has noise of its own, and a unit is in the data of all, so their mechanisms compose (Dwork
-    and Roth 2014, section 3.5). Clients of two partitions are not the same units: each partition is
-    then counted by itself. Cells that share a training have one generator between them, whose
-    noise was drawn once: it is counted once.
+    There is one where two generators or more may be released. Each has noise of its own, and a unit
+    is in the data of all, so their mechanisms compose (Dwork and Roth 2014, section 3.5). Clients
+    of two partitions are not the same units: each partition is then counted by itself. Cells that
+    share a training have one generator between them, whose noise was drawn once: it is counted
+    once.
 
     Args:
-        rows: the rows.
-        trainings: by a cell's id the id of the training that ran for it; a cell that is not named
+        rows: the results.
+        trainings: by a cell's id the id of the training that ran for it. A cell that is not named
             has a training of its own.
     """
-    shared = trainings or {}
+    trainings = trainings or {}
     groups: dict[tuple[str | None, ...], dict[str, Row]] = {}
-    for row in rows:
-        is_private = (
-            row.noise == "secret" and row.status == "ok" and may_leave(row.claim, row.check)
-        )
-        if row.generator and is_private and row.mechanisms and row.delta:
-            if row.unit == "client":
-                clients = row.partition_hash
-            else:
-                clients = None
-            releases = groups.setdefault((row.dataset_hash, row.unit, clients), {})
-            releases.setdefault(shared.get(row.cell_id, row.cell_id), row)
-    for own in (list(releases.values()) for releases in groups.values() if len(releases) > 1):
-        delta = max(row.delta for row in own)
-        spent = f"ε = {at_most(_composed(own, delta))} at δ = {number(delta)} (unit {own[0].unit})"
+    for row in filter(_may_be_released, rows):
+        clients = None
+        if row.unit == "client":
+            clients = row.partition_hash
+        releases = groups.setdefault((row.dataset_hash, row.unit, clients), {})
+        releases.setdefault(trainings.get(row.cell_id, row.cell_id), row)
+    for releases in groups.values():
+        group = list(releases.values())
+        if len(group) == 1:
+            continue
+        delta = max(row.delta for row in group)
+        epsilon = at_most(_composed_epsilon(group, delta))
         yield (
-            f"{len(own)} generators of {own[0].dataset} may be released, each under its ε; all "
-            f"of them together cost {spent}"
+            f"{len(group)} generators of {group[0].dataset} may be released, each under its ε; all "
+            f"of them together cost ε = {epsilon} at δ = {number(delta)} (unit {group[0].unit})"
         )
 
 
-def _composed(rows: Sequence[Row], delta: float) -> float:
+def _may_be_released(row: Row) -> bool:
+    """Return whether a result is a private generator that may leave the simulation."""
+    if row.noise != "secret" or row.status != "ok" or not may_leave(row.claim, row.check):
+        return False
+    return bool(row.generator and row.mechanisms and row.delta)
+
+
+def _composed_epsilon(rows: Sequence[Row], delta: float) -> float:
+    """Return the ε of all mechanisms of several results together."""
     if not any(row.selection for row in rows):
-        try:
-            return recomputed(
-                merged(one for row in rows for one in row.ran),
-                delta,
-                any(row.accountant == "rdp" for row in rows),
-            )
-        except (
-            ValueError
-        ):  # more than loss distributions hold, as of a thousand generators at ε = 8
-            pass
-    # of a search the larger divergence of a unit in training and one in the score
-    curves = [
-        np.max(row.search.curves(_curve), axis=0) if row.search is not None else _curve(row.ran)
-        for row in rows
-    ]
+        is_renyi = any(row.accountant == "rdp" for row in rows)
+        # A privacy loss distribution cannot hold what a thousand generators at ε = 8 spend.
+        with suppress(ValueError):
+            mechanisms = merged(mechanism for row in rows for mechanism in row.ran)
+            return recomputed(mechanisms, delta, is_renyi)
+    curves = []
+    for row in rows:
+        if row.search is None:
+            curves.append(_curve(row.ran))
+        else:
+            # A unit is in a training or in the score: the larger divergence counts.
+            curves.append(np.max(row.search.curves(_curve), axis=0))
     return converted(np.sum(curves, axis=0), delta)

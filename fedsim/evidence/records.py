@@ -1,9 +1,9 @@
-"""The record of a training compared with itself.
+"""Checks whether the record of a training contradicts itself.
 
-A record says most facts of a training several times: in its cell, in the public facts that the
+A record holds most facts of a training several times: in its cell, in the public facts that the
 algorithm got (its task), in its plan and in its ledger. The id of the training is a hash of its
-cell. So a record in which somebody edited one place contradicts itself. Whoever rewrites all places
-and the hash makes another record, which only a training that runs again can refute.
+cell. So a record in which somebody edited one place contradicts itself. Whoever edits all places
+and the hash makes another record, which only a new training can refute.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from fedsim.results.columns import Line
 if TYPE_CHECKING:
     from fedsim.methods.algorithm import Algorithm
 
-_SAID_AGAIN = (
+_EQUAL_PLACES = (
     ("cell.unit", "task.unit", "plan.unit"),
     ("cell.trust", "task.trust", "plan.trust"),
     ("cell.clients", "task.clients"),
@@ -39,30 +39,30 @@ _IN_THE_ID = (
 
 
 def contradictions(line: Line, cls: type[Algorithm], evaluated_by: str | None) -> Iterator[str]:
-    """Yield what contradicts itself in a training's record, in words.
+    """Yield a sentence for each contradiction in the record of a training.
 
     Args:
         line: the record.
         cls: the class that its cell names.
         evaluated_by: hash of the code that evaluated the cell; None where nothing did.
     """
-    for places in _SAID_AGAIN:
-        yield from _differing(
-            {place: _value(line, place) for place in places if _held(line, place)}
-        )
+    for places in _EQUAL_PLACES:
+        values = {place: _value(line, place) for place in places if _has_part(line, place)}
+        yield from _differing(values)
     try:
         cell = Cell.model_validate(line["cell"])
     except ValidationError as error:
         yield f"its cell cannot be read ({'; '.join(reasons(error))})"
         return
+    probe_c = cell.evaluation.real_c
     data_set = shown(cell.dataset, cell.evaluation.unseen)
     for name, value, place in (
-        ("cell.evaluation.probe_c", cell.evaluation.real_c, "task.probe_c"),
+        ("cell.evaluation.probe_c", probe_c, "task.probe_c"),
         ("cell.alpha", cell.concentration, "alpha"),
         ("cell.dataset", data_set, "dataset"),
     ):
         yield from _differing({name: value, place: _value(line, place)})
-    yield from _of_groups(cell, line)
+    yield from _group_contradictions(cell, line)
     if (cell.public is None) != (cell.public_hash is None):
         yield "of cell.public and cell.public_hash one is missing"
     if line["training_id"] not in _ids(cell, cls, evaluated_by):
@@ -72,8 +72,8 @@ def contradictions(line: Line, cls: type[Algorithm], evaluated_by: str | None) -
         )
 
 
-def _of_groups(cell: Cell, line: Line) -> Iterator[str]:
-    """Yield what contradicts that the unit is a group, or that it is none."""
+def _group_contradictions(cell: Cell, line: Line) -> Iterator[str]:
+    """Yield a sentence for each value that contradicts whether the unit is a group."""
     column = cell.unit_column
     if (cell.unit == "group") != (column is not None):
         yield f"cell.unit is {cell.unit!r} and cell.unit_column {column!r}"
@@ -88,19 +88,22 @@ def _of_groups(cell: Cell, line: Line) -> Iterator[str]:
 def _ids(cell: Cell, cls: type[Algorithm], evaluated_by: str | None) -> set[str]:
     """Return the ids that a training of this cell may have.
 
-    They are several because a record names neither the working folder of its bench nor the code
-    that scored the trainings of a search. The latter is taken to be the code that evaluated the
-    cell, or the code that is here.
+    There are several, because a record names neither the working folder of its bench nor the code
+    that scored the trainings of a search. That code may be the one that evaluated the cell, or the
+    one that is here.
     """
     from fedsim.grid.cells import training_id_of  # late: it imports torch
 
-    codes = {harness_hash("evaluation"), evaluated_by or ""}
-    return {training_id_of(cell, place, code) for place in places_of(cls) for code in codes}
+    evaluation_codes = {harness_hash("evaluation"), evaluated_by or ""}
+    return {
+        training_id_of(cell, place, code) for place in places_of(cls) for code in evaluation_codes
+    }
 
 
 def _differing(values: dict[str, Any]) -> Iterator[str]:
-    """Yield a sentence if the values by place are not all equal."""
-    if not values:  # external samples have neither a plan nor a ledger
+    """Yield a sentence for each value that differs from the first; values are by their places."""
+    # External samples have neither a plan nor a ledger.
+    if not values:
         return
     (first, expected), *others = values.items()
     for place, value in others:
@@ -108,13 +111,14 @@ def _differing(values: dict[str, Any]) -> Iterator[str]:
             yield f"{first} is {expected!r} and {place} {value!r}"
 
 
-def _held(line: Line, path: str) -> bool:
-    """Whether a record has the part in which the path ends."""
+def _has_part(line: Line, path: str) -> bool:
+    """Return whether a record has the part in which the path ends, such as its plan."""
     part, _, _ = path.rpartition(".")
     return not part or line[part] is not None
 
 
 def _value(line: Line, path: str) -> Any:
+    """Return the value of a record at a path of keys joined by dots; None if a part is missing."""
     value: Any = line
     for key in path.split("."):
         value = (value or {}).get(key)
