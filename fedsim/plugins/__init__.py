@@ -1,1 +1,1 @@
-"""Algorithms by name: looked up, hashed, named in messages, and what they may claim."""
+"""Algorithms by name: finds and hashes their code, and says what they may claim."""

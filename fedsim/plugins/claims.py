@@ -1,7 +1,7 @@
-"""What an algorithm may claim, and what checks in a run folder say of that.
+"""What an algorithm may claim of its privacy, and what checks in a run folder say of that claim.
 
 ``proved`` is for what fedsim ships and nobody changed. Any other class states a theorem that nobody
-here has proved, were it only that its loss is per example: ``stated``.
+here has proved, if only because its loss may not be per example: its claim is ``stated``.
 """
 
 from __future__ import annotations
@@ -19,15 +19,18 @@ if TYPE_CHECKING:
     from fedsim.methods.algorithm import Algorithm
 
 NUMBERS_OF_STEPS = ("rounds", "local_steps", "meta_steps", "generator_steps")
-"""Parameters that say how often something is done: a check may do it less often."""
+"""Parameters that say how often something is done; a check may do it less often."""
 Check = Literal["passed", "failed"]
-"""How the check of a row's code, parameters, unit and trust ended."""
+"""How the check of a result's code, parameters, unit and trust ended."""
 
 
 def allowed(claim: Claim, algorithm: Algorithm) -> Claim:
-    """The claim of a plan of an ``algorithm`` that claims it.
+    """Return the claim that a plan may make if its algorithm makes ``claim``.
 
-    A shipped class states it, as any other, where somebody replaced code that is shipped.
+    A shipped class may only state its theorem if somebody replaced shipped code.
+
+    Raises:
+        UserError: ``claim`` is not a claim.
     """
     if claim not in get_args(Claim):
         raise UserError(
@@ -35,53 +38,62 @@ def allowed(claim: Claim, algorithm: Algorithm) -> Claim:
             f"{claim!r} is not a claim",
             f"let claim() return one of {', '.join(get_args(Claim))}",
         )
-    untouched = is_shipped(type(algorithm)) and is_untouched(type(algorithm))
-    if claim == "proved" and not untouched:
+    cls = type(algorithm)
+    if claim == "proved" and not (is_shipped(cls) and is_untouched(cls)):
         return "stated"
     return claim
 
 
 def may_leave(claim: Claim | None, check: Check | None) -> bool:
-    """Whether a generator may be released under its epsilon: its theorem is proved, or stated and a
-    full check found nothing.
+    """Return whether a generator may be released under its ε.
+
+    Its theorem must be proved; or it must be stated, and a full check must have found nothing.
     """
-    return check != "failed" and (claim == "proved" or (claim == "stated" and check == "passed"))
+    if check == "failed":
+        return False
+    return claim == "proved" or (claim == "stated" and check == "passed")
 
 
 def check_of(
     checks: Sequence[Mapping[str, Any]], unit: str, trust: str, params: Mapping[str, Any]
 ) -> Check | None:
-    """What checks of the same code, the oldest first, say of a row's parameters in its unit and
-    trust; the last of the same three counts.
+    """Return what checks of the same code say of parameters in a unit and trust.
 
-    Parameters are compared as they were tried, but for :data:`NUMBERS_OF_STEPS`. ``passed`` if
-    these passed a full check there, and failed in no other unit or trust; else ``failed`` if any
-    check failed.
+    The result is ``passed`` if these parameters passed a full check there; but None if they failed
+    in another unit or trust. Without a passed check it is ``failed`` if any check failed, else
+    None. Of several checks of the same parameters, unit and trust the last one counts.
+
+    Args:
+        checks: lines of checks of the code, the oldest first.
+        unit: the unit of the result.
+        trust: the trust of the result.
+        params: the parameters of the result. They are compared with those that a check tried,
+            except for :data:`NUMBERS_OF_STEPS`.
     """
-    last: dict[tuple[str, str, str], str] = {}
+    last: dict[tuple[str, str, str], Check] = {}
     for check in checks:
-        asked = _text(compared(check["params"]))
-        tried = _text(compared(check.get("tried", check["params"])))
+        asked = _text_of(check["params"])
+        tried = _text_of(check.get("tried", check["params"]))
         if check["ended"] == "failed":
-            for params_text in (asked, tried):
-                last[params_text, check["unit"], check["trust"]] = "failed"
-        # a quick check that passed says nothing, nor does one that does not say what it tried
+            for text in (asked, tried):
+                last[text, check["unit"], check["trust"]] = "failed"
+        # A quick check that passed says nothing, nor does one that does not say what it tried.
         elif check["full"] and "tried" in check:
             last[tried, check["unit"], check["trust"]] = "passed"
-    own = _text(compared(params))
-    if last.get((own, unit, trust)) == "passed":
-        if any(ended == "failed" for (each, *_), ended in last.items() if each == own):
-            return None
-        return "passed"
+    result_params = _text_of(params)
+    if last.get((result_params, unit, trust)) == "passed":
+        results = [result for (text, *_), result in last.items() if text == result_params]
+        return None if "failed" in results else "passed"
     if "failed" in last.values():
         return "failed"
     return None
 
 
 def compared(params: Mapping[str, Any]) -> dict[str, Any]:
-    """The parameters that a check must have tried to be of a row: all but numbers of steps."""
+    """Return the parameters that a check of a result must have tried: all but numbers of steps."""
     return {name: value for name, value in params.items() if name not in NUMBERS_OF_STEPS}
 
 
-def _text(params: Mapping[str, Any]) -> str:
-    return json.dumps(params, sort_keys=True)
+def _text_of(params: Mapping[str, Any]) -> str:
+    """Return the compared parameters as a text that is equal for equal parameters."""
+    return json.dumps(compared(params), sort_keys=True)

@@ -1,4 +1,4 @@
-"""A hash of code, the part of a cell's id that changes when the mathematics may have changed.
+"""Hashes of code: the part of a cell's id that changes when the mathematics may have changed.
 
 The hash covers what code does, not how it is written: comments, layout and docstrings may change
 without a new id (:mod:`fedsim.plugins.syntax`). It covers the rooms of fedsim that compute
@@ -23,8 +23,11 @@ from fedsim.files import shown
 from fedsim.plugins.syntax import canonical_form, imported_names
 
 FEDSIM = Path(__file__).parents[1]
+"""The folder of fedsim's own code."""
 SHIPPED = tuple(FEDSIM.parent / name for name in ("fedsim", "algorithms", "baselines"))
+"""The folders of the code that fedsim ships."""
 INSTALLED = {"site-packages", "dist-packages"}
+"""Names of the folders into which packages are installed."""
 _ROOMS = ("methods", "privacy", "models", "training", "partition")
 MATHEMATICS = (*_ROOMS, "batch.py", "device.py", "seeds.py", "data/embeddings.py")
 """The rooms and files of fedsim that compute what a training is."""
@@ -75,8 +78,10 @@ def harness_hash(*rooms: str) -> str:
 
 
 def place_of(cls: type) -> str:
-    """Which class it is: by its module where that is shipped or installed, else by its file, as the
-    working folder has it.
+    """Return a text that names a class.
+
+    It names the module of the class if that is shipped or installed, else its file, by the path
+    from the working folder if it is below.
     """
     file = _file_of(cls.__module__)
     if file is None:
@@ -87,7 +92,7 @@ def place_of(cls: type) -> str:
 
 
 def places_of(cls: type) -> list[str]:
-    """Return all that :func:`place_of` may have called a class, in whichever working folder."""
+    """Return all texts with which :func:`place_of` may name a class, in any working folder."""
     file = _file_of(cls.__module__)
     if file is None or is_shipped(cls) or INSTALLED & set(file.parts):
         return [place_of(cls)]
@@ -96,15 +101,13 @@ def places_of(cls: type) -> list[str]:
 
 
 def is_shipped(cls: type) -> bool:
-    """Whether a class is part of fedsim, its algorithms or its baselines."""
+    """Return whether a class is part of fedsim, its algorithms or its baselines."""
     file = _file_of(cls.__module__)
     return file is not None and _below_shipped(file)
 
 
 def own_files(cls: type) -> set[Path]:
-    """The files of a plug-in that is not installed: its module's and those of what it imports
-    beside it.
-    """
+    """Return the files of a plug-in that is not installed: its module and what that imports."""
     return {
         file for file in _files(cls) if not _below_shipped(file) and not INSTALLED & set(file.parts)
     }
@@ -119,26 +122,26 @@ def _files(cls: type) -> set[Path]:
 
 def _with_imports(files: set[Path]) -> set[Path]:
     """Return the files and all that they import, directly or through others."""
-    found: set[Path] = set()
+    finished: set[Path] = set()
     waiting = set(files)
     while waiting:
         file = waiting.pop()
-        found.add(file)
-        waiting |= _imported(file) - found
-    return found
+        finished.add(file)
+        waiting |= _imported(file) - finished
+    return finished
 
 
 def _forms_of(files: set[Path]) -> dict[str, str]:
-    """Return hashes of files by their paths, each from the folder from which it is imported."""
+    """Return hashes of files by their paths below the folders from which they are imported."""
     return {str(file.relative_to(_home(file))): _form_of(file) for file in files}
 
 
 def _bases(cls: type) -> list[type]:
-    """A class and its bases as far as they are an algorithm's or its parameters'."""
+    """Return a class and its bases that derive from ``Algorithm`` or ``Params``."""
     return [
         base
         for base in cls.__mro__
-        if any(of.__module__ == "fedsim.methods.algorithm" for of in base.__mro__)
+        if any(root.__module__ == "fedsim.methods.algorithm" for root in base.__mro__)
     ]
 
 
@@ -151,21 +154,21 @@ def _imported(file: Path) -> set[Path]:
     names = {"__init__", *imported_names(file.read_bytes())}
     home = _home(file)
     folders = [home / file.relative_to(home).parts[0]]
-    near = [found for folder in SHIPPED[1:] for found in folder.glob("*.py")]
+    nearby: list[Path] = []
+    for folder in SHIPPED[1:]:
+        nearby += folder.glob("*.py")
     if not _below_shipped(file) and home.name not in INSTALLED:
         folders += [home / name for name in names]
-        near += home.glob("*.py")
+        nearby += home.glob("*.py")
     for folder in folders:
-        near += folder.rglob("*.py")
+        nearby += folder.rglob("*.py")
     return {
-        found.resolve()
-        for found in near
-        if found.stem in names and not found.is_relative_to(FEDSIM)
+        path.resolve() for path in nearby if path.stem in names and not path.is_relative_to(FEDSIM)
     }
 
 
 def _home(file: Path) -> Path:
-    """The folder from which a file is imported."""
+    """Return the folder from which a file is imported: the first above it that is no package."""
     return next(folder for folder in file.parents if not (folder / "__init__.py").exists())
 
 
@@ -186,7 +189,8 @@ def _typed_form(cls: type) -> str:
         return secrets.token_hex(8)
     try:
         return canonical_form(text)
-    except SyntaxError:  # a cell with commands of the notebook in it
+    except SyntaxError:
+        # The cell also has commands of the notebook, which are not Python.
         return text
 
 
@@ -194,8 +198,10 @@ def _typed(cls: type) -> str:
     """Return the source of a class that has no file: its definition, or its functions' cells."""
     try:
         return inspect.getsource(cls)
-    except (OSError, TypeError):  # before Python 3.13 there is none of a notebook's classes
-        return "".join("".join(linecache.getlines(cell)) for cell in sorted(_cells(cls)))
+    except (OSError, TypeError):
+        # Before Python 3.13 the source of a notebook's class is not found.
+        lines = [line for cell in sorted(_cells(cls)) for line in linecache.getlines(cell)]
+        return "".join(lines)
 
 
 def _cells(cls: type) -> set[str]:
@@ -209,6 +215,7 @@ def _cells(cls: type) -> set[str]:
 
 
 def _file_of(module: str) -> Path | None:
+    """Return the file of a loaded module; None if it has none."""
     file = getattr(sys.modules.get(module), "__file__", None)
     if file and Path(file).is_file():
         return Path(file).resolve()
@@ -220,4 +227,5 @@ def _below_shipped(file: Path) -> bool:
 
 
 def _digest(texts: dict[str, str]) -> str:
+    """Return the first 16 hex digits of a SHA-256 of texts by name."""
     return hashlib.sha256(repr(sorted(texts.items())).encode()).hexdigest()[:16]

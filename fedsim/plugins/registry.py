@@ -1,7 +1,7 @@
-"""Algorithms by name: ``@register``, entry points of group ``fedsim.algorithms``,
-``pkg.module:Class`` and ``file.py:Class`` paths.
+"""Looks up algorithms by name, and says where in a plug-in's source an error happened.
 
-Also where in a plug-in's source something is or happened, as ``file:line``.
+A name is one that ``@register`` gave, an entry point of the group ``fedsim.algorithms``, or a path
+such as ``pkg.module:Class`` or ``file.py:Class``.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import sys
 import sysconfig
 import traceback
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from importlib.metadata import entry_points
 from pathlib import Path
 from types import ModuleType
@@ -33,32 +33,29 @@ if TYPE_CHECKING:
     from fedsim.methods.algorithm import Algorithm
 
 GROUP = "fedsim.algorithms"
+"""The group of entry points by which installed packages name their algorithms."""
 EXTERNAL = "given-rows"
-"""What a grid's ``{rows: FILE}`` is by: no method that anyone would list or check."""
+"""The algorithm of external samples (``{rows: FILE}`` in a grid), which no list names."""
 NOTEBOOK = "__main__:"
-"""How the names of classes begin that no other process can import."""
+"""The beginning of the names of classes that no other process can import."""
 _registered: dict[str, type[Algorithm]] = {}
 _Class = TypeVar("_Class", bound="type[Algorithm]")
 
 
 def register(name: str) -> Callable[[_Class], _Class]:
-    """Class decorator: make an algorithm known under ``name``.
+    """Return a class decorator that makes an algorithm known under ``name``.
 
     Raises:
         ValueError: another class already has the name.
     """
 
     def add(cls: _Class) -> _Class:
-        held = _registered.get(name)
-        path = (cls.__module__, cls.__qualname__)
-        if (
-            held is not None
-            and (held.__module__, held.__qualname__) != path
-            and held.__module__ != "__main__"
-        ):  # it may move into a file
-            raise ValueError(
-                f"algorithm '{name}' is already registered by {held.__module__}:{held.__qualname__}"
-            )
+        other = _registered.get(name)
+        # A class of a notebook may move into a file and keep its name.
+        if other is not None and other.__module__ != "__main__":
+            path = f"{other.__module__}:{other.__qualname__}"
+            if path != f"{cls.__module__}:{cls.__qualname__}":
+                raise ValueError(f"algorithm '{name}' is already registered by {path}")
         cls.name = name
         _registered[name] = cls
         return cls
@@ -67,51 +64,69 @@ def register(name: str) -> Callable[[_Class], _Class]:
 
 
 def known() -> list[str]:
-    """All names: registered classes and installed entry points, sorted."""
-    return sorted({*_registered, *(entry.name for entry in entry_points(group=GROUP))})
+    """Return the names of all registered classes and installed entry points, sorted."""
+    return sorted({*_registered, *_installed()})
+
+
+def _installed() -> dict[str, str]:
+    """Return the class path of every installed entry point, by its name."""
+    paths: dict[str, str] = {}
+    for entry in entry_points(group=GROUP):
+        paths.setdefault(entry.name, entry.value)
+    return paths
 
 
 def lookup(name: str, where: str = "algorithm") -> type[Algorithm]:
-    """The class behind a registered name, an entry point, a ``pkg.module:Class`` path or a
-    ``path/to/file.py:Class`` path.
+    """Return the class behind a name.
 
-    Files are looked for from the working folder; ``where`` is the place to name in an error.
+    Args:
+        name: a registered name, an entry point, ``pkg.module:Class``, or ``path/to/file.py:Class``,
+            which is looked for from the working folder.
+        where: the place to name in an error.
+
+    Raises:
+        UserError: the name is unknown.
+        PluginError: the class cannot be imported, or is not a complete algorithm.
     """
     cls: Any = _registered.get(name)
     if cls is None:
-        # installed names have no colon, and reading what is installed takes as long as a short
-        # training
-        if name == EXTERNAL:
-            path = "fedsim.methods.given:GivenRows"
-        else:
-            path = name
-        if ":" not in path:
-            path = next(
-                (entry.value for entry in entry_points(group=GROUP) if entry.name == name), name
-            )
-        if ":" not in path:
-            of_file = name.endswith(".py") or "/" in name
-            raise UserError(
-                where,
-                f"unknown algorithm '{name}'",
-                f"name its class: {name}:CLASS" if of_file else nearest(name, known()),
-            )
-        cls = _imported(path, where)
+        cls = _import_class(_path_of(name, where), where)
     _check_complete(cls, name, where)
-    if "name" not in vars(cls):  # a registered base class has one of its own
+    # A registered base class has a name of its own.
+    if "name" not in vars(cls):
         cls.name = name
     return cast("type[Algorithm]", cls)
 
 
+def _path_of(name: str, where: str) -> str:
+    """Return the path ``module:Class`` or ``file.py:Class`` behind a name."""
+    if name == EXTERNAL:
+        return "fedsim.methods.given:GivenRows"
+    # Installed names have no colon, and listing what is installed takes as long as a short
+    # training.
+    if ":" in name:
+        return name
+    path = _installed().get(name, name)
+    if ":" in path:
+        return path
+    if name.endswith(".py") or "/" in name:
+        hint = f"name its class: {name}:CLASS"
+    else:
+        hint = nearest(name, known())
+    raise UserError(where, f"unknown algorithm '{name}'", hint)
+
+
 def find_in_working_folder() -> None:
-    """Let a grid name pkg.module:Class of the folder one works in."""
+    """Let a grid name ``pkg.module:Class`` of the working folder."""
     if not {"", os.getcwd()} & set(sys.path):
         sys.path.append(os.getcwd())
 
 
 def check_installed(name: str, where: str) -> None:
-    """Refuse a name whose look-up would run code that nobody installed; for names that come from
-    somebody else's files.
+    """Refuse a name from somebody else's files whose look-up would run code that is not installed.
+
+    Raises:
+        UserError: the name is the path of a class.
     """
     if ":" in name and name not in known():
         what = f"its algorithm is the plug-in '{name}', whose code would run"
@@ -119,8 +134,12 @@ def check_installed(name: str, where: str) -> None:
 
 
 def name_of(cls: type) -> str:
-    """How a grid names a class: by its entry point or its module; a notebook's is of ``__main__``,
-    which no other process has.
+    """Return the name of a class in a grid: that of its entry point, or the path of its module.
+
+    The module of a notebook's class is ``__main__``, which no other process can import.
+
+    Raises:
+        UserError: the class is defined inside a function or class.
     """
     if "." in cls.__qualname__:
         raise UserError(
@@ -129,11 +148,22 @@ def name_of(cls: type) -> str:
             "define it at the top level of a cell or module",
         )
     path = f"{cls.__module__}:{cls.__qualname__}"
-    return next((entry.name for entry in entry_points(group=GROUP) if entry.value == path), path)
+    for entry in entry_points(group=GROUP):
+        if entry.value == path:
+            return entry.name
+    return path
 
 
 def check_importable(name: str, what: str) -> None:
-    """Refuse a class of a notebook where other processes need it; ``what`` says what does."""
+    """Refuse a class of a notebook where other processes need it.
+
+    Args:
+        name: the name of the class.
+        what: says in an error what needs it.
+
+    Raises:
+        UserError: the class is one of a notebook.
+    """
     if name.startswith(NOTEBOOK):
         path = name.removeprefix(NOTEBOOK)
         hint = (
@@ -145,8 +175,15 @@ def check_importable(name: str, what: str) -> None:
 
 @contextmanager
 def own_errors(name: str) -> Iterator[None]:
-    """Translate what the block raises into one message in place of a traceback, if ``name`` is none
-    of fedsim's own algorithms.
+    """Turn what a plug-in raises in the block into one message in place of a traceback.
+
+    Errors of fedsim's own algorithms stay as they are.
+
+    Args:
+        name: the algorithm that the block runs.
+
+    Raises:
+        PluginError: the algorithm is a plug-in, and the block raised.
     """
     try:
         yield
@@ -160,34 +197,32 @@ def own_errors(name: str) -> Iterator[None]:
         raise PluginError(name, f"{blamed(error, cls)}: {said(error)}", expected) from error
 
 
-def _imported(path: str, where: str) -> Any:
-    """What ``module:attribute`` or ``file.py:attribute`` leads to."""
-    module, _, attribute = path.rpartition(":")
+def _import_class(path: str, where: str) -> Any:
+    """Return what ``module:attribute`` or ``file.py:attribute`` leads to."""
+    module_name, _, attribute = path.rpartition(":")
     try:
-        return getattr(
-            _module_of_file(module, where)
-            if module.endswith(".py")
-            else importlib.import_module(module),
-            attribute,
-        )
+        if module_name.endswith(".py"):
+            module = _module_of_file(module_name, where)
+        else:
+            module = importlib.import_module(module_name)
+        return getattr(module, attribute)
     except UserError:
         raise
-    except (Exception, SystemExit) as error:  # a plug-in may raise anything as it is imported
-        at = _origin(error)
-        if at:
+    except (Exception, SystemExit) as error:
+        # A plug-in may raise anything when it is imported.
+        reason = said(error)
+        hint = "give an importable pkg.module:Class or file.py:Class"
+        origin = _origin(error)
+        if origin:
+            reason = f"{origin}: {reason}"
             hint = "correct it there"
-        else:
-            hint = "give an importable pkg.module:Class or file.py:Class"
-        raise PluginError(
-            where, f"'{path}' cannot be imported ({at and f'{at}: '}{said(error)})", hint
-        ) from error
+        raise PluginError(where, f"'{path}' cannot be imported ({reason})", hint) from error
 
 
 def _module_of_file(path: str, where: str) -> ModuleType:
-    """The module that a Python file is, imported by its stem, so that every process finds the same
-    classes.
+    """Import a Python file by its stem, so that every process finds the same classes.
 
-    A worker's working folder may be another one than the driver's, which Ray puts on the worker's
+    The working folder of a worker may differ from the driver's, which Ray puts on the worker's
     import path.
     """
     file = _file_at(path)
@@ -199,25 +234,28 @@ def _module_of_file(path: str, where: str) -> ModuleType:
     importlib.invalidate_caches()
     module = importlib.import_module(file.stem)
     if Path(module.__file__ or "").resolve() != file:
-        held = module.__file__ or "a built-in module"
+        other = shown(module.__file__ or "a built-in module")
         raise PluginError(
             where,
-            f"'{path}' cannot be imported: its name belongs to {shown(held)} already",
+            f"'{path}' cannot be imported: its name belongs to {other} already",
             "rename the file",
         )
     return module
 
 
 def _file_at(path: str) -> Path | None:
-    """The file at a relative path, looked for from the working folder and where modules are."""
-    folders = [Path.cwd(), *map(Path, sys.path)]
-    return next((at for folder in folders if (at := (folder / path).resolve()).is_file()), None)
+    """Return the file at a path below the working folder or a folder of modules; None without."""
+    for folder in (Path.cwd(), *sys.path):
+        file = Path(folder, path).resolve()
+        if file.is_file():
+            return file
+    return None
 
 
 def source_of_today(name: str) -> str | None:
-    """The hash of the code that a name from an earlier grid means today; None where there is none.
+    """Return the hash of the code that a name from an earlier grid means today, None without any.
 
-    It runs no code that nobody installed: of a plug-in it only reads the files.
+    It runs only installed code: the files of a plug-in are read and not imported.
     """
     path, _, cls = name.rpartition(":")
     defined = name.startswith(NOTEBOOK) and hasattr(sys.modules["__main__"], cls)
@@ -226,21 +264,25 @@ def source_of_today(name: str) -> str | None:
     if not path or name.startswith(NOTEBOOK):
         return None
     stem = path.replace(".", "/")
+    candidates = [f"{stem}.py", f"{stem}/__init__.py"]
     if path.endswith(".py"):
-        places = [path]
-    else:
-        places = [f"{stem}.py", f"{stem}/__init__.py"]
-    file = next(filter(None, map(_file_at, places)), None)
-    if file is None:
-        return None
-    try:
-        return source_hash_of_file(file)
-    except (OSError, SyntaxError, ValueError):  # What cannot be read or parsed is no code of today.
-        return None
+        candidates = [path]
+    for candidate in candidates:
+        file = _file_at(candidate)
+        if file is not None:
+            # What cannot be read or parsed is no code of today.
+            with suppress(OSError, SyntaxError, ValueError):
+                return source_hash_of_file(file)
+            return None
+    return None
 
 
 def _check_complete(cls: Any, name: str, where: str) -> None:
-    """Check what can be seen without running it of what the look-up of ``name`` led to."""
+    """Check that what was looked up is a complete algorithm, as far as can be seen without running.
+
+    Raises:
+        PluginError: it is no algorithm, or lacks a method or parameters.
+    """
     from fedsim.methods.algorithm import Algorithm, Params
 
     if not (isinstance(cls, type) and issubclass(cls, Algorithm)):
@@ -251,7 +293,7 @@ def _check_complete(cls: Any, name: str, where: str) -> None:
         )
     missing = sorted(cls.__abstractmethods__)
     if cls.generates() and cls.generator is Algorithm.generator:
-        missing.append("generator")  # or a classifier
+        missing.append("generator")
     if missing:
         raise PluginError(
             where,
@@ -265,14 +307,12 @@ def _check_complete(cls: Any, name: str, where: str) -> None:
 
 
 def blamed(error: BaseException, cls: type) -> str:
-    """``file:line`` of an exception in the code of an algorithm, or of its class where it was
-    raised elsewhere.
-    """
+    """Return ``file:line`` where an algorithm's code raised an exception, or else of its class."""
     return _origin(error) or line_of(cls)
 
 
 def said(error: BaseException) -> str:
-    """An exception on one line."""
+    """Return the type and the message of an exception on one line."""
     if isinstance(error, SyntaxError):
         text = error.msg
     else:
@@ -281,18 +321,17 @@ def said(error: BaseException) -> str:
 
 
 def _origin(error: BaseException) -> str:
-    """``file:line`` of an exception: its innermost frame outside of Python, fedsim and what is
-    installed; empty where there is none.
+    """Return ``file:line`` of the innermost frame that is no code of Python, fedsim or a package.
+
+    It is empty if there is no such frame.
     """
     if isinstance(error, SyntaxError) and error.filename:
         return f"{shown(error.filename)}:{error.lineno}"
-    foreign = (FEDSIM, Path(sysconfig.get_path("stdlib")))
+    skipped = (FEDSIM, Path(sysconfig.get_path("stdlib")))
     for frame in reversed(traceback.extract_tb(error.__traceback__)):
         file = Path(frame.filename)
-        if (
-            file.is_file()
-            and not INSTALLED & set(file.parts)
-            and not any(file.is_relative_to(folder) for folder in foreign)
-        ):
+        if not file.is_file() or INSTALLED & set(file.parts):
+            continue
+        if not any(file.is_relative_to(folder) for folder in skipped):
             return f"{shown(file)}:{frame.lineno}"
     return ""

@@ -51,7 +51,7 @@ def _write(node: ast.AST, pieces: list[str]) -> None:
         if value is None and not isinstance(node, ast.Constant):
             continue
         if isinstance(node, ast.JoinedStr):
-            value = [part for part in node.values if not _is_empty_text(part)]
+            value = [piece for piece in node.values if not _is_empty_text(piece)]
         pieces.append(f" {name}=")
         _write_value(value, pieces)
     pieces.append(")")
@@ -77,6 +77,6 @@ def _is_documentation(node: object) -> bool:
     return isinstance(node.value.value, str)
 
 
-def _is_empty_text(part: ast.expr) -> bool:
-    """Return whether a part of an f-string is empty, as the last one may be in Python 3.12."""
-    return isinstance(part, ast.Constant) and part.value == ""
+def _is_empty_text(piece: ast.expr) -> bool:
+    """Return whether a piece of an f-string is empty, as the last one may be in Python 3.12."""
+    return isinstance(piece, ast.Constant) and piece.value == ""

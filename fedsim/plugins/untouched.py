@@ -1,9 +1,9 @@
-"""Whether somebody replaced code of fedsim, its algorithms or its baselines in this process.
+"""Finds code of fedsim, its algorithms or its baselines that somebody replaced in this process.
 
-The functions and classes that a loaded module holds are compared with what its source defines: with
-the code that Python compiled from it, and where a name is imported from another shipped module,
-with what that module holds. So a function is found that a notebook assigned to a module or a class.
-Constants are not compared, nor what an installed package holds.
+The functions and classes of a loaded module are compared with what its source defines: with the
+code that Python compiled from it, or, if a name is imported from another shipped module, with what
+that module holds. So it finds a function that a notebook assigned to a module or a class. Constants
+and the contents of installed packages are not compared.
 """
 
 from __future__ import annotations
@@ -33,9 +33,10 @@ class _Source:
     """What the source of a module defines.
 
     Attributes:
-        spec: of the import that ran the source; a reload gives another.
+        spec: the spec of the import that ran the source; a reload gives another one.
         codes: the compiled functions and class bodies, by qualified name.
-        imported: where the names come from that are imported from shipped modules: module and name.
+        imported: for each name that is imported from a shipped module, that module and the name
+            there.
     """
 
     spec: ModuleSpec
@@ -45,21 +46,28 @@ class _Source:
 
 @dataclass(frozen=True)
 class _Snapshot:
-    """What a module held when it was found to be as its source defines it."""
+    """What a module held when it was last found to be as its source defines it.
+
+    Attributes:
+        module: the values of the module, by name.
+        classes: its classes, each with its values by name.
+        functions: all functions within these values, each with its code.
+    """
 
     module: dict[str, Any]
     classes: list[tuple[type, dict[str, Any]]]
     functions: list[tuple[FunctionType, CodeType]]
 
     def is_held_by(self, module: ModuleType) -> bool:
-        """Whether the module and its classes still hold the same, with the same code."""
+        """Return whether the module and its classes still hold the same, with the same code."""
         try:
             return (
                 vars(module) == self.module
-                and all(vars(cls) == held for cls, held in self.classes)
+                and all(vars(cls) == values for cls, values in self.classes)
                 and all(function.__code__ is code for function, code in self.functions)
             )
-        except Exception:  # values such as arrays cannot tell whether they are equal
+        except Exception:
+            # Values such as arrays cannot say whether they are equal.
             return False
 
 
@@ -68,7 +76,7 @@ _snapshots: dict[str, _Snapshot] = {}
 
 
 def is_untouched(cls: type) -> bool:
-    """Whether a shipped class, and all shipped code that is loaded, is what its source defines."""
+    """Return whether a shipped class and all loaded shipped code are as their source says."""
     return replaced() is None and all(
         getattr(sys.modules[base.__module__], base.__qualname__, None) is base
         for base in cls.__mro__
@@ -79,8 +87,8 @@ def is_untouched(cls: type) -> bool:
 def replaced() -> str | None:
     """Return the name of a function or class of shipped code that somebody replaced, or None.
 
-    Modules are compared anew at every call; one that holds the same as at the last call is not
-    looked into again.
+    Modules are compared anew at every call. A module that holds the same values as at the last call
+    is not examined again.
     """
     for name, module in list(sys.modules.items()):
         if not name.startswith(_PACKAGES) or not _is_below_shipped(_file_of(module)):
@@ -88,9 +96,9 @@ def replaced() -> str | None:
         snapshot = _snapshots.get(name)
         if snapshot is not None and snapshot.is_held_by(module):
             continue
-        found = next(_replaced_in(module), None)
-        if found is not None:
-            return f"{name}.{found}"
+        replaced_name = next(_replaced_in(module), None)
+        if replaced_name is not None:
+            return f"{name}.{replaced_name}"
         _snapshots[name] = _snapshot_of(module)
     return None
 
@@ -106,13 +114,14 @@ def _is_below_shipped(file: str) -> bool:
 
 @cache
 def _is_installed(file: str) -> bool:
-    """Whether a file of code is Python's own or an installed package's."""
+    """Return whether a file of code is Python's own or an installed package's."""
     path = Path(file)
     is_of_python = path.is_relative_to(sysconfig.get_path("stdlib")) or file.startswith("<frozen ")
     return is_of_python or bool(INSTALLED & set(path.parts))
 
 
 def _source_of(module: ModuleType) -> _Source:
+    """Return what the source of a module defines; it is read once per import."""
     spec = module.__spec__
     assert spec is not None
     source = _sources.get(module.__name__)
@@ -134,7 +143,7 @@ def _collect(code: CodeType, codes: dict[str, list[CodeType]]) -> None:
 
 
 def _imports_of(text: str) -> dict[str, tuple[str, str]]:
-    """The names that a text imports from shipped modules at its top level, and from where."""
+    """Return the names that a text imports from shipped modules at its top level, and whence."""
     imported: dict[str, tuple[str, str]] = {}
     for origin, names in _IMPORT.findall(text):
         if origin.partition(".")[0] in _PACKAGES:
@@ -148,7 +157,8 @@ def _replaced_in(module: ModuleType) -> Iterator[str]:
     try:
         source = _source_of(module)
     except (AssertionError, AttributeError, ImportError, OSError, SyntaxError):
-        yield "__file__"  # nothing is known of what it should hold
+        # Without a source nothing is known of what the module should hold.
+        yield "__file__"
         return
     for name, value in list(vars(module).items()):
         if name in source.imported:
@@ -164,22 +174,23 @@ def _replaced_in(module: ModuleType) -> Iterator[str]:
 
 
 def _is_defined(value: Any, qualname: str, module: ModuleType) -> bool:
-    """Whether a value is what the module's source defines by a name that it defines."""
+    """Return whether a value is what the module's source defines under a qualified name."""
     if isinstance(value, type):
         return (value.__module__, value.__qualname__) == (module.__name__, qualname) and all(
             _is_attribute(attribute, f"{qualname}.{name}", value, module)
             for name, attribute in list(vars(value).items())
         )
     codes = _source_of(module).codes[qualname]
-    if isinstance(value, functools.partial):  # no source makes one of what it defines
+    # No shipped source turns what it defines into a partial.
+    if isinstance(value, functools.partial):
         return False
     return any(function.__code__ in codes for function in _functions_of(value))
 
 
 def _is_attribute(value: Any, qualname: str, cls: type, module: ModuleType) -> bool:
-    """Whether a value is what the source defines as an attribute of a class, or generated for it.
+    """Return whether a value is what the source defines as an attribute of a class.
 
-    Dataclasses and named tuples make methods of their own; pydantic and Python add theirs.
+    Methods that dataclasses, named tuples, pydantic or Python generate for the class count, too.
     """
     if qualname in _source_of(module).codes:
         return _is_defined(value, qualname, module)
@@ -192,7 +203,7 @@ def _is_attribute(value: Any, qualname: str, cls: type, module: ModuleType) -> b
 
 
 def _is_known(function: FunctionType) -> bool:
-    """Whether a function is Python's own, an installed package's, or as a shipped source has it."""
+    """Return whether a function is Python's, an installed package's, or as shipped."""
     if _is_installed(function.__code__.co_filename):
         return True
     module = sys.modules.get(function.__globals__.get("__name__", ""))
@@ -203,10 +214,10 @@ def _is_known(function: FunctionType) -> bool:
 
 
 def _functions_of(value: Any) -> list[FunctionType]:
-    """The functions within a value: its own, and those that decorators of known code wrap."""
+    """Return the functions within a value, also those that decorators of known code wrap."""
     if isinstance(value, property):
-        parts = (value.fget, value.fset, value.fdel)
-        return [function for part in parts for function in _functions_of(part)]
+        accessors = (value.fget, value.fset, value.fdel)
+        return [function for accessor in accessors for function in _functions_of(accessor)]
     if isinstance(value, staticmethod | classmethod):
         return _functions_of(value.__func__)
     if isinstance(value, functools.cached_property | functools.partial):
@@ -222,18 +233,21 @@ def _functions_of(value: Any) -> list[FunctionType]:
 
 
 def _snapshot_of(module: ModuleType) -> _Snapshot:
-    held = dict(vars(module))
-    classes = [(cls, dict(vars(cls))) for cls in _classes_of(held, module)]
-    values = [value for part in (held, *(own for _, own in classes)) for value in part.values()]
-    functions = [function for value in values for function in _functions_of(value)]
-    return _Snapshot(held, classes, [(function, function.__code__) for function in functions])
+    """Return what a module holds now."""
+    values = dict(vars(module))
+    classes = [(cls, dict(vars(cls))) for cls in _classes_of(values, module)]
+    all_values = list(values.values())
+    for _, values_of_class in classes:
+        all_values += values_of_class.values()
+    functions = [function for value in all_values for function in _functions_of(value)]
+    return _Snapshot(values, classes, [(function, function.__code__) for function in functions])
 
 
-def _classes_of(held: dict[str, Any], module: ModuleType) -> Iterator[type]:
-    """The classes of a module among some values, and the classes within them."""
-    for value in held.values():
+def _classes_of(values: dict[str, Any], module: ModuleType) -> Iterator[type]:
+    """Yield the classes of a module among some values, and the classes within them."""
+    for value in values.values():
         if isinstance(value, type) and value.__module__ == module.__name__:
             yield value
-            yield from _classes_of(
-                {name: inner for name, inner in vars(value).items() if name != "__class__"}, module
-            )
+            inner = dict(vars(value))
+            inner.pop("__class__", None)
+            yield from _classes_of(inner, module)
