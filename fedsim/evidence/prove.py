@@ -22,6 +22,7 @@ from rich.table import Table
 from rich.text import Text
 
 from fedsim.errors import UserError
+from fedsim.evidence.losses import composed_losses
 from fedsim.evidence.records import contradictions
 from fedsim.files import unread
 from fedsim.grid.models import Tuning
@@ -344,36 +345,18 @@ def recomputed(mechanisms: tuple[Mechanism, ...], delta: float, renyi: bool) -> 
         return 0.0
     if any(mechanism.noise_multiplier == 0 for mechanism in costly):
         return math.inf
+    orders = INTEGER_ORDERS
     if renyi:
-        return _renyi_epsilon(costly, ORDERS, delta)
-    rough = _renyi_epsilon(costly, INTEGER_ORDERS, delta)
+        orders = ORDERS
+    rough = float(composed_by_renyi(costly, orders).get_epsilon(delta))
+    if renyi:
+        return rough
     # Connecting the dots widens the sum's variance by a share of steps * mesh^2.
     steps = sum(mechanism.count for mechanism in costly)
     mesh = min(_FINEST, _MESH * max(rough, 1e-3) / math.sqrt(steps))
     if not rough < _MOST_POINTS * mesh:
         raise ValueError(f"they spend up to {number(rough)}")
-    return _loss_epsilon(costly, delta, mesh)
-
-
-def _renyi_epsilon(mechanisms: Sequence[Mechanism], orders: Sequence[float], delta: float) -> float:
-    return float(composed_by_renyi(mechanisms, orders).get_epsilon(delta))
-
-
-def _loss_epsilon(mechanisms: Sequence[Mechanism], delta: float, mesh: float) -> float:
-    """Return ε by composing privacy loss distributions on a mesh of that width."""
-    from dp_accounting.pld import privacy_loss_distribution  # late: it takes a second to import
-
-    total: Any = privacy_loss_distribution.identity(mesh)
-    for mechanism in mechanisms:
-        losses = privacy_loss_distribution.from_gaussian_mechanism(
-            mechanism.noise_multiplier,
-            sampling_prob=mechanism.sample_rate,
-            value_discretization_interval=mesh,
-            pessimistic_estimate=True,
-            use_connect_dots=True,
-        )
-        total = total.compose(losses.self_compose(mechanism.count))
-    return float(total.get_epsilon_for_delta(delta))
+    return float(composed_losses(costly, mesh).get_epsilon_for_delta(delta))
 
 
 def _curve(mechanisms: Sequence[Mechanism]) -> Curve:

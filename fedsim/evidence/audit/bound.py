@@ -1,6 +1,6 @@
 """A lower bound of ε from the error rates of an adversary, by dp-accounting.
 
-The adversary tells whether a unit took part in a training. The output of the training is
+The adversary says whether a unit took part in a training. The output of the training is
 distributed as P if the unit took part and as Q if it did not. An (ε, δ) curve of P and Q bounds
 every test: with a false-positive rate a and a false-negative rate b,
 
@@ -20,6 +20,7 @@ from typing import Any
 import numpy as np
 from scipy.optimize import brentq
 
+from fedsim.evidence.losses import composed_losses
 from fedsim.privacy.mechanism import Mechanism
 
 SLOPES = np.concatenate([np.arange(0.0, 1.0, 0.01), np.arange(1.0, 30.0, 0.05)])
@@ -27,8 +28,9 @@ SLOPES = np.concatenate([np.arange(0.0, 1.0, 0.01), np.arange(1.0, 30.0, 0.05)])
 MESH = 0.01
 """Width of the mesh of privacy losses, in standard deviations of the composed loss (at most 1)."""
 LEAST_NOISE = 2.0**-6
+"""The least factor of noise that the search tries."""
 MOST_NOISE = 2.0**14
-"""The factors of noise between which the search looks."""
+"""The largest factor of noise that the search tries."""
 PRECISION = 1e-3
 """The relative precision of the factor of noise."""
 
@@ -52,7 +54,7 @@ def refuted_epsilon(
     """
 
     def excess(log_factor: float) -> float:
-        """How far the test's false negatives are below those of the mechanisms at a factor."""
+        """Return how far the test's false negatives are below those at a factor of noise."""
         scaled = _scaled(mechanisms, math.exp(log_factor))
         return least_false_negatives(scaled, false_positives) - (1 - true_positives)
 
@@ -104,20 +106,8 @@ def _scaled(mechanisms: Sequence[Mechanism], factor: float) -> list[Mechanism]:
 
 
 def _composed(mechanisms: Sequence[Mechanism]) -> Any:
-    """Return dp-accounting's privacy loss distribution of all mechanisms together."""
-    from dp_accounting.pld import privacy_loss_distribution  # late: it takes a second to import
-
-    width = MESH * min(1.0, _loss_deviation(mechanisms))
-    total: Any = privacy_loss_distribution.identity(width)
-    for mechanism in mechanisms:
-        losses = privacy_loss_distribution.from_gaussian_mechanism(
-            mechanism.noise_multiplier,
-            sampling_prob=mechanism.sample_rate,
-            value_discretization_interval=width,
-            use_connect_dots=True,
-        )
-        total = total.compose(losses.self_compose(mechanism.count))
-    return total
+    """Return the privacy loss distribution of all mechanisms on a mesh that is fine enough."""
+    return composed_losses(mechanisms, MESH * min(1.0, _loss_deviation(mechanisms)))
 
 
 def _loss_deviation(mechanisms: Sequence[Mechanism]) -> float:
