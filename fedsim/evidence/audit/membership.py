@@ -225,4 +225,5 @@ def rows_of(
         trained = data.others(str(cell.partition.column), site)
     x = np.concatenate([data.x_train, data.x_test])
     y = np.concatenate([data.y_train, data.y_test])
-    return x, y, np.concatenate([trained, np.zeros(len(data.y_test), bool)])
+    not_trained = np.zeros(len(data.y_test), bool)
+    return x, y, np.concatenate([trained, not_trained])

@@ -478,7 +478,9 @@ def _log_ratio(step: Step) -> float:
     rate = step[0].rate
     if rate == 1:
         return exponent
-    return float(np.logaddexp(math.log(1 - rate), math.log(rate) + exponent))
+    not_sampled = math.log(1 - rate)
+    sampled = math.log(rate) + exponent
+    return float(np.logaddexp(not_sampled, sampled))
 
 
 def _canaries(setting: Setting) -> Iterator[Canary]:

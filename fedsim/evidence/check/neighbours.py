@@ -362,7 +362,8 @@ def levels_of(subject: Subject, weights: float, features: int | None = None) -> 
             for client, numbers in enumerate(subject.trial.partition.rows)
         ]
     else:
-        worlds = [World({0: (x[[i]], y[[i]])}, Hidden(0, "alone")) for i in range(len(x))]
+        hidden = Hidden(0, "alone")
+        worlds = [World({0: (x[i : i + 1], y[i : i + 1])}, hidden) for i in range(len(x))]
     unclipped = with_params(subject, clip=UNCLIPPED * clip)
     first = next(unclipped.algorithm.schedule())
     norms = [_norm_added(unclipped, weights, world, first) / clip for world in worlds]
@@ -437,7 +438,8 @@ def pair_of(subject: Subject, draw: Draw, levels: Levels | None) -> Pair:
     schedule = list(changed.algorithm.schedule())
     chosen = {round_.number for round_ in schedule if round_.step == 0}
     chosen |= {number % len(schedule) for number in draw.rounds}
-    return Pair(draw, changed, whole, other, tuple(schedule[number] for number in sorted(chosen)))
+    rounds_to_run = tuple(schedule[number] for number in sorted(chosen))
+    return Pair(draw, changed, whole, other, rounds_to_run)
 
 
 def _worlds_of(subject: Subject, draw: Draw, levels: Levels | None) -> tuple[World, World]:
@@ -485,9 +487,10 @@ def _worlds_of_clients(
     if draw.way == "resampled":
         return whole, replace(whole, secret=draw.seed + 1)
     if draw.way == "replaced":
-        replacement = unit_norm(-x + x.mean(0))[:-3], y[:-3]
-        return whole, World({**rows, draw.client: replacement})
-    others = {client: values for client, values in rows.items() if client != draw.client}
+        mirrored = unit_norm(-x + x.mean(0))
+        return whole, World({**rows, draw.client: (mirrored[:-3], y[:-3])})
+    others = dict(rows)
+    del others[draw.client]
     return whole, World(others)
 
 
@@ -526,9 +529,11 @@ def _worlds_of_rows(
     hidden = Hidden(draw.client, draw.sampled, draw.position)
     units_before = hidden.index(-(-len(x) // rows_of_a_unit))
     place = [min(units_before * rows_of_a_unit, len(x))] * count
-    with_unit = np.insert(x, place, unit_row, 0), np.insert(y, place, label)
-    whole = World({**rows, draw.client: with_unit}, hidden, count)
-    return whole, World({**rows, draw.client: (x, y)}, replace(hidden, present=False))
+    more_x = np.insert(x, place, unit_row, 0)
+    more_y = np.insert(y, place, label)
+    whole = World({**rows, draw.client: (more_x, more_y)}, hidden, count)
+    absent = replace(hidden, present=False)
+    return whole, World({**rows, draw.client: (x, y)}, absent)
 
 
 def _worlds_with_other_block(

@@ -231,10 +231,10 @@ def noise(subject: Subject) -> str:
 
 def _noise_of(query: Query, *, is_silo: bool) -> Tensor:
     """Return the noise that clients added to a query, flat, in float64."""
-    pairs = [(value, query.noised.kept[name]) for name, value in query.kept.items()]
+    added = [query.noised.kept[name] - value for name, value in query.kept.items()]
     if is_silo:
-        pairs += [(value, query.noised.sent[name]) for name, value in query.sent.items()]
-    return _joined([(noisy - value).double().flatten() for value, noisy in pairs])
+        added += [query.noised.sent[name] - value for name, value in query.sent.items()]
+    return _joined([values.double().flatten() for values in added])
 
 
 def _joined(values: Sequence[Tensor]) -> Tensor:

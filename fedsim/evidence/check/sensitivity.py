@@ -172,8 +172,10 @@ def search_pairs(subject: Subject, draws: Sequence[Draw]) -> str:
     """
     starts = dict.fromkeys((draw.weights, draw.features) for draw in draws)
     levels = {start: forked(levels_of, subject, *start) for start in starts}
-    batches = (draws[first : first + TOGETHER] for first in range(0, len(draws), TOGETHER))
-    arguments = ((subject, batch, levels) for batch in batches)
+    arguments = [
+        (subject, draws[first : first + TOGETHER], levels)
+        for first in range(0, len(draws), TOGETHER)
+    ]
     with closing(in_forks(compare, arguments)) as compared:
         ratios = list(chain.from_iterable(compared))
     count = f"{len(ratios)} pairs of neighbours"

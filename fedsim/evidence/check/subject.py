@@ -190,7 +190,8 @@ def subject(
         UserError: a parameter is wrong, or the algorithm refuses the setting.
     """
     brief = shortened(name, params, quick=quick)
-    texts = [*params, *(f"{key}={value}" for key, value in brief.items())]
+    texts = list(params)
+    texts += [f"{key}={value}" for key, value in brief.items()]
     unit_of_data = unit
     if unit == "group":
         unit_of_data = "example"  # the data set has no groups; they are made up below
@@ -276,7 +277,8 @@ def with_size(subject: Subject, clients: int, features: int | None) -> Subject:
 def _rotated(data: Embeddings, features: int) -> Embeddings:
     """Return the data set on ``features`` random orthogonal axes, with rows of norm 1."""
     stream = np.random.default_rng(0)
-    axes = np.linalg.qr(stream.standard_normal((data.dim, features)))[0].astype(np.float32)
+    orthogonal, _ = np.linalg.qr(stream.standard_normal((data.dim, features)))
+    axes = orthogonal.astype(np.float32)
     return replace(
         data,
         x_train=unit_norm(data.x_train @ axes),
@@ -339,7 +341,8 @@ def random_states() -> dict[str, Any]:
 
 def blame(error: BaseException, subject: Subject) -> str:
     """Describe an exception of the algorithm, with the line of its code that raised it."""
-    return f"{said(error)[:300]} ({blamed(error, lookup(subject.trial.cell.algorithm))})"
+    cls = lookup(subject.trial.cell.algorithm)
+    return f"{said(error)[:300]} ({blamed(error, cls)})"
 
 
 def equal(first: Tensor, second: Tensor) -> bool:
