@@ -20,12 +20,12 @@ def own(error: Exception) -> None:
     raise error
 
 
-def test_results_come_in_order_and_no_fork_finds_what_another_one_left() -> None:
+def test_forks_answer_in_order_and_share_no_memory() -> None:
     assert list(in_forks(remember, [(1,), (2,), (3,)])) == [[1], [2], [3]]
     assert SEEN == []
 
 
-def test_how_a_fork_ends_is_raised_here() -> None:
+def test_end_of_a_fork_is_raised_in_its_parent() -> None:
     for end, value in ((os._exit, 3), (signal.raise_signal, signal.SIGINT)):
         with pytest.raises(ProcessEnded, match="ended its process"):
             forked(end, value)

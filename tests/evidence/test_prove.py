@@ -55,7 +55,7 @@ def test_two_accountants_agree() -> None:
 
 @pytest.mark.parametrize(("unit", "trust"), [("example", "aggregate"), ("client", "silo")])
 @pytest.mark.parametrize("name", PRIVATE)
-def test_what_a_shipped_algorithm_plans_is_proved(name: str, unit: str, trust: str) -> None:
+def test_plans_of_shipped_algorithms_are_proved(name: str, unit: str, trust: str) -> None:
     if unit in lookup(name).units and trust in lookup(name).trusts:
         proof = proved(line_of(name, unit, trust))
         assert (proof.verdict, proof.why) == ("proved", "")
@@ -104,7 +104,7 @@ def planned_so(line: dict[str, Any]) -> None:
         (put("cell", "params", {"rounds": -1}), "makes no plan of its parameters"),
     ],
 )
-def test_a_line_that_is_not_what_its_algorithm_plans_and_spends_differs(
+def test_line_that_contradicts_its_algorithm_differs(
     change: Change, word: str
 ) -> None:
     proof = proved(line_of("fedhypevae", rounds=40), change)
@@ -112,7 +112,7 @@ def test_a_line_that_is_not_what_its_algorithm_plans_and_spends_differs(
     assert re.search(word, proof.why), proof.why
 
 
-def test_a_claim_may_be_weaker_than_its_algorithm_s_and_not_stronger() -> None:
+def test_claim_may_be_weaker_but_not_stronger() -> None:
     heuristic = line_of("fedhypevae", noised="shared")
     assert proved(heuristic).verdict == "proved"
     assert (
@@ -131,14 +131,14 @@ def of_other_code(line: dict[str, Any]) -> None:
     line["cell"]["training_id"] = training
 
 
-def test_a_plan_of_other_code_is_proved_if_the_code_here_makes_it() -> None:
+def test_same_plan_of_other_code_is_proved() -> None:
     proof = proved(line_of("dp-gaussian"), of_other_code)
     assert proof.verdict == "proved"
     assert proof.rebuilt
 
 
 @pytest.mark.parametrize("change", [put("plan", "clip", 9.0), put("plan", "claim", "proved")])
-def test_a_plan_of_other_code_that_differs_is_not_proved(change: Change) -> None:
+def test_different_plan_of_other_code_is_not_proved(change: Change) -> None:
     def of_other_code_and_other(line: dict[str, Any]) -> None:
         of_other_code(line)
         change(line)
@@ -148,14 +148,14 @@ def test_a_plan_of_other_code_that_differs_is_not_proved(change: Change) -> None
     assert proof.why.startswith("the code here is not the one that ran, and plans something else")
 
 
-def test_a_plan_of_an_unknown_algorithm_is_not_proved() -> None:
+def test_plan_of_an_unknown_algorithm_is_not_proved() -> None:
     proof = proved(line_of("dp-gaussian"), put("cell", "algorithm", "dp-gausian"))
     assert proof.verdict == "not proved"
     assert proof.why.startswith("its plan was not rebuilt: unknown algorithm 'dp-gausian'")
     assert not proof.rebuilt
 
 
-def test_the_plan_of_a_plug_in_is_proved_only_if_its_code_is_trusted(folder: Path) -> None:
+def test_plan_of_a_plug_in_needs_trust(folder: Path) -> None:
     text = line_of(write(folder, "theirs", GOOD))
     untrusted = proved(text)
     assert untrusted.verdict == "not proved"
@@ -168,13 +168,13 @@ def test_the_plan_of_a_plug_in_is_proved_only_if_its_code_is_trusted(folder: Pat
 
 
 @pytest.mark.parametrize("trust_plugin", [True, False])
-def test_a_plug_in_that_says_proved_is_not(folder: Path, trust_plugin: bool) -> None:
+def test_plug_in_cannot_claim_to_be_proved(folder: Path, trust_plugin: bool) -> None:
     text = line_of(write(folder, "bold", GOOD))
     proof = proved(text, put("plan", "claim", "proved"), trust_plugin=trust_plugin)
     assert proof.verdict in ("differs", "not proved")
 
 
-def test_a_plug_in_is_proved_from_another_working_folder(
+def test_plug_in_is_proved_from_another_folder(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     text = line_of(write(folder, "moved", GOOD))
@@ -184,7 +184,7 @@ def test_a_plug_in_is_proved_from_another_working_folder(
     assert proof.verdict == "proved", proof.why
 
 
-def test_unusable_mechanisms_prove_nothing_and_no_account_claims_nothing() -> None:
+def test_unusable_mechanisms_are_not_proved() -> None:
     text = line_of("dp-gaussian")
     for noise in (0.0, -2.5, 1e308):
         proof = proved(
@@ -201,7 +201,7 @@ def test_unusable_mechanisms_prove_nothing_and_no_account_claims_nothing() -> No
         assert proved(text, change).verdict == "no claim"
 
 
-def test_a_delta_is_too_large_for_the_units_that_it_protects() -> None:
+def test_delta_too_large_for_its_units_is_warned_of() -> None:
     row = make_row(delta=0.01, train_rows=200, clients=99)
     assert "1/n = 0.005 for the 200 training rows" in large_deltas([row, row])[0]
     assert len(large_deltas([row, row])) == 1
@@ -210,7 +210,7 @@ def test_a_delta_is_too_large_for_the_units_that_it_protects() -> None:
     assert large_deltas([changed(row, epsilon_target=None)]) == []
 
 
-def test_the_rows_of_a_bench_are_proved_and_their_statement_holds_their_numbers(
+def test_verify_proves_a_run_and_finds_an_edited_line(
     bench, folder: Path, command
 ) -> None:
     run = bench(
@@ -251,7 +251,7 @@ def released(number: int, **fields) -> Row:
     return make_row(**base | {"delta": 1e-5, "mechanisms": mechanisms} | fields)
 
 
-def test_releases_of_the_same_data_cost_what_their_mechanisms_compose_to() -> None:
+def test_releases_of_the_same_data_compose() -> None:
     rows = [
         released(0, delta=1e-6),
         *(released(i, mechanisms=[Mechanism(10.0, count=1 + i // 12)]) for i in range(1, 18)),
@@ -263,7 +263,7 @@ def test_releases_of_the_same_data_cost_what_their_mechanisms_compose_to() -> No
     assert float(found[1]) == pytest.approx(epsilon([Mechanism(10.0, 1.0, 24)], 1e-5)[0], rel=0.01)
 
 
-def test_what_may_not_be_released_or_is_of_other_units_is_not_counted() -> None:
+def test_only_releasable_results_of_the_same_units_compose() -> None:
     unreleased = {
         "noise": "seeded",
         "claim": "stated",
@@ -296,7 +296,7 @@ def test_what_may_not_be_released_or_is_of_other_units_is_not_counted() -> None:
     )
 
 
-def test_a_run_with_secret_noise_tells_what_all_of_it_costs(bench, folder: Path, command) -> None:
+def test_verify_says_what_all_releases_cost(bench, folder: Path, command) -> None:
     ran = bench(
         small_grid("dp-gaussian", privacy={"noise": "secret"}, epsilon=[1.0, 4.0], seeds=[0, 1]),
         "run",
@@ -311,7 +311,7 @@ def test_a_run_with_secret_noise_tells_what_all_of_it_costs(bench, folder: Path,
     )
 
 
-def test_equal_cells_of_secret_noise_are_one_release(bench) -> None:
+def test_equal_cells_are_one_release(bench) -> None:
     secret = {"privacy": {"noise": "secret"}, "epsilon": [1.0, 4.0]}
     one_alpha = read_results(bench(small_grid("dp-gaussian", **secret), "one").folder)
     results = read_results(
@@ -327,7 +327,7 @@ def test_equal_cells_of_secret_noise_are_one_release(bench) -> None:
     assert cost(results) == cost(one_alpha)
 
 
-def test_one_training_for_several_cells_needs_no_composition(bench) -> None:
+def test_one_shared_training_needs_no_composition(bench) -> None:
     grid = small_grid("dp-gaussian", alpha=[0.5, 1.0], privacy={"noise": "secret"})
     results = read_results(bench(grid).folder)
     proofs = Proofs("run", tuple(proofs_of(results.every_row(), results)))
@@ -335,7 +335,7 @@ def test_one_training_for_several_cells_needs_no_composition(bench) -> None:
     assert "together" not in repr(proofs)
 
 
-def test_a_search_is_proved_from_its_line_released_and_composed_and_no_lie_is(
+def test_search_is_proved_composed_and_released(
     bench, tmp_path: Path
 ) -> None:
     tune = {"trials": 2, "curves": ["tuned", "free"]}

@@ -197,13 +197,13 @@ def stated(line: Line) -> str:
 
 
 @pytest.mark.parametrize("untouched", [gaussian, hypernetwork, sampled, with_public, seeded, tuned])
-def test_a_record_that_nobody_edited_is_proved(untouched: Callable[[], str]) -> None:
+def test_unedited_record_is_proved(untouched: Callable[[], str]) -> None:
     proof = proof_of(read(untouched()))
     assert proof.verdict == "proved", proof.why
 
 
 @pytest.mark.parametrize("way", TAMPERED)
-def test_an_edited_record_is_not_proved(way: str) -> None:
+def test_edited_record_is_not_proved(way: str) -> None:
     text, change = TAMPERED[way]
     line = read(text())
     change(line)
@@ -213,7 +213,7 @@ def test_an_edited_record_is_not_proved(way: str) -> None:
 
 
 @pytest.mark.parametrize("way", NOT_CAUGHT)
-def test_an_edit_that_is_not_caught_changes_no_statement(way: str) -> None:
+def test_edit_that_is_not_caught_changes_no_statement(way: str) -> None:
     text, change = NOT_CAUGHT[way]
     line = read(text())
     before = stated(line)
@@ -222,7 +222,7 @@ def test_an_edit_that_is_not_caught_changes_no_statement(way: str) -> None:
     assert stated(line) == before
 
 
-def test_rows_are_not_verified_and_move_only_the_warning_of_delta() -> None:
+def test_edited_number_of_rows_moves_only_a_warning() -> None:
     line = read(gaussian())
     before = stated(line)
     put(train_rows=10**6)(line)
@@ -244,7 +244,7 @@ def test_rows_are_not_verified_and_move_only_the_warning_of_delta() -> None:
         (put(ledger__noise_at="clients"), "its noise_at is clients and in its algorithm's"),
     ],
 )
-def test_a_verdict_says_which_fields_contradict(change: Change, said: str) -> None:
+def test_verdict_says_which_fields_contradict(change: Change, said: str) -> None:
     line = read(gaussian())
     change(line)
     assert said in proof_of(line).why
@@ -260,7 +260,7 @@ def test_a_verdict_says_which_fields_contradict(change: Change, said: str) -> No
         put(cell__unit="example", cell__unit_column=None, task__unit="example"),
     ],
 )
-def test_an_edited_group_is_not_proved(tmp_path: Path, change: Change) -> None:
+def test_edited_group_is_not_proved(tmp_path: Path, change: Change) -> None:
     data = {"npz": str(digits_of_writers(tmp_path))}
     line = read(record("dp-gaussian", dataset=data, unit={"column": "writer"}))
     assert proof_of(line).verdict == "proved"
@@ -268,7 +268,7 @@ def test_an_edited_group_is_not_proved(tmp_path: Path, change: Change) -> None:
     assert proof_of(line).verdict in ("not proved", "differs")
 
 
-def test_seeded_noise_that_is_said_to_be_secret_is_not_released(bench, tmp_path: Path) -> None:
+def test_seeded_noise_named_secret_is_not_released(bench, tmp_path: Path) -> None:
     folder = bench(small_grid("dp-gaussian", epsilon=4.0)).folder
     path = folder / "trainings.jsonl"
     path.write_text(path.read_text().replace('"noise": "seeded"', '"noise": "secret"'))

@@ -53,7 +53,7 @@ def package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
         del sys.modules[module]
 
 
-def test_a_name_is_registered_once_and_a_module_that_is_imported_again_may_register_again() -> None:
+def test_name_is_registered_by_one_class_only() -> None:
     def define() -> type[Algorithm]:
         @register("registered-once")
         class First(DPGaussian):
@@ -68,7 +68,7 @@ def test_a_name_is_registered_once_and_a_module_that_is_imported_again_may_regis
     assert lookup("registered-once") is again
 
 
-def test_an_unknown_name_gets_the_nearest_and_all_known_ones() -> None:
+def test_unknown_name_suggests_the_nearest() -> None:
     with pytest.raises(
         UserError,
         match=r"grid.yaml:3: unknown algorithm 'fedhypvae'; did you mean "
@@ -78,7 +78,7 @@ def test_an_unknown_name_gets_the_nearest_and_all_known_ones() -> None:
     assert "\n" not in str(raised.value)
 
 
-def test_a_path_and_an_entry_point_of_another_package_are_found(package: Path) -> None:
+def test_lookup_finds_paths_and_entry_points(package: Path) -> None:
     assert (
         lookup("stranger_package.algorithms:Stranger").name
         == "stranger_package.algorithms:Stranger"
@@ -109,7 +109,7 @@ MISTAKES = {
 
 
 @pytest.mark.parametrize("path", MISTAKES)
-def test_a_path_that_leads_nowhere_is_one_message_with_the_innermost_line_of_the_plug_in_s_own(
+def test_wrong_path_is_one_message_with_the_line_at_fault(
     folder: Path, path: str
 ) -> None:
     for name, text in (
@@ -124,7 +124,7 @@ def test_a_path_that_leads_nowhere_is_one_message_with_the_innermost_line_of_the
     assert "\n" not in str(raised.value)
 
 
-def test_a_file_needs_no_package_and_has_one_identity_however_a_grid_names_it(folder: Path) -> None:
+def test_file_has_one_identity_under_all_its_names(folder: Path) -> None:
     (folder / "below").mkdir()
     write(folder / "below", "plug_in_of_a_file", GOOD)
     names = (
@@ -147,7 +147,7 @@ INCOMPLETE = {
 
 
 @pytest.mark.parametrize("mistake", INCOMPLETE)
-def test_an_incomplete_class_is_reported_with_its_line_and_what_it_lacks(
+def test_incomplete_class_is_reported_with_its_line(
     folder: Path, mistake: str
 ) -> None:
     text, said = INCOMPLETE[mistake]
@@ -155,7 +155,7 @@ def test_an_incomplete_class_is_reported_with_its_line_and_what_it_lacks(
         lookup(write(folder, mistake, text))
 
 
-def test_classes_of_modules_go_by_the_names_that_they_have() -> None:
+def test_class_is_named_by_entry_point_or_module() -> None:
     assert (name_of(DPGaussian), name_of(DPSGD)) == ("dp-gaussian", "fedsim.methods.dp_sgd:DPSGD")
     with pytest.raises(UserError, match="is defined inside a function or class"):
         name_of(type("Inner", (DPGaussian,), {"__qualname__": "function.<locals>.Inner"}))
@@ -180,7 +180,7 @@ def hashed(folder: Path, text: str, stem: str = "method") -> str:
         "from part.inner import (\n    SCALE,\n)",
     ],
 )
-def test_a_plug_in_s_code_is_its_text_and_that_of_files_beside_it_that_it_imports_one_from_another(
+def test_hash_covers_a_file_and_all_that_it_imports(
     folder: Path, statement: str
 ) -> None:
     (folder / "part").mkdir()
@@ -203,7 +203,7 @@ def test_a_plug_in_s_code_is_its_text_and_that_of_files_beside_it_that_it_import
     assert hashed(folder, f"{GOOD}\n{statement}\n") != first
 
 
-def test_layout_and_prose_keep_the_hash_and_a_constant_changes_it(folder: Path) -> None:
+def test_hash_ignores_layout_and_prose(folder: Path) -> None:
     original = hashed(folder, GOOD)
     documented = changed(
         "class MyMethod(DPSGD):",
@@ -214,14 +214,14 @@ def test_layout_and_prose_keep_the_hash_and_a_constant_changes_it(folder: Path) 
     assert hashed(folder, changed("Field(0.5, ge=0)", "Field(0.25, ge=0)")) != original
 
 
-def test_nothing_is_imported_to_be_hashed(folder: Path) -> None:
+def test_hashing_imports_nothing(folder: Path) -> None:
     (folder / "never_imported.py").write_text("raise AssertionError\n")
     found = lookup(write(folder, "method", GOOD + "\n\ndef late():\n    import never_imported\n"))
     assert own_files(found) == {folder / "method.py", folder / "never_imported.py"}
     assert "never_imported" not in sys.modules
 
 
-def test_file_is_hashed_as_its_class_without_being_run(folder: Path) -> None:
+def test_file_is_hashed_like_its_class_without_running(folder: Path) -> None:
     (folder / "beside.py").write_text("import baselines.dp_gaussian\n")
     name = write(folder, "method", f"{GOOD}\nimport beside\n")
     assert source_of_today(name) is not None
@@ -230,23 +230,23 @@ def test_file_is_hashed_as_its_class_without_being_run(folder: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["stranger_package.algorithms:Stranger", "dp-gaussian", EXTERNAL])
-def test_source_of_today_is_that_of_the_class(package: Path, name: str) -> None:
+def test_source_of_today_is_the_hash_of_the_class(package: Path, name: str) -> None:
     assert source_of_today(name) == source_hash(lookup(name))
 
 
 @pytest.mark.parametrize("name", ["gone.py:Mine", "gone:Mine", "__main__:Gone", "gone"])
-def test_code_that_is_not_here_has_no_source_of_today(folder: Path, name: str) -> None:
+def test_missing_code_has_no_source_of_today(folder: Path, name: str) -> None:
     assert source_of_today(name) is None
 
 
-def test_the_code_of_a_shipped_algorithm_is_its_own_file_and_those_that_it_imports() -> None:
+def test_shipped_algorithms_have_hashes_by_module() -> None:
     assert len({source_hash(lookup(name)) for name in SHIPPED}) == len(
         {lookup(name).__module__ for name in SHIPPED}
     )
     assert place_of(DPGaussian) == "baselines.dp_gaussian:DPGaussian"
 
 
-def test_a_folder_that_is_called_like_a_shipped_one_is_not_shipped(folder: Path) -> None:
+def test_folder_named_like_a_shipped_one_is_not_shipped(folder: Path) -> None:
     (folder / "baselines").mkdir()
     write(folder / "baselines", "impostor", GOOD)
     found = lookup("baselines/impostor.py:MyMethod")
@@ -255,7 +255,7 @@ def test_a_folder_that_is_called_like_a_shipped_one_is_not_shipped(folder: Path)
 
 
 @pytest.mark.parametrize("made", [Notebook, IPython])
-def test_the_code_of_a_notebook_s_class_is_its_cell(
+def test_hash_of_a_notebook_class_is_that_of_its_cell(
     monkeypatch: pytest.MonkeyPatch, made: Callable[..., Any]
 ) -> None:
     book = made(monkeypatch)
@@ -279,7 +279,7 @@ def made(cls: type[Any]) -> Algorithm:
     return cls(cls.Params(), Task(8, 3, 4))  # type: ignore[no-any-return]
 
 
-def test_what_is_shipped_and_unchanged_may_claim_a_theorem_and_any_other_class_states_it(
+def test_only_unchanged_shipped_classes_are_proved(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     assert {allowed("proved", made(lookup(name))) for name in SHIPPED} == {"proved"}
@@ -305,7 +305,7 @@ def test_what_is_shipped_and_unchanged_may_claim_a_theorem_and_any_other_class_s
         allowed("checked", made(Tiny))  # type: ignore[arg-type]
 
 
-def test_what_is_proved_or_stated_and_checked_may_be_released() -> None:
+def test_proved_or_checked_claims_may_be_released() -> None:
     may = [
         (claim, check)
         for claim in get_args(Claim)
@@ -363,7 +363,7 @@ def test_what_checks_say_of_parameters(
     )  # type: ignore[arg-type]
 
 
-def test_a_check_that_does_not_say_what_it_tried_passes_nothing() -> None:
+def test_check_without_tried_params_passes_nothing() -> None:
     old = {name: value for name, value in FULL.items() if name != "tried"}
     assert check_of([old | {"ended": "passed"}], "example", "aggregate", OWN) is None
     assert check_of([old | {"ended": "failed"}], "example", "aggregate", OWN) == "failed"

@@ -43,7 +43,7 @@ def test_form_ignores_comments_layout_and_docstrings() -> None:
         ("x = ['', 'text']", "x = ['text']"),
     ],
 )
-def test_form_tells_code_apart_that_does_something_else(first: str, second: str) -> None:
+def test_form_differs_for_code_that_does_something_else(first: str, second: str) -> None:
     assert canonical_form(first) != canonical_form(second)
 
 

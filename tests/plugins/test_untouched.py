@@ -64,7 +64,7 @@ def claim() -> str:
         (baselines.dp_gaussian, "DPGaussian", type("DPGaussian", (DPGaussian,), {})),
     ],
 )
-def test_replaced_code_proves_nothing(
+def test_replaced_code_is_only_stated(
     monkeypatch: pytest.MonkeyPatch, place: Any, name: str, other: Any
 ) -> None:
     assert claim() == "proved"
@@ -74,17 +74,17 @@ def test_replaced_code_proves_nothing(
     assert claim() == "proved"
 
 
-def test_the_replaced_name_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_replaced_name_is_returned(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(outer_products, "clipped_statistics", mine)
     assert str(replaced()).endswith(".clipped_statistics")
 
 
-def test_replaced_code_of_a_function_proves_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_function_with_replaced_code_is_only_stated(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(outer_products.clipped_statistics, "__code__", mine.__code__)
     assert claim() == "stated"
 
 
-def test_all_shipped_modules_as_they_are_imported_are_untouched() -> None:
+def test_all_shipped_modules_are_untouched() -> None:
     for package in ("fedsim", "algorithms", "baselines"):
         for file in sorted((ROOT / package).rglob("*.py")):
             parts = file.relative_to(ROOT).with_suffix("").parts
@@ -92,7 +92,7 @@ def test_all_shipped_modules_as_they_are_imported_are_untouched() -> None:
     assert replaced() is None
 
 
-def test_asking_again_takes_milliseconds() -> None:
+def test_second_comparison_takes_milliseconds() -> None:
     replaced()
     start = time.process_time()
     for _ in range(20):

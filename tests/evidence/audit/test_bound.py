@@ -27,11 +27,11 @@ def test_trade_off_of_gaussians_is_bounded_from_below(noise: float, steps: int) 
 
 
 @pytest.mark.parametrize("mechanisms", SAMPLED)
-def test_epsilon_agrees_with_the_accountant_of_results(mechanisms: list[Mechanism]) -> None:
+def test_epsilon_agrees_with_the_accountant(mechanisms: list[Mechanism]) -> None:
     assert epsilon_of(mechanisms, 1e-4) == pytest.approx(epsilon(mechanisms, 1e-4)[0], rel=5e-3)
 
 
-def test_best_test_of_noisier_mechanism_refutes_exactly_up_to_it() -> None:
+def test_best_test_refutes_exactly_up_to_the_real_noise() -> None:
     claimed = [Mechanism(3.0, 0.1, 300)]
     real = [claimed[0].scaled(1.7)]
     missed = least_false_negatives(real, 0.05)
@@ -40,7 +40,7 @@ def test_best_test_of_noisier_mechanism_refutes_exactly_up_to_it() -> None:
     assert bound == pytest.approx(epsilon_of(real, 1e-4), rel=0.01)
 
 
-def test_test_that_guesses_refutes_nothing() -> None:
+def test_guessing_refutes_nothing() -> None:
     assert refuted_epsilon([Mechanism(1.0)], 1e-4, 0.3, 0.3) == (0.0, math.inf)
     assert refuted_epsilon([Mechanism(1.0)], 1e-4, 0.3, 0.2) == (0.0, math.inf)
 

@@ -13,7 +13,7 @@ from fedsim.results.store import ResultStore, RunFolder
 from fedsim.runs.prepare import prepare
 
 
-def test_a_run_is_attacked_by_its_synthetic_rows_and_its_code_runs_only_if_trusted(
+def test_audit_attacks_a_run_and_runs_only_trusted_code(
     bench: Callable[..., Ran], folder: Path, command: Callable[..., Done]
 ) -> None:
     ran = bench(small_grid("dp-gaussian", seeds=[0, 1]))
@@ -42,7 +42,7 @@ def test_a_run_is_attacked_by_its_synthetic_rows_and_its_code_runs_only_if_trust
     assert (folder / "evil ran").exists()
 
 
-def test_a_site_that_a_cell_left_out_is_outside(tmp_path: Path) -> None:
+def test_rows_of_an_unseen_site_are_not_members(tmp_path: Path) -> None:
     data = {"npz": str(digits_of_sites(tmp_path)), "overlap": "keep"}
     by_site = {
         "partition": {"scheme": "column", "column": "site"},
@@ -61,14 +61,14 @@ def test_a_site_that_a_cell_left_out_is_outside(tmp_path: Path) -> None:
         assert len(x) == 450
 
 
-def test_noise_tells_nothing() -> None:
+def test_random_scores_show_no_membership() -> None:
     stream = np.random.default_rng(1)
     area, rate, _ = membership(stream.normal(size=2000), stream.random(2000) < 0.5)
     assert area.low < 0.5 < area.high
     assert rate.value < 0.05
 
 
-def test_true_positives_are_those_of_a_threshold_with_no_more_false_ones_than_the_rate() -> None:
+def test_true_positive_rate_keeps_the_false_positive_rate() -> None:
     """From the highest score down: 10 rows that are in, 1 of 100 that are out, 5 that are in, the
     other 99, the other 85.
     """

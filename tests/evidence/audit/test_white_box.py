@@ -41,13 +41,13 @@ Command = Callable[..., Done]
 
 
 @given(st.integers(1, 400), st.data())
-def test_rates_have_the_intervals_of_clopper_and_pearson(total: int, data: st.DataObject) -> None:
+def test_rates_have_clopper_pearson_intervals(total: int, data: st.DataObject) -> None:
     count = data.draw(st.integers(0, total))
     exact = binomtest(count, total).proportion_ci(0.95, "exact")
     assert interval(count, total) == (pytest.approx(exact.low), pytest.approx(exact.high))
 
 
-def test_fewer_pairs_than_the_least_bound_nothing_and_the_least_do() -> None:
+def test_least_number_of_pairs_gives_a_bound() -> None:
     for pairs, is_bound in ((LEAST_PAIRS - 1, False), (LEAST_PAIRS, True)):
         assert (bound([-1.0] * pairs, [1.0] * pairs, [Mechanism(1.0)], 1e-4) > 0) == is_bound
 
@@ -61,7 +61,7 @@ def test_fewer_pairs_than_the_least_bound_nothing_and_the_least_do() -> None:
         (3.9, 1.01, True, False),
     ],
 )
-def test_a_claim_is_refuted_by_a_bound_above_it_and_a_theorem_by_what_a_canary_adds_too(
+def test_bound_or_exceeded_sensitivity_refutes_a_claim(
     lower, ratio, heuristic, refuted
 ) -> None:
     assert Audit(4.0, lower, 100, ratio, heuristic).refuted == refuted
@@ -73,7 +73,7 @@ def tiny(path: str = "tiny:Tiny", rounds: int = 3) -> Setting:
     )
 
 
-def test_the_score_of_a_right_one_is_the_privacy_loss_that_was_paid_for() -> None:
+def test_score_of_a_sound_method_is_its_privacy_loss() -> None:
     setting = tiny()
     saturated = saturating(setting)
     found = [pair(*saturated, number) for number in range(30)]
@@ -88,14 +88,14 @@ def test_the_score_of_a_right_one_is_the_privacy_loss_that_was_paid_for() -> Non
     assert [each.ratio for each in found] == pytest.approx([1.0] * len(found), abs=1e-5)
 
 
-def test_a_broken_one_is_refuted() -> None:
+def test_audit_refutes_a_broken_method() -> None:
     own, canary = saturating(tiny("sums:SensitivityOfATenth", rounds=1))
     found = outcome_of(own, [pair(own, canary, number) for number in range(30)])
     assert found.refuted
     assert found.words().startswith("REFUTED: ε = 4 claimed")
 
 
-def test_recorded_pairs_count_when_fewer_are_asked_for() -> None:
+def test_audit_uses_all_recorded_pairs() -> None:
     setting = tiny("sums:SensitivityOfATenth", rounds=1)
     own, canary = saturating(setting)
     lines = [pair(own, canary, number)._asdict() for number in range(30)]
@@ -103,7 +103,7 @@ def test_recorded_pairs_count_when_fewer_are_asked_for() -> None:
     assert AuditRun(setting, 6).outcome(lines).pairs == 30
 
 
-def test_scores_of_the_claimed_mechanism_are_rarely_above_it_and_near_it_with_many() -> None:
+def test_bound_is_rarely_above_the_true_epsilon() -> None:
     mechanisms = tiny().plan.mechanisms
     stream = np.random.default_rng(0)
     mu = math.sqrt(sum(one.count / one.noise_multiplier**2 for one in mechanisms))
@@ -129,7 +129,7 @@ def test_scores_of_the_claimed_mechanism_are_rarely_above_it_and_near_it_with_ma
         ("dp-gaussian", "example", "silo"),
     ],
 )
-def test_a_canary_saturates_the_claimed_sensitivity_and_never_exceeds_it(
+def test_canary_reaches_the_sensitivity_and_stays_below(
     algorithm: str, unit: Unit, trust: Trust
 ) -> None:
     setting = setting_of(
@@ -140,7 +140,7 @@ def test_a_canary_saturates_the_claimed_sensitivity_and_never_exceeds_it(
     assert 0.99 < found.most < 1.001
 
 
-def test_an_audit_of_another_task_or_claim_does_not_go_on_from_this_one() -> None:
+def test_other_task_or_claim_is_another_audit() -> None:
     setting = tiny()
     tasks: list[dict[str, Any]] = [
         {"dim": 8},
@@ -155,7 +155,7 @@ def test_an_audit_of_another_task_or_claim_does_not_go_on_from_this_one() -> Non
     assert len({key_of(each) for each in [setting, *others]}) == len(others) + 1
 
 
-def test_an_interrupted_audit_goes_on_and_more_pairs_are_added(
+def test_interrupted_audit_resumes_and_takes_more_pairs(
     folder: Path, command: Command
 ) -> None:
     whole = command("audit", "dp-gaussian", "--pairs", "20", "--out", "whole")
@@ -186,7 +186,7 @@ def test_an_interrupted_audit_goes_on_and_more_pairs_are_added(
         (["broken.results:Exits", "--pairs", "12"], ": SystemExit: 0"),
     ],
 )
-def test_a_mistake_is_one_message_and_nothing_is_written(
+def test_audit_mistake_prints_one_line_and_writes_nothing(
     arguments: list[str], message: str, folder: Path, command: Command
 ) -> None:
     done = command("audit", *arguments)

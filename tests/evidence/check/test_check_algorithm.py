@@ -137,7 +137,7 @@ def of_draws(own: Subject, *draws: Draw) -> CheckResult:
 
 
 @pytest.mark.parametrize("path", [*BROKEN, *SEARCHED])
-def test_a_broken_algorithm_fails_its_own_check_or_draw_for_its_own_reason(path: str) -> None:
+def test_broken_algorithm_fails_for_its_own_reason(path: str) -> None:
     own, (what, reason) = in_first_setting(f"broken.{path}"), (BROKEN | SEARCHED)[path]
     if path in SEARCHED:
         verdict = of_draws(
@@ -152,7 +152,7 @@ def test_a_broken_algorithm_fails_its_own_check_or_draw_for_its_own_reason(path:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("path", [*BROKEN, *SEARCHED])
-def test_a_broken_algorithm_fails_no_other_check(path: str) -> None:
+def test_broken_algorithm_fails_no_other_check(path: str) -> None:
     name = f"broken.{path}"
     own = BROKEN.get(path, ("sensitivity", ""))[0]
     failed = failures(check_algorithm(name, trust=lookup(name).trusts[0], quick=True))
@@ -165,7 +165,7 @@ def test_a_broken_algorithm_fails_no_other_check(path: str) -> None:
     assert {finding.check for finding in failed} == {own} | also.get(path, set())
 
 
-def test_random_worlds_differ_in_their_sizes() -> None:
+def test_random_draws_cover_all_sizes() -> None:
     draws = [draw_of(number, "group", 10) for number in range(400)]
     assert {draw.clients for draw in draws} == set(range(4, 13))
     assert len({draw.features for draw in draws}) == 2
@@ -174,18 +174,18 @@ def test_random_worlds_differ_in_their_sizes() -> None:
     assert "one-hot" in {draw.direction for draw in draws}
 
 
-def test_a_size_that_a_method_refuses_is_left_out() -> None:
+def test_size_that_a_method_refuses_is_left_out() -> None:
     own = in_first_setting("broken.results:FourClientsOf64Features")
     assert of_draws(own, Draw(clients=12, client=11), Draw(features=16)).passed
 
 
-def test_a_full_check_shortens_numbers_of_steps_alone() -> None:
+def test_full_check_changes_only_numbers_of_steps() -> None:
     short = shortened("private-evolution", [], quick=False)
     assert short == {"rounds": 3}
     assert shortened("private-evolution", [], quick=True) == short | {"candidates": 40, "votes": 4}
 
 
-def test_a_line_of_a_check_says_what_was_tried() -> None:
+def test_line_of_a_check_says_what_was_tried() -> None:
     (line,) = check_lines(
         "private-evolution",
         {"rounds": 9, "votes": 40, "candidates": 400},
@@ -198,7 +198,7 @@ def test_a_line_of_a_check_says_what_was_tried() -> None:
 
 
 @pytest.mark.parametrize("cls", SOUND)
-def test_what_the_broken_ones_are_made_of_is_sound(cls: type[Algorithm]) -> None:
+def test_bases_of_broken_algorithms_are_sound(cls: type[Algorithm]) -> None:
     own = in_first_setting(f"{cls.__module__}:{cls.__name__}")
     for check in CHECKS:
         if check.run is not sensitivity:
@@ -207,7 +207,7 @@ def test_what_the_broken_ones_are_made_of_is_sound(cls: type[Algorithm]) -> None
 
 
 @pytest.mark.parametrize("name", [name for name in SHIPPED if lookup(name).private])
-def test_no_draw_of_a_few_breaks_the_bound_of_a_shipped_method(name: str) -> None:
+def test_few_draws_do_not_break_a_shipped_method(name: str) -> None:
     cls = lookup(name)
     turn = SHIPPED.index(name)
     unit = cls.units[turn % len(cls.units)]
@@ -223,7 +223,7 @@ def test_no_draw_of_a_few_breaks_the_bound_of_a_shipped_method(name: str) -> Non
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", SHIPPED)
-def test_a_shipped_method_passes_in_all_of_its_settings(name: str) -> None:
+def test_shipped_method_passes_in_all_settings(name: str) -> None:
     cls = lookup(name)
     findings = check_algorithm(name, quick=not issubclass(cls, OneShot))
     assert failures(findings) == []
@@ -235,7 +235,7 @@ def test_a_shipped_method_passes_in_all_of_its_settings(name: str) -> None:
     assert len(findings) == len(settings) * len({check.name for check in CHECKS})
 
 
-def test_what_is_not_promised_is_measured_at_most() -> None:
+def test_unpromised_sensitivity_is_only_measured() -> None:
     for words, name, params in (
         ("not private", "fedavg-linear", []),
         ("heuristic", "fedhypevae", ["noised=shared"]),
@@ -245,7 +245,7 @@ def test_what_is_not_promised_is_measured_at_most() -> None:
         assert words in verdict.reason
 
 
-def test_what_depends_on_a_check_that_failed_is_not_checked() -> None:
+def test_checks_that_need_a_failed_one_are_not_run() -> None:
     findings = check_algorithm("broken.results:Raises", trust="silo", quick=True)
     (failed,) = failures(findings)
     assert failed.check == "trains"
@@ -257,7 +257,7 @@ def test_what_depends_on_a_check_that_failed_is_not_checked() -> None:
 
 
 @pytest.mark.slow
-def test_a_setting_that_is_refused_while_others_are_not_is_printed() -> None:
+def test_refused_setting_is_reported() -> None:
     for path, params, passed, reason in (
         ("ClientIsRefused", [], False, "the class states it, and: "),
         ("ClientMayBeRefused", ["rows_only=true"], None, "the parameters rule it out: "),
