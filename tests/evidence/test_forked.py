@@ -16,7 +16,7 @@ def remember(value: int) -> list[int]:
     return SEEN
 
 
-def own(error: Exception) -> None:
+def raise_error(error: Exception) -> None:
     raise error
 
 
@@ -26,8 +26,9 @@ def test_forks_answer_in_order_and_share_no_memory() -> None:
 
 
 def test_end_of_a_fork_is_raised_in_its_parent() -> None:
-    for end, value in ((os._exit, 3), (signal.raise_signal, signal.SIGINT)):
-        with pytest.raises(ProcessEnded, match="ended its process"):
-            forked(end, value)
+    with pytest.raises(ProcessEnded, match="ended its process"):
+        forked(os._exit, 3)
+    with pytest.raises(ProcessEnded, match="ended its process"):
+        forked(signal.raise_signal, signal.SIGINT)
     with pytest.raises(UserError, match="here: is wrong"):
-        forked(own, UserError("here", "is wrong"))
+        forked(raise_error, UserError("here", "is wrong"))

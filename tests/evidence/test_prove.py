@@ -29,14 +29,14 @@ Change = Callable[[dict[str, Any]], Any]
 
 @cache
 def line_of(name: str, unit: str = "example", trust: str = "aggregate", **params: object) -> str:
-    """The line of a training that did just what was planned."""
+    """Return the line of a training that did just what was planned."""
     (trial,) = small_cells(quick(name, **params), epsilon=4.0, unit=unit, trust=trust).trials
     (line,) = lines_of(trial, as_planned(trial)).trainings.values()
     return dump(line)
 
 
 def proved(text: str, change: Change = lambda line: None, *, trust_plugin: bool = False) -> Proof:
-    """The proof of a line after a change."""
+    """Return the proof of a line after a change."""
     line = decode(load(text))
     change(line)
     row = row_of("c", "label", line)
@@ -44,13 +44,15 @@ def proved(text: str, change: Change = lambda line: None, *, trust_plugin: bool 
 
 
 def test_two_accountants_agree() -> None:
-    for ran in (
+    for mechanisms in (
         (Mechanism(10.0), Mechanism(2.5, 0.1, 40)),
         (Mechanism(0.8, 0.01, 200),),
         (Mechanism(40.0, 0.5, 1000),),
     ):
-        assert recomputed(ran, 1e-4, renyi=False) == pytest.approx(epsilon(ran, 1e-4)[0], rel=0.005)
-        assert recomputed(ran, 1e-4, renyi=True) == pytest.approx(rdp_epsilon(ran, 1e-4), rel=1e-3)
+        tight, _ = epsilon(mechanisms, 1e-4)
+        assert recomputed(mechanisms, 1e-4, renyi=False) == pytest.approx(tight, rel=0.005)
+        renyi = rdp_epsilon(mechanisms, 1e-4)
+        assert recomputed(mechanisms, 1e-4, renyi=True) == pytest.approx(renyi, rel=1e-3)
 
 
 @pytest.mark.parametrize(("unit", "trust"), [("example", "aggregate"), ("client", "silo")])
@@ -58,10 +60,12 @@ def test_two_accountants_agree() -> None:
 def test_plans_of_shipped_algorithms_are_proved(name: str, unit: str, trust: str) -> None:
     if unit in lookup(name).units and trust in lookup(name).trusts:
         proof = proved(line_of(name, unit, trust))
-        assert (proof.verdict, proof.why) == ("proved", "")
+        assert proof.verdict == "proved"
+        assert proof.why == ""
 
 
 def put(*path_and_value: Any) -> Change:
+    """Put a value at a path of keys; the value is the last argument."""
     *path, last, value = path_and_value
 
     def change(line: dict[str, Any]) -> None:
@@ -73,22 +77,22 @@ def put(*path_and_value: Any) -> Change:
 
 
 def ran(noise: float, count: int | None = None) -> Change:
-    """The last mechanism with other noise or another count, and the epsilon of that."""
+    """Change noise or count of the last mechanism, and the recorded ε with it."""
 
     def change(line: dict[str, Any]) -> None:
         last = line["ledger"]["mechanisms"][-1]
         last.update(noise_multiplier=noise * last["noise_multiplier"], count=count or last["count"])
-        line["ledger"]["epsilon_spent"], _ = epsilon(
-            [Mechanism(**one) for one in line["ledger"]["mechanisms"]], line["plan"]["delta"]
-        )
+        mechanisms = [Mechanism(**mechanism) for mechanism in line["ledger"]["mechanisms"]]
+        spent, _ = epsilon(mechanisms, line["plan"]["delta"])
+        line["ledger"]["epsilon_spent"] = spent
 
     return change
 
 
-def planned_so(line: dict[str, Any]) -> None:
-    """Twice the noise, in plan and ledger alike."""
-    for one in line["ledger"]["mechanisms"]:
-        one["noise_multiplier"] *= 2
+def double_noise(line: dict[str, Any]) -> None:
+    """Double the noise in plan and ledger alike."""
+    for mechanism in line["ledger"]["mechanisms"]:
+        mechanism["noise_multiplier"] *= 2
     line["plan"]["sigma"] *= 2
     ran(1.0)(line)
 
@@ -98,15 +102,13 @@ def planned_so(line: dict[str, Any]) -> None:
     [
         (ran(1.0, 1), "what ran is not what was planned"),
         (ran(2.0), "what ran is not what was planned"),
-        (planned_so, "its sigma is .* and in its algorithm's plan"),
+        (double_noise, "its sigma is .* and in its algorithm's plan"),
         (put("ledger", "epsilon_spent", 0.01), "ε is 0.003 of what its mechanisms spend"),
         (put("plan", "sensitivity", 1e-6), "its sensitivity is 1e-06 and"),
         (put("cell", "params", {"rounds": -1}), "makes no plan of its parameters"),
     ],
 )
-def test_line_that_contradicts_its_algorithm_differs(
-    change: Change, word: str
-) -> None:
+def test_line_that_contradicts_its_algorithm_differs(change: Change, word: str) -> None:
     proof = proved(line_of("fedhypevae", rounds=40), change)
     assert proof.verdict == "differs"
     assert re.search(word, proof.why), proof.why
@@ -115,15 +117,13 @@ def test_line_that_contradicts_its_algorithm_differs(
 def test_claim_may_be_weaker_but_not_stronger() -> None:
     heuristic = line_of("fedhypevae", noised="shared")
     assert proved(heuristic).verdict == "proved"
-    assert (
-        proved(heuristic, put("plan", "claim", "proved")).why
-        == "it claims 'proved' and its algorithm 'heuristic'"
-    )
+    stronger = proved(heuristic, put("plan", "claim", "proved"))
+    assert stronger.why == "it claims 'proved' and its algorithm 'heuristic'"
     assert proved(line_of("dp-gaussian"), put("plan", "claim", "stated")).verdict == "proved"
 
 
 def of_other_code(line: dict[str, Any]) -> None:
-    """As if code that is not here had trained it: its source, and the id that this gives."""
+    """Change the source, and the id that follows from it, to those of code that is not here."""
     line["cell"]["source"] = "0123456789abcdef"
     cell = Cell.model_validate(line["cell"])
     training = training_id_of(cell, place_of(lookup(cell.algorithm)), harness_hash("evaluation"))
@@ -163,7 +163,7 @@ def test_plan_of_a_plug_in_needs_trust(folder: Path) -> None:
     trusted = proved(text, trust_plugin=True)
     assert trusted.verdict == "proved", trusted.why
     assert trusted.rebuilt
-    assert "its sigma is" in proved(text, planned_so, trust_plugin=True).why
+    assert "its sigma is" in proved(text, double_noise, trust_plugin=True).why
     assert "what ran is not" in proved(text, ran(2.0)).why
 
 
@@ -187,13 +187,12 @@ def test_plug_in_is_proved_from_another_folder(
 def test_unusable_mechanisms_are_not_proved() -> None:
     text = line_of("dp-gaussian")
     for noise in (0.0, -2.5, 1e308):
-        proof = proved(
-            text,
-            lambda line, noise=noise: line["ledger"]["mechanisms"][-1].update(
-                noise_multiplier=noise
-            ),
-        )
+        proof = proved(text, put("ledger", "mechanisms", -1, "noise_multiplier", noise))
         assert proof.verdict in ("not proved", "differs")
+
+
+def test_failed_or_unaccounted_training_claims_nothing() -> None:
+    text = line_of("dp-gaussian")
     for change in (
         put("error", {"type": "E", "message": "", "traceback": ""}),
         put("ledger", "unaccounted", "2 of 3"),
@@ -210,37 +209,29 @@ def test_delta_too_large_for_its_units_is_warned_of() -> None:
     assert large_deltas([changed(row, epsilon_target=None)]) == []
 
 
-def test_verify_proves_a_run_and_finds_an_edited_line(
-    bench, folder: Path, command
-) -> None:
-    run = bench(
-        small_grid("dp-gaussian", quick("dp-linear"), "fedavg-linear", epsilon=[2, math.inf]), "run"
-    )
+def test_verify_proves_a_run_and_finds_an_edited_line(bench, folder: Path, command) -> None:
+    grid = small_grid("dp-gaussian", quick("dp-linear"), "fedavg-linear", epsilon=[2, math.inf])
+    run = bench(grid, "run")
     assert run.code == 0
     done = command("verify", str(run.folder))
     assert done.returncode == 0, done.stdout
     assert "2 of 5 rows proved" in done.stdout
     assert "the code here rebuilt 2 of 2 plans" in done.stdout
     assert counted_by() in command("statement", str(run.folder)).stdout
-    line = next(
-        line
-        for line in read_results(run.folder).trainings.values()
-        if (line["plan"] or {}).get("epsilon_target") == 2.0
-    )
+    private = [line for line in read_results(run.folder).trainings.values() if line["plan"]]
+    line = next(line for line in private if line["plan"]["epsilon_target"] == 2.0)
     ran(2.0)(line)
     add_lines(run.folder / "trainings.jsonl", [line])
     done = command("verify", str(run.folder))
     assert done.returncode == 1
     assert "what ran is not what was planned" in " ".join(done.stdout.split())
-    assert (
-        "guarantee: none: a row of it contradicts itself"
-        in command("statement", str(run.folder)).stdout
-    )
+    statement = command("statement", str(run.folder)).stdout
+    assert "guarantee: none: a row of it contradicts itself" in statement
 
 
 def released(number: int, **fields) -> Row:
-    """A row with a generator of its own that may be released."""
-    mechanisms = [asdict(one) for one in fields.pop("mechanisms", [Mechanism(10.0)]) or ()]
+    """Return a result with a generator of its own that may be released."""
+    mechanisms = fields.pop("mechanisms", [Mechanism(10.0)]) or ()
     base = {
         "cell_id": f"{number}",
         "generator": f"{number}",
@@ -248,75 +239,65 @@ def released(number: int, **fields) -> Row:
         "claim": "proved",
         "accountant": "prv",
     }
-    return make_row(**base | {"delta": 1e-5, "mechanisms": mechanisms} | fields)
+    base |= {"delta": 1e-5, "mechanisms": [asdict(mechanism) for mechanism in mechanisms]}
+    return make_row(**base | fields)
+
+
+def released_clients(partitions: str) -> list[Row]:
+    """Return results whose unit is a client, one for each partition, named by a letter."""
+    return [
+        released(number, unit="client", partition_hash=partition)
+        for number, partition in enumerate(partitions)
+    ]
 
 
 def test_releases_of_the_same_data_compose() -> None:
-    rows = [
-        released(0, delta=1e-6),
-        *(released(i, mechanisms=[Mechanism(10.0, count=1 + i // 12)]) for i in range(1, 18)),
-    ]
+    rows = [released(0, delta=1e-6)]
+    for number in range(1, 18):
+        mechanism = Mechanism(10.0, count=1 + number // 12)
+        rows.append(released(number, mechanisms=[mechanism]))
     (line,) = together(rows)
     assert line.startswith("18 generators of digits")
-    found = re.search(r"cost ε = ([\d.]+) at δ = \S+ \(unit example\)", line)
-    assert found is not None
-    assert float(found[1]) == pytest.approx(epsilon([Mechanism(10.0, 1.0, 24)], 1e-5)[0], rel=0.01)
+    cost = re.search(r"cost ε = ([\d.]+) at δ = \S+ \(unit example\)", line)
+    assert cost is not None
+    expected, _ = epsilon([Mechanism(10.0, 1.0, 24)], 1e-5)
+    assert float(cost[1]) == pytest.approx(expected, rel=0.01)
 
 
 def test_only_releasable_results_of_the_same_units_compose() -> None:
-    unreleased = {
-        "noise": "seeded",
-        "claim": "stated",
-        "generator": None,
-        "status": "overspent",
-        "mechanisms": None,
-    }
-    for name, value in (unreleased | {"dataset_hash": "other", "unit": "patient"}).items():
-        assert list(together([released(0), released(1, **{name: value})])) == [], name
-    assert (
-        list(
-            together(
-                [released(i, unit="client", partition_hash=each) for i, each in enumerate("ab")]
-            )
-        )
-        == []
-    )
-    assert (
-        len(
-            list(
-                together(
-                    [
-                        released(i, unit="client", partition_hash=each)
-                        for i, each in enumerate("aabb")
-                    ]
-                )
-            )
-        )
-        == 2
-    )
+    others = [
+        released(1, noise="seeded"),
+        released(1, claim="stated"),
+        released(1, generator=None),
+        released(1, status="overspent"),
+        released(1, mechanisms=None),
+        released(1, dataset_hash="other"),
+        released(1, unit="patient"),
+    ]
+    for other in others:
+        assert list(together([released(0), other])) == []
+
+
+def test_clients_of_each_partition_compose_by_themselves() -> None:
+    assert list(together(released_clients("ab"))) == []
+    assert len(list(together(released_clients("aabb")))) == 2
 
 
 def test_verify_says_what_all_releases_cost(bench, folder: Path, command) -> None:
-    ran = bench(
-        small_grid("dp-gaussian", privacy={"noise": "secret"}, epsilon=[1.0, 4.0], seeds=[0, 1]),
-        "run",
-    )
-    told = " ".join(command("verify", str(ran.folder)).stdout.split())
-    assert (
-        "4 generators of digits[:200] may be released, each under its ε; all of them "
-        "together cost ε = " in told
-    )
-    assert "what all of them cost is the composition" in " ".join(
-        command("statement", str(ran.folder)).stdout.split()
-    )
+    secret = {"privacy": {"noise": "secret"}, "epsilon": [1.0, 4.0], "seeds": [0, 1]}
+    run = bench(small_grid("dp-gaussian", **secret), "run")
+    verified = " ".join(command("verify", str(run.folder)).stdout.split())
+    assert "4 generators of digits[:200] may be released, each under its ε" in verified
+    assert "all of them together cost ε = " in verified
+    statement = " ".join(command("statement", str(run.folder)).stdout.split())
+    assert "what all of them cost is the composition" in statement
 
 
 def test_equal_cells_are_one_release(bench) -> None:
     secret = {"privacy": {"noise": "secret"}, "epsilon": [1.0, 4.0]}
     one_alpha = read_results(bench(small_grid("dp-gaussian", **secret), "one").folder)
-    results = read_results(
-        bench(small_grid("dp-gaussian", alpha=[0.5, 1.0], **secret), "two").folder
-    )
+    two_alphas = small_grid("dp-gaussian", alpha=[0.5, 1.0], **secret)
+    results = read_results(bench(two_alphas, "two").folder)
     assert len(results.rows) == 4
 
     def cost(results: RunResults) -> str:
@@ -335,25 +316,23 @@ def test_one_shared_training_needs_no_composition(bench) -> None:
     assert "together" not in repr(proofs)
 
 
-def test_search_is_proved_composed_and_released(
-    bench, tmp_path: Path
-) -> None:
+def test_search_is_proved_composed_and_released(bench, tmp_path: Path) -> None:
     tune = {"trials": 2, "curves": ["tuned", "free"]}
     entry = quick("dp-gaussian") | {"tune": {"radius": [0.5, 0.8]}}
-    folder = bench(
-        small_grid(entry, epsilon=[4.0, 8.0], privacy={"noise": "secret"}, tune=tune)
-    ).folder
+    grid = small_grid(entry, epsilon=[4.0, 8.0], privacy={"noise": "secret"}, tune=tune)
+    folder = bench(grid).folder
     results = read_results(folder)
     rows = results.rows
-    found = [(proof.verdict, proof.why, proof.row.claim) for proof in proofs_of(rows, results)]
-    assert found == [
-        ("proved", "", claim) for claim in ("proved", "proved", "heuristic", "heuristic")
-    ]
+    proofs = proofs_of(rows, results)
+    assert [proof.why for proof in proofs] == [""] * 4
+    assert [proof.verdict for proof in proofs] == ["proved"] * 4
+    assert [row.claim for row in rows] == ["proved", "proved", "heuristic", "heuristic"]
     small = rows[0]
     (cost,) = together(rows)
     assert cost.startswith("2 generators")
     generator = load_generator(folder, small.cell_id)
-    assert '"trained":null' in generator.release(tmp_path / "package").read_text().replace(" ", "")
+    package = generator.release(tmp_path / "package").read_text()
+    assert '"trained":null' in package.replace(" ", "")
     assert generator.facts.cell.params["radius"] == small.tuning["chosen"]["radius"]
     line = dump(results.trained[small.cell_id])
     selection = small.selection

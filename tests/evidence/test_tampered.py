@@ -24,7 +24,7 @@ Change = Callable[[Line], None]
 
 
 def record(entry: Any, **keys: Any) -> str:
-    """The line of a training that did what was planned, with secret noise."""
+    """Return the line of a training that did what was planned, with secret noise."""
     (trial,) = small_cells(entry, epsilon=4.0, privacy={"noise": "secret"}, **keys).trials
     (line,) = lines_of(trial, as_planned(trial)).trainings.values()
     return dump(line)
@@ -98,7 +98,7 @@ def in_plan_and_ledger(**values: Any) -> Change:
             mechanism["noise_multiplier"] *= values.get("noise", 1.0)
             mechanism["sample_rate"] *= values.get("rate", 1.0)
             mechanism["count"] = values.get("count", mechanism["count"])
-        ran = [Mechanism(**each) for each in line["ledger"]["mechanisms"]]
+        ran = [Mechanism(**mechanism) for mechanism in line["ledger"]["mechanisms"]]
         spent, _ = epsilon(ran, plan["delta"])
         line["ledger"]["epsilon_spent"] = spent
         plan["epsilon_reached"] = spent
@@ -116,8 +116,9 @@ def rename_release(line: Line) -> None:
 
 
 def everywhere(name: str, value: Any) -> Change:
-    """A value in cell, task and plan."""
-    return put(**{f"{part}__{name}": value for part in ("cell", "task", "plan")})
+    """Put a value into cell, task and plan."""
+    values = {f"{part}__{name}": value for part in ("cell", "task", "plan")}
+    return put(**values)
 
 
 proved_scope = {"plan__claim": "proved", "plan__scope": "joint"}
@@ -172,7 +173,7 @@ TAMPERED: dict[str, tuple[Callable[[], str], Change]] = {
     "no plan": (gaussian, put(plan=None)),
     "unreadable plan": (gaussian, put(plan__unit="person")),
 }
-"""Ways of editing a record that are caught."""
+"""Edits of a record that are caught."""
 NOT_CAUGHT: dict[str, tuple[Callable[[], str], Change]] = {
     "versions": (gaussian, put(versions={"fedsim": "9"})),
     "seconds": (gaussian, put(seconds=0.1)),
@@ -180,7 +181,7 @@ NOT_CAUGHT: dict[str, tuple[Callable[[], str], Change]] = {
     "names of classes": (gaussian, put(class_names=["a", "b"])),
     "label": (gaussian, put(cell__label="better")),
 }
-"""Ways that are not: no statement says these, or by anybody's choice."""
+"""Edits that are not caught: no statement says these values, or their author chooses them."""
 
 
 def joined(line: Line) -> Row:
@@ -192,8 +193,9 @@ def proof_of(line: Line) -> Proof:
 
 
 def stated(line: Line) -> str:
-    """The statement of a line that nobody verifies."""
-    return "\n".join("\n".join(each.lines) for each in statements([joined(line)]))
+    """Return the statement of a line that nobody verifies."""
+    texts = [text for statement in statements([joined(line)]) for text in statement.lines]
+    return "\n".join(texts)
 
 
 @pytest.mark.parametrize("untouched", [gaussian, hypernetwork, sampled, with_public, seeded, tuned])
@@ -227,9 +229,9 @@ def test_edited_number_of_rows_moves_only_a_warning() -> None:
     before = stated(line)
     put(train_rows=10**6)(line)
     assert proof_of(line).verdict == "proved"
-    assert set(stated(line).splitlines()) - set(before.splitlines()) == {
-        f"  warning: {large_delta('example', 1e-4, 10**6, line['dataset'], published=True)}"
-    }
+    new = set(stated(line).splitlines()) - set(before.splitlines())
+    warning = large_delta("example", 1e-4, 10**6, line["dataset"], published=True)
+    assert new == {f"  warning: {warning}"}
 
 
 @pytest.mark.parametrize(

@@ -36,7 +36,7 @@ MODULE = "from baselines.dp_gaussian import DPGaussian\n\n\nclass Stranger(DPGau
 
 @pytest.fixture(autouse=True)
 def own_names(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What a test registers is gone after it."""
+    """Forget after a test what it registered."""
     monkeypatch.setattr(registry, "_registered", dict(registry._registered))
 
 
@@ -69,26 +69,21 @@ def test_name_is_registered_by_one_class_only() -> None:
 
 
 def test_unknown_name_suggests_the_nearest() -> None:
-    with pytest.raises(
-        UserError,
-        match=r"grid.yaml:3: unknown algorithm 'fedhypvae'; did you mean "
-        r"'fedhypevae'\?.*centralised",
-    ) as raised:
+    expected = (
+        r"grid.yaml:3: unknown algorithm 'fedhypvae'; did you mean 'fedhypevae'\?.*centralised"
+    )
+    with pytest.raises(UserError, match=expected) as raised:
         lookup("fedhypvae", "grid.yaml:3")
     assert "\n" not in str(raised.value)
 
 
 def test_lookup_finds_paths_and_entry_points(package: Path) -> None:
-    assert (
-        lookup("stranger_package.algorithms:Stranger").name
-        == "stranger_package.algorithms:Stranger"
-    )
+    path = "stranger_package.algorithms:Stranger"
+    assert lookup(path).name == path
     info = package / "stranger_package-1.dist-info"
     info.mkdir()
     (info / "METADATA").write_text("Metadata-Version: 2.1\nName: stranger-package\nVersion: 1\n")
-    (info / "entry_points.txt").write_text(
-        "[fedsim.algorithms]\nstranger = stranger_package.algorithms:Stranger\n"
-    )
+    (info / "entry_points.txt").write_text(f"[fedsim.algorithms]\nstranger = {path}\n")
     assert "stranger" in known()
     assert lookup("stranger").__name__ == "Stranger"
 
@@ -109,9 +104,7 @@ MISTAKES = {
 
 
 @pytest.mark.parametrize("path", MISTAKES)
-def test_wrong_path_is_one_message_with_the_line_at_fault(
-    folder: Path, path: str
-) -> None:
+def test_wrong_path_is_one_message_with_the_line_at_fault(folder: Path, path: str) -> None:
     for name, text in (
         ("unfinished", "import json\ndef build(:\n"),
         ("outer", "from inner import number\n"),
@@ -147,25 +140,25 @@ INCOMPLETE = {
 
 
 @pytest.mark.parametrize("mistake", INCOMPLETE)
-def test_incomplete_class_is_reported_with_its_line(
-    folder: Path, mistake: str
-) -> None:
+def test_incomplete_class_is_reported_with_its_line(folder: Path, mistake: str) -> None:
     text, said = INCOMPLETE[mistake]
     with pytest.raises(PluginError, match=f"{mistake}.py:{line(text, 'class MyMethod(')}: {said}"):
         lookup(write(folder, mistake, text))
 
 
 def test_class_is_named_by_entry_point_or_module() -> None:
-    assert (name_of(DPGaussian), name_of(DPSGD)) == ("dp-gaussian", "fedsim.methods.dp_sgd:DPSGD")
+    assert name_of(DPGaussian) == "dp-gaussian"
+    assert name_of(DPSGD) == "fedsim.methods.dp_sgd:DPSGD"
+    inner = type("Inner", (DPGaussian,), {"__qualname__": "function.<locals>.Inner"})
     with pytest.raises(UserError, match="is defined inside a function or class"):
-        name_of(type("Inner", (DPGaussian,), {"__qualname__": "function.<locals>.Inner"}))
+        name_of(inner)
 
 
 # --- what its code is ---
 
 
 def hashed(folder: Path, text: str, stem: str = "method") -> str:
-    """The hash of a plug-in in a fresh import."""
+    """Return the hash of a plug-in in a fresh import."""
     sys.modules.pop(stem, None)
     return source_hash(lookup(write(folder, stem, text)))
 
@@ -180,23 +173,15 @@ def hashed(folder: Path, text: str, stem: str = "method") -> str:
         "from part.inner import (\n    SCALE,\n)",
     ],
 )
-def test_hash_covers_a_file_and_all_that_it_imports(
-    folder: Path, statement: str
-) -> None:
+def test_hash_covers_a_file_and_all_that_it_imports(folder: Path, statement: str) -> None:
     (folder / "part").mkdir()
     (folder / "part" / "inner.py").write_text("from .deep import SCALE\n")
     (folder / "part" / "deep.py").write_text("SCALE = 1.0\n")
     (folder / "beside.py").write_text("from part.deep import SCALE\n")
     (folder / "unrelated.py").write_text("SCALE = 1.0\n")
     first = hashed(folder, f"{GOOD}\n{statement}\n")
-    assert (
-        hashed(
-            folder,
-            changed("beta: float = Field(0.5, ge=0)", "beta: float = Field(0.4, ge=0)")
-            + f"\n{statement}\n",
-        )
-        != first
-    )
+    other = changed("beta: float = Field(0.5, ge=0)", "beta: float = Field(0.4, ge=0)")
+    assert hashed(folder, f"{other}\n{statement}\n") != first
     (folder / "unrelated.py").write_text("SCALE = 2.0\n")
     assert hashed(folder, f"{GOOD}\n{statement}\n") == first
     (folder / "part" / "deep.py").write_text("SCALE = 2.0\n")
@@ -216,8 +201,9 @@ def test_hash_ignores_layout_and_prose(folder: Path) -> None:
 
 def test_hashing_imports_nothing(folder: Path) -> None:
     (folder / "never_imported.py").write_text("raise AssertionError\n")
-    found = lookup(write(folder, "method", GOOD + "\n\ndef late():\n    import never_imported\n"))
-    assert own_files(found) == {folder / "method.py", folder / "never_imported.py"}
+    text = f"{GOOD}\n\ndef late():\n    import never_imported\n"
+    cls = lookup(write(folder, "method", text))
+    assert own_files(cls) == {folder / "method.py", folder / "never_imported.py"}
     assert "never_imported" not in sys.modules
 
 
@@ -240,31 +226,32 @@ def test_missing_code_has_no_source_of_today(folder: Path, name: str) -> None:
 
 
 def test_shipped_algorithms_have_hashes_by_module() -> None:
-    assert len({source_hash(lookup(name)) for name in SHIPPED}) == len(
-        {lookup(name).__module__ for name in SHIPPED}
-    )
+    classes = [lookup(name) for name in SHIPPED]
+    hashes = {source_hash(cls) for cls in classes}
+    assert len(hashes) == len({cls.__module__ for cls in classes})
     assert place_of(DPGaussian) == "baselines.dp_gaussian:DPGaussian"
 
 
 def test_folder_named_like_a_shipped_one_is_not_shipped(folder: Path) -> None:
     (folder / "baselines").mkdir()
     write(folder / "baselines", "impostor", GOOD)
-    found = lookup("baselines/impostor.py:MyMethod")
-    assert not is_shipped(found)
-    assert place_of(found) == "baselines/impostor.py:MyMethod"
+    cls = lookup("baselines/impostor.py:MyMethod")
+    assert not is_shipped(cls)
+    assert place_of(cls) == "baselines/impostor.py:MyMethod"
 
 
-@pytest.mark.parametrize("made", [Notebook, IPython])
+@pytest.mark.parametrize("kind", [Notebook, IPython])
 def test_hash_of_a_notebook_class_is_that_of_its_cell(
-    monkeypatch: pytest.MonkeyPatch, made: Callable[..., Any]
+    monkeypatch: pytest.MonkeyPatch, kind: Callable[..., Any]
 ) -> None:
-    book = made(monkeypatch)
-    cells = []
+    book = kind(monkeypatch)
+    hashes = []
     for scale in (1, 2, 1):
         book.cell("from baselines.dp_gaussian import DPGaussian")
         book.cell(f"class Mine(DPGaussian):\n    def scope(self):\n        return 'scale {scale}'")
-        cells.append(source_hash(book.names["Mine"]))
-    assert cells[0] == cells[2] != cells[1]
+        hashes.append(source_hash(book.names["Mine"]))
+    assert hashes[0] == hashes[2]
+    assert hashes[0] != hashes[1]
     assert place_of(book.names["Mine"]) == "interpreter:Mine"
 
 
@@ -275,34 +262,35 @@ def nothing(self: DPGaussian) -> list[Any]:
     return []
 
 
-def made(cls: type[Any]) -> Algorithm:
+def instance_of(cls: type[Any]) -> Algorithm:
     return cls(cls.Params(), Task(8, 3, 4))  # type: ignore[no-any-return]
 
 
-def test_only_unchanged_shipped_classes_are_proved(
-    monkeypatch: pytest.MonkeyPatch,
+def test_only_shipped_classes_are_proved() -> None:
+    for name in SHIPPED:
+        assert allowed("proved", instance_of(lookup(name))) == "proved"
+    for cls in (Tiny, type("Same", (DPGaussian,), {})):
+        assert allowed("proved", instance_of(cls)) == "stated"
+
+
+@pytest.mark.parametrize(("cls", "name"), [(DPGaussian, "phases"), (Algorithm, "noise_at_clients")])
+def test_class_with_a_replaced_method_is_only_stated(
+    monkeypatch: pytest.MonkeyPatch, cls: type[Algorithm], name: str
 ) -> None:
-    assert {allowed("proved", made(lookup(name))) for name in SHIPPED} == {"proved"}
-    assert {allowed("proved", made(cls)) for cls in (Tiny, type("Same", (DPGaussian,), {}))} == {
-        "stated"
-    }
-    untouched = made(DPGaussian)
-    for cls, name in ((DPGaussian, "phases"), (Algorithm, "noise_at_clients")):
-        for given in (
-            nothing,
-            property(nothing),
-            partial(nothing),
-            wraps(getattr(cls, name))(nothing),
-        ):
-            with monkeypatch.context() as change:
-                change.setattr(cls, name, given)
-                assert allowed("proved", untouched) == "stated"
-    with pytest.raises(
-        UserError,
-        match=r"'checked' is not a claim; let claim\(\) return one of proved, stated, heuristic, "
-        r"none",
-    ):
-        allowed("checked", made(Tiny))  # type: ignore[arg-type]
+    untouched = instance_of(DPGaussian)
+    wrapped = wraps(getattr(cls, name))(nothing)
+    for replacement in (nothing, property(nothing), partial(nothing), wrapped):
+        with monkeypatch.context() as change:
+            change.setattr(cls, name, replacement)
+            assert allowed("proved", untouched) == "stated"
+
+
+def test_unknown_claim_is_refused() -> None:
+    expected = (
+        r"'checked' is not a claim; let claim\(\) return one of proved, stated, heuristic, none"
+    )
+    with pytest.raises(UserError, match=expected):
+        allowed("checked", instance_of(Tiny))  # type: ignore[arg-type]
 
 
 def test_proved_or_checked_claims_may_be_released() -> None:
@@ -327,40 +315,33 @@ NARROWED = {"tried": {"strength": 0.0, "rounds": 3}}
     ("checks", "said"),
     [
         ([], None),
-        ([("failed", {}), ("passed", {})], "passed"),  # the last one counts
+        # The last check of the same parameters counts.
+        ([("failed", {}), ("passed", {})], "passed"),
         ([("passed", {}), ("failed", {})], "failed"),
-        (
-            [("passed", OTHER)],
-            None,
-        ),  # other parameters do not pass for these, and cast doubt until these have passed
+        # Other parameters do not pass for these; if they fail, these must have passed.
+        ([("passed", OTHER)], None),
         ([("failed", OTHER)], "failed"),
         ([("passed", {}), ("failed", OTHER)], "passed"),
-        (
-            [("passed", {"trust": "silo"})],
-            None,
-        ),  # nor does another setting, and what fails there passes nowhere
+        # Another setting does not pass for this one; if these parameters fail there, none passes.
+        ([("passed", {"trust": "silo"})], None),
         ([("failed", {"unit": "client"})], "failed"),
         ([("passed", {}), ("failed", {"unit": "client"})], None),
-        ([("passed", QUICK)], None),  # a quick one only refutes
+        # A quick check can only refute.
+        ([("passed", QUICK)], None),
         ([("failed", QUICK), ("passed", QUICK)], "failed"),
         ([("failed", QUICK), ("passed", {})], "passed"),
-        ([("passed", SHORTER)], "passed"),  # numbers of rounds and steps do not count
-        ([("passed", NARROWED)], None),  # what was asked for is not what was tried
-        ([("passed", {}), ("failed", NARROWED)], "failed"),  # and what was asked for failed
+        # Numbers of rounds and steps do not count.
+        ([("passed", SHORTER)], "passed"),
+        # A check passes what it tried, and fails what it tried and what was asked for.
+        ([("passed", NARROWED)], None),
+        ([("passed", {}), ("failed", NARROWED)], "failed"),
     ],
 )
 def test_what_checks_say_of_parameters(
     checks: list[tuple[str, dict[str, Any]]], said: str | None
 ) -> None:
-    assert (
-        check_of(
-            [FULL | other | {"ended": ended} for ended, other in checks],
-            "example",
-            "aggregate",
-            FULL["params"],
-        )
-        == said
-    )  # type: ignore[arg-type]
+    lines = [FULL | other | {"ended": ended} for ended, other in checks]
+    assert check_of(lines, "example", "aggregate", OWN) == said
 
 
 def test_check_without_tried_params_passes_nothing() -> None:

@@ -16,7 +16,7 @@ from fedsim.runs.prepare import prepare
 def test_audit_attacks_a_run_and_runs_only_trusted_code(
     bench: Callable[..., Ran], folder: Path, command: Callable[..., Done]
 ) -> None:
-    ran = bench(small_grid("dp-gaussian", seeds=[0, 1]))
+    run = bench(small_grid("dp-gaussian", seeds=[0, 1]))
     plain = command("audit", "run").stdout.splitlines()
     form = (
         r"dp-gaussian, ε = .*, seed [01]: (likelihood|nearest synthetic row): AUC .*TPR .* at "
@@ -27,11 +27,11 @@ def test_audit_attacks_a_run_and_runs_only_trusted_code(
     (folder / "wicked.py").write_text(
         'open("evil ran", "w").close()\nfrom baselines.dp_gaussian import DPGaussian as X\n'
     )
-    manifest = ran.folder / "manifest.json"
-    manifest.write_text(
-        manifest.read_text().replace('"name": "dp-gaussian"', '"name": "wicked.py:X"')
-    )
-    RunFolder(ran.folder).state(next(iter(ResultStore(ran.folder).last("trainings")))).unlink()
+    manifest = run.folder / "manifest.json"
+    text = manifest.read_text()
+    manifest.write_text(text.replace('"name": "dp-gaussian"', '"name": "wicked.py:X"'))
+    first_training = next(iter(ResultStore(run.folder).last("trainings")))
+    RunFolder(run.folder).state(first_training).unlink()
     done = command("audit", "run")
     assert done.returncode == 2
     assert "give --trust-plugin if you trust that code" in done.stderr
@@ -44,15 +44,15 @@ def test_audit_attacks_a_run_and_runs_only_trusted_code(
 
 def test_rows_of_an_unseen_site_are_not_members(tmp_path: Path) -> None:
     data = {"npz": str(digits_of_sites(tmp_path)), "overlap": "keep"}
-    by_site = {
-        "partition": {"scheme": "column", "column": "site"},
-        "clients": 2,
-        "epsilon": float("inf"),
-    }
-    prepared = prepare(
-        small_grid(quick("dp-gaussian"), dataset=data, evaluation={"unseen": "each"}, **by_site),
-        NODES,
+    grid = small_grid(
+        quick("dp-gaussian"),
+        dataset=data,
+        evaluation={"unseen": "each"},
+        partition={"scheme": "column", "column": "site"},
+        clients=2,
+        epsilon=float("inf"),
     )
+    prepared = prepare(grid, NODES)
     for trial in prepared.trials:
         x, y, inside = rows_of(trial, prepared.data)
         clients = prepared.data[trial.data_key]
@@ -69,8 +69,7 @@ def test_random_scores_show_no_membership() -> None:
 
 
 def test_true_positive_rate_keeps_the_false_positive_rate() -> None:
-    """From the highest score down: 10 rows that are in, 1 of 100 that are out, 5 that are in, the
-    other 99, the other 85.
-    """
+    # From the highest score down: 10 members, 1 of 100 others, 5 members, 99 others, 85 members.
     inside = np.repeat([True, False, True, False, True], [10, 1, 5, 99, 85])
-    assert [each.value for each in membership(-np.arange(200.0), inside)[1:]] == [0.15, 0.1]
+    _, *rates = membership(-np.arange(200.0), inside)
+    assert [rate.value for rate in rates] == [0.15, 0.1]

@@ -4,7 +4,7 @@ what ``fedsim audit`` says.
 
 import json
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -48,8 +48,11 @@ def test_rates_have_clopper_pearson_intervals(total: int, data: st.DataObject) -
 
 
 def test_least_number_of_pairs_gives_a_bound() -> None:
-    for pairs, is_bound in ((LEAST_PAIRS - 1, False), (LEAST_PAIRS, True)):
-        assert (bound([-1.0] * pairs, [1.0] * pairs, [Mechanism(1.0)], 1e-4) > 0) == is_bound
+    def bound_of(pairs: int) -> float:
+        return bound([-1.0] * pairs, [1.0] * pairs, [Mechanism(1.0)], 1e-4)
+
+    assert bound_of(LEAST_PAIRS - 1) == 0
+    assert bound_of(LEAST_PAIRS) > 0
 
 
 @pytest.mark.parametrize(
@@ -61,9 +64,7 @@ def test_least_number_of_pairs_gives_a_bound() -> None:
         (3.9, 1.01, True, False),
     ],
 )
-def test_bound_or_exceeded_sensitivity_refutes_a_claim(
-    lower, ratio, heuristic, refuted
-) -> None:
+def test_bound_or_exceeded_sensitivity_refutes_a_claim(lower, ratio, heuristic, refuted) -> None:
     assert Audit(4.0, lower, 100, ratio, heuristic).refuted == refuted
 
 
@@ -73,40 +74,45 @@ def tiny(path: str = "tiny:Tiny", rounds: int = 3) -> Setting:
     )
 
 
+def mu_of(mechanisms: Sequence[Mechanism]) -> float:
+    """Return the mean of the composed Gaussian mechanism, in standard deviations of its noise."""
+    shares = [mechanism.count / mechanism.noise_multiplier**2 for mechanism in mechanisms]
+    return math.sqrt(sum(shares))
+
+
 def test_score_of_a_sound_method_is_its_privacy_loss() -> None:
     setting = tiny()
     saturated = saturating(setting)
-    found = [pair(*saturated, number) for number in range(30)]
-    mu_squared = sum(one.count / one.noise_multiplier**2 for one in setting.plan.mechanisms)
-    spread = math.sqrt(mu_squared / len(found))
-    assert np.mean([each.absent for each in found]) == pytest.approx(
-        -mu_squared / 2, abs=4 * spread
-    )
-    assert np.mean([each.present for each in found]) == pytest.approx(
-        mu_squared / 2, abs=4 * spread
-    )
-    assert [each.ratio for each in found] == pytest.approx([1.0] * len(found), abs=1e-5)
+    pairs = [pair(*saturated, number) for number in range(30)]
+    mu_squared = mu_of(setting.plan.mechanisms) ** 2
+    spread = math.sqrt(mu_squared / len(pairs))
+    absent = np.mean([pair.absent for pair in pairs])
+    present = np.mean([pair.present for pair in pairs])
+    assert absent == pytest.approx(-mu_squared / 2, abs=4 * spread)
+    assert present == pytest.approx(mu_squared / 2, abs=4 * spread)
+    assert [pair.ratio for pair in pairs] == pytest.approx([1.0] * len(pairs), abs=1e-5)
 
 
 def test_audit_refutes_a_broken_method() -> None:
     own, canary = saturating(tiny("sums:SensitivityOfATenth", rounds=1))
-    found = outcome_of(own, [pair(own, canary, number) for number in range(30)])
-    assert found.refuted
-    assert found.words().startswith("REFUTED: ε = 4 claimed")
+    audit = outcome_of(own, [pair(own, canary, number) for number in range(30)])
+    assert audit.refuted
+    assert audit.words().startswith("REFUTED: ε = 4 claimed")
 
 
 def test_audit_uses_all_recorded_pairs() -> None:
     setting = tiny("sums:SensitivityOfATenth", rounds=1)
     own, canary = saturating(setting)
     lines = [pair(own, canary, number)._asdict() for number in range(30)]
-    assert AuditRun(setting, 6).outcome(lines) == AuditRun(setting, 30).outcome(lines)
-    assert AuditRun(setting, 6).outcome(lines).pairs == 30
+    few = AuditRun(setting, 6).outcome(lines)
+    assert few == AuditRun(setting, 30).outcome(lines)
+    assert few.pairs == 30
 
 
 def test_bound_is_rarely_above_the_true_epsilon() -> None:
     mechanisms = tiny().plan.mechanisms
     stream = np.random.default_rng(0)
-    mu = math.sqrt(sum(one.count / one.noise_multiplier**2 for one in mechanisms))
+    mu = mu_of(mechanisms)
 
     def reached(pairs: int) -> float:
         return bound(
@@ -132,12 +138,10 @@ def test_bound_is_rarely_above_the_true_epsilon() -> None:
 def test_canary_reaches_the_sensitivity_and_stays_below(
     algorithm: str, unit: Unit, trust: Trust
 ) -> None:
-    setting = setting_of(
-        algorithm, {"rounds": 2} if algorithm != "dp-gaussian" else {}, unit, trust, 4.0, 1e-4
-    )
-    setting, canary = saturating(setting)
-    found = evidence(observed(setting, canary, Seeds(0, 1), present=True), setting.plan.sensitivity)
-    assert 0.99 < found.most < 1.001
+    params = {} if algorithm == "dp-gaussian" else {"rounds": 2}
+    setting, canary = saturating(setting_of(algorithm, params, unit, trust, 4.0, 1e-4))
+    steps = observed(setting, canary, Seeds(0, 1), present=True)
+    assert 0.99 < evidence(steps, setting.plan.sensitivity).most < 1.001
 
 
 def test_other_task_or_claim_is_another_audit() -> None:
@@ -152,12 +156,11 @@ def test_other_task_or_claim_is_another_audit() -> None:
     claims: list[dict[str, Any]] = [{"epsilon_target": 2.0}, {"delta": 1e-6}]
     others = [replace(setting, task=replace(setting.task, **changed)) for changed in tasks]
     others += [replace(setting, plan=replace(setting.plan, **changed)) for changed in claims]
-    assert len({key_of(each) for each in [setting, *others]}) == len(others) + 1
+    keys = {key_of(other) for other in [setting, *others]}
+    assert len(keys) == len(others) + 1
 
 
-def test_interrupted_audit_resumes_and_takes_more_pairs(
-    folder: Path, command: Command
-) -> None:
+def test_interrupted_audit_resumes_and_takes_more_pairs(folder: Path, command: Command) -> None:
     whole = command("audit", "dp-gaussian", "--pairs", "20", "--out", "whole")
     assert whole.returncode == 0
     assert "not refuted: ε = 4 claimed" in whole.stdout
@@ -168,9 +171,8 @@ def test_interrupted_audit_resumes_and_takes_more_pairs(
     assert command("audit", "dp-gaussian", "--pairs", "20", "--out", "cut").stdout == whole.stdout
     assert sorted((folder / "cut/pairs.jsonl").read_text().splitlines()) == sorted(lines)
     command("audit", "dp-gaussian", "--pairs", "24", "--out", "cut")
-    assert [
-        json.loads(line)["pair"] for line in (folder / "cut/pairs.jsonl").read_text().splitlines()
-    ] == list(range(24))
+    lines = (folder / "cut/pairs.jsonl").read_text().splitlines()
+    assert [json.loads(line)["pair"] for line in lines] == list(range(24))
 
 
 @pytest.mark.parametrize(
