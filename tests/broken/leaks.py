@@ -1,5 +1,6 @@
-"""Something that private rows decide leaves without noise: in numbers, names, sizes, state, public
-rows, or by an exception.
+"""Algorithms from which something of private rows leaves without noise.
+
+It leaves in numbers, names, sizes, state or public rows, or by an exception.
 """
 
 from __future__ import annotations
@@ -20,6 +21,8 @@ from fedsim.privacy.plan import Claim
 
 
 class SizeLeavesUnpaid(Tiny):
+    """Sends the number of rows without noise."""
+
     trusts = ("silo",)
 
     def client_round(self, clients: Clients, round_: Round, broadcast: Tensors) -> Message:
@@ -39,6 +42,8 @@ COUNTED: dict[int, Tensor] = {}
 
 
 class LabelCountsToldExactly(Tiny):
+    """Returns exact label counts."""
+
     trusts = ("aggregate",)
 
     def client_round(self, clients: Clients, round_: Round, broadcast: Tensors) -> Message:
@@ -50,6 +55,8 @@ class LabelCountsToldExactly(Tiny):
 
 
 class LabelsToldByShape(Spelled):
+    """Sends a tensor whose length is the number of labels of the clients."""
+
     trusts = ("silo",)
 
     def noised(self, clients: Clients, round_: Round, sums: Tensors) -> Noised:
@@ -93,6 +100,8 @@ class Unnoised(TinyParams):
 
 
 class StateWithoutNoise(Adapted):
+    """Claims a theorem, though clients keep a part without noise."""
+
     Params = Unnoised
 
     def claim(self) -> Claim:
@@ -148,6 +157,8 @@ class StopsOnOwnLoss(Spelled):
 
 
 class RaisesWithoutRows(Tiny):
+    """Raises if a client has no row."""
+
     def client_round(self, clients: Clients, round_: Round, broadcast: Tensors) -> Message:
         if any(len(x) == 0 for x in clients.x):
             raise ValueError("a client has no row")
@@ -155,6 +166,8 @@ class RaisesWithoutRows(Tiny):
 
 
 class TakenForPublic(Tiny):
+    """Puts private rows in the place of the public rows."""
+
     def uses_public(self) -> bool:
         return True
 
@@ -180,6 +193,8 @@ class KeepsPublic(TakenForPublic):
 
 
 class ForgetsPublic(KeepsPublic):
+    """Makes its generator from public rows, which a run does not keep."""
+
     def generator(self, server: Server) -> Prototypes:
         if self.task.public is not None:
             rows = self.task.public.rows()

@@ -1,4 +1,4 @@
-"""Noise is reused, taken off or too small; samples are other than claimed; steps are not paid."""
+"""Algorithms with reused or missing noise, other samples than claimed, or unpaid steps."""
 
 from collections.abc import Mapping
 from dataclasses import replace
@@ -15,6 +15,8 @@ from fedsim.seeds import Purpose
 
 
 class NoiseReusedBetweenRounds(Spelled):
+    """Adds the noise of step 0 in every round."""
+
     trusts = ("silo",)
 
     def noised(self, clients: Clients, round_: Round, sums: Tensors) -> Noised:
@@ -22,6 +24,8 @@ class NoiseReusedBetweenRounds(Spelled):
 
 
 class TakesTheNoiseOff(Tiny):
+    """Draws the harness's noise again at the server and subtracts it."""
+
     trusts = ("aggregate",)
 
     def server_step(self, server: Server, round_: Round, total: Tensors) -> Mapping[str, float]:
@@ -36,6 +40,8 @@ class TakesTheNoiseOff(Tiny):
 
 
 class Overspends(Spelled):
+    """Runs every round twice."""
+
     trusts = ("silo",)
 
     def client_round(self, clients: Clients, round_: Round, broadcast: Tensors) -> Message:
@@ -48,11 +54,15 @@ class Overspends(Spelled):
 
 
 class SamplingNotPoisson(Spelled):
+    """Uses all rows in every step."""
+
     def rows(self, clients: Clients, round_: Round) -> list[Tensor]:
         return [torch.arange(len(x)) for x in clients.x]
 
 
 class SampleReusedBetweenRounds(Spelled):
+    """Uses the Poisson sample of step 0 in every round."""
+
     def rows(self, clients: Clients, round_: Round) -> list[Tensor]:
         return clients.poisson(0, round_.release.sample_rate)
 
@@ -62,6 +72,8 @@ class FewTakePart(TinyParams):
 
 
 class EveryoneTakesPart(Spelled):
+    """Samples rows of all clients, though it claims to sample clients."""
+
     Params = FewTakePart
     units = ("client",)
 
@@ -74,6 +86,8 @@ class StrengthParams(TinyParams):
 
 
 class Strength(Tiny):
+    """Claims a sensitivity that a parameter divides."""
+
     Params = StrengthParams
 
     def sensitivity(self) -> float:

@@ -1,6 +1,4 @@
-"""A training cannot be built, planned, ended, repeated, packed, resumed or sent, changes its data,
-or makes what is no result.
-"""
+"""Algorithms that cannot be planned, repeated, packed, resumed or sent, or spoil results."""
 
 from collections.abc import Mapping
 from dataclasses import replace
@@ -18,6 +16,8 @@ from fedsim.methods.messages import Message, Round, Server, Tensors
 
 
 class CannotBePlanned(Tiny):
+    """Raises when it is planned."""
+
     def clip(self) -> float:
         return 1 / 0
 
@@ -27,6 +27,8 @@ class RowsOnly(TinyParams):
 
 
 class ClientIsRefused(Tiny):
+    """Refuses a unit that it states, with its default parameters."""
+
     Params = RowsOnly
     units = ("example", "client")
     trusts = ("silo",)
@@ -41,20 +43,28 @@ class AnyUnit(RowsOnly):
 
 
 class ClientMayBeRefused(ClientIsRefused):
+    """Refuses a unit that it states if a parameter is set."""
+
     Params = AnyUnit
 
 
 class Raises(Tiny):
+    """Raises in the first round."""
+
     def server_step(self, server: Server, round_: Round, total: Tensors) -> Mapping[str, float]:
         return {"never": 1 / round_.number}
 
 
 class Exits(Raises):
+    """Ends the process in the first round."""
+
     def server_step(self, server: Server, round_: Round, total: Tensors) -> Mapping[str, float]:
         raise SystemExit(0)
 
 
 class GlobalRandomState(Tiny):
+    """Draws from torch's global random generator."""
+
     def shake(self) -> Tensor:
         return torch.randn(self.task.dim)
 
@@ -67,11 +77,15 @@ class GlobalRandomState(Tiny):
 
 
 class NotDeterministic(GlobalRandomState):
+    """Draws from a generator without a seed."""
+
     def shake(self) -> Tensor:
         return torch.from_numpy(np.random.default_rng().standard_normal(self.task.dim)).float()
 
 
 class DependsOnPacking(Tiny):
+    """Divides sums by the number of clients on its actor."""
+
     trusts = ("aggregate",)
 
     def client_round(self, clients: Clients, round_: Round, broadcast: Tensors) -> Message:
@@ -83,6 +97,8 @@ class DependsOnPacking(Tiny):
 
 
 class ResumeDiffers(Tiny):
+    """Counts rounds in an attribute, which a checkpoint does not keep."""
+
     rounds_seen = 0
 
     def server_step(self, server: Server, round_: Round, total: Tensors) -> Mapping[str, float]:
@@ -93,6 +109,8 @@ class ResumeDiffers(Tiny):
 
 
 class DataChanged(Tiny):
+    """Writes into the rows of its clients."""
+
     def client_round(self, clients: Clients, round_: Round, broadcast: Tensors) -> Message:
         for x in clients.x:
             x.clamp_(max=0.2)
@@ -100,11 +118,15 @@ class DataChanged(Tiny):
 
 
 class Told(float):
+    """A number that cannot be pickled."""
+
     def __init__(self, value: float) -> None:
         self.text = lambda: f"{value:g}"
 
 
 class UnserialisableMessage(Tiny):
+    """Sends a diagnostic that cannot be pickled."""
+
     def client_round(self, clients: Clients, round_: Round, broadcast: Tensors) -> Message:
         message = super().client_round(clients, round_, broadcast)
         return replace(
@@ -113,17 +135,21 @@ class UnserialisableMessage(Tiny):
 
 
 class RowsAreNotFinite(Tiny):
+    """Generates rows that are not numbers."""
+
     def generator(self, server: Server) -> Prototypes:
         return Prototypes(0 * super().generator(server).rows / 0)
 
 
 class LearnsNothing(Tiny):
+    """Has a loss that depends on no row."""
+
     def distance(self, model: Any, batch: Batch) -> Tensor:
         return 0 * super().distance(model, batch)
 
 
 class FourClientsOf64Features(Tiny):
-    """Sound, and made for the small cell alone."""
+    """Sound, but refuses all sizes except those of the small cell."""
 
     def check_setting(self) -> None:
         if (self.task.clients, self.task.dim) != (4, 64):

@@ -1,6 +1,4 @@
-"""What a row adds is more than is claimed, by the clip or what it is set by; or it follows from
-other rows, or from earlier ones.
-"""
+"""Algorithms in which a row adds more than claimed, or other rows decide what it adds."""
 
 import math
 from collections.abc import Mapping
@@ -24,11 +22,15 @@ from fedsim.privacy.statistics.outer_products import OuterProduct
 
 
 class BatchClippedAsOne(Tiny):
+    """Clips the rows of a client together, though the unit is a row."""
+
     def norms(self, model: nn.Module) -> Norms:
         return replace(super().norms(model), unit="client")
 
 
 class GroupsClippedByRow(Tiny):
+    """Clips each row, though the unit is a group of rows."""
+
     units = ("group",)
 
     def norms(self, model: nn.Module) -> Norms:
@@ -36,6 +38,8 @@ class GroupsClippedByRow(Tiny):
 
 
 class SensitivityOfATenth(Tiny):
+    """Claims a tenth of its sensitivity."""
+
     def claim(self) -> Claim:
         return "stated"
 
@@ -44,12 +48,16 @@ class SensitivityOfATenth(Tiny):
 
 
 class OneLabelCountsDouble(Spelled):
+    """Adds rows of label 6 twice."""
+
     def sums(self, model: nn.Module, batch: Batch) -> Tensors:
         twice = super().sums(model, batch.take(batch.y == 6))
         return {name: value + twice[name] for name, value in super().sums(model, batch).items()}
 
 
 class DividesByStepsOfTenRows(Spelled):
+    """Divides a client's sum by a number that follows from how many rows it has."""
+
     def client_round(self, clients: Clients, round_: Round, broadcast: Tensors) -> Message:
         self.steps = [max(math.ceil(len(x) / 10), 1) for x in clients.x]
         return super().client_round(clients, round_, broadcast)
@@ -59,33 +67,37 @@ class DividesByStepsOfTenRows(Spelled):
             super(DividesByStepsOfTenRows, self).sums(model, batch.take(batch.layout.client == i))
             for i in range(len(self.steps))
         ]
-        return {
-            name: torch.stack(
-                [part[name] / n for part, n in zip(parts, self.steps, strict=True)]
-            ).sum(0)
-            for name in parts[0]
-        }
+        sums = {}
+        for name in parts[0]:
+            shares = [part[name] / n for part, n in zip(parts, self.steps, strict=True)]
+            sums[name] = torch.stack(shares).sum(0)
+        return sums
 
 
 class ClipAtTheBatchMedian(Spelled):
+    """Clips at the median norm of the batch if that is below the clip norm."""
+
     def limit(self, norms: Tensor) -> float:
         return min(self.clip(), float(norms[norms > 0].median()))
 
     def sums(self, model: nn.Module, batch: Batch) -> Tensors:
-        found = self.clipped(model, batch, replace(self.norms(model), clip=1e9)).norms
-        if bool((found > 0).any()):
-            clip = self.limit(found)
-        else:
-            clip = self.clip()
+        norms = self.clipped(model, batch, replace(self.norms(model), clip=1e9)).norms
+        clip = self.clip()
+        if bool((norms > 0).any()):
+            clip = self.limit(norms)
         return self.clipped(model, batch, replace(self.norms(model), clip=clip)).sums
 
 
 class ClipAtAHighQuantile(ClipAtTheBatchMedian):
+    """Clips at the 90 % quantile of the batch's norms."""
+
     def limit(self, norms: Tensor) -> float:
         return min(self.clip(), float(norms.quantile(0.9)))
 
 
 class NoClipWhileTheMeanIsSmall(ClipAtTheBatchMedian):
+    """Does not clip if the mean norm of the batch is below the clip norm."""
+
     def limit(self, norms: Tensor) -> float:
         if float(norms.mean()) >= self.clip():
             return self.clip()
@@ -93,6 +105,8 @@ class NoClipWhileTheMeanIsSmall(ClipAtTheBatchMedian):
 
 
 class StopsClippingLate(Spelled):
+    """Does not clip from round 50 on."""
+
     units = ("example", "client")
 
     def client_round(self, clients: Clients, round_: Round, broadcast: Tensors) -> Message:
@@ -107,7 +121,7 @@ class StopsClippingLate(Spelled):
 
 
 class NotANumberOfAZeroRow(Spelled):
-    """It divides by the norm of a row, which may be zero."""
+    """Divides by the norm of a row, which may be zero."""
 
     def sums(self, model: nn.Module, batch: Batch) -> Tensors:
         norms = batch.x.norm(dim=1)
@@ -119,7 +133,7 @@ LARGE = 1e9
 
 
 class DoubleBesideALargeConstant(Spelled):
-    """It sends a constant beside sums that are twice what they may be."""
+    """Sends a constant beside sums that are twice what they may be."""
 
     def noised(self, clients: Clients, round_: Round, sums: Tensors) -> Noised:
         constant = torch.tensor([LARGE * len(clients.members)])
@@ -136,7 +150,7 @@ class DoubleBesideALargeConstant(Spelled):
 
 
 class DoubleWithALargeConstant(DoubleBesideALargeConstant):
-    """The constant is a further number of each tensor."""
+    """Sends the constant as a further number of each tensor."""
 
     def hidden(self, sums: Tensors, constant: Tensor) -> Tensors:
         return {name: torch.cat([2 * value.flatten(), constant]) for name, value in sums.items()}
@@ -147,7 +161,7 @@ class DoubleWithALargeConstant(DoubleBesideALargeConstant):
 
 
 class TimesAQuarterOfTheClients(Spelled):
-    """Right for four clients."""
+    """Multiplies sums by a quarter of the number of clients, which is right for four."""
 
     def sums(self, model: nn.Module, batch: Batch) -> Tensors:
         share = self.task.clients / 4
@@ -155,7 +169,7 @@ class TimesAQuarterOfTheClients(Spelled):
 
 
 class DividesByEightRootsOfTheWidth(Spelled):
-    """Right for 64 features."""
+    """Scales sums by the number of features, which is right for 64."""
 
     def sums(self, model: nn.Module, batch: Batch) -> Tensors:
         share = 8 / math.sqrt(self.task.dim)
@@ -163,6 +177,8 @@ class DividesByEightRootsOfTheWidth(Spelled):
 
 
 class DoubleForALongGroup(Spelled):
+    """Adds everything twice if a group has more than 20 rows."""
+
     units = ("group",)
 
     def client_round(self, clients: Clients, round_: Round, broadcast: Tensors) -> Message:
@@ -177,6 +193,8 @@ class DoubleForALongGroup(Spelled):
 
 
 class OneHotCountsDouble(Spelled):
+    """Adds rows twice that have a feature near 1."""
+
     def sums(self, model: nn.Module, batch: Batch) -> Tensors:
         twice = super().sums(model, batch.take(batch.x.max(1).values > 0.99))
         return {name: value + twice[name] for name, value in super().sums(model, batch).items()}
@@ -186,6 +204,8 @@ START: list[Tensor] = []
 
 
 class ScaledByTheFirstBatch(Tiny):
+    """Scales all rows by the spread of the first batch that the process saw."""
+
     def distance(self, model: Any, batch: Batch) -> Tensor:
         if not START and len(batch.x) > 1:
             START.append(1 / (batch.x.detach().std(0) + 0.1))
@@ -193,12 +213,16 @@ class ScaledByTheFirstBatch(Tiny):
 
 
 class BatchLevelLoss(Tiny):
+    """Adds a loss of the whole batch to that of each row."""
+
     def loss(self, model: Any, batch: Batch) -> Mapping[str, Tensor]:
         mean_distance = (batch.x - self.decoded(model, batch.y)).mean(0).square().sum()
         return {**super().loss(model, batch), "mmd": mean_distance.expand(len(batch))}
 
 
 class HypernetworkOverBatch(Tiny):
+    """Makes weights from the mean of the batch's codes."""
+
     def build(self, clients: int) -> nn.Module:
         model: Any = super().build(clients)
         model["code"] = ClientCode(clients, 2)
@@ -206,17 +230,15 @@ class HypernetworkOverBatch(Tiny):
         return model
 
     def distance(self, model: Any, batch: Batch) -> Tensor:
-        weights = model["hyper"](model["code"](batch.layout).mean(0, keepdim=True)).view(
-            self.task.classes, self.task.dim
-        )
-        return (
-            (batch.x - self.decoded(model, batch.y) - one_hot(batch.y, self.task.classes) @ weights)
-            .square()
-            .sum(1)
-        )
+        code = model["code"](batch.layout).mean(0, keepdim=True)
+        weights = model["hyper"](code).view(self.task.classes, self.task.dim)
+        own = one_hot(batch.y, self.task.classes) @ weights
+        return (batch.x - self.decoded(model, batch.y) - own).square().sum(1)
 
 
 class WeightsFromLabelCounts(Tiny):
+    """Weighs rows by how many rows of their label the client has."""
+
     counts = torch.ones(4, 10)
 
     def client_round(self, clients: Clients, round_: Round, broadcast: Tensors) -> Message:
@@ -226,12 +248,13 @@ class WeightsFromLabelCounts(Tiny):
         return super().client_round(clients, round_, broadcast)
 
     def distance(self, model: Any, batch: Batch) -> Tensor:
-        return super().distance(model, batch) / self.counts[batch.layout.client, batch.y].clamp_min(
-            1
-        )
+        counts = self.counts[batch.layout.client, batch.y].clamp_min(1)
+        return super().distance(model, batch) / counts
 
 
 class Weighed(DPGaussian):
+    """Weighs the rows of its statistic by other rows."""
+
     units = ("example",)
 
     def moment_products(self, rows: Rows, told: Tensors) -> dict[str, OuterProduct]:
@@ -246,18 +269,24 @@ class Weighed(DPGaussian):
 
 
 class Majority(Weighed):
+    """Halves the weight of rows if the client has more than 60 of their label."""
+
     def weights(self, rows: Rows) -> Tensor:
         cell = rows.client * self.task.classes + rows.y
         return 1 - 0.5 * (torch.bincount(cell)[cell] > 60)
 
 
 class ClientsCapped(Weighed):
+    """Uses only the first 150 rows of a client."""
+
     def weights(self, rows: Rows) -> Tensor:
         starts = torch.searchsorted(rows.client, rows.client)
         return (torch.arange(len(rows.y)) - starts < 150).float()
 
 
 class CapThousand(Weighed):
+    """Uses only the 1,000 rows of a client that are nearest to the mean."""
+
     def moment_products(self, rows: Rows, told: Tensors) -> dict[str, OuterProduct]:
         self.mean = told["mean"]
         return super().moment_products(rows, told)
@@ -272,9 +301,7 @@ class CapThousand(Weighed):
 
 
 class RemembersRows(Classified):
-    """Its classifier centres a row at the mean of those that it was shown before, so one held-out
-    row changes what others are taken for.
-    """
+    """Centres a row at the mean of the rows shown so far, so one row changes other predictions."""
 
     def classifier(self, server: Server) -> Any:
         known = super().classifier(server)

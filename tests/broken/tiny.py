@@ -1,6 +1,4 @@
-"""Sound algorithms of a few numbers, which the broken ones break: a prototype per class, learned by
-DP-SGD.
-"""
+"""Small sound algorithms from which the broken ones derive: a prototype per class, by DP-SGD."""
 
 from __future__ import annotations
 
@@ -79,6 +77,8 @@ class Coded(Tiny):
 
 
 class Classified(Tiny):
+    """Sound: its classifier takes the nearest prototype."""
+
     def classifier(self, server: Server) -> Any:
         with torch.no_grad():
             rows = self.decoded(server.model, torch.arange(self.task.classes))
@@ -108,6 +108,8 @@ class Spelled(Tiny):
 
 
 class Prototypes:
+    """A generator of noisy prototypes."""
+
     def __init__(self, rows: Tensor) -> None:
         self.rows = rows
 
