@@ -164,13 +164,7 @@ def prove(row: Row, line: Line, *, trust_plugin: bool = False) -> Proof:
         # No training has such numbers.
         why = f"dp-accounting cannot compose its mechanisms ({unread(error)})"
         return comparison.proof(row, "not proved", [why])
-    faults: list[str] = []
-    ratio = _ratio_of(row.epsilon_spent, epsilon) or 0.0
-    if not 1 - MOST_BELOW <= ratio <= 1 + MOST_ABOVE:
-        fault = f"ε is {ratio:.3f} of what its mechanisms spend"
-        if ratio > 1:
-            fault += ", a bound that holds and is loose"
-        faults.append(fault)
+    faults = _faults_of_epsilon(_ratio_of(row.epsilon_spent, epsilon) or 0.0)
     if not _are_alike(ran, planned):
         faults.append("what ran is not what was planned")
     verdict: Verdict = "proved"
@@ -179,6 +173,16 @@ def prove(row: Row, line: Line, *, trust_plugin: bool = False) -> Proof:
     if faults or comparison.faults:
         verdict = "differs"
     return comparison.proof(row, verdict, faults, epsilon)
+
+
+def _faults_of_epsilon(ratio: float) -> list[str]:
+    """Return the fault of an ε that is ``ratio`` times the recomputed one; none if they agree."""
+    if 1 - MOST_BELOW <= ratio <= 1 + MOST_ABOVE:
+        return []
+    fault = f"ε is {ratio:.3f} of what its mechanisms spend"
+    if ratio > 1:
+        fault += ", a bound that holds and is loose"
+    return [fault]
 
 
 def _claims_epsilon(line: Line) -> bool:
@@ -197,8 +201,8 @@ def _by_release(mechanisms: Sequence[Mechanism]) -> dict[str, list[dict[str, Any
     """Return the mechanisms of each release as dictionaries; equal ones are added up."""
     by_release = {}
     for name in sorted({mechanism.release for mechanism in mechanisms}):
-        of_release = merged(one for one in mechanisms if one.release == name)
-        by_release[name] = [asdict(mechanism) for mechanism in of_release]
+        of_release = [mechanism for mechanism in mechanisms if mechanism.release == name]
+        by_release[name] = [asdict(mechanism) for mechanism in merged(of_release)]
     return by_release
 
 
@@ -469,11 +473,11 @@ def _table_line(proof: Proof) -> tuple[str, ...]:
 def together(rows: Sequence[Row], trainings: Mapping[str, str] | None = None) -> Iterator[str]:
     """Yield a sentence for each data set and unit: what releasing all its generators costs.
 
-    There is one where two generators or more may be released. Each has noise of its own, and a unit
-    is in the data of all, so their mechanisms compose (Dwork and Roth 2014, section 3.5). Clients
-    of two partitions are not the same units: each partition is then counted by itself. Cells that
-    share a training have one generator between them, whose noise was drawn once: it is counted
-    once.
+    Data sets and units with fewer than two generators that may be released are left out. Each
+    generator has noise of its own, and a unit is in the data of all, so their mechanisms compose
+    (Dwork and Roth 2014, section 3.5). Clients of two partitions are not the same units, so each
+    partition is counted by itself. Cells that share a training share its generator, whose noise was
+    drawn once, so it is counted once.
 
     Args:
         rows: the results.

@@ -129,7 +129,7 @@ class Hidden:
         """Return its number among its client's units, of which there are ``others`` more."""
         return round(self.position * others)
 
-    def within(self, units: Tensor, held: int, first: bool) -> Tensor:
+    def within(self, units: Tensor, count: int, first: bool) -> Tensor:
         """Return a Poisson sample of its client with the hidden unit in or out, as it should be.
 
         The last unit's draw is taken for the hidden unit, so that all other units are sampled alike
@@ -137,15 +137,15 @@ class Hidden:
 
         Args:
             units: the numbers of the sampled units, int64 and ascending.
-            held: the number of units of the client.
+            count: the number of units of the client.
             first: whether this is the first sample of the training.
         """
         if self.sampled == "alone":
-            return torch.arange(held)
+            return torch.arange(count)
         if not self.present:
             return units
-        number = self.index(held - 1)
-        others = units[units != held - 1]
+        number = self.index(count - 1)
+        others = units[units != count - 1]
         was_drawn = len(others) < len(units)
         others = others + (others >= number)
         is_sampled = {"chance": was_drawn, "every": True, "first": first}[self.sampled]

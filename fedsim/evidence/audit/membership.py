@@ -85,10 +85,9 @@ def _rates(scores: Floats, inside: Bools) -> list[float]:
     if inside.all() or not inside.any():
         return [0.5, *FALSE_POSITIVE_RATES]
     false_positives, true_positives, _ = roc_curve(inside, scores)
-    rates = [float(auc(false_positives, true_positives))]
-    for rate in FALSE_POSITIVE_RATES:
-        rates.append(float(true_positives[false_positives <= rate].max()))
-    return rates
+    area = float(auc(false_positives, true_positives))
+    rates = [float(true_positives[false_positives <= rate].max()) for rate in FALSE_POSITIVE_RATES]
+    return [area, *rates]
 
 
 def scores_of(
@@ -148,21 +147,21 @@ def attack_run(
     """
     results = read_results(folder.path)
     finished = [trial for trial in trials if _has_generator(results, trial)]
-    kept = []
+    saved = []
     for trial in finished:
         line = results.trainings[trial.cell.training_id]
         if line["state"] and folder.state(trial.cell.training_id).exists():
-            kept.append(trial)
-    if not kept:
+            saved.append(trial)
+    if not saved:
         what = "there are no generators here of the code and data of today"
         hint = "run the grid with resources: {save_generators: true}"
         raise UserError(str(folder.path), what, hint)
-    if len(kept) < len(finished):
+    if len(saved) < len(finished):
         yield (
-            f"{len(finished) - len(kept)} of {counted(len(finished), 'cell')} without a saved "
+            f"{len(finished) - len(saved)} of {counted(len(finished), 'cell')} without a saved "
             "generator: left out"
         )
-    for planned in kept:
+    for planned in saved:
         line = results.trainings[planned.cell.training_id]
         trial = as_trained(planned, line)
         yield from _attack_generator(folder, trial, line, data)

@@ -37,9 +37,9 @@ from fedsim.training.state import Checkpoint
 from fedsim.training.trial import Trial
 
 BRIEF = {"rounds": 3, "local_steps": 3, "meta_steps": 2, "generator_steps": 2}
-"""Values of the parameters that make a training long, for a short one in tests."""
+"""Short values of the parameters that make a training long; tests use these."""
 FEWEST_STEPS: Mapping[str, Any] = {**BRIEF, "local_steps": 2, "meta_steps": 1}
-"""Values of the same parameters in a check."""
+"""Even shorter values of the same parameters; checks use these."""
 NARROW: Mapping[str, Any] = {
     "latent": 4,
     "hidden": [8],
@@ -48,7 +48,7 @@ NARROW: Mapping[str, Any] = {
     "candidates": 40,
     "votes": 4,
 }
-"""Values of the parameters that make a step of a training slow, in a quick check."""
+"""Small values of the parameters that make a step slow; quick checks use these, too."""
 EPSILON = 4.0
 """The ε of the small cell."""
 DELTA = 1e-4
