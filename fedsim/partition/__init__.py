@@ -1,8 +1,8 @@
-"""Which rows each client holds: a function of labels and columns, scheme, its parameters, alpha,
-how many clients, and the seed.
+"""Partitions: which client holds which training example.
 
-So every algorithm and every epsilon of a grid sees the same partition; its fingerprint is in every
-row of results.
+A partition is a function of labels, columns, the scheme and its parameters, alpha, the number of
+clients and the seed. So every algorithm and every epsilon of a grid sees the same partition. Its
+fingerprint is part of every result.
 """
 
 from fedsim.partition.partition import (

@@ -1,5 +1,6 @@
-"""The label-by-client matrix of a partition, with its place in a grid, and the file of a run folder
-that holds some.
+"""The label-by-client matrix of a partition, and the file of a run folder that holds such matrices.
+
+The matrices are what ``fedsim`` draws to show how unequal the clients of a grid are.
 """
 
 from __future__ import annotations
@@ -17,21 +18,22 @@ from fedsim.errors import UserError
 from fedsim.files import replaced
 
 MOST_PANELS = 12
-"""So many matrices are drawn at most."""
+"""The most matrices that one picture shows; with more, each would be too small to read."""
 
 
 @dataclass(frozen=True, eq=False)
 class LabelMatrix:
-    """How many rows of each label each client holds. Exact counts of real data: a diagnostic, not
-    private.
+    """How many examples of each label each client holds.
+
+    These are exact counts of real data. They are a diagnostic that no epsilon covers.
 
     Attributes:
         dataset, scheme, alpha, clients, seed: the partition's place in the grid; alpha is None
-            where the scheme has none.
-        fingerprint: the partition's.
-        counts: int64 ``[clients, classes]``.
-        classes: what the classes are called.
-        sites: what the clients are called; empty where they have no names.
+            if the scheme does not use it.
+        fingerprint: the fingerprint of the partition.
+        counts: the number of examples by client and label, int64 ``[clients, classes]``.
+        classes: the names of the classes.
+        sites: the names of the clients; empty if they have none.
     """
 
     dataset: str
@@ -48,12 +50,12 @@ class LabelMatrix:
 
     @property
     def names(self) -> tuple[str, ...]:
-        """What the clients are called: their sites, or their numbers."""
+        """The names of the clients: their sites, or their numbers."""
         return self.sites or tuple(map(str, range(self.clients)))
 
     @property
     def sizes(self) -> NDArray[np.int64]:
-        """Rows of each client."""
+        """The number of examples of each client, int64 ``[clients]``."""
         return np.asarray(self.counts.sum(axis=1), np.int64)
 
 
@@ -61,17 +63,21 @@ _FILE: TypeAdapter[Sequence[LabelMatrix]] = TypeAdapter(list[LabelMatrix])
 
 
 def write_partitions(path: Path, matrices: Sequence[LabelMatrix]) -> None:
-    """Write matrices into a file, replacing an older one at once."""
-    with replaced(path) as part:
-        part.write_bytes(_FILE.dump_json(matrices) + b"\n")
+    """Write matrices to a file; an older file is replaced in one step."""
+    with replaced(path) as temporary:
+        temporary.write_bytes(_FILE.dump_json(matrices) + b"\n")
 
 
 def read_partitions(path: Path) -> Sequence[LabelMatrix]:
-    """What ``write_partitions`` wrote; empty where there is no such file."""
+    """Return the matrices that ``write_partitions`` wrote; empty if there is no such file.
+
+    Raises:
+        UserError: the file cannot be read, or holds something else.
+    """
     try:
-        if path.exists():
-            return _FILE.validate_json(path.read_bytes(), strict=True)
-        return []
+        if not path.exists():
+            return []
+        return _FILE.validate_json(path.read_bytes(), strict=True)
     except (OSError, ValueError) as error:
         raise UserError(
             str(path), "this is not a file of partitions that fedsim wrote", "remove it"

@@ -1,8 +1,8 @@
-"""A partition: which rows each client holds, the limits that none can escape, and what clients see
-of their rows and of test rows.
+"""A partition says which client holds which training example, and what each client sees of it.
 
-Rows may stay together: the groups of a column, such as a patient's images, are each divided among
-clients as one. Under feature shift every client sees its rows through an affine map of its own.
+Examples may stay together: all that share a value of a column, such as a patient's images, then go
+to one client. Under feature shift, every client sees its embeddings through an affine map of its
+own.
 """
 
 from __future__ import annotations
@@ -22,21 +22,26 @@ from fedsim.partition.schemes import OWNERS, Division, Integers, PartitionSpec, 
 from fedsim.seeds import Purpose, Seeds
 
 TOGETHER_KEY = "partition.together"
-"""The grid's key that errors of groups name."""
+"""The grid's key that errors about groups name."""
+
+Columns = Mapping[str, NDArray[Any]]
+"""Values of each example by column name, ``[n]`` each."""
 
 
 @dataclass(frozen=True, eq=False)
 class Partition:
-    """Which rows each client holds.
+    """Which training examples each client holds.
 
     Attributes:
-        rows: an int64 array of training row numbers per client, sorted, or sorted within groups;
-            disjoint, together all rows.
-        fingerprint: 16 hex digits of what the clients hold.
-        label_counts: int64 ``[clients, classes]``.
-        scheme: the scheme that made it.
-        groups: where rows stay together: the number of each row's group within its client,
-            ascending from 0.
+        rows: the numbers of each client's training examples, one int64 array per client. They are
+            ascending, or ascending within groups that stay together. Clients share no example, and
+            together they hold all.
+        fingerprint: 16 hexadecimal digits of a hash of what the clients hold.
+        label_counts: how many examples of each class each client holds, int64
+            ``[clients, classes]``.
+        scheme: the name of the scheme that made it.
+        groups: if examples stay together: the number of each example's group within its client,
+            ascending from 0, one array per client; else None.
     """
 
     rows: tuple[NDArray[np.int64], ...]
@@ -47,29 +52,39 @@ class Partition:
 
 
 def check_partition(
-    y: NDArray[np.int64], *, spec: PartitionSpec, clients: int, columns: Mapping[str, NDArray[Any]]
+    y: NDArray[np.int64], *, spec: PartitionSpec, clients: int, columns: Columns
 ) -> None:
-    """Check the limits that no partition of labels ``y`` ``[n]`` and columns, values per training
-    row, can escape, before one is made.
+    """Check that data can be divided as ``spec`` says, without dividing them.
+
+    Args:
+        y: labels of the training examples ``[n]``.
+        spec: the scheme and its parameters.
+        clients: the number of clients.
+        columns: values of each training example by column name.
+
+    Raises:
+        UserError: no partition of these data can be like that.
     """
-    labels, kept, _ = parts_of(y, columns, spec)
-    need = clients * spec.min_size
+    labels, part_columns, _ = divisible_parts(y, columns, spec)
+    _check_min_size(len(labels), clients, spec)
+    check(Division(labels, part_columns, clients, spec))
+
+
+def _check_min_size(parts: int, clients: int, spec: PartitionSpec) -> None:
+    """Refuse fewer parts (examples, or groups) than all clients together need."""
+    needed = clients * spec.min_size
+    if needed <= parts:
+        return
     if spec.together is None:
         things = "rows"
     else:
         things = f"values of {spec.together}"
-    there = len(labels)
-    if need > there:
-        arithmetic = (
-            f"{clients} clients × {spec.min_size} (partition.min_size) = {need} {things}, "
-            f"but there are {there} training {things}"
-        )
-        raise UserError(
-            "clients",
-            arithmetic,
-            f"give at most {there // spec.min_size} clients, or a smaller min_size",
-        )
-    check(Division(labels, kept, clients, spec))
+    problem = (
+        f"{clients} clients × {spec.min_size} (partition.min_size) = {needed} {things}, "
+        f"but there are {parts} training {things}"
+    )
+    hint = f"give at most {parts // spec.min_size} clients, or a smaller min_size"
+    raise UserError("clients", problem, hint)
 
 
 def make_partition(
@@ -79,145 +94,182 @@ def make_partition(
     alpha: float,
     clients: int,
     seed: int,
-    columns: Mapping[str, NDArray[Any]],
+    columns: Columns,
 ) -> Partition:
-    """Divide training rows with labels ``y`` ``[n]``, 0 .. C-1, among clients; alpha > 0 is the
-    concentration of the schemes that use one.
+    """Divide training examples among clients.
 
-    ``columns`` are values per training row, for schemes by column and for groups that stay
-    together.
+    Args:
+        y: labels of the training examples ``[n]``, 0 .. C-1.
+        spec: the scheme and its parameters.
+        alpha: the concentration of Dirichlet draws, above 0; other schemes ignore it.
+        clients: the number of clients.
+        seed: the seed of all random draws.
+        columns: values of each training example by column name, for schemes by column and for
+            groups that stay together.
+
+    Raises:
+        UserError: the data cannot be divided like that.
     """
     check_partition(y, spec=spec, clients=clients, columns=columns)
     rng = Seeds(seed).numpy(Purpose.PARTITION)
-    labels, kept, part = parts_of(y, columns, spec)
-    owner = OWNERS[spec.scheme](Division(labels, kept, clients, spec, alpha), rng)[part]
+    labels, part_columns, part = divisible_parts(y, columns, spec)
+    division = Division(labels, part_columns, clients, spec, alpha)
+    owner = OWNERS[spec.scheme](division, rng)[part]
     order = np.lexsort((part, owner))
     sizes = np.bincount(owner, minlength=clients)
     rows = tuple(np.split(order, np.cumsum(sizes)[:-1]))
     classes = int(y.max()) + 1
-    label_counts = np.bincount(owner * classes + y, minlength=clients * classes).reshape(
-        clients, classes
-    )
+    label_counts = np.bincount(owner * classes + y, minlength=clients * classes)
     digest = hashlib.sha256(f"{len(y)} {sizes.tolist()}".encode())
     digest.update(order.tobytes())
     groups = None
     if spec.together is not None:
-        groups = tuple(np.unique(part[own], return_inverse=True)[1] for own in rows)
+        groups = tuple(np.unique(part[client_rows], return_inverse=True)[1] for client_rows in rows)
         digest.update(np.concatenate(groups).tobytes())
     if spec.shifts and spec.strength:
-        digest.update(f"shift {spec.strength!r} {seed}".encode())  # equal rows, other values
-    return Partition(rows, digest.hexdigest()[:16], label_counts, spec.scheme, groups)
-
-
-Columns = Mapping[str, NDArray[Any]]
-
-
-def parts_of(
-    y: Integers, columns: Columns, spec: PartitionSpec
-) -> tuple[Integers, Columns, Integers]:
-    """What is divided, rows or groups that stay together: labels and columns ``[m]``, and the part
-    that each row belongs to ``[n]``.
-
-    The label of a group is the one that most of its rows have, of several the lowest.
-    """
-    together = spec.together
-    site = spec.column
-    if together is None:
-        return y, columns, np.arange(len(y))
-    _, first, part = np.unique(_values(columns, together), return_index=True, return_inverse=True)
-    counts = np.zeros((len(first), int(y.max()) + 1), np.int64)
-    np.add.at(counts, (part, y), 1)
-    if site is not None and site in columns:
-        apart = np.flatnonzero(columns[site] != columns[site][first][part])
-        if len(apart):
-            what = (
-                f"{together} '{columns[together][apart[0]]}' has rows of two values of "
-                f"{site}, so of two clients"
-            )
-            raise UserError(
-                TOGETHER_KEY,
-                what,
-                "keep a group within a client: correct the column, or divide by another scheme",
-            )
-    return (
-        counts.argmax(1),
-        {name: values[first] for name, values in columns.items()},
-        part.astype(np.int64),
+        # Clients hold the same examples as without a shift, but see other values.
+        digest.update(f"shift {spec.strength!r} {seed}".encode())
+    return Partition(
+        rows,
+        digest.hexdigest()[:16],
+        label_counts.reshape(clients, classes),
+        spec.scheme,
+        groups,
     )
 
 
-def check_split(column: str, train: Columns, test: Columns) -> None:
-    """No group has rows on both sides of the split: its test rows would be judged by what was
-    learned of it.
+def divisible_parts(
+    y: Integers, columns: Columns, spec: PartitionSpec
+) -> tuple[Integers, Columns, Integers]:
+    """Return what a scheme divides: examples, or the groups that stay together.
+
+    Args:
+        y: labels of the training examples ``[n]``.
+        columns: values of each training example by column name.
+        spec: says whether examples stay together, and by which column.
+
+    Returns:
+        Labels ``[m]`` and columns ``[m]`` of the m parts, and the number of each example's part,
+        int64 ``[n]``. The label of a group is the most frequent one of its examples; of equally
+        frequent labels, the lowest.
+
+    Raises:
+        UserError: the column is missing or incomplete, or a group lies in two sites.
     """
-    both = np.intersect1d(_values(train, column), _values(test, column))
+    if spec.together is None:
+        return y, columns, np.arange(len(y))
+    groups = _complete_column(columns, spec.together)
+    _, first, part = np.unique(groups, return_index=True, return_inverse=True)
+    counts = np.zeros((len(first), int(y.max()) + 1), np.int64)
+    np.add.at(counts, (part, y), 1)
+    if spec.column is not None and spec.column in columns:
+        sites = columns[spec.column]
+        divided = np.flatnonzero(sites != sites[first][part])
+        if len(divided):
+            raise UserError(
+                TOGETHER_KEY,
+                f"{spec.together} '{groups[divided[0]]}' has rows of two values of "
+                f"{spec.column}, so of two clients",
+                "keep a group within a client: correct the column, or divide by another scheme",
+            )
+    part_columns = {name: values[first] for name, values in columns.items()}
+    return counts.argmax(1), part_columns, part.astype(np.int64)
+
+
+def check_split(column: str, train: Columns, test: Columns) -> None:
+    """Refuse a split that has training and test examples of the same group.
+
+    Such test examples would be scored by a model that has learned from their group.
+
+    Args:
+        column: the column whose values are the groups.
+        train: columns of the training examples.
+        test: columns of the test examples.
+
+    Raises:
+        UserError: the column is missing or incomplete, or a group is on both sides.
+    """
+    both = np.intersect1d(_complete_column(train, column), _complete_column(test, column))
     if len(both):
-        what = (
-            f"{len(both)} values of {column} have both training and test rows, such as '{both[0]}'"
-        )
         raise UserError(
             TOGETHER_KEY,
-            what,
+            f"{len(both)} values of {column} have both training and test rows, such as '{both[0]}'",
             f"give the data a split that keeps all rows of a {column} on one side",
         )
 
 
-def _values(columns: Columns, name: str) -> NDArray[Any]:
+def _complete_column(columns: Columns, name: str) -> NDArray[Any]:
+    """Return the values of a column; refuse one that is missing or that lacks values."""
     if name not in columns:
         raise UserError(
             TOGETHER_KEY, f"the data set has no column '{name}'", nearest(name, columns)
         )
     values = columns[name]
-    if missing := int(np.count_nonzero(lacking(values))):
-        what = f"{missing} rows have no value of '{name}'"
+    missing = int(np.count_nonzero(lacking(values)))
+    if missing:
         raise UserError(
-            TOGETHER_KEY, what, "give every row one; a row that stands alone a value of its own"
+            TOGETHER_KEY,
+            f"{missing} rows have no value of '{name}'",
+            "give every row one; a row that stands alone a value of its own",
         )
     return values
 
 
 _SHIFT_RANK = 8
+"""The rank of a feature shift's linear map: small enough to be fast in any dimension."""
 
 
 def shift_of(client: int, dim: int, strength: float, seed: int) -> tuple[NDArray[np.float32], ...]:
-    """A client's affine map ``x -> gain * x + (x left) right^T + offset``: gain, left ``[d, r]``,
-    right ``[d, r]``, offset, of the seed.
+    """Return a client's affine map ``x -> gain * x + (x left) right^T + offset``.
 
-    Gains are log-normal, ``exp(strength * N(0, 1))``, as of instruments that were calibrated apart,
-    with mean square 1; the map of rank 8 and the offset have norm ``strength`` and random
-    directions.
+    Gains are log-normal, ``exp(strength * N(0, 1))``, like those of instruments that were
+    calibrated separately; their mean square is 1. The map of rank 8 and the offset have norm
+    ``strength`` and random directions.
+
+    Args:
+        client: the client's number.
+        dim: d, the dimension of embeddings.
+        strength: the size of the shift.
+        seed: the seed of the map.
+
+    Returns:
+        gain ``[d]``, left ``[d, r]``, right ``[d, r]`` and offset ``[d]``.
     """
     rng = Seeds(seed).numpy(Purpose.FEATURE_SHIFT, 0, client)
-    left, right = (
-        np.linalg.qr(rng.standard_normal((dim, min(_SHIFT_RANK, dim))))[0] for _ in range(2)
-    )
+    shape = (dim, min(_SHIFT_RANK, dim))
+    left, _ = np.linalg.qr(rng.standard_normal(shape))
+    right, _ = np.linalg.qr(rng.standard_normal(shape))
     offset = rng.standard_normal(dim)
     offset /= np.linalg.norm(offset)
     gain = np.exp(strength * rng.standard_normal(dim))
     gain /= np.sqrt(np.mean(gain**2))
-    return tuple(
-        part.astype(np.float32) for part in (gain, strength * left, right, strength * offset)
-    )
+    affine_map = (gain, strength * left, right, strength * offset)
+    return tuple(array.astype(np.float32) for array in affine_map)
 
 
 def apply_shift(
     x: NDArray[np.float32], client: int, *, strength: float, seed: int
 ) -> NDArray[np.float32]:
-    """Shift a client's unit rows ``[n, d]`` and scale each back to unit norm; at strength 0 they
-    come back unchanged.
+    """Return embeddings as a client sees them: shifted, then scaled back to unit norm.
+
+    Args:
+        x: embeddings of unit norm ``[n, d]``.
+        client: the client's number.
+        strength: the size of the shift; at 0 the embeddings come back unchanged.
+        seed: the seed of the client's map.
     """
     if strength == 0:
         return x
     gain, left, right, offset = shift_of(client, x.shape[1], strength, seed)
-    moved = gain * x + (x @ left) @ right.T + offset
-    return unit_norm(moved.astype(np.float32, copy=False))
+    shifted = gain * x + (x @ left) @ right.T + offset
+    return unit_norm(shifted.astype(np.float32, copy=False))
 
 
 def as_seen(data: Embeddings, partition: Partition, spec: PartitionSpec, seed: int) -> Embeddings:
-    """Every training row as its client sees it; the data set itself where clients see values as
-    they are.
+    """Return the data set with every training example as its client sees it.
 
-    Test rows stand for all clients alike: row i is seen by client ``i mod clients``.
+    Test examples stand for all clients alike: client ``i mod clients`` sees example i. Without
+    feature shift the same data set comes back.
     """
     if not spec.shifts:
         return data
@@ -225,19 +277,20 @@ def as_seen(data: Embeddings, partition: Partition, spec: PartitionSpec, seed: i
     x_test = data.x_test.copy()
     clients = len(partition.rows)
     for client, rows in enumerate(partition.rows):
-        x_train[rows] = apply_shift(data.x_train[rows], client, strength=spec.strength, seed=seed)
-        x_test[client::clients] = apply_shift(
-            data.x_test[client::clients], client, strength=spec.strength, seed=seed
-        )
+        tested = slice(client, None, clients)
+        for x, seen in ((x_train, rows), (x_test, tested)):
+            x[seen] = apply_shift(x[seen], client, strength=spec.strength, seed=seed)
     return replace(data, x_train=x_train, x_test=x_test)
 
 
 @dataclass(frozen=True, eq=False)
 class OwnRows:
-    """What each client is called, its site or its number; the test rows int64 that it is judged on,
-    and the same in words.
+    """The test examples on which each client's own results are computed.
 
-    A site that has no test rows has none.
+    Attributes:
+        names: what each client is called: its site or its number.
+        rows: the numbers of each client's test examples, int64; empty for a site without any.
+        words: the same choice of test examples in words, for tables.
     """
 
     names: tuple[str, ...]
@@ -246,30 +299,34 @@ class OwnRows:
 
 
 def own_rows(data: Embeddings, partition: Partition, spec: PartitionSpec) -> OwnRows:
-    """The test rows of the client's site, under a scheme with sites; those that it sees, where it
-    sees values of its own; else all.
+    """Return the test examples that count as each client's own.
+
+    Under a scheme with sites they are the test examples of the client's site, under feature shift
+    those that the client sees, and under any other scheme all test examples.
     """
     clients = len(partition.rows)
-    every = np.arange(len(data.y_test))
     names = site_names(data, partition, spec)
     if spec.column is not None:
         sites = _sites(data, partition, spec.column)
         test_sites = data.test_columns[spec.column].astype(np.str_)
-        nobodys = np.count_nonzero(~np.isin(test_sites, sites))
-        words = f"the test rows with its {spec.column}" + (
-            f"; {nobodys} test rows are of no client's {spec.column}" if nobodys else ""
-        )
-        return OwnRows(names, tuple(np.flatnonzero(test_sites == site) for site in sites), words)
+        rows = tuple(np.flatnonzero(test_sites == site) for site in sites)
+        words = f"the test rows with its {spec.column}"
+        unowned = np.count_nonzero(~np.isin(test_sites, sites))
+        if unowned:
+            words += f"; {unowned} test rows are of no client's {spec.column}"
+        return OwnRows(names, rows, words)
     names = names or tuple(map(str, range(clients)))
+    all_rows = np.arange(len(data.y_test))
     if spec.shifts:
-        rows = tuple(every[client::clients] for client in range(clients))
+        rows = tuple(all_rows[client::clients] for client in range(clients))
         return OwnRows(names, rows, f"every {clients}th test row, as the client sees it")
-    return OwnRows(names, (every,) * clients, "all test rows")
+    return OwnRows(names, (all_rows,) * clients, "all test rows")
 
 
 def site_names(data: Embeddings, partition: Partition, spec: PartitionSpec) -> tuple[str, ...]:
-    """Every client's site, with its number where several are of one site; empty under a scheme
-    without sites.
+    """Return the name of every client's site; empty under a scheme without sites.
+
+    If a site has several clients, each name ends with the client's number.
     """
     if spec.column is None:
         return ()
@@ -280,4 +337,6 @@ def site_names(data: Embeddings, partition: Partition, spec: PartitionSpec) -> t
 
 
 def _sites(data: Embeddings, partition: Partition, column: str) -> list[str]:
-    return [str(data.columns[column][rows[0]]) for rows in partition.rows]
+    """Return the site of every client: the column's value of its first example."""
+    values = data.columns[column]
+    return [str(values[rows[0]]) for rows in partition.rows]

@@ -1,8 +1,8 @@
-"""The schemes: which client holds a training row, from labels, columns, the spec and one random
-stream.
+"""Partition schemes: functions that decide which client holds which training example.
 
-A scheme is bounded: nothing is drawn again until it fits. What data do not allow is refused with a
-grid's key as its place.
+A scheme reads labels, columns, its parameters and one random stream. Its running time is bounded,
+because nothing is drawn again until it fits. Data that a scheme cannot divide are refused, with the
+name of the grid's key that has to change.
 """
 
 from __future__ import annotations
@@ -31,30 +31,31 @@ Scheme = Literal[
     "column-dirichlet",
     "feature-shift",
 ]
-_OWN = {
+_SCHEMES_OF_KEY = {
     "labels": ("shards",),
     "power": ("quantity",),
     "column": ("column", "column-dirichlet"),
     "strength": ("feature-shift",),
 }
-"""Keys that are not every scheme's, and whose they are."""
+"""The schemes that take a key, for each key that not every scheme takes."""
 
 
 class PartitionSpec(BaseModel):
-    """How rows are divided among clients.
+    """How training examples are divided among clients.
 
     Attributes:
-        scheme: which clients hold a row.
-        min_size: the fewest rows that a client may hold; of groups that stay together the fewest
+        scheme: the rule that decides which client holds an example.
+        min_size: the fewest examples that a client may hold; if groups stay together, the fewest
             groups.
-        together: a column whose rows of one value stay with one client, such as a patient's; a
-            grid's unit, where it is such a column.
-        labels: of ``shards``: how many labels each client holds.
-        power: of ``quantity``: the client of rank r holds rows in proportion to ``r ** -power``.
-        column: of ``column`` and ``column-dirichlet``: the data set's column whose values are the
-            clients', or have clients of their own.
-        strength: of ``feature-shift``: size of each client's shift, 0 = none; at 10 a client's rows
-            are hardly more than its own direction.
+        together: a column, such as the patient; all examples with the same value stay with one
+            client. It is set from the grid's unit if that is a column.
+        labels: for ``shards``: how many labels each client holds.
+        power: for ``quantity``: the client of rank r holds examples in proportion to
+            ``r ** -power``.
+        column: for ``column`` and ``column-dirichlet``: the data set's column by whose values
+            examples are divided. Each value is one client, or has several clients of its own.
+        strength: for ``feature-shift``: the size of each client's shift. At 0 there is none; at 10
+            little but the client's own direction is left of an example.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -68,16 +69,16 @@ class PartitionSpec(BaseModel):
     strength: float = Field(default=0.5, ge=0, le=10, allow_inf_nan=False, strict=True)
 
     @model_validator(mode="after")
-    def _of_one_scheme(self) -> Self:
-        if wrong := next(
-            (name for name in sorted(changed(self) & _OWN.keys()) if self.scheme not in _OWN[name]),
-            None,
-        ):
-            raise ValueError(
-                f"scheme '{self.scheme}' takes no {wrong}; remove it or give scheme: "
-                f"{' or '.join(_OWN[wrong])}"
-            )
-        if self.scheme in _OWN["column"] and self.column is None:
+    def _check_keys_of_scheme(self) -> Self:
+        """Refuse keys of other schemes, and a scheme without the column that it needs."""
+        for name in sorted(changed(self) & _SCHEMES_OF_KEY.keys()):
+            schemes = _SCHEMES_OF_KEY[name]
+            if self.scheme not in schemes:
+                raise ValueError(
+                    f"scheme '{self.scheme}' takes no {name}; remove it or give scheme: "
+                    f"{' or '.join(schemes)}"
+                )
+        if self.scheme in _SCHEMES_OF_KEY["column"] and self.column is None:
             raise ValueError(
                 f"scheme '{self.scheme}' needs the name of a column; give column: NAME"
             )
@@ -90,7 +91,7 @@ class PartitionSpec(BaseModel):
 
     @property
     def shifts(self) -> bool:
-        """Whether every client sees values of its own."""
+        """Whether each client sees its embeddings through a map of its own."""
         return self.scheme == "feature-shift"
 
 
@@ -99,8 +100,14 @@ Integers = NDArray[np.int64]
 
 @dataclass(frozen=True, eq=False)
 class Division:
-    """What is to be divided: labels int64 ``[n]`` in 0 .. C-1 and columns ``[n]``, among how many
-    clients, how, at which alpha > 0.
+    """The task of dividing examples, or groups that stay together, among clients.
+
+    Attributes:
+        y: the label of each example or group, int64 ``[n]`` in 0 .. C-1.
+        columns: further values of each example or group by column name, ``[n]`` each.
+        clients: the number of clients.
+        spec: the scheme and its parameters.
+        alpha: the concentration of Dirichlet draws, above 0.
     """
 
     y: Integers
@@ -111,208 +118,235 @@ class Division:
 
     @property
     def counts(self) -> Integers:
-        """Rows of each class, int64 ``[C]``."""
+        """The number of examples of each class, int64 ``[C]``."""
         return np.bincount(self.y)
 
 
 Owner = Callable[[Division, np.random.Generator], Integers]
-"""The owner int64 ``[n]`` of every row."""
+"""A scheme: a function that returns the number of the client of each example, int64 ``[n]``."""
 
 
 def dirichlet(division: Division, rng: np.random.Generator) -> Integers:
-    """Per class over clients: each class is shared out by its own Dirichlet(alpha) draw (Hsu, Qi
-    and Brown 2019, arXiv 1909.06335).
+    """Share out each class over clients by its own Dirichlet(alpha) draw.
 
-    Clients below the minimum size then get rows from the largest ones.
+    Source: Hsu, Qi and Brown 2019, arXiv 1909.06335. Clients below the minimum size then get
+    examples from the largest clients.
     """
-    shares = dirichlet_shares(rng, division.alpha, len(division.counts), division.clients)
+    counts = division.counts
+    shares = dirichlet_shares(rng, division.alpha, len(counts), division.clients)
     edges = np.cumsum(shares, axis=1)
-    table = np.empty((division.clients, len(division.counts)), dtype=np.int64)
-    for c, count in enumerate(division.counts):
-        ends = np.rint(edges[c] / edges[c, -1] * count).astype(np.int64)
-        table[:, c] = np.diff(ends, prepend=0)
-    return _repaired(_dealt(table, division, rng), division, rng)
+    table = np.empty((division.clients, len(counts)), dtype=np.int64)
+    for label, count in enumerate(counts):
+        relative_edges = edges[label] / edges[label, -1]
+        ends = np.rint(relative_edges * count).astype(np.int64)
+        table[:, label] = np.diff(ends, prepend=0)
+    owner = _owners_from_table(table, division, rng)
+    return _top_up_small_clients(owner, division, rng)
 
 
 def dirichlet_client(division: Division, rng: np.random.Generator) -> Integers:
-    """Per client over classes: clients of equal size, each with a label mix of its own,
-    Dirichlet(alpha) (arXiv 2102.02079).
+    """Give clients of equal size a label mix each, drawn from Dirichlet(alpha).
 
-    Clients choose in random order; where a class has run out, the rest of a client's rows follow
-    its mix over the classes that are left.
+    Source: arXiv 2102.02079. Clients choose in random order. Once a class has run out, the rest of
+    a client's examples follow its mix over the remaining classes.
     """
     clients = division.clients
     left = division.counts.copy()
     mixes = dirichlet_shares(rng, division.alpha, clients, len(left))
     table = np.zeros((clients, len(left)), dtype=np.int64)
-    sizes = _even(len(division.y), clients)
+    sizes = _even_sizes(len(division.y), clients)
     for client in rng.permutation(clients):
-        while missing := int(sizes[client] - table[client].sum()):
-            # each turn fills the client or empties a class that it wants, so there are at most C +
-            # 1
+        missing = int(sizes[client])
+        # Each turn fills the client or empties a class that it wants: at most C + 1 turns.
+        while missing:
             mix = np.where(left > 0, mixes[client], 0.0)
             if not (mix.sum() > 0):
                 mix = left.astype(np.float64)
-            taken = np.minimum(rng.multinomial(missing, mix / mix.sum()), left)
+            drawn = rng.multinomial(missing, mix / mix.sum())
+            taken = np.minimum(drawn, left)
             table[client] += taken
             left -= taken
-    return _dealt(table, division, rng)
+            missing -= int(taken.sum())
+    return _owners_from_table(table, division, rng)
 
 
 def dirichlet_shares(
     rng: np.random.Generator, alpha: float, draws: int, size: int
 ) -> NDArray[np.float64]:
-    """Draws from the symmetric Dirichlet(alpha) over ``size`` parts, ``[draws, size]``; any alpha >
-    0, however small.
+    """Draw ``[draws, size]`` shares from the symmetric Dirichlet(alpha) over ``size`` parts.
+
+    It works for any alpha > 0, however small, because it computes in logarithms:
+    ``log Gamma(alpha) = log Gamma(alpha + 1) + log U / alpha`` does not underflow.
     """
     alpha = max(alpha, 1e-300)
-    # log Gamma(alpha) = log Gamma(alpha + 1) + log U / alpha does not underflow for tiny alpha
-    log_gamma = (
-        np.log(rng.standard_gamma(alpha + 1, (draws, size)))
-        + np.log1p(-rng.random((draws, size))) / alpha
-    )
+    log_gamma = np.log(rng.standard_gamma(alpha + 1, (draws, size)))
+    log_uniform = np.log1p(-rng.random((draws, size)))
+    log_gamma = log_gamma + log_uniform / alpha
     shares = np.exp(log_gamma - log_gamma.max(axis=1, keepdims=True))
     return np.asarray(shares / shares.sum(axis=1, keepdims=True))
 
 
 def disjoint(division: Division, rng: np.random.Generator) -> Integers:
-    """Clients share no label: classes in random order, each whole to the client that has the fewest
-    rows so far.
+    """Give each class whole to one client, so that clients share no label.
+
+    Classes come in random order; each goes to the client that has the fewest examples so far.
     """
-    holder = np.zeros(len(division.counts), dtype=np.int64)
+    counts = division.counts
+    holder = np.zeros(len(counts), dtype=np.int64)
     smallest = [(0, client) for client in range(division.clients)]
-    for c in rng.permutation(len(holder)):
+    for label in rng.permutation(len(holder)):
         size, client = smallest[0]
-        holder[c] = client
-        heapq.heapreplace(smallest, (size + int(division.counts[c]), client))
+        holder[label] = client
+        heapq.heapreplace(smallest, (size + int(counts[label]), client))
     return holder[division.y]
 
 
 def shards(division: Division, rng: np.random.Generator) -> Integers:
-    """Every client holds exactly ``labels`` labels (after McMahan et al. 2017, arXiv 1602.05629,
-    with shards that never mix labels).
+    """Give every client exactly ``labels`` labels.
 
-    Classes are cut into shards, the larger ones into more; a client gets shards of different
-    classes.
+    After McMahan et al. 2017, arXiv 1602.05629, with shards that never mix labels. Classes are cut
+    into shards, the larger classes into more; a client gets shards of different classes.
+
+    Raises:
+        UserError: a client stays below the minimum size.
     """
     labels = division.spec.labels
-    holders = _shards_per_class(division.counts, division.clients, labels)
+    counts = division.counts
+    holders = _shards_per_class(counts, division.clients, labels)
     free = np.full(division.clients, labels)
     table = np.zeros((division.clients, len(holders)), dtype=np.int64)
-    for c in np.argsort(-holders, kind="stable")[: np.count_nonzero(holders)]:
-        # those with the most shards still to come; so no class meets fewer free clients than it
-        # needs (Gale-Ryser)
+    by_holders = np.argsort(-holders, kind="stable")
+    for label in by_holders[: np.count_nonzero(holders)]:
+        # The clients that still lack the most shards come first. So no class meets fewer free
+        # clients than it needs (Gale-Ryser theorem).
         order = rng.permutation(division.clients)
-        chosen = order[np.argsort(-free[order], kind="stable")][: holders[c]]
+        most_free = np.argsort(-free[order], kind="stable")
+        chosen = order[most_free][: holders[label]]
         free[chosen] -= 1
-        table[chosen, c] = _even(int(division.counts[c]), int(holders[c]))
-    return _dealt(_levelled(table, division.spec.min_size), division, rng)
+        table[chosen, label] = _even_sizes(int(counts[label]), int(holders[label]))
+    _fill_small_clients(table, division.spec.min_size)
+    return _owners_from_table(table, division, rng)
 
 
 def _shards_per_class(counts: Integers, clients: int, labels: int) -> Integers:
-    """How many clients hold each class: by its size, at least 1, at most as many as it has rows or
-    as there are clients.
+    """Return how many clients hold each class, in proportion to its size, int64 ``[C]``.
 
-    Where groups are divided, a class may be the label of none, and no client holds it.
+    A class has at least one holder, and at most as many as it has examples or as there are
+    clients. If groups are divided, a class may be the label of no group; then nobody holds it.
     """
     most = np.minimum(counts, clients)
     holders = np.minimum(counts, 1)
-    # the next shard always comes from the class whose shards are the largest
-    heap = [(-float(count), c) for c, count in enumerate(counts) if most[c] > 1]
+    # The next shard always comes from the class whose shards are the largest.
+    heap = [(-float(count), label) for label, count in enumerate(counts) if most[label] > 1]
     heapq.heapify(heap)
-    for _ in range(clients * labels - int(holders.sum())):
-        _, c = heap[0]
-        holders[c] += 1
-        if holders[c] < most[c]:
-            heapq.heapreplace(heap, (-float(counts[c] / holders[c]), c))
+    further = clients * labels - int(holders.sum())
+    for _ in range(further):
+        _, label = heap[0]
+        holders[label] += 1
+        if holders[label] < most[label]:
+            shard_size = float(counts[label] / holders[label])
+            heapq.heapreplace(heap, (-shard_size, label))
         else:
             heapq.heappop(heap)
     return holders
 
 
-def _levelled(table: Integers, least: int) -> Integers:
-    """Let clients below ``least`` rows take rows of their own labels from the largest holder of the
-    label.
+def _fill_small_clients(table: Integers, min_size: int) -> None:
+    """Move examples in ``table`` ``[clients, C]``, in place, until every client has ``min_size``.
+
+    A client below it takes examples of its own labels from the largest holders of the label.
+
+    Raises:
+        UserError: the holders of its labels cannot spare enough.
     """
     sizes = table.sum(axis=1)
-    for client in np.flatnonzero(sizes < least):
-        for c in np.flatnonzero(table[client]):
-            spare = np.where(table[:, c] > 1, np.minimum(table[:, c] - 1, sizes - least), 0).clip(
-                min=0
-            )
-            for donor in np.argsort(-spare, kind="stable"):
-                moved = min(int(spare[donor]), int(least - sizes[client]))
-                if moved <= 0:
-                    break
-                for holder, rows in ((donor, -moved), (client, moved)):
-                    table[holder, c] += rows
-                    sizes[holder] += rows
-        if sizes[client] < least:
-            what = (
+    for client in np.flatnonzero(sizes < min_size):
+        for label in np.flatnonzero(table[client]):
+            _take_from_holders(table, sizes, client, label, min_size)
+        if sizes[client] < min_size:
+            problem = (
                 f"scheme 'shards' leaves client {client} with {sizes[client]} rows, fewer "
-                f"than {least}"
+                f"than {min_size}"
             )
-            raise UserError(
-                "partition.min_size", what, "give a smaller min_size, fewer clients or more labels"
-            )
-    return table
+            hint = "give a smaller min_size, fewer clients or more labels"
+            raise UserError("partition.min_size", problem, hint)
+
+
+def _take_from_holders(
+    table: Integers, sizes: Integers, client: int, label: int, min_size: int
+) -> None:
+    """Move spare examples of one label to ``client``; updates ``table`` and ``sizes`` in place."""
+    counts = table[:, label]
+    allowed = np.minimum(counts - 1, sizes - min_size)
+    spare = np.where(counts > 1, allowed, 0).clip(min=0)
+    for donor in np.argsort(-spare, kind="stable"):
+        moved = min(int(spare[donor]), int(min_size - sizes[client]))
+        if moved <= 0:
+            return
+        counts[donor] -= moved
+        sizes[donor] -= moved
+        counts[client] += moved
+        sizes[client] += moved
 
 
 def iid(division: Division, rng: np.random.Generator) -> Integers:
-    """Rows at random, sizes equal to within one."""
+    """Deal examples at random; client sizes are equal to within one."""
     owner: Integers = rng.permutation(np.arange(len(division.y)) % division.clients)
     return owner
 
 
 def quantity(division: Division, rng: np.random.Generator) -> Integers:
-    """Labels at random, sizes by a power law: the client of rank r holds rows in proportion to ``r
-    ** -power`` above the minimum.
+    """Deal labels at random to clients whose sizes follow a power law.
+
+    The client of rank r holds the minimum size plus a part in proportion to ``r ** -power``.
     """
     clients = division.clients
-    least = division.spec.min_size
-    weights = rng.permutation(np.arange(1, clients + 1) ** -division.spec.power)
-    exact = (len(division.y) - clients * least) * weights / weights.sum()
-    parts: Integers = np.floor(exact).astype(np.int64)
-    # the largest remainders take what rounding down left over
-    parts[
-        np.argsort(parts - exact, kind="stable")[
-            : len(division.y) - clients * least - int(parts.sum())
-        ]
-    ] += 1
-    return rng.permutation(np.repeat(np.arange(clients), least + parts))
+    min_size = division.spec.min_size
+    ranks = np.arange(1, clients + 1)
+    weights = rng.permutation(ranks**-division.spec.power)
+    extra = len(division.y) - clients * min_size
+    exact = extra * weights / weights.sum()
+    sizes: Integers = np.floor(exact).astype(np.int64)
+    # The largest remainders take what rounding down has left over.
+    leftover = extra - int(sizes.sum())
+    by_remainder = np.argsort(sizes - exact, kind="stable")
+    sizes[by_remainder[:leftover]] += 1
+    return rng.permutation(np.repeat(np.arange(clients), min_size + sizes))
 
 
 def column(division: Division, _: np.random.Generator) -> Integers:
-    """The clients are the values of a column, in sorted order."""
-    return np.unique(division.columns[str(division.spec.column)], return_inverse=True)[1].astype(
-        np.int64
-    )
+    """Give each value of a column to a client of its own, in sorted order of the values."""
+    values = division.columns[str(division.spec.column)]
+    _, owner = np.unique(values, return_inverse=True)
+    return owner.astype(np.int64)
 
 
 def column_dirichlet(division: Division, rng: np.random.Generator) -> Integers:
-    """Every value's rows are shared out among clients of its own, their labels by Dirichlet(alpha)
-    draws.
+    """Share out the examples of each value of a column among clients of that value.
 
-    Each value has a client; the further ones go, one by one, where there are the most rows a
-    client. Clients stand in the order of the values.
+    Labels follow Dirichlet(alpha) draws. Each value has at least one client; the further clients
+    go, one by one, to the value with the most examples per client. Clients are numbered in the
+    sorted order of the values.
     """
-    place = column(division, rng)
-    owner = np.empty_like(place)
-    first = 0
-    for value, count in enumerate(_clients_of(np.bincount(place), division.clients)):
-        own = np.flatnonzero(place == value)
-        y = np.unique(division.y[own], return_inverse=True)[1]
-        owner[own] = first + dirichlet(replace(division, y=y, clients=int(count)), rng)
-        first += int(count)
+    value_of = column(division, rng)
+    owner = np.empty_like(value_of)
+    first_client = 0
+    clients_per_value = _clients_per_value(np.bincount(value_of), division.clients)
+    for value, clients in enumerate(clients_per_value.tolist()):
+        members = np.flatnonzero(value_of == value)
+        _, labels = np.unique(division.y[members], return_inverse=True)
+        within_value = replace(division, y=labels, clients=clients)
+        owner[members] = first_client + dirichlet(within_value, rng)
+        first_client += clients
     return owner
 
 
-def _clients_of(rows: Integers, clients: int) -> Integers:
-    """How many clients each value has."""
-    clients_of = np.ones(len(rows), np.int64)
-    for _ in range(clients - len(rows)):
-        clients_of[np.argmax(rows / clients_of)] += 1
-    return clients_of
+def _clients_per_value(counts: Integers, clients: int) -> Integers:
+    """Return how many clients each column value gets, by its number of examples ``counts``."""
+    per_value = np.ones(len(counts), np.int64)
+    for _ in range(clients - len(counts)):
+        per_value[np.argmax(counts / per_value)] += 1
+    return per_value
 
 
 OWNERS: dict[str, Owner] = {
@@ -326,119 +360,151 @@ OWNERS: dict[str, Owner] = {
     "column-dirichlet": column_dirichlet,
     "feature-shift": iid,
 }
-"""The schemes by the names that a grid gives them."""
+"""The function of each scheme, by the name that a grid gives it."""
 
 
-def _dealt(table: Integers, division: Division, rng: np.random.Generator) -> Integers:
-    """Owners by a table ``[clients, C]`` of how many rows of each class a client holds; which rows
-    is random.
+def _owners_from_table(table: Integers, division: Division, rng: np.random.Generator) -> Integers:
+    """Deal random examples so that client k holds ``table[k, c]`` examples of each class c.
+
+    Args:
+        table: counts ``[clients, C]``.
+        division: the labels.
+        rng: chooses the examples.
+
+    Returns:
+        The client of each example, int64 ``[n]``.
     """
     owner = np.empty(len(division.y), dtype=np.int64)
-    for c in range(table.shape[1]):
-        rows = rng.permutation(np.flatnonzero(division.y == c))
-        owner[rows] = np.repeat(np.arange(len(table)), table[:, c])
+    clients = np.arange(len(table))
+    for label in range(table.shape[1]):
+        members = rng.permutation(np.flatnonzero(division.y == label))
+        owner[members] = np.repeat(clients, table[:, label])
     return owner
 
 
-def _even(total: int, parts: int) -> Integers:
-    """Whole sizes equal to within one."""
+def _even_sizes(total: int, parts: int) -> Integers:
+    """Split ``total`` into ``parts`` whole sizes that are equal to within one."""
     sizes = np.full(parts, total // parts, dtype=np.int64)
     sizes[: total % parts] += 1
     return sizes
 
 
-def _repaired(owner: Integers, division: Division, rng: np.random.Generator) -> Integers:
-    """Move random rows, one at a time, from whichever client is the largest to those below the
-    minimum size.
+def _top_up_small_clients(
+    owner: Integers, division: Division, rng: np.random.Generator
+) -> Integers:
+    """Move random examples, one at a time, from the largest client to those below the minimum.
+
+    ``owner`` ``[n]`` is changed in place and returned.
     """
     sizes = np.bincount(owner, minlength=division.clients).tolist()
-    least = division.spec.min_size
-    poor = [client for client, size in enumerate(sizes) if size < least]
+    min_size = division.spec.min_size
     largest = [(-size, client) for client, size in enumerate(sizes)]
     heapq.heapify(largest)
-    held: dict[int, list[int]] = {}
-    for client in poor:
-        for _ in range(least - sizes[client]):
-            # the largest holds more than min_size: there are enough rows for all, and this client
-            # has too few
+    shuffled: dict[int, list[int]] = {}
+    for client, client_size in enumerate(sizes):
+        # There are enough examples for all and this client has too few, so the largest client
+        # holds more than the minimum.
+        for _ in range(min_size - client_size):
             size, donor = largest[0]
-            if donor not in held:
-                held[donor] = rng.permutation(np.flatnonzero(owner == donor)).tolist()
-            owner[held[donor].pop()] = client
+            if donor not in shuffled:
+                shuffled[donor] = rng.permutation(np.flatnonzero(owner == donor)).tolist()
+            owner[shuffled[donor].pop()] = client
             heapq.heapreplace(largest, (size + 1, donor))
     return owner
 
 
 def check(division: Division) -> None:
-    """Refuse data that a scheme cannot divide so."""
+    """Refuse data that the scheme cannot divide, before anything is drawn.
+
+    Raises:
+        UserError: with the grid's key that has to change, and values that would fit.
+    """
+    spec = division.spec
+    if spec.scheme == "disjoint":
+        _check_disjoint(division)
+    elif spec.scheme == "shards":
+        _check_shards(division)
+    elif spec.column is not None:
+        _check_column(division)
+
+
+def _check_disjoint(division: Division) -> None:
+    """Refuse more clients than classes, and a class below the minimum size."""
     counts = division.counts
     clients = division.clients
-    spec = division.spec
-    classes = int(
-        np.count_nonzero(counts)
-    )  # where groups are divided, a class may be the label of none
-    if spec.scheme == "disjoint":
-        rarest = int(np.where(counts, counts, len(division.y)).argmin())
-        if clients > classes:
-            what = f"{clients} clients cannot have disjoint labels with {classes} classes"
-            raise UserError("clients", what, f"give at most {classes} clients")
-        if counts[rarest] < spec.min_size:
-            what = (
-                f"class {rarest} has {counts[rarest]} rows, fewer than {spec.min_size} "
-                "(partition.min_size)"
-            )
-            raise UserError("partition.min_size", what, f"give at most {counts[rarest]}")
-    elif spec.scheme == "shards":
-        fewest = -(-classes // clients)
-        most = min(classes, int(np.minimum(counts, clients).sum()) // clients)
-        if not fewest <= spec.labels <= most:
-            what = (
-                f"{clients} clients × {spec.labels} labels = {clients * spec.labels} shards "
-                f"do not fit the sizes of {classes} classes"
-            )
-            if fewest <= most:
-                hint = f"give at least {fewest} and at most {most} labels"
-            else:
-                hint = "give fewer clients"
-            raise UserError("partition.labels", what, hint)
-    elif spec.column is not None:
-        _values_fit(division)
+    min_size = division.spec.min_size
+    # If groups are divided, a class may be the label of no group.
+    classes = np.count_nonzero(counts)
+    if clients > classes:
+        problem = f"{clients} clients cannot have disjoint labels with {classes} classes"
+        raise UserError("clients", problem, f"give at most {classes} clients")
+    rarest = int(np.where(counts, counts, len(division.y)).argmin())
+    if counts[rarest] < min_size:
+        problem = (
+            f"class {rarest} has {counts[rarest]} rows, fewer than {min_size} (partition.min_size)"
+        )
+        raise UserError("partition.min_size", problem, f"give at most {counts[rarest]}")
 
 
-def _values_fit(division: Division) -> None:
-    """The column has a value for every client, or no fewer clients than values; and every client
-    the minimum size.
-    """
+def _check_shards(division: Division) -> None:
+    """Refuse a number of labels per client that cannot give each class to somebody."""
+    counts = division.counts
+    clients = division.clients
+    labels = division.spec.labels
+    classes = int(np.count_nonzero(counts))
+    fewest = -(-classes // clients)
+    most = min(classes, int(np.minimum(counts, clients).sum()) // clients)
+    if fewest <= labels <= most:
+        return
+    problem = (
+        f"{clients} clients × {labels} labels = {clients * labels} shards "
+        f"do not fit the sizes of {classes} classes"
+    )
+    if fewest <= most:
+        hint = f"give at least {fewest} and at most {most} labels"
+    else:
+        hint = "give fewer clients"
+    raise UserError("partition.labels", problem, hint)
+
+
+def _check_column(division: Division) -> None:
+    """Refuse a column without a value for every client, or with a value of too few examples."""
     name = str(division.spec.column)
     clients = division.clients
-    least = division.spec.min_size
+    min_size = division.spec.min_size
     values, counts = column_values(division.columns, name)
-    if len(values) > clients or (division.spec.scheme == "column" and len(values) < clients):
-        what = f"column '{name}' has {len(values)} values, so {len(values)} clients, not {clients}"
-        raise UserError("clients", what, f"give clients: {len(values)}")
-    own = _clients_of(counts, clients)
-    few = int(np.argmin(counts / own))
-    if counts[few] < own[few] * least:
-        what = (
-            f"value '{values[few]}' of column '{name}' has {counts[few]} rows for {own[few]} "
-            f"clients of {least} rows at least"
+    too_many_clients = division.spec.scheme == "column" and len(values) < clients
+    if len(values) > clients or too_many_clients:
+        problem = (
+            f"column '{name}' has {len(values)} values, so {len(values)} clients, not {clients}"
         )
-        if own[few] > 1:
-            hint = "give fewer clients"
-        else:
-            hint = f"give min_size: {counts[few]} or less"
-        raise UserError("clients" if own[few] > 1 else "partition.min_size", what, hint)
+        raise UserError("clients", problem, f"give clients: {len(values)}")
+    per_value = _clients_per_value(counts, clients)
+    scarcest = int(np.argmin(counts / per_value))
+    count = counts[scarcest]
+    holders = per_value[scarcest]
+    if count >= holders * min_size:
+        return
+    problem = (
+        f"value '{values[scarcest]}' of column '{name}' has {count} rows for {holders} "
+        f"clients of {min_size} rows at least"
+    )
+    if holders > 1:
+        raise UserError("clients", problem, "give fewer clients")
+    raise UserError("partition.min_size", problem, f"give min_size: {count} or less")
 
 
 def column_values(columns: Mapping[str, NDArray[Any]], name: str) -> tuple[NDArray[Any], Integers]:
-    """A column's values in sorted order, and how many rows have each."""
+    """Return a column's values in sorted order, and the number of examples that have each.
+
+    Raises:
+        UserError: there is no such column, or examples have no value in it.
+    """
     if name not in columns:
-        what = f"the data set has no column '{name}' with a value for every row"
-        raise UserError("partition.column", what, nearest(name, columns))
-    if missing := int(np.count_nonzero(lacking(columns[name]))):
-        raise UserError(
-            "partition.column",
-            f"column '{name}' has no value in {missing} training rows",
-            "give every row one",
-        )
+        problem = f"the data set has no column '{name}' with a value for every row"
+        raise UserError("partition.column", problem, nearest(name, columns))
+    missing = int(np.count_nonzero(lacking(columns[name])))
+    if missing:
+        problem = f"column '{name}' has no value in {missing} training rows"
+        raise UserError("partition.column", problem, "give every row one")
     return np.unique(columns[name], return_counts=True)

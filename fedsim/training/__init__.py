@@ -1,1 +1,1 @@
-"""One cell's training, in one process and without Ray: cohorts of clients, rounds, checkpoints."""
+"""The training of one cell without Ray: cohorts of clients, rounds and checkpoints."""

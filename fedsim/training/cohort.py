@@ -1,4 +1,6 @@
-"""A cohort: the clients that one actor hosts, computed together, and the pools that hold one or
+"""Cohorts and pools: where the clients of a cell compute.
+
+A cohort is the clients that one actor hosts; they are computed together. A pool holds one or
 several cohorts.
 """
 
@@ -29,10 +31,15 @@ class CohortSpec:
     """All that an actor needs to host a cohort, besides the data set.
 
     Attributes:
-        members: client numbers, ascending.
-        rows: each member's training rows.
-        groups: if the unit is a group: the number of each row's group within its client, ascending
-            from 0.
+        algorithm: the name of the algorithm.
+        params: its parameters, as in the grid.
+        task: the public facts of the cell.
+        plan: the cell's privacy plan; None if epsilon has no meaning.
+        seeds: the cell's seed tree.
+        members: the numbers of the cohort's clients, ascending.
+        rows: the numbers of each member's training examples.
+        groups: if the unit is a group: the number of each example's group within its client,
+            ascending from 0; else None.
     """
 
     algorithm: str
@@ -45,15 +52,18 @@ class CohortSpec:
     groups: tuple[NDArray[np.int64], ...] | None = None
 
     def given(self, public: PublicRows | None) -> CohortSpec:
-        """With other public rows in its task: None where it is sent, for rows travel with the data
-        set.
+        """Return a copy with other public examples in its task.
+
+        They are None while the specification is sent to an actor, because public examples travel
+        with the data set.
         """
         return replace(self, task=replace(self.task, public=public))
 
 
 def build_algorithm(name: str, params: dict[str, Any], task: Task) -> Algorithm:
-    """The algorithm with validated parameters; public rows are kept from one that does not say that
-    it uses them.
+    """Return the algorithm with validated parameters.
+
+    Public examples are removed from its task unless it says that it uses them.
     """
     cls = lookup(name)
     algorithm = cls(cls.Params.model_validate(params), task)
@@ -63,11 +73,15 @@ def build_algorithm(name: str, params: dict[str, Any], task: Task) -> Algorithm:
 
 
 class Cohort:
-    """Hosts the clients of ``spec``: one model with a slice per client, one batch for all; ``x, y``
-    are the data set's training rows.
+    """The clients of one actor: one model with a slice per client, and one batch for all of them.
 
-    ``clients`` is the class that they are of, :class:`fedsim.methods.clients.Clients` or one that
-    also watches what they do.
+    Args:
+        spec: the clients, the algorithm, the plan and the seeds.
+        x: embeddings of all training examples of the data set ``[n, d]``.
+        y: their labels ``[n]``.
+        device: where to compute.
+        clients: the class of the clients: :class:`fedsim.methods.clients.Clients`, or one that also
+            watches what they do.
     """
 
     def __init__(
@@ -81,73 +95,83 @@ class Cohort:
         self.algorithm = build_algorithm(spec.algorithm, spec.params, spec.task)
         self.phases = self.algorithm.phases()
         model = initial_model(self.algorithm.build, spec.seeds, spec.members).to(device)
+        groups = None
+        if spec.groups is not None:
+            groups = tuple(map(torch.from_numpy, spec.groups))
         self.clients = clients(
             spec.members,
-            parts(x, spec.rows, device),
-            parts(y, spec.rows, device),
+            client_values(x, spec.rows, device),
+            client_values(y, spec.rows, device),
             spec.seeds,
             spec.plan,
             model,
-            None if spec.groups is None else tuple(map(torch.from_numpy, spec.groups)),
+            groups,
             device=device,
         )
         self.algorithm.start_clients(self.clients)
 
     def round(self, round_: Round, broadcast: Tensors) -> Message:
-        """One round's computation, with the record of what ran."""
-        self.clients.ran = RoundTrace()
-        self.clients.steps = range(round_.stream, round_.stream + round_.release.per_round)
-        message = self.phases[round_.phase].at_clients(
-            self.clients, round_, moved(broadcast, self.clients.device)
-        )
-        self.clients.state.update(in_order(self.clients.state))
+        """Compute one round; the message includes the record of what ran."""
+        clients = self.clients
+        clients.ran = RoundTrace()
+        clients.steps = range(round_.stream, round_.stream + round_.release.per_round)
+        phase = self.phases[round_.phase]
+        message = phase.at_clients(clients, round_, moved(broadcast, clients.device))
+        clients.state.update(in_order(clients.state))
         received = message.downlink_bytes
         if received is None:
-            received = len(self.clients.members) * sum(value.nbytes for value in broadcast.values())
-        return replace(message, ran=self.clients.ran, downlink_bytes=received)
+            received = len(clients.members) * sum(value.nbytes for value in broadcast.values())
+        return replace(message, ran=clients.ran, downlink_bytes=received)
 
     def released(self, names: Sequence[str]) -> Tensors:
-        """Per-client tensors by name, averaged over iterates if the algorithm keeps averages."""
-        current = dict(self.clients.model.named_parameters())
+        """Return per-client tensors by name, ``[members, ...]``, on the CPU.
+
+        Of a tensor whose mean over iterates the algorithm keeps, it is that mean.
+        """
+        parameters = dict(self.clients.model.named_parameters())
         state = self.clients.state
-        return moved(
-            {
-                name: state.get(f"average.{name}", state.get(name, current[name].detach()))
-                for name in names
-            },
-            CPU,
-        )
+        tensors = {}
+        for name in names:
+            latest = state.get(name, parameters[name].detach())
+            tensors[name] = state.get(f"average.{name}", latest)
+        return moved(tensors, CPU)
 
     def state(self) -> Tensors:
-        """All private state, counters or ``[members, ...]``, on the CPU."""
-        parameters = dict(self.clients.model.named_parameters())
-        kept = {name: parameters[name] for name in local_names(self.clients.model)}
-        return copied(nested("model", kept) | nested("state", self.clients.state))
+        """Return all private state on the CPU: counters, or tensors ``[members, ...]``."""
+        model = self.clients.model
+        parameters = dict(model.named_parameters())
+        local = {name: parameters[name] for name in local_names(model)}
+        return copied(nested("model", local) | nested("state", self.clients.state))
 
     def load_state(self, tensors: Tensors) -> None:
-        """Load a checkpoint's client state."""
+        """Load the state that :meth:`state` returned, from a checkpoint."""
         load_parameters(self.clients.model, tensors, "model.")
         self.clients.state.update(moved(copied(below("state", tensors)), self.clients.device))
 
 
-def parts(
-    values: NDArray[Any], rows: Sequence[NDArray[np.int64]], device: torch.device
+def client_values(
+    values: NDArray[Any],
+    rows: Sequence[NDArray[np.int64]],
+    device: torch.device,
 ) -> tuple[torch.Tensor, ...]:
-    """Each client's ``rows`` of all ``values``, on ``device``.
+    """Return each client's part of ``values`` ``[n, ...]`` on ``device``.
 
-    On the CPU in memory that torch allocates, which is always aligned: rounding of matrix products
-    may depend on alignment.
+    On the CPU the parts are in memory that torch allocates, which is always aligned, because the
+    rounding of matrix products may depend on alignment.
     """
     if device == CPU:
-        return tuple(torch.from_numpy(values[own]).clone() for own in rows)
+        return tuple(torch.from_numpy(values[numbers]).clone() for numbers in rows)
     whole = to_device(torch.from_numpy(values), device)
-    return tuple(whole.index_select(0, to_device(torch.from_numpy(own), device)) for own in rows)
+    indices = [to_device(torch.from_numpy(numbers), device) for numbers in rows]
+    return tuple(whole.index_select(0, index) for index in indices)
 
 
 class LocalPool:
-    """All clients of a cell, in cohorts: here all in this process, computed one after another.
+    """All clients of a cell in this process; cohorts compute one after another.
 
-    After each round the contract of the algorithm ``tried``, if there is one, is tried for it.
+    Args:
+        cohorts: the cohorts, in client order.
+        tried: an algorithm whose contract is tested after each round; None: no test.
     """
 
     def __init__(self, cohorts: Sequence[Cohort], tried: Algorithm | None = None) -> None:
@@ -156,52 +180,59 @@ class LocalPool:
         self.tried = tried
 
     def each(self, method: str, arguments: Sequence[tuple[Any, ...]]) -> list[Any]:
-        """Call a method of every cohort, with its own arguments; what it returns is in client
-        order.
+        """Call a method of every cohort and return its results, in client order.
+
+        Args:
+            method: the method's name.
+            arguments: the arguments for each cohort.
         """
         return [
-            getattr(cohort, method)(*own)
-            for cohort, own in zip(self.cohorts, arguments, strict=True)
+            getattr(cohort, method)(*cohort_arguments)
+            for cohort, cohort_arguments in zip(self.cohorts, arguments, strict=True)
         ]
 
     def round(self, round_: Round, broadcast: Tensors) -> list[Message]:
-        """Let every cohort compute; messages in client order."""
+        """Let every cohort compute a round; returns their messages in client order."""
         messages = self.each("round", [(round_, broadcast) for _ in self.sizes])
         if self.tried is not None:
             self.tried.check_contract(round_, broadcast)
         return messages
 
     def released(self, names: Sequence[str]) -> Tensors:
-        """Per-client tensors that the plan protects, ``[clients, ...]``, in client order."""
+        """Return per-client tensors that the plan protects, ``[clients, ...]``, in client order."""
         return join_clients(self.each("released", [(names,) for _ in self.sizes]))
 
     def state(self) -> Tensors:
-        """All private client state, for a checkpoint."""
+        """Return all private client state, for a checkpoint."""
         return join_clients(self.each("state", [() for _ in self.sizes]))
 
     def load_state(self, tensors: Tensors) -> None:
-        """Load a checkpoint's client state."""
-        self.each("load_state", [(part,) for part in split_clients(tensors, self.sizes)])
+        """Load the client state of a checkpoint."""
+        self.each("load_state", [(state,) for state in split_clients(tensors, self.sizes)])
 
 
-def join_clients(parts: Sequence[Tensors]) -> Tensors:
-    """Cohorts' per-client tensors as one, in client order; counters (no dimension) are equal
-    everywhere.
+def join_clients(cohort_tensors: Sequence[Tensors]) -> Tensors:
+    """Return the per-client tensors of several cohorts as one, in client order.
+
+    Counters (tensors without a dimension) are equal in all cohorts, so the first is taken.
     """
-    return {
-        name: value if value.dim() == 0 else torch.cat([part[name] for part in parts])
-        for name, value in parts[0].items()
-    }
+    joined = {}
+    for name, value in cohort_tensors[0].items():
+        if value.dim():
+            joined[name] = torch.cat([tensors[name] for tensors in cohort_tensors])
+        else:
+            joined[name] = value
+    return joined
 
 
 def split_clients(tensors: Tensors, sizes: Sequence[int]) -> list[Tensors]:
-    """The inverse of :func:`join_clients` for cohorts of ``sizes`` clients."""
-    parts: list[Tensors] = [{} for _ in sizes]
+    """Undo :func:`join_clients` for cohorts of ``sizes`` clients."""
+    cohort_tensors: list[Tensors] = [{} for _ in sizes]
     for name, value in tensors.items():
-        if value.dim() == 0:
-            pieces: Sequence[torch.Tensor] = [value] * len(sizes)
+        if value.dim():
+            pieces: Sequence[torch.Tensor] = torch.split(value, list(sizes))
         else:
-            pieces = torch.split(value, list(sizes))
-        for part, piece in zip(parts, pieces, strict=True):
-            part[name] = piece
-    return parts
+            pieces = [value] * len(sizes)
+        for target, piece in zip(cohort_tensors, pieces, strict=True):
+            target[name] = piece
+    return cohort_tensors

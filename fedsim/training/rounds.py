@@ -1,12 +1,15 @@
-"""The rounds of a training: broadcast, client computation, sum, noise, server step, ledger."""
+"""The rounds of a training.
+
+In each round the server broadcasts, clients compute, their messages are summed, noise is added, the
+server takes a step, and the ledger counts what ran.
+"""
 
 from __future__ import annotations
 
 import math
 from collections import abc
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
-from functools import partial
+from dataclasses import dataclass, field, replace
 from typing import Any, cast
 
 import numpy as np
@@ -31,13 +34,24 @@ from fedsim.privacy.noise import Noise, gaussian
 from fedsim.privacy.plan import PrivacyPlan
 from fedsim.seeds import Purpose, Seeds
 from fedsim.training.cohort import LocalPool
-from fedsim.training.state import Checkpoint, below, copied, load_server, nested, released_state
+from fedsim.training.state import (
+    Checkpoint,
+    below,
+    load_server,
+    nested,
+    released_state,
+    server_state,
+)
 
 
 @dataclass(frozen=True)
 class RoundRecord:
-    """A round's line of ``rounds.jsonl``; all but the release's name are diagnostics, not
-    private.
+    """One line of ``rounds.jsonl``: the diagnostics of a round, which are not private.
+
+    Attributes:
+        round: the round's number, from 0.
+        rounds: the number of rounds of the training.
+        values: the release's name and the diagnostics by name.
     """
 
     round: int
@@ -54,7 +68,7 @@ class Trained:
         shares: class frequencies ``[C]`` from released counts; None if none were released.
         ledger: the steps that ran.
         uplink_bytes, downlink_bytes: bytes that all clients sent and received.
-        state: the state from which ``made`` was made
+        state: the state from which ``made`` can be made again
             (:func:`fedsim.training.state.released_state`).
     """
 
@@ -64,6 +78,44 @@ class Trained:
     uplink_bytes: int
     downlink_bytes: int
     state: Tensors
+
+
+@dataclass
+class _Progress:
+    """How far a training is: its next round, the ledger, and bytes sent and received."""
+
+    rounds: int = 0
+    ledger: Ledger = field(default_factory=Ledger)
+    uplink_bytes: int = 0
+    downlink_bytes: int = 0
+
+    @classmethod
+    def resumed(cls, resume: Checkpoint) -> _Progress:
+        """Return the progress at a checkpoint."""
+        ledger = Ledger.from_json(resume.ledger)
+        return cls(resume.round, ledger, resume.uplink_bytes, resume.downlink_bytes)
+
+    def count(self, round_: Round, messages: Sequence[Message], server_multiplier: float) -> None:
+        """Count a round: the steps that cost privacy, and the bytes of its messages."""
+        self.rounds = round_.number + 1
+        for message in messages:
+            self.uplink_bytes += message.uplink_bytes
+            self.downlink_bytes += message.downlink_bytes or 0
+            for step in message.ran.steps:
+                mechanism = step.noised(server_multiplier)
+                if mechanism.costs:
+                    self.ledger.record(step.members, mechanism)
+
+    def checkpoint(self, state: Tensors, secret: int | None) -> Checkpoint:
+        """Return a checkpoint with the state of server and clients, and the noise's secret root."""
+        return Checkpoint(
+            self.rounds,
+            state,
+            self.ledger.to_json(),
+            self.uplink_bytes,
+            self.downlink_bytes,
+            secret,
+        )
 
 
 def train(
@@ -77,37 +129,40 @@ def train(
     watch: Callable[[Round, Tensors], None] | None = None,
     schedule: Iterable[Round] | None = None,
 ) -> abc.Generator[RoundRecord, None, Trained]:
-    """Run all rounds: yields every round's record, returns the outcome.
+    """Run all rounds: yields the record of every round, then returns the outcome.
 
     Args:
         algorithm: the mathematics.
         pool: the clients.
-        plan: from :func:`fedsim.methods.algorithm.solved_plan`.
+        plan: from :func:`fedsim.methods.algorithm.solved_plan`; None without privacy.
         seeds: the cell's seed tree.
-        resume: continue from here; the result is that of an uninterrupted training.
-        checkpoint: called after every round with a function that captures the progress, which it
-            may call.
-        device: of the server.
-        watch: called in every round with what the server gets, the noisy sums, which it must not
-            change.
-        schedule: the rounds to run; None: all of the algorithm's.
+        resume: the checkpoint to continue from; the outcome equals that of an uninterrupted
+            training, bit for bit.
+        checkpoint: called after every round with a function that captures the progress. It may
+            call that function, or not.
+        device: where the server computes.
+        watch: called in every round with what the server gets, the noisy sums. It must not change
+            them.
+        schedule: the rounds to run; None: all rounds of the algorithm.
     """
     server = algorithm.initial_server(seeds.public).to(device)
     server.plan = plan
-    ledger = Ledger()
-    uplink = 0
-    downlink = 0
-    start = 0
+    progress = _Progress()
     if resume is not None:
-        start = resume.round
-        ledger = Ledger.from_json(resume.ledger)
-        uplink = resume.uplink_bytes
-        downlink = resume.downlink_bytes
+        progress = _Progress.resumed(resume)
         load_server(server, below("server", resume.tensors))
         pool.load_state(below("clients", resume.tensors))
+    start = progress.rounds
     phases = algorithm.phases()
     rounds = sum(phase.release.rounds for phase in phases)
-    for round_ in algorithm.schedule() if schedule is None else schedule:
+    if schedule is None:
+        schedule = algorithm.schedule()
+
+    def captured() -> Checkpoint:
+        state = nested("server", server_state(server)) | nested("clients", pool.state())
+        return progress.checkpoint(state, seeds.secret)
+
+    for round_ in schedule:
         if round_.number < start:
             continue
         phase = phases[round_.phase]
@@ -115,68 +170,41 @@ def train(
         total = add_in_order([moved(message.sums, device) for message in messages])
         noise, multiplier = server_noise(algorithm, plan, round_, total, seeds)
         signal = squared_sums(total)
-        drawn = moved(noise.parts, device)
-        noisy = rounded(
-            {name: value + drawn[name] for name, value in total.items()} if drawn else total
-        )
+        noisy = _add_noise(total, noise, device)
         if watch is not None:
             watch(round_, noisy)
         values = phase.at_server(server, round_, noisy)
         record = {
             "release": round_.release.name,
             "main": round_.release.main,
-            **_gathered(messages, noise, signal, values),
+            **_diagnostics(messages, noise, signal, values),
         }
         server.tensors = in_order(server.tensors)
-        for step in (step for message in messages for step in message.ran.steps):
-            if (ran := step.noised(multiplier)).costs:
-                ledger.record(step.members, ran)
-        uplink += sum(message.uplink_bytes for message in messages)
-        downlink += sum(message.downlink_bytes or 0 for message in messages)
+        progress.count(round_, messages, multiplier)
         if checkpoint is not None:
-            checkpoint(
-                partial(
-                    _captured,
-                    server,
-                    pool,
-                    ledger,
-                    round_.number + 1,
-                    (uplink, downlink),
-                    seeds.secret,
-                )
-            )
+            checkpoint(captured)
         yield RoundRecord(round_.number, rounds, record)
-    server.codes = moved(pool.released(algorithm.released_names(server.model)), device)
+    codes = pool.released(algorithm.released_names(server.model))
+    server.codes = moved(codes, device)
     state = released_state(server)
-    return Trained(*_made(algorithm, server), ledger, uplink, downlink, state)
-
-
-def _captured(
-    server: Server,
-    pool: LocalPool,
-    ledger: Ledger,
-    round_: int,
-    sizes: tuple[int, int],
-    secret: int | None,
-) -> Checkpoint:
-    """The progress after ``round_`` rounds: ``sizes``, the bytes sent and received, and the root of
-    the secret streams, too.
-    """
-    parameters = {name: p for name, p in server.model.named_parameters() if p.numel()}
-    own = nested("model", copied(parameters)) | nested("tensors", copied(server.tensors))
-    return Checkpoint(
-        round_,
-        nested("server", own) | nested("clients", pool.state()),
-        ledger.to_json(),
-        *sizes,
-        secret,
+    made, shares = _product_and_shares(algorithm, server)
+    return Trained(
+        made, shares, progress.ledger, progress.uplink_bytes, progress.downlink_bytes, state
     )
+
+
+def _add_noise(total: Tensors, noise: Noise, device: torch.device) -> Tensors:
+    """Return the sums with the server's noise, if it adds any, rounded to float32."""
+    if not noise.parts:
+        return rounded(total)
+    drawn = moved(noise.parts, device)
+    return rounded({name: value + drawn[name] for name, value in total.items()})
 
 
 def to_the_end(
     steps: abc.Generator[RoundRecord, None, Trained],
 ) -> tuple[list[RoundRecord], Trained]:
-    """All records of a :func:`train`, and its outcome."""
+    """Run a :func:`train` to its end; returns all its records and its outcome."""
     records: list[RoundRecord] = []
     while True:
         try:
@@ -192,75 +220,105 @@ def restored(
     seeds: Seeds,
     device: torch.device = CPU,
 ) -> tuple[Product, NDArray[np.float64] | None]:
-    """The generator or classifier of an earlier training and its released label shares, from its
-    ``Trained.state``, plan and seeds.
+    """Make the generator or classifier of an earlier training again, without training.
+
+    Args:
+        algorithm: the algorithm of that training.
+        state: its :attr:`Trained.state`.
+        plan: its privacy plan.
+        seeds: its seeds.
+        device: where the server computes.
+
+    Returns:
+        The generator or classifier, and the released class frequencies ``[C]`` or None.
     """
     server = algorithm.initial_server(seeds.public).to(device)
     server.plan = plan
     load_server(server, below("server", state))
     server.codes = moved(below("codes", state), device)
-    return _made(algorithm, server)
+    return _product_and_shares(algorithm, server)
 
 
-def _made(algorithm: Algorithm, server: Server) -> tuple[Product, NDArray[np.float64] | None]:
-    """What is made of parameters at their mean over iterates, if there is one; and the released
-    label shares, if there are any.
+def _product_and_shares(
+    algorithm: Algorithm, server: Server
+) -> tuple[Product, NDArray[np.float64] | None]:
+    """Return the product, and class frequencies ``[C]`` if the algorithm releases counts.
+
+    The product is made of parameters at their mean over iterates, if the algorithm keeps one.
+
+    Raises:
+        ValueError: ``label_counts`` returned another shape than ``[C]``.
     """
     load_parameters(server.model, server.tensors, "average.")
-    made = shortened(algorithm.product(server), algorithm.task.dim)
+    product = shortened(algorithm.product(server), algorithm.task.dim)
     counts = algorithm.label_counts(server)
     classes = algorithm.task.classes
     if counts is None:
-        return made, None
+        return product, None
     if counts.shape != (classes,):
         raise ValueError(
             f"label_counts returned {list(counts.shape)}, not a number a class, [{classes}]"
         )
-    known = counts.detach().cpu().double().nan_to_num(0.0, 0.0, 0.0).clamp_min(0.0).numpy()
-    return made, known / known.sum() if known.any() else None
+    finite = counts.detach().cpu().double().nan_to_num(0.0, 0.0, 0.0)
+    positive = finite.clamp_min(0.0).numpy()
+    if positive.any():
+        return product, positive / positive.sum()
+    return product, None
 
 
 def server_noise(
-    algorithm: Algorithm, plan: PrivacyPlan | None, round_: Round, total: Tensors, seeds: Seeds
+    algorithm: Algorithm,
+    plan: PrivacyPlan | None,
+    round_: Round,
+    total: Tensors,
+    seeds: Seeds,
 ) -> tuple[Noise, float]:
-    """The noise that the server adds, once, to the sum; with its multiplier, 0 without noise."""
+    """Return the noise that the server adds, once, to the sum ``total``, and its multiplier.
+
+    The multiplier is the standard deviation over the sensitivity. Without a plan, or if the clients
+    add the noise, there is none and the multiplier is 0.
+    """
     if plan is None or algorithm.noise_at_clients():
         return Noise({}, 0), 0.0
     std = plan.noise_std(round_.release.name)
     shapes = {name: value.shape for name, value in total.items()}
-    return gaussian(
-        shapes, std, seeds.keystream(Purpose.NOISE, round_.stream)
-    ), std / plan.sensitivity
+    stream = seeds.keystream(Purpose.NOISE, round_.stream)
+    return gaussian(shapes, std, stream), std / plan.sensitivity
 
 
-def _gathered(
+def _diagnostics(
     messages: Sequence[Message], noise: Noise, signal: Tensor, values: Values
 ) -> dict[str, Any]:
-    """The diagnostics of a round, copied from the device together."""
+    """Return the diagnostics of a round by name.
+
+    All tensors are copied from the device together, because each copy waits for it.
+    """
     diagnostics: dict[str, list[Diagnostic]] = {}
     for message in messages:
         for name, value in message.diagnostics.items():
             diagnostics.setdefault(name, []).append(Diagnostic.of(value))
-    waiting: dict[Any, Any] = {
-        (name, i): part.values
-        for name, parts in diagnostics.items()
-        for i, part in enumerate(parts)
-    }
-    waiting |= {("server", name): value for name, value in values.items()} | {"signal": signal}
-    tensors: dict[Any, Tensor] = {
-        key: value for key, value in waiting.items() if isinstance(value, Tensor)
-    }
-    there = waiting | moved(tensors, CPU)
+    numbers: dict[Any, Any] = {("server", name): value for name, value in values.items()}
+    numbers["signal"] = signal
+    for name, parts in diagnostics.items():
+        for i, part in enumerate(parts):
+            numbers[name, i] = part.values
+    tensors = {key: value for key, value in numbers.items() if isinstance(value, Tensor)}
+    numbers |= moved(tensors, CPU)
+    sampled = sum(message.ran.sampled for message in messages)
+    drawn = sum(message.ran.noise for message in messages) + noise.fingerprint
     record: dict[str, Any] = {
-        "sampled": sum(message.ran.sampled for message in messages) % 2**32,
-        "noise": (sum(message.ran.noise for message in messages) + noise.fingerprint) % 2**32,
-        "signal_norm": math.sqrt(sum(there["signal"].tolist())),
+        "sampled": sampled % 2**32,
+        "noise": drawn % 2**32,
+        "signal_norm": math.sqrt(sum(numbers["signal"].tolist())),
         "noise_norm": l2_norm(noise.parts),
     }
-    # a cohort that sampled no row has no loss
     for name, parts in diagnostics.items():
-        reduced = Diagnostic.reduced(
-            [replace(part, values=there[name, i]) for i, part in enumerate(parts)]
-        )
-        record[f"{name}_quantiles" if parts[0].reduction == "quantiles" else name] = reduced
-    return record | {name: float(there["server", name]) for name in values}
+        # A cohort that sampled no example has no loss, so it counts for nothing here.
+        on_cpu = [replace(part, values=numbers[name, i]) for i, part in enumerate(parts)]
+        key = name
+        if parts[0].reduction == "quantiles":
+            key = f"{name}_quantiles"
+        record[key] = Diagnostic.reduced(on_cpu)
+    for name in values:
+        record[name] = float(numbers["server", name])
+    return record

@@ -1,5 +1,7 @@
-"""The state of a training in checkpoints and saved generators: tensors by name, with the owner's
-name as prefix.
+"""The state of a training, in checkpoints and saved generators.
+
+It is a set of tensors by name. A prefix of the name says whose the tensor is, such as
+``server.model.`` or ``clients.state.``.
 """
 
 from __future__ import annotations
@@ -25,8 +27,14 @@ from fedsim.methods.parameters import load_parameters
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """The state of a training from which it continues bit for bit; with the root of secret noise,
-    if noise is secret.
+    """The state of a training from which it continues bit for bit. It is private.
+
+    Attributes:
+        round: the number of rounds that have run.
+        tensors: all state of the server and the clients.
+        ledger: the ledger, as JSON.
+        uplink_bytes, downlink_bytes: bytes that all clients have sent and received.
+        secret: the root of secret noise; None if noise is not secret.
     """
 
     round: int
@@ -38,64 +46,78 @@ class Checkpoint:
 
 
 def nested(prefix: str, tensors: Mapping[str, Tensor]) -> Tensors:
-    """The tensors with ``prefix`` and a dot before their names."""
+    """Return the tensors with ``prefix`` and a dot before their names."""
     return {f"{prefix}.{name}": value for name, value in tensors.items()}
 
 
 def below(prefix: str, tensors: Tensors) -> Tensors:
-    """The inverse of :func:`nested`: the tensors with ``prefix``, under their own names."""
+    """Return the tensors whose names start with ``prefix`` and a dot, without them.
+
+    It is the inverse of :func:`nested`.
+    """
+    start = f"{prefix}."
     return {
-        name.removeprefix(f"{prefix}."): value
-        for name, value in tensors.items()
-        if name.startswith(f"{prefix}.")
+        name.removeprefix(start): value for name, value in tensors.items() if name.startswith(start)
     }
 
 
 def copied(tensors: Mapping[str, Tensor]) -> Tensors:
-    """Copies on the CPU, which share no memory with the tensors."""
-    there = moved(tensors, CPU)
-    return {
-        name: value.detach().clone() if there[name] is value else there[name]
-        for name, value in tensors.items()
-    }
+    """Return copies on the CPU, which share no memory with the tensors."""
+    copies = {}
+    for name, on_cpu in moved(tensors, CPU).items():
+        # A tensor that was on the CPU already has not been copied by the move.
+        if on_cpu is tensors[name]:
+            copies[name] = on_cpu.detach().clone()
+        else:
+            copies[name] = on_cpu
+    return copies
 
 
 def load_server(server: Server, tensors: Tensors) -> None:
-    """Load a saved server state."""
+    """Load a saved server state: parameters below ``model.``, other tensors below ``tensors.``."""
     load_parameters(server.model, tensors, "model.")
     server.tensors = moved(copied(below("tensors", tensors)), server.device)
 
 
-def released_state(server: Server) -> Tensors:
-    """The state from which a generator is made: the server's state and the released codes, all of
-    it private.
+def server_state(server: Server) -> Tensors:
+    """Return copies of the server's parameters and tensors, as :func:`load_server` reads them."""
+    parameters = {name: p for name, p in server.model.named_parameters() if p.numel()}
+    return nested("model", copied(parameters)) | nested("tensors", copied(server.tensors))
 
-    Without the optimiser's state, and without parameters that have a mean over iterates.
+
+def released_state(server: Server) -> Tensors:
+    """Return the state from which a generator is made: the server's and the released client codes.
+
+    It has neither the optimiser's state nor parameters whose mean over iterates it contains. It is
+    private data: only what is made of it may be released.
     """
-    kept = {name: value for name, value in server.tensors.items() if not name.startswith("adam.")}
+    tensors = {
+        name: value for name, value in server.tensors.items() if not name.startswith("adam.")
+    }
     parameters = {
         name: p
         for name, p in server.model.named_parameters()
-        if p.numel() and f"average.{name}" not in kept
+        if p.numel() and f"average.{name}" not in tensors
     }
-    own = nested("model", copied(parameters)) | nested("tensors", copied(kept))
+    own = nested("model", copied(parameters)) | nested("tensors", copied(tensors))
     return nested("server", own) | nested("codes", copied(server.codes))
 
 
 DIGEST_BYTES = 32
-"""Bytes of the hash with which a packed checkpoint begins."""
+"""Length in bytes of the SHA-256 hash with which a packed checkpoint begins."""
 CHECKPOINT_SECONDS = 30.0
-"""Seconds between checkpoints."""
+"""Seconds between checkpoints: a crash loses little, and saving takes a small share of the time."""
 
 
 class Checkpoints:
-    """The checkpoints of one cell in a worker: bytes, which the driver writes to a file and reads
-    again.
+    """The checkpoints of one cell in a worker.
+
+    A checkpoint is packed into bytes, which the driver writes to a file and reads again.
 
     Args:
-        content: where an earlier training of the cell stood; None: there was none.
-        owner: the cell's id; another cell does not accept a checkpoint.
-        every: seconds between checkpoints; default: :data:`CHECKPOINT_SECONDS`.
+        content: the packed checkpoint of an earlier training of the cell; None: there was none.
+        owner: the cell's id. A checkpoint that another cell saved is not accepted.
+        every: seconds between checkpoints; None: :data:`CHECKPOINT_SECONDS`.
     """
 
     def __init__(
@@ -108,25 +130,29 @@ class Checkpoints:
         self._last = time.monotonic()
 
     def __call__(self, capture: Callable[[], Checkpoint]) -> None:
-        """Capture a checkpoint if enough time has passed since the last one."""
-        if time.monotonic() - self._last >= (
-            CHECKPOINT_SECONDS if self.every is None else self.every
-        ):
+        """Capture and save a checkpoint if enough time has passed since the last one."""
+        every = self.every
+        if every is None:
+            every = CHECKPOINT_SECONDS
+        if time.monotonic() - self._last >= every:
             self.save(capture())
             self._last = time.monotonic()
 
     def save(self, progress: Checkpoint) -> None:
-        """Make ``progress`` the last checkpoint; private client state is in its bytes, and the root
-        of secret noise.
+        """Make ``progress`` the last checkpoint.
+
+        Its bytes contain private client state, and the root of secret noise.
         """
-        facts = {name: value for name, value in vars(progress).items() if name != "tensors"}
+        fields = dict(vars(progress))
+        del fields["tensors"]
         tensors = {name: value.contiguous() for name, value in progress.tensors.items()}
-        body = save(tensors, {"progress": json.dumps(facts)})
+        body = save(tensors, {"progress": json.dumps(fields)})
         self.content = self._digest(body) + body
 
     def load(self) -> Checkpoint | None:
-        """The last checkpoint; None if there is none, and, with a warning, if it is damaged or
-        another cell's.
+        """Return the last checkpoint; None if there is none.
+
+        None, with a warning, also if its bytes are damaged or belong to another cell.
         """
         if self.content is None:
             return None
@@ -136,45 +162,45 @@ class Checkpoints:
                 "the checkpoint is not what this cell saved; the cell begins again", stacklevel=2
             )
             return None
-        return Checkpoint(
-            tensors={name: value.clone() for name, value in load(body).items()},
-            **_facts(io.BytesIO(body)),
-        )
+        tensors = {name: value.clone() for name, value in load(body).items()}
+        return Checkpoint(tensors=tensors, **_read_fields(io.BytesIO(body)))
 
     def _digest(self, body: bytes) -> bytes:
         return hashlib.sha256(json.dumps(self.owner).encode() + body).digest()
 
     def unsent(self) -> bytes | None:
-        """The last checkpoint if it was saved since the last call."""
+        """Return the last checkpoint if it was saved since the last call, else None."""
         if self.content is self._sent:
-            content = None
-        else:
-            content = self.content
+            return None
         self._sent = self.content
-        return content
+        return self.content
 
 
-def _facts(body: BinaryIO) -> dict[str, Any]:
-    """All of a packed :class:`Checkpoint` but its tensors, from the start of the body."""
-    # The header, whose length comes first, holds the facts.
+def _read_fields(body: BinaryIO) -> dict[str, Any]:
+    """Read all fields of a packed :class:`Checkpoint` but its tensors.
+
+    They are in the JSON header of the safetensors format, whose length comes first.
+    """
     length = int.from_bytes(body.read(8), "little")
-    facts: dict[str, Any] = json.loads(json.loads(body.read(length))["__metadata__"]["progress"])
-    return facts
+    header = json.loads(body.read(length))
+    fields: dict[str, Any] = json.loads(header["__metadata__"]["progress"])
+    return fields
 
 
 def may_hold_key(path: Path) -> bool:
-    """Whether the root of secret noise may be in a checkpoint's file: not if it says that it has
-    none.
+    """Return whether a checkpoint's file may contain the root of secret noise.
+
+    It is False only if the file says that it contains none; a damaged file may contain one.
     """
     try:
         with path.open("rb") as file:
             file.seek(DIGEST_BYTES)
-            return _facts(file)["secret"] is not None
+            return _read_fields(file)["secret"] is not None
     except (OSError, ValueError, KeyError, TypeError, MemoryError, OverflowError):
         return True
 
 
 def keep(path: Path, content: bytes) -> None:
-    """Write a packed checkpoint, readable by the file's owner only."""
-    with replaced(path, 0o600) as part:
-        part.write_bytes(content)
+    """Write a packed checkpoint to a file that only its owner may read."""
+    with replaced(path, 0o600) as temporary:
+        temporary.write_bytes(content)

@@ -1,17 +1,17 @@
-"""One trial: from a cell and its data to its outcome."""
+"""A trial: all that it takes to train one cell, and the training from data to outcome."""
 
 from __future__ import annotations
 
 import secrets
 import time
 from collections.abc import Callable, Iterator
-from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from itertools import accumulate
 from typing import Any, Literal
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from pydantic import ValidationError
 from torch import Tensor
 
@@ -33,13 +33,17 @@ from fedsim.training.rounds import RoundRecord, Trained, to_the_end, train
 from fedsim.training.state import Checkpoint, Checkpoints
 
 SECRET_BITS = 256
-"""Bits of the entropy behind secret noise."""
+"""Bits of entropy behind secret noise: the key length of AES-256, which makes the noise."""
 
 
 @dataclass(frozen=True)
 class Candidate:
-    """Parameters that a tuned cell may train with, all of them, and the plan of such a training
-    with its score.
+    """One set of parameters that a tuned cell may train with.
+
+    Attributes:
+        params: all parameters of the algorithm.
+        plan: the privacy plan of a training with them and of its score; None if epsilon has no
+            meaning.
     """
 
     params: dict[str, Any]
@@ -51,13 +55,15 @@ class Trial:
     """All that a worker needs to train a cell, besides the data.
 
     Attributes:
-        task: the public facts that its algorithm gets; public rows come with the data, see
-            :meth:`given`.
-        plan: its privacy plan, None if epsilon has no meaning.
-        partition: every client's training rows.
-        sizes: clients per actor, in client order.
+        cell: the cell: algorithm, parameters, budget and seed.
+        task: the public facts that its algorithm gets. Public examples come with the data
+            (:meth:`given`).
+        plan: its privacy plan; None if epsilon has no meaning.
+        partition: every client's training examples.
+        sizes: the number of clients of each actor, in client order.
         data_key: the key of its prepared data set.
-        candidates: of a tuned cell, every point of its space; ``plan`` is the first one's.
+        candidates: for a tuned cell: all parameters that it may train with. ``plan`` is then that
+            of the first.
     """
 
     cell: Cell
@@ -69,65 +75,70 @@ class Trial:
     candidates: tuple[Candidate, ...] = field(default=(), repr=False)
 
     @property
+    def groups(self) -> tuple[NDArray[np.int64], ...] | None:
+        """The group of each client's training examples if the unit is a group, else None."""
+        if self.task.unit == "group":
+            return self.partition.groups
+        return None
+
+    @property
     def train_rows(self) -> int:
-        """The number of training rows of all clients."""
+        """The number of training examples of all clients."""
         return sum(map(len, self.partition.rows))
 
     @property
     def train_groups(self) -> int | None:
-        """The number of their groups, if the unit is a group."""
-        if self.task.unit == "group":
-            groups = self.partition.groups
-        else:
-            groups = None
-        if groups is None:
+        """The number of groups of all clients if the unit is a group, else None."""
+        if self.groups is None:
             return None
-        return sum(int(own[-1]) + 1 for own in groups if len(own))
+        return sum(int(numbers[-1]) + 1 for numbers in self.groups if len(numbers))
 
     @property
     def units(self) -> int:
-        """The number of units that the budget protects."""
+        """The number of units that the budget protects: examples, groups or clients."""
         if self.task.unit == "client":
             return self.cell.clients
         return self.train_groups or self.train_rows
 
     def given(self, data: Embeddings) -> Trial:
-        """With the data's public rows in the task."""
+        """Return a copy whose task has the data's public examples."""
         return replace(self, task=replace(self.task, public=data.public))
 
     def of(self, params: dict[str, Any], plan: PrivacyPlan | None) -> Trial:
-        """The cell with other parameters: those that a tuned one trains with, or ended with."""
+        """Return a copy with other parameters and their plan."""
         return replace(self, cell=self.cell.model_copy(update={"params": params}), plan=plan)
 
     @property
     def trained(self) -> tuple[Trial, ...]:
-        """The cell with each of the parameters that it may train with."""
-        return tuple(
-            self.of(candidate.params, candidate.plan) for candidate in self.candidates
-        ) or (self,)
+        """One trial for each set of parameters that the cell may train with."""
+        candidates = tuple(self.of(choice.params, choice.plan) for choice in self.candidates)
+        return candidates or (self,)
 
     def ended(self, outcome: Outcome) -> Trial:
-        """The cell with the parameters that its outcome was trained with."""
+        """Return a copy with the parameters that ``outcome`` was trained with."""
         if outcome.chosen is None:
             return self
         return self.of(outcome.chosen.params, outcome.chosen.plan)
 
     def cohorts(self, seeds: Seeds | None = None) -> list[CohortSpec]:
-        """One specification an actor; ``seeds`` default to those that follow from the cell's
-        seed.
-        """
+        """Return one cohort specification per actor; ``seeds`` default to the cell's seed tree."""
         cell = self.cell
-        if self.task.unit == "group":
-            groups = self.partition.groups
-        else:
-            groups = None
-        specs = []
         seeds = seeds or Seeds(cell.seed)
+        groups = self.groups
+        specs = []
         for size, end in zip(self.sizes, accumulate(self.sizes), strict=True):
-            own = slice(end - size, end)
-            held = (tuple(range(end - size, end)), self.partition.rows[own], groups and groups[own])
+            members = slice(end - size, end)
             specs.append(
-                CohortSpec(cell.algorithm, cell.params, self.task, self.plan, seeds, *held)
+                CohortSpec(
+                    cell.algorithm,
+                    cell.params,
+                    self.task,
+                    self.plan,
+                    seeds,
+                    tuple(range(end - size, end)),
+                    self.partition.rows[members],
+                    groups and groups[members],
+                )
             )
         return specs
 
@@ -137,20 +148,22 @@ class Outcome:
     """The outcome of a training.
 
     Attributes:
-        epsilon_spent: counted by ``accountant`` from the steps that ran; None without a plan.
+        epsilon_spent: the epsilon that ``accountant`` computed from the steps that ran; None
+            without a plan.
+        accountant: the name of the accountant; None without a plan.
         mechanisms: the mechanisms that ran on every client's data
-            (:meth:`fedsim.privacy.ledger.Ledger.mechanisms`).
-        noise_at: whether noise is added at the clients or to their sum.
+            (:meth:`fedsim.privacy.ledger.Ledger.mechanisms`); None without a plan.
+        noise_at: whether noise is added at the clients or to their sum; None without a plan.
         unaccounted: the first difference between ledger and plan
             (:meth:`fedsim.privacy.ledger.Ledger.unaccounted`); "" if there is none.
         uplink_bytes, downlink_bytes: bytes that all clients sent and received.
         parameters: the number of parameters that one client trains.
         seconds: wall time.
-        state: the state from which the product is made
+        state: the state from which the generator or classifier is made
             (:attr:`fedsim.training.rounds.Trained.state`).
-        chosen: of a tuned cell, what its best training ran with.
-        trials: how many trainings there were. Not private: a selection whose number is known costs
-            more.
+        chosen: for a tuned cell: the parameters of its best training, and their plan.
+        trials: for a tuned cell: how many trainings there were. The number is not private: a
+            selection among a known number costs more.
     """
 
     epsilon_spent: float | None
@@ -170,24 +183,24 @@ class Outcome:
 def local_pool(
     trial: Trial, data: Embeddings, seeds: Seeds | None = None, device: torch.device = CPU
 ) -> LocalPool:
-    """All clients in this process."""
+    """Return a pool with all clients of a cell in this process."""
     return LocalPool(
         [Cohort(spec, data.x_train, data.y_train, device) for spec in trial.cohorts(seeds)]
     )
 
 
 def seeds_of(trial: Trial, resume: Checkpoint | None) -> Seeds:
-    """The cell's seed tree; under ``noise: secret`` with a root from the operating system, which
-    only a checkpoint keeps.
+    """Return the cell's seed tree.
+
+    Under ``noise: secret`` its noise streams have a root from the operating system. Only a
+    checkpoint keeps that root, and a resumed training takes it from there.
     """
     cell = trial.cell
     if cell.noise == "seeded" or trial.plan is None:
         return Seeds(cell.seed)
-    if resume is None:
-        kept = None
-    else:
-        kept = resume.secret
-    return Seeds(cell.seed, secrets.randbits(SECRET_BITS) if kept is None else kept)
+    if resume is None or resume.secret is None:
+        return Seeds(cell.seed, secrets.randbits(SECRET_BITS))
+    return Seeds(cell.seed, resume.secret)
 
 
 def run_trial(
@@ -198,98 +211,140 @@ def run_trial(
     device: torch.device = CPU,
     seeds: Seeds | None = None,
 ) -> Iterator[RoundRecord | Outcome]:
-    """Train a cell, by default with all clients in this process, on the CPU: yields every round's
-    record, then the outcome.
+    """Train a cell: yields the record of every round, then the outcome.
+
+    Args:
+        trial: the cell and its plan.
+        data: the data set.
+        make_pool: makes the clients; default: all in this process, on the CPU.
+        checkpoints: where to continue from, and where to save progress; None: neither.
+        device: where the server computes.
+        seeds: the seed tree; None: :func:`seeds_of`.
     """
     started = time.perf_counter()
-    trial, cell = trial.given(data), trial.cell
+    trial = trial.given(data)
+    cell = trial.cell
+    plan = trial.plan
+    resume = None
     if checkpoints:
         resume = checkpoints.load()
-    else:
-        resume = None
     seeds = seeds or seeds_of(trial, resume)
     algorithm = build_algorithm(cell.algorithm, cell.params, trial.task)
     pool = make_pool(trial, data, seeds)
-    trained: Trained = yield from train(
-        algorithm, pool, trial.plan, seeds, resume, checkpoints, device
-    )
-    plan = trial.plan
+    trained: Trained = yield from train(algorithm, pool, plan, seeds, resume, checkpoints, device)
     ledger = trained.ledger
     spent = None
     accountant = None
+    mechanisms = None
+    noise_at: Literal["sum", "clients"] | None = None
+    unaccounted = ""
     if plan is not None:
         spent, accountant = ledger.epsilon(plan.delta)
+        mechanisms = ledger.mechanisms()
+        unaccounted = ledger.unaccounted(plan, cell.clients)
+        noise_at = "sum"
+        if algorithm.noise_at_clients():
+            noise_at = "clients"
     yield Outcome(
         epsilon_spent=spent,
         accountant=accountant,
-        mechanisms=ledger.mechanisms() if plan else None,
-        noise_at=None if plan is None else "clients" if algorithm.noise_at_clients() else "sum",
-        unaccounted=ledger.unaccounted(plan, cell.clients) if plan else "",
+        mechanisms=mechanisms,
+        noise_at=noise_at,
+        unaccounted=unaccounted,
         uplink_bytes=trained.uplink_bytes,
         downlink_bytes=trained.downlink_bytes,
-        parameters=sum(
-            p.numel()
-            for p in initial_model(algorithm.build, Seeds(0), (0,)).parameters()
-            if p.requires_grad
-        ),
+        parameters=_trained_parameters(algorithm),
         seconds=time.perf_counter() - started,
         state=trained.state,
     )
 
 
+def _trained_parameters(algorithm: Algorithm) -> int:
+    """Return the number of parameters that one client trains."""
+    model = initial_model(algorithm.build, Seeds(0), (0,))
+    return sum(p.numel() for p in model.parameters() if p.requires_grad)
+
+
 def packing(clients: int, per_actor: int) -> tuple[int, ...]:
-    """The numbers of clients of all actors, at most ``per_actor`` and as even as possible."""
+    """Return the number of clients of each actor: at most ``per_actor``, as even as possible."""
     actors = -(-clients // per_actor)
-    return tuple(clients // actors + (i < clients % actors) for i in range(actors))
+    smaller, larger_actors = divmod(clients, actors)
+    return tuple(smaller + (i < larger_actors) for i in range(actors))
 
 
 MADE_UP_ROWS = 8
+"""Made-up examples per client in a rehearsal: a few labels, and a moment of time."""
 BRIEF_PARAMS = {"sample_rate": 1.0, "client_rate": 1.0, "local_steps": 2}
-"""Parameters that are set: no row is left to chance, and it takes a moment."""
+"""Parameters of a rehearsal: every example is sampled, and local training is short."""
 
 
 def made_up_cohort(
-    name: str, params: dict[str, Any], task: Task, plan: PrivacyPlan | None, count: int
+    name: str,
+    params: dict[str, Any],
+    task: Task,
+    plan: PrivacyPlan | None,
+    count: int,
 ) -> Cohort:
-    """All clients, each with ``count`` made-up rows of unit norm, whose algorithm samples everyone;
-    public rows are made up, too.
+    """Return a cohort of all clients on made-up data, for a rehearsal.
 
-    :data:`BRIEF_PARAMS` replace parameters that allow it; where the unit is a group, two rows are
-    one.
+    Public examples are made up too, unless the task has some. :data:`BRIEF_PARAMS` replace the
+    parameters of an algorithm that allows it, so that all examples are sampled. If the unit is a
+    group, two examples are one.
+
+    Args:
+        name: the algorithm's name.
+        params: its parameters.
+        task: the public facts of the cell.
+        plan: its privacy plan.
+        count: the number of made-up examples of each client; they have unit norm.
     """
-    if not (task.public is not None):
+    if task.public is None:
         task = replace(task, public=PublicRows.made_up(task.dim, task.classes))
-    known = lookup(name).Params
-    whole = count * task.clients
-    clients = range(task.clients)
-    brief = params | known.brief(BRIEF_PARAMS, ())
-    with suppress(ValidationError):  # values that parameters allow one by one may not do together
-        known.model_validate(brief)
-        params = brief
-    x = np.random.default_rng(0).standard_normal((whole, task.dim), dtype=np.float32)
+    params = _brief_params(name, params)
+    total = count * task.clients
+    x = np.random.default_rng(0).standard_normal((total, task.dim), dtype=np.float32)
     x = x / np.linalg.norm(x, axis=1, keepdims=True)
-    y = np.arange(whole) % task.classes
-    rows = tuple(np.arange(client * count, (client + 1) * count) for client in clients)
+    y = np.arange(total) % task.classes
+    rows = tuple(np.split(np.arange(total), task.clients))
+    groups = None
     if task.unit == "group":
-        groups = tuple(np.arange(count) // 2 for _ in clients)
-    else:
-        groups = None
-    return Cohort(
-        CohortSpec(name, params, task, plan, Seeds(0), tuple(clients), rows, groups), x, y
-    )
+        groups = (np.arange(count) // 2,) * task.clients
+    members = tuple(range(task.clients))
+    spec = CohortSpec(name, params, task, plan, Seeds(0), members, rows, groups)
+    return Cohort(spec, x, y)
+
+
+def _brief_params(name: str, params: dict[str, Any]) -> dict[str, Any]:
+    """Return the parameters with :data:`BRIEF_PARAMS`, if the algorithm allows them together."""
+    known = lookup(name).Params
+    brief = params | known.brief(BRIEF_PARAMS, ())
+    try:
+        known.model_validate(brief)
+    except ValidationError:
+        return params
+    return brief
 
 
 def first_rounds(algorithm: Algorithm, count: int = 1) -> list[Round]:
-    """The first rounds of each release."""
+    """Return the first ``count`` rounds of each release."""
     return [round_ for round_ in algorithm.schedule() if round_.step < count]
 
 
 def train_rehearsed(cohort: Cohort, plan: PrivacyPlan | None) -> None:
-    """Run two rounds of each release, by :func:`fedsim.training.rounds.train`, and sample from the
-    generator; where there is a plan the contract is tried, too.
+    """Rehearse a training: two rounds of each release, then one sample from the generator.
+
+    With a plan, the algorithm's contract is tested after each round
+    (:meth:`fedsim.methods.algorithm.Algorithm.check_contract`). The rounds run by
+    :func:`fedsim.training.rounds.train`, as in a real training.
+
+    Raises:
+        PluginError: a function of the algorithm broke its contract.
     """
     algorithm: Algorithm = type(cohort.algorithm)(cohort.algorithm.params, cohort.algorithm.task)
-    pool = LocalPool([cohort], None if plan is None else algorithm)
+    tried = None
+    if plan is not None:
+        tried = algorithm
+    pool = LocalPool([cohort], tried)
     schedule = first_rounds(algorithm, 2)
     _, trained = to_the_end(train(algorithm, pool, plan, Seeds(0), schedule=schedule))
     if not is_classifier(trained.made):
@@ -297,13 +352,13 @@ def train_rehearsed(cohort: Cohort, plan: PrivacyPlan | None) -> None:
         _sample_rehearsed(trained.made, labels)
 
 
-def _sample_rehearsed(made: Generator, labels: Tensor) -> None:
+def _sample_rehearsed(generator: Generator, labels: Tensor) -> None:
     """Let a generator break its contract now rather than after every cell's training."""
     try:
-        made.sample(labels, torch.Generator().manual_seed(0))
+        generator.sample(labels, torch.Generator().manual_seed(0))
     except PluginError:
         raise
     except Exception:
-        # two rounds on made-up rows may leave numbers that cannot be sampled from, which the whole
-        # training does not
+        # Two rounds on made-up data may leave numbers that nothing can be sampled from. A whole
+        # training does not.
         return

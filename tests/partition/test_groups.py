@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from fedsim.errors import UserError
 from fedsim.partition import Partition, PartitionSpec, make_partition
-from fedsim.partition.partition import check_split, parts_of
+from fedsim.partition.partition import check_split, divisible_parts
 
 RNG = np.random.default_rng(0)
 LESIONS = np.sort(RNG.integers(0, 400, 900))
@@ -74,7 +74,7 @@ def test_a_client_holds_all_rows_of_a_group_or_none(scheme: str, order: int, see
 def test_a_group_has_the_label_of_most_of_its_rows_and_of_several_the_lowest() -> None:
     y = np.array([2, 2, 0, 3, 1, 1, 3])
     lesion = np.array(["a", "a", "a", "b", "b", "c", "c"])
-    assert parts_of(y, {"lesion": lesion}, PartitionSpec(together="lesion"))[0].tolist() == [
+    assert divisible_parts(y, {"lesion": lesion}, PartitionSpec(together="lesion"))[0].tolist() == [
         2,
         1,
         1,
@@ -90,7 +90,7 @@ def test_a_class_that_is_no_groups_takes_no_clients_place(
     y = np.where(rare, (absent + 1) % 4, LABELS)
     y[np.flatnonzero(rare & (np.bincount(LESIONS)[LESIONS] > 2))[0]] = absent
     spec = PartitionSpec(scheme=scheme, together="lesion", **own)
-    labels, _, part = parts_of(y, {"lesion": LESIONS}, spec)
+    labels, _, part = divisible_parts(y, {"lesion": LESIONS}, spec)
     assert absent in y
     assert absent not in labels
     made = make_partition(y, spec=spec, alpha=0.3, clients=4, seed=0, columns={"lesion": LESIONS})
