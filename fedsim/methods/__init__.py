@@ -1,7 +1,7 @@
-"""The names for authors of methods: base classes, arguments of their hooks, parts of models, and
-what releases are made of.
+"""All names that authors of methods need, in one place.
 
-Authors, those of the shipped baselines too, write ``from fedsim.methods import ...``; fedsim itself
+They are base classes, the arguments of their hooks, parts of models, and what releases are made of.
+Authors write ``from fedsim.methods import ...``, and so do the shipped baselines. fedsim itself
 imports every name from the module that defines it.
 """
 # mypy: implicit-reexport

@@ -1,5 +1,7 @@
-"""The base class of every algorithm: an algorithm supplies mathematics, the harness drives its
-rounds (:mod:`fedsim.training.rounds`).
+"""The base class of every algorithm.
+
+An algorithm supplies the mathematics: what clients and server compute. The harness drives its
+rounds (:mod:`fedsim.training.rounds`), calibrates its noise and counts its epsilon.
 """
 
 from __future__ import annotations
@@ -30,13 +32,13 @@ class Phase:
     """Consecutive rounds of one mechanism; a training is a sequence of phases.
 
     Attributes:
-        release: the mechanism of its rounds; without privacy only their number counts.
-        at_clients: (clients, round, broadcast): a cohort's computation; returns its message.
-        at_server: (server, round, the noisy sum of the messages): updates the server; returns
+        release: the mechanism of its rounds. Without privacy only the number of rounds counts.
+        at_clients: (clients, round, broadcast) to the cohort's message: what a cohort computes.
+        at_server: (server, round, the noisy sum of the messages): updates the server. It returns
             diagnostics that depend on no private values, as numbers or as tensors of one number.
-        broadcast: (server): the tensors that every client receives at the start of a round.
-        weights: of statistics in a unit's joint norm, by name: a statistic is sent times its
-            weight; empty for gradients and updates.
+        broadcast: (server) to the tensors that every client receives at the start of a round.
+        weights: for statistics: their weights in a unit's joint norm, by name. A statistic is sent
+            times its weight. Empty for gradients and updates.
     """
 
     release: Release
@@ -46,51 +48,60 @@ class Phase:
     weights: Mapping[str, float] = field(default_factory=dict)
 
     def taking(self, share: float) -> Phase:
-        """The phase with the noise for a share of the budget, in units of 1 / sigma^2; sampled
-        steps cost q^2 / sigma^2 and add up.
+        """Return the phase with the noise that a share of the budget pays for.
+
+        The share is in units of 1 / sigma^2. Sampled steps cost q^2 / sigma^2 each and add up.
         """
         noise = self.release.sample_rate * math.sqrt(self.release.steps / share)
         return replace(self, release=replace(self.release, relative_noise=noise))
 
 
 class Params(BaseModel):
-    """Parameters of an algorithm, as in a grid file; unknown keys are refused, and values are
-    frozen.
+    """The parameters of an algorithm, as in a grid file.
+
+    Unknown keys are refused, and values cannot be changed afterwards.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     @classmethod
     def brief(cls, values: Mapping[str, Any], given: Container[str]) -> dict[str, Any]:
-        """The subset of ``values``, which make a training short, that these parameters have and
-        allow and that are not ``given``.
+        """Return those of ``values`` that these parameters have and allow.
+
+        Args:
+            values: parameter values that make a training short.
+            given: the names of parameters that must stay as they are.
         """
-        found = {
+        known = {
             key: value
             for key, value in values.items()
             if key in cls.model_fields and key not in given
         }
         try:
-            cls.model_validate(found)
+            cls.model_validate(known)
         except ValidationError as error:
             refused = {detail["loc"][:1] for detail in error.errors()}
-            return {key: value for key, value in found.items() if (key,) not in refused}
-        return found
+            return {key: value for key, value in known.items() if (key,) not in refused}
+        return known
 
 
 class Algorithm(ABC):
-    """A federated algorithm: it yields a generator, or a classifier if it has none.
+    """A federated algorithm: it yields a generator, or a classifier if it has no generator.
 
     Class attributes:
-        name: set by ``@register``.
+        name: its name in grid files; set by ``@register``.
         source: the paper or page that it follows.
-        Params: its parameters with defaults.
+        Params: the class of its parameters, with defaults.
         private: whether an epsilon has a meaning for it.
-        for_reproduction: whether it is here for its paper's sake: its defaults are at or near
-            chance at the budgets of our tables.
+        for_reproduction: whether it is included only to reproduce its paper: at the budgets of our
+            tables its defaults score at or near chance.
         units, trusts: the privacy settings that it supports.
         syntheses: values of its parameter ``synthesis`` with which a saved generator can be loaded,
             whatever it was trained with.
+
+    Args:
+        params: its parameters, an instance of ``Params``.
+        task: the public facts of the cell.
     """
 
     name: ClassVar[str]
@@ -110,112 +121,125 @@ class Algorithm(ABC):
 
     @abstractmethod
     def phases(self) -> tuple[Phase, ...]:
-        """The training: its mechanisms in order, with the computation of clients and server for
-        each.
-        """
+        """Return the training: its mechanisms in order, with what clients and server compute."""
 
     @abstractmethod
     def build(self, clients: int) -> nn.Module:
-        """The model with per-client layers for ``clients`` members (0 at the server); weights are
-        set afterwards by name.
+        """Return the model, with per-client layers for ``clients`` members (0 at the server).
+
+        The harness sets its weights afterwards, by name.
         """
 
     def generator(self, server: Server) -> Generator:
-        """The generator, from private values only: the server's state, its seeds, and the client
-        codes if they were released.
+        """Return the generator.
+
+        Of private values it may read only the server's state and seeds, and the client codes if
+        they were released. An algorithm without a generator defines :meth:`classifier` instead.
         """
         raise NotImplementedError(f"{type(self).__name__} has neither a generator nor a classifier")
 
     def classifier(self, server: Server) -> Classifier:
-        """For an algorithm without a generator: the classifier, from the same."""
+        """Return the classifier, for an algorithm without a generator.
+
+        It may read what :meth:`generator` may read.
+        """
         raise NotImplementedError(f"{type(self).__name__} yields a generator")
 
     def product(self, server: Server) -> Product:
-        """The generator or classifier, of embeddings."""
+        """Return the generator or classifier of embeddings.
+
+        Raises:
+            PluginError: the object lacks the function that a generator or classifier must have.
+        """
         generates = self.generates(self.params)
         make: Callable[[Server], Product] = self.classifier
         if generates:
             make = self.generator
-        made = make(server)
-        check_product(made, make, generates=generates)
-        return made
+        product = make(server)
+        check_product(product, make, generates=generates)
+        return product
 
     def label_counts(self, server: Server) -> Tensor | None:
-        """Rows per class ``[C]``, estimated from releases of the plan; None if the plan releases no
-        counts.
+        """Return the number of examples per class ``[C]``, estimated from releases of the plan.
 
-        Post-processing like the generator: plain accuracy is then judged on labels with these
-        frequencies.
+        None if the plan releases no counts. Like the generator this is post-processing. The plain
+        accuracy of a generator is then computed for labels with these frequencies.
         """
         return None
 
     @classmethod
     def generates(cls, params: Any = None) -> bool:
-        """Whether with these parameters, or its defaults, it yields a generator, not a
-        classifier.
+        """Return whether it yields a generator, not a classifier.
+
+        Args:
+            params: the parameters; None: the defaults.
         """
         return cls.classifier is Algorithm.classifier
 
     def claim(self) -> Claim:
-        """Whether the row's (epsilon, delta) is a theorem."""
+        """Return what its (epsilon, delta) rests on: "proved" if it is a theorem."""
         if self.private:
             return "proved"
         return "none"
 
     def scope(self) -> str:
-        """The parameters that the noise protects, as rows name them."""
+        """Return which parameters the noise protects, in the word that results show."""
         return "joint"
 
     def clip(self) -> float:
-        """C, the clip norm of one unit's contribution."""
+        """Return C, the largest norm of one unit's contribution to a round's sum."""
         return math.inf
 
     def sensitivity(self) -> float:
-        """L2 norm by which one unit's presence can change a round's sum; C for sums of clipped
-        contributions.
+        """Return the L2 norm by which one unit's presence can change a round's sum.
+
+        For sums of clipped contributions it is C.
         """
         return self.clip()
 
     def clips_clients(self) -> bool:
-        """Whether a client's contribution is clipped as a whole, so that nothing is assumed of
-        single examples.
+        """Return whether the contribution of a client is clipped as a whole.
+
+        Nothing is then assumed of single examples.
         """
         return self.task.unit == "client"
 
     def releases_codes(self) -> bool:
-        """Whether the client codes leave the clients (they must then have been noised)."""
+        """Return whether the client codes leave the clients. They must then have been noised."""
         return True
 
     def released_names(self, model: nn.Module) -> list[str]:
-        """Names of the per-client tensors that leave the clients after the last round: the codes,
-        if they do.
+        """Return the names of the per-client tensors that leave the clients after the last round.
+
+        They are the names of the codes if codes are released, else there are none.
         """
         if self.releases_codes():
             return code_names(model)
         return []
 
     def noise_at_clients(self) -> bool:
-        """Whether clients add noise to everything they send, so that the server adds none."""
+        """Return whether clients add noise to all that they send, so that the server adds none."""
         return self.task.trust == "silo"
 
     def ignores_partition(self) -> bool:
-        """Whether all that is released are sums over rows, whichever clients hold them: any
-        partition then gives the same result.
+        """Return whether any partition gives the same result.
+
+        That is so if all that is released are sums over examples, whichever clients hold them.
         """
         return False
 
     def uses_public(self) -> bool:
-        """Whether it is given the grid's public rows as ``task.public``, which its training then
-        has to have.
+        """Return whether it needs the grid's public examples, as ``task.public``.
 
         They are there while it trains, for server and clients alike. A generator is made again
-        without them, from ``server.model`` and ``server.tensors``: what it needs of them belongs
-        there. Whatever is computed from public rows alone is free; what also depends on a private
-        row is a release.
+        without them, from ``server.model`` and ``server.tensors``, so what it needs of them belongs
+        there. Whatever is computed from public examples alone costs no epsilon. What also depends
+        on a private example is a release.
         """
         return False
 
-    def check_setting(self) -> None:  # noqa: B027 (most algorithms support all parameters in all their units and trusts)
+    # Most algorithms support all parameters in all their units and trusts.
+    def check_setting(self) -> None:  # noqa: B027
         """Refuse parameters that have no meaning, or no plan, for the unit and trust.
 
         Raises:
@@ -224,59 +248,73 @@ class Algorithm(ABC):
 
     # --- the harness's part ---
 
-    def check_contract(self, round_: Round, broadcast: Tensors) -> None:  # noqa: B027 (most base classes take nothing for granted)
-        """Test the assumptions of the base class's guarantee on made-up rows, for one round's
-        computation at clients; on the CPU.
+    # Most base classes assume nothing about what a subclass computes.
+    def check_contract(self, round_: Round, broadcast: Tensors) -> None:  # noqa: B027
+        """Test, on made-up examples, what the guarantee of the base class assumes.
+
+        It runs on the CPU, for one round's computation at clients.
 
         Raises:
-            NotPerExample: its loss or statistic mixes rows.
-            ValueError: they cannot be tested.
+            NotPerExample: a loss or statistic of one example depends on other examples.
+            ValueError: it cannot be tested.
         """
 
     def initial_server(self, seeds: Seeds) -> Server:
-        """The server before the first round: the seed's initial weights."""
+        """Return the server before the first round, with initial weights from the seed."""
         return Server(initial_model(self.build, seeds), seeds)
 
     def broadcast(self, server: Server) -> Tensors:
-        """The tensors that every client receives at the start of a round."""
+        """Return the tensors that every client receives at the start of a round."""
         return shared_tensors(server.model)
 
-    def start_clients(self, clients: Clients) -> None:  # noqa: B027 (most algorithms need none)
-        """Give the clients the private state that they keep between rounds; the model's per-client
-        layers are set already.
+    # Most algorithms keep no such state.
+    def start_clients(self, clients: Clients) -> None:  # noqa: B027
+        """Give the clients the private state that they keep between rounds.
+
+        The model's per-client layers are set already.
         """
 
     def releases(self) -> tuple[Release, ...]:
-        """The mechanisms of the phases, which the budget pays for."""
+        """Return the mechanisms of the phases, which the budget pays for."""
         return tuple(phase.release for phase in self.phases())
 
     def schedule(self) -> Iterator[Round]:
-        """Every round of the phases, in order; streams are numbered over all of them, so that no
-        two phases share one.
+        """Yield every round of the phases, in order.
+
+        Random streams are numbered over all phases, so that no two phases share one.
         """
-        number = stream = 0
+        number = 0
+        stream = 0
         for index, phase in enumerate(self.phases()):
             for step in range(phase.release.rounds):
                 yield Round(number, index, step, stream, phase.release)
-                number = number + 1
-                stream = stream + phase.release.per_round
+                number += 1
+                stream += phase.release.per_round
 
 
 def solved_plan(algorithm: Algorithm, epsilon: float | None, delta: float) -> PrivacyPlan | None:
-    """The privacy plan, calibrated before the first step; None if epsilon has no meaning.
+    """Return the privacy plan, calibrated before the first step.
 
-    It is solved here alone, for the releases that the algorithm declares: the proof does not cover
+    Plans are made only here, for the releases that the algorithm declares. The proof does not cover
     a plan that an algorithm changed.
+
+    Args:
+        algorithm: the algorithm with its parameters.
+        epsilon: the budget; None: no privacy.
+        delta: the delta for which epsilon holds.
+
+    Returns:
+        The plan; None if epsilon has no meaning.
+
+    Raises:
+        UserError: the algorithm does not support the unit, the trust or a parameter, or it lacks
+            public examples.
+        PluginError: a release has a name that is reserved.
     """
     task = algorithm.task
-    for key, value, supported in (
-        ("unit", task.unit, algorithm.units),
-        ("trust", task.trust, algorithm.trusts),
-    ):
-        if algorithm.private and value not in supported:
-            raise UserError(
-                key, f"does not support '{value}'", f"supported: {', '.join(supported)}"
-            )
+    if algorithm.private:
+        _check_supported("unit", task.unit, algorithm.units)
+        _check_supported("trust", task.trust, algorithm.trusts)
     if algorithm.uses_public() and task.public is None:
         raise UserError(
             "public",
@@ -286,11 +324,9 @@ def solved_plan(algorithm: Algorithm, epsilon: float | None, delta: float) -> Pr
     algorithm.check_setting()
     releases = algorithm.releases()
     if any(release.name == SCORE for release in releases):
-        where = f"{type(algorithm).__name__}.releases"
-        what = f"a release is called '{SCORE}'"
         raise PluginError(
-            where,
-            what,
+            f"{type(algorithm).__name__}.releases",
+            f"a release is called '{SCORE}'",
             "give it another name; the harness scores trainings under this one, with noise "
             "of its own",
         )
@@ -307,3 +343,9 @@ def solved_plan(algorithm: Algorithm, epsilon: float | None, delta: float) -> Pr
         clip=algorithm.clip(),
         sensitivity=algorithm.sensitivity(),
     )
+
+
+def _check_supported(key: str, value: str, supported: tuple[str, ...]) -> None:
+    """Refuse a privacy setting that the algorithm does not support."""
+    if value not in supported:
+        raise UserError(key, f"does not support '{value}'", f"supported: {', '.join(supported)}")

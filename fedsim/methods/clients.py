@@ -1,9 +1,13 @@
-"""The clients of a cohort: the only access to their data, their random numbers and their noise."""
+"""The clients of a cohort: the only access to their data, their random numbers and their noise.
+
+An algorithm gets a :class:`Clients` in every round. It reads the clients' examples from there,
+samples them, draws random numbers, adds noise and returns a message.
+"""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from itertools import accumulate
@@ -24,14 +28,15 @@ from fedsim.privacy.plan import PrivacyPlan, Release
 from fedsim.seeds import Purpose, Seeds
 
 NUMBERS_AT_ONCE = 2**18
-"""Numbers of noise that are drawn before they are added: they fit a processor's cache, and one
-addition serves many clients.
+"""How many numbers of noise are drawn before they are added.
+
+They fit a processor's cache, and one addition serves many clients.
 """
 
 
 @dataclass(frozen=True)
 class Noised:
-    """The tensors of one release after the clients added their noise.
+    """The tensors of one release after the clients have added their noise.
 
     Attributes:
         sent: sums over the members, as they leave the clients.
@@ -43,8 +48,12 @@ class Noised:
 
 
 class Pooled(NamedTuple):
-    """All members' rows one after another, x ``[N, d]`` and y ``[N]``, and the first row of each
-    member.
+    """The examples of all members, one member after another.
+
+    Attributes:
+        x: embeddings ``[N, d]``.
+        y: labels ``[N]``.
+        starts: the position of each member's first example.
     """
 
     x: Tensor
@@ -52,7 +61,7 @@ class Pooled(NamedTuple):
     starts: tuple[int, ...]
 
     def numbers(self, rows: Sequence[Tensor]) -> list[Tensor]:
-        """Each member's row numbers (on the CPU) as row numbers of the pool."""
+        """Turn each member's row numbers (on the CPU) into row numbers of the pool."""
         return [chosen + start for chosen, start in zip(rows, self.starts, strict=True)]
 
 
@@ -60,19 +69,21 @@ class Pooled(NamedTuple):
 class Clients:
     """The clients of one cohort: their data and their private state.
 
+    A *unit* is what the budget protects: an example, or a group with all its examples.
+
     Attributes:
-        members: client numbers, ascending.
-        x, y: each client's rows.
+        members: the numbers of the clients, ascending.
+        x, y: each member's embeddings ``[n, d]`` and labels ``[n]``.
         seeds: the cell's seed tree.
         plan: the cell's privacy plan; None for an algorithm that is not private.
-        model: holds one slice of every per-client parameter for each member.
-        groups: if the unit is a group: the number of each row's group within its client, ascending
-            from 0, on the CPU.
+        model: a model that holds one slice of every per-client parameter for each member.
+        groups: if the unit is a group: the number of each example's group within its client,
+            ascending from 0, on the CPU; else None.
         state: further private tensors that an algorithm keeps between rounds: counters, or
             ``[members, ...]``.
         ran: the record of this round.
-        steps: numbers of the steps of this round, each for one draw of noise; None: any.
-        device: of the tensors; random numbers and row numbers are made on the CPU.
+        steps: the numbers of this round's steps, each for one draw of noise; None: any number.
+        device: where the tensors are. Random numbers and row numbers are made on the CPU.
     """
 
     members: tuple[int, ...]
@@ -86,59 +97,70 @@ class Clients:
     ran: RoundTrace = field(default_factory=RoundTrace)
     steps: range | None = None
     device: torch.device = CPU
-    _seen: tuple[Chart, Clients] | None = field(default=None, init=False)
+    _converted: tuple[Chart, Clients] | None = field(default=None, init=False)
 
     def in_coordinates(self, coordinates: Chart | None) -> Clients:
-        """The same clients with their rows in ``coordinates``, made once for all rounds; themselves
-        where there are none.
+        """Return the same clients with their embeddings in ``coordinates``; None: as they are.
+
+        The embeddings are converted once for all rounds.
         """
         if coordinates is None:
             return self
-        if self._seen is None or self._seen[0] != coordinates:
-            self._seen = coordinates, replace(self, x=tuple(map(coordinates.of_rows, self.x)))
-        return self._seen[1]
+        if self._converted is None or self._converted[0] != coordinates:
+            converted = replace(self, x=tuple(map(coordinates.of_rows, self.x)))
+            self._converted = (coordinates, converted)
+        return self._converted[1]
 
     @cached_property
     def pooled(self) -> Pooled:
-        """The members' rows, joined once."""
+        """The examples of all members, joined once."""
         starts = tuple(accumulate((len(x) for x in self.x[:-1]), initial=0))
         return Pooled(torch.cat(self.x), torch.cat(self.y), starts)
 
     def only(self, positions: Sequence[int]) -> Clients:
-        """The members at ``positions``, with copies of their state."""
+        """Return the members at ``positions``, with copies of their state."""
         index = to_device(torch.tensor(positions, dtype=torch.long), self.device)
+        state = {}
+        for name, value in self.state.items():
+            if value.dim():
+                state[name] = value[index]
+            else:
+                state[name] = value.clone()
         chosen = replace(
             self,
             members=tuple(self.members[i] for i in positions),
             x=tuple(self.x[i] for i in positions),
             y=tuple(self.y[i] for i in positions),
             groups=self.groups and tuple(self.groups[i] for i in positions),
-            state={
-                name: value[index] if value.dim() else value.clone()
-                for name, value in self.state.items()
-            },
+            state=state,
         )
-        chosen.pooled = self.pooled._replace(starts=tuple(self.pooled.starts[i] for i in positions))
+        starts = tuple(self.pooled.starts[i] for i in positions)
+        chosen.pooled = self.pooled._replace(starts=starts)
         return chosen
 
     def batch(
         self, rows: Sequence[Tensor], round_: int, shapes: Mapping[str, tuple[int, ...]]
     ) -> Batch:
-        """The batch of each member's ``rows`` (int64, on the CPU), with standard normal draws from
-        each client's own stream.
+        """Return one batch of the chosen examples of all members.
+
+        Args:
+            rows: each member's row numbers, int64, on the CPU.
+            round_: the number of the step, which selects the random numbers.
+            shapes: by name, the shape of one example's standard normal draws. They come from each
+                client's own stream.
         """
         drawn = self.drawn(rows, round_, shapes)
+        draws = {
+            name: to_device(torch.cat([client_draws[name] for client_draws in drawn]), self.device)
+            for name in shapes
+        }
         index = to_device(torch.cat(self.pooled.numbers(rows)), self.device)
-        position = torch.from_numpy(
-            np.repeat(np.arange(len(rows)), [len(chosen) for chosen in rows])
-        )
+        sizes = [len(chosen) for chosen in rows]
+        position = torch.from_numpy(np.repeat(np.arange(len(rows)), sizes))
         return Batch(
             self.pooled.x.index_select(0, index),
             self.pooled.y.index_select(0, index),
-            {
-                name: to_device(torch.cat([draws[name] for draws in drawn]), self.device)
-                for name in shapes
-            },
+            draws,
             Layout.on(self.device, position, len(self.members)),
             self._groups_of(rows),
         )
@@ -146,57 +168,56 @@ class Clients:
     def batches(
         self, rows: Sequence[Tensor], round_: int, shapes: Mapping[str, tuple[int, ...]]
     ) -> list[Batch]:
-        """As :meth:`batch`, a batch of its own for each member."""
+        """Return one batch per member; the arguments are those of :meth:`batch`."""
         drawn = self.drawn(rows, round_, shapes)
         draws = moved(
-            {(i, name): own[name] for i, own in enumerate(drawn) for name in shapes}, self.device
+            {(i, name): drawn[i][name] for i in range(len(drawn)) for name in shapes},
+            self.device,
         )
         index = moved(dict(enumerate(rows)), self.device)
-        return [
-            Batch(
-                x.index_select(0, index[i]),
-                y.index_select(0, index[i]),
-                {name: draws[i, name] for name in shapes},
-                Layout(torch.zeros_like(index[i]), 1, known=torch.zeros_like(rows[i])),
-                None
-                if self.groups is None
-                else consecutive(self.groups[i][rows[i]], self.pooled.x),
+        batches = []
+        for i, chosen in enumerate(rows):
+            groups = None
+            if self.groups is not None:
+                groups = consecutive(self.groups[i][chosen], self.pooled.x)
+            batches.append(
+                Batch(
+                    self.x[i].index_select(0, index[i]),
+                    self.y[i].index_select(0, index[i]),
+                    {name: draws[i, name] for name in shapes},
+                    Layout(torch.zeros_like(index[i]), 1, known=torch.zeros_like(chosen)),
+                    groups,
+                )
             )
-            for i, (x, y) in enumerate(zip(self.x, self.y, strict=True))
-        ]
+        return batches
 
     def _groups_of(self, rows: Sequence[Tensor]) -> Layout | None:
-        """The groups of the members' ``rows`` together; None if the unit is not a group."""
+        """Return the groups of the members' ``rows``; None if the unit is not a group."""
         if self.groups is None:
             return None
-        starts = accumulate(map(self.units, range(len(self.groups) - 1)), initial=0)
-        return consecutive(
-            torch.cat(
-                [
-                    own[chosen] + start
-                    for own, chosen, start in zip(self.groups, rows, starts, strict=True)
-                ]
-            ),
-            self.pooled.x,
-        )
+        start = 0
+        numbers = []
+        for position, chosen in enumerate(rows):
+            numbers.append(self.groups[position][chosen] + start)
+            start += self.units(position)
+        return consecutive(torch.cat(numbers), self.pooled.x)
 
     @cached_property
     def all_groups(self) -> Layout | None:
-        """The groups of all rows; None if the unit is not a group."""
+        """The groups of all examples; None if the unit is not a group."""
         return self._groups_of([torch.arange(len(x)) for x in self.x])
 
     @cached_property
     def layout(self) -> Layout:
-        """Which member each row of all members belongs to."""
-        owner = torch.repeat_interleave(
-            torch.arange(len(self.members)), torch.tensor([len(x) for x in self.x])
-        )
+        """The member to which each example of :attr:`pooled` belongs."""
+        sizes = torch.tensor([len(x) for x in self.x])
+        owner = torch.repeat_interleave(torch.arange(len(self.members)), sizes)
         return Layout.on(self.device, owner, len(self.members))
 
     def drawn(
         self, rows: Sequence[Tensor], round_: int, shapes: Mapping[str, tuple[int, ...]]
     ) -> list[Tensors]:
-        """The :meth:`draws` of a batch: each member's for its ``rows``."""
+        """Return :meth:`draws` for each member's part of a batch."""
         return [
             self.draws(client, len(chosen), round_, shapes)
             for client, chosen in zip(self.members, rows, strict=True)
@@ -205,139 +226,163 @@ class Clients:
     def draws(
         self, client: int, rows: int, round_: int, shapes: Mapping[str, tuple[int, ...]]
     ) -> Tensors:
-        """Standard normal draws ``[rows, ...]`` by name, for the batch of one member; on the
-        CPU.
+        """Return standard normal draws ``[rows, ...]`` by name, on the CPU.
+
+        Args:
+            client: the member whose stream they come from.
+            rows: the number of its examples in the batch.
+            round_: the number of the step.
+            shapes: the shape of one example's draws, by name.
         """
         stream = self.seeds.keystream(Purpose.LATENT, round_, client)
-        return gaussian({name: (rows, *shape) for name, shape in shapes.items()}, 1.0, stream).parts
+        batch_shapes = {name: (rows, *shape) for name, shape in shapes.items()}
+        return gaussian(batch_shapes, 1.0, stream).parts
 
     def poisson(self, round_: int, rate: float, client_rate: float = 1.0) -> list[Tensor]:
-        """Each member's Poisson sample: with probability ``client_rate`` the client takes part,
-        then each unit with ``rate``.
+        """Return each member's Poisson sample: row numbers, int64 and ascending, on the CPU.
 
-        A unit is a row, or a group with all its rows.
+        A client takes part with probability ``client_rate``. Each of its units is then sampled with
+        probability ``rate``, independently of all others.
         """
-        sampled = []
+        samples = []
         for position, client in enumerate(self.members):
-            drawn = self.seeds.keystream(Purpose.SAMPLING, round_, client).uniform(
-                1 + self.units(position)
-            )
-            units = (drawn[0] < client_rate) & (drawn[1:] < rate)
-            sampled.append(
-                self._chosen(self.rows_of(position, torch.from_numpy(np.flatnonzero(units))))
-            )
-        return sampled
+            stream = self.seeds.keystream(Purpose.SAMPLING, round_, client)
+            uniform = stream.uniform(1 + self.units(position))
+            sampled = (uniform[0] < client_rate) & (uniform[1:] < rate)
+            units = torch.from_numpy(np.flatnonzero(sampled))
+            samples.append(self._record_sample(self.rows_of(position, units)))
+        return samples
 
     def units(self, position: int) -> int:
-        """The number of units of the member at ``position``: rows, or groups."""
+        """Return the number of units (examples, or groups) of the member at ``position``."""
         if self.groups is None:
             return len(self.x[position])
-        own = self.groups[position]
-        if len(own):
-            return int(own[-1]) + 1
+        groups = self.groups[position]
+        if len(groups):
+            return int(groups[-1]) + 1
         return 0
 
     def rows_of(self, position: int, units: Tensor) -> Tensor:
-        """The rows of a member's ``units``, both int64 and ascending."""
+        """Return the row numbers of a member's ``units``; both are int64 and ascending."""
         if self.groups is None:
             return units
         return torch.isin(self.groups[position], units).nonzero()[:, 0]
 
     def minibatches(self, round_: int, steps: int, size: int) -> list[Tensor]:
-        """Row numbers ``[steps, size]`` of each member, drawn with replacement; every member must
-        have a row.
-        """
-        streams = (self.seeds.keystream(Purpose.LOCAL, round_, client) for client in self.members)
-        drawn = (
-            stream.integers(len(x), (steps, size))
-            for stream, x in zip(streams, self.x, strict=True)
-        )
-        return [self._chosen(torch.from_numpy(rows)) for rows in drawn]
+        """Return each member's row numbers ``[steps, size]``, drawn with replacement.
 
-    def _chosen(self, rows: Tensor) -> Tensor:
+        Every member must have an example.
+        """
+        minibatches = []
+        for client, x in zip(self.members, self.x, strict=True):
+            stream = self.seeds.keystream(Purpose.LOCAL, round_, client)
+            rows = torch.from_numpy(stream.integers(len(x), (steps, size)))
+            minibatches.append(self._record_sample(rows))
+        return minibatches
+
+    def _record_sample(self, rows: Tensor) -> Tensor:
+        """Add a sample to the round's record, and return it."""
         self.ran.sampled += fingerprint({"rows": rows})
         return rows
 
     def add_noise(
         self, release: Release, round_: int, sent: Tensors, kept: Tensors | None = None
     ) -> Noised:
-        """Add the clients' noise, and count the step for the ledger; all noise of clients is drawn
-        here.
+        """Add the clients' noise and count the step for the ledger.
 
-        Under ``trust: silo`` every member adds the full noise to the sums ``sent``; under ``trust:
-        aggregate`` the server adds it once. Per-client tensors ``kept`` ``[members, ...]`` get the
-        client's noise in any case. One unit must change ``sent`` and ``kept`` together by at most
-        the plan's sensitivity. Without a plan no noise is added. ``round_`` is the round, or of
-        several steps a round the number of the step over all rounds. Sums in float64 are rounded
-        once noise is added.
+        All noise of clients is drawn here. Under ``trust: silo`` every member adds the full noise
+        to the sums ``sent``. Under ``trust: aggregate`` the server adds it once, later. Per-client
+        tensors ``kept`` get their client's noise in any case. Without a plan nothing is added.
+
+        One unit must change ``sent`` and ``kept`` together by at most the plan's sensitivity.
+
+        Args:
+            release: the mechanism.
+            round_: the number of the step: ``round_.stream``, plus the step within a round that has
+                several.
+            sent: sums over the members. Float64 is rounded to float32 once noise is added.
+            kept: per-client tensors ``[members, ...]``.
 
         Raises:
-            ValueError: the step is not in the round, or its noise was drawn before: two sums with
-                the same noise reveal their difference.
+            ValueError: the step is not in the round, or its noise was drawn before. Two sums with
+                the same noise would reveal their difference.
         """
         kept = kept or {}
         if self.plan is None:
             return Noised(sent, kept)
-        if (self.steps is not None and round_ not in self.steps) or any(
-            step.number == round_ for step in self.ran.steps
-        ):
-            if self.steps is None:
-                which = ""
-            else:
-                which = f" (steps {self.steps.start} .. {self.steps.stop - 1})"
-            raise ValueError(
-                f"step {round_} is not in the round{which}, or its noise was drawn before; "
-                "number a round's steps from round_.stream on"
-            )
+        self._check_step(round_)
+        sums = Tensors()
         if self.plan.trust == "silo":
-            own = sent
-        else:
-            own = {}
-        total = torch.zeros(sum(value.numel() for value in own.values()))
-        noised = {name: torch.empty_like(value) for name, value in kept.items()}
-        width = len(total) + sum(math.prod(value.shape[1:]) for value in kept.values())
+            sums = sent
         std = self.plan.noise_std(release.name)
-        block = max(1, NUMBERS_AT_ONCE // max(1, width))
-        for start in range(0, len(self.members) if own or kept else 0, block):
-            members = self.members[start : start + block]
-            draws = torch.empty(len(members), width)
-            for client, draw in zip(members, draws.numpy(), strict=True):
-                self.ran.noise += fill_gaussian(
-                    draw, std, self.seeds.keystream(Purpose.NOISE, round_, client)
-                )
-            for draw in draws[:, : len(total)] if own else ():
-                total += draw
-            at = 0
-            own_draws = to_device(draws[:, len(total) :], self.device)
-            for name, value in kept.items():
-                held = value[start : start + block]
-                at, begin = at + held[0].numel(), at
-                torch.add(
-                    held,
-                    own_draws[:, begin:at].view(held.shape),
-                    out=noised[name][start : start + block],
-                )
-        if own or kept:
+        multiplier = math.inf
+        noised_kept = {name: torch.empty_like(value) for name, value in kept.items()}
+        sizes = [value.numel() for value in sums.values()]
+        total = torch.zeros(sum(sizes))
+        if sums or kept:
             multiplier = std / self.plan.sensitivity
-        else:
-            multiplier = math.inf
-        needs_server_noise = bool(sent) and not own
-        self.ran.steps.append(
-            Step(
-                Mechanism(multiplier, release.sample_rate, 1, release.name),
-                round_,
-                self.members,
-                needs_server_noise,
-            )
-        )
-        parts = torch.split(
-            to_device(total, self.device), [value.numel() for value in own.values()]
-        )
-        added = {
-            name: value + noise.view(value.shape)
-            for (name, value), noise in zip(own.items(), parts, strict=True)
+            self._draw_noise(round_, std, total, kept, noised_kept)
+        mechanism = Mechanism(multiplier, release.sample_rate, 1, release.name)
+        needs_server_noise = bool(sent) and not sums
+        self.ran.steps.append(Step(mechanism, round_, self.members, needs_server_noise))
+        noise = torch.split(to_device(total, self.device), sizes)
+        noised_sums = {
+            name: value + noise_part.view(value.shape)
+            for (name, value), noise_part in zip(sums.items(), noise, strict=True)
         }
-        return Noised(sent | rounded(added), noised)
+        return Noised(sent | rounded(noised_sums), noised_kept)
+
+    def _check_step(self, step: int) -> None:
+        """Refuse a step that is not in the round, or whose noise was drawn before."""
+        outside = self.steps is not None and step not in self.steps
+        if not outside and all(earlier.number != step for earlier in self.ran.steps):
+            return
+        allowed = ""
+        if self.steps is not None:
+            allowed = f" (steps {self.steps.start} .. {self.steps.stop - 1})"
+        raise ValueError(
+            f"step {step} is not in the round{allowed}, or its noise was drawn before; "
+            "number a round's steps from round_.stream on"
+        )
+
+    def _draw_noise(
+        self, step: int, std: float, total: Tensor, kept: Tensors, noised_kept: Tensors
+    ) -> None:
+        """Draw the noise of all members for one step.
+
+        Args:
+            step: the number of the step.
+            std: the standard deviation of each member's noise.
+            total: gains the sum of the members' noise on the sums, flat, on the CPU.
+            kept: per-client tensors ``[members, ...]``.
+            noised_kept: receives ``kept`` plus noise.
+        """
+        widths = [math.prod(value.shape[1:]) for value in kept.values()]
+        for positions, draws in self._noise_blocks(step, std, len(total) + sum(widths)):
+            if len(total):
+                for client_noise in draws[:, : len(total)]:
+                    total += client_noise
+            kept_noise = to_device(draws[:, len(total) :], self.device).split(widths, 1)
+            for (name, value), noise in zip(kept.items(), kept_noise, strict=True):
+                values = value[positions]
+                out = noised_kept[name][positions]
+                torch.add(values, noise.view(values.shape), out=out)
+
+    def _noise_blocks(self, step: int, std: float, width: int) -> Iterator[tuple[slice, Tensor]]:
+        """Yield ``width`` numbers of noise per member, for a block of members at a time.
+
+        Each item is the block's positions among the members, and its draws ``[block, width]`` on
+        the CPU.
+        """
+        block = max(1, NUMBERS_AT_ONCE // max(1, width))
+        for start in range(0, len(self.members), block):
+            positions = slice(start, start + block)
+            members = self.members[positions]
+            draws = torch.empty(len(members), width)
+            for client, out in zip(members, draws.numpy(), strict=True):
+                stream = self.seeds.keystream(Purpose.NOISE, step, client)
+                self.ran.noise += fill_gaussian(out, std, stream)
+            yield positions, draws
 
     def send(
         self,
@@ -346,20 +391,21 @@ class Clients:
         uplink_bytes: int | None = None,
         downlink_bytes: int | None = None,
     ) -> Message:
-        """The cohort's message: sums over the members, as :meth:`add_noise` returned them, and
-        diagnostics, which are not private.
+        """Return the cohort's message.
 
-        Bytes are what all members together would send over a network, and receive; None: tensors of
-        these shapes from every member, and the broadcast for every one.
+        Args:
+            sums: sums over the members, as :meth:`add_noise` returned them.
+            diagnostics: values per example or per client by name; they are not private.
+            uplink_bytes: bytes that all members together would send over a network; None: tensors
+                of these shapes from every member.
+            downlink_bytes: bytes that they would receive; None: the broadcast for every member.
         """
-        weight = len(self.members) * NUMBER_BYTES * sum(value.numel() for value in sums.values())
         if uplink_bytes is None:
-            sent = weight
-        else:
-            sent = uplink_bytes
+            numbers = sum(value.numel() for value in sums.values())
+            uplink_bytes = len(self.members) * NUMBER_BYTES * numbers
         return Message(
             sums=sums,
-            uplink_bytes=sent,
+            uplink_bytes=uplink_bytes,
             downlink_bytes=downlink_bytes,
             diagnostics=diagnostics or {},
         )

@@ -1,7 +1,7 @@
-"""What the proof of clipping takes for granted: that a row's loss or statistic depends on that row
-alone.
+"""Tests of the contract on which the proof of clipping rests: losses and statistics per example.
 
-No class can enforce it, so it is tested on made-up rows.
+The loss or statistic of an example must depend on that example alone. No class can enforce this, so
+it is tested on made-up examples.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import normalize
 
 from fedsim.batch import Batch, Layout
 from fedsim.errors import NotPerExample
@@ -26,90 +27,122 @@ from fedsim.privacy.clipping.norms import Loss
 from fedsim.seeds import Seeds
 
 TRIED_ROWS = 6
+"""Made-up examples that are left out one by one; each costs two clipped sums."""
 CROWD_ROWS = 40
-"""Rows of one client and label, added one at a time: shows a dependence on the number of rows up to
-this one.
+"""Made-up examples of one client and label, which are added one at a time.
+
+They show a dependence on the number of examples, up to this number.
 """
 MIXED_ROWS = 400
+"""Made-up examples of one client with several labels: a fault may need a large batch."""
 MIXED_LABELS = 10
-"""Rows of one client, and their largest number of labels: a fault may depend on the label, or
-appear in a large batch only.
-"""
+"""The most labels of these examples: a fault may depend on the label."""
 END_ROWS = tuple(2**n for n in range(9))
-"""Numbers of first and of last mixed rows that are evaluated alone: code that drops a remainder may
-skip the first rows or the last.
+"""How many of the first and of the last mixed examples are evaluated alone.
+
+Code that drops a remainder may skip the first examples or the last.
 """
 LOSS_TOLERANCE = 1e-2
-"""Relative difference that is attributed to rounding: the order of products depends on the number
-of rows, and cosines amplify it.
+"""The relative difference that is attributed to rounding.
+
+The order of products depends on the number of examples, and cosines amplify such differences.
 """
 SAME_BATCH_TOLERANCE = 1e-4
-"""As :data:`LOSS_TOLERANCE`, for the same rows in the same order."""
+"""The relative difference attributed to rounding for the same examples in the same order."""
 SUM_TOLERANCE = 1e-3
-"""Allowed error of a clipped sum, relative to its norm."""
+"""The allowed error of a clipped sum, relative to its norm."""
 
 
 def check_loss(algorithm: Any, clients: int, norms: Callable[[nn.Module], Norms]) -> None:
-    """Test the loss of a DPSGD or LocalDPSGD on made-up rows of ``clients``, whose gradients are
-    clipped by ``norms`` of the model.
+    """Test that the loss of a DPSGD or LocalDPSGD depends on one example at a time.
+
+    Args:
+        algorithm: the algorithm.
+        clients: the number of clients of the made-up examples.
+        norms: returns how the gradients of a model are clipped.
+
+    Raises:
+        NotPerExample: the loss mixes examples, or remembers earlier ones.
+        ValueError: the loss or its gradient is not finite.
     """
-    model = _started(algorithm, clients)
-    batch = _made_up(algorithm, clients)
-    loss = partial(_parts, algorithm)
+    model = _nonzero_model(algorithm, clients)
+    batch = _small_batch(algorithm, clients)
+    loss = partial(_loss_matrix, algorithm)
     if not loss(model, batch).isfinite().all():
         raise ValueError("a part of the loss is not finite for made-up rows of unit norm")
     check_per_example(model, loss, batch, norms(model), algorithm.params.engine)
     with torch.no_grad():
         for crowd in crowds(algorithm.task):
-            own = _batch(algorithm, crowd.x, crowd.y, torch.zeros_like(crowd.y), clients)
-            whole = loss(model, own)
+            crowd_batch = _batch(algorithm, crowd.x, crowd.y, torch.zeros_like(crowd.y), clients)
+            together = loss(model, crowd_batch)
             for part in crowd.parts:
-                crowd.check_same("the loss", part, loss(model, own.take(part)), whole)
-        _check_forgets(algorithm, clients, batch, model)
+                alone = loss(model, crowd_batch.take(part))
+                crowd.check_same("the loss", part, alone, together)
+        _check_forgets(algorithm, clients, model)
 
 
 def check_clients(algorithm: Any, clients: int) -> None:
-    """Test a loss on made-up rows of ``clients``, whose gradients are clipped client by client."""
-    model, (_, crowd), rows = (
-        _started(algorithm, clients),
-        crowds(algorithm.task),
-        MIXED_ROWS // clients,
-    )
+    """Test that the loss of a client's examples depends on that client's examples alone.
+
+    It is enough for algorithms that clip the gradient of each client as a whole.
+
+    Raises:
+        NotPerExample: the loss mixes clients, or remembers earlier examples.
+    """
+    model = _nonzero_model(algorithm, clients)
+    _, crowd = crowds(algorithm.task)
+    rows = MIXED_ROWS // clients
     batch = _batch(algorithm, crowd.x, crowd.y, torch.arange(MIXED_ROWS) // rows, clients)
     with torch.no_grad():
-        whole = _parts(algorithm, model, batch)
-        for part in (slice(client * rows, (client + 1) * rows) for client in range(clients)):
-            if not _near(_parts(algorithm, model, batch.take(part)), whole[part], LOSS_TOLERANCE):
+        together = _loss_matrix(algorithm, model, batch)
+        for client in range(clients):
+            part = slice(client * rows, (client + 1) * rows)
+            alone = _loss_matrix(algorithm, model, batch.take(part))
+            if not _near(alone, together[part], LOSS_TOLERANCE):
                 raise NotPerExample(
                     "a client's loss depends on other clients' rows: it changes when they "
                     "are left out"
                 )
-        _check_forgets(algorithm, clients, _made_up(algorithm, clients), model)
+        _check_forgets(algorithm, clients, model)
 
 
 def check_per_example(
-    model: nn.Module, loss: Loss, batch: Batch, norms: Norms, engine: EngineName = "bookkeeping"
+    model: nn.Module,
+    loss: Loss,
+    batch: Batch,
+    norms: Norms,
+    engine: EngineName = "bookkeeping",
 ) -> None:
-    """Raise if one example's presence changes the clipped sum by anything but its own clipped
-    gradient.
+    """Test that one example changes a clipped sum by its own clipped gradient only.
 
-    The engines clip row n's gradient on the assumption that it depends on row n alone. A batch
-    statistic, such as a batch-level MMD, breaks it, and so does a layer that sees the rows in
-    another order. Every row of ``batch``, made-up ones of the real shapes, is left out in turn,
-    with a clip at their median norm, so that half of them are clipped.
+    The engines clip the gradient of example n on the assumption that it depends on example n alone.
+    A batch statistic, such as a batch-level MMD, breaks this. So does a layer that sees the
+    examples in another order. Every example of ``batch`` is left out in turn. The clip is the
+    median of their norms, so that half of them are clipped.
+
+    Args:
+        model: the model.
+        loss: (model, batch) to loss parts ``[N, parts]``.
+        batch: made-up examples of the real shapes.
+        norms: how gradients are clipped.
+        engine: computes the clipped sums.
+
+    Raises:
+        NotPerExample: an example changes the sum by anything else.
+        ValueError: a gradient is not finite.
     """
-    measured = clipped_sum(
-        model, loss, batch, replace(norms, clip=math.inf, unit="example"), engine
-    ).norms
+    unclipped = replace(norms, clip=math.inf, unit="example")
+    measured = clipped_sum(model, loss, batch, unclipped, engine).norms
     if not measured.isfinite().all():
         raise ValueError("the loss's gradient is not finite on made-up rows of unit norm")
-    biting = replace(norms, clip=max(float(measured.median()), 1e-12), unit="example")
-    whole = clipped_sum(model, loss, batch, biting, engine).sums
+    halving = replace(unclipped, clip=max(float(measured.median()), 1e-12))
+    together = clipped_sum(model, loss, batch, halving, engine).sums
     for index in range(len(batch)):
-        without = clipped_sum(model, loss, batch.without(index), biting, engine).sums
-        alone = clipped_sum(model, loss, batch.take(slice(index, index + 1)), biting, engine).sums
-        error = l2_norm({name: whole[name] - without[name] - alone[name] for name in whole})
-        size = max(map(l2_norm, (whole, without, alone)))
+        example = batch.take(slice(index, index + 1))
+        without = clipped_sum(model, loss, batch.without(index), halving, engine).sums
+        alone = clipped_sum(model, loss, example, halving, engine).sums
+        error = l2_norm({name: together[name] - without[name] - alone[name] for name in together})
+        size = max(map(l2_norm, (together, without, alone)))
         if not error <= SUM_TOLERANCE * size:
             raise NotPerExample(
                 f"the loss is not per example: leaving out row {index} of {len(batch)} "
@@ -121,8 +154,13 @@ def check_per_example(
 
 @dataclass(frozen=True)
 class Crowd:
-    """Made-up rows of unit norm of one client ``[n, d]``, their labels, what they have in common,
-    and slices that are evaluated alone.
+    """Made-up examples of one client, and the parts of them that are evaluated alone.
+
+    Attributes:
+        x: embeddings of unit norm ``[n, d]``.
+        y: labels ``[n]``.
+        words: what the examples have in common, for error messages.
+        parts: slices of the examples, each from the first on or up to the last.
     """
 
     x: Tensor
@@ -131,13 +169,22 @@ class Crowd:
     parts: tuple[slice, ...]
 
     def check_same(self, what: str, part: slice, alone: Tensor, whole: Tensor) -> None:
-        """Compare the values of the rows in ``part``, evaluated ``alone``, with theirs in the
-        ``whole``; label by label.
+        """Test that examples have the same values alone as together, label by label.
+
+        Args:
+            what: the name of the values, for the error message.
+            part: the examples that were evaluated alone.
+            alone: their values, evaluated alone ``[m, ...]``.
+            whole: the values of all examples, evaluated together ``[n, ...]``.
+
+        Raises:
+            NotPerExample: the values differ by more than rounding.
         """
-        within = whole[part]
+        together = whole[part]
         y = self.y[part].to(whole.device)
-        if alone.shape == within.shape and all(
-            _near(alone[y == each], within[y == each], LOSS_TOLERANCE) for each in torch.unique(y)
+        if alone.shape == together.shape and all(
+            _near(alone[y == label], together[y == label], LOSS_TOLERANCE)
+            for label in torch.unique(y)
         ):
             return
         if part.start == 0:
@@ -152,53 +199,54 @@ class Crowd:
 
 
 def crowds(task: Task) -> tuple[Crowd, Crowd]:
-    """Rows of one label, added one at a time; and rows of many labels, from either end."""
+    """Return two crowds: examples of one label, and examples of many labels.
+
+    The parts of the first grow by one example at a time. Those of the second are taken from either
+    end.
+    """
     labels = torch.linspace(0, task.classes - 1, min(MIXED_LABELS, task.classes)).round().long()
     stream = torch.Generator().manual_seed(1)
-    rows = torch.nn.functional.normalize(torch.randn(MIXED_ROWS, task.dim, generator=stream), dim=1)
+    x = normalize(torch.randn(MIXED_ROWS, task.dim, generator=stream), dim=1)
     mixed = labels[torch.randint(len(labels), (MIXED_ROWS,), generator=stream)]
-    ends = (
-        *(slice(0, count) for count in END_ROWS),
-        *(slice(MIXED_ROWS - count, MIXED_ROWS) for count in END_ROWS),
-    )
-    alike = tuple(slice(0, count) for count in range(1, CROWD_ROWS))
+    growing = [slice(0, count) for count in range(1, CROWD_ROWS)]
+    first = [slice(0, count) for count in END_ROWS]
+    last = [slice(MIXED_ROWS - count, MIXED_ROWS) for count in END_ROWS]
+    one_label = torch.zeros(CROWD_ROWS, dtype=torch.long)
     return (
-        Crowd(
-            rows[:CROWD_ROWS],
-            torch.zeros(CROWD_ROWS, dtype=torch.long),
-            "one client and label",
-            alike,
-        ),
-        Crowd(rows, mixed, "one client", ends),
+        Crowd(x[:CROWD_ROWS], one_label, "one client and label", tuple(growing)),
+        Crowd(x, mixed, "one client", tuple(first + last)),
     )
 
 
-def _check_forgets(algorithm: Any, clients: int, batch: Batch, model: nn.Module) -> None:
-    """Compare the loss with that of another instance, which has seen other rows."""
+def _check_forgets(algorithm: Any, clients: int, model: nn.Module) -> None:
+    """Compare the loss with that of another instance, which has evaluated other examples before."""
+    batch = _small_batch(algorithm, clients)
     again = type(algorithm)(algorithm.params, algorithm.task)
-    other, (crowd, _) = _started(again, clients), crowds(algorithm.task)
-    _parts(again, other, _batch(again, -crowd.x, crowd.y, torch.zeros_like(crowd.y), clients))
-    if not _near(
-        _parts(algorithm, model, batch), _parts(again, other, batch), SAME_BATCH_TOLERANCE
-    ):
+    other = _nonzero_model(again, clients)
+    crowd, _ = crowds(algorithm.task)
+    _loss_matrix(again, other, _batch(again, -crowd.x, crowd.y, torch.zeros_like(crowd.y), clients))
+    first = _loss_matrix(algorithm, model, batch)
+    second = _loss_matrix(again, other, batch)
+    if not _near(first, second, SAME_BATCH_TOLERANCE):
         raise NotPerExample(
             "the loss has memory: the loss of the same rows changes after other rows were seen"
         )
 
 
-def _parts(algorithm: Any, model: nn.Module, batch: Batch) -> Tensor:
+def _loss_matrix(algorithm: Any, model: nn.Module, batch: Batch) -> Tensor:
+    """Return the parts of the loss side by side, ``[N, parts]``."""
     return torch.stack(list(loss_parts(algorithm, model, batch).values()), 1)
 
 
-def _near(one: Tensor, two: Tensor, within: float) -> bool:
-    """Whether the values of rows are equal up to rounding."""
-    one = one.nan_to_num()
-    two = two.nan_to_num()
-    return float((one - two).norm()) <= within * float(one.norm() + two.norm())
+def _near(first: Tensor, second: Tensor, tolerance: float) -> bool:
+    """Return whether values are equal up to rounding."""
+    first = first.nan_to_num()
+    second = second.nan_to_num()
+    return float((first - second).norm()) <= tolerance * float(first.norm() + second.norm())
 
 
-def _started(algorithm: Any, clients: int) -> nn.Module:
-    """The model at nonzero weights: a layer of zeros would hide the layers behind it."""
+def _nonzero_model(algorithm: Any, clients: int) -> nn.Module:
+    """Return the model at nonzero weights: a layer of zeros would hide the layers behind it."""
     stream = torch.Generator().manual_seed(0)
     model = initial_model(algorithm.build, Seeds(0), range(clients))
     with torch.no_grad():
@@ -207,20 +255,18 @@ def _started(algorithm: Any, clients: int) -> nn.Module:
     return model
 
 
-def _made_up(algorithm: Any, clients: int) -> Batch:
+def _small_batch(algorithm: Any, clients: int) -> Batch:
+    """Return :data:`TRIED_ROWS` made-up examples of up to three labels, spread over clients."""
     task = algorithm.task
     stream = torch.Generator().manual_seed(0)
-    x = torch.nn.functional.normalize(torch.randn(TRIED_ROWS, task.dim, generator=stream), dim=1)
-    return _batch(
-        algorithm,
-        x,
-        torch.arange(TRIED_ROWS) % min(3, task.classes),
-        torch.arange(TRIED_ROWS) * clients // TRIED_ROWS,
-        clients,
-    )
+    x = normalize(torch.randn(TRIED_ROWS, task.dim, generator=stream), dim=1)
+    numbers = torch.arange(TRIED_ROWS)
+    labels = numbers % min(3, task.classes)
+    return _batch(algorithm, x, labels, numbers * clients // TRIED_ROWS, clients)
 
 
 def _batch(algorithm: Any, x: Tensor, y: Tensor, client: Tensor, clients: int) -> Batch:
+    """Return a batch of these examples with the random draws that the loss needs."""
     stream = torch.Generator().manual_seed(2)
     draws = {
         name: torch.randn(len(x), *shape, generator=stream)

@@ -1,11 +1,13 @@
-"""Algorithms that are a loss per example: federated DP-SGD with one step a round.
+"""Base class of algorithms that are a loss per example, trained by federated DP-SGD.
 
-A round: every client draws a Poisson sample, the sum of its clipped per-example gradients goes to
-the server, noise is added (once to the sum under ``trust: aggregate``, by every client under
-``trust: silo``), the server takes an Adam step (Abadi et al. 2016, arXiv 1607.00133; one local step
-a round, so the sum over clients is DP-SGD on the union of their data). The gradient by what stays
-with a client (encoder, code) is clipped jointly with the shared part and gets noise of its own at
-the client.
+In a round every client draws a Poisson sample of its examples, and the sum of their clipped
+gradients goes to the server. Noise is added: once to the sum under ``trust: aggregate``, by every
+client under ``trust: silo``. The server then takes an Adam step. Clients take one local step per
+round, so the sum over clients is DP-SGD on the union of their data (Abadi et al. 2016, arXiv
+1607.00133).
+
+Some parameters stay with a client, such as an encoder or a code. Their gradient is clipped jointly
+with that of the shared parameters, and gets noise of its own at the client.
 """
 
 from __future__ import annotations
@@ -34,7 +36,7 @@ from fedsim.methods.messages import (
     Tensors,
     Values,
 )
-from fedsim.methods.one_shot import statistic_phase
+from fedsim.methods.one_shot import Statistic, statistic_phase
 from fedsim.methods.parameters import (
     adam_step,
     average_step,
@@ -49,27 +51,28 @@ from fedsim.privacy.plan import Claim, Release, Unit
 from fedsim.seeds import Purpose
 
 RELEASE = "dp-sgd"
+"""The name of the release of noisy gradients."""
 
 
 class DPSGDParams(Params):
     """Parameters of every algorithm that learns by DP-SGD.
 
     Attributes:
-        rounds: noisy steps.
-        sample_rate: q, the probability with which each example, or each group with all its rows,
-            enters a round.
-        client_rate: the probability with which each client takes part; it amplifies for ``unit:
-            client`` and must be 1 otherwise.
+        rounds: the number of noisy steps.
+        sample_rate: q, the probability with which each example, or each group with all its
+            examples, enters a round.
+        client_rate: the probability with which each client takes part in a round. It amplifies
+            privacy for ``unit: client`` and must be 1 for other units.
         clip: C, the joint clip norm of one unit's contribution.
-        learning_rate, local_learning_rate: Adam's, for the shared and for the per-client
-            parameters.
-        expected_batch: public divisor of the summed gradients; not derived from how many examples
-            there are.
-        precondition: share of the budget (in 1 / sigma^2) that is spent on released coordinates in
-            which rows are centred, of one size and less stretched
-            (:mod:`fedsim.methods.coordinates`); 0: rows as they are.
-        noised: ``all`` clips and noises shared and per-client gradients; ``shared`` the shared ones
-            only.
+        learning_rate: Adam's learning rate for the shared parameters.
+        local_learning_rate: Adam's learning rate for the per-client parameters.
+        expected_batch: the public divisor of the summed gradients; it is not derived from the
+            number of examples, which is private.
+        precondition: the share of the budget (in 1 / sigma^2) that pays for released coordinates,
+            in which embeddings are centred, of one scale and less stretched
+            (:mod:`fedsim.methods.coordinates`). At 0 embeddings are used as they are.
+        noised: ``all`` clips and noises the gradients of shared and per-client parameters;
+            ``shared`` those of the shared parameters only.
         engine: how clipped sums are computed.
     """
 
@@ -86,14 +89,18 @@ class DPSGDParams(Params):
 
 
 class DPSGD(Algorithm):
-    """Base class of an algorithm that is a loss per example; everything about privacy is done here.
+    """Base class of an algorithm that is a loss per example; it does everything about privacy.
 
     A subclass supplies :meth:`build`, :meth:`loss`, :meth:`generator` and, if it needs random
-    numbers per example, :meth:`draws`. Parameters whose names begin with one of ``server_only`` are
-    the server's: the loss does not read them, clients do not get them, and the server's steps, on
-    :meth:`public_terms` or of the subclass's own, are all that trains them. The learning rate falls
-    linearly to the share ``decay`` of itself; the product is the mean of the iterates from the
-    share ``average_from`` of the rounds on (free).
+    numbers per example, :meth:`draws`. The learning rate falls linearly over the rounds. The
+    product is made of the mean of the parameters over late rounds, which costs no epsilon.
+
+    Class attributes:
+        server_only: prefixes of the names of parameters that belong to the server. The loss does
+            not read them and clients do not get them. They are trained only by the server's steps
+            on :meth:`public_terms`, or by steps of the subclass's own.
+        decay: the share of the learning rate that is left at the end.
+        average_from: the share of the rounds after which the mean of the parameters begins.
     """
 
     params: Any
@@ -104,65 +111,78 @@ class DPSGD(Algorithm):
 
     @abstractmethod
     def loss(self, model: nn.Module, batch: Batch) -> Mapping[str, Tensor]:
-        """Parts of the loss by name, ``[N]`` each; their sum is minimised; row n depends on row n
-        alone.
+        """Return the parts of the loss by name, ``[N]`` each; their sum is minimised.
+
+        The loss of example n may depend on example n alone. The proof of privacy rests on this.
         """
 
     def draws(self) -> Mapping[str, tuple[int, ...]]:
-        """Shapes of the standard normal draws that one example's loss needs, by name."""
+        """Return the shapes of the standard normal draws that one example's loss needs, by name."""
         return {}
 
     def public_terms(self, model: nn.Module, stream: torch.Generator) -> Mapping[str, Tensor]:
-        """Terms of the server's objective, scalars by name, that depend on shared parameters alone,
-        so they cost no privacy.
+        """Return further terms of the server's objective: scalars by name.
 
-        ``stream`` is of the round's random numbers, if a term needs any.
+        They depend on shared parameters alone, so they cost no epsilon.
+
+        Args:
+            model: the server's model.
+            stream: random numbers of the round, if a term needs any.
         """
         return {}
 
     def step_shares(
         self, mean: Tensors, noise: Mapping[str, float], state: Tensors, *, by_client: bool
     ) -> Tensors | None:
-        """How much of Adam's step each parameter takes, by name, from the noisy mean and its
-        noise's deviation; None: all of it.
+        """Return the fraction of Adam's step that each parameter takes, by name; None: all of it.
+
+        Args:
+            mean: the noisy mean gradients.
+            noise: the standard deviation of their noise.
+            state: tensors that are kept between rounds; the result may add to them.
+            by_client: whether the gradients are per client, ``[clients, ...]``.
         """
         return None
 
     def start_in(self, coordinates: Coordinates, server: Server) -> None:
-        """Set what starts otherwise where rows are in released coordinates; post-processing,
-        free.
+        """Change initial values once the released coordinates are known.
+
+        This is post-processing, so it costs no epsilon.
         """
 
     def clip_weights(self) -> Mapping[str, float]:
-        """Weights of parameters inside the joint clip, by name prefix (see
-        :class:`fedsim.privacy.clipping.Norms`).
+        """Return weights of parameters inside the joint clip, by prefix of their names.
+
+        See :class:`fedsim.privacy.clipping.Norms`.
         """
         return {}
 
     def diagnostics(
         self, clients: Clients, parts: Mapping[str, Tensor], round_: Round
     ) -> Mapping[str, DiagnosticLike]:
-        """Diagnostics by name, a value per example or per client, from the round's model and loss
-        parts; not private, never sent.
+        """Return further diagnostics by name: a value per example or per client.
+
+        They carry no noise and are never sent.
+
+        Args:
+            clients: the clients with the round's model.
+            parts: the parts of the loss by name, ``[N]`` each; empty if no example was sampled.
+            round_: the round.
         """
         return {}
 
     # --- privacy ---
 
     def phases(self) -> tuple[Phase, ...]:
-        """The coordinates' statistics, if any; then all rounds as one Poisson-subsampled Gaussian
-        mechanism, over the units.
+        """Return the phases: statistics for the coordinates, if any, then all noisy steps.
+
+        The steps are one Poisson-subsampled Gaussian mechanism over the units.
         """
+        rate = self.params.sample_rate
         if self.task.unit == "client":
             rate = self.params.client_rate
-        else:
-            rate = self.params.sample_rate
-        sgd = Phase(
-            Release(RELEASE, rate, self.params.rounds),
-            self.client_round,
-            self.server_step,
-            self.broadcast,
-        )
+        release = Release(RELEASE, rate, self.params.rounds)
+        sgd = Phase(release, self.client_round, self.server_step, self.broadcast)
         share = self.params.precondition
         if not share:
             return (sgd,)
@@ -172,73 +192,86 @@ class DPSGD(Algorithm):
             spread.receive(server, sums, std)
             self.start_in(Coordinates(server.tensors), server)
 
-        statistics = (mean, replace(spread, receive=receive))
-        first = (
-            statistic_phase(statistic, self.clip(), self.task, lambda server: dict(server.tensors))
-            for statistic in statistics
+        return (
+            self._coordinate_phase(mean),
+            self._coordinate_phase(replace(spread, receive=receive)),
+            sgd.taking(1 - share),
         )
-        return (*first, sgd.taking(1 - share))
+
+    def _coordinate_phase(self, statistic: Statistic) -> Phase:
+        """Return the phase that releases a statistic for the coordinates."""
+        return statistic_phase(
+            statistic, self.clip(), self.task, lambda server: dict(server.tensors)
+        )
 
     def check_setting(self) -> None:
-        """Clients are sampled where they are the unit only."""
-        if self.task.unit != "client" and self.params.client_rate < 1:
-            what = (
-                f"{self.params.client_rate:g} samples clients, which does not amplify the "
-                "budget of a unit within one"
+        """Refuse to sample clients unless the client is the unit.
+
+        Raises:
+            UserError: about the parameter ``client_rate``.
+        """
+        rate = self.params.client_rate
+        if self.task.unit != "client" and rate < 1:
+            raise UserError(
+                "client_rate",
+                f"{rate:g} samples clients, which does not amplify the budget of a unit within one",
+                "give 1, or unit: client",
             )
-            raise UserError("client_rate", what, "give 1, or unit: client")
 
     def check_contract(self, round_: Round, broadcast: Tensors) -> None:
-        """The loss is per example where single examples are clipped, else its client's own; tried
-        in the first round.
+        """Test in the first round that the loss is per example, or per client if the unit is one.
+
+        Raises:
+            NotPerExample: the loss of one unit depends on others.
+            ValueError: it cannot be tested.
         """
         if round_.step or round_.release.name != RELEASE:
             return
+        clients = min(2, self.task.clients)
         if self.task.unit == "client":
-            check_clients(self, min(2, self.task.clients))
+            check_clients(self, clients)
         else:
-            check_loss(
-                self,
-                min(2, self.task.clients),
-                lambda model: replace(self.norms(model), unit="example"),
-            )
+            check_loss(self, clients, lambda model: replace(self.norms(model), unit="example"))
 
     def scope(self) -> str:
-        """``joint`` where all gradients are noised, else ``shared``."""
+        """Return ``joint`` if all gradients are noised, else ``shared``."""
         if self.params.noised == "all":
             return "joint"
         return "shared"
 
     def clip(self) -> float:
-        """C, the norm that a unit's gradient is clipped to."""
+        """Return C, the norm to which a unit's gradient is clipped."""
         return float(self.params.clip)
 
     def claim(self) -> Claim:
-        """Proved if everything that depends on an example carries noise, or if a client's whole
-        contribution is what is clipped.
+        """Return "proved" if everything that depends on an example carries noise.
+
+        It is proved for ``unit: client`` too, because a client's whole contribution is clipped.
         """
         if self.params.noised == "all" or self.task.unit == "client":
             return "proved"
         return "heuristic"
 
     def releases_codes(self) -> bool:
-        """Codes that were never noised do not leave their clients."""
+        """Return whether codes leave their clients: only if they were noised."""
         return bool(self.params.noised == "all")
 
     def norms(self, model: nn.Module) -> Norms:
-        """What is clipped, jointly, to what."""
-        free = () if self.params.noised == "all" else tuple(local_names(model))
-        return Norms(self.clip(), self.task.unit, self.clip_weights(), free)
+        """Return which gradients are clipped jointly, and to which norm."""
+        unclipped: tuple[str, ...] = ()
+        if self.params.noised != "all":
+            unclipped = tuple(local_names(model))
+        return Norms(self.clip(), self.task.unit, self.clip_weights(), unclipped)
 
     def product(self, server: Server) -> Product:
-        """What was trained in the coordinates, for embeddings."""
+        """Return the product of embeddings, also if it was trained in coordinates."""
         coordinates = Coordinates.where_released(server.tensors)
         return for_embeddings(super().product(server), coordinates, self.task.dim)
 
     # --- one round ---
 
     def broadcast(self, server: Server) -> Tensors:
-        """The shared parameters but for the server's own, and the coordinates."""
+        """Return the coordinates and the shared parameters, but for those of the server only."""
         shared = {
             name: p
             for name, p in shared_tensors(server.model).items()
@@ -249,14 +282,11 @@ class DPSGD(Algorithm):
         }
 
     def client_round(self, clients: Clients, round_: Round, broadcast: Tensors) -> Message:
-        """The cohort's clipped sum in one batch; per-client parameters take a noisy step of their
-        own.
-        """
+        """Compute the cohort's clipped sum in one batch, and step the per-client parameters."""
         load_parameters(clients.model, broadcast)
         rows = clients.poisson(round_.stream, self.params.sample_rate, self.params.client_rate)
-        batch = clients.in_coordinates(Coordinates.where_released(broadcast)).batch(
-            rows, round_.stream, self.draws()
-        )
+        converted = clients.in_coordinates(Coordinates.where_released(broadcast))
+        batch = converted.batch(rows, round_.stream, self.draws())
         names: list[str] = []
 
         def stacked(model: nn.Module, batch: Batch) -> Tensor:
@@ -266,62 +296,61 @@ class DPSGD(Algorithm):
 
         norms = self.norms(clients.model)
         result = clipped_sum(clients.model, stacked, batch, norms, self.params.engine)
+        parts = {}
         if len(batch):
             parts = dict(zip(names, result.loss.unbind(-1), strict=True))
-        else:
-            parts = {}
-        local = local_names(clients.model)
-        kept = {name: result.sums[name] for name in local}
-        sent = {name: value for name, value in result.sums.items() if name not in kept}
-        noised = clients.add_noise(
-            round_.release, round_.stream, sent, kept if self.params.noised == "all" else {}
-        )
-        # in place: with many clients these are the largest tensors of all
+        local = {name: result.sums[name] for name in local_names(clients.model)}
+        shared = {name: value for name, value in result.sums.items() if name not in local}
+        protected = local
+        if self.params.noised != "all":
+            protected = {}
+        noised = clients.add_noise(round_.release, round_.stream, shared, protected)
+        # The division is in place: with many clients these are the largest tensors of all.
         mean = {
             name: value.div_(norms.weight(name)).div_(self.params.expected_batch)
-            for name, value in (kept | noised.kept).items()
+            for name, value in (local | noised.kept).items()
         }
+        std = 0.0
         if clients.plan and noised.kept:
             std = clients.plan.noise_std(round_.release.name)
-        else:
-            std = 0.0
-        self._local_step(
-            clients,
-            round_,
-            mean,
-            {name: std / norms.weight(name) / self.params.expected_batch for name in mean},
-        )
-        return clients.send(
-            noised.sent,
-            {
-                **{f"loss_{name}": value for name, value in parts.items()},
-                **self.diagnostics(clients, parts, round_),
-                "gradient_norm": Diagnostic(result.norms, "quantiles"),
-                "clipped_fraction": (result.norms > norms.clip).float(),
-            },
-        )
+        noise = {name: std / norms.weight(name) / self.params.expected_batch for name in mean}
+        self._local_step(clients, round_, mean, noise)
+        diagnostics: dict[str, DiagnosticLike] = {
+            f"loss_{name}": value for name, value in parts.items()
+        }
+        diagnostics |= self.diagnostics(clients, parts, round_)
+        diagnostics["gradient_norm"] = Diagnostic(result.norms, "quantiles")
+        diagnostics["clipped_fraction"] = (result.norms > norms.clip).float()
+        return clients.send(noised.sent, diagnostics)
 
     def _local_step(
         self, clients: Clients, round_: Round, mean: Tensors, noise: Mapping[str, float]
     ) -> None:
+        """Take an Adam step on the per-client parameters, and update their running mean.
+
+        Args:
+            clients: the clients, whose parameters and state change in place.
+            round_: the round.
+            mean: noisy mean gradients ``[members, ...]`` by name.
+            noise: the standard deviation of their noise.
+        """
         if not mean:
             return
         parameters = {
             name: p.detach() for name, p in clients.model.named_parameters() if name in mean
         }
         shares = self.step_shares(mean, noise, clients.state, by_client=True)
-        adam_step(
-            parameters,
-            mean,
-            clients.state,
-            self.params.local_learning_rate * self._decay(round_),
-            shares=shares,
-        )
-        if round_.step >= self.average_from * self.params.rounds:
+        learning_rate = self.params.local_learning_rate * self._decay(round_)
+        adam_step(parameters, mean, clients.state, learning_rate, shares=shares)
+        if self._averages(round_):
             average_step(parameters, clients.state)
 
     def server_step(self, server: Server, round_: Round, total: Tensors) -> Values:
-        """Adam on the noisy mean plus the public terms' gradient, then the running average."""
+        """Take an Adam step on the noisy mean and the public terms; then update the running mean.
+
+        Returns:
+            The values of the public terms, and the norm of the trained parameters.
+        """
         norms = self.norms(server.model)
         gradients = {
             name: value / (norms.weight(name) * self.params.expected_batch)
@@ -333,39 +362,44 @@ class DPSGD(Algorithm):
         values = self._add_public_terms(server, round_, gradients)
         shared = shared_tensors(server.model)
         parameters = {name: p for name, p in shared.items() if name in gradients}
-        adam_step(
-            parameters,
-            gradients,
-            server.tensors,
-            self.params.learning_rate * self._decay(round_),
-            shares=shares,
-        )
-        if round_.step >= self.average_from * self.params.rounds:
+        learning_rate = self.params.learning_rate * self._decay(round_)
+        adam_step(parameters, gradients, server.tensors, learning_rate, shares=shares)
+        if self._averages(round_):
             average_step(shared, server.tensors)
-        return values | {
-            "parameter_norm": torch.stack([p.norm() for p in parameters.values()]).norm()
-        }
+        norm = torch.stack([p.norm() for p in parameters.values()]).norm()
+        return values | {"parameter_norm": norm}
 
     def _add_public_terms(self, server: Server, round_: Round, gradients: Tensors) -> Tensors:
-        """Add the public terms' gradients, also by what only the server has; returns the terms'
-        values.
+        """Add the gradients of the public terms to ``gradients``, in place.
+
+        These include gradients of parameters that only the server has.
+
+        Returns:
+            The values of the terms, by name with the prefix ``loss_``.
         """
         terms = self.public_terms(server.model, server.seeds.torch(Purpose.PENALTY, round_.stream))
         if not terms:
             return {}
         parameters = dict(server.model.named_parameters())
-        own = {name: p for name, p in parameters.items() if name.startswith(self.server_only)}
-        trainable = {name: p for name, p in parameters.items() if name in gradients} | own
-        found = torch.autograd.grad(
-            torch.stack(list(terms.values())).sum(), list(trainable.values()), allow_unused=True
-        )
-        for name, gradient in zip(trainable, found, strict=True):
-            if gradient is not None:
-                if name in gradients:
-                    gradients[name] = gradients[name] + gradient
-                else:
-                    gradients[name] = gradient
+        trainable = {name: p for name, p in parameters.items() if name in gradients}
+        for name, parameter in parameters.items():
+            if name.startswith(self.server_only):
+                trainable[name] = parameter
+        total = torch.stack(list(terms.values())).sum()
+        term_gradients = torch.autograd.grad(total, list(trainable.values()), allow_unused=True)
+        for name, gradient in zip(trainable, term_gradients, strict=True):
+            if gradient is None:
+                continue
+            if name in gradients:
+                gradients[name] = gradients[name] + gradient
+            else:
+                gradients[name] = gradient
         return {f"loss_{name}": value.detach() for name, value in terms.items()}
 
+    def _averages(self, round_: Round) -> bool:
+        """Return whether the running mean of the parameters includes this round."""
+        return bool(round_.step >= self.average_from * self.params.rounds)
+
     def _decay(self, round_: Round) -> float:
+        """Return the share of the learning rate that is left in a round."""
         return float(1 - (1 - self.decay) * round_.step / self.params.rounds)

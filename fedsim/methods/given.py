@@ -1,5 +1,7 @@
-"""External samples: synthetic rows that were made elsewhere (by Opacus, a colleague, another
-framework), as a method whose generator yields these rows.
+"""External samples: synthetic examples that were made elsewhere, in a file.
+
+Opacus, a colleague or another framework may have made them. They take part in a grid as a method
+whose generator returns these examples.
 """
 
 from __future__ import annotations
@@ -7,10 +9,11 @@ from __future__ import annotations
 import hashlib
 import math
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from pydantic import Field
 from torch import nn
 
@@ -30,16 +33,17 @@ class GivenRowsParams(Params):
     Nothing of what the author states is verified.
 
     Attributes:
-        rows: an .npz file of embeddings ``x`` [n, d] and labels ``y`` [n], numbered as the data
-            set's classes are.
-        epsilon: what they cost, as stated by their author; ``.inf``: no privacy, and no claim.
-        delta: the delta that a finite epsilon holds for. It must be the grid's, as must be unit
-            and trust.
+        rows: an .npz file of embeddings ``x`` [n, d] and labels ``y`` [n], numbered as the classes
+            of the data set are.
+        epsilon: the epsilon of the examples, as stated by their author; ``.inf``: no privacy, and
+            no claim.
+        delta: the delta for which a finite epsilon holds. It must be the grid's delta; unit and
+            trust must be the grid's too.
         unit: what a finite epsilon protects: ``example``, ``client`` or ``{column: NAME}``.
-        trust: whom a finite epsilon protects from: ``aggregate`` or ``silo``.
+        trust: from whom a finite epsilon protects: ``aggregate`` or ``silo``.
         claim: what epsilon rests on, as stated by the author: ``stated``, a theorem;
             ``heuristic``; ``none``.
-        sha256: of the file; filled in as a grid is read.
+        sha256: the hash of the file; it is filled in when a grid is read.
     """
 
     rows: str
@@ -52,61 +56,46 @@ class GivenRowsParams(Params):
 
 
 class GivenRows(Algorithm):
-    """External samples: nothing is trained here, and what they cost is as stated by their author,
-    not verified.
-    """
+    """External samples: nothing is trained, and their epsilon is stated by their author only."""
 
     Params = GivenRowsParams
     private = False
 
     def phases(self) -> tuple[Phase, ...]:
-        """None: clients' rows are not looked at."""
+        """Return no phases: the examples of clients are not read."""
         return ()
 
     def build(self, clients: int) -> nn.Module:
-        """Nothing to train."""
+        """Return an empty model: there is nothing to train."""
         return nn.Module()
 
     def ignores_partition(self) -> bool:
-        """The rows are the same however clients share out theirs."""
+        """Return True: the external samples are the same for any partition."""
         return True
 
     def check_setting(self) -> None:
-        """Refuse a file without rows of such a data set."""
+        """Refuse a file without embeddings and labels of this data set.
+
+        Raises:
+            UserError: what is wrong with the file.
+        """
         self.generator()
 
     def generator(self, server: Server | None = None) -> FiniteRows:
-        """The file's rows; no server has any."""
+        """Return a generator of the file's examples; the server is not needed.
+
+        Raises:
+            UserError: what is wrong with the file.
+        """
         path = Path(self.params.rows)
-        task = self.task
         with at(str(path)):
-            try:
-                arrays = read_arrays(path)
-                digest = hashlib.sha256(path.read_bytes()).hexdigest()
-                x = arrays["x"]
-                y = arrays["y"]
-            except (BadArrays, KeyError) as error:
-                raise UserError(
-                    "",
-                    f"cannot be read ({error})",
-                    "give an .npz file of plain arrays x [n, d] and y [n], as numpy.savez writes "
-                    "it",
-                ) from error
-            if digest != self.params.sha256:
-                raise UserError(
-                    "", "is not the file that it was when the grid was read", "run the grid again"
-                )
-            if wrong := not_whole_numbers(y, "y"):
-                what_is_right = (
-                    f"give the numbers 0 to {task.classes - 1} of the data set's classes"
-                )
-                raise UserError("", wrong, what_is_right)
-            labels, counts = np.unique(y, return_counts=True)
-            if few := sorted(set(range(task.classes)) - set(labels[counts > 1].tolist())):
-                raise UserError("", f"class {few[0]} has fewer than two rows", "give more")
+            x, y = self._read(path)
+            self._check_labels(y)
             split = np.zeros(y.shape, np.int64)
-            split.flat[0] = TEST  # a data set has both parts
+            # A data set needs a test part, too, so the first example is put there.
+            split.flat[0] = TEST
             data = Embeddings.from_arrays(path.name, x, y, split)
+            task = self.task
             if (data.dim, data.classes) != (task.dim, task.classes):
                 raise UserError(
                     "",
@@ -116,3 +105,35 @@ class GivenRows(Algorithm):
         x = np.concatenate([data.x_train, data.x_test])
         y = np.concatenate([data.y_train, data.y_test])
         return FiniteRows(torch.from_numpy(x), torch.from_numpy(y))
+
+    def _read(self, path: Path) -> tuple[NDArray[Any], NDArray[Any]]:
+        """Read embeddings and labels; refuse a file that has changed since the grid was read."""
+        try:
+            arrays = read_arrays(path)
+            digest = hashlib.sha256(path.read_bytes()).hexdigest()
+            x = arrays["x"]
+            y = arrays["y"]
+        except (BadArrays, KeyError) as error:
+            raise UserError(
+                "",
+                f"cannot be read ({error})",
+                "give an .npz file of plain arrays x [n, d] and y [n], as numpy.savez writes it",
+            ) from error
+        if digest != self.params.sha256:
+            raise UserError(
+                "", "is not the file that it was when the grid was read", "run the grid again"
+            )
+        return x, y
+
+    def _check_labels(self, y: NDArray[Any]) -> None:
+        """Refuse labels that are no whole numbers, and classes with fewer than two examples."""
+        classes = self.task.classes
+        problem = not_whole_numbers(y, "y")
+        if problem:
+            hint = f"give the numbers 0 to {classes - 1} of the data set's classes"
+            raise UserError("", problem, hint)
+        labels, counts = np.unique(y, return_counts=True)
+        enough = set(labels[counts > 1].tolist())
+        for label in range(classes):
+            if label not in enough:
+                raise UserError("", f"class {label} has fewer than two rows", "give more")

@@ -1,16 +1,18 @@
-"""Algorithms that train locally and average: several local steps a round, then the clients' updates
-(FedAvg).
+"""Base classes of algorithms that train locally and average the clients' updates (FedAvg).
 
-McMahan et al. 2017 (arXiv 1602.05629). A client sends its update, local minus broadcast parameters.
-A private variant clips every update to C and adds Gaussian noise. One client's presence changes the
-sum by at most C. One example's or group's presence may turn its client's clipped update into any
-other, whatever the local steps computed and stored, so it changes the sum by at most 2C.
+Each client takes several local steps per round and sends its update: local minus broadcast
+parameters (McMahan et al. 2017, arXiv 1602.05629).
 
-Or every local step is private (:class:`LocalDPSGD`): a client draws a Poisson sample of its rows,
-clips every example's gradient by all of its parameters to C and adds noise of its own (Abadi et al.
-2016, arXiv 1607.00133), for any trust: its message is a function of noisy steps. For ``unit:
-group`` the rows of a group are drawn, summed and clipped together; for ``unit: client`` the clipped
-updates get the noise, not the local steps.
+A private variant of :class:`LocalTraining` clips every update to C and adds Gaussian noise. The
+presence of one client changes the sum by at most C. The presence of one example or group may turn
+its client's clipped update into any other, whatever the local steps computed and stored. So it
+changes the sum by at most 2C.
+
+:class:`LocalDPSGD` makes every local step private instead. A client draws a Poisson sample of its
+examples, clips the gradient of each by all parameters to C and adds noise of its own (Abadi et al.
+2016, arXiv 1607.00133). This works for any trust, because the message is a function of noisy steps.
+For ``unit: group`` the examples of a group are drawn, summed and clipped together. For ``unit:
+client`` the clipped updates get the noise, not the local steps.
 """
 
 from __future__ import annotations
@@ -33,6 +35,7 @@ from fedsim.methods.contract import check_loss
 from fedsim.methods.messages import (
     NUMBER_BYTES,
     Diagnostic,
+    DiagnosticLike,
     Message,
     Round,
     Server,
@@ -41,28 +44,31 @@ from fedsim.methods.messages import (
 )
 from fedsim.methods.parameters import adam_step, load_parameters, shared_tensors
 from fedsim.methods.returned import loss_parts
-from fedsim.privacy.clipping import EngineName, Norms, clipped_sum, functional_loss
+from fedsim.privacy.clipping import ClippedSum, EngineName, Norms, clipped_sum, functional_loss
 from fedsim.privacy.noise import gaussian
 from fedsim.privacy.plan import Release, Unit
 from fedsim.seeds import Purpose
 
 UPDATES_RELEASE = "updates"
+"""The name of the release of clipped updates."""
 LOCAL_STEPS_RELEASE = "local dp-sgd"
+"""The name of the release of noisy local steps."""
 WEIGHT = "client_weight"
+"""The name under which clients send the sum of their weights, without privacy."""
 
 
 class LocalTrainingParams(Params):
     """Parameters of every algorithm that trains locally.
 
     Attributes:
-        rounds: communication rounds.
-        local_steps: Adam steps of a client in a round.
-        batch_size: rows of a local step, drawn with replacement.
-        learning_rate: the local Adam's.
-        client_rate: the probability with which each client takes part in a round; it amplifies for
-            ``unit: client``.
-        mu: FedProx's: weight of half the squared distance to the broadcast parameters in the local
-            loss (Li et al. 2020, arXiv 1812.06127).
+        rounds: the number of communication rounds.
+        local_steps: the number of Adam steps that a client takes in a round.
+        batch_size: the number of examples of a local step, drawn with replacement.
+        learning_rate: the learning rate of the local Adam.
+        client_rate: the probability with which each client takes part in a round. It amplifies
+            privacy for ``unit: client``.
+        mu: the weight of FedProx's term in the local loss: half the squared distance to the
+            broadcast parameters (Li et al. 2020, arXiv 1812.06127).
     """
 
     rounds: int = Field(10, ge=1)
@@ -76,9 +82,11 @@ class LocalTrainingParams(Params):
 class LocalTraining(Algorithm):
     """Base class of an algorithm that is a loss, local steps, and an average of updates.
 
-    A subclass supplies :meth:`build` (an ordinary module for one client), :meth:`loss`,
-    :meth:`generator`, and in ``local`` the name prefixes of parameters that stay with a client. The
-    clients of a cohort are trained together, stacked.
+    A subclass supplies :meth:`build` (an ordinary module for one client), :meth:`loss` and
+    :meth:`generator`. The clients of a cohort are trained together, with stacked parameters.
+
+    Class attributes:
+        local: prefixes of the names of parameters that stay with a client.
     """
 
     params: Any
@@ -87,41 +95,35 @@ class LocalTraining(Algorithm):
 
     @abstractmethod
     def loss(self, model: nn.Module, batch: Batch) -> Mapping[str, Tensor]:
-        """Parts ``[N]`` of the loss by name; the mean of their sum is minimised."""
+        """Return the parts ``[N]`` of the loss by name; the mean of their sum is minimised."""
 
     def draws(self) -> Mapping[str, tuple[int, ...]]:
-        """Shapes of the standard normal draws that one example's loss needs, by name."""
+        """Return the shapes of the standard normal draws that one example's loss needs, by name."""
         return {}
 
     def clip(self) -> float:
-        """The clip norm of an update; infinite without a parameter ``clip``."""
+        """Return the clip norm of an update; it is infinite without a parameter ``clip``."""
         return float(getattr(self.params, "clip", math.inf))
 
     def sensitivity(self) -> float:
-        """C for a client's presence, 2C for an example's or a group's: its client's clipped update
-        may become any other.
+        """Return C if the unit is a client, else 2C.
+
+        One example or group may turn its client's clipped update into any other.
         """
         if self.task.unit == "client":
             return self.clip()
         return 2 * self.clip()
 
     def phases(self) -> tuple[Phase, ...]:
-        """All rounds; sampling clients amplifies for ``unit: client`` only."""
+        """Return one phase of all rounds; sampling clients amplifies for ``unit: client`` only."""
+        rate = 1.0
         if self.task.unit == "client":
             rate = self.params.client_rate
-        else:
-            rate = 1.0
-        return (
-            Phase(
-                Release(UPDATES_RELEASE, rate, self.params.rounds),
-                self.client_round,
-                self.server_step,
-                self.broadcast,
-            ),
-        )
+        release = Release(UPDATES_RELEASE, rate, self.params.rounds)
+        return (Phase(release, self.client_round, self.server_step, self.broadcast),)
 
     def broadcast(self, server: Server) -> Tensors:
-        """The shared parameters."""
+        """Return the shared parameters."""
         return {
             name: p
             for name, p in shared_tensors(server.model).items()
@@ -129,95 +131,106 @@ class LocalTraining(Algorithm):
         }
 
     def start_clients(self, clients: Clients) -> None:
-        """Every client starts with the seed's local parameters."""
+        """Give every client the seed's initial values of the parameters that stay with it."""
         for name, parameter in clients.model.named_parameters():
             if name.startswith(self.local):
-                clients.state[name] = (
-                    parameter.detach().expand(len(clients.members), *parameter.shape).clone()
-                )
+                clients.state[name] = _stack(parameter.detach(), clients)
 
     def client_round(self, clients: Clients, round_: Round, broadcast: Tensors) -> Message:
-        """Local steps of all clients that take part, at once; the sum of their weighted, clipped
-        updates.
-        """
+        """Train the clients that take part, and send the sum of their weighted, clipped updates."""
         takes_part = self.participants(clients, round_)
         chosen = [
-            i
-            for i, (takes, x) in enumerate(zip(takes_part.tolist(), clients.x, strict=True))
-            if takes and len(x)
+            position
+            for position, takes in enumerate(takes_part.tolist())
+            if takes and len(clients.x[position])
         ]
         active = clients.only(chosen)
-        positions = to_device(torch.tensor(chosen, dtype=torch.long), clients.device)
-        shared, own = self.stacked(active, broadcast)
-        parameters = shared | own
+        shared, losses = self._train(active, round_, broadcast)
+        self._store_state(clients, active, chosen)
+        private = clients.plan is not None
+        weights = torch.tensor([float(len(x)) for x in active.x])
+        if private:
+            # The number of examples is private, and so is who takes part.
+            weights = torch.ones(len(chosen))
+            takes_part = torch.ones(len(clients.members))
+        weights = to_device(weights, clients.device)
+        updates = {name: value - broadcast[name] for name, value in shared.items()}
+        clipped, norms = clip_updates(updates, self.clip())
+        sums = {name: weighted_sum(weights, update) for name, update in clipped.items()}
+        sent = clients.add_noise(round_.release, round_.stream, sums).sent
+        if not private:
+            sent = sent | {WEIGHT: weights.sum()}
+        diagnostics: dict[str, DiagnosticLike] = {
+            f"loss_{name}": value for name, value in losses.items()
+        }
+        diagnostics["gradient_norm"] = Diagnostic(norms, "quantiles")
+        diagnostics["clipped_fraction"] = (~(norms <= self.clip())).float()
+        size = self.message_bytes(broadcast, takes_part)
+        return clients.send(sent, diagnostics, size, size)
+
+    def _train(
+        self, clients: Clients, round_: Round, broadcast: Tensors
+    ) -> tuple[Tensors, Tensors]:
+        """Take all local steps of a round.
+
+        Returns:
+            The shared parameters after the steps ``[K, ...]``, and the parts of the last step's
+            loss ``[K]``; the latter are empty if there is no client.
+        """
+        shared, private = self.stacked(clients, broadcast)
+        parameters = shared | private
         state = Tensors()
         losses = Tensors()
-        if chosen:
-            minibatches = Minibatches(self, active, round_)
+        if clients.members:
+            minibatches = Minibatches(self, clients, round_)
             for step in range(self.params.local_steps):
                 gradients, losses = minibatches.gradients(step, parameters, {})
-                self.pull(active, gradients, parameters, broadcast)
+                self.pull(clients, gradients, parameters, broadcast)
                 self.local_step(parameters, gradients, state)
+        return shared, losses
+
+    def _store_state(self, clients: Clients, active: Clients, positions: list[int]) -> None:
+        """Copy the state of the ``active`` clients to their ``positions`` among all members."""
+        index = to_device(torch.tensor(positions, dtype=torch.long), clients.device)
         for name, value in active.state.items():
-            clients.state[name][positions if value.dim() else ...] = value
-        private = clients.plan is not None
-        weight = to_device(
-            torch.ones(len(chosen)) if private else torch.tensor([float(len(x)) for x in active.x]),
-            clients.device,
-        )
-        clipped, norms = clip_updates(
-            {name: shared[name] - broadcast[name] for name in shared}, self.clip()
-        )
-        noised = clients.add_noise(
-            round_.release,
-            round_.stream,
-            {name: weighted_sum(weight, update) for name, update in clipped.items()},
-        )
-        weighed = self.message_bytes(
-            broadcast, torch.ones(len(clients.members)) if private else takes_part
-        )
-        return clients.send(
-            noised.sent if private else noised.sent | {WEIGHT: weight.sum()},
-            {
-                **{f"loss_{name}": value for name, value in losses.items()},
-                "gradient_norm": Diagnostic(norms, "quantiles"),
-                "clipped_fraction": (~(norms <= self.clip())).float(),
-            },
-            weighed,
-            weighed,
-        )
+            if value.dim():
+                clients.state[name][index] = value
+            else:
+                clients.state[name][...] = value
 
     def stacked(self, clients: Clients, broadcast: Tensors) -> tuple[Tensors, Tensors]:
-        """Every member's initial parameters ``[K, ...]``: the broadcast ones, and its own, which
-        are trained in place.
+        """Return every member's initial parameters ``[K, ...]`` of a round.
+
+        Returns:
+            Copies of the broadcast parameters, and the parameters that stay with the clients, which
+            are trained in place.
         """
-        count = len(clients.members)
-        shared = {name: p.expand(count, *p.shape).clone() for name, p in broadcast.items()}
+        shared = {name: _stack(value, clients) for name, value in broadcast.items()}
         return shared, {
             name: value for name, value in clients.state.items() if name.startswith(self.local)
         }
 
     def participants(self, clients: Clients, round_: Round) -> Tensor:
-        """1.0 for a member that takes part in the round, else 0.0: ``[K]``, on the CPU."""
-        streams = (
-            clients.seeds.keystream(Purpose.SAMPLING, round_.number, client)
-            for client in clients.members
-        )
-        return torch.tensor(
-            [float(stream.uniform(1)[0] < self.params.client_rate) for stream in streams]
-        )
+        """Return 1.0 for each member that takes part in the round, else 0.0; ``[K]`` on the CPU."""
+        takes_part = []
+        for client in clients.members:
+            stream = clients.seeds.keystream(Purpose.SAMPLING, round_.number, client)
+            takes_part.append(float(stream.uniform(1)[0] < self.params.client_rate))
+        return torch.tensor(takes_part)
 
     def message_bytes(self, broadcast: Tensors, takes_part: Tensor) -> int:
-        """Bytes of the updates of all members that take part, or of the broadcasts to them."""
-        return (
-            NUMBER_BYTES
-            * sum(value.numel() for value in broadcast.values())
-            * int(takes_part.sum())
-        )
+        """Return the bytes of the updates of all members that take part.
+
+        The broadcasts to them have the same size.
+        """
+        numbers = sum(value.numel() for value in broadcast.values())
+        return NUMBER_BYTES * numbers * int(takes_part.sum())
 
     def server_step(self, server: Server, round_: Round, total: Tensors) -> Values:
-        """Add the mean update: by row counts without privacy, by a public number of clients with
-        it.
+        """Add the mean update to the shared parameters.
+
+        Without privacy clients are weighted by their number of examples. With privacy the divisor
+        is the expected number of clients, which is public.
         """
         shared = self.broadcast(server)
         expected = to_device(
@@ -231,22 +244,37 @@ class LocalTraining(Algorithm):
     def pull(
         self, clients: Clients, gradients: Tensors, parameters: Tensors, broadcast: Tensors
     ) -> None:
-        """Add to the gradients ``[K, ...]`` of a local step, in place, what depends on no row: the
-        proximal term's.
+        """Add the gradients of terms that depend on no example, in place: FedProx's term.
+
+        Args:
+            clients: the clients that take the step.
+            gradients: gradients ``[K, ...]`` of a local step by name.
+            parameters: the clients' parameters ``[K, ...]``.
+            broadcast: the parameters that they received.
         """
-        for name in broadcast if self.params.mu else ():
-            gradients[name] = gradients[name] + self.params.mu * (
-                parameters[name] - broadcast[name]
-            )
+        if not self.params.mu:
+            return
+        for name, value in broadcast.items():
+            distance = parameters[name] - value
+            gradients[name] = gradients[name] + self.params.mu * distance
 
     def local_step(self, parameters: Tensors, gradients: Tensors, state: Tensors) -> None:
-        """Take a local step, in place: Adam's; ``state`` is empty in a round's first."""
+        """Take one local Adam step, in place; ``state`` is empty in the first step of a round."""
         adam_step(parameters, gradients, state, self.params.learning_rate)
 
 
+def _stack(value: Tensor, clients: Clients) -> Tensor:
+    """Return one copy of ``value`` per client, ``[K, ...]``."""
+    return value.expand(len(clients.members), *value.shape).clone()
+
+
 class Minibatches:
-    """A round's minibatches of all members, side by side, drawn with replacement, and their losses'
-    gradients.
+    """The minibatches of all members in a round, side by side, drawn with replacement.
+
+    Args:
+        algorithm: has the loss, its draws, and the parameters ``local_steps`` and ``batch_size``.
+        clients: the members; each must have an example.
+        round_: the round.
     """
 
     def __init__(self, algorithm: Any, clients: Clients, round_: Round) -> None:
@@ -260,51 +288,54 @@ class Minibatches:
         ]
         self.shapes = {name: (size, *shape) for name, shape in algorithm.draws().items()}
         layout = Layout.on(clients.device, torch.zeros(size, dtype=torch.long), 1)
+        loss = partial(loss_parts, algorithm)
 
-        def of_client(values: Tensors, x: Tensor, y: Tensor, *draws: Tensor) -> Tensors:
+        def mean_loss(parameters: Tensors, x: Tensor, y: Tensor, *draws: Tensor) -> Tensors:
             batch = Batch(x, y, dict(zip(self.shapes, draws, strict=True)), layout)
-            return {
-                name: part.mean()
-                for name, part in functional_loss(
-                    clients.model, partial(loss_parts, algorithm), values, batch
-                ).items()
-            }
+            parts = functional_loss(clients.model, loss, parameters, batch)
+            return {name: part.mean() for name, part in parts.items()}
 
-        self._of_all = torch.func.vmap(of_client)
+        self._mean_losses = torch.func.vmap(mean_loss)
 
     def gradients(self, step: int, by: Tensors, fixed: Tensors) -> tuple[Tensors, Tensors]:
-        """Of every member's mean loss ``[K, ...]``, by stacked parameters, beside others that are
-        ``fixed``; and loss parts ``[K]``.
+        """Return the gradients of every member's mean loss, and the parts of that loss.
+
+        Args:
+            step: the number of the local step.
+            by: stacked parameters ``[K, ...]`` for which gradients are computed.
+            fixed: further stacked parameters of the loss.
+
+        Returns:
+            Gradients ``[K, ...]`` and parts of the loss ``[K]``, by name.
         """
         drawn = [gaussian(self.shapes, 1.0, stream).parts for stream in self.streams]
         draws = [
             to_device(torch.stack([parts[name] for parts in drawn]), self.clients.device)
             for name in self.shapes
         ]
-        followed = {name: value.detach().requires_grad_() for name, value in by.items()}
+        variables = {name: value.detach().requires_grad_() for name, value in by.items()}
         x = self.clients.pooled.x[self.picked[step]]
         y = self.clients.pooled.y[self.picked[step]]
-        parts = self._of_all(fixed | followed, x, y, *draws)
-        # a client's loss depends on its own parameters only, so the sum's gradient holds every
-        # client's gradient
-        found = torch.autograd.grad(
-            torch.stack(list(parts.values())).sum(), list(followed.values()), materialize_grads=True
-        )
-        return dict(zip(followed, found, strict=True)), {
-            name: part.detach() for name, part in parts.items()
-        }
+        parts = self._mean_losses(fixed | variables, x, y, *draws)
+        # A client's loss depends on its own parameters only, so the gradient of the sum contains
+        # the gradient of every client.
+        total = torch.stack(list(parts.values())).sum()
+        gradients = torch.autograd.grad(total, list(variables.values()), materialize_grads=True)
+        losses = {name: part.detach() for name, part in parts.items()}
+        return dict(zip(variables, gradients, strict=True)), losses
 
 
 class LocalDPSGDParams(LocalTrainingParams):
     """Parameters of every algorithm that trains locally by DP-SGD.
 
     Attributes:
-        sample_rate: q, the probability with which each example enters a local step; ``local_steps *
-            q`` is the number of local epochs. ``batch_size`` is for ``unit: client`` alone.
-        clip: C, of one example's gradient, or for ``unit: client`` of the client's update.
-        expected_batch: public divisor of the summed gradients; not derived from the number of
-            examples.
-        engine: computes the clipped sums.
+        sample_rate: q, the probability with which each example enters a local step. The number of
+            local epochs is ``local_steps * q``. ``batch_size`` is used for ``unit: client`` only.
+        clip: C, the clip norm of one example's gradient; for ``unit: client`` that of the client's
+            update.
+        expected_batch: the public divisor of the summed gradients; it is not derived from the
+            number of examples, which is private.
+        engine: how clipped sums are computed.
     """
 
     sample_rate: float = Field(0.2, gt=0, le=1)
@@ -314,35 +345,39 @@ class LocalDPSGDParams(LocalTrainingParams):
 
 
 class LocalDPSGD(LocalTraining):
-    """Base class of an algorithm that is a loss per example, local DP-SGD, and an average of
-    updates.
+    """Base class of an algorithm that is a loss per example, local DP-SGD, and averaged updates.
 
-    A subclass supplies the same as one of :class:`LocalTraining`; row n of the loss depends on row
-    n alone.
+    A subclass supplies the same as one of :class:`LocalTraining`. The loss of example n may depend
+    on example n alone.
     """
 
     @property
     def in_local_steps(self) -> bool:
-        """Whether noise is added to local steps; else to the clipped updates."""
+        """Whether noise is added to local steps; else it is added to the clipped updates."""
         return self.task.unit != "client"
 
     def check_contract(self, round_: Round, broadcast: Tensors) -> None:
-        """The loss is per example, if single examples are clipped; tested in the first round, on
-        one client.
+        """Test in the first round, on one client, that the loss is per example.
+
+        Nothing is tested if whole clients are clipped.
+
+        Raises:
+            NotPerExample: the loss of one example depends on others.
+            ValueError: it cannot be tested.
         """
         if self.in_local_steps and not round_.number:
             check_loss(self, 1, lambda model: Norms(self.clip()))
 
     def sensitivity(self) -> float:
-        """C: of one example's or group's gradient, or of one client's update."""
+        """Return C, the largest norm of one unit's gradient, or of one client's update."""
         return self.clip()
 
     def noise_at_clients(self) -> bool:
-        """Noisy local steps for any trust; for ``unit: client`` it depends on the trust."""
+        """Return True for noisy local steps; for ``unit: client`` it depends on the trust."""
         return self.in_local_steps or super().noise_at_clients()
 
     def phases(self) -> tuple[Phase, ...]:
-        """All local steps of all rounds, or for ``unit: client`` all rounds."""
+        """Return one phase of all local steps of all rounds; for ``unit: client`` of all rounds."""
         if not self.in_local_steps:
             return super().phases()
         steps = self.params.local_steps
@@ -355,89 +390,94 @@ class LocalDPSGD(LocalTraining):
         return (Phase(release, self.noisy_steps, self.server_step, self.broadcast),)
 
     def noisy_steps(self, clients: Clients, round_: Round, broadcast: Tensors) -> Message:
-        """Noisy local steps of every member; the sum of their updates."""
+        """Take the noisy local steps of every member, and send the sum of their updates."""
         shared, private = self.stacked(clients, broadcast)
         parameters = shared | private
         state = Tensors()
         takes_part = self.participants(clients, round_)
-        norms = list[Tensor]()
-        losses = list[Tensor]()
+        norms: list[Tensor] = []
+        losses: list[Tensor] = []
         release = round_.release
         for step in range(round_.stream, round_.stream + release.per_round):
             rows = clients.poisson(step, release.sample_rate)
             batches = clients.batches(rows, step, self.draws())
-            kept, joint, loss = self._clipped(clients.model, parameters, batches)
-            noised = clients.add_noise(release, step, {}, kept)
+            results = self._clipped_sums(clients.model, parameters, batches)
+            norms += [result.norms for result in results]
+            losses += [result.loss for result in results]
+            sums = {
+                name: torch.stack([result.sums[name] for result in results]) for name in parameters
+            }
+            noised = clients.add_noise(release, step, {}, sums)
             gradients = {
                 name: value / self.params.expected_batch for name, value in noised.kept.items()
             }
             self.pull(clients, gradients, parameters, broadcast)
             self.local_step(parameters, gradients, state)
-            norms += joint
-            losses += loss
-        weighed = self.message_bytes(broadcast, takes_part)
-        weight = to_device(takes_part, clients.device)
+        weights = to_device(takes_part, clients.device)
+        updates = self.updates(clients, shared, broadcast, weights)
+        all_norms = torch.cat(norms)
+        size = self.message_bytes(broadcast, takes_part)
         return clients.send(
-            {
-                name: weighted_sum(weight, update)
-                for name, update in self.updates(clients, shared, broadcast, weight).items()
-            },
+            {name: weighted_sum(weights, update) for name, update in updates.items()},
             {
                 "loss": torch.cat(losses),
-                "gradient_norm": Diagnostic(torch.cat(norms), "quantiles"),
-                "clipped_fraction": (torch.cat(norms) > self.clip()).float(),
+                "gradient_norm": Diagnostic(all_norms, "quantiles"),
+                "clipped_fraction": (all_norms > self.clip()).float(),
             },
-            weighed,
-            weighed,
+            size,
+            size,
         )
 
     def updates(
         self, clients: Clients, shared: Tensors, broadcast: Tensors, takes_part: Tensor
     ) -> Tensors:
-        """Every member's part of the sum ``[K, ...]``, of the parameters after its steps;
-        ``takes_part`` is 1 for those that count.
+        """Return what every member adds to the sum ``[K, ...]``, by name.
+
+        Args:
+            clients: the members.
+            shared: their shared parameters after the local steps ``[K, ...]``.
+            broadcast: the parameters before them.
+            takes_part: 1 for members that count in the sum, else 0 ``[K]``.
         """
         return {name: value - broadcast[name] for name, value in shared.items()}
 
-    def _clipped(
+    def _clipped_sums(
         self, model: nn.Module, parameters: Tensors, batches: list[Batch]
-    ) -> tuple[Tensors, list[Tensor], list[Tensor]]:
-        """Each member's clipped sum ``[K, ...]`` by name; norms and losses of all examples."""
+    ) -> list[ClippedSum]:
+        """Return each member's clipped sum, with the norms and losses of its examples.
+
+        Args:
+            model: computes with the parameters of one member after the other.
+            parameters: the members' parameters ``[K, ...]``.
+            batches: one batch per member.
+        """
 
         def total(model: nn.Module, batch: Batch) -> Tensor:
             return torch.stack(list(loss_parts(self, model, batch).values())).sum(0)
 
-        sums = []
-        norms = []
-        losses = []
+        unit_norms = Norms(self.clip(), self.task.unit)
+        results = []
         for position, batch in enumerate(batches):
             load_parameters(model, {name: value[position] for name, value in parameters.items()})
-            result = clipped_sum(
-                model, total, batch, Norms(self.clip(), self.task.unit), self.params.engine
-            )
-            sums.append(result.sums)
-            norms.append(result.norms)
-            losses.append(result.loss)
-        return (
-            {name: torch.stack([own[name] for own in sums]) for name in parameters},
-            norms,
-            losses,
-        )
+            results.append(clipped_sum(model, total, batch, unit_norms, self.params.engine))
+        return results
 
 
 def clip_updates(updates: Tensors, clip: float) -> tuple[Tensors, Tensor]:
-    """Updates ``[K, ...]`` by name, every client's scaled to a joint L2 norm of at most ``clip``;
-    and their norms ``[K]`` before.
+    """Scale every client's update to a joint L2 norm of at most ``clip``.
 
     An update that is not finite counts as 0: a nan in the sum would reveal its client with
     certainty.
+
+    Args:
+        updates: updates ``[K, ...]`` by name.
+        clip: the clip norm.
+
+    Returns:
+        The clipped updates, and the norms ``[K]`` before clipping.
     """
-    norms = (
-        torch.stack([update.flatten(1).double().square().sum(1) for update in updates.values()])
-        .sum(0)
-        .sqrt()
-        .float()
-    )
+    squares = [update.flatten(1).double().square().sum(1) for update in updates.values()]
+    norms = torch.stack(squares).sum(0).sqrt().float()
     broken = ~norms.isfinite()
     factor = (clip / norms.clamp_min(1e-12)).clamp_max(1.0)
     clipped = {}
@@ -448,8 +488,9 @@ def clip_updates(updates: Tensors, clip: float) -> tuple[Tensors, Tensor]:
 
 
 def weighted_sum(weights: Tensor, values: Tensor) -> Tensor:
-    """``sum_k weights_k values_k`` of ``[K]`` and ``[K, ...]``, in float64: cohorts of any size
-    give the same sum.
+    """Return ``sum_k weights_k values_k`` for weights ``[K]`` and values ``[K, ...]``.
+
+    It is computed in float64, so that cohorts of any size give the same sum.
     """
     total: Tensor = torch.einsum("k,k...->...", weights.double(), values.double())
     return total

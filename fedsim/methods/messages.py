@@ -1,5 +1,7 @@
-"""The messages between server and clients, the public facts of a cell, and the record of what
-ran.
+"""The messages between server and clients.
+
+Here are also the public facts of a cell (:class:`Task`), the numbers of a round (:class:`Round`),
+the server's state (:class:`Server`) and the record of what ran (:class:`RoundTrace`).
 """
 
 from __future__ import annotations
@@ -10,6 +12,7 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from fedsim.data.embeddings import PublicRows as PublicRows
@@ -20,22 +23,29 @@ from fedsim.privacy.plan import PrivacyPlan, Release, Trust, Unit
 from fedsim.seeds import Seeds
 
 NUMBER_BYTES = 4
-"""Bytes of a number on a network, as float32."""
+"""Bytes of a number on a network, where numbers travel as float32."""
 Tensors = dict[str, Tensor]
+"""Tensors by name."""
 Values = Mapping[str, float | Tensor]
-"""Numbers by name; as tensors they stay on their device until the round is over."""
+"""Numbers by name; those that are tensors stay on their device until the round is over."""
+
+
+QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
+"""The quantiles that are recorded of a diagnostic's values."""
 
 
 @dataclass(frozen=True)
 class Diagnostic:
-    """Values of all examples or clients, and their reduction in a round's record; not private, for
-    people who may see the data.
+    """Values of all examples or clients, and how a round's record reduces them.
+
+    Diagnostics carry no noise. They are for people who may see the data.
 
     Attributes:
-        values: numbers, or for ``spread`` vectors, one a client; tensors stay on their device until
-            the round is over.
-        reduction: ``mean``; ``quantiles``: 5, 25, 50, 75 and 95 %, recorded under the name with the
-            suffix ``_quantiles``; ``spread``: the mean squared distance over pairs.
+        values: one number per example or client; for ``spread`` one vector per client. Tensors stay
+            on their device until the round is over.
+        reduction: ``mean``; or ``quantiles``: 5, 25, 50, 75 and 95 %, which are recorded under the
+            name with the suffix ``_quantiles``; or ``spread``: the mean squared distance over pairs
+            of clients.
     """
 
     values: list[Any] | Tensor
@@ -43,51 +53,58 @@ class Diagnostic:
 
     @classmethod
     def of(cls, value: DiagnosticLike) -> Diagnostic:
-        """A diagnostic as it is; bare values are reduced to their mean."""
+        """Return ``value`` as a diagnostic; bare values are reduced to their mean."""
         if isinstance(value, Diagnostic):
             return value
         return cls(value)
 
     @classmethod
     def reduced(cls, parts: Sequence[Diagnostic]) -> Any:
-        """The reduction of the values of all ``parts``, on the CPU; None, or [] for quantiles, if
-        there are too few values.
+        """Return the reduction of the values of all ``parts`` together.
+
+        With too few values it is None, or [] for quantiles. Values must be on the CPU.
         """
+        arrays = [part.array() for part in parts if len(part.values)]
         reduction = parts[0].reduction
-        held = [part.values for part in parts if len(part.values)]
-        values = [
-            np.asarray(value.detach() if isinstance(value, Tensor) else value, np.float64)
-            for value in held
-        ]
-        if values:
-            numbers = np.concatenate(values)
-        else:
-            numbers = np.empty(0)
         if reduction == "quantiles":
-            if len(numbers):
-                return np.quantile(numbers, (0.05, 0.25, 0.5, 0.75, 0.95)).tolist()
-            return []
-        if reduction == "spread":
-            # the mean of |a - b|^2 over pairs is twice the unbiased variance
-            if len(numbers) > 1:
-                return 2 * float(np.var(numbers, axis=0, ddof=1).sum())
+            if not arrays:
+                return []
+            return np.quantile(np.concatenate(arrays), QUANTILES).tolist()
+        if not arrays:
             return None
-        if len(numbers):
+        numbers = np.concatenate(arrays)
+        if reduction == "mean":
             return float(np.mean(numbers))
-        return None
+        if len(numbers) == 1:
+            return None
+        # The mean of |a - b|^2 over pairs is twice the unbiased variance.
+        return 2 * float(np.var(numbers, axis=0, ddof=1).sum())
+
+    def array(self) -> NDArray[np.float64]:
+        """Return the values as a numpy array; they must be on the CPU."""
+        values = self.values
+        if isinstance(values, Tensor):
+            values = values.detach()
+        return np.asarray(values, np.float64)
 
 
 DiagnosticLike = list[Any] | Tensor | Diagnostic
-"""Values of all examples or clients; bare values are reduced to their mean."""
+"""A diagnostic, or bare values of all examples or clients, which are reduced to their mean."""
 
 
 @dataclass(frozen=True)
 class Task:
-    """The public facts of a cell: shapes, the number of clients, unit and trust of its privacy, and
-    the evaluation's probe.
+    """The public facts of a cell, which an algorithm may use freely.
 
-    ``public`` are the grid's public rows, for a method that says
-    :meth:`fedsim.methods.algorithm.Algorithm.uses_public`, else None.
+    Attributes:
+        dim: d, the dimension of embeddings.
+        classes: C, the number of classes.
+        clients: K, the number of clients.
+        unit: what the budget protects: an example, a group of examples, or a client.
+        trust: whom clients trust: the server (``aggregate``) or nobody (``silo``).
+        probe_c: the inverse penalty (scikit-learn's ``C``) of the evaluation's linear probe.
+        public: the grid's public examples, for a method that says
+            :meth:`fedsim.methods.algorithm.Algorithm.uses_public`; else None.
     """
 
     dim: int
@@ -104,12 +121,12 @@ class Round:
     """One round of a training.
 
     Attributes:
-        number: counted from 0 over all phases.
-        phase: the phase's number, from 0.
-        step: counted from 0 within the phase.
-        stream: number of its random streams; a round of n noisy steps has the n numbers from this
-            one on.
-        release: the phase's mechanism.
+        number: the round's number, counted from 0 over all phases.
+        phase: the number of its phase, from 0.
+        step: the round's number within its phase, from 0.
+        stream: the number of its random streams. A round of n noisy steps has the n numbers from
+            this one on.
+        release: the mechanism of its phase.
     """
 
     number: int
@@ -121,12 +138,14 @@ class Round:
 
 @dataclass(frozen=True)
 class Step:
-    """One step of a mechanism on a cohort, as :meth:`fedsim.methods.clients.Clients.add_noise` ran
-    it.
+    """One step of a mechanism on a cohort.
+
+    :meth:`fedsim.methods.clients.Clients.add_noise` records it.
 
     Attributes:
-        mechanism: with the noise that each member added; infinite if no tensor needed any.
-        number: the number that its noise was drawn with.
+        mechanism: the mechanism, with the noise multiplier of each member's own noise; infinite if
+            no tensor needed any.
+        number: the number of the step, with which its noise was drawn.
         members: the clients whose data it read.
         needs_server_noise: whether sums left the clients without noise, so that the server has to
             add it.
@@ -138,23 +157,25 @@ class Step:
     needs_server_noise: bool
 
     def noised(self, server: float) -> Mechanism:
-        """With the least noise on any released tensor; ``server`` is the noise multiplier of what
-        the server added to the sums.
+        """Return the mechanism with the least noise on any released tensor.
+
+        Args:
+            server: the noise multiplier of what the server added to the sums.
         """
-        own = self.mechanism.noise_multiplier
-        return replace(
-            self.mechanism, noise_multiplier=min(own, server) if self.needs_server_noise else own
-        )
+        if not self.needs_server_noise:
+            return self.mechanism
+        least = min(self.mechanism.noise_multiplier, server)
+        return replace(self.mechanism, noise_multiplier=least)
 
 
 @dataclass
 class RoundTrace:
-    """The record of what the clients of a cohort did in a round, counted where it happens.
+    """The record of what the clients of a cohort did in a round, kept where it happens.
 
     Attributes:
         steps: the steps of mechanisms that ran.
-        sampled: fingerprint of the sampled rows.
-        noise: fingerprint of the drawn noise.
+        sampled: the sum of fingerprints of the samples.
+        noise: the sum of fingerprints of the drawn noise.
     """
 
     steps: list[Step] = field(default_factory=list)
@@ -164,18 +185,19 @@ class RoundTrace:
 
 @dataclass(frozen=True, kw_only=True)
 class Message:
-    """A cohort's message after a round: the sum over its clients, never one client's part under
-    ``trust: aggregate``.
+    """The message of a cohort after a round: the sum over its clients.
+
+    Under ``trust: aggregate`` it never contains the part of a single client.
 
     Attributes:
-        sums: tensors by name; a tensor that only one cohort sends is passed on as it is.
-        uplink_bytes: bytes that all clients together would send over a network; if participation is
-            private, including those of clients that do not take part.
-        downlink_bytes: bytes that they would receive, likewise; None: the harness counts the
-            broadcast for every client.
-        diagnostics: not private, for people who may see the data: values per example or per client
-            by name.
-        ran: the record of what ran; set by the harness, which overwrites an algorithm's.
+        sums: tensors by name. A tensor that only one cohort sends is passed on as it is.
+        uplink_bytes: bytes that all clients together would send over a network. If participation is
+            private, clients that do not take part are counted too.
+        downlink_bytes: bytes that they would receive, counted likewise; None: the harness counts
+            the broadcast for every client.
+        diagnostics: values per example or per client by name, without noise, for people who may see
+            the data.
+        ran: the record of what ran. The harness sets it and overwrites an algorithm's.
     """
 
     sums: Tensors
@@ -185,20 +207,19 @@ class Message:
     ran: RoundTrace = field(default_factory=RoundTrace)
 
     def on(self, device: torch.device) -> Message:
-        """With all its tensors on ``device``, in one copy a dtype."""
+        """Return the message with all its tensors on ``device``, in one copy per dtype."""
         diagnostics = {name: Diagnostic.of(value) for name, value in self.diagnostics.items()}
-        tensors = {
-            ("diagnostic", name): part.values
-            for name, part in diagnostics.items()
-            if isinstance(part.values, Tensor)
-        }
-        there = moved(tensors | {("sum", name): value for name, value in self.sums.items()}, device)
+        tensors = {("sum", name): value for name, value in self.sums.items()}
+        for name, part in diagnostics.items():
+            if isinstance(part.values, Tensor):
+                tensors["diagnostic", name] = part.values
+        copies = moved(tensors, device)
         return replace(
             self,
-            sums={name: there["sum", name] for name in self.sums},
+            sums={name: copies["sum", name] for name in self.sums},
             diagnostics={
-                n: replace(part, values=there.get(("diagnostic", n), part.values))
-                for n, part in diagnostics.items()
+                name: replace(part, values=copies.get(("diagnostic", name), part.values))
+                for name, part in diagnostics.items()
             },
         )
 
@@ -208,13 +229,13 @@ class Server:
     """The server's state.
 
     Attributes:
-        model: with the shared parameters.
+        model: the model with the shared parameters.
         seeds: the cell's seed tree, without its secret streams (:data:`fedsim.seeds.SECRET`).
-        tensors: further state between rounds, by name.
-        plan: the privacy plan, None without privacy.
-        codes: after the last round the released client codes by name, ``[clients, ...]``; empty if
+        tensors: further state that it keeps between rounds, by name.
+        plan: the privacy plan; None without privacy.
+        codes: after the last round: the released client codes by name, ``[clients, ...]``; empty if
             none are released.
-        device: of its model and tensors.
+        device: where its model and tensors are.
     """
 
     model: nn.Module
@@ -225,7 +246,7 @@ class Server:
     device: torch.device = CPU
 
     def to(self, device: torch.device) -> Server:
-        """Itself, on ``device``."""
+        """Move the model and all tensors to ``device``; returns this server."""
         self.model.to(device)
         self.tensors = moved(self.tensors, device)
         self.codes = moved(self.codes, device)
@@ -233,7 +254,12 @@ class Server:
         return self
 
     def noise_std(self, release: str, clients: int) -> float:
-        """Standard deviation of the noise in a release's sum; 0 without a plan."""
+        """Return the standard deviation of the noise in a release's sum; 0 without a plan.
+
+        Args:
+            release: the name of the release.
+            clients: the number of clients, each of which adds noise under ``trust: silo``.
+        """
         if self.plan is None:
             return 0.0
         return self.plan.noise_std_of_sum(release, clients)

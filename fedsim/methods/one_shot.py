@@ -1,5 +1,7 @@
-"""Algorithms that release statistics: each is one Gaussian mechanism, in whose round clients send
-sums over rows, clipped by unit.
+"""Base class of algorithms that release statistics and sample from them.
+
+Each statistic is released by one Gaussian mechanism. In its round, clients send sums over their
+examples, and the contribution of each unit to the sums is clipped.
 """
 
 from __future__ import annotations
@@ -19,7 +21,7 @@ from fedsim.device import normal, to_device
 from fedsim.errors import UserError
 from fedsim.methods.algorithm import Algorithm, Params, Phase
 from fedsim.methods.clients import Clients
-from fedsim.methods.contract import crowds
+from fedsim.methods.contract import Crowd, crowds
 from fedsim.methods.messages import Diagnostic, Message, Round, Server, Task, Tensors, Values
 from fedsim.methods.products import CoordinateClassifier, Product, is_classifier, mapped
 from fedsim.privacy.clipping import Norms
@@ -36,16 +38,19 @@ from fedsim.privacy.statistics.spectral import descending, steady
 from fedsim.seeds import Seeds
 
 ROW_COUNT = "row_count"
+"""For unit client: the name under which every release also counts its examples."""
 ROW_COUNT_WEIGHT = 0.2
-"""For unit client every release also counts its rows, with this weight beside the statistic's,
-whose own joint norm is 1.
-"""
+"""The weight of that count beside the statistic, whose own joint norm is 1."""
 
 
 @dataclass(frozen=True)
 class Rows:
-    """A cohort's rows: x ``[N, d]``, labels ``[N]``, and the number of each row's client among all
-    clients ``[N]``.
+    """The examples of a cohort.
+
+    Attributes:
+        x: embeddings ``[N, d]``.
+        y: labels ``[N]``.
+        client: the number of each example's client among all clients ``[N]``.
     """
 
     x: Tensor
@@ -54,44 +59,46 @@ class Rows:
 
     @classmethod
     def of(cls, clients: Clients) -> Rows:
-        """All rows of all members, in client order."""
-        owner = torch.repeat_interleave(
-            torch.tensor(clients.members), torch.tensor([len(x) for x in clients.x])
-        )
+        """Return all examples of all members, in client order."""
+        sizes = torch.tensor([len(x) for x in clients.x])
+        owner = torch.repeat_interleave(torch.tensor(clients.members), sizes)
         return cls(clients.pooled.x, clients.pooled.y, to_device(owner, clients.device))
 
     def by_label(
         self, products: Mapping[str, OuterProduct], classes: int
     ) -> dict[str, OuterProduct]:
-        """Products of which each client's rows of a label have their mean in place of their sum."""
-        _, own, size = torch.unique(
+        """Return products that sum to means: each client and label counts as one example.
+
+        Every product is divided by the number of examples that its client has of its label.
+        """
+        _, cell, sizes = torch.unique(
             self.client * classes + self.y, return_inverse=True, return_counts=True
         )
         return {
-            name: OuterProduct(product.left / size[own, None], product.right)
+            name: OuterProduct(product.left / sizes[cell, None], product.right)
             for name, product in products.items()
         }
 
 
 @dataclass(frozen=True)
 class Statistic:
-    """What is released of all rows together: sums of outer products, by one Gaussian mechanism a
-    step.
+    """Sums of outer products over all examples, released by one Gaussian mechanism per step.
 
-    For unit client a client's sum is clipped, in which rows of one label count as one: each label
-    adds its rows' mean, so that neither many rows nor a frequent label take the whole norm. Every
-    release clips by other factors, the clients' weights there; its sums are scaled to weights that
-    add up to the number of clients, so counts and means of several releases agree. Counts then are
-    no numbers of rows.
+    For unit client the sum of a client is clipped. In it, the examples of one label count as one:
+    each label adds the mean of its examples, so that neither many examples nor a frequent label
+    take up the whole norm. Every release clips clients by other factors, which are their weights in
+    it. Its sums are scaled so that these weights add up to the number of clients. So counts and
+    means of several releases agree, but counts are then not numbers of examples.
 
     Attributes:
-        name: of the release, unique within an algorithm.
-        share: of the budget in units of 1 / sigma^2, for all its steps together.
-        weights: of the sums in an example's joint norm; their ratios count.
-        products: (rows, broadcast): outer products of every row by name, as the weights name them;
-            factors of norm at most 1, or the joint norm is clipped.
-        receive: (server, sums, std): takes the noisy sums into ``server.tensors``; ``std`` is that
-            of each one's noise, in its own units.
+        name: the name of the release, unique within an algorithm.
+        share: its share of the budget in units of 1 / sigma^2, for all its steps together.
+        weights: the weights of the sums in an example's joint norm, by name; only their ratios
+            count.
+        products: (rows, broadcast) to the outer products of every example, by the names of the
+            weights. Their factors should have norm at most 1, else the joint norm is clipped.
+        receive: (server, sums, std): stores the noisy sums in ``server.tensors``. ``std`` is the
+            standard deviation of the noise of each sum, in the sum's units.
         steps: how often it is released.
     """
 
@@ -103,6 +110,73 @@ class Statistic:
     steps: int = 1
 
 
+class _StatisticRounds:
+    """What clients and server compute in the rounds that release a statistic.
+
+    Sums are scaled so that nothing is clipped at ``clip`` unless factors are too large.
+    """
+
+    def __init__(self, statistic: Statistic, clip: float, task: Task) -> None:
+        self.statistic = statistic
+        self.task = task
+        self.by_client = task.unit == "client"
+        self.scale = 1.0
+        if math.isfinite(clip):
+            self.scale = clip
+        self.weights = unit_weights(statistic.weights)
+        if self.by_client:
+            # The statistic's own weights have norm 1 first, so that the count weighs the same
+            # beside any statistic.
+            self.weights = unit_weights({**self.weights, ROW_COUNT: ROW_COUNT_WEIGHT})
+        scaled = {name: self.scale * weight for name, weight in self.weights.items()}
+        self.norms = Norms(clip, weights=scaled)
+
+    def at_clients(self, clients: Clients, round_: Round, received: Tensors) -> Message:
+        """Return the cohort's message: the clipped and noised sums."""
+        rows = Rows.of(clients)
+        products = self.statistic.products(rows, received)
+        layout = clients.all_groups
+        if self.by_client:
+            ones = rows.x.new_ones(len(rows.x), 1)
+            counted = {**products, ROW_COUNT: OuterProduct(ones, ones)}
+            products = rows.by_label(counted, self.task.classes)
+            layout = clients.layout
+        if products.keys() != self.weights.keys():
+            raise ValueError(
+                f"statistic '{self.statistic.name}' has the products {sorted(products)} and "
+                f"weights of {sorted(self.weights)}"
+            )
+        sums, joint_norms = clipped_statistics(products, self.norms, layout)
+        noised = clients.add_noise(round_.release, round_.stream, sums)
+        clipped = joint_norms > self.norms.clip * (1 + 1e-6)
+        return clients.send(
+            noised.sent,
+            {
+                "gradient_norm": Diagnostic(joint_norms, "quantiles"),
+                "clipped_fraction": clipped.float(),
+            },
+        )
+
+    def at_server(self, server: Server, round_: Round, total: Tensors) -> Values:
+        """Undo the weights of the noisy sums, and give them to the statistic's ``receive``."""
+        statistic = self.statistic
+        clients = self.task.clients
+        rescale = 1.0
+        if self.by_client:
+            # What has norm 1 per example has a norm of at most the count. So a clipped client
+            # counts at least 1, and all clients count at least K.
+            count = total[ROW_COUNT] / self.norms.weight(ROW_COUNT)
+            rescale = float(clients / count.clamp_min(clients))
+        std = server.noise_std(statistic.name, clients) / self.scale
+        sums = {}
+        stds = {}
+        for name in statistic.weights:
+            sums[name] = total[name] / self.norms.weight(name) * rescale
+            stds[name] = std / self.weights[name] * rescale
+        statistic.receive(server, sums, stds)
+        return {}
+
+
 def statistic_phase(
     statistic: Statistic,
     clip: float,
@@ -111,115 +185,74 @@ def statistic_phase(
     *,
     main: bool = False,
 ) -> Phase:
-    """The rounds in which a statistic is released; the sums are scaled so that nothing is clipped
-    at C unless factors are too large.
+    """Return the rounds in which a statistic is released.
 
-    ``broadcast`` is as :class:`fedsim.methods.algorithm.Phase` has it; ``main``: a report draws
-    these rounds.
+    Args:
+        statistic: the statistic.
+        clip: the clip norm of one unit's contribution.
+        task: the public facts of the cell.
+        broadcast: the tensors that clients receive, see :class:`fedsim.methods.algorithm.Phase`.
+        main: whether a report draws these rounds.
     """
-    # many steps share what one would have, and a mechanism that takes a share of the budget has 1 /
-    # sqrt(share) times the noise
-    release = Release(
-        statistic.name, 1.0, statistic.steps, (statistic.share / statistic.steps) ** -0.5, main=main
-    )
-    whole = task.unit == "client"
-    if math.isfinite(clip):
-        unit = clip
-    else:
-        unit = 1.0
-    # the statistic's own weights have norm 1 first, so that a row count weighs as much beside any
-    weights = unit_weights(
-        {**unit_weights(statistic.weights), ROW_COUNT: ROW_COUNT_WEIGHT}
-        if whole
-        else statistic.weights
-    )
-    norms = Norms(clip, weights={name: unit * weight for name, weight in weights.items()})
-
-    def at_clients(clients: Clients, round_: Round, received: Tensors) -> Message:
-        rows = Rows.of(clients)
-        products = statistic.products(rows, received)
-        if whole:
-            one = rows.x.new_ones(len(rows.x), 1)
-            products = rows.by_label({**products, ROW_COUNT: OuterProduct(one, one)}, task.classes)
-        if products.keys() != weights.keys():
-            raise ValueError(
-                f"statistic '{statistic.name}' has the products {sorted(products)} and "
-                f"weights of {sorted(weights)}"
-            )
-        sums, joint = clipped_statistics(
-            products, norms, clients.layout if whole else clients.all_groups
-        )
-        clipped = (joint > clip * (1 + 1e-6)).float()
-        noised = clients.add_noise(round_.release, round_.stream, sums)
-        return clients.send(
-            noised.sent,
-            {"gradient_norm": Diagnostic(joint, "quantiles"), "clipped_fraction": clipped},
-        )
-
-    def at_server(server: Server, round_: Round, total: Tensors) -> Values:
-        std = server.noise_std(release.name, task.clients) / unit
-        # what has norm 1 a row has a norm of at most the row count, so a clipped client counts at
-        # least 1, and all of them K
-        if whole:
-            scale = float(
-                task.clients / (total[ROW_COUNT] / norms.weight(ROW_COUNT)).clamp_min(task.clients)
-            )
-        else:
-            scale = 1.0
-        sums = {name: total[name] / norms.weight(name) * scale for name in statistic.weights}
-        statistic.receive(server, sums, {name: std / weights[name] * scale for name in sums})
-        return {}
-
-    return Phase(release, at_clients, at_server, broadcast, weights)
+    # The steps divide the statistic's share of the budget among them. A mechanism that takes a
+    # share of the budget has 1 / sqrt(share) times the noise.
+    noise = (statistic.share / statistic.steps) ** -0.5
+    release = Release(statistic.name, 1.0, statistic.steps, noise, main=main)
+    rounds = _StatisticRounds(statistic, clip, task)
+    return Phase(release, rounds.at_clients, rounds.at_server, broadcast, rounds.weights)
 
 
 class OneShotParams(Params):
     """Parameters of algorithms that release statistics.
 
     Attributes:
-        project: take rows to so many directions, those in which public rows vary most about their
-            mean; 0: as they are.
+        project: the number of directions to which embeddings are projected: those in which public
+            embeddings vary most about their mean. At 0 embeddings are used as they are.
     """
 
     project: int = Field(0, ge=0)
 
 
 class OneShot(Algorithm):
-    """Base class of an algorithm that releases statistics and samples from what they say.
+    """Base class of an algorithm that releases statistics and samples from a model of them.
 
-    A subclass supplies :meth:`statistics` and :meth:`generator`. The statistics of a unit, an
-    example's or the sum over all rows of a group or a client, are scaled to a joint norm of at most
-    1.
+    A subclass supplies :meth:`statistics` and :meth:`generator`. The statistics of a unit are
+    scaled to a joint norm of at most 1. A unit's statistics are those of an example, or the sum
+    over all examples of a group or a client.
     """
 
     units: ClassVar[tuple[Unit, ...]] = ("example", "group", "client")
 
     @abstractmethod
     def statistics(self) -> tuple[Statistic, ...]:
-        """What is released, one after another; shares add up to 1."""
+        """Return the statistics in the order of their release; their shares add up to 1."""
 
     @property
     def projects(self) -> bool:
-        """Whether statistics are of rows in a public subspace."""
+        """Whether embeddings are projected to a public subspace."""
         return bool(getattr(self.params, "project", 0))
 
     @property
     def dim(self) -> int:
-        """Of the rows that statistics are of."""
+        """The dimension of the embeddings that the statistics are about."""
         if self.projects:
             return int(self.params.project)
         return self.task.dim
 
     def ignores_partition(self) -> bool:
-        """Where neither the clip nor the noise is a client's."""
+        """Return whether neither the clip nor the noise belongs to a client."""
         return self.task.unit != "client" and self.task.trust == "aggregate"
 
     def uses_public(self) -> bool:
-        """For the subspace."""
+        """Return whether it needs public examples: only for the subspace."""
         return self.projects
 
     def check_setting(self) -> None:
-        """A subspace has no more directions than the rows."""
+        """Refuse a subspace with more directions than embeddings have dimensions.
+
+        Raises:
+            UserError: about the parameter ``project``.
+        """
         if self.projects and self.params.project > self.task.dim:
             raise UserError(
                 "params.project",
@@ -228,14 +261,17 @@ class OneShot(Algorithm):
             )
 
     def initial_server(self, seeds: Seeds) -> Server:
-        """Nothing is trained; the public subspace, if there is one."""
+        """Return the server before the first round, with the public subspace if there is one."""
         server = super().initial_server(seeds)
         if self.projects and self.task.public is not None:
             server.tensors |= PublicSubspace.of(self.task.public, self.params.project)
         return server
 
     def public_rows(self, server: Server) -> Tensor:
-        """The public rows ``[n, dim]``, as those are that statistics are of; while it trains."""
+        """Return the public embeddings ``[n, dim]``, projected like those of the statistics.
+
+        They are there only while the algorithm trains.
+        """
         assert self.task.public is not None
         x = self.task.public.rows(server.device)
         if self.projects:
@@ -243,105 +279,119 @@ class OneShot(Algorithm):
         return x
 
     def product(self, server: Server) -> Product:
-        """For embeddings, whatever rows its statistics are of."""
-        made = super().product(server)
+        """Return the product of embeddings, also if they were projected."""
+        product = super().product(server)
         if self.projects:
-            return PublicSubspace(server.tensors).for_embeddings(made)
-        return made
+            return PublicSubspace(server.tensors).for_embeddings(product)
+        return product
 
     def clip(self) -> float:
-        """Statistics have joint norm at most 1."""
+        """Return 1: the statistics of a unit have joint norm at most 1."""
         return 1.0
 
     def projected(self, statistic: Statistic) -> Statistic:
-        """A statistic, of rows in the public subspace if there is one."""
+        """Return the statistic of projected embeddings if there is a public subspace."""
         if not self.projects:
             return statistic
 
         def products(rows: Rows, received: Tensors) -> Mapping[str, OuterProduct]:
-            return statistic.products(
-                replace(rows, x=PublicSubspace(received).of_rows(rows.x)), received
-            )
+            x = PublicSubspace(received).of_rows(rows.x)
+            return statistic.products(replace(rows, x=x), received)
 
         return replace(statistic, products=products)
 
     def phase(self, statistic: Statistic, *, main: bool = False) -> Phase:
-        """The rounds in which a statistic is released; ``main``: a report draws them."""
+        """Return the rounds in which a statistic is released.
+
+        Args:
+            statistic: the statistic.
+            main: whether a report draws these rounds.
+        """
 
         def broadcast(server: Server) -> Tensors:
-            return self.broadcast(server) | {
-                name: server.tensors[name] for name in (MEAN_NAME, BASIS_NAME) if self.projects
-            }
+            tensors = dict(self.broadcast(server))
+            if self.projects:
+                for name in (MEAN_NAME, BASIS_NAME):
+                    tensors[name] = server.tensors[name]
+            return tensors
 
         return statistic_phase(
             self.projected(statistic), self.clip(), self.task, broadcast, main=main
         )
 
     def build(self, clients: int) -> nn.Module:
-        """Nothing is trained."""
+        """Return an empty model: nothing is trained by default."""
         return nn.Module()
 
     def label_counts(self, server: Server) -> Tensor | None:
-        """None for unit client: rows of a client and label count as one, whatever their number
-        is.
+        """Return the number of examples per class ``[C]``; None for unit client.
+
+        For unit client all examples of a client and label count as one.
         """
         if self.task.unit == "client":
             return None
         return self.class_rows(server)
 
     def class_rows(self, server: Server) -> Tensor | None:
-        """Rows per class ``[C]`` as released for other units; None if they are not."""
+        """Return the released number of examples per class ``[C]``; None if it is not released.
+
+        It is called for other units than client.
+        """
         return None
 
     def broadcast(self, server: Server) -> Tensors:
-        """Everything released so far."""
+        """Return everything that was released so far."""
         return dict(server.tensors)
 
     def check_contract(self, round_: Round, broadcast: Tensors) -> None:
-        """Look at what made-up rows of one client add to the round's statistic as they become
-        more.
+        """Test that an example's products do not depend on other examples of its client.
+
+        Products of made-up examples are computed for a part of them and for all.
+
+        Raises:
+            NotPerExample: the products of an example change.
         """
-        for crowd in crowds(self.task):
-            x = crowd.x
-            y = crowd.y
-            for statistic in (
-                self.projected(each)
-                for each in self.statistics()
-                if each.name == round_.release.name
-            ):
-                whole = statistic.products(Rows(x, y, torch.zeros_like(y)), broadcast)
-                for part in crowd.parts:
-                    own = statistic.products(
-                        Rows(x[part], y[part], torch.zeros_like(y[part])), broadcast
-                    )
-                    for name, product in own.items():
-                        crowd.check_same(
-                            f"'{name}' of '{statistic.name}'", part, product.left, whole[name].left
-                        )
-                        crowd.check_same(
-                            f"'{name}' of '{statistic.name}'",
-                            part,
-                            product.right,
-                            whole[name].right,
-                        )
+        for statistic in self.statistics():
+            if statistic.name == round_.release.name:
+                for crowd in crowds(self.task):
+                    _check_products(self.projected(statistic), crowd, broadcast)
 
     def phases(self) -> tuple[Phase, ...]:
-        """One a statistic; the last is what a report draws, if it has several rounds."""
+        """Return one phase per statistic; a report draws the last, if it has several rounds."""
         *first, last = self.statistics()
-        return (*(self.phase(statistic) for statistic in first), self.phase(last, main=True))
+        return (*map(self.phase, first), self.phase(last, main=True))
+
+
+def _check_products(statistic: Statistic, crowd: Crowd, broadcast: Tensors) -> None:
+    """Compare the products of parts of a crowd with those of the whole crowd."""
+
+    def products(part: slice) -> Mapping[str, OuterProduct]:
+        y = crowd.y[part]
+        return statistic.products(Rows(crowd.x[part], y, torch.zeros_like(y)), broadcast)
+
+    together = products(slice(None))
+    for part in crowd.parts:
+        for name, product in products(part).items():
+            words = f"'{name}' of '{statistic.name}'"
+            crowd.check_same(words, part, product.left, together[name].left)
+            crowd.check_same(words, part, product.right, together[name].right)
 
 
 def overall_mean(share: float) -> Statistic:
-    """The mean of all rows, of norm at most 1 each, as ``server.tensors["mean"]`` ``[d]``;
-    ``rows``, how many there are.
+    """Return the statistic of the mean of all examples, whose norm is at most 1 each.
 
-    Unit rows are ``square`` = 1 - |mean|^2 from it, on average of the squares.
+    The server stores it as ``server.tensors["mean"]`` ``[d]``. It also stores ``rows``, the noisy
+    number of examples, and ``square`` = 1 - |mean|^2, the mean squared distance of examples of norm
+    1 from their mean.
+
+    Args:
+        share: the statistic's share of the budget in units of 1 / sigma^2.
     """
 
     def receive(server: Server, sums: Tensors, std: Mapping[str, float]) -> None:
-        found = moments.released_mean(sums, std)
-        square = (1 - found.mean.square().sum()).clamp_min(moments.LEAST_SQUARE)
-        server.tensors |= {"mean": found.mean, "rows": found.rows, "square": square}
+        released = moments.released_mean(sums, std)
+        square = (1 - released.mean.square().sum()).clamp_min(moments.LEAST_SQUARE)
+        server.tensors |= {"mean": released.mean, "rows": released.rows, "square": square}
 
     return Statistic(
         "mean",
@@ -353,18 +403,21 @@ def overall_mean(share: float) -> Statistic:
 
 
 MEAN_NAME = "public.mean"
+"""The name of the server's tensor that holds the mean of the public subspace."""
 BASIS_NAME = "public.basis"
-"""Tensors of a server that hold the subspace."""
+"""The name of the server's tensor that holds the directions of the public subspace."""
 
 
 class PublicSubspace:
-    """``y = B^T (x - mean)``, clipped to norm 1, and the way back ``x = mean + B y``; B ``[d, k]``
-    orthonormal.
+    """Projection to a subspace that is computed from public examples.
 
-    Mean and directions are numbers of public rows alone, so they are free, and of a few directions
-    a release needs less noise in all. How a private row lies outside of them is not released; a
-    generated row is given a length of 1, which every row has, by a part outside that says nothing
-    of its class.
+    The projection is ``y = B^T (x - mean)``, clipped to norm 1. The way back is ``x = mean + B y``.
+    B ``[d, k]`` is orthonormal.
+
+    Mean and directions depend on public examples alone, so they cost no epsilon. With fewer
+    directions a release needs less noise in total. The part of a private example outside the
+    subspace is not released. A generated embedding gets norm 1, which all embeddings have, by a
+    part outside the subspace that does not depend on its class.
     """
 
     def __init__(self, tensors: Mapping[str, Tensor]) -> None:
@@ -373,57 +426,61 @@ class PublicSubspace:
 
     @staticmethod
     def of(public: PublicRows, directions: int) -> Tensors:
-        """The leading directions of the covariance of public rows, as a server keeps them."""
+        """Return the mean and the leading principal directions of public examples, by name."""
         x = public.rows().double()
-        about = x - x.mean(0)
-        _, vectors = descending(about.T @ about)
-        return {MEAN_NAME: x.mean(0).float(), BASIS_NAME: steady(vectors[:, :directions]).float()}
+        mean = x.mean(0)
+        centred = x - mean
+        _, vectors = descending(centred.T @ centred)
+        basis = steady(vectors[:, :directions])
+        return {MEAN_NAME: mean.float(), BASIS_NAME: basis.float()}
 
     def of_rows(self, x: Tensor) -> Tensor:
-        """Rows ``[N, k]`` of norm at most 1, of embeddings ``[N, d]``, each by itself to the last
-        bit: their distances are counted.
+        """Return the projections ``[N, k]`` of embeddings ``[N, d]``, of norm at most 1.
+
+        Each is computed by itself to the last bit, whatever the other embeddings are, because
+        distances of projections are counted.
         """
         r = exact_products(x - self.mean, self.basis.T)
         return (r / exact_squares(r).sqrt().clamp_min(1.0)).float()
 
     def rows(self, r: Tensor) -> Tensor:
-        """Embeddings ``[N, d]`` in the subspace."""
+        """Return embeddings ``[N, d]`` in the subspace, for projections ``[N, k]``."""
         return self.mean + r @ self.basis.T
 
-    def for_embeddings(self, made: Product) -> Product:
-        """What was made of rows in the subspace, for embeddings."""
-        if is_classifier(made):
-            return CoordinateClassifier(made, self)
-        return mapped(made, self.lift, self.basis.shape[1])
+    def for_embeddings(self, product: Product) -> Product:
+        """Return a product of embeddings, made from a product of projections."""
+        if is_classifier(product):
+            return CoordinateClassifier(product, self)
+        return mapped(product, self.lift, self.basis.shape[1])
 
     def lift(self, rows: Tensor, labels: Tensor, stream: torch.Generator) -> Tensor:
-        """Rows ``[n, k]`` of ``labels`` as embeddings of norm 1 ``[n, d]``; the part outside the
-        subspace is white noise.
+        """Return embeddings of norm 1 ``[n, d]`` for projections ``rows`` ``[n, k]``.
 
-        Rows at the same place among those of their label share it: over the classes it then
-        cancels, and a probe does not take it for a difference of classes.
+        The part outside the subspace is white noise. Rows at the same place among those of their
+        label share it. So it cancels over the classes, and a probe does not take it for a
+        difference between classes.
         """
         inside = self.rows(rows)
         place = places(labels)
-        basis = self.basis
-        white = normal(
-            (int(place.max()) + 1 if len(place) else 0, inside.shape[1]), stream, labels
-        )[place]
-        outside = white - (white @ basis) @ basis.T
+        count = 0
+        if len(place):
+            count = int(place.max()) + 1
+        white = normal((count, inside.shape[1]), stream, labels)[place]
+        outside = white - (white @ self.basis) @ self.basis.T
         along = (inside * outside).sum(1, keepdim=True)
         square = outside.square().sum(1, keepdim=True).clamp_min(1e-12)
         missing = 1 - inside.square().sum(1, keepdim=True)
-        # the positive root c of |inside + c outside| = 1; none where the part inside is longer
+        # The length is the positive root c of |inside + c outside| = 1; it is 0 if the part inside
+        # is longer than 1.
         length = ((along.square() + square * missing).clamp_min(0).sqrt() - along) / square
         return inside + length.clamp_min(0) * outside
 
 
 def places(labels: Tensor) -> Tensor:
-    """The place of every row among the rows of its label, in their order ``[n]``."""
+    """Return the place of every row among the rows of its label, in their order, ``[n]``."""
     order = torch.argsort(labels, stable=True)
     sorted_labels = labels[order]
-    found = torch.empty_like(order)
-    found[order] = torch.arange(len(labels), device=labels.device) - torch.searchsorted(
-        sorted_labels, sorted_labels
-    )
-    return found
+    first = torch.searchsorted(sorted_labels, sorted_labels)
+    place = torch.empty_like(order)
+    place[order] = torch.arange(len(labels), device=labels.device) - first
+    return place

@@ -1,5 +1,7 @@
-"""A model's parameters by name, shared and per-client; sums, norms and Adam's steps of such
-tensors; all state is tensors.
+"""Tensors by name: a model's parameters, their sums and norms, and optimiser steps on them.
+
+Some parameters are shared by all clients, others have a slice per client. All state is tensors, so
+that a checkpoint can hold it.
 """
 
 from __future__ import annotations
@@ -17,84 +19,96 @@ from fedsim.methods.messages import Tensors
 from fedsim.models.layers import ClientCode, ClientLinear
 
 ADAM_EPSILON = 1e-8
+"""Adam's constant below the fraction line, as in the paper."""
 SIGNAL_RATE = 0.3
-"""Weight of a step's mean square in its running mean."""
+"""The weight of a step's mean square in the running mean square of :func:`signal_shares`."""
 ALIGNMENT = 64
-"""Bytes to which torch aligns the memory that it allocates."""
+"""Torch allocates memory at addresses that are multiples of this number of bytes."""
 
 
 def shared_tensors(model: nn.Module) -> Tensors:
-    """The parameters that all clients share, by name."""
+    """Return the parameters that all clients share, by name."""
     local = set(local_names(model))
     return {name: p.detach() for name, p in model.named_parameters() if name not in local}
 
 
 def load_parameters(model: nn.Module, tensors: Mapping[str, Tensor], prefix: str = "") -> None:
-    """Set every parameter that has a tensor under ``prefix`` and its name."""
+    """Set every parameter for which there is a tensor of its name, with ``prefix`` before it."""
     with torch.no_grad():
         for name, parameter in model.named_parameters():
-            if f"{prefix}{name}" in tensors:
-                parameter.copy_(tensors[f"{prefix}{name}"])
+            value = tensors.get(f"{prefix}{name}")
+            if value is not None:
+                parameter.copy_(value)
 
 
 def local_names(model: nn.Module) -> list[str]:
-    """Names of the per-client parameters, which are ``[clients, ...]``."""
-    owners = [
-        (path, m) for path, m in model.named_modules() if isinstance(m, (ClientLinear, ClientCode))
+    """Return the names of the per-client parameters, whose shape is ``[clients, ...]``."""
+    return [
+        f"{path}.{name}"
+        for path, module in model.named_modules()
+        if isinstance(module, (ClientLinear, ClientCode))
+        for name in module._parameters
     ]
-    return [f"{path}.{name}" for path, module in owners for name in module._parameters]
 
 
 def code_names(model: nn.Module) -> list[str]:
-    """Names of the client codes."""
+    """Return the names of the client codes."""
     return [
         f"{path}.weight" for path, module in model.named_modules() if isinstance(module, ClientCode)
     ]
 
 
 def add_in_order(parts: Sequence[Tensors]) -> Tensors:
-    """The sum of the cohorts' sums, in client order and in float64, so that it depends on neither
-    timing nor packing.
+    """Return the sum of the cohorts' sums, by name.
 
-    It is rounded once, to the dtype of the first.
+    It is computed in client order and in float64, so that it depends on neither timing nor packing.
+    The result is rounded once, to the dtype of the first cohort's tensor.
     """
     terms: dict[str, list[Tensor]] = {}
     for part in parts:
         for name, value in part.items():
             terms.setdefault(name, []).append(value)
-    return {
-        name: own[0]
-        if len(own) == 1
-        else reduce(torch.add, (value.double() for value in own)).to(own[0].dtype)
-        for name, own in terms.items()
-    }
+    sums = {}
+    for name, values in terms.items():
+        first = values[0]
+        if len(values) == 1:
+            sums[name] = first
+        else:
+            total = reduce(torch.add, (value.double() for value in values))
+            sums[name] = total.to(first.dtype)
+    return sums
 
 
 def rounded(tensors: Tensors) -> Tensors:
-    """Float64 rounded to float32: sums are rounded after their noise is added, not before."""
-    return {
-        name: value.float() if value.dtype == torch.float64 else value
-        for name, value in tensors.items()
-    }
+    """Return the tensors with float64 rounded to float32.
+
+    Sums are rounded after their noise is added, not before.
+    """
+    result = dict(tensors)
+    for name, value in tensors.items():
+        if value.dtype == torch.float64:
+            result[name] = value.float()
+    return result
 
 
 def in_order(tensors: Tensors) -> Tensors:
-    """The tensors in row-major, aligned memory, as a checkpoint restores them: rounding of products
-    may depend on strides and alignment.
+    """Return the tensors in row-major, aligned memory, as a checkpoint restores them.
+
+    The rounding of matrix products may depend on strides and alignment.
     """
-    made = {}
+    result = {}
     for name, value in tensors.items():
-        # a lazy device has no memory to ask for
+        # A lazy device has no memory whose address could be asked for.
         aligned = value.device.type not in FUSED or value.data_ptr() % ALIGNMENT == 0
         if value.is_contiguous() and aligned:
-            made[name] = value
+            result[name] = value
         else:
-            made[name] = value.clone(memory_format=torch.contiguous_format)
-    return made
+            result[name] = value.clone(memory_format=torch.contiguous_format)
+    return result
 
 
 def squared_sums(tensors: Tensors) -> Tensor:
-    """The sum of squares of each tensor, on their device."""
+    """Return the sum of squares of each tensor, ``[tensors]``, on their device."""
     flat = [value.flatten() for value in tensors.values()]
     if flat:
         return torch.stack([torch.dot(value, value) for value in flat])
@@ -102,7 +116,7 @@ def squared_sums(tensors: Tensors) -> Tensor:
 
 
 def l2_norm(tensors: Tensors) -> float:
-    """Joint L2 norm."""
+    """Return the joint L2 norm of all tensors."""
     return math.sqrt(sum(squared_sums(tensors).tolist()))
 
 
@@ -114,28 +128,30 @@ def adam_step(
     betas: tuple[float, float] = (0.9, 0.999),
     shares: Mapping[str, Tensor] | None = None,
 ) -> None:
-    """One Adam step (Kingma and Ba 2015) of tensors by name, in place; ``state`` gains ``adam.*``
-    tensors, and starts empty.
+    """Take one Adam step (Kingma and Ba 2015), in place.
 
     Torch's fused kernel ignores strides and would read an expanded gradient past its end, so all
-    tensors are made contiguous. ``shares`` are the fractions of its step that each parameter takes,
-    broadcast to it; None: all of it.
+    tensors are made contiguous.
+
+    Args:
+        parameters: the parameters by name; those without a gradient stay.
+        gradients: the gradients by name.
+        state: the optimiser's state. It starts empty and gains ``adam.*`` tensors.
+        learning_rate: the step size.
+        betas: the decay rates of the two running means.
+        shares: the fraction of its step that each parameter takes, broadcast to it; None: all.
     """
     names = list(gradients)
-    for name in names:
+    for name, gradient in gradients.items():
         if f"adam.t.{name}" not in state:
-            state[f"adam.m.{name}"] = torch.zeros_like(
-                gradients[name], memory_format=torch.contiguous_format
-            )
-            state[f"adam.v.{name}"] = torch.zeros_like(
-                gradients[name], memory_format=torch.contiguous_format
-            )
-            state[f"adam.t.{name}"] = torch.zeros((), device=gradients[name].device)
+            zeros = torch.zeros_like(gradient, memory_format=torch.contiguous_format)
+            state[f"adam.m.{name}"] = zeros
+            state[f"adam.v.{name}"] = zeros.clone()
+            state[f"adam.t.{name}"] = torch.zeros((), device=gradient.device)
     with torch.no_grad():
         updated = [parameters[name].contiguous() for name in names]
-        if shares is None:
-            before = {}
-        else:
+        before = {}
+        if shares is not None:
             before = {name: parameters[name].clone() for name in names}
         fused = all(value.device.type in FUSED for value in updated)
         adam(
@@ -170,15 +186,19 @@ def signal_shares(
     *,
     by_client: bool,
 ) -> dict[str, Tensor]:
-    """The signal's share of every gradient, by name: sqrt(1 - noise variance / mean square), 0 if
-    the mean square is below the variance.
+    """Return the signal's share of every gradient, by name.
 
-    For a gradient g = s + noise of known variance, the signal's share of the energy is the factor
-    of a Wiener filter on g; Adam's step has unit size for any g, so its length is scaled by the
-    root. Reads private values and a constant of the plan only. ``noise`` is the standard deviation
-    per coordinate, 0: all is signal; ``state`` gains ``adam.signal.*``, the running mean squares in
-    units of the noise variance. There is one share a client of per-client parameters ``[clients,
-    ...]``; of shared ones one per input of a matrix.
+    The share is sqrt(1 - noise variance / mean square), or 0 if the mean square is below the noise
+    variance. For a gradient g = s + noise of known variance, the signal's share of the energy is
+    the factor of a Wiener filter on g. Adam's step has unit size for any g, so its length is scaled
+    by the root. It reads private values only through the noisy gradient, so it costs no epsilon.
+
+    Args:
+        gradients: noisy gradients.
+        noise: the standard deviation of the noise per coordinate, by name; 0: all is signal.
+        state: gains ``adam.signal.*``, running mean squares in units of the noise variance.
+        by_client: whether gradients are ``[clients, ...]``. There is then one share per client;
+            else there is one per input of a matrix.
     """
     shares = {}
     for name, value in gradients.items():
@@ -186,14 +206,13 @@ def signal_shares(
             shares[name] = value.new_ones(())
             continue
         if by_client:
-            over = tuple(range(1, value.dim()))
+            dims = tuple(range(1, value.dim()))
         else:
-            over = (0,)
-        count = math.prod(value.shape[dim] for dim in over)
-        # vector_norm makes no squared copy; with many clients this is the largest tensor
-        energy = torch.linalg.vector_norm(value, dim=over, keepdim=True).square() / (
-            count * noise[name] ** 2
-        )
+            dims = (0,)
+        count = math.prod(value.shape[dim] for dim in dims)
+        # vector_norm makes no squared copy; with many clients this is the largest tensor of all.
+        norm = torch.linalg.vector_norm(value, dim=dims, keepdim=True)
+        energy = norm.square() / (count * noise[name] ** 2)
         key = f"adam.signal.{name}"
         if key in state:
             state[key] = torch.lerp(state[key], energy, SIGNAL_RATE)
@@ -204,16 +223,15 @@ def signal_shares(
 
 
 def average_step(parameters: Mapping[str, Tensor], state: dict[str, Tensor]) -> None:
-    """Update the running mean ``average.*`` of the parameters (Polyak and Juditsky 1992); its count
-    is on the CPU.
+    """Update the running mean of the parameters over iterates (Polyak and Juditsky 1992).
+
+    ``state`` gains the means, ``average.*``, and ``average_count``, which stays on the CPU.
     """
     if "average_count" not in state:
         state["average_count"] = torch.zeros(())
-        state.update(
-            {f"average.{name}": torch.zeros_like(value) for name, value in parameters.items()}
-        )
+        for name, value in parameters.items():
+            state[f"average.{name}"] = torch.zeros_like(value)
     state["average_count"] = state["average_count"].cpu() + 1
     weight = 1 / float(state["average_count"])
-    torch._foreach_lerp_(
-        [state[f"average.{name}"] for name in parameters], list(parameters.values()), weight
-    )
+    means = [state[f"average.{name}"] for name in parameters]
+    torch._foreach_lerp_(means, list(parameters.values()), weight)

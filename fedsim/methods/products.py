@@ -1,5 +1,7 @@
-"""The product of an algorithm: a generator or a classifier, with or without a version for every
-client.
+"""The product of an algorithm: a generator or a classifier, shared or with a version per client.
+
+Here are the protocols that a product satisfies, and wrappers that turn products of coordinates into
+products of embeddings.
 """
 
 from __future__ import annotations
@@ -18,83 +20,92 @@ if TYPE_CHECKING:
 
 @runtime_checkable
 class Generator(Protocol):
-    """The product of a generative algorithm."""
+    """The product of a generative algorithm: it draws synthetic embeddings for labels."""
 
     def sample(self, labels: Tensor, stream: torch.Generator) -> Tensor:
-        """Synthetic embeddings float32 ``[n, d]`` for int64 labels ``[n]``."""
+        """Return synthetic embeddings float32 ``[n, d]`` for int64 labels ``[n]``.
+
+        ``stream`` is the only source of random numbers.
+        """
 
 
 @runtime_checkable
 class Classifier(Protocol):
-    """The product of an algorithm without a generator."""
+    """The product of an algorithm without a generator: it predicts the class of embeddings."""
 
     def probabilities(self, x: Tensor) -> Tensor:
-        """Class probabilities ``[n, C]`` of embeddings ``[n, d]``."""
+        """Return class probabilities ``[n, C]`` of embeddings ``[n, d]``."""
 
 
 @runtime_checkable
 class Personal(Protocol):
-    """A generator or classifier with a version for every client; a plain one is shared by all
-    clients.
+    """A generator or classifier with a version for every client.
+
+    A generator or classifier without :meth:`of_client` is shared by all clients.
     """
 
     def of_client(self, client: int) -> Any:
-        """The generator or classifier of ``client``, from the client's releases."""
+        """Return the generator or classifier of ``client``, made from the client's releases."""
 
 
 Product = Generator | Classifier
 Made = TypeVar("Made", bound=Product)
 Onward = Callable[[Tensor, Tensor, torch.Generator], Tensor]
-"""(rows ``[n, k]``, their labels ``[n]``, stream) to rows ``[n, d]``."""
+"""A map of generated rows: (rows ``[n, k]``, their labels ``[n]``, stream) to rows ``[n, d]``."""
 LONGEST = 1.2
-"""The norm that no synthetic row exceeds: cutting at 1 shortens the longer half of a good
-generator's rows, and costs up to 0.009.
+"""The largest norm of a synthetic embedding.
+
+Real embeddings have norm 1. A limit of 1 would shorten the longer half of a good generator's rows,
+which costs scores of up to 0.009.
 """
 
 
 def is_classifier(made: Product) -> TypeIs[Classifier]:
-    """Whether it predicts; else it generates."""
+    """Return whether a product is a classifier; else it is a generator."""
     return isinstance(made, Classifier)
 
 
 def is_personal(made: Product) -> bool:
-    """Whether every client has a version of its own."""
+    """Return whether a product has a version for every client."""
     return isinstance(made, Personal)
 
 
 def own(made: Made, client: int) -> Made:
-    """The version of ``client``; without versions the shared product."""
+    """Return the version of a product for ``client``; without versions, the shared product."""
     if isinstance(made, Personal):
         return made.of_client(client)
     return made
 
 
 class Chart(Protocol):
-    """Coordinates of embeddings, of as many dimensions or fewer."""
+    """Coordinates of embeddings, in as many dimensions or fewer."""
 
     def of_rows(self, x: Tensor) -> Tensor:
-        """Coordinates ``[N, k]`` of embeddings ``[N, d]``."""
+        """Return the coordinates ``[N, k]`` of embeddings ``[N, d]``."""
 
     def rows(self, r: Tensor) -> Tensor:
-        """Embeddings ``[N, d]`` at coordinates ``[N, k]``."""
+        """Return the embeddings ``[N, d]`` at coordinates ``[N, k]``."""
 
 
 class CoordinateClassifier:
-    """A classifier of coordinates, as one of embeddings."""
+    """A classifier of embeddings, made from a classifier of coordinates."""
 
     def __init__(self, classifier: Classifier, chart: Chart) -> None:
         self.classifier = classifier
         self.chart = chart
 
     def probabilities(self, x: Tensor) -> Tensor:
-        """``[n, C]`` for embeddings ``[n, d]``."""
+        """Return class probabilities ``[n, C]`` of embeddings ``[n, d]``."""
         return self.classifier.probabilities(self.chart.of_rows(x))
 
 
 class Mapped:
-    """A generator whose rows are taken further by ``onward(rows, labels, stream)``.
+    """A generator whose rows go through a map before they are returned.
 
-    ``width`` is the number of columns that its own rows must have; None: any.
+    Args:
+        generator: the generator.
+        onward: the map of rows, labels and the stream.
+        width: the number of columns that the generator's rows must have; None: any number.
     """
 
     def __init__(self, generator: Generator, onward: Onward, width: int | None = None) -> None:
@@ -103,37 +114,48 @@ class Mapped:
         self.width = width
 
     def sample(self, labels: Tensor, stream: torch.Generator) -> Tensor:
-        """Synthetic embeddings ``[n, d]``."""
+        """Return synthetic embeddings ``[n, d]`` for labels ``[n]``."""
         with torch.no_grad():
             rows = sampled_rows(self.generator, labels, stream, self.width)
             return self.onward(rows, labels, stream)
 
 
 class PersonalMapped(Mapped):
-    """The same of a generator with a version for every client."""
+    """The same for a generator with a version for every client."""
 
     def of_client(self, client: int) -> Mapped:
-        """That of the client's own generator."""
+        """Return the mapped version of ``client``."""
         return Mapped(own(self.generator, client), self.onward, self.width)
 
 
 def mapped(generator: Generator, onward: Onward, width: int | None = None) -> Generator:
-    """A generator whose rows, of ``width`` columns, are taken further, with a version for every
-    client where it has one.
-    """
-    return (PersonalMapped if is_personal(generator) else Mapped)(generator, onward, width)
+    """Return a :class:`Mapped` generator, which has a version per client if ``generator`` has."""
+    if is_personal(generator):
+        return PersonalMapped(generator, onward, width)
+    return Mapped(generator, onward, width)
 
 
 def stretched(
     generator: Generator, chart: Chart, unit: float = 1.0, width: int | None = None
 ) -> Generator:
-    """A generator of coordinates, in units of ``unit``, as one of embeddings."""
+    """Return a generator of embeddings, made from a generator of coordinates.
+
+    Args:
+        generator: draws coordinates, in units of ``unit``.
+        chart: the coordinates.
+        unit: the factor by which drawn coordinates are multiplied.
+        width: the number of coordinates; None: any number.
+    """
     return mapped(generator, lambda rows, labels, stream: chart.rows(unit * rows), width)
 
 
 def for_embeddings(made: Product, chart: Chart | None, width: int | None = None) -> Product:
-    """What was made of rows in coordinates, of ``width`` columns, for embeddings; as it is where
-    there are none.
+    """Return a product of embeddings, made from a product of coordinates.
+
+    Args:
+        made: the generator or classifier of coordinates.
+        chart: the coordinates; None: ``made`` is one of embeddings already and is returned.
+        width: the number of coordinates that a generator must draw; None: any number.
     """
     if chart is None:
         return made
@@ -143,16 +165,20 @@ def for_embeddings(made: Product, chart: Chart | None, width: int | None = None)
 
 
 def shorten(rows: Tensor, labels: Tensor, stream: torch.Generator) -> Tensor:
-    """Rows ``[n, d]``, those longer than :data:`LONGEST` brought back to it: embeddings have unit
-    norm, and that is public.
+    """Return rows ``[n, d]``, with those longer than :data:`LONGEST` scaled back to it.
+
+    It is public knowledge that embeddings have unit norm, so this costs no epsilon.
     """
-    longer: Tensor = (torch.linalg.vector_norm(rows, dim=1, keepdim=True) / LONGEST).clamp_min(1)
-    return rows / longer
+    excess = torch.linalg.vector_norm(rows, dim=1, keepdim=True) / LONGEST
+    return rows / excess.clamp_min(1)
 
 
 def shortened(made: Product, width: int | None = None) -> Product:
-    """What was made, with none of its rows, of ``width`` columns, longer than :data:`LONGEST`; a
-    classifier as it is.
+    """Return a generator none of whose rows is longer than :data:`LONGEST`; classifiers as is.
+
+    Args:
+        made: the generator or classifier.
+        width: the number of columns that rows must have; None: any number.
     """
     if is_classifier(made):
         return made
@@ -160,26 +186,33 @@ def shortened(made: Product, width: int | None = None) -> Product:
 
 
 def before_shortening(made: Product) -> Product:
-    """What was made, before :func:`shortened`."""
+    """Undo :func:`shortened`."""
     if isinstance(made, Mapped) and made.onward is shorten:
         return made.generator
     return made
 
 
 class FiniteRows(NamedTuple):
-    """Rows ``x`` of every class with labels ``y``, on the CPU, as a generator."""
+    """A generator that draws from a finite set of rows.
+
+    Attributes:
+        x: the rows ``[n, d]``, on the CPU; there are some of every class.
+        y: their labels ``[n]``, on the CPU.
+    """
 
     x: Tensor
     y: Tensor
 
     def sample(self, labels: Tensor, stream: torch.Generator) -> Tensor:
-        """Rows of these labels, of a class in random order, and again only where more are asked for
-        than there are.
+        """Return rows ``[n, d]`` of these labels.
+
+        The rows of a class come in random order. They repeat only if more are asked for than there
+        are.
         """
         chosen = torch.empty_like(labels, device="cpu")
         order = torch.randperm(len(self.y), generator=stream)
         for label in set(labels.tolist()):
-            own = order[self.y[order] == label]
+            rows = order[self.y[order] == label]
             asked = torch.nonzero(labels.cpu() == label).flatten()
-            chosen[asked] = own[torch.arange(len(asked)) % len(own)]
+            chosen[asked] = rows[torch.arange(len(asked)) % len(rows)]
         return self.x[chosen]

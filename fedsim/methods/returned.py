@@ -1,7 +1,7 @@
-"""What a method's own functions return, checked where they are called.
+"""Checks of what a method's own functions return, made where they are called.
 
-A mistake in one of them is raised with its file and line, what was returned, and the contract,
-before a library meets the value and says something of its own.
+A mistake is raised with the function's file and line, what it returned, and the contract that it
+broke. Otherwise some library would meet the value later, with a message that explains nothing.
 """
 
 from __future__ import annotations
@@ -30,76 +30,83 @@ CLASSIFIER_CONTRACT = "classifier(self, server) must return an object with proba
 
 
 def loss_parts(algorithm: Any, model: nn.Module, batch: Batch) -> dict[str, Tensor]:
-    """Returns the parts of an algorithm's loss by name, shape ``[n]`` for a batch of n rows.
+    """Return the parts of an algorithm's loss by name, shape ``[n]`` for a batch of n examples.
+
+    Args:
+        algorithm: an algorithm with a function ``loss(model, batch)``.
+        model: the model.
+        batch: n examples.
 
     Raises:
         PluginError: the loss takes other arguments, or returns anything else.
     """
-    parts = _called(algorithm.loss, (model, batch), LOSS_CONTRACT)
+    parts = _call(algorithm.loss, (model, batch), LOSS_CONTRACT)
     if not isinstance(parts, Mapping):
-        raise _broken(algorithm.loss, f"returned {described(parts)}", LOSS_CONTRACT)
+        raise _contract_error(algorithm.loss, f"returned {described(parts)}", LOSS_CONTRACT)
     if not parts:
-        raise _broken(algorithm.loss, "returned an empty dict", LOSS_CONTRACT)
+        raise _contract_error(algorithm.loss, "returned an empty dict", LOSS_CONTRACT)
     for name, part in parts.items():
-        if (
-            not isinstance(part, Tensor)
-            or part.shape != (len(batch),)
-            or not part.is_floating_point()
-        ):
-            what = f"returned '{name}' as {described(part)} for {len(batch)} rows"
-            raise _broken(algorithm.loss, what, LOSS_CONTRACT)
+        if not _is_float_tensor(part) or part.shape != (len(batch),):
+            problem = f"returned '{name}' as {described(part)} for {len(batch)} rows"
+            raise _contract_error(algorithm.loss, problem, LOSS_CONTRACT)
     return dict(parts)
 
 
 def sampled_rows(generator: Any, labels: Tensor, stream: Any, width: int | None = None) -> Tensor:
-    """Returns a generator's rows for labels ``[n]``, shape ``[n, width]``.
+    """Return a generator's rows for labels ``[n]``, shape ``[n, width]``.
 
     Args:
-        generator: a method's, or one of fedsim's around it.
-        labels: int64.
-        stream: the generator of random numbers that it may draw from.
-        width: the number of columns that rows must have; None: any.
+        generator: the generator of a method, or a wrapper of fedsim around one.
+        labels: labels, int64 ``[n]``.
+        stream: the random numbers that it may draw from.
+        width: the number of columns that rows must have; None: any number.
 
     Raises:
         PluginError: it has no ``sample`` of two arguments, or that returns anything else.
     """
     if not callable(getattr(generator, "sample", None)):
-        what = "has no method sample"
-        raise PluginError(_place(type(generator)), what, SAMPLE_CONTRACT)
-    rows = _called(generator.sample, (labels, stream), SAMPLE_CONTRACT)
-    if (
-        not isinstance(rows, Tensor)
-        or rows.dim() != 2
-        or len(rows) != len(labels)
-        or not rows.is_floating_point()
-    ):
-        what = f"returned {described(rows)} for {len(labels)} labels"
-        raise _broken(generator.sample, what, SAMPLE_CONTRACT)
+        raise PluginError(_location(type(generator)), "has no method sample", SAMPLE_CONTRACT)
+    rows = _call(generator.sample, (labels, stream), SAMPLE_CONTRACT)
+    if not _is_float_tensor(rows) or rows.dim() != 2 or len(rows) != len(labels):
+        problem = f"returned {described(rows)} for {len(labels)} labels"
+        raise _contract_error(generator.sample, problem, SAMPLE_CONTRACT)
     if width is not None and rows.shape[1] != width:
-        what = f"returned {described(rows)}, and the rows that it learned from have {width} columns"
-        raise _broken(generator.sample, what, SAMPLE_CONTRACT)
+        problem = (
+            f"returned {described(rows)}, and the rows that it learned from have {width} columns"
+        )
+        raise _contract_error(generator.sample, problem, SAMPLE_CONTRACT)
     return rows
 
 
+def _is_float_tensor(value: Any) -> bool:
+    return isinstance(value, Tensor) and value.is_floating_point()
+
+
 def check_product(made: Any, make: Callable[..., Any], *, generates: bool) -> None:
-    """Refuse what ``make``, a method's ``generator`` or ``classifier``, returned, if it lacks the
-    function for which it is made.
+    """Refuse a product that lacks the function for which it is made.
+
+    Args:
+        made: what ``make`` returned.
+        make: the method's function ``generator`` or ``classifier``.
+        generates: whether it has to be a generator, with a function ``sample``; else a classifier,
+            with a function ``probabilities``.
+
+    Raises:
+        PluginError: the product lacks that function.
     """
     if generates:
         needed = "sample"
-    else:
-        needed = "probabilities"
-    if callable(getattr(made, needed, None)):
-        return
-    if generates:
         contract = GENERATOR_CONTRACT
     else:
+        needed = "probabilities"
         contract = CLASSIFIER_CONTRACT
-    raise _broken(make, f"returned {described(made)}, which has no {needed}", contract)
+    if not callable(getattr(made, needed, None)):
+        problem = f"returned {described(made)}, which has no {needed}"
+        raise _contract_error(make, problem, contract)
 
 
 def described(value: Any) -> str:
-    """A returned value in a few words: its kind and, of an array, its shape."""
+    """Return a few words about a value: its kind and, for an array, its shape."""
     if value is None:
         return "None"
     if isinstance(value, Tensor):
@@ -113,31 +120,39 @@ def described(value: Any) -> str:
     return f"an object of type {type(value).__name__}"
 
 
-def _called(function: Callable[..., Any], arguments: tuple[Any, ...], contract: str) -> Any:
-    """What a function returns; a signature that cannot take the arguments is told as such."""
+def _call(function: Callable[..., Any], arguments: tuple[Any, ...], contract: str) -> Any:
+    """Call a function of a method and return its result.
+
+    A TypeError may come from inside the function, or mean that it does not take these arguments.
+
+    Raises:
+        PluginError: the function does not take these arguments.
+    """
     try:
         return function(*arguments)
     except TypeError as error:
         try:
             signature = inspect.signature(function)
-        except ValueError:  # of a function that is not written in Python
+        except ValueError:
+            # A function that is not written in Python has no signature to compare with.
             raise error from None
         try:
             signature.bind(*arguments)
         except TypeError:
-            taken = ", ".join(signature.parameters)
-            raise _broken(function, f"takes ({taken})", contract) from error
+            parameters = ", ".join(signature.parameters)
+            raise _contract_error(function, f"takes ({parameters})", contract) from error
         raise
 
 
-def _broken(function: Callable[..., Any], what: str, contract: str) -> PluginError:
-    return PluginError(_place(function), what, contract)
+def _contract_error(function: Callable[..., Any], problem: str, contract: str) -> PluginError:
+    """Return the error about a function that broke its contract."""
+    return PluginError(_location(function), problem, contract)
 
 
-def _place(thing: Any) -> str:
-    """File and line of a function or class, and its name."""
-    name = str(getattr(thing, "__qualname__", type(thing).__name__))
-    line = line_of(thing)
+def _location(function_or_class: Any) -> str:
+    """Return the file, the line and the name of a function or class."""
+    name = str(getattr(function_or_class, "__qualname__", type(function_or_class).__name__))
+    line = line_of(function_or_class)
     if line == name:
         return name
     return f"{line}: {name}"
