@@ -204,7 +204,7 @@ class HyperCVAE(nn.Module):
         client = batch.layout.client
         prior = self.prior.table(codes)
         variance = self.observation.variance()
-        root = self.spread.of(self, lambda: posterior_spread(linear, scales, prior[1], variance))
+        root = self.spread.get(self, lambda: posterior_spread(linear, scales, prior[1], variance))
         offset = scales[client] * prototypes[batch.y] + shifts[client] / math.sqrt(self.decoder.dim)
         group = torch.stack([client, batch.y])
         return linear_posterior(

@@ -1,1 +1,1 @@
-"""Models: parts of CVAEs, the hypernetwork, cohort layers, the linear probe."""
+"""Models: the parts of CVAEs, the hypernetwork, layers of a cohort, and the linear probe."""

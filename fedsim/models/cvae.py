@@ -1,8 +1,8 @@
-"""Parts of a conditional variational autoencoder on embeddings: encoder, exact posterior, Gaussian
-likelihood, KL divergence.
+"""The parts of a conditional variational autoencoder (CVAE) on embeddings.
 
-Kingma and Welling 2014 (arXiv 1312.6114), Sohn et al. 2015; per example throughout, sums over the
-embedding's dimensions.
+They are an encoder, the exact posterior of a linear decoder, a Gaussian likelihood, and the KL
+divergence (Kingma and Welling 2014, arXiv 1312.6114; Sohn et al. 2015). Every loss is per example
+and a sum over the dimensions of the embedding.
 """
 
 from __future__ import annotations
@@ -22,43 +22,67 @@ from fedsim.models.layers import ClientLinear, Shift, one_hot
 
 
 class Encoder(nn.Module):
-    """Amortised posterior q(z | x, y) = N(mean, diag exp(log_var)): an MLP on [x * sqrt(d), one-hot
-    y].
+    """An MLP that gives the posterior q(z | x, y) = N(mean, diag exp(log_var)).
 
-    Rows have unit norm, so x * sqrt(d) has entries of order one. With ``clients``, a cohort's
-    number, there is one weight set a client.
+    Its input is [x * sqrt(d), one-hot y]: embeddings have unit norm, so x * sqrt(d) has entries of
+    order one.
+
+    Args:
+        dim: the dimension d of an embedding.
+        classes: the number of classes C.
+        hidden: the widths of the hidden layers.
+        latent: the dimension of z.
+        clients: the number of clients in the cohort, each of which gets its own weights; None for
+            one set of weights.
     """
 
     def __init__(
-        self, dim: int, classes: int, hidden: Sequence[int], latent: int, clients: int | None = None
+        self,
+        dim: int,
+        classes: int,
+        hidden: Sequence[int],
+        latent: int,
+        clients: int | None = None,
     ) -> None:
         super().__init__()
         self.classes = classes
         self.latent = latent
         widths = [dim + classes, *hidden]
 
-        def layer(inputs: int, outputs: int) -> nn.Module:
+        def make_layer(inputs: int, outputs: int) -> nn.Module:
             if clients is None:
                 return nn.Linear(inputs, outputs)
             return ClientLinear(clients, inputs, outputs)
 
-        self.hidden = nn.ModuleList(layer(a, b) for a, b in pairwise(widths))
-        self.head = layer(widths[-1], 2 * latent)
+        self.hidden = nn.ModuleList(
+            make_layer(inputs, outputs) for inputs, outputs in pairwise(widths)
+        )
+        self.head = make_layer(widths[-1], 2 * latent)
 
-    def forward(self, x: Tensor, y: Tensor, layout: Layout | None = None) -> tuple[Tensor, Tensor]:
-        """Mean and log variance, each ``[N, latent]``; ``layout`` where weights differ per
-        client.
+    def forward(
+        self,
+        x: Tensor,
+        y: Tensor,
+        layout: Layout | None = None,
+    ) -> tuple[Tensor, Tensor]:
+        """Returns the mean and log variance of q, ``[N, latent]`` each.
+
+        Args:
+            x: embeddings ``[N, d]``.
+            y: labels ``[N]``.
+            layout: the client of each example; needed where every client has its own weights.
         """
-        where = () if layout is None else (layout,)
-        h = torch.cat([x * math.sqrt(x.shape[-1]), one_hot(y, self.classes)], -1)
+        extra = () if layout is None else (layout,)
+        scaled = x * math.sqrt(x.shape[-1])
+        activation = torch.cat([scaled, one_hot(y, self.classes)], -1)
         for layer in self.hidden:
-            h = F.relu(layer(h, *where))
-        mean, log_var = self.head(h, *where).chunk(2, -1)
+            activation = F.relu(layer(activation, *extra))
+        mean, log_var = self.head(activation, *extra).chunk(2, -1)
         return mean, log_var.clamp(-8, 8)
 
 
 class ObservationNoise(nn.Module):
-    """The likelihood's learned variance, one number: p(x | z) = N(decoded, exp(log_var) I)."""
+    """The learned variance of the likelihood p(x | z) = N(decoded, exp(log_var) I), one number."""
 
     def __init__(self, initial_variance: float) -> None:
         super().__init__()
@@ -66,21 +90,31 @@ class ObservationNoise(nn.Module):
         self.shift = Shift(1)
 
     def forward(self, rows: Tensor) -> Tensor:
-        """Log variance per example, ``[N, 1]``."""
-        log_var: Tensor = self.shift(rows.new_full((len(rows), 1), self.initial))
+        """Returns the log variance of each example, ``[N, 1]``; of ``rows`` only N is read."""
+        initial = rows.new_full((len(rows), 1), self.initial)
+        log_var: Tensor = self.shift(initial)
         return log_var.clamp(-12, 4)
 
     def variance(self) -> Tensor:
-        """The variance as a constant, a scalar."""
-        return (self.shift.weight.detach()[0] + self.initial).clamp(-12, 4).exp()
+        """Returns the variance as a scalar without gradient."""
+        log_var = self.shift.weight.detach()[0] + self.initial
+        return log_var.clamp(-12, 4).exp()
 
 
 class CVAE(nn.Module):
-    """One client's CVAE; the decoder is FedHypeVAE's without a code: with hidden layers of one
-    shape both start from the same weights.
+    """The CVAE of one client.
 
-    No decoder layer means a prototype per class plus a linear map of z; without
-    ``initial_variance`` the likelihood's is not modelled.
+    The decoder is that of FedHypeVAE without a client code. If both have the same hidden layers,
+    they start from the same weights. Without hidden layers a decoder is a prototype per class plus
+    a linear map of z.
+
+    Args:
+        dim: the dimension d of an embedding.
+        classes: the number of classes C.
+        latent: the dimension of z.
+        encoder_hidden: the widths of the encoder's hidden layers.
+        decoder_hidden: the widths of the decoder's hidden layers.
+        initial_variance: the first variance of the likelihood; None if it is not modelled.
     """
 
     def __init__(
@@ -95,41 +129,50 @@ class CVAE(nn.Module):
         super().__init__()
         self.encoder = Encoder(dim, classes, encoder_hidden, latent)
         self.decoder = ModulatedDecoder(latent, classes, decoder_hidden, dim, code=0)
-        if initial_variance is None:
-            self.observation = None
-        else:
+        self.observation: ObservationNoise | None = None
+        if initial_variance is not None:
             self.observation = ObservationNoise(initial_variance)
 
     def forward(self, x: Tensor, y: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
-        """Reconstruction ``[N, d]`` by one posterior draw, and KL(q(z | x, y) || N(0, I))
-        ``[N]``.
+        """Returns the reconstruction ``[N, d]`` and KL(q(z | x, y) || N(0, I)) ``[N]``.
+
+        Args:
+            x: embeddings ``[N, d]``.
+            y: labels ``[N]``.
+            noise: standard normal draws ``[N, latent]``, one posterior draw per example.
         """
         mean, log_var = self.encoder(x, y)
-        decoded = self.decode(sample_posterior(mean, log_var, noise), y)
-        return decoded, kl_normal(
-            mean, log_var, torch.zeros_like(mean), torch.eye(mean.shape[1], device=mean.device)
-        )
+        z = sample_posterior(mean, log_var, noise)
+        prior_mean = torch.zeros_like(mean)
+        prior_root = torch.eye(mean.shape[1], device=mean.device)
+        divergence = kl_normal(mean, log_var, prior_mean, prior_root)
+        return self.decode(z, y), divergence
 
     def decode(self, z: Tensor, y: Tensor) -> Tensor:
-        """The decoder's mean ``[N, d]`` at z ``[N, latent]``."""
-        decoded: Tensor = self.decoder(z[:, None], y, z[:, :0])[:, 0]
-        return decoded
+        """Returns the decoder's mean ``[N, d]`` at z ``[N, latent]``."""
+        return decode_without_code(self.decoder, z, y)
+
+
+def decode_without_code(decoder: nn.Module, z: Tensor, y: Tensor) -> Tensor:
+    """Returns the mean ``[N, d]`` of a decoder without a client code, at z ``[N, latent]``."""
+    decoded: Tensor = decoder(z.unsqueeze(1), y, z[:, :0])
+    return decoded[:, 0]
 
 
 class CVAEGenerator:
-    """Samples x ~ p(x | z, y) with z ~ N(0, I); the decoder's mean alone where the likelihood's
-    variance is not modelled.
+    """A generator that draws x ~ p(x | z, y) with z ~ N(0, I).
+
+    If the model has no variance of the likelihood, x is the decoder's mean.
     """
 
     def __init__(self, model: CVAE) -> None:
         self.model = model
 
     def sample(self, labels: Tensor, stream: torch.Generator) -> Tensor:
-        """Synthetic embeddings ``[n, d]``."""
+        """Returns synthetic embeddings ``[n, d]`` for labels ``[n]``."""
         with torch.no_grad():
-            decoded: Tensor = self.model.decode(
-                normal((len(labels), self.model.encoder.latent), stream, labels), labels
-            )
+            z = normal((len(labels), self.model.encoder.latent), stream, labels)
+            decoded = self.model.decode(z, labels)
             if self.model.observation is None:
                 return decoded
             std = (0.5 * self.model.observation(decoded)).exp()
@@ -138,16 +181,27 @@ class CVAEGenerator:
 
 
 class ConditionalGenerator(nn.Module):
-    """x = decoder(z, y) + N(0, s^2 I) with z ~ N(0, I) and a learned s; rows come out with a norm
-    of order one.
+    """A generator x = decoder(z, y) + N(0, s^2 I) with z ~ N(0, I) and a learned s.
 
-    Without the observation noise all rows of a class would lie in a plane, which no embeddings do.
-    No ``hidden`` layer means a prototype per class plus a linear map of z; ``initial_variance`` is
-    that of the noise times the dimension d, before it is learned.
+    Its embeddings have a norm of order one. Without the observation noise all embeddings of a class
+    would lie in a plane, which real ones do not.
+
+    Args:
+        latent: the dimension of z.
+        classes: the number of classes C.
+        hidden: the widths of the decoder's hidden layers; none for a prototype per class plus a
+            linear map of z.
+        dim: the dimension d of an embedding.
+        initial_variance: the first value of s^2, times d.
     """
 
     def __init__(
-        self, latent: int, classes: int, hidden: Sequence[int], dim: int, initial_variance: float
+        self,
+        latent: int,
+        classes: int,
+        hidden: Sequence[int],
+        dim: int,
+        initial_variance: float,
     ) -> None:
         super().__init__()
         self.latent = latent
@@ -155,120 +209,170 @@ class ConditionalGenerator(nn.Module):
         self.observation = ObservationNoise(initial_variance / dim)
 
     def forward(self, labels: Tensor, stream: torch.Generator) -> Tensor:
-        """Rows ``[n, d]`` for int64 labels ``[n]``."""
+        """Returns embeddings ``[n, d]`` for int64 labels ``[n]``."""
         z = normal((len(labels), self.latent), stream, labels)
-        decoded: Tensor = self.decoder(z.unsqueeze(1), labels, z[:, :0])[:, 0]
+        decoded = decode_without_code(self.decoder, z, labels)
         std: Tensor = (0.5 * self.observation(z)).exp()
         return decoded + std * normal(decoded.shape, stream, labels)
 
 
 class ConditionalSampler:
-    """Samples ``shift + scale * generator(y)``; both constants are public or released."""
+    """A generator of ``shift + scale * generator(y)``; both constants are public or released."""
 
     def __init__(
-        self, generator: nn.Module, scale: float = 1.0, shift: Tensor | float = 0.0
+        self,
+        generator: nn.Module,
+        scale: float = 1.0,
+        shift: Tensor | float = 0.0,
     ) -> None:
         self.generator = generator
         self.scale = scale
         self.shift = shift
 
     def sample(self, labels: Tensor, stream: torch.Generator) -> Tensor:
-        """Synthetic embeddings ``[n, d]``."""
+        """Returns synthetic embeddings ``[n, d]`` for labels ``[n]``."""
         with torch.no_grad():
-            made: Tensor = self.shift + self.scale * self.generator(labels, stream)
-            return made
+            generated: Tensor = self.generator(labels, stream)
+            return self.shift + self.scale * generated
 
 
 def sample_posterior(mean: Tensor, log_var: Tensor, noise: Tensor) -> Tensor:
-    """Reparametrised z = mean + exp(log_var / 2) * noise."""
+    """Returns the reparametrised draw z = mean + exp(log_var / 2) * noise."""
     return mean + (0.5 * log_var).exp() * noise
 
 
 def gaussian_nll(x: Tensor, decoded: Tensor, log_var: Tensor) -> Tensor:
-    """-log N(x; decoded, exp(log_var) I) up to the constant d/2 log 2 pi, per example: ``[N]``."""
+    """Returns -log N(x; decoded, exp(log_var) I) of every example, ``[N]``.
+
+    The constant d/2 log 2 pi is left out.
+
+    Args:
+        x: embeddings ``[N, d]``.
+        decoded: their means ``[N, d]``.
+        log_var: the log variance of each example, ``[N, 1]``.
+    """
     log_var = log_var.squeeze(-1)
-    return 0.5 * ((x - decoded).square().sum(-1) * (-log_var).exp() + x.shape[-1] * log_var)
+    squared_distance = (x - decoded).square().sum(-1)
+    log_determinant = x.shape[-1] * log_var
+    return 0.5 * (squared_distance * (-log_var).exp() + log_determinant)
 
 
 def kl_normal(mean: Tensor, log_var: Tensor, prior_mean: Tensor, root: Tensor) -> Tensor:
-    """KL(N(mean, diag exp(log_var)) || N(prior_mean, (T^T T)^-1)), T = ``root`` lower triangular
-    ``[N, k, k]``, per example: ``[N]``.
+    """Returns KL(N(mean, diag exp(log_var)) || N(prior_mean, (T^T T)^-1)), ``[N]``.
+
+    Args:
+        mean: the means ``[N, k]`` of the first normal.
+        log_var: its log variances ``[N, k]``.
+        prior_mean: the means ``[N, k]`` of the second normal.
+        root: T, lower triangular, ``[N, k, k]`` or ``[k, k]``.
     """
-    ratio = root.square().sum(-2) * log_var.exp()
-    return 0.5 * (ratio - 1 - log_var).sum(-1) + gaussian_nll_root(mean, prior_mean, root)
+    variance_ratio = root.square().sum(-2) * log_var.exp()
+    spread_term = 0.5 * (variance_ratio - 1 - log_var).sum(-1)
+    return spread_term + gaussian_nll_root(mean, prior_mean, root)
 
 
 def gaussian_nll_root(z: Tensor, mean: Tensor, root: Tensor) -> Tensor:
-    """-log N(z; mean, (T^T T)^-1) up to its constant, T = ``root`` lower triangular ``[N, k, k]``,
-    per example: ``[N]``.
+    """Returns -log N(z; mean, (T^T T)^-1) of every example, ``[N]``, without its constant.
+
+    Args:
+        z: points ``[N, k]``.
+        mean: their means ``[N, k]``.
+        root: T, lower triangular, ``[N, k, k]`` or ``[k, k]``.
     """
-    white = (root @ (z - mean).unsqueeze(-1)).squeeze(-1)
-    return 0.5 * white.square().sum(-1) - torch.diagonal(root, dim1=-2, dim2=-1).log().sum(-1)
+    deviation = (z - mean).unsqueeze(-1)
+    whitened = (root @ deviation).squeeze(-1)
+    return 0.5 * whitened.square().sum(-1) - _log_determinant(root)
+
+
+def _log_determinant(triangular: Tensor) -> Tensor:
+    """Returns the log determinants ``[...]`` of triangular matrices ``[..., k, k]``."""
+    return torch.diagonal(triangular, dim1=-2, dim2=-1).log().sum(-1)
 
 
 class SpreadCache:
-    """What :func:`posterior_spread` made for a model, the same for all chunks of a batch: kept
-    until a parameter is written.
+    """A cache of :func:`posterior_spread`, which all chunks of a batch share.
+
+    The result is kept until a parameter of the model is written.
     """
 
     def __init__(self) -> None:
-        self._written: list[tuple[Tensor, int]] = []
+        self._versions: list[tuple[Tensor, int]] = []
         self._spread: Tensor | None = None
 
-    def of(self, model: nn.Module, make: Callable[[], Tensor]) -> Tensor:
-        """The spread of ``model``, made if one of its parameters has changed."""
-        written: list[tuple[Tensor, int]] = [
-            (parameter, parameter._version) for parameter in model.parameters()
-        ]
-        same = len(written) == len(self._written) and all(
-            a is b and m == n for (a, m), (b, n) in zip(self._written, written, strict=True)
-        )
-        if self._spread is None or not same:
-            self._written = written
-            self._spread = make()
+    def get(self, model: nn.Module, compute: Callable[[], Tensor]) -> Tensor:
+        """Returns the spread of ``model``; computes it if one of its parameters has changed."""
+        # Parameters are kept, not their ids: Python may give the id of a freed tensor to another.
+        versions = [(parameter, parameter._version) for parameter in model.parameters()]
+        if self._spread is None or not self._are_known(versions):
+            self._versions = versions
+            self._spread = compute()
         return self._spread
+
+    def _are_known(self, versions: list[tuple[Tensor, int]]) -> bool:
+        if len(versions) != len(self._versions):
+            return False
+        return all(
+            tensor is known and version == known_version
+            for (tensor, version), (known, known_version) in zip(
+                versions, self._versions, strict=True
+            )
+        )
 
 
 def posterior_spread(
-    linear: Tensor, scales: Tensor, prior_root: Tensor, variance: Tensor
+    linear: Tensor,
+    scales: Tensor,
+    prior_root: Tensor,
+    variance: Tensor,
 ) -> Tensor:
-    """R with ``R R^T = S``, the covariance of z given x, which depends on client and class alone;
-    upper triangular, ``[K, C, k, k]``.
+    """Returns upper triangular R with ``R R^T = S``, the covariance of z given x, ``[K, C, k, k]``.
 
-    Bishop 2006, eq. 2.117: ``S = (T^T T + A^T A / variance)^-1`` with ``A = diag(scale_i) linear``:
-    the map ``linear`` ``[d, k]``, row scales of every client ``[K, d]``, the root T ``[K, C, k,
-    k]`` of the prior's precision, and the scalar variance of the observation noise.
+    S depends on client and class alone: ``S = (T^T T + A^T A / variance)^-1`` with
+    ``A = diag(scale_i) linear`` (Bishop 2006, eq. 2.117).
+
+    Args:
+        linear: the decoder's map of z ``[d, k]``.
+        scales: the scales of its output dimensions for every client ``[K, d]``.
+        prior_root: the root T of the prior's precision ``[K, C, k, k]``.
+        variance: the variance of the observation noise, a scalar.
     """
-    size = linear.shape[1]
-    square = (linear.unsqueeze(2) * linear.unsqueeze(1)).flatten(1)
-    gram = (scales.square() @ square).view(len(scales), 1, size, size)
+    latent = linear.shape[1]
+    products = (linear.unsqueeze(2) * linear.unsqueeze(1)).flatten(1)  # [d, k * k]
+    gram = (scales.square() @ products).view(len(scales), 1, latent, latent)  # A^T A
     return inverse_root(gram / variance + prior_root.mT @ prior_root)
 
 
 def inverse_root(precision: Tensor) -> Tensor:
-    """R with ``R R^T = precision^-1`` of positive definite matrices ``[..., k, k]``: the inverse of
-    the Cholesky factor, transposed.
+    """Returns R with ``R R^T = precision^-1`` of positive definite matrices ``[..., k, k]``.
 
-    No device is waited for: what is not positive definite gives nan elsewhere than on the CPU.
+    R is the inverse of the Cholesky factor, transposed. On a device other than the CPU a matrix
+    that is not positive definite gives nan, because a check would have to wait for the device.
+
+    Raises:
+        ValueError: a matrix on the CPU is not positive definite.
     """
-    if precision.device.type not in FUSED:  # a lazy device has these, and not those below
-        return lower_inverse(torch.cholesky(precision)).mT  # type: ignore[attr-defined, unused-ignore]  # of newer torch
-    factor, failed = torch.linalg.cholesky_ex(precision)
+    if precision.device.type not in FUSED:
+        # A lazy device has this function, but not the one below.
+        lazy_factor = torch.cholesky(precision)  # type: ignore[attr-defined, unused-ignore]  # of newer torch
+        return lower_inverse(lazy_factor).mT
+    factor, info = torch.linalg.cholesky_ex(precision)
+    failed = info != 0
     if precision.device == CPU and bool(failed.any()):
         raise ValueError(
             "the precision of z given x is not positive definite: the model has numbers that "
             "are not finite, or too large"
         )
-    return lower_inverse(factor.masked_fill((failed != 0)[..., None, None], float("nan"))).mT
+    factor = factor.masked_fill(failed[..., None, None], float("nan"))
+    return lower_inverse(factor).mT
 
 
 def lower_inverse(factor: Tensor) -> Tensor:
-    """The inverse of lower triangular matrices ``[..., k, k]``."""
+    """Returns the inverse of lower triangular matrices ``[..., k, k]``."""
     if factor.device.type not in FUSED:
         inverse: Tensor = torch.linalg.inv_ex(factor)[0]
         return inverse
-    one = torch.eye(factor.shape[-1], dtype=factor.dtype, device=factor.device)
-    solved: Tensor = torch.linalg.solve_triangular(factor, one, upper=False)
+    identity = torch.eye(factor.shape[-1], dtype=factor.dtype, device=factor.device)
+    solved: Tensor = torch.linalg.solve_triangular(factor, identity, upper=False)
     return solved
 
 
@@ -282,25 +386,36 @@ def linear_posterior(
     root: Tensor,
     noise: Tensor,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """The exact posterior of a linear-Gaussian decoder: an encoder with nothing to train, so
-    nothing that private data could leak into.
+    """Returns mean, deviation and log density of a draw from a linear decoder's exact posterior.
 
-    Returns its mean and a draw's deviation from it, ``[N, k]`` each, and the draw's log density
-    ``[N]``, which lacks ``-k/2 log 2 pi`` as
-    :func:`gaussian_nll_root` does. The model is ``x = scale_i * (linear z) + offset + N(0, variance
-    I)`` with ``z ~ N(prior of client i and class c)``; the mean is ``S (A^T r / variance + T^T T
-    m)`` (Bishop 2006, eq. 2.116). ``residual`` r ``[N, d]`` is x minus the offset, ``group`` ``[2,
-    N]`` client and class of every row, ``prior`` m ``[K, C, k]`` and T ``[K, C, k, k]``, ``root``
-    from
-    :func:`posterior_spread`, ``noise`` standard normal draws ``[N, k]``.
+    This encoder has nothing to train, so nothing that private data could leak into. The model is
+    ``x = scale_i * (linear z) + offset + N(0, variance I)`` with ``z ~ N(prior of client i and
+    class c)``. The posterior's mean is ``S (A^T r / variance + T^T T m)`` (Bishop 2006, eq. 2.116).
+
+    Args:
+        residual: r, the embeddings minus the offset, ``[N, d]``.
+        group: the client and the class of every example, ``[2, N]``.
+        linear: the decoder's map of z, ``[d, k]``.
+        scales: the scales of its output dimensions for every client, ``[K, d]``.
+        prior: its means m ``[K, C, k]`` and roots T of its precision ``[K, C, k, k]``.
+        variance: the variance of the observation noise, a scalar.
+        root: the result of :func:`posterior_spread`, ``[K, C, k, k]``.
+        noise: standard normal draws ``[N, k]``.
+
+    Returns:
+        The posterior's mean ``[N, k]``, the draw minus that mean ``[N, k]``, and the draw's log
+        density ``[N]``, which lacks ``-k/2 log 2 pi`` as :func:`gaussian_nll_root` does.
     """
-    (client, label), (prior_mean, prior_root) = group, prior
-    pull = (prior_root.mT @ (prior_root @ prior_mean.unsqueeze(-1))).squeeze(-1)
-    natural = (scales[client] * residual) @ linear / variance + pull[client, label]
-    cell = client * root.shape[1] + label
-    own = root.flatten(0, 1)[cell]
-    mean = torch.bmm(own, torch.bmm(own.mT, natural.unsqueeze(2)))
-    moved = torch.bmm(own, noise.unsqueeze(2))
-    log_root = torch.diagonal(root, dim1=-2, dim2=-1).log().sum(-1)
-    density = -0.5 * noise.square().sum(1) - log_root.flatten()[cell]
-    return mean[..., 0], moved[..., 0], density
+    client, label = group
+    prior_mean, prior_root = prior
+    whitened_mean = prior_root @ prior_mean.unsqueeze(-1)  # T m
+    prior_pull = (prior_root.mT @ whitened_mean).squeeze(-1)  # T^T T m, [K, C, k]
+    data_pull = (scales[client] * residual) @ linear / variance  # A^T r / variance, [N, k]
+    natural = data_pull + prior_pull[client, label]
+    group_number = client * root.shape[1] + label
+    example_root = root.flatten(0, 1)[group_number]  # [N, k, k]
+    mean = torch.bmm(example_root, torch.bmm(example_root.mT, natural.unsqueeze(2)))
+    deviation = torch.bmm(example_root, noise.unsqueeze(2))
+    log_determinant = _log_determinant(root).flatten()[group_number]
+    density = -0.5 * noise.square().sum(1) - log_determinant
+    return mean[..., 0], deviation[..., 0], density

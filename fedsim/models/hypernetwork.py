@@ -1,10 +1,12 @@
-"""The shared hypernetwork of FedHypeVAE: a client code becomes that client's decoder and
-class-conditional prior.
+"""The shared hypernetwork of FedHypeVAE: it turns a client's code into a decoder and a prior.
 
-Row-scaled modulation: every row of a decoder layer is scaled and shifted by linear heads of the
-code v, ``y = (1 + A v) * (W h + b) + B v``, which is the layer with weights ``diag(1 + A v) W`` and
-bias ``(1 + A v) b + B v``, written so that the code is a per-example input and every per-example
-gradient is well defined.
+The hypernetwork modulates a decoder by row: every output of a decoder layer is scaled and shifted
+by linear heads of the code v,
+
+    ``y = (1 + A v) * (W h + b) + B v``,
+
+which is the layer with weights ``diag(1 + A v) W`` and bias ``(1 + A v) b + B v``. In this form the
+code is an input of each example, so every per-example gradient is well defined.
 """
 
 from __future__ import annotations
@@ -21,10 +23,10 @@ from fedsim.models.layers import ZeroLinear, one_hot
 
 
 class ModulatedLinear(nn.Module):
-    """A linear layer whose rows are scaled and shifted by linear heads of the client code; without
-    a code, the plain layer.
+    """A linear layer whose outputs are scaled and shifted by linear heads of the client code.
 
-    The heads start at zero: for every code the generated layer starts as the plain one.
+    The heads start at zero: at first the layer is the plain one for every code. With ``code`` 0 it
+    has no heads and stays the plain layer.
     """
 
     def __init__(self, inputs: int, outputs: int, code: int) -> None:
@@ -37,7 +39,7 @@ class ModulatedLinear(nn.Module):
             self.shift = ZeroLinear(code, outputs, bias=False)
 
     def forward(self, h: Tensor, code: Tensor) -> Tensor:
-        """``[N, T, in]`` and codes ``[N, k]`` to ``[N, T, out]``."""
+        """Maps inputs ``[N, T, in]`` with codes ``[N, k]`` to ``[N, T, out]``."""
         plain: Tensor = self.rows(h)
         if self.scale is None or self.shift is None:
             return plain
@@ -47,31 +49,43 @@ class ModulatedLinear(nn.Module):
 
     @torch.no_grad()
     def modulation(self, codes: Tensor) -> tuple[Tensor, Tensor]:
-        """Row scales and shifts of ``codes`` ``[K, k]`` as constants, ``[K, out]`` each."""
+        """Returns the scales and shifts ``[K, out]`` at ``codes`` ``[K, k]``, without gradient."""
         if self.scale is None or self.shift is None:
             zeros = codes.new_zeros(len(codes), self.rows.out_features)
             return 1 + zeros, zeros
-        return 1 + codes @ self.scale.weight.detach().T, codes @ self.shift.weight.detach().T
+        scales = 1 + codes @ self.scale.weight.detach().T
+        shifts = codes @ self.shift.weight.detach().T
+        return scales, shifts
 
     def lipschitz(self) -> Tensor:
-        """Squared Frobenius norm of d(generated weights, generated bias) / dv: ``sum_r |A_r|^2
-        |W_r|^2 + |b_r A_r + B_r|^2``.
+        """Returns the squared Frobenius norm of d(generated weights, generated bias) / dv.
+
+        It is ``sum_r |A_r|^2 |W_r|^2 + |b_r A_r + B_r|^2``, a scalar.
         """
         if self.scale is None or self.shift is None:
             return self.rows.weight.new_zeros(())
-        by_weight = self.scale.weight.square().sum(1) * self.rows.weight.square().sum(1)
+        scale_norms = self.scale.weight.square().sum(1)
+        weight_norms = self.rows.weight.square().sum(1)
+        by_weight = scale_norms * weight_norms
         by_bias = self.rows.bias[:, None] * self.scale.weight + self.shift.weight
         return by_weight.sum() + by_bias.square().sum()
 
 
 class ModulatedDecoder(nn.Module):
-    """x from (z, y, v): modulated layers on [z * latent_scale, one-hot y], times 1 / sqrt(d) at the
-    end.
+    """A decoder of x from (z, y, v): modulated layers on [z * latent_scale, one-hot y].
 
-    Without a hidden layer it is a prototype per class plus a low-rank map of z, the parametrisation
-    that learns under noise. Embeddings have unit norm, so after the 1 / sqrt(d) weights of order
-    one are right for any dimension d. ``code`` 0 is no modulation; ``latent_scale`` sets z's share
-    of the gradient against the prototypes'.
+    Its output is multiplied by 1 / sqrt(d): embeddings have unit norm, so weights of order one are
+    right for any dimension d. Without a hidden layer the decoder is a prototype per class plus a
+    low-rank map of z, the parametrisation that learns under noise.
+
+    Args:
+        latent: the dimension of z.
+        classes: the number of classes C.
+        hidden: the widths of the hidden layers.
+        dim: the dimension d of an embedding.
+        code: the dimension of the code v; 0 for no modulation.
+        latent_scale: the factor on z, which sets the share of its weights in the gradient against
+            that of the prototypes.
     """
 
     def __init__(
@@ -88,116 +102,139 @@ class ModulatedDecoder(nn.Module):
         self.latent_scale = latent_scale
         self.dim = dim
         widths = [latent + classes, *hidden, dim]
-        self.layers = nn.ModuleList(ModulatedLinear(a, b, code) for a, b in pairwise(widths))
+        self.layers = nn.ModuleList(
+            ModulatedLinear(inputs, outputs, code) for inputs, outputs in pairwise(widths)
+        )
 
     def forward(self, z: Tensor, y: Tensor, code: Tensor) -> Tensor:
-        """``[N, T, latent]``, labels ``[N]`` and codes ``[N, k]`` to ``[N, T, d]``."""
+        """Maps z ``[N, T, latent]``, labels ``[N]`` and codes ``[N, k]`` to means ``[N, T, d]``."""
         onehot = one_hot(y, self.classes).unsqueeze(1).expand(-1, z.shape[1], -1)
         h = torch.cat([z * self.latent_scale, onehot], -1)
         for index, layer in enumerate(self.layers):
-            h = layer(h if index == 0 else F.relu(h), code)
+            if index > 0:
+                h = F.relu(h)
+            h = layer(h, code)
         return h / math.sqrt(self.dim)
 
     @torch.no_grad()
     def linear_map(self) -> tuple[Tensor, Tensor]:
-        """``[d, latent]`` and ``[C, d]`` without hidden layer, unmodulated: x = linear_map z +
-        prototypes[y]; constants.
+        """Returns map ``[d, latent]`` and prototypes ``[C, d]`` of a decoder without hidden layer.
+
+        Unmodulated, x = map z + prototypes[y]. Both are without gradient.
         """
         (layer,) = self.modulated()
-        weight = layer.rows.weight.detach() / math.sqrt(self.dim)
-        latent = weight[:, : -self.classes] * self.latent_scale
-        prototypes = weight[:, -self.classes :]
-        return latent, prototypes.T + layer.rows.bias.detach() / math.sqrt(self.dim)
+        root = math.sqrt(self.dim)
+        weight = layer.rows.weight.detach() / root
+        bias = layer.rows.bias.detach() / root
+        linear = weight[:, : -self.classes] * self.latent_scale
+        prototypes = weight[:, -self.classes :].T
+        return linear, prototypes + bias
 
     @torch.no_grad()
     def start_map(self, outward: Tensor) -> None:
-        """Let a decoder without hidden layer map the first k dimensions of z by ``outward /
-        sqrt(d)``, ``[d, k]``.
+        """Sets the map of the first k dimensions of z to ``outward / sqrt(d)``, ``[d, k]``.
+
+        The decoder must not have a hidden layer.
         """
         (layer,) = self.modulated()
         layer.rows.weight[:, : outward.shape[1]] = outward / self.latent_scale
 
     def lipschitz(self) -> Tensor:
-        """Sum over the layers of the squared norm of their Jacobian by the code."""
-        return torch.stack([layer.lipschitz() for layer in self.modulated()]).sum()
+        """Returns the sum over the layers of the squared norm of their Jacobian by the code."""
+        by_layer = [layer.lipschitz() for layer in self.modulated()]
+        return torch.stack(by_layer).sum()
 
     @torch.no_grad()
     def generated_norms(self, codes: Tensor) -> Tensor:
-        """L2 norm of what is generated for every code ``[K, k]``: weights and biases of all layers,
-        ``[K]``.
+        """Returns the joint L2 norm ``[K]`` of what is generated for every code ``[K, k]``.
+
+        It covers the weights and biases of all layers.
         """
         squared = codes.new_zeros(len(codes))
         for layer in self.modulated():
             scales, shifts = layer.modulation(codes)
-            squared += scales.square() @ layer.rows.weight.square().sum(1) + (
-                scales * layer.rows.bias + shifts
-            ).square().sum(1)
+            weight_part = scales.square() @ layer.rows.weight.square().sum(1)
+            biases = scales * layer.rows.bias + shifts
+            squared += weight_part + biases.square().sum(1)
         return squared.sqrt()
 
     def modulated(self) -> list[ModulatedLinear]:
-        """The layers, typed."""
+        """Returns the layers with their type."""
         return [layer for layer in self.layers if isinstance(layer, ModulatedLinear)]
 
 
 class ConditionalPrior(nn.Module):
-    """p(z | y, v) = N(mean_y(v), (T^T T)^-1), T lower triangular with diagonal exp(-log_var / 2),
-    all affine in the code.
+    """The prior p(z | y, v) = N(mean_y(v), (T^T T)^-1), whose parameters are affine in the code v.
 
-    Each is a part that all classes share plus the class's own: of a rare class noise hides what it
-    has of its own. Starts as N(0, I). Without ``full`` T is diagonal.
+    T is lower triangular with the diagonal exp(-log_var / 2). Each parameter is the sum of a part
+    that all classes share and a part of the class: noise hides most of what is particular to a rare
+    class, and the shared part remains. The prior starts as N(0, I).
+
+    Args:
+        latent: the dimension of z.
+        classes: the number of classes C.
+        code: the dimension of the code v.
+        full: whether T has entries below its diagonal.
     """
 
     place: Tensor
+    """For every entry of T, row by row, the position of its value among ``[0, diagonal, below]``.
+    """
 
     def __init__(self, latent: int, classes: int, code: int, full: bool = False) -> None:
         super().__init__()
         self.classes = classes
         inputs = (1 + classes) * (code + 1)
-        self.mean, self.log_var = (ZeroLinear(inputs, latent, bias=False) for _ in range(2))
-        below = torch.tril_indices(latent, latent, -1)
+        self.mean = ZeroLinear(inputs, latent, bias=False)
+        self.log_var = ZeroLinear(inputs, latent, bias=False)
         self.below: ZeroLinear | None = None
-        if full:
-            self.below = ZeroLinear(inputs, below.shape[1], bias=False)
         place = torch.diag(torch.arange(1, latent + 1))
         if full:
-            place[below[0], below[1]] = latent + 1 + torch.arange(below.shape[1])
-        else:
-            place[below[0], below[1]] = 0
+            row, column = torch.tril_indices(latent, latent, -1)
+            self.below = ZeroLinear(inputs, len(row), bias=False)
+            place[row, column] = latent + 1 + torch.arange(len(row))
         self.register_buffer("place", place.flatten(), persistent=False)
 
     def forward(self, y: Tensor, code: Tensor) -> tuple[Tensor, Tensor]:
-        """Labels ``[N]`` and codes ``[N, k]`` to mean ``[N, latent]`` and T ``[N, latent,
-        latent]``.
+        """Returns the mean ``[N, latent]`` and T ``[N, latent, latent]``.
+
+        Args:
+            y: labels ``[N]``.
+            code: codes ``[N, k]``.
         """
-        affine = torch.cat([code.new_ones(len(code), 1), code], 1)
-        shared_and_own = torch.cat([code.new_ones(len(code), 1), one_hot(y, self.classes)], 1)
-        chosen = (shared_and_own.unsqueeze(2) * affine.unsqueeze(1)).flatten(1)
-        diagonal = (-0.5 * self.log_var(chosen).clamp(-6, 4)).exp()
-        parts = [
-            torch.zeros_like(diagonal[:, :1]),
-            diagonal,
-            *([] if self.below is None else [self.below(chosen)]),
-        ]
+        ones = code.new_ones(len(code), 1)
+        affine_code = torch.cat([ones, code], 1)
+        shared_and_class = torch.cat([ones, one_hot(y, self.classes)], 1)
+        inputs = (shared_and_class.unsqueeze(2) * affine_code.unsqueeze(1)).flatten(1)
+        log_var = self.log_var(inputs).clamp(-6, 4)
+        diagonal = (-0.5 * log_var).exp()
+        entries = [torch.zeros_like(diagonal[:, :1]), diagonal]
+        if self.below is not None:
+            entries.append(self.below(inputs))
         latent = diagonal.shape[1]
-        return self.mean(chosen), torch.cat(parts, 1).index_select(1, self.place).view(
-            -1, latent, latent
-        )
+        root = torch.cat(entries, 1).index_select(1, self.place)
+        return self.mean(inputs), root.view(-1, latent, latent)
 
     @torch.no_grad()
     def table(self, codes: Tensor) -> tuple[Tensor, Tensor]:
-        """Mean ``[K, C, latent]`` and T ``[K, C, latent, latent]`` for every code ``[K, k]`` and
-        class as constants.
+        """Returns the prior of every code ``[K, k]`` and class, without gradient.
+
+        Returns:
+            Means ``[K, C, latent]`` and roots T ``[K, C, latent, latent]``.
         """
-        labels = torch.arange(self.classes, device=codes.device)
-        mean, root = self(labels.repeat(len(codes)), codes.repeat_interleave(self.classes, 0))
-        return mean.view(len(codes), self.classes, -1), root.view(
-            len(codes), self.classes, *root.shape[1:]
-        )
+        labels = torch.arange(self.classes, device=codes.device).repeat(len(codes))
+        mean, root = self(labels, codes.repeat_interleave(self.classes, 0))
+        shape = (len(codes), self.classes)
+        return mean.view(*shape, -1), root.view(*shape, *root.shape[1:])
 
     def lipschitz(self) -> Tensor:
-        """Squared Frobenius norm of d(prior parameters of all classes) / dv."""
-        heads = [head for head in (self.mean, self.log_var, self.below) if head is not None]
-        by_code = [
-            head.weight.view(head.weight.shape[0], 1 + self.classes, -1)[..., 1:] for head in heads
-        ]
-        return torch.stack([(part[:, :1] + part[:, 1:]).square().sum() for part in by_code]).sum()
+        """Returns the squared Frobenius norm of d(prior parameters of all classes) / dv."""
+        squared = []
+        for head in (self.mean, self.log_var, self.below):
+            if head is None:
+                continue
+            weight = head.weight.view(len(head.weight), 1 + self.classes, -1)
+            by_code = weight[..., 1:]  # the first input is the constant 1
+            of_class = by_code[:, :1] + by_code[:, 1:]
+            squared.append(of_class.square().sum())
+        return torch.stack(squared).sum()

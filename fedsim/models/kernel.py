@@ -1,7 +1,7 @@
-"""The kernel behind the MMD alignment, and its per-example form.
+"""The kernel of the MMD (maximum mean discrepancy) alignment, and its per-example form.
 
-The kernel is the mean of inverse multiquadrics ``h / (h + |a - b|^2)`` whose bandwidths are public
-constants fit for rows of unit norm (squared distances in [0, 4]); no private data sets them.
+The kernel is the mean of inverse multiquadrics ``h / (h + |a - b|^2)``. Its bandwidths h are public
+constants that fit rows of unit norm (squared distances in [0, 4]); no private data sets them.
 """
 
 from __future__ import annotations
@@ -12,66 +12,84 @@ import torch
 from torch import Tensor
 
 BANDWIDTHS = (0.1, 0.3, 1.0)
+"""The bandwidths h of the kernel, in units of squared distance."""
 
 
 def kernel(squared_distance: Tensor) -> Tensor:
-    """K as a function of the squared distance, elementwise; 1 at distance 0."""
-    return torch.stack([h / (h + squared_distance) for h in BANDWIDTHS]).mean(0)
+    """Returns the kernel at every squared distance; it is 1 at distance 0."""
+    by_bandwidth = [h / (h + squared_distance) for h in BANDWIDTHS]
+    return torch.stack(by_bandwidth).mean(0)
 
 
 def kernel_score(x: Tensor, first: Tensor, second: Tensor) -> Tensor:
-    """k(x', x'') - k(x, x') - k(x, x'') per example ``[N]``, for x' and x'' drawn from the
-    generator with x's own label and code.
+    """Returns k(x', x'') - k(x, x') - k(x, x'') of every example, ``[N]``.
 
-    Its expectation over x', x'' is MMD^2 between the generator and a point mass at x up to a
-    constant, so its gradient, averaged over x, is that of MMD^2 between generator and data
-    (Gneiting and Raftery 2007, kernel score), while each term depends on one example.
+    The expectation over x' and x'' is, up to a constant, MMD^2 between the generator and a point
+    mass at x. Its gradient, averaged over x, is therefore that of MMD^2 between generator and data
+    (kernel score: Gneiting and Raftery 2007), while each term depends on one example.
+
+    Args:
+        x: embeddings ``[N, d]``.
+        first: x' ``[N, d]``, generated for the label and code of x.
+        second: x'' ``[N, d]``, generated independently for the same.
     """
-    pairs = torch.stack([first - second, x - first, x - second]).square().sum(-1)
-    value = kernel(pairs)
-    return value[0] - value[1] - value[2]
+    differences = torch.stack([first - second, x - first, x - second])
+    squared_distances = differences.square().sum(-1)
+    between_generated, to_first, to_second = kernel(squared_distances)
+    return between_generated - to_first - to_second
 
 
 def batch_mmd(x: Tensor, generated: Tensor) -> Tensor:
-    """Squared MMD between two batches of rows ``[N, d]`` and ``[M, d]``, a scalar; every pair of
-    different rows once (unbiased).
+    """Returns the unbiased squared MMD between two batches ``[N, d]`` and ``[M, d]``, a scalar.
 
-    It depends on all rows at once, so that no example's share of it has a bound of its own (Gretton
-    et al. 2012, JMLR 13). It knows no labels: it compares the mixtures of all classes.
+    It depends on all embeddings at once, so no example's share of it has a bound of its own
+    (Gretton et al. 2012, JMLR 13). It compares the mixtures of all classes, without labels.
     """
-
-    def within(rows: Tensor) -> Tensor:
-        count = len(rows)
-        return (_cross(rows, rows).sum() - count) / max(count * (count - 1), 1)
-
-    return within(x) + within(generated) - 2 * _cross(x, generated).mean()
+    cross_term = 2 * _pairwise_kernel(x, generated).mean()
+    return _mean_over_pairs(x) + _mean_over_pairs(generated) - cross_term
 
 
-def _cross(a: Tensor, b: Tensor) -> Tensor:
-    """The kernel of every pair, ``[N, M]``."""
-    squared = a.square().sum(-1)[:, None] + b.square().sum(-1)[None] - 2 * a @ b.T
-    return kernel(squared.clamp_min(0))
+def _mean_over_pairs(rows: Tensor) -> Tensor:
+    """Returns the mean kernel over all pairs of different rows of one batch."""
+    count = len(rows)
+    # The kernel of a row with itself is 1.
+    total = _pairwise_kernel(rows, rows).sum() - count
+    return total / max(count * (count - 1), 1)
+
+
+def _pairwise_kernel(a: Tensor, b: Tensor) -> Tensor:
+    """Returns the kernel of every pair of rows of ``[N, d]`` and ``[M, d]``, ``[N, M]``."""
+    squared_norms = a.square().sum(-1)[:, None] + b.square().sum(-1)[None]
+    squared_distances = squared_norms - 2 * a @ b.T
+    return kernel(squared_distances.clamp_min(0))
 
 
 def kernel_frequencies(dim: int, count: int, stream: torch.Generator) -> Tensor:
-    """Frequencies ``[d, count]`` of :func:`kernel_features`, columns of independent directions.
+    """Draws frequencies ``[d, count]`` for :func:`kernel_features`, with independent directions.
 
-    ``h / (h + r^2)`` is the mean of ``exp(-t r^2 / h)`` over t ~ Exp(1), a mixture of Gaussian
-    kernels, so frequencies are normal with variance 2 t / h (Rahimi and Recht 2007). The bandwidths
-    take turns.
+    ``h / (h + r^2)`` is the mean of the Gaussian kernels ``exp(-t r^2 / h)`` over t ~ Exp(1), so
+    the frequencies are normal with variance 2 t / h (Rahimi and Recht 2007). The bandwidths take
+    turns.
     """
-    mixture = -torch.rand(count, generator=stream).clamp_min(1e-12).log()
-    bandwidths = torch.tensor(BANDWIDTHS).repeat(-(-count // len(BANDWIDTHS)))[:count]
-    return torch.randn(dim, count, generator=stream) * (2 * mixture / bandwidths).sqrt()
+    uniform = torch.rand(count, generator=stream).clamp_min(1e-12)
+    mixture = -uniform.log()  # t ~ Exp(1)
+    repeats = -(-count // len(BANDWIDTHS))
+    bandwidths = torch.tensor(BANDWIDTHS).repeat(repeats)[:count]
+    directions = torch.randn(dim, count, generator=stream)
+    return directions * (2 * mixture / bandwidths).sqrt()
 
 
 def kernel_features(x: Tensor, frequencies: Tensor) -> Tensor:
-    """Random features whose inner products estimate the kernel, ``[..., d]`` to ``[..., 2 count]``;
-    of norm 1 for every row.
+    """Returns random features ``[..., 2 count]`` whose inner products estimate the kernel.
 
-    A cosine and a sine for each of ``frequencies`` ``[d, count]`` (Rahimi and Recht 2007): their
-    squares sum to one, whatever the row is. The squared distance of two samples' mean features
+    Each frequency gives a cosine and a sine (Rahimi and Recht 2007), whose squares sum to one, so
+    every row of features has norm 1. The squared distance between the mean features of two samples
     estimates their squared MMD.
+
+    Args:
+        x: embeddings ``[..., d]``.
+        frequencies: the result of :func:`kernel_frequencies`, ``[d, count]``.
     """
     angles = x @ frequencies
-    return torch.cat([angles.cos(), angles.sin()], -1) / math.sqrt(frequencies.shape[1])
+    count = frequencies.shape[1]
+    return torch.cat([angles.cos(), angles.sin()], -1) / math.sqrt(count)

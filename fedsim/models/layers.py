@@ -1,8 +1,7 @@
-"""Layers of a cohort: one weight set, or one code, per client, over a ragged batch that holds all
-clients' rows together.
+"""Layers of a cohort: each has one set of weights, or one code, per client.
 
-Their initial weights come from the seed tree, keyed by parameter name: what two algorithms share
-starts the same for a seed.
+They read a ragged batch, which holds the rows of all clients together. Initial weights come from
+the seed tree, keyed by parameter name, so what two algorithms share starts the same for a seed.
 """
 
 from __future__ import annotations
@@ -19,25 +18,28 @@ from fedsim.seeds import Purpose, Seeds
 
 
 def one_hot(y: Tensor, classes: int) -> Tensor:
-    """Labels ``[...]`` as float32 ``[..., classes]``; unlike ``torch.nn.functional.one_hot`` it
-    works under ``torch.func.vmap``.
+    """Returns labels ``[...]`` as float32 ``[..., classes]``.
+
+    Unlike ``torch.nn.functional.one_hot`` it works under ``torch.func.vmap``.
     """
-    return (y.unsqueeze(-1) == torch.arange(classes, device=y.device)).to(torch.float32)
+    numbers = torch.arange(classes, device=y.device)
+    return (y.unsqueeze(-1) == numbers).to(torch.float32)
 
 
 class ZeroLinear(nn.Linear):
     """A linear layer that starts at zero."""
 
     def reset_parameters(self) -> None:
-        """Set weight and bias to zero."""
+        """Sets weight and bias to zero."""
         for parameter in self.parameters(recurse=False):
             nn.init.zeros_(parameter)
 
 
 class ClientLinear(nn.Module):
-    """A linear layer with one weight set per client: ``y_n = W_c(n) x_n + b_c(n)``.
+    """A linear layer with one set of weights per client: ``y_n = W_c(n) x_n + b_c(n)``.
 
-    Rows are padded to one width so that all clients that have some are one batched product.
+    The rows of clients are padded to one length, so that one batched product serves all clients
+    that have rows.
     """
 
     def __init__(self, clients: int, inputs: int, outputs: int) -> None:
@@ -46,88 +48,102 @@ class ClientLinear(nn.Module):
         self.bias = nn.Parameter(torch.zeros(clients, outputs))
 
     def forward(self, x: Tensor, layout: Layout) -> Tensor:
-        """``[N, in]`` to ``[N, out]``."""
+        """Maps ``[N, in]`` to ``[N, out]``; ``layout`` says which client each row belongs to."""
         if layout.direct:
             weight = self.weight[layout.client]
             bias = self.bias[layout.client]
             return torch.einsum("noi,ni->no", weight, x) + bias
         weight = self.weight[layout.span]
         bias = self.bias[layout.span]
-        return layout.flatten(torch.baddbmm(bias[:, None], layout.pad(x), weight.transpose(1, 2)))
+        padded = torch.baddbmm(bias[:, None], layout.pad(x), weight.transpose(1, 2))
+        return layout.flatten(padded)
 
 
 class ClientCode(nn.Module):
-    """One trainable code per client, given to the network as a per-example input."""
+    """One trainable code per client, which a network reads as an input of each example."""
 
     def __init__(self, clients: int, size: int) -> None:
         super().__init__()
         self.weight = nn.Parameter(torch.zeros(clients, size))
 
     def forward(self, layout: Layout) -> Tensor:
-        """Each row's client code, ``[N, size]``."""
+        """Returns the code of each row's client, ``[N, size]``."""
         return self.weight[layout.client]
 
 
 class Shift(nn.Module):
-    """Elementwise shift ``y = x + weight`` over the last dimension."""
+    """An elementwise shift ``y = x + weight`` over the last dimension."""
 
     def __init__(self, size: int) -> None:
         super().__init__()
         self.weight = nn.Parameter(torch.zeros(size))
 
     def forward(self, x: Tensor) -> Tensor:
-        """``[N, ..., size]`` to the same shape."""
+        """Maps ``[N, ..., size]`` to the same shape."""
         return x + self.weight
 
 
+@torch.no_grad()
 def initialise(model: nn.Module, seeds: Seeds, members: Sequence[int] = ()) -> None:
-    """Set every weight and bias in place: weights N(0, 1 / fan_in), client codes N(0, 1 / size),
-    biases 0, a zero layer 0.
+    """Sets every weight and bias of ``model`` in place.
 
-    Fan_in is how many inputs an output has, of a convolution all that its kernel covers.
-    Elementwise scales and shifts stay as built. A draw depends on the parameter's name and on the
-    shape of one client's slice, never on the cohort: all clients start with the same encoder, each
-    of ``members``, whose slices the model has in this order, with a code of its own.
+    Weights are drawn from N(0, 1 / fan_in), client codes from N(0, 1 / size); biases and zero
+    layers are 0; elementwise scales and shifts stay as built. Fan_in is the number of inputs of one
+    output, which for a convolution are all that its kernel covers.
+
+    A draw depends on the parameter's name and on the shape of one client's slice, never on the
+    cohort: all clients start with the same encoder, and each with its own code.
+
+    Args:
+        model: the model of the cohort.
+        seeds: the seed tree.
+        members: the numbers of the clients, in the order of their slices in the model.
     """
-    with torch.no_grad():
-        for path, module in model.named_modules():
-            for name, parameter in module.named_parameters(recurse=False):
-                key = zlib.crc32(f"{path}.{name}".encode())
-                if isinstance(module, ClientCode):
-                    for row, client in zip(parameter, members, strict=True):
-                        row.copy_(
-                            torch.randn(len(row), generator=seeds.torch(Purpose.INIT, key, client))
-                            / math.sqrt(len(row))
-                        )
-                elif name == "bias" or isinstance(module, ZeroLinear):
-                    parameter.zero_()
-                elif parameter.dim() >= 2:
-                    if isinstance(module, ClientLinear):
-                        shape = parameter.shape[1:]
-                    else:
-                        shape = parameter.shape
-                    parameter.copy_(
-                        torch.randn(shape, generator=seeds.torch(Purpose.INIT, key))
-                        / math.sqrt(math.prod(shape[1:]))
-                    )
+    for path, module in model.named_modules():
+        for name, parameter in module.named_parameters(recurse=False):
+            key = zlib.crc32(f"{path}.{name}".encode())
+            if isinstance(module, ClientCode):
+                for row, client in zip(parameter, members, strict=True):
+                    stream = seeds.torch(Purpose.INIT, key, client)
+                    draw = torch.randn(len(row), generator=stream)
+                    row.copy_(draw / math.sqrt(len(row)))
+            elif name == "bias" or isinstance(module, ZeroLinear):
+                parameter.zero_()
+            elif parameter.dim() >= 2:
+                shape = parameter.shape
+                if isinstance(module, ClientLinear):
+                    shape = shape[1:]  # of one client
+                fan_in = math.prod(shape[1:])
+                draw = torch.randn(shape, generator=seeds.torch(Purpose.INIT, key))
+                parameter.copy_(draw / math.sqrt(fan_in))
 
 
 def initial_model(
-    build: Callable[[int], nn.Module], seeds: Seeds, members: Sequence[int] = ()
+    build: Callable[[int], nn.Module],
+    seeds: Seeds,
+    members: Sequence[int] = (),
 ) -> nn.Module:
-    """Build for ``members`` and initialise; what torch's layers draw from the global generator as
-    they are built is the seed's, too.
+    """Builds the model of a cohort and initialises it.
 
-    That generator is put back.
+    Torch's layers draw from the global generator while they are built. That generator is seeded
+    from ``seeds`` for this call and restored afterwards.
+
+    Args:
+        build: makes a model for a number of clients.
+        seeds: the seed tree.
+        members: the numbers of the clients in the cohort.
+
+    Raises:
+        TypeError: a parameter is not float32.
     """
     with torch.random.fork_rng(devices=[]):
         torch.set_rng_state(seeds.torch(Purpose.INIT).get_state())
         model = build(len(members))
     for name, parameter in model.named_parameters():
         if parameter.dtype != torch.float32:
-            given = str(parameter.dtype).removeprefix("torch.")
+            dtype = str(parameter.dtype).removeprefix("torch.")
             raise TypeError(
-                f"parameter '{name}' of the model is {given}, and embeddings and noise are "
+                f"parameter '{name}' of the model is {dtype}, and embeddings and noise are "
                 "float32; let build return that"
             )
     initialise(model, seeds, members)

@@ -1,6 +1,4 @@
-"""Linear classifiers as tensors: what the federated classifiers yield, and the probe's weights in
-that form.
-"""
+"""Linear classifiers as tensors: the result of federated classifiers, and the probe's weights."""
 
 from __future__ import annotations
 
@@ -17,14 +15,15 @@ from fedsim.models.layers import ZeroLinear
 from fedsim.models.probe import Probe, fit_probe
 
 TRIED_WEIGHTS = tuple(step / 10 for step in range(11))
-"""The weights of the local classifier that are tried."""
+"""The weights of the local classifier that :func:`best_weight` tries."""
 ABSENT = -1e4
-"""The logit of a class without a training row: no chance."""
+"""The logit of a class without a training row, whose probability it makes 0."""
 
 
 class LinearHead(nn.Module):
-    """Softmax regression in training: logits from unit-norm rows times sqrt(d), whose entries are
-    of order one.
+    """Softmax regression in training, on embeddings times sqrt(d).
+
+    Embeddings have unit norm, so the scaled ones have entries of order one.
     """
 
     def __init__(self, dim: int, classes: int) -> None:
@@ -32,126 +31,158 @@ class LinearHead(nn.Module):
         self.head = ZeroLinear(dim, classes)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Logits ``[N, C]`` of embeddings ``[N, d]``."""
+        """Returns logits ``[N, C]`` of embeddings ``[N, d]``."""
         logits: Tensor = self.head(x * math.sqrt(x.shape[-1]))
         return logits
 
     def classifier(self) -> LinearClassifier:
-        """What it has become, for plain embeddings."""
-        return LinearClassifier(self.head.weight * math.sqrt(self.head.in_features), self.head.bias)
+        """Returns the trained classifier, which reads embeddings without the factor sqrt(d)."""
+        weight = self.head.weight * math.sqrt(self.head.in_features)
+        return LinearClassifier(weight, self.head.bias)
 
 
 def cross_entropy(logits: Tensor, y: Tensor) -> Tensor:
-    """-log softmax(logits)[y] per example, ``[N]``."""
+    """Returns -log softmax(logits)[y] of every example, ``[N]``."""
     return torch.nn.functional.cross_entropy(logits, y, reduction="none")
 
 
 class LinearClassifier:
-    """Class probabilities softmax(W x + b), with W ``[C, d]`` and b ``[C]``."""
+    """A classifier with probabilities softmax(W x + b), where W is ``[C, d]`` and b is ``[C]``."""
 
     def __init__(self, weight: Tensor, bias: Tensor) -> None:
         self.weight = weight.detach()
         self.bias = bias.detach()
 
     def probabilities(self, x: Tensor) -> Tensor:
-        """``[n, C]`` for embeddings ``[n, d]``."""
-        return torch.softmax(x @ self.weight.T + self.bias, -1)
+        """Returns class probabilities ``[n, C]`` of embeddings ``[n, d]``."""
+        logits = x @ self.weight.T + self.bias
+        return torch.softmax(logits, -1)
 
 
 class Interpolated:
-    """``weight`` times one classifier's probabilities plus the rest times another's."""
+    """A classifier whose probabilities are a weighted mean of a local and a shared classifier's.
+
+    Args:
+        local: the local classifier.
+        shared: the shared classifier.
+        weight: the weight of the local one, in [0, 1].
+    """
 
     def __init__(
-        self, local: LinearClassifier | ProbeClassifier, shared: LinearClassifier, weight: float
+        self,
+        local: LinearClassifier | ProbeClassifier,
+        shared: LinearClassifier,
+        weight: float,
     ) -> None:
         self.local = local
         self.shared = shared
         self.weight = weight
 
     def probabilities(self, x: Tensor) -> Tensor:
-        """``[n, C]`` for embeddings ``[n, d]``."""
-        return self.weight * self.local.probabilities(x) + (
-            1 - self.weight
-        ) * self.shared.probabilities(x)
+        """Returns class probabilities ``[n, C]`` of embeddings ``[n, d]``."""
+        return _mixture(self.local.probabilities(x), self.shared.probabilities(x), self.weight)
+
+
+def _mixture(local: Tensor, shared: Tensor, weight: float) -> Tensor:
+    """Returns the probabilities ``[n, C]`` with ``weight`` on the local ones."""
+    return weight * local + (1 - weight) * shared
 
 
 class ProbeClassifier:
-    """The linear probe itself: it predicts what the evaluation's probe predicts, of C
-    ``classes``.
-    """
+    """The linear probe as a classifier: it predicts what the evaluation's probe predicts."""
 
     def __init__(self, probe: Probe, classes: int) -> None:
         self.probe = probe
         self.classes = classes
 
     def probabilities(self, x: Tensor) -> Tensor:
-        """``[n, C]`` for embeddings ``[n, d]``; 0 for labels not seen in training."""
-        return to_device(
-            torch.from_numpy(self.probe.probabilities(x.cpu().numpy(), self.classes)).float(),
-            x.device,
-        )
+        """Returns class probabilities ``[n, C]`` of embeddings ``[n, d]``.
+
+        The probability of a label that training did not see is 0.
+        """
+        probabilities = self.probe.probabilities(x.cpu().numpy(), self.classes)
+        return to_device(torch.from_numpy(probabilities).float(), x.device)
 
 
 def probe_tensors(probe: Probe) -> dict[str, Tensor]:
-    """A probe's numbers by name, as they travel and are kept."""
+    """Returns the arrays of a probe by name, as tensors that can be sent and stored."""
     return {name: torch.from_numpy(value) for name, value in vars(probe).items()}
 
 
 def probe_of(tensors: Mapping[str, Tensor]) -> Probe:
-    """The probe of :func:`probe_tensors`."""
-    return Probe(**{name: value.cpu().numpy() for name, value in tensors.items()})
+    """Returns the probe whose :func:`probe_tensors` are ``tensors``."""
+    arrays = {name: value.cpu().numpy() for name, value in tensors.items()}
+    return Probe(**arrays)
 
 
 class LocalClassifiers:
-    """A classifier for every client; as a whole, the mean of their probabilities."""
+    """One classifier per client; together they predict the mean of their probabilities."""
 
-    def __init__(self, own: Sequence[ProbeClassifier | Interpolated | LinearClassifier]) -> None:
-        self.own = own
+    def __init__(
+        self, classifiers: Sequence[ProbeClassifier | Interpolated | LinearClassifier]
+    ) -> None:
+        self.classifiers = classifiers
 
     def of_client(self, client: int) -> ProbeClassifier | Interpolated | LinearClassifier:
-        """The client's own."""
-        return self.own[client]
+        """Returns the classifier of one client."""
+        return self.classifiers[client]
 
     def probabilities(self, x: Tensor) -> Tensor:
-        """``[n, C]`` for embeddings ``[n, d]``."""
-        return torch.stack([each.probabilities(x) for each in self.own]).mean(0)
+        """Returns the mean class probabilities ``[n, C]`` of embeddings ``[n, d]``."""
+        by_client = [classifier.probabilities(x) for classifier in self.classifiers]
+        return torch.stack(by_client).mean(0)
 
 
 def fit_linear(
-    x: NDArray[np.float32], y: NDArray[np.int64], classes: int, probe_c: float
+    x: NDArray[np.float32],
+    y: NDArray[np.int64],
+    classes: int,
+    probe_c: float,
 ) -> LinearClassifier:
-    """The linear probe of rows ``[n, d]`` (:func:`fedsim.models.probe.fit_probe`), :func:`folded`;
-    absent classes are never predicted.
+    """Returns the linear probe (:func:`fedsim.models.probe.fit_probe`) as a linear classifier.
+
+    It never predicts a class that is absent from ``y``.
+
+    Args:
+        x: embeddings ``[n, d]``.
+        y: labels ``[n]``.
+        classes: the number of classes C.
+        probe_c: the inverse strength of the probe's penalty.
     """
     return folded(fit_probe(x, y, probe_c), classes)
 
 
 def folded(probe: Probe, classes: int) -> LinearClassifier:
-    """A probe with its standardisation folded into weights and biases."""
+    """Returns a probe as a classifier whose weights and biases contain its standardisation."""
     weight = np.zeros((classes, len(probe.mean)))
     bias = np.full(classes, ABSENT)
     bias[probe.classes] = 0.0
     if len(probe.classes) > 1:
-        if len(probe.classes) > 2:
-            of_classes = probe.classes
-        else:
-            of_classes = probe.classes[1:]  # two classes share one row of coefficients
-        weight[of_classes] = probe.weight.T / probe.scale
-        bias[of_classes] = probe.bias - weight[of_classes] @ probe.mean
+        labels = probe.classes
+        if len(labels) == 2:
+            labels = labels[1:]  # two classes share one row of coefficients
+        weight[labels] = probe.weight.T / probe.scale
+        bias[labels] = probe.bias - weight[labels] @ probe.mean
     return LinearClassifier(torch.from_numpy(weight).float(), torch.from_numpy(bias).float())
 
 
 def best_weight(local: Tensor, shared: Tensor, y: Tensor, importance: Tensor) -> float:
-    """The weight of ``local`` among :data:`TRIED_WEIGHTS` whose mixture has the best weighted
-    accuracy; the smallest of equals.
+    """Returns the weight of ``local`` whose mixture has the best weighted accuracy.
 
-    Of probabilities ``[n, C]`` of both, labels y ``[n]``, and the importance of each row ``[n]``.
+    The weight is one of :data:`TRIED_WEIGHTS`; of equally good ones it is the smallest.
+
+    Args:
+        local: probabilities by the local classifier ``[n, C]``.
+        shared: probabilities by the shared classifier ``[n, C]``.
+        y: labels ``[n]``.
+        importance: the weight of each example in the accuracy ``[n]``.
     """
     best = 0.0
     best_score = -math.inf
     for weight in TRIED_WEIGHTS:
-        right = (weight * local + (1 - weight) * shared).argmax(1) == y
-        score = float((right * importance).sum())
+        correct = _mixture(local, shared, weight).argmax(1) == y
+        score = float((correct * importance).sum())
+        # Differences of rounding alone do not count as better.
         if score > best_score + 1e-9:
             best = weight
             best_score = score

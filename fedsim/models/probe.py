@@ -1,7 +1,7 @@
 """The linear probe: multinomial logistic regression on standardised embeddings.
 
-scikit-learn and scipy are imported where they are used: whoever reads a grid needs the default
-alone.
+scikit-learn and scipy are imported inside the functions that use them, because code that only reads
+a grid needs nothing but the default penalty.
 """
 
 from __future__ import annotations
@@ -14,32 +14,43 @@ import numpy as np
 from numpy.typing import NDArray
 
 PROBE_C = 0.1
-"""The inverse strength of the L2 penalty of a probe of real rows where nothing else is asked for.
-"""
+"""The default inverse strength of the L2 penalty of a probe of real embeddings."""
 STRENGTHS = (0.4, 1.28, 4.0, 12.8, 128.0)
-"""Inverse strengths times the dimension d, which is the squared norm of a standardised row: what is
-trained on real rows takes the best.
+"""Inverse strengths of the penalty that are tried on real embeddings, times the dimension d.
+
+The factor d is the squared norm of a standardised embedding.
 """
 MAX_ITERATIONS = 200
+"""The largest number of L-BFGS iterations of a fit to many embeddings."""
 TOLERANCE = 1e-4
-"""When a fit of many rows ends: the iterations, or the largest entry of the gradient."""
+"""The largest entry of the gradient at which a fit to many embeddings ends."""
 _EXACT_ITERATIONS = 1000
+"""The largest number of L-BFGS iterations of a fit to few embeddings."""
 _EXACT_TOLERANCE = 1e-7
-"""Those of few rows; stopped as early as many rows are, up to 2 in 1,000 predictions rest on the
-last bit of the data.
+"""The largest entry of the gradient at which a fit to few embeddings ends.
+
+At :data:`TOLERANCE`, up to 2 in 1,000 predictions would depend on the last bit of the data.
 """
-# A feature that hardly varies in training has no scale of its own: dividing by it would let its
-# test values drown the rest.
 SCALE_FLOOR = 1e-3
+"""The smallest scale of a feature, in units of the root mean square of all scales.
+
+A feature that hardly varies in training has no scale of its own: divided by it, its test values
+would drown those of other features.
+"""
 
 
 @dataclass(frozen=True)
 class Probe:
-    """A fitted probe: mean and scale ``[d]`` of the training rows' features, the labels that
-    occurred, ascending, and weight and bias.
+    """A fitted probe.
 
-    These are of the standardised features, float32 ``[d, k]`` and ``[k]``: k is the number of
-    labels, but 1 for two of them (the second one's logit) and 0 for one, which is always predicted.
+    Attributes:
+        mean: the mean of each feature over the training examples, ``[d]``.
+        scale: the scale of each feature over the training examples, ``[d]``.
+        classes: the labels that occurred in training, ascending.
+        weight: weights of the standardised features, ``[d, k]``. k is the number of labels, but 1
+            for two labels (then it is the logit of the second) and 0 for one label, which is always
+            predicted.
+        bias: the biases, ``[k]``.
     """
 
     mean: NDArray[np.float64]
@@ -49,28 +60,32 @@ class Probe:
     bias: NDArray[np.float32]
 
     def predict(self, x: NDArray[np.float32]) -> NDArray[np.int64]:
-        """The predicted label, int64 [n], of each row of ``x`` [n, d]; only labels seen in training
-        occur.
+        """Returns the predicted label of every row of ``x`` ``[n, d]``, ``[n]``.
+
+        Only labels that occurred in training are predicted.
         """
-        return self._predicted(_standardise(x, self.mean, self.scale))
+        return self._predict_standardised(_standardise(x, self.mean, self.scale))
 
     def probabilities(self, x: NDArray[np.float32], classes: int) -> NDArray[np.float64]:
-        """``[n, classes]`` for rows ``x`` [n, d]; 0 for labels not seen in training."""
+        """Returns class probabilities ``[n, classes]`` of ``x`` ``[n, d]``.
+
+        The probability of a label that did not occur in training is 0.
+        """
         from scipy.special import expit, softmax
 
-        found = np.zeros((len(x), classes))
+        probabilities = np.zeros((len(x), classes))
         logits = self._logits(_standardise(x, self.mean, self.scale))
-        if len(self.classes) == 2:
+        if len(self.classes) == 1:
+            probabilities[:, self.classes] = 1.0
+        elif len(self.classes) == 2:
             second = expit(logits[:, 0])
-            found[:, self.classes] = np.stack([1 - second, second], axis=1)
+            probabilities[:, self.classes] = np.stack([1 - second, second], axis=1)
         else:
-            if len(self.classes) > 2:
-                found[:, self.classes] = softmax(logits, axis=1)
-            else:
-                found[:, self.classes] = 1.0
-        return found
+            probabilities[:, self.classes] = softmax(logits, axis=1)
+        return probabilities
 
-    def _predicted(self, features: NDArray[np.float32]) -> NDArray[np.int64]:
+    def _predict_standardised(self, features: NDArray[np.float32]) -> NDArray[np.int64]:
+        """Returns the predicted label of every row of standardised features ``[n, d]``."""
         if len(self.classes) == 1:
             return np.full(len(features), self.classes[0], dtype=np.int64)
         logits = self._logits(features)
@@ -85,24 +100,33 @@ class Probe:
 
 
 def predict_each(probes: Sequence[Probe], x: NDArray[np.float32]) -> list[NDArray[np.int64]]:
-    """What each of several probes of the same training rows (:func:`fit_probes`) predicts of ``x``
-    [n, d], which is standardised once.
+    """Returns the predictions of several probes of the same training examples.
+
+    The probes come from :func:`fit_probes`, so ``x`` ``[n, d]`` is standardised only once.
     """
     features = _standardise(x, probes[0].mean, probes[0].scale)
-    return [probe._predicted(features) for probe in probes]
+    return [probe._predict_standardised(features) for probe in probes]
 
 
 def fit_probe(
-    x: NDArray[np.float32], y: NDArray[np.int64], probe_c: float, *, balanced: bool = False
+    x: NDArray[np.float32],
+    y: NDArray[np.int64],
+    probe_c: float,
+    *,
+    balanced: bool = False,
 ) -> Probe:
-    """Fit the probe to rows ``[n, d]`` and labels ``[n]``, of which classes may be missing;
-    deterministic, the same for every algorithm.
+    """Fits the probe to embeddings; the fit is deterministic and the same for every algorithm.
 
-    Minimises ``sum_i -log softmax(W s(x_i) + b)[y_i] + ||W||^2 / (2 probe_c)`` with L-BFGS, where
-    ``s`` subtracts the mean and divides by the standard deviation of each feature over ``x``. With
-    more rows than half of the features it stops at a gradient of :data:`TOLERANCE` or after
-    :data:`MAX_ITERATIONS`; with fewer it goes on to the minimum. ``balanced`` weighs every row by n
-    / (C n_class), as if classes were equally frequent.
+    It minimises ``sum_i -log softmax(W s(x_i) + b)[y_i] + ||W||^2 / (2 probe_c)`` with L-BFGS, where
+    ``s`` subtracts the mean and divides by the standard deviation of each feature over ``x``. If
+    there are more embeddings than half of the features, it stops at a gradient of
+    :data:`TOLERANCE` or after :data:`MAX_ITERATIONS`; with fewer it continues to the minimum.
+
+    Args:
+        x: embeddings ``[n, d]``.
+        y: labels ``[n]``; classes may be missing.
+        probe_c: the inverse strength of the penalty.
+        balanced: weigh every example by n / (C n_class), as if classes were equally frequent.
     """
     return next(fit_probes(x, y, [probe_c], balanced=balanced))
 
@@ -114,60 +138,75 @@ def fit_probes(
     *,
     balanced: bool = False,
 ) -> Iterator[Probe]:
-    """:func:`fit_probe` of the same rows with each of several inverse strengths of the penalty,
-    fitted as they are asked for.
+    """Yields :func:`fit_probe` of the same examples for each of several penalties.
+
+    A probe is fitted when it is asked for.
+
+    Args:
+        x: embeddings ``[n, d]``.
+        y: labels ``[n]``.
+        strengths: the inverse strengths of the penalty.
+        balanced: weigh every example by n / (C n_class).
+
+    Raises:
+        ValueError: there is no example, or one is not finite.
     """
+    _check_examples(x)
+    mean, scale = _standardisation(x)
+    classes = np.unique(y).astype(np.int64)
+    if len(classes) == 1:
+        no_weight = np.empty((x.shape[1], 0), np.float32)
+        no_bias = np.empty(0, np.float32)
+        for _ in strengths:
+            yield Probe(mean, scale, classes, no_weight, no_bias)
+        return
+    features = _standardise(x, mean, scale)
+    basis = None
+    coordinates = features.T
+    iterations = MAX_ITERATIONS
+    tolerance = TOLERANCE
+    if 2 * len(x) <= x.shape[1]:
+        # The weights lie in the span of the examples, so with few examples the same problem is
+        # solved in as many coordinates as there are examples.
+        basis, coordinates = np.linalg.qr(features.T.astype(np.float64))
+        iterations = _EXACT_ITERATIONS
+        tolerance = _EXACT_TOLERANCE
+    fits = _fit_weights(coordinates.T, y, strengths, balanced, iterations, tolerance)
+    for weight, bias in fits:
+        if basis is not None:
+            weight = basis @ weight
+        yield Probe(mean, scale, classes, weight.astype(np.float32), bias.astype(np.float32))
+
+
+def strengths(dim: int) -> list[float]:
+    """Returns the inverse strengths to try for ``dim`` features, the strongest penalty first."""
+    return [strength / dim for strength in STRENGTHS]
+
+
+def _check_examples(x: NDArray[np.float32]) -> None:
+    """Raises ValueError if there is no example, or one is not finite."""
     if len(x) == 0:
         raise ValueError("the probe needs at least one training row")
-    broken = int((~np.isfinite(x).all(axis=1)).sum())
+    is_finite = np.isfinite(x).all(axis=1)
+    broken = int((~is_finite).sum())
     if broken:
         raise ValueError(
             f"{broken} of {len(x)} training rows of the probe hold NaN or infinite values"
         )
+
+
+def _standardisation(x: NDArray[np.float32]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Returns the mean and the scale of every feature, ``[d]`` each."""
     mean = x.mean(axis=0, dtype=np.float64)
     deviation = x.std(axis=0, dtype=np.float64)
-    floor = SCALE_FLOOR * float(np.sqrt(np.mean(deviation**2)))
+    root_mean_square = float(np.sqrt(np.mean(deviation**2)))
+    floor = SCALE_FLOOR * root_mean_square
     if floor > 0:
-        scale = np.maximum(deviation, floor)
-    else:
-        scale = np.ones_like(deviation)
-    classes = np.unique(y).astype(np.int64)
-    if len(classes) == 1:
-        yield from (
-            Probe(
-                mean, scale, classes, np.empty((x.shape[1], 0), np.float32), np.empty(0, np.float32)
-            )
-            for _ in strengths
-        )
-        return
-    features = _standardise(x, mean, scale)
-    # of few rows W lies in their span: the same problem in as many coordinates as there are rows
-    few = 2 * len(x) <= x.shape[1]
-    if few:
-        basis, coordinates = np.linalg.qr(features.T.astype(np.float64))
-    else:
-        basis = None
-        coordinates = features.T
-    if few:
-        limits = (_EXACT_ITERATIONS, _EXACT_TOLERANCE)
-    else:
-        limits = (MAX_ITERATIONS, TOLERANCE)
-    for weight, bias in _weights(coordinates.T, y, strengths, balanced, *limits):
-        if basis is None:
-            whole = weight
-        else:
-            whole = basis @ weight
-        yield Probe(mean, scale, classes, whole.astype(np.float32), bias.astype(np.float32))
+        return mean, np.maximum(deviation, floor)
+    return mean, np.ones_like(deviation)
 
 
-def strengths(dim: int) -> list[float]:
-    """The inverse strengths of the penalty that are tried on rows of ``dim`` features, the
-    strongest penalty first.
-    """
-    return [strength / dim for strength in STRENGTHS]
-
-
-def _weights(
+def _fit_weights(
     features: NDArray[np.floating],
     y: NDArray[np.int64],
     strengths: Sequence[float],
@@ -175,29 +214,32 @@ def _weights(
     iterations: int,
     tolerance: float,
 ) -> Iterator[tuple[NDArray[np.floating], NDArray[np.floating]]]:
-    """Weights and biases at each strength."""
+    """Yields weights and biases for each strength of the penalty."""
     from sklearn.exceptions import ConvergenceWarning
     from sklearn.linear_model import LogisticRegression
 
-    if balanced:
-        weight = "balanced"
-    else:
-        weight = None
+    class_weight = "balanced" if balanced else None
     for strength in strengths:
         model = LogisticRegression(
-            C=strength, solver="lbfgs", class_weight=weight, max_iter=iterations, tol=tolerance
+            C=strength,
+            solver="lbfgs",
+            class_weight=class_weight,
+            max_iter=iterations,
+            tol=tolerance,
         )
         with warnings.catch_warnings():
-            # Stopping at the limit is part of the probe's definition, not news.
+            # Stopping at the limit is part of the probe's definition.
             warnings.simplefilter("ignore", ConvergenceWarning)
-            # nor are a client's few rows of as many classes
+            # It is normal that a client has few examples of as many classes.
             warnings.filterwarnings("ignore", "The number of unique classes is greater")
             model.fit(features, y)
         yield np.ascontiguousarray(model.coef_.T), model.intercept_
 
 
 def _standardise(
-    x: NDArray[np.float32], mean: NDArray[np.float64], scale: NDArray[np.float64]
+    x: NDArray[np.float32],
+    mean: NDArray[np.float64],
+    scale: NDArray[np.float64],
 ) -> NDArray[np.float32]:
     # float32 halves the time of a fit and changes the balanced accuracy by less than 0.001.
     return np.asarray((x - mean) / scale, dtype=np.float32)
