@@ -57,6 +57,6 @@ def test_fedlambda_holds_one_classifier_a_client_and_fedavg_one_for_all() -> Non
     each = torch.stack([made.of_client(client).probabilities(x) for client in range(4)])
     assert each.sum(-1) == pytest.approx(torch.ones(4, 5))
     assert not torch.allclose(each[0], each[1])
-    for client, tensors in enumerate(made.own):
-        assert tensors.weight == pytest.approx(float(end.state[f"server.tensors.lambda.{client}"]))
+    for client, classifier in enumerate(made.classifiers):
+        assert classifier.weight == pytest.approx(float(end.state[f"server.tensors.lambda.{client}"]))
     torch.testing.assert_close(made.probabilities(x), each.mean(0))

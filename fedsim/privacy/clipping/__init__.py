@@ -1,5 +1,6 @@
-"""Per-example clipping: the sum of clipped per-example gradients of any model, by two engines with
-one answer.
+"""Per-example clipping: the sum of the clipped per-example gradients of any model.
+
+Two engines compute the same sum.
 """
 
 from __future__ import annotations
@@ -21,41 +22,49 @@ _Losses = TypeVar("_Losses")
 
 
 def vmap(
-    model: nn.Module, loss: Loss, batch: Batch, norms: Norms, sums: dict[str, Tensor]
+    model: nn.Module,
+    loss: Loss,
+    batch: Batch,
+    norms: Norms,
+    sums: dict[str, Tensor],
 ) -> Measured:
-    """See :func:`fedsim.privacy.clipping.clipped_sum`: ``vmap(grad(loss))`` over rows; those of a
-    group or client are summed first.
+    """Adds the clipped sum of ``batch`` to ``sums``, in place, by ``vmap(grad(loss))`` over rows.
 
-    For models whose layers bookkeeping does not cover; one to two orders of magnitude slower.
+    The gradients of a group or client are summed before they are clipped. This engine is for layers
+    that bookkeeping does not cover; it is one to two orders of magnitude slower. See
+    :func:`fedsim.privacy.clipping.clipped_sum`.
     """
     parameters = {name: p.detach() for name, p in model.named_parameters() if p.requires_grad}
-    names = list(batch.draws)
+    draw_names = list(batch.draws)
 
-    def single(
-        params: dict[str, Tensor], x: Tensor, y: Tensor, client: Tensor, *noise: Tensor
+    def loss_of_row(
+        params: dict[str, Tensor],
+        x: Tensor,
+        y: Tensor,
+        client: Tensor,
+        *row_draws: Tensor,
     ) -> tuple[Tensor, Tensor]:
         layout = Layout(client[None], batch.layout.clients, direct=True)
-        row = Batch(
-            x[None],
-            y[None],
-            {name: draw[None] for name, draw in zip(names, noise, strict=True)},
-            layout,
-        )
-        parts = functional_loss(model, loss, params, row)[0]
-        return parts.sum(), parts
+        draws = {name: draw[None] for name, draw in zip(draw_names, row_draws, strict=True)}
+        row = Batch(x[None], y[None], draws, layout)
+        losses = functional_loss(model, loss, params, row)[0]
+        return losses.sum(), losses
 
-    grads, (_, losses) = torch.func.vmap(
-        torch.func.grad_and_value(single, has_aux=True), in_dims=(None, 0, 0, 0, *[0] * len(names))
-    )(parameters, batch.x, batch.y, batch.layout.client, *batch.draws.values())
+    in_dims = (None, 0, 0, 0, *[0] * len(draw_names))
+    row_gradients = torch.func.vmap(torch.func.grad_and_value(loss_of_row, has_aux=True), in_dims)
+    gradients, (_, losses) = row_gradients(
+        parameters, batch.x, batch.y, batch.layout.client, *batch.draws.values()
+    )
     units = len(batch)
-    of_unit = {"group": batch.groups, "client": batch.layout}.get(norms.unit)
-    if of_unit is not None:
-        units = of_unit.clients
-        for name, g in grads.items():
-            grads[name] = g.new_zeros(units, *g.shape[1:]).index_add(0, of_unit.client, g)
-    clipped, unit_norms = clip_units(grads, norms, units)
-    for name, g in clipped.items():
-        sums[name] += g.sum(0)
+    unit_layout = {"group": batch.groups, "client": batch.layout}.get(norms.unit)
+    if unit_layout is not None:
+        units = unit_layout.clients
+        for name, gradient in gradients.items():
+            zeros = gradient.new_zeros(units, *gradient.shape[1:])
+            gradients[name] = zeros.index_add(0, unit_layout.client, gradient)
+    clipped, unit_norms = clip_units(gradients, norms, units)
+    for name, gradient in clipped.items():
+        sums[name] += gradient.sum(0)
     return unit_norms, losses.detach()
 
 
@@ -77,16 +86,26 @@ def functional_loss(
     parameters: Mapping[str, Tensor],
     batch: Batch,
 ) -> _Losses:
-    """The loss of a model with other parameters, by their names in it; the model is not changed."""
-    named = {f"model.{name}": value for name, value in parameters.items()}
-    result: _Losses = torch.func.functional_call(_LossModule(model, loss), named, (batch,))
+    """Returns the loss of a model with other parameters; the model is not changed.
+
+    Args:
+        model: the model.
+        loss: maps a model and a batch to a loss.
+        parameters: the values to use instead, by their names in the model.
+        batch: the batch.
+    """
+    replacements = {f"model.{name}": value for name, value in parameters.items()}
+    module = _LossModule(model, loss)
+    result: _Losses = torch.func.functional_call(module, replacements, (batch,))
     return result
 
 
 EngineName = Literal["bookkeeping", "vmap"]
 ENGINES = {"bookkeeping": bookkeeping, "vmap": vmap}
-"""Each adds the clipped sum to its last argument, which holds every trainable parameter, in place;
-see :func:`clipped_sum`.
+"""The engines by name.
+
+Each adds the clipped sum in place to its last argument, which holds every trainable parameter; see
+:func:`clipped_sum`.
 """
 
 
@@ -95,8 +114,8 @@ class ClippedSum:
     """The result of :func:`clipped_sum`.
 
     Attributes:
-        sums: by parameter name, the sum over units of clipped, weighted gradients; the parameter's
-            own shape.
+        sums: the sum over units of their clipped, weighted gradients, by parameter name; each has
+            the parameter's shape.
         norms: each unit's joint norm before clipping, ``[N]`` examples, ``[G]`` groups or ``[K]``
             clients: private, for diagnostics only.
         loss: each example's loss ``[N]`` or ``[N, parts]``: private, for diagnostics only.
@@ -108,40 +127,45 @@ class ClippedSum:
 
 
 EXAMPLES_AT_ONCE = 256
-"""Examples in a chunk: its activations fit a processor's cache, and memory does not grow with the
-batch.
+"""The number of examples in a chunk.
+
+The activations of so many fit a processor's cache, and memory does not grow with the batch.
 """
 
 
 def clipped_sum(
-    model: nn.Module, loss: Loss, batch: Batch, norms: Norms, engine: EngineName = "bookkeeping"
+    model: nn.Module,
+    loss: Loss,
+    batch: Batch,
+    norms: Norms,
+    engine: EngineName = "bookkeeping",
 ) -> ClippedSum:
-    """The sum over units u of ``min(1, C / |w * g_u|) * w * g_u``, g_u the gradient of u's loss by
-    all parameters jointly.
+    """Returns the sum of the clipped gradients of all units in a batch.
 
-    Removing one unit changes the result by at most C in L2 norm over all parameters that are not
-    free: the sensitivity that the Gaussian mechanism needs (Abadi et al. 2016, algorithm 1, under
-    add/remove-one). A unit whose gradient is not finite counts as 0: a nan in the sum would reveal
-    the unit.
+    It is the sum over units u of ``min(1, C / |w * g_u|) * w * g_u``, where g_u is the gradient of
+    u's loss by all parameters jointly. Removing one unit changes it by at most C in L2 norm over
+    all parameters that are not free: the sensitivity that the Gaussian mechanism needs (Abadi et
+    al. 2016, algorithm 1, under add/remove-one). A unit whose gradient is not finite counts as 0: a
+    nan in the sum would reveal the unit.
 
-    The rows of ``batch`` are sorted by client, and by group where that is the unit; the loss is
-    called with a part of them at a time unless the unit is a client. ``bookkeeping`` takes one
-    forward and one backward; ``vmap`` holds every per-example gradient, for layers that bookkeeping
-    does not cover.
+    Args:
+        model: the model.
+        loss: the per-example loss. Unless the unit is a client, it is called on one chunk of the
+            batch at a time.
+        batch: rows sorted by client, and by group if that is the unit.
+        norms: the clip norm, the unit and the weights.
+        engine: ``bookkeeping`` takes one forward and one backward pass; ``vmap`` holds every
+            per-example gradient, for layers that bookkeeping does not cover.
+
+    Raises:
+        ValueError: the model, the batch or the loss breaks an assumption of the bound.
     """
     modules = dict(model.named_modules())
-    _refuse(modules, batch)
-    if norms.unit == "group" and batch.groups is None:
-        raise ValueError(
-            "the unit is a group, and the batch does not say which rows are one; take it "
-            "from Clients.batch or batches"
-        )
+    _check_layers(modules, batch.layout.clients)
+    _check_batch(batch, norms)
     sums = {name: torch.zeros_like(p) for name, p in model.named_parameters() if p.requires_grad}
     if len(batch) == 0:
-        if norms.unit == "client":
-            units = batch.layout.clients
-        else:
-            units = 0
+        units = batch.layout.clients if norms.unit == "client" else 0
         return ClippedSum(sums, batch.x.new_zeros(units), batch.x.new_zeros(0))
 
     def checked_loss(model: nn.Module, batch: Batch) -> Tensor:
@@ -153,35 +177,27 @@ def clipped_sum(
             )
         return losses
 
-    before = _state(modules)
-    if norms.unit == "client":
-        parts: Iterable[Batch] = [batch]
-    else:
-        parts = batch.chunks(EXAMPLES_AT_ONCE)
-    measured = [ENGINES[engine](model, checked_loss, part, norms, sums) for part in parts]
-    after = _state(modules)
-    for name in {**before, **after}:
-        (old, old_version), (new, new_version) = (
-            before.get(name, (None, 0)),
-            after.get(name, (None, 0)),
-        )
-        if old is not new or old_version != new_version:
-            raise ValueError(
-                f"the loss changed '{name}' of the model, which would be released without noise"
-            )
-    unit_norms, losses = (torch.cat(values) for values in zip(*measured, strict=True))
-    return ClippedSum(sums, unit_norms, losses)
+    before = _tensor_versions(modules)
+    chunks: Iterable[Batch] = [batch]
+    if norms.unit != "client":
+        chunks = batch.chunks(EXAMPLES_AT_ONCE)
+    measured = [ENGINES[engine](model, checked_loss, chunk, norms, sums) for chunk in chunks]
+    _check_unchanged(before, _tensor_versions(modules))
+    unit_norms, losses = zip(*measured, strict=True)
+    return ClippedSum(sums, torch.cat(unit_norms), torch.cat(losses))
 
 
-def _refuse(modules: Mapping[str, nn.Module], batch: Batch) -> None:
+def _check_layers(modules: Mapping[str, nn.Module], clients: int) -> None:
+    """Raises ValueError if a layer makes a gradient depend on other examples or on chance.
+
+    Args:
+        modules: the model's modules by name.
+        clients: the number of clients in the batch, for which per-client layers need weights.
+    """
     for path, module in modules.items():
-        if (
-            isinstance(module, ClientLinear | ClientCode)
-            and len(module.weight) != batch.layout.clients
-        ):
+        if isinstance(module, ClientLinear | ClientCode) and len(module.weight) != clients:
             raise ValueError(
-                f"'{path}' has weights for {len(module.weight)} clients, its batch "
-                f"{batch.layout.clients}"
+                f"'{path}' has weights for {len(module.weight)} clients, its batch {clients}"
             )
         if isinstance(module, nn.modules.batchnorm._BatchNorm):
             raise ValueError(
@@ -192,28 +208,51 @@ def _refuse(modules: Mapping[str, nn.Module], batch: Batch) -> None:
             raise ValueError(
                 f"'{path}' draws from the global generator; take its draws from the batch's noise"
             )
+
+
+def _check_batch(batch: Batch, norms: Norms) -> None:
+    """Raises ValueError if the rows of a batch do not fit together, or are not sorted by client."""
     if not len(batch) == len(batch.y) == len(batch.layout.client):
         raise ValueError(
             f"{len(batch)} rows, {len(batch.y)} labels and {len(batch.layout.client)} client "
             "numbers in a batch"
         )
     client = batch.layout.positions
-    if len(client) and not (
-        bool((client[1:] >= client[:-1]).all())
-        and client[0] >= 0
-        and client[-1] < batch.layout.clients
-    ):
+    if len(client):
+        is_sorted = bool((client[1:] >= client[:-1]).all())
+        is_in_range = client[0] >= 0 and client[-1] < batch.layout.clients
+        if not (is_sorted and is_in_range):
+            raise ValueError(
+                "the rows are not sorted by client, or a client is not one of 0 to "
+                f"{batch.layout.clients - 1}"
+            )
+    if norms.unit == "group" and batch.groups is None:
         raise ValueError(
-            "the rows are not sorted by client, or a client is not one of 0 to "
-            f"{batch.layout.clients - 1}"
+            "the unit is a group, and the batch does not say which rows are one; take it "
+            "from Clients.batch or batches"
         )
 
 
-def _state(modules: Mapping[str, nn.Module]) -> dict[str, tuple[Tensor, int]]:
-    """The tensors of a model, and how often they were written."""
-    return {
-        f"{path}.{name}".removeprefix("."): (tensor, tensor._version)
-        for path, module in modules.items()
-        for name, tensor in (*module._parameters.items(), *module._buffers.items())
-        if tensor is not None
-    }
+def _tensor_versions(modules: Mapping[str, nn.Module]) -> dict[str, tuple[Tensor, int]]:
+    """Returns every tensor of a model, and how often it was written, by name."""
+    versions = {}
+    for path, module in modules.items():
+        for name, tensor in (*module._parameters.items(), *module._buffers.items()):
+            if tensor is not None:
+                versions[f"{path}.{name}".removeprefix(".")] = (tensor, tensor._version)
+    return versions
+
+
+def _check_unchanged(
+    before: Mapping[str, tuple[Tensor, int]],
+    after: Mapping[str, tuple[Tensor, int]],
+) -> None:
+    """Raises ValueError if a tensor was replaced, written, added or removed."""
+    missing = (None, 0)
+    for name in {**before, **after}:
+        old_tensor, old_version = before.get(name, missing)
+        new_tensor, new_version = after.get(name, missing)
+        if old_tensor is not new_tensor or old_version != new_version:
+            raise ValueError(
+                f"the loss changed '{name}' of the model, which would be released without noise"
+            )

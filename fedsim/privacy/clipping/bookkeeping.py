@@ -1,5 +1,4 @@
-"""The bookkeeping engine: norms and clipped sums from the inputs and output gradients that one
-backward pass leaves behind.
+"""The bookkeeping engine: clipped sums from the inputs and output gradients of one backward pass.
 
 An example's norm and its part of the sum come from the same numbers
 (:mod:`fedsim.privacy.clipping.norms`), so the gradient that is clipped is the one that was
@@ -10,7 +9,7 @@ is visibly false.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any, NamedTuple
@@ -35,8 +34,13 @@ from fedsim.privacy.clipping.norms import (
 
 
 class Call(NamedTuple):
-    """One use of a layer: its arguments, the version of the first, and its output's place in the
-    graph of gradients.
+    """One call of a layer in a forward pass.
+
+    Attributes:
+        args: the positional arguments.
+        version: the version of the first argument's tensor when the layer read it.
+        edge: the place of the output in the graph of gradients.
+        shape: the shape of the output.
     """
 
     args: tuple[Any, ...]
@@ -46,64 +50,78 @@ class Call(NamedTuple):
 
 
 Calls = dict[str, list[Call]]
+"""The calls of every layer, by the layer's name."""
 
 
 def bookkeeping(
-    model: nn.Module, loss: Loss, batch: Batch, norms: Norms, sums: dict[str, Tensor]
+    model: nn.Module,
+    loss: Loss,
+    batch: Batch,
+    norms: Norms,
+    sums: dict[str, Tensor],
 ) -> Measured:
-    """See :func:`fedsim.privacy.clipping.clipped_sum`: one forward, one backward, one weighted
-    product a layer.
+    """Adds the clipped sum of ``batch`` to ``sums``, in place.
+
+    It takes one forward pass, one backward pass, and one weighted product per layer; see
+    :func:`fedsim.privacy.clipping.clipped_sum`.
     """
     layers = covered_layers(model)
     with torch.enable_grad():
-        with _recorded(layers) as calls:
+        with _recorded_calls(layers) as calls:
             losses = loss(model, batch)
         _refuse_other_uses(losses, layers, calls)
         uses = _uses(layers, calls, losses, batch.layout)
     with torch.no_grad():
-        if norms.unit == "client":
-            return _clip_clients(uses, norms, batch, sums), losses.detach()
         units = len(batch)
-        if norms.unit == "group" and batch.groups is not None:
-            uses = _as_uses_of_groups(uses, batch.groups, batch.layout)
-            units = batch.groups.clients
-        return _clip_units(uses, norms, units, sums, batch.x), losses.detach()
+        if norms.unit == "client":
+            unit_norms = _clip_clients(uses, norms, batch, sums)
+        else:
+            if norms.unit == "group" and batch.groups is not None:
+                uses = _as_uses_of_groups(uses, batch.groups, batch.layout)
+                units = batch.groups.clients
+            unit_norms = _clip_units(uses, norms, units, sums, batch.x)
+        return unit_norms, losses.detach()
 
 
 def covered_layers(model: nn.Module) -> dict[str, nn.Module]:
-    """The layers that hold the trainable parameters, by name."""
+    """Returns the layers that hold the trainable parameters, by name.
+
+    Raises:
+        ValueError: bookkeeping does not cover a parameter.
+    """
     layers: dict[str, nn.Module] = {}
-    owned: set[int] = set()
+    known_ids: set[int] = set()
     for path, module in model.named_modules():
-        rule = RULES.get(type(module))
-        hooks = (*module._forward_hooks, *module._forward_pre_hooks)
         for name, parameter in module._parameters.items():
             if parameter is None or not parameter.requires_grad:
                 continue
-            if (
-                rule is None
-                or name not in rule.names
-                or "forward" in vars(module)
-                or hooks
-                or id(parameter) in owned
-            ):
+            if not _is_covered(module, name) or id(parameter) in known_ids:
                 raise ValueError(
-                    f"bookkeeping does not cover parameter '{_full(path, name)}' of a "
+                    f"bookkeeping does not cover parameter '{_full_name(path, name)}' of a "
                     f"{type(module).__name__}: it covers "
                     f"{', '.join(kind.__name__ for kind in RULES)}, without hooks or shared "
                     "parameters; give engine: vmap"
                 )
-            owned.add(id(parameter))
+            known_ids.add(id(parameter))
             layers[path] = module
     return layers
 
 
+def _is_covered(module: nn.Module, name: str) -> bool:
+    """Returns whether a rule covers the parameter, and nothing changes the module's forward."""
+    rule = RULES.get(type(module))
+    if rule is None or name not in rule.names:
+        return False
+    is_hooked = module._forward_hooks or module._forward_pre_hooks
+    return not is_hooked and "forward" not in vars(module)
+
+
 @contextmanager
-def _recorded(layers: dict[str, nn.Module]) -> Iterator[Calls]:
-    """Record every use of ``layers`` that a gradient can flow through."""
+def _recorded_calls(layers: dict[str, nn.Module]) -> Iterator[Calls]:
+    """Records every call of ``layers`` that a gradient can flow through."""
     calls: Calls = defaultdict(list)
 
-    def watch(path: str) -> Callable[[nn.Module, tuple[Any, ...], Tensor], None]:
+    def recorder(path: str) -> Callable[[nn.Module, tuple[Any, ...], Tensor], None]:
         def record(layer: nn.Module, args: tuple[Any, ...], output: Tensor) -> None:
             if not output.requires_grad:
                 return
@@ -111,19 +129,18 @@ def _recorded(layers: dict[str, nn.Module]) -> Iterator[Calls]:
                 raise ValueError(
                     f"layer '{path}' was called with keywords only; pass its input by position"
                 )
+            version = 0
             if isinstance(args[0], Tensor):
                 version = args[0]._version
-            else:
-                version = 0
-            # The edge, not the tensor: an operation in place would move the tensor on in the graph.
+            # The edge is kept, not the tensor: an operation in place would move the tensor to
+            # another place in the graph.
             assert output.grad_fn is not None
-            calls[path].append(
-                Call(args, version, GradientEdge(output.grad_fn, output.output_nr), output.shape)
-            )
+            edge = GradientEdge(output.grad_fn, output.output_nr)
+            calls[path].append(Call(args, version, edge, output.shape))
 
         return record
 
-    handles = [layer.register_forward_hook(watch(path)) for path, layer in layers.items()]
+    handles = [layer.register_forward_hook(recorder(path)) for path, layer in layers.items()]
     try:
         yield calls
     finally:
@@ -132,21 +149,13 @@ def _recorded(layers: dict[str, nn.Module]) -> Iterator[Calls]:
 
 
 def _refuse_other_uses(losses: Tensor, layers: dict[str, nn.Module], calls: Calls) -> None:
-    """Raise if the loss reaches a parameter other than by a recorded use of its layer."""
-    over: dict[Node, list[Node | None]] = {}
-    for uses in calls.values():
-        for call in uses:
-            over[call.edge.node] = [
-                get_gradient_edge(a).node
-                for a in call.args
-                if isinstance(a, Tensor) and a.requires_grad
-            ]
-    names = {
-        id(p): _full(path, name)
-        for path, layer in layers.items()
-        for name, p in layer._parameters.items()
-        if p is not None and p.requires_grad
-    }
+    """Raises ValueError if the loss reaches a parameter other than by a recorded call.
+
+    It walks the graph of gradients from the loss to its leaves, and passes over the inside of every
+    recorded call.
+    """
+    inputs_of_calls = _inputs_of_calls(calls)
+    name_of_id = _parameter_names(layers)
     waiting: list[Node | None] = [losses.grad_fn]
     seen: set[Node] = set()
     while waiting:
@@ -154,16 +163,13 @@ def _refuse_other_uses(losses: Tensor, layers: dict[str, nn.Module], calls: Call
         if node is None or node in seen:
             continue
         seen.add(node)
-        if node in over:
-            waiting += over[node]
+        if node in inputs_of_calls:
+            waiting += inputs_of_calls[node]
             continue
-        following = node.next_functions
-        waiting += [successor for successor, _ in following]
-        # only leaves of the graph hold a variable
-        if following:
-            name = None
-        else:
-            name = names.get(id(getattr(node, "variable", None)))
+        waiting += [successor for successor, _ in node.next_functions]
+        if node.next_functions:
+            continue  # only a leaf of the graph holds a variable
+        name = name_of_id.get(id(getattr(node, "variable", None)))
         if name is not None:
             raise ValueError(
                 f"parameter '{name}' is used outside its layer's own forward: bookkeeping "
@@ -171,29 +177,60 @@ def _refuse_other_uses(losses: Tensor, layers: dict[str, nn.Module], calls: Call
             )
 
 
+def _inputs_of_calls(calls: Calls) -> dict[Node, list[Node | None]]:
+    """Returns the nodes of the inputs of every recorded call, by the node of its output."""
+    inputs: dict[Node, list[Node | None]] = {}
+    for calls_of_layer in calls.values():
+        for call in calls_of_layer:
+            inputs[call.edge.node] = [
+                get_gradient_edge(arg).node
+                for arg in call.args
+                if isinstance(arg, Tensor) and arg.requires_grad
+            ]
+    return inputs
+
+
+def _parameter_names(layers: dict[str, nn.Module]) -> dict[int, str]:
+    """Returns the full name of every trainable parameter, by the id of its tensor."""
+    return {
+        id(parameter): _full_name(path, name)
+        for path, layer in layers.items()
+        for name, parameter in layer._parameters.items()
+        if parameter is not None and parameter.requires_grad
+    }
+
+
 def _uses(
-    layers: dict[str, nn.Module], calls: Calls, losses: Tensor, layout: Layout
+    layers: dict[str, nn.Module],
+    calls: Calls,
+    losses: Tensor,
+    layout: Layout,
 ) -> dict[str, Use]:
+    """Runs the backward pass; returns the uses of every layer that has a gradient, by name."""
     edges = [call.edge for path in layers for call in calls[path]]
     if not losses.requires_grad or not edges:
         return {}
     gradients = iter(torch.autograd.grad(losses.sum(), edges, allow_unused=True))
     uses = {}
     for path, layer in layers.items():
+        rule = RULES[type(layer)]
         inputs = []
         grads = []
-        for call, grad in [(call, next(gradients)) for call in calls[path]]:
-            if grad is None:
+        for call in calls[path]:
+            gradient = next(gradients)
+            if gradient is None:
                 continue
             _check_call(path, call, len(losses), layout)
-            grads.append(by_use(grad))
-            inputs.append(RULES[type(layer)].inputs(call.args, grads[-1]))
+            grad = by_use(gradient)
+            grads.append(grad)
+            inputs.append(rule.inputs(call.args, grad))
         if grads:
             uses[path] = Use(layer, _join(inputs), _join(grads), layout)
     return uses
 
 
 def _check_call(path: str, call: Call, rows: int, layout: Layout) -> None:
+    """Raises ValueError if a call's gradient is visibly not per example."""
     if len(call.shape) < 2 or call.shape[0] != rows:
         raise ValueError(
             f"layer '{path}' gave {list(call.shape)} for {rows} examples: its gradient is "
@@ -204,102 +241,134 @@ def _check_call(path: str, call: Call, rows: int, layout: Layout) -> None:
         raise ValueError(
             f"the input of layer '{path}' was changed in place after the layer had used it"
         )
-    if any(isinstance(arg, Layout) and arg is not layout for arg in call.args):
-        raise ValueError(f"layer '{path}' was called with another layout than its batch's")
+    for arg in call.args:
+        if isinstance(arg, Layout) and arg is not layout:
+            raise ValueError(f"layer '{path}' was called with another layout than its batch's")
 
 
-def _join(parts: list[Tensor]) -> Tensor:
-    if len(parts) == 1:
-        return parts[0]
-    return torch.cat(parts, 1)
+def _join(values: list[Tensor]) -> Tensor:
+    """Concatenates the uses ``[N, T, m]`` of several calls."""
+    if len(values) == 1:
+        return values[0]
+    return torch.cat(values, 1)
 
 
 def _as_uses_of_groups(uses: dict[str, Use], groups: Layout, layout: Layout) -> dict[str, Use]:
-    """The uses by group instead of example: a group's gradient is that of one example that uses the
-    layer once for every row.
+    """Returns the uses by group instead of by example.
+
+    A group's gradient is that of one example that uses the layer once for every row of the group.
     """
-    counts = torch.bincount(groups.positions, minlength=groups.clients)
-    first = counts.cumsum(0) - counts
-    owner = replace(
+    sizes = torch.bincount(groups.positions, minlength=groups.clients)
+    first_rows = sizes.cumsum(0) - sizes
+    group_layout = replace(
         layout,
-        client=layout.client[to_device(first, layout.client.device)],
-        known=layout.positions[first],
+        client=layout.client[to_device(first_rows, layout.client.device)],
+        known=layout.positions[first_rows],
     )
 
-    def padded(values: Tensor) -> Tensor:
+    def pad(values: Tensor) -> Tensor:
         return groups.pad(values).flatten(1, 2)
 
     return {
-        path: Use(use.layer, padded(use.inputs), padded(use.grads), owner)
+        path: Use(use.layer, pad(use.inputs), pad(use.grads), group_layout)
         for path, use in uses.items()
     }
 
 
 def _clip_units(
-    uses: dict[str, Use], norms: Norms, units: int, sums: dict[str, Tensor], like: Tensor
+    uses: dict[str, Use],
+    norms: Norms,
+    units: int,
+    sums: dict[str, Tensor],
+    like: Tensor,
 ) -> Tensor:
-    """Clip and add ``units`` gradients, of examples or groups, on the device of ``like``; their
-    joint norms before clipping.
+    """Clips the gradients of examples or groups and adds them to ``sums``.
+
+    Args:
+        uses: the uses of every layer.
+        norms: the clip norm and the weights.
+        units: the number of examples or groups.
+        sums: the sums by parameter name, changed in place.
+        like: a tensor of the device and dtype to compute in.
+
+    Returns:
+        The units' joint norms before clipping, ``[units]``.
     """
-    parts = [like.new_zeros(units)]
-    weights = [1.0]
-    finite = torch.ones(units, dtype=torch.bool, device=like.device)
-    for path, use in uses.items():
-        for name, value in RULES[type(use.layer)].squared(use).items():
-            full = _full(path, name)
-            if full not in sums:
-                continue
-            if norms.is_free(full):
-                finite &= value.isfinite()
-            else:
-                parts.append(value)
-                weights.append(norms.weight(full) ** 2)
-    squared = to_device(torch.tensor(weights, dtype=like.dtype), like.device) @ torch.stack(parts)
-    finite &= squared.isfinite()
-    # reading a value from another device would wait for it
-    if finite.device != CPU or not bool(finite.all()):
-        uses = {path: use.keep_only(finite) for path, use in uses.items()}
-    factor = norms.factors(squared)
+    squared, is_finite = _joint_squared_norms(uses, norms, units, sums, like)
+    # Reading a value from another device would wait for it.
+    if is_finite.device != CPU or not bool(is_finite.all()):
+        uses = {path: use.keep_only(is_finite) for path, use in uses.items()}
+    clip_factor = norms.factors(squared)
     ones = torch.ones_like(squared)
-    # backwards: the layers measured last are still in the cache
+    # In reverse order, because the layers measured last are still in the cache.
     for path, use in reversed(uses.items()):
         rule = RULES[type(use.layer)]
         clipped: dict[str, Target] = {}
         free: dict[str, Target] = {}
         for name in rule.names:
-            full = _full(path, name)
-            if full in sums:
-                (free if norms.is_free(full) else clipped)[name] = Target(
-                    sums[full], norms.weight(full)
-                )
+            full_name = _full_name(path, name)
+            if full_name in sums:
+                targets = free if norms.is_free(full_name) else clipped
+                targets[name] = Target(sums[full_name], norms.weight(full_name))
         if clipped:
-            rule.add(use, factor, clipped)
+            rule.add(use, clip_factor, clipped)
         if free:
             rule.add(use, ones, free)
     return squared.sqrt()
 
 
+def _joint_squared_norms(
+    uses: dict[str, Use],
+    norms: Norms,
+    units: int,
+    names: Mapping[str, Tensor],
+    like: Tensor,
+) -> tuple[Tensor, Tensor]:
+    """Returns the units' squared joint norms and whether each gradient is finite, ``[units]``."""
+    squared_norms = [like.new_zeros(units)]
+    squared_weights = [1.0]
+    is_finite = torch.ones(units, dtype=torch.bool, device=like.device)
+    for path, use in uses.items():
+        for name, squared_norm in RULES[type(use.layer)].squared(use).items():
+            full_name = _full_name(path, name)
+            if full_name not in names:
+                continue
+            if norms.is_free(full_name):
+                is_finite &= squared_norm.isfinite()
+            else:
+                squared_norms.append(squared_norm)
+                squared_weights.append(norms.weight(full_name) ** 2)
+    weights = to_device(torch.tensor(squared_weights, dtype=like.dtype), like.device)
+    squared = weights @ torch.stack(squared_norms)
+    is_finite &= squared.isfinite()
+    return squared, is_finite
+
+
 def _clip_clients(
-    uses: dict[str, Use], norms: Norms, batch: Batch, sums: dict[str, Tensor]
+    uses: dict[str, Use],
+    norms: Norms,
+    batch: Batch,
+    sums: dict[str, Tensor],
 ) -> Tensor:
-    messages: dict[str, Tensor] = {}
+    """Clips the clients' summed gradients and adds them to ``sums``; returns their joint norms."""
+    gradients: dict[str, Tensor] = {}
     per_client = set()
     for path, use in uses.items():
-        for name, value in RULES[type(use.layer)].per_client(use).items():
-            if _full(path, name) in sums:
-                messages[_full(path, name)] = value
-                if isinstance(use.layer, PER_CLIENT):
-                    per_client.add(_full(path, name))
-    clipped, unit_norms = clip_units(messages, norms, batch.layout.clients)
-    for name, value in clipped.items():
-        if name in per_client:
-            sums[name] += value
-        else:
-            sums[name] += value.sum(0)
+        for name, gradient in RULES[type(use.layer)].per_client(use).items():
+            full_name = _full_name(path, name)
+            if full_name not in sums:
+                continue
+            gradients[full_name] = gradient
+            if isinstance(use.layer, PER_CLIENT):
+                per_client.add(full_name)
+    clipped, unit_norms = clip_units(gradients, norms, batch.layout.clients)
+    for name, gradient in clipped.items():
+        sums[name] += gradient if name in per_client else gradient.sum(0)
     return unit_norms
 
 
-def _full(path: str, name: str) -> str:
+def _full_name(path: str, name: str) -> str:
+    """Returns a parameter's name in the model from its layer's path and its name in the layer."""
     if path:
         return f"{path}.{name}"
     return name

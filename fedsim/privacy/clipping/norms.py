@@ -1,17 +1,17 @@
-"""Gradient norms: the joint norm to which a unit is clipped, and every kind of layer's norms and
-weighted sums for bookkeeping.
+"""Gradient norms: the joint norm to which a unit is clipped, and the rules of bookkeeping.
 
-For a linear layer the gradient of example n is ``g_n a_n^T``, so its squared norm is ``|g_n|^2
-|a_n|^2`` and the clipped sum is one product ``(c * g)^T a`` (Goodfellow 2015, arXiv 1510.01799; Bu
-et al. 2023, "book-keeping", arXiv 2210.00038). A layer used T times an example has ``sum_st <g_s,
-g_t> <a_s, a_t>`` (Li et al. 2022, "ghost norm", arXiv 2110.05679).
+A rule computes the norms and the weighted sums of one kind of layer. For a linear layer the
+gradient of example n is ``g_n a_n^T``, so its squared norm is ``|g_n|^2 |a_n|^2``, and the clipped
+sum is one product ``(c * g)^T a`` (Goodfellow 2015, arXiv 1510.01799; Bu et al. 2023,
+"book-keeping", arXiv 2210.00038). A layer that an example uses T times has the squared norm
+``sum_st <g_s, g_t> <a_s, a_t>`` (Li et al. 2022, "ghost norm", arXiv 2110.05679).
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
 import torch
@@ -23,8 +23,9 @@ from fedsim.models.layers import ClientCode, ClientLinear, Shift, ZeroLinear
 from fedsim.privacy.plan import Unit
 
 Loss = Callable[[nn.Module, Batch], Tensor]
-"""Per-example loss: (model, batch of N rows) to ``[N]``, or ``[N, parts]`` to be added; row n a
-function of row n alone.
+"""A per-example loss: it maps a model and a batch of N rows to ``[N]``, or to ``[N, parts]``.
+
+Parts are added. Row n of the result is a function of row n of the batch alone.
 """
 
 
@@ -38,9 +39,9 @@ class Norms:
     Attributes:
         clip: C, the largest joint L2 norm that one unit's gradient keeps; ``inf`` clips nothing.
         unit: an example, whose gradient is clipped, or a group or client, whose summed gradient is.
-        weights: factor per parameter, by the longest matching name prefix, applied before the joint
-            norm is taken and kept in the sum: the caller divides by it after the noise, which is
-                post-processing. 1 if no prefix matches.
+        weights: the factor of each parameter, by the longest matching name prefix, 1 if none
+            matches. It is applied before the joint norm is taken and stays in the sum: the caller
+            divides by it after the noise, which is post-processing.
         free: prefixes of the names of parameters that are neither counted in the norm nor clipped
             (``noised: shared``).
     """
@@ -60,18 +61,19 @@ class Norms:
                 )
 
     def weight(self, name: str) -> float:
-        """The factor of parameter ``name``."""
-        matching = [prefix for prefix in self.weights or {} if _covers(prefix, name)]
+        """Returns the factor of parameter ``name``."""
+        weights = self.weights or {}
+        matching = [prefix for prefix in weights if _covers(prefix, name)]
         if matching:
-            return (self.weights or {})[max(matching, key=len)]
+            return weights[max(matching, key=len)]
         return 1.0
 
     def is_free(self, name: str) -> bool:
-        """Whether ``name`` is left out of the norm and the clip."""
+        """Returns whether parameter ``name`` is left out of the norm and not clipped."""
         return any(_covers(prefix, name) for prefix in self.free)
 
     def factors(self, squared: Tensor) -> Tensor:
-        """``min(1, C / norm)`` for squared norms ``[units]``; 0 where the norm is not finite."""
+        """Returns ``min(1, C / norm)`` for squared norms ``[units]``; 0 if one is not finite."""
         factor = (self.clip / squared.sqrt().clamp_min(1e-12)).clamp_max(1.0)
         return factor.masked_fill(~squared.isfinite(), 0.0)
 
@@ -81,40 +83,52 @@ def _covers(prefix: str, name: str) -> bool:
 
 
 Measured = tuple[Tensor, Tensor]
-"""The units' norms before clipping and the examples' losses."""
+"""The units' joint norms before clipping ``[units]``, and the examples' losses ``[N]``."""
 
 
 def clip_units(
-    gradients: Mapping[str, Tensor], norms: Norms, units: int
+    gradients: Mapping[str, Tensor],
+    norms: Norms,
+    units: int,
 ) -> tuple[dict[str, Tensor], Tensor]:
-    """Every unit's gradient, ``[units, ...]`` by name, weighed and clipped, for the caller to sum;
-    and their joint norms before.
+    """Weighs and clips the gradient of every unit.
+
+    Args:
+        gradients: the gradients by parameter name, ``[units, ...]`` each.
+        norms: the clip norm and the weights.
+        units: the number of units.
+
+    Returns:
+        The clipped gradients by name ``[units, ...]``, which the caller sums, and the units' joint
+        norms before clipping ``[units]``.
     """
-    some = next(iter(gradients.values()), torch.zeros(units))
-    squared = some.new_zeros(units)
-    finite = torch.ones(units, dtype=torch.bool, device=some.device)
-    for name, value in gradients.items():
-        flat = value.reshape(units, -1)
-        own = torch.linalg.vecdot(flat, flat)
+    any_gradient = next(iter(gradients.values()), torch.zeros(units))
+    squared = any_gradient.new_zeros(units)
+    is_finite = torch.ones(units, dtype=torch.bool, device=any_gradient.device)
+    for name, gradient in gradients.items():
+        flat = gradient.reshape(units, -1)
+        squared_of_parameter = torch.linalg.vecdot(flat, flat)
         if norms.is_free(name):
-            finite &= own.isfinite()
+            is_finite &= squared_of_parameter.isfinite()
         else:
-            squared.add_(own, alpha=norms.weight(name) ** 2)
-    clip = norms.factors(squared)
-    free = (finite & squared.isfinite()).to(squared.dtype)
+            squared.add_(squared_of_parameter, alpha=norms.weight(name) ** 2)
+    clip_factor = norms.factors(squared)
+    keep_factor = (is_finite & squared.isfinite()).to(squared.dtype)  # 0 or 1
     clipped = {}
-    for name, value in gradients.items():
-        factor = norms.weight(name) * (free if norms.is_free(name) else clip * free)
-        broken = (factor == 0).view(-1, *[1] * (value.dim() - 1))
-        clipped[name] = (value * factor.view(broken.shape)).masked_fill_(broken, 0)
+    for name, gradient in gradients.items():
+        unit_factor = keep_factor if norms.is_free(name) else clip_factor * keep_factor
+        factor = norms.weight(name) * unit_factor
+        factor = factor.view(-1, *[1] * (gradient.dim() - 1))
+        # 0 times a nan is a nan, so a broken unit is set to 0, not multiplied by it.
+        clipped[name] = (gradient * factor).masked_fill_(factor == 0, 0)
     return clipped, squared.sqrt()
 
 
 GRAM_SLACK = 1e-6
-"""Share of the Gram products' absolute sum that is added to their sum.
+"""The share of the Gram products' absolute sum that is added to their sum.
 
-Uses that cancel leave a small difference of large float32 numbers; with too small a norm a gradient
-would pass unclipped.
+Uses that cancel leave a small difference of large float32 numbers. If rounding made a norm too
+small, a gradient would pass unclipped.
 """
 
 
@@ -124,10 +138,10 @@ class Use:
 
     Attributes:
         layer: the layer.
-        inputs: the gradient is the outer product of ``grads`` with them, ``[N, T, in]``; empty last
-            dimension if there are none.
-        grads: gradient of the summed loss by its output, ``[N, T, out]``.
-        layout: which client each row belongs to.
+        inputs: what the layer read, ``[N, T, in]``: the gradient of its weight is the outer product
+            of ``grads`` and these. Their last dimension is empty for a layer that has no inputs.
+        grads: the gradient of the summed loss by the layer's output, ``[N, T, out]``.
+        layout: the client of each row.
     """
 
     layer: nn.Module
@@ -136,127 +150,132 @@ class Use:
     layout: Layout
 
     def keep_only(self, rows: Tensor) -> Use:
-        """With zeros where ``rows`` (bool ``[N]``) is False; a product with 0 would keep a nan."""
+        """Returns the use with zeros where ``rows`` (bool ``[N]``) is False.
+
+        A product with 0 would keep a nan.
+        """
         mask = ~rows[:, None, None]
-        return Use(
-            self.layer,
-            self.inputs.masked_fill(mask, 0),
-            self.grads.masked_fill(mask, 0),
-            self.layout,
-        )
+        inputs = self.inputs.masked_fill(mask, 0)
+        grads = self.grads.masked_fill(mask, 0)
+        return replace(self, inputs=inputs, grads=grads)
 
 
 @dataclass(frozen=True)
 class Target:
-    """The tensor of the parameter's shape to which a weighted sum is added, and the parameter's
-    weight.
-    """
+    """The tensor to which a weighted sum of gradients is added, and the weight of its parameter."""
 
     tensor: Tensor
     weight: float
 
     def add_product(self, left: Tensor, right: Tensor) -> None:
-        """Add the weighted product of matrices, of batches of them, or of a matrix and a vector."""
+        """Adds the weighted product of matrices, batches of matrices, or a matrix and a vector."""
         if self.tensor.device.type not in FUSED:
             self.tensor.add_(left @ right, alpha=self.weight)
-        else:
-            kernel = {1: Tensor.addmv_, 2: Tensor.addmm_, 3: Tensor.baddbmm_}[self.tensor.dim()]
-            kernel(self.tensor, left, right, alpha=self.weight)
+            return
+        by_dimension = {1: Tensor.addmv_, 2: Tensor.addmm_, 3: Tensor.baddbmm_}
+        add = by_dimension[self.tensor.dim()]
+        add(self.tensor, left, right, alpha=self.weight)
 
 
 class LinearRule:
-    """``nn.Linear``: weight and bias shared by all clients; every rule's results are by parameter
-    name within the layer.
+    """The rule of ``nn.Linear``, whose weight and bias all clients share.
+
+    The results of every rule are by parameter name within the layer.
     """
 
     names: ClassVar[tuple[str, ...]] = ("weight", "bias")
     """The parameters that the rule covers."""
 
     def inputs(self, args: tuple[Any, ...], grads: Tensor) -> Tensor:
-        """:attr:`Use.inputs`, ``[N, T, in]``, from the layer's arguments."""
+        """Returns :attr:`Use.inputs`, ``[N, T, in]``, from the arguments of the layer's call."""
         return by_use(args[0].detach())
 
     def squared(self, use: Use) -> dict[str, Tensor]:
-        """Each parameter's squared norm ``[N]``, from those of inputs and output gradients, or Gram
-        matrices where T > 1.
-        """
+        """Returns the squared norm of each parameter's gradient per example, ``[N]``."""
         a = use.inputs
         g = use.grads
         bias = _squared_norm(_over_uses(g))
         if g.shape[1] == 1:
-            # the same slack as with several uses: one group of many rows pads all groups to several
-            # uses
+            # The slack is that of several uses: one group of many rows pads every group to several
+            # uses, and the same gradient must have the same norm.
             return {"weight": _squared_norm(a[:, 0]) * bias * (1 + GRAM_SLACK), "bias": bias}
-        products = (a @ a.transpose(1, 2)) * (g @ g.transpose(1, 2))
-        return {
-            "weight": (products.sum((1, 2)) + GRAM_SLACK * products.abs().sum((1, 2))).clamp_min(0),
-            "bias": bias,
-        }
+        input_gram = a @ a.transpose(1, 2)  # <a_s, a_t>, [N, T, T]
+        grad_gram = g @ g.transpose(1, 2)  # <g_s, g_t>, [N, T, T]
+        products = input_gram * grad_gram
+        slack = GRAM_SLACK * products.abs().sum((1, 2))
+        weight = (products.sum((1, 2)) + slack).clamp_min(0)
+        return {"weight": weight, "bias": bias}
 
     def add(self, use: Use, factor: Tensor, into: Mapping[str, Target]) -> None:
-        """Add ``weight * sum_n factor_n * gradient_n`` to every target; the narrower side is
-        multiplied by the weights.
+        """Adds ``weight * sum_n factor_n * gradient_n`` to every target.
+
+        Args:
+            use: the uses of the layer.
+            factor: the factor of every example ``[N]``.
+            into: the targets by parameter name.
         """
         a = use.inputs.flatten(0, 1)
         g = use.grads.flatten(0, 1)
-        if len(g) == len(factor):
-            of_use = factor
-        else:
-            of_use = factor.repeat_interleave(use.grads.shape[1])
+        use_factor = factor
+        if len(g) != len(factor):
+            use_factor = factor.repeat_interleave(use.grads.shape[1])
         for name, target in into.items():
             if name == "bias":
-                # every example's uses are added up first, as for its norm: large uses that cancel
-                # would absorb other examples' gradients
+                # An example's uses are added first, as for its norm: large uses that cancel would
+                # otherwise absorb other examples' gradients.
                 target.add_product(_over_uses(use.grads).T, factor)
             elif a.shape[1] < g.shape[1]:
-                target.add_product(g.T, a * of_use[:, None])
+                # It is faster to multiply the narrower side by the factors.
+                target.add_product(g.T, a * use_factor[:, None])
             else:
-                target.add_product((g * of_use[:, None]).T, a)
+                target.add_product((g * use_factor[:, None]).T, a)
 
     def per_client(self, use: Use) -> dict[str, Tensor]:
-        """Each parameter's gradient summed per client ``[K, ...]``, zeros for clients without a
-        row.
+        """Returns each parameter's gradient summed per client, ``[K, ...]``.
+
+        It is zero for a client without a row.
         """
         grads = _by_client(use, use.grads)
+        inputs = _by_client(use, use.inputs)
+        in_span = {"weight": grads.transpose(1, 2) @ inputs, "bias": grads.sum(1)}
         span = use.layout.span
         clients = use.layout.clients
-        summed = {
-            "weight": grads.transpose(1, 2) @ _by_client(use, use.inputs),
-            "bias": grads.sum(1),
-        }
         if span == slice(0, clients):
-            return summed
-        whole = {name: value.new_zeros(clients, *value.shape[1:]) for name, value in summed.items()}
-        for name, value in summed.items():
-            whole[name][span] = value
-        return whole
+            return in_span
+        of_all = {}
+        for name, value in in_span.items():
+            of_all[name] = value.new_zeros(clients, *value.shape[1:])
+            of_all[name][span] = value
+        return of_all
 
 
 class ClientLinearRule(LinearRule):
-    """``ClientLinear``: the same norms, one sum per client."""
+    """The rule of ``ClientLinear``: the norms of a linear layer, and one sum per client."""
 
     def add(self, use: Use, factor: Tensor, into: Mapping[str, Target]) -> None:
-        """One weighted batched product over the padded clients."""
+        """Adds one weighted batched product over the padded clients; see :meth:`LinearRule.add`."""
         span = use.layout.span
         for name, target in into.items():
             if name == "weight":
                 grads = _by_client(use, use.grads * factor[:, None, None])
-                Target(target.tensor[span], target.weight).add_product(
-                    grads.transpose(1, 2), _by_client(use, use.inputs)
-                )
+                inputs = _by_client(use, use.inputs)
+                of_span = Target(target.tensor[span], target.weight)
+                of_span.add_product(grads.transpose(1, 2), inputs)
             else:
-                own = use.layout.pad(_over_uses(use.grads) * factor[:, None])
-                target.tensor[span].add_(own.sum(1), alpha=target.weight)
+                weighted = _over_uses(use.grads) * factor[:, None]
+                by_client = use.layout.pad(weighted).sum(1)
+                target.tensor[span].add_(by_client, alpha=target.weight)
 
 
 class ShiftRule(LinearRule):
-    """``Shift``: per-example gradients are no larger than the output, so they are computed."""
+    """The rule of ``Shift``, which computes per-example gradients: they are small."""
 
     names = ("weight",)
 
     def gradients(self, use: Use) -> Tensor:
-        """Per-example gradients ``[N, size]``, the output's; a single number shifts every
-        column.
+        """Returns the per-example gradients ``[N, size]``, those of the output.
+
+        A single number shifts every column, so its gradient is their sum.
         """
         assert isinstance(use.layer, Shift)
         gradient = use.grads.sum(1)
@@ -265,40 +284,37 @@ class ShiftRule(LinearRule):
         return gradient
 
     def squared(self, use: Use) -> dict[str, Tensor]:
-        """Squared norms of the per-example gradients."""
+        """Returns the squared norms of the per-example gradients, ``[N]``."""
         return {"weight": _squared_norm(self.gradients(use))}
 
     def add(self, use: Use, factor: Tensor, into: Mapping[str, Target]) -> None:
-        """Weighted sum over examples."""
-        into["weight"].tensor.add_(factor @ self.gradients(use), alpha=into["weight"].weight)
+        """Adds the weighted sum over examples; see :meth:`LinearRule.add`."""
+        target = into["weight"]
+        target.tensor.add_(factor @ self.gradients(use), alpha=target.weight)
 
     def per_client(self, use: Use) -> dict[str, Tensor]:
-        """Summed by client."""
+        """Returns the gradient summed per client, ``[K, size]``."""
         gradients = self.gradients(use)
-        return {
-            "weight": gradients.new_zeros(use.layout.clients, gradients.shape[-1]).index_add(
-                0, use.layout.client, gradients
-            )
-        }
+        sums = gradients.new_zeros(use.layout.clients, gradients.shape[-1])
+        return {"weight": sums.index_add(0, use.layout.client, gradients)}
 
 
 class ClientCodeRule(ShiftRule):
-    """``ClientCode``: the gradient of the per-example input, added to its client's row."""
+    """The rule of ``ClientCode``: an example's gradient is added to the row of its client."""
 
     def inputs(self, args: tuple[Any, ...], grads: Tensor) -> Tensor:
-        """An empty last dimension: the gradient is the output's own."""
+        """Returns inputs with an empty last dimension: the gradient is that of the output."""
         return grads[..., :0]
 
     def gradients(self, use: Use) -> Tensor:
-        """By the client's own row ``[N, size]``."""
+        """Returns each example's gradient by its client's code, ``[N, size]``."""
         return use.grads.sum(1)
 
     def add(self, use: Use, factor: Tensor, into: Mapping[str, Target]) -> None:
-        """Weighted, to each client's row."""
+        """Adds the weighted gradients to their clients' rows; see :meth:`LinearRule.add`."""
+        target = into["weight"]
         weighted = self.gradients(use) * factor[:, None]
-        into["weight"].tensor.index_add_(
-            0, use.layout.client, weighted, alpha=into["weight"].weight
-        )
+        target.tensor.index_add_(0, use.layout.client, weighted, alpha=target.weight)
 
 
 RULES: dict[type[nn.Module], LinearRule] = {
@@ -308,30 +324,31 @@ RULES: dict[type[nn.Module], LinearRule] = {
     ClientCode: ClientCodeRule(),
     Shift: ShiftRule(),
 }
+"""The rule of every layer type that bookkeeping covers."""
 PER_CLIENT = (ClientLinear, ClientCode)
-"""Layers whose parameters have one slice per client."""
+"""The layers whose parameters have one slice per client."""
 
 
 def by_use(values: Tensor) -> Tensor:
-    """``[N, ..., m]`` to ``[N, T, m]``."""
+    """Reshapes ``[N, ..., m]`` to ``[N, T, m]``."""
     if values.dim() == 2:
         return values.unsqueeze(1)
     return values.flatten(1, -2)
 
 
 def _over_uses(grads: Tensor) -> Tensor:
-    """``[N, T, m]`` added up to ``[N, m]``, without a copy for T = 1."""
+    """Sums ``[N, T, m]`` over the uses to ``[N, m]``, without a copy for T = 1."""
     if grads.shape[1] == 1:
         return grads[:, 0]
     return grads.sum(1)
 
 
 def _squared_norm(rows: Tensor) -> Tensor:
-    """``[N, m]`` to ``[N]``."""
+    """Returns the squared norms ``[N]`` of rows ``[N, m]``."""
     norm: Tensor = torch.linalg.vector_norm(rows, dim=1)
     return norm.square()
 
 
 def _by_client(use: Use, values: Tensor) -> Tensor:
-    """``[N, T, m]`` to ``[clients in the span, width * T, m]``."""
+    """Pads ``[N, T, m]`` to ``[clients in the span, width * T, m]``."""
     return use.layout.pad(values).flatten(1, 2)
