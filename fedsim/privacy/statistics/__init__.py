@@ -1,1 +1,1 @@
-"""Statistics that are released with noise, and what is read off them."""
+"""Statistics that are released with noise, and the estimates that are made from them."""

@@ -1,9 +1,9 @@
-"""Gaussian mixtures per class with one covariance for all components, from noisy statistics: the E
-step, the M step, the starting points.
+"""Gaussian mixtures per class from noisy statistics: starting points, E step and M step.
 
-Everything happens on residuals u ``[N, k]`` from the class mean in the leading directions of the
-covariance within classes, so that what is noised is small. Component j of class c is N(offset_cj,
-S) there; S is the covariance within classes minus the scatter between components.
+All components share one covariance. Everything happens on residuals u ``[N, k]``: rows minus their
+class mean, in the leading directions of the covariance within classes, so that what gets noise is
+small. Component j of class c is N(offset_cj, S) there; S is the covariance within classes minus the
+scatter between components.
 """
 
 from __future__ import annotations
@@ -19,94 +19,137 @@ from fedsim.privacy.statistics.outer_products import OuterProduct
 from fedsim.privacy.statistics.spectral import spectral_function, square_root
 
 WEIGHTS = {"component_sums": 1.0, "component_counts": 0.15}
+"""Weights of :func:`component_products` in a row's joint norm."""
 MOST_EXPLAINED = 0.9
-"""Largest share of the variance of a direction that lies between components: the covariance within
-them stays positive.
+"""The largest share of the variance of a direction that lies between components.
+
+It keeps the covariance within components positive.
 """
 
 
 def residuals(rows: Tensor, y: Tensor, class_means: Tensor, basis: Tensor) -> Tensor:
-    """Rows ``[N, d]`` minus their class means ``[C, d]`` in ``basis`` ``[d, k]``, clipped to norm
-    1.
+    """Returns rows minus their class means in ``basis``, clipped to norm 1, ``[N, k]``.
+
+    Args:
+        rows: ``[N, d]``.
+        y: labels ``[N]``.
+        class_means: ``[C, d]``.
+        basis: orthonormal columns ``[d, k]``.
     """
-    return in_unit_ball((rows - class_means[y]) @ basis)
+    centred = rows - class_means[y]
+    return in_unit_ball(centred @ basis)
 
 
 def responsibilities(
-    u: Tensor, y: Tensor, offsets: Tensor, shares: Tensor, whitening: Tensor
+    u: Tensor,
+    y: Tensor,
+    offsets: Tensor,
+    shares: Tensor,
+    whitening: Tensor,
 ) -> Tensor:
-    """The E step: probability of each component of the row's own class, ``[N, K]``; a row sums to
-    one.
+    """Returns the E step: the probability of each component of the row's class, ``[N, K]``.
 
-    Of residuals u ``[N, k]`` and labels y ``[N]``, by component means ``offsets`` ``[C, K, k]``,
-    positive ``shares`` ``[C, K]`` and ``whitening`` W ``[k, k]`` with ``W W^T = S^-1``.
+    Args:
+        u: residuals ``[N, k]``.
+        y: labels ``[N]``.
+        offsets: the means of the components ``[C, K, k]``.
+        shares: the positive shares of the components in their classes ``[C, K]``.
+        whitening: W ``[k, k]`` with ``W W^T = S^-1``.
     """
-    squared = ((u.unsqueeze(1) - offsets[y]) @ whitening).square().sum(2)
-    return torch.softmax(shares[y].log() - 0.5 * squared, 1)
+    deviations = u.unsqueeze(1) - offsets[y]  # [N, K, k]
+    squared_distances = (deviations @ whitening).square().sum(2)
+    return torch.softmax(shares[y].log() - 0.5 * squared_distances, 1)
 
 
 def component_products(u: Tensor, y: Tensor, belongs: Tensor, classes: int) -> Products:
-    """Component sums ``[C K, k]`` and counts ``[C K, 1]``; the left factor's entries sum to one, so
-    its norm is at most 1.
+    """Returns component sums ``[C K, k]`` and counts ``[C K, 1]``.
+
+    The left factor of a row has entries that sum to one, so its norm is at most 1.
+
+    Args:
+        u: residuals ``[N, k]``.
+        y: labels ``[N]``.
+        belongs: the result of :func:`responsibilities` ``[N, K]``.
+        classes: the number of classes C.
     """
-    left = (one_hot(y, classes).unsqueeze(2) * belongs.unsqueeze(1)).flatten(1)
+    onehot = one_hot(y, classes)
+    memberships = (onehot.unsqueeze(2) * belongs.unsqueeze(1)).flatten(1)  # [N, C K]
     return {
-        "component_sums": OuterProduct(left, u),
-        "component_counts": OuterProduct(left, u.new_ones(len(u), 1)),
+        "component_sums": OuterProduct(memberships, u),
+        "component_counts": OuterProduct(memberships, u.new_ones(len(u), 1)),
     }
 
 
 def start(draws: Tensor, covariance: Tensor, spread: float) -> dict[str, Tensor]:
-    """Starting points: random directions of the released covariance, which cost nothing; equal
-    shares.
+    """Returns starting points: random directions of the released covariance, and equal shares.
 
-    From standard normal ``draws`` ``[C, K, k]``, ``spread`` standard deviations of the covariance
-    within classes ``[k, k]`` from the class mean.
+    They cost no privacy.
+
+    Args:
+        draws: standard normal ``[C, K, k]``.
+        covariance: the released covariance within classes ``[k, k]``.
+        spread: the distance of the components from the class mean, in standard deviations.
     """
     draws = draws - draws.mean(1, keepdim=True)
-    unit = draws / draws.norm(dim=2, keepdim=True).clamp_min(1e-12)
+    directions = draws / draws.norm(dim=2, keepdim=True).clamp_min(1e-12)
+    components = draws.shape[1]
     return {
-        "offsets": spread * unit @ square_root(covariance),
-        "shares": draws.new_full(draws.shape[:2], 1 / draws.shape[1]),
+        "offsets": spread * directions @ square_root(covariance),
+        "shares": draws.new_full(draws.shape[:2], 1 / components),
     }
 
 
 def maximise(
-    sums: Tensor, counts: Tensor, shares: Tensor, std: Mapping[str, float]
+    sums: Tensor,
+    counts: Tensor,
+    shares: Tensor,
+    std: Mapping[str, float],
 ) -> dict[str, Tensor]:
-    """The M step: offsets ``[C, K, k]`` and shares ``[C, K]`` from noisy sums ``[C K, k]`` and
-    counts ``[C K, 1]``.
+    """Returns the M step: offsets ``[C, K, k]`` and shares ``[C, K]``.
 
     Offsets are shrunk towards 0, direction by direction, by the noise's share of their mean square
-    (Wiener filter), and moved so that every class keeps its mean, which the moments know better.
-    ``std`` is of the noise, by the names of :func:`component_products`.
+    (Wiener filter). Then they are moved so that every class keeps its mean, which the released
+    moments know better.
+
+    Args:
+        sums: noisy component sums ``[C K, k]``.
+        counts: noisy component counts ``[C K, 1]``.
+        shares: the shares of the step before ``[C, K]``, for their shape.
+        std: the standard deviations of the noise, by the names of :func:`component_products`.
     """
-    n = counts_above_noise(counts.view(*shares.shape, 1), std["component_counts"])
-    offsets = sums.view(*shares.shape, -1) / n
-    noise = (std["component_sums"] / n).square()
-    shares = n[..., 0] / n.sum(1)
-    signal = (offsets.square() - noise).mean((0, 1)).clamp_min(0)
+    rows = counts_above_noise(counts.view(*shares.shape, 1), std["component_counts"])
+    offsets = sums.view(*shares.shape, -1) / rows
+    noise = (std["component_sums"] / rows).square()
+    shares = rows[..., 0] / rows.sum(1)
+    signal = (offsets.square() - noise).mean((0, 1)).clamp_min(0)  # of each direction, [k]
     offsets = offsets * signal / (signal + noise).clamp_min(1e-12)
-    return {
-        "offsets": offsets - (shares.unsqueeze(2) * offsets).sum(1, keepdim=True),
-        "shares": shares,
-    }
+    class_shift = (shares.unsqueeze(2) * offsets).sum(1, keepdim=True)
+    return {"offsets": offsets - class_shift, "shares": shares}
 
 
 def scatter(offsets: Tensor, shares: Tensor, counts: Tensor) -> Tensor:
-    """Covariance of the components' means within their classes, pooled over classes with ``counts``
-    ``[C]`` rows: ``[k, k]``.
+    """Returns the covariance of the components' means within their classes, ``[k, k]``.
+
+    It is pooled over classes.
+
+    Args:
+        offsets: the means of the components ``[C, K, k]``.
+        shares: their shares ``[C, K]``.
+        counts: the number of rows per class ``[C]``.
     """
-    weights = shares * (counts / counts.sum()).unsqueeze(1)
+    class_shares = counts / counts.sum()
+    weights = shares * class_shares.unsqueeze(1)
     return torch.einsum("cj,cja,cjb->ab", weights, offsets, offsets)
 
 
 def whitening(covariance: Tensor, between: Tensor) -> Tensor:
-    """W with ``W W^T = S^-1`` for ``S = covariance - between``, ``[k, k]``; ``between`` takes at
-    most its largest share.
+    """Returns W with ``W W^T = S^-1`` for ``S = covariance - between``, ``[k, k]``.
+
+    In no direction does ``between`` take more than :data:`MOST_EXPLAINED` of the covariance.
     """
-    whitened = spectral_function(covariance, lambda values: values.clamp_min(1e-12).rsqrt())
-    inner = whitened @ between @ whitened
-    return whitened @ spectral_function(
-        inner, lambda shares: (1 - shares.clamp(0, MOST_EXPLAINED)).rsqrt()
+    inverse_root = spectral_function(covariance, lambda values: values.clamp_min(1e-12).rsqrt())
+    explained = inverse_root @ between @ inverse_root
+    correction = spectral_function(
+        explained, lambda shares: (1 - shares.clamp(0, MOST_EXPLAINED)).rsqrt()
     )
+    return inverse_root @ correction

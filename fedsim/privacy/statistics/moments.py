@@ -1,8 +1,8 @@
-"""Class-conditional Gaussians from noisy moments: the statistics, and estimates that know how noisy
-they are.
+"""Class-conditional Gaussians from noisy moments: the statistics and their estimates.
 
-Centring first matters: rows of unit norm share a large mean, and what remains after it is small, so
-it can be clipped to a small ball and the noise shrinks with the ball's radius.
+Rows are embeddings, or vectors made from them. They are centred first: rows of unit norm share a
+large mean, and what remains after it is small. It can be clipped to a small ball, and the noise
+shrinks with the ball's radius. The estimates take the noise of the statistics into account.
 """
 
 from __future__ import annotations
@@ -20,31 +20,36 @@ from fedsim.privacy.statistics import spectral
 from fedsim.privacy.statistics.outer_products import OuterProduct, exact_squares
 
 Products = dict[str, OuterProduct]
+"""The statistics of one release, by name."""
 MEAN_WEIGHTS = {"sum": 1.0, "count": 0.3}
+"""Weights of :func:`mean_products` in a row's joint norm."""
 CLASS_MEAN_WEIGHTS = {"class_sums": 1.0, "class_counts": 0.15}
+"""Weights of :func:`class_mean_products` in a row's joint norm."""
 CLIENT_WEIGHTS = {"client_sums": 1.0, "client_counts": 0.15}
+"""Weights of :func:`client_mean_products` in a row's joint norm."""
 MOMENT_WEIGHTS = {"class_sums": 1.0, "class_counts": 0.15, "second": 0.7}
+"""Weights of :func:`moment_products` in a row's joint norm."""
 LEAST_SQUARE = 1e-6
-"""A mean squared distance is no smaller."""
+"""The smallest mean squared distance, a bound against division by zero."""
 PRIOR_ERROR = 0.05
-"""Standard deviation of what is believed of the rows' mean squared norm, before it is seen."""
+"""The standard deviation of the prior belief about the rows' mean squared norm."""
 
 
 def mean_products(x: Tensor) -> Products:
-    """Sum and count of rows ``[N, d]`` of norm at most 1."""
+    """Returns the sum and the count of rows ``[N, d]`` of norm at most 1."""
     ones = x.new_ones(len(x), 1)
     return {"sum": OuterProduct(ones, x), "count": OuterProduct(ones, ones)}
 
 
 @dataclass(frozen=True)
 class ReleasedMean:
-    """A mean and how well it is known.
+    """A released mean and how well it is known.
 
     Attributes:
-        mean: ``[d]``, shrunk to 0 by its noise (James and Stein 1961): of few rows in many
+        mean: ``[d]``, shrunk to 0 by its noise (James and Stein 1961): for few rows in many
             dimensions the noise is longer than the mean.
-        error: the squared distance of ``mean`` from the true one, as it is expected.
-        rows: how many there are, at least 1.
+        error: the expected squared distance of ``mean`` from the true one.
+        rows: the number of rows, at least 1.
     """
 
     mean: Tensor
@@ -53,82 +58,89 @@ class ReleasedMean:
 
 
 def released_mean(sums: Mapping[str, Tensor], std: Mapping[str, float]) -> ReleasedMean:
-    """From the released sum ``[1, d]`` and count ``[1, 1]`` of :func:`mean_products`, the weights
-    divided out, and their noise.
+    """Estimates the mean from the released sums of :func:`mean_products`.
+
+    Args:
+        sums: the sum ``[1, d]`` and the count ``[1, 1]``, their weights divided out.
+        std: the standard deviation of the noise on each.
     """
     rows = sums["count"].clamp_min(1.0)[0]
     mean = sums["sum"][0] / rows
-    noise = len(mean) * (std["sum"] / rows[0]).square()
-    # rows have norm at most 1, and so has their mean
-    squared = (mean.square().sum() - noise).clamp(0, 1)
-    kept = squared / (squared + noise).clamp_min(1e-30)
-    return ReleasedMean(kept * mean, kept * noise, rows[0])
+    noise = len(mean) * (std["sum"] / rows[0]).square()  # its expected squared norm
+    # Rows have norm at most 1, and so has their mean.
+    signal = (mean.square().sum() - noise).clamp(0, 1)
+    shrinkage = signal / (signal + noise).clamp_min(1e-30)
+    return ReleasedMean(shrinkage * mean, shrinkage * noise, rows[0])
 
 
 def in_unit_ball(r: Tensor) -> Tensor:
-    """Rows ``[N, d]``, those of a norm above 1 scaled to 1."""
+    """Returns rows ``[N, d]``, those of a norm above 1 scaled to norm 1."""
     clipped: Tensor = r / r.norm(dim=1, keepdim=True).clamp_min(1.0)
     return clipped
 
 
 def moment_products(r: Tensor, y: Tensor, classes: int) -> Products:
-    """Class sums, class counts and one shared second moment of rows ``[N, d]`` of norm at most
-    1.
-    """
+    """Returns class sums, class counts and one second moment of rows ``[N, d]`` of norm <= 1."""
     return class_mean_products(r, y, classes) | {"second": OuterProduct(r, r)}
 
 
 def class_mean_products(r: Tensor, y: Tensor, classes: int) -> Products:
-    """Class sums and class counts of rows ``[N, d]`` of norm at most 1."""
+    """Returns class sums and class counts of rows ``[N, d]`` of norm at most 1."""
     onehot = one_hot(y, classes)
+    ones = r.new_ones(len(r), 1)
     return {
         "class_sums": OuterProduct(onehot, r),
-        "class_counts": OuterProduct(onehot, r.new_ones(len(r), 1)),
+        "class_counts": OuterProduct(onehot, ones),
     }
 
 
 def counts_above_noise(counts: Tensor, std: float) -> Tensor:
-    """Released counts to divide by: none is below 1, or below twice the standard deviation of its
-    noise.
+    """Returns released counts that it is safe to divide by.
+
+    None is below 1, or below twice the standard deviation ``std`` of its noise.
     """
     return counts.clamp_min(max(1.0, 2 * std))
 
 
 def client_mean_products(x: Tensor, client: Tensor, clients: int) -> Products:
-    """Sum and count of every client's rows ``[N, d]`` of norm at most 1."""
+    """Returns the sum and the count of every client's rows ``[N, d]`` of norm at most 1."""
     onehot = one_hot(client, clients)
+    ones = x.new_ones(len(x), 1)
     return {
         "client_sums": OuterProduct(onehot, x),
-        "client_counts": OuterProduct(onehot, x.new_ones(len(x), 1)),
+        "client_counts": OuterProduct(onehot, ones),
     }
 
 
 def client_means(sums: Tensor, counts: Tensor, std: Mapping[str, float]) -> Tensor:
-    """Every client's mean ``[K, d]``, shrunk towards what the clients share: by its own noise,
-    against how far they truly are apart.
+    """Returns every client's mean ``[K, d]``, shrunk towards the mean that the clients share.
 
-    That distance is DerSimonian and Laird's estimate (1986, "Meta-analysis in clinical trials"), in
-    which noisy clients count little; where nothing stands out of the noise all get the same mean.
-    ``sums`` ``[K, d]`` and ``counts`` ``[K, 1]`` carry noise of ``std``, by the names of
-    :func:`client_mean_products`.
+    A mean is shrunk by its noise against the variance between the true means. That variance is
+    DerSimonian and Laird's estimate (1986, "Meta-analysis in clinical trials"), in which noisy
+    clients count little. If no client stands out of the noise, all get the same mean.
+
+    Args:
+        sums: the released sum of every client, ``[K, d]``.
+        counts: the released count of every client, ``[K, 1]``.
+        std: the standard deviations of their noise, by the names of :func:`client_mean_products`.
     """
     rows = counts_above_noise(counts, std["client_counts"]).double()
     means = sums.double() / rows
-    # noise in a count stretches the whole mean; what that adds along it is told of all directions
-    # alike
-    noise = (
-        (std["client_sums"] / rows).square()
-        + means.square().mean(1, keepdim=True) * (std["client_counts"] / rows).square()
-    ).clamp_min(1e-12)
+    # Noise in a count rescales the whole mean; this error is spread evenly over the directions.
+    sum_noise = (std["client_sums"] / rows).square()
+    count_noise = (std["client_counts"] / rows).square()
+    mean_square = means.square().mean(1, keepdim=True)
+    noise = (sum_noise + mean_square * count_noise).clamp_min(1e-12)  # [K, 1], a variance
     weight = 1 / noise
     total = weight.sum()
-    beyond = (weight * (means - (weight * means).sum(0) / total).square()).sum(0).mean() - (
-        len(rows) - 1
-    )
-    signal = (beyond / (total - weight.square().sum() / total).clamp_min(1e-12)).clamp_min(0)
-    kept = 1 / (signal + noise)
-    shared = (kept * means).sum(0) / kept.sum()
-    return (shared + signal * kept * (means - shared)).to(sums.dtype)
+    weighted_mean = (weight * means).sum(0) / total
+    scatter = (weight * (means - weighted_mean).square()).sum(0).mean()  # Cochran's Q
+    excess = scatter - (len(rows) - 1)
+    scale = (total - weight.square().sum() / total).clamp_min(1e-12)
+    signal = (excess / scale).clamp_min(0)
+    precision = 1 / (signal + noise)
+    shared = (precision * means).sum(0) / precision.sum()
+    return (shared + signal * precision * (means - shared)).to(sums.dtype)
 
 
 @dataclass(frozen=True)
@@ -136,11 +148,11 @@ class Gaussians:
     """Noisy moments of the centred rows, in units of the radius.
 
     Attributes:
-        counts: rows per class, ``[C]``, at least 1 each.
-        means: class means, ``[C, d]``.
-        mean_noise: variance of each entry of a class mean, ``[C]``.
-        second: second moment, ``[d, d]``, symmetric.
-        noise: standard deviation of an off-diagonal entry of ``second``.
+        counts: the number of rows per class, ``[C]``, at least 1 each.
+        means: the class means, ``[C, d]``.
+        mean_noise: the variance of the noise on each entry of a class mean, ``[C]``.
+        second: the second moment, ``[d, d]``, symmetric.
+        noise: the standard deviation of the noise on an off-diagonal entry of ``second``.
     """
 
     counts: Tensor
@@ -151,104 +163,135 @@ class Gaussians:
 
     @cached_property
     def covariance(self) -> Tensor:
-        """The pooled covariance within classes, ``[d, d]``; the noise of the means taken out."""
+        """The pooled covariance within classes, ``[d, d]``, without the noise of the means."""
         return within(self.second, self.means, self.mean_noise, self.counts)
 
 
 def gaussians(
-    sums: Mapping[str, Tensor], std: Mapping[str, float], squared_norm: Tensor | None = None
+    sums: Mapping[str, Tensor],
+    std: Mapping[str, float],
+    squared_norm: Tensor | None = None,
 ) -> Gaussians:
-    """Class means and covariance from the released sums of :func:`moment_products`, the weights
-    divided out, and their noise ``std``.
+    """Estimates class means and the second moment from the sums of :func:`moment_products`.
 
-    ``squared_norm`` is the rows' mean squared norm as it is believed, within :data:`PRIOR_ERROR`.
-    The second moment's trace says it, too, and each counts by its precision: of few rows in many
-    dimensions the trace is noise.
+    The trace of the second moment estimates the rows' mean squared norm, too. It and the prior
+    belief ``squared_norm`` are weighted by their precision: for few rows in many dimensions the
+    trace is noise.
+
+    Args:
+        sums: the released sums, their weights divided out.
+        std: the standard deviation of the noise on each.
+        squared_norm: the believed mean squared norm, within :data:`PRIOR_ERROR`; None if unknown.
     """
     counts = counts_above_noise(sums["class_counts"][:, 0], std["class_counts"])
     total = counts.sum()
     means = sums["class_sums"] / counts[:, None]
     mean_noise = (std["class_sums"] / counts).square()
-    # the two triangles carry independent noise, so their mean has half the variance
+    # The two triangles carry independent noise, so their mean has half the variance.
     moment = (sums["second"] + sums["second"].T) / 2 / total
     if squared_norm is not None:
-        noise_of_trace = len(moment) * (std["second"] / total).square()
-        kept = PRIOR_ERROR**2 / (PRIOR_ERROR**2 + noise_of_trace)
-        moment = moment + (1 - kept) * (squared_norm - moment.trace()) / len(moment) * torch.eye(
-            len(moment), device=moment.device
-        )
+        dim = len(moment)
+        trace_noise = dim * (std["second"] / total).square()
+        trace_weight = PRIOR_ERROR**2 / (PRIOR_ERROR**2 + trace_noise)
+        correction = (1 - trace_weight) * (squared_norm - moment.trace()) / dim
+        moment = moment + correction * torch.eye(dim, device=moment.device)
     noise = std["second"] / math.sqrt(2) / float(total)
     return Gaussians(counts, means, mean_noise, moment, noise)
 
 
 def within(moment: Tensor, means: Tensor, noise: Tensor, counts: Tensor) -> Tensor:
-    """The covariance within classes ``[d, d]``: a second moment without what means ``[C, d]`` add
-    to it; their noise ``[C]`` taken out.
+    """Returns the covariance within classes ``[d, d]``.
+
+    It is the second moment without the part that the class means add to it; the noise of the means
+    is corrected for.
+
+    Args:
+        moment: the second moment ``[d, d]``.
+        means: the class means ``[C, d]``.
+        noise: the variance of the noise on each of them ``[C]``.
+        counts: the number of rows per class ``[C]``.
     """
     share = counts / counts.sum()
-    return (
-        moment
-        - (means.T * share) @ means
-        + (share * noise).sum() * torch.eye(len(moment), device=moment.device)
-    )
+    between = (means.T * share) @ means
+    mean_noise = (share * noise).sum()
+    identity = torch.eye(len(moment), device=moment.device)
+    return moment - between + mean_noise * identity
 
 
 def principal(covariance: Tensor, noise: float, most: int) -> tuple[Tensor, Tensor, float]:
-    """At most ``most`` leading directions of a covariance ``[d, d]`` whose entries off the diagonal
-    have ``noise``, a standard deviation.
+    """Returns the leading directions of a noisy covariance.
 
     A symmetric matrix of independent noise has its largest eigenvalue near ``2 noise sqrt(d)``.
     Eigenvalues above half of that are kept: directions below the edge carry little signal, but
-    leaving them white costs the probe more than it saves (seen on BloodMNIST). Returns an
-    orthonormal basis ``[d, k]`` that depends on its span alone, the covariance in it ``[k, k]``,
-    and the variance of every direction besides.
+    leaving them white costs the probe more than it saves (seen on BloodMNIST).
+
+    Args:
+        covariance: ``[d, d]``.
+        noise: the standard deviation of the noise on an off-diagonal entry.
+        most: the largest number of directions.
+
+    Returns:
+        An orthonormal basis ``[d, k]`` that depends on its span alone, the covariance in it
+        ``[k, k]``, and the variance of every other direction.
     """
     dim = len(covariance)
-    values, vectors = spectral.leading(covariance, most, max(noise * math.sqrt(dim), 1e-9))
-    known = torch.cat([values, covariance.double().trace()[None]]).cpu()
-    trace = float(known[-1])
-    kept = known[:-1]
-    if len(kept):
-        largest = float(kept[:1].sum())
-    else:
-        largest = trace / dim
-    rest = max(trace - float(kept.sum()), 1e-3 * max(largest, 1e-6)) / dim
+    floor = max(noise * math.sqrt(dim), 1e-9)
+    values, vectors = spectral.leading(covariance, most, floor)
+    # One copy from the device instead of two.
+    on_cpu = torch.cat([values, covariance.double().trace()[None]]).cpu()
+    kept_values = on_cpu[:-1]
+    trace = float(on_cpu[-1])
+    largest = float(kept_values[0]) if len(kept_values) else trace / dim
+    remaining = trace - float(kept_values.sum())
+    rest = max(remaining, 1e-3 * max(largest, 1e-6)) / dim
     basis = spectral.steady(vectors)
-    turned = basis.T @ vectors
-    return basis.float(), ((turned * values) @ turned.T).float(), rest
+    rotation = basis.T @ vectors
+    inner = (rotation * values) @ rotation.T
+    return basis.float(), inner.float(), rest
 
 
 BINS = 30
-"""Half octaves of distance below 2; the last bin has all that are smaller."""
+"""The number of bins of the histogram of distances.
+
+Each is half an octave of distance wide, below a distance of 2; the last has all smaller distances.
+"""
 SEEN = 3.0
-"""Standard deviations of noise above which a bin's count is believed."""
+"""The number of standard deviations of noise that a bin's count must exceed to be used."""
 
 
 def distance_products(r: Tensor) -> Products:
-    """A histogram ``[1, BINS]`` of the norms of rows ``[N, d]``; a row is in one bin, so its
-    removal changes one count by 1.
+    """Returns a histogram ``[1, BINS]`` of the norms of rows ``[N, d]``.
+
+    A row is in one bin, so its removal changes one count by 1.
     """
-    bins = (exact_squares(r) <= largest_squares(r.device)).sum(1) - 1
-    return {"bins": OuterProduct(r.new_ones(len(r), 1), one_hot(bins.clamp_min(0), BINS))}
+    is_below = exact_squares(r) <= largest_squares(r.device)  # [N, BINS]
+    bins = is_below.sum(1) - 1
+    ones = r.new_ones(len(r), 1)
+    return {"bins": OuterProduct(ones, one_hot(bins.clamp_min(0), BINS))}
 
 
 def largest_squares(device: torch.device) -> Tensor:
-    """The largest squared distance of every bin ``[BINS]``."""
+    """Returns the largest squared distance of every bin, ``[BINS]``."""
     return 4 * 0.5 ** torch.arange(BINS, device=device)
 
 
 def released_distances(bins: Tensor, std: float, square: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """The mean square of the distances, the bins' counts ``[BINS]``, 0 where noise hides them, and
-    their largest squares ``[BINS]``.
+    """Estimates the distances from the released sums of :func:`distance_products`.
 
-    From the released sums ``[1, BINS]`` of :func:`distance_products`, the noise on each, and the
-    mean square expected before, which is kept within the bounds that the bins set, and where no bin
-    stands out of the noise.
+    Args:
+        bins: the released counts ``[1, BINS]``.
+        std: the standard deviation of the noise on each.
+        square: the mean squared distance expected before. It is kept within the bounds that the
+            bins set, or as it is if no bin stands out of the noise.
+
+    Returns:
+        The mean squared distance, the bins' counts ``[BINS]``, which are 0 where noise hides them,
+        and their largest squared distances ``[BINS]``.
     """
     counts = torch.where(bins[0] > SEEN * std, bins[0], 0.0)
     squares = largest_squares(counts.device)
-    most = (counts * squares).sum() / counts.sum().clamp_min(1e-9)
-    believed = torch.where(
-        counts.sum() > 0, torch.minimum(torch.maximum(square, most / 2), most), square
-    )
+    upper_bound = (counts * squares).sum() / counts.sum().clamp_min(1e-9)
+    lower_bound = upper_bound / 2
+    bounded = torch.minimum(torch.maximum(square, lower_bound), upper_bound)
+    believed = torch.where(counts.sum() > 0, bounded, square)
     return believed, counts, squares

@@ -1,5 +1,7 @@
-"""Clipped sums of statistics: outer products of two vectors per example, clipped jointly; and
-products that are exact row by row.
+"""Clipped sums of statistics, and products that do not depend on other rows.
+
+A statistic is a sum of outer products of two vectors per row (example or embedding). All statistics
+of a release are clipped jointly.
 """
 
 from __future__ import annotations
@@ -16,8 +18,9 @@ from fedsim.device import CPU, to_device
 from fedsim.privacy.clipping.norms import Norms
 
 ROWS = 1024
-"""Examples that are taken to float64 at a time on the CPU, to stay within its cache; another device
-takes all at once.
+"""The number of rows that are converted to float64 at a time on the CPU, to stay within its cache.
+
+Another device converts all at once.
 """
 
 
@@ -30,104 +33,166 @@ class OuterProduct:
 
 
 def unit_weights(weights: Mapping[str, float]) -> dict[str, float]:
-    """Weights scaled so that statistics of norm at most 1 have a joint norm of at most 1."""
+    """Returns the weights scaled so that statistics of norm at most 1 have a joint norm <= 1."""
     norm = math.sqrt(sum(weight**2 for weight in weights.values()))
     return {name: weight / norm for name, weight in weights.items()}
 
 
 def clipped_statistics(
-    products: Mapping[str, OuterProduct], norms: Norms, groups: Layout | None = None
+    products: Mapping[str, OuterProduct],
+    norms: Norms,
+    groups: Layout | None = None,
 ) -> tuple[dict[str, Tensor], Tensor]:
-    """``sum_n c_n w left_n right_n^T`` by name, ``[p, q]`` each, with ``c_n = min(1, C / joint norm
-    of the unit of row n)``.
+    """Returns ``sum_n c_n w left_n right_n^T`` for every statistic, jointly clipped.
 
-    Class sums are (one-hot label, x), counts (one-hot label, 1), second moments (x, x). Removing
-    one unit, a row or one of ``groups``, changes all sums together by at most C in L2 norm. A unit
-    that is not finite counts as 0.
+    ``c_n`` is ``min(1, C / joint norm of the unit of row n)``. Class sums are (one-hot label, x),
+    counts (one-hot label, 1), second moments (x, x). Removing one unit changes all sums together by
+    at most C in L2 norm. A unit that is not finite counts as 0.
 
-    The sums, weighted by ``norms.weight(name)``, are float64, so that they depend neither on the
-    order of the rows nor on a processor's products. They are rounded after their noise is added:
-    before, a unit could change the rounding of sums of many rows by more than it changes the sums.
-    With them come the units' joint norms before clipping, private and for diagnostics only.
+    Args:
+        products: the statistics by name.
+        norms: the clip norm C and the weights w by name.
+        groups: the unit of each row; None if every row is a unit.
+
+    Returns:
+        The weighted sums by name ``[p, q]``, float64, so that they depend neither on the order of
+        the rows nor on a processor's products; and the units' joint norms before clipping, private
+        and for diagnostics only. Round the sums only after their noise is added: before, a unit
+        could change the rounding of sums of many rows by more than it changes the sums.
     """
-    first = next(iter(products.values())).left
-    unit_squared = first.new_zeros(len(first) if groups is None else groups.clients)
-    for name, product in products.items():
-        rows = product.left.square().sum(1) * product.right.square().sum(1)
-        unit_squared += norms.weight(name) ** 2 * (
-            rows if groups is None else _of_groups(product, rows, groups)
-        )
+    unit_squared = _joint_squared_norms(products, norms, groups)
     factor = norms.factors(unit_squared)
-    squared = unit_squared
+    row_squared = unit_squared
     if groups is not None:
         factor = factor[groups.client]
-        squared = unit_squared[groups.client]
-    broken = ~squared.isfinite()[:, None]
-    sums = {}
-    for name, product in products.items():
-        total = first.new_zeros(product.left.shape[1], product.right.shape[1], dtype=torch.double)
-        if first.device == CPU:
-            at_once = ROWS
-        else:
-            at_once = max(1, len(squared))
-        for start in range(0, len(squared), at_once):
-            part = slice(start, start + at_once)
-            # 0 times a nan is a nan: a broken row is left out, not weighed with 0.
-            left, right = (
-                side[part].masked_fill(broken[part], 0).double()
-                for side in (product.left, product.right)
-            )
-            total.addmm_((left * factor[part, None]).T, right, alpha=norms.weight(name))
-        sums[name] = total
+        row_squared = unit_squared[groups.client]
+    is_broken = ~row_squared.isfinite()[:, None]
+    sums = {
+        name: _weighted_sum(product, factor, is_broken, norms.weight(name))
+        for name, product in products.items()
+    }
     return sums, unit_squared.sqrt()
 
 
-def _of_groups(product: OuterProduct, alone: Tensor, groups: Layout) -> Tensor:
-    """Squared norms ``[G]`` of the groups' sums: ``sum_nm <left_n, left_m> <right_n, right_m>``
-    over the pairs of a group's rows.
+def _joint_squared_norms(
+    products: Mapping[str, OuterProduct],
+    norms: Norms,
+    groups: Layout | None,
+) -> Tensor:
+    """Returns the squared joint norm of every unit, ``[units]``."""
+    any_left = next(iter(products.values())).left
+    units = len(any_left) if groups is None else groups.clients
+    joint = any_left.new_zeros(units)
+    for name, product in products.items():
+        squared = product.left.square().sum(1) * product.right.square().sum(1)
+        if groups is not None:
+            squared = _squared_norms_of_groups(product, squared, groups)
+        joint += norms.weight(name) ** 2 * squared
+    return joint
+
+
+def _weighted_sum(
+    product: OuterProduct,
+    factor: Tensor,
+    is_broken: Tensor,
+    weight: float,
+) -> Tensor:
+    """Returns ``weight * sum_n factor_n left_n right_n^T`` ``[p, q]`` in float64.
+
+    Args:
+        product: the statistic of N rows.
+        factor: the factor of every row ``[N]``.
+        is_broken: whether a row is left out, ``[N, 1]``.
+        weight: the weight of the statistic.
     """
-    # a group of one row has the row's, `alone` [N]: rounded in another way it would be clipped a
-    # little differently
+    shape = (product.left.shape[1], product.right.shape[1])
+    total = product.left.new_zeros(*shape, dtype=torch.double)
+    count = len(product.left)
+    step = ROWS if product.left.device == CPU else max(1, count)
+    for start in range(0, count, step):
+        rows = slice(start, start + step)
+        # 0 times a nan is a nan: a broken row is filled with 0, not multiplied by it.
+        left = product.left[rows].masked_fill(is_broken[rows], 0).double()
+        right = product.right[rows].masked_fill(is_broken[rows], 0).double()
+        weighted = left * factor[rows, None]
+        total.addmm_(weighted.T, right, alpha=weight)
+    return total
+
+
+def _squared_norms_of_groups(product: OuterProduct, of_rows: Tensor, groups: Layout) -> Tensor:
+    """Returns the squared norm of every group's sum ``[G]``.
+
+    It is ``sum_nm <left_n, left_m> <right_n, right_m>`` over the pairs of a group's rows.
+
+    Args:
+        product: the statistic of N rows.
+        of_rows: the squared norm of each row ``[N]``. A group of one row takes its row's: rounded
+            in another way it would be clipped a little differently.
+        groups: the group of each row.
+    """
+    device = of_rows.device
     sizes = torch.bincount(groups.positions, minlength=groups.clients)
-    first = sizes.cumsum(0) - sizes
-    squared = alone.new_zeros(groups.clients)
+    first_rows = sizes.cumsum(0) - sizes
+    squared = of_rows.new_zeros(groups.clients)
     single = (sizes == 1).nonzero()[:, 0]
-    squared[to_device(single, squared.device)] = alone[to_device(first[single], squared.device)]
-    for size in sorted(set(sizes.tolist()) - {0, 1}):
-        for some in torch.split((sizes == size).nonzero()[:, 0], max(1, ROWS // size)):
-            rows = to_device(first[some, None] + torch.arange(size), squared.device)
-            left, right = (side[rows].double() for side in (product.left, product.right))
-            if size > ROWS:  # so many pairs are more numbers than the sum has
-                pairs = (left.transpose(1, 2) @ right).square()
-            else:
-                pairs = (left @ left.transpose(1, 2)) * (right @ right.transpose(1, 2))
-            squared[to_device(some, squared.device)] = (
-                pairs.sum((1, 2)).clamp_min(0).to(squared.dtype)
-            )
+    squared[to_device(single, device)] = of_rows[to_device(first_rows[single], device)]
+    larger_sizes = sorted(set(sizes.tolist()) - {0, 1})
+    for size in larger_sizes:
+        groups_of_size = (sizes == size).nonzero()[:, 0]
+        for some_groups in torch.split(groups_of_size, max(1, ROWS // size)):
+            row_numbers = first_rows[some_groups, None] + torch.arange(size)
+            rows = to_device(row_numbers, device)
+            left = product.left[rows].double()
+            right = product.right[rows].double()
+            norms = _squared_norms_of_sums(left, right).to(squared.dtype)
+            squared[to_device(some_groups, device)] = norms
     return squared
 
 
-def _whole(x: Tensor, largest: Tensor) -> tuple[Tensor, Tensor]:
-    """Integers in float64, and the unit of which finite ``x`` ``[..., d]`` has so many; ``largest``
-    bounds the entries.
+def _squared_norms_of_sums(left: Tensor, right: Tensor) -> Tensor:
+    """Returns ``|sum_n left_n right_n^T|^2`` ``[B]`` for ``[B, n, p]`` and ``[B, n, q]``."""
+    if left.shape[1] > ROWS:
+        # The sums themselves have fewer entries than the Gram matrices of so many rows.
+        terms = (left.transpose(1, 2) @ right).square()
+    else:
+        terms = (left @ left.transpose(1, 2)) * (right @ right.transpose(1, 2))
+    return terms.sum((1, 2)).clamp_min(0)
+
+
+def _to_integers(x: Tensor, largest: Tensor) -> tuple[Tensor, Tensor]:
+    """Returns finite ``x`` ``[..., d]`` as integers in float64, and the unit that they count.
+
+    The rounding of an ordinary product depends on how many rows it has, so one private row could
+    change what other rows add to a histogram. These integers have so few bits that every partial
+    sum of their products is below 2^53 and therefore exact in float64.
+
+    Args:
+        x: the values.
+        largest: a bound on their absolute values.
     """
-    # the rounding of a product depends on how many rows it has, so one private row could change
-    # what others add to a histogram; of
-    # integers of so few bits every partial sum is below 2^53, which float64 holds
-    unit = largest.double().clamp_min(1e-300) * 2.0 ** -((53 - x.shape[-1].bit_length()) // 2)
+    bits = (53 - x.shape[-1].bit_length()) // 2
+    unit = largest.double().clamp_min(1e-300) * 2.0**-bits
     return (x.double() / unit).round(), unit
 
 
 def exact_products(x: Tensor, fixed: Tensor) -> Tensor:
-    """``x fixed^T`` ``[N, K]``, float64, of rows ``[N, d]`` and ``fixed`` ones ``[K, d]``, both
-    rounded to whole numbers first.
+    """Returns ``x fixed^T`` ``[N, K]`` in float64, each row independent of all other rows.
+
+    Both are rounded to integers first.
+
+    Args:
+        x: rows ``[N, d]``.
+        fixed: fixed rows ``[K, d]``.
     """
-    rows, unit = _whole(x, x.abs().amax(1, keepdim=True))
-    matrix, other = _whole(fixed, fixed.abs().max())
-    return rows @ matrix.T * (unit * other)
+    integers, unit = _to_integers(x, x.abs().amax(1, keepdim=True))
+    fixed_integers, fixed_unit = _to_integers(fixed, fixed.abs().max())
+    return integers @ fixed_integers.T * (unit * fixed_unit)
 
 
 def exact_squares(x: Tensor) -> Tensor:
-    """The squared norms of rows ``[N, 1]``, float64, the rows rounded to whole numbers first."""
-    rows, unit = _whole(x, x.abs().amax(1, keepdim=True))
-    return rows.square().sum(1, keepdim=True) * unit.square()
+    """Returns the squared norms ``[N, 1]`` of rows ``[N, d]`` in float64.
+
+    Each is independent of all other rows: the rows are rounded to integers first.
+    """
+    integers, unit = _to_integers(x, x.abs().amax(1, keepdim=True))
+    return integers.square().sum(1, keepdim=True) * unit.square()

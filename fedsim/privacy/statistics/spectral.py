@@ -1,9 +1,9 @@
-"""What may be read off a noisy symmetric matrix, so that a last bit of the matrix changes it by
-about a last bit.
+"""Functions of a noisy symmetric matrix that are stable under rounding.
 
-An eigenvector's sign is arbitrary, and of eigenvectors with close eigenvalues only their span is
-determined; another processor's rounding gives others. Functions of the whole matrix, spans that end
-at a gap, and bases that depend on their span alone are safe.
+The sign of an eigenvector is arbitrary, and if eigenvalues are close, only the span of their
+eigenvectors is determined: another processor's rounding gives other eigenvectors. Safe are
+functions of the whole matrix, spans that end at a gap, and bases that depend on their span alone:
+they change by about a last bit if the matrix does.
 """
 
 from __future__ import annotations
@@ -17,80 +17,90 @@ from torch import Tensor
 from fedsim.device import to_device
 
 GAP = 1e-3
-"""Eigenvalues are told apart if they differ by more than this share of the larger one."""
+"""The share of the larger of two eigenvalues by which they must differ to be told apart."""
 
 
 def leading(symmetric: Tensor, most: int, floor: float) -> tuple[Tensor, Tensor]:
-    """The largest eigenvalues in descending order ``[k]`` and an orthonormal basis of their span
-    ``[d, k]``, float64.
+    """Returns the largest eigenvalues and an orthonormal basis of their span, float64.
 
-    At most ``most`` that are above ``floor``; of eigenvalues that cannot be told apart all or none
-    are taken.
+    Of eigenvalues that cannot be told apart all or none are taken.
+
+    Args:
+        symmetric: a symmetric matrix ``[d, d]``.
+        most: the largest number of eigenvalues.
+        floor: the value that each of them exceeds.
+
+    Returns:
+        The eigenvalues in descending order ``[k]`` and the basis ``[d, k]``.
     """
     values, vectors = descending(symmetric)
-    known = values.cpu()
-    kept = min(int((known > floor).sum()), most)
-    apart = _apart(known)
-    while 0 < kept < len(values) and not apart[kept - 1]:
-        kept -= 1
-    return values[:kept], vectors[:, :kept]
+    values_on_cpu = values.cpu()
+    count = min(int((values_on_cpu > floor).sum()), most)
+    ends_at_gap = _differ_from_next(values_on_cpu)
+    while 0 < count < len(values) and not ends_at_gap[count - 1]:
+        count -= 1
+    return values[:count], vectors[:, :count]
 
 
 def descending(symmetric: Tensor) -> tuple[Tensor, Tensor]:
-    """Eigenvalues in descending order ``[d]`` and eigenvectors ``[d, d]``, float64."""
+    """Returns eigenvalues in descending order ``[d]`` and eigenvectors ``[d, d]``, float64."""
     values, vectors = torch.linalg.eigh(symmetric.double())
     return values.flip(0), vectors.flip(1)
 
 
 def ties(values: Tensor) -> Tensor:
-    """For descending eigenvalues ``[d]``: the number of the group ``[d]`` that each shares with
-    those it cannot be told apart from.
+    """Returns the group number ``[d]`` of each of descending eigenvalues ``[d]``.
+
+    Eigenvalues that cannot be told apart share a group.
     """
-    return torch.nn.functional.pad(_apart(values).long().cumsum(0), (1, 0))
+    group_of_later = _differ_from_next(values).long().cumsum(0)
+    return torch.nn.functional.pad(group_of_later, (1, 0))
 
 
-def _apart(values: Tensor) -> Tensor:
-    """Whether each of descending eigenvalues ``[d]`` can be told from the next, ``[d - 1]``."""
-    return values[:-1] - values[1:] > GAP * values[:-1].abs()
+def _differ_from_next(values: Tensor) -> Tensor:
+    """Returns whether each of descending eigenvalues ``[d]`` differs from the next, ``[d - 1]``."""
+    gaps = values[:-1] - values[1:]
+    return gaps > GAP * values[:-1].abs()
 
 
 def group_means(values: Tensor, group: Tensor) -> Tensor:
-    """Every value ``[d]`` replaced by the mean over its group, numbered ``[d]`` as by
-    :func:`ties`.
-    """
+    """Replaces every value ``[d]`` by the mean of its group, numbered ``[d]`` by :func:`ties`."""
     sums = torch.zeros_like(values).index_add(0, group, values)
-    means: Tensor = (sums / group.bincount(minlength=len(group)).clamp_min(1))[group]
-    return means
+    sizes = group.bincount(minlength=len(group)).clamp_min(1)
+    means: Tensor = sums / sizes
+    return means[group]
 
 
 def steady(basis: Tensor) -> Tensor:
-    """The orthonormal basis of the span of ``basis`` ``[d, k]`` that is nearest to a fixed one; it
-    depends on the span alone.
+    """Returns an orthonormal basis ``[d, k]`` of the span of ``basis`` that depends on it alone.
 
-    The orthogonal Procrustes problem (Schoenemann 1966); the fixed basis are the first vectors of
-    the discrete cosine transform IV.
+    It is the basis of the span that is nearest to a fixed one, the first vectors of the discrete
+    cosine transform IV (orthogonal Procrustes problem, Schoenemann 1966).
     """
-    if (
-        len(basis) == basis.shape[1]
-    ):  # all singular values are 1, on which a decomposition may not converge
-        return to_device(cosines(*basis.shape), basis.device)
-    return basis.double() @ polar(basis.T.double() @ to_device(cosines(*basis.shape), basis.device))
+    fixed = to_device(cosines(*basis.shape), basis.device)
+    if len(basis) == basis.shape[1]:
+        # All singular values are 1, and a decomposition may not converge.
+        return fixed
+    return basis.double() @ polar(basis.T.double() @ fixed)
 
 
 def polar(matrix: Tensor) -> Tensor:
-    """The matrix with orthonormal columns that is nearest to ``matrix`` ``[d, k]``, d at least
-    k.
+    """Returns the matrix with orthonormal columns that is nearest to ``matrix``.
+
+    Args:
+        matrix: ``[d, k]`` with d >= k.
     """
-    if not matrix.shape[1]:  # not every device decomposes nothing
-        return matrix
+    if not matrix.shape[1]:
+        return matrix  # not every device decomposes an empty matrix
     left, _, right = torch.linalg.svd(matrix, full_matrices=False)
     nearest: Tensor = left @ right
     return nearest
 
 
 def cosines(size: int, count: int) -> Tensor:
-    """The first ``count`` orthonormal vectors of the discrete cosine transform IV, ``[size,
-    count]``, float64.
+    """Returns the first ``count`` vectors of the discrete cosine transform IV, ``[size, count]``.
+
+    They are orthonormal and float64.
     """
     rows = torch.arange(size).double() + 0.5
     columns = torch.arange(count).double() + 0.5
@@ -100,12 +110,13 @@ def cosines(size: int, count: int) -> Tensor:
 
 
 def spectral_function(symmetric: Tensor, function: Callable[[Tensor], Tensor]) -> Tensor:
-    """``V f(values) V^T`` of symmetric matrices ``[..., d, d]``, in their dtype."""
+    """Returns ``V function(values) V^T`` of symmetric matrices ``[..., d, d]``, in their dtype."""
     values, vectors = torch.linalg.eigh(symmetric.double())
-    made: Tensor = (vectors * function(values).unsqueeze(-2)) @ vectors.transpose(-2, -1)
-    return made.to(symmetric.dtype)
+    scaled_vectors = vectors * function(values).unsqueeze(-2)
+    result: Tensor = scaled_vectors @ vectors.transpose(-2, -1)
+    return result.to(symmetric.dtype)
 
 
 def square_root(symmetric: Tensor) -> Tensor:
-    """The symmetric square root of the nearest positive semidefinite matrices ``[..., d, d]``."""
+    """Returns the symmetric square root of the nearest positive semidefinite ``[..., d, d]``."""
     return spectral_function(symmetric, lambda values: values.clamp_min(0).sqrt())
