@@ -1,1 +1,1 @@
-"""Privacy: the plan before the first step, the ledger of what ran, accountants, clipping, noise."""
+"""Privacy: the plan before the first step, the ledger, accountants, clipping, and noise."""

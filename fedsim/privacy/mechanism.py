@@ -1,14 +1,14 @@
-"""The Gaussian mechanism: what a plan plans, clients and server draw, a ledger counts, a row holds
-and a proof composes.
+"""The Gaussian mechanism, which plans plan, clients and server run, and ledgers count.
 
-A run of it releases f(S) + N(0, (noise_multiplier * D)^2 I), where S takes every unit independently
-with probability ``sample_rate`` and D is f's L2 sensitivity to one unit; ``sample_rate`` 1 is the
-plain Gaussian mechanism.
+A run of it releases f(S) + N(0, (noise_multiplier * D)^2 I). S takes every unit independently with
+probability ``sample_rate``, and D is f's L2 sensitivity to one unit. With a ``sample_rate`` of 1 it
+is the plain Gaussian mechanism.
 """
 
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
@@ -17,13 +17,13 @@ from fedsim.words import number
 
 @dataclass(frozen=True, order=True)
 class Mechanism:
-    """``count`` runs of one mechanism.
+    """A number of runs of one Gaussian mechanism.
 
     Attributes:
-        noise_multiplier: standard deviation of the noise over the sensitivity; 0 for none.
+        noise_multiplier: the standard deviation of the noise over the sensitivity; 0 for no noise.
         sample_rate: the Poisson rate of the sample; 1 for all units.
-        count: how often it runs on a unit.
-        release: what is released, as the plan calls it; it costs nothing.
+        count: the number of runs on a unit.
+        release: the plan's name for what is released; it does not change the cost.
     """
 
     noise_multiplier: float
@@ -32,51 +32,44 @@ class Mechanism:
     release: str = ""
 
     def scaled(self, factor: float) -> Mechanism:
-        """The same with ``factor`` times the noise."""
+        """Returns the mechanism with ``factor`` times the noise."""
         return replace(self, noise_multiplier=self.noise_multiplier * factor)
 
     def times(self, count: int) -> Mechanism:
-        """The same, run ``count`` times."""
+        """Returns the mechanism with ``count`` runs."""
         return replace(self, count=count)
 
     @property
     def costs(self) -> bool:
-        """Whether anything of a unit is released."""
+        """Whether it releases anything about a unit."""
         return bool(self.count and self.sample_rate) and not math.isinf(self.noise_multiplier)
 
     def divergence(self, order: float) -> float:
-        """The Rényi divergence of all runs at ``order``; +inf if its series overflows double
-        precision.
+        """Returns the Rényi divergence of all runs at ``order``.
 
-        Mironov, Talwar & Zhang 2019 (arXiv 1908.10530, section 3.3).
+        It is +inf if its series overflows double precision (Mironov, Talwar & Zhang 2019, arXiv
+        1908.10530, section 3.3).
         """
-        from opacus.accountants.analysis.rdp import (
-            compute_rdp,
-        )  # late: Opacus imports its optimisers, too
+        # Opacus is imported here because it imports its optimisers, too.
+        from opacus.accountants.analysis.rdp import compute_rdp
 
         try:
-            return float(
-                compute_rdp(
-                    q=self.sample_rate,
-                    noise_multiplier=self.noise_multiplier,
-                    steps=self.count,
-                    orders=float(order),
-                )
+            divergence = compute_rdp(
+                q=self.sample_rate,
+                noise_multiplier=self.noise_multiplier,
+                steps=self.count,
+                orders=float(order),
             )
+            return float(divergence)
         except (ArithmeticError, ValueError):
             return math.inf
 
     def sentence(self, sensitivity: float) -> str:
-        """What is released, how often, of which units and under which noise."""
-        if self.count == 1:
-            times = "once"
-        else:
-            times = f"{self.count} times"
-        rate = self.sample_rate
-        if rate < 1:
-            sampled = f"on a fresh Poisson sample of the units at rate {number(rate)}"
-        else:
-            sampled = "on all units, no sampling"
+        """Returns a sentence: what is released, how often, of which units, and with what noise."""
+        times = "once" if self.count == 1 else f"{self.count} times"
+        sampled = "on all units, no sampling"
+        if self.sample_rate < 1:
+            sampled = f"on a fresh Poisson sample of the units at rate {number(self.sample_rate)}"
         noise = (
             f"noise of standard deviation {number(self.noise_multiplier, 5)} × the "
             f"sensitivity {number(sensitivity)}"
@@ -85,16 +78,20 @@ class Mechanism:
 
 
 def merged(mechanisms: Iterable[Mechanism]) -> tuple[Mechanism, ...]:
-    """Equal mechanisms added up and sorted, without their releases' names and without what costs
-    nothing.
+    """Returns the mechanisms sorted, with the runs of equal ones added up.
 
-    The cost of what ran depends on neither order nor grouping.
+    The names of releases and mechanisms that cost nothing are left out. The cost of what ran
+    depends on neither order nor grouping.
+
+    Raises:
+        ValueError: a noise multiplier, sample rate or count is out of range.
     """
-    counts: dict[tuple[float, float], int] = {}
-    for one in mechanisms:
-        if not (one.noise_multiplier >= 0 and 0 <= one.sample_rate <= 1 and one.count >= 0):
-            raise ValueError(f"not a mechanism: {one}")
-        if one.costs:
-            key = (float(one.noise_multiplier), float(one.sample_rate))
-            counts[key] = counts.get(key, 0) + int(one.count)
+    counts: Counter[tuple[float, float]] = Counter()
+    for mechanism in mechanisms:
+        noise = mechanism.noise_multiplier
+        rate = mechanism.sample_rate
+        if not (noise >= 0 and 0 <= rate <= 1 and mechanism.count >= 0):
+            raise ValueError(f"not a mechanism: {mechanism}")
+        if mechanism.costs:
+            counts[float(noise), float(rate)] += int(mechanism.count)
     return tuple(sorted(Mechanism(noise, rate, count) for (noise, rate), count in counts.items()))

@@ -1,6 +1,6 @@
 """The plan: how the privacy budget will be spent, solved once before the first step.
 
-Two data sets are neighbours if one has one unit more than the other (add or remove one); the unit
+Two data sets are neighbours if one has one unit more than the other (add or remove one). The unit
 is an example, a group of one client's examples (a patient's, a lesion's) or a client. A release is
 a Gaussian mechanism on a Poisson sample of the units, whose noise has standard deviation
 ``relative_noise * sigma * sensitivity`` per coordinate. The composition of all steps of all
@@ -21,13 +21,17 @@ from fedsim.privacy.mechanism import Mechanism, merged
 from fedsim.privacy.selection import Selection
 
 Unit = Literal["example", "group", "client"]
+"""What the presence of which is protected."""
 Trust = Literal["aggregate", "silo"]
+"""What an adversary sees: the sum over clients, or every single message."""
 Claim = Literal["proved", "stated", "heuristic", "none"]
-"""How strong an (epsilon, delta) is, the strongest first: a theorem of a class that fedsim ships;
-one by its author's word; not a theorem; no guarantee.
+"""How strong an (epsilon, delta) is, the strongest first.
+
+It is a theorem for a class that fedsim ships, a theorem as stated by the method's author, not a
+theorem, or no guarantee.
 """
 THEOREMS: tuple[Claim, ...] = ("proved", "stated")
-"""Claims that (epsilon, delta) is a theorem, which a check may refute."""
+"""The claims that (epsilon, delta) is a theorem, which a check may refute."""
 
 MOST_DELTA = 0.1
 """The largest delta of a budget: a larger one guarantees next to nothing."""
@@ -38,12 +42,13 @@ class Release:
     """One kind of noisy release: ``steps`` runs of one mechanism.
 
     Attributes:
-        name: unique within a plan.
+        name: the name of the release, unique within a plan.
         sample_rate: the public probability with which each unit is in a step's sample, in (0, 1].
-        steps: how often it is released on a unit over the whole run, all rounds together.
-        relative_noise: its noise multiplier in units of the plan's sigma; the ratio between
-            releases is kept.
-        per_round: steps in a round (local steps, each with noise of its own); divides ``steps``.
+        steps: the number of runs on a unit in all rounds together.
+        relative_noise: the noise multiplier in units of the plan's sigma; solving for sigma keeps
+            the ratios between releases.
+        per_round: the number of steps in a round (local steps, each with its own noise); divides
+            ``steps``.
         main: whether a report draws its rounds as the training; false for a release before or after
             the training.
     """
@@ -57,18 +62,18 @@ class Release:
 
     @property
     def mechanism(self) -> Mechanism:
-        """All of it, at a sigma of 1."""
+        """The mechanism of all its steps, at a sigma of 1."""
         return Mechanism(self.relative_noise, self.sample_rate, self.steps, self.name)
 
     @property
     def rounds(self) -> int:
-        """How many rounds it takes."""
+        """The number of rounds that it takes."""
         return self.steps // self.per_round
 
 
 @dataclass(frozen=True)
 class PrivacyPlan:
-    """A solved budget; see the module's text for the neighbouring relation.
+    """A solved budget; the module's text defines when two data sets are neighbours.
 
     Attributes:
         epsilon_target: the requested epsilon; ``math.inf`` for no noise at all.
@@ -77,17 +82,17 @@ class PrivacyPlan:
             protected.
         trust: ``aggregate``: an adversary sees the sum over clients only; ``silo``: every single
             message.
-        scope: which parameters are under the noise, in the algorithm's words.
+        scope: a word of the algorithm for the parameters that get noise.
         claim: whether (epsilon, delta) is a theorem for the algorithm.
         accountant: "prv" or "rdp"; "none" without noise.
-        sigma: noise multiplier of a release with ``relative_noise`` 1: noise standard deviation
-            over ``sensitivity``.
+        sigma: the noise multiplier of a release with ``relative_noise`` 1, which is the standard
+            deviation of its noise over ``sensitivity``.
         releases: the noisy releases that the budget pays for.
         clip: C, the bound on a unit's L2 norm.
-        sensitivity: L2 sensitivity of the noised sum to one unit, C or 2C.
+        sensitivity: the L2 sensitivity of the sum to one unit, C or 2C.
         epsilon_reached: the cost of all releases together; at most ``epsilon_target``.
-        selection: the training is one of several, of which the best is released: the cost is that
-            of all; None: it is not.
+        selection: the search whose best training is released, if the training is one of a search:
+            then the cost is that of all of them. Else None.
     """
 
     epsilon_target: float
@@ -105,54 +110,62 @@ class PrivacyPlan:
     selection: Selection | None = None
 
     def mechanism(self, name: str) -> Mechanism:
-        """The mechanism of the release called ``name``; its noise is 0 for an infinite epsilon."""
-        return {release.name: release for release in self.releases}[name].mechanism.scaled(
-            self.sigma
-        )
+        """Returns the mechanism of release ``name``; its noise is 0 for an infinite epsilon."""
+        by_name = {release.name: release for release in self.releases}
+        return by_name[name].mechanism.scaled(self.sigma)
 
     @property
     def mechanisms(self) -> tuple[Mechanism, ...]:
-        """Those of all releases that run."""
-        return tuple(
-            release.mechanism.scaled(self.sigma) for release in self.releases if release.steps
-        )
+        """The mechanisms of all releases that run."""
+        running = [release.mechanism for release in self.releases if release.steps]
+        return tuple(mechanism.scaled(self.sigma) for mechanism in running)
 
     def noise_std(self, name: str) -> float:
-        """The standard deviation of release ``name``'s noise per coordinate: noise multiplier times
-        sensitivity.
-        """
+        """Returns the standard deviation of release ``name``'s noise per coordinate."""
         multiplier = self.mechanism(name).noise_multiplier
         if multiplier:
             return multiplier * self.sensitivity
         return 0.0
 
     def noise_std_of_sum(self, name: str, clients: int) -> float:
-        """The same for the sum over ``clients``: under ``trust: silo`` every client's noise is in
-        it, else one draw.
+        """Returns the standard deviation of the noise on the sum over ``clients``.
+
+        Under ``trust: silo`` every client adds noise, otherwise there is one draw.
         """
-        return self.noise_std(name) * math.sqrt(clients if self.trust == "silo" else 1)
+        draws = clients if self.trust == "silo" else 1
+        return self.noise_std(name) * math.sqrt(draws)
 
 
 def large_delta(
-    unit: str, delta: float, units: int, dataset: str, *, published: bool = False
+    unit: str,
+    delta: float,
+    units: int,
+    dataset: str,
+    *,
+    published: bool = False,
 ) -> str | None:
-    """Why a delta is too large for the data, None if it is not: publishing each unit with
-    probability delta is (0, delta)-DP.
+    """Returns the reason why a delta is too large for the data, or None if it is not.
 
-    Dwork & Roth 2014, "The algorithmic foundations of differential privacy", section 2.3: delta has
-    to be far below 1 / n, n the number of ``units``: each an ``example``, a ``client``, or a group
-    by its column. A text that may be ``published`` holds no number of units, which is an exact
-    function of the data.
+    Publishing each unit with probability delta is (0, delta)-DP, so delta has to be far below 1 / n
+    for n units (Dwork & Roth 2014, "The algorithmic foundations of differential privacy", section
+    2.3).
+
+    Args:
+        unit: ``example``, ``client``, or the column of a group.
+        delta: the delta.
+        units: n, the number of units.
+        dataset: the name of the data set.
+        published: leave n out of the text, because it is an exact function of the data.
     """
     if delta * units < 1:
         return None
     words = {"example": ("training rows", "row"), "client": ("clients", "client")}
-    all_, one = words.get(unit, (f"groups by {unit}", "group"))
-    bound = f"1/n = {1 / units:.2g} for the {units} {all_} of {dataset}"
+    plural, singular = words.get(unit, (f"groups by {unit}", "group"))
+    bound = f"1/n = {1 / units:.2g} for the {units} {plural} of {dataset}"
     if published:
-        bound = f"1/n, where n is the number of {all_}"
+        bound = f"1/n, where n is the number of {plural}"
     return (
-        f"δ = {delta:g} is not below {bound}: such a δ would allow to publish a whole {one} "
+        f"δ = {delta:g} is not below {bound}: such a δ would allow to publish a whole {singular} "
         "outright; give a smaller delta"
     )
 
@@ -169,27 +182,45 @@ def calibrate(
     clip: float,
     sensitivity: float,
 ) -> PrivacyPlan:
-    """The plan with the least noise whose composition is (``epsilon``, ``delta``)-DP under
-    add-or-remove-one.
+    """Returns the plan with the least noise that is (``epsilon``, ``delta``)-DP.
 
     Sigma is solved for all steps of all releases at once, so that epsilon_reached is in [0.99, 1]
-    of the target. It multiplies ``sensitivity`` (and each release's ``relative_noise``). Equal
-    budgets are solved once. An infinite epsilon gives sigma 0, accountant and claim "none";
-    ``claim`` is what holds if the noise is there. The rest is as :class:`PrivacyPlan` has it.
+    of the target. Equal budgets are solved once. An infinite epsilon gives sigma 0, and accountant
+    and claim "none".
+
+    Args:
+        epsilon: the target; ``math.inf`` for no noise.
+        delta: in (0, 1).
+        releases: the noisy releases that the budget pays for.
+        unit: the unit whose presence is protected.
+        trust: what an adversary sees.
+        scope: a word of the algorithm for the parameters that get noise.
+        claim: how strong the guarantee is if there is noise.
+        clip: C, the bound on a unit's L2 norm.
+        sensitivity: the L2 sensitivity of the sum to one unit, C or 2C.
+
+    Raises:
+        ValueError: two releases have the same name.
+        UserError: a value is out of range, or no noise reaches the budget.
     """
     releases = tuple(releases)
-    if len({release.name for release in releases}) < len(releases):
-        raise ValueError(f"two releases of one name: {[release.name for release in releases]}")
-    _check(epsilon, delta, releases, clip, sensitivity)
+    names = [release.name for release in releases]
+    if len(set(names)) < len(names):
+        raise ValueError(f"two releases of one name: {names}")
+    _check_budget(epsilon, delta)
+    for release in releases:
+        _check_release(release)
     if math.isinf(epsilon):
         sigma = 0.0
         reached = math.inf
         name = "none"
         claim = "none"
     else:
-        sigma, reached, name = solved(
-            float(epsilon), float(delta), merged(release.mechanism for release in releases)
-        )
+        _check_spending(epsilon, delta, releases)
+        _check_positive("clip", clip)
+        _check_positive("sensitivity", sensitivity)
+        relative = merged(release.mechanism for release in releases)
+        sigma, reached, name = solved(float(epsilon), float(delta), relative)
     return PrivacyPlan(
         epsilon_target=epsilon,
         delta=delta,
@@ -206,9 +237,8 @@ def calibrate(
     )
 
 
-def _check(
-    epsilon: float, delta: float, releases: tuple[Release, ...], clip: float, sensitivity: float
-) -> None:
+def _check_budget(epsilon: float, delta: float) -> None:
+    """Raises UserError if epsilon or delta is out of range."""
     if not epsilon > 0:
         raise UserError(
             "epsilon",
@@ -221,96 +251,125 @@ def _check(
             f"{delta} is not in (0, 1)",
             "give a small probability, below 1 / (number of units)",
         )
-    for release in releases:
-        whole = (
-            release.per_round >= 1 and release.steps >= 0 and release.steps % release.per_round == 0
+
+
+def _check_release(release: Release) -> None:
+    """Raises UserError if a release cannot run."""
+    has_rate = 0 < release.sample_rate <= 1
+    has_noise = 0 < release.relative_noise < math.inf
+    has_whole_rounds = (
+        release.per_round >= 1 and release.steps >= 0 and release.steps % release.per_round == 0
+    )
+    if not (has_rate and has_noise and has_whole_rounds):
+        raise UserError(
+            f"release '{release.name}'",
+            f"{release} cannot run",
+            "give a sample rate in (0, 1], steps of whole rounds, and a positive relative noise",
         )
-        if not (0 < release.sample_rate <= 1 and whole and 0 < release.relative_noise < math.inf):
-            hint = (
-                "give a sample rate in (0, 1], steps of whole rounds, and a positive relative noise"
-            )
-            raise UserError(f"release '{release.name}'", f"{release} cannot run", hint)
-    if math.isinf(epsilon):
-        return
-    if not any(release.steps for release in releases):
+
+
+def _check_spending(epsilon: float, delta: float, releases: tuple[Release, ...]) -> None:
+    """Raises UserError if there is no step, or the budget holds without noise."""
+    running = [release for release in releases if release.steps]
+    if not running:
         raise UserError(
             "epsilon",
             f"nothing to spend {epsilon} on: the plan has no step",
             "give at least one round and step",
         )
-    never_sampled = sum(
-        r.steps * math.log1p(-r.sample_rate) if r.sample_rate < 1 else -math.inf
-        for r in releases
-        if r.steps
-    )
-    if -math.expm1(never_sampled) <= delta:
-        # such a delta holds with no noise at all, so no amount of noise spends the epsilon
+    log_never_sampled = sum(_log_never_sampled(release) for release in running)
+    if -math.expm1(log_never_sampled) <= delta:
+        # Such a delta holds with no noise at all, so no amount of noise spends the epsilon.
         raise UserError(
             "delta",
             f"{delta:g} is above the chance that a unit is sampled at all",
             "give a smaller delta",
         )
-    for name, value in (("clip", clip), ("sensitivity", sensitivity)):
-        if not 0 < value < math.inf:
-            own = (
-                f"in a method of your own let {name}() return the norm to which a unit's part "
-                "of a sum is clipped"
-            )
-            raise UserError(name, f"{value} is not a positive, finite number", f"give one; {own}")
+
+
+def _log_never_sampled(release: Release) -> float:
+    """Returns the log probability that a unit is in no sample of a release."""
+    if release.sample_rate < 1:
+        return release.steps * math.log1p(-release.sample_rate)
+    return -math.inf
+
+
+def _check_positive(name: str, value: float) -> None:
+    """Raises UserError if the value of ``clip`` or ``sensitivity`` is not positive and finite."""
+    if not 0 < value < math.inf:
+        hint = (
+            f"give one; in a method of your own let {name}() return the norm to which a unit's "
+            "part of a sum is clipped"
+        )
+        raise UserError(name, f"{value} is not a positive, finite number", hint)
 
 
 Solution = tuple[float, float, str]
-"""Noise multiplier, epsilon reached, accountant."""
+"""The noise multiplier, the epsilon that it reaches, and the accountant."""
 SIGMA_MIN = 1e-3
+"""The smallest noise multiplier that is tried."""
 SIGMA_MAX = 1e7
-REACH = 0.999  # the search stops once this share of the target is used
-RESOLUTION = 1e-4  # and in any case at this relative width of sigma
-# of every sigma tried, so that it does not depend on the last bits of an accountant's sums, which
-# vary by processor
+"""The largest noise multiplier that is tried."""
+REACH = 0.999
+"""The share of the target epsilon at which the search stops."""
+RESOLUTION = 1e-4
+"""The relative width of the bracket of sigma at which the search stops in any case."""
 SIGMA_DIGITS = 6
+"""The number of digits of every sigma that is tried.
+
+Sigma then does not depend on the last bits of an accountant's sums, which vary by processor.
+"""
 
 
 @lru_cache(maxsize=4096)
 def solved(epsilon: float, delta: float, mechanisms: tuple[Mechanism, ...]) -> Solution:
-    """The least noise for mechanisms whose noise multiplier is the relative one; kept, since it
-    takes seconds.
+    """Returns the least noise at which ``mechanisms`` cost ``epsilon``.
+
+    It is cached because it takes seconds.
+
+    Args:
+        epsilon: the target, finite.
+        delta: in (0, 1).
+        mechanisms: what runs, with their noise multipliers in units of sigma.
     """
 
     def scaled(sigma: float) -> list[Mechanism]:
-        return [one.scaled(sigma) for one in mechanisms]
+        return [mechanism.scaled(sigma) for mechanism in mechanisms]
 
-    start = _bracket(lambda sigma: accountant.rough_epsilon(scaled(sigma), delta), epsilon, delta)
-    return _tighten(lambda sigma: accountant.epsilon(scaled(sigma), delta), epsilon, start, delta)
+    def rough(sigma: float) -> float:
+        return accountant.rough_epsilon(scaled(sigma), delta)
 
+    def exact(sigma: float) -> tuple[float, str]:
+        return accountant.epsilon(scaled(sigma), delta)
 
-def _bracket(rough: Callable[[float], float], target: float, delta: float) -> float:
-    """The sigma, to 2 %, at which the cheap Rényi bound meets the target: a little more noise than
-    needed.
-    """
-    low = SIGMA_MIN
-    high = SIGMA_MAX
-    if rough(high) > target:
+    if rough(SIGMA_MAX) > epsilon:
         raise UserError(
             "epsilon",
-            f"{target:g} is too small to account for at delta {delta:g}",
+            f"{epsilon:g} is too small to account for at delta {delta:g}",
             "give a larger epsilon",
         )
-    while high / low > 1.02:
-        middle = math.sqrt(low * high)
-        if rough(middle) <= target:
-            low = low
-            high = middle
-        else:
-            low = middle
-            high = high
-    return high
+    # The fast Rényi bound needs a little more noise than is necessary.
+    start = accountant.least_noise(
+        lambda sigma: rough(sigma) <= epsilon, SIGMA_MIN, SIGMA_MAX, ratio=1.02
+    )
+    return _tighten(exact, epsilon, start, delta)
 
 
 def _tighten(
-    spend: Callable[[float], tuple[float, str]], target: float, sigma: float, delta: float
+    spend: Callable[[float], tuple[float, str]],
+    target: float,
+    sigma: float,
+    delta: float,
 ) -> Solution:
-    """The least sigma whose spend is at most the target: a bracket shrunk by log-log interpolation,
-    then by halves.
+    """Returns the least sigma whose epsilon is at most the target.
+
+    A bracket is narrowed by log-log interpolation, and after eight tries by halving.
+
+    Args:
+        spend: returns the epsilon and the accountant at a sigma.
+        target: the target epsilon.
+        sigma: the first sigma to try.
+        delta: in (0, 1), for the error message.
     """
     enough: Solution | None = None  # the least noise known to keep the target
     short: tuple[float, float] | None = None  # the most noise known to break it
@@ -323,11 +382,11 @@ def _tighten(
             enough = (sigma, reached, name)
         else:
             short = (sigma, reached)
-        if enough and (
-            enough[1] >= REACH * target or (short and enough[0] <= short[0] * (1 + RESOLUTION))
-        ):
-            return enough
-        sigma = _next(sigma, reached, target, enough, short, halve=tries > 8)
+        if enough:
+            is_narrow = short is not None and enough[0] <= short[0] * (1 + RESOLUTION)
+            if is_narrow or enough[1] >= REACH * target:
+                return enough
+        sigma = _next_sigma(sigma, reached, target, enough, short, halve=tries > 8)
         if not SIGMA_MIN / 2 < sigma < SIGMA_MAX * 2:
             raise UserError(
                 "epsilon",
@@ -337,7 +396,7 @@ def _tighten(
             )
 
 
-def _next(
+def _next_sigma(
     sigma: float,
     reached: float,
     target: float,
@@ -345,16 +404,21 @@ def _next(
     short: tuple[float, float] | None,
     halve: bool,
 ) -> float:
-    """The next sigma to try: by the power law through the bracket's ends, or through one point with
-    exponent -1.
+    """Returns the next sigma to try.
+
+    It interpolates in the bracket, where log epsilon is about linear in log sigma. With only one
+    end of the bracket it assumes that epsilon is proportional to 1 / sigma.
     """
     aim = (1 + REACH) / 2 * target
-    if not (enough and short):
+    if enough is None or short is None:
         step = min(max(reached / aim, 0.5), 2.0)
-        # always move, and away from the side already known
-        return sigma * (min(step, 0.99) if enough else max(step, 1.01))
+        # Always move, and away from the side that is already known.
+        step = max(step, 1.01) if enough is None else min(step, 0.99)
+        return sigma * step
+    enough_sigma, enough_epsilon, _ = enough
+    short_sigma, short_epsilon = short
     share = 0.5
-    if not halve and enough[1] > 0 and math.isfinite(short[1]):
-        share = math.log(short[1] / aim) / math.log(short[1] / enough[1])
-    ratio = enough[0] / short[0]
-    return short[0] * math.exp(math.log(ratio) * min(max(share, 0.05), 0.95))
+    if not halve and enough_epsilon > 0 and math.isfinite(short_epsilon):
+        share = math.log(short_epsilon / aim) / math.log(short_epsilon / enough_epsilon)
+    log_width = math.log(enough_sigma / short_sigma)
+    return short_sigma * math.exp(log_width * min(max(share, 0.05), 0.95))

@@ -1,27 +1,27 @@
 """The best of a random number of private trainings: its cost, and how many trainings there are.
 
-A mechanism Q draws one of several parameter settings uniformly, trains with it, and gives what it
-made a noisy score. It is run K times, and of what the K runs made the one with the best score is
-released; K itself is not. If K has a truncated negative binomial distribution (shape 1: geometric,
-shape 0: logarithmic), the whole is Rényi private by theorem 2 of Papernot and Steinke 2022 (arXiv
-2110.03620, "Hyperparameter tuning with Rényi differential privacy").
+A mechanism Q draws one of several parameter settings uniformly, trains with it, and gives the
+result a noisy score. Q runs K times, and the result with the best score is released; K itself is
+not. If K has a truncated negative binomial distribution (shape 1: geometric, shape 0: logarithmic),
+the whole is Rényi private by theorem 2 of Papernot and Steinke 2022 (arXiv 2110.03620,
+"Hyperparameter tuning with Rényi differential privacy").
 
 **Q's own cost.** A coin, drawn without a look at the data, puts each unit into the training or into
-the score, for all runs alike. Coins are independent and secret: assigned in row order and known,
-they would show every later unit change sides when one is removed. Two neighbours differ in one unit
-u; given the coins of all others, which have the same distribution in both worlds, and the coin of
-u:
+the score, for all runs alike. Coins are independent and secret: if they were assigned in row order
+and known, they would show every later unit change sides when one is removed. Two neighbours differ
+in one unit u. Take the coins of all other units as given, which have the same distribution in both
+worlds, and the coin of u:
 
 - *u is in training.* Both worlds have the same rows to score on, so the score is post-processing of
-  what was trained. Given the parameters, training costs what its mechanisms do. The setting is
-  drawn in the same way in both worlds, and Rényi divergence is quasi-convex in such a mixture: at
-  every order Q costs at most the largest cost among the settings.
-- *u is in the score.* Both worlds train the same way, and given what was trained, u changes the
+  the trained result. Given the setting, training costs what its mechanisms do. The setting is drawn
+  in the same way in both worlds, and Rényi divergence is quasi-convex in such a mixture: at every
+  order Q costs at most the largest cost among the settings.
+- *u is in the score.* Both worlds train the same way, and given the trained result, u changes the
   score by at most 1: one Gaussian mechanism.
 
-The theorem is of one pair of distributions, so each case is a whole of its own. What is released is
-a mixture of them over the coins, and a mixture is (epsilon, delta)-DP if each of its parts is (the
-hockey-stick divergence is jointly convex): the larger of the two is spent.
+The theorem is about one pair of distributions, so it is applied to each case separately. The
+release is a mixture of the two over the coins, and a mixture is (epsilon, delta)-DP if each of its
+parts is (the hockey-stick divergence is jointly convex): the larger of the two costs is spent.
 """
 
 from __future__ import annotations
@@ -36,18 +36,18 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from fedsim.privacy.accountant import ORDERS, rounded_up
+from fedsim.privacy.accountant import ORDERS, least_noise, rounded_up
 from fedsim.privacy.mechanism import Mechanism
 
 Distribution = Literal["geometric", "logarithmic"]
 SHAPES: dict[Distribution, float] = {"geometric": 1.0, "logarithmic": 0.0}
-"""Shapes of the truncated negative binomial."""
+"""The shape of the truncated negative binomial, by distribution."""
 SCORE = "score"
-"""The release of a run's score, on units that its training does not see."""
+"""The name of the release of a run's score, on units that its training does not see."""
 SEEN = "every training would be seen, and ε of a search is of its best training alone"
-"""Why nobody searches where single messages are seen."""
+"""The reason why a search is refused if single messages are seen."""
 _REACH = 0.995
-"""The share of a target that noise is solved for."""
+"""The share of a target epsilon that noise is solved for."""
 
 Curve = NDArray[np.float64]
 """A Rényi divergence at each of :data:`ORDERS`."""
@@ -55,13 +55,13 @@ Curve = NDArray[np.float64]
 
 @dataclass(frozen=True)
 class Selection:
-    """How many runs there are, and what each may cost.
+    """The number of runs of a search, and what each may cost.
 
     Attributes:
-        mean: of the number of runs, >= 1.
-        distribution: of that number.
-        trainings: a run's mechanisms, once for all settings whose mechanisms are the same.
-        score: noise multiplier of a run's score.
+        mean: the mean number of runs, >= 1.
+        distribution: the distribution of the number of runs.
+        trainings: the mechanisms of a run, once for all settings with the same mechanisms.
+        score: the noise multiplier of a run's score.
     """
 
     mean: float
@@ -70,35 +70,45 @@ class Selection:
     score: float
 
     def epsilon(self, delta: float) -> float:
-        """What is spent, rounded up to ten digits; see the module's text."""
+        """Returns the epsilon of the selection, rounded up to ten digits."""
         return rounded_up(self.spent(delta, curve_of))
 
     def spent(self, delta: float, curve_of: Callable[[Sequence[Mechanism]], Curve]) -> float:
-        """The same to all digits, by an accountant that composes mechanisms as ``curve_of``
-        does.
+        """Returns the epsilon of the selection with all its digits.
+
+        Args:
+            delta: in (0, 1).
+            curve_of: composes mechanisms, as :func:`curve_of` does.
         """
-        if not self.score or any(
-            not one.noise_multiplier for training in self.trainings for one in training
-        ):
+        multipliers = [self.score]
+        for training in self.trainings:
+            multipliers += [mechanism.noise_multiplier for mechanism in training]
+        if not all(multipliers):
             return math.inf
         return max(converted(curve, delta) for curve in self.curves(curve_of))
 
     def curves(self, curve_of: Callable[[Sequence[Mechanism]], Curve]) -> tuple[Curve, Curve]:
-        """Of the selection where the unit is in training, and where it is in the score;
-        ``curve_of`` composes mechanisms.
+        """Returns the divergences of the selection for a unit in training and for one in the score.
+
+        Args:
+            curve_of: composes mechanisms, as :func:`curve_of` does.
         """
         training = np.max([curve_of(training) for training in self.trainings], axis=0)
         score = curve_of([Mechanism(self.score)])
-        return selected(training, self.mean, self.distribution), selected(
-            score, self.mean, self.distribution
-        )
+        of_training = selected(training, self.mean, self.distribution)
+        of_score = selected(score, self.mean, self.distribution)
+        return of_training, of_score
 
 
 def curve_of(mechanisms: Sequence[Mechanism]) -> Curve:
-    """The Rényi divergence of some mechanisms together at each of :data:`ORDERS`; infinite where it
-    cannot be computed.
+    """Returns the joint Rényi divergence of mechanisms at each of :data:`ORDERS`.
+
+    It is infinite where it cannot be computed.
     """
-    curves = [_curve(replace(one, count=1, release="")) * one.count for one in mechanisms]
+    curves = []
+    for mechanism in mechanisms:
+        single_run = replace(mechanism, count=1, release="")
+        curves.append(_curve(single_run) * mechanism.count)
     return np.asarray(np.sum(curves, axis=0), np.float64)
 
 
@@ -106,24 +116,25 @@ def curve_of(mechanisms: Sequence[Mechanism]) -> Curve:
 def _curve(mechanism: Mechanism) -> Curve:
     with np.errstate(all="ignore"):
         curve = np.array([mechanism.divergence(order) for order in ORDERS])
-    return np.where(curve >= 0, curve, math.inf)  # not a number fails the comparison, too
+    return np.where(curve >= 0, curve, math.inf)  # NaN fails the comparison, too
 
 
 def selected(curve: Curve, mean: float, distribution: Distribution) -> Curve:
-    """The divergence of the selection whose runs have the divergence ``curve``: dp-accounting's
-    ``RepeatAndSelectDpEvent``.
+    """Returns the divergence of the selection whose runs have the divergence ``curve``.
+
+    It is that of dp-accounting's ``RepeatAndSelectDpEvent``.
     """
-    # of several settings the largest curve is no event, so the function behind the event is called
+    # The largest curve of several settings is not an event, so the function behind the event is
+    # called directly.
     from dp_accounting.rdp.rdp_privacy_accountant import _compute_rdp_repeat_and_select
 
     with np.errstate(all="ignore"):
-        return np.asarray(
-            _compute_rdp_repeat_and_select(ORDERS, curve, mean, SHAPES[distribution]), np.float64
-        )
+        divergence = _compute_rdp_repeat_and_select(ORDERS, curve, mean, SHAPES[distribution])
+        return np.asarray(divergence, np.float64)
 
 
 def converted(curve: Curve, delta: float) -> float:
-    """The epsilon of a Rényi divergence at ``delta``."""
+    """Returns the epsilon of a Rényi divergence at ``delta``."""
     from dp_accounting.rdp.rdp_privacy_accountant import compute_epsilon
 
     with np.errstate(all="ignore"):
@@ -137,11 +148,19 @@ def solved_noise(
     delta: float,
     mechanisms: Callable[[float], Sequence[Mechanism]],
 ) -> float:
-    """The least noise multiplier, to four digits, at which the best of the runs costs ``epsilon``;
-    0 if that is infinite.
+    """Returns the least noise multiplier at which the best of the runs costs ``epsilon``.
 
-    ``mechanisms`` are a run's at a noise multiplier, ``mean`` and ``distribution`` those of the
-    number of runs.
+    It has four digits; it is 0 for an infinite epsilon.
+
+    Args:
+        mean: the mean number of runs.
+        distribution: the distribution of the number of runs.
+        epsilon: the target.
+        delta: in (0, 1).
+        mechanisms: gives the mechanisms of a run at a noise multiplier.
+
+    Raises:
+        ValueError: no noise is enough.
     """
     if math.isinf(epsilon):
         return 0.0
@@ -149,59 +168,50 @@ def solved_noise(
     def spent(sigma: float) -> float:
         return converted(selected(curve_of(mechanisms(sigma)), mean, distribution), delta)
 
-    low = 1e-2
-    high = 1e6
-    if not spent(high) <= epsilon:
+    largest = 1e6
+    if not spent(largest) <= epsilon:
         raise ValueError(f"the best of {mean:g} runs costs more than {epsilon:g} with any noise")
-    while high / low > 1.0005:
-        middle = math.sqrt(low * high)
-        if spent(middle) <= _REACH * epsilon:
-            low = low
-            high = middle
-        else:
-            low = middle
-            high = high
-    return float(f"{high:.4g}")
+    sigma = least_noise(lambda sigma: spent(sigma) <= _REACH * epsilon, 1e-2, largest, 1.0005)
+    return float(f"{sigma:.4g}")
 
 
 def runs_at(quantile: float, mean: float, distribution: Distribution) -> int:
-    """The number of runs at a quantile in [0, 1) of its distribution: P(k) in proportion to (1 -
-    gamma)^k k^(shape - 1), k up to a cut.
+    """Returns the number of runs at a quantile in [0, 1) of its distribution.
 
-    The theorem takes the distribution by sum_k k P(k) q^(k - 1), which is P(1) at least. What lies
-    beyond the cut adds less than 2^-53 P(1) to it, so that the divergence of the selection, a
-    logarithm of such sums, changes by less than a double's last bit.
+    P(k) is in proportion to (1 - gamma)^k k^(shape - 1), for k up to a cut. The theorem uses the
+    distribution through sum_k k P(k) q^(k - 1), which is at least P(1). The terms beyond the cut
+    add less than 2^-53 P(1) to it, so the divergence of the selection, a logarithm of such sums,
+    changes by less than the last bit of a double.
     """
     from dp_accounting.rdp.rdp_privacy_accountant import _gamma_truncated_negative_binomial
 
     shape = SHAPES[distribution]
     gamma = _gamma_truncated_negative_binomial(shape, mean)
-    # (1 - gamma)^cut <= e^-60 gamma^3
-    runs = np.arange(1, math.ceil((60 - 3 * math.log(gamma)) / gamma) + 1)
-    below = np.cumsum((1 - gamma) ** (runs - 1) * runs ** (shape - 1))
-    return int(runs[np.searchsorted(below, quantile * below[-1])])
+    cut = math.ceil((60 - 3 * math.log(gamma)) / gamma)  # (1 - gamma)^cut <= e^-60 gamma^3
+    runs = np.arange(1, cut + 1)
+    cumulative = np.cumsum((1 - gamma) ** (runs - 1) * runs ** (shape - 1))
+    return int(runs[np.searchsorted(cumulative, quantile * cumulative[-1])])
 
 
 def distinct(trainings: Iterable[Sequence[Mechanism]]) -> tuple[tuple[Mechanism, ...], ...]:
-    """Trainings of the same mechanisms once."""
+    """Returns each set of mechanisms once, however many trainings have it."""
     return tuple(dict.fromkeys(tuple(sorted(training)) for training in trainings))
 
 
 def composed_by_renyi(mechanisms: Iterable[Mechanism], orders: Sequence[float] = ORDERS) -> Any:
-    """Dp-accounting's Rényi accountant of all ``mechanisms`` together."""
+    """Returns dp-accounting's Rényi accountant after all ``mechanisms`` together."""
     import dp_accounting
     from dp_accounting.rdp import RdpAccountant
 
-    # it warns of every order whose series does not converge, and leaves it out, which is what is
-    # wanted
+    # dp-accounting warns of every order whose series does not converge. It leaves the order out,
+    # which is right.
     logging.getLogger("absl").setLevel(logging.ERROR)
     accountant = RdpAccountant(orders)
-    for one in mechanisms:
-        if one.count:
-            gaussian = dp_accounting.GaussianDpEvent(one.noise_multiplier)
-            if one.sample_rate == 1:
-                sampled = gaussian
-            else:
-                sampled = dp_accounting.PoissonSampledDpEvent(one.sample_rate, gaussian)
-            accountant.compose(sampled, one.count)
+    for mechanism in mechanisms:
+        if not mechanism.count:
+            continue
+        event = dp_accounting.GaussianDpEvent(mechanism.noise_multiplier)
+        if mechanism.sample_rate != 1:
+            event = dp_accounting.PoissonSampledDpEvent(mechanism.sample_rate, event)
+        accountant.compose(event, mechanism.count)
     return accountant
