@@ -1,12 +1,12 @@
-"""The block: the few whitened directions that separate classes, in which class and site moments are
-released again with little noise.
+"""The block: the few whitened directions that separate classes.
 
-In whitened coordinates ``w = Sigma^(-1/2) r`` of centred rows r, classes with a common covariance
-are N(m_c, I). The log ratio of two of them is ``(m_a - m_b) . w`` plus a constant, so only the C -
-1 directions between class means separate classes (linear discriminant analysis, Fisher 1936).
-Leading directions of the data are added as far as the noise allows. A block of k directions needs
-k^2 numbers a class, all d directions d^2: noise of one variance a number is smaller by k / d in
-norm.
+In them the moments of classes and sites are released again, with little noise. In whitened
+coordinates ``w = Sigma^(-1/2) r`` of centred rows r, classes with a common covariance are
+N(m_c, I). The log ratio of two of them is ``(m_a - m_b) . w`` plus a constant, so only the C - 1
+directions between class means separate classes (linear discriminant analysis, Fisher 1936). Leading
+directions of the data are added as far as the noise allows. A block of k directions needs k^2
+numbers per class, all d directions need d^2: with noise of one variance per number, the noise is
+smaller by k / d in norm.
 """
 
 from __future__ import annotations
@@ -33,33 +33,37 @@ from fedsim.privacy.statistics.spectral import (
 
 @dataclass(frozen=True)
 class TunedBlock:
-    """Constants of the block, all ours: the paper has no closed form. docs/fedhypevae.md has the
-    data that they were tuned on.
+    """Constants of the block, all ours: the paper has no closed form.
+
+    docs/fedhypevae.md lists the data sets on which they were tuned.
+
+    Attributes:
+        reach: residuals in the block are clipped at this many times their expected norm, sqrt(k).
+        closeness: class means are drawn at this share of their distance from their mean.
+        overlap: the mean square of a coordinate of the drawn class means, about their mean, in
+            units of the variance that rows get in it. Real classes overlap more than normals of the
+            estimated covariance, and a learner of classes that do not overlap ignores how rows
+            vary.
+        least_between: the least variance of rows between class means, in units of the estimated
+            one: equal means leave some.
+        together: the largest number of rows that are drawn orthogonal to each other. More would
+            gain nothing and need memory.
+        narrowest: the least variance of a site in the block, in units of what all sites share.
+        widest: the largest such variance.
     """
 
-    reach: float = (
-        1.5  # residuals in the block are clipped at this many times their expected norm, sqrt(k)
-    )
-    closeness: float = 0.75  # class means are drawn at this share of their distance from their mean
-    # mean square of a coordinate of class means as drawn, about their mean, in units of the
-    # variance that rows have in it: real classes
-    # overlap more than normals of the believed covariance, and a learner of classes that do not
-    # overlap ignores how rows vary
+    reach: float = 1.5
+    closeness: float = 0.75
     overlap: float = 1.8
-    # least variance of rows between class means, in units of the believed one: equal means leave
-    # some
     least_between: float = 0.1
-    # rows drawn orthogonal to each other at a time, at most: what is gained needs no more, and
-    # memory would
     together: int = 4096
-    narrowest: float = (
-        0.1  # least and largest variance of a site in the block, in units of what all share
-    )
+    narrowest: float = 0.1
     widest: float = 10.0
 
 
 TUNED = TunedBlock()
 CLASS_WEIGHTS = {"class_sums": 1.0, "class_second": 1.0}
+"""Weights of :func:`class_products` in a row's joint norm; ours."""
 SITE_WEIGHTS = {
     "site_sums": 1.0,
     "site_counts": 0.3,
@@ -67,7 +71,7 @@ SITE_WEIGHTS = {
     "site_class_sums": 1.0,
     "site_class_counts": 0.3,
 }
-"""Weights of statistics in a row's joint norm; ours, the sites' tuned as the constants."""
+"""Weights of :func:`site_products` in a row's joint norm; ours, tuned like the constants."""
 
 
 @dataclass(frozen=True)
@@ -85,58 +89,83 @@ class ClassBlock:
 
 
 def block_of(
-    means: Tensor, values: Tensor, vectors: Tensor, size: int, outward: Tensor
+    means: Tensor,
+    values: Tensor,
+    vectors: Tensor,
+    size: int,
+    outward: Tensor,
 ) -> ClassBlock:
-    """The directions between class means ``[C, d]``, then those in which embeddings vary most, up
-    to ``size`` in all.
+    """Returns the block of the directions between class means and the leading ones of the data.
 
-    There are C - 1 directions at least, fewer only where class means span fewer, and never none.
-    Eigenvalues ``[d]``, descending, and eigenvectors ``[d, d]`` are of the covariance within
-    classes, as it is believed; ``outward`` ``[d, d]`` takes whitened rows to embeddings.
+    It has at least C - 1 directions, fewer only if class means span fewer, and never none.
+
+    Args:
+        means: class means ``[C, d]``.
+        values: the estimated eigenvalues of the covariance within classes, descending, ``[d]``.
+        vectors: its eigenvectors ``[d, d]``.
+        size: the number of directions, unless there are more between class means.
+        outward: ``[d, d]``, takes whitened rows to embeddings.
     """
-    white = (vectors * values.rsqrt()) @ vectors.T
-    found = between((means - means.mean(0)).double() @ white)
+    inverse_root = (vectors * values.rsqrt()) @ vectors.T
+    centred_means = (means - means.mean(0)).double()
+    of_means = between(centred_means @ inverse_root)
     covariance = outward.double().T @ outward.double()
-    # float32 does not hold directions of less variance
+    # float32 cannot represent directions of less variance.
     least = 1e-6 * float(covariance.trace().clamp_min(1e-12))
-    varied, along = leading(covariance, max(0, min(size, len(values)) - found.shape[1]), least)
-    first = outward.double() @ along / varied.sqrt()
-    if found.shape[1] + first.shape[1] == 0:
-        # equal means and leading directions that cannot be told apart: any direction does, the same
-        # on every processor
-        first = torch.eye(len(values), dtype=values.dtype, device=values.device)[:, :1]
-    rest = first - found @ (found.T @ first)
-    if first.shape[1]:
-        directions = steady(torch.cat([found, polar(rest)], 1))
-    else:
-        directions = steady(found)
-    return ClassBlock(directions.float(), (white @ directions).float())
+    count = max(0, min(size, len(values)) - of_means.shape[1])
+    variances, axes = leading(covariance, count, least)
+    of_data = outward.double() @ axes / variances.sqrt()
+    if of_means.shape[1] + of_data.shape[1] == 0:
+        # Class means are equal and leading directions cannot be told apart. Any direction will do
+        # if it is the same on every processor.
+        of_data = torch.eye(len(values), dtype=values.dtype, device=values.device)[:, :1]
+    columns = of_means
+    if of_data.shape[1]:
+        orthogonal_part = of_data - of_means @ (of_means.T @ of_data)
+        columns = torch.cat([of_means, polar(orthogonal_part)], 1)
+    directions = steady(columns)
+    return ClassBlock(directions.float(), (inverse_root @ directions).float())
 
 
 def residuals(r: Tensor, y: Tensor, basis: Tensor, means: Tensor) -> Tensor:
-    """Centred rows ``[N, d]`` in the block, about ``means`` ``[C, k]`` of their class, clipped:
-    norm at most 1.
+    """Returns the residuals of rows in the block, clipped to norm 1, ``[N, k]``.
+
+    Args:
+        r: centred rows ``[N, d]``.
+        y: their labels ``[N]``.
+        basis: :attr:`ClassBlock.basis` ``[d, k]``.
+        means: class means in the block ``[C, k]``.
     """
-    return in_unit_ball((r @ basis - means[y]) / reach(basis.shape[1]))
+    deviations = r @ basis - means[y]
+    return in_unit_ball(deviations / reach(basis.shape[1]))
 
 
 def reach(size: int) -> float:
-    """Where residuals of k directions are clipped."""
+    """Returns the norm at which residuals of ``size`` directions are clipped."""
     return TUNED.reach * math.sqrt(size)
 
 
 def class_products(u: Tensor, y: Tensor, classes: int) -> Products:
-    """Sums ``[C, k]`` and second moments ``[C k, k]`` of every class's residuals ``[N, k]``."""
-    hot = one_hot(y, classes)
-    left = (hot.unsqueeze(2) * u.unsqueeze(1)).flatten(1)
-    return {"class_sums": OuterProduct(hot, u), "class_second": OuterProduct(left, u)}
+    """Returns sums ``[C, k]`` and second moments ``[C k, k]`` of every class's residuals."""
+    onehot = one_hot(y, classes)
+    by_class = (onehot.unsqueeze(2) * u.unsqueeze(1)).flatten(1)  # [N, C k]
+    return {"class_sums": OuterProduct(onehot, u), "class_second": OuterProduct(by_class, u)}
 
 
 def site_products(u: Tensor, y: Tensor, site: Tensor, classes: int, sites: int) -> Products:
-    """Sums, counts and second moments of residuals ``[N, k]`` for every site; sums and counts for
-    every class of every site.
+    """Returns statistics of residuals by site, and by class within each site.
 
-    Second moments are ``[K, k (k + 1) / 2]``, as :func:`upper_triangles` has them.
+    Args:
+        u: residuals ``[N, k]``.
+        y: their labels ``[N]``.
+        site: their sites ``[N]``.
+        classes: the number of classes C.
+        sites: the number of sites K.
+
+    Returns:
+        For every site sums ``[K, k]``, counts ``[K, 1]`` and second moments
+        ``[K, k (k + 1) / 2]``, as :func:`upper_triangles` arranges them; for every class of every
+        site sums ``[K C, k]`` and counts ``[K C, 1]``.
     """
     of_site = one_hot(site, sites)
     of_class = one_hot(site * classes + y, sites * classes)
@@ -151,184 +180,210 @@ def site_products(u: Tensor, y: Tensor, site: Tensor, classes: int, sites: int) 
 
 
 def upper_triangles(u: Tensor) -> Tensor:
-    """``u u^T`` of rows ``[N, k]`` as its upper triangle ``[N, k (k + 1) / 2]``; off the diagonal
-    times sqrt(2), so the norm is |u|^2.
+    """Returns the upper triangle of ``u u^T`` of rows ``[N, k]``, ``[N, k (k + 1) / 2]``.
+
+    Entries off the diagonal are multiplied by sqrt(2), so that the norm is |u|^2.
     """
     row, column = torch.triu_indices(u.shape[1], u.shape[1], device=u.device)
-    made: Tensor = u[:, row] * u[:, column] * torch.where(row == column, 1.0, math.sqrt(2))
-    return made
+    scale = torch.where(row == column, 1.0, math.sqrt(2))
+    triangles: Tensor = u[:, row] * u[:, column] * scale
+    return triangles
 
 
 def from_upper_triangles(values: Tensor, size: int) -> Tensor:
-    """Symmetric matrices ``[K, k, k]`` from their :func:`upper_triangles` ``[K, k (k + 1) /
-    2]``.
-    """
+    """Returns symmetric matrices ``[K, k, k]`` from their :func:`upper_triangles`."""
     row, column = torch.triu_indices(size, size, device=values.device)
-    matrices = values.new_zeros(len(values), size, size)
-    matrices[:, row, column] = values * torch.where(row == column, 0.5, math.sqrt(0.5))
-    return matrices + matrices.transpose(1, 2)
+    scale = torch.where(row == column, 0.5, math.sqrt(0.5))
+    halves = values.new_zeros(len(values), size, size)
+    halves[:, row, column] = values * scale
+    return halves + halves.transpose(1, 2)
 
 
-def between(apart: Tensor) -> Tensor:
-    """Orthonormal columns ``[d, C - 1]`` that span class means about their mean, ``[C, d]``,
-    float64; fewer where those span less.
+def between(centred_means: Tensor) -> Tensor:
+    """Returns orthonormal columns ``[d, C - 1]`` that span the class means about their mean.
+
+    Args:
+        centred_means: the class means minus their mean ``[C, d]``, float64. If they span fewer
+            than C - 1 directions, there are fewer columns.
     """
-    # with apart apart^T = V diag(l) V^T, the columns of apart^T V diag(l)^(-1/2) are apart's right
-    # singular vectors: C x C, not d x d
-    gram = apart @ apart.T
-    squared, vectors = leading(gram, len(apart) - 1, 1e-6 * float(gram.trace().clamp_min(1e-12)))
-    return apart.T @ vectors / squared.sqrt()
+    # With M M^T = V diag(l) V^T, the columns of M^T V diag(l)^(-1/2) are the right singular vectors
+    # of M: this decomposes a matrix of C x C, not of d x d.
+    gram = centred_means @ centred_means.T
+    floor = 1e-6 * float(gram.trace().clamp_min(1e-12))
+    squared, vectors = leading(gram, len(centred_means) - 1, floor)
+    return centred_means.T @ vectors / squared.sqrt()
 
 
 class BlockGenerator:
-    """Decodes ``x = centre + radius (middle + root w)``, w standard normal but in the block, where
-    it is the class's own normal.
+    """A generator of ``x = centre + radius (middle + root w)``, where w is standard normal.
 
-    A linear-Gaussian CVAE: z = w, the decoder is affine, the prior p(z | y, v) has mean and
-    covariance by class, and by site where there are sites. Class means are drawn together and
-    classes overlap as :data:`TUNED` says. What the block's coordinates are multiplied by when all
-    else is drawn is ``spread`` ``[k, k]``, where there is one among the tensors.
+    In the block w has the normal distribution of the class instead. This is a linear-Gaussian CVAE:
+    z = w, the decoder is affine, and the prior p(z | y, v) has a mean and a covariance by class,
+    and by site if there are sites. Class means are drawn closer together and classes overlap as
+    :data:`TUNED` says.
 
     If ``paired``, rows of a label come in pairs (antithetic variates, Hammersley and Morton 1956):
-    the second has the first's coordinates between class means, and the opposite of all else; and
-    pairs are drawn orthogonal to each other. Each row has the model's law; but what says nothing of
-    a class is balanced within a pair, and over all pairs varies as it is believed to, so that
-    nobody who learns from the rows takes chance there for a difference between classes.
+    the second row has the first's coordinates between class means, and the opposite of all else;
+    and pairs are drawn orthogonal to each other. Each row keeps the distribution of the model. But
+    what carries no information about the class is balanced within a pair, and over all pairs it
+    varies as estimated, so a learner does not mistake chance there for a difference between
+    classes.
+
+    Args:
+        tensors: what was released. ``spread`` ``[k, k]``, if there is one, multiplies the drawn
+            coordinates in the block.
+        paired: draw rows in pairs.
     """
 
     def __init__(self, tensors: dict[str, Tensor], paired: bool = True) -> None:
         self.tensors = tensors
         self.paired = paired
         prior = tensors["prior_means"]
-        common = tensors["prior_means"].mean(0)
-        self.means = common + TUNED.closeness * (prior - common)
-        along = between((prior - common).double())
-        self.onto = (along @ along.T).to(prior.dtype)
-        distance = TUNED.closeness**2 * (prior - common).square().sum(1).mean()
-        self.roots = self._roots(distance)
+        common = prior.mean(0)
+        centred = prior - common
+        self.means = common + TUNED.closeness * centred
+        axes = between(centred.double())
+        # The projection [k, k] onto the directions between class means.
+        self.onto = (axes @ axes.T).to(prior.dtype)
+        squared_distance = TUNED.closeness**2 * centred.square().sum(1).mean()
+        self.roots = self._roots(squared_distance)
+        self.outward = tensors["directions"]
         if "spread" in tensors:
             self.outward = tensors["directions"] @ tensors["spread"]
-        else:
-            self.outward = tensors["directions"]
 
     def _roots(self, squared_distance: Tensor) -> Tensor:
-        """Roots of the classes' covariances as rows are drawn with, ``[C, k, k]``: between class
-        means, and the rest, independent of it.
+        """Returns the roots of the covariances with which classes are drawn, ``[C, k, k]``.
+
+        The part between class means and the rest are independent.
+
+        Args:
+            squared_distance: the mean squared distance of the drawn class means from their mean.
         """
         covariances = self.tensors["prior_covariances"]
         onto = self.onto
         beyond = torch.eye(len(onto), device=onto.device) - onto
-        count = onto.trace().clamp_min(1e-12)
+        directions = onto.trace().clamp_min(1e-12)  # the number of directions between class means
         inside = onto @ covariances @ onto
-        variance = inside.diagonal(dim1=1, dim2=2).sum(1).mean() / count
-        wanted = (squared_distance / count / TUNED.overlap).clamp_min(TUNED.least_between)
-        return (wanted / variance.clamp_min(1e-12)).sqrt() * square_root(inside) + square_root(
-            beyond @ covariances @ beyond
-        )
+        outside = beyond @ covariances @ beyond
+        variance = inside.diagonal(dim1=1, dim2=2).sum(1).mean() / directions
+        wanted = squared_distance / directions / TUNED.overlap
+        wanted = wanted.clamp_min(TUNED.least_between)
+        scale = (wanted / variance.clamp_min(1e-12)).sqrt()
+        return scale * square_root(inside) + square_root(outside)
 
     def sample(self, labels: Tensor, stream: torch.Generator) -> Tensor:
-        """Synthetic embeddings ``[n, d]``."""
+        """Returns synthetic embeddings ``[n, d]`` for labels ``[n]``."""
         t = self.tensors
-        directions = self.tensors["directions"]
-        alone = (
-            torch.arange(len(labels), device=labels.device),
-            torch.zeros_like(labels, dtype=torch.bool),
-        )
+        directions = t["directions"]
         if self.paired:
-            source, second = pairs(labels)
+            source, is_second = pairs(labels)
         else:
-            source, second = alone
-        draws = normal((len(labels) - int(second.sum()), len(t["root"])), stream, labels)
-        w = (orthogonal(draws) if self.paired else draws)[source]
-        inside = w @ directions
-        sign = 1 - 2 * second.float()[:, None]
-        between = inside @ self.onto
-        drawn = torch.zeros_like(inside)
+            source = torch.arange(len(labels), device=labels.device)
+            is_second = torch.zeros_like(labels, dtype=torch.bool)
+        draw_count = len(labels) - int(is_second.sum())
+        draws = normal((draw_count, len(t["root"])), stream, labels)
+        if self.paired:
+            draws = orthogonal(draws)
+        w = draws[source]
+        sign = 1 - 2 * is_second.float()[:, None]
+        # What does not lie between class means is symmetric: it has the same distribution with
+        # either sign.
+        in_block = w @ directions
+        in_means = in_block @ self.onto
+        mirrored = in_means + sign * (in_block - in_means)
+        drawn = torch.zeros_like(in_block)
         for label, root in enumerate(self.roots):
-            drawn = drawn + (labels == label).float()[:, None] * (
-                (between + sign * (inside - between)) @ root
-            )
+            of_label = (labels == label).float()[:, None]
+            drawn = drawn + of_label * (mirrored @ root)
         drawn = self.means[labels] + drawn
-        # what does not lie between class means is symmetric: with either sign it has the same law
-        w = sign * (w - inside @ directions.T) + drawn @ self.outward.T
-        made: Tensor = t["centre"] + t["radius"] * (t["middle"] + w @ t["root"])
-        return made
+        outside = sign * (w - in_block @ directions.T)
+        w = outside + drawn @ self.outward.T
+        samples: Tensor = t["centre"] + t["radius"] * (t["middle"] + w @ t["root"])
+        return samples
 
 
 def pairs(labels: Tensor) -> tuple[Tensor, Tensor]:
-    """Rows of a label in pairs, in their order: which pair's draws each row takes ``[n]``, and
-    whether it is the pair's second ``[n]``.
+    """Groups the rows of each label into pairs, in their order.
+
+    Returns:
+        The number of the draw that each row takes ``[n]``, the same for both rows of a pair, and
+        whether it is the second row of its pair ``[n]``.
     """
     place = places(labels)
-    made = (torch.bincount(labels) + 1) // 2
-    return (made.cumsum(0) - made)[labels] + place // 2, (place % 2).bool()
+    pairs_of_label = (torch.bincount(labels) + 1) // 2
+    first_pair = pairs_of_label.cumsum(0) - pairs_of_label
+    return first_pair[labels] + place // 2, (place % 2).bool()
 
 
 def by_shares(labels: Tensor, shares: Tensor, together: int) -> Tensor:
-    """A site for every row ``[n]``, as frequent in each label as ``shares`` ``[K]``, the same for
-    so many rows ``together``.
+    """Returns a site for every row, as frequent in each label as its share, ``[n]``.
+
+    Args:
+        labels: ``[n]``.
+        shares: the shares of the sites ``[K]``, in any unit.
+        together: the number of successive rows of a label that get the same site.
     """
     groups = -(-torch.bincount(labels) // together)
     quantile = (places(labels) // together + 0.5) / groups[labels]
-    return torch.searchsorted(shares.cumsum(0) / shares.sum(), quantile.to(shares.dtype)).clamp_max(
-        len(shares) - 1
-    )
+    cumulative = shares.cumsum(0) / shares.sum()
+    site = torch.searchsorted(cumulative, quantile.to(shares.dtype))
+    return site.clamp_max(len(shares) - 1)
 
 
 def orthogonal(draws: Tensor) -> Tensor:
-    """Independent standard normal rows ``[n, d]``, turned so that they are orthogonal; more than d
-    of them as far as so many can be.
+    """Rotates independent standard normal rows ``[n, d]`` so that they are orthogonal.
 
-    Together they then vary as much along one direction as along another. Each keeps its length, and
-    its direction is still uniform, so it is still standard normal (Yu et al. 2016, "Orthogonal
-    random features", arXiv 1610.09072; here for any n, by the polar factor).
+    More than d rows are as orthogonal as so many can be. Together they then vary as much along one
+    direction as along another. Each keeps its length, and its direction is still uniform, so it is
+    still standard normal (Yu et al. 2016, "Orthogonal random features", arXiv 1610.09072; here for
+    any n, by the polar factor).
     """
-    turned = []
-    for part in draws.chunk(max(1, -(-len(draws) // TUNED.together))):
-        rows = part.double()
-        tall = len(rows) > rows.shape[1]
-        # by the smaller Gram matrix, in half the time of what polar does for any matrix
-        root = spectral_function(
-            rows.T @ rows if tall else rows @ rows.T, lambda values: values.clamp_min(1e-9).rsqrt()
-        )
-        if tall:
-            found = rows @ root
-        else:
-            found = root @ rows
-        turned.append(found * (rows.norm(dim=1, keepdim=True) / found.norm(dim=1, keepdim=True)))
-    return torch.cat(turned).to(draws.dtype)
+    chunks = max(1, -(-len(draws) // TUNED.together))
+    rotated = []
+    for chunk in draws.chunk(chunks):
+        rows = chunk.double()
+        is_tall = len(rows) > rows.shape[1]
+        # The smaller Gram matrix takes half the time of `polar`, which serves any matrix.
+        gram = rows.T @ rows if is_tall else rows @ rows.T
+        inverse_root = spectral_function(gram, lambda values: values.clamp_min(1e-9).rsqrt())
+        directions = rows @ inverse_root if is_tall else inverse_root @ rows
+        scale = rows.norm(dim=1, keepdim=True) / directions.norm(dim=1, keepdim=True)
+        rotated.append(directions * scale)
+    return torch.cat(rotated).to(draws.dtype)
 
 
 class SitesGenerator(BlockGenerator):
-    """The shared one, which has a version for every client, with shifts of the prior's means and a
-    covariance of the block of its own.
+    """A shared generator that also has a version for every site.
 
-    Where sites have centres of their own, the shared one's rows are about all of them, each as
+    A site's version has its own shifts of the prior's means and its own covariance of the block. If
+    sites have their own centres, the rows of the shared generator are about all of them, each as
     often as its site has rows.
     """
 
     def sample(self, labels: Tensor, stream: torch.Generator) -> Tensor:
-        """Synthetic embeddings ``[n, d]`` of all sites."""
+        """Returns synthetic embeddings ``[n, d]`` of all sites."""
         t = self.tensors
         site = by_shares(labels, t["client_rows"], 2 if self.paired else 1)
-        return super().sample(labels, stream) + (t["client_centres"] - t["centre"])[site]
+        offsets = t["client_centres"] - t["centre"]
+        return super().sample(labels, stream) + offsets[site]
 
     def of_client(self, client: int) -> BlockGenerator:
-        """About the client's own centre: its block is whitened by its covariance, drawn as
-        everybody's, about its own means, and spread.
+        """Returns the generator of one site.
+
+        Its rows are about the site's centre. Its block is whitened by the site's covariance, drawn
+        like the shared one about the site's class means, and spread again.
         """
         t = self.tensors
         covariance = t["site_covariances"][client]
-        spread = spectral_function(
-            covariance, lambda values: values.clamp(TUNED.narrowest, TUNED.widest).sqrt()
-        )
-        white = spectral_function(
-            covariance, lambda values: values.clamp(TUNED.narrowest, TUNED.widest).rsqrt()
-        )
+        spread = spectral_function(covariance, lambda values: _bounded(values).sqrt())
+        inverse_spread = spectral_function(covariance, lambda values: _bounded(values).rsqrt())
         # S^(1/2) (n + S^(-1/2) m) has the mean m and the site's covariance S relative to what all
-        # share, n the class's normal about 0
-        means = (t["prior_means"] + t["shifts"][client]) @ white
-        return BlockGenerator(
-            t | {"centre": t["client_centres"][client], "prior_means": means, "spread": spread},
-            self.paired,
-        )
+        # share, where n is the normal of the class about 0.
+        means = (t["prior_means"] + t["shifts"][client]) @ inverse_spread
+        of_site = {"centre": t["client_centres"][client], "prior_means": means, "spread": spread}
+        return BlockGenerator(t | of_site, self.paired)
+
+
+def _bounded(variances: Tensor) -> Tensor:
+    """Returns the variances of a site, within the bounds that are allowed."""
+    return variances.clamp(TUNED.narrowest, TUNED.widest)

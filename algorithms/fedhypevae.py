@@ -1,8 +1,8 @@
-"""FedHypeVAE: a hypernetwork makes each client's CVAE; one for all turns a private code into a
-decoder and a class-conditional prior.
+"""FedHypeVAE: a shared hypernetwork makes each client's CVAE from a private code.
 
-arXiv 2601.00785. The paper leaves sizes, weights and the meta-code's training open; what is chosen
-is said at its parameter or constant.
+It turns the code into a decoder and a class-conditional prior (arXiv 2601.00785). The paper leaves
+sizes, weights and the training of the meta-code open; our choice is described at the parameter or
+constant.
 """
 
 from __future__ import annotations
@@ -40,15 +40,17 @@ from fedsim.privacy.plan import Claim, Release
 from fedsim.seeds import Purpose, Seeds
 
 SHOWN = 10
-"""Clients that diagnostics tell of, those of the lowest numbers, however they are packed: a round
-of many need not pay for all.
+"""The number of clients that diagnostics describe, those of the lowest numbers.
+
+A round of many clients need not pay for all.
 """
 
 
 @register("fedhypevae")
 class FedHypeVAE(DPSGD):
-    """Negative ELBO with a generated decoder and prior, plus kernel score, under federated
-    DP-SGD.
+    """FedHypeVAE under federated DP-SGD.
+
+    Its loss is the negative ELBO with a generated decoder and prior, plus the kernel score.
     """
 
     source = "arXiv 2601.00785"
@@ -58,12 +60,13 @@ class FedHypeVAE(DPSGD):
     average_from = 0.7
 
     def build(self, clients: int) -> nn.Module:
-        """The cohort's model."""
+        """Returns the model of a cohort of ``clients``."""
         return HyperCVAE(self.params, self.task.dim, self.task.classes, clients)
 
     def initial_server(self, seeds: Seeds) -> Server:
-        """As every algorithm's; prototypes start at zero: a class of few rows would keep a random
-        start.
+        """Returns the server's start, with prototypes of zero.
+
+        A class of few rows would keep a random prototype.
         """
         server = super().initial_server(seeds)
         model: Any = server.model
@@ -74,82 +77,100 @@ class FedHypeVAE(DPSGD):
         return server
 
     def start_in(self, coordinates: Coordinates, server: Server) -> None:
-        """The map of z starts along the axes of the coordinates, with half of their variance."""
+        """Starts the map of z along the axes of the coordinates, with half of their variance."""
         if not self.params.decoder_hidden:
             model: Any = server.model
-            model.decoder.start_map(coordinates.main_axes(self.params.latent) / math.sqrt(2))
+            axes = coordinates.main_axes(self.params.latent)
+            model.decoder.start_map(axes / math.sqrt(2))
 
     def draws(self) -> Mapping[str, tuple[int, ...]]:
-        """One posterior draw; prior draws and their observation noise, two for the kernel score,
-        one for the batch's MMD.
+        """Returns the shapes of the draws of an example.
+
+        They are one posterior draw, and prior draws with their observation noise: two for the
+        kernel score, one for the MMD of a batch.
         """
         latent = self.params.latent
-        dim = self.task.dim
-        if self.in_paper_form:
-            count = 1
-        else:
-            count = 2
-        made: dict[str, tuple[int, ...]] = (
-            {"prior": (count, latent), "observation": (count, dim)} if self.params.kernel else {}
-        )
-        return {"posterior": (latent,), **made}
+        shapes: dict[str, tuple[int, ...]] = {"posterior": (latent,)}
+        if self.params.kernel:
+            count = 1 if self.in_paper_form else 2
+            shapes["prior"] = (count, latent)
+            shapes["observation"] = (count, self.task.dim)
+        return shapes
 
     def clip_weights(self) -> Mapping[str, float]:
-        """Factors that bring the parts' gradients to one order: the decoder's 1 / sqrt(d), the
-        prior's observation variance.
+        """Returns factors that bring the gradients of all parts to one order of magnitude.
 
-        The decoder's bias hears every class, so that noise hurts it less than a prototype, which
-        hears one of C: it gets 1 / sqrt(C). The paper's form clips a client's gradient as it is.
+        The decoder's gradient has a factor 1 / sqrt(d), the prior's the observation variance. The
+        decoder's bias gets its gradient from every class, so noise hurts it less than a prototype,
+        which gets its gradient from one of C: it has the additional factor 1 / sqrt(C). The paper's
+        form clips a client's gradient as it is.
         """
         if self.in_paper_form:
             return {}
         root = math.sqrt(self.task.dim)
         last = len(self.params.decoder_hidden)
-        bias = {f"decoder.layers.{last}.rows.bias": root / math.sqrt(self.task.classes)}
-        return {"decoder.": root, **bias, "prior.": 0.1 * self.task.dim, "encoder.": 0.1}
+        return {
+            "decoder.": root,
+            f"decoder.layers.{last}.rows.bias": root / math.sqrt(self.task.classes),
+            "prior.": 0.1 * self.task.dim,
+            "encoder.": 0.1,
+        }
 
     def loss(self, model: Any, batch: Batch) -> Mapping[str, Tensor]:
-        """Per example: s^2 (-log p(x | z, y, v) + beta KL(q || p(z | y, v))) + lambda kernel score.
+        """Returns the parts of each example's loss, ``[N]`` each.
 
-        s^2 is the current observation variance, held constant: the decoder's gradient is then the
-        residual, whatever s^2 is. With the exact posterior, z is a constant and the KL divergence
-        is estimated by log q(z) - log p(z | y, v), which has its gradient.
+        Their sum is s^2 (-log p(x | z, y, v) + beta KL(q || p(z | y, v))) + lambda kernel score,
+        where s^2 is the current observation variance, held constant: the decoder's gradient is then
+        the residual, whatever s^2 is. With the exact posterior, z is a constant and the KL
+        divergence is estimated by log q(z) - log p(z | y, v), which has its gradient.
         """
+        code = batch.x[:, :0]
         if self.params.code:
-            scaled = CODE_SCALE[self.params.form] * model.code(batch.layout)
-        else:
-            scaled = batch.x[:, :0]
-        code = model.features(scaled)
-        prior = model.prior(batch.y, code)
+            code = CODE_SCALE[self.params.form] * model.code(batch.layout)
+        features = model.features(code)
+        prior = model.prior(batch.y, features)
         z, divergence = self.encoded(model, batch, prior)
-        decoded = model.decoder(z.unsqueeze(1), batch.y, code).squeeze(1)
-        observation = model.observation(batch.x)
-        unit = observation.detach().exp().squeeze(-1)
+        decoded = model.decoder(z.unsqueeze(1), batch.y, features).squeeze(1)
+        log_var = model.observation(batch.x)
+        variance = log_var.detach().exp().squeeze(-1)  # s^2
         parts = {
-            "reconstruction": unit * gaussian_nll(batch.x, decoded, observation),
-            "kl": BETA[self.params.form] * unit * divergence,
+            "reconstruction": variance * gaussian_nll(batch.x, decoded, log_var),
+            "kl": BETA[self.params.form] * variance * divergence,
         }
         if self.params.kernel:
-            made = model.generate(scaled, batch.y, batch.draws["prior"], batch.draws["observation"])
-            parts["kernel"] = self.params.kernel * (
-                batch_mmd(batch.x, made[:, 0]).expand(len(batch))
-                if self.in_paper_form
-                else kernel_score(batch.x, made[:, 0], made[:, 1])
-            )
+            parts["kernel"] = self.params.kernel * self._alignment(model, batch, code)
         return parts
 
-    def encoded(
-        self, model: Any, batch: Batch, prior: tuple[Tensor, Tensor]
-    ) -> tuple[Tensor, Tensor]:
-        """A draw z ~ q(z | x, y, v) ``[N, latent]`` and KL(q || p(z | y, v)) ``[N]``, estimated by
-        z where q is the exact posterior.
+    def _alignment(self, model: Any, batch: Batch, code: Tensor) -> Tensor:
+        """Returns the kernel score of each example, or the MMD of the batch, ``[N]``.
+
+        Args:
+            model: the cohort's model.
+            batch: the batch.
+            code: the scaled code of each example's client ``[N, code]``.
         """
+        draws = batch.draws
+        generated = model.generate(code, batch.y, draws["prior"], draws["observation"])
+        if self.in_paper_form:
+            return batch_mmd(batch.x, generated[:, 0]).expand(len(batch))
+        return kernel_score(batch.x, generated[:, 0], generated[:, 1])
+
+    def encoded(
+        self,
+        model: Any,
+        batch: Batch,
+        prior: tuple[Tensor, Tensor],
+    ) -> tuple[Tensor, Tensor]:
+        """Returns a draw z ~ q(z | x, y, v) ``[N, latent]`` and KL(q || p(z | y, v)) ``[N]``.
+
+        If q is the exact posterior, the divergence is estimated by z.
+        """
+        noise = batch.draws["posterior"]
         if self.params.encoder == "trained":
             mean, log_var = model.encoder(batch.x, batch.y, batch.layout)
-            return sample_posterior(mean, log_var, batch.draws["posterior"]), kl_normal(
-                mean, log_var, *prior
-            )
-        mean, deviation, density = model.posterior(batch, batch.draws["posterior"])
+            z = sample_posterior(mean, log_var, noise)
+            return z, kl_normal(mean, log_var, *prior)
+        mean, deviation, density = model.posterior(batch, noise)
         z = mean + deviation
         return z, density + gaussian_nll_root(z, *prior)
 
@@ -157,67 +178,76 @@ class FedHypeVAE(DPSGD):
 
     @property
     def in_paper_form(self) -> bool:
-        """Whether clients train locally, at two levels, and are clipped whole."""
+        """Whether clients train locally, on two levels, and each is clipped as a whole."""
         return bool(self.params.form == "paper")
 
     def phases(self) -> tuple[Phase, ...]:
-        """As for DP-SGD; in the paper's form sampling clients amplifies for ``unit: client``,
-        nothing else does.
+        """Returns the phases of DP-SGD, or the rounds of the paper's form.
+
+        In the paper's form only ``unit: client`` gains privacy from sampling, that of clients.
         """
         if not self.in_paper_form:
             return super().phases()
-        if self.task.unit == "client":
-            rate = self.params.client_rate
-        else:
-            rate = 1.0
+        rate = self.params.client_rate if self.task.unit == "client" else 1.0
         release = Release(RELEASE, rate, self.params.rounds)
         return (Phase(release, partial(paper_round, self), self.server_step, self.broadcast),)
 
     def clips_clients(self) -> bool:
-        """In the paper's form for any unit."""
+        """Returns whether each client is clipped as a whole: in the paper's form for any unit."""
         return self.in_paper_form or super().clips_clients()
 
     def sensitivity(self) -> float:
-        """C; in the paper's form 2C for an example or group, which may turn its client's clipped
-        gradient into any other.
+        """Returns C, or in the paper's form 2C for an example or group.
+
+        An example or group may turn its client's clipped gradient into any other.
         """
         if self.in_paper_form and self.task.unit != "client":
             return 2 * self.clip()
         return super().sensitivity()
 
     def check_contract(self, round_: Round, broadcast: Tensors) -> None:
-        """As for DP-SGD; the paper's form takes nothing of the loss for granted."""
+        """Checks the contract of DP-SGD; the paper's form assumes nothing about the loss."""
         if not self.in_paper_form:
             super().check_contract(round_, broadcast)
 
     # --- what the server adds, and the outcome ---
 
     def public_terms(self, model: Any, stream: torch.Generator) -> Mapping[str, Tensor]:
-        """The Lipschitz penalty of the hypernetwork."""
+        """Returns the Lipschitz penalty of the hypernetwork."""
         weight = self.params.lipschitz * CODE_SCALE[self.params.form] ** 2
         if weight:
             return {"lipschitz": weight * model.lipschitz()}
         return {}
 
     def step_shares(
-        self, mean: Tensors, noise: Mapping[str, float], state: Tensors, *, by_client: bool
+        self,
+        mean: Tensors,
+        noise: Mapping[str, float],
+        state: Tensors,
+        *,
+        by_client: bool,
     ) -> Tensors | None:
-        """The gradient's share that is not noise: what noise drowns does not wander; in the paper's
-        form all of it.
+        """Returns the share of each gradient that is not noise; None in the paper's form.
+
+        Steps are scaled by it, so that parameters whose gradient is drowned in noise do not wander.
         """
         if self.in_paper_form:
             return None
         return signal_shares(mean, noise, state, by_client=by_client)
 
     def diagnostics(
-        self, clients: Clients, parts: Mapping[str, Tensor], round_: Round
+        self,
+        clients: Clients,
+        parts: Mapping[str, Tensor],
+        round_: Round,
     ) -> Mapping[str, DiagnosticLike]:
-        """KL in nats per example; of the first :data:`SHOWN` clients norms of what is generated,
-        kernel features of one row a class.
+        """Returns the KL divergence in nats per example, and what the first clients generate.
 
-        All clients decode the same draws, so that features differ by the codes alone.
+        Of the first :data:`SHOWN` clients these are the norms of the generated decoder and prior,
+        and the kernel features of one generated row per class. All clients decode the same draws,
+        so features differ by the codes alone.
         """
-        # no decorator: a method that is not this package's own code is not proved
+        # This is not a decorator: a method that is not this package's own code is not proved.
         with torch.no_grad():
             model: Any = clients.model
             weight = (BETA[self.params.form] * model.observation.variance().double()).float()
@@ -226,41 +256,43 @@ class FedHypeVAE(DPSGD):
             if not shown:
                 return kl
             codes = model.codes(len(clients.members))[:shown]
-            classes = self.task.classes
             stream = clients.seeds.torch(Purpose.DIAGNOSTICS, round_.stream)
-            latent, observation = (
-                normal((classes, 1, size), stream, codes)
-                for size in (self.params.latent, self.task.dim)
-            )
-            y = torch.arange(classes, device=codes.device).repeat(shown)
-            own = model.generate(
-                codes.repeat_interleave(classes, 0),
-                y,
-                latent.repeat(shown, 1, 1),
-                observation.repeat(shown, 1, 1),
-            )
-            made = own.view(shown, classes, self.task.dim)
-            features = kernel_features(
-                made, to_device(kernel_frequencies(self.task.dim, 128, stream), codes.device)
-            )
+            generated = self._one_row_per_class(model, codes, stream)
+            frequencies = kernel_frequencies(self.task.dim, 128, stream)
+            kernel_means = kernel_features(generated, to_device(frequencies, codes.device)).mean(1)
+            features = model.features(codes)
+            prior = [parameter.flatten(1) for parameter in model.prior.table(features)]
             return {
                 **kl,
-                "generated_decoder_norm": model.decoder.generated_norms(model.features(codes)),
-                "generated_prior_norm": torch.cat(
-                    [part.flatten(1) for part in model.prior.table(model.features(codes))], 1
-                ).norm(dim=1),
-                "cross_client_mmd": Diagnostic(features.mean(1), "spread"),
+                "generated_decoder_norm": model.decoder.generated_norms(features),
+                "generated_prior_norm": torch.cat(prior, 1).norm(dim=1),
+                "cross_client_mmd": Diagnostic(kernel_means, "spread"),
             }
 
+    def _one_row_per_class(self, model: Any, codes: Tensor, stream: torch.Generator) -> Tensor:
+        """Returns one generated row per class for every code ``[K, code]``, ``[K, C, d]``."""
+        count = len(codes)
+        classes = self.task.classes
+        latent = normal((classes, 1, self.params.latent), stream, codes)
+        observation = normal((classes, 1, self.task.dim), stream, codes)
+        generated: Tensor = model.generate(
+            codes.repeat_interleave(classes, 0),
+            torch.arange(classes, device=codes.device).repeat(count),
+            latent.repeat(count, 1, 1),
+            observation.repeat(count, 1, 1),
+        )
+        return generated.view(count, classes, self.task.dim)
+
     def scope(self) -> str:
-        """In the paper's words: ``joint``, or ``hypernetwork`` where that alone is noised."""
+        """Returns the paper's word: ``joint``, or ``hypernetwork`` if only that gets noise."""
         if self.params.noised == "all":
             return "joint"
         return "hypernetwork"
 
     def claim(self) -> Claim:
-        """As for DP-SGD; but data made with a code that carries no noise is no theorem. In the
-        paper's form clients are clipped whole.
+        """Returns the claim of DP-SGD, or ``heuristic`` if data is made with codes without noise.
+
+        In the paper's form the claim is proved, because each client is clipped as a whole.
         """
         if not self.releases_codes() and self.params.synthesis == "client":
             return "heuristic"
@@ -269,21 +301,21 @@ class FedHypeVAE(DPSGD):
         return super().claim()
 
     def generator(self, server: Server) -> HyperGenerator:
-        """A generator at the meta-codes, or at the clients' own codes."""
+        """Returns a generator at the meta-codes, or at the clients' own codes."""
         model: Any = server.model
         if "code.weight" in server.codes:
-            own = CODE_SCALE[self.params.form] * server.codes["code.weight"]
-        else:  # the codes that the clients started from are public
-            start: Any = initial_model(self.build, server.seeds, range(self.task.clients)).to(
-                server.device
-            )
-            own = start.codes(self.task.clients)
-        if self.params.synthesis == "client":
-            return HyperGenerator(model, own, own)
-        if self.params.synthesis == "neutral":
-            count = 1
+            client_codes = CODE_SCALE[self.params.form] * server.codes["code.weight"]
         else:
+            # The codes from which the clients started are public.
+            clients = self.task.clients
+            start: Any = initial_model(self.build, server.seeds, range(clients))
+            client_codes = start.to(server.device).codes(clients)
+        if self.params.synthesis == "client":
+            return HyperGenerator(model, client_codes, client_codes)
+        count = 1
+        if self.params.synthesis == "mixture":
             count = min(3, self.task.clients)
-        return HyperGenerator(
-            model, fit_meta_codes(model, own, count, self.params.meta_steps, server.seeds), own
+        meta_codes = fit_meta_codes(
+            model, client_codes, count, self.params.meta_steps, server.seeds
         )
+        return HyperGenerator(model, meta_codes, client_codes)

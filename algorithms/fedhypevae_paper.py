@@ -1,16 +1,16 @@
-"""A literal reading of the paper's FedHypeVAE: bi-level local training, of which a client sends one
-clipped gradient by the hypernetwork.
+"""A literal reading of the paper's FedHypeVAE: local training on two levels.
 
-A round at a client (arXiv 2601.00785): ``local_steps`` Adam steps on its encoder and code with the
-hypernetwork fixed (inner), then the mean gradient by the hypernetwork over the same minibatches, at
-what the inner steps arrived at (outer). Minibatches are drawn from its own rows, and the loss holds
-the MMD between a minibatch and rows generated for its labels, so that no example has a bound of its
-own: the client's whole contribution is clipped to C, whatever the steps computed and stored (see
-:mod:`fedsim.methods.local_training`).
+A round at a client (arXiv 2601.00785) is ``local_steps`` Adam steps on its encoder and code with
+the hypernetwork fixed (inner level), then the mean gradient of the hypernetwork over the same
+minibatches, at the result of the inner steps (outer level). Minibatches are drawn from the client's
+rows, and the loss has the MMD between a minibatch and rows generated for its labels, so no example
+has a bound of its own. The client's whole contribution is clipped to C instead, whatever the steps
+computed and stored (see :mod:`fedsim.methods.local_training`).
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -25,7 +25,7 @@ from fedsim.seeds import Purpose
 
 
 def paper_round(algorithm: DPSGD, clients: Clients, round_: Round, broadcast: Tensors) -> Message:
-    """Both levels of all clients that take part, at once; the sum of their clipped gradients.
+    """Runs both levels of all clients that take part; returns the sum of their clipped gradients.
 
     With ``noised: all`` the change of a client's code is clipped with its gradient, and the client
     keeps the code with noise.
@@ -33,46 +33,28 @@ def paper_round(algorithm: DPSGD, clients: Clients, round_: Round, broadcast: Te
     model: Any = clients.model
     load_parameters(model, broadcast)
     parameters = dict(model.named_parameters())
-    streams = (
-        clients.seeds.keystream(Purpose.SAMPLING, round_.number, client)
-        for client in clients.members
-    )
-    takes_part = [bool(stream.uniform(1)[0] < algorithm.params.client_rate) for stream in streams]
-    chosen = [
-        i
-        for i, (takes, x) in enumerate(zip(takes_part, clients.x, strict=True))
-        if takes and len(x)
-    ]
-    active = clients.only(chosen)
+    chosen = _clients_that_take_part(algorithm, clients, round_)
     positions = to_device(torch.tensor(chosen, dtype=torch.long), clients.device)
-    # one slice a client, of a model that is one client's
-    own = {name: parameters[name].detach()[positions].unsqueeze(1) for name in local_names(model)}
+    # One slice per client, each that of a model of one client.
+    local = {name: parameters[name].detach()[positions].unsqueeze(1) for name in local_names(model)}
     shared = {name: value.expand(len(chosen), *value.shape) for name, value in broadcast.items()}
-    if algorithm.params.noised == "all":
-        codes = code_names(model)
-    else:
-        codes = []
-    before = {name: own[name].clone() for name in codes}
+    codes = code_names(model) if algorithm.params.noised == "all" else []
+    before = {name: local[name].clone() for name in codes}
+    gradients = shared
+    losses: Tensors = {}
     if chosen:
-        updates, losses = _both_levels(algorithm, active, round_, shared, own)
-    else:
-        updates = shared
-        losses = {}
-    updates = updates | {name: own[name] - before[name] for name in codes}
-    clipped, norms = clip_updates(updates, algorithm.clip())
-    kept = {
-        name: torch.zeros_like(parameters[name]).index_copy_(0, positions, clipped[name].squeeze(1))
-        for name in codes
-    }
+        gradients, losses = _both_levels(algorithm, clients.only(chosen), round_, shared, local)
+    code_changes = {name: local[name] - before[name] for name in codes}
+    clipped, norms = clip_updates(gradients | code_changes, algorithm.clip())
+    kept = {}
+    for name in codes:
+        zeros = torch.zeros_like(parameters[name])
+        kept[name] = zeros.index_copy_(0, positions, clipped[name].squeeze(1))
     ones = torch.ones(len(chosen), device=clients.device)
-    noised = clients.add_noise(
-        round_.release,
-        round_.stream,
-        {name: weighted_sum(ones, clipped[name]) for name in shared},
-        kept,
-    )
+    sums = {name: weighted_sum(ones, clipped[name]) for name in shared}
+    noised = clients.add_noise(round_.release, round_.stream, sums, kept)
     with torch.no_grad():
-        for name, value in own.items():
+        for name, value in local.items():
             if name in codes:
                 parameters[name] += noised.kept[name]
             else:
@@ -88,22 +70,47 @@ def paper_round(algorithm: DPSGD, clients: Clients, round_: Round, broadcast: Te
     )
 
 
+def _clients_that_take_part(algorithm: DPSGD, clients: Clients, round_: Round) -> list[int]:
+    """Returns the positions of the clients that are sampled in a round and have rows."""
+    chosen = []
+    for position, (client, x) in enumerate(zip(clients.members, clients.x, strict=True)):
+        stream = clients.seeds.keystream(Purpose.SAMPLING, round_.number, client)
+        is_sampled = bool(stream.uniform(1)[0] < algorithm.params.client_rate)
+        if is_sampled and len(x):
+            chosen.append(position)
+    return chosen
+
+
 def _both_levels(
-    algorithm: DPSGD, clients: Clients, round_: Round, shared: Tensors, own: Tensors
+    algorithm: DPSGD,
+    clients: Clients,
+    round_: Round,
+    shared: Tensors,
+    local: Tensors,
 ) -> tuple[Tensors, Tensors]:
-    """Gradients by the shared parameters ``[K, ...]`` and loss parts ``[K]``, means over the
-    minibatches; ``own`` is trained in place.
+    """Trains the local parameters in place, then returns the gradients of the shared ones.
+
+    Args:
+        algorithm: FedHypeVAE in the paper's form.
+        clients: the K clients that take part.
+        round_: the round.
+        shared: the shared parameters, one slice per client, ``[K, ...]``.
+        local: the local parameters of every client, ``[K, ...]``.
+
+    Returns:
+        Gradients ``[K, ...]`` and parts of the loss ``[K]``, means over the minibatches.
     """
     params = algorithm.params
-    state = Tensors()
     minibatches = Minibatches(algorithm, clients, round_)
+    state = Tensors()
     for step in range(params.local_steps):
-        adam_step(
-            own, minibatches.gradients(step, own, shared)[0], state, params.local_learning_rate
-        )
-    outer = [minibatches.gradients(step, shared, own) for step in range(params.local_steps)]
-    means = [
-        {name: torch.stack([part[name] for part in kind]).mean(0) for name in kind[0]}
-        for kind in zip(*outer, strict=True)
-    ]
-    return means[0], means[1]
+        gradients = minibatches.gradients(step, local, shared)[0]
+        adam_step(local, gradients, state, params.local_learning_rate)
+    outer = [minibatches.gradients(step, shared, local) for step in range(params.local_steps)]
+    gradients_by_step, losses_by_step = zip(*outer, strict=True)
+    return _means(gradients_by_step), _means(losses_by_step)
+
+
+def _means(steps: Sequence[Tensors]) -> Tensors:
+    """Returns the mean over steps of tensors by name."""
+    return {name: torch.stack([step[name] for step in steps]).mean(0) for name in steps[0]}

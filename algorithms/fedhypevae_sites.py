@@ -1,5 +1,6 @@
-"""FedHypeVAE for sites: what all share and what each site adds; in the directions that set classes
-apart: means and spread.
+"""FedHypeVAE for sites: what all sites share, and what each site adds to it.
+
+A site adds shifts of class means and a covariance, in the directions that separate classes.
 """
 
 from __future__ import annotations
@@ -27,21 +28,21 @@ SHARES = {
     "class moments": 0.14,
     "site moments": 0.14,
 }
-
-
+"""The share of each release in the budget, in units of 1 / sigma^2."""
 APART = 0.5
-"""Sites whose means are farther apart than this share of the rows' variance are centred each by its
-own mean; ours.
+"""The variance between site means, in units of the variance within, above which sites are centred.
+
+Then each site is centred by its own mean; the value is ours.
 """
 
 
 class FedHypeVAESitesParams(FedHypeVAEWarmParams):
-    """Parameters of FedHypeVAE for sites; those of the warm form, with a smaller block.
+    """Parameters of FedHypeVAE for sites: those of the warm form, with a smaller block.
 
     Attributes:
-        block: most directions in which every class has a covariance, and every site a shift, of its
-            own: a class of a site has few rows, whose mean the noise of sampling drowns in more of
-                them.
+        block: the largest number of directions in which every class has its own covariance and
+            every site its own shift. A class of a site has few rows, and in more directions
+            sampling noise drowns their mean.
     """
 
     block: int = Field(64, ge=1)
@@ -49,45 +50,42 @@ class FedHypeVAESitesParams(FedHypeVAEWarmParams):
 
 @register("fedhypevae-sites")
 class FedHypeVAESites(FedHypeVAEWarm):
-    """Each site's code is its shift of the prior's means, by class, and its covariance; shrunk, so
-    that a site without signal has none.
+    """FedHypeVAE whose code is, for every site, shifts of the prior's means and a covariance.
+
+    Shifts are by class. All are shrunk, so that a site without a signal has none.
     """
 
-    # a release about single clients is hidden by the noise that hides a client
+    # The noise that hides a whole client would also hide every statistic of a single client.
     units: ClassVar[tuple[Unit, ...]] = ("example", "group")
     Params: ClassVar[type[FedHypeVAESitesParams]] = FedHypeVAESitesParams
     shares: ClassVar[Mapping[str, float]] = SHARES
 
     def ignores_partition(self) -> bool:
-        """Its codes are the clients'."""
+        """Returns False: each client has its own code."""
         return False
 
     def statistics(self) -> tuple[Statistic, ...]:
-        """The shared ones; then site moments in the block."""
-        share = self.shares["site moments"]
-        return (
-            *super().statistics(),
-            Statistic(
-                "site moments",
-                share,
-                class_block.SITE_WEIGHTS,
-                self.site_products,
-                self.receive_sites,
-            ),
+        """Returns the statistics of the warm form, then the site moments in the block."""
+        site_moments = Statistic(
+            "site moments",
+            self.shares["site moments"],
+            class_block.SITE_WEIGHTS,
+            self.site_products,
+            self.receive_sites,
         )
+        return (*super().statistics(), site_moments)
 
     def broadcast(self, server: Server) -> Tensors:
-        """As far as clients need it."""
+        """Returns what clients need of what has been released so far."""
         names = (*SENT_TO_CLIENTS, "client_centres", "prior_means")
         return {name: server.tensors[name] for name in names if name in server.tensors}
 
     def mean_statistic(self, share: float) -> Statistic:
-        """The mean of all rows and of every site's."""
+        """Returns the statistic of the mean of all rows and of the mean of every site."""
 
         def products(rows: Rows, broadcast: Tensors) -> moments.Products:
-            return moments.mean_products(rows.x) | moments.client_mean_products(
-                rows.x, rows.client, self.task.clients
-            )
+            of_sites = moments.client_mean_products(rows.x, rows.client, self.task.clients)
+            return moments.mean_products(rows.x) | of_sites
 
         return Statistic(
             "mean",
@@ -98,64 +96,58 @@ class FedHypeVAESites(FedHypeVAEWarm):
         )
 
     def receive_mean(self, server: Server, sums: Tensors, std: Mapping[str, float]) -> None:
-        """One centre for all sites; where their means are far apart, which no mixture of labels
-        explains, each site's own.
+        """Stores one centre for all sites, or the centre of each if their means are far apart.
+
+        No mixture of labels explains means that are so far apart.
         """
         super().receive_mean(server, sums, std)
-        mean = server.tensors["mean"]
         square = server.tensors["square"]
-        own = moments.client_means(sums["client_sums"], sums["client_counts"], std)
-        apart = (own - own.mean(0)).square().sum(1).mean()
-        within = torch.maximum(
-            square - server.tensors["error"] - apart, fedhypevae_warm.TUNED.least_variance * square
-        )
-        far = apart > APART * within
-        if far:
-            centres = own
+        site_means = moments.client_means(sums["client_sums"], sums["client_counts"], std)
+        variance_between = (site_means - site_means.mean(0)).square().sum(1).mean()
+        least = fedhypevae_warm.TUNED.least_variance * square
+        variance_within = torch.maximum(square - server.tensors["error"] - variance_between, least)
+        if variance_between > APART * variance_within:
+            centres = site_means
+            square = variance_within
         else:
-            centres = mean.expand_as(own).clone()
-        rows = sums["client_counts"][:, 0].clamp_min(1)
+            centres = server.tensors["mean"].expand_as(site_means).clone()
         server.tensors |= {
-            "square": within if far else square,
+            "square": square,
             "client_centres": centres,
-            "client_rows": rows,
+            "client_rows": sums["client_counts"][:, 0].clamp_min(1),
         }
 
     def about(self, rows: Rows, broadcast: Tensors) -> Tensor:
-        """Rows about their site's centre."""
+        """Returns rows minus their site's centre, ``[N, d]``."""
         return rows.x - broadcast["client_centres"][rows.client]
 
     def site_products(self, rows: Rows, broadcast: Tensors) -> moments.Products:
-        """Sums and counts of residuals by site and by site and class, and second moments by
-        site.
-        """
-        u = class_block.residuals(
-            self.about(rows, broadcast) / broadcast["radius"],
-            rows.y,
-            broadcast["basis"],
-            broadcast["prior_means"],
-        )
-        return class_block.site_products(
-            u, rows.y, rows.client, self.task.classes, self.task.clients
-        )
+        """Returns the statistics of residuals in the block, by site and by class of a site."""
+        u = self.block_residuals(rows, broadcast, broadcast["prior_means"])
+        classes = self.task.classes
+        return class_block.site_products(u, rows.y, rows.client, classes, self.task.clients)
 
     def receive_sites(self, server: Server, sums: Tensors, std: Mapping[str, float]) -> None:
-        """Shifts of the prior's means ``[K, C, k]``: the site's, then what its class has beyond it,
-        shrunk by noise; covariances.
+        """Stores shifts of the prior's means ``[K, C, k]`` and covariances of sites ``[K, k, k]``.
+
+        A shift is the site's, plus what its class has beyond that; both are shrunk by their noise.
         """
         means = server.tensors["prior_means"]
         size = means.shape[1]
-        along = class_block.between((means - means.mean(0)).double())
-        shift = shrunk_mean(
-            sums["site_sums"], sums["site_counts"], std["site_sums"], std["site_counts"], along
+        axes = class_block.between((means - means.mean(0)).double())
+        site_shifts = shrunk_mean(
+            sums["site_sums"], sums["site_counts"], std["site_sums"], std["site_counts"], axes
         )
-        rest = sums["site_class_sums"] - sums["site_class_counts"] * shift.repeat_interleave(
-            self.task.classes, 0
+        class_counts = sums["site_class_counts"]
+        explained = class_counts * site_shifts.repeat_interleave(self.task.classes, 0)
+        class_shifts = shrunk_mean(
+            sums["site_class_sums"] - explained,
+            class_counts,
+            std["site_class_sums"],
+            std["site_class_counts"],
+            axes,
         )
-        own = shrunk_mean(
-            rest, sums["site_class_counts"], std["site_class_sums"], std["site_class_counts"], along
-        )
-        shifts = shift[:, None] + own.view(len(shift), -1, size)
+        shifts = site_shifts[:, None] + class_shifts.view(len(site_shifts), -1, size)
         covariances = site_covariances(sums, std, shifts, server.tensors["prior_covariances"])
         server.tensors |= {
             "shifts": class_block.reach(size) * shifts,
@@ -163,51 +155,69 @@ class FedHypeVAESites(FedHypeVAEWarm):
         }
 
     def generator(self, server: Server) -> SitesGenerator:
-        """One for all, and one for every site."""
+        """Returns a shared generator, which also has one for every site."""
         return SitesGenerator(server.tensors, self.params.paired)
 
 
 def shrunk_mean(
-    sums: Tensor, counts: Tensor, std: float, count_std: float, along: Tensor
+    sums: Tensor,
+    counts: Tensor,
+    std: float,
+    count_std: float,
+    axes: Tensor,
 ) -> Tensor:
-    """Means ``[G, k]`` of residuals whose norm is about 1 / reach, shrunk to 0 by the noise that
-    was added and that of sampling.
+    """Returns the mean residuals of groups ``[G, k]``, shrunk to 0 by their noise.
 
-    In the directions ``along`` ``[k, C - 1]`` between class means, where sites differ most, and in
-    all others by a signal of their own.
+    The noise is what was added and the sampling error. Directions between class means, in which
+    sites differ most, and all others estimate their signal separately.
+
+    Args:
+        sums: the released sums of residuals ``[G, k]``, whose norm is about 1 / reach each.
+        counts: the released counts ``[G, 1]``.
+        std: the standard deviation of the noise on the sums.
+        count_std: the standard deviation of the noise on the counts.
+        axes: orthonormal columns between class means ``[k, C - 1]``.
     """
+    size = sums.shape[1]
+    rank = axes.shape[1]
     rows = moments.counts_above_noise(counts, count_std)[:, 0].double()
-    noise = (std / rows).square() + 1 / (rows * class_block.TUNED.reach**2 * sums.shape[1])
+    sampling_error = 1 / (rows * class_block.TUNED.reach**2 * size)
+    noise = (std / rows).square() + sampling_error
     means = sums / rows[:, None]
+    between = means @ axes @ axes.T
     shrunk = torch.zeros_like(sums, dtype=torch.double)
-    between = means @ along @ along.T
-    # equal class means have no directions between them
-    for part, rank in (
-        (between, along.shape[1]),
-        (means - between, sums.shape[1] - along.shape[1]),
-    ):
-        if rank:
-            shrunk += shrinkage.james_stein(part, noise, rank, shrinkage.STEPS)
+    # Equal class means have no directions between them.
+    if rank:
+        shrunk += shrinkage.james_stein(between, noise, rank, shrinkage.STEPS)
+    if rank < size:
+        shrunk += shrinkage.james_stein(means - between, noise, size - rank, shrinkage.STEPS)
     return shrunk.to(sums.dtype)
 
 
 def site_covariances(
-    sums: Tensors, std: Mapping[str, float], shifts: Tensor, of_classes: Tensor
+    sums: Tensors,
+    std: Mapping[str, float],
+    shifts: Tensor,
+    class_covariances: Tensor,
 ) -> Tensor:
-    """Covariances of sites ``[K, k, k]``, relative to what their classes, as frequent as there,
-    would have them be; shrunk to that.
+    """Returns the covariances of sites ``[K, k, k]``, relative to what their classes explain.
 
-    Sums and their noise as :func:`algorithms.class_block.site_products` names them, shifts of the
-    sites' class means ``[K, C, k]`` in the units of the sums, and covariances of the classes ``[C,
-    k, k]`` in the block's.
+    A site's classes, as frequent as they are there, give the covariance that is expected; what is
+    estimated beyond it is shrunk by its noise.
+
+    Args:
+        sums: the released sums of :func:`algorithms.class_block.site_products`.
+        std: the standard deviations of their noise.
+        shifts: the shifts of the sites' class means ``[K, C, k]``, in the units of the sums.
+        class_covariances: the covariances of the classes ``[C, k, k]``, in the block's units.
     """
     size = shifts.shape[2]
-    frequent = sums["site_class_counts"].view(len(shifts), -1).clamp_min(1)
-    frequent = frequent / frequent.sum(1, keepdim=True)
+    class_counts = sums["site_class_counts"].view(len(shifts), -1).clamp_min(1)
+    frequency = class_counts / class_counts.sum(1, keepdim=True)
     counts = moments.counts_above_noise(sums["site_counts"][:, 0], std["site_counts"])
     second = class_block.from_upper_triangles(sums["site_second"], size) / counts[:, None, None]
-    about_means = second - torch.einsum("kc,kci,kcj->kij", frequent, shifts, shifts)
-    expected = torch.einsum("kc,cij->kij", frequent, of_classes) / class_block.reach(size) ** 2
-    return shrinkage.relative_covariances(
-        about_means, expected, counts, std["site_second"] / 2**0.5
-    )
+    about_means = second - torch.einsum("kc,kci,kcj->kij", frequency, shifts, shifts)
+    mixed = torch.einsum("kc,cij->kij", frequency, class_covariances)
+    expected = mixed / class_block.reach(size) ** 2
+    noise = std["site_second"] / 2**0.5
+    return shrinkage.relative_covariances(about_means, expected, counts, noise)

@@ -1,9 +1,8 @@
-"""FedHypeVAE, warm: a linear-Gaussian FedHypeVAE in closed form; decoder and prior are estimated
-from released moments.
+"""FedHypeVAE, warm: a linear-Gaussian FedHypeVAE in closed form, estimated from released moments.
 
-Five Gaussian mechanisms: the mean; how far rows are from it; class means; moments of the rows about
-these; and moments of every class in the few directions that set classes apart.
-The decoder is affine in z, so its exact posterior and its maximum likelihood are known, and noise
+Five Gaussian mechanisms release the mean, the distances of rows from it, class means, moments of
+the rows about these, and moments of every class in the few directions that separate classes. The
+decoder is affine in z, so its exact posterior and its maximum likelihood are known, and the noise
 is best spent on what they need.
 """
 
@@ -36,33 +35,44 @@ from fedsim.privacy.statistics.outer_products import OuterProduct, unit_weights
 from fedsim.privacy.statistics.spectral import descending
 
 SHARES = {"coordinates": 0.12, "class means": 0.37, "moments": 0.42, "class moments": 0.09}
-"""How the releases share the budget, in units of 1 / sigma^2."""
+"""The share of each release in the budget, in units of 1 / sigma^2."""
 MOMENT_WEIGHTS = {"class_sums": 0.5, "class_counts": 0.15, "second": 1.0}
-"""Where rows are many; class means are known by then."""
+"""Weights of the moments in a row's joint norm if there are many rows; class means are known then.
+"""
 
 
 @dataclass(frozen=True)
 class TunedWarm:
-    """Constants of the warm form: ours, none is the paper's, which has no closed form.
-    docs/fedhypevae.md says what was tuned on what.
+    """Constants of the warm form, all ours: the paper has no closed form.
+
+    docs/fedhypevae.md says which was tuned on which data.
+
+    Attributes:
+        clip: coordinates are clipped at this share of their root mean square norm.
+        known: rows are centred at the means of their classes if shrinkage leaves more than this
+            share of these means, on average.
+        visible: the root mean square eigenvalue of its noise, per row, up to which the second
+            moment keeps its weight; beyond it, sums and counts gain weight.
+        most_excess: the weight of the second moment is divided by at most this.
+        most_counts: the largest weight of class counts.
+        least_variance: the smallest share that a variance is of the one that contains it.
+        floor: eigenvalues below this share of their mean cannot be told apart from it if the noise
+            is larger than the mean.
+        least_eigenvalue: the smallest eigenvalue, in units of their mean.
+        resolution: the largest noise on the covariance in the block, in units of the covariance.
+        block: the largest number of directions in the block.
     """
 
-    clip: float = 0.7  # coordinates are clipped at this share of their root mean square norm
-    # rows are taken about their classes' means where shrinkage leaves more than this share of
-    # these, on average
+    clip: float = 0.7
     known: float = 0.5
-    # up to this root mean square eigenvalue of its noise, a row, the second moment keeps its
-    # weight; beyond, sums and counts gain
     visible: float = 0.025
-    most_excess: float = 20.0  # the second moment's weight is divided by this at most
-    most_counts: float = 0.5  # the largest weight of class counts
-    least_variance: float = 0.02  # a variance is no smaller share of what it is a part of
-    # eigenvalues below this share of their mean are not told apart from it where the noise is
-    # larger than it
+    most_excess: float = 20.0
+    most_counts: float = 0.5
+    least_variance: float = 0.02
     floor: float = 0.6
-    least_eigenvalue: float = 0.02  # in units of their mean
-    resolution: float = 0.12  # of the block's covariance, in units of its own
-    block: int = 512  # directions of the block, at most
+    least_eigenvalue: float = 0.02
+    resolution: float = 0.12
+    block: int = 512
 
 
 TUNED = TunedWarm()
@@ -75,17 +85,17 @@ SENT_TO_CLIENTS = (
     "basis",
     "coordinates",
 )
-"""What clients need of what was released."""
+"""The names of the released tensors that clients need."""
 
 
 class FedHypeVAEWarmParams(OneShotParams):
     """Parameters of FedHypeVAE, warm.
 
     Attributes:
-        block: most directions in which every class has a covariance of its own; the noise allows
-            fewer at a small epsilon.
-        paired: rows of a label are drawn in pairs, and pairs orthogonal, to balance what says
-            nothing of a class; false: each by itself.
+        block: the largest number of directions in which every class has its own covariance; the
+            noise allows fewer at a small epsilon.
+        paired: whether rows of a label are drawn in pairs, and pairs orthogonal to each other, to
+            balance what carries no information about the class; if false, each row is independent.
     """
 
     block: int = Field(TUNED.block, ge=1)
@@ -94,8 +104,9 @@ class FedHypeVAEWarmParams(OneShotParams):
 
 @register("fedhypevae-warm")
 class FedHypeVAEWarm(OneShot):
-    """Coordinates, class means, moments, moments of classes in a block; one generator for all
-    clients.
+    """FedHypeVAE in closed form, with one generator for all clients.
+
+    It releases coordinates, class means, moments, and moments of classes in a block.
     """
 
     source = "arXiv 2601.00785, linear-Gaussian, by moments; eigenvalues: arXiv 1610.08104"
@@ -103,39 +114,35 @@ class FedHypeVAEWarm(OneShot):
     shares: ClassVar[Mapping[str, float]] = SHARES
 
     def statistics(self) -> tuple[Statistic, ...]:
-        """Coordinates; class means; moments of the rows about them; class moments in the block."""
+        """Returns the statistics in the order of their release."""
         share = self.shares
-        return (
-            *coordinate_statistics(
-                share["coordinates"],
-                self.about,
-                self.mean_statistic(MEAN_SHARE * share["coordinates"]),
-            ),
-            Statistic(
-                "class means",
-                share["class means"],
-                moments.CLASS_MEAN_WEIGHTS,
-                self.means_products,
-                self.receive_means,
-            ),
-            Statistic(
-                "moments",
-                share["moments"],
-                MOMENT_WEIGHTS,
-                self.moment_products,
-                self.receive_moments,
-            ),
-            Statistic(
-                "class moments",
-                share["class moments"],
-                class_block.CLASS_WEIGHTS,
-                self.class_products,
-                self.receive_classes,
-            ),
+        mean = self.mean_statistic(MEAN_SHARE * share["coordinates"])
+        class_means = Statistic(
+            "class means",
+            share["class means"],
+            moments.CLASS_MEAN_WEIGHTS,
+            self.means_products,
+            self.receive_means,
         )
+        all_moments = Statistic(
+            "moments",
+            share["moments"],
+            MOMENT_WEIGHTS,
+            self.moment_products,
+            self.receive_moments,
+        )
+        class_moments = Statistic(
+            "class moments",
+            share["class moments"],
+            class_block.CLASS_WEIGHTS,
+            self.class_products,
+            self.receive_classes,
+        )
+        coordinates = coordinate_statistics(share["coordinates"], self.about, mean)
+        return (*coordinates, class_means, all_moments, class_moments)
 
     def mean_statistic(self, share: float) -> Statistic:
-        """The mean of all rows."""
+        """Returns the statistic of the mean of all rows."""
         return Statistic(
             "mean",
             share,
@@ -145,38 +152,47 @@ class FedHypeVAEWarm(OneShot):
         )
 
     def phases(self) -> tuple[Phase, ...]:
-        """One a statistic; the moments are what a report draws."""
-        return tuple(self.phase(each, main=each.name == "moments") for each in self.statistics())
+        """Returns one phase per statistic; a report draws that of the moments."""
+        return tuple(
+            self.phase(statistic, main=statistic.name == "moments")
+            for statistic in self.statistics()
+        )
 
     def broadcast(self, server: Server) -> Tensors:
-        """What has been released, as far as clients need it."""
+        """Returns what clients need of what has been released so far."""
         return {name: server.tensors[name] for name in SENT_TO_CLIENTS if name in server.tensors}
 
     # --- the mean ---
 
     def receive_mean(self, server: Server, sums: Tensors, std: Mapping[str, float]) -> None:
-        """The centre; rows of unit norm are as far from it as what is left of their norm."""
+        """Stores the centre, the rows' mean squared distance from it, and the emphasis.
+
+        Rows have unit norm, so the distance follows from the norm of the centre.
+        """
         released = moments.released_mean(sums, std)
+        square = 1 - released.mean.square().sum()
         server.tensors |= {
             "mean": released.mean,
             "rows": released.rows,
-            "square": (1 - released.mean.square().sum()).clamp_min(moments.LEAST_SQUARE),
+            "square": square.clamp_min(moments.LEAST_SQUARE),
             "error": released.error,
             "emphasis": self.emphasis(server, released.rows),
         }
 
     def emphasis(self, server: Server, rows: Tensor) -> Tensor:
-        """By what the weights of the moments are multiplied, in their order ``[3]``; their joint
-        norm stays the same.
+        """Returns factors on the weights of the moments, in their order, ``[3]``.
 
-        Of few rows in many dimensions the second moment says little and class counts are uncertain.
+        The joint norm of the weights stays the same. For few rows in many dimensions the second
+        moment says little and class counts are uncertain.
+
+        Args:
+            server: the server, whose noise is public.
+            rows: the released number of rows, a scalar.
         """
-        noise = (
-            server.noise_std("moments", self.task.clients)
-            / self.clip()
-            / unit_weights(MOMENT_WEIGHTS)["second"]
-        )
-        excess = (noise * (self.dim / 2) ** 0.5 / rows / TUNED.visible).clamp(1, TUNED.most_excess)
+        second_weight = unit_weights(MOMENT_WEIGHTS)["second"]
+        noise = server.noise_std("moments", self.task.clients) / self.clip() / second_weight
+        excess = noise * (self.dim / 2) ** 0.5 / rows / TUNED.visible
+        excess = excess.clamp(1, TUNED.most_excess)
         sums, counts, second = MOMENT_WEIGHTS.values()
         wanted = torch.stack(
             [
@@ -186,197 +202,200 @@ class FedHypeVAEWarm(OneShot):
             ]
         )
         usual = to_device(torch.tensor([sums, counts, second]), rows.device)
-        found: Tensor = wanted / wanted.norm() / (usual / usual.norm())
-        return found
+        factors: Tensor = wanted / wanted.norm() / (usual / usual.norm())
+        return factors
 
     # --- class means ---
 
     def about(self, rows: Rows, broadcast: Tensors) -> Tensor:
-        """Rows about the centre."""
+        """Returns rows minus the centre, ``[N, d]``."""
         return rows.x - broadcast["mean"]
 
     def in_coordinates(self, rows: Rows, broadcast: Tensors) -> Tensor:
-        """Rows in released coordinates ``[N, d]``, of mean squared norm 1."""
+        """Returns rows in released coordinates ``[N, d]``, of mean squared norm 1."""
         return Coordinates(broadcast).of_centred(self.about(rows, broadcast))
 
     def means_products(self, rows: Rows, broadcast: Tensors) -> moments.Products:
-        """Class sums and counts of the clipped rows."""
-        return moments.class_mean_products(
-            moments.in_unit_ball(self.in_coordinates(rows, broadcast) / TUNED.clip),
-            rows.y,
-            self.task.classes,
-        )
+        """Returns class sums and counts of the clipped rows."""
+        r = moments.in_unit_ball(self.in_coordinates(rows, broadcast) / TUNED.clip)
+        return moments.class_mean_products(r, rows.y, self.task.classes)
 
     def receive_means(self, server: Server, sums: Tensors, std: Mapping[str, float]) -> None:
-        """Class means, each with its noise; where they stand out of it, rows are taken about them
-        from here on, and vary less.
+        """Stores class means with their noise, and the centres of the moments.
+
+        If class means stand out of their noise, rows are centred at them from here on, and vary
+        less.
         """
-        broadcast = server.tensors
-        counts = moments.counts_above_noise(sums["class_counts"][:, 0], std["class_counts"])
-        variance = 1 - self.error(broadcast)
+        released_counts = sums["class_counts"][:, 0]
+        counts = moments.counts_above_noise(released_counts, std["class_counts"])
         means = sums["class_sums"] / counts[:, None] * TUNED.clip
         noise = (std["class_sums"] / counts * TUNED.clip).square()
-        near = shrinkage.james_stein(means.double(), noise.double(), steps=shrinkage.STEPS).to(
-            means.dtype
+        shrunk = shrinkage.james_stein(means.double(), noise.double(), steps=shrinkage.STEPS)
+        shrunk = shrunk.to(means.dtype)
+        left = shrunk.norm(dim=1) / means.norm(dim=1).clamp_min(1e-12)
+        known = left.mean() > TUNED.known
+        centres = torch.where(known, shrunk, 0.0)
+        variance = 1 - self.error(server.tensors)
+        variance_between = (counts / counts.sum() * (centres * means).sum(1)).sum()
+        variance_within = torch.maximum(
+            variance - variance_between, TUNED.least_variance * variance
         )
-        known = (near.norm(dim=1) / means.norm(dim=1).clamp_min(1e-12)).mean() > TUNED.known
-        near = torch.where(known, near, 0.0)
-        between = (counts / counts.sum() * (near * means).sum(1)).sum()
-        inner = torch.maximum(variance - between, TUNED.least_variance * variance)
         server.tensors |= {
             "class_means": means,
             "class_means_noise": noise,
-            "class_counts": sums["class_counts"][:, 0],
+            "class_counts": released_counts,
             "class_counts_noise": counts.new_tensor(std["class_counts"] ** 2),
             "known": known,
-            "class_centres": near,
-            "radius": TUNED.clip * (inner / variance).sqrt(),
+            "class_centres": centres,
+            "radius": TUNED.clip * (variance_within / variance).sqrt(),
         }
 
     def error(self, broadcast: Tensors) -> Tensor:
-        """The squared distance of the centre from the rows' mean, in coordinates, as it is
-        expected.
-        """
-        return (broadcast["error"] / Coordinates(broadcast).scale.square()).clamp_max(
-            1 - TUNED.least_variance
-        )
+        """Returns the expected squared distance of the centre from the mean, in coordinates."""
+        error = broadcast["error"] / Coordinates(broadcast).scale.square()
+        return error.clamp_max(1 - TUNED.least_variance)
 
     # --- moments ---
 
     def moment_products(self, rows: Rows, broadcast: Tensors) -> moments.Products:
-        """Class sums and counts, and one second moment, of the clipped rows about their classes'
-        centres, each times its emphasis.
+        """Returns the moments of the clipped rows about their classes' centres.
+
+        They are class sums, class counts and one second moment, each times its emphasis.
         """
-        r = moments.in_unit_ball(
-            (self.in_coordinates(rows, broadcast) - broadcast["class_centres"][rows.y])
-            / broadcast["radius"]
-        )
+        centred = self.in_coordinates(rows, broadcast) - broadcast["class_centres"][rows.y]
+        r = moments.in_unit_ball(centred / broadcast["radius"])
+        products = moments.moment_products(r, rows.y, self.task.classes)
         emphasis = dict(zip(MOMENT_WEIGHTS, broadcast["emphasis"], strict=True))
-        found = moments.moment_products(r, rows.y, self.task.classes)
         return {
             name: OuterProduct(emphasis[name] * product.left, product.right)
-            for name, product in found.items()
+            for name, product in products.items()
         }
 
     def receive_moments(self, server: Server, sums: Tensors, std: Mapping[str, float]) -> None:
-        """Class means and the covariance within classes, as they are believed, and the block in
-        which classes are told again.
-        """
-        broadcast = server.tensors
-        emphasis = dict(zip(MOMENT_WEIGHTS, broadcast["emphasis"].tolist(), strict=True))
-        sums = {name: sums[name] / by for name, by in emphasis.items()}
-        std = {name: std[name] / by for name, by in emphasis.items()}
-        radius = broadcast["radius"]
-        found = moments.gaussians(
-            sums, std, clipped_square(broadcast, torch.full_like(radius, TUNED.clip))
-        )
-        again = found.counts.new_tensor(std["class_counts"] ** 2)
-        counts, error = shrinkage.of_two(
-            broadcast["class_counts"],
-            broadcast["class_counts_noise"],
+        """Stores the decoder and the block that follow from class means and the covariance."""
+        tensors = server.tensors
+        emphasis = dict(zip(MOMENT_WEIGHTS, tensors["emphasis"].tolist(), strict=True))
+        sums = {name: sums[name] / factor for name, factor in emphasis.items()}
+        std = {name: std[name] / factor for name, factor in emphasis.items()}
+        radius = tensors["radius"]
+        squared_norm = clipped_square(tensors, torch.full_like(radius, TUNED.clip))
+        released = moments.gaussians(sums, std, squared_norm)
+        # Counts and means were released twice; both estimates are combined.
+        counts, count_noise = shrinkage.of_two(
+            tensors["class_counts"],
+            tensors["class_counts_noise"],
             sums["class_counts"][:, 0],
-            again,
+            released.counts.new_tensor(std["class_counts"] ** 2),
         )
-        counts = moments.counts_above_noise(counts, float(error.sqrt()))
-        means, noise = shrinkage.of_two(
-            broadcast["class_means"] / radius,
-            broadcast["class_means_noise"] / radius.square(),
-            broadcast["class_centres"] / radius + found.means,
-            found.mean_noise,
+        counts = moments.counts_above_noise(counts, float(count_noise.sqrt()))
+        means, mean_noise = shrinkage.of_two(
+            tensors["class_means"] / radius,
+            tensors["class_means_noise"] / radius.square(),
+            tensors["class_centres"] / radius + released.means,
+            released.mean_noise,
         )
-        spread, along = descending(found.second)
-        if broadcast["known"]:
-            seen = spread
-            vectors = along
+        variances, axes = descending(released.second)
+        if tensors["known"]:
+            values = variances
+            vectors = axes
         else:
-            seen, vectors = descending(moments.within(found.second, means, noise, counts))
-        means = (
-            shrinkage.shrunk_along(means.double() @ along, noise.double(), spread) @ along.T
-        ).float()
-        server.tensors["counts"] = counts
-        server.tensors |= self.decoder(server, means, believed(seen, found.noise), vectors)
+            covariance = moments.within(released.second, means, mean_noise, counts)
+            values, vectors = descending(covariance)
+        in_axes = shrinkage.shrunk_along(means.double() @ axes, mean_noise.double(), variances)
+        means = (in_axes @ axes.T).float()
+        tensors["counts"] = counts
+        values = estimated_eigenvalues(values, released.noise)
+        server.tensors |= self.decoder(server, means, values, vectors)
 
     def decoder(self, server: Server, means: Tensor, values: Tensor, vectors: Tensor) -> Tensors:
-        """The affine decoder and its block, of class means ``[C, d]`` and eigenvalues ``[d]`` and
-        vectors ``[d, d]`` of the covariance.
+        """Returns the tensors of the affine decoder and of its block.
+
+        Args:
+            server: the server.
+            means: class means ``[C, d]``.
+            values: the eigenvalues of the covariance within classes, descending, ``[d]``.
+            vectors: its eigenvectors ``[d, d]``.
         """
         root = ((vectors * values.sqrt()) @ vectors.T).float()
-        white = ((vectors * values.rsqrt()) @ vectors.T).float()
-        centre = means.mean(0)
-        released = Coordinates(server.tensors)
-        outward = released.apart(root)
+        inverse_root = ((vectors * values.rsqrt()) @ vectors.T).float()
+        coordinates = Coordinates(server.tensors)
+        outward = coordinates.apart(root)
         block = class_block.block_of(means, values, vectors, self.block_size(server), outward)
-        # the classes' common mean outside of the block
-        middle = centre - (centre @ white @ block.directions) @ block.directions.T @ root
+        # The part of the classes' common mean that lies in the block is drawn there.
+        centre = means.mean(0)
+        in_block = (centre @ inverse_root @ block.directions) @ block.directions.T @ root
         return {
-            "centre": released.mean,
-            "basis": released.of_centred(block.basis.T).T,
+            "centre": coordinates.mean,
+            "basis": coordinates.of_centred(block.basis.T).T,
             "directions": block.directions,
             "coordinates": means @ block.basis,
             "root": outward,
-            "middle": released.apart(middle),
+            "middle": coordinates.apart(centre - in_block),
         }
 
     def block_size(self, server: Server) -> int:
-        """As many directions as the noise of the class moments leaves visible in C classes of the
-        released counts' harmonic mean.
+        """Returns as many directions as the noise of the class moments leaves visible.
+
+        It is computed for C classes whose counts are the harmonic mean of the released ones.
         """
         counts = server.tensors["counts"]
-        typical = len(counts) * float(len(counts) / (1 / counts).sum())
+        typical_rows = len(counts) * float(len(counts) / (1 / counts).sum())
         weight = unit_weights(class_block.CLASS_WEIGHTS)["class_second"]
-        noise = (
-            server.noise_std("class moments", self.task.clients)
-            / self.clip()
-            / weight
-            * class_block.TUNED.reach**2
-        )
+        std = server.noise_std("class moments", self.task.clients)
+        noise = std / self.clip() / weight * class_block.TUNED.reach**2
+        affordable = shrinkage.affordable(typical_rows, noise, TUNED.resolution)
         most: int = self.params.block
-        return max(
-            self.task.classes - 1,
-            min(most, shrinkage.affordable(typical, noise, TUNED.resolution), self.dim),
-        )
+        return max(self.task.classes - 1, min(most, affordable, self.dim))
 
     # --- classes ---
 
+    def block_residuals(self, rows: Rows, broadcast: Tensors, means: Tensor) -> Tensor:
+        """Returns residuals ``[N, k]`` of rows in the block about class ``means`` ``[C, k]``."""
+        r = self.about(rows, broadcast) / broadcast["radius"]
+        return class_block.residuals(r, rows.y, broadcast["basis"], means)
+
     def class_products(self, rows: Rows, broadcast: Tensors) -> moments.Products:
-        """Sums and second moments of every class's residuals in the block."""
-        u = class_block.residuals(
-            self.about(rows, broadcast) / broadcast["radius"],
-            rows.y,
-            broadcast["basis"],
-            broadcast["coordinates"],
-        )
+        """Returns sums and second moments of every class's residuals in the block."""
+        u = self.block_residuals(rows, broadcast, broadcast["coordinates"])
         return class_block.class_products(u, rows.y, self.task.classes)
 
     def receive_classes(self, server: Server, sums: Tensors, std: Mapping[str, float]) -> None:
-        """The prior's mean and covariance for every class."""
+        """Stores the prior's mean and covariance for every class."""
         counts = server.tensors["counts"]
         start = server.tensors["coordinates"]
         size = start.shape[1]
         reach = class_block.reach(size)
-        off = shrinkage.james_stein(
-            sums["class_sums"] / counts[:, None], (std["class_sums"] / counts).square()
-        )
+        mean_residuals = sums["class_sums"] / counts[:, None]
+        offsets = shrinkage.james_stein(mean_residuals, (std["class_sums"] / counts).square())
         second = sums["class_second"].view(len(counts), size, size)
         second = (second + second.transpose(1, 2)) / 2 / counts[:, None, None]
-        means = start + reach * off
-        covariances = shrinkage.pooled_and_own(second, off, counts, std["class_second"] / 2**0.5)
-        server.tensors |= {"prior_means": means, "prior_covariances": reach**2 * covariances}
+        noise = std["class_second"] / 2**0.5
+        covariances = shrinkage.pooled_and_own(second, offsets, counts, noise)
+        server.tensors |= {
+            "prior_means": start + reach * offsets,
+            "prior_covariances": reach**2 * covariances,
+        }
 
     def class_rows(self, server: Server) -> Tensor:
-        """Those of class means and moments together."""
+        """Returns the class counts that class means and moments give together, ``[C]``."""
         return server.tensors["counts"]
 
     def generator(self, server: Server) -> BlockGenerator:
-        """One for all."""
+        """Returns one generator for all clients."""
         return BlockGenerator(server.tensors, self.params.paired)
 
 
-def believed(seen: Tensor, noise: float) -> Tensor:
-    """Descending eigenvalues ``[d]`` of the covariance, from those that are seen; their sum is
-    kept.
+def estimated_eigenvalues(noisy: Tensor, noise: float) -> Tensor:
+    """Returns the eigenvalues of the covariance, descending, from the noisy ones; both ``[d]``.
+
+    Their sum is kept.
+
+    Args:
+        noisy: the eigenvalues of the noisy covariance, descending.
+        noise: the standard deviation of the noise on an off-diagonal entry.
     """
-    mean = float(seen.mean().clamp_min(1e-9))
-    floor = max(TUNED.least_eigenvalue * mean, TUNED.floor * min(mean, noise * len(seen) ** 0.5))
-    values = shrinkage.free_eigenvalues(seen, noise).clamp_min(floor)
-    return values * (mean * len(seen) / values.sum())
+    mean = float(noisy.mean().clamp_min(1e-9))
+    edge = noise * len(noisy) ** 0.5
+    floor = max(TUNED.least_eigenvalue * mean, TUNED.floor * min(mean, edge))
+    values = shrinkage.free_eigenvalues(noisy, noise).clamp_min(floor)
+    return values * (mean * len(noisy) / values.sum())

@@ -1,5 +1,6 @@
-"""FedHypeVAE's parameters, the model of a cohort, and the generator that is made of it, at codes
-that stand for all clients'.
+"""FedHypeVAE's parameters, the model of a cohort, and the generator that is made from it.
+
+The generator decodes at meta-codes, which represent the codes of all clients.
 """
 
 from __future__ import annotations
@@ -47,18 +48,21 @@ PAPER_FORM: dict[str, Any] = {
     "precondition": 0.0,
     "noised": "shared",
 }
-"""What ``form: paper`` changes of the defaults; sizes and rates are ours, since the paper gives
-none.
+"""The defaults of ``form: paper`` that differ from those of the class.
+
+Sizes and rates are ours, since the paper gives none.
 """
 CODE_SCALE = {"default": 0.3, "paper": 1.0}
-"""Factor on v before it enters the hypernetwork, by form: how far clients can differ; the paper has
-none.
+"""The factor on the code v before it enters the hypernetwork, by form.
+
+It limits how far clients can differ; the paper has no such factor.
 """
 BETA = {"default": 0.5, "paper": 1.0}
-"""Weight of KL(q || p(z | y, v)), by form; the paper's is the ELBO's.
+"""The weight of KL(q || p(z | y, v)), by form; in the paper's form it is that of the ELBO.
 
-With the exact posterior, which does not read it, it scales the gradient of prior and codes alone.
-Adam undoes a constant scale, so it weights that gradient inside the clip and beside other terms.
+The exact posterior does not depend on it, so there it scales only the gradient of prior and codes.
+Adam undoes a constant scale; what remains is the weight of that gradient inside the clip and beside
+other terms.
 """
 
 
@@ -66,35 +70,36 @@ class FedHypeVAEParams(DPSGDParams):
     """Parameters of FedHypeVAE.
 
     Attributes:
-        form: ``paper``, a literal reading of the paper: encoder and decoder are MLPs, the
-            hypernetwork, too; a round at a client is ``local_steps`` steps on encoder and code,
-            then one gradient by the hypernetwork, clipped for the client as a whole; the MMD is a
-            minibatch's. It has defaults of its own (``PAPER_FORM``), no coordinates, codes that
-            stay at their clients (synthesis uses the untrained ones that they started from), no
-            ``sample_rate``, and counts clients in ``expected_batch``. ``default``: one DP-SGD step
-            a round, clipped for each example.
-        local_steps, batch_size: of the paper's form: steps of a client in a round, and rows of a
-            step, drawn with replacement.
-        hyper_hidden: width of the hypernetwork's hidden layer; 0: scales, shifts and prior are
+        form: ``default`` takes one DP-SGD step per round, clipped for each example. ``paper`` is a
+            literal reading of the paper: encoder, decoder and hypernetwork are MLPs; a round at a
+            client is ``local_steps`` steps on encoder and code, then one gradient of the
+            hypernetwork, clipped for the client as a whole; the MMD is that of a minibatch. It has
+            its own defaults (``PAPER_FORM``), no coordinates and no ``sample_rate``, and counts
+            clients in ``expected_batch``. Codes stay at their clients, so synthesis uses the
+            untrained ones from which they started.
+        local_steps, batch_size: for the paper's form, the number of steps of a client in a round,
+            and of rows in a step, drawn with replacement.
+        hyper_hidden: the width of the hypernetwork's hidden layer; 0 makes scales, shifts and prior
             linear in the code.
-        latent: dimension of z.
-        code: dimension of the client code v; 0: no hypernetwork, one decoder and prior for all
-            clients.
-        encoder: of z. ``posterior``: the exact posterior of a decoder without hidden layer, given
-            codes and shared parameters: nothing to train, so no privacy cost and no noise.
-                ``trained``: a network, private to its client, whatever the decoder is.
-        encoder_hidden: widths of the trained encoder's hidden layers.
-        decoder_hidden: widths of the decoder's; none means a prototype per class plus a linear map
-            of z.
-        prior: conditional on label and code; ``full``: with a full covariance; ``diagonal``: one
-            variance for every dimension of z.
-        kernel: weight of the per-example kernel score (the MMD alignment).
-        lipschitz: weight of the squared Jacobian norm of the hypernetwork (on shared parameters
-            alone, free of privacy cost).
-        synthesis: ``neutral`` decodes one meta-code, ``mixture`` three, ``client`` for every row a
-            client's own code at random.
-        meta_steps: Adam steps that fit the meta-codes to the clients' generators: most of a short
-            training's time, so checks take fewer.
+        latent: the dimension of z.
+        code: the dimension of the client code v; 0 for no hypernetwork, with one decoder and prior
+            for all clients.
+        encoder: the encoder of z. ``posterior`` is the exact posterior of a decoder without hidden
+            layer, given codes and shared parameters: it has nothing to train, so it costs no
+            privacy and has no noise. ``trained`` is a network, private to its client, for any
+            decoder.
+        encoder_hidden: the widths of the trained encoder's hidden layers.
+        decoder_hidden: the widths of the decoder's hidden layers; none for a prototype per class
+            plus a linear map of z.
+        prior: the covariance of the prior, which is conditional on label and code: ``full``, or
+            ``diagonal`` for one variance for every dimension of z.
+        kernel: the weight of the per-example kernel score (the MMD alignment).
+        lipschitz: the weight of the squared Jacobian norm of the hypernetwork, which reads only
+            shared parameters and costs no privacy.
+        synthesis: the codes that are decoded: ``neutral`` one meta-code, ``mixture`` three,
+            ``client`` a random client's own code for every row.
+        meta_steps: the number of Adam steps that fit the meta-codes to the clients' generators.
+            They take most of the time of a short training, so checks take fewer.
     """
 
     form: Literal["default", "paper"] = "default"
@@ -119,10 +124,10 @@ class FedHypeVAEParams(DPSGDParams):
 
     @model_validator(mode="before")
     @classmethod
-    def _defaults_of_the_form(cls, given: Any) -> Any:
-        if isinstance(given, dict) and given.get("form") == "paper":
-            return PAPER_FORM | given
-        return given
+    def _defaults_of_the_form(cls, values: Any) -> Any:
+        if isinstance(values, dict) and values.get("form") == "paper":
+            return PAPER_FORM | values
+        return values
 
     @model_validator(mode="after")
     def _parts_that_fit(self) -> FedHypeVAEParams:
@@ -140,50 +145,52 @@ class FedHypeVAEParams(DPSGDParams):
 
 
 class HyperCVAE(nn.Module):
-    """A cohort's model: private encoders and codes (one per client), the shared hypernetwork, the
-    likelihood's variance.
+    """The model of a cohort.
+
+    It has a private encoder and code for every client, the shared hypernetwork, and the variance of
+    the likelihood.
     """
 
     def __init__(self, params: FedHypeVAEParams, dim: int, classes: int, clients: int) -> None:
         super().__init__()
         self.params = params
         self.spread = SpreadCache()
+        latent = params.latent
         if params.encoder == "trained":
-            self.encoder = Encoder(dim, classes, params.encoder_hidden, params.latent, clients)
+            self.encoder = Encoder(dim, classes, params.encoder_hidden, latent, clients)
         if params.code:
             self.code = ClientCode(clients, params.code)
+        inputs = params.code
         self.hyper: nn.Linear | None = None
         if params.code and params.hyper_hidden:
             self.hyper = nn.Linear(params.code, params.hyper_hidden)
-        if self.hyper is None:
-            inputs = params.code
-        else:
             inputs = params.hyper_hidden
         self.decoder = ModulatedDecoder(
-            params.latent, classes, params.decoder_hidden, dim, inputs, 1 / math.sqrt(params.latent)
+            latent, classes, params.decoder_hidden, dim, inputs, 1 / math.sqrt(latent)
         )
-        self.prior = ConditionalPrior(params.latent, classes, inputs, full=params.prior == "full")
-        self.observation = ObservationNoise(
-            0.5 / dim
-        )  # before it is learned: half of what a row of unit norm has
+        self.prior = ConditionalPrior(latent, classes, inputs, full=params.prior == "full")
+        # Before it is learned, the noise has half of the squared norm of an embedding.
+        self.observation = ObservationNoise(0.5 / dim)
 
     def codes(self, clients: int) -> Tensor:
-        """The scaled codes of the cohort's ``clients``, constants ``[K, code]``."""
+        """Returns the scaled codes of the cohort's ``clients`` ``[K, code]``, without gradient."""
         if not self.params.code:
             return self.observation.shift.weight.new_zeros(clients, 0)
         return CODE_SCALE[self.params.form] * self.code.weight.detach()
 
     def features(self, codes: Tensor) -> Tensor:
-        """The hypernetwork's hidden layer at scaled codes ``[N, code]``, in which what it generates
-        is linear; else the codes.
+        """Returns the hypernetwork's hidden layer at scaled codes ``[N, code]``.
+
+        What the hypernetwork generates is linear in it. Without a hidden layer it is the codes.
         """
         if self.hyper is None:
             return codes
         return F.relu(self.hyper(codes))
 
     def lipschitz(self) -> Tensor:
-        """Squared Frobenius norm of d(generated decoder and prior) / dv; with a hidden layer the
-        product of the layers' norms, a bound.
+        """Returns the squared Frobenius norm of d(generated decoder and prior) / dv.
+
+        With a hidden layer it is a bound, the product of the norms of both layers.
         """
         outer = self.decoder.lipschitz() + self.prior.lipschitz()
         if self.hyper is None:
@@ -192,95 +199,117 @@ class HyperCVAE(nn.Module):
 
     @torch.no_grad()
     def posterior(self, batch: Batch, noise: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """The exact posterior's mean, a draw's deviation from it ``[N, latent]`` each, its log
-        density ``[N]``.
+        """Returns mean, deviation and log density of a draw from the exact posterior.
 
-        Constants to the gradient (Fisher's identity, as in EM).
+        All are without gradient (Fisher's identity, as in EM); see
+        :func:`fedsim.models.cvae.linear_posterior` for their shapes.
         """
-        codes = self.features(self.codes(batch.layout.clients))
+        features = self.features(self.codes(batch.layout.clients))
         linear, prototypes = self.decoder.linear_map()
         (layer,) = self.decoder.modulated()
-        scales, shifts = layer.modulation(codes)
-        client = batch.layout.client
-        prior = self.prior.table(codes)
+        scales, shifts = layer.modulation(features)
+        prior = self.prior.table(features)
         variance = self.observation.variance()
         root = self.spread.get(self, lambda: posterior_spread(linear, scales, prior[1], variance))
-        offset = scales[client] * prototypes[batch.y] + shifts[client] / math.sqrt(self.decoder.dim)
+        client = batch.layout.client
+        shift = shifts[client] / math.sqrt(self.decoder.dim)
+        offset = scales[client] * prototypes[batch.y] + shift
         group = torch.stack([client, batch.y])
         return linear_posterior(
             batch.x - offset, group, linear, scales, prior, variance, root, noise
         )
 
     def generate(self, code: Tensor, y: Tensor, latent: Tensor, observation: Tensor) -> Tensor:
-        """Rows x ~ p(x | z) p(z | y, v) from standard normal draws ``[N, T, latent]`` and ``[N, T,
-        d]``; scaled codes ``[N, code]``.
+        """Returns rows x ~ p(x | z) p(z | y, v), ``[N, T, d]``.
+
+        Args:
+            code: scaled codes ``[N, code]``.
+            y: labels ``[N]``.
+            latent: standard normal draws ``[N, T, latent]``.
+            observation: standard normal draws ``[N, T, d]``.
         """
-        code = self.features(code)
-        mean, root = self.prior(y, code)
+        features = self.features(code)
+        mean, root = self.prior(y, features)
         z = mean.unsqueeze(1) + latent @ lower_inverse(root).mT
-        decoded: Tensor = self.decoder(z, y, code)
-        made: Tensor = decoded + (0.5 * self.observation(mean)).exp().unsqueeze(1) * observation
-        return made
+        decoded: Tensor = self.decoder(z, y, features)
+        std: Tensor = (0.5 * self.observation(mean)).exp()
+        return decoded + std.unsqueeze(1) * observation
 
 
 def fit_meta_codes(model: Any, codes: Tensor, count: int, steps: int, seeds: Seeds) -> Tensor:
-    """``count`` codes whose mixture of generators is closest, in kernel score, to the mixture of
-    the clients' generators.
+    """Returns ``count`` codes whose mixture of generators is closest to that of the clients.
 
-    Reads only codes that were released, or public initial ones where none were, scaled, ``[K, k]``,
-    and the private-already hypernetwork: post-processing, no privacy cost. The meta-codes start at
-    the means of ``count`` groups of clients along the codes' first principal direction, or in the
-    clients' order where there is no first one.
+    Closeness is measured by the kernel score. The meta-codes start at the means of ``count`` groups
+    of clients along the codes' first principal direction, or in the clients' order if there is no
+    first one. They cost no privacy: only released codes (or public initial ones if none were
+    released) and the hypernetwork, which is already private, are read.
+
+    Args:
+        model: the model with the hypernetwork.
+        codes: the clients' scaled codes ``[K, k]``.
+        count: the number of meta-codes.
+        steps: the number of Adam steps.
+        seeds: the seed tree.
     """
     if codes.shape[1] == 0:
         return codes[:count]
-    centred = codes - codes.mean(0)
-    _, direction = leading(centred.T @ centred, 1, 0.0)
-    order = torch.argsort((centred.double() @ steady(direction)).sum(1), stable=True)
-    meta = torch.stack([codes[group].mean(0) for group in order.tensor_split(count)])
     stream = seeds.torch(Purpose.META)
-    rows = 16 * model.decoder.classes
-    state = Tensors()
-    y = torch.arange(rows, device=codes.device) % model.decoder.classes
+    meta = _initial_meta_codes(codes, count)
     meta.requires_grad_(True)
+    rows = 16 * model.decoder.classes
+    y = torch.arange(rows, device=codes.device) % model.decoder.classes
+    state = Tensors()
     for step in range(steps):
         client = integers(len(codes), (rows,), stream, codes)
-        picked = integers(count, (2, rows), stream, codes)
-        draws = [
-            normal((rows, 1, size), stream, codes)
-            for size in (model.params.latent, model.decoder.dim)
-            for _ in range(3)
-        ]
+        first_code, second_code = integers(count, (2, rows), stream, codes)
+        # Draws for the target, the first and the second generated row.
+        latent = [normal((rows, 1, model.params.latent), stream, codes) for _ in range(3)]
+        observation = [normal((rows, 1, model.decoder.dim), stream, codes) for _ in range(3)]
         with torch.no_grad():
-            target = model.generate(codes[client], y, draws[0], draws[3])[:, 0]
-        first, second = (
-            model.generate(meta[picked[i]], y, draws[1 + i], draws[4 + i])[:, 0] for i in (0, 1)
-        )
-        (gradient,) = torch.autograd.grad(kernel_score(target, first, second).mean(), meta)
-        adam_step({"meta": meta}, {"meta": gradient}, state, 0.02 * (1 - step / steps))
+            target = model.generate(codes[client], y, latent[0], observation[0])
+        first = model.generate(meta[first_code], y, latent[1], observation[1])
+        second = model.generate(meta[second_code], y, latent[2], observation[2])
+        score = kernel_score(target[:, 0], first[:, 0], second[:, 0]).mean()
+        (gradient,) = torch.autograd.grad(score, meta)
+        learning_rate = 0.02 * (1 - step / steps)
+        adam_step({"meta": meta}, {"meta": gradient}, state, learning_rate)
     return meta.detach()
 
 
+def _initial_meta_codes(codes: Tensor, count: int) -> Tensor:
+    """Returns the means of ``count`` groups of codes along their first principal direction."""
+    centred = codes - codes.mean(0)
+    _, direction = leading(centred.T @ centred, 1, 0.0)
+    projection = (centred.double() @ steady(direction)).sum(1)
+    order = torch.argsort(projection, stable=True)
+    return torch.stack([codes[group].mean(0) for group in order.tensor_split(count)])
+
+
 class HyperGenerator:
-    """Samples x for labels, each row with one of ``codes`` ``[M, k]`` drawn uniformly; ``own``
-    ``[K, k]`` are the clients' codes as released, else those they started from.
+    """A generator that decodes each row at a code that is drawn uniformly from several.
+
+    Args:
+        model: the model with the hypernetwork.
+        codes: the codes to draw from ``[M, k]``.
+        client_codes: the clients' codes as released, or those from which they started ``[K, k]``.
     """
 
-    def __init__(self, model: Any, codes: Tensor, own: Tensor) -> None:
+    def __init__(self, model: Any, codes: Tensor, client_codes: Tensor) -> None:
         self.model = model
         self.codes = codes
-        self.own = own
+        self.client_codes = client_codes
 
     def of_client(self, client: int) -> HyperGenerator:
-        """At a client's own code."""
-        code = self.own[client : client + 1]
+        """Returns the generator at a client's own code."""
+        code = self.client_codes[client : client + 1]
         return HyperGenerator(self.model, code, code)
 
     def sample(self, labels: Tensor, stream: torch.Generator) -> Tensor:
-        """Synthetic embeddings ``[n, d]``: prior, decoder, observation noise."""
+        """Returns synthetic embeddings ``[n, d]`` for labels ``[n]``."""
         with torch.no_grad():
-            picked = integers(len(self.codes), (len(labels),), stream, labels)
-            latent = normal((len(labels), 1, self.model.params.latent), stream, labels)
-            observation = normal((len(labels), 1, self.model.decoder.dim), stream, labels)
+            rows = len(labels)
+            picked = integers(len(self.codes), (rows,), stream, labels)
+            latent = normal((rows, 1, self.model.params.latent), stream, labels)
+            observation = normal((rows, 1, self.model.decoder.dim), stream, labels)
             generated: Tensor = self.model.generate(self.codes[picked], labels, latent, observation)
             return generated[:, 0]
