@@ -1,6 +1,6 @@
-"""Archives of arrays (``.npz``); a manifest inside says what the rows are and how they came to be.
+"""Reads and writes ``.npz`` archives with a manifest that says how their arrays were computed.
 
-Whatever is wrong with a file comes out as :class:`BadArrays`. Nothing is unpickled.
+Every problem with a file is raised as :class:`BadArrays`. Nothing is unpickled.
 """
 
 from __future__ import annotations
@@ -21,101 +21,115 @@ from fedsim.files import replaced, unread
 
 Arrays = dict[str, NDArray[Any]]
 MANIFEST = "manifest"
-"""The array that holds the manifest, a JSON text."""
+"""The name of the array that holds the manifest as a JSON text."""
 UNIT_NORM = "every row has L2 norm 1"
-"""What the manifest says under ``scale`` of embeddings that are scaled as a grid scales them."""
+"""The value of ``scale`` in a manifest whose embeddings are scaled as a grid scales them."""
 
 
 class BadArrays(Exception):
-    """A file of arrays that cannot be read; the message says why."""
+    """Raised for an archive that cannot be read; the message says why."""
 
 
 @contextmanager
 def opened(path: Path) -> Iterator[Any]:
-    """An ``.npz`` file as NumPy has it, without pickled objects, for the block, in which every
-    error becomes a BadArrays.
+    """Open an ``.npz`` file for the block, without support for pickled objects.
+
+    Yields:
+        NumPy's archive, which reads an array when it is looked up by name.
+
+    Raises:
+        BadArrays: the file is no archive, or any error was raised inside the block.
     """
     try:
         with open(path, "rb") as file:
-            held = np.load(file, allow_pickle=False)
-            if isinstance(held, np.ndarray):
+            archive = np.load(file, allow_pickle=False)
+            if isinstance(archive, np.ndarray):
                 raise BadArrays("it is a .npy file, which holds one array")
-            with held:
-                yield held
+            with archive:
+                yield archive
     except BadArrays:
         raise
-    except (
-        Exception
-    ) as error:  # zipfile, its decompressors and NumPy raise what they like on damaged files
+    # For damaged files zipfile, its decompressors and NumPy raise errors of many types.
+    except Exception as error:
         raise BadArrays(unread(error)) from error
 
 
 def read_arrays(path: Path) -> Arrays:
-    """All arrays of an ``.npz`` file, by name; none may hold Python objects."""
-    with opened(path) as held:
-        return {name: _array(held, name) for name in held.files}
+    """Return all arrays of an ``.npz`` file by name.
 
-
-def _array(held: Any, name: str) -> NDArray[Any]:
-    """An array of an open archive; one of Python objects, as pandas holds texts, is refused by its
-    name.
+    Raises:
+        BadArrays: the file cannot be read, or an array holds Python objects.
     """
+    with opened(path) as archive:
+        return {name: _read_array(archive, name) for name in archive.files}
+
+
+def _read_array(archive: Any, name: str) -> NDArray[Any]:
+    """Return one array of an open archive; refuse Python objects, which pandas uses for texts."""
     try:
-        return np.asarray(held[name])
+        return np.asarray(archive[name])
     except ValueError as error:
         if "Object arrays" not in str(error):
             raise
-        what = f"the array '{name}' holds Python objects, which are not read"
-        raise BadArrays(f"{what}; save texts as {name}.astype(str)") from error
+        problem = f"the array '{name}' holds Python objects, which are not read"
+        raise BadArrays(f"{problem}; save texts as {name}.astype(str)") from error
 
 
 def read_manifest(path: Path) -> dict[str, Any] | None:
-    """The manifest inside an ``.npz`` file that fedsim wrote; None if there is none or the file
-    cannot be read.
+    """Return the manifest inside an ``.npz`` file that fedsim wrote.
+
+    Returns:
+        The manifest; None if the file cannot be read or has no manifest.
     """
     try:
-        with opened(path) as held:
-            found = json.loads(str(held[MANIFEST]))
-        if isinstance(found, dict):
-            return found
-        return None
+        with opened(path) as archive:
+            manifest = json.loads(str(archive[MANIFEST]))
     except BadArrays:
         return None
+    if isinstance(manifest, dict):
+        return manifest
+    return None
 
 
 def write_npz(path: Path, arrays: Mapping[str, NDArray[Any]], manifest: Mapping[str, Any]) -> None:
-    """Write arrays and their manifest, at once or not at all; equal content gives equal bytes."""
-    with replaced(path) as part, zipfile.ZipFile(part, "w") as file:
-        for name, array in {**arrays, MANIFEST: np.array(json.dumps(manifest))}.items():
+    """Write arrays and their manifest to an ``.npz`` file, completely or not at all.
+
+    Equal content gives equal bytes, because the archive holds no time stamps.
+    """
+    contents = {**arrays, MANIFEST: np.array(json.dumps(manifest))}
+    with replaced(path) as unfinished, zipfile.ZipFile(unfinished, "w") as file:
+        for name, array in contents.items():
             with file.open(zipfile.ZipInfo(f"{name}.npy"), "w", force_zip64=True) as stream:
                 np.lib.format.write_array(stream, array, allow_pickle=False)
 
 
 def check_target(out: Path) -> None:
-    """An ``.npz`` file can be written there; asked before the work, not after it."""
+    """Check that an ``.npz`` file can be written to ``out``, before hours are spent on its content.
+
+    Raises:
+        UserError: the name does not end in ``.npz``, the folder cannot be written to, or a file
+            that fedsim did not write would be replaced.
+    """
+    where = f"out {out}"
     if out.suffix != ".npz":
-        raise UserError(
-            f"out {out}",
-            "is not an .npz file",
-            f"give {out.with_suffix('.npz') if out.name else 'rows.npz'}",
-        )
-    above = next(parent for parent in out.absolute().parents if parent.exists())
-    if out.is_dir() or not above.is_dir() or not os.access(above, os.W_OK):
-        raise UserError(f"out {out}", "cannot be written", "give another file")
-    if out.exists() and read_manifest(out) is None:
-        raise UserError(
-            f"out {out}", "is there and was not made by fedsim", "give another file, or remove it"
-        )
-    beside = out.with_suffix(".json")
-    if not out.exists() and os.path.lexists(beside):
-        raise UserError(
-            f"out {out}",
-            f"{beside}, where its manifest goes, is there already",
-            "give another file, or remove that",
-        )
+        example = out.with_suffix(".npz") if out.name else "rows.npz"
+        raise UserError(where, "is not an .npz file", f"give {example}")
+    existing_folder = next(parent for parent in out.absolute().parents if parent.exists())
+    writable = existing_folder.is_dir() and os.access(existing_folder, os.W_OK)
+    if out.is_dir() or not writable:
+        raise UserError(where, "cannot be written", "give another file")
+    if out.exists():
+        if read_manifest(out) is None:
+            hint = "give another file, or remove it"
+            raise UserError(where, "is there and was not made by fedsim", hint)
+        return
+    sidecar = out.with_suffix(".json")
+    if os.path.lexists(sidecar):
+        problem = f"{sidecar}, where its manifest goes, is there already"
+        raise UserError(where, problem, "give another file, or remove that")
 
 
 def write_sidecar(out: Path, manifest: Mapping[str, Any]) -> None:
-    """The manifest beside its file, for reading."""
-    with replaced(out.with_suffix(".json")) as part:
-        part.write_text(json.dumps(manifest, indent=2) + "\n", encoding="utf-8")
+    """Write the manifest as a ``.json`` file beside the archive ``out``, for people to read."""
+    with replaced(out.with_suffix(".json")) as unfinished:
+        unfinished.write_text(json.dumps(manifest, indent=2) + "\n", encoding="utf-8")

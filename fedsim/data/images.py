@@ -1,6 +1,4 @@
-"""Image sets: labels, a split and columns in memory, pixels decoded one image at a time when they
-are asked for.
-"""
+"""Holds image sets: labels and columns in memory, pixels decoded one image at a time."""
 
 from __future__ import annotations
 
@@ -22,29 +20,31 @@ from fedsim.errors import UserError
 from fedsim.files import unread
 
 Source = str | bytes | NDArray[np.uint8]
-"""What an image is made of: the path of a file, a file's content, or pixels ``[h, w]`` or ``[h, w,
-3]``.
+"""An image that is not decoded: the path of a file, the content of a file, or pixels.
+
+Pixels have the shape ``[h, w]`` or ``[h, w, 3]``.
 """
 EXTENSIONS = {".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp"}
+"""The endings of file names, in lower case, that mark an image."""
 
 
 class BadImage(Exception):
-    """An image that cannot be decoded; the message says why."""
+    """Raised for an image that cannot be decoded; the message says why."""
 
 
 class Images:
-    """Where pixels come from."""
+    """A numbered collection of images, which subclasses read from files or archives."""
 
     def source(self, row: int) -> Source:
-        """Image ``row``, not decoded. Cheapest in ascending order of rows."""
+        """Return image ``row`` without decoding it; reading in ascending order is fastest."""
         raise NotImplementedError
 
     def name(self, row: int) -> str:
-        """What a message calls image ``row``."""
+        """Return the name of image ``row`` for messages."""
         return f"image {row}"
 
     def digests(self, rows: Iterable[int]) -> Iterator[bytes]:
-        """For every row a hash that is another one where its content is."""
+        """Yield a hash for every row, which changes when the content of the image does."""
         return (content_hash(self.source(row)) for row in rows)
 
 
@@ -53,14 +53,17 @@ class ImageSet:
     """A labelled set of images, checked when it is made.
 
     Attributes:
-        name: what tables and curves call it.
-        images: the pixels, decoded lazily.
+        name: the name in tables and curves.
+        images: the collection that the pixels come from.
         rows: which of ``images`` belong to the set, int64 ``[n]``, ascending.
-        y: int64 ``[n]``, labels in 0 .. C-1.
+        y: int64 ``[n]``, labels in ``0 .. C-1``.
         split: int64 ``[n]``, 0 = train, 1 = validation, 2 = test.
-        class_names: what the classes are called, C texts.
+        class_names: the C names of the classes.
         columns: further values per row, ``[n]`` each.
-        where: what messages call the place that the images are from; may be empty.
+        where: the folder or file of the images, for messages; may be empty.
+
+    Raises:
+        UserError: there is a single class, no test image, or a class without training image.
     """
 
     name: str
@@ -75,97 +78,111 @@ class ImageSet:
     def __post_init__(self) -> None:
         if len(self.class_names) < 2:
             raise UserError(self.where, "all images have one label", "give at least two classes")
+        if TEST not in self.split:
+            hint = "give images for training and for testing"
+            raise UserError(self.where, "there is no test image", hint)
         trained = np.bincount(self.y[self.split == TRAIN], minlength=len(self.class_names))
-        if not (self.split == TEST).any():
-            raise UserError(
-                self.where, "there is no test image", "give images for training and for testing"
-            )
         if not trained.all():
-            what = f"class '{self.class_names[int(trained.argmin())]}' has no training image"
-            raise UserError(self.where, what, "give it one, or leave the class out")
+            problem = f"class '{self.class_names[int(trained.argmin())]}' has no training image"
+            raise UserError(self.where, problem, "give it one, or leave the class out")
 
     def __len__(self) -> int:
         return len(self.rows)
 
     def take(self, keep: NDArray[np.bool_] | NDArray[np.int64]) -> ImageSet:
-        """The set with some of its rows."""
+        """Return the set with only the images of a mask ``[n]``, or at these positions."""
         columns = {name: values[keep] for name, values in self.columns.items()}
         return replace(
             self, rows=self.rows[keep], y=self.y[keep], split=self.split[keep], columns=columns
         )
 
     def limited(self, limit: int) -> ImageSet:
-        """At most ``limit`` training images and as many test images, fixed stratified choices; no
-        validation images.
+        """Return at most ``limit`` training images and ``limit`` test images, and no others.
+
+        Both choices are fixed and stratified.
+
+        Raises:
+            UserError: the limit is below the number of classes.
         """
         if limit < len(self.class_names):
-            what = (
+            problem = (
                 f"limit {limit} leaves some of the {len(self.class_names)} classes without an image"
             )
-            raise UserError(self.where, what, "give a larger limit")
+            raise UserError(self.where, problem, "give a larger limit")
         chosen = []
         for part in (TRAIN, TEST):
             members = np.flatnonzero(self.split == part)
-            _, y = np.unique(self.y[members], return_inverse=True)
-            chosen.append(members if limit >= len(members) else members[stratified_rows(y, limit)])
+            if limit < len(members):
+                _, y = np.unique(self.y[members], return_inverse=True)
+                members = members[stratified_rows(y, limit)]
+            chosen.append(members)
         return self.take(np.sort(np.concatenate(chosen)))
 
     @cached_property
     def digests(self) -> list[bytes]:
-        """A hash of every image that changes with its content; reads all files once."""
+        """A hash of every image, which changes with its content; computing them reads all files."""
         return list(self.images.digests(self.rows.tolist()))
 
     @cached_property
     def fingerprint(self) -> str:
-        """First 16 hex digits of the SHA-256 of images, labels, split, class names and columns; the
-        name is no part of it.
+        """The first 16 hex digits of a SHA-256 of all that the set holds, except its name.
+
+        It covers images, labels, split, class names and columns.
         """
         digest = hashlib.sha256(repr((self.class_names, sorted(self.columns))).encode())
-        for array in (self.y, self.split, *(self.columns[name] for name in sorted(self.columns))):
-            digest.update(
-                f"{array.dtype.str} {array.shape}\n".encode()
-                + np.ascontiguousarray(array).tobytes()
-            )
-        for image in self.digests:
-            digest.update(image)
+        columns = [self.columns[name] for name in sorted(self.columns)]
+        for array in [self.y, self.split, *columns]:
+            digest.update(f"{array.dtype.str} {array.shape}\n".encode())
+            digest.update(np.ascontiguousarray(array).tobytes())
+        for image_digest in self.digests:
+            digest.update(image_digest)
         return digest.hexdigest()[:16]
 
     def source(self, position: int) -> Source:
-        """An image, not decoded; positions count the rows of this set."""
+        """Return an image without decoding it; positions count the images of this set."""
         return self.images.source(int(self.rows[position]))
 
     def image_name(self, position: int) -> str:
-        """What a message calls an image."""
+        """Return the name of an image for messages; positions count the images of this set."""
         return self.images.name(int(self.rows[position]))
 
 
 class ImageFiles(Images):
-    """Image files on disk; names in messages are relative to ``root``."""
+    """Image files on disk.
+
+    Args:
+        paths: the files, in the order of their rows.
+        root: the folder that names in messages are relative to.
+    """
 
     def __init__(self, paths: Iterable[Path], root: Path) -> None:
         self.paths = tuple(map(str, paths))
         self.root = root
 
     def source(self, row: int) -> str:
-        """Its path."""
+        """Return the path of an image."""
         return self.paths[row]
 
     def name(self, row: int) -> str:
-        """The path below the root."""
+        """Return the path of an image below the root."""
         path = Path(self.paths[row])
         if path.is_relative_to(self.root):
             return str(path.relative_to(self.root))
         return str(path)
 
     def digests(self, rows: Iterable[int]) -> Iterator[bytes]:
-        """SHA-256 of each file."""
+        """Yield the SHA-256 of every file; several files are read at once."""
         with ThreadPoolExecutor() as pool:
             yield from pool.map(content_hash, [self.paths[row] for row in rows])
 
 
 def decoded(source: Source) -> Image.Image:
-    """Decode to RGB: upright by its EXIF orientation, 16-bit grey values scaled to 8 bits; raises
-    BadImage.
+    """Decode an image to RGB with 8 bits per channel, upright by its EXIF orientation.
+
+    Grey values of 16 bits are scaled to 8 bits.
+
+    Raises:
+        BadImage: the image cannot be decoded.
     """
     if isinstance(source, np.ndarray):
         return Image.fromarray(source).convert("RGB")
@@ -174,14 +191,16 @@ def decoded(source: Source) -> Image.Image:
             BytesIO(source) if isinstance(source, bytes) else open(source, "rb") as file,
             Image.open(file) as image,
         ):
-            if image.format == "EPS":  # Pillow would hand it to Ghostscript
+            if image.format == "EPS":  # Pillow would run it in Ghostscript
                 raise ValueError("it is PostScript, a program, and is not run")
-            return _rgb(ImageOps.exif_transpose(image))
-    except Exception as error:  # Pillow's decoders raise what they like on damaged files
+            return _to_rgb(ImageOps.exif_transpose(image))
+    # For damaged files Pillow's decoders raise errors of many types.
+    except Exception as error:
         raise BadImage(unread(error)) from error
 
 
-def _rgb(image: Image.Image) -> Image.Image:
+def _to_rgb(image: Image.Image) -> Image.Image:
+    """Convert an image to RGB; refuse pixels that do not fit into 16 bits."""
     if image.mode == "F":
         raise ValueError("its pixels are floating-point numbers")
     if not image.mode.startswith("I"):
@@ -193,31 +212,41 @@ def _rgb(image: Image.Image) -> Image.Image:
 
 
 def content_hash(source: Source) -> bytes:
-    """SHA-256 of a file, its content or pixels; a file that cannot be read, as decoding will
-    report, differs from all others.
+    """Return the SHA-256 of an image's file, content or pixels.
+
+    A file that cannot be read gets a hash of its path, so that it differs from all others; decoding
+    it reports the error.
     """
-    if not isinstance(source, str):
-        return hashlib.sha256(source if isinstance(source, bytes) else source.tobytes()).digest()
+    if isinstance(source, np.ndarray):
+        return hashlib.sha256(source.tobytes()).digest()
+    if isinstance(source, bytes):
+        return hashlib.sha256(source).digest()
     try:
         with open(source, "rb") as file:
             return hashlib.file_digest(file, "sha256").digest()
     except OSError as error:
-        return hashlib.sha256(
-            f"{unread(error)}: {source}".encode(errors="surrogateescape")
-        ).digest()
+        text = f"{unread(error)}: {source}"
+        return hashlib.sha256(text.encode(errors="surrogateescape")).digest()
 
 
 def overlapping(
     digests: Sequence[bytes], split: NDArray[np.int64], name: Callable[[int], str], *, drop: bool
 ) -> list[int]:
-    """The training rows whose digest is a test row's, to be dropped; where they are not to be,
-    there may be none.
+    """Return the training rows that are equal to a test row.
+
+    Args:
+        digests: a hash of every row.
+        split: the split ``[n]`` of the rows.
+        name: gives the name of a row for the message.
+        drop: whether the caller leaves these rows out of training.
+
+    Raises:
+        UserError: there are such rows and ``drop`` is false.
     """
     tested = {digests[row] for row in np.flatnonzero(split == TEST).tolist()}
     both = [row for row in np.flatnonzero(split == TRAIN).tolist() if digests[row] in tested]
     if both and not drop:
-        what = f"{len(both)} training rows are test rows too, the first is {name(both[0])}"
-        raise UserError(
-            "", what, "give overlap: drop to leave them out of training, or overlap: keep"
-        )
+        problem = f"{len(both)} training rows are test rows too, the first is {name(both[0])}"
+        hint = "give overlap: drop to leave them out of training, or overlap: keep"
+        raise UserError("", problem, hint)
     return both

@@ -1,6 +1,4 @@
-"""Which rows are for training and which for testing, where a data set does not say: fixed, public,
-stratified.
-"""
+"""Chooses test rows for data sets without a published split: fixed, public and stratified."""
 
 from __future__ import annotations
 
@@ -14,10 +12,12 @@ from fedsim.errors import UserError
 TRAIN = 0
 VALIDATION = 1
 TEST = 2
-"""The values of a split array; validation rows are ignored."""
+"""The three values of a split array; validation rows are ignored."""
 SPLIT_SEED = 20240601
-"""Public and fixed: which rows are test rows, or survive a ``limit``, is part of the data set, not
-of an experiment.
+"""The public seed of every choice of rows.
+
+It is fixed because the test rows, and the rows that a ``limit`` keeps, are part of the data set and
+not of an experiment.
 """
 WORDS = {
     "train": TRAIN,
@@ -27,38 +27,48 @@ WORDS = {
     "validation": VALIDATION,
     "test": TEST,
 }
-"""How folders, columns and hubs name the splits."""
+"""The names that folders, columns and hubs give to the splits."""
 
 
 def stratified_rows(y: NDArray[np.int64], size: int, leave: int = 0) -> NDArray[np.int64]:
-    """The sorted numbers of ``size`` rows whose label counts follow those of ``y`` ``[n]``, at
-    least one of every class.
+    """Return the sorted positions of ``size`` rows with the label frequencies of ``y``.
 
-    ``leave`` rows of every class, which has more, are not chosen.
+    Args:
+        y: the labels ``[n]``, in ``0 .. C-1``; every class occurs.
+        size: the number of rows to choose, at least C: every class gets one or more.
+        leave: the number of rows of every class that are not chosen; each class has more rows.
+
+    Returns:
+        int64 ``[size]``, the same choice for the same arguments.
     """
     counts = np.bincount(y)
     spare = counts - 1
     exact = spare * ((size - len(counts)) / max(int(spare.sum()), 1))
     quota = 1 + np.floor(exact).astype(np.int64)
-    # the largest remainders, the lower class first, take what rounding down left over
+    # Rounding down left some rows over. The classes with the largest remainders take them, and
+    # the lower class goes first where remainders are equal.
     order = np.argsort(np.floor(exact) - exact, kind="stable")
     while quota.sum() < size:
-        open_ = order[quota[order] < counts[order] - leave]
-        quota[open_[: size - int(quota.sum())]] += 1
+        unfilled = order[quota[order] < counts[order] - leave]
+        quota[unfilled[: size - int(quota.sum())]] += 1
     rng = np.random.default_rng(SPLIT_SEED)
-    return np.sort(
-        np.concatenate(
-            [rng.permutation(np.flatnonzero(y == c))[: quota[c]] for c in range(len(counts))]
-        )
-    )
+    chosen = [rng.permutation(np.flatnonzero(y == c))[: quota[c]] for c in range(len(counts))]
+    return np.sort(np.concatenate(chosen))
 
 
 NO_LABELS = ("unlabelled", "unlabelled too")
-"""Names of the classes that stand in where rows, which are public ones then, have no labels."""
+"""The class names of public rows without labels, which get made-up labels of two classes."""
 
 
 def made_up_labels(rows: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Labels of two classes and a split ``[n]`` that stand in for those of rows without any."""
+    """Return stand-in labels of two classes and a split, for ``rows`` rows without labels.
+
+    Returns:
+        Labels and split, int64 ``[rows]`` each; the last row is the only test row.
+
+    Raises:
+        UserError: there are fewer than three rows.
+    """
     if rows < 3:
         raise UserError("", f"{rows} rows are too few", "give three or more")
     numbers = np.arange(rows, dtype=np.int64)
@@ -68,47 +78,57 @@ def made_up_labels(rows: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
 def quarter_for_testing(
     y: NDArray[np.int64], names: tuple[str, ...], thing: str = "image"
 ) -> NDArray[np.int64]:
-    """A split ``[n]`` with a stratified quarter of the rows as test rows; of labels ``y`` every
-    class is present, a row is a ``thing``.
+    """Return a split ``[n]`` in which a stratified quarter of the rows are test rows.
+
+    Args:
+        y: the labels ``[n]``; every class occurs.
+        names: the names of the classes, for the message.
+        thing: what a row is, for the message.
+
+    Raises:
+        UserError: a class has a single row, which cannot be on both sides of the split.
     """
     counts = np.bincount(y)
     if counts.min() < 2:
-        what = f"class '{names[int(counts.argmin())]}' has a single {thing}"
-        raise UserError(
-            "",
-            what,
-            "give two at least, one to train on and one to test on, or leave the class out",
-        )
+        problem = f"class '{names[int(counts.argmin())]}' has a single {thing}"
+        hint = "give two at least, one to train on and one to test on, or leave the class out"
+        raise UserError("", problem, hint)
+    size = max(round(len(y) / 4), len(counts))
     split = np.full(len(y), TRAIN, dtype=np.int64)
-    split[stratified_rows(y, max(round(len(y) / 4), len(counts)), leave=1)] = TEST
+    split[stratified_rows(y, size, leave=1)] = TEST
     return split
 
 
 def quarter_of_groups(
     values: NDArray[Any], y: NDArray[np.int64], names: tuple[str, ...], thing: str
 ) -> NDArray[np.int64]:
-    """A split ``[n]`` with a quarter of the groups as test rows, all rows of a group, of equal
-    ``values``, on one side.
+    """Return a split ``[n]`` in which a quarter of the groups, with all rows, are for testing.
 
-    It is stratified by the groups' labels: the one that most rows of a group, a ``thing``, have, of
-    several the lowest.
+    Rows with equal ``values`` form a group, and a group is never divided. The choice is stratified
+    by the label that most rows of a group have (the lowest one if several are equally frequent).
+
+    Args:
+        values: the group of every row ``[n]``, such as the patient.
+        y: the labels ``[n]``.
+        names: the names of the classes, for the message.
+        thing: what a group is, such as ``patient``, for the message.
+
+    Raises:
+        UserError: a row has no group, or a class has a single group.
     """
-    if missing := int(np.count_nonzero(lacking(values))):
-        raise UserError(
-            "",
-            f"{missing} rows have no {thing}",
-            "give every row one; a row that stands alone a value of its own",
-        )
+    without_group = int(np.count_nonzero(lacking(values)))
+    if without_group:
+        hint = "give every row one; a row that stands alone a value of its own"
+        raise UserError("", f"{without_group} rows have no {thing}", hint)
     _, group = np.unique(values, return_inverse=True)
     counts = np.zeros((int(group.max()) + 1, len(names)), np.int64)
     np.add.at(counts, (group, y), 1)
-    held, label = np.unique(counts.argmax(1), return_inverse=True)
-    return quarter_for_testing(label, tuple(names[c] for c in held), thing)[group]
+    classes, label = np.unique(counts.argmax(1), return_inverse=True)
+    return quarter_for_testing(label, tuple(names[c] for c in classes), thing)[group]
 
 
 def lacking(values: NDArray[Any]) -> NDArray[np.bool_]:
-    """Which rows have no value in a column: one that is not itself, as nan, or an empty text."""
-    missing: NDArray[np.bool_] = (
-        np.char.str_len(values) == 0 if values.dtype.kind in "US" else values != values
-    )
-    return missing
+    """Return which entries of a column have no value: an empty text or NaN."""
+    if values.dtype.kind in "US":
+        return np.asarray(np.char.str_len(values) == 0)
+    return np.asarray(values != values)  # only NaN differs from itself
