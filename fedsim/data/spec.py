@@ -1,4 +1,4 @@
-"""Which data set, and which encoder of its images: what a grid or an option says about them."""
+"""Describes data sets and image encoders as a grid or a command line option names them."""
 
 from __future__ import annotations
 
@@ -21,36 +21,38 @@ REVISIONS = {
     "facebook/dinov2-large": "47b73eefe95e8d44ec3623f8890bd894b6ea2d6c",
     "facebook/dinov2-giant": "611a9d42f2335e0f921f1e313ad3c1b7178d206d",
 }
-"""The revisions that are meant where a grid names none; ``facebook/`` may be left out where no
-folder has the rest as its name.
+"""The commits that are used where a grid names no revision of these models.
+
+The ``facebook/`` may be left out unless a folder has the rest of the name.
 """
 EXPORTED: dict[str, dict[str, Any]] = {
     "efficientnet-lite0": {"size": 112, "mean": (0.498,) * 3, "std": (0.502,) * 3}
 }
-"""Networks known by name: ``encoders/NAME.onnx`` in the cache, which ``fedsim embed --make NAME``
-makes, and what images go through.
+"""The preprocessing of exported networks that are known by name.
+
+``fedsim embed --make NAME`` writes such a network to ``encoders/NAME.onnx`` in the cache.
 """
 PATHS = ("npz", "imagefolder", "csv")
-"""The sources that a path names."""
+"""The kinds of data sets that are given by a path."""
 IN_FOLDERS = {
     "milk10k": ("per image: copyright_license", "https://challenge.isic-archive.com/data/#milk10k"),
     "ham10000": ("CC BY-NC 4.0", "https://doi.org/10.7910/DVN/DBW86T"),
     "chest-xray": ("CC BY 4.0", "https://data.mendeley.com/datasets/rscbjbr9sj"),
 }
-"""Sets that a user downloads into a folder: their licence, and where they are to be had."""
+"""The licence and the download page of sets that a user downloads into a folder."""
 ARGUMENTS = {"digits": "", **dict.fromkeys(IN_FOLDERS, ""), "medmnist": "<flag>"}
-"""The sources that a name names, and what follows it after a colon."""
-_OWN = {
+"""The kinds of data sets that are given by a name, with what follows the name after a colon."""
+_KINDS_WITH_KEY = {
     "root": ("medmnist", *IN_FOLDERS),
     "size": ("medmnist",),
     "remap": ("npz",),
     "domains": ("imagefolder",),
 }
-"""Keys that are not every source's, and whose they are."""
+"""The kinds of data sets that take a key, for keys that not every kind takes."""
 
 
 def changed(model: BaseModel) -> set[str]:
-    """The fields whose values are not the defaults."""
+    """Return the names of the fields whose values differ from their defaults."""
     return {
         name
         for name, field in type(model).model_fields.items()
@@ -59,26 +61,28 @@ def changed(model: BaseModel) -> set[str]:
 
 
 class EncoderSpec(BaseModel):
-    """What turns images into embeddings: a name, the path of an ``.onnx`` file, or a mapping.
+    """An encoder turns images into embeddings: give a name, an ``.onnx`` file, or a mapping.
 
     Attributes:
-        name: a model of the Hugging Face hub (``facebook/dinov2-base``, ``dinov2-base``) or a local
-            folder in its format, of which those in ``encoders`` of the cache need no path; or one
-            of ``EXPORTED``.
-        onnx: an exported network, whose input are images ``[n, 3, h, w]`` or ``[n, h, w, 3]``.
-        size: of the network's images: the shorter side is scaled to so many pixels, and the central
-            square is cut out.
-        mean: subtracted from the network's red, green and blue values in [0, 1]; default:
+        name: The name of a model on the Hugging Face hub (``facebook/dinov2-base``,
+            ``dinov2-base``), a local folder in the hub's format, or the name of a network that
+            ``fedsim embed --make`` exports. A folder below ``encoders`` of the cache needs no path.
+        onnx: The file of an exported network. It takes images ``[n, 3, h, w]`` or
+            ``[n, h, w, 3]``.
+        size: The width and height in pixels of the images that the exported network takes. The
+            shorter side of an image is scaled to this size, and the central square is cut out.
+        mean: The values that are subtracted from red, green and blue in [0, 1]. The default is
             ImageNet's.
-        std: by which they are divided then; default: ImageNet's.
-        output: which output of the network; default: the first.
-        revision: a commit of the hub's repository; default: the pinned one of a DINOv2 model, the
-            newest of another.
-        pool: of tokens: the class token, the mean of the patch tokens, or both side by side. A map
-            ``[n, c, h, w]`` is averaged.
-        dtype: of the embeddings in the cache.
-        views: an embedding is the mean over so many fixed flips and crops of its image; the first
-            is the image as it is.
+        std: The values that red, green and blue are then divided by. The default is ImageNet's.
+        output: The name of the network's output that is used. The default is the first output.
+        revision: A commit of the hub's repository. The default is a fixed commit for DINOv2 models
+            and the newest one for other models.
+        pool: How the tokens of an image become one vector: the class token (``cls``), the mean of
+            the patch tokens (``mean``), or both, one after the other. A map ``[n, c, h, w]`` is
+            always averaged over its pixels.
+        dtype: The number format of the embeddings in the cache.
+        views: The number of views of an image whose embeddings are averaged. The first view is the
+            image itself; the others are fixed crops, of which about half are mirrored.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -96,61 +100,58 @@ class EncoderSpec(BaseModel):
 
     @model_validator(mode="before")
     @classmethod
-    def _bare_name(cls, given: Any) -> Any:
-        if isinstance(given, str):
-            given = {"name": given}
-        if isinstance(given, dict):
-            name = given.get("name")
-        else:
-            name = None
-        if (
-            isinstance(name, str)
-            and "onnx" not in given
-            and (name in EXPORTED or name.endswith(".onnx"))
-        ):
-            if name in EXPORTED:
-                path: str | Path = cache_folder() / "encoders" / f"{name}.onnx"
-            else:
-                path = name
-            return {
-                **EXPORTED.get(name, {}),
-                **{key: value for key, value in given.items() if key != "name"},
-                "onnx": path,
-            }
-        return given
+    def _read_bare_name(cls, value: Any) -> Any:
+        """Turn a text into a mapping, and the name of an exported network into its file."""
+        if isinstance(value, str):
+            value = {"name": value}
+        if not isinstance(value, dict) or "onnx" in value:
+            return value
+        name = value.get("name")
+        if not isinstance(name, str):
+            return value
+        keys = {key: item for key, item in value.items() if key != "name"}
+        if name in EXPORTED:
+            path = cache_folder() / "encoders" / f"{name}.onnx"
+            return {**EXPORTED[name], **keys, "onnx": path}
+        if name.endswith(".onnx"):
+            return {**keys, "onnx": name}
+        return value
 
     @model_validator(mode="after")
-    def _of_one_kind(self) -> Self:
+    def _check_kind(self) -> Self:
+        """Refuse a spec that names no encoder or two, and keys of the other kind of encoder."""
         if (self.name is None) == (self.onnx is None):
             raise ValueError("names no encoder or two; give a name, or {onnx: PATH}")
         if self.onnx:
-            wrong = {"revision"}
+            encoder = "a network of an onnx file"
+            refused = {"revision"}
         else:
-            wrong = {"size", "mean", "std", "output"}
-        if given := sorted(wrong & changed(self)):
-            raise ValueError(
-                f"{'a network of an onnx file' if self.onnx else 'a named encoder'} takes no "
-                f"{given[0]}; remove it"
-            )
+            encoder = "a named encoder"
+            refused = {"size", "mean", "std", "output"}
+        wrong_keys = sorted(refused & changed(self))
+        if wrong_keys:
+            raise ValueError(f"{encoder} takes no {wrong_keys[0]}; remove it")
         return self
 
     @property
     def display(self) -> str:
-        """What tables call it: the last part of its name, and what is not the default."""
+        """The name in tables: the last part of the encoder's name, and what is not the default."""
         if self.onnx:
-            name = self.onnx.stem
+            words = [self.onnx.stem]
         else:
-            name = Path(str(self.name)).name
-        more = (
-            [self.pool] * (self.pool != "cls")
-            + [self.dtype] * (self.dtype != "float32")
-            + [f"{self.views} views"] * (self.views > 1)
-        )
-        return ", ".join([name, *more])
+            words = [Path(str(self.name)).name]
+        if self.pool != "cls":
+            words.append(self.pool)
+        if self.dtype != "float32":
+            words.append(self.dtype)
+        if self.views > 1:
+            words.append(f"{self.views} views")
+        return ", ".join(words)
 
     def within(self, folder: Path) -> EncoderSpec:
-        """The same encoder, the relative path of its file or folder taken from ``folder``."""
-        local = (folder / (self.onnx or Path(str(self.name))).expanduser()).absolute()
+        """Return the same encoder with its relative path resolved against ``folder``."""
+        path = self.onnx or Path(str(self.name))
+        local = (folder / path.expanduser()).absolute()
         if self.onnx:
             return self.model_copy(update={"onnx": local})
         if local.is_dir():
@@ -159,11 +160,12 @@ class EncoderSpec(BaseModel):
 
 
 class SplitSpec(BaseModel):
-    """Which rows are for testing, where that is not the source's choice.
+    """A split chooses the test rows in place of the split that the data set has.
 
     Attributes:
-        by: a column (a patient's, a lesion's): a fixed, public, stratified quarter of its values is
-            for testing, with all their rows.
+        by: The column whose values are divided, such as the patient or the lesion. A stratified
+            quarter of its values is for testing, with all their rows. The choice is fixed and
+            public.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -172,32 +174,35 @@ class SplitSpec(BaseModel):
 
 
 class DatasetSpec(BaseModel):
-    """Which data set: a known name (``digits``, ``medmnist:organsmnist``), or a mapping
-    ``{imagefolder: PATH}``.
+    """A data set: give a known name (``digits``, ``medmnist:organsmnist``) or a mapping.
+
+    A mapping names a file or folder, as in ``{imagefolder: PATH}``.
 
     Attributes:
-        name: a known data set's name; with a path, what tables call it (default: the path's stem).
-        npz: a file with arrays ``x`` [n, d], ``y`` [n], ``split`` [n] (0 = train, 2 = test);
-            further arrays [n] are columns.
-        imagefolder: a folder of images: ``<class>/*``, or ``train/<class>/*`` and
+        name: The name of a known data set. Beside a path it is the name in tables, and the default
+            is the path's stem.
+        npz: A file with arrays ``x`` [n, d], ``y`` [n] and ``split`` [n] (0 = train, 2 = test).
+            Further arrays [n] are columns.
+        imagefolder: A folder of images: ``<class>/*``, or ``train/<class>/*`` and
             ``test/<class>/*``.
-        csv: a table of images with the columns ``path`` and ``label``; ``split`` and further
-            columns if it has them.
-        root: of a known set, the folder that holds its files; default: the set's own.
-        size: of MedMNIST's sets, pixels.
-        remap: of an ``npz`` file: number the labels 0 .. C-1 in sorted order.
-        domains: of an ``imagefolder``: the folders at the top are domains (sites, scanners,
-            styles), with the classes' folders in each; the column ``domain``. Where folders at the
-            top hold the same folders, ``true`` or ``false`` has to be given.
-        limit: keep at most so many training rows, a fixed stratified choice (of images also at most
-            so many test rows); None keeps all.
-        overlap: what to do with training rows that are test rows too: ``error``, ``drop`` them from
-            training, or ``keep`` them; default: ``keep`` for data sets with a published split,
-            ``error`` otherwise.
-        skip_bad: leave out images that cannot be decoded.
-        split: of images, in place of the source's own.
-        encoder: what turns the images into embeddings; default: each of the grid's.
-        licence: of the data, in words; default: what is known of the set.
+        csv: A table of images with the columns ``path`` and ``label``, and optionally ``split`` and
+            further columns.
+        root: The folder that holds the files of a known data set. The default is the set's own
+            folder.
+        size: The width and height of MedMNIST's images in pixels.
+        remap: Whether the labels of an ``npz`` file are numbered 0 .. C-1 in sorted order.
+        domains: Whether the top folders of an ``imagefolder`` are domains (sites, scanners,
+            styles), each with the folders of the classes inside. They become the column
+            ``domain``. If several top folders hold the same folders, give ``true`` or ``false``.
+        limit: The largest number of training rows to keep, and of test images if the data set
+            holds images. The choice is fixed and stratified. None keeps all rows.
+        overlap: What happens to training rows that are equal to a test row: ``error`` stops,
+            ``drop`` removes them from training, and ``keep`` keeps them. The default is ``keep``
+            for data sets with a published split and ``error`` for all others.
+        skip_bad: Whether images that cannot be decoded are left out.
+        split: How test images are chosen, in place of the data set's own split.
+        encoder: The encoder of the images. The default is every encoder of the grid.
+        licence: The licence of the data, in words. The default is the known licence of the set.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -219,81 +224,76 @@ class DatasetSpec(BaseModel):
 
     @model_validator(mode="before")
     @classmethod
-    def _bare_text(cls, given: Any) -> Any:
-        if not isinstance(given, str):
-            return given
-        kind, _, path = given.partition(":")
+    def _read_bare_text(cls, value: Any) -> Any:
+        """Turn a text such as ``digits`` or ``npz:FILE`` into a mapping."""
+        if not isinstance(value, str):
+            return value
+        kind, _, path = value.partition(":")
         if kind in PATHS and path:
             return {kind: path}
-        return {"name": given}
+        return {"name": value}
 
     @model_validator(mode="after")
-    def _of_one_kind(self) -> Self:
+    def _check_kind(self) -> Self:
+        """Refuse several sources, an unknown name, and keys that the data set does not take."""
         paths = [kind for kind in PATHS if getattr(self, kind) is not None]
         if len(paths) > 1:
             raise ValueError(f"names {' and '.join(paths)}; give one of them")
         if not paths:
             self._check_name()
-        for key in sorted(changed(self) & _OWN.keys()):
-            if self.kind not in _OWN[key]:
+        for key in sorted(changed(self) & _KINDS_WITH_KEY.keys()):
+            kinds = _KINDS_WITH_KEY[key]
+            if self.kind not in kinds:
+                listed = ", ".join(sorted(kinds))
+                raise ValueError(f"'{self.display}' takes no {key}; it is for {listed}")
+        if self.has_images:
+            return self
+        for key in ("split", "encoder"):
+            if getattr(self, key):
                 raise ValueError(
-                    f"'{self.display}' takes no {key}; it is for {', '.join(sorted(_OWN[key]))}"
+                    f"'{self.display}' holds embeddings and takes no {key}, which is for "
+                    "images; remove it"
                 )
-        if not self.has_images and (
-            given := "split" if self.split else "encoder" if self.encoder else None
-        ):
-            raise ValueError(
-                f"'{self.display}' holds embeddings and takes no {given}, which is for "
-                "images; remove it"
-            )
         return self
 
     def _check_name(self) -> None:
+        """Refuse a missing or unknown name, with a hint at the right one."""
         known = [f"{kind}:{argument}" if argument else kind for kind, argument in ARGUMENTS.items()]
         if self.name is None:
-            raise ValueError(
-                f"names no data; give {', '.join(known)}, or "
-                f"{' or '.join(f'{{{kind}: PATH}}' for kind in PATHS)}"
-            )
+            paths = " or ".join(f"{{{kind}: PATH}}" for kind in PATHS)
+            raise ValueError(f"names no data; give {', '.join(known)}, or {paths}")
         kind, colon, argument = self.name.partition(":")
-        if (
-            kind not in ARGUMENTS
-            or bool(colon) != bool(ARGUMENTS[kind])
-            or bool(colon) != bool(argument)
-        ):
-            if self.name.endswith(".npy"):
-                raise ValueError(
-                    f"unknown data set '{self.name}': an .npy file holds one array; give "
-                    "{npz: FILE} with an .npz file of x, y and split"
-                )
-            if self.name.endswith(".npz"):
-                hint = f"write {{npz: {self.name}}}"
-            else:
-                hint = nearest(self.name, known)
+        if kind in ARGUMENTS and bool(ARGUMENTS[kind]) == bool(colon) == bool(argument):
+            return
+        if self.name.endswith(".npy"):
             raise ValueError(
-                f"unknown data set '{self.name}'; {hint}, or your own: {', '.join(PATHS)}"
+                f"unknown data set '{self.name}': an .npy file holds one array; give "
+                "{npz: FILE} with an .npz file of x, y and split"
             )
+        if self.name.endswith(".npz"):
+            hint = f"write {{npz: {self.name}}}"
+        else:
+            hint = nearest(self.name, known)
+        raise ValueError(f"unknown data set '{self.name}'; {hint}, or your own: {', '.join(PATHS)}")
 
     @property
     def kind(self) -> str:
-        """The source: the key of its path, or the first word of its name."""
-        return next(
-            (kind for kind in PATHS if getattr(self, kind) is not None),
-            str(self.name).partition(":")[0],
-        )
+        """The kind of source: the key of the path, or the first word of the name."""
+        for kind in PATHS:
+            if getattr(self, kind) is not None:
+                return kind
+        return str(self.name).partition(":")[0]
 
     @property
     def argument(self) -> str:
-        """What follows the source's word, where the data set is known by name: ``organsmnist`` of
-        ``medmnist:organsmnist``.
-        """
+        """The part of a known name after the colon: ``organsmnist`` of ``medmnist:organsmnist``."""
         if self.kind in PATHS:
             return ""
         return str(self.name).partition(":")[2]
 
     @property
     def path(self) -> Path | None:
-        """The file or folder, where the data set is one."""
+        """The file or folder of the data set; None if it is given by a name."""
         if self.kind not in PATHS:
             return None
         path: Path | None = getattr(self, self.kind)
@@ -301,71 +301,80 @@ class DatasetSpec(BaseModel):
 
     @property
     def terms(self) -> tuple[str, str]:
-        """The licence of the data, in words, and where they come from; empty where that is not
-        known.
-        """
-        medmnist = (
-            "CC BY-NC 4.0" if self.argument == "dermamnist" else "CC BY 4.0",
-            "MedMNIST, Zenodo",
-        )
-        known = {"digits": ("CC BY 4.0", "scikit-learn, UCI"), "medmnist": medmnist, **IN_FOLDERS}
+        """The licence of the data and the page they come from, each empty if it is not known."""
+        known = {
+            "digits": ("CC BY 4.0", "scikit-learn, UCI"),
+            "medmnist": ("CC BY 4.0", "MedMNIST, Zenodo"),
+            **IN_FOLDERS,
+        }
         licence, source = known.get(self.kind, ("", ""))
+        if self.argument == "dermamnist":
+            licence = "CC BY-NC 4.0"
         return self.licence or licence, source
 
     @property
     def display(self) -> str:
-        """What tables and curves call the data set: with its encoder, if it has one."""
+        """The name in tables and curves, with the encoder if there is one."""
         if self.encoder is None:
             return self.title
         return f"{self.title} ({self.encoder.display})"
 
     @property
     def title(self) -> str:
-        """What the data set is called, whatever embeds it."""
-        name = self.name or (self.path.stem if self.path else "")
+        """The name of the data set without its encoder."""
         if self.kind == "medmnist":
-            name = self.argument + (f"-{self.size}" if self.size != 28 else "")
+            title = self.argument
+            if self.size != 28:
+                title += f"-{self.size}"
+        elif self.path:
+            title = self.name or self.path.stem
+        else:
+            title = str(self.name)
         if self.limit is None:
-            return name
-        return f"{name}[:{self.limit}]"
+            return title
+        return f"{title}[:{self.limit}]"
 
     @property
     def has_images(self) -> bool:
-        """Whether an encoder embeds the data set."""
+        """Whether the data set holds images, which an encoder has to embed."""
         return self.kind not in ("npz", "digits")
 
     @property
     def says_domains(self) -> bool:
-        """Whether ``domains`` was given, be it false, so that nobody has to guess."""
+        """Whether ``domains`` was given, as true or false, so that it need not be guessed."""
         return "domains" in self.model_fields_set
 
     @property
     def overlap_policy(self) -> str:
-        """``overlap``, or its default."""
-        return self.overlap or ("error" if self.kind in PATHS else "keep")
+        """The value of ``overlap``, or its default for this kind of data set."""
+        if self.overlap:
+            return self.overlap
+        if self.kind in PATHS:
+            return "error"
+        return "keep"
 
     def encoded_by(self, encoders: Sequence[EncoderSpec]) -> tuple[DatasetSpec, ...]:
-        """The data set with each encoder; itself where it has one, or holds no images."""
+        """Return the data set once per encoder; unchanged if it has an encoder or no images."""
         if self.encoder is not None or not self.has_images or not encoders:
             return (self,)
         return tuple(self.model_copy(update={"encoder": encoder}) for encoder in encoders)
 
     @property
     def key(self) -> str:
-        """A text that two specs share exactly when they mean the same source and the same rows."""
-        fields = self.model_dump(
-            mode="json",
-            exclude_defaults=True,
-            exclude={"licence"} | ({"name"} if self.path else set()),
-        )
+        """A text that is equal for two specs exactly if they mean the same source and rows."""
+        without_meaning = {"licence"}
+        if self.path:
+            without_meaning.add("name")
+        fields = self.model_dump(mode="json", exclude_defaults=True, exclude=without_meaning)
         return json.dumps(fields, sort_keys=True)
 
     def within(self, folder: Path) -> DatasetSpec:
-        """The same data set with its relative paths, and its encoder's, taken from ``folder``."""
-        paths = {name: path for name, path in self if isinstance(path, Path)}
+        """Return the same data set with all relative paths resolved against ``folder``."""
         update: dict[str, Any] = {
-            name: Path(os.path.abspath(folder / path.expanduser())) for name, path in paths.items()
+            name: Path(os.path.abspath(folder / path.expanduser()))
+            for name, path in self
+            if isinstance(path, Path)
         }
-        return self.model_copy(
-            update=update | ({"encoder": self.encoder.within(folder)} if self.encoder else {})
-        )
+        if self.encoder:
+            update["encoder"] = self.encoder.within(folder)
+        return self.model_copy(update=update)
