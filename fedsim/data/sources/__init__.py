@@ -1,3 +1,1 @@
-"""Where data sets come from: those known by name, image folders and tables, hubs, and ``.npz``
-files of embeddings.
-"""
+"""Readers of data sets: sets known by name, image folders, image tables, and ``.npz`` files."""

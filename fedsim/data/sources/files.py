@@ -1,7 +1,7 @@
-"""Image folders, where a class is a folder, and image tables: a CSV file with a path and a label an
-image.
+"""Reads image folders and image tables.
 
-Every mistake in a table names its file and row.
+In a folder, every class is a folder of its own. A table is a CSV file with one path and one label
+per image; every mistake in a table is reported with its file and line.
 """
 
 from __future__ import annotations
@@ -9,9 +9,9 @@ from __future__ import annotations
 import io
 import os
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -26,94 +26,160 @@ if TYPE_CHECKING:
     import pandas as pd
 
 
+class _ImageFile(NamedTuple):
+    """One image of a folder: its path, and what the folders above it say.
+
+    Attributes:
+        path: the file.
+        top: the position of its top folder: the domain, or 0 if there are no domains.
+        part: the split's value; training if no folders are named after splits.
+        class_name: the name of its class's folder.
+        inner: the folders between the class's folder and the file.
+    """
+
+    path: Path
+    top: int
+    part: int
+    class_name: str
+    inner: tuple[str, ...]
+
+
 def load_image_folder(
     root: Path, name: str, *, domains: bool | None = None, public: bool = False
 ) -> ImageSet:
-    """Read ``root/<class>/**/*.jpg``, or ``root/{train,validation,test}/<class>/**/*.jpg``; with
-    ``domains`` the same in ``root/<domain>``.
+    """Read ``root/<class>/**/*.jpg``, or ``root/{train,validation,test}/<class>/**/*.jpg``.
 
-    Where ``domains`` is None, folders at the top that hold the same folders are refused, since a
-    user has to say which of the two levels is the classes. Without train and test folders a fixed
-    stratified quarter is for testing, of every domain. Hidden files and other types are left out.
-    Where a class has folders (of patients), the column ``folder`` has the name of an image's. A
-    ``public`` folder may hold images alone.
+    Without train and test folders, a fixed stratified quarter of every domain is for testing.
+    Hidden files and files of other types are ignored. If a class has folders (such as one per
+    patient), the column ``folder`` holds the name of each image's folder.
+
+    Args:
+        root: the folder.
+        name: the name of the data set.
+        domains: whether the folders at the top are domains, with the classes' folders inside; they
+            become the column ``domain``. If it is None and several top folders hold the same
+            folders, the user has to say which of the two levels holds the classes.
+        public: whether the images are public, so that the folder may hold images without classes.
+
+    Raises:
+        UserError: the folder is missing, or its folders are no classes with images.
     """
     where = str(root)
-    if not os.path.isdir(root):  # unlike Path.is_dir, never raises
-        raise UserError(
-            where,
-            "there is no such folder",
-            f"give a folder that holds one folder a {'domain' if domains else 'class'}",
-        )
-    if (
-        public
-        and not _folders(root)
-        and (alone := sorted(path for path in root.iterdir() if _may_be_image(path)))
-    ):
-        return _without_labels(name, ImageFiles(alone, root), where)
-    if domains:
-        tops = _folders(root)
-    else:
-        tops = [root]
-    parts = {top: _parts(top) for top in tops}
-    published = all(parts.values())
-    if not published and any(parts.values()):
-        raise UserError(
-            where,
-            "some domains have train and test folders, others have not",
-            "give them to every domain or to none",
-        )
-    paths: list[Path] = []
-    rows: list[tuple[str, int, int, str]] = []
-    levels = Counter[tuple[str, ...]]()
-    for place, top in enumerate(tops):
-        for above, part in (parts[top] if published else {top: TRAIN}).items():
-            for folder in _folders(above):
-                images = sorted(path for path in folder.rglob("*") if _may_be_image(path))
-                if not images:
-                    what = f"class folder '{folder.relative_to(root)}' holds no image"
-                    raise UserError(where, what, f"known: {', '.join(sorted(EXTENSIONS))}")
-                paths += images
-                for path in images:
-                    inner = path.relative_to(folder).parts[:-1]
-                    rows.append((folder.name, part, place, inner[0] if inner else ""))
-                    levels[folder.name, *inner] += 1
-    if not rows:
+    tops = _top_folders(root, domains)
+    if public and not _folders(root):
+        unlabelled = sorted(path for path in root.iterdir() if _may_be_image(path))
+        if unlabelled:
+            return _without_labels(name, ImageFiles(unlabelled, root), where)
+    parts, published = _split_folders(where, tops)
+    images = list(_images_of_classes(root, parts))
+    if not images:
+        hint = "put every class into a folder of its own"
         if domains:
-            in_each = "put the classes' folders into a folder a domain"
-        else:
-            in_each = "put every class into a folder of its own"
-        raise UserError(where, "holds no folders of classes", in_each)
+            hint = "put the classes' folders into a folder a domain"
+        raise UserError(where, "holds no folders of classes", hint)
     if domains is None:
-        _check_classes_are_at_the_top(levels, where, published=published)
-    called, given, tops_of, inner_of = map(np.array, zip(*rows, strict=True))
-    names, y = np.unique(called, return_inverse=True)
-    split = given.astype(np.int64)
-    for place in () if published else range(len(tops)):
-        own = tops_of == place
-        held, labels = np.unique(y[own], return_inverse=True)
-        with at(str(tops[place])):
-            split[own] = quarter_for_testing(labels, tuple(names[held].tolist()))
-    if domains:
-        columns = {"domain": np.array([top.name for top in tops])[tops_of]}
+        _check_classes_are_at_the_top(images, where, published=published)
+    class_names, y = np.unique([image.class_name for image in images], return_inverse=True)
+    top_of = np.array([image.top for image in images])
+    if published:
+        split = np.array([image.part for image in images], dtype=np.int64)
     else:
-        columns = {}
-    if inner_of.any():
-        columns |= {"folder": inner_of}
+        split = _quarter_of_every_top(tops, top_of, y, class_names)
+    columns = {}
+    if domains:
+        columns["domain"] = np.array([top.name for top in tops])[top_of]
+    inner = np.array([image.inner[0] if image.inner else "" for image in images])
+    if inner.any():
+        columns["folder"] = inner
     return ImageSet(
         name,
-        ImageFiles(paths, root),
-        np.arange(len(paths)),
+        ImageFiles([image.path for image in images], root),
+        np.arange(len(images)),
         y.astype(np.int64),
         split,
-        tuple(names.tolist()),
+        tuple(class_names.tolist()),
         columns,
         where,
     )
 
 
+def _top_folders(root: Path, domains: bool | None) -> list[Path]:
+    """Return the domains, or the folder itself if it has no domains.
+
+    Raises:
+        UserError: there is no such folder.
+    """
+    if not os.path.isdir(root):  # unlike Path.is_dir, never raises
+        hint = f"give a folder that holds one folder a {'domain' if domains else 'class'}"
+        raise UserError(str(root), "there is no such folder", hint)
+    if domains:
+        return _folders(root)
+    return [root]
+
+
+def _split_folders(where: str, tops: Sequence[Path]) -> tuple[list[dict[Path, int]], bool]:
+    """Return the folders that hold classes, and whether they are those of a published split.
+
+    Returns:
+        For every top folder, its folders of classes with the split's value of each. If there is no
+        published split, this is the top folder itself, and all images count as training images.
+
+    Raises:
+        UserError: some top folders have train and test folders and others have not.
+    """
+    parts = [_parts(top) for top in tops]
+    if all(parts):
+        return parts, True
+    if any(parts):
+        problem = "some domains have train and test folders, others have not"
+        raise UserError(where, problem, "give them to every domain or to none")
+    return [{top: TRAIN} for top in tops], False
+
+
+def _quarter_of_every_top(
+    tops: Sequence[Path],
+    top_of: NDArray[np.int64],
+    y: NDArray[np.int64],
+    class_names: NDArray[np.str_],
+) -> NDArray[np.int64]:
+    """Return a split ``[n]`` with a stratified quarter of every top folder's images for testing.
+
+    Args:
+        tops: the top folders, for messages.
+        top_of: the position of every image's top folder, ``[n]``.
+        y: the labels ``[n]``.
+        class_names: the names of the classes.
+    """
+    split = np.zeros(len(y), np.int64)
+    for position, top in enumerate(tops):
+        members = top_of == position
+        present, labels = np.unique(y[members], return_inverse=True)
+        with at(str(top)):
+            split[members] = quarter_for_testing(labels, tuple(class_names[present].tolist()))
+    return split
+
+
+def _images_of_classes(root: Path, parts: Sequence[dict[Path, int]]) -> Iterator[_ImageFile]:
+    """Yield every image below the classes' folders, in the order of the folders.
+
+    Args:
+        root: the folder of the data set.
+        parts: for every top folder, the folders that hold classes and the split's value of each.
+    """
+    for top, values in enumerate(parts):
+        for above, part in values.items():
+            for folder in _folders(above):
+                paths = sorted(path for path in folder.rglob("*") if _may_be_image(path))
+                if not paths:
+                    problem = f"class folder '{folder.relative_to(root)}' holds no image"
+                    raise UserError(str(root), problem, f"known: {', '.join(sorted(EXTENSIONS))}")
+                for path in paths:
+                    inner = path.relative_to(folder).parts[:-1]
+                    yield _ImageFile(path, top, part, folder.name, inner)
+
+
 def _check_classes_are_at_the_top(
-    levels: Counter[tuple[str, ...]], where: str, *, published: bool
+    images: Sequence[_ImageFile], where: str, *, published: bool
 ) -> None:
     """Refuse folders of hospitals that each hold the same folders of classes.
 
@@ -121,209 +187,255 @@ def _check_classes_are_at_the_top(
     Classes that hold equal folders (of magnifications) look the same, so the user has to say it.
 
     Args:
-        levels: the number of images by the folders that they are in, from a class folder down.
+        images: all images of the folder.
         where: the folder of images, for the message.
         published: whether the folders of a split stand above.
     """
-    images = Counter[tuple[str, str]]()
-    for (top, *inner), count in levels.items():
-        second = next((name for name in inner if name.lower() not in WORDS), "")
-        images[top, second] += count
-    holders = Counter(second for _, second in images if second)
-    shared = sorted(second for second, tops in holders.items() if tops > 1)
-    tops = sorted({top for top, _ in images})
-    divided = {top for top, second in images if second}
-    alike = sum(count for (_, second), count in images.items() if second in shared)
-    if len(shared) < 2 or len(divided) < len(tops) or 2 * alike <= images.total():
+    count = Counter[tuple[str, str]]()
+    for image in images:
+        second = next((name for name in image.inner if name.lower() not in WORDS), "")
+        count[image.class_name, second] += 1
+    tops_with = Counter(second for _, second in count if second)
+    shared = sorted(second for second, tops in tops_with.items() if tops > 1)
+    tops = sorted({top for top, _ in count})
+    divided = {top for top, second in count if second}
+    in_shared = sum(number for (_, second), number in count.items() if second in shared)
+    if len(shared) < 2 or len(divided) < len(tops) or 2 * in_shared <= count.total():
         return
-    named = _some(tops)
-    what = (
-        f"the folders {named} hold the same folders {_some(shared)}, so the classes seem to be the "
-        "folders within, and a classifier would learn the folders at the top"
+    listed = _list_some(tops)
+    problem = (
+        f"the folders {listed} hold the same folders {_list_some(shared)}, so the classes seem to "
+        "be the folders within, and a classifier would learn the folders at the top"
     )
+    move = ""
     if published:
         move = "move train and test into each of them and "
-    else:
-        move = ""
     hint = (
-        f"if {named} are sites or scanners, {move}give `domains: true` beside `imagefolder`; "
+        f"if {listed} are sites or scanners, {move}give `domains: true` beside `imagefolder`; "
         "if they are the classes, give `domains: false`"
     )
-    raise UserError(where, what, hint)
+    raise UserError(where, problem, hint)
 
 
-def _some(names: Sequence[str], most: int = 5) -> str:
-    return ", ".join(names[:most]) + (", …" if len(names) > most else "")
+def _list_some(names: Sequence[str], most: int = 5) -> str:
+    """Return the first names as a list in words."""
+    if len(names) > most:
+        return f"{', '.join(names[:most])}, …"
+    return ", ".join(names)
 
 
 def _without_labels(name: str, images: ImageFiles, where: str) -> ImageSet:
+    """Return a set of public images without labels; their labels and split are made up."""
     with at(where):
         y, split = made_up_labels(len(images.paths))
     return ImageSet(name, images, np.arange(len(y)), y, split, NO_LABELS, where=where)
 
 
 def _parts(top: Path) -> dict[Path, int]:
-    """The folders of a split, if there are some for training and for testing; half a split is
-    refused.
+    """Return the folders of a split below ``top`` and the split's value of each.
+
+    Returns:
+        An empty dictionary if there are not both a folder for training and one for testing.
+
+    Raises:
+        UserError: all folders are those of a split, but training or testing is missing.
     """
     folders = _folders(top)
     parts = {
         folder: WORDS[folder.name.lower()] for folder in folders if folder.name.lower() in WORDS
     }
     missing = [name for name in ("train", "test") if WORDS[name] not in parts.values()]
-    if parts and missing and len(parts) == len(folders):
-        what = (
+    if not missing:
+        return parts
+    if parts and len(parts) == len(folders):
+        problem = (
             f"holds the folders {', '.join(folder.name for folder in folders)} of a split, "
             f"and no {' and no '.join(missing)}"
         )
-        raise UserError(
-            str(top),
-            what,
-            "give train and test, or the classes' folders alone for a quarter to be for testing",
-        )
-    if missing:
-        return {}
-    return parts
+        hint = "give train and test, or the classes' folders alone for a quarter to be for testing"
+        raise UserError(str(top), problem, hint)
+    return {}
 
 
 def _may_be_image(path: Path) -> bool:
-    """By its name, and no folder; what else is no file is reported when it is read."""
+    """Return whether a path is named like an image; a file that is none is reported when read."""
     return path.suffix.lower() in EXTENSIONS and not path.name.startswith(".") and not path.is_dir()
 
 
 def _folders(root: Path) -> list[Path]:
+    """Return the folders in ``root`` that are not hidden, sorted."""
     return sorted(
         path for path in root.iterdir() if path.is_dir() and not path.name.startswith(".")
     )
 
 
 def load_image_table(path: Path, name: str, *, public: bool = False) -> ImageSet:
-    """Read a table with the columns ``path`` (relative to the file's folder) and ``label`` (any
-    text or number).
+    """Read a CSV file with the columns ``path`` and ``label``, and optionally further ones.
 
-    A column ``split`` (train, validation, test) says what is for testing; without one it is a fixed
-    stratified quarter. All other columns are kept, for partitions by column, as whole numbers or
-    texts; a missing value is an empty text. A ``public`` table needs no label.
+    A path is relative to the table's folder; a label is any text or number. A column ``split``
+    (train, validation, test) says what is for testing; without it, a fixed stratified quarter is.
+    All other columns become columns of the data set, as whole numbers or texts; a missing value is
+    an empty text.
+
+    Args:
+        path: the file.
+        name: the name of the data set.
+        public: whether the images are public, so that they need no labels.
+
+    Raises:
+        UserError: the table or an image is missing, or the table has a gap or an unknown value.
     """
-    table = read_table(path, ("path",) if public else ("path", "label"), numbers=False)
+    needed = ["path"] if public else ["path", "label"]
+    table = read_table(path, needed, numbers=False)
     where = str(path)
     folder = path.absolute().parent
     with at(where):
-        files = [Path(os.path.normpath(folder / str(name))) for name in complete(table, "path")]
+        files = [Path(os.path.normpath(folder / str(file))) for file in complete(table, "path")]
         check_files(files, "correct the paths, which are relative to the table's folder")
         images = ImageFiles(files, folder)
         if "label" not in table:
             return _without_labels(name, images, "")
-        y, names = class_labels(_numbers_or_texts(complete(table, "label")))
+        y, class_names = class_labels(_numbers_or_texts(complete(table, "label")))
         if "split" in table:
             split = _split_values(complete(table, "split"))
         else:
-            split = quarter_for_testing(y, names)
-    kept = [str(column) for column in table if column not in ("path", "label", "split")]
-    columns = {column: np.array(_numbers_or_texts(table[column]).tolist()) for column in kept}
-    return ImageSet(name, images, np.arange(len(y)), y, split, names, columns, where)
+            split = quarter_for_testing(y, class_names)
+    columns = {
+        str(column): np.array(_numbers_or_texts(table[column]).tolist())
+        for column in table
+        if column not in ("path", "label", "split")
+    }
+    return ImageSet(name, images, np.arange(len(y)), y, split, class_names, columns, where)
+
+
+def _read_folder_spec(spec: DatasetSpec, public: bool) -> ImageSet:
+    """Read the image folder of a spec."""
+    domains = None
+    if spec.says_domains:
+        domains = spec.domains
+    return load_image_folder(spec.path or Path(), spec.title, domains=domains, public=public)
+
+
+def _read_table_spec(spec: DatasetSpec, public: bool) -> ImageSet:
+    """Read the image table of a spec."""
+    return load_image_table(spec.path or Path(), spec.title, public=public)
 
 
 READERS: dict[str, Callable[[DatasetSpec, bool], ImageSet]] = {
-    "imagefolder": lambda spec, public: load_image_folder(
-        spec.path or Path(),
-        spec.title,
-        domains=spec.domains if spec.says_domains else None,
-        public=public,
-    ),
-    "csv": lambda spec, public: load_image_table(spec.path or Path(), spec.title, public=public),
+    "imagefolder": _read_folder_spec,
+    "csv": _read_table_spec,
 }
-"""Of images at a path: by its key in the spec how they are read; the second argument says whether
-they are public.
+"""The readers of images at a path, by the key of the path in a spec.
+
+The second argument says whether the images are public.
 """
 
 
 def read_table(path: Path, needed: Sequence[str], *, numbers: bool = True) -> pd.DataFrame:
-    """A CSV file that has the columns ``needed``: ``numbers`` where they look so, else stripped
-    texts; a path or label is never missing.
+    """Return a CSV file as a table with one row per image.
+
+    Args:
+        path: the file.
+        needed: the columns that it must have.
+        numbers: whether values that look like numbers are read as numbers. Otherwise all values are
+            texts without spaces around them, and a missing one is an empty text. The columns
+            ``path`` and ``label`` are then taken as they are written: ``NA`` is a label.
+
+    Raises:
+        UserError: the file is missing or no CSV file, or a column or all rows are missing.
     """
     import pandas as pd
 
     where = str(path)
     try:
-        with open(path, "rb") as file:
-            content = io.BytesIO(file.read())
-        table = pd.read_csv(content, skipinitialspace=True, dtype=None if numbers else str)
-        if not numbers:
-            content.seek(0)
-            there = pd.read_csv(content, skipinitialspace=True, dtype=str, keep_default_na=False)
-            exact = [name for name in ("path", "label") if name in table]
-            table = (
-                table.fillna("")
-                .assign(**{name: there[name] for name in exact})
-                .apply(lambda column: column.str.strip())
-            )
+        content = io.BytesIO(path.read_bytes())
+        if numbers:
+            table = pd.read_csv(content, skipinitialspace=True)
+        else:
+            table = _read_texts(content)
     except FileNotFoundError as error:
         raise UserError(where, "there is no such file", "give the path of a CSV file") from error
     except (OSError, ValueError, OverflowError) as error:  # pandas' parser errors are ValueErrors
-        raise UserError(
-            where, f"cannot be read ({unread(error)})", "give a CSV file with a head line"
-        ) from error
-    if lacking := next((name for name in needed if name not in table), None):
-        raise UserError(
-            where, f"there is no column '{lacking}'", nearest(lacking, map(str, table.columns))
-        )
+        problem = f"cannot be read ({unread(error)})"
+        raise UserError(where, problem, "give a CSV file with a head line") from error
+    for name in needed:
+        if name not in table:
+            hint = nearest(name, map(str, table.columns))
+            raise UserError(where, f"there is no column '{name}'", hint)
     if table.empty:
         raise UserError(where, "has no rows", "give one row an image")
     return table
 
 
+def _read_texts(content: io.BytesIO) -> pd.DataFrame:
+    """Return a CSV file as stripped texts; missing values are empty."""
+    import pandas as pd
+
+    table = pd.read_csv(content, skipinitialspace=True, dtype=str).fillna("")
+    content.seek(0)
+    as_written = pd.read_csv(content, skipinitialspace=True, dtype=str, keep_default_na=False)
+    for name in ("path", "label"):
+        if name in table:
+            table[name] = as_written[name]
+    return table.apply(lambda column: column.str.strip())
+
+
 def complete(table: pd.DataFrame, name: str) -> pd.Series[Any]:
-    """A column without gaps; the message about one says how many there are, and the first one's
-    line in the file.
+    """Return a column that has a value in every row.
+
+    Raises:
+        UserError: values are missing; the message has their number and the first one's line.
     """
     gaps = (table[name].isna() | (table[name] == "")).to_numpy()
     if gaps.any():
-        what = (
+        problem = (
             f"column '{name}' lacks {int(gaps.sum())} values, the first in line "
             f"{int(gaps.argmax()) + 2}"
         )
-        raise UserError("", what, "fill them in or remove the lines")
+        raise UserError("", problem, "fill them in or remove the lines")
     return table[name]
 
 
 def _numbers_or_texts(values: pd.Series[str]) -> pd.Series[Any]:
-    """Texts, or where all are whole numbers written as such, these: 10 then comes after 9."""
+    """Return whole numbers if all texts are such numbers, so that 10 is sorted after 9."""
     if values.str.fullmatch(r"0|-?[1-9]\d{0,17}").all():
         return values.astype(np.int64)
     return values
 
 
 def class_labels(values: pd.Series[Any]) -> tuple[NDArray[np.int64], tuple[str, ...]]:
-    """Labels 0 .. C-1 and the names of the classes, which are the sorted values."""
+    """Return labels ``0 .. C-1`` ``[n]`` and the class names, which are the sorted values."""
     names, labels = np.unique(values.to_numpy(), return_inverse=True)
     return labels.astype(np.int64), tuple(map(str, names))
 
 
 def texts(values: pd.Series[Any], missing: str = "") -> NDArray[np.str_]:
-    """A column of texts; an empty one no partition and no unit takes for a value."""
+    """Return a column as texts, with the text ``missing`` for missing values.
+
+    Partitions and units of privacy do not take an empty text for a value.
+    """
     return values.fillna(missing).astype(str).to_numpy(dtype=np.str_)
 
 
 def check_files(paths: Sequence[Path], remedy: str) -> None:
-    """Refuse paths that are no files."""
-    missing = [
-        path for path in paths if not os.path.isfile(path)
-    ]  # unlike Path.is_file, never raises
+    """Check that all paths are files.
+
+    Raises:
+        UserError: a path is no file; the hint is ``remedy``.
+    """
+    # Unlike Path.is_file, os.path.isfile never raises.
+    missing = [path for path in paths if not os.path.isfile(path)]
     if missing:
-        raise UserError(
-            "",
-            f"{len(missing)} of {len(paths)} images are not there, the first is {missing[0]}",
-            remedy,
-        )
+        problem = f"{len(missing)} of {len(paths)} images are not there, the first is {missing[0]}"
+        raise UserError("", problem, remedy)
 
 
 def _split_values(values: pd.Series[str]) -> NDArray[np.int64]:
-    """A split column: words (train, validation, test) or their numbers 0, 1, 2."""
+    """Return the values of a split column that holds words (train, test) or the numbers 0, 1, 2."""
     known = {**WORDS, **{str(number): number for number in WORDS.values()}}
-    said = values.str.lower().str.removesuffix(".0")
-    if unknown := next((text for text in said if text not in known), None):
-        raise UserError(
-            "", f"column 'split' has the value '{unknown}'", "give train, validation or test"
-        )
-    return np.array([known[text] for text in said], dtype=np.int64)
+    words = values.str.lower().str.removesuffix(".0")
+    for word in words:
+        if word not in known:
+            problem = f"column 'split' has the value '{word}'"
+            raise UserError("", problem, "give train, validation or test")
+    return np.array([known[word] for word in words], dtype=np.int64)
