@@ -120,13 +120,19 @@ def check_target(out: Path) -> None:
         raise UserError(where, "cannot be written", "give another file")
     if out.exists():
         if read_manifest(out) is None:
-            hint = "give another file, or remove it"
-            raise UserError(where, "is there and was not made by fedsim", hint)
+            raise UserError(
+                where,
+                "is there and was not made by fedsim",
+                "give another file, or remove it",
+            )
         return
     sidecar = out.with_suffix(".json")
     if os.path.lexists(sidecar):
-        problem = f"{sidecar}, where its manifest goes, is there already"
-        raise UserError(where, problem, "give another file, or remove that")
+        raise UserError(
+            where,
+            f"{sidecar}, where its manifest goes, is there already",
+            "give another file, or remove that",
+        )
 
 
 def write_sidecar(out: Path, manifest: Mapping[str, Any]) -> None:

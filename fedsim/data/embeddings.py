@@ -124,7 +124,11 @@ class PublicRows:
                 f"'{self.name}' has rows of {self.x.shape[1]} dimensions, data set "
                 f"'{data.name}' of {data.dim}"
             )
-            raise UserError("", problem, "give public rows that the same encoder embeds")
+            raise UserError(
+                "",
+                problem,
+                "give public rows that the same encoder embeds",
+            )
         for part, x in (("training", data.x_train), ("test", data.x_test)):
             digests = row_digests(x)
             shared = [row for row, digest in enumerate(digests) if digest in self._digests]
@@ -133,7 +137,11 @@ class PublicRows:
                     f"{len(shared)} {part} rows of '{data.name}' are public too, the first is "
                     f"row {shared[0]}"
                 )
-                raise UserError("", problem, "give public rows that are in no private data set")
+                raise UserError(
+                    "",
+                    problem,
+                    "give public rows that are in no private data set",
+                )
         return replace(data, public=self)
 
     @classmethod
@@ -231,11 +239,18 @@ class Embeddings:
         """
         test = self.test_columns[column].astype(np.str_) == value
         if not test.any():
-            raise UserError("", f"no test row has {column} '{value}'", "name another site")
+            raise UserError(
+                "",
+                f"no test row has {column} '{value}'",
+                "name another site",
+            )
         columns = {key: values[test] for key, values in self.test_columns.items()}
         without_site = self.trained_on(self.others(column, value), f"without {column} '{value}'")
         return replace(
-            without_site, x_test=self.x_test[test], y_test=self.y_test[test], test_columns=columns
+            without_site,
+            x_test=self.x_test[test],
+            y_test=self.y_test[test],
+            test_columns=columns,
         )
 
     def trained_on(self, rows: NDArray[Any], how: str = "") -> Embeddings:
@@ -250,11 +265,17 @@ class Embeddings:
         """
         missing = sorted(set(range(self.classes)) - set(self.y_train[rows].tolist()))
         if missing:
-            problem = f"{how} class '{self.names[missing[0]]}' has no training row"
-            raise UserError("", problem, "leave the class out of the data")
+            raise UserError(
+                "",
+                f"{how} class '{self.names[missing[0]]}' has no training row",
+                "leave the class out of the data",
+            )
         columns = {key: values[rows] for key, values in self.columns.items()}
         return replace(
-            self, x_train=self.x_train[rows], y_train=self.y_train[rows], columns=columns
+            self,
+            x_train=self.x_train[rows],
+            y_train=self.y_train[rows],
+            columns=columns,
         )
 
     @property
@@ -306,10 +327,17 @@ def _features(x: NDArray[Any]) -> NDArray[np.float32]:
     """Return features as float32 ``[n, d]``; refuse other shapes and values that are not finite."""
     x = np.asarray(x)
     if x.ndim != 2 or 0 in x.shape:
-        problem = f"x has shape {list(x.shape)}"
-        raise UserError("", problem, "give one row of features per example: [n, d]")
+        raise UserError(
+            "",
+            f"x has shape {list(x.shape)}",
+            "give one row of features per example: [n, d]",
+        )
     if x.dtype.kind not in "fiu":
-        raise UserError("", f"x has dtype {x.dtype}", "give real numbers, e.g. float32 or float16")
+        raise UserError(
+            "",
+            f"x has dtype {x.dtype}",
+            "give real numbers, e.g. float32 or float16",
+        )
     with np.errstate(over="ignore"):  # a float64 too large for float32 is reported below
         features = x.astype(np.float32, copy=False)
     bad = ~np.isfinite(features)
@@ -333,8 +361,11 @@ def _integers(values: NDArray[Any], name: str, rows: int) -> NDArray[np.int64]:
     """Return the array ``name`` as int64 ``[rows]``; refuse other shapes and types."""
     values = np.asarray(values)
     if values.shape != (rows,):
-        problem = f"{name} has shape {list(values.shape)}"
-        raise UserError("", problem, f"give one value per row of x: [{rows}]")
+        raise UserError(
+            "",
+            f"{name} has shape {list(values.shape)}",
+            f"give one value per row of x: [{rows}]",
+        )
     problem = not_whole_numbers(values, name)
     if problem:
         raise UserError("", problem, _INTEGER_HINTS[name])
@@ -357,29 +388,40 @@ def _check_split(split: NDArray[np.int64]) -> None:
     """Refuse a split ``[n]`` with an unknown value, or without training rows or test rows."""
     unknown = sorted(set(np.unique(split).tolist()) - {TRAIN, VALIDATION, TEST})
     if unknown:
-        hint = "give 0 = train, 1 = validation (ignored), 2 = test"
-        raise UserError("", f"split has the value {unknown[0]}", hint)
+        raise UserError(
+            "",
+            f"split has the value {unknown[0]}",
+            "give 0 = train, 1 = validation (ignored), 2 = test",
+        )
     for name, value in (("training", TRAIN), ("test", TEST)):
         if value not in split:
-            hint = "give 0 = train and 2 = test in split"
-            raise UserError("", f"there is no {name} row", hint)
+            raise UserError(
+                "",
+                f"there is no {name} row",
+                "give 0 = train and 2 = test in split",
+            )
 
 
 def _check_columns(columns: Mapping[str, NDArray[Any]], rows: int) -> None:
     """Refuse a column that does not have one value per row."""
     for key, values in columns.items():
         if np.shape(values) != (rows,):
-            problem = f"{key} has shape {list(np.shape(values))}, so it is no column"
-            raise UserError("", problem, f"give one value per row of x, [{rows}], or leave it out")
+            raise UserError(
+                "",
+                f"{key} has shape {list(np.shape(values))}, so it is no column",
+                f"give one value per row of x, [{rows}], or leave it out",
+            )
 
 
 def _class_names(class_names: NDArray[Any] | Sequence[str], classes: int) -> tuple[str, ...]:
     """Return one name per class; refuse another number of names."""
     names = np.asarray(class_names)
     if names.shape != (classes,):
-        problem = f"class_names has shape {list(names.shape)}, and there are {classes} classes"
-        hint = f"give one name a class, [{classes}], or leave class_names out"
-        raise UserError("", problem, hint)
+        raise UserError(
+            "",
+            f"class_names has shape {list(names.shape)}, and there are {classes} classes",
+            f"give one name a class, [{classes}], or leave class_names out",
+        )
     return tuple(map(str, names))
 
 
@@ -389,13 +431,22 @@ def _count_classes(y_train: NDArray[np.int64], y_test: NDArray[np.int64]) -> int
     classes = len(present)
     untrained = np.setdiff1d(y_test, present)
     if len(untrained):
-        problem = f"no training row has label {untrained[0]}, test rows have"
-        raise UserError("", problem, "drop these test rows, or train on some")
+        raise UserError(
+            "",
+            f"no training row has label {untrained[0]}, test rows have",
+            "drop these test rows, or train on some",
+        )
     if present[0] != 0 or present[-1] != classes - 1:
         listed = ", ".join(map(str, present[:12].tolist()))
-        problem = f"the labels of the training rows are {listed}"
-        hint = f"number the classes 0 .. {classes - 1}, or let remap: true do it"
-        raise UserError("", problem, hint)
+        raise UserError(
+            "",
+            f"the labels of the training rows are {listed}",
+            f"number the classes 0 .. {classes - 1}, or let remap: true do it",
+        )
     if classes < 2:
-        raise UserError("", "all training rows have one label", "give at least two classes")
+        raise UserError(
+            "",
+            "all training rows have one label",
+            "give at least two classes",
+        )
     return classes

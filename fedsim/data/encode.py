@@ -151,7 +151,11 @@ class Embedded:
 
 
 def cached_embeddings(
-    images: ImageSet, spec: EncoderSpec, name: str, *, skip_bad: bool
+    images: ImageSet,
+    spec: EncoderSpec,
+    name: str,
+    *,
+    skip_bad: bool,
 ) -> Embeddings:
     """Return the embeddings of an image set, from the cache or computed now.
 
@@ -168,7 +172,12 @@ def cached_embeddings(
     embedded = embed(job, plain_console(stderr=True), skip_bad=skip_bad)
     good = embedded.images
     return Embeddings.from_arrays(
-        name, embedded.x, good.y, good.split, good.columns, good.class_names
+        name,
+        embedded.x,
+        good.y,
+        good.split,
+        good.columns,
+        good.class_names,
     )
 
 
@@ -189,8 +198,11 @@ def embed(job: EmbedJob, console: Console, *, skip_bad: bool = False) -> Embedde
     images = job.images
     clashes = [name for name in images.columns if name in _RESERVED]
     if clashes:
-        problem = f"has a column '{clashes[0]}', a name that embeddings use themselves"
-        raise UserError(images.where, problem, "rename the column")
+        raise UserError(
+            images.where,
+            f"has a column '{clashes[0]}', a name that embeddings use themselves",
+            "rename the column",
+        )
     manifest = job.manifest() or _fill_cache(job, console, skip_bad=skip_bad)
     bad = {int(position): why for position, why in manifest["bad"]}
     if not skip_bad:
@@ -198,10 +210,22 @@ def embed(job: EmbedJob, console: Console, *, skip_bad: bool = False) -> Embedde
     try:
         x = read_arrays(job.path)["x"]
     except (BadArrays, KeyError) as error:
-        problem = f"cannot be read ({error})"
-        raise UserError(str(job.path), problem, "remove it, it is made again") from error
+        raise UserError(
+            str(job.path),
+            f"cannot be read ({error})",
+            "remove it, it is made again",
+        ) from error
     good = images.take(np.setdiff1d(np.arange(len(images)), list(bad)))
-    return Embedded(good, x, _describe(job, good, manifest, bad))
+    return Embedded(
+        good,
+        x,
+        _describe(
+            job,
+            good,
+            manifest,
+            bad,
+        ),
+    )
 
 
 def _fill_cache(job: EmbedJob, console: Console, *, skip_bad: bool) -> dict[str, Any]:
@@ -225,7 +249,10 @@ def _fill_cache(job: EmbedJob, console: Console, *, skip_bad: bool) -> dict[str,
 
 
 def _describe(
-    job: EmbedJob, good: ImageSet, manifest: Mapping[str, Any], bad: Mapping[int, str]
+    job: EmbedJob,
+    good: ImageSet,
+    manifest: Mapping[str, Any],
+    bad: Mapping[int, str],
 ) -> dict[str, Any]:
     """Return the manifest of a file for the user: the cache's, and what the data set is."""
     spec = job.encoder.spec
@@ -291,7 +318,12 @@ def _compute_shards(job: EmbedJob, console: Console) -> tuple[NDArray[np.floatin
                 x, bad_of_shard = _read_shard(path)
             except (BadArrays, ValueError, TypeError, KeyError):
                 encoder = encoder or ImageEncoder(job.encoder, device)
-                x, bad_of_shard = _compute_shard(job, encoder, positions, pool)
+                x, bad_of_shard = _compute_shard(
+                    job,
+                    encoder,
+                    positions,
+                    pool,
+                )
                 listed = json.dumps(sorted(bad_of_shard.items()))
                 write_npz(path, {"x": x, "bad": np.array(listed)}, {})
             if len(x):
@@ -301,8 +333,11 @@ def _compute_shards(job: EmbedJob, console: Console) -> tuple[NDArray[np.floatin
         _refuse_bad(bad, job.images)
     embeddings = np.concatenate(blocks)
     if not np.isfinite(embeddings).all():
-        problem = "there are embeddings with NaN or infinite values"
-        raise UserError(job.images.where, problem, "store them as float32, or check the encoder")
+        raise UserError(
+            job.images.where,
+            "there are embeddings with NaN or infinite values",
+            "store them as float32, or check the encoder",
+        )
     return embeddings, bad
 
 
@@ -313,7 +348,10 @@ def _read_shard(path: Path) -> tuple[NDArray[np.floating], dict[int, str]]:
 
 
 def _compute_shard(
-    job: EmbedJob, encoder: ImageEncoder, positions: range, pool: ThreadPoolExecutor
+    job: EmbedJob,
+    encoder: ImageEncoder,
+    positions: range,
+    pool: ThreadPoolExecutor,
 ) -> tuple[NDArray[np.floating], dict[int, str]]:
     """Compute one shard; batches are decoded in the pool while the model computes."""
     spec = job.encoder.spec

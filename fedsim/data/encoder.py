@@ -109,7 +109,10 @@ def _download(name: str, revision: str | None) -> Path:
     answers = _hub_answers()
     try:
         folder = snapshot_download(
-            name, revision=revision, allow_patterns=_FILES, local_files_only=not answers
+            name,
+            revision=revision,
+            allow_patterns=_FILES,
+            local_files_only=not answers,
         )
     # The hub's client and the network raise errors of many types.
     except Exception as error:
@@ -216,8 +219,11 @@ class ImageEncoder:
         The output is tokens ``[n, t, d]``, maps ``[n, d, h, w]`` or vectors ``[n, d]``.
         """
         if output is None or output.dim() not in (2, 3, 4):
-            hint = "give a vision transformer, such as facebook/dinov2-base, or an onnx file"
-            raise UserError(f"encoder {self.spec.display}", "yields no tokens", hint)
+            raise UserError(
+                f"encoder {self.spec.display}",
+                "yields no tokens",
+                "give a vision transformer, such as facebook/dinov2-base, or an onnx file",
+            )
         if output.dim() == 2:
             return output.float().cpu()
         if output.dim() == 4:
@@ -255,8 +261,11 @@ class _Transformer:
             if missing:
                 raise ValueError(f"there are no weights of {missing[0]}")
         except (OSError, ValueError, KeyError, TypeError, RuntimeError, SafetensorError) as error:
-            hint = "give a vision transformer that transformers knows, such as DINOv2"
-            raise _cannot_be_loaded(f"encoder {files.spec.name}", error, hint) from error
+            raise _cannot_be_loaded(
+                f"encoder {files.spec.name}",
+                error,
+                "give a vision transformer that transformers knows, such as DINOv2",
+            ) from error
         self.device = device
         self.model = model.to(device).eval()
         self.leading = 1 + int(getattr(model.config, "num_register_tokens", 0) or 0)
@@ -305,15 +314,18 @@ class _Exported:
         try:
             self.session = onnxruntime.InferenceSession(self.where, options, providers=providers)
         except Exception as error:  # the runtime raises errors of many types
-            hint = "give a network that onnxruntime can run"
-            raise _cannot_be_loaded(self.where, error, hint) from error
+            raise _cannot_be_loaded(
+                self.where, error, "give a network that onnxruntime can run"
+            ) from error
         inputs = self.session.get_inputs()
         self.input = inputs[0]
         floating = self.input.type in ("tensor(float)", "tensor(float16)")
         if len(inputs) > 1 or len(self.input.shape) != 4 or not floating:
-            problem = f"takes other inputs than images ({self.input.type} {self.input.shape})"
-            hint = "export it with one input of floating-point images, [n, 3, h, w] or [n, h, w, 3]"
-            raise UserError(self.where, problem, hint)
+            raise UserError(
+                self.where,
+                f"takes other inputs than images ({self.input.type} {self.input.shape})",
+                "export it with one input of floating-point images, [n, 3, h, w] or [n, h, w, 3]",
+            )
 
     def preprocess(self, images: Sequence[Image.Image]) -> Tensor:
         """Return the pixels of images, scaled, cropped and normalised, float32 ``[n, 3, h, w]``."""
@@ -334,7 +346,12 @@ class _Exported:
         """Return the network's output for pixels ``[n, 3, h, w]``: one item per image."""
         shape = self.input.shape
         if shape[1] != 3 and shape[3] == 3:
-            pixels = pixels.permute(0, 2, 3, 1)
+            pixels = pixels.permute(
+                0,
+                2,
+                3,
+                1,
+            )
         images = pixels.numpy().astype(np.float32)
         if self.input.type == "tensor(float16)":
             images = images.astype(np.float16)
@@ -352,9 +369,11 @@ class _Exported:
                 for part in np.split(filled, len(filled) // batch)
             ]
         except Exception as error:  # the runtime raises errors of many types
-            problem = f"refuses images of {self.spec.size} pixels ({_short(error)})"
-            hint = f"give size: as the network's input {shape} has it"
-            raise UserError(self.where, problem, hint) from error
+            raise UserError(
+                self.where,
+                f"refuses images of {self.spec.size} pixels ({_short(error)})",
+                f"give size: as the network's input {shape} has it",
+            ) from error
         return torch.from_numpy(np.concatenate(outputs)[: len(images)])
 
 

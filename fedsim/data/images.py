@@ -77,14 +77,24 @@ class ImageSet:
 
     def __post_init__(self) -> None:
         if len(self.class_names) < 2:
-            raise UserError(self.where, "all images have one label", "give at least two classes")
+            raise UserError(
+                self.where,
+                "all images have one label",
+                "give at least two classes",
+            )
         if TEST not in self.split:
-            hint = "give images for training and for testing"
-            raise UserError(self.where, "there is no test image", hint)
+            raise UserError(
+                self.where,
+                "there is no test image",
+                "give images for training and for testing",
+            )
         trained = np.bincount(self.y[self.split == TRAIN], minlength=len(self.class_names))
         if not trained.all():
-            problem = f"class '{self.class_names[int(trained.argmin())]}' has no training image"
-            raise UserError(self.where, problem, "give it one, or leave the class out")
+            raise UserError(
+                self.where,
+                f"class '{self.class_names[int(trained.argmin())]}' has no training image",
+                "give it one, or leave the class out",
+            )
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -93,7 +103,11 @@ class ImageSet:
         """Return the set with only the images of a mask ``[n]``, or at these positions."""
         columns = {name: values[keep] for name, values in self.columns.items()}
         return replace(
-            self, rows=self.rows[keep], y=self.y[keep], split=self.split[keep], columns=columns
+            self,
+            rows=self.rows[keep],
+            y=self.y[keep],
+            split=self.split[keep],
+            columns=columns,
         )
 
     def limited(self, limit: int) -> ImageSet:
@@ -230,7 +244,11 @@ def content_hash(source: Source) -> bytes:
 
 
 def overlapping(
-    digests: Sequence[bytes], split: NDArray[np.int64], name: Callable[[int], str], *, drop: bool
+    digests: Sequence[bytes],
+    split: NDArray[np.int64],
+    name: Callable[[int], str],
+    *,
+    drop: bool,
 ) -> list[int]:
     """Return the training rows that are equal to a test row.
 
@@ -246,7 +264,9 @@ def overlapping(
     tested = {digests[row] for row in np.flatnonzero(split == TEST).tolist()}
     both = [row for row in np.flatnonzero(split == TRAIN).tolist() if digests[row] in tested]
     if both and not drop:
-        problem = f"{len(both)} training rows are test rows too, the first is {name(both[0])}"
-        hint = "give overlap: drop to leave them out of training, or overlap: keep"
-        raise UserError("", problem, hint)
+        raise UserError(
+            "",
+            f"{len(both)} training rows are test rows too, the first is {name(both[0])}",
+            "give overlap: drop to leave them out of training, or overlap: keep",
+        )
     return both

@@ -80,11 +80,18 @@ class Recipe:
         """
         package = importlib.util.find_spec(self.package)
         if package is None or package.origin is None:
-            raise UserError("make", f"the package '{self.package}' is not installed", self.install)
+            raise UserError(
+                "make",
+                f"the package '{self.package}' is not installed",
+                self.install,
+            )
         path = Path(package.origin).parent / self.file
         if not path.is_file() or _sha256(path) != self.sha256:
-            problem = f"{path} is not the file of the version that is known"
-            raise UserError("make", problem, self.install)
+            raise UserError(
+                "make",
+                f"{path} is not the file of the version that is known",
+                self.install,
+            )
         return path
 
 
@@ -106,14 +113,20 @@ def make_encoder(name: str) -> str:
         UserError: the name is unknown, or a package is missing.
     """
     if name not in RECIPES:
-        problem = "is not an encoder that can be made"
-        raise UserError(f"make {name}", problem, nearest(name, RECIPES))
+        raise UserError(
+            f"make {name}",
+            "is not an encoder that can be made",
+            nearest(name, RECIPES),
+        )
     recipe = RECIPES[name]
     try:
         path = recipe.write(recipe.source(), cache_folder() / "encoders")
     except ImportError as error:
-        problem = f"the package '{error.name}' is not installed"
-        raise UserError("make", problem, recipe.install) from error
+        raise UserError(
+            "make",
+            f"the package '{error.name}' is not installed",
+            recipe.install,
+        ) from error
     return (
         f"{path}\nfrom {recipe.package}/{recipe.file} ({recipe.licence}), sha256 {_sha256(path)}\n"
         f"in a grid: encoder: {name}"
@@ -190,11 +203,21 @@ def _write_efficientnet_lite0(weights: Path, encoders: Path) -> Path:
         "opset_version": 17,
         "dynamo": False,
     }
-    example = torch.zeros(1, 3, 112, 112)
+    example = torch.zeros(
+        1,
+        3,
+        112,
+        112,
+    )
     with replaced(out) as unfinished, warnings.catch_warnings():
         # The exporter warns about shapes that are correct.
         warnings.simplefilter("ignore")
-        torch.onnx.export(_Features(network.eval()), (example,), str(unfinished), **options)
+        torch.onnx.export(
+            _Features(network.eval()),
+            (example,),
+            str(unfinished),
+            **options,
+        )
     return out
 
 

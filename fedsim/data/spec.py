@@ -96,7 +96,12 @@ class EncoderSpec(BaseModel):
     revision: str | None = Field(default=None, min_length=1)
     pool: Literal["cls", "mean", "cls+mean"] = "cls"
     dtype: Literal["float32", "float16"] = "float32"
-    views: int = Field(default=1, ge=1, le=64, strict=True)
+    views: int = Field(
+        default=1,
+        ge=1,
+        le=64,
+        strict=True,
+    )
 
     @model_validator(mode="before")
     @classmethod

@@ -90,9 +90,11 @@ def quarter_for_testing(
     """
     counts = np.bincount(y)
     if counts.min() < 2:
-        problem = f"class '{names[int(counts.argmin())]}' has a single {thing}"
-        hint = "give two at least, one to train on and one to test on, or leave the class out"
-        raise UserError("", problem, hint)
+        raise UserError(
+            "",
+            f"class '{names[int(counts.argmin())]}' has a single {thing}",
+            "give two at least, one to train on and one to test on, or leave the class out",
+        )
     size = max(round(len(y) / 4), len(counts))
     split = np.full(len(y), TRAIN, dtype=np.int64)
     split[stratified_rows(y, size, leave=1)] = TEST
@@ -100,7 +102,10 @@ def quarter_for_testing(
 
 
 def quarter_of_groups(
-    values: NDArray[Any], y: NDArray[np.int64], names: tuple[str, ...], thing: str
+    values: NDArray[Any],
+    y: NDArray[np.int64],
+    names: tuple[str, ...],
+    thing: str,
 ) -> NDArray[np.int64]:
     """Return a split ``[n]`` in which a quarter of the groups, with all rows, are for testing.
 
@@ -118,8 +123,11 @@ def quarter_of_groups(
     """
     without_group = int(np.count_nonzero(lacking(values)))
     if without_group:
-        hint = "give every row one; a row that stands alone a value of its own"
-        raise UserError("", f"{without_group} rows have no {thing}", hint)
+        raise UserError(
+            "",
+            f"{without_group} rows have no {thing}",
+            "give every row one; a row that stands alone a value of its own",
+        )
     _, group = np.unique(values, return_inverse=True)
     counts = np.zeros((int(group.max()) + 1, len(names)), np.int64)
     np.add.at(counts, (group, y), 1)

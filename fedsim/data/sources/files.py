@@ -45,7 +45,11 @@ class _ImageFile(NamedTuple):
 
 
 def load_image_folder(
-    root: Path, name: str, *, domains: bool | None = None, public: bool = False
+    root: Path,
+    name: str,
+    *,
+    domains: bool | None = None,
+    public: bool = False,
 ) -> ImageSet:
     """Read ``root/<class>/**/*.jpg``, or ``root/{train,validation,test}/<class>/**/*.jpg``.
 
@@ -84,7 +88,12 @@ def load_image_folder(
     if published:
         split = np.array([image.part for image in images], dtype=np.int64)
     else:
-        split = _quarter_of_every_top(tops, top_of, y, class_names)
+        split = _quarter_of_every_top(
+            tops,
+            top_of,
+            y,
+            class_names,
+        )
     columns = {}
     if domains:
         columns["domain"] = np.array([top.name for top in tops])[top_of]
@@ -110,8 +119,11 @@ def _top_folders(root: Path, domains: bool | None) -> list[Path]:
         UserError: there is no such folder.
     """
     if not os.path.isdir(root):  # unlike Path.is_dir, never raises
-        hint = f"give a folder that holds one folder a {'domain' if domains else 'class'}"
-        raise UserError(str(root), "there is no such folder", hint)
+        raise UserError(
+            str(root),
+            "there is no such folder",
+            f"give a folder that holds one folder a {'domain' if domains else 'class'}",
+        )
     if domains:
         return _folders(root)
     return [root]
@@ -131,8 +143,11 @@ def _split_folders(where: str, tops: Sequence[Path]) -> tuple[list[dict[Path, in
     if all(parts):
         return parts, True
     if any(parts):
-        problem = "some domains have train and test folders, others have not"
-        raise UserError(where, problem, "give them to every domain or to none")
+        raise UserError(
+            where,
+            "some domains have train and test folders, others have not",
+            "give them to every domain or to none",
+        )
     return [{top: TRAIN} for top in tops], False
 
 
@@ -171,11 +186,20 @@ def _images_of_classes(root: Path, parts: Sequence[dict[Path, int]]) -> Iterator
             for folder in _folders(above):
                 paths = sorted(path for path in folder.rglob("*") if _may_be_image(path))
                 if not paths:
-                    problem = f"class folder '{folder.relative_to(root)}' holds no image"
-                    raise UserError(str(root), problem, f"known: {', '.join(sorted(EXTENSIONS))}")
+                    raise UserError(
+                        str(root),
+                        f"class folder '{folder.relative_to(root)}' holds no image",
+                        f"known: {', '.join(sorted(EXTENSIONS))}",
+                    )
                 for path in paths:
                     inner = path.relative_to(folder).parts[:-1]
-                    yield _ImageFile(path, top, part, folder.name, inner)
+                    yield _ImageFile(
+                        path,
+                        top,
+                        part,
+                        folder.name,
+                        inner,
+                    )
 
 
 def _check_classes_are_at_the_top(
@@ -228,7 +252,15 @@ def _without_labels(name: str, images: ImageFiles, where: str) -> ImageSet:
     """Return a set of public images without labels; their labels and split are made up."""
     with at(where):
         y, split = made_up_labels(len(images.paths))
-    return ImageSet(name, images, np.arange(len(y)), y, split, NO_LABELS, where=where)
+    return ImageSet(
+        name,
+        images,
+        np.arange(len(y)),
+        y,
+        split,
+        NO_LABELS,
+        where=where,
+    )
 
 
 def _parts(top: Path) -> dict[Path, int]:
@@ -252,8 +284,11 @@ def _parts(top: Path) -> dict[Path, int]:
             f"holds the folders {', '.join(folder.name for folder in folders)} of a split, "
             f"and no {' and no '.join(missing)}"
         )
-        hint = "give train and test, or the classes' folders alone for a quarter to be for testing"
-        raise UserError(str(top), problem, hint)
+        raise UserError(
+            str(top),
+            problem,
+            "give train and test, or the classes' folders alone for a quarter to be for testing",
+        )
     return {}
 
 
@@ -305,7 +340,16 @@ def load_image_table(path: Path, name: str, *, public: bool = False) -> ImageSet
         for column in table
         if column not in ("path", "label", "split")
     }
-    return ImageSet(name, images, np.arange(len(y)), y, split, class_names, columns, where)
+    return ImageSet(
+        name,
+        images,
+        np.arange(len(y)),
+        y,
+        split,
+        class_names,
+        columns,
+        where,
+    )
 
 
 def _read_folder_spec(spec: DatasetSpec, public: bool) -> ImageSet:
@@ -313,7 +357,12 @@ def _read_folder_spec(spec: DatasetSpec, public: bool) -> ImageSet:
     domains = None
     if spec.says_domains:
         domains = spec.domains
-    return load_image_folder(spec.path or Path(), spec.title, domains=domains, public=public)
+    return load_image_folder(
+        spec.path or Path(),
+        spec.title,
+        domains=domains,
+        public=public,
+    )
 
 
 def _read_table_spec(spec: DatasetSpec, public: bool) -> ImageSet:
@@ -354,14 +403,24 @@ def read_table(path: Path, needed: Sequence[str], *, numbers: bool = True) -> pd
         else:
             table = _read_texts(content)
     except FileNotFoundError as error:
-        raise UserError(where, "there is no such file", "give the path of a CSV file") from error
+        raise UserError(
+            where,
+            "there is no such file",
+            "give the path of a CSV file",
+        ) from error
     except (OSError, ValueError, OverflowError) as error:  # pandas' parser errors are ValueErrors
-        problem = f"cannot be read ({unread(error)})"
-        raise UserError(where, problem, "give a CSV file with a head line") from error
+        raise UserError(
+            where,
+            f"cannot be read ({unread(error)})",
+            "give a CSV file with a head line",
+        ) from error
     for name in needed:
         if name not in table:
-            hint = nearest(name, map(str, table.columns))
-            raise UserError(where, f"there is no column '{name}'", hint)
+            raise UserError(
+                where,
+                f"there is no column '{name}'",
+                nearest(name, map(str, table.columns)),
+            )
     if table.empty:
         raise UserError(where, "has no rows", "give one row an image")
     return table
@@ -373,7 +432,12 @@ def _read_texts(content: io.BytesIO) -> pd.DataFrame:
 
     table = pd.read_csv(content, skipinitialspace=True, dtype=str).fillna("")
     content.seek(0)
-    as_written = pd.read_csv(content, skipinitialspace=True, dtype=str, keep_default_na=False)
+    as_written = pd.read_csv(
+        content,
+        skipinitialspace=True,
+        dtype=str,
+        keep_default_na=False,
+    )
     for name in ("path", "label"):
         if name in table:
             table[name] = as_written[name]
@@ -426,8 +490,11 @@ def check_files(paths: Sequence[Path], remedy: str) -> None:
     # Unlike Path.is_file, os.path.isfile never raises.
     missing = [path for path in paths if not os.path.isfile(path)]
     if missing:
-        problem = f"{len(missing)} of {len(paths)} images are not there, the first is {missing[0]}"
-        raise UserError("", problem, remedy)
+        raise UserError(
+            "",
+            f"{len(missing)} of {len(paths)} images are not there, the first is {missing[0]}",
+            remedy,
+        )
 
 
 def _split_values(values: pd.Series[str]) -> NDArray[np.int64]:
@@ -436,6 +503,9 @@ def _split_values(values: pd.Series[str]) -> NDArray[np.int64]:
     words = values.str.lower().str.removesuffix(".0")
     for word in words:
         if word not in known:
-            problem = f"column 'split' has the value '{word}'"
-            raise UserError("", problem, "give train, validation or test")
+            raise UserError(
+                "",
+                f"column 'split' has the value '{word}'",
+                "give train, validation or test",
+            )
     return np.array([known[word] for word in words], dtype=np.int64)

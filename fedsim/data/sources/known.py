@@ -64,7 +64,12 @@ def digits_embeddings(name: str) -> Embeddings:
     table = np.loadtxt(str(file.locate()), delimiter=",")
     x = (table[:, :-1] / 16).astype(np.float32)
     y = table[:, -1].astype(np.int64)
-    return Embeddings.from_arrays(name, x, y, quarter_for_testing(y, DIGITS))
+    return Embeddings.from_arrays(
+        name,
+        x,
+        y,
+        quarter_for_testing(y, DIGITS),
+    )
 
 
 def load_ham10000(root: Path, name: str) -> ImageSet:
@@ -88,7 +93,16 @@ def load_ham10000(root: Path, name: str) -> ImageSet:
         for column, kept_name in HAM10000_COLUMNS.items()
         if column in metadata
     }
-    return _split_by_group(name, root, paths, y, class_names, "lesion", lesions, columns)
+    return _split_by_group(
+        name,
+        root,
+        paths,
+        y,
+        class_names,
+        "lesion",
+        lesions,
+        columns,
+    )
 
 
 def load_milk10k(root: Path, name: str) -> ImageSet:
@@ -101,15 +115,21 @@ def load_milk10k(root: Path, name: str) -> ImageSet:
     truth = read_table(root / truth_file, ("lesion_id", *DIAGNOSES)).set_index("lesion_id")
     onehot = truth[list(DIAGNOSES)].to_numpy(dtype=np.float64)
     if not ((onehot.sum(axis=1) == 1) & (onehot.max(axis=1) == 1)).all():
-        problem = "a lesion has not exactly one diagnosis"
-        raise UserError(str(root / truth_file), problem, "give one 1.0 a line")
+        raise UserError(
+            str(root / truth_file),
+            "a lesion has not exactly one diagnosis",
+            "give one 1.0 a line",
+        )
     with at(str(root / metadata_file)):
         lesions = complete(metadata, "lesion_id").to_numpy(dtype=np.str_)
     diagnosis = dict(zip(truth.index.astype(str), onehot.argmax(axis=1).tolist(), strict=True))
     unknown = sorted(set(lesions.tolist()) - diagnosis.keys())
     if unknown:
-        problem = f"lesion {unknown[0]} is not in {truth_file}"
-        raise UserError(str(root / metadata_file), problem, "use files of one release")
+        raise UserError(
+            str(root / metadata_file),
+            f"lesion {unknown[0]} is not in {truth_file}",
+            "use files of one release",
+        )
     # A part of the data may lack rare diagnoses, so only those that occur become classes.
     present, y = np.unique([diagnosis[lesion] for lesion in lesions.tolist()], return_inverse=True)
     class_names = tuple(DIAGNOSES[c] for c in present)
@@ -122,7 +142,16 @@ def load_milk10k(root: Path, name: str) -> ImageSet:
     columns = {
         str(column): _column(metadata, str(column)) for column in metadata if column != "isic_id"
     }
-    return _split_by_group(name, root, paths, y, class_names, "lesion", lesions, columns)
+    return _split_by_group(
+        name,
+        root,
+        paths,
+        y,
+        class_names,
+        "lesion",
+        lesions,
+        columns,
+    )
 
 
 def load_chest_xray(root: Path, name: str) -> ImageSet:
@@ -147,21 +176,35 @@ def load_chest_xray(root: Path, name: str) -> ImageSet:
                     continue
                 match = pattern.fullmatch(path.stem)
                 if match is None:
-                    problem = f"{path.relative_to(root)} names no patient"
-                    hint = "give files named as person12_bacteria_34.jpeg, IM-0115-0001.jpeg"
-                    raise UserError(str(root), problem, hint)
+                    raise UserError(
+                        str(root),
+                        f"{path.relative_to(root)} names no patient",
+                        "give files named as person12_bacteria_34.jpeg, IM-0115-0001.jpeg",
+                    )
                 paths.append(path)
                 folders.append(folder)
                 patients.append(match[1])
                 kinds.append("normal" if kind == "NORMAL" else match[2])
     if not paths:
-        problem = "holds no images in train/NORMAL, train/PNEUMONIA and test"
-        raise UserError(str(root), problem, "unpack ChestXRay2017.zip there")
+        raise UserError(
+            str(root),
+            "holds no images in train/NORMAL, train/PNEUMONIA and test",
+            "unpack ChestXRay2017.zip there",
+        )
     class_names = tuple(kind for kind in PNEUMONIA_CLASSES if kind in kinds)
     y = np.array([class_names.index(kind) for kind in kinds], dtype=np.int64)
     columns = {"patient": np.array(patients), "folder": np.array(folders)}
     groups = columns["patient"]
-    return _split_by_group(name, root, paths, y, class_names, "patient", groups, columns)
+    return _split_by_group(
+        name,
+        root,
+        paths,
+        y,
+        class_names,
+        "patient",
+        groups,
+        columns,
+    )
 
 
 def _split_by_group(
@@ -187,10 +230,24 @@ def _split_by_group(
         columns: further values per image, ``[n]`` each.
     """
     with at(str(root)):
-        split = quarter_of_groups(groups, y, class_names, thing)
+        split = quarter_of_groups(
+            groups,
+            y,
+            class_names,
+            thing,
+        )
     images = ImageFiles(paths, root)
     rows = np.arange(len(paths))
-    return ImageSet(name, images, rows, y, split, class_names, columns, str(root))
+    return ImageSet(
+        name,
+        images,
+        rows,
+        y,
+        split,
+        class_names,
+        columns,
+        str(root),
+    )
 
 
 def _column(table: pd.DataFrame, name: str) -> NDArray[Any]:
@@ -250,7 +307,12 @@ _PARTS = {"train": TRAIN, "val": VALIDATION, "test": TEST}
 """The parts of a MedMNIST file in their order, with their values in a split."""
 
 
-def load_medmnist(flag: str, size: int, root: Path | None, name: str) -> ImageSet:
+def load_medmnist(
+    flag: str,
+    size: int,
+    root: Path | None,
+    name: str,
+) -> ImageSet:
     """Return a set of MedMNIST with its official split; it is downloaded if it is missing.
 
     Args:
@@ -272,23 +334,47 @@ def load_medmnist(flag: str, size: int, root: Path | None, name: str) -> ImageSe
     if size != 28:
         suffix = f"_{size}"
     if "multi-label" in str(info["task"]):
-        problem = f"{flag} has {len(info['label'])} yes-or-no labels an image"
-        raise UserError("", problem, "choose a set with one label an image")
+        raise UserError(
+            "",
+            f"{flag} has {len(info['label'])} yes-or-no labels an image",
+            "choose a set with one label an image",
+        )
     path = (root or Path.home() / ".medmnist") / f"{flag}{suffix}.npz"
     if not os.path.isfile(path):
         _download(info[f"url{suffix}"], info[f"MD5{suffix}"], path)
     class_names = tuple(str(info["label"][str(c)]) for c in range(len(info["label"])))
     try:
         images = PackedImages(path)
-        y = _medmnist_labels(path, flag, [shape[0] for shape in images.shapes], len(class_names))
+        y = _medmnist_labels(
+            path,
+            flag,
+            [shape[0] for shape in images.shapes],
+            len(class_names),
+        )
     except BadArrays as error:
-        problem = f"cannot be read ({error})"
-        raise UserError(str(path), problem, "give the official MedMNIST file") from error
+        raise UserError(
+            str(path),
+            f"cannot be read ({error})",
+            "give the official MedMNIST file",
+        ) from error
     split = np.repeat(list(_PARTS.values()), [shape[0] for shape in images.shapes])
-    return ImageSet(name, images, np.arange(len(y)), y, split, class_names, where=str(path))
+    return ImageSet(
+        name,
+        images,
+        np.arange(len(y)),
+        y,
+        split,
+        class_names,
+        where=str(path),
+    )
 
 
-def _medmnist_labels(path: Path, flag: str, counts: list[int], classes: int) -> NDArray[np.int64]:
+def _medmnist_labels(
+    path: Path,
+    flag: str,
+    counts: list[int],
+    classes: int,
+) -> NDArray[np.int64]:
     """Return the labels of a MedMNIST file, ``[n]``, one part after the other.
 
     Args:
@@ -316,7 +402,12 @@ def _download(url: str, md5: str, path: Path) -> None:
 
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        download_url(url, str(path.parent), path.name, md5)
+        download_url(
+            url,
+            str(path.parent),
+            path.name,
+            md5,
+        )
     except (OSError, RuntimeError, ValueError) as error:
         path.unlink(missing_ok=True)  # the next run would take half a file for a whole one
         problem = f"{path} is not there and cannot be downloaded ({' '.join(str(error).split())})"
@@ -366,7 +457,8 @@ class PackedImages(Images):
         shape = self.shapes[part][1:]
         size = int(np.prod(shape))
         if self._stream is None or self._part_of_stream != part:
-            self._stream = zipfile.ZipFile(self.path).open(f"{list(_PARTS)[part]}_images.npy")  # noqa: SIM115
+            archive = zipfile.ZipFile(self.path)
+            self._stream = archive.open(f"{list(_PARTS)[part]}_images.npy")
             self._part_of_stream = part
         self._stream.seek(self.offsets[part] + position * size)
         return np.frombuffer(self._stream.read(size), np.uint8).reshape(shape)

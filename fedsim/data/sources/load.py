@@ -34,7 +34,12 @@ def _read_images(spec: DatasetSpec, public: bool) -> ImageSet:
     if spec.kind in READERS:
         return READERS[spec.kind](spec, public)
     if spec.kind == "medmnist":
-        return load_medmnist(spec.argument, spec.size, spec.root, spec.title)
+        return load_medmnist(
+            spec.argument,
+            spec.size,
+            spec.root,
+            spec.title,
+        )
     return load_folder(spec.kind, spec.root, spec.title)
 
 
@@ -55,13 +60,21 @@ def load(spec: DatasetSpec, *, public: bool = False) -> Embeddings:
         if _is_scaled(spec, data):
             return data
     elif spec.encoder is None:
-        hint = "name what embeds them, such as encoder: facebook/dinov2-base"
-        raise UserError("", f"'{spec.display}' holds images", hint)
+        raise UserError(
+            "",
+            f"'{spec.display}' holds images",
+            "name what embeds them, such as encoder: facebook/dinov2-base",
+        )
     else:
         from fedsim.data.encode import cached_embeddings
 
         images = image_set(spec, public=public)
-        data = cached_embeddings(images, spec.encoder, spec.display, skip_bad=spec.skip_bad)
+        data = cached_embeddings(
+            images,
+            spec.encoder,
+            spec.display,
+            skip_bad=spec.skip_bad,
+        )
     return replace(data, x_train=unit_norm(data.x_train), x_test=unit_norm(data.x_test))
 
 
@@ -99,7 +112,12 @@ def load_public(spec: DatasetSpec) -> PublicRows:
     if data.class_names != NO_LABELS:
         y = np.concatenate([data.y_train, data.y_test])
     x = np.concatenate([data.x_train, data.x_test])
-    return PublicRows(x, y, spec.display, spec.terms[0] or None)
+    return PublicRows(
+        x,
+        y,
+        spec.display,
+        spec.terms[0] or None,
+    )
 
 
 def image_set(spec: DatasetSpec, *, public: bool = False) -> ImageSet:
@@ -113,8 +131,11 @@ def image_set(spec: DatasetSpec, *, public: bool = False) -> ImageSet:
         UserError: the data set holds no images, or they cannot be read or divided.
     """
     if not spec.has_images:
-        problem = f"'{spec.display}' holds embeddings, not images"
-        raise UserError("", problem, "use it as it is, without an encoder")
+        raise UserError(
+            "",
+            f"'{spec.display}' holds embeddings, not images",
+            "use it as it is, without an encoder",
+        )
     images = _read_images(spec, public)
     with at(images.where):
         if spec.split is not None:
@@ -130,10 +151,18 @@ def _split_by(images: ImageSet, column: str) -> ImageSet:
     """Return the images with a new split that keeps rows of equal ``column`` on one side."""
     with at("split.by"):
         if column not in images.columns:
-            problem = f"the data set has no column '{column}'"
-            raise UserError("", problem, nearest(column, images.columns))
+            raise UserError(
+                "",
+                f"the data set has no column '{column}'",
+                nearest(column, images.columns),
+            )
         groups = images.columns[column]
-        split = quarter_of_groups(groups, images.y, images.class_names, column)
+        split = quarter_of_groups(
+            groups,
+            images.y,
+            images.class_names,
+            column,
+        )
     return replace(images, split=split)
 
 
@@ -144,7 +173,12 @@ def _without_overlap(images: ImageSet, spec: DatasetSpec) -> ImageSet:
         # The digests of a MedMNIST file differ for equal images, because they hash row numbers.
         digests = [content_hash(images.source(row)) for row in range(len(images))]
     drop = spec.overlap_policy == "drop"
-    both = overlapping(digests, images.split, images.image_name, drop=drop)
+    both = overlapping(
+        digests,
+        images.split,
+        images.image_name,
+        drop=drop,
+    )
     return images.take(np.setdiff1d(np.arange(len(images)), both))
 
 
@@ -153,15 +187,23 @@ def _read_embeddings(spec: DatasetSpec, public: bool) -> Embeddings:
     if spec.path is None:
         data = digits_embeddings(spec.title)
     else:
-        data = load_embedding_file(spec.path, spec.title, remap=spec.remap, public=public)
+        data = load_embedding_file(
+            spec.path,
+            spec.title,
+            remap=spec.remap,
+            public=public,
+        )
     with at(str(spec.path or "")):
         if spec.overlap_policy != "keep":
             data = _without_overlapping_rows(data, drop=spec.overlap_policy == "drop")
         if spec.limit is None or spec.limit >= len(data.y_train):
             return data
         if spec.limit < data.classes:
-            problem = f"limit {spec.limit} leaves some of the {data.classes} classes without a row"
-            raise UserError("", problem, "give a larger limit")
+            raise UserError(
+                "",
+                f"limit {spec.limit} leaves some of the {data.classes} classes without a row",
+                "give a larger limit",
+            )
         return data.trained_on(stratified_rows(data.y_train, spec.limit))
 
 
@@ -169,7 +211,12 @@ def _without_overlapping_rows(data: Embeddings, *, drop: bool) -> Embeddings:
     """Return the data set without training rows that are test rows; or refuse these."""
     split = np.repeat([TRAIN, TEST], [len(data.y_train), len(data.y_test)])
     digests = row_digests(data.x_train) + row_digests(data.x_test)
-    both = overlapping(digests, split, "training row {}".format, drop=drop)
+    both = overlapping(
+        digests,
+        split,
+        "training row {}".format,
+        drop=drop,
+    )
     if not both:
         return data
     rows = np.setdiff1d(np.arange(len(data.y_train)), both)
@@ -177,7 +224,11 @@ def _without_overlapping_rows(data: Embeddings, *, drop: bool) -> Embeddings:
 
 
 def load_embedding_file(
-    path: Path, name: str, *, remap: bool = False, public: bool = False
+    path: Path,
+    name: str,
+    *,
+    remap: bool = False,
+    public: bool = False,
 ) -> Embeddings:
     """Read and check an ``.npz`` file of embeddings, without scaling them.
 
@@ -197,15 +248,21 @@ def load_embedding_file(
     try:
         arrays = read_arrays(path)
     except BadArrays as error:
-        hint = "give an .npz file of plain arrays x, y and split, as numpy.savez writes it"
-        raise UserError(str(path), f"cannot be read ({error})", hint) from error
+        raise UserError(
+            str(path),
+            f"cannot be read ({error})",
+            "give an .npz file of plain arrays x, y and split, as numpy.savez writes it",
+        ) from error
     if public and "x" in arrays and "y" not in arrays:
         y, split = made_up_labels(len(arrays["x"]))
         arrays = {"x": arrays["x"], "y": y, "split": split, "class_names": np.array(NO_LABELS)}
     for key in ("x", "y", "split"):
         if key not in arrays:
-            hint = f"give x [n, d], y [n] and split [n] (it holds {', '.join(sorted(arrays))})"
-            raise UserError(str(path), f"there is no array '{key}'", hint)
+            raise UserError(
+                str(path),
+                f"there is no array '{key}'",
+                f"give x [n, d], y [n] and split [n] (it holds {', '.join(sorted(arrays))})",
+            )
     x, y, split = (arrays.pop(key) for key in ("x", "y", "split"))
     class_names = arrays.pop("class_names", None)
     with at(str(path)):
@@ -213,7 +270,14 @@ def load_embedding_file(
             # The file's names belong to its own labels, so they are replaced with the labels.
             y, class_names = _remap(y, split)
         columns = {key: values for key, values in arrays.items() if values.ndim}
-        return Embeddings.from_arrays(name, x, y, split, columns, class_names)
+        return Embeddings.from_arrays(
+            name,
+            x,
+            y,
+            split,
+            columns,
+            class_names,
+        )
 
 
 def _remap(
@@ -224,14 +288,21 @@ def _remap(
     Validation rows get label 0, because they are ignored.
     """
     if y.dtype.kind not in "iuUS":
-        raise UserError("", f"y has dtype {y.dtype}", "give whole numbers or names")
+        raise UserError(
+            "",
+            f"y has dtype {y.dtype}",
+            "give whole numbers or names",
+        )
     used = (split == TRAIN) | (split == TEST)
     labels = np.zeros(len(y), dtype=np.int64)
     values, labels[used] = np.unique(y[used], return_inverse=True)
     untrained = np.setdiff1d(y[split == TEST], y[split == TRAIN])
     if len(untrained) and (split == TRAIN).any():
-        problem = f"no training row has label {untrained[0]}, test rows have"
-        raise UserError("", problem, "drop these test rows, or train on some")
+        raise UserError(
+            "",
+            f"no training row has label {untrained[0]}, test rows have",
+            "drop these test rows, or train on some",
+        )
     if y.dtype.kind in "US":
         return labels, values.astype(np.str_)
     return labels, None
