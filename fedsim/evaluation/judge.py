@@ -1,5 +1,7 @@
-"""How what an algorithm made is judged: synthetic embeddings by a probe, a classifier directly, and
-both as each client would use them.
+"""Evaluates the generator or classifier of a cell on real test rows.
+
+Synthetic embeddings are scored through a linear probe and other evaluators, a classifier directly.
+Both can also be scored as each client would use them.
 """
 
 from __future__ import annotations
@@ -39,7 +41,14 @@ from fedsim.methods.products import (
     is_personal,
     own,
 )
-from fedsim.models.linear import Interpolated, ProbeClassifier, best_weight, fit_linear, folded
+from fedsim.models.linear import (
+    Interpolated,
+    LinearClassifier,
+    ProbeClassifier,
+    best_weight,
+    fit_linear,
+    folded,
+)
 from fedsim.models.probe import Probe, fit_probe
 from fedsim.partition import Partition
 from fedsim.partition.partition import OwnRows, own_rows
@@ -49,7 +58,7 @@ from fedsim.training.rounds import restored
 from fedsim.training.trial import Trial
 
 FEW = 20
-"""Rows a class that a generator's norm is measured on."""
+"""The number of embeddings per class from which a generator's mean norm is computed."""
 
 
 def synthesise(
@@ -61,28 +70,45 @@ def synthesise(
     draw: int = 0,
     device: torch.device = CPU,
 ) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
-    """Synthetic embeddings with uniform labels, which cost no privacy: ``[classes * per_class, d]``
-    and their labels.
+    """Return synthetic embeddings with equally frequent labels, which cost no privacy.
 
-    The draw of that number is of ``client``'s stream, or the server's where all share one. Of
-    finite rows none is twice in a draw.
+    A generator that holds a finite number of embeddings gives each of them at most once, so that
+    there may be fewer than ``per_class``.
+
+    Args:
+        generator: the generator to draw from.
+        classes: the number of classes, C.
+        per_class: the number of embeddings per class.
+        seeds: the seeds of the cell.
+        client: the client whose random stream is used; the server's if all share the generator.
+        draw: the number of the draw within the stream; other numbers give other embeddings.
+        device: the device of the generator.
+
+    Returns:
+        Embeddings float32 ``[C * per_class, d]`` and labels int64 ``[C * per_class]``.
     """
     counts = torch.full((classes,), per_class)
     inner = before_shortening(generator)
     if isinstance(inner, FiniteRows):
         counts = torch.bincount(inner.y, minlength=classes).clamp(max=per_class)
     labels = torch.arange(classes).repeat_interleave(counts)
-    x = generator.sample(to_device(labels, device), seeds.torch(Purpose.SYNTHESIS, draw, client))
+    stream = seeds.torch(Purpose.SYNTHESIS, draw, client)
+    x = generator.sample(to_device(labels, device), stream)
     return x.cpu().numpy().astype(np.float32, copy=False), labels.numpy()
 
 
 @dataclass(frozen=True)
 class ClientScores:
-    """One client's scores on its own test rows: by its ``own`` generator or classifier, and by the
-    one that all share.
+    """The scores of one client on its own test rows.
 
-    Each is None where there is no test row, or nothing is shared. The client has a number, and a
-    name: its site, or the number; it holds ``rows`` training rows, and is judged on ``test_rows``.
+    Attributes:
+        client: the number of the client.
+        name: its site, or its number in words.
+        rows: the number of its training rows.
+        test_rows: the number of its test rows.
+        own: the scores of its own generator or classifier; None if it has no test row.
+        shared: the scores of the generator or classifier that all clients share; None if it has no
+            test row or nothing is shared.
     """
 
     client: int
@@ -95,14 +121,15 @@ class ClientScores:
 
 @dataclass(frozen=True)
 class Judgement:
-    """The scores of what a cell made, by the names of the measures, and every class's recall; None
-    for one without a test row.
+    """The complete evaluation of a cell.
 
     Attributes:
-        clients: every client's scores, where clients are judged one by one.
-        tested: on which test rows clients were judged, in words; None where they were not.
-        label_shares: which labels plain accuracy is from: those that the algorithm ``released``
-            under its budget, or ``uniform`` ones; None for a classifier, which has its own.
+        scores: the scores by the names of their measures.
+        recalls: the recall of every class; None for a class without a test row.
+        clients: the scores of every client; empty if clients are not evaluated one by one.
+        tested: a description of the clients' test rows; None if no client is evaluated.
+        label_shares: the label frequencies of plain accuracy: those that the algorithm ``released``
+            under its budget, or ``uniform`` ones; None for a classifier, which learned its own.
     """
 
     scores: Scores
@@ -113,29 +140,40 @@ class Judgement:
 
 
 def judge_of(trial: Trial, state: Tensors, data: Embeddings, device: torch.device = CPU) -> Judge:
-    """The judge of what a training made, made again from its ``state``
-    (:attr:`fedsim.training.rounds.Trained.state`).
+    """Return the evaluation of a training, whose generator or classifier is restored.
+
+    Args:
+        trial: the trained cell.
+        state: the state at the end (:attr:`fedsim.training.rounds.Trained.state`).
+        data: the data set of the cell.
+        device: the device that computes.
     """
     cell = trial.cell
     algorithm = build_algorithm(cell.algorithm, cell.params, trial.task)
-    made, shares = restored(algorithm, state, trial.plan, Seeds(cell.seed), device)
-    return Judge(cell, data, trial.partition, made, shares, device)
+    product, shares = restored(algorithm, state, trial.plan, Seeds(cell.seed), device)
+    return Judge(cell, data, trial.partition, product, shares, device)
 
 
 def judgement_of(
     trial: Trial, state: Tensors, data: Embeddings, device: torch.device = CPU
 ) -> Judgement:
-    """All that its evaluation asks for of a training."""
+    """Return the complete evaluation of a training; arguments as of :func:`judge_of`."""
     return judge_of(trial, state, data, device).judgement()
 
 
 @dataclass(frozen=True)
 class Judge:
-    """The evaluation of what one cell ``made``, as the cell's ``evaluation`` says. Embeddings are
-    drawn, and their probe is fitted, once.
+    """The evaluation of one cell's generator or classifier, as the grid's ``evaluation`` says.
 
-    ``shares`` are how frequent each class is, as the algorithm released it ``[C]``; None where it
-    did not. Probes are the CPU's.
+    Embeddings are drawn once, and their probe is fitted once, on the CPU.
+
+    Attributes:
+        cell: the cell.
+        data: its data set.
+        partition: the training rows of each client.
+        made: the generator or classifier that the cell's training made.
+        shares: the class frequencies ``[C]`` that the algorithm released; None if it released none.
+        device: the device of the generator or classifier.
     """
 
     cell: Cell
@@ -146,208 +184,259 @@ class Judge:
     device: torch.device = CPU
 
     def judgement(self) -> Judgement:
-        """All that the evaluation asks for. Balanced accuracy is of uniform labels, plain accuracy
-        of released ones where there are any.
+        """Return everything that the grid's ``evaluation`` asks for.
+
+        Balanced accuracy counts all labels alike. Plain accuracy uses the released label
+        frequencies if there are any.
         """
-        predicted = self.predictions()
         evaluation = self.cell.evaluation
+        predicted = self.predictions()
         scores = mean_scores(
             [scores_with(predictions, self._label_shares) for predictions in predicted]
         )
+        scores |= self.size()
+        scores |= self.readouts()
+        clients: tuple[ClientScores, ...] = ()
+        tested = None
         if evaluation.per_client:
             clients = self.of_clients()
-        else:
-            clients = ()
-        scores |= self.size() | self.readouts()
-        scores |= scores_of_clients(
-            [client.own for client in clients], [client.shared for client in clients]
-        )
+            own_scores = [client.own for client in clients]
+            scores |= scores_of_clients(own_scores, [client.shared for client in clients])
         if evaluation.personal is not None:
             scores |= self.personal()
         if clients or evaluation.personal is not None:
             tested = self.own_rows.words
-        else:
-            tested = None
-        labels: LabelShares | None = (
-            None if is_classifier(self.made) else "uniform" if self.shares is None else "released"
-        )
-        return Judgement(
-            scores, recall_per_class(predicted, self.data.classes), clients, tested, labels
-        )
+        recalls = recall_per_class(predicted, self.data.classes)
+        return Judgement(scores, recalls, clients, tested, self._label_words())
 
     def predictions(self) -> list[Predictions]:
-        """Of all test rows, by what everyone has; of clients with classifiers of their own, one
-        each.
+        """Return predictions for all test rows.
+
+        Returns:
+            One set of predictions, or one per client if each client has its own classifier.
         """
         data = self.data
-        made = self.made
-        if is_classifier(made):
-            clients = range(self.cell.clients if is_personal(made) else 1)
-            x_test = to_device(torch.from_numpy(data.x_test), self.device)
-            return [
-                predictions_of(own(made, client).probabilities(x_test), data.y_test)
-                for client in clients
-            ]
-        return [probe_predictions(self.probe, data.x_test, data.y_test, data.classes)]
+        product = self.made
+        if not is_classifier(product):
+            return [probe_predictions(self.probe, data.x_test, data.y_test, data.classes)]
+        x_test = self._test_rows_on_device()
+        classifiers: list[Classifier] = [product]
+        if is_personal(product):
+            classifiers = [own(product, client) for client in range(self.cell.clients)]
+        return [
+            predictions_of(classifier.probabilities(x_test), data.y_test)
+            for classifier in classifiers
+        ]
 
     def readouts(self) -> Scores:
-        """What the evaluation asks for beside the linear probe; empty where there is no
-        generator.
-        """
+        """Return the scores of the grid's other evaluators; empty for a classifier."""
         scores = Scores()
+        if is_classifier(self.made):
+            return scores
         evaluation = self.cell.evaluation
         real = Labelled(self.data.x_test, self.data.y_test)
-        for name in () if is_classifier(self.made) else evaluation.readouts:
-            scores.update(READOUTS[name](self._rows, real, evaluation.real_c))
+        for name in evaluation.readouts:
+            scores.update(READOUTS[name](self._synthetic, real, evaluation.real_c))
         return scores
 
     def size(self) -> Scores:
-        """The mean norm of a few rows as the shared generator draws them; empty where long ones are
-        not shortened.
+        """Return the mean norm of a few embeddings before long ones are shortened.
+
+        Returns:
+            The score ``synthetic_norm``; empty if the generator does not shorten embeddings.
         """
-        before = before_shortening(self.made)
-        if before is self.made or is_classifier(before):
+        unshortened = before_shortening(self.made)
+        if unshortened is self.made or is_classifier(unshortened):
             return Scores()
-        x, _ = synthesise(
-            before, self.data.classes, FEW, Seeds(self.cell.seed), draw=3, device=self.device
-        )
-        return Scores(synthetic_norm=float(np.linalg.norm(x.astype(np.float64), axis=1).mean()))
+        seeds = Seeds(self.cell.seed)
+        x, _ = synthesise(unshortened, self.data.classes, FEW, seeds, draw=3, device=self.device)
+        norms = np.linalg.norm(x.astype(np.float64), axis=1)
+        return Scores(synthetic_norm=float(norms.mean()))
 
     def of_clients(self) -> tuple[ClientScores, ...]:
-        """Of what each client has of its own, and of what all share, on the client's test rows."""
-        found = []
-        names = self.own_rows.names
-        shared = self._read(self.made, SERVER)
-        for client, test in enumerate(self.own_rows.rows):
-            if is_personal(self.made):
-                mine = self._read(own(self.made, client), client)
-            else:
-                mine = shared
-            # of classifiers that are each client's own nothing is shared
-            readers = (
-                mine,
-                None if is_personal(self.made) and is_classifier(self.made) else shared,
-            )
-            x = self.data.x_test[test]
-            y = self.data.y_test[test]
-            of = [
-                score_classifier(each, x, y, self.device, self._label_shares)
-                if each and len(test)
-                else None
-                for each in readers
-            ]
-            found.append(
+        """Return every client's scores on its own test rows.
+
+        They are those of its own generator or classifier and of the one that all clients share. A
+        client that has none of its own uses the shared one.
+        """
+        clients = []
+        personal = is_personal(self.made)
+        shared: Classifier | None = self._classifier_of(self.made, SERVER)
+        own_classifier = shared
+        if personal and is_classifier(self.made):
+            shared = None  # every client has its own classifier, so nothing is shared
+        for client, name in enumerate(self.own_rows.names):
+            if personal:
+                own_classifier = self._classifier_of(own(self.made, client), client)
+            clients.append(
                 ClientScores(
-                    client, names[client], len(self.partition.rows[client]), len(test), *of
+                    client=client,
+                    name=name,
+                    rows=len(self.partition.rows[client]),
+                    test_rows=len(self.own_rows.rows[client]),
+                    own=self._score_on_own_rows(own_classifier, client),
+                    shared=self._score_on_own_rows(shared, client),
                 )
             )
-        return tuple(found)
+        return tuple(clients)
 
-    def _read(self, made: Generator | Classifier, client: int) -> Classifier:
-        """A classifier as it is, a generator as the probe on its embeddings."""
-        if is_classifier(made):
-            return made
+    def _score_on_own_rows(self, classifier: Classifier | None, client: int) -> Scores | None:
+        """Return the scores of a classifier on a client's test rows; None if either is missing."""
+        test = self.own_rows.rows[client]
+        if classifier is None or not len(test):
+            return None
+        x = self.data.x_test[test]
+        return score_classifier(
+            classifier, x, self.data.y_test[test], self.device, self._label_shares
+        )
+
+    def _classifier_of(self, product: Generator | Classifier, client: int) -> Classifier:
+        """Return a classifier as it is, and for a generator the probe on its embeddings."""
+        if is_classifier(product):
+            return product
         if client == SERVER:
             return ProbeClassifier(self.probe, self.data.classes)
-        rows = self._drawn(made, client)
-        return ProbeClassifier(fit_probe(rows.x, rows.y, self._probe_c), self.data.classes)
+        synthetic = self._draw(product, client)
+        probe = fit_probe(synthetic.x, synthetic.y, self._probe_c)
+        return ProbeClassifier(probe, self.data.classes)
 
     def personal(self) -> Scores:
-        """As each client would predict: by weight * own classifier + (1 - weight) * the one from
-        synthetic embeddings.
+        """Return the scores of the clients' personal predictors, as means over the clients.
 
-        This mixture is that of Di Salvo et al. 2025 (arXiv 2507.02671), the rule for its weight is
-        not: they choose one weight for all clients, on the clients' real validation examples. Here
-        each client has its own weight, the best one on other synthetic embeddings (of finite rows
-        on the same ones), weighed by the client's label shares (``synthetic``), or all have the
-        given one. A client's own classifier, trained on its real rows, and its weight stay with it.
-        A classifier is taken as it is, and has no weight.
+        A client predicts with the mixture ``weight * own classifier + (1 - weight) * shared one``.
+        Its own classifier is trained on its real rows, the shared one on synthetic embeddings. Both
+        its own classifier and its weight stay with the client. Where the algorithm made a
+        classifier, that one predicts, and there is no weight.
+
+        This mixture is that of Di Salvo et al. 2025 (arXiv 2507.02671); the rule for its weight is
+        not. They choose one weight for all clients, on the clients' real validation examples. Here
+        all clients have the weight that the grid gives, or (``synthetic``) each has the weight that
+        is best on other synthetic embeddings, weighted by the client's label frequencies. A
+        generator with finitely many embeddings gives the same embeddings again.
         """
-        made = self.made
+        if is_classifier(self.made):
+            return self._personal_classifiers(self.made)
         data = self.data
-        evaluation = self.cell.evaluation
-        if is_classifier(made):
-            on_device = to_device(torch.from_numpy(data.x_test), self.device)
-            seen = [
-                self._as_seen(client, own(made, client).probabilities, on_device)
-                for client in range(self.cell.clients)
-            ]
-            return personal_scores(seen)
         shared = folded(self.probe, data.classes)
-        other = self._drawn(made, draw=1)
-        rows, labels, x_test = (torch.from_numpy(part) for part in (other.x, other.y, data.x_test))
-        predicted = []
+        other = self._draw(self.made, draw=1)
+        x = torch.from_numpy(other.x)
+        y = torch.from_numpy(other.y)
+        x_test = torch.from_numpy(data.x_test)
+        mixed = []
         alone = []
         weights = []
         for client in range(self.cell.clients):
-            x = data.x_train[self.partition.rows[client]]
-            y = data.y_train[self.partition.rows[client]]
-            local = fit_linear(x, y, data.classes, evaluation.real_c)
-            if evaluation.personal == "synthetic":
-                importance = torch.from_numpy(self._share(client))[labels]
-                weight = best_weight(
-                    local.probabilities(rows), shared.probabilities(rows), labels, importance
-                )
-            else:
-                weight = float(evaluation.personal or 0)
-            predicted.append(
-                self._as_seen(client, Interpolated(local, shared, weight).probabilities, x_test)
+            rows = self.partition.rows[client]
+            local = fit_linear(
+                data.x_train[rows],
+                data.y_train[rows],
+                data.classes,
+                self.cell.evaluation.real_c,
             )
-            alone.append(self._as_seen(client, local.probabilities, x_test))
+            weight = self._personal_weight(client, local, shared, x, y)
+            mixture = Interpolated(local, shared, weight)
+            mixed.append(self._predict_own_rows(client, mixture.probabilities, x_test))
+            alone.append(self._predict_own_rows(client, local.probabilities, x_test))
             weights.append(weight)
-        by_itself = {
-            name.replace("personal", "personal_alone"): score
-            for name, score in personal_scores(alone).items()
-        }
-        return Scores(
-            personal_scores(predicted), **by_itself, personal_weight=float(np.mean(weights))
+        scores = personal_scores(mixed)
+        for name, score in personal_scores(alone).items():
+            scores[name.replace("personal", "personal_alone")] = score
+        scores["personal_weight"] = float(np.mean(weights))
+        return scores
+
+    def _personal_classifiers(self, product: Classifier) -> Scores:
+        """Return the scores of the algorithm's classifier, or of each client's own one."""
+        x_test = self._test_rows_on_device()
+        return personal_scores(
+            [
+                self._predict_own_rows(client, own(product, client).probabilities, x_test)
+                for client in range(self.cell.clients)
+            ]
         )
+
+    def _personal_weight(
+        self,
+        client: int,
+        local: LinearClassifier,
+        shared: LinearClassifier,
+        x: Tensor,
+        y: Tensor,
+    ) -> float:
+        """Return the weight of a client's own classifier.
+
+        Args:
+            client: the number of the client.
+            local: the client's own classifier.
+            shared: the classifier of the shared generator's embeddings.
+            x: other synthetic embeddings ``[n, d]``, on which the weight may be chosen.
+            y: their labels ``[n]``.
+        """
+        personal = self.cell.evaluation.personal
+        if personal != "synthetic":
+            return float(personal or 0)
+        importance = torch.from_numpy(self._share(client))[y]
+        return best_weight(local.probabilities(x), shared.probabilities(x), y, importance)
 
     @property
     def _label_shares(self) -> NDArray[np.float64] | None:
-        """Labels that synthetic rows stand for; a classifier is taken as it is."""
+        """The label frequencies that predictions are adapted to; None for a classifier."""
         if is_classifier(self.made):
             return None
         return self.shares
 
+    def _label_words(self) -> LabelShares | None:
+        """Return where the label frequencies of plain accuracy are from."""
+        if is_classifier(self.made):
+            return None
+        if self.shares is None:
+            return "uniform"
+        return "released"
+
     @cached_property
-    def _rows(self) -> Labelled:
-        """The shared generator's embeddings."""
+    def _synthetic(self) -> Labelled:
+        """The embeddings of the shared generator."""
         assert not is_classifier(self.made)
-        return self._drawn(self.made)
+        return self._draw(self.made)
 
     @cached_property
     def probe(self) -> Probe:
-        """The linear probe on the shared generator's embeddings."""
-        return fit_probe(self._rows.x, self._rows.y, self._probe_c)
+        """The linear probe that is fitted to the shared generator's embeddings."""
+        return fit_probe(self._synthetic.x, self._synthetic.y, self._probe_c)
 
     @property
     def _probe_c(self) -> float:
-        return self.cell.evaluation.synthetic_c(
-            len(self.data.x_train), self.data.dim, self.data.classes
-        )
+        """The inverse penalty of probes on synthetic embeddings."""
+        data = self.data
+        return self.cell.evaluation.synthetic_c(len(data.x_train), data.dim, data.classes)
 
-    def _drawn(self, generator: Generator, client: int = SERVER, draw: int = 0) -> Labelled:
-        rows = self.cell.evaluation.rows_per_class(self.data.dim, self.data.classes)
+    def _draw(self, generator: Generator, client: int = SERVER, draw: int = 0) -> Labelled:
+        """Return synthetic embeddings, as many per class as the evaluation asks for."""
+        data = self.data
+        per_class = self.cell.evaluation.rows_per_class(data.dim, data.classes)
+        seeds = Seeds(self.cell.seed)
         return Labelled(
-            *synthesise(
-                generator, self.data.classes, rows, Seeds(self.cell.seed), client, draw, self.device
-            )
+            *synthesise(generator, data.classes, per_class, seeds, client, draw, self.device)
         )
 
-    def _as_seen(
+    def _test_rows_on_device(self) -> Tensor:
+        """Return all test rows ``[m, d]`` on the device."""
+        return to_device(torch.from_numpy(self.data.x_test), self.device)
+
+    def _predict_own_rows(
         self, client: int, probabilities: Callable[[Tensor], Tensor], x_test: Tensor
     ) -> Predictions:
-        seen = self.own_rows.rows[client]
+        """Return predictions for a client's own test rows, with its label frequencies."""
+        test = self.own_rows.rows[client]
         return predictions_of(
-            probabilities(x_test[seen]), self.data.y_test[seen], self._share(client)
+            probabilities(x_test[test]), self.data.y_test[test], self._share(client)
         )
 
     @cached_property
     def own_rows(self) -> OwnRows:
-        """Which test rows each client is judged on."""
+        """The test rows that each client is evaluated on."""
         return own_rows(self.data, self.partition, self.cell.partition)
 
     def _share(self, client: int) -> NDArray[np.float64]:
+        """Return the frequency of every class among a client's training rows, ``[C]``."""
         y = self.data.y_train[self.partition.rows[client]]
         return np.bincount(y, minlength=self.data.classes) / max(len(y), 1)
