@@ -1,5 +1,6 @@
-"""What a cell is scored by: of each measure the formula, the title, and where it is shown. One more
-is one more entry.
+"""Defines the measures of an evaluation: how each is computed, its title, and where it is shown.
+
+To add a measure, add an entry to :data:`MEASURES`.
 """
 
 from __future__ import annotations
@@ -13,21 +14,22 @@ import numpy as np
 from numpy.typing import NDArray
 
 LabelShares = Literal["released", "uniform"]
-"""Which labels plain accuracy is from: as frequent as the algorithm released them under its budget,
-or equally frequent.
+"""The label frequencies of plain accuracy.
+
+They are those that the algorithm ``released`` under its budget, or equal ones (``uniform``).
 """
 
 
 @dataclass(frozen=True, eq=False)
 class Predictions:
-    """Test rows as one predictor predicts them.
+    """The predictions of one predictor for test rows.
 
     Attributes:
-        y: true labels, int64 ``[m]``.
-        predicted: labels, int64 ``[m]``.
-        probabilities: of the classes, ``[m, C]``.
-        shares: how frequent each class is with the client that predicts, ``[C]``; None where it is
-            no single client.
+        y: the true labels, int64 ``[m]``.
+        predicted: the predicted labels, int64 ``[m]``.
+        probabilities: the probabilities of the classes, ``[m, C]``.
+        shares: the class frequencies of the client that predicts, ``[C]``; None if the predictor is
+            no single client's.
     """
 
     y: NDArray[np.int64]
@@ -37,7 +39,7 @@ class Predictions:
 
     @property
     def held(self) -> NDArray[np.int64]:
-        """Classes of the test rows, without those that the client does not hold."""
+        """The classes of the test rows, without classes that the client has no training rows of."""
         classes = np.unique(self.y)
         if self.shares is None:
             return classes
@@ -46,23 +48,24 @@ class Predictions:
 
 @dataclass(frozen=True)
 class Measure:
-    """One number a cell, the same for every algorithm.
+    """One number per cell, which is computed alike for every algorithm.
 
     Attributes:
-        title: what its table is called.
-        of: whose predictions it is computed from. ``all``: of all test rows, by the probe or
-            classifier that everyone has (the mean over clients with classifiers of their own);
-            ``clients``: each client's of its own test rows, by its own classifier or the probe on
-            its own generator's embeddings; ``personal``: each client's of its own test rows, the
-            mean over clients.
-        score: the number, None where such predictions have none; None in its place where it comes
-            from elsewhere.
-        column: its head in the page's list of cells; "" leaves it out.
-        table: whether it has a table of its own in the page, once a row has it.
-        terminal: whether a terminal shows that table, too.
-        references: what stands beside it: a name, and the column of a row that has its number.
-        best: what the best number would be; infinite: the larger the better; None: none is best.
-        least, most: what it can be.
+        title: the title of its table.
+        of: the predictions that it is computed from. ``all``: of all test rows, by the probe or
+            classifier that everyone has (the mean over clients with classifiers of their own).
+            ``clients``: of each client's own test rows, by its own classifier or the probe on its
+            own generator's embeddings. ``personal``: of each client's own test rows, by its
+            personal predictor, as the mean over clients.
+        score: computes the number from predictions, or returns None if it is not defined for them;
+            None in its place if the number is computed elsewhere.
+        column: its heading in the page's list of cells; an empty text leaves it out.
+        table: whether the page has a table of it, as soon as a result has the number.
+        terminal: whether the terminal shows that table, too.
+        references: the numbers beside it, each a name and a column of the results.
+        best: the best number; infinite if larger is always better; None if no number is best.
+        least: the least possible number.
+        most: the largest possible number.
         fidelity: whether the picture of fidelity shows it.
     """
 
@@ -80,55 +83,52 @@ class Measure:
 
 
 def accuracy(of: Predictions) -> float:
-    """Share of the rows that are predicted right."""
+    """Return the share of right predictions."""
     return float(np.mean(of.predicted == of.y))
 
 
 def balanced_accuracy(of: Predictions) -> float:
-    """Mean recall over the held classes; a class that is never predicted counts as 0."""
+    """Return the mean recall over the held classes; it is 0 for a class that is never predicted."""
     from sklearn.metrics import recall_score
 
     return float(recall_score(of.y, of.predicted, labels=of.held, average="macro", zero_division=0))
 
 
 def balanced_accuracy_of(y: NDArray[np.int64], predicted: NDArray[np.int64]) -> float:
-    """The same of predicted labels alone, by a predictor that is no single client's."""
+    """Return the balanced accuracy of predicted labels ``[m]`` that are no single client's."""
     return balanced_accuracy(Predictions(y, predicted, np.empty((len(y), 0))))
 
 
 def macro_f1(of: Predictions) -> float:
-    """Mean F1 over the held classes; a class that is never predicted counts as 0."""
+    """Return the mean F1 score over the held classes; it is 0 for a class never predicted."""
     from sklearn.metrics import f1_score
 
     return float(f1_score(of.y, of.predicted, labels=of.held, average="macro", zero_division=0))
 
 
 def recalls(of: Predictions) -> NDArray[np.float64]:
-    """Recall of every held class, in the classes' order."""
+    """Return the recall of every held class, in the order of the classes."""
     from sklearn.metrics import recall_score
 
-    return np.asarray(
-        recall_score(of.y, of.predicted, labels=of.held, average=None, zero_division=0),
-        dtype=np.float64,
-    )
+    scores = recall_score(of.y, of.predicted, labels=of.held, average=None, zero_division=0)
+    return np.asarray(scores, dtype=np.float64)
 
 
 def share_weighted_accuracy(of: Predictions) -> float:
-    """Accuracy where labels are as frequent as with the client: the recalls, weighed by its
-    shares.
-    """
+    """Return the accuracy at the client's label frequencies: its recalls, weighted by them."""
     if of.shares is None:
         return accuracy(of)
     return float(np.average(recalls(of), weights=of.shares[of.held]))
 
 
 BINS = 15
-"""Of confidence, of equal width (Guo et al. 2017)."""
+"""The number of bins of confidence, of equal width (Guo et al. 2017)."""
 
 
 def auroc(of: Predictions) -> float | None:
-    """Area under the ROC curve of one class against the rest, mean over the held classes; None
-    where all rows are of one class.
+    """Return the area under the ROC curve of one class against the rest, as the mean over classes.
+
+    The mean is over the held classes; it is None if all rows have the same class.
     """
     from sklearn.metrics import roc_auc_score
 
@@ -137,21 +137,27 @@ def auroc(of: Predictions) -> float | None:
         for label in of.held
         if (of.y != label).any()
     ]
-    if areas:
-        return float(np.mean(areas))
-    return None
+    if not areas:
+        return None
+    return float(np.mean(areas))
 
 
 def calibration_error(of: Predictions) -> float:
-    """Expected calibration error: mean |share predicted right - mean confidence| over :data:`BINS`,
-    weighed by their rows.
+    """Return the expected calibration error over :data:`BINS` bins of confidence.
 
-    Guo et al. 2017, On calibration of modern neural networks (arXiv 1706.04599), equation 3.
+    It is the mean of |share of right predictions - mean confidence| over the bins, weighted by
+    their numbers of rows (Guo et al. 2017, On calibration of modern neural networks, arXiv
+    1706.04599, equation 3).
     """
     confidence = of.probabilities.max(axis=1).astype(np.float64)
     bins = np.minimum((confidence * BINS).astype(np.int64), BINS - 1)
     gaps = np.bincount(bins, weights=(of.predicted == of.y) - confidence, minlength=BINS)
     return float(np.abs(gaps).sum() / len(of.y))
+
+
+def worst_class_recall(of: Predictions) -> float:
+    """Return the lowest recall of a held class."""
+    return float(recalls(of).min())
 
 
 _OWN = "of each client's own generator (or classifier) on its own test rows"
@@ -166,7 +172,7 @@ _ALL_ROWS = (
     *_CHANCE,
 )
 _OWN_ROWS = (("local-only", "client_local_only_balanced_accuracy"), *_CHANCE)
-"""Of clients' own test rows the ceiling of the pooled rows is none."""
+"""The references of scores on clients' own test rows, for which the ceiling is no bound."""
 
 MEASURES = {
     "accuracy": Measure("Accuracy", "all", accuracy, "accuracy"),
@@ -190,7 +196,7 @@ MEASURES = {
     "worst_class_recall": Measure(
         "Recall of the worst class",
         "all",
-        lambda of: float(recalls(of).min()),
+        worst_class_recall,
         "worst class",
         table=True,
     ),
@@ -213,7 +219,7 @@ MEASURES = {
         most=math.inf,
         fidelity=True,
     ),
-    # an unbiased one may be a little below 0
+    # An unbiased estimate may be a little below 0.
     "squared_mmd": Measure(
         "Squared MMD to test rows, mean over classes",
         "all",
@@ -290,4 +296,4 @@ MEASURES = {
         "Mean weight of the clients' own classifiers", "personal", best=None
     ),
 }
-"""The measures by the name of their field, in the order of a row."""
+"""The measures by the names of their columns, in the order of the columns."""

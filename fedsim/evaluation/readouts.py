@@ -1,9 +1,10 @@
-"""What else reads synthetic rows beside the linear probe: other learners, and how like real rows
-they are, class by class.
+"""Evaluates synthetic embeddings beside the linear probe.
 
-All numbers of fidelity but the probe's are means over the classes that have real rows enough, of
-rows in the leading directions of the real ones: the same directions for every algorithm. The probe
-sees whole rows of all classes.
+There are two other learners (nearest neighbours, a small network), and measures of fidelity: how
+similar synthetic embeddings are to real ones. Except for the two-sample accuracy, fidelity is the
+mean over the classes with enough real embeddings. It is computed in the leading directions of the
+real embeddings, which are the same for every algorithm. The two-sample probe sees all dimensions of
+all classes.
 """
 
 from __future__ import annotations
@@ -21,51 +22,70 @@ from fedsim.evaluation.scores import Scores
 from fedsim.models.probe import fit_probe
 
 NEAREST = 5
-"""Neighbours that vote."""
+"""The number of nearest neighbours that vote for a label."""
 MOST_NEIGHBOURS = 1000
-"""Synthetic rows that may be neighbours: a table of distances to more takes longer than training
-some methods.
+"""The approximate largest number of synthetic embeddings that may be neighbours.
+
+With more, the table of distances takes longer than the training of some methods.
 """
 HIDDEN = 64
-"""Units of the small network."""
+"""The number of hidden units of the small network."""
 DIRECTIONS = 64
-"""Leading directions of the real rows in which rows are compared."""
+"""The number of leading directions of the real embeddings in which fidelity is computed."""
 NEIGHBOURS = 5
-"""k of density and coverage; a class needs more real rows."""
+"""The number of neighbours, k, of density and coverage; a class needs more real embeddings."""
 MOST_ROWS_COMPARED = 1000
-"""Rows that directions are computed from, and rows of each kind that the probe of real against
-synthetic sees.
+"""The approximate largest number of embeddings of each kind that fidelity uses.
+
+It bounds those that the directions are computed from, and those of the two-sample probe.
 """
 
 WIDTHS = (1.0, 10.0, 100.0)
-"""Widths of the MMD's kernels, in medians of squared distance."""
+"""The widths of the MMD's kernels, in medians of the squared distance of real embeddings."""
 
 Rows = NDArray[np.float64]
 
 
 @dataclass(frozen=True)
 class Labelled:
-    """Rows float32 ``[n, d]`` with labels int64 ``[n]``."""
+    """Embeddings with labels.
+
+    Attributes:
+        x: the embeddings, float32 ``[n, d]``.
+        y: their labels, int64 ``[n]``.
+    """
 
     x: NDArray[np.float32]
     y: NDArray[np.int64]
 
 
 def nearest_neighbours(made: Labelled, real: Labelled, probe_c: float) -> Scores:
-    """Balanced accuracy on real rows of a vote among the nearest synthetic ones."""
+    """Return the balanced accuracy of a vote among the nearest synthetic embeddings.
+
+    Args:
+        made: the synthetic embeddings, ordered by class.
+        real: the test rows.
+        probe_c: not used.
+    """
     from sklearn.neighbors import KNeighborsClassifier
 
-    # rows stand class by class: every so many-th keeps the classes' shares
-    some = slice(None, None, -(-len(made.x) // MOST_NEIGHBOURS))
-    x = made.x[some]
-    y = made.y[some]
+    # Embeddings are ordered by class, so every k-th of them keeps the frequencies of the classes.
+    step = -(-len(made.x) // MOST_NEIGHBOURS)
+    x = made.x[::step]
+    y = made.y[::step]
     model = KNeighborsClassifier(min(NEAREST, len(x)), algorithm="brute").fit(x, y)
     return Scores(knn_balanced_accuracy=balanced_accuracy_of(real.y, model.predict(real.x)))
 
 
 def small_network(made: Labelled, real: Labelled, probe_c: float) -> Scores:
-    """Balanced accuracy on real rows of a network with one hidden layer, trained on the synthetic
-    ones.
+    """Return the balanced accuracy of a network with one hidden layer.
+
+    It is trained on the synthetic embeddings for a fixed number of epochs.
+
+    Args:
+        made: the synthetic embeddings.
+        real: the test rows.
+        probe_c: the inverse penalty of the probe, from which the weight decay follows.
     """
     from sklearn.exceptions import ConvergenceWarning
     from sklearn.neural_network import MLPClassifier
@@ -81,110 +101,130 @@ def small_network(made: Labelled, real: Labelled, probe_c: float) -> Scores:
         n_iter_no_change=30,
     )
     with warnings.catch_warnings():
-        # so many steps are the readout's definition
+        # The number of epochs is part of the definition, so that no convergence is expected.
         warnings.simplefilter("ignore", ConvergenceWarning)
         model.fit((made.x - mean) / deviation, made.y)
-    return Scores(
-        mlp_balanced_accuracy=balanced_accuracy_of(
-            real.y, model.predict((real.x - mean) / deviation)
-        )
-    )
+    predicted = model.predict((real.x - mean) / deviation)
+    return Scores(mlp_balanced_accuracy=balanced_accuracy_of(real.y, predicted))
 
 
 def fidelity(made: Labelled, real: Labelled, probe_c: float) -> Scores:
-    """Fréchet distance, squared MMD, density, coverage, and how well a probe of inverse penalty
-    ``probe_c`` tells real from made.
+    """Return how similar synthetic embeddings are to real ones.
+
+    Args:
+        made: the synthetic embeddings.
+        real: the test rows.
+        probe_c: the inverse penalty of the probe that tells them apart.
+
+    Returns:
+        Fréchet distance, squared MMD, density, coverage, and two-sample accuracy; empty if no class
+        has enough real embeddings.
     """
     basis = leading_directions(real.x)
     counts = np.bincount(real.y)
     classes = [label for label in np.flatnonzero(counts > NEIGHBOURS) if (made.y == label).any()]
     if not classes:
         return Scores()
-    pairs = [
-        (made.x[made.y == label] @ basis, real.x[real.y == label] @ basis) for label in classes
-    ]
-    numbers = np.array(
-        [(frechet(*pair), squared_mmd(*pair), *density_and_coverage(*pair)) for pair in pairs]
-    )
+    by_class = []
+    for label in classes:
+        made_rows = made.x[made.y == label] @ basis
+        real_rows = real.x[real.y == label] @ basis
+        by_class.append(
+            (
+                frechet(made_rows, real_rows),
+                squared_mmd(made_rows, real_rows),
+                *density_and_coverage(made_rows, real_rows),
+            )
+        )
     names = ("frechet_distance", "squared_mmd", "density", "coverage")
+    means = np.array(by_class).mean(axis=0).tolist()
     return Scores(
-        dict(zip(names, numbers.mean(axis=0).tolist(), strict=True)),
+        dict(zip(names, means, strict=True)),
         real_or_synthetic=two_sample_accuracy(made, real, probe_c),
     )
 
 
 def left_out(data: Embeddings, site: str | None = None) -> str | None:
-    """What is wrong with fidelity where classes have too few test rows, None where none has;
-    ``site``: whose rows alone these are.
+    """Return a warning if classes have too few test rows for fidelity; None if none has.
+
+    Args:
+        data: the data set whose test rows are counted.
+        site: the site that alone the test rows come from, if they are those of one site.
     """
     enough = int((np.bincount(data.y_test, minlength=data.classes) > NEIGHBOURS).sum())
     if enough == data.classes:
         return None
+    owner = data.name
     if site:
-        of = f"{site} of {data.name}"
-    else:
-        of = data.name
+        owner = f"{site} of {data.name}"
     return (
-        f"fidelity on {of} is over {enough} of its {data.classes} classes: the others have "
+        f"fidelity on {owner} is over {enough} of its {data.classes} classes: the others have "
         f"{NEIGHBOURS} test rows or fewer"
     )
 
 
 def leading_directions(x: NDArray[np.float32]) -> Rows:
-    """Orthonormal ``[d, k]``: the leading principal directions of rows, of at most
-    :data:`MOST_ROWS_COMPARED` of them.
+    """Return the leading principal directions of rows ``[n, d]``, orthonormal, ``[d, k]``.
+
+    They are computed from at most about :data:`MOST_ROWS_COMPARED` rows.
     """
-    some = x[:: -(-len(x) // MOST_ROWS_COMPARED)].astype(np.float64)
-    centred = some - some.mean(axis=0)
-    if len(some) >= x.shape[1]:
+    rows = x[:: -(-len(x) // MOST_ROWS_COMPARED)].astype(np.float64)
+    centred = rows - rows.mean(axis=0)
+    if len(rows) >= x.shape[1]:
         _, vectors = np.linalg.eigh(centred.T @ centred)
         return np.ascontiguousarray(vectors[:, ::-1][:, :DIRECTIONS])
-    # fewer rows than features: the same directions from the rows' own products
+    # With fewer rows than features, the matrix of the rows' products gives the same directions.
     values, vectors = np.linalg.eigh(centred @ centred.T)
-    kept = np.flatnonzero(values > 1e-12 * values[-1])[::-1][:DIRECTIONS]
-    return np.ascontiguousarray(centred.T @ vectors[:, kept] / np.sqrt(values[kept]))
+    leading = np.flatnonzero(values > 1e-12 * values[-1])[::-1][:DIRECTIONS]
+    return np.ascontiguousarray(centred.T @ vectors[:, leading] / np.sqrt(values[leading]))
 
 
 def frechet(made: Rows, real: Rows) -> float:
-    """Distance of the Gaussians that fit the two: ``|m - n|^2 + tr(A + B - 2 (A^(1/2) B
-    A^(1/2))^(1/2))``.
+    """Return the Fréchet distance of the Gaussians that fit two sets of rows, ``[n, k]`` each.
 
-    Heusel et al. 2017 (arXiv 1706.08500), equation 6, in units of squared embedding norm.
+    With means m, n and covariances A, B it is
+
+        |m - n|^2 + tr(A + B - 2 (A^(1/2) B A^(1/2))^(1/2)),
+
+    in units of squared embedding norm (Heusel et al. 2017, arXiv 1706.08500, equation 6).
     """
-    a, b = (np.atleast_2d(np.cov(rows.T, bias=True)) for rows in (made, real))
+    a = np.atleast_2d(np.cov(made.T, bias=True))
+    b = np.atleast_2d(np.cov(real.T, bias=True))
     values, vectors = np.linalg.eigh(a)
     root = (vectors * np.sqrt(values.clip(0))) @ vectors.T
     cross = np.sqrt(np.linalg.eigvalsh(root @ b @ root).clip(0)).sum()
-    return float(
-        np.square(made.mean(axis=0) - real.mean(axis=0)).sum()
-        + np.trace(a)
-        + np.trace(b)
-        - 2 * cross
-    )
+    distance = np.square(made.mean(axis=0) - real.mean(axis=0)).sum()
+    return float(distance + np.trace(a) + np.trace(b) - 2 * cross)
 
 
 def squared_mmd(made: Rows, real: Rows) -> float:
-    """Unbiased squared MMD (Gretton et al. 2012): Gaussian kernels as wide as real rows are apart,
-    and wider, so that size shows.
+    """Return the unbiased squared MMD (Gretton et al. 2012) of two sets of rows, ``[n, k]`` each.
+
+    The Gaussian kernels are as wide as real rows are apart, and wider, so that differences in the
+    size of the rows count.
     """
     from scipy.spatial.distance import cdist, pdist
 
     width = max(float(np.median(pdist(real, "sqeuclidean"))), 1e-12)
 
-    def kernel(one: Rows, other: Rows) -> Rows:
-        distances = cdist(one, other, "sqeuclidean") / width
+    def kernel(first: Rows, second: Rows) -> Rows:
+        distances = cdist(first, second, "sqeuclidean") / width
         return np.asarray(np.mean([np.exp(-distances / wider) for wider in WIDTHS], axis=0))
 
     def mean_kernel(rows: Rows) -> float:
-        """Without the pairs of a row with itself."""
-        return float((kernel(rows, rows).sum() - len(rows)) / (len(rows) * max(len(rows) - 1, 1)))
+        """Return the mean over all pairs of different rows."""
+        count = len(rows)
+        return float((kernel(rows, rows).sum() - count) / (count * max(count - 1, 1)))
 
     return mean_kernel(made) + mean_kernel(real) - 2 * float(kernel(made, real).mean())
 
 
 def density_and_coverage(made: Rows, real: Rows) -> tuple[float, float]:
-    """Naeem et al. 2020 (arXiv 2002.09797): made rows in real rows' neighbourhoods, and real rows
-    with a made one in theirs.
+    """Return density and coverage of two sets of rows (Naeem et al. 2020, arXiv 2002.09797).
+
+    The neighbourhood of a real row reaches to its k-th nearest real row (:data:`NEIGHBOURS`).
+    Density is the number of neighbourhoods that a synthetic row lies in, divided by k, on average.
+    Coverage is the share of real rows with a synthetic row in their neighbourhood.
     """
     from scipy.spatial.distance import cdist
 
@@ -194,46 +234,62 @@ def density_and_coverage(made: Rows, real: Rows) -> tuple[float, float]:
 
 
 def two_sample_accuracy(made: Labelled, real: Labelled, probe_c: float) -> float:
-    """Accuracy of a probe that tells real from made by features and squared norm: 0.5 is a guess.
+    """Return the accuracy of a probe that tells real from synthetic rows; 0.5 is a guess.
 
-    There are as many made rows as real ones of every class, at least one, and at most about
-    :data:`MOST_ROWS_COMPARED` of either kind in all. The probe is trained on every other two rows
-    and tested on the rest, and the other way round: two at a time, since some generators draw rows
-    in pairs, and the other of a pair must not be among the training rows. Too few rows for two
-    folds: 0.5.
+    Each class has as many synthetic as real rows, and at least one of each. There are at most about
+    :data:`MOST_ROWS_COMPARED` rows of either kind. The probe sees features and squared norm. Two
+    folds take turns in training and testing. Rows go to the folds in consecutive pairs, because
+    some generators draw rows in pairs, and a test row's partner must not be a training row.
+
+    Args:
+        made: the synthetic embeddings, ordered by class.
+        real: the test rows.
+        probe_c: the inverse penalty of the probe.
+
+    Returns:
+        The share of right predictions, or 0.5 if there are too few rows for two folds.
     """
     classes = 1 + int(max(made.y.max(), real.y.max()))
-    counts = np.minimum(*(np.bincount(rows.y, minlength=classes) for rows in (made, real)))
-    counts = np.maximum(
-        counts * min(1.0, MOST_ROWS_COMPARED / counts.sum()), np.minimum(counts, 1)
-    ).astype(np.int64)
-    picked = [
-        [np.flatnonzero(rows.y == label)[:count] for label, count in enumerate(counts)]
-        for rows in (made, real)
-    ]
-    mine, theirs = (np.concatenate(own) for own in picked)
-    x = np.concatenate([made.x[mine], real.x[theirs]])
-    x = np.hstack(
-        [x, np.square(x).sum(axis=1, keepdims=True)]
-    )  # a linear probe does not see how long rows are
-    even = (
-        counts + counts % 2
-    )  # the rows of a class start at an even number, so that consecutive draws form a pair
-    numbers = np.concatenate(
-        [
-            end - room + np.arange(count)
-            for end, room, count in zip(np.cumsum(even), even, counts, strict=True)
-        ]
+    available = np.minimum(
+        np.bincount(made.y, minlength=classes), np.bincount(real.y, minlength=classes)
     )
-    y = np.repeat([0, 1], [len(mine), len(theirs)])
-    fold = np.tile(numbers, 2) // 2 % 2
+    scaled = available * min(1.0, MOST_ROWS_COMPARED / available.sum())
+    counts = np.maximum(scaled, np.minimum(available, 1)).astype(np.int64)
+    made_rows = made.x[_first_rows(made.y, counts)]
+    real_rows = real.x[_first_rows(real.y, counts)]
+    x = np.concatenate([made_rows, real_rows])
+    # A linear probe does not see how long rows are, so that the squared norm is a feature.
+    x = np.hstack([x, np.square(x).sum(axis=1, keepdims=True)])
+    y = np.repeat([0, 1], [len(made_rows), len(real_rows)])
+    fold = np.tile(_pair_numbers(counts), 2) % 2
     if len(np.unique(fold)) < 2:
         return 0.5
-    halves = [fold == part for part in (0, 1)]
-    return sum(
-        float((fit_probe(x[half], y[half], probe_c).predict(x[~half]) == y[~half]).sum())
-        for half in halves
-    ) / len(y)
+    correct = 0.0
+    for value in (0, 1):
+        training = fold == value
+        probe = fit_probe(x[training], y[training], probe_c)
+        correct += float((probe.predict(x[~training]) == y[~training]).sum())
+    return correct / len(y)
+
+
+def _first_rows(y: NDArray[np.int64], counts: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Return the positions of the first ``counts[c]`` rows of every class c, class by class."""
+    return np.concatenate(
+        [np.flatnonzero(y == label)[:count] for label, count in enumerate(counts)]
+    )
+
+
+def _pair_numbers(counts: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Return the number of the pair that each row belongs to, class by class.
+
+    Two consecutive rows of a class form a pair. The last row of an odd class is alone in its pair,
+    so that the next class starts with a new one.
+    """
+    pairs = (counts + 1) // 2
+    starts = np.cumsum(pairs) - pairs
+    return np.concatenate(
+        [start + np.arange(count) // 2 for start, count in zip(starts, counts, strict=True)]
+    )
 
 
 READOUTS: dict[str, Callable[[Labelled, Labelled, float], Scores]] = {
@@ -241,6 +297,7 @@ READOUTS: dict[str, Callable[[Labelled, Labelled, float], Scores]] = {
     "mlp": small_network,
     "fidelity": fidelity,
 }
-"""By the names that a grid gives them: (synthetic rows, test rows, the probe's inverse penalty) to
-scores.
+"""The evaluators by the names that a grid gives them.
+
+Each takes synthetic embeddings, test rows and the probe's inverse penalty, and returns scores.
 """

@@ -1,5 +1,7 @@
-"""How good embeddings are to learn from: predictions become scores; and what real data reach, the
-ceiling and each client by itself.
+"""Turns predictions into scores, and scores real data as a reference.
+
+The references are the ceiling, which a linear probe of all real rows reaches, and what each client
+reaches by itself.
 """
 
 from __future__ import annotations
@@ -30,30 +32,43 @@ from fedsim.partition import Partition, PartitionSpec, own_rows
 
 
 class Scores(dict[str, float]):
-    """Numbers by the name of their measure (:data:`fedsim.evaluation.measures.MEASURES`)."""
+    """Scores by the name of their measure (:data:`fedsim.evaluation.measures.MEASURES`)."""
 
     @property
     def balanced_accuracy(self) -> float:
-        """The one that curves are drawn of."""
+        """The balanced accuracy, which the curves show."""
         return self["balanced_accuracy"]
 
 
 def scores_of(predictions: Predictions, of: Literal["all", "personal"] = "all") -> Scores:
-    """Every measure of one kind of predictions that they have."""
-    scored = {
-        name: measure.score(predictions)
-        for name, measure in MEASURES.items()
-        if measure.of == of and measure.score
-    }
-    return Scores({name: score for name, score in scored.items() if score is not None})
+    """Return every measure that is computed from predictions of one kind.
+
+    Args:
+        predictions: the predictions.
+        of: the kind (:attr:`fedsim.evaluation.measures.Measure.of`).
+
+    Returns:
+        The scores, without those that are not defined for these predictions.
+    """
+    scores = Scores()
+    for name, measure in MEASURES.items():
+        if measure.of == of and measure.score:
+            score = measure.score(predictions)
+            if score is not None:
+                scores[name] = score
+    return scores
 
 
 def at_shares(predictions: Predictions, shares: NDArray[np.float64] | None) -> Predictions:
-    """What is predicted where labels are as frequent as ``shares`` ``[C]`` say, by a classifier
-    that was trained on uniform ones.
+    """Return predictions adapted to label frequencies.
 
-    Its probabilities times the shares, as Bayes' rule has it (Saerens, Latinne and Decaestecker
-    2002, equation 4): no second fit.
+    The classifier was trained on uniform labels. Its probabilities are multiplied by the
+    frequencies, by Bayes' rule (Saerens, Latinne and Decaestecker 2002, equation 4), so that it
+    need not be trained again.
+
+    Args:
+        predictions: the predictions for uniform labels.
+        shares: the frequency of every class, ``[C]``; None changes nothing.
     """
     if shares is None:
         return predictions
@@ -61,60 +76,71 @@ def at_shares(predictions: Predictions, shares: NDArray[np.float64] | None) -> P
 
 
 def scores_with(predictions: Predictions, shares: NDArray[np.float64] | None) -> Scores:
-    """Every measure of one predictor on uniform labels, but plain accuracy with labels as frequent
-    as ``shares``.
+    """Return every measure of predictions for all test rows.
+
+    Only plain accuracy uses the label frequencies ``shares``, see :func:`at_shares`.
     """
     return Scores(scores_of(predictions), accuracy=accuracy(at_shares(predictions, shares)))
 
 
 def mean_scores(of: Sequence[Scores]) -> Scores:
-    """The mean of every score; empty where there are none."""
+    """Return the mean of every score; empty if there are no scores."""
     if not of:
         return Scores()
     return Scores({name: float(np.mean([scores[name] for scores in of])) for name in of[0]})
 
 
 def recall_per_class(predicted: Sequence[Predictions], classes: int) -> tuple[float | None, ...]:
-    """The recall of every class, the mean over the predictors; None for a class without a test
-    row.
+    """Return the mean recall of every class over the predictors; None for a class without test row.
+
+    Args:
+        predicted: the predictions of one or more predictors for the same test rows.
+        classes: the number of classes.
     """
     by_class: list[float | None] = [None] * classes
-    for label, recall in zip(
-        predicted[0].held.tolist(),
-        np.mean([recalls(predictions) for predictions in predicted], axis=0),
-        strict=True,
-    ):
+    means = np.mean([recalls(predictions) for predictions in predicted], axis=0)
+    for label, recall in zip(predicted[0].held.tolist(), means, strict=True):
         by_class[label] = float(recall)
     return tuple(by_class)
 
 
 def scores_of_clients(own: Sequence[Scores | None], shared: Sequence[Scores | None]) -> Scores:
-    """Mean over clients, the worst client and the spread (largest less smallest) of the balanced
-    accuracy by what is their own.
+    """Return mean, worst client and spread (best less worst) of the clients' balanced accuracy.
 
-    None for a client without a test row, and by what is ``shared`` also where nothing is.
+    Args:
+        own: every client's scores by its own product; None for a client without a test row.
+        shared: every client's scores by the shared product; None also if nothing is shared.
+
+    Returns:
+        The scores; empty if no client has a test row.
     """
-    owned, alike = (
-        [scores.balanced_accuracy for scores in part if scores is not None]
-        for part in (own, shared)
-    )
-    if not owned:
+    own_accuracies = _balanced_accuracies(own)
+    shared_accuracies = _balanced_accuracies(shared)
+    if not own_accuracies:
         return Scores()
+    worst = min(own_accuracies)
     summary = Scores(
-        client_balanced_accuracy=float(np.mean(owned)),
-        client_worst_balanced_accuracy=min(owned),
-        client_spread=max(owned) - min(owned),
+        client_balanced_accuracy=float(np.mean(own_accuracies)),
+        client_worst_balanced_accuracy=worst,
+        client_spread=max(own_accuracies) - worst,
     )
-    if alike:
-        return Scores(summary, client_shared_balanced_accuracy=float(np.mean(alike)))
+    if shared_accuracies:
+        summary["client_shared_balanced_accuracy"] = float(np.mean(shared_accuracies))
     return summary
 
 
-def personal_scores(clients: Sequence[Predictions]) -> Scores:
-    """Means over clients of how well every one predicts rows as it sees them, its labels as
-    frequent as with it.
+def _balanced_accuracies(clients: Sequence[Scores | None]) -> list[float]:
+    """Return the balanced accuracy of the clients that have scores."""
+    return [scores.balanced_accuracy for scores in clients if scores is not None]
 
-    A client that holds no class of its test rows has no score.
+
+def personal_scores(clients: Sequence[Predictions]) -> Scores:
+    """Return the mean over clients of each client's scores at its own label frequencies.
+
+    A client whose test rows have no class that it holds is left out.
+
+    Args:
+        clients: every client's predictions, with its label frequencies.
     """
     return mean_scores(
         [scores_of(predictions, "personal") for predictions in clients if len(predictions.held)]
@@ -124,18 +150,29 @@ def personal_scores(clients: Sequence[Predictions]) -> Scores:
 def probe_predictions(
     probe: Probe, x_test: NDArray[np.float32], y_test: NDArray[np.int64], classes: int
 ) -> Predictions:
-    """What a probe predicts of real test rows ``[m, d]`` with labels ``[m]``."""
+    """Return a probe's predictions for test rows.
+
+    Args:
+        probe: the probe.
+        x_test: the test rows ``[m, d]``.
+        y_test: their labels ``[m]``.
+        classes: the number of classes.
+    """
     return Predictions(y_test, probe.predict(x_test), probe.probabilities(x_test, classes))
 
 
 def predictions_of(
     probabilities: Tensor, y: NDArray[np.int64], shares: NDArray[np.float64] | None = None
 ) -> Predictions:
-    """A classifier's predictions of rows with labels ``y`` [m], from its probabilities ``[m, C]``;
-    ``shares`` are its client's.
+    """Return the predictions of a classifier from its probabilities.
+
+    Args:
+        probabilities: the probabilities of the classes ``[m, C]``, on any device.
+        y: the true labels ``[m]``.
+        shares: the label frequencies of its client ``[C]``; None if it is no single client's.
     """
-    known = probabilities.cpu()
-    return Predictions(y, known.argmax(1).numpy(), known.numpy(), shares)
+    on_cpu = probabilities.cpu()
+    return Predictions(y, on_cpu.argmax(1).numpy(), on_cpu.numpy(), shares)
 
 
 def score_classifier(
@@ -145,22 +182,25 @@ def score_classifier(
     device: torch.device = CPU,
     shares: NDArray[np.float64] | None = None,
 ) -> Scores:
-    """The scores of a classifier on ``device`` over real test rows ``[m, d]`` with labels ``[m]``;
-    ``shares`` as in :func:`at_shares`.
+    """Return the scores of a classifier on test rows.
+
+    Args:
+        made: the classifier.
+        x_test: the test rows ``[m, d]``.
+        y_test: their labels ``[m]``.
+        device: the device of the classifier.
+        shares: the label frequencies of plain accuracy, see :func:`at_shares`.
     """
-    return scores_with(
-        predictions_of(made.probabilities(to_device(torch.from_numpy(x_test), device)), y_test),
-        shares,
-    )
+    x = to_device(torch.from_numpy(x_test), device)
+    return scores_with(predictions_of(made.probabilities(x), y_test), shares)
 
 
 @dataclass(frozen=True)
 class Ceiling:
-    """The most that a linear read-out of the pooled real training rows reaches; the same for every
-    partition.
+    """The best scores that a linear probe of all real training rows reaches.
 
-    Each score is of the probe that is the best for it, classes weighed as they are or as if they
-    were equally frequent.
+    They are the same for every partition. Each score is that of the probe which is best for it,
+    among probes with the natural and with equal frequencies of the classes.
     """
 
     balanced_accuracy: float
@@ -168,29 +208,34 @@ class Ceiling:
 
 
 def ceiling(data: Embeddings, probe_c: float | None) -> Ceiling:
-    """The best of the probes at all :func:`strengths` and ``probe_c``; on natural shares alone,
-    none bounds a set of uniform labels.
+    """Return the scores of the best probes on the real training rows.
+
+    Probes with equal class frequencies are tried as well, because a probe at natural frequencies is
+    no upper bound for one that is trained on uniform labels.
+
+    Args:
+        data: the data set.
+        probe_c: an inverse penalty that is tried beside all :func:`strengths`.
     """
-    predicted = [
-        predictions_of(
-            ProbeClassifier(probe, data.classes).probabilities(torch.from_numpy(data.x_test)),
-            data.y_test,
-        )
-        for balanced in (False, True)
-        for probe in fit_probes(
-            data.x_train, data.y_train, _tried(data.dim, probe_c), balanced=balanced
-        )
-    ]
+    x_test = torch.from_numpy(data.x_test)
+    predicted = []
+    for balanced in (False, True):
+        tried = _strengths_to_try(data.dim, probe_c)
+        for probe in fit_probes(data.x_train, data.y_train, tried, balanced=balanced):
+            probabilities = ProbeClassifier(probe, data.classes).probabilities(x_test)
+            predicted.append(predictions_of(probabilities, data.y_test))
     return Ceiling(max(map(balanced_accuracy, predicted)), max(map(accuracy, predicted)))
 
 
 @dataclass(frozen=True)
 class LocalOnly:
-    """Balanced accuracy of probes that are trained on a client's own real rows each, its classes
-    weighed as if they were equally frequent.
+    """The balanced accuracy that clients reach by themselves.
 
-    The mean over clients is over all test rows; each client's is over its own ones, None where it
-    has none.
+    Each client's probe is trained on its own real rows, with equal frequencies of the classes.
+
+    Attributes:
+        mean: the mean over clients, each on all test rows.
+        clients: every client's on its own test rows; None if it has none.
     """
 
     mean: float
@@ -200,40 +245,57 @@ class LocalOnly:
 def local_only(
     data: Embeddings, partition: Partition, spec: PartitionSpec, probe_c: float | None
 ) -> LocalOnly:
-    """What every client has by itself, at that of all :func:`strengths` and ``probe_c`` which is
-    the best for their mean.
+    """Return what the clients reach by themselves, at the penalty that is best for their mean.
+
+    Args:
+        data: the data set.
+        partition: the training rows of each client.
+        spec: the scheme of the partition.
+        probe_c: an inverse penalty that is tried beside all :func:`strengths`.
     """
-    own = own_rows(data, partition, spec).rows
-    tried = _tried(data.dim, probe_c)
+    test_rows = own_rows(data, partition, spec).rows
+    tried = _strengths_to_try(data.dim, probe_c)
     by_client = [
-        _by_itself(data, rows, test, tried) for rows, test in zip(partition.rows, own, strict=True)
+        _score_client(data, rows, test, tried)
+        for rows, test in zip(partition.rows, test_rows, strict=True)
     ]
-    by_strength = [tuple(zip(*scores, strict=True)) for scores in zip(*by_client, strict=True)]
-    return LocalOnly(
-        max(float(np.mean(everywhere)) for everywhere, _ in by_strength),
-        max(
-            (clients for _, clients in by_strength),
-            key=lambda scores: sum(score or 0.0 for score in scores),
-        ),
-    )
+    means = []
+    own_by_strength = []
+    for scores_at_strength in zip(*by_client, strict=True):
+        on_all, on_own = zip(*scores_at_strength, strict=True)
+        means.append(float(np.mean(on_all)))
+        own_by_strength.append(on_own)
+    best = max(own_by_strength, key=lambda scores: sum(score or 0.0 for score in scores))
+    return LocalOnly(max(means), best)
 
 
-def _by_itself(
-    data: Embeddings, rows: NDArray[np.int64], own: NDArray[np.int64], tried: Sequence[float]
+def _score_client(
+    data: Embeddings,
+    rows: NDArray[np.int64],
+    own_test_rows: NDArray[np.int64],
+    tried: Sequence[float],
 ) -> list[tuple[float, float | None]]:
-    """Balanced accuracy over all test rows and over a client's own, at each strength, of a probe of
-    the client's rows.
+    """Return the balanced accuracy of one client's probes, at each strength.
+
+    Args:
+        data: the data set.
+        rows: the client's training rows.
+        own_test_rows: the client's test rows.
+        tried: the strengths.
+
+    Returns:
+        For each strength the score on all test rows and on the client's own (None without any).
     """
+    scores: list[tuple[float, float | None]] = []
     probes = list(fit_probes(data.x_train[rows], data.y_train[rows], tried, balanced=True))
-    y = data.y_test
-    return [
-        (
-            balanced_accuracy_of(y, predicted),
-            balanced_accuracy_of(y[own], predicted[own]) if len(own) else None,
-        )
-        for predicted in predict_each(probes, data.x_test)
-    ]
+    for predicted in predict_each(probes, data.x_test):
+        on_own = None
+        if len(own_test_rows):
+            on_own = balanced_accuracy_of(data.y_test[own_test_rows], predicted[own_test_rows])
+        scores.append((balanced_accuracy_of(data.y_test, predicted), on_own))
+    return scores
 
 
-def _tried(dim: int, probe_c: float | None) -> list[float]:
+def _strengths_to_try(dim: int, probe_c: float | None) -> list[float]:
+    """Return all inverse penalties for embeddings of ``dim`` dimensions, and ``probe_c``."""
     return sorted({*strengths(dim), probe_c or strengths(dim)[0]})
