@@ -139,7 +139,12 @@ class Judgement:
     label_shares: LabelShares | None
 
 
-def judge_of(trial: Trial, state: Tensors, data: Embeddings, device: torch.device = CPU) -> Judge:
+def judge_of(
+    trial: Trial,
+    state: Tensors,
+    data: Embeddings,
+    device: torch.device = CPU,
+) -> Judge:
     """Return the evaluation of a training, whose generator or classifier is restored.
 
     Args:
@@ -150,15 +155,36 @@ def judge_of(trial: Trial, state: Tensors, data: Embeddings, device: torch.devic
     """
     cell = trial.cell
     algorithm = build_algorithm(cell.algorithm, cell.params, trial.task)
-    product, shares = restored(algorithm, state, trial.plan, Seeds(cell.seed), device)
-    return Judge(cell, data, trial.partition, product, shares, device)
+    product, shares = restored(
+        algorithm,
+        state,
+        trial.plan,
+        Seeds(cell.seed),
+        device,
+    )
+    return Judge(
+        cell,
+        data,
+        trial.partition,
+        product,
+        shares,
+        device,
+    )
 
 
 def judgement_of(
-    trial: Trial, state: Tensors, data: Embeddings, device: torch.device = CPU
+    trial: Trial,
+    state: Tensors,
+    data: Embeddings,
+    device: torch.device = CPU,
 ) -> Judgement:
     """Return the complete evaluation of a training; arguments as of :func:`judge_of`."""
-    return judge_of(trial, state, data, device).judgement()
+    return judge_of(
+        trial,
+        state,
+        data,
+        device,
+    ).judgement()
 
 
 @dataclass(frozen=True)
@@ -207,7 +233,13 @@ class Judge:
         if clients or evaluation.personal is not None:
             tested = self.own_rows.words
         recalls = recall_per_class(predicted, self.data.classes)
-        return Judgement(scores, recalls, clients, tested, self._label_words())
+        return Judgement(
+            scores,
+            recalls,
+            clients,
+            tested,
+            self._label_words(),
+        )
 
     def predictions(self) -> list[Predictions]:
         """Return predictions for all test rows.
@@ -218,7 +250,14 @@ class Judge:
         data = self.data
         product = self.made
         if not is_classifier(product):
-            return [probe_predictions(self.probe, data.x_test, data.y_test, data.classes)]
+            return [
+                probe_predictions(
+                    self.probe,
+                    data.x_test,
+                    data.y_test,
+                    data.classes,
+                )
+            ]
         x_test = self._test_rows_on_device()
         classifiers: list[Classifier] = [product]
         if is_personal(product):
@@ -249,7 +288,14 @@ class Judge:
         if unshortened is self.made or is_classifier(unshortened):
             return Scores()
         seeds = Seeds(self.cell.seed)
-        x, _ = synthesise(unshortened, self.data.classes, FEW, seeds, draw=3, device=self.device)
+        x, _ = synthesise(
+            unshortened,
+            self.data.classes,
+            FEW,
+            seeds,
+            draw=3,
+            device=self.device,
+        )
         norms = np.linalg.norm(x.astype(np.float64), axis=1)
         return Scores(synthetic_norm=float(norms.mean()))
 
@@ -287,7 +333,11 @@ class Judge:
             return None
         x = self.data.x_test[test]
         return score_classifier(
-            classifier, x, self.data.y_test[test], self.device, self._label_shares
+            classifier,
+            x,
+            self.data.y_test[test],
+            self.device,
+            self._label_shares,
         )
 
     def _classifier_of(self, product: Generator | Classifier, client: int) -> Classifier:
@@ -333,7 +383,13 @@ class Judge:
                 data.classes,
                 self.cell.evaluation.real_c,
             )
-            weight = self._personal_weight(client, local, shared, x, y)
+            weight = self._personal_weight(
+                client,
+                local,
+                shared,
+                x,
+                y,
+            )
             mixture = Interpolated(local, shared, weight)
             mixed.append(self._predict_own_rows(client, mixture.probabilities, x_test))
             alone.append(self._predict_own_rows(client, local.probabilities, x_test))
@@ -375,7 +431,12 @@ class Judge:
         if personal != "synthetic":
             return float(personal or 0)
         importance = torch.from_numpy(self._share(client))[y]
-        return best_weight(local.probabilities(x), shared.probabilities(x), y, importance)
+        return best_weight(
+            local.probabilities(x),
+            shared.probabilities(x),
+            y,
+            importance,
+        )
 
     @property
     def _label_shares(self) -> NDArray[np.float64] | None:
@@ -409,13 +470,26 @@ class Judge:
         data = self.data
         return self.cell.evaluation.synthetic_c(len(data.x_train), data.dim, data.classes)
 
-    def _draw(self, generator: Generator, client: int = SERVER, draw: int = 0) -> Labelled:
+    def _draw(
+        self,
+        generator: Generator,
+        client: int = SERVER,
+        draw: int = 0,
+    ) -> Labelled:
         """Return synthetic embeddings, as many per class as the evaluation asks for."""
         data = self.data
         per_class = self.cell.evaluation.rows_per_class(data.dim, data.classes)
         seeds = Seeds(self.cell.seed)
         return Labelled(
-            *synthesise(generator, data.classes, per_class, seeds, client, draw, self.device)
+            *synthesise(
+                generator,
+                data.classes,
+                per_class,
+                seeds,
+                client,
+                draw,
+                self.device,
+            )
         )
 
     def _test_rows_on_device(self) -> Tensor:
@@ -423,7 +497,10 @@ class Judge:
         return to_device(torch.from_numpy(self.data.x_test), self.device)
 
     def _predict_own_rows(
-        self, client: int, probabilities: Callable[[Tensor], Tensor], x_test: Tensor
+        self,
+        client: int,
+        probabilities: Callable[[Tensor], Tensor],
+        x_test: Tensor,
     ) -> Predictions:
         """Return predictions for a client's own test rows, with its label frequencies."""
         test = self.own_rows.rows[client]

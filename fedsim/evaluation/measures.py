@@ -91,7 +91,15 @@ def balanced_accuracy(of: Predictions) -> float:
     """Return the mean recall over the held classes; it is 0 for a class that is never predicted."""
     from sklearn.metrics import recall_score
 
-    return float(recall_score(of.y, of.predicted, labels=of.held, average="macro", zero_division=0))
+    return float(
+        recall_score(
+            of.y,
+            of.predicted,
+            labels=of.held,
+            average="macro",
+            zero_division=0,
+        )
+    )
 
 
 def balanced_accuracy_of(y: NDArray[np.int64], predicted: NDArray[np.int64]) -> float:
@@ -103,14 +111,28 @@ def macro_f1(of: Predictions) -> float:
     """Return the mean F1 score over the held classes; it is 0 for a class never predicted."""
     from sklearn.metrics import f1_score
 
-    return float(f1_score(of.y, of.predicted, labels=of.held, average="macro", zero_division=0))
+    return float(
+        f1_score(
+            of.y,
+            of.predicted,
+            labels=of.held,
+            average="macro",
+            zero_division=0,
+        )
+    )
 
 
 def recalls(of: Predictions) -> NDArray[np.float64]:
     """Return the recall of every held class, in the order of the classes."""
     from sklearn.metrics import recall_score
 
-    scores = recall_score(of.y, of.predicted, labels=of.held, average=None, zero_division=0)
+    scores = recall_score(
+        of.y,
+        of.predicted,
+        labels=of.held,
+        average=None,
+        zero_division=0,
+    )
     return np.asarray(scores, dtype=np.float64)
 
 
@@ -175,7 +197,12 @@ _OWN_ROWS = (("local-only", "client_local_only_balanced_accuracy"), *_CHANCE)
 """The references of scores on clients' own test rows, for which the ceiling is no bound."""
 
 MEASURES = {
-    "accuracy": Measure("Accuracy", "all", accuracy, "accuracy"),
+    "accuracy": Measure(
+        "Accuracy",
+        "all",
+        accuracy,
+        "accuracy",
+    ),
     "balanced_accuracy": Measure(
         "Balanced accuracy",
         "all",
@@ -186,12 +213,25 @@ MEASURES = {
         references=_ALL_ROWS,
     ),
     "share_of_ceiling": Measure("Balanced accuracy as a share of the ceiling", "all"),
-    "macro_f1": Measure("Macro F1", "all", macro_f1, "macro F1"),
+    "macro_f1": Measure(
+        "Macro F1",
+        "all",
+        macro_f1,
+        "macro F1",
+    ),
     "auroc": Measure(
-        "AUROC, one class against the rest, mean over classes", "all", auroc, "AUROC", table=True
+        "AUROC, one class against the rest, mean over classes",
+        "all",
+        auroc,
+        "AUROC",
+        table=True,
     ),
     "calibration_error": Measure(
-        "Expected calibration error", "all", calibration_error, table=True, best=0.0
+        "Expected calibration error",
+        "all",
+        calibration_error,
+        table=True,
+        best=0.0,
     ),
     "worst_class_recall": Measure(
         "Recall of the worst class",
@@ -209,7 +249,10 @@ MEASURES = {
         references=_CHANCE,
     ),
     "mlp_balanced_accuracy": Measure(
-        "Balanced accuracy of a small network", "all", table=True, references=_CHANCE
+        "Balanced accuracy of a small network",
+        "all",
+        table=True,
+        references=_CHANCE,
     ),
     "frechet_distance": Measure(
         "Fréchet distance to test rows, mean over classes",
@@ -229,7 +272,11 @@ MEASURES = {
         fidelity=True,
     ),
     "density": Measure(
-        "Density among test rows, mean over classes", "all", best=None, most=math.inf, fidelity=True
+        "Density among test rows, mean over classes",
+        "all",
+        best=None,
+        most=math.inf,
+        fidelity=True,
     ),
     "coverage": Measure(
         "Coverage of test rows, mean over classes",
@@ -260,7 +307,10 @@ MEASURES = {
         references=_OWN_ROWS,
     ),
     "client_worst_balanced_accuracy": Measure(
-        f"Balanced accuracy {_OWN}, worst client", "clients", table=True, references=_CHANCE
+        f"Balanced accuracy {_OWN}, worst client",
+        "clients",
+        table=True,
+        references=_CHANCE,
     ),
     "client_spread": Measure(
         f"Balanced accuracy {_OWN}, best client less worst", "clients", best=0.0

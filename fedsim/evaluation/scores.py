@@ -148,7 +148,10 @@ def personal_scores(clients: Sequence[Predictions]) -> Scores:
 
 
 def probe_predictions(
-    probe: Probe, x_test: NDArray[np.float32], y_test: NDArray[np.int64], classes: int
+    probe: Probe,
+    x_test: NDArray[np.float32],
+    y_test: NDArray[np.int64],
+    classes: int,
 ) -> Predictions:
     """Return a probe's predictions for test rows.
 
@@ -172,7 +175,12 @@ def predictions_of(
         shares: the label frequencies of its client ``[C]``; None if it is no single client's.
     """
     on_cpu = probabilities.cpu()
-    return Predictions(y, on_cpu.argmax(1).numpy(), on_cpu.numpy(), shares)
+    return Predictions(
+        y,
+        on_cpu.argmax(1).numpy(),
+        on_cpu.numpy(),
+        shares,
+    )
 
 
 def score_classifier(
@@ -221,7 +229,12 @@ def ceiling(data: Embeddings, probe_c: float | None) -> Ceiling:
     predicted = []
     for balanced in (False, True):
         tried = _strengths_to_try(data.dim, probe_c)
-        for probe in fit_probes(data.x_train, data.y_train, tried, balanced=balanced):
+        for probe in fit_probes(
+            data.x_train,
+            data.y_train,
+            tried,
+            balanced=balanced,
+        ):
             probabilities = ProbeClassifier(probe, data.classes).probabilities(x_test)
             predicted.append(predictions_of(probabilities, data.y_test))
     return Ceiling(max(map(balanced_accuracy, predicted)), max(map(accuracy, predicted)))
@@ -243,7 +256,10 @@ class LocalOnly:
 
 
 def local_only(
-    data: Embeddings, partition: Partition, spec: PartitionSpec, probe_c: float | None
+    data: Embeddings,
+    partition: Partition,
+    spec: PartitionSpec,
+    probe_c: float | None,
 ) -> LocalOnly:
     """Return what the clients reach by themselves, at the penalty that is best for their mean.
 
@@ -256,7 +272,12 @@ def local_only(
     test_rows = own_rows(data, partition, spec).rows
     tried = _strengths_to_try(data.dim, probe_c)
     by_client = [
-        _score_client(data, rows, test, tried)
+        _score_client(
+            data,
+            rows,
+            test,
+            tried,
+        )
         for rows, test in zip(partition.rows, test_rows, strict=True)
     ]
     means = []
@@ -287,7 +308,14 @@ def _score_client(
         For each strength the score on all test rows and on the client's own (None without any).
     """
     scores: list[tuple[float, float | None]] = []
-    probes = list(fit_probes(data.x_train[rows], data.y_train[rows], tried, balanced=True))
+    probes = list(
+        fit_probes(
+            data.x_train[rows],
+            data.y_train[rows],
+            tried,
+            balanced=True,
+        )
+    )
     for predicted in predict_each(probes, data.x_test):
         on_own = None
         if len(own_test_rows):

@@ -1,9 +1,10 @@
-"""A tuned cell: the best of several trainings, by a noisy score on private rows that none of them
-sees; and the plans of any cell.
+"""Trains a tuned cell, and solves the privacy plans of any cell.
 
-The budget of a tuned cell pays for all its trainings and their scores
-(:mod:`fedsim.privacy.selection`). Each training has an ordinary plan, solved for the largest
-epsilon at which the whole costs no more than the cell's; the same one for all settings.
+A tuned cell makes several trainings and keeps the best one, chosen by a noisy score on private
+examples that none of the trainings sees. The cell's budget pays for all trainings and their scores
+(:mod:`fedsim.privacy.selection`). Each training has an ordinary plan. It is solved for the largest
+epsilon at which all of them together cost no more than the cell's epsilon; that epsilon is the same
+for all settings.
 """
 
 from __future__ import annotations
@@ -46,10 +47,13 @@ from fedsim.training.trial import Candidate, Outcome, Trial, local_pool, run_tri
 
 @dataclass(frozen=True)
 class ScoredRun:
-    """One training of a tuned cell, by the position of its parameters: its noisy score, and its
-    outcome without the state.
+    """One training of a tuned cell with its noisy score.
 
-    ``multiplier`` is the noise that was added to the score, over its sensitivity, which is 1.
+    Attributes:
+        candidate: the position of its parameters among the trial's candidates.
+        score: the noisy score, by which trainings are compared.
+        multiplier: the standard deviation of the score's noise, divided by its sensitivity of 1.
+        outcome: the outcome of the training, without its state.
     """
 
     candidate: int
@@ -60,60 +64,77 @@ class ScoredRun:
 
 @dataclass(frozen=True)
 class _Search:
-    """The trainings so far, in their order, and the state of the best one."""
+    """The finished trainings of a tuned cell.
+
+    Attributes:
+        runs: the trainings in their order.
+        best: the state of the best one; None before the first one ends.
+    """
 
     runs: tuple[ScoredRun, ...] = ()
     best: Tensors | None = None
 
     @property
     def winner(self) -> ScoredRun:
-        """The best one; of equal scores the first."""
+        """The training with the largest score; the first of several."""
         return max(self.runs, key=lambda run: run.score)
 
     def after(self, run: ScoredRun, state: Tensors) -> _Search:
-        """With one more."""
-        longer = _Search((*self.runs, run))
-        return replace(longer, best=state if longer.winner is run else self.best)
+        """Return the search after one more training, which ended in ``state``."""
+        longer = _Search((*self.runs, run), self.best)
+        if longer.winner is run:
+            return replace(longer, best=state)
+        return longer
 
     def beside(self, progress: Checkpoint, secret: int | None) -> Checkpoint:
-        """A checkpoint of the training under way, with all that came before it and the key of the
-        cell.
+        """Return a checkpoint of the cell.
+
+        Args:
+            progress: the checkpoint of the training under way.
+            secret: the key of the cell's secret random streams.
         """
-        known = json.dumps(
+        ledger = json.dumps(
             {"training": progress.ledger, "runs": [asdict(run) for run in self.runs]}
         )
+        tensors = progress.tensors | nested("best", self.best or {})
         return replace(
             progress,
-            tensors=progress.tensors | nested("best", self.best or {}),
-            ledger=known,
+            tensors=tensors,
+            ledger=ledger,
             secret=secret,
         )
 
     @classmethod
     def of(cls, progress: Checkpoint) -> tuple[_Search, Checkpoint]:
-        """The inverse of :meth:`beside`."""
-        known = json.loads(progress.ledger)
-        best = below("best", progress.tensors)
-        own = {
+        """Return the search and the training's checkpoint that :meth:`beside` has joined."""
+        ledger = json.loads(progress.ledger)
+        tensors = {
             name: value for name, value in progress.tensors.items() if not name.startswith("best.")
         }
-        return cls(tuple(map(_scored, known["runs"])), best or None), replace(
-            progress, tensors=own, ledger=known["training"]
-        )
+        runs = tuple(map(_read_scored_run, ledger["runs"]))
+        search = cls(runs, below("best", progress.tensors) or None)
+        return search, replace(progress, tensors=tensors, ledger=ledger["training"])
 
 
-def _scored(plain: dict[str, Any]) -> ScoredRun:
-    ran = plain["outcome"].pop("mechanisms")
-    if ran is None:
-        mechanisms = None
-    else:
-        mechanisms = tuple(Mechanism(**one) for one in ran)
-    return ScoredRun(**{**plain, "outcome": Outcome(**plain["outcome"], mechanisms=mechanisms)})
+def _read_scored_run(values: dict[str, Any]) -> ScoredRun:
+    """Return the training that a checkpoint holds as plain values."""
+    outcome = values["outcome"]
+    if outcome["mechanisms"] is not None:
+        outcome["mechanisms"] = tuple(Mechanism(**each) for each in outcome["mechanisms"])
+    return ScoredRun(**{**values, "outcome": Outcome(**outcome)})
 
 
-class _OfRun(Checkpoints):
-    """The checkpoints of one training, which go into those of the cell; the first is not waited
-    for, so that a cell keeps its draws.
+class _CheckpointsOfRun(Checkpoints):
+    """The checkpoints of one training, which are stored in those of the cell.
+
+    The cell's very first checkpoint is stored at once, so that the cell keeps its secret draws even
+    if it is killed soon.
+
+    Args:
+        whole: the checkpoints of the cell; None stores nothing.
+        search: the finished trainings.
+        secret: the key of the cell's secret random streams.
+        progress: the checkpoint that this training continues from; None for a new training.
     """
 
     def __init__(
@@ -140,7 +161,7 @@ class _OfRun(Checkpoints):
         self.first = False
 
     def load(self) -> Checkpoint | None:
-        """Where this training stood."""
+        """Return the checkpoint that this training continues from."""
         return self.progress
 
 
@@ -151,71 +172,123 @@ def run_tuned(
     checkpoints: Checkpoints | None = None,
     device: torch.device = CPU,
 ) -> Iterator[RoundRecord | Outcome]:
-    """Train a tuned cell: yields the rounds of its trainings one after another, then the outcome of
-    the best.
+    """Train a tuned cell and keep its best training.
 
-    The number of trainings, their parameters and their keys are drawn from a secret stream, so the
-    cell continues with them. Arguments are those of :func:`fedsim.training.trial.run_trial`.
+    The number of trainings, their parameters and their keys are drawn from a secret stream, with
+    which an interrupted cell continues.
+
+    Args:
+        trial: the cell with its candidates.
+        data: its data set.
+        make_pool: makes the pool of clients of one training.
+        checkpoints: where the progress is stored; None stores nothing.
+        device: the device that trains.
+
+    Yields:
+        The records of all trainings' rounds, one training after another; then the outcome of the
+        best training, with what all of them cost.
     """
     started = time.perf_counter()
     trial = trial.given(data)
     tuning = cast(Tuning, trial.cell.tuning)
-    if checkpoints:
-        resume = checkpoints.load()
-    else:
-        resume = None
+    resume = checkpoints.load() if checkpoints else None
     seeds = seeds_of(trial, resume)
-    if resume is None:
-        search = _Search()
-        progress = None
-    else:
+    search = _Search()
+    progress = None
+    if resume is not None:
         search, progress = _Search.of(resume)
     drawn = draws(tuning, len(trial.candidates), seeds)
-    if tuning.free:
-        trained_on = trial.partition
-        held = None
-    else:
-        trained_on, held = held_out(trial, tuning.held_out, seeds)
-    tried = [
-        build_algorithm(trial.cell.algorithm, trial.candidates[candidate].params, trial.task)
-        for candidate in drawn
-    ]
-    sizes = [sum(release.rounds for release in algorithm.releases()) for algorithm in tried]
-    for number, candidate in enumerate(drawn):
-        if number < len(search.runs):
-            continue
-        chosen = trial.candidates[candidate]
-        one = replace(
-            trial.of(chosen.params, _training(chosen.plan)), partition=trained_on, candidates=()
+    partition = trial.partition
+    held = None
+    if not tuning.free:
+        partition, held = held_out(trial, tuning.held_out, seeds)
+    rounds = [_count_rounds(trial, candidate) for candidate in drawn]
+    for number in range(len(search.runs), len(drawn)):
+        candidate = trial.candidates[drawn[number]]
+        plan = _without_score(candidate.plan)
+        run = replace(trial.of(candidate.params, plan), partition=partition, candidates=())
+        run_seeds = seeds if tuning.free else seeds.run(number)
+        stored = _CheckpointsOfRun(
+            checkpoints,
+            search,
+            seeds.secret,
+            progress,
         )
-        if tuning.free:
-            own_seeds = seeds
-        else:
-            own_seeds = seeds.run(number)
-        kept = _OfRun(checkpoints, search, seeds.secret, progress)
-        for step in run_trial(one, data, make_pool, kept, device, own_seeds):
+        for step in run_trial(
+            run,
+            data,
+            make_pool,
+            stored,
+            device,
+            run_seeds,
+        ):
             if isinstance(step, RoundRecord):
                 values = {**step.values, "training": number + 1}
-                yield RoundRecord(sum(sizes[:number]) + step.round, sum(sizes), values)
+                yield RoundRecord(sum(rounds[:number]) + step.round, sum(rounds), values)
                 continue
-            if held is None:  # a search that nobody pays for looks at test rows
-                told = judge_of(one, step.state, data, device).predictions()
-                score = float(np.mean(list(map(balanced_accuracy, told))))
+            if held is None:
+                # A search that no budget pays for may look at the test rows.
+                score = _score_on_test_rows(
+                    run,
+                    step.state,
+                    data,
+                    device,
+                )
                 multiplier = 0.0
             else:
                 score, multiplier = held.noisy(
-                    one, step.state, data, chosen.plan, own_seeds, device
+                    run,
+                    step.state,
+                    data,
+                    candidate.plan,
+                    run_seeds,
+                    device,
                 )
-            search = search.after(
-                ScoredRun(candidate, score, multiplier, replace(step, state={})), step.state
+            outcome = replace(step, state={})
+            scored = ScoredRun(
+                drawn[number],
+                score,
+                multiplier,
+                outcome,
             )
+            search = search.after(scored, step.state)
         progress = None
     yield _outcome(trial, search, time.perf_counter() - started)
 
 
+def _count_rounds(trial: Trial, candidate: int) -> int:
+    """Return the number of rounds of a training with a candidate's parameters."""
+    params = trial.candidates[candidate].params
+    algorithm = build_algorithm(trial.cell.algorithm, params, trial.task)
+    return sum(release.rounds for release in algorithm.releases())
+
+
+def _score_on_test_rows(
+    trial: Trial,
+    state: Tensors,
+    data: Embeddings,
+    device: torch.device,
+) -> float:
+    """Return a training's balanced accuracy on all test rows, as the mean over its classifiers."""
+    predicted = judge_of(
+        trial,
+        state,
+        data,
+        device,
+    ).predictions()
+    return float(np.mean([balanced_accuracy(predictions) for predictions in predicted]))
+
+
 def draws(tuning: Tuning, candidates: int, seeds: Seeds) -> list[int]:
-    """The candidates to train, in order: each once if the search is free, else a random number of
-    independent ones.
+    """Return the candidates to train, in order.
+
+    A free search trains every candidate once. Otherwise a random number of trainings is drawn, and
+    each gets an independent random candidate.
+
+    Args:
+        tuning: the grid's tuning.
+        candidates: the number of candidates.
+        seeds: the seeds of the cell.
     """
     if tuning.free:
         return list(range(candidates))
@@ -224,20 +297,23 @@ def draws(tuning: Tuning, candidates: int, seeds: Seeds) -> list[int]:
     return list(map(int, stream.integers(candidates, (runs,))))
 
 
-def _training(plan: PrivacyPlan | None) -> PrivacyPlan | None:
-    """The plan of the training alone, whose ledger holds no score."""
-    return plan and replace(
-        plan, releases=tuple(release for release in plan.releases if release.name != SCORE)
-    )
+def _without_score(plan: PrivacyPlan | None) -> PrivacyPlan | None:
+    """Return the plan of a training alone, without the release of its score."""
+    if plan is None:
+        return None
+    releases = tuple(release for release in plan.releases if release.name != SCORE)
+    return replace(plan, releases=releases)
 
 
 @dataclass(frozen=True)
 class HeldOut:
-    """The numbers of the rows that trainings are scored on, a client after another, whose each is,
-    and its weight.
+    """The private examples that trainings are scored on, one client after another.
 
-    That is what it adds to the score if it is predicted right: 1, or where the unit is a group its
-    share of the group.
+    Attributes:
+        rows: their positions among the training rows, int64 ``[k]``.
+        clients: the client of each, int64 ``[k]``.
+        weights: what each adds to the score if it is predicted right, ``[k]``. It is 1, or 1
+            divided by the size of its group where a group is the unit of privacy.
     """
 
     rows: NDArray[np.int64]
@@ -253,110 +329,159 @@ class HeldOut:
         seeds: Seeds,
         device: torch.device = CPU,
     ) -> tuple[float, float]:
-        """How many units are predicted right, with the plan's noise; and the noise multiplier. One
-        unit changes the number by at most 1.
+        """Return the noisy score of a training: the number of units that are predicted right.
+
+        One unit changes the number by at most 1, the sensitivity of the noise.
+
+        Args:
+            trial: the training.
+            state: its state at the end.
+            data: the data set.
+            plan: the plan with the noise of the score; None adds no noise.
+            seeds: the seeds of the training.
+            device: the device that predicts.
+
+        Returns:
+            The noisy score and its noise multiplier.
         """
-        count = float(self.weights @ self.correct(trial, state, data, device))
-        if plan is None:
-            std = 0.0
-        else:
+        count = float(
+            self.weights
+            @ self.correct(
+                trial,
+                state,
+                data,
+                device,
+            )
+        )
+        std = 0.0
+        if plan is not None:
             std = plan.mechanism(SCORE).noise_multiplier
         noise = gaussian({SCORE: (1,)}, std, seeds.keystream(Purpose.SELECTION))
         return count + float(noise.parts[SCORE][0]), std
 
     def correct(
-        self, trial: Trial, state: Tensors, data: Embeddings, device: torch.device = CPU
+        self,
+        trial: Trial,
+        state: Tensors,
+        data: Embeddings,
+        device: torch.device = CPU,
     ) -> NDArray[np.bool_]:
-        """Whether each row is predicted right, by :func:`scored_classifier`.
+        """Return whether each held-out example is predicted right by :func:`scored_classifier`.
 
-        It sees one row at a time, in memory of its own: of all rows together, one could change how
-        the others are rounded or predicted.
+        The classifier sees one example at a time, in a copy of its own. If it saw all together, one
+        example could change how the others are rounded or predicted.
+
+        Args:
+            trial: the training.
+            state: its state at the end.
+            data: the data set.
+            device: the device that predicts.
+
+        Returns:
+            Truth values ``[k]``.
         """
         classifier, device = scored_classifier(trial, state, device)
-        rows = to_device(torch.from_numpy(data.x_train[self.rows]), device)
-        predicted = [
-            int(own(classifier, int(client)).probabilities(row[None].clone())[0].argmax())
-            for row, client in zip(rows, self.clients, strict=True)
-        ]
+        x = to_device(torch.from_numpy(data.x_train[self.rows]), device)
+        predicted = []
+        for row, client in zip(x, self.clients, strict=True):
+            probabilities = own(classifier, int(client)).probabilities(row[None].clone())
+            predicted.append(int(probabilities[0].argmax()))
         return np.asarray(np.array(predicted, dtype=np.int64) == data.y_train[self.rows])
 
 
 def scored_classifier(
     trial: Trial, state: Tensors, device: torch.device
 ) -> tuple[Classifier, torch.device]:
-    """Returns the classifier that held-out rows score a training by, and its device.
+    """Return the classifier that held-out examples score a training by, and its device.
 
-    A generator's classifier is a linear probe of its synthetic rows. Only the training and public
-    numbers decide it: no private row is an argument, and where the evaluation's probe has a weaker
-    or stronger penalty by the number of private rows, this one goes by the number of synthetic
-    rows. A held-out unit therefore changes the score by its own prediction alone.
+    A generator's classifier is a linear probe of its synthetic embeddings. Only the training and
+    public numbers decide it, as no private example is an argument. The evaluation's probe has a
+    penalty that depends on the number of private examples; this one goes by the number of synthetic
+    embeddings. A held-out unit therefore changes the score by its own prediction alone.
+
+    Args:
+        trial: the training.
+        state: its state at the end.
+        device: the device of the training.
     """
     cell = trial.cell
     task = trial.task
     seeds = Seeds(cell.seed)
     algorithm = build_algorithm(cell.algorithm, cell.params, task)
-    made, _ = restored(algorithm, state, trial.plan, seeds, device)
-    if is_classifier(made):
-        return made, device
+    product, _ = restored(
+        algorithm,
+        state,
+        trial.plan,
+        seeds,
+        device,
+    )
+    if is_classifier(product):
+        return product, device
     per_class = cell.evaluation.rows_per_class(task.dim, task.classes)
-    x, y = synthesise(made, task.classes, per_class, seeds, device=device)
+    x, y = synthesise(
+        product,
+        task.classes,
+        per_class,
+        seeds,
+        device=device,
+    )
     probe_c = cell.evaluation.synthetic_c(per_class * task.classes, task.dim, task.classes)
     return folded(fit_probe(x, y, probe_c), task.classes), CPU
 
 
 def held_out(trial: Trial, probability: float, seeds: Seeds) -> tuple[Partition, HeldOut]:
-    """The partition without the rows that are held out, and those; groups stay whole.
+    """Divide the private examples into those for training and those for scores.
 
-    A unit's coin is drawn from a secret stream by its place, whatever its row holds, so units in
-    training and those in the score are disjoint parts that no data decides
-    (:mod:`fedsim.privacy.selection`).
+    A coin decides for every unit of privacy, so that a group stays whole. It is drawn from a secret
+    stream by the unit's place, whatever its examples are. Units in training and units in scores are
+    therefore disjoint parts that no data decides (:mod:`fedsim.privacy.selection`).
+
+    Args:
+        trial: the tuned cell.
+        probability: the probability that a unit is held out.
+        seeds: the seeds of the cell.
+
+    Returns:
+        The partition without the held-out examples, and these.
     """
     partition = trial.partition
-    kept = []
-    kept_groups = []
-    rows = []
-    clients = []
+    training_rows = []
+    training_groups = []
+    held_rows = []
+    held_clients = []
     weights = []
-    for client, own_rows in enumerate(partition.rows):
-        if partition.groups is None:
-            part = np.arange(len(own_rows))
-        else:
-            part = partition.groups[client]
-        coins = (
-            seeds.keystream(Purpose.HELD_OUT, client=client).uniform(
-                int(part[-1]) + 1 if len(part) else 0
-            )
-            < probability
-        )
-        if len(part):
-            out = coins[part]
-        else:
-            out = np.zeros(0, bool)
-        kept.append(own_rows[~out])
-        kept_groups.append(np.unique(part[~out], return_inverse=True)[1])
-        rows.append(own_rows[out])
-        clients.append(np.full(out.sum(), client))
+    for client, client_rows in enumerate(partition.rows):
+        units = np.arange(len(client_rows))
+        if partition.groups is not None:
+            units = partition.groups[client]
+        count = int(units[-1]) + 1 if len(units) else 0
+        coins = seeds.keystream(Purpose.HELD_OUT, client=client).uniform(count) < probability
+        out = coins[units] if len(units) else np.zeros(0, bool)
+        training_rows.append(client_rows[~out])
+        training_groups.append(np.unique(units[~out], return_inverse=True)[1])
+        held_rows.append(client_rows[out])
+        held_clients.append(np.full(out.sum(), client))
+        sizes = np.ones(len(coins), np.int64)
         if trial.task.unit == "group":
-            sizes = np.bincount(part)
-        else:
-            sizes = np.ones(len(coins), np.int64)
-        weights.append(1.0 / sizes[part[out]])
-    if partition.groups is None:
-        groups = None
-    else:
-        groups = tuple(kept_groups)
-    held = HeldOut(np.concatenate(rows), np.concatenate(clients), np.concatenate(weights))
-    return replace(partition, rows=tuple(kept), groups=groups), held
+            sizes = np.bincount(units)
+        weights.append(1.0 / sizes[units[out]])
+    groups = None
+    if partition.groups is not None:
+        groups = tuple(training_groups)
+    remaining = replace(partition, rows=tuple(training_rows), groups=groups)
+    held = HeldOut(np.concatenate(held_rows), np.concatenate(held_clients), np.concatenate(weights))
+    return remaining, held
 
 
 def _outcome(trial: Trial, search: _Search, seconds: float) -> Outcome:
-    """The best training's outcome, with what all of them cost."""
+    """Return the outcome of the best training, with what all trainings cost together."""
     winner = search.winner
     outcomes = [run.outcome for run in search.runs]
     chosen = trial.candidates[winner.candidate]
+    unaccounted = [outcome.unaccounted for outcome in outcomes if outcome.unaccounted]
     outcome = replace(
         winner.outcome,
-        unaccounted=next(filter(None, (outcome.unaccounted for outcome in outcomes)), ""),
+        unaccounted=unaccounted[0] if unaccounted else "",
         uplink_bytes=sum(outcome.uplink_bytes for outcome in outcomes),
         downlink_bytes=sum(outcome.downlink_bytes for outcome in outcomes),
         seconds=seconds,
@@ -367,22 +492,25 @@ def _outcome(trial: Trial, search: _Search, seconds: float) -> Outcome:
     plan = chosen.plan
     if plan is None or plan.selection is None:
         return outcome
-    ran = [one.mechanisms for one in outcomes if one.mechanisms is not None]
-    least = min(run.multiplier for run in search.runs)
+    ran = [outcome.mechanisms for outcome in outcomes if outcome.mechanisms is not None]
     spent = replace(
-        plan.selection, trainings=distinct([*plan.selection.trainings, *ran]), score=least
+        plan.selection,
+        trainings=distinct([*plan.selection.trainings, *ran]),
+        score=min(run.multiplier for run in search.runs),
     )
-    scored = Mechanism(winner.multiplier, release=SCORE)
+    mechanisms = winner.outcome.mechanisms
+    if mechanisms:
+        mechanisms = (*mechanisms, Mechanism(winner.multiplier, release=SCORE))
     return replace(
         outcome,
         epsilon_spent=spent.epsilon(plan.delta),
         accountant=plan.accountant,
-        mechanisms=winner.outcome.mechanisms and (*winner.outcome.mechanisms, scored),
+        mechanisms=mechanisms,
     )
 
 
 _LESS = 0.995
-"""By how much the epsilon of trainings is lowered where the whole costs too much."""
+"""The factor by which the trainings' epsilon is lowered where all of them cost too much."""
 
 
 def plans_of(
@@ -393,91 +521,179 @@ def plans_of(
     epsilon: float | None,
     delta: float,
 ) -> tuple[Candidate, ...]:
-    """The parameters of a cell with their plan; one candidate unless the cell is tuned, else one a
-    point of its space.
+    """Return the parameters and the privacy plan of a cell, or of every candidate of a tuned cell.
 
-    Points replace those of all ``params`` that are in their space. The budget is of all trainings
-    and scores together; an ``epsilon`` of None has no meaning for the algorithm.
+    The budget is that of all trainings and scores together.
+
+    Args:
+        cls: the class of the algorithm.
+        params: the cell's parameters; those in the tuning's space are replaced.
+        tuning: the grid's tuning; None for a cell that is not tuned, which has one candidate.
+        task: the task of the cell.
+        epsilon: the budget; None if an epsilon has no meaning for the algorithm.
+        delta: the δ of the budget.
+
+    Raises:
+        UserError: the budget is too small, or the cell is tuned without a trusted aggregation.
     """
-    if tuning is not None and task.trust == "silo":
-        raise UserError("trust", SEEN, "tune under trust: aggregate, or leave out tune")
-    if tuning is None:
-        points: Sequence[Mapping[str, Any]] = [{}]
-    else:
+    points: Sequence[Mapping[str, Any]] = [{}]
+    if tuning is not None:
+        if task.trust == "silo":
+            raise UserError(
+                "trust",
+                SEEN,
+                "tune under trust: aggregate, or leave out tune",
+            )
         points = tuning.points
     settings = [cls.Params.model_validate({**params, **point}) for point in points]
     algorithms = [cls(setting, task) for setting in settings]
-    complete = [setting.model_dump(mode="json") for setting in settings]
+    plans: Sequence[PrivacyPlan | None]
     if tuning is None or tuning.free or epsilon is None:
         plans = [_plan(algorithm, epsilon, delta) for algorithm in algorithms]
         if tuning is not None and epsilon is not None and math.isfinite(epsilon):
+            # The choice looked at test rows, so no epsilon of it can be proved.
             plans = [plan and replace(plan, claim="heuristic") for plan in plans]
     else:
-        plans = list(_tuned(algorithms, tuning, epsilon, delta))
-    return tuple(Candidate(*pair) for pair in zip(complete, plans, strict=True))
+        plans = _plans_of_search(
+            algorithms,
+            tuning,
+            epsilon,
+            delta,
+        )
+    return tuple(
+        Candidate(setting.model_dump(mode="json"), plan)
+        for setting, plan in zip(settings, plans, strict=True)
+    )
 
 
 def _plan(algorithm: Algorithm, epsilon: float | None, delta: float) -> PrivacyPlan | None:
+    """Return an algorithm's plan with the strongest claim that it may make; None without a plan."""
     plan = solved_plan(algorithm, epsilon, delta)
     return plan and replace(plan, claim=allowed(plan.claim, algorithm))
 
 
-def _tuned(
-    algorithms: Sequence[Algorithm], tuning: Tuning, epsilon: float, delta: float
+def _plans_of_search(
+    algorithms: Sequence[Algorithm],
+    tuning: Tuning,
+    epsilon: float,
+    delta: float,
 ) -> list[PrivacyPlan]:
-    how = tuning.trials, tuning.distribution
-    noise = 0.0
-    inner = math.inf
+    """Return the plan of every candidate of a private search, all within one budget."""
+    size = (tuning.trials, tuning.distribution)
+    score_noise = 0.0
+    epsilon_of_training = math.inf
     if math.isfinite(epsilon):
         for algorithm in algorithms:
-            solved_plan(algorithm, epsilon, delta)  # refuses what has no plan at all
+            solved_plan(algorithm, epsilon, delta)  # raises for an algorithm that has no plan
         try:
-            noise = solved_noise(*how, epsilon, delta, lambda sigma: [Mechanism(sigma)])
-            inner = min(
-                _largest(releases, how, epsilon, delta)
-                for releases in {_steps(algorithm) for algorithm in algorithms}
+            score_noise = solved_noise(
+                *size,
+                epsilon,
+                delta,
+                lambda sigma: [Mechanism(sigma)],
+            )
+            epsilon_of_training = min(
+                _largest_epsilon(
+                    mechanisms,
+                    size,
+                    epsilon,
+                    delta,
+                )
+                for mechanisms in {_unit_mechanisms(algorithm) for algorithm in algorithms}
             )
         except ValueError as error:
             raise UserError(
-                "epsilon", str(error), "give a larger one, or a smaller mean number of trials"
+                "epsilon",
+                str(error),
+                "give a larger one, or a smaller mean number of trials",
             ) from error
     while True:
-        plans = [plan for algorithm in algorithms if (plan := _plan(algorithm, inner, delta))]
-        ran = [tuple(one for one in plan.mechanisms if one.release != SCORE) for plan in plans]
-        selection = Selection(*how, distinct(ran), noise)
+        solved = [_plan(algorithm, epsilon_of_training, delta) for algorithm in algorithms]
+        plans = [plan for plan in solved if plan]
+        trainings = [_training_mechanisms(plan) for plan in plans]
+        selection = Selection(*size, distinct(trainings), score_noise)
         reached = selection.epsilon(delta)
         if reached <= epsilon:
-            return [_with_score(plan, selection, epsilon, reached) for plan in plans]
-        inner = float(f"{_LESS * inner:.6g}")
+            return [
+                _with_score(
+                    plan,
+                    selection,
+                    epsilon,
+                    reached,
+                )
+                for plan in plans
+            ]
+        epsilon_of_training = float(f"{_LESS * epsilon_of_training:.6g}")
 
 
-def _steps(algorithm: Algorithm) -> tuple[Mechanism, ...]:
-    """The mechanisms of an algorithm at a noise multiplier of 1."""
+def _training_mechanisms(plan: PrivacyPlan) -> tuple[Mechanism, ...]:
+    """Return the mechanisms of a plan's training, without that of its score."""
+    return tuple(mechanism for mechanism in plan.mechanisms if mechanism.release != SCORE)
+
+
+def _unit_mechanisms(algorithm: Algorithm) -> tuple[Mechanism, ...]:
+    """Return the mechanisms of an algorithm at a noise multiplier of 1, in a fixed order."""
     return tuple(sorted(release.mechanism for release in algorithm.releases() if release.steps))
 
 
-def _largest(
-    steps: tuple[Mechanism, ...], how: tuple[float, Any], epsilon: float, delta: float
+def _largest_epsilon(
+    mechanisms: tuple[Mechanism, ...],
+    size: tuple[float, Any],
+    epsilon: float,
+    delta: float,
 ) -> float:
-    """The epsilon of a training alone with the least noise at which the best of the trainings costs
-    ``epsilon``.
+    """Return the largest epsilon of one training at which the search costs ``epsilon``.
+
+    Args:
+        mechanisms: the mechanisms of a training at a noise multiplier of 1.
+        size: the mean number of trainings, and its distribution.
+        epsilon: the budget of the search.
+        delta: the δ of the budget.
     """
 
-    def scaled(sigma: float) -> list[Mechanism]:
-        return [one.scaled(sigma) for one in steps]
+    def at_noise(sigma: float) -> list[Mechanism]:
+        return [mechanism.scaled(sigma) for mechanism in mechanisms]
 
-    return accountant.epsilon(scaled(solved_noise(*how, epsilon, delta, scaled)), delta)[0]
+    sigma = solved_noise(
+        *size,
+        epsilon,
+        delta,
+        at_noise,
+    )
+    return accountant.epsilon(at_noise(sigma), delta)[0]
 
 
 def _with_score(
-    plan: PrivacyPlan, selection: Selection, epsilon: float, reached: float
+    plan: PrivacyPlan,
+    selection: Selection,
+    epsilon: float,
+    reached: float,
 ) -> PrivacyPlan:
-    score = Release(SCORE, 1.0, 1, selection.score / plan.sigma if plan.sigma else 1.0, main=False)
+    """Return a training's plan as that of the whole search, with the release of its score.
+
+    Args:
+        plan: the plan of the training.
+        selection: the search.
+        epsilon: the budget of the search.
+        reached: the epsilon that the search costs.
+    """
+    relative_noise = 1.0
+    accountant_name = "none"
+    if plan.sigma:
+        relative_noise = selection.score / plan.sigma
+        accountant_name = "rdp"
+    score = Release(
+        SCORE,
+        1.0,
+        1,
+        relative_noise,
+        main=False,
+    )
     return replace(
         plan,
         epsilon_target=epsilon,
         epsilon_reached=reached,
-        accountant="rdp" if plan.sigma else "none",
+        accountant=accountant_name,
         releases=(*plan.releases, score),
         selection=selection,
     )
