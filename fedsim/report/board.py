@@ -17,10 +17,10 @@ from rich.console import Console
 
 from fedsim.evidence.prove import Proof
 from fedsim.plugins.registry import EXTERNAL
-from fedsim.report.tables import Table, claim_words, decimal, named
+from fedsim.report.tables import Table, claim_words, decimal, named, setting_words
 from fedsim.results.columns import UNVERIFIED
-from fedsim.results.stats import PLACE, SeedGroups
-from fedsim.words import Printed, counted, number, setting, wide_console
+from fedsim.results.stats import SeedGroups
+from fedsim.words import Printed, counted, number, wide_console
 
 EXACT = (
     "scores are exact functions of real rows, which no ε here covers: publish them only "
@@ -45,6 +45,8 @@ _SHOWN = {
     "public": "public data",
 }
 """The columns of a board, with their heads."""
+_PARTITION = ("scheme", "alpha", "clients")
+"""The columns that describe a partition."""
 _DECIMALS = ["balanced accuracy", "sd", "share of the ceiling"]
 """The heads whose numbers have a fixed number of decimals."""
 
@@ -132,10 +134,7 @@ def _lines(settings: SeedGroups) -> pd.DataFrame:
     lines = settings.means(["balanced_accuracy"]).set_index("setting").sort_index()
     lines = lines.assign(
         method=lines["label"].map(named(settings.facts)),
-        partition=[
-            setting(scheme, alpha=alpha, clients=clients)
-            for _, scheme, alpha, clients in lines[PLACE].to_numpy(object)
-        ],
+        partition=[setting_words(line, _PARTITION) for line in lines.to_dict("records")],
         epsilon_target=lines["epsilon_target"].astype("float64"),
         sd=(lines["high"] - lines["low"]) / 2,
         share_of_ceiling=cells["share_of_ceiling"].mean(),

@@ -265,7 +265,7 @@ def facet(
     x, y, title, line = names
     panels, panel_rows = _panel_rows(frame, row, title, width)
     columns = max(map(len, panel_rows))
-    used = {name: each for name, each in look.items() if (frame[line] == name).any()}
+    used = {name: look[name] for name in look if (frame[line] == name).any()}
     with matplotlib.rc_context(STYLE):
         figure = _empty_figure(width, columns, len(panel_rows), list(used.values()))
         grid = figure.subplots(len(panel_rows), columns, squeeze=False, sharey=shared)
@@ -343,7 +343,7 @@ def _empty_figure(
     height = panel_height * rows + legend_height + 0.3
     figure = NotebookFigure(figsize=(size, height), layout="constrained", facecolor=PAPER)
     legend = figure.legend(
-        [Line2D([], [], **each.style) for each in used],
+        [Line2D([], [], **line_look.style) for line_look in used],
         [str(position) for position in range(len(used))],
         loc="outside lower left",
         ncols=legend_columns,
@@ -352,8 +352,8 @@ def _empty_figure(
         handlelength=3.2,
     )
     # matplotlib drops labels that begin with an underscore, so the names are set afterwards.
-    for text, each in zip(legend.get_texts(), used, strict=True):
-        text.set_text(each.name)
+    for text, line_look in zip(legend.get_texts(), used, strict=True):
+        text.set_text(line_look.name)
     return figure
 
 

@@ -122,19 +122,19 @@ def diagnostics(settings: SeedGroups, rounds: pd.DataFrame) -> Figure | None:
     keys = ["label", "epsilon_target", "x"]
     numbers = drawn[list(titles)].where(drawn[list(titles)].abs() < math.inf)
     by_point = numbers.groupby([drawn[key] for key in keys], dropna=False, sort=False)
-    points = by_point.mean().reset_index().melt(keys, var_name="what", value_name="y")
+    points = by_point.mean().reset_index().melt(keys, var_name="number", value_name="y")
     points = points.dropna(subset="y")
-    points = points[points.groupby(["label", "what"])["x"].transform("nunique") > 1]
+    points = points[points.groupby(["label", "number"])["x"].transform("nunique") > 1]
     if points.empty:
         return None
     points = points.assign(
-        budget=points["epsilon_target"].map(epsilon_head), what=points["what"].map(titles)
+        budget=points["epsilon_target"].map(epsilon_head), number=points["number"].map(titles)
     )
     return facet(
         points,
         ("x", "y", "label", "budget"),
         shades(points["epsilon_target"]),
-        row="what",
+        row="number",
         labels=("round", ""),
         shared=False,
     )

@@ -54,6 +54,11 @@ def test_board_is_sorted_by_data_set_epsilon_and_score() -> None:
     )
 
 
+def test_board_names_no_alpha_where_the_partition_has_none() -> None:
+    frame = board(scored("a", 0.5, scheme="iid", alpha=None)).frame
+    assert frame["partition"].tolist() == ["iid · 10 clients"]
+
+
 def external(label: str, score: float, **fields: Any) -> Proof:
     """External samples, whose epsilon verify leaves alone."""
     row = scored(label, score, algorithm=EXTERNAL, claim="stated", **fields)
