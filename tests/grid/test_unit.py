@@ -13,33 +13,38 @@ from fedsim.errors import UserError
 from fedsim.grid.read import load_grid
 from fedsim.runs.prepare import Prepared
 
-
-def cells(path: Path, *algorithms: Any, **keys: Any) -> Prepared:
-    return small_cells(
-        *algorithms,
-        dataset={"npz": str(path), "overlap": "keep"},
-        **{"unit": {"column": "writer"}, **keys},
-    )
+BY_WRITER = {"column": "writer"}
 
 
-def test_a_writers_digits_are_one_unit_that_no_client_shares(tmp_path: Path) -> None:
+def cells(path: Path, *algorithms: Any, unit: Any = BY_WRITER, **keys: Any) -> Prepared:
+    dataset = {"npz": str(path), "overlap": "keep"}
+    return small_cells(*algorithms, dataset=dataset, unit=unit, **keys)
+
+
+def test_clients_share_no_writer_if_writers_are_units(tmp_path: Path) -> None:
     prepared = cells(digits_of_writers(tmp_path), quick("dp-gaussian"))
     (trial,) = prepared.trials
     writers = prepared.data[trial.data_key].columns["writer"]
-    held = [set(writers[rows].tolist()) for rows in trial.partition.rows]
-    assert (
-        sum(map(len, held)) == len(set(writers.tolist())) == trial.train_groups < trial.train_rows
-    )
-    assert (trial.task.unit, trial.plan.unit, trial.cell.unit_name) == ("group", "group", "writer")
+    writers_of = [set(writers[rows].tolist()) for rows in trial.partition.rows]
+    assert trial.train_groups == len(set(writers.tolist()))
+    assert trial.train_groups == sum(map(len, writers_of))
+    assert trial.train_groups < trial.train_rows
+    assert trial.task.unit == "group"
+    assert trial.plan.unit == "group"
+    assert trial.cell.unit_name == "writer"
     assert all(spec.groups is not None for spec in trial.cohorts())
 
 
-def test_every_algorithm_has_the_partition_that_keeps_units_together(tmp_path: Path) -> None:
+def test_all_algorithms_get_a_partition_that_keeps_units(tmp_path: Path) -> None:
     path = digits_of_writers(tmp_path)
     together = cells(path, quick("dp-gaussian"), "local-only")
     assert len({trial.partition.fingerprint for trial in together.trials}) == 1
     by_example = cells(
-        path, quick("dp-gaussian"), "local-only", unit="example", partition={"together": "writer"}
+        path,
+        quick("dp-gaussian"),
+        "local-only",
+        unit="example",
+        partition={"together": "writer"},
     )
     assert by_example.trials[0].partition.fingerprint == together.trials[0].partition.fingerprint
     assert by_example.trials[0].cohorts()[0].groups is None
@@ -47,23 +52,25 @@ def test_every_algorithm_has_the_partition_that_keeps_units_together(tmp_path: P
     assert apart.trials[0].cell.cell_id != together.trials[1].cell.cell_id
 
 
-@pytest.mark.parametrize("word", ["patient", "group"])
-def test_a_unit_that_is_a_word_is_shown_as_a_column(word: str) -> None:
+@pytest.mark.parametrize(("word", "column"), [("patient", "patient"), ("group", "NAME")])
+def test_unit_that_is_a_bare_word_is_refused(word: str, column: str) -> None:
     with pytest.raises(UserError) as caught:
         load_grid({"algorithms": ["dp-gaussian"], "unit": word})
     assert str(caught.value) == (
         f"unit: '{word}' is not a unit; give example, client, or for the rows that share a value "
-        f"of a column: unit: {{column: {'NAME' if word == 'group' else word}}}"
+        f"of a column: unit: {{column: {column}}}"
     )
 
 
-def test_a_writer_with_training_and_test_rows_or_no_such_column_is_reported(tmp_path: Path) -> None:
-    with pytest.raises(
-        UserError, match="unit: the data set has no column 'writers'; did you mean 'writer'"
-    ):
-        cells(digits_of_writers(tmp_path), quick("dp-gaussian"), unit={"column": "writers"})
+def test_unknown_unit_column_is_reported(tmp_path: Path) -> None:
+    path = digits_of_writers(tmp_path)
+    message = "unit: the data set has no column 'writers'; did you mean 'writer'"
+    with pytest.raises(UserError, match=message):
+        cells(path, quick("dp-gaussian"), unit={"column": "writers"})
+
+
+def test_unit_with_training_and_test_rows_is_reported(tmp_path: Path) -> None:
     path = digits_of_writers(tmp_path, writer=np.arange(450) % 200)
-    with pytest.raises(
-        UserError, match=r"unit: .* values of writer have both training and test rows"
-    ):
+    message = r"unit: .* values of writer have both training and test rows"
+    with pytest.raises(UserError, match=message):
         cells(path, quick("dp-gaussian"))

@@ -23,119 +23,97 @@ from fedsim.runs.manifest import write_manifest
 from fedsim.training.trial import Outcome, Trial
 
 CONTRACT = [
-    *(
-        "cell_id",
-        "source",
-        "judged",
-        "status",
-        "error",
-        "algorithm",
-        "label",
-        "params",
-        "yields",
-        "dataset",
-        "dataset_hash",
-        "public",
-    ),
-    *(
-        "public_hash",
-        "public_licence",
-        "scheme",
-        "alpha",
-        "clients",
-        "partition_hash",
-        "train_rows",
-        "train_groups",
-        "seed",
-    ),
-    *(
-        "epsilon_target",
-        "epsilon_spent",
-        "delta",
-        "unit",
-        "relation",
-        "trust",
-        "scope",
-        "claim",
-        "check",
-        "accountant",
-        "noise",
-    ),
-    *(
-        "mechanisms",
-        "tuning",
-        "selection",
-        "noise_at",
-        "counted_by",
-        "audit_epsilon_lower",
-        "audit_pairs",
-        "audit_canary_ratio",
-    ),
-    *(
-        "audit_params",
-        "evaluation",
-        "unseen",
-        "tested",
-        "label_shares",
-        "accuracy",
-        "balanced_accuracy",
-        "share_of_ceiling",
-        "macro_f1",
-    ),
-    *(
-        "auroc",
-        "calibration_error",
-        "worst_class_recall",
-        "knn_balanced_accuracy",
-        "mlp_balanced_accuracy",
-        "frechet_distance",
-    ),
-    *(
-        "squared_mmd",
-        "density",
-        "coverage",
-        "synthetic_norm",
-        "real_or_synthetic",
-        "client_balanced_accuracy",
-    ),
-    *(
-        "client_worst_balanced_accuracy",
-        "client_spread",
-        "client_shared_balanced_accuracy",
-        "client_local_only_balanced_accuracy",
-    ),
-    *(
-        "personal_accuracy",
-        "personal_balanced_accuracy",
-        "personal_alone_accuracy",
-        "personal_alone_balanced_accuracy",
-        "personal_weight",
-    ),
-    *(
-        "recall_per_class",
-        "ceiling_balanced_accuracy",
-        "ceiling_accuracy",
-        "local_only_balanced_accuracy",
-        "chance",
-        "uplink_bytes",
-    ),
-    *(
-        "downlink_bytes",
-        "parameters",
-        "seconds",
-        "train_seconds",
-        "judge_seconds",
-        "versions",
-        "generator",
-    ),
+    "cell_id",
+    "source",
+    "judged",
+    "status",
+    "error",
+    "algorithm",
+    "label",
+    "params",
+    "yields",
+    "dataset",
+    "dataset_hash",
+    "public",
+    "public_hash",
+    "public_licence",
+    "scheme",
+    "alpha",
+    "clients",
+    "partition_hash",
+    "train_rows",
+    "train_groups",
+    "seed",
+    "epsilon_target",
+    "epsilon_spent",
+    "delta",
+    "unit",
+    "relation",
+    "trust",
+    "scope",
+    "claim",
+    "check",
+    "accountant",
+    "noise",
+    "mechanisms",
+    "tuning",
+    "selection",
+    "noise_at",
+    "counted_by",
+    "audit_epsilon_lower",
+    "audit_pairs",
+    "audit_canary_ratio",
+    "audit_params",
+    "evaluation",
+    "unseen",
+    "tested",
+    "label_shares",
+    "accuracy",
+    "balanced_accuracy",
+    "share_of_ceiling",
+    "macro_f1",
+    "auroc",
+    "calibration_error",
+    "worst_class_recall",
+    "knn_balanced_accuracy",
+    "mlp_balanced_accuracy",
+    "frechet_distance",
+    "squared_mmd",
+    "density",
+    "coverage",
+    "synthetic_norm",
+    "real_or_synthetic",
+    "client_balanced_accuracy",
+    "client_worst_balanced_accuracy",
+    "client_spread",
+    "client_shared_balanced_accuracy",
+    "client_local_only_balanced_accuracy",
+    "personal_accuracy",
+    "personal_balanced_accuracy",
+    "personal_alone_accuracy",
+    "personal_alone_balanced_accuracy",
+    "personal_weight",
+    "recall_per_class",
+    "ceiling_balanced_accuracy",
+    "ceiling_accuracy",
+    "local_only_balanced_accuracy",
+    "chance",
+    "uplink_bytes",
+    "downlink_bytes",
+    "parameters",
+    "seconds",
+    "train_seconds",
+    "judge_seconds",
+    "versions",
+    "generator",
 ]
 FAILED = RowError(**ERROR)
 JUDGEMENT = Judgement({"balanced_accuracy": 0.5, "accuracy": 0.6}, (0.5,) * 10, (), None, "uniform")  # type: ignore[arg-type]
 BOUNDS = {"epsilon_lower": 1.0, "pairs": 100, "canary_ratio": 1.0, "params": {}}
 
 
-def a_trial(name: str = "dp-gaussian", **keys: Any) -> Trial:
-    (trial,) = small_cells(name, **{"epsilon": 4.0, **keys}).trials
+def a_trial(name: str = "dp-gaussian", epsilon: float = 4.0) -> Trial:
+    (trial,) = small_cells(name, epsilon=epsilon).trials
     return trial
 
 
@@ -172,7 +150,7 @@ def audits(trial: Trial, **fields: Any) -> list[Mapping[str, Any]]:
     return [{**BOUNDS, "claim": claim, "refuted": False, **fields}]
 
 
-def test_a_row_has_the_columns_of_the_contract_and_no_other(tmp_path: Path) -> None:
+def test_row_has_exactly_the_columns_of_the_contract(tmp_path: Path) -> None:
     assert list(COLUMNS) == CONTRACT
     with pytest.raises(AttributeError, match="a row has no column 'acuracy'"):
         _ = make_row().acuracy
@@ -196,32 +174,37 @@ def test_a_row_has_the_columns_of_the_contract_and_no_other(tmp_path: Path) -> N
         }
 
 
-def test_a_row_is_ok_while_no_line_says_otherwise() -> None:
+def test_row_is_ok_unless_a_line_says_otherwise() -> None:
     trial = a_trial()
     row = row_of(trial, as_planned(trial), JUDGEMENT, audits=audits(trial))
-    assert (row.status, row.claim, row.audit_epsilon_lower, row.audit_pairs) == (
-        "ok",
-        "proved",
-        1.0,
-        100,
-    )
-    assert (row.train_seconds, row.judge_seconds, row.seconds) == (3.0, 1.0, 4.0)
-    (open_,) = small_cells("fedavg-cvae").trials
-    row = row_of(open_, Outcome(None, None, None, None, "", 1000, 2000, 30, 3.0, {}), JUDGEMENT)
-    assert (row.status, row.claim, row.epsilon_target, row.noise) == ("ok", "none", None, None)
+    assert row.status == "ok"
+    assert row.claim == "proved"
+    assert row.audit_epsilon_lower == 1.0
+    assert row.audit_pairs == 100
+    assert row.train_seconds == 3.0
+    assert row.judge_seconds == 1.0
+    assert row.seconds == 4.0
 
 
-def test_an_audit_refutes_every_row_of_its_claim_and_no_other() -> None:
+def test_row_without_a_plan_has_no_budget() -> None:
+    (trial,) = small_cells("fedavg-cvae").trials
+    outcome = Outcome(None, None, None, None, "", 1000, 2000, 30, 3.0, {})
+    row = row_of(trial, outcome, JUDGEMENT)
+    assert row.status == "ok"
+    assert row.claim == "none"
+    assert row.epsilon_target is None
+    assert row.noise is None
+
+
+def test_audit_refutes_only_the_rows_of_its_claim() -> None:
     trial = a_trial()
     row = row_of(
         trial, as_planned(trial), JUDGEMENT, audits=audits(trial, epsilon_lower=9.0, refuted=True)
     )
-    assert (row.status, row.error, row.audit_epsilon_lower, row.balanced_accuracy) == (
-        "refuted",
-        None,
-        9.0,
-        0.5,
-    )
+    assert row.status == "refuted"
+    assert row.error is None
+    assert row.audit_epsilon_lower == 9.0
+    assert row.balanced_accuracy == 0.5
     other = row_of(
         trial, as_planned(trial), JUDGEMENT, audits=audits(a_trial(epsilon=8.0), refuted=True)
     )
@@ -234,7 +217,7 @@ EXCEEDED = {"epsilon_lower": 0.1, "canary_ratio": 1.5, "refuted": True}
 
 
 @pytest.mark.parametrize("order", [(STRONG, WEAK), (WEAK, STRONG)])
-def test_a_refutation_stands_after_a_weaker_audit(order: tuple[dict[str, Any], ...]) -> None:
+def test_refutation_stands_whatever_weaker_audits_follow(order: tuple[dict[str, Any], ...]) -> None:
     trial = a_trial()
     lines = [line for fields in order for line in audits(trial, **fields)]
     row = row_of(trial, as_planned(trial), JUDGEMENT, audits=lines)
@@ -243,7 +226,7 @@ def test_a_refutation_stands_after_a_weaker_audit(order: tuple[dict[str, Any], .
     assert row.audit_pairs == 30
 
 
-def test_the_largest_bound_of_all_audits_is_shown() -> None:
+def test_largest_bound_of_all_audits_is_shown() -> None:
     trial = a_trial()
     lines = audits(trial, **EXCEEDED) + audits(trial, **WEAK)
     row = row_of(trial, as_planned(trial), JUDGEMENT, audits=lines)
@@ -252,23 +235,24 @@ def test_the_largest_bound_of_all_audits_is_shown() -> None:
     assert "a canary adds 1.5 of the claimed sensitivity" in row.outcome
 
 
-def test_more_than_the_target_is_overspent_and_the_last_digits_are_not() -> None:
+def test_row_is_overspent_above_its_target_but_for_rounding() -> None:
     trial = a_trial()
-    free = a_trial(epsilon=float("inf"))
     row = row_of(trial, as_planned(trial, epsilon_spent=4.01), JUDGEMENT)
-    assert (row.status, row.epsilon_spent, row.epsilon_target, row.error) == (
-        "overspent",
-        4.01,
-        4.0,
-        None,
-    )
-    assert (
-        row_of(trial, as_planned(trial, epsilon_spent=4.0 * (1 + 1e-7)), JUDGEMENT).status == "ok"
-    )
-    assert row_of(free, as_planned(free, epsilon_spent=float("inf")), JUDGEMENT).status == "ok"
+    assert row.status == "overspent"
+    assert row.epsilon_spent == 4.01
+    assert row.epsilon_target == 4.0
+    assert row.error is None
+    rounded = as_planned(trial, epsilon_spent=4.0 * (1 + 1e-7))
+    assert row_of(trial, rounded, JUDGEMENT).status == "ok"
 
 
-def test_of_what_does_not_follow_the_plan_no_epsilon_is_known() -> None:
+def test_infinite_target_is_never_overspent() -> None:
+    trial = a_trial(epsilon=math.inf)
+    row = row_of(trial, as_planned(trial, epsilon_spent=math.inf), JUDGEMENT)
+    assert row.status == "ok"
+
+
+def test_training_that_left_its_plan_has_no_epsilon() -> None:
     trial = a_trial()
     row = row_of(
         trial,
@@ -276,7 +260,9 @@ def test_of_what_does_not_follow_the_plan_no_epsilon_is_known() -> None:
         JUDGEMENT,
         audits=audits(trial, refuted=True),
     )
-    assert (row.status, row.epsilon_spent, row.mechanisms) == ("unaccounted", None, None)
+    assert row.status == "unaccounted"
+    assert row.epsilon_spent is None
+    assert row.mechanisms is None
     assert row.error == {
         "type": "Unaccounted",
         "message": "client 0 has 1 of 2 steps",
@@ -284,27 +270,32 @@ def test_of_what_does_not_follow_the_plan_no_epsilon_is_known() -> None:
     }
 
 
-def test_a_training_or_judgement_that_failed_is_a_failed_row_whose_plan_is_known() -> None:
+def test_failed_training_makes_a_failed_row_with_its_plan() -> None:
     trial = a_trial()
+    assert trial.plan is not None
     row = row_of(trial, FAILED)
-    assert (row.status, row.error, row.scores, row.seconds, row.epsilon_spent) == (
-        "failed",
-        ERROR,
-        {},
-        None,
-        None,
-    )
-    assert (row.epsilon_target, row.plan["sigma"], row.claim) == (
-        4.0,
-        trial.plan and trial.plan.sigma,
-        "proved",
-    )
+    assert row.status == "failed"
+    assert row.error == ERROR
+    assert row.scores == {}
+    assert row.seconds is None
+    assert row.epsilon_spent is None
+    assert row.epsilon_target == 4.0
+    assert row.plan["sigma"] == trial.plan.sigma
+    assert row.claim == "proved"
+
+
+def test_failed_evaluation_makes_a_failed_row() -> None:
+    trial = a_trial()
+    assert trial.plan is not None
     row = row_of(trial, as_planned(trial), FAILED)
-    assert (row.status, row.error, row.scores, row.judge_seconds) == ("failed", ERROR, {}, None)
-    assert row.epsilon_spent == (trial.plan and trial.plan.epsilon_reached)
+    assert row.status == "failed"
+    assert row.error == ERROR
+    assert row.scores == {}
+    assert row.judge_seconds is None
+    assert row.epsilon_spent == trial.plan.epsilon_reached
 
 
-def test_what_checks_of_its_code_found_stands_beside_a_claim() -> None:
+def test_row_shows_how_checks_of_its_code_ended() -> None:
     trial = a_trial("broken.tiny:Tiny")
     line = {
         "unit": "example",
@@ -326,7 +317,7 @@ def test_what_checks_of_its_code_found_stands_beside_a_claim() -> None:
         assert (row.claim, row.check) == ("stated", check)
 
 
-def test_columns_of_references_are_empty_until_their_lines_are_there(tmp_path: Path) -> None:
+def test_reference_columns_are_empty_without_their_lines(tmp_path: Path) -> None:
     prepared = small_cells("dp-gaussian", epsilon=4.0)
     (trial,) = prepared.trials
     store = ResultStore(tmp_path)
@@ -361,7 +352,7 @@ def test_columns_of_references_are_empty_until_their_lines_are_there(tmp_path: P
     assert after.share_of_ceiling == after.balanced_accuracy / 0.9
 
 
-def test_of_one_training_every_judgement_has_a_row_by_its_last_line(tmp_path: Path) -> None:
+def test_every_evaluation_of_one_training_has_a_row(tmp_path: Path) -> None:
     one, other = (
         small_cells("dp-gaussian", epsilon=4.0, evaluation={"per_class": n}).trials[0]
         for n in (5, 10)
@@ -387,7 +378,7 @@ def test_of_one_training_every_judgement_has_a_row_by_its_last_line(tmp_path: Pa
     assert len(results.every_row()) == 1
 
 
-def test_a_score_is_a_number(tmp_path: Path) -> None:
+def test_score_that_is_not_a_number_is_refused(tmp_path: Path) -> None:
     add_rows(tmp_path, make_row(balanced_accuracy=float("nan")))
     with pytest.raises(ValueError, match="cell a: balanced_accuracy is not a number"):
         assert read_results(tmp_path).rows
@@ -397,7 +388,7 @@ def dtypes(frame: Any, *names: str) -> list[str]:
     return [str(frame[name].dtype) for name in names]
 
 
-def test_a_frame_has_a_column_for_every_field_and_parameter_whole_numbers_whole() -> None:
+def test_frame_has_a_typed_column_per_field_and_parameter() -> None:
     keys: dict[str, Any] = {"evaluation": {"per_class": 10}}
     rows = [
         make_row(params={"rounds": 3}, train_groups=4, **keys),
