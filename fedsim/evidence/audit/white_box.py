@@ -550,13 +550,10 @@ def pair(setting: Setting, canary: Canary, number: int) -> TrainingPair:
     Each has its own noise, samples and random numbers for rows. Everything else, such as the
     initial weights, is the same and known to the adversary.
     """
-    without = _evidence_of_world(setting, canary, number, present=False)
-    with_ = _evidence_of_world(setting, canary, number, present=True)
+    shown = []
+    for present in (False, True):
+        secret = (2 * number + int(present) + 1) << 32
+        steps = observed(setting, canary, Seeds(0, secret), present=present)
+        shown.append(evidence(steps, setting.plan.sensitivity))
+    without, with_ = shown
     return TrainingPair(number, without.score, with_.score, with_.ratio, with_.most)
-
-
-def _evidence_of_world(setting: Setting, canary: Canary, number: int, *, present: bool) -> Evidence:
-    """Return the evidence of one training of the pair with that number."""
-    secret = (2 * number + int(present) + 1) << 32
-    steps = observed(setting, canary, Seeds(0, secret), present=present)
-    return evidence(steps, setting.plan.sensitivity)

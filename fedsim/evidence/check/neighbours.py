@@ -8,7 +8,7 @@ one unit: a row, a group of rows, or a client. A :class:`Draw` says how two worl
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Generator, Mapping, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import Any, Literal, NamedTuple
@@ -463,10 +463,10 @@ def _worlds_of(subject: Subject, draw: Draw, levels: Levels | None) -> tuple[Wor
         y = data.y_train
         distinct = stream.integers(len(x), size=draw.size // draw.copies + 1)
         numbers = np.repeat(distinct, draw.copies)[: draw.size]
-    make: Callable[..., tuple[World, World]] = _worlds_of_rows
+    make_worlds = _worlds_of_rows
     if subject.trial.task.unit == "client":
-        make = _worlds_of_clients
-    return make(subject, draw, rows, x[numbers], y[numbers], stream)
+        make_worlds = _worlds_of_clients
+    return make_worlds(subject, draw, rows, x[numbers], y[numbers], stream)
 
 
 def _worlds_of_clients(

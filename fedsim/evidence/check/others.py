@@ -41,7 +41,7 @@ from fedsim.plugins.registry import said
 from fedsim.seeds import Seeds
 from fedsim.training import rounds
 from fedsim.training.cohort import LocalPool
-from fedsim.training.state import Checkpoint, Checkpoints, copied
+from fedsim.training.state import Checkpoints, copied
 
 REMEMBERS_FIX = (
     "let probabilities depend on the row that it is given and on the server's state, and "
@@ -421,7 +421,10 @@ def resume(subject: Subject) -> str:
     tried = sorted({0, 1, count // 2, count - 1} & set(range(count)))
     for number in tried:
         checkpoint = whole.progress[number]
-        rest = _resumed(subject, checkpoint)
+        checkpoints = Checkpoints()
+        checkpoints.save(checkpoint)
+        pool = WatchedPool(subject.cohorts())
+        rest = train(subject.build(), pool, subject.plan, 0, checkpoints.load())
         difference = _difference(subject, whole, rest, checkpoint.round)
         if difference:
             raise Fault(
@@ -431,14 +434,6 @@ def resume(subject: Subject) -> str:
             )
     numbers = ", ".join(str(number + 1) for number in tried)
     return f"the same after {numbers} of {len(whole.records)} rounds, through a file's bytes"
-
-
-def _resumed(subject: Subject, checkpoint: Checkpoint) -> Training:
-    """Train from a checkpoint that went through the bytes of its file."""
-    checkpoints = Checkpoints()
-    checkpoints.save(checkpoint)
-    pool = WatchedPool(subject.cohorts())
-    return train(subject.build(), pool, subject.plan, 0, checkpoints.load())
 
 
 def restored(subject: Subject) -> str:
