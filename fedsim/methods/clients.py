@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from itertools import accumulate
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import numpy as np
 import torch
@@ -19,7 +19,15 @@ from torch import Tensor, nn
 
 from fedsim.batch import Batch, Layout, consecutive
 from fedsim.device import CPU, moved, to_device
-from fedsim.methods.messages import NUMBER_BYTES, DiagnosticLike, Message, RoundTrace, Step, Tensors
+from fedsim.methods.messages import (
+    NUMBER_BYTES,
+    DiagnosticLike,
+    Message,
+    RoundTrace,
+    Shapes,
+    Step,
+    Tensors,
+)
 from fedsim.methods.parameters import rounded
 from fedsim.methods.products import Chart
 from fedsim.privacy.mechanism import Mechanism
@@ -27,6 +35,7 @@ from fedsim.privacy.noise import fill_gaussian, fingerprint, gaussian
 from fedsim.privacy.plan import PrivacyPlan, Release
 from fedsim.seeds import Purpose, Seeds
 
+Item = TypeVar("Item")
 NUMBERS_AT_ONCE = 2**18
 """How many numbers of noise are drawn before they are added.
 
@@ -126,20 +135,26 @@ class Clients:
                 state[name] = value[index]
             else:
                 state[name] = value.clone()
+
+        def pick(values: Sequence[Item]) -> tuple[Item, ...]:
+            return tuple(values[i] for i in positions)
+
         chosen = replace(
             self,
-            members=tuple(self.members[i] for i in positions),
-            x=tuple(self.x[i] for i in positions),
-            y=tuple(self.y[i] for i in positions),
-            groups=self.groups and tuple(self.groups[i] for i in positions),
+            members=pick(self.members),
+            x=pick(self.x),
+            y=pick(self.y),
+            groups=self.groups and pick(self.groups),
             state=state,
         )
-        starts = tuple(self.pooled.starts[i] for i in positions)
-        chosen.pooled = self.pooled._replace(starts=starts)
+        chosen.pooled = self.pooled._replace(starts=pick(self.pooled.starts))
         return chosen
 
     def batch(
-        self, rows: Sequence[Tensor], round_: int, shapes: Mapping[str, tuple[int, ...]]
+        self,
+        rows: Sequence[Tensor],
+        round_: int,
+        shapes: Shapes,
     ) -> Batch:
         """Return one batch of the chosen examples of all members.
 
@@ -166,7 +181,10 @@ class Clients:
         )
 
     def batches(
-        self, rows: Sequence[Tensor], round_: int, shapes: Mapping[str, tuple[int, ...]]
+        self,
+        rows: Sequence[Tensor],
+        round_: int,
+        shapes: Shapes,
     ) -> list[Batch]:
         """Return one batch per member; the arguments are those of :meth:`batch`."""
         drawn = self.drawn(rows, round_, shapes)
@@ -215,7 +233,10 @@ class Clients:
         return Layout.on(self.device, owner, len(self.members))
 
     def drawn(
-        self, rows: Sequence[Tensor], round_: int, shapes: Mapping[str, tuple[int, ...]]
+        self,
+        rows: Sequence[Tensor],
+        round_: int,
+        shapes: Shapes,
     ) -> list[Tensors]:
         """Return :meth:`draws` for each member's part of a batch."""
         return [
@@ -224,7 +245,11 @@ class Clients:
         ]
 
     def draws(
-        self, client: int, rows: int, round_: int, shapes: Mapping[str, tuple[int, ...]]
+        self,
+        client: int,
+        rows: int,
+        round_: int,
+        shapes: Shapes,
     ) -> Tensors:
         """Return standard normal draws ``[rows, ...]`` by name, on the CPU.
 
@@ -286,7 +311,11 @@ class Clients:
         return rows
 
     def add_noise(
-        self, release: Release, round_: int, sent: Tensors, kept: Tensors | None = None
+        self,
+        release: Release,
+        round_: int,
+        sent: Tensors,
+        kept: Tensors | None = None,
     ) -> Noised:
         """Add the clients' noise and count the step for the ledger.
 
@@ -346,7 +375,12 @@ class Clients:
         )
 
     def _draw_noise(
-        self, step: int, std: float, total: Tensor, kept: Tensors, noised_kept: Tensors
+        self,
+        step: int,
+        std: float,
+        total: Tensor,
+        kept: Tensors,
+        noised_kept: Tensors,
     ) -> None:
         """Draw the noise of all members for one step.
 

@@ -100,7 +100,9 @@ def receive_spread(server: Server, sums: Tensors, std: Mapping[str, float]) -> N
     rows = server.tensors["rows"]
     dim = len(sums["second"])
     square, counts, squares = released_distances(
-        sums["bins"], std["bins"], server.tensors["square"]
+        sums["bins"],
+        std["bins"],
+        server.tensors["square"],
     )
     values, vectors = _standing_out(sums["second"], std["second"], rows)
     rest = ((1 - values.sum()) / max(dim - len(values), 1)).clamp_min(LEAST_REST / dim)

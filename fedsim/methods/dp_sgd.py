@@ -33,6 +33,7 @@ from fedsim.methods.messages import (
     Message,
     Round,
     Server,
+    Shapes,
     Tensors,
     Values,
 )
@@ -116,7 +117,7 @@ class DPSGD(Algorithm):
         The loss of example n may depend on example n alone. The proof of privacy rests on this.
         """
 
-    def draws(self) -> Mapping[str, tuple[int, ...]]:
+    def draws(self) -> Shapes:
         """Return the shapes of the standard normal draws that one example's loss needs, by name."""
         return {}
 
@@ -132,7 +133,12 @@ class DPSGD(Algorithm):
         return {}
 
     def step_shares(
-        self, mean: Tensors, noise: Mapping[str, float], state: Tensors, *, by_client: bool
+        self,
+        mean: Tensors,
+        noise: Mapping[str, float],
+        state: Tensors,
+        *,
+        by_client: bool,
     ) -> Tensors | None:
         """Return the fraction of Adam's step that each parameter takes, by name; None: all of it.
 
@@ -158,7 +164,10 @@ class DPSGD(Algorithm):
         return {}
 
     def diagnostics(
-        self, clients: Clients, parts: Mapping[str, Tensor], round_: Round
+        self,
+        clients: Clients,
+        parts: Mapping[str, Tensor],
+        round_: Round,
     ) -> Mapping[str, DiagnosticLike]:
         """Return further diagnostics by name: a value per example or per client.
 
@@ -201,7 +210,10 @@ class DPSGD(Algorithm):
     def _coordinate_phase(self, statistic: Statistic) -> Phase:
         """Return the phase that releases a statistic for the coordinates."""
         return statistic_phase(
-            statistic, self.clip(), self.task, lambda server: dict(server.tensors)
+            statistic,
+            self.clip(),
+            self.task,
+            lambda server: dict(server.tensors),
         )
 
     def check_setting(self) -> None:
@@ -324,7 +336,11 @@ class DPSGD(Algorithm):
         return clients.send(noised.sent, diagnostics)
 
     def _local_step(
-        self, clients: Clients, round_: Round, mean: Tensors, noise: Mapping[str, float]
+        self,
+        clients: Clients,
+        round_: Round,
+        mean: Tensors,
+        noise: Mapping[str, float],
     ) -> None:
         """Take an Adam step on the per-client parameters, and update their running mean.
 

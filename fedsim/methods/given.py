@@ -121,7 +121,9 @@ class GivenRows(Algorithm):
             ) from error
         if digest != self.params.sha256:
             raise UserError(
-                "", "is not the file that it was when the grid was read", "run the grid again"
+                "",
+                "is not the file that it was when the grid was read",
+                "run the grid again",
             )
         return x, y
 

@@ -39,6 +39,7 @@ from fedsim.methods.messages import (
     Message,
     Round,
     Server,
+    Shapes,
     Tensors,
     Values,
 )
@@ -97,7 +98,7 @@ class LocalTraining(Algorithm):
     def loss(self, model: nn.Module, batch: Batch) -> Mapping[str, Tensor]:
         """Return the parts ``[N]`` of the loss by name; the mean of their sum is minimised."""
 
-    def draws(self) -> Mapping[str, tuple[int, ...]]:
+    def draws(self) -> Shapes:
         """Return the shapes of the standard normal draws that one example's loss needs, by name."""
         return {}
 
@@ -169,7 +170,10 @@ class LocalTraining(Algorithm):
         return clients.send(sent, diagnostics, size, size)
 
     def _train(
-        self, clients: Clients, round_: Round, broadcast: Tensors
+        self,
+        clients: Clients,
+        round_: Round,
+        broadcast: Tensors,
     ) -> tuple[Tensors, Tensors]:
         """Take all local steps of a round.
 
@@ -234,7 +238,8 @@ class LocalTraining(Algorithm):
         """
         shared = self.broadcast(server)
         expected = to_device(
-            torch.tensor(self.task.clients * self.params.client_rate), server.device
+            torch.tensor(self.task.clients * self.params.client_rate),
+            server.device,
         )
         divisor = total.get(WEIGHT, expected).clamp_min(1e-12)
         for name, parameter in shared.items():
@@ -242,7 +247,11 @@ class LocalTraining(Algorithm):
         return {"parameter_norm": torch.stack([p.norm() for p in shared.values()]).norm()}
 
     def pull(
-        self, clients: Clients, gradients: Tensors, parameters: Tensors, broadcast: Tensors
+        self,
+        clients: Clients,
+        gradients: Tensors,
+        parameters: Tensors,
+        broadcast: Tensors,
     ) -> None:
         """Add the gradients of terms that depend on no example, in place: FedProx's term.
 
@@ -429,7 +438,11 @@ class LocalDPSGD(LocalTraining):
         )
 
     def updates(
-        self, clients: Clients, shared: Tensors, broadcast: Tensors, takes_part: Tensor
+        self,
+        clients: Clients,
+        shared: Tensors,
+        broadcast: Tensors,
+        takes_part: Tensor,
     ) -> Tensors:
         """Return what every member adds to the sum ``[K, ...]``, by name.
 
@@ -442,7 +455,10 @@ class LocalDPSGD(LocalTraining):
         return {name: value - broadcast[name] for name, value in shared.items()}
 
     def _clipped_sums(
-        self, model: nn.Module, parameters: Tensors, batches: list[Batch]
+        self,
+        model: nn.Module,
+        parameters: Tensors,
+        batches: list[Batch],
     ) -> list[ClippedSum]:
         """Return each member's clipped sum, with the norms and losses of its examples.
 

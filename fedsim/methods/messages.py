@@ -26,6 +26,8 @@ NUMBER_BYTES = 4
 """Bytes of a number on a network, where numbers travel as float32."""
 Tensors = dict[str, Tensor]
 """Tensors by name."""
+Shapes = Mapping[str, tuple[int, ...]]
+"""Shapes by name, such as those of the random draws that one example's loss needs."""
 Values = Mapping[str, float | Tensor]
 """Numbers by name; those that are tensors stay on their device until the round is over."""
 

@@ -65,14 +65,18 @@ class Rows:
         return cls(clients.pooled.x, clients.pooled.y, to_device(owner, clients.device))
 
     def by_label(
-        self, products: Mapping[str, OuterProduct], classes: int
+        self,
+        products: Mapping[str, OuterProduct],
+        classes: int,
     ) -> dict[str, OuterProduct]:
         """Return products that sum to means: each client and label counts as one example.
 
         Every product is divided by the number of examples that its client has of its label.
         """
         _, cell, sizes = torch.unique(
-            self.client * classes + self.y, return_inverse=True, return_counts=True
+            self.client * classes + self.y,
+            return_inverse=True,
+            return_counts=True,
         )
         return {
             name: OuterProduct(product.left / sizes[cell, None], product.right)
@@ -316,7 +320,11 @@ class OneShot(Algorithm):
             return tensors
 
         return statistic_phase(
-            self.projected(statistic), self.clip(), self.task, broadcast, main=main
+            self.projected(statistic),
+            self.clip(),
+            self.task,
+            broadcast,
+            main=main,
         )
 
     def build(self, clients: int) -> nn.Module:

@@ -136,7 +136,10 @@ def mapped(generator: Generator, onward: Onward, width: int | None = None) -> Ge
 
 
 def stretched(
-    generator: Generator, chart: Chart, unit: float = 1.0, width: int | None = None
+    generator: Generator,
+    chart: Chart,
+    unit: float = 1.0,
+    width: int | None = None,
 ) -> Generator:
     """Return a generator of embeddings, made from a generator of coordinates.
 

@@ -80,5 +80,7 @@ def read_partitions(path: Path) -> Sequence[LabelMatrix]:
         return _FILE.validate_json(path.read_bytes(), strict=True)
     except (OSError, ValueError) as error:
         raise UserError(
-            str(path), "this is not a file of partitions that fedsim wrote", "remove it"
+            str(path),
+            "this is not a file of partitions that fedsim wrote",
+            "remove it",
         ) from error

@@ -8,7 +8,6 @@ own.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -18,14 +17,19 @@ from numpy.typing import NDArray
 from fedsim.data.embeddings import Embeddings, unit_norm
 from fedsim.data.split import lacking
 from fedsim.errors import UserError, nearest
-from fedsim.partition.schemes import OWNERS, Division, Integers, PartitionSpec, check
+from fedsim.partition.schemes import (
+    OWNERS,
+    Columns,
+    Division,
+    Integers,
+    PartitionSpec,
+    RowNumbers,
+    check,
+)
 from fedsim.seeds import Purpose, Seeds
 
 TOGETHER_KEY = "partition.together"
 """The grid's key that errors about groups name."""
-
-Columns = Mapping[str, NDArray[Any]]
-"""Values of each example by column name, ``[n]`` each."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -44,15 +48,19 @@ class Partition:
             ascending from 0, one array per client; else None.
     """
 
-    rows: tuple[NDArray[np.int64], ...]
+    rows: RowNumbers
     fingerprint: str
-    label_counts: NDArray[np.int64]
+    label_counts: Integers
     scheme: str
-    groups: tuple[NDArray[np.int64], ...] | None = None
+    groups: RowNumbers | None = None
 
 
 def check_partition(
-    y: NDArray[np.int64], *, spec: PartitionSpec, clients: int, columns: Columns
+    y: Integers,
+    *,
+    spec: PartitionSpec,
+    clients: int,
+    columns: Columns,
 ) -> None:
     """Check that data can be divided as ``spec`` says, without dividing them.
 
@@ -88,7 +96,7 @@ def _check_min_size(parts: int, clients: int, spec: PartitionSpec) -> None:
 
 
 def make_partition(
-    y: NDArray[np.int64],
+    y: Integers,
     *,
     spec: PartitionSpec,
     alpha: float,
@@ -139,7 +147,9 @@ def make_partition(
 
 
 def divisible_parts(
-    y: Integers, columns: Columns, spec: PartitionSpec
+    y: Integers,
+    columns: Columns,
+    spec: PartitionSpec,
 ) -> tuple[Integers, Columns, Integers]:
     """Return what a scheme divides: examples, or the groups that stay together.
 
@@ -202,7 +212,9 @@ def _complete_column(columns: Columns, name: str) -> NDArray[Any]:
     """Return the values of a column; refuse one that is missing or that lacks values."""
     if name not in columns:
         raise UserError(
-            TOGETHER_KEY, f"the data set has no column '{name}'", nearest(name, columns)
+            TOGETHER_KEY,
+            f"the data set has no column '{name}'",
+            nearest(name, columns),
         )
     values = columns[name]
     missing = int(np.count_nonzero(lacking(values)))
@@ -248,7 +260,11 @@ def shift_of(client: int, dim: int, strength: float, seed: int) -> tuple[NDArray
 
 
 def apply_shift(
-    x: NDArray[np.float32], client: int, *, strength: float, seed: int
+    x: NDArray[np.float32],
+    client: int,
+    *,
+    strength: float,
+    seed: int,
 ) -> NDArray[np.float32]:
     """Return embeddings as a client sees them: shifted, then scaled back to unit norm.
 
@@ -294,7 +310,7 @@ class OwnRows:
     """
 
     names: tuple[str, ...]
-    rows: tuple[NDArray[np.int64], ...]
+    rows: RowNumbers
     words: str
 
 

@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 from typing import Any, Literal, Self
 
 import numpy as np
+from numpy.random import Generator
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
@@ -96,6 +97,10 @@ class PartitionSpec(BaseModel):
 
 
 Integers = NDArray[np.int64]
+RowNumbers = tuple[Integers, ...]
+"""Numbers of training or test examples, or of groups: one array per client."""
+Columns = Mapping[str, NDArray[Any]]
+"""Values of each example by column name, ``[n]`` each."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -111,7 +116,7 @@ class Division:
     """
 
     y: Integers
-    columns: Mapping[str, NDArray[Any]]
+    columns: Columns
     clients: int
     spec: PartitionSpec
     alpha: float = 1.0
@@ -122,11 +127,11 @@ class Division:
         return np.bincount(self.y)
 
 
-Owner = Callable[[Division, np.random.Generator], Integers]
+Owner = Callable[[Division, Generator], Integers]
 """A scheme: a function that returns the number of the client of each example, int64 ``[n]``."""
 
 
-def dirichlet(division: Division, rng: np.random.Generator) -> Integers:
+def dirichlet(division: Division, rng: Generator) -> Integers:
     """Share out each class over clients by its own Dirichlet(alpha) draw.
 
     Source: Hsu, Qi and Brown 2019, arXiv 1909.06335. Clients below the minimum size then get
@@ -144,7 +149,7 @@ def dirichlet(division: Division, rng: np.random.Generator) -> Integers:
     return _top_up_small_clients(owner, division, rng)
 
 
-def dirichlet_client(division: Division, rng: np.random.Generator) -> Integers:
+def dirichlet_client(division: Division, rng: Generator) -> Integers:
     """Give clients of equal size a label mix each, drawn from Dirichlet(alpha).
 
     Source: arXiv 2102.02079. Clients choose in random order. Once a class has run out, the rest of
@@ -171,7 +176,10 @@ def dirichlet_client(division: Division, rng: np.random.Generator) -> Integers:
 
 
 def dirichlet_shares(
-    rng: np.random.Generator, alpha: float, draws: int, size: int
+    rng: Generator,
+    alpha: float,
+    draws: int,
+    size: int,
 ) -> NDArray[np.float64]:
     """Draw ``[draws, size]`` shares from the symmetric Dirichlet(alpha) over ``size`` parts.
 
@@ -186,7 +194,7 @@ def dirichlet_shares(
     return np.asarray(shares / shares.sum(axis=1, keepdims=True))
 
 
-def disjoint(division: Division, rng: np.random.Generator) -> Integers:
+def disjoint(division: Division, rng: Generator) -> Integers:
     """Give each class whole to one client, so that clients share no label.
 
     Classes come in random order; each goes to the client that has the fewest examples so far.
@@ -201,7 +209,7 @@ def disjoint(division: Division, rng: np.random.Generator) -> Integers:
     return holder[division.y]
 
 
-def shards(division: Division, rng: np.random.Generator) -> Integers:
+def shards(division: Division, rng: Generator) -> Integers:
     """Give every client exactly ``labels`` labels.
 
     After McMahan et al. 2017, arXiv 1602.05629, with shards that never mix labels. Classes are cut
@@ -273,7 +281,11 @@ def _fill_small_clients(table: Integers, min_size: int) -> None:
 
 
 def _take_from_holders(
-    table: Integers, sizes: Integers, client: int, label: int, min_size: int
+    table: Integers,
+    sizes: Integers,
+    client: int,
+    label: int,
+    min_size: int,
 ) -> None:
     """Move spare examples of one label to ``client``; updates ``table`` and ``sizes`` in place."""
     counts = table[:, label]
@@ -289,13 +301,13 @@ def _take_from_holders(
         sizes[client] += moved
 
 
-def iid(division: Division, rng: np.random.Generator) -> Integers:
+def iid(division: Division, rng: Generator) -> Integers:
     """Deal examples at random; client sizes are equal to within one."""
     owner: Integers = rng.permutation(np.arange(len(division.y)) % division.clients)
     return owner
 
 
-def quantity(division: Division, rng: np.random.Generator) -> Integers:
+def quantity(division: Division, rng: Generator) -> Integers:
     """Deal labels at random to clients whose sizes follow a power law.
 
     The client of rank r holds the minimum size plus a part in proportion to ``r ** -power``.
@@ -314,14 +326,14 @@ def quantity(division: Division, rng: np.random.Generator) -> Integers:
     return rng.permutation(np.repeat(np.arange(clients), min_size + sizes))
 
 
-def column(division: Division, _: np.random.Generator) -> Integers:
+def column(division: Division, _: Generator) -> Integers:
     """Give each value of a column to a client of its own, in sorted order of the values."""
     values = division.columns[str(division.spec.column)]
     _, owner = np.unique(values, return_inverse=True)
     return owner.astype(np.int64)
 
 
-def column_dirichlet(division: Division, rng: np.random.Generator) -> Integers:
+def column_dirichlet(division: Division, rng: Generator) -> Integers:
     """Share out the examples of each value of a column among clients of that value.
 
     Labels follow Dirichlet(alpha) draws. Each value has at least one client; the further clients
@@ -363,7 +375,7 @@ OWNERS: dict[str, Owner] = {
 """The function of each scheme, by the name that a grid gives it."""
 
 
-def _owners_from_table(table: Integers, division: Division, rng: np.random.Generator) -> Integers:
+def _owners_from_table(table: Integers, division: Division, rng: Generator) -> Integers:
     """Deal random examples so that client k holds ``table[k, c]`` examples of each class c.
 
     Args:
@@ -390,7 +402,9 @@ def _even_sizes(total: int, parts: int) -> Integers:
 
 
 def _top_up_small_clients(
-    owner: Integers, division: Division, rng: np.random.Generator
+    owner: Integers,
+    division: Division,
+    rng: Generator,
 ) -> Integers:
     """Move random examples, one at a time, from the largest client to those below the minimum.
 
@@ -494,7 +508,7 @@ def _check_column(division: Division) -> None:
     raise UserError("partition.min_size", problem, f"give min_size: {count} or less")
 
 
-def column_values(columns: Mapping[str, NDArray[Any]], name: str) -> tuple[NDArray[Any], Integers]:
+def column_values(columns: Columns, name: str) -> tuple[NDArray[Any], Integers]:
     """Return a column's values in sorted order, and the number of examples that have each.
 
     Raises:

@@ -20,6 +20,7 @@ from fedsim.methods.clients import Clients
 from fedsim.methods.messages import Message, PublicRows, Round, RoundTrace, Task, Tensors
 from fedsim.methods.parameters import in_order, load_parameters, local_names
 from fedsim.models.layers import initial_model
+from fedsim.partition.schemes import RowNumbers
 from fedsim.plugins.registry import lookup
 from fedsim.privacy.plan import PrivacyPlan
 from fedsim.seeds import Seeds
@@ -48,8 +49,8 @@ class CohortSpec:
     plan: PrivacyPlan | None
     seeds: Seeds
     members: tuple[int, ...]
-    rows: tuple[NDArray[np.int64], ...]
-    groups: tuple[NDArray[np.int64], ...] | None = None
+    rows: RowNumbers
+    groups: RowNumbers | None = None
 
     def given(self, public: PublicRows | None) -> CohortSpec:
         """Return a copy with other public examples in its task.
@@ -151,7 +152,7 @@ class Cohort:
 
 def client_values(
     values: NDArray[Any],
-    rows: Sequence[NDArray[np.int64]],
+    rows: RowNumbers,
     device: torch.device,
 ) -> tuple[torch.Tensor, ...]:
     """Return each client's part of ``values`` ``[n, ...]`` on ``device``.

@@ -189,7 +189,12 @@ def train(
     state = released_state(server)
     made, shares = _product_and_shares(algorithm, server)
     return Trained(
-        made, shares, progress.ledger, progress.uplink_bytes, progress.downlink_bytes, state
+        made,
+        shares,
+        progress.ledger,
+        progress.uplink_bytes,
+        progress.downlink_bytes,
+        state,
     )
 
 
@@ -240,7 +245,8 @@ def restored(
 
 
 def _product_and_shares(
-    algorithm: Algorithm, server: Server
+    algorithm: Algorithm,
+    server: Server,
 ) -> tuple[Product, NDArray[np.float64] | None]:
     """Return the product, and class frequencies ``[C]`` if the algorithm releases counts.
 
@@ -287,7 +293,10 @@ def server_noise(
 
 
 def _diagnostics(
-    messages: Sequence[Message], noise: Noise, signal: Tensor, values: Values
+    messages: Sequence[Message],
+    noise: Noise,
+    signal: Tensor,
+    values: Values,
 ) -> dict[str, Any]:
     """Return the diagnostics of a round by name.
 

@@ -121,7 +121,10 @@ class Checkpoints:
     """
 
     def __init__(
-        self, content: bytes | None = None, owner: str = "", every: float | None = None
+        self,
+        content: bytes | None = None,
+        owner: str = "",
+        every: float | None = None,
     ) -> None:
         self.content = content
         self.owner = owner
@@ -159,7 +162,8 @@ class Checkpoints:
         body = self.content[DIGEST_BYTES:]
         if self._digest(body) != self.content[:DIGEST_BYTES]:
             warnings.warn(
-                "the checkpoint is not what this cell saved; the cell begins again", stacklevel=2
+                "the checkpoint is not what this cell saved; the cell begins again",
+                stacklevel=2,
             )
             return None
         tensors = {name: value.clone() for name, value in load(body).items()}

@@ -11,7 +11,6 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from pydantic import ValidationError
 from torch import Tensor
 
@@ -24,6 +23,7 @@ from fedsim.methods.messages import Round, Task, Tensors
 from fedsim.methods.products import Generator, is_classifier
 from fedsim.models.layers import initial_model
 from fedsim.partition import Partition
+from fedsim.partition.schemes import RowNumbers
 from fedsim.plugins.registry import lookup
 from fedsim.privacy.mechanism import Mechanism
 from fedsim.privacy.plan import PrivacyPlan
@@ -75,7 +75,7 @@ class Trial:
     candidates: tuple[Candidate, ...] = field(default=(), repr=False)
 
     @property
-    def groups(self) -> tuple[NDArray[np.int64], ...] | None:
+    def groups(self) -> RowNumbers | None:
         """The group of each client's training examples if the unit is a group, else None."""
         if self.task.unit == "group":
             return self.partition.groups
@@ -181,7 +181,10 @@ class Outcome:
 
 
 def local_pool(
-    trial: Trial, data: Embeddings, seeds: Seeds | None = None, device: torch.device = CPU
+    trial: Trial,
+    data: Embeddings,
+    seeds: Seeds | None = None,
+    device: torch.device = CPU,
 ) -> LocalPool:
     """Return a pool with all clients of a cell in this process."""
     return LocalPool(
