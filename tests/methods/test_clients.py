@@ -36,9 +36,7 @@ def clients(trust: Trust) -> Clients:
 
 @pytest.mark.parametrize("kept", KEPT)
 @pytest.mark.parametrize("trust", ["silo", "aggregate"])
-def test_every_client_adds_one_draw_of_its_own_stream_to_all_that_it_releases(
-    trust: Trust, kept: str
-) -> None:
+def test_each_client_adds_noise_of_its_own_stream(trust: Trust, kept: str) -> None:
     stream = torch.Generator().manual_seed(0)
     sent = {
         name: torch.randn(shape, generator=stream, dtype=torch.float64)
@@ -107,7 +105,7 @@ def of_rows(count: int) -> Clients:
 
 
 @pytest.mark.parametrize("client_rate", [1.0, 0.5])
-def test_every_row_of_every_client_is_in_a_sample_by_a_coin_of_its_own_in_every_round(
+def test_each_example_is_sampled_independently_in_each_round(
     client_rate: float,
 ) -> None:
     own = of_rows(3)

@@ -25,7 +25,7 @@ ONE_SHOT = [
 
 
 @pytest.mark.parametrize("name", ONE_SHOT)
-def test_a_client_of_any_rows_changes_all_sums_of_a_release_by_at_most_the_sensitivity(
+def test_one_client_changes_sums_by_at_most_the_sensitivity(
     name: str,
 ) -> None:
     """By brute force: the same broadcast, with the client and without, where it has few rows, many,
@@ -66,7 +66,7 @@ def cohort(trial: Trial, data: Embeddings, rows: tuple[np.ndarray, ...]) -> Coho
     return Cohort(spec, data.x_train, data.y_train)
 
 
-def test_rows_of_a_client_and_label_count_as_one_and_a_cohort_may_have_none() -> None:
+def test_examples_of_a_client_and_label_count_as_one() -> None:
     x = torch.eye(4)
     y = torch.tensor([0, 0, 1, 0])
     client = torch.tensor([0, 0, 0, 1])

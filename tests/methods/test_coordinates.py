@@ -91,9 +91,7 @@ def test_no_row_changes_a_release_by_more_than_one(seed: int, scale: float) -> N
 
 @pytest.mark.parametrize("spread", [1e-3, 1e-2, 0.1, 1.0])
 @pytest.mark.parametrize("steep", [1.0, 1.5])
-def test_rows_have_about_unit_norm_in_coordinates_however_near_and_steep_they_are(
-    spread: float, steep: float
-) -> None:
+def test_coordinates_have_about_unit_norm_for_any_spectrum(spread: float, steep: float) -> None:
     x = unit_rows(spread, steep)
     r = Coordinates(released(x)).of_rows(x)
     assert 0.5 <= float(r.square().sum(1).mean()) <= 2

@@ -11,7 +11,7 @@ from fedsim.training.trial import local_pool
 
 
 @pytest.mark.parametrize("trust", ["aggregate", "silo"])
-def test_gradients_that_are_all_noise_have_the_energy_of_the_noise_that_was_added(
+def test_pure_noise_gradients_have_the_energy_of_the_noise(
     trust: str,
 ) -> None:
     entry = quick("fedhypevae", precondition=0, encoder="trained", rounds=8, latent=4)

@@ -80,7 +80,7 @@ def test_what_one_run_draws_is_a_given_entry_of_another(folder: Path) -> None:
     assert Path("given/trainings.jsonl").read_text() == lines
 
 
-def test_an_entry_is_one_point_of_every_partition_and_another_one_with_another_file(
+def test_external_samples_are_one_cell_per_file(
     folder: Path,
 ) -> None:
     first = prepare(load_grid(write(folder)), NODES)

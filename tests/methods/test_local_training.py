@@ -23,7 +23,7 @@ def cohort_of(name: str, unit: str = "client", **params: Any) -> tuple[Cohort, A
     return Cohort(spec, data.x_train, data.y_train), algorithm
 
 
-def test_a_client_that_does_not_take_part_trains_nothing_and_sends_nothing() -> None:
+def test_absent_client_trains_and_sends_nothing() -> None:
     cohort, algorithm = cohort_of("weight-noise", client_rate=0.5)
     broadcast = algorithm.broadcast(algorithm.initial_server(Seeds(0)))
     seen = set()
@@ -56,7 +56,7 @@ def test_client_sampling_amplifies_only_for_unit_client(
     assert (release.sample_rate, algorithm.sensitivity()) == (rate, sensitivity)
 
 
-def test_a_client_whose_training_diverges_sends_what_an_absent_one_would() -> None:
+def test_diverged_client_sends_what_an_absent_one_sends() -> None:
     cohort, algorithm = cohort_of("weight-noise")
     broadcast = algorithm.broadcast(algorithm.initial_server(Seeds(0)))
     x = list(cohort.clients.x)

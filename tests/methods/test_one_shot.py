@@ -14,9 +14,7 @@ CLIENTS = 4
 
 @pytest.mark.parametrize("trust", ["aggregate", "silo"])
 @pytest.mark.parametrize("clip", [1.0, 0.25])
-def test_the_noise_has_the_deviation_that_receive_is_given_in_the_units_of_every_sum(
-    clip: float, trust: Trust
-) -> None:
+def test_receive_gets_the_noise_deviation_in_units_of_each_sum(clip: float, trust: Trust) -> None:
     """Nothing is sent but noise; what is received has its size, the weights divided out."""
     received: dict[str, Tensors | Mapping[str, float]] = {}
 

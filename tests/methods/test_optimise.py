@@ -5,7 +5,7 @@ import torch
 from fedsim.methods.parameters import signal_shares
 
 
-def test_the_share_of_signal_is_the_root_of_what_its_energy_is_of_the_whole():
+def test_signal_share_is_root_of_its_share_of_energy():
     stream = torch.Generator().manual_seed(0)
     noise = 0.2
     state = {}

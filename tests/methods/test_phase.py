@@ -23,7 +23,7 @@ def rounds_of(phases: list[Phase]) -> list[Round]:
 
 
 @given(st.lists(st.tuples(st.integers(0, 5), st.integers(1, 4)), max_size=5))
-def test_rounds_are_numbered_over_all_phases_steps_within_one_and_no_stream_is_taken_twice(
+def test_schedule_numbers_rounds_steps_and_streams(
     sizes: list[tuple[int, int]],
 ) -> None:
     phases = [phase(str(index), *size) for index, size in enumerate(sizes)]

@@ -18,7 +18,7 @@ class OwnRows(Rows):
         return Rows()
 
 
-def test_rows_longer_than_the_longest_are_shortened_to_it_and_others_stay() -> None:
+def test_shortened_scales_only_rows_that_are_too_long() -> None:
     expected = torch.tensor([[0.72, 0.96], [0.6, 0.8], [0.3, 0.4]])
     for made in (shortened(Rows()), own(shortened(OwnRows()), 1)):
         torch.testing.assert_close(made.sample(torch.zeros(3), torch.Generator()), expected)  # type: ignore[union-attr]

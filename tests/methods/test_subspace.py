@@ -22,7 +22,7 @@ def public() -> PublicRows:
     return PublicRows(unit_norm(x.astype(np.float32)))
 
 
-def test_it_is_the_leading_directions_of_public_rows_about_their_mean(public: PublicRows) -> None:
+def test_subspace_has_leading_directions_of_public_examples(public: PublicRows) -> None:
     tensors = PublicSubspace.of(public, DIRECTIONS)
     about = public.x - public.x.mean(0)
     _, _, vectors = np.linalg.svd(about, full_matrices=False)
@@ -31,7 +31,7 @@ def test_it_is_the_leading_directions_of_public_rows_about_their_mean(public: Pu
     assert np.allclose(basis @ basis.T, vectors[:DIRECTIONS].T @ vectors[:DIRECTIONS], atol=1e-4)
 
 
-def test_every_row_has_norm_1_at_most_in_it_and_depends_on_no_other_row(public: PublicRows) -> None:
+def test_projections_have_norm_at_most_1_and_are_independent(public: PublicRows) -> None:
     subspace = PublicSubspace(PublicSubspace.of(public, DIRECTIONS))
     x = torch.nn.functional.normalize(
         torch.randn(200, DIM, generator=torch.Generator().manual_seed(0)), dim=1

@@ -71,7 +71,7 @@ def test_a_client_holds_all_rows_of_a_group_or_none(scheme: str, order: int, see
         ) == len(set(groups.tolist()))
 
 
-def test_a_group_has_the_label_of_most_of_its_rows_and_of_several_the_lowest() -> None:
+def test_group_has_its_most_frequent_lowest_label() -> None:
     y = np.array([2, 2, 0, 3, 1, 1, 3])
     lesion = np.array(["a", "a", "a", "b", "b", "c", "c"])
     assert divisible_parts(y, {"lesion": lesion}, PartitionSpec(together="lesion"))[0].tolist() == [

@@ -64,7 +64,7 @@ def divisions(draw):
 
 @settings(max_examples=150)
 @given(divisions())
-def test_clients_hold_every_row_once_and_enough_of_them_and_the_same_again(given):
+def test_partition_is_complete_large_enough_and_repeatable(given):
     made = partition(**given)
     assert len(made.rows) == given["clients"]
     assert sorted(np.concatenate(made.rows).tolist()) == list(range(len(given["y"])))
@@ -97,7 +97,7 @@ def largest_share(alpha):
     return float((counts.max(axis=0) / counts.sum(axis=0)).mean())
 
 
-def test_small_alpha_concentrates_classes_and_large_alpha_spreads_them():
+def test_small_alpha_concentrates_classes_and_large_spreads():
     assert largest_share(1e-6) > 0.98
     assert largest_share(1e-6) > largest_share(0.3) > largest_share(1.0) > largest_share(1e6)
     assert largest_share(1e6) == pytest.approx(0.1, abs=0.005)
@@ -130,7 +130,7 @@ def test_dirichlet_shares_have_the_distribution_they_claim():
     )
 
 
-def test_each_client_of_dirichlet_client_has_a_label_mix_of_its_own_and_an_equal_size():
+def test_dirichlet_client_gives_equal_sizes_and_own_mixes():
     few = partition(scheme="dirichlet-client", alpha=1e-3).label_counts
     assert set(few.sum(axis=1).tolist()) == {300}
     # whoever chooses early gets a single label; late ones take what is left
@@ -250,7 +250,7 @@ def test_a_shift_is_the_affine_map_it_claims():
     )
 
 
-def test_shift_factors_are_orthonormal_and_gains_and_offset_have_the_strength():
+def test_shift_is_orthonormal_and_has_the_given_strength():
     gain, left, right, offset = shift_of(0, 1280, 0.5, 0)
     assert np.log(gain).std() == pytest.approx(0.5, rel=0.1)
     assert np.mean(gain**2) == pytest.approx(1)
@@ -259,7 +259,7 @@ def test_shift_factors_are_orthonormal_and_gains_and_offset_have_the_strength():
     assert np.linalg.norm(offset) == pytest.approx(0.5, rel=1e-5)
 
 
-def test_feature_shift_moves_every_row_by_its_owners_map_and_keeps_it_of_unit_norm() -> None:
+def test_feature_shift_applies_owners_map_at_unit_norm() -> None:
     rng = np.random.default_rng(0)
     x = rng.normal(size=(60, 12)).astype(np.float32)
     y = np.arange(60) % 3

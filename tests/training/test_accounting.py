@@ -111,7 +111,7 @@ def test_noise_of_another_round_is_refused() -> None:
 
 
 @pytest.mark.parametrize("name", ["dp-gaussian", "weight-noise"])
-def test_the_sum_over_clients_is_rounded_once_it_has_its_noise_and_not_before(name: str) -> None:
+def test_sum_is_rounded_after_its_noise_is_added(name: str) -> None:
     (trial, data, algorithm), seen = one_cell(quick(name), epsilon=4.0), list[Tensors]()
     next(
         train(

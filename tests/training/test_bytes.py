@@ -20,13 +20,13 @@ def ended(entry: dict[str, Any], sizes: tuple[int, ...] = (CLIENTS,), **keys: An
     return outcome
 
 
-def test_a_linear_classifier_is_sent_both_ways_by_every_client_in_every_round() -> None:
+def test_linear_classifier_travels_both_ways_in_each_round() -> None:
     outcome = ended(quick("fedavg-linear", rounds=3))
     assert outcome.parameters == 10 * (64 + 1)
     assert outcome.uplink_bytes == outcome.downlink_bytes == 3 * CLIENTS * 4 * outcome.parameters
 
 
-def test_a_client_that_does_not_take_part_receives_nothing_unless_that_is_private() -> None:
+def test_absent_client_receives_nothing_unless_private() -> None:
     def share(name: str, **keys: Any) -> float:
         outcome = ended(quick(name, rounds=8, client_rate=0.5), **keys)
         assert outcome.uplink_bytes == outcome.downlink_bytes
@@ -36,7 +36,7 @@ def test_a_client_that_does_not_take_part_receives_nothing_unless_that_is_privat
     assert share("dp-fedavg-linear", unit="client") == 1
 
 
-def test_what_is_released_first_is_broadcast_to_what_comes_after_it() -> None:
+def test_earlier_releases_are_broadcast_in_later_phases() -> None:
     """The mean is a release of one round; 65 numbers are sent for it, and the first round receives
     a model that has no mean yet.
     """

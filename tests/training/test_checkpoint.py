@@ -31,7 +31,7 @@ def saved(owner: str = "") -> bytes:
     return kept.content
 
 
-def test_what_was_saved_comes_back_through_a_file_that_is_for_its_owner_alone(tmp_path):
+def test_checkpoint_comes_back_from_a_file_of_its_owner(tmp_path):
     path = tmp_path / "cell.checkpoint"
     assert Checkpoints(None).load() is None
     keep(path, saved("one"))
@@ -55,7 +55,7 @@ def test_a_damaged_file_counts_as_none(damaged):
         assert Checkpoints(damaged).load() is None
 
 
-def test_it_captures_when_it_is_time_and_nothing_before_and_gives_each_to_be_sent_once():
+def test_checkpoints_capture_on_time_and_are_sent_once():
     early = Checkpoints(every=3600)
     early(lambda: pytest.fail("captured before it was time"))
     due = Checkpoints(every=0)

@@ -34,7 +34,7 @@ def fingerprints(trial: Trial, data: Embeddings) -> list[int]:
     return [record.values["noise"] for record in records]  # type: ignore[union-attr]
 
 
-def test_seeded_cells_of_one_seed_share_their_noise_and_secret_ones_share_none() -> None:
+def test_seeded_cells_share_noise_and_secret_cells_do_not() -> None:
     for noise, different in (("seeded", 1), ("secret", 4)):
         cells = prepared("dp-gaussian", noise=noise)
         (data,) = cells.data.values()
@@ -51,7 +51,7 @@ def test_row_draws_of_clients_are_secret_too() -> None:
     assert (one != two).double().mean() > 0.5
 
 
-def test_a_resumed_cell_goes_on_with_its_secret_from_the_checkpoint() -> None:
+def test_resumed_cell_takes_its_secret_from_the_checkpoint() -> None:
     trial, data, _ = one_cell(quick("fedhypevae", rounds=6), epsilon=4.0, privacy=SECRET)
     going = run_trial(trial, data, checkpoints=(kept := Checkpoints(every=0)))
     start = [next(going) for _ in range(6)]
@@ -100,7 +100,7 @@ def without_hash(text: str, tensors: str) -> str:
     return text.replace(tensors, "")
 
 
-def test_the_facts_of_a_secret_generator_are_the_same_for_neighbouring_data(tmp_path: Path) -> None:
+def test_facts_of_secret_generator_ignore_one_example(tmp_path: Path) -> None:
     packages = []
     draws = []
     for kept_rows in NEIGHBOURS:

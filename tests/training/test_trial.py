@@ -1,7 +1,7 @@
 from cells import digits_of_writers, one_cell, quick
 
 
-def test_a_budget_protects_as_many_units_as_there_are_rows_groups_or_clients(tmp_path):
+def test_units_are_examples_groups_or_clients(tmp_path):
     writers = {
         "dataset": {"npz": str(digits_of_writers(tmp_path)), "overlap": "keep"},
         "unit": {"column": "writer"},
