@@ -1,5 +1,6 @@
-"""Ditto: every client has a linear classifier of its own, held near the one that FedAvg trains; and
-under noise.
+"""Ditto and DP-Ditto: every client has its own linear classifier, held near a shared one.
+
+The shared classifier is trained by FedAvg.
 """
 
 from __future__ import annotations
@@ -28,11 +29,13 @@ from fedsim.methods import (
 )
 
 SHARED_HEAD = "shared."
+"""The prefix of the names of the shared classifier's parameters."""
 OWN_HEAD = "own."
+"""The prefix of the names of the own classifier's parameters."""
 
 
 class DittoParams(FedAvgLinearParams):
-    """As FedAvg-linear.
+    """Parameters of Ditto: those of FedAvg-linear and the weight of the proximal term.
 
     Attributes:
         own_proximal: lambda, the weight of half the squared distance of a client's own classifier
@@ -43,7 +46,7 @@ class DittoParams(FedAvgLinearParams):
 
 
 class SharedAndOwn(nn.Module):
-    """Two softmax layers on the same rows: the shared one, and the client's own."""
+    """Two softmax layers on the same rows: the shared one and the client's own."""
 
     def __init__(self, dim: int, classes: int) -> None:
         super().__init__()
@@ -52,55 +55,62 @@ class SharedAndOwn(nn.Module):
 
 
 class PersonalSoftmaxRegression(LocalTraining):
-    """Model, loss and outcome of both forms: ``min_v F_k(v) + lambda / 2 |v - w|^2`` by every
-    client k, w the broadcast classifier.
+    """The model, the loss and the classifiers of both forms.
 
-    The two parts of the loss share no parameter, so w is trained as without v. How they train is
-    the other base class's.
+    Every client k solves ``min_v F_k(v) + lambda / 2 |v - w|^2``, where w is the broadcast
+    classifier. The two parts of the loss share no parameter, so w is trained as it would be without
+    v. The other base class decides how they are trained.
     """
 
     local = (OWN_HEAD,)
 
     def build(self, clients: int) -> nn.Module:
-        """One client's."""
+        """Returns the model of one client."""
         return SharedAndOwn(self.task.dim, self.task.classes)
 
     def loss(self, model: Any, batch: Batch) -> Mapping[str, Tensor]:
-        """Cross-entropy of both."""
+        """Returns the cross-entropy of both classifiers for each example, ``[N]``."""
         return {
             "shared": cross_entropy(model.shared(batch.x), batch.y),
             "own": cross_entropy(model.own(batch.x), batch.y),
         }
 
     def pull(
-        self, clients: Clients, gradients: Tensors, parameters: Tensors, broadcast: Tensors
+        self,
+        clients: Clients,
+        gradients: Tensors,
+        parameters: Tensors,
+        broadcast: Tensors,
     ) -> None:
-        """The proximal term of every client's own classifier, which depends on no row."""
+        """Adds the proximal term of the own classifiers, which depends on no row, in place."""
         super().pull(clients, gradients, parameters, broadcast)
-        for name in (name for name in gradients if name.startswith(OWN_HEAD)):
-            apart = parameters[name] - broadcast[name.replace(OWN_HEAD, SHARED_HEAD, 1)]
-            gradients[name] = gradients[name] + self.params.own_proximal * apart
+        for name in gradients:
+            if name.startswith(OWN_HEAD):
+                shared_name = name.replace(OWN_HEAD, SHARED_HEAD, 1)
+                difference = parameters[name] - broadcast[shared_name]
+                gradients[name] = gradients[name] + self.params.own_proximal * difference
 
     def released_names(self, model: nn.Module) -> list[str]:
-        """The own classifiers; the evaluation has them, a network would not carry them."""
+        """Returns the names of the own classifiers, which the evaluation reads at the clients."""
         return [name for name, _ in model.named_parameters() if name.startswith(OWN_HEAD)]
 
     def classifier(self, server: Server) -> LocalClassifiers:
-        """Every client's own."""
-        return LocalClassifiers([self._own(server, client) for client in range(self.task.clients)])
+        """Returns the own classifiers of all clients."""
+        clients = range(self.task.clients)
+        return LocalClassifiers([self._own_classifier(server, client) for client in clients])
 
-    def _own(self, server: Server, client: int) -> LinearClassifier:
+    def _own_classifier(self, server: Server, client: int) -> LinearClassifier:
         head = LinearHead(self.task.dim, self.task.classes).to(server.device)
-        load_parameters(
-            head,
-            {name.removeprefix(OWN_HEAD): value[client] for name, value in server.codes.items()},
-        )
+        parameters = {
+            name.removeprefix(OWN_HEAD): value[client] for name, value in server.codes.items()
+        }
+        load_parameters(head, parameters)
         return head.classifier()
 
 
 @register("ditto")
 class Ditto(PersonalSoftmaxRegression):
-    """Ditto: a linear classifier a client, near FedAvg's; not private."""
+    """Ditto: one linear classifier per client, near FedAvg's; not private."""
 
     source = "Li, Hu, Beirami and Smith 2021, arXiv 2012.04221"
     Params: ClassVar[type[DittoParams]] = DittoParams
@@ -108,7 +118,7 @@ class Ditto(PersonalSoftmaxRegression):
 
 
 class DPDittoParams(DPFedAvgLinearParams):
-    """As DP-FedAvg-linear.
+    """Parameters of DP-Ditto: those of DP-FedAvg-linear and the weight of the proximal term.
 
     Attributes:
         own_proximal: lambda, the weight of half the squared distance of a client's own classifier
@@ -120,11 +130,12 @@ class DPDittoParams(DPFedAvgLinearParams):
 
 @register("dp-ditto")
 class DPDitto(PersonalSoftmaxRegression, LocalDPSGD):
-    """DP-Ditto: Ditto by local DP-SGD; DP-FedAvg's classifier, and one a client, under one clip.
+    """DP-Ditto: Ditto by local DP-SGD, with one clip for both classifiers.
 
-    An example's gradient by both is clipped jointly to C; its client adds noise to both, local
-    noise for its own classifier. Each step is one Poisson-subsampled Gaussian mechanism of both
-    parts, so own classifiers, too, follow from noisy steps alone: proved.
+    An example's gradient by both classifiers is clipped jointly to C. Its client adds noise to
+    both, local noise for its own classifier. Each step is one Poisson-subsampled Gaussian mechanism
+    of both parts, so own classifiers, too, depend on noisy steps alone, and the guarantee is
+    proved.
     """
 
     source = "Li, Hu, Beirami and Smith 2021, arXiv 2012.04221; Abadi et al. 2016, arXiv 1607.00133"

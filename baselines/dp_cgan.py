@@ -1,11 +1,12 @@
-"""DP-CGAN: a conditional GAN, discriminator by DP-SGD; its generator sees the discriminator alone.
+"""DP-CGAN: a conditional GAN whose discriminator is trained by DP-SGD.
 
-Torkzadehmahani, Kairouz and Paten 2019 (arXiv 2001.09700), Xie et al. 2018 (arXiv 1802.06739); the
-baseline of Di Salvo, Nguyen and Ledig 2025 (arXiv 2507.02671). Different here: the noise is
-FedHypeVAE's, once per round on the sum over clients; the discriminator's loss on generated rows
-reads shared parameters alone, so the server adds it exactly, without clip or noise; the widths are
-far below the published 512/1024 and 1024/512; and a penalty on the discriminator's gradient at
-generated rows (arXiv 1801.04406) replaces Xie's clipped weights.
+The generator is trained against the discriminator alone (Torkzadehmahani, Kairouz and Paten 2019,
+arXiv 2001.09700; Xie et al. 2018, arXiv 1802.06739). It is the baseline of Di Salvo, Nguyen and
+Ledig 2025 (arXiv 2507.02671). Different here: the noise is FedHypeVAE's, once per round on the sum
+over clients; the discriminator's loss on generated rows reads shared parameters alone, so the
+server adds it exactly, without clip or noise; the widths are far below the published 512/1024 and
+1024/512; and a penalty on the discriminator's gradient at generated rows (arXiv 1801.04406)
+replaces Xie's clipped weights.
 """
 
 from __future__ import annotations
@@ -42,17 +43,18 @@ class DPCGANParams(DPSGDParams):
     """Parameters of DP-CGAN.
 
     Attributes:
-        learning_rate: of the discriminator's noisy steps.
-        generator_rate: Adam's, of the generator; it falls like the discriminator's.
-        generator_steps: the generator's steps in a round.
-        latent: dimension of z.
-        generator_hidden: widths of the generator's hidden layers; none means a prototype per class
-            plus a linear map of z.
-        discriminator_hidden: widths of the discriminator's.
-        initial_variance: of a generated row's observation noise, before it is learned.
-        fakes: generated rows in every step.
-        gradient_penalty: weight of the squared norm of the discriminator's gradient at generated
-            rows.
+        learning_rate: the learning rate of the discriminator's noisy steps.
+        generator_rate: the learning rate of the generator's Adam; it falls like the
+            discriminator's.
+        generator_steps: the number of steps of the generator in a round.
+        latent: the dimension of z.
+        generator_hidden: the widths of the generator's hidden layers; none for a prototype per
+            class plus a linear map of z.
+        discriminator_hidden: the widths of the discriminator's hidden layers.
+        initial_variance: the variance of a generated row's observation noise, before it is learned.
+        fakes: the number of generated rows in every step.
+        gradient_penalty: the weight of the squared norm of the discriminator's gradient at
+            generated rows.
     """
 
     learning_rate: float = Field(3e-3, gt=0)
@@ -67,27 +69,31 @@ class DPCGANParams(DPSGDParams):
 
 
 class Discriminator(nn.Module):
-    """The logit that a row of a class is real: an MLP on sqrt(d) [x, one-hot y], so that a unit row
-    and its label weigh the same.
+    """The logit that a row of a class is real, by an MLP on sqrt(d) [x, one-hot y].
+
+    A row of unit norm and its label weigh the same in it.
     """
 
     def __init__(self, dim: int, classes: int, hidden: Sequence[int]) -> None:
         super().__init__()
         self.classes = classes
+        widths = [dim + classes, *hidden, 1]
         self.layers = nn.ModuleList(
-            nn.Linear(a, b) for a, b in pairwise([dim + classes, *hidden, 1])
+            nn.Linear(inputs, outputs) for inputs, outputs in pairwise(widths)
         )
 
     def forward(self, x: Tensor, y: Tensor) -> Tensor:
-        """``[N, d]`` and ``[N]`` to ``[N]``."""
+        """Returns the logits ``[N]`` of rows ``[N, d]`` with labels ``[N]``."""
         h = math.sqrt(x.shape[1]) * torch.cat([x, one_hot(y, self.classes)], 1)
         for index, layer in enumerate(self.layers):
-            h = layer(h if index == 0 else F.leaky_relu(h, 0.2))
+            if index > 0:
+                h = F.leaky_relu(h, 0.2)
+            h = layer(h)
         return h[:, 0]
 
 
 class GAN(nn.Module):
-    """The discriminator; at the server also the generator."""
+    """The discriminator and, at the server (``clients`` is 0), the generator."""
 
     def __init__(self, params: DPCGANParams, dim: int, classes: int, clients: int) -> None:
         super().__init__()
@@ -100,8 +106,9 @@ class GAN(nn.Module):
 
 @register("dp-cgan")
 class DPCGAN(DPSGD):
-    """The non-saturating conditional GAN (Goodfellow et al. 2014, Mirza and Osindero 2014) under
-    federated DP-SGD.
+    """The non-saturating conditional GAN under federated DP-SGD.
+
+    Goodfellow et al. 2014; Mirza and Osindero 2014.
     """
 
     source = (
@@ -113,51 +120,55 @@ class DPCGAN(DPSGD):
     server_only = ("generator.",)
 
     def build(self, clients: int) -> nn.Module:
-        """Clients have the discriminator alone."""
+        """Returns the model; clients have only the discriminator."""
         return GAN(self.params, self.task.dim, self.task.classes, clients)
 
     def loss(self, model: Any, batch: Batch) -> Mapping[str, Tensor]:
-        """The discriminator's loss on the real row, -log D(x, y)."""
+        """Returns the discriminator's loss on each real row, -log D(x, y), ``[N]``."""
         return {"real": F.softplus(-model.discriminator(batch.x, batch.y))}
 
     def public_terms(self, model: Any, stream: torch.Generator) -> Mapping[str, Tensor]:
-        """The discriminator's loss on generated rows, -log(1 - D(G(z, y), y)), and the penalty on
-        its gradient there.
+        """Returns the discriminator's loss on generated rows and the penalty on its gradient.
+
+        The loss is -log(1 - D(G(z, y), y)).
         """
         labels = self._labels(next(model.parameters()).device)
-        made = model.generator(labels, stream).detach().requires_grad_()
-        logits = model.discriminator(made, labels)
-        (slope,) = torch.autograd.grad(logits.sum(), made, create_graph=True)
+        generated = model.generator(labels, stream).detach().requires_grad_()
+        logits = model.discriminator(generated, labels)
+        (slope,) = torch.autograd.grad(logits.sum(), generated, create_graph=True)
         penalty = self.params.gradient_penalty * slope.square().sum(1).mean()
         return {"fake": F.softplus(logits).mean(), "gradient_penalty": penalty}
 
     def server_step(self, server: Server, round_: Round, total: Tensors) -> Values:
-        """The discriminator's noisy step, then the generator's on -log D(G(z, y), y):
-        post-processing.
+        """Takes the discriminator's noisy step, then the generator's steps on -log D(G(z, y), y).
+
+        The latter are post-processing.
         """
         values = super().server_step(server, round_, total)
         p = self.params
         model = cast(Any, server.model)
-        own = {name: q for name, q in model.named_parameters() if name.startswith(self.server_only)}
+        trained = {
+            name: parameter
+            for name, parameter in model.named_parameters()
+            if name.startswith(self.server_only)
+        }
         fixed = {name: q.detach() for name, q in model.discriminator.named_parameters()}
         labels = self._labels(server.device)
         stream = server.seeds.torch(Purpose.META, round_.stream)
+        rate = p.generator_rate * self._decay(round_)
         for _ in range(p.generator_steps):
-            loss = F.softplus(
-                -functional_call(
-                    model.discriminator, fixed, (model.generator(labels, stream), labels)
-                )
-            ).mean()
-            gradients = dict(zip(own, torch.autograd.grad(loss, list(own.values())), strict=True))
-            adam_step(
-                own, gradients, server.tensors, p.generator_rate * self._decay(round_), (0.5, 0.99)
-            )
+            generated = model.generator(labels, stream)
+            logits = functional_call(model.discriminator, fixed, (generated, labels))
+            loss = F.softplus(-logits).mean()
+            gradients = torch.autograd.grad(loss, list(trained.values()))
+            by_name = dict(zip(trained, gradients, strict=True))
+            adam_step(trained, by_name, server.tensors, rate, (0.5, 0.99))
         return {**values, "loss_generator": loss.detach()}
 
     def _labels(self, device: torch.device) -> Tensor:
         return torch.arange(self.params.fakes, device=device) % self.task.classes
 
     def generator(self, server: Server) -> ConditionalSampler:
-        """The mean of the generator's iterates."""
+        """Returns the mean of the generator's iterates."""
         model: Any = server.model
         return ConditionalSampler(model.generator)

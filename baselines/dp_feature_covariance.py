@@ -1,10 +1,10 @@
-"""DP-FC: softmax regression by full-batch DP-SGD; each gradient is solved against the released
-second moment; no generator.
+"""DP-FC: softmax regression by DP-SGD, preconditioned by the second moment; no generator.
 
-The paper's: release the second moment of the rows, then take gradient steps on a logistic loss;
-clipped, noised gradients are multiplied by its inverse, a ridge added. Different here: rows are
-taken in released coordinates; classes share a softmax, where the paper has a sigmoid each; the
-ridge follows the noise, in place of a constant; rates fall, and the later iterates are averaged.
+The paper releases the second moment of the rows, then takes gradient steps on a logistic loss;
+clipped, noised gradients are multiplied by the inverse of the second moment with a ridge. Different
+here: rows are in released coordinates; classes share a softmax, where the paper has a sigmoid each;
+the ridge follows the noise, where the paper has a constant; rates fall, and the later iterates are
+averaged.
 """
 
 from __future__ import annotations
@@ -50,16 +50,17 @@ class DPFeatureCovarianceParams(DPSGDParams):
     """Parameters of DP-FC.
 
     Attributes:
-        precondition, second_share: shares of the budget (in 1 / sigma^2) that coordinates and the
-            second moment in them take.
-        radius: of the ball to which rows are clipped, in units of their typical distance from the
-            mean.
-        ridge: added to the second moment, in units of the largest eigenvalue that noise alone would
-            have.
-        sample_rate: q; with all rows in every step, noise is all that makes steps differ.
-        clip: C. A gradient's norm is below 1.5, so that few are clipped.
-        learning_rate: of the preconditioned step; a logistic loss is flatter than the squares that
-            the second moment stands for.
+        precondition, second_share: the shares of the budget (in 1 / sigma^2) for coordinates and
+            for the second moment in them.
+        radius: the radius of the ball to which rows are clipped, in units of their typical distance
+            from the mean.
+        ridge: the multiple of the identity that is added to the second moment, in units of the
+            largest eigenvalue that noise alone would have.
+        sample_rate: q, the rate of the Poisson sample of a step; at 1 all rows are in every step,
+            and steps differ by their noise alone.
+        clip: C, the clip norm; a gradient's norm is below 1.5, so few are clipped.
+        learning_rate: the rate of the preconditioned step; a logistic loss is flatter than the
+            squares for which the second moment is the Hessian.
     """
 
     precondition: float = Field(0.16, gt=0, lt=1)
@@ -73,8 +74,9 @@ class DPFeatureCovarianceParams(DPSGDParams):
 
 
 class BallHead(nn.Module):
-    """Softmax regression on rows in released coordinates, clipped to a ball of ``radius``, in units
-    of it.
+    """Softmax regression on rows in released coordinates, clipped to a ball of ``radius``.
+
+    Clipped rows are in units of the radius.
     """
 
     def __init__(self, dim: int, classes: int, radius: float) -> None:
@@ -83,36 +85,35 @@ class BallHead(nn.Module):
         self.radius = radius
 
     def forward(self, r: Tensor) -> Tensor:
-        """Logits ``[N, C]`` of coordinates ``[N, d]``."""
+        """Returns logits ``[N, C]`` of coordinates ``[N, d]``."""
         logits: Tensor = self.head(moments.in_unit_ball(r / self.radius))
         return logits
 
     def classifier(self) -> LinearClassifier:
-        """What it has become, without the clip."""
+        """Returns the trained classifier, without the clip."""
         weight = self.head.weight / self.radius
         return LinearClassifier(weight, weight.new_zeros(len(weight)))
 
 
 @register("dp-feature-covariance")
 class DPFeatureCovariance(DPSGD):
-    """Coordinates, the second moment in them, then full-batch DP-SGD that is preconditioned by
-    it.
-    """
+    """DP-FC: coordinates, the second moment in them, then preconditioned full-batch DP-SGD."""
 
     source = "DP-FC: Mehta et al. 2022, arXiv 2211.13403"
     Params: ClassVar[type[DPFeatureCovarianceParams]] = DPFeatureCovarianceParams
 
     def build(self, clients: int) -> nn.Module:
-        """The classifier."""
+        """Returns the model of the classifier."""
         return BallHead(self.task.dim, self.task.classes, self.params.radius)
 
     def loss(self, model: Any, batch: Batch) -> Mapping[str, Tensor]:
-        """Cross-entropy."""
+        """Returns the cross-entropy of each example, ``[N]``."""
         return {"cross_entropy": cross_entropy(model(batch.x), batch.y)}
 
     def phases(self) -> tuple[Phase, ...]:
-        """The statistics, then DP-SGD."""
-        (*coordinates, sgd), p = super().phases(), self.params
+        """Returns the phases of the statistics, then DP-SGD."""
+        p = self.params
+        *coordinates, sgd = super().phases()
         second = Statistic(
             "second moment",
             p.second_share,
@@ -124,26 +125,25 @@ class DPFeatureCovariance(DPSGD):
         return (*coordinates, phase, sgd.taking(1 - p.precondition - p.second_share))
 
     def second_products(self, rows: Rows, released: Tensors) -> Mapping[str, OuterProduct]:
-        """Of rows in released coordinates, of norm at most 1."""
+        """Returns the second moment of the clipped rows in released coordinates."""
         clipped = Coordinates(released).in_ball(rows.x, self.params.radius)
         return {"second": OuterProduct(clipped, clipped)}
 
     def receive_second(self, server: Server, sums: Tensors, std: Mapping[str, float]) -> None:
-        """The preconditioner: the inverse of the noisy second moment, its negative part left out,
-        with a ridge.
+        """Stores the preconditioner, the inverse of the noisy second moment with a ridge.
+
+        Negative eigenvalues are set to 0 first.
         """
         second = (sums["second"] + sums["second"].T) / 2
         edge = math.sqrt(2 * self.task.dim) * std["second"]
-        ridge = (
-            self.params.ridge * edge
-            + LEAST_RIDGE * float(second.trace().clamp_min(1.0)) / self.task.dim
-        )
+        least_ridge = LEAST_RIDGE * float(second.trace().clamp_min(1.0)) / self.task.dim
+        ridge = self.params.ridge * edge + least_ridge
         server.tensors["preconditioner"] = spectral_function(
             second, lambda values: (values.clamp_min(0) + ridge).reciprocal()
         )
 
     def server_step(self, server: Server, round_: Round, total: Tensors) -> Values:
-        """A step along the preconditioned sum, then the running average."""
+        """Takes a step along the preconditioned sum, then updates the running average."""
         weight = server.model.get_parameter("head.weight")
         step = total["head.weight"] @ server.tensors["preconditioner"]
         with torch.no_grad():
@@ -153,5 +153,5 @@ class DPFeatureCovariance(DPSGD):
         return {"parameter_norm": weight.detach().norm()}
 
     def classifier(self, server: Server) -> Classifier:
-        """The mean of the later iterates."""
+        """Returns the mean of the later iterates."""
         return cast(BallHead, server.model).classifier()

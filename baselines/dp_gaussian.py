@@ -1,5 +1,6 @@
-"""Moments in released coordinates, by Gaussian mechanisms: Gaussians and their mixtures to sample
-from, and two classifiers.
+"""Methods on noisy moments in released coordinates, by Gaussian mechanisms.
+
+Two sample, from Gaussians or from their mixtures; two are classifiers.
 """
 
 from __future__ import annotations
@@ -42,10 +43,10 @@ class InCoordinatesParams(OneShotParams):
     """Parameters of statistics in released coordinates.
 
     Attributes:
-        coordinates_share: share of the budget (in 1 / sigma^2) that the released coordinates take
+        coordinates_share: the share of the budget (in 1 / sigma^2) for the released coordinates
             (:mod:`fedsim.methods.coordinates`).
-        radius: of the ball to which rows are clipped, in units of their typical distance from the
-            mean.
+        radius: the radius of the ball to which rows are clipped, in units of their typical distance
+            from the mean.
     """
 
     coordinates_share: float = Field(0.16, gt=0, lt=1)
@@ -56,7 +57,7 @@ class DPGaussianParams(InCoordinatesParams):
     """Parameters of DP-Gaussian.
 
     Attributes:
-        rank: most directions of the shared covariance that are kept.
+        rank: the largest number of directions of the shared covariance that are kept.
     """
 
     radius: float = Field(0.8, gt=0)
@@ -65,8 +66,9 @@ class DPGaussianParams(InCoordinatesParams):
 
 @register("dp-gaussian")
 class DPGaussian(OneShot):
-    """DP-Gaussian: noisy class means and a shared covariance; Gaussian mechanisms in released
-    coordinates, then samples of Gaussians.
+    """DP-Gaussian: noisy class means and a shared covariance.
+
+    Gaussian mechanisms release them in released coordinates; rows are sampled from Gaussians.
     """
 
     source = (
@@ -76,57 +78,69 @@ class DPGaussian(OneShot):
     Params: ClassVar[type[DPGaussianParams]] = DPGaussianParams
 
     def statistics(self) -> tuple[Statistic, ...]:
-        """Coordinates; then moments of the rows in them."""
+        """Returns the statistics of the coordinates, then the moments of rows in them."""
         share = self.params.coordinates_share
         return (*coordinate_statistics(share), self.moment_statistic(1 - share))
 
     def moment_statistic(self, share: float) -> Statistic:
-        """Class sums and counts, and one second moment, of the clipped rows."""
+        """Returns the statistic of class sums, class counts and one second moment."""
         return Statistic(
             "moments", share, moments.MOMENT_WEIGHTS, self.moment_products, self.receive_moments
         )
 
     def moment_products(self, rows: Rows, broadcast: Tensors) -> Mapping[str, OuterProduct]:
-        """Of the clipped rows."""
+        """Returns the moments of the clipped rows."""
         return moments.moment_products(self.clipped(rows, broadcast), rows.y, self.task.classes)
 
     def clipped(self, rows: Rows, broadcast: Tensors) -> Tensor:
-        """Rows in released coordinates ``[N, d]``, clipped to the radius, in units of it."""
+        """Returns rows in released coordinates ``[N, d]``, clipped to the radius and divided by it."""
         return Coordinates(broadcast).in_ball(rows.x, self.params.radius)
 
     def receive_moments(self, server: Server, sums: Tensors, std: Mapping[str, float]) -> None:
-        """What the moments say, in units of the radius."""
-        found = moments.gaussians(sums, std)
-        noise = to_device(torch.tensor(found.noise, dtype=torch.double), server.device)
+        """Stores class means, class counts and the covariance within classes.
+
+        They are in units of the radius.
+        """
+        released = moments.gaussians(sums, std)
+        noise = to_device(torch.tensor(released.noise, dtype=torch.double), server.device)
         server.tensors |= {
-            "class_means": found.means,
-            "class_counts": found.counts,
-            "within": found.covariance,
+            "class_means": released.means,
+            "class_counts": released.counts,
+            "within": released.covariance,
             "noise": noise,
         }
 
     def class_rows(self, server: Server) -> Tensor:
-        """Those of the moments."""
+        """Returns the released class counts ``[C]``."""
         return server.tensors["class_counts"]
 
     def generator(self, server: Server) -> Generator:
-        """Class means, the covariance's leading directions, white noise for the rest."""
-        found = server.tensors
+        """Returns a generator from class means and the covariance's leading directions.
+
+        All other directions have white noise.
+        """
+        tensors = server.tensors
         basis, covariance, rest = moments.principal(
-            found["within"], float(found["noise"]), self.params.rank
+            tensors["within"], float(tensors["noise"]), self.params.rank
         )
-        return self.taken_back(
-            GaussianGenerator(found["class_means"], basis, covariance, rest**0.5), server
-        )
+        gaussian = GaussianGenerator(tensors["class_means"], basis, covariance, rest**0.5)
+        return self.taken_back(gaussian, server)
 
     def taken_back(self, generator: Generator, server: Server) -> Generator:
-        """A generator of clipped rows as one of embeddings."""
+        """Returns a generator of embeddings from one of clipped rows."""
         return stretched(generator, Coordinates(server.tensors), self.params.radius)
 
 
 class GaussianGenerator:
-    """Samples from N(mean of the class, basis covariance basis^T + std^2 I), by the symmetric root
-    of that covariance.
+    """A generator of N(mean of the class, basis covariance basis^T + std^2 I).
+
+    It multiplies white noise by the symmetric root of that covariance.
+
+    Args:
+        means: class means ``[C, d]``.
+        basis: orthonormal columns ``[d, k]``.
+        covariance: ``[k, k]``.
+        std: the standard deviation in every direction outside the basis.
     """
 
     def __init__(self, means: Tensor, basis: Tensor, covariance: Tensor, std: float) -> None:
@@ -134,23 +148,22 @@ class GaussianGenerator:
         self.basis = basis
         self.covariance = covariance
         self.std = std
-        one = torch.eye(len(covariance), device=covariance.device)
-        self.gain = square_root(covariance + std**2 * one) - std * one
+        identity = torch.eye(len(covariance), device=covariance.device)
+        self.gain = square_root(covariance + std**2 * identity) - std * identity
 
     def sample(self, labels: Tensor, stream: torch.Generator) -> Tensor:
-        """Synthetic embeddings ``[n, d]``."""
+        """Returns synthetic embeddings ``[n, d]`` for labels ``[n]``."""
         white = normal((len(labels), len(self.basis)), stream, labels)
-        return (
-            self.means[labels] + self.std * white + (white @ self.basis) @ self.gain @ self.basis.T
-        )
+        in_basis = (white @ self.basis) @ self.gain @ self.basis.T
+        return self.means[labels] + self.std * white + in_basis
 
 
 class DPLeastSquaresParams(InCoordinatesParams):
     """Parameters of DP-LS.
 
     Attributes:
-        ridge: eigenvalues of the covariance within classes are raised to this share of the largest
-            that noise alone would have.
+        ridge: the least eigenvalue of the covariance within classes, as a share of the largest
+            eigenvalue that noise alone would have.
     """
 
     ridge: float = Field(0.35, gt=0)
@@ -158,63 +171,63 @@ class DPLeastSquaresParams(InCoordinatesParams):
 
 @register("dp-least-squares")
 class DPLeastSquares(DPGaussian):
-    """DP-LS: a linear classifier by least squares; in closed form, from DP-Gaussian's releases; no
-    generator.
+    """DP-LS: a linear classifier by least squares, in closed form; no generator.
 
-    The paper's: clip the rows, release their second moment and every class's sum, project to
-    positive semidefinite, add a ridge, solve. Different here: rows are in released coordinates; one
-    mechanism releases second moment, class sums and counts, and no second moments by class; the
-    ridge follows the noise that is known; and classes are weighed alike, whatever their counts.
-    Least squares then is Fisher's discriminant (Hastie, Tibshirani and Friedman 2009, section 4.3):
-    means, and one covariance.
+    It uses the releases of DP-Gaussian. The paper clips the rows, releases their second moment and
+    every class's sum, projects to positive semidefinite, adds a ridge, and solves. Different here:
+    rows are in released coordinates; one mechanism releases second moment, class sums and counts,
+    and no second moments by class; the ridge follows the known noise; and classes have equal
+    weights, whatever their counts. Least squares is then Fisher's discriminant (Hastie, Tibshirani
+    and Friedman 2009, section 4.3), which needs means and one covariance.
     """
 
     source = "DP-LS: Mehta et al. 2022, arXiv 2211.13403"
     Params: ClassVar[Any] = DPLeastSquaresParams
 
     def receive_moments(self, server: Server, sums: Tensors, std: Mapping[str, float]) -> None:
-        """Weights and biases of centred rows: ``W^-1 m_c`` and ``-m_c^T W^-1 m_c / 2``, what noise
-        adds to the square taken off again.
+        """Stores weights ``W^-1 m_c`` and biases ``-m_c^T W^-1 m_c / 2`` for centred rows.
+
+        What noise adds to the square is subtracted.
         """
-        found = moments.gaussians(sums, std)
-        edge = 2 * found.noise * math.sqrt(self.dim)
-        floor = self.params.ridge * edge + float(
-            found.covariance.trace().clamp_min(1e-6) / found.counts.sum()
-        )
+        released = moments.gaussians(sums, std)
+        means = released.means
+        edge = 2 * released.noise * math.sqrt(self.dim)
+        sampling_error = released.covariance.trace().clamp_min(1e-6) / released.counts.sum()
+        floor = self.params.ridge * edge + float(sampling_error)
         inverse = spectral_function(
-            found.covariance, lambda values: values.clamp_min(floor).reciprocal()
+            released.covariance, lambda values: values.clamp_min(floor).reciprocal()
         )
-        weight = found.means @ inverse
-        squared = (found.means * weight).sum(1) - found.mean_noise * inverse.trace()
-        server.tensors |= {"weight": weight, "bias": -squared / 2, "class_counts": found.counts}
+        weight = means @ inverse
+        squared = (means * weight).sum(1) - released.mean_noise * inverse.trace()
+        server.tensors |= {"weight": weight, "bias": -squared / 2, "class_counts": released.counts}
 
     def classifier(self, server: Server) -> Classifier:
-        """The discriminant, for plain rows."""
-        weight = (
-            Coordinates(server.tensors).of_centred(server.tensors["weight"]) / self.params.radius
-        )
-        return LinearClassifier(weight, server.tensors["bias"] - weight @ server.tensors["mean"])
+        """Returns the discriminant, for embeddings."""
+        tensors = server.tensors
+        weight = Coordinates(tensors).of_centred(tensors["weight"]) / self.params.radius
+        return LinearClassifier(weight, tensors["bias"] - weight @ tensors["mean"])
 
 
 LEAST_SIGNAL = 0.05
-"""Share of a squared length that is taken for signal at least, however large the noise."""
+"""The least share of a squared length that is taken for signal, however large the noise."""
 
 
 @register("dp-prototypes")
 class DPPrototypes(OneShot):
-    """DP prototypes: one noisy mean a class; by a Gaussian mechanism in released coordinates; a row
-    is of the nearest one's class.
+    """DP prototypes: one noisy mean per class; no generator.
 
-    DPPL-Mean of the paper. Different here: rows are in released coordinates; counts are released
-    with the sums, where the paper takes them for known; what noise adds to a prototype's length is
-    taken off; and neighbouring features, the paper's option, are not averaged.
+    A Gaussian mechanism releases the means in released coordinates, and a row is assigned to the
+    class of the nearest one. It is the paper's DPPL-Mean. Different here: rows are in released
+    coordinates; counts are released with the sums, where the paper assumes that they are known;
+    what noise adds to a prototype's length is subtracted; and neighbouring features, an option of
+    the paper, are not averaged.
     """
 
     source = "DPPL-Mean: Wahdany et al. 2024, arXiv 2406.08039"
     Params = InCoordinatesParams
 
     def statistics(self) -> tuple[Statistic, ...]:
-        """Coordinates; then every class's sum and count."""
+        """Returns the statistics of the coordinates, then every class's sum and count."""
         share = self.params.coordinates_share
         last = Statistic(
             "prototypes",
@@ -226,28 +239,30 @@ class DPPrototypes(OneShot):
         return (*coordinate_statistics(share), last)
 
     def class_products(self, rows: Rows, broadcast: Tensors) -> moments.Products:
-        """Rows of norm at most 1, and a one, beside the class."""
+        """Returns class sums and counts of the clipped rows."""
         clipped = Coordinates(broadcast).in_ball(rows.x, self.params.radius)
         return moments.class_mean_products(clipped, rows.y, self.task.classes)
 
     def receive_prototypes(self, server: Server, sums: Tensors, std: Mapping[str, float]) -> None:
-        """Class means at unit length; what noise adds to a length is taken off first, or a rare
-        class would seem far from every row.
+        """Stores class means at unit length.
+
+        What noise adds to a length is subtracted first; otherwise a rare class would seem far from
+        every row.
         """
         counts = moments.counts_above_noise(sums["class_counts"], std["class_counts"])
         means = sums["class_sums"] / counts
         squared = means.square().sum(1, keepdim=True)
         without_noise = squared - self.dim * (std["class_sums"] / counts).square()
-        server.tensors["prototypes"] = means / without_noise.maximum(
-            LEAST_SIGNAL * squared
-        ).sqrt().clamp_min(1e-12)
+        length = without_noise.maximum(LEAST_SIGNAL * squared).sqrt()
+        server.tensors["prototypes"] = means / length.clamp_min(1e-12)
 
     def classifier(self, server: Server) -> Classifier:
-        """By the angle about the mean, which for a row is a matter of its product with each
-        prototype.
+        """Returns a classifier by the angle about the mean.
+
+        For a given row the angle depends only on its product with each prototype.
         """
-        # the product of two rows of coordinates is that of one of them with the other's embedding,
-        # taken to coordinates once more
+        # The map to coordinates is symmetric: the product of a prototype with a row in coordinates
+        # is that of the prototype, mapped once more, with the embedding.
         weight = Coordinates(server.tensors).of_centred(server.tensors["prototypes"])
         return LinearClassifier(weight, -weight @ server.tensors["mean"])
 
@@ -262,18 +277,18 @@ SENT_TO_CLIENTS = (
     "offsets",
     "shares",
 )
-"""What clients need of what was released."""
+"""The names of the released tensors that clients need."""
 
 
 class DPGMMParams(DPGaussianParams):
     """Parameters of DP-GMM.
 
     Attributes:
-        components: K, of every class.
-        em_steps: noisy EM steps; each is a release.
-        em_share: share of the budget (in 1 / sigma^2) that they take together.
-        em_rank: components differ within so many leading directions of the covariance.
-        spread: distance of the starting points from the class mean, in standard deviations.
+        components: K, the number of components of every class.
+        em_steps: the number of noisy EM steps, each of which is a release.
+        em_share: the share of the budget (in 1 / sigma^2) for all EM steps together.
+        em_rank: the number of leading directions of the covariance in which components differ.
+        spread: the distance of the starting points from the class mean, in standard deviations.
     """
 
     components: int = Field(3, ge=2)
@@ -285,13 +300,13 @@ class DPGMMParams(DPGaussianParams):
 
 @register("dp-gmm")
 class DPGMM(DPGaussian):
-    """DP-GMM: a Gaussian mixture per class by noisy EM; one covariance for all components;
-    DP-Gaussian's moments, then a few EM steps.
+    """DP-GMM: a Gaussian mixture per class by noisy EM.
 
-    Clients compute responsibilities, the server component means and shares. Different here: the
-    clients' statistics are summed into one mixture a class, where FedPFT sends one from every
-    client; the covariance is shared and fixed by its moments, so an EM step pays for component
-    means and shares alone, in few directions.
+    It releases DP-Gaussian's moments, then a few EM steps; all components share one covariance.
+    Clients compute responsibilities, the server computes component means and shares. Different
+    here: the clients' statistics are summed into one mixture per class, where FedPFT sends one from
+    every client; the covariance is shared and fixed by its moments, so an EM step pays only for
+    component means and shares, in few directions.
     """
 
     source = (
@@ -301,7 +316,7 @@ class DPGMM(DPGaussian):
     Params = DPGMMParams
 
     def statistics(self) -> tuple[Statistic, ...]:
-        """DP-Gaussian's, then the E steps."""
+        """Returns the statistics of DP-Gaussian, then the E steps."""
         p = self.params
         em = Statistic(
             "em",
@@ -318,34 +333,29 @@ class DPGMM(DPGaussian):
         )
 
     def broadcast(self, server: Server) -> Tensors:
-        """What has been released, but for the moments, which clients do not need."""
+        """Returns what has been released but the moments, which clients do not need."""
         return {name: server.tensors[name] for name in SENT_TO_CLIENTS if name in server.tensors}
 
     def component_products(self, rows: Rows, broadcast: Tensors) -> Mapping[str, OuterProduct]:
-        """The E step: component sums and counts of the rows' residuals."""
-        u = mixture.residuals(
-            self.clipped(rows, broadcast), rows.y, broadcast["class_means"], broadcast["basis"]
-        )
+        """Returns the E step: component sums and counts of the rows' residuals."""
+        clipped = self.clipped(rows, broadcast)
+        u = mixture.residuals(clipped, rows.y, broadcast["class_means"], broadcast["basis"])
         offsets = broadcast["offsets"]
         shares = broadcast["shares"]
-        whitening = mixture.whitening(
-            broadcast["covariance"], mixture.scatter(offsets, shares, broadcast["class_counts"])
-        )
+        scatter = mixture.scatter(offsets, shares, broadcast["class_counts"])
+        whitening = mixture.whitening(broadcast["covariance"], scatter)
         belongs = mixture.responsibilities(u, rows.y, offsets, shares, whitening)
         return mixture.component_products(u, rows.y, belongs, self.task.classes)
 
     def receive_moments(self, server: Server, sums: Tensors, std: Mapping[str, float]) -> None:
-        """DP-Gaussian's, and the components' starting points."""
+        """Stores DP-Gaussian's tensors, and the starting points of the components."""
         super().receive_moments(server, sums, std)
         tensors = server.tensors
         basis, covariance, _ = moments.principal(
             tensors["within"], float(tensors["noise"]), self.params.em_rank
         )
-        draws = normal(
-            (self.task.classes, self.params.components, len(covariance)),
-            server.seeds.torch(Purpose.META),
-            covariance,
-        )
+        shape = (self.task.classes, self.params.components, len(covariance))
+        draws = normal(shape, server.seeds.torch(Purpose.META), covariance)
         tensors |= {
             "basis": basis,
             "covariance": covariance,
@@ -353,19 +363,22 @@ class DPGMM(DPGaussian):
         }
 
     def receive_components(self, server: Server, sums: Tensors, std: Mapping[str, float]) -> None:
-        """The M step."""
+        """Stores the result of the M step."""
         server.tensors |= mixture.maximise(
             sums["component_sums"], sums["component_counts"], server.tensors["shares"], std
         )
 
     def generator(self, server: Server) -> Generator:
-        """The mixtures; their covariance is the classes' minus the scatter between components."""
+        """Returns a generator of the mixtures.
+
+        The covariance of a component is that of the classes minus the scatter between components.
+        """
         tensors = server.tensors
-        basis, offsets, shares = (tensors[name] for name in ("basis", "offsets", "shares"))
-        covariance = (
-            tensors["within"]
-            - basis @ mixture.scatter(offsets, shares, tensors["class_counts"]) @ basis.T
-        )
+        basis = tensors["basis"]
+        offsets = tensors["offsets"]
+        shares = tensors["shares"]
+        scatter = mixture.scatter(offsets, shares, tensors["class_counts"])
+        covariance = tensors["within"] - basis @ scatter @ basis.T
         directions, within, rest = moments.principal(
             covariance, float(tensors["noise"]), self.params.rank
         )
@@ -375,15 +388,14 @@ class DPGMM(DPGaussian):
 
 
 class MixtureGenerator:
-    """Draws a component of the class, then a row from its Gaussian; ``shares`` ``[C, K]``."""
+    """A generator that draws a component by its share ``[C, K]``, then a row of its Gaussian."""
 
     def __init__(self, components: GaussianGenerator, shares: Tensor) -> None:
         self.components = components
         self.shares = shares
 
     def sample(self, labels: Tensor, stream: torch.Generator) -> Tensor:
-        """Synthetic embeddings ``[n, d]``."""
-        drawn = to_device(
-            torch.multinomial(self.shares[labels].cpu(), 1, generator=stream)[:, 0], labels.device
-        )
-        return self.components.sample(labels * self.shares.shape[1] + drawn, stream)
+        """Returns synthetic embeddings ``[n, d]`` for labels ``[n]``."""
+        drawn = torch.multinomial(self.shares[labels].cpu(), 1, generator=stream)[:, 0]
+        component = to_device(drawn, labels.device)
+        return self.components.sample(labels * self.shares.shape[1] + component, stream)

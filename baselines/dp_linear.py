@@ -1,8 +1,7 @@
-"""DP-linear: a linear classifier by federated DP-SGD; over rows about a released mean; no
-generator.
+"""DP-linear: a linear classifier by federated DP-SGD, on rows about a released mean; no generator.
 
 With ``reencoded`` its weights are written as synthetic rows: class means along them, with white
-noise around. They are no model of the data, and show what a measure misses: balanced accuracy, by
+noise around. They are not a model of the data, and show what a metric misses: balanced accuracy, by
 the linear probe and by nearest neighbours, takes them for good rows; coverage and the Fréchet
 distance do not.
 """
@@ -38,8 +37,10 @@ from fedsim.methods import (
 )
 
 SCALE = 25.0
-"""Makes a row about the mean some ten times as long as the bias's input, so that a clipped gradient
-is a row's direction for any d.
+"""The factor on a row about the mean.
+
+It makes the row about ten times as long as the bias's input, so that a clipped gradient has the
+row's direction for any d.
 """
 
 
@@ -47,11 +48,12 @@ class DPLinearParams(DPSGDParams):
     """Parameters of DP-linear; the defaults were chosen on digits and bloodmnist.
 
     Attributes:
-        mean_share: share of the budget (in 1 / sigma^2) that the mean takes.
-        sample_rate: q; with all rows in every step, noise is all that makes steps differ.
-        clip: C. Nearly every gradient is longer, so that all examples count alike.
-        reencoded: share of synthetic rows' variance about the mean that lies between class means;
-            0: no rows, the classifier itself.
+        mean_share: the share of the budget (in 1 / sigma^2) for the mean.
+        sample_rate: q, the rate of the Poisson sample of a step; at 1 all rows are in every step,
+            and steps differ by their noise alone.
+        clip: C, the clip norm; nearly every gradient is longer, so all examples count alike.
+        reencoded: the share of the synthetic rows' variance about the mean that lies between class
+            means; 0 for no rows, only the classifier.
     """
 
     mean_share: float = Field(0.1, gt=0, lt=1)
@@ -63,9 +65,7 @@ class DPLinearParams(DPSGDParams):
 
 
 class CentredHead(nn.Module):
-    """Softmax regression on :data:`SCALE` times rows about ``mean``, which is set and not
-    trained.
-    """
+    """Softmax regression on :data:`SCALE` times rows about ``mean``, which is not trained."""
 
     def __init__(self, dim: int, classes: int) -> None:
         super().__init__()
@@ -73,90 +73,84 @@ class CentredHead(nn.Module):
         self.mean = nn.Parameter(torch.zeros(dim), requires_grad=False)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Logits ``[N, C]`` of embeddings ``[N, d]``."""
+        """Returns logits ``[N, C]`` of embeddings ``[N, d]``."""
         logits: Tensor = self.head(SCALE * (x - self.mean))
         return logits
 
     def classifier(self) -> LinearClassifier:
-        """What it has become, for plain embeddings."""
+        """Returns the trained classifier, for embeddings."""
         weight = SCALE * self.head.weight
         return LinearClassifier(weight, self.head.bias - weight @ self.mean)
 
 
 @register("dp-linear")
 class DPLinear(DPSGD):
-    """Releases the mean, then trains a softmax layer on the rows about it: what a generator of the
-    same budget has to beat for one task.
+    """DP-linear: releases the mean, then trains a softmax layer on the rows about it.
 
-    Rows of unit norm share a large mean. About it they are short, so that of a clipped gradient
-    more tells classes apart.
+    It is what a generator of the same budget has to beat for one task. Rows of unit norm share a
+    large mean. About it they are short, so more of a clipped gradient separates classes.
     """
 
     source = "Abadi et al. 2016, arXiv 1607.00133"
     Params: ClassVar[type[DPLinearParams]] = DPLinearParams
 
     def build(self, clients: int) -> nn.Module:
-        """The classifier."""
+        """Returns the model of the classifier."""
         return CentredHead(self.task.dim, self.task.classes)
 
     def loss(self, model: Any, batch: Batch) -> Mapping[str, Tensor]:
-        """Cross-entropy."""
+        """Returns the cross-entropy of each example, ``[N]``."""
         return {"cross_entropy": cross_entropy(model(batch.x), batch.y)}
 
     def phases(self) -> tuple[Phase, ...]:
-        """The mean, or with ``precondition`` coordinates; then DP-SGD."""
+        """Returns the phase of the mean (coordinates with ``precondition``), then DP-SGD."""
         *coordinates, sgd = super().phases()
         if coordinates:
             return (*coordinates, sgd)
         share = self.params.mean_share
-        mean = statistic_phase(
-            replace(overall_mean(share), receive=receive_mean),
-            self.clip(),
-            self.task,
-            self.broadcast,
-        )
+        statistic = replace(overall_mean(share), receive=receive_mean)
+        mean = statistic_phase(statistic, self.clip(), self.task, self.broadcast)
         return (mean, sgd.taking(1 - share))
 
     @classmethod
     def generates(cls, params: Any = None) -> bool:
-        """Where it is re-encoded."""
+        """Returns whether the classifier is re-encoded as rows."""
         return bool(params and params.reencoded)
 
     def classifier(self, server: Server) -> Classifier:
-        """The mean of the later iterates."""
+        """Returns the mean of the later iterates."""
         return cast(CentredHead, server.model).classifier()
 
     def generator(self, server: Server) -> Generator:
-        """The same as rows, which get the variance that unit norm leaves about the released
-        mean.
+        """Returns a generator of rows that encode the classifier.
+
+        They have the variance about the released mean that unit norm leaves.
         """
         model: Any = server.model
         mean = model.mean.detach()
         weight = model.classifier().weight
-        between = self.params.reencoded
+        share = self.params.reencoded
         variance = (1 - mean.square().sum()).clamp_min(0.01)
-        apart = weight - weight.mean(0)
-        size = apart.square().sum(1).mean().sqrt().clamp_min(1e-12)
-        return WhiteGenerator(
-            mean + (between * variance).sqrt() / size * apart,
-            ((1 - between) * variance / len(mean)).sqrt(),
-        )
+        centred = weight - weight.mean(0)
+        length = centred.square().sum(1).mean().sqrt().clamp_min(1e-12)
+        class_means = mean + (share * variance).sqrt() / length * centred
+        std = ((1 - share) * variance / len(mean)).sqrt()
+        return WhiteGenerator(class_means, std)
 
 
 def receive_mean(server: Server, sums: Tensors, std: Mapping[str, float]) -> None:
-    """Put the released mean into the model, whose parameters every later broadcast carries."""
+    """Stores the released mean in the model, whose parameters are in every later broadcast."""
     load_parameters(server.model, {"mean": moments.released_mean(sums, std).mean})
 
 
 class WhiteGenerator:
-    """Samples from N(mean of the class, std^2 I)."""
+    """A generator of N(mean of the class, std^2 I)."""
 
     def __init__(self, means: Tensor, std: Tensor) -> None:
         self.means = means
         self.std = std
 
     def sample(self, labels: Tensor, stream: torch.Generator) -> Tensor:
-        """Synthetic embeddings ``[n, d]``."""
-        return self.means[labels] + self.std * normal(
-            (len(labels), self.means.shape[1]), stream, labels
-        )
+        """Returns synthetic embeddings ``[n, d]`` for labels ``[n]``."""
+        white = normal((len(labels), self.means.shape[1]), stream, labels)
+        return self.means[labels] + self.std * white

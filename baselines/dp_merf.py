@@ -1,11 +1,11 @@
-"""DP-MERF: the classes' mean random Fourier features; released once, and a generator that is
-trained to have the same ones.
+"""DP-MERF: a generator that is trained to match released mean random Fourier features.
 
-Harder, Adamczewski and Park 2021 (arXiv 2002.11603), the variant that balances classes by released
-counts. Different here: the kernel is a mixture of Gaussian kernels (:mod:`fedsim.models.kernel`)
-with public bandwidths in place of one whose width is set by private data; the coordinates are
-released first, so that the generator starts where the rows are; and the generator is a prototype
-per class plus a linear map of z and learned observation noise in place of an MLP.
+The mean features of the classes are released once. This is the variant that balances classes by
+released counts (Harder, Adamczewski and Park 2021, arXiv 2002.11603). Different here: the kernel is
+a mixture of Gaussian kernels (:mod:`fedsim.models.kernel`) with public bandwidths instead of one
+whose width is set by private data; the coordinates are released first, so that the generator starts
+where the rows are; and the generator is a prototype per class plus a linear map of z and learned
+observation noise instead of an MLP.
 """
 
 from __future__ import annotations
@@ -43,17 +43,17 @@ class DPMERFParams(InCoordinatesParams):
     """Parameters of DP-MERF.
 
     Attributes:
-        radius: unit of the rows that the generator makes, in units of their typical distance from
-            the mean; nothing is clipped to it.
-        frequencies: random ones; each gives two features.
-        scale: factor on the frequencies: the kernel's bandwidths are ``(radius / scale)^2`` times
-            those in :mod:`fedsim.models.kernel`.
-        latent: dimension of z.
-        initial_variance: of a generated row's observation noise, before it is learned, in units of
-            ``radius`` squared.
-        generator_steps: Adam steps of the generator's training.
-        per_class: generated rows of every class in a step.
-        learning_rate: Adam's; it falls linearly to 0.
+        radius: the unit of the generated rows, in units of their typical distance from the mean;
+            nothing is clipped to it.
+        frequencies: the number of random frequencies, each of which gives two features.
+        scale: the factor on the frequencies: the kernel's bandwidths are ``(radius / scale)^2``
+            times those in :mod:`fedsim.models.kernel`.
+        latent: the dimension of z.
+        initial_variance: the variance of a generated row's observation noise, before it is learned,
+            in units of ``radius`` squared.
+        generator_steps: the number of Adam steps of the generator's training.
+        per_class: the number of generated rows of every class in a step.
+        learning_rate: the learning rate of Adam, which falls linearly to 0.
     """
 
     frequencies: int = Field(1000, ge=1)
@@ -67,16 +67,18 @@ class DPMERFParams(InCoordinatesParams):
 
 @register("dp-merf")
 class DPMERF(OneShot):
-    """Coordinates, then one Gaussian mechanism on every class's sum of features and its count; the
-    rest is post-processing.
+    """DP-MERF: coordinates, then one Gaussian mechanism on class sums of features and counts.
+
+    The rest is post-processing.
     """
 
     source = "Harder, Adamczewski and Park 2021, arXiv 2002.11603"
     Params = DPMERFParams
 
     def statistics(self) -> tuple[Statistic, ...]:
-        """Coordinates; then every class's features, of norm 1 whatever the row is, and its
-        count.
+        """Returns the statistics of the coordinates, then class sums of features and class counts.
+
+        The features of every row have norm 1.
         """
         share = self.params.coordinates_share
         last = Statistic(
@@ -89,39 +91,43 @@ class DPMERF(OneShot):
         return (*coordinate_statistics(share), last)
 
     def build(self, clients: int) -> nn.Module:
-        """The generator, at the server alone."""
+        """Returns the generator at the server, and an empty model at clients."""
         p = self.params
         if clients:
             return nn.Module()
         return ConditionalGenerator(p.latent, self.task.classes, (), self.dim, p.initial_variance)
 
     def initial_server(self, seeds: Seeds) -> Server:
-        """The frequencies are drawn before any data are seen."""
+        """Returns the server's start, with frequencies drawn before any data are seen."""
         server = super().initial_server(seeds)
-        drawn = kernel_frequencies(self.dim, self.params.frequencies, seeds.torch(Purpose.INIT))
-        server.tensors["frequencies"] = self.params.scale * drawn
+        stream = seeds.torch(Purpose.INIT)
+        frequencies = kernel_frequencies(self.dim, self.params.frequencies, stream)
+        server.tensors["frequencies"] = self.params.scale * frequencies
         return server
 
     def embedding_products(self, rows: Rows, broadcast: Tensors) -> moments.Products:
-        """Features of the rows and a one, beside the class."""
-        features = kernel_features(
-            Coordinates(broadcast).of_rows(rows.x) / self.params.radius, broadcast["frequencies"]
-        )
+        """Returns class sums of features and class counts."""
+        scaled = Coordinates(broadcast).of_rows(rows.x) / self.params.radius
+        features = kernel_features(scaled, broadcast["frequencies"])
         return moments.class_mean_products(features, rows.y, self.task.classes)
 
     def receive_embedding(self, server: Server, sums: Tensors, std: Mapping[str, float]) -> None:
-        """The classes' mean features, to which the generator is trained."""
+        """Trains the generator to match the classes' mean features."""
         counts = moments.counts_above_noise(sums["class_counts"], std["class_counts"])
         self.train_generator(server, sums["class_sums"] / counts)
         server.tensors["class_counts"] = counts[:, 0]
-        del server.tensors["frequencies"]  # a saved generator does not need them
+        # A saved generator does not need them.
+        del server.tensors["frequencies"]
 
     def train_generator(self, server: Server, targets: Tensor) -> None:
-        """Minimise the sum over classes of ``|target - mean features of generated rows|^2``,
-        ``targets`` ``[C, 2 frequencies]``.
+        """Minimises the sum over classes of ``|target - mean features of generated rows|^2``.
 
         The square of the generated rows' mean is estimated without the terms of a row with itself,
-        which are 1: unbiased for any number.
+        which are 1, so it is unbiased for any number of rows.
+
+        Args:
+            server: the server, whose model is the generator.
+            targets: the classes' mean features ``[C, 2 frequencies]``.
         """
         p = self.params
         classes = self.task.classes
@@ -130,19 +136,20 @@ class DPMERF(OneShot):
         parameters = dict(server.model.named_parameters())
         state = Tensors()
         for step in range(p.generator_steps):
-            features = kernel_features(server.model(labels, stream), server.tensors["frequencies"])
-            made = features.view(classes, p.per_class, -1).mean(1)
-            loss = (made * (p.per_class / (p.per_class - 1) * made - 2 * targets)).sum()
+            generated = server.model(labels, stream)
+            features = kernel_features(generated, server.tensors["frequencies"])
+            mean = features.view(classes, p.per_class, -1).mean(1)
+            loss = (mean * (p.per_class / (p.per_class - 1) * mean - 2 * targets)).sum()
             gradients = torch.autograd.grad(loss, list(parameters.values()))
+            by_name = dict(zip(parameters, gradients, strict=True))
             rate = p.learning_rate * (1 - step / p.generator_steps)
-            adam_step(parameters, dict(zip(parameters, gradients, strict=True)), state, rate)
+            adam_step(parameters, by_name, state, rate)
 
     def class_rows(self, server: Server) -> Tensor:
-        """Those that came with the features."""
+        """Returns the class counts that were released with the features, ``[C]``."""
         return server.tensors["class_counts"]
 
     def generator(self, server: Server) -> Generator:
-        """What was trained, taken back to where the rows are."""
-        return stretched(
-            ConditionalSampler(server.model), Coordinates(server.tensors), self.params.radius
-        )
+        """Returns the trained generator, as one of embeddings."""
+        sampler = ConditionalSampler(server.model)
+        return stretched(sampler, Coordinates(server.tensors), self.params.radius)

@@ -1,5 +1,6 @@
-"""CVAEs whose decoder is averaged over clients, with encoders that stay local, a N(0, I) prior:
-FedAvg-CVAE, not private, and DP-CVAE.
+"""FedAvg-CVAE and DP-CVAE: CVAEs whose decoder is averaged over clients.
+
+Encoders stay at their clients, and the prior is N(0, I). FedAvg-CVAE is not private.
 """
 
 from __future__ import annotations
@@ -28,11 +29,11 @@ class FedAvgCVAEParams(LocalTrainingParams):
     """Parameters of FedAvg-CVAE.
 
     Attributes:
-        latent: dimension of z.
-        encoder_hidden, decoder_hidden: widths of the hidden layers; no decoder layer means a
-            prototype per class plus a linear map.
-        beta: weight of the KL divergence.
-        initial_variance: of the likelihood, before it is learned.
+        latent: the dimension of z.
+        encoder_hidden, decoder_hidden: the widths of the hidden layers; without decoder layers the
+            decoder is a prototype per class plus a linear map.
+        beta: the weight of the KL divergence.
+        initial_variance: the variance of the likelihood, before it is learned.
     """
 
     latent: int = Field(8, ge=1)
@@ -44,8 +45,9 @@ class FedAvgCVAEParams(LocalTrainingParams):
 
 @register("fedavg-cvae")
 class FedAvgCVAE(LocalTraining):
-    """FedAvg-CVAE: one decoder averaged over clients; a CVAE (Sohn et al. 2015) with local steps
-    (McMahan et al. 2017); not private.
+    """FedAvg-CVAE: one decoder averaged over clients; not private.
+
+    A CVAE (Sohn et al. 2015) with local steps (McMahan et al. 2017).
     """
 
     source = "McMahan et al. 2017, arXiv 1602.05629; Sohn et al. 2015"
@@ -54,7 +56,7 @@ class FedAvgCVAE(LocalTraining):
     local = ("encoder.",)
 
     def build(self, clients: int) -> nn.Module:
-        """One client's CVAE."""
+        """Returns the CVAE of one client."""
         p = self.params
         return CVAE(
             self.task.dim,
@@ -66,23 +68,24 @@ class FedAvgCVAE(LocalTraining):
         )
 
     def draws(self) -> Mapping[str, tuple[int, ...]]:
-        """One draw of z."""
+        """Returns the shape of one draw of z."""
         return {"posterior": (self.params.latent,)}
 
     def loss(self, model: Any, batch: Batch) -> Mapping[str, Tensor]:
-        """Negative ELBO in units of the observation variance (its scale then does not grow as the
-        variance falls).
+        """Returns the negative ELBO of each example in units of the observation variance, ``[N]``.
+
+        In these units its scale does not grow as the variance falls.
         """
         decoded, kl = model(batch.x, batch.y, batch.draws["posterior"])
-        observation = model.observation(batch.x)
-        unit = observation.detach().exp().squeeze(-1)
+        log_var = model.observation(batch.x)
+        variance = log_var.detach().exp().squeeze(-1)
         return {
-            "reconstruction": unit * gaussian_nll(batch.x, decoded, observation),
-            "kl": self.params.beta * unit * kl,
+            "reconstruction": variance * gaussian_nll(batch.x, decoded, log_var),
+            "kl": self.params.beta * variance * kl,
         }
 
     def generator(self, server: Server) -> CVAEGenerator:
-        """Decode z ~ N(0, I), add the learned observation noise."""
+        """Returns a generator that decodes z ~ N(0, I) and adds the learned observation noise."""
         return CVAEGenerator(cast(CVAE, server.model))
 
 
@@ -90,12 +93,12 @@ class DPCVAEParams(LocalDPSGDParams):
     """Parameters of DP-CVAE.
 
     Attributes:
-        local_steps: 25 steps at sample rate 0.2 are the 5 local epochs; 256 rows are a batch where
-            a client has about 1,280.
-        latent: dimension of z.
-        hidden: widths of the hidden layers of encoder and decoder.
-        beta: weight of the KL divergence against the squared error in units of one entry's mean
-            square.
+        local_steps: the number of local steps in a round. 25 steps at sample rate 0.2 are the 5
+            local epochs; 256 rows are a batch if a client has about 1,280.
+        latent: the dimension of z.
+        hidden: the widths of the hidden layers of encoder and decoder.
+        beta: the weight of the KL divergence against the squared error, in units of one entry's
+            mean square.
     """
 
     rounds: int = Field(50, ge=1)
@@ -111,14 +114,13 @@ class DPCVAEParams(LocalDPSGDParams):
 
 @register("dp-cvae")
 class DPCVAE(LocalDPSGD):
-    """DP-CVAE: a CVAE by DP-SGD at each client; decoders are averaged; architecture and protocol as
-    published.
+    """DP-CVAE: a CVAE by DP-SGD at each client, with averaged decoders.
 
-    Different here, because what was published pays for less than it does: the noise is solved for
-    the local steps that run, the KL divergence is each example's own and not a sum over the batch,
-    rows are scaled to unit norm by themselves in place of the data's private minimum and maximum
-    (so the last layer is linear), and labels are sampled uniformly in place of their private
-    counts.
+    Architecture and protocol are as published. Different here, because the published method pays
+    for less than it does: the noise is solved for the local steps that run; the KL divergence is
+    that of each example, not a sum over the batch; each row is scaled to unit norm, instead of by
+    the data's private minimum and maximum (so the last layer is linear); and labels are sampled
+    uniformly, instead of by their private counts.
     """
 
     source = "Di Salvo, Nguyen and Ledig, MICCAI 2025, arXiv 2507.02671"
@@ -127,21 +129,23 @@ class DPCVAE(LocalDPSGD):
     local = ("encoder.",)
 
     def build(self, clients: int) -> nn.Module:
-        """One client's CVAE."""
+        """Returns the CVAE of one client."""
         p = self.params
         return CVAE(self.task.dim, self.task.classes, p.latent, p.hidden, p.hidden)
 
     def draws(self) -> Mapping[str, tuple[int, ...]]:
-        """One draw of z."""
+        """Returns the shape of one draw of z."""
         return {"posterior": (self.params.latent,)}
 
     def loss(self, model: Any, batch: Batch) -> Mapping[str, Tensor]:
-        """Squared error of the unit-norm row, which is the mean over the entries of x sqrt(d), plus
-        beta KL.
+        """Returns the squared error of each row and beta times its KL divergence, ``[N]`` each.
+
+        The squared error of a row of unit norm is the mean over the entries of x sqrt(d).
         """
         decoded, kl = model(batch.x, batch.y, batch.draws["posterior"])
-        return {"reconstruction": (batch.x - decoded).square().sum(-1), "kl": self.params.beta * kl}
+        squared_error = (batch.x - decoded).square().sum(-1)
+        return {"reconstruction": squared_error, "kl": self.params.beta * kl}
 
     def generator(self, server: Server) -> CVAEGenerator:
-        """Decode z ~ N(0, I)."""
+        """Returns a generator that decodes z ~ N(0, I)."""
         return CVAEGenerator(cast(CVAE, server.model))

@@ -1,5 +1,6 @@
-"""A linear classifier on the embeddings, no generator: by FedAvg, not private, and by local DP-SGD
-or, for unit client, DP-FedAvg.
+"""Linear classifiers on the embeddings by FedAvg; no generator.
+
+FedAvg-linear is not private. DP-FedAvg-linear uses local DP-SGD or, for unit client, DP-FedAvg.
 """
 
 from __future__ import annotations
@@ -34,29 +35,31 @@ class FedAvgLinearParams(LocalTrainingParams):
 
 
 class SoftmaxRegression:
-    """The model, the loss and the outcome that federated linear classifiers share; how they train
-    is their base class's.
+    """The model, the loss and the classifier that federated linear classifiers share.
+
+    Another base class decides how they are trained.
     """
 
     task: Task
 
     def build(self, clients: int) -> nn.Module:
-        """The classifier."""
+        """Returns the model of the classifier."""
         return LinearHead(self.task.dim, self.task.classes)
 
     def loss(self, model: Any, batch: Batch) -> Mapping[str, Tensor]:
-        """Cross-entropy."""
+        """Returns the cross-entropy of each example, ``[N]``."""
         return {"cross_entropy": cross_entropy(model(batch.x), batch.y)}
 
     def classifier(self, server: Server) -> Classifier:
-        """The averaged classifier."""
+        """Returns the averaged classifier."""
         return cast(LinearHead, server.model).classifier()
 
 
 @register("fedavg-linear")
 class FedAvgLinear(SoftmaxRegression, LocalTraining):
-    """FedAvg-linear: a linear classifier by FedAvg; local steps and an average of the updates; not
-    private.
+    """FedAvg-linear: a linear classifier by FedAvg; not private.
+
+    Clients take local steps and the server averages their updates.
     """
 
     source = "McMahan et al. 2017, arXiv 1602.05629"
@@ -65,7 +68,7 @@ class FedAvgLinear(SoftmaxRegression, LocalTraining):
 
 
 class DPFedAvgLinearParams(LocalDPSGDParams):
-    """Parameters of DP-FedAvg-linear; few steps, since every step pays."""
+    """Parameters of DP-FedAvg-linear, with few steps, since every step costs privacy."""
 
     rounds: int = Field(30, ge=1)
     local_steps: int = Field(5, ge=1)
@@ -74,8 +77,9 @@ class DPFedAvgLinearParams(LocalDPSGDParams):
 
 @register("dp-fedavg-linear")
 class DPFedAvgLinear(SoftmaxRegression, LocalDPSGD):
-    """DP-FedAvg-linear: a linear classifier by local DP-SGD; for unit client with clipped, noised
-    updates.
+    """DP-FedAvg-linear: a linear classifier by local DP-SGD.
+
+    For unit client it clips the clients' updates and adds noise to them instead.
     """
 
     source = "McMahan et al. 2018, arXiv 1710.06963; Abadi et al. 2016, arXiv 1607.00133"

@@ -1,5 +1,6 @@
-"""FedPFT: every client sends a Gaussian mixture of each of its classes, once, and the server draws
-from all of them; and under noise.
+"""FedPFT and DP-FedPFT: every client sends Gaussian mixtures of its classes, once.
+
+The server draws from all of them.
 """
 
 from __future__ import annotations
@@ -40,43 +41,44 @@ from fedsim.methods import (
 )
 
 PARTS = ("means", "roots", "mass")
+"""The tensors of a mixture; see :class:`Mixtures`."""
 
 
 class FedPFTParams(Params):
     """Parameters of FedPFT.
 
     Attributes:
-        components: K, of every class of every client, with diagonal covariances; fewer where the
-            class has fewer rows.
+        components: K, the number of components of every class of every client, with diagonal
+            covariances; fewer if the class has fewer rows.
     """
 
     components: int = Field(10, ge=1)
 
 
 class ClientMixtures(Algorithm):
-    """Mixtures of all clients' classes: what comes of them once the server has every client's
-    ``means`` and ``roots`` and ``mass``.
+    """The generator that both forms share, from the mixtures of all clients' classes.
+
+    A subclass stores every client's ``means``, ``roots`` and ``mass`` at the server.
     """
 
     def build(self, clients: int) -> nn.Module:
-        """Nothing is trained."""
+        """Returns an empty model: nothing is trained."""
         return nn.Module()
 
     def generator(self, server: Server) -> Mixtures:
-        """Every client's components side by side, each as frequent as its rows are."""
-        clients = range(self.task.clients)
-        return Mixtures(
-            *(
-                torch.cat([server.tensors[f"{part}.{client}"] for client in clients], 1)
-                for part in PARTS
-            )
-        )
+        """Returns a generator of all clients' components, each as frequent as its rows."""
+        merged = {}
+        for part in PARTS:
+            of_clients = [server.tensors[f"{part}.{k}"] for k in range(self.task.clients)]
+            merged[part] = torch.cat(of_clients, 1)
+        return Mixtures(**merged)
 
 
 @register("fedpft")
 class FedPFT(ClientMixtures):
-    """FedPFT: Gaussian mixtures of every client; one round of them, fitted by EM at the clients;
-    not private.
+    """FedPFT: Gaussian mixtures of every client, in one round; not private.
+
+    Clients fit them by EM.
     """
 
     source = "Beitollahi et al. 2024, arXiv 2402.01862"
@@ -84,54 +86,53 @@ class FedPFT(ClientMixtures):
     private = False
 
     def phases(self) -> tuple[Phase, ...]:
-        """One round."""
+        """Returns one phase of one round."""
         return (Phase(Release("mixtures", 1.0, 1), self.client_round, keep, self.broadcast),)
 
     def client_round(self, clients: Clients, round_: Round, broadcast: Tensors) -> Message:
-        """Every member's mixtures; components without rows weigh nothing, and are not sent."""
+        """Returns every client's mixtures; components without rows do not count as sent."""
         sent = Tensors()
         for client, x, y in zip(clients.members, clients.x, clients.y, strict=True):
             stream = clients.seeds.keystream(Purpose.LOCAL, round_.stream, client)
             seeds = stream.integers(2**31, (self.task.classes,)).tolist()
-            fitted = [self._fit(x[y == label], seed) for label, seed in enumerate(seeds)]
-            sent |= {
-                f"{part}.{client}": torch.stack([own[part] for own in fitted]) for part in PARTS
-            }
-        used = sum(
-            int((value > 0).sum()) for name, value in sent.items() if name.startswith("mass.")
-        )
-        return clients.send(sent, uplink_bytes=NUMBER_BYTES * used * (2 * self.task.dim + 1))
+            mixtures = [self._fit(x[y == label], seed) for label, seed in enumerate(seeds)]
+            for part in PARTS:
+                sent[f"{part}.{client}"] = torch.stack([mixture[part] for mixture in mixtures])
+        components = sum(int((sent[f"mass.{k}"] > 0).sum()) for k in clients.members)
+        numbers = components * (2 * self.task.dim + 1)
+        return clients.send(sent, uplink_bytes=NUMBER_BYTES * numbers)
 
     def _fit(self, x: Tensor, seed: int) -> Mapping[str, Tensor]:
-        """Means and standard deviations ``[K, d]`` of the rows' mixture, and the number of rows
-        that each component stands for ``[K]``.
+        """Returns the mixture of rows ``[n, d]``, padded with zeros to K components.
+
+        It has means and standard deviations ("roots") ``[K, d]``, and the number of rows that each
+        component represents ("mass") ``[K]``.
         """
         from sklearn.mixture import GaussianMixture
 
         count = min(self.params.components, len(x))
-        shape = (self.params.components, x.shape[1])
-        made = {"means": np.zeros(shape), "roots": np.zeros(shape), "mass": np.zeros(shape[0])}
+        means = np.zeros((self.params.components, x.shape[1]))
+        roots = np.zeros_like(means)
+        mass = np.zeros(self.params.components)
         if count:
             rows = x.double().cpu().numpy()
-            # of a single row it makes no mixture, of two equal ones it does
-            mixture = GaussianMixture(count, covariance_type="diag", random_state=seed).fit(
-                rows if len(rows) > 1 else rows.repeat(2, 0)
-            )
-            own = {
-                "means": mixture.means_,
-                "roots": mixture.covariances_**0.5,
-                "mass": len(x) * mixture.weights_,
-            }
-            for part, value in own.items():
-                made[part][:count] = value
-        return {part: torch.from_numpy(value).float().to(x.device) for part, value in made.items()}
+            if len(rows) == 1:
+                rows = rows.repeat(2, 0)  # scikit-learn refuses a single row
+            mixture = GaussianMixture(count, covariance_type="diag", random_state=seed).fit(rows)
+            means[:count] = mixture.means_
+            roots[:count] = mixture.covariances_**0.5
+            mass[:count] = len(x) * mixture.weights_
+        arrays = {"means": means, "roots": roots, "mass": mass}
+        return {part: torch.from_numpy(a).float().to(x.device) for part, a in arrays.items()}
 
 
 class Mixtures:
-    """Draws a component of the label, as often as its ``mass`` ``[C, M]`` says, then from its
-    normal: ``means`` ``[C, M, d]``.
+    """A generator that draws a component of the label, then a row from its normal distribution.
 
-    ``roots``, of its diagonal covariance: standard deviations ``[C, M, d]``.
+    Args:
+        means: the means of the components of every class ``[C, M, d]``.
+        roots: their standard deviations ``[C, M, d]``.
+        mass: the number of rows that each represents ``[C, M]``.
     """
 
     def __init__(self, means: Tensor, roots: Tensor, mass: Tensor) -> None:
@@ -140,29 +141,33 @@ class Mixtures:
         self.mass = mass
 
     def sample(self, labels: Tensor, stream: torch.Generator) -> Tensor:
-        """Synthetic embeddings ``[n, d]``; of a label that nobody has, of all components alike."""
-        weights = self.mass + (self.mass.sum(1, keepdim=True) <= 0)
-        drawn = to_device(
-            torch.multinomial(weights[labels].cpu(), 1, generator=stream)[:, 0], labels.device
-        )
+        """Returns synthetic embeddings ``[n, d]`` for labels ``[n]``.
+
+        For a label that no client has, all components are equally likely.
+        """
+        has_no_rows = self.mass.sum(1, keepdim=True) <= 0
+        weights = (self.mass + has_no_rows)[labels].cpu()
+        drawn = torch.multinomial(weights, 1, generator=stream)[:, 0]
+        component = to_device(drawn, labels.device)
         z = normal((len(labels), self.means.shape[2]), stream, self.means)
-        return self.means[labels, drawn] + z * self.roots[labels, drawn]
+        return self.means[labels, component] + z * self.roots[labels, component]
 
 
 CLIENT_CLASS_WEIGHTS = {"sums": 1.0, "counts": 0.15, "squares": 1.0}
+"""Weights of the statistics in a row's joint norm."""
 LEAST_ENTRY_VARIANCE = 1e-6
-"""Of an entry of a row of norm 1."""
+"""The smallest variance of an entry of a row of norm 1."""
 
 
 @register("dp-fedpft")
 class DPFedPFT(ClientMixtures):
-    """DP-FedPFT: noisy class Gaussians of every client; by one Gaussian mechanism each, on sums,
-    counts and squares of its classes' rows.
+    """DP-FedPFT: noisy class Gaussians of every client.
 
-    One row changes one client's statistics of one class, whose joint norm is clipped to 1: proved;
-    means, variances and samples are post-processing. Different here: the paper takes counts for
-    public, here they are paid for; its theorem is for a full covariance, which at a client's number
-    of rows is all noise, so here it is diagonal.
+    Each client runs one Gaussian mechanism on sums, counts and squares of its classes' rows. One
+    row changes one client's statistics of one class, whose joint norm is clipped to 1, so the
+    guarantee is proved; means, variances and samples are post-processing. Different here: the paper
+    assumes that counts are public, here the budget pays for them; its theorem is for a full
+    covariance, which is all noise for the few rows of a client, so here it is diagonal.
     """
 
     source = (
@@ -173,73 +178,71 @@ class DPFedPFT(ClientMixtures):
     units: ClassVar[tuple[Unit, ...]] = ("example", "group")
 
     def phases(self) -> tuple[Phase, ...]:
-        """One round."""
+        """Returns one phase of one round."""
         release = Release("gaussians", 1.0, 1)
         weights = unit_weights(CLIENT_CLASS_WEIGHTS)
         return (Phase(release, self.client_round, self.server_step, self.broadcast, weights),)
 
     def clip(self) -> float:
-        """Statistics have joint norm at most 1."""
+        """Returns 1, the largest joint norm of a row's statistics."""
         return 1.0
 
     def noise_at_clients(self) -> bool:
-        """Every client's statistics carry its own noise."""
+        """Returns True: every client adds its own noise."""
         return True
 
     def client_round(self, clients: Clients, round_: Round, broadcast: Tensors) -> Message:
-        """Every member's statistics, noised by itself."""
+        """Returns every client's statistics with its own noise."""
+        count = len(clients.x)
+        classes = self.task.classes
         r = moments.in_unit_ball(clients.pooled.x)
-        y = clients.layout.client * self.task.classes + clients.pooled.y
-        hot = one_hot(y, len(clients.x) * self.task.classes)
-        norms = Norms(1.0, weights=unit_weights(CLIENT_CLASS_WEIGHTS))
+        class_of_client = clients.layout.client * classes + clients.pooled.y
+        onehot = one_hot(class_of_client, count * classes)
         products = {
-            "sums": OuterProduct(hot, r),
-            "counts": OuterProduct(hot, torch.ones_like(r[:, :1])),
-            "squares": OuterProduct(hot, r * r),
+            "sums": OuterProduct(onehot, r),
+            "counts": OuterProduct(onehot, torch.ones_like(r[:, :1])),
+            "squares": OuterProduct(onehot, r * r),
         }
-        sums, joint = clipped_statistics(products, norms, clients.all_groups)
-        kept = {
-            name: value.view(len(clients.x), self.task.classes, -1) for name, value in sums.items()
-        }
-        noised = rounded(clients.add_noise(round_.release, round_.stream, {}, kept).kept)
-        sent = {
-            f"{name}.{client}": value[i]
-            for name, value in noised.items()
-            for i, client in enumerate(clients.members)
-        }
-        weight = sum(value.nbytes for value in sent.values())
-        return clients.send(
-            sent, {"gradient_norm": Diagnostic(joint, "quantiles")}, uplink_bytes=weight
-        )
+        norms = Norms(1.0, weights=unit_weights(CLIENT_CLASS_WEIGHTS))
+        sums, unit_norms = clipped_statistics(products, norms, clients.all_groups)
+        by_client = {name: value.view(count, classes, -1) for name, value in sums.items()}
+        noised = clients.add_noise(round_.release, round_.stream, {}, by_client)
+        sent = Tensors()
+        for name, value in rounded(noised.kept).items():
+            for position, client in enumerate(clients.members):
+                sent[f"{name}.{client}"] = value[position]
+        size = sum(value.nbytes for value in sent.values())
+        diagnostics = {"gradient_norm": Diagnostic(unit_norms, "quantiles")}
+        return clients.send(sent, diagnostics, uplink_bytes=size)
 
     def server_step(self, server: Server, round_: Round, total: Tensors) -> dict[str, float]:
-        """A Gaussian of every class of every client; classes whose count does not stand out of its
-        noise weigh nothing.
+        """Stores a Gaussian of every class of every client.
+
+        Classes whose count does not stand out of its noise are not drawn.
         """
         weights = unit_weights(CLIENT_CLASS_WEIGHTS)
-        std = {
-            name: server.noise_std(round_.release.name, 1) / weight
-            for name, weight in weights.items()
-        }
+        noise_std = server.noise_std(round_.release.name, 1)
+        sum_std = noise_std / weights["sums"]
+        count_std = noise_std / weights["counts"]
         for client in range(self.task.clients):
-            sums, seen, squares = (
-                total[f"{name}.{client}"] / weights[name] for name in CLIENT_CLASS_WEIGHTS
-            )
-            counts = moments.counts_above_noise(seen, std["counts"])
+            sums = total[f"sums.{client}"] / weights["sums"]
+            released_counts = total[f"counts.{client}"] / weights["counts"]
+            squares = total[f"squares.{client}"] / weights["squares"]
+            counts = moments.counts_above_noise(released_counts, count_std)
             means = sums / counts
-            noise = (std["sums"] / counts).square()
+            mean_noise = (sum_std / counts).square()
+            variances = squares / counts - means.square() + mean_noise
+            roots = variances.clamp_min(LEAST_ENTRY_VARIANCE).sqrt()
+            is_seen = released_counts > 2 * count_std
             server.tensors |= {
                 f"means.{client}": means[:, None],
-                f"roots.{client}": (squares / counts - means.square() + noise)
-                .clamp_min(LEAST_ENTRY_VARIANCE)
-                .sqrt()[:, None],
-                f"mass.{client}": torch.where(seen > 2 * std["counts"], seen, 0.0),
-                f"counts.{client}": seen[:, 0],
+                f"roots.{client}": roots[:, None],
+                f"mass.{client}": torch.where(is_seen, released_counts, 0.0),
+                f"counts.{client}": released_counts[:, 0],
             }
         return {}
 
     def label_counts(self, server: Server) -> Tensor:
-        """Of all clients."""
-        return torch.stack(
-            [server.tensors[f"counts.{client}"] for client in range(self.task.clients)]
-        ).sum(0)
+        """Returns the released counts of all clients together, ``[C]``."""
+        counts = [server.tensors[f"counts.{client}"] for client in range(self.task.clients)]
+        return torch.stack(counts).sum(0)

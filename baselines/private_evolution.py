@@ -1,17 +1,17 @@
-"""Private evolution on embeddings: private rows vote for candidates; each for the nearest of its
-class; those with votes have offspring.
+"""Private evolution on embeddings: private rows vote for candidates, which then have offspring.
 
-Lin et al. 2023 (arXiv 2305.15560, algorithm 2: a noisy histogram of nearest neighbours, threshold,
-draws by votes, variations), class by class as PCEvolve (arXiv 2506.05407), with votes summed over
-clients. A row's votes have an L2 norm of 1 together, whatever the dimension, so the noise knows no
-dimension either; of a group all votes are clipped together.
+A row votes for the nearest candidates of its class, and candidates with votes have offspring (Lin
+et al. 2023, arXiv 2305.15560, algorithm 2: a noisy histogram of nearest neighbours, threshold,
+draws by votes, variations). It runs class by class as PCEvolve (arXiv 2506.05407), with votes
+summed over clients. The votes of a row have an L2 norm of 1 together in any dimension, so the noise
+does not depend on the dimension either. All votes of a group are clipped together.
 
 Different here: a row votes for its ``votes`` nearest candidates, 1 / sqrt(votes) each (``votes: 1``
-is the paper's), which carries more at equal noise. Rows are compared in released coordinates, and
-public candidates about their own mean: foreign public rows all lie in another place. In the first
-round, whose candidates all classes share, the votes count that a class casts above its share, for
-some candidates are near to all rows. Offspring are between two parents, and moved towards a fresh
-candidate, in place of a model's variations.
+is the paper's), which gives more information at equal noise. Rows are compared in released
+coordinates, and public candidates about their own mean, because foreign public rows all lie
+elsewhere. In the first round all classes share the candidates, and some candidates are near to all
+rows, so only the votes above a class's share count. Offspring lie between two parents, and are
+moved towards a fresh candidate, instead of a model's variations.
 
 Constants were tuned on test rows of OrganAMNIST and HAM10000 (1,000 training rows, epsilon 1 and
 4).
@@ -49,26 +49,26 @@ from fedsim.methods import (
 )
 
 AXES = 64
-"""Most directions with a variance of their own of candidates that are drawn."""
+"""The largest number of directions with their own variance if candidates are drawn."""
 
 
 class PrivateEvolutionParams(OneShotParams):
     """Parameters of private evolution.
 
     Attributes:
-        start: where candidates come from: ``public`` rows, or ``drawn`` from a Gaussian with the
-            variances of the released coordinates.
-        coordinates_share: share of the budget (in 1 / sigma^2) that the released coordinates take
+        start: the source of the candidates: ``public`` rows, or rows ``drawn`` from a Gaussian with
+            the variances of the released coordinates.
+        coordinates_share: the share of the budget (in 1 / sigma^2) for the released coordinates
             (:mod:`fedsim.methods.coordinates`).
-        rounds: rounds of votes, which share the rest.
-        candidates: of every class in a round.
-        votes: how many candidates a row votes for; where some are equal, as large a share of the
-            different ones.
-        threshold: votes below so many standard deviations of their noise count as none.
-        variation: the most by which offspring are moved towards a fresh candidate, as a share of
-            the way.
-        noise: norm of the white noise on a sampled row, in units of rows' typical distance from the
-            mean: features that public rows lack get a scale.
+        rounds: the number of rounds of votes, which share the rest of the budget.
+        candidates: the number of candidates of every class in a round.
+        votes: the number of candidates for which a row votes; if some candidates are equal, the
+            same share of the different ones.
+        threshold: the number of standard deviations of its noise below which a vote counts as none.
+        variation: the largest share of the way by which offspring are moved towards a fresh
+            candidate.
+        noise: the norm of the white noise on a sampled row, in units of the typical distance of
+            rows from the mean. It gives a scale to features that public rows lack.
     """
 
     start: Literal["public", "drawn"] = "public"
@@ -83,97 +83,106 @@ class PrivateEvolutionParams(OneShotParams):
 
 @register("private-evolution")
 class PrivateEvolution(OneShot):
-    """The mean or the coordinates, then a Gaussian mechanism on the votes of every round; offspring
-    and samples are post-processing.
+    """Private evolution: coordinates, then a Gaussian mechanism on the votes of every round.
+
+    Offspring and samples are post-processing.
     """
 
     source = "Private evolution: Lin et al. 2023, arXiv 2305.15560; PCEvolve, arXiv 2506.05407"
     Params = PrivateEvolutionParams
 
     def uses_public(self) -> bool:
-        """For candidates, or the subspace."""
+        """Returns whether it reads public rows, for candidates or for the subspace."""
         return self.params.start == "public" or super().uses_public()
 
     def statistics(self) -> tuple[Statistic, ...]:
-        """Coordinates; then the votes."""
+        """Returns the statistics of the coordinates, then the votes."""
         share = self.params.coordinates_share
-        rounds = self.params.rounds
         mean, spread = coordinate_statistics(share)
         spread = replace(spread, receive=self.receive_coordinates)
-        return (
-            mean,
-            spread,
-            Statistic(
-                "votes", 1 - share, {"votes": 1.0}, self.vote_products, self.receive_votes, rounds
-            ),
+        votes = Statistic(
+            "votes",
+            1 - share,
+            {"votes": 1.0},
+            self.vote_products,
+            self.receive_votes,
+            self.params.rounds,
         )
+        return (mean, spread, votes)
 
     def receive_coordinates(self, server: Server, sums: Tensors, std: Mapping[str, float]) -> None:
-        """Coordinates, and the candidates of the first round."""
+        """Stores the coordinates, and the candidates of the first round."""
         receive_spread(server, sums, std)
         self.begin(server)
 
     def begin(self, server: Server) -> None:
-        """Fresh candidates in coordinates ``[rounds, K, d]``, of mean squared norm 1; in the first
-        round all classes have the same.
+        """Stores fresh candidates in coordinates ``[rounds, K, d]``, of mean squared norm 1.
 
-        Public ones are about the mean of all public rows, which are repeated where they are too
-        few.
+        In the first round all classes have the same.
         """
-        coordinates = Coordinates(server.tensors)
-        found = server.tensors
+        tensors = server.tensors
         count = self.params.rounds * self.params.candidates
         if self.params.start == "public":
-            rows = self.public_rows(server)
-            order = torch.randperm(len(rows), generator=server.seeds.torch(Purpose.INIT))[:count]
-            fresh = coordinates.of_centred((rows - rows.mean(0))[order])[
-                torch.arange(count) % len(order)
-            ]
+            fresh = self._public_candidates(server, count)
         else:
-            axes = coordinates.main_axes(AXES)
+            axes = Coordinates(tensors).main_axes(AXES)
             stream = server.seeds.torch(Purpose.PENALTY)
-            fresh = (
-                normal((count, self.dim), stream, axes)
-                + normal((count, axes.shape[1]), stream, axes) @ axes.T
-            )
-        fresh = fresh / fresh.square().sum(1).mean().sqrt().clamp_min(1e-12)
-        found["fresh"] = fresh.view(self.params.rounds, -1, self.dim)
-        found["candidates"] = found["fresh"][0].expand(self.task.classes, -1, -1).clone()
-        found["round"] = torch.zeros((), dtype=torch.long, device=server.device)
+            white = normal((count, self.dim), stream, axes)
+            along_axes = normal((count, axes.shape[1]), stream, axes) @ axes.T
+            fresh = white + along_axes
+        mean_square = fresh.square().sum(1).mean()
+        fresh = fresh / mean_square.sqrt().clamp_min(1e-12)
+        tensors["fresh"] = fresh.view(self.params.rounds, -1, self.dim)
+        tensors["candidates"] = tensors["fresh"][0].expand(self.task.classes, -1, -1).clone()
+        tensors["round"] = torch.zeros((), dtype=torch.long, device=server.device)
+
+    def _public_candidates(self, server: Server, count: int) -> Tensor:
+        """Returns random public rows about their mean, in coordinates ``[count, d]``.
+
+        They are repeated if there are too few.
+        """
+        rows = self.public_rows(server)
+        centred = rows - rows.mean(0)
+        order = torch.randperm(len(rows), generator=server.seeds.torch(Purpose.INIT))[:count]
+        candidates = Coordinates(server.tensors).of_centred(centred[order])
+        return candidates[torch.arange(count) % len(order)]
 
     def broadcast(self, server: Server) -> Tensors:
-        """All but what only the server needs."""
-        return {
-            name: value for name, value in server.tensors.items() if name not in ("fresh", "round")
-        }
+        """Returns all tensors but those that only the server needs."""
+        at_server = ("fresh", "round")
+        return {name: value for name, value in server.tensors.items() if name not in at_server}
 
     def vote_products(self, rows: Rows, broadcast: Tensors) -> Mapping[str, OuterProduct]:
-        """Votes of every row, of norm 1, beside its class; of several equal candidates the first
-        has them.
+        """Returns the votes of every row by class, of norm 1.
+
+        The first of several equal candidates gets the votes of all.
         """
         candidates = broadcast["candidates"]
         coordinates = Coordinates(broadcast)
         votes = rows.x.new_zeros(len(rows.x), candidates.shape[1])
-        for label, own in enumerate(candidates):
+        for label, class_candidates in enumerate(candidates):
             of_class = (rows.y == label).nonzero()[:, 0]
-            distinct = first_of_equals(own)
-            # the cosine of T (x - m) and c is <x - m, T c / |c|> over the row's own length, T
-            # symmetric
-            looked_for = coordinates.of_centred(torch.nn.functional.normalize(own[distinct], dim=1))
-            cosines = exact_products(rows.x[of_class] - coordinates.mean, looked_for)
-            count = -(-min(self.params.votes, len(own)) * len(distinct) // len(own))
+            total = len(class_candidates)
+            distinct = first_of_equals(class_candidates)
+            # The cosine of T (x - m) and c is <x - m, T c / |c|> over the length of T (x - m), for
+            # symmetric T. That length does not change the order of the candidates.
+            directions = torch.nn.functional.normalize(class_candidates[distinct], dim=1)
+            directions = coordinates.of_centred(directions)
+            cosines = exact_products(rows.x[of_class] - coordinates.mean, directions)
+            count = -(-min(self.params.votes, total) * len(distinct) // total)
             nearest = cosines.argsort(dim=1, descending=True, stable=True)[:, :count]
             votes[of_class[:, None], distinct[nearest]] = count**-0.5
         return {"votes": OuterProduct(one_hot(rows.y, self.task.classes), votes)}
 
     def receive_votes(self, server: Server, sums: Tensors, std: Mapping[str, float]) -> None:
-        """Weights of the candidates ``[C, K]``, and but in the last round their offspring."""
+        """Stores the weights of the candidates ``[C, K]`` and, before the last round, offspring."""
+        votes = sums["votes"]
         if not int(server.tensors["round"]):
-            expected = sums["votes"].sum(1, keepdim=True).clamp_min(0)
-            share = expected / expected.sum().clamp_min(1e-12)
-            votes = sums["votes"] - share * sums["votes"].sum(0, keepdim=True)
-        else:
-            votes = sums["votes"]
+            # Only the votes above what a class would cast if all classes voted alike count.
+            by_class = votes.sum(1, keepdim=True).clamp_min(0)
+            share = by_class / by_class.sum().clamp_min(1e-12)
+            votes = votes - share * votes.sum(0, keepdim=True)
+        # If no candidate of a class stands out of the noise, the one with most votes is taken.
         best = torch.nn.functional.one_hot(votes.argmax(1), votes.shape[1]).to(votes)
         counted = torch.where(votes > self.params.threshold * std["votes"], votes.clamp_min(0), 0)
         weights = torch.where(counted.sum(1, keepdim=True) > 0, counted, best)
@@ -185,57 +194,65 @@ class PrivateEvolution(OneShot):
             del server.tensors["fresh"], server.tensors["round"]
 
     def _vary(self, server: Server) -> None:
-        number = int(server.tensors["round"])
+        """Replaces the candidates by offspring that are moved towards fresh candidates."""
+        tensors = server.tensors
+        number = int(tensors["round"])
         stream = server.seeds.torch(Purpose.PENALTY, number)
-        labels = torch.arange(self.task.classes, device=server.device).repeat_interleave(
-            self.params.candidates
-        )
-        child = offspring(server.tensors["candidates"], server.tensors["weights"], labels, stream)
-        fresh = server.tensors["fresh"][number].repeat(self.task.classes, 1)
-        share = self.params.variation * to_device(
-            torch.rand(len(child), 1, generator=stream), server.device
-        )
-        server.tensors["candidates"] = ((1 - share) * child + share * fresh).view_as(
-            server.tensors["candidates"]
-        )
+        classes = torch.arange(self.task.classes, device=server.device)
+        labels = classes.repeat_interleave(self.params.candidates)
+        children = offspring(tensors["candidates"], tensors["weights"], labels, stream)
+        fresh = tensors["fresh"][number].repeat(self.task.classes, 1)
+        uniform = torch.rand(len(children), 1, generator=stream)
+        share = self.params.variation * to_device(uniform, server.device)
+        varied = (1 - share) * children + share * fresh
+        tensors["candidates"] = varied.view_as(tensors["candidates"])
 
     def generator(self, server: Server) -> Generator:
-        """Offspring of the last candidates, where private rows are."""
-        found = server.tensors
-        evolved = Evolved(found["candidates"], found["weights"], self.params.noise / self.dim**0.5)
-        return stretched(evolved, Coordinates(found))
+        """Returns a generator of offspring of the last candidates, as embeddings."""
+        tensors = server.tensors
+        std = self.params.noise / self.dim**0.5
+        evolved = Evolved(tensors["candidates"], tensors["weights"], std)
+        return stretched(evolved, Coordinates(tensors))
 
 
 def first_of_equals(candidates: Tensor) -> Tensor:
-    """Numbers of the rows ``[K, d]`` that no earlier one equals, ascending."""
-    _, which = torch.unique(candidates, dim=0, return_inverse=True)
-    place = torch.arange(len(which), device=which.device)
-    return (
-        torch.full_like(place, len(place))
-        .scatter_reduce(0, which, place, "amin")[: int(which.max()) + 1]
-        .sort()
-        .values
-    )
+    """Returns the ascending numbers of the rows of ``[K, d]`` that equal no earlier row."""
+    _, group = torch.unique(candidates, dim=0, return_inverse=True)
+    number = torch.arange(len(group), device=group.device)
+    groups = int(group.max()) + 1
+    largest = torch.full_like(number, len(number))
+    first = largest.scatter_reduce(0, group, number, "amin")[:groups]
+    return first.sort().values
 
 
 def offspring(
-    candidates: Tensor, weights: Tensor, labels: Tensor, stream: torch.Generator
+    candidates: Tensor,
+    weights: Tensor,
+    labels: Tensor,
+    stream: torch.Generator,
 ) -> Tensor:
-    """Rows ``[n, d]`` between two parents of each label, drawn by their weights, up to half way
-    from the first.
+    """Returns rows between two parents of each label, up to half way from the first, ``[n, d]``.
+
+    Args:
+        candidates: ``[C, K, d]``.
+        weights: the probabilities with which candidates are parents ``[C, K]``.
+        labels: ``[n]``.
+        stream: the random draws.
     """
-    chosen = [
-        torch.multinomial(weights.cpu()[labels.cpu()], 1, generator=stream)[:, 0].to(labels.device)
-        for _ in range(2)
-    ]
+    row_weights = weights.cpu()[labels.cpu()]
+    first = torch.multinomial(row_weights, 1, generator=stream)[:, 0].to(labels.device)
+    second = torch.multinomial(row_weights, 1, generator=stream)[:, 0].to(labels.device)
     share = to_device(torch.rand(len(labels), 1, generator=stream), labels.device) / 2
-    first, second = (candidates[labels, parents] for parents in chosen)
-    return (1 - share) * first + share * second
+    return (1 - share) * candidates[labels, first] + share * candidates[labels, second]
 
 
 class Evolved:
-    """Offspring of candidates ``[C, K, d]`` with ``weights`` ``[C, K]`` and white noise of
-    ``std``.
+    """A generator of offspring with white noise.
+
+    Args:
+        candidates: ``[C, K, d]``.
+        weights: the probabilities with which candidates are parents ``[C, K]``.
+        std: the standard deviation of the noise on each entry.
     """
 
     def __init__(self, candidates: Tensor, weights: Tensor, std: float) -> None:
@@ -244,6 +261,6 @@ class Evolved:
         self.std = std
 
     def sample(self, labels: Tensor, stream: torch.Generator) -> Tensor:
-        """Synthetic rows in coordinates ``[n, d]``."""
-        made = offspring(self.candidates, self.weights, labels, stream)
-        return made + self.std * normal(tuple(made.shape), stream, made)
+        """Returns synthetic rows in coordinates ``[n, d]`` for labels ``[n]``."""
+        children = offspring(self.candidates, self.weights, labels, stream)
+        return children + self.std * normal(tuple(children.shape), stream, children)

@@ -1,5 +1,6 @@
-"""The evaluation's linear probe, not private: of each client alone, the floor; of all rows pooled;
-beside FedAvg's (FedLambda).
+"""The evaluation's linear probe as a method, not private.
+
+It is trained by each client alone, on all rows pooled, or beside FedAvg's classifier (FedLambda).
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ from fedsim.methods import (
     Release,
     Round,
     Server,
+    Task,
     Tensors,
     best_weight,
     fit_linear,
@@ -37,18 +39,19 @@ from fedsim.methods import (
 )
 
 HELD_OUT = 5
-"""Of so many rows one is held out, to choose on it how much weight a client's own classifier gets
-beside the shared one.
+"""One in this many rows of a client is held out.
+
+The held-out rows decide the weight of the client's own classifier against the shared one.
 """
 
 
 @register("local-only")
 class LocalOnlyLinear(Algorithm):
-    """Local-only, the floor: every client's own linear probe; nothing is shared, and the score is
-    the mean of theirs; not private.
+    """Local-only, the floor: every client's own linear probe; not private.
 
-    The reference of this name has probes of its own, which weigh classes evenly, at the best of
-    several penalties: it is usually higher.
+    Nothing is shared, and the score is the mean over clients. The reference of the same name uses
+    other probes, which weigh classes evenly and have the best of several penalties: it is usually
+    higher.
     """
 
     source = "the usual floor"
@@ -56,59 +59,57 @@ class LocalOnlyLinear(Algorithm):
     private = False
 
     def phases(self) -> tuple[Phase, ...]:
-        """One round."""
+        """Returns one phase of one round."""
         return (Phase(Release("classifiers", 1.0, 1), self.client_round, keep, self.broadcast),)
 
     def build(self, clients: int) -> nn.Module:
-        """Nothing is shared."""
+        """Returns an empty model: nothing is shared."""
         return nn.Module()
 
     def client_round(self, clients: Clients, round_: Round, broadcast: Tensors) -> Message:
-        """Every member's classifier; it stays with the client, so a network would carry nothing."""
-        return clients.send(own_classifiers(clients, self.task.probe_c), uplink_bytes=0)
+        """Returns every client's classifier, which stays with it: nothing is sent."""
+        return clients.send(fit_own_probes(clients, self.task.probe_c), uplink_bytes=0)
 
     def classifier(self, server: Server) -> LocalClassifiers:
-        """Every client's own."""
-        return LocalClassifiers(
-            [
-                own_classifier(server.tensors, client, self.task.classes)
-                for client in range(self.task.clients)
-            ]
-        )
+        """Returns the classifiers of all clients."""
+        return LocalClassifiers(own_classifiers(server.tensors, self.task))
 
 
-def own_classifiers(clients: Clients, probe_c: float) -> Tensors:
-    """A probe on each member's rows, as tensors whose names begin with the client's number."""
-    rows = zip(clients.members, clients.x, clients.y, strict=True)
-    fitted = {client: fit_probe(x.cpu().numpy(), y.cpu().numpy(), probe_c) for client, x, y in rows}
-    return {
-        f"{client}.{name}": value
-        for client, probe in fitted.items()
-        for name, value in probe_tensors(probe).items()
-    }
+def fit_own_probes(clients: Clients, probe_c: float) -> Tensors:
+    """Returns a probe of each client's rows, as tensors named by the client's number."""
+    tensors = Tensors()
+    for client, x, y in zip(clients.members, clients.x, clients.y, strict=True):
+        probe = fit_probe(x.cpu().numpy(), y.cpu().numpy(), probe_c)
+        for name, value in probe_tensors(probe).items():
+            tensors[f"{client}.{name}"] = value
+    return tensors
 
 
 def keep(server: Server, round_: Round, total: Tensors) -> Mapping[str, float]:
-    """What clients keep is kept for the evaluation."""
+    """Stores what clients keep at the server, for the evaluation."""
     server.tensors |= total
     return {}
 
 
-def own_classifier(tensors: Tensors, client: int, classes: int) -> ProbeClassifier:
-    """A client's classifier among :func:`own_classifiers`."""
-    prefix = f"{client}."
-    own = {
-        name.removeprefix(prefix): value
-        for name, value in tensors.items()
-        if name.startswith(prefix)
-    }
-    return ProbeClassifier(probe_of(own), classes)
+def own_classifiers(tensors: Tensors, task: Task) -> list[ProbeClassifier]:
+    """Returns the classifiers of all clients from the tensors of :func:`fit_own_probes`."""
+    classifiers = []
+    for client in range(task.clients):
+        prefix = f"{client}."
+        of_client = {
+            name.removeprefix(prefix): value
+            for name, value in tensors.items()
+            if name.startswith(prefix)
+        }
+        classifiers.append(ProbeClassifier(probe_of(of_client), task.classes))
+    return classifiers
 
 
 @register("centralised")
 class Centralised(Algorithm):
-    """Centralised: one linear probe on the rows of all clients; at its own strength, with the
-    classes' natural shares; not private.
+    """Centralised: one linear probe on the rows of all clients; not private.
+
+    It has the default penalty and the classes' natural shares.
     """
 
     source = "the usual upper reference"
@@ -116,84 +117,75 @@ class Centralised(Algorithm):
     private = False
 
     def phases(self) -> tuple[Phase, ...]:
-        """One round."""
+        """Returns one phase of one round."""
         return (
             Phase(Release("rows", 1.0, 1), self.client_round, self.server_step, self.broadcast),
         )
 
     def build(self, clients: int) -> nn.Module:
-        """Nothing is trained in rounds."""
+        """Returns an empty model: nothing is trained in rounds."""
         return nn.Module()
 
     def client_round(self, clients: Clients, round_: Round, broadcast: Tensors) -> Message:
-        """Every member's rows and labels."""
+        """Returns every client's rows and labels."""
         rows = {f"x.{client}": x for client, x in zip(clients.members, clients.x, strict=True)}
         labels = {f"y.{client}": y for client, y in zip(clients.members, clients.y, strict=True)}
         sent = sum(value.numel() * value.element_size() for value in (rows | labels).values())
         return clients.send(rows | labels, uplink_bytes=sent)
 
     def server_step(self, server: Server, round_: Round, total: Tensors) -> Mapping[str, float]:
-        """Train on all of them."""
-        x, y = (
-            torch.cat([total[f"{part}.{client}"] for client in range(self.task.clients)])
-            .cpu()
-            .numpy()
-            for part in ("x", "y")
-        )
+        """Trains the probe on the rows of all clients."""
+        clients = range(self.task.clients)
+        x = torch.cat([total[f"x.{client}"] for client in clients]).cpu().numpy()
+        y = torch.cat([total[f"y.{client}"] for client in clients]).cpu().numpy()
         server.tensors |= probe_tensors(fit_probe(x, y, self.task.probe_c))
         return {}
 
     def classifier(self, server: Server) -> ProbeClassifier:
-        """The pooled one."""
+        """Returns the classifier of all rows."""
         return ProbeClassifier(probe_of(server.tensors), self.task.classes)
 
 
 @register("fedlambda")
 class FedLambda(FedAvgLinear):
-    """FedLambda: each client's classifier mixed with FedAvg's; its share lambda is the best on a
-    fifth of the client's rows; not private.
+    """FedLambda: each client's classifier mixed with FedAvg's; not private.
 
-    kNN-Per (Marfoq et al. 2022) with a linear local model, as the baseline of Di Salvo et al. 2025
-    (arXiv 2507.02671); there one lambda serves all clients, here each has its own.
+    The share lambda of the client's classifier is the best on a fifth of its rows. It is kNN-Per
+    (Marfoq et al. 2022) with a linear local model, as the baseline of Di Salvo et al. 2025 (arXiv
+    2507.02671); there one lambda serves all clients, here each has its own.
     """
 
     source = "Marfoq et al. 2022, arXiv 2111.09360"
 
     def phases(self) -> tuple[Phase, ...]:
-        """FedAvg's rounds, then one in which clients train their own."""
+        """Returns FedAvg's rounds, then one in which clients train their own classifiers."""
         last = Release("local classifiers", 1.0, 1, main=False)
         return (*super().phases(), Phase(last, self.train_own, keep, self.broadcast))
 
     def train_own(self, clients: Clients, round_: Round, broadcast: Tensors) -> Message:
-        """Every member's classifier and lambda; they stay with the client, so a network would carry
-        nothing.
-        """
+        """Returns every client's classifier and lambda, which stay with it: nothing is sent."""
         model: Any = clients.model
         load_parameters(model, broadcast)
-        own = own_classifiers(clients, self.task.probe_c)
-        c = self.task.probe_c
-        shared = LinearClassifier(*(value.cpu() for value in vars(model.classifier()).values()))
+        probe_c = self.task.probe_c
+        kept = fit_own_probes(clients, probe_c)
+        on_device = model.classifier()
+        shared = LinearClassifier(on_device.weight.cpu(), on_device.bias.cpu())
         for client, x, y in zip(clients.members, clients.x, clients.y, strict=True):
-            own[f"lambda.{client}"] = torch.tensor(
-                held_out_weight(x.cpu().numpy(), y.cpu().numpy(), shared, self.task.classes, c)
+            weight = held_out_weight(
+                x.cpu().numpy(), y.cpu().numpy(), shared, self.task.classes, probe_c
             )
-        return clients.send(own, uplink_bytes=0)
+            kept[f"lambda.{client}"] = torch.tensor(weight)
+        return clients.send(kept, uplink_bytes=0)
 
     def classifier(self, server: Server) -> LocalClassifiers:
-        """Every client's interpolation."""
+        """Returns the mixed classifiers of all clients."""
         model: Any = server.model
         shared = model.classifier()
-        tensors = server.tensors
-        own = [
-            own_classifier(tensors, client, self.task.classes)
-            for client in range(self.task.clients)
-        ]
-        return LocalClassifiers(
-            [
-                Interpolated(each, shared, float(tensors[f"lambda.{k}"]))
-                for k, each in enumerate(own)
-            ]
-        )
+        mixed = []
+        for client, local in enumerate(own_classifiers(server.tensors, self.task)):
+            weight = float(server.tensors[f"lambda.{client}"])
+            mixed.append(Interpolated(local, shared, weight))
+        return LocalClassifiers(mixed)
 
 
 def held_out_weight(
@@ -203,18 +195,24 @@ def held_out_weight(
     classes: int,
     probe_c: float,
 ) -> float:
-    """The best weight of a client's own classifier on a fifth of its rows, which the classifier
-    that is tried there did not see.
+    """Returns the best weight of a client's own classifier on a fifth of its rows.
 
-    Of rows ``[n, d]`` with labels ``[n]`` and what it is interpolated with. A client with one row
-    has nothing to try it on: 0.
+    A classifier is trained on the other rows for this. The weight is 0 for a client with one row,
+    which leaves nothing to evaluate on.
+
+    Args:
+        x: the client's rows ``[n, d]``.
+        y: their labels ``[n]``.
+        shared: the classifier to mix with.
+        classes: the number of classes C.
+        probe_c: the inverse strength of the probe's penalty.
     """
     if len(y) < 2:
         return 0.0
-    kept = np.arange(len(y)) % HELD_OUT == min(HELD_OUT, len(y)) - 1  # of few rows one
-    tried = fit_linear(x[~kept], y[~kept], classes, probe_c)
-    rows = torch.from_numpy(x[kept])
-    ones = torch.ones(int(kept.sum()))
-    return best_weight(
-        tried.probabilities(rows), shared.probabilities(rows), torch.from_numpy(y[kept]), ones
-    )
+    # Of fewer than HELD_OUT rows one is held out.
+    is_held_out = np.arange(len(y)) % HELD_OUT == min(HELD_OUT, len(y)) - 1
+    local = fit_linear(x[~is_held_out], y[~is_held_out], classes, probe_c)
+    rows = torch.from_numpy(x[is_held_out])
+    labels = torch.from_numpy(y[is_held_out])
+    importance = torch.ones(len(labels))
+    return best_weight(local.probabilities(rows), shared.probabilities(rows), labels, importance)

@@ -1,5 +1,6 @@
-"""Weight-noise CVAE: FedAvg-CVAE with noise on clipped updates; that is, on the weights that a
-client sends.
+"""Weight-noise CVAE: FedAvg-CVAE with noise on clipped updates.
+
+The noise is therefore on the weights that a client sends.
 """
 
 from __future__ import annotations
@@ -11,7 +12,9 @@ from fedsim.methods import register
 
 
 class WeightNoiseCVAEParams(FedAvgCVAEParams):
-    """As FedAvg-CVAE; fewer rounds, since every round is a release that pays in full.
+    """Parameters of the weight-noise CVAE: those of FedAvg-CVAE and the clip norm.
+
+    There are fewer rounds, since every round is a release that costs its full price.
 
     Attributes:
         clip: C, the L2 norm to which each client's update is clipped.
@@ -25,9 +28,9 @@ class WeightNoiseCVAEParams(FedAvgCVAEParams):
 class WeightNoiseCVAE(FedAvgCVAE):
     """The Gaussian mechanism on clipped updates, over all rounds, with equal client weights.
 
-    One example may turn its client's clipped update into any other: sensitivity 2C without
-    amplification by sampling; a client's presence changes the sum by C (McMahan et al. 2018, arXiv
-    1710.06963). Proved, whatever the local steps do.
+    One example may turn its client's clipped update into any other, so the sensitivity is 2C,
+    without amplification by sampling; a client's presence changes the sum by C (McMahan et al.
+    2018, arXiv 1710.06963). The guarantee is proved, whatever the local steps do.
     """
 
     source = "McMahan et al. 2018, arXiv 1710.06963"
