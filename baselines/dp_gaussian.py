@@ -93,7 +93,7 @@ class DPGaussian(OneShot):
         return moments.moment_products(self.clipped(rows, broadcast), rows.y, self.task.classes)
 
     def clipped(self, rows: Rows, broadcast: Tensors) -> Tensor:
-        """Returns rows in released coordinates ``[N, d]``, clipped to the radius and divided by it."""
+        """Returns rows in released coordinates ``[N, d]``, clipped to and divided by the radius."""
         return Coordinates(broadcast).in_ball(rows.x, self.params.radius)
 
     def receive_moments(self, server: Server, sums: Tensors, std: Mapping[str, float]) -> None:
