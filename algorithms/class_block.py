@@ -127,7 +127,12 @@ def block_of(
     return ClassBlock(directions.float(), (inverse_root @ directions).float())
 
 
-def residuals(r: Tensor, y: Tensor, basis: Tensor, means: Tensor) -> Tensor:
+def residuals(
+    r: Tensor,
+    y: Tensor,
+    basis: Tensor,
+    means: Tensor,
+) -> Tensor:
     """Returns the residuals of rows in the block, clipped to norm 1, ``[N, k]``.
 
     Args:
@@ -145,14 +150,24 @@ def reach(size: int) -> float:
     return TUNED.reach * math.sqrt(size)
 
 
-def class_products(u: Tensor, y: Tensor, classes: int) -> Products:
+def class_products(
+    u: Tensor,
+    y: Tensor,
+    classes: int,
+) -> Products:
     """Returns sums ``[C, k]`` and second moments ``[C k, k]`` of every class's residuals."""
     onehot = one_hot(y, classes)
     by_class = (onehot.unsqueeze(2) * u.unsqueeze(1)).flatten(1)  # [N, C k]
     return {"class_sums": OuterProduct(onehot, u), "class_second": OuterProduct(by_class, u)}
 
 
-def site_products(u: Tensor, y: Tensor, site: Tensor, classes: int, sites: int) -> Products:
+def site_products(
+    u: Tensor,
+    y: Tensor,
+    site: Tensor,
+    classes: int,
+    sites: int,
+) -> Products:
     """Returns statistics of residuals by site, and by class within each site.
 
     Args:
@@ -315,7 +330,11 @@ def pairs(labels: Tensor) -> tuple[Tensor, Tensor]:
     return first_pair[labels] + place // 2, (place % 2).bool()
 
 
-def by_shares(labels: Tensor, shares: Tensor, together: int) -> Tensor:
+def by_shares(
+    labels: Tensor,
+    shares: Tensor,
+    together: int,
+) -> Tensor:
     """Returns a site for every row, as frequent in each label as its share, ``[n]``.
 
     Args:

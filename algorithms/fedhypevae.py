@@ -141,7 +141,12 @@ class FedHypeVAE(DPSGD):
             parts["kernel"] = self.params.kernel * self._alignment(model, batch, code)
         return parts
 
-    def _alignment(self, model: Any, batch: Batch, code: Tensor) -> Tensor:
+    def _alignment(
+        self,
+        model: Any,
+        batch: Batch,
+        code: Tensor,
+    ) -> Tensor:
         """Returns the kernel score of each example, or the MMD of the batch, ``[N]``.
 
         Args:
@@ -269,7 +274,12 @@ class FedHypeVAE(DPSGD):
                 "cross_client_mmd": Diagnostic(kernel_means, "spread"),
             }
 
-    def _one_row_per_class(self, model: Any, codes: Tensor, stream: torch.Generator) -> Tensor:
+    def _one_row_per_class(
+        self,
+        model: Any,
+        codes: Tensor,
+        stream: torch.Generator,
+    ) -> Tensor:
         """Returns one generated row per class for every code ``[K, code]``, ``[K, C, d]``."""
         count = len(codes)
         classes = self.task.classes

@@ -24,7 +24,12 @@ from fedsim.methods.parameters import adam_step, code_names, load_parameters, lo
 from fedsim.seeds import Purpose
 
 
-def paper_round(algorithm: DPSGD, clients: Clients, round_: Round, broadcast: Tensors) -> Message:
+def paper_round(
+    algorithm: DPSGD,
+    clients: Clients,
+    round_: Round,
+    broadcast: Tensors,
+) -> Message:
     """Runs both levels of all clients that take part; returns the sum of their clipped gradients.
 
     With ``noised: all`` the change of a client's code is clipped with its gradient, and the client
@@ -70,7 +75,11 @@ def paper_round(algorithm: DPSGD, clients: Clients, round_: Round, broadcast: Te
     )
 
 
-def _clients_that_take_part(algorithm: DPSGD, clients: Clients, round_: Round) -> list[int]:
+def _clients_that_take_part(
+    algorithm: DPSGD,
+    clients: Clients,
+    round_: Round,
+) -> list[int]:
     """Returns the positions of the clients that are sampled in a round and have rows."""
     chosen = []
     for position, (client, x) in enumerate(zip(clients.members, clients.x, strict=True)):

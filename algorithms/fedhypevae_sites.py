@@ -95,7 +95,12 @@ class FedHypeVAESites(FedHypeVAEWarm):
             self.receive_mean,
         )
 
-    def receive_mean(self, server: Server, sums: Tensors, std: Mapping[str, float]) -> None:
+    def receive_mean(
+        self,
+        server: Server,
+        sums: Tensors,
+        std: Mapping[str, float],
+    ) -> None:
         """Stores one centre for all sites, or the centre of each if their means are far apart.
 
         No mixture of labels explains means that are so far apart.
@@ -127,7 +132,12 @@ class FedHypeVAESites(FedHypeVAEWarm):
         classes = self.task.classes
         return class_block.site_products(u, rows.y, rows.client, classes, self.task.clients)
 
-    def receive_sites(self, server: Server, sums: Tensors, std: Mapping[str, float]) -> None:
+    def receive_sites(
+        self,
+        server: Server,
+        sums: Tensors,
+        std: Mapping[str, float],
+    ) -> None:
         """Stores shifts of the prior's means ``[K, C, k]`` and covariances of sites ``[K, k, k]``.
 
         A shift is the site's, plus what its class has beyond that; both are shrunk by their noise.

@@ -164,7 +164,12 @@ class FedHypeVAEWarm(OneShot):
 
     # --- the mean ---
 
-    def receive_mean(self, server: Server, sums: Tensors, std: Mapping[str, float]) -> None:
+    def receive_mean(
+        self,
+        server: Server,
+        sums: Tensors,
+        std: Mapping[str, float],
+    ) -> None:
         """Stores the centre, the rows' mean squared distance from it, and the emphasis.
 
         Rows have unit norm, so the distance follows from the norm of the centre.
@@ -220,7 +225,12 @@ class FedHypeVAEWarm(OneShot):
         r = moments.in_unit_ball(self.in_coordinates(rows, broadcast) / TUNED.clip)
         return moments.class_mean_products(r, rows.y, self.task.classes)
 
-    def receive_means(self, server: Server, sums: Tensors, std: Mapping[str, float]) -> None:
+    def receive_means(
+        self,
+        server: Server,
+        sums: Tensors,
+        std: Mapping[str, float],
+    ) -> None:
         """Stores class means with their noise, and the centres of the moments.
 
         If class means stand out of their noise, rows are centred at them from here on, and vary
@@ -271,7 +281,12 @@ class FedHypeVAEWarm(OneShot):
             for name, product in products.items()
         }
 
-    def receive_moments(self, server: Server, sums: Tensors, std: Mapping[str, float]) -> None:
+    def receive_moments(
+        self,
+        server: Server,
+        sums: Tensors,
+        std: Mapping[str, float],
+    ) -> None:
         """Stores the decoder and the block that follow from class means and the covariance."""
         tensors = server.tensors
         emphasis = dict(zip(MOMENT_WEIGHTS, tensors["emphasis"].tolist(), strict=True))
@@ -307,7 +322,13 @@ class FedHypeVAEWarm(OneShot):
         values = estimated_eigenvalues(values, released.noise)
         server.tensors |= self.decoder(server, means, values, vectors)
 
-    def decoder(self, server: Server, means: Tensor, values: Tensor, vectors: Tensor) -> Tensors:
+    def decoder(
+        self,
+        server: Server,
+        means: Tensor,
+        values: Tensor,
+        vectors: Tensor,
+    ) -> Tensors:
         """Returns the tensors of the affine decoder and of its block.
 
         Args:
@@ -349,7 +370,12 @@ class FedHypeVAEWarm(OneShot):
 
     # --- classes ---
 
-    def block_residuals(self, rows: Rows, broadcast: Tensors, means: Tensor) -> Tensor:
+    def block_residuals(
+        self,
+        rows: Rows,
+        broadcast: Tensors,
+        means: Tensor,
+    ) -> Tensor:
         """Returns residuals ``[N, k]`` of rows in the block about class ``means`` ``[C, k]``."""
         r = self.about(rows, broadcast) / broadcast["radius"]
         return class_block.residuals(r, rows.y, broadcast["basis"], means)
@@ -359,7 +385,12 @@ class FedHypeVAEWarm(OneShot):
         u = self.block_residuals(rows, broadcast, broadcast["coordinates"])
         return class_block.class_products(u, rows.y, self.task.classes)
 
-    def receive_classes(self, server: Server, sums: Tensors, std: Mapping[str, float]) -> None:
+    def receive_classes(
+        self,
+        server: Server,
+        sums: Tensors,
+        std: Mapping[str, float],
+    ) -> None:
         """Stores the prior's mean and covariance for every class."""
         counts = server.tensors["counts"]
         start = server.tensors["coordinates"]

@@ -151,7 +151,13 @@ class HyperCVAE(nn.Module):
     the likelihood.
     """
 
-    def __init__(self, params: FedHypeVAEParams, dim: int, classes: int, clients: int) -> None:
+    def __init__(
+        self,
+        params: FedHypeVAEParams,
+        dim: int,
+        classes: int,
+        clients: int,
+    ) -> None:
         super().__init__()
         self.params = params
         self.spread = SpreadCache()
@@ -219,7 +225,13 @@ class HyperCVAE(nn.Module):
             batch.x - offset, group, linear, scales, prior, variance, root, noise
         )
 
-    def generate(self, code: Tensor, y: Tensor, latent: Tensor, observation: Tensor) -> Tensor:
+    def generate(
+        self,
+        code: Tensor,
+        y: Tensor,
+        latent: Tensor,
+        observation: Tensor,
+    ) -> Tensor:
         """Returns rows x ~ p(x | z) p(z | y, v), ``[N, T, d]``.
 
         Args:
@@ -236,7 +248,13 @@ class HyperCVAE(nn.Module):
         return decoded + std.unsqueeze(1) * observation
 
 
-def fit_meta_codes(model: Any, codes: Tensor, count: int, steps: int, seeds: Seeds) -> Tensor:
+def fit_meta_codes(
+    model: Any,
+    codes: Tensor,
+    count: int,
+    steps: int,
+    seeds: Seeds,
+) -> Tensor:
     """Returns ``count`` codes whose mixture of generators is closest to that of the clients.
 
     Closeness is measured by the kernel score. The meta-codes start at the means of ``count`` groups
@@ -294,7 +312,12 @@ class HyperGenerator:
         client_codes: the clients' codes as released, or those from which they started ``[K, k]``.
     """
 
-    def __init__(self, model: Any, codes: Tensor, client_codes: Tensor) -> None:
+    def __init__(
+        self,
+        model: Any,
+        codes: Tensor,
+        client_codes: Tensor,
+    ) -> None:
         self.model = model
         self.codes = codes
         self.client_codes = client_codes

@@ -74,7 +74,12 @@ class Discriminator(nn.Module):
     A row of unit norm and its label weigh the same in it.
     """
 
-    def __init__(self, dim: int, classes: int, hidden: Sequence[int]) -> None:
+    def __init__(
+        self,
+        dim: int,
+        classes: int,
+        hidden: Sequence[int],
+    ) -> None:
         super().__init__()
         self.classes = classes
         widths = [dim + classes, *hidden, 1]
@@ -95,7 +100,13 @@ class Discriminator(nn.Module):
 class GAN(nn.Module):
     """The discriminator and, at the server (``clients`` is 0), the generator."""
 
-    def __init__(self, params: DPCGANParams, dim: int, classes: int, clients: int) -> None:
+    def __init__(
+        self,
+        params: DPCGANParams,
+        dim: int,
+        classes: int,
+        clients: int,
+    ) -> None:
         super().__init__()
         self.discriminator = Discriminator(dim, classes, params.discriminator_hidden)
         if not clients:
@@ -139,7 +150,12 @@ class DPCGAN(DPSGD):
         penalty = self.params.gradient_penalty * slope.square().sum(1).mean()
         return {"fake": F.softplus(logits).mean(), "gradient_penalty": penalty}
 
-    def server_step(self, server: Server, round_: Round, total: Tensors) -> Values:
+    def server_step(
+        self,
+        server: Server,
+        round_: Round,
+        total: Tensors,
+    ) -> Values:
         """Takes the discriminator's noisy step, then the generator's steps on -log D(G(z, y), y).
 
         The latter are post-processing.

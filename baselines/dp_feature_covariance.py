@@ -79,7 +79,12 @@ class BallHead(nn.Module):
     Clipped rows are in units of the radius.
     """
 
-    def __init__(self, dim: int, classes: int, radius: float) -> None:
+    def __init__(
+        self,
+        dim: int,
+        classes: int,
+        radius: float,
+    ) -> None:
         super().__init__()
         self.head = ZeroLinear(dim, classes, bias=False)
         self.radius = radius
@@ -129,7 +134,12 @@ class DPFeatureCovariance(DPSGD):
         clipped = Coordinates(released).in_ball(rows.x, self.params.radius)
         return {"second": OuterProduct(clipped, clipped)}
 
-    def receive_second(self, server: Server, sums: Tensors, std: Mapping[str, float]) -> None:
+    def receive_second(
+        self,
+        server: Server,
+        sums: Tensors,
+        std: Mapping[str, float],
+    ) -> None:
         """Stores the preconditioner, the inverse of the noisy second moment with a ridge.
 
         Negative eigenvalues are set to 0 first.
@@ -142,7 +152,12 @@ class DPFeatureCovariance(DPSGD):
             second, lambda values: (values.clamp_min(0) + ridge).reciprocal()
         )
 
-    def server_step(self, server: Server, round_: Round, total: Tensors) -> Values:
+    def server_step(
+        self,
+        server: Server,
+        round_: Round,
+        total: Tensors,
+    ) -> Values:
         """Takes a step along the preconditioned sum, then updates the running average."""
         weight = server.model.get_parameter("head.weight")
         step = total["head.weight"] @ server.tensors["preconditioner"]

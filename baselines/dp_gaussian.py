@@ -96,7 +96,12 @@ class DPGaussian(OneShot):
         """Returns rows in released coordinates ``[N, d]``, clipped to and divided by the radius."""
         return Coordinates(broadcast).in_ball(rows.x, self.params.radius)
 
-    def receive_moments(self, server: Server, sums: Tensors, std: Mapping[str, float]) -> None:
+    def receive_moments(
+        self,
+        server: Server,
+        sums: Tensors,
+        std: Mapping[str, float],
+    ) -> None:
         """Stores class means, class counts and the covariance within classes.
 
         They are in units of the radius.
@@ -143,7 +148,13 @@ class GaussianGenerator:
         std: the standard deviation in every direction outside the basis.
     """
 
-    def __init__(self, means: Tensor, basis: Tensor, covariance: Tensor, std: float) -> None:
+    def __init__(
+        self,
+        means: Tensor,
+        basis: Tensor,
+        covariance: Tensor,
+        std: float,
+    ) -> None:
         self.means = means
         self.basis = basis
         self.covariance = covariance
@@ -184,7 +195,12 @@ class DPLeastSquares(DPGaussian):
     source = "DP-LS: Mehta et al. 2022, arXiv 2211.13403"
     Params: ClassVar[Any] = DPLeastSquaresParams
 
-    def receive_moments(self, server: Server, sums: Tensors, std: Mapping[str, float]) -> None:
+    def receive_moments(
+        self,
+        server: Server,
+        sums: Tensors,
+        std: Mapping[str, float],
+    ) -> None:
         """Stores weights ``W^-1 m_c`` and biases ``-m_c^T W^-1 m_c / 2`` for centred rows.
 
         What noise adds to the square is subtracted.
@@ -243,7 +259,12 @@ class DPPrototypes(OneShot):
         clipped = Coordinates(broadcast).in_ball(rows.x, self.params.radius)
         return moments.class_mean_products(clipped, rows.y, self.task.classes)
 
-    def receive_prototypes(self, server: Server, sums: Tensors, std: Mapping[str, float]) -> None:
+    def receive_prototypes(
+        self,
+        server: Server,
+        sums: Tensors,
+        std: Mapping[str, float],
+    ) -> None:
         """Stores class means at unit length.
 
         What noise adds to a length is subtracted first; otherwise a rare class would seem far from
@@ -347,7 +368,12 @@ class DPGMM(DPGaussian):
         belongs = mixture.responsibilities(u, rows.y, offsets, shares, whitening)
         return mixture.component_products(u, rows.y, belongs, self.task.classes)
 
-    def receive_moments(self, server: Server, sums: Tensors, std: Mapping[str, float]) -> None:
+    def receive_moments(
+        self,
+        server: Server,
+        sums: Tensors,
+        std: Mapping[str, float],
+    ) -> None:
         """Stores DP-Gaussian's tensors, and the starting points of the components."""
         super().receive_moments(server, sums, std)
         tensors = server.tensors
@@ -362,7 +388,12 @@ class DPGMM(DPGaussian):
             **mixture.start(draws, covariance, self.params.spread),
         }
 
-    def receive_components(self, server: Server, sums: Tensors, std: Mapping[str, float]) -> None:
+    def receive_components(
+        self,
+        server: Server,
+        sums: Tensors,
+        std: Mapping[str, float],
+    ) -> None:
         """Stores the result of the M step."""
         server.tensors |= mixture.maximise(
             sums["component_sums"], sums["component_counts"], server.tensors["shares"], std

@@ -96,7 +96,13 @@ class Discriminant:
         centre: ``[d]``.
     """
 
-    def __init__(self, means: Tensor, covariances: Tensor, basis: Tensor, centre: Tensor) -> None:
+    def __init__(
+        self,
+        means: Tensor,
+        covariances: Tensor,
+        basis: Tensor,
+        centre: Tensor,
+    ) -> None:
         self.means = means
         self.basis = basis
         self.centre = centre

@@ -138,7 +138,11 @@ class DPLinear(DPSGD):
         return WhiteGenerator(class_means, std)
 
 
-def receive_mean(server: Server, sums: Tensors, std: Mapping[str, float]) -> None:
+def receive_mean(
+    server: Server,
+    sums: Tensors,
+    std: Mapping[str, float],
+) -> None:
     """Stores the released mean in the model, whose parameters are in every later broadcast."""
     load_parameters(server.model, {"mean": moments.released_mean(sums, std).mean})
 

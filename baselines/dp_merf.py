@@ -111,7 +111,12 @@ class DPMERF(OneShot):
         features = kernel_features(scaled, broadcast["frequencies"])
         return moments.class_mean_products(features, rows.y, self.task.classes)
 
-    def receive_embedding(self, server: Server, sums: Tensors, std: Mapping[str, float]) -> None:
+    def receive_embedding(
+        self,
+        server: Server,
+        sums: Tensors,
+        std: Mapping[str, float],
+    ) -> None:
         """Trains the generator to match the classes' mean features."""
         counts = moments.counts_above_noise(sums["class_counts"], std["class_counts"])
         self.train_generator(server, sums["class_sums"] / counts)

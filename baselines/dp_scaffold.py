@@ -83,7 +83,12 @@ class Scaffold(LocalDPSGD):
             if control in broadcast:
                 gradients[name] = gradients[name] + broadcast[control] - clients.state[control]
 
-    def local_step(self, parameters: Tensors, gradients: Tensors, state: Tensors) -> None:
+    def local_step(
+        self,
+        parameters: Tensors,
+        gradients: Tensors,
+        state: Tensors,
+    ) -> None:
         """Takes a step of SGD: control variates are in units of gradients."""
         for name, gradient in gradients.items():
             parameters[name].sub_(gradient, alpha=self.params.learning_rate)

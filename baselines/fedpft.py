@@ -89,7 +89,12 @@ class FedPFT(ClientMixtures):
         """Returns one phase of one round."""
         return (Phase(Release("mixtures", 1.0, 1), self.client_round, keep, self.broadcast),)
 
-    def client_round(self, clients: Clients, round_: Round, broadcast: Tensors) -> Message:
+    def client_round(
+        self,
+        clients: Clients,
+        round_: Round,
+        broadcast: Tensors,
+    ) -> Message:
         """Returns every client's mixtures; components without rows do not count as sent."""
         sent = Tensors()
         for client, x, y in zip(clients.members, clients.x, clients.y, strict=True):
@@ -135,7 +140,12 @@ class Mixtures:
         mass: the number of rows that each represents ``[C, M]``.
     """
 
-    def __init__(self, means: Tensor, roots: Tensor, mass: Tensor) -> None:
+    def __init__(
+        self,
+        means: Tensor,
+        roots: Tensor,
+        mass: Tensor,
+    ) -> None:
         self.means = means
         self.roots = roots
         self.mass = mass
@@ -191,7 +201,12 @@ class DPFedPFT(ClientMixtures):
         """Returns True: every client adds its own noise."""
         return True
 
-    def client_round(self, clients: Clients, round_: Round, broadcast: Tensors) -> Message:
+    def client_round(
+        self,
+        clients: Clients,
+        round_: Round,
+        broadcast: Tensors,
+    ) -> Message:
         """Returns every client's statistics with its own noise."""
         count = len(clients.x)
         classes = self.task.classes
@@ -215,7 +230,12 @@ class DPFedPFT(ClientMixtures):
         diagnostics = {"gradient_norm": Diagnostic(unit_norms, "quantiles")}
         return clients.send(sent, diagnostics, uplink_bytes=size)
 
-    def server_step(self, server: Server, round_: Round, total: Tensors) -> dict[str, float]:
+    def server_step(
+        self,
+        server: Server,
+        round_: Round,
+        total: Tensors,
+    ) -> dict[str, float]:
         """Stores a Gaussian of every class of every client.
 
         Classes whose count does not stand out of its noise are not drawn.

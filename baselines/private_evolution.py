@@ -110,7 +110,12 @@ class PrivateEvolution(OneShot):
         )
         return (mean, spread, votes)
 
-    def receive_coordinates(self, server: Server, sums: Tensors, std: Mapping[str, float]) -> None:
+    def receive_coordinates(
+        self,
+        server: Server,
+        sums: Tensors,
+        std: Mapping[str, float],
+    ) -> None:
         """Stores the coordinates, and the candidates of the first round."""
         receive_spread(server, sums, std)
         self.begin(server)
@@ -174,7 +179,12 @@ class PrivateEvolution(OneShot):
             votes[of_class[:, None], distinct[nearest]] = count**-0.5
         return {"votes": OuterProduct(one_hot(rows.y, self.task.classes), votes)}
 
-    def receive_votes(self, server: Server, sums: Tensors, std: Mapping[str, float]) -> None:
+    def receive_votes(
+        self,
+        server: Server,
+        sums: Tensors,
+        std: Mapping[str, float],
+    ) -> None:
         """Stores the weights of the candidates ``[C, K]`` and, before the last round, offspring."""
         votes = sums["votes"]
         if not int(server.tensors["round"]):
@@ -255,7 +265,12 @@ class Evolved:
         std: the standard deviation of the noise on each entry.
     """
 
-    def __init__(self, candidates: Tensor, weights: Tensor, std: float) -> None:
+    def __init__(
+        self,
+        candidates: Tensor,
+        weights: Tensor,
+        std: float,
+    ) -> None:
         self.candidates = candidates
         self.weights = weights
         self.std = std

@@ -66,7 +66,12 @@ class LocalOnlyLinear(Algorithm):
         """Returns an empty model: nothing is shared."""
         return nn.Module()
 
-    def client_round(self, clients: Clients, round_: Round, broadcast: Tensors) -> Message:
+    def client_round(
+        self,
+        clients: Clients,
+        round_: Round,
+        broadcast: Tensors,
+    ) -> Message:
         """Returns every client's classifier, which stays with it: nothing is sent."""
         return clients.send(fit_own_probes(clients, self.task.probe_c), uplink_bytes=0)
 
@@ -85,7 +90,11 @@ def fit_own_probes(clients: Clients, probe_c: float) -> Tensors:
     return tensors
 
 
-def keep(server: Server, round_: Round, total: Tensors) -> Mapping[str, float]:
+def keep(
+    server: Server,
+    round_: Round,
+    total: Tensors,
+) -> Mapping[str, float]:
     """Stores what clients keep at the server, for the evaluation."""
     server.tensors |= total
     return {}
@@ -126,14 +135,24 @@ class Centralised(Algorithm):
         """Returns an empty model: nothing is trained in rounds."""
         return nn.Module()
 
-    def client_round(self, clients: Clients, round_: Round, broadcast: Tensors) -> Message:
+    def client_round(
+        self,
+        clients: Clients,
+        round_: Round,
+        broadcast: Tensors,
+    ) -> Message:
         """Returns every client's rows and labels."""
         rows = {f"x.{client}": x for client, x in zip(clients.members, clients.x, strict=True)}
         labels = {f"y.{client}": y for client, y in zip(clients.members, clients.y, strict=True)}
         sent = sum(value.numel() * value.element_size() for value in (rows | labels).values())
         return clients.send(rows | labels, uplink_bytes=sent)
 
-    def server_step(self, server: Server, round_: Round, total: Tensors) -> Mapping[str, float]:
+    def server_step(
+        self,
+        server: Server,
+        round_: Round,
+        total: Tensors,
+    ) -> Mapping[str, float]:
         """Trains the probe on the rows of all clients."""
         clients = range(self.task.clients)
         x = torch.cat([total[f"x.{client}"] for client in clients]).cpu().numpy()
@@ -162,7 +181,12 @@ class FedLambda(FedAvgLinear):
         last = Release("local classifiers", 1.0, 1, main=False)
         return (*super().phases(), Phase(last, self.train_own, keep, self.broadcast))
 
-    def train_own(self, clients: Clients, round_: Round, broadcast: Tensors) -> Message:
+    def train_own(
+        self,
+        clients: Clients,
+        round_: Round,
+        broadcast: Tensors,
+    ) -> Message:
         """Returns every client's classifier and lambda, which stay with it: nothing is sent."""
         model: Any = clients.model
         load_parameters(model, broadcast)

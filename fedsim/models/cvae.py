@@ -133,7 +133,12 @@ class CVAE(nn.Module):
         if initial_variance is not None:
             self.observation = ObservationNoise(initial_variance)
 
-    def forward(self, x: Tensor, y: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
+    def forward(
+        self,
+        x: Tensor,
+        y: Tensor,
+        noise: Tensor,
+    ) -> tuple[Tensor, Tensor]:
         """Returns the reconstruction ``[N, d]`` and KL(q(z | x, y) || N(0, I)) ``[N]``.
 
         Args:
@@ -153,7 +158,11 @@ class CVAE(nn.Module):
         return decode_without_code(self.decoder, z, y)
 
 
-def decode_without_code(decoder: nn.Module, z: Tensor, y: Tensor) -> Tensor:
+def decode_without_code(
+    decoder: nn.Module,
+    z: Tensor,
+    y: Tensor,
+) -> Tensor:
     """Returns the mean ``[N, d]`` of a decoder without a client code, at z ``[N, latent]``."""
     decoded: Tensor = decoder(z.unsqueeze(1), y, z[:, :0])
     return decoded[:, 0]
@@ -236,12 +245,20 @@ class ConditionalSampler:
             return self.shift + self.scale * generated
 
 
-def sample_posterior(mean: Tensor, log_var: Tensor, noise: Tensor) -> Tensor:
+def sample_posterior(
+    mean: Tensor,
+    log_var: Tensor,
+    noise: Tensor,
+) -> Tensor:
     """Returns the reparametrised draw z = mean + exp(log_var / 2) * noise."""
     return mean + (0.5 * log_var).exp() * noise
 
 
-def gaussian_nll(x: Tensor, decoded: Tensor, log_var: Tensor) -> Tensor:
+def gaussian_nll(
+    x: Tensor,
+    decoded: Tensor,
+    log_var: Tensor,
+) -> Tensor:
     """Returns -log N(x; decoded, exp(log_var) I) of every example, ``[N]``.
 
     The constant d/2 log 2 pi is left out.
@@ -257,7 +274,12 @@ def gaussian_nll(x: Tensor, decoded: Tensor, log_var: Tensor) -> Tensor:
     return 0.5 * (squared_distance * (-log_var).exp() + log_determinant)
 
 
-def kl_normal(mean: Tensor, log_var: Tensor, prior_mean: Tensor, root: Tensor) -> Tensor:
+def kl_normal(
+    mean: Tensor,
+    log_var: Tensor,
+    prior_mean: Tensor,
+    root: Tensor,
+) -> Tensor:
     """Returns KL(N(mean, diag exp(log_var)) || N(prior_mean, (T^T T)^-1)), ``[N]``.
 
     Args:
@@ -271,7 +293,11 @@ def kl_normal(mean: Tensor, log_var: Tensor, prior_mean: Tensor, root: Tensor) -
     return spread_term + gaussian_nll_root(mean, prior_mean, root)
 
 
-def gaussian_nll_root(z: Tensor, mean: Tensor, root: Tensor) -> Tensor:
+def gaussian_nll_root(
+    z: Tensor,
+    mean: Tensor,
+    root: Tensor,
+) -> Tensor:
     """Returns -log N(z; mean, (T^T T)^-1) of every example, ``[N]``, without its constant.
 
     Args:

@@ -29,7 +29,12 @@ class ModulatedLinear(nn.Module):
     has no heads and stays the plain layer.
     """
 
-    def __init__(self, inputs: int, outputs: int, code: int) -> None:
+    def __init__(
+        self,
+        inputs: int,
+        outputs: int,
+        code: int,
+    ) -> None:
         super().__init__()
         self.rows = nn.Linear(inputs, outputs)
         self.scale: ZeroLinear | None = None
@@ -106,7 +111,12 @@ class ModulatedDecoder(nn.Module):
             ModulatedLinear(inputs, outputs, code) for inputs, outputs in pairwise(widths)
         )
 
-    def forward(self, z: Tensor, y: Tensor, code: Tensor) -> Tensor:
+    def forward(
+        self,
+        z: Tensor,
+        y: Tensor,
+        code: Tensor,
+    ) -> Tensor:
         """Maps z ``[N, T, latent]``, labels ``[N]`` and codes ``[N, k]`` to means ``[N, T, d]``."""
         onehot = one_hot(y, self.classes).unsqueeze(1).expand(-1, z.shape[1], -1)
         h = torch.cat([z * self.latent_scale, onehot], -1)
@@ -181,7 +191,13 @@ class ConditionalPrior(nn.Module):
     """For every entry of T, row by row, the position of its value among ``[0, diagonal, below]``.
     """
 
-    def __init__(self, latent: int, classes: int, code: int, full: bool = False) -> None:
+    def __init__(
+        self,
+        latent: int,
+        classes: int,
+        code: int,
+        full: bool = False,
+    ) -> None:
         super().__init__()
         self.classes = classes
         inputs = (1 + classes) * (code + 1)

@@ -21,7 +21,11 @@ def kernel(squared_distance: Tensor) -> Tensor:
     return torch.stack(by_bandwidth).mean(0)
 
 
-def kernel_score(x: Tensor, first: Tensor, second: Tensor) -> Tensor:
+def kernel_score(
+    x: Tensor,
+    first: Tensor,
+    second: Tensor,
+) -> Tensor:
     """Returns k(x', x'') - k(x, x') - k(x, x'') of every example, ``[N]``.
 
     The expectation over x' and x'' is, up to a constant, MMD^2 between the generator and a point
@@ -64,7 +68,11 @@ def _pairwise_kernel(a: Tensor, b: Tensor) -> Tensor:
     return kernel(squared_distances.clamp_min(0))
 
 
-def kernel_frequencies(dim: int, count: int, stream: torch.Generator) -> Tensor:
+def kernel_frequencies(
+    dim: int,
+    count: int,
+    stream: torch.Generator,
+) -> Tensor:
     """Draws frequencies ``[d, count]`` for :func:`kernel_features`, with independent directions.
 
     ``h / (h + r^2)`` is the mean of the Gaussian kernels ``exp(-t r^2 / h)`` over t ~ Exp(1), so

@@ -42,7 +42,12 @@ class ClientLinear(nn.Module):
     that have rows.
     """
 
-    def __init__(self, clients: int, inputs: int, outputs: int) -> None:
+    def __init__(
+        self,
+        clients: int,
+        inputs: int,
+        outputs: int,
+    ) -> None:
         super().__init__()
         self.weight = nn.Parameter(torch.zeros(clients, outputs, inputs))
         self.bias = nn.Parameter(torch.zeros(clients, outputs))
@@ -84,7 +89,11 @@ class Shift(nn.Module):
 
 
 @torch.no_grad()
-def initialise(model: nn.Module, seeds: Seeds, members: Sequence[int] = ()) -> None:
+def initialise(
+    model: nn.Module,
+    seeds: Seeds,
+    members: Sequence[int] = (),
+) -> None:
     """Sets every weight and bias of ``model`` in place.
 
     Weights are drawn from N(0, 1 / fan_in), client codes from N(0, 1 / size); biases and zero

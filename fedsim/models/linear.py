@@ -83,7 +83,11 @@ class Interpolated:
         return _mixture(self.local.probabilities(x), self.shared.probabilities(x), self.weight)
 
 
-def _mixture(local: Tensor, shared: Tensor, weight: float) -> Tensor:
+def _mixture(
+    local: Tensor,
+    shared: Tensor,
+    weight: float,
+) -> Tensor:
     """Returns the probabilities ``[n, C]`` with ``weight`` on the local ones."""
     return weight * local + (1 - weight) * shared
 
@@ -166,7 +170,12 @@ def folded(probe: Probe, classes: int) -> LinearClassifier:
     return LinearClassifier(torch.from_numpy(weight).float(), torch.from_numpy(bias).float())
 
 
-def best_weight(local: Tensor, shared: Tensor, y: Tensor, importance: Tensor) -> float:
+def best_weight(
+    local: Tensor,
+    shared: Tensor,
+    y: Tensor,
+    importance: Tensor,
+) -> float:
     """Returns the weight of ``local`` whose mixture has the best weighted accuracy.
 
     The weight is one of :data:`TRIED_WEIGHTS`; of equally good ones it is the smallest.

@@ -169,7 +169,11 @@ def _merged(mechanisms: Iterable[Mechanism], delta: float) -> tuple[Mechanism, .
     return merged(mechanisms)
 
 
-def _prv_epsilon(mechanisms: tuple[Mechanism, ...], delta: float, rough: float) -> float:
+def _prv_epsilon(
+    mechanisms: tuple[Mechanism, ...],
+    delta: float,
+    rough: float,
+) -> float:
     """Returns Opacus' PRV upper bound, or nan if it fails.
 
     Its discretisation error is scaled to the ``rough`` epsilon.
@@ -201,7 +205,11 @@ def _prv_epsilon(mechanisms: tuple[Mechanism, ...], delta: float, rough: float) 
     return math.nan
 
 
-def _order_bound(mechanisms: tuple[Mechanism, ...], delta: float, order: float) -> float:
+def _order_bound(
+    mechanisms: tuple[Mechanism, ...],
+    delta: float,
+    order: float,
+) -> float:
     """Returns the epsilon from one Rényi order; +inf if its series overflows double precision."""
     spent = sum(mechanism.divergence(order) for mechanism in mechanisms)
     conversion = (math.log(delta) + math.log(order)) / (order - 1)

@@ -73,7 +73,11 @@ def gaussian(
     return Noise(parts, crc)
 
 
-def fill_gaussian(out: NDArray[np.float32], std: float, stream: Keystream) -> int:
+def fill_gaussian(
+    out: NDArray[np.float32],
+    std: float,
+    stream: Keystream,
+) -> int:
     """Fills ``out`` with independent N(0, ``std``^2) noise (Box and Muller 1958).
 
     A ``std`` of 0 gives zeros and leaves the stream as it was.
@@ -118,7 +122,11 @@ def fill_gaussian(out: NDArray[np.float32], std: float, stream: Keystream) -> in
     return crc
 
 
-def _box_muller(words: NDArray[np.uint32], std: float, out: NDArray[np.float32]) -> None:
+def _box_muller(
+    words: NDArray[np.uint32],
+    std: float,
+    out: NDArray[np.float32],
+) -> None:
     """Turns the random words of each row into normal numbers.
 
     The first half of a row of ``out`` gets ``radius cos angle`` of all its pairs of words, the

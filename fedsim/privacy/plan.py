@@ -268,7 +268,11 @@ def _check_release(release: Release) -> None:
         )
 
 
-def _check_spending(epsilon: float, delta: float, releases: tuple[Release, ...]) -> None:
+def _check_spending(
+    epsilon: float,
+    delta: float,
+    releases: tuple[Release, ...],
+) -> None:
     """Raises UserError if there is no step, or the budget holds without noise."""
     running = [release for release in releases if release.steps]
     if not running:
@@ -322,7 +326,11 @@ Sigma then does not depend on the last bits of an accountant's sums, which vary 
 
 
 @lru_cache(maxsize=4096)
-def solved(epsilon: float, delta: float, mechanisms: tuple[Mechanism, ...]) -> Solution:
+def solved(
+    epsilon: float,
+    delta: float,
+    mechanisms: tuple[Mechanism, ...],
+) -> Solution:
     """Returns the least noise at which ``mechanisms`` cost ``epsilon``.
 
     It is cached because it takes seconds.

@@ -119,7 +119,11 @@ def _curve(mechanism: Mechanism) -> Curve:
     return np.where(curve >= 0, curve, math.inf)  # NaN fails the comparison, too
 
 
-def selected(curve: Curve, mean: float, distribution: Distribution) -> Curve:
+def selected(
+    curve: Curve,
+    mean: float,
+    distribution: Distribution,
+) -> Curve:
     """Returns the divergence of the selection whose runs have the divergence ``curve``.
 
     It is that of dp-accounting's ``RepeatAndSelectDpEvent``.
@@ -175,7 +179,11 @@ def solved_noise(
     return float(f"{sigma:.4g}")
 
 
-def runs_at(quantile: float, mean: float, distribution: Distribution) -> int:
+def runs_at(
+    quantile: float,
+    mean: float,
+    distribution: Distribution,
+) -> int:
     """Returns the number of runs at a quantile in [0, 1) of its distribution.
 
     P(k) is in proportion to (1 - gamma)^k k^(shape - 1), for k up to a cut. The theorem uses the

@@ -122,7 +122,11 @@ def _recorded_calls(layers: dict[str, nn.Module]) -> Iterator[Calls]:
     calls: Calls = defaultdict(list)
 
     def recorder(path: str) -> Callable[[nn.Module, tuple[Any, ...], Tensor], None]:
-        def record(layer: nn.Module, args: tuple[Any, ...], output: Tensor) -> None:
+        def record(
+            layer: nn.Module,
+            args: tuple[Any, ...],
+            output: Tensor,
+        ) -> None:
             if not output.requires_grad:
                 return
             if not args:
@@ -148,7 +152,11 @@ def _recorded_calls(layers: dict[str, nn.Module]) -> Iterator[Calls]:
             handle.remove()
 
 
-def _refuse_other_uses(losses: Tensor, layers: dict[str, nn.Module], calls: Calls) -> None:
+def _refuse_other_uses(
+    losses: Tensor,
+    layers: dict[str, nn.Module],
+    calls: Calls,
+) -> None:
     """Raises ValueError if the loss reaches a parameter other than by a recorded call.
 
     It walks the graph of gradients from the loss to its leaves, and passes over the inside of every
@@ -229,7 +237,12 @@ def _uses(
     return uses
 
 
-def _check_call(path: str, call: Call, rows: int, layout: Layout) -> None:
+def _check_call(
+    path: str,
+    call: Call,
+    rows: int,
+    layout: Layout,
+) -> None:
     """Raises ValueError if a call's gradient is visibly not per example."""
     if len(call.shape) < 2 or call.shape[0] != rows:
         raise ValueError(
@@ -253,7 +266,11 @@ def _join(values: list[Tensor]) -> Tensor:
     return torch.cat(values, 1)
 
 
-def _as_uses_of_groups(uses: dict[str, Use], groups: Layout, layout: Layout) -> dict[str, Use]:
+def _as_uses_of_groups(
+    uses: dict[str, Use],
+    groups: Layout,
+    layout: Layout,
+) -> dict[str, Use]:
     """Returns the uses by group instead of by example.
 
     A group's gradient is that of one example that uses the layer once for every row of the group.

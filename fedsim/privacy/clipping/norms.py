@@ -206,7 +206,12 @@ class LinearRule:
         weight = (products.sum((1, 2)) + slack).clamp_min(0)
         return {"weight": weight, "bias": bias}
 
-    def add(self, use: Use, factor: Tensor, into: Mapping[str, Target]) -> None:
+    def add(
+        self,
+        use: Use,
+        factor: Tensor,
+        into: Mapping[str, Target],
+    ) -> None:
         """Adds ``weight * sum_n factor_n * gradient_n`` to every target.
 
         Args:
@@ -252,7 +257,12 @@ class LinearRule:
 class ClientLinearRule(LinearRule):
     """The rule of ``ClientLinear``: the norms of a linear layer, and one sum per client."""
 
-    def add(self, use: Use, factor: Tensor, into: Mapping[str, Target]) -> None:
+    def add(
+        self,
+        use: Use,
+        factor: Tensor,
+        into: Mapping[str, Target],
+    ) -> None:
         """Adds one weighted batched product over the padded clients; see :meth:`LinearRule.add`."""
         span = use.layout.span
         for name, target in into.items():
@@ -287,7 +297,12 @@ class ShiftRule(LinearRule):
         """Returns the squared norms of the per-example gradients, ``[N]``."""
         return {"weight": _squared_norm(self.gradients(use))}
 
-    def add(self, use: Use, factor: Tensor, into: Mapping[str, Target]) -> None:
+    def add(
+        self,
+        use: Use,
+        factor: Tensor,
+        into: Mapping[str, Target],
+    ) -> None:
         """Adds the weighted sum over examples; see :meth:`LinearRule.add`."""
         target = into["weight"]
         target.tensor.add_(factor @ self.gradients(use), alpha=target.weight)
@@ -310,7 +325,12 @@ class ClientCodeRule(ShiftRule):
         """Returns each example's gradient by its client's code, ``[N, size]``."""
         return use.grads.sum(1)
 
-    def add(self, use: Use, factor: Tensor, into: Mapping[str, Target]) -> None:
+    def add(
+        self,
+        use: Use,
+        factor: Tensor,
+        into: Mapping[str, Target],
+    ) -> None:
         """Adds the weighted gradients to their clients' rows; see :meth:`LinearRule.add`."""
         target = into["weight"]
         weighted = self.gradients(use) * factor[:, None]

@@ -27,7 +27,12 @@ It keeps the covariance within components positive.
 """
 
 
-def residuals(rows: Tensor, y: Tensor, class_means: Tensor, basis: Tensor) -> Tensor:
+def residuals(
+    rows: Tensor,
+    y: Tensor,
+    class_means: Tensor,
+    basis: Tensor,
+) -> Tensor:
     """Returns rows minus their class means in ``basis``, clipped to norm 1, ``[N, k]``.
 
     Args:
@@ -61,7 +66,12 @@ def responsibilities(
     return torch.softmax(shares[y].log() - 0.5 * squared_distances, 1)
 
 
-def component_products(u: Tensor, y: Tensor, belongs: Tensor, classes: int) -> Products:
+def component_products(
+    u: Tensor,
+    y: Tensor,
+    belongs: Tensor,
+    classes: int,
+) -> Products:
     """Returns component sums ``[C K, k]`` and counts ``[C K, 1]``.
 
     The left factor of a row has entries that sum to one, so its norm is at most 1.
@@ -80,7 +90,11 @@ def component_products(u: Tensor, y: Tensor, belongs: Tensor, classes: int) -> P
     }
 
 
-def start(draws: Tensor, covariance: Tensor, spread: float) -> dict[str, Tensor]:
+def start(
+    draws: Tensor,
+    covariance: Tensor,
+    spread: float,
+) -> dict[str, Tensor]:
     """Returns starting points: random directions of the released covariance, and equal shares.
 
     They cost no privacy.
@@ -127,7 +141,11 @@ def maximise(
     return {"offsets": offsets - class_shift, "shares": shares}
 
 
-def scatter(offsets: Tensor, shares: Tensor, counts: Tensor) -> Tensor:
+def scatter(
+    offsets: Tensor,
+    shares: Tensor,
+    counts: Tensor,
+) -> Tensor:
     """Returns the covariance of the components' means within their classes, ``[k, k]``.
 
     It is pooled over classes.

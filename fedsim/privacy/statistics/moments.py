@@ -79,12 +79,20 @@ def in_unit_ball(r: Tensor) -> Tensor:
     return clipped
 
 
-def moment_products(r: Tensor, y: Tensor, classes: int) -> Products:
+def moment_products(
+    r: Tensor,
+    y: Tensor,
+    classes: int,
+) -> Products:
     """Returns class sums, class counts and one second moment of rows ``[N, d]`` of norm <= 1."""
     return class_mean_products(r, y, classes) | {"second": OuterProduct(r, r)}
 
 
-def class_mean_products(r: Tensor, y: Tensor, classes: int) -> Products:
+def class_mean_products(
+    r: Tensor,
+    y: Tensor,
+    classes: int,
+) -> Products:
     """Returns class sums and class counts of rows ``[N, d]`` of norm at most 1."""
     onehot = one_hot(y, classes)
     ones = r.new_ones(len(r), 1)
@@ -102,7 +110,11 @@ def counts_above_noise(counts: Tensor, std: float) -> Tensor:
     return counts.clamp_min(max(1.0, 2 * std))
 
 
-def client_mean_products(x: Tensor, client: Tensor, clients: int) -> Products:
+def client_mean_products(
+    x: Tensor,
+    client: Tensor,
+    clients: int,
+) -> Products:
     """Returns the sum and the count of every client's rows ``[N, d]`` of norm at most 1."""
     onehot = one_hot(client, clients)
     ones = x.new_ones(len(x), 1)
@@ -112,7 +124,11 @@ def client_mean_products(x: Tensor, client: Tensor, clients: int) -> Products:
     }
 
 
-def client_means(sums: Tensor, counts: Tensor, std: Mapping[str, float]) -> Tensor:
+def client_means(
+    sums: Tensor,
+    counts: Tensor,
+    std: Mapping[str, float],
+) -> Tensor:
     """Returns every client's mean ``[K, d]``, shrunk towards the mean that the clients share.
 
     A mean is shrunk by its noise against the variance between the true means. That variance is
@@ -199,7 +215,12 @@ def gaussians(
     return Gaussians(counts, means, mean_noise, moment, noise)
 
 
-def within(moment: Tensor, means: Tensor, noise: Tensor, counts: Tensor) -> Tensor:
+def within(
+    moment: Tensor,
+    means: Tensor,
+    noise: Tensor,
+    counts: Tensor,
+) -> Tensor:
     """Returns the covariance within classes ``[d, d]``.
 
     It is the second moment without the part that the class means add to it; the noise of the means
@@ -218,7 +239,11 @@ def within(moment: Tensor, means: Tensor, noise: Tensor, counts: Tensor) -> Tens
     return moment - between + mean_noise * identity
 
 
-def principal(covariance: Tensor, noise: float, most: int) -> tuple[Tensor, Tensor, float]:
+def principal(
+    covariance: Tensor,
+    noise: float,
+    most: int,
+) -> tuple[Tensor, Tensor, float]:
     """Returns the leading directions of a noisy covariance.
 
     A symmetric matrix of independent noise has its largest eigenvalue near ``2 noise sqrt(d)``.
@@ -275,7 +300,11 @@ def largest_squares(device: torch.device) -> Tensor:
     return 4 * 0.5 ** torch.arange(BINS, device=device)
 
 
-def released_distances(bins: Tensor, std: float, square: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+def released_distances(
+    bins: Tensor,
+    std: float,
+    square: Tensor,
+) -> tuple[Tensor, Tensor, Tensor]:
     """Estimates the distances from the released sums of :func:`distance_products`.
 
     Args:

@@ -119,7 +119,11 @@ def _weighted_sum(
     return total
 
 
-def _squared_norms_of_groups(product: OuterProduct, of_rows: Tensor, groups: Layout) -> Tensor:
+def _squared_norms_of_groups(
+    product: OuterProduct,
+    of_rows: Tensor,
+    groups: Layout,
+) -> Tensor:
     """Returns the squared norm of every group's sum ``[G]``.
 
     It is ``sum_nm <left_n, left_m> <right_n, right_m>`` over the pairs of a group's rows.

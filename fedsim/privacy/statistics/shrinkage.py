@@ -51,7 +51,11 @@ def free_eigenvalues(values: Tensor, noise: float) -> Tensor:
     return torch.from_numpy(falling).to(values)
 
 
-def shrunk_along(means: Tensor, noise: Tensor, values: Tensor) -> Tensor:
+def shrunk_along(
+    means: Tensor,
+    noise: Tensor,
+    values: Tensor,
+) -> Tensor:
     """Returns class means shrunk to their common centre, direction by direction, ``[C, d]``.
 
     It is the posterior mean under a normal prior whose variance is estimated from neighbouring
@@ -180,7 +184,12 @@ def of_two(
     return share * first + (1 - share) * second, 1 / total
 
 
-def pooled_and_own(second: Tensor, means: Tensor, counts: Tensor, std: float) -> Tensor:
+def pooled_and_own(
+    second: Tensor,
+    means: Tensor,
+    counts: Tensor,
+    std: float,
+) -> Tensor:
     """Returns the covariances of all classes ``[C, k, k]``, each shrunk to the pooled one.
 
     The pooled covariance is itself shrunk to a multiple of the identity. Each keeps the share that
@@ -221,7 +230,12 @@ def pooled_and_own(second: Tensor, means: Tensor, counts: Tensor, std: float) ->
     return shrunk
 
 
-def relative_covariances(second: Tensor, expected: Tensor, counts: Tensor, std: float) -> Tensor:
+def relative_covariances(
+    second: Tensor,
+    expected: Tensor,
+    counts: Tensor,
+    std: float,
+) -> Tensor:
     """Returns groups' covariances ``[G, k, k]`` relative to the expected ones, shrunk to I.
 
     They have a mean variance of 1. Each keeps the share that its squared distance to the identity
@@ -271,7 +285,11 @@ def _share_of_signal(difference: Tensor, noise: Tensor) -> Tensor:
     return share
 
 
-def affordable(rows: float, noise: float, resolution: float) -> int:
+def affordable(
+    rows: float,
+    noise: float,
+    resolution: float,
+) -> int:
     """Returns the most directions k in which a covariance is seen within ``resolution``.
 
     Args:

@@ -20,7 +20,11 @@ GAP = 1e-3
 """The share of the larger of two eigenvalues by which they must differ to be told apart."""
 
 
-def leading(symmetric: Tensor, most: int, floor: float) -> tuple[Tensor, Tensor]:
+def leading(
+    symmetric: Tensor,
+    most: int,
+    floor: float,
+) -> tuple[Tensor, Tensor]:
     """Returns the largest eigenvalues and an orthonormal basis of their span, float64.
 
     Of eigenvalues that cannot be told apart all or none are taken.
