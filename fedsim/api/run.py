@@ -1,5 +1,6 @@
-"""A run folder: its results as frames, pictures and tables, its generators, and what can be done
-with it again.
+"""Reads run folders: results as frames, pictures and tables, and generators.
+
+A run can also be verified, stated in words and released, and several can be put on one board.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
     from fedsim.results.columns import Row
     from fedsim.results.generators import SavedGenerator
     from fedsim.results.join import RunResults
+    from fedsim.results.stats import SeedGroups
 
 Order = Literal["given", "best", "name"]
 Spread = Literal["ci95", "sd", "range"]
@@ -34,12 +36,12 @@ TableName = Literal["results", "differences", "private", "sites"]
 
 @dataclass(frozen=True, repr=False)
 class Found(Printed):
-    """What a check, an audit or a proof found.
+    """The result of a check, an audit or a proof.
 
     Attributes:
-        passed: whether nothing speaks against the claim, which proves nothing of a check or an
-            audit.
-        parts: lines, tables and what prints itself, from top to bottom.
+        passed: whether nothing contradicts the claim. A check or an audit that passed proves
+            nothing.
+        parts: the lines, tables and other parts to print, from top to bottom.
     """
 
     passed: bool
@@ -47,13 +49,13 @@ class Found(Printed):
 
     @property
     def code(self) -> int:
-        """The command's exit code."""
+        """The exit code of a command: 0 if it passed, else 1."""
         if self.passed:
             return 0
         return 1
 
     def show(self, console: Console) -> None:
-        """Print it."""
+        """Print all parts."""
         for part in self.parts:
             if isinstance(part, Printed):
                 part.show(wide_console(console))
@@ -65,14 +67,14 @@ class Found(Printed):
 
 @dataclass(frozen=True, repr=False)
 class Run(Printed):
-    """A run folder. Every look reads its files anew.
+    """A run folder; its files are read again at every access.
 
     Attributes:
-        folder: where it is.
-        trust_plugin: whether code of algorithms that it names as a file, or a module that is not
-            installed, may run.
-        code: how the bench ended that made it: 0 if every cell is ok; 1 if one is not, a plug-in
-            was left out, or the cluster was lost.
+        folder: the path of the folder.
+        trust_plugin: whether code may run of an algorithm that is a file, or a module that is not
+            installed.
+        code: how the bench ended: 0 if every cell is ok; 1 if a cell is not, a plug-in was left
+            out, or the cluster was lost.
     """
 
     folder: Path
@@ -81,8 +83,9 @@ class Run(Printed):
 
     @property
     def rows(self) -> pd.DataFrame:
-        """A row a cell that the page shows, as ``results.jsonl`` has them; parameters are
-        ``params.NAME``.
+        """A frame with one row per cell of the page and the columns of ``results.jsonl``.
+
+        A parameter has the column ``params.NAME``.
         """
         from fedsim.results.columns import frame_of
 
@@ -90,22 +93,21 @@ class Run(Printed):
 
     @property
     def rounds(self) -> pd.DataFrame:
-        """A row a round of each of these cells: diagnostics, not private."""
+        """A frame with one row per round and cell; it contains private information."""
         return self._lines(self._results.rounds())
 
     @property
     def clients(self) -> pd.DataFrame:
-        """A row a client of the cells that were judged by clients (``evaluation: {per_client:
-        true}``).
-        """
+        """A frame with one row per client and cell, for grids with ``per_client: true``."""
         return self._lines(self._results.clients())
 
     @property
     def audits(self) -> pd.DataFrame:
-        """A row a cell whose claim was audited, with the bounds that ``audits.jsonl`` has."""
+        """A frame with one row per audited cell and the bounds of ``audits.jsonl``."""
         return self._lines(self._results.audit_lines())
 
     def _lines(self, lines: list[dict[str, Any]]) -> pd.DataFrame:
+        """Return lines of a file as a frame, with the settings of their cells."""
         from fedsim.results.columns import frame_of_lines
 
         return frame_of_lines(lines, self._results.rows)
@@ -119,8 +121,18 @@ class Run(Printed):
         width: float | None = None,
         spread: Spread = "ci95",
     ) -> Figure:
-        """The privacy-utility curves, or a measure over something else: a figure to change at will;
-        arguments as of :meth:`report`.
+        """Return a matplotlib figure of the privacy-utility curves, which may be changed freely.
+
+        Args:
+            beside: more run folders, whose results are shown together with this one's.
+            measure: the score on the y axis.
+            where: which results to show, in the syntax of pandas' ``query``.
+            over: the x axis: ``epsilon``, a scanned parameter, ``bytes`` or ``seconds``.
+            width: the width in inches; default: that of a column of a paper.
+            spread: the spread beside a mean over seeds, as in :meth:`report`.
+
+        Raises:
+            UserError: no finished cell has such a score.
         """
         from fedsim.report.figures import over_parameter, utility
         from fedsim.results.stats import SeedGroups
@@ -149,51 +161,37 @@ class Run(Printed):
         digits: int = 3,
         spread: Spread = "ci95",
     ) -> Table:
-        """One table, by default a measure's mean ± 95 % confidence half-width over seeds; arguments
-        as of :meth:`report`.
+        """Return one table, by default of each method's mean score over seeds.
 
-        Its ``texts`` and ``numbers`` are frames, and ``text("latex")`` is what a paper takes.
+        The frames ``texts`` and ``numbers`` of the result have its content, and ``text("latex")``
+        returns it for a paper.
+
+        Args:
+            beside: more run folders, whose results are shown together with this one's.
+            table: ``results``; ``differences``, paired by seed; ``private``, private methods minus
+                others; or ``sites``.
+            measure: the score to show.
+            where: which results to show, in the syntax of pandas' ``query``.
+            order: the order of the methods: as in the grid (``given``), ``best`` first, or by
+                ``name``.
+            pair: two labels of methods to compare: the first minus the second.
+            digits: the number of digits after the decimal point.
+            spread: the spread beside a mean over seeds, as in :meth:`report`.
+
+        Raises:
+            UserError: there is no such method or table, or nothing to show.
         """
         check_choice("table", table, get_args(TableName))
         check_choice("order", order, get_args(Order))
-        import pandas as pd
-
-        from fedsim.report.tables import chosen_pair, difference_table, results_table, site_table
-        from fedsim.results.stats import SeedGroups, price_of_privacy, same_budget
+        from fedsim.report.tables import results_table
+        from fedsim.results.stats import SeedGroups
 
         settings = SeedGroups.of(pooled([self.folder, *beside], where), spread)
         if table == "sites":
-            shown = site_table(
-                settings,
-                pd.concat([Run(Path(folder)).clients for folder in (self.folder, *beside)]),
-                digits,
-            )
-        elif table == "results" and pair is None:
-            shown = results_table(settings, measure, order, digits)
-        else:
-            for label in pair or ():
-                if label not in (known := list(settings.facts["label"].unique())):
-                    raise UserError("pair", f"there is no method '{label}'", nearest(label, known))
-            if pair:
-                compared = chosen_pair(*pair)
-            elif table == "private":
-                compared = price_of_privacy
-            else:
-                compared = same_budget
-            shown = difference_table(settings, measure, digits, compared)
-        if shown is None and table == "sites":
-            raise UserError(
-                "table",
-                "there is nothing to show: no scores by site",
-                "give evaluation: {per_client: true}",
-            )
-        if shown is None:
-            raise UserError(
-                "table",
-                f"two seeds of {measure} are needed to compare methods",
-                "give seeds: 0-4, and look at status",
-            )
-        return shown
+            return _table_of_sites(settings, [self.folder, *beside], digits)
+        if table == "results" and pair is None:
+            return results_table(settings, measure, order, digits)
+        return _table_of_differences(settings, measure, digits, table, pair)
 
     def differences(
         self,
@@ -203,20 +201,23 @@ class Run(Printed):
         measure: str = "balanced_accuracy",
         where: str | None = None,
     ) -> pd.DataFrame:
-        """The first method minus the second, paired by seed, as numbers: a line a place and budget.
+        """Return the score of one method minus that of another, paired by seed.
+
+        The frame has one row per partition and budget.
 
         Args:
-            first: a label.
-            second: another; at one budget, and where the first has noise also the second without.
-            measure: a score of a row.
-            where: which rows, as pandas' ``query`` has it.
+            first: the label of a method.
+            second: the label of another. It is compared at the same budget, and also without noise
+                where the first has noise.
+            measure: the score to compare.
+            where: which results to compare, in the syntax of pandas' ``query``.
 
         Returns:
-            Place, budget, mean, half-width of its 95 % confidence interval, number of seeds, p of
-            the paired t-test and Holm's correction.
+            Place, budget, mean difference, half-width of its 95 % confidence interval, number of
+            seeds, and p of the paired t-test, also with Holm's correction.
 
         Raises:
-            UserError: there is no such method, or they do not share two seeds.
+            UserError: there is no such method, or the two do not share two seeds.
         """
         return self.table(
             table="differences", pair=(first, second), measure=measure, where=where
@@ -224,20 +225,17 @@ class Run(Printed):
 
     @property
     def tidy(self) -> pd.DataFrame:
-        """A line a score of a cell that is ok: method, data set, alpha, clients, epsilon, seed,
-        measure, score.
+        """A frame in long format: one row per score of a finished cell.
+
+        Its columns are method, dataset, alpha, clients, epsilon, seed, measure and score.
         """
         from fedsim.evaluation.measures import MEASURES
 
-        rows = self.rows.query("status == 'ok'").rename(
-            columns={"label": "method", "epsilon_target": "epsilon"}
-        )
+        finished = self.rows.query("status == 'ok'")
+        renamed = finished.rename(columns={"label": "method", "epsilon_target": "epsilon"})
         places = ["method", "dataset", "alpha", "clients", "epsilon", "seed"]
-        return (
-            rows.melt(places, [*MEASURES], "measure", "score")
-            .dropna(subset="score")
-            .reset_index(drop=True)
-        )
+        scores = renamed.melt(places, [*MEASURES], "measure", "score")
+        return scores.dropna(subset="score").reset_index(drop=True)
 
     def report(
         self,
@@ -254,25 +252,32 @@ class Run(Printed):
         width: str = "column",
         spread: Spread = "ci95",
     ) -> Printed | str:
-        """Draw a run's page again, or one table or figure.
+        """Draw the page of a run again, or return one table, or write one figure.
+
+        Without arguments it draws the page.
 
         Args:
-            beside: more run folders, whose rows are shown together with the first one's, in one
-                table or figure.
-            format: print the main table, or the one that is chosen, and draw nothing.
+            beside: more run folders, whose results are shown together with this one's, in one table
+                or figure.
+            format: return a table as a text in this format, and draw nothing.
             table: one table: ``results``; ``differences``, paired by seed; ``private``, private
                 methods minus others; ``sites``.
-            measure: a score of a row, such as knn_balanced_accuracy; default: balanced_accuracy.
-            where: which rows, as pandas' ``query`` has it: "label != 'dp-gmm' and epsilon_target <
-                8".
-            order: of methods: as in the grid, best first, or by name.
-            pair: two labels: paired tests of the first minus the second.
-            digits: behind the decimal point.
-            figure: draw one figure into this PDF file, its text as text.
-            over: the figure's x axis: ``epsilon``, a scanned parameter, ``bytes`` or ``seconds``.
-            width: of the figure: ``column`` (8.5 cm), ``page`` (17.8 cm), or inches.
-            spread: what stands beside means over seeds: 95 % confidence interval, standard
-                deviation, or least to most.
+            measure: the score to show, such as knn_balanced_accuracy; default: balanced_accuracy.
+            where: which results to show, in the syntax of pandas' ``query``: "label != 'dp-gmm' and
+                epsilon_target < 8".
+            order: the order of the methods: as in the grid (``given``), ``best`` first, or by
+                ``name``.
+            pair: two labels of methods to compare with paired tests: the first minus the second.
+            digits: the number of digits after the decimal point.
+            figure: write one figure to this PDF file, with its text as text.
+            over: the x axis of the figure: ``epsilon``, a scanned parameter, ``bytes`` or
+                ``seconds``.
+            width: the width of the figure: ``column`` (8.5 cm), ``page`` (17.8 cm), or inches.
+            spread: the spread beside a mean over seeds: the 95 % confidence interval (``ci95``),
+                the standard deviation (``sd``), or the smallest and largest value (``range``).
+
+        Returns:
+            The page's summary, the table, the table's text, or the path of the figure.
 
         Raises:
             UserError: there is no such measure or method, or nothing to show.
@@ -305,8 +310,17 @@ class Run(Printed):
         return write_report(self.folder, spread)
 
     def generator(self, cell: str | None = None, synthesis: str | None = None) -> SavedGenerator:
-        """The generator that a training left, or that was released; see
-        :func:`fedsim.results.generators.load_generator`.
+        """Return the generator of a training, or that of a released package.
+
+        See :func:`fedsim.results.generators.load_generator`.
+
+        Args:
+            cell: the id of the cell, or its beginning, if there are several.
+            synthesis: how the algorithm synthesises, such as neutral or mixture, or client:K for
+                the generator of one client; default: the cell's own.
+
+        Raises:
+            UserError: there is no such generator, or it is not what was saved.
         """
         from fedsim.results.generators import load_generator
 
@@ -322,19 +336,23 @@ class Run(Printed):
         per_class: int = 200,
         seed: int | None = None,
     ) -> str:
-        """Draw synthetic embeddings from a generator.
+        """Draw synthetic embeddings from a generator and write them to a file.
 
-        It costs no privacy. Their scale is that of real rows of L2 norm 1, as ``embed`` writes
-        them, and none is longer than 1.2: scale real rows to norm 1 before you compare.
+        Drawing costs no privacy. The embeddings have the scale of real embeddings of L2 norm 1, as
+        :func:`fedsim.embed` writes them, and none is longer than 1.2. Scale real embeddings to norm
+        1 before you compare them.
 
         Args:
-            out: the file of embeddings; with format hf the folder, new or empty.
-            format: npz; or hf, a folder for the Hugging Face hub with its card, to be released.
-            cell: the id of the cell, or its beginning, where there are several.
-            synthesis: one of the algorithm's, such as neutral or mixture, or client:K; default: the
-                cell's own.
-            per_class: synthetic rows per class.
-            seed: of the draw; default: the cell's.
+            out: the file of embeddings; with format hf a folder that is new or empty.
+            format: npz, or hf for a folder with a card, ready for the Hugging Face hub.
+            cell: the id of the cell, or its beginning, if there are several.
+            synthesis: how the algorithm synthesises, such as neutral or mixture, or client:K for
+                the generator of one client; default: the cell's own.
+            per_class: the number of embeddings per class.
+            seed: the seed of the draw; default: the cell's.
+
+        Returns:
+            A description of the file: its size, its ε, warnings, and its scale.
 
         Raises:
             UserError: there is no such generator, or it is not what was saved.
@@ -351,56 +369,58 @@ class Run(Printed):
             manifest = write_hub_folder(generator, out, per_class, seed)
         else:
             manifest = generator.save(out, per_class, seed)
-        words = " ".join(
-            f"{key} {manifest[key]}" for key in ("epsilon", "delta", "unit", "trust", "claim")
-        )
-        if why := generator.facts.held_back:
-            words += f"; not for release: {why}"
-        task = generator.facts.task
+        privacy = ("epsilon", "delta", "unit", "trust", "claim")
+        words = " ".join(f"{key} {manifest[key]}" for key in privacy)
+        facts = generator.facts
+        if facts.held_back:
+            words += f"; not for release: {facts.held_back}"
+        count = facts.task.classes * per_class
         lines = [
-            f"{out}: {task.classes * per_class} synthetic embeddings of {task.dim} "
-            f"dimensions; {words}"
+            f"{out}: {count} synthetic embeddings of {facts.task.dim} dimensions; {words}",
+            *(f"warning: {text}" for text in large_deltas([facts.row], published=True)),
+            f"scale: {SCALE}",
         ]
-        warnings = large_deltas([generator.facts.row], published=True)
-        lines += [f"warning: {text}" for text in warnings]
-        lines.append(f"scale: {SCALE}")
-        if generator.vouched:
-            lines += []
-        else:
-            lines += [
+        if not generator.vouched:
+            lines.append(
                 "no results of a run are here to vouch for it: all this is by the package's "
                 "own word"
-            ]
+            )
         return "\n".join(lines)
 
     def release(self, out: Path, *, cell: str | None = None) -> str:
-        """Write a generator that may leave the simulation.
+        """Write a package with a generator that may leave the simulation.
 
-        It leaves under its ε, as two files; it needs secret noise, and a claim that is proved, or
-        stated and checked. The scale of its rows is that of real rows of L2 norm 1.
+        The package has two files and states the generator's ε. It needs secret noise, and a claim
+        that is proved, or stated and checked. Its synthetic embeddings have the scale of real
+        embeddings of L2 norm 1.
 
         Args:
-            out: the folder of the package: tensors, and the facts about them.
-            cell: the id of the cell, or its beginning, where there are several.
+            out: the folder of the package.
+            cell: the id of the cell, or its beginning, if there are several.
+
+        Returns:
+            The package's file with its ε, δ and claim, and the scale of its embeddings.
 
         Raises:
-            UserError: there is no such generator, or it may not leave.
+            UserError: there is no such generator, or it may not leave the simulation.
         """
         from fedsim.evidence.prove import proofs_of
         from fedsim.results.generators import SCALE, TO_LEAVE, held_back
 
         rows = [row for row in self._results.every_row() if row.yields == "generator"]
-        whys = Counter(held_back(row, row.noise) for row in rows)
-        if rows and not whys[""]:
-            said = ", ".join(
-                f"{why} ({count} of {len(rows)})" for why, count in whys.items() if why
+        reasons = Counter(held_back(row, row.noise) for row in rows)
+        if rows and not reasons[""]:
+            listed = ", ".join(
+                f"{reason} ({count} of {len(rows)})" for reason, count in reasons.items() if reason
             )
             raise UserError(
-                str(self.folder), f"none of its generators may be released: {said}", TO_LEAVE
+                str(self.folder),
+                f"none of its generators may be released: {listed}",
+                TO_LEAVE,
             )
         generator = self.generator(cell)
         facts = generator.facts
-        row = generator.facts.row
+        row = facts.row
         (proof,) = proofs_of([row], self._results, trust_plugin=self.trust_plugin)
         if proof.verdict != "proved":
             raise UserError(
@@ -416,12 +436,13 @@ class Run(Printed):
         )
 
     def statement(self, *, cell: str | None = None) -> str:
-        """Say each method's privacy in words.
+        """Return the privacy of each method in words.
 
-        Unit, relation, trust, accountant, noise, rounds, sampling, and what is not covered.
+        The text states unit, relation, trust, accountant, noise, rounds and sampling, and what is
+        not covered.
 
         Args:
-            cell: the id of the one cell to state, or its beginning; default: every method.
+            cell: the id of one cell, or its beginning; default: every method.
 
         Raises:
             UserError: there is no such cell, or there are several.
@@ -429,7 +450,8 @@ class Run(Printed):
         from fedsim.evidence.prove import proofs_of
         from fedsim.report.statement import statements
 
-        rows = (results := self._results).rows
+        results = self._results
+        rows = results.rows
         ids = None
         if cell is not None:
             ids = [row.cell_id for row in rows if row.cell_id.startswith(cell)]
@@ -439,19 +461,18 @@ class Run(Printed):
                     f"{len(ids) or 'no'} cells of {self.folder} have such an id",
                     "give one of results.jsonl",
                 )
-        stated = statements(rows, proofs_of(rows, results, trust_plugin=self.trust_plugin), ids)
-        return "\n\n".join("\n".join(each.lines) for each in stated)
+        proofs = proofs_of(rows, results, trust_plugin=self.trust_plugin)
+        return "\n\n".join("\n".join(text.lines) for text in statements(rows, proofs, ids))
 
     def verify(self, *, rerun: int = 0, with_: Path | None = None) -> Found:
-        """Prove every ε of a run by a second accountant, and every plan.
+        """Recompute every ε and every plan of a run with a second, independent accountant.
 
-        The exit code is 1 unless every claimed ε is proved, and what ran again or is compared is
-        equal to the last bit.
+        The result has passed if every claimed ε is proved, and everything that ran again or was
+        compared is equal to the last bit.
 
         Args:
-            rerun: also run so many finished cells again, drawn at random, and compare rows and
-                rounds.
-            with_: compare with this run folder, row by row, instead.
+            rerun: the number of finished cells, drawn at random, that run again and are compared.
+            with_: a run folder to compare with, result by result, instead.
 
         Raises:
             UserError: no cell can be repeated, the grid is not that of its cells, or the folders
@@ -464,8 +485,8 @@ class Run(Printed):
         if with_ is not None:
             compared = compare_folders(self.folder, Path(with_))
             return Found(compared.equal, (compared,))
-        found = proofs_of(results.every_row(), results, trust_plugin=self.trust_plugin)
-        proofs = Proofs(self.folder.resolve().name, tuple(found))
+        every_proof = proofs_of(results.every_row(), results, trust_plugin=self.trust_plugin)
+        proofs = Proofs(self.folder.resolve().name, tuple(every_proof))
         equal = True
         if rerun:
             from fedsim.runs.rerun import run_again
@@ -480,9 +501,7 @@ class Run(Printed):
         return Found(proofs.sound and equal, (proofs,))
 
     def _repr_html_(self) -> str | None:
-        """The run as a notebook shows it; None, so that its text is shown, where it has no
-        results.
-        """
+        """Return the run as a notebook shows it; None, to show its text, if it has no results."""
         from fedsim.report.report import summary_html
 
         try:
@@ -502,73 +521,131 @@ class Run(Printed):
 
     @property
     def _results(self) -> RunResults:
+        """The results of the folder, read now."""
         from fedsim.results.join import read_results
 
         RunFolder(self.folder).check()
         return read_results(self.folder)
 
 
+def _table_of_sites(settings: SeedGroups, folders: Sequence[Path | str], digits: int) -> Table:
+    """Return the table of scores by site; refuse results without such scores."""
+    import pandas as pd
+
+    from fedsim.report.tables import site_table
+
+    clients = pd.concat([Run(Path(folder)).clients for folder in folders])
+    table = site_table(settings, clients, digits)
+    if table is None:
+        raise UserError(
+            "table",
+            "there is nothing to show: no scores by site",
+            "give evaluation: {per_client: true}",
+        )
+    return table
+
+
+def _table_of_differences(
+    settings: SeedGroups,
+    measure: str,
+    digits: int,
+    table: TableName,
+    pair: tuple[str, str] | None,
+) -> Table:
+    """Return a table of differences between methods; refuse results with fewer than two seeds."""
+    from fedsim.report.tables import chosen_pair, difference_table
+    from fedsim.results.stats import price_of_privacy, same_budget
+
+    if pair:
+        labels = list(settings.facts["label"].unique())
+        for label in pair:
+            if label not in labels:
+                raise UserError("pair", f"there is no method '{label}'", nearest(label, labels))
+        compared = chosen_pair(*pair)
+    elif table == "private":
+        compared = price_of_privacy
+    else:
+        compared = same_budget
+    differences = difference_table(settings, measure, digits, compared)
+    if differences is None:
+        raise UserError(
+            "table",
+            f"two seeds of {measure} are needed to compare methods",
+            "give seeds: 0-4, and look at status",
+        )
+    return differences
+
+
 def pooled(folders: Sequence[Path | str], where: str | None = None) -> list[Row]:
-    """The rows of the grids of some run folders, which pandas' ``query`` may choose from; a cell
-    that several have counts once.
+    """Return the results of several run folders; a cell that several of them have counts once.
+
+    Args:
+        folders: the run folders.
+        where: which results to return, in the syntax of pandas' ``query``; default: all.
+
+    Raises:
+        UserError: a folder has no results, the query is wrong, or results that one mean would
+            average have different evaluations or data.
     """
     from fedsim.results.columns import frame_of
     from fedsim.results.join import read_results
 
     rows: dict[str, Row] = {}
-    settings: dict[tuple[object, ...], tuple[Path | str, Row]] = {}
+    first_of_setting: dict[tuple[object, ...], tuple[Path | str, Row]] = {}
     for folder in folders:
         RunFolder(Path(folder)).check()
         for row in read_results(folder).rows:
             rows.setdefault(row.cell_id, row)
-            setting = row.dataset, row.scheme, row.alpha, row.clients, row.label, row.epsilon_target
-            place, other = settings.setdefault(setting, (folder, row))
-            if name := next(
-                (
-                    name
-                    for name in ("evaluation", "dataset_hash")
-                    if getattr(other, name) != getattr(row, name)
-                ),
-                None,
-            ):
-                what = (
-                    f"'{row.label}' on {row.dataset} differs in {name} from that of {place}, "
-                    "so one mean would mix them"
-                )
-                raise UserError(
-                    str(folder),
-                    what,
-                    "show the two runs one by one, or judge both alike and give data sets names",
-                )
+            setting = (
+                row.dataset,
+                row.scheme,
+                row.alpha,
+                row.clients,
+                row.label,
+                row.epsilon_target,
+            )
+            other_folder, other = first_of_setting.setdefault(setting, (folder, row))
+            for name in ("evaluation", "dataset_hash"):
+                if getattr(other, name) != getattr(row, name):
+                    what = (
+                        f"'{row.label}' on {row.dataset} differs in {name} from that of "
+                        f"{other_folder}, so one mean would mix them"
+                    )
+                    raise UserError(
+                        str(folder),
+                        what,
+                        "show the two runs one by one, or judge both alike and give data sets "
+                        "names",
+                    )
+    if where is None:
+        return list(rows.values())
     try:
-        kept = {*rows}
-        if where is not None:
-            kept = set(frame_of([*rows.values()]).query(where)["cell_id"])
-    except Exception as error:  # whatever pandas makes of a text
+        chosen = set(frame_of([*rows.values()]).query(where)["cell_id"])
+    except Exception as error:  # pandas raises errors of many types for a wrong query
         raise UserError(
             "where",
             f"'{where}' is not a query ({error})",
             "such as: label != 'dp-gmm' and epsilon_target < 8",
         ) from error
-    return [row for id_, row in rows.items() if id_ in kept]
+    return [row for cell_id, row in rows.items() if cell_id in chosen]
 
 
 def board(runs: Sequence[Path], *, out: Path | None = None, trust_plugin: bool = False) -> Board:
-    """Put the rows of many runs into one table.
+    """Return one table of the results of many runs.
 
-    Only rows whose ε is proved again, and rows without a budget, stand in it. External samples
-    stand under a heading of their own, which says that nobody verified their ε. All others are
-    counted.
+    It shows only results whose ε was recomputed and proved, and results without a budget. External
+    samples are shown under a heading of their own, which says that nobody verified their ε. All
+    other results are counted.
 
     Args:
-        runs: run folders; a cell that several have counts once.
-        out: also write it into this file: GitHub Markdown (.md), HTML, or CSV with a line a method
-            and budget.
-        trust_plugin: also rebuild plans of algorithms that are a file or a module that is not
-            installed.
+        runs: the run folders; a cell that several of them have counts once.
+        out: also write the table to this file: GitHub Markdown (.md), HTML, or CSV with one line
+            per method and budget.
+        trust_plugin: also run code of algorithms that are a file, or a module that is not
+            installed, to rebuild their plans.
 
     Raises:
-        UserError: a folder has no results, or rows that one line would average were judged in
+        UserError: a folder has no results, or results that one line would average were evaluated in
             different ways.
     """
     from fedsim.evidence.prove import prove
@@ -576,33 +653,36 @@ def board(runs: Sequence[Path], *, out: Path | None = None, trust_plugin: bool =
     from fedsim.report.board import EXACT, Board
     from fedsim.results.join import read_results
 
-    as_: Any = out and Path(out).suffix[1:]
-    if out is not None and as_ not in ("md", "html", "csv"):
+    format_: Any = out and Path(out).suffix[1:]
+    if out is not None and format_ not in ("md", "html", "csv"):
         raise UserError(
-            f"out {out}", "does not say the format", "give a file that ends in .md, .html or .csv"
+            f"out {out}",
+            "does not say the format",
+            "give a file that ends in .md, .html or .csv",
         )
-    lines = {cell: line for run in runs for cell, line in read_results(run).trained.items()}
-    made = Board.of(
-        [prove(row, lines[row.cell_id], trust_plugin=trust_plugin) for row in pooled(runs)]
+    trained = {}
+    for run in runs:
+        trained.update(read_results(run).trained)
+    table = Board.of(
+        [prove(row, trained[row.cell_id], trust_plugin=trust_plugin) for row in pooled(runs)]
     )
     if out is not None:
-        with replaced(Path(out)) as part:
-            part.write_text(made.table.text(as_) + "\n", encoding="utf-8")
+        with replaced(Path(out)) as unfinished:
+            unfinished.write_text(table.table.text(format_) + "\n", encoding="utf-8")
         print_line(plain_console(), f"board: {out}; {EXACT}")
-    return made
+    return table
 
 
 def load(folder: Path | str, *, trust_plugin: bool = False) -> Run:
-    """A finished run, or one under way; also a released package, of which there is the generator
-    alone.
+    """Return a run, finished or still under way, or a released package, which has a generator only.
 
     Args:
-        folder: of the run.
-        trust_plugin: also run code of algorithms that it names as a file, or a module that is not
+        folder: the folder of the run or package.
+        trust_plugin: also run code of algorithms that are a file, or a module that is not
             installed.
 
     Raises:
-        UserError: no bench has run there.
+        UserError: no bench has run in the folder.
     """
     path = Path(folder)
     if not any(path.glob("*.safetensors")):
