@@ -1,6 +1,4 @@
-"""fedsim: federated generative algorithms side by side, under identical partitions and honest
-differential privacy.
-"""
+"""Federated generative algorithms side by side, under differential privacy."""
 
 from __future__ import annotations
 

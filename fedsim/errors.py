@@ -1,4 +1,4 @@
-"""The errors that reach a user, and the hint that names the nearest known word."""
+"""Defines the errors that reach a user, and the hint that names the nearest known word."""
 
 from __future__ import annotations
 
@@ -9,11 +9,14 @@ from typing import ClassVar
 
 
 class UserError(Exception):
-    """A user's mistake: one message with the place, the mistake and a hint; the command line exits
-    with ``exit_code``.
+    """A user's mistake, as one message with the place, the mistake and a hint.
 
-    ``where`` is a file and key, an option, a path; empty where only the caller knows it, see
-    :func:`at`. The hint may be empty where ``what`` already says how to correct it.
+    The command line exits with ``exit_code``.
+
+    Attributes:
+        where: a file and key, an option or a path; empty if only the caller knows it, see :func:`at`.
+        what: the mistake.
+        hint: what would be right; empty if the mistake says so already.
     """
 
     exit_code: ClassVar[int] = 2
@@ -30,12 +33,13 @@ class UserError(Exception):
         )
 
     def _render_traceback_(self) -> list[str]:
-        """What IPython shows in place of a traceback."""
+        """Return what IPython shows instead of a traceback."""
         return [f"{type(self).__name__}: {self}"]
 
 
 class RunLost(UserError):
-    """A running grid was stopped by its machine: a full disk, a run folder that was deleted.
+    """Raised when the machine stops a running grid: a full disk, or a run folder that was deleted.
+
     Results that were written stay.
     """
 
@@ -43,20 +47,26 @@ class RunLost(UserError):
 
 
 class PluginError(UserError):
-    """A plug-in's mistake: it cannot be imported, lacks a method, or a method returns an unusable
-    value. Raised before anything runs.
+    """A plug-in's mistake, raised before anything runs.
+
+    The plug-in cannot be imported or lacks a method, or a method returns an unusable value.
     """
 
 
 class NotPerExample(ValueError):
-    """One row's presence changes the loss or statistic of other rows, so clipping single rows
-    bounds nothing.
+    """Raised when one example changes the loss or statistic of other examples.
+
+    Clipping single examples then bounds nothing.
     """
 
 
 def not_installed(where: str, package: str, extra: str) -> UserError:
-    """The error where an optional package is missing; ``extra`` is the one of this distribution
-    that installs it.
+    """Return the error for an optional package that is missing.
+
+    Args:
+        where: the place that needs it.
+        package: the name of the package.
+        extra: the extra of fedsim that installs it.
     """
     hint = (
         f"python -m pip install {package}, or in a checkout of fedsim: python -m pip install "
@@ -67,8 +77,10 @@ def not_installed(where: str, package: str, extra: str) -> UserError:
 
 @contextmanager
 def at(location: str | Callable[[str], str]) -> Iterator[None]:
-    """Name the place of every UserError that passes through: a prefix of the error's own place, or
-    a function of it.
+    """Add the place to every UserError that passes through the block.
+
+    Args:
+        location: a prefix of the error's own place, or a function that returns the new place.
     """
     try:
         yield
@@ -81,18 +93,25 @@ def at(location: str | Callable[[str], str]) -> Iterator[None]:
 
 
 def check_choice(where: str, given: object, choices: Iterable[str]) -> None:
-    """Refuse a word that is none of the ``choices``; ``where`` is the parameter that has it."""
+    """Refuse a word that is none of the choices.
+
+    Args:
+        where: the parameter that has the word.
+        given: the word.
+        choices: the words that are allowed.
+    """
     known = list(choices)
     if given not in known:
         raise UserError(where, f"there is no '{given}'", nearest(str(given), known))
 
 
 def nearest(name: str, known: Iterable[str]) -> str:
-    """A hint for an unknown ``name``: the closest known one in any case, if there is a close one,
-    and all of them.
+    """Return a hint for an unknown name: the closest known one, if any is close, and all known ones.
+
+    Upper and lower case count as equal.
     """
     names = sorted(known)
-    by_lower_case = {each.lower(): each for each in names}
+    by_lower_case = {word.lower(): word for word in names}
     close = difflib.get_close_matches(name.lower(), by_lower_case, n=1)
     if names:
         listing = f"known: {', '.join(names)}"

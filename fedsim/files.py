@@ -1,6 +1,4 @@
-"""Files: replaced at once or not at all, opened only where they are regular; and fedsim's cache
-folder.
-"""
+"""Replaces files completely or not at all, names them in messages, and finds the cache folder."""
 
 from __future__ import annotations
 
@@ -13,7 +11,7 @@ from typing import Any
 
 
 def shown(file: str | Path) -> str:
-    """A path, from the working folder where it lies below it."""
+    """Return a path for a message, relative to the working folder if it is below it."""
     path = Path(file)
     if path.is_relative_to(Path.cwd()):
         return str(path.relative_to(Path.cwd()))
@@ -21,7 +19,7 @@ def shown(file: str | Path) -> str:
 
 
 def line_of(thing: Any) -> str:
-    """Where a class, function or method is defined; its name where that is not to be found."""
+    """Return the file and line that define a class or function; its name if unknown."""
     try:
         return f"{shown(inspect.getsourcefile(thing) or '')}:{inspect.getsourcelines(thing)[1]}"
     except (OSError, TypeError):  # made in an interpreter, or its file is gone
@@ -29,8 +27,9 @@ def line_of(thing: Any) -> str:
 
 
 def cache_folder() -> Path:
-    """``$FEDSIM_CACHE``, or ``fedsim`` below ``$XDG_CACHE_HOME`` or ``~/.cache``: embeddings, data
-    sets, plans.
+    """Return the folder of cached embeddings, data sets and plans.
+
+    It is ``$FEDSIM_CACHE``, or else ``fedsim`` below ``$XDG_CACHE_HOME`` or ``~/.cache``.
     """
     if given := os.environ.get("FEDSIM_CACHE"):
         return Path(given)
@@ -38,7 +37,7 @@ def cache_folder() -> Path:
 
 
 def unread(error: BaseException) -> str:
-    """Why a file cannot be read, in a few words: without the path, which a message names anyway."""
+    """Return in a few words why a file cannot be read, without its path."""
     if isinstance(error, OSError) and error.strerror:
         return error.strerror[0].lower() + error.strerror[1:]
     return " ".join(str(error).split())[:200] or type(error).__name__
@@ -46,14 +45,17 @@ def unread(error: BaseException) -> str:
 
 @contextmanager
 def replaced(path: Path, mode: int | None = None) -> Iterator[Path]:
-    """A new file to write to in the block; when that ends well it takes the place of ``path``,
-    otherwise it is gone.
+    """Give the block a new file to write, which then replaces ``path``.
 
-    Two processes may replace one file; the later one wins.
+    If the block fails, the new file is removed and ``path`` stays as it is. If two processes replace
+    one file, the later one wins.
 
     Args:
-        path: the file; its folder is made.
-        mode: permissions that the file has before anything is in it; default: the process's.
+        path: the file to replace; its folder is made.
+        mode: the permissions that the file has before anything is in it; default: the process's.
+
+    Yields:
+        The path of the new file.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name(f".{path.name}.{os.getpid()}.part")
@@ -64,21 +66,18 @@ def replaced(path: Path, mode: int | None = None) -> Iterator[Path]:
         yield part
         part.replace(path)
     except OSError as error:
-        if error.filename2 is None and error.filename in (
-            None,
-            str(part),
-        ):  # None: a write, of a full disk
+        # An error of writing, as on a full disk, names no file at all.
+        if error.filename2 is None and error.filename in (None, str(part)):
             error.filename = str(path)
         raise
     finally:
-        with suppress(
-            OSError
-        ):  # a file system that is read-only refuses that too; the first error is raised
+        # A read-only file system refuses this too; the first error is the one to raise.
+        with suppress(OSError):
             part.unlink()
 
 
 def discard(path: Path) -> None:
-    """Remove a file, and what a process that died while it replaced it left behind."""
+    """Remove a file, and unfinished copies left by processes that died while replacing it."""
     path.unlink(missing_ok=True)
     for part in path.parent.glob(f".{path.name}.*.part"):
         part.unlink(missing_ok=True)

@@ -1,5 +1,6 @@
-"""Ctrl-C, SIGTERM (systemd, scancel, timeout) and SIGHUP (a closed terminal) end a command, once
-and soon.
+"""Ends a command once and soon after a signal.
+
+The signals are Ctrl-C, SIGTERM (systemd, scancel, timeout) and SIGHUP (a closed terminal).
 """
 
 from __future__ import annotations
@@ -12,20 +13,23 @@ from contextlib import contextmanager
 from types import FrameType
 
 INTERRUPTED = 130
-"""The exit code."""
+"""The exit code of an interrupted command."""
 _ENDING = 4.0
-"""Seconds that an orderly end may take; a call into a library that waits for a server which is gone
-takes a minute.
+"""The seconds that an orderly end may take before the process is ended.
+
+A library that waits for a server which is gone would take a minute.
 """
 _RAISING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 _late: list[threading.Timer] = []
-"""What ends the process where an interruption has not in time."""
+"""The timers that end the process if an interruption takes too long."""
 
 
 @contextmanager
 def interrupts() -> Iterator[None]:
-    """In the block these signals raise KeyboardInterrupt, once; what is ignored (``nohup``) stays
-    ignored. Only the main thread can.
+    """Raise KeyboardInterrupt in the block at the first of these signals.
+
+    Signals that are ignored (``nohup``) stay ignored. Outside the main thread nothing changes, because
+    only the main thread can handle signals.
     """
     if threading.current_thread() is not threading.main_thread():
         yield
@@ -47,8 +51,9 @@ def interrupts() -> Iterator[None]:
 
 @contextmanager
 def kept_handlers() -> Iterator[None]:
-    """After the block a process that stays, such as a notebook's, hears signals as before, even if
-    one has interrupted the block.
+    """Restore all signal handlers after the block, even if a signal has interrupted it.
+
+    A process that stays, such as a notebook's, then handles signals as before.
     """
     before = {
         number: handler for number in _RAISING if (handler := signal.getsignal(number)) is not None
@@ -64,6 +69,7 @@ def kept_handlers() -> Iterator[None]:
 
 
 def _interrupt(number: int, frame: FrameType | None) -> None:
+    """Ignore further signals, limit the time for an orderly end, and raise KeyboardInterrupt."""
     for signal_ in _RAISING:  # a second one would interrupt the clean-up
         signal.signal(signal_, signal.SIG_IGN)
     _late.append(late := threading.Timer(_ENDING, os._exit, [INTERRUPTED]))

