@@ -1,6 +1,4 @@
-"""A batch: the rows that a cohort computes on together, and every random number that their loss
-needs.
-"""
+"""Defines the batch: examples that are computed on together, with their random draws."""
 
 from __future__ import annotations
 
@@ -34,21 +32,19 @@ class Layout:
 
     @classmethod
     def on(cls, device: torch.device, client: Tensor, clients: int) -> Layout:
-        """The layout on ``device`` of a ``client`` on the CPU."""
+        """Return the layout on ``device`` for positions ``client`` on the CPU."""
         return cls(to_device(client, device), clients, known=client)
 
     @cached_property
     def positions(self) -> Tensor:
-        """``client`` on the CPU."""
+        """The positions ``client`` on the CPU."""
         if self.known is None:
             return self.client.cpu()
         return self.known
 
     @cached_property
     def span(self) -> slice:
-        """The clients from the first with a row to the last with one; the others need no
-        computation.
-        """
+        """The clients from the first to the last one with a row; only these are computed."""
         if len(self.client):
             return slice(int(self.positions[0]), int(self.positions[-1]) + 1)
         return slice(0, 0)
@@ -61,7 +57,7 @@ class Layout:
 
     @cached_property
     def width(self) -> int:
-        """The largest number of rows that one client has."""
+        """The largest number of rows of one client."""
         if len(self.client):
             return int(self._counts.max())
         return 0
@@ -75,9 +71,7 @@ class Layout:
         return to_device(moved + torch.arange(len(self.client)), self.client.device)
 
     def pad(self, rows: Tensor) -> Tensor:
-        """``[N, ...]`` to ``[clients in the span, width, ...]``, zeros where a client has fewer
-        rows.
-        """
+        """Return ``[N, ...]`` as ``[clients in the span, width, ...]``, filled up with zeros."""
         size = self.span.stop - self.span.start
         if size == 1:
             return rows.unsqueeze(0)
@@ -87,7 +81,7 @@ class Layout:
         return padded.view(size, self.width, *rows.shape[1:])
 
     def flatten(self, padded: Tensor) -> Tensor:
-        """Back to ``[N, ...]``; the inverse of :meth:`pad`."""
+        """Return padded rows as ``[N, ...]``; the inverse of :meth:`pad`."""
         return padded.flatten(0, 1).index_select(0, self._slots)
 
 
@@ -117,11 +111,11 @@ class Batch:
         return len(self.x)
 
     def chunks(self, rows: int) -> Iterator[Batch]:
-        """The batch in order, in chunks of one size near ``rows``; the last may be smaller; an
-        empty batch is one chunk.
+        """Yield the batch in order, in chunks of one size near ``rows``.
 
-        A chunk costs its dispatch however few rows it has, so a remainder is spread over all
-        chunks. A group stays in one chunk.
+        A chunk has a fixed cost however few rows it has, so a remainder is spread over all chunks.
+        A group stays in one chunk. The last chunk may be smaller, and an empty batch is one
+        chunk.
         """
         count = max(1, round(len(self) / rows))
         if count == 1:
@@ -140,11 +134,11 @@ class Batch:
             start = end
 
     def without(self, index: int) -> Batch:
-        """The neighbouring batch: all rows but ``index``."""
+        """Return the neighbouring batch: all rows but ``index``."""
         return self.take(torch.arange(len(self), device=self.x.device) != index)
 
     def take(self, rows: Tensor | slice) -> Batch:
-        """The batch of these rows: a slice, a bool mask or row numbers."""
+        """Return the batch of some rows: a slice, a bool mask or row numbers."""
         draws = {name: values[rows] for name, values in self.draws.items()}
         if isinstance(rows, slice):
             known = self.layout.positions[rows]
@@ -161,8 +155,11 @@ class Batch:
 
 
 def consecutive(groups: Tensor, like: Tensor) -> Layout:
-    """The groups of a batch, of numbers ``[N]`` on the CPU, a group's rows consecutive; counted
-    from 0, on the device of ``like``.
+    """Return the layout of groups, counted from 0, on the device of ``like``.
+
+    Args:
+        groups: the group of every row, ``[N]`` on the CPU; the rows of a group follow each other.
+        like: a tensor on the wanted device.
     """
     numbers = torch.unique_consecutive(groups, return_inverse=True)[1]
     return Layout.on(like.device, numbers, int(numbers[-1]) + 1 if len(numbers) else 0)

@@ -1,8 +1,7 @@
-"""Where tensors live: onto a device and back in few copies, and normal draws that are the same on
-every device.
+"""Moves tensors to a device and back in few copies, and draws normal numbers.
 
-Random numbers are drawn by the generators of the CPU and then moved, so that a cell samples the
-same rows and gets the same noise wherever it trains.
+Random numbers are drawn on the CPU and then moved, so that a cell samples the same rows and gets
+the same noise on every device.
 """
 
 from __future__ import annotations
@@ -19,13 +18,16 @@ from torch import Tensor
 
 CPU = torch.device("cpu")
 FUSED = ("cpu", "cuda")
-"""Devices with torch's fused kernels: Adam of many tensors, and products that are added on."""
+"""The devices with fused kernels of torch, for Adam and for products that are added."""
 Key = TypeVar("Key")
 
 
 def device_of(asked: str, gpus: float) -> torch.device:
-    """The device of an actor that holds a share of ``gpus``: ``auto`` takes CUDA where there is a
-    share and CUDA.
+    """Return the device of an actor.
+
+    Args:
+        asked: ``cpu``, ``cuda``, or ``auto`` for CUDA if the actor has a share of a GPU.
+        gpus: the actor's share of GPUs.
     """
     on_gpu = asked == "cuda" or (asked == "auto" and gpus > 0 and torch.cuda.is_available())
     if on_gpu:
@@ -34,8 +36,9 @@ def device_of(asked: str, gpus: float) -> torch.device:
 
 
 def exact_products() -> None:
-    """On CUDA: products in whole float32, and kernels that add up in one order, so that a cell
-    gives the same row again.
+    """Make CUDA compute in full float32 with kernels that add in a fixed order.
+
+    A cell then gives the same results again.
     """
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     torch.backends.cuda.matmul.allow_tf32 = False
@@ -45,17 +48,17 @@ def exact_products() -> None:
 
 
 def to_device(value: Tensor, device: torch.device) -> Tensor:
-    """A tensor on ``device``; from pinned memory CUDA copies while the host continues."""
+    """Return a tensor on ``device``; CUDA copies from pinned memory while the host continues."""
     if device.type == "cuda" and value.device == CPU:
         return value.contiguous().pin_memory().to(device, non_blocking=True)
     return value.to(device)
 
 
 def moved(tensors: Mapping[Key, Tensor], device: torch.device) -> dict[Key, Tensor]:
-    """The tensors on ``device``; those that are elsewhere travel in one copy, integers in one a
-    dtype, so that the host hardly waits.
+    """Return tensors on ``device``, moved in few copies so that the host hardly waits.
 
-    Floating-point numbers travel as the widest of them, which holds the others' values.
+    Floating-point tensors travel together as the widest of their types, which holds all their
+    values; integers travel in one copy per type.
     """
     kinds: dict[tuple[torch.device, torch.dtype | None], list[Key]] = {}
     for name, value in tensors.items():
@@ -76,19 +79,17 @@ def moved(tensors: Mapping[Key, Tensor], device: torch.device) -> dict[Key, Tens
 
 
 def bytes_of(tensor: Tensor) -> NDArray[np.uint8]:
-    """A tensor's memory, row by row, on the CPU."""
+    """Return the bytes of a tensor, row by row, on the CPU."""
     whole = tensor.detach().cpu().contiguous()
     # a single number may have any stride and still be contiguous
     return whole.as_strided((whole.numel(),), (1,)).view(torch.uint8).numpy()
 
 
 def normal(shape: Sequence[int], stream: torch.Generator, like: Tensor) -> Tensor:
-    """Standard normal draws from a stream of the CPU, on the device of ``like``."""
+    """Return standard normal draws from a CPU stream, on the device of ``like``."""
     return to_device(torch.randn(*shape, generator=stream), like.device)
 
 
 def integers(below: int, shape: Sequence[int], stream: torch.Generator, like: Tensor) -> Tensor:
-    """Uniform int64 draws in ``0 .. below - 1`` from a stream of the CPU, on the device of
-    ``like``.
-    """
+    """Return uniform int64 draws in ``0 .. below - 1``, on the device of ``like``."""
     return to_device(torch.randint(below, tuple(shape), generator=stream), like.device)

@@ -14,7 +14,8 @@ class UserError(Exception):
     The command line exits with ``exit_code``.
 
     Attributes:
-        where: a file and key, an option or a path; empty if only the caller knows it, see :func:`at`.
+        where: a file and key, an option or a path; empty if only the caller knows it, see
+            :func:`at`.
         what: the mistake.
         hint: what would be right; empty if the mistake says so already.
     """
@@ -106,7 +107,7 @@ def check_choice(where: str, given: object, choices: Iterable[str]) -> None:
 
 
 def nearest(name: str, known: Iterable[str]) -> str:
-    """Return a hint for an unknown name: the closest known one, if any is close, and all known ones.
+    """Return a hint for an unknown name: the closest known one, and all known ones.
 
     Upper and lower case count as equal.
     """

@@ -47,8 +47,8 @@ def unread(error: BaseException) -> str:
 def replaced(path: Path, mode: int | None = None) -> Iterator[Path]:
     """Give the block a new file to write, which then replaces ``path``.
 
-    If the block fails, the new file is removed and ``path`` stays as it is. If two processes replace
-    one file, the later one wins.
+    If the block fails, the new file is removed and ``path`` stays as it is. If two processes
+    replace one file, the later one wins.
 
     Args:
         path: the file to replace; its folder is made.

@@ -28,8 +28,8 @@ _late: list[threading.Timer] = []
 def interrupts() -> Iterator[None]:
     """Raise KeyboardInterrupt in the block at the first of these signals.
 
-    Signals that are ignored (``nohup``) stay ignored. Outside the main thread nothing changes, because
-    only the main thread can handle signals.
+    Signals that are ignored (``nohup``) stay ignored. Outside the main thread nothing changes,
+    because only the main thread can handle signals.
     """
     if threading.current_thread() is not threading.main_thread():
         yield
@@ -69,7 +69,7 @@ def kept_handlers() -> Iterator[None]:
 
 
 def _interrupt(number: int, frame: FrameType | None) -> None:
-    """Ignore further signals, limit the time for an orderly end, and raise KeyboardInterrupt."""
+    """Ignore further signals, limit the time to end, and raise KeyboardInterrupt."""
     for signal_ in _RAISING:  # a second one would interrupt the clean-up
         signal.signal(signal_, signal.SIG_IGN)
     _late.append(late := threading.Timer(_ENDING, os._exit, [INTERRUPTED]))

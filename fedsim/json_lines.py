@@ -1,7 +1,7 @@
-"""Rows and records as lines of JSON: numbers that are not finite are words.
+"""Reads and writes lines of JSON, in which numbers that are not finite are words.
 
-A text that is such a word, as a label may be, has a mark before it in a line, so that
-:func:`decode` gives it back as the text that it was.
+A text that is such a word, as a label may be, gets a mark before it, so that :func:`decode` returns
+the text unchanged.
 """
 
 from __future__ import annotations
@@ -22,16 +22,16 @@ from fedsim.words import json_number
 
 _NOT_FINITE = {"inf": math.inf, "-inf": -math.inf, "nan": math.nan}
 _WORD = re.compile(r"'*(?:-?inf|nan)")
-"""A text that is a number's word, or one that has marks before it."""
+"""Matches a text that is the word of a number, with any marks before it."""
 _MARK = "'"
 _ENDS = ('inf"', 'nan"')
-"""One of them is in every line that holds a word of a number."""
+"""The endings of words; every line with the word of a number has one of them."""
 load = from_json
-"""A JSON text as plain values; what is none, or is nested too deeply, is a ValueError."""
+"""Returns a JSON text as plain values; raises ValueError if it is not JSON or nested too deeply."""
 
 
 def is_json(line: bytes) -> bool:
-    """Whether a line is a whole JSON object."""
+    """Return whether a line is a complete JSON object."""
     try:
         return isinstance(load(line), dict)
     except ValueError:
@@ -39,8 +39,10 @@ def is_json(line: bytes) -> bool:
 
 
 def complete_lines(path: Path) -> Iterator[tuple[int, bytes]]:
-    """Line numbers and complete lines of a file, read as they are asked for; none where there is no
-    file.
+    """Yield the number and content of every complete line of a file; nothing if there is no file.
+
+    Raises:
+        UserError: the file cannot be read.
     """
     try:
         with path.open("rb") as file:
@@ -58,12 +60,12 @@ def complete_lines(path: Path) -> Iterator[tuple[int, bytes]]:
 
 
 def has_words(line: bytes) -> bool:
-    """Whether :func:`decode` may change what is in a line: it may hold a word of a number."""
+    """Return whether a line may hold the word of a number, which :func:`decode` changes."""
     return any(end.encode() in line for end in _ENDS)
 
 
 def dump(value: Any) -> str:
-    """A value as one line of JSON, without the newline; ``decode(load(line))`` gives it back."""
+    """Return a value as one line of JSON, which ``decode(load(line))`` turns back."""
     try:
         line = json.dumps(value, ensure_ascii=False, allow_nan=False)
     except (TypeError, ValueError):  # a number that is not finite, an array or a path
@@ -75,18 +77,20 @@ def dump(value: Any) -> str:
 
 
 def plain_json(value: Any) -> str:
-    """A value as JSON for readers that know the type of every value: its texts are as they are."""
+    """Return a value as JSON without marks, for readers that know the type of every value."""
     return json.dumps(plain(value), ensure_ascii=False, allow_nan=False)
 
 
 def encode(value: Any) -> Any:
-    """The :func:`plain` values, with a mark before each text that is a number's word."""
+    """Return :func:`plain` values, with a mark before each text that is a number's word."""
     return _json_values(value, _MARK)
 
 
 def plain(value: Any) -> Any:
-    """Plain JSON values: not-finite numbers as "inf", "-inf", "nan"; arrays and tensors as lists;
-    paths as strings.
+    """Return a value as plain JSON values.
+
+    Numbers that are not finite become "inf", "-inf" or "nan", arrays and tensors become lists, and
+    paths become texts.
     """
     return _json_values(value, "")
 
@@ -108,7 +112,7 @@ def _json_values(value: Any, mark: str) -> Any:
 
 
 def decode(value: Any) -> Any:
-    """What :func:`encode` was given, as far as plain values go."""
+    """Return the value that :func:`encode` was given, as plain values."""
     if isinstance(value, str):
         if value in _NOT_FINITE:
             return _NOT_FINITE[value]
@@ -123,7 +127,7 @@ def decode(value: Any) -> Any:
 
 
 def reasons(error: Exception) -> list[str]:
-    """What is wrong with a line: at most three short reasons."""
+    """Return at most three short reasons why a line is not valid."""
     if isinstance(error, ValidationError):
         return [
             f"{'.'.join(map(str, item['loc']))}: {item['msg']}".lstrip(": ")

@@ -1,9 +1,9 @@
-"""One seed tree: every random number comes from a stream named by purpose, round and client, for
-any actor and any order of draws.
+"""Defines the seed tree: every random number comes from a named stream.
 
-A public stream is a ``numpy.random.SeedSequence`` whose spawn key is (purpose, round, client).
-Every generator is keyed by at least 128 bits of it, so two of N streams are equal with a
-probability of about N^2 / 2^129. Secret streams come from one AES key a cell, whose blocks are
+A stream is named by purpose, round and client, so that no actor and no order of draws changes its
+numbers. A public stream is a ``numpy.random.SeedSequence`` whose spawn key is (purpose, round,
+client). Every generator is keyed by at least 128 bits of it, so two of N streams are equal with a
+probability of about N^2 / 2^129. Secret streams come from one AES key per cell, whose blocks are
 numbered by purpose, round and client: no two streams of a cell share a block.
 """
 
@@ -55,38 +55,44 @@ SECRET = frozenset(
         Purpose.SELECTION,
     }
 )
-"""Streams that an adversary must not know: the noise; the samples, since sampling amplifies only
-while it is hidden; a client's draws for its rows, and the coins that hold units out, which are
-assigned in row order: known, they would show every later row move up when one is removed; and of a
-tuned cell the number of its trainings, their parameters and keys.
+"""The purposes of streams that an adversary must not know.
+
+The noise must be secret, and so must the samples, because sampling amplifies privacy only while it
+is hidden. A client's draws for its rows, and the coins that hold units out, are assigned in the
+order of the rows. If they were known, they would show that all later rows move up when one is
+removed. Secret as well are the number of a tuned cell's trainings, their parameters and their keys.
 """
 ZEROS = bytes(2**19)
-"""The plain text, in pieces that fit a processor's cache: encrypted zeros are the key stream
-itself.
+"""The plain text that is encrypted: encrypted zeros are the key stream itself.
+
+Its size fits a processor's cache.
 """
 SPARE_BYTES = 15
-"""Free bytes that the cipher needs behind its output."""
+"""The number of free bytes that the cipher needs behind its output."""
 _SERVER_ROOT = b"fedsim: root of the server's public streams\0"
 _WORDS = slice(24, 24 + 624 * 8)
-"""Where torch keeps the 624 words of its Mersenne Twister, each in eight bytes."""
+"""The place of the 624 words of torch's Mersenne Twister in its state, eight bytes each."""
 
 
 class Keystream:
-    """One stream of cryptographic random numbers: AES-256 in counter mode (NIST SP 800-38A), by
-    OpenSSL; every number is drawn once.
+    """A stream of cryptographic random numbers, each drawn once.
 
-    The same bits on every processor, and with AES instructions faster than numpy's generators,
-    which are not cryptographic.
+    It is AES-256 in counter mode (NIST SP 800-38A), computed by OpenSSL. The bits are the same on
+    every processor. With AES instructions it is faster than numpy's generators, which are not
+    cryptographic.
     """
 
     def __init__(self, key: bytes, counter: bytes) -> None:
-        """Start at a block of the stream of ``key`` (32 bytes) whose number is ``counter`` (16
-        bytes, the highest first).
+        """Start the stream of ``key`` at a block.
+
+        Args:
+            key: the key, 32 bytes.
+            counter: the number of the block, 16 bytes, the highest first.
         """
         self._cipher = Cipher(algorithms.AES256(key), modes.CTR(counter)).encryptor()
 
     def words(self, count: int) -> NDArray[np.uint32]:
-        """``count`` words of 32 bits."""
+        """Return ``count`` words of 32 bits."""
         size = 4 * count
         drawn = np.empty(size + SPARE_BYTES, np.uint8)
         for start in range(0, size, len(ZEROS)):
@@ -94,19 +100,19 @@ class Keystream:
         return drawn[:size].view("<u4")
 
     def uniform(self, count: int) -> NDArray[np.float64]:
-        """``count`` numbers in [0, 1), multiples of 2^-53."""
+        """Return ``count`` numbers in [0, 1), multiples of 2^-53."""
         drawn = (self.words(2 * count).view("<u8") >> np.uint64(11)).astype(np.float64)
         drawn *= 2.0**-53
         return drawn
 
     def integers(self, below: int, shape: tuple[int, ...]) -> NDArray[np.int64]:
-        """Whole numbers 0 .. ``below`` - 1, uniform up to a relative error of ``below`` / 2^53."""
+        """Return whole numbers below ``below``, uniform up to a relative ``below`` / 2^53."""
         return (self.uniform(int(np.prod(shape))) * below).astype(np.int64).reshape(shape)
 
 
 @cache
 def _template() -> NDArray[np.uint8]:
-    """The state of a fresh torch generator whose words are still to be set."""
+    """Return the state of a new torch generator, whose words are then replaced."""
     import torch
 
     state: NDArray[np.uint8] = torch.Generator().manual_seed(0).get_state().numpy()
@@ -129,8 +135,9 @@ class Seeds:
     whole: bool = True
 
     def run(self, number: int) -> Seeds:
-        """The tree of one of several trainings of a cell: the same public streams, and a key of its
-        own for those in :data:`SECRET`.
+        """Return the seed tree of one of several trainings of a cell.
+
+        It has the same public streams, and its own key for the streams in :data:`SECRET`.
         """
         key = self.keystream(Purpose.SELECTION, 1 + number).words(8).tobytes()
         return Seeds(self.root, int.from_bytes(key, "big"))
@@ -146,11 +153,18 @@ class Seeds:
         return Seeds(int.from_bytes(digest[:16], "big"), whole=False)
 
     def keystream(self, purpose: Purpose, round_: int = 0, client: int = SERVER) -> Keystream:
-        """The stream of a purpose in :data:`SECRET`; ``client`` counts from 0, ``SERVER`` is the
-        server's own stream.
+        """Return the stream of a purpose in :data:`SECRET`.
 
-        A block's number is the purpose (1 byte), the round (5), the client (4) and its place in the
-        stream (6).
+        The number of a block is the purpose (1 byte), the round (5), the client (4) and its place
+        in the stream (6).
+
+        Args:
+            purpose: the purpose.
+            round_: the round.
+            client: the client, counted from 0, or ``SERVER`` for the server's own stream.
+
+        Raises:
+            ValueError: the purpose is public, or secret streams may not be drawn from this tree.
         """
         if purpose not in SECRET:
             raise ValueError(
@@ -173,7 +187,7 @@ class Seeds:
     def sequence(
         self, purpose: Purpose, round_: int = 0, client: int = SERVER
     ) -> np.random.SeedSequence:
-        """The seed sequence of a public stream, named as in :meth:`keystream`."""
+        """Return the seed sequence of a public stream, named as in :meth:`keystream`."""
         if purpose in SECRET:
             raise ValueError(
                 f"the stream {purpose.name} is secret; it is drawn from Seeds.keystream, at "
@@ -182,12 +196,13 @@ class Seeds:
         return np.random.SeedSequence(self.root, spawn_key=(int(purpose), round_, client + 1))
 
     def numpy(self, purpose: Purpose, round_: int = 0, client: int = SERVER) -> np.random.Generator:
-        """The stream as a numpy generator."""
+        """Return a public stream as a numpy generator."""
         return np.random.default_rng(self.sequence(purpose, round_, client))
 
     def torch(self, purpose: Purpose, round_: int = 0, client: int = SERVER) -> torch.Generator:
-        """The stream as a CPU torch generator; its whole state is set, since ``manual_seed`` keeps
-        32 bits of a seed.
+        """Return a public stream as a torch generator on the CPU.
+
+        Its whole state is set, because ``manual_seed`` keeps only 32 bits of a seed.
         """
         import torch  # late, for a grid is read and data are partitioned without it
 

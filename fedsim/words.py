@@ -1,4 +1,4 @@
-"""Numbers and settings in words, and consoles that print text as it is."""
+"""Writes numbers and settings in words, and prints text as it is."""
 
 from __future__ import annotations
 
@@ -13,8 +13,11 @@ from rich.console import Console
 
 
 def number(value: float | None, digits: int = 6) -> str:
-    """A number to ``digits`` significant digits, as people write it: 0.1, 10, 1e-5, ∞; empty for
-    None.
+    """Return a number as people write it, such as 0.1, 10, 1e-5 or ∞; an empty text for None.
+
+    Args:
+        value: the number.
+        digits: the number of significant digits.
     """
     if value is None:
         return ""
@@ -24,7 +27,7 @@ def number(value: float | None, digits: int = 6) -> str:
 
 
 def at_most(bound: float | None, digits: int = 4) -> str:
-    """A bound as :func:`number` writes it, rounded up."""
+    """Return an upper bound as :func:`number` writes it, rounded up to ``digits`` digits."""
     if not bound or math.isinf(bound):
         return number(bound)
     unit = Decimal(1).scaleb(Decimal(bound).adjusted() + 1 - digits)
@@ -32,21 +35,21 @@ def at_most(bound: float | None, digits: int = 4) -> str:
 
 
 def counted(count: float, noun: str) -> str:
-    """A count with its noun, which forms its plural with an s: 1 cell, 2 cells, 0.5 GPUs."""
+    """Return a count with its noun, which forms its plural with an s: 1 cell, 2 cells."""
     if count == 1:
         return f"{count:.10g} {noun}"
     return f"{count:.10g} {noun}s"
 
 
 def json_number(value: Any) -> Any:
-    """A number as JSON may hold it: "inf", "-inf" and "nan" are words; anything else as it is."""
+    """Return a number for JSON: "inf", "-inf" and "nan" are texts, other values unchanged."""
     if isinstance(value, float) and not math.isfinite(value):
         return str(float(value))
     return value
 
 
 def spelled(value: Any) -> str:
-    """A value as a grid file would have it."""
+    """Return a value as a grid file has it."""
     if isinstance(value, str):
         return value
     return json.dumps(value, default=str)
@@ -59,8 +62,9 @@ def setting(
     epsilon: float | None = None,
     seed: int | None = None,
 ) -> str:
-    """Where something stands in a grid: ``digits · α = 0.3 · 10 clients · ε = 1 · seed 0``; what is
-    None or empty is left out.
+    """Return the place of a cell in a grid as a text.
+
+    It looks like ``digits · α = 0.3 · 10 clients · ε = 1 · seed 0``. Values that are None or empty are left out.
     """
     parts = [name for name in names if name]
     if alpha is not None:
@@ -75,41 +79,40 @@ def setting(
 
 
 def plain(text: str) -> str:
-    """A docstring without its marks."""
+    """Return a docstring without its markup."""
     return re.sub(r":\w+:`([^`]*)`", r"\1", text).replace("``", "")
 
 
 def encodable(text: str) -> str:
-    """``text`` with a ``?`` for every half of a character, as names of files that are not UTF-8
-    hold them.
+    """Return ``text`` with a ``?`` for every character that UTF-8 cannot encode.
+
+    Such characters stand in names of files that are not UTF-8.
     """
     return text.encode(errors="replace").decode()
 
 
 def print_line(console: Console, text: str, style: str | None = None) -> None:
-    """Print a line as it is: no markup, no automatic colours, no line breaks at the terminal's
-    width.
-    """
+    """Print a line without markup, automatic colours and line breaks at the terminal's width."""
     console.print(text, style=style, soft_wrap=True, highlight=False, markup=False)
 
 
 def plain_console(*, stderr: bool = False) -> Console:
-    """A console without emoji (``:x:``) and without markup (``[x]``), in tables too."""
+    """Return a console without emoji (``:x:``) and markup (``[x]``), in tables too."""
     return Console(stderr=stderr, emoji=False, markup=False)
 
 
 class Printed:
-    """What prints itself: by a command, and in Python as the value of a cell or line.
+    """A result that prints itself, on the command line and as the value of a notebook's cell.
 
     Attributes:
-        fits_width: whether it fits itself to a terminal's width; what does not is never printed
-            narrower than a command's output is wide.
+        fits_width: whether it adapts to the terminal's width. Otherwise it is never printed
+            narrower than the output of a command.
     """
 
     fits_width: ClassVar[bool] = False
 
     def show(self, console: Console) -> None:
-        """Print it."""
+        """Print the result."""
         raise NotImplementedError
 
     def __repr__(self) -> str:
@@ -125,8 +128,9 @@ class Printed:
 
 
 def wide_console(console: Console, width: int = 200) -> Console:
-    """``console``, but at least ``width`` columns wide: a table's rows are not cut to a terminal's
-    width.
+    """Return a console like ``console`` that is at least ``width`` columns wide.
+
+    A table is then not cut to the terminal's width.
     """
     kept: dict[str, Any] = {
         "force_terminal": console.is_terminal,

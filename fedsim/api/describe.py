@@ -75,8 +75,8 @@ class Description(Printed):
         group: one of :data:`KINDS`.
         yields: ``generator`` or ``classifier``.
         place: file, line and import path of the class.
-        support: the units of privacy for every claim that it makes under some trust; empty for a method
-            that is not private.
+        support: the units of privacy for every claim that it makes under some trust; empty for a
+            method that is not private.
         parameters: its parameters.
     """
 

@@ -55,14 +55,15 @@ def bench(
 ) -> Run | Plan:
     """Run a grid and draw its privacy-utility curves.
 
-    Every algorithm runs on every partition, budget and seed. It may be interrupted at any time: called
-    again, it runs what the folder lacks, including the cells that a larger grid adds and those whose
-    code has changed.
+    Every algorithm runs on every partition, budget and seed. It may be interrupted at any time:
+    called again, it runs what the folder lacks, including the cells that a larger grid adds and
+    those whose code has changed.
 
     Args:
-        grid: the path of a grid file (YAML), or a mapping with the same keys, whose paths are relative
-            to the working folder.
-        out: the run folder, new, empty or of an earlier bench; default: ``runs/<name of the grid>``.
+        grid: the path of a grid file (YAML), or a mapping with the same keys, whose paths are
+            relative to the working folder.
+        out: the run folder, new, empty or of an earlier bench; default: ``runs/<name of the
+            grid>``.
         set: values of the grid to replace, as a mapping or as texts such as ``alpha=[0.3]`` and
             ``resources.device=cpu``.
         algorithms: more methods: names, mappings of ``name``, ``params`` and ``label``, or classes.
@@ -143,8 +144,8 @@ def bench(
 def algorithms(name: str | type | None = None) -> Catalogue | Description:
     """Return a list of all algorithms, or the description of one.
 
-    The list has one line per method: what it is, its claim and its units of privacy. A description also
-    has parameters and source.
+    The list has one line per method: what it is, its claim and its units of privacy. A description
+    also has parameters and source.
 
     Args:
         name: the algorithm to describe: a name, pkg.module:Class, file.py:Class, or a class.
@@ -171,8 +172,8 @@ def check(
 ) -> Found:
     """Look for faults that would void an algorithm's proof of privacy.
 
-    The faults concern per-example loss, sensitivity, noise, budget and seeds. The algorithm trains for
-    few rounds and steps on examples of digits with 4 to 12 clients; this takes some minutes.
+    The faults concern per-example loss, sensitivity, noise, budget and seeds. The algorithm trains
+    for few rounds and steps on examples of digits with 4 to 12 clients; this takes some minutes.
 
     Args:
         algorithm: its name as a grid gives it, my_file.py:MyMethod, pkg.module:Class, or a class.
@@ -180,8 +181,8 @@ def check(
             ``latent=16``.
         unit: the only unit of privacy to check; default: all that the class states.
         trust: the only trust to check; default: all that the class states.
-        quick: use 40 random pairs of neighbouring data sets instead of 400, and smaller networks. Fewer
-            faults are found, and no result is marked ``passed``.
+        quick: use 40 random pairs of neighbouring data sets instead of 400, and smaller networks.
+            Fewer faults are found, and no result is marked ``passed``.
         verbose: show all findings, not only faults.
         run: one or more run folders. The column ``check`` of their results with this code then says
             ``passed``, ``failed`` or nothing.
@@ -258,15 +259,15 @@ def audit(
 ) -> Found:
     """Compute a lower bound of ε for an algorithm, or attack the generators of a run.
 
-    For an algorithm, trainings run with and without a unit, and an adversary guesses from every noisy
-    output whether the unit was there. A bound above the claim refutes the claim; a bound below it
-    proves nothing. An interrupted audit continues where it stopped, and more pairs add to those that
-    ran. For a run folder, membership inference attacks the synthetic embeddings of its generators,
-    which gives no bound of ε.
+    For an algorithm, trainings run with and without a unit, and an adversary guesses from every
+    noisy output whether the unit was there. A bound above the claim refutes the claim; a bound
+    below it proves nothing. An interrupted audit continues where it stopped, and more pairs add to
+    those that ran. For a run folder, membership inference attacks the synthetic embeddings of its
+    generators, which gives no bound of ε.
 
     Args:
-        algorithm: a name as a grid gives it, my_file.py:MyMethod, pkg.module:Class, a class, or a run
-            folder.
+        algorithm: a name as a grid gives it, my_file.py:MyMethod, pkg.module:Class, a class, or a
+            run folder.
         epsilon: the ε that is claimed.
         delta: the δ that is claimed.
         unit: the unit that the claim protects.
@@ -415,12 +416,13 @@ def account(
 ) -> Account:
     """Return the noise for a budget, or the budget for a noise.
 
-    It is for the Gaussian mechanism on Poisson samples of the units, as in DP-SGD, and needs no data.
+    It is for the Gaussian mechanism on Poisson samples of the units, as in DP-SGD, and needs no
+    data.
 
     Args:
         epsilon: the budget, for which the noise is computed as for a grid; or give sigma.
-        sigma: the noise multiplier, whose ε is computed: the standard deviation of the noise divided by
-            the L2 sensitivity.
+        sigma: the noise multiplier, whose ε is computed: the standard deviation of the noise
+            divided by the L2 sensitivity.
         delta: the δ of the budget.
         rounds: the number of times that the mechanism runs.
         sample_rate: the probability with which a unit (an example or a client) is in a round.
@@ -473,14 +475,14 @@ def embed(
 ) -> str:
     """Turn images into embeddings and write them to a file that grids read.
 
-    Every embedding is scaled to L2 norm 1, as a grid does, so that a classifier of synthetic embeddings
-    may predict it. An interrupted call continues where it stopped.
+    Every embedding is scaled to L2 norm 1, as a grid does, so that a classifier of synthetic
+    embeddings may predict it. An interrupted call continues where it stopped.
 
     Args:
         dataset: the data set as in a grid: ``medmnist:organsmnist``, ``imagefolder:PATH``,
             ``csv:PATH``, or a mapping such as ``{name: chest-xray, limit: 9}``.
-        encoder: a vision transformer of the hub or of a local folder, an .onnx file, or a mapping such
-            as ``{name: dinov2-small, pool: mean}``.
+        encoder: a vision transformer of the hub or of a local folder, an .onnx file, or a mapping
+            such as ``{name: dinov2-small, pool: mean}``.
         out: the .npz file.
         batch: the number of images per forward pass.
         skip_bad: leave out images that cannot be decoded.

@@ -1,5 +1,6 @@
-"""My method: a conditional VAE under DP-SGD. Change what you like; the file is the whole method,
-and it runs as it stands.
+"""My method: a conditional VAE under DP-SGD.
+
+Change what you like. This file is the whole method, and it runs without edits.
 """
 
 from __future__ import annotations
@@ -23,15 +24,17 @@ from fedsim.methods import (
 
 
 class MyMethodParams(DPSGDParams):
-    """What a grid may set under `params:` or `scan:`; rounds, sample_rate, clip, learning_rate ...
-    come with DPSGDParams.
+    """The parameters that a grid may set under `params:` or `scan:`.
+
+    DPSGDParams adds rounds, sample_rate, clip, learning_rate and others.
 
     Attributes:
-        rounds: noisy steps.
-        clip: C. Adam does not see its size, so a small one only makes all examples count alike.
-        latent: dimension of z.
-        hidden: widths of the encoder's hidden layers.
-        beta: weight of the KL divergence.
+        rounds: The number of noisy steps.
+        clip: The largest norm C of one example's gradient. Adam does not see its size, so a small C
+            only makes all examples count alike.
+        latent: The dimension of z.
+        hidden: The widths of the encoder's hidden layers.
+        beta: The weight of the KL divergence.
     """
 
     rounds: int = Field(150, ge=1)
@@ -59,8 +62,9 @@ class MyMethod(DPSGD):
     # ClientCode have a weight set or a code for each of `clients`; the rest is shared. Initial
     # weights are set afterwards, from the seed.
     def build(self, clients: int) -> nn.Module:
-        """A CVAE whose decoder is a prototype per class plus a linear map of z: under noise, few
-        directions are learned well.
+        """Return a CVAE whose decoder is a prototype per class plus a linear map of z.
+
+        Under noise, few directions are learned well.
         """
         p = self.params
         return CVAE(
@@ -75,7 +79,7 @@ class MyMethod(DPSGD):
     # Where random numbers come from: ask for standard normal draws here, read them from
     # `batch.draws`. Never draw inside `loss`.
     def draws(self) -> Mapping[str, tuple[int, ...]]:
-        """One draw of z per example."""
+        """Ask for one draw of z per example."""
         return {"posterior": (self.params.latent,)}
 
     # Row n of every part may depend on row n of the batch alone: no mean over the batch, no
@@ -83,8 +87,9 @@ class MyMethod(DPSGD):
     # gradient is what is clipped, so a loss that mixes rows would void the proof (`fedsim check`
     # finds that). Rows have unit norm.
     def loss(self, model: Any, batch: Batch) -> Mapping[str, Tensor]:
-        """Negative ELBO, [N] per part, in units of the observation variance: the gradient's size
-        then does not follow it.
+        """Return the negative ELBO, [N] per part, in units of the observation variance.
+
+        The size of the gradient then does not follow that variance.
         """
         decoded, kl = model(batch.x, batch.y, batch.draws["posterior"])
         log_variance = model.observation(batch.x)
@@ -102,7 +107,8 @@ class MyMethod(DPSGD):
     # those of clients that have some. A method that predicts has `classifier` in its place: an
     # object with probabilities(x) -> [n, C].
     def generator(self, server: Server) -> CVAEGenerator:
-        """sample(labels, stream) -> [n, d]: decode z ~ N(0, I), add the observation noise; from the
-        mean of the later iterates.
+        """Return a generator that decodes z ~ N(0, I) and adds the observation noise.
+
+        It has sample(labels, stream) -> [n, d], and uses the mean of the later iterates.
         """
         return CVAEGenerator(cast(CVAE, server.model))
