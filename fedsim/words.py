@@ -64,7 +64,8 @@ def setting(
 ) -> str:
     """Return the place of a cell in a grid as a text.
 
-    It looks like ``digits · α = 0.3 · 10 clients · ε = 1 · seed 0``. Values that are None or empty are left out.
+    It looks like ``digits · α = 0.3 · 10 clients · ε = 1 · seed 0``. Values that are None or empty
+    are left out.
     """
     parts = [name for name in names if name]
     if alpha is not None:
