@@ -396,7 +396,8 @@ class Clients:
             if len(total):
                 for client_noise in draws[:, : len(total)]:
                     total += client_noise
-            kept_noise = to_device(draws[:, len(total) :], self.device).split(widths, 1)
+            kept_draws = to_device(draws[:, len(total) :], self.device)
+            kept_noise = torch.split(kept_draws, widths, 1)
             for (name, value), noise in zip(kept.items(), kept_noise, strict=True):
                 values = value[positions]
                 out = noised_kept[name][positions]

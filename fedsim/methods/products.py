@@ -172,7 +172,7 @@ def shorten(rows: Tensor, labels: Tensor, stream: torch.Generator) -> Tensor:
 
     It is public knowledge that embeddings have unit norm, so this costs no epsilon.
     """
-    excess = torch.linalg.vector_norm(rows, dim=1, keepdim=True) / LONGEST
+    excess: Tensor = torch.linalg.vector_norm(rows, dim=1, keepdim=True) / LONGEST
     return rows / excess.clamp_min(1)
 
 

@@ -66,7 +66,7 @@ def sampled_rows(generator: Any, labels: Tensor, stream: Any, width: int | None 
     """
     if not callable(getattr(generator, "sample", None)):
         raise PluginError(_location(type(generator)), "has no method sample", SAMPLE_CONTRACT)
-    rows = _call(generator.sample, (labels, stream), SAMPLE_CONTRACT)
+    rows: Tensor = _call(generator.sample, (labels, stream), SAMPLE_CONTRACT)
     if not _is_float_tensor(rows) or rows.dim() != 2 or len(rows) != len(labels):
         problem = f"returned {described(rows)} for {len(labels)} labels"
         raise _contract_error(generator.sample, problem, SAMPLE_CONTRACT)

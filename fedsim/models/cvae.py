@@ -328,7 +328,9 @@ class SpreadCache:
     def get(self, model: nn.Module, compute: Callable[[], Tensor]) -> Tensor:
         """Returns the spread of ``model``; computes it if one of its parameters has changed."""
         # Parameters are kept, not their ids: Python may give the id of a freed tensor to another.
-        versions = [(parameter, parameter._version) for parameter in model.parameters()]
+        versions: list[tuple[Tensor, int]] = [
+            (parameter, parameter._version) for parameter in model.parameters()
+        ]
         if self._spread is None or not self._are_known(versions):
             self._versions = versions
             self._spread = compute()

@@ -40,7 +40,8 @@ def kernel_score(
     differences = torch.stack([first - second, x - first, x - second])
     squared_distances = differences.square().sum(-1)
     between_generated, to_first, to_second = kernel(squared_distances)
-    return between_generated - to_first - to_second
+    term: Tensor = between_generated - to_first - to_second
+    return term
 
 
 def batch_mmd(x: Tensor, generated: Tensor) -> Tensor:

@@ -270,7 +270,7 @@ def _fill_small_clients(table: Integers, min_size: int) -> None:
     sizes = table.sum(axis=1)
     for client in np.flatnonzero(sizes < min_size):
         for label in np.flatnonzero(table[client]):
-            _take_from_holders(table, sizes, client, label, min_size)
+            _take_from_holders(table, sizes, int(client), int(label), min_size)
         if sizes[client] < min_size:
             problem = (
                 f"scheme 'shards' leaves client {client} with {sizes[client]} rows, fewer "
@@ -329,7 +329,7 @@ def quantity(division: Division, rng: Generator) -> Integers:
 def column(division: Division, _: Generator) -> Integers:
     """Give each value of a column to a client of its own, in sorted order of the values."""
     values = division.columns[str(division.spec.column)]
-    _, owner = np.unique(values, return_inverse=True)
+    owner = np.unique(values, return_inverse=True)[1]
     return owner.astype(np.int64)
 
 

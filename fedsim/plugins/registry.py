@@ -245,7 +245,7 @@ def _module_of_file(path: str, where: str) -> ModuleType:
 
 def _file_at(path: str) -> Path | None:
     """Return the file at a path below the working folder or a folder of modules; None without."""
-    for folder in (Path.cwd(), *sys.path):
+    for folder in (str(Path.cwd()), *sys.path):
         file = Path(folder, path).resolve()
         if file.is_file():
             return file

@@ -58,5 +58,6 @@ def test_fedlambda_holds_one_classifier_a_client_and_fedavg_one_for_all() -> Non
     assert each.sum(-1) == pytest.approx(torch.ones(4, 5))
     assert not torch.allclose(each[0], each[1])
     for client, classifier in enumerate(made.classifiers):
-        assert classifier.weight == pytest.approx(float(end.state[f"server.tensors.lambda.{client}"]))
+        weight = float(end.state[f"server.tensors.lambda.{client}"])
+        assert classifier.weight == pytest.approx(weight)
     torch.testing.assert_close(made.probabilities(x), each.mean(0))

@@ -441,7 +441,8 @@ def _read_texts(content: io.BytesIO) -> pd.DataFrame:
     for name in ("path", "label"):
         if name in table:
             table[name] = as_written[name]
-    return table.apply(lambda column: column.str.strip())
+    stripped: pd.DataFrame = table.apply(lambda column: column.str.strip())
+    return stripped
 
 
 def complete(table: pd.DataFrame, name: str) -> pd.Series[Any]:

@@ -505,7 +505,7 @@ def saturating(setting: Setting) -> tuple[Setting, Canary]:
     Smaller clip norms are tried until a canary adds :data:`ENOUGH`, so the setting is returned with
     the clip norm of the best canary.
     """
-    shares = CLIPS[:1]
+    shares: Sequence[float] = CLIPS[:1]
     if isinstance(setting.params.get("clip"), int | float):
         shares = CLIPS
     best_ratio = -1.0

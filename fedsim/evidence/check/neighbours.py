@@ -233,7 +233,7 @@ def draw_of(number: int, unit: str, classes: int) -> Draw:
     way = choose(*ways)
     client = int(stream.integers(clients))
     others = tuple(int(choose(FEW_ROWS, FEW_ROWS, BASE_ROWS)) for _ in range(3))
-    copies = COPIES
+    copies: tuple[int, ...] = COPIES
     if unit == "group":
         copies = (*COPIES, int(between(1, MOST_OF_A_GROUP)))
     return Draw(
@@ -561,7 +561,7 @@ def _directed(
     """
     shape = class_rows.shape
     means = np.broadcast_to(mean, shape)
-    directions = {
+    directions: dict[str, NDArray[Any]] = {
         "class mean": class_rows,
         "batch mean": means,
         "random": stream.standard_normal(shape),
