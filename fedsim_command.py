@@ -1,5 +1,7 @@
-"""The entry point of the command ``fedsim``, outside the package: another distribution may have put
-its own ``fedsim`` in its place.
+"""The entry point of the command ``fedsim``.
+
+It stands outside the package, because another distribution may have put its own ``fedsim`` in its
+place.
 """
 
 from __future__ import annotations
@@ -9,8 +11,9 @@ from importlib.metadata import PackageNotFoundError, distribution
 
 
 def main() -> None:
-    """Run the command; one line and exit code 2 where the other simulator called ``fedsim`` is
-    installed.
+    """Run the command.
+
+    If the other simulator called ``fedsim`` is installed, say so in one line; the exit code is 2.
     """
     if at := _other():
         hint = "python -m pip uninstall -y fedsim fedsim-generative, then install this one again"
@@ -26,8 +29,9 @@ def main() -> None:
 
 
 def _other() -> str | None:
-    """An installed distribution ``fedsim``, with its folder, unless it is this one before version
-    0.2.
+    """Return the installed distribution ``fedsim`` with its folder; None if there is none.
+
+    This distribution was called so before version 0.2, and does not count.
     """
     try:
         held = distribution("fedsim")
