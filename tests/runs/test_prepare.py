@@ -98,11 +98,9 @@ def test_manifest_describes_each_method_and_names_its_paper(tmp_path: Path) -> N
         folder := RunFolder(tmp_path), prepare(small_grid("fedhypevae", "dp-gaussian"), NODES), []
     )
     first, second = read_manifest(folder.path)["methods"]
-    assert (first["label"], first["source"], first["text"][:13]) == (
-        "fedhypevae",
-        "arXiv 2601.00785",
-        "Negative ELBO",
-    )
+    assert first["label"] == "fedhypevae"
+    assert first["source"] == "arXiv 2601.00785"
+    assert first["text"].startswith("FedHypeVAE under federated DP-SGD.")
     assert (second["label"], "`" in second["text"], "1805.06530" in second["source"]) == (
         "dp-gaussian",
         False,
