@@ -447,16 +447,17 @@ def account(
     if not 0 < delta < 1:
         raise UserError("delta", f"must be between 0 and 1, got {delta:g}")
     if epsilon is not None:
-        fixed = {
-            "unit": "example",
-            "trust": "aggregate",
-            "scope": "joint",
-            "claim": "stated",
-            "clip": 1.0,
-            "sensitivity": 1.0,
-        }
-        releases = [Release("rounds", sample_rate, rounds)]
-        plan = calibrate(epsilon=epsilon, delta=delta, releases=releases, **fixed)  # type: ignore[arg-type]
+        plan = calibrate(
+            epsilon=epsilon,
+            delta=delta,
+            releases=[Release("rounds", sample_rate, rounds)],
+            unit="example",
+            trust="aggregate",
+            scope="joint",
+            claim="stated",
+            clip=1.0,
+            sensitivity=1.0,
+        )
         sigma = plan.sigma
     assert sigma is not None
     ran = [Mechanism(sigma, sample_rate, rounds)]

@@ -380,8 +380,8 @@ def inverse_root(precision: Tensor) -> Tensor:
         ValueError: a matrix on the CPU is not positive definite.
     """
     if precision.device.type not in FUSED:
-        # A lazy device has this function, but not the one below.
-        lazy_factor = torch.cholesky(precision)  # type: ignore[attr-defined, unused-ignore]  # of newer torch
+        # A lazy device has this function, but not the one below. Newer torch does not declare it.
+        lazy_factor = torch.cholesky(precision)  # type: ignore[attr-defined, unused-ignore]
         return lower_inverse(lazy_factor).mT
     factor, info = torch.linalg.cholesky_ex(precision)
     failed = info != 0

@@ -442,7 +442,8 @@ class RayEngine(Engine):
         prepare_process()
         context = ray.get_runtime_context()
         self.node = context.get_node_id()
-        this_node = next(node for node in ray.nodes() if node["NodeID"] == self.node)  # type: ignore[no-untyped-call]
+        nodes = ray.nodes()  # type: ignore[no-untyped-call]
+        this_node = next(node for node in nodes if node["NodeID"] == self.node)
         head, _, port = context.gcs_address.rpartition(":")
         service = (this_node["NodeManagerAddress"], int(this_node["NodeManagerPort"]))
         self.services = {
@@ -466,7 +467,8 @@ class RayEngine(Engine):
                 socket.create_connection(address, timeout=5).close()
             except OSError as error:
                 raise ClusterLost(f"{name} does not answer any more ({error})") from error
-        if not any(node["Alive"] and node["NodeID"] == self.node for node in ray.nodes()):  # type: ignore[no-untyped-call]
+        nodes = ray.nodes()  # type: ignore[no-untyped-call]
+        if not any(node["Alive"] and node["NodeID"] == self.node for node in nodes):
             raise ClusterLost("Ray's service on this machine has left the cluster")
         return live_nodes()
 
