@@ -1,4 +1,4 @@
-"""The warm form without one of its parts at a time, by three readouts.
+"""The warm form without one of its parts at a time, by three evaluators.
 
 A part gains what the mean over sets, budgets and seeds of linear probe, small network and nearest
 neighbours loses without it. `--data` holds the `.npz` files of embeddings.
@@ -24,12 +24,12 @@ from rich.table import Table
 from sklearn.exceptions import ConvergenceWarning
 
 from algorithms import class_block, fedhypevae_warm
-from fedsim.evaluation.judge import judge_of
+from fedsim.evaluation.evaluate import cell_evaluator
 from fedsim.grid.models import Grid
 from fedsim.runs.prepare import Node, prepare
 from fedsim.training.trial import Outcome, run_trial
 
-READOUTS = ("balanced_accuracy", "mlp_balanced_accuracy", "knn_balanced_accuracy")
+EVALUATORS = ("balanced_accuracy", "mlp_balanced_accuracy", "knn_balanced_accuracy")
 WITHOUT: dict[str, dict[str, Any]] = {
     "": {},
     "pairs": {"params": {"paired": False}},
@@ -77,7 +77,7 @@ def measured(path: Path, epsilon: float, seed: int, part: str) -> dict[str, Any]
             "algorithms": [entry],
             "epsilon": epsilon,
             "seeds": seed,
-            "evaluation": {"readouts": ["knn", "mlp"]},
+            "evaluation": {"evaluators": ["knn", "mlp"]},
         }
         prepared = prepare(
             Grid.model_validate({"dataset": {"npz": str(path), "overlap": "drop"}, **keys}),
@@ -86,18 +86,18 @@ def measured(path: Path, epsilon: float, seed: int, part: str) -> dict[str, Any]
         (trial,), (data,) = prepared.trials, prepared.data.values()
         *_, outcome = run_trial(trial, data)
         assert isinstance(outcome, Outcome)
-        scores = judge_of(trial, outcome.state, data).judgement().scores
+        scores = cell_evaluator(trial, outcome.state, data).result().scores
     return {
         "set": path.stem,
         "epsilon": epsilon,
         "seed": seed,
         "without": part,
-        **{name: scores[name] for name in READOUTS},
+        **{name: scores[name] for name in EVALUATORS},
     }
 
 
 def main() -> None:
-    """Train, judge, print what each part gains, write every score."""
+    """Train, evaluate, print what each part gains, write every score."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--sets", nargs="+", required=True)
@@ -116,7 +116,10 @@ def main() -> None:
     gains = defaultdict[str, list[list[float]]](list)
     for row in rows:
         gains[row["without"]].append(
-            [whole[row["set"], row["epsilon"], row["seed"]][name] - row[name] for name in READOUTS]
+            [
+                whole[row["set"], row["epsilon"], row["seed"]][name] - row[name]
+                for name in EVALUATORS
+            ]
         )
     table = Table("part", "probe", "network", "neighbours", "mean", title="what a part gains")
     for part, differences in gains.items():

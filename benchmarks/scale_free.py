@@ -7,7 +7,7 @@ python benchmarks/scale_free.py [--npz FILE] [--methods NAME ...] [--epsilon E .
 Real rows, digits by default, are made alike: whitened, of a gently falling spectrum, 0.75 times
 their mean's length from it, at unit norm. A twin has the same rows changed in one way. A method's
 share of the twin's own ceiling is set against its share of that of the rows made alike.
-Cells are prepared, trained and judged as `fedsim bench` does.
+Cells are prepared, trained and evaluated as `fedsim bench` does.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from fedsim.evaluation.judge import judgement_of
+from fedsim.evaluation.evaluate import evaluate_cell
 from fedsim.evaluation.scores import ceiling
 from fedsim.grid.models import Grid
 from fedsim.json_lines import encode
@@ -137,7 +137,7 @@ def shares(
         for trial in prepared.trials:
             *_, outcome = run_trial(trial, data)
             assert isinstance(outcome, Outcome)
-            score = judgement_of(trial, outcome.state, data).scores.balanced_accuracy
+            score = evaluate_cell(trial, outcome.state, data).scores.balanced_accuracy
             scores.setdefault((trial.cell.label, trial.cell.epsilon), []).append(score / most)
     for (method, epsilon), found in scores.items():
         yield {

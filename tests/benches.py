@@ -19,7 +19,7 @@ from fedsim.runs.prepare import Node
 
 PATIENCE = 600
 """Seconds after which something hangs, however busy the machine is."""
-TIMES = ("seconds", "train_seconds", "judge_seconds")
+TIMES = ("seconds", "train_seconds", "evaluation_seconds")
 """Fields of a row that are another every time."""
 PLUGIN = '''
 import os

@@ -29,7 +29,7 @@ from fedsim.training.trial import Trial
 
 NODES = [Node(4.0, 0.0)]
 SMALL: dict[str, Any] = {"dataset": {"name": "digits", "limit": 200}, "clients": 4, "alpha": 1.0}
-SMALL["evaluation"] = {"per_class": 10, "readouts": []}
+SMALL["evaluation"] = {"per_class": 10, "evaluators": []}
 """Keys of a grid of short cells."""
 WITH_GPUS = [Node(4.0, 2.0)]
 """The same machine with two GPUs by count: what is placed on them computes on the CPU."""

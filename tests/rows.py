@@ -6,12 +6,18 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from fedsim.evaluation.judge import Judgement, judgement_of
+from fedsim.evaluation.evaluate import EvaluationResult, evaluate_cell
 from fedsim.evaluation.scores import Ceiling, LocalOnly
 from fedsim.json_lines import dump
 from fedsim.results.columns import COLUMNS, Row
 from fedsim.results.join import Entry, RunResults, claim_of
-from fedsim.results.lines import RowError, judgement_line, keep_state, reference_line, training_line
+from fedsim.results.lines import (
+    RowError,
+    evaluation_line,
+    keep_state,
+    reference_line,
+    training_line,
+)
 from fedsim.results.store import ResultStore, RunFolder
 from fedsim.runs.prepare import Prepared
 from fedsim.training.cohort import build_algorithm
@@ -194,10 +200,10 @@ def add_rows(folder: Path, *rows: Row) -> None:
         training = training_of(row, key)
         add_lines(folder / "trainings.jsonl", [training])
         if row.status == "failed":
-            judged = []
+            evaluated = []
         else:
-            judged = [judgement_of_row(row, key)]
-        add_lines(folder / "judgements.jsonl", judged)
+            evaluated = [evaluation_of_row(row, key)]
+        add_lines(folder / "evaluations.jsonl", evaluated)
         for name, score in references.items():
             scores = {
                 "balanced_accuracy": score,
@@ -251,14 +257,17 @@ def training_of(row: Row, key: str) -> dict[str, Any]:
     }
 
 
-def judgement_of_row(row: Row, key: str) -> dict[str, Any]:
-    """The line of a row's judgement."""
-    same = {name: getattr(row, name) for name in ("cell_id", "judged", "tested", "label_shares")}
+def evaluation_of_row(row: Row, key: str) -> dict[str, Any]:
+    """The line of a row's evaluation."""
+    same = {
+        name: getattr(row, name)
+        for name in ("cell_id", "evaluation_source", "tested", "label_shares")
+    }
     scores = {name: score for name, score in row.scores.items() if name != "share_of_ceiling"}
     shown = {
         "training_id": key,
         "error": None,
-        "seconds": row.judge_seconds or 0.0,
+        "seconds": row.evaluation_seconds or 0.0,
         "recalls": row.recall_per_class,
     }
     return same | shown | {"scores": scores, "evaluation": row.evaluation or {}, "clients": []}
@@ -278,13 +287,13 @@ def add_lines(path: Path, lines: Iterable[Mapping[str, Any]]) -> None:
 def joined(
     trial: Trial,
     training: Outcome | RowError,
-    judgement: Judgement | RowError | None = None,
+    evaluation: EvaluationResult | RowError | None = None,
     ceiling: Ceiling | None = None,
     local_only: LocalOnly | None = None,
 ) -> Row:
     """The row that the lines of a cell give."""
-    row = lines_of(trial, training, judgement, ceiling, local_only).row(
-        entry_of(trial), judged=judgement is not None
+    row = lines_of(trial, training, evaluation, ceiling, local_only).row(
+        entry_of(trial), evaluated=evaluation is not None
     )
     assert row is not None
     return row
@@ -300,7 +309,7 @@ def entry_of(trial: Trial) -> Entry:
 def lines_of(
     trial: Trial,
     training: Outcome | RowError,
-    judgement: Judgement | RowError | None = None,
+    evaluation: EvaluationResult | RowError | None = None,
     ceiling: Ceiling | None = None,
     local_only: LocalOnly | None = None,
 ) -> RunResults:
@@ -313,17 +322,17 @@ def lines_of(
     return RunResults(
         RunFolder(Path()),
         {trial.cell.training_id: training_line(trial, training, {"fedsim": "0"})},
-        {} if judgement is None else {trial.cell.cell_id: judgement_line(trial, judgement, 1.0)},
+        {} if evaluation is None else {trial.cell.cell_id: evaluation_line(trial, evaluation, 1.0)},
         references,
     )
 
 
-def ran(prepared: Prepared, trial: Trial) -> tuple[Outcome, Judgement]:
-    """A cell, trained and judged in this process."""
+def ran(prepared: Prepared, trial: Trial) -> tuple[Outcome, EvaluationResult]:
+    """A cell, trained and evaluated in this process."""
     data = prepared.data[trial.data_key]
     *_, outcome = run_trial(trial, data)
     assert isinstance(outcome, Outcome)
-    return outcome, judgement_of(trial, outcome.state, data)
+    return outcome, evaluate_cell(trial, outcome.state, data)
 
 
 def as_planned(trial: Trial) -> Outcome:

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from fedsim.data.embeddings import Embeddings
 from fedsim.errors import UserError
-from fedsim.evaluation.judge import judgement_of
+from fedsim.evaluation.evaluate import evaluate_cell
 from fedsim.methods.algorithm import Algorithm
 from fedsim.methods.messages import Message, Round, Tensors
 from fedsim.methods.products import is_classifier
@@ -183,7 +183,7 @@ def test_the_same_seed_gives_the_same_row_scores_included_and_another_seed_anoth
         trial, data, _ = one_cell("dp-gaussian", seeds=seed, epsilon=4.0)
         *_, outcome = run_trial(trial, data)
         assert isinstance(outcome, Outcome)
-        return replace(outcome, seconds=0.0), judgement_of(trial, outcome.state, data)
+        return replace(outcome, seconds=0.0), evaluate_cell(trial, outcome.state, data)
 
     first = row(0)
     again = row(0)

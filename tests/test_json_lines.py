@@ -18,7 +18,7 @@ VALUES = st.recursive(
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(TEXTS, inner, max_size=3),
     max_leaves=8,
 )
-FILES = ("trainings.jsonl", "rounds.jsonl", "judgements.jsonl")
+FILES = ("trainings.jsonl", "rounds.jsonl", "evaluations.jsonl")
 
 
 @settings(max_examples=200, suppress_health_check=[HealthCheck.function_scoped_fixture])
@@ -27,7 +27,7 @@ def test_a_mutated_file_is_read_or_refused(tmp_path: Path, data: st.DataObject, 
     lines = {
         "trainings.jsonl": b'{"training_id": "a", "cell": {"label": "a"}, "error": null}',
         "rounds.jsonl": b'{"training_id": "a", "round": 0, "loss": "nan", "norms": [0.5, "inf"]}',
-        "judgements.jsonl": b'{"cell_id": "a", "training_id": "b", "error": {"type": "ValueError", '
+        "evaluations.jsonl": b'{"cell_id": "a", "training_id": "b", "error": {"type": "ValueError",'
         b'"message": "no"}}',
     }
     content = bytearray((lines[name] + b"\n") * 2)

@@ -10,7 +10,7 @@ import torch
 from cells import SHIPPED, crossed, one_cell, quick
 
 from fedsim.data.embeddings import Embeddings
-from fedsim.evaluation.judge import Judgement, judgement_of
+from fedsim.evaluation.evaluate import EvaluationResult, evaluate_cell
 from fedsim.methods.messages import Message, Round, Tensors
 from fedsim.seeds import Seeds
 from fedsim.training.cohort import Cohort, LocalPool
@@ -63,7 +63,9 @@ class LastBitPool(LocalPool):
         )
 
 
-def ended(entry: dict[str, Any], make_pool: Any = None, **keys: Any) -> tuple[Outcome, Judgement]:
+def ended(
+    entry: dict[str, Any], make_pool: Any = None, **keys: Any
+) -> tuple[Outcome, EvaluationResult]:
     trial, data, _ = one_cell(
         entry, **{"epsilon": 4.0, "evaluation": {"per_class": 3, "per_client": True}, **keys}
     )
@@ -72,17 +74,17 @@ def ended(entry: dict[str, Any], make_pool: Any = None, **keys: Any) -> tuple[Ou
     else:
         *_, outcome = run_trial(trial, data)
     assert isinstance(outcome, Outcome)
-    return outcome, judgement_of(trial, outcome.state, data)
+    return outcome, evaluate_cell(trial, outcome.state, data)
 
 
-def shown(outcome: Outcome, judgement: Judgement) -> dict[str, Any]:
+def shown(outcome: Outcome, evaluation: EvaluationResult) -> dict[str, Any]:
     """The scores of a row, and the codes that were released."""
     codes = {
         name: value.flatten().tolist()
         for name, value in outcome.state.items()
         if {"code", "codes"} & set(name.split("."))
     }
-    return {"scores": [*judgement.scores.values()], "codes": codes}
+    return {"scores": [*evaluation.scores.values()], "codes": codes}
 
 
 def close(one: Mapping[str, Any], two: Mapping[str, Any]) -> None:

@@ -66,20 +66,20 @@ GRIDS: dict[str, dict[str, Any]] = {
 MOVES = {
     "cell_id",
     "source",
-    "judged",
+    "evaluation_source",
     "counted_by",
     "generator",
     "versions",
     "params",
     "seconds",
     "train_seconds",
-    "judge_seconds",
+    "evaluation_seconds",
 }
 """Columns of the clock and of the code: not compared."""
 
 
 def measured(folder: Path) -> list[dict[str, Any]]:
-    """Rows, and what fingerprints them, of all cells, trained and judged in this process."""
+    """Rows, and what fingerprints them, of all cells, trained and evaluated in this process."""
     from sklearn.datasets import load_digits
 
     x = load_digits().data

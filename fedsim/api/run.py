@@ -614,7 +614,7 @@ def pooled(folders: Sequence[Path | str], where: str | None = None) -> list[Row]
                     raise UserError(
                         str(folder),
                         what,
-                        "show the two runs one by one, or judge both alike and give data sets "
+                        "show the two runs one by one, or evaluate both alike and give data sets "
                         "names",
                     )
     if where is None:

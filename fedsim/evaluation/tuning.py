@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 from fedsim.data.embeddings import Embeddings
 from fedsim.device import CPU, to_device
 from fedsim.errors import UserError
-from fedsim.evaluation.judge import judge_of, synthesise
+from fedsim.evaluation.evaluate import cell_evaluator, synthesise
 from fedsim.evaluation.measures import balanced_accuracy
 from fedsim.grid.models import Tuning
 from fedsim.methods.algorithm import Algorithm, solved_plan
@@ -270,7 +270,7 @@ def _score_on_test_rows(
     device: torch.device,
 ) -> float:
     """Return a training's balanced accuracy on all test rows, as the mean over its classifiers."""
-    predicted = judge_of(
+    predicted = cell_evaluator(
         trial,
         state,
         data,

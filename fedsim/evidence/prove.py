@@ -240,7 +240,7 @@ def _compare_with_algorithm(row: Row, line: Line, *, trust_plugin: bool) -> _Com
         cls = lookup(cell["algorithm"], "")
     except UserError as error:
         return _Comparison(doubts=(f"its plan was not rebuilt: {error}",))
-    doubts = tuple(contradictions(line, cls, row.judged))
+    doubts = tuple(contradictions(line, cls, row.evaluation_source))
     if cell["algorithm"] == EXTERNAL:
         return _Comparison(doubts=doubts)
     differences, rebuilt = _differences_from_class(cls, line)

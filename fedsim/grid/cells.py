@@ -607,7 +607,7 @@ def _cell(
     training = training_id_of(cell, place_of(variant.cls), harness_hash("evaluation"))
     return cell.model_copy(
         update={
-            "cell_id": judged_id(training, evaluation),
+            "cell_id": evaluation_id(training, evaluation),
             "training_id": training,
         }
     )
@@ -693,7 +693,7 @@ def _public_rows_used(cell: Cell, cls: type[Algorithm], data: Embeddings) -> Pub
     return None
 
 
-def judged_id(training_id: str, evaluation: Evaluation) -> str:
+def evaluation_id(training_id: str, evaluation: Evaluation) -> str:
     """Return the id of a cell: a hash of its training, its evaluation and the evaluating code."""
     return identity(
         {

@@ -246,8 +246,8 @@ class Evaluation(_Model):
             is best on fresh synthetic examples, weighted by its label shares. (DP-CVAE chooses one
             weight for all clients, on real validation examples.) A number in [0, 1]: all clients
             take this weight.
-        readouts: The evaluators of synthetic embeddings beside the linear probe: ``knn``, ``mlp``,
-            ``fidelity``.
+        evaluators: The evaluators of synthetic embeddings beside the linear probe: ``knn``,
+            ``mlp``, ``fidelity``.
         unseen: A site that takes no part in training. All scores are then computed on its test
             examples. ``each``: every site in turn.
     """
@@ -256,7 +256,7 @@ class Evaluation(_Model):
     probe_c: Positive | None = None
     per_client: bool = Field(default=False, strict=True)
     personal: Literal["synthetic"] | Annotated[float, Field(ge=0, le=1, strict=True)] | None = None
-    readouts: Annotated[tuple[str, ...], BeforeValidator(listed)] = ("knn", "fidelity")
+    evaluators: Annotated[tuple[str, ...], BeforeValidator(listed)] = ("knn", "fidelity")
     unseen: str | None = Field(default=None, min_length=1)
 
     def rows_per_class(self, dim: int, classes: int) -> int:

@@ -24,6 +24,8 @@ from fedsim.grid.models import Grid, Loc, Origin, listed
 
 MOST_VALUES = 100_000
 """How many values the aliases of a YAML text may stand for, beside those that are written out."""
+RENAMED_KEYS = {"readouts": "evaluators"}
+"""Keys of older grids, with the name that each has now."""
 _Option = TypeVar("_Option", bound=BaseModel)
 
 
@@ -195,7 +197,9 @@ def complaint(
     if first["type"] == "extra_forbidden":
         *above, key = first["loc"]
         hint = ""
-        if not above:
+        if key in RENAMED_KEYS:
+            hint = f"it is now called '{RENAMED_KEYS[key]}'"
+        elif not above:
             hint = nearest(str(key), model.model_fields)
         return UserError(where, f"unknown key '{key}'", hint)
     if first["type"] == "value_error":

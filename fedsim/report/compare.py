@@ -41,11 +41,11 @@ _MATCHED_BY = (
 """The columns that two results must share to be compared, beside their parameters."""
 _PROVENANCE = {
     "source": "source of {}",
-    "judged": "code that judged",
+    "evaluation_source": "code that evaluated",
     "counted_by": "code that counted ε",
 }
 """The columns that say which code made a result, with their words."""
-_CLOCK = ("seconds", "train_seconds", "judge_seconds")
+_CLOCK = ("seconds", "train_seconds", "evaluation_seconds")
 """The columns of times, which differ between equal runs."""
 _COMPARED = [
     name

@@ -43,7 +43,7 @@ KINDS = (
         "score falls as noise goes",
         "before > highest + 0.02",
         "balanced accuracy is {highest:.2f} at best, and at least {before:.2f} at a smaller ε",
-        "Less noise cannot hurt a method, so the judge or the method's defaults do. "
+        "Less noise cannot hurt a method, so the evaluation or the method's defaults do. "
         "What usually helps: more synthetic rows (evaluation.per_class), a fixed probe_c, "
         "more seeds",
     ),
@@ -67,7 +67,7 @@ KINDS = (
         "norm < 0.67 or norm > 1.5",
         "norm {norm:.2g}",
         "Directions alone carry what was learned; rows longer than 1.2 are shortened to it "
-        "before they are judged. "
+        "before they are evaluated. "
         "What usually helps: more rows or a larger ε; a smaller clip or radius, where the "
         "method has one",
     ),

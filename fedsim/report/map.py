@@ -18,8 +18,8 @@ from numpy.typing import NDArray
 from sklearn.decomposition import PCA
 
 from fedsim.data.embeddings import Embeddings
-from fedsim.evaluation.judge import judge_of, synthesise
-from fedsim.evaluation.readouts import Labelled
+from fedsim.evaluation.evaluate import cell_evaluator, synthesise
+from fedsim.evaluation.evaluators import Labelled
 from fedsim.methods.products import is_classifier
 from fedsim.report.figures import MUTED, PAPER, SERIES, STYLE, save_figure
 from fedsim.results.columns import Row
@@ -60,7 +60,7 @@ def save_map(results: RunResults, trials: Sequence[Trial], data: Mapping[str, Em
         trial = cells[row.cell_id]
         embeddings = data[trial.data_key]
         state = read_state(folder.state(line["training_id"]), line["state"])
-        generator = judge_of(as_trained(trial, line), state, embeddings).made
+        generator = cell_evaluator(as_trained(trial, line), state, embeddings).made
         assert not is_classifier(generator)
         title = row.label
         if row.epsilon_target is not None:

@@ -745,7 +745,7 @@ def _notes(settings: SeedGroups, means: pd.DataFrame, measure: str) -> Iterator[
     counts = [f"{count} {status}" for status, count in left_out.items() if count]
     if counts:
         yield f"in no mean: {' and '.join(counts)} (the report says why)"
-    code_states = settings.averaged["judged"].nunique()
+    code_states = settings.averaged["evaluation_source"].nunique()
     if code_states > 1:
         yield (
             f"scores are from {code_states} revisions of the evaluation code: run the same bench "
@@ -946,17 +946,17 @@ def measures_of(settings: SeedGroups, *, terminal: bool = False) -> list[str]:
         terminal: Only those for a terminal: the measures that are marked so, and the measures of
             evaluators that the grid asked for instead of the default ones.
     """
-    default_readouts = Evaluation().readouts
+    default_evaluators = Evaluation().evaluators
     asked: set[str] = set()
-    for readouts in settings.rows.get("evaluation.readouts", ()):
-        if isinstance(readouts, list | tuple) and tuple(readouts) != default_readouts:
-            asked.update(readouts)
+    for evaluators in settings.rows.get("evaluation.evaluators", ()):
+        if isinstance(evaluators, list | tuple) and tuple(evaluators) != default_evaluators:
+            asked.update(evaluators)
     shown = ["balanced_accuracy"]
     for name, measure in MEASURES.items():
-        readout = name.partition("_")[0]
+        evaluator = name.partition("_")[0]
         if measure.fidelity:
-            readout = "fidelity"
-        is_wanted = measure.terminal or readout in asked or not terminal
+            evaluator = "fidelity"
+        is_wanted = measure.terminal or evaluator in asked or not terminal
         if measure.table and is_wanted and settings.averaged[name].notna().any():
             shown.append(name)
     return list(dict.fromkeys(shown))

@@ -151,7 +151,7 @@ def row_of(
     cell_id: str,
     label: str,
     training: Line,
-    judgement: Line | None = None,
+    evaluation: Line | None = None,
     ceiling: Line | None = None,
     local_only: Line | None = None,
     audit: Line | None = None,
@@ -163,7 +163,7 @@ def row_of(
         cell_id: The id of the cell.
         label: The name of the method in tables and curves.
         training: The line of the cell's training.
-        judgement: The line of its evaluation; without one the result has no scores.
+        evaluation: The line of its evaluation; without one the result has no scores.
         ceiling: The line of the reference on all real training examples, if it is known.
         local_only: The line of the reference on each client's own examples, if it is known.
         audit: The strongest audit of the cell's claim, if there is one.
@@ -181,10 +181,10 @@ def row_of(
     budget = plan
     if cell["algorithm"] == EXTERNAL:
         budget = _stated_budget(cell)
-    failure = training["error"] or (judgement and judgement["error"])
+    failure = training["error"] or (evaluation and evaluation["error"])
     scored: Line = {}
-    if judgement is not None and not failure:
-        scored = judgement
+    if evaluation is not None and not failure:
+        scored = evaluation
     derived = {
         "cell_id": cell_id,
         "label": label,
@@ -212,7 +212,7 @@ def row_of(
         "budget": budget,
         "ledger": ledger,
         "protection": _protection(training, budget),
-        "judgement": scored,
+        "evaluation": scored,
         "scores": _scores(cell_id, scored, ceiling, local_only),
         "ceiling": ceiling,
         "local_only": local_only,
@@ -281,12 +281,12 @@ def _protection(training: Line, budget: Line) -> Line | None:
     return protection
 
 
-def _evaluation_keys(cell: Line, judgement: Line) -> dict[str, Any]:
+def _evaluation_keys(cell: Line, evaluation: Line) -> dict[str, Any]:
     """Return the evaluation keys that scores depend on, without those that are None.
 
     The unseen site is left out: it has a column of its own.
     """
-    keys = judgement.get("evaluation") or cell["evaluation"]
+    keys = evaluation.get("evaluation") or cell["evaluation"]
     return {name: value for name, value in keys.items() if value is not None and name != "unseen"}
 
 
@@ -301,15 +301,15 @@ def _tuning_of(training: Line) -> Line | None:
 
 
 def _scores(
-    cell_id: str, judgement: Line, ceiling: Line | None, local_only: Line | None
+    cell_id: str, evaluation: Line, ceiling: Line | None, local_only: Line | None
 ) -> dict[str, float]:
     """Return the scores of an evaluation, and those derived from it and the references.
 
     Raises:
         ValueError: A score is NaN.
     """
-    scores = dict(judgement.get("scores", {}))
-    if local_only is not None and judgement.get("clients"):
+    scores = dict(evaluation.get("scores", {}))
+    if local_only is not None and evaluation.get("clients"):
         known = [score for score in local_only["clients"] if score is not None]
         if known:
             scores["client_local_only_balanced_accuracy"] = sum(known) / len(known)
@@ -386,9 +386,9 @@ COLUMNS: dict[str, Column] = {
         "A hash of the code that trained.",
         "cell.source",
     ),
-    "judged": Column(
+    "evaluation_source": Column(
         "A hash of the code that computed scores and references.",
-        "judgement.judged",
+        "evaluation.evaluation_source",
     ),
     "status": Column(
         "How the cell ended. `ok`: its scores count. `failed`: `error` says why. `overspent`: the "
@@ -577,18 +577,18 @@ COLUMNS: dict[str, Column] = {
     ),
     "tested": Column(
         "Which test examples each client's own scores are computed on.",
-        "judgement.tested",
+        "evaluation.tested",
     ),
     "label_shares": Column(
         "How frequent labels are in `accuracy`. In personal scores they are as frequent as with "
         "the client.",
-        "judgement.label_shares",
+        "evaluation.label_shares",
     ),
     **{name: score_column(name) for name in MEASURES},
     "recall_per_class": Column(
         "The recall of each class, in the order of the classes. It is null for a class without "
         "test examples.",
-        "judgement.recalls",
+        "evaluation.recalls",
     ),
     "ceiling_balanced_accuracy": Column(
         "The balanced accuracy of a linear probe trained on all real training examples.",
@@ -636,9 +636,9 @@ COLUMNS: dict[str, Column] = {
         "training.seconds",
         "float64",
     ),
-    "judge_seconds": Column(
+    "evaluation_seconds": Column(
         "The wall time of the evaluation in seconds.",
-        "judgement.seconds",
+        "evaluation.seconds",
         "float64",
     ),
     "versions": Column(

@@ -27,7 +27,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, PlainSerializer, Va
 
 from fedsim.data.arrays import check_target, write_npz, write_sidecar
 from fedsim.errors import UserError
-from fedsim.evaluation.judge import synthesise
+from fedsim.evaluation.evaluate import synthesise
 from fedsim.files import replaced
 from fedsim.grid.models import Cell
 from fedsim.json_lines import decode, encode, plain, plain_json
@@ -445,7 +445,7 @@ def _of_run(folder: RunFolder, cell: str | None) -> tuple[GeneratorFacts, Tensor
     entries = {entry.cell_id: entry for entry in results.every_entry}
     entry = entries[chosen]
     line = results.trained[chosen]
-    row = results.row(entry, judged=False)
+    row = results.row(entry, evaluated=False)
     assert row is not None
     facts = {
         "task": line["task"],

@@ -52,7 +52,7 @@ class RunResults:
     Attributes:
         folder: The run folder.
         trainings: The training lines by training id.
-        judgements: The evaluation lines by cell id.
+        evaluations: The evaluation lines by cell id.
         references: The reference lines by key.
         audits: All audit lines, in the order in which they were written.
         checks: All check lines, in the order in which they were written.
@@ -62,32 +62,33 @@ class RunResults:
 
     folder: RunFolder
     trainings: Mapping[str, Line] = field(default_factory=dict)
-    judgements: Mapping[str, Line] = field(default_factory=dict)
+    evaluations: Mapping[str, Line] = field(default_factory=dict)
     references: Mapping[str, Line] = field(default_factory=dict)
     audits: Sequence[Line] = ()
     checks: Sequence[Line] = ()
     entries: Sequence[Entry] = ()
 
-    def row(self, entry: Entry, *, judged: bool = True) -> Row | None:
+    def row(self, entry: Entry, *, evaluated: bool = True) -> Row | None:
         """Return the result of a cell, or None while it is not finished.
 
         Args:
             entry: The cell.
-            judged: Whether the cell has to be evaluated, too. If False, the result has no scores.
+            evaluated: Whether the cell has to be evaluated, too. If False, the result has no
+                scores.
         """
         training = self.trainings.get(entry.training_id)
         if training is None:
             return None
-        judgement = None
-        if judged and training["error"] is None:
-            judgement = self.judgements.get(entry.cell_id)
-            if judgement is None:
+        evaluation = None
+        if evaluated and training["error"] is None:
+            evaluation = self.evaluations.get(entry.cell_id)
+            if evaluation is None:
                 return None
         return row_of(
             entry.cell_id,
             entry.label,
             training,
-            judgement,
+            evaluation,
             ceiling=self.references.get(entry.ceiling),
             local_only=self.references.get(entry.local_only),
             audit=self.audit_of(training),
@@ -148,9 +149,9 @@ class RunResults:
         own cell if it was not evaluated.
         """
         cells: list[tuple[str, str]] = []
-        for judgement in self.judgements.values():
-            if judgement["training_id"] in self.trainings:
-                cells.append((judgement["cell_id"], judgement["training_id"]))
+        for evaluation in self.evaluations.values():
+            if evaluation["training_id"] in self.trainings:
+                cells.append((evaluation["cell_id"], evaluation["training_id"]))
         evaluated = {training_id for _, training_id in cells}
         for training_id, training in self.trainings.items():
             if training_id not in evaluated:
@@ -170,7 +171,7 @@ class RunResults:
         rows = []
         for training_id in self.trainings:
             entry = entry_of[training_id]
-            row = self.row(entry) or self.row(entry, judged=False)
+            row = self.row(entry) or self.row(entry, evaluated=False)
             if row is not None:
                 rows.append(row)
         return rows
@@ -198,7 +199,7 @@ class RunResults:
         lines = []
         for entry in self.entries:
             reference = self.references.get(entry.local_only)
-            for client in self.judgements.get(entry.cell_id, {}).get("clients", ()):
+            for client in self.evaluations.get(entry.cell_id, {}).get("clients", ()):
                 line = {
                     "cell_id": entry.cell_id,
                     **client,
@@ -282,7 +283,7 @@ def read_results(folder: Path | str) -> RunResults:
     results = RunResults(
         store.folder,
         trainings=store.last("trainings"),
-        judgements=store.last("judgements"),
+        evaluations=store.last("evaluations"),
         references=store.last("references"),
         # Every audit and check counts, not only the last one with a key.
         audits=list(store.lines("audits")),

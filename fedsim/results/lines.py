@@ -18,7 +18,7 @@ from safetensors.torch import load, save
 from torch import Tensor
 
 from fedsim.errors import UserError
-from fedsim.evaluation.judge import Judgement
+from fedsim.evaluation.evaluate import EvaluationResult
 from fedsim.evaluation.scores import Ceiling, LocalOnly
 from fedsim.files import replaced, unread
 from fedsim.grid.models import shown
@@ -144,7 +144,9 @@ def _ledger(outcome: Outcome) -> dict[str, Any]:
     }
 
 
-def judgement_line(trial: Trial, end: Judgement | RowError, seconds: float) -> dict[str, Any]:
+def evaluation_line(
+    trial: Trial, end: EvaluationResult | RowError, seconds: float
+) -> dict[str, Any]:
     """Return the line of an evaluation.
 
     Args:
@@ -157,7 +159,7 @@ def judgement_line(trial: Trial, end: Judgement | RowError, seconds: float) -> d
         "cell_id": cell.cell_id,
         "training_id": cell.training_id,
         "evaluation": cell.evaluation.model_dump(mode="json", exclude_none=True),
-        "judged": harness_hash("evaluation"),
+        "evaluation_source": harness_hash("evaluation"),
         "seconds": seconds,
     }
     if isinstance(end, RowError):

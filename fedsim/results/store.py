@@ -16,14 +16,14 @@ from fedsim.files import unread
 from fedsim.json_lines import complete_lines, decode, dump, has_words, is_json, load, reasons
 from fedsim.words import encodable
 
-Kind = Literal["trainings", "judgements", "references", "audits", "pairs", "checks", "rounds"]
+Kind = Literal["trainings", "evaluations", "references", "audits", "pairs", "checks", "rounds"]
 _KEYS: dict[Kind, dict[str, Any]] = {
     "trainings": {
         "training_id": str,
         "cell": dict[str, Any],
         "error": dict[str, str] | None,
     },
-    "judgements": {
+    "evaluations": {
         "cell_id": str,
         "training_id": str,
         "error": dict[str, str] | None,

@@ -197,7 +197,7 @@ def _run_jobs(
     only_evaluated = sum(isinstance(job, CellJob) and job.training is not None for job in jobs)
     if only_evaluated:
         cells = counted(only_evaluated, "trained cell")
-        print_line(console, f"{cells} to be judged, without training again")
+        print_line(console, f"{cells} to be evaluated, without training again")
     with ThreadPoolExecutor(1) as background:
         with engine as running, run.display:
             for name in ("report", "map"):

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
-from fedsim.evaluation.judge import Judgement
+from fedsim.evaluation.evaluate import EvaluationResult
 from fedsim.evaluation.scores import Ceiling, LocalOnly
 from fedsim.training.rounds import RoundRecord
 from fedsim.training.trial import Outcome
@@ -56,14 +56,14 @@ class Progress:
 
 
 @dataclass(frozen=True)
-class Judged:
+class Evaluated:
     """The evaluation of a cell, and the seconds of wall time that it took."""
 
-    judgement: Judgement
+    evaluation: EvaluationResult
     seconds: float
 
 
-Item = Progress | Outcome | Judged | Ceiling | LocalOnly | Failure | object
+Item = Progress | Outcome | Evaluated | Ceiling | LocalOnly | Failure | object
 """An item of a stream: progress, then results or a failure."""
 
 

@@ -81,7 +81,7 @@ def _second_release(run: RunContext, trial: Trial) -> UserError:
     """Return the error for a cell that must not be trained a second time."""
     cell = trial.cell
     what = (
-        f"{cell.label} (cell {cell.cell_id}) is to be judged, and what its training made "
+        f"{cell.label} (cell {cell.cell_id}) is to be evaluated, and what its training made "
         "was not kept"
     )
     hint = (

@@ -21,14 +21,14 @@ from fedsim.results.columns import Line, row_of
 from fedsim.results.lines import (
     RowError,
     as_trained,
-    judgement_line,
+    evaluation_line,
     keep_state,
     read_state,
     training_line,
 )
 from fedsim.results.store import ResultStore
 from fedsim.runs.display import Display
-from fedsim.runs.items import Failure, Item, Judged, Progress
+from fedsim.runs.items import Evaluated, Failure, Item, Progress
 from fedsim.runs.manifest import now, versions
 from fedsim.runs.prepare import Need, Prepared
 from fedsim.training.state import keep
@@ -47,15 +47,15 @@ class RunContext:
     store: ResultStore
     display: Display
 
-    def finished(self, trial: Trial, training: Line, judgement: Line | None = None) -> None:
+    def finished(self, trial: Trial, training: Line, evaluation: Line | None = None) -> None:
         """Show how a cell ended.
 
         Args:
             trial: the cell.
             training: its training line.
-            judgement: its evaluation line; None if the training failed.
+            evaluation: its evaluation line; None if the training failed.
         """
-        row = row_of(trial.cell.cell_id, trial.cell.label, training, judgement)
+        row = row_of(trial.cell.cell_id, trial.cell.label, training, evaluation)
         self.display.cell_finished(row)
 
     def refused(self, job: Job, failure: Failure) -> PluginError:
@@ -195,7 +195,7 @@ class CellJob(Job):
             self._record_progress(item)
         elif isinstance(item, Outcome):
             self._record_training(item)
-        elif isinstance(item, Judged):
+        elif isinstance(item, Evaluated):
             self._record_evaluation(item)
         elif isinstance(item, Failure):
             if self.training is None:
@@ -214,7 +214,7 @@ class CellJob(Job):
         return self.run.store.folder.checkpoint(self.trial.cell.training_id)
 
     def _ask(self, put: Put) -> tuple[Any, ...]:
-        """Return the worker's method and arguments: ``train`` or ``judge``."""
+        """Return the worker's method and arguments: ``train`` or ``evaluate``."""
         data = put(self.trial.data_key)
         if self.training is None:
             self._show_cell("started")
@@ -222,10 +222,10 @@ class CellJob(Job):
             # Within a list the data set stays a reference, which the worker hands on to the other
             # actors of its slot.
             return "train", self.trial, data, [data], checkpoint
-        self._show_cell("judged anew")
+        self._show_cell("evaluated anew")
         path = self.run.store.folder.state(self.trial.cell.training_id)
         state = read_state(path, self.training["state"])
-        return "judge", self.trial, state, data
+        return "evaluate", self.trial, state, data
 
     def _show_cell(self, event: str) -> None:
         """Show the cell as running, and begin its log."""
@@ -326,21 +326,21 @@ class CellJob(Job):
             self.run.store.append("trainings", [line])
             self.run.finished(cell.trial, line)
 
-    def _record_evaluation(self, evaluation: Judged) -> None:
-        self._log(f"judged {evaluation.judgement}")
+    def _record_evaluation(self, evaluation: Evaluated) -> None:
+        self._log(f"evaluated {evaluation.evaluation}")
         for cell in self.cells:
-            line = judgement_line(cell.trial, evaluation.judgement, evaluation.seconds)
+            line = evaluation_line(cell.trial, evaluation.evaluation, evaluation.seconds)
             self._finish(cell, line)
 
     def _record_failed_evaluation(self, failure: Failure) -> None:
         self._log(failure.traceback.rstrip("\n"))
         for cell in self.cells:
-            self._finish(cell, judgement_line(cell.trial, error_of(failure), 0.0))
+            self._finish(cell, evaluation_line(cell.trial, error_of(failure), 0.0))
 
     def _finish(self, cell: JobCell, evaluation: Line) -> None:
         """Write the evaluation line of a trained cell, and show how the cell ended."""
         assert cell.training is not None
-        self.run.store.append("judgements", [evaluation])
+        self.run.store.append("evaluations", [evaluation])
         self.run.finished(cell.trial, cell.training, evaluation)
 
 

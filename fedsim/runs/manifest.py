@@ -22,7 +22,7 @@ from pydantic import ValidationError
 from fedsim import __version__
 from fedsim.errors import UserError
 from fedsim.files import replaced
-from fedsim.grid.cells import judged_id
+from fedsim.grid.cells import evaluation_id
 from fedsim.grid.models import Grid
 from fedsim.json_lines import decode, dump, encode
 from fedsim.methods.algorithm import Algorithm
@@ -163,7 +163,7 @@ def earlier_entries(prepared: Prepared, lines: RunResults) -> tuple[list[Entry],
             and methods.get(entry.label, method) == method
             and _fields_as_text(recorded_cell, PAGE_FIELDS) in pages
             and entry.cell_id
-            in {judged_id(entry.training_id, evaluation) for evaluation in evaluations}
+            in {evaluation_id(entry.training_id, evaluation) for evaluation in evaluations}
         ):
             kept.append(entry)
         elif not is_of_older_code(recorded_cell, grid_sources):

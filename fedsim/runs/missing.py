@@ -53,7 +53,7 @@ def state_of(cell: Cell | Entry, lines: RunResults) -> CellState:
         return Missing()
     if training["error"] is not None:
         return Failed(Missing())
-    evaluation = lines.judgements.get(cell.cell_id)
+    evaluation = lines.evaluations.get(cell.cell_id)
     if evaluation is None:
         return Trained(training)
     if evaluation["error"] is not None:

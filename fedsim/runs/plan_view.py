@@ -12,7 +12,7 @@ import numpy as np
 from rich.console import Console
 
 from fedsim.data.embeddings import Embeddings, untested
-from fedsim.evaluation.readouts import left_out
+from fedsim.evaluation.evaluators import left_out
 from fedsim.privacy.plan import PrivacyPlan, large_delta
 from fedsim.report.terminal import frame_table
 from fedsim.results.columns import UNVERIFIED
@@ -221,7 +221,7 @@ def _warnings(prepared: Prepared) -> Iterator[str | None]:
     unseen_sites = {trial.data_key: trial.cell.evaluation.unseen for trial in prepared.trials}
     for key, site in unseen_sites.items():
         yield untested(data[key], site)
-    if "fidelity" in prepared.grid.evaluation.readouts:
+    if "fidelity" in prepared.grid.evaluation.evaluators:
         for key, site in unseen_sites.items():
             yield left_out(data[key], site)
     partitions = {(trial.data_key, trial.cell.clients): trial for trial in prepared.trials}

@@ -13,7 +13,7 @@ import torch
 
 from fedsim.data.embeddings import Embeddings
 from fedsim.errors import PluginError, UserError, at, nearest
-from fedsim.evaluation.readouts import READOUTS
+from fedsim.evaluation.evaluators import EVALUATORS
 from fedsim.evaluation.tuning import plans_of
 from fedsim.grid.cells import (
     client_views,
@@ -168,9 +168,9 @@ def prepare(
     Raises:
         UserError: the grid has a mistake; the error names its place in the grid.
     """
-    for name in set(grid.evaluation.readouts) - READOUTS.keys():
-        where = grid.location("evaluation", "readouts")
-        raise UserError(where, f"there is no readout '{name}'", nearest(name, READOUTS))
+    for name in set(grid.evaluation.evaluators) - EVALUATORS.keys():
+        where = grid.location("evaluation", "evaluators")
+        raise UserError(where, f"there is no evaluator '{name}'", nearest(name, EVALUATORS))
     resolved = resolve(grid, keep_going=keep_going)
     grid = resolved.grid
     need = Need(grid.resources.cpus_per_actor, grid.resources.gpus_per_actor)

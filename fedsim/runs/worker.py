@@ -17,7 +17,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from fedsim.data.embeddings import Embeddings
-from fedsim.evaluation.judge import judgement_of
+from fedsim.evaluation.evaluate import evaluate_cell
 from fedsim.evaluation.scores import ceiling, local_only
 from fedsim.evaluation.tuning import run_tuned
 from fedsim.grid.models import Cell, Device
@@ -25,7 +25,7 @@ from fedsim.methods.messages import Tensors
 from fedsim.partition import Partition, PartitionSpec
 from fedsim.plugins.code_hash import is_shipped
 from fedsim.plugins.registry import lookup
-from fedsim.runs.items import Failure, Item, Judged, Progress, gathered
+from fedsim.runs.items import Evaluated, Failure, Item, Progress, gathered
 from fedsim.runs.missing import runs_code_of
 from fedsim.runs.prepare import Need
 from fedsim.runs.process import Process
@@ -149,15 +149,15 @@ class Worker(Process):
                 yield from self._evaluate(trial.ended(outcome), outcome.state, same_data)
 
     @_job
-    def judge(self, trial: Trial, state: Tensors, data: Embeddings) -> Iterator[Item]:
+    def evaluate(self, trial: Trial, state: Tensors, data: Embeddings) -> Iterator[Item]:
         """Evaluate a trained cell, from the ``state`` that its training left."""
         yield from self._evaluate(trial, state, self.same(trial.data_key, data))
 
     def _evaluate(self, trial: Trial, state: Tensors, data: Embeddings) -> Iterator[Item]:
         started = time.perf_counter()
-        judgement = judgement_of(trial, state, data, self.device)
+        evaluation = evaluate_cell(trial, state, data, self.device)
         yield Progress(output=self.printed())
-        yield Judged(judgement, time.perf_counter() - started)
+        yield Evaluated(evaluation, time.perf_counter() - started)
 
     @_job
     def audit(self, cell: Cell, run: AuditRun, known: Sequence[dict[str, Any]]) -> Iterator[Item]:

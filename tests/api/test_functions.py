@@ -40,9 +40,9 @@ algorithms:
 clients: [4]
 epsilon: [4]
 seeds: [0, 1]
-evaluation: {per_class: 30, readouts: []}
+evaluation: {per_class: 30, evaluators: []}
 """
-KEPT = {"trainings": 4, "judgements": 4, "references": 3}
+KEPT = {"trainings": 4, "evaluations": 4, "references": 3}
 """Files in which a line is never changed again, and how many they have in the end."""
 Command = Callable[..., Done]
 
@@ -72,7 +72,7 @@ def started(tmp_path: Path) -> Iterator[subprocess.Popen[str]]:
         process_group=0,
         preexec_fn=interruptible,
     )
-    while not kept(tmp_path / "runs/small").get("judgements"):
+    while not kept(tmp_path / "runs/small").get("evaluations"):
         assert process.poll() is None, process.communicate()
         os.sched_yield()
     yield process

@@ -1,4 +1,4 @@
-"""The algorithms without a generator: what they yield, and how it is judged."""
+"""The algorithms without a generator: what they yield, and how it is evaluated."""
 
 from typing import Any
 
@@ -21,8 +21,8 @@ def outcome(name: str) -> tuple[Scores, int, Trial, Embeddings]:
     """The scores of one small cell, the bytes that its clients sent, its trial and its data."""
     prepared = small_cells(quick(name), epsilon=8.0, evaluation={"probe_c": C})
     (trial,), (data,) = prepared.trials, prepared.data.values()
-    ended, judgement = ran(prepared, trial)
-    return judgement.scores, ended.uplink_bytes, trial, data
+    ended, evaluation = ran(prepared, trial)
+    return evaluation.scores, ended.uplink_bytes, trial, data
 
 
 def test_centralised_is_the_probe_of_all_rows_and_no_better_than_the_ceiling() -> None:

@@ -11,7 +11,7 @@ from cells import SHIPPED, quick, small_cells
 from devices import DEVICE, OnePlace, flush
 
 from fedsim.device import CPU
-from fedsim.evaluation.judge import Judgement, judgement_of
+from fedsim.evaluation.evaluate import EvaluationResult, evaluate_cell
 from fedsim.plugins.registry import lookup
 from fedsim.seeds import Seeds
 from fedsim.training.cohort import build_algorithm
@@ -51,8 +51,8 @@ QUICKLY = ("fedhypevae", "dp-gaussian", "fedavg-linear")
 
 def ran(
     trial: Trial, data: Any, device: torch.device
-) -> tuple[list[RoundRecord], Outcome, Judgement]:
-    """Every round's record, the outcome and its judgement; a lazy device is let to compute after
+) -> tuple[list[RoundRecord], Outcome, EvaluationResult]:
+    """Every round's record, the outcome and its evaluation; a lazy device is let to compute after
     each.
     """
     steps = []
@@ -62,7 +62,7 @@ def ran(
             steps.append(step)
         *records, outcome = steps
         assert isinstance(outcome, Outcome)
-        return records, outcome, judgement_of(trial, outcome.state, data, device)  # type: ignore[return-value]
+        return records, outcome, evaluate_cell(trial, outcome.state, data, device)  # type: ignore[return-value]
 
 
 @pytest.mark.parametrize("name", ENTRIES if FOREIGN else QUICKLY)

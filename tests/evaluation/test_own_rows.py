@@ -24,7 +24,7 @@ def cells(path: Path, partition: dict[str, Any] = BY_SITE, **keys: Any) -> Prepa
     )
 
 
-def test_a_sites_client_is_judged_on_the_sites_own_test_rows(tmp_path: Path) -> None:
+def test_a_sites_client_is_evaluated_on_the_sites_own_test_rows(tmp_path: Path) -> None:
     prepared = cells(digits_of_sites(tmp_path))
     (trial,), (data,) = prepared.trials, prepared.data.values()
     found = own_rows(data, trial.partition, trial.cell.partition)
@@ -55,7 +55,7 @@ def changed(path: Path, change: Callable[[dict[str, Any]], dict[str, Any]]) -> P
     return path
 
 
-def judged(path: Path) -> tuple[Row, list[dict[str, Any]]]:
+def evaluated(path: Path) -> tuple[Row, list[dict[str, Any]]]:
     """The row and the clients' lines of a cell by site."""
     prepared = cells(
         path, evaluation={"per_class": 10, "per_client": True, "personal": "synthetic"}
@@ -78,7 +78,7 @@ def test_where_a_split_leaves_no_site_a_test_row_scores_of_clients_are_empty_and
         digits_of_sites(tmp_path),
         lambda of: {"site": np.where(of["split"] == 2, "elsewhere", of["site"])},
     )
-    row, lines = judged(path)
+    row, lines = evaluated(path)
     assert row.balanced_accuracy is not None
     assert [
         getattr(row, name)
@@ -88,14 +88,14 @@ def test_where_a_split_leaves_no_site_a_test_row_scores_of_clients_are_empty_and
     assert {line["reason"] for line in lines} == {"it has no test row"}
 
 
-def test_a_site_that_lacks_a_class_or_has_one_alone_is_judged(tmp_path: Path) -> None:
+def test_a_site_that_lacks_a_class_or_has_one_alone_is_evaluated(tmp_path: Path) -> None:
     def without(of: dict[str, Any]) -> dict[str, Any]:
         kept = (of["split"] == 2) | ~(
             ((of["site"] == "south") & (of["y"] != 3)) | ((of["site"] == "north") & (of["y"] == 5))
         )
         return {key: values[kept] for key, values in of.items()}
 
-    row, lines = judged(changed(digits_of_sites(tmp_path), without))
+    row, lines = evaluated(changed(digits_of_sites(tmp_path), without))
     assert row.status == "ok"
     assert all(0 <= line["own_balanced_accuracy"] <= 1 for line in lines)
     # whoever knows one class alone finds one of all of them

@@ -95,7 +95,7 @@ epsilon: .inf
 seeds: [0-2, 7]
 delta: 1e-5
 unit: {column: patient}
-evaluation: {probe_c: 0.5, personal: 0.3, readouts: knn}
+evaluation: {probe_c: 0.5, personal: 0.3, evaluators: knn}
 resources: {cell_timeout: 1.5h, clients_per_actor: all, gpus_per_actor: 0.25}
 """
 
@@ -169,6 +169,10 @@ BASE = "algorithms: [config-private]\n"
         (
             BASE + "evaluation:\n  per_clas: 3",
             "g.yaml:3: evaluation.per_clas: unknown key 'per_clas'",
+        ),
+        (
+            BASE + "evaluation:\n  readouts: [knn]",
+            "g.yaml:3: evaluation.readouts: unknown key 'readouts'; it is now called 'evaluators'",
         ),
         ("alpha: 1", "g.yaml: algorithms: Field required"),
         (

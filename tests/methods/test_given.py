@@ -1,4 +1,4 @@
-"""Rows that were made elsewhere are a point on the curve, judged as all others, and nothing of
+"""Rows that were made elsewhere are a point on the curve, evaluated as all others, and nothing of
 their epsilon is known here.
 """
 
@@ -12,7 +12,7 @@ from cells import NODES
 
 import fedsim
 from fedsim.errors import UserError
-from fedsim.evaluation.judge import synthesise
+from fedsim.evaluation.evaluate import synthesise
 from fedsim.grid.read import load_grid
 from fedsim.methods.products import FiniteRows, shortened
 from fedsim.runs.prepare import prepare

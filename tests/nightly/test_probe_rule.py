@@ -7,11 +7,11 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 DATA = ROOT.parent / "shared/data"
-spec = importlib.util.spec_from_file_location("judge", ROOT / "benchmarks/judge.py")
+spec = importlib.util.spec_from_file_location("probe_rule", ROOT / "benchmarks/probe_rule.py")
 assert spec is not None
 assert spec.loader is not None
-judge = importlib.util.module_from_spec(spec)
-spec.loader.exec_module(judge)
+probe_rule = importlib.util.module_from_spec(spec)
+spec.loader.exec_module(probe_rule)
 
 pytestmark = [
     pytest.mark.slow,
@@ -23,15 +23,15 @@ pytestmark = [
 def test_no_score_falls_as_noise_goes_nor_below_the_fixed_probe(
     method: str, tmp_path: Path
 ) -> None:
-    judge.small_sets(DATA, tmp_path)
+    probe_rule.small_sets(DATA, tmp_path)
     scores = [
-        judge.judged("small3", tmp_path / "small3.npz", method, epsilon, 0, tmp_path)
+        probe_rule.evaluated("small3", tmp_path / "small3.npz", method, epsilon, 0, tmp_path)
         for epsilon in (4, 32, float("inf"))
     ]
     for score in scores[1:]:
         assert score["rule"] >= scores[0]["rule"] - 0.01
         assert score["rule"] >= score["best"] - 0.03
-    score = judge.judged(
+    score = probe_rule.evaluated(
         "chestxray_dinov2s", DATA / "chestxray_dinov2s.npz", method, 8, 0, tmp_path
     )
     assert score["rule"] >= score["fixed"] - 0.005

@@ -98,14 +98,14 @@ def test_rows_of_another_setting_or_seed_are_no_match(other: dict[str, Any]) -> 
 def test_other_code_and_versions_are_named_once_and_not_equal() -> None:
     other = {
         "source": "2b",
-        "judged": "3c",
+        "evaluation_source": "3c",
         "counted_by": "4d",
         "versions": VERSIONS | {"torch": "2.14.0"},
     }
     found = compared((rows_of(0, 1), []), (rows_of(0, 1, **other), []))
     code = [
         "source of fedhypevae: 1a → 2b",
-        "code that judged: none → 3c",
+        "code that evaluated: none → 3c",
         "code that counted ε: none → 4d",
     ]
     assert found.provenance == [*code, "torch: 2.13.0 → 2.14.0"]

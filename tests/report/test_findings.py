@@ -10,9 +10,18 @@ from fedsim.report.rounds import round_frame
 from fedsim.results.columns import Row
 from fedsim.results.stats import SeedGroups
 
-FALLS, JUDGES, SEEDS, SIZE, DIVERGED, ACCURACY, BELOW_CEILING, COLLAPSE, EXPLOSION, DISAGREEMENT = (
-    kind.name for kind in KINDS
-)
+(
+    FALLS,
+    TWO_SCORES,
+    SEEDS,
+    SIZE,
+    DIVERGED,
+    ACCURACY,
+    BELOW_CEILING,
+    COLLAPSE,
+    EXPLOSION,
+    DISAGREEMENT,
+) = (kind.name for kind in KINDS)
 
 
 def found_in(rows: list[Row], records: list[dict[str, Any]]) -> list[tuple[str, ...]]:
@@ -113,7 +122,7 @@ def test_a_score_falls_with_epsilon_if_all_its_seeds_say_so(
     [
         (
             [{"knn_balanced_accuracy": 0.8}, {"knn_balanced_accuracy": 0.6}],
-            [(JUDGES, "0.80 by the probe, 0.60 by neighbours")],
+            [(TWO_SCORES, "0.80 by the probe, 0.60 by neighbours")],
         ),
         ([{"knn_balanced_accuracy": 0.7}, {"knn_balanced_accuracy": 0.9}], []),
         (

@@ -161,7 +161,7 @@ def hostile(tmp_path_factory: pytest.TempPathFactory, quickstart: list[Row]) -> 
 def test_a_report_is_drawn_from_rows_alone(tmp_path: Path, quickstart: list[Row]) -> None:
     folder = folder_with(tmp_path, quickstart)
     page = page_of(folder)
-    before = {"manifest.json", "trainings.jsonl", "judgements.jsonl", "references.jsonl"}
+    before = {"manifest.json", "trainings.jsonl", "evaluations.jsonl", "references.jsonl"}
     assert {path.name for path in folder.iterdir()} - before == {
         "results.jsonl",
         "report.html",

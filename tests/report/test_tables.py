@@ -124,12 +124,15 @@ def test_table_names_missing_results() -> None:
         "in no mean: 3 failed and 1 overspent and 1 unaccounted and 1 refuted (the report says why)"
         in table.notes
     )
-    judged = table_of(
-        [make_row(cell_id="a", judged="1"), make_row(cell_id="b", seed=1, judged="2")]
+    evaluated = table_of(
+        [
+            make_row(cell_id="a", evaluation_source="1"),
+            make_row(cell_id="b", seed=1, evaluation_source="2"),
+        ]
     )
     assert any(
         note.startswith("scores are from 2 revisions of the evaluation code")
-        for note in judged.notes
+        for note in evaluated.notes
     )
 
 
@@ -158,7 +161,7 @@ def test_measures_with_values_have_tables_and_references() -> None:
         (["knn", "fidelity"], []),
         (["mlp", "knn"], ["knn_balanced_accuracy", "mlp_balanced_accuracy"]),
     ):
-        settings = SeedGroups.of([make_row(evaluation={"readouts": asked}, **read)])
+        settings = SeedGroups.of([make_row(evaluation={"evaluators": asked}, **read)])
         assert measures_of(settings, terminal=True) == ["balanced_accuracy", *shown]
     # a reference is the mean of partitions, however many rows each has
     rows = [

@@ -13,11 +13,11 @@ import pytest
 from cells import small_cells
 from rows import ERROR, add_rows, entry_of, lines_of, make_failed, make_row
 
-from fedsim.evaluation.judge import Judgement
+from fedsim.evaluation.evaluate import EvaluationResult
 from fedsim.evaluation.scores import Ceiling, LocalOnly
 from fedsim.results.columns import COLUMNS, Row, frame_of
 from fedsim.results.join import claim_of, read_results
-from fedsim.results.lines import RowError, judgement_line, reference_line, training_line
+from fedsim.results.lines import RowError, evaluation_line, reference_line, training_line
 from fedsim.results.store import ResultStore
 from fedsim.runs.manifest import write_manifest
 from fedsim.training.trial import Outcome, Trial
@@ -25,7 +25,7 @@ from fedsim.training.trial import Outcome, Trial
 CONTRACT = [
     "cell_id",
     "source",
-    "judged",
+    "evaluation_source",
     "status",
     "error",
     "algorithm",
@@ -103,12 +103,14 @@ CONTRACT = [
     "parameters",
     "seconds",
     "train_seconds",
-    "judge_seconds",
+    "evaluation_seconds",
     "versions",
     "generator",
 ]
 FAILED = RowError(**ERROR)
-JUDGEMENT = Judgement({"balanced_accuracy": 0.5, "accuracy": 0.6}, (0.5,) * 10, (), None, "uniform")  # type: ignore[arg-type]
+EVALUATED = EvaluationResult(
+    {"balanced_accuracy": 0.5, "accuracy": 0.6}, (0.5,) * 10, (), None, "uniform"
+)  # type: ignore[arg-type]
 BOUNDS = {"epsilon_lower": 1.0, "pairs": 100, "canary_ratio": 1.0, "params": {}}
 
 
@@ -139,7 +141,7 @@ def as_planned(trial: Trial, **fields: Any) -> Outcome:
 
 
 def row_of(trial: Trial, *ended: Any, **lines: Any) -> Row:
-    """The row of a cell by its training and judgement, and by other lines."""
+    """The row of a cell by its training and evaluation, and by other lines."""
     row = replace(lines_of(trial, *ended), **lines).row(entry_of(trial))
     assert row is not None
     return row
@@ -169,27 +171,27 @@ def test_row_has_exactly_the_columns_of_the_contract(tmp_path: Path) -> None:
     add_rows(tmp_path, *rows)
     for written, read in zip(rows, read_results(tmp_path).rows, strict=True):
         assert {name for name in COLUMNS if written.values[name] != read.values[name]} <= {
-            "judge_seconds",
+            "evaluation_seconds",
             "generator",
         }
 
 
 def test_row_is_ok_unless_a_line_says_otherwise() -> None:
     trial = a_trial()
-    row = row_of(trial, as_planned(trial), JUDGEMENT, audits=audits(trial))
+    row = row_of(trial, as_planned(trial), EVALUATED, audits=audits(trial))
     assert row.status == "ok"
     assert row.claim == "proved"
     assert row.audit_epsilon_lower == 1.0
     assert row.audit_pairs == 100
     assert row.train_seconds == 3.0
-    assert row.judge_seconds == 1.0
+    assert row.evaluation_seconds == 1.0
     assert row.seconds == 4.0
 
 
 def test_row_without_a_plan_has_no_budget() -> None:
     (trial,) = small_cells("fedavg-cvae").trials
     outcome = Outcome(None, None, None, None, "", 1000, 2000, 30, 3.0, {})
-    row = row_of(trial, outcome, JUDGEMENT)
+    row = row_of(trial, outcome, EVALUATED)
     assert row.status == "ok"
     assert row.claim == "none"
     assert row.epsilon_target is None
@@ -199,14 +201,14 @@ def test_row_without_a_plan_has_no_budget() -> None:
 def test_audit_refutes_only_the_rows_of_its_claim() -> None:
     trial = a_trial()
     row = row_of(
-        trial, as_planned(trial), JUDGEMENT, audits=audits(trial, epsilon_lower=9.0, refuted=True)
+        trial, as_planned(trial), EVALUATED, audits=audits(trial, epsilon_lower=9.0, refuted=True)
     )
     assert row.status == "refuted"
     assert row.error is None
     assert row.audit_epsilon_lower == 9.0
     assert row.balanced_accuracy == 0.5
     other = row_of(
-        trial, as_planned(trial), JUDGEMENT, audits=audits(a_trial(epsilon=8.0), refuted=True)
+        trial, as_planned(trial), EVALUATED, audits=audits(a_trial(epsilon=8.0), refuted=True)
     )
     assert (other.status, other.audit_pairs) == ("ok", None)
 
@@ -220,7 +222,7 @@ EXCEEDED = {"epsilon_lower": 0.1, "canary_ratio": 1.5, "refuted": True}
 def test_refutation_stands_whatever_weaker_audits_follow(order: tuple[dict[str, Any], ...]) -> None:
     trial = a_trial()
     lines = [line for fields in order for line in audits(trial, **fields)]
-    row = row_of(trial, as_planned(trial), JUDGEMENT, audits=lines)
+    row = row_of(trial, as_planned(trial), EVALUATED, audits=lines)
     assert row.status == "refuted"
     assert row.audit_epsilon_lower == 11.2
     assert row.audit_pairs == 30
@@ -229,7 +231,7 @@ def test_refutation_stands_whatever_weaker_audits_follow(order: tuple[dict[str, 
 def test_largest_bound_of_all_audits_is_shown() -> None:
     trial = a_trial()
     lines = audits(trial, **EXCEEDED) + audits(trial, **WEAK)
-    row = row_of(trial, as_planned(trial), JUDGEMENT, audits=lines)
+    row = row_of(trial, as_planned(trial), EVALUATED, audits=lines)
     assert row.status == "refuted"
     assert row.audit_epsilon_lower == 0.4
     assert "a canary adds 1.5 of the claimed sensitivity" in row.outcome
@@ -237,18 +239,18 @@ def test_largest_bound_of_all_audits_is_shown() -> None:
 
 def test_row_is_overspent_above_its_target_but_for_rounding() -> None:
     trial = a_trial()
-    row = row_of(trial, as_planned(trial, epsilon_spent=4.01), JUDGEMENT)
+    row = row_of(trial, as_planned(trial, epsilon_spent=4.01), EVALUATED)
     assert row.status == "overspent"
     assert row.epsilon_spent == 4.01
     assert row.epsilon_target == 4.0
     assert row.error is None
     rounded = as_planned(trial, epsilon_spent=4.0 * (1 + 1e-7))
-    assert row_of(trial, rounded, JUDGEMENT).status == "ok"
+    assert row_of(trial, rounded, EVALUATED).status == "ok"
 
 
 def test_infinite_target_is_never_overspent() -> None:
     trial = a_trial(epsilon=math.inf)
-    row = row_of(trial, as_planned(trial, epsilon_spent=math.inf), JUDGEMENT)
+    row = row_of(trial, as_planned(trial, epsilon_spent=math.inf), EVALUATED)
     assert row.status == "ok"
 
 
@@ -257,7 +259,7 @@ def test_training_that_left_its_plan_has_no_epsilon() -> None:
     row = row_of(
         trial,
         as_planned(trial, unaccounted="client 0 has 1 of 2 steps"),
-        JUDGEMENT,
+        EVALUATED,
         audits=audits(trial, refuted=True),
     )
     assert row.status == "unaccounted"
@@ -291,7 +293,7 @@ def test_failed_evaluation_makes_a_failed_row() -> None:
     assert row.status == "failed"
     assert row.error == ERROR
     assert row.scores == {}
-    assert row.judge_seconds is None
+    assert row.evaluation_seconds is None
     assert row.epsilon_spent == trial.plan.epsilon_reached
 
 
@@ -313,7 +315,7 @@ def test_row_shows_how_checks_of_its_code_ended() -> None:
         ({"full": False}, None),
         (other, None),
     ):
-        row = row_of(trial, as_planned(trial), JUDGEMENT, checks=[line | change])
+        row = row_of(trial, as_planned(trial), EVALUATED, checks=[line | change])
         assert (row.claim, row.check) == ("stated", check)
 
 
@@ -324,7 +326,7 @@ def test_reference_columns_are_empty_without_their_lines(tmp_path: Path) -> None
     with store.lock():
         write_manifest(store.folder, prepared, [entry_of(trial)])
     store.append("trainings", [training_line(trial, as_planned(trial), {})])
-    store.append("judgements", [judgement_line(trial, JUDGEMENT, 1.0)])
+    store.append("evaluations", [evaluation_line(trial, EVALUATED, 1.0)])
     (before,) = read_results(tmp_path).rows
     assert (
         before.ceiling_balanced_accuracy,
@@ -363,11 +365,11 @@ def test_every_evaluation_of_one_training_has_a_row(tmp_path: Path) -> None:
         "trainings", [training_line(one, end, {}) for end in (FAILED, as_planned(one), FAILED)]
     )
     store.append(
-        "judgements", [judgement_line(one, FAILED, 0.0), judgement_line(one, JUDGEMENT, 1.0)]
+        "evaluations", [evaluation_line(one, FAILED, 0.0), evaluation_line(one, EVALUATED, 1.0)]
     )
     store.append(
-        "judgements",
-        [judgement_line(other, replace(JUDGEMENT, scores={"balanced_accuracy": 0.7}), 2.0)],
+        "evaluations",
+        [evaluation_line(other, replace(EVALUATED, scores={"balanced_accuracy": 0.7}), 2.0)],
     )  # type: ignore[arg-type]
     results = read_results(tmp_path)
     found = results.rows_of([entry_of(other), entry_of(one)])

@@ -10,11 +10,11 @@ from rows import ERROR, kept
 
 import fedsim
 from fedsim.errors import UserError
-from fedsim.evaluation.judge import judgement_of
+from fedsim.evaluation.evaluate import evaluate_cell
 from fedsim.json_lines import dump
 from fedsim.results.generators import PUBLIC_COLUMNS, load_generator
 from fedsim.results.join import claim_of
-from fedsim.results.lines import RowError, judgement_line
+from fedsim.results.lines import RowError, evaluation_line
 from fedsim.results.store import ResultStore, RunFolder
 from fedsim.training.trial import Outcome, run_trial
 
@@ -65,7 +65,7 @@ def test_a_saved_generator_gives_the_rows_that_its_cell_was_scored_on(tmp_path, 
     x, y = load_generator(tmp_path).synthesise(trial.cell.evaluation.per_class)
     again = score_probe(x, y, data.x_test, data.y_test, trial.cell.evaluation.probe_c)
     again.pop("accuracy")  # which knows the released labels too
-    scores = judgement_of(trial, outcome.state, data).scores
+    scores = evaluate_cell(trial, outcome.state, data).scores
     assert again == {name: scores[name] for name in again}
 
 
@@ -219,7 +219,7 @@ def test_what_a_plug_in_states_is_released_once_a_full_check_of_the_run_folder_p
         load_generator(tmp_path, trust_plugin=True).release(package)
 
 
-@pytest.mark.parametrize("judging", ["none", "failed"])
+@pytest.mark.parametrize("evaluation", ["none", "failed"])
 @pytest.mark.parametrize(
     ("status", "fields"),
     [
@@ -228,8 +228,8 @@ def test_what_a_plug_in_states_is_released_once_a_full_check_of_the_run_folder_p
         ("refuted", {}),
     ],
 )
-def test_what_was_refuted_or_not_spent_as_planned_is_not_released_whether_it_was_judged_or_not(
-    tmp_path, package, status, fields, judging
+def test_what_was_refuted_or_not_spent_as_planned_is_not_released_whether_it_was_evaluated_or_not(
+    tmp_path, package, status, fields, evaluation
 ):
     trial, *_ = saved(tmp_path, "dp-gaussian", lambda outcome: replace(outcome, **fields), **SECRET)
     store = ResultStore(tmp_path)
@@ -246,14 +246,14 @@ def test_what_was_refuted_or_not_spent_as_planned_is_not_released_whether_it_was
                 }
             ],
         )
-    if judging == "failed":
-        store.append("judgements", [judgement_line(trial, RowError(**ERROR), 1.0)])
+    if evaluation == "failed":
+        store.append("evaluations", [evaluation_line(trial, RowError(**ERROR), 1.0)])
     with pytest.raises(UserError, match=f"may not be released: its status is {status}"):
         load_generator(tmp_path).release(package)
     assert not package.exists()
 
 
-def test_a_failed_judgement_alone_holds_nothing_back(package, released):
+def test_a_failed_evaluation_alone_holds_nothing_back(package, released):
     run = package.with_name("run")
     (training,) = ResultStore(run).last("trainings").values()
     failed = {
@@ -261,7 +261,7 @@ def test_a_failed_judgement_alone_holds_nothing_back(package, released):
         "training_id": training["training_id"],
         "error": ERROR,
     }
-    ResultStore(run).append("judgements", [failed])
+    ResultStore(run).append("evaluations", [failed])
     assert load_generator(run).facts.held_back == ""
 
 

@@ -49,7 +49,7 @@ def files(folder: Path) -> dict[str, bytes]:
 def test_finished_cells_stay_and_a_grown_grid_runs_only_new_ones(bench: Bench) -> None:
     first = bench(small_grid("weight-noise", epsilon=[1.0, 4.0]))
     written = files(first.folder)
-    assert set(written) == {"trainings", "judgements", "references", "rounds"}
+    assert set(written) == {"trainings", "evaluations", "references", "rounds"}
     again = bench(small_grid("weight-noise", epsilon=[1.0, 4.0]))
     assert again.code == 0
     assert "all 2 cells are finished" in again.output

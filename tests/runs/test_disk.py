@@ -53,7 +53,7 @@ def test_full_disk_loses_no_result_and_the_run_can_continue(
 
     def append_and_fill(store: ResultStore, kind: Kind, lines: Any) -> None:
         append(store, kind, lines)
-        if kind == "judgements":
+        if kind == "evaluations":
             fill(disk)
 
     lost = r"cannot be written \(no space left on device\).*the same command goes on"
@@ -63,7 +63,7 @@ def test_full_disk_loses_no_result_and_the_run_can_continue(
             bench(small_grid("weight-noise", **GRID))
     before = {
         path: path.read_bytes()
-        for path in map(RunFolder(disk).lines, ("trainings", "judgements", "references"))
+        for path in map(RunFolder(disk).lines, ("trainings", "evaluations", "references"))
     }
     assert all(text.endswith(b"\n") for text in before.values())
     assert 1 <= len(read_results(disk).every_row()) < 4

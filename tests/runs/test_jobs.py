@@ -50,7 +50,7 @@ def kinds(
 ) -> list[str]:
     jobs = missing_jobs(context(prepared, folder), (), lines, retry_failed=retry_failed)
     return [
-        "training" if job.training is None else "judging"
+        "training" if job.training is None else "evaluating"
         for job in jobs
         if isinstance(job, CellJob)
     ]
@@ -59,7 +59,7 @@ def kinds(
 def test_jobs_follow_from_the_training_and_evaluation_lines(tmp_path: Path) -> None:
     prepared = small_cells(quick("dp-gaussian"), epsilon=4.0)
     (trial,) = prepared.trials
-    outcome, judgement = ran(prepared, trial)
+    outcome, evaluation = ran(prepared, trial)
     keep_state(ResultStore(tmp_path).folder.state(trial.cell.training_id), outcome.state)
     assert kinds(prepared, RunResults(RunFolder(tmp_path)), tmp_path) == ["training"]
     trained = lines_of(trial, outcome)
@@ -69,20 +69,20 @@ def test_jobs_follow_from_the_training_and_evaluation_lines(tmp_path: Path) -> N
             trial.cell.training_id: {**trained.trainings[trial.cell.training_id], "state": "0"}
         },
     )
-    assert kinds(prepared, kept, tmp_path) == ["judging"]
-    assert kinds(prepared, lines_of(trial, outcome, judgement), tmp_path) == []
+    assert kinds(prepared, kept, tmp_path) == ["evaluating"]
+    assert kinds(prepared, lines_of(trial, outcome, evaluation), tmp_path) == []
     for failed in (
         lines_of(trial, ERROR),
-        replace(kept, judgements=lines_of(trial, outcome, ERROR).judgements),
+        replace(kept, evaluations=lines_of(trial, outcome, ERROR).evaluations),
     ):
         assert kinds(prepared, failed, tmp_path) == []
     assert kinds(prepared, lines_of(trial, ERROR), tmp_path, retry_failed=True) == ["training"]
     assert kinds(
         prepared,
-        replace(kept, judgements=lines_of(trial, outcome, ERROR).judgements),
+        replace(kept, evaluations=lines_of(trial, outcome, ERROR).evaluations),
         tmp_path,
         retry_failed=True,
-    ) == ["judging"]
+    ) == ["evaluating"]
 
 
 def test_cell_with_secret_noise_is_not_trained_twice(tmp_path: Path) -> None:

@@ -39,8 +39,10 @@ def test_mistakes_in_plan_or_layout_name_the_key_of_the_grid() -> None:
         r"has room for 2",
     ):
         prepare(small_grid("dp-gaussian", resources={"clients_per_actor": 1}), [Node(2.0, 0.0)])
-    with pytest.raises(UserError, match=r"^evaluation.readouts: there is no readout 'kn'; .*knn"):
-        prepare(small_grid("dp-gaussian", evaluation={"readouts": ["knn", "kn"]}), NODES)
+    with pytest.raises(
+        UserError, match=r"^evaluation.evaluators: there is no evaluator 'kn'; .*knn"
+    ):
+        prepare(small_grid("dp-gaussian", evaluation={"evaluators": ["knn", "kn"]}), NODES)
     with pytest.raises(
         UserError,
         match=r"^resources: an actor needs 1 CPU and 0.5 GPUs; no node has them \(4 CPUs and 0 "

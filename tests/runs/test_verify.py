@@ -47,10 +47,10 @@ def test_run_again_finds_equal_results_or_shows_differences(
 
     store = ResultStore(ran.folder)
     store.append(
-        "judgements",
+        "evaluations",
         [
             line | {"scores": line["scores"] | {"accuracy": 0.123}}
-            for line in store.last("judgements").values()
+            for line in store.last("evaluations").values()
         ],
     )
     store.append(

@@ -17,7 +17,7 @@ from sklearn.metrics import auc, roc_curve
 
 from fedsim.data.embeddings import Embeddings
 from fedsim.errors import UserError
-from fedsim.evaluation.judge import synthesise
+from fedsim.evaluation.evaluate import synthesise
 from fedsim.methods.products import is_classifier
 from fedsim.results.columns import Line
 from fedsim.results.join import Entry, RunResults, read_results
@@ -170,7 +170,7 @@ def attack_run(
 def _has_generator(results: RunResults, trial: Trial) -> bool:
     """Return whether a cell has trained a generator."""
     cell = trial.cell
-    row = results.row(Entry(cell.cell_id, cell.training_id, cell.label), judged=False)
+    row = results.row(Entry(cell.cell_id, cell.training_id, cell.label), evaluated=False)
     return row is not None and row.status == "ok" and row.yields == "generator"
 
 

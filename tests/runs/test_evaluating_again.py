@@ -1,4 +1,4 @@
-"""Finished grids judged again by another evaluation, and benches that end in between; nothing is
+"""Finished grids evaluated again by another evaluation, and benches that end in between; nothing is
 trained again.
 """
 
@@ -21,7 +21,7 @@ def count(ran: Ran, kind: Any) -> int:
     return sum(1 for _ in ResultStore(ran.folder).lines(kind))
 
 
-def judged_by(grid: Grid, **evaluation: Any) -> Grid:
+def evaluated_by(grid: Grid, **evaluation: Any) -> Grid:
     return grid.model_copy(update={"evaluation": grid.evaluation.model_copy(update=evaluation)})
 
 
@@ -40,9 +40,9 @@ def test_new_evaluation_of_a_finished_grid_trains_nothing(
         privacy={"noise": "secret"},
     )
     before = bench(grid).rows
-    again = bench(judged_by(grid, per_client=True))
-    assert "2 trained cells to be judged, without training again" in again.output
-    assert (count(again, "trainings"), count(again, "judgements"), count(again, "references")) == (
+    again = bench(evaluated_by(grid, per_client=True))
+    assert "2 trained cells to be evaluated, without training again" in again.output
+    assert (count(again, "trainings"), count(again, "evaluations"), count(again, "references")) == (
         2,
         4,
         2,
@@ -52,7 +52,7 @@ def test_new_evaluation_of_a_finished_grid_trains_nothing(
     ]
     seeded = small_grid("dp-gaussian")
     bench(seeded, "seeded")
-    other = judged_by(seeded, per_class=20)
+    other = evaluated_by(seeded, per_class=20)
     assert rows(bench(other, "seeded")) == rows(bench(other, "fresh"))
 
 
@@ -81,7 +81,7 @@ def test_bench_cut_after_every_write_gives_the_same_results(
     cut = bench(grid, "cut")
     assert (benches - 1, set(ended_after)) == (
         len(ended_after),
-        {"rounds", "trainings", "judgements", "references", "audits", "pairs"},
+        {"rounds", "trainings", "evaluations", "references", "audits", "pairs"},
     )
     assert (rows(cut), cut.rounds) == (rows(whole), whole.rounds)
     once = set(ended_after) - {"rounds"}

@@ -8,9 +8,8 @@ from hypothesis import strategies as st
 from rows import ran
 
 from fedsim.data.embeddings import Embeddings
-from fedsim.evaluation.measures import MEASURES
-from fedsim.evaluation.readouts import (
-    READOUTS,
+from fedsim.evaluation.evaluators import (
+    EVALUATORS,
     WIDTHS,
     Labelled,
     density_and_coverage,
@@ -19,6 +18,7 @@ from fedsim.evaluation.readouts import (
     left_out,
     squared_mmd,
 )
+from fedsim.evaluation.measures import MEASURES
 
 DIM = 12
 CLASSES = 3
@@ -105,20 +105,20 @@ def test_classes_of_too_few_test_rows_are_told() -> None:
 
 
 @pytest.mark.parametrize("name", ["knn", "mlp"])
-def test_readout_weighs_classes_alike_and_reads_each_test_row_alone(
+def test_evaluator_weighs_classes_alike_and_reads_each_test_row_alone(
     name: str,
 ) -> None:
     made = rows(600, 0)
     real = rows(300, 1)
-    (score,) = READOUTS[name](made, real, 0.1).values()
+    (score,) = EVALUATORS[name](made, real, 0.1).values()
     assert 0.75 < score <= 1
-    assert READOUTS[name](made, real, 0.1) == {f"{name}_balanced_accuracy": score}
+    assert EVALUATORS[name](made, real, 0.1) == {f"{name}_balanced_accuracy": score}
     # rows far away, of a class that none was made of
     with_strangers = Labelled(
         np.concatenate([real.x, np.full((90, real.x.shape[1]), 50, np.float32)]),
         np.append(real.y, [CLASSES] * 90),
     )
-    (found,) = READOUTS[name](made, with_strangers, 0.1).values()
+    (found,) = EVALUATORS[name](made, with_strangers, 0.1).values()
     assert found == pytest.approx(score * CLASSES / (CLASSES + 1))
 
 
@@ -136,14 +136,14 @@ def test_readout_weighs_classes_alike_and_reads_each_test_row_alone(
                 "real_or_synthetic",
             },
         ),
-        ({"readouts": "mlp"}, {"mlp_balanced_accuracy"}),
-        ({"readouts": []}, set()),
+        ({"evaluators": "mlp"}, {"mlp_balanced_accuracy"}),
+        ({"evaluators": []}, set()),
     ],
 )
-def test_a_cell_has_the_readouts_that_its_grid_asks_for(
+def test_a_cell_has_the_evaluators_that_its_grid_asks_for(
     asked: dict[str, object], named: set[str]
 ) -> None:
     prepared = small_cells(quick("dp-gaussian"), epsilon=8.0, evaluation={"per_class": 20, **asked})
-    judgement = ran(prepared, prepared.trials[0])[1]
+    evaluation = ran(prepared, prepared.trials[0])[1]
     linear = {name for name, measure in MEASURES.items() if measure.of == "all" and measure.score}
-    assert judgement.scores.keys() == linear | named | {"synthetic_norm"}
+    assert evaluation.scores.keys() == linear | named | {"synthetic_norm"}

@@ -17,8 +17,8 @@ from torch import Tensor
 
 from fedsim.data.embeddings import Embeddings
 from fedsim.device import CPU, to_device
+from fedsim.evaluation.evaluators import EVALUATORS, Labelled
 from fedsim.evaluation.measures import LabelShares, Predictions
-from fedsim.evaluation.readouts import READOUTS, Labelled
 from fedsim.evaluation.scores import (
     Scores,
     mean_scores,
@@ -120,7 +120,7 @@ class ClientScores:
 
 
 @dataclass(frozen=True)
-class Judgement:
+class EvaluationResult:
     """The complete evaluation of a cell.
 
     Attributes:
@@ -139,12 +139,12 @@ class Judgement:
     label_shares: LabelShares | None
 
 
-def judge_of(
+def cell_evaluator(
     trial: Trial,
     state: Tensors,
     data: Embeddings,
     device: torch.device = CPU,
-) -> Judge:
+) -> CellEvaluator:
     """Return the evaluation of a training, whose generator or classifier is restored.
 
     Args:
@@ -162,7 +162,7 @@ def judge_of(
         Seeds(cell.seed),
         device,
     )
-    return Judge(
+    return CellEvaluator(
         cell,
         data,
         trial.partition,
@@ -172,23 +172,23 @@ def judge_of(
     )
 
 
-def judgement_of(
+def evaluate_cell(
     trial: Trial,
     state: Tensors,
     data: Embeddings,
     device: torch.device = CPU,
-) -> Judgement:
-    """Return the complete evaluation of a training; arguments as of :func:`judge_of`."""
-    return judge_of(
+) -> EvaluationResult:
+    """Return the complete evaluation of a training; arguments as of :func:`cell_evaluator`."""
+    return cell_evaluator(
         trial,
         state,
         data,
         device,
-    ).judgement()
+    ).result()
 
 
 @dataclass(frozen=True)
-class Judge:
+class CellEvaluator:
     """The evaluation of one cell's generator or classifier, as the grid's ``evaluation`` says.
 
     Embeddings are drawn once, and their probe is fitted once, on the CPU.
@@ -209,7 +209,7 @@ class Judge:
     shares: NDArray[np.float64] | None = None
     device: torch.device = CPU
 
-    def judgement(self) -> Judgement:
+    def result(self) -> EvaluationResult:
         """Return everything that the grid's ``evaluation`` asks for.
 
         Balanced accuracy counts all labels alike. Plain accuracy uses the released label
@@ -221,7 +221,7 @@ class Judge:
             [scores_with(predictions, self._label_shares) for predictions in predicted]
         )
         scores |= self.size()
-        scores |= self.readouts()
+        scores |= self.evaluators()
         clients: tuple[ClientScores, ...] = ()
         tested = None
         if evaluation.per_client:
@@ -233,7 +233,7 @@ class Judge:
         if clients or evaluation.personal is not None:
             tested = self.own_rows.words
         recalls = recall_per_class(predicted, self.data.classes)
-        return Judgement(
+        return EvaluationResult(
             scores,
             recalls,
             clients,
@@ -267,15 +267,15 @@ class Judge:
             for classifier in classifiers
         ]
 
-    def readouts(self) -> Scores:
+    def evaluators(self) -> Scores:
         """Return the scores of the grid's other evaluators; empty for a classifier."""
         scores = Scores()
         if is_classifier(self.made):
             return scores
         evaluation = self.cell.evaluation
         real = Labelled(self.data.x_test, self.data.y_test)
-        for name in evaluation.readouts:
-            scores.update(READOUTS[name](self._synthetic, real, evaluation.real_c))
+        for name in evaluation.evaluators:
+            scores.update(EVALUATORS[name](self._synthetic, real, evaluation.real_c))
         return scores
 
     def size(self) -> Scores:

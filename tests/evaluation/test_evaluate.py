@@ -9,7 +9,7 @@ import torch
 from cells import quick, small_cells
 from rows import joined
 
-from fedsim.evaluation.judge import Judge, judgement_of, synthesise
+from fedsim.evaluation.evaluate import CellEvaluator, evaluate_cell, synthesise
 from fedsim.evaluation.scores import score_classifier
 from fedsim.models.linear import ProbeClassifier
 from fedsim.models.probe import fit_probe
@@ -32,7 +32,7 @@ class Copies:
         return torch.from_numpy(self.data.x_train[picked])
 
 
-def judge(personal: Any, alpha: float = 0.1, **keys: Any) -> tuple[Judge, Any]:
+def evaluate(personal: Any, alpha: float = 0.1, **keys: Any) -> tuple[CellEvaluator, Any]:
     prepared = small_cells(
         quick("dp-gaussian"),
         epsilon=4.0,
@@ -41,11 +41,11 @@ def judge(personal: Any, alpha: float = 0.1, **keys: Any) -> tuple[Judge, Any]:
         **keys,
     )
     (trial,), (data,) = prepared.trials, list(prepared.data.values())[-1:]
-    return Judge(trial.cell, data, trial.partition, Copies(data)), data
+    return CellEvaluator(trial.cell, data, trial.partition, Copies(data)), data
 
 
 def test_at_a_weight_of_1_a_client_predicts_by_its_own_classifier_alone() -> None:
-    (by, _), (shared, _) = judge(1.0), judge(0.0)
+    (by, _), (shared, _) = evaluate(1.0), evaluate(0.0)
     found = by.personal()
     other = shared.personal()
     for score in ("accuracy", "balanced_accuracy"):
@@ -65,7 +65,7 @@ class Everyones(Copies):
 
 
 def test_a_clients_own_generator_is_read_from_a_draw_of_the_clients_own() -> None:
-    by, data = judge(None)
+    by, data = evaluate(None)
     found = replace(by, made=Everyones(data)).of_clients()[2]
     evaluation = by.cell.evaluation
     drawn = [
@@ -89,7 +89,7 @@ def unequal(data: Any) -> np.ndarray:
 def test_plain_accuracy_is_with_labels_as_frequent_as_they_were_released_and_nothing_else_is() -> (
     None
 ):
-    by, data = judge(None)
+    by, data = evaluate(None)
     kept = unequal(data)
     x_test = data.x_test[kept] + BLUR * np.random.default_rng(0).standard_normal(
         (len(kept), data.dim), dtype=np.float32
@@ -104,8 +104,8 @@ def test_plain_accuracy_is_with_labels_as_frequent_as_they_were_released_and_not
         }
     )
     by = replace(by, cell=cell, data=data, made=Noisy(data))
-    uniform = by.judgement()
-    released = replace(by, shares=shares).judgement()
+    uniform = by.result()
+    released = replace(by, shares=shares).result()
     assert (uniform.label_shares, released.label_shares) == ("uniform", "released")
     assert released.scores.pop("accuracy") > uniform.scores.pop("accuracy") + 0.02
     assert released.scores == uniform.scores
@@ -132,15 +132,15 @@ class Noisy(Copies):
     ("name", "told"),
     [("dp-gaussian", "released"), ("weight-noise", "uniform"), ("local-only", None)],
 )
-def test_labels_are_those_that_an_algorithm_released_or_uniform_and_a_classifier_is_judged_as_it_is(
+def test_label_shares_are_released_or_uniform_for_generators_and_absent_for_classifiers(
     name: str, told: str | None
 ) -> None:
     prepared = small_cells(
-        quick(name), epsilon=float("inf"), evaluation={"per_class": 10, "readouts": []}
+        quick(name), epsilon=float("inf"), evaluation={"per_class": 10, "evaluators": []}
     )
     (trial,), (data,) = prepared.trials, prepared.data.values()
     *_, outcome = run_trial(trial, data)
     assert isinstance(outcome, Outcome)
-    judgement = judgement_of(trial, outcome.state, data)
-    assert judgement.label_shares == told
-    assert joined(trial, outcome, judgement).label_shares == told
+    evaluation = evaluate_cell(trial, outcome.state, data)
+    assert evaluation.label_shares == told
+    assert joined(trial, outcome, evaluation).label_shares == told

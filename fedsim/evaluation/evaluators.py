@@ -292,7 +292,7 @@ def _pair_numbers(counts: NDArray[np.int64]) -> NDArray[np.int64]:
     )
 
 
-READOUTS: dict[str, Callable[[Labelled, Labelled, float], Scores]] = {
+EVALUATORS: dict[str, Callable[[Labelled, Labelled, float], Scores]] = {
     "knn": nearest_neighbours,
     "mlp": small_network,
     "fidelity": fidelity,

@@ -1,8 +1,9 @@
-"""The judge's rule beside a fixed probe, on small and large real sets: every generator is trained
-once and judged by both.
+"""The evaluation's probe rule beside a fixed probe, on small and large real sets.
 
-``python benchmarks/judge.py --data FOLDER --sets small --json FILE``; ``--states FOLDER`` keeps
-what was trained, so that it resumes.
+Every generator is trained once and evaluated by both rules.
+
+``python benchmarks/probe_rule.py --data FOLDER --sets small --json FILE``; ``--states FOLDER``
+keeps what was trained, so that it resumes.
 """
 
 import argparse
@@ -20,7 +21,7 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import balanced_accuracy_score
 
 from fedsim.data.embeddings import Embeddings
-from fedsim.evaluation.judge import Judge, synthesise
+from fedsim.evaluation.evaluate import CellEvaluator, synthesise
 from fedsim.grid.models import Evaluation, Grid
 from fedsim.methods.products import before_shortening
 from fedsim.runs.prepare import Node, prepare
@@ -86,17 +87,17 @@ def grid_of(name: str, path: Path, method: str, epsilon: float, seed: int) -> Gr
     )
 
 
-def judged(
+def evaluated(
     name: str,
     path: Path,
     method: str,
     epsilon: float,
     seed: int,
     states: Path,
-    readouts: tuple[str, ...] = (),
+    evaluators: tuple[str, ...] = (),
 ) -> dict[str, Any]:
     """The scores of one training by the rule, by the fixed probe and by the best of five penalties,
-    with the seconds of either judge.
+    with the seconds of either rule.
     """
     prepared = prepare(grid_of(name, path, method, epsilon, seed), [Node(4.0, 0.0)])
     (data,) = prepared.data.values()
@@ -112,7 +113,7 @@ def judged(
     seconds = []
     for evaluation in (RULE, FIXED):
         cell = trial.cell.model_copy(
-            update={"evaluation": evaluation.model_copy(update={"readouts": readouts})}
+            update={"evaluation": evaluation.model_copy(update={"evaluators": evaluators})}
         )
         start = time.process_time()
         made, shares = restored(algorithm, state, trial.plan, Seeds(seed))
@@ -121,7 +122,9 @@ def judged(
         else:
             drawn = made
         scores.append(
-            Judge(cell, data, trial.partition, drawn, shares).judgement().scores.balanced_accuracy
+            CellEvaluator(cell, data, trial.partition, drawn, shares)
+            .result()
+            .scores.balanced_accuracy
         )
         seconds.append(time.process_time() - start)
     if name in ("small2", "small3", "ham2"):
@@ -150,7 +153,7 @@ def best_of_five(made: Any, data: Embeddings, seed: int) -> float:
 
 
 def main() -> None:
-    """Train, judge, print the means over seeds, write every row."""
+    """Train, evaluate, print the means over seeds, write every row."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--sets", choices=("small", "large"), required=True)
@@ -159,7 +162,7 @@ def main() -> None:
     parser.add_argument("--names", nargs="*")
     parser.add_argument("--seeds", nargs="*", type=int, default=[0, 1, 2])
     parser.add_argument(
-        "--readouts",
+        "--evaluators",
         nargs="*",
         default=[],
         help="also timed; knn and fidelity are a grid's default",
@@ -179,14 +182,14 @@ def main() -> None:
         for method in given.methods:
             for epsilon in EPSILONS[given.sets]:
                 some = [
-                    judged(
+                    evaluated(
                         name,
                         paths[name],
                         method,
                         epsilon,
                         seed,
                         given.states,
-                        tuple(given.readouts),
+                        tuple(given.evaluators),
                     )
                     for seed in given.seeds
                 ]
