@@ -20,6 +20,7 @@ from collections.abc import Callable, Iterator
 from functools import cache
 from itertools import product
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 from matplotlib.figure import Figure
@@ -98,7 +99,7 @@ def paired(frame: pd.DataFrame, first: str, second: str, column: str) -> pd.Seri
     return (by_seed[first] - by_seed[second]).dropna()
 
 
-def head(value: float | str) -> str:
+def head(value: Any) -> str:
     """Return the head of a column: a budget, or a text as it is."""
     if isinstance(value, str):
         return value
@@ -119,7 +120,7 @@ def scores(runs: str, columns: str, query: str = "seed >= 0", over: str = BUDGET
             is_best = best.get(value) == round(group[column].mean(), 3)
             if is_best and label not in UNRANKED:
                 text = f"**{text}**"
-            yield label + UNRANKED.get(label, suffix), title or head(value), text
+            yield f"{label}{UNRANKED.get(str(label), suffix)}", title or head(value), text
     if columns == "balanced_accuracy":
         yield from references(frame, over)
 
@@ -186,10 +187,9 @@ def parts(sets: str) -> Entries:
     """Yield what each evaluator's balanced accuracy loses without a part of the warm form."""
     frame = frame_of("parts")
     frame = frame[frame["set"].str.fullmatch(sets)]
-    values = frame.set_index(["set", "epsilon", "seed", "without"])[EVALUATORS]
-    whole = values.xs("", level="without")
+    values = frame.set_index(["without", "set", "epsilon", "seed"])[EVALUATORS]
     for part in frame.loc[frame["without"] != "", "without"].unique():
-        lost = (whole - values.xs(part, level="without")).mean()
+        lost = (values.loc[""] - values.loc[part]).mean()
         for column in EVALUATORS:
             yield part, column, signed(lost[column], 4)
         yield part, "mean", signed(lost.mean(), 4)
@@ -211,7 +211,7 @@ def texts_of(marker: str) -> pd.DataFrame:
 def table(marker: str) -> str:
     """Return the table that a marker names in Markdown."""
     texts = texts_of(marker)
-    rows = [f"| | {' | '.join(texts)} |", "| --- |" + " ---: |" * len(texts.columns)]
+    rows = [f"| | {' | '.join(map(str, texts))} |", "| --- |" + " ---: |" * len(texts.columns)]
     rows += [f"| {' | '.join(row)} |" for row in texts.itertuples()]
     return "\n".join(rows)
 
