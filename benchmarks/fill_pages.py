@@ -1,8 +1,7 @@
 """Fill the tables of the results pages with the numbers of ``benchmarks/results/*.json``.
 
-A page marks the place of a table with the lines ``<!-- table: NAME; ARGUMENTS -->`` and
-``<!-- end -->``. NAME is one of the ``FUNCTIONS``, and semicolons separate its arguments. A line
-``<!-- chart: FILE.png; AXIS; NAME; ARGUMENTS -->`` names a bar chart of a table.
+A page marks the place of a table with ``<!-- table: FUNCTION; ARGUMENTS -->`` and ``<!-- end -->``.
+``<!-- chart: FILE.png; TITLE; AXIS; FUNCTION; ARGUMENTS -->`` names a bar chart of a table.
 
     python benchmarks/fill_pages.py           # write the tables into the pages
     python benchmarks/fill_pages.py --check   # write nothing; exit code 1 if a page differs
@@ -30,7 +29,7 @@ ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
 PAGES = [*sorted(RESULTS.glob("*.md")), ROOT / "docs" / "public.md"]
 PLACE = re.compile(r"(<!-- table: (.*?) -->\n).*?(<!-- end -->)", re.S)
-CHART = re.compile(r"<!-- chart: (.*?); (.*?); (.*?) -->")
+CHART = re.compile(r"<!-- chart: (.*?); (.*?); (.*?); (.*?) -->")
 CLASSES = {"organamnist": 11, "milk10k": 11, "ham10000": 7, "chest-xray": 3}
 """The data sets of the paper's setting. The run of the main methods has the name of its set."""
 MEASURES = {
@@ -127,8 +126,7 @@ def scores(runs: str, columns: str, query: str = "seed >= 0", over: str = BUDGET
 
 def references(frame: pd.DataFrame, over: str) -> Entries:
     """Yield the ceiling, local-only and chance, which have no ε."""
-    if over == BUDGET:
-        frame = frame.assign(epsilon_target=math.nan)
+    frame = frame.assign(epsilon_target=math.nan)
     for value, group in frame.groupby(over, sort=False, dropna=False):
         means = group.drop_duplicates("seed").mean(numeric_only=True)
         yield "ceiling", head(value), f"{means['ceiling_balanced_accuracy']:.3f}"
@@ -190,8 +188,8 @@ def parts(sets: str) -> Entries:
     values = frame.set_index(["without", "set", "epsilon", "seed"])[EVALUATORS]
     for part in frame.loc[frame["without"] != "", "without"].unique():
         lost = (values.loc[""] - values.loc[part]).mean()
-        for column in EVALUATORS:
-            yield part, column, signed(lost[column], 4)
+        for title, value in zip(("linear probe", "small network", "neighbours"), lost, strict=True):
+            yield part, title, signed(value, 4)
         yield part, "mean", signed(lost.mean(), 4)
 
 
@@ -216,12 +214,14 @@ def table(marker: str) -> str:
     return "\n".join(rows)
 
 
-def draw(name: str, title: str, marker: str) -> None:
+def draw(name: str, title: str, axis: str, marker: str) -> None:
     """Draw a table as horizontal bars, with one colour for each column."""
     texts = texts_of(marker).iloc[::-1]
     values = texts.map(lambda text: float(text.split()[0].replace("−", "-")))
-    figure = Figure(figsize=(9, 1 + 0.3 * len(values)), layout="constrained")
-    values.plot.barh(ax=figure.subplots(), xlabel=title)
+    figure = Figure(figsize=(9, 1.5 + 0.3 * len(values)), layout="constrained")
+    values.plot.barh(ax=figure.subplots(), xlabel=axis, title=title, legend=False)
+    if len(values.columns) > 1:
+        figure.legend(loc="outside lower center", ncols=len(values.columns))
     figure.savefig(RESULTS / name, dpi=150)
 
 
