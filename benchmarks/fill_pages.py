@@ -99,9 +99,9 @@ def paired(frame: pd.DataFrame, first: str, second: str, column: str) -> pd.Seri
 
 
 def head(value: Any) -> str:
-    """Return the head of a column: a budget, or a text as it is."""
+    """Return the head of a column: a budget, or a text without the limit of a data set."""
     if isinstance(value, str):
-        return value
+        return value.partition("[")[0]
     return "no ε" if math.isnan(value) else f"ε = {value:g}".replace("inf", "∞")
 
 
@@ -164,7 +164,7 @@ def differences(runs: str, column: str, *pairs: str) -> Entries:
 def pivot(name: str, line: str, columns: str, query: str) -> Entries:
     """Yield columns of the records of a JSON file as they are; a column may be NAME=TITLE."""
     for record in frame_of(name).query(query).to_dict("records"):
-        label = ", ".join(str(record[part]) for part in line.split(","))
+        label = ", ".join(str(record[part]) for part in line.split(",")).replace(", nan", "")
         for column, _, title in (named.partition("=") for named in columns.split(",")):
             text = record[column]
             if not isinstance(text, str):
