@@ -162,7 +162,7 @@ def test_the_commands_of_the_page_on_citing(run_page: RunPage) -> None:
     statement, verdict = run_page("cite").values()
     for line in ("claim: proved", "relation: add-or-remove-one", "budget: ε = 1.999 (target 2)"):
         assert f"  {line}" in statement
-    assert "rows proved" in verdict
+    assert "proved: each plan" in verdict
 
 
 def test_the_commands_of_the_page_on_results(
