@@ -66,7 +66,7 @@ class Everyones(Copies):
 
 def test_a_clients_own_generator_is_read_from_a_draw_of_the_clients_own() -> None:
     by, data = evaluate(None)
-    found = replace(by, made=Everyones(data)).of_clients()[2]
+    found = replace(by, product=Everyones(data)).of_clients()[2]
     evaluation = by.cell.evaluation
     drawn = [
         synthesise(Copies(data), data.classes, evaluation.per_class, Seeds(by.cell.seed), client)

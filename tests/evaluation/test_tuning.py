@@ -16,7 +16,8 @@ from cells import one_cell, quick, small_cells
 from baselines.dp_gaussian import DPGaussian
 from fedsim.data.embeddings import Embeddings
 from fedsim.errors import UserError
-from fedsim.evaluation.tuning import HeldOut, held_out, plans_of, run_tuned
+from fedsim.evaluation.plans import plans_of
+from fedsim.evaluation.tuning import HeldOut, held_out, run_tuned
 from fedsim.seeds import Seeds
 from fedsim.training.rounds import RoundRecord
 from fedsim.training.state import Checkpoints
