@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import torch
@@ -88,9 +89,17 @@ class DPGaussian(OneShot):
             "moments", share, moments.MOMENT_WEIGHTS, self.moment_products, self.receive_moments
         )
 
-    def moment_products(self, rows: Rows, broadcast: Tensors) -> Mapping[str, OuterProduct]:
+    def moment_products(
+        self,
+        rows: Rows,
+        broadcast: Tensors,
+    ) -> Mapping[str, OuterProduct]:
         """Returns the moments of the clipped rows."""
-        return moments.moment_products(self.clipped(rows, broadcast), rows.y, self.task.classes)
+        return moments.moment_products(
+            self.clipped(rows, broadcast),
+            rows.y,
+            self.task.classes,
+        )
 
     def clipped(self, rows: Rows, broadcast: Tensors) -> Tensor:
         """Returns rows in released coordinates ``[N, d]``, clipped to and divided by the radius."""
@@ -107,7 +116,10 @@ class DPGaussian(OneShot):
         They are in units of the radius.
         """
         released = moments.gaussians(sums, std)
-        noise = to_device(torch.tensor(released.noise, dtype=torch.double), server.device)
+        noise = to_device(
+            torch.tensor(released.noise, dtype=torch.double),
+            server.device,
+        )
         server.tensors |= {
             "class_means": released.means,
             "class_counts": released.counts,
@@ -128,7 +140,12 @@ class DPGaussian(OneShot):
         basis, covariance, rest = moments.principal(
             tensors["within"], float(tensors["noise"]), self.params.rank
         )
-        gaussian = GaussianGenerator(tensors["class_means"], basis, covariance, rest**0.5)
+        gaussian = GaussianGenerator(
+            tensors["class_means"],
+            basis,
+            covariance,
+            rest**0.5,
+        )
         return self.taken_back(gaussian, server)
 
     def taken_back(self, generator: Generator, server: Server) -> Generator:
@@ -215,7 +232,11 @@ class DPLeastSquares(DPGaussian):
         )
         weight = means @ inverse
         squared = (means * weight).sum(1) - released.mean_noise * inverse.trace()
-        server.tensors |= {"weight": weight, "bias": -squared / 2, "class_counts": released.counts}
+        server.tensors |= {
+            "weight": weight,
+            "bias": -squared / 2,
+            "class_counts": released.counts,
+        }
 
     def classifier(self, server: Server) -> Classifier:
         """Returns the discriminant, for embeddings."""
@@ -357,10 +378,19 @@ class DPGMM(DPGaussian):
         """Returns what has been released but the moments, which clients do not need."""
         return {name: server.tensors[name] for name in SENT_TO_CLIENTS if name in server.tensors}
 
-    def component_products(self, rows: Rows, broadcast: Tensors) -> Mapping[str, OuterProduct]:
+    def component_products(
+        self,
+        rows: Rows,
+        broadcast: Tensors,
+    ) -> Mapping[str, OuterProduct]:
         """Returns the E step: component sums and counts of the rows' residuals."""
         clipped = self.clipped(rows, broadcast)
-        u = mixture.residuals(clipped, rows.y, broadcast["class_means"], broadcast["basis"])
+        u = mixture.residuals(
+            clipped,
+            rows.y,
+            broadcast["class_means"],
+            broadcast["basis"],
+        )
         offsets = broadcast["offsets"]
         shares = broadcast["shares"]
         scatter = mixture.scatter(offsets, shares, broadcast["class_counts"])
@@ -418,12 +448,17 @@ class DPGMM(DPGaussian):
         return self.taken_back(MixtureGenerator(gaussian, shares), server)
 
 
+@dataclass(frozen=True, eq=False)
 class MixtureGenerator:
-    """A generator that draws a component by its share ``[C, K]``, then a row of its Gaussian."""
+    """A generator that draws a component by its share, then a row of its Gaussian.
 
-    def __init__(self, components: GaussianGenerator, shares: Tensor) -> None:
-        self.components = components
-        self.shares = shares
+    Attributes:
+        components: the Gaussians of all components, class by class.
+        shares: the shares of the components of every class ``[C, K]``.
+    """
+
+    components: GaussianGenerator
+    shares: Tensor
 
     def sample(self, labels: Tensor, stream: torch.Generator) -> Tensor:
         """Returns synthetic embeddings ``[n, d]`` for labels ``[n]``."""

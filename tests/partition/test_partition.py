@@ -197,7 +197,7 @@ def test_disjoint_clients_share_no_label(clients):
         ),
         (
             {"scheme": "column", "column": "sight", "clients": 3},
-            "partition.column: .*no column 'sight' with a value for every row; did you mean 'site'",
+            "partition.column: .*no column 'sight'; did you mean 'site'",
         ),
         (
             {"scheme": "column", "column": "site", "clients": 4},
