@@ -49,7 +49,10 @@ def released_by_sites() -> dict[str, Tensor]:
     }
 
 
-def whitened(generator: BlockGenerator, label: int) -> tuple[Tensor, Tensor]:
+def whitened(
+    generator: BlockGenerator,
+    label: int,
+) -> tuple[Tensor, Tensor]:
     """Coordinates in the block of 40,000 rows of a label, and the rest, both float64."""
     t = {name: value.double() for name, value in generator.tensors.items()}
     rows = generator.sample(torch.full((40_000,), label), stream(0)).double()
@@ -66,7 +69,10 @@ def assert_uncorrelated(inside: Tensor, outside: Tensor) -> None:
 
 @pytest.mark.parametrize("label", range(CLASSES))
 @pytest.mark.parametrize("first", [0, 1], ids=["first of a pair", "second of a pair"])
-def test_each_row_of_a_pair_has_the_distribution_of_its_class(first: int, label: int) -> None:
+def test_each_row_of_a_pair_has_the_distribution_of_its_class(
+    first: int,
+    label: int,
+) -> None:
     generator = BlockGenerator(released())
     inside, outside = (part[first::2] for part in whitened(generator, label))
     covariance = generator.roots[label].T @ generator.roots[label]
@@ -81,8 +87,14 @@ def test_each_row_of_a_pair_has_the_distribution_of_its_class(first: int, label:
 def sites_of_shared_rows(labels: Tensor, paired: bool) -> Tensor:
     """The site about whose centre each row of the shared generator lies, by its distance."""
     tensors = released_by_sites()
-    of_sites = SitesGenerator(tensors, paired).sample(labels, stream(0))
-    about_zero = BlockGenerator(tensors, paired).sample(labels, stream(0))
+    of_sites = SitesGenerator(tensors, paired).sample(
+        labels,
+        stream(0),
+    )
+    about_zero = BlockGenerator(tensors, paired).sample(
+        labels,
+        stream(0),
+    )
     site = (of_sites - about_zero).mean(1).round()
     assert torch.allclose(of_sites, about_zero + site[:, None], atol=1e-4)
     return site
@@ -98,7 +110,10 @@ def test_shared_rows_are_about_each_sites_centre_as_often_as_it_has_rows(paired:
 
 
 def test_both_rows_of_a_pair_are_about_one_centre() -> None:
-    site = sites_of_shared_rows(torch.zeros(16, dtype=torch.long), paired=True)
+    site = sites_of_shared_rows(
+        torch.zeros(16, dtype=torch.long),
+        paired=True,
+    )
     assert torch.equal(site[::2], site[1::2])
 
 

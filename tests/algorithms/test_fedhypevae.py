@@ -23,7 +23,11 @@ ROWS = 12
 PARAMS = FedHypeVAE.Params(latent=2, code=2)
 
 
-def fill(model: torch.nn.Module, scale: float, stream: torch.Generator) -> None:
+def fill(
+    model: torch.nn.Module,
+    scale: float,
+    stream: torch.Generator,
+) -> None:
     """Replaces all parameters by random numbers, so that none is zero."""
     with torch.no_grad():
         for parameter in model.parameters():
@@ -42,11 +46,20 @@ def hyper_model() -> HyperCVAE:
     return model
 
 
-def sample_at(model: HyperCVAE, codes: Tensor, stream: torch.Generator) -> Tensor:
+def sample_at(
+    model: HyperCVAE,
+    codes: Tensor,
+    stream: torch.Generator,
+) -> Tensor:
     """1,500 rows of all classes at codes that are drawn uniformly."""
     y = torch.arange(1500) % CLASSES
     picked = codes[torch.randint(len(codes), (len(y),), generator=stream)]
-    latent = torch.randn(len(y), 1, PARAMS.latent, generator=stream)
+    latent = torch.randn(
+        len(y),
+        1,
+        PARAMS.latent,
+        generator=stream,
+    )
     observation = torch.randn(len(y), 1, DIM, generator=stream)
     with torch.no_grad():
         return model.generate(picked, y, latent, observation)[:, 0]
@@ -56,7 +69,11 @@ def mean_kernel(a: Tensor, b: Tensor) -> float:
     return float(kernel(torch.cdist(a, b).square()).mean())
 
 
-def distance(model: HyperCVAE, first: Tensor, second: Tensor) -> float:
+def distance(
+    model: HyperCVAE,
+    first: Tensor,
+    second: Tensor,
+) -> float:
     """The squared MMD between the generators' mixtures at two sets of codes."""
     stream = torch.Generator().manual_seed(9)
     a = sample_at(model, first, stream)
@@ -67,7 +84,11 @@ def distance(model: HyperCVAE, first: Tensor, second: Tensor) -> float:
 def test_the_neutral_code_is_closer_to_all_clients_than_any_of_theirs(
     hyper_model: HyperCVAE,
 ) -> None:
-    codes = torch.randn(CLIENTS, 2, generator=torch.Generator().manual_seed(1))
+    codes = torch.randn(
+        CLIENTS,
+        2,
+        generator=torch.Generator().manual_seed(1),
+    )
     meta = fit_meta_codes(hyper_model, codes, 1, 50, Seeds(0))
     assert meta.shape == (1, 2)
     of_clients = [distance(hyper_model, code[None], codes) for code in codes]
@@ -109,15 +130,28 @@ class OneClient:
 
     def generated(self, latent: Tensor) -> tuple[Tensor, Tensor]:
         """Mean and deviation ``[N, d]`` of the rows that standard normal ``[N, k]`` become."""
-        observation = torch.stack([torch.zeros(ROWS, DIM), torch.ones(ROWS, DIM)], 1)
+        observation = torch.stack(
+            [torch.zeros(ROWS, DIM), torch.ones(ROWS, DIM)],
+            1,
+        )
         twice = latent[:, None].expand(-1, 2, -1)
         with torch.no_grad():
-            made = self.model.generate(self.code, self.batch.y, twice, observation)
+            made = self.model.generate(
+                self.code,
+                self.batch.y,
+                twice,
+                observation,
+            )
         return made[:, 0], made[:, 1] - made[:, 0]
 
 
 def one_client(**params: Any) -> OneClient:
-    usual = FedHypeVAE.Params(latent=2, code=2, kernel=0, **params)
+    usual = FedHypeVAE.Params(
+        latent=2,
+        code=2,
+        kernel=0,
+        **params,
+    )
     algorithm = FedHypeVAE(usual, Task(DIM, CLASSES, 1))
     model = initial_model(algorithm.build, Seeds(0), [0])
     stream = torch.Generator().manual_seed(0)
@@ -125,11 +159,21 @@ def one_client(**params: Any) -> OneClient:
     x = torch.randn(ROWS, DIM, generator=stream)
     draws = {"posterior": torch.randn(ROWS, 2, generator=stream)}
     layout = Layout(torch.zeros(ROWS, dtype=torch.long), 1)
-    return OneClient(algorithm, model, Batch(x, torch.arange(ROWS) % CLASSES, draws, layout))
+    return OneClient(
+        algorithm,
+        model,
+        Batch(x, torch.arange(ROWS) % CLASSES, draws, layout),
+    )
 
 
-def gaussian(mean: Tensor, covariance: Tensor) -> MultivariateNormal:
-    return MultivariateNormal(mean, (covariance + covariance.T) / 2)
+def gaussian(
+    mean: Tensor,
+    covariance: Tensor,
+) -> MultivariateNormal:
+    return MultivariateNormal(
+        mean,
+        (covariance + covariance.T) / 2,
+    )
 
 
 @pytest.mark.parametrize("prior", ["diagonal", "full"])
@@ -155,9 +199,17 @@ def test_the_exact_posterior_is_that_of_the_generated_rows(prior: str) -> None:
         squared_draw = float(client.batch.draws["posterior"][n].square().sum())
         assert float(away) == pytest.approx(squared_draw, rel=1e-2)
         posterior = gaussian(mean, covariance)
-        of_prior = gaussian(prior_mean[n], deviation @ deviation.T)
+        of_prior = gaussian(
+            prior_mean[n],
+            deviation @ deviation.T,
+        )
         expected = posterior.log_prob(z[n]) - of_prior.log_prob(z[n])
-        torch.testing.assert_close(divergence[n], expected, rtol=1e-2, atol=1e-2)
+        torch.testing.assert_close(
+            divergence[n],
+            expected,
+            rtol=1e-2,
+            atol=1e-2,
+        )
 
 
 @pytest.mark.parametrize("prior", ["diagonal", "full"])
@@ -167,18 +219,30 @@ def test_with_a_trained_encoder_the_loss_is_the_scaled_negative_elbo(prior: str)
     prior_mean, prior_root = client.prior()
     with torch.no_grad():
         parts = client.algorithm.loss(client.model, batch)
-        mean, log_var = client.model.encoder(batch.x, batch.y, batch.layout)
+        mean, log_var = client.model.encoder(
+            batch.x,
+            batch.y,
+            batch.layout,
+        )
     std = (0.5 * log_var).exp()
     z = mean + std * batch.draws["posterior"]
     latent = (prior_root @ (z - prior_mean)[:, :, None])[:, :, 0]
     log_likelihood = Normal(*client.generated(latent)).log_prob(batch.x).sum(1)
     constant = DIM / 2 * math.log(2 * math.pi)
     posterior = MultivariateNormal(mean, torch.diag_embed(std**2))
-    of_prior = MultivariateNormal(prior_mean, precision_matrix=prior_root.mT @ prior_root)
+    of_prior = MultivariateNormal(
+        prior_mean,
+        precision_matrix=prior_root.mT @ prior_root,
+    )
     divergence = kl_divergence(posterior, of_prior)
     variance = client.model.observation.variance()
     expected = {
         "reconstruction": variance * (-log_likelihood - constant),
         "kl": 0.5 * variance * divergence,
     }
-    torch.testing.assert_close(dict(parts), expected, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(
+        dict(parts),
+        expected,
+        rtol=1e-4,
+        atol=1e-4,
+    )

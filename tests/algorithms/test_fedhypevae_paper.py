@@ -33,14 +33,22 @@ SMALL = {
 }
 
 
-def paper_form(unit: Unit, clients: int = CLIENTS, **params: Any) -> FedHypeVAE:
+def paper_form(
+    unit: Unit,
+    clients: int = CLIENTS,
+    **params: Any,
+) -> FedHypeVAE:
     given = FedHypeVAE.Params.model_validate(SMALL | params)
     return FedHypeVAE(given, Task(DIM, CLASSES, clients, unit))
 
 
 @pytest.mark.parametrize(("unit", "bound"), [("client", 1.0), ("example", 2.0), ("group", 2.0)])
 @pytest.mark.parametrize("noised", ["shared", "all"])
-def test_a_clipped_client_bounds_every_unit(noised: str, unit: Unit, bound: float) -> None:
+def test_a_clipped_client_bounds_every_unit(
+    noised: str,
+    unit: Unit,
+    bound: float,
+) -> None:
     algorithm = paper_form(unit, noised=noised, sample_rate=0.1)
     (release,) = algorithm.releases()
     assert algorithm.claim() == "proved"
@@ -51,7 +59,10 @@ def test_a_clipped_client_bounds_every_unit(noised: str, unit: Unit, bound: floa
 @pytest.mark.slow
 @pytest.mark.parametrize("noised", ["all", "shared"])
 @pytest.mark.parametrize("unit", ["example", "client"])
-def test_no_tried_unit_changes_a_round_by_more_than_is_claimed(unit: Unit, noised: str) -> None:
+def test_no_tried_unit_changes_a_round_by_more_than_is_claimed(
+    unit: Unit,
+    noised: str,
+) -> None:
     params = SMALL | {"noised": noised, "clip": 0.01}
     options = [f"{name}={value}" for name, value in params.items()]
     tried = subject("fedhypevae", options, unit, "aggregate")
@@ -94,19 +105,32 @@ def codes_of(cohorts: list[Cohort]) -> list[Tensor]:
     return [model.code.weight.detach().clone() for model in models]
 
 
-def first_messages(algorithm: FedHypeVAE, cohorts: list[Cohort]) -> list[Message]:
+def first_messages(
+    algorithm: FedHypeVAE,
+    cohorts: list[Cohort],
+) -> list[Message]:
     broadcast = algorithm.broadcast(server_of(algorithm))
     return list(LocalPool(cohorts).round(next(algorithm.schedule()), broadcast))
 
 
 def test_all_that_a_client_sends_is_clipped_jointly() -> None:
-    algorithm = paper_form("client", batch_size=8, clip=1e-3, noised="shared")
+    algorithm = paper_form(
+        "client",
+        batch_size=8,
+        clip=1e-3,
+        noised="shared",
+    )
     for message in first_messages(algorithm, cohorts_of(algorithm)):
         assert l2_norm(message.sums) == pytest.approx(1e-3, rel=1e-3)
 
 
 def test_the_change_of_a_released_code_is_clipped_with_it() -> None:
-    algorithm = paper_form("client", batch_size=8, clip=1e-3, noised="all")
+    algorithm = paper_form(
+        "client",
+        batch_size=8,
+        clip=1e-3,
+        noised="all",
+    )
     cohorts = cohorts_of(algorithm)
     before = codes_of(cohorts)
     messages = first_messages(algorithm, cohorts)
@@ -124,7 +148,12 @@ def test_the_batch_mmd_is_that_of_all_pairs_and_mixes_rows() -> None:
     draws = {
         name: torch.randn(7, *shape, generator=stream) for name, shape in algorithm.draws().items()
     }
-    batch = Batch(x, y, draws, Layout(torch.zeros(7, dtype=torch.long), 1))
+    batch = Batch(
+        x,
+        y,
+        draws,
+        Layout(torch.zeros(7, dtype=torch.long), 1),
+    )
     codes = model.codes(1).expand(7, -1)
     with torch.no_grad():
         part = algorithm.loss(model, batch)["kernel"]
@@ -134,4 +163,9 @@ def test_the_batch_mmd_is_that_of_all_pairs_and_mixes_rows() -> None:
     )
     unlike = ~torch.eye(7, dtype=torch.bool)
     expected = real[unlike].mean() + generated[unlike].mean() - 2 * mixed.mean()
-    torch.testing.assert_close(part, (2 * expected).expand(7), rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(
+        part,
+        (2 * expected).expand(7),
+        rtol=1e-4,
+        atol=1e-5,
+    )

@@ -32,12 +32,18 @@ WIDE = FedHypeVAEWarm(FedHypeVAEWarmParams(), Task(1280, 2, 1))
 
 def emphasis(rows: int) -> Tensor:
     """Factors on the weights of class sums, class counts and the second moment."""
-    server = replace(WIDE.initial_server(Seeds(0)), plan=solved_plan(WIDE, 1.0, 1e-4))
+    server = replace(
+        WIDE.initial_server(Seeds(0)),
+        plan=solved_plan(WIDE, 1.0, 1e-4),
+    )
     return WIDE.emphasis(server, torch.tensor(float(rows)))
 
 
 @pytest.mark.parametrize(("rows", "second"), [(100_000, 1.0), (2000, 0.62), (100, 0.08)])
-def test_with_few_rows_the_second_moment_has_less_of_the_budget(rows: int, second: float) -> None:
+def test_with_few_rows_the_second_moment_has_less_of_the_budget(
+    rows: int,
+    second: float,
+) -> None:
     of_sums, of_counts, of_second = emphasis(rows).tolist()
     assert of_second == pytest.approx(second, rel=0.1)
     assert (of_sums > 1) == (second < 1)
@@ -52,9 +58,15 @@ def test_a_row_uses_all_of_its_joint_norm(rows: int) -> None:
         "class_centres": torch.zeros(2, 1280),
         "radius": torch.tensor(0.5),
     }
-    products = WIDE.moment_products(rows_of(x, torch.zeros(50).long()), broadcast)
+    products = WIDE.moment_products(
+        rows_of(x, torch.zeros(50).long()),
+        broadcast,
+    )
     weights = unit_weights(fedhypevae_warm.MOMENT_WEIGHTS)
-    _, norms = clipped_statistics(products, Norms(1.0, weights=weights))
+    _, norms = clipped_statistics(
+        products,
+        Norms(1.0, weights=weights),
+    )
     torch.testing.assert_close(norms, torch.ones(50))
 
 
@@ -77,7 +89,10 @@ def class_means(x: Tensor, y: Tensor) -> Tensor:
     return torch.stack([x[y == label].mean(0) for label in range(CLASSES)])
 
 
-WARM = FedHypeVAEWarm(FedHypeVAEWarmParams(block=2), Task(DIM, CLASSES, SITES))
+WARM = FedHypeVAEWarm(
+    FedHypeVAEWarmParams(block=2),
+    Task(DIM, CLASSES, SITES),
+)
 
 
 def test_rows_are_centred_at_class_means_that_stand_out_of_the_noise() -> None:
@@ -90,7 +105,12 @@ def test_rows_are_centred_at_class_means_that_stand_out_of_the_noise() -> None:
     assert torch.cosine_similarity(stored["class_centres"], means).min() > 0.95
     within = (coordinates - means[rows.y]).square().sum() / coordinates.square().sum()
     radius = stored["radius"] / fedhypevae_warm.TUNED.clip
-    torch.testing.assert_close(radius, within.sqrt(), rtol=0.1, atol=0)
+    torch.testing.assert_close(
+        radius,
+        within.sqrt(),
+        rtol=0.1,
+        atol=0,
+    )
 
 
 def test_class_means_in_the_noise_are_no_centres() -> None:
@@ -105,7 +125,10 @@ def test_without_noise_a_site_has_its_own_class_means_and_covariance(
     shift: float, apart: bool, site: int
 ) -> None:
     rows = rows_of_sites(shift)
-    algorithm = FedHypeVAESites(FedHypeVAESitesParams(block=4), Task(DIM, CLASSES, SITES))
+    algorithm = FedHypeVAESites(
+        FedHypeVAESitesParams(block=4),
+        Task(DIM, CLASSES, SITES),
+    )
     stored = server_of(algorithm, rows).tensors
     of_site = rows.client == site
     x = rows.x[of_site]
@@ -118,6 +141,11 @@ def test_without_noise_a_site_has_its_own_class_means_and_covariance(
     white = spectral_function(of_classes, lambda values: values.rsqrt())
     relative = white @ torch.cov((u - means[y]).T) @ white
     expected = 4 * relative / relative.trace()
-    torch.testing.assert_close(stored["client_centres"][site], centre, atol=1e-4, rtol=0)
+    torch.testing.assert_close(
+        stored["client_centres"][site],
+        centre,
+        atol=1e-4,
+        rtol=0,
+    )
     assert (found - means).norm() < 0.05 * means.norm()
     assert (stored["site_covariances"][site] - expected).norm() < 0.12

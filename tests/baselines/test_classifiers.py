@@ -37,15 +37,30 @@ class Evaluated:
     def score_probe(self, rows: np.ndarray) -> Scores:
         """The scores of the evaluation's probe on some training rows."""
         data = self.data
-        return score_probe(data.x_train[rows], data.y_train[rows], data.x_test, data.y_test, C)
+        return score_probe(
+            data.x_train[rows],
+            data.y_train[rows],
+            data.x_test,
+            data.y_test,
+            C,
+        )
 
 
 def evaluated(name: str) -> Evaluated:
-    prepared = small_cells(quick(name), epsilon=8.0, evaluation={"probe_c": C})
+    prepared = small_cells(
+        quick(name),
+        epsilon=8.0,
+        evaluation={"probe_c": C},
+    )
     (trial,) = prepared.trials
     (data,) = prepared.data.values()
     outcome, evaluation = ran(prepared, trial)
-    return Evaluated(trial, data, evaluation.scores, outcome.uplink_bytes)
+    return Evaluated(
+        trial,
+        data,
+        evaluation.scores,
+        outcome.uplink_bytes,
+    )
 
 
 def test_centralised_is_the_probe_of_all_rows() -> None:
@@ -60,7 +75,12 @@ def test_local_only_is_the_floor_and_sends_nothing() -> None:
     cell = evaluated("local-only")
     partition = cell.trial.partition
     alone = [cell.score_probe(rows).balanced_accuracy for rows in partition.rows]
-    reference = local_only(cell.data, partition, cell.trial.cell.partition, C)
+    reference = local_only(
+        cell.data,
+        partition,
+        cell.trial.cell.partition,
+        C,
+    )
     assert cell.scores.balanced_accuracy == np.mean(alone)
     # The reference has the best strength, and weighs a client's classes alike.
     assert cell.scores.balanced_accuracy <= reference.mean
@@ -68,14 +88,20 @@ def test_local_only_is_the_floor_and_sends_nothing() -> None:
 
 
 def test_fedlambda_has_one_classifier_per_client() -> None:
-    trial, data, algorithm = one_cell(quick("fedlambda"), epsilon=8.0)
+    trial, data, algorithm = one_cell(
+        quick("fedlambda"),
+        epsilon=8.0,
+    )
     _, end = to_the_end(train(algorithm, local_pool(trial, data), trial.plan, Seeds(0)))
     product: Any = end.made
     x = torch.randn(5, 64)
     own = torch.stack([product.of_client(client).probabilities(x) for client in range(4)])
     assert own.sum(-1) == pytest.approx(torch.ones(4, 5))
     assert not torch.allclose(own[0], own[1])
-    torch.testing.assert_close(product.probabilities(x), own.mean(0))
+    torch.testing.assert_close(
+        product.probabilities(x),
+        own.mean(0),
+    )
     for client, classifier in enumerate(product.classifiers):
         weight = float(end.state[f"server.tensors.lambda.{client}"])
         assert classifier.weight == pytest.approx(weight)

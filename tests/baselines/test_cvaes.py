@@ -28,7 +28,10 @@ FEDAVG_CVAE = FedAvgCVAE(
     FedAvgCVAEParams(latent=2, encoder_hidden=(4,), beta=BETA, initial_variance=0.2),
     TASK,
 )
-DP_CVAE = DPCVAE(DPCVAEParams(latent=2, hidden=(4,), beta=BETA), TASK)
+DP_CVAE = DPCVAE(
+    DPCVAEParams(latent=2, hidden=(4,), beta=BETA),
+    TASK,
+)
 
 
 def squared_error(x: Tensor, decoded: Tensor) -> Tensor:
@@ -59,10 +62,21 @@ def test_the_loss_is_the_reconstruction_and_beta_times_the_divergence(
         y = torch.arange(ROWS) % CLASSES
         draws = torch.randn(ROWS, 2, generator=stream)
         layout = Layout(torch.zeros(ROWS, dtype=torch.long), 1)
-        parts = algorithm.loss(model, Batch(x, y, {"posterior": draws}, layout))
+        parts = algorithm.loss(
+            model,
+            Batch(x, y, {"posterior": draws}, layout),
+        )
         mean, log_var = model.encoder(x, y)
         std = (0.5 * log_var).exp()
         decoded = model.decode(mean + std * draws, y)
     divergence = kl_divergence(Normal(mean, std), Normal(torch.zeros_like(mean), 1.0)).sum(1)
-    expected = {"reconstruction": error(x, decoded), "kl": BETA * unit * divergence}
-    torch.testing.assert_close(dict(parts), expected, rtol=1e-4, atol=1e-4)
+    expected = {
+        "reconstruction": error(x, decoded),
+        "kl": BETA * unit * divergence,
+    }
+    torch.testing.assert_close(
+        dict(parts),
+        expected,
+        rtol=1e-4,
+        atol=1e-4,
+    )

@@ -16,16 +16,30 @@ def test_one_row_changes_both_classifiers_together_by_at_most_the_clip_norm() ->
     _, _, algorithm = one_cell(quick("dp-ditto"), epsilon=4.0)
     assert isinstance(algorithm, DPDitto)
     model = algorithm.build(1)
-    x = torch.randn(12, algorithm.task.dim, generator=torch.Generator().manual_seed(0))
+    x = torch.randn(
+        12,
+        algorithm.task.dim,
+        generator=torch.Generator().manual_seed(0),
+    )
     y = torch.arange(12) % algorithm.task.classes
 
     def loss(model: Any, batch: Batch) -> torch.Tensor:
         return torch.stack(list(algorithm.loss(model, batch).values())).sum(0)
 
     def clipped(rows: torch.Tensor) -> torch.Tensor:
-        layout = Layout.on(x.device, torch.zeros(len(rows), dtype=torch.long), 1)
+        layout = Layout.on(
+            x.device,
+            torch.zeros(len(rows), dtype=torch.long),
+            1,
+        )
         batch = Batch(x[rows], y[rows], {}, layout)
-        result = clipped_sum(model, loss, batch, Norms(algorithm.clip()), "bookkeeping")
+        result = clipped_sum(
+            model,
+            loss,
+            batch,
+            Norms(algorithm.clip()),
+            "bookkeeping",
+        )
         return torch.cat([value.flatten() for value in result.sums.values()])
 
     everything = torch.arange(12)

@@ -21,7 +21,11 @@ def planted(rows: int) -> tuple[Tensor, Tensor]:
     second = torch.rand(rows, generator=stream) < torch.tensor([0.25, 0.5])[y]
     x = 0.03 * torch.randn(rows, DIM, generator=stream)
     x[:, 0] += torch.where(y == 0, 0.1, -0.1)
-    x[torch.arange(rows), 1 + y] += torch.where(second, APART, 0.0)
+    x[torch.arange(rows), 1 + y] += torch.where(
+        second,
+        APART,
+        0.0,
+    )
     return x, y
 
 
@@ -41,7 +45,11 @@ def test_without_noise_it_finds_two_planted_components(
     fitted: tuple[MixtureGenerator, Coordinates], label: int, axis: int, share: float
 ) -> None:
     generator, coordinates = fitted
-    means = coordinates.rows(RADIUS * generator.components.means).view(CLASSES, 2, DIM)
+    means = coordinates.rows(RADIUS * generator.components.means).view(
+        CLASSES,
+        2,
+        DIM,
+    )
     positions = means[label, :, axis].sort().values
     assert positions.tolist() == pytest.approx([0.0, APART], abs=0.03)
     assert float(generator.shares[label].min()) == pytest.approx(share, abs=0.05)

@@ -53,9 +53,17 @@ EQUAL = np.full(CLASSES, 1 / CLASSES)
         ("naive-bayes", GaussianNB(priors=EQUAL)),
     ],
 )
-def test_a_head_of_exact_moments_is_the_textbooks_classifier(name: str, known: Any) -> None:
+def test_a_head_of_exact_moments_is_the_textbooks_classifier(
+    name: str,
+    known: Any,
+) -> None:
     x, y = classes_apart(3000)
     rows = x.double().numpy()
     expected = known.fit(rows, y.numpy()).predict_proba(rows)
     found = head(name, x, y).probabilities(x).double()
-    torch.testing.assert_close(found, torch.from_numpy(expected), atol=1e-2, rtol=0)
+    torch.testing.assert_close(
+        found,
+        torch.from_numpy(expected),
+        atol=1e-2,
+        rtol=0,
+    )

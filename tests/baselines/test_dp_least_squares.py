@@ -17,7 +17,12 @@ CLASSES = 3
 def classes_apart(rows: int) -> tuple[Tensor, Tensor]:
     """Three unequal classes with one wide direction, in a small ball off the origin."""
     stream = torch.Generator().manual_seed(0)
-    y = torch.multinomial(torch.tensor([0.7, 0.2, 0.1]), rows, replacement=True, generator=stream)
+    y = torch.multinomial(
+        torch.tensor([0.7, 0.2, 0.1]),
+        rows,
+        replacement=True,
+        generator=stream,
+    )
     spread = torch.tensor([0.08, 0.02, 0.02, 0.02, 0.02, 0.02])
     means = 0.05 * torch.randn(CLASSES, DIM, generator=stream)
     return 0.3 + means[y] + spread * torch.randn(rows, DIM, generator=stream), y
@@ -25,12 +30,26 @@ def classes_apart(rows: int) -> tuple[Tensor, Tensor]:
 
 def test_without_noise_it_is_the_discriminant_of_equal_priors() -> None:
     x, y = classes_apart(4000)
-    algorithm = DPLeastSquares(DPLeastSquaresParams(radius=1.0), Task(DIM, CLASSES, 2))
-    server = Server(torch.nn.Module(), Seeds(0), tensors=centred_at(x.mean(0)))
+    algorithm = DPLeastSquares(
+        DPLeastSquaresParams(radius=1.0),
+        Task(DIM, CLASSES, 2),
+    )
+    server = Server(
+        torch.nn.Module(),
+        Seeds(0),
+        tensors=centred_at(x.mean(0)),
+    )
     statistic = algorithm.moment_statistic(1.0)
     sums = exact_sums(statistic, rows_of(x, y), server.tensors)
-    algorithm.receive_moments(server, sums, dict.fromkeys(sums, 0.0))
+    algorithm.receive_moments(
+        server,
+        sums,
+        dict.fromkeys(sums, 0.0),
+    )
     predicted = algorithm.classifier(server).probabilities(x).argmax(1)
-    known = LinearDiscriminantAnalysis(solver="lsqr", priors=np.full(CLASSES, 1 / CLASSES))
+    known = LinearDiscriminantAnalysis(
+        solver="lsqr",
+        priors=np.full(CLASSES, 1 / CLASSES),
+    )
     expected = known.fit(x.double(), y).predict(x.double())
     assert np.mean(predicted.numpy() == expected) > 0.995

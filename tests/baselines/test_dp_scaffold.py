@@ -37,17 +37,31 @@ def trained() -> tuple[Any, Server, Any]:
 def test_a_clients_control_variate_is_its_gradient(trained: tuple[Any, Server, Any]) -> None:
     algorithm, _, clients = trained
     start = algorithm.initial_server(Seeds(0)).model
-    batches = clients.batches([torch.arange(len(x)) for x in clients.x], 0, {})
+    batches = clients.batches(
+        [torch.arange(len(x)) for x in clients.x],
+        0,
+        {},
+    )
 
     def loss(model: Any, batch: Any) -> torch.Tensor:
         return algorithm.loss(model, batch)["cross_entropy"]
 
     results = [clipped_sum(start, loss, batch, Norms(1e9), "bookkeeping") for batch in batches]
     gradients = torch.stack([result.sums["head.weight"] for result in results]) / 50.0
-    torch.testing.assert_close(clients.state[WEIGHT], gradients, atol=1e-5, rtol=1e-3)
+    torch.testing.assert_close(
+        clients.state[WEIGHT],
+        gradients,
+        atol=1e-5,
+        rtol=1e-3,
+    )
 
 
 def test_the_servers_control_variate_is_the_mean(trained: tuple[Any, Server, Any]) -> None:
     _, server, clients = trained
     mean = clients.state[WEIGHT].mean(0)
-    torch.testing.assert_close(server.tensors[WEIGHT], mean, atol=1e-6, rtol=1e-3)
+    torch.testing.assert_close(
+        server.tensors[WEIGHT],
+        mean,
+        atol=1e-6,
+        rtol=1e-3,
+    )

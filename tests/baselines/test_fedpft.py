@@ -21,7 +21,10 @@ def sampled(label: int) -> torch.Tensor:
     roots = torch.tensor([0.1, 0.2]).expand(2, 2, 2)
     mass = torch.tensor([[1.0, 3.0], [2.0, 0.0]])
     labels = torch.full((4000,), label)
-    return Mixtures(means, roots, mass).sample(labels, torch.Generator().manual_seed(0))
+    return Mixtures(means, roots, mass).sample(
+        labels,
+        torch.Generator().manual_seed(0),
+    )
 
 
 def test_a_component_is_drawn_as_often_as_its_mass_says() -> None:
@@ -38,19 +41,38 @@ def test_a_component_without_mass_is_not_drawn() -> None:
 def private_cell(**keys: Any) -> tuple[Trial, Any, Cohort]:
     """A cell of DP-FedPFT whose clients are in one cohort."""
     resources = {"clients_per_actor": "all"}
-    trial, data, algorithm = one_cell(quick("dp-fedpft"), resources=resources, **keys)
+    trial, data, algorithm = one_cell(
+        quick("dp-fedpft"),
+        resources=resources,
+        **keys,
+    )
     (spec,) = trial.cohorts(Seeds(trial.cell.seed))
-    return trial, algorithm, Cohort(spec, data.x_train, data.y_train)
+    return (
+        trial,
+        algorithm,
+        Cohort(
+            spec,
+            data.x_train,
+            data.y_train,
+        ),
+    )
 
 
 def sums_without(row: int | None) -> Tensors:
     """The sums of all clients without noise, without one row of client 1."""
-    _, algorithm, cohort = private_cell(epsilon=math.inf, trust="silo")
+    _, algorithm, cohort = private_cell(
+        epsilon=math.inf,
+        trust="silo",
+    )
     if row is not None:
         for part in ("x", "y"):
             first, second, *others = getattr(cohort.clients, part)
             shorter = torch.cat([second[:row], second[row + 1 :]])
-            setattr(cohort.clients, part, (first, shorter, *others))
+            setattr(
+                cohort.clients,
+                part,
+                (first, shorter, *others),
+            )
     (round_,) = algorithm.schedule()
     return cohort.round(round_, {}).sums
 
@@ -80,7 +102,11 @@ def test_its_sums_are_rounded_once_their_noise_is_added() -> None:
             "squares": onehot.T @ (r * r).double(),
         }
         shapes = {name: value.shape for name, value in exact.items()}
-        stream = Seeds(trial.cell.seed).keystream(Purpose.NOISE, round_.stream, client)
+        stream = Seeds(trial.cell.seed).keystream(
+            Purpose.NOISE,
+            round_.stream,
+            client,
+        )
         noise = gaussian(shapes, trial.plan.noise_std("gaussians"), stream).parts
         for name, value in exact.items():
             rounded_once = (weights[name] * value + noise[name]).float()

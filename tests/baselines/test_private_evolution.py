@@ -23,7 +23,10 @@ PUBLIC = np.random.default_rng(0).standard_normal((60, DIM)).astype(np.float32)
 
 def method(**params) -> PrivateEvolution:
     task = Task(DIM, CLASSES, 2, public=PublicRows(PUBLIC))
-    return PrivateEvolution(PrivateEvolutionParams(**params), task)
+    return PrivateEvolution(
+        PrivateEvolutionParams(**params),
+        task,
+    )
 
 
 def server_of(algorithm: PrivateEvolution) -> Server:
@@ -40,16 +43,27 @@ def random_rows(count: int, seed: int) -> tuple[Tensor, Tensor]:
     return x, torch.randint(CLASSES, (count,), generator=stream)
 
 
-def histogram(algorithm: PrivateEvolution, x: Tensor, y: Tensor, layout=None) -> Tensor:
+def histogram(
+    algorithm: PrivateEvolution,
+    x: Tensor,
+    y: Tensor,
+    layout=None,
+) -> Tensor:
     """The sum of all votes by class."""
-    products = algorithm.vote_products(rows_of(x, y), server_of(algorithm).tensors)
+    products = algorithm.vote_products(
+        rows_of(x, y),
+        server_of(algorithm).tensors,
+    )
     sums, _ = clipped_statistics(products, Norms(1.0), layout)
     return sums["votes"]
 
 
 @settings(max_examples=20)
 @given(seed=st.integers(0, 10_000), votes=st.integers(1, 90))
-def test_one_row_adds_votes_of_norm_at_most_one(seed: int, votes: int) -> None:
+def test_one_row_adds_votes_of_norm_at_most_one(
+    seed: int,
+    votes: int,
+) -> None:
     algorithm = method(candidates=30, votes=votes)
     x, y = random_rows(9, seed)
     change = histogram(algorithm, x, y) - histogram(algorithm, x[:8], y[:8])
@@ -58,12 +72,20 @@ def test_one_row_adds_votes_of_norm_at_most_one(seed: int, votes: int) -> None:
 
 @settings(max_examples=20)
 @given(seed=st.integers(0, 10_000), votes=st.integers(1, 90))
-def test_one_group_adds_votes_of_norm_at_most_one(seed: int, votes: int) -> None:
+def test_one_group_adds_votes_of_norm_at_most_one(
+    seed: int,
+    votes: int,
+) -> None:
     algorithm = method(candidates=30, votes=votes)
     x, y = random_rows(9, seed)
     groups = torch.tensor([0, 0, 1, 1, 2, 2, 3, 3, 3])
     whole = histogram(algorithm, x, y, consecutive(groups, x))
-    less = histogram(algorithm, x[:6], y[:6], consecutive(groups[:6], x))
+    less = histogram(
+        algorithm,
+        x[:6],
+        y[:6],
+        consecutive(groups[:6], x),
+    )
     assert (whole - less).norm() <= 1 + 1e-6
 
 
@@ -85,7 +107,10 @@ def test_what_a_row_adds_does_not_depend_on_other_rows(
     # Public rows are as near to one candidate as to its copies.
     x[:40] = torch.from_numpy(PUBLIC[:40])
     server = server_of(algorithm)
-    _, spread, votes = map(algorithm.projected, algorithm.statistics())
+    _, spread, votes = map(
+        algorithm.projected,
+        algorithm.statistics(),
+    )
     statistic = {"bins": spread, "votes": votes}[name]
     broadcast = algorithm.broadcast(server) | server.tensors
 
@@ -131,15 +156,29 @@ def test_candidates_with_votes_have_the_offspring() -> None:
     algorithm = method(candidates=30, rounds=2, variation=0.0)
     server = server_of(algorithm)
     before = server.tensors["candidates"].clone()
-    algorithm.receive_votes(server, {"votes": VOTES}, {"votes": 1.0})
+    algorithm.receive_votes(
+        server,
+        {"votes": VOTES},
+        {"votes": 1.0},
+    )
     candidates = server.tensors["candidates"]
     assert server.tensors["weights"][0, 4] == 1
-    torch.testing.assert_close(candidates[0], before[0, 4].expand(30, -1))
-    torch.testing.assert_close(candidates[1], before[1, 7].expand(30, -1))
+    torch.testing.assert_close(
+        candidates[0],
+        before[0, 4].expand(30, -1),
+    )
+    torch.testing.assert_close(
+        candidates[1],
+        before[1, 7].expand(30, -1),
+    )
 
 
 def test_after_the_last_round_the_server_keeps_no_fresh_candidates() -> None:
     algorithm = method(candidates=30, rounds=1)
     server = server_of(algorithm)
-    algorithm.receive_votes(server, {"votes": VOTES}, {"votes": 1.0})
+    algorithm.receive_votes(
+        server,
+        {"votes": VOTES},
+        {"votes": 1.0},
+    )
     assert not {"fresh", "round"} & server.tensors.keys()

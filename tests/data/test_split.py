@@ -31,7 +31,10 @@ def test_a_quarter_is_for_testing_and_every_class_is_on_both_sides(counts):
     assert set(y[split == TRAIN]) == set(range(classes))
     assert set(y[split == TEST]) == set(range(classes))
     assert abs(tested - max(len(y) / 4, classes)) < 1
-    np.testing.assert_array_equal(split, quarter_for_testing(y, tuple("abcdefgh")))
+    np.testing.assert_array_equal(
+        split,
+        quarter_for_testing(y, tuple("abcdefgh")),
+    )
 
 
 def test_a_class_with_a_single_row_is_named():

@@ -25,7 +25,11 @@ class Copies:
     def __init__(self, data: Any) -> None:
         self.data = data
 
-    def sample(self, labels: torch.Tensor, stream: torch.Generator) -> torch.Tensor:
+    def sample(
+        self,
+        labels: torch.Tensor,
+        stream: torch.Generator,
+    ) -> torch.Tensor:
         picked = []
         for label in labels.tolist():
             rows = np.flatnonzero(self.data.y_train == label)
@@ -43,7 +47,11 @@ class PersonalCopies(Copies):
 class BlurredCopies(Copies):
     """Real rows with noise, so that label frequencies matter."""
 
-    def sample(self, labels: torch.Tensor, stream: torch.Generator) -> torch.Tensor:
+    def sample(
+        self,
+        labels: torch.Tensor,
+        stream: torch.Generator,
+    ) -> torch.Tensor:
         real = super().sample(labels, stream)
         return real + BLUR * torch.randn(real.shape, generator=stream)
 
@@ -51,8 +59,18 @@ class BlurredCopies(Copies):
 def evaluator(**evaluation: Any) -> CellEvaluator:
     """The evaluator of a cell whose generator copies real rows."""
     keys = {"per_class": 20, "probe_c": 0.1} | evaluation
-    trial, data, _ = one_cell(quick("dp-gaussian"), epsilon=4.0, alpha=0.1, evaluation=keys)
-    return CellEvaluator(trial.cell, data, trial.partition, Copies(data))
+    trial, data, _ = one_cell(
+        quick("dp-gaussian"),
+        epsilon=4.0,
+        alpha=0.1,
+        evaluation=keys,
+    )
+    return CellEvaluator(
+        trial.cell,
+        data,
+        trial.partition,
+        Copies(data),
+    )
 
 
 @pytest.mark.parametrize("score", ["accuracy", "balanced_accuracy"])
@@ -64,15 +82,32 @@ def test_at_a_weight_of_1_a_client_predicts_with_its_own_classifier(score: str) 
     assert shared[f"personal_{score}"] != shared[f"personal_alone_{score}"]
 
 
-def scores_of_draw(cell_evaluator: CellEvaluator, stream_of: int, client: int) -> Scores:
+def scores_of_draw(
+    cell_evaluator: CellEvaluator,
+    stream_of: int,
+    client: int,
+) -> Scores:
     """Scores, on a client's test rows, of a probe on the draw with the stream of ``stream_of``."""
     data = cell_evaluator.data
     evaluation = cell_evaluator.cell.evaluation
     seeds = Seeds(cell_evaluator.cell.seed)
-    x, y = synthesise(Copies(data), data.classes, evaluation.per_class, seeds, stream_of)
-    probe = ProbeClassifier(fit_probe(x, y, evaluation.probe_c), data.classes)
+    x, y = synthesise(
+        Copies(data),
+        data.classes,
+        evaluation.per_class,
+        seeds,
+        stream_of,
+    )
+    probe = ProbeClassifier(
+        fit_probe(x, y, evaluation.probe_c),
+        data.classes,
+    )
     rows = cell_evaluator.own_rows.rows[client]
-    return score_classifier(probe, data.x_test[rows], data.y_test[rows])
+    return score_classifier(
+        probe,
+        data.x_test[rows],
+        data.y_test[rows],
+    )
 
 
 def test_a_clients_own_generator_draws_from_the_clients_stream() -> None:
@@ -88,8 +123,15 @@ def with_unequal_classes(data: Any) -> Any:
     """The data without most test rows of all classes but the first two, and with blurred ones."""
     kept = np.flatnonzero((data.y_test < 2) | (np.arange(len(data.y_test)) % 12 == 0))
     rng = np.random.default_rng(0)
-    noise = rng.standard_normal((len(kept), data.dim), dtype=np.float32)
-    return replace(data, x_test=data.x_test[kept] + BLUR * noise, y_test=data.y_test[kept])
+    noise = rng.standard_normal(
+        (len(kept), data.dim),
+        dtype=np.float32,
+    )
+    return replace(
+        data,
+        x_test=data.x_test[kept] + BLUR * noise,
+        y_test=data.y_test[kept],
+    )
 
 
 @pytest.fixture(scope="module")
@@ -97,14 +139,21 @@ def uniform() -> CellEvaluator:
     """The evaluator of a generator without released frequencies, on unequal classes."""
     with_clients = evaluator(per_client=True, per_class=200)
     data = with_unequal_classes(with_clients.data)
-    return replace(with_clients, data=data, product=BlurredCopies(data))
+    return replace(
+        with_clients,
+        data=data,
+        product=BlurredCopies(data),
+    )
 
 
 @pytest.fixture(scope="module")
 def released(uniform: CellEvaluator) -> CellEvaluator:
     """The same evaluator with the true frequencies as released ones."""
     y_test = uniform.data.y_test
-    return replace(uniform, shares=np.bincount(y_test) / len(y_test))
+    return replace(
+        uniform,
+        shares=np.bincount(y_test) / len(y_test),
+    )
 
 
 def test_released_label_frequencies_change_plain_accuracy_alone(

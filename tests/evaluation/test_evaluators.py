@@ -53,7 +53,10 @@ def test_rows_of_the_same_distribution_cannot_be_distinguished() -> None:
     [(2.0, 1.0), (0.0, 0.2), (0.0, 3.0)],
     ids=["moved", "collapsed", "blown up"],
 )
-def test_fidelity_is_worse_for_another_distribution(moved: float, scale: float) -> None:
+def test_fidelity_is_worse_for_another_distribution(
+    moved: float,
+    scale: float,
+) -> None:
     same = fidelity(rows(600, 0), rows(600, 1), 0.1)
     other = fidelity(rows(600, 0, moved, scale), rows(600, 1), 0.1)
     assert other["frechet_distance"] > 2 * same["frechet_distance"]
@@ -104,14 +107,27 @@ def test_squared_mmd_is_unbiased_with_kernels_of_median_width_and_wider() -> Non
 def test_classes_with_too_few_test_rows_are_named() -> None:
     x = np.eye(40, dtype=np.float32)
     y = np.repeat([0, 1, 0, 1], [10, 10, 14, 6])
-    data = Embeddings.from_arrays("few", x, y, np.repeat([0, 2], 20))
-    fewer = replace(data, x_test=data.x_test[:-1], y_test=data.y_test[:-1])
+    data = Embeddings.from_arrays(
+        "few",
+        x,
+        y,
+        np.repeat([0, 2], 20),
+    )
+    fewer = replace(
+        data,
+        x_test=data.x_test[:-1],
+        y_test=data.y_test[:-1],
+    )
     warning = "fidelity on few is over 1 of its 2 classes: the others have 5 test rows or fewer"
     assert left_out(data) is None
     assert left_out(fewer) == warning
 
 
-def score_of(name: str, synthetic: Labelled, real: Labelled) -> float:
+def score_of(
+    name: str,
+    synthetic: Labelled,
+    real: Labelled,
+) -> float:
     return EVALUATORS[name](synthetic, real, 0.1)[f"{name}_balanced_accuracy"]
 
 
@@ -125,12 +141,21 @@ def test_evaluator_weighs_classes_alike_and_reads_each_test_row_alone(name: str)
     # Test rows of a class without synthetic rows, which lie far away.
     strangers = np.full((90, DIM), 50, np.float32)
     y = np.append(real.y, [CLASSES] * 90)
-    with_strangers = Labelled(np.concatenate([real.x, strangers]), y)
+    with_strangers = Labelled(
+        np.concatenate([real.x, strangers]),
+        y,
+    )
     expected = score * CLASSES / (CLASSES + 1)
     assert score_of(name, synthetic, with_strangers) == pytest.approx(expected)
 
 
-FIDELITY = {"frechet_distance", "squared_mmd", "density", "coverage", "real_or_synthetic"}
+FIDELITY = {
+    "frechet_distance",
+    "squared_mmd",
+    "density",
+    "coverage",
+    "real_or_synthetic",
+}
 
 
 @pytest.mark.parametrize(
@@ -144,7 +169,11 @@ FIDELITY = {"frechet_distance", "squared_mmd", "density", "coverage", "real_or_s
 def test_a_cell_has_the_evaluators_that_its_grid_asks_for(
     keys: dict[str, object], measures: set[str]
 ) -> None:
-    prepared = small_cells(quick("dp-gaussian"), epsilon=8.0, evaluation={"per_class": 20, **keys})
+    prepared = small_cells(
+        quick("dp-gaussian"),
+        epsilon=8.0,
+        evaluation={"per_class": 20, **keys},
+    )
     _, evaluation = ran(prepared, prepared.trials[0])
     linear = {name for name, measure in MEASURES.items() if measure.of == "all" and measure.score}
     assert evaluation.scores.keys() == linear | measures | {"synthetic_norm"}

@@ -24,7 +24,13 @@ def top_2(of: Predictions) -> float:
 @pytest.fixture
 def more_measures(monkeypatch: pytest.MonkeyPatch) -> None:
     """One more entry of ``MEASURES``; its column is made when the modules are loaded."""
-    measure = Measure("Among the two likeliest", "all", top_2, "top 2", table=True)
+    measure = Measure(
+        "Among the two likeliest",
+        "all",
+        top_2,
+        "top 2",
+        table=True,
+    )
     monkeypatch.setitem(MEASURES, "top_2", measure)
     monkeypatch.setitem(COLUMNS, "top_2", score_column("top_2"))
 
@@ -35,7 +41,12 @@ def test_a_measure_is_in_the_results_and_on_the_page(
 ) -> None:
     cells = small_cells(quick(name), epsilon=4.0)
     (trial,) = cells.trials
-    row = joined(trial, *ran(cells, trial), Ceiling(0.9, 0.9), LocalOnly(0.5, ()))
+    row = joined(
+        trial,
+        *ran(cells, trial),
+        Ceiling(0.9, 0.9),
+        LocalOnly(0.5, ()),
+    )
     add_rows(tmp_path, row)
     page = write_report(tmp_path).page.read_text(encoding="utf-8")
     score = row.top_2
@@ -51,12 +62,21 @@ def predictions() -> Predictions:
     rng = np.random.default_rng(0)
     y = rng.integers(4, size=200)
     likely = rng.random((200, 4)) + 0.4 * np.eye(4)[y]
-    return Predictions(y, likely.argmax(1), likely / likely.sum(1, keepdims=True))
+    return Predictions(
+        y,
+        likely.argmax(1),
+        likely / likely.sum(1, keepdims=True),
+    )
 
 
 def test_auroc_is_the_mean_of_one_class_against_the_rest(predictions: Predictions) -> None:
     y = predictions.y
-    known = roc_auc_score(y, predictions.probabilities, multi_class="ovr", average="macro")
+    known = roc_auc_score(
+        y,
+        predictions.probabilities,
+        multi_class="ovr",
+        average="macro",
+    )
     assert auroc(predictions) == pytest.approx(known)
 
 
@@ -68,7 +88,10 @@ def test_auroc_alone_is_not_defined_for_rows_of_one_class(predictions: Predictio
 
 
 @pytest.mark.parametrize(("y", "error"), [([0, 0, 1, 1], 0.05), ([0, 1, 1, 1], 0.3)])
-def test_calibration_error_compares_confidence_and_accuracy(y: list[int], error: float) -> None:
+def test_calibration_error_compares_confidence_and_accuracy(
+    y: list[int],
+    error: float,
+) -> None:
     confident = np.array([[1.0, 0.0], [1.0, 0.0], [0.1, 0.9], [0.1, 0.9]])
     of = Predictions(np.array(y), confident.argmax(1), confident)
     assert calibration_error(of) == pytest.approx(error)

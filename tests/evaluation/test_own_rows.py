@@ -42,7 +42,10 @@ def test_a_sites_client_is_evaluated_on_the_sites_own_test_rows(tmp_path: Path) 
 def test_without_sites_a_client_is_evaluated_on_what_it_sees(
     scheme: str, first_rows: list[int], words: str
 ) -> None:
-    prepared = small_cells(quick("dp-gaussian"), partition={"scheme": scheme})
+    prepared = small_cells(
+        quick("dp-gaussian"),
+        partition={"scheme": scheme},
+    )
     (trial,) = prepared.trials
     *_, data = prepared.data.values()
     own = own_rows(data, trial.partition, trial.cell.partition)
@@ -55,7 +58,10 @@ def read_sites(folder: Path) -> dict[str, np.ndarray]:
         return dict(file)
 
 
-def evaluated(folder: Path, arrays: dict[str, np.ndarray]) -> tuple[Row, list[dict[str, Any]]]:
+def evaluated(
+    folder: Path,
+    arrays: dict[str, np.ndarray],
+) -> tuple[Row, list[dict[str, Any]]]:
     """The row and the clients' lines of a cell by site."""
     path = folder / "changed.npz"
     np.savez(path, **arrays)
@@ -66,15 +72,27 @@ def evaluated(folder: Path, arrays: dict[str, np.ndarray]) -> tuple[Row, list[di
     )
     (trial,) = prepared.trials
     (data,) = prepared.data.values()
-    local = local_only(data, trial.partition, trial.cell.partition, 0.1)
+    local = local_only(
+        data,
+        trial.partition,
+        trial.cell.partition,
+        0.1,
+    )
     ended = (*ran(prepared, trial), None, local)
-    lines = replace(lines_of(trial, *ended), entries=[entry_of(trial)])
+    lines = replace(
+        lines_of(trial, *ended),
+        entries=[entry_of(trial)],
+    )
     return joined(trial, *ended), lines.clients()
 
 
 def test_without_test_rows_of_a_site_client_scores_are_empty_with_a_reason(tmp_path: Path) -> None:
     arrays = read_sites(tmp_path)
-    arrays["site"] = np.where(arrays["split"] == 2, "elsewhere", arrays["site"])
+    arrays["site"] = np.where(
+        arrays["split"] == 2,
+        "elsewhere",
+        arrays["site"],
+    )
     row, lines = evaluated(tmp_path, arrays)
     assert row.balanced_accuracy is not None
     assert row.client_balanced_accuracy is None
@@ -90,7 +108,10 @@ def test_a_site_that_lacks_a_class_or_has_one_alone_is_evaluated(tmp_path: Path)
     lacking = (arrays["site"] == "north") & (y == 5)
     alone = (arrays["site"] == "south") & (y != 3)
     kept = (arrays["split"] == 2) | ~(lacking | alone)
-    row, lines = evaluated(tmp_path, {name: values[kept] for name, values in arrays.items()})
+    row, lines = evaluated(
+        tmp_path,
+        {name: values[kept] for name, values in arrays.items()},
+    )
     assert row.status == "ok"
     assert all(0 <= line["own_balanced_accuracy"] <= 1 for line in lines)
     # A client that knows one class alone is right in one of all classes.

@@ -18,12 +18,26 @@ def skewed(n: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
     return x.astype(np.float32), y
 
 
-DATA = Embeddings("skewed", *skewed(800, 0), *skewed(2000, 1), classes=2)
+DATA = Embeddings(
+    "skewed",
+    *skewed(800, 0),
+    *skewed(2000, 1),
+    classes=2,
+)
 
 
-def probe_scores(rows: np.ndarray, strength: float, balanced: bool) -> Scores:
+def probe_scores(
+    rows: np.ndarray,
+    strength: float,
+    balanced: bool,
+) -> Scores:
     """Scores, on all test rows, of a probe of some training rows."""
-    probe = fit_probe(DATA.x_train[rows], DATA.y_train[rows], strength, balanced=balanced)
+    probe = fit_probe(
+        DATA.x_train[rows],
+        DATA.y_train[rows],
+        strength,
+        balanced=balanced,
+    )
     return scores_of(probe_predictions(probe, DATA.x_test, DATA.y_test, 2))
 
 
@@ -51,7 +65,11 @@ def partition():
     )
 
 
-def mean_over_clients(partition, strength: float, balanced: bool = True) -> float:
+def mean_over_clients(
+    partition,
+    strength: float,
+    balanced: bool = True,
+) -> float:
     scores = [probe_scores(rows, strength, balanced) for rows in partition.rows]
     return float(np.mean([each.balanced_accuracy for each in scores]))
 

@@ -50,7 +50,12 @@ def test_without_a_shared_product_there_is_no_shared_score():
 
 def predictions(y, predicted, shares=(1, 1, 1, 1)):
     probabilities = np.eye(len(shares))[predicted]
-    return Predictions(np.array(y), np.array(predicted), probabilities, np.array(shares))
+    return Predictions(
+        np.array(y),
+        np.array(predicted),
+        probabilities,
+        np.array(shares),
+    )
 
 
 def test_personal_scores_weigh_rows_by_what_a_client_holds():
@@ -76,12 +81,19 @@ def test_a_class_that_nobody_holds_counts_in_no_mean():
 
 
 PROBABILITIES = np.array([[0.4, 0.6], [0.2, 0.8], [0.1, 0.9]])
-UNIFORM = Predictions(np.array([0, 0, 1]), np.array([1, 1, 1]), PROBABILITIES)
+UNIFORM = Predictions(
+    np.array([0, 0, 1]),
+    np.array([1, 1, 1]),
+    PROBABILITIES,
+)
 SHARES = np.array([0.7, 0.3])
 
 
 def test_predictions_follow_label_frequencies_by_bayes_rule():
-    np.testing.assert_array_equal(at_shares(UNIFORM, SHARES).predicted, [0, 1, 1])
+    np.testing.assert_array_equal(
+        at_shares(UNIFORM, SHARES).predicted,
+        [0, 1, 1],
+    )
     assert at_shares(UNIFORM, None) is UNIFORM
 
 

@@ -66,7 +66,11 @@ class Search:
         return self.chosen.plan
 
 
-def tuned(name: str = "dp-linear", trials: int = 4, **keys: Any) -> Search:
+def tuned(
+    name: str = "dp-linear",
+    trials: int = 4,
+    **keys: Any,
+) -> Search:
     entry = {"name": name, "tune": SPACES[name]}
     usual = {
         "tune": {"trials": trials, "held_out": 0.3},
@@ -95,7 +99,10 @@ def test_about_a_third_of_the_units_is_held_out() -> None:
 def test_one_more_row_changes_no_other_rows_side() -> None:
     trial = tuned().trial
     first, *others = trial.partition.rows
-    longer = replace(trial.partition, rows=(np.append(first, 10**6), *others))
+    longer = replace(
+        trial.partition,
+        rows=(np.append(first, 10**6), *others),
+    )
     before = training_rows(trial)
     after = training_rows(replace(trial, partition=longer))
     assert after - {10**6} == before
@@ -105,7 +112,11 @@ def test_a_held_out_group_weighs_one() -> None:
     trial = tuned().trial
     groups = tuple(np.arange(len(rows)) // 3 for rows in trial.partition.rows)
     partition = replace(trial.partition, groups=groups)
-    grouped = replace(trial, task=replace(trial.task, unit="group"), partition=partition)
+    grouped = replace(
+        trial,
+        task=replace(trial.task, unit="group"),
+        partition=partition,
+    )
     _, held = held_out(grouped, 0.3, Seeds(3))
     weights = Counter[tuple[int, int]]()
     for row, client, weight in zip(held.rows, held.clients, held.weights, strict=True):
@@ -118,7 +129,10 @@ def test_a_held_out_group_weighs_one() -> None:
 def test_groups_left_for_training_are_numbered_without_gaps() -> None:
     trial = tuned().trial
     groups = tuple(np.arange(len(rows)) // 3 for rows in trial.partition.rows)
-    grouped = replace(trial, partition=replace(trial.partition, groups=groups))
+    grouped = replace(
+        trial,
+        partition=replace(trial.partition, groups=groups),
+    )
     remaining, _ = held_out(grouped, 0.3, Seeds(3))
     for numbers in remaining.groups or ():
         assert set(numbers) == set(range(len(set(numbers))))
@@ -141,16 +155,28 @@ def test_all_trainings_and_scores_together_cost_the_cells_budget(name: str) -> N
     assert releases.count("score") == 1
 
 
-def with_quieter_score(candidate: Candidate, share: float) -> Candidate:
+def with_quieter_score(
+    candidate: Candidate,
+    share: float,
+) -> Candidate:
     """The candidate with less noise on its score than planned."""
     assert candidate.plan is not None
     *training, score = candidate.plan.releases
-    quieter = replace(score, relative_noise=share * score.relative_noise)
-    return replace(candidate, plan=replace(candidate.plan, releases=(*training, quieter)))
+    quieter = replace(
+        score,
+        relative_noise=share * score.relative_noise,
+    )
+    return replace(
+        candidate,
+        plan=replace(candidate.plan, releases=(*training, quieter)),
+    )
 
 
 @pytest.mark.parametrize(("share", "spent"), [(0.5, 9.0), (1e-9, 1e9)])
-def test_scores_with_less_noise_than_planned_are_overspent(share: float, spent: float) -> None:
+def test_scores_with_less_noise_than_planned_are_overspent(
+    share: float,
+    spent: float,
+) -> None:
     search = tuned()
     weak = tuple(with_quieter_score(each, share) for each in search.trial.candidates)
     outcome = replace(search, trial=replace(search.trial, candidates=weak)).outcome
@@ -171,12 +197,22 @@ def test_every_round_of_a_search_has_its_own_noise(whole: Search) -> None:
 
 
 @pytest.mark.parametrize("stop", [1, 5, 9])
-def test_an_interrupted_cell_continues_with_what_it_drew(whole: Search, stop: int) -> None:
+def test_an_interrupted_cell_continues_with_what_it_drew(
+    whole: Search,
+    stop: int,
+) -> None:
     checkpoints = Checkpoints(every=0.0)
-    steps = run_tuned(whole.trial, whole.data, checkpoints=checkpoints)
+    steps = run_tuned(
+        whole.trial,
+        whole.data,
+        checkpoints=checkpoints,
+    )
     before = [next(steps) for _ in range(stop)]
     steps.close()  # type: ignore[attr-defined]
-    resumed = replace(whole, checkpoints=Checkpoints(checkpoints.content, every=0.0))
+    resumed = replace(
+        whole,
+        checkpoints=Checkpoints(checkpoints.content, every=0.0),
+    )
     kept = before[: resumed.records[0].round]
     assert kept + resumed.records == whole.records
     assert replace(resumed.outcome, seconds=0) == replace(whole.outcome, seconds=0)
@@ -216,12 +252,20 @@ def gaussian() -> Search:
     return tuned("dp-gaussian", trials=1)
 
 
-def predicted_right(search: Search, held: np.ndarray, others: np.ndarray) -> list[bool]:
+def predicted_right(
+    search: Search,
+    held: np.ndarray,
+    others: np.ndarray,
+) -> list[bool]:
     """Whether the chosen training gives held-out rows the label of the first training row."""
     x = np.concatenate([held, others]).astype(np.float32)
     y = np.full(len(x), search.data.y_train[0])
     rows = np.arange(len(held))
-    held_rows = HeldOut(rows, np.zeros_like(rows), np.ones(len(rows)))
+    held_rows = HeldOut(
+        rows,
+        np.zeros_like(rows),
+        np.ones(len(rows)),
+    )
     data = replace(search.data, x_train=x, y_train=y)
     return held_rows.correct(search.chosen_trial, search.outcome.state, data).tolist()
 
@@ -268,10 +312,17 @@ def test_a_score_reads_no_rows_but_those_held_out(name: str) -> None:
         y_train=np.where(is_held, data.y_train, -1),
         x_test=np.full_like(data.x_test, np.nan),
     )
-    nobody = replace(trial.partition, rows=tuple(rows[:0] for rows in trial.partition.rows))
+    nobody = replace(
+        trial.partition,
+        rows=tuple(rows[:0] for rows in trial.partition.rows),
+    )
     state = search.outcome.state
     expected = held.correct(trial, state, data)
-    found = held.correct(replace(trial, partition=nobody), state, spoiled)
+    found = held.correct(
+        replace(trial, partition=nobody),
+        state,
+        spoiled,
+    )
     np.testing.assert_array_equal(found, expected)
 
 
@@ -279,4 +330,11 @@ def test_no_search_is_planned_where_single_messages_are_seen() -> None:
     trial = tuned("dp-gaussian").trial
     task = replace(trial.task, trust="silo")
     with pytest.raises(UserError, match="every training would be seen"):
-        plans_of(DPGaussian, trial.cell.params, trial.cell.tuning, task, 8.0, 1e-3)
+        plans_of(
+            DPGaussian,
+            trial.cell.params,
+            trial.cell.tuning,
+            task,
+            8.0,
+            1e-3,
+        )

@@ -84,7 +84,11 @@ def test_hospitals_that_lack_a_class_are_noticed_too(tmp_path):
 def test_hospitals_with_their_own_split_are_noticed_too(tmp_path):
     for start, part in enumerate(("train", "test")):
         for hospital in HOSPITALS:
-            save_folder(tmp_path / hospital / part, classes=CLASSES, start=200 * start)
+            save_folder(
+                tmp_path / hospital / part,
+                classes=CLASSES,
+                start=200 * start,
+            )
     with pytest.raises(UserError, match=HOSPITALS_WITH_CLASSES):
         read(tmp_path)
 
@@ -110,7 +114,10 @@ def test_classes_with_equal_folders_load_with_domains_false(tmp_path):
     ],
     ids=["patients, one with both classes", "one shared folder", "a split"],
 )
-def test_folders_within_classes_are_no_classes(tmp_path, folders_within_a_class):
+def test_folders_within_classes_are_no_classes(
+    tmp_path,
+    folders_within_a_class,
+):
     for start, name in enumerate(CLASSES):
         folders = folders_within_a_class[start]
         save_folder(tmp_path / name, classes=folders, each=4, start=100 * start)

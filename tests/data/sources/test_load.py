@@ -23,7 +23,10 @@ def save(folder, **changes):
         "note": np.array("not a column"),
     } | changes
     path = folder / "toy.npz"
-    np.savez(path, **{name: array for name, array in arrays.items() if array is not None})
+    np.savez(
+        path,
+        **{name: array for name, array in arrays.items() if array is not None},
+    )
     return path
 
 
@@ -37,8 +40,16 @@ def test_digits_has_a_fixed_stratified_quarter_for_testing():
     assert data.name == "digits"
     assert data.x_train.shape == (1348, 64)
     assert data.x_test.shape == (449, 64)
-    np.testing.assert_allclose(tested / (tested + np.bincount(data.y_train)), 0.25, atol=0.01)
-    np.testing.assert_allclose(np.linalg.norm(data.x_train, axis=1), 1, atol=1e-6)
+    np.testing.assert_allclose(
+        tested / (tested + np.bincount(data.y_train)),
+        0.25,
+        atol=0.01,
+    )
+    np.testing.assert_allclose(
+        np.linalg.norm(data.x_train, axis=1),
+        1,
+        atol=1e-6,
+    )
 
 
 def test_limit_keeps_a_fixed_stratified_part_of_the_training_rows(tmp_path):

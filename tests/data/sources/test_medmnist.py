@@ -21,7 +21,10 @@ def organs(root):
 
 def test_medmnist_keeps_its_official_split_and_class_names(tmp_path, arrays):
     images = organs(tmp_path)
-    np.testing.assert_array_equal(images.split, [TRAIN] * 60 + [VALIDATION] * 12 + [TEST] * 30)
+    np.testing.assert_array_equal(
+        images.split,
+        [TRAIN] * 60 + [VALIDATION] * 12 + [TEST] * 30,
+    )
     assert images.class_names[:2] == ("bladder", "femur-left")
     assert images.image_name(75) == "test_images[3]"
 
@@ -44,7 +47,13 @@ def test_images_of_medmnist_are_read_in_any_order(tmp_path, arrays):
     ],
     ids=["pickled objects", "an unknown label", "too few labels"],
 )
-def test_a_wrong_array_of_medmnist_is_refused(tmp_path, arrays, name, array, message):
+def test_a_wrong_array_of_medmnist_is_refused(
+    tmp_path,
+    arrays,
+    name,
+    array,
+    message,
+):
     np.savez(tmp_path / "organamnist.npz", **(arrays | {name: array}))
     with pytest.raises(UserError, match=message):
         organs(tmp_path)
