@@ -124,7 +124,7 @@ def _plans_of_search(
     while True:
         solved = [_plan(algorithm, epsilon_of_training, delta) for algorithm in algorithms]
         plans = [plan for plan in solved if plan]
-        trainings = [_training_mechanisms(plan) for plan in plans]
+        trainings = [plan.mechanisms for plan in plans]
         selection = Selection(*size, distinct(trainings), score_noise)
         reached = selection.epsilon(delta)
         if reached <= epsilon:
@@ -138,11 +138,6 @@ def _plans_of_search(
                 for plan in plans
             ]
         epsilon_of_training = float(f"{_LESS * epsilon_of_training:.6g}")
-
-
-def _training_mechanisms(plan: PrivacyPlan) -> tuple[Mechanism, ...]:
-    """Return the mechanisms of a plan's training, without that of its score."""
-    return tuple(mechanism for mechanism in plan.mechanisms if mechanism.release != SCORE)
 
 
 def _unit_mechanisms(algorithm: Algorithm) -> tuple[Mechanism, ...]:
