@@ -124,7 +124,10 @@ class FedHypeVAE(DPSGD):
     def loss(self, model: Any, batch: Batch) -> Mapping[str, Tensor]:
         """Returns the parts of each example's loss, ``[N]`` each.
 
-        Their sum is s^2 (-log p(x | z, y, v) + beta KL(q || p(z | y, v))) + lambda kernel score,
+        Their sum is
+
+            s^2 (-log p(x | z, y, v) + beta KL(q || p(z | y, v))) + lambda kernel score,
+
         where s^2 is the current observation variance, held constant: the decoder's gradient is then
         the residual, whatever s^2 is. With the exact posterior, z is a constant and the KL
         divergence is estimated by log q(z) - log p(z | y, v), which has its gradient.
