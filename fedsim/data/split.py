@@ -135,7 +135,7 @@ def quarter_of_groups(
         raise UserError(
             "",
             f"{without_group} rows have no {thing}",
-            "give every row one; a row that stands alone a value of its own",
+            "give every row one; give a row that stands alone its own value",
         )
     _, group = np.unique(values, return_inverse=True)
     counts = np.zeros((int(group.max()) + 1, len(names)), np.int64)

@@ -572,6 +572,6 @@ def complete_column(columns: Columns, name: str, key: str) -> NDArray[Any]:
         raise UserError(
             key,
             f"{missing} rows have no value of '{name}'",
-            "give every row one; a row that stands alone a value of its own",
+            "give every row one; give a row that stands alone its own value",
         )
     return values

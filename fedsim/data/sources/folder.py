@@ -65,7 +65,7 @@ def read_image_folder(spec: DatasetSpec, public: bool = False) -> ImageSet:
     if not images:
         hint = "put every class into a folder of its own"
         if spec.domains:
-            hint = "put the classes' folders into a folder a domain"
+            hint = "put the classes' folders into one folder per domain"
         raise UserError(where, "holds no folders of classes", hint)
     if spec.domains is None:
         _check_classes_are_at_the_top(images, where, published=published)
@@ -103,7 +103,7 @@ def _top_folders(root: Path, *, domains: bool) -> list[Path]:
         raise UserError(
             str(root),
             "there is no such folder",
-            "give a folder that holds one folder a class",
+            "give the path of an image folder",
         )
     if domains:
         return _folders(root)

@@ -122,7 +122,7 @@ def read_milk10k(spec: DatasetSpec, public: bool = False) -> ImageSet:
         raise UserError(
             str(truth_file),
             "a lesion has not exactly one diagnosis",
-            "give one 1.0 a line",
+            "give one 1.0 per line",
         )
     with at(str(metadata_file)):
         lesions = complete(metadata, "lesion_id").astype(str)

@@ -43,8 +43,8 @@ def read_medmnist(spec: DatasetSpec, public: bool = False) -> ImageSet:
     if "multi-label" in str(info["task"]):
         raise UserError(
             "",
-            f"{flag} has {len(info['label'])} yes-or-no labels an image",
-            "choose a set with one label an image",
+            f"{flag} has {len(info['label'])} yes-or-no labels per image",
+            "choose a set with one label per image",
         )
     suffix = ""
     if spec.size != 28:

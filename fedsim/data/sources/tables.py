@@ -114,7 +114,7 @@ def read_table(path: Path, needed: Sequence[str], *, numbers: bool = True) -> pd
                 nearest(name, map(str, table.columns)),
             )
     if table.empty:
-        raise UserError(where, "has no rows", "give one row an image")
+        raise UserError(where, "has no rows", "give one row per image")
     return table
 
 
