@@ -101,7 +101,7 @@ def sites_of_shared_rows(labels: Tensor, paired: bool) -> Tensor:
 
 
 @pytest.mark.parametrize("paired", [True, False])
-def test_shared_rows_are_about_each_sites_centre_as_often_as_it_has_rows(paired: bool) -> None:
+def test_shared_rows_are_about_sites_in_proportion_to_their_rows(paired: bool) -> None:
     labels = torch.arange(CLASSES).repeat_interleave(16)
     labels = labels[torch.randperm(len(labels), generator=stream(1))]
     site = sites_of_shared_rows(labels, paired)

@@ -81,7 +81,7 @@ def distance(
     return mean_kernel(a, a) + mean_kernel(b, b) - 2 * mean_kernel(a, b)
 
 
-def test_the_neutral_code_is_closer_to_all_clients_than_any_of_theirs(
+def test_the_neutral_code_is_closer_to_all_than_any_clients_code(
     hyper_model: HyperCVAE,
 ) -> None:
     codes = torch.randn(

@@ -49,7 +49,7 @@ def scaled_likelihood(x: Tensor, decoded: Tensor) -> Tensor:
     [(FEDAVG_CVAE, scaled_likelihood, 0.2), (DP_CVAE, squared_error, 1.0)],
     ids=["fedavg-cvae", "dp-cvae"],
 )
-def test_the_loss_is_the_reconstruction_and_beta_times_the_divergence(
+def test_the_loss_is_the_error_and_beta_times_the_divergence(
     algorithm: PrivateEncoders, error: Callable[[Tensor, Tensor], Tensor], unit: float
 ) -> None:
     model: Any = algorithm.build(1)

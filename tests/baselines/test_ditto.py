@@ -12,7 +12,7 @@ from fedsim.methods import Batch, Norms
 from fedsim.privacy.clipping import clipped_sum
 
 
-def test_one_row_changes_both_classifiers_together_by_at_most_the_clip_norm() -> None:
+def test_one_row_changes_both_classifiers_by_at_most_the_clip() -> None:
     _, _, algorithm = one_cell(quick("dp-ditto"), epsilon=4.0)
     assert isinstance(algorithm, DPDitto)
     model = algorithm.build(1)

@@ -11,7 +11,7 @@ DIM = 8
 CLASSES = 3
 
 
-def test_public_terms_are_the_loss_on_generated_rows_and_the_squared_slope_there() -> None:
+def test_public_terms_are_the_loss_and_the_slope_on_generated_rows() -> None:
     params = DPCGANParams(
         latent=2,
         discriminator_hidden=(16,),

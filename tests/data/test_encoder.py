@@ -74,7 +74,7 @@ def test_code_in_an_encoders_folder_does_not_run(folder, tmp_path, monkeypatch):
     assert not trace.exists()
 
 
-def test_the_message_about_a_missing_export_names_the_command_that_makes_it():
+def test_the_message_about_a_missing_export_names_the_command():
     message = r"there is no such file; `fedsim embed --make efficientnet-lite0` makes it"
     with pytest.raises(UserError, match=message):
         load_encoder("efficientnet-lite0")

@@ -86,7 +86,7 @@ def evaluated(
     return joined(trial, *ended), lines.clients()
 
 
-def test_without_test_rows_of_a_site_client_scores_are_empty_with_a_reason(tmp_path: Path) -> None:
+def test_client_scores_are_empty_if_sites_have_no_test_rows(tmp_path: Path) -> None:
     arrays = read_sites(tmp_path)
     arrays["site"] = np.where(
         arrays["split"] == 2,

@@ -41,7 +41,7 @@ def probe_scores(
     return scores_of(probe_predictions(probe, DATA.x_test, DATA.y_test, 2))
 
 
-def test_the_ceiling_is_the_best_probe_of_all_strengths_natural_and_balanced():
+def test_the_ceiling_is_the_best_natural_or_balanced_probe():
     tried = [*strengths(2), WEAKEST]
     everything = np.arange(len(DATA.y_train))
     natural = [probe_scores(everything, strength, balanced=False) for strength in tried]
@@ -74,7 +74,7 @@ def mean_over_clients(
     return float(np.mean([each.balanced_accuracy for each in scores]))
 
 
-def test_local_only_has_the_strength_that_is_best_for_the_clients_mean(partition):
+def test_local_only_has_the_strength_of_the_best_mean(partition):
     means = [mean_over_clients(partition, strength) for strength in (*strengths(2), WEAKEST)]
     assert local_only(DATA, partition, PartitionSpec(), WEAKEST).mean == max(means)
     assert local_only(DATA, partition, PartitionSpec(), None).mean == max(means[:-1])

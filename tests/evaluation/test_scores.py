@@ -29,7 +29,7 @@ OWN = [Scores(balanced_accuracy=value) for value in (0.5, 0.9, 0.7)]
 SHARED = [Scores(balanced_accuracy=0.6)] * 3
 
 
-def test_clients_are_summarised_by_their_mean_the_worst_and_the_spread():
+def test_clients_are_summarised_by_mean_worst_and_spread():
     assert scores_of_clients([*OWN, None], [*SHARED, None]) == pytest.approx(
         {
             "client_balanced_accuracy": 0.7,
@@ -67,7 +67,7 @@ def test_personal_scores_weigh_rows_by_what_a_client_holds():
     assert scores["personal_balanced_accuracy"] == pytest.approx(0.5)
 
 
-def test_recalls_are_means_over_predictors_and_none_without_test_rows():
+def test_recalls_are_means_over_predictors():
     right = predictions([0, 0, 2, 2], [0, 0, 2, 2])
     half = predictions([0, 0, 2, 2], [0, 1, 2, 1])
     assert recall_per_class([right, half], 4) == (0.75, None, 0.75, None)
