@@ -6,6 +6,7 @@ reaches by itself.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
@@ -266,9 +267,9 @@ def local_only(
             if len(own):
                 on_own[number, client] = balanced_accuracy_of(data.y_test[own], predicted[own])
     totals = [sum(scores) for scores in np.nan_to_num(on_own)]
-    best = on_own[int(np.argmax(totals))]
-    clients = np.where(np.isnan(best), None, best).tolist()
-    return LocalOnly(max(float(np.mean(scores)) for scores in on_all), tuple(clients))
+    best = on_own[int(np.argmax(totals))].tolist()
+    clients = tuple(None if math.isnan(score) else score for score in best)
+    return LocalOnly(max(float(np.mean(scores)) for scores in on_all), clients)
 
 
 def _strengths_to_try(dim: int, probe_c: float | None) -> list[float]:

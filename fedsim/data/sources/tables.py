@@ -193,4 +193,4 @@ def _split_values(values: pd.Series[str]) -> NDArray[np.int64]:
             f"column 'split' has the value '{words[split.isna()].iloc[0]}'",
             "give train, validation or test",
         )
-    return split.to_numpy(dtype=np.int64)
+    return np.asarray(split, dtype=np.int64)
