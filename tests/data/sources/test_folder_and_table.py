@@ -15,8 +15,9 @@ def read(folder, **keys):
     return image_set(DatasetSpec(imagefolder=folder, **keys))
 
 
-def count_tested(images):
-    tested = images.y[images.split == TEST]
+def count_tested(images, among=True):
+    """The number of test images of every class."""
+    tested = images.y[(images.split == TEST) & among]
     return np.bincount(tested, minlength=len(images.class_names)).tolist()
 
 
@@ -45,8 +46,8 @@ def test_every_domain_at_the_top_has_its_own_test_images(tmp_path):
     images = read(tmp_path, domains=True)
     domain = images.columns["domain"]
     assert images.class_names == ("cat", "dog", "eel", "fox")
-    assert count_tested(images.take(domain == "photo")) == [2, 2, 2, 0]
-    assert count_tested(images.take(domain == "sketch")) == [1, 1, 1, 2]
+    assert count_tested(images, domain == "photo") == [2, 2, 2, 0]
+    assert count_tested(images, domain == "sketch") == [1, 1, 1, 2]
     for row, name in enumerate(domain.tolist()):
         assert images.image_name(row).startswith(f"{name}/")
 
