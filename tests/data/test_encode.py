@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from pictures import save_encoder, save_folder
+from pictures import picture, save_encoder, save_folder
 from rich.console import Console
 
 from fedsim.data.arrays import UNIT_NORM, check_target, read_arrays, write_npz
@@ -193,8 +193,7 @@ def test_every_difference_has_its_own_file_in_the_cache(
 
 def test_a_changed_image_is_computed_again(tmp_path, pets, encoder):
     before = job(pets, encoder).path
-    other_image = (tmp_path / "pets/dog/3.png").read_bytes()
-    (tmp_path / "pets/cat/3.png").write_bytes(other_image)
+    picture(999).save(tmp_path / "pets/cat/3.png")
     assert job(with_sites(read_folder(tmp_path / "pets")), encoder).path != before
 
 

@@ -149,11 +149,9 @@ def uniform() -> CellEvaluator:
 @pytest.fixture(scope="module")
 def released(uniform: CellEvaluator) -> CellEvaluator:
     """The same evaluator with the true frequencies as released ones."""
-    y_test = uniform.data.y_test
-    return replace(
-        uniform,
-        shares=np.bincount(y_test) / len(y_test),
-    )
+    data = uniform.data
+    counts = np.bincount(data.y_test, minlength=data.classes)
+    return replace(uniform, shares=counts / counts.sum())
 
 
 def test_released_label_frequencies_change_plain_accuracy_alone(
