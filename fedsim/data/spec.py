@@ -350,6 +350,8 @@ class DatasetSpec(BaseModel):
         without_meaning = {"licence"}
         if self.path:
             without_meaning.add("name")
+        if not self.domains:  # false chooses what would be guessed, so the rows are the same
+            without_meaning.add("domains")
         fields = self.model_dump(mode="json", exclude_defaults=True, exclude=without_meaning)
         return json.dumps(fields, sort_keys=True)
 
