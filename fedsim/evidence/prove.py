@@ -293,7 +293,7 @@ def _make_plan(cls: type[Algorithm], facts: str) -> tuple[PrivacyPlan, str]:
     Raises:
         ValueError: the class makes no plan of these parameters.
     """
-    from fedsim.evaluation.tuning import plans_of
+    from fedsim.evaluation.plans import plans_of
     from fedsim.methods.messages import PublicRows, Task  # late: they import torch
 
     params, tuning_facts, task_facts, epsilon, delta = decode(load(facts))

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from fedsim.data.embeddings import Embeddings, PublicRows, unit_norm
 from fedsim.errors import UserError, at
-from fedsim.evaluation.tuning import plans_of
+from fedsim.evaluation.plans import plans_of
 from fedsim.evidence.worlds import WatchedPool, watched
 from fedsim.grid.cells import expand, loaded, partition_of, resolve, task_of
 from fedsim.grid.models import Cell, Grid
