@@ -26,9 +26,9 @@ from torch import Tensor
 
 from fedsim.methods.clients import Clients, Noised
 from fedsim.methods.messages import Message, Round, Tensors
-from fedsim.privacy.plan import Release
+from fedsim.privacy.plan import Release, Trust
 from fedsim.training.cohort import Cohort, CohortSpec, LocalPool
-from fedsim.training.state import copied
+from fedsim.training.state import copied, nested
 
 HIDDEN_STREAM = 2**31
 """The number of the stream from which a hidden unit's random numbers are drawn.
@@ -50,9 +50,8 @@ class Query:
         release: the mechanism.
         step: the number that its noise was drawn with.
         members: the clients whose data it is about.
-        sent: sums over the members, before the noise.
-        kept: per-client tensors ``[members, ...]``, before the noise.
-        noised: both, after the noise.
+        plain: the tensors before the noise.
+        noised: the tensors after the noise.
         sampled: whether the hidden unit was in the Poisson sample.
     """
 
@@ -60,17 +59,32 @@ class Query:
     release: Release
     step: int
     members: tuple[int, ...]
-    sent: Tensors
-    kept: Tensors
+    plain: Noised
     noised: Noised
     sampled: bool
 
-    def shapes(self) -> dict[tuple[str, str], torch.Size]:
-        """Return shapes by ``(sent or kept, name)``; of a kept tensor that of one client."""
-        shapes = {("sent", name): value.shape for name, value in self.sent.items()}
-        for name, value in self.kept.items():
-            shapes["kept", name] = value.shape[1:]
+    def shapes(self) -> set[tuple[str, torch.Size]]:
+        """Return name and shape of every sum, and of one client's part of every kept tensor."""
+        shapes = {(f"sent.{name}", value.shape) for name, value in self.plain.sent.items()}
+        for name, value in self.plain.kept.items():
+            shapes.add((f"kept.{name}", value.shape[1:]))
         return shapes
+
+    def is_same_step_as(self, other: Query) -> bool:
+        """Return whether another query is of the same round, step and mechanism."""
+        same_step = self.round == other.round and self.step == other.step
+        return same_step and self.release == other.release
+
+
+def noised_by_clients(tensors: Noised, trust: Trust) -> Tensors:
+    """Return the tensors of a query that get noise from clients.
+
+    These are the kept tensors. Under ``trust: silo`` they are the sums, too.
+    """
+    kept = nested("kept", tensors.kept)
+    if trust == "silo":
+        return kept | nested("sent", tensors.sent)
+    return kept
 
 
 @dataclass(frozen=True)
@@ -179,14 +193,11 @@ class WatchedClients(Clients):
         tape: what they did.
         hidden: the unit, or the block of rows, in which two worlds differ.
         script: the tape of another world, whose noisy outputs they are given; None for their own.
-        hidden_places: by client, where the rows of the hidden unit stand in the batch that is being
-            made.
     """
 
     tape: Tape = field(default_factory=Tape)
     hidden: Hidden | RowBlock | None = None
     script: Tape | None = None
-    hidden_places: dict[int, Tensor] = field(default_factory=dict)
 
     def add_noise(
         self, release: Release, round_: int, sent: Tensors, kept: Tensors | None = None
@@ -198,17 +209,15 @@ class WatchedClients(Clients):
         Raises:
             Divergence: the script has no such query.
         """
-        sent_before = copied(sent)
-        kept_before = copied(kept or {})
+        plain = Noised(copied(sent), copied(kept or {}))
         noised = super().add_noise(release, round_, sent, kept)
         query = Query(
             self.tape.round,
             release,
             round_,
             self.members,
-            sent_before,
-            kept_before,
-            replace(noised, sent=copied(noised.sent), kept=copied(noised.kept)),
+            plain,
+            Noised(copied(noised.sent), copied(noised.kept)),
             release.sample_rate == 1 or self._last_sample_has_hidden(),
         )
         self.tape.queries.append(query)
@@ -218,33 +227,38 @@ class WatchedClients(Clients):
 
     def _last_sample_has_hidden(self) -> bool:
         """Return whether the last sample of this round has the hidden unit; True without any."""
-        for sample in reversed(self.tape.samples):
+        has_hidden = True
+        for sample in self.tape.samples:
             if sample.round == self.tape.round:
-                return sample.hidden
-        return True
+                has_hidden = sample.hidden
+        return has_hidden
 
     def _outputs_of_script(self, script: Tape, query: Query, noised: Noised) -> Noised:
         """Return the noisy outputs of the script for a query, as far as clients noise them."""
         number = len(self.tape.queries) - 1
-        if number >= len(script.queries) or not _ask_the_same(script.queries[number], query):
+        if number >= len(script.queries) or not script.queries[number].is_same_step_as(query):
             raise Divergence(
-                f"round {query.round} asks for noise on '{query.release.name}' only in the "
-                "one of two neighbouring data sets"
+                f"round {query.round} asks for noise on '{query.release.name}' in only one of "
+                "the two data sets"
             )
         first = script.queries[number]
-        differing = _differing_shape(query, first)
+        differing = query.shapes() - first.shapes()
+        # A client that is missing may have been the only one to send a tensor of that name.
+        if query.members == first.members:
+            differing = query.shapes() ^ first.shapes()
         if differing:
+            path, _ = min(differing)
+            _, _, name = path.partition(".")
             raise Divergence(
-                f"round {query.round}: name or shape of '{differing}' in what is to be "
-                "noised depends on the data"
+                f"round {query.round}: the name or the shape of '{name}', which gets noise, depends "
+                "on the data"
             )
+        sent = noised.sent
         if self.plan is not None and self.plan.trust == "silo":
             sent = copied(first.noised.sent)
-        else:
-            sent = noised.sent
         positions = torch.tensor([first.members.index(client) for client in self.members])
-        kept = {name: first.noised.kept[name][positions] for name in query.kept}
-        return replace(noised, sent=sent, kept=kept)
+        kept = {name: first.noised.kept[name][positions] for name in query.plain.kept}
+        return Noised(sent, kept)
 
     def poisson(self, round_: int, rate: float, client_rate: float = 1.0) -> list[Tensor]:
         """Return each member's Poisson sample, with the hidden unit in or out as it should be.
@@ -253,103 +267,93 @@ class WatchedClients(Clients):
         """
         rows = super().poisson(round_, rate, client_rate)
         has_hidden = True
-        if isinstance(self.hidden, RowBlock):
-            has_hidden = len(self.tape.samples) < self.hidden.steps
+        hidden = self.hidden
+        if isinstance(hidden, RowBlock):
+            has_hidden = len(self.tape.samples) < hidden.steps
+            position = self.members.index(hidden.client)
             if not has_hidden:
-                position = self.members.index(self.hidden.client)
-                rows[position] = rows[position][rows[position] < self.hidden.start]
-        elif self.hidden is not None:
+                rows[position] = rows[position][rows[position] < hidden.start]
+        elif hidden is not None:
             for position, client in enumerate(self.members):
-                if client == self.hidden.client:
-                    units = self._units_with_hidden(self.hidden, position, rows[position])
-                    rows[position] = self.rows_of(position, units)
-                    number = self.hidden.index(self.units(position) - 1)
-                    has_hidden = not self.hidden.present or number in units
-                elif self.hidden.sampled == "alone":
+                if client == hidden.client:
+                    rows[position] = self._sample_with_hidden(hidden, position, rows[position])
+                    of_hidden = self._hidden_rows(position, self.units(position))
+                    has_hidden = bool(torch.isin(of_hidden, rows[position]).all())
+                elif hidden.sampled == "alone":
                     rows[position] = rows[position][:0]
         self.tape.samples.append(Sample(self.tape.round, round_, rate, has_hidden))
         return rows
 
-    def _units_with_hidden(self, hidden: Hidden, position: int, rows: Tensor) -> Tensor:
-        """Return the sampled units of the hidden unit's client, of which ``rows`` were drawn."""
+    def _sample_with_hidden(self, hidden: Hidden, position: int, rows: Tensor) -> Tensor:
+        """Return the rows sampled of the hidden unit's client, of which ``rows`` were drawn."""
         units = rows
         if self.groups is not None:
             units = torch.unique_consecutive(self.groups[position][rows])
-        return hidden.within(units, self.units(position), not self.tape.samples)
+        units = hidden.within(units, self.units(position), not self.tape.samples)
+        return self.rows_of(position, units)
 
     def drawn(
         self, rows: Sequence[Tensor], round_: int, shapes: Mapping[str, tuple[int, ...]]
     ) -> list[Tensors]:
         """Return the random numbers of a batch; its rows of the hidden unit get their own."""
-        for position, (client, numbers) in enumerate(zip(self.members, rows, strict=True)):
-            if self._hides(client):
-                hidden_rows = self._hidden_rows(position, self.units(position))
-                self.hidden_places[client] = torch.isin(numbers, hidden_rows).nonzero()[:, 0]
-        draws = super().drawn(rows, round_, shapes)
-        self.hidden_places.clear()
+        draws = []
+        for position, numbers in enumerate(rows):
+            hidden = self._hidden_rows(position, self.units(position))
+            is_hidden = torch.isin(numbers, hidden)
+            draws.append(self._draws_beside(self.members[position], is_hidden, round_, shapes))
         return draws
 
     def draws(
         self, client: int, rows: int, round_: int, shapes: Mapping[str, tuple[int, ...]]
     ) -> Tensors:
-        """Return standard normal draws ``[rows, ...]`` by name for the batch of one member.
-
-        Those of the hidden unit come from a stream of their own and do not move the others'.
-        """
-        if not rows or not self._hides(client):
-            return super().draws(client, rows, round_, shapes)
-        places = self.hidden_places.get(client)
-        if places is None:
-            places = self._places_without_batch(client, rows)
-        hidden = torch.zeros(rows, dtype=torch.bool)
-        hidden[places] = True
-        if not hidden.any():
-            return super().draws(client, rows, round_, shapes)
-        others = super().draws(client, int((~hidden).sum()), round_, shapes)
-        of_hidden = super().draws(HIDDEN_STREAM, int(hidden.sum()), round_, shapes)
-        draws = {name: torch.empty(rows, *shape) for name, shape in shapes.items()}
-        for name, values in draws.items():
-            values[~hidden] = others[name]
-            values[hidden] = of_hidden[name]
-        return draws
-
-    def _places_without_batch(self, client: int, rows: int) -> Tensor:
-        """Return the hidden unit's rows; an algorithm that made no batch means all rows."""
+        """Return standard normal draws ``[rows, ...]`` by name, for all rows of one member."""
         position = self.members.index(client)
         units = rows
         if self.groups is not None:
             units = self.units(position)
-        return self._hidden_rows(position, units)
+        is_hidden = torch.isin(torch.arange(rows), self._hidden_rows(position, units))
+        return self._draws_beside(client, is_hidden, round_, shapes)
 
-    def _hides(self, client: int) -> bool:
-        """Return whether a client has the hidden unit in this world."""
-        hidden = self.hidden
-        return isinstance(hidden, Hidden) and hidden.present and client == hidden.client
+    def _draws_beside(
+        self, client: int, is_hidden: Tensor, round_: int, shapes: Mapping[str, tuple[int, ...]]
+    ) -> Tensors:
+        """Return standard normal draws ``[n, ...]`` by name for rows of one member.
+
+        Those of the hidden unit come from a stream of their own and do not move the others'.
+
+        Args:
+            client: the number of the member.
+            is_hidden: whether each row is the hidden unit's, ``[n]``.
+            round_: the number of the step.
+            shapes: by name, the shape of one row's draws.
+        """
+        count = int(is_hidden.sum())
+        others = super().draws(client, len(is_hidden) - count, round_, shapes)
+        if not count:
+            return others
+        of_hidden = super().draws(HIDDEN_STREAM, count, round_, shapes)
+        draws = {}
+        for name, shape in shapes.items():
+            draws[name] = torch.empty(len(is_hidden), *shape)
+            draws[name][~is_hidden] = others[name]
+            draws[name][is_hidden] = of_hidden[name]
+        return draws
 
     def _hidden_rows(self, position: int, units: int) -> Tensor:
-        """Return the hidden unit's rows among those of its client, who has ``units`` units."""
-        assert isinstance(self.hidden, Hidden)
-        return self.rows_of(position, torch.tensor([self.hidden.index(units - 1)]))
+        """Return the hidden unit's rows among those of a member; none if it has no such unit.
 
-
-def _ask_the_same(query: Query, other: Query) -> bool:
-    """Return whether two queries are of the same round, mechanism and step."""
-    same_round = query.round == other.round and query.step == other.step
-    return same_round and query.release == other.release
-
-
-def _differing_shape(query: Query, first: Query) -> str | None:
-    """Return the name of a tensor that is missing, or has another shape, in one of two queries."""
-    shapes = query.shapes()
-    first_shapes = first.shapes()
-    compared = shapes
-    # A client that is missing may have been the only one to send a tensor of that name.
-    if query.members == first.members:
-        compared = shapes | first_shapes
-    for key in compared:
-        if shapes.get(key) != first_shapes.get(key):
-            return key[1]
-    return None
+        Args:
+            position: the position of the member.
+            units: the number of its units.
+        """
+        hidden = self.hidden
+        if (
+            not isinstance(hidden, Hidden)
+            or not hidden.present
+            or hidden.client != self.members[position]
+        ):
+            return torch.zeros(0, dtype=torch.long)
+        return self.rows_of(position, torch.tensor([hidden.index(units - 1)]))
 
 
 class WatchedPool(LocalPool):
@@ -369,7 +373,7 @@ class WatchedPool(LocalPool):
         script: Sequence[Tape] | None = None,
     ) -> None:
         super().__init__(cohorts)
-        self.order = range(len(cohorts)) if order is None else order
+        self.order = order or range(len(cohorts))
         self.script = script
 
     @property
@@ -379,16 +383,13 @@ class WatchedPool(LocalPool):
 
     def round(self, round_: Round, broadcast: Tensors) -> list[Message]:
         """Run one round of all cohorts and return their messages, or those of the script."""
-        messages: dict[int, Message] = {}
         for number in self.order:
-            cohort = self.cohorts[number]
-            tape = tape_of(cohort)
+            tape = self.tapes[number]
             tape.round = round_.number
-            messages[number] = cohort.round(round_, broadcast)
-            tape.messages[round_.number] = _copy_of(messages[number])
-        if self.script is None:
-            return [messages[number] for number in range(len(self.cohorts))]
-        return [_copy_of(tape.messages[round_.number]) for tape in self.script]
+            message = self.cohorts[number].round(round_, broadcast)
+            tape.messages[round_.number] = _copy_of(message)
+        tapes = self.script or self.tapes
+        return [_copy_of(tape.messages[round_.number]) for tape in tapes]
 
 
 def watched(
