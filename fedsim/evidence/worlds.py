@@ -250,8 +250,8 @@ class WatchedClients(Clients):
             path, _ = min(differing)
             _, _, name = path.partition(".")
             raise Divergence(
-                f"round {query.round}: the name or the shape of '{name}', which gets noise, depends "
-                "on the data"
+                f"round {query.round}: the name or the shape of '{name}', which gets noise, "
+                "depends on the data"
             )
         sent = noised.sent
         if self.plan is not None and self.plan.trust == "silo":

@@ -24,6 +24,7 @@ best test between the worlds. In one dimension it is the very pair that the acco
 from __future__ import annotations
 
 import math
+from collections import defaultdict
 from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -36,14 +37,21 @@ from torch import Tensor
 
 from fedsim.data.embeddings import PublicRows, unit_norm
 from fedsim.errors import UserError, at
-from fedsim.evidence.worlds import Divergence, Hidden, Query, Tape, WatchedPool, watched
+from fedsim.evidence.worlds import (
+    Divergence,
+    Hidden,
+    Query,
+    Tape,
+    WatchedPool,
+    noised_by_clients,
+    watched,
+)
 from fedsim.grid.cells import resolve
 from fedsim.grid.read import one_cell
 from fedsim.methods.algorithm import Algorithm, solved_plan
-from fedsim.methods.clients import Noised
 from fedsim.methods.messages import Round, Task, Tensors
 from fedsim.plugins.registry import lookup
-from fedsim.privacy.plan import PrivacyPlan, Trust, Unit
+from fedsim.privacy.plan import PrivacyPlan, Release, Trust, Unit
 from fedsim.seeds import Seeds
 from fedsim.training.cohort import Cohort, CohortSpec, build_algorithm
 from fedsim.training.rounds import train
@@ -121,7 +129,7 @@ class Setting:
         return replace(changed, plan=plan)
 
     @cached_property
-    def others(self) -> tuple[tuple[Rows, Labels], ...]:
+    def others(self) -> list[tuple[Rows, Labels]]:
         """Each client's rows and labels beside the canary; a client that is the canary has none."""
         stream = np.random.default_rng(0)
         others = []
@@ -131,7 +139,7 @@ class Setting:
                 count = 0
             x = stream.standard_normal((count, self.task.dim)).astype(np.float32)
             others.append((unit_norm(x), np.arange(count) % self.task.classes))
-        return tuple(others)
+        return others
 
     def has_canary(self, client: int) -> bool:
         """Return whether a client is the canary or holds it; the last one does."""
@@ -163,13 +171,13 @@ def setting_of(
     if not cls.private:
         raise UserError(
             f"algorithm {name}",
-            "has no privacy to audit",
-            "give a private one, see fedsim algorithms",
+            "claims no privacy, so there is nothing to audit",
+            "give a private algorithm; `fedsim algorithms` lists them",
         )
     if not 0 < epsilon < math.inf:
         raise UserError(
             "epsilon",
-            f"{epsilon:g} is no claim that an audit could refute",
+            f"no audit can refute a claim of ε = {epsilon:g}",
             "give a positive, finite number",
         )
     public = PublicRows.made_up(ROW_DIM, AUDIT_CLASSES)
@@ -242,8 +250,24 @@ class _World(NamedTuple):
         noisy: every round with the noisy sum as the server has it.
     """
 
-    tapes: tuple[Tape, ...]
-    noisy: tuple[tuple[Round, Tensors], ...]
+    tapes: list[Tape]
+    noisy: list[tuple[Round, Tensors]]
+
+    def queries(self, client: int, round_: Round) -> list[Query]:
+        """Return what a client asked noise for in a round."""
+        return [query for query in self.tapes[client].queries if query.round == round_.number]
+
+    def sums(self, round_: Round, names: Iterable[str]) -> Tensors:
+        """Return the sums over all clients of what they sent in a round, by name.
+
+        They are in float64, so that what does not depend on the canary cancels.
+        """
+        messages = [tape.messages[round_.number].sums for tape in self.tapes]
+        sums = {}
+        for name in names:
+            values = [sent[name].double() for sent in messages if name in sent]
+            sums[name] = torch.stack(values).sum(0)
+        return sums
 
 
 def _train_world(
@@ -257,24 +281,22 @@ def _train_world(
     """Train in one world.
 
     Args:
-        setting: the algorithm and the rows beside the canary.
+        setting: the algorithm and the examples beside the canary.
         seeds: the seeds of noise, samples and initial weights.
-        canary: the unit, None for a world without it.
+        canary: the unit; None for a world without it.
         live: the world whose noisy outputs this one is given; None for its own.
         always: whether the canary is in every sample.
     """
     algorithm = setting.build()
-    cohorts = [
-        _cohort(setting, seeds, client, canary, live, always=always)
-        for client in range(setting.task.clients)
-    ]
-    # The canary's client computes first, so that what a process remembers of the first rows that
-    # it saw depends on the canary.
-    order = range(len(cohorts))[::-1]
-    tapes = None
-    if live is not None:
-        tapes = live.tapes
-    pool = WatchedPool(cohorts, order, tapes)
+    script = live and live.tapes
+    cohorts = []
+    for client in range(setting.task.clients):
+        of_client = canary if setting.has_canary(client) else None
+        tape = script and script[client]
+        cohorts.append(_cohort(setting, seeds, client, of_client, tape, always=always))
+    # The canary's client computes first, so that what a process remembers of the first examples
+    # that it saw depends on the canary.
+    pool = WatchedPool(cohorts, range(len(cohorts))[::-1], script)
     noisy: list[tuple[Round, Tensors]] = []
 
     def watch(round_: Round, total: Tensors) -> None:
@@ -282,10 +304,10 @@ def _train_world(
 
     steps = train(algorithm, pool, setting.plan, seeds, watch=watch)
     # What is made after the last round follows from what was seen, so it is not run.
-    for _ in range(sum(phase.release.rounds for phase in algorithm.phases())):
+    for _ in algorithm.schedule():
         next(steps)
     steps.close()
-    return _World(tuple(pool.tapes), tuple(noisy))
+    return _World(pool.tapes, noisy)
 
 
 def _cohort(
@@ -293,36 +315,31 @@ def _cohort(
     seeds: Seeds,
     client: int,
     canary: Canary | None,
-    live: _World | None,
+    script: Tape | None,
     *,
     always: bool,
 ) -> Cohort:
-    """Return a cohort of one client; the last one is the canary, or has it behind its own rows."""
+    """Return a cohort of one client; if ``canary`` is not None, it is behind its own examples."""
     x, y = setting.others[client]
     own_rows = len(x)
     params = dict(setting.params)
     unit = setting.task.unit
-    is_last = setting.has_canary(client)
-    always = always and is_last
-    if canary is not None and is_last:
+    hidden = None
+    if canary is not None:
         x = np.concatenate([x, canary.x])
         y = np.concatenate([y, canary.y])
-    if always and unit == "client" and "client_rate" in params:
-        params["client_rate"] = 1.0
+        if unit != "client":
+            hidden = Hidden(client, "every" if always else "chance")
+        elif always and "client_rate" in params:
+            params["client_rate"] = 1.0
+    numbers = np.arange(len(x))
     groups = None
     if unit == "group":
-        # Each of a client's own rows is a group.
-        groups = (np.minimum(np.arange(len(x)), own_rows),)
-    numbers = (np.arange(len(x)),)
+        # Each of a client's own examples is a group.
+        groups = (np.minimum(numbers, own_rows),)
     spec = CohortSpec(
-        setting.algorithm, params, setting.task, setting.plan, seeds, (client,), numbers, groups
+        setting.algorithm, params, setting.task, setting.plan, seeds, (client,), (numbers,), groups
     )
-    hidden = None
-    if unit != "client" and len(x) > own_rows:
-        hidden = Hidden(client, "every" if always else "chance")
-    script = None
-    if live is not None:
-        script = live.tapes[client]
     return watched(spec, x, y, hidden, script)
 
 
@@ -342,105 +359,66 @@ def observed(setting: Setting, canary: Canary, seeds: Seeds, *, present: bool) -
     at_clients = setting.build().noise_at_clients()
     steps: list[Step] = []
     for round_, noisy in live.noisy:
-        steps_of_round = _outputs_of_clients(setting, round_, live, absent, always)
+        outputs = _outputs_of_clients(setting, round_, live, absent, always)
         if not at_clients:
-            output = _output_of_server(setting, round_, noisy, absent, always)
-            steps_of_round[0].append(output)
-        steps += [step for step in steps_of_round if step]
+            # The server's sum is compared with what all clients sent in the two other worlds.
+            without = absent.sums(round_, noisy)
+            with_ = always.sums(round_, noisy)
+            outputs[0].append(_noisy_output(setting, round_, round_.release, noisy, without, with_))
+        steps += [outputs[step] for step in sorted(outputs)]
     return steps
 
 
 def _outputs_of_clients(
     setting: Setting, round_: Round, live: _World, absent: _World, always: _World
-) -> list[Step]:
-    """Return the outputs that clients noised in each local step of a round.
+) -> defaultdict[int, Step]:
+    """Return the outputs that clients noised in a round, by the number of the local step.
 
     Those of a client without the canary count only where the canary changes them.
 
     Raises:
         Divergence: the number of queries depends on the canary.
     """
-    is_silo = setting.task.trust == "silo"
-    steps: list[Step] = [[]]
+    trust = setting.task.trust
+    outputs: defaultdict[int, Step] = defaultdict(list)
     for client in range(setting.task.clients):
-        of_live, of_absent, of_always = (
-            _queries_of(world, client, round_) for world in (live, absent, always)
-        )
-        if not len(of_live) == len(of_absent) == len(of_always):
+        queries = [world.queries(client, round_) for world in (live, absent, always)]
+        if len(set(map(len, queries))) > 1:
             raise Divergence(f"round {round_.number}: how often noise is added depends on the unit")
-        steps += [[] for _ in range(len(of_live) - len(steps))]
-        for number, query in enumerate(of_live):
-            # Where nothing is kept, no kept tensor is an output.
-            outputs = _noised_by_client(query.noised, is_silo=is_silo, has_kept=bool(query.kept))
-            if not outputs:
+        for step, (query, without, with_) in enumerate(zip(*queries, strict=True)):
+            noised = noised_by_clients(query.noised, trust)
+            if not noised:
                 continue
-            without, with_ = (
-                _noised_by_client(Noised(other.sent, other.kept), is_silo=is_silo)
-                for other in (of_absent[number], of_always[number])
+            output = _noisy_output(
+                setting,
+                round_,
+                query.release,
+                noised,
+                noised_by_clients(without.plain, trust),
+                noised_by_clients(with_.plain, trust),
             )
-            residual, shift = _residual_and_shift(outputs, without, with_)
-            if setting.has_canary(client) or shift.any():
-                std = setting.plan.noise_std(query.release.name)
-                output = NoisyOutput(residual, shift, std, round_.release.sample_rate)
-                steps[number].append(output)
-    return steps
+            if setting.has_canary(client) or output.shift.any():
+                outputs[step].append(output)
+    return outputs
 
 
-def _queries_of(world: _World, client: int, round_: Round) -> list[Query]:
-    """Return what a client asked noise for in a round."""
-    return [query for query in world.tapes[client].queries if query.round == round_.number]
-
-
-def _noised_by_client(
-    noised: Noised, *, is_silo: bool, has_kept: bool = True
-) -> dict[tuple[str, str], Tensor]:
-    """Return the tensors of a query that the client noises, by ``(sent or kept, name)``."""
-    tensors: dict[tuple[str, str], Tensor] = {}
-    if has_kept:
-        tensors |= {("kept", name): value for name, value in noised.kept.items()}
-    if is_silo:
-        tensors |= {("sent", name): value for name, value in noised.sent.items()}
-    return tensors
-
-
-def _output_of_server(
-    setting: Setting, round_: Round, noisy: Tensors, absent: _World, always: _World
+def _noisy_output(
+    setting: Setting,
+    round_: Round,
+    release: Release,
+    noised: Tensors,
+    without: Tensors,
+    with_: Tensors,
 ) -> NoisyOutput:
-    """Return the sum of a round that the server noised.
+    """Return noisy tensors beside those without noise, without the canary and with it."""
 
-    It is compared with what all clients sent without the canary, and with it in every sample.
-    """
-    without = _sums_of(absent, round_, noisy)
-    with_ = _sums_of(always, round_, noisy)
-    residual, shift = _residual_and_shift(noisy, without, with_)
-    std = setting.plan.noise_std(round_.release.name)
-    return NoisyOutput(residual, shift, std, round_.release.sample_rate)
+    def flat(tensors: Tensors) -> Tensor:
+        values = [tensors[name].detach().double().flatten() for name in noised]
+        return torch.cat([torch.zeros(0).double(), *values])
 
-
-def _sums_of(world: _World, round_: Round, names: Iterable[str]) -> Tensors:
-    """Return the sums over all clients of what they sent in a round, by name.
-
-    They are in float64, so that what does not depend on the canary cancels.
-    """
-    messages = [tape.messages[round_.number].sums for tape in world.tapes]
-    sums = {}
-    for name in names:
-        values = [sent[name].double() for sent in messages if name in sent]
-        sums[name] = torch.stack(values).sum(0)
-    return sums
-
-
-def _residual_and_shift(
-    outputs: Mapping[Any, Tensor], without: Mapping[Any, Tensor], with_: Mapping[Any, Tensor]
-) -> tuple[Tensor, Tensor]:
-    """Return outputs less those without the canary, and what the canary adds, both flat."""
-    residuals = [torch.zeros(0, dtype=torch.double)]
-    shifts = [torch.zeros(0, dtype=torch.double)]
-    for name, output in outputs.items():
-        base = without[name].double()
-        residuals.append((output.double() - base).detach().flatten())
-        shifts.append((with_[name].double() - base).detach().flatten())
-    return torch.cat(residuals), torch.cat(shifts)
+    base = flat(without)
+    std = setting.plan.noise_std(release.name)
+    return NoisyOutput(flat(noised) - base, flat(with_) - base, std, round_.release.sample_rate)
 
 
 class Evidence(NamedTuple):
@@ -478,9 +456,7 @@ def _log_ratio(step: Step) -> float:
     rate = step[0].rate
     if rate == 1:
         return exponent
-    not_sampled = math.log(1 - rate)
-    sampled = math.log(rate) + exponent
-    return float(np.logaddexp(not_sampled, sampled))
+    return float(np.logaddexp(math.log(1 - rate), math.log(rate) + exponent))
 
 
 def _canaries(setting: Setting) -> Iterator[Canary]:
@@ -508,22 +484,19 @@ def saturating(setting: Setting) -> tuple[Setting, Canary]:
     shares: Sequence[float] = CLIPS[:1]
     if isinstance(setting.params.get("clip"), int | float):
         shares = CLIPS
-    best_ratio = -1.0
-    best = None
+    ratios = []
+    pairs = []
     for share in shares:
         tried = setting
         if share != 1:
             tried = setting.clipped(share)
         for canary in _canaries(tried):
             steps = observed(tried, canary, Seeds(0), present=True)
-            ratio = round(evidence(steps, tried.plan.sensitivity).ratio, 3)
-            if ratio > best_ratio:
-                best_ratio = ratio
-                best = (tried, canary)
-        if best_ratio >= ENOUGH:
+            ratios.append(round(evidence(steps, tried.plan.sensitivity).ratio, 3))
+            pairs.append((tried, canary))
+        if np.nanmax(ratios) >= ENOUGH:
             break
-    assert best is not None
-    return best
+    return pairs[np.nanargmax(ratios)]
 
 
 class TrainingPair(NamedTuple):
@@ -552,7 +525,7 @@ def pair(setting: Setting, canary: Canary, number: int) -> TrainingPair:
     """
     shown = []
     for present in (False, True):
-        secret = (2 * number + int(present) + 1) << 32
+        secret = (2 * number + present + 1) << 32
         steps = observed(setting, canary, Seeds(0, secret), present=present)
         shown.append(evidence(steps, setting.plan.sensitivity))
     without, with_ = shown

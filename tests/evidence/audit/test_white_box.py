@@ -178,13 +178,13 @@ def test_interrupted_audit_resumes_and_takes_more_pairs(folder: Path, command: C
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["centralised"], "algorithm centralised: has no privacy to audit; give a private one"),
+        (["centralised"], "algorithm centralised: claims no privacy, so there is nothing to audit"),
         (
             ["dp-gaussian", "--pairs", "4"],
             "pairs: 4 are too few: even an attack without an error would bound nothing; give "
             "6 or more",
         ),
-        (["dp-gaussian", "--epsilon", "inf"], "is no claim that an audit could refute"),
+        (["dp-gaussian", "--epsilon", "inf"], "epsilon: no audit can refute a claim of ε = inf"),
         (["broken.results:Exits", "--pairs", "12"], ": SystemExit: 0"),
     ],
 )

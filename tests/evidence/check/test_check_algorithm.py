@@ -103,7 +103,7 @@ SEARCHED = {
     ),
     "leaks:LabelsToldByShape": (
         "new label",
-        r"name or shape of 'zeros' in what is to be noised depends on",
+        r"the name or the shape of 'zeros', which gets noise, depends on the data",
     ),
     "leaks:ParticipantsToldByName": (
         "resampled",
