@@ -22,7 +22,7 @@ from rich.table import Table
 from rich.text import Text
 
 from fedsim.errors import UserError
-from fedsim.evidence.losses import composed_losses
+from fedsim.evidence.audit.bound import composed_losses
 from fedsim.evidence.records import contradictions
 from fedsim.files import unread
 from fedsim.grid.models import Tuning
