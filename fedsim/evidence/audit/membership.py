@@ -1,8 +1,9 @@
 """Membership inference against the saved generators of a run.
 
-The attack asks how well scores tell the training rows of a generator from other rows of the data
-set. The adversary sees synthetic rows alone. Training rows and other rows may also differ by
-themselves, so the attack bounds no ε.
+The attack scores examples by how much they resemble the synthetic embeddings, and asks how well the
+scores separate training examples from other examples of the data set. The adversary sees nothing
+but the synthetic embeddings. Training examples and others may also differ by themselves, so the
+attack bounds no ε.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 from scipy.spatial.distance import cdist
+from scipy.stats import multivariate_normal
 from sklearn.metrics import auc, roc_curve
 
 from fedsim.data.embeddings import Embeddings
@@ -20,7 +22,7 @@ from fedsim.errors import UserError
 from fedsim.evaluation.evaluate import synthesise
 from fedsim.methods.products import is_classifier
 from fedsim.results.columns import Line
-from fedsim.results.join import Entry, RunResults, read_results
+from fedsim.results.join import Entry, read_results
 from fedsim.results.lines import as_trained, read_state
 from fedsim.results.store import RunFolder
 from fedsim.seeds import Seeds
@@ -73,11 +75,8 @@ def membership(scores: Floats, inside: Bools) -> tuple[Estimate, ...]:
     for _ in range(RESAMPLES):
         rows = np.asarray(stream.integers(0, count, count))
         resampled.append(_rates(scores[rows], inside[rows]))
-    low, high = np.quantile(np.array(resampled), (0.025, 0.975), axis=0)
-    return tuple(
-        Estimate(float(value), float(least), float(most))
-        for value, least, most in zip(whole, low, high, strict=True)
-    )
+    limits = np.quantile(resampled, (0.025, 0.975), axis=0)
+    return tuple(Estimate(*numbers) for numbers in np.array([whole, *limits]).T.tolist())
 
 
 def _rates(scores: Floats, inside: Bools) -> list[float]:
@@ -105,8 +104,8 @@ def scores_of(
         y: their labels ``[n]``.
 
     Returns:
-        ``likelihood``: the log density of each row under a Gaussian of the synthetic rows, less a
-        constant. ``nearest synthetic row``: minus the distance to the nearest one. Both ``[n]``.
+        ``likelihood``: the log density of each row under a Gaussian of the synthetic rows.
+        ``nearest synthetic row``: minus the distance to the nearest one. Both ``[n]``.
     """
     nearness = np.zeros(len(x))
     likelihood = np.zeros(len(x))
@@ -114,22 +113,12 @@ def scores_of(
         of_label = y == label
         rows = synthetic[labels == label].astype(float)
         nearness[of_label] = -cdist(x[of_label].astype(float), rows).min(1)
-        likelihood[of_label] = _log_density(rows, x[of_label])
+        covariance = np.cov(rows.T, bias=True)
+        # A small multiple of the identity, so that few rows have a density in many dimensions.
+        variance = 0.1 * covariance.trace() / len(covariance) + 1e-9
+        covariance += variance * np.eye(len(covariance))
+        likelihood[of_label] = multivariate_normal(rows.mean(0), covariance).logpdf(x[of_label])
     return {"likelihood": likelihood, "nearest synthetic row": nearness}
-
-
-def _log_density(rows: Floats, x: NDArray[np.float32]) -> Floats:
-    """Return the log density of ``x`` under a Gaussian of ``rows``, less a constant."""
-    mean = rows.mean(0)
-    centred = rows - mean
-    covariance = centred.T @ centred / len(rows)
-    # A small multiple of the identity, so that few rows have a density in many dimensions.
-    width = len(covariance)
-    covariance += (0.1 * np.trace(covariance) / width + 1e-9) * np.eye(width)
-    away = x - mean
-    squares = np.einsum("nd,nd->n", away @ np.linalg.inv(covariance), away)
-    density: Floats = -0.5 * squares - 0.5 * np.linalg.slogdet(covariance)[1]
-    return density
 
 
 def attack_run(
@@ -146,32 +135,29 @@ def attack_run(
         UserError: the run has no saved generators of today's code and data.
     """
     results = read_results(folder.path)
-    finished = [trial for trial in trials if _has_generator(results, trial)]
+    finished = 0
     saved = []
-    for trial in finished:
-        line = results.trainings[trial.cell.training_id]
-        if line["state"] and folder.state(trial.cell.training_id).exists():
-            saved.append(trial)
+    for trial in trials:
+        cell = trial.cell
+        row = results.row(Entry(cell.cell_id, cell.training_id, cell.label), evaluated=False)
+        if row is None or row.status != "ok" or row.yields != "generator":
+            continue
+        finished += 1
+        line = results.trainings[cell.training_id]
+        if line["state"] and folder.state(cell.training_id).exists():
+            saved.append((as_trained(trial, line), line))
     if not saved:
-        what = "there are no generators here of the code and data of today"
-        hint = "run the grid with resources: {save_generators: true}"
-        raise UserError(str(folder.path), what, hint)
-    if len(saved) < len(finished):
-        yield (
-            f"{len(finished) - len(saved)} of {counted(len(finished), 'cell')} without a saved "
-            "generator: left out"
+        raise UserError(
+            str(folder.path),
+            "has no saved generator of today's code and data",
+            "run the grid with resources: {save_generators: true}",
         )
-    for planned in saved:
-        line = results.trainings[planned.cell.training_id]
-        trial = as_trained(planned, line)
+    if len(saved) < finished:
+        yield (
+            f"{finished - len(saved)} of {counted(finished, 'cell')} left out: no saved generator"
+        )
+    for trial, line in saved:
         yield from _attack_generator(folder, trial, line, data)
-
-
-def _has_generator(results: RunResults, trial: Trial) -> bool:
-    """Return whether a cell has trained a generator."""
-    cell = trial.cell
-    row = results.row(Entry(cell.cell_id, cell.training_id, cell.label), evaluated=False)
-    return row is not None and row.status == "ok" and row.yields == "generator"
 
 
 def _attack_generator(
@@ -179,12 +165,13 @@ def _attack_generator(
 ) -> Iterator[str]:
     """Attack the saved generator of a cell and yield a line for each score."""
     cell = trial.cell
+    seeds = Seeds(cell.seed)
     state = read_state(folder.state(cell.training_id), line["state"])
     algorithm = build_algorithm(cell.algorithm, cell.params, trial.task)
-    generator, _ = restored(algorithm, state, trial.plan, Seeds(cell.seed))
+    generator, _ = restored(algorithm, state, trial.plan, seeds)
     assert not is_classifier(generator)
     x, y, inside = rows_of(trial, data)
-    synthetic, labels = synthesise(generator, trial.task.classes, PER_CLASS, Seeds(cell.seed))
+    synthetic, labels = synthesise(generator, trial.task.classes, PER_CLASS, seeds)
     name = cell.label
     if cell.epsilon is not None:
         name += f", ε = {number(cell.epsilon)}"
@@ -193,11 +180,10 @@ def _attack_generator(
         name += f", {cell.evaluation.unseen} unseen"
     for attack, scores in scores_of(synthetic, labels, x, y).items():
         area, *rates = membership(scores, inside)
-        rates_text = ", ".join(
-            f"TPR {estimate} at {rate:.1%} FPR"
-            for rate, estimate in zip(FALSE_POSITIVE_RATES, rates, strict=True)
-        )
-        yield f"{name}: {attack}: AUC {area}, {rates_text}; {len(x)} rows"
+        text = f"{name}: {attack}: AUC {area}"
+        for rate, estimate in zip(FALSE_POSITIVE_RATES, rates, strict=True):
+            text += f", TPR {estimate} at {rate:.1%} FPR"
+        yield f"{text}; {len(x)} rows"
 
 
 def rows_of(
@@ -224,5 +210,4 @@ def rows_of(
         trained = data.others(str(cell.partition.column), site)
     x = np.concatenate([data.x_train, data.x_test])
     y = np.concatenate([data.y_train, data.y_test])
-    not_trained = np.zeros(len(data.y_test), bool)
-    return x, y, np.concatenate([trained, not_trained])
+    return x, y, np.pad(trained, (0, len(data.y_test)))

@@ -38,7 +38,7 @@ def test_audit_attacks_a_run_and_runs_only_trusted_code(
     assert not (folder / "evil ran").exists()
     done = command("audit", "run", "--trust-plugin")
     assert done.returncode == 0, done.stderr
-    assert done.stdout.startswith("1 of 2 cells without a saved generator: left out")
+    assert done.stdout.startswith("1 of 2 cells left out: no saved generator")
     assert (folder / "evil ran").exists()
 
 
