@@ -14,7 +14,7 @@ the definition of differential privacy, and what still differs between them are 
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Literal
@@ -85,6 +85,12 @@ def noised_by_clients(tensors: Noised, trust: Trust) -> Tensors:
     if trust == "silo":
         return kept | nested("sent", tensors.sent)
     return kept
+
+
+def flat(tensors: Iterable[Tensor]) -> Tensor:
+    """Return all numbers of the tensors one after another, in float64."""
+    parts = [value.detach().double().flatten() for value in tensors]
+    return torch.cat([torch.zeros(0).double(), *parts])
 
 
 @dataclass(frozen=True)

@@ -43,6 +43,7 @@ from fedsim.evidence.worlds import (
     Query,
     Tape,
     WatchedPool,
+    flat,
     noised_by_clients,
     watched,
 )
@@ -411,14 +412,11 @@ def _noisy_output(
     with_: Tensors,
 ) -> NoisyOutput:
     """Return noisy tensors beside those without noise, without the canary and with it."""
-
-    def flat(tensors: Tensors) -> Tensor:
-        values = [tensors[name].detach().double().flatten() for name in noised]
-        return torch.cat([torch.zeros(0).double(), *values])
-
-    base = flat(without)
+    base = flat(without[name] for name in noised)
+    residual = flat(noised.values()) - base
+    shift = flat(with_[name] for name in noised) - base
     std = setting.plan.noise_std(release.name)
-    return NoisyOutput(flat(noised) - base, flat(with_) - base, std, round_.release.sample_rate)
+    return NoisyOutput(residual, shift, std, round_.release.sample_rate)
 
 
 class Evidence(NamedTuple):

@@ -22,7 +22,6 @@ from fedsim.errors import UserError, at
 from fedsim.evaluation.tuning import plans_of
 from fedsim.evidence.worlds import WatchedPool, watched
 from fedsim.grid.cells import expand, loaded, partition_of, resolve, task_of
-from fedsim.grid.models import Cell, Grid
 from fedsim.grid.read import one_cell
 from fedsim.methods.algorithm import Algorithm
 from fedsim.methods.messages import Task
@@ -134,11 +133,8 @@ class Subject:
 
     def cohorts(self, sizes: tuple[int, ...] = (CHECKED_CLIENTS,), seed: int = 0) -> list[Cohort]:
         """Return the clients of the cell in cohorts of ``sizes``, each with its own tape."""
-        specs = replace(self.trial, sizes=sizes).cohorts()
-        return [
-            watched(replace(spec, seeds=Seeds(seed)), self.data.x_train, self.data.y_train)
-            for spec in specs
-        ]
+        specs = replace(self.trial, sizes=sizes).cohorts(Seeds(seed))
+        return [watched(spec, self.data.x_train, self.data.y_train) for spec in specs]
 
     def train(self, seed: int = 0) -> Training:
         """Run a whole training."""
@@ -189,6 +185,7 @@ def subject(
     Raises:
         UserError: a parameter is wrong, or the algorithm refuses the setting.
     """
+    cls = lookup(name)
     brief = shortened(name, params, quick=quick)
     texts = list(params)
     texts += [f"{key}={value}" for key, value in brief.items()]
@@ -196,40 +193,24 @@ def subject(
     if unit == "group":
         unit_of_data = "example"  # the data set has no groups; they are made up below
     grid = one_cell(name, texts, unit=unit_of_data, trust=trust, **CELL)
-    data = {
-        key: replace(rows, public=PublicRows.made_up(rows.dim, rows.classes))
-        for key, rows in loaded(grid).items()
-    }
-    (cell,) = expand(resolve(grid), data)
-    rows = data[cell.data_key]
-    partition = partition_of(cell, rows)
+    ((key, data),) = loaded(grid).items()
+    data = replace(data, public=PublicRows.made_up(data.dim, data.classes))
+    (cell,) = expand(resolve(grid), {key: data})
+    partition = partition_of(cell, data)
     if unit == "group":
         cell = cell.model_copy(update={"unit": unit})
         groups = tuple(np.arange(len(numbers)) // ROWS_OF_A_GROUP for numbers in partition.rows)
         partition = replace(partition, groups=groups)
-    task = task_of(cell, rows)
-    plan = _plan_of(grid, cell, task)
-    trial = Trial(cell, task, plan, partition, (CHECKED_CLIENTS,), cell.data_key)
+    task = task_of(cell, data)
+    with at(lambda where: f"{where} with {cell.label}"):
+        (candidate,) = plans_of(cls, cell.params, cell.tuning, task, cell.epsilon, cell.delta)
+    trial = Trial(cell, task, candidate.plan, partition, (CHECKED_CLIENTS,), key)
     default_rounds = None
     if "rounds" in brief:
-        field = lookup(name).Params.model_fields["rounds"]
+        field = cls.Params.model_fields["rounds"]
         if not field.is_required():
             default_rounds = field.get_default()
-    return Subject(trial, rows, draws, default_rounds)
-
-
-def _plan_of(grid: Grid, cell: Cell, task: Task) -> PrivacyPlan | None:
-    """Return the plan of a cell; its errors name the key of the grid, or the algorithm."""
-
-    def location(where: str) -> str:
-        if where in Grid.model_fields:
-            return f"{grid.location(where)} with {cell.label}"
-        return f"{grid.location('algorithms')}: {where} with {cell.label}"
-
-    cls = lookup(cell.algorithm)
-    with at(location):
-        (candidate,) = plans_of(cls, cell.params, cell.tuning, task, cell.epsilon, cell.delta)
-    return candidate.plan
+    return Subject(trial, data, draws, default_rounds)
 
 
 def with_params(subject: Subject, **params: Any) -> Subject:
@@ -239,8 +220,8 @@ def with_params(subject: Subject, **params: Any) -> Subject:
     """
     cell = subject.trial.cell
     changes = {key: value for key, value in params.items() if key in cell.params}
-    cell = cell.model_copy(update={"params": cell.params | changes})
-    changed = replace(subject, trial=replace(subject.trial, cell=cell))
+    trial = subject.trial.of(cell.params | changes, subject.plan)
+    changed = replace(subject, trial=trial)
     if subject.plan is None:
         return changed
     algorithm = changed.algorithm
@@ -250,7 +231,7 @@ def with_params(subject: Subject, **params: Any) -> Subject:
         clip=algorithm.clip(),
         sensitivity=algorithm.sensitivity(),
     )
-    return replace(subject, trial=replace(changed.trial, plan=plan))
+    return replace(subject, trial=replace(trial, plan=plan))
 
 
 def with_size(subject: Subject, clients: int, features: int | None) -> Subject:
