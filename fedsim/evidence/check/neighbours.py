@@ -10,7 +10,6 @@ from __future__ import annotations
 import math
 from collections.abc import Generator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from itertools import pairwise
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
@@ -35,7 +34,7 @@ from fedsim.seeds import Seeds
 from fedsim.training import rounds
 from fedsim.training.cohort import CohortSpec
 from fedsim.training.rounds import RoundRecord, Trained
-from fedsim.training.state import Checkpoint
+from fedsim.training.state import Checkpoint, nested
 
 MOST_ROWS = 3000
 """The most rows of a client, of which a few thousand hide that a cap or a counter is missing."""
@@ -294,9 +293,8 @@ class World:
             return np.arange(rows) // ROWS_OF_A_GROUP
         others = np.arange(rows - self.size) // ROWS_OF_A_GROUP
         number = hidden.index(-(-len(others) // ROWS_OF_A_GROUP))
-        before = others[others < number]
-        after = others[others >= number] + 1
-        return np.concatenate([before, np.full(self.size, number), after])
+        others += others >= number
+        return np.sort(np.append(others, [number] * self.size))
 
 
 @dataclass(frozen=True)
@@ -315,7 +313,7 @@ class Pair:
     subject: Subject
     whole: World
     other: World
-    rounds: tuple[Round, ...]
+    rounds: Sequence[Round]
 
 
 class Levels(NamedTuple):
@@ -363,7 +361,7 @@ def levels_of(subject: Subject, weights: float, features: int | None = None) -> 
         ]
     else:
         hidden = Hidden(0, "alone")
-        worlds = [World({0: (x[i : i + 1], y[i : i + 1])}, hidden) for i in range(len(x))]
+        worlds = [World({0: (x[[i]], y[[i]])}, hidden) for i in range(len(x))]
     unclipped = with_params(subject, clip=UNCLIPPED * clip)
     first = next(unclipped.algorithm.schedule())
     norms = [_norm_added(unclipped, weights, world, first) / clip for world in worlds]
@@ -371,9 +369,9 @@ def levels_of(subject: Subject, weights: float, features: int | None = None) -> 
         raise Fault(
             f"round {first.number}: one unit alone makes a number that is not finite", FINITE_FIX
         )
-    if any(norms):
-        return Levels(x, y, np.array(norms))
-    return None
+    if not any(norms):
+        return None
+    return Levels(x, y, np.array(norms))
 
 
 def _norm_added(subject: Subject, weights: float, world: World, first: Round) -> float:
@@ -389,13 +387,11 @@ def _first_step(subject: Subject, weights: float, world: World, first: Round) ->
     """Return what clients send and keep in the first step of a training, before the noise."""
     steps, tape = begin_training(subject, Draw(weights=weights), world, [first])
     next(steps)
-    query = tape.queries[0]
-    if subject.algorithm.noise_at_clients():
-        sent = query.sent
-    else:
+    plain = tape.queries[0].plain
+    sent = plain.sent
+    if not subject.algorithm.noise_at_clients():
         sent = tape.messages[first.number].sums
-    tensors = {f"sent {name}": value for name, value in sent.items()}
-    return tensors | {f"kept {name}": value for name, value in query.kept.items()}
+    return nested("sent", sent) | nested("kept", plain.kept)
 
 
 def norms_apart(first: Tensors, second: Tensors) -> dict[str, float]:
@@ -423,23 +419,22 @@ def pair_of(subject: Subject, draw: Draw, levels: Levels | None) -> Pair:
     subject = with_size(subject, draw.clients, draw.features)
     draw = replace(draw, client=draw.client % subject.trial.task.clients)
     whole, other = _worlds_of(subject, draw, levels)
-    changed = subject
+    params: dict[str, Any] = {}
     if subject.rounds is not None:
-        changed = with_params(subject, rounds=subject.rounds)
+        params["rounds"] = subject.rounds
     if unit == "client" and subject.trial.cell.params.get("client_rate") == 1:
-        changed = with_params(changed, client_rate=draw.client_rate)
+        params["client_rate"] = draw.client_rate
     clip = clip_of(subject)
     if clip is not None and levels is not None:
         most = float(levels.norms.max())
         if unit == "group":
             most *= draw.copies
-        magnitude = draw.magnitude or MAGNITUDES[-1]
-        changed = with_params(changed, clip=BARELY * clip * most / magnitude)
+        params["clip"] = BARELY * clip * most / (draw.magnitude or MAGNITUDES[-1])
+    changed = with_params(subject, **params)
     schedule = list(changed.algorithm.schedule())
     chosen = {round_.number for round_ in schedule if round_.step == 0}
     chosen |= {number % len(schedule) for number in draw.rounds}
-    rounds_to_run = tuple(schedule[number] for number in sorted(chosen))
-    return Pair(draw, changed, whole, other, rounds_to_run)
+    return Pair(draw, changed, whole, other, [schedule[number] for number in sorted(chosen)])
 
 
 def _worlds_of(subject: Subject, draw: Draw, levels: Levels | None) -> tuple[World, World]:
@@ -452,6 +447,8 @@ def _worlds_of(subject: Subject, draw: Draw, levels: Levels | None) -> tuple[Wor
         count = draw.others[client % len(draw.others)]
         numbers = np.resize(parts[client % len(parts)], count)
         rows[client] = data.x_train[numbers], data.y_train[numbers]
+    x = data.x_train
+    y = data.y_train
     if draw.large is not None and levels is not None:
         x = levels.x
         y = levels.y
@@ -459,8 +456,6 @@ def _worlds_of(subject: Subject, draw: Draw, levels: Levels | None) -> tuple[Wor
         extremes = [levels.norms.argmin(), levels.norms.argmax()]
         numbers = np.repeat(extremes, [draw.size - many, many])
     else:
-        x = data.x_train
-        y = data.y_train
         distinct = stream.integers(len(x), size=draw.size // draw.copies + 1)
         numbers = np.repeat(distinct, draw.copies)[: draw.size]
     make_worlds = _worlds_of_rows
@@ -482,16 +477,14 @@ def _worlds_of_clients(
         x = _directed(draw, x, subject.data.x_train.mean(0), stream)
     if draw.label is not None:
         y = np.full(len(y), draw.label)
-    rows[draw.client] = x, y
-    whole = World(rows)
+    whole = World({**rows, draw.client: (x, y)})
     if draw.way == "resampled":
         return whole, replace(whole, secret=draw.seed + 1)
     if draw.way == "replaced":
         mirrored = unit_norm(-x + x.mean(0))
         return whole, World({**rows, draw.client: (mirrored[:-3], y[:-3])})
-    others = dict(rows)
-    del others[draw.client]
-    return whole, World(others)
+    del rows[draw.client]
+    return whole, World(rows)
 
 
 def _worlds_of_rows(
@@ -504,12 +497,9 @@ def _worlds_of_rows(
 ) -> tuple[World, World]:
     """Return two worlds that differ in a row or a group beside rows ``x`` with labels ``y``."""
     data = subject.data
-    if draw.label is not None:
-        label = draw.label
-    elif len(y):
-        label = int(y[-1])
-    else:
-        label = 0
+    label = draw.label
+    if label is None:
+        label = int(y[-1]) if len(y) else 0
     if draw.alike:
         y = np.full_like(y, label)
     if draw.way == "replaced":
@@ -519,12 +509,10 @@ def _worlds_of_rows(
     if subject.trial.task.unit == "group":
         count = draw.copies
         rows_of_a_unit = ROWS_OF_A_GROUP
-    same_label = data.x_train[data.y_train == label]
-    if (y == label).any():
-        same_label = x[y == label]
-    batch = data.x_train
-    if len(x):
-        batch = x
+    same_label = x[y == label]
+    if not len(same_label):
+        same_label = data.x_train[data.y_train == label]
+    batch = x if len(x) else data.x_train
     unit_row = _directed(draw, same_label.mean(0)[None], batch.mean(0), stream)
     hidden = Hidden(draw.client, draw.sampled, draw.position)
     units_before = hidden.index(-(-len(x) // rows_of_a_unit))
@@ -595,7 +583,7 @@ def begin_training(
     algorithm = subject.build()
     members = tuple(world.rows)
     x, y = zip(*world.rows.values(), strict=True)
-    bounds = np.cumsum([0, *map(len, y)])
+    ends = np.cumsum([len(labels) for labels in y])
     groups = None
     if task.unit == "group":
         groups = tuple(map(world.groups_of, members))
@@ -606,14 +594,11 @@ def begin_training(
         subject.plan,
         Seeds(draw.seed, world.secret),
         members,
-        tuple(np.arange(start, end) for start, end in pairwise(bounds)),
+        tuple(np.split(np.arange(ends[-1]), ends[:-1])),
         groups,
     )
     cohort = watched(spec, np.concatenate(x), np.concatenate(y), world.hidden, script)
-    scripts = None
-    if script is not None:
-        scripts = [script]
-    pool = WatchedPool([cohort], script=scripts)
+    pool = WatchedPool([cohort], script=script and [script])
     start = None
     if draw.weights != 1:
         start = _start_with_weights(algorithm, draw)
