@@ -201,7 +201,10 @@ def _recompute_row(row: Row, plan: PrivacyPlan) -> float:
 
 
 def proofs_of(
-    rows: Sequence[Row], results: RunResults, *, trust_plugin: bool = False
+    rows: Sequence[Row],
+    results: RunResults,
+    *,
+    trust_plugin: bool = False,
 ) -> list[Proof]:
     """Return the proofs of results of a run, each by the line of its training.
 

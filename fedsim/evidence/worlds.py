@@ -206,7 +206,11 @@ class WatchedClients(Clients):
     script: Tape | None = None
 
     def add_noise(
-        self, release: Release, round_: int, sent: Tensors, kept: Tensors | None = None
+        self,
+        release: Release,
+        round_: int,
+        sent: Tensors,
+        kept: Tensors | None = None,
     ) -> Noised:
         """Add noise, record the query, and return the noisy tensors.
 
@@ -299,7 +303,10 @@ class WatchedClients(Clients):
         return self.rows_of(position, units)
 
     def drawn(
-        self, rows: Sequence[Tensor], round_: int, shapes: Mapping[str, tuple[int, ...]]
+        self,
+        rows: Sequence[Tensor],
+        round_: int,
+        shapes: Mapping[str, tuple[int, ...]],
     ) -> list[Tensors]:
         """Return the random numbers of a batch; its rows of the hidden unit get their own."""
         draws = []
@@ -310,7 +317,11 @@ class WatchedClients(Clients):
         return draws
 
     def draws(
-        self, client: int, rows: int, round_: int, shapes: Mapping[str, tuple[int, ...]]
+        self,
+        client: int,
+        rows: int,
+        round_: int,
+        shapes: Mapping[str, tuple[int, ...]],
     ) -> Tensors:
         """Return standard normal draws ``[rows, ...]`` by name, for all rows of one member."""
         position = self.members.index(client)
@@ -321,7 +332,11 @@ class WatchedClients(Clients):
         return self._draws_beside(client, is_hidden, round_, shapes)
 
     def _draws_beside(
-        self, client: int, is_hidden: Tensor, round_: int, shapes: Mapping[str, tuple[int, ...]]
+        self,
+        client: int,
+        is_hidden: Tensor,
+        round_: int,
+        shapes: Mapping[str, tuple[int, ...]],
     ) -> Tensors:
         """Return standard normal draws ``[n, ...]`` by name for rows of one member.
 

@@ -64,7 +64,10 @@ def interval(count: float, total: int) -> tuple[float, float]:
 
 
 def bound(
-    absent: Sequence[float], present: Sequence[float], mechanisms: Sequence[Mechanism], delta: float
+    absent: Sequence[float],
+    present: Sequence[float],
+    mechanisms: Sequence[Mechanism],
+    delta: float,
 ) -> float:
     """Return the largest ε of the claimed mechanisms with other noise that the scores refute.
 

@@ -60,7 +60,10 @@ def composed_losses(mechanisms: Sequence[Mechanism], mesh: float) -> Any:
 
 
 def refuted_epsilon(
-    mechanisms: Sequence[Mechanism], delta: float, false_positives: float, true_positives: float
+    mechanisms: Sequence[Mechanism],
+    delta: float,
+    false_positives: float,
+    true_positives: float,
 ) -> tuple[float, float]:
     """Return the largest ε that a test with these rates refutes, and the factor of noise it means.
 

@@ -122,7 +122,9 @@ def scores_of(
 
 
 def attack_run(
-    folder: RunFolder, trials: Sequence[Trial], data: Mapping[str, Embeddings]
+    folder: RunFolder,
+    trials: Sequence[Trial],
+    data: Mapping[str, Embeddings],
 ) -> Iterator[str]:
     """Attack every saved generator of a run and yield a line for each of both scores.
 
@@ -161,7 +163,10 @@ def attack_run(
 
 
 def _attack_generator(
-    folder: RunFolder, trial: Trial, line: Line, data: Mapping[str, Embeddings]
+    folder: RunFolder,
+    trial: Trial,
+    line: Line,
+    data: Mapping[str, Embeddings],
 ) -> Iterator[str]:
     """Attack the saved generator of a cell and yield a line for each score."""
     cell = trial.cell
@@ -187,7 +192,8 @@ def _attack_generator(
 
 
 def rows_of(
-    trial: Trial, views: Mapping[str, Embeddings]
+    trial: Trial,
+    views: Mapping[str, Embeddings],
 ) -> tuple[NDArray[np.float32], NDArray[np.int64], Bools]:
     """Return the data set of a cell, and which of its rows the cell trained on.
 

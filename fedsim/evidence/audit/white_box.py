@@ -153,7 +153,12 @@ def brief(algorithm: str, given: Container[str] = ()) -> dict[str, Any]:
 
 
 def setting_of(
-    name: str, params: Mapping[str, Any], unit: Unit, trust: Trust, epsilon: float, delta: float
+    name: str,
+    params: Mapping[str, Any],
+    unit: Unit,
+    trust: Trust,
+    epsilon: float,
+    delta: float,
 ) -> Setting:
     """Return the setting in which a claim is audited.
 
@@ -191,7 +196,12 @@ def setting_of(
 
 
 def parameters(
-    algorithm: str, params: Sequence[str], unit: Unit, trust: Trust, epsilon: float, delta: float
+    algorithm: str,
+    params: Sequence[str],
+    unit: Unit,
+    trust: Trust,
+    epsilon: float,
+    delta: float,
 ) -> dict[str, Any]:
     """Return all parameters of an algorithm; ``params`` are ``key=YAML`` texts of some of them."""
     unit_of_grid: Any = unit
@@ -339,7 +349,14 @@ def _cohort(
         # Each of a client's own examples is a group.
         groups = (np.minimum(numbers, own_rows),)
     spec = CohortSpec(
-        setting.algorithm, params, setting.task, setting.plan, seeds, (client,), (numbers,), groups
+        setting.algorithm,
+        params,
+        setting.task,
+        setting.plan,
+        seeds,
+        (client,),
+        (numbers,),
+        groups,
     )
     return watched(spec, x, y, hidden, script)
 
@@ -371,7 +388,11 @@ def observed(setting: Setting, canary: Canary, seeds: Seeds, *, present: bool) -
 
 
 def _outputs_of_clients(
-    setting: Setting, round_: Round, live: _World, absent: _World, always: _World
+    setting: Setting,
+    round_: Round,
+    live: _World,
+    absent: _World,
+    always: _World,
 ) -> defaultdict[int, Step]:
     """Return the outputs that clients noised in a round, by the number of the local step.
 

@@ -123,7 +123,11 @@ def check_algorithm(
 
 
 def _results(
-    name: str, params: Sequence[str], unit: Unit | None, trust: Trust | None, quick: bool
+    name: str,
+    params: Sequence[str],
+    unit: Unit | None,
+    trust: Trust | None,
+    quick: bool,
 ) -> list[CheckResult]:
     """Return the results of :func:`check_algorithm`, in a process that may fork."""
     settings = _settings_of(name, unit, trust)
@@ -163,7 +167,11 @@ def _settings_of(name: str, unit: Unit | None, trust: Trust | None) -> list[tupl
 
 
 def _result_of_refusal(
-    name: str, params: Sequence[str], unit: Unit, trust: Trust, error: UserError
+    name: str,
+    params: Sequence[str],
+    unit: Unit,
+    trust: Trust,
+    error: UserError,
 ) -> CheckResult:
     """Return the result of a setting without a plan: a fault unless the defaults have a plan."""
     setting = f"{unit}, {trust} (refused)"
@@ -287,7 +295,12 @@ def findings_table(findings: Sequence[CheckResult], *, verbose: bool) -> Table:
         verbose: whether to show all results; otherwise only faults are shown.
     """
     table = Table(
-        "check", "", "unit, trust", "what was seen, and the fix", show_edge=False, pad_edge=False
+        "check",
+        "",
+        "unit, trust",
+        "what was seen, and the fix",
+        show_edge=False,
+        pad_edge=False,
     )
     settings_of: dict[CheckResult, list[str]] = {}
     for finding in findings:

@@ -176,7 +176,11 @@ CORPUS: dict[str, dict[str, Draw]] = {
         "moves the mean": Draw(size=80, large=0.5, magnitude=1.10884, sampled="alone"),
         "moves a high quantile": Draw(size=40, large=0.1, magnitude=1.0, sampled="alone"),
         "in the first sample": Draw(
-            size=13, large=0.08, magnitude=1.0, sampled="first", rounds=(1, 2, 3)
+            size=13,
+            large=0.08,
+            magnitude=1.0,
+            sampled="first",
+            rounds=(1, 2, 3),
         ),
         "zero row": Draw(magnitude=0.0),
         "one-hot": Draw(direction="one-hot"),
@@ -246,7 +250,8 @@ def draw_of(number: int, unit: str, classes: int) -> Draw:
         alike=choose(True, False),
         direction=choose("class mean", "batch mean", "random", "opposite", "one-hot"),
         magnitude=choose(
-            *MAGNITUDES, *(math.exp(stream.uniform(0, math.log(6))) for _ in MAGNITUDES)
+            *MAGNITUDES,
+            *(math.exp(stream.uniform(0, math.log(6))) for _ in MAGNITUDES),
         ),
         position=choose(0.0, 0.5, 1.0),
         sampled=choose("every", "first", "alone"),
@@ -367,7 +372,8 @@ def levels_of(subject: Subject, weights: float, features: int | None = None) -> 
     norms = [_norm_added(unclipped, weights, world, first) / clip for world in worlds]
     if not np.isfinite(norms).all():
         raise Fault(
-            f"round {first.number}: one unit alone makes a number that is not finite", FINITE_FIX
+            f"round {first.number}: one unit alone makes a number that is not finite",
+            FINITE_FIX,
         )
     if not any(norms):
         return None
@@ -525,7 +531,11 @@ def _worlds_of_rows(
 
 
 def _worlds_with_other_block(
-    draw: Draw, rows: ClientRows, x: FloatRows, y: Labels, classes: int
+    draw: Draw,
+    rows: ClientRows,
+    x: FloatRows,
+    y: Labels,
+    classes: int,
 ) -> tuple[World, World]:
     """Return two worlds that differ in half of a client's rows, which few samples or none hold."""
     start = len(x) // 2 // ROWS_OF_A_GROUP * ROWS_OF_A_GROUP
@@ -537,7 +547,10 @@ def _worlds_with_other_block(
 
 
 def _directed(
-    draw: Draw, class_rows: FloatRows, mean: FloatRows, stream: np.random.Generator
+    draw: Draw,
+    class_rows: FloatRows,
+    mean: FloatRows,
+    stream: np.random.Generator,
 ) -> FloatRows:
     """Return rows of norm 1 that point where the draw says; zero rows if its magnitude is 0.
 

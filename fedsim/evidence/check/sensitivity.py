@@ -386,7 +386,11 @@ def _check_results(words: str, first: Observation, second: Observation) -> None:
         ("label_counts", first.shares, second.shares),
     ):
         if value.shape != other.shape or not torch.allclose(
-            value, other, atol=1e-5, rtol=1e-4, equal_nan=True
+            value,
+            other,
+            atol=1e-5,
+            rtol=1e-4,
+            equal_nan=True,
         ):
             differing.append(name)
     for name in differing:
@@ -499,7 +503,10 @@ def _norms_kept(pair: Pair, query: Query, other: Query) -> dict[str, float]:
 
 
 def _norms_beyond_rounding(
-    pair: Pair, tensors: Tensors, others: Tensors, steps: int = 1
+    pair: Pair,
+    tensors: Tensors,
+    others: Tensors,
+    steps: int = 1,
 ) -> dict[str, float]:
     """Return norms of the difference by name, less what rounding may have changed.
 

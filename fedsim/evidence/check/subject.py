@@ -297,7 +297,12 @@ def train(
     progress: list[Checkpoint] = []
     fix_random_states()
     steps = rounds.train(
-        algorithm, pool, plan, Seeds(seed), resume, lambda capture: progress.append(capture())
+        algorithm,
+        pool,
+        plan,
+        Seeds(seed),
+        resume,
+        lambda capture: progress.append(capture()),
     )
     return Training(*rounds.to_the_end(steps), progress)
 
