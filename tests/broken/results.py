@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from broken.tiny import Prototypes, Tiny, TinyParams
+from broken.tiny import Prototypes, Tiny, TinyParams, scaled
 from torch import Tensor
 
 from fedsim.batch import Batch
@@ -68,12 +68,9 @@ class GlobalRandomState(Tiny):
     def shake(self) -> Tensor:
         return torch.randn(self.task.dim)
 
-    def server_step(self, server: Server, round_: Round, total: Tensors) -> Mapping[str, float]:
-        return super().server_step(
-            server,
-            round_,
-            total | {"prototypes.bias": total["prototypes.bias"] + 1e-3 * self.shake()},
-        )
+    def received(self, server: Server, round_: Round, total: Tensors) -> Tensors:
+        bias = total["prototypes.bias"] + 1e-3 * self.shake()
+        return total | {"prototypes.bias": bias}
 
 
 class NotDeterministic(GlobalRandomState):
@@ -90,10 +87,7 @@ class DependsOnPacking(Tiny):
 
     def client_round(self, clients: Clients, round_: Round, broadcast: Tensors) -> Message:
         message = super().client_round(clients, round_, broadcast)
-        return replace(
-            message,
-            sums={name: value / len(clients.members) for name, value in message.sums.items()},
-        )
+        return replace(message, sums=scaled(message.sums, 1 / len(clients.members)))
 
 
 class ResumeDiffers(Tiny):
@@ -101,20 +95,17 @@ class ResumeDiffers(Tiny):
 
     rounds_seen = 0
 
-    def server_step(self, server: Server, round_: Round, total: Tensors) -> Mapping[str, float]:
+    def received(self, server: Server, round_: Round, total: Tensors) -> Tensors:
         self.rounds_seen += 1
-        return super().server_step(
-            server, round_, {name: value / self.rounds_seen for name, value in total.items()}
-        )
+        return scaled(total, 1 / self.rounds_seen)
 
 
 class DataChanged(Tiny):
     """Writes into the rows of its clients."""
 
-    def client_round(self, clients: Clients, round_: Round, broadcast: Tensors) -> Message:
+    def look(self, clients: Clients, round_: Round) -> None:
         for x in clients.x:
             x.clamp_(max=0.2)
-        return super().client_round(clients, round_, broadcast)
 
 
 class Told(float):
@@ -129,9 +120,8 @@ class UnserialisableMessage(Tiny):
 
     def client_round(self, clients: Clients, round_: Round, broadcast: Tensors) -> Message:
         message = super().client_round(clients, round_, broadcast)
-        return replace(
-            message, diagnostics={**message.diagnostics, "clients": [Told(len(clients.members))]}
-        )
+        told = Told(len(clients.members))
+        return replace(message, diagnostics={**message.diagnostics, "clients": [told]})
 
 
 class RowsAreNotFinite(Tiny):
