@@ -109,7 +109,11 @@ class RateFromOwnRows(Coded):
                 self.rates[position] += clients.x[position].std()
 
     def _local_step(
-        self, clients: Clients, round_: Round, gradients: Tensors, noise: Mapping[str, float]
+        self,
+        clients: Clients,
+        round_: Round,
+        gradients: Tensors,
+        noise: Mapping[str, float],
     ) -> None:
         before = clients.model["code"].weight.detach().clone()
         super()._local_step(clients, round_, gradients, noise)

@@ -14,7 +14,9 @@ from fedsim.runs.prepare import prepare
 
 
 def test_audit_attacks_a_run_and_runs_only_trusted_code(
-    bench: Callable[..., Ran], folder: Path, command: Callable[..., Done]
+    bench: Callable[..., Ran],
+    folder: Path,
+    command: Callable[..., Done],
 ) -> None:
     run = bench(small_grid("dp-gaussian", seeds=[0, 1]))
     plain = command("audit", "run").stdout.splitlines()
