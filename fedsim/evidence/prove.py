@@ -469,7 +469,7 @@ def together(rows: Sequence[Row], trainings: Mapping[str, str] | None = None) ->
             has a training of its own.
     """
     trainings = trainings or {}
-    by_units = defaultdict(dict[str, Row])
+    by_units: defaultdict[tuple[Any, ...], dict[str, Row]] = defaultdict(dict)
     for row in rows:
         if _may_be_released(row):
             clients = row.partition_hash if row.unit == "client" else None

@@ -65,10 +65,9 @@ class Query:
 
     def shapes(self) -> set[tuple[str, torch.Size]]:
         """Return name and shape of every sum, and of one client's part of every kept tensor."""
-        shapes = {(f"sent.{name}", value.shape) for name, value in self.plain.sent.items()}
-        for name, value in self.plain.kept.items():
-            shapes.add((f"kept.{name}", value.shape[1:]))
-        return shapes
+        sent = {(f"sent.{name}", value.shape) for name, value in self.plain.sent.items()}
+        kept = {(f"kept.{name}", value.shape[1:]) for name, value in self.plain.kept.items()}
+        return sent | kept
 
     def is_same_step_as(self, other: Query) -> bool:
         """Return whether another query is of the same round, step and mechanism."""
@@ -221,27 +220,22 @@ class WatchedClients(Clients):
         """
         plain = Noised(copied(sent), copied(kept or {}))
         noised = super().add_noise(release, round_, sent, kept)
+        tape = self.tape
+        # A round without a sample is about all units.
+        in_sample = [sample.hidden for sample in tape.samples if sample.round == tape.round]
         query = Query(
-            self.tape.round,
+            tape.round,
             release,
             round_,
             self.members,
             plain,
             Noised(copied(noised.sent), copied(noised.kept)),
-            release.sample_rate == 1 or self._last_sample_has_hidden(),
+            release.sample_rate == 1 or all(in_sample[-1:]),
         )
-        self.tape.queries.append(query)
+        tape.queries.append(query)
         if self.script is None:
             return noised
         return self._outputs_of_script(self.script, query, noised)
-
-    def _last_sample_has_hidden(self) -> bool:
-        """Return whether the last sample of this round has the hidden unit; True without any."""
-        has_hidden = True
-        for sample in self.tape.samples:
-            if sample.round == self.tape.round:
-                has_hidden = sample.hidden
-        return has_hidden
 
     def _outputs_of_script(self, script: Tape, query: Query, noised: Noised) -> Noised:
         """Return the noisy outputs of the script for a query, as far as clients noise them."""
@@ -353,12 +347,9 @@ class WatchedClients(Clients):
         if not count:
             return others
         of_hidden = super().draws(HIDDEN_STREAM, count, round_, shapes)
-        draws = {}
-        for name, shape in shapes.items():
-            draws[name] = torch.empty(len(is_hidden), *shape)
-            draws[name][~is_hidden] = others[name]
-            draws[name][is_hidden] = of_hidden[name]
-        return draws
+        # Where each row is found if those of the hidden unit are put behind the others.
+        places = is_hidden.to(torch.uint8).argsort(stable=True).argsort()
+        return {name: torch.cat([others[name], of_hidden[name]])[places] for name in shapes}
 
     def _hidden_rows(self, position: int, units: int) -> Tensor:
         """Return the hidden unit's rows among those of a member; none if it has no such unit.
@@ -368,13 +359,10 @@ class WatchedClients(Clients):
             units: the number of its units.
         """
         hidden = self.hidden
-        if (
-            not isinstance(hidden, Hidden)
-            or not hidden.present
-            or hidden.client != self.members[position]
-        ):
-            return torch.zeros(0, dtype=torch.long)
-        return self.rows_of(position, torch.tensor([hidden.index(units - 1)]))
+        client = self.members[position]
+        if isinstance(hidden, Hidden) and hidden.present and hidden.client == client:
+            return self.rows_of(position, torch.tensor([hidden.index(units - 1)]))
+        return torch.zeros(0, dtype=torch.long)
 
 
 class WatchedPool(LocalPool):

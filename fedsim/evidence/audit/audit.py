@@ -240,8 +240,8 @@ def audits_of(grid: Grid, asked: AuditSpec, trials: Sequence[Trial]) -> tuple[Cl
     """
     trials_of_claim = defaultdict(list)
     for trial in trials:
-        epsilon = trial.plan and trial.plan.epsilon_target
-        if epsilon is not None and math.isfinite(epsilon) and trial.cell.tuning is None:
+        is_private = trial.plan is not None and math.isfinite(trial.plan.epsilon_target)
+        if is_private and trial.cell.tuning is None:
             trials_of_claim[claim_of(trial.cell.model_dump(mode="json"))].append(trial)
     audits = []
     for same_claim in trials_of_claim.values():

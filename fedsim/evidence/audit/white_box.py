@@ -303,7 +303,7 @@ def _train_world(
     cohorts = []
     for client in range(setting.task.clients):
         of_client = canary if setting.has_canary(client) else None
-        tape = script and script[client]
+        tape = script[client] if script else None
         cohorts.append(_cohort(setting, seeds, client, of_client, tape, always=always))
     # The canary's client computes first, so that what a process remembers of the first examples
     # that it saw depends on the canary.
@@ -483,15 +483,15 @@ def _canaries(setting: Setting) -> Iterator[Canary]:
 
     The directions are a single feature, a random one, and the one against the other rows.
     """
-    dim = setting.task.dim
-    count = UNIT_ROWS[setting.task.unit]
-    spike = np.eye(1, dim, dtype=np.float32)
-    random = np.random.default_rng(1).standard_normal((1, dim)).astype(np.float32)
-    against = -np.sum([x.sum(0, keepdims=True) for x, _ in setting.others], axis=0)
+    task = setting.task
+    count = UNIT_ROWS[task.unit]
+    spike = np.eye(task.dim)[0]
+    random = np.random.default_rng(1).standard_normal(task.dim)
+    against = -np.sum([x.sum(0) for x, _ in setting.others], axis=0)
     for direction in (spike, random, against):
-        row = unit_norm(direction.astype(np.float32))
-        for label in range(setting.task.classes):
-            yield Canary(np.repeat(row, count, 0), np.full(count, label))
+        rows = np.tile(direction.astype(np.float32), (count, 1))
+        for label in range(task.classes):
+            yield Canary(unit_norm(rows), np.full(count, label))
 
 
 def saturating(setting: Setting) -> tuple[Setting, Canary]:

@@ -611,7 +611,7 @@ def begin_training(
         groups,
     )
     cohort = watched(spec, np.concatenate(x), np.concatenate(y), world.hidden, script)
-    pool = WatchedPool([cohort], script=script and [script])
+    pool = WatchedPool([cohort], script=[script] if script else None)
     start = None
     if draw.weights != 1:
         start = _start_with_weights(algorithm, draw)
