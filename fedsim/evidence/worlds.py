@@ -24,6 +24,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from fedsim.methods.algorithm import Algorithm
 from fedsim.methods.clients import Clients, Noised
 from fedsim.methods.messages import Message, Round, Tensors
 from fedsim.privacy.plan import Release, Trust
@@ -373,6 +374,7 @@ class WatchedPool(LocalPool):
         order: the order in which they compute; None for that of their numbers.
         script: tapes of another world, whose messages the server is given in place of these
             cohorts' messages.
+        tried: an algorithm whose contract is tested after each round; None for no test.
     """
 
     def __init__(
@@ -380,8 +382,9 @@ class WatchedPool(LocalPool):
         cohorts: Sequence[Cohort],
         order: Sequence[int] | None = None,
         script: Sequence[Tape] | None = None,
+        tried: Algorithm | None = None,
     ) -> None:
-        super().__init__(cohorts)
+        super().__init__(cohorts, tried)
         self.order = order or range(len(cohorts))
         self.script = script
 
@@ -397,6 +400,8 @@ class WatchedPool(LocalPool):
             tape.round = round_.number
             message = self.cohorts[number].round(round_, broadcast)
             tape.messages[round_.number] = _copy_of(message)
+        if self.tried is not None:
+            self.tried.check_contract(round_, broadcast)
         tapes = self.script or self.tapes
         return [_copy_of(tape.messages[round_.number]) for tape in tapes]
 

@@ -28,7 +28,6 @@ from fedsim.evidence.check.subject import (
     equal,
     fix_random_states,
     random_states,
-    train,
 )
 from fedsim.evidence.worlds import WatchedPool, flat, noised_by_clients
 from fedsim.methods.dp_sgd import DPSGD
@@ -40,7 +39,6 @@ from fedsim.methods.products import is_classifier, own
 from fedsim.plugins.registry import said
 from fedsim.seeds import Seeds
 from fedsim.training import rounds
-from fedsim.training.cohort import LocalPool
 from fedsim.training.state import Checkpoints, copied
 
 EXAMPLE_FIX = (
@@ -121,7 +119,7 @@ def per_example(subject: Subject) -> str:
     try:
         if isinstance(algorithm, OneShot):
             cohorts = subject.cohorts()
-            train(subject.build(), LocalPool(cohorts, cohorts[0].algorithm), subject.plan, 0)
+            subject.train(WatchedPool(cohorts, tried=cohorts[0].algorithm))
         else:
             algorithm.check_contract(next(algorithm.schedule()), {})
     except NotPerExample as error:
@@ -131,7 +129,7 @@ def per_example(subject: Subject) -> str:
 
 def trains(subject: Subject) -> str:
     """Check that a whole training runs."""
-    return f"{len(subject.first[0].records)} rounds on {subject.trial.task.clients} clients"
+    return f"{len(subject.first.records)} rounds on {subject.trial.task.clients} clients"
 
 
 def predictions(subject: Subject) -> str:
@@ -144,7 +142,7 @@ def predictions(subject: Subject) -> str:
         Fault: a prediction changed after other rows.
         Idle: the algorithm trains a generator.
     """
-    product = subject.first[0].trained.made
+    product = subject.first.trained.made
     rows = torch.from_numpy(subject.data.x_train)
     if not is_classifier(product):
         raise Idle("a generator predicts nothing")
@@ -180,7 +178,7 @@ def public_rows(subject: Subject) -> str:
     public = subject.data.public
     if trial.cell.public_hash is None or public is None:
         return "it uses none"
-    cohorts = subject.first[1].cohorts
+    cohorts = subject.first.pool.cohorts
     tasks = [trial.task, *(cohort.algorithm.task for cohort in cohorts)]
     if any(task.public is not public for task in tasks):
         raise Fault("a training replaced task.public by other rows", PUBLIC_FIX)
@@ -217,10 +215,9 @@ def noise(subject: Subject) -> str:
     plan = subject.plan
     if plan is None:
         raise Idle("not private")
-    pool = WatchedPool(subject.cohorts((1,) * subject.trial.task.clients))
-    train(subject.build(), pool, plan, 0)
+    training = subject.train(WatchedPool(subject.cohorts((1,) * subject.trial.task.clients)))
     draws = []
-    for client, tape in enumerate(pool.tapes):
+    for client, tape in enumerate(training.pool.tapes):
         for query in tape.queries:
             plain = noised_by_clients(query.plain, plan.trust)
             noised = noised_by_clients(query.noised, plan.trust)
@@ -275,7 +272,7 @@ def budget(subject: Subject) -> str:
         Fault: the ledger differs from the plan, or something is noised without a plan.
     """
     plan = subject.plan
-    training = subject.first[0]
+    training = subject.first
     ledger = training.trained.ledger
     if plan is None:
         is_noised = any(record.values["noise_norm"] for record in training.records)
@@ -306,7 +303,7 @@ def determinism(subject: Subject) -> str:
     Raises:
         Fault: data changed, equal seeds differ, or different seeds give the same result.
     """
-    first = subject.first[0]
+    first = subject.first
     _check_data(subject)
     difference = _difference(subject, first, subject.train())
     if difference:
@@ -323,7 +320,7 @@ def _check_data(subject: Subject) -> None:
     if subject.trial.cell.dataset_hash != replace(data).fingerprint:
         raise Fault("a training changed the data set in memory", UNTOUCHED_FIX)
     numbers = subject.trial.partition.rows
-    clients = subject.first[1].cohorts[0].clients
+    clients = subject.first.pool.cohorts[0].clients
     pooled = clients.pooled
     parts = list(zip(clients.x, clients.y, numbers, strict=True))
     parts.append((pooled.x, pooled.y, np.concatenate(numbers)))
@@ -346,7 +343,7 @@ def packing(subject: Subject) -> str:
     params = subject.algorithm.params
     if type(params).model_validate(json.loads(params.model_dump_json())) != params:
         raise Fault("the parameters change when they are saved as JSON and read again", SEND_FIX)
-    for number, message in subject.first[1].tapes[0].messages.items():
+    for number, message in subject.first.pool.tapes[0].messages.items():
         try:
             pickle.dumps(message)
         except Exception as error:
@@ -368,14 +365,14 @@ def packing(subject: Subject) -> str:
 
 def _packing_difference(subject: Subject, sizes: tuple[int, ...], order: Sequence[int]) -> str:
     """Return the first difference of a training on actors of ``sizes`` clients; empty for none."""
-    first, pool = subject.first
-    other_pool = WatchedPool(subject.cohorts(sizes), order, pool.tapes)
-    second = train(subject.build(), other_pool, subject.plan, 0)
+    first = subject.first
+    tapes = first.pool.tapes
+    second = subject.train(WatchedPool(subject.cohorts(sizes), order, tapes))
     for before, after in zip(first.progress, second.progress, strict=True):
         number = before.round - 1
         allowed = ORDER * GROWTH_A_ROUND**number
-        message = pool.tapes[0].messages[number]
-        messages = [tape.messages[number] for tape in other_pool.tapes]
+        message = tapes[0].messages[number]
+        messages = [tape.messages[number] for tape in second.pool.tapes]
         sums = add_in_order([part.sums for part in messages])
         difference = _apart(message.sums, sums, allowed)
         difference = difference or _apart(before.tensors, after.tensors, allowed)
@@ -408,15 +405,14 @@ def resume(subject: Subject) -> str:
     Raises:
         Fault: a resumed training differs.
     """
-    whole = subject.first[0]
+    whole = subject.first
     count = len(whole.progress)
     tried = sorted({0, 1, count // 2, count - 1} & set(range(count)))
     for number in tried:
         checkpoint = whole.progress[number]
         checkpoints = Checkpoints()
         checkpoints.save(checkpoint)
-        pool = WatchedPool(subject.cohorts())
-        rest = train(subject.build(), pool, subject.plan, 0, checkpoints.load())
+        rest = subject.train(resume=checkpoints.load())
         difference = _difference(subject, whole, rest, checkpoint.round)
         if difference:
             raise Fault(
@@ -440,7 +436,7 @@ def restored(subject: Subject) -> str:
     if not subject.algorithm.generates(subject.algorithm.params):
         raise Idle("a run keeps no classifier")
     trial = subject.trial
-    trained = subject.first[0].trained
+    trained = subject.first.trained
     without_public = replace(trial, task=replace(trial.task, public=None))
     algorithm = replace(subject, trial=without_public).build()
     generator, _ = rounds.restored(algorithm, copied(trained.state), subject.plan, Seeds(0))
@@ -461,7 +457,7 @@ def finite(subject: Subject) -> str:
     Raises:
         Fault: the shape is wrong, or a number is not finite.
     """
-    product = subject.first[0].trained.made
+    product = subject.first.trained.made
     task = subject.trial.task
     if is_classifier(product):
         name = "probabilities"

@@ -130,7 +130,7 @@ def check_samples(subject: Subject) -> None:
     Raises:
         Fault: a sample is drawn twice, is missing, or has another rate than the plan claims.
     """
-    samples = subject.first[1].tapes[0].samples
+    samples = subject.first.pool.tapes[0].samples
     schedule = list(subject.algorithm.schedule())
     _check_no_sample_twice(schedule, samples)
     for round_ in schedule:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import pickle
 import random
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any, NamedTuple
@@ -30,7 +30,7 @@ from fedsim.plugins.registry import blamed, lookup, said
 from fedsim.privacy.plan import PrivacyPlan, Trust, Unit
 from fedsim.seeds import Seeds
 from fedsim.training import rounds
-from fedsim.training.cohort import Cohort, LocalPool, build_algorithm
+from fedsim.training.cohort import Cohort, build_algorithm
 from fedsim.training.rounds import RoundRecord, Trained
 from fedsim.training.state import Checkpoint
 from fedsim.training.trial import Trial
@@ -80,17 +80,19 @@ class Idle(Exception):
 
 
 class Training(NamedTuple):
-    """A whole training, as :func:`train` returns it.
+    """A whole training, as :meth:`Subject.train` returns it.
 
     Attributes:
         records: a record per round.
         trained: the outcome.
         progress: a checkpoint after each round.
+        pool: the clients.
     """
 
     records: list[RoundRecord]
     trained: Trained
     progress: list[Checkpoint]
+    pool: WatchedPool
 
 
 @dataclass(frozen=True)
@@ -136,15 +138,33 @@ class Subject:
         specs = replace(self.trial, sizes=sizes).cohorts(Seeds(seed))
         return [watched(spec, self.data.x_train, self.data.y_train) for spec in specs]
 
-    def train(self, seed: int = 0) -> Training:
-        """Run a whole training."""
-        return train(self.build(), WatchedPool(self.cohorts(seed=seed)), self.plan, seed)
+    def train(
+        self,
+        pool: WatchedPool | None = None,
+        seed: int = 0,
+        resume: Checkpoint | None = None,
+    ) -> Training:
+        """Run all rounds of a training, with every global random state at a fixed start.
+
+        Args:
+            pool: the clients; None for all of them in one new cohort.
+            seed: the seed of the cell.
+            resume: the checkpoint to go on from; None to begin.
+        """
+        pool = pool or WatchedPool(self.cohorts(seed=seed))
+        progress: list[Checkpoint] = []
+
+        def keep(capture: Callable[[], Checkpoint]) -> None:
+            progress.append(capture())
+
+        fix_random_states()
+        steps = rounds.train(self.build(), pool, self.plan, Seeds(seed), resume, keep)
+        return Training(*rounds.to_the_end(steps), progress, pool)
 
     @cached_property
-    def first(self) -> tuple[Training, WatchedPool]:
-        """The training that most checks look at, with all clients in one cohort; and its pool."""
-        pool = WatchedPool(self.cohorts())
-        return train(self.build(), pool, self.plan, 0), pool
+    def first(self) -> Training:
+        """The training that most checks look at."""
+        return self.train()
 
 
 def shortened(name: str, params: Sequence[str], *, quick: bool) -> dict[str, Any]:
@@ -276,35 +296,6 @@ def _with_task(subject: Subject, task: Task) -> Subject | None:
         return with_params(changed)
     except UserError:
         return None
-
-
-def train(
-    algorithm: Algorithm,
-    pool: LocalPool,
-    plan: PrivacyPlan | None,
-    seed: int,
-    resume: Checkpoint | None = None,
-) -> Training:
-    """Run all rounds of a training, with every global random state at a fixed start.
-
-    Args:
-        algorithm: the algorithm of the server.
-        pool: the cohorts of clients.
-        plan: the privacy plan; None for an algorithm that is not private.
-        seed: the seed of the cell.
-        resume: the checkpoint to go on from; None to begin.
-    """
-    progress: list[Checkpoint] = []
-    fix_random_states()
-    steps = rounds.train(
-        algorithm,
-        pool,
-        plan,
-        Seeds(seed),
-        resume,
-        lambda capture: progress.append(capture()),
-    )
-    return Training(*rounds.to_the_end(steps), progress)
 
 
 def fix_random_states() -> dict[str, Any]:
