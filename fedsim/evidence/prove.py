@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter, defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from functools import lru_cache
@@ -186,11 +186,10 @@ def _plan_of(line: Line) -> PrivacyPlan:
 
 def _by_release(mechanisms: Sequence[Mechanism]) -> dict[str, Any]:
     """Return the mechanisms of each release as dictionaries; equal ones are added up."""
-    by_release = {}
-    for name in {mechanism.release for mechanism in mechanisms}:
-        of_release = [mechanism for mechanism in mechanisms if mechanism.release == name]
-        by_release[name] = [vars(mechanism) for mechanism in merged(of_release)]
-    return by_release
+    groups = defaultdict(list)
+    for mechanism in mechanisms:
+        groups[mechanism.release].append(mechanism)
+    return {name: list(map(vars, merged(group))) for name, group in groups.items()}
 
 
 def _recompute_row(row: Row, plan: PrivacyPlan) -> float:
@@ -251,21 +250,19 @@ def _differences_from_class(cls: type[Algorithm], line: Line) -> tuple[list[str]
     facts = dump([cell["params"], cell["tuning"], line["task"], cell["epsilon"], cell["delta"]])
     try:
         replaced_name = replaced()
-        if replaced_name is None:
-            plan, noise_at = _make_plan(cls, facts)
-        else:
+        make_plan: Callable[..., dict[str, Any]] = _make_plan
+        if replaced_name is not None:
             # A plan that was made before somebody replaced code is not what the class makes now.
-            plan, noise_at = _make_plan.__wrapped__(cls, facts)
-        recorded = line["plan"] and asdict(_plan_of(line))
-        if not recorded:
+            make_plan = _make_plan.__wrapped__
+        rebuilt = make_plan(cls, facts)
+        if not line["plan"]:
             return ["it has no plan, and its algorithm makes one"], True
+        recorded = asdict(_plan_of(line))
         recorded["noise_at"] = (line["ledger"] or {}).get("noise_at")
-        differences = list(_plan_differences(recorded, asdict(plan) | {"noise_at": noise_at}))
+        differences = list(_plan_differences(recorded, rebuilt))
     except (Exception, SystemExit) as error:
         # An algorithm may do anything with parameters that it was not made for.
-        why = "it exits"
-        if isinstance(error, Exception):
-            why = "; ".join(reasons(error))
+        why = "; ".join(reasons(error)) if isinstance(error, Exception) else "it exits"
         return [f"its algorithm makes no plan of its parameters ({why})"], False
     if differences and replaced_name is not None:
         differences.append(f"somebody replaced {replaced_name} in this process")
@@ -273,8 +270,8 @@ def _differences_from_class(cls: type[Algorithm], line: Line) -> tuple[list[str]
 
 
 @lru_cache(maxsize=4096)
-def _make_plan(cls: type[Algorithm], facts: str) -> tuple[PrivacyPlan, str]:
-    """Return the plan that a class makes, and where its noise is added.
+def _make_plan(cls: type[Algorithm], facts: str) -> dict[str, Any]:
+    """Return the fields of the plan that a class makes, and where its noise is added.
 
     Args:
         cls: the class.
@@ -295,7 +292,8 @@ def _make_plan(cls: type[Algorithm], facts: str) -> tuple[PrivacyPlan, str]:
             if candidate.plan is None:
                 raise ValueError("epsilon has no meaning for it")
             algorithm = cls(cls.Params.model_validate(candidate.params), task)
-            return candidate.plan, "clients" if algorithm.noise_at_clients() else "sum"
+            noise_at = "clients" if algorithm.noise_at_clients() else "sum"
+            return {**asdict(candidate.plan), "noise_at": noise_at}
     raise ValueError("its parameters are no point of the space that was searched")
 
 

@@ -272,14 +272,14 @@ def test_checks_that_need_a_failed_one_are_not_run() -> None:
     assert failed.check == "trains"
     rest = [finding for finding in findings if finding.check not in ("trains", "per-example loss")]
     assert {finding.passed for finding in rest} == {None}
-    assert {finding.reason for finding in rest} == {"not checked: needs 'trains'"}
+    assert {finding.reason for finding in rest} == {"not checked, because 'trains' failed"}
 
 
 @pytest.mark.slow
 def test_refused_setting_is_reported() -> None:
     for path, params, passed, reason in (
-        ("ClientIsRefused", [], False, "the class states it, and: "),
-        ("ClientMayBeRefused", ["rows_only=true"], None, "the parameters rule it out: "),
+        ("ClientIsRefused", [], False, "the class states this setting and refuses it: "),
+        ("ClientMayBeRefused", ["rows_only=true"], None, "these parameters rule it out: "),
     ):
         findings = check_algorithm(f"broken.results:{path}", params, quick=True)
         (refusal,) = (finding for finding in findings if finding.setting != "example, silo")
