@@ -220,7 +220,12 @@ def proofs_of(
     return proofs
 
 
-def _compare_with_algorithm(row: Row, line: Line, *, trust_plugin: bool) -> _Comparison:
+def _compare_with_algorithm(
+    row: Row,
+    line: Line,
+    *,
+    trust_plugin: bool,
+) -> _Comparison:
     """Compare a line with itself, and its plan with the one that its algorithm makes here."""
     cell = line["cell"]
     try:
@@ -319,7 +324,11 @@ def _are_alike(value: Any, other: Any) -> bool:
 
 
 @lru_cache(maxsize=4096)
-def recomputed(mechanisms: tuple[Mechanism, ...], delta: float, renyi: bool) -> float:
+def recomputed(
+    mechanisms: tuple[Mechanism, ...],
+    delta: float,
+    renyi: bool,
+) -> float:
     """Return dp-accounting's ε of mechanisms that ran.
 
     Args:
@@ -397,7 +406,12 @@ class Proofs(Printed):
         claiming = [proof for proof in self.proofs if proof.verdict != "no claim"]
         for (*cells, verdict, why), count in Counter(map(_table_line, claiming)).items():
             texts = map(Text, cells)
-            table.add_row(str(count), *texts, Text(verdict, style=COLOURS[verdict]), Text(why))
+            table.add_row(
+                str(count),
+                *texts,
+                Text(verdict, style=COLOURS[verdict]),
+                Text(why),
+            )
         return table
 
     def _summary(self) -> tuple[str, str]:

@@ -38,7 +38,11 @@ _IN_THE_ID = (
 """The keys of a cell that :func:`fedsim.grid.cells.training_id_of` reads."""
 
 
-def contradictions(line: Line, cls: type[Algorithm], evaluated_by: str | None) -> Iterator[str]:
+def contradictions(
+    line: Line,
+    cls: type[Algorithm],
+    evaluated_by: str | None,
+) -> Iterator[str]:
     """Yield a sentence for each contradiction in the record of a training.
 
     Args:

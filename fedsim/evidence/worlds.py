@@ -238,7 +238,12 @@ class WatchedClients(Clients):
             return noised
         return self._outputs_of_script(self.script, query, noised)
 
-    def _outputs_of_script(self, script: Tape, query: Query, noised: Noised) -> Noised:
+    def _outputs_of_script(
+        self,
+        script: Tape,
+        query: Query,
+        noised: Noised,
+    ) -> Noised:
         """Return the noisy outputs of the script for a query, as far as clients noise them."""
         number = len(self.tape.queries) - 1
         if number >= len(script.queries) or not script.queries[number].is_same_step_as(query):
@@ -265,7 +270,12 @@ class WatchedClients(Clients):
         kept = {name: first.noised.kept[name][positions] for name in query.plain.kept}
         return Noised(sent, kept)
 
-    def poisson(self, round_: int, rate: float, client_rate: float = 1.0) -> list[Tensor]:
+    def poisson(
+        self,
+        round_: int,
+        rate: float,
+        client_rate: float = 1.0,
+    ) -> list[Tensor]:
         """Return each member's Poisson sample, with the hidden unit in or out as it should be.
 
         The samples of the other units do not depend on the hidden one.
@@ -281,7 +291,11 @@ class WatchedClients(Clients):
         elif hidden is not None:
             for position, client in enumerate(self.members):
                 if client == hidden.client:
-                    rows[position] = self._sample_with_hidden(hidden, position, rows[position])
+                    rows[position] = self._sample_with_hidden(
+                        hidden,
+                        position,
+                        rows[position],
+                    )
                     of_hidden = self._hidden_rows(position, self.units(position))
                     has_hidden = bool(torch.isin(of_hidden, rows[position]).all())
                 elif hidden.sampled == "alone":
@@ -289,7 +303,12 @@ class WatchedClients(Clients):
         self.tape.samples.append(Sample(self.tape.round, round_, rate, has_hidden))
         return rows
 
-    def _sample_with_hidden(self, hidden: Hidden, position: int, rows: Tensor) -> Tensor:
+    def _sample_with_hidden(
+        self,
+        hidden: Hidden,
+        position: int,
+        rows: Tensor,
+    ) -> Tensor:
         """Return the rows sampled of the hidden unit's client, of which ``rows`` were drawn."""
         units = rows
         if self.groups is not None:
@@ -422,7 +441,12 @@ def watched(
         hidden: the unit, or the block of rows, in which two worlds differ.
         script: the tape of another world, whose noisy outputs the clients are given.
     """
-    return Cohort(spec, x, y, clients=partial(WatchedClients, hidden=hidden, script=script))
+    return Cohort(
+        spec,
+        x,
+        y,
+        clients=partial(WatchedClients, hidden=hidden, script=script),
+    )
 
 
 def tape_of(cohort: Cohort) -> Tape:

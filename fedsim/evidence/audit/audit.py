@@ -131,7 +131,13 @@ def outcome_of(setting: Setting, seen: Sequence[TrainingPair]) -> Audit:
     added = max(pair.most for pair in seen)
     if added <= MOST_ADDED:
         added = math.sqrt(float(np.mean([pair.ratio**2 for pair in seen])))
-    return Audit(plan.epsilon_target, epsilon, len(seen), added, plan.claim == "heuristic")
+    return Audit(
+        plan.epsilon_target,
+        epsilon,
+        len(seen),
+        added,
+        plan.claim == "heuristic",
+    )
 
 
 def key_of(setting: Setting) -> str:
@@ -227,7 +233,11 @@ class ClaimAudit:
         }
 
 
-def audits_of(grid: Grid, asked: AuditSpec, trials: Sequence[Trial]) -> tuple[ClaimAudit, ...]:
+def audits_of(
+    grid: Grid,
+    asked: AuditSpec,
+    trials: Sequence[Trial],
+) -> tuple[ClaimAudit, ...]:
     """Return an audit for every claim of a finite ε in a grid.
 
     Cells of other data or seeds share the audit of their claim. Claims of a search for parameters
@@ -250,7 +260,14 @@ def audits_of(grid: Grid, asked: AuditSpec, trials: Sequence[Trial]) -> tuple[Cl
         if "rounds" in cell.params:
             params["rounds"] = asked.rounds
         epsilon = float(cell.epsilon or 0)
-        setting = setting_of(cell.algorithm, params, cell.unit, cell.trust, epsilon, cell.delta)
+        setting = setting_of(
+            cell.algorithm,
+            params,
+            cell.unit,
+            cell.trust,
+            epsilon,
+            cell.delta,
+        )
         with at(grid.location("audit")):
             audits.append(ClaimAudit(AuditRun(setting, asked.pairs), tuple(same_claim)))
     return tuple(audits)

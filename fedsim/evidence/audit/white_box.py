@@ -361,7 +361,13 @@ def _cohort(
     return watched(spec, x, y, hidden, script)
 
 
-def observed(setting: Setting, canary: Canary, seeds: Seeds, *, present: bool) -> list[Step]:
+def observed(
+    setting: Setting,
+    canary: Canary,
+    seeds: Seeds,
+    *,
+    present: bool,
+) -> list[Step]:
     """Return the adversary's view of one training, with or without the canary.
 
     It trains in the live world and in the two worlds beside it.
@@ -462,7 +468,11 @@ def evidence(steps: Sequence[Step], sensitivity: float) -> Evidence:
         shifts.append(math.sqrt(sum(squares)))
     score = sum(map(_log_ratio, steps))
     root_mean_square = math.sqrt(float(np.mean(np.square(shifts))))
-    return Evidence(score, root_mean_square / sensitivity, max(shifts) / sensitivity)
+    return Evidence(
+        score,
+        root_mean_square / sensitivity,
+        max(shifts) / sensitivity,
+    )
 
 
 def _log_ratio(step: Step) -> float:

@@ -120,7 +120,15 @@ def check_algorithm(
     Raises:
         UserError: all settings are refused.
     """
-    return alone(_results, lookup(name).__module__, name, params, unit, trust, quick)
+    return alone(
+        _results,
+        lookup(name).__module__,
+        name,
+        params,
+        unit,
+        trust,
+        quick,
+    )
 
 
 def _results(
@@ -150,7 +158,11 @@ def _results(
     return results + [_result_of_refusal(name, *refusal) for refusal in refused]
 
 
-def _settings_of(name: str, unit: Unit | None, trust: Trust | None) -> list[tuple[Unit, Trust]]:
+def _settings_of(
+    name: str,
+    unit: Unit | None,
+    trust: Trust | None,
+) -> list[tuple[Unit, Trust]]:
     """Return the settings to check; one is enough for an algorithm that is not private."""
     cls = lookup(name)
     units = (unit,) if unit else cls.units
@@ -159,7 +171,12 @@ def _settings_of(name: str, unit: Unit | None, trust: Trust | None) -> list[tupl
     return settings if cls.private else settings[:1]
 
 
-def _result_of_refusal(name: str, unit: Unit, trust: Trust, error: UserError) -> CheckResult:
+def _result_of_refusal(
+    name: str,
+    unit: Unit,
+    trust: Trust,
+    error: UserError,
+) -> CheckResult:
     """Return the result of a setting without a plan: a fault unless the defaults have a plan."""
     setting = f"{unit}, {trust} (refused)"
     try:
@@ -171,7 +188,13 @@ def _result_of_refusal(name: str, unit: Unit, trust: Trust, error: UserError) ->
         )
         reason = f"the class states this setting and refuses it: {error}"
         return CheckResult(False, reason, fix, "setting", setting)
-    return CheckResult(None, f"these parameters rule it out: {error}", "", "setting", setting)
+    return CheckResult(
+        None,
+        f"these parameters rule it out: {error}",
+        "",
+        "setting",
+        setting,
+    )
 
 
 def check_subject(subject: Subject) -> list[CheckResult]:
@@ -212,7 +235,11 @@ def _result_of(run: Callable[[Subject], str], subject: Subject) -> CheckResult:
     except Fault as fault:
         return CheckResult(False, *fault.args)
     except PluginError as error:
-        return CheckResult(False, ": ".join(filter(None, (error.where, error.what))), error.hint)
+        return CheckResult(
+            False,
+            ": ".join(filter(None, (error.where, error.what))),
+            error.hint,
+        )
     except (Exception, SystemExit) as error:
         return CheckResult(False, blame(error, subject), RAISED_FIX)
 

@@ -380,7 +380,11 @@ class Levels(NamedTuple):
     norms: NDArray[np.float64]
 
 
-def levels_of(subject: Subject, weights: float, features: int | None = None) -> Levels | None:
+def levels_of(
+    subject: Subject,
+    weights: float,
+    features: int | None = None,
+) -> Levels | None:
     """Measure what each of a few units adds to the first step if nothing is clipped.
 
     A unit that is a row or a group is tried as the only row of the only client. A unit that is a
@@ -425,7 +429,12 @@ def levels_of(subject: Subject, weights: float, features: int | None = None) -> 
     return Levels(x, y, np.array(norms))
 
 
-def _norm_added(subject: Subject, weights: float, world: World, first: Round) -> float:
+def _norm_added(
+    subject: Subject,
+    weights: float,
+    world: World,
+    first: Round,
+) -> float:
     """Return the norm of what the rows of a world change in the first step."""
     with_unit = _first_step(subject, weights, world, first)
     # Compared with clients without rows, so that constants are not counted as a unit's.
@@ -434,7 +443,12 @@ def _norm_added(subject: Subject, weights: float, world: World, first: Round) ->
     return math.hypot(*norms_apart(with_unit, without).values())
 
 
-def _first_step(subject: Subject, weights: float, world: World, first: Round) -> Tensors:
+def _first_step(
+    subject: Subject,
+    weights: float,
+    world: World,
+    first: Round,
+) -> Tensors:
     """Return what clients send and keep in the first step of a training, before the noise."""
     steps, tape = begin_training(subject, Draw(weights=weights), world, [first])
     next(steps)
@@ -485,10 +499,20 @@ def pair_of(subject: Subject, draw: Draw, levels: Levels | None) -> Pair:
     schedule = list(changed.algorithm.schedule())
     chosen = {round_.number for round_ in schedule if round_.step == 0}
     chosen |= {number % len(schedule) for number in draw.rounds}
-    return Pair(draw, changed, whole, other, [schedule[number] for number in sorted(chosen)])
+    return Pair(
+        draw,
+        changed,
+        whole,
+        other,
+        [schedule[number] for number in sorted(chosen)],
+    )
 
 
-def _worlds_of(subject: Subject, draw: Draw, levels: Levels | None) -> tuple[World, World]:
+def _worlds_of(
+    subject: Subject,
+    draw: Draw,
+    levels: Levels | None,
+) -> tuple[World, World]:
     """Return the world with the unit, and the one without it or with another in its place."""
     data = subject.data
     stream = np.random.default_rng(draw.seed)
@@ -655,13 +679,26 @@ def begin_training(
         tuple(np.split(np.arange(ends[-1]), ends[:-1])),
         groups,
     )
-    cohort = watched(spec, np.concatenate(x), np.concatenate(y), world.hidden, script)
+    cohort = watched(
+        spec,
+        np.concatenate(x),
+        np.concatenate(y),
+        world.hidden,
+        script,
+    )
     pool = WatchedPool([cohort], script=[script] if script else None)
     start = None
     if draw.weights != 1:
         start = _start_with_weights(algorithm, draw)
     fix_random_states()
-    steps = rounds.train(algorithm, pool, subject.plan, Seeds(draw.seed), start, schedule=schedule)
+    steps = rounds.train(
+        algorithm,
+        pool,
+        subject.plan,
+        Seeds(draw.seed),
+        start,
+        schedule=schedule,
+    )
     return steps, tape_of(cohort)
 
 

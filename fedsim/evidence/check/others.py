@@ -363,7 +363,11 @@ def packing(subject: Subject) -> str:
     return "the same with 1, 3 and 4 actors, in any order"
 
 
-def _packing_difference(subject: Subject, sizes: tuple[int, ...], order: Sequence[int]) -> str:
+def _packing_difference(
+    subject: Subject,
+    sizes: tuple[int, ...],
+    order: Sequence[int],
+) -> str:
     """Return the first difference of a training on actors of ``sizes`` clients; empty for none."""
     first = subject.first
     tapes = first.pool.tapes
@@ -439,7 +443,12 @@ def restored(subject: Subject) -> str:
     trained = subject.first.trained
     without_public = replace(trial, task=replace(trial.task, public=None))
     algorithm = replace(subject, trial=without_public).build()
-    generator, _ = rounds.restored(algorithm, copied(trained.state), subject.plan, Seeds(0))
+    generator, _ = rounds.restored(
+        algorithm,
+        copied(trained.state),
+        subject.plan,
+        Seeds(0),
+    )
     before = answers_of(trained.made, subject.data, trial.task.clients)
     after = answers_of(generator, subject.data, trial.task.clients)
     if not equal(before, after):
@@ -491,7 +500,12 @@ def global_random(subject: Subject) -> str:
     return "a training leaves those of torch, numpy and Python as they are"
 
 
-def _difference(subject: Subject, first: Training, second: Training, start: int = 0) -> str:
+def _difference(
+    subject: Subject,
+    first: Training,
+    second: Training,
+    start: int = 0,
+) -> str:
     """Say where two trainings first differ by a bit; empty if they are equal.
 
     Args:

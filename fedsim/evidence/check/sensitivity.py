@@ -192,7 +192,11 @@ def search_pairs(subject: Subject, draws: Sequence[Draw]) -> str:
     )
 
 
-def compare(subject: Subject, draws: Sequence[Draw], levels: LevelsByStart) -> list[float]:
+def compare(
+    subject: Subject,
+    draws: Sequence[Draw],
+    levels: LevelsByStart,
+) -> list[float]:
     """Return the largest change in each pair, in units of the claimed bound.
 
     The first worlds are trained in a process of their own, the second ones in this process.
@@ -310,7 +314,12 @@ def largest_change(pair: Pair, first: Observation, second: Observation) -> float
     return ratio
 
 
-def _check_observations(pair: Pair, words: str, first: Observation, second: Observation) -> None:
+def _check_observations(
+    pair: Pair,
+    words: str,
+    first: Observation,
+    second: Observation,
+) -> None:
     """Raise a fault if anything differs between two worlds that no noise can cover."""
     for observation in (first, second):
         _check_finite(words, observation.tape)
@@ -448,7 +457,14 @@ def _changes(pair: Pair, first: Tape, second: Tape) -> Iterator[Change]:
         steps = 1
         if of_round:
             steps = of_round[0][0].release.per_round
-        yield _change(pair, number, message.sums, second.messages[number].sums, of_round, steps)
+        yield _change(
+            pair,
+            number,
+            message.sums,
+            second.messages[number].sums,
+            of_round,
+            steps,
+        )
 
 
 def _change(
@@ -488,7 +504,11 @@ def _is_in_sample(pair: Pair, query: Query) -> bool:
     if pair.subject.trial.task.unit != "client" or pair.draw.way != "removed":
         return query.sampled
     # Clients.poisson samples whole clients by the first number of this stream.
-    stream = Seeds(pair.draw.seed).keystream(Purpose.SAMPLING, query.step, pair.draw.client)
+    stream = Seeds(pair.draw.seed).keystream(
+        Purpose.SAMPLING,
+        query.step,
+        pair.draw.client,
+    )
     return bool(stream.uniform(1)[0] < query.release.sample_rate)
 
 

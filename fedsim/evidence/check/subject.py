@@ -131,9 +131,17 @@ class Subject:
 
     def build(self) -> Algorithm:
         """Return a new instance of the algorithm."""
-        return build_algorithm(self.trial.cell.algorithm, self.trial.cell.params, self.trial.task)
+        return build_algorithm(
+            self.trial.cell.algorithm,
+            self.trial.cell.params,
+            self.trial.task,
+        )
 
-    def cohorts(self, sizes: tuple[int, ...] = (CHECKED_CLIENTS,), seed: int = 0) -> list[Cohort]:
+    def cohorts(
+        self,
+        sizes: tuple[int, ...] = (CHECKED_CLIENTS,),
+        seed: int = 0,
+    ) -> list[Cohort]:
         """Return the clients of the cell in cohorts of ``sizes``, each with its own tape."""
         specs = replace(self.trial, sizes=sizes).cohorts(Seeds(seed))
         return [watched(spec, self.data.x_train, self.data.y_train) for spec in specs]
@@ -158,7 +166,14 @@ class Subject:
             progress.append(capture())
 
         fix_random_states()
-        steps = rounds.train(self.build(), pool, self.plan, Seeds(seed), resume, keep)
+        steps = rounds.train(
+            self.build(),
+            pool,
+            self.plan,
+            Seeds(seed),
+            resume,
+            keep,
+        )
         return Training(*rounds.to_the_end(steps), progress, pool)
 
     @cached_property
@@ -223,7 +238,14 @@ def subject(
         partition = replace(partition, groups=groups)
     task = task_of(cell, data)
     with at(lambda where: f"{where} with {cell.label}"):
-        (candidate,) = plans_of(cls, cell.params, cell.tuning, task, cell.epsilon, cell.delta)
+        (candidate,) = plans_of(
+            cls,
+            cell.params,
+            cell.tuning,
+            task,
+            cell.epsilon,
+            cell.delta,
+        )
     trial = Trial(cell, task, candidate.plan, partition, (CHECKED_CLIENTS,), key)
     default_rounds = None
     if "rounds" in brief:
