@@ -25,12 +25,22 @@ class SizeLeavesUnpaid(Tiny):
 
     trusts = ("silo",)
 
-    def client_round(self, clients: Clients, round_: Round, broadcast: Tensors) -> Message:
+    def client_round(
+        self,
+        clients: Clients,
+        round_: Round,
+        broadcast: Tensors,
+    ) -> Message:
         message = super().client_round(clients, round_, broadcast)
         rows = torch.tensor(float(sum(map(len, clients.x))))
         return replace(message, sums=message.sums | {"rows": rows})
 
-    def received(self, server: Server, round_: Round, total: Tensors) -> Tensors:
+    def received(
+        self,
+        server: Server,
+        round_: Round,
+        total: Tensors,
+    ) -> Tensors:
         rows = total.pop("rows")
         return scaled(total, 200 / rows)
 
@@ -59,7 +69,12 @@ class LabelsToldByShape(Spelled):
         zeros = torch.zeros(len(torch.cat(clients.y).unique()))
         return super().noised(clients, round_, sums | {"zeros": zeros})
 
-    def received(self, server: Server, round_: Round, total: Tensors) -> Tensors:
+    def received(
+        self,
+        server: Server,
+        round_: Round,
+        total: Tensors,
+    ) -> Tensors:
         del total["zeros"]
         return total
 
@@ -70,7 +85,12 @@ class ParticipantsToldByName(WeightNoiseCVAE):
     units = ("client",)
     trusts = ("silo",)
 
-    def client_round(self, clients: Clients, round_: Round, broadcast: Tensors) -> Message:
+    def client_round(
+        self,
+        clients: Clients,
+        round_: Round,
+        broadcast: Tensors,
+    ) -> Message:
         message = super().client_round(clients, round_, broadcast)
         sums = dict(message.sums)
         takes_part = self.participants(clients, round_)
@@ -79,7 +99,12 @@ class ParticipantsToldByName(WeightNoiseCVAE):
                 sums[f"present {client}"] = torch.zeros(1)
         return replace(message, sums=sums)
 
-    def server_step(self, server: Server, round_: Round, total: Tensors) -> Values:
+    def server_step(
+        self,
+        server: Server,
+        round_: Round,
+        total: Tensors,
+    ) -> Values:
         known = {name: total[name] for name in total if not name.startswith("present")}
         return super().server_step(server, round_, known)
 
@@ -125,7 +150,12 @@ class RateFromOwnRows(Coded):
 class StopsOnOwnLoss(Spelled):
     """From the fifth round on a client sends nothing once the mean loss of its rows is small."""
 
-    def client_round(self, clients: Clients, round_: Round, broadcast: Tensors) -> Message:
+    def client_round(
+        self,
+        clients: Clients,
+        round_: Round,
+        broadcast: Tensors,
+    ) -> Message:
         load_parameters(clients.model, broadcast)
         losses = []
         for x, y in zip(clients.x, clients.y, strict=True):
@@ -153,9 +183,18 @@ class TakenForPublic(Tiny):
         return True
 
     def start_clients(self, clients: Clients) -> None:
-        object.__setattr__(self.task, "public", PublicRows(clients.pooled.x.numpy()))
+        object.__setattr__(
+            self.task,
+            "public",
+            PublicRows(clients.pooled.x.numpy()),
+        )
 
-    def server_step(self, server: Server, round_: Round, total: Tensors) -> Values:
+    def server_step(
+        self,
+        server: Server,
+        round_: Round,
+        total: Tensors,
+    ) -> Values:
         assert self.task.public is not None
         server.tensors["public.anchor"] = self.task.public.rows()[0]
         return super().server_step(server, round_, total)

@@ -27,7 +27,12 @@ class TakesTheNoiseOff(Tiny):
 
     trusts = ("aggregate",)
 
-    def received(self, server: Server, round_: Round, total: Tensors) -> Tensors:
+    def received(
+        self,
+        server: Server,
+        round_: Round,
+        total: Tensors,
+    ) -> Tensors:
         assert server.plan is not None
         shapes = {name: tuple(value.shape) for name, value in total.items()}
         std = server.plan.noise_std(round_.release.name)
@@ -40,7 +45,12 @@ class Overspends(Spelled):
 
     trusts = ("silo",)
 
-    def client_round(self, clients: Clients, round_: Round, broadcast: Tensors) -> Message:
+    def client_round(
+        self,
+        clients: Clients,
+        round_: Round,
+        broadcast: Tensors,
+    ) -> Message:
         again = replace(round_, stream=self.params.rounds + round_.stream)
         super().client_round(replace(clients, steps=None), again, broadcast)
         return super().client_round(clients, round_, broadcast)

@@ -51,14 +51,24 @@ class ClientMayBeRefused(ClientIsRefused):
 class Raises(Tiny):
     """Raises in the first round."""
 
-    def server_step(self, server: Server, round_: Round, total: Tensors) -> Mapping[str, float]:
+    def server_step(
+        self,
+        server: Server,
+        round_: Round,
+        total: Tensors,
+    ) -> Mapping[str, float]:
         return {"never": 1 / round_.number}
 
 
 class Exits(Raises):
     """Ends the process in the first round."""
 
-    def server_step(self, server: Server, round_: Round, total: Tensors) -> Mapping[str, float]:
+    def server_step(
+        self,
+        server: Server,
+        round_: Round,
+        total: Tensors,
+    ) -> Mapping[str, float]:
         raise SystemExit(0)
 
 
@@ -68,7 +78,12 @@ class GlobalRandomState(Tiny):
     def shake(self) -> Tensor:
         return torch.randn(self.task.dim)
 
-    def received(self, server: Server, round_: Round, total: Tensors) -> Tensors:
+    def received(
+        self,
+        server: Server,
+        round_: Round,
+        total: Tensors,
+    ) -> Tensors:
         bias = total["prototypes.bias"] + 1e-3 * self.shake()
         return total | {"prototypes.bias": bias}
 
@@ -85,9 +100,17 @@ class DependsOnPacking(Tiny):
 
     trusts = ("aggregate",)
 
-    def client_round(self, clients: Clients, round_: Round, broadcast: Tensors) -> Message:
+    def client_round(
+        self,
+        clients: Clients,
+        round_: Round,
+        broadcast: Tensors,
+    ) -> Message:
         message = super().client_round(clients, round_, broadcast)
-        return replace(message, sums=scaled(message.sums, 1 / len(clients.members)))
+        return replace(
+            message,
+            sums=scaled(message.sums, 1 / len(clients.members)),
+        )
 
 
 class ResumeDiffers(Tiny):
@@ -95,7 +118,12 @@ class ResumeDiffers(Tiny):
 
     rounds_seen = 0
 
-    def received(self, server: Server, round_: Round, total: Tensors) -> Tensors:
+    def received(
+        self,
+        server: Server,
+        round_: Round,
+        total: Tensors,
+    ) -> Tensors:
         self.rounds_seen += 1
         return scaled(total, 1 / self.rounds_seen)
 
@@ -118,10 +146,18 @@ class Told(float):
 class UnserialisableMessage(Tiny):
     """Sends a diagnostic that cannot be pickled."""
 
-    def client_round(self, clients: Clients, round_: Round, broadcast: Tensors) -> Message:
+    def client_round(
+        self,
+        clients: Clients,
+        round_: Round,
+        broadcast: Tensors,
+    ) -> Message:
         message = super().client_round(clients, round_, broadcast)
         told = Told(len(clients.members))
-        return replace(message, diagnostics={**message.diagnostics, "clients": [told]})
+        return replace(
+            message,
+            diagnostics={**message.diagnostics, "clients": [told]},
+        )
 
 
 class RowsAreNotFinite(Tiny):

@@ -150,12 +150,21 @@ class DoubleBesideALargeConstant(Spelled):
 
     def noised(self, clients: Clients, round_: Round, sums: Tensors) -> Noised:
         constant = torch.tensor([LARGE * len(clients.members)])
-        return super().noised(clients, round_, self.hidden(scaled(sums, 2), constant))
+        return super().noised(
+            clients,
+            round_,
+            self.hidden(scaled(sums, 2), constant),
+        )
 
     def hidden(self, sums: Tensors, constant: Tensor) -> Tensors:
         return sums | {"constant": constant}
 
-    def received(self, server: Server, round_: Round, total: Tensors) -> Tensors:
+    def received(
+        self,
+        server: Server,
+        round_: Round,
+        total: Tensors,
+    ) -> Tensors:
         del total["constant"]
         return total
 
@@ -166,7 +175,12 @@ class DoubleWithALargeConstant(DoubleBesideALargeConstant):
     def hidden(self, sums: Tensors, constant: Tensor) -> Tensors:
         return {name: torch.cat([value.flatten(), constant]) for name, value in sums.items()}
 
-    def received(self, server: Server, round_: Round, total: Tensors) -> Tensors:
+    def received(
+        self,
+        server: Server,
+        round_: Round,
+        total: Tensors,
+    ) -> Tensors:
         parameters = dict(server.model.named_parameters())
         return {name: value[:-1].view_as(parameters[name]) for name, value in total.items()}
 
@@ -254,7 +268,11 @@ class Weighed(DPGaussian):
 
     units = ("example",)
 
-    def moment_products(self, rows: Rows, told: Tensors) -> dict[str, OuterProduct]:
+    def moment_products(
+        self,
+        rows: Rows,
+        told: Tensors,
+    ) -> dict[str, OuterProduct]:
         weight = self.weights(rows)[:, None]
         return {
             name: OuterProduct(product.left * weight, product.right)
@@ -284,7 +302,11 @@ class ClientsCapped(Weighed):
 class CapThousand(Weighed):
     """Uses only the 1,000 rows of a client that are nearest to the mean."""
 
-    def moment_products(self, rows: Rows, told: Tensors) -> dict[str, OuterProduct]:
+    def moment_products(
+        self,
+        rows: Rows,
+        told: Tensors,
+    ) -> dict[str, OuterProduct]:
         self.mean = told["mean"]
         return super().moment_products(rows, told)
 

@@ -45,17 +45,36 @@ class Tiny(DPSGD):
     def distance(self, model: Any, batch: Batch) -> Tensor:
         return (batch.x - self.decoded(model, batch.y)).square().sum(1)
 
-    def client_round(self, clients: Clients, round_: Round, broadcast: Tensors) -> Message:
+    def client_round(
+        self,
+        clients: Clients,
+        round_: Round,
+        broadcast: Tensors,
+    ) -> Message:
         self.look(clients, round_)
         return super().client_round(clients, round_, broadcast)
 
     def look(self, clients: Clients, round_: Round) -> None:
         """Look at the clients before a round; a sound algorithm does not."""
 
-    def server_step(self, server: Server, round_: Round, total: Tensors) -> Values:
-        return super().server_step(server, round_, self.received(server, round_, total))
+    def server_step(
+        self,
+        server: Server,
+        round_: Round,
+        total: Tensors,
+    ) -> Values:
+        return super().server_step(
+            server,
+            round_,
+            self.received(server, round_, total),
+        )
 
-    def received(self, server: Server, round_: Round, total: Tensors) -> Tensors:
+    def received(
+        self,
+        server: Server,
+        round_: Round,
+        total: Tensors,
+    ) -> Tensors:
         """Return the sums of which the server takes its step; a sound algorithm takes all."""
         return total
 
@@ -102,7 +121,12 @@ class Classified(Tiny):
 class Spelled(Tiny):
     """A round spelled out, so that a step of it can be replaced."""
 
-    def client_round(self, clients: Clients, round_: Round, broadcast: Tensors) -> Message:
+    def client_round(
+        self,
+        clients: Clients,
+        round_: Round,
+        broadcast: Tensors,
+    ) -> Message:
         self.look(clients, round_)
         load_parameters(clients.model, broadcast)
         rows = self.rows(clients, round_)
@@ -111,12 +135,21 @@ class Spelled(Tiny):
         return clients.send(self.noised(clients, round_, sums).sent)
 
     def rows(self, clients: Clients, round_: Round) -> list[Tensor]:
-        return clients.poisson(round_.stream, self.params.sample_rate, self.params.client_rate)
+        return clients.poisson(
+            round_.stream,
+            self.params.sample_rate,
+            self.params.client_rate,
+        )
 
     def sums(self, model: nn.Module, batch: Batch) -> Tensors:
         return self.clipped(model, batch, self.norms(model)).sums
 
-    def clipped(self, model: nn.Module, batch: Batch, norms: Norms) -> ClippedSum:
+    def clipped(
+        self,
+        model: nn.Module,
+        batch: Batch,
+        norms: Norms,
+    ) -> ClippedSum:
         return clipped_sum(model, self.distance, batch, norms)
 
     def factor(self, batch: Batch) -> Any:

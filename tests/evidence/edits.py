@@ -71,7 +71,11 @@ def ran(
     return edit
 
 
-def planned_and_ran(noise: float = 1.0, rate: float = 1.0, count: int | None = None) -> Edit:
+def planned_and_ran(
+    noise: float = 1.0,
+    rate: float = 1.0,
+    count: int | None = None,
+) -> Edit:
     """Change all mechanisms in plan and ledger alike, and their epsilon."""
 
     def edit(line: Line) -> None:

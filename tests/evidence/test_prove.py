@@ -53,7 +53,11 @@ def test_two_accountants_agree(mechanisms: tuple[Mechanism, ...]) -> None:
 
 @pytest.mark.parametrize(("unit", "trust"), [("example", "aggregate"), ("client", "silo")])
 @pytest.mark.parametrize("name", PRIVATE)
-def test_plans_of_shipped_algorithms_are_proved(name: str, unit: str, trust: str) -> None:
+def test_plans_of_shipped_algorithms_are_proved(
+    name: str,
+    unit: str,
+    trust: str,
+) -> None:
     if unit in lookup(name).units and trust in lookup(name).trusts:
         proof = proof_of(record(quick(name), unit=unit, trust=trust))
         assert proof.verdict == "proved"
@@ -71,7 +75,10 @@ def test_plans_of_shipped_algorithms_are_proved(name: str, unit: str, trust: str
         (put(cell__params={"rounds": -1}), "makes no plan of its parameters"),
     ],
 )
-def test_line_that_contradicts_its_algorithm_differs(edit: Edit, word: str) -> None:
+def test_line_that_contradicts_its_algorithm_differs(
+    edit: Edit,
+    word: str,
+) -> None:
     proof = proof_of(record(quick("fedhypevae", rounds=40)), edit)
     assert proof.verdict == "differs"
     assert re.search(word, proof.why), proof.why
@@ -88,7 +95,11 @@ def of_other_code(line: Line) -> None:
     """Change the source, and the id that follows from it, to those of code that is not here."""
     line["cell"]["source"] = "0123456789abcdef"
     cell = Cell.model_validate(line["cell"])
-    training = training_id_of(cell, place_of(lookup(cell.algorithm)), harness_hash("evaluation"))
+    training = training_id_of(
+        cell,
+        place_of(lookup(cell.algorithm)),
+        harness_hash("evaluation"),
+    )
     put(training_id=training, cell__training_id=training)(line)
 
 
@@ -126,7 +137,10 @@ def test_plan_of_a_plug_in_needs_trust(folder: Path) -> None:
 
 
 @pytest.mark.parametrize("trust_plugin", [True, False])
-def test_plug_in_cannot_claim_to_be_proved(folder: Path, trust_plugin: bool) -> None:
+def test_plug_in_cannot_claim_to_be_proved(
+    folder: Path,
+    trust_plugin: bool,
+) -> None:
     text = record(quick(write(folder, "bold", GOOD)))
     proof = proof_of(text, put(plan__claim="proved"), trust_plugin=trust_plugin)
     assert proof.verdict in ("differs", "not proved")
@@ -171,8 +185,17 @@ def test_delta_too_large_for_its_units_is_warned_of() -> None:
     assert large_deltas([changed(row, epsilon_target=None)]) == []
 
 
-def test_verify_proves_a_run_and_finds_an_edited_line(bench, folder: Path, command) -> None:
-    grid = small_grid("dp-gaussian", quick("dp-linear"), "fedavg-linear", epsilon=[2, math.inf])
+def test_verify_proves_a_run_and_finds_an_edited_line(
+    bench,
+    folder: Path,
+    command,
+) -> None:
+    grid = small_grid(
+        "dp-gaussian",
+        quick("dp-linear"),
+        "fedavg-linear",
+        epsilon=[2, math.inf],
+    )
     run = bench(grid, "run")
     assert run.code == 0
     done = command("verify", str(run.folder))
@@ -235,7 +258,10 @@ def test_only_releasable_results_of_the_same_units_compose(change: dict[str, Any
 
 
 @pytest.mark.parametrize(("partitions", "sentences"), [("ab", 0), ("aabb", 2)])
-def test_clients_of_each_partition_compose_by_themselves(partitions: str, sentences: int) -> None:
+def test_clients_of_each_partition_compose_by_themselves(
+    partitions: str,
+    sentences: int,
+) -> None:
     rows = [
         released(number, unit="client", partition_hash=partition)
         for number, partition in enumerate(partitions)
@@ -243,7 +269,11 @@ def test_clients_of_each_partition_compose_by_themselves(partitions: str, senten
     assert len(list(together(rows))) == sentences
 
 
-def test_verify_says_what_all_releases_cost(bench, folder: Path, command) -> None:
+def test_verify_says_what_all_releases_cost(
+    bench,
+    folder: Path,
+    command,
+) -> None:
     secret = {"privacy": {"noise": "secret"}, "epsilon": [1.0, 4.0], "seeds": [0, 1]}
     run = bench(small_grid("dp-gaussian", **secret), "run")
     verified = " ".join(command("verify", str(run.folder)).stdout.split())
@@ -269,7 +299,11 @@ def test_equal_cells_are_one_release(bench) -> None:
 
 
 def test_one_shared_training_needs_no_composition(bench) -> None:
-    grid = small_grid("dp-gaussian", alpha=[0.5, 1.0], privacy={"noise": "secret"})
+    grid = small_grid(
+        "dp-gaussian",
+        alpha=[0.5, 1.0],
+        privacy={"noise": "secret"},
+    )
     results = read_results(bench(grid).folder)
     proofs = Proofs("run", tuple(proofs_of(results.every_row(), results)))
     assert "2 of 2 rows proved" in repr(proofs)
@@ -279,7 +313,12 @@ def test_one_shared_training_needs_no_composition(bench) -> None:
 def test_search_is_proved_composed_and_released(bench, tmp_path: Path) -> None:
     tune = {"trials": 2, "curves": ["tuned", "free"]}
     entry = quick("dp-gaussian") | {"tune": {"radius": [0.5, 0.8]}}
-    grid = small_grid(entry, epsilon=[4.0, 8.0], privacy={"noise": "secret"}, tune=tune)
+    grid = small_grid(
+        entry,
+        epsilon=[4.0, 8.0],
+        privacy={"noise": "secret"},
+        tune=tune,
+    )
     folder = bench(grid).folder
     results = read_results(folder)
     rows = results.rows

@@ -37,7 +37,11 @@ def sampled() -> str:
 
 @cache
 def with_public() -> str:
-    return record(quick("private-evolution"), privacy=SECRET, public=public_digits())
+    return record(
+        quick("private-evolution"),
+        privacy=SECRET,
+        public=public_digits(),
+    )
 
 
 @cache
@@ -177,7 +181,13 @@ def test_edited_number_of_rows_moves_only_a_warning() -> None:
     assert proof_of(gaussian(), edit).verdict == "proved"
     before = stated(edited(gaussian())).splitlines()
     new = set(stated(line).splitlines()) - set(before)
-    warning = large_delta("example", 1e-4, 10**6, line["dataset"], published=True)
+    warning = large_delta(
+        "example",
+        1e-4,
+        10**6,
+        line["dataset"],
+        published=True,
+    )
     assert new == {f"  warning: {warning}"}
 
 
@@ -193,12 +203,20 @@ def test_edited_number_of_rows_moves_only_a_warning() -> None:
 )
 def test_edited_group_is_not_proved(tmp_path: Path, edit: Edit) -> None:
     data = {"npz": str(digits_of_writers(tmp_path))}
-    text = record("dp-gaussian", privacy=SECRET, dataset=data, unit={"column": "writer"})
+    text = record(
+        "dp-gaussian",
+        privacy=SECRET,
+        dataset=data,
+        unit={"column": "writer"},
+    )
     assert proof_of(text).verdict == "proved"
     assert proof_of(text, edit).verdict in ("not proved", "differs")
 
 
-def test_seeded_noise_named_secret_is_not_released(bench, tmp_path: Path) -> None:
+def test_seeded_noise_named_secret_is_not_released(
+    bench,
+    tmp_path: Path,
+) -> None:
     folder = bench(small_grid("dp-gaussian", epsilon=4.0)).folder
     path = folder / "trainings.jsonl"
     path.write_text(path.read_text().replace('"noise": "seeded"', '"noise": "secret"'))

@@ -26,7 +26,12 @@ def desk(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, str]
     ones, and no network.
     """
     folder = tmp_path_factory.mktemp("desk")
-    save_medmnist(folder / "home/.medmnist/organsmnist_224.npz", train=66, test=33, size=224)
+    save_medmnist(
+        folder / "home/.medmnist/organsmnist_224.npz",
+        train=66,
+        test=33,
+        size=224,
+    )
     (folder / "home/.cache/fedsim/milk10k").mkdir(parents=True)
     save_milk10k(folder / "home/.cache/fedsim/milk10k")
     save_ham10000(folder / "home/.cache/fedsim/ham10000")

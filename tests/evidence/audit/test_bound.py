@@ -18,7 +18,10 @@ SAMPLED = [
 
 
 @pytest.mark.parametrize(("noise", "steps"), [(1.0, 1), (5.0, 10), (0.5, 1), (200.0, 3)])
-def test_trade_off_of_gaussians_is_bounded_from_below(noise: float, steps: int) -> None:
+def test_trade_off_of_gaussians_is_bounded_from_below(
+    noise: float,
+    steps: int,
+) -> None:
     mu = math.sqrt(steps) / noise
     for rate in (1e-4, 0.01, 0.1, 0.5):
         exact = norm.cdf(norm.isf(rate) - mu)

@@ -65,7 +65,10 @@ def test_rows_of_an_unseen_site_are_not_members(tmp_path: Path) -> None:
 
 def test_random_scores_show_no_membership() -> None:
     stream = np.random.default_rng(1)
-    area, rate, _ = membership(stream.normal(size=2000), stream.random(2000) < 0.5)
+    area, rate, _ = membership(
+        stream.normal(size=2000),
+        stream.random(2000) < 0.5,
+    )
     assert area.low < 0.5 < area.high
     assert rate.value < 0.05
 

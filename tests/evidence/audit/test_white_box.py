@@ -43,7 +43,10 @@ Command = Callable[..., Done]
 
 
 @given(st.integers(1, 400), st.data())
-def test_rates_have_clopper_pearson_intervals(total: int, data: st.DataObject) -> None:
+def test_rates_have_clopper_pearson_intervals(
+    total: int,
+    data: st.DataObject,
+) -> None:
     count = data.draw(st.integers(0, total))
     exact = binomtest(count, total).proportion_ci(0.95, "exact")
     assert interval(count, total) == (pytest.approx(exact.low), pytest.approx(exact.high))
@@ -66,13 +69,25 @@ def test_least_number_of_pairs_gives_a_bound() -> None:
         (3.9, 1.01, True, False),
     ],
 )
-def test_bound_or_exceeded_sensitivity_refutes_a_claim(lower, ratio, heuristic, refuted) -> None:
+def test_bound_or_exceeded_sensitivity_refutes_a_claim(
+    lower,
+    ratio,
+    heuristic,
+    refuted,
+) -> None:
     assert Audit(4.0, lower, 100, ratio, heuristic).refuted == refuted
 
 
 def tiny(path: str = "tiny:Tiny", rounds: int = 3) -> Setting:
     params = {"rounds": rounds, "sample_rate": 1.0}
-    return setting_of(f"broken.{path}", params, "example", "aggregate", 4.0, 1e-4)
+    return setting_of(
+        f"broken.{path}",
+        params,
+        "example",
+        "aggregate",
+        4.0,
+        1e-4,
+    )
 
 
 def mu_of(mechanisms: Sequence[Mechanism]) -> float:
@@ -166,7 +181,10 @@ def test_other_claim_is_another_audit(claim: dict[str, float]) -> None:
     assert key_of(other) != key_of(setting)
 
 
-def test_interrupted_audit_resumes_and_takes_more_pairs(folder: Path, command: Command) -> None:
+def test_interrupted_audit_resumes_and_takes_more_pairs(
+    folder: Path,
+    command: Command,
+) -> None:
     whole = command("audit", "dp-gaussian", "--pairs", "20", "--out", "whole")
     assert whole.returncode == 0
     assert "not refuted: ε = 4 claimed" in whole.stdout

@@ -261,13 +261,20 @@ def test_unpromised_sensitivity_is_only_measured() -> None:
         ("not private", "fedavg-linear", []),
         ("heuristic", "fedhypevae", ["noised=shared"]),
     ):
-        result = guarded(sensitivity, subject(name, params, "example", "aggregate"))
+        result = guarded(
+            sensitivity,
+            subject(name, params, "example", "aggregate"),
+        )
         assert result.passed is None
         assert words in result.reason
 
 
 def test_checks_that_need_a_failed_one_are_not_run() -> None:
-    findings = check_algorithm("broken.results:Raises", trust="silo", quick=True)
+    findings = check_algorithm(
+        "broken.results:Raises",
+        trust="silo",
+        quick=True,
+    )
     (failed,) = failures(findings)
     assert failed.check == "trains"
     rest = [finding for finding in findings if finding.check not in ("trains", "per-example loss")]
