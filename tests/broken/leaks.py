@@ -189,15 +189,15 @@ class TakenForPublic(Tiny):
             PublicRows(clients.pooled.x.numpy()),
         )
 
-    def server_step(
+    def received(
         self,
         server: Server,
         round_: Round,
         total: Tensors,
-    ) -> Values:
+    ) -> Tensors:
         assert self.task.public is not None
         server.tensors["public.anchor"] = self.task.public.rows()[0]
-        return super().server_step(server, round_, total)
+        return total
 
     def generator(self, server: Server) -> Prototypes:
         return Prototypes(server.tensors["public.anchor"].expand(self.task.classes, -1))
