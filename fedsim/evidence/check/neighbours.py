@@ -58,9 +58,7 @@ NEAR_ZERO = 0.01
 """The share of the initial weights at which the gradients of rows follow the rows."""
 MORE_ROUNDS = 2
 """The number of rounds that a random pair runs besides the first round of every phase."""
-FINITE_FIX = (
-    "let no row, whatever it is, make a number that is not finite: bound it before it is sent"
-)
+FINITE_FIX = "bound every number before it is sent, so that no example makes it infinite or NaN"
 UNCLIPPED = 1e6
 """The factor on the clip norm at which nothing is clipped, whatever a unit adds."""
 BARELY = 1.01
@@ -135,18 +133,18 @@ class Draw:
         if self.way == "resampled":
             return "another sample of clients"
         if self.way == "replaced":
-            return f"other rows of client {self.client}"
+            return f"other examples of client {self.client}"
         sizes = ""
         if self.clients != CHECKED_CLIENTS:
             sizes += f", {self.clients} clients"
         if self.features is not None:
             sizes += f", {self.features} features"
         if unit == "client":
-            return f"client {self.client} with {self.size} rows ({self.direction}){sizes}"
-        noun = "a row"
+            return f"client {self.client} with {self.size} examples ({self.direction}){sizes}"
+        noun = "an example"
         if unit == "group":
-            noun = f"a group of {self.copies} rows"
-        beside = str(self.size)
+            noun = f"a group of {self.copies} examples"
+        beside = f"{self.size} others"
         if self.alike:
             beside += " of its label"
         return f"{noun} ({self.direction}, {self.magnitude:.3g} clip norms) beside {beside}{sizes}"

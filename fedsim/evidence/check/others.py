@@ -42,52 +42,51 @@ from fedsim.training import rounds
 from fedsim.training.state import Checkpoints, copied
 
 EXAMPLE_FIX = (
-    "let row n of every loss part and of all products of a statistic depend on example n alone: "
-    "no statistics or counts of the batch, and no weights made once for a batch (feed codes in "
-    "per example)"
+    "let row n of every loss part, and of all products of a statistic, depend on example n alone. "
+    "Use no statistic or count of the batch, and no weights that are made once for a batch (give "
+    "codes per example instead)"
 )
 REMEMBERS_FIX = (
-    "let probabilities depend on the row that it is given and on the server's state, and "
-    "keep nothing of earlier rows"
+    "let probabilities depend on the given example and on the server's state alone, and store "
+    "nothing of earlier examples"
 )
 PUBLIC_FIX = (
-    "leave task.public as it is; what is computed from a private row is a release, whatever "
-    "it is called"
+    "do not change task.public. Whatever is computed from a private example is a release, under "
+    "any name"
 )
 NOISE_FIX = (
-    "add all noise by Clients.add_noise alone, with round_.stream (further steps: what "
-    "follows) and all of the cohort's members"
+    "add all noise by Clients.add_noise, for all members of the cohort, with the number "
+    "round_.stream (and the numbers after it for further steps of the round)"
 )
 LEDGER_FIX = (
-    "let every step of the plan call Clients.add_noise once, with the release that it is "
-    "given; override no noise_at_clients"
+    "call Clients.add_noise once in every step of the plan, with the release that it is given, and "
+    "do not override noise_at_clients"
 )
 SEED_FIX = (
-    "draw every random number from the seed tree (clients.seeds, server.seeds, Clients.draws)"
+    "draw every random number from the seed tree (clients.seeds, server.seeds or Clients.draws)"
 )
-UNTOUCHED_FIX = "compute on copies; neither rows nor labels are an algorithm's to change"
+UNTOUCHED_FIX = "compute on copies of the examples and labels"
 PACKING_FIX = (
-    "send sums over the cohort's members, never means or counts of cohorts; key streams by "
-    "client number (clients.members)"
+    "send sums over the members of the cohort, never a mean or a count of the cohort, and key "
+    "random streams by the client's number (clients.members)"
 )
 SEND_FIX = (
-    "let parameters be plain values, and send tensors in sums, tensors or numbers in diagnostics"
+    "use plain values as parameters, tensors in Message.sums, and tensors or numbers in diagnostics"
 )
 RESUME_FIX = (
-    "keep all that lives on between rounds in server.tensors and clients.state, not in "
+    "store everything that lives longer than a round in server.tensors and clients.state, not in "
     "attributes of the algorithm"
 )
 RESTORE_FIX = (
-    "make the generator from the server's model and tensors, the codes and seeds, and from "
-    "nothing else"
+    "make the generator from the server's model, tensors, codes and seeds, and from nothing else"
 )
 RANDOM_FIX = (
-    "pass generator=... from the seed tree to every draw; copy server.model (copy.deepcopy) "
-    "where a second model is needed"
+    "give generator=... from the seed tree to every draw. Copy server.model by copy.deepcopy if "
+    "you need a second model"
 )
 
 SHOWN_ROWS = 3000
-"""The number of rows that a classifier is shown before it is asked about the first one again."""
+"""The number of examples that a classifier predicts before it predicts the first one again."""
 DEVIATIONS = 6.0
 """The number of standard errors of an estimate that may be due to chance."""
 SAME_DRAW = 1e-5
@@ -98,18 +97,16 @@ PACKINGS: tuple[tuple[tuple[int, ...], tuple[int, ...]], ...] = (
 )
 """Numbers of clients per actor, and the order in which the actors compute."""
 ORDER = 1e-4
-"""The change of a tensor, relative to its norm, that another order of its sum may make in the first
-round.
-"""
+"""The change of a tensor in the first round, relative to its norm, by another order of its sum."""
 GROWTH_A_ROUND = 2.0
-"""The factor by which that change may grow with every further round."""
+"""The factor by which the allowed change grows with every further round."""
 
 
 def per_example(subject: Subject) -> str:
-    """Check that what a row adds to a loss or a statistic depends on no other row.
+    """Check that what an example adds to a loss or a statistic depends on no other example.
 
     Raises:
-        Fault: it depends on another row.
+        Fault: it depends on another example.
         Idle: the algorithm has no loss or statistic that is clipped by example.
     """
     algorithm = subject.algorithm
@@ -133,13 +130,13 @@ def trains(subject: Subject) -> str:
 
 
 def predictions(subject: Subject) -> str:
-    """Check that a classifier's prediction for a row depends on no row that it was shown before.
+    """Check that a classifier's prediction for an example depends on no earlier example.
 
-    A tuned cell scores the classifier on private rows. One held-out unit may change that score by
-    its own prediction alone (:mod:`fedsim.privacy.selection`).
+    A tuned cell scores the classifier on private examples. One held-out unit may change that score
+    by its own prediction alone (:mod:`fedsim.privacy.selection`).
 
     Raises:
-        Fault: a prediction changed after other rows.
+        Fault: a prediction changed after other examples.
         Idle: the algorithm trains a generator.
     """
     product = subject.first.trained.made
@@ -167,12 +164,12 @@ def _largest_difference(first: Tensor, second: Tensor) -> str:
 
 
 def public_rows(subject: Subject) -> str:
-    """Check that server and clients leave the public rows as they are.
+    """Check that server and clients do not change the public examples.
 
-    Otherwise values of private rows could reach somebody as public ones.
+    Otherwise an algorithm could pass private values on as public ones.
 
     Raises:
-        Fault: a training replaced or changed the public rows.
+        Fault: a training replaced or changed the public examples.
     """
     trial = subject.trial
     public = subject.data.public
@@ -181,7 +178,7 @@ def public_rows(subject: Subject) -> str:
     cohorts = subject.first.pool.cohorts
     tasks = [trial.task, *(cohort.algorithm.task for cohort in cohorts)]
     if any(task.public is not public for task in tasks):
-        raise Fault("a training replaced task.public by other rows", PUBLIC_FIX)
+        raise Fault("a training replaced task.public by other examples", PUBLIC_FIX)
     if replace(public).fingerprint != trial.cell.public_hash:
         raise Fault("a training wrote into task.public", PUBLIC_FIX)
     return "a training leaves them as they are"
@@ -314,7 +311,7 @@ def determinism(subject: Subject) -> str:
 
 
 def _check_data(subject: Subject) -> None:
-    """Raise a fault if the training changed the data set or the rows of a client."""
+    """Raise a fault if the training changed the data set or the examples of a client."""
     data = subject.data
     # The fingerprint of a copy is computed anew; the data set itself remembers its own.
     if subject.trial.cell.dataset_hash != replace(data).fingerprint:

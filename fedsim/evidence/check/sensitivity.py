@@ -63,30 +63,30 @@ It is never more than this share of what all units together may add, so that a l
 tensor hides nothing.
 """
 CLIP_FIX = (
-    "clip every unit's whole contribution jointly, by public norms and weights, and give it "
+    "clip the whole contribution of every unit jointly, by public norms and weights, and give it "
     "to Clients.add_noise in one call"
 )
 FREE_FIX = (
-    "send only what Clients.add_noise returned, weigh and divide by public numbers, or put "
-    "the quantity into the clipped release"
+    "send only what Clients.add_noise returned, and weigh and divide by public numbers; or make "
+    "this quantity a part of the release that is clipped"
 )
 PUBLIC_FIX = (
-    "let the schedule, all shapes, names and sizes, and whether it ends, depend on public "
-    "numbers only"
+    "let the schedule, all names, shapes and sizes, and whether the training ends, depend on "
+    "public numbers only"
 )
 SAMPLE_FIX = (
-    "take each step's rows from clients.poisson(round, release.sample_rate) and give them to "
-    "clients.batch or clients.batches"
+    "take the examples of each step from clients.poisson(round, release.sample_rate), and give "
+    "them to clients.batch or clients.batches"
 )
 CLIENTS_FIX = (
-    "sample clients by clients.poisson(round, rate, client_rate) or "
-    "LocalTraining.participants; who is left out sends nothing"
+    "sample clients by clients.poisson(round, rate, client_rate) or by "
+    "LocalTraining.participants; a client that is not sampled sends nothing"
 )
 STATE_FIX = (
     "give everything that is kept and depends on an example to Clients.add_noise as 'kept', "
-    "or state claim 'heuristic'"
+    "or claim 'heuristic'"
 )
-FEW_FIX = "give parameters (--param) under which a few rows matter, such as a lower threshold"
+FEW_FIX = "give parameters (--param) with which a few examples matter, such as a lower threshold"
 
 
 def sensitivity(subject: Subject) -> str:

@@ -345,9 +345,9 @@ def blame(error: BaseException, subject: Subject) -> str:
 
 
 def equal(first: Tensor, second: Tensor) -> bool:
-    """Return whether all numbers are equal; two that are not numbers are equal here.
+    """Return whether all numbers are equal; NaN equals itself here.
 
-    Numbers that are not finite are a fault of another check.
+    Another check finds numbers that are not finite.
     """
     return torch.allclose(first, second, rtol=0, atol=0, equal_nan=True)
 

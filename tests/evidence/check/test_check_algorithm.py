@@ -34,7 +34,7 @@ BROKEN = {
     ),
     "leaks:TakenForPublic": (
         "public rows",
-        r"a training replaced task.public by other rows",
+        r"a training replaced task.public by other examples",
     ),
     "leaks:ForgetsPublic": ("restored", r"made from the saved state draws other embeddings"),
     "noise:SamplingNotPoisson": (
@@ -79,7 +79,7 @@ SEARCHED = {
     "sums:BatchClippedAsOne": ("against another", r"is 1\.5\d times the claimed bound"),
     "sums:GroupsClippedByRow": (
         "ordinary",
-        r"removing a group of 3 rows .* is (2\.9|3\.0)\d times the claimed bound",
+        r"removing a group of 3 examples .* is (2\.9|3\.0)\d times the claimed bound",
     ),
     "sums:SensitivityOfATenth": ("ordinary", r"is (9\.9\d|10\.0\d) times the claimed bound"),
     "sums:OneLabelCountsDouble": ("label six", r"is (1\.9|2\.0)\d times the claimed bound"),
@@ -99,7 +99,10 @@ SEARCHED = {
         "few features",
         r"is (1\.9|2\.0)\d times the claimed bound",
     ),
-    "sums:DoubleForALongGroup": ("forty rows", r"a group of 40 rows .* times the claimed bound"),
+    "sums:DoubleForALongGroup": (
+        "forty rows",
+        r"a group of 40 examples .* times the claimed bound",
+    ),
     "sums:OneHotCountsDouble": ("one-hot", r"is (1\.9|2\.0)\d times the claimed bound"),
     "sums:ScaledByTheFirstBatch": ("first row", r"is 1\.6\d times the claimed bound"),
     "leaks:SizeLeavesUnpaid": (
