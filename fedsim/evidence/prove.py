@@ -168,7 +168,7 @@ def _faults_of_epsilon(ratio: float) -> list[str]:
         return []
     fault = f"ε is {ratio:.3f} of what its mechanisms spend"
     if ratio > 1:
-        fault += ", a bound that holds and is loose"
+        fault += ": the bound holds, but it is loose"
     return [fault]
 
 
@@ -397,7 +397,7 @@ class Proofs(Printed):
     def _table(self) -> Table:
         """Return the table, with a line for each of the distinct claims."""
         table = Table(
-            title=f"{self.name}: every ε again, by dp-accounting",
+            title=f"{self.name}: every ε, recomputed by dp-accounting",
             title_justify="left",
             show_edge=False,
         )
@@ -418,9 +418,9 @@ class Proofs(Printed):
         """Return what was proved, and how many plans were rebuilt, in a sentence each."""
         counts = Counter(proof.verdict for proof in self.proofs)
         words = (
-            f"{counts['proved']} of {len(self.proofs)} rows proved: each plan is its "
-            "algorithm's, each ε what dp-accounting computes, "
-            f"at most {MOST_BELOW:.1%} below and {MOST_ABOVE:.0%} above"
+            f"{counts['proved']} of {len(self.proofs)} results proved: each plan is the one that "
+            f"its algorithm makes, and each ε is at most {MOST_BELOW:.1%} below and "
+            f"{MOST_ABOVE:.0%} above the one that dp-accounting computes"
         )
         for verdict, text in _NOT_PROVED.items():
             if counts[verdict]:
@@ -433,15 +433,15 @@ class Proofs(Printed):
 _NOT_PROVED: dict[Verdict, str] = {
     "differs": "differ",
     "not proved": "cannot be proved",
-    "no claim": "claim no ε of this run's",
+    "no claim": "claim no ε of this run",
 }
 """How the summary counts the results that are not proved."""
 _COLUMNS: dict[str, Literal["left", "right"]] = {
-    "rows": "right",
+    "results": "right",
     "method": "left",
     "unit, trust": "left",
     "δ": "right",
-    "ε in the row": "right",
+    "recorded ε": "right",
     "recomputed": "right",
     "ratio": "right",
     "verdict": "left",

@@ -200,7 +200,7 @@ def test_verify_proves_a_run_and_finds_an_edited_line(
     assert run.code == 0
     done = command("verify", str(run.folder))
     assert done.returncode == 0, done.stdout
-    assert "2 of 5 rows proved" in done.stdout
+    assert "2 of 5 results proved" in done.stdout
     assert "the code here rebuilt 2 of 2 plans" in done.stdout
     assert counted_by() in command("statement", str(run.folder)).stdout
     private = [line for line in read_results(run.folder).trainings.values() if line["plan"]]
@@ -292,7 +292,7 @@ def test_equal_cells_are_one_release(bench) -> None:
 
     def cost(results: RunResults) -> str:
         shown = repr(Proofs("run", tuple(proofs_of(results.every_row(), results))))
-        return " ".join(shown.split()).partition("rows proved")[2].partition("2 generators")[2]
+        return " ".join(shown.split()).partition("results proved")[2].partition("2 generators")[2]
 
     assert "all of them together cost ε = " in cost(results)
     assert cost(results) == cost(one_alpha)
@@ -306,7 +306,7 @@ def test_one_shared_training_needs_no_composition(bench) -> None:
     )
     results = read_results(bench(grid).folder)
     proofs = Proofs("run", tuple(proofs_of(results.every_row(), results)))
-    assert "2 of 2 rows proved" in repr(proofs)
+    assert "2 of 2 results proved" in repr(proofs)
     assert "together" not in repr(proofs)
 
 
