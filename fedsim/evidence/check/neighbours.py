@@ -363,6 +363,16 @@ class Pair:
     other: World
     rounds: Sequence[Round]
 
+    @property
+    def words(self) -> str:
+        """What differs between the two worlds, for people."""
+        return self.draw.words(self.subject.task.unit)
+
+    @property
+    def has_same_clients(self) -> bool:
+        """Whether both worlds have the same number of clients."""
+        return len(self.other.rows) == len(self.whole.rows)
+
 
 class Levels(NamedTuple):
     """What single units add to the first step of a training in which nothing is clipped.
@@ -406,7 +416,7 @@ def levels_of(
     data = subject.data
     x = data.x_test[:TRIED_ROWS]
     y = data.y_test[:TRIED_ROWS]
-    if subject.trial.task.unit == "client":
+    if subject.task.unit == "client":
         worlds = [
             World({client: (data.x_train[numbers], data.y_train[numbers])})
             for client, numbers in enumerate(subject.trial.partition.rows)
@@ -478,9 +488,9 @@ def pair_of(subject: Subject, draw: Draw, levels: Levels | None) -> Pair:
         draw: how the worlds differ.
         levels: what :func:`levels_of` measured at the weights and features of the draw.
     """
-    unit = subject.trial.task.unit
+    unit = subject.task.unit
     subject = with_size(subject, draw.clients, draw.features)
-    draw = replace(draw, client=draw.client % subject.trial.task.clients)
+    draw = replace(draw, client=draw.client % subject.task.clients)
     whole, other = _worlds_of(subject, draw, levels)
     params: dict[str, Any] = {}
     if subject.rounds is not None:
@@ -516,7 +526,7 @@ def _worlds_of(
     stream = np.random.default_rng(draw.seed)
     rows = ClientRows()
     parts = subject.trial.partition.rows
-    for client in range(subject.trial.task.clients):
+    for client in range(subject.task.clients):
         count = draw.others[client % len(draw.others)]
         numbers = np.resize(parts[client % len(parts)], count)
         rows[client] = data.x_train[numbers], data.y_train[numbers]
@@ -532,7 +542,7 @@ def _worlds_of(
         distinct = stream.integers(len(x), size=draw.size // draw.copies + 1)
         numbers = np.repeat(distinct, draw.copies)[: draw.size]
     make_worlds = _worlds_of_rows
-    if subject.trial.task.unit == "client":
+    if subject.task.unit == "client":
         make_worlds = _worlds_of_clients
     return make_worlds(subject, draw, rows, x[numbers], y[numbers], stream)
 
@@ -579,7 +589,7 @@ def _worlds_of_rows(
         return _worlds_with_other_block(draw, rows, x, y, data.classes)
     count = 1
     rows_of_a_unit = 1
-    if subject.trial.task.unit == "group":
+    if subject.task.unit == "group":
         count = draw.copies
         rows_of_a_unit = ROWS_OF_A_GROUP
     same_label = x[y == label]
@@ -659,7 +669,7 @@ def begin_training(
     Returns:
         The training, a record per round; and the tape, to which it adds what its clients do.
     """
-    task = subject.trial.task
+    task = subject.task
     algorithm = subject.build()
     members = tuple(world.rows)
     x, y = zip(*world.rows.values(), strict=True)

@@ -24,7 +24,6 @@ from fedsim.evidence.check.subject import (
     Idle,
     Subject,
     Training,
-    answers_of,
     equal,
     fix_random_states,
     random_states,
@@ -126,7 +125,7 @@ def per_example(subject: Subject) -> str:
 
 def trains(subject: Subject) -> str:
     """Check that a whole training runs."""
-    return f"{len(subject.first.records)} rounds on {subject.trial.task.clients} clients"
+    return f"{len(subject.first.records)} rounds on {subject.task.clients} clients"
 
 
 def predictions(subject: Subject) -> str:
@@ -212,7 +211,7 @@ def noise(subject: Subject) -> str:
     plan = subject.plan
     if plan is None:
         raise Idle("not private")
-    training = subject.train(WatchedPool(subject.cohorts((1,) * subject.trial.task.clients)))
+    training = subject.train(WatchedPool(subject.cohorts((1,) * subject.task.clients)))
     draws = []
     for client, tape in enumerate(training.pool.tapes):
         for query in tape.queries:
@@ -279,7 +278,7 @@ def budget(subject: Subject) -> str:
                 "set private = True, or add no noise",
             )
         return "it has no epsilon, no noise and no ledger"
-    difference = ledger.unaccounted(plan, subject.trial.task.clients)
+    difference = ledger.unaccounted(plan, subject.task.clients)
     if difference:
         raise Fault(difference, LEDGER_FIX)
     spent, accountant = ledger.epsilon(plan.delta)
@@ -446,8 +445,8 @@ def restored(subject: Subject) -> str:
         subject.plan,
         Seeds(0),
     )
-    before = answers_of(trained.made, subject.data, trial.task.clients)
-    after = answers_of(generator, subject.data, trial.task.clients)
+    before = subject.answers(trained.made)
+    after = subject.answers(generator)
     if not equal(before, after):
         raise Fault(
             "the generator that is made from the saved state draws other embeddings, which differ "
@@ -464,14 +463,14 @@ def finite(subject: Subject) -> str:
         Fault: the shape is wrong, or a number is not finite.
     """
     product = subject.first.trained.made
-    task = subject.trial.task
+    task = subject.task
     if is_classifier(product):
         name = "probabilities"
         width = task.classes
     else:
         name = "sample"
         width = task.dim
-    answers = answers_of(product, subject.data, task.clients)
+    answers = subject.answers(product)
     shape = list(answers.shape[1:])
     if shape != [width]:
         raise Fault(f"{name} returned rows of shape {shape}", f"return [n, {width}]")
@@ -521,9 +520,8 @@ def _difference(
     same_ledger = first.trained.ledger == second.trained.ledger
     if not same_ledger or first.trained.uplink_bytes != second.trained.uplink_bytes:
         return "the ledgers, or the bytes sent"
-    clients = subject.trial.task.clients
-    answers = answers_of(first.trained.made, subject.data, clients)
-    others = answers_of(second.trained.made, subject.data, clients)
+    answers = subject.answers(first.trained.made)
+    others = subject.answers(second.trained.made)
     if equal(answers, others):
         return ""
     return f"what the result generates, by up to {_largest_difference(answers, others)}"

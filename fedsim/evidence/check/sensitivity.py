@@ -36,7 +36,6 @@ from fedsim.evidence.check.subject import (
     Fault,
     Idle,
     Subject,
-    answers_of,
     blame,
 )
 from fedsim.evidence.forked import forked, in_forks
@@ -103,7 +102,7 @@ def sensitivity(subject: Subject) -> str:
         Idle: the algorithm claims no theorem.
     """
     claim = subject.algorithm.claim()
-    unit = subject.trial.task.unit
+    unit = subject.task.unit
     if subject.plan is None or claim == "none":
         raise Idle("it claims no privacy")
     if unit == "client":
@@ -186,7 +185,7 @@ def search_pairs(subject: Subject, draws: Sequence[Draw]) -> str:
             f"no unit of the {count} changes anything that is released, so nothing was measured",
             FEW_FIX,
         )
-    words = draws[largest].words(subject.trial.task.unit)
+    words = draws[largest].words(subject.task.unit)
     return (
         f"the largest change in {count} is {ratios[largest]:.3f} times the claimed bound ({words})"
     )
@@ -245,18 +244,15 @@ def observe(pair: Pair, world: World, script: Tape | None = None) -> Observation
         Fault: the training raises, or asks for other outputs than the other world did.
     """
     subject = pair.subject
-    words = pair.draw.words(subject.trial.task.unit)
-    clients = subject.trial.task.clients
-    if not _have_same_clients(pair):
-        clients = 0  # a result may ask for the version of a client that is not there
     try:
         steps, tape = begin_training(subject, pair.draw, world, pair.rounds, script)
         _, trained = rounds.to_the_end(steps)
-        answers = answers_of(trained.made, subject.data, clients)
+        # A result may ask for the version of a client that is not there.
+        answers = subject.answers(trained.made, personal=pair.has_same_clients)
     except Divergence as error:
-        raise Fault(f"{words}: {error}", PUBLIC_FIX) from error
+        raise Fault(f"{pair.words}: {error}", PUBLIC_FIX) from error
     except (Exception, SystemExit) as error:
-        raise Fault(f"{words}: {blame(error, subject)}", PUBLIC_FIX) from error
+        raise Fault(f"{pair.words}: {blame(error, subject)}", PUBLIC_FIX) from error
     shares = torch.zeros(0)
     if trained.shares is not None:
         shares = torch.from_numpy(trained.shares)
@@ -264,10 +260,6 @@ def observe(pair: Pair, world: World, script: Tape | None = None) -> Observation
     for number, message in tape.messages.items():
         tape.messages[number] = replace(message, diagnostics={})
     return Observation(tape, answers, shares, trained.state, trained.ledger)
-
-
-def _have_same_clients(pair: Pair) -> bool:
-    return len(pair.other.rows) == len(pair.whole.rows)
 
 
 def largest_change(pair: Pair, first: Observation, second: Observation) -> float:
@@ -283,8 +275,8 @@ def largest_change(pair: Pair, first: Observation, second: Observation) -> float
     """
     plan = pair.subject.plan
     assert plan is not None
-    words = pair.draw.words(pair.subject.trial.task.unit)
-    _check_observations(pair, words, first, second)
+    words = pair.words
+    _check_observations(pair, first, second)
     changes = list(_changes(pair, first.tape, second.tape))
     for change in changes:
         if not change.sampled and not change.norm <= BOUND_SLACK * plan.sensitivity:
@@ -314,19 +306,15 @@ def largest_change(pair: Pair, first: Observation, second: Observation) -> float
     return ratio
 
 
-def _check_observations(
-    pair: Pair,
-    words: str,
-    first: Observation,
-    second: Observation,
-) -> None:
+def _check_observations(pair: Pair, first: Observation, second: Observation) -> None:
     """Raise a fault if anything differs between two worlds that no noise can cover."""
+    words = pair.words
     for observation in (first, second):
         _check_finite(words, observation.tape)
     if len(first.tape.queries) != len(second.tape.queries):
         raise Fault(f"{words}: how often Clients.add_noise runs depends on the data", PUBLIC_FIX)
     at_clients = pair.subject.algorithm.noise_at_clients()
-    same_clients = _have_same_clients(pair)
+    same_clients = pair.has_same_clients
     for number, message in first.tape.messages.items():
         where = f"round {number}: {words}"
         sums = message.sums
@@ -448,7 +436,7 @@ def _changes(pair: Pair, first: Tape, second: Tape) -> Iterator[Change]:
     if pair.subject.algorithm.noise_at_clients():
         for query, other in queries:
             sent = Tensors(), Tensors()
-            if pair.subject.trial.task.trust == "silo":
+            if pair.subject.task.trust == "silo":
                 sent = query.plain.sent, other.plain.sent
             yield _change(pair, query.round, *sent, [(query, other)], 1)
         return
@@ -501,7 +489,7 @@ def _change(
 
 def _is_in_sample(pair: Pair, query: Query) -> bool:
     """Return whether the unit in which the worlds differ is in the Poisson sample of a query."""
-    if pair.subject.trial.task.unit != "client" or pair.draw.way != "removed":
+    if pair.subject.task.unit != "client" or pair.draw.way != "removed":
         return query.sampled
     # Clients.poisson samples whole clients by the first number of this stream.
     stream = Seeds(pair.draw.seed).keystream(
@@ -537,7 +525,7 @@ def _norms_beyond_rounding(
         steps: the number of steps that the tensors are sums over.
     """
     assert pair.subject.plan is not None
-    units = pair.whole.units(pair.subject.trial.task.unit)
+    units = pair.whole.units(pair.subject.task.unit)
     most = pair.subject.plan.sensitivity * units * steps
     beyond = norms_apart(tensors, others)
     for name, norm in beyond.items():

@@ -118,10 +118,15 @@ class Subject:
         return self.trial.plan
 
     @property
+    def task(self) -> Task:
+        """The public facts of the cell."""
+        return self.trial.task
+
+    @property
     def setting(self) -> str:
         """Unit and trust, as a table names them."""
         if self.plan is not None:
-            return f"{self.trial.task.unit}, {self.trial.task.trust}"
+            return f"{self.task.unit}, {self.task.trust}"
         return "not private"
 
     @cached_property
@@ -134,7 +139,7 @@ class Subject:
         return build_algorithm(
             self.trial.cell.algorithm,
             self.trial.cell.params,
-            self.trial.task,
+            self.task,
         )
 
     def cohorts(
@@ -180,6 +185,30 @@ class Subject:
     def first(self) -> Training:
         """The training that most checks look at."""
         return self.train()
+
+    def answers(self, product: Product, *, personal: bool = True) -> Tensor:
+        """Return what a generator or classifier returns for fixed questions.
+
+        Args:
+            product: the generator or classifier.
+            personal: whether the versions of all clients answer, too, if it has some.
+
+        Returns:
+            Rows ``[n, d]`` of a generator, or probabilities ``[n, C]`` of a classifier.
+        """
+        labels = torch.arange(self.data.classes).repeat(2)
+        x = torch.from_numpy(self.data.x_test[:20])
+        versions = [product]
+        if personal and is_personal(product):
+            versions += [own(product, client) for client in range(self.task.clients)]
+        answers = []
+        for version in versions:
+            if is_classifier(version):
+                answer = version.probabilities(x)
+            else:
+                answer = version.sample(labels, torch.Generator().manual_seed(0))
+            answers.append(torch.as_tensor(answer))
+        return torch.cat(answers)
 
 
 def shortened(name: str, params: Sequence[str], *, quick: bool) -> dict[str, Any]:
@@ -288,12 +317,12 @@ def with_size(subject: Subject, clients: int, features: int | None) -> Subject:
     """
     if features is not None and features != subject.data.dim:
         data = _rotated(subject.data, features)
-        task = replace(subject.trial.task, dim=features)
+        task = replace(subject.task, dim=features)
         if task.public is not None:
             task = replace(task, public=data.public)
         subject = _with_task(replace(subject, data=data), task) or subject
-    if clients != subject.trial.task.clients:
-        subject = _with_task(subject, replace(subject.trial.task, clients=clients)) or subject
+    if clients != subject.task.clients:
+        subject = _with_task(subject, replace(subject.task, clients=clients)) or subject
     return subject
 
 
@@ -350,30 +379,3 @@ def equal(first: Tensor, second: Tensor) -> bool:
     Another check finds numbers that are not finite.
     """
     return torch.allclose(first, second, rtol=0, atol=0, equal_nan=True)
-
-
-def answers_of(product: Product, data: Embeddings, clients: int) -> Tensor:
-    """Return what a generator or classifier returns for fixed questions.
-
-    Args:
-        product: the generator or classifier; of a personal one, the versions of all clients
-            answer, too.
-        data: the data set, which gives the labels to generate or the rows to classify.
-        clients: the number of clients.
-
-    Returns:
-        Rows ``[n, d]`` of a generator, or probabilities ``[n, C]`` of a classifier.
-    """
-    labels = torch.arange(data.classes).repeat(2)
-    x = torch.from_numpy(data.x_test[:20])
-    versions = [product]
-    if is_personal(product):
-        versions += [own(product, client) for client in range(clients)]
-    answers = []
-    for version in versions:
-        if is_classifier(version):
-            answer = version.probabilities(x)
-        else:
-            answer = version.sample(labels, torch.Generator().manual_seed(0))
-        answers.append(torch.as_tensor(answer))
-    return torch.cat(answers)
