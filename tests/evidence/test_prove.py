@@ -21,7 +21,7 @@ from fedsim.privacy.accountant import counted_by, epsilon, rdp_epsilon
 from fedsim.privacy.mechanism import Mechanism
 from fedsim.results.columns import Row, large_deltas
 from fedsim.results.generators import load_generator
-from fedsim.results.join import RunResults, read_results
+from fedsim.results.join import read_results
 
 PRIVATE = [name for name in SHIPPED if lookup(name).private]
 
@@ -31,6 +31,9 @@ MECHANISMS = [
     (Mechanism(0.8, 0.01, 200),),
     (Mechanism(40.0, 0.5, 1000),),
 ]
+
+
+SECRET = {"privacy": {"noise": "secret"}}
 
 
 @cache
@@ -269,13 +272,15 @@ def test_clients_of_each_partition_compose_by_themselves(
     assert len(list(together(rows))) == sentences
 
 
-def test_verify_says_what_all_releases_cost(
-    bench,
-    folder: Path,
-    command,
-) -> None:
-    secret = {"privacy": {"noise": "secret"}, "epsilon": [1.0, 4.0], "seeds": [0, 1]}
-    run = bench(small_grid("dp-gaussian", **secret), "run")
+def shown(folder: Path) -> str:
+    """Return what the proofs of a run say, on one line."""
+    results = read_results(folder)
+    proofs = Proofs("run", tuple(proofs_of(results.every_row(), results)))
+    return " ".join(repr(proofs).split())
+
+
+def test_verify_says_what_all_releases_cost(bench, command) -> None:
+    run = bench(small_grid("dp-gaussian", epsilon=[1.0, 4.0], seeds=[0, 1], **SECRET), "run")
     verified = " ".join(command("verify", str(run.folder)).stdout.split())
     assert "4 generators of digits[:200] may be released, each under its ε" in verified
     assert "all of them together cost ε = " in verified
@@ -284,41 +289,25 @@ def test_verify_says_what_all_releases_cost(
 
 
 def test_equal_cells_are_one_release(bench) -> None:
-    secret = {"privacy": {"noise": "secret"}, "epsilon": [1.0, 4.0]}
-    one_alpha = read_results(bench(small_grid("dp-gaussian", **secret), "one").folder)
-    two_alphas = small_grid("dp-gaussian", alpha=[0.5, 1.0], **secret)
-    results = read_results(bench(two_alphas, "two").folder)
-    assert len(results.rows) == 4
-
-    def cost(results: RunResults) -> str:
-        shown = repr(Proofs("run", tuple(proofs_of(results.every_row(), results))))
-        return " ".join(shown.split()).partition("results proved")[2].partition("2 generators")[2]
-
-    assert "all of them together cost ε = " in cost(results)
-    assert cost(results) == cost(one_alpha)
+    keys = {"epsilon": [1.0, 4.0], **SECRET}
+    one = shown(bench(small_grid("dp-gaussian", **keys), "one").folder)
+    two = shown(bench(small_grid("dp-gaussian", alpha=[0.5, 1.0], **keys), "two").folder)
+    assert "4 of 4 results proved" in two
+    _, _, cost = one.partition("2 generators")
+    assert "all of them together cost ε = " in cost
+    assert two.endswith(cost)
 
 
 def test_one_shared_training_needs_no_composition(bench) -> None:
-    grid = small_grid(
-        "dp-gaussian",
-        alpha=[0.5, 1.0],
-        privacy={"noise": "secret"},
-    )
-    results = read_results(bench(grid).folder)
-    proofs = Proofs("run", tuple(proofs_of(results.every_row(), results)))
-    assert "2 of 2 results proved" in repr(proofs)
-    assert "together" not in repr(proofs)
+    text = shown(bench(small_grid("dp-gaussian", alpha=[0.5, 1.0], **SECRET)).folder)
+    assert "2 of 2 results proved" in text
+    assert "together" not in text
 
 
 def test_search_is_proved_composed_and_released(bench, tmp_path: Path) -> None:
     tune = {"trials": 2, "curves": ["tuned", "free"]}
     entry = quick("dp-gaussian") | {"tune": {"radius": [0.5, 0.8]}}
-    grid = small_grid(
-        entry,
-        epsilon=[4.0, 8.0],
-        privacy={"noise": "secret"},
-        tune=tune,
-    )
+    grid = small_grid(entry, epsilon=[4.0, 8.0], tune=tune, **SECRET)
     folder = bench(grid).folder
     results = read_results(folder)
     rows = results.rows
