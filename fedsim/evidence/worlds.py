@@ -1,15 +1,16 @@
 """Trainings whose clients are watched, or are given the noisy outputs of another training.
 
-Every query that a mechanism answers goes through three methods of
-:class:`fedsim.methods.clients.Clients`: all noise of clients is drawn in ``add_noise``, all Poisson
-samples in ``poisson``, and all random numbers for rows in ``draws``. So whoever watches these
-methods sees every query. Two draws of :class:`fedsim.methods.local_training.LocalTraining` are not
-seen: who takes part in a round, and what a local step draws for its rows. They do not matter,
-because an update is clipped whole, whatever it was computed from.
+Every query that a mechanism answers goes through methods of
+:class:`fedsim.methods.clients.Clients`. All noise of clients is drawn in ``add_noise``, all Poisson
+samples in ``poisson``, and all random numbers for examples in ``drawn`` and ``draws``. So whoever
+watches these methods sees every query. Two draws of
+:class:`fedsim.methods.local_training.LocalTraining` are not seen: who takes part in a round, and
+what a local step draws for its examples. They do not matter, because an update is clipped whole,
+whatever it was computed from.
 
 A second world can be *forced*: its queries are recorded, and in place of its own noisy answers it
 gets those of the first world. Two worlds that differ in one unit then see the same outputs, as in
-the definition of differential privacy, and what still differs between them are the queries.
+the definition of differential privacy. Only the queries still differ between them.
 """
 
 from __future__ import annotations
@@ -34,7 +35,8 @@ from fedsim.training.state import copied, nested
 HIDDEN_STREAM = 2**31
 """The number of the stream from which a hidden unit's random numbers are drawn.
 
-It is no client's number, so the other rows get the same random numbers with and without the unit.
+It is no client's number, so the other examples get the same random numbers with the unit and
+without it.
 """
 
 
@@ -129,13 +131,13 @@ class Tape:
 
 @dataclass(frozen=True)
 class Hidden:
-    """A row or a group of rows of a client that the other world lacks.
+    """An example or a group of examples of a client that the other world lacks.
 
     Attributes:
         client: the number of its client.
-        sampled: ``chance`` samples it as every unit; ``every`` and ``first`` put it into every
-            Poisson sample, or into the first one only. With ``alone`` every sample is all rows of
-            its client and of no other, in both worlds.
+        sampled: which Poisson samples have it. ``chance`` samples it as every unit; ``every`` and
+            ``first`` put it into every sample, or into the first one only. With ``alone`` every
+            sample is all examples of its client and of no other, in both worlds.
         position: where it stands among its client's units: 0 is first, 1 is last.
         present: whether this world has it.
     """
@@ -176,13 +178,13 @@ class Hidden:
 
 @dataclass(frozen=True)
 class RowBlock:
-    """The last rows of a client, which no Poisson sample holds after the first ``steps``.
+    """The last examples of a client, which no Poisson sample holds after the first ``steps``.
 
-    Later queries must not depend on these rows.
+    Later queries must not depend on these examples.
 
     Attributes:
         client: the number of the client.
-        start: the number of the first row of the block.
+        start: the number of the first example of the block.
         steps: the number of samples that may hold the block.
     """
 
@@ -197,7 +199,7 @@ class WatchedClients(Clients):
 
     Attributes:
         tape: what they did.
-        hidden: the unit, or the block of rows, in which two worlds differ.
+        hidden: the unit, or the block of examples, in which two worlds differ.
         script: the tape of another world, whose noisy outputs they are given; None for their own.
     """
 
@@ -309,7 +311,7 @@ class WatchedClients(Clients):
         position: int,
         rows: Tensor,
     ) -> Tensor:
-        """Return the rows sampled of the hidden unit's client, of which ``rows`` were drawn."""
+        """Return the examples sampled of the hidden unit's client, of which ``rows`` were drawn."""
         units = rows
         if self.groups is not None:
             units = torch.unique_consecutive(self.groups[position][rows])
@@ -322,7 +324,7 @@ class WatchedClients(Clients):
         round_: int,
         shapes: Mapping[str, tuple[int, ...]],
     ) -> list[Tensors]:
-        """Return the random numbers of a batch; its rows of the hidden unit get their own."""
+        """Return the random numbers of a batch; its examples of the hidden unit get their own."""
         draws = []
         for position, numbers in enumerate(rows):
             hidden = self._hidden_rows(position, self.units(position))
@@ -337,7 +339,7 @@ class WatchedClients(Clients):
         round_: int,
         shapes: Mapping[str, tuple[int, ...]],
     ) -> Tensors:
-        """Return standard normal draws ``[rows, ...]`` by name, for all rows of one member."""
+        """Return standard normal draws ``[rows, ...]`` by name, for all examples of one member."""
         position = self.members.index(client)
         units = rows
         if self.groups is not None:
@@ -352,27 +354,27 @@ class WatchedClients(Clients):
         round_: int,
         shapes: Mapping[str, tuple[int, ...]],
     ) -> Tensors:
-        """Return standard normal draws ``[n, ...]`` by name for rows of one member.
+        """Return standard normal draws ``[n, ...]`` by name for examples of one member.
 
         Those of the hidden unit come from a stream of their own and do not move the others'.
 
         Args:
             client: the number of the member.
-            is_hidden: whether each row is the hidden unit's, ``[n]``.
+            is_hidden: whether each example is the hidden unit's, ``[n]``.
             round_: the number of the step.
-            shapes: by name, the shape of one row's draws.
+            shapes: by name, the shape of one example's draws.
         """
         count = int(is_hidden.sum())
         others = super().draws(client, len(is_hidden) - count, round_, shapes)
         if not count:
             return others
         of_hidden = super().draws(HIDDEN_STREAM, count, round_, shapes)
-        # Where each row is found if those of the hidden unit are put behind the others.
+        # Where each example is found if those of the hidden unit are put behind the others.
         places = is_hidden.to(torch.uint8).argsort(stable=True).argsort()
         return {name: torch.cat([others[name], of_hidden[name]])[places] for name in shapes}
 
     def _hidden_rows(self, position: int, units: int) -> Tensor:
-        """Return the hidden unit's rows among those of a member; none if it has no such unit.
+        """Return the hidden unit's examples among those of a member; none if it has no such unit.
 
         Args:
             position: the position of the member.
@@ -436,9 +438,9 @@ def watched(
 
     Args:
         spec: the cohort.
-        x: the rows of the data set.
+        x: the examples of the data set.
         y: their labels.
-        hidden: the unit, or the block of rows, in which two worlds differ.
+        hidden: the unit, or the block of examples, in which two worlds differ.
         script: the tape of another world, whose noisy outputs the clients are given.
     """
     return Cohort(

@@ -39,7 +39,7 @@ They follow Carlini et al. 2022 (arXiv 2112.03570).
 RESAMPLES = 400
 """The number of bootstrap samples."""
 PER_CLASS = 200
-"""The number of synthetic rows of each class that the adversary sees."""
+"""The number of synthetic embeddings of each class that the adversary sees."""
 
 Floats = NDArray[np.float64]
 Bools = NDArray[np.bool_]
@@ -47,7 +47,7 @@ Bools = NDArray[np.bool_]
 
 @dataclass(frozen=True)
 class Estimate:
-    """A number and its 95 % interval, by the bootstrap over rows (Efron 1979)."""
+    """A number and its 95 % interval, by the bootstrap over examples (Efron 1979)."""
 
     value: float
     low: float
@@ -58,11 +58,11 @@ class Estimate:
 
 
 def membership(scores: Floats, inside: Bools) -> tuple[Estimate, ...]:
-    """Estimate how well the scores of rows say which rows were trained on.
+    """Estimate how well the scores of examples say which examples were trained on.
 
     Args:
-        scores: a score per row, ``[n]``; high if the row is like the synthetic ones.
-        inside: whether each row was trained on, ``[n]``.
+        scores: a score per example, ``[n]``; high if the example is like the synthetic ones.
+        inside: whether each example was trained on, ``[n]``.
 
     Returns:
         The area under the ROC curve, and the rate of true positives at each of
@@ -95,17 +95,18 @@ def scores_of(
     x: NDArray[np.float32],
     y: NDArray[np.int64],
 ) -> dict[str, Floats]:
-    """Return two scores of each row against the synthetic rows of its label.
+    """Return two scores of each example against the synthetic embeddings of its label.
 
     Args:
-        synthetic: synthetic rows ``[m, d]``.
+        synthetic: synthetic embeddings ``[m, d]``.
         labels: their labels ``[m]``.
-        x: the rows to score ``[n, d]``.
+        x: the examples to score ``[n, d]``.
         y: their labels ``[n]``.
 
     Returns:
-        ``likelihood``: the log density of each row under a Gaussian of the synthetic rows.
-        ``nearest synthetic row``: minus the distance to the nearest one. Both ``[n]``.
+        Two arrays ``[n]``. ``likelihood`` is the log density of each example under a Gaussian of
+        the synthetic embeddings. ``nearest synthetic row`` is minus the distance to the nearest
+        one.
     """
     nearness = np.zeros(len(x))
     likelihood = np.zeros(len(x))
@@ -114,7 +115,7 @@ def scores_of(
         rows = synthetic[labels == label].astype(float)
         nearness[of_label] = -cdist(x[of_label].astype(float), rows).min(1)
         covariance = np.cov(rows.T, bias=True)
-        # A small multiple of the identity, so that few rows have a density in many dimensions.
+        # With a multiple of the identity, few embeddings have a density in many dimensions.
         variance = 0.1 * covariance.trace() / len(covariance) + 1e-9
         covariance += variance * np.eye(len(covariance))
         likelihood[of_label] = multivariate_normal(rows.mean(0), covariance).logpdf(x[of_label])
@@ -195,14 +196,14 @@ def rows_of(
     trial: Trial,
     views: Mapping[str, Embeddings],
 ) -> tuple[NDArray[np.float32], NDArray[np.int64], Bools]:
-    """Return the data set of a cell, and which of its rows the cell trained on.
+    """Return the data set of a cell, and which of its examples the cell trained on.
 
     Args:
         trial: the cell.
         views: data sets by key.
 
     Returns:
-        Rows ``[n, d]``, labels ``[n]``, and whether each row was trained on ``[n]``.
+        Examples ``[n, d]``, labels ``[n]``, and whether each example was trained on ``[n]``.
     """
     cell = trial.cell
     site = cell.evaluation.unseen
@@ -211,7 +212,7 @@ def rows_of(
         trained = np.ones(len(data.y_train), bool)
     else:
         # A site is left out only where clients see values as they are, so the whole data set has
-        # the rows of the site and of all others.
+        # the examples of the site and of all others.
         data = views[cell.dataset.key]
         trained = data.others(str(cell.partition.column), site)
     x = np.concatenate([data.x_train, data.x_test])

@@ -1,7 +1,7 @@
 """The white-box audit: how well an adversary who sees everything tells whether a unit took part.
 
-The unit (the *canary*) is a row, a group of rows, or the last client. Trainings run in pairs,
-without and with it. Each training runs the real rounds of all clients in up to three worlds:
+The unit (the *canary*) is an example, a group of examples, or the last client. Trainings run in
+pairs, without and with it. Each training runs the real rounds of all clients in up to three worlds:
 
 * The *live* world has the canary or not, and draws its own noise.
 * The *absent* world is without the canary.
@@ -59,15 +59,15 @@ from fedsim.training.rounds import train
 from fedsim.training.state import copied
 
 ROW_DIM = 16
-"""The dimension of the made-up rows."""
+"""The dimension of the made-up examples."""
 AUDIT_CLASSES = 2
-"""The number of classes of the made-up rows."""
+"""The number of classes of the made-up examples."""
 AUDIT_CLIENTS = 2
 """The number of clients; the last one is the canary or holds it."""
 OTHER_ROWS = 2
-"""The number of rows of each client beside the canary.
+"""The number of examples of each client beside the canary.
 
-The adversary knows these rows, so few of them are as good as many, and faster.
+The adversary knows these examples, so few of them are as good as many, and faster.
 """
 SHORT: dict[str, Any] = {
     "rounds": 6,
@@ -86,7 +86,7 @@ The noise is solved for these values.
 MOST_ADDED = 1.001
 """What a canary may add, in units of the claimed sensitivity; rounding explains no more."""
 UNIT_ROWS: dict[Unit, int] = {"example": 1, "group": 4, "client": 32}
-"""The number of rows of a canary; those of a client are so many that few samples are empty."""
+"""The number of examples of a canary; those of a client are so many that few samples are empty."""
 CLIPS = (1.0, 0.1, 0.01)
 """Shares of the clip norm that are tried until a canary adds enough.
 
@@ -131,7 +131,7 @@ class Setting:
 
     @cached_property
     def others(self) -> list[tuple[Rows, Labels]]:
-        """Each client's rows and labels beside the canary; a client that is the canary has none."""
+        """Each client's examples and labels beside the canary; none for a client that is one."""
         stream = np.random.default_rng(0)
         others = []
         for client in range(self.task.clients):
@@ -225,7 +225,7 @@ class Canary(NamedTuple):
     """A unit that the adversary looks for.
 
     Attributes:
-        x: rows ``[n, d]`` of norm 1.
+        x: examples ``[n, d]`` of norm 1.
         y: their labels ``[n]``.
     """
 
@@ -489,9 +489,9 @@ def _log_ratio(step: Step) -> float:
 
 
 def _canaries(setting: Setting) -> Iterator[Canary]:
-    """Yield canaries of equal rows of norm 1, in three directions and of every label.
+    """Yield canaries of equal examples of norm 1, in three directions and of every label.
 
-    The directions are a single feature, a random one, and the one against the other rows.
+    The directions are a single feature, a random one, and the one against the other examples.
     """
     task = setting.task
     count = UNIT_ROWS[task.unit]
@@ -549,7 +549,7 @@ class TrainingPair(NamedTuple):
 def pair(setting: Setting, canary: Canary, number: int) -> TrainingPair:
     """Train without and with the canary and return what both trainings showed.
 
-    Each has its own noise, samples and random numbers for rows. Everything else, such as the
+    Each has its own noise, samples and random numbers for examples. Everything else, such as the
     initial weights, is the same and known to the adversary.
     """
     shown = []

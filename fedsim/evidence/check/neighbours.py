@@ -1,7 +1,7 @@
 """Random pairs of neighbouring worlds, and trainings in them.
 
 A *world* is a small data set in the hands of clients. Two worlds are neighbours if they differ in
-one unit: a row, a group of rows, or a client. A :class:`Draw` says how two worlds differ,
+one unit: an example, a group of examples, or a client. A :class:`Draw` says how two worlds differ,
 :func:`pair_of` makes both of them, and :func:`begin_training` starts a training in one of them.
 """
 
@@ -37,15 +37,15 @@ from fedsim.training.rounds import RoundRecord, Trained
 from fedsim.training.state import Checkpoint, nested
 
 MOST_ROWS = 3000
-"""The most rows of a client, of which a few thousand hide that a cap or a counter is missing."""
+"""The most examples of a client, so many that a cap on their number or a counter shows."""
 BASE_ROWS = 50
-"""Rows of a client in the small cell."""
+"""The number of examples of a client in the small cell."""
 FEW_ROWS = 4
-"""Rows of a client of whose sum a single row is a large part."""
+"""A number of examples of a client at which a single one is a large part of their sum."""
 COPIES = (1, 3, 12)
-"""How often a row may be repeated, as repeated rows point where a bound on their mean breaks."""
+"""How often an example may be repeated; repeated ones show a bound that holds for a mean only."""
 MOST_OF_A_GROUP = 40
-"""The most rows of a group."""
+"""The most examples of a group."""
 FEWEST_CLIENTS = CHECKED_CLIENTS
 """The fewest clients of a world, the number of the small cell."""
 MOST_CLIENTS = 12
@@ -55,7 +55,7 @@ FEW_FEATURES = 16
 MAGNITUDES = (0.0, 0.01, 1.0, 100.0)
 """What an ordinary unit adds, in units of the clip norm: nothing, too little to clip, and more."""
 NEAR_ZERO = 0.01
-"""The share of the initial weights at which the gradients of rows follow the rows."""
+"""The share of the initial weights at which the gradient of an example points along it."""
 MORE_ROUNDS = 2
 """The number of rounds that a random pair runs besides the first round of every phase."""
 FINITE_FIX = "bound every number before it is sent, so that no example makes it infinite or NaN"
@@ -64,12 +64,12 @@ UNCLIPPED = 1e6
 BARELY = 1.01
 """The factor on a norm at which a contribution of that norm is just not clipped."""
 TRIED_ROWS = 12
-"""The number of rows of which :func:`levels_of` measures what each of them adds."""
+"""The number of examples for which :func:`levels_of` measures what each of them adds."""
 
 FloatRows = NDArray[np.float32]
 Labels = NDArray[np.int64]
 ClientRows = dict[int, tuple[FloatRows, Labels]]
-"""Rows ``[n, d]`` and labels ``[n]`` by client number."""
+"""Examples ``[n, d]`` and labels ``[n]`` by client number."""
 Steps = Generator[RoundRecord, None, Trained]
 """A training that is under way: a record per round, and the outcome."""
 
@@ -79,33 +79,33 @@ class Draw:
     """How two worlds differ in one unit; the defaults describe an ordinary difference.
 
     Attributes:
-        way: ``removed`` takes the unit out of the other world. ``replaced`` swaps it there for
-            another of any size: a client, or half of a client's rows. No bound holds for that, but
-            those rows are in no Poisson sample, or in the first one only, so nothing may change
-            outside these samples. ``resampled`` draws other samples of clients.
+        way: how the other world is made. ``removed`` takes the unit out. ``replaced`` swaps it for
+            another one of any size: a client, or half of a client's examples. No bound holds for
+            that, but those examples are in no Poisson sample, or in the first one only, so nothing
+            may change outside these samples. ``resampled`` draws other samples of clients.
         client: the number of the client that is the unit or holds it.
-        size: rows beside the unit, or of the client that is the unit.
-        others: rows of the other clients, by turns.
-        copies: how often each row beside the unit is repeated; the rows of the unit if it is a
-            group.
-        large: the share of the rows beside the unit that add the most of :data:`TRIED_ROWS` rows;
-            the rest adds the least. None takes rows of the data.
-        label: the label of the unit. None takes that of the last row beside it, or for a client
-            those of the data.
-        alike: whether all rows beside the unit have its label.
-        direction: where the unit's rows point.
-        magnitude: the most that an ordinary unit adds, in units of the clip norm; at 0 the rows of
-            the unit are zero.
+        size: the number of examples beside the unit, or of the client that is the unit.
+        others: the numbers of examples of the other clients, by turns.
+        copies: how often each example beside the unit is repeated. For a group it is the number of
+            its examples, too.
+        large: the share of the examples beside the unit that add the most among
+            :data:`TRIED_ROWS` examples; the others add the least. None takes examples of the data.
+        label: the label of the unit. None takes the label of the last example beside it, or for a
+            client the labels of the data.
+        alike: whether all examples beside the unit have its label.
+        direction: where the examples of the unit point.
+        magnitude: the most that an ordinary unit adds, in units of the clip norm. At 0 the examples
+            of the unit are zero.
         position: where the unit stands among its client's: 0 is first, 1 is last.
-        sampled: the Poisson samples that hold the unit. With ``alone`` every sample is all rows of
-            its client and of no other.
+        sampled: the Poisson samples that hold the unit. With ``alone`` every sample is all examples
+            of its client and of no other.
         client_rate: the rate at which clients are sampled, where an algorithm has this parameter
             and its default samples all of them.
         weights: the share of the initial weights that the server starts from; a bound holds for
             any weights.
         rounds: the rounds that are run beside the first of every phase, modulo their number.
-        seed: the seed of rows, noise and samples.
-        clients: the number of clients of the task, each with rows.
+        seed: the seed of examples, noise and samples.
+        clients: the number of clients of the task, each with examples.
         features: the number of features; None for that of the data.
     """
 
@@ -244,7 +244,7 @@ CORPUS: dict[str, dict[str, Draw]] = {
 }
 """Draws that found known faults (``tests/broken``), by their names and by what the unit is.
 
-The key ``row`` is for units that are a row or a group. Every search begins with these draws.
+The key ``row`` is for units that are an example or a group. Every search begins with these draws.
 """
 
 
@@ -313,9 +313,9 @@ class World:
     """A data set in the hands of clients.
 
     Attributes:
-        rows: each client's rows ``[n, d]`` and labels ``[n]``.
-        hidden: the unit, or the block of rows, in which two worlds differ; None if it is a client.
-        size: rows of the hidden unit.
+        rows: each client's examples ``[n, d]`` and labels ``[n]``.
+        hidden: the unit or the block of examples in which two worlds differ; None for a client.
+        size: the number of examples of the hidden unit.
         secret: what the secret streams of clients are drawn from; None for the seed of the pair.
     """
 
@@ -325,15 +325,15 @@ class World:
     secret: int | None = None
 
     def units(self, unit: str) -> int:
-        """Return the number of clients, or of rows, which is at least the number of units."""
+        """Return the number of clients, or of examples, which is at least the number of units."""
         if unit == "client":
             return len(self.rows)
         return sum(len(y) for _, y in self.rows.values())
 
     def groups_of(self, client: int) -> Labels:
-        """Return the number of the group that each row of a client belongs to, shape ``[n]``.
+        """Return the number of the group that each example of a client belongs to, shape ``[n]``.
 
-        The hidden unit is one group. All other rows form groups of :data:`ROWS_OF_A_GROUP` rows.
+        The hidden unit is one group. All other groups have :data:`ROWS_OF_A_GROUP` examples.
         """
         hidden = self.hidden
         rows = len(self.rows[client][1])
@@ -378,9 +378,10 @@ class Levels(NamedTuple):
     """What single units add to the first step of a training in which nothing is clipped.
 
     Attributes:
-        x: rows ``[n, d]``.
+        x: examples ``[n, d]``.
         y: their labels ``[n]``.
-        norms: what each row adds, or each client where the unit is one, in units of the clip norm.
+        norms: what each example adds in units of the clip norm; what each client adds if the unit
+            is a client.
     """
 
     x: FloatRows
@@ -395,8 +396,8 @@ def levels_of(
 ) -> Levels | None:
     """Measure what each of a few units adds to the first step if nothing is clipped.
 
-    A unit that is a row or a group is tried as the only row of the only client. A unit that is a
-    client is tried with all its rows as the only client.
+    A unit that is an example or a group is tried as the only example of the only client. A client
+    is tried with all its examples as the only client.
 
     Args:
         subject: the small cell.
@@ -443,9 +444,9 @@ def _norm_added(
     world: World,
     first: Round,
 ) -> float:
-    """Return the norm of what the rows of a world change in the first step."""
+    """Return the norm of what the examples of a world change in the first step."""
     with_unit = _first_step(subject, weights, world, first)
-    # Compared with clients without rows, so that constants are not counted as a unit's.
+    # Compared with clients without examples, so that constants are not counted as a unit's.
     empty = World({client: (x[:0], y[:0]) for client, (x, y) in world.rows.items()})
     without = _first_step(subject, weights, empty, first)
     return math.hypot(*norms_apart(with_unit, without).values())
@@ -555,7 +556,7 @@ def _worlds_of_clients(
     y: Labels,
     stream: np.random.Generator,
 ) -> tuple[World, World]:
-    """Return two worlds that differ in a client, which has the rows ``x`` with labels ``y``."""
+    """Return two worlds that differ in a client, which has the examples ``x`` with labels ``y``."""
     if len(x):
         x = _directed(draw, x, subject.data.x_train.mean(0), stream)
     if draw.label is not None:
@@ -578,7 +579,7 @@ def _worlds_of_rows(
     y: Labels,
     stream: np.random.Generator,
 ) -> tuple[World, World]:
-    """Return two worlds that differ in a row or a group beside rows ``x`` with labels ``y``."""
+    """Return two worlds that differ in an example or a group beside ``x`` with labels ``y``."""
     data = subject.data
     label = draw.label
     if label is None:
@@ -614,7 +615,7 @@ def _worlds_with_other_block(
     y: Labels,
     classes: int,
 ) -> tuple[World, World]:
-    """Return two worlds that differ in half of a client's rows, which few samples or none hold."""
+    """Return two worlds that differ in half of a client's examples, which few samples hold."""
     start = len(x) // 2 // ROWS_OF_A_GROUP * ROWS_OF_A_GROUP
     block = RowBlock(draw.client, start, int(draw.sampled == "first"))
     other_x = np.concatenate([x[:start], -x[start:]])
@@ -629,12 +630,12 @@ def _directed(
     mean: FloatRows,
     stream: np.random.Generator,
 ) -> FloatRows:
-    """Return rows of norm 1 that point where the draw says; zero rows if its magnitude is 0.
+    """Return examples of norm 1 that point where the draw says; zeros if its magnitude is 0.
 
     Args:
         draw: names the direction.
-        class_rows: rows ``[n, d]`` for the direction ``class mean``; as many are returned.
-        mean: the mean row ``[d]`` of the batch.
+        class_rows: examples ``[n, d]`` for the direction ``class mean``; as many are returned.
+        mean: the mean example ``[d]`` of the batch.
         stream: random numbers.
     """
     shape = class_rows.shape
@@ -662,7 +663,7 @@ def begin_training(
     Args:
         subject: the small cell.
         draw: gives the seed and the weights that the server starts from.
-        world: the rows of the clients.
+        world: the examples of the clients.
         schedule: the rounds that are run.
         script: another world's tape, whose noisy outputs this training is given.
 

@@ -427,7 +427,7 @@ def resume(subject: Subject) -> str:
 def restored(subject: Subject) -> str:
     """Check that a generator made from the state that a run keeps is the same generator.
 
-    It is made without public rows, because a run does not keep these.
+    It is made without public examples, because a run does not keep these.
 
     Raises:
         Fault: the restored generator draws other embeddings.

@@ -16,7 +16,6 @@ from itertools import chain
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from fedsim.device import bytes_of
 from fedsim.evidence.check.neighbours import (
@@ -124,7 +123,7 @@ def sensitivity(subject: Subject) -> str:
 
 
 def check_samples(subject: Subject) -> None:
-    """Check that rows are sampled by fedsim's streams, at the claimed rate, anew for every step.
+    """Check that every step samples its examples anew, by fedsim's streams, at the claimed rate.
 
     Raises:
         Fault: a sample is drawn twice, is missing, or has another rate than the plan claims.
@@ -219,15 +218,14 @@ class Observation:
 
     Attributes:
         tape: what its clients did.
-        answers: what its generator or classifier returns for fixed questions.
-        shares: its label shares; empty if it has none.
+        answers: what its generator or classifier returns for fixed questions, and its label shares
+            if it has some.
         state: the tensors that a run keeps of it.
         ledger: what it spent.
     """
 
     tape: Tape
-    answers: Tensor
-    shares: Tensor
+    answers: Tensors
     state: Tensors
     ledger: Ledger
 
@@ -248,18 +246,18 @@ def observe(pair: Pair, world: World, script: Tape | None = None) -> Observation
         steps, tape = begin_training(subject, pair.draw, world, pair.rounds, script)
         _, trained = rounds.to_the_end(steps)
         # A result may ask for the version of a client that is not there.
-        answers = subject.answers(trained.made, personal=pair.has_same_clients)
+        product = subject.answers(trained.made, personal=pair.has_same_clients)
     except Divergence as error:
         raise Fault(f"{pair.words}: {error}", PUBLIC_FIX) from error
     except (Exception, SystemExit) as error:
         raise Fault(f"{pair.words}: {blame(error, subject)}", PUBLIC_FIX) from error
-    shares = torch.zeros(0)
+    answers = {"what the result generates or predicts": product}
     if trained.shares is not None:
-        shares = torch.from_numpy(trained.shares)
+        answers["label_counts"] = torch.from_numpy(trained.shares)
     # Diagnostics are not compared, and may be what cannot be pickled.
     for number, message in tape.messages.items():
         tape.messages[number] = replace(message, diagnostics={})
-    return Observation(tape, answers, shares, trained.state, trained.ledger)
+    return Observation(tape, answers, trained.state, trained.ledger)
 
 
 def largest_change(pair: Pair, first: Observation, second: Observation) -> float:
@@ -373,32 +371,37 @@ def _check_results(words: str, first: Observation, second: Observation) -> None:
     """Raise a fault if what a training leaves differs, though all noisy outputs are equal."""
     if first.ledger != second.ledger:
         raise Fault(f"{words} changes the ledger", FREE_FIX)
+    state = first.state, second.state
     differing = [
-        f"'{name}' in what is kept of a training"
-        for name in {**first.state, **second.state}
-        if not _have_same_bits(first.state.get(name), second.state.get(name))
+        f"'{name}' in what is kept of a training" for name in _differing(*state, bits=True)
     ]
-    for name, value, other in (
-        ("what the result generates or predicts", first.answers, second.answers),
-        ("label_counts", first.shares, second.shares),
-    ):
-        if value.shape != other.shape or not torch.allclose(
-            value,
-            other,
-            atol=1e-5,
-            rtol=1e-4,
-            equal_nan=True,
-        ):
-            differing.append(name)
+    differing += _differing(first.answers, second.answers, bits=False)
     for name in differing:
         raise Fault(f"{words} changes {name}, although all noisy outputs are equal", FREE_FIX)
 
 
-def _have_same_bits(value: Tensor | None, other: Tensor | None) -> bool:
-    """Return whether two tensors are equal bit by bit; what is not a number equals itself."""
-    if value is None or other is None or value.shape != other.shape:
-        return False
-    return np.array_equal(bytes_of(value), bytes_of(other))
+def _differing(tensors: Tensors, others: Tensors, *, bits: bool) -> list[str]:
+    """Return the names of tensors that differ, or that one side lacks.
+
+    Args:
+        tensors: those of one world.
+        others: those of the other one.
+        bits: whether they must be equal bit by bit; otherwise rounding may change them. NaN equals
+            itself.
+    """
+    differing = []
+    for name in {**tensors, **others}:
+        value = tensors.get(name)
+        other = others.get(name)
+        if value is None or other is None or value.shape != other.shape:
+            are_equal = False
+        elif bits:
+            are_equal = np.array_equal(bytes_of(value), bytes_of(other))
+        else:
+            are_equal = torch.allclose(value, other, atol=1e-5, rtol=1e-4, equal_nan=True)
+        if not are_equal:
+            differing.append(name)
+    return differing
 
 
 @dataclass(frozen=True)

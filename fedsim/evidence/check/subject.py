@@ -1,7 +1,7 @@
 """The small cell that an algorithm is checked on.
 
-It has 200 rows of digits and 4 clients, and its training takes a moment. Its public rows are made
-up, and the same in all worlds.
+It has 200 examples of digits and 4 clients, and its training takes a moment. Its public examples
+are made up, and the same in all worlds.
 """
 
 from __future__ import annotations
@@ -65,7 +65,7 @@ CELL: Mapping[str, Any] = {
 }
 """The small cell, as the keys of a grid file."""
 ROWS_OF_A_GROUP = 2
-"""The number of neighbouring rows of a client that form a group, where the unit is a group.
+"""The number of neighbouring examples of a client that form a group, where the unit is a group.
 
 The digits do not say who wrote them, so the groups are made up.
 """
@@ -194,7 +194,7 @@ class Subject:
             personal: whether the versions of all clients answer, too, if it has some.
 
         Returns:
-            Rows ``[n, d]`` of a generator, or probabilities ``[n, C]`` of a classifier.
+            Synthetic embeddings ``[n, d]``, or class probabilities ``[n, C]``.
         """
         labels = torch.arange(self.data.classes).repeat(2)
         x = torch.from_numpy(self.data.x_test[:20])
@@ -327,7 +327,7 @@ def with_size(subject: Subject, clients: int, features: int | None) -> Subject:
 
 
 def _rotated(data: Embeddings, features: int) -> Embeddings:
-    """Return the data set on ``features`` random orthogonal axes, with rows of norm 1."""
+    """Return the data set on ``features`` random orthogonal axes, with examples of norm 1."""
     stream = np.random.default_rng(0)
     orthogonal, _ = np.linalg.qr(stream.standard_normal((data.dim, features)))
     axes = orthogonal.astype(np.float32)
