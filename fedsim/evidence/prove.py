@@ -134,30 +134,29 @@ def prove(row: Row, line: Line, *, trust_plugin: bool = False) -> Proof:
         return Proof(row, "no claim")
     compared = _compare_with_algorithm(row, line, trust_plugin=trust_plugin)
     verdict: Verdict = "not proved"
-    faults = []
-    epsilon = None
     if line["cell"]["algorithm"] == EXTERNAL:
         # The ε of external samples is as stated by their author.
         if not compared.doubts:
-            return Proof(row, "no claim")
-    else:
-        try:
-            plan = _plan_of(line)
-            ran = _by_release(row.ran)
-            planned = _by_release(plan.mechanisms)
-            epsilon = _recompute_row(row, plan)
-            faults += _faults_of_epsilon(Proof(row, verdict, epsilon=epsilon).ratio or 0.0)
-            if not _are_alike(ran, planned):
-                faults.append("what ran is not what was planned")
-            if faults or compared.faults:
-                verdict = "differs"
-            elif not compared.doubts:
-                verdict = "proved"
-        except ValidationError as error:
-            faults.append(f"its plan cannot be read ({'; '.join(reasons(error))})")
-        except (ArithmeticError, TypeError, ValueError, MemoryError) as error:
-            # No training has such numbers.
-            faults.append(f"dp-accounting cannot compose its mechanisms ({unread(error)})")
+            verdict = "no claim"
+        return Proof(row, verdict, "; ".join(compared.doubts))
+    epsilon = None
+    try:
+        plan = _plan_of(line)
+        ran = _by_release(row.ran)
+        planned = _by_release(plan.mechanisms)
+        epsilon = _recompute_row(row, plan)
+        faults = _faults_of_epsilon(Proof(row, verdict, epsilon=epsilon).ratio or 0.0)
+        if not _are_alike(ran, planned):
+            faults.append("what ran is not what was planned")
+        if faults or compared.faults:
+            verdict = "differs"
+        elif not compared.doubts:
+            verdict = "proved"
+    except ValidationError as error:
+        faults = [f"its plan cannot be read ({'; '.join(reasons(error))})"]
+    except (ArithmeticError, TypeError, ValueError, MemoryError) as error:
+        # No training has such numbers.
+        faults = [f"dp-accounting cannot compose its mechanisms ({unread(error)})"]
     why = "; ".join([*faults, *compared.faults, *compared.doubts])
     return Proof(row, verdict, why, epsilon, compared.rebuilt)
 
