@@ -322,5 +322,10 @@ def findings_table(findings: Sequence[CheckResult], *, verbose: bool) -> Table:
         if result.fix:
             text += f"\nfix: {result.fix}"
         check = Text(result.check, no_wrap=True)
-        table.add_row(check, MARKS[result.passed], "\n".join(settings), Text(text))
+        table.add_row(
+            check,
+            MARKS[result.passed],
+            "\n".join(settings),
+            Text(text),
+        )
     return table
