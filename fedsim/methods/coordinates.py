@@ -171,11 +171,9 @@ class Coordinates:
     """
 
     def __init__(self, tensors: Mapping[str, Tensor]) -> None:
-        self.mean = tensors[f"{PREFIX}mean"]
-        self.basis = tensors[f"{PREFIX}basis"]
-        self.shrink = tensors[f"{PREFIX}shrink"]
-        self.stretch = tensors[f"{PREFIX}stretch"]
-        self.scale = tensors[f"{PREFIX}scale"]
+        self.mean, self.basis, self.shrink, self.stretch, self.scale = (
+            tensors[name] for name in COORDINATE_NAMES
+        )
 
     @classmethod
     def where_released(cls, tensors: Mapping[str, Tensor]) -> Coordinates | None:

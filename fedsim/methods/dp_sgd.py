@@ -37,7 +37,7 @@ from fedsim.methods.messages import (
     Tensors,
     Values,
 )
-from fedsim.methods.one_shot import Statistic, statistic_phase
+from fedsim.methods.one_shot import statistic_phase
 from fedsim.methods.parameters import (
     adam_step,
     average_step,
@@ -201,20 +201,14 @@ class DPSGD(Algorithm):
             spread.receive(server, sums, std)
             self.start_in(Coordinates(server.tensors), server)
 
-        return (
-            self._coordinate_phase(mean),
-            self._coordinate_phase(replace(spread, receive=receive)),
-            sgd.taking(1 - share),
-        )
+        def released(server: Server) -> Tensors:
+            return dict(server.tensors)
 
-    def _coordinate_phase(self, statistic: Statistic) -> Phase:
-        """Return the phase that releases a statistic for the coordinates."""
-        return statistic_phase(
-            statistic,
-            self.clip(),
-            self.task,
-            lambda server: dict(server.tensors),
-        )
+        statistics = (mean, replace(spread, receive=receive))
+        phases = [
+            statistic_phase(statistic, self.clip(), self.task, released) for statistic in statistics
+        ]
+        return (*phases, sgd.taking(1 - share))
 
     def check_setting(self) -> None:
         """Refuse to sample clients unless the client is the unit.

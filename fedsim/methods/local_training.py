@@ -299,9 +299,8 @@ class Minibatches:
         layout = Layout.on(clients.device, torch.zeros(size, dtype=torch.long), 1)
         loss = partial(loss_parts, algorithm)
 
-        def mean_loss(parameters: Tensors, x: Tensor, y: Tensor, *draws: Tensor) -> Tensors:
-            batch = Batch(x, y, dict(zip(self.shapes, draws, strict=True)), layout)
-            parts = functional_loss(clients.model, loss, parameters, batch)
+        def mean_loss(parameters: Tensors, x: Tensor, y: Tensor, draws: Tensors) -> Tensors:
+            parts = functional_loss(clients.model, loss, parameters, Batch(x, y, draws, layout))
             return {name: part.mean() for name, part in parts.items()}
 
         self._mean_losses = torch.func.vmap(mean_loss)
@@ -318,14 +317,14 @@ class Minibatches:
             Gradients ``[K, ...]`` and parts of the loss ``[K]``, by name.
         """
         drawn = [gaussian(self.shapes, 1.0, stream).parts for stream in self.streams]
-        draws = [
-            to_device(torch.stack([parts[name] for parts in drawn]), self.clients.device)
+        draws = {
+            name: to_device(torch.stack([parts[name] for parts in drawn]), self.clients.device)
             for name in self.shapes
-        ]
+        }
         variables = {name: value.detach().requires_grad_() for name, value in by.items()}
         x = self.clients.pooled.x[self.picked[step]]
         y = self.clients.pooled.y[self.picked[step]]
-        parts = self._mean_losses(fixed | variables, x, y, *draws)
+        parts = self._mean_losses(fixed | variables, x, y, draws)
         # A client's loss depends on its own parameters only, so the gradient of the sum contains
         # the gradient of every client.
         total = torch.stack(list(parts.values())).sum()

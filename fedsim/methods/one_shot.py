@@ -60,8 +60,7 @@ class Rows:
     @classmethod
     def of(cls, clients: Clients) -> Rows:
         """Return all examples of all members, in client order."""
-        sizes = torch.tensor([len(x) for x in clients.x])
-        owner = torch.repeat_interleave(torch.tensor(clients.members), sizes)
+        owner = torch.tensor(clients.members)[clients.layout.positions]
         return cls(clients.pooled.x, clients.pooled.y, to_device(owner, clients.device))
 
     def by_label(

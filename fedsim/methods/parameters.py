@@ -141,26 +141,29 @@ def adam_step(
         betas: the decay rates of the two running means.
         shares: the fraction of its step that each parameter takes, broadcast to it; None: all.
     """
-    names = list(gradients)
     for name, gradient in gradients.items():
         if f"adam.t.{name}" not in state:
             zeros = torch.zeros_like(gradient, memory_format=torch.contiguous_format)
             state[f"adam.m.{name}"] = zeros
             state[f"adam.v.{name}"] = zeros.clone()
             state[f"adam.t.{name}"] = torch.zeros((), device=gradient.device)
+
+    def of_state(kind: str) -> list[Tensor]:
+        return [state[f"adam.{kind}.{name}"] for name in gradients]
+
     with torch.no_grad():
-        updated = [parameters[name].contiguous() for name in names]
+        updated = [parameters[name].contiguous() for name in gradients]
         before = {}
         if shares is not None:
-            before = {name: parameters[name].clone() for name in names}
+            before = {name: parameters[name].clone() for name in gradients}
         fused = all(value.device.type in FUSED for value in updated)
         adam(
             updated,
-            [gradients[name].contiguous() for name in names],
-            [state[f"adam.m.{name}"] for name in names],
-            [state[f"adam.v.{name}"] for name in names],
+            [gradient.contiguous() for gradient in gradients.values()],
+            of_state("m"),
+            of_state("v"),
             [],
-            [state[f"adam.t.{name}"] for name in names],
+            of_state("t"),
             fused=fused,
             foreach=False,
             capturable=not fused,
@@ -172,7 +175,7 @@ def adam_step(
             eps=ADAM_EPSILON,
             maximize=False,
         )
-        for name, value in zip(names, updated, strict=True):
+        for name, value in zip(gradients, updated, strict=True):
             if shares is not None:
                 torch.lerp(before[name], value, shares[name], out=value)
             if value is not parameters[name]:

@@ -321,30 +321,22 @@ class SpreadCache:
     The result is kept until a parameter of the model is written.
     """
 
+    _spread: Tensor
+
     def __init__(self) -> None:
-        self._versions: list[tuple[Tensor, int]] = []
-        self._spread: Tensor | None = None
+        self._parameters: Sequence[Tensor] = ()
+        self._versions: list[tuple[int, int]] | None = None
 
     def get(self, model: nn.Module, compute: Callable[[], Tensor]) -> Tensor:
         """Returns the spread of ``model``; computes it if one of its parameters has changed."""
-        # Parameters are kept, not their ids: Python may give the id of a freed tensor to another.
-        versions: list[tuple[Tensor, int]] = [
-            (parameter, parameter._version) for parameter in model.parameters()
-        ]
-        if self._spread is None or not self._are_known(versions):
-            self._versions = versions
+        parameters = list(model.parameters())
+        versions = [(id(parameter), parameter._version) for parameter in parameters]
+        if versions != self._versions:
             self._spread = compute()
+            self._versions = versions
+            # While the parameters are kept, Python gives their ids to no other tensor.
+            self._parameters = parameters
         return self._spread
-
-    def _are_known(self, versions: list[tuple[Tensor, int]]) -> bool:
-        if len(versions) != len(self._versions):
-            return False
-        return all(
-            tensor is known and version == known_version
-            for (tensor, version), (known, known_version) in zip(
-                versions, self._versions, strict=True
-            )
-        )
 
 
 def posterior_spread(

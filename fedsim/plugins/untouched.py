@@ -49,26 +49,23 @@ class _Snapshot:
     """What a module held when it was last found to be as its source defines it.
 
     Attributes:
-        module: the values of the module, by name.
-        classes: its classes, each with its values by name.
+        owners: the module and its classes, each with its values by name.
         functions: all functions within these values, each with its code.
     """
 
-    module: dict[str, Any]
-    classes: list[tuple[type, dict[str, Any]]]
+    owners: list[tuple[ModuleType | type, dict[str, Any]]]
     functions: list[tuple[FunctionType, CodeType]]
 
     def is_held_by(self, module: ModuleType) -> bool:
         """Return whether the module and its classes still hold the same, with the same code."""
+        if self.owners[0][0] is not module:
+            return False
         try:
-            return (
-                vars(module) == self.module
-                and all(vars(cls) == values for cls, values in self.classes)
-                and all(function.__code__ is code for function, code in self.functions)
-            )
+            holds_values = all(vars(owner) == values for owner, values in self.owners)
         except Exception:
             # Values such as arrays cannot say whether they are equal.
             return False
+        return holds_values and all(function.__code__ is code for function, code in self.functions)
 
 
 _sources: dict[str, _Source] = {}
@@ -234,13 +231,13 @@ def _functions_of(value: Any) -> list[FunctionType]:
 
 def _snapshot_of(module: ModuleType) -> _Snapshot:
     """Return what a module holds now."""
-    values = dict(vars(module))
-    classes = [(cls, dict(vars(cls))) for cls in _classes_of(values, module)]
-    all_values = list(values.values())
-    for _, values_of_class in classes:
-        all_values += values_of_class.values()
-    functions = [function for value in all_values for function in _functions_of(value)]
-    return _Snapshot(values, classes, [(function, function.__code__) for function in functions])
+    classes = _classes_of(dict(vars(module)), module)
+    owners = [(owner, dict(vars(owner))) for owner in (module, *classes)]
+    functions = []
+    for _, values in owners:
+        for value in values.values():
+            functions += [(function, function.__code__) for function in _functions_of(value)]
+    return _Snapshot(owners, functions)
 
 
 def _classes_of(values: dict[str, Any], module: ModuleType) -> Iterator[type]:

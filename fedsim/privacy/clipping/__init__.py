@@ -35,33 +35,36 @@ def vmap(
     :func:`fedsim.privacy.clipping.clipped_sum`.
     """
     parameters = {name: p.detach() for name, p in model.named_parameters() if p.requires_grad}
-    draw_names = list(batch.draws)
 
     def loss_of_row(
         params: dict[str, Tensor],
         x: Tensor,
         y: Tensor,
         client: Tensor,
-        *row_draws: Tensor,
+        draws: dict[str, Tensor],
     ) -> tuple[Tensor, Tensor]:
         layout = Layout(client[None], batch.layout.clients, direct=True)
-        draws = {name: draw[None] for name, draw in zip(draw_names, row_draws, strict=True)}
-        row = Batch(x[None], y[None], draws, layout)
+        batch_draws = {name: draw[None] for name, draw in draws.items()}
+        row = Batch(x[None], y[None], batch_draws, layout)
         losses = functional_loss(model, loss, params, row)[0]
         return losses.sum(), losses
 
-    in_dims = (None, 0, 0, 0, *[0] * len(draw_names))
-    row_gradients = torch.func.vmap(torch.func.grad_and_value(loss_of_row, has_aux=True), in_dims)
-    gradients, (_, losses) = row_gradients(
-        parameters, batch.x, batch.y, batch.layout.client, *batch.draws.values()
+    gradient_and_loss = torch.func.grad_and_value(loss_of_row, has_aux=True)
+    of_rows = torch.func.vmap(gradient_and_loss, in_dims=(None, 0, 0, 0, 0))
+    gradients, (_, losses) = of_rows(
+        parameters,
+        batch.x,
+        batch.y,
+        batch.layout.client,
+        dict(batch.draws),
     )
     units = len(batch)
-    unit_layout = {"group": batch.groups, "client": batch.layout}.get(norms.unit)
-    if unit_layout is not None:
-        units = unit_layout.clients
+    unit_of_row = {"group": batch.groups, "client": batch.layout}.get(norms.unit)
+    if unit_of_row is not None:
+        units = unit_of_row.clients
         for name, gradient in gradients.items():
             zeros = gradient.new_zeros(units, *gradient.shape[1:])
-            gradients[name] = zeros.index_add(0, unit_layout.client, gradient)
+            gradients[name] = zeros.index_add(0, unit_of_row.client, gradient)
     clipped, unit_norms = clip_units(gradients, norms, units)
     for name, gradient in clipped.items():
         sums[name] += gradient.sum(0)

@@ -69,7 +69,7 @@ def bookkeeping(
     with torch.enable_grad():
         with _recorded_calls(layers) as calls:
             losses = loss(model, batch)
-        _refuse_other_uses(losses, layers, calls)
+        _refuse_other_uses(losses, model, calls)
         uses = _uses(layers, calls, losses, batch.layout)
     with torch.no_grad():
         units = len(batch)
@@ -154,7 +154,7 @@ def _recorded_calls(layers: dict[str, nn.Module]) -> Iterator[Calls]:
 
 def _refuse_other_uses(
     losses: Tensor,
-    layers: dict[str, nn.Module],
+    model: nn.Module,
     calls: Calls,
 ) -> None:
     """Raises ValueError if the loss reaches a parameter other than by a recorded call.
@@ -163,7 +163,7 @@ def _refuse_other_uses(
     recorded call.
     """
     inputs_of_calls = _inputs_of_calls(calls)
-    name_of_id = _parameter_names(layers)
+    name_of_id = {id(p): name for name, p in model.named_parameters() if p.requires_grad}
     waiting: list[Node | None] = [losses.grad_fn]
     seen: set[Node] = set()
     while waiting:
@@ -196,16 +196,6 @@ def _inputs_of_calls(calls: Calls) -> dict[Node, list[Node | None]]:
                 if isinstance(arg, Tensor) and arg.requires_grad
             ]
     return inputs
-
-
-def _parameter_names(layers: dict[str, nn.Module]) -> dict[int, str]:
-    """Returns the full name of every trainable parameter, by the id of its tensor."""
-    return {
-        id(parameter): _full_name(path, name)
-        for path, layer in layers.items()
-        for name, parameter in layer._parameters.items()
-        if parameter is not None and parameter.requires_grad
-    }
 
 
 def _uses(
@@ -247,7 +237,7 @@ def _check_call(
     if len(call.shape) < 2 or call.shape[0] != rows:
         raise ValueError(
             f"layer '{path}' gave {list(call.shape)} for {rows} examples: its gradient is "
-            "not per example; give it a row an example"
+            "not per example; let it return one row per example"
         )
     first = call.args[0]
     if isinstance(first, Tensor) and first._version != call.version:
@@ -320,17 +310,12 @@ def _clip_units(
     # In reverse order, because the layers measured last are still in the cache.
     for path, use in reversed(uses.items()):
         rule = RULES[type(use.layer)]
-        clipped: dict[str, Target] = {}
-        free: dict[str, Target] = {}
         for name in rule.names:
             full_name = _full_name(path, name)
             if full_name in sums:
-                targets = free if norms.is_free(full_name) else clipped
-                targets[name] = Target(sums[full_name], norms.weight(full_name))
-        if clipped:
-            rule.add(use, clip_factor, clipped)
-        if free:
-            rule.add(use, ones, free)
+                factor = ones if norms.is_free(full_name) else clip_factor
+                target = Target(sums[full_name], norms.weight(full_name), factor)
+                rule.add(use, name, target)
     return squared.sqrt()
 
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar
 
 import torch
@@ -48,13 +48,13 @@ class Norms:
 
     clip: float
     unit: Unit = "example"
-    weights: Mapping[str, float] | None = None
+    weights: Mapping[str, float] = field(default_factory=dict)
     free: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         if not self.clip > 0:
             raise ValueError(f"the clip norm must be positive, not {self.clip}")
-        for prefix, weight in (self.weights or {}).items():
+        for prefix, weight in self.weights.items():
             if not 0 < weight < math.inf:
                 raise ValueError(
                     f"the weight of '{prefix}' must be positive and finite, not {weight}"
@@ -62,10 +62,9 @@ class Norms:
 
     def weight(self, name: str) -> float:
         """Returns the factor of parameter ``name``."""
-        weights = self.weights or {}
-        matching = [prefix for prefix in weights if _covers(prefix, name)]
+        matching = [prefix for prefix in self.weights if _covers(prefix, name)]
         if matching:
-            return weights[max(matching, key=len)]
+            return self.weights[max(matching, key=len)]
         return 1.0
 
     def is_free(self, name: str) -> bool:
@@ -162,10 +161,17 @@ class Use:
 
 @dataclass(frozen=True)
 class Target:
-    """The tensor to which a weighted sum of gradients is added, and the weight of its parameter."""
+    """The sum ``weight * sum_n factor_n * gradient_n`` of one parameter, and where it is added.
+
+    Attributes:
+        tensor: the tensor to which the sum is added in place.
+        weight: the weight of the parameter.
+        factor: the factor of every example, ``[N]``.
+    """
 
     tensor: Tensor
     weight: float
+    factor: Tensor
 
     def add_product(self, left: Tensor, right: Tensor) -> None:
         """Adds the weighted product of matrices, batches of matrices, or a matrix and a vector."""
@@ -206,34 +212,23 @@ class LinearRule:
         weight = (products.sum((1, 2)) + slack).clamp_min(0)
         return {"weight": weight, "bias": bias}
 
-    def add(
-        self,
-        use: Use,
-        factor: Tensor,
-        into: Mapping[str, Target],
-    ) -> None:
-        """Adds ``weight * sum_n factor_n * gradient_n`` to every target.
-
-        Args:
-            use: the uses of the layer.
-            factor: the factor of every example ``[N]``.
-            into: the targets by parameter name.
-        """
+    def add(self, use: Use, name: str, target: Target) -> None:
+        """Adds the weighted sum of the gradients of parameter ``name`` to its target."""
+        factor = target.factor
+        if name == "bias":
+            # An example's uses are added first, as for its norm: large uses that cancel would
+            # otherwise absorb other examples' gradients.
+            target.add_product(_over_uses(use.grads).T, factor)
+            return
         a = use.inputs.flatten(0, 1)
         g = use.grads.flatten(0, 1)
-        use_factor = factor
         if len(g) != len(factor):
-            use_factor = factor.repeat_interleave(use.grads.shape[1])
-        for name, target in into.items():
-            if name == "bias":
-                # An example's uses are added first, as for its norm: large uses that cancel would
-                # otherwise absorb other examples' gradients.
-                target.add_product(_over_uses(use.grads).T, factor)
-            elif a.shape[1] < g.shape[1]:
-                # It is faster to multiply the narrower side by the factors.
-                target.add_product(g.T, a * use_factor[:, None])
-            else:
-                target.add_product((g * use_factor[:, None]).T, a)
+            factor = factor.repeat_interleave(use.grads.shape[1])
+        # It is faster to multiply the narrower side by the factors.
+        if a.shape[1] < g.shape[1]:
+            target.add_product(g.T, a * factor[:, None])
+        else:
+            target.add_product((g * factor[:, None]).T, a)
 
     def per_client(self, use: Use) -> dict[str, Tensor]:
         """Returns each parameter's gradient summed per client, ``[K, ...]``.
@@ -257,24 +252,17 @@ class LinearRule:
 class ClientLinearRule(LinearRule):
     """The rule of ``ClientLinear``: the norms of a linear layer, and one sum per client."""
 
-    def add(
-        self,
-        use: Use,
-        factor: Tensor,
-        into: Mapping[str, Target],
-    ) -> None:
+    def add(self, use: Use, name: str, target: Target) -> None:
         """Adds one weighted batched product over the padded clients; see :meth:`LinearRule.add`."""
-        span = use.layout.span
-        for name, target in into.items():
-            if name == "weight":
-                grads = _by_client(use, use.grads * factor[:, None, None])
-                inputs = _by_client(use, use.inputs)
-                of_span = Target(target.tensor[span], target.weight)
-                of_span.add_product(grads.transpose(1, 2), inputs)
-            else:
-                weighted = _over_uses(use.grads) * factor[:, None]
-                by_client = use.layout.pad(weighted).sum(1)
-                target.tensor[span].add_(by_client, alpha=target.weight)
+        of_span = replace(target, tensor=target.tensor[use.layout.span])
+        if name == "bias":
+            weighted = _over_uses(use.grads) * target.factor[:, None]
+            by_client = use.layout.pad(weighted).sum(1)
+            of_span.tensor.add_(by_client, alpha=target.weight)
+            return
+        grads = _by_client(use, use.grads * target.factor[:, None, None])
+        inputs = _by_client(use, use.inputs)
+        of_span.add_product(grads.transpose(1, 2), inputs)
 
 
 class ShiftRule(LinearRule):
@@ -297,15 +285,9 @@ class ShiftRule(LinearRule):
         """Returns the squared norms of the per-example gradients, ``[N]``."""
         return {"weight": _squared_norm(self.gradients(use))}
 
-    def add(
-        self,
-        use: Use,
-        factor: Tensor,
-        into: Mapping[str, Target],
-    ) -> None:
+    def add(self, use: Use, name: str, target: Target) -> None:
         """Adds the weighted sum over examples; see :meth:`LinearRule.add`."""
-        target = into["weight"]
-        target.tensor.add_(factor @ self.gradients(use), alpha=target.weight)
+        target.tensor.add_(target.factor @ self.gradients(use), alpha=target.weight)
 
     def per_client(self, use: Use) -> dict[str, Tensor]:
         """Returns the gradient summed per client, ``[K, size]``."""
@@ -325,15 +307,9 @@ class ClientCodeRule(ShiftRule):
         """Returns each example's gradient by its client's code, ``[N, size]``."""
         return use.grads.sum(1)
 
-    def add(
-        self,
-        use: Use,
-        factor: Tensor,
-        into: Mapping[str, Target],
-    ) -> None:
+    def add(self, use: Use, name: str, target: Target) -> None:
         """Adds the weighted gradients to their clients' rows; see :meth:`LinearRule.add`."""
-        target = into["weight"]
-        weighted = self.gradients(use) * factor[:, None]
+        weighted = self.gradients(use) * target.factor[:, None]
         target.tensor.index_add_(0, use.layout.client, weighted, alpha=target.weight)
 
 
