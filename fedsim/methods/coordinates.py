@@ -82,7 +82,13 @@ def coordinate_statistics(
         direction = centred / centred.norm(dim=1, keepdim=True).clamp_min(1e-12)
         return {"second": OuterProduct(direction, direction)} | distance_products(centred)
 
-    spread = Statistic("spread", (1 - MEAN_SHARE) * share, SPREAD_WEIGHTS, products, receive_spread)
+    spread = Statistic(
+        "spread",
+        (1 - MEAN_SHARE) * share,
+        SPREAD_WEIGHTS,
+        products,
+        receive_spread,
+    )
     return mean or overall_mean(MEAN_SHARE * share), spread
 
 
@@ -104,7 +110,11 @@ def receive_spread(server: Server, sums: Tensors, std: Mapping[str, float]) -> N
         std["bins"],
         server.tensors["square"],
     )
-    values, vectors = _standing_out(sums["second"], std["second"], rows)
+    values, vectors = _standing_out(
+        sums["second"],
+        std["second"],
+        rows,
+    )
     rest = ((1 - values.sum()) / max(dim - len(values), 1)).clamp_min(LEAST_REST / dim)
     basis = steady(vectors)
     relative = (values / rest).clamp_min(1.0)

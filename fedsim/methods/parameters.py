@@ -32,7 +32,11 @@ def shared_tensors(model: nn.Module) -> Tensors:
     return {name: p.detach() for name, p in model.named_parameters() if name not in local}
 
 
-def load_parameters(model: nn.Module, tensors: Mapping[str, Tensor], prefix: str = "") -> None:
+def load_parameters(
+    model: nn.Module,
+    tensors: Mapping[str, Tensor],
+    prefix: str = "",
+) -> None:
     """Set every parameter for which there is a tensor of its name, with ``prefix`` before it."""
     with torch.no_grad():
         for name, parameter in model.named_parameters():
@@ -146,7 +150,10 @@ def adam_step(
             zeros = torch.zeros_like(gradient, memory_format=torch.contiguous_format)
             state[f"adam.m.{name}"] = zeros
             state[f"adam.v.{name}"] = zeros.clone()
-            state[f"adam.t.{name}"] = torch.zeros((), device=gradient.device)
+            state[f"adam.t.{name}"] = torch.zeros(
+                (),
+                device=gradient.device,
+            )
 
     def of_state(kind: str) -> list[Tensor]:
         return [state[f"adam.{kind}.{name}"] for name in gradients]
@@ -177,7 +184,12 @@ def adam_step(
         )
         for name, value in zip(gradients, updated, strict=True):
             if shares is not None:
-                torch.lerp(before[name], value, shares[name], out=value)
+                torch.lerp(
+                    before[name],
+                    value,
+                    shares[name],
+                    out=value,
+                )
             if value is not parameters[name]:
                 parameters[name].copy_(value)
 
@@ -218,7 +230,11 @@ def signal_shares(
         energy = norm.square() / (count * noise[name] ** 2)
         key = f"adam.signal.{name}"
         if key in state:
-            state[key] = torch.lerp(state[key], energy, SIGNAL_RATE)
+            state[key] = torch.lerp(
+                state[key],
+                energy,
+                SIGNAL_RATE,
+            )
         else:
             state[key] = energy
         shares[name] = (1 - 1 / state[key].clamp_min(1)).sqrt()

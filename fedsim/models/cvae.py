@@ -74,7 +74,10 @@ class Encoder(nn.Module):
         """
         extra = () if layout is None else (layout,)
         scaled = x * math.sqrt(x.shape[-1])
-        activation = torch.cat([scaled, one_hot(y, self.classes)], -1)
+        activation = torch.cat(
+            [scaled, one_hot(y, self.classes)],
+            -1,
+        )
         for layer in self.hidden:
             activation = F.relu(layer(activation, *extra))
         mean, log_var = self.head(activation, *extra).chunk(2, -1)
@@ -180,7 +183,11 @@ class CVAEGenerator:
     def sample(self, labels: Tensor, stream: torch.Generator) -> Tensor:
         """Returns synthetic embeddings ``[n, d]`` for labels ``[n]``."""
         with torch.no_grad():
-            z = normal((len(labels), self.model.encoder.latent), stream, labels)
+            z = normal(
+                (len(labels), self.model.encoder.latent),
+                stream,
+                labels,
+            )
             decoded = self.model.decode(z, labels)
             if self.model.observation is None:
                 return decoded
@@ -391,7 +398,11 @@ def lower_inverse(factor: Tensor) -> Tensor:
     if factor.device.type not in FUSED:
         inverse: Tensor = torch.linalg.inv_ex(factor)[0]
         return inverse
-    identity = torch.eye(factor.shape[-1], dtype=factor.dtype, device=factor.device)
+    identity = torch.eye(
+        factor.shape[-1],
+        dtype=factor.dtype,
+        device=factor.device,
+    )
     solved: Tensor = torch.linalg.solve_triangular(factor, identity, upper=False)
     return solved
 
@@ -434,7 +445,10 @@ def linear_posterior(
     natural = data_pull + prior_pull[client, label]
     group_number = client * root.shape[1] + label
     example_root = root.flatten(0, 1)[group_number]  # [N, k, k]
-    mean = torch.bmm(example_root, torch.bmm(example_root.mT, natural.unsqueeze(2)))
+    mean = torch.bmm(
+        example_root,
+        torch.bmm(example_root.mT, natural.unsqueeze(2)),
+    )
     deviation = torch.bmm(example_root, noise.unsqueeze(2))
     log_determinant = _log_determinant(root).flatten()[group_number]
     density = -0.5 * noise.square().sum(1) - log_determinant

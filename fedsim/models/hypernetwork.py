@@ -220,7 +220,10 @@ class ConditionalPrior(nn.Module):
         """
         ones = code.new_ones(len(code), 1)
         affine_code = torch.cat([ones, code], 1)
-        shared_and_class = torch.cat([ones, one_hot(y, self.classes)], 1)
+        shared_and_class = torch.cat(
+            [ones, one_hot(y, self.classes)],
+            1,
+        )
         inputs = (shared_and_class.unsqueeze(2) * affine_code.unsqueeze(1)).flatten(1)
         log_var = self.log_var(inputs).clamp(-6, 4)
         diagonal = (-0.5 * log_var).exp()
@@ -239,9 +242,15 @@ class ConditionalPrior(nn.Module):
             Means ``[K, C, latent]`` and roots T ``[K, C, latent, latent]``.
         """
         labels = torch.arange(self.classes, device=codes.device).repeat(len(codes))
-        mean, root = self(labels, codes.repeat_interleave(self.classes, 0))
+        mean, root = self(
+            labels,
+            codes.repeat_interleave(self.classes, 0),
+        )
         shape = (len(codes), self.classes)
-        return mean.view(*shape, -1), root.view(*shape, *root.shape[1:])
+        return mean.view(*shape, -1), root.view(
+            *shape,
+            *root.shape[1:],
+        )
 
     def lipschitz(self) -> Tensor:
         """Returns the squared Frobenius norm of d(prior parameters of all classes) / dv."""
@@ -249,7 +258,11 @@ class ConditionalPrior(nn.Module):
         for head in (self.mean, self.log_var, self.below):
             if head is None:
                 continue
-            weight = head.weight.view(len(head.weight), 1 + self.classes, -1)
+            weight = head.weight.view(
+                len(head.weight),
+                1 + self.classes,
+                -1,
+            )
             by_code = weight[..., 1:]  # the first input is the constant 1
             of_class = by_code[:, :1] + by_code[:, 1:]
             squared.append(of_class.square().sum())

@@ -60,7 +60,11 @@ class ClientLinear(nn.Module):
             return torch.einsum("noi,ni->no", weight, x) + bias
         weight = self.weight[layout.span]
         bias = self.bias[layout.span]
-        padded = torch.baddbmm(bias[:, None], layout.pad(x), weight.transpose(1, 2))
+        padded = torch.baddbmm(
+            bias[:, None],
+            layout.pad(x),
+            weight.transpose(1, 2),
+        )
         return layout.flatten(padded)
 
 
@@ -123,7 +127,10 @@ def initialise(
                 if isinstance(module, ClientLinear):
                     shape = shape[1:]  # of one client
                 fan_in = math.prod(shape[1:])
-                draw = torch.randn(shape, generator=seeds.torch(Purpose.INIT, key))
+                draw = torch.randn(
+                    shape,
+                    generator=seeds.torch(Purpose.INIT, key),
+                )
                 parameter.copy_(draw / math.sqrt(fan_in))
 
 

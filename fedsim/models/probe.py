@@ -79,7 +79,10 @@ class Probe:
             probabilities[:, self.classes] = 1.0
         elif len(self.classes) == 2:
             second = expit(logits[:, 0])
-            probabilities[:, self.classes] = np.stack([1 - second, second], axis=1)
+            probabilities[:, self.classes] = np.stack(
+                [1 - second, second],
+                axis=1,
+            )
         else:
             probabilities[:, self.classes] = softmax(logits, axis=1)
         return probabilities
@@ -87,7 +90,11 @@ class Probe:
     def _predict_standardised(self, features: NDArray[np.float32]) -> NDArray[np.int64]:
         """Returns the predicted label of every row of standardised features ``[n, d]``."""
         if len(self.classes) == 1:
-            return np.full(len(features), self.classes[0], dtype=np.int64)
+            return np.full(
+                len(features),
+                self.classes[0],
+                dtype=np.int64,
+            )
         logits = self._logits(features)
         if len(self.classes) == 2:
             best = logits[:, 0] > 0

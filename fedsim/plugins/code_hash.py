@@ -96,7 +96,10 @@ def places_of(cls: type) -> list[str]:
     file = _file_of(cls.__module__)
     if file is None or is_shipped(cls) or INSTALLED & set(file.parts):
         return [place_of(cls)]
-    paths = [file, *(file.relative_to(folder) for folder in file.parents)]
+    paths = [
+        file,
+        *(file.relative_to(folder) for folder in file.parents),
+    ]
     return [f"{path}:{cls.__qualname__}" for path in paths]
 
 

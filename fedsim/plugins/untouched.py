@@ -126,7 +126,11 @@ def _source_of(module: ModuleType) -> _Source:
         loader: Any = spec.loader
         codes: dict[str, list[CodeType]] = {}
         _collect(loader.get_code(module.__name__), codes)
-        source = _Source(spec, codes, _imports_of(Path(_file_of(module)).read_text("utf-8")))
+        source = _Source(
+            spec,
+            codes,
+            _imports_of(Path(_file_of(module)).read_text("utf-8")),
+        )
         _sources[module.__name__] = source
     return source
 
@@ -191,7 +195,13 @@ def _is_attribute(value: Any, qualname: str, cls: type, module: ModuleType) -> b
     """
     if qualname in _source_of(module).codes:
         return _is_defined(value, qualname, module)
-    generated = ("<string>", module.__name__), ("<string>", f"namedtuple_{cls.__name__}")
+    generated = (
+        ("<string>", module.__name__),
+        (
+            "<string>",
+            f"namedtuple_{cls.__name__}",
+        ),
+    )
     return all(
         (function.__code__.co_filename, function.__globals__.get("__name__")) in generated
         or _is_known(function)

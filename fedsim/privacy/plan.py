@@ -160,7 +160,10 @@ def large_delta(
     if delta * units < 1:
         return None
     words = {"example": ("training rows", "row"), "client": ("clients", "client")}
-    plural, singular = words.get(unit, (f"groups by {unit}", "group"))
+    plural, singular = words.get(
+        unit,
+        (f"groups by {unit}", "group"),
+    )
     bound = f"1/n = {1 / units:.2g} for the {units} {plural} of {dataset}"
     if published:
         bound = f"1/n, where n is the number of {plural}"
@@ -220,7 +223,11 @@ def calibrate(
         _check_positive("clip", clip)
         _check_positive("sensitivity", sensitivity)
         relative = merged(release.mechanism for release in releases)
-        sigma, reached, name = solved(float(epsilon), float(delta), relative)
+        sigma, reached, name = solved(
+            float(epsilon),
+            float(delta),
+            relative,
+        )
     return PrivacyPlan(
         epsilon_target=epsilon,
         delta=delta,
@@ -394,7 +401,14 @@ def _tighten(
             is_narrow = short is not None and enough[0] <= short[0] * (1 + RESOLUTION)
             if is_narrow or enough[1] >= REACH * target:
                 return enough
-        sigma = _next_sigma(sigma, reached, target, enough, short, halve=tries > 8)
+        sigma = _next_sigma(
+            sigma,
+            reached,
+            target,
+            enough,
+            short,
+            halve=tries > 8,
+        )
         if not SIGMA_MIN / 2 < sigma < SIGMA_MAX * 2:
             raise UserError(
                 "epsilon",

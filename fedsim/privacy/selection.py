@@ -93,7 +93,10 @@ class Selection:
         Args:
             curve_of: composes mechanisms, as :func:`curve_of` does.
         """
-        training = np.max([curve_of(training) for training in self.trainings], axis=0)
+        training = np.max(
+            [curve_of(training) for training in self.trainings],
+            axis=0,
+        )
         score = curve_of([Mechanism(self.score)])
         of_training = selected(training, self.mean, self.distribution)
         of_score = selected(score, self.mean, self.distribution)
@@ -175,7 +178,12 @@ def solved_noise(
     largest = 1e6
     if not spent(largest) <= epsilon:
         raise ValueError(f"the best of {mean:g} runs costs more than {epsilon:g} with any noise")
-    sigma = least_noise(lambda sigma: spent(sigma) <= _REACH * epsilon, 1e-2, largest, 1.0005)
+    sigma = least_noise(
+        lambda sigma: spent(sigma) <= _REACH * epsilon,
+        1e-2,
+        largest,
+        1.0005,
+    )
     return float(f"{sigma:.4g}")
 
 

@@ -169,7 +169,11 @@ def clipped_sum(
     sums = {name: torch.zeros_like(p) for name, p in model.named_parameters() if p.requires_grad}
     if len(batch) == 0:
         units = batch.layout.clients if norms.unit == "client" else 0
-        return ClippedSum(sums, batch.x.new_zeros(units), batch.x.new_zeros(0))
+        return ClippedSum(
+            sums,
+            batch.x.new_zeros(units),
+            batch.x.new_zeros(0),
+        )
 
     def checked_loss(model: nn.Module, batch: Batch) -> Tensor:
         losses = loss(model, batch)
@@ -242,7 +246,10 @@ def _tensor_versions(modules: Mapping[str, nn.Module]) -> dict[str, tuple[Tensor
     for path, module in modules.items():
         for name, tensor in (*module._parameters.items(), *module._buffers.items()):
             if tensor is not None:
-                versions[f"{path}.{name}".removeprefix(".")] = (tensor, tensor._version)
+                versions[f"{path}.{name}".removeprefix(".")] = (
+                    tensor,
+                    tensor._version,
+                )
     return versions
 
 

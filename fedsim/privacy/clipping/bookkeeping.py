@@ -223,7 +223,12 @@ def _uses(
             grads.append(grad)
             inputs.append(rule.inputs(call.args, grad))
         if grads:
-            uses[path] = Use(layer, _join(inputs), _join(grads), layout)
+            uses[path] = Use(
+                layer,
+                _join(inputs),
+                _join(grads),
+                layout,
+            )
     return uses
 
 
@@ -340,7 +345,10 @@ def _joint_squared_norms(
             else:
                 squared_norms.append(squared_norm)
                 squared_weights.append(norms.weight(full_name) ** 2)
-    weights = to_device(torch.tensor(squared_weights, dtype=like.dtype), like.device)
+    weights = to_device(
+        torch.tensor(squared_weights, dtype=like.dtype),
+        like.device,
+    )
     squared = weights @ torch.stack(squared_norms)
     is_finite &= squared.isfinite()
     return squared, is_finite

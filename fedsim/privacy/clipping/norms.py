@@ -204,7 +204,10 @@ class LinearRule:
         if g.shape[1] == 1:
             # The slack is that of several uses: one group of many rows pads every group to several
             # uses, and the same gradient must have the same norm.
-            return {"weight": _squared_norm(a[:, 0]) * bias * (1 + GRAM_SLACK), "bias": bias}
+            return {
+                "weight": _squared_norm(a[:, 0]) * bias * (1 + GRAM_SLACK),
+                "bias": bias,
+            }
         input_gram = a @ a.transpose(1, 2)  # <a_s, a_t>, [N, T, T]
         grad_gram = g @ g.transpose(1, 2)  # <g_s, g_t>, [N, T, T]
         products = input_gram * grad_gram
@@ -237,14 +240,20 @@ class LinearRule:
         """
         grads = _by_client(use, use.grads)
         inputs = _by_client(use, use.inputs)
-        in_span = {"weight": grads.transpose(1, 2) @ inputs, "bias": grads.sum(1)}
+        in_span = {
+            "weight": grads.transpose(1, 2) @ inputs,
+            "bias": grads.sum(1),
+        }
         span = use.layout.span
         clients = use.layout.clients
         if span == slice(0, clients):
             return in_span
         of_all = {}
         for name, value in in_span.items():
-            of_all[name] = value.new_zeros(clients, *value.shape[1:])
+            of_all[name] = value.new_zeros(
+                clients,
+                *value.shape[1:],
+            )
             of_all[name][span] = value
         return of_all
 
@@ -260,7 +269,10 @@ class ClientLinearRule(LinearRule):
             by_client = use.layout.pad(weighted).sum(1)
             of_span.tensor.add_(by_client, alpha=target.weight)
             return
-        grads = _by_client(use, use.grads * target.factor[:, None, None])
+        grads = _by_client(
+            use,
+            use.grads * target.factor[:, None, None],
+        )
         inputs = _by_client(use, use.inputs)
         of_span.add_product(grads.transpose(1, 2), inputs)
 
@@ -287,12 +299,18 @@ class ShiftRule(LinearRule):
 
     def add(self, use: Use, name: str, target: Target) -> None:
         """Adds the weighted sum over examples; see :meth:`LinearRule.add`."""
-        target.tensor.add_(target.factor @ self.gradients(use), alpha=target.weight)
+        target.tensor.add_(
+            target.factor @ self.gradients(use),
+            alpha=target.weight,
+        )
 
     def per_client(self, use: Use) -> dict[str, Tensor]:
         """Returns the gradient summed per client, ``[K, size]``."""
         gradients = self.gradients(use)
-        sums = gradients.new_zeros(use.layout.clients, gradients.shape[-1])
+        sums = gradients.new_zeros(
+            use.layout.clients,
+            gradients.shape[-1],
+        )
         return {"weight": sums.index_add(0, use.layout.client, gradients)}
 
 
@@ -310,7 +328,12 @@ class ClientCodeRule(ShiftRule):
     def add(self, use: Use, name: str, target: Target) -> None:
         """Adds the weighted gradients to their clients' rows; see :meth:`LinearRule.add`."""
         weighted = self.gradients(use) * target.factor[:, None]
-        target.tensor.index_add_(0, use.layout.client, weighted, alpha=target.weight)
+        target.tensor.index_add_(
+            0,
+            use.layout.client,
+            weighted,
+            alpha=target.weight,
+        )
 
 
 RULES: dict[type[nn.Module], LinearRule] = {

@@ -199,7 +199,10 @@ def gaussians(
         std: the standard deviation of the noise on each.
         squared_norm: the believed mean squared norm, within :data:`PRIOR_ERROR`; None if unknown.
     """
-    counts = counts_above_noise(sums["class_counts"][:, 0], std["class_counts"])
+    counts = counts_above_noise(
+        sums["class_counts"][:, 0],
+        std["class_counts"],
+    )
     total = counts.sum()
     means = sums["class_sums"] / counts[:, None]
     mean_noise = (std["class_sums"] / counts).square()
