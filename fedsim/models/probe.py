@@ -178,7 +178,14 @@ def fit_probes(
         basis, coordinates = np.linalg.qr(features.T.astype(np.float64))
         iterations = _EXACT_ITERATIONS
         tolerance = _EXACT_TOLERANCE
-    fits = _fit_weights(coordinates.T, y, strengths, balanced, iterations, tolerance)
+    fits = _fit_weights(
+        coordinates.T,
+        y,
+        strengths,
+        balanced,
+        iterations,
+        tolerance,
+    )
     for weight, bias in fits:
         if basis is not None:
             weight = basis @ weight

@@ -63,7 +63,12 @@ class Release:
     @property
     def mechanism(self) -> Mechanism:
         """The mechanism of all its steps, at a sigma of 1."""
-        return Mechanism(self.relative_noise, self.sample_rate, self.steps, self.name)
+        return Mechanism(
+            self.relative_noise,
+            self.sample_rate,
+            self.steps,
+            self.name,
+        )
 
     @property
     def rounds(self) -> int:

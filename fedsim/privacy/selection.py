@@ -173,7 +173,10 @@ def solved_noise(
         return 0.0
 
     def spent(sigma: float) -> float:
-        return converted(selected(curve_of(mechanisms(sigma)), mean, distribution), delta)
+        return converted(
+            selected(curve_of(mechanisms(sigma)), mean, distribution),
+            delta,
+        )
 
     largest = 1e6
     if not spent(largest) <= epsilon:

@@ -99,7 +99,11 @@ def functional_loss(
     """
     replacements = {f"model.{name}": value for name, value in parameters.items()}
     module = _LossModule(model, loss)
-    result: _Losses = torch.func.functional_call(module, replacements, (batch,))
+    result: _Losses = torch.func.functional_call(
+        module,
+        replacements,
+        (batch,),
+    )
     return result
 
 
@@ -191,7 +195,11 @@ def clipped_sum(
     measured = [ENGINES[engine](model, checked_loss, chunk, norms, sums) for chunk in chunks]
     _check_unchanged(before, _tensor_versions(modules))
     unit_norms, losses = zip(*measured, strict=True)
-    return ClippedSum(sums, torch.cat(unit_norms), torch.cat(losses))
+    return ClippedSum(
+        sums,
+        torch.cat(unit_norms),
+        torch.cat(losses),
+    )
 
 
 def _check_layers(modules: Mapping[str, nn.Module], clients: int) -> None:

@@ -306,7 +306,13 @@ def _clip_units(
     Returns:
         The units' joint norms before clipping, ``[units]``.
     """
-    squared, is_finite = _joint_squared_norms(uses, norms, units, sums, like)
+    squared, is_finite = _joint_squared_norms(
+        uses,
+        norms,
+        units,
+        sums,
+        like,
+    )
     # Reading a value from another device would wait for it.
     if is_finite.device != CPU or not bool(is_finite.all()):
         uses = {path: use.keep_only(is_finite) for path, use in uses.items()}
@@ -319,7 +325,11 @@ def _clip_units(
             full_name = _full_name(path, name)
             if full_name in sums:
                 factor = ones if norms.is_free(full_name) else clip_factor
-                target = Target(sums[full_name], norms.weight(full_name), factor)
+                target = Target(
+                    sums[full_name],
+                    norms.weight(full_name),
+                    factor,
+                )
                 rule.add(use, name, target)
     return squared.sqrt()
 
@@ -334,7 +344,11 @@ def _joint_squared_norms(
     """Returns the units' squared joint norms and whether each gradient is finite, ``[units]``."""
     squared_norms = [like.new_zeros(units)]
     squared_weights = [1.0]
-    is_finite = torch.ones(units, dtype=torch.bool, device=like.device)
+    is_finite = torch.ones(
+        units,
+        dtype=torch.bool,
+        device=like.device,
+    )
     for path, use in uses.items():
         for name, squared_norm in RULES[type(use.layer)].squared(use).items():
             full_name = _full_name(path, name)
@@ -371,7 +385,11 @@ def _clip_clients(
             gradients[full_name] = gradient
             if isinstance(use.layer, PER_CLIENT):
                 per_client.add(full_name)
-    clipped, unit_norms = clip_units(gradients, norms, batch.layout.clients)
+    clipped, unit_norms = clip_units(
+        gradients,
+        norms,
+        batch.layout.clients,
+    )
     for name, gradient in clipped.items():
         sums[name] += gradient if name in per_client else gradient.sum(0)
     return unit_norms

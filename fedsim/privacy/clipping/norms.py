@@ -103,7 +103,11 @@ def clip_units(
     """
     any_gradient = next(iter(gradients.values()), torch.zeros(units))
     squared = any_gradient.new_zeros(units)
-    is_finite = torch.ones(units, dtype=torch.bool, device=any_gradient.device)
+    is_finite = torch.ones(
+        units,
+        dtype=torch.bool,
+        device=any_gradient.device,
+    )
     for name, gradient in gradients.items():
         flat = gradient.reshape(units, -1)
         squared_of_parameter = torch.linalg.vecdot(flat, flat)

@@ -171,7 +171,10 @@ def whitening(covariance: Tensor, between: Tensor) -> Tensor:
 
     In no direction does ``between`` take more than :data:`MOST_EXPLAINED` of the covariance.
     """
-    inverse_root = spectral_function(covariance, lambda values: values.clamp_min(1e-12).rsqrt())
+    inverse_root = spectral_function(
+        covariance,
+        lambda values: values.clamp_min(1e-12).rsqrt(),
+    )
     explained = inverse_root @ between @ inverse_root
     correction = spectral_function(
         explained, lambda shares: (1 - shares.clamp(0, MOST_EXPLAINED)).rsqrt()

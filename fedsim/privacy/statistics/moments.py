@@ -70,7 +70,11 @@ def released_mean(sums: Mapping[str, Tensor], std: Mapping[str, float]) -> Relea
     # Rows have norm at most 1, and so has their mean.
     signal = (mean.square().sum() - noise).clamp(0, 1)
     shrinkage = signal / (signal + noise).clamp_min(1e-30)
-    return ReleasedMean(shrinkage * mean, shrinkage * noise, rows[0])
+    return ReleasedMean(
+        shrinkage * mean,
+        shrinkage * noise,
+        rows[0],
+    )
 
 
 def in_unit_ball(r: Tensor) -> Tensor:
@@ -180,7 +184,12 @@ class Gaussians:
     @cached_property
     def covariance(self) -> Tensor:
         """The pooled covariance within classes, ``[d, d]``, without the noise of the means."""
-        return within(self.second, self.means, self.mean_noise, self.counts)
+        return within(
+            self.second,
+            self.means,
+            self.mean_noise,
+            self.counts,
+        )
 
 
 def gaussians(
