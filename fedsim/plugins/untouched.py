@@ -20,7 +20,7 @@ from pathlib import Path
 from types import CodeType, FunctionType, ModuleType
 from typing import Any
 
-from fedsim.plugins.code_hash import INSTALLED, SHIPPED, is_shipped
+from fedsim.plugins.code_hash import INSTALLED, SHIPPED, below_shipped, is_shipped
 
 _PACKAGES = tuple(folder.name for folder in SHIPPED)
 _IMPORT = re.compile(r"^from\s+([\w.]+)\s+import\s+(\([^)]*\)|[^\n(]+)", re.MULTILINE)
@@ -74,10 +74,11 @@ _snapshots: dict[str, _Snapshot] = {}
 
 def is_untouched(cls: type) -> bool:
     """Return whether a shipped class and all loaded shipped code are as their source says."""
-    return replaced() is None and all(
-        getattr(sys.modules[base.__module__], base.__qualname__, None) is base
-        for base in cls.__mro__
-        if is_shipped(base)
+    if replaced() is not None:
+        return False
+    shipped = filter(is_shipped, cls.__mro__)
+    return all(
+        getattr(sys.modules[base.__module__], base.__qualname__, None) is base for base in shipped
     )
 
 
@@ -90,11 +91,9 @@ def replaced() -> str | None:
     for name, module in list(sys.modules.items()):
         if not name.startswith(_PACKAGES) or not _is_below_shipped(_file_of(module)):
             continue
-        snapshot = _snapshots.get(name)
-        if snapshot is not None and snapshot.is_held_by(module):
+        if name in _snapshots and _snapshots[name].is_held_by(module):
             continue
-        replaced_name = next(_replaced_in(module), None)
-        if replaced_name is not None:
+        for replaced_name in _replaced_in(module):
             return f"{name}.{replaced_name}"
         _snapshots[name] = _snapshot_of(module)
     return None
@@ -106,32 +105,32 @@ def _file_of(module: ModuleType) -> str:
 
 @cache
 def _is_below_shipped(file: str) -> bool:
-    return any(Path(file).resolve().is_relative_to(folder) for folder in SHIPPED)
+    return below_shipped(Path(file).resolve())
 
 
 @cache
 def _is_installed(file: str) -> bool:
     """Return whether a file of code is Python's own or an installed package's."""
+    if file.startswith("<frozen "):
+        return True
     path = Path(file)
-    is_of_python = path.is_relative_to(sysconfig.get_path("stdlib")) or file.startswith("<frozen ")
-    return is_of_python or bool(INSTALLED & set(path.parts))
+    standard_library = sysconfig.get_path("stdlib")
+    return path.is_relative_to(standard_library) or not INSTALLED.isdisjoint(path.parts)
 
 
 def _source_of(module: ModuleType) -> _Source:
     """Return what the source of a module defines; it is read once per import."""
     spec = module.__spec__
     assert spec is not None
-    source = _sources.get(module.__name__)
+    name = module.__name__
+    source = _sources.get(name)
     if source is None or source.spec is not spec:
         loader: Any = spec.loader
         codes: dict[str, list[CodeType]] = {}
-        _collect(loader.get_code(module.__name__), codes)
-        source = _Source(
-            spec,
-            codes,
-            _imports_of(Path(_file_of(module)).read_text("utf-8")),
-        )
-        _sources[module.__name__] = source
+        _collect(loader.get_code(name), codes)
+        text = Path(_file_of(module)).read_text("utf-8")
+        source = _Source(spec, codes, _imports_of(text))
+        _sources[name] = source
     return source
 
 
@@ -147,9 +146,12 @@ def _imports_of(text: str) -> dict[str, tuple[str, str]]:
     """Return the names that a text imports from shipped modules at its top level, and whence."""
     imported: dict[str, tuple[str, str]] = {}
     for origin, names in _IMPORT.findall(text):
-        if origin.partition(".")[0] in _PACKAGES:
-            for name, alias in _IMPORTED.findall(_COMMENT.sub("", names)):
-                imported[alias or name] = (origin, name)
+        package, _, _ = origin.partition(".")
+        if package not in _PACKAGES:
+            continue
+        names_alone = _COMMENT.sub("", names)
+        for name, alias in _IMPORTED.findall(names_alone):
+            imported[alias or name] = (origin, name)
     return imported
 
 
@@ -165,7 +167,8 @@ def _replaced_in(module: ModuleType) -> Iterator[str]:
         if name in source.imported:
             origin, original = source.imported[name]
             expected = getattr(sys.modules.get(origin), original, None)
-            if value is not expected and (callable(value) or callable(expected)):
+            is_code = callable(value) or callable(expected)
+            if is_code and value is not expected:
                 yield name
         elif name in source.codes:
             if not _is_defined(value, name, module):
@@ -177,7 +180,9 @@ def _replaced_in(module: ModuleType) -> Iterator[str]:
 def _is_defined(value: Any, qualname: str, module: ModuleType) -> bool:
     """Return whether a value is what the module's source defines under a qualified name."""
     if isinstance(value, type):
-        return (value.__module__, value.__qualname__) == (module.__name__, qualname) and all(
+        if (value.__module__, value.__qualname__) != (module.__name__, qualname):
+            return False
+        return all(
             _is_attribute(attribute, f"{qualname}.{name}", value, module)
             for name, attribute in list(vars(value).items())
         )
@@ -195,29 +200,29 @@ def _is_attribute(value: Any, qualname: str, cls: type, module: ModuleType) -> b
     """
     if qualname in _source_of(module).codes:
         return _is_defined(value, qualname, module)
-    generated = (
-        ("<string>", module.__name__),
-        (
-            "<string>",
-            f"namedtuple_{cls.__name__}",
-        ),
-    )
+    generators = (module.__name__, f"namedtuple_{cls.__name__}")
     return all(
-        (function.__code__.co_filename, function.__globals__.get("__name__")) in generated
-        or _is_known(function)
+        _is_known(function)
+        or (function.__code__.co_filename == "<string>" and _module_name(function) in generators)
         for function in _functions_of(value)
     )
 
 
+def _module_name(function: FunctionType) -> str:
+    """Return the name of the module in whose namespace a function runs."""
+    return str(function.__globals__.get("__name__", ""))
+
+
 def _is_known(function: FunctionType) -> bool:
     """Return whether a function is Python's, an installed package's, or as shipped."""
-    if _is_installed(function.__code__.co_filename):
+    code = function.__code__
+    if _is_installed(code.co_filename):
         return True
-    module = sys.modules.get(function.__globals__.get("__name__", ""))
+    module = sys.modules.get(_module_name(function))
     if module is None or not _is_below_shipped(_file_of(module)):
         return False
-    codes = _source_of(module).codes.get(function.__code__.co_qualname, ())
-    return function.__globals__ is vars(module) and function.__code__ in codes
+    codes = _source_of(module).codes.get(code.co_qualname, ())
+    return function.__globals__ is vars(module) and code in codes
 
 
 def _functions_of(value: Any) -> list[FunctionType]:
@@ -234,9 +239,9 @@ def _functions_of(value: Any) -> list[FunctionType]:
     if not isinstance(value, FunctionType):
         return []
     wrapped = getattr(value, "__wrapped__", None)
-    if wrapped and _is_known(value):
-        return [value, *_functions_of(wrapped)]
-    return [value]
+    if wrapped is None or not _is_known(value):
+        return [value]
+    return [value, *_functions_of(wrapped)]
 
 
 def _snapshot_of(module: ModuleType) -> _Snapshot:
