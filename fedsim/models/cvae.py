@@ -130,8 +130,19 @@ class CVAE(nn.Module):
         initial_variance: float | None = None,
     ) -> None:
         super().__init__()
-        self.encoder = Encoder(dim, classes, encoder_hidden, latent)
-        self.decoder = ModulatedDecoder(latent, classes, decoder_hidden, dim, code=0)
+        self.encoder = Encoder(
+            dim,
+            classes,
+            encoder_hidden,
+            latent,
+        )
+        self.decoder = ModulatedDecoder(
+            latent,
+            classes,
+            decoder_hidden,
+            dim,
+            code=0,
+        )
         self.observation: ObservationNoise | None = None
         if initial_variance is not None:
             self.observation = ObservationNoise(initial_variance)
@@ -221,7 +232,13 @@ class ConditionalGenerator(nn.Module):
     ) -> None:
         super().__init__()
         self.latent = latent
-        self.decoder = ModulatedDecoder(latent, classes, hidden, dim, code=0)
+        self.decoder = ModulatedDecoder(
+            latent,
+            classes,
+            hidden,
+            dim,
+            code=0,
+        )
         self.observation = ObservationNoise(initial_variance / dim)
 
     def forward(self, labels: Tensor, stream: torch.Generator) -> Tensor:
@@ -334,7 +351,11 @@ class SpreadCache:
         self._parameters: Sequence[Tensor] = ()
         self._versions: list[tuple[int, int]] | None = None
 
-    def get(self, model: nn.Module, compute: Callable[[], Tensor]) -> Tensor:
+    def get(
+        self,
+        model: nn.Module,
+        compute: Callable[[], Tensor],
+    ) -> Tensor:
         """Returns the spread of ``model``; computes it if one of its parameters has changed."""
         parameters = list(model.parameters())
         versions = [(id(parameter), parameter._version) for parameter in parameters]
@@ -403,7 +424,11 @@ def lower_inverse(factor: Tensor) -> Tensor:
         dtype=factor.dtype,
         device=factor.device,
     )
-    solved: Tensor = torch.linalg.solve_triangular(factor, identity, upper=False)
+    solved: Tensor = torch.linalg.solve_triangular(
+        factor,
+        identity,
+        upper=False,
+    )
     return solved
 
 

@@ -211,7 +211,11 @@ class ConditionalPrior(nn.Module):
             place[row, column] = latent + 1 + torch.arange(len(row))
         self.register_buffer("place", place.flatten(), persistent=False)
 
-    def forward(self, y: Tensor, code: Tensor) -> tuple[Tensor, Tensor]:
+    def forward(
+        self,
+        y: Tensor,
+        code: Tensor,
+    ) -> tuple[Tensor, Tensor]:
         """Returns the mean ``[N, latent]`` and T ``[N, latent, latent]``.
 
         Args:

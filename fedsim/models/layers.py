@@ -117,7 +117,11 @@ def initialise(
             key = zlib.crc32(f"{path}.{name}".encode())
             if isinstance(module, ClientCode):
                 for row, client in zip(parameter, members, strict=True):
-                    stream = seeds.torch(Purpose.INIT, key, client)
+                    stream = seeds.torch(
+                        Purpose.INIT,
+                        key,
+                        client,
+                    )
                     draw = torch.randn(len(row), generator=stream)
                     row.copy_(draw / math.sqrt(len(row)))
             elif name == "bias" or isinstance(module, ZeroLinear):

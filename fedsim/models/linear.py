@@ -43,7 +43,11 @@ class LinearHead(nn.Module):
 
 def cross_entropy(logits: Tensor, y: Tensor) -> Tensor:
     """Returns -log softmax(logits)[y] of every example, ``[N]``."""
-    return torch.nn.functional.cross_entropy(logits, y, reduction="none")
+    return torch.nn.functional.cross_entropy(
+        logits,
+        y,
+        reduction="none",
+    )
 
 
 class LinearClassifier:

@@ -66,7 +66,11 @@ class Probe:
         """
         return self._predict_standardised(_standardise(x, self.mean, self.scale))
 
-    def probabilities(self, x: NDArray[np.float32], classes: int) -> NDArray[np.float64]:
+    def probabilities(
+        self,
+        x: NDArray[np.float32],
+        classes: int,
+    ) -> NDArray[np.float64]:
         """Returns class probabilities ``[n, classes]`` of ``x`` ``[n, d]``.
 
         The probability of a label that did not occur in training is 0.
@@ -106,7 +110,10 @@ class Probe:
         return features @ self.weight + self.bias
 
 
-def predict_each(probes: Sequence[Probe], x: NDArray[np.float32]) -> list[NDArray[np.int64]]:
+def predict_each(
+    probes: Sequence[Probe],
+    x: NDArray[np.float32],
+) -> list[NDArray[np.int64]]:
     """Returns the predictions of several probes of the same training examples.
 
     The probes come from :func:`fit_probes`, so ``x`` ``[n, d]`` is standardised only once.

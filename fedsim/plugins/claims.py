@@ -44,7 +44,10 @@ def allowed(claim: Claim, algorithm: Algorithm) -> Claim:
     return claim
 
 
-def may_leave(claim: Claim | None, check: Check | None) -> bool:
+def may_leave(
+    claim: Claim | None,
+    check: Check | None,
+) -> bool:
     """Return whether a generator may be released under its ε.
 
     Its theorem must be proved; or it must be stated, and a full check must have found nothing.

@@ -211,7 +211,11 @@ def _cells(cls: type) -> set[str]:
     """Return the names of the notebook cells in which functions of a class were typed."""
     cells = set()
     for value in vars(cls).values():
-        function: Any = getattr(value, "__func__", getattr(value, "fget", value))
+        function: Any = getattr(
+            value,
+            "__func__",
+            getattr(value, "fget", value),
+        )
         if hasattr(function, "__code__"):
             cells.add(function.__code__.co_filename)
     return cells

@@ -220,7 +220,11 @@ def _import_class(path: str, where: str) -> Any:
         if origin:
             reason = f"{origin}: {reason}"
             hint = "correct it there"
-        raise PluginError(where, f"'{path}' cannot be imported ({reason})", hint) from error
+        raise PluginError(
+            where,
+            f"'{path}' cannot be imported ({reason})",
+            hint,
+        ) from error
 
 
 def _module_of_file(path: str, where: str) -> ModuleType:

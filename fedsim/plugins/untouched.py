@@ -134,7 +134,10 @@ def _source_of(module: ModuleType) -> _Source:
     return source
 
 
-def _collect(code: CodeType, codes: dict[str, list[CodeType]]) -> None:
+def _collect(
+    code: CodeType,
+    codes: dict[str, list[CodeType]],
+) -> None:
     """Add all code within a code object, by qualified name."""
     for inner in code.co_consts:
         if isinstance(inner, CodeType):
@@ -166,7 +169,11 @@ def _replaced_in(module: ModuleType) -> Iterator[str]:
     for name, value in list(vars(module).items()):
         if name in source.imported:
             origin, original = source.imported[name]
-            expected = getattr(sys.modules.get(origin), original, None)
+            expected = getattr(
+                sys.modules.get(origin),
+                original,
+                None,
+            )
             is_code = callable(value) or callable(expected)
             if is_code and value is not expected:
                 yield name
@@ -193,7 +200,12 @@ def _is_defined(value: Any, qualname: str, module: ModuleType) -> bool:
     return any(function.__code__ in codes for function in _functions_of(value))
 
 
-def _is_attribute(value: Any, qualname: str, cls: type, module: ModuleType) -> bool:
+def _is_attribute(
+    value: Any,
+    qualname: str,
+    cls: type,
+    module: ModuleType,
+) -> bool:
     """Return whether a value is what the source defines as an attribute of a class.
 
     Methods that dataclasses, named tuples, pydantic or Python generate for the class count, too.
@@ -255,7 +267,10 @@ def _snapshot_of(module: ModuleType) -> _Snapshot:
     return _Snapshot(owners, functions)
 
 
-def _classes_of(values: dict[str, Any], module: ModuleType) -> Iterator[type]:
+def _classes_of(
+    values: dict[str, Any],
+    module: ModuleType,
+) -> Iterator[type]:
     """Yield the classes of a module among some values, and the classes within them."""
     for value in values.values():
         if isinstance(value, type) and value.__module__ == module.__name__:

@@ -75,7 +75,10 @@ Further digits of its sums depend on the processor and the number of threads.
 """
 
 
-def epsilon(mechanisms: Iterable[Mechanism], delta: float) -> tuple[float, str]:
+def epsilon(
+    mechanisms: Iterable[Mechanism],
+    delta: float,
+) -> tuple[float, str]:
     """Returns the epsilon that ``mechanisms`` spend together at ``delta``, and its accountant.
 
     It is the upper bound of numerical composition of privacy loss random variables (Gopi, Lee &
@@ -95,7 +98,10 @@ def epsilon(mechanisms: Iterable[Mechanism], delta: float) -> tuple[float, str]:
 
 
 @cache
-def _composed(mechanisms: tuple[Mechanism, ...], delta: float) -> tuple[float, str]:
+def _composed(
+    mechanisms: tuple[Mechanism, ...],
+    delta: float,
+) -> tuple[float, str]:
     """Returns :func:`epsilon` of merged mechanisms.
 
     It is cached because the cells of a grid share few plans and each evaluation takes half a
@@ -172,7 +178,10 @@ def least_noise(
     return high
 
 
-def _merged(mechanisms: Iterable[Mechanism], delta: float) -> tuple[Mechanism, ...]:
+def _merged(
+    mechanisms: Iterable[Mechanism],
+    delta: float,
+) -> tuple[Mechanism, ...]:
     if not 0 < delta < 1:
         raise ValueError(f"delta must be in (0, 1), not {delta}")
     return merged(mechanisms)

@@ -67,7 +67,11 @@ class Ledger:
         differences = (self._difference(client, planned) for client in all_clients)
         return next(filter(None, differences), "")
 
-    def _difference(self, client: int, planned: Mapping[str, Mechanism]) -> str:
+    def _difference(
+        self,
+        client: int,
+        planned: Mapping[str, Mechanism],
+    ) -> str:
         """Returns the first difference between one client's mechanisms and the planned ones."""
         counts: Counter[str] = Counter()
         for ran in self.of_client(client):
@@ -77,7 +81,11 @@ class Ledger:
                     f"client {client} has {ran.count} steps of '{ran.release}', which is "
                     "not in the plan"
                 )
-            has_noise = math.isclose(ran.noise_multiplier, wanted.noise_multiplier, rel_tol=1e-6)
+            has_noise = math.isclose(
+                ran.noise_multiplier,
+                wanted.noise_multiplier,
+                rel_tol=1e-6,
+            )
             if not has_noise or ran.sample_rate != wanted.sample_rate:
                 return (
                     f"client {client}, '{ran.release}': noise multiplier {_noise_and_rate(ran)} "

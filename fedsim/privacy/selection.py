@@ -73,7 +73,11 @@ class Selection:
         """Returns the epsilon of the selection, rounded up to ten digits."""
         return rounded_up(self.spent(delta, curve_of))
 
-    def spent(self, delta: float, curve_of: Callable[[Sequence[Mechanism]], Curve]) -> float:
+    def spent(
+        self,
+        delta: float,
+        curve_of: Callable[[Sequence[Mechanism]], Curve],
+    ) -> float:
         """Returns the epsilon of the selection with all its digits.
 
         Args:
@@ -98,7 +102,11 @@ class Selection:
             axis=0,
         )
         score = curve_of([Mechanism(self.score)])
-        of_training = selected(training, self.mean, self.distribution)
+        of_training = selected(
+            training,
+            self.mean,
+            self.distribution,
+        )
         of_score = selected(score, self.mean, self.distribution)
         return of_training, of_score
 
@@ -119,7 +127,11 @@ def curve_of(mechanisms: Sequence[Mechanism]) -> Curve:
 def _curve(mechanism: Mechanism) -> Curve:
     with np.errstate(all="ignore"):
         curve = np.array([mechanism.divergence(order) for order in ORDERS])
-    return np.where(curve >= 0, curve, math.inf)  # NaN fails the comparison, too
+    return np.where(
+        curve >= 0,
+        curve,
+        math.inf,
+    )  # NaN fails the comparison, too
 
 
 def selected(
@@ -136,7 +148,12 @@ def selected(
     from dp_accounting.rdp.rdp_privacy_accountant import _compute_rdp_repeat_and_select
 
     with np.errstate(all="ignore"):
-        divergence = _compute_rdp_repeat_and_select(ORDERS, curve, mean, SHAPES[distribution])
+        divergence = _compute_rdp_repeat_and_select(
+            ORDERS,
+            curve,
+            mean,
+            SHAPES[distribution],
+        )
         return np.asarray(divergence, np.float64)
 
 
@@ -217,7 +234,10 @@ def distinct(trainings: Iterable[Sequence[Mechanism]]) -> tuple[tuple[Mechanism,
     return tuple(dict.fromkeys(tuple(sorted(training)) for training in trainings))
 
 
-def composed_by_renyi(mechanisms: Iterable[Mechanism], orders: Sequence[float] = ORDERS) -> Any:
+def composed_by_renyi(
+    mechanisms: Iterable[Mechanism],
+    orders: Sequence[float] = ORDERS,
+) -> Any:
     """Returns dp-accounting's Rényi accountant after all ``mechanisms`` together."""
     import dp_accounting
     from dp_accounting.rdp import RdpAccountant

@@ -43,7 +43,11 @@ def vmap(
         client: Tensor,
         draws: dict[str, Tensor],
     ) -> tuple[Tensor, Tensor]:
-        layout = Layout(client[None], batch.layout.clients, direct=True)
+        layout = Layout(
+            client[None],
+            batch.layout.clients,
+            direct=True,
+        )
         batch_draws = {name: draw[None] for name, draw in draws.items()}
         row = Batch(x[None], y[None], batch_draws, layout)
         losses = functional_loss(model, loss, params, row)[0]
@@ -64,7 +68,11 @@ def vmap(
         units = unit_of_row.clients
         for name, gradient in gradients.items():
             zeros = gradient.new_zeros(units, *gradient.shape[1:])
-            gradients[name] = zeros.index_add(0, unit_of_row.client, gradient)
+            gradients[name] = zeros.index_add(
+                0,
+                unit_of_row.client,
+                gradient,
+            )
     clipped, unit_norms = clip_units(gradients, norms, units)
     for name, gradient in clipped.items():
         sums[name] += gradient.sum(0)
@@ -74,7 +82,11 @@ def vmap(
 class _LossModule(nn.Module):
     """A model whose forward is its loss, so that ``functional_call`` reaches every parameter."""
 
-    def __init__(self, model: nn.Module, loss: Callable[[nn.Module, Batch], Any]) -> None:
+    def __init__(
+        self,
+        model: nn.Module,
+        loss: Callable[[nn.Module, Batch], Any],
+    ) -> None:
         super().__init__()
         self.model = model
         self.loss = loss
@@ -202,7 +214,10 @@ def clipped_sum(
     )
 
 
-def _check_layers(modules: Mapping[str, nn.Module], clients: int) -> None:
+def _check_layers(
+    modules: Mapping[str, nn.Module],
+    clients: int,
+) -> None:
     """Raises ValueError if a layer makes a gradient depend on other examples or on chance.
 
     Args:

@@ -77,9 +77,19 @@ def bookkeeping(
             unit_norms = _clip_clients(uses, norms, batch, sums)
         else:
             if norms.unit == "group" and batch.groups is not None:
-                uses = _as_uses_of_groups(uses, batch.groups, batch.layout)
+                uses = _as_uses_of_groups(
+                    uses,
+                    batch.groups,
+                    batch.layout,
+                )
                 units = batch.groups.clients
-            unit_norms = _clip_units(uses, norms, units, sums, batch.x)
+            unit_norms = _clip_units(
+                uses,
+                norms,
+                units,
+                sums,
+                batch.x,
+            )
         return unit_norms, losses.detach()
 
 

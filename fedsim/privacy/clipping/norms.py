@@ -182,7 +182,11 @@ class Target:
         if self.tensor.device.type not in FUSED:
             self.tensor.add_(left @ right, alpha=self.weight)
             return
-        by_dimension = {1: Tensor.addmv_, 2: Tensor.addmm_, 3: Tensor.baddbmm_}
+        by_dimension = {
+            1: Tensor.addmv_,
+            2: Tensor.addmm_,
+            3: Tensor.baddbmm_,
+        }
         add = by_dimension[self.tensor.dim()]
         add(self.tensor, left, right, alpha=self.weight)
 
@@ -196,7 +200,11 @@ class LinearRule:
     names: ClassVar[tuple[str, ...]] = ("weight", "bias")
     """The parameters that the rule covers."""
 
-    def inputs(self, args: tuple[Any, ...], grads: Tensor) -> Tensor:
+    def inputs(
+        self,
+        args: tuple[Any, ...],
+        grads: Tensor,
+    ) -> Tensor:
         """Returns :attr:`Use.inputs`, ``[N, T, in]``, from the arguments of the layer's call."""
         return by_use(args[0].detach())
 
@@ -321,7 +329,11 @@ class ShiftRule(LinearRule):
 class ClientCodeRule(ShiftRule):
     """The rule of ``ClientCode``: an example's gradient is added to the row of its client."""
 
-    def inputs(self, args: tuple[Any, ...], grads: Tensor) -> Tensor:
+    def inputs(
+        self,
+        args: tuple[Any, ...],
+        grads: Tensor,
+    ) -> Tensor:
         """Returns inputs with an empty last dimension: the gradient is that of the output."""
         return grads[..., :0]
 

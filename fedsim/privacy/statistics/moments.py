@@ -57,7 +57,10 @@ class ReleasedMean:
     rows: Tensor
 
 
-def released_mean(sums: Mapping[str, Tensor], std: Mapping[str, float]) -> ReleasedMean:
+def released_mean(
+    sums: Mapping[str, Tensor],
+    std: Mapping[str, float],
+) -> ReleasedMean:
     """Estimates the mean from the released sums of :func:`mean_products`.
 
     Args:

@@ -163,7 +163,10 @@ def _squared_norms_of_sums(left: Tensor, right: Tensor) -> Tensor:
     return terms.sum((1, 2)).clamp_min(0)
 
 
-def _to_integers(x: Tensor, largest: Tensor) -> tuple[Tensor, Tensor]:
+def _to_integers(
+    x: Tensor,
+    largest: Tensor,
+) -> tuple[Tensor, Tensor]:
     """Returns finite ``x`` ``[..., d]`` as integers in float64, and the unit that they count.
 
     The rounding of an ordinary product depends on how many rows it has, so one private row could

@@ -122,7 +122,10 @@ def cosines(size: int, count: int) -> Tensor:
     return basis
 
 
-def spectral_function(symmetric: Tensor, function: Callable[[Tensor], Tensor]) -> Tensor:
+def spectral_function(
+    symmetric: Tensor,
+    function: Callable[[Tensor], Tensor],
+) -> Tensor:
     """Returns ``V function(values) V^T`` of symmetric matrices ``[..., d, d]``, in their dtype.
 
     ``values`` are the eigenvalues of a matrix, and the columns of V are its eigenvectors.
@@ -136,4 +139,7 @@ def spectral_function(symmetric: Tensor, function: Callable[[Tensor], Tensor]) -
 
 def square_root(symmetric: Tensor) -> Tensor:
     """Returns the symmetric square root of the nearest positive semidefinite ``[..., d, d]``."""
-    return spectral_function(symmetric, lambda values: values.clamp_min(0).sqrt())
+    return spectral_function(
+        symmetric,
+        lambda values: values.clamp_min(0).sqrt(),
+    )
