@@ -19,11 +19,17 @@ from fedsim.privacy.clipping import Norms
 DIM = 5
 
 
-def make_batch(counts: tuple[int, ...] = (3, 0, 1, 4), seed: int = 0) -> Batch:
+def make_batch(
+    counts: tuple[int, ...] = (3, 0, 1, 4),
+    seed: int = 0,
+) -> Batch:
     """Return ``counts[k]`` examples of client k, in groups of some examples of one client."""
     stream = torch.Generator().manual_seed(seed)
     rows = sum(counts)
-    client = torch.repeat_interleave(torch.arange(len(counts)), torch.tensor(counts))
+    client = torch.repeat_interleave(
+        torch.arange(len(counts)),
+        torch.tensor(counts),
+    )
     coins = torch.rand(rows, generator=torch.Generator().manual_seed(seed))
     is_new_client = client.diff(prepend=torch.tensor([-1])) > 0
     group = (is_new_client | (coins < 0.5)).cumsum(0)
@@ -174,12 +180,19 @@ def loop(
         gradient = gradients[unit_of_row == unit].sum(0)
         norm = float(gradient[~is_free].double().norm())
         factor = min(1.0, norms.clip / max(norm, 1e-12))
-        total += torch.where(is_free, gradient, factor * gradient)
+        total += torch.where(
+            is_free,
+            gradient,
+            factor * gradient,
+        )
     pieces = total.split([p.numel() for p in parameters.values()])
     return dict(zip(parameters, pieces, strict=True))
 
 
-def difference(sums: dict[str, Tensor], expected: dict[str, Tensor]) -> float:
+def difference(
+    sums: dict[str, Tensor],
+    expected: dict[str, Tensor],
+) -> float:
     """Return the largest relative L2 error of a parameter."""
     assert sums.keys() == expected.keys()
     errors = []

@@ -51,7 +51,12 @@ def analytic_gaussian_epsilon(mechanism, delta):
         unlikely = math.exp(eps + norm.logcdf(-mu / 2 - eps / mu))
         return likely - unlikely - delta
 
-    return brentq(excess, 0, mu * mu / 2 + 40 * mu, xtol=1e-12)
+    return brentq(
+        excess,
+        0,
+        mu * mu / 2 + 40 * mu,
+        xtol=1e-12,
+    )
 
 
 @pytest.mark.parametrize(("mechanisms", "delta", "golden"), GOLDEN)

@@ -3,6 +3,7 @@ from __future__ import annotations
 import math
 from dataclasses import replace
 from itertools import product
+from typing import Any
 
 import pytest
 import torch
@@ -118,7 +119,12 @@ def test_frozen_parameters_take_no_part_and_unused_ones_get_zero(engine):
     model = build(linear)
     model.one.weight.requires_grad_(False)
     model.unused = nn.Linear(2, 2, bias=False)
-    summed = checked_sum(model, make_batch(), Norms(CLIP), engine)
+    summed = checked_sum(
+        model,
+        make_batch(),
+        Norms(CLIP),
+        engine,
+    )
     assert summed.sums.keys() == {"one.bias", "two.weight", "unused.weight"}
     assert not summed.sums["unused.weight"].any()
     assert not model.one.weight.requires_grad
@@ -153,7 +159,13 @@ def test_unit_whose_gradient_is_not_finite_counts_as_zero(poison, free, unit, en
         return call(model, b) + (drawn**power).sum(1)
 
     summed = clipped_sum(model, loss, broken, norms, engine)
-    without = clipped_sum(model, loss, batch.without(2), norms, engine)
+    without = clipped_sum(
+        model,
+        loss,
+        batch.without(2),
+        norms,
+        engine,
+    )
     assert summed.norms.isfinite().all() or not free
     assert difference(summed.sums, without.sums) < 1e-5
 
@@ -166,7 +178,10 @@ def weighted_loss(model: nn.Module, b: Batch) -> Tensor:
 
 @pytest.mark.parametrize("layer", [nn.Linear(DIM, 3), ClientLinear(1, DIM, 3)])
 def test_group_whose_large_rows_cancel_swallows_nothing_of_others(layer):
-    x = F.normalize(torch.randn(302, DIM, generator=torch.Generator().manual_seed(0)), dim=1)
+    x = F.normalize(
+        torch.randn(302, DIM, generator=torch.Generator().manual_seed(0)),
+        dim=1,
+    )
     weights = torch.ones(len(x))
     cancelling = slice(200, 202)
     x[cancelling] = 0
@@ -195,23 +210,37 @@ def tied() -> nn.Module:
     one = nn.Linear(DIM, DIM)
     two = nn.Linear(DIM, DIM)
     two.weight = one.weight
-    return Calls(lambda m, b: m.two(m.one(b.x)).sum(1), one=one, two=two)
-
-
-def functional() -> nn.Module:
-    """Uses a weight outside its layer."""
-    return Calls(lambda m, b: F.linear(m.one(b.x), m.one.weight).sum(1), one=nn.Linear(DIM, DIM))
-
-
-def decayed() -> nn.Module:
-    """A penalty on the weights inside the per-example loss."""
     return Calls(
-        lambda m, b: m.one(b.x).sum(1) + m.one.weight.square().sum(), one=nn.Linear(DIM, DIM)
+        lambda m, b: m.two(m.one(b.x)).sum(1),
+        one=one,
+        two=two,
     )
 
 
+def functional() -> nn.Module:
+    """Use a weight outside its layer."""
+
+    def loss(m: Any, b: Batch) -> Tensor:
+        return F.linear(m.one(b.x), m.one.weight).sum(1)
+
+    return Calls(loss, one=nn.Linear(DIM, DIM))
+
+
+def decayed() -> nn.Module:
+    """Put a penalty on the weights into the per-example loss."""
+
+    def loss(m: Any, b: Batch) -> Tensor:
+        penalty = m.one.weight.square().sum()
+        return m.one(b.x).sum(1) + penalty
+
+    return Calls(loss, one=nn.Linear(DIM, DIM))
+
+
 def bare() -> nn.Module:
-    return Calls(lambda m, b: b.x.sum(1) * m.temperature, temperature=nn.Parameter(torch.ones(())))
+    def loss(m: Any, b: Batch) -> Tensor:
+        return b.x.sum(1) * m.temperature
+
+    return Calls(loss, temperature=nn.Parameter(torch.ones(())))
 
 
 class Twisted(nn.Linear):
@@ -220,7 +249,11 @@ class Twisted(nn.Linear):
 
 
 def holds(inner: nn.Module) -> nn.Module:
-    return Calls(lambda m, b: m.inner(b.x).reshape(len(b), -1).sum(1), inner=inner)
+    def loss(m: Any, b: Batch) -> Tensor:
+        outputs = m.inner(b.x)
+        return outputs.reshape(len(b), -1).sum(1)
+
+    return Calls(loss, inner=inner)
 
 
 def hooked() -> nn.Module:
@@ -269,7 +302,10 @@ def test_vmap_covers_what_bookkeeping_refuses(kind):
 def test_unit_of_more_rows_than_a_chunk_is_clipped_as_one(unit, engine):
     batch = make_batch(LARGE)
     if unit == "group":
-        batch = replace(batch, groups=consecutive(batch.layout.client, batch.x))
+        batch = replace(
+            batch,
+            groups=consecutive(batch.layout.client, batch.x),
+        )
     summed = checked_sum(
         build(per_client),
         batch,
@@ -282,7 +318,12 @@ def test_unit_of_more_rows_than_a_chunk_is_clipped_as_one(unit, engine):
 
 def refused(kind: Kind, batch: Batch, message: str, unit: str = "example") -> None:
     with pytest.raises(ValueError, match=message):
-        clipped_sum(build(kind), call, batch, Norms(1.0, unit))
+        clipped_sum(
+            build(kind),
+            call,
+            batch,
+            Norms(1.0, unit),
+        )
 
 
 @pytest.mark.parametrize(
@@ -294,7 +335,11 @@ def refused(kind: Kind, batch: Batch, message: str, unit: str = "example") -> No
 )
 def test_clients_out_of_order_or_range_are_refused(client, message):
     layout = Layout(torch.tensor(client), 4)
-    refused(per_client, replace(make_batch((1, 1, 1)), layout=layout), message)
+    refused(
+        per_client,
+        replace(make_batch((1, 1, 1)), layout=layout),
+        message,
+    )
 
 
 def test_batch_of_other_clients_than_the_models_is_refused():

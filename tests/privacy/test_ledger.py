@@ -111,11 +111,18 @@ def test_anything_else_than_the_plan_is_unaccounted(changed, reason):
 
 
 @pytest.mark.parametrize(
-    "what", [(-1.0, 0.2, 1), (math.nan, 0.2, 1), (1.0, 0.0, 1), (1.0, 1.5, 1), (1.0, 0.2, 0)]
+    "mechanism",
+    [
+        Mechanism(-1.0, 0.2, 1),
+        Mechanism(math.nan, 0.2, 1),
+        Mechanism(1.0, 0.0, 1),
+        Mechanism(1.0, 1.5, 1),
+        Mechanism(1.0, 0.2, 0),
+    ],
 )
-def test_refuses_what_cannot_have_run(what):
+def test_refuses_what_cannot_have_run(mechanism):
     with pytest.raises(ValueError, match="cannot have run"):
-        Ledger().record([0], Mechanism(*what))
+        Ledger().record([0], mechanism)
 
 
 def test_mechanisms_are_ordered_by_release_and_none_if_clients_differ():

@@ -7,7 +7,11 @@ from scipy.stats import kstest, norm
 from fedsim.privacy.noise import CHUNK, Noise, fingerprint, gaussian
 from fedsim.seeds import SERVER, Keystream, Purpose, Seeds
 
-SHAPES = {"weight": (40, 50), "bias": torch.Size([50]), "scale": ()}
+SHAPES = {
+    "weight": (40, 50),
+    "bias": torch.Size([50]),
+    "scale": (),
+}
 
 
 def stream(seed: int = 0) -> Keystream:

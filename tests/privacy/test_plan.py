@@ -80,7 +80,12 @@ def test_sensitivity_scales_the_noise_and_not_the_multiplier():
 
 
 def test_an_infinite_epsilon_has_no_noise_and_claims_nothing():
-    plan = solve(math.inf, STEPS, clip=math.inf, sensitivity=math.inf)
+    plan = solve(
+        math.inf,
+        STEPS,
+        clip=math.inf,
+        sensitivity=math.inf,
+    )
     assert plan.sigma == 0.0
     assert plan.claim == "none"
     assert plan.mechanism("step").noise_multiplier == 0.0

@@ -105,5 +105,8 @@ def test_noise_is_solved_for_the_whole_search(distribution: Distribution) -> Non
         return [Mechanism(sigma, 1.0, 3)]
 
     sigma = solved_noise(10, distribution, 2.0, DELTA, run_of)
-    spent = converted(selected(curve_of(run_of(sigma)), 10, distribution), DELTA)
+    spent = converted(
+        selected(curve_of(run_of(sigma)), 10, distribution),
+        DELTA,
+    )
     assert 0.99 * 2 < spent <= 2

@@ -30,7 +30,10 @@ def fixed_rows(x: torch.Tensor) -> torch.Tensor:
 @given(x=some_rows, seed=st.integers(0, 100))
 def test_order_of_entries_changes_nothing(x: torch.Tensor, seed: int) -> None:
     fixed = fixed_rows(x)
-    order = torch.randperm(x.shape[1], generator=torch.Generator().manual_seed(seed))
+    order = torch.randperm(
+        x.shape[1],
+        generator=torch.Generator().manual_seed(seed),
+    )
     shuffled = x[:, order]
     assert torch.equal(exact_squares(shuffled), exact_squares(x))
     assert torch.equal(exact_products(shuffled, fixed[:, order]), exact_products(x, fixed))
@@ -57,7 +60,12 @@ def test_values_are_near_the_real_ones(x: torch.Tensor) -> None:
     error = exact_products(x, fixed) - x_double @ fixed.double().T
     assert float((error.abs() / lengths).max()) < 2e-6
     squares = x_double.square().sum(1, keepdim=True)
-    torch.testing.assert_close(exact_squares(x), squares, rtol=2e-6, atol=0)
+    torch.testing.assert_close(
+        exact_squares(x),
+        squares,
+        rtol=2e-6,
+        atol=0,
+    )
 
 
 def bins_of(x: torch.Tensor) -> torch.Tensor:

@@ -55,8 +55,15 @@ def joint_norm(sums: dict[str, Tensor]) -> float:
 )
 def test_sum_of_a_group_is_clipped_as_one(sizes: list[int], seed: int) -> None:
     factors = products(sum(sizes), seed)
-    numbers = torch.repeat_interleave(torch.arange(len(sizes)), torch.tensor(sizes))
-    sums, norms = clipped_statistics(factors, NORMS, groups_of(numbers))
+    numbers = torch.repeat_interleave(
+        torch.arange(len(sizes)),
+        torch.tensor(sizes),
+    )
+    sums, norms = clipped_statistics(
+        factors,
+        NORMS,
+        groups_of(numbers),
+    )
     by_group = [group_sum(only(factors, numbers == group)) for group in range(len(sizes))]
     expected_norms = [joint_norm(own_sums) for own_sums in by_group]
     assert_close(norms, torch.tensor(expected_norms), rtol=1e-4, atol=1e-6)
@@ -65,16 +72,29 @@ def test_sum_of_a_group_is_clipped_as_one(sizes: list[int], seed: int) -> None:
             own_sums[name] * min(1.0, NORMS.clip / norm)
             for own_sums, norm in zip(by_group, expected_norms, strict=True)
         ]
-        assert_close(value.float(), torch.stack(clipped).sum(0), rtol=1e-4, atol=1e-5)
+        assert_close(
+            value.float(),
+            torch.stack(clipped).sum(0),
+            rtol=1e-4,
+            atol=1e-5,
+        )
 
 
 def test_group_with_a_row_that_is_not_finite_counts_as_zero() -> None:
     factors = products(6)
     numbers = torch.tensor([0, 0, 1, 1, 1, 2])
     kept = numbers != 1
-    clean, _ = clipped_statistics(only(factors, kept), NORMS, groups_of(numbers[kept]))
+    clean, _ = clipped_statistics(
+        only(factors, kept),
+        NORMS,
+        groups_of(numbers[kept]),
+    )
     factors["second"].right[3, 1] = math.nan
-    broken, norms = clipped_statistics(factors, NORMS, groups_of(numbers))
+    broken, norms = clipped_statistics(
+        factors,
+        NORMS,
+        groups_of(numbers),
+    )
     assert norms.isnan().tolist() == [False, True, False]
     for name, value in clean.items():
         assert_close(broken[name], value)
@@ -87,7 +107,10 @@ def test_one_of_many_alike_rows_changes_the_sums_by_at_most_the_clip() -> None:
     x = torch.nn.functional.normalize(x)
 
     def second_moment(rows: Tensor) -> Tensor:
-        sums, _ = clipped_statistics({"second": OuterProduct(rows, rows)}, Norms(1.0))
+        sums, _ = clipped_statistics(
+            {"second": OuterProduct(rows, rows)},
+            Norms(1.0),
+        )
         return sums["second"]
 
     whole = second_moment(x)

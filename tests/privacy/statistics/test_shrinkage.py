@@ -9,7 +9,11 @@ from torch.testing import assert_close
 
 from fedsim.privacy.statistics.shrinkage import james_stein, pooled_and_own
 
-SIGNAL = torch.randn(6, 10, generator=torch.Generator().manual_seed(0))
+SIGNAL = torch.randn(
+    6,
+    10,
+    generator=torch.Generator().manual_seed(0),
+)
 
 
 def test_james_stein_keeps_estimates_without_noise() -> None:
@@ -43,7 +47,12 @@ def shrunk_covariances(second: list[Tensor], std: float) -> Tensor:
 
 def test_covariances_without_noise_are_kept() -> None:
     kept = shrunk_covariances([DIFFERENT, SHARED], 0.0)
-    assert_close(kept, torch.stack([DIFFERENT, SHARED]), atol=1e-5, rtol=0)
+    assert_close(
+        kept,
+        torch.stack([DIFFERENT, SHARED]),
+        atol=1e-5,
+        rtol=0,
+    )
 
 
 def test_covariances_of_noise_alone_are_one_multiple_of_the_identity() -> None:

@@ -21,13 +21,20 @@ def orthonormal(rows: int, columns: int, stream: torch.Generator) -> Tensor:
 def turned(values: list[float]) -> Tensor:
     """Return a symmetric matrix with these eigenvalues, in random directions."""
     size = len(values)
-    vectors = orthonormal(size, size, torch.Generator().manual_seed(0))
+    vectors = orthonormal(
+        size,
+        size,
+        torch.Generator().manual_seed(0),
+    )
     return (vectors * torch.tensor(values).double()) @ vectors.T
 
 
 def jittered(matrix: Tensor, seed: int) -> Tensor:
     """Move every entry by up to a last bit of float32."""
-    uniform = torch.rand(matrix.shape, generator=torch.Generator().manual_seed(seed))
+    uniform = torch.rand(
+        matrix.shape,
+        generator=torch.Generator().manual_seed(seed),
+    )
     moved = matrix * (1 + 2**-23 * (uniform.double() * 2 - 1))
     return (moved + moved.T) / 2
 
@@ -44,10 +51,18 @@ SPECTRA = {
 @pytest.mark.parametrize("spectrum", SPECTRA)
 def test_principal_directions_do_not_turn_with_a_last_bit(spectrum: str) -> None:
     matrix = turned(SPECTRA[spectrum])
-    basis, within, rest = moments.principal(matrix.float(), 0.0, 4)
+    basis, within, rest = moments.principal(
+        matrix.float(),
+        0.0,
+        4,
+    )
     for seed in range(20):
         moved = jittered(matrix, seed).float()
-        other_basis, other_within, other_rest = moments.principal(moved, 0.0, 4)
+        other_basis, other_within, other_rest = moments.principal(
+            moved,
+            0.0,
+            4,
+        )
         assert_close(other_basis, basis, atol=1e-4, rtol=0)
         assert_close(other_within, within, atol=1e-4, rtol=0)
         assert other_rest == pytest.approx(rest, rel=1e-4)
@@ -68,7 +83,11 @@ def test_all_or_none_of_close_eigenvalues_are_taken(
     floor: float,
     taken: int,
 ) -> None:
-    values, _ = leading(turned(SPECTRA[spectrum]), most, floor)
+    values, _ = leading(
+        turned(SPECTRA[spectrum]),
+        most,
+        floor,
+    )
     assert len(values) == taken
 
 
@@ -86,4 +105,9 @@ def test_steady_basis_is_orthonormal_and_depends_on_its_span_alone(seed: int, co
     basis = steady(span)
     assert_close(basis.T @ basis, torch.eye(count).double())
     assert_close(basis @ basis.T, span @ span.T)
-    assert_close(steady(span @ turn), basis, atol=1e-6, rtol=0)
+    assert_close(
+        steady(span @ turn),
+        basis,
+        atol=1e-6,
+        rtol=0,
+    )
