@@ -141,8 +141,12 @@ def receive_spread(server: Server, sums: Tensors, std: Mapping[str, float]) -> N
 def _standing_out(second: Tensor, std: float, rows: Tensor) -> tuple[Tensor, Tensor]:
     """Return the eigenvalues ``[k]`` and eigenvectors ``[d, k]`` that noise does not explain.
 
-    An eigenvalue l appears at ``l + (edge / 2)^2 / l`` (Benaych-Georges and Nadakuditi 2011), which
-    is undone here. ``edge`` is the largest eigenvalue of the noise alone.
+    An eigenvalue l appears at
+
+        l + (edge / 2)^2 / l
+
+    (Benaych-Georges and Nadakuditi 2011), which is undone here. ``edge`` is the largest eigenvalue
+    of the noise alone.
 
     Args:
         second: the noisy sum of second moments ``[d, d]``.
@@ -172,9 +176,11 @@ def clipped_square(released: Tensors, radius: Tensor) -> Tensor:
 
 
 class Coordinates:
-    """The map ``r = (I + B shrink B^T) (x - mean) / scale`` from embeddings to coordinates.
+    """The map from embeddings to coordinates, and its inverse.
 
-    Its inverse is ``x = mean + scale (I + B stretch B^T) r``. B is ``[d, k]``.
+    For a basis B ``[d, k]`` they are
+
+        r = (I + B shrink B^T) (x - mean) / scale    and    x = mean + scale (I + B stretch B^T) r.
 
     Args:
         tensors: tensors by :data:`COORDINATE_NAMES`.

@@ -441,8 +441,9 @@ BASIS_NAME = "public.basis"
 class PublicSubspace:
     """Projection to a subspace that is computed from public examples.
 
-    The projection is ``y = B^T (x - mean)``, clipped to norm 1. The way back is ``x = mean + B y``.
-    B ``[d, k]`` is orthonormal.
+    For an orthonormal B ``[d, k]``, the projection, which is clipped to norm 1, and the way back are
+
+        y = B^T (x - mean)    and    x = mean + B y.
 
     Mean and directions depend on public examples alone, so they cost no epsilon. With fewer
     directions a release needs less noise in total. The part of a private example outside the

@@ -203,10 +203,14 @@ def signal_shares(
 ) -> dict[str, Tensor]:
     """Return the signal's share of every gradient, by name.
 
-    The share is sqrt(1 - noise variance / mean square), or 0 if the mean square is below the noise
-    variance. For a gradient g = s + noise of known variance, the signal's share of the energy is
-    the factor of a Wiener filter on g. Adam's step has unit size for any g, so its length is scaled
-    by the root. It reads private values only through the noisy gradient, so it costs no epsilon.
+    The share is
+
+        sqrt(1 - noise variance / mean square),
+
+    or 0 if the mean square is below the noise variance. For a gradient g = s + noise of known
+    variance, the signal's share of the energy is the factor of a Wiener filter on g. Adam's step
+    has unit size for any g, so its length is scaled by the root. It reads private values only
+    through the noisy gradient, so it costs no epsilon.
 
     Args:
         gradients: noisy gradients.

@@ -375,8 +375,11 @@ def posterior_spread(
 ) -> Tensor:
     """Returns upper triangular R with ``R R^T = S``, the covariance of z given x, ``[K, C, k, k]``.
 
-    S depends on client and class alone: ``S = (T^T T + A^T A / variance)^-1`` with
-    ``A = diag(scale_i) linear`` (Bishop 2006, eq. 2.117).
+    S depends on client and class alone:
+
+        S = (T^T T + A^T A / variance)^-1    with    A = diag(scale_i) linear
+
+    (Bishop 2006, eq. 2.117).
 
     Args:
         linear: the decoder's map of z ``[d, k]``.
@@ -444,9 +447,13 @@ def linear_posterior(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Returns mean, deviation and log density of a draw from a linear decoder's exact posterior.
 
-    This encoder has nothing to train, so nothing that private data could leak into. The model is
-    ``x = scale_i * (linear z) + offset + N(0, variance I)`` with ``z ~ N(prior of client i and
-    class c)``. The posterior's mean is ``S (A^T r / variance + T^T T m)`` (Bishop 2006, eq. 2.116).
+    This encoder has nothing to train, so nothing that private data could leak into. For z from the
+    prior of client i and class c, the model and the posterior's mean are
+
+        x = scale_i * (linear z) + offset + N(0, variance I)    and
+        S (A^T r / variance + T^T T m)
+
+    (Bishop 2006, eq. 2.116; see :func:`posterior_spread` for S, A and T).
 
     Args:
         residual: r, the embeddings minus the offset, ``[N, d]``.

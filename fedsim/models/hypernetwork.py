@@ -65,7 +65,9 @@ class ModulatedLinear(nn.Module):
     def lipschitz(self) -> Tensor:
         """Returns the squared Frobenius norm of d(generated weights, generated bias) / dv.
 
-        It is ``sum_r |A_r|^2 |W_r|^2 + |b_r A_r + B_r|^2``, a scalar.
+        It is a scalar,
+
+        sum_r |A_r|^2 |W_r|^2 + |b_r A_r + B_r|^2.
         """
         if self.scale is None or self.shift is None:
             return self.rows.weight.new_zeros(())

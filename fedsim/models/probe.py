@@ -131,9 +131,12 @@ def fit_probe(
 ) -> Probe:
     """Fits the probe to embeddings; the fit is deterministic and the same for every algorithm.
 
-    It minimises ``sum_i -log softmax(W s(x_i) + b)[y_i] + ||W||^2 / (2 probe_c)`` with L-BFGS,
-    where ``s`` subtracts the mean and divides by the standard deviation of each feature over ``x``.
-    If there are more embeddings than half of the features, it stops at a gradient of
+    It minimises
+
+        sum_i -log softmax(W s(x_i) + b)[y_i] + ||W||^2 / (2 probe_c)
+
+    with L-BFGS, where s subtracts the mean and divides by the standard deviation of each feature
+    over ``x``. If there are more embeddings than half of the features, it stops at a gradient of
     :data:`TOLERANCE` or after :data:`MAX_ITERATIONS`; with fewer it continues to the minimum.
 
     Args:

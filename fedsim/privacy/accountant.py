@@ -132,10 +132,13 @@ def rdp_epsilon(
 ) -> float:
     """Returns the epsilon of ``mechanisms`` by Rényi composition.
 
-    It is fast to compute, always an upper bound, and looser than :func:`epsilon`. The conversion is
-    that of Balle et al. 2020 (arXiv 1905.09982, theorem 21): the minimum over orders a of
-    R(a) + log((a - 1) / a) - (log delta + log a) / (a - 1), where R is the sum of
-    :meth:`Mechanism.divergence`.
+    It is fast to compute, always an upper bound, and looser than :func:`epsilon`. It is the minimum
+    over orders a of
+
+        R(a) + log((a - 1) / a) - (log delta + log a) / (a - 1),
+
+    where R is the sum of :meth:`Mechanism.divergence` (Balle et al. 2020, arXiv 1905.09982,
+    theorem 21).
     """
     costly = _merged(mechanisms, delta)
     if not costly:

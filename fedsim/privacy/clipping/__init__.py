@@ -161,11 +161,13 @@ def clipped_sum(
 ) -> ClippedSum:
     """Returns the sum of the clipped gradients of all units in a batch.
 
-    It is the sum over units u of ``min(1, C / |w * g_u|) * w * g_u``, where g_u is the gradient of
-    u's loss by all parameters jointly. Removing one unit changes it by at most C in L2 norm over
-    all parameters that are not free: the sensitivity that the Gaussian mechanism needs (Abadi et
-    al. 2016, algorithm 1, under add/remove-one). A unit whose gradient is not finite counts as 0: a
-    nan in the sum would reveal the unit.
+    For the gradient g_u of a unit's loss by all parameters jointly, it is
+
+        sum_u min(1, C / |w * g_u|) * w * g_u
+
+    (Abadi et al. 2016, algorithm 1). Removing one unit changes it by at most C in L2 norm over all
+    parameters that are not free: the sensitivity that the Gaussian mechanism needs. A unit whose
+    gradient is not finite counts as 0: a nan in the sum would reveal the unit.
 
     Args:
         model: the model.

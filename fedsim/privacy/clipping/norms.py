@@ -1,10 +1,17 @@
 """Gradient norms: the joint norm to which a unit is clipped, and the rules of bookkeeping.
 
-A rule computes the norms and the weighted sums of one kind of layer. For a linear layer the
-gradient of example n is ``g_n a_n^T``, so its squared norm is ``|g_n|^2 |a_n|^2``, and the clipped
-sum is one product ``(c * g)^T a`` (Goodfellow 2015, arXiv 1510.01799; Bu et al. 2023,
-"book-keeping", arXiv 2210.00038). A layer that an example uses T times has the squared norm
-``sum_st <g_s, g_t> <a_s, a_t>`` (Li et al. 2022, "ghost norm", arXiv 2110.05679).
+A rule computes the norms and the weighted sums of one kind of layer. For a linear layer with input
+a_n and output gradient g_n, the weight's gradient of example n is ``g_n a_n^T``. Its squared norm
+and the clipped sum are
+
+    |g_n|^2 |a_n|^2    and    (c * g)^T a
+
+(Goodfellow 2015, arXiv 1510.01799; Bu et al. 2023, "book-keeping", arXiv 2210.00038). If an example
+uses the layer T times, the squared norm is
+
+    sum_st <g_s, g_t> <a_s, a_t>
+
+(Li et al. 2022, "ghost norm", arXiv 2110.05679).
 """
 
 from __future__ import annotations

@@ -239,7 +239,9 @@ def within(
     """Returns the covariance within classes ``[d, d]``.
 
     It is the second moment without the part that the class means add to it; the noise of the means
-    is corrected for.
+    is corrected for:
+
+        moment - sum_c share_c mean_c mean_c^T + (sum_c share_c noise_c) I.
 
     Args:
         moment: the second moment ``[d, d]``.
