@@ -441,9 +441,11 @@ BASIS_NAME = "public.basis"
 class PublicSubspace:
     """Projection to a subspace that is computed from public examples.
 
-    For an orthonormal B ``[d, k]``, the projection, which is clipped to norm 1, and the way back are
+    For an orthonormal B ``[d, k]``, the projection and the way back are
 
-        y = B^T (x - mean)    and    x = mean + B y.
+        y = B^T (x - mean)    and    x = mean + B y,
+
+    where y is clipped to norm 1.
 
     Mean and directions depend on public examples alone, so they cost no epsilon. With fewer
     directions a release needs less noise in total. The part of a private example outside the
