@@ -213,11 +213,7 @@ class ConditionalPrior(nn.Module):
             place[row, column] = latent + 1 + torch.arange(len(row))
         self.register_buffer("place", place.flatten(), persistent=False)
 
-    def forward(
-        self,
-        y: Tensor,
-        code: Tensor,
-    ) -> tuple[Tensor, Tensor]:
+    def forward(self, y: Tensor, code: Tensor) -> tuple[Tensor, Tensor]:
         """Returns the mean ``[N, latent]`` and T ``[N, latent, latent]``.
 
         Args:
@@ -253,10 +249,7 @@ class ConditionalPrior(nn.Module):
             codes.repeat_interleave(self.classes, 0),
         )
         shape = (len(codes), self.classes)
-        return mean.view(*shape, -1), root.view(
-            *shape,
-            *root.shape[1:],
-        )
+        return mean.view(*shape, -1), root.view(*shape, *root.shape[1:])
 
     def lipschitz(self) -> Tensor:
         """Returns the squared Frobenius norm of d(prior parameters of all classes) / dv."""

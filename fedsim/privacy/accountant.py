@@ -22,16 +22,7 @@ from fedsim.privacy.mechanism import Mechanism, merged
 LARGE_ORDERS = (72, 80, 96, 112, 128, 160, 192, 256, 320, 384, 512, 640, 768, 1024)
 INTEGER_ORDERS: tuple[float, ...] = (*range(2, 64), *LARGE_ORDERS)
 """The integer Rényi orders, whose divergence is fast to compute."""
-LOW_ORDERS: tuple[float, ...] = (
-    1.05,
-    1.1,
-    1.2,
-    1.3,
-    1.4,
-    1.5,
-    1.6,
-    1.8,
-)
+LOW_ORDERS: tuple[float, ...] = (1.05, 1.1, 1.2, 1.3, 1.4, 1.5, 1.6, 1.8)
 """Low Rényi orders, of which one is the best for a large epsilon."""
 ORDERS: tuple[float, ...] = (
     1.005,
