@@ -258,11 +258,12 @@ def _functions_of(value: Any) -> list[FunctionType]:
 
 def _snapshot_of(module: ModuleType) -> _Snapshot:
     """Return what a module holds now."""
-    classes = _classes_of(dict(vars(module)), module)
-    owners = [(owner, dict(vars(owner))) for owner in (module, *classes)]
+    values = dict(vars(module))
+    owners: list[tuple[ModuleType | type, dict[str, Any]]] = [(module, values)]
+    owners += [(cls, dict(vars(cls))) for cls in _classes_of(values, module)]
     functions = []
-    for _, values in owners:
-        for value in values.values():
+    for _, held_values in owners:
+        for value in held_values.values():
             functions += [(function, function.__code__) for function in _functions_of(value)]
     return _Snapshot(owners, functions)
 

@@ -38,7 +38,7 @@ class Ledger:
 
     def of_client(self, client: int) -> tuple[Mechanism, ...]:
         """Returns the mechanisms that ran on a client's data, sorted."""
-        counts = self._counts.get(client, {})
+        counts = self._counts.get(client, Counter())
         return tuple(sorted(mechanism.times(count) for mechanism, count in counts.items()))
 
     def epsilon(self, delta: float) -> tuple[float, str]:
