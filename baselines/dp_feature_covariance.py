@@ -56,6 +56,8 @@ class DPFeatureCovarianceParams(DPSGDParams):
             largest eigenvalue that noise alone would have.
         sample_rate: q, the rate of the Poisson sample of a step; at 1 all rows are in every step,
             and steps differ by their noise alone.
+        most_sampled: as for every method by DP-SGD. It is larger here, because a step of a linear
+            model is fast, and a step with all rows has no noise from its sample.
         clip: C, the clip norm; a gradient's norm is below 1.5, so few are clipped.
         learning_rate: the rate of the preconditioned step; a logistic loss is flatter than the
             squares for which the second moment is the Hessian.
@@ -67,6 +69,7 @@ class DPFeatureCovarianceParams(DPSGDParams):
     ridge: float = Field(1.0, gt=0)
     rounds: int = Field(20, ge=1)
     sample_rate: float = Field(1.0, gt=0, le=1)
+    most_sampled: int = Field(65_536, ge=1)
     clip: float = Field(1.0, gt=0, allow_inf_nan=False)
     learning_rate: float = Field(6.0, gt=0)
 

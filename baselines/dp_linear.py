@@ -49,6 +49,8 @@ class DPLinearParams(DPSGDParams):
         mean_share: the share of the budget (in 1 / sigma^2) for the mean.
         sample_rate: q, the rate of the Poisson sample of a step; at 1 all rows are in every step,
             and steps differ by their noise alone.
+        most_sampled: as for every method by DP-SGD. It is larger here, because a step of a linear
+            model is fast, and a step with all rows has no noise from its sample.
         clip: C, the clip norm; nearly every gradient is longer, so all examples count alike.
         reencoded: the share of the synthetic rows' variance about the mean that lies between class
             means; 0 for no rows, only the classifier.
@@ -57,6 +59,7 @@ class DPLinearParams(DPSGDParams):
     mean_share: float = Field(0.1, gt=0, lt=1)
     rounds: int = Field(60, ge=1)
     sample_rate: float = Field(1.0, gt=0, le=1)
+    most_sampled: int = Field(65_536, ge=1)
     clip: float = Field(1.0, gt=0, allow_inf_nan=False)
     learning_rate: float = Field(0.03, gt=0)
     reencoded: float = Field(0.0, ge=0, lt=1)

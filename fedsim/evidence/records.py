@@ -67,6 +67,7 @@ def contradictions(
     ):
         yield from _differing({name: value, place: _value(line, place)})
     yield from _group_contradictions(cell, line)
+    yield from _size_contradictions(cell, line)
     if (cell.public is None) != (cell.public_hash is None):
         yield "one of cell.public and cell.public_hash is missing"
     if line["training_id"] not in _ids(cell, cls, evaluated_by):
@@ -86,6 +87,21 @@ def _group_contradictions(cell: Cell, line: Line) -> Iterator[str]:
     if column is not None:
         together = cell.partition.together
         yield from _differing({"cell.unit_column": column, "cell.partition.together": together})
+
+
+def _size_contradictions(cell: Cell, line: Line) -> Iterator[str]:
+    """Yield a sentence if the public size is not that of the units that trained."""
+    from fedsim.grid.cells import public_size  # late: it imports torch
+
+    counts = {
+        "example": line.get("train_rows"),
+        "group": line.get("train_groups"),
+        "client": cell.clients,
+    }
+    units = counts[cell.unit]
+    size = _value(line, "task.public_size")
+    if units and size not in (None, public_size(units)):
+        yield f"task.public_size is {size} and that of {units} units is {public_size(units)}"
 
 
 def _ids(

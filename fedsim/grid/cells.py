@@ -11,7 +11,7 @@ import json
 import math
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from itertools import product
 from typing import Any, NamedTuple
@@ -662,8 +662,25 @@ def training_id_of(cell: Cell, place: str, code: str) -> str:
     return identity(facts)
 
 
-def task_of(cell: Cell, data: Embeddings) -> Task:
+def public_size(units: int) -> int:
+    """Return the size of a data set that a cell treats as public.
+
+    It is the number of training units rounded down to a power of two. A cell computes it once, for
+    the data set that it has; see :class:`fedsim.methods.messages.Task`.
+    """
+    return 1 << (units.bit_length() - 1)
+
+
+def task_of(cell: Cell, data: Embeddings, partition: Partition) -> Task:
     """Return the public facts that a cell's algorithm gets."""
+    return replace(
+        _task_without_size(cell, data),
+        public_size=public_size(partition.count(cell.unit)),
+    )
+
+
+def _task_without_size(cell: Cell, data: Embeddings) -> Task:
+    """Return the public facts of a cell whose data set is not divided yet."""
     return Task(
         data.dim,
         data.classes,
@@ -682,7 +699,7 @@ def _public_rows_used(cell: Cell, cls: type[Algorithm], data: Embeddings) -> Pub
     """
     if data.public is None:
         return None
-    task = task_of(cell, data)
+    task = _task_without_size(cell, data)
     points: Sequence[Mapping[str, Any]] = [{}]
     if cell.tuning is not None:
         points = cell.tuning.points

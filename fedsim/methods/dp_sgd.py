@@ -61,7 +61,11 @@ class DPSGDParams(Params):
     Attributes:
         rounds: the number of noisy steps.
         sample_rate: q, the probability with which each example, or each group with all its
-            examples, enters a round.
+            examples, enters a round. ``most_sampled`` lowers it on large data sets.
+        most_sampled: the largest expected number of examples, or groups, in a round, if the data
+            set has its public size: the number of examples (or groups) rounded down to a power of
+            two. The rate that is used is ``min(sample_rate, most_sampled / public size)``, so the
+            expected number stays below twice this value. It has no effect for ``unit: client``.
         client_rate: the probability with which each client takes part in a round. It amplifies
             privacy for ``unit: client`` and must be 1 for other units.
         clip: C, the joint clip norm of one unit's contribution.
@@ -79,6 +83,7 @@ class DPSGDParams(Params):
 
     rounds: int = Field(300, ge=1)
     sample_rate: float = Field(0.2, gt=0, le=1)
+    most_sampled: int = Field(4096, ge=1)
     client_rate: float = Field(1.0, gt=0, le=1)
     clip: float = Field(1.0, gt=0)
     learning_rate: float = Field(0.03, gt=0)
@@ -182,12 +187,24 @@ class DPSGD(Algorithm):
 
     # --- privacy ---
 
+    def sample_rate(self) -> float:
+        """Return the probability with which each example, or each group, enters a round.
+
+        Plan, ledger and clients use this rate. The number of examples is private, so the rate may
+        not follow it. It follows the public size of the task, which is a constant of the cell. The
+        theorem of DP-SGD holds for every constant rate, so epsilon is exact for this one.
+        """
+        if self.task.unit == "client":
+            return float(self.params.sample_rate)
+        largest: float = self.params.most_sampled / self.task.public_size
+        return min(self.params.sample_rate, largest)
+
     def phases(self) -> tuple[Phase, ...]:
         """Return the phases: statistics for the coordinates, if any, then all noisy steps.
 
         The steps are one Poisson-subsampled Gaussian mechanism over the units.
         """
-        rate = self.params.sample_rate
+        rate = self.sample_rate()
         if self.task.unit == "client":
             rate = self.params.client_rate
         release = Release(RELEASE, rate, self.params.rounds)
@@ -301,7 +318,7 @@ class DPSGD(Algorithm):
         load_parameters(clients.model, broadcast)
         rows = clients.poisson(
             round_.stream,
-            self.params.sample_rate,
+            self.sample_rate(),
             self.params.client_rate,
         )
         converted = clients.in_coordinates(Coordinates.where_released(broadcast))

@@ -107,6 +107,11 @@ class Task:
         probe_c: the inverse penalty (scikit-learn's ``C``) of the evaluation's linear probe.
         public: the grid's public examples, for a method that says
             :meth:`fedsim.methods.algorithm.Algorithm.uses_public`; else None.
+        public_size: the size of the data set that the cell treats as public: the number of training
+            units (examples, groups or clients), rounded down to a power of two. It is fixed when
+            the cell is prepared. Two neighbouring data sets have the same public size in every
+            run that compares them, even if the second one would round to another power. The
+            default of 1 is for made-up cells.
     """
 
     dim: int
@@ -116,6 +121,7 @@ class Task:
     trust: Trust = "aggregate"
     probe_c: float = PROBE_C
     public: PublicRows | None = field(default=None, compare=False, repr=False)
+    public_size: int = 1
 
 
 @dataclass(frozen=True)

@@ -53,6 +53,15 @@ class Partition:
     scheme: str
     groups: RowNumbers | None = None
 
+    def count(self, unit: str) -> int:
+        """Return the number of units of protection: ``example``, ``group`` or ``client``."""
+        if unit == "client":
+            return len(self.rows)
+        if unit == "group":
+            assert self.groups is not None
+            return sum(int(numbers[-1]) + 1 for numbers in self.groups if len(numbers))
+        return sum(map(len, self.rows))
+
 
 def check_partition(
     y: Integers,

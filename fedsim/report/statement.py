@@ -408,7 +408,7 @@ def _uncovered(row: Row) -> Iterator[str]:
         "computed from rows is taken as given"
     )
     yield (
-        "the number of classes and of clients, the encoder and all settings, which are public "
-        "by assumption"
+        "the number of classes and of clients, the number of units to within a factor of two, the "
+        "encoder and all settings, which are public by assumption"
     )
     yield "attacks on the low bits of floating-point noise and on running times"

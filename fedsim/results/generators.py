@@ -155,9 +155,10 @@ class GeneratorFacts(BaseModel):
     def public(self) -> GeneratorFacts:
         """Return the facts that may leave a run.
 
-        With secret noise they hold no exact function of private data. A hash of the examples would
-        tell a data set from its neighbour, and the ids of a cell and its training depend on that
-        hash. The new id is therefore a hash of the public facts alone.
+        With secret noise they hold no exact function of private data, except the public size of the
+        task, which is public by assumption. A hash of the examples would tell a data set from its
+        neighbour, and the ids of a cell and its training depend on that hash. The new id is
+        therefore a hash of the public facts alone.
         """
         if self.cell.noise == "seeded":
             return self

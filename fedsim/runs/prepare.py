@@ -181,7 +181,10 @@ def prepare(
     data = without_unseen(grid, loaded(grid))
     cells = expand(resolved, data)
     partitions = partitioned(grid, cells, data)
-    tasks = tuple(task_of(cell, data[cell.data_key]) for cell in cells)
+    tasks = tuple(
+        task_of(cell, data[cell.data_key], partition)
+        for cell, partition in zip(cells, partitions, strict=True)
+    )
     plans = planned(grid, cells, tasks)
     sizes = laid_out(grid, cells, capacity, parallel)
     views, keys = client_views(cells, partitions, data)

@@ -84,21 +84,19 @@ class Trial:
     @property
     def train_rows(self) -> int:
         """The number of training examples of all clients."""
-        return sum(map(len, self.partition.rows))
+        return self.partition.count("example")
 
     @property
     def train_groups(self) -> int | None:
         """The number of groups of all clients if the unit is a group, else None."""
-        if self.groups is None:
+        if self.task.unit != "group":
             return None
-        return sum(int(numbers[-1]) + 1 for numbers in self.groups if len(numbers))
+        return self.partition.count("group")
 
     @property
     def units(self) -> int:
         """The number of units that the budget protects: examples, groups or clients."""
-        if self.task.unit == "client":
-            return self.cell.clients
-        return self.train_groups or self.train_rows
+        return self.partition.count(self.task.unit)
 
     def given(self, data: Embeddings) -> Trial:
         """Return a copy whose task has the data's public examples."""
@@ -291,8 +289,8 @@ def made_up_cohort(
     """Return a cohort of all clients on made-up data, for a rehearsal.
 
     Public examples are made up too, unless the task has some. :data:`BRIEF_PARAMS` replace the
-    parameters of an algorithm that allows it, so that all examples are sampled. If the unit is a
-    group, two examples are one.
+    parameters of an algorithm that allows it, and the public size is 1, so that all examples are
+    sampled. If the unit is a group, two examples are one.
 
     Args:
         name: the algorithm's name.
@@ -303,6 +301,7 @@ def made_up_cohort(
     """
     if task.public is None:
         task = replace(task, public=PublicRows.made_up(task.dim, task.classes))
+    task = replace(task, public_size=1)
     params = _brief_params(name, params)
     total = count * task.clients
     x = np.random.default_rng(0).standard_normal((total, task.dim), dtype=np.float32)

@@ -118,6 +118,7 @@ TAMPERED: dict[Record, dict[str, Edit]] = {
     },
     sampled: {
         "sample rate": planned_and_ran(rate=0.1),
+        "public size": put(task__public_size=2**16),
         "count": planned_and_ran(count=1),
         "count that ran": put(ledger__mechanisms=[]),
     },
@@ -155,6 +156,7 @@ REASONS = {
     "delta in the plan": "cell.delta is 0.0001 and plan.delta 1e-09",
     "noise": "its training_id is not the hash of its cell",
     "relation": "its cell cannot be read (relation: Extra inputs",
+    "public size": "task.public_size is 65536 and that of 200 units is 128",
     "noise at": "its noise_at is clients and in its algorithm's",
 }
 """What the proof says of some of these edits."""

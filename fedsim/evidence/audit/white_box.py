@@ -47,7 +47,7 @@ from fedsim.evidence.worlds import (
     noised_by_clients,
     watched,
 )
-from fedsim.grid.cells import resolve
+from fedsim.grid.cells import public_size, resolve
 from fedsim.grid.read import one_cell
 from fedsim.methods.algorithm import Algorithm, solved_plan
 from fedsim.methods.messages import Round, Task, Tensors
@@ -198,6 +198,7 @@ def setting_of(
         unit,
         trust,
         public=public,
+        public_size=public_size(OTHER_ROWS * AUDIT_CLIENTS),
     )
     all_params = cls.Params.model_validate(dict(params)).model_dump(mode="json")
     with at(lambda where: f"{where} with {name}"):

@@ -270,7 +270,7 @@ def subject(
         cell = cell.model_copy(update={"unit": unit})
         groups = tuple(np.arange(len(numbers)) // ROWS_OF_A_GROUP for numbers in partition.rows)
         partition = replace(partition, groups=groups)
-    task = task_of(cell, data)
+    task = task_of(cell, data, partition)
     with at(lambda where: f"{where} with {cell.label}"):
         (candidate,) = plans_of(
             cls,

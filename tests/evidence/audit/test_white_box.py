@@ -148,6 +148,7 @@ def test_bound_is_rarely_above_the_true_epsilon() -> None:
     ("algorithm", "params", "unit", "trust"),
     [
         ("fedhypevae", {"rounds": 2}, "example", "aggregate"),
+        ("fedhypevae", {"rounds": 2, "sample_rate": 1.0, "most_sampled": 1}, "example", "silo"),
         ("dp-fedavg-linear", {"rounds": 2}, "client", "silo"),
         ("fedhypevae", {"rounds": 2}, "group", "silo"),
         ("dp-gaussian", {}, "example", "silo"),

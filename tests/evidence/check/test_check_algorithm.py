@@ -245,6 +245,15 @@ def test_few_draws_do_not_break_a_shipped_method(name: str) -> None:
     assert result.passed, result.reason
 
 
+def test_draws_do_not_break_a_bounded_batch_of_fedhypevae() -> None:
+    cell = subject("fedhypevae", ["most_sampled=8"], "example", "aggregate")
+    rate = 8 / cell.task.public_size
+    assert cell.algorithm.releases()[-1].sample_rate == rate < 0.2
+    draws = [Draw(), Draw(way="replaced"), draw_of(0, "example", 10), draw_of(1, "example", 10)]
+    result = result_of_draws(cell, *draws)
+    assert result.passed, result.reason
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("name", SHIPPED)
 def test_shipped_method_passes_in_all_settings(name: str) -> None:
