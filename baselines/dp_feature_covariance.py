@@ -56,8 +56,9 @@ class DPFeatureCovarianceParams(DPSGDParams):
             largest eigenvalue that noise alone would have.
         sample_rate: q, the rate of the Poisson sample of a step; at 1 all rows are in every step,
             and steps differ by their noise alone.
-        most_sampled: as for every method by DP-SGD. It is larger here, because a step of a linear
-            model is fast, and a step with all rows has no noise from its sample.
+        most_sampled: the largest expected number of examples, or groups, in a step, if the data set
+            has its public size. It is larger than in other methods by DP-SGD, because a step of a
+            linear model is fast and steps with all rows differ by their noise alone.
         clip: C, the clip norm; a gradient's norm is below 1.5, so few are clipped.
         learning_rate: the rate of the preconditioned step; a logistic loss is flatter than the
             squares for which the second moment is the Hessian.

@@ -49,8 +49,9 @@ class DPLinearParams(DPSGDParams):
         mean_share: the share of the budget (in 1 / sigma^2) for the mean.
         sample_rate: q, the rate of the Poisson sample of a step; at 1 all rows are in every step,
             and steps differ by their noise alone.
-        most_sampled: as for every method by DP-SGD. It is larger here, because a step of a linear
-            model is fast, and a step with all rows has no noise from its sample.
+        most_sampled: the largest expected number of examples, or groups, in a step, if the data set
+            has its public size. It is larger than in other methods by DP-SGD, because a step of a
+            linear model is fast and steps with all rows differ by their noise alone.
         clip: C, the clip norm; nearly every gradient is longer, so all examples count alike.
         reencoded: the share of the synthetic rows' variance about the mean that lies between class
             means; 0 for no rows, only the classifier.
