@@ -64,7 +64,7 @@ def test_grid_is_an_argument_or_an_option(command: Command) -> None:
         (["bench", "g.yaml", "--dry-rnu"], "Did you mean --dry-run?"),
         (["bench", ""], "the path is empty; pass a path, or omit the option"),
         (["banch", "g.yaml"], "there is no command 'banch', did you mean 'bench'?"),
-        (["account", "--epsilon", "x"], 'unable to convert "x" into float'),
+        (["account", "--epsilon", "x"], "account: --epsilon: 'x' is not a number; see"),
     ],
 )
 def test_mistake_is_one_line_with_exit_code_2(
