@@ -53,7 +53,7 @@ def test_a_name_that_is_not_valid_or_taken_is_refused_and_nothing_is_overwritten
     if name in ("3-methods", "my/method"):
         said = "is not valid"
     elif name == "mine":
-        said = "is there already"
+        said = "exists already"
     else:
         said = f"'{name}' already"
     with pytest.raises(UserError, match=f"^name: .*{said}"):
