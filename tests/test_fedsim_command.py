@@ -41,5 +41,5 @@ def test_another_package_of_the_name_is_one_line_though_it_hides_this_one(
     (tmp_path / "fedsim" / "__init__.py").write_text("from . import datasets\n")
     done = command_beside(tmp_path, monkeypatch)
     assert (done.returncode, done.stdout, done.stderr.count("\n")) == (2, "", 1)
-    assert done.stderr.startswith(f"fedsim: fedsim 0.9.0 in {tmp_path}: is another simulator")
+    assert done.stderr.startswith(f"fedsim: fedsim 0.9.0 in {tmp_path} is another simulator")
     assert "python -m pip uninstall -y fedsim fedsim-generative" in done.stderr

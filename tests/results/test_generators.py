@@ -142,7 +142,7 @@ def test_a_run_keeps_a_generator_for_every_cell(bench):
     with pytest.raises(
         UserError,
         match=r"run: none of its generators may be released: the seed of its noise is known.* "
-        r"\(2 of 2\); a",
+        r"\(2 of 2\); run the grid with privacy",
     ):
         fedsim.load(done.folder).release(done.folder / "package")
     with pytest.raises(UserError, match="there is no generator of cell no such"):
@@ -181,7 +181,7 @@ def test_a_released_package_gives_the_rows_of_the_run_and_holds_no_exact_functio
 @pytest.mark.parametrize(
     ("entry", "keys", "why"),
     [
-        ("dp-gaussian", {}, "with it anyone can take the noise off"),
+        ("dp-gaussian", {}, "so anyone can subtract the noise"),
         ("dp-gaussian", {**SECRET, "epsilon": math.inf}, "it carries no noise"),
         ("fedavg-cvae", {}, "it carries no noise"),
         (quick("fedhypevae", noised="shared"), SECRET, "its status is ok, its claim heuristic"),
@@ -274,7 +274,7 @@ def test_a_package_is_written_and_drawn_from_by_commands(tmp_path, package, rele
     assert done.returncode == 0, done.stderr
     assert "that of real rows of L2 norm 1; no synthetic row is longer than 1.2" in done.stdout
     assert json.loads((tmp_path / "s.json").read_text())["scale"] in done.stdout
-    assert "no results of a run are here to vouch for it" in " ".join(done.stdout.split())
+    assert "unverified: the package states these facts" in done.stdout
     for arguments in (["--seed", "-1"], ["--seed", str(2**64)], ["--per-class", "0"]):
         done = command("synth", str(package), "--out", str(tmp_path / "s.npz"), *arguments)
         assert (done.returncode, "Traceback" in done.stderr) == (2, False)
