@@ -83,6 +83,14 @@ class Done:
     stderr: str
 
 
+def assert_refused(done: Done, words: str) -> None:
+    """Assert that a command ended by a user's mistake: with one line, which has these words."""
+    assert done.returncode == 2
+    assert done.stdout == ""
+    assert len(done.stderr.splitlines()) == 1
+    assert words in done.stderr
+
+
 @dataclass(frozen=True)
 class Ran:
     """What a bench left."""
