@@ -174,7 +174,7 @@ def _support(cls: type[Algorithm], where: str) -> dict[str, list[str]]:
             solved_plan(algorithm, math.inf if cls.private else None, delta=1e-4)
             if not cls.private:
                 continue
-            claim = allowed(algorithm.claim(), algorithm)
+            claim: str = allowed(algorithm.claim(), algorithm)
         except PluginError:
             raise
         except UserError:  # The algorithm does not support this unit and trust.

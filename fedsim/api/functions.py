@@ -117,9 +117,8 @@ def bench(
             if address is not None:
                 from fedsim.runs.ray import joined_cluster
 
-                files = set()
-                for variant in resolve(checked, keep_going=keep_going).variants:
-                    files.update(own_files(variant.cls))
+                variants = resolve(checked, keep_going=keep_going).variants
+                files = {file for variant in variants for file in own_files(variant.cls)}
                 nodes = stack.enter_context(joined_cluster(address, files))
             prepared = prepare(checked, nodes, max_parallel, keep_going=keep_going)
         if dry_run:
@@ -194,7 +193,7 @@ def check(
     from fedsim.results.store import ResultStore
 
     runs = [run] if isinstance(run, Run | Path | str) else run
-    stores = [ResultStore(getattr(one, "folder", one)) for one in runs]
+    stores = [ResultStore(one.folder if isinstance(one, Run) else one) for one in runs]
     for store in stores:
         store.folder.check()
     name = _importable_name(algorithm)
