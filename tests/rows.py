@@ -168,7 +168,7 @@ def add_rows(folder: Path, *rows: Row) -> None:
         ceiling = f"ceiling-{key}"
         local_only = f"local-only-{key}"
         entry = Entry(row.cell_id, key, row.label, ceiling, local_only)
-        cells[row.cell_id] = asdict(entry)  # type: ignore[call-overload]
+        cells[row.cell_id] = asdict(entry)
         parts = parts_of(row)
         training = training_of(row, key)
         add_lines(folder / "trainings.jsonl", [training])
@@ -294,9 +294,11 @@ def as_planned(trial: Trial, **changes: Any) -> Outcome:
     plan = trial.plan
     assert plan is not None
     algorithm = build_algorithm(trial.cell.algorithm, trial.cell.params, trial.task)
-    noise_at = "clients" if algorithm.noise_at_clients() else "sum"
     spent = (plan.epsilon_reached, plan.accountant, plan.mechanisms)
-    return replace(Outcome(*spent, noise_at, "", 0, 0, 0, 1.0, {}), **changes)
+    outcome = Outcome(*spent, "sum", "", 0, 0, 0, 1.0, {})
+    if algorithm.noise_at_clients():
+        outcome = replace(outcome, noise_at="clients")
+    return replace(outcome, **changes)
 
 
 def kept(folder: Path, trial: Trial, outcome: Outcome, class_names: Sequence[str] = ()) -> None:

@@ -20,9 +20,8 @@ from fedsim.runs.manifest import write_manifest
 from fedsim.training.trial import Outcome, Trial
 
 FAILED = RowError(**ERROR)
-EVALUATED = EvaluationResult(
-    {"balanced_accuracy": 0.5, "accuracy": 0.6}, (0.5,) * 10, (), None, "uniform"
-)  # type: ignore[arg-type]
+SCORES: Any = {"balanced_accuracy": 0.5, "accuracy": 0.6}
+EVALUATED = EvaluationResult(SCORES, (0.5,) * 10, (), None, "uniform")
 BOUNDS = {"epsilon_lower": 1.0, "pairs": 100, "canary_ratio": 1.0, "params": {}}
 
 
@@ -245,7 +244,7 @@ def test_every_evaluation_of_one_training_has_a_row(tmp_path: Path) -> None:
     store = ResultStore(tmp_path)
     for outcome in (FAILED, as_planned(one), FAILED):
         store.append("trainings", [training_line(one, outcome, {})])
-    better = replace(EVALUATED, scores={"balanced_accuracy": 0.7})  # type: ignore[arg-type]
+    better = replace(EVALUATED, scores=SCORES | {"balanced_accuracy": 0.7})
     for trial, evaluation in ((one, FAILED), (one, EVALUATED), (other, better)):
         store.append("evaluations", [evaluation_line(trial, evaluation, 1.0)])
     results = read_results(tmp_path)
