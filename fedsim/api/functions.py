@@ -278,21 +278,13 @@ def audit(
     Raises:
         UserError: a value is out of its range, or another fedsim runs in the folder.
     """
+    given = locals()
     from fedsim.evidence.audit.audit import AuditRun
     from fedsim.evidence.audit.white_box import brief, parameters, setting_of
     from fedsim.results.store import ResultStore
 
     if not isinstance(algorithm, type) and Path(algorithm).is_dir():
-        options = {
-            "epsilon": epsilon,
-            "delta": delta,
-            "unit": unit,
-            "trust": trust,
-            "params": tuple(params),
-            "pairs": pairs,
-            "out": Path(out),
-        }
-        _check_no_options_of_a_claim(algorithm, options)
+        _check_no_options_of_a_claim(algorithm, given)
         return _attack_generators(Path(algorithm), trust_plugin)
     if not isinstance(algorithm, type) and "/" in algorithm and ":" not in algorithm:
         raise UserError(
@@ -340,10 +332,13 @@ def _attack_generators(folder: Path, trust_plugin: bool) -> Found:
     return Found(True, tuple(attack_run(run_folder, prepared.trials, prepared.data)))
 
 
-def _check_no_options_of_a_claim(folder: str, options: Mapping[str, Any]) -> None:
+def _check_no_options_of_a_claim(folder: str, given: Mapping[str, Any]) -> None:
     """Refuse options of :func:`audit` that change nothing for a run folder."""
-    parameters = inspect.signature(audit).parameters
-    changed = [f"`{name}`" for name in options if options[name] != parameters[name].default]
+    changed = [
+        f"`{name}`"
+        for name, parameter in inspect.signature(audit).parameters.items()
+        if name not in ("algorithm", "trust_plugin") and given[name] != parameter.default
+    ]
     if changed:
         raise UserError(
             folder,
@@ -393,7 +388,7 @@ class Account(Printed):
         if self.sample_rate != 1:
             sampled = f"on Poisson samples of rate {self.sample_rate:g}"
         noise = f"σ = {self.sigma:.6g}, {counted(self.rounds, 'round')} {sampled}"
-        print_line(console, f"{noise}: ε = {self.epsilon:.4f} at δ = {self.delta:g}")
+        print_line(console, f"{noise}:")
         for delta, epsilon in self.epsilons.items():
             print_line(console, f"  ε = {epsilon:.4f} at δ = {number(delta)}")
 
@@ -454,7 +449,7 @@ def account(
         sigma = plan.sigma
     assert sigma is not None
     ran = [Mechanism(sigma, sample_rate, rounds)]
-    epsilons = {each: accountant.epsilon(ran, each)[0] for each in (*DELTAS, delta)}
+    epsilons = {each: accountant.epsilon(ran, each)[0] for each in (delta, *DELTAS)}
     return Account(sigma, epsilons[delta], delta, rounds, sample_rate, epsilons)
 
 

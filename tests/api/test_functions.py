@@ -552,7 +552,7 @@ def test_epsilon_of_a_noise_is_close_to_dp_accountings() -> None:
     assert peer < account.epsilon < 1.002 * peer
     assert account.epsilons[1e-6] > account.epsilons[1e-5] > account.epsilons[1e-4]
     assert account.epsilons[1e-5] == account.epsilon
-    assert "ε = 2.6786 at δ = 1e-05" in repr(account)
+    assert "ε = 2.6786 at δ = 1e-5" in repr(account)
 
 
 def test_noise_of_a_budget_has_its_epsilon() -> None:
