@@ -167,7 +167,7 @@ def test_client_without_examples_sends_finite_sums(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", PRIVATE)
-def test_an_infinite_epsilon_adds_no_noise(name: str) -> None:
+def test_infinite_epsilon_adds_no_noise(name: str) -> None:
     trial, data, algorithm = one_cell(entry(name), epsilon=float("inf"))
     first = next(train(algorithm, local_pool(trial, data), trial.plan, Seeds(0)))
     assert first.values["noise"] == 0
@@ -181,7 +181,7 @@ def test_infinite_clip_norm_is_refused_with_noise(name: str) -> None:
         small_cells({"name": name, "params": {"clip": float("inf")}}, epsilon=1.0)
 
 
-def test_same_seed_gives_the_same_result_and_another_seed_another() -> None:
+def test_seed_alone_decides_a_result() -> None:
     def evaluated(seed: int) -> tuple[Any, Any]:
         trial, data, _ = one_cell("dp-gaussian", seeds=seed, epsilon=4.0)
         *_, outcome = run_trial(trial, data)

@@ -23,7 +23,7 @@ FILES = ("trainings.jsonl", "rounds.jsonl", "evaluations.jsonl")
 
 @settings(max_examples=200, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.data(), st.sampled_from(FILES))
-def test_a_mutated_file_is_read_or_refused(tmp_path: Path, data: st.DataObject, name: str) -> None:
+def test_mutated_file_is_read_or_refused(tmp_path: Path, data: st.DataObject, name: str) -> None:
     lines = {
         "trainings.jsonl": b'{"training_id": "a", "cell": {"label": "a"}, "error": null}',
         "rounds.jsonl": b'{"training_id": "a", "round": 0, "loss": "nan", "norms": [0.5, "inf"]}',

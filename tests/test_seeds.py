@@ -35,7 +35,7 @@ def test_streams_of_different_names_differ(
 
 @settings(max_examples=50)
 @given(roots, roots, secret_streams, secret_streams)
-def test_secret_streams_are_functions_of_their_names_and_differ_where_those_do(
+def test_secret_streams_of_different_names_differ(
     root: int, other: int, first: tuple[Purpose, int, int], second: tuple[Purpose, int, int]
 ) -> None:
     same = (root, first) == (other, second)
@@ -71,7 +71,7 @@ def test_secret_root_alone_decides_noise_samples_and_row_draws() -> None:
 
 
 @pytest.mark.parametrize("purpose", Purpose)
-def test_what_is_secret_comes_from_the_cipher_and_nothing_else_does(purpose: Purpose) -> None:
+def test_only_secret_streams_come_from_the_cipher(purpose: Purpose) -> None:
     doors: list[Callable[[Purpose], object]] = [Seeds(0).numpy, Seeds(0).torch, Seeds(0).keystream]
     if purpose in SECRET:
         closed = doors[:2]
@@ -86,7 +86,7 @@ def test_what_is_secret_comes_from_the_cipher_and_nothing_else_does(purpose: Pur
             door(purpose)
 
 
-def test_a_secret_root_is_not_printed() -> None:
+def test_secret_root_is_not_printed() -> None:
     assert "1234567" not in repr(Seeds(0, secret=1234567))
 
 
@@ -99,7 +99,7 @@ def test_golden_draws() -> None:
     )
 
 
-def test_a_server_draws_what_it_needs_and_nothing_that_could_take_noise_off() -> None:
+def test_server_cannot_draw_secret_streams() -> None:
     seeds = Seeds(3, secret=5)
     assert seeds.public.numpy(Purpose.META).random() == Seeds(3).public.numpy(Purpose.META).random()
     assert seeds.public.secret is None
@@ -111,7 +111,7 @@ def test_a_server_draws_what_it_needs_and_nothing_that_could_take_noise_off() ->
             seeds.public.keystream(purpose)
 
 
-def test_the_root_that_a_server_has_does_not_draw_the_clients_noise_again() -> None:
+def test_root_of_a_server_does_not_draw_the_noise() -> None:
     for root in (0, 3, 2**63 - 1):
         noise, again = (
             seeds.keystream(Purpose.NOISE).words(4).tolist()

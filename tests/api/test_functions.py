@@ -298,9 +298,7 @@ def test_dry_run_has_cells_noise_and_partitions(folder: Path) -> None:
     assert plan.partitions.groupby("seed")["rows"].sum().tolist() == [200]
 
 
-def test_dry_run_prints_warnings_memory_and_time_and_writes_nothing(
-    folder: Path, command: Command
-) -> None:
+def test_dry_run_prints_warnings_and_writes_nothing(folder: Path, command: Command) -> None:
     y = np.arange(120) % 3
     is_test = (y == 1) & (np.arange(120) < 60)
     x = np.random.default_rng(0).random((120, 4))
@@ -414,7 +412,7 @@ class Stops(DPGaussian):
 
 
 @pytest.mark.slow
-def test_bench_in_process_stops_at_breakpoints_and_starts_nothing(folder: Path) -> None:
+def test_bench_in_process_stops_at_breakpoints(folder: Path) -> None:
     (folder / "stops.py").write_text(STOPS)
     write_grid(folder, "stops.py:Stops")
     command = [FEDSIM, "bench", "--grid", "g.yaml", "--in-process"]
@@ -609,9 +607,7 @@ def test_unreadable_images_are_left_out_only_if_asked(pictures: Path, command: C
     assert "23 embeddings of 16 dimensions, 1 unreadable image left out" in done.stdout
 
 
-def test_synthetic_embeddings_predict_embedded_images_as_in_a_grid(
-    pictures: Path, command: Command
-) -> None:
+def test_synthetic_embeddings_predict_embedded_images(pictures: Path, command: Command) -> None:
     save_folder(pictures / "many", each=60)
     assert command("embed", "imagefolder:many", "dino", "many.npz").returncode == 0
     images = {"imagefolder": "many", "encoder": "dino"}

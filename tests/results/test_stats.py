@@ -210,7 +210,7 @@ def test_rows_of_other_data_or_evaluation_are_never_averaged(
     assert settings.rows["setting"].nunique() == 2
 
 
-def test_a_seed_counts_once_with_its_last_row() -> None:
+def test_seed_counts_once_with_its_last_row() -> None:
     assert groups(row("a"), row("b"), row("c", seed=1)) == {"alg": ["b", "c"]}
 
 
