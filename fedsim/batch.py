@@ -123,7 +123,11 @@ class Batch:
         ends = torch.arange(size, len(self) + size, size).clamp_max(len(self))
         if self.groups is not None:
             positions = self.groups.positions
-            ends_of_groups = torch.searchsorted(positions, positions[ends - 1], right=True)
+            ends_of_groups = torch.searchsorted(
+                positions,
+                positions[ends - 1],
+                right=True,
+            )
             ends = torch.unique_consecutive(ends_of_groups)
         start = 0
         for end in ends.tolist():

@@ -142,9 +142,17 @@ def _in_option_names(error: UserError, command: Callable[..., Any]) -> UserError
     }
 
     def named(text: str) -> str:
-        return re.sub(r"`(\w+)(?:=True)?`", lambda match: options.get(match[1], match[0]), text)
+        return re.sub(
+            r"`(\w+)(?:=True)?`",
+            lambda match: options.get(match[1], match[0]),
+            text,
+        )
 
-    where = re.sub(r"^\w+", lambda match: options.get(match[0], match[0]), error.where)
+    where = re.sub(
+        r"^\w+",
+        lambda match: options.get(match[0], match[0]),
+        error.where,
+    )
     return type(error)(named(where), named(error.what), named(error.hint))
 
 

@@ -223,7 +223,11 @@ def board(*runs: Folder, out: File | None = None, trust_plugin: bool = False) ->
             not installed. It needs their code to compute their planned noise again.
     """
     if not runs:
-        raise UserError("runs", "no run folder is given", "give one or more run folders")
+        raise UserError(
+            "runs",
+            "no run folder is given",
+            "give one or more run folders",
+        )
     if trust_plugin:
         find_in_working_folder()
     return fedsim.board(runs, out=out, trust_plugin=trust_plugin)

@@ -91,4 +91,11 @@ def normal(shape: Sequence[int], stream: torch.Generator, like: Tensor) -> Tenso
 
 def integers(below: int, shape: Sequence[int], stream: torch.Generator, like: Tensor) -> Tensor:
     """Return uniform int64 draws in ``0 .. below - 1``, on the device of ``like``."""
-    return to_device(torch.randint(below, tuple(shape), generator=stream), like.device)
+    return to_device(
+        torch.randint(
+            below,
+            tuple(shape),
+            generator=stream,
+        ),
+        like.device,
+    )

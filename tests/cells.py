@@ -78,7 +78,14 @@ def uses_public(entry: Any) -> bool:
         params = entry.get("params", {})
     cls = lookup(name)
     try:
-        return cls(cls.Params.model_validate(params), Task(64, 10, 4)).uses_public()
+        return cls(
+            cls.Params.model_validate(params),
+            Task(
+                64,
+                10,
+                4,
+            ),
+        ).uses_public()
     except (TypeError, ValidationError):
         return False
 
@@ -100,14 +107,27 @@ def one_cell(entry: str | dict[str, Any], **keys: Any) -> tuple[Trial, Embedding
     prepared = small_cells(entry, **keys)
     (trial,), (data,) = prepared.trials, prepared.data.values()
     trial = trial.given(data)
-    return trial, data, build_algorithm(trial.cell.algorithm, trial.cell.params, trial.task)
+    return (
+        trial,
+        data,
+        build_algorithm(
+            trial.cell.algorithm,
+            trial.cell.params,
+            trial.task,
+        ),
+    )
 
 
 def score_probe(x_train: Any, y_train: Any, x_test: Any, y_test: Any, probe_c: float) -> Scores:
     """The scores, over real test rows, of the evaluation's probe on training rows."""
     classes = 1 + int(max(y_train.max(), y_test.max(initial=0)))
     return scores_of(
-        probe_predictions(fit_probe(x_train, y_train, probe_c), x_test, y_test, classes)
+        probe_predictions(
+            fit_probe(x_train, y_train, probe_c),
+            x_test,
+            y_test,
+            classes,
+        )
     )
 
 

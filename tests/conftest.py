@@ -51,7 +51,14 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     monkeypatch.setattr(sys, "path", list(sys.path))
     yield tmp_path
     for name, module in list(sys.modules.items()):
-        if str(getattr(module, "__file__", None) or "").startswith(str(tmp_path)):
+        if str(
+            getattr(
+                module,
+                "__file__",
+                None,
+            )
+            or ""
+        ).startswith(str(tmp_path)):
             del sys.modules[name]
 
 
@@ -155,5 +162,15 @@ def ran(
 ) -> Ran:
     console = Console(file=io.StringIO(), width=200)
     prepared = prepare(grid, nodes, parallel, keep_going=keep_going)
-    code = run_bench(prepared, folder, console, nullcontext(engine), retry_failed=retry_failed)
-    return Ran(code, console.file.getvalue(), folder)  # type: ignore[attr-defined]
+    code = run_bench(
+        prepared,
+        folder,
+        console,
+        nullcontext(engine),
+        retry_failed=retry_failed,
+    )
+    return Ran(
+        code,
+        console.file.getvalue(),
+        folder,
+    )  # type: ignore[attr-defined]

@@ -63,7 +63,12 @@ def save_medmnist(
     rng = np.random.default_rng(0)
     arrays = {}
     for part, count in (("train", train), ("val", 12), ("test", test)):
-        arrays[f"{part}_images"] = rng.integers(0, 256, (count, size, size), dtype=np.uint8)
+        arrays[f"{part}_images"] = rng.integers(
+            0,
+            256,
+            (count, size, size),
+            dtype=np.uint8,
+        )
         arrays[f"{part}_labels"] = (np.arange(count) % classes).astype(np.uint8)[:, None]
     path.parent.mkdir(parents=True, exist_ok=True)
     np.savez_compressed(path, **arrays)

@@ -38,7 +38,13 @@ def bench(
     """
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "process_group": 0} | how
     command = [FEDSIM, "bench", "--grid", "g.yaml", *options]
-    process = subprocess.Popen(command, cwd=folder, text=True, preexec_fn=preexec, **pipes)
+    process = subprocess.Popen(
+        command,
+        cwd=folder,
+        text=True,
+        preexec_fn=preexec,
+        **pipes,
+    )
     try:
         yield process
     finally:

@@ -183,7 +183,12 @@ def add_rows(folder: Path, *rows: Row) -> None:
         refuted = row.status == "refuted"
         if row.audit_pairs or refuted:
             claim = claim_of(training["cell"])
-            audit = {"audit": key, "claim": claim, "refuted": refuted, **parts["audit"]}
+            audit = {
+                "audit": key,
+                "claim": claim,
+                "refuted": refuted,
+                **parts["audit"],
+            }
             add_lines(folder / "audits.jsonl", [audit])
     path.write_text(json.dumps(manifest | {"cells": list(cells.values())}))
 
@@ -254,7 +259,13 @@ def joined(trial: Trial, *ended: Any) -> Row:
 def entry_of(trial: Trial) -> Entry:
     """Return a cell with the keys of its lines."""
     cell = trial.cell
-    return Entry(cell.cell_id, cell.training_id, cell.label, "ceiling", "local-only")
+    return Entry(
+        cell.cell_id,
+        cell.training_id,
+        cell.label,
+        "ceiling",
+        "local-only",
+    )
 
 
 def lines_of(
@@ -267,7 +278,11 @@ def lines_of(
     """Return the lines of a cell."""
     evaluations = {}
     if evaluation is not None:
-        evaluations[trial.cell.cell_id] = evaluation_line(trial, evaluation, 1.0)
+        evaluations[trial.cell.cell_id] = evaluation_line(
+            trial,
+            evaluation,
+            1.0,
+        )
     references = {}
     if ceiling is not None:
         references["ceiling"] = reference_line("ceiling", ceiling)
@@ -275,7 +290,13 @@ def lines_of(
         references["local-only"] = reference_line("local-only", local_only)
     return RunResults(
         RunFolder(Path()),
-        {trial.cell.training_id: training_line(trial, training, {"fedsim": "0"})},
+        {
+            trial.cell.training_id: training_line(
+                trial,
+                training,
+                {"fedsim": "0"},
+            )
+        },
         evaluations,
         references,
     )
@@ -293,7 +314,11 @@ def as_planned(trial: Trial, **changes: Any) -> Outcome:
     """Return the outcome of a training that did what was planned, without its tensors."""
     plan = trial.plan
     assert plan is not None
-    algorithm = build_algorithm(trial.cell.algorithm, trial.cell.params, trial.task)
+    algorithm = build_algorithm(
+        trial.cell.algorithm,
+        trial.cell.params,
+        trial.task,
+    )
     spent = (plan.epsilon_reached, plan.accountant, plan.mechanisms)
     outcome = Outcome(*spent, "sum", "", 0, 0, 0, 1.0, {})
     if algorithm.noise_at_clients():
@@ -306,4 +331,15 @@ def kept(folder: Path, trial: Trial, outcome: Outcome, class_names: Sequence[str
     store = ResultStore(folder)
     training = trial.cell.training_id
     state = keep_state(store.folder.state(training), outcome.state)
-    store.append("trainings", [training_line(trial, outcome, {"fedsim": "0"}, class_names, state)])
+    store.append(
+        "trainings",
+        [
+            training_line(
+                trial,
+                outcome,
+                {"fedsim": "0"},
+                class_names,
+                state,
+            )
+        ],
+    )

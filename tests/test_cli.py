@@ -61,11 +61,35 @@ def test_grid_is_an_argument_or_an_option(command: Command) -> None:
     [
         (["account"], "--epsilon: give either --epsilon or --sigma"),
         (["bench", "g.yaml", "--set", "epsilon=[-3]"], "--set epsilon[0]: "),
-        (["check", "dp-gaussian", "--param", "rankk=3"], "params.rankk: unknown key 'rankk'"),
+        (
+            [
+                "check",
+                "dp-gaussian",
+                "--param",
+                "rankk=3",
+            ],
+            "params.rankk: unknown key 'rankk'",
+        ),
         (["synth", "run", "--out", "x.csv"], "run: there are no results here"),
         (["bench"], "bench: a value is missing for --grid; see fedsim bench --help"),
-        (["bench", "g.yaml", "--grid", "h.yaml"], "'g.yaml' is one argument too many"),
-        (["bench", "g.yaml", "--dry-run", "true"], "takes no value; see fedsim bench --help"),
+        (
+            [
+                "bench",
+                "g.yaml",
+                "--grid",
+                "h.yaml",
+            ],
+            "'g.yaml' is one argument too many",
+        ),
+        (
+            [
+                "bench",
+                "g.yaml",
+                "--dry-run",
+                "true",
+            ],
+            "takes no value; see fedsim bench --help",
+        ),
         (["bench", "g.yaml", "--dry-rnu"], "Did you mean --dry-run?"),
         (["bench", ""], "the path is empty; pass a path, or omit the option"),
         (["banch", "g.yaml"], "there is no command 'banch', did you mean 'bench'?"),
@@ -119,5 +143,11 @@ except SystemExit:
 
 def test_help_loads_no_large_package(tmp_path: Path) -> None:
     command = [sys.executable, "-c", HELP]
-    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=PATIENCE)
+    done = subprocess.run(
+        command,
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=PATIENCE,
+    )
     assert done.stdout.endswith("set()\n")

@@ -50,7 +50,13 @@ def entry(name: str) -> dict[str, Any]:
 @cache
 def training(name: str) -> Training:
     """Train an algorithm, all clients on one actor."""
-    return run(*one_cell(entry(name), epsilon=EPSILON, resources={"clients_per_actor": "all"}))
+    return run(
+        *one_cell(
+            entry(name),
+            epsilon=EPSILON,
+            resources={"clients_per_actor": "all"},
+        )
+    )
 
 
 def run(
@@ -70,8 +76,22 @@ def run(
         checkpoints.append(capture())
 
     pool.round = noted  # type: ignore[method-assign]
-    steps = train(algorithm, pool, trial.plan, Seeds(0), resume, checkpoint=keep)
-    return Training(trial, data, algorithm, *to_the_end(steps), broadcasts, checkpoints)
+    steps = train(
+        algorithm,
+        pool,
+        trial.plan,
+        Seeds(0),
+        resume,
+        checkpoint=keep,
+    )
+    return Training(
+        trial,
+        data,
+        algorithm,
+        *to_the_end(steps),
+        broadcasts,
+        checkpoints,
+    )
 
 
 def answers(found: Training, product: Any) -> Tensor:
@@ -91,7 +111,12 @@ def answers(found: Training, product: Any) -> Tensor:
 @pytest.mark.parametrize("name", SHIPPED)
 def test_product_is_the_same_when_it_is_made_again(name: str) -> None:
     found = training(name)
-    again, _ = restored(found.algorithm, found.trained.state, found.trial.plan, Seeds(0))
+    again, _ = restored(
+        found.algorithm,
+        found.trained.state,
+        found.trial.plan,
+        Seeds(0),
+    )
     assert torch.equal(answers(found, found.trained.made), answers(found, again))
 
 
@@ -118,7 +143,12 @@ def test_every_round_of_a_private_training_has_noise(name: str) -> None:
 @pytest.mark.parametrize("name", SHIPPED)
 def test_resumed_training_ends_as_the_whole_one(name: str) -> None:
     found = training(name)
-    resumed = run(found.trial, found.data, found.algorithm, found.checkpoints[0]).trained
+    resumed = run(
+        found.trial,
+        found.data,
+        found.algorithm,
+        found.checkpoints[0],
+    ).trained
     assert resumed.ledger == found.trained.ledger
     for key, value in found.trained.state.items():
         assert torch.equal(resumed.state[key], value), key
@@ -127,9 +157,18 @@ def test_resumed_training_ends_as_the_whole_one(name: str) -> None:
 @pytest.mark.parametrize("name", SHIPPED)
 def test_training_on_several_actors_ends_as_on_one(name: str) -> None:
     found = training(name)
-    apart = run(replace(found.trial, sizes=(1, 3)), found.data, found.algorithm).trained
+    apart = run(
+        replace(found.trial, sizes=(1, 3)),
+        found.data,
+        found.algorithm,
+    ).trained
     assert apart.ledger == found.trained.ledger
-    torch.testing.assert_close(apart.state, found.trained.state, rtol=1e-3, atol=1e-4)
+    torch.testing.assert_close(
+        apart.state,
+        found.trained.state,
+        rtol=1e-3,
+        atol=1e-4,
+    )
 
 
 def sums_of(found: Training, client: int, kept: slice) -> list[Tensors]:
@@ -169,7 +208,14 @@ def test_client_without_examples_sends_finite_sums(name: str) -> None:
 @pytest.mark.parametrize("name", PRIVATE)
 def test_infinite_epsilon_adds_no_noise(name: str) -> None:
     trial, data, algorithm = one_cell(entry(name), epsilon=float("inf"))
-    first = next(train(algorithm, local_pool(trial, data), trial.plan, Seeds(0)))
+    first = next(
+        train(
+            algorithm,
+            local_pool(trial, data),
+            trial.plan,
+            Seeds(0),
+        )
+    )
     assert first.values["noise"] == 0
 
 
@@ -186,7 +232,11 @@ def test_seed_alone_decides_a_result() -> None:
         trial, data, _ = one_cell("dp-gaussian", seeds=seed, epsilon=4.0)
         *_, outcome = run_trial(trial, data)
         assert isinstance(outcome, Outcome)
-        return replace(outcome, seconds=0.0), evaluate_cell(trial, outcome.state, data)
+        return replace(outcome, seconds=0.0), evaluate_cell(
+            trial,
+            outcome.state,
+            data,
+        )
 
     first = evaluated(0)
     assert evaluated(0) == first

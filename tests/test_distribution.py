@@ -51,10 +51,21 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Built from a copy of the checkout, in which building leaves files."""
     source = tmp_path_factory.mktemp("source")
     for name in PACKAGES:
-        shutil.copytree(ROOT / name, source / name, ignore=shutil.ignore_patterns("__pycache__"))
+        shutil.copytree(
+            ROOT / name,
+            source / name,
+            ignore=shutil.ignore_patterns("__pycache__"),
+        )
     for name in ("fedsim_command.py", "setup.cfg", "pyproject.toml", "README.md", "LICENSE"):
         shutil.copy(ROOT / name, source)
-    options = ["-q", "--no-deps", "--no-index", "--no-build-isolation", "-w", str(source / "dist")]
+    options = [
+        "-q",
+        "--no-deps",
+        "--no-index",
+        "--no-build-isolation",
+        "-w",
+        str(source / "dist"),
+    ]
     build = [*PIP, "wheel", *options, str(source)]
     subprocess.run(build, check=True, timeout=PATIENCE)
     (built,) = (source / "dist").iterdir()
@@ -90,7 +101,14 @@ def test_tutorial_runs_from_a_wheel_without_network(wheel: Path, folder: Path) -
     (site,) = Path("installed").glob("lib/python*/site-packages")
     # An editable checkout in this folder is not followed.
     (site / "dependencies.pth").write_text(sysconfig.get_path("purelib"))
-    install = ["install", "-q", "--no-deps", "--no-index", "--ignore-installed", str(wheel)]
+    install = [
+        "install",
+        "-q",
+        "--no-deps",
+        "--no-index",
+        "--ignore-installed",
+        str(wheel),
+    ]
     command = [*PIP, "--python", "installed/bin/python", *install]
     subprocess.run(command, check=True, timeout=PATIENCE)
     empty = folder / "empty"
@@ -102,7 +120,12 @@ def test_tutorial_runs_from_a_wheel_without_network(wheel: Path, folder: Path) -
         "FEDSIM_CACHE": str(folder / "cache"),
     }
     done = subprocess.run(
-        [folder / "installed/bin/python", "-c", EXECUTE, ROOT / "docs/tutorial.ipynb"],
+        [
+            folder / "installed/bin/python",
+            "-c",
+            EXECUTE,
+            ROOT / "docs/tutorial.ipynb",
+        ],
         cwd=empty,
         env=os.environ | alone,
         capture_output=True,
@@ -126,7 +149,14 @@ def test_dockerfile_installs_as_the_readme_does() -> None:
     readme = (ROOT / "README.md").read_text()
     dockerfile = (ROOT / "Dockerfile").read_text().replace("-c constraints.txt ", "")
     expected = re.findall(r"^    (python -m pip install -e .*)$", readme, re.M)
-    assert re.findall(r"^RUN (python -m pip install .*)$", dockerfile, re.M) == expected
+    assert (
+        re.findall(
+            r"^RUN (python -m pip install .*)$",
+            dockerfile,
+            re.M,
+        )
+        == expected
+    )
 
 
 def test_constraints_name_a_version_of_every_requirement() -> None:

@@ -36,7 +36,11 @@ def install(folder: Path, version: str, entry_points: str) -> None:
 def test_another_package_of_this_name_is_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    install(tmp_path, "0.9.0", "[console_scripts]\nfedsim-cli = fedsim_cli.fedsim_cli:cli\n")
+    install(
+        tmp_path,
+        "0.9.0",
+        "[console_scripts]\nfedsim-cli = fedsim_cli.fedsim_cli:cli\n",
+    )
     (tmp_path / "fedsim").mkdir()
     (tmp_path / "fedsim" / "__init__.py").write_text("from . import datasets\n")
     done = command_beside(tmp_path, monkeypatch)

@@ -31,7 +31,13 @@ def test_mutated_file_is_read_or_refused(tmp_path: Path, data: st.DataObject, na
         b'"message": "no"}}',
     }
     content = bytearray((lines[name] + b"\n") * 2)
-    for place in data.draw(st.lists(st.integers(0, len(content) - 1), min_size=1, max_size=6)):
+    for place in data.draw(
+        st.lists(
+            st.integers(0, len(content) - 1),
+            min_size=1,
+            max_size=6,
+        )
+    ):
         content[place] = data.draw(
             st.one_of(st.integers(0, 255), st.sampled_from(list(b'[]{},:"0-eE.')))
         )

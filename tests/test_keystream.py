@@ -24,7 +24,13 @@ def test_it_is_the_standards_counter_mode() -> None:
 
 
 @pytest.mark.parametrize(
-    "parts", [(0, 1, 0), (3, 5, 1), (len(ZEROS) // 4, 1), (len(ZEROS) // 4 + 3, len(ZEROS))]
+    "parts",
+    [
+        (0, 1, 0),
+        (3, 5, 1),
+        (len(ZEROS) // 4, 1),
+        (len(ZEROS) // 4 + 3, len(ZEROS)),
+    ],
 )
 def test_it_goes_on_where_it_was(parts: tuple[int, ...]) -> None:
     one = stream()

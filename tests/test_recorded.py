@@ -39,7 +39,12 @@ GRIDS: dict[str, dict[str, Any]] = {
             "dp-gaussian",
             "dp-gmm",
             {"name": "dp-linear", "params": SHORT},
-            {"name": "dp-linear", "label": "tuned", "params": SHORT, "tune": {"clip": [0.5, 1.0]}},
+            {
+                "name": "dp-linear",
+                "label": "tuned",
+                "params": SHORT,
+                "tune": {"clip": [0.5, 1.0]},
+            },
         ],
         "tune": {"trials": 2},
     },
@@ -110,7 +115,12 @@ def synthetic(run: "fedsim.Run", cell_id: str) -> list[float] | None:
         x = np.asarray(run.generator(cell_id).sample([0, 1, 2], seed=0), dtype=np.float64)
     except fedsim.UserError:
         return None
-    return [float(x.sum()), float(np.abs(x).sum()), float(x[0, 0]), float(x[-1, -1])]
+    return [
+        float(x.sum()),
+        float(np.abs(x).sum()),
+        float(x[0, 0]),
+        float(x[-1, -1]),
+    ]
 
 
 def fingerprint(values: list[Any]) -> str:

@@ -24,13 +24,24 @@ FALLS_SHORT = {
 
 
 def losses(methods: list[str], seeds: int, *twins: str) -> dict[tuple[str, str], float]:
-    records = SUITE["measured"](*SUITE["digits"](), methods, [8.0], seeds, twins)
+    records = SUITE["measured"](
+        *SUITE["digits"](),
+        methods,
+        [8.0],
+        seeds,
+        twins,
+    )
     assert all(math.isfinite(record["share"]) and record["share"] > 0.5 for record in records)
     return {(record["method"], record["twin"]): record["loss"] for record in records}
 
 
 def test_methods_lose_little_on_close_rows_or_steep_spectra() -> None:
-    for loss in losses(["fedhypevae-warm", "dp-least-squares"], 2, "near", "stretched").values():
+    for loss in losses(
+        ["fedhypevae-warm", "dp-least-squares"],
+        2,
+        "near",
+        "stretched",
+    ).values():
         assert loss <= SUITE["LOSS"]
 
 

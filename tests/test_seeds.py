@@ -10,7 +10,11 @@ from hypothesis import strategies as st
 from fedsim.seeds import SECRET, SERVER, Purpose, Seeds
 
 public = st.sampled_from([purpose for purpose in Purpose if purpose not in SECRET])
-streams = st.tuples(public, st.integers(0, 2**32 - 1), st.integers(SERVER, 10_000))
+streams = st.tuples(
+    public,
+    st.integers(0, 2**32 - 1),
+    st.integers(SERVER, 10_000),
+)
 secret_streams = st.tuples(
     st.sampled_from(sorted(SECRET)), st.integers(0, 2**40 - 1), st.integers(SERVER, 2**32 - 2)
 )
@@ -92,9 +96,17 @@ def test_secret_root_is_not_printed() -> None:
 
 def test_golden_draws() -> None:
     assert Seeds(0).numpy(Purpose.META, 3, 2).integers(2**32) == 554267919
-    assert Seeds(0).keystream(Purpose.NOISE, 3, 2).words(2).tolist() == [1901789736, 1039423227]
+    assert Seeds(0).keystream(
+        Purpose.NOISE,
+        3,
+        2,
+    ).words(2).tolist() == [1901789736, 1039423227]
     assert (
-        torch.randint(2**31, (1,), generator=Seeds(0).torch(Purpose.META, 3, 2)).item()
+        torch.randint(
+            2**31,
+            (1,),
+            generator=Seeds(0).torch(Purpose.META, 3, 2),
+        ).item()
         == 1697379311
     )
 

@@ -33,7 +33,16 @@ def test_site_is_built_and_loads_nothing_from_elsewhere(tmp_path: Path) -> None:
         "mkdocs", reason="mkdocs, which builds the site, is not installed (extra docs)"
     )
     subprocess.run(
-        [sys.executable, "-m", "mkdocs", "build", "--strict", "-q", "-d", str(tmp_path)],
+        [
+            sys.executable,
+            "-m",
+            "mkdocs",
+            "build",
+            "--strict",
+            "-q",
+            "-d",
+            str(tmp_path),
+        ],
         cwd=ROOT,
         check=True,
     )

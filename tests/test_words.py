@@ -9,7 +9,14 @@ from fedsim.words import json_number, number, plain_console, wide_console
 
 @pytest.mark.parametrize(
     ("value", "text"),
-    [(None, ""), (math.inf, "∞"), (10, "10"), (0.1, "0.1"), (1e-5, "1e-5"), (123456, "123456")],
+    [
+        (None, ""),
+        (math.inf, "∞"),
+        (10, "10"),
+        (0.1, "0.1"),
+        (1e-5, "1e-5"),
+        (123456, "123456"),
+    ],
 )
 def test_number_reads_as_a_person_writes_it(value: float | None, text: str) -> None:
     assert number(value) == text
@@ -17,7 +24,12 @@ def test_number_reads_as_a_person_writes_it(value: float | None, text: str) -> N
 
 @pytest.mark.parametrize(
     ("value", "word"),
-    [(math.inf, "inf"), (-math.inf, "-inf"), (math.nan, "nan"), (np.float64("inf"), "inf")],
+    [
+        (math.inf, "inf"),
+        (-math.inf, "-inf"),
+        (math.nan, "nan"),
+        (np.float64("inf"), "inf"),
+    ],
 )
 def test_number_that_is_not_finite_is_a_word_in_json(value: float, word: str) -> None:
     assert json_number(value) == word

@@ -170,7 +170,8 @@ def _support(cls: type[Algorithm], where: str) -> dict[str, list[str]]:
     public = PublicRows.made_up(*CLAIM_SHAPE[:2])
     for unit, trust in product(get_args(Unit), get_args(Trust)):
         try:
-            algorithm = cls(cls.Params(), Task(*CLAIM_SHAPE, unit, trust, public=public))
+            task = Task(*CLAIM_SHAPE, unit, trust, public=public)
+            algorithm = cls(cls.Params(), task)
             solved_plan(algorithm, math.inf if cls.private else None, delta=1e-4)
             if not cls.private:
                 continue
@@ -201,7 +202,11 @@ def parameters_of(params: type[BaseModel]) -> Iterator[Parameter]:
     meanings: dict[str, str] = {}
     for cls in reversed(params.__mro__):
         section = (inspect.cleandoc(cls.__doc__ or "") + "\n").partition("Attributes:\n")[2]
-        for names, text in re.findall(r"^    (\w[\w, ]*): (.*(?:\n     +.*)*)", section, re.M):
+        for names, text in re.findall(
+            r"^    (\w[\w, ]*): (.*(?:\n     +.*)*)",
+            section,
+            re.M,
+        ):
             meanings |= dict.fromkeys(names.split(", "), plain(" ".join(text.split())))
     for name, info in params.model_fields.items():
         default = "required"
@@ -213,7 +218,13 @@ def parameters_of(params: type[BaseModel]) -> Iterator[Parameter]:
                 if hasattr(bound, key):
                     bounds.append(f"{sign} {getattr(bound, key)}")
         meaning = meanings.get(name, "")
-        yield Parameter(name, _type(info.annotation), default, ", ".join(bounds), meaning)
+        yield Parameter(
+            name,
+            _type(info.annotation),
+            default,
+            ", ".join(bounds),
+            meaning,
+        )
 
 
 def _type(annotation: Any) -> str:

@@ -96,7 +96,11 @@ def bench(
     checked = load_grid(grid, set, algorithms)
     if checked.most_cells > MANY_CELLS and not yes:
         hint = f"give fewer values, or `yes=True` to run more than {MANY_CELLS:,}"
-        raise UserError(checked.location(), f"has up to {checked.most_cells:,} cells", hint)
+        raise UserError(
+            checked.location(),
+            f"has up to {checked.most_cells:,} cells",
+            hint,
+        )
     if address is not None or checked.check or checked.audit:
         for entry in checked.algorithms:
             check_importable(entry.name, "a cluster, checks and audits need other processes")
@@ -128,7 +132,13 @@ def bench(
             return Plan(prepared, folder, claim_audits(prepared))
         # A cluster starts only if there is something to run on it.
         prepared, engine = engine_for(prepared, address, in_process=in_process)
-        code = run_bench(prepared, folder, plain_console(), engine, retry_failed=retry_failed)
+        code = run_bench(
+            prepared,
+            folder,
+            plain_console(),
+            engine,
+            retry_failed=retry_failed,
+        )
     if code == INTERRUPTED:
         raise KeyboardInterrupt("finished results are kept; the same call continues")
     return Run(folder, True, code)
@@ -313,7 +323,11 @@ def _run_pairs(run: AuditRun, store: ResultStore) -> list[dict[str, Any]]:
         _silence(),
     ):
         lines = store.audit_pairs(run.key)
-        task = progress.add_task("pairs of trainings", total=run.count, completed=len(lines))
+        task = progress.add_task(
+            "pairs of trainings",
+            total=run.count,
+            completed=len(lines),
+        )
         for line in run.missing(lines):
             store.append("pairs", [{"audit": run.key, **line}])
             lines.append(line)
@@ -329,7 +343,8 @@ def _attack_generators(folder: Path, trust_plugin: bool) -> Found:
 
     run_folder = RunFolder(folder)
     prepared = prepared_again(run_folder, trust_plugin=trust_plugin)
-    return Found(True, tuple(attack_run(run_folder, prepared.trials, prepared.data)))
+    attacks = attack_run(run_folder, prepared.trials, prepared.data)
+    return Found(True, tuple(attacks))
 
 
 def _check_no_options_of_a_claim(folder: str, given: Mapping[str, Any]) -> None:
@@ -512,7 +527,11 @@ def embed(
         images = image_set(spec)
     job = EmbedJob(images, locate(asked), batch)
     with kept_handlers():
-        embeddings = embedded(job, plain_console(), skip_bad=skip_bad or spec.skip_bad)
+        embeddings = embedded(
+            job,
+            plain_console(),
+            skip_bad=skip_bad or spec.skip_bad,
+        )
         embeddings.save(out)
     count, dim = embeddings.x.shape
     words = f"{out}: {count} embeddings of {dim} dimensions"

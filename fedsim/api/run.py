@@ -322,7 +322,12 @@ class Run(Printed):
         """
         from fedsim.results.generators import load_generator
 
-        return load_generator(self.folder, cell, synthesis, trust_plugin=self.trust_plugin)
+        return load_generator(
+            self.folder,
+            cell,
+            synthesis,
+            trust_plugin=self.trust_plugin,
+        )
 
     def synth(
         self,
@@ -476,7 +481,11 @@ class Run(Printed):
         if with_ is not None:
             compared = compare_folders(self.folder, Path(with_))
             return Found(compared.equal, (compared,))
-        every_proof = proofs_of(results.every_row(), results, trust_plugin=self.trust_plugin)
+        every_proof = proofs_of(
+            results.every_row(),
+            results,
+            trust_plugin=self.trust_plugin,
+        )
         proofs = Proofs(self.folder.resolve().name, tuple(every_proof))
         equal = True
         if rerun:

@@ -330,7 +330,13 @@ def large_deltas(rows: Iterable[Row], *, published: bool = False) -> list[str]:
         if row.unit == "client":
             units = row.clients
         if units is not None:
-            warning = large_delta(row.unit, row.delta, units, row.dataset, published=published)
+            warning = large_delta(
+                row.unit,
+                row.delta,
+                units,
+                row.dataset,
+                published=published,
+            )
             warnings.append(warning)
     return [warning for warning in dict.fromkeys(warnings) if warning]
 

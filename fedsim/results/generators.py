@@ -117,7 +117,11 @@ class GeneratorFacts(BaseModel):
         sha256: The SHA-256 of the file of tensors.
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid", ser_json_inf_nan="strings")
+    model_config = ConfigDict(
+        frozen=True,
+        extra="forbid",
+        ser_json_inf_nan="strings",
+    )
 
     cell: Cell
     task: Task
@@ -329,7 +333,11 @@ class SavedGenerator:
         if root is None:
             root = self.facts.cell.seed
         if not 0 <= root < 2**63:
-            raise UserError("seed", f"{root} is no seed", "give a whole number in 0 .. 2^63 - 1")
+            raise UserError(
+                "seed",
+                f"{root} is no seed",
+                "give a whole number in 0 .. 2^63 - 1",
+            )
         return Seeds(root)
 
 

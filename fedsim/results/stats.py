@@ -46,7 +46,13 @@ _PAIRED_BY = ["seed", "dataset_hash", "partition_hash"]
 """The columns that two results of a pair share: what is random, apart from the method."""
 _TOLD_APART_BY = ("algorithm", "delta", "unit", "trust", "public")
 """The columns, beside parameters, in which results with one label may differ."""
-_STATISTICS = {"mean": "mean", "std": "std", "min": "min", "max": "max", "n": "count"}
+_STATISTICS = {
+    "mean": "mean",
+    "std": "std",
+    "min": "min",
+    "max": "max",
+    "n": "count",
+}
 """The statistics of which the ends of a spread are made, with their names in pandas."""
 _TYPES = {**dict.fromkeys(_STATISTICS, "float64"), "n": "int64"}
 """The types of these statistics, which pandas does not know if there are no values."""
@@ -173,7 +179,11 @@ def with_ends(stats: pd.DataFrame, spread: Spread) -> pd.DataFrame:
     if spread == "range":
         low = stats["min"].where(has_spread)
         high = stats["max"].where(has_spread)
-    return stats.drop(columns=["std", "min", "max"]).assign(half=half, low=low, high=high)
+    return stats.drop(columns=["std", "min", "max"]).assign(
+        half=half,
+        low=low,
+        high=high,
+    )
 
 
 def weakest(claims: Sequence[str | None]) -> str | None:
@@ -273,15 +283,34 @@ def paired_differences(
         if the differences do not vary), and ``p_holm``, which is corrected for all differences of
         the place.
     """
-    scores = settings.averaged.pivot(index=_PAIRED_BY, columns="setting", values=measure)
+    scores = settings.averaged.pivot(
+        index=_PAIRED_BY,
+        columns="setting",
+        values=measure,
+    )
     scored = settings.facts.loc[settings.facts.index.isin(scores.columns)]
     records = []
     for place, first, second in _compared_pairs(scored, compared):
         differences = (scores[first] - scores[second]).dropna()
         if len(differences) > 1:
             statistics = differences.agg(**_STATISTICS)
-            records.append({"place": place, "first": first, "second": second, **statistics})
-    frame = pd.DataFrame(records, columns=["place", "first", "second", *_STATISTICS])
+            records.append(
+                {
+                    "place": place,
+                    "first": first,
+                    "second": second,
+                    **statistics,
+                }
+            )
+    frame = pd.DataFrame(
+        records,
+        columns=[
+            "place",
+            "first",
+            "second",
+            *_STATISTICS,
+        ],
+    )
     frame = frame.astype(_TYPES)
     # This is the p-value of scipy.stats.ttest_rel.
     t = frame["mean"].abs() * np.sqrt(frame["n"]) / frame["std"]

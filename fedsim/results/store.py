@@ -142,7 +142,11 @@ class RunFolder:
                 "give a run folder, such as runs/quickstart",
             )
         if not self.manifest.exists():
-            raise UserError(str(self.manifest), "cannot be read (no such file)", RESTORE)
+            raise UserError(
+                str(self.manifest),
+                "cannot be read (no such file)",
+                RESTORE,
+            )
 
     def check_own(self) -> None:
         """Check that the folder has no foreign files, which a bench would replace or mix in.
@@ -380,7 +384,11 @@ class ResultStore:
         path = self.folder.log(cell_id)
         with self.lock():
             path.parent.mkdir(exist_ok=True)
-            with path.open("a", encoding="utf-8", errors="backslashreplace") as file:
+            with path.open(
+                "a",
+                encoding="utf-8",
+                errors="backslashreplace",
+            ) as file:
                 file.writelines(f"{line}\n" for line in lines)
 
 

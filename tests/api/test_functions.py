@@ -132,7 +132,12 @@ def test_interruption_is_raised_and_signals_are_heard_again(
 
     monkeypatch.setattr("fedsim.runs.bench.Scheduler.run", interrupted)
     with pytest.raises(KeyboardInterrupt):
-        fedsim.bench(SMALL, algorithms=["dp-gaussian"], out=folder / "run", in_process=True)
+        fedsim.bench(
+            SMALL,
+            algorithms=["dp-gaussian"],
+            out=folder / "run",
+            in_process=True,
+        )
     assert signal.getsignal(signal.SIGINT) is before
 
 
@@ -168,7 +173,11 @@ def test_path_of_a_plug_in_is_relative_to_its_grid(folder: Path) -> None:
     (folder / "grids").mkdir()
     (folder / "beside_grid.py").write_text(GOOD)
     (folder / "grids/in_grids.py").write_text(GOOD)
-    write_grid(folder / "grids", "in_grids.py:MyMethod", "../beside_grid.py:MyMethod")
+    write_grid(
+        folder / "grids",
+        "in_grids.py:MyMethod",
+        "../beside_grid.py:MyMethod",
+    )
     first, second = load_grid(folder / "grids/g.yaml").algorithms
     assert first.name == "grids/in_grids.py:MyMethod"
     assert first.display == "in_grids.py:MyMethod"
@@ -219,7 +228,11 @@ def test_mistake_in_a_grid_is_one_line_and_writes_nothing(
 
 def test_mistake_in_a_replaced_value_names_the_value() -> None:
     with pytest.raises(fedsim.UserError, match=r"^set epsilon\[1\]: .*greater than 0"):
-        fedsim.bench({"algorithms": ["dp-gaussian"]}, set={"epsilon": [1, -1]}, in_process=True)
+        fedsim.bench(
+            {"algorithms": ["dp-gaussian"]},
+            set={"epsilon": [1, -1]},
+            in_process=True,
+        )
 
 
 def test_grid_of_many_cells_is_resolved_once_it_is_confirmed(
@@ -324,7 +337,13 @@ def test_dry_run_says_how_long_a_grid_takes_and_which_method(
     folder: Path, command: Command
 ) -> None:
     write(folder, "mine", GOOD)
-    write_grid(folder, "dp-gaussian", "dp-cvae", "mine.py:MyMethod", seeds=[0, 1, 2, 3, 4])
+    write_grid(
+        folder,
+        "dp-gaussian",
+        "dp-cvae",
+        "mine.py:MyMethod",
+        seeds=[0, 1, 2, 3, 4],
+    )
     out = command("bench", "g.yaml", "--dry-run").stdout
     time = re.search(
         r"time: about [\d.]+ (minutes|hours) of training for the 15 cells left, (\d+)% of it "
@@ -390,9 +409,18 @@ def test_bench_with_keep_going_runs_all_but_refused_plug_ins(command: Command) -
 )
 def test_check_and_audit_hide_what_a_method_prints(folder: Path, arguments: list[str]) -> None:
     first_line = "        decoded, kl = model("
-    write(folder, "chatty", changed(first_line, f'        print("chat")\n{first_line}'))
+    write(
+        folder,
+        "chatty",
+        changed(first_line, f'        print("chat")\n{first_line}'),
+    )
     command = [FEDSIM, *arguments, "chatty.py:MyMethod"]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE)
+    done = subprocess.run(
+        command,
+        capture_output=True,
+        text=True,
+        timeout=PATIENCE,
+    )
     output = done.stdout + done.stderr
     assert done.returncode == 0, output
     assert "chat\n" not in output
@@ -416,7 +444,12 @@ def test_bench_in_process_stops_at_breakpoints(folder: Path) -> None:
     (folder / "stops.py").write_text(STOPS)
     write_grid(folder, "stops.py:Stops")
     command = [FEDSIM, "bench", "--grid", "g.yaml", "--in-process"]
-    process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    process = subprocess.Popen(
+        command,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
     out, _ = process.communicate("p type(self).__name__\nc\n" * 8, timeout=PATIENCE)
     assert process.returncode == 0, out
     assert f"in process {process.pid}, which started []" in out
@@ -467,7 +500,11 @@ def test_description_has_text_class_source_and_parameters(words: str) -> None:
 
 
 def test_plug_ins_are_described_and_refused_ones_hide_no_other(folder: Path) -> None:
-    good = write(folder, "described", changed("My method: ", "My method: [red]mine[/] "))
+    good = write(
+        folder,
+        "described",
+        changed("My method: ", "My method: [red]mine[/] "),
+    )
     params = "    Params = MyMethodParams"
     releases = f"{params}\n\n    def releases(self):\n        return 1 / 0\n"
     bad = write(folder, "cannot_plan", changed(params, releases))
@@ -485,7 +522,12 @@ def test_plug_ins_are_described_and_refused_ones_hide_no_other(folder: Path) -> 
     ("options", "check", "summary"),
     [
         (["--quick"], None, "2 failed"),
-        pytest.param([], "passed", "1 passed, 1 failed", marks=pytest.mark.slow),
+        pytest.param(
+            [],
+            "passed",
+            "1 passed, 1 failed",
+            marks=pytest.mark.slow,
+        ),
     ],
 )
 def test_check_counts_for_cells_of_the_same_parameters(
@@ -545,7 +587,12 @@ def test_mistake_in_a_check_or_an_audit_is_one_line(
 
 
 def test_epsilon_of_a_noise_is_close_to_dp_accountings() -> None:
-    account = fedsim.account(sigma=1.1, sample_rate=0.01, rounds=3000, delta=1e-5)
+    account = fedsim.account(
+        sigma=1.1,
+        sample_rate=0.01,
+        rounds=3000,
+        delta=1e-5,
+    )
     peer = 2.67549
     assert peer < account.epsilon < 1.002 * peer
     assert account.epsilons[1e-6] > account.epsilons[1e-5] > account.epsilons[1e-4]
@@ -582,7 +629,12 @@ def pictures(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def embed_options(**changes: str) -> list[str]:
     """The options that embed the pictures, with other values for some."""
-    options = {"dataset": "imagefolder:pets", "encoder": "dino", "out": "pets.npz", **changes}
+    options = {
+        "dataset": "imagefolder:pets",
+        "encoder": "dino",
+        "out": "pets.npz",
+        **changes,
+    }
     return [word for name, value in options.items() for word in (f"--{name}", value)]
 
 
@@ -592,7 +644,11 @@ def test_images_become_embeddings_that_a_grid_reads(pictures: Path, command: Com
     assert "24 embeddings of 16 dimensions" in done.stdout
     with np.load(pictures / "pets.npz") as file:
         assert file["x"].shape == (24, 16)
-        np.testing.assert_allclose(np.linalg.norm(file["x"], axis=1), 1, atol=1e-6)
+        np.testing.assert_allclose(
+            np.linalg.norm(file["x"], axis=1),
+            1,
+            atol=1e-6,
+        )
     grid = {"algorithms": ["dp-gaussian"], "dataset": {"npz": "pets.npz"}, "clients": 2}
     plan: Any = fedsim.bench(grid, dry_run=True)
     assert "eel" in plan.partitions.columns
@@ -609,9 +665,22 @@ def test_unreadable_images_are_left_out_only_if_asked(pictures: Path, command: C
 
 def test_synthetic_embeddings_predict_embedded_images(pictures: Path, command: Command) -> None:
     save_folder(pictures / "many", each=60)
-    assert command("embed", "imagefolder:many", "dino", "many.npz").returncode == 0
+    assert (
+        command(
+            "embed",
+            "imagefolder:many",
+            "dino",
+            "many.npz",
+        ).returncode
+        == 0
+    )
     images = {"imagefolder": "many", "encoder": "dino"}
-    grid = {"algorithms": ["dp-gaussian"], "dataset": images, "clients": 2, "epsilon": math.inf}
+    grid = {
+        "algorithms": ["dp-gaussian"],
+        "dataset": images,
+        "clients": 2,
+        "epsilon": math.inf,
+    }
     run = fedsim.bench(grid, in_process=True)
     assert isinstance(run, fedsim.Run)
     run.synth(pictures / "synth.npz", per_class=500)

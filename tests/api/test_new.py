@@ -24,8 +24,22 @@ def test_new_method_is_the_starter_under_its_own_name(folder: Path) -> None:
 @pytest.mark.slow
 def test_test_of_a_new_method_passes_unedited(folder: Path) -> None:
     fedsim.new("my-method", out=folder)
-    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "test_my_method.py"]
-    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=PATIENCE)
+    command = [
+        sys.executable,
+        "-m",
+        "pytest",
+        "-q",
+        "-p",
+        "no:cacheprovider",
+        "test_my_method.py",
+    ]
+    done = subprocess.run(
+        command,
+        cwd=folder,
+        capture_output=True,
+        text=True,
+        timeout=PATIENCE,
+    )
     assert done.returncode == 0, done.stdout
 
 

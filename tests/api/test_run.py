@@ -39,7 +39,11 @@ pytestmark = pytest.mark.xdist_group("run")  # so that one process makes it
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory) -> Iterator[fedsim.Run]:
     """A finished run."""
-    run = fedsim.bench(GRID, out=tmp_path_factory.mktemp("runs") / "run", in_process=True)
+    run = fedsim.bench(
+        GRID,
+        out=tmp_path_factory.mktemp("runs") / "run",
+        in_process=True,
+    )
     assert isinstance(run, fedsim.Run)
     yield run
     torch.set_flush_denormal(False)
@@ -97,7 +101,11 @@ def test_tidy_scores_are_a_frame_in_long_format(run: fedsim.Run) -> None:
 def test_differences_are_those_of_the_scores_by_seed(run: fedsim.Run) -> None:
     scores = run.tidy.query("measure == 'balanced_accuracy' and epsilon == 8")
     by_seed = scores.pivot(index="seed", columns="method", values="score")
-    differences = run.differences("dp-gaussian", "linear", where="epsilon_target == 8")
+    differences = run.differences(
+        "dp-gaussian",
+        "linear",
+        where="epsilon_target == 8",
+    )
     (found,) = differences.to_dict("records")
     assert found["mean"] == pytest.approx((by_seed["dp-gaussian"] - by_seed["linear"]).mean())
     assert 0 < found["p_holm"] <= 1
@@ -151,10 +159,23 @@ def test_report_prints_a_table_and_draws_no_page(run: fedsim.Run, command: Comma
 def test_report_draws_a_figure_into_a_pdf_file(
     run: fedsim.Run, command: Command, tmp_path: Path
 ) -> None:
-    done = command("report", str(run.folder), "--figure", str(tmp_path / "curve.pdf"))
+    done = command(
+        "report",
+        str(run.folder),
+        "--figure",
+        str(tmp_path / "curve.pdf"),
+    )
     assert done.returncode == 0, done.stderr
     assert (tmp_path / "curve.pdf").read_bytes().startswith(b"%PDF")
-    assert_refused(command("report", str(run.folder), "--figure", "a.png"), "is not a .pdf file")
+    assert_refused(
+        command(
+            "report",
+            str(run.folder),
+            "--figure",
+            "a.png",
+        ),
+        "is not a .pdf file",
+    )
 
 
 def test_figure_shows_any_measure(run: fedsim.Run) -> None:
@@ -255,7 +276,16 @@ def test_synth_writes_embeddings_and_their_manifest(
 ) -> None:
     run = str(bench(small_grid("fedhypevae", epsilon=4.0), "out").folder)
     out = tmp_path / "made/synth.npz"
-    done = command("synth", run, "--synthesis", "client:3", "--per-class", "5", "--out", str(out))
+    done = command(
+        "synth",
+        run,
+        "--synthesis",
+        "client:3",
+        "--per-class",
+        "5",
+        "--out",
+        str(out),
+    )
     assert done.returncode == 0, done.stderr
     assert "50 synthetic embeddings of 64 dimensions" in done.stdout
     with np.load(out) as file:
@@ -272,7 +302,11 @@ def test_synth_writes_embeddings_and_their_manifest(
 def test_synth_warns_of_a_large_delta_without_a_count(
     tmp_path: Path, bench: Bench, command: Command
 ) -> None:
-    grid = small_grid("dp-gaussian", delta=0.02, dataset={"name": "digits", "limit": 223})
+    grid = small_grid(
+        "dp-gaussian",
+        delta=0.02,
+        dataset={"name": "digits", "limit": 223},
+    )
     run = bench(grid).folder
     done = command("synth", str(run), "--out", str(tmp_path / "synth.npz"))
     assert "warning: δ = 0.02 is not below 1/n, where n is" in done.stdout
@@ -296,9 +330,26 @@ def test_generator_with_secret_noise_is_released_as_a_package(
     done = command("release", run, "--out", package)
     assert done.returncode == 0, done.stderr
     assert "dp-gaussian, ε = 1 at δ = 0.0001, claim proved" in done.stdout
-    assert command("synth", package, "--out", str(tmp_path / "synth.npz")).returncode == 0
+    assert (
+        command(
+            "synth",
+            package,
+            "--out",
+            str(tmp_path / "synth.npz"),
+        ).returncode
+        == 0
+    )
     hub = tmp_path / "hub"
-    done = command("synth", run, "--format", "hf", "--out", str(hub), "--per-class", "3")
+    done = command(
+        "synth",
+        run,
+        "--format",
+        "hf",
+        "--out",
+        str(hub),
+        "--per-class",
+        "3",
+    )
     assert done.returncode == 0
     assert {"README.md", "data"} <= {path.name for path in hub.iterdir()}
 

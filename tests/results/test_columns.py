@@ -21,8 +21,19 @@ from fedsim.training.trial import Outcome, Trial
 
 FAILED = RowError(**ERROR)
 SCORES: Any = {"balanced_accuracy": 0.5, "accuracy": 0.6}
-EVALUATED = EvaluationResult(SCORES, (0.5,) * 10, (), None, "uniform")
-BOUNDS = {"epsilon_lower": 1.0, "pairs": 100, "canary_ratio": 1.0, "params": {}}
+EVALUATED = EvaluationResult(
+    SCORES,
+    (0.5,) * 10,
+    (),
+    None,
+    "uniform",
+)
+BOUNDS = {
+    "epsilon_lower": 1.0,
+    "pairs": 100,
+    "canary_ratio": 1.0,
+    "params": {},
+}
 
 
 def make_trial(name: str = "dp-gaussian", epsilon: float = 4.0) -> Trial:
@@ -41,7 +52,14 @@ def row_of(trial: Trial, *ended: Any, **lines: Any) -> Row:
 def audits(trial: Trial, **fields: Any) -> list[Mapping[str, Any]]:
     """Return the line of an audit of a cell's claim."""
     claim = claim_of(trial.cell.model_dump(mode="json"))
-    return [{**BOUNDS, "claim": claim, "refuted": False, **fields}]
+    return [
+        {
+            **BOUNDS,
+            "claim": claim,
+            "refuted": False,
+            **fields,
+        }
+    ]
 
 
 def test_unknown_column_is_named() -> None:
@@ -52,8 +70,17 @@ def test_unknown_column_is_named() -> None:
 @pytest.mark.parametrize(
     "row",
     [
-        make_row(alpha=math.inf, label='{"a": "\u2028"}', params={"beta": [math.inf, None, 0.5]}),
-        make_row(epsilon_target=math.inf, epsilon_spent=math.inf, train_groups=3, audit_pairs=5),
+        make_row(
+            alpha=math.inf,
+            label='{"a": "\u2028"}',
+            params={"beta": [math.inf, None, 0.5]},
+        ),
+        make_row(
+            epsilon_target=math.inf,
+            epsilon_spent=math.inf,
+            train_groups=3,
+            audit_pairs=5,
+        ),
         make_failed(),
         make_row(epsilon_target=None),
     ],
@@ -67,7 +94,12 @@ def test_result_has_what_its_lines_say(tmp_path: Path, row: Row) -> None:
 
 def test_row_is_ok_unless_a_line_says_otherwise() -> None:
     trial = make_trial()
-    row = row_of(trial, as_planned(trial), EVALUATED, audits=audits(trial))
+    row = row_of(
+        trial,
+        as_planned(trial),
+        EVALUATED,
+        audits=audits(trial),
+    )
     assert row.status == "ok"
     assert row.claim == "proved"
     assert row.audit_epsilon_lower == 1.0
@@ -79,7 +111,18 @@ def test_row_is_ok_unless_a_line_says_otherwise() -> None:
 
 def test_row_without_a_plan_has_no_budget() -> None:
     (trial,) = small_cells("fedavg-cvae").trials
-    outcome = Outcome(None, None, None, None, "", 1000, 2000, 30, 3.0, {})
+    outcome = Outcome(
+        None,
+        None,
+        None,
+        None,
+        "",
+        1000,
+        2000,
+        30,
+        3.0,
+        {},
+    )
     row = row_of(trial, outcome, EVALUATED)
     assert row.status == "ok"
     assert row.claim == "none"
@@ -90,7 +133,12 @@ def test_row_without_a_plan_has_no_budget() -> None:
 def test_audit_refutes_the_results_of_its_claim() -> None:
     trial = make_trial()
     lines = audits(trial, epsilon_lower=9.0, refuted=True)
-    row = row_of(trial, as_planned(trial), EVALUATED, audits=lines)
+    row = row_of(
+        trial,
+        as_planned(trial),
+        EVALUATED,
+        audits=lines,
+    )
     assert row.status == "refuted"
     assert row.error is None
     assert row.audit_epsilon_lower == 9.0
@@ -100,7 +148,12 @@ def test_audit_refutes_the_results_of_its_claim() -> None:
 def test_audit_does_not_refute_another_claim() -> None:
     trial = make_trial()
     lines = audits(make_trial(epsilon=8.0), refuted=True)
-    row = row_of(trial, as_planned(trial), EVALUATED, audits=lines)
+    row = row_of(
+        trial,
+        as_planned(trial),
+        EVALUATED,
+        audits=lines,
+    )
     assert row.status == "ok"
     assert row.audit_pairs is None
 
@@ -114,7 +167,12 @@ EXCEEDED = {"epsilon_lower": 0.1, "canary_ratio": 1.5, "refuted": True}
 def test_refutation_stands_whatever_weaker_audits_follow(order: tuple[dict[str, Any], ...]) -> None:
     trial = make_trial()
     lines = [line for fields in order for line in audits(trial, **fields)]
-    row = row_of(trial, as_planned(trial), EVALUATED, audits=lines)
+    row = row_of(
+        trial,
+        as_planned(trial),
+        EVALUATED,
+        audits=lines,
+    )
     assert row.status == "refuted"
     assert row.audit_epsilon_lower == 11.2
     assert row.audit_pairs == 30
@@ -123,7 +181,12 @@ def test_refutation_stands_whatever_weaker_audits_follow(order: tuple[dict[str, 
 def test_largest_bound_of_all_audits_is_shown() -> None:
     trial = make_trial()
     lines = audits(trial, **EXCEEDED) + audits(trial, **WEAK)
-    row = row_of(trial, as_planned(trial), EVALUATED, audits=lines)
+    row = row_of(
+        trial,
+        as_planned(trial),
+        EVALUATED,
+        audits=lines,
+    )
     assert row.status == "refuted"
     assert row.audit_epsilon_lower == 0.4
     assert "a canary adds 1.5 of the claimed sensitivity" in row.outcome
@@ -131,7 +194,11 @@ def test_largest_bound_of_all_audits_is_shown() -> None:
 
 def test_row_is_overspent_above_its_target_but_for_rounding() -> None:
     trial = make_trial()
-    row = row_of(trial, as_planned(trial, epsilon_spent=4.01), EVALUATED)
+    row = row_of(
+        trial,
+        as_planned(trial, epsilon_spent=4.01),
+        EVALUATED,
+    )
     assert row.status == "overspent"
     assert row.epsilon_spent == 4.01
     assert row.epsilon_target == 4.0
@@ -142,14 +209,23 @@ def test_row_is_overspent_above_its_target_but_for_rounding() -> None:
 
 def test_infinite_target_is_never_overspent() -> None:
     trial = make_trial(epsilon=math.inf)
-    row = row_of(trial, as_planned(trial, epsilon_spent=math.inf), EVALUATED)
+    row = row_of(
+        trial,
+        as_planned(trial, epsilon_spent=math.inf),
+        EVALUATED,
+    )
     assert row.status == "ok"
 
 
 def test_training_that_left_its_plan_has_no_epsilon() -> None:
     trial = make_trial()
     outcome = as_planned(trial, unaccounted="client 0 has 1 of 2 steps")
-    row = row_of(trial, outcome, EVALUATED, audits=audits(trial, refuted=True))
+    row = row_of(
+        trial,
+        outcome,
+        EVALUATED,
+        audits=audits(trial, refuted=True),
+    )
     assert row.status == "unaccounted"
     assert row.epsilon_spent is None
     assert row.mechanisms is None
@@ -202,7 +278,12 @@ def test_row_shows_how_checks_of_its_code_ended(change: dict[str, Any], check: s
         "params": trial.cell.params,
         "tried": trial.cell.params,
     }
-    row = row_of(trial, as_planned(trial), EVALUATED, checks=[line | change])
+    row = row_of(
+        trial,
+        as_planned(trial),
+        EVALUATED,
+        checks=[line | change],
+    )
     assert row.claim == "stated"
     assert row.check == check
 
@@ -211,7 +292,12 @@ def test_references_add_their_columns() -> None:
     trial = make_trial()
     before = row_of(trial, as_planned(trial), EVALUATED)
     references = (Ceiling(0.9, 0.95), LocalOnly(0.4, (0.5, None, 0.3, 0.4)))
-    after = row_of(trial, as_planned(trial), EVALUATED, *references)
+    after = row_of(
+        trial,
+        as_planned(trial),
+        EVALUATED,
+        *references,
+    )
     changed = {
         name: after.values[name] for name in COLUMNS if before.values[name] != after.values[name]
     }
@@ -229,8 +315,26 @@ def test_cell_without_references_in_its_run_has_a_result(tmp_path: Path) -> None
     store = ResultStore(tmp_path)
     with store.lock():
         write_manifest(store.folder, prepared, [entry_of(trial)])
-    store.append("trainings", [training_line(trial, as_planned(trial), {})])
-    store.append("evaluations", [evaluation_line(trial, EVALUATED, 1.0)])
+    store.append(
+        "trainings",
+        [
+            training_line(
+                trial,
+                as_planned(trial),
+                {},
+            )
+        ],
+    )
+    store.append(
+        "evaluations",
+        [
+            evaluation_line(
+                trial,
+                EVALUATED,
+                1.0,
+            )
+        ],
+    )
     store.append("references", [reference_line("of another cell", Ceiling(0.1, 0.1))])
     (row,) = read_results(tmp_path).rows
     assert row.ceiling_balanced_accuracy is None
@@ -238,15 +342,41 @@ def test_cell_without_references_in_its_run_has_a_result(tmp_path: Path) -> None
 
 
 def test_every_evaluation_of_one_training_has_a_row(tmp_path: Path) -> None:
-    (one,) = small_cells("dp-gaussian", epsilon=4.0, evaluation={"per_class": 5}).trials
-    (other,) = small_cells("dp-gaussian", epsilon=4.0, evaluation={"per_class": 10}).trials
+    (one,) = small_cells(
+        "dp-gaussian",
+        epsilon=4.0,
+        evaluation={"per_class": 5},
+    ).trials
+    (other,) = small_cells(
+        "dp-gaussian",
+        epsilon=4.0,
+        evaluation={"per_class": 10},
+    ).trials
     assert one.cell.training_id == other.cell.training_id
     store = ResultStore(tmp_path)
     for outcome in (FAILED, as_planned(one), FAILED):
-        store.append("trainings", [training_line(one, outcome, {})])
+        store.append(
+            "trainings",
+            [
+                training_line(
+                    one,
+                    outcome,
+                    {},
+                )
+            ],
+        )
     better = replace(EVALUATED, scores=SCORES | {"balanced_accuracy": 0.7})
     for trial, evaluation in ((one, FAILED), (one, EVALUATED), (other, better)):
-        store.append("evaluations", [evaluation_line(trial, evaluation, 1.0)])
+        store.append(
+            "evaluations",
+            [
+                evaluation_line(
+                    trial,
+                    evaluation,
+                    1.0,
+                )
+            ],
+        )
     results = read_results(tmp_path)
     first, second = results.rows_of([entry_of(other), entry_of(one)])
     assert first.status == "ok"

@@ -52,7 +52,12 @@ def save(
     (data,) = prepared.data.values()
     *_, ended = run_trial(trial, data)
     assert isinstance(ended, Outcome)
-    kept(folder, trial, replace(ended, **(outcome or {})), ("zero",))
+    kept(
+        folder,
+        trial,
+        replace(ended, **(outcome or {})),
+        ("zero",),
+    )
     (folder / "manifest.json").write_text("{}")
     return trial, data, ended
 
@@ -96,9 +101,19 @@ def facts_of(package: Path) -> Path:
 
 @pytest.mark.parametrize("name", ["fedhypevae", "dp-gaussian"])
 def test_saved_generator_gives_the_samples_that_were_scored(tmp_path: Path, name: str) -> None:
-    trial, data, outcome = save(tmp_path, name, evaluation={"per_class": 10, "probe_c": 0.5})
+    trial, data, outcome = save(
+        tmp_path,
+        name,
+        evaluation={"per_class": 10, "probe_c": 0.5},
+    )
     x, y = load_generator(tmp_path).synthesise(trial.cell.evaluation.per_class)
-    again: Any = score_probe(x, y, data.x_test, data.y_test, trial.cell.evaluation.probe_c)
+    again: Any = score_probe(
+        x,
+        y,
+        data.x_test,
+        data.y_test,
+        trial.cell.evaluation.probe_c,
+    )
     scores: Any = evaluate_cell(trial, outcome.state, data).scores
     del again["accuracy"]  # which depends on the released counts of labels, too
     assert again == {name: scores[name] for name in again}
@@ -122,7 +137,14 @@ def test_ways_to_synthesise_differ_and_draws_follow_the_seed(tmp_path: Path) -> 
 
 
 def test_client_codes_are_in_no_file_unless_released(tmp_path: Path) -> None:
-    *_, outcome = save(tmp_path, quick("fedhypevae", noised="shared", rounds=4))
+    *_, outcome = save(
+        tmp_path,
+        quick(
+            "fedhypevae",
+            noised="shared",
+            rounds=4,
+        ),
+    )
     for name in outcome.state:
         assert not name.startswith("codes.")
         assert "adam" not in name
@@ -256,9 +278,28 @@ def test_generator_whose_epsilon_does_not_hold_is_not_released(
     if status == "refuted":
         bounds = dict.fromkeys(("epsilon_lower", "pairs", "canary_ratio", "params"), 9)
         claim = claim_of(trial.cell.model_dump(mode="json"))
-        store.append("audits", [{"audit": "key", "claim": claim, "refuted": True, **bounds}])
+        store.append(
+            "audits",
+            [
+                {
+                    "audit": "key",
+                    "claim": claim,
+                    "refuted": True,
+                    **bounds,
+                }
+            ],
+        )
     if evaluation == "failed":
-        store.append("evaluations", [evaluation_line(trial, RowError(**ERROR), 1.0)])
+        store.append(
+            "evaluations",
+            [
+                evaluation_line(
+                    trial,
+                    RowError(**ERROR),
+                    1.0,
+                )
+            ],
+        )
     assert_not_released(tmp_path, f"its status is {status}")
 
 
@@ -288,7 +329,16 @@ def test_package_is_written_and_read_by_commands(folder: Path, run: Path, comman
 def test_synth_refuses_numbers_out_of_range(
     package: Path, command: Command, option: str, value: str
 ) -> None:
-    assert_refused(command("synth", "package", "s.npz", option, value), option)
+    assert_refused(
+        command(
+            "synth",
+            "package",
+            "s.npz",
+            option,
+            value,
+        ),
+        option,
+    )
 
 
 # --- files that are not what was written ---

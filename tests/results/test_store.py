@@ -44,7 +44,12 @@ def test_failed_attempt_never_replaces_a_training(
 ) -> None:
     store = ResultStore(tmp_path)
     for attempt, error in enumerate(errors):
-        training = {"training_id": "a", "cell": {}, "error": error, "attempt": attempt}
+        training = {
+            "training_id": "a",
+            "cell": {},
+            "error": error,
+            "attempt": attempt,
+        }
         store.append("trainings", [training])
     last_success = max(attempt for attempt, error in enumerate(errors) if error is None)
     assert store.last("trainings")["a"]["attempt"] == last_success
@@ -93,7 +98,14 @@ def test_rounds_that_run_again_replace_the_earlier_ones(tmp_path: Path) -> None:
             record = {"training_id": "a", "round": round_, "attempt": attempt}
             store.append("rounds", [record])
     store.append("rounds", [{"training_id": "b", "round": 0}])
-    assert [record["attempt"] for record in store.rounds()["a"]] == [0, 0, 0, 1, 1, 1]
+    assert [record["attempt"] for record in store.rounds()["a"]] == [
+        0,
+        0,
+        0,
+        1,
+        1,
+        1,
+    ]
 
 
 HOLDER = """
@@ -109,7 +121,12 @@ def test_only_one_process_holds_a_folder(tmp_path: Path) -> None:
     store = ResultStore(tmp_path)
     command = [sys.executable, "-c", HOLDER, str(tmp_path)]
     pipe = subprocess.PIPE
-    with subprocess.Popen(command, stdin=pipe, stdout=pipe, text=True) as process:
+    with subprocess.Popen(
+        command,
+        stdin=pipe,
+        stdout=pipe,
+        text=True,
+    ) as process:
         assert process.stdout is not None
         assert process.stdout.readline() == "held\n"
         with pytest.raises(UserError, match=f"process {process.pid}, is running in this folder"):
