@@ -22,15 +22,13 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from fedsim.report.board import Board
-    from fedsim.report.tables import Table
+    from fedsim.report.tables import Table, TableFormat
     from fedsim.results.columns import Row
     from fedsim.results.generators import SavedGenerator
     from fedsim.results.join import RunResults
-    from fedsim.results.stats import SeedGroups
+    from fedsim.results.stats import SeedGroups, Spread
 
 Order = Literal["given", "best", "name"]
-Spread = Literal["ci95", "sd", "range"]
-TableFormat = Literal["md", "latex", "html", "csv"]
 TableName = Literal["results", "differences", "private", "sites"]
 
 

@@ -78,7 +78,7 @@ PUBLIC_COLUMNS = (
     "chance",
 )
 """The columns of a result that are no exact function of private data."""
-SCALE = f"that of real rows of L2 norm 1; no synthetic row is longer than {LONGEST}"
+SCALE = f"that of real embeddings of L2 norm 1; no synthetic embedding is longer than {LONGEST}"
 """The scale of synthetic embeddings, as manifests and commands describe it."""
 TO_LEAVE = (
     "run the grid with privacy: {noise: secret}, a finite epsilon, and a method whose claim "

@@ -30,7 +30,7 @@ from fedsim.results.join import read_results
 from fedsim.results.store import ResultStore
 
 BROKEN = Path(__file__).parents[1] / "broken"
-FEDSIM = Path(sys.executable).with_name("fedsim")
+FEDSIM = str(Path(sys.executable).with_name("fedsim"))
 Command = Callable[..., Done]
 
 

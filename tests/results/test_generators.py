@@ -30,7 +30,7 @@ Command = Callable[..., Done]
 SECRET = {"privacy": {"noise": "secret"}}
 PLUGIN = {"name": "broken.noise:Strength", "params": {"strength": 0.0, "rounds": 3}}
 """A method whose claim is stated, which a check passes."""
-SCALE = "that of real rows of L2 norm 1; no synthetic row is longer than 1.2"
+SCALE = "that of real embeddings of L2 norm 1; no synthetic embedding is longer than 1.2"
 
 
 def save(

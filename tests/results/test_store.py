@@ -28,8 +28,8 @@ def test_folder_without_results_or_manifest_is_refused(tmp_path: Path) -> None:
 
 def test_numbers_and_arrays_come_back(tmp_path: Path) -> None:
     store = ResultStore(tmp_path)
-    values = {"score": math.inf, "norms": np.float32([1, np.inf]), "loss": None}
-    store.append("references", [line(**values)])
+    norms = np.array([1, np.inf], np.float32)
+    store.append("references", [line(score=math.inf, norms=norms, loss=None)])
     (read,) = store.last("references").values()
     assert read["score"] == math.inf
     assert read["norms"] == [1.0, math.inf]
