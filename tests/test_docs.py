@@ -143,7 +143,7 @@ def test_commands_of_the_page_on_results(
     run_page: RunPage, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     grid = TWO_SEEDS | {"algorithms": ["dp-linear"], "scan": {"rounds": [1, 2]}}
-    fedsim.bench(grid, out="runs/scan")
+    fedsim.bench(grid, out=Path("runs/scan"))
     run_page("results")
     assert len(list(Path().glob("*.pdf"))) == 2
     tracker = MagicMock()

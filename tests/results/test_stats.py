@@ -13,7 +13,7 @@ from fedsim.results.stats import SeedGroups, Spread, holm, paired_differences, w
 
 GOOD = [0.8, 0.7, 0.9, 0.85]
 POOR = [0.5, 0.45, 0.4, 0.62]
-OPEN = {
+OPEN: dict[str, Any] = {
     "epsilon_target": None,
     "delta": None,
     "unit": None,
