@@ -63,7 +63,7 @@ def public_digits() -> dict[str, str]:
 
 
 def uses_public(entry: Any) -> bool:
-    """Return whether an entry of ``algorithms`` needs public data; a class or a mistake does not."""
+    """Return whether an entry of ``algorithms`` needs public data; a class does not."""
     if isinstance(entry, type):
         return False
     if isinstance(entry, str):
