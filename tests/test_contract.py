@@ -1,4 +1,4 @@
-"""What holds for every shipped algorithm, tested on one training of two rounds each."""
+"""Every shipped algorithm keeps its contract, in one training of two rounds each."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace

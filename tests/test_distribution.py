@@ -1,4 +1,4 @@
-"""What is built, installed and pinned, and that a stranger can use it outside the checkout."""
+"""The wheel, the pinned versions, and the tutorial outside of a checkout."""
 
 import os
 import re

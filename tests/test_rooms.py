@@ -72,8 +72,9 @@ def arrows() -> set[Arrow]:
 
 
 def on_circles(edges: Iterable[Arrow]) -> set[str]:
-    """What is on a circle or between two: what is left when nodes without an arrow in or out have
-    been taken away, again and again.
+    """Return the nodes on a circle or between two circles.
+
+    Nodes without an arrow in or out are removed again and again, and the others are left.
     """
     left = {(source, target) for source, target in edges if source != target}
     while True:

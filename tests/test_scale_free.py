@@ -1,6 +1,4 @@
-"""No method loses where rows are nearer, steeper, heavier-tailed, turned or of more dimensions than
-those that it does well on.
-"""
+"""No method loses much on examples that are nearer, steeper, heavier-tailed or of more dimensions."""
 
 import math
 import runpy
@@ -20,7 +18,7 @@ FALLS_SHORT = {
     ("dp-prototypes", "stretched"): 0.03,
     ("dp-prototypes", "384 dimensions"): 0.045,
 }
-"""What methods lose on twins on which they lose more than they may."""
+"""The losses of methods on twins on which they lose more than they may."""
 
 
 def losses(methods: list[str], seeds: int, *twins: str) -> dict[tuple[str, str], float]:

@@ -28,7 +28,7 @@ def test_reference_pages_are_what_the_code_says() -> None:
 
 
 def test_site_is_built_and_loads_nothing_from_elsewhere(tmp_path: Path) -> None:
-    """As strictly as .ci/run builds it: a warning is an error."""
+    # A warning is an error, as in .ci/run.
     pytest.importorskip(
         "mkdocs", reason="mkdocs, which builds the site, is not installed (extra docs)"
     )

@@ -288,13 +288,13 @@ def audit(
     Raises:
         UserError: a value is out of its range, or another fedsim runs in the folder.
     """
-    given = locals()
+    options = locals()
     from fedsim.evidence.audit.audit import AuditRun
     from fedsim.evidence.audit.white_box import brief, parameters, setting_of
     from fedsim.results.store import ResultStore
 
     if not isinstance(algorithm, type) and Path(algorithm).is_dir():
-        _check_no_options_of_a_claim(algorithm, given)
+        _check_no_options_of_a_claim(algorithm, options)
         return _attack_generators(Path(algorithm), trust_plugin)
     if not isinstance(algorithm, type) and "/" in algorithm and ":" not in algorithm:
         raise UserError(
@@ -347,12 +347,12 @@ def _attack_generators(folder: Path, trust_plugin: bool) -> Found:
     return Found(True, tuple(attacks))
 
 
-def _check_no_options_of_a_claim(folder: str, given: Mapping[str, Any]) -> None:
+def _check_no_options_of_a_claim(folder: str, options: Mapping[str, Any]) -> None:
     """Refuse options of :func:`audit` that change nothing for a run folder."""
     changed = [
         f"`{name}`"
         for name, parameter in inspect.signature(audit).parameters.items()
-        if name not in ("algorithm", "trust_plugin") and given[name] != parameter.default
+        if name not in ("algorithm", "trust_plugin") and options[name] != parameter.default
     ]
     if changed:
         raise UserError(

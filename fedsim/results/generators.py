@@ -84,7 +84,7 @@ TO_LEAVE = (
     "run the grid with privacy: {noise: secret}, a finite epsilon, and a method whose claim "
     "is proved, or stated and checked"
 )
-"""What a generator needs to be released, for messages."""
+"""The hint of messages about a generator that may not be released."""
 
 
 def held_back(row: Row, noise: str | None) -> str:

@@ -26,7 +26,7 @@ from fedsim.results.columns import UNDRAWN, UNVERIFIED, Row, frame_of
 EQUAL = 1e-12
 """Two scores that differ by less than this differ only by rounding."""
 Spread = Literal["ci95", "sd", "range"]
-"""What is shown beside a mean over seeds.
+"""The kinds of spread that are shown beside a mean over seeds.
 
 ``ci95`` is the Student-t 95 % confidence interval of the mean, ``sd`` the standard deviation, and
 ``range`` the smallest and the largest value.
@@ -241,7 +241,7 @@ def _distinct_labels(rows: Sequence[Row], params: Sequence[Mapping[str, Any]]) -
 Facts = Mapping[str, Any]
 """The facts of one setting, by name; see :class:`SeedGroups`."""
 Compared = Callable[[Facts, Facts], bool]
-"""Whether to compare two settings, as the first minus the second.
+"""A function that says whether to compare two settings, as the first minus the second.
 
 It gets their facts, and is asked in both orders: first with the earlier setting before the later.
 """

@@ -1,4 +1,4 @@
-"""What users call by name and by command: benches, lists, checks, audits, accounts, embeddings."""
+"""Benches, lists, checks, audits, accounts and embeddings, as functions and as commands."""
 
 import json
 import math
