@@ -1,4 +1,4 @@
-"""No method loses much on examples that are nearer, steeper, heavier-tailed or of more dimensions."""
+"""No method loses much on examples that are nearer, steeper or of more dimensions."""
 
 import math
 import runpy
