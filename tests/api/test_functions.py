@@ -226,15 +226,6 @@ def test_mistake_in_a_grid_is_one_line_and_writes_nothing(
     assert {path.name for path in folder.iterdir()} - {"__pycache__"} == {"g.yaml", "leave.py"}
 
 
-def test_mistake_in_a_replaced_value_names_the_value() -> None:
-    with pytest.raises(fedsim.UserError, match=r"^set epsilon\[1\]: .*greater than 0"):
-        fedsim.bench(
-            {"algorithms": ["dp-gaussian"]},
-            set={"epsilon": [1, -1]},
-            in_process=True,
-        )
-
-
 def test_grid_of_many_cells_is_resolved_once_it_is_confirmed(
     folder: Path, command: Command
 ) -> None:

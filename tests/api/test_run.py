@@ -313,60 +313,14 @@ def test_synth_warns_of_a_large_delta_without_a_count(
     assert "223" not in done.stdout.replace(str(tmp_path), "")
 
 
-def test_generator_with_seeded_noise_is_not_released(
-    tmp_path: Path, bench: Bench, command: Command
-) -> None:
-    run = bench(small_grid("dp-gaussian")).folder
-    done = command("release", str(run), "--out", str(tmp_path / "package"))
-    assert_refused(done, "none of its generators may be released")
-    assert not (tmp_path / "package").exists()
-
-
-def test_generator_with_secret_noise_is_released_as_a_package(
+def test_synth_writes_a_folder_for_the_hugging_face_hub(
     tmp_path: Path, bench: Bench, command: Command
 ) -> None:
     run = str(bench(small_grid("dp-gaussian", privacy={"noise": "secret"})).folder)
-    package = str(tmp_path / "package")
-    done = command("release", run, "--out", package)
-    assert done.returncode == 0, done.stderr
-    assert "dp-gaussian, ε = 1 at δ = 0.0001, claim proved" in done.stdout
-    assert (
-        command(
-            "synth",
-            package,
-            "--out",
-            str(tmp_path / "synth.npz"),
-        ).returncode
-        == 0
-    )
     hub = tmp_path / "hub"
-    done = command(
-        "synth",
-        run,
-        "--format",
-        "hf",
-        "--out",
-        str(hub),
-        "--per-class",
-        "3",
-    )
-    assert done.returncode == 0
+    done = command("synth", run, str(hub), "--format", "hf", "--per-class", "3")
+    assert done.returncode == 0, done.stderr
     assert {"README.md", "data"} <= {path.name for path in hub.iterdir()}
-
-
-def test_code_that_a_run_names_runs_only_if_it_is_trusted(
-    folder: Path, bench: Bench, command: Command
-) -> None:
-    run = bench(small_grid("dp-gaussian", privacy={"noise": "secret"})).folder
-    Path("evil.py").write_text(
-        'open("evil ran", "w").close()\nfrom baselines.dp_gaussian import DPGaussian as X\n'
-    )
-    path = run / "trainings.jsonl"
-    text = path.read_text()
-    path.write_text(text.replace('"algorithm": "dp-gaussian"', '"algorithm": "evil.py:X"'))
-    done = command("release", str(run), "--out", "package")
-    assert_refused(done, "give --trust-plugin if you trust that code")
-    assert not Path("evil ran").exists()
 
 
 # --- classes that a notebook defines ---
