@@ -175,7 +175,9 @@ def row_of(
     """
     cell = training["cell"]
     plan: Line = training["plan"] or {}
-    ledger: Line = training["ledger"] or {}
+    ledger: Line = {}
+    if plan:  # Without a plan, no ledger counts: a line that has one was edited.
+        ledger = training["ledger"] or {}
     budget = plan
     if cell["algorithm"] == EXTERNAL:
         budget = _stated_budget(cell)
