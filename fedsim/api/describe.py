@@ -34,8 +34,9 @@ No claim depends on them.
 KINDS = ("generators", "classifiers", "not private", "for reproduction")
 """The groups of the list."""
 NOTES = """\
-"for reproduction" lists methods that do not beat chance in our tables, as fedhypevae
-with form: paper does not. e, g, c: the privacy unit is one example, group or client.
+"for reproduction": methods that do not beat chance in our tables; nor does
+fedhypevae with form: paper.
+e, g, c: the privacy unit is one example, one group or one client.
 To describe one method: fedsim algorithms NAME"""
 _BOUNDS = {
     "gt": ">",
