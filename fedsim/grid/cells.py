@@ -40,7 +40,7 @@ from fedsim.grid.read import complaint
 from fedsim.methods.algorithm import Algorithm
 from fedsim.methods.given import GivenRows
 from fedsim.methods.messages import Task
-from fedsim.partition import Partition, as_seen, check_partition, make_partition
+from fedsim.partition import Partition, check_partition, make_partition
 from fedsim.partition.partition import TOGETHER_KEY, check_split
 from fedsim.partition.schemes import column_values
 from fedsim.plugins.code_hash import harness_hash, place_of, source_hash
@@ -466,36 +466,6 @@ def partition_of(cell: Cell, data: Embeddings) -> Partition:
         seed=cell.seed,
         columns=data.columns,
     )
-
-
-def client_views(
-    cells: Sequence[Cell], partitions: Sequence[Partition], data: Mapping[str, Embeddings]
-) -> tuple[Mapping[str, Embeddings], tuple[str, ...]]:
-    """Return all data by key, and the key that each cell reads.
-
-    Under ``feature-shift`` every client sees the examples in its own way, so each such partition
-    has a copy of the data.
-
-    Args:
-        cells: The cells.
-        partitions: The partition of each cell.
-        data: The data sets as :func:`without_unseen` returns them.
-    """
-    views = dict(data)
-    keys = []
-    for cell, partition in zip(cells, partitions, strict=True):
-        key = cell.data_key
-        if cell.partition.shifts:
-            key = f"{key} {partition.fingerprint}"
-            if key not in views:
-                views[key] = as_seen(
-                    data[cell.data_key],
-                    partition,
-                    cell.partition,
-                    cell.seed,
-                )
-        keys.append(key)
-    return views, tuple(keys)
 
 
 def expand(resolved: Resolved, data: Mapping[str, Embeddings]) -> tuple[Cell, ...]:

@@ -16,7 +16,6 @@ from fedsim.errors import PluginError, UserError, at, nearest
 from fedsim.evaluation.evaluators import EVALUATORS
 from fedsim.evaluation.tuning import plans_of
 from fedsim.grid.cells import (
-    client_views,
     expand,
     grid_place,
     loaded,
@@ -28,7 +27,7 @@ from fedsim.grid.cells import (
 from fedsim.grid.models import Cell, Grid, shown
 from fedsim.json_lines import dump
 from fedsim.methods.messages import Task
-from fedsim.partition import Partition, site_names
+from fedsim.partition import Partition, as_seen, site_names
 from fedsim.partition.matrix import LabelMatrix
 from fedsim.plugins.code_hash import is_shipped
 from fedsim.plugins.registry import lookup
@@ -113,7 +112,7 @@ class Prepared:
     @property
     def repeated(self) -> int:
         """The number of cells that are not trained because they are equal to another."""
-        return sum(training != first for training, first in self.equal.items())
+        return len(self.equal) - len(set(self.equal.values()))
 
     def capacity(self, nodes: Sequence[Node]) -> int:
         """Return how many actors the nodes have room for."""
@@ -180,29 +179,27 @@ def prepare(
         parallel = min(capacity, max(1, max_parallel))
     data = without_unseen(grid, loaded(grid))
     cells = expand(resolved, data)
-    partitions = partitioned(grid, cells, data)
-    tasks = tuple(task_of(cell, data[cell.data_key]) for cell in cells)
-    plans = planned(grid, cells, tasks)
-    sizes = laid_out(grid, cells, capacity, parallel)
-    views, keys = client_views(cells, partitions, data)
+    shared = _Shared(grid, data)
     trials = []
-    for i, cell in enumerate(cells):
-        candidates = plans[i]
+    for cell in cells:
+        task = task_of(cell, data[cell.data_key])
+        partition = shared.partition(cell)
+        candidates = shared.candidates(cell, task)
         trial = Trial(
-            cell,
+            cell=cell,
             # Public examples travel with the data, so the task does not repeat them.
-            replace(tasks[i], public=None),
-            candidates[0].plan,
-            partitions[i],
-            sizes[i],
-            keys[i],
-            candidates if cell.tuning else (),
+            task=replace(task, public=None),
+            plan=candidates[0].plan,
+            partition=partition,
+            sizes=_clients_of_actors(grid, cell.clients, len(cells), capacity, parallel),
+            data_key=shared.key_of_view(cell, partition),
+            candidates=candidates if cell.tuning else (),
         )
         trials.append(trial)
     return Prepared(
         grid=grid,
         refused=resolved.refused,
-        data=views,
+        data=shared.data,
         trials=tuple(trials),
         nodes=tuple(nodes),
         need=need,
@@ -210,6 +207,74 @@ def prepare(
         equal=equal_cells(trials),
         keep_going=keep_going,
     )
+
+
+@dataclass
+class _Shared:
+    """The partitions, the plans and the data that the cells of a grid share.
+
+    Attributes:
+        grid: the grid.
+        data: the data sets by key.
+        partitions: the partitions so far, by what they depend on.
+        plans: the candidates of cells so far, by what they depend on.
+    """
+
+    grid: Grid
+    data: dict[str, Embeddings]
+    partitions: dict[Any, Partition] = field(default_factory=dict)
+    plans: dict[Any, tuple[Candidate, ...]] = field(default_factory=dict)
+
+    def partition(self, cell: Cell) -> Partition:
+        """Return the partition of a cell."""
+        key = (cell.data_key, cell.alpha, cell.clients, cell.seed)
+        if key not in self.partitions:
+            with at(grid_place(self.grid, self.grid.clients.index(cell.clients))):
+                self.partitions[key] = partition_of(cell, self.data[cell.data_key])
+        return self.partitions[key]
+
+    def candidates(self, cell: Cell, task: Task) -> tuple[Candidate, ...]:
+        """Return the parameters of a cell with their privacy plan; a tuned cell has several."""
+        tuning = dump(cell.tuning and cell.tuning.model_dump())
+        params = dump(cell.params)
+        key = (cell.algorithm, params, tuning, task, cell.epsilon, cell.public_hash)
+        if key not in self.plans:
+            with at(partial(self._location_of_plan, cell)):
+                cls = lookup(cell.algorithm)
+                self.plans[key] = plans_of(
+                    cls, cell.params, cell.tuning, task, cell.epsilon, cell.delta
+                )
+        return self.plans[key]
+
+    def _location_of_plan(self, cell: Cell, where: str) -> str:
+        """Return the place in the grid of a mistake in the plan of a cell.
+
+        Args:
+            cell: the cell.
+            where: a key of the grid, or a parameter of the cell's algorithm.
+        """
+        grid = self.grid
+        if where == "epsilon":
+            location = grid.location("epsilon", grid.epsilon.index(cell.epsilon))
+        elif where in Grid.model_fields:
+            location = grid.location(where)
+        else:
+            location = f"{grid.location('algorithms')}: {where}"
+        return f"{location} with {cell.label}"
+
+    def key_of_view(self, cell: Cell, partition: Partition) -> str:
+        """Return the key of the data that a cell reads.
+
+        Under ``feature-shift`` every client sees the examples in its own way, so each such
+        partition has a copy of the data.
+        """
+        if not cell.partition.shifts:
+            return cell.data_key
+        key = f"{cell.data_key} {partition.fingerprint}"
+        if key not in self.data:
+            whole = self.data[cell.data_key]
+            self.data[key] = as_seen(whole, partition, cell.partition, cell.seed)
+        return key
 
 
 def equal_cells(trials: Sequence[Trial]) -> dict[str, str]:
@@ -247,101 +312,38 @@ def _ignores_partition(trial: Trial) -> bool:
     return not cell.evaluation.per_client and cell.evaluation.personal is None
 
 
-def partitioned(
-    grid: Grid, cells: Sequence[Cell], data: Mapping[str, Embeddings]
-) -> list[Partition]:
-    """Return the partition of every cell.
-
-    Cells with the same data set, alpha, number of clients and seed share it.
-    """
-    by_key: dict[tuple[str, float, int, int], Partition] = {}
-    partitions = []
-    for cell in cells:
-        key = (cell.data_key, cell.alpha, cell.clients, cell.seed)
-        if key not in by_key:
-            with at(grid_place(grid, grid.clients.index(cell.clients))):
-                by_key[key] = partition_of(cell, data[cell.data_key])
-        partitions.append(by_key[key])
-    return partitions
-
-
-def planned(
-    grid: Grid, cells: Sequence[Cell], tasks: Sequence[Task]
-) -> list[tuple[Candidate, ...]]:
-    """Return the parameters of every cell with their privacy plan.
-
-    A tuned cell has several candidates, any other cell has one. Cells that only differ in data,
-    alpha or seed share them.
-    """
-    by_key: dict[tuple[Any, ...], tuple[Candidate, ...]] = {}
-    candidates = []
-    for cell, task in zip(cells, tasks, strict=True):
-        tuning = dump(cell.tuning and cell.tuning.model_dump())
-        params = dump(cell.params)
-        key = (cell.algorithm, params, tuning, task, cell.epsilon, cell.public_hash)
-        if key not in by_key:
-            with at(partial(_location_of_plan, grid, cell)):
-                cls = lookup(cell.algorithm)
-                by_key[key] = plans_of(
-                    cls, cell.params, cell.tuning, task, cell.epsilon, cell.delta
-                )
-        candidates.append(by_key[key])
-    return candidates
-
-
-def _location_of_plan(grid: Grid, cell: Cell, where: str) -> str:
-    """Return the place in the grid of a mistake that was found when a cell's budget was planned.
-
-    Args:
-        grid: the grid.
-        cell: the cell.
-        where: a key of the grid, or a parameter of the cell's algorithm.
-    """
-    if where == "epsilon":
-        location = grid.location("epsilon", grid.epsilon.index(cell.epsilon))
-    elif where in Grid.model_fields:
-        location = grid.location(where)
-    else:
-        location = f"{grid.location('algorithms')}: {where}"
-    return f"{location} with {cell.label}"
-
-
-def laid_out(
-    grid: Grid, cells: Sequence[Cell], capacity: int, parallel: int
-) -> list[tuple[int, ...]]:
-    """Return the clients per actor of every cell, in client order.
+def _clients_of_actors(
+    grid: Grid, clients: int, cells: int, capacity: int, parallel: int
+) -> tuple[int, ...]:
+    """Return the clients per actor of a cell, in client order.
 
     With ``clients_per_actor: auto`` a cell has one actor if there are enough cells to use all
     machines; else its clients are spread over idle actors.
 
     Args:
         grid: the grid.
-        cells: the cells.
+        clients: the number of clients of the cell.
+        cells: the number of cells of the grid.
         capacity: the most actors at once.
         parallel: the most cells at once.
 
     Raises:
-        UserError: a cell needs more actors than the cluster has room for.
+        UserError: the cell needs more actors than the cluster has room for.
     """
+    per_actor = clients
     asked = grid.resources.clients_per_actor
-    sizes = []
-    for cell in cells:
-        if isinstance(asked, int):
-            per_actor = min(asked, cell.clients)
-        elif asked == "all" or len(cells) >= parallel:
-            per_actor = cell.clients
-        else:
-            actors_per_cell = parallel // len(cells)
-            per_actor = -(-cell.clients // actors_per_cell)
-        cell_sizes = packing(cell.clients, per_actor)
-        if len(cell_sizes) > capacity:
-            what = (
-                f"{cell.clients} clients need {len(cell_sizes)} actors at once and the cluster has "
-                f"room for {capacity}"
-            )
-            hint = "put more clients on an actor, or give actors a smaller share"
-            raise UserError(grid.location("resources", "clients_per_actor"), what, hint)
-        sizes.append(cell_sizes)
+    if isinstance(asked, int):
+        per_actor = min(asked, clients)
+    elif asked == "auto" and cells < parallel:
+        per_actor = -(-clients // (parallel // cells))
+    sizes = packing(clients, per_actor)
+    if len(sizes) > capacity:
+        what = (
+            f"{clients} clients need {len(sizes)} actors at once and the cluster has room for "
+            f"{capacity}"
+        )
+        hint = "put more clients on an actor, or give actors a smaller share"
+        raise UserError(grid.location("resources", "clients_per_actor"), what, hint)
     return sizes
 
 

@@ -115,7 +115,7 @@ def _run_in_scratch_folder(prepared: Prepared, cells: Sequence[Cell], console: C
         jobs = missing_jobs(run, (), RunResults(store.folder))
         with engine as running, run.display:
             Scheduler(run, running).run(jobs)
-        write_manifest(store.folder, prepared, entries_of(run))
+        write_manifest(store.folder, prepared, entries_of(prepared))
         results = read_results(scratch)
         cell_ids = {cell.cell_id for cell in cells}
         rows = [row for row in results.rows if row.cell_id in cell_ids]

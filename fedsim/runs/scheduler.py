@@ -167,11 +167,11 @@ class Scheduler:
             job = self._first_that_fits()
             if job is None:
                 return
-            slot = self.slots.take(job.need, any_slot=job.any_slot, plug_in=job.plug_in)
+            slot = self.slots.take(job.need, any_slot=not job.trains, plug_in=job.plug_in)
             if slot is None:
                 return
             self.queue.remove(job)
-            job.show_start()
+            self.context.display.job_started(job.key, job.name)
             stream = self.engine.start(slot, *job.asked(self._put))
             self.running[stream] = Running(job, slot)
         self.slots.end_idle()
@@ -211,15 +211,16 @@ class Scheduler:
         """
         if isinstance(item, Outcome):
             self.trained.add(job.plug_in)
-        if isinstance(item, Failure) and self._is_first_training(job):
-            raise self.context.refused(job, item)
+        is_failure = isinstance(item, Failure)
+        if is_failure and isinstance(job, CellJob) and self._is_first_training(job):
+            raise job.refused(item)
         job.take(item)
 
-    def _is_first_training(self, job: Job) -> bool:
+    def _is_first_training(self, job: CellJob) -> bool:
         """Return whether a job trains a plug-in that has trained nothing, which ends the grid."""
-        if self.context.prepared.keep_going or not isinstance(job, CellJob):
+        if self.context.prepared.keep_going or not job.trains:
             return False
-        return job.training is None and job.plug_in not in ("", *self.trained)
+        return job.plug_in not in ("", *self.trained)
 
     def _look_around(self) -> None:
         """Note what is left of the cluster, and end the jobs whose time is up."""
@@ -229,7 +230,7 @@ class Scheduler:
         limit = self.resources.cell_timeout or math.inf
         for stream, running in list(self.running.items()):
             seconds = now - (running.since or now)
-            if running.job.limited and seconds > limit:
+            if running.job.trains and seconds > limit:
                 del self.running[stream]
                 what = f"it ran for longer than cell_timeout ({limit:g} s)"
                 failure = Failure("TimeoutError", what, "", goes_on=True)
@@ -252,7 +253,5 @@ class Scheduler:
         self.losses[job.key] += 1
         self.context.display.note(f"{job.name}: {failure.message}; it runs again")
         if isinstance(job, CellJob):
-            cell_id = job.trial.cell.cell_id
-            self.context.store.log(cell_id, [failure.message])
-            self.context.display.cell_queued(cell_id)
+            self.context.store.log(job.trial.cell.cell_id, [failure.message])
         self.queue.appendleft(job.again())

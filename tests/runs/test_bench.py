@@ -23,7 +23,7 @@ from fedsim.results.join import read_results
 from fedsim.results.store import KINDS, Kind, ResultStore, RunFolder
 from fedsim.runs.bench import engine_for
 from fedsim.runs.display import Display
-from fedsim.runs.in_process import InProcess
+from fedsim.runs.engine import InProcess
 from fedsim.runs.job_list import missing_jobs
 from fedsim.runs.jobs import RunContext
 from fedsim.runs.manifest import prepared_again

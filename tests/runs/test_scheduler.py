@@ -14,7 +14,7 @@ from fedsim.results.store import ResultStore
 from fedsim.runs import scheduler
 from fedsim.runs.display import Display
 from fedsim.runs.engine import WorkerLost
-from fedsim.runs.in_process import InProcess
+from fedsim.runs.engine import InProcess
 from fedsim.runs.items import Failure, Item
 from fedsim.runs.jobs import CellJob, RunContext
 from fedsim.runs.prepare import Need, Prepared, prepare
